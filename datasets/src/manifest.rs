@@ -1,0 +1,1 @@
+//! Manifests: what a stage wrote, with hashes.

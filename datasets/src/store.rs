@@ -1,0 +1,1 @@
+//! One store for every place: local disk, memory, S3, GCS, Azure, HTTP.

@@ -1,0 +1,1 @@
+//! The method: projector, losses, negatives, retrieval.
