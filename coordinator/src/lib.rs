@@ -1,1 +1,2 @@
-//! placeholder
+//! llink's coordinator.
+pub mod job;
