@@ -1,2 +1,10 @@
-//! llink's coordinator.
+//! llink's coordinator: it plans a job into stages and tasks, leases the tasks to workers, records everything before it
+//! answers, and reports.
+//!
+//! [`job`], [`plan`] and [`schedule`] are pure; [`state`] is the disk, [`serve`] the network, [`cli`] the person.
+
 pub mod job;
+pub mod plan;
+pub mod report;
+pub mod schedule;
+pub mod state;

@@ -63,14 +63,15 @@ fn shape_problem(document: &Spanned<DeTable<'_>>, error: &toml::de::Error) -> Pr
     }
     if let Some(rest) = message.strip_prefix("missing field ") {
         let missing = backticked(rest).into_iter().next().unwrap_or_default();
-        let full = if key.is_empty() {
+        // serde gives a missing top-level key the place of the whole document, which no line stands for.
+        let top_level = error.span().is_none_or(|s| s.start == 0) && !document.get_ref().contains_key(missing.as_str());
+        let full = if key.is_empty() || top_level {
             missing.clone()
         } else {
             format!("{key}.{missing}")
         };
         let help = example_for(&full).map(|e| format!("expected: {e}"));
-        // A missing top-level table has no place of its own: don't underline the whole file.
-        let span = if key.is_empty() { None } else { error.span() };
+        let span = if top_level { None } else { error.span() };
         return Problem {
             span,
             what: format!("`{full}` is missing"),
