@@ -3,8 +3,11 @@
 //!
 //! [`job`], [`plan`] and [`schedule`] are pure; [`state`] is the disk, [`serve`] the network, [`cli`] the person.
 
+pub mod cli;
 pub mod job;
 pub mod plan;
 pub mod report;
 pub mod schedule;
+pub mod serve;
 pub mod state;
+pub mod ui;

@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+pub use shard::WORK_DIRECTORY;
+
 use llink_datasets::manifest::{Manifest, ManifestArtifact};
 use llink_proto::{Artifact, Task, TaskResult};
 use serde::Serialize;
