@@ -159,7 +159,14 @@ impl StateStore {
                 "INSERT INTO attempts (task, token, rank, worker, started_at) VALUES (?1, ?2, ?3, ?4, ?5)
                  ON CONFLICT DO UPDATE SET ended_at = ?5, outcome = ?6",
             )?
-            .execute(params![a.task as i64, a.token as i64, a.rank, a.worker, a.at, a.outcome])?;
+            .execute(params![
+                a.task as i64,
+                a.token as i64,
+                a.rank,
+                a.worker,
+                a.at,
+                a.outcome
+            ])?;
         }
         for e in &fx.events {
             tx.prepare_cached(
@@ -182,8 +189,11 @@ impl StateStore {
         };
         let mut jobs = rows("SELECT * FROM jobs ORDER BY submitted_at")?;
         for job in &mut jobs {
-            job.stages = self
-                .collect("SELECT * FROM stages WHERE job = ?1 ORDER BY position", &job.id, read_stage)?;
+            job.stages = self.collect(
+                "SELECT * FROM stages WHERE job = ?1 ORDER BY position",
+                &job.id,
+                read_stage,
+            )?;
         }
         let mut tasks = Vec::new();
         for job in &jobs {

@@ -16,7 +16,10 @@ pub(super) type Client = JobServiceClient<Channel>;
 /// Connects to the coordinator at `url`.
 pub(super) async fn connect(url: &str) -> Result<Client, Failed> {
     let wrong = |e: tonic::transport::Error| {
-        Failed::new(Exit::Usage, format!("--coordinator {url}: not a URL such as http://host:7070 ({e})"))
+        Failed::new(
+            Exit::Usage,
+            format!("--coordinator {url}: not a URL such as http://host:7070 ({e})"),
+        )
     };
     let channel = Endpoint::from_shared(url.to_owned())
         .map_err(wrong)?
@@ -25,7 +28,9 @@ pub(super) async fn connect(url: &str) -> Result<Client, Failed> {
         .connect()
         .await
         .map_err(|e| {
-            let cause = std::error::Error::source(&e).map(|s| format!(": {s}")).unwrap_or_default();
+            let cause = std::error::Error::source(&e)
+                .map(|s| format!(": {s}"))
+                .unwrap_or_default();
             Failed::new(
                 Exit::Unavailable,
                 format!("no coordinator at {url}{cause}. Is `llink-coord serve` running there?"),

@@ -32,7 +32,10 @@ pub(super) async fn follow(
     view.close();
     match last {
         Some(job) if job.state() != JobState::Running => Ok(Ended { job }),
-        _ => Err(Failed::new(Exit::Unavailable, "the coordinator stopped before the job ended")),
+        _ => Err(Failed::new(
+            Exit::Unavailable,
+            "the coordinator stopped before the job ended",
+        )),
     }
 }
 
@@ -46,7 +49,10 @@ pub(super) fn conclude(ended: &Ended, style: Style) -> Result<(), Failed> {
         }
         JobState::Cancelled => Err(Failed::new(
             Exit::Cancelled,
-            format!("job {} was cancelled. What was finished is kept: submit it again to go on", job.id),
+            format!(
+                "job {} was cancelled. What was finished is kept: submit it again to go on",
+                job.id
+            ),
         )),
         _ => Err(match &job.failure {
             Some(failure) => job_failed(failure),

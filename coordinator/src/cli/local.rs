@@ -81,7 +81,14 @@ impl Template {
     fn spawn(&self) -> std::io::Result<Child> {
         let log = std::fs::File::options().create(true).append(true).open(&self.log)?;
         Command::new(&self.binary)
-            .args(["worker", "--coordinator", &self.url, "--name", &self.name, "--exit-with-parent"])
+            .args([
+                "worker",
+                "--coordinator",
+                &self.url,
+                "--name",
+                &self.name,
+                "--exit-with-parent",
+            ])
             .args(["--threads", &self.threads.to_string()])
             // The worker's end of this pipe closes when this process ends, however it ends.
             .stdin(Stdio::piped())
@@ -136,7 +143,13 @@ pub(super) fn write_sample(dir: &Path, pairs: u64, instructions: u64, seed: u64)
         };
         Failed::new(exit, e.to_string())
     })?;
-    say(&format!("{}/pairs.tsv: {pairs} pairs, English TAB Khmer", dir.display()));
-    say(&format!("{}/instructions.jsonl: {instructions} instructions", dir.display()));
+    say(&format!(
+        "{}/pairs.tsv: {pairs} pairs, English TAB Khmer",
+        dir.display()
+    ));
+    say(&format!(
+        "{}/instructions.jsonl: {instructions} instructions",
+        dir.display()
+    ));
     Ok(())
 }

@@ -109,7 +109,9 @@ impl Logs {
                 };
                 client.logs(request).await.map_err(|s| refused(&s))?.into_inner().events
             }
-            None => open(&self.reach)?.events(&job.id, 0).map_err(|e| Failed::new(Exit::Storage, e.to_string()))?,
+            None => open(&self.reach)?
+                .events(&job.id, 0)
+                .map_err(|e| Failed::new(Exit::Storage, e.to_string()))?,
         };
         for event in &events {
             super::say(&ui::event_line(event));
@@ -141,7 +143,10 @@ impl Resume {
     pub(super) async fn run(self) -> Result<(), Failed> {
         let job = one(jobs(&self.reach).await?, &self.job)?;
         let mut client = client::require(&self.reach).await.map_err(|f| {
-            Failed::new(f.exit, format!("{}; or submit the job file again, which goes on from there", f.text))
+            Failed::new(
+                f.exit,
+                format!("{}; or submit the job file again, which goes on from there", f.text),
+            )
         })?;
         let request = ResumeRequest { job_id: job.id };
         let job = client.resume(request).await.map_err(|s| refused(&s))?.into_inner();
@@ -166,9 +171,16 @@ fn open(reach: &Reach) -> Result<StateStore, Failed> {
 /// Every job, asked of the coordinator or read from the state store.
 async fn jobs(reach: &Reach) -> Result<Vec<Job>, Failed> {
     if let Some(mut client) = client::find(reach).await? {
-        return Ok(client.list(ListRequest {}).await.map_err(|s| refused(&s))?.into_inner().jobs);
+        return Ok(client
+            .list(ListRequest {})
+            .await
+            .map_err(|s| refused(&s))?
+            .into_inner()
+            .jobs);
     }
-    let (jobs, tasks) = open(reach)?.load().map_err(|e| Failed::new(Exit::Storage, e.to_string()))?;
+    let (jobs, tasks) = open(reach)?
+        .load()
+        .map_err(|e| Failed::new(Exit::Storage, e.to_string()))?;
     let ids: Vec<String> = jobs.iter().map(|j| j.id.clone()).collect();
     let cluster = Cluster::restore(Timing::default(), jobs, tasks, 0);
     Ok(ids.iter().filter_map(|id| cluster.view(id)).collect())
@@ -182,7 +194,10 @@ fn one(jobs: Vec<Job>, wanted: &str) -> Result<Job, Failed> {
     }
     match matching.len() {
         1 => Ok(matching.swap_remove(0)),
-        0 => Err(Failed::new(Exit::Usage, format!("there is no job {wanted:?}; known: {known}"))),
+        0 => Err(Failed::new(
+            Exit::Usage,
+            format!("there is no job {wanted:?}; known: {known}"),
+        )),
         _ => Err(Failed::new(Exit::Usage, format!("{wanted:?} could be any of: {known}"))),
     }
 }

@@ -98,7 +98,12 @@ enum Command {
     /// Run a coordinator until it is stopped.
     Serve {
         /// Where to listen.
-        #[arg(long, env = "LLINK_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:7070")]
+        #[arg(
+            long,
+            env = "LLINK_LISTEN",
+            value_name = "ADDR:PORT",
+            default_value = "127.0.0.1:7070"
+        )]
         listen: SocketAddr,
         /// Directory of the state store.
         #[arg(long, env = "LLINK_STATE", value_name = "DIR", default_value = ".llink")]
@@ -149,7 +154,11 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     set_up_log(&cli.command);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(e) => {
             complain(&format!("cannot start: {e}"));
@@ -224,7 +233,10 @@ async fn run(command: Command) -> Result<(), Failed> {
 
 async fn serve_until_stopped(listen: SocketAddr, state_directory: PathBuf, lease: f64) -> Result<(), Failed> {
     if !(0.2..=3600.0).contains(&lease) {
-        return Err(Failed::new(Exit::Usage, format!("--lease {lease}: expected 0.2 to 3600 seconds")));
+        return Err(Failed::new(
+            Exit::Usage,
+            format!("--lease {lease}: expected 0.2 to 3600 seconds"),
+        ));
     }
     let timing = Timing {
         lease: (lease * 1000.0) as i64,

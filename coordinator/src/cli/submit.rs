@@ -66,9 +66,13 @@ impl Submit {
             )
         })?;
         let file = job::parse(&name, &text).map_err(|e| Failed::new(Exit::Usage, e.to_string()))?;
-        let folder = self.job.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let base_dir = std::path::absolute(folder)
-            .map_err(|e| Failed::new(Exit::Usage, format!("{}: {e}", folder.display())))?;
+        let folder = self
+            .job
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        let base_dir =
+            std::path::absolute(folder).map_err(|e| Failed::new(Exit::Usage, format!("{}: {e}", folder.display())))?;
         let request = SubmitRequest {
             job_toml: text,
             file_name: name,
@@ -129,7 +133,9 @@ impl Submit {
 
 async fn send(client: &mut Client, request: SubmitRequest) -> Result<Job, Failed> {
     let answer = client.submit(request).await.map_err(|s| refused(&s))?.into_inner();
-    answer.job.ok_or_else(|| Failed::new(Exit::Internal, "the coordinator answered without a job"))
+    answer
+        .job
+        .ok_or_else(|| Failed::new(Exit::Internal, "the coordinator answered without a job"))
 }
 
 fn left(url: &str, id: &str) -> Failed {

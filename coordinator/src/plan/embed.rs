@@ -26,7 +26,12 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
 }
 
 /// The model that stage `models` made or checked.
-pub(super) fn model_ref(stage: StageName, inputs: &Inputs<'_>, name: &str, role: ModelRole) -> Result<ModelRef, PlanError> {
+pub(super) fn model_ref(
+    stage: StageName,
+    inputs: &Inputs<'_>,
+    name: &str,
+    role: ModelRole,
+) -> Result<ModelRef, PlanError> {
     let models = earlier(stage, StageName::Models, inputs)?;
     Ok(ModelRef {
         role: role.into(),

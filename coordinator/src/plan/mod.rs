@@ -236,9 +236,14 @@ fn json(value: &impl Serialize) -> String {
 /// A manifest of the artefacts, counts, figures, facts and warnings of `results`, in their order.
 fn manifest_of<'a>(stage: StageName, key: &str, results: impl IntoIterator<Item = &'a TaskResult>) -> Manifest {
     let mut manifest = Manifest {
+        version: llink_datasets::manifest::MANIFEST_VERSION,
         stage: stage.to_string(),
         key: key.into(),
-        ..Manifest::default()
+        artifacts: Vec::new(),
+        counts: BTreeMap::new(),
+        figures: BTreeMap::new(),
+        facts: BTreeMap::new(),
+        warnings: Vec::new(),
     };
     for result in results {
         manifest.artifacts.extend(result.artifacts.iter().map(to_manifest));
@@ -284,3 +289,5 @@ fn with_role(manifest: &Manifest, role: &str) -> Vec<Artifact> {
         .collect()
 }
 
+#[cfg(test)]
+mod tests;

@@ -93,7 +93,9 @@ impl<'a> CorpusPlan<'a> {
     }
 
     fn cleaned_paths(&self, key: &str) -> Vec<String> {
-        (0..self.sources.as_slice().len()).map(|i| self.cleaned_path(key, i)).collect()
+        (0..self.sources.as_slice().len())
+            .map(|i| self.cleaned_path(key, i))
+            .collect()
     }
 
     fn assignment_path(&self, key: &str) -> String {
@@ -190,7 +192,10 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
             })
         }
         [_, splits] => {
-            let tasks = corpora.iter().zip(splits).flat_map(|(c, split)| c.shard_tasks(key, inputs, split));
+            let tasks = corpora
+                .iter()
+                .zip(splits)
+                .flat_map(|(c, split)| c.shard_tasks(key, inputs, split));
             Ok(Phase::Tasks {
                 label: "write".into(),
                 tasks: tasks.collect(),
@@ -205,7 +210,10 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
                     .flat_map(|r| r.counts.iter().map(|c| ("", c)))
                     .chain(split.counts.iter().map(|c| ("split.", c)));
                 for (step, (name, count)) in counted {
-                    *manifest.counts.entry(format!("{}.{step}{name}", corpus.name)).or_default() += count;
+                    *manifest
+                        .counts
+                        .entry(format!("{}.{step}{name}", corpus.name))
+                        .or_default() += count;
                 }
             }
             let warnings = cleaned_warnings(results);
@@ -239,7 +247,10 @@ pub(super) fn models_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskRe
         return Ok(Phase::Complete(manifest_of(StageName::Models, key, prepared)));
     }
     let shard = earlier(StageName::Models, StageName::Shard, inputs)?;
-    let text: Vec<String> = super::with_role(shard, "pairs/train").into_iter().map(|a| a.path).collect();
+    let text: Vec<String> = super::with_role(shard, "pairs/train")
+        .into_iter()
+        .map(|a| a.path)
+        .collect();
     let task = |role: ModelRole, source: &str, name: &str| {
         let kind = Kind::PrepareModel(PrepareModel {
             role: role.into(),

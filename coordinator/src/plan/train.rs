@@ -12,8 +12,17 @@ pub(super) fn align_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanEr
     let embed = earlier(StageName::Align, StageName::Embed, inputs)?;
     // How often it is saved and by how many it is run changes nothing in what is learnt, but for rounding.
     let mut section = inputs.job.align.clone();
-    (section.checkpoint_every, section.step_timeout_s, section.min_ranks, section.max_ranks) = (0, 0.0, 1, 0);
-    Ok(vec![content(embed), json(&section), format!("seed {}", inputs.job.seed)])
+    (
+        section.checkpoint_every,
+        section.step_timeout_s,
+        section.min_ranks,
+        section.max_ranks,
+    ) = (0, 0.0, 1, 0);
+    Ok(vec![
+        content(embed),
+        json(&section),
+        format!("seed {}", inputs.job.seed),
+    ])
 }
 
 pub(super) fn align_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>]) -> Result<Phase, PlanError> {
@@ -56,7 +65,14 @@ pub(super) fn align_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskRes
         min: section.min_ranks,
         max: section.max_ranks,
     };
-    Ok(one_task("train", kind, section.steps, ranks, inputs, "train the projector"))
+    Ok(one_task(
+        "train",
+        kind,
+        section.steps,
+        ranks,
+        inputs,
+        "train the projector",
+    ))
 }
 
 pub(super) fn evaluate_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
@@ -78,10 +94,13 @@ pub(super) fn evaluate_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<Task
     }
     let embed = earlier(stage, StageName::Embed, inputs)?;
     let align = earlier(stage, StageName::Align, inputs)?;
-    let projector = with_role(align, "projector").into_iter().next().ok_or_else(|| PlanError {
-        stage,
-        reason: "stage align left no projector".into(),
-    })?;
+    let projector = with_role(align, "projector")
+        .into_iter()
+        .next()
+        .ok_or_else(|| PlanError {
+            stage,
+            reason: "stage align left no projector".into(),
+        })?;
     let benchmark_pairs = inputs.job.evaluate.benchmark_pairs;
     let kind = Kind::Evaluate(Evaluate {
         encoder_vectors: with_role(embed, "embeddings/encoder/holdout"),
@@ -93,7 +112,14 @@ pub(super) fn evaluate_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<Task
         path: format!("evaluate/{key}/report.json"),
         seed: inputs.job.seed,
     });
-    Ok(one_task("measure", kind, benchmark_pairs, Ranks::ONE, inputs, "held-out retrieval"))
+    Ok(one_task(
+        "measure",
+        kind,
+        benchmark_pairs,
+        Ranks::ONE,
+        inputs,
+        "held-out retrieval",
+    ))
 }
 
 fn one_task(phase: &str, kind: Kind, weight: u64, ranks: Ranks, inputs: &Inputs<'_>, label: &str) -> Phase {

@@ -42,14 +42,19 @@ impl Cluster {
             let job = self.tasks.get(id).and_then(|t| self.jobs.get(&t.job));
             (job.map_or(Millis::MAX, |j| j.submitted_at), *id)
         };
-        let waiting = self.tasks.values().filter(|t| matches!(t.state, TaskState::Waiting { .. }));
+        let waiting = self
+            .tasks
+            .values()
+            .filter(|t| matches!(t.state, TaskState::Waiting { .. }));
         let mut ids: Vec<u64> = waiting.map(|t| t.id).collect();
         ids.sort_by_key(submitted);
         ids
     }
 
     fn verdict(&self, id: u64, idle: usize, now: Millis) -> Verdict {
-        let Some(task) = self.tasks.get(&id) else { return Verdict::Wait(String::new()) };
+        let Some(task) = self.tasks.get(&id) else {
+            return Verdict::Wait(String::new());
+        };
         let TaskState::Waiting { since, not_before, .. } = task.state else {
             return Verdict::Wait(String::new());
         };
@@ -128,6 +133,11 @@ impl Cluster {
             breaking_since: None,
         });
         fx.tasks.insert(id);
-        fx.happened(now, task, Level::Info, format!("{}: attempt {attempt} on {who}", task.label));
+        fx.happened(
+            now,
+            task,
+            Level::Info,
+            format!("{}: attempt {attempt} on {who}", task.label),
+        );
     }
 }

@@ -34,7 +34,11 @@ impl Cluster {
             Some(old) => old.stages.into_iter().map(reset).collect(),
             None => StageName::ALL.into_iter().map(Stage::new).collect(),
         };
-        let text = if known.is_some() { "submitted again" } else { "submitted" };
+        let text = if known.is_some() {
+            "submitted again"
+        } else {
+            "submitted"
+        };
         fx.happened_to_job(now, &id, "", Level::Info, text);
         self.jobs.insert(
             id.clone(),
@@ -104,7 +108,9 @@ impl Cluster {
         now: Millis,
         fx: &mut Effects,
     ) {
-        let Some(stage) = self.current_stage(id, name) else { return };
+        let Some(stage) = self.current_stage(id, name) else {
+            return;
+        };
         match found {
             Err(failure) => self.fail(id, failure, now, fx),
             Ok(Some(manifest)) => {
@@ -134,7 +140,9 @@ impl Cluster {
         now: Millis,
         fx: &mut Effects,
     ) {
-        let Some(stage) = self.current_stage(id, name) else { return };
+        let Some(stage) = self.current_stage(id, name) else {
+            return;
+        };
         match written {
             Err(failure) => self.fail(id, failure, now, fx),
             Ok(manifest) => {
@@ -189,7 +197,11 @@ impl Cluster {
                         stage.key.clone_from(&key);
                         stage.started_at = now;
                         stage.ended_at = 0;
-                        if same { Vec::new() } else { std::mem::take(&mut stage.phases).concat() }
+                        if same {
+                            Vec::new()
+                        } else {
+                            std::mem::take(&mut stage.phases).concat()
+                        }
                     }
                     None => Vec::new(),
                 };
@@ -212,7 +224,9 @@ impl Cluster {
         fx.jobs.insert(id.into());
         loop {
             let Some(job) = self.jobs.get(id) else { return };
-            let Some(stage) = job.stages.iter().find(|s| s.name == name) else { return };
+            let Some(stage) = job.stages.iter().find(|s| s.name == name) else {
+                return;
+            };
             let results: Option<Vec<Vec<TaskResult>>> = stage.phases.iter().map(|p| self.results(p)).collect();
             let Some(results) = results else { return };
             let done = results_before(job);

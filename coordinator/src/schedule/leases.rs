@@ -52,7 +52,9 @@ impl Cluster {
 
     /// A worker is gone: it broke the connection, or said goodbye.
     pub fn worker_gone(&mut self, worker: &str, why: &str, now: Millis, fx: &mut Effects) {
-        let Some(gone) = self.workers.remove(worker) else { return };
+        let Some(gone) = self.workers.remove(worker) else {
+            return;
+        };
         if let Some((task, token)) = gone.seat {
             self.member_ended(task, token, worker, MemberState::Lost(why.into()), now, fx);
         }
@@ -64,12 +66,15 @@ impl Cluster {
         self.workers.get_mut(worker)?.deadline = deadline;
         let mut aborts = Vec::new();
         for progress in running {
-            let member = self.tasks.get_mut(&progress.task_id).and_then(|task| match &mut task.state {
-                TaskState::Leased(lease) if task.token == progress.token && lease.breaking_since.is_none() => {
-                    lease.members.iter_mut().find(|m| m.worker == worker)
-                }
-                _ => None,
-            });
+            let member = self
+                .tasks
+                .get_mut(&progress.task_id)
+                .and_then(|task| match &mut task.state {
+                    TaskState::Leased(lease) if task.token == progress.token && lease.breaking_since.is_none() => {
+                        lease.members.iter_mut().find(|m| m.worker == worker)
+                    }
+                    _ => None,
+                });
             match member {
                 Some(member) => {
                     member.deadline = deadline;
@@ -132,12 +137,18 @@ impl Cluster {
     /// A rank says where it listens; once all have, each is told of the others.
     pub fn rendezvous(&mut self, worker: &str, task: u64, token: u64, address: &str) -> Rendezvous {
         let over = || Rendezvous::Refused(format!("the lease of task {task} with token {token} is over"));
-        let Some(record) = self.tasks.get_mut(&task).filter(|t| t.token == token) else { return over() };
-        let TaskState::Leased(lease) = &mut record.state else { return over() };
+        let Some(record) = self.tasks.get_mut(&task).filter(|t| t.token == token) else {
+            return over();
+        };
+        let TaskState::Leased(lease) = &mut record.state else {
+            return over();
+        };
         if lease.breaking_since.is_some() {
             return over();
         }
-        let Some(member) = lease.members.iter_mut().find(|m| m.worker == worker) else { return over() };
+        let Some(member) = lease.members.iter_mut().find(|m| m.worker == worker) else {
+            return over();
+        };
         member.address = Some(address.into());
         let all: Option<Vec<String>> = lease.members.iter().map(|m| m.address.clone()).collect();
         all.map_or(Rendezvous::Waiting, Rendezvous::Complete)
@@ -158,7 +169,10 @@ impl Cluster {
         let mut expired = Vec::new();
         for task in self.tasks.values() {
             if let TaskState::Leased(lease) = &task.state {
-                let overdue = lease.members.iter().filter(|m| m.state == MemberState::Running && m.deadline < now);
+                let overdue = lease
+                    .members
+                    .iter()
+                    .filter(|m| m.state == MemberState::Running && m.deadline < now);
                 expired.extend(overdue.map(|m| (task.id, task.token, m.worker.clone())));
             }
         }
@@ -187,18 +201,16 @@ impl Cluster {
         self.next_phase(&job, stage, now, fx);
     }
 
-    fn member_ended(
-        &mut self,
-        id: u64,
-        token: u64,
-        worker: &str,
-        ended: MemberState,
-        now: Millis,
-        fx: &mut Effects,
-    ) {
-        let Some(task) = self.tasks.get_mut(&id).filter(|t| t.token == token) else { return };
-        let TaskState::Leased(lease) = &mut task.state else { return };
-        let Some(rank) = lease.members.iter().position(|m| m.worker == worker) else { return };
+    fn member_ended(&mut self, id: u64, token: u64, worker: &str, ended: MemberState, now: Millis, fx: &mut Effects) {
+        let Some(task) = self.tasks.get_mut(&id).filter(|t| t.token == token) else {
+            return;
+        };
+        let TaskState::Leased(lease) = &mut task.state else {
+            return;
+        };
+        let Some(rank) = lease.members.iter().position(|m| m.worker == worker) else {
+            return;
+        };
         if lease.members[rank].state != MemberState::Running {
             return;
         }
@@ -286,13 +298,21 @@ impl Cluster {
             let job = task.job.clone();
             let text = format!("{}: {}", task.label, failure.text);
             let named = Failure {
-                text: if failure.text.starts_with(&task.label) { failure.text } else { text },
+                text: if failure.text.starts_with(&task.label) {
+                    failure.text
+                } else {
+                    text
+                },
                 ..failure
             };
             self.fail(&job, named, now, fx);
             return;
         }
-        let wait = if task.failures == 0 { 0 } else { self.timing.backoff << (task.failures - 1).min(6) };
+        let wait = if task.failures == 0 {
+            0
+        } else {
+            self.timing.backoff << (task.failures - 1).min(6)
+        };
         task.state = TaskState::Waiting {
             since: now,
             not_before: now + wait,

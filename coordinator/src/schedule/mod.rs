@@ -417,3 +417,5 @@ impl Cluster {
     }
 }
 
+#[cfg(test)]
+mod simulation;

@@ -65,8 +65,14 @@ impl Cluster {
     /// What a stage waits for: the stage before it, or what its waiting tasks wait for when none is at work.
     fn reason(&self, job: &Job, stage: &Stage, tasks: &[&TaskRecord]) -> String {
         if stage.state == proto::StageState::Waiting {
-            let before = job.stages.iter().take_while(|s| s.name != stage.name).filter(|s| !s.is_complete());
-            return before.last().map_or_else(String::new, |s| format!("waits for {}", s.name));
+            let before = job
+                .stages
+                .iter()
+                .take_while(|s| s.name != stage.name)
+                .filter(|s| !s.is_complete());
+            return before
+                .last()
+                .map_or_else(String::new, |s| format!("waits for {}", s.name));
         }
         let at_work = tasks.iter().any(|t| matches!(t.state, TaskState::Leased(_)));
         let waiting = tasks.iter().find_map(|t| match &t.state {
@@ -91,7 +97,10 @@ fn progress(task: &TaskRecord) -> (u64, u64) {
             } else if total == 0 {
                 (0, task.weight)
             } else {
-                ((u128::from(done.min(total)) * u128::from(task.weight) / u128::from(total)) as u64, task.weight)
+                (
+                    (u128::from(done.min(total)) * u128::from(task.weight) / u128::from(total)) as u64,
+                    task.weight,
+                )
             }
         }
         _ => (0, task.weight),

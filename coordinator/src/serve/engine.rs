@@ -42,7 +42,14 @@ impl EngineHandle {
             // The caller may have gone away; the step stands all the same.
             let _ = reply.send(f(engine));
         });
-        let stopped = || EngineStopped(self.broken.borrow().clone().unwrap_or_else(|| "the coordinator stops".into()));
+        let stopped = || {
+            EngineStopped(
+                self.broken
+                    .borrow()
+                    .clone()
+                    .unwrap_or_else(|| "the coordinator stops".into()),
+            )
+        };
         self.calls.send(call).map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())
     }
@@ -172,7 +179,13 @@ impl Engine {
             return Err(EngineStopped(text));
         }
         for event in &fx.events {
-            tracing::info!(job = event.job, stage = event.stage, level = event.level.as_str(), "{}", event.text);
+            tracing::info!(
+                job = event.job,
+                stage = event.stage,
+                level = event.level.as_str(),
+                "{}",
+                event.text
+            );
         }
         for action in fx.actions {
             self.act(action);
@@ -224,7 +237,9 @@ impl Engine {
                 },
             ),
             Action::Commit { job, output, manifest } => {
-                let Ok(stage) = manifest.stage.parse::<StageName>() else { return };
+                let Ok(stage) = manifest.stage.parse::<StageName>() else {
+                    return;
+                };
                 self.spawn(
                     async move { commit(&output, stage, *manifest).await },
                     move |engine, written| {

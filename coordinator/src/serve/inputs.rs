@@ -19,9 +19,21 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path) -> Result<NewJob, Fa
     let file = absolute(file, base_dir);
     Store::open(&file.output).map_err(|e| of_key("output", &failure(&e)))?;
     let mut stamps = BTreeMap::new();
-    let mut sources: Vec<(&str, &String)> = file.corpus.source.as_slice().iter().map(|s| ("corpus.source", s)).collect();
+    let mut sources: Vec<(&str, &String)> = file
+        .corpus
+        .source
+        .as_slice()
+        .iter()
+        .map(|s| ("corpus.source", s))
+        .collect();
     if let Some(instructions) = &file.instructions {
-        sources.extend(instructions.source.as_slice().iter().map(|s| ("instructions.source", s)));
+        sources.extend(
+            instructions
+                .source
+                .as_slice()
+                .iter()
+                .map(|s| ("instructions.source", s)),
+        );
     }
     for (key, source) in sources {
         if source != "sample" {
@@ -29,7 +41,10 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path) -> Result<NewJob, Fa
             stamps.insert(source.clone(), stamp);
         }
     }
-    for (key, folder) in [("models.encoder", &file.models.encoder), ("models.decoder", &file.models.decoder)] {
+    for (key, folder) in [
+        ("models.encoder", &file.models.encoder),
+        ("models.decoder", &file.models.decoder),
+    ] {
         if folder != "tiny" {
             let stamp = model_stamp(folder).await.map_err(|f| of_key(key, &f))?;
             stamps.insert(folder.clone(), stamp);
@@ -70,19 +85,32 @@ async fn model_stamp(url: &str) -> Result<String, Failure> {
     }
     for needed in ["config.json", "tokenizer.json"] {
         if !objects.iter().any(|o| o.path == needed) {
-            return Err(missing(format!("{url}: {needed} is missing: expected a Hugging Face model folder")));
+            return Err(missing(format!(
+                "{url}: {needed} is missing: expected a Hugging Face model folder"
+            )));
         }
     }
     if !objects.iter().any(|o| o.path.ends_with(".safetensors")) {
-        return Err(missing(format!("{url}: no *.safetensors: expected a Hugging Face model folder")));
+        return Err(missing(format!(
+            "{url}: no *.safetensors: expected a Hugging Face model folder"
+        )));
     }
     let read = |o: &&ObjectInfo| o.path.ends_with(".json") || o.path.ends_with(".safetensors");
-    let stamps: Vec<String> = objects.iter().filter(read).map(|o| format!("{} {}", o.path, stamp(o))).collect();
+    let stamps: Vec<String> = objects
+        .iter()
+        .filter(read)
+        .map(|o| format!("{} {}", o.path, stamp(o)))
+        .collect();
     Ok(stamps.join("; "))
 }
 
 fn stamp(info: &ObjectInfo) -> String {
-    format!("{} {} {}", info.bytes, info.modified_ms, info.e_tag.as_deref().unwrap_or(""))
+    format!(
+        "{} {} {}",
+        info.bytes,
+        info.modified_ms,
+        info.e_tag.as_deref().unwrap_or("")
+    )
 }
 
 fn absolute(mut file: JobFile, base: &Path) -> JobFile {
@@ -97,7 +125,11 @@ fn absolute(mut file: JobFile, base: &Path) -> JobFile {
 }
 
 fn unless(word: &str, path: &str, base: &Path) -> String {
-    if path == word { path.into() } else { absolute_path(path, base) }
+    if path == word {
+        path.into()
+    } else {
+        absolute_path(path, base)
+    }
 }
 
 fn absolute_path(path: &str, base: &Path) -> String {

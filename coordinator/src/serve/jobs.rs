@@ -36,7 +36,11 @@ impl Jobs {
 
     async fn view(&self, id: String) -> Result<Job, Status> {
         let wanted = id.clone();
-        let found = self.engine.call(move |e| e.cluster.view(&wanted)).await.map_err(stopped)?;
+        let found = self
+            .engine
+            .call(move |e| e.cluster.view(&wanted))
+            .await
+            .map_err(stopped)?;
         found.ok_or_else(|| no_such_job(&id))
     }
 }
@@ -75,7 +79,9 @@ impl JobService for Jobs {
         let request = request.into_inner();
         let file = job::parse(&request.file_name, &request.job_toml)
             .map_err(|e| refused(Code::InvalidArgument, FailureKind::Input, e.to_string()))?;
-        let new = inputs::resolve(file, &PathBuf::from(request.base_dir)).await.map_err(failed)?;
+        let new = inputs::resolve(file, &PathBuf::from(request.base_dir))
+            .await
+            .map_err(failed)?;
         if request.dry_run {
             let job = dry_run::plan(&new).await.map_err(failed)?;
             return Ok(Response::new(SubmitResponse {
@@ -84,7 +90,10 @@ impl JobService for Jobs {
             }));
         }
         let id = new.id.clone();
-        let saved = self.engine.call(move |e| e.step(|c, now, fx| c.submit(new, now, fx))).await;
+        let saved = self
+            .engine
+            .call(move |e| e.step(|c, now, fx| c.submit(new, now, fx)))
+            .await;
         saved.and_then(|s| s).map_err(stopped)?;
         Ok(Response::new(SubmitResponse {
             job: Some(self.view(id).await?),
@@ -120,7 +129,10 @@ impl JobService for Jobs {
     async fn cancel(&self, request: Request<CancelRequest>) -> Result<Response<Job>, Status> {
         let id = request.into_inner().job_id;
         let wanted = id.clone();
-        let saved = self.engine.call(move |e| e.step(|c, now, fx| c.cancel(&wanted, now, fx))).await;
+        let saved = self
+            .engine
+            .call(move |e| e.step(|c, now, fx| c.cancel(&wanted, now, fx)))
+            .await;
         saved.and_then(|s| s).map_err(stopped)?.map_err(|_| no_such_job(&id))?;
         Ok(Response::new(self.view(id).await?))
     }
@@ -128,7 +140,10 @@ impl JobService for Jobs {
     async fn resume(&self, request: Request<ResumeRequest>) -> Result<Response<Job>, Status> {
         let id = request.into_inner().job_id;
         let wanted = id.clone();
-        let saved = self.engine.call(move |e| e.step(|c, now, fx| c.resume(&wanted, now, fx))).await;
+        let saved = self
+            .engine
+            .call(move |e| e.step(|c, now, fx| c.resume(&wanted, now, fx)))
+            .await;
         saved.and_then(|s| s).map_err(stopped)?.map_err(|_| no_such_job(&id))?;
         Ok(Response::new(self.view(id).await?))
     }
@@ -136,7 +151,10 @@ impl JobService for Jobs {
     async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<LogsResponse>, Status> {
         let request = request.into_inner();
         self.view(request.job_id.clone()).await?;
-        let read = self.engine.call(move |e| e.events(&request.job_id, request.after_sequence)).await;
+        let read = self
+            .engine
+            .call(move |e| e.events(&request.job_id, request.after_sequence))
+            .await;
         let events = read.map_err(stopped)?.map_err(unreadable)?;
         Ok(Response::new(LogsResponse { events }))
     }

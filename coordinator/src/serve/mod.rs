@@ -91,10 +91,12 @@ pub struct Running {
 /// When the state directory is in use or broken, or the address is taken.
 pub async fn start(options: ServeOptions) -> Result<Running, ServeError> {
     let lock = lock(&options.state_directory)?;
-    let listener = TcpListener::bind(options.listen).await.map_err(|source| ServeError::Listen {
-        address: options.listen,
-        source,
-    })?;
+    let listener = TcpListener::bind(options.listen)
+        .await
+        .map_err(|source| ServeError::Listen {
+            address: options.listen,
+            source,
+        })?;
     let address = listener.local_addr().map_err(|source| ServeError::Listen {
         address: options.listen,
         source,

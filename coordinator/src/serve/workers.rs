@@ -68,9 +68,15 @@ impl WorkerService for Workers {
     async fn assignments(&self, request: Request<AssignmentsRequest>) -> Result<Response<Assignments>, Status> {
         let worker = request.into_inner().worker_id;
         let wanted = worker.clone();
-        let instructions = self.engine.call(move |e| e.take_outbox(&wanted)).await.map_err(stopped)?;
+        let instructions = self
+            .engine
+            .call(move |e| e.take_outbox(&wanted))
+            .await
+            .map_err(stopped)?;
         let Some(instructions) = instructions else {
-            return Err(Status::not_found(format!("worker {worker} is not registered, or has its stream already")));
+            return Err(Status::not_found(format!(
+                "worker {worker} is not registered, or has its stream already"
+            )));
         };
         // The stream itself ends with the server, so that a graceful shutdown does not wait for workers.
         let mut stop = self.stopped.clone();
@@ -87,7 +93,10 @@ impl WorkerService for Workers {
 
     async fn heartbeat(&self, request: Request<HeartbeatRequest>) -> Result<Response<HeartbeatResponse>, Status> {
         let HeartbeatRequest { worker_id, running } = request.into_inner();
-        let renewed = self.engine.call(move |e| e.step(|c, now, _| c.heartbeat(&worker_id, &running, now))).await;
+        let renewed = self
+            .engine
+            .call(move |e| e.step(|c, now, _| c.heartbeat(&worker_id, &running, now)))
+            .await;
         let aborts = renewed.and_then(|r| r).map_err(stopped)?;
         Ok(Response::new(HeartbeatResponse {
             registered: aborts.is_some(),

@@ -46,7 +46,9 @@ impl Bars {
         }
         let new = || {
             let bar = self.screen.add(ProgressBar::new(0));
-            bar.set_style(style("{prefix:>9} {bar:24} {human_pos}/{human_len} {per_sec} {eta} {msg}"));
+            bar.set_style(style(
+                "{prefix:>9} {bar:24} {human_pos}/{human_len} {per_sec} {eta} {msg}",
+            ));
             bar.set_prefix(stage.name.clone());
             (String::new(), bar)
         };

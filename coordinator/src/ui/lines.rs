@@ -43,7 +43,9 @@ impl Lines {
         }
         let now = Instant::now();
         let before = self.last.insert(stage.name.clone(), (stage.done, now));
-        let Some((done, at)) = before.filter(|(done, _)| *done < stage.done) else { return String::new() };
+        let Some((done, at)) = before.filter(|(done, _)| *done < stage.done) else {
+            return String::new();
+        };
         let rate = (stage.done - done) as f64 / now.duration_since(at).as_secs_f64().max(1e-3);
         let left = stage.total.saturating_sub(stage.done) as f64 / rate;
         format!(", {} {}/s, {left:.0} s left", thousands(rate as u64), stage.unit)
@@ -60,7 +62,10 @@ pub(super) fn stage_line(stage: &Stage) -> String {
         StageState::Running => {
             let (done, total) = (thousands(stage.done), thousands(stage.total));
             let figures = figures(stage);
-            let text = format!("{:9} {done}/{total} {}  {} {figures}", stage.name, stage.unit, stage.reason);
+            let text = format!(
+                "{:9} {done}/{total} {}  {} {figures}",
+                stage.name, stage.unit, stage.reason
+            );
             text.trim_end().to_owned()
         }
         StageState::Waiting | StageState::Unspecified => format!("{:9} waiting  {}", stage.name, stage.reason),
@@ -73,7 +78,12 @@ pub(super) fn outcome(stage: &Stage) -> String {
     match stage.state() {
         StageState::Done => {
             let total = thousands(stage.total);
-            let text = format!("done in {:.1} s: {total} {} {}", seconds(stage), stage.unit, figures(stage));
+            let text = format!(
+                "done in {:.1} s: {total} {} {}",
+                seconds(stage),
+                stage.unit,
+                figures(stage)
+            );
             text.trim_end().to_owned()
         }
         StageState::Cached => format!("cached under key {}", stage.key),

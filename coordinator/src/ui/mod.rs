@@ -146,10 +146,17 @@ fn job_json(job: &Job, events: &[Event]) -> serde_json::Value {
 #[must_use]
 pub fn event_line(event: &Event) -> String {
     let since_midnight = event.at.rem_euclid(86_400_000);
-    let (h, m, s) = (since_midnight / 3_600_000, since_midnight / 60_000 % 60, since_midnight / 1000 % 60);
+    let (h, m, s) = (
+        since_midnight / 3_600_000,
+        since_midnight / 60_000 % 60,
+        since_midnight / 1000 % 60,
+    );
     let ms = since_midnight % 1000;
     let stage = if event.stage.is_empty() { "job" } else { &event.stage };
-    format!("{h:02}:{m:02}:{s:02}.{ms:03}Z {:5} {stage:8} {}", event.level, event.text)
+    format!(
+        "{h:02}:{m:02}:{s:02}.{ms:03}Z {:5} {stage:8} {}",
+        event.level, event.text
+    )
 }
 
 /// The plan of a dry run.
@@ -177,7 +184,11 @@ pub fn list(jobs: &[Job], style: Style) {
     }
     let width = jobs.iter().map(|j| j.id.len()).max().unwrap_or(0);
     for job in jobs {
-        let done = job.stages.iter().filter(|s| matches!(s.state(), StageState::Done | StageState::Cached)).count();
+        let done = job
+            .stages
+            .iter()
+            .filter(|s| matches!(s.state(), StageState::Done | StageState::Cached))
+            .count();
         let now = job.stages.iter().find(|s| s.state() == StageState::Running);
         let detail = match (now, job.failure.as_ref()) {
             (Some(stage), _) => format!("{}: {}", stage.name, stage.reason),
@@ -185,7 +196,11 @@ pub fn list(jobs: &[Job], style: Style) {
             (None, None) => job.output_url.clone(),
         };
         let id = &job.id;
-        print_line(&format!("{id:width$}  {:9}  {done}/{} stages  {detail}", state_word(job), job.stages.len()));
+        print_line(&format!(
+            "{id:width$}  {:9}  {done}/{} stages  {detail}",
+            state_word(job),
+            job.stages.len()
+        ));
     }
 }
 

@@ -13,7 +13,10 @@ pub fn report(job: &Job, style: Style) {
     let report: Value = serde_json::from_str(&job.report_json).unwrap_or_default();
     let cached = job.stages.iter().all(|s| s.state() == StageState::Cached);
     if cached {
-        print_line(&format!("{}: nothing to do, every stage was finished before under the same key", job.id));
+        print_line(&format!(
+            "{}: nothing to do, every stage was finished before under the same key",
+            job.id
+        ));
     } else {
         let took = report["seconds"].as_f64().unwrap_or_default();
         print_line(&format!("{}: succeeded in {took:.1} s", job.id));
@@ -21,14 +24,23 @@ pub fn report(job: &Job, style: Style) {
     print_line("");
     rows(&report["counts"]);
     retrieval(&report["figures"]["evaluate"]);
-    for warning in report["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+    for warning in report["warnings"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+    {
         print_line(&format!("warning: {warning}"));
     }
     print_line(&format!("artefacts in {}", job.output_url));
     for stage in report["stages"].as_array().into_iter().flatten() {
         let text = |key: &str| stage[key].as_str().unwrap_or_default().to_owned();
         let seconds = stage["seconds"].as_f64().unwrap_or_default();
-        let time = if stage["cached"] == true { "cached".to_owned() } else { format!("{seconds:.1} s") };
+        let time = if stage["cached"] == true {
+            "cached".to_owned()
+        } else {
+            format!("{seconds:.1} s")
+        };
         let bytes = thousands(stage["bytes"].as_u64().unwrap_or_default() / 1024);
         let files = stage["artifacts"].as_u64().unwrap_or_default();
         let directory = text("directory");
@@ -49,7 +61,8 @@ fn rows(counts: &Value) {
             }
         }
         let dropped = counts.iter().filter(|(name, n)| {
-            name.strip_prefix(corpus).is_some_and(|n| n.contains("dropped.") || n.ends_with(".surplus"))
+            name.strip_prefix(corpus)
+                .is_some_and(|n| n.contains("dropped.") || n.ends_with(".surplus"))
                 && n.as_u64().is_some_and(|n| n > 0)
         });
         for (name, count) in dropped {
@@ -67,7 +80,11 @@ fn retrieval(figures: &Value) {
     print_line("");
     print_line(&format!("retrieval among {} held-out pairs", thousands(pairs as u64)));
     print_line("                      R@1     R@5    R@10     MRR   mean rank");
-    for (name, prefix) in [("chance", "chance"), ("before alignment", "before"), ("after alignment", "after")] {
+    for (name, prefix) in [
+        ("chance", "chance"),
+        ("before alignment", "before"),
+        ("after alignment", "after"),
+    ] {
         let value = |figure: &str| get(&format!("{prefix}.{figure}")).unwrap_or(f64::NAN);
         print_line(&format!(
             "  {name:17} {:6.4}  {:6.4}  {:6.4}  {:6.4}  {:10.1}",

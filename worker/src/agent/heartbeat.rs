@@ -29,12 +29,18 @@ pub(super) fn start(client: Client, registered: &RegisterResponse) -> Heartbeats
 impl Heartbeats {
     /// From now on this lease is renewed.
     pub(super) fn renew(&self, lease: LeaseId, control: Arc<TaskControl>) {
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner).insert(lease, control);
+        self.leases
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(lease, control);
     }
 
     /// It is over.
     pub(super) fn forget(&self, lease: LeaseId) {
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner).remove(&lease);
+        self.leases
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&lease);
     }
 
     /// Resolves when the coordinator no longer knows this worker, or cannot be reached for as long as a lease lasts.

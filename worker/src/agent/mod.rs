@@ -54,7 +54,12 @@ pub struct AgentOptions {
 /// When the URL is wrong, the coordinator refuses this worker, or is out of reach for too long.
 pub async fn run(options: AgentOptions, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
     let endpoint = Endpoint::from_shared(options.coordinator.clone())
-        .with_context(|| format!("--coordinator {}: not a URL such as http://host:7070", options.coordinator))?
+        .with_context(|| {
+            format!(
+                "--coordinator {}: not a URL such as http://host:7070",
+                options.coordinator
+            )
+        })?
         .connect_timeout(Duration::from_secs(5))
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(10))
@@ -86,7 +91,12 @@ pub async fn run(options: AgentOptions, stop: impl Future<Output = ()>) -> anyho
 /// Whether trying again is pointless.
 fn refused(error: &anyhow::Error) -> bool {
     let status = error.downcast_ref::<tonic::Status>();
-    status.is_some_and(|s| matches!(s.code(), Code::FailedPrecondition | Code::PermissionDenied | Code::Unauthenticated))
+    status.is_some_and(|s| {
+        matches!(
+            s.code(),
+            Code::FailedPrecondition | Code::PermissionDenied | Code::Unauthenticated
+        )
+    })
 }
 
 /// One registration, until the stream ends.
@@ -100,7 +110,11 @@ async fn session(endpoint: &Endpoint, options: &AgentOptions, models: &Arc<Model
         worker_id: registered.worker_id.clone(),
     };
     let mut instructions = client.assignments(request).await?.into_inner();
-    tracing::info!(worker = registered.worker_id, coordinator = options.coordinator, "registered");
+    tracing::info!(
+        worker = registered.worker_id,
+        coordinator = options.coordinator,
+        "registered"
+    );
     let (ended, mut endings) = mpsc::unbounded_channel();
     let mut session = Session {
         client: client.clone(),
@@ -163,7 +177,8 @@ pub fn host_name() -> String {
 fn total_memory() -> u64 {
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = meminfo.lines().find_map(|l| l.strip_prefix("MemTotal:"));
-    line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
+    line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok())
+        .map_or(0, |kib| kib * 1024)
 }
 
 type Outcome = Result<TaskResult, Failure>;
@@ -226,7 +241,11 @@ impl Session {
     }
 
     /// What a gang's task calls to meet the other ranks.
-    fn rendezvous(&self, lease: LeaseId, seat: Option<Seat>) -> Box<dyn Fn(String) -> crate::Result<Vec<String>> + Send> {
+    fn rendezvous(
+        &self,
+        lease: LeaseId,
+        seat: Option<Seat>,
+    ) -> Box<dyn Fn(String) -> crate::Result<Vec<String>> + Send> {
         let client = self.client.clone();
         let worker_id = self.registered.worker_id.clone();
         let runtime = tokio::runtime::Handle::current();
@@ -304,7 +323,8 @@ fn internal(text: String) -> Failure {
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".into())
 }
 
 /// The address under which the coordinator's network sees this machine; other ranks reach it there.
