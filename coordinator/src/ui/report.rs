@@ -53,7 +53,7 @@ fn rows(counts: &Value) {
     let Some(counts) = counts.as_object() else { return };
     for corpus in ["pairs", "instructions"] {
         let get = |name: &str| counts.get(&format!("{corpus}.{name}")).and_then(Value::as_u64);
-        let Some(read) = get("read") else { continue };
+        let Some(read) = get("rows") else { continue };
         let mut parts = vec![format!("{} read", thousands(read))];
         for side in ["train", "holdout", "validation"] {
             if let Some(rows) = get(&format!("split.{side}")) {
@@ -62,11 +62,11 @@ fn rows(counts: &Value) {
         }
         let dropped = counts.iter().filter(|(name, n)| {
             name.strip_prefix(corpus)
-                .is_some_and(|n| n.contains("dropped.") || n.ends_with(".surplus"))
+                .is_some_and(|n| n.contains("dropped_") || n.ends_with(".surplus"))
                 && n.as_u64().is_some_and(|n| n > 0)
         });
         for (name, count) in dropped {
-            let reason = name.rsplit('.').next().unwrap_or(name).replace('_', " ");
+            let reason = name.rsplit('.').next().unwrap_or(name).trim_start_matches("dropped_").replace('_', " ");
             parts.push(format!("{} {reason}", thousands(count.as_u64().unwrap_or_default())));
         }
         print_line(&format!("{corpus:13} {}", parts.join(", ")));
