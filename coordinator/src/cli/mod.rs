@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::schedule::Timing;
-use crate::serve::{self, ServeError, ServeOptions};
+use crate::serve::{self, ServeError, ServeOptions, Unfinished};
 
 /// A command that failed: what to print, and the exit code that tells programs why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -246,6 +246,7 @@ async fn serve_until_stopped(listen: SocketAddr, state_directory: PathBuf, lease
         listen,
         state_directory,
         timing,
+        unfinished: Unfinished::GoesOn,
     })
     .await?;
     say(&format!("llink-coord listens on {}", running.url));

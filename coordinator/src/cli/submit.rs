@@ -86,12 +86,13 @@ impl Submit {
     async fn run_here(&self, request: SubmitRequest, file: &job::JobFile, style: Style) -> Result<(), Failed> {
         use super::local::LocalWorkers;
         use crate::schedule::Timing;
-        use crate::serve::{self, ServeOptions};
+        use crate::serve::{self, ServeOptions, Unfinished};
 
         let running = serve::start(ServeOptions {
             listen: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
             state_directory: self.reach.state.clone(),
             timing: Timing::default(),
+            unfinished: Unfinished::IsEnded,
         })
         .await?;
         let count = self.workers.unwrap_or(file.workers.local).max(1);

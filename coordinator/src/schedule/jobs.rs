@@ -86,6 +86,16 @@ impl Cluster {
         }
     }
 
+    /// Jobs that were running when the coordinator stopped are ended: nobody asked this one to go on with them.
+    pub fn interrupt(&mut self, now: Millis, fx: &mut Effects) {
+        let running = self.jobs.values().filter(|j| j.state == JobState::Running);
+        for id in running.map(|j| j.id.clone()).collect::<Vec<_>>() {
+            let why = "its coordinator ended before it did: submit it again to go on";
+            fx.happened_to_job(now, &id, "", Level::Warn, why);
+            self.end(&id, JobState::Cancelled, why.into(), None, now, fx);
+        }
+    }
+
     /// Stops a job.
     ///
     /// # Errors

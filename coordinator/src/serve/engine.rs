@@ -10,6 +10,7 @@ use llink_datasets::store::Store;
 use llink_proto::{Failure, FailureKind, Instruction, instruction};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::Unfinished;
 use crate::plan::{self, StageName};
 use crate::schedule::{Action, Cluster, Effects, Millis, Timing};
 use crate::state::{StateError, StateStore};
@@ -115,7 +116,7 @@ impl Clock {
 ///
 /// # Errors
 /// When the store cannot be opened or read.
-pub(super) fn start(directory: &Path, timing: Timing) -> Result<EngineHandle, StateError> {
+pub(super) fn start(directory: &Path, timing: Timing, unfinished: Unfinished) -> Result<EngineHandle, StateError> {
     let store = StateStore::open(directory)?;
     let (jobs, tasks) = store.load()?;
     let clock = Clock::start();
@@ -148,7 +149,10 @@ pub(super) fn start(directory: &Path, timing: Timing) -> Result<EngineHandle, St
         }
     });
     std::thread::spawn(move || {
-        let _ = engine.step(|cluster, now, fx| cluster.wake(now, fx));
+        let _ = engine.step(|cluster, now, fx| match unfinished {
+            Unfinished::GoesOn => cluster.wake(now, fx),
+            Unfinished::IsEnded => cluster.interrupt(now, fx),
+        });
         while let Some(call) = inbox.blocking_recv() {
             call(&mut engine);
             if engine.broken.borrow().is_some() {

@@ -34,6 +34,17 @@ pub struct ServeOptions {
     pub state_directory: PathBuf,
     /// How patient the scheduler is.
     pub timing: Timing,
+    /// What becomes of jobs that were running when the last coordinator here ended.
+    pub unfinished: Unfinished,
+}
+
+/// What becomes of jobs that were running when the last coordinator on this state ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unfinished {
+    /// They go on: this is a server, and they are its business.
+    GoesOn,
+    /// They are ended until they are submitted again: this coordinator lives for one job.
+    IsEnded,
 }
 
 /// A server that cannot start or go on.
@@ -102,7 +113,7 @@ pub async fn start(options: ServeOptions) -> Result<Running, ServeError> {
         source,
     })?;
     let url = format!("http://{address}");
-    let engine = engine::start(&options.state_directory, options.timing)?;
+    let engine = engine::start(&options.state_directory, options.timing, options.unfinished)?;
     let endpoint_file = endpoint_file(&options.state_directory);
     // Only a hint for commands that name no coordinator; the lock is what counts.
     if let Err(e) = std::fs::write(&endpoint_file, format!("{} {url}\n", std::process::id())) {

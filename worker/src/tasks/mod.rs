@@ -1,6 +1,7 @@
 //! One file for each kind of task, and what they share: the store, progress, checked reads.
 
 mod align;
+mod checkpoints;
 mod embed;
 mod evaluate;
 mod models;
