@@ -1,1 +1,66 @@
-//! What ranks say to each other.
+//! What ranks say to each other: sums, gathers and broadcasts over f32 buffers, behind one trait.
+//!
+//! Every rank of a gang makes the same calls in the same order. A rank that dies, falls silent or calls something else
+//! shows up on its neighbours as [`crate::Error::Peer`] within the collective's timeout; an [`AbortHandle`] ends what is
+//! pending at once. After an error a collective is broken for good: a gang that goes on does so in its next generation,
+//! over new connections.
+
+mod abort;
+mod handshake;
+mod ring;
+mod solo;
+
+pub use abort::AbortHandle;
+pub use ring::{Ring, RingOptions};
+pub use solo::Solo;
+
+use crate::Result;
+
+/// A gang of ranks that work in step. The results of every call are bit-identical on all ranks.
+pub trait Collective: Send {
+    /// This rank, counted from 0.
+    fn rank(&self) -> usize;
+
+    /// How many ranks there are.
+    fn world_size(&self) -> usize;
+
+    /// Names the training step that the following calls belong to. Errors carry it.
+    fn begin_step(&mut self, step: u64);
+
+    /// Replaces `values` by their sum over all ranks. The order of addition depends on the world size alone.
+    ///
+    /// # Errors
+    /// [`crate::Error::Peer`] when a rank is lost, silent or elsewhere; [`crate::Error::Aborted`] after an abort.
+    fn all_reduce_sum(&mut self, values: &mut [f32]) -> Result<()>;
+
+    /// The ranks' values one after another, by rank. `counts[r]` is how many rank `r` brings, known to all ranks.
+    ///
+    /// # Errors
+    /// As [`Collective::all_reduce_sum`], and [`crate::Error::Input`] when `mine` or `counts` have the wrong length.
+    fn all_gather(&mut self, mine: &[f32], counts: &[usize]) -> Result<Vec<f32>>;
+
+    /// Replaces `values` by those of rank `root`.
+    ///
+    /// # Errors
+    /// As [`Collective::all_reduce_sum`], and [`crate::Error::Input`] when there is no such rank.
+    fn broadcast(&mut self, root: usize, values: &mut [f32]) -> Result<()>;
+
+    /// Returns when every rank has called it.
+    ///
+    /// # Errors
+    /// As [`Collective::all_reduce_sum`].
+    fn barrier(&mut self) -> Result<()>;
+
+    /// What another thread needs to end this collective.
+    fn abort_handle(&self) -> AbortHandle;
+}
+
+/// What an [`Collective::all_gather`] is told must fit the gang.
+fn check_counts(mine: usize, counts: &[usize], rank: usize, world_size: usize) -> Result<()> {
+    if counts.len() != world_size || counts[rank] != mine {
+        return Err(crate::Error::Input(format!(
+            "all_gather on rank {rank}: {mine} values with counts {counts:?}, but there are {world_size} ranks"
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,472 @@
+//! A deterministic ring over TCP: for laptops, tests and CI, and wherever there is no NCCL.
+//!
+//! A sum is a reduce-scatter followed by an all-gather, both in segments. Each segment is sent and received at the same
+//! time over non-blocking sockets, so that buffers of any size can't deadlock. Each call opens with a header, so that
+//! ranks that have lost step with each other find out instead of adding up the wrong numbers.
+
+use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
+use std::net::{Shutdown, TcpListener};
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::handshake::{Neighbours, connect};
+use super::{AbortHandle, Collective, check_counts};
+use crate::{Error, Result};
+
+/// Numbers sent before the sums of what came meanwhile are taken: large enough for the wire, small enough for the cache.
+const SEGMENT: usize = 64 * 1024;
+const HEADER_BYTES: usize = 32;
+
+/// What happened on the wire: an `Err` says what was seen, before it is known which call it ends.
+type Attempt<T> = std::result::Result<T, String>;
+
+/// A rank's place in a ring.
+#[derive(Debug, Clone)]
+pub struct RingOptions {
+    /// This rank, counted from 0.
+    pub rank: usize,
+    /// `host:port` where each rank listens, by rank.
+    pub addresses: Vec<String>,
+    /// What all members share and nobody else: a caller that says another is turned away.
+    pub generation: u64,
+    /// How long connecting, and each collective as a whole, may take.
+    pub timeout: Duration,
+}
+
+/// One rank's end of the ring.
+pub struct Ring {
+    rank: usize,
+    world_size: usize,
+    neighbours: Neighbours,
+    timeout: Duration,
+    abort: AbortHandle,
+    /// Calls so far; all ranks count alike.
+    sequence: u64,
+    step: Option<u64>,
+    /// Why no further call can succeed.
+    broken: Option<String>,
+    scratch: Vec<f32>,
+}
+
+/// What a call is, for its header and for errors.
+#[derive(Clone, Copy)]
+enum Kind {
+    AllReduce,
+    AllGather,
+    Broadcast { root: usize },
+    Barrier,
+}
+
+/// One collective under way.
+struct Call {
+    header: [u8; HEADER_BYTES],
+    deadline: Instant,
+    /// The header opens the first message to the next rank, and the first from the previous one.
+    header_sent: bool,
+    header_received: bool,
+}
+
+impl Ring {
+    /// Joins the ring: dials the next rank, waits for the previous one on `listener`, which is closed afterwards.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the rank is not among the addresses; [`Error::Peer`] when a neighbour does not come within
+    /// the timeout or is of another generation; [`Error::Aborted`].
+    pub fn connect(
+        listener: TcpListener,
+        options: &RingOptions,
+        abort: AbortHandle,
+    ) -> Result<Self> {
+        let (rank, world_size) = (options.rank, options.addresses.len());
+        if rank >= world_size || world_size < 2 {
+            return Err(Error::Input(format!(
+                "rank {rank} of {world_size} can't join a ring"
+            )));
+        }
+        let neighbours = connect(listener, options, &abort)?;
+        for stream in [&neighbours.next, &neighbours.previous] {
+            let stream = stream.try_clone().map_err(|source| Error::Io {
+                path: "a ring's socket".into(),
+                source,
+            })?;
+            // Closing wakes whoever waits on the socket, on this side and on the other.
+            abort.on_abort(move || drop(stream.shutdown(Shutdown::Both)));
+        }
+        let (timeout, scratch) = (options.timeout, vec![0.0; SEGMENT]);
+        Ok(Self {
+            rank,
+            world_size,
+            neighbours,
+            timeout,
+            abort,
+            sequence: 0,
+            step: None,
+            broken: None,
+            scratch,
+        })
+    }
+
+    /// Runs one collective; a failure breaks the ring and is seen by the neighbours at once.
+    fn call<T>(
+        &mut self,
+        kind: Kind,
+        length: usize,
+        run: impl FnOnce(&mut Self, &mut Call) -> Attempt<T>,
+    ) -> Result<T> {
+        self.abort.check()?;
+        let result = match self.broken.take() {
+            Some(reason) => Err(reason),
+            None => {
+                let mut call = Call {
+                    header: header(self.sequence, kind, length),
+                    deadline: Instant::now() + self.timeout,
+                    header_sent: false,
+                    header_received: false,
+                };
+                run(self, &mut call)
+            }
+        };
+        self.sequence += 1;
+        result.map_err(|reason| {
+            self.broken = Some(reason.clone());
+            for stream in [&self.neighbours.next, &self.neighbours.previous] {
+                drop(stream.shutdown(Shutdown::Both));
+            }
+            let step = self.step.map_or_else(
+                || "before the first step".to_owned(),
+                |step| format!("at step {step}"),
+            );
+            let during = format!("{} {step}", kind.name());
+            let (rank, world_size) = (self.rank, self.world_size);
+            self.abort.check().err().unwrap_or(Error::Peer {
+                rank,
+                world_size,
+                during,
+                reason,
+            })
+        })
+    }
+
+    fn next_rank(&self) -> usize {
+        (self.rank + 1) % self.world_size
+    }
+
+    /// The rank `steps` places before this one.
+    fn rank_before(&self, steps: usize) -> usize {
+        (self.rank + 2 * self.world_size - steps) % self.world_size
+    }
+
+    /// Sends and receives at the same time; `None` means not even a header.
+    fn exchange(
+        &self,
+        call: &mut Call,
+        send: Option<&[f32]>,
+        receive: Option<&mut [f32]>,
+    ) -> Attempt<()> {
+        let mut heard = [0; HEADER_BYTES];
+        let expects_header = receive.is_some() && !call.header_received;
+        let header_out: &[u8] = if send.is_some() && !call.header_sent {
+            &call.header
+        } else {
+            &[]
+        };
+        let header_in: &mut [u8] = if expects_header { &mut heard } else { &mut [] };
+        call.header_sent |= send.is_some();
+        call.header_received |= receive.is_some();
+        let mut outgoing = [header_out, bytemuck::cast_slice(send.unwrap_or_default())];
+        let mut incoming = [
+            header_in,
+            bytemuck::cast_slice_mut(receive.unwrap_or_default()),
+        ];
+        let unfinished = |sending: &[&[u8]; 2], receiving: &[&mut [u8]; 2]| {
+            (
+                sending.iter().any(|part| !part.is_empty()),
+                receiving.iter().any(|part| !part.is_empty()),
+            )
+        };
+        loop {
+            let moved = self.send_some(&mut outgoing)? | self.receive_some(&mut incoming)?;
+            let (sending, receiving) = unfinished(&outgoing, &incoming);
+            if !sending && !receiving {
+                break;
+            }
+            if !moved {
+                self.wait(call, sending, receiving)?;
+            }
+        }
+        if expects_header && heard != call.header {
+            return Err(format!(
+                "rank {} is at {}, this rank at {}",
+                self.rank_before(1),
+                describe(&heard),
+                describe(&call.header)
+            ));
+        }
+        Ok(())
+    }
+
+    /// Hands the socket what it takes now. Whether it took any.
+    fn send_some(&self, parts: &mut [&[u8]; 2]) -> Attempt<bool> {
+        if parts.iter().all(|part| part.is_empty()) {
+            return Ok(false);
+        }
+        let written = match (&self.neighbours.next)
+            .write_vectored(&[IoSlice::new(parts[0]), IoSlice::new(parts[1])])
+        {
+            Ok(written) => written,
+            Err(error) if is_pause(&error) => return Ok(false),
+            Err(error) => return Err(format!("rank {} is gone: {error}", self.next_rank())),
+        };
+        let first = written.min(parts[0].len());
+        parts[0] = &parts[0][first..];
+        parts[1] = &parts[1][written - first..];
+        Ok(true)
+    }
+
+    /// Takes what the socket has now. Whether it had any.
+    fn receive_some(&self, parts: &mut [&mut [u8]; 2]) -> Attempt<bool> {
+        if parts.iter().all(|part| part.is_empty()) {
+            return Ok(false);
+        }
+        let [first, second] = std::mem::take(parts);
+        let result = (&self.neighbours.previous)
+            .read_vectored(&mut [IoSliceMut::new(first), IoSliceMut::new(second)]);
+        let read = match result {
+            Ok(0) => {
+                return Err(format!(
+                    "rank {} is gone: it closed the connection",
+                    self.rank_before(1)
+                ));
+            }
+            Ok(read) => read,
+            Err(error) if is_pause(&error) => 0,
+            Err(error) => return Err(format!("rank {} is gone: {error}", self.rank_before(1))),
+        };
+        let of_first = read.min(first.len());
+        *parts = [&mut first[of_first..], &mut second[read - of_first..]];
+        Ok(read > 0)
+    }
+
+    /// Sleeps until a socket is ready or the call's time is up.
+    fn wait(&self, call: &Call, sending: bool, receiving: bool) -> Attempt<()> {
+        let left = call.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let (action, rank) = if receiving {
+                ("sent nothing", self.rank_before(1))
+            } else {
+                ("took nothing", self.next_rank())
+            };
+            let seconds = self.timeout.as_secs_f64();
+            return Err(format!(
+                "rank {rank} {action} within {seconds} s ({})",
+                describe(&call.header)
+            ));
+        }
+        let Neighbours { next, previous } = &self.neighbours;
+        let mut waiting = [
+            PollFd::new(next, PollFlags::OUT),
+            PollFd::new(previous, PollFlags::IN),
+        ];
+        let timeout = Timespec::try_from(left).map_err(|error| error.to_string())?;
+        match poll(
+            &mut waiting[usize::from(!sending)..1 + usize::from(receiving)],
+            Some(&timeout),
+        ) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(format!("waiting for a socket: {error}")),
+        }
+    }
+
+    /// Each chunk travels round the ring and is added to on its way; rank `r` ends with the sum of chunk `r + 1`.
+    fn reduce_scatter(&mut self, call: &mut Call, values: &mut [f32]) -> Attempt<()> {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        for step in 0..self.world_size - 1 {
+            let chunk = |rank| chunk(values.len(), self.world_size, rank);
+            let (send, receive) = (
+                chunk(self.rank_before(step)),
+                chunk(self.rank_before(step + 1)),
+            );
+            for (send, receive) in segments(send)
+                .zip(segments(receive))
+                .take(rounds(values.len(), self.world_size))
+            {
+                let heard = &mut scratch[..receive.len()];
+                self.exchange(call, Some(&values[send]), Some(heard))?;
+                values[receive]
+                    .iter_mut()
+                    .zip(heard)
+                    .for_each(|(own, heard)| *own += *heard);
+            }
+        }
+        self.scratch = scratch;
+        Ok(())
+    }
+
+    /// Passes finished chunks round the ring until everyone has all.
+    fn gather_chunks(&mut self, call: &mut Call, values: &mut [f32]) -> Attempt<()> {
+        for step in 0..self.world_size - 1 {
+            let chunk = |rank| chunk(values.len(), self.world_size, rank);
+            let (send, receive) = (
+                chunk(self.rank_before(step + self.world_size - 1)),
+                chunk(self.rank_before(step)),
+            );
+            for (send, receive) in segments(send)
+                .zip(segments(receive))
+                .take(rounds(values.len(), self.world_size))
+            {
+                let [send, receive] = values
+                    .get_disjoint_mut([send, receive])
+                    .expect("two chunks share nothing");
+                self.exchange(call, Some(send), Some(receive))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Collective for Ring {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn world_size(&self) -> usize {
+        self.world_size
+    }
+
+    fn begin_step(&mut self, step: u64) {
+        self.step = Some(step);
+    }
+
+    fn all_reduce_sum(&mut self, values: &mut [f32]) -> Result<()> {
+        self.call(Kind::AllReduce, values.len(), |ring, call| {
+            ring.reduce_scatter(call, values)?;
+            ring.gather_chunks(call, values)
+        })
+    }
+
+    fn all_gather(&mut self, mine: &[f32], counts: &[usize]) -> Result<Vec<f32>> {
+        check_counts(mine.len(), counts, self.rank, self.world_size)?;
+        let start = |rank: usize| counts[..rank].iter().sum::<usize>();
+        let mut values = vec![0.0; counts.iter().sum()];
+        values[start(self.rank)..][..mine.len()].copy_from_slice(mine);
+        self.call(Kind::AllGather, values.len(), |ring, call| {
+            for step in 0..ring.world_size - 1 {
+                let block = |rank: usize| start(rank)..start(rank) + counts[rank];
+                let (send, receive) = (
+                    block(ring.rank_before(step)),
+                    block(ring.rank_before(step + 1)),
+                );
+                let [send, receive] = values
+                    .get_disjoint_mut([send, receive])
+                    .expect("two blocks share nothing");
+                ring.exchange(call, Some(send), Some(receive))?;
+            }
+            Ok(())
+        })?;
+        Ok(values)
+    }
+
+    fn broadcast(&mut self, root: usize, values: &mut [f32]) -> Result<()> {
+        if root >= self.world_size {
+            return Err(Error::Input(format!(
+                "broadcast from rank {root} of {}",
+                self.world_size
+            )));
+        }
+        let distance = self.rank_before(root);
+        self.call(Kind::Broadcast { root }, values.len(), |ring, call| {
+            for segment in segments(0..values.len()).take(values.len().div_ceil(SEGMENT).max(1)) {
+                if distance > 0 {
+                    ring.exchange(call, None, Some(&mut values[segment.clone()]))?;
+                }
+                if distance + 1 < ring.world_size {
+                    ring.exchange(call, Some(&values[segment]), None)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn barrier(&mut self) -> Result<()> {
+        self.call(Kind::Barrier, 0, |ring, call| {
+            // A token from each rank reaches every other one: who has them all knows that all are here.
+            (1..ring.world_size)
+                .try_for_each(|_| ring.exchange(call, Some(&[0.0]), Some(&mut [0.0])))
+        })
+    }
+
+    fn abort_handle(&self) -> AbortHandle {
+        self.abort.clone()
+    }
+}
+
+/// The part of a buffer that is rank `rank`'s when it is cut into `world_size` chunks.
+fn chunk(length: usize, world_size: usize, rank: usize) -> Range<usize> {
+    rank * length / world_size..(rank + 1) * length / world_size
+}
+
+/// A range cut into segments, then empty ones without end.
+fn segments(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    (0..).map(move |index| {
+        let start = (range.start + index * SEGMENT).min(range.end);
+        start..(start + SEGMENT).min(range.end)
+    })
+}
+
+/// How many segments the longest chunk has; at least one, so that the header travels with an empty buffer too.
+fn rounds(length: usize, world_size: usize) -> usize {
+    length.div_ceil(world_size).div_ceil(SEGMENT).max(1)
+}
+
+fn is_pause(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}
+
+impl Kind {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::AllReduce => "all_reduce_sum",
+            Self::AllGather => "all_gather",
+            Self::Broadcast { .. } => "broadcast",
+            Self::Barrier => "barrier",
+        }
+    }
+
+    const fn code(self) -> [u64; 2] {
+        match self {
+            Self::AllReduce => [1, 0],
+            Self::AllGather => [2, 0],
+            Self::Broadcast { root } => [3, root as u64],
+            Self::Barrier => [4, 0],
+        }
+    }
+}
+
+/// Sequence, kind, root, length: four little-endian u64.
+fn header(sequence: u64, kind: Kind, length: usize) -> [u8; HEADER_BYTES] {
+    let mut bytes = [0; HEADER_BYTES];
+    let [code, root] = kind.code();
+    for (slot, word) in bytes
+        .chunks_exact_mut(8)
+        .zip([sequence, code, root, length as u64])
+    {
+        slot.copy_from_slice(&word.to_le_bytes());
+    }
+    bytes
+}
+
+/// A header in words.
+fn describe(header: &[u8; HEADER_BYTES]) -> String {
+    let word =
+        |index: usize| u64::from_le_bytes(std::array::from_fn(|byte| header[8 * index + byte]));
+    let kind = match word(1) {
+        1 => "all_reduce_sum",
+        2 => "all_gather",
+        3 => "broadcast",
+        4 => "barrier",
+        _ => "an unknown collective",
+    };
+    format!("call {}, {kind} of {} values", word(0), word(3))
+}

@@ -1,0 +1,470 @@
+//! Stage A's loss over the global batch, and its gradient by the projected vectors.
+//!
+//! With p̂ and t̂ the normalized projected and teacher rows, s = p̂ t̂ᵀ, h = p̂ qᵀ over the hard negatives q, and B pairs:
+//!
+//! - `info_nce` = ½ (mean CE of row i of [s | h] / τ, label i  +  mean CE of column j of s / τ, label j)
+//! - `direction` = mean (1 − s_ii);  `log_norm` = mean (ln(|p| + ε) − ln(|t| + ε))²
+//!
+//! A rank holds the rows of s and h that belong to its own pairs: the logits and their gradient are shared out over the
+//! ranks with nothing computed twice. What crosses ranks is small: the sum of all p̂ (for mining), each rank's best
+//! candidates, and the maximum and sum of each column of s, which the second cross entropy needs.
+
+use std::ops::{Add, Range};
+
+use rayon::prelude::*;
+
+use super::hard_negatives::{Candidate, best, mine};
+use super::kernels::{dot, exp, normalize, rows_per_task, vectorized};
+use super::matrix::{Matrix, Target, matmul};
+use super::teacher_queue::TeacherQueue;
+use crate::Result;
+use crate::collective::Collective;
+
+const NORM_EPSILON: f32 = 1e-8;
+/// Columns whose statistics one task takes.
+const COLUMN_BLOCK: usize = 256;
+
+/// How the parts of the loss are weighed.
+#[derive(Debug, Clone, Copy)]
+pub struct AlignWeights {
+    /// How many hard negatives are drawn from the queue.
+    pub hard_negatives: usize,
+    /// Of `direction`.
+    pub direction: f64,
+    /// Of `log_norm`.
+    pub log_norm: f64,
+}
+
+/// One step's vectors, as one rank sees them.
+#[derive(Debug, Clone)]
+pub struct AlignBatch<'a> {
+    /// Pair ids of the global batch, `[B]`.
+    pub ids: &'a [u64],
+    /// Teacher vectors of the global batch, `[B, d]`.
+    pub teacher: &'a [f32],
+    /// Which rows of the global batch are this rank's.
+    pub own: Range<usize>,
+    /// This rank's projected rows, `[b, d]`.
+    pub projected: &'a [f32],
+    /// τ.
+    pub temperature: f64,
+}
+
+/// The loss and its parts; or a rank's share of each, which add up to them.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct AlignLosses {
+    /// Symmetric InfoNCE.
+    pub info_nce: f64,
+    /// Mean of 1 − cosine.
+    pub direction: f64,
+    /// Mean squared difference of the logarithms of the norms.
+    pub log_norm: f64,
+}
+
+impl AlignLosses {
+    /// The weighted sum that training minimizes.
+    #[must_use]
+    pub fn total(&self, weights: &AlignWeights) -> f64 {
+        self.info_nce + weights.direction * self.direction + weights.log_norm * self.log_norm
+    }
+}
+
+impl Add for AlignLosses {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            info_nce: self.info_nce + other.info_nce,
+            direction: self.direction + other.direction,
+            log_norm: self.log_norm + other.log_norm,
+        }
+    }
+}
+
+/// Buffers kept from step to step.
+#[derive(Debug, Default)]
+pub struct LossBuffers {
+    /// t̂, then the hard negatives, `[B + H, d]`.
+    pool: Vec<f32>,
+    teacher_norms: Vec<f32>,
+    /// p̂ of this rank, `[b, d]`.
+    own: Vec<f32>,
+    own_norms: Vec<f32>,
+    /// [s | h] of this rank, then the gradient by it, `[b, B + H]`.
+    logits: Vec<f32>,
+    /// The gradient by this rank's projected rows, `[b, d]`.
+    pub gradient: Vec<f32>,
+}
+
+impl LossBuffers {
+    /// The normalized teacher rows of the last batch, `[B, d]`: what the queue takes in after the step.
+    #[must_use]
+    pub fn normalized_teacher(&self, width: usize) -> &[f32] {
+        &self.pool[..self.teacher_norms.len() * width]
+    }
+}
+
+/// This rank's share of the losses; the gradient of the total by its projected rows is left in `buffers.gradient`.
+///
+/// # Errors
+/// Those of the collective.
+pub fn align_losses(
+    batch: &AlignBatch<'_>,
+    queue: &TeacherQueue,
+    weights: &AlignWeights,
+    collective: &mut dyn Collective,
+    buffers: &mut LossBuffers,
+) -> Result<AlignLosses> {
+    let (d, n, own) = (queue.width(), batch.ids.len(), batch.own.len());
+    normalize_rows(
+        batch.teacher,
+        d,
+        &mut buffers.pool,
+        &mut buffers.teacher_norms,
+    );
+    normalize_rows(batch.projected, d, &mut buffers.own, &mut buffers.own_norms);
+
+    let mut direction = vec![0.0; d];
+    for row in buffers.own.chunks_exact(d) {
+        vectorized(|| direction.iter_mut().zip(row).for_each(|(sum, x)| *sum += x));
+    }
+    collective.all_reduce_sum(&mut direction)?;
+    let (rank, ranks) = (collective.rank(), collective.world_size());
+    let part = rank * queue.len() / ranks..(rank + 1) * queue.len() / ranks;
+    let candidates = mine(queue, part, &direction, batch.ids, weights.hard_negatives);
+
+    // The queue may hold fewer rows than are asked for, so the width of the logits is known only after the gathering.
+    let widest = n + weights.hard_negatives.min(queue.len());
+    buffers.logits.resize(own * widest, 0.0);
+    let by_own = Matrix::new(&buffers.own, own, d);
+    // [b, d] · [d, B]
+    let teacher = Matrix::new(&buffers.pool[..n * d], n, d).transposed();
+    matmul(
+        by_own,
+        teacher,
+        Target::columns_from(&mut buffers.logits, widest, 0),
+    );
+    let columns = Columns::of(&buffers.logits, widest, n, batch.temperature as f32);
+    let (hard, columns) = gather(
+        candidates,
+        columns,
+        weights.hard_negatives,
+        batch.temperature as f32,
+        collective,
+    )?;
+
+    buffers.pool.resize((n + hard.len()) * d, 0.0);
+    for (candidate, row) in hard.iter().zip(buffers.pool[n * d..].chunks_exact_mut(d)) {
+        queue.read(candidate.position, row);
+    }
+    if !hard.is_empty() && own > 0 {
+        // [b, d] · [d, H]
+        let negatives = Matrix::new(&buffers.pool[n * d..], hard.len(), d).transposed();
+        matmul(
+            by_own,
+            negatives,
+            Target::columns_from(&mut buffers.logits, widest, n),
+        );
+    }
+    let share = cross_entropies(
+        batch,
+        weights,
+        &columns,
+        widest,
+        hard.len(),
+        &mut buffers.logits,
+    );
+
+    // [b, B + H] · [B + H, d]; a column that no negative took has no gradient.
+    buffers.pool.resize(widest * d, 0.0);
+    buffers.gradient.resize(own * d, 0.0);
+    let by_logits = Matrix::new(&buffers.logits, own, widest);
+    matmul(
+        by_logits,
+        Matrix::new(&buffers.pool, widest, d),
+        Target::new(&mut buffers.gradient, d),
+    );
+    Ok(share + norms(batch, weights, d, buffers))
+}
+
+/// Normalizes rows and keeps their norms.
+fn normalize_rows(rows: &[f32], width: usize, normalized: &mut Vec<f32>, norms: &mut Vec<f32>) {
+    normalized.resize(rows.len(), 0.0);
+    norms.resize(rows.len() / width, 0.0);
+    let block = rows_per_task(norms.len(), width);
+    let blocks = rows
+        .par_chunks(block * width)
+        .zip(normalized.par_chunks_mut(block * width));
+    blocks
+        .zip(norms.par_chunks_mut(block))
+        .for_each(|((rows, normalized), norms)| {
+            let rows = rows
+                .chunks_exact(width)
+                .zip(normalized.chunks_exact_mut(width));
+            rows.zip(norms).for_each(|((row, normalized), norm)| {
+                *norm = vectorized(|| normalize(row, normalized))
+            });
+        });
+}
+
+/// Of each column of s: its maximum, and Σ exp((s − maximum) / τ).
+struct Columns {
+    maxima: Vec<f32>,
+    sums: Vec<f32>,
+}
+
+impl Columns {
+    /// Of the rows at hand: the first `n` columns of a buffer that is `width` wide.
+    fn of(logits: &[f32], width: usize, n: usize, temperature: f32) -> Self {
+        let mut columns = Self {
+            maxima: vec![f32::NEG_INFINITY; n],
+            sums: vec![0.0; n],
+        };
+        let inverse = 1.0 / temperature;
+        let task = if logits.len() < 1 << 15 {
+            n.max(1)
+        } else {
+            COLUMN_BLOCK
+        };
+        let blocks = columns
+            .maxima
+            .par_chunks_mut(task)
+            .zip(columns.sums.par_chunks_mut(task))
+            .enumerate();
+        blocks.for_each(|(block, (maxima, sums))| {
+            let at = block * task..block * task + sums.len();
+            vectorized(|| {
+                for row in logits.chunks_exact(width) {
+                    let row = &row[at.clone()];
+                    maxima
+                        .iter_mut()
+                        .zip(row)
+                        .for_each(|(max, x)| *max = if *x > *max { *x } else { *max });
+                }
+                for row in logits.chunks_exact(width) {
+                    let terms = sums.iter_mut().zip(&row[at.clone()]).zip(&*maxima);
+                    terms.for_each(|((sum, x), max)| *sum += exp((x - max) * inverse));
+                }
+            });
+        });
+        columns
+    }
+
+    /// Takes in the statistics of other rows.
+    fn merge(&mut self, maxima: &[f32], sums: &[f32], temperature: f32) {
+        for (((max, sum), other_max), other_sum) in self
+            .maxima
+            .iter_mut()
+            .zip(&mut self.sums)
+            .zip(maxima)
+            .zip(sums)
+        {
+            let highest = max.max(*other_max);
+            *sum = *sum * exp((*max - highest) / temperature)
+                + *other_sum * exp((*other_max - highest) / temperature);
+            *max = highest;
+        }
+    }
+}
+
+/// All ranks' best candidates, of which the best are taken, and all ranks' columns, in one gathering.
+fn gather(
+    candidates: Vec<Candidate>,
+    columns: Columns,
+    n: usize,
+    temperature: f32,
+    collective: &mut dyn Collective,
+) -> Result<(Vec<Candidate>, Columns)> {
+    let (ranks, width) = (collective.world_size(), columns.sums.len());
+    if ranks == 1 {
+        return Ok((candidates, columns));
+    }
+    // Two numbers a candidate: queues are checked to be short enough for positions to be exact in f32.
+    let absent = Candidate {
+        score: f32::NEG_INFINITY,
+        position: 0,
+    };
+    let padded = candidates
+        .into_iter()
+        .chain(std::iter::repeat(absent))
+        .take(n);
+    let mut message: Vec<f32> = padded
+        .flat_map(|candidate| [candidate.score, candidate.position as f32])
+        .collect();
+    message.extend(columns.maxima.iter().chain(&columns.sums));
+    let length = message.len();
+    let gathered = collective.all_gather(&message, &vec![length; ranks])?;
+    let mut candidates = Vec::with_capacity(ranks * n);
+    let mut merged = Columns {
+        maxima: vec![f32::NEG_INFINITY; width],
+        sums: vec![0.0; width],
+    };
+    for message in gathered.chunks_exact(length) {
+        let (found, columns) = message.split_at(2 * n);
+        let found = found.chunks_exact(2).filter(|pair| pair[0].is_finite());
+        candidates.extend(found.map(|pair| Candidate {
+            score: pair[0],
+            position: pair[1] as usize,
+        }));
+        let (maxima, sums) = columns.split_at(width);
+        merged.merge(maxima, sums, temperature);
+    }
+    Ok((best(candidates, n), merged))
+}
+
+/// This rank's share of `info_nce` and `direction`; the logits become the gradient of the total by them.
+fn cross_entropies(
+    batch: &AlignBatch<'_>,
+    weights: &AlignWeights,
+    columns: &Columns,
+    width: usize,
+    hard: usize,
+    logits: &mut [f32],
+) -> AlignLosses {
+    let n = batch.ids.len();
+    let inverse_temperature = (1.0 / batch.temperature) as f32;
+    let of_info_nce = (0.5 / (n as f64 * batch.temperature)) as f32;
+    let of_label = (1.0 / (n as f64 * batch.temperature) + weights.direction / n as f64) as f32;
+    let inverse_sums: Vec<f32> = columns.sums.iter().map(|sum| of_info_nce / sum).collect();
+    let block = rows_per_task(batch.own.len(), width);
+    let shares = logits
+        .par_chunks_mut(block * width)
+        .enumerate()
+        .map(|(at, rows)| {
+            let mut share = AlignLosses::default();
+            for (row, label) in rows
+                .chunks_exact_mut(width)
+                .zip(batch.own.start + at * block..)
+            {
+                row[n + hard..].fill(0.0);
+                let (similarities, negatives) = row[..n + hard].split_at_mut(n);
+                let cosine = similarities[label];
+                let (max, sum) = vectorized(|| {
+                    row_softmax(
+                        similarities,
+                        negatives,
+                        &columns.maxima,
+                        &inverse_sums,
+                        inverse_temperature,
+                        of_info_nce,
+                    )
+                });
+                similarities[label] -= of_label;
+                let by_row = f64::from(sum).ln() + f64::from(max - cosine) / batch.temperature;
+                let by_column = f64::from(columns.sums[label]).ln()
+                    + f64::from(columns.maxima[label] - cosine) / batch.temperature;
+                share.info_nce += 0.5 * (by_row + by_column);
+                share.direction += 1.0 - f64::from(cosine);
+            }
+            share
+        });
+    let share = shares
+        .collect::<Vec<_>>()
+        .into_iter()
+        .fold(AlignLosses::default(), Add::add);
+    let n = n as f64;
+    AlignLosses {
+        info_nce: share.info_nce / n,
+        direction: share.direction / n,
+        log_norm: 0.0,
+    }
+}
+
+/// One row of [s | h]: softmax along the row, and along the columns of s, both times `factor`, replace it. The row's maximum
+/// and Σ exp((x − maximum) / τ).
+#[inline(always)]
+fn row_softmax(
+    similarities: &mut [f32],
+    negatives: &mut [f32],
+    column_maxima: &[f32],
+    inverse_column_sums: &[f32],
+    inverse_temperature: f32,
+    factor: f32,
+) -> (f32, f32) {
+    let highest = |row: &[f32]| {
+        let mut lanes = [f32::NEG_INFINITY; 32];
+        let chunks = row.chunks_exact(32);
+        let rest = chunks
+            .remainder()
+            .iter()
+            .copied()
+            .fold(f32::NEG_INFINITY, f32::max);
+        for chunk in chunks {
+            lanes
+                .iter_mut()
+                .zip(chunk)
+                .for_each(|(max, x)| *max = if *x > *max { *x } else { *max });
+        }
+        lanes.into_iter().fold(rest, f32::max)
+    };
+    let max = highest(similarities).max(highest(negatives));
+    let total =
+        |row: &[f32]| super::kernels::reduce(row, row, |x, _| exp((x - max) * inverse_temperature));
+    let sum = total(similarities) + total(negatives);
+    let by_row = factor / sum;
+    for ((x, column_max), by_column) in similarities
+        .iter_mut()
+        .zip(column_maxima)
+        .zip(inverse_column_sums)
+    {
+        *x = exp((*x - max) * inverse_temperature) * by_row
+            + exp((*x - column_max) * inverse_temperature) * by_column;
+    }
+    negatives
+        .iter_mut()
+        .for_each(|x| *x = exp((*x - max) * inverse_temperature) * by_row);
+    (max, sum)
+}
+
+/// From the gradient by p̂ to that by p, with `log_norm`'s part; this rank's share of `log_norm`.
+fn norms(
+    batch: &AlignBatch<'_>,
+    weights: &AlignWeights,
+    d: usize,
+    buffers: &mut LossBuffers,
+) -> AlignLosses {
+    let n = batch.ids.len() as f64;
+    let LossBuffers {
+        gradient,
+        own,
+        own_norms,
+        teacher_norms,
+        ..
+    } = buffers;
+    let teacher_norms = &teacher_norms[batch.own.clone()];
+    let block = rows_per_task(own_norms.len(), d);
+    let blocks = gradient
+        .par_chunks_mut(block * d)
+        .zip(own.par_chunks(block * d));
+    let blocks = blocks.zip(
+        own_norms
+            .par_chunks(block)
+            .zip(teacher_norms.par_chunks(block)),
+    );
+    let shares = blocks.map(|((gradient, own), (own_norms, teacher_norms))| {
+        let rows = gradient
+            .chunks_exact_mut(d)
+            .zip(own.chunks_exact(d))
+            .zip(own_norms.iter().zip(teacher_norms));
+        rows.map(|((gradient, own), (norm, teacher_norm))| {
+            let difference =
+                f64::from(norm + NORM_EPSILON).ln() - f64::from(teacher_norm + NORM_EPSILON).ln();
+            let outward = (weights.log_norm * 2.0 * difference / n) as f32 / (norm + NORM_EPSILON);
+            let inverse = 1.0 / norm.max(1e-12);
+            vectorized(|| {
+                let along = outward - dot(gradient, own) * inverse;
+                gradient
+                    .iter_mut()
+                    .zip(own)
+                    .for_each(|(by, x)| *by = *by * inverse + along * x);
+            });
+            difference * difference
+        })
+        .sum::<f64>()
+    });
+    let squares: f64 = shares.collect::<Vec<_>>().into_iter().sum();
+    AlignLosses {
+        log_norm: squares / n,
+        ..AlignLosses::default()
+    }
+}

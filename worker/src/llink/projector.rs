@@ -1,0 +1,543 @@
+//! The projector: encoder vectors into the decoder's hidden space.
+//!
+//! Linear `d_e → h`, GELU (erf), dropout, Linear `h → d`, LayerNorm (eps 1e-5). All parameters lie in one flat buffer, in the
+//! order of [`ProjectorShape::tensors`], so that gradients are reduced, clipped and applied in one pass each.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::kernels::{gelu, reduce, rows_per_task, vectorized};
+use super::matrix::{Matrix, Target, matmul};
+use crate::train::dropout::Dropout;
+use crate::train::random::{key, uniform};
+use crate::train::tensor_file::{self, Tensor, TensorFile, Values};
+use crate::{Error, Result};
+
+const LAYER_NORM_EPSILON: f32 = 1e-5;
+/// Columns that one task sums at a time.
+const COLUMN_BLOCK: usize = 256;
+/// Rows that are projected at once when nothing is kept for a backward pass.
+const PROJECT_ROWS: usize = 1024;
+
+/// Widths of a projector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProjectorShape {
+    /// `d_e`, the encoder's width.
+    pub input: usize,
+    /// `h`, four times the encoder's width by default.
+    pub hidden: usize,
+    /// `d`, the decoder's width.
+    pub output: usize,
+}
+
+/// A projector with its parameters.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Projector {
+    shape: ProjectorShape,
+    /// As [`ProjectorShape::tensors`] lists them, one after another.
+    pub parameters: Vec<f32>,
+}
+
+/// What a forward pass leaves for the backward pass. Kept from step to step, so that nothing is allocated anew.
+#[derive(Debug, Default)]
+pub struct Activations {
+    /// After GELU and dropout, `[b, h]`.
+    hidden: Vec<f32>,
+    /// The derivative of `hidden` by what went into the GELU, `[b, h]`.
+    slope: Vec<f32>,
+    /// The LayerNorm's input less its mean, over its deviation, `[b, d]`.
+    normalized: Vec<f32>,
+    /// One over the deviation, `[b]`.
+    inverse_deviation: Vec<f32>,
+    /// The projected rows, `[b, d]`.
+    pub projected: Vec<f32>,
+}
+
+impl ProjectorShape {
+    /// Names and shapes of the parameters, in the order in which they lie in the flat buffer. Weights are
+    /// `[outputs, inputs]`, as PyTorch keeps them.
+    #[must_use]
+    pub fn tensors(&self) -> [(&'static str, Vec<usize>); 6] {
+        [
+            ("up.weight", vec![self.hidden, self.input]),
+            ("up.bias", vec![self.hidden]),
+            ("down.weight", vec![self.output, self.hidden]),
+            ("down.bias", vec![self.output]),
+            ("norm.weight", vec![self.output]),
+            ("norm.bias", vec![self.output]),
+        ]
+    }
+
+    /// Where each parameter lies in the flat buffer.
+    #[must_use]
+    pub fn ranges(&self) -> [Range<usize>; 6] {
+        let mut end = 0;
+        self.tensors().map(|(_, shape)| {
+            let start = end;
+            end += shape.iter().product::<usize>();
+            start..end
+        })
+    }
+
+    /// How many parameters there are.
+    #[must_use]
+    pub fn parameter_count(&self) -> usize {
+        self.ranges()[5].end
+    }
+
+    fn split<'a>(&self, parameters: &'a [f32]) -> [&'a [f32]; 6] {
+        self.ranges().map(|range| &parameters[range])
+    }
+}
+
+impl Projector {
+    /// PyTorch's default: weights and biases of a Linear uniform within ±1/√inputs, a LayerNorm of ones and zeros.
+    #[must_use]
+    pub fn new(shape: ProjectorShape, seed: u64) -> Self {
+        let mut parameters = vec![0.0; shape.parameter_count()];
+        let ranges = shape.ranges();
+        for (tensor, inputs) in [
+            (0, shape.input),
+            (1, shape.input),
+            (2, shape.hidden),
+            (3, shape.hidden),
+        ] {
+            let bound = 1.0 / (inputs as f32).sqrt();
+            let key = key(&[seed, tensor as u64]);
+            for (index, value) in parameters[ranges[tensor].clone()].iter_mut().enumerate() {
+                *value = bound * (2.0 * uniform(key, index as u64) - 1.0);
+            }
+        }
+        parameters[ranges[4].clone()].fill(1.0);
+        Self { shape, parameters }
+    }
+
+    /// The parameters as tensors of a file, their names after `prefix`.
+    #[must_use]
+    pub fn tensors(&self, prefix: &str) -> Vec<Tensor<'_>> {
+        let values = self.shape.split(&self.parameters).map(Values::F32);
+        let tensors = self.shape.tensors().into_iter().zip(values);
+        tensors
+            .map(|((name, shape), values)| (format!("{prefix}{name}"), shape, values))
+            .collect()
+    }
+
+    /// The projector whose tensors a file holds, their names after `prefix`. The file decides the widths.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when a tensor is missing, or has a shape that does not fit the others.
+    pub fn from_tensors(file: &TensorFile<'_>, prefix: &str) -> Result<Self> {
+        let read = |name: &str| file.f32(&format!("{prefix}{name}"));
+        let (up, down) = (read("up.weight")?.0, read("down.weight")?.0);
+        let (&[hidden, input], &[output, _]) = (&up[..], &down[..]) else {
+            return Err(file.error(format!(
+                "{prefix}up.weight and {prefix}down.weight must be matrices"
+            )));
+        };
+        let shape = ProjectorShape {
+            input,
+            hidden,
+            output,
+        };
+        let mut parameters = Vec::with_capacity(shape.parameter_count());
+        for (name, expected) in shape.tensors() {
+            let (found, values) = read(name)?;
+            if found != expected {
+                return Err(file.error(format!(
+                    "{prefix}{name} has shape {found:?}, the others ask for {expected:?}"
+                )));
+            }
+            parameters.extend(values);
+        }
+        Ok(Self { shape, parameters })
+    }
+
+    /// As a safetensors file, with a few strings.
+    ///
+    /// # Errors
+    /// None that its invariants allow.
+    pub fn to_safetensors(&self, metadata: HashMap<String, String>) -> Result<Vec<u8>> {
+        tensor_file::write(&self.tensors(""), metadata)
+    }
+
+    /// From the safetensors file `name`, whose content is `bytes`.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when it is no such file or holds no projector.
+    pub fn from_safetensors(name: &str, bytes: &[u8]) -> Result<Self> {
+        Self::from_tensors(&TensorFile::new(name, bytes)?, "")
+    }
+
+    /// Its widths.
+    #[must_use]
+    pub const fn shape(&self) -> ProjectorShape {
+        self.shape
+    }
+
+    /// Projects rows `[n, d_e]` to `[n, d]` without dropout, as after training.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when `rows` is not whole rows.
+    pub fn project(&self, rows: &[f32]) -> Result<Vec<f32>> {
+        if !rows.len().is_multiple_of(self.shape.input) {
+            let (numbers, width) = (rows.len(), self.shape.input);
+            return Err(Error::Input(format!(
+                "{numbers} numbers are not whole rows of {width} for the projector"
+            )));
+        }
+        let mut activations = Activations::default();
+        let mut projected = Vec::with_capacity(rows.len() / self.shape.input * self.shape.output);
+        for rows in rows.chunks(PROJECT_ROWS * self.shape.input) {
+            self.forward(rows, None, &mut activations);
+            projected.extend_from_slice(&activations.projected);
+        }
+        Ok(projected)
+    }
+
+    /// Projects rows `[b, d_e]` into `activations`. For training, `dropout` comes with the pair id of each row.
+    pub fn forward(
+        &self,
+        rows: &[f32],
+        dropout: Option<(&Dropout, &[u64])>,
+        activations: &mut Activations,
+    ) {
+        let ProjectorShape {
+            input,
+            hidden: h,
+            output: d,
+        } = self.shape;
+        let [up, up_bias, down, down_bias, norm, norm_bias] = self.shape.split(&self.parameters);
+        let b = rows.len() / input;
+        let Activations {
+            hidden,
+            slope,
+            normalized,
+            inverse_deviation,
+            projected,
+        } = activations;
+        hidden.resize(b * h, 0.0);
+        slope.resize(b * h, 0.0);
+        normalized.resize(b * d, 0.0);
+        inverse_deviation.resize(b, 0.0);
+        projected.resize(b * d, 0.0);
+
+        // [b, d_e] · [d_e, h]
+        matmul(
+            Matrix::new(rows, b, input),
+            Matrix::new(up, h, input).transposed(),
+            Target::new(slope, h),
+        );
+        let block = rows_per_task(b, h);
+        let blocks = hidden
+            .par_chunks_mut(block * h)
+            .zip(slope.par_chunks_mut(block * h))
+            .enumerate();
+        blocks.for_each(|(at, (hidden, slope))| {
+            for (row, (hidden, slope)) in hidden
+                .chunks_exact_mut(h)
+                .zip(slope.chunks_exact_mut(h))
+                .enumerate()
+            {
+                match dropout {
+                    Some((dropout, ids)) => {
+                        let mask = dropout.row(ids[at * block + row]);
+                        vectorized(|| {
+                            activate(hidden, slope, up_bias, |column| mask.factor(column))
+                        });
+                    }
+                    None => vectorized(|| activate(hidden, slope, up_bias, |_| 1.0)),
+                }
+            }
+        });
+
+        // [b, h] · [h, d]
+        matmul(
+            Matrix::new(hidden, b, h),
+            Matrix::new(down, d, h).transposed(),
+            Target::new(normalized, d),
+        );
+        let block = rows_per_task(b, d);
+        let blocks = normalized
+            .par_chunks_mut(block * d)
+            .zip(projected.par_chunks_mut(block * d));
+        blocks
+            .zip(inverse_deviation.par_chunks_mut(block))
+            .for_each(|((normalized, projected), inverse_deviation)| {
+                let rows = normalized
+                    .chunks_exact_mut(d)
+                    .zip(projected.chunks_exact_mut(d))
+                    .zip(inverse_deviation);
+                rows.for_each(|((x, y), inverse)| {
+                    *inverse = vectorized(|| layer_norm(x, y, down_bias, norm, norm_bias))
+                });
+            });
+    }
+
+    /// From the gradient by the projected rows (`[b, d]`, overwritten) to that by the parameters, which replaces `gradient`.
+    pub fn backward(
+        &self,
+        rows: &[f32],
+        activations: &mut Activations,
+        by_projected: &mut [f32],
+        gradient: &mut [f32],
+    ) {
+        let ProjectorShape {
+            input,
+            hidden: h,
+            output: d,
+        } = self.shape;
+        let [_, _, down, _, norm, _] = self.shape.split(&self.parameters);
+        let b = rows.len() / input;
+        let Activations {
+            hidden,
+            slope,
+            normalized,
+            inverse_deviation,
+            ..
+        } = activations;
+        let (by_up, gradient) = gradient.split_at_mut(h * input);
+        let (by_up_bias, gradient) = gradient.split_at_mut(h);
+        let (by_down, gradient) = gradient.split_at_mut(d * h);
+        let (by_down_bias, gradient) = gradient.split_at_mut(d);
+        let (by_norm, by_norm_bias) = gradient.split_at_mut(d);
+
+        sum_columns(by_projected, Some(normalized), by_norm);
+        sum_columns(by_projected, None, by_norm_bias);
+        let block = rows_per_task(b, d);
+        let blocks = by_projected
+            .par_chunks_mut(block * d)
+            .zip(normalized.par_chunks(block * d));
+        blocks.zip(inverse_deviation.par_chunks(block)).for_each(
+            |((by_projected, normalized), inverse_deviation)| {
+                let rows = by_projected
+                    .chunks_exact_mut(d)
+                    .zip(normalized.chunks_exact(d))
+                    .zip(inverse_deviation);
+                rows.for_each(|((by, x), inverse)| {
+                    vectorized(|| layer_norm_backward(by, x, norm, *inverse))
+                });
+            },
+        );
+        let by_down_output = &*by_projected;
+
+        sum_columns(by_down_output, None, by_down_bias);
+        // [d, b] · [b, h]
+        let by_output = Matrix::new(by_down_output, b, d);
+        matmul(
+            by_output.transposed(),
+            Matrix::new(hidden, b, h),
+            Target::new(by_down, h),
+        );
+        // [b, d] · [d, h], into the place of the activations that are no longer needed
+        matmul(by_output, Matrix::new(down, d, h), Target::new(hidden, h));
+        let block = rows_per_task(b, h) * h;
+        hidden
+            .par_chunks_mut(block)
+            .zip(slope.par_chunks(block))
+            .for_each(|(by_hidden, slope)| {
+                vectorized(|| {
+                    by_hidden
+                        .iter_mut()
+                        .zip(slope)
+                        .for_each(|(by, slope)| *by *= slope)
+                });
+            });
+        let by_up_output = &*hidden;
+
+        sum_columns(by_up_output, None, by_up_bias);
+        // [h, b] · [b, d_e]
+        matmul(
+            Matrix::new(by_up_output, b, h).transposed(),
+            Matrix::new(rows, b, input),
+            Target::new(by_up, input),
+        );
+    }
+}
+
+/// GELU and dropout of one row: `slope` holds the product with the weights and is left as the derivative.
+#[inline(always)]
+fn activate(hidden: &mut [f32], slope: &mut [f32], bias: &[f32], factor: impl Fn(u32) -> f32) {
+    for (column, ((hidden, slope), bias)) in (0_u32..).zip(hidden.iter_mut().zip(slope).zip(bias)) {
+        let (value, derivative) = gelu(*slope + bias);
+        let factor = factor(column);
+        *hidden = value * factor;
+        *slope = derivative * factor;
+    }
+}
+
+/// One row: `x` holds the product with the weights and is left normalized, `y` is the result. One over the deviation.
+#[inline(always)]
+fn layer_norm(x: &mut [f32], y: &mut [f32], bias: &[f32], weight: &[f32], shift: &[f32]) -> f32 {
+    let width = x.len() as f32;
+    x.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
+    let mean = reduce(x, x, |x, _| x) / width;
+    let variance = reduce(x, x, |x, _| (x - mean) * (x - mean)) / width;
+    let inverse = 1.0 / (variance + LAYER_NORM_EPSILON).sqrt();
+    for (((x, y), weight), shift) in x.iter_mut().zip(y).zip(weight).zip(shift) {
+        *x = (*x - mean) * inverse;
+        *y = *x * weight + shift;
+    }
+    inverse
+}
+
+/// One row: the gradient by the LayerNorm's output becomes that by its input.
+#[inline(always)]
+fn layer_norm_backward(by: &mut [f32], normalized: &[f32], weight: &[f32], inverse: f32) {
+    let width = by.len() as f32;
+    by.iter_mut()
+        .zip(weight)
+        .for_each(|(by, weight)| *by *= weight);
+    let mean = reduce(by, by, |by, _| by) / width;
+    let along = reduce(by, normalized, |by, x| by * x) / width;
+    by.iter_mut()
+        .zip(normalized)
+        .for_each(|(by, x)| *by = inverse * (*by - mean - x * along));
+}
+
+/// The sum of each column of `values`, or of its product with `factors`, over all rows.
+fn sum_columns(values: &[f32], factors: Option<&[f32]>, sums: &mut [f32]) {
+    let width = sums.len();
+    sums.par_chunks_mut(COLUMN_BLOCK)
+        .with_min_len(if values.len() < 1 << 17 { width } else { 1 })
+        .enumerate()
+        .for_each(|(block, sums)| {
+            vectorized(|| {
+                sums.fill(0.0);
+                let columns = block * COLUMN_BLOCK..block * COLUMN_BLOCK + sums.len();
+                for (row, values) in values.chunks_exact(width).enumerate() {
+                    let values = &values[columns.clone()];
+                    match factors {
+                        Some(factors) => {
+                            let factors = &factors[row * width..][columns.clone()];
+                            sums.iter_mut()
+                                .zip(values)
+                                .zip(factors)
+                                .for_each(|((sum, x), factor)| *sum += x * factor);
+                        }
+                        None => sums.iter_mut().zip(values).for_each(|(sum, x)| *sum += x),
+                    }
+                }
+            });
+        });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: ProjectorShape = ProjectorShape {
+        input: 5,
+        hidden: 12,
+        output: 7,
+    };
+
+    fn rows(n: usize) -> Vec<f32> {
+        (0..n * SHAPE.input)
+            .map(|i| (i as f32 * 1.7).sin())
+            .collect()
+    }
+
+    #[test]
+    fn starts_within_pytorchs_bounds() {
+        let shape = ProjectorShape {
+            input: 64,
+            hidden: 256,
+            output: 96,
+        };
+        let projector = Projector::new(shape, 1);
+        let ranges = shape.ranges();
+        for (tensor, inputs) in [(0, 64.0_f32), (1, 64.0), (2, 256.0), (3, 256.0)] {
+            let values = &projector.parameters[ranges[tensor].clone()];
+            let bound = 1.0 / inputs.sqrt();
+            let largest = values
+                .iter()
+                .fold(0.0_f32, |largest, x| largest.max(x.abs()));
+            assert!(
+                largest <= bound && largest > 0.9 * bound,
+                "tensor {tensor}: {largest} of {bound}"
+            );
+            let mean = values.iter().sum::<f32>() / values.len() as f32;
+            assert!(
+                mean.abs() < 2.0 * bound / (values.len() as f32).sqrt(),
+                "tensor {tensor}: mean {mean}"
+            );
+        }
+        assert_ne!(projector, Projector::new(shape, 2));
+    }
+
+    /// The gradient of Σ (projected · weights) against central differences, parameter by parameter, dropout on.
+    #[test]
+    fn backward_agrees_with_finite_differences() {
+        let (rows, ids) = (rows(4), [3, 1, 4, 1]);
+        let dropout = Dropout::new(0.3, 9, 2);
+        let weights: Vec<f32> = (0..4 * SHAPE.output)
+            .map(|i| (i as f32 * 0.9).cos())
+            .collect();
+        let loss = |projector: &Projector| {
+            let mut activations = Activations::default();
+            projector.forward(&rows, Some((&dropout, &ids)), &mut activations);
+            activations
+                .projected
+                .iter()
+                .zip(&weights)
+                .map(|(x, w)| f64::from(*x) * f64::from(*w))
+                .sum::<f64>()
+        };
+        let mut projector = Projector::new(SHAPE, 5);
+        let mut activations = Activations::default();
+        projector.forward(&rows, Some((&dropout, &ids)), &mut activations);
+        let mut gradient = vec![f32::NAN; SHAPE.parameter_count()];
+        projector.backward(&rows, &mut activations, &mut weights.clone(), &mut gradient);
+        for (index, derivative) in gradient.iter().enumerate() {
+            let (at, width) = (projector.parameters[index], 4e-3);
+            projector.parameters[index] = at + width;
+            let above = loss(&projector);
+            projector.parameters[index] = at - width;
+            let difference = (above - loss(&projector)) / f64::from(2.0 * width);
+            projector.parameters[index] = at;
+            let error = (difference - f64::from(*derivative)).abs();
+            assert!(
+                error < 3e-3 + 3e-3 * difference.abs(),
+                "parameter {index}: {derivative} against {difference}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_brings_the_projector_back() {
+        let projector = Projector::new(SHAPE, 5);
+        let bytes = projector.to_safetensors(HashMap::new()).unwrap();
+        assert_eq!(
+            Projector::from_safetensors("projector.safetensors", &bytes).unwrap(),
+            projector
+        );
+        let tensors = projector
+            .tensors("")
+            .into_iter()
+            .filter(|(name, ..)| name != "norm.bias")
+            .collect::<Vec<_>>();
+        let bytes = tensor_file::write(&tensors, HashMap::new()).unwrap();
+        let text = Projector::from_safetensors("projector.safetensors", &bytes)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            text.contains("projector.safetensors") && text.contains("norm.bias"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn projecting_many_rows_at_once_changes_nothing() {
+        let projector = Projector::new(SHAPE, 5);
+        let rows = rows(2 * PROJECT_ROWS + 3);
+        let together = projector.project(&rows).unwrap();
+        let last = projector
+            .project(&rows[2 * PROJECT_ROWS * SHAPE.input..])
+            .unwrap();
+        assert_eq!(together[2 * PROJECT_ROWS * SHAPE.output..], last);
+        assert!(projector.project(&rows[1..]).is_err());
+    }
+}

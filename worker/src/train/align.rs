@@ -1,0 +1,241 @@
+//! Stage A: training the projector on cached vectors.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use super::align_data::{AlignBatchRows, AlignData};
+use super::align_options::AlignOptions;
+use super::align_step::{AlignTrainer, StepInput, StepSeconds};
+use super::batch::{BatchPlan, rank_slice};
+use super::checkpoint::{self, AlignState};
+use super::dropout::Dropout;
+use super::optimizer::AdamW;
+
+use super::schedule::{cosine_lr, temperature};
+use crate::collective::Collective;
+use crate::llink::projector::Projector;
+use crate::llink::teacher_queue::TeacherQueue;
+use crate::{Error, Result};
+
+/// What a person or a log may want to know of one step. Losses are over the global batch, before the step.
+#[derive(Debug, Clone, Copy)]
+pub struct StepReport {
+    /// Counts from 0.
+    pub step: u64,
+    /// The weighted sum.
+    pub loss: f64,
+    /// Symmetric InfoNCE.
+    pub info_nce: f64,
+    /// Mean of 1 − cosine.
+    pub direction: f64,
+    /// Mean squared difference of log norms.
+    pub log_norm: f64,
+    /// Before clipping.
+    pub grad_norm: f64,
+    /// Of this step.
+    pub learning_rate: f64,
+    /// τ of this step.
+    pub temperature: f64,
+    /// In the global batch.
+    pub pairs: usize,
+    /// On this rank.
+    pub seconds: StepSeconds,
+}
+
+/// What training left.
+#[derive(Debug, Clone)]
+pub struct AlignOutcome {
+    /// The trained projector; the same on all ranks.
+    pub projector: Projector,
+    /// The step that would come next; all steps are done when it is the options' `steps`.
+    pub next_step: u64,
+    /// The last step taken here, if any was.
+    pub last: Option<StepReport>,
+}
+
+/// Makes a checkpoint of the state after the step that is being reported; costs nothing when it is not called.
+pub type Snapshot<'a> = &'a dyn Fn() -> Result<Vec<u8>>;
+
+/// Trains the projector. Every rank calls this with the same options, data and state; `observer` is called after each step and
+/// may end training, on all ranks at the same step.
+///
+/// Products of matrices use the rayon pool that this runs in: ranks that share a machine should share out its cores.
+///
+/// # Errors
+/// [`Error::Input`] when options, data and state do not fit each other; [`Error::Diverged`]; those of the collective and of
+/// the observer.
+pub fn align(
+    options: &AlignOptions,
+    data: &AlignData,
+    collective: &mut dyn Collective,
+    resume: Option<AlignState>,
+    observer: &mut dyn FnMut(&StepReport, Snapshot<'_>) -> Result<ControlFlow<()>>,
+) -> Result<AlignOutcome> {
+    options.check()?;
+    let plan = BatchPlan::new(options.seed, data.len(), options.batch)?;
+    let state = match resume {
+        Some(state) => continued(options, data, state)?,
+        None => fresh(options, data),
+    };
+    agree(data, &state, collective)?;
+    let mut next_step = state.step;
+    let AlignState {
+        projector,
+        optimizer,
+        queue,
+        ..
+    } = state;
+    let mut trainer = AlignTrainer::new(
+        projector,
+        optimizer,
+        queue,
+        options.weights(),
+        options.gradient_clip,
+    );
+    let own = rank_slice(options.batch, collective.rank(), collective.world_size());
+    let mut batch = AlignBatchRows::default();
+    let mut last = None;
+    while next_step < options.steps {
+        let step = next_step;
+        collective.begin_step(step);
+        let started = Instant::now();
+        let rows = plan.rows(step);
+        batch.read(data, &rows, &rows[own.clone()]);
+        let data_seconds = started.elapsed().as_secs_f64();
+
+        let temperature = temperature(
+            step,
+            options.steps,
+            options.temperature_start,
+            options.temperature_end,
+        );
+        let (base, floor) = (options.learning_rate, options.learning_rate_floor);
+        let learning_rate = cosine_lr(
+            step + 1,
+            options.steps + 1,
+            options.warmup_steps,
+            base,
+            floor,
+        );
+        let dropout =
+            (options.dropout > 0.0).then(|| Dropout::new(options.dropout, options.seed, step));
+        let input = StepInput {
+            step,
+            ids: &batch.ids,
+            own: own.clone(),
+            encoder: &batch.encoder,
+            teacher: &batch.teacher,
+            temperature,
+            learning_rate,
+            dropout,
+        };
+        let outcome = trainer.step(&input, collective)?;
+        next_step = step + 1;
+
+        let report = StepReport {
+            step,
+            loss: outcome.losses.total(&options.weights()),
+            info_nce: outcome.losses.info_nce,
+            direction: outcome.losses.direction,
+            log_norm: outcome.losses.log_norm,
+            grad_norm: outcome.grad_norm,
+            learning_rate,
+            temperature,
+            pairs: rows.len(),
+            seconds: StepSeconds {
+                data: data_seconds,
+                ..outcome.seconds
+            },
+        };
+        last = Some(report);
+        let AlignTrainer {
+            projector,
+            optimizer,
+            queue,
+            ..
+        } = &trainer;
+        let snapshot =
+            || checkpoint::to_safetensors(options, next_step, projector, optimizer, queue);
+        if observer(&report, &snapshot)?.is_break() {
+            break;
+        }
+    }
+    Ok(AlignOutcome {
+        projector: trainer.projector,
+        next_step,
+        last,
+    })
+}
+
+/// The state before the first step.
+fn fresh(options: &AlignOptions, data: &AlignData) -> AlignState {
+    let shape = data.projector_shape(options.projector_hidden);
+    AlignState {
+        options: options.clone(),
+        step: 0,
+        projector: Projector::new(shape, options.seed),
+        optimizer: AdamW::new(options.adamw(), shape.parameter_count()),
+        queue: TeacherQueue::new(options.queue_capacity, shape.output),
+    }
+}
+
+/// The state to go on from, unless it belongs to another training.
+fn continued(options: &AlignOptions, data: &AlignData, state: AlignState) -> Result<AlignState> {
+    let json = |options: &AlignOptions| {
+        serde_json::to_value(options)
+            .map_err(|error| Error::Input(format!("comparing options: {error}")))
+    };
+    let (now, then) = (json(options)?, json(&state.options)?);
+    let mut fields = now.as_object().into_iter().flatten();
+    if let Some((field, value)) =
+        fields.find(|(field, value)| then.get(field.as_str()) != Some(*value))
+    {
+        let then = then
+            .get(field.as_str())
+            .map_or_else(|| "nothing".to_owned(), ToString::to_string);
+        return Err(Error::Input(format!(
+            "the checkpoint was trained with `{field}` {then}, this run asks for {value}"
+        )));
+    }
+    let (shape, found) = (
+        data.projector_shape(options.projector_hidden),
+        state.projector.shape(),
+    );
+    if shape != found {
+        return Err(Error::Input(format!(
+            "the checkpoint holds a projector {found:?}, the vectors ask for {shape:?}"
+        )));
+    }
+    Ok(state)
+}
+
+/// Makes sure that all ranks start from the same step, weights and data: a difference would go unseen and spoil all.
+fn agree(data: &AlignData, state: &AlignState, collective: &mut dyn Collective) -> Result<()> {
+    let options =
+        serde_json::to_vec(&state.options).map_err(|error| Error::Input(error.to_string()))?;
+    let hash = |bytes: &[u8]| xxhash_rust::xxh3::xxh3_64(bytes);
+    let weights = hash(bytemuck::cast_slice(&state.projector.parameters));
+    let (ids, options) = (hash(bytemuck::cast_slice(data.ids())), hash(&options));
+    let facts = [
+        ("step", state.step),
+        ("weights", weights),
+        ("pairs", ids),
+        ("options", options),
+    ];
+    // 16 bits fit an f32 exactly.
+    let words = |value: u64| [0, 16, 32, 48].map(|shift| (value >> shift & 0xffff) as f32);
+    let mine: Vec<f32> = facts.iter().flat_map(|(_, value)| words(*value)).collect();
+    let all = collective.all_gather(&mine, &vec![mine.len(); collective.world_size()])?;
+    for (rank, theirs) in all.chunks_exact(mine.len()).enumerate() {
+        let mut differing = facts
+            .iter()
+            .zip(mine.chunks_exact(4).zip(theirs.chunks_exact(4)));
+        if let Some(((what, _), _)) = differing.find(|(_, (mine, theirs))| mine != theirs) {
+            let own = collective.rank();
+            return Err(Error::Input(format!(
+                "ranks {own} and {rank} start with different {what}"
+            )));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,24 @@
+//! Numbers that depend on a key alone: no state, so that any rank, at any step, after any restart, draws the same.
+
+/// The finalizer of SplitMix64: a bijection whose every output bit depends on every input bit.
+#[must_use]
+pub const fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// One key of several words; their order matters.
+#[must_use]
+pub fn key(words: &[u64]) -> u64 {
+    words.iter().fold(0, |state, word| {
+        mix(state.wrapping_add(0x9e37_79b9_7f4a_7c15) ^ mix(*word))
+    })
+}
+
+/// The `index`-th number of a key's stream, uniform in [0, 1) with 24 bits.
+#[must_use]
+pub fn uniform(key: u64, index: u64) -> f32 {
+    (mix(key.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15))) >> 40) as f32
+        / (1_u64 << 24) as f32
+}
