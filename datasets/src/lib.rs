@@ -1,12 +1,34 @@
 //! Corpora in, trustworthy shards out.
 //!
-//! The flow of the `shard` stage: a reader yields rows, [`clean`] keeps or drops each with a reason, [`split`] decides
-//! over all sources which side each row stands on, [`shards`] writes them as Parquet. [`store`] and [`manifest`] need
-//! none of that and are all that the coordinator's core uses.
+//! The flow of the `shard` stage: a reader yields rows, [`clean`] keeps or drops each with a reason, and [`shards`]
+//! decides over all sources which side each row stands on and writes them as Parquet. [`pairs`], [`instructions`] and
+//! [`vectors`] read what was written; [`sample`] makes up a corpus for trials. [`store`] and [`manifest`] need none of
+//! that and are all that the coordinator's core uses.
 
 pub mod error;
 pub mod manifest;
 pub mod store;
+
+#[cfg(feature = "shards")]
+pub mod clean;
+#[cfg(feature = "shards")]
+pub mod instructions;
+#[cfg(feature = "shards")]
+pub mod pairs;
+#[cfg(feature = "shards")]
+pub mod read;
+#[cfg(feature = "shards")]
+pub mod rows;
+#[cfg(feature = "shards")]
+pub mod sample;
+#[cfg(feature = "shards")]
+pub mod shards;
+#[cfg(feature = "shards")]
+pub mod table;
+#[cfg(feature = "shards")]
+mod table_reader;
+#[cfg(feature = "shards")]
+pub mod text;
 #[cfg(feature = "shards")]
 pub mod vectors;
 

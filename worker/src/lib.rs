@@ -5,6 +5,7 @@
 //! with the coordinator.
 
 pub mod agent;
+pub mod cli;
 pub mod collective;
 pub mod error;
 pub mod llink;

@@ -1,2 +1,47 @@
-//! The command line.
-fn main() {}
+//! `llink-worker`: takes tasks from a coordinator and runs them.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use llink_worker::cli::{self, WorkerArgs};
+
+/// Takes tasks from a coordinator and runs them.
+#[derive(Debug, Parser)]
+#[command(name = "llink-worker", version, about)]
+struct Cli {
+    #[command(flatten)]
+    args: WorkerArgs,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("LLINK_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+        )
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(e) => return failed(&format!("cannot start: {e}")),
+    };
+    let ended = runtime.block_on(cli::run(cli.args));
+    runtime.shutdown_timeout(std::time::Duration::from_millis(500));
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => failed(&format!("{e:#}")),
+    }
+}
+
+fn failed(text: &str) -> ExitCode {
+    // With standard error gone there is nobody left to tell.
+    let _ = writeln!(std::io::stderr(), "llink-worker: {text}");
+    ExitCode::FAILURE
+}

@@ -1,1 +1,142 @@
-//! One file for each kind of task.
+//! One file for each kind of task, and what they share: the store, progress, checked reads.
+
+mod align;
+mod checkpoints;
+mod embed;
+mod evaluate;
+mod models;
+mod shard;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use llink_datasets::manifest::{ManifestArtifact, sha256_hex};
+use llink_datasets::store::Store;
+use llink_proto::task::Kind;
+use llink_proto::{Artifact, Failure, FailureKind, Seat, Task, TaskResult};
+
+use crate::agent::TaskControl;
+use crate::{Error, Result};
+
+pub use models::ModelCache;
+
+/// What a running task is given.
+pub struct TaskContext {
+    /// The job's output; paths in the task are relative to it.
+    pub output_url: String,
+    /// For the store's futures: tasks themselves run on plain threads.
+    pub runtime: tokio::runtime::Handle,
+    /// Progress one way, the order to stop the other.
+    pub control: Arc<TaskControl>,
+    /// The place in a gang.
+    pub seat: Option<Seat>,
+    /// Says where this rank listens; answers, once all are there, with every rank's address.
+    pub rendezvous: Box<dyn Fn(String) -> Result<Vec<String>> + Send>,
+    /// Where other ranks can reach this machine.
+    pub local_address: IpAddr,
+    /// Threads to compute with.
+    pub threads: usize,
+    /// Models that an earlier task loaded.
+    pub models: Arc<ModelCache>,
+    /// The lease's token.
+    pub token: u64,
+}
+
+impl std::fmt::Debug for TaskContext {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TaskContext")
+            .field("output_url", &self.output_url)
+            .field("seat", &self.seat)
+            .field("token", &self.token)
+            .finish_non_exhaustive()
+    }
+}
+
+impl TaskContext {
+    /// The job's output.
+    fn store(&self) -> Result<Store> {
+        Ok(Store::open(&self.output_url)?)
+    }
+
+    /// Runs a future of the store's on the agent's runtime.
+    fn wait<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
+    /// Reads an artefact and checks that it is the one that was committed.
+    fn read(&self, store: &Store, artifact: &Artifact) -> Result<Bytes> {
+        let content = self.wait(store.get(&artifact.path))?;
+        let found = sha256_hex(&content);
+        if found == artifact.sha256 {
+            return Ok(content);
+        }
+        Err(llink_datasets::Error::Content {
+            path: store.describe(&artifact.path),
+            reason: format!(
+                "it was altered after it was written: SHA-256 {found}, the manifest has {}. Delete the stage's folder \
+                 and submit the job again",
+                artifact.sha256
+            ),
+        }
+        .into())
+    }
+
+    /// Writes an artefact, atomically.
+    fn write(&self, store: &Store, path: &str, role: &str, rows: u64, content: Bytes) -> Result<Artifact> {
+        let artifact = Artifact {
+            path: path.into(),
+            role: role.into(),
+            rows,
+            bytes: content.len() as u64,
+            sha256: sha256_hex(&content),
+            ..Artifact::default()
+        };
+        self.wait(store.put(path, content))?;
+        Ok(artifact)
+    }
+}
+
+/// Runs a task to its end.
+///
+/// # Errors
+/// Whatever the task meets; [`failure`] says what kind it is.
+pub fn run(context: &TaskContext, task: Task) -> Result<TaskResult> {
+    match task.kind {
+        Some(Kind::CleanSource(spec)) => shard::clean(context, &spec),
+        Some(Kind::SplitCorpus(spec)) => shard::split(context, &spec),
+        Some(Kind::WriteShard(spec)) => shard::write(context, &spec),
+        Some(Kind::PrepareModel(spec)) => models::prepare(context, &spec),
+        Some(Kind::EmbedShard(spec)) => embed::run(context, &spec),
+        Some(Kind::Align(spec)) => align::run(context, &spec),
+        Some(Kind::Evaluate(spec)) => evaluate::run(context, &spec),
+        None => Err(Error::Input("the task is of a kind that this worker's version does not know".into())),
+    }
+}
+
+/// An error as the coordinator is told: what kind it is decides whether trying again makes sense.
+#[must_use]
+pub fn failure(error: &Error) -> Failure {
+    let kind = match error {
+        Error::Model { .. } | Error::Input(_) | Error::Diverged { .. } => FailureKind::Input,
+        Error::Datasets(llink_datasets::Error::Store { .. }) | Error::Io { .. } => FailureKind::Storage,
+        Error::Datasets(_) => FailureKind::Input,
+        Error::Peer { .. } | Error::Aborted(_) => FailureKind::Peer,
+        Error::Tensor(_) => FailureKind::Internal,
+    };
+    Failure {
+        kind: kind.into(),
+        text: error.to_string(),
+    }
+}
+
+fn to_proto(artifact: ManifestArtifact) -> Artifact {
+    Artifact {
+        path: artifact.path,
+        role: artifact.role,
+        rows: artifact.rows,
+        bytes: artifact.bytes,
+        sha256: artifact.sha256,
+        metadata: artifact.metadata,
+    }
+}

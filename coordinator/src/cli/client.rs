@@ -1,0 +1,99 @@
+//! Reaching a coordinator: by its URL, or through the state directory it uses.
+
+use std::path::Path;
+use std::time::Duration;
+
+use llink_proto::job_service_client::JobServiceClient;
+use llink_proto::{Failure, FailureKind};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+use super::{Exit, Failed, Reach};
+use crate::serve;
+
+pub(super) type Client = JobServiceClient<Channel>;
+
+/// Connects to the coordinator at `url`.
+pub(super) async fn connect(url: &str) -> Result<Client, Failed> {
+    let wrong = |e: tonic::transport::Error| {
+        Failed::new(
+            Exit::Usage,
+            format!("--coordinator {url}: not a URL such as http://host:7070 ({e})"),
+        )
+    };
+    let channel = Endpoint::from_shared(url.to_owned())
+        .map_err(wrong)?
+        .connect_timeout(Duration::from_secs(5))
+        .tcp_nodelay(true)
+        .connect()
+        .await
+        .map_err(|e| {
+            let cause = std::error::Error::source(&e)
+                .map(|s| format!(": {s}"))
+                .unwrap_or_default();
+            Failed::new(
+                Exit::Unavailable,
+                format!("no coordinator at {url}{cause}. Is `llink-coord serve` running there?"),
+            )
+        })?;
+    Ok(JobServiceClient::new(channel).max_decoding_message_size(serve::MAX_MESSAGE_BYTES))
+}
+
+/// The coordinator that was named, or the one that uses the state directory now; `None` if nobody does.
+pub(super) async fn find(reach: &Reach) -> Result<Option<Client>, Failed> {
+    if let Some(url) = &reach.coordinator {
+        return connect(url).await.map(Some);
+    }
+    match live_endpoint(&reach.state) {
+        // It may have stopped a moment ago.
+        Some(url) => Ok(connect(&url).await.ok()),
+        None => Ok(None),
+    }
+}
+
+/// Like [`find`], for commands that need somebody there.
+pub(super) async fn require(reach: &Reach) -> Result<Client, Failed> {
+    find(reach).await?.ok_or_else(|| {
+        Failed::new(
+            Exit::Unavailable,
+            format!(
+                "no coordinator is running on the state directory {}: name one with --coordinator URL",
+                reach.state.display()
+            ),
+        )
+    })
+}
+
+fn live_endpoint(state: &Path) -> Option<String> {
+    let noted = std::fs::read_to_string(serve::endpoint_file(state)).ok()?;
+    noted.split_once(' ').map(|(_, url)| url.trim().to_owned())
+}
+
+/// A refusal as a failed command.
+pub(super) fn refused(status: &Status) -> Failed {
+    let kind = status
+        .metadata()
+        .get(serve::FAILURE_KIND_KEY)
+        .and_then(|v| v.to_str().ok()?.parse::<i32>().ok())
+        .and_then(|k| FailureKind::try_from(k).ok());
+    let exit = match (kind, status.code()) {
+        (Some(kind), _) => exit_of(kind),
+        (None, Code::Unavailable) => Exit::Unavailable,
+        (None, _) => Exit::Internal,
+    };
+    Failed::new(exit, status.message())
+}
+
+/// A job's failure as a failed command.
+pub(super) fn job_failed(failure: &Failure) -> Failed {
+    Failed::new(exit_of(failure.kind()), failure.text.clone())
+}
+
+fn exit_of(kind: FailureKind) -> Exit {
+    match kind {
+        FailureKind::Input => Exit::Input,
+        FailureKind::Storage => Exit::Storage,
+        FailureKind::Resources => Exit::Resources,
+        FailureKind::Peer | FailureKind::Internal | FailureKind::Unspecified => Exit::Internal,
+    }
+}

@@ -1,0 +1,155 @@
+//! The local half of `submit`: worker processes of the same binary, and the sample corpus.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use llink_proto::{Job, StageState};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+
+use super::{Exit, Failed, say};
+
+/// A worker that dies this often has a cause that starting it again does not cure.
+const MAX_RESTARTS: u32 = 20;
+
+/// Worker processes on this machine, started when there is work, started again when they die.
+pub(super) struct LocalWorkers {
+    url: String,
+    count: u32,
+    logs: PathBuf,
+    stop: watch::Sender<bool>,
+    keepers: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl LocalWorkers {
+    pub(super) fn new(url: &str, count: u32, state: &Path) -> Self {
+        Self {
+            url: url.into(),
+            count,
+            logs: state.join("logs"),
+            stop: watch::Sender::new(false),
+            keepers: Vec::new(),
+        }
+    }
+
+    /// Starts the workers once a stage of the job has tasks: a job that is cached throughout needs none.
+    pub(super) fn start_if_needed(&mut self, job: &Job) -> Result<(), Failed> {
+        let has_work = |s: &llink_proto::Stage| s.state() == StageState::Running && s.tasks_total > 0;
+        if !self.keepers.is_empty() || !job.stages.iter().any(has_work) {
+            return Ok(());
+        }
+        let binary = std::env::current_exe()
+            .map_err(|e| Failed::new(Exit::Internal, format!("cannot find this program's own file: {e}")))?;
+        std::fs::create_dir_all(&self.logs)
+            .map_err(|e| Failed::new(Exit::Storage, format!("{}: {e}", self.logs.display())))?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = (cores / self.count as usize).max(1);
+        for index in 0..self.count {
+            let log = self.logs.join(format!("worker-{index}.log"));
+            let template = Template {
+                binary: binary.clone(),
+                url: self.url.clone(),
+                name: format!("local-{index}"),
+                threads,
+                log,
+            };
+            self.keepers.push(tokio::spawn(keep(template, self.stop.subscribe())));
+        }
+        Ok(())
+    }
+
+    /// Stops the workers and waits until they are gone.
+    pub(super) async fn stop(self) {
+        self.stop.send_replace(true);
+        for keeper in self.keepers {
+            // A keeper that panicked leaves its child to `kill_on_drop`.
+            let _ = keeper.await;
+        }
+    }
+}
+
+struct Template {
+    binary: PathBuf,
+    url: String,
+    name: String,
+    threads: usize,
+    log: PathBuf,
+}
+
+impl Template {
+    fn spawn(&self) -> std::io::Result<Child> {
+        let log = std::fs::File::options().create(true).append(true).open(&self.log)?;
+        Command::new(&self.binary)
+            .args([
+                "worker",
+                "--coordinator",
+                &self.url,
+                "--name",
+                &self.name,
+                "--exit-with-parent",
+            ])
+            .args(["--threads", &self.threads.to_string()])
+            // The worker's end of this pipe closes when this process ends, however it ends.
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+    }
+}
+
+/// Keeps one worker alive until it is told to stop.
+async fn keep(template: Template, mut stop: watch::Receiver<bool>) {
+    let mut restarts = 0;
+    loop {
+        let mut child = match template.spawn() {
+            Ok(child) => child,
+            Err(e) => {
+                tracing::error!("cannot start {}: {e}", template.binary.display());
+                return;
+            }
+        };
+        tokio::select! {
+            ended = child.wait() => {
+                restarts += 1;
+                tracing::warn!(worker = template.name, ?ended, "worker ended");
+                if restarts > MAX_RESTARTS {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(100 * u64::from(restarts.min(20)))).await;
+            }
+            _ = stop.wait_for(|s| *s) => {
+                drop(child.stdin.take());
+                if tokio::time::timeout(Duration::from_secs(2), child.wait()).await.is_err() {
+                    // It may have ended between the two.
+                    let _ = child.kill().await;
+                }
+                return;
+            }
+        }
+        if *stop.borrow() {
+            return;
+        }
+    }
+}
+
+/// Writes the sample corpus.
+pub(super) fn write_sample(dir: &Path, pairs: u64, instructions: u64, seed: u64) -> Result<(), Failed> {
+    llink_datasets::sample::write(dir, pairs, instructions, seed).map_err(|e| {
+        let exit = match &e {
+            llink_datasets::Error::Store { .. } => Exit::Storage,
+            _ => Exit::Usage,
+        };
+        Failed::new(exit, e.to_string())
+    })?;
+    say(&format!(
+        "{}/pairs.tsv: {pairs} pairs, English TAB Khmer",
+        dir.display()
+    ));
+    say(&format!(
+        "{}/instructions.jsonl: {instructions} instructions",
+        dir.display()
+    ));
+    Ok(())
+}

@@ -1,0 +1,203 @@
+//! Looking at jobs and stopping them: `list`, `get`, `watch`, `logs`, `cancel`, `resume`.
+//!
+//! `list`, `get` and `logs` also work when no coordinator runs: they read the state store.
+
+use llink_proto::{CancelRequest, Event, Job, ListRequest, LogsRequest, ResumeRequest};
+
+use super::client::{self, refused};
+use super::{Exit, Failed, Reach, follow};
+use crate::schedule::{Cluster, Timing};
+use crate::state::StateStore;
+use crate::ui::{self, Style};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct List {
+    #[command(flatten)]
+    reach: Reach,
+    /// JSON, for programs.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Get {
+    /// The job's id, or the beginning of one.
+    job: String,
+    #[command(flatten)]
+    reach: Reach,
+    /// JSON, for programs.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Watch {
+    /// The job's id, or the beginning of one.
+    job: String,
+    #[command(flatten)]
+    reach: Reach,
+    /// One JSON object a line, for programs.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Logs {
+    /// The job's id, or the beginning of one.
+    job: String,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Cancel {
+    /// The job's id, or the beginning of one.
+    job: String,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Resume {
+    /// The job's id, or the beginning of one.
+    job: String,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+impl List {
+    pub(super) async fn run(self) -> Result<(), Failed> {
+        ui::list(&jobs(&self.reach).await?, Style::of(self.json));
+        Ok(())
+    }
+}
+
+impl Get {
+    pub(super) async fn run(self) -> Result<(), Failed> {
+        let job = one(jobs(&self.reach).await?, &self.job)?;
+        ui::job(&job, Style::of(self.json));
+        Ok(())
+    }
+}
+
+impl Watch {
+    pub(super) async fn run(self) -> Result<(), Failed> {
+        let style = Style::of(self.json);
+        let job = one(jobs(&self.reach).await?, &self.job)?;
+        if job.ended_at > 0 {
+            return follow::conclude(&follow::Ended { job }, style);
+        }
+        let mut client = client::require(&self.reach).await?;
+        let ended = tokio::select! {
+            ended = follow::follow(&mut client, &job.id, style, |_| Ok(())) => ended?,
+            () = super::interrupted() => {
+                return Err(Failed::new(Exit::Interrupted, format!("left; job {} goes on", job.id)));
+            }
+        };
+        follow::conclude(&ended, style)
+    }
+}
+
+impl Logs {
+    pub(super) async fn run(self) -> Result<(), Failed> {
+        let job = one(jobs(&self.reach).await?, &self.job)?;
+        let events: Vec<Event> = match client::find(&self.reach).await? {
+            Some(mut client) => {
+                let request = LogsRequest {
+                    job_id: job.id,
+                    after_sequence: 0,
+                };
+                client.logs(request).await.map_err(|s| refused(&s))?.into_inner().events
+            }
+            None => open(&self.reach)?
+                .events(&job.id, 0)
+                .map_err(|e| Failed::new(Exit::Storage, e.to_string()))?,
+        };
+        for event in &events {
+            super::say(&ui::event_line(event));
+        }
+        Ok(())
+    }
+}
+
+impl Cancel {
+    pub(super) async fn run(self) -> Result<(), Failed> {
+        let job = one(jobs(&self.reach).await?, &self.job)?;
+        if job.ended_at > 0 {
+            super::say(&format!("{} has ended already: {}", job.id, ui::state_word(&job)));
+            return Ok(());
+        }
+        match client::find(&self.reach).await? {
+            Some(mut client) => {
+                let request = CancelRequest { job_id: job.id };
+                let job = client.cancel(request).await.map_err(|s| refused(&s))?.into_inner();
+                super::say(&format!("{}: {}", job.id, ui::state_word(&job)));
+            }
+            None => super::say(&format!("{} is not running: its coordinator has stopped", job.id)),
+        }
+        Ok(())
+    }
+}
+
+impl Resume {
+    pub(super) async fn run(self) -> Result<(), Failed> {
+        let job = one(jobs(&self.reach).await?, &self.job)?;
+        let mut client = client::require(&self.reach).await.map_err(|f| {
+            Failed::new(
+                f.exit,
+                format!("{}; or submit the job file again, which goes on from there", f.text),
+            )
+        })?;
+        let request = ResumeRequest { job_id: job.id };
+        let job = client.resume(request).await.map_err(|s| refused(&s))?.into_inner();
+        super::say(&format!("{}: {}", job.id, ui::state_word(&job)));
+        Ok(())
+    }
+}
+
+fn open(reach: &Reach) -> Result<StateStore, Failed> {
+    if !reach.state.join("state.db").exists() {
+        return Err(Failed::new(
+            Exit::Unavailable,
+            format!(
+                "no coordinator is named and there is no state in {}: use --coordinator URL or --state DIR",
+                reach.state.display()
+            ),
+        ));
+    }
+    StateStore::open_read_only(&reach.state).map_err(|e| Failed::new(Exit::Storage, e.to_string()))
+}
+
+/// Every job, asked of the coordinator or read from the state store.
+async fn jobs(reach: &Reach) -> Result<Vec<Job>, Failed> {
+    if let Some(mut client) = client::find(reach).await? {
+        return Ok(client
+            .list(ListRequest {})
+            .await
+            .map_err(|s| refused(&s))?
+            .into_inner()
+            .jobs);
+    }
+    let (jobs, tasks) = open(reach)?
+        .load()
+        .map_err(|e| Failed::new(Exit::Storage, e.to_string()))?;
+    let ids: Vec<String> = jobs.iter().map(|j| j.id.clone()).collect();
+    let cluster = Cluster::restore(Timing::default(), jobs, tasks, 0);
+    Ok(ids.iter().filter_map(|id| cluster.view(id)).collect())
+}
+
+fn one(jobs: Vec<Job>, wanted: &str) -> Result<Job, Failed> {
+    let known = jobs.iter().map(|j| j.id.clone()).collect::<Vec<_>>().join(", ");
+    let mut matching: Vec<Job> = jobs.into_iter().filter(|j| j.id.starts_with(wanted)).collect();
+    if let Some(exact) = matching.iter().position(|j| j.id == wanted) {
+        return Ok(matching.swap_remove(exact));
+    }
+    match matching.len() {
+        1 => Ok(matching.swap_remove(0)),
+        0 => Err(Failed::new(
+            Exit::Usage,
+            format!("there is no job {wanted:?}; known: {known}"),
+        )),
+        _ => Err(Failed::new(Exit::Usage, format!("{wanted:?} could be any of: {known}"))),
+    }
+}

@@ -1,0 +1,273 @@
+//! The command line: arguments in, exit code out.
+
+mod client;
+mod follow;
+#[cfg(feature = "embedded")]
+mod local;
+mod look;
+mod submit;
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::schedule::Timing;
+use crate::serve::{self, ServeError, ServeOptions, Unfinished};
+
+/// A command that failed: what to print, and the exit code that tells programs why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failed {
+    /// What went wrong, where, and what to do.
+    pub text: String,
+    /// See [`Exit`].
+    pub exit: Exit,
+}
+
+/// Exit codes. The README documents them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// A fault in llink, or something unforeseen.
+    Internal = 1,
+    /// The command line or the job file is wrong; nothing was started.
+    Usage = 2,
+    /// A corpus or a model is missing or wrong.
+    Input = 3,
+    /// The disk or the object store refused: full, no permission.
+    Storage = 4,
+    /// Out of memory, no such device.
+    Resources = 5,
+    /// The coordinator cannot be reached, the port is taken, the state directory is in use.
+    Unavailable = 6,
+    /// The job was cancelled.
+    Cancelled = 7,
+    /// Ctrl-C.
+    Interrupted = 130,
+}
+
+impl Failed {
+    fn new(exit: Exit, text: impl Into<String>) -> Self {
+        Self {
+            text: text.into(),
+            exit,
+        }
+    }
+}
+
+impl From<ServeError> for Failed {
+    fn from(error: ServeError) -> Self {
+        let exit = match &error {
+            ServeError::Listen { .. } | ServeError::InUse { .. } => Exit::Unavailable,
+            ServeError::State(_) | ServeError::Lock { .. } => Exit::Storage,
+            ServeError::Transport(_) => Exit::Internal,
+        };
+        Self::new(exit, error.to_string())
+    }
+}
+
+/// Reads a language its tokenizer shatters: parallel corpus in, aligned model out.
+#[derive(Debug, Parser)]
+#[command(name = "llink-coord", version, about, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 fault, 2 wrong command or job file, 3 corpus or model missing or wrong, \
+4 disk or object store refused, 5 out of memory or no device, 6 coordinator not reachable or port taken, \
+7 job cancelled, 130 interrupted.";
+
+/// Where the coordinator is.
+#[derive(Debug, Clone, clap::Args)]
+struct Reach {
+    /// URL of a running coordinator. Without it: the one that uses the state directory.
+    #[arg(long, env = "LLINK_COORDINATOR", value_name = "URL")]
+    coordinator: Option<String>,
+    /// Directory of the state store.
+    #[arg(long, env = "LLINK_STATE", value_name = "DIR", default_value = ".llink")]
+    state: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a job, follow it, print its report. Without --coordinator, serves itself with local workers.
+    Submit(submit::Submit),
+    /// Run a coordinator until it is stopped.
+    Serve {
+        /// Where to listen.
+        #[arg(
+            long,
+            env = "LLINK_LISTEN",
+            value_name = "ADDR:PORT",
+            default_value = "127.0.0.1:7070"
+        )]
+        listen: SocketAddr,
+        /// Directory of the state store.
+        #[arg(long, env = "LLINK_STATE", value_name = "DIR", default_value = ".llink")]
+        state: PathBuf,
+        /// Seconds without a heartbeat after which a worker's leases are given to others.
+        #[arg(long, env = "LLINK_LEASE_S", value_name = "SECONDS", default_value_t = 15.0)]
+        lease: f64,
+    },
+    /// List jobs.
+    List(look::List),
+    /// Show one job: its stages, what it waits for, its report.
+    Get(look::Get),
+    /// Follow a job until it ends.
+    Watch(look::Watch),
+    /// Print what happened to a job: leases, failures, retries.
+    Logs(look::Logs),
+    /// Stop a job; what it finished is kept.
+    Cancel(look::Cancel),
+    /// Start a failed or cancelled job again from where it stopped.
+    Resume(look::Resume),
+    /// Write a sample corpus: English–Khmer pairs and instructions from a grammar.
+    #[cfg(feature = "embedded")]
+    Sample {
+        /// Where `pairs.tsv` and `instructions.jsonl` go.
+        dir: PathBuf,
+        /// How many pairs.
+        #[arg(long, default_value_t = 140_000)]
+        pairs: u64,
+        /// How many instructions.
+        #[arg(long, default_value_t = 42_000)]
+        instructions: u64,
+        /// The same seed writes the same bytes.
+        #[arg(long, default_value_t = 7)]
+        seed: u64,
+    },
+    /// Run a worker (what `llink-worker` does).
+    #[cfg(feature = "embedded")]
+    Worker(llink_worker::cli::WorkerArgs),
+    /// Print a completion script for a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Parses the arguments, runs the command, prints what failed.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    set_up_log(&cli.command);
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            complain(&format!("cannot start: {e}"));
+            return ExitCode::from(Exit::Internal as u8);
+        }
+    };
+    let ended = runtime.block_on(run(cli.command));
+    runtime.shutdown_timeout(std::time::Duration::from_millis(500));
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failed) => {
+            complain(&failed.text);
+            ExitCode::from(failed.exit as u8)
+        }
+    }
+}
+
+fn complain(text: &str) {
+    // With standard error gone there is nobody left to tell.
+    let _ = writeln!(std::io::stderr(), "llink-coord: {text}");
+}
+
+/// Writes a line for people to standard output; a closed pipe (`| head`) is not an error worth a message.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+fn set_up_log(command: &Command) {
+    // What a person sees is the command's business; servers and workers log.
+    let quiet = match command {
+        Command::Serve { .. } => "info",
+        #[cfg(feature = "embedded")]
+        Command::Worker(_) => "info",
+        _ => "off",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("LLINK_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(quiet));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+}
+
+async fn run(command: Command) -> Result<(), Failed> {
+    match command {
+        Command::Submit(submit) => submit.run().await,
+        Command::Serve { listen, state, lease } => serve_until_stopped(listen, state, lease).await,
+        Command::List(list) => list.run().await,
+        Command::Get(get) => get.run().await,
+        Command::Watch(watch) => watch.run().await,
+        Command::Logs(logs) => logs.run().await,
+        Command::Cancel(cancel) => cancel.run().await,
+        Command::Resume(resume) => resume.run().await,
+        #[cfg(feature = "embedded")]
+        Command::Sample {
+            dir,
+            pairs,
+            instructions,
+            seed,
+        } => local::write_sample(&dir, pairs, instructions, seed),
+        #[cfg(feature = "embedded")]
+        Command::Worker(args) => llink_worker::cli::run(args)
+            .await
+            .map_err(|e| Failed::new(Exit::Unavailable, format!("{e:#}"))),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "llink-coord", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+async fn serve_until_stopped(listen: SocketAddr, state_directory: PathBuf, lease: f64) -> Result<(), Failed> {
+    if !(0.2..=3600.0).contains(&lease) {
+        return Err(Failed::new(
+            Exit::Usage,
+            format!("--lease {lease}: expected 0.2 to 3600 seconds"),
+        ));
+    }
+    let timing = Timing {
+        lease: (lease * 1000.0) as i64,
+        ..Timing::default()
+    };
+    let running = serve::start(ServeOptions {
+        listen,
+        state_directory,
+        timing,
+        unfinished: Unfinished::GoesOn,
+    })
+    .await?;
+    say(&format!("llink-coord listens on {}", running.url));
+    tokio::select! {
+        why = running.broken() => Err(Failed::new(Exit::Storage, why)),
+        () = interrupted() => {
+            running.stop().await?;
+            Ok(())
+        }
+    }
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+async fn interrupted() {
+    let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) else {
+        // No handler can be had: then only Ctrl-C counts.
+        let _ = tokio::signal::ctrl_c().await;
+        return;
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}

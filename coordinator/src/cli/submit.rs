@@ -1,0 +1,164 @@
+//! `submit`: run a job here or elsewhere, follow it, print its report.
+
+use std::path::{Path, PathBuf};
+
+use llink_proto::{Job, SubmitRequest};
+
+use super::client::{self, Client, refused};
+use super::follow;
+use super::{Exit, Failed, Reach, say};
+use crate::job;
+use crate::ui::{self, Style};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Submit {
+    /// The job file.
+    job: PathBuf,
+    #[command(flatten)]
+    reach: Reach,
+    /// Local worker processes (overrides `[workers] local`).
+    #[arg(long, value_name = "N")]
+    workers: Option<u32>,
+    /// Print the plan and what is cached; start nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// One JSON object a line, for programs.
+    #[arg(long)]
+    json: bool,
+    /// Return once the job is accepted (needs --coordinator).
+    #[arg(long, requires = "coordinator")]
+    detach: bool,
+}
+
+impl Submit {
+    pub(super) async fn run(self) -> Result<(), Failed> {
+        let (request, file) = self.read()?;
+        let style = Style::of(self.json);
+        match &self.reach.coordinator {
+            Some(url) => {
+                let mut client = client::connect(url).await?;
+                let job = send(&mut client, request).await?;
+                if self.dry_run {
+                    ui::plan(&job, style);
+                    return Ok(());
+                }
+                if self.detach {
+                    say(&job.id);
+                    return Ok(());
+                }
+                let ended = tokio::select! {
+                    ended = follow::follow(&mut client, &job.id, style, |_| Ok(())) => ended?,
+                    () = super::interrupted() => return Err(left(url, &job.id)),
+                };
+                follow::conclude(&ended, style)
+            }
+            None => self.run_here(request, &file, style).await,
+        }
+    }
+
+    /// The request, after the file was checked here: a wrong one starts nothing.
+    fn read(&self) -> Result<(SubmitRequest, job::JobFile), Failed> {
+        let name = self.job.display().to_string();
+        let text = std::fs::read_to_string(&self.job).map_err(|e| {
+            Failed::new(
+                Exit::Usage,
+                format!("{name}: {e}. A job file is needed, such as the job.toml beside the README"),
+            )
+        })?;
+        let file = job::parse(&name, &text).map_err(|e| Failed::new(Exit::Usage, e.to_string()))?;
+        let folder = self
+            .job
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        let base_dir =
+            std::path::absolute(folder).map_err(|e| Failed::new(Exit::Usage, format!("{}: {e}", folder.display())))?;
+        let request = SubmitRequest {
+            job_toml: text,
+            file_name: name,
+            base_dir: base_dir.to_string_lossy().into_owned(),
+            dry_run: self.dry_run,
+        };
+        Ok((request, file))
+    }
+
+    #[cfg(feature = "embedded")]
+    async fn run_here(&self, request: SubmitRequest, file: &job::JobFile, style: Style) -> Result<(), Failed> {
+        use super::local::LocalWorkers;
+        use crate::schedule::Timing;
+        use crate::serve::{self, ServeOptions, Unfinished};
+
+        let running = serve::start(ServeOptions {
+            listen: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
+            state_directory: self.reach.state.clone(),
+            timing: Timing::default(),
+            unfinished: Unfinished::IsEnded,
+        })
+        .await?;
+        let count = self.workers.unwrap_or(file.workers.local).max(1);
+        let mut client = client::connect(&running.url).await?;
+        let mut workers = LocalWorkers::new(&running.url, count, &self.reach.state);
+        let sent = send(&mut client, request).await;
+        let outcome = match sent {
+            Err(failed) => Err(failed),
+            Ok(job) if self.dry_run => {
+                ui::plan(&job, style);
+                Ok(None)
+            }
+            Ok(job) => {
+                let mut stopper = client.clone();
+                let started = follow::follow(&mut client, &job.id, style, |job| workers.start_if_needed(job));
+                tokio::select! {
+                    ended = started => ended.map(Some),
+                    why = running.broken() => Err(Failed::new(Exit::Storage, why)),
+                    () = super::interrupted() => Err(stop(&mut stopper, &job.id, &self.job).await),
+                }
+            }
+        };
+        workers.stop().await;
+        let stopped = running.stop().await;
+        if let Some(ended) = outcome? {
+            follow::conclude(&ended, style)?;
+        }
+        stopped.map_err(Failed::from)
+    }
+
+    #[cfg(not(feature = "embedded"))]
+    async fn run_here(&self, _: SubmitRequest, _: &job::JobFile, _: Style) -> Result<(), Failed> {
+        Err(Failed::new(
+            Exit::Usage,
+            "this llink-coord was built without its embedded worker: name a coordinator with --coordinator URL",
+        ))
+    }
+}
+
+async fn send(client: &mut Client, request: SubmitRequest) -> Result<Job, Failed> {
+    let answer = client.submit(request).await.map_err(|s| refused(&s))?.into_inner();
+    answer
+        .job
+        .ok_or_else(|| Failed::new(Exit::Internal, "the coordinator answered without a job"))
+}
+
+fn left(url: &str, id: &str) -> Failed {
+    Failed::new(
+        Exit::Interrupted,
+        format!(
+            "left; the job goes on. `llink-coord watch {id} --coordinator {url}` follows it, \
+             `llink-coord cancel {id} --coordinator {url}` stops it"
+        ),
+    )
+}
+
+#[cfg(feature = "embedded")]
+async fn stop(client: &mut Client, id: &str, job: &Path) -> Failed {
+    let cancel = client.cancel(llink_proto::CancelRequest { job_id: id.into() });
+    // Cancelled or not, the state on disk is whole and the next run goes on from it.
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), cancel).await;
+    Failed::new(
+        Exit::Interrupted,
+        format!(
+            "stopped. What was finished is kept: `llink-coord submit {}` goes on from there",
+            job.display()
+        ),
+    )
+}

@@ -1,0 +1,269 @@
+//! Values that parse but cannot be meant.
+
+use super::{JobFile, Problem};
+
+/// Every value out of range, by its key. Places are filled in by the parser.
+pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
+    let mut found = Vec::new();
+    let mut expect = |holds: bool, key: &str, given: &dyn std::fmt::Display, expected: &str| {
+        if !holds {
+            found.push(Problem {
+                key: key.into(),
+                span: None,
+                what: format!("`{key}` is {given}: expected {expected}"),
+                help: None,
+            });
+        }
+    };
+    let name_ok = !job.name.is_empty()
+        && job
+            .name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.');
+    expect(
+        name_ok,
+        "name",
+        &format!("{:?}", job.name),
+        "letters, digits, `-`, `_` or `.`",
+    );
+    expect(
+        !job.output.is_empty(),
+        "output",
+        &"empty",
+        "a folder or an object-store URL",
+    );
+
+    let c = &job.corpus;
+    expect(
+        !c.source.as_slice().is_empty(),
+        "corpus.source",
+        &"empty",
+        "at least one source",
+    );
+    expect(
+        c.source.as_slice().iter().all(|s| !s.is_empty()),
+        "corpus.source",
+        &"empty",
+        "a path, a URL or \"sample\"",
+    );
+    let format_known = c.format.as_deref().is_none_or(|f| matches!(f, "tsv" | "jsonl"));
+    expect(
+        format_known,
+        "corpus.format",
+        &c.format.as_deref().unwrap_or(""),
+        "tsv or jsonl",
+    );
+    expect(
+        c.english_column >= 1,
+        "corpus.english_column",
+        &c.english_column,
+        "a column, counted from 1",
+    );
+    expect(
+        c.foreign_column >= 1,
+        "corpus.foreign_column",
+        &c.foreign_column,
+        "a column, counted from 1",
+    );
+    expect(
+        c.english_column != c.foreign_column,
+        "corpus.foreign_column",
+        &c.foreign_column,
+        "another column than `corpus.english_column`",
+    );
+    expect(
+        c.holdout_pairs >= 2,
+        "corpus.holdout_pairs",
+        &c.holdout_pairs,
+        "at least 2, to measure retrieval on",
+    );
+    expect(
+        c.min_chars <= c.max_chars,
+        "corpus.min_chars",
+        &c.min_chars,
+        "at most `corpus.max_chars`",
+    );
+    expect(
+        (1..=65_535).contains(&c.max_chars),
+        "corpus.max_chars",
+        &c.max_chars,
+        "1 to 65535",
+    );
+    expect(c.shard_rows >= 1, "corpus.shard_rows", &c.shard_rows, "at least 1");
+    let sample_sized = c.train_pairs > 0 || c.source.as_slice().iter().all(|s| s != "sample");
+    expect(
+        sample_sized,
+        "corpus.train_pairs",
+        &c.train_pairs,
+        "how many pairs of the sample corpus to make",
+    );
+
+    if let Some(i) = &job.instructions {
+        expect(
+            !i.source.as_slice().is_empty(),
+            "instructions.source",
+            &"empty",
+            "at least one source",
+        );
+        expect(
+            i.validation >= 1,
+            "instructions.validation",
+            &i.validation,
+            "at least 1",
+        );
+        expect(
+            i.min_chars <= i.max_chars,
+            "instructions.min_chars",
+            &i.min_chars,
+            "at most `instructions.max_chars`",
+        );
+        expect(
+            (1..=65_535).contains(&i.max_chars),
+            "instructions.max_chars",
+            &i.max_chars,
+            "1 to 65535",
+        );
+        expect(
+            i.shard_rows >= 1,
+            "instructions.shard_rows",
+            &i.shard_rows,
+            "at least 1",
+        );
+        let sized = i.train > 0 || i.source.as_slice().iter().all(|s| s != "sample");
+        expect(
+            sized,
+            "instructions.train",
+            &i.train,
+            "how many sample instructions to make",
+        );
+    }
+    expect(
+        !job.models.encoder.is_empty(),
+        "models.encoder",
+        &"empty",
+        "\"tiny\" or a model folder",
+    );
+    expect(
+        !job.models.decoder.is_empty(),
+        "models.decoder",
+        &"empty",
+        "\"tiny\" or a model folder",
+    );
+    expect(
+        job.embed.token_budget >= 256,
+        "embed.token_budget",
+        &job.embed.token_budget,
+        "at least 256",
+    );
+    expect(
+        job.embed.max_chars >= 1,
+        "embed.max_chars",
+        &job.embed.max_chars,
+        "at least 1",
+    );
+    expect(
+        (3..=512).contains(&job.embed.max_tokens),
+        "embed.max_tokens",
+        &job.embed.max_tokens,
+        "3 to 512",
+    );
+
+    let a = &job.align;
+    let positive = |x: f64| x.is_finite() && x > 0.0;
+    let fraction = |x: f64| (0.0..1.0).contains(&x);
+    expect(a.steps >= 1, "align.steps", &a.steps, "at least 1");
+    expect(
+        a.batch >= 2,
+        "align.batch",
+        &a.batch,
+        "at least 2: a contrastive loss needs negatives",
+    );
+    let batch_fits = c.train_pairs == 0 || u64::from(a.batch) <= c.train_pairs;
+    expect(batch_fits, "align.batch", &a.batch, "at most `corpus.train_pairs`");
+    expect(
+        positive(a.temperature_start),
+        "align.temperature_start",
+        &a.temperature_start,
+        "above 0",
+    );
+    expect(
+        positive(a.temperature_end),
+        "align.temperature_end",
+        &a.temperature_end,
+        "above 0",
+    );
+    expect(
+        positive(a.learning_rate),
+        "align.learning_rate",
+        &a.learning_rate,
+        "above 0",
+    );
+    let floor_ok = (0.0..=a.learning_rate).contains(&a.learning_rate_floor);
+    expect(
+        floor_ok,
+        "align.learning_rate_floor",
+        &a.learning_rate_floor,
+        "0 to `align.learning_rate`",
+    );
+    expect(
+        a.weight_decay >= 0.0 && a.weight_decay.is_finite(),
+        "align.weight_decay",
+        &a.weight_decay,
+        "0 or more",
+    );
+    expect(fraction(a.beta1), "align.beta1", &a.beta1, "0 up to, not including, 1");
+    expect(fraction(a.beta2), "align.beta2", &a.beta2, "0 up to, not including, 1");
+    expect(
+        positive(a.gradient_clip),
+        "align.gradient_clip",
+        &a.gradient_clip,
+        "above 0",
+    );
+    expect(
+        fraction(a.dropout),
+        "align.dropout",
+        &a.dropout,
+        "0 up to, not including, 1",
+    );
+    expect(
+        a.direction_weight >= 0.0,
+        "align.direction_weight",
+        &a.direction_weight,
+        "0 or more",
+    );
+    expect(
+        a.log_norm_weight >= 0.0,
+        "align.log_norm_weight",
+        &a.log_norm_weight,
+        "0 or more",
+    );
+    expect(
+        positive(a.step_timeout_s),
+        "align.step_timeout_s",
+        &a.step_timeout_s,
+        "above 0",
+    );
+    expect(a.min_ranks >= 1, "align.min_ranks", &a.min_ranks, "at least 1");
+    let ranks_ok = a.max_ranks == 0 || a.max_ranks >= a.min_ranks;
+    expect(
+        ranks_ok,
+        "align.max_ranks",
+        &a.max_ranks,
+        "0, or at least `align.min_ranks`",
+    );
+    let batch_spreads = a.max_ranks <= a.batch && a.min_ranks <= a.batch;
+    expect(batch_spreads, "align.max_ranks", &a.max_ranks, "at most `align.batch`");
+    expect(
+        job.evaluate.benchmark_pairs >= 2,
+        "evaluate.benchmark_pairs",
+        &job.evaluate.benchmark_pairs,
+        "at least 2",
+    );
+    expect(
+        (1..=256).contains(&job.workers.local),
+        "workers.local",
+        &job.workers.local,
+        "1 to 256",
+    );
+    found
+}

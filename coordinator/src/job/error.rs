@@ -1,0 +1,93 @@
+//! What is wrong with a job file, for people: line, column, key, what was expected, the nearest name.
+
+use std::fmt;
+use std::ops::Range;
+
+/// One fault in a job file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Dotted path of the key, or empty for the file as a whole.
+    pub key: String,
+    /// Bytes of the text that are at fault.
+    pub span: Option<Range<usize>>,
+    /// What is wrong.
+    pub what: String,
+    /// What to do about it.
+    pub help: Option<String>,
+}
+
+/// Every fault found in a job file, ready to print with the lines they stand on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobFileError {
+    file_name: String,
+    text: String,
+    problems: Vec<Problem>,
+}
+
+impl JobFileError {
+    /// Faults of the job file `file_name`, whose content is `text`.
+    pub(super) fn new(file_name: &str, text: &str, problems: Vec<Problem>) -> Self {
+        Self {
+            file_name: file_name.into(),
+            text: text.into(),
+            problems,
+        }
+    }
+
+    /// The faults, in the order of the file.
+    #[must_use]
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+}
+
+/// Line and column, both from 1; the column counts characters.
+pub(super) fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
+    let before = &text[..offset.min(text.len())];
+    let line_start = before.rfind('\n').map_or(0, |i| i + 1);
+    (
+        before.matches('\n').count() + 1,
+        before[line_start..].chars().count() + 1,
+    )
+}
+
+impl fmt::Display for JobFileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, problem) in self.problems.iter().enumerate() {
+            if i > 0 {
+                writeln!(f)?;
+            }
+            let Some(span) = &problem.span else {
+                write!(f, "{}: {}", self.file_name, problem.what)?;
+                if let Some(help) = &problem.help {
+                    write!(f, "\n  = {help}")?;
+                }
+                continue;
+            };
+            let (line, column) = line_and_column(&self.text, span.start);
+            let source = self.text.lines().nth(line - 1).unwrap_or("");
+            let underlined = self
+                .text
+                .get(span.clone())
+                .map_or(1, |s| s.lines().next().unwrap_or("").chars().count());
+            let margin = line.to_string().len();
+            writeln!(f, "{}:{line}:{column}: {}", self.file_name, problem.what)?;
+            writeln!(f, "{:margin$} |", "")?;
+            writeln!(f, "{line} | {source}")?;
+            write!(
+                f,
+                "{:margin$} | {:pad$}{}",
+                "",
+                "",
+                "^".repeat(underlined.max(1)),
+                pad = column - 1
+            )?;
+            if let Some(help) = &problem.help {
+                write!(f, "\n{:margin$} = {help}", "")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for JobFileError {}

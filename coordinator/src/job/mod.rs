@@ -1,0 +1,341 @@
+//! The job file: its keys, their defaults, and what makes one wrong.
+//!
+//! Parsed once by [`parse`], checked once by [`check`], then trusted everywhere.
+
+mod check;
+mod error;
+mod parse;
+
+pub use error::{JobFileError, Problem};
+pub use parse::parse;
+
+use serde::{Deserialize, Serialize};
+
+/// A whole job file. Only `corpus` must be given; every other key has a default.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobFile {
+    /// What people call the job.
+    #[serde(default = "default_name")]
+    pub name: String,
+    /// Where every artefact goes: a folder or an object-store URL.
+    #[serde(default = "default_output")]
+    pub output: String,
+    /// Drives everything random: the sample corpus, tiny models, batches, dropout.
+    #[serde(default = "default_seed")]
+    pub seed: u64,
+    /// The parallel corpus.
+    pub corpus: CorpusSection,
+    /// Instruction examples, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instructions: Option<InstructionsSection>,
+    /// The frozen models.
+    #[serde(default)]
+    pub models: ModelsSection,
+    /// How sentences become cached vectors.
+    #[serde(default)]
+    pub embed: EmbedSection,
+    /// Stage A.
+    #[serde(default)]
+    pub align: AlignSection,
+    /// What is measured.
+    #[serde(default)]
+    pub evaluate: EvaluateSection,
+    /// Local worker processes, when the job serves itself.
+    #[serde(default)]
+    pub workers: WorkersSection,
+}
+
+fn default_name() -> String {
+    "job".into()
+}
+
+fn default_output() -> String {
+    "llink-out".into()
+}
+
+fn default_seed() -> u64 {
+    7
+}
+
+/// One source or several.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "a path, a URL, \"sample\", or an array of those")]
+pub enum Sources {
+    /// `source = "…"`
+    One(String),
+    /// `source = ["…", "…"]`
+    Several(Vec<String>),
+}
+
+impl Sources {
+    /// The sources in the job's order.
+    #[must_use]
+    pub fn as_slice(&self) -> &[String] {
+        match self {
+            Self::One(source) => std::slice::from_ref(source),
+            Self::Several(sources) => sources,
+        }
+    }
+
+    /// The same sources, each passed through `f`.
+    pub fn map(&self, f: impl Fn(&str) -> String) -> Self {
+        match self {
+            Self::One(source) => Self::One(f(source)),
+            Self::Several(sources) => Self::Several(sources.iter().map(|s| f(s)).collect()),
+        }
+    }
+}
+
+/// What is done with a text longer than `max_chars`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TooLong {
+    /// Keep its first `max_chars` characters.
+    Cut,
+    /// Drop the row and count it.
+    Drop,
+}
+
+/// `[corpus]`: the parallel corpus and its split.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CorpusSection {
+    /// `"sample"`, or TSV/JSONL files, plain or compressed.
+    pub source: Sources,
+    /// `tsv` or `jsonl`; by the file's name when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<String>,
+    /// The English column of a TSV, counted from 1.
+    #[serde(default = "one")]
+    pub english_column: u32,
+    /// The foreign column of a TSV, counted from 1.
+    #[serde(default = "two")]
+    pub foreign_column: u32,
+    /// Pairs to train on; 0 takes all there are.
+    #[serde(default = "default_train_pairs")]
+    pub train_pairs: u64,
+    /// Pairs held out.
+    #[serde(default = "default_holdout_pairs")]
+    pub holdout_pairs: u64,
+    /// Shorter foreign texts are dropped (characters).
+    #[serde(default = "one")]
+    pub min_chars: u32,
+    /// Longer foreign texts are cut or dropped (characters).
+    #[serde(default = "default_max_chars")]
+    pub max_chars: u32,
+    /// Which of the two.
+    #[serde(default = "cut")]
+    pub too_long: TooLong,
+    /// Rows in a shard.
+    #[serde(default = "default_shard_rows")]
+    pub shard_rows: u32,
+}
+
+/// `[instructions]`: examples for Stage B.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InstructionsSection {
+    /// `"sample"`, or JSONL files.
+    pub source: Sources,
+    /// Examples to train on; 0 takes all there are.
+    #[serde(default = "default_instruction_train")]
+    pub train: u64,
+    /// Examples held out for validation.
+    #[serde(default = "default_instruction_validation")]
+    pub validation: u64,
+    /// Shorter foreign texts are dropped (characters).
+    #[serde(default = "default_instruction_min_chars")]
+    pub min_chars: u32,
+    /// Longer foreign texts are dropped (characters).
+    #[serde(default = "default_max_chars")]
+    pub max_chars: u32,
+    /// Rows in a shard.
+    #[serde(default = "default_shard_rows")]
+    pub shard_rows: u32,
+}
+
+/// `[models]`: a folder in Hugging Face layout each, or `"tiny"`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelsSection {
+    /// XLM-R.
+    pub encoder: String,
+    /// Llama.
+    pub decoder: String,
+}
+
+impl Default for ModelsSection {
+    fn default() -> Self {
+        Self {
+            encoder: "tiny".into(),
+            decoder: "tiny".into(),
+        }
+    }
+}
+
+/// `[embed]`: batching of sentences through the frozen models.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EmbedSection {
+    /// Tokens in a batch, padding included.
+    pub token_budget: u32,
+    /// Characters of the foreign text that the encoder reads.
+    pub max_chars: u32,
+    /// Tokens that the encoder reads.
+    pub max_tokens: u32,
+}
+
+impl Default for EmbedSection {
+    fn default() -> Self {
+        Self {
+            token_budget: 8192,
+            max_chars: 256,
+            max_tokens: 256,
+        }
+    }
+}
+
+/// `[align]`: Stage A. The defaults are the paper's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AlignSection {
+    /// Optimiser steps.
+    pub steps: u64,
+    /// Pairs in a step, over all ranks.
+    pub batch: u32,
+    /// Teacher vectors remembered for mining.
+    pub queue: u32,
+    /// The hardest of the queue that join the batch's negatives.
+    pub hard_negatives: u32,
+    /// τ at the first step.
+    pub temperature_start: f64,
+    /// τ at the last step.
+    pub temperature_end: f64,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Learning rate at the end.
+    pub learning_rate_floor: f64,
+    /// Steps of linear warm-up.
+    pub warmup_steps: u64,
+    /// AdamW's decoupled decay.
+    pub weight_decay: f64,
+    /// AdamW's β₁.
+    pub beta1: f64,
+    /// AdamW's β₂.
+    pub beta2: f64,
+    /// Gradients are scaled down to this norm.
+    pub gradient_clip: f64,
+    /// Dropout in the projector.
+    pub dropout: f64,
+    /// Weight of 1 − cos(p, t).
+    pub direction_weight: f64,
+    /// Weight of (ln|p| − ln|t|)².
+    pub log_norm_weight: f64,
+    /// The projector's hidden width; 0 is four times the encoder's.
+    pub projector_hidden: u32,
+    /// Steps between checkpoints; 0 writes none.
+    pub checkpoint_every: u64,
+    /// Seconds that a step's communication may take before the gang is formed anew.
+    pub step_timeout_s: f64,
+    /// Fewest ranks to train with.
+    pub min_ranks: u32,
+    /// Most ranks to train with; 0 takes every worker.
+    pub max_ranks: u32,
+}
+
+impl Default for AlignSection {
+    fn default() -> Self {
+        Self {
+            steps: 20_000,
+            batch: 128,
+            queue: 32_768,
+            hard_negatives: 256,
+            temperature_start: 0.17,
+            temperature_end: 0.08,
+            learning_rate: 1e-3,
+            learning_rate_floor: 1e-5,
+            warmup_steps: 3_000,
+            weight_decay: 0.05,
+            beta1: 0.9,
+            beta2: 0.98,
+            gradient_clip: 1.0,
+            dropout: 0.10,
+            direction_weight: 0.05,
+            log_norm_weight: 0.02,
+            projector_hidden: 0,
+            checkpoint_every: 1_000,
+            step_timeout_s: 60.0,
+            min_ranks: 1,
+            max_ranks: 0,
+        }
+    }
+}
+
+/// `[evaluate]`: what is measured at the end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvaluateSection {
+    /// Held-out pairs that retrieval is measured on.
+    pub benchmark_pairs: u64,
+}
+
+impl Default for EvaluateSection {
+    fn default() -> Self {
+        Self { benchmark_pairs: 1024 }
+    }
+}
+
+/// `[workers]`: the local processes of a job that serves itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WorkersSection {
+    /// How many.
+    pub local: u32,
+}
+
+impl Default for WorkersSection {
+    fn default() -> Self {
+        Self { local: 2 }
+    }
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn two() -> u32 {
+    2
+}
+
+fn cut() -> TooLong {
+    TooLong::Cut
+}
+
+fn default_train_pairs() -> u64 {
+    100_000
+}
+
+fn default_holdout_pairs() -> u64 {
+    40_000
+}
+
+fn default_max_chars() -> u32 {
+    256
+}
+
+fn default_shard_rows() -> u32 {
+    16_384
+}
+
+fn default_instruction_train() -> u64 {
+    40_000
+}
+
+fn default_instruction_validation() -> u64 {
+    2_000
+}
+
+fn default_instruction_min_chars() -> u32 {
+    12
+}

@@ -1,0 +1,230 @@
+//! Text to [`JobFile`], with errors that name the line, the key and the nearest name.
+
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::{JobFile, JobFileError, Problem, check};
+
+/// Reads and checks a job file. `file_name` is only for the errors.
+///
+/// # Errors
+/// Syntax errors, unknown or missing keys, wrong types and values out of range, each with its place.
+pub fn parse(file_name: &str, text: &str) -> Result<JobFile, JobFileError> {
+    let fail = |problems| JobFileError::new(file_name, text, problems);
+    let document = DeTable::parse(text).map_err(|e| fail(vec![syntax_problem(&e)]))?;
+    let job: JobFile = toml::from_str(text).map_err(|e| fail(vec![shape_problem(&document, &e)]))?;
+    let mut problems = check::problems(&job);
+    if problems.is_empty() {
+        return Ok(job);
+    }
+    for problem in &mut problems {
+        problem.span = span_of(document.get_ref(), &problem.key);
+    }
+    problems.sort_by_key(|p| p.span.as_ref().map_or(usize::MAX, |s| s.start));
+    Err(fail(problems))
+}
+
+fn syntax_problem(error: &toml::de::Error) -> Problem {
+    Problem {
+        key: String::new(),
+        span: error.span(),
+        what: format!("not valid TOML: {}", error.message().trim()),
+        help: None,
+    }
+}
+
+/// What serde found: an unknown key, a missing one, or a value of the wrong type.
+fn shape_problem(document: &Spanned<DeTable<'_>>, error: &toml::de::Error) -> Problem {
+    let message = error.message().trim();
+    let key = error
+        .span()
+        .map(|s| path_at(document.get_ref(), &s))
+        .unwrap_or_default();
+    if let Some(rest) = message.strip_prefix("unknown field ") {
+        let mut names = backticked(rest);
+        let unknown = if names.is_empty() {
+            String::new()
+        } else {
+            names.remove(0)
+        };
+        let table = key.rsplit_once('.').map(|(table, _)| table);
+        let place = table.map_or("at the top level".to_owned(), |t| format!("in [{t}]"));
+        let nearest = nearest(&unknown, &names)
+            .map(|n| format!("did you mean `{n}`? "))
+            .unwrap_or_default();
+        return Problem {
+            span: error.span(),
+            what: format!("unknown key `{unknown}` {place}"),
+            help: Some(format!("{nearest}expected one of: {}", names.join(", "))),
+            key,
+        };
+    }
+    if let Some(rest) = message.strip_prefix("missing field ") {
+        let missing = backticked(rest).into_iter().next().unwrap_or_default();
+        // serde gives a missing top-level key the place of the whole document, which no line stands for.
+        let top_level = error.span().is_none_or(|s| s.start == 0) && !document.get_ref().contains_key(missing.as_str());
+        let full = if key.is_empty() || top_level {
+            missing.clone()
+        } else {
+            format!("{key}.{missing}")
+        };
+        let help = example_for(&full).map(|e| format!("expected: {e}"));
+        let span = if top_level { None } else { error.span() };
+        return Problem {
+            span,
+            what: format!("`{full}` is missing"),
+            help,
+            key: full,
+        };
+    }
+    let what = message.strip_prefix("invalid type: ").map_or_else(
+        || message.replacen("unknown variant", "unknown value", 1),
+        |rest| rest.replacen(", expected ", ": expected ", 1),
+    );
+    let candidates = backticked(message);
+    let help = candidates
+        .split_first()
+        .and_then(|(given, known)| nearest(given, known).map(|n| format!("did you mean `{n}`?")));
+    Problem {
+        span: error.span(),
+        what: format!("`{key}`: {what}"),
+        help,
+        key,
+    }
+}
+
+fn example_for(key: &str) -> Option<&'static str> {
+    match key {
+        "corpus" => Some("[corpus]\n      source = \"sample\"   # or a path, a URL, or an array of them"),
+        "corpus.source" | "instructions.source" => Some("source = \"sample\", a path, a URL, or an array of them"),
+        _ => None,
+    }
+}
+
+/// The names between backticks.
+fn backticked(message: &str) -> Vec<String> {
+    message.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// The known name that a typing mistake away from `given` could be.
+fn nearest<'a>(given: &str, known: &'a [String]) -> Option<&'a str> {
+    known
+        .iter()
+        .map(|name| (strsim::damerau_levenshtein(given, name), name.as_str()))
+        .filter(|(distance, name)| *distance <= 1 + name.len().max(given.len()) / 3)
+        .min()
+        .map(|(_, name)| name)
+}
+
+/// The dotted path of the innermost key whose name or value covers `span`.
+fn path_at(table: &DeTable<'_>, span: &Range<usize>) -> String {
+    let covers = |s: Range<usize>| s.start <= span.start && span.end <= s.end;
+    for (key, value) in table {
+        if covers(key.span()) {
+            return key.get_ref().to_string();
+        }
+        if let DeValue::Table(inner) = value.get_ref() {
+            // A table's span is its header's or braces'; its entries may lie beyond, so look inside first.
+            let path = path_at(inner, span);
+            if !path.is_empty() {
+                return format!("{}.{path}", key.get_ref());
+            }
+        }
+        if covers(value.span()) {
+            return key.get_ref().to_string();
+        }
+    }
+    String::new()
+}
+
+/// Where the value of the dotted `path` stands; the deepest existing part of it when it was left to its default.
+fn span_of(table: &DeTable<'_>, path: &str) -> Option<Range<usize>> {
+    let (first, rest) = path.split_once('.').map_or((path, None), |(a, b)| (a, Some(b)));
+    let (key, value) = table.iter().find(|(key, _)| key.get_ref().as_ref() == first)?;
+    match (rest, value.get_ref()) {
+        (Some(rest), DeValue::Table(inner)) => span_of(inner, rest).or(Some(key.span())),
+        _ => Some(value.span()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        parse("job.toml", text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_shortest_job_has_the_papers_numbers() {
+        let job = parse("job.toml", "[corpus]\nsource = \"sample\"\n").unwrap();
+        assert_eq!(job.corpus.train_pairs, 100_000);
+        assert_eq!(job.corpus.holdout_pairs, 40_000);
+        assert_eq!(
+            (job.align.steps, job.align.batch, job.align.queue),
+            (20_000, 128, 32_768)
+        );
+        assert_eq!(job.models.encoder, "tiny");
+    }
+
+    #[test]
+    fn an_unknown_key_is_placed_and_the_nearest_name_is_offered() {
+        let text = "[corpus]\nsource = \"sample\"\ntrian_pairs = 3\n";
+        let message = error(text);
+        assert!(
+            message.starts_with("job.toml:3:1: unknown key `trian_pairs` in [corpus]"),
+            "{message}"
+        );
+        assert!(message.contains("3 | trian_pairs = 3"), "{message}");
+        assert!(message.contains("did you mean `train_pairs`?"), "{message}");
+    }
+
+    #[test]
+    fn an_unknown_table_is_placed() {
+        let message = error("[corpus]\nsource = \"sample\"\n[alingn]\nsteps = 3\n");
+        assert!(
+            message.starts_with("job.toml:3:2: unknown key `alingn` at the top level"),
+            "{message}"
+        );
+        assert!(message.contains("did you mean `align`?"), "{message}");
+    }
+
+    #[test]
+    fn a_wrong_type_says_what_was_expected() {
+        let message = error("[corpus]\nsource = \"sample\"\n[align]\nsteps = \"many\"\n");
+        assert!(
+            message.starts_with("job.toml:4:9: `align.steps`: string \"many\": expected u64"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_value_out_of_range_is_placed() {
+        let message = error("[corpus]\nsource = \"sample\"\n[align]\nbatch = 1\ndropout = 1.5\n");
+        assert!(message.contains("job.toml:4:9: `align.batch`"), "{message}");
+        assert!(message.contains("job.toml:5:11: `align.dropout`"), "{message}");
+    }
+
+    #[test]
+    fn a_missing_corpus_shows_what_to_write() {
+        let message = error("name = \"x\"\n");
+        assert!(message.starts_with("job.toml: `corpus` is missing"), "{message}");
+        assert!(message.contains("source = \"sample\""), "{message}");
+    }
+
+    #[test]
+    fn a_wrong_source_and_a_wrong_choice_are_explained() {
+        let message = error("[corpus]\nsource = 3\n");
+        assert!(message.starts_with("job.toml:2:10: `corpus.source`"), "{message}");
+        let message = error("[corpus]\nsource = \"sample\"\ntoo_long = \"drpo\"\n");
+        assert!(message.contains("did you mean `drop`?"), "{message}");
+    }
+
+    #[test]
+    fn broken_toml_is_placed() {
+        let message = error("[corpus\nsource = 1\n");
+        assert!(message.starts_with("job.toml:1:8: not valid TOML"), "{message}");
+    }
+}

@@ -1,0 +1,293 @@
+//! From a job file to stages and tasks: pure functions, no clock, no network, no disk.
+//!
+//! A stage's key is the hash of what it reads (the content of earlier stages' artefacts, the models' fingerprints, the
+//! sources' stamps), of its own part of the job file, and of its version here. The same key is the same result, so a
+//! stage whose key has a committed manifest is not run again.
+
+mod embed;
+mod shard;
+mod train;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+pub use shard::WORK_DIRECTORY;
+
+use llink_datasets::manifest::{Manifest, ManifestArtifact};
+use llink_proto::{Artifact, Task, TaskResult};
+use serde::Serialize;
+
+use crate::job::JobFile;
+
+/// The stages of a job, in the order in which they run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StageName {
+    /// Sources to Parquet shards.
+    Shard,
+    /// Model folders to fingerprints; tiny models are made.
+    Models,
+    /// Sentences to cached vectors.
+    Embed,
+    /// Stage A: the projector.
+    Align,
+    /// Held-out retrieval.
+    Evaluate,
+}
+
+impl StageName {
+    /// Every stage, in order.
+    pub const ALL: [Self; 5] = [Self::Shard, Self::Models, Self::Embed, Self::Align, Self::Evaluate];
+
+    /// Raised whenever the stage's code computes something else from the same inputs, so that old results are not reused.
+    fn version(self) -> u32 {
+        match self {
+            Self::Shard | Self::Models | Self::Embed | Self::Align | Self::Evaluate => 1,
+        }
+    }
+
+    /// The name in job output, paths and messages.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Shard => "shard",
+            Self::Models => "models",
+            Self::Embed => "embed",
+            Self::Align => "align",
+            Self::Evaluate => "evaluate",
+        }
+    }
+
+    /// What the stage's progress counts.
+    #[must_use]
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Shard => "rows",
+            Self::Models => "models",
+            Self::Embed => "sentences",
+            Self::Align => "steps",
+            Self::Evaluate => "pairs",
+        }
+    }
+}
+
+impl fmt::Display for StageName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for StageName {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|stage| stage.as_str() == s)
+            .ok_or_else(|| format!("unknown stage {s:?}"))
+    }
+}
+
+/// How many ranks a task is run by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ranks {
+    /// Fewest.
+    pub min: u32,
+    /// Most; 0 is as many as there are workers.
+    pub max: u32,
+}
+
+impl Ranks {
+    /// One worker runs the task alone.
+    pub const ONE: Self = Self { min: 1, max: 1 };
+}
+
+/// A task to be leased.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlannedTask {
+    /// What a worker is told.
+    pub spec: Task,
+    /// Its share of the stage's progress, in the stage's unit; 0 when only the worker will know.
+    pub weight: u64,
+    /// Who runs it.
+    pub ranks: Ranks,
+    /// What people call it: `clean dev.tsv`.
+    pub label: String,
+}
+
+/// What comes next in a stage.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Phase {
+    /// These tasks, in any order and at the same time.
+    Tasks {
+        /// What people call the phase.
+        label: String,
+        /// The work.
+        tasks: Vec<PlannedTask>,
+    },
+    /// Nothing: this is what the stage made.
+    Complete(Manifest),
+}
+
+/// What planning looks at.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// The job, its paths absolute.
+    pub job: &'a JobFile,
+    /// A stamp (size, time, tag) of each file that the job reads from outside, by its URL.
+    pub stamps: &'a BTreeMap<String, String>,
+    /// What the stages before made.
+    pub done: &'a BTreeMap<StageName, Manifest>,
+}
+
+/// A plan that cannot be made: an earlier stage's result lacks something.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("cannot plan stage {stage}: {reason}")]
+pub struct PlanError {
+    /// The stage.
+    pub stage: StageName,
+    /// What is missing.
+    pub reason: String,
+}
+
+/// The key of `stage`, 16 hex digits.
+///
+/// # Errors
+/// When a stage that it reads has no result yet.
+pub fn stage_key(stage: StageName, inputs: &Inputs<'_>) -> Result<String, PlanError> {
+    let parts = match stage {
+        StageName::Shard => shard::key_parts(inputs),
+        StageName::Models => shard::models_key_parts(inputs)?,
+        StageName::Embed => embed::key_parts(inputs)?,
+        StageName::Align => train::align_key_parts(inputs)?,
+        StageName::Evaluate => train::evaluate_key_parts(inputs)?,
+    };
+    let text = format!("llink/{}/{}\n{}", stage, stage.version(), parts.join("\n"));
+    Ok(short_hash(&text))
+}
+
+/// What phase `number` of `stage` consists of, given the results of the phases before it.
+///
+/// # Errors
+/// When a stage that it reads, or an earlier phase, lacks what it should have made.
+pub fn phase(
+    stage: StageName,
+    key: &str,
+    inputs: &Inputs<'_>,
+    results: &[Vec<TaskResult>],
+) -> Result<Phase, PlanError> {
+    match stage {
+        StageName::Shard => shard::phase(key, inputs, results),
+        StageName::Models => shard::models_phase(key, inputs, results),
+        StageName::Embed => embed::phase(key, inputs, results),
+        StageName::Align => train::align_phase(key, inputs, results),
+        StageName::Evaluate => train::evaluate_phase(key, inputs, results),
+    }
+}
+
+/// Where the artefacts of a stage lie, below the job's output.
+#[must_use]
+pub fn directory(stage: StageName, key: &str) -> String {
+    format!("{stage}/{key}")
+}
+
+/// Where the manifest that commits a stage lies.
+#[must_use]
+pub fn manifest_path(stage: StageName, key: &str) -> String {
+    format!("{stage}/{key}/manifest.json")
+}
+
+/// The first 16 hex digits of the SHA-256 of `text`.
+#[must_use]
+pub fn short_hash(text: &str) -> String {
+    let mut digest = llink_datasets::manifest::sha256_hex(text.as_bytes());
+    digest.truncate(16);
+    digest
+}
+
+fn earlier<'a>(stage: StageName, of: StageName, inputs: &Inputs<'a>) -> Result<&'a Manifest, PlanError> {
+    inputs.done.get(&of).ok_or_else(|| PlanError {
+        stage,
+        reason: format!("stage {of} has no result yet"),
+    })
+}
+
+fn fact<'a>(stage: StageName, manifest: &'a Manifest, name: &str) -> Result<&'a str, PlanError> {
+    manifest.facts.get(name).map(String::as_str).ok_or_else(|| PlanError {
+        stage,
+        reason: format!("the manifest of stage {} lacks {name:?}", manifest.stage),
+    })
+}
+
+/// The content of what a stage made, whatever its paths: roles, rows and hashes.
+fn content(manifest: &Manifest) -> String {
+    let lines: Vec<String> = manifest
+        .artifacts
+        .iter()
+        .map(|a| format!("{} {} {}", a.role, a.rows, a.sha256))
+        .collect();
+    lines.join("\n")
+}
+
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("a job file's sections are plain data")
+}
+
+/// A manifest of the artefacts, counts, figures, facts and warnings of `results`, in their order.
+fn manifest_of<'a>(stage: StageName, key: &str, results: impl IntoIterator<Item = &'a TaskResult>) -> Manifest {
+    let mut manifest = Manifest {
+        version: llink_datasets::manifest::MANIFEST_VERSION,
+        stage: stage.to_string(),
+        key: key.into(),
+        artifacts: Vec::new(),
+        counts: BTreeMap::new(),
+        figures: BTreeMap::new(),
+        facts: BTreeMap::new(),
+        warnings: Vec::new(),
+    };
+    for result in results {
+        manifest.artifacts.extend(result.artifacts.iter().map(to_manifest));
+        for (name, count) in &result.counts {
+            *manifest.counts.entry(name.clone()).or_default() += count;
+        }
+        manifest.figures.extend(result.figures.clone());
+        manifest.facts.extend(result.facts.clone());
+        manifest.warnings.extend(result.warnings.iter().cloned());
+    }
+    manifest
+}
+
+fn to_manifest(a: &Artifact) -> ManifestArtifact {
+    ManifestArtifact {
+        path: a.path.clone(),
+        role: a.role.clone(),
+        rows: a.rows,
+        bytes: a.bytes,
+        sha256: a.sha256.clone(),
+        metadata: a.metadata.clone(),
+    }
+}
+
+fn from_manifest(a: &ManifestArtifact) -> Artifact {
+    Artifact {
+        path: a.path.clone(),
+        role: a.role.clone(),
+        rows: a.rows,
+        bytes: a.bytes,
+        sha256: a.sha256.clone(),
+        metadata: a.metadata.clone(),
+    }
+}
+
+/// The artefacts of `role`, in the manifest's order.
+fn with_role(manifest: &Manifest, role: &str) -> Vec<Artifact> {
+    manifest
+        .artifacts
+        .iter()
+        .filter(|a| a.role == role)
+        .map(from_manifest)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

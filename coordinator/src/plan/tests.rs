@@ -1,0 +1,134 @@
+//! Keys change with what they stand for and with nothing else.
+
+use super::*;
+use crate::job::parse;
+
+fn job(text: &str) -> JobFile {
+    parse(
+        "job.toml",
+        &format!("[corpus]\nsource = [\"/a.tsv\", \"/b.tsv\"]\n{text}"),
+    )
+    .unwrap()
+}
+
+fn done() -> BTreeMap<StageName, Manifest> {
+    let mut done = BTreeMap::new();
+    for stage in StageName::ALL {
+        let mut manifest = manifest_of(stage, "k", &[]);
+        manifest.artifacts.push(ManifestArtifact {
+            path: format!("{stage}/k/x"),
+            role: "pairs/train".into(),
+            rows: 3,
+            sha256: "aa".into(),
+            ..ManifestArtifact::default()
+        });
+        for name in ["encoder", "decoder"] {
+            manifest
+                .facts
+                .insert(format!("{name}.fingerprint"), format!("{name}-fp"));
+            manifest.facts.insert(format!("{name}.url"), format!("/models/{name}"));
+        }
+        done.insert(stage, manifest);
+    }
+    done
+}
+
+fn keys(job: &JobFile, stamps: &BTreeMap<String, String>, done: &BTreeMap<StageName, Manifest>) -> Vec<String> {
+    let inputs = Inputs { job, stamps, done };
+    StageName::ALL.iter().map(|s| stage_key(*s, &inputs).unwrap()).collect()
+}
+
+/// Which stages' keys differ.
+fn changed(a: &[String], b: &[String]) -> Vec<&'static str> {
+    let names = StageName::ALL.iter().map(|s| s.as_str());
+    names
+        .zip(a.iter().zip(b))
+        .filter(|(_, (a, b))| a != b)
+        .map(|(n, _)| n)
+        .collect()
+}
+
+#[test]
+fn a_key_changes_with_its_own_part_of_the_job_alone() {
+    let (stamps, done) = (BTreeMap::new(), done());
+    let before = keys(&job(""), &stamps, &done);
+    let after = |text: &str| keys(&job(text), &stamps, &done);
+    assert_eq!(changed(&before, &after("")), [""; 0]);
+    assert_eq!(changed(&before, &after("train_pairs = 500\n")), ["shard"]);
+    assert_eq!(changed(&before, &after("[embed]\nmax_tokens = 128\n")), ["embed"]);
+    assert_eq!(changed(&before, &after("[embed]\ntoken_budget = 512\n")), [""; 0]);
+    assert_eq!(changed(&before, &after("[align]\nsteps = 10\n")), ["align"]);
+    assert_eq!(
+        changed(&before, &after("[align]\ncheckpoint_every = 7\nmax_ranks = 4\n")),
+        [""; 0]
+    );
+    assert_eq!(
+        changed(&before, &after("[evaluate]\nbenchmark_pairs = 10\n")),
+        ["evaluate"]
+    );
+    assert_eq!(changed(&before, &after("[workers]\nlocal = 5\n")), [""; 0]);
+}
+
+#[test]
+fn a_key_follows_content_and_not_paths() {
+    let (job, stamps) = (job(""), BTreeMap::new());
+    let mut other = done();
+    let before = keys(&job, &stamps, &other);
+    if let Some(shard) = other.get_mut(&StageName::Shard) {
+        shard.artifacts[0].path = "elsewhere".into();
+    }
+    assert_eq!(changed(&before, &keys(&job, &stamps, &other)), [""; 0]);
+    if let Some(shard) = other.get_mut(&StageName::Shard) {
+        shard.artifacts[0].sha256 = "bb".into();
+    }
+    assert_eq!(
+        changed(&before, &keys(&job, &stamps, &other)),
+        ["models", "embed", "evaluate"]
+    );
+}
+
+#[test]
+fn a_changed_source_changes_the_shards_key() {
+    let (job, done) = (job(""), done());
+    let stamp = |s: &str| BTreeMap::from([("/a.tsv".to_owned(), s.to_owned())]);
+    let (a, b) = (keys(&job, &stamp("1"), &done), keys(&job, &stamp("2"), &done));
+    assert_eq!(changed(&a, &b), ["shard"]);
+}
+
+#[test]
+fn a_stage_whose_inputs_are_not_made_is_not_planned() {
+    let job = job("");
+    let (stamps, done) = (BTreeMap::new(), BTreeMap::new());
+    let inputs = Inputs {
+        job: &job,
+        stamps: &stamps,
+        done: &done,
+    };
+    let error = stage_key(StageName::Embed, &inputs).unwrap_err().to_string();
+    assert_eq!(error, "cannot plan stage embed: stage shard has no result yet");
+}
+
+#[test]
+fn shard_counts_are_summed_over_sources_by_corpus() {
+    let job = job("");
+    let (stamps, done) = (BTreeMap::new(), BTreeMap::new());
+    let inputs = Inputs {
+        job: &job,
+        stamps: &stamps,
+        done: &done,
+    };
+    let cleaned = |read| TaskResult {
+        counts: BTreeMap::from([("read".to_owned(), read), ("kept".to_owned(), read)]),
+        ..TaskResult::default()
+    };
+    let split = TaskResult {
+        counts: BTreeMap::from([("train".to_owned(), 7)]),
+        ..TaskResult::default()
+    };
+    let results = [vec![cleaned(3), cleaned(4)], vec![split], vec![]];
+    let Phase::Complete(manifest) = phase(StageName::Shard, "k", &inputs, &results).unwrap() else {
+        panic!("the stage is complete")
+    };
+    assert_eq!(manifest.counts["pairs.read"], 7);
+    assert_eq!(manifest.counts["pairs.split.train"], 7);
+}

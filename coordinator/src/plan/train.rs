@@ -1,0 +1,139 @@
+//! The `align` and `evaluate` stages.
+
+use llink_proto::task::Kind;
+use llink_proto::{Align, AlignOptions, Evaluate, ModelRole, Task, TaskResult};
+
+use super::embed::model_ref;
+use super::{
+    Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, content, earlier, fact, json, manifest_of, with_role,
+};
+
+pub(super) fn align_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
+    let embed = earlier(StageName::Align, StageName::Embed, inputs)?;
+    // How often it is saved and by how many it is run changes nothing in what is learnt, but for rounding.
+    let mut section = inputs.job.align.clone();
+    (
+        section.checkpoint_every,
+        section.step_timeout_s,
+        section.min_ranks,
+        section.max_ranks,
+    ) = (0, 0.0, 1, 0);
+    Ok(vec![
+        content(embed),
+        json(&section),
+        format!("seed {}", inputs.job.seed),
+    ])
+}
+
+pub(super) fn align_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>]) -> Result<Phase, PlanError> {
+    if let Some(trained) = results.first() {
+        return Ok(Phase::Complete(manifest_of(StageName::Align, key, trained)));
+    }
+    let embed = earlier(StageName::Align, StageName::Embed, inputs)?;
+    let section = &inputs.job.align;
+    let options = AlignOptions {
+        seed: inputs.job.seed,
+        steps: section.steps,
+        batch: section.batch,
+        queue_capacity: section.queue,
+        hard_negatives: section.hard_negatives,
+        temperature_start: section.temperature_start,
+        temperature_end: section.temperature_end,
+        learning_rate: section.learning_rate,
+        learning_rate_floor: section.learning_rate_floor,
+        warmup_steps: section.warmup_steps,
+        weight_decay: section.weight_decay,
+        beta1: section.beta1,
+        beta2: section.beta2,
+        gradient_clip: section.gradient_clip,
+        dropout: section.dropout,
+        weight_direction: section.direction_weight,
+        weight_log_norm: section.log_norm_weight,
+        projector_hidden: section.projector_hidden,
+        checkpoint_every: section.checkpoint_every,
+        step_timeout_s: section.step_timeout_s,
+        min_ranks: section.min_ranks,
+        max_ranks: section.max_ranks,
+    };
+    let kind = Kind::Align(Align {
+        encoder_vectors: with_role(embed, "embeddings/encoder/train"),
+        teacher_vectors: with_role(embed, "embeddings/teacher/train"),
+        options: Some(options),
+        directory: super::directory(StageName::Align, key),
+    });
+    let ranks = Ranks {
+        min: section.min_ranks,
+        max: section.max_ranks,
+    };
+    Ok(one_task(
+        "train",
+        kind,
+        section.steps,
+        ranks,
+        inputs,
+        "train the projector",
+    ))
+}
+
+pub(super) fn evaluate_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
+    let stage = StageName::Evaluate;
+    Ok(vec![
+        content(earlier(stage, StageName::Shard, inputs)?),
+        fact(stage, earlier(stage, StageName::Models, inputs)?, "decoder.fingerprint")?.into(),
+        content(earlier(stage, StageName::Embed, inputs)?),
+        content(earlier(stage, StageName::Align, inputs)?),
+        json(&inputs.job.evaluate),
+        format!("seed {}", inputs.job.seed),
+    ])
+}
+
+pub(super) fn evaluate_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>]) -> Result<Phase, PlanError> {
+    let stage = StageName::Evaluate;
+    if let Some(measured) = results.first() {
+        return Ok(Phase::Complete(manifest_of(stage, key, measured)));
+    }
+    let embed = earlier(stage, StageName::Embed, inputs)?;
+    let align = earlier(stage, StageName::Align, inputs)?;
+    let projector = with_role(align, "projector")
+        .into_iter()
+        .next()
+        .ok_or_else(|| PlanError {
+            stage,
+            reason: "stage align left no projector".into(),
+        })?;
+    let benchmark_pairs = inputs.job.evaluate.benchmark_pairs;
+    let kind = Kind::Evaluate(Evaluate {
+        encoder_vectors: with_role(embed, "embeddings/encoder/holdout"),
+        teacher_vectors: with_role(embed, "embeddings/teacher/holdout"),
+        pair_shards: with_role(earlier(stage, StageName::Shard, inputs)?, "pairs/holdout"),
+        projector: Some(projector),
+        benchmark_pairs,
+        decoder: Some(model_ref(stage, inputs, "decoder", ModelRole::Decoder)?),
+        path: format!("evaluate/{key}/report.json"),
+        seed: inputs.job.seed,
+    });
+    Ok(one_task(
+        "measure",
+        kind,
+        benchmark_pairs,
+        Ranks::ONE,
+        inputs,
+        "held-out retrieval",
+    ))
+}
+
+fn one_task(phase: &str, kind: Kind, weight: u64, ranks: Ranks, inputs: &Inputs<'_>, label: &str) -> Phase {
+    let spec = Task {
+        output_url: inputs.job.output.clone(),
+        kind: Some(kind),
+    };
+    Phase::Tasks {
+        label: phase.into(),
+        tasks: vec![PlannedTask {
+            spec,
+            weight,
+            ranks,
+            label: label.into(),
+        }],
+    }
+}

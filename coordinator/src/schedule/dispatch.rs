@@ -1,0 +1,143 @@
+//! Which waiting task goes to which idle worker.
+
+use llink_proto::{Assignment, Seat};
+
+use super::{Action, Attempt, Cluster, Effects, Lease, Level, Member, MemberState, Millis, TaskState};
+
+/// What to do with a waiting task, given who is idle.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Lease(usize),
+    Wait(String),
+}
+
+impl Cluster {
+    /// Leases every waiting task that can be, oldest job first, and gives each other one its reason for waiting.
+    pub fn dispatch(&mut self, now: Millis, fx: &mut Effects) {
+        let mut idle: Vec<String> = self
+            .workers
+            .iter()
+            .filter(|(_, w)| w.seat.is_none())
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in self.waiting_in_order() {
+            match self.verdict(id, idle.len(), now) {
+                Verdict::Lease(ranks) => {
+                    let members: Vec<String> = idle.drain(..ranks).collect();
+                    self.lease(id, members, now, fx);
+                }
+                Verdict::Wait(why) => {
+                    if let Some(task) = self.tasks.get_mut(&id)
+                        && let TaskState::Waiting { reason, .. } = &mut task.state
+                    {
+                        *reason = why;
+                    }
+                }
+            }
+        }
+    }
+
+    fn waiting_in_order(&self) -> Vec<u64> {
+        let submitted = |id: &u64| {
+            let job = self.tasks.get(id).and_then(|t| self.jobs.get(&t.job));
+            (job.map_or(Millis::MAX, |j| j.submitted_at), *id)
+        };
+        let waiting = self
+            .tasks
+            .values()
+            .filter(|t| matches!(t.state, TaskState::Waiting { .. }));
+        let mut ids: Vec<u64> = waiting.map(|t| t.id).collect();
+        ids.sort_by_key(submitted);
+        ids
+    }
+
+    fn verdict(&self, id: u64, idle: usize, now: Millis) -> Verdict {
+        let Some(task) = self.tasks.get(&id) else {
+            return Verdict::Wait(String::new());
+        };
+        let TaskState::Waiting { since, not_before, .. } = task.state else {
+            return Verdict::Wait(String::new());
+        };
+        if now < not_before {
+            return Verdict::Wait(format!("failed a moment ago, tried again in {} ms", not_before - now));
+        }
+        let workers = self.workers.len();
+        if workers == 0 {
+            return Verdict::Wait("no worker is connected".into());
+        }
+        let min = task.ranks.min.max(1) as usize;
+        let wanted = match task.ranks.max {
+            0 => workers.max(task.last_world_size as usize),
+            max => max as usize,
+        }
+        .max(min);
+        if idle >= wanted {
+            return Verdict::Lease(wanted);
+        }
+        let waited = now - since;
+        if wanted > 1 && idle >= min && waited >= self.timing.gather {
+            return Verdict::Lease(idle);
+        }
+        Verdict::Wait(match wanted {
+            1 => format!("all {workers} workers are busy"),
+            _ => format!("gathers {wanted} ranks: {idle} of {workers} workers are idle, {min} will do after a while"),
+        })
+    }
+
+    fn lease(&mut self, id: u64, workers: Vec<String>, now: Millis, fx: &mut Effects) {
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        task.token += 1;
+        task.last_world_size = workers.len() as u32;
+        let world_size = workers.len() as u32;
+        let attempt = task.failures + task.losses + 1;
+        let who = workers.join(", ");
+        for (rank, worker) in workers.iter().enumerate() {
+            let seat = (task.ranks.max != 1).then_some(Seat {
+                rank: rank as u32,
+                world_size,
+                generation: task.token,
+            });
+            let assignment = Assignment {
+                task_id: id,
+                token: task.token,
+                attempt,
+                task: Some(task.spec.clone()),
+                seat,
+            };
+            fx.actions.push(Action::Start {
+                worker: worker.clone(),
+                assignment,
+            });
+            fx.attempts.push(Attempt {
+                task: id,
+                token: task.token,
+                worker: worker.clone(),
+                rank: rank as u32,
+                at: now,
+                outcome: String::new(),
+            });
+            if let Some(worker) = self.workers.get_mut(worker) {
+                worker.seat = Some((id, task.token));
+            }
+        }
+        let member = |worker| Member {
+            worker,
+            deadline: now + self.timing.lease,
+            state: MemberState::Running,
+            address: None,
+            progress: (0, 0),
+            figures: std::collections::BTreeMap::new(),
+        };
+        task.state = TaskState::Leased(Lease {
+            members: workers.into_iter().map(member).collect(),
+            breaking_since: None,
+        });
+        fx.tasks.insert(id);
+        fx.happened(
+            now,
+            task,
+            Level::Info,
+            format!("{}: attempt {attempt} on {who}", task.label),
+        );
+    }
+}

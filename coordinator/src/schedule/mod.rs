@@ -1,0 +1,421 @@
+//! Who does what, when: a state machine over jobs, tasks, leases and workers.
+//!
+//! Every method takes the time and returns what must be saved and done; nothing in here reads a clock, a disk or a
+//! network, so a simulation can drive it with any order of events.
+
+mod dispatch;
+mod jobs;
+mod leases;
+mod view;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use llink_datasets::manifest::Manifest;
+use llink_proto::{Abort, Assignment, Failure, JobState, RegisterRequest, StageState, Task, TaskResult};
+
+use crate::job::JobFile;
+use crate::plan::{Ranks, StageName};
+
+pub use jobs::NewJob;
+pub use leases::{Outcome, Rendezvous, Reported};
+
+/// Milliseconds since the Unix epoch.
+pub type Millis = i64;
+
+/// How patient the scheduler is.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// A lease ends this long after the last heartbeat that named it.
+    pub lease: Millis,
+    /// How long a gang waits for all the ranks it wants before it starts with fewer.
+    pub gather: Millis,
+    /// A failed task waits this long, doubled each time.
+    pub backoff: Millis,
+    /// A task that failed this often fails its job.
+    pub max_failures: u32,
+    /// A task that lost its worker this often fails its job: it may be what kills them.
+    pub max_losses: u32,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            lease: 15_000,
+            gather: 10_000,
+            backoff: 500,
+            max_failures: 3,
+            max_losses: 8,
+        }
+    }
+}
+
+/// Everything the coordinator knows.
+#[derive(Debug, Clone, Default)]
+pub struct Cluster {
+    /// Jobs by id.
+    pub jobs: BTreeMap<String, Job>,
+    /// Tasks by id, of all jobs.
+    pub tasks: BTreeMap<u64, TaskRecord>,
+    /// Workers that are connected.
+    pub workers: BTreeMap<String, Worker>,
+    /// How patient it is.
+    pub timing: Timing,
+    next_task: u64,
+    next_worker: u64,
+}
+
+/// A job and its stages.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Derived from the job's content, so that the same job has the same id.
+    pub id: String,
+    /// The file, its paths absolute.
+    pub file: JobFile,
+    /// Stamps of the files it reads from outside.
+    pub stamps: BTreeMap<String, String>,
+    /// Where it stands.
+    pub state: JobState,
+    /// Why it waits, failed or was cancelled.
+    pub reason: String,
+    /// In the order in which they run.
+    pub stages: Vec<Stage>,
+    /// When it was submitted last.
+    pub submitted_at: Millis,
+    /// When it ended; 0 while it runs.
+    pub ended_at: Millis,
+    /// Why it failed.
+    pub failure: Option<Failure>,
+    /// What it found, once it has succeeded.
+    pub report: Option<String>,
+}
+
+/// A stage of a job.
+#[derive(Debug, Clone)]
+pub struct Stage {
+    /// Which one.
+    pub name: StageName,
+    /// Where it stands.
+    pub state: StageState,
+    /// What it waits for, or the phase it is in.
+    pub reason: String,
+    /// Known once its inputs are.
+    pub key: String,
+    /// Task ids, phase by phase.
+    pub phases: Vec<Vec<u64>>,
+    /// What it made.
+    pub manifest: Option<Manifest>,
+    /// When it began; 0 before.
+    pub started_at: Millis,
+    /// When it ended; 0 before.
+    pub ended_at: Millis,
+}
+
+impl Stage {
+    fn new(name: StageName) -> Self {
+        Self {
+            name,
+            state: StageState::Waiting,
+            reason: String::new(),
+            key: String::new(),
+            phases: Vec::new(),
+            manifest: None,
+            started_at: 0,
+            ended_at: 0,
+        }
+    }
+
+    /// Whether its result is there.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        matches!(self.state, StageState::Done | StageState::Cached)
+    }
+}
+
+/// A task: what is leased to a worker, or to a gang of them.
+#[derive(Debug, Clone)]
+pub struct TaskRecord {
+    /// Unique in this coordinator.
+    pub id: u64,
+    /// The job.
+    pub job: String,
+    /// The stage.
+    pub stage: StageName,
+    /// The phase within it.
+    pub phase: usize,
+    /// The place within the phase.
+    pub index: usize,
+    /// What people call it.
+    pub label: String,
+    /// What workers are told.
+    pub spec: Task,
+    /// Its share of the stage's progress.
+    pub weight: u64,
+    /// How many run it.
+    pub ranks: Ranks,
+    /// Where it stands.
+    pub state: TaskState,
+    /// Of the newest lease; grows with each.
+    pub token: u64,
+    /// How often it failed.
+    pub failures: u32,
+    /// How often its workers were lost.
+    pub losses: u32,
+    /// Ranks of the last lease: a gang that broke waits for as many again.
+    pub last_world_size: u32,
+}
+
+/// Where a task stands.
+#[derive(Debug, Clone)]
+pub enum TaskState {
+    /// To be leased.
+    Waiting {
+        /// Since when.
+        since: Millis,
+        /// Not before then: it failed a moment ago.
+        not_before: Millis,
+        /// What it waits for.
+        reason: String,
+    },
+    /// Somebody works on it.
+    Leased(Lease),
+    /// It is done.
+    Done(TaskResult),
+    /// It failed for good.
+    Failed(Failure),
+    /// Its job was cancelled or failed elsewhere.
+    Cancelled,
+}
+
+/// A task in somebody's hands.
+#[derive(Debug, Clone)]
+pub struct Lease {
+    /// By rank.
+    pub members: Vec<Member>,
+    /// Set once a member failed or was lost: the others are told to stop, and the task is decided on when all have.
+    pub breaking_since: Option<Millis>,
+}
+
+/// One rank of a lease.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// The worker.
+    pub worker: String,
+    /// The lease ends then, unless a heartbeat names it before.
+    pub deadline: Millis,
+    /// Where it stands.
+    pub state: MemberState,
+    /// Where it listens for the other ranks.
+    pub address: Option<String>,
+    /// Done and total, in the worker's unit.
+    pub progress: (u64, u64),
+    /// Newest figures.
+    pub figures: BTreeMap<String, f64>,
+}
+
+/// Where a member stands.
+#[derive(Debug, Clone, PartialEq)]
+pub enum MemberState {
+    /// At work.
+    Running,
+    /// Reported done.
+    Finished,
+    /// Reported a failure.
+    Failed(Failure),
+    /// Fell silent or broke the connection.
+    Lost(String),
+}
+
+/// A connected worker.
+#[derive(Debug, Clone)]
+pub struct Worker {
+    /// What it said it is.
+    pub info: RegisterRequest,
+    /// The lease it holds: task and token.
+    pub seat: Option<(u64, u64)>,
+    /// It is given up then, unless a heartbeat comes before.
+    pub deadline: Millis,
+}
+
+/// What a step leaves to be saved and done, in this order.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// Jobs (with their stages) to save.
+    pub jobs: BTreeSet<String>,
+    /// Tasks to save.
+    pub tasks: BTreeSet<u64>,
+    /// Tasks to forget: their stage is planned anew.
+    pub dropped_tasks: BTreeSet<u64>,
+    /// Things that happened.
+    pub events: Vec<Happening>,
+    /// Leases that began or ended.
+    pub attempts: Vec<Attempt>,
+    /// What to do once all that is saved.
+    pub actions: Vec<Action>,
+}
+
+/// Something that happened, for the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Happening {
+    /// When.
+    pub at: Millis,
+    /// To which job.
+    pub job: String,
+    /// In which stage, or empty.
+    pub stage: String,
+    /// To which task, or 0.
+    pub task: u64,
+    /// How bad it is.
+    pub level: Level,
+    /// What.
+    pub text: String,
+}
+
+/// How bad a happening is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// As expected.
+    Info,
+    /// Worth a look.
+    Warn,
+    /// A failure.
+    Error,
+}
+
+impl Level {
+    /// The word in the log.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Warn => "warn",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// A lease's beginning or a member's end, for the record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempt {
+    /// The task.
+    pub task: u64,
+    /// The lease.
+    pub token: u64,
+    /// The member.
+    pub worker: String,
+    /// Its rank.
+    pub rank: u32,
+    /// When this was.
+    pub at: Millis,
+    /// Empty when it began; how it ended otherwise.
+    pub outcome: String,
+}
+
+/// What the coordinator's edges must do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Tell a worker to start.
+    Start {
+        /// The worker.
+        worker: String,
+        /// The lease.
+        assignment: Assignment,
+    },
+    /// Tell a worker to stop.
+    Abort {
+        /// The worker.
+        worker: String,
+        /// Which lease, and why.
+        abort: Abort,
+    },
+    /// Look whether a stage's key has a committed manifest; answer with [`Cluster::looked_up`].
+    LookUp {
+        /// The job.
+        job: String,
+        /// The stage.
+        stage: StageName,
+        /// The job's output.
+        output: String,
+        /// The key.
+        key: String,
+    },
+    /// Write a stage's manifest, last of all; answer with [`Cluster::committed`].
+    Commit {
+        /// The job.
+        job: String,
+        /// The job's output.
+        output: String,
+        /// What the stage made.
+        manifest: Box<Manifest>,
+    },
+    /// Write the job's report.
+    Publish {
+        /// The job's output.
+        output: String,
+        /// JSON.
+        report: String,
+    },
+}
+
+impl Effects {
+    fn happened(&mut self, at: Millis, task: &TaskRecord, level: Level, text: impl Into<String>) {
+        self.events.push(Happening {
+            at,
+            job: task.job.clone(),
+            stage: task.stage.to_string(),
+            task: task.id,
+            level,
+            text: text.into(),
+        });
+    }
+
+    fn happened_to_job(&mut self, at: Millis, job: &str, stage: &str, level: Level, text: impl Into<String>) {
+        self.events.push(Happening {
+            at,
+            job: job.into(),
+            stage: stage.into(),
+            task: 0,
+            level,
+            text: text.into(),
+        });
+    }
+}
+
+impl Cluster {
+    /// An empty cluster.
+    #[must_use]
+    pub fn new(timing: Timing) -> Self {
+        Self {
+            timing,
+            next_task: 1,
+            next_worker: 1,
+            ..Self::default()
+        }
+    }
+
+    /// A cluster as the state store remembers it. Leases of before are void: their workers register anew, and their
+    /// tasks wait again under the tokens they had, so that a late report is refused.
+    pub fn restore(timing: Timing, jobs: Vec<Job>, tasks: Vec<TaskRecord>, now: Millis) -> Self {
+        let mut cluster = Self::new(timing);
+        cluster.next_task = tasks.iter().map(|t| t.id + 1).max().unwrap_or(1);
+        cluster.jobs = jobs.into_iter().map(|j| (j.id.clone(), j)).collect();
+        for mut task in tasks {
+            if let TaskState::Leased(_) = task.state {
+                task.state = TaskState::Waiting {
+                    since: now,
+                    not_before: now,
+                    reason: "the coordinator was restarted".into(),
+                };
+            }
+            cluster.tasks.insert(task.id, task);
+        }
+        cluster
+    }
+
+    /// The job's stage of that name.
+    fn stage_mut(&mut self, job: &str, name: StageName) -> Option<&mut Stage> {
+        self.jobs.get_mut(job)?.stages.iter_mut().find(|s| s.name == name)
+    }
+}
+
+#[cfg(test)]
+mod simulation;

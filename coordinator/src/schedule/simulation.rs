@@ -1,0 +1,392 @@
+//! The scheduler driven by a simulated cluster: workers die, fall silent, come late and fail; the job still succeeds,
+//! and every task's result is counted once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use llink_proto::task::Kind;
+use llink_proto::{
+    Artifact, Assignment, Failure, FailureKind, JobState, RegisterRequest, StageState, Task, TaskProgress, TaskResult,
+};
+
+use super::*;
+use crate::job::parse;
+
+/// splitmix64: the seed is printed when a run fails, and the same seed is the same run.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.next().is_multiple_of(n)
+    }
+}
+
+struct Simulation {
+    cluster: Cluster,
+    random: Random,
+    now: Millis,
+    at_work: BTreeMap<String, Assignment>,
+    silent: BTreeSet<String>,
+    tokens: BTreeMap<u64, u64>,
+    committed: BTreeMap<String, Manifest>,
+    pending: Vec<Action>,
+}
+
+fn new_job() -> NewJob {
+    let text = "[corpus]\nsource = [\"/a.tsv\", \"/b.tsv\", \"/c.tsv\"]\n[align]\nmax_ranks = 2\n";
+    NewJob {
+        id: "job-1".into(),
+        file: parse("job.toml", text).unwrap(),
+        stamps: BTreeMap::new(),
+    }
+}
+
+/// What a worker would have written.
+fn result_of(task: &Task) -> TaskResult {
+    let artifact = |role: &str, path: &str| Artifact {
+        path: path.into(),
+        role: role.into(),
+        rows: 10,
+        sha256: format!("hash of {path}"),
+        ..Artifact::default()
+    };
+    let mut result = TaskResult::default();
+    match task.kind.as_ref().unwrap() {
+        Kind::CleanSource(c) => result.artifacts.push(artifact("cleaned", &c.path)),
+        Kind::SplitCorpus(s) => {
+            result.artifacts.push(artifact("assignment", &s.path));
+            for i in 0..3 {
+                result
+                    .artifacts
+                    .push(artifact("pairs/train", &format!("pairs/train/{i:05}.parquet")));
+            }
+            result
+                .artifacts
+                .push(artifact("pairs/holdout", "pairs/holdout/00000.parquet"));
+        }
+        Kind::WriteShard(s) => result.artifacts.push(artifact(&s.role, &s.path)),
+        Kind::PrepareModel(p) => {
+            let name = if p.role == i32::from(llink_proto::ModelRole::Encoder) {
+                "encoder"
+            } else {
+                "decoder"
+            };
+            result.facts.insert(format!("{name}.fingerprint"), "f".into());
+            result.facts.insert(format!("{name}.url"), p.path.clone());
+        }
+        Kind::EmbedShard(e) => result.artifacts.push(artifact(&e.role, &e.path)),
+        Kind::Align(a) => result
+            .artifacts
+            .push(artifact("projector", &format!("{}/p", a.directory))),
+        Kind::Evaluate(e) => result.artifacts.push(artifact("report", &e.path)),
+    }
+    result
+}
+
+impl Simulation {
+    fn new(seed: u64) -> Self {
+        let timing = Timing {
+            max_failures: 1000,
+            max_losses: 1000,
+            ..Timing::default()
+        };
+        Self {
+            cluster: Cluster::new(timing),
+            random: Random(seed),
+            now: 1_000,
+            at_work: BTreeMap::new(),
+            silent: BTreeSet::new(),
+            tokens: BTreeMap::new(),
+            committed: BTreeMap::new(),
+            pending: Vec::new(),
+        }
+    }
+
+    fn step<R>(&mut self, f: impl FnOnce(&mut Cluster, Millis, &mut Effects) -> R) -> R {
+        let mut fx = Effects::default();
+        let answer = f(&mut self.cluster, self.now, &mut fx);
+        self.cluster.dispatch(self.now, &mut fx);
+        self.pending.extend(fx.actions);
+        answer
+    }
+
+    fn act(&mut self) {
+        for action in std::mem::take(&mut self.pending) {
+            match action {
+                Action::Start { worker, assignment } => {
+                    let newest = self.tokens.entry(assignment.task_id).or_default();
+                    assert!(assignment.token >= *newest, "tokens only grow");
+                    *newest = assignment.token;
+                    let before = self.at_work.insert(worker, assignment);
+                    assert!(before.is_none(), "a worker holds one lease");
+                }
+                Action::Abort { worker, abort } => {
+                    // A silent worker hears nothing.
+                    let holds = self.at_work.get(&worker).is_some_and(|a| a.token == abort.token);
+                    if holds && !self.silent.contains(&worker) {
+                        let failure = Failure {
+                            kind: FailureKind::Peer.into(),
+                            text: "stopped".into(),
+                        };
+                        self.end(&worker, Outcome::Failed(failure));
+                    }
+                }
+                Action::LookUp { job, stage, key, .. } => {
+                    let found = self.committed.get(&key).cloned();
+                    self.step(|c, now, fx| c.looked_up(&job, stage, Ok(found), now, fx));
+                }
+                Action::Commit { job, manifest, .. } => {
+                    let (key, stage) = (manifest.key.clone(), manifest.stage.parse().unwrap());
+                    assert!(
+                        self.committed.insert(key, (*manifest).clone()).is_none(),
+                        "committed once"
+                    );
+                    self.step(|c, now, fx| c.committed(&job, stage, Ok(*manifest), now, fx));
+                }
+                Action::Publish { .. } => {}
+            }
+        }
+    }
+
+    fn end(&mut self, worker: &str, outcome: Outcome) -> Option<Reported> {
+        let a = self.at_work.remove(worker)?;
+        Some(self.step(|c, now, fx| c.report(worker, a.task_id, a.token, outcome, now, fx)))
+    }
+
+    fn join(&mut self) {
+        let info = RegisterRequest {
+            name: "sim".into(),
+            ..RegisterRequest::default()
+        };
+        self.step(|c, now, _| c.register(info, now));
+    }
+
+    /// A tenth of a second in which anything may happen.
+    fn tick(&mut self) {
+        self.now += 100;
+        let workers: Vec<String> = self.cluster.workers.keys().cloned().collect();
+        if workers.len() < 3 && self.random.one_in(5) {
+            self.join();
+        }
+        for worker in workers {
+            let at_work = self.at_work.contains_key(&worker);
+            if self.random.one_in(60) {
+                self.at_work.remove(&worker);
+                self.step(|c, now, fx| c.worker_gone(&worker, "killed", now, fx));
+            } else if self.random.one_in(80) {
+                self.silent.insert(worker.clone());
+            } else if !self.silent.contains(&worker) {
+                let running: Vec<TaskProgress> = self.at_work.get(&worker).map(progress).into_iter().collect();
+                let now = self.now;
+                let aborts = self.cluster.heartbeat(&worker, &running, now).unwrap_or_default();
+                if !aborts.is_empty() {
+                    self.at_work.remove(&worker);
+                }
+            }
+            if at_work && self.random.one_in(8) {
+                let task = self.at_work.get(&worker).map(|a| a.task.clone().unwrap());
+                let outcome = match task {
+                    _ if self.random.one_in(10) => Outcome::Failed(Failure {
+                        kind: FailureKind::Internal.into(),
+                        text: "bad luck".into(),
+                    }),
+                    Some(task) => Outcome::Done(result_of(&task)),
+                    None => continue,
+                };
+                // A silent worker's report may come through all the same, late.
+                self.end(&worker, outcome);
+            }
+        }
+        self.step(|c, now, fx| c.tick(now, fx));
+        self.act();
+    }
+}
+
+fn progress(a: &Assignment) -> TaskProgress {
+    TaskProgress {
+        task_id: a.task_id,
+        token: a.token,
+        ..TaskProgress::default()
+    }
+}
+
+fn manifests(cluster: &Cluster) -> Vec<Manifest> {
+    cluster.jobs["job-1"]
+        .stages
+        .iter()
+        .map(|s| s.manifest.clone().unwrap())
+        .collect()
+}
+
+fn calm() -> Vec<Manifest> {
+    let mut s = Simulation::new(0);
+    s.step(|c, now, fx| c.submit(new_job(), now, fx));
+    s.join();
+    s.join();
+    for _ in 0..10_000 {
+        s.now += 100;
+        s.act();
+        for worker in s.at_work.keys().cloned().collect::<Vec<_>>() {
+            let Some(task) = s.at_work.get(&worker).and_then(|a| a.task.clone()) else {
+                continue;
+            };
+            s.end(&worker, Outcome::Done(result_of(&task)));
+        }
+        if s.cluster.jobs["job-1"].state == JobState::Succeeded {
+            return manifests(&s.cluster);
+        }
+    }
+    panic!("the calm run did not end")
+}
+
+#[test]
+fn whatever_dies_the_job_succeeds_with_the_same_result() {
+    let expected = calm();
+    for seed in 0..300 {
+        let mut s = Simulation::new(seed);
+        s.step(|c, now, fx| c.submit(new_job(), now, fx));
+        let mut ticks = 0;
+        while s.cluster.jobs["job-1"].state == JobState::Running {
+            s.tick();
+            ticks += 1;
+            assert!(ticks < 50_000, "seed {seed}: no end: {:?}", s.cluster.view("job-1"));
+        }
+        assert_eq!(s.cluster.jobs["job-1"].state, JobState::Succeeded, "seed {seed}");
+        assert_eq!(manifests(&s.cluster), expected, "seed {seed}");
+    }
+}
+
+fn leased(s: &mut Simulation, name: &str) -> (String, Assignment) {
+    s.act();
+    let found = s.at_work.iter().find(|(worker, _)| worker.contains(name));
+    found.map(|(w, a)| (w.clone(), a.clone())).unwrap()
+}
+
+#[test]
+fn a_late_report_is_refused() {
+    let mut s = Simulation::new(1);
+    s.step(|c, now, fx| c.submit(new_job(), now, fx));
+    s.act();
+    s.join();
+    let (worker, assignment) = leased(&mut s, "w1");
+    s.now += s.cluster.timing.lease + 1;
+    s.step(|c, now, fx| c.tick(now, fx));
+    s.join();
+    s.act();
+    let late = s.end(&worker, Outcome::Done(result_of(assignment.task.as_ref().unwrap())));
+    assert!(matches!(late, Some(Reported::Refused(_))), "{late:?}");
+}
+
+#[test]
+fn wrong_input_fails_the_job_at_once_and_says_where() {
+    let mut s = Simulation::new(1);
+    s.step(|c, now, fx| c.submit(new_job(), now, fx));
+    s.act();
+    s.join();
+    let (worker, _) = leased(&mut s, "w1");
+    let failure = Failure {
+        kind: FailureKind::Input.into(),
+        text: "/a.tsv: no such file".into(),
+    };
+    s.end(&worker, Outcome::Failed(failure));
+    let job = s.cluster.view("job-1").unwrap();
+    assert_eq!(job.state(), JobState::Failed);
+    let text = job.failure.unwrap().text;
+    assert!(
+        text.contains("clean pairs from") && text.contains("/a.tsv: no such file"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_task_that_kills_its_workers_fails_the_job_in_the_end() {
+    let mut s = Simulation::new(1);
+    s.cluster.timing.max_losses = 3;
+    s.step(|c, now, fx| c.submit(new_job(), now, fx));
+    s.act();
+    for _ in 0..3 {
+        s.join();
+        let (worker, _) = leased(&mut s, "w");
+        s.at_work.remove(&worker);
+        s.step(|c, now, fx| c.worker_gone(&worker, "killed", now, fx));
+        s.act();
+    }
+    let job = s.cluster.view("job-1").unwrap();
+    assert_eq!(job.state(), JobState::Failed);
+    assert!(job.failure.unwrap().text.contains("lost its worker 3 times"));
+}
+
+#[test]
+fn the_first_failing_ranks_error_counts_and_not_the_others_waiting() {
+    let (mut s, workers) = training();
+    let peer = Failure {
+        kind: FailureKind::Peer.into(),
+        text: "rank 0 lost its peer".into(),
+    };
+    s.end(&workers[0], Outcome::Failed(peer));
+    let own = Failure {
+        kind: FailureKind::Input.into(),
+        text: "vectors do not fit".into(),
+    };
+    s.end(&workers[1], Outcome::Failed(own));
+    let job = s.cluster.view("job-1").unwrap();
+    assert!(
+        job.failure.clone().unwrap().text.contains("vectors do not fit"),
+        "{:?}",
+        job.failure
+    );
+}
+
+#[test]
+fn a_gang_waits_for_a_lost_member_then_goes_on_with_fewer() {
+    let (mut s, workers) = training();
+    s.at_work.remove(&workers[1]);
+    s.step(|c, now, fx| c.worker_gone(&workers[1], "killed", now, fx));
+    s.act();
+    assert!(s.at_work.is_empty(), "the survivor was told to stop");
+    let align = || |s: &Simulation| s.cluster.view("job-1").unwrap().stages[3].clone();
+    assert!(
+        align()(&s).reason.contains("gathers 2 ranks: 1 of 1 workers are idle"),
+        "{}",
+        align()(&s).reason
+    );
+    s.now += s.cluster.timing.gather + 1;
+    let beat = s.now;
+    s.cluster.heartbeat(&workers[0], &[], beat);
+    s.step(|c, now, fx| c.tick(now, fx));
+    s.act();
+    let seat = s.at_work[&workers[0]].seat.unwrap();
+    assert_eq!((seat.rank, seat.world_size, seat.generation), (0, 1, 2));
+}
+
+/// A cluster of two workers that are in the middle of training.
+fn training() -> (Simulation, Vec<String>) {
+    let mut s = Simulation::new(1);
+    s.step(|c, now, fx| c.submit(new_job(), now, fx));
+    s.join();
+    s.join();
+    while s.cluster.jobs["job-1"].stages[3].state != StageState::Running || s.at_work.len() < 2 {
+        s.act();
+        if s.cluster.jobs["job-1"].stages[3].state == StageState::Running {
+            continue;
+        }
+        for worker in s.at_work.keys().cloned().collect::<Vec<_>>() {
+            let Some(task) = s.at_work.get(&worker).and_then(|a| a.task.clone()) else {
+                continue;
+            };
+            s.end(&worker, Outcome::Done(result_of(&task)));
+        }
+    }
+    let by_rank = |rank| {
+        let found = s.at_work.iter().find(|(_, a)| a.seat.unwrap().rank == rank);
+        found.map(|(w, _)| w.clone()).unwrap()
+    };
+    let workers = vec![by_rank(0), by_rank(1)];
+    (s, workers)
+}

@@ -1,0 +1,108 @@
+//! The cluster as people see it.
+
+use std::collections::BTreeMap;
+
+use llink_proto as proto;
+
+use super::{Cluster, Job, Stage, TaskRecord, TaskState};
+
+impl Cluster {
+    /// A job as the gRPC contract shows it.
+    #[must_use]
+    pub fn view(&self, id: &str) -> Option<proto::Job> {
+        let job = self.jobs.get(id)?;
+        Some(proto::Job {
+            id: job.id.clone(),
+            name: job.file.name.clone(),
+            state: job.state.into(),
+            reason: job.reason.clone(),
+            stages: job.stages.iter().map(|s| self.stage_view(job, s)).collect(),
+            output_url: job.file.output.clone(),
+            submitted_at: job.submitted_at,
+            ended_at: job.ended_at,
+            failure: job.failure.clone(),
+            report_json: job.report.clone().unwrap_or_default(),
+            workers: self.workers.len() as u32,
+        })
+    }
+
+    fn stage_view(&self, job: &Job, stage: &Stage) -> proto::Stage {
+        let newest = stage.phases.last().map(Vec::as_slice).unwrap_or_default();
+        let tasks: Vec<&TaskRecord> = newest.iter().filter_map(|id| self.tasks.get(id)).collect();
+        let (mut done, mut total, mut tasks_done) = (0, 0, 0);
+        let mut figures = BTreeMap::new();
+        for task in &tasks {
+            let (task_done, task_total) = progress(task);
+            done += task_done;
+            total += task_total;
+            tasks_done += u32::from(matches!(task.state, TaskState::Done(_)));
+            if let TaskState::Leased(lease) = &task.state
+                && let Some(first) = lease.members.first()
+            {
+                figures.extend(first.figures.clone());
+            }
+        }
+        proto::Stage {
+            name: stage.name.to_string(),
+            state: stage.state.into(),
+            reason: self.reason(job, stage, &tasks),
+            key: stage.key.clone(),
+            done,
+            total,
+            unit: stage.name.unit().into(),
+            tasks_done,
+            tasks_total: tasks.len() as u32,
+            started_at: stage.started_at,
+            ended_at: stage.ended_at,
+            figures: match &stage.manifest {
+                Some(manifest) => manifest.figures.clone(),
+                None => figures,
+            },
+            warnings: stage.manifest.as_ref().map(|m| m.warnings.clone()).unwrap_or_default(),
+        }
+    }
+
+    /// What a stage waits for: the stage before it, or what its waiting tasks wait for when none is at work.
+    fn reason(&self, job: &Job, stage: &Stage, tasks: &[&TaskRecord]) -> String {
+        if stage.state == proto::StageState::Waiting {
+            let before = job
+                .stages
+                .iter()
+                .take_while(|s| s.name != stage.name)
+                .filter(|s| !s.is_complete());
+            return before
+                .last()
+                .map_or_else(String::new, |s| format!("waits for {}", s.name));
+        }
+        let at_work = tasks.iter().any(|t| matches!(t.state, TaskState::Leased(_)));
+        let waiting = tasks.iter().find_map(|t| match &t.state {
+            TaskState::Waiting { reason, .. } => Some(format!("{}: {reason}", stage.reason)),
+            _ => None,
+        });
+        match waiting {
+            Some(waiting) if !at_work && stage.state == proto::StageState::Running => waiting,
+            _ => stage.reason.clone(),
+        }
+    }
+}
+
+/// Done and total of a task, in the stage's unit.
+fn progress(task: &TaskRecord) -> (u64, u64) {
+    match &task.state {
+        TaskState::Done(_) => (task.weight.max(1), task.weight.max(1)),
+        TaskState::Leased(lease) => {
+            let (done, total) = lease.members.first().map_or((0, 0), |m| m.progress);
+            if task.weight == 0 {
+                (done, total)
+            } else if total == 0 {
+                (0, task.weight)
+            } else {
+                (
+                    (u128::from(done.min(total)) * u128::from(task.weight) / u128::from(total)) as u64,
+                    task.weight,
+                )
+            }
+        }
+        _ => (0, task.weight),
+    }
+}

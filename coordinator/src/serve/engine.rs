@@ -1,0 +1,328 @@
+//! The engine: one thread that owns the cluster and the state store. A step changes the cluster, is saved, and only
+//! then acted on and answered.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use llink_datasets::manifest::Manifest;
+use llink_datasets::store::Store;
+use llink_proto::{Failure, FailureKind, Instruction, instruction};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::Unfinished;
+use crate::plan::{self, StageName};
+use crate::schedule::{Action, Cluster, Effects, Millis, Timing};
+use crate::state::{StateError, StateStore};
+
+type Call = Box<dyn FnOnce(&mut Engine) + Send>;
+
+/// Reaches the engine from anywhere.
+#[derive(Debug, Clone)]
+pub struct EngineHandle {
+    calls: mpsc::UnboundedSender<Call>,
+    broken: watch::Receiver<Option<String>>,
+}
+
+/// The engine is gone, or can no longer save.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub struct EngineStopped(pub String);
+
+impl EngineHandle {
+    /// Runs `f` on the engine's thread and waits for its answer.
+    ///
+    /// # Errors
+    /// When the engine has stopped.
+    pub async fn call<R: Send + 'static>(
+        &self,
+        f: impl FnOnce(&mut Engine) -> R + Send + 'static,
+    ) -> Result<R, EngineStopped> {
+        let (reply, answer) = oneshot::channel();
+        let call: Call = Box::new(move |engine| {
+            // The caller may have gone away; the step stands all the same.
+            let _ = reply.send(f(engine));
+        });
+        let stopped = || {
+            EngineStopped(
+                self.broken
+                    .borrow()
+                    .clone()
+                    .unwrap_or_else(|| "the coordinator stops".into()),
+            )
+        };
+        self.calls.send(call).map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())
+    }
+
+    /// Runs `f` some time, without an answer.
+    pub fn tell(&self, f: impl FnOnce(&mut Engine) + Send + 'static) {
+        // A stopped engine needs to be told nothing.
+        let _ = self.calls.send(Box::new(f));
+    }
+
+    /// Waits until the state store breaks; why.
+    pub async fn broken(&self) -> String {
+        let mut broken = self.broken.clone();
+        match broken.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            Err(_) => "the engine stopped".into(),
+        }
+    }
+}
+
+/// What the coordinator's thread owns.
+#[derive(Debug)]
+pub struct Engine {
+    /// The state machine.
+    pub cluster: Cluster,
+    store: StateStore,
+    outboxes: HashMap<String, Outbox>,
+    clock: Clock,
+    runtime: tokio::runtime::Handle,
+    handle: mpsc::WeakUnboundedSender<Call>,
+    broken: watch::Sender<Option<String>>,
+}
+
+/// Instructions for a worker, until its stream takes them.
+#[derive(Debug)]
+struct Outbox {
+    sender: mpsc::UnboundedSender<Instruction>,
+    receiver: Option<mpsc::UnboundedReceiver<Instruction>>,
+}
+
+/// Time that never goes back, as milliseconds since the epoch.
+#[derive(Debug, Clone, Copy)]
+struct Clock {
+    began: Instant,
+    epoch: Millis,
+}
+
+impl Clock {
+    fn start() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            began: Instant::now(),
+            epoch: since.as_millis() as Millis,
+        }
+    }
+
+    fn now(self) -> Millis {
+        self.epoch + self.began.elapsed().as_millis() as Millis
+    }
+}
+
+/// Starts the engine on what the state store remembers.
+///
+/// # Errors
+/// When the store cannot be opened or read.
+pub(super) fn start(directory: &Path, timing: Timing, unfinished: Unfinished) -> Result<EngineHandle, StateError> {
+    let store = StateStore::open(directory)?;
+    let (jobs, tasks) = store.load()?;
+    let clock = Clock::start();
+    let cluster = Cluster::restore(timing, jobs, tasks, clock.now());
+    let (calls, mut inbox) = mpsc::unbounded_channel::<Call>();
+    let (broken, is_broken) = watch::channel(None);
+    let mut engine = Engine {
+        cluster,
+        store,
+        outboxes: HashMap::new(),
+        clock,
+        runtime: tokio::runtime::Handle::current(),
+        handle: calls.downgrade(),
+        broken,
+    };
+    let ticks = calls.downgrade();
+    tokio::spawn(async move {
+        let mut interval = tokio::time::interval(std::time::Duration::from_millis(100));
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            let Some(calls) = ticks.upgrade() else { return };
+            let tick: Call = Box::new(|engine| {
+                // A store that cannot save has been announced already.
+                let _ = engine.step(|cluster, now, fx| cluster.tick(now, fx));
+            });
+            if calls.send(tick).is_err() {
+                return;
+            }
+        }
+    });
+    std::thread::spawn(move || {
+        let _ = engine.step(|cluster, now, fx| match unfinished {
+            Unfinished::GoesOn => cluster.wake(now, fx),
+            Unfinished::IsEnded => cluster.interrupt(now, fx),
+        });
+        while let Some(call) = inbox.blocking_recv() {
+            call(&mut engine);
+            if engine.broken.borrow().is_some() {
+                return;
+            }
+        }
+    });
+    Ok(EngineHandle {
+        calls,
+        broken: is_broken,
+    })
+}
+
+impl Engine {
+    /// One step: change, save, act. What is answered after this has been saved.
+    ///
+    /// # Errors
+    /// When the state store cannot save; then the engine stops, and nothing of the step is acted on.
+    pub fn step<R>(&mut self, f: impl FnOnce(&mut Cluster, Millis, &mut Effects) -> R) -> Result<R, EngineStopped> {
+        let now = self.clock.now();
+        let mut fx = Effects::default();
+        let answer = f(&mut self.cluster, now, &mut fx);
+        self.cluster.dispatch(now, &mut fx);
+        if let Err(e) = self.store.save(&self.cluster, &fx) {
+            let text = format!("{e}. Nothing that was acknowledged is lost: free the cause and start again");
+            tracing::error!("{text}");
+            self.broken.send_replace(Some(text.clone()));
+            return Err(EngineStopped(text));
+        }
+        for event in &fx.events {
+            tracing::info!(
+                job = event.job,
+                stage = event.stage,
+                level = event.level.as_str(),
+                "{}",
+                event.text
+            );
+        }
+        for action in fx.actions {
+            self.act(action);
+        }
+        Ok(answer)
+    }
+
+    /// What happened to a job after `sequence`.
+    ///
+    /// # Errors
+    /// When the state store cannot be read.
+    pub fn events(&self, job: &str, after: u64) -> Result<Vec<llink_proto::Event>, StateError> {
+        self.store.events(job, after)
+    }
+
+    /// Makes the outbox of a new worker.
+    pub fn open_outbox(&mut self, worker: &str) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let outbox = Outbox {
+            sender,
+            receiver: Some(receiver),
+        };
+        self.outboxes.insert(worker.into(), outbox);
+    }
+
+    /// Hands the worker's instructions to its stream; once.
+    pub fn take_outbox(&mut self, worker: &str) -> Option<mpsc::UnboundedReceiver<Instruction>> {
+        self.outboxes.get_mut(worker)?.receiver.take()
+    }
+
+    /// Forgets a worker that is gone.
+    pub fn close_outbox(&mut self, worker: &str) {
+        self.outboxes.remove(worker);
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Start { worker, assignment } => self.instruct(&worker, instruction::Kind::Start(assignment)),
+            Action::Abort { worker, abort } => self.instruct(&worker, instruction::Kind::Abort(abort)),
+            Action::LookUp {
+                job,
+                stage,
+                output,
+                key,
+            } => self.spawn(
+                async move { look_up(&output, stage, &key).await },
+                move |engine, found| {
+                    let _ = engine.step(|c, now, fx| c.looked_up(&job, stage, found, now, fx));
+                },
+            ),
+            Action::Commit { job, output, manifest } => {
+                let Ok(stage) = manifest.stage.parse::<StageName>() else {
+                    return;
+                };
+                self.spawn(
+                    async move { commit(&output, stage, *manifest).await },
+                    move |engine, written| {
+                        let _ = engine.step(|c, now, fx| c.committed(&job, stage, written, now, fx));
+                    },
+                );
+            }
+            Action::Publish { output, report } => {
+                self.runtime.spawn(async move {
+                    if let Err(e) = publish(&output, report).await {
+                        tracing::warn!("cannot write report.json: {e}");
+                    }
+                });
+            }
+        }
+    }
+
+    fn instruct(&self, worker: &str, kind: instruction::Kind) {
+        if let Some(outbox) = self.outboxes.get(worker) {
+            // A closed stream is noticed by its own guard, which gives the lease back.
+            let _ = outbox.sender.send(Instruction { kind: Some(kind) });
+        }
+    }
+
+    /// Runs a future on the runtime and brings its result back to this thread.
+    fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+        then: impl FnOnce(&mut Self, T) + Send + 'static,
+    ) {
+        let calls = self.handle.clone();
+        self.runtime.spawn(async move {
+            let result = work.await;
+            if let Some(calls) = calls.upgrade() {
+                let _ = calls.send(Box::new(move |engine| then(engine, result)));
+            }
+        });
+    }
+}
+
+/// The manifest of a stage under its key, if it was committed.
+pub(super) async fn look_up(output: &str, stage: StageName, key: &str) -> Result<Option<Manifest>, Failure> {
+    let store = Store::open(output).map_err(|e| failure(&e))?;
+    let path = plan::manifest_path(stage, key);
+    Manifest::read(&store, &path).await.map_err(|e| failure(&e))
+}
+
+/// Writes the manifest, last of all, and removes what only the stage's own tasks read.
+async fn commit(output: &str, stage: StageName, manifest: Manifest) -> Result<Manifest, Failure> {
+    let store = Store::open(output).map_err(|e| failure(&e))?;
+    let path = plan::manifest_path(stage, &manifest.key);
+    manifest.write(&store, &path).await.map_err(|e| failure(&e))?;
+    let work = format!("{}/{}", plan::directory(stage, &manifest.key), plan::WORK_DIRECTORY);
+    match store.list(&work).await {
+        Ok(objects) => {
+            for object in objects {
+                if let Err(e) = store.delete(&object.path).await {
+                    tracing::warn!("cannot remove {}: {e}", object.path);
+                }
+            }
+        }
+        Err(e) => tracing::warn!("cannot list {work}: {e}"),
+    }
+    Ok(manifest)
+}
+
+async fn publish(output: &str, report: String) -> Result<(), llink_datasets::Error> {
+    let store = Store::open(output)?;
+    store.put("report.json", report.into()).await
+}
+
+/// A dataset error as it is told to people and programs.
+pub(super) fn failure(error: &llink_datasets::Error) -> Failure {
+    let kind = match error {
+        llink_datasets::Error::Store { .. } => FailureKind::Storage,
+        _ => FailureKind::Input,
+    };
+    Failure {
+        kind: kind.into(),
+        text: error.to_string(),
+    }
+}

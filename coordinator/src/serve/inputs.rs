@@ -1,0 +1,165 @@
+//! What a job reads from outside: its paths made absolute, each file's stamp taken, each missing one named.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use llink_datasets::store::{ObjectInfo, Store};
+use llink_proto::{Failure, FailureKind};
+
+use super::engine::failure;
+use crate::job::JobFile;
+use crate::plan::short_hash;
+use crate::schedule::NewJob;
+
+/// A parsed job with its paths absolute, its inputs checked and its id.
+///
+/// # Errors
+/// When a source or a model folder is missing or cannot be reached.
+pub(super) async fn resolve(file: JobFile, base_dir: &Path) -> Result<NewJob, Failure> {
+    let file = absolute(file, base_dir);
+    Store::open(&file.output).map_err(|e| of_key("output", &failure(&e)))?;
+    let mut stamps = BTreeMap::new();
+    let mut sources: Vec<(&str, &String)> = file
+        .corpus
+        .source
+        .as_slice()
+        .iter()
+        .map(|s| ("corpus.source", s))
+        .collect();
+    if let Some(instructions) = &file.instructions {
+        sources.extend(
+            instructions
+                .source
+                .as_slice()
+                .iter()
+                .map(|s| ("instructions.source", s)),
+        );
+    }
+    for (key, source) in sources {
+        if source != "sample" {
+            let stamp = object_stamp(source).await.map_err(|f| of_key(key, &f))?;
+            stamps.insert(source.clone(), stamp);
+        }
+    }
+    for (key, folder) in [
+        ("models.encoder", &file.models.encoder),
+        ("models.decoder", &file.models.decoder),
+    ] {
+        if folder != "tiny" {
+            let stamp = model_stamp(folder).await.map_err(|f| of_key(key, &f))?;
+            stamps.insert(folder.clone(), stamp);
+        }
+    }
+    let content = serde_json::to_string(&file).expect("a job file is plain data");
+    let id = format!("{}-{}", file.name, &short_hash(&content)[..8]);
+    Ok(NewJob { id, file, stamps })
+}
+
+fn of_key(key: &str, failure: &Failure) -> Failure {
+    Failure {
+        kind: failure.kind,
+        text: format!("`{key}`: {}", failure.text),
+    }
+}
+
+fn missing(text: String) -> Failure {
+    Failure {
+        kind: FailureKind::Input.into(),
+        text,
+    }
+}
+
+async fn object_stamp(url: &str) -> Result<String, Failure> {
+    let (store, name) = Store::open_object(url).map_err(|e| failure(&e))?;
+    match store.head(&name).await.map_err(|e| failure(&e))? {
+        Some(info) => Ok(stamp(&info)),
+        None => Err(missing(format!("{url}: no such file"))),
+    }
+}
+
+async fn model_stamp(url: &str) -> Result<String, Failure> {
+    let store = Store::open(url).map_err(|e| failure(&e))?;
+    let objects = store.list("").await.map_err(|e| failure(&e))?;
+    if objects.is_empty() {
+        return Err(missing(format!("{url}: no such folder, or nothing in it")));
+    }
+    for needed in ["config.json", "tokenizer.json"] {
+        if !objects.iter().any(|o| o.path == needed) {
+            return Err(missing(format!(
+                "{url}: {needed} is missing: expected a Hugging Face model folder"
+            )));
+        }
+    }
+    if !objects.iter().any(|o| o.path.ends_with(".safetensors")) {
+        return Err(missing(format!(
+            "{url}: no *.safetensors: expected a Hugging Face model folder"
+        )));
+    }
+    let read = |o: &&ObjectInfo| o.path.ends_with(".json") || o.path.ends_with(".safetensors");
+    let stamps: Vec<String> = objects
+        .iter()
+        .filter(read)
+        .map(|o| format!("{} {}", o.path, stamp(o)))
+        .collect();
+    Ok(stamps.join("; "))
+}
+
+fn stamp(info: &ObjectInfo) -> String {
+    format!(
+        "{} {} {}",
+        info.bytes,
+        info.modified_ms,
+        info.e_tag.as_deref().unwrap_or("")
+    )
+}
+
+fn absolute(mut file: JobFile, base: &Path) -> JobFile {
+    file.output = absolute_path(&file.output, base);
+    file.corpus.source = file.corpus.source.map(|s| unless("sample", s, base));
+    if let Some(instructions) = &mut file.instructions {
+        instructions.source = instructions.source.map(|s| unless("sample", s, base));
+    }
+    file.models.encoder = unless("tiny", &file.models.encoder, base);
+    file.models.decoder = unless("tiny", &file.models.decoder, base);
+    file
+}
+
+fn unless(word: &str, path: &str, base: &Path) -> String {
+    if path == word {
+        path.into()
+    } else {
+        absolute_path(path, base)
+    }
+}
+
+fn absolute_path(path: &str, base: &Path) -> String {
+    if path.contains("://") {
+        return path.into();
+    }
+    let mut clean = PathBuf::new();
+    for part in base.join(path).components() {
+        match part {
+            Component::ParentDir => {
+                clean.pop();
+            }
+            Component::CurDir => {}
+            part => clean.push(part),
+        }
+    }
+    clean.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn relative_paths_belong_to_the_job_files_folder_and_urls_stay() {
+        let base = Path::new("/jobs/khmer");
+        assert_eq!(absolute_path("../data/a.tsv", base), "/jobs/data/a.tsv");
+        assert_eq!(absolute_path("./out", base), "/jobs/khmer/out");
+        assert_eq!(absolute_path("/abs/x", base), "/abs/x");
+        assert_eq!(absolute_path("s3://bucket/x", base), "s3://bucket/x");
+        assert_eq!(unless("sample", "sample", base), "sample");
+    }
+}

@@ -1,0 +1,198 @@
+//! `JobService`: what people and programs ask.
+
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::Duration;
+
+use llink_proto::job_service_server::JobService;
+use llink_proto::{
+    CancelRequest, Failure, FailureKind, GetRequest, Job, JobState, JobUpdate, ListRequest, ListResponse, LogsRequest,
+    LogsResponse, ResumeRequest, SubmitRequest, SubmitResponse, WatchRequest,
+};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Response, Status};
+
+use super::engine::{EngineHandle, EngineStopped};
+use super::{dry_run, inputs};
+use crate::job;
+use crate::state::StateError;
+
+/// The metadata key under which a refusal carries its [`FailureKind`].
+pub const FAILURE_KIND_KEY: &str = "llink-failure-kind";
+/// How often a watched job is looked at.
+const WATCH_INTERVAL: Duration = Duration::from_millis(150);
+
+pub(super) struct Jobs {
+    engine: EngineHandle,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Jobs {
+    pub(super) fn new(engine: EngineHandle, stopped: watch::Receiver<bool>) -> Self {
+        Self { engine, stopped }
+    }
+
+    async fn view(&self, id: String) -> Result<Job, Status> {
+        let wanted = id.clone();
+        let found = self
+            .engine
+            .call(move |e| e.cluster.view(&wanted))
+            .await
+            .map_err(stopped)?;
+        found.ok_or_else(|| no_such_job(&id))
+    }
+}
+
+pub(super) fn stopped(error: EngineStopped) -> Status {
+    refused(Code::Unavailable, FailureKind::Storage, error.0)
+}
+
+fn no_such_job(id: &str) -> Status {
+    let text = format!("there is no job {id:?}: `llink-coord list` shows those there are");
+    refused(Code::NotFound, FailureKind::Input, text)
+}
+
+fn refused(code: Code, kind: FailureKind, text: String) -> Status {
+    let mut status = Status::new(code, text);
+    status.metadata_mut().insert(FAILURE_KIND_KEY, i32::from(kind).into());
+    status
+}
+
+fn failed(failure: Failure) -> Status {
+    let code = match failure.kind() {
+        FailureKind::Input => Code::InvalidArgument,
+        FailureKind::Storage => Code::Unavailable,
+        _ => Code::Internal,
+    };
+    refused(code, failure.kind(), failure.text)
+}
+
+fn unreadable(error: StateError) -> Status {
+    refused(Code::Internal, FailureKind::Storage, error.to_string())
+}
+
+#[tonic::async_trait]
+impl JobService for Jobs {
+    async fn submit(&self, request: Request<SubmitRequest>) -> Result<Response<SubmitResponse>, Status> {
+        let request = request.into_inner();
+        let file = job::parse(&request.file_name, &request.job_toml)
+            .map_err(|e| refused(Code::InvalidArgument, FailureKind::Input, e.to_string()))?;
+        let new = inputs::resolve(file, &PathBuf::from(request.base_dir))
+            .await
+            .map_err(failed)?;
+        if request.dry_run {
+            let job = dry_run::plan(&new).await.map_err(failed)?;
+            return Ok(Response::new(SubmitResponse {
+                job: Some(job),
+                already_complete: false,
+            }));
+        }
+        let id = new.id.clone();
+        let saved = self
+            .engine
+            .call(move |e| e.step(|c, now, fx| c.submit(new, now, fx)))
+            .await;
+        saved.and_then(|s| s).map_err(stopped)?;
+        Ok(Response::new(SubmitResponse {
+            job: Some(self.view(id).await?),
+            already_complete: false,
+        }))
+    }
+
+    async fn get(&self, request: Request<GetRequest>) -> Result<Response<Job>, Status> {
+        Ok(Response::new(self.view(request.into_inner().job_id).await?))
+    }
+
+    async fn list(&self, _: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
+        let all = self.engine.call(|e| {
+            let mut jobs: Vec<Job> = e.cluster.jobs.keys().filter_map(|id| e.cluster.view(id)).collect();
+            jobs.sort_by_key(|j| j.submitted_at);
+            jobs
+        });
+        let jobs = all.await.map_err(stopped)?;
+        Ok(Response::new(ListResponse { jobs }))
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<JobUpdate, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let id = request.into_inner().job_id;
+        self.view(id.clone()).await?;
+        let (updates, stream) = mpsc::channel(4);
+        let (engine, stop) = (self.engine.clone(), self.stopped.clone());
+        tokio::spawn(async move { follow(&engine, id, &updates, stop).await });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn cancel(&self, request: Request<CancelRequest>) -> Result<Response<Job>, Status> {
+        let id = request.into_inner().job_id;
+        let wanted = id.clone();
+        let saved = self
+            .engine
+            .call(move |e| e.step(|c, now, fx| c.cancel(&wanted, now, fx)))
+            .await;
+        saved.and_then(|s| s).map_err(stopped)?.map_err(|_| no_such_job(&id))?;
+        Ok(Response::new(self.view(id).await?))
+    }
+
+    async fn resume(&self, request: Request<ResumeRequest>) -> Result<Response<Job>, Status> {
+        let id = request.into_inner().job_id;
+        let wanted = id.clone();
+        let saved = self
+            .engine
+            .call(move |e| e.step(|c, now, fx| c.resume(&wanted, now, fx)))
+            .await;
+        saved.and_then(|s| s).map_err(stopped)?.map_err(|_| no_such_job(&id))?;
+        Ok(Response::new(self.view(id).await?))
+    }
+
+    async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<LogsResponse>, Status> {
+        let request = request.into_inner();
+        self.view(request.job_id.clone()).await?;
+        let read = self
+            .engine
+            .call(move |e| e.events(&request.job_id, request.after_sequence))
+            .await;
+        let events = read.map_err(stopped)?.map_err(unreadable)?;
+        Ok(Response::new(LogsResponse { events }))
+    }
+}
+
+/// Sends the job whenever it has changed, until it ends or nobody listens.
+async fn follow(
+    engine: &EngineHandle,
+    id: String,
+    updates: &mpsc::Sender<Result<JobUpdate, Status>>,
+    stop: watch::Receiver<bool>,
+) {
+    let mut shown: Option<Job> = None;
+    let mut sequence = 0;
+    loop {
+        let wanted = id.clone();
+        let look = engine.call(move |e| (e.cluster.view(&wanted), e.events(&wanted, sequence)));
+        let (job, events) = match look.await {
+            Ok((Some(job), Ok(events))) => (job, events),
+            Ok((Some(_), Err(e))) => return drop(updates.send(Err(unreadable(e))).await),
+            Ok((None, _)) => return drop(updates.send(Err(no_such_job(&id))).await),
+            Err(e) => return drop(updates.send(Err(stopped(e))).await),
+        };
+        sequence = events.last().map_or(sequence, |e| e.sequence);
+        let ended = job.state() != JobState::Running;
+        if shown.as_ref() != Some(&job) || !events.is_empty() {
+            let update = JobUpdate {
+                job: Some(job.clone()),
+                events,
+            };
+            if updates.send(Ok(update)).await.is_err() {
+                return;
+            }
+            shown = Some(job);
+        }
+        if ended || *stop.borrow() {
+            return;
+        }
+        tokio::time::sleep(WATCH_INTERVAL).await;
+    }
+}

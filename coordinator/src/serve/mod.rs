@@ -1,0 +1,206 @@
+//! The server: gRPC in front, one engine behind, the object store beside.
+
+mod dry_run;
+mod engine;
+mod inputs;
+mod jobs;
+mod workers;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use llink_proto::job_service_server::JobServiceServer;
+use llink_proto::worker_service_server::WorkerServiceServer;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_stream::wrappers::TcpListenerStream;
+
+use crate::schedule::Timing;
+use crate::state::StateError;
+
+pub use engine::EngineHandle;
+pub use jobs::FAILURE_KIND_KEY;
+
+/// Large enough for a stage of a hundred thousand artefacts.
+pub(crate) const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+/// How a coordinator is started.
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Where the state store lies.
+    pub state_directory: PathBuf,
+    /// How patient the scheduler is.
+    pub timing: Timing,
+    /// What becomes of jobs that were running when the last coordinator here ended.
+    pub unfinished: Unfinished,
+}
+
+/// What becomes of jobs that were running when the last coordinator on this state ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unfinished {
+    /// They go on: this is a server, and they are its business.
+    GoesOn,
+    /// They are ended until they are submitted again: this coordinator lives for one job.
+    IsEnded,
+}
+
+/// A server that cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address cannot be had.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Another coordinator uses the state directory.
+    #[error("{directory} is in use by {holder}: name it with --coordinator, or use another --state directory")]
+    InUse {
+        /// The state directory.
+        directory: PathBuf,
+        /// Its process and URL.
+        holder: String,
+    },
+    /// The state store cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The state directory's lock cannot be taken.
+    #[error("{path}: {source}")]
+    Lock {
+        /// The lock file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The transport broke.
+    #[error("server: {0}")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// A running coordinator.
+#[derive(Debug)]
+pub struct Running {
+    /// Where it listens.
+    pub url: String,
+    /// The engine behind it.
+    pub engine: EngineHandle,
+    stop: watch::Sender<bool>,
+    server: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
+    // Held, not read: the kernel releases it with the process, however that ends.
+    _lock: std::fs::File,
+    endpoint_file: PathBuf,
+}
+
+/// Starts a coordinator.
+///
+/// # Errors
+/// When the state directory is in use or broken, or the address is taken.
+pub async fn start(options: ServeOptions) -> Result<Running, ServeError> {
+    let lock = lock(&options.state_directory)?;
+    let listener = TcpListener::bind(options.listen)
+        .await
+        .map_err(|source| ServeError::Listen {
+            address: options.listen,
+            source,
+        })?;
+    let address = listener.local_addr().map_err(|source| ServeError::Listen {
+        address: options.listen,
+        source,
+    })?;
+    let url = format!("http://{address}");
+    let engine = engine::start(&options.state_directory, options.timing, options.unfinished)?;
+    let endpoint_file = endpoint_file(&options.state_directory);
+    // Only a hint for commands that name no coordinator; the lock is what counts.
+    if let Err(e) = std::fs::write(&endpoint_file, format!("{} {url}\n", std::process::id())) {
+        tracing::warn!(path = %endpoint_file.display(), "cannot write the endpoint file: {e}");
+    }
+    let (stop, stopped) = watch::channel(false);
+    let jobs = JobServiceServer::new(jobs::Jobs::new(engine.clone(), stopped.clone()))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let workers = WorkerServiceServer::new(workers::Workers::new(engine.clone(), options.timing, stopped.clone()))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let router = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .tcp_nodelay(true)
+        .add_service(jobs)
+        .add_service(workers);
+    let shutdown = wait_for(stopped);
+    let server = tokio::spawn(router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown));
+    tracing::info!(%url, state = %options.state_directory.display(), "coordinator listens");
+    Ok(Running {
+        url,
+        engine,
+        stop,
+        server,
+        _lock: lock,
+        endpoint_file,
+    })
+}
+
+impl Running {
+    /// Closes every stream, lets the server finish, forgets the endpoint.
+    ///
+    /// # Errors
+    /// When the transport broke before.
+    pub async fn stop(self) -> Result<(), ServeError> {
+        // The receivers may be gone already; then there is nobody to tell.
+        let _ = self.stop.send(true);
+        let _ = std::fs::remove_file(&self.endpoint_file);
+        match tokio::time::timeout(Duration::from_secs(3), self.server).await {
+            Ok(Ok(ended)) => ended.map_err(ServeError::from),
+            _ => Ok(()),
+        }
+    }
+
+    /// Serves until the state store breaks; its error.
+    pub async fn broken(&self) -> String {
+        self.engine.broken().await
+    }
+}
+
+async fn wait_for(mut stopped: watch::Receiver<bool>) {
+    // An error means that the sender is gone, which is a stop too.
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+/// Where a coordinator notes its process and URL.
+#[must_use]
+pub fn endpoint_file(state_directory: &std::path::Path) -> PathBuf {
+    state_directory.join("coordinator.endpoint")
+}
+
+fn lock(directory: &std::path::Path) -> Result<std::fs::File, ServeError> {
+    let path = directory.join("coordinator.lock");
+    let failed = |source| ServeError::Lock {
+        path: path.clone(),
+        source,
+    };
+    std::fs::create_dir_all(directory).map_err(failed)?;
+    let file = std::fs::File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            let holder = std::fs::read_to_string(endpoint_file(directory)).unwrap_or_default();
+            let holder = match holder.split_once(' ') {
+                Some((pid, url)) => format!("process {pid} at {}", url.trim()),
+                None => "another llink-coord".into(),
+            };
+            Err(ServeError::InUse {
+                directory: directory.into(),
+                holder,
+            })
+        }
+        Err(std::fs::TryLockError::Error(source)) => Err(failed(source)),
+    }
+}

@@ -1,0 +1,247 @@
+//! What a person sees: bars while it runs, a report at the end; or JSON lines for programs.
+
+mod bars;
+mod lines;
+mod report;
+
+use std::io::{IsTerminal, Write};
+
+use llink_proto::{Event, Job, JobState, Stage, StageState};
+
+pub use report::report;
+
+/// How to show things.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// Bars that move.
+    Terminal,
+    /// A line now and then: the output goes to a file or a pipe.
+    Lines,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Style {
+    /// JSON if asked for, else what suits the output.
+    #[must_use]
+    pub fn of(json: bool) -> Self {
+        match json {
+            true => Self::Json,
+            false if std::io::stderr().is_terminal() => Self::Terminal,
+            false => Self::Lines,
+        }
+    }
+}
+
+/// A job being followed.
+#[derive(Debug)]
+pub enum View {
+    /// Bars.
+    Bars(bars::Bars),
+    /// Lines.
+    Lines(lines::Lines),
+    /// JSON lines.
+    Json,
+}
+
+impl View {
+    /// A view in that style.
+    #[must_use]
+    pub fn new(style: Style) -> Self {
+        match style {
+            Style::Terminal => Self::Bars(bars::Bars::new()),
+            Style::Lines => Self::Lines(lines::Lines::default()),
+            Style::Json => Self::Json,
+        }
+    }
+
+    /// Shows the job as it is now, and what has happened.
+    pub fn show(&mut self, job: &Job, events: &[Event]) {
+        match self {
+            Self::Bars(bars) => bars.show(job, events),
+            Self::Lines(lines) => lines.show(job, events),
+            Self::Json => print_line(&job_json(job, events).to_string()),
+        }
+    }
+
+    /// Leaves the terminal as it was.
+    pub fn close(self) {
+        if let Self::Bars(bars) = self {
+            bars.close();
+        }
+    }
+}
+
+/// Writes a line to standard output. A reader that went away (`| head`) is no reason to fail.
+fn print_line(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// Where a job stands, in a word.
+#[must_use]
+pub fn state_word(job: &Job) -> &'static str {
+    match job.state() {
+        JobState::Unspecified => "planned",
+        JobState::Running => "running",
+        JobState::Succeeded => "succeeded",
+        JobState::Failed => "failed",
+        JobState::Cancelled => "cancelled",
+    }
+}
+
+fn stage_word(stage: &Stage) -> &'static str {
+    match stage.state() {
+        StageState::Unspecified | StageState::Waiting => "waiting",
+        StageState::Running => "running",
+        StageState::Done => "done",
+        StageState::Cached => "cached",
+        StageState::Failed => "failed",
+        StageState::Cancelled => "cancelled",
+    }
+}
+
+/// 12345 as 12,345.
+fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::with_capacity(digits.len() * 4 / 3);
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(c);
+    }
+    out
+}
+
+fn seconds(stage: &Stage) -> f64 {
+    (stage.ended_at - stage.started_at).max(0) as f64 / 1000.0
+}
+
+fn job_json(job: &Job, events: &[Event]) -> serde_json::Value {
+    let stages: Vec<_> = job
+        .stages
+        .iter()
+        .map(|s| {
+            serde_json::json!({
+                "stage": s.name, "state": stage_word(s), "reason": s.reason, "key": s.key, "done": s.done,
+                "total": s.total, "unit": s.unit, "tasks_done": s.tasks_done, "tasks_total": s.tasks_total,
+                "seconds": if s.ended_at > 0 { Some(seconds(s)) } else { None },
+                "figures": s.figures, "warnings": s.warnings,
+            })
+        })
+        .collect();
+    let events: Vec<_> = events
+        .iter()
+        .map(|e| serde_json::json!({"at": e.at, "stage": e.stage, "task": e.task_id, "level": e.level, "text": e.text}))
+        .collect();
+    let report: Option<serde_json::Value> = serde_json::from_str(&job.report_json).ok();
+    serde_json::json!({
+        "id": job.id, "name": job.name, "state": state_word(job), "reason": job.reason, "output": job.output_url,
+        "submitted_at": job.submitted_at, "ended_at": job.ended_at, "workers": job.workers, "stages": stages,
+        "events": events, "report": report,
+    })
+}
+
+/// An event as the log shows it.
+#[must_use]
+pub fn event_line(event: &Event) -> String {
+    let since_midnight = event.at.rem_euclid(86_400_000);
+    let (h, m, s) = (
+        since_midnight / 3_600_000,
+        since_midnight / 60_000 % 60,
+        since_midnight / 1000 % 60,
+    );
+    let ms = since_midnight % 1000;
+    let stage = if event.stage.is_empty() { "job" } else { &event.stage };
+    format!(
+        "{h:02}:{m:02}:{s:02}.{ms:03}Z {:5} {stage:8} {}",
+        event.level, event.text
+    )
+}
+
+/// The plan of a dry run.
+pub fn plan(job: &Job, style: Style) {
+    if style == Style::Json {
+        return print_line(&job_json(job, &[]).to_string());
+    }
+    print_line(&format!("{}: nothing was started", job.id));
+    for stage in &job.stages {
+        let key = if stage.key.is_empty() { "-" } else { &stage.key };
+        print_line(&format!("  {:9} {key:16}  {}", stage.name, stage.reason));
+    }
+}
+
+/// Jobs, a line each.
+pub fn list(jobs: &[Job], style: Style) {
+    if style == Style::Json {
+        for job in jobs {
+            print_line(&job_json(job, &[]).to_string());
+        }
+        return;
+    }
+    if jobs.is_empty() {
+        return print_line("no jobs yet: `llink-coord submit job.toml` starts one");
+    }
+    let width = jobs.iter().map(|j| j.id.len()).max().unwrap_or(0);
+    for job in jobs {
+        let done = job
+            .stages
+            .iter()
+            .filter(|s| matches!(s.state(), StageState::Done | StageState::Cached))
+            .count();
+        let now = job.stages.iter().find(|s| s.state() == StageState::Running);
+        let detail = match (now, job.failure.as_ref()) {
+            (Some(stage), _) => format!("{}: {}", stage.name, stage.reason),
+            (None, Some(failure)) => failure.text.lines().next().unwrap_or("").to_owned(),
+            (None, None) => job.output_url.clone(),
+        };
+        let id = &job.id;
+        print_line(&format!(
+            "{id:width$}  {:9}  {done}/{} stages  {detail}",
+            state_word(job),
+            job.stages.len()
+        ));
+    }
+}
+
+/// One job, stage by stage.
+pub fn job(job: &Job, style: Style) {
+    if style == Style::Json {
+        return print_line(&job_json(job, &[]).to_string());
+    }
+    print_line(&format!("{}: {} ({} workers)", job.id, state_word(job), job.workers));
+    print_line(&format!("output {}", job.output_url));
+    for stage in &job.stages {
+        print_line(&format!("  {}", lines::stage_line(stage)));
+    }
+    if let Some(failure) = &job.failure {
+        print_line(&format!("failed: {}", failure.text));
+    }
+    if job.state() == JobState::Succeeded {
+        report(job, style);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_are_grouped() {
+        assert_eq!(thousands(0), "0");
+        assert_eq!(thousands(999), "999");
+        assert_eq!(thousands(1000), "1,000");
+        assert_eq!(thousands(1_234_567), "1,234,567");
+    }
+
+    #[test]
+    fn an_event_has_its_time_of_day() {
+        let event = Event {
+            at: 86_400_000 + 3_661_007,
+            level: "warn".into(),
+            text: "x".into(),
+            ..Event::default()
+        };
+        assert_eq!(event_line(&event), "01:01:01.007Z warn  job      x");
+    }
+}

@@ -1,0 +1,189 @@
+//! What the tests of the real binary share: a folder of its own for each, jobs to put in it, commands with their output.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// The real binary.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_llink-coord");
+
+/// A folder with a job file; state and output lie in it too.
+pub struct Place {
+    pub dir: tempfile::TempDir,
+}
+
+/// A job that takes seconds.
+pub const SMALL: &str = "
+name = \"small\"
+output = \"out\"
+seed = 11
+
+[corpus]
+source = \"sample\"
+train_pairs = 1200
+holdout_pairs = 300
+shard_rows = 400
+
+[instructions]
+source = \"sample\"
+train = 150
+validation = 30
+
+[align]
+steps = 60
+batch = 64
+queue = 512
+hard_negatives = 32
+warmup_steps = 10
+learning_rate = 3e-3
+checkpoint_every = 20
+
+[evaluate]
+benchmark_pairs = 200
+";
+
+impl Place {
+    pub fn new(job: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("job.toml"), job).unwrap();
+        Self { dir }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(BINARY);
+        command
+            .args(args)
+            .current_dir(self.dir.path())
+            .env_remove("LLINK_COORDINATOR")
+            .env_remove("LLINK_STATE")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Runs a command that must succeed; its standard output.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {}\n{}", output.status, text(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs a command that must fail with `code`; what it said.
+    pub fn fails(&self, code: i32, args: &[&str]) -> String {
+        let output = self.run(args);
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+        said
+    }
+
+    pub fn start(&self, args: &[&str]) -> Running {
+        let log = self.path(&format!("{}.log", args[0]));
+        let file = || std::fs::File::options().create(true).append(true).open(&log).unwrap();
+        let child = self.command(args).stdout(file()).stderr(file()).spawn().unwrap();
+        Running { child, log }
+    }
+
+    /// SHA-256 (by the manifests) of every artefact of the stages, by its path.
+    pub fn artefacts(&self, stages: &[&str]) -> Vec<(String, String)> {
+        let mut found = Vec::new();
+        for stage in stages {
+            for entry in std::fs::read_dir(self.path("out").join(stage)).unwrap() {
+                let manifest = std::fs::read(entry.unwrap().path().join("manifest.json")).unwrap();
+                let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+                for artifact in manifest["artifacts"].as_array().unwrap() {
+                    let field = |name: &str| artifact[name].as_str().unwrap().to_owned();
+                    found.push((field("path"), field("sha256")));
+                }
+            }
+        }
+        assert!(!found.is_empty());
+        found
+    }
+}
+
+/// A process that is killed when the test is over, however that ends.
+pub struct Running {
+    pub child: Child,
+    pub log: PathBuf,
+}
+
+impl Running {
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Waits until `f` gives something.
+pub fn eventually<T>(what: &str, mut f: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = f() {
+            return found;
+        }
+        assert!(began.elapsed() < Duration::from_secs(120), "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Process ids of the workers that `parent` started.
+pub fn workers_of(parent: u32) -> Vec<u32> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        // pid (comm) state ppid …
+        let Some((_, rest)) = stat.rsplit_once(") ") else { continue };
+        let mut fields = rest.split(' ');
+        let state = fields.next().unwrap_or("Z");
+        let ppid: u32 = fields.next().and_then(|p| p.parse().ok()).unwrap_or(0);
+        if ppid == parent && state != "Z" {
+            found.push(pid);
+        }
+    }
+    found.sort_unstable();
+    found
+}
+
+pub fn signal(pid: u32, signal: &str) {
+    let status = Command::new("kill").args([signal, &pid.to_string()]).status().unwrap();
+    assert!(status.success(), "kill {signal} {pid}");
+}
+
+/// One figure of the evaluate stage, from `out/report.json`.
+pub fn figure(place: &Place, name: &str) -> f64 {
+    let report = std::fs::read(place.path("out/report.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+    report["figures"]["evaluate"][name].as_f64().unwrap_or_else(|| panic!("{name} is not in {report:#}"))
+}
+
+/// A Python that has polars: `LLINK_PYTHON`, else `python3`, if it can import it.
+pub fn python_with_polars() -> Option<PathBuf> {
+    let python = std::env::var_os("LLINK_PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from);
+    let can = Command::new(&python).args(["-c", "import polars"]).output();
+    can.is_ok_and(|o| o.status.success()).then_some(python)
+}
+
+pub fn exists(path: &Path) -> bool {
+    path.exists()
+}

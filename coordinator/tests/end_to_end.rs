@@ -1,0 +1,133 @@
+//! The real binary, as its user runs it.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{Place, SMALL, eventually, figure, python_with_polars};
+
+#[test]
+fn a_job_runs_end_to_end_and_again_does_nothing() {
+    let place = Place::new(SMALL);
+    let first = place.ok(&["submit", "job.toml"]);
+    assert!(first.contains("succeeded in"), "{first}");
+    assert!(first.contains("retrieval among 200 held-out pairs"), "{first}");
+    let chance = figure(&place, "chance.r1");
+    assert!((chance - 1.0 / 200.0).abs() < 1e-9, "{chance}");
+    assert!(figure(&place, "after.r1") > 3.0 * chance, "60 steps beat chance: {first}");
+    assert!(figure(&place, "after.mean_rank") < figure(&place, "before.mean_rank"));
+
+    let before = place.artefacts(&["shard", "models", "embed", "align", "evaluate"]);
+    let began = Instant::now();
+    let second = place.ok(&["submit", "job.toml"]);
+    let took = began.elapsed();
+    assert!(second.contains("nothing to do, every stage was finished before"), "{second}");
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    assert_eq!(place.artefacts(&["shard", "models", "embed", "align", "evaluate"]), before);
+
+    // Another job beside it shares what has the same key.
+    let longer = SMALL.replace("steps = 60", "steps = 70");
+    std::fs::write(place.path("longer.toml"), longer).unwrap();
+    let plan = place.ok(&["submit", "longer.toml", "--dry-run"]);
+    assert_eq!(plan.matches("cached").count(), 3, "{plan}");
+    let json = place.ok(&["submit", "longer.toml", "--json"]);
+    let last: serde_json::Value = serde_json::from_str(json.trim().lines().last().unwrap()).unwrap();
+    let states: Vec<&str> = last["stages"].as_array().unwrap().iter().map(|s| s["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["cached", "cached", "cached", "done", "done"]);
+
+    // Looking works without a coordinator too.
+    let list = place.ok(&["list"]);
+    assert_eq!(list.lines().count(), 2, "{list}");
+    assert!(list.contains("small-") && list.contains("succeeded"), "{list}");
+    let id = list.split_whitespace().next().unwrap();
+    assert!(place.ok(&["get", id]).contains("retrieval among"), "get shows the report");
+    assert!(place.ok(&["logs", id]).contains("succeeded"));
+    assert!(place.ok(&["cancel", id]).contains("has ended already"));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_with_any_number_of_workers() {
+    let stages = ["shard", "models", "embed"];
+    let run = |workers: &str| {
+        let place = Place::new(SMALL);
+        place.ok(&["submit", "job.toml", "--workers", workers]);
+        (place.artefacts(&stages), figure(&place, "after.mrr"))
+    };
+    let (one, one_mrr) = run("1");
+    let (three, three_mrr) = run("3");
+    assert_eq!(one, three);
+    assert!((one_mrr - three_mrr).abs() < 1e-2, "one rank and three agree to rounding: {one_mrr} {three_mrr}");
+}
+
+#[test]
+fn coordinator_workers_and_submit_work_as_separate_processes() {
+    let place = Place::new(SMALL);
+    let mut serve = place.start(&["serve", "--listen", "127.0.0.1:0", "--state", "server"]);
+    let url = eventually("the coordinator's URL", || {
+        assert!(serve.child.try_wait().unwrap().is_none(), "{}", serve.log());
+        serve.log().lines().find_map(|l| l.strip_prefix("llink-coord listens on ").map(str::to_owned))
+    });
+    let to = ["--coordinator", url.as_str()];
+    let id = place.ok(&[&["submit", "job.toml", "--detach"], &to[..]].concat());
+    let id = id.trim();
+    let waiting = eventually("the reason for waiting", || {
+        let shown = place.ok(&[&["get", id], &to[..]].concat());
+        shown.contains("no worker is connected").then_some(shown)
+    });
+    assert!(waiting.contains("running (0 workers)"), "{waiting}");
+    let _workers: Vec<_> = ["a", "b"]
+        .map(|name| place.start(&[&["worker", "--name", name, "--threads", "1"], &to[..]].concat()))
+        .into();
+    let watched = place.ok(&[&["watch", id], &to[..]].concat());
+    assert!(watched.contains("succeeded in"), "{watched}");
+    let again = place.ok(&[&["submit", "job.toml"], &to[..]].concat());
+    assert!(again.contains("nothing to do"), "{again}");
+}
+
+#[test]
+fn cancel_stops_a_running_job_and_submitting_again_goes_on() {
+    let place = Place::new(&SMALL.replace("steps = 60", "steps = 100_000"));
+    let mut submit = place.start(&["submit", "job.toml"]);
+    let id = eventually("training has begun", || {
+        let list = place.run(&["list"]);
+        let list = String::from_utf8_lossy(&list.stdout).into_owned();
+        list.contains("align: train").then(|| list.split_whitespace().next().unwrap().to_owned())
+    });
+    assert!(place.ok(&["cancel", &id]).contains("cancelled"));
+    let status = submit.child.wait().unwrap();
+    assert_eq!(status.code(), Some(7), "{}", submit.log());
+    assert!(submit.log().contains("was cancelled"), "{}", submit.log());
+    let plan = place.ok(&["submit", "job.toml", "--dry-run"]);
+    assert_eq!(plan.matches("cached").count(), 3, "what was finished is kept: {plan}");
+}
+
+#[test]
+fn python_polars_opens_every_shard() {
+    let Some(python) = python_with_polars() else {
+        eprintln!("skipped: no Python with polars (set LLINK_PYTHON to one)");
+        return;
+    };
+    let place = Place::new(SMALL);
+    place.ok(&["submit", "job.toml"]);
+    let script = r#"
+import polars as pl, sys
+root = sys.argv[1]
+pairs = pl.scan_parquet(root + "/shard/*/pairs/train/*.parquet").collect()
+assert pairs.height == 1200, pairs.height
+assert pairs.columns == ["id", "english", "foreign", "foreign_chars", "source"], pairs.columns
+assert pairs["id"].dtype == pl.UInt64 and pairs["id"].n_unique() == 1200
+holdout = pl.scan_parquet(root + "/shard/*/pairs/holdout/*.parquet").collect()
+assert holdout.height == 300 and holdout.join(pairs, on="foreign").height == 0
+vectors = pl.scan_parquet(root + "/embed/*/embeddings/teacher/train/*.parquet").collect()
+assert isinstance(vectors["vector"].dtype, pl.Array), vectors["vector"].dtype
+joined = pairs.join(vectors, on="id")
+assert joined.height == 1200
+instructions = pl.scan_parquet(root + "/shard/*/instructions/train/*.parquet").collect()
+assert instructions.height == 150
+print("ok", vectors["vector"].dtype)
+"#;
+    let out = place.path("out");
+    let run = std::process::Command::new(python).args(["-c", script]).arg(&out).output().unwrap();
+    assert!(run.status.success(), "{}", common::text(&run));
+}

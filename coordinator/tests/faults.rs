@@ -1,0 +1,164 @@
+//! What breaks, and what it costs.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::path::Path;
+
+use common::{Place, SMALL, eventually, figure, signal, workers_of};
+
+#[test]
+fn a_killed_worker_costs_its_task_only_and_changes_no_result() {
+    let stages = ["shard", "models", "embed", "align", "evaluate"];
+    let calm = Place::new(SMALL);
+    calm.ok(&["submit", "job.toml"]);
+
+    for stage in ["embed: ", "align: train"] {
+        let place = Place::new(SMALL);
+        let mut submit = place.start(&["submit", "job.toml"]);
+        eventually(stage, || {
+            assert!(submit.child.try_wait().unwrap().is_none(), "ended before {stage}: {}", submit.log());
+            let list = place.run(&["list"]);
+            String::from_utf8_lossy(&list.stdout).contains(stage).then_some(())
+        });
+        let workers = workers_of(submit.child.id());
+        signal(*workers.first().expect("a worker runs"), "-KILL");
+        let status = submit.child.wait().unwrap();
+        assert!(status.success(), "{}", submit.log());
+        assert!(submit.log().contains("was lost"), "the loss is told of: {}", submit.log());
+        // Names carry the keys and the shards; bytes are compared by their hashes.
+        assert_eq!(place.artefacts(&stages[..3]), calm.artefacts(&stages[..3]), "{stage}");
+        let (a, b) = (figure(&place, "after.mean_rank"), figure(&calm, "after.mean_rank"));
+        assert!((a - b).abs() < 1e-9, "{stage}: {a} {b}");
+    }
+}
+
+#[test]
+fn a_killed_coordinator_goes_on_where_it_stopped_and_leaves_no_worker_behind() {
+    let place = Place::new(SMALL);
+    let mut submit = place.start(&["submit", "job.toml"]);
+    eventually("training has begun", || {
+        let list = place.run(&["list"]);
+        String::from_utf8_lossy(&list.stdout).contains("align: train").then_some(())
+    });
+    let workers = workers_of(submit.child.id());
+    assert!(!workers.is_empty());
+    submit.child.kill().unwrap();
+    submit.child.wait().unwrap();
+    eventually("the workers end with their parent", || {
+        workers.iter().all(|pid| !common::exists(Path::new(&format!("/proc/{pid}")))).then_some(())
+    });
+    let json = place.ok(&["submit", "job.toml", "--json"]);
+    let last: serde_json::Value = serde_json::from_str(json.trim().lines().last().unwrap()).unwrap();
+    let states: Vec<&str> = last["stages"].as_array().unwrap().iter().map(|s| s["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["cached", "cached", "cached", "done", "done"]);
+}
+
+#[test]
+fn a_wrong_job_file_starts_nothing() {
+    let place = Place::new("[corpus]\nsource = \"sample\"\n[align]\nbacth = 3\n");
+    let said = place.fails(2, &["submit", "job.toml"]);
+    assert!(said.contains("job.toml:4:1: unknown key `bacth` in [align]"), "{said}");
+    assert!(said.contains("did you mean `batch`?"), "{said}");
+    let said = place.fails(2, &["submit", "nowhere.toml"]);
+    assert!(said.contains("nowhere.toml") && said.contains("A job file is needed"), "{said}");
+    assert!(!place.path(".llink").exists() && !place.path("llink-out").exists(), "nothing was started");
+}
+
+#[test]
+fn a_missing_corpus_or_model_is_named_before_anything_starts() {
+    let place = Place::new("[corpus]\nsource = \"no/such.tsv\"\n");
+    let said = place.fails(3, &["submit", "job.toml"]);
+    assert!(said.contains("`corpus.source`") && said.contains("no/such.tsv: no such file"), "{said}");
+    let place = Place::new("[corpus]\nsource = \"sample\"\n[models]\nencoder = \"no/model\"\n");
+    let said = place.fails(3, &["submit", "job.toml"]);
+    assert!(said.contains("`models.encoder`") && said.contains("no/model"), "{said}");
+    std::fs::create_dir_all(place.path("no/model")).unwrap();
+    std::fs::write(place.path("no/model/config.json"), "{}").unwrap();
+    let said = place.fails(3, &["submit", "job.toml"]);
+    assert!(said.contains("tokenizer.json is missing"), "{said}");
+}
+
+#[test]
+fn a_broken_model_fails_the_job_by_name() {
+    let place = Place::new(&SMALL.replace("[align]", "[models]\nencoder = \"model\"\n[align]"));
+    std::fs::create_dir_all(place.path("model")).unwrap();
+    let config = "{\"model_type\": \"bert\", \"architectures\": [\"BertModel\"]}";
+    std::fs::write(place.path("model/config.json"), config).unwrap();
+    std::fs::write(place.path("model/tokenizer.json"), "{}").unwrap();
+    std::fs::write(place.path("model/model.safetensors"), "").unwrap();
+    let said = place.fails(3, &["submit", "job.toml"]);
+    assert!(said.contains("bert"), "{said}");
+}
+
+#[test]
+fn broken_rows_are_counted_and_shown_and_never_silently_lost() {
+    let place = Place::new(&SMALL.replace("source = \"sample\"\ntrain_pairs", "source = \"rows.tsv\"\ntrain_pairs"));
+    place.ok(&["sample", "made", "--pairs", "2500", "--instructions", "1", "--seed", "3"]);
+    let mut rows = std::fs::read(place.path("made/pairs.tsv")).unwrap();
+    rows.extend_from_slice(b"no second column\n");
+    rows.extend_from_slice(b"broken\t\xff\xfe\xfd\n");
+    rows.extend_from_slice(b"\t\xe1\x9e\x80\n");
+    std::fs::write(place.path("rows.tsv"), &rows).unwrap();
+    let shown = place.ok(&["submit", "job.toml"]);
+    assert!(shown.contains("2,503 read"), "{shown}");
+    for dropped in ["1 missing column", "1 broken utf8", "1 empty english"] {
+        assert!(shown.contains(dropped), "{dropped}: {shown}");
+    }
+    assert!(shown.contains("rows.tsv:2501"), "the offender is named: {shown}");
+}
+
+#[test]
+fn a_taken_port_and_a_used_state_directory_are_told_apart_from_faults() {
+    let place = Place::new(SMALL);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let said = place.fails(6, &["serve", "--listen", &address]);
+    assert!(said.contains("cannot listen on") && said.contains(&address), "{said}");
+    let serve = place.start(&["serve", "--listen", "127.0.0.1:0"]);
+    eventually("the server is up", || serve.log().contains("listens on").then_some(()));
+    let said = place.fails(6, &["submit", "job.toml"]);
+    assert!(said.contains("is in use by process"), "{said}");
+    let said = place.fails(6, &["list", "--coordinator", "http://127.0.0.1:1"]);
+    assert!(said.contains("no coordinator at http://127.0.0.1:1"), "{said}");
+}
+
+#[test]
+fn a_full_disk_is_told_plainly() {
+    let place = Place::new(SMALL);
+    let disk = place.path("disk");
+    std::fs::create_dir_all(&disk).unwrap();
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"])
+        .arg(&disk)
+        .output();
+    if !mounted.is_ok_and(|o| o.status.success()) {
+        eprintln!("skipped: a small file system cannot be mounted here");
+        return;
+    }
+    let job = SMALL.replace("output = \"out\"", "output = \"disk/out\"");
+    std::fs::write(place.path("job.toml"), job).unwrap();
+    let output = place.run(&["submit", "job.toml"]);
+    let said = common::text(&output);
+    std::process::Command::new("umount").arg("-l").arg(&disk).status().unwrap();
+    assert_eq!(output.status.code(), Some(4), "{said}");
+    assert!(said.contains("No space left on device"), "{said}");
+}
+
+#[test]
+fn ctrl_c_stops_cleanly_and_says_how_to_go_on() {
+    let place = Place::new(&SMALL.replace("steps = 60", "steps = 100_000"));
+    let mut submit = place.start(&["submit", "job.toml"]);
+    eventually("training has begun", || {
+        let list = place.run(&["list"]);
+        String::from_utf8_lossy(&list.stdout).contains("align: train").then_some(())
+    });
+    let workers = workers_of(submit.child.id());
+    signal(submit.child.id(), "-INT");
+    let status = submit.child.wait().unwrap();
+    assert_eq!(status.code(), Some(130), "{}", submit.log());
+    assert!(submit.log().contains("llink-coord submit job.toml` goes on from there"), "{}", submit.log());
+    eventually("the workers are gone", || {
+        workers.iter().all(|pid| !common::exists(Path::new(&format!("/proc/{pid}")))).then_some(())
+    });
+}

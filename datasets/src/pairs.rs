@@ -1,0 +1,88 @@
+//! Shards of pairs, read back.
+
+use bytes::Bytes;
+
+use crate::Result;
+use crate::table::{decode, texts, u64s};
+
+/// One side of the pairs of a shard, row by row.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TextTable {
+    /// Pair ids.
+    pub ids: Vec<u64>,
+    /// Texts, one a row.
+    pub texts: Vec<String>,
+}
+
+/// Both sides of the pairs of a shard, row by row.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PairTable {
+    /// Pair ids.
+    pub ids: Vec<u64>,
+    /// English sides.
+    pub english: Vec<String>,
+    /// Foreign sides.
+    pub foreign: Vec<String>,
+}
+
+/// Which side of a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Language {
+    /// What the decoder reads.
+    English,
+    /// What the encoder reads.
+    Foreign,
+}
+
+impl Language {
+    /// The side's column.
+    #[must_use]
+    pub fn column(self) -> &'static str {
+        match self {
+            Self::English => "english",
+            Self::Foreign => "foreign",
+        }
+    }
+}
+
+/// Reads one side of a shard of pairs. No other column is decoded. `name` is how errors call the shard.
+///
+/// # Errors
+/// [`crate::Error::Content`] where the content is no such shard.
+pub fn read_texts(name: &str, content: Bytes, language: Language) -> Result<TextTable> {
+    let mut table = TextTable::default();
+    for batch in decode(name, content, &["id", language.column()])? {
+        table.ids.extend(u64s(name, &batch, "id")?.values());
+        table.texts.extend(
+            texts(name, &batch, language.column())?
+                .iter()
+                .flatten()
+                .map(str::to_owned),
+        );
+    }
+    Ok(table)
+}
+
+/// Reads both sides of a shard of pairs. `name` is how errors call the shard.
+///
+/// # Errors
+/// [`crate::Error::Content`] where the content is no such shard.
+pub fn read_pairs(name: &str, content: Bytes) -> Result<PairTable> {
+    let mut table = PairTable::default();
+    for batch in decode(name, content, &["id", "english", "foreign"])? {
+        table.ids.extend(u64s(name, &batch, "id")?.values());
+        table.english.extend(
+            texts(name, &batch, "english")?
+                .iter()
+                .flatten()
+                .map(str::to_owned),
+        );
+        table.foreign.extend(
+            texts(name, &batch, "foreign")?
+                .iter()
+                .flatten()
+                .map(str::to_owned),
+        );
+    }
+    Ok(table)
+}

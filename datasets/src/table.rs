@@ -1,0 +1,296 @@
+//! Parquet in and out: writer settings that every table shares, and typed access to columns.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray, UInt64Array};
+use arrow::datatypes::{DataType, SchemaRef, UInt32Type, UInt64Type};
+use bytes::Bytes;
+use futures::TryStreamExt;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection,
+};
+use parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
+use parquet::arrow::{ArrowWriter, ProjectionMask};
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{KeyValue, PageIndexPolicy, ParquetMetaData};
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::schema::types::ColumnPath;
+
+use crate::store::Store;
+use crate::table_reader::ObjectReader;
+use crate::{Error, Result};
+
+/// The layout of the tables that this build writes.
+pub const SCHEMA_VERSION: &str = "1";
+/// The metadata key under which [`SCHEMA_VERSION`] stands in every table.
+pub const SCHEMA_VERSION_KEY: &str = "llink.schema_version";
+/// The metadata key of the stage's key.
+pub const STAGE_KEY: &str = "llink.stage_key";
+/// The metadata key of a table's role.
+pub const ROLE_KEY: &str = "llink.role";
+/// The metadata key of the fingerprint of the model that made the vectors.
+pub const MODEL_FINGERPRINT_KEY: &str = "llink.model_fingerprint";
+
+/// Rows in a row group of a shard.
+pub const ROW_GROUP_ROWS: usize = 8_192;
+
+const ZSTD_LEVEL: i32 = 3;
+const CREATED_BY: &str = concat!("llink-datasets version ", env!("CARGO_PKG_VERSION"));
+
+/// How a table is written.
+pub(crate) struct Layout<'a> {
+    /// Columns with few distinct values.
+    pub dictionary: &'a [&'a str],
+    /// Columns whose row groups and pages tell their least and greatest value.
+    pub statistics: &'a [&'a str],
+    /// Key-value metadata; the schema's version is added.
+    pub metadata: &'a BTreeMap<String, String>,
+}
+
+impl Layout<'_> {
+    fn properties(&self) -> std::result::Result<WriterProperties, ParquetError> {
+        let mut metadata = self.metadata.clone();
+        metadata.insert(SCHEMA_VERSION_KEY.into(), SCHEMA_VERSION.into());
+        let metadata = metadata
+            .into_iter()
+            .map(|(key, value)| KeyValue::new(key, value))
+            .collect();
+        let mut properties = WriterProperties::builder()
+            .set_created_by(CREATED_BY.into())
+            .set_compression(Compression::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL)?))
+            .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+            .set_dictionary_enabled(false)
+            .set_statistics_enabled(EnabledStatistics::None)
+            .set_key_value_metadata(Some(metadata));
+        for column in self.dictionary {
+            properties = properties.set_column_dictionary_enabled(ColumnPath::from(*column), true);
+        }
+        for column in self.statistics {
+            let column = ColumnPath::from(*column);
+            properties = properties.set_column_statistics_enabled(column, EnabledStatistics::Page);
+        }
+        Ok(properties.build())
+    }
+}
+
+/// Writes batches as one table. The same batches and layout give the same bytes.
+///
+/// # Errors
+/// [`Error::Content`] where the batches do not fit the schema.
+pub(crate) fn encode(
+    name: &str,
+    schema: &SchemaRef,
+    batches: &[RecordBatch],
+    layout: &Layout<'_>,
+) -> Result<Bytes> {
+    write_groups(name, schema, batches, layout, Groups::Filled)
+}
+
+/// As [`encode`], with one row group a batch.
+pub(crate) fn encode_groups(
+    name: &str,
+    schema: &SchemaRef,
+    batches: &[RecordBatch],
+    layout: &Layout<'_>,
+) -> Result<Bytes> {
+    write_groups(name, schema, batches, layout, Groups::OneABatch)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Groups {
+    Filled,
+    OneABatch,
+}
+
+fn write_groups(
+    name: &str,
+    schema: &SchemaRef,
+    batches: &[RecordBatch],
+    layout: &Layout<'_>,
+    groups: Groups,
+) -> Result<Bytes> {
+    let mut content = Vec::new();
+    let mut write = || {
+        let mut properties = layout.properties()?;
+        if groups == Groups::OneABatch {
+            properties = properties
+                .into_builder()
+                .set_max_row_group_row_count(None)
+                .build();
+        }
+        let mut writer = ArrowWriter::try_new(&mut content, Arc::clone(schema), Some(properties))?;
+        for batch in batches {
+            writer.write(batch)?;
+            if groups == Groups::OneABatch {
+                writer.flush()?;
+            }
+        }
+        writer.close().map(|_| ())
+    };
+    write().map_err(|e: ParquetError| bad(name, format!("can't be written as Parquet: {e}")))?;
+    Ok(content.into())
+}
+
+/// A table in a store, of which parts can be read.
+pub(crate) struct StoredTable {
+    name: String,
+    builder: ParquetRecordBatchStreamBuilder<ObjectReader>,
+}
+
+impl StoredTable {
+    pub(crate) async fn open(store: &Store, path: &str) -> Result<Self> {
+        let name = store.describe(path);
+        let Some(info) = store.head(path).await? else {
+            return Err(Error::NotFound { path: name });
+        };
+        let (objects, location) = store.parts(path)?;
+        let reader = ObjectReader {
+            objects,
+            location,
+            bytes: info.bytes,
+        };
+        // The offset index lets a selection of rows skip the pages between.
+        let options = ArrowReaderOptions::new().with_offset_index_policy(PageIndexPolicy::Optional);
+        let builder = ParquetRecordBatchStreamBuilder::new_with_options(reader, options)
+            .await
+            .map_err(|e| unreadable(&name, &e))?;
+        Ok(Self { name, builder })
+    }
+
+    pub(crate) fn metadata(&self) -> &ParquetMetaData {
+        self.builder.metadata()
+    }
+
+    /// The value of a metadata key.
+    pub(crate) fn fact(&self, key: &str) -> Option<String> {
+        let pairs = self.metadata().file_metadata().key_value_metadata()?;
+        pairs.iter().find(|pair| pair.key == key)?.value.clone()
+    }
+
+    pub(crate) fn rows(&self) -> u64 {
+        u64::try_from(self.metadata().file_metadata().num_rows()).unwrap_or(0)
+    }
+
+    /// Reads some columns, in the file's order, of all rows, one row group or selected rows.
+    pub(crate) async fn read(self, columns: &[&str], part: Part) -> Result<Vec<RecordBatch>> {
+        let name = self.name;
+        let mask = ProjectionMask::columns(self.builder.parquet_schema(), columns.iter().copied());
+        let builder = self
+            .builder
+            .with_projection(mask)
+            .with_batch_size(ROW_GROUP_ROWS);
+        let builder = match part {
+            Part::All => builder,
+            Part::RowGroup(index) => builder.with_row_groups(vec![index]),
+            Part::Rows(selection) => builder.with_row_selection(selection),
+        };
+        let batches: std::result::Result<Vec<_>, _> = match builder.build() {
+            Ok(stream) => stream.try_collect().await,
+            Err(error) => Err(error),
+        };
+        let batches = batches.map_err(|e| unreadable(&name, &e))?;
+        for batch in &batches {
+            require_columns(&name, batch, columns)?;
+        }
+        Ok(batches)
+    }
+}
+
+/// Which rows of a table to read.
+pub(crate) enum Part {
+    All,
+    RowGroup(usize),
+    Rows(RowSelection),
+}
+
+/// Reads some columns of a table that is at hand.
+pub(crate) fn decode(name: &str, content: Bytes, columns: &[&str]) -> Result<Vec<RecordBatch>> {
+    let builder =
+        ParquetRecordBatchReaderBuilder::try_new(content).map_err(|e| unreadable(name, &e))?;
+    let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
+    let reader = builder
+        .with_projection(mask)
+        .with_batch_size(ROW_GROUP_ROWS)
+        .build()
+        .map_err(|e| unreadable(name, &e))?;
+    let batches: Vec<_> = reader
+        .collect::<std::result::Result<_, _>>()
+        .map_err(|e| unreadable(name, &e))?;
+    for batch in &batches {
+        require_columns(name, batch, columns)?;
+    }
+    Ok(batches)
+}
+
+fn require_columns(name: &str, batch: &RecordBatch, columns: &[&str]) -> Result<()> {
+    for column in columns {
+        let array = batch.column_by_name(column).ok_or_else(|| {
+            bad(name, format!("has no column `{column}`; was it written by another version or for another purpose?"))
+        })?;
+        if array.null_count() > 0 {
+            return Err(bad(name, format!("column `{column}` holds nulls")));
+        }
+    }
+    Ok(())
+}
+
+/// A column of 64-bit unsigned integers.
+pub(crate) fn u64s<'a>(
+    name: &str,
+    batch: &'a RecordBatch,
+    column: &str,
+) -> Result<&'a UInt64Array> {
+    let array = array(name, batch, column)?;
+    array
+        .as_primitive_opt::<UInt64Type>()
+        .ok_or_else(|| wrong_type(name, column, array, "u64"))
+}
+
+/// A column of 32-bit unsigned integers, as numbers.
+pub(crate) fn u32s<'a>(name: &str, batch: &'a RecordBatch, column: &str) -> Result<&'a [u32]> {
+    let array = array(name, batch, column)?;
+    let typed = array
+        .as_primitive_opt::<UInt32Type>()
+        .ok_or_else(|| wrong_type(name, column, array, "u32"))?;
+    Ok(typed.values())
+}
+
+/// A column of text, dictionary or not.
+pub(crate) fn texts(name: &str, batch: &RecordBatch, column: &str) -> Result<StringArray> {
+    let array = array(name, batch, column)?;
+    let plain = arrow::compute::cast(array, &DataType::Utf8)
+        .map_err(|_| wrong_type(name, column, array, "text"))?;
+    plain
+        .as_string_opt::<i32>()
+        .cloned()
+        .ok_or_else(|| wrong_type(name, column, array, "text"))
+}
+
+fn array<'a>(name: &str, batch: &'a RecordBatch, column: &str) -> Result<&'a ArrayRef> {
+    batch
+        .column_by_name(column)
+        .ok_or_else(|| bad(name, format!("has no column `{column}`")))
+}
+
+fn wrong_type(name: &str, column: &str, array: &ArrayRef, wanted: &str) -> Error {
+    bad(
+        name,
+        format!(
+            "column `{column}` holds {}, not {wanted}",
+            array.data_type()
+        ),
+    )
+}
+
+pub(crate) fn unreadable(name: &str, error: &dyn std::fmt::Display) -> Error {
+    bad(name, format!("can't be read as Parquet: {error}"))
+}
+
+pub(crate) fn bad(name: &str, reason: String) -> Error {
+    Error::Content {
+        path: name.to_owned(),
+        reason,
+    }
+}

@@ -1,0 +1,188 @@
+//! Normalisation: how text is stored, and the stricter form under which two texts count as the same.
+
+use unicode_normalization::UnicodeNormalization;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// What becomes of U+200B..U+200D (zero-width space, non-joiner, joiner) inside a text.
+///
+/// Khmer is written without spaces between words: writers mark where a word ends, and where a line may break, with
+/// U+200B, and keep signs apart or together with the other two. There they carry meaning and stay. In Latin text they
+/// are debris of copying.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ZeroWidth {
+    /// Kept between other characters, dropped at both ends.
+    Keep,
+    /// Dropped everywhere.
+    Drop,
+}
+
+fn is_zero_width(c: char) -> bool {
+    matches!(c, '\u{200B}'..='\u{200D}')
+}
+
+/// Controls other than white space, and the byte order mark.
+fn is_debris(c: char) -> bool {
+    (c.is_control() && !c.is_whitespace()) || c == '\u{FEFF}'
+}
+
+/// One line in NFC: trimmed, runs of white space (line breaks too) made one space, controls and U+FEFF dropped.
+/// Cleaning a clean line changes nothing.
+#[must_use]
+pub fn clean_line(text: &str, zero_width: ZeroWidth) -> String {
+    let dropped = |c: &char| is_debris(*c) || (zero_width == ZeroWidth::Drop && is_zero_width(*c));
+    let mut line = String::with_capacity(text.len());
+    let mut gap = false;
+    // A leading gap is no gap, and zero-width characters at either end part or join nothing.
+    for c in text.nfc().filter(|c| !dropped(c)) {
+        if c.is_whitespace() {
+            gap = true;
+            continue;
+        }
+        if line.is_empty() && is_zero_width(c) {
+            continue;
+        }
+        if gap && !line.is_empty() {
+            line.push(' ');
+        }
+        gap = false;
+        line.push(c);
+    }
+    line.truncate(
+        line.trim_end_matches(|c: char| is_zero_width(c) || c == ' ')
+            .len(),
+    );
+    // What was dropped may have stood between characters that now compose.
+    if unicode_normalization::is_nfc(&line) {
+        line
+    } else {
+        line.nfc().collect()
+    }
+}
+
+/// Text whose line breaks matter (answers with bullet points): each line as [`clean_line`] makes it, no empty lines at
+/// either end, at most one between others.
+#[must_use]
+pub fn clean_lines(text: &str) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for line in text.lines() {
+        let line = clean_line(line, ZeroWidth::Keep);
+        if !line.is_empty() || lines.last().is_some_and(|last| !last.is_empty()) {
+            lines.push(line);
+        }
+    }
+    while lines.last().is_some_and(String::is_empty) {
+        lines.pop();
+    }
+    lines.join("\n")
+}
+
+/// The form under which two texts are the same text: NFKC, lower case, without any white space, zero-width or control
+/// character. Empty for a text that holds nothing that can be seen.
+#[must_use]
+pub fn comparison_form(text: &str) -> String {
+    let unseen = |c: &char| c.is_whitespace() || is_zero_width(*c) || is_debris(*c);
+    text.chars()
+        .filter(|c| !unseen(c))
+        .nfkc()
+        .flat_map(char::to_lowercase)
+        .filter(|c| !unseen(c))
+        .collect()
+}
+
+/// XXH3 (64 bits, no seed) of a text's [`comparison_form`], in UTF-8. Of the foreign text it is the split key.
+#[must_use]
+pub fn comparison_key(text: &str) -> u64 {
+    xxh3_64(comparison_form(text).as_bytes())
+}
+
+/// The first `max_chars` Unicode scalar values of a text, trimmed at the end; the whole text where it has no more.
+#[must_use]
+pub fn cut(text: &str, max_chars: usize) -> &str {
+    match text.char_indices().nth(max_chars) {
+        Some((end, _)) => text[..end].trim_end_matches(|c: char| c == ' ' || is_zero_width(c)),
+        None => text,
+    }
+}
+
+/// A number in Khmer digits, U+17E0..U+17E9.
+#[must_use]
+pub fn khmer_digits(number: u64) -> String {
+    let digits = number.to_string();
+    digits
+        .bytes()
+        .filter_map(|b| char::from_u32(0x17E0 + u32::from(b - b'0')))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_trimmed_collapsed_and_freed_of_controls() {
+        let raw = "\u{FEFF} \t ទឹក\u{00A0}\u{3000}ភ្លៀង\u{7}\u{85}\r\n ";
+        assert_eq!(clean_line(raw, ZeroWidth::Keep), "ទឹក ភ្លៀង");
+    }
+
+    #[test]
+    fn zero_width_marks_stay_inside_khmer_and_leave_the_ends() {
+        let raw = "\u{200B}ភាសា\u{200B}ខ្មែរ \u{200B}";
+        assert_eq!(clean_line(raw, ZeroWidth::Keep), "ភាសា\u{200B}ខ្មែរ");
+        assert_eq!(clean_line(raw, ZeroWidth::Drop), "ភាសាខ្មែរ");
+    }
+
+    #[test]
+    fn cleaning_twice_changes_nothing() {
+        // Pieces that compose once what stands between them is dropped, and pieces that decompose.
+        let pieces = [
+            "e", "\u{301}", "\u{0}", "\u{200B}", "\u{200D}", " ", "\n", "\u{FEFF}", "ក", "្", "ោ",
+            "\u{1100}", "\u{1161}", "\u{11A8}", "\u{2000}", "ﬁ", "Å", "\u{85}", "\u{9F}",
+        ];
+        let mut state = 7_u64;
+        for _ in 0..20_000 {
+            let mut raw = String::new();
+            for _ in 0..8 {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                raw.push_str(pieces[(state >> 33) as usize % pieces.len()]);
+            }
+            for zero_width in [ZeroWidth::Keep, ZeroWidth::Drop] {
+                let once = clean_line(&raw, zero_width);
+                assert_eq!(clean_line(&once, zero_width), once, "{raw:?}");
+                assert_eq!(comparison_form(&once), comparison_form(&raw), "{raw:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn answers_keep_their_lines() {
+        assert_eq!(clean_lines("\n- a  b \r\n\n\n- c\n\n"), "- a b\n\n- c");
+    }
+
+    #[test]
+    fn texts_that_differ_in_case_spacing_or_width_compare_as_one() {
+        assert_eq!(
+            comparison_key("The Ｃat  sat"),
+            comparison_key("the cat\u{200B}sat")
+        );
+        assert_eq!(
+            comparison_key("ភាសា\u{200B}ខ្មែរ"),
+            comparison_key("ភាសា ខ្មែរ")
+        );
+        assert_ne!(comparison_key("the cat"), comparison_key("the cats"));
+        assert_eq!(comparison_form(" \u{200B}\u{FEFF}\n"), "");
+    }
+
+    #[test]
+    fn cutting_counts_scalar_values() {
+        assert_eq!(cut("ខ្មែរ", 5), "ខ្មែរ");
+        assert_eq!(cut("ខ្មែរ", 3), "ខ្ម");
+        assert_eq!(cut("ab cd", 3), "ab");
+    }
+
+    #[test]
+    fn numbers_are_written_in_khmer_digits() {
+        assert_eq!(khmer_digits(120), "១២០");
+    }
+}

@@ -1,0 +1,107 @@
+//! Heartbeats: they renew leases and carry progress, on a task of their own so that nothing delays them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use llink_proto::{HeartbeatRequest, RegisterResponse, TaskProgress};
+use tokio::sync::oneshot;
+
+use super::{Client, LeaseId, TaskControl};
+
+type Leases = Arc<Mutex<HashMap<LeaseId, Arc<TaskControl>>>>;
+
+/// The heartbeat of one registration; it ends with this value.
+pub(super) struct Heartbeats {
+    leases: Leases,
+    lost: oneshot::Receiver<String>,
+    beating: tokio::task::JoinHandle<()>,
+}
+
+/// Starts to beat.
+pub(super) fn start(client: Client, registered: &RegisterResponse) -> Heartbeats {
+    let leases = Leases::default();
+    let (lose, lost) = oneshot::channel();
+    let beating = tokio::spawn(beat(client, registered.clone(), leases.clone(), lose));
+    Heartbeats { leases, lost, beating }
+}
+
+impl Heartbeats {
+    /// From now on this lease is renewed.
+    pub(super) fn renew(&self, lease: LeaseId, control: Arc<TaskControl>) {
+        self.leases
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(lease, control);
+    }
+
+    /// It is over.
+    pub(super) fn forget(&self, lease: LeaseId) {
+        self.leases
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&lease);
+    }
+
+    /// Resolves when the coordinator no longer knows this worker, or cannot be reached for as long as a lease lasts.
+    pub(super) async fn lost(&mut self) -> String {
+        match (&mut self.lost).await {
+            Ok(why) => why,
+            Err(_) => "the heartbeat ended".into(),
+        }
+    }
+}
+
+impl Drop for Heartbeats {
+    fn drop(&mut self) {
+        self.beating.abort();
+    }
+}
+
+async fn beat(mut client: Client, registered: RegisterResponse, leases: Leases, lose: oneshot::Sender<String>) {
+    let interval = Duration::from_millis(u64::from(registered.heartbeat_interval_ms.max(1)));
+    let lease = Duration::from_millis(u64::from(registered.lease_ms));
+    let mut heard = Instant::now();
+    let why = loop {
+        tokio::time::sleep(interval).await;
+        let held: Vec<(LeaseId, Arc<TaskControl>)> = {
+            let leases = leases.lock().unwrap_or_else(PoisonError::into_inner);
+            leases.iter().map(|(id, control)| (*id, control.clone())).collect()
+        };
+        let request = HeartbeatRequest {
+            worker_id: registered.worker_id.clone(),
+            running: held.iter().map(|(id, control)| progress(*id, control)).collect(),
+        };
+        match tokio::time::timeout(lease, client.heartbeat(request)).await {
+            Ok(Ok(answer)) => {
+                heard = Instant::now();
+                let answer = answer.into_inner();
+                for abort in &answer.aborts {
+                    let aborted = held.iter().find(|(id, _)| *id == (abort.task_id, abort.token));
+                    if let Some((_, control)) = aborted {
+                        control.stop(&abort.reason);
+                    }
+                }
+                if !answer.registered {
+                    break "the coordinator does not know this worker any more".to_owned();
+                }
+            }
+            Ok(Err(e)) if heard.elapsed() > lease => break format!("no heartbeat came through: {e}"),
+            Err(_) => break "no heartbeat came through for as long as a lease lasts".to_owned(),
+            Ok(Err(e)) => tracing::warn!("heartbeat: {e}"),
+        }
+    };
+    // The session may have ended meanwhile.
+    let _ = lose.send(why);
+}
+
+fn progress((task_id, token): LeaseId, control: &TaskControl) -> TaskProgress {
+    let progress = control.progress();
+    TaskProgress {
+        task_id,
+        token,
+        done: progress.done,
+        total: progress.total,
+        figures: progress.figures,
+    }
+}

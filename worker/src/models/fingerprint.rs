@@ -1,0 +1,83 @@
+//! A model's identity: the hash of its content, wherever it lies.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::weights::weight_files;
+use crate::{Error, Result};
+
+/// Lower-case hex SHA-256 over the names and contents of `config.json`, `tokenizer.json` and the weight files.
+///
+/// Two folders have the same fingerprint exactly when these files are the same.
+///
+/// # Errors
+/// [`Error::Io`] for an unreadable file, [`Error::Model`] when there are no weights.
+pub fn fingerprint(dir: &Path) -> Result<String> {
+    let mut files: Vec<PathBuf> = vec![dir.join("config.json"), dir.join("tokenizer.json")];
+    files.extend(weight_files(dir)?);
+    let mut hasher = Sha256::new();
+    for path in files {
+        let name = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        let io = |source| Error::Io {
+            path: path.display().to_string(),
+            source,
+        };
+        let mut file = std::fs::File::open(&path).map_err(io)?;
+        let size = file.metadata().map_err(io)?.len();
+        // Lengths go first, so that no two different folders give the same bytes.
+        hasher.update((name.len() as u64).to_le_bytes());
+        hasher.update(name.as_bytes());
+        hasher.update(size.to_le_bytes());
+        let mut buffer = vec![0u8; 1 << 20];
+        loop {
+            match file.read(&mut buffer).map_err(io)? {
+                0 => break,
+                n => hasher.update(&buffer[..n]),
+            }
+        }
+    }
+    Ok(hasher
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fingerprint_follows_content_and_not_place() {
+        let write = |dir: &Path, weights: &str| {
+            for (name, text) in [
+                ("config.json", "{}"),
+                ("tokenizer.json", "[]"),
+                ("model.safetensors", weights),
+            ] {
+                std::fs::write(dir.join(name), text).unwrap();
+            }
+        };
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        write(a.path(), "abc");
+        write(b.path(), "abc");
+        std::fs::write(b.path().join("README.md"), "not part of the model").unwrap();
+        let first = fingerprint(a.path()).unwrap();
+        assert_eq!(first.len(), 64);
+        assert_eq!(first, fingerprint(b.path()).unwrap());
+        write(b.path(), "abd");
+        assert_ne!(first, fingerprint(b.path()).unwrap());
+        std::fs::remove_file(b.path().join("tokenizer.json")).unwrap();
+        assert!(
+            fingerprint(b.path())
+                .unwrap_err()
+                .to_string()
+                .contains("tokenizer.json")
+        );
+    }
+}

@@ -1,0 +1,117 @@
+//! The models' operations. Each exists in two forms that compute the same: a fused one on slices, for f32 on the CPU
+//! outside gradient graphs, and one composed of tensor operations, for every device and dtype and for training.
+//! The composed form is the definition; the tests hold the fused one to it.
+
+mod activation;
+mod attention;
+mod frozen_linear;
+mod norm;
+mod rope;
+mod simd;
+
+pub(crate) use activation::{gelu, silu_mul};
+pub(crate) use attention::{Attention, AttentionSpans, Causality};
+pub(crate) use frozen_linear::FrozenLinear;
+pub(crate) use norm::{add_layer_norm, add_rms_norm, layer_norm, rms_norm};
+pub(crate) use rope::Rope;
+
+use std::ops::Range;
+
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, StorageRef, Tensor};
+
+use crate::Result;
+
+/// Whether the fused form applies to these inputs.
+fn fused(inputs: &[&Tensor]) -> bool {
+    inputs.iter().all(|x| {
+        x.device().is_cpu() && x.dtype() == DType::F32 && !x.track_op() && x.is_contiguous()
+    })
+}
+
+/// Read access to the values of a contiguous f32 tensor on the CPU.
+struct Values<'a> {
+    storage: StorageRef<'a>,
+    range: Range<usize>,
+}
+
+impl<'a> Values<'a> {
+    fn of(x: &'a Tensor) -> Result<Self> {
+        let (storage, layout) = x.storage_and_layout();
+        let range = contiguous(layout)?;
+        Ok(Self { storage, range })
+    }
+
+    fn get(&self) -> Result<&[f32]> {
+        match &*self.storage {
+            Storage::Cpu(CpuStorage::F32(values)) => Ok(&values[self.range.clone()]),
+            _ => Err(candle_core::Error::Msg("expected f32 values on the CPU".into()).into()),
+        }
+    }
+}
+
+fn contiguous(layout: &Layout) -> candle_core::Result<Range<usize>> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(start..end),
+        None => Err(candle_core::Error::Msg(format!(
+            "expected contiguous values, found {layout:?}"
+        ))),
+    }
+}
+
+/// Changes the values of a contiguous f32 tensor on the CPU in place. The caller holds the only view of them.
+fn edit(x: &Tensor, change: impl Fn(&mut [f32])) -> Result<()> {
+    struct Edit<F>(F);
+    impl<F: Fn(&mut [f32])> InplaceOp1 for Edit<F> {
+        fn name(&self) -> &'static str {
+            "edit"
+        }
+
+        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+            let range = contiguous(layout)?;
+            match storage {
+                CpuStorage::F32(values) => {
+                    (self.0)(&mut values[range]);
+                    Ok(())
+                }
+                _ => Err(candle_core::Error::Msg("expected f32 values".into())),
+            }
+        }
+    }
+    Ok(x.inplace_op1(&Edit(change))?)
+}
+
+/// How many rows of `width` values one thread takes at a time: enough to be worth the hand-over.
+fn rows_per_chunk(width: usize) -> usize {
+    (16_384 / width.max(1)).max(1)
+}
+
+#[cfg(test)]
+mod testing {
+    use candle_core::{Device, Tensor};
+
+    use crate::models::random::Normal;
+
+    /// A random tensor [rows, width].
+    pub fn random(rows: usize, width: usize, seed: u64) -> Tensor {
+        let values = Normal::new(seed, "testing")
+            .take(rows * width)
+            .map(|x| x as f32)
+            .collect::<Vec<_>>();
+        Tensor::from_vec(values, (rows, width), &Device::Cpu).unwrap()
+    }
+
+    /// ‖a − b‖ / ‖b‖.
+    pub fn relative_error(a: &Tensor, b: &Tensor) -> f64 {
+        let a: Vec<f32> = a.flatten_all().unwrap().to_vec1().unwrap();
+        let b: Vec<f32> = b.flatten_all().unwrap().to_vec1().unwrap();
+        assert_eq!(a.len(), b.len());
+        let square = |x: f64| x * x;
+        let gap: f64 = a
+            .iter()
+            .zip(&b)
+            .map(|(a, b)| square(f64::from(a - b)))
+            .sum();
+        let norm: f64 = b.iter().map(|b| square(f64::from(*b))).sum();
+        (gap / norm).sqrt()
+    }
+}

@@ -1,0 +1,192 @@
+//! LayerNorm and RMSNorm over the last dimension, alone or after a residual sum.
+
+use candle_core::{D, DType, Tensor};
+use rayon::prelude::*;
+
+use super::simd::{sum, vectorised};
+use super::{Values, edit, fused, rows_per_chunk};
+use crate::Result;
+
+/// (x − mean) / √(variance + eps) · gamma + beta over rows [T, width]. Takes x over: nobody else may hold its values.
+pub(crate) fn layer_norm(x: Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
+    if !fused(&[&x, gamma, beta]) {
+        return layer_norm_composed(&x, gamma, beta, eps);
+    }
+    let width = x.dim(D::Minus1)?;
+    let (gamma, beta) = (Values::of(gamma)?, Values::of(beta)?);
+    let (gamma, beta) = (gamma.get()?, beta.get()?);
+    edit(&x, |x| {
+        x.par_chunks_mut(rows_per_chunk(width) * width)
+            .for_each(|rows| {
+                rows.chunks_exact_mut(width)
+                    .for_each(|row| layer_norm_row(row, gamma, beta, eps as f32));
+            });
+    })?;
+    Ok(x)
+}
+
+/// layer_norm(x + residual). Takes x over.
+pub(crate) fn add_layer_norm(
+    x: Tensor,
+    residual: &Tensor,
+    gamma: &Tensor,
+    beta: &Tensor,
+    eps: f64,
+) -> Result<Tensor> {
+    if !fused(&[&x, residual, gamma, beta]) {
+        return layer_norm_composed(&(x + residual)?, gamma, beta, eps);
+    }
+    let width = x.dim(D::Minus1)?;
+    let (residual, gamma, beta) = (Values::of(residual)?, Values::of(gamma)?, Values::of(beta)?);
+    let (residual, gamma, beta) = (residual.get()?, gamma.get()?, beta.get()?);
+    let chunk = rows_per_chunk(width) * width;
+    edit(&x, |x| {
+        x.par_chunks_mut(chunk)
+            .zip(residual.par_chunks(chunk))
+            .for_each(|(rows, residual)| {
+                for (row, residual) in rows
+                    .chunks_exact_mut(width)
+                    .zip(residual.chunks_exact(width))
+                {
+                    add(row, residual);
+                    layer_norm_row(row, gamma, beta, eps as f32);
+                }
+            });
+    })?;
+    Ok(x)
+}
+
+/// x / √(mean square + eps) · gamma over rows [T, width].
+pub(crate) fn rms_norm(x: &Tensor, gamma: &Tensor, eps: f64) -> Result<Tensor> {
+    if !fused(&[x, gamma]) {
+        return rms_norm_composed(x, gamma, eps);
+    }
+    let width = x.dim(D::Minus1)?;
+    let (values, gamma) = (Values::of(x)?, Values::of(gamma)?);
+    let (values, gamma) = (values.get()?, gamma.get()?);
+    let mut out = vec![0f32; values.len()];
+    let chunk = rows_per_chunk(width) * width;
+    out.par_chunks_mut(chunk)
+        .zip(values.par_chunks(chunk))
+        .for_each(|(out, rows)| {
+            for (out, row) in out.chunks_exact_mut(width).zip(rows.chunks_exact(width)) {
+                rms_norm_row(out, row, gamma, eps as f32);
+            }
+        });
+    Ok(Tensor::from_vec(out, x.shape(), x.device())?)
+}
+
+/// The residual sum x + y and its RMSNorm. Takes x over.
+pub(crate) fn add_rms_norm(
+    x: Tensor,
+    y: &Tensor,
+    gamma: &Tensor,
+    eps: f64,
+) -> Result<(Tensor, Tensor)> {
+    if !fused(&[&x, y, gamma]) {
+        let x = (x + y)?;
+        let normed = rms_norm_composed(&x, gamma, eps)?;
+        return Ok((x, normed));
+    }
+    let width = x.dim(D::Minus1)?;
+    let (y, gamma) = (Values::of(y)?, Values::of(gamma)?);
+    let (y, gamma) = (y.get()?, gamma.get()?);
+    let normed = Tensor::zeros(x.shape(), DType::F32, x.device())?;
+    let chunk = rows_per_chunk(width) * width;
+    edit(&x, |x| {
+        x.par_chunks_mut(chunk)
+            .zip(y.par_chunks(chunk))
+            .for_each(|(x, y)| add(x, y));
+    })?;
+    let sums = Values::of(&x)?;
+    let rows = sums.get()?;
+    edit(&normed, |out| {
+        out.par_chunks_mut(chunk)
+            .zip(rows.par_chunks(chunk))
+            .for_each(|(out, rows)| {
+                for (out, row) in out.chunks_exact_mut(width).zip(rows.chunks_exact(width)) {
+                    rms_norm_row(out, row, gamma, eps as f32);
+                }
+            });
+    })?;
+    drop(sums);
+    Ok((x, normed))
+}
+
+fn layer_norm_composed(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
+    let dtype = x.dtype();
+    let x = x.to_dtype(DType::F32)?;
+    let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+    let normed = centred
+        .broadcast_div(&(variance + eps)?.sqrt()?)?
+        .to_dtype(dtype)?;
+    Ok(normed.broadcast_mul(gamma)?.broadcast_add(beta)?)
+}
+
+fn rms_norm_composed(x: &Tensor, gamma: &Tensor, eps: f64) -> Result<Tensor> {
+    let dtype = x.dtype();
+    let x = x.to_dtype(DType::F32)?;
+    let mean_square = x.sqr()?.mean_keepdim(D::Minus1)?;
+    let normed = x
+        .broadcast_div(&(mean_square + eps)?.sqrt()?)?
+        .to_dtype(dtype)?;
+    Ok(normed.broadcast_mul(gamma)?)
+}
+
+vectorised! {
+    fn add(x: &mut [f32], y: &[f32]) {
+        for (x, y) in x.iter_mut().zip(y) {
+            *x += y;
+        }
+    }
+}
+
+vectorised! {
+    fn layer_norm_row(row: &mut [f32], gamma: &[f32], beta: &[f32], eps: f32) {
+        let width = row.len() as f32;
+        let mean = sum(row, |x| x) / width;
+        let variance = sum(row, |x| (x - mean) * (x - mean)) / width;
+        let scale = 1.0 / (variance + eps).sqrt();
+        for ((x, g), b) in row.iter_mut().zip(gamma).zip(beta) {
+            *x = (*x - mean) * scale * g + b;
+        }
+    }
+}
+
+vectorised! {
+    fn rms_norm_row(out: &mut [f32], row: &[f32], gamma: &[f32], eps: f32) {
+        let mean_square = sum(row, |x| x * x) / row.len() as f32;
+        let scale = 1.0 / (mean_square + eps).sqrt();
+        for ((out, x), g) in out.iter_mut().zip(row).zip(gamma) {
+            *out = x * scale * g;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{random, relative_error};
+    use super::*;
+
+    #[test]
+    fn fused_norms_agree_with_the_composed_ones() {
+        for (rows, width) in [(1, 7), (41, 96), (300, 768)] {
+            let (x, y) = (random(rows, width, 1), random(rows, width, 2));
+            let gamma = random(1, width, 3).squeeze(0).unwrap();
+            let beta = random(1, width, 4).squeeze(0).unwrap();
+            let both = (&x + &y).unwrap();
+            let expected = layer_norm_composed(&both, &gamma, &beta, 1e-5).unwrap();
+            let found = add_layer_norm(x.copy().unwrap(), &y, &gamma, &beta, 1e-5).unwrap();
+            assert!(relative_error(&found, &expected) < 1e-5, "{rows}×{width}");
+            let found = layer_norm(both.copy().unwrap(), &gamma, &beta, 1e-5).unwrap();
+            assert!(relative_error(&found, &expected) < 1e-5, "{rows}×{width}");
+            let expected = rms_norm_composed(&both, &gamma, 1e-5).unwrap();
+            assert!(relative_error(&rms_norm(&both, &gamma, 1e-5).unwrap(), &expected) < 1e-5);
+            let (sum, normed) = add_rms_norm(x.copy().unwrap(), &y, &gamma, 1e-5).unwrap();
+            assert!(
+                relative_error(&sum, &both) < 1e-6 && relative_error(&normed, &expected) < 1e-5
+            );
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Rotary position embedding in Llama's layout: the first half of a head turns against the second.
+
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+
+use super::simd::vectorised;
+use super::{Values, edit, fused, rows_per_chunk};
+use crate::Result;
+
+/// cos and sin of each row's position times each frequency, [T, head_dim / 2].
+pub(crate) struct Rope {
+    cos: Tensor,
+    sin: Tensor,
+    dtype: DType,
+}
+
+impl Rope {
+    /// The turns of T rows at `positions`. Angles are f32 products, as in the reference.
+    pub(crate) fn new(
+        positions: &[u32],
+        frequencies: &[f32],
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let angles = || {
+            positions
+                .iter()
+                .flat_map(|&p| frequencies.iter().map(move |&f| f64::from(p as f32 * f)))
+        };
+        let shape = (positions.len(), frequencies.len());
+        let cos = Tensor::from_vec(
+            angles().map(|a| a.cos() as f32).collect::<Vec<_>>(),
+            shape,
+            device,
+        )?;
+        let sin = Tensor::from_vec(
+            angles().map(|a| a.sin() as f32).collect::<Vec<_>>(),
+            shape,
+            device,
+        )?;
+        Ok(Self { cos, sin, dtype })
+    }
+
+    /// The turns of `rows` only.
+    pub(crate) fn select(&self, rows: &Tensor) -> Result<Self> {
+        Ok(Self {
+            cos: self.cos.index_select(rows, 0)?,
+            sin: self.sin.index_select(rows, 0)?,
+            dtype: self.dtype,
+        })
+    }
+
+    /// Turns each head of x [T, heads·head_dim]. Takes x over: nobody else may hold its values.
+    pub(crate) fn turn(&self, x: Tensor) -> Result<Tensor> {
+        if !fused(&[&x, &self.cos, &self.sin]) {
+            return self.turn_composed(&x);
+        }
+        let (width, half) = (x.dim(1)?, self.cos.dim(1)?);
+        let (cos, sin) = (Values::of(&self.cos)?, Values::of(&self.sin)?);
+        let (cos, sin) = (cos.get()?, sin.get()?);
+        let rows = rows_per_chunk(width);
+        edit(&x, |x| {
+            x.par_chunks_mut(rows * width)
+                .enumerate()
+                .for_each(|(chunk, x)| {
+                    for (row, x) in x.chunks_exact_mut(width).enumerate() {
+                        let at = (chunk * rows + row) * half;
+                        for head in x.chunks_exact_mut(2 * half) {
+                            turn_head(head, &cos[at..at + half], &sin[at..at + half]);
+                        }
+                    }
+                });
+        })?;
+        Ok(x)
+    }
+
+    fn turn_composed(&self, x: &Tensor) -> Result<Tensor> {
+        let (rows, width) = x.dims2()?;
+        let half = self.cos.dim(1)?;
+        let x = x.reshape((rows, width / (2 * half), 2 * half))?; // [T, heads, head_dim]
+        let cos = self.cos.to_dtype(self.dtype)?.unsqueeze(1)?; // [T, 1, head_dim / 2]
+        let sin = self.sin.to_dtype(self.dtype)?.unsqueeze(1)?;
+        let (a, b) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
+        let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+        let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
+        Ok(Tensor::cat(&[first, second], 2)?.reshape((rows, width))?)
+    }
+}
+
+vectorised! {
+    fn turn_head(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+        let (first, second) = head.split_at_mut(cos.len());
+        for (((a, b), c), s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+            (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{random, relative_error};
+    use super::*;
+
+    #[test]
+    fn fused_turns_agree_with_the_composed_ones() {
+        let frequencies = [1.0, 0.3, 0.05, 0.002];
+        let positions: Vec<u32> = (0..50).map(|i| i * 3 % 41).collect();
+        let rope = Rope::new(&positions, &frequencies, DType::F32, &Device::Cpu).unwrap();
+        let x = random(50, 6 * 8, 9);
+        let expected = rope.turn_composed(&x).unwrap();
+        assert!(relative_error(&rope.turn(x.copy().unwrap()).unwrap(), &expected) < 1e-6);
+    }
+}

@@ -1,0 +1,112 @@
+//! `tokenizer.json`: texts to token ids and back.
+
+use std::path::Path;
+
+use crate::{Error, Result};
+
+/// A loaded tokenizer. Truncation and padding that the file may ask for are off: llink cuts token lists itself.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    path: String,
+}
+
+/// Whether the tokens that the file's template adds (`<s>`, `<|begin_of_text|>`, …) come along.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpecialTokens {
+    /// As the template says.
+    Add,
+    /// The text's own tokens only.
+    Omit,
+}
+
+impl Tokenizer {
+    /// Reads `dir/tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it can't be read, [`Error::Model`] when it is not a tokenizer that this build supports.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let file = dir.join("tokenizer.json");
+        let path = file.display().to_string();
+        let bytes = std::fs::read(&file).map_err(|source| Error::Io {
+            path: path.clone(),
+            source,
+        })?;
+        let refuse = |error: tokenizers::Error| Error::Model {
+            path: path.clone(),
+            reason: error.to_string(),
+        };
+        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(refuse)?;
+        inner.with_truncation(None).map_err(refuse)?;
+        inner.with_padding(None);
+        Ok(Self { inner, path })
+    }
+
+    /// Token ids of each text, in order, computed in parallel.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when the tokenizer can't encode a text (no unknown token, for instance).
+    pub fn encode_batch(&self, texts: &[&str], special: SpecialTokens) -> Result<Vec<Vec<u32>>> {
+        let encodings = self
+            .inner
+            .encode_batch_fast(texts.to_vec(), special == SpecialTokens::Add)
+            .map_err(|error| self.refuse(error))?;
+        Ok(encodings
+            .iter()
+            .map(|encoding| encoding.get_ids().to_vec())
+            .collect())
+    }
+
+    /// Token ids of one text.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode_batch`].
+    pub fn encode(&self, text: &str, special: SpecialTokens) -> Result<Vec<u32>> {
+        let encoding = self
+            .inner
+            .encode_fast(text, special == SpecialTokens::Add)
+            .map_err(|error| self.refuse(error))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of `ids`, special tokens left out.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when the tokenizer's decoder fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.inner
+            .decode(ids, true)
+            .map_err(|error| self.refuse(error))
+    }
+
+    /// The id of a token by its text.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The id of a token that has to be there.
+    ///
+    /// # Errors
+    /// [`Error::Model`] with the token's name when the vocabulary lacks it.
+    pub fn require(&self, token: &str) -> Result<u32> {
+        self.token_to_id(token).ok_or_else(|| Error::Model {
+            path: self.path.clone(),
+            reason: format!("the vocabulary lacks the token {token}"),
+        })
+    }
+
+    /// One more than the highest id, added tokens included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner
+            .get_vocab(true)
+            .into_values()
+            .max()
+            .map_or(0, |id| id as usize + 1)
+    }
+
+    fn refuse(&self, error: tokenizers::Error) -> Error {
+        Error::Model {
+            path: self.path.clone(),
+            reason: error.to_string(),
+        }
+    }
+}

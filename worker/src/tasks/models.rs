@@ -1,0 +1,189 @@
+//! Models: made or fingerprinted by the `models` stage, found and loaded by the others.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{DType, Device};
+use llink_datasets::pairs::{Language, read_texts};
+use llink_datasets::store::Store;
+use llink_proto::{ModelRef, ModelRole, PrepareModel, TaskResult};
+
+use super::TaskContext;
+use crate::models::{Decoder, Encoder, fingerprint, tiny};
+use crate::{Error, Result};
+
+/// Texts that a tiny model's tokenizer is trained on, at most: more changes little and takes time.
+const TOKENIZER_TEXTS: usize = 20_000;
+
+/// The model that the last task used, so that the next one need not load it again.
+#[derive(Default)]
+pub struct ModelCache {
+    encoder: Mutex<Option<(String, Arc<Encoder>)>>,
+    decoder: Mutex<Option<(String, Arc<Decoder>)>>,
+}
+
+impl std::fmt::Debug for ModelCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ModelCache").finish_non_exhaustive()
+    }
+}
+
+impl ModelCache {
+    /// The encoder of `model`, loaded unless it is the one at hand.
+    pub(super) fn encoder(&self, context: &TaskContext, model: &ModelRef) -> Result<Arc<Encoder>> {
+        cached(&self.encoder, model, || Encoder::load(&folder(context, model)?, &Device::Cpu, DType::F32))
+    }
+
+    /// The decoder of `model`, loaded unless it is the one at hand.
+    pub(super) fn decoder(&self, context: &TaskContext, model: &ModelRef) -> Result<Arc<Decoder>> {
+        cached(&self.decoder, model, || Decoder::load(&folder(context, model)?, &Device::Cpu, DType::F32))
+    }
+}
+
+fn cached<M>(
+    slot: &Mutex<Option<(String, Arc<M>)>>,
+    model: &ModelRef,
+    load: impl FnOnce() -> Result<M>,
+) -> Result<Arc<M>> {
+    // A load that panicked left the old model or none, both whole.
+    let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((fingerprint, loaded)) = &*slot
+        && *fingerprint == model.fingerprint
+    {
+        return Ok(loaded.clone());
+    }
+    // Make room first: two large models need not fit at once.
+    *slot = None;
+    let loaded = Arc::new(load()?);
+    *slot = Some((model.fingerprint.clone(), loaded.clone()));
+    Ok(loaded)
+}
+
+/// The model's folder on this machine. One in an object store is fetched once and kept under its fingerprint.
+pub(super) fn folder(context: &TaskContext, model: &ModelRef) -> Result<PathBuf> {
+    let store = Store::open(&model.url)?;
+    if let Some(local) = store.local_path("") {
+        return Ok(local);
+    }
+    let name = if model.fingerprint.is_empty() { "unknown" } else { &model.fingerprint };
+    fetch(context, &store, &std::env::temp_dir().join("llink-models").join(name))
+}
+
+fn fetch(context: &TaskContext, store: &Store, target: &Path) -> Result<PathBuf> {
+    if target.is_dir() {
+        return Ok(target.into());
+    }
+    let failed = |path: &Path, source| Error::Io {
+        path: path.display().to_string(),
+        source,
+    };
+    let parent = target.parent().unwrap_or(target);
+    std::fs::create_dir_all(parent).map_err(|e| failed(parent, e))?;
+    let staging = tempfile::tempdir_in(parent).map_err(|e| failed(parent, e))?;
+    for object in context.wait(store.list(""))? {
+        context.control.check()?;
+        let wanted = object.path.ends_with(".json") || object.path.ends_with(".safetensors");
+        if !wanted || object.path.contains('/') {
+            continue;
+        }
+        let content = context.wait(store.get(&object.path))?;
+        let path = staging.path().join(&object.path);
+        std::fs::write(&path, &content).map_err(|e| failed(&path, e))?;
+    }
+    match std::fs::rename(staging.path(), target) {
+        Ok(()) => drop(staging.keep()),
+        // Another worker on this machine was faster; its copy is as good.
+        Err(_) if target.is_dir() => {}
+        Err(e) => return Err(failed(target, e)),
+    }
+    Ok(target.into())
+}
+
+pub(super) fn prepare(context: &TaskContext, task: &PrepareModel) -> Result<TaskResult> {
+    let role = match task.role() {
+        ModelRole::Encoder => "encoder",
+        ModelRole::Decoder => "decoder",
+        ModelRole::Unspecified => return Err(Error::Input("a model without a role".into())),
+    };
+    let mut result = if task.source == "tiny" { make_tiny(context, task, role)? } else { TaskResult::default() };
+    let url = if task.source == "tiny" {
+        context.store()?.describe(&task.path)
+    } else {
+        task.source.clone()
+    };
+    let unchecked = ModelRef {
+        role: task.role,
+        url: url.clone(),
+        fingerprint: String::new(),
+    };
+    let folder = folder(context, &unchecked)?;
+    let print = fingerprint(&folder)?;
+    let checked = ModelRef {
+        fingerprint: print.clone(),
+        ..unchecked
+    };
+    // Loading it here refuses what cannot be used before a corpus is embedded with half of it.
+    let width = match task.role() {
+        ModelRole::Encoder => context.models.encoder(context, &checked)?.hidden_size(),
+        _ => context.models.decoder(context, &checked)?.hidden_size(),
+    };
+    context.control.advance(1, 1);
+    result.facts.insert(format!("{role}.fingerprint"), print);
+    result.facts.insert(format!("{role}.url"), url);
+    result.facts.insert(format!("{role}.width"), width.to_string());
+    Ok(result)
+}
+
+fn make_tiny(context: &TaskContext, task: &PrepareModel, role: &str) -> Result<TaskResult> {
+    let store = context.store()?;
+    let texts = training_texts(context, &store, task)?;
+    let made = tempfile::tempdir().map_err(|source| Error::Io {
+        path: std::env::temp_dir().display().to_string(),
+        source,
+    })?;
+    match task.role() {
+        ModelRole::Encoder => tiny::write_tiny_encoder(made.path(), texts.into_iter(), task.seed)?,
+        _ => tiny::write_tiny_decoder(made.path(), texts.into_iter(), task.seed)?,
+    }
+    let mut result = TaskResult::default();
+    let mut names: Vec<PathBuf> = std::fs::read_dir(made.path())
+        .and_then(|entries| entries.map(|e| Ok(e?.path())).collect())
+        .map_err(|source| Error::Io {
+            path: made.path().display().to_string(),
+            source,
+        })?;
+    names.sort();
+    for path in names {
+        let content = std::fs::read(&path).map_err(|source| Error::Io {
+            path: path.display().to_string(),
+            source,
+        })?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let target = format!("{}/{name}", task.path);
+        result
+            .artifacts
+            .push(context.write(&store, &target, &format!("models/{role}"), 0, content.into())?);
+    }
+    Ok(result)
+}
+
+/// What a tiny model's tokenizer reads: the encoder's both sides, as XLM-R read many languages; the decoder's English
+/// alone, which is what makes its tokenizer shatter the other.
+fn training_texts(context: &TaskContext, store: &Store, task: &PrepareModel) -> Result<Vec<String>> {
+    let languages: &[Language] = match task.role() {
+        ModelRole::Encoder => &[Language::English, Language::Foreign],
+        _ => &[Language::English],
+    };
+    let mut texts = Vec::new();
+    'shards: for path in &task.text_shards {
+        context.control.check()?;
+        let content = context.wait(store.get(path))?;
+        for language in languages {
+            texts.extend(read_texts(&store.describe(path), content.clone(), *language)?.texts);
+        }
+        if texts.len() >= TOKENIZER_TEXTS {
+            break 'shards;
+        }
+    }
+    Ok(texts)
+}

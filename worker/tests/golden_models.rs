@@ -1,0 +1,247 @@
+//! The models against PyTorch: token ids exactly, vectors and logits to rounding.
+//!
+//! `LLINK_GOLDEN` names another golden set of the same kind.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use candle_core::{DType, Device, Tensor};
+use llink_worker::models::{Decoder, Encoder, TextLimits};
+use serde_json::Value;
+
+const TOLERANCE: f64 = 1e-4;
+const TOLERANCE_BF16: f64 = 2e-2;
+
+struct Golden {
+    dir: PathBuf,
+    cases: Value,
+    tensors: HashMap<String, Tensor>,
+}
+
+impl Golden {
+    fn load() -> Self {
+        let dir = std::env::var_os("LLINK_GOLDEN").map_or_else(
+            || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden/seed8"),
+            PathBuf::from,
+        );
+        let cases = serde_json::from_str(&std::fs::read_to_string(dir.join("cases.json")).unwrap())
+            .unwrap();
+        let tensors =
+            candle_core::safetensors::load(dir.join("tensors.safetensors"), &Device::Cpu).unwrap();
+        Self {
+            dir,
+            cases,
+            tensors,
+        }
+    }
+
+    fn encoder(&self) -> Encoder {
+        Encoder::load(&self.dir.join("encoder"), &Device::Cpu, DType::F32).unwrap()
+    }
+
+    fn decoder(&self, folder: &str) -> Decoder {
+        let mut decoder = Decoder::load(&self.dir.join(folder), &Device::Cpu, DType::F32).unwrap();
+        decoder.slot_token = self.cases["teacher"]["slot_token"].as_str().unwrap().into();
+        decoder
+    }
+
+    fn texts(&self, part: &str) -> Vec<String> {
+        serde_json::from_value(self.cases[part]["texts"].clone()).unwrap()
+    }
+
+    fn ids(&self, part: &str) -> Vec<Vec<u32>> {
+        serde_json::from_value(self.cases[part]["ids"].clone()).unwrap()
+    }
+
+    fn rows(&self, name: &str) -> Vec<Vec<f32>> {
+        self.tensors[name].to_vec2().unwrap()
+    }
+}
+
+/// ‖a − b‖ / ‖b‖.
+fn relative_error(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let (mut gap, mut norm) = (0.0, 0.0);
+    for (a, b) in a.iter().zip(b) {
+        assert_eq!(a.len(), b.len());
+        for (a, b) in a.iter().zip(b) {
+            gap += (f64::from(*a) - f64::from(*b)).powi(2);
+            norm += f64::from(*b).powi(2);
+        }
+    }
+    (gap / norm).sqrt()
+}
+
+#[track_caller]
+fn assert_close(what: &str, found: &[Vec<f32>], expected: &[Vec<f32>], tolerance: f64) {
+    let error = relative_error(found, expected);
+    println!("{what}: relative error {error:.2e}");
+    assert!(
+        error <= tolerance,
+        "{what}: relative error {error:.2e} exceeds {tolerance:.0e}"
+    );
+}
+
+#[test]
+fn encoder_token_ids_are_exact() {
+    let golden = Golden::load();
+    let ids = golden
+        .encoder()
+        .tokenize(&golden.texts("encoder"), TextLimits::default())
+        .unwrap();
+    assert_eq!(ids, golden.ids("encoder"));
+}
+
+#[test]
+fn encoder_vectors_agree() {
+    let golden = Golden::load();
+    let mut done = 0;
+    let vectors = golden
+        .encoder()
+        .embed(
+            &golden.texts("encoder"),
+            TextLimits::default(),
+            4096,
+            &mut |tokens| done = tokens,
+        )
+        .unwrap();
+    assert_close(
+        "encoder vectors",
+        &vectors,
+        &golden.rows("encoder.pooled"),
+        TOLERANCE,
+    );
+    assert_eq!(
+        done,
+        golden
+            .ids("encoder")
+            .iter()
+            .map(|ids| ids.len() as u64)
+            .sum::<u64>()
+    );
+}
+
+#[test]
+fn teacher_token_ids_are_exact() {
+    let golden = Golden::load();
+    let ids = golden
+        .decoder("decoder")
+        .tokenize_teacher(&golden.texts("teacher"))
+        .unwrap();
+    assert_eq!(ids, golden.ids("teacher"));
+}
+
+#[test]
+fn teacher_vectors_agree() {
+    let golden = Golden::load();
+    let vectors = golden
+        .decoder("decoder")
+        .teacher(&golden.texts("teacher"), 4096, &mut |_| {})
+        .unwrap();
+    assert_close(
+        "teacher vectors",
+        &vectors,
+        &golden.rows("teacher"),
+        TOLERANCE,
+    );
+}
+
+#[test]
+fn logits_agree() {
+    let golden = Golden::load();
+    let logits = golden
+        .decoder("decoder")
+        .logits(&golden.ids("teacher")[0])
+        .unwrap();
+    let logits = logits.to_vec2::<f32>().unwrap();
+    assert_close(
+        "logits",
+        &logits,
+        &golden.rows("decoder.logits0"),
+        TOLERANCE,
+    );
+}
+
+#[test]
+fn greedy_continuation_is_exact() {
+    let golden = Golden::load();
+    let decoder = golden.decoder("decoder");
+    let from: Vec<u32> =
+        serde_json::from_value(golden.cases["decoder"]["greedy_from"].clone()).unwrap();
+    let expected: Vec<u32> =
+        serde_json::from_value(golden.cases["decoder"]["greedy"].clone()).unwrap();
+    let generated = decoder.generate(&from, expected.len(), &[]).unwrap();
+    assert_eq!(generated, expected);
+    assert_eq!(
+        decoder
+            .generate(&from, expected.len(), &[expected[0]])
+            .unwrap(),
+        [0u32; 0]
+    );
+}
+
+#[test]
+fn generation_with_cached_keys_equals_whole_passes() {
+    let golden = Golden::load();
+    let decoder = golden.decoder("decoder");
+    for mut ids in golden.ids("teacher") {
+        let generated = decoder.generate(&ids, 6, &[]).unwrap();
+        for token in generated {
+            let logits = decoder.logits(&ids).unwrap();
+            let last = logits.get(ids.len() - 1).unwrap();
+            assert_eq!(last.argmax(0).unwrap().to_scalar::<u32>().unwrap(), token);
+            ids.push(token);
+        }
+    }
+}
+
+#[test]
+fn bf16_shards_load_with_the_published_config_keys() {
+    let golden = Golden::load();
+    let decoder = golden.decoder("decoder_sharded");
+    assert_eq!(decoder.config().dtype, Some(DType::BF16));
+    assert_eq!(
+        decoder.config().rope_scaling,
+        golden.decoder("decoder").config().rope_scaling
+    );
+    let vectors = decoder
+        .teacher(&golden.texts("teacher"), 4096, &mut |_| {})
+        .unwrap();
+    assert_close(
+        "teacher vectors from bf16 shards",
+        &vectors,
+        &golden.rows("teacher"),
+        TOLERANCE_BF16,
+    );
+}
+
+#[test]
+fn bf16_arithmetic_agrees() {
+    let golden = Golden::load();
+    let encoder = Encoder::load(&golden.dir.join("encoder"), &Device::Cpu, DType::BF16).unwrap();
+    let vectors = encoder
+        .embed(
+            &golden.texts("encoder"),
+            TextLimits::default(),
+            200,
+            &mut |_| {},
+        )
+        .unwrap();
+    assert_close(
+        "encoder vectors in bf16",
+        &vectors,
+        &golden.rows("encoder.pooled"),
+        TOLERANCE_BF16,
+    );
+    let decoder = Decoder::load(&golden.dir.join("decoder"), &Device::Cpu, DType::BF16).unwrap();
+    let vectors = decoder
+        .last_hidden(&golden.ids("teacher"), 100, &mut |_| {})
+        .unwrap();
+    assert_close(
+        "teacher vectors in bf16",
+        &vectors,
+        &golden.rows("teacher"),
+        TOLERANCE_BF16,
+    );
+}
