@@ -131,10 +131,8 @@ impl Projector {
     /// [`Error::Model`] when a tensor is missing, or has a shape that does not fit the others.
     pub fn from_tensors(file: &TensorFile<'_>, prefix: &str) -> Result<Self> {
         let read = |name: &str| file.f32(&format!("{prefix}{name}"));
-        let (Some(&[hidden, input]), Some(&[output, _])) = (
-            read("up.weight")?.0.as_array(),
-            read("down.weight")?.0.as_array(),
-        ) else {
+        let (up, down) = (read("up.weight")?.0, read("down.weight")?.0);
+        let (&[hidden, input], &[output, _]) = (&up[..], &down[..]) else {
             return Err(file.error(format!(
                 "{prefix}up.weight and {prefix}down.weight must be matrices"
             )));

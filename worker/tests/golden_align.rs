@@ -1,0 +1,166 @@
+//! Stage A computes what the PyTorch reference computes: losses, gradients, weights and retrieval along a golden trajectory.
+#![allow(clippy::unwrap_used)]
+
+use std::path::PathBuf;
+
+use llink_worker::collective::Solo;
+use llink_worker::llink::align_losses::AlignWeights;
+use llink_worker::llink::projector::{Projector, ProjectorShape};
+use llink_worker::llink::retrieval::retrieval_metrics;
+use llink_worker::llink::teacher_queue::TeacherQueue;
+use llink_worker::train::align_step::{AlignTrainer, StepInput};
+use llink_worker::train::optimizer::{AdamW, AdamWOptions};
+use llink_worker::train::schedule::{cosine_lr, temperature};
+use llink_worker::train::tensor_file::TensorFile;
+use serde_json::Value;
+
+fn golden() -> PathBuf {
+    let fixture = || {
+        PathBuf::from(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/fixtures/golden/seed8"
+        ))
+    };
+    std::env::var_os("LLINK_GOLDEN").map_or_else(fixture, PathBuf::from)
+}
+
+/// ‖found − expected‖ / ‖expected‖.
+fn relative(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    let difference = norm(
+        &mut found
+            .iter()
+            .zip(expected)
+            .map(|(a, b)| f64::from(*a) - f64::from(*b)),
+    );
+    difference / norm(&mut expected.iter().map(|x| f64::from(*x)))
+}
+
+#[test]
+fn the_golden_trajectory_is_followed() {
+    let folder = golden();
+    let cases: Value =
+        serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
+    let bytes = std::fs::read(folder.join("tensors.safetensors")).unwrap();
+    let file = TensorFile::new("tensors.safetensors", &bytes).unwrap();
+    let (align, n_hard) = (
+        &cases["align"],
+        cases["hyper"]["n_hard"].as_u64().unwrap() as usize,
+    );
+    let number = |value: &Value| value.as_f64().unwrap();
+
+    let (encoder_shape, encoder) = file.f32("align.encoder").unwrap();
+    let (teacher_shape, teacher) = file.f32("align.teacher").unwrap();
+    let (d_e, d) = (encoder_shape[1], teacher_shape[1]);
+    let projector = Projector::from_tensors(&file, "align.init.").unwrap();
+    let shape = projector.shape();
+    assert_eq!(
+        shape,
+        ProjectorShape {
+            input: d_e,
+            hidden: 4 * d_e,
+            output: d
+        }
+    );
+    let adamw = AdamWOptions {
+        beta1: number(&align["betas"][0]),
+        beta2: number(&align["betas"][1]),
+        weight_decay: number(&align["weight_decay"]),
+    };
+    let weights = AlignWeights {
+        hard_negatives: n_hard,
+        direction: 0.05,
+        log_norm: 0.02,
+    };
+    let queue = TeacherQueue::new(align["queue_capacity"].as_u64().unwrap() as usize, d);
+    let optimizer = AdamW::new(adamw, shape.parameter_count());
+    let mut trainer =
+        AlignTrainer::new(projector, optimizer, queue, weights, number(&align["clip"]));
+
+    let trace = align["trace"].as_array().unwrap();
+    let (total, mut worst_loss, mut worst_norm) = (trace.len() as u64, 0.0_f64, 0.0_f64);
+    for (step, expected) in (0..).zip(trace) {
+        let ids: Vec<u64> = expected["ids"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|id| id.as_u64().unwrap())
+            .collect();
+        let rows = |values: &[f32], width: usize| -> Vec<f32> {
+            ids.iter()
+                .flat_map(|id| &values[*id as usize * width..][..width])
+                .copied()
+                .collect()
+        };
+        let tau = temperature(step, total, 0.17, 0.08);
+        let learning_rate = cosine_lr(step + 1, total + 1, 3, 1e-2, 1e-4);
+        assert!((tau - number(&expected["tau"])).abs() < 1e-12);
+        assert!((learning_rate - number(&expected["lr"])).abs() < 1e-12);
+        let input = StepInput {
+            step,
+            ids: &ids,
+            own: 0..ids.len(),
+            encoder: &rows(&encoder, d_e),
+            teacher: &rows(&teacher, d),
+            temperature: tau,
+            learning_rate,
+            dropout: None,
+        };
+        let outcome = trainer.step(&input, &mut Solo::default()).unwrap();
+        for (name, found) in [
+            ("loss", outcome.losses.total(&weights)),
+            ("info_nce", outcome.losses.info_nce),
+            ("direction", outcome.losses.direction),
+            ("log_norm", outcome.losses.log_norm),
+        ] {
+            let error = (found - number(&expected[name])).abs();
+            worst_loss = worst_loss.max(error);
+            assert!(
+                error < 1e-4,
+                "step {step}: {name} {found} against {}",
+                expected[name]
+            );
+        }
+        let error = (outcome.grad_norm / number(&expected["grad_norm"]) - 1.0).abs();
+        worst_norm = worst_norm.max(error);
+        assert!(
+            error < 1e-3,
+            "step {step}: grad_norm {} against {}",
+            outcome.grad_norm,
+            expected["grad_norm"]
+        );
+        if step == 4 {
+            for ((name, _), range) in shape.tensors().into_iter().zip(shape.ranges()) {
+                let expected = file.f32(&format!("align.grad4.{name}")).unwrap().1;
+                let error = relative(&trainer.gradient()[range], &expected);
+                println!("gradient of {name} at step 4: {error:.1e}");
+                assert!(error < 1e-3, "gradient of {name} at step 4: {error}");
+            }
+        }
+    }
+    println!("losses within {worst_loss:.1e}, gradient norms within {worst_norm:.1e}");
+    for ((name, _), range) in shape.tensors().into_iter().zip(shape.ranges()) {
+        let expected = file.f32(&format!("align.final.{name}")).unwrap().1;
+        let error = relative(&trainer.projector.parameters[range], &expected);
+        println!("{name} after {total} steps: {error:.1e}");
+        assert!(error < 1e-3, "{name} after {total} steps: {error}");
+    }
+
+    let metrics =
+        retrieval_metrics(&trainer.projector.project(&encoder).unwrap(), &teacher, d).unwrap();
+    let retrieval = &cases["retrieval"];
+    for (name, found) in [
+        ("r1", metrics.r1),
+        ("r5", metrics.r5),
+        ("r10", metrics.r10),
+        ("mrr", metrics.mrr),
+        ("mean_rank", metrics.mean_rank),
+    ] {
+        assert!(
+            (found - number(&retrieval[name])).abs() < 1e-9,
+            "{name} {found} against {}",
+            retrieval[name]
+        );
+    }
+}

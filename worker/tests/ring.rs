@@ -1,0 +1,475 @@
+//! The TCP ring: the right sums, the same bits on every rank, and an error instead of a hang whatever happens to a member.
+#![allow(clippy::unwrap_used)]
+
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use llink_worker::Error;
+use llink_worker::collective::{AbortHandle, Collective, Ring, RingOptions};
+
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+fn listeners(world_size: usize) -> (Vec<TcpListener>, Vec<String>) {
+    let listeners: Vec<TcpListener> = (0..world_size)
+        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+        .collect();
+    let addresses = listeners
+        .iter()
+        .map(|listener| listener.local_addr().unwrap().to_string())
+        .collect();
+    (listeners, addresses)
+}
+
+/// Runs `work` on every rank of a ring, each on a thread of its own.
+fn on_ring<T: Send>(
+    world_size: usize,
+    timeout: Duration,
+    work: impl Fn(Ring) -> T + Sync,
+) -> Vec<T> {
+    let (listeners, addresses) = listeners(world_size);
+    thread::scope(|scope| {
+        let ranks: Vec<_> = listeners
+            .into_iter()
+            .enumerate()
+            .map(|(rank, listener)| {
+                let options = RingOptions {
+                    rank,
+                    addresses: addresses.clone(),
+                    generation: 7,
+                    timeout,
+                };
+                let work = &work;
+                scope.spawn(move || {
+                    work(Ring::connect(listener, &options, AbortHandle::new()).unwrap())
+                })
+            })
+            .collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+/// A small generator for sizes and values; its seed is printed.
+struct Random(u64);
+
+impl Random {
+    fn seeded() -> Self {
+        let seed = std::env::var("LLINK_TEST_SEED")
+            .ok()
+            .and_then(|seed| seed.parse().ok())
+            .unwrap_or_else(|| {
+                std::time::SystemTime::now()
+                    .duration_since(std::time::UNIX_EPOCH)
+                    .unwrap()
+                    .as_nanos() as u64
+            });
+        println!("LLINK_TEST_SEED={seed}");
+        Self(seed | 1)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}
+
+/// What rank `rank` brings to the call `call`.
+fn values(call: usize, rank: usize, length: usize) -> Vec<f32> {
+    (0..length)
+        .map(|i| ((i * 31 + rank * 17 + call * 7) as f32 * 0.37).sin())
+        .collect()
+}
+
+#[test]
+fn sums_are_right_and_the_same_bits_on_every_rank() {
+    let mut random = Random::seeded();
+    for world_size in [2, 3, 4, 5] {
+        let mut lengths = vec![
+            0,
+            1,
+            world_size - 1,
+            world_size,
+            world_size + 1,
+            65_536 * world_size,
+            300_001,
+        ];
+        lengths.extend((0..8).map(|_| (random.next() % 10_000) as usize));
+        let results = on_ring(world_size, TIMEOUT, |mut ring| {
+            let sum = |(call, length): (usize, &usize)| {
+                let mut own = values(call, ring.rank(), *length);
+                ring.all_reduce_sum(&mut own).unwrap();
+                own
+            };
+            lengths.iter().enumerate().map(sum).collect::<Vec<_>>()
+        });
+        for (call, length) in lengths.iter().enumerate() {
+            let inputs: Vec<Vec<f32>> = (0..world_size)
+                .map(|rank| values(call, rank, *length))
+                .collect();
+            for i in 0..*length {
+                let expected: f64 = inputs.iter().map(|input| f64::from(input[i])).sum();
+                assert!(
+                    (f64::from(results[0][call][i]) - expected).abs() < 1e-5,
+                    "value {i} of {length}"
+                );
+            }
+            for result in &results[1..] {
+                let same = result[call]
+                    .iter()
+                    .zip(&results[0][call])
+                    .all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same, "ranks differ on {length} values");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sum_repeats_bit_for_bit() {
+    let run = || {
+        on_ring(3, TIMEOUT, |mut ring| {
+            let mut own = values(1, ring.rank(), 10_007);
+            ring.all_reduce_sum(&mut own).unwrap();
+            own.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(run(), run());
+}
+
+#[test]
+fn gathers_and_broadcasts_bring_everyone_the_same() {
+    let mut random = Random::seeded();
+    for world_size in [2, 3, 4] {
+        let mut counts: Vec<usize> = (0..world_size)
+            .map(|_| (random.next() % 100_000) as usize)
+            .collect();
+        counts[random.next() as usize % world_size] = 0;
+        let expected: Vec<f32> = counts
+            .iter()
+            .enumerate()
+            .flat_map(|(rank, count)| values(0, rank, *count))
+            .collect();
+        on_ring(world_size, TIMEOUT, |mut ring| {
+            let rank = ring.rank();
+            assert_eq!(
+                ring.all_gather(&values(0, rank, counts[rank]), &counts)
+                    .unwrap(),
+                expected
+            );
+            assert_eq!(
+                ring.all_gather(&[], &vec![0; world_size]).unwrap(),
+                Vec::<f32>::new()
+            );
+            for root in 0..world_size {
+                for length in [0, 1, 200_000] {
+                    let mut own = values(length, rank, length);
+                    ring.broadcast(root, &mut own).unwrap();
+                    assert_eq!(own, values(length, root, length));
+                }
+            }
+            ring.barrier().unwrap();
+            let wrong = ring.all_gather(&[1.0], &vec![0; world_size]);
+            assert!(matches!(wrong, Err(Error::Input(_))));
+            assert!(matches!(
+                ring.broadcast(world_size, &mut []),
+                Err(Error::Input(_))
+            ));
+            ring.barrier().unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_barrier_waits_for_the_last() {
+    let started = Instant::now();
+    let waited = on_ring(3, TIMEOUT, |mut ring| {
+        ring.barrier().unwrap();
+        let from = Instant::now();
+        if ring.rank() == 1 {
+            thread::sleep(Duration::from_millis(300));
+        }
+        ring.barrier().unwrap();
+        from.elapsed()
+    });
+    assert!(
+        waited
+            .iter()
+            .all(|waited| *waited >= Duration::from_millis(290)),
+        "{waited:?}"
+    );
+    assert!(started.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn a_rank_that_dies_gives_the_others_an_error_at_once() {
+    for (world_size, length) in [(2, 10), (3, 10), (4, 2_000_000)] {
+        let results = on_ring(world_size, TIMEOUT, |mut ring| {
+            ring.begin_step(41);
+            ring.all_reduce_sum(&mut vec![1.0; 100]).unwrap();
+            if ring.rank() == 1 {
+                return None;
+            }
+            ring.begin_step(42);
+            let started = Instant::now();
+            let error = ring.all_reduce_sum(&mut vec![1.0; length]).unwrap_err();
+            let again = ring.barrier().unwrap_err();
+            Some((started.elapsed(), error, again))
+        });
+        for (elapsed, error, again) in results.into_iter().flatten() {
+            assert!(elapsed < Duration::from_secs(5), "{elapsed:?} for {error}");
+            let text = error.to_string();
+            assert!(matches!(error, Error::Peer { .. }), "{text}");
+            assert!(
+                text.contains("all_reduce_sum at step 42") && text.contains("rank"),
+                "{text}"
+            );
+            assert!(
+                matches!(again, Error::Peer { .. }),
+                "a broken ring must stay broken: {again}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_falls_silent_gives_the_others_an_error_within_the_timeout() {
+    let timeout = Duration::from_millis(700);
+    for length in [10, 4_000_000] {
+        let (done, wait) = mpsc::channel::<()>();
+        let wait = std::sync::Mutex::new(wait);
+        let left = std::sync::atomic::AtomicUsize::new(2);
+        let done = std::sync::Mutex::new(Some(done));
+        on_ring(3, timeout, |mut ring| {
+            if ring.rank() == 2 {
+                // Alive, connected, and saying nothing until the others have given up.
+                let _ = wait.lock().unwrap().recv();
+                return;
+            }
+            let started = Instant::now();
+            let error = ring.all_reduce_sum(&mut vec![1.0; length]).unwrap_err();
+            let elapsed = started.elapsed();
+            if left.fetch_sub(1, std::sync::atomic::Ordering::SeqCst) == 1 {
+                drop(done.lock().unwrap().take());
+            }
+            assert!(matches!(error, Error::Peer { .. }), "{error}");
+            assert!(error.to_string().contains("rank"), "{error}");
+            assert!(elapsed < timeout + Duration::from_secs(2), "{elapsed:?}");
+        });
+    }
+}
+
+#[test]
+fn a_trickle_does_not_extend_the_timeout() {
+    // The peer takes part in the ring by hand: it says hello, then one byte every 50 ms.
+    let (mut listeners, addresses) = listeners(2);
+    let (mine, theirs) = (listeners.remove(0), listeners.remove(0));
+    let target = addresses[0].clone();
+    let peer = thread::spawn(move || {
+        use std::io::{Read, Write};
+        let mut hello = Vec::new();
+        for word in [u64::from_le_bytes(*b"llinkgng"), 7, 1, 2] {
+            hello.extend(word.to_le_bytes());
+        }
+        let mut out = TcpStream::connect(target).unwrap();
+        out.write_all(&hello).unwrap();
+        let (mut inbound, _) = theirs.accept().unwrap();
+        let mut heard = [0; 32];
+        inbound.read_exact(&mut heard).unwrap();
+        inbound.write_all(&[1]).unwrap();
+        let mut verdict = [0];
+        out.read_exact(&mut verdict).unwrap();
+        assert_eq!(verdict, [1]);
+        while out.write_all(&[0]).is_ok() {
+            thread::sleep(Duration::from_millis(50));
+        }
+    });
+    let timeout = Duration::from_millis(600);
+    let options = RingOptions {
+        rank: 0,
+        addresses,
+        generation: 7,
+        timeout,
+    };
+    let mut ring = Ring::connect(mine, &options, AbortHandle::new()).unwrap();
+    let started = Instant::now();
+    let error = ring.all_reduce_sum(&mut vec![1.0; 1000]).unwrap_err();
+    assert!(
+        started.elapsed() < timeout + Duration::from_secs(1),
+        "{:?} for {error}",
+        started.elapsed()
+    );
+    drop(ring);
+    peer.join().unwrap();
+}
+
+#[test]
+fn an_abort_from_another_thread_wakes_who_waits() {
+    let started = Instant::now();
+    on_ring(2, Duration::from_secs(60), |mut ring| {
+        let handle = ring.abort_handle();
+        if ring.rank() == 1 {
+            thread::sleep(Duration::from_millis(200));
+            // Its own ring stays open: what wakes rank 0 is its own abort.
+            thread::sleep(Duration::from_millis(400));
+            return;
+        }
+        let abort = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(200));
+            handle.abort("the lease expired");
+        });
+        let error = ring.all_gather(&[1.0], &[1, 1]).unwrap_err();
+        assert!(
+            matches!(&error, Error::Aborted(reason) if reason == "the lease expired"),
+            "{error}"
+        );
+        assert!(
+            started.elapsed() < Duration::from_millis(550),
+            "{:?}",
+            started.elapsed()
+        );
+        assert!(matches!(ring.barrier(), Err(Error::Aborted(_))));
+        abort.join().unwrap();
+    });
+}
+
+#[test]
+fn an_abort_ends_connecting() {
+    let (mut listeners, addresses) = listeners(2);
+    let options = RingOptions {
+        rank: 0,
+        addresses,
+        generation: 7,
+        timeout: Duration::from_secs(60),
+    };
+    let handle = AbortHandle::new();
+    let aborting = handle.clone();
+    let abort = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(200));
+        aborting.abort("stop");
+    });
+    let started = Instant::now();
+    let error = Ring::connect(listeners.remove(0), &options, handle)
+        .err()
+        .unwrap();
+    assert!(matches!(error, Error::Aborted(_)), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(3));
+    abort.join().unwrap();
+}
+
+#[test]
+fn ranks_in_different_calls_find_out() {
+    let results = on_ring(2, TIMEOUT, |mut ring| match ring.rank() {
+        0 => ring.all_reduce_sum(&mut [1.0; 8]).unwrap_err().to_string(),
+        _ => ring.all_reduce_sum(&mut [1.0; 9]).unwrap_err().to_string(),
+    });
+    // One names what it saw; the other may see that, or that the first one left.
+    assert!(
+        results
+            .iter()
+            .any(|text| text.contains("8 values") && text.contains("9 values")),
+        "{results:?}"
+    );
+}
+
+#[test]
+fn late_comers_of_another_generation_are_turned_away() {
+    let (listeners, addresses) = listeners(2);
+    let timeout = Duration::from_secs(10);
+    let options = |rank, generation| RingOptions {
+        rank,
+        addresses: addresses.clone(),
+        generation,
+        timeout,
+    };
+    // The late comer dials rank 0 before the true rank 1 does.
+    let mut late = TcpStream::connect(&addresses[0]).unwrap();
+    {
+        use std::io::Write;
+        for word in [u64::from_le_bytes(*b"llinkgng"), 6, 1, 2] {
+            late.write_all(&word.to_le_bytes()).unwrap();
+        }
+    }
+    thread::scope(|scope| {
+        let ranks: Vec<_> = listeners
+            .into_iter()
+            .enumerate()
+            .map(|(rank, listener)| {
+                let options = options(rank, 7);
+                scope.spawn(move || {
+                    let mut ring = Ring::connect(listener, &options, AbortHandle::new()).unwrap();
+                    let mut sum = [1.0];
+                    ring.all_reduce_sum(&mut sum).unwrap();
+                    sum
+                })
+            })
+            .collect();
+        for rank in ranks {
+            assert_eq!(rank.join().unwrap(), [2.0]);
+        }
+    });
+    use std::io::Read;
+    let mut verdict = [0];
+    late.read_exact(&mut verdict).unwrap();
+    assert_eq!(
+        verdict,
+        [2],
+        "the late comer must be told that it is of another generation"
+    );
+}
+
+#[test]
+fn a_rank_of_another_generation_learns_why() {
+    let (listeners, addresses) = listeners(2);
+    let timeout = Duration::from_secs(3);
+    let started = Instant::now();
+    let errors: Vec<String> = thread::scope(|scope| {
+        let ranks: Vec<_> = listeners
+            .into_iter()
+            .enumerate()
+            .map(|(rank, listener)| {
+                let generation = 7 + rank as u64;
+                let options = RingOptions {
+                    rank,
+                    addresses: addresses.clone(),
+                    generation,
+                    timeout,
+                };
+                scope.spawn(move || {
+                    Ring::connect(listener, &options, AbortHandle::new())
+                        .err()
+                        .unwrap()
+                        .to_string()
+                })
+            })
+            .collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    });
+    assert!(
+        errors
+            .iter()
+            .any(|text| text.contains("another generation")),
+        "{errors:?}"
+    );
+    assert!(started.elapsed() < timeout + Duration::from_secs(2));
+}
+
+/// Not a promise of the library but of the machine it runs on: a generous bound that a stray sleep or delayed packet breaks.
+#[test]
+fn small_sums_take_no_longer_than_a_network_needs() {
+    let times = on_ring(2, TIMEOUT, |mut ring| {
+        let mut times: Vec<Duration> = (0..300)
+            .map(|_| {
+                let started = Instant::now();
+                ring.all_reduce_sum(&mut [1.0; 96]).unwrap();
+                started.elapsed()
+            })
+            .collect();
+        times.sort();
+        times[times.len() / 2]
+    });
+    println!("a sum of 96 values takes {:?} at the median", times[0]);
+    assert!(times[0] < Duration::from_millis(5), "{times:?}");
+}
