@@ -9,9 +9,7 @@ use llink_datasets::manifest::ManifestArtifact;
 use llink_datasets::read::Columns;
 use llink_datasets::rows::Corpus;
 use llink_datasets::sample;
-use llink_datasets::shards::{
-    CleanSpec, SplitSpec, WriteSpec, clean_source, split_corpus, write_shard,
-};
+use llink_datasets::shards::{CleanSpec, SplitSpec, WriteSpec, clean_source, split_corpus, write_shard};
 use llink_datasets::store::Store;
 
 #[tokio::main(flavor = "current_thread")]
@@ -19,11 +17,7 @@ use llink_datasets::store::Store;
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let folder = arguments.first().ok_or("name a folder to write to")?;
-    let number = |index: usize, default: u64| {
-        arguments
-            .get(index)
-            .map_or(Ok(default), |text| text.parse())
-    };
+    let number = |index: usize, default: u64| arguments.get(index).map_or(Ok(default), |text| text.parse());
     let (train_rows, holdout_rows) = (number(1, 100_000)?, number(2, 40_000)?);
     let source = arguments.get(3).map_or(sample::SOURCE, String::as_str);
     let store = Store::open(folder)?;
@@ -54,12 +48,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         shard_rows: 10_000,
     };
     let split = split_corpus(&spec, &store, &paths, "assignment.parquet", &silent).await?;
-    println!(
-        "split {:?} {:?} {:?}",
-        started.elapsed(),
-        split.counts,
-        split.warnings
-    );
+    println!("split {:?} {:?} {:?}", started.elapsed(), split.counts, split.warnings);
 
     let started = Instant::now();
     let mut shards: Vec<ManifestArtifact> = Vec::new();
@@ -76,10 +65,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         shards.push(write_shard(&spec, &store, &silent).await?);
     }
     let bytes: u64 = shards.iter().map(|shard| shard.bytes).sum();
-    println!(
-        "write {:?} {} shards, {bytes} bytes",
-        started.elapsed(),
-        shards.len()
-    );
+    println!("write {:?} {} shards, {bytes} bytes", started.elapsed(), shards.len());
     Ok(())
 }

@@ -6,9 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::rows::{InstructionExample, Pair};
-use crate::text::{
-    ZeroWidth, clean_line, clean_lines, comparison_form, comparison_key, cut, form_key,
-};
+use crate::text::{ZeroWidth, clean_line, clean_lines, comparison_form, comparison_key, cut, form_key};
 
 /// What stands in an instruction where the foreign text goes.
 pub const FOREIGN_PLACEHOLDER: &str = "<foreign_emb>";
@@ -165,12 +163,7 @@ pub struct Kept<T> {
 ///
 /// # Errors
 /// The first reason that applies, in the order of the [`DropReason`]s.
-pub fn clean_pair(
-    english: &str,
-    foreign: &str,
-    source: &str,
-    rules: &Rules,
-) -> Result<Kept<Pair>, DropReason> {
+pub fn clean_pair(english: &str, foreign: &str, source: &str, rules: &Rules) -> Result<Kept<Pair>, DropReason> {
     let english = clean_line(english, ZeroWidth::Drop);
     let checked = check_sides(&english, foreign, rules)?;
     Ok(checked.keep(|foreign| Pair {
@@ -185,10 +178,7 @@ pub fn clean_pair(
 ///
 /// # Errors
 /// The first reason that applies, in the order of the [`DropReason`]s.
-pub fn clean_instruction(
-    raw: &InstructionExample,
-    rules: &Rules,
-) -> Result<Kept<InstructionExample>, DropReason> {
+pub fn clean_instruction(raw: &InstructionExample, rules: &Rules) -> Result<Kept<InstructionExample>, DropReason> {
     if !raw.instruction.contains(FOREIGN_PLACEHOLDER) {
         return Err(DropReason::NoPlaceholder);
     }
@@ -239,11 +229,7 @@ impl Checked {
     }
 }
 
-fn check_sides(
-    clean_english: &str,
-    raw_foreign: &str,
-    rules: &Rules,
-) -> Result<Checked, DropReason> {
+fn check_sides(clean_english: &str, raw_foreign: &str, rules: &Rules) -> Result<Checked, DropReason> {
     let mut foreign = clean_line(raw_foreign, ZeroWidth::Keep);
     let english_form = comparison_form(clean_english);
     if english_form.is_empty() {
@@ -292,20 +278,14 @@ mod tests {
             max_chars: 4,
             too_long: TooLong::Drop,
         };
-        assert_eq!(
-            outcome(" \u{200B}", "ក្មេង", drop),
-            Err(DropReason::EmptyEnglish)
-        );
+        assert_eq!(outcome(" \u{200B}", "ក្មេង", drop), Err(DropReason::EmptyEnglish));
         assert_eq!(
             outcome("a child", "\u{FEFF}\u{200B} ", drop),
             Err(DropReason::EmptyForeign)
         );
         assert_eq!(outcome("a child", "ក", drop), Err(DropReason::TooShort));
         assert_eq!(outcome("a child", "ក្មេង", drop), Err(DropReason::TooLong));
-        assert_eq!(
-            outcome("OK !", "ok!", drop),
-            Err(DropReason::IdenticalSides)
-        );
+        assert_eq!(outcome("OK !", "ok!", drop), Err(DropReason::IdenticalSides));
         assert_eq!(outcome("a fish", "ត្រី", drop), Ok("ត្រី".into()));
     }
 
@@ -317,10 +297,7 @@ mod tests {
             too_long: TooLong::Cut,
         };
         assert_eq!(outcome("a child", "ក្មេង", rules), Ok("ក្ម".into()));
-        let unlimited = Rules {
-            max_chars: 0,
-            ..rules
-        };
+        let unlimited = Rules { max_chars: 0, ..rules };
         assert_eq!(outcome("a child", "ក្មេង", unlimited), Ok("ក្មេង".into()));
     }
 
@@ -357,9 +334,6 @@ mod tests {
     #[test]
     fn reasons_are_written_in_snake_case() {
         assert_eq!(DropReason::BrokenUtf8.to_string(), "broken_utf8");
-        assert_eq!(
-            DropReason::EnglishInHoldout.to_string(),
-            "english_in_holdout"
-        );
+        assert_eq!(DropReason::EnglishInHoldout.to_string(), "english_in_holdout");
     }
 }

@@ -27,14 +27,7 @@ pub struct InstructionRow {
 /// # Errors
 /// [`crate::Error::Content`] where the content is no such shard.
 pub fn read_instructions(name: &str, content: Bytes) -> Result<Vec<InstructionRow>> {
-    const COLUMNS: [&str; 6] = [
-        "id",
-        "task",
-        "instruction",
-        "foreign",
-        "english_ref",
-        "answer",
-    ];
+    const COLUMNS: [&str; 6] = ["id", "task", "instruction", "foreign", "english_ref", "answer"];
     let mut rows = Vec::new();
     for batch in decode(name, content, &COLUMNS)? {
         let ids = u64s(name, &batch, "id")?;

@@ -60,13 +60,7 @@ pub struct ManifestArtifact {
 impl ManifestArtifact {
     /// Describes an object of which the whole content is at hand.
     #[must_use]
-    pub fn of(
-        path: &str,
-        role: &str,
-        rows: u64,
-        content: &[u8],
-        metadata: BTreeMap<String, String>,
-    ) -> Self {
+    pub fn of(path: &str, role: &str, rows: u64, content: &[u8], metadata: BTreeMap<String, String>) -> Self {
         Self {
             path: path.to_owned(),
             role: role.to_owned(),
@@ -103,11 +97,8 @@ impl Manifest {
             path: store.describe(path),
             reason,
         };
-        let manifest: Self = serde_json::from_slice(&content).map_err(|e| {
-            broken(format!(
-                "is no manifest: {e}; delete it to have the stage run again"
-            ))
-        })?;
+        let manifest: Self = serde_json::from_slice(&content)
+            .map_err(|e| broken(format!("is no manifest: {e}; delete it to have the stage run again")))?;
         if manifest.version != MANIFEST_VERSION {
             return Err(broken(format!(
                 "has version {}, this build reads {MANIFEST_VERSION}; delete it to have the stage run again",
@@ -179,13 +170,7 @@ mod tests {
             version: MANIFEST_VERSION,
             stage: "shard".into(),
             key: "k".into(),
-            artifacts: vec![ManifestArtifact::of(
-                "a",
-                "pairs/train",
-                3,
-                b"abc",
-                BTreeMap::new(),
-            )],
+            artifacts: vec![ManifestArtifact::of("a", "pairs/train", 3, b"abc", BTreeMap::new())],
             counts: BTreeMap::from([("rows".into(), 3)]),
             figures: BTreeMap::new(),
             facts: BTreeMap::from([("width".into(), "768".into())]),
@@ -197,14 +182,8 @@ mod tests {
     async fn what_is_written_is_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path().to_str().unwrap()).unwrap();
-        assert_eq!(
-            Manifest::read(&store, "shard/manifest.json").await.unwrap(),
-            None
-        );
-        manifest()
-            .write(&store, "shard/manifest.json")
-            .await
-            .unwrap();
+        assert_eq!(Manifest::read(&store, "shard/manifest.json").await.unwrap(), None);
+        manifest().write(&store, "shard/manifest.json").await.unwrap();
         assert_eq!(
             Manifest::read(&store, "shard/manifest.json").await.unwrap(),
             Some(manifest())
@@ -218,10 +197,7 @@ mod tests {
             .put("m.json", Bytes::from_static(b"{\"version\": 1}"))
             .await
             .unwrap();
-        let text = Manifest::read(&store, "m.json")
-            .await
-            .unwrap_err()
-            .to_string();
+        let text = Manifest::read(&store, "m.json").await.unwrap_err().to_string();
         assert!(text.contains("m.json") && text.contains("stage"), "{text}");
     }
 

@@ -71,18 +71,12 @@ pub fn read_pairs(name: &str, content: Bytes) -> Result<PairTable> {
     let mut table = PairTable::default();
     for batch in decode(name, content, &["id", "english", "foreign"])? {
         table.ids.extend(u64s(name, &batch, "id")?.values());
-        table.english.extend(
-            texts(name, &batch, "english")?
-                .iter()
-                .flatten()
-                .map(str::to_owned),
-        );
-        table.foreign.extend(
-            texts(name, &batch, "foreign")?
-                .iter()
-                .flatten()
-                .map(str::to_owned),
-        );
+        table
+            .english
+            .extend(texts(name, &batch, "english")?.iter().flatten().map(str::to_owned));
+        table
+            .foreign
+            .extend(texts(name, &batch, "foreign")?.iter().flatten().map(str::to_owned));
     }
     Ok(table)
 }

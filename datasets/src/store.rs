@@ -64,9 +64,9 @@ impl Store {
             None => Self::open_folder(url, FsPath::new(url)),
             Some(("file", _)) => {
                 let parsed = Url::parse(url).map_err(|e| bad_url(url, &e.to_string()))?;
-                let path = parsed.to_file_path().map_err(|()| {
-                    bad_url(url, "is not a local file; write file:///absolute/path")
-                })?;
+                let path = parsed
+                    .to_file_path()
+                    .map_err(|()| bad_url(url, "is not a local file; write file:///absolute/path"))?;
                 Self::open_folder(url, &path)
             }
             Some(("memory", rest)) => {
@@ -104,11 +104,7 @@ impl Store {
         } else {
             name.to_owned()
         };
-        let parent = if parent == "file://" {
-            "file:///"
-        } else {
-            parent
-        };
+        let parent = if parent == "file://" { "file:///" } else { parent };
         Ok((Self::open(parent)?, name))
     }
 
@@ -146,16 +142,15 @@ impl Store {
                 .iter()
                 .any(|prefix| key.starts_with(prefix))
         });
-        let (objects, prefix) = object_store::parse_url_opts(&parsed, options)
-            .map_err(|e| bad_url(url, &with_causes(&e)))?;
+        let (objects, prefix) =
+            object_store::parse_url_opts(&parsed, options).map_err(|e| bad_url(url, &with_causes(&e)))?;
         Self::with_objects(url, objects.into(), prefix.as_ref())
     }
 
     #[cfg(not(feature = "cloud"))]
     fn open_cloud(url: &str, scheme: &str) -> Result<Self> {
         if CLOUD_SCHEMES.contains(&scheme) {
-            let reason =
-                format!("{scheme}:// is left out of this build; build with `--features cloud`");
+            let reason = format!("{scheme}:// is left out of this build; build with `--features cloud`");
             return Err(bad_url(url, &reason));
         }
         Err(unknown_scheme(url, scheme))
@@ -248,11 +243,7 @@ impl Store {
             ..PutOptions::default()
         };
         let payload = PutPayload::from_bytes(content);
-        match self
-            .objects
-            .put_opts(&self.location(path)?, payload, options)
-            .await
-        {
+        match self.objects.put_opts(&self.location(path)?, payload, options).await {
             Ok(_) => Ok(Created::Written),
             Err(object_store::Error::AlreadyExists { .. }) => Ok(Created::AlreadyThere),
             Err(error) => Err(self.failed(path, error)),
@@ -320,9 +311,7 @@ impl Store {
     }
 }
 
-const CLOUD_SCHEMES: [&str; 9] = [
-    "s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "http", "https",
-];
+const CLOUD_SCHEMES: [&str; 9] = ["s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "http", "https"];
 
 fn bad_url(url: &str, reason: &str) -> Error {
     Error::Url {

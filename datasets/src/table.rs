@@ -7,9 +7,7 @@ use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray, UInt64Arr
 use arrow::datatypes::{DataType, SchemaRef, UInt32Type, UInt64Type};
 use bytes::Bytes;
 use futures::TryStreamExt;
-use parquet::arrow::arrow_reader::{
-    ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection,
-};
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection};
 use parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
 use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::{Compression, ZstdLevel};
@@ -79,12 +77,7 @@ impl Layout<'_> {
 ///
 /// # Errors
 /// [`Error::Content`] where the batches do not fit the schema.
-pub(crate) fn encode(
-    name: &str,
-    schema: &SchemaRef,
-    batches: &[RecordBatch],
-    layout: &Layout<'_>,
-) -> Result<Bytes> {
+pub(crate) fn encode(name: &str, schema: &SchemaRef, batches: &[RecordBatch], layout: &Layout<'_>) -> Result<Bytes> {
     write_groups(name, schema, batches, layout, Groups::Filled)
 }
 
@@ -115,10 +108,7 @@ fn write_groups(
     let mut write = || {
         let mut properties = layout.properties()?;
         if groups == Groups::OneABatch {
-            properties = properties
-                .into_builder()
-                .set_max_row_group_row_count(None)
-                .build();
+            properties = properties.into_builder().set_max_row_group_row_count(None).build();
         }
         let mut writer = ArrowWriter::try_new(&mut content, Arc::clone(schema), Some(properties))?;
         for batch in batches {
@@ -177,10 +167,7 @@ impl StoredTable {
     pub(crate) async fn read(self, columns: &[&str], part: Part) -> Result<Vec<RecordBatch>> {
         let name = self.name;
         let mask = ProjectionMask::columns(self.builder.parquet_schema(), columns.iter().copied());
-        let builder = self
-            .builder
-            .with_projection(mask)
-            .with_batch_size(ROW_GROUP_ROWS);
+        let builder = self.builder.with_projection(mask).with_batch_size(ROW_GROUP_ROWS);
         let builder = match part {
             Part::All => builder,
             Part::RowGroup(index) => builder.with_row_groups(vec![index]),
@@ -207,8 +194,7 @@ pub(crate) enum Part {
 
 /// Reads some columns of a table that is at hand.
 pub(crate) fn decode(name: &str, content: Bytes, columns: &[&str]) -> Result<Vec<RecordBatch>> {
-    let builder =
-        ParquetRecordBatchReaderBuilder::try_new(content).map_err(|e| unreadable(name, &e))?;
+    let builder = ParquetRecordBatchReaderBuilder::try_new(content).map_err(|e| unreadable(name, &e))?;
     let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
     let reader = builder
         .with_projection(mask)
@@ -227,7 +213,10 @@ pub(crate) fn decode(name: &str, content: Bytes, columns: &[&str]) -> Result<Vec
 fn require_columns(name: &str, batch: &RecordBatch, columns: &[&str]) -> Result<()> {
     for column in columns {
         let array = batch.column_by_name(column).ok_or_else(|| {
-            bad(name, format!("has no column `{column}`; was it written by another version or for another purpose?"))
+            bad(
+                name,
+                format!("has no column `{column}`; was it written by another version or for another purpose?"),
+            )
         })?;
         if array.null_count() > 0 {
             return Err(bad(name, format!("column `{column}` holds nulls")));
@@ -237,11 +226,7 @@ fn require_columns(name: &str, batch: &RecordBatch, columns: &[&str]) -> Result<
 }
 
 /// A column of 64-bit unsigned integers.
-pub(crate) fn u64s<'a>(
-    name: &str,
-    batch: &'a RecordBatch,
-    column: &str,
-) -> Result<&'a UInt64Array> {
+pub(crate) fn u64s<'a>(name: &str, batch: &'a RecordBatch, column: &str) -> Result<&'a UInt64Array> {
     let array = array(name, batch, column)?;
     array
         .as_primitive_opt::<UInt64Type>()
@@ -260,8 +245,7 @@ pub(crate) fn u32s<'a>(name: &str, batch: &'a RecordBatch, column: &str) -> Resu
 /// A column of text, dictionary or not.
 pub(crate) fn texts(name: &str, batch: &RecordBatch, column: &str) -> Result<StringArray> {
     let array = array(name, batch, column)?;
-    let plain = arrow::compute::cast(array, &DataType::Utf8)
-        .map_err(|_| wrong_type(name, column, array, "text"))?;
+    let plain = arrow::compute::cast(array, &DataType::Utf8).map_err(|_| wrong_type(name, column, array, "text"))?;
     plain
         .as_string_opt::<i32>()
         .cloned()
@@ -277,10 +261,7 @@ fn array<'a>(name: &str, batch: &'a RecordBatch, column: &str) -> Result<&'a Arr
 fn wrong_type(name: &str, column: &str, array: &ArrayRef, wanted: &str) -> Error {
     bad(
         name,
-        format!(
-            "column `{column}` holds {}, not {wanted}",
-            array.data_type()
-        ),
+        format!("column `{column}` holds {}, not {wanted}", array.data_type()),
     )
 }
 

@@ -22,23 +22,11 @@ pub(crate) struct ObjectReader {
 
 impl AsyncFileReader for ObjectReader {
     fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes>> {
-        async move {
-            self.objects
-                .get_range(&self.location, range)
-                .await
-                .map_err(external)
-        }
-        .boxed()
+        async move { self.objects.get_range(&self.location, range).await.map_err(external) }.boxed()
     }
 
     fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, Result<Vec<Bytes>>> {
-        async move {
-            self.objects
-                .get_ranges(&self.location, &ranges)
-                .await
-                .map_err(external)
-        }
-        .boxed()
+        async move { self.objects.get_ranges(&self.location, &ranges).await.map_err(external) }.boxed()
     }
 
     fn get_metadata<'a>(

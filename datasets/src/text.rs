@@ -34,10 +34,7 @@ pub fn clean_line(text: &str, zero_width: ZeroWidth) -> String {
         IsNormalized::Yes => tidied(text.chars(), zero_width, text.len()),
         _ => tidied(text.nfc(), zero_width, text.len()),
     };
-    line.truncate(
-        line.trim_end_matches(|c: char| is_zero_width(c) || c == ' ')
-            .len(),
-    );
+    line.truncate(line.trim_end_matches(|c: char| is_zero_width(c) || c == ' ').len());
     // What was dropped may have stood between characters that now compose.
     if is_nfc_quick(line.chars()) == IsNormalized::Yes {
         line
@@ -103,10 +100,7 @@ pub fn comparison_form(text: &str) -> String {
         seen().for_each(&mut push_lower);
     } else {
         // Compatibility forms may bring in spaces of their own.
-        seen()
-            .nfkc()
-            .filter(|c| !unseen(c))
-            .for_each(&mut push_lower);
+        seen().nfkc().filter(|c| !unseen(c)).for_each(&mut push_lower);
     }
     form
 }
@@ -163,16 +157,14 @@ mod tests {
     fn cleaning_twice_changes_nothing() {
         // Pieces that compose once what stands between them is dropped, and pieces that decompose.
         let pieces = [
-            "e", "\u{301}", "\u{0}", "\u{200B}", "\u{200D}", " ", "\n", "\u{FEFF}", "ក", "្", "ោ",
-            "\u{1100}", "\u{1161}", "\u{11A8}", "\u{2000}", "ﬁ", "Å", "\u{85}", "\u{9F}",
+            "e", "\u{301}", "\u{0}", "\u{200B}", "\u{200D}", " ", "\n", "\u{FEFF}", "ក", "្", "ោ", "\u{1100}",
+            "\u{1161}", "\u{11A8}", "\u{2000}", "ﬁ", "Å", "\u{85}", "\u{9F}",
         ];
         let mut state = 7_u64;
         for _ in 0..20_000 {
             let mut raw = String::new();
             for _ in 0..8 {
-                state = state
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1);
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 raw.push_str(pieces[(state >> 33) as usize % pieces.len()]);
             }
             for zero_width in [ZeroWidth::Keep, ZeroWidth::Drop] {
@@ -190,14 +182,8 @@ mod tests {
 
     #[test]
     fn texts_that_differ_in_case_spacing_or_width_compare_as_one() {
-        assert_eq!(
-            comparison_key("The Ｃat  sat"),
-            comparison_key("the cat\u{200B}sat")
-        );
-        assert_eq!(
-            comparison_key("ភាសា\u{200B}ខ្មែរ"),
-            comparison_key("ភាសា ខ្មែរ")
-        );
+        assert_eq!(comparison_key("The Ｃat  sat"), comparison_key("the cat\u{200B}sat"));
+        assert_eq!(comparison_key("ភាសា\u{200B}ខ្មែរ"), comparison_key("ភាសា ខ្មែរ"));
         assert_ne!(comparison_key("the cat"), comparison_key("the cats"));
         assert_eq!(comparison_form(" \u{200B}\u{FEFF}\n"), "");
     }

@@ -55,19 +55,12 @@ pub fn write_vectors(table: &VectorTable, metadata: &BTreeMap<String, String>) -
         .filter(|width| *width > 0 && table.values.len() == table.ids.len() * table.width)
         .ok_or_else(|| {
             let (values, rows) = (table.values.len(), table.ids.len());
-            refuse(format!(
-                "{values} numbers are no {rows} rows of {}",
-                table.width
-            ))
+            refuse(format!("{values} numbers are no {rows} rows of {}", table.width))
         })?;
     let item = Arc::new(Field::new("item", DataType::Float16, false));
     let schema = Arc::new(Schema::new(vec![
         Field::new("id", DataType::UInt64, false),
-        Field::new(
-            "vector",
-            DataType::FixedSizeList(Arc::clone(&item), width),
-            false,
-        ),
+        Field::new("vector", DataType::FixedSizeList(Arc::clone(&item), width), false),
     ]));
     let mut batches = Vec::new();
     for (ids, values) in table
@@ -79,8 +72,7 @@ pub fn write_vectors(table: &VectorTable, metadata: &BTreeMap<String, String>) -
         let vectors = FixedSizeListArray::try_new(Arc::clone(&item), width, values, None);
         let vectors = vectors.map_err(|e| refuse(e.to_string()))?;
         let ids = UInt64Array::from_iter_values(ids.iter().copied());
-        let batch =
-            RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(ids), Arc::new(vectors)]);
+        let batch = RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(ids), Arc::new(vectors)]);
         batches.push(batch.map_err(|e| refuse(e.to_string()))?);
     }
     encode(
@@ -106,18 +98,10 @@ pub fn read_vectors(name: &str, content: Bytes) -> Result<VectorTable> {
         values: Vec::new(),
     };
     for batch in decode(name, content, &["id", "vector"])? {
-        let wrong = || {
-            bad(
-                name,
-                "column `vector` is no fixed-size list of f16".to_owned(),
-            )
-        };
+        let wrong = || bad(name, "column `vector` is no fixed-size list of f16".to_owned());
         let column = batch.column_by_name("vector").ok_or_else(wrong)?;
         let vectors = column.as_fixed_size_list_opt().ok_or_else(wrong)?;
-        let values = vectors
-            .values()
-            .as_primitive_opt::<Float16Type>()
-            .ok_or_else(wrong)?;
+        let values = vectors.values().as_primitive_opt::<Float16Type>().ok_or_else(wrong)?;
         if values.null_count() > 0 {
             return Err(bad(name, "column `vector` holds nulls".to_owned()));
         }
@@ -146,10 +130,7 @@ pub fn concat(tables: Vec<VectorTable>) -> Result<VectorTable> {
     };
     for (index, table) in (1..).zip(tables) {
         if table.width != all.width {
-            let reason = format!(
-                "table {index} is {} wide, the first {}",
-                table.width, all.width
-            );
+            let reason = format!("table {index} is {} wide, the first {}", table.width, all.width);
             return Err(bad("vectors", reason));
         }
         all.ids.extend(table.ids);

@@ -18,10 +18,7 @@ use llink_datasets::store::Store;
 
 async fn clean_bytes(name: &str, content: &[u8], spec: CleanSpec) -> (Store, Result<Cleaned>) {
     let store = Store::open("memory://readers").unwrap();
-    store
-        .put(name, Bytes::copy_from_slice(content))
-        .await
-        .unwrap();
+    store.put(name, Bytes::copy_from_slice(content)).await.unwrap();
     let spec = CleanSpec {
         source: format!("memory://readers/{name}"),
         ..spec
@@ -51,11 +48,7 @@ const FAULTY: &[u8] = b"\xEF\xBB\xBFA fish.\t\xE1\x9E\x8F\r\n\
 async fn every_fault_is_counted_and_named_by_line() {
     let (store, cleaned) = clean_bytes("faulty.tsv", FAULTY, pairs_spec()).await;
     let cleaned = cleaned.unwrap();
-    let counts: Vec<(&str, u64)> = cleaned
-        .counts
-        .iter()
-        .map(|(k, v)| (k.as_str(), *v))
-        .collect();
+    let counts: Vec<(&str, u64)> = cleaned.counts.iter().map(|(k, v)| (k.as_str(), *v)).collect();
     let expected = [
         ("cut", 0),
         ("dropped_broken_utf8", 1),
@@ -77,11 +70,7 @@ async fn every_fault_is_counted_and_named_by_line() {
         .unwrap()
         .english;
     english.sort();
-    assert_eq!(
-        english,
-        ["A cow.", "A fish."],
-        "no byte order mark, no carriage return"
-    );
+    assert_eq!(english, ["A cow.", "A fish."], "no byte order mark, no carriage return");
 }
 
 #[tokio::test]
@@ -110,16 +99,10 @@ async fn compressed_files_give_the_same_rows() {
             }
         );
     }
-    for (name, content) in [
-        ("t.tsv.gz", &gz[..gz.len() - 9]),
-        ("t.tsv.zst", &zst[..zst.len() - 9]),
-    ] {
+    for (name, content) in [("t.tsv.gz", &gz[..gz.len() - 9]), ("t.tsv.zst", &zst[..zst.len() - 9])] {
         let (_, cleaned) = clean_bytes(name, content, pairs_spec()).await;
         let text = cleaned.unwrap_err().to_string();
-        assert!(
-            text.contains(name) && text.contains("decompressed"),
-            "{text}"
-        );
+        assert!(text.contains(name) && text.contains("decompressed"), "{text}");
     }
     let (_, cleaned) = clean_bytes("lies.tsv.zst", b"A fish.\t\xE1\x9E\x8F\n", pairs_spec()).await;
     assert!(cleaned.unwrap_err().to_string().contains("decompressed"));
@@ -127,18 +110,13 @@ async fn compressed_files_give_the_same_rows() {
 
 #[tokio::test]
 async fn a_large_compressed_file_keeps_every_line() {
-    let text: String = (0..200_000)
-        .map(|n| format!("number {n}\tលេខ {n}\n"))
-        .collect();
+    let text: String = (0..200_000).map(|n| format!("number {n}\tលេខ {n}\n")).collect();
     let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     gz.write_all(text.as_bytes()).unwrap();
     for (name, content) in [
         ("large.tsv", text.clone().into_bytes()),
         ("large.tsv.gz", gz.finish().unwrap()),
-        (
-            "large.tsv.zst",
-            zstd::encode_all(text.as_bytes(), 1).unwrap(),
-        ),
+        ("large.tsv.zst", zstd::encode_all(text.as_bytes(), 1).unwrap()),
     ] {
         let (_, cleaned) = clean_bytes(name, &content, pairs_spec()).await;
         assert_eq!(cleaned.unwrap().counts["kept"], 200_000, "{name}");
@@ -153,11 +131,7 @@ async fn endless_lines_are_counted_and_left_behind() {
     let (_, cleaned) = clean_bytes("endless.tsv", &content, pairs_spec()).await;
     let counts = cleaned.unwrap().counts;
     assert_eq!(
-        (
-            counts["dropped_line_too_long"],
-            counts["kept"],
-            counts["rows"]
-        ),
+        (counts["dropped_line_too_long"], counts["kept"], counts["rows"]),
         (2, 1, 3)
     );
 }
@@ -167,8 +141,7 @@ async fn random_bytes_never_stop_a_reader() {
     let mut random = common::Random(0x5EED);
     for round in 0..200 {
         let alphabet = b"\t\n\r\0\"{}:,ab\xE1\x9E\x80\xEF\xBB\xBF";
-        let mut content: Vec<u8> =
-            b"ok\t\xE1\x9E\x80\n{\"english\":\"a\",\"foreign\":\"b\"}\n".to_vec();
+        let mut content: Vec<u8> = b"ok\t\xE1\x9E\x80\n{\"english\":\"a\",\"foreign\":\"b\"}\n".to_vec();
         for _ in 0..random.below(400) {
             content.push(alphabet[random.below(alphabet.len() as u64) as usize]);
         }
@@ -186,10 +159,7 @@ async fn random_bytes_never_stop_a_reader() {
 #[tokio::test]
 async fn columns_and_lengths_are_as_asked() {
     let spec = CleanSpec {
-        columns: Columns {
-            english: 3,
-            foreign: 1,
-        },
+        columns: Columns { english: 3, foreign: 1 },
         rules: Rules {
             min_chars: 2,
             max_chars: 4,
@@ -201,18 +171,11 @@ async fn columns_and_lengths_are_as_asked() {
     let (store, cleaned) = clean_bytes("columns.tsv", text.as_bytes(), spec.clone()).await;
     let counts = cleaned.unwrap().counts;
     assert_eq!(
-        (
-            counts["dropped_too_short"],
-            counts["dropped_too_long"],
-            counts["kept"]
-        ),
+        (counts["dropped_too_short"], counts["dropped_too_long"], counts["kept"]),
         (1, 1, 1)
     );
     let table = read_pairs("x", store.get("columns.tsv.parquet").await.unwrap()).unwrap();
-    assert_eq!(
-        (table.english[0].as_str(), table.foreign[0].as_str()),
-        ("right", "កខ")
-    );
+    assert_eq!((table.english[0].as_str(), table.foreign[0].as_str()), ("right", "កខ"));
 
     let cut = CleanSpec {
         rules: Rules {
@@ -272,15 +235,9 @@ async fn a_source_that_cannot_be_used_is_an_error_that_says_why() {
         cleaned.unwrap_err().to_string()
     };
     let text = fails("empty.tsv", b"", pairs_spec()).await;
-    assert!(
-        text.contains("empty.tsv") && text.contains("is empty"),
-        "{text}"
-    );
+    assert!(text.contains("empty.tsv") && text.contains("is empty"), "{text}");
     let text = fails("useless.tsv", b"a\nb\n", pairs_spec()).await;
-    assert!(
-        text.contains("2 missing_column") && text.contains("columns"),
-        "{text}"
-    );
+    assert!(text.contains("2 missing_column") && text.contains("columns"), "{text}");
     let text = fails("wide.tsv", b"\xFF\xFEa\0\t\0b\0\n\0", pairs_spec()).await;
     assert!(text.contains("UTF-16") && text.contains("iconv"), "{text}");
     let text = fails("corpus.doc", b"x", pairs_spec()).await;

@@ -12,14 +12,8 @@ fn there_are_half_a_million_pairs_and_no_two_share_a_side() {
     assert!(sample::most_pairs() > 100 * rows);
     let (mut english, mut khmer) = (HashSet::new(), HashSet::new());
     for (row, (e, k)) in sample::pairs(rows, 3).enumerate() {
-        assert!(
-            english.insert(comparison_key(&e)),
-            "row {row}: {e} stands twice"
-        );
-        assert!(
-            khmer.insert(comparison_key(&k)),
-            "row {row}: {k} ({e}) stands twice"
-        );
+        assert!(english.insert(comparison_key(&e)), "row {row}: {e} stands twice");
+        assert!(khmer.insert(comparison_key(&k)), "row {row}: {k} ({e}) stands twice");
     }
     assert_eq!((english.len() as u64, khmer.len() as u64), (rows, rows));
 }
@@ -43,14 +37,8 @@ fn sentences_fit_the_papers_limits() {
                 .all(|c| ('\u{1780}'..='\u{17FF}').contains(&c) || " ?".contains(c)),
             "{khmer}"
         );
-        assert!(
-            english.is_ascii()
-                && english.starts_with(|c: char| c.is_ascii_uppercase() || c.is_ascii_digit())
-        );
-        assert!(
-            !english.contains("  ") && !khmer.contains("  "),
-            "{english} | {khmer}"
-        );
+        assert!(english.is_ascii() && english.starts_with(|c: char| c.is_ascii_uppercase() || c.is_ascii_digit()));
+        assert!(!english.contains("  ") && !khmer.contains("  "), "{english} | {khmer}");
     }
 }
 
@@ -85,12 +73,7 @@ fn instructions_are_distinct_and_of_four_tasks() {
         assert!(!example.answer.is_empty() && !example.english_ref.is_empty());
         *tasks.entry(example.task).or_default() += 1;
     }
-    for task in [
-        "translate",
-        "summarize",
-        "bullet_points",
-        "question_answering",
-    ] {
+    for task in ["translate", "summarize", "bullet_points", "question_answering"] {
         assert_eq!(tasks[task], 10_000, "{task}");
     }
 }
@@ -114,8 +97,7 @@ fn answers_follow_from_the_english() {
                     let (_, value) = line.split_once(": ").unwrap();
                     // A question puts its verb in the base form.
                     assert!(
-                        line.starts_with("- ")
-                            && (said.contains(&value.to_lowercase()) || said.ends_with('?')),
+                        line.starts_with("- ") && (said.contains(&value.to_lowercase()) || said.ends_with('?')),
                         "{line} / {said}"
                     );
                 }
@@ -139,11 +121,5 @@ fn the_same_seed_writes_the_same_files() {
     sample::write(b.path(), 300, 100, 7).unwrap();
     assert_eq!(read(&a.path().join("deep/er")), read(b.path()));
     let pairs = String::from_utf8(read(b.path())[0].clone()).unwrap();
-    assert_eq!(
-        pairs
-            .lines()
-            .filter(|line| line.split('\t').count() == 2)
-            .count(),
-        300
-    );
+    assert_eq!(pairs.lines().filter(|line| line.split('\t').count() == 2).count(), 300);
 }

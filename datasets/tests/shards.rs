@@ -35,25 +35,13 @@ async fn shards_are_as_the_design_says() {
         ),
         (
             Corpus::Instructions,
-            vec![
-                "id",
-                "task",
-                "instruction",
-                "foreign",
-                "english_ref",
-                "answer",
-            ],
+            vec!["id", "task", "instruction", "foreign", "english_ref", "answer"],
         ),
     ] {
         let folder = format!("{corpus:?}");
-        let stage = run_stage(
-            &store,
-            &folder,
-            &[sample_spec(corpus, 11_000, 1)],
-            &split(corpus),
-        )
-        .await
-        .unwrap();
+        let stage = run_stage(&store, &folder, &[sample_spec(corpus, 11_000, 1)], &split(corpus))
+            .await
+            .unwrap();
         let shard = &stage.shards[0];
         let content = store.get(&shard.path).await.unwrap();
         assert_eq!(
@@ -141,10 +129,7 @@ async fn rows_keep_their_texts_ids_and_order() {
         .iter()
         .map(|row| llink_datasets::text::comparison_key(&row.2))
         .collect();
-    assert!(
-        keys.is_sorted(),
-        "rows stand in the order of their split keys"
-    );
+    assert!(keys.is_sorted(), "rows stand in the order of their split keys");
     let made: BTreeMap<String, String> = [1, 2]
         .into_iter()
         .flat_map(|seed| llink_datasets::sample::pairs(2_000, seed))
@@ -205,10 +190,7 @@ async fn an_assignment_of_other_tables_is_refused() {
         .await
         .unwrap_err()
         .to_string();
-    assert!(
-        text.contains("damaged.parquet") && text.contains("Parquet"),
-        "{text}"
-    );
+    assert!(text.contains("damaged.parquet") && text.contains("Parquet"), "{text}");
 }
 
 const POLARS: &str = r#"
@@ -251,14 +233,9 @@ async fn polars_reads_shards_with_no_options() {
         holdout_rows: 100,
         shard_rows: 300,
     };
-    let stage = run_stage(
-        &store,
-        "out",
-        &[sample_spec(Corpus::Pairs, 2_000, 1)],
-        &spec,
-    )
-    .await
-    .unwrap();
+    let stage = run_stage(&store, "out", &[sample_spec(Corpus::Pairs, 2_000, 1)], &spec)
+        .await
+        .unwrap();
     let rows: u64 = stage.shards.iter().map(|shard| shard.rows).sum();
     let values = (0..40).map(|n| f16::from_f32(n as f32)).collect();
     let table = VectorTable {
@@ -267,25 +244,13 @@ async fn polars_reads_shards_with_no_options() {
         values,
     };
     store
-        .put(
-            "vectors.parquet",
-            write_vectors(&table, &BTreeMap::new()).unwrap(),
-        )
+        .put("vectors.parquet", write_vectors(&table, &BTreeMap::new()).unwrap())
         .await
         .unwrap();
     let output = Command::new(&python)
-        .args([
-            "-c",
-            POLARS,
-            folder.path().to_str().unwrap(),
-            &rows.to_string(),
-        ])
+        .args(["-c", POLARS, folder.path().to_str().unwrap(), &rows.to_string()])
         .output()
         .unwrap();
     print!("{}", String::from_utf8_lossy(&output.stdout));
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

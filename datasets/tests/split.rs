@@ -22,13 +22,7 @@ fn split(train_rows: u64, holdout_rows: u64) -> SplitSpec {
 }
 
 /// A corpus in which sides repeat, now and then in another spelling.
-async fn random_source(
-    store: &Store,
-    name: &str,
-    random: &mut Random,
-    rows: u64,
-    texts: u64,
-) -> CleanSpec {
+async fn random_source(store: &Store, name: &str, random: &mut Random, rows: u64, texts: u64) -> CleanSpec {
     let mut content = String::new();
     for _ in 0..rows {
         let (e, k) = (random.below(texts), random.below(texts));
@@ -64,9 +58,7 @@ async fn no_text_of_either_side_stands_in_both_parts_or_twice_in_one() {
         let mut sources = Vec::new();
         for source in 0..=random.below(3) {
             let (rows, texts) = (20 + random.below(300), 10 + random.below(400));
-            sources.push(
-                random_source(&store, &format!("{source}.tsv"), &mut random, rows, texts).await,
-            );
+            sources.push(random_source(&store, &format!("{source}.tsv"), &mut random, rows, texts).await);
         }
         let spec = split(1 + random.below(200), 1 + random.below(60));
         // A tiny corpus may leave a side empty, which is an error and leaks nothing.
@@ -104,8 +96,7 @@ async fn the_order_of_sources_changes_nothing() {
     sources.reverse();
     let second = run_stage(&store, "second", &sources, &spec).await.unwrap();
     assert_eq!(first.split.counts, second.split.counts);
-    let hashes =
-        |stage: &Stage| -> Vec<String> { stage.shards.iter().map(|s| s.sha256.clone()).collect() };
+    let hashes = |stage: &Stage| -> Vec<String> { stage.shards.iter().map(|s| s.sha256.clone()).collect() };
     assert_eq!(hashes(&first), hashes(&second), "shards are the same bytes");
 }
 
@@ -135,17 +126,11 @@ async fn a_new_source_moves_no_pair_across() {
 async fn surplus_is_left_out_and_shortfall_is_said() {
     let store = Store::open("memory://surplus").unwrap();
     let source = [sample_spec(Corpus::Pairs, 2_000, 5)];
-    let stage = run_stage(&store, "much", &source, &split(500, 100))
-        .await
-        .unwrap();
+    let stage = run_stage(&store, "much", &source, &split(500, 100)).await.unwrap();
     let counts = &stage.split.counts;
     assert_sums(counts, &["train", "holdout"]);
     assert_eq!(
-        (
-            counts["train"],
-            counts["holdout"],
-            counts["dropped_surplus"]
-        ),
+        (counts["train"], counts["holdout"], counts["dropped_surplus"]),
         (500, 100, 1_400)
     );
     assert!(stage.split.warnings.is_empty());
@@ -161,23 +146,15 @@ async fn surplus_is_left_out_and_shortfall_is_said() {
     assert_eq!(stage.split.warnings.len(), 2);
     assert!(stage.split.warnings[0].contains(&format!("pairs/train has {train} rows of the 5000")));
 
-    let everything = run_stage(&store, "all", &source, &split(0, 100))
-        .await
-        .unwrap();
+    let everything = run_stage(&store, "all", &source, &split(0, 100)).await.unwrap();
     let expected = everything.split.counts["train"] as f64 / 2_000.0;
-    assert!(
-        (0.87..0.93).contains(&expected),
-        "a tenth is held out: {expected}"
-    );
+    assert!((0.87..0.93).contains(&expected), "a tenth is held out: {expected}");
 }
 
 #[tokio::test]
 async fn an_empty_side_is_an_error_that_says_so() {
     let store = Store::open("memory://one-sided").unwrap();
-    store
-        .put("one.tsv", Bytes::from("a fish\tត្រី\n"))
-        .await
-        .unwrap();
+    store.put("one.tsv", Bytes::from("a fish\tត្រី\n")).await.unwrap();
     let source = [source_spec(Corpus::Pairs, "memory://one-sided/one.tsv")];
     let error = run_stage(&store, "out", &source, &split(10, 10))
         .await
@@ -208,10 +185,7 @@ async fn several_tasks_about_one_text_stay_together() {
         }
     }
     // The same lines again are duplicates.
-    store
-        .put("i.jsonl", Bytes::from(content.repeat(2)))
-        .await
-        .unwrap();
+    store.put("i.jsonl", Bytes::from(content.repeat(2))).await.unwrap();
     let source = [source_spec(Corpus::Instructions, "memory://tasks/i.jsonl")];
     let spec = SplitSpec {
         corpus: Corpus::Instructions,
@@ -223,16 +197,8 @@ async fn several_tasks_about_one_text_stay_together() {
     assert_eq!(stage.split.counts["dropped_duplicate"], 600);
     let mut parts = Vec::new();
     for shard in &stage.shards {
-        let rows = llink_datasets::instructions::read_instructions(
-            "x",
-            store.get(&shard.path).await.unwrap(),
-        )
-        .unwrap();
-        parts.push(
-            rows.into_iter()
-                .map(|row| row.foreign)
-                .collect::<BTreeSet<_>>(),
-        );
+        let rows = llink_datasets::instructions::read_instructions("x", store.get(&shard.path).await.unwrap()).unwrap();
+        parts.push(rows.into_iter().map(|row| row.foreign).collect::<BTreeSet<_>>());
     }
     assert_eq!(stage.shards[1].role, "instructions/validation");
     assert_eq!(

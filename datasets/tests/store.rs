@@ -6,10 +6,7 @@ use llink_datasets::Error;
 use llink_datasets::store::{Created, Store};
 
 async fn keeps_its_promises(store: &Store) {
-    assert!(
-        store.list("").await.unwrap().is_empty(),
-        "an empty store lists nothing"
-    );
+    assert!(store.list("").await.unwrap().is_empty(), "an empty store lists nothing");
     assert_eq!(store.head("a/b").await.unwrap(), None);
     let missing = store.get("a/b").await.unwrap_err();
     assert!(matches!(missing, Error::NotFound { .. }), "{missing}");
@@ -24,17 +21,11 @@ async fn keeps_its_promises(store: &Store) {
     assert!(info.modified_ms > 1_600_000_000_000);
 
     assert_eq!(
-        store
-            .create("a/lock", Bytes::from_static(b"1"))
-            .await
-            .unwrap(),
+        store.create("a/lock", Bytes::from_static(b"1")).await.unwrap(),
         Created::Written
     );
     assert_eq!(
-        store
-            .create("a/lock", Bytes::from_static(b"2"))
-            .await
-            .unwrap(),
+        store.create("a/lock", Bytes::from_static(b"2")).await.unwrap(),
         Created::AlreadyThere
     );
     assert_eq!(store.get("a/lock").await.unwrap(), "1");
@@ -44,10 +35,7 @@ async fn keeps_its_promises(store: &Store) {
     let paths = |infos: Vec<llink_datasets::store::ObjectInfo>| -> Vec<String> {
         infos.into_iter().map(|info| info.path).collect()
     };
-    assert_eq!(
-        paths(store.list("").await.unwrap()),
-        ["a/b", "a/lock", "ab/c", "z"]
-    );
+    assert_eq!(paths(store.list("").await.unwrap()), ["a/b", "a/lock", "ab/c", "z"]);
     assert_eq!(paths(store.list("a").await.unwrap()), ["a/b", "a/lock"]);
     store.delete("a/b").await.unwrap();
     assert_eq!(store.head("a/b").await.unwrap(), None);
@@ -59,10 +47,7 @@ async fn a_local_store_keeps_its_promises() {
     let path = folder.path().join("not/yet there/ភាសា %20");
     let store = Store::open(path.to_str().unwrap()).unwrap();
     keeps_its_promises(&store).await;
-    assert_eq!(
-        std::fs::read(store.local_path("a/lock").unwrap()).unwrap(),
-        b"1"
-    );
+    assert_eq!(std::fs::read(store.local_path("a/lock").unwrap()).unwrap(), b"1");
 }
 
 #[tokio::test]

@@ -25,15 +25,9 @@ impl Golden {
             || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden/seed8"),
             PathBuf::from,
         );
-        let cases = serde_json::from_str(&std::fs::read_to_string(dir.join("cases.json")).unwrap())
-            .unwrap();
-        let tensors =
-            candle_core::safetensors::load(dir.join("tensors.safetensors"), &Device::Cpu).unwrap();
-        Self {
-            dir,
-            cases,
-            tensors,
-        }
+        let cases = serde_json::from_str(&std::fs::read_to_string(dir.join("cases.json")).unwrap()).unwrap();
+        let tensors = candle_core::safetensors::load(dir.join("tensors.safetensors"), &Device::Cpu).unwrap();
+        Self { dir, cases, tensors }
     }
 
     fn encoder(&self) -> Encoder {
@@ -99,26 +93,14 @@ fn encoder_vectors_agree() {
     let mut done = 0;
     let vectors = golden
         .encoder()
-        .embed(
-            &golden.texts("encoder"),
-            TextLimits::default(),
-            4096,
-            &mut |tokens| done = tokens,
-        )
+        .embed(&golden.texts("encoder"), TextLimits::default(), 4096, &mut |tokens| {
+            done = tokens
+        })
         .unwrap();
-    assert_close(
-        "encoder vectors",
-        &vectors,
-        &golden.rows("encoder.pooled"),
-        TOLERANCE,
-    );
+    assert_close("encoder vectors", &vectors, &golden.rows("encoder.pooled"), TOLERANCE);
     assert_eq!(
         done,
-        golden
-            .ids("encoder")
-            .iter()
-            .map(|ids| ids.len() as u64)
-            .sum::<u64>()
+        golden.ids("encoder").iter().map(|ids| ids.len() as u64).sum::<u64>()
     );
 }
 
@@ -139,44 +121,27 @@ fn teacher_vectors_agree() {
         .decoder("decoder")
         .teacher(&golden.texts("teacher"), 4096, &mut |_| {})
         .unwrap();
-    assert_close(
-        "teacher vectors",
-        &vectors,
-        &golden.rows("teacher"),
-        TOLERANCE,
-    );
+    assert_close("teacher vectors", &vectors, &golden.rows("teacher"), TOLERANCE);
 }
 
 #[test]
 fn logits_agree() {
     let golden = Golden::load();
-    let logits = golden
-        .decoder("decoder")
-        .logits(&golden.ids("teacher")[0])
-        .unwrap();
+    let logits = golden.decoder("decoder").logits(&golden.ids("teacher")[0]).unwrap();
     let logits = logits.to_vec2::<f32>().unwrap();
-    assert_close(
-        "logits",
-        &logits,
-        &golden.rows("decoder.logits0"),
-        TOLERANCE,
-    );
+    assert_close("logits", &logits, &golden.rows("decoder.logits0"), TOLERANCE);
 }
 
 #[test]
 fn greedy_continuation_is_exact() {
     let golden = Golden::load();
     let decoder = golden.decoder("decoder");
-    let from: Vec<u32> =
-        serde_json::from_value(golden.cases["decoder"]["greedy_from"].clone()).unwrap();
-    let expected: Vec<u32> =
-        serde_json::from_value(golden.cases["decoder"]["greedy"].clone()).unwrap();
+    let from: Vec<u32> = serde_json::from_value(golden.cases["decoder"]["greedy_from"].clone()).unwrap();
+    let expected: Vec<u32> = serde_json::from_value(golden.cases["decoder"]["greedy"].clone()).unwrap();
     let generated = decoder.generate(&from, expected.len(), &[]).unwrap();
     assert_eq!(generated, expected);
     assert_eq!(
-        decoder
-            .generate(&from, expected.len(), &[expected[0]])
-            .unwrap(),
+        decoder.generate(&from, expected.len(), &[expected[0]]).unwrap(),
         [0u32; 0]
     );
 }
@@ -205,9 +170,7 @@ fn bf16_shards_load_with_the_published_config_keys() {
         decoder.config().rope_scaling,
         golden.decoder("decoder").config().rope_scaling
     );
-    let vectors = decoder
-        .teacher(&golden.texts("teacher"), 4096, &mut |_| {})
-        .unwrap();
+    let vectors = decoder.teacher(&golden.texts("teacher"), 4096, &mut |_| {}).unwrap();
     assert_close(
         "teacher vectors from bf16 shards",
         &vectors,
@@ -221,12 +184,7 @@ fn bf16_arithmetic_agrees() {
     let golden = Golden::load();
     let encoder = Encoder::load(&golden.dir.join("encoder"), &Device::Cpu, DType::BF16).unwrap();
     let vectors = encoder
-        .embed(
-            &golden.texts("encoder"),
-            TextLimits::default(),
-            200,
-            &mut |_| {},
-        )
+        .embed(&golden.texts("encoder"), TextLimits::default(), 200, &mut |_| {})
         .unwrap();
     assert_close(
         "encoder vectors in bf16",
@@ -235,9 +193,7 @@ fn bf16_arithmetic_agrees() {
         TOLERANCE_BF16,
     );
     let decoder = Decoder::load(&golden.dir.join("decoder"), &Device::Cpu, DType::BF16).unwrap();
-    let vectors = decoder
-        .last_hidden(&golden.ids("teacher"), 100, &mut |_| {})
-        .unwrap();
+    let vectors = decoder.last_hidden(&golden.ids("teacher"), 100, &mut |_| {}).unwrap();
     assert_close(
         "teacher vectors in bf16",
         &vectors,

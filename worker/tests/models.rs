@@ -100,19 +100,11 @@ fn assert_same(what: &str, a: &[f32], b: &[f32], tolerance: f64) {
         .sum::<f64>()
         .sqrt();
     let norm: f64 = b.iter().map(|b| f64::from(*b).powi(2)).sum::<f64>().sqrt();
-    assert!(
-        gap <= tolerance * norm,
-        "{what}: differs by {:.2e}",
-        gap / norm
-    );
+    assert!(gap <= tolerance * norm, "{what}: differs by {:.2e}", gap / norm);
 }
 
 /// Vectors of `sequences` computed one by one, and in batches of every size and order, are the same to rounding.
-fn batches_change_nothing(
-    vocab: usize,
-    embed: impl Fn(&[Vec<u32>], usize) -> Vec<Vec<f32>>,
-    tolerance: f64,
-) {
+fn batches_change_nothing(vocab: usize, embed: impl Fn(&[Vec<u32>], usize) -> Vec<Vec<f32>>, tolerance: f64) {
     let mut draw = Draw::new();
     let sequences = draw.sequences(40, 90, vocab);
     let alone: Vec<Vec<f32>> = sequences
@@ -122,10 +114,7 @@ fn batches_change_nothing(
     for budget in [1, 64, 300, 1000, 4096] {
         let mut order: Vec<usize> = (0..sequences.len()).collect();
         draw.shuffle(&mut order);
-        let shuffled: Vec<Vec<u32>> = order
-            .iter()
-            .map(|&index| sequences[index].clone())
-            .collect();
+        let shuffled: Vec<Vec<u32>> = order.iter().map(|&index| sequences[index].clone()).collect();
         for (&index, vector) in order.iter().zip(embed(&shuffled, budget)) {
             assert_same(
                 &format!("budget {budget}, sequence {index}"),
@@ -150,8 +139,7 @@ fn a_batch_never_changes_an_encoder_vector() {
 fn a_batch_never_changes_a_teacher_vector() {
     for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 2e-2)] {
         let decoder = Decoder::load(&golden().join("decoder"), &Device::Cpu, dtype).unwrap();
-        let embed =
-            |ids: &[Vec<u32>], budget| decoder.last_hidden(ids, budget, &mut |_| {}).unwrap();
+        let embed = |ids: &[Vec<u32>], budget| decoder.last_hidden(ids, budget, &mut |_| {}).unwrap();
         batches_change_nothing(decoder.config().vocab_size, embed, tolerance);
     }
 }
@@ -163,13 +151,7 @@ fn padding_on_either_side_changes_nothing() {
     let padded = |left: usize, right: usize| [vec![1; left], ids.clone(), vec![1; right]].concat();
     let vectors = encoder
         .embed_ids(
-            &[
-                ids.clone(),
-                padded(3, 0),
-                padded(0, 7),
-                padded(2, 5),
-                vec![1, 1],
-            ],
+            &[ids.clone(), padded(3, 0), padded(0, 7), padded(2, 5), vec![1, 1]],
             64,
             &mut |_| {},
         )
@@ -194,10 +176,7 @@ fn texts_are_cut_by_characters_and_then_by_tokens() {
     let short: String = text.chars().take(10).collect();
     let ids = encoder.tokenize(&[&text, &short], limits).unwrap();
     assert_eq!(ids[0], ids[1]);
-    let whole = encoder
-        .tokenize(&[&text], TextLimits::default())
-        .unwrap()
-        .remove(0);
+    let whole = encoder.tokenize(&[&text], TextLimits::default()).unwrap().remove(0);
     let cut = encoder
         .tokenize(
             &[&text],
@@ -219,10 +198,7 @@ fn too_long_and_foreign_ids_are_refused() {
     assert!(embed(vec![5; 512]).is_ok());
     assert_refused(embed(vec![419]), &["sequence 1", "419"]);
     let decoder = load_decoder(&golden().join("decoder")).unwrap();
-    assert_refused(
-        decoder.last_hidden(&[vec![]], 64, &mut |_| {}),
-        &["without tokens"],
-    );
+    assert_refused(decoder.last_hidden(&[vec![]], 64, &mut |_| {}), &["without tokens"]);
 }
 
 #[test]
@@ -237,11 +213,7 @@ fn unsupported_configs_are_refused_by_name() {
         ("dtype", json!("float8_e4m3fn"), &["float8_e4m3fn"]),
         ("attention_bias", json!(true), &["attention_bias"]),
         ("mlp_bias", json!(true), &["mlp_bias"]),
-        (
-            "quantization_config",
-            json!({"quant_method": "gptq"}),
-            &["gptq"],
-        ),
+        ("quantization_config", json!({"quant_method": "gptq"}), &["gptq"]),
         (
             "rope_parameters",
             json!({"rope_type": "yarn", "rope_theta": 1e4}),
@@ -252,44 +224,22 @@ fn unsupported_configs_are_refused_by_name() {
             json!({"rope_type": "llama3", "factor": 8.0}),
             &["low_freq_factor"],
         ),
-        (
-            "num_key_value_heads",
-            json!(4),
-            &["num_key_value_heads", "4"],
-        ),
+        ("num_key_value_heads", json!(4), &["num_key_value_heads", "4"]),
     ];
     for (key, value, words) in decoder_cases {
         let dir = copy_of("decoder");
-        edit_json(&dir.path().join("config.json"), |config| {
-            config[key] = value
-        });
-        assert_refused(
-            load_decoder(dir.path()),
-            &[words, &["config.json"]].concat(),
-        );
+        edit_json(&dir.path().join("config.json"), |config| config[key] = value);
+        assert_refused(load_decoder(dir.path()), &[words, &["config.json"]].concat());
     }
     let encoder_cases: [(&str, Value, &[&str]); 3] = [
-        (
-            "architectures",
-            json!(["BertModel"]),
-            &["BertModel", "XLMRobertaModel"],
-        ),
+        ("architectures", json!(["BertModel"]), &["BertModel", "XLMRobertaModel"]),
         ("hidden_act", json!("relu"), &["hidden_act", "relu"]),
-        (
-            "position_embedding_type",
-            json!("relative_key"),
-            &["relative_key"],
-        ),
+        ("position_embedding_type", json!("relative_key"), &["relative_key"]),
     ];
     for (key, value, words) in encoder_cases {
         let dir = copy_of("encoder");
-        edit_json(&dir.path().join("config.json"), |config| {
-            config[key] = value
-        });
-        assert_refused(
-            load_encoder(dir.path()),
-            &[words, &["config.json"]].concat(),
-        );
+        edit_json(&dir.path().join("config.json"), |config| config[key] = value);
+        assert_refused(load_encoder(dir.path()), &[words, &["config.json"]].concat());
     }
 }
 
@@ -326,17 +276,11 @@ fn missing_misshapen_and_damaged_weights_are_refused_by_name() {
     let shard = dir.path().join("model-00003-of-00003.safetensors");
     let bytes = std::fs::read(&shard).unwrap();
     std::fs::write(&shard, &bytes[..bytes.len() / 2]).unwrap();
-    assert_refused(
-        load_decoder(dir.path()),
-        &["model-00003-of-00003.safetensors"],
-    );
+    assert_refused(load_decoder(dir.path()), &["model-00003-of-00003.safetensors"]);
     let dir = copy_of("encoder");
     std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
     assert_refused(load_encoder(dir.path()), &["model.safetensors"]);
-    assert_refused(
-        load_encoder(Path::new("/no/such/model")),
-        &["/no/such/model"],
-    );
+    assert_refused(load_encoder(Path::new("/no/such/model")), &["/no/such/model"]);
 }
 
 #[test]
@@ -344,11 +288,7 @@ fn a_decoder_without_the_slot_token_is_refused_by_the_tokens_name() {
     let dir = copy_of("decoder");
     let path = dir.path().join("tokenizer.json");
     let text = std::fs::read_to_string(&path).unwrap();
-    std::fs::write(
-        &path,
-        text.replace("<|reserved_special_token_0|>", "<|other|>"),
-    )
-    .unwrap();
+    std::fs::write(&path, text.replace("<|reserved_special_token_0|>", "<|other|>")).unwrap();
     assert_refused(
         load_decoder(dir.path()),
         &["tokenizer.json", "<|reserved_special_token_0|>"],
@@ -361,10 +301,7 @@ fn a_decoder_without_the_slot_token_is_refused_by_the_tokens_name() {
     );
     assert_eq!(
         slot_tokens(2, 2),
-        [
-            "<|reserved_special_token_2|>",
-            "<|reserved_special_token_3|>"
-        ]
+        ["<|reserved_special_token_2|>", "<|reserved_special_token_3|>"]
     );
     for token in slot_tokens(0, 12) {
         decoder.tokenizer().require(&token).unwrap();
@@ -375,8 +312,7 @@ fn a_decoder_without_the_slot_token_is_refused_by_the_tokens_name() {
 fn an_encoder_saved_with_its_head_is_found_under_its_prefix() {
     let golden_dir = golden().join("encoder");
     let dir = copy_of("encoder");
-    let weights =
-        candle_core::safetensors::load(golden_dir.join("model.safetensors"), &Device::Cpu).unwrap();
+    let weights = candle_core::safetensors::load(golden_dir.join("model.safetensors"), &Device::Cpu).unwrap();
     let prefixed = weights
         .into_iter()
         .map(|(name, tensor)| (format!("roberta.{name}"), tensor))
@@ -413,19 +349,13 @@ fn an_untied_head_is_read() {
             .to_vec2::<f32>()
             .unwrap()
     };
-    let tied: Vec<f32> = row(&golden().join("decoder"))[1]
-        .iter()
-        .map(|x| x * 2.0)
-        .collect();
+    let tied: Vec<f32> = row(&golden().join("decoder"))[1].iter().map(|x| x * 2.0).collect();
     assert_same("untied logits", &row(dir.path())[1], &tied, 1e-5);
 }
 
 fn sentences() -> impl Iterator<Item = String> {
-    let golden: Value =
-        serde_json::from_str(&std::fs::read_to_string(golden().join("cases.json")).unwrap())
-            .unwrap();
-    let texts =
-        |part: &str| serde_json::from_value::<Vec<String>>(golden[part]["texts"].clone()).unwrap();
+    let golden: Value = serde_json::from_str(&std::fs::read_to_string(golden().join("cases.json")).unwrap()).unwrap();
+    let texts = |part: &str| serde_json::from_value::<Vec<String>>(golden[part]["texts"].clone()).unwrap();
     texts("teacher").into_iter().chain(texts("encoder"))
 }
 
@@ -451,11 +381,7 @@ fn tiny_models_are_the_same_bytes_in_every_process() {
             .env("RAYON_NUM_THREADS", threads)
             .output()
             .unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let read = |model: &str| fingerprint(&dir.path().join(model)).unwrap();
         fingerprints.push((read("encoder"), read("decoder")));
     }
@@ -485,10 +411,7 @@ fn tiny_models_follow_their_seed_and_load() {
     assert!(vectors.iter().flatten().all(|x| x.is_finite()));
     let decoder = load_decoder(&decoder).unwrap();
     let vectors = decoder.teacher(&texts, 256, &mut |_| {}).unwrap();
-    assert_eq!(
-        (vectors.len(), vectors[0].len()),
-        (texts.len(), decoder.hidden_size())
-    );
+    assert_eq!((vectors.len(), vectors[0].len()), (texts.len(), decoder.hidden_size()));
     let text = "The king counts 7 cheap chairs.";
     let ids = decoder
         .tokenizer()

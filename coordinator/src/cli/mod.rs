@@ -247,6 +247,7 @@ async fn serve_until_stopped(listen: SocketAddr, state_directory: PathBuf, lease
         state_directory,
         timing,
         unfinished: Unfinished::GoesOn,
+        expected_workers: 0,
     })
     .await?;
     say(&format!("llink-coord listens on {}", running.url));

@@ -88,14 +88,15 @@ impl Submit {
         use crate::schedule::Timing;
         use crate::serve::{self, ServeOptions, Unfinished};
 
+        let count = self.workers.unwrap_or(file.workers.local).max(1);
         let running = serve::start(ServeOptions {
             listen: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
             state_directory: self.reach.state.clone(),
             timing: Timing::default(),
             unfinished: Unfinished::IsEnded,
+            expected_workers: count as usize,
         })
         .await?;
-        let count = self.workers.unwrap_or(file.workers.local).max(1);
         let mut client = client::connect(&running.url).await?;
         let mut workers = LocalWorkers::new(&running.url, count, &self.reach.state);
         let sent = send(&mut client, request).await;

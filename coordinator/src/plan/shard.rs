@@ -69,7 +69,7 @@ impl<'a> CorpusPlan<'a> {
             name: "instructions",
             sources: &i.source,
             format: "",
-            columns: (0, 0),
+            columns: (1, 2),
             chars: (i.min_chars, i.max_chars),
             cut_long: false,
             train: i.train,

@@ -67,7 +67,7 @@ impl Cluster {
         }
         let min = task.ranks.min.max(1) as usize;
         let wanted = match task.ranks.max {
-            0 => workers.max(task.last_world_size as usize),
+            0 => workers.max(task.last_world_size as usize).max(self.expected_workers),
             max => max as usize,
         }
         .max(min);

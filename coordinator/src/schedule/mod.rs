@@ -60,6 +60,8 @@ pub struct Cluster {
     pub workers: BTreeMap<String, Worker>,
     /// How patient it is.
     pub timing: Timing,
+    /// Workers that are on their way: a gang waits for them as for those that are here.
+    pub expected_workers: usize,
     next_task: u64,
     next_worker: u64,
 }

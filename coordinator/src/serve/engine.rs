@@ -2,7 +2,6 @@
 //! then acted on and answered.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use llink_datasets::manifest::Manifest;
@@ -10,9 +9,9 @@ use llink_datasets::store::Store;
 use llink_proto::{Failure, FailureKind, Instruction, instruction};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::Unfinished;
+use super::{ServeOptions, Unfinished};
 use crate::plan::{self, StageName};
-use crate::schedule::{Action, Cluster, Effects, Millis, Timing};
+use crate::schedule::{Action, Cluster, Effects, Millis};
 use crate::state::{StateError, StateStore};
 
 type Call = Box<dyn FnOnce(&mut Engine) + Send>;
@@ -116,11 +115,13 @@ impl Clock {
 ///
 /// # Errors
 /// When the store cannot be opened or read.
-pub(super) fn start(directory: &Path, timing: Timing, unfinished: Unfinished) -> Result<EngineHandle, StateError> {
-    let store = StateStore::open(directory)?;
+pub(super) fn start(options: &ServeOptions) -> Result<EngineHandle, StateError> {
+    let store = StateStore::open(&options.state_directory)?;
     let (jobs, tasks) = store.load()?;
     let clock = Clock::start();
-    let cluster = Cluster::restore(timing, jobs, tasks, clock.now());
+    let mut cluster = Cluster::restore(options.timing, jobs, tasks, clock.now());
+    cluster.expected_workers = options.expected_workers;
+    let unfinished = options.unfinished;
     let (calls, mut inbox) = mpsc::unbounded_channel::<Call>();
     let (broken, is_broken) = watch::channel(None);
     let mut engine = Engine {

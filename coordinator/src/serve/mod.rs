@@ -36,6 +36,8 @@ pub struct ServeOptions {
     pub timing: Timing,
     /// What becomes of jobs that were running when the last coordinator here ended.
     pub unfinished: Unfinished,
+    /// Workers that will come: the first gang waits for them.
+    pub expected_workers: usize,
 }
 
 /// What becomes of jobs that were running when the last coordinator on this state ended.
@@ -113,7 +115,7 @@ pub async fn start(options: ServeOptions) -> Result<Running, ServeError> {
         source,
     })?;
     let url = format!("http://{address}");
-    let engine = engine::start(&options.state_directory, options.timing, options.unfinished)?;
+    let engine = engine::start(&options)?;
     let endpoint_file = endpoint_file(&options.state_directory);
     // Only a hint for commands that name no coordinator; the lock is what counts.
     if let Err(e) = std::fs::write(&endpoint_file, format!("{} {url}\n", std::process::id())) {

@@ -66,7 +66,12 @@ fn rows(counts: &Value) {
                 && n.as_u64().is_some_and(|n| n > 0)
         });
         for (name, count) in dropped {
-            let reason = name.rsplit('.').next().unwrap_or(name).trim_start_matches("dropped_").replace('_', " ");
+            let reason = name
+                .rsplit('.')
+                .next()
+                .unwrap_or(name)
+                .trim_start_matches("dropped_")
+                .replace('_', " ");
             parts.push(format!("{} {reason}", thousands(count.as_u64().unwrap_or_default())));
         }
         print_line(&format!("{corpus:13} {}", parts.join(", ")));

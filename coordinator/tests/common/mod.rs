@@ -74,7 +74,12 @@ impl Place {
     /// Runs a command that must succeed; its standard output.
     pub fn ok(&self, args: &[&str]) -> String {
         let output = self.run(args);
-        assert!(output.status.success(), "{args:?}: {}\n{}", output.status, text(&output));
+        assert!(
+            output.status.success(),
+            "{args:?}: {}\n{}",
+            output.status,
+            text(&output)
+        );
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -131,7 +136,11 @@ impl Drop for Running {
 }
 
 pub fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 /// Waits until `f` gives something.
@@ -150,10 +159,14 @@ pub fn eventually<T>(what: &str, mut f: impl FnMut() -> Option<T>) -> T {
 pub fn workers_of(parent: u32) -> Vec<u32> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
+            continue;
+        };
         let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
         // pid (comm) state ppid …
-        let Some((_, rest)) = stat.rsplit_once(") ") else { continue };
+        let Some((_, rest)) = stat.rsplit_once(") ") else {
+            continue;
+        };
         let mut fields = rest.split(' ');
         let state = fields.next().unwrap_or("Z");
         let ppid: u32 = fields.next().and_then(|p| p.parse().ok()).unwrap_or(0);
@@ -174,7 +187,9 @@ pub fn signal(pid: u32, signal: &str) {
 pub fn figure(place: &Place, name: &str) -> f64 {
     let report = std::fs::read(place.path("out/report.json")).unwrap();
     let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
-    report["figures"]["evaluate"][name].as_f64().unwrap_or_else(|| panic!("{name} is not in {report:#}"))
+    report["figures"]["evaluate"][name]
+        .as_f64()
+        .unwrap_or_else(|| panic!("{name} is not in {report:#}"))
 }
 
 /// A Python that has polars: `LLINK_PYTHON`, else `python3`, if it can import it.

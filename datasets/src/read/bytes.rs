@@ -57,9 +57,7 @@ impl ByteSource {
     pub(crate) async fn open(url: &str) -> Result<Self> {
         let (store, name) = Store::open_object(url)?;
         let (total, stream) = store.stream(&name).await.map_err(|error| match error {
-            Error::NotFound { .. } => Error::NotFound {
-                path: url.to_owned(),
-            },
+            Error::NotFound { .. } => Error::NotFound { path: url.to_owned() },
             other => other,
         })?;
         let decoder = match Compression::of(&name).0 {
@@ -104,16 +102,11 @@ impl ByteSource {
             }
             Decoder::Gzip(decoder) => {
                 let piece = &self.pending[..self.pending.len().min(PIECE)];
-                decoder
-                    .write_all(piece)
-                    .map_err(|e| corrupt(&self.url, &e))?;
+                decoder.write_all(piece).map_err(|e| corrupt(&self.url, &e))?;
                 buffer.append(decoder.get_mut());
                 piece.len()
             }
-            Decoder::Zstd {
-                decoder,
-                frame_open,
-            } => {
+            Decoder::Zstd { decoder, frame_open } => {
                 let start = buffer.len();
                 buffer.resize(start + ZSTD_BLOCK, 0);
                 let mut input = InBuffer::around(&self.pending);
@@ -142,10 +135,7 @@ impl ByteSource {
                 buffer.append(decoder.get_mut());
                 Ok(())
             }
-            Decoder::Zstd {
-                decoder,
-                frame_open,
-            } => loop {
+            Decoder::Zstd { decoder, frame_open } => loop {
                 let start = buffer.len();
                 buffer.resize(start + ZSTD_BLOCK, 0);
                 let mut output = OutBuffer::around(&mut buffer[start..]);
@@ -161,10 +151,7 @@ impl ByteSource {
                     return Ok(());
                 }
                 if made == 0 {
-                    return Err(corrupt(
-                        &self.url,
-                        &"the file ends in the middle of a frame",
-                    ));
+                    return Err(corrupt(&self.url, &"the file ends in the middle of a frame"));
                 }
             },
         }

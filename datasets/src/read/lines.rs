@@ -102,9 +102,7 @@ impl Lines {
         } else if self.buffer.starts_with(&[0xFF, 0xFE]) || self.buffer.starts_with(&[0xFE, 0xFF]) {
             return Err(Error::Content {
                 path: self.bytes.url().to_owned(),
-                reason:
-                    "is UTF-16; convert it to UTF-8, for instance with `iconv -f UTF-16 -t UTF-8`"
-                        .to_owned(),
+                reason: "is UTF-16; convert it to UTF-8, for instance with `iconv -f UTF-16 -t UTF-8`".to_owned(),
             });
         }
         Ok(())

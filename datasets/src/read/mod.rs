@@ -69,10 +69,7 @@ pub struct Columns {
 
 impl Default for Columns {
     fn default() -> Self {
-        Self {
-            english: 1,
-            foreign: 2,
-        }
+        Self { english: 1, foreign: 2 }
     }
 }
 
@@ -86,12 +83,7 @@ pub(crate) struct RowReader {
 }
 
 impl RowReader {
-    pub(crate) async fn open(
-        source: &str,
-        format: Option<Format>,
-        corpus: Corpus,
-        columns: Columns,
-    ) -> Result<Self> {
+    pub(crate) async fn open(source: &str, format: Option<Format>, corpus: Corpus, columns: Columns) -> Result<Self> {
         let refuse = |reason: &str| Error::Content {
             path: source.to_owned(),
             reason: reason.to_owned(),

@@ -65,12 +65,7 @@ impl Scene {
                 ],
                 vec![
                     (
-                        format!(
-                            "how many {} does {} give to {}?",
-                            things.kind(),
-                            giver.0,
-                            taker.0
-                        ),
+                        format!("how many {} does {} give to {}?", things.kind(), giver.0, taker.0),
                         things.number.to_string(),
                     ),
                     (
@@ -98,21 +93,14 @@ impl Scene {
                     ("when", time.0.to_owned()),
                 ],
                 vec![
-                    (
-                        format!("how many riel do {} cost?", things.english()),
-                        riel.to_string(),
-                    ),
+                    (format!("how many riel do {} cost?", things.english()), riel.to_string()),
                     (
                         format!("where do {} cost {riel} riel?", things.english()),
                         place.0.to_owned(),
                     ),
                 ],
             ),
-            Self::Presence {
-                things,
-                place,
-                time,
-            } => (
+            Self::Presence { things, place, time } => (
                 format!("there are {} {}.", things.noun.english, place.0),
                 vec![
                     ("what", things.kind()),
@@ -125,10 +113,7 @@ impl Scene {
                         format!("how many {} are there {}?", things.kind(), place.0),
                         things.number.to_string(),
                     ),
-                    (
-                        format!("where are there {}?", things.english()),
-                        place.0.to_owned(),
-                    ),
+                    (format!("where are there {}?", things.english()), place.0.to_owned()),
                 ],
             ),
             Self::Comparison {
@@ -185,10 +170,7 @@ impl Scene {
                     ("action", action.0.to_owned()),
                 ],
                 vec![
-                    (
-                        format!("how many degrees is it {}?", place.0),
-                        degrees.to_string(),
-                    ),
+                    (format!("how many degrees is it {}?", place.0), degrees.to_string()),
                     (
                         format!("who {} while it is {}?", action.0, weather.0),
                         person.0.to_owned(),
@@ -216,16 +198,10 @@ impl Scene {
                 ],
                 vec![
                     (
-                        format!(
-                            "how many {} {} travel with {}?",
-                            adjective.0, companions.0, who.0
-                        ),
+                        format!("how many {} {} travel with {}?", adjective.0, companions.0, who.0),
                         number.to_string(),
                     ),
-                    (
-                        format!("where does {} travel from {}?", who.0, from.0),
-                        to.0.to_owned(),
-                    ),
+                    (format!("where does {} travel from {}?", who.0, from.0), to.0.to_owned()),
                 ],
             ),
             Self::Sequence {
@@ -250,10 +226,7 @@ impl Scene {
                 ],
                 vec![
                     (
-                        format!(
-                            "for how many minutes is it that {} {}?",
-                            first.0, actions[0].0
-                        ),
+                        format!("for how many minutes is it that {} {}?", first.0, actions[0].0),
                         minutes.to_string(),
                     ),
                     (
@@ -297,21 +270,11 @@ fn deed_lesson(deed: &Deed, said: &'static str, auxiliary: &str, asked: &str) ->
         ],
         vec![
             (
-                format!(
-                    "how many {} {auxiliary} {} {}?",
-                    things.kind(),
-                    who.0,
-                    verb.base
-                ),
+                format!("how many {} {auxiliary} {} {}?", things.kind(), who.0, verb.base),
                 things.number.to_string(),
             ),
             (
-                format!(
-                    "where {auxiliary} {} {} {}?",
-                    who.0,
-                    verb.base,
-                    things.english()
-                ),
+                format!("where {auxiliary} {} {} {}?", who.0, verb.base, things.english()),
                 place.0.to_owned(),
             ),
             (

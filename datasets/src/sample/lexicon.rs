@@ -38,12 +38,7 @@ const fn noun(english: &'static str, khmer: &'static str, classifier: &'static s
     }
 }
 
-const fn verb(
-    base: &'static str,
-    present: &'static str,
-    past: &'static str,
-    khmer: &'static str,
-) -> Verb {
+const fn verb(base: &'static str, present: &'static str, past: &'static str, khmer: &'static str) -> Verb {
     Verb {
         base,
         present,

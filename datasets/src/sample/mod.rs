@@ -186,11 +186,7 @@ fn example(scenes: &Scenes, row: u64, seed: u64) -> InstructionExample {
         told.push(scene);
     }
     let (task, instruction, answer) = match row % 4 {
-        0 => (
-            "translate",
-            TRANSLATE[wording].to_owned(),
-            english_ref.clone(),
-        ),
+        0 => ("translate", TRANSLATE[wording].to_owned(), english_ref.clone()),
         1 => {
             let gists: Vec<_> = told.iter().map(|scene| scene.lesson().gist).collect();
             ("summarize", SUMMARIZE[wording].to_owned(), gists.join(" "))
@@ -201,11 +197,7 @@ fn example(scenes: &Scenes, row: u64, seed: u64) -> InstructionExample {
                 .iter()
                 .map(|(label, value)| format!("- {label}: {value}"))
                 .collect();
-            (
-                "bullet_points",
-                BULLET_POINTS[wording].to_owned(),
-                points.join("\n"),
-            )
+            ("bullet_points", BULLET_POINTS[wording].to_owned(), points.join("\n"))
         }
         _ => {
             let (question, answer) = question(&told, chance >> 16);
@@ -224,13 +216,9 @@ fn example(scenes: &Scenes, row: u64, seed: u64) -> InstructionExample {
 
 /// A question about one of the scenes that no other of them answers too.
 fn question(told: &[Scene], chance: u64) -> (String, String) {
-    let mut questions: Vec<(String, String)> = told
-        .iter()
-        .flat_map(|scene| scene.lesson().questions)
-        .collect();
+    let mut questions: Vec<(String, String)> = told.iter().flat_map(|scene| scene.lesson().questions).collect();
     let asked = questions.clone();
-    questions
-        .retain(|(question, _)| asked.iter().filter(|(other, _)| other == question).count() == 1);
+    questions.retain(|(question, _)| asked.iter().filter(|(other, _)| other == question).count() == 1);
     let choice = chance as usize % questions.len().max(1);
     // Two scenes of an example differ, and a scene's own questions do: the first of them is left at the least.
     questions

@@ -197,9 +197,7 @@ impl Shape {
                 let company = of(COMPANIONS) * of(OF_PEOPLE) * NUMBERS.len() as u64;
                 of(PEOPLE) * two(CITIES) * of(VEHICLES) * company * of(TIMES)
             }
-            Self::Sequence => {
-                two(PEOPLE) * of(ACTIONS) * of(ACTIONS) * DURATIONS * of(&ORDERS) * setting
-            }
+            Self::Sequence => two(PEOPLE) * of(ACTIONS) * of(ACTIONS) * DURATIONS * of(&ORDERS) * setting,
         }
     }
 

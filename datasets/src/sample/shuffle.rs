@@ -66,11 +66,7 @@ mod tests {
 
     #[test]
     fn seeds_give_different_orders() {
-        let order = |seed| -> Vec<u64> {
-            (0..50)
-                .map(|i| Shuffle::new(1_000_000, seed).at(i))
-                .collect()
-        };
+        let order = |seed| -> Vec<u64> { (0..50).map(|i| Shuffle::new(1_000_000, seed).at(i)).collect() };
         assert_ne!(order(1), order(2));
         assert_eq!(order(1), order(1));
     }

@@ -63,14 +63,7 @@ impl Scene {
                 place,
                 time,
             }) => {
-                format!(
-                    "{}, {} {} {} {}.",
-                    time.0,
-                    who.0,
-                    verb.past,
-                    things.english(),
-                    place.0
-                )
+                format!("{}, {} {} {} {}.", time.0, who.0, verb.past, things.english(), place.0)
             }
             Self::Question(Deed {
                 who,
@@ -109,18 +102,9 @@ impl Scene {
                 place,
                 time,
             } => {
-                format!(
-                    "{}, {} cost {riel} riel {}.",
-                    place.0,
-                    things.english(),
-                    time.0
-                )
+                format!("{}, {} cost {riel} riel {}.", place.0, things.english(), time.0)
             }
-            Self::Presence {
-                things,
-                place,
-                time,
-            } => {
+            Self::Presence { things, place, time } => {
                 format!("there are {} {} {}.", things.english(), place.0, time.0)
             }
             Self::Comparison {
@@ -186,14 +170,7 @@ impl Scene {
                 place,
                 time,
             }) => {
-                format!(
-                    "{} {}{}{} {}។",
-                    time.1,
-                    who.1,
-                    verb.khmer,
-                    things.khmer(),
-                    place.1
-                )
+                format!("{} {}{}{} {}។", time.1, who.1, verb.khmer, things.khmer(), place.1)
             }
             Self::Past(Deed {
                 who,
@@ -202,14 +179,7 @@ impl Scene {
                 place,
                 time,
             }) => {
-                format!(
-                    "{} {}បាន{}{} {}។",
-                    time.1,
-                    who.1,
-                    verb.khmer,
-                    things.khmer(),
-                    place.1
-                )
+                format!("{} {}បាន{}{} {}។", time.1, who.1, verb.khmer, things.khmer(), place.1)
             }
             Self::Question(Deed {
                 who,
@@ -256,11 +226,7 @@ impl Scene {
                     khmer_digits(riel)
                 )
             }
-            Self::Presence {
-                things,
-                place,
-                time,
-            } => format!("{} {} មាន{}។", time.1, place.1, things.khmer()),
+            Self::Presence { things, place, time } => format!("{} {} មាន{}។", time.1, place.1, things.khmer()),
             Self::Comparison {
                 people,
                 things,

@@ -96,12 +96,7 @@ struct Collector<'a> {
 ///
 /// # Errors
 /// [`crate::Error`] where the source can't be read, holds no usable row, or the result can't be written.
-pub async fn clean_source(
-    spec: &CleanSpec,
-    out: &Store,
-    path: &str,
-    progress: Progress<'_>,
-) -> Result<Cleaned> {
+pub async fn clean_source(spec: &CleanSpec, out: &Store, path: &str, progress: Progress<'_>) -> Result<Cleaned> {
     let mut collector = Collector {
         spec,
         label: label(&spec.source),
@@ -147,8 +142,7 @@ pub async fn clean_source(
 impl Collector<'_> {
     async fn read(&mut self, progress: Progress<'_>) -> Result<()> {
         let spec = self.spec;
-        let mut reader =
-            RowReader::open(&spec.source, spec.format, spec.corpus, spec.columns).await?;
+        let mut reader = RowReader::open(&spec.source, spec.format, spec.corpus, spec.columns).await?;
         let mut rows = 0_u64;
         while let Some(row) = reader.next().await? {
             self.offer(row, reader.line());
@@ -204,13 +198,7 @@ impl Collector<'_> {
                 .map(|kept| CleanRow::of(kept, |row| vec![row.english, row.foreign])),
             RawRow::Instruction(raw) => clean_instruction(&raw, rules).map(|kept| {
                 CleanRow::of(kept, |row| {
-                    vec![
-                        row.task,
-                        row.instruction,
-                        row.foreign,
-                        row.english_ref,
-                        row.answer,
-                    ]
+                    vec![row.task, row.instruction, row.foreign, row.english_ref, row.answer]
                 })
             }),
         });
@@ -225,8 +213,7 @@ impl Collector<'_> {
                 let named = self.named.entry(reason).or_default();
                 *named += 1;
                 if *named <= NAMED_OFFENDERS {
-                    self.warnings
-                        .push(format!("{}:{line}: {reason}", self.spec.source));
+                    self.warnings.push(format!("{}:{line}: {reason}", self.spec.source));
                 }
             }
         }
@@ -268,20 +255,14 @@ fn encode_rows(
     let schema = Arc::new(Schema::new(fields));
     let mut batches = Vec::new();
     for rows in rows.chunks(crate::table::ROW_GROUP_ROWS) {
-        let key = |of: fn(&CleanRow) -> u64| -> ArrayRef {
-            Arc::new(UInt64Array::from_iter_values(rows.iter().map(of)))
-        };
-        let mut columns = vec![
-            key(|row| row.split_key),
-            key(|row| row.english_key),
-            key(|row| row.id),
-        ];
+        let key =
+            |of: fn(&CleanRow) -> u64| -> ArrayRef { Arc::new(UInt64Array::from_iter_values(rows.iter().map(of))) };
+        let mut columns = vec![key(|row| row.split_key), key(|row| row.english_key), key(|row| row.id)];
         for text in 0..text_columns(corpus).len() {
             let column = StringArray::from_iter_values(rows.iter().map(|row| &row.texts[text]));
             columns.push(Arc::new(column));
         }
-        let batch = RecordBatch::try_new(Arc::clone(&schema), columns)
-            .map_err(|e| bad(name, e.to_string()))?;
+        let batch = RecordBatch::try_new(Arc::clone(&schema), columns).map_err(|e| bad(name, e.to_string()))?;
         batches.push(batch);
     }
     let layout = Layout {

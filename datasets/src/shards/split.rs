@@ -98,14 +98,10 @@ pub async fn split_corpus(
         reason,
     };
     if spec.holdout_rows == 0 {
-        return Err(refuse(
-            "holdout_rows is 0; hold out at least one row".into(),
-        ));
+        return Err(refuse("holdout_rows is 0; hold out at least one row".into()));
     }
     if spec.shard_rows == 0 {
-        return Err(refuse(
-            "shard_rows is 0; a shard needs at least one row".into(),
-        ));
+        return Err(refuse("shard_rows is 0; a shard needs at least one row".into()));
     }
     let rows = read_keys(store, cleaned, progress).await?;
     let all = rows.len() as u64;
@@ -176,11 +172,7 @@ pub async fn split_corpus(
 
 /// The keys of all rows. Where rows are equal, the one from the source whose name sorts first stands first, so that the
 /// order of the sources decides nothing.
-async fn read_keys(
-    store: &Store,
-    cleaned: &[String],
-    progress: Progress<'_>,
-) -> Result<Vec<KeyRow>> {
+async fn read_keys(store: &Store, cleaned: &[String], progress: Progress<'_>) -> Result<Vec<KeyRow>> {
     let mut rows = Vec::new();
     let mut sources = Vec::new();
     for (file, path) in (0_u32..).zip(cleaned) {
@@ -191,10 +183,7 @@ async fn read_keys(
             .ok_or_else(|| bad(&name, "is no cleaned table".into()))?;
         sources.push(source);
         let mut row = 0_u32;
-        for batch in table
-            .read(&["split_key", "english_key", "id"], Part::All)
-            .await?
-        {
+        for batch in table.read(&["split_key", "english_key", "id"], Part::All).await? {
             let split_key = u64s(&name, &batch, "split_key")?.values();
             let english_key = u64s(&name, &batch, "english_key")?.values();
             let id = u64s(&name, &batch, "id")?.values();
@@ -235,10 +224,7 @@ pub(crate) fn is_holdout(key: u64, spec: &SplitSpec) -> bool {
 pub(crate) fn decide(spec: &SplitSpec, rows: Vec<KeyRow>) -> (Sides, Tally) {
     let first_train = rows.partition_point(|row| is_holdout(row.split_key, spec));
     // The whole part's English, kept or not: what is trained on then does not hang on how many rows are held out.
-    let holdout_english: HashSet<u64> = rows[..first_train]
-        .iter()
-        .map(|row| row.english_key)
-        .collect();
+    let holdout_english: HashSet<u64> = rows[..first_train].iter().map(|row| row.english_key).collect();
     let most_train = if spec.train_rows == 0 {
         u64::MAX
     } else {
@@ -252,8 +238,7 @@ pub(crate) fn decide(spec: &SplitSpec, rows: Vec<KeyRow>) -> (Sides, Tally) {
         let in_holdout = index < first_train;
         let duplicate = match spec.corpus {
             Corpus::Pairs => {
-                last_kept.is_some_and(|last| last.split_key == row.split_key)
-                    || english.contains(&row.english_key)
+                last_kept.is_some_and(|last| last.split_key == row.split_key) || english.contains(&row.english_key)
             }
             Corpus::Instructions => last_kept.is_some_and(|last| last.id == row.id),
         };
@@ -306,12 +291,8 @@ fn assignment(
         vec![
             Arc::new(UInt32Array::from_iter_values((0..count).map(|_| shard))),
             Arc::new(UInt32Array::from_iter_values(0..count)),
-            Arc::new(UInt32Array::from_iter_values(
-                rows.iter().map(|row| row.file),
-            )),
-            Arc::new(UInt32Array::from_iter_values(
-                rows.iter().map(|row| row.row),
-            )),
+            Arc::new(UInt32Array::from_iter_values(rows.iter().map(|row| row.file))),
+            Arc::new(UInt32Array::from_iter_values(rows.iter().map(|row| row.row))),
         ],
     )
 }

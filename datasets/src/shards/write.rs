@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, DictionaryArray, RecordBatch, StringArray, UInt16Array, UInt64Array,
-};
+use arrow::array::{Array, ArrayRef, DictionaryArray, RecordBatch, StringArray, UInt16Array, UInt64Array};
 use arrow::compute::{concat_batches, interleave};
 use arrow::datatypes::{DataType, Field, Int32Type, Schema};
 use parquet::arrow::arrow_reader::RowSelection;
@@ -16,8 +14,7 @@ use crate::manifest::ManifestArtifact;
 use crate::rows::{Corpus, row_id};
 use crate::store::Store;
 use crate::table::{
-    Layout, Part, ROLE_KEY, SCHEMA_VERSION, SCHEMA_VERSION_KEY, STAGE_KEY, StoredTable, bad,
-    encode, texts, u32s, u64s,
+    Layout, Part, ROLE_KEY, SCHEMA_VERSION, SCHEMA_VERSION_KEY, STAGE_KEY, StoredTable, bad, encode, texts, u32s, u64s,
 };
 
 /// Which shard to write, and as what.
@@ -43,11 +40,7 @@ pub struct WriteSpec {
 ///
 /// # Errors
 /// [`crate::Error`] where the assignment does not fit the cleaned tables, or the shard can't be written.
-pub async fn write_shard(
-    spec: &WriteSpec,
-    store: &Store,
-    progress: Progress<'_>,
-) -> Result<ManifestArtifact> {
+pub async fn write_shard(spec: &WriteSpec, store: &Store, progress: Progress<'_>) -> Result<ManifestArtifact> {
     let places = read_assignment(spec, store).await?;
     let steps = spec.cleaned.len() as u64 + 1;
     let mut parts: Vec<Option<(String, RecordBatch)>> = Vec::new();
@@ -97,33 +90,18 @@ async fn read_assignment(spec: &WriteSpec, store: &Store) -> Result<Vec<(u32, u3
     }
     let mut places = Vec::new();
     for batch in table
-        .read(
-            &["shard", "file", "row"],
-            Part::RowGroup(spec.shard as usize),
-        )
+        .read(&["shard", "file", "row"], Part::RowGroup(spec.shard as usize))
         .await?
     {
-        if let Some(other) = u32s(&name, &batch, "shard")?
-            .iter()
-            .find(|shard| **shard != spec.shard)
-        {
-            return Err(bad(
-                &name,
-                format!("row group {} holds shard {other}", spec.shard),
-            ));
+        if let Some(other) = u32s(&name, &batch, "shard")?.iter().find(|shard| **shard != spec.shard) {
+            return Err(bad(&name, format!("row group {} holds shard {other}", spec.shard)));
         }
         let files = u32s(&name, &batch, "file")?;
         let rows = u32s(&name, &batch, "row")?;
         places.extend(files.iter().copied().zip(rows.iter().copied()));
     }
-    if let Some((file, _)) = places
-        .iter()
-        .find(|(file, _)| *file as usize >= spec.cleaned.len())
-    {
-        let reason = format!(
-            "names cleaned table {file}, but there are {}",
-            spec.cleaned.len()
-        );
+    if let Some((file, _)) = places.iter().find(|(file, _)| *file as usize >= spec.cleaned.len()) {
+        let reason = format!("names cleaned table {file}, but there are {}", spec.cleaned.len());
         return Err(bad(&name, reason));
     }
     Ok(places)
@@ -163,10 +141,7 @@ async fn read_rows(
         .ok_or_else(|| bad(&name, "gave no rows".into()))?;
     let batch = concat_batches(&schema, &batches).map_err(|e| bad(&name, e.to_string()))?;
     if batch.num_rows() != rows.len() {
-        return Err(bad(
-            &name,
-            format!("gave {} rows of {}", batch.num_rows(), rows.len()),
-        ));
+        return Err(bad(&name, format!("gave {} rows of {}", batch.num_rows(), rows.len())));
     }
     Ok((source, batch))
 }
@@ -197,16 +172,14 @@ fn gather(
         .map(|(name, array)| Field::new(*name, array.data_type().clone(), false))
         .collect();
     let arrays = columns.into_iter().map(|(_, array)| array).collect();
-    let plain = RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)
-        .map_err(|e| bad(name, e.to_string()))?;
+    let plain = RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(|e| bad(name, e.to_string()))?;
     verify_ids(spec.corpus, name, &plain)?;
 
     let mut fields = Vec::new();
     let mut arrays: Vec<ArrayRef> = Vec::new();
     for (field, array) in plain.schema().fields().iter().zip(plain.columns()) {
         if field.name() == "task" {
-            let tasks: DictionaryArray<Int32Type> =
-                texts(name, &plain, "task")?.iter().flatten().collect();
+            let tasks: DictionaryArray<Int32Type> = texts(name, &plain, "task")?.iter().flatten().collect();
             fields.push(Field::new("task", tasks.data_type().clone(), false));
             arrays.push(Arc::new(tasks));
         } else {
@@ -218,22 +191,15 @@ fn gather(
         let foreign = texts(name, &plain, "foreign")?;
         fields.push(Field::new("foreign_chars", DataType::UInt16, false));
         arrays.push(Arc::new(count_chars(name, &foreign)?));
-        let sources: DictionaryArray<Int32Type> = order
-            .iter()
-            .map(|(part, _)| used[*part].0.as_str())
-            .collect();
+        let sources: DictionaryArray<Int32Type> = order.iter().map(|(part, _)| used[*part].0.as_str()).collect();
         fields.push(Field::new("source", sources.data_type().clone(), false));
         arrays.push(Arc::new(sources));
     }
-    RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)
-        .map_err(|e| bad(name, e.to_string()))
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(|e| bad(name, e.to_string()))
 }
 
 /// For each of the shard's rows, which of the tables that give rows it is in, and where among the rows read from it.
-fn interleaving(
-    places: &[(u32, u32)],
-    parts: &[Option<(String, RecordBatch)>],
-) -> Vec<(usize, usize)> {
+fn interleaving(places: &[(u32, u32)], parts: &[Option<(String, RecordBatch)>]) -> Vec<(usize, usize)> {
     let mut sorted: Vec<usize> = (0..places.len()).collect();
     sorted.sort_unstable_by_key(|index| places[*index]);
     let mut order = vec![(0, 0); places.len()];
@@ -261,10 +227,7 @@ fn verify_ids(corpus: Corpus, name: &str, batch: &RecordBatch) -> Result<()> {
         if row_id(&row_texts) != ids.value(row) {
             return Err(bad(
                 name,
-                format!(
-                    "row {row}: the id {} is not that of its texts",
-                    ids.value(row)
-                ),
+                format!("row {row}: the id {} is not that of its texts", ids.value(row)),
             ));
         }
     }
@@ -275,8 +238,8 @@ fn count_chars(name: &str, foreign: &StringArray) -> Result<UInt16Array> {
     let mut chars = Vec::with_capacity(foreign.len());
     for (row, text) in foreign.iter().flatten().enumerate() {
         let count = text.chars().count();
-        let count = u16::try_from(count)
-            .map_err(|_| bad(name, format!("row {row}: {count} characters are too many")))?;
+        let count =
+            u16::try_from(count).map_err(|_| bad(name, format!("row {row}: {count} characters are too many")))?;
         chars.push(count);
     }
     Ok(chars.into())

@@ -59,12 +59,7 @@ pub struct Stage {
 }
 
 /// Runs the three steps into `folder` of a store.
-pub async fn run_stage(
-    store: &Store,
-    folder: &str,
-    sources: &[CleanSpec],
-    spec: &SplitSpec,
-) -> Result<Stage> {
+pub async fn run_stage(store: &Store, folder: &str, sources: &[CleanSpec], spec: &SplitSpec) -> Result<Stage> {
     let mut cleaned = Vec::new();
     for (index, source) in sources.iter().enumerate() {
         cleaned.push(clean(store, source, &format!("{folder}/cleaned/{index}.parquet")).await?);
@@ -85,11 +80,7 @@ pub async fn run_stage(
         };
         shards.push(write_shard(&spec, store, &silent).await?);
     }
-    Ok(Stage {
-        cleaned,
-        split,
-        shards,
-    })
+    Ok(Stage { cleaned, split, shards })
 }
 
 /// Rows of one role, over all its shards.
@@ -99,13 +90,7 @@ pub async fn pairs_of(store: &Store, stage: &Stage, role: &str) -> Vec<(u64, Str
         let content = store.get(&shard.path).await.unwrap();
         let table = llink_datasets::pairs::read_pairs(&shard.path, content).unwrap();
         let texts = table.english.into_iter().zip(table.foreign);
-        rows.extend(
-            table
-                .ids
-                .into_iter()
-                .zip(texts)
-                .map(|(id, (en, km))| (id, en, km)),
-        );
+        rows.extend(table.ids.into_iter().zip(texts).map(|(id, (en, km))| (id, en, km)));
     }
     rows
 }

@@ -59,12 +59,7 @@ pub(crate) fn in_batches(
 }
 
 /// Refuses sequences that a model can't read.
-pub(crate) fn check_ids(
-    ids: &[impl AsRef<[u32]>],
-    vocab_size: usize,
-    max_tokens: usize,
-    path: &str,
-) -> Result<()> {
+pub(crate) fn check_ids(ids: &[impl AsRef<[u32]>], vocab_size: usize, max_tokens: usize, path: &str) -> Result<()> {
     for (index, ids) in ids.iter().enumerate() {
         let ids = ids.as_ref();
         if ids.len() > max_tokens {
@@ -115,10 +110,7 @@ impl Packed {
 
     /// The row of each sequence's last token.
     pub(crate) fn last_rows(&self) -> Vec<u32> {
-        self.offsets[1..]
-            .iter()
-            .map(|&end| end as u32 - 1)
-            .collect()
+        self.offsets[1..].iter().map(|&end| end as u32 - 1).collect()
     }
 
     /// The ids as a tensor [T].

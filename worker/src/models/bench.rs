@@ -27,14 +27,7 @@ pub enum Job {
 /// # Errors
 /// [`Error::Io`] or [`Error::Model`] when something in `dir` is missing or not supported; [`Error::Tensor`] when the
 /// device fails.
-pub fn run(
-    job: Job,
-    dir: &Path,
-    n: usize,
-    token_budget: usize,
-    dtype: DType,
-    device: &Device,
-) -> Result<Value> {
+pub fn run(job: Job, dir: &Path, n: usize, token_budget: usize, dtype: DType, device: &Device) -> Result<Value> {
     let (name, model) = match job {
         Job::Embed => (
             "embed",
@@ -93,10 +86,7 @@ impl Model {
 
 fn read_ids(path: &Path, n: usize) -> Result<Vec<Vec<u32>>> {
     let name = || path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|source| Error::Io {
-        path: name(),
-        source,
-    })?;
+    let text = std::fs::read_to_string(path).map_err(|source| Error::Io { path: name(), source })?;
     let mut ids: Vec<Vec<u32>> = serde_json::from_str(&text).map_err(|error| Error::Model {
         path: name(),
         reason: error.to_string(),

@@ -45,16 +45,10 @@ impl XlmRobertaConfig {
             &raw.model_type,
         )?;
         file.refuse_unless(&["gelu"], "hidden_act", &raw.hidden_act)?;
-        file.refuse_unless(
-            &["absolute"],
-            "position_embedding_type",
-            &raw.position_embedding_type,
-        )?;
+        file.refuse_unless(&["absolute"], "position_embedding_type", &raw.position_embedding_type)?;
         file.refuse_quantized(&raw.quantization_config)?;
         if raw.is_decoder {
-            return Err(
-                file.refuse("is_decoder is true: only the bidirectional encoder is supported")
-            );
+            return Err(file.refuse("is_decoder is true: only the bidirectional encoder is supported"));
         }
         file.check_divides(
             "num_attention_heads",
@@ -161,10 +155,7 @@ impl LlamaConfig {
         )?;
         file.refuse_unless(&["silu", "swish"], "hidden_act", &raw.hidden_act)?;
         file.refuse_quantized(&raw.quantization_config)?;
-        for (key, on) in [
-            ("attention_bias", raw.attention_bias),
-            ("mlp_bias", raw.mlp_bias),
-        ] {
+        for (key, on) in [("attention_bias", raw.attention_bias), ("mlp_bias", raw.mlp_bias)] {
             if on {
                 return Err(file.refuse(format!("{key} is true: biases are not supported")));
             }
@@ -189,9 +180,7 @@ impl LlamaConfig {
             }
         };
         if head_dim == 0 || head_dim % 2 != 0 {
-            return Err(file.refuse(format!(
-                "head_dim {head_dim} is not even: rotary positions turn pairs"
-            )));
+            return Err(file.refuse(format!("head_dim {head_dim} is not even: rotary positions turn pairs")));
         }
         let dtype = raw
             .dtype
@@ -241,8 +230,8 @@ impl LlamaConfig {
                         } else if wavelength < original / high_freq_factor {
                             frequency
                         } else {
-                            let smooth = (original / wavelength - low_freq_factor)
-                                / (high_freq_factor - low_freq_factor);
+                            let smooth =
+                                (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
                             (1.0 - smooth) * frequency / factor + smooth * frequency
                         };
                         scaled as f32
@@ -298,9 +287,7 @@ impl ConfigFile {
             .get("quant_method")
             .and_then(|m| m.as_str())
             .unwrap_or("unknown");
-        Err(self.refuse(format!(
-            "quantized weights (quant_method {method:?}) are not supported"
-        )))
+        Err(self.refuse(format!("quantized weights (quant_method {method:?}) are not supported")))
     }
 
     fn check_architecture(
@@ -322,9 +309,7 @@ impl ConfigFile {
                 )))
             }
             (_, Some(kind)) => self.refuse_unless(&[expected_type], "model_type", kind),
-            (_, None) => {
-                Err(self.refuse("neither architectures nor model_type says what the model is"))
-            }
+            (_, None) => Err(self.refuse("neither architectures nor model_type says what the model is")),
         }
     }
 
@@ -356,9 +341,9 @@ impl ConfigFile {
             "default" => Ok(RopeScaling::Default),
             "llama3" => {
                 let need = |key: &str, value: Option<f64>| {
-                    value.filter(|v| v.is_finite() && *v > 0.0).ok_or_else(|| {
-                        self.refuse(format!("rope type \"llama3\" needs a positive {key}"))
-                    })
+                    value
+                        .filter(|v| v.is_finite() && *v > 0.0)
+                        .ok_or_else(|| self.refuse(format!("rope type \"llama3\" needs a positive {key}")))
                 };
                 Ok(RopeScaling::Llama3 {
                     factor: need("factor", rope.factor)?,

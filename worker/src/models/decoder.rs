@@ -147,9 +147,7 @@ impl Decoder {
         let mut generated = Vec::new();
         while generated.len() < max_tokens && cache.tokens() + next.len() <= longest {
             let packed = Packed::new([next.as_slice()]);
-            let hidden = self
-                .model
-                .forward(&packed, Some(&mut cache), Rows::LastOfEach)?;
+            let hidden = self.model.forward(&packed, Some(&mut cache), Rows::LastOfEach)?;
             let logits = self
                 .model
                 .logits(&hidden)?

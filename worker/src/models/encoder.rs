@@ -80,8 +80,7 @@ impl Encoder {
     pub fn tokenize(&self, texts: &[impl AsRef<str>], limits: TextLimits) -> Result<Vec<Vec<u32>>> {
         let texts: Vec<&str> = texts.iter().map(|text| limits.cut(text.as_ref())).collect();
         let mut ids = self.tokenizer.encode_batch(&texts, SpecialTokens::Add)?;
-        ids.iter_mut()
-            .for_each(|ids| ids.truncate(limits.max_tokens));
+        ids.iter_mut().for_each(|ids| ids.truncate(limits.max_tokens));
         Ok(ids)
     }
 

@@ -6,9 +6,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::batches::{Packed, check_ids, in_batches};
 use super::config::LlamaConfig;
-use super::ops::{
-    Attention, AttentionSpans, Causality, FrozenLinear, Rope, add_rms_norm, rms_norm, silu_mul,
-};
+use super::ops::{Attention, AttentionSpans, Causality, FrozenLinear, Rope, add_rms_norm, rms_norm, silu_mul};
 use super::weights::Weights;
 use crate::{Error, Result};
 
@@ -90,13 +88,9 @@ impl Llama {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Vec<Vec<f32>>> {
         self.check(ids)?;
-        in_batches(
-            ids,
-            self.embedding.device(),
-            token_budget,
-            progress,
-            |packed| self.forward(packed, None, Rows::LastOfEach),
-        )
+        in_batches(ids, self.embedding.device(), token_budget, progress, |packed| {
+            self.forward(packed, None, Rows::LastOfEach)
+        })
     }
 
     /// Refuses sequences that can't be read.
@@ -118,17 +112,10 @@ impl Llama {
 
     /// Hidden states after the final norm: [T, hidden], or [B, hidden] for the last row of each sequence.
     /// With a cache there is one sequence, which goes on from the cached tokens.
-    pub(crate) fn forward(
-        &self,
-        packed: &Packed,
-        mut cache: Option<&mut Cache>,
-        rows: Rows,
-    ) -> Result<Tensor> {
+    pub(crate) fn forward(&self, packed: &Packed, mut cache: Option<&mut Cache>, rows: Rows) -> Result<Tensor> {
         let (device, dtype) = (self.embedding.device(), self.embedding.dtype());
         let past = cache.as_ref().map_or(0, |cache| cache.tokens);
-        let mut x = self
-            .embedding
-            .index_select(&packed.ids_tensor(device)?, 0)?;
+        let mut x = self.embedding.index_select(&packed.ids_tensor(device)?, 0)?;
         let rope = Rope::new(&packed.positions(past), &self.frequencies, dtype, device)?;
         let queries = packed.offsets.clone();
         let keys: Vec<usize> = match past {
@@ -161,13 +148,7 @@ struct LastRows {
 }
 
 impl LastRows {
-    fn new(
-        packed: &Packed,
-        keys: Vec<usize>,
-        rope: &Rope,
-        dtype: DType,
-        device: &Device,
-    ) -> Result<Self> {
+    fn new(packed: &Packed, keys: Vec<usize>, rope: &Rope, dtype: DType, device: &Device) -> Result<Self> {
         let rows = Tensor::new(packed.last_rows(), device)?;
         let queries = (0..packed.offsets.len()).collect();
         let spans = AttentionSpans::new(queries, keys, Causality::Causal, dtype, device)?;
@@ -212,10 +193,7 @@ impl Layer {
             k_proj: linear("self_attn.k_proj", kv_width, hidden)?,
             v_proj: linear("self_attn.v_proj", kv_width, hidden)?,
             o_proj: linear("self_attn.o_proj", hidden, q_width)?,
-            post_norm: weights.tensor(
-                &format!("{name}.post_attention_layernorm.weight"),
-                &[hidden],
-            )?,
+            post_norm: weights.tensor(&format!("{name}.post_attention_layernorm.weight"), &[hidden])?,
             gate_proj: linear("mlp.gate_proj", inner, hidden)?,
             up_proj: linear("mlp.up_proj", inner, hidden)?,
             down_proj: linear("mlp.down_proj", hidden, inner)?,
@@ -238,10 +216,7 @@ impl Layer {
         let mut v = self.v_proj.forward(&normed)?;
         if let Some(cached) = cached {
             if let Some((past_k, past_v)) = cached.as_ref() {
-                (k, v) = (
-                    Tensor::cat(&[past_k, &k], 0)?,
-                    Tensor::cat(&[past_v, &v], 0)?,
-                );
+                (k, v) = (Tensor::cat(&[past_k, &k], 0)?, Tensor::cat(&[past_v, &v], 0)?);
             }
             *cached = Some((k.clone(), v.clone()));
         }
@@ -255,14 +230,9 @@ impl Layer {
             ),
         };
         let q = rope.turn(self.q_proj.forward(&normed)?)?; // [T, heads·head_dim]
-        let attended = self
-            .o_proj
-            .forward(&self.attention.attend(&q, &k, &v, spans)?)?;
+        let attended = self.o_proj.forward(&self.attention.attend(&q, &k, &v, spans)?)?;
         let (x, normed) = add_rms_norm(x, &attended, &self.post_norm, self.eps)?;
-        let gated = silu_mul(
-            self.gate_proj.forward(&normed)?,
-            &self.up_proj.forward(&normed)?,
-        )?;
+        let gated = silu_mul(self.gate_proj.forward(&normed)?, &self.up_proj.forward(&normed)?)?;
         Ok((x + self.down_proj.forward(&gated)?)?)
     }
 }

@@ -50,10 +50,7 @@ impl Tokenizer {
             .inner
             .encode_batch_fast(texts.to_vec(), special == SpecialTokens::Add)
             .map_err(|error| self.refuse(error))?;
-        Ok(encodings
-            .iter()
-            .map(|encoding| encoding.get_ids().to_vec())
-            .collect())
+        Ok(encodings.iter().map(|encoding| encoding.get_ids().to_vec()).collect())
     }
 
     /// Token ids of one text.
@@ -73,9 +70,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Model`] when the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner
-            .decode(ids, true)
-            .map_err(|error| self.refuse(error))
+        self.inner.decode(ids, true).map_err(|error| self.refuse(error))
     }
 
     /// The id of a token by its text.

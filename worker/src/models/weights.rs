@@ -27,18 +27,12 @@ impl Weights {
     ///
     /// # Errors
     /// [`Error::Model`] when there is no weight file, a listed shard is missing, or a file is damaged.
-    pub fn open(
-        dir: &Path,
-        prefixes: &'static [&'static str],
-        device: &Device,
-        dtype: DType,
-    ) -> Result<Self> {
+    pub fn open(dir: &Path, prefixes: &'static [&'static str], device: &Device, dtype: DType) -> Result<Self> {
         let paths = weight_files(dir)?;
         for path in &paths {
             // Mapped one by one first, so that a damaged shard is refused by its own name.
             // SAFETY: the files are read-only inputs of a task; nothing writes to them while they are mapped.
-            unsafe { MmapedSafetensors::new(path) }
-                .map_err(|error| refuse(path, error.to_string()))?;
+            unsafe { MmapedSafetensors::new(path) }.map_err(|error| refuse(path, error.to_string()))?;
         }
         // SAFETY: as above.
         let files = unsafe { MmapedSafetensors::multi(&paths) }?;
@@ -61,23 +55,17 @@ impl Weights {
             .iter()
             .find_map(|prefix| self.files.get(&format!("{prefix}{name}")).ok())
         else {
-            return Err(self.refuse(format!(
-                "tensor {name} is missing (expected shape {shape:?})"
-            )));
+            return Err(self.refuse(format!("tensor {name} is missing (expected shape {shape:?})")));
         };
         if view.shape() != shape {
             let found = view.shape();
-            return Err(self.refuse(format!(
-                "tensor {name} has shape {found:?}, config.json says {shape:?}"
-            )));
+            return Err(self.refuse(format!("tensor {name} has shape {found:?}, config.json says {shape:?}")));
         }
         match DType::try_from(view.dtype()) {
             Ok(DType::F32 | DType::BF16 | DType::F16) => {}
             _ => {
                 let found = view.dtype();
-                return Err(self.refuse(format!(
-                    "tensor {name} is {found:?}; supported are F32, BF16 and F16"
-                )));
+                return Err(self.refuse(format!("tensor {name} is {found:?}; supported are F32, BF16 and F16")));
             }
         }
         // The file's own dtype travels to the device, where it is converted.
@@ -109,8 +97,7 @@ pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
         path: index_path.display().to_string(),
         source,
     })?;
-    let index: Index =
-        serde_json::from_str(&text).map_err(|error| refuse(&index_path, error.to_string()))?;
+    let index: Index = serde_json::from_str(&text).map_err(|error| refuse(&index_path, error.to_string()))?;
     let names: BTreeSet<String> = index.weight_map.into_values().collect();
     if names.is_empty() {
         return Err(refuse(&index_path, "lists no shard".into()));
@@ -118,9 +105,7 @@ pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     names
         .into_iter()
         .map(|name| {
-            let plain = Path::new(&name)
-                .file_name()
-                .is_some_and(|file| file == name.as_str());
+            let plain = Path::new(&name).file_name().is_some_and(|file| file == name.as_str());
             let path = dir.join(&name);
             if plain && path.is_file() {
                 Ok(path)

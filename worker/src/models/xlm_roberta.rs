@@ -6,9 +6,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::batches::{Packed, check_ids, in_batches};
 use super::config::XlmRobertaConfig;
-use super::ops::{
-    Attention, AttentionSpans, Causality, FrozenLinear, add_layer_norm, gelu, layer_norm,
-};
+use super::ops::{Attention, AttentionSpans, Causality, FrozenLinear, add_layer_norm, gelu, layer_norm};
 use super::weights::Weights;
 use crate::Result;
 
@@ -28,10 +26,7 @@ impl XlmRoberta {
         let config = XlmRobertaConfig::load(dir)?;
         let weights = Weights::open(dir, &["", "roberta.", "model."], device, dtype)?;
         let hidden = config.hidden_size;
-        let words = weights.tensor(
-            "embeddings.word_embeddings.weight",
-            &[config.vocab_size, hidden],
-        )?;
+        let words = weights.tensor("embeddings.word_embeddings.weight", &[config.vocab_size, hidden])?;
         let types = weights.tensor(
             "embeddings.token_type_embeddings.weight",
             &[config.type_vocab_size, hidden],
@@ -66,12 +61,7 @@ impl XlmRoberta {
         token_budget: usize,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Vec<Vec<f32>>> {
-        check_ids(
-            ids,
-            self.config.vocab_size,
-            self.config.max_tokens(),
-            &self.path,
-        )?;
+        check_ids(ids, self.config.vocab_size, self.config.max_tokens(), &self.path)?;
         // A padding token within a text is not attended, has no position and no part in the mean: as if not there.
         let attended: Vec<Vec<u32>> = ids
             .iter()
@@ -82,13 +72,9 @@ impl XlmRoberta {
                     .collect()
             })
             .collect();
-        in_batches(
-            &attended,
-            self.words.device(),
-            token_budget,
-            progress,
-            |packed| self.pooled(packed),
-        )
+        in_batches(&attended, self.words.device(), token_budget, progress, |packed| {
+            self.pooled(packed)
+        })
     }
 
     /// The mean of each sequence's last hidden states, [B, hidden].
@@ -110,13 +96,7 @@ impl XlmRoberta {
             .norm
             .forward((words + self.positions.index_select(&positions, 0)?)?)?;
         let offsets = packed.offsets.clone();
-        let spans = AttentionSpans::new(
-            offsets.clone(),
-            offsets,
-            Causality::Bidirectional,
-            x.dtype(),
-            device,
-        )?;
+        let spans = AttentionSpans::new(offsets.clone(), offsets, Causality::Bidirectional, x.dtype(), device)?;
         for layer in &self.layers {
             x = layer.forward(&x, &spans)?;
         }
@@ -192,11 +172,7 @@ impl Layer {
                 head_dim: config.head_dim(),
             },
             attention_output: linear("attention.output.dense", hidden, hidden)?,
-            attention_norm: LayerNorm::load(
-                weights,
-                &format!("{name}.attention.output.LayerNorm"),
-                config,
-            )?,
+            attention_norm: LayerNorm::load(weights, &format!("{name}.attention.output.LayerNorm"), config)?,
             intermediate: linear("intermediate.dense", inner, hidden)?,
             output: linear("output.dense", hidden, inner)?,
             output_norm: LayerNorm::load(weights, &format!("{name}.output.LayerNorm"), config)?,
@@ -205,17 +181,12 @@ impl Layer {
 
     /// x [T, hidden] → [T, hidden].
     fn forward(&self, x: &Tensor, spans: &AttentionSpans) -> Result<Tensor> {
-        let (q, k, v) = (
-            self.query.forward(x)?,
-            self.key.forward(x)?,
-            self.value.forward(x)?,
-        );
+        let (q, k, v) = (self.query.forward(x)?, self.key.forward(x)?, self.value.forward(x)?);
         let attended = self
             .attention_output
             .forward(&self.attention.attend(&q, &k, &v, spans)?)?;
         let x = self.attention_norm.forward_sum(attended, x)?;
         let inner = gelu(self.intermediate.forward(&x)?)?; // [T, intermediate]
-        self.output_norm
-            .forward_sum(self.output.forward(&inner)?, &x)
+        self.output_norm.forward_sum(self.output.forward(&inner)?, &x)
     }
 }

@@ -23,7 +23,10 @@ use crate::{Error, Result};
 const SHOW_EVERY: Duration = Duration::from_millis(200);
 
 pub(super) fn run(context: &TaskContext, task: &Align) -> Result<TaskResult> {
-    let proto = task.options.as_ref().ok_or_else(|| Error::Input("an align task without its options".into()))?;
+    let proto = task
+        .options
+        .as_ref()
+        .ok_or_else(|| Error::Input("an align task without its options".into()))?;
     let options = AlignOptions {
         seed: proto.seed,
         steps: proto.steps,
@@ -51,7 +54,13 @@ pub(super) fn run(context: &TaskContext, task: &Align) -> Result<TaskResult> {
     let mut collective = join(context, Duration::from_secs_f64(proto.step_timeout_s))?;
     let checkpoints = Checkpoints::new(context, &store, &task.directory);
     let restored = agree_on_checkpoint(&checkpoints, collective.as_mut())?;
-    let mut training = Training::new(context, &checkpoints, &options, proto.checkpoint_every, collective.as_ref());
+    let mut training = Training::new(
+        context,
+        &checkpoints,
+        &options,
+        proto.checkpoint_every,
+        collective.as_ref(),
+    );
     let state = match &restored {
         Some(restored) => {
             training.metrics.clone_from(&restored.metrics);
@@ -69,7 +78,15 @@ pub(super) fn run(context: &TaskContext, task: &Align) -> Result<TaskResult> {
     }
     let metrics = std::mem::take(&mut training.metrics);
     let warnings = restored.map(|r| r.warnings).unwrap_or_default();
-    finish(context, &store, task, &outcome, metrics, warnings, collective.world_size())
+    finish(
+        context,
+        &store,
+        task,
+        &outcome,
+        metrics,
+        warnings,
+        collective.world_size(),
+    )
 }
 
 pub(super) fn read_tables(context: &TaskContext, store: &Store, artifacts: &[Artifact]) -> Result<VectorTable> {
@@ -226,8 +243,20 @@ fn finish(
     let projector = outcome.projector.to_safetensors(HashMap::new())?;
     let steps = metrics.lines().count() as u64;
     let artifacts = vec![
-        context.write(store, &format!("{directory}/projector.safetensors"), "projector", 0, projector.into())?,
-        context.write(store, &format!("{directory}/metrics.jsonl"), "metrics", steps, metrics.into())?,
+        context.write(
+            store,
+            &format!("{directory}/projector.safetensors"),
+            "projector",
+            0,
+            projector.into(),
+        )?,
+        context.write(
+            store,
+            &format!("{directory}/metrics.jsonl"),
+            "metrics",
+            steps,
+            metrics.into(),
+        )?,
     ];
     let mut result = TaskResult {
         artifacts,
@@ -236,8 +265,14 @@ fn finish(
     };
     result.figures.insert("ranks".into(), world_size as f64);
     if let Some(last) = &outcome.last {
-        let figures = [("loss", last.loss), ("info_nce", last.info_nce), ("temperature", last.temperature)];
-        result.figures.extend(figures.map(|(name, value)| (name.to_owned(), value)));
+        let figures = [
+            ("loss", last.loss),
+            ("info_nce", last.info_nce),
+            ("temperature", last.temperature),
+        ];
+        result
+            .figures
+            .extend(figures.map(|(name, value)| (name.to_owned(), value)));
     }
     Ok(result)
 }

@@ -88,7 +88,11 @@ impl<'a> Checkpoints<'a> {
     /// The notes of all checkpoints, oldest first.
     fn notes(&self) -> Result<Vec<String>> {
         let objects = self.context.wait(self.store.list(&self.directory))?;
-        Ok(objects.into_iter().map(|o| o.path).filter(|p| p.ends_with(".json")).collect())
+        Ok(objects
+            .into_iter()
+            .map(|o| o.path)
+            .filter(|p| p.ends_with(".json"))
+            .collect())
     }
 
     /// The newest checkpoint that is whole; damaged ones are passed over, and said so.
@@ -127,7 +131,9 @@ impl<'a> Checkpoints<'a> {
         Ok(Restored {
             step: note.step,
             generation: note.generation,
-            name: self.store.describe(&self.path(note.step, note.generation, "safetensors")),
+            name: self
+                .store
+                .describe(&self.path(note.step, note.generation, "safetensors")),
             state: read("safetensors", &note.state_sha256)?,
             metrics: String::from_utf8(metrics).map_err(|e| damaged(e.to_string()))?,
             warnings: Vec::new(),

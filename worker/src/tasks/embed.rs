@@ -20,7 +20,11 @@ pub(super) fn run(context: &TaskContext, task: &EmbedShard) -> Result<TaskResult
     let shard = task.shard.as_ref().ok_or_else(|| missing("shard"))?;
     let store = context.store()?;
     let content = context.read(&store, shard)?;
-    let language = if model.role() == ModelRole::Encoder { Language::Foreign } else { Language::English };
+    let language = if model.role() == ModelRole::Encoder {
+        Language::Foreign
+    } else {
+        Language::English
+    };
     let table = read_texts(&store.describe(&shard.path), content, language)?;
     let (width, vectors) = vectors(context, task, model, &table)?;
     let mut values = Vec::with_capacity(table.ids.len() * width);
@@ -72,12 +76,20 @@ fn vectors(
         let encoder = context.models.encoder(context, model)?;
         let ids = encoder.tokenize(&table.texts, limits)?;
         let width = encoder.hidden_size();
-        (width, ids, Box::new(move |ids, progress| encoder.embed_ids(ids, budget, progress)))
+        (
+            width,
+            ids,
+            Box::new(move |ids, progress| encoder.embed_ids(ids, budget, progress)),
+        )
     } else {
         let decoder = context.models.decoder(context, model)?;
         let ids = decoder.tokenize_teacher(&table.texts)?;
         let width = decoder.hidden_size();
-        (width, ids, Box::new(move |ids, progress| decoder.last_hidden(ids, budget, progress)))
+        (
+            width,
+            ids,
+            Box::new(move |ids, progress| decoder.last_hidden(ids, budget, progress)),
+        )
     };
     let total: u64 = ids.iter().map(|ids| ids.len() as u64).sum();
     let (mut vectors, mut done) = (Vec::with_capacity(ids.len()), 0);

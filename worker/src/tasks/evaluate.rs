@@ -19,9 +19,14 @@ pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> 
     let encoder = read_tables(context, &store, &task.encoder_vectors)?;
     let teacher = read_tables(context, &store, &task.teacher_vectors)?;
     if encoder.ids != teacher.ids {
-        return Err(Error::Input("the held-out encoder and teacher vectors are of different pairs".into()));
+        return Err(Error::Input(
+            "the held-out encoder and teacher vectors are of different pairs".into(),
+        ));
     }
-    let artifact = task.projector.as_ref().ok_or_else(|| Error::Input("an evaluate task without its projector".into()))?;
+    let artifact = task
+        .projector
+        .as_ref()
+        .ok_or_else(|| Error::Input("an evaluate task without its projector".into()))?;
     let content = context.read(&store, artifact)?;
     let after = Projector::from_safetensors(&store.describe(&artifact.path), &content)?;
     let before = Projector::new(after.shape(), task.seed);
@@ -46,7 +51,9 @@ pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> 
             ("mrr", metrics.mrr),
             ("mean_rank", metrics.mean_rank),
         ];
-        result.figures.extend(figures.map(|(figure, value)| (format!("{name}.{figure}"), value)));
+        result
+            .figures
+            .extend(figures.map(|(figure, value)| (format!("{name}.{figure}"), value)));
     }
     if let Some((english, foreign)) = tokens(context, &store, task, pairs)? {
         result.figures.insert("decoder_tokens.english".into(), english);
@@ -58,9 +65,13 @@ pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> 
             task.benchmark_pairs
         ));
     }
-    let report = serde_json::to_vec_pretty(&json!({ "retrieval": rows.map(|(name, m)| json!({ name: m })), "figures": result.figures }))
-        .expect("figures are plain data");
-    result.artifacts.push(context.write(&store, &task.path, "report", 0, report.into())?);
+    let report = serde_json::to_vec_pretty(
+        &json!({ "retrieval": rows.map(|(name, m)| json!({ name: m })), "figures": result.figures }),
+    )
+    .expect("figures are plain data");
+    result
+        .artifacts
+        .push(context.write(&store, &task.path, "report", 0, report.into())?);
     Ok(result)
 }
 
@@ -79,7 +90,9 @@ fn retrieval(
 
 /// Mean tokens that the decoder's tokenizer spends on an English and on a foreign sentence.
 fn tokens(context: &TaskContext, store: &Store, task: &Evaluate, pairs: usize) -> Result<Option<(f64, f64)>> {
-    let (Some(model), Some(shard)) = (&task.decoder, task.pair_shards.first()) else { return Ok(None) };
+    let (Some(model), Some(shard)) = (&task.decoder, task.pair_shards.first()) else {
+        return Ok(None);
+    };
     let content = context.read(store, shard)?;
     let PairTable { english, foreign, .. } = read_pairs(&store.describe(&shard.path), content)?;
     let decoder = context.models.decoder(context, model)?;

@@ -110,7 +110,9 @@ pub fn run(context: &TaskContext, task: Task) -> Result<TaskResult> {
         Some(Kind::EmbedShard(spec)) => embed::run(context, &spec),
         Some(Kind::Align(spec)) => align::run(context, &spec),
         Some(Kind::Evaluate(spec)) => evaluate::run(context, &spec),
-        None => Err(Error::Input("the task is of a kind that this worker's version does not know".into())),
+        None => Err(Error::Input(
+            "the task is of a kind that this worker's version does not know".into(),
+        )),
     }
 }
 

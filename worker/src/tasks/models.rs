@@ -31,12 +31,16 @@ impl std::fmt::Debug for ModelCache {
 impl ModelCache {
     /// The encoder of `model`, loaded unless it is the one at hand.
     pub(super) fn encoder(&self, context: &TaskContext, model: &ModelRef) -> Result<Arc<Encoder>> {
-        cached(&self.encoder, model, || Encoder::load(&folder(context, model)?, &Device::Cpu, DType::F32))
+        cached(&self.encoder, model, || {
+            Encoder::load(&folder(context, model)?, &Device::Cpu, DType::F32)
+        })
     }
 
     /// The decoder of `model`, loaded unless it is the one at hand.
     pub(super) fn decoder(&self, context: &TaskContext, model: &ModelRef) -> Result<Arc<Decoder>> {
-        cached(&self.decoder, model, || Decoder::load(&folder(context, model)?, &Device::Cpu, DType::F32))
+        cached(&self.decoder, model, || {
+            Decoder::load(&folder(context, model)?, &Device::Cpu, DType::F32)
+        })
     }
 }
 
@@ -65,7 +69,11 @@ pub(super) fn folder(context: &TaskContext, model: &ModelRef) -> Result<PathBuf>
     if let Some(local) = store.local_path("") {
         return Ok(local);
     }
-    let name = if model.fingerprint.is_empty() { "unknown" } else { &model.fingerprint };
+    let name = if model.fingerprint.is_empty() {
+        "unknown"
+    } else {
+        &model.fingerprint
+    };
     fetch(context, &store, &std::env::temp_dir().join("llink-models").join(name))
 }
 
@@ -105,7 +113,11 @@ pub(super) fn prepare(context: &TaskContext, task: &PrepareModel) -> Result<Task
         ModelRole::Decoder => "decoder",
         ModelRole::Unspecified => return Err(Error::Input("a model without a role".into())),
     };
-    let mut result = if task.source == "tiny" { make_tiny(context, task, role)? } else { TaskResult::default() };
+    let mut result = if task.source == "tiny" {
+        make_tiny(context, task, role)?
+    } else {
+        TaskResult::default()
+    };
     let url = if task.source == "tiny" {
         context.store()?.describe(&task.path)
     } else {

@@ -16,7 +16,9 @@ fn corpus(corpus: i32) -> Result<Corpus> {
     match llink_proto::Corpus::try_from(corpus) {
         Ok(llink_proto::Corpus::Pairs) => Ok(Corpus::Pairs),
         Ok(llink_proto::Corpus::Instructions) => Ok(Corpus::Instructions),
-        _ => Err(Error::Input(format!("corpus {corpus} is not known to this worker's version"))),
+        _ => Err(Error::Input(format!(
+            "corpus {corpus} is not known to this worker's version"
+        ))),
     }
 }
 
@@ -61,7 +63,13 @@ pub(super) fn split(context: &TaskContext, task: &SplitCorpus) -> Result<TaskRes
     };
     let store = context.store()?;
     let progress = |done, total| context.control.advance(done, total);
-    let split = context.wait(shards::split_corpus(&spec, &store, &task.cleaned, &task.path, &progress))?;
+    let split = context.wait(shards::split_corpus(
+        &spec,
+        &store,
+        &task.cleaned,
+        &task.path,
+        &progress,
+    ))?;
     context.control.check()?;
     let assignment = Artifact {
         role: ASSIGNMENT_ROLE.into(),

@@ -83,14 +83,8 @@ impl AttentionSpans {
 }
 
 impl Padded {
-    fn new(
-        queries: &[usize],
-        keys: &[usize],
-        causality: Causality,
-        device: &Device,
-    ) -> Result<Self> {
-        let longest =
-            |offsets: &[usize]| offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
+    fn new(queries: &[usize], keys: &[usize], causality: Causality, device: &Device) -> Result<Self> {
+        let longest = |offsets: &[usize]| offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
         let (batch, lq, lk) = (queries.len() - 1, longest(queries), longest(keys));
         let places = |offsets: &[usize], longest: usize| {
             let mut rows = vec![0u32; batch * longest];
@@ -142,20 +136,11 @@ pub(crate) struct Attention {
 
 impl Attention {
     /// softmax(q·kᵀ / √head_dim)·v for each head: q [Tq, heads·head_dim], k and v [Tk, kv_heads·head_dim] → as q.
-    pub(crate) fn attend(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        spans: &AttentionSpans,
-    ) -> Result<Tensor> {
+    pub(crate) fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, spans: &AttentionSpans) -> Result<Tensor> {
         match &spans.padded {
             Some(padded) => self.composed(q, k, v, padded),
             None if fused(&[q, k, v]) => self.fused(q, k, v, spans),
-            None => Err(candle_core::Error::Msg(
-                "attention spans made for another dtype or device".into(),
-            )
-            .into()),
+            None => Err(candle_core::Error::Msg("attention spans made for another dtype or device".into()).into()),
         }
     }
 
@@ -232,9 +217,7 @@ impl Attention {
             .permute((0, 2, 3, 1, 4))? // [B, kv_heads, group, Lq, head_dim]
             .reshape((batch, kv_heads, group * lq, width))?;
         let gather = |x: &Tensor| -> Result<Tensor> {
-            let x = x
-                .index_select(&padded.keys, 0)?
-                .reshape((batch, lk, kv_heads, width))?;
+            let x = x.index_select(&padded.keys, 0)?.reshape((batch, lk, kv_heads, width))?;
             Ok(x.transpose(1, 2)?.contiguous()?) // [B, kv_heads, Lk, head_dim]
         };
         let (k, v) = (gather(k)?, gather(v)?);
@@ -268,10 +251,7 @@ fn product(
     (rhs, rhs_columns, rhs_rows): (&[f32], usize, usize),
     scale: f32,
 ) {
-    assert!(
-        (m - 1) * stride + n <= dst.len(),
-        "the product fits its destination"
-    );
+    assert!((m - 1) * stride + n <= dst.len(), "the product fits its destination");
     assert!(
         (m - 1) * lhs_rows + (k - 1) * lhs_columns < lhs.len(),
         "the left operand is there"
@@ -325,16 +305,8 @@ mod tests {
                 let q = random(queries[4], 96, 1);
                 let (k, v) = (random(57, 32, 2), random(57, 32, 3));
                 let device = &Device::Cpu;
-                let fused = AttentionSpans::new(
-                    queries.clone(),
-                    keys.clone(),
-                    causality,
-                    DType::F32,
-                    device,
-                )
-                .unwrap();
-                let composed =
-                    AttentionSpans::for_training(queries, keys.clone(), causality, device).unwrap();
+                let fused = AttentionSpans::new(queries.clone(), keys.clone(), causality, DType::F32, device).unwrap();
+                let composed = AttentionSpans::for_training(queries, keys.clone(), causality, device).unwrap();
                 let expected = attention.attend(&q, &k, &v, &composed).unwrap();
                 let found = attention.attend(&q, &k, &v, &fused).unwrap();
                 assert!(relative_error(&found, &expected) < 1e-5, "{causality:?}");

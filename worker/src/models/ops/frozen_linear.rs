@@ -56,8 +56,7 @@ impl FrozenLinear {
             out.resize(rows * outer, 0.0);
             out.par_chunks_mut(outer * super::rows_per_chunk(outer))
                 .for_each(|rows| {
-                    rows.chunks_exact_mut(outer)
-                        .for_each(|row| row.copy_from_slice(bias));
+                    rows.chunks_exact_mut(outer).for_each(|row| row.copy_from_slice(bias));
                 });
         }
         let accumulate = self.bias.is_some();
@@ -131,11 +130,7 @@ impl CustomOp1 for InputGradientOnly {
         }
     }
 
-    fn cuda_fwd(
-        &self,
-        x: &CudaStorage,
-        layout: &Layout,
-    ) -> candle_core::Result<(CudaStorage, Shape)> {
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
         let transposed = self.weight.t()?;
         let (weight, weight_layout) = transposed.storage_and_layout();
         match &*weight {
@@ -149,12 +144,7 @@ impl CustomOp1 for InputGradientOnly {
         }
     }
 
-    fn bwd(
-        &self,
-        _x: &Tensor,
-        _out: &Tensor,
-        gradient: &Tensor,
-    ) -> candle_core::Result<Option<Tensor>> {
+    fn bwd(&self, _x: &Tensor, _out: &Tensor, gradient: &Tensor) -> candle_core::Result<Option<Tensor>> {
         let (outer, inner) = self.weight.dims2()?;
         let mut dims = gradient.dims().to_vec();
         if let Some(last) = dims.last_mut() {
@@ -162,10 +152,7 @@ impl CustomOp1 for InputGradientOnly {
         }
         let rows = gradient.elem_count() / gradient.dim(D::Minus1)?;
         Ok(Some(
-            gradient
-                .reshape((rows, outer))?
-                .matmul(&self.weight)?
-                .reshape(dims)?,
+            gradient.reshape((rows, outer))?.matmul(&self.weight)?.reshape(dims)?,
         ))
     }
 }
@@ -184,9 +171,7 @@ mod tests {
             let product = x.matmul(&weight.t().unwrap()).unwrap();
             let plain = FrozenLinear::new(weight.clone(), None).forward(&x).unwrap();
             assert!(relative_error(&plain, &product) < 1e-5);
-            let biased = FrozenLinear::new(weight, Some(bias.clone()))
-                .forward(&x)
-                .unwrap();
+            let biased = FrozenLinear::new(weight, Some(bias.clone())).forward(&x).unwrap();
             assert!(relative_error(&biased, &product.broadcast_add(&bias).unwrap()) < 1e-5);
         }
     }
@@ -198,12 +183,7 @@ mod tests {
         let out = FrozenLinear::new(weight.clone(), None)
             .forward(var.as_tensor())
             .unwrap();
-        let gradients = (out * &pull)
-            .unwrap()
-            .sum_all()
-            .unwrap()
-            .backward()
-            .unwrap();
+        let gradients = (out * &pull).unwrap().sum_all().unwrap().backward().unwrap();
         let expected = pull.matmul(&weight).unwrap();
         assert!(relative_error(gradients.get(&var).unwrap(), &expected) < 1e-5);
     }

@@ -23,9 +23,9 @@ use crate::Result;
 
 /// Whether the fused form applies to these inputs.
 fn fused(inputs: &[&Tensor]) -> bool {
-    inputs.iter().all(|x| {
-        x.device().is_cpu() && x.dtype() == DType::F32 && !x.track_op() && x.is_contiguous()
-    })
+    inputs
+        .iter()
+        .all(|x| x.device().is_cpu() && x.dtype() == DType::F32 && !x.track_op() && x.is_contiguous())
 }
 
 /// Read access to the values of a contiguous f32 tensor on the CPU.
@@ -106,11 +106,7 @@ mod testing {
         let b: Vec<f32> = b.flatten_all().unwrap().to_vec1().unwrap();
         assert_eq!(a.len(), b.len());
         let square = |x: f64| x * x;
-        let gap: f64 = a
-            .iter()
-            .zip(&b)
-            .map(|(a, b)| square(f64::from(a - b)))
-            .sum();
+        let gap: f64 = a.iter().zip(&b).map(|(a, b)| square(f64::from(a - b))).sum();
         let norm: f64 = b.iter().map(|b| square(f64::from(*b))).sum();
         (gap / norm).sqrt()
     }

@@ -16,23 +16,16 @@ pub(crate) fn layer_norm(x: Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> 
     let (gamma, beta) = (Values::of(gamma)?, Values::of(beta)?);
     let (gamma, beta) = (gamma.get()?, beta.get()?);
     edit(&x, |x| {
-        x.par_chunks_mut(rows_per_chunk(width) * width)
-            .for_each(|rows| {
-                rows.chunks_exact_mut(width)
-                    .for_each(|row| layer_norm_row(row, gamma, beta, eps as f32));
-            });
+        x.par_chunks_mut(rows_per_chunk(width) * width).for_each(|rows| {
+            rows.chunks_exact_mut(width)
+                .for_each(|row| layer_norm_row(row, gamma, beta, eps as f32));
+        });
     })?;
     Ok(x)
 }
 
 /// layer_norm(x + residual). Takes x over.
-pub(crate) fn add_layer_norm(
-    x: Tensor,
-    residual: &Tensor,
-    gamma: &Tensor,
-    beta: &Tensor,
-    eps: f64,
-) -> Result<Tensor> {
+pub(crate) fn add_layer_norm(x: Tensor, residual: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
     if !fused(&[&x, residual, gamma, beta]) {
         return layer_norm_composed(&(x + residual)?, gamma, beta, eps);
     }
@@ -44,10 +37,7 @@ pub(crate) fn add_layer_norm(
         x.par_chunks_mut(chunk)
             .zip(residual.par_chunks(chunk))
             .for_each(|(rows, residual)| {
-                for (row, residual) in rows
-                    .chunks_exact_mut(width)
-                    .zip(residual.chunks_exact(width))
-                {
+                for (row, residual) in rows.chunks_exact_mut(width).zip(residual.chunks_exact(width)) {
                     add(row, residual);
                     layer_norm_row(row, gamma, beta, eps as f32);
                 }
@@ -77,12 +67,7 @@ pub(crate) fn rms_norm(x: &Tensor, gamma: &Tensor, eps: f64) -> Result<Tensor> {
 }
 
 /// The residual sum x + y and its RMSNorm. Takes x over.
-pub(crate) fn add_rms_norm(
-    x: Tensor,
-    y: &Tensor,
-    gamma: &Tensor,
-    eps: f64,
-) -> Result<(Tensor, Tensor)> {
+pub(crate) fn add_rms_norm(x: Tensor, y: &Tensor, gamma: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
     if !fused(&[&x, y, gamma]) {
         let x = (x + y)?;
         let normed = rms_norm_composed(&x, gamma, eps)?;
@@ -118,9 +103,7 @@ fn layer_norm_composed(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> R
     let x = x.to_dtype(DType::F32)?;
     let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
     let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-    let normed = centred
-        .broadcast_div(&(variance + eps)?.sqrt()?)?
-        .to_dtype(dtype)?;
+    let normed = centred.broadcast_div(&(variance + eps)?.sqrt()?)?.to_dtype(dtype)?;
     Ok(normed.broadcast_mul(gamma)?.broadcast_add(beta)?)
 }
 
@@ -128,9 +111,7 @@ fn rms_norm_composed(x: &Tensor, gamma: &Tensor, eps: f64) -> Result<Tensor> {
     let dtype = x.dtype();
     let x = x.to_dtype(DType::F32)?;
     let mean_square = x.sqr()?.mean_keepdim(D::Minus1)?;
-    let normed = x
-        .broadcast_div(&(mean_square + eps)?.sqrt()?)?
-        .to_dtype(dtype)?;
+    let normed = x.broadcast_div(&(mean_square + eps)?.sqrt()?)?.to_dtype(dtype)?;
     Ok(normed.broadcast_mul(gamma)?)
 }
 
@@ -184,9 +165,7 @@ mod tests {
             let expected = rms_norm_composed(&both, &gamma, 1e-5).unwrap();
             assert!(relative_error(&rms_norm(&both, &gamma, 1e-5).unwrap(), &expected) < 1e-5);
             let (sum, normed) = add_rms_norm(x.copy().unwrap(), &y, &gamma, 1e-5).unwrap();
-            assert!(
-                relative_error(&sum, &both) < 1e-6 && relative_error(&normed, &expected) < 1e-5
-            );
+            assert!(relative_error(&sum, &both) < 1e-6 && relative_error(&normed, &expected) < 1e-5);
         }
     }
 }

@@ -16,28 +16,15 @@ pub(crate) struct Rope {
 
 impl Rope {
     /// The turns of T rows at `positions`. Angles are f32 products, as in the reference.
-    pub(crate) fn new(
-        positions: &[u32],
-        frequencies: &[f32],
-        dtype: DType,
-        device: &Device,
-    ) -> Result<Self> {
+    pub(crate) fn new(positions: &[u32], frequencies: &[f32], dtype: DType, device: &Device) -> Result<Self> {
         let angles = || {
             positions
                 .iter()
                 .flat_map(|&p| frequencies.iter().map(move |&f| f64::from(p as f32 * f)))
         };
         let shape = (positions.len(), frequencies.len());
-        let cos = Tensor::from_vec(
-            angles().map(|a| a.cos() as f32).collect::<Vec<_>>(),
-            shape,
-            device,
-        )?;
-        let sin = Tensor::from_vec(
-            angles().map(|a| a.sin() as f32).collect::<Vec<_>>(),
-            shape,
-            device,
-        )?;
+        let cos = Tensor::from_vec(angles().map(|a| a.cos() as f32).collect::<Vec<_>>(), shape, device)?;
+        let sin = Tensor::from_vec(angles().map(|a| a.sin() as f32).collect::<Vec<_>>(), shape, device)?;
         Ok(Self { cos, sin, dtype })
     }
 
@@ -60,16 +47,14 @@ impl Rope {
         let (cos, sin) = (cos.get()?, sin.get()?);
         let rows = rows_per_chunk(width);
         edit(&x, |x| {
-            x.par_chunks_mut(rows * width)
-                .enumerate()
-                .for_each(|(chunk, x)| {
-                    for (row, x) in x.chunks_exact_mut(width).enumerate() {
-                        let at = (chunk * rows + row) * half;
-                        for head in x.chunks_exact_mut(2 * half) {
-                            turn_head(head, &cos[at..at + half], &sin[at..at + half]);
-                        }
+            x.par_chunks_mut(rows * width).enumerate().for_each(|(chunk, x)| {
+                for (row, x) in x.chunks_exact_mut(width).enumerate() {
+                    let at = (chunk * rows + row) * half;
+                    for head in x.chunks_exact_mut(2 * half) {
+                        turn_head(head, &cos[at..at + half], &sin[at..at + half]);
                     }
-                });
+                }
+            });
         })?;
         Ok(x)
     }

@@ -91,11 +91,7 @@ fn max(x: &[f32]) -> f32 {
             *lane = if *value > *lane { *value } else { *lane };
         }
     }
-    lanes
-        .iter()
-        .chain(rest)
-        .copied()
-        .fold(f32::NEG_INFINITY, f32::max)
+    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
 vectorised! {
@@ -123,18 +119,9 @@ mod tests {
         for i in -80_000..80_000 {
             let x = i as f32 * 1e-3;
             let (fast, exact) = (f64::from(exp(x)), f64::from(x).exp());
-            assert!(
-                (fast - exact).abs() <= 3e-7 * exact,
-                "exp({x}) = {fast}, not {exact}"
-            );
-            let (fast, exact) = (
-                f64::from(erf(x)),
-                candle_core::cpu::erf::erf_f64(f64::from(x)),
-            );
-            assert!(
-                (fast - exact).abs() <= 4e-7,
-                "erf({x}) = {fast}, not {exact}"
-            );
+            assert!((fast - exact).abs() <= 3e-7 * exact, "exp({x}) = {fast}, not {exact}");
+            let (fast, exact) = (f64::from(erf(x)), candle_core::cpu::erf::erf_f64(f64::from(x)));
+            assert!((fast - exact).abs() <= 4e-7, "erf({x}) = {fast}, not {exact}");
         }
     }
 

@@ -50,10 +50,7 @@ pub(super) fn tokenizer(texts: &[String], vocab_size: usize) -> Result<Tokenizer
     let mut tokenizer = Tokenizer::new(model);
     tokenizer.with_pre_tokenizer(Some(pre_tokenizer));
     tokenizer.with_decoder(Some(ByteLevel::default()));
-    let special = SPECIAL
-        .iter()
-        .map(ToString::to_string)
-        .chain(slot_tokens(0, RESERVED));
+    let special = SPECIAL.iter().map(ToString::to_string).chain(slot_tokens(0, RESERVED));
     tokenizer
         .add_special_tokens(special.map(|token| AddedToken::from(token, true)))
         .map_err(|error| untrainable(&error))?;
@@ -81,12 +78,7 @@ fn learn_merges(words: &BTreeMap<String, u32>, vocab_size: usize) -> (Vocabulary
     let mut ids: Vocabulary = tokens.iter().cloned().zip(0..).collect();
     let mut words: Vec<(Vec<u32>, u64)> = words
         .iter()
-        .map(|(word, count)| {
-            (
-                word.chars().map(|c| ids[&c.to_string()]).collect(),
-                u64::from(*count),
-            )
-        })
+        .map(|(word, count)| (word.chars().map(|c| ids[&c.to_string()]).collect(), u64::from(*count)))
         .collect();
     let mut merges = Vec::new();
     while tokens.len() < vocab_size {
@@ -100,10 +92,7 @@ fn learn_merges(words: &BTreeMap<String, u32>, vocab_size: usize) -> (Vocabulary
             .into_iter()
             .max_by_key(|&(pair, count)| (count, std::cmp::Reverse(pair)));
         let Some((pair, _)) = best else { break };
-        let (left, right) = (
-            tokens[pair.0 as usize].clone(),
-            tokens[pair.1 as usize].clone(),
-        );
+        let (left, right) = (tokens[pair.0 as usize].clone(), tokens[pair.1 as usize].clone());
         let merged = format!("{left}{right}");
         let id = *ids.entry(merged.clone()).or_insert_with(|| {
             tokens.push(merged);
@@ -120,9 +109,7 @@ fn merge(word: &mut Vec<u32>, pair: (u32, u32), id: u32) {
     let mut read = 0;
     let mut write = 0;
     while read < word.len() {
-        let here = word
-            .get(read + 1)
-            .is_some_and(|&next| (word[read], next) == pair);
+        let here = word.get(read + 1).is_some_and(|&next| (word[read], next) == pair);
         word[write] = if here { id } else { word[read] };
         read += if here { 2 } else { 1 };
         write += 1;
@@ -136,11 +123,7 @@ mod tests {
 
     #[test]
     fn the_most_frequent_pair_merges_first() {
-        let words = BTreeMap::from([
-            ("hug".to_string(), 10),
-            ("pug".to_string(), 5),
-            ("hugs".to_string(), 5),
-        ]);
+        let words = BTreeMap::from([("hug".to_string(), 10), ("pug".to_string(), 5), ("hugs".to_string(), 5)]);
         let (ids, merges) = learn_merges(&words, 256 + 3);
         let pair = |a: &str, b: &str| (a.to_string(), b.to_string());
         assert_eq!(merges, [pair("u", "g"), pair("h", "ug"), pair("p", "ug")]);

@@ -43,24 +43,24 @@ pub struct TinyShape {
 impl TinyShape {
     /// The encoder that [`write_tiny_encoder`] makes.
     pub const ENCODER: Self = Self {
-        hidden_size: 96,
-        intermediate_size: 256,
+        hidden_size: 192,
+        intermediate_size: 512,
         layers: 2,
-        heads: 6,
-        kv_heads: 6,
+        heads: 12,
+        kv_heads: 12,
         head_dim: 16,
-        vocab_size: 900,
+        vocab_size: 2_000,
     };
 
     /// The decoder that [`write_tiny_decoder`] makes.
     pub const DECODER: Self = Self {
-        hidden_size: 96,
-        intermediate_size: 256,
+        hidden_size: 192,
+        intermediate_size: 512,
         layers: 2,
-        heads: 6,
-        kv_heads: 2,
+        heads: 12,
+        kv_heads: 4,
         head_dim: 16,
-        vocab_size: 700,
+        vocab_size: 1_500,
     };
 }
 
@@ -69,11 +69,7 @@ impl TinyShape {
 ///
 /// # Errors
 /// [`Error::Input`] when the texts hold nothing to learn a tokenizer from, [`Error::Io`] when a file can't be written.
-pub fn write_tiny_encoder(
-    dir: &Path,
-    texts: impl Iterator<Item = String>,
-    seed: u64,
-) -> Result<()> {
+pub fn write_tiny_encoder(dir: &Path, texts: impl Iterator<Item = String>, seed: u64) -> Result<()> {
     write_encoder(dir, texts, seed, TinyShape::ENCODER)
 }
 
@@ -81,12 +77,7 @@ pub fn write_tiny_encoder(
 ///
 /// # Errors
 /// As [`write_tiny_encoder`].
-pub fn write_encoder(
-    dir: &Path,
-    texts: impl Iterator<Item = String>,
-    seed: u64,
-    shape: TinyShape,
-) -> Result<()> {
+pub fn write_encoder(dir: &Path, texts: impl Iterator<Item = String>, seed: u64, shape: TinyShape) -> Result<()> {
     let tokenizer = unigram::tokenizer(&training_texts(texts), shape.vocab_size)?;
     let vocab_size = tokenizer.get_vocab_size(true);
     let hidden = shape.hidden_size;
@@ -121,11 +112,7 @@ pub fn write_encoder(
 ///
 /// # Errors
 /// As [`write_tiny_encoder`].
-pub fn write_tiny_decoder(
-    dir: &Path,
-    texts: impl Iterator<Item = String>,
-    seed: u64,
-) -> Result<()> {
+pub fn write_tiny_decoder(dir: &Path, texts: impl Iterator<Item = String>, seed: u64) -> Result<()> {
     write_decoder(dir, texts, seed, TinyShape::DECODER)
 }
 
@@ -133,12 +120,7 @@ pub fn write_tiny_decoder(
 ///
 /// # Errors
 /// As [`write_tiny_encoder`].
-pub fn write_decoder(
-    dir: &Path,
-    texts: impl Iterator<Item = String>,
-    seed: u64,
-    shape: TinyShape,
-) -> Result<()> {
+pub fn write_decoder(dir: &Path, texts: impl Iterator<Item = String>, seed: u64, shape: TinyShape) -> Result<()> {
     let tokenizer = bpe::tokenizer(&training_texts(texts), shape.vocab_size)?;
     let vocab_size = tokenizer.get_vocab_size(true);
     let id = |token: &str| tokenizer.token_to_id(token);
@@ -156,20 +138,13 @@ pub fn write_decoder(
         "bos_token_id": id(bpe::BEGIN_OF_TEXT), "eos_token_id": id(bpe::END_OF_TURN),
     });
     let (hidden, inner) = (shape.hidden_size, shape.intermediate_size);
-    let (q_width, kv_width) = (
-        shape.heads * shape.head_dim,
-        shape.kv_heads * shape.head_dim,
-    );
+    let (q_width, kv_width) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
     let mut tensors = RandomTensors::new(seed, "tiny decoder");
     tensors.matrix("model.embed_tokens.weight", vocab_size, hidden);
     for layer in 0..shape.layers {
         let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
         tensors.vector(&name("input_layernorm"), hidden, 1.0);
-        for (part, rows) in [
-            ("q_proj", q_width),
-            ("k_proj", kv_width),
-            ("v_proj", kv_width),
-        ] {
+        for (part, rows) in [("q_proj", q_width), ("k_proj", kv_width), ("v_proj", kv_width)] {
             tensors.matrix(&name(&format!("self_attn.{part}")), rows, hidden);
         }
         tensors.matrix(&name("self_attn.o_proj"), hidden, q_width);
@@ -218,9 +193,7 @@ impl RandomTensors {
     fn push(&mut self, name: &str, shape: Vec<usize>, mean: f64, std: f64) {
         let count = shape.iter().product();
         let numbers = Normal::new(self.seed, &format!("{}: {name}", self.model)).take(count);
-        let bytes = numbers
-            .flat_map(|x| ((mean + std * x) as f32).to_le_bytes())
-            .collect();
+        let bytes = numbers.flat_map(|x| ((mean + std * x) as f32).to_le_bytes()).collect();
         self.tensors.push((name.to_string(), shape, bytes));
     }
 
@@ -250,9 +223,7 @@ impl RandomTensors {
         let views = self
             .tensors
             .iter()
-            .map(|(name, shape, bytes)| {
-                Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?))
-            })
+            .map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
             .collect::<std::result::Result<Vec<_>, _>>()
             .map_err(refuse)?;
         // Transformers asks for the framework that the tensors are meant for.
@@ -262,12 +233,7 @@ impl RandomTensors {
     }
 }
 
-fn write_model(
-    dir: &Path,
-    config: &Value,
-    tensors: &RandomTensors,
-    tokenizer: &tokenizers::Tokenizer,
-) -> Result<()> {
+fn write_model(dir: &Path, config: &Value, tensors: &RandomTensors, tokenizer: &tokenizers::Tokenizer) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|source| Error::Io {
         path: dir.display().to_string(),
         source,
@@ -275,9 +241,7 @@ fn write_model(
     write_json(&dir.join("config.json"), config)?;
     tensors.save(&dir.join("model.safetensors"))?;
     let path = dir.join("tokenizer.json");
-    let text = tokenizer
-        .to_string(true)
-        .map_err(|error| untrainable(&error))?;
+    let text = tokenizer.to_string(true).map_err(|error| untrainable(&error))?;
     write(&path, text.as_bytes())
 }
 

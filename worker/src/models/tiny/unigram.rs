@@ -9,8 +9,8 @@ use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{
-    AddedToken, NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString,
-    PreTokenizer, Tokenizer,
+    AddedToken, NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
+    Tokenizer,
 };
 
 use super::untrainable;
@@ -75,8 +75,7 @@ pub(super) fn count_words(
 /// Unigram's EM. The library's trainer sums in the order of its threads and of a randomly keyed hash set: one thread
 /// settles the first, [`canonical`] the second.
 fn train(words: BTreeMap<String, u32>, vocab_size: usize) -> Result<Unigram> {
-    let chars: std::collections::BTreeSet<char> =
-        words.keys().flat_map(|word| word.chars()).collect();
+    let chars: std::collections::BTreeSet<char> = words.keys().flat_map(|word| word.chars()).collect();
     let trainer = UnigramTrainer::builder()
         .show_progress(false)
         .vocab_size(vocab_size.max(chars.len() + SPECIAL.len() + 1) as u32)
@@ -87,9 +86,7 @@ fn train(words: BTreeMap<String, u32>, vocab_size: usize) -> Result<Unigram> {
     let one_thread = rayon::ThreadPoolBuilder::new()
         .num_threads(1)
         .build()
-        .map_err(|error| {
-            Error::Input(format!("no thread for the tokenizer's training: {error}"))
-        })?;
+        .map_err(|error| Error::Input(format!("no thread for the tokenizer's training: {error}")))?;
     let mut model = Unigram::default();
     one_thread
         .install(|| trainer.do_train(words.into_iter().collect(), &mut model))
@@ -104,10 +101,7 @@ fn train(words: BTreeMap<String, u32>, vocab_size: usize) -> Result<Unigram> {
 /// in the characters' own. Then all are sorted by score and text.
 fn canonical(mut pieces: Vec<(String, f64)>) -> Vec<(String, f64)> {
     let learned = &mut pieces[SPECIAL.len()..];
-    let lowest = learned
-        .iter()
-        .map(|(_, score)| *score)
-        .fold(f64::INFINITY, f64::min);
+    let lowest = learned.iter().map(|(_, score)| *score).fold(f64::INFINITY, f64::min);
     let single = |text: &str| text.chars().count() == 1;
     let mut returned = Vec::new();
     let mut penalty = 0.0;
@@ -124,10 +118,7 @@ fn canonical(mut pieces: Vec<(String, f64)>) -> Vec<(String, f64)> {
         debug_assert!(returned.contains(&index));
         penalty += 0.0001;
     }
-    let mut texts: Vec<String> = returned
-        .iter()
-        .map(|&index| learned[index].0.clone())
-        .collect();
+    let mut texts: Vec<String> = returned.iter().map(|&index| learned[index].0.clone()).collect();
     texts.sort_unstable();
     for (&index, text) in returned.iter().zip(texts) {
         learned[index].0 = text;
@@ -151,12 +142,7 @@ mod tests {
                 ("x".to_string(), -3.0),
                 ("ab".to_string(), -9.0),
             ]);
-            pieces.extend(
-                order
-                    .iter()
-                    .zip(scores)
-                    .map(|(text, score)| (text.to_string(), score)),
-            );
+            pieces.extend(order.iter().zip(scores).map(|(text, score)| (text.to_string(), score)));
             canonical(pieces)
         };
         assert_eq!(rest(["a", "b", "c"]), rest(["c", "a", "b"]));
