@@ -15,12 +15,7 @@ use llink_worker::train::tensor_file::TensorFile;
 use serde_json::Value;
 
 fn golden() -> PathBuf {
-    let fixture = || {
-        PathBuf::from(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/tests/fixtures/golden/seed8"
-        ))
-    };
+    let fixture = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/seed8"));
     std::env::var_os("LLINK_GOLDEN").map_or_else(fixture, PathBuf::from)
 }
 
@@ -28,26 +23,17 @@ fn golden() -> PathBuf {
 fn relative(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
-    let difference = norm(
-        &mut found
-            .iter()
-            .zip(expected)
-            .map(|(a, b)| f64::from(*a) - f64::from(*b)),
-    );
+    let difference = norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(*a) - f64::from(*b)));
     difference / norm(&mut expected.iter().map(|x| f64::from(*x)))
 }
 
 #[test]
 fn the_golden_trajectory_is_followed() {
     let folder = golden();
-    let cases: Value =
-        serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
+    let cases: Value = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
     let bytes = std::fs::read(folder.join("tensors.safetensors")).unwrap();
     let file = TensorFile::new("tensors.safetensors", &bytes).unwrap();
-    let (align, n_hard) = (
-        &cases["align"],
-        cases["hyper"]["n_hard"].as_u64().unwrap() as usize,
-    );
+    let (align, n_hard) = (&cases["align"], cases["hyper"]["n_hard"].as_u64().unwrap() as usize);
     let number = |value: &Value| value.as_f64().unwrap();
 
     let (encoder_shape, encoder) = file.f32("align.encoder").unwrap();
@@ -75,8 +61,7 @@ fn the_golden_trajectory_is_followed() {
     };
     let queue = TeacherQueue::new(align["queue_capacity"].as_u64().unwrap() as usize, d);
     let optimizer = AdamW::new(adamw, shape.parameter_count());
-    let mut trainer =
-        AlignTrainer::new(projector, optimizer, queue, weights, number(&align["clip"]));
+    let mut trainer = AlignTrainer::new(projector, optimizer, queue, weights, number(&align["clip"]));
 
     let trace = align["trace"].as_array().unwrap();
     let (total, mut worst_loss, mut worst_norm) = (trace.len() as u64, 0.0_f64, 0.0_f64);
@@ -116,11 +101,7 @@ fn the_golden_trajectory_is_followed() {
         ] {
             let error = (found - number(&expected[name])).abs();
             worst_loss = worst_loss.max(error);
-            assert!(
-                error < 1e-4,
-                "step {step}: {name} {found} against {}",
-                expected[name]
-            );
+            assert!(error < 1e-4, "step {step}: {name} {found} against {}", expected[name]);
         }
         let error = (outcome.grad_norm / number(&expected["grad_norm"]) - 1.0).abs();
         worst_norm = worst_norm.max(error);
@@ -147,8 +128,7 @@ fn the_golden_trajectory_is_followed() {
         assert!(error < 1e-3, "{name} after {total} steps: {error}");
     }
 
-    let metrics =
-        retrieval_metrics(&trainer.projector.project(&encoder).unwrap(), &teacher, d).unwrap();
+    let metrics = retrieval_metrics(&trainer.projector.project(&encoder).unwrap(), &teacher, d).unwrap();
     let retrieval = &cases["retrieval"];
     for (name, found) in [
         ("r1", metrics.r1),

@@ -23,11 +23,7 @@ fn listeners(world_size: usize) -> (Vec<TcpListener>, Vec<String>) {
 }
 
 /// Runs `work` on every rank of a ring, each on a thread of its own.
-fn on_ring<T: Send>(
-    world_size: usize,
-    timeout: Duration,
-    work: impl Fn(Ring) -> T + Sync,
-) -> Vec<T> {
+fn on_ring<T: Send>(world_size: usize, timeout: Duration, work: impl Fn(Ring) -> T + Sync) -> Vec<T> {
     let (listeners, addresses) = listeners(world_size);
     thread::scope(|scope| {
         let ranks: Vec<_> = listeners
@@ -41,9 +37,7 @@ fn on_ring<T: Send>(
                     timeout,
                 };
                 let work = &work;
-                scope.spawn(move || {
-                    work(Ring::connect(listener, &options, AbortHandle::new()).unwrap())
-                })
+                scope.spawn(move || work(Ring::connect(listener, &options, AbortHandle::new()).unwrap()))
             })
             .collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
@@ -106,9 +100,7 @@ fn sums_are_right_and_the_same_bits_on_every_rank() {
             lengths.iter().enumerate().map(sum).collect::<Vec<_>>()
         });
         for (call, length) in lengths.iter().enumerate() {
-            let inputs: Vec<Vec<f32>> = (0..world_size)
-                .map(|rank| values(call, rank, *length))
-                .collect();
+            let inputs: Vec<Vec<f32>> = (0..world_size).map(|rank| values(call, rank, *length)).collect();
             for i in 0..*length {
                 let expected: f64 = inputs.iter().map(|input| f64::from(input[i])).sum();
                 assert!(
@@ -143,9 +135,7 @@ fn a_sum_repeats_bit_for_bit() {
 fn gathers_and_broadcasts_bring_everyone_the_same() {
     let mut random = Random::seeded();
     for world_size in [2, 3, 4] {
-        let mut counts: Vec<usize> = (0..world_size)
-            .map(|_| (random.next() % 100_000) as usize)
-            .collect();
+        let mut counts: Vec<usize> = (0..world_size).map(|_| (random.next() % 100_000) as usize).collect();
         counts[random.next() as usize % world_size] = 0;
         let expected: Vec<f32> = counts
             .iter()
@@ -155,14 +145,10 @@ fn gathers_and_broadcasts_bring_everyone_the_same() {
         on_ring(world_size, TIMEOUT, |mut ring| {
             let rank = ring.rank();
             assert_eq!(
-                ring.all_gather(&values(0, rank, counts[rank]), &counts)
-                    .unwrap(),
+                ring.all_gather(&values(0, rank, counts[rank]), &counts).unwrap(),
                 expected
             );
-            assert_eq!(
-                ring.all_gather(&[], &vec![0; world_size]).unwrap(),
-                Vec::<f32>::new()
-            );
+            assert_eq!(ring.all_gather(&[], &vec![0; world_size]).unwrap(), Vec::<f32>::new());
             for root in 0..world_size {
                 for length in [0, 1, 200_000] {
                     let mut own = values(length, rank, length);
@@ -173,10 +159,7 @@ fn gathers_and_broadcasts_bring_everyone_the_same() {
             ring.barrier().unwrap();
             let wrong = ring.all_gather(&[1.0], &vec![0; world_size]);
             assert!(matches!(wrong, Err(Error::Input(_))));
-            assert!(matches!(
-                ring.broadcast(world_size, &mut []),
-                Err(Error::Input(_))
-            ));
+            assert!(matches!(ring.broadcast(world_size, &mut []), Err(Error::Input(_))));
             ring.barrier().unwrap();
         });
     }
@@ -195,9 +178,7 @@ fn a_barrier_waits_for_the_last() {
         from.elapsed()
     });
     assert!(
-        waited
-            .iter()
-            .all(|waited| *waited >= Duration::from_millis(290)),
+        waited.iter().all(|waited| *waited >= Duration::from_millis(290)),
         "{waited:?}"
     );
     assert!(started.elapsed() < Duration::from_secs(10));
@@ -351,9 +332,7 @@ fn an_abort_ends_connecting() {
         aborting.abort("stop");
     });
     let started = Instant::now();
-    let error = Ring::connect(listeners.remove(0), &options, handle)
-        .err()
-        .unwrap();
+    let error = Ring::connect(listeners.remove(0), &options, handle).err().unwrap();
     assert!(matches!(error, Error::Aborted(_)), "{error}");
     assert!(started.elapsed() < Duration::from_secs(3));
     abort.join().unwrap();
@@ -448,9 +427,7 @@ fn a_rank_of_another_generation_learns_why() {
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     });
     assert!(
-        errors
-            .iter()
-            .any(|text| text.contains("another generation")),
+        errors.iter().any(|text| text.contains("another generation")),
         "{errors:?}"
     );
     assert!(started.elapsed() < timeout + Duration::from_secs(2));

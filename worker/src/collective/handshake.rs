@@ -29,11 +29,7 @@ pub(super) struct Neighbours {
 }
 
 /// Connects this rank to the next and the previous one within the timeout.
-pub(super) fn connect(
-    listener: TcpListener,
-    options: &RingOptions,
-    abort: &AbortHandle,
-) -> Result<Neighbours> {
+pub(super) fn connect(listener: TcpListener, options: &RingOptions, abort: &AbortHandle) -> Result<Neighbours> {
     let deadline = Instant::now() + options.timeout;
     let lost = |reason: String| lost(options, reason);
     listener
@@ -50,21 +46,14 @@ pub(super) fn connect(
         if left.is_zero() {
             return Err(lost(missing(options, previous.is_some(), welcome)));
         }
-        let wait =
-            Timespec::try_from(left.min(PATIENCE)).map_err(|error| lost(error.to_string()))?;
-        let mut waiting = [
-            PollFd::new(&listener, PollFlags::IN),
-            PollFd::new(&next, PollFlags::IN),
-        ];
+        let wait = Timespec::try_from(left.min(PATIENCE)).map_err(|error| lost(error.to_string()))?;
+        let mut waiting = [PollFd::new(&listener, PollFlags::IN), PollFd::new(&next, PollFlags::IN)];
         let (first, last) = (usize::from(previous.is_some()), if welcome { 1 } else { 2 });
         match poll(&mut waiting[first..last], Some(&wait)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(lost(format!("waiting for connections: {error}"))),
         }
-        let (caller, verdict) = (
-            !waiting[0].revents().is_empty(),
-            !waiting[1].revents().is_empty(),
-        );
+        let (caller, verdict) = (!waiting[0].revents().is_empty(), !waiting[1].revents().is_empty());
         if caller && let Ok((stream, _)) = listener.accept() {
             previous = answer(stream, options);
         }
@@ -75,14 +64,10 @@ pub(super) fn connect(
             welcome = match byte[0] {
                 WELCOME => true,
                 OTHER_GENERATION => {
-                    return Err(lost(format!(
-                        "rank {next_rank} is in another generation of the gang"
-                    )));
+                    return Err(lost(format!("rank {next_rank} is in another generation of the gang")));
                 }
                 _ => {
-                    return Err(lost(format!(
-                        "rank {next_rank} expects another rank before it"
-                    )));
+                    return Err(lost(format!("rank {next_rank} expects another rank before it")));
                 }
             };
         }
@@ -98,26 +83,15 @@ pub(super) fn connect(
 }
 
 /// Connects to `rank`, again and again while it does not listen yet.
-fn dial(
-    options: &RingOptions,
-    rank: usize,
-    deadline: Instant,
-    abort: &AbortHandle,
-) -> Result<TcpStream> {
+fn dial(options: &RingOptions, rank: usize, deadline: Instant, abort: &AbortHandle) -> Result<TcpStream> {
     let address = &options.addresses[rank];
     loop {
         abort.check()?;
         let left = deadline.saturating_duration_since(Instant::now());
         let attempt = address
             .to_socket_addrs()
-            .and_then(|mut found| {
-                found
-                    .next()
-                    .ok_or_else(|| ErrorKind::AddrNotAvailable.into())
-            })
-            .and_then(|socket| {
-                TcpStream::connect_timeout(&socket, left.clamp(PATIENCE, HELLO_TIMEOUT))
-            });
+            .and_then(|mut found| found.next().ok_or_else(|| ErrorKind::AddrNotAvailable.into()))
+            .and_then(|socket| TcpStream::connect_timeout(&socket, left.clamp(PATIENCE, HELLO_TIMEOUT)));
         match attempt {
             Ok(stream) => return Ok(stream),
             Err(error) if left.is_zero() => {

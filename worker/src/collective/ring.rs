@@ -74,16 +74,10 @@ impl Ring {
     /// # Errors
     /// [`Error::Input`] when the rank is not among the addresses; [`Error::Peer`] when a neighbour does not come within
     /// the timeout or is of another generation; [`Error::Aborted`].
-    pub fn connect(
-        listener: TcpListener,
-        options: &RingOptions,
-        abort: AbortHandle,
-    ) -> Result<Self> {
+    pub fn connect(listener: TcpListener, options: &RingOptions, abort: AbortHandle) -> Result<Self> {
         let (rank, world_size) = (options.rank, options.addresses.len());
         if rank >= world_size || world_size < 2 {
-            return Err(Error::Input(format!(
-                "rank {rank} of {world_size} can't join a ring"
-            )));
+            return Err(Error::Input(format!("rank {rank} of {world_size} can't join a ring")));
         }
         let neighbours = connect(listener, options, &abort)?;
         for stream in [&neighbours.next, &neighbours.previous] {
@@ -134,10 +128,9 @@ impl Ring {
             for stream in [&self.neighbours.next, &self.neighbours.previous] {
                 drop(stream.shutdown(Shutdown::Both));
             }
-            let step = self.step.map_or_else(
-                || "before the first step".to_owned(),
-                |step| format!("at step {step}"),
-            );
+            let step = self
+                .step
+                .map_or_else(|| "before the first step".to_owned(), |step| format!("at step {step}"));
             let during = format!("{} {step}", kind.name());
             let (rank, world_size) = (self.rank, self.world_size);
             self.abort.check().err().unwrap_or(Error::Peer {
@@ -159,12 +152,7 @@ impl Ring {
     }
 
     /// Sends and receives at the same time; `None` means not even a header.
-    fn exchange(
-        &self,
-        call: &mut Call,
-        send: Option<&[f32]>,
-        receive: Option<&mut [f32]>,
-    ) -> Attempt<()> {
+    fn exchange(&self, call: &mut Call, send: Option<&[f32]>, receive: Option<&mut [f32]>) -> Attempt<()> {
         let mut heard = [0; HEADER_BYTES];
         let expects_header = receive.is_some() && !call.header_received;
         let header_out: &[u8] = if send.is_some() && !call.header_sent {
@@ -176,10 +164,7 @@ impl Ring {
         call.header_sent |= send.is_some();
         call.header_received |= receive.is_some();
         let mut outgoing = [header_out, bytemuck::cast_slice(send.unwrap_or_default())];
-        let mut incoming = [
-            header_in,
-            bytemuck::cast_slice_mut(receive.unwrap_or_default()),
-        ];
+        let mut incoming = [header_in, bytemuck::cast_slice_mut(receive.unwrap_or_default())];
         let unfinished = |sending: &[&[u8]; 2], receiving: &[&mut [u8]; 2]| {
             (
                 sending.iter().any(|part| !part.is_empty()),
@@ -212,9 +197,7 @@ impl Ring {
         if parts.iter().all(|part| part.is_empty()) {
             return Ok(false);
         }
-        let written = match (&self.neighbours.next)
-            .write_vectored(&[IoSlice::new(parts[0]), IoSlice::new(parts[1])])
-        {
+        let written = match (&self.neighbours.next).write_vectored(&[IoSlice::new(parts[0]), IoSlice::new(parts[1])]) {
             Ok(written) => written,
             Err(error) if is_pause(&error) => return Ok(false),
             Err(error) => return Err(format!("rank {} is gone: {error}", self.next_rank())),
@@ -231,8 +214,7 @@ impl Ring {
             return Ok(false);
         }
         let [first, second] = std::mem::take(parts);
-        let result = (&self.neighbours.previous)
-            .read_vectored(&mut [IoSliceMut::new(first), IoSliceMut::new(second)]);
+        let result = (&self.neighbours.previous).read_vectored(&mut [IoSliceMut::new(first), IoSliceMut::new(second)]);
         let read = match result {
             Ok(0) => {
                 return Err(format!(
@@ -265,10 +247,7 @@ impl Ring {
             ));
         }
         let Neighbours { next, previous } = &self.neighbours;
-        let mut waiting = [
-            PollFd::new(next, PollFlags::OUT),
-            PollFd::new(previous, PollFlags::IN),
-        ];
+        let mut waiting = [PollFd::new(next, PollFlags::OUT), PollFd::new(previous, PollFlags::IN)];
         let timeout = Timespec::try_from(left).map_err(|error| error.to_string())?;
         match poll(
             &mut waiting[usize::from(!sending)..1 + usize::from(receiving)],
@@ -284,10 +263,7 @@ impl Ring {
         let mut scratch = std::mem::take(&mut self.scratch);
         for step in 0..self.world_size - 1 {
             let chunk = |rank| chunk(values.len(), self.world_size, rank);
-            let (send, receive) = (
-                chunk(self.rank_before(step)),
-                chunk(self.rank_before(step + 1)),
-            );
+            let (send, receive) = (chunk(self.rank_before(step)), chunk(self.rank_before(step + 1)));
             for (send, receive) in segments(send)
                 .zip(segments(receive))
                 .take(rounds(values.len(), self.world_size))
@@ -354,10 +330,7 @@ impl Collective for Ring {
         self.call(Kind::AllGather, values.len(), |ring, call| {
             for step in 0..ring.world_size - 1 {
                 let block = |rank: usize| start(rank)..start(rank) + counts[rank];
-                let (send, receive) = (
-                    block(ring.rank_before(step)),
-                    block(ring.rank_before(step + 1)),
-                );
+                let (send, receive) = (block(ring.rank_before(step)), block(ring.rank_before(step + 1)));
                 let [send, receive] = values
                     .get_disjoint_mut([send, receive])
                     .expect("two blocks share nothing");
@@ -392,8 +365,7 @@ impl Collective for Ring {
     fn barrier(&mut self) -> Result<()> {
         self.call(Kind::Barrier, 0, |ring, call| {
             // A token from each rank reaches every other one: who has them all knows that all are here.
-            (1..ring.world_size)
-                .try_for_each(|_| ring.exchange(call, Some(&[0.0]), Some(&mut [0.0])))
+            (1..ring.world_size).try_for_each(|_| ring.exchange(call, Some(&[0.0]), Some(&mut [0.0])))
         })
     }
 
@@ -448,10 +420,7 @@ impl Kind {
 fn header(sequence: u64, kind: Kind, length: usize) -> [u8; HEADER_BYTES] {
     let mut bytes = [0; HEADER_BYTES];
     let [code, root] = kind.code();
-    for (slot, word) in bytes
-        .chunks_exact_mut(8)
-        .zip([sequence, code, root, length as u64])
-    {
+    for (slot, word) in bytes.chunks_exact_mut(8).zip([sequence, code, root, length as u64]) {
         slot.copy_from_slice(&word.to_le_bytes());
     }
     bytes
@@ -459,8 +428,7 @@ fn header(sequence: u64, kind: Kind, length: usize) -> [u8; HEADER_BYTES] {
 
 /// A header in words.
 fn describe(header: &[u8; HEADER_BYTES]) -> String {
-    let word =
-        |index: usize| u64::from_le_bytes(std::array::from_fn(|byte| header[8 * index + byte]));
+    let word = |index: usize| u64::from_le_bytes(std::array::from_fn(|byte| header[8 * index + byte]));
     let kind = match word(1) {
         1 => "all_reduce_sum",
         2 => "all_gather",

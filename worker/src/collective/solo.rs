@@ -41,9 +41,7 @@ impl Collective for Solo {
     fn broadcast(&mut self, root: usize, _values: &mut [f32]) -> Result<()> {
         self.abort.check()?;
         if root != 0 {
-            return Err(Error::Input(format!(
-                "broadcast from rank {root} in a gang of one"
-            )));
+            return Err(Error::Input(format!("broadcast from rank {root} in a gang of one")));
         }
         Ok(())
     }

@@ -116,12 +116,7 @@ pub fn align_losses(
     buffers: &mut LossBuffers,
 ) -> Result<AlignLosses> {
     let (d, n, own) = (queue.width(), batch.ids.len(), batch.own.len());
-    normalize_rows(
-        batch.teacher,
-        d,
-        &mut buffers.pool,
-        &mut buffers.teacher_norms,
-    );
+    normalize_rows(batch.teacher, d, &mut buffers.pool, &mut buffers.teacher_norms);
     normalize_rows(batch.projected, d, &mut buffers.own, &mut buffers.own_norms);
 
     let mut direction = vec![0.0; d];
@@ -139,11 +134,7 @@ pub fn align_losses(
     let by_own = Matrix::new(&buffers.own, own, d);
     // [b, d] · [d, B]
     let teacher = Matrix::new(&buffers.pool[..n * d], n, d).transposed();
-    matmul(
-        by_own,
-        teacher,
-        Target::columns_from(&mut buffers.logits, widest, 0),
-    );
+    matmul(by_own, teacher, Target::columns_from(&mut buffers.logits, widest, 0));
     let columns = Columns::of(&buffers.logits, widest, n, batch.temperature as f32);
     let (hard, columns) = gather(
         candidates,
@@ -160,20 +151,9 @@ pub fn align_losses(
     if !hard.is_empty() && own > 0 {
         // [b, d] · [d, H]
         let negatives = Matrix::new(&buffers.pool[n * d..], hard.len(), d).transposed();
-        matmul(
-            by_own,
-            negatives,
-            Target::columns_from(&mut buffers.logits, widest, n),
-        );
+        matmul(by_own, negatives, Target::columns_from(&mut buffers.logits, widest, n));
     }
-    let share = cross_entropies(
-        batch,
-        weights,
-        &columns,
-        widest,
-        hard.len(),
-        &mut buffers.logits,
-    );
+    let share = cross_entropies(batch, weights, &columns, widest, hard.len(), &mut buffers.logits);
 
     // [b, B + H] · [B + H, d]; a column that no negative took has no gradient.
     buffers.pool.resize(widest * d, 0.0);
@@ -198,12 +178,9 @@ fn normalize_rows(rows: &[f32], width: usize, normalized: &mut Vec<f32>, norms: 
     blocks
         .zip(norms.par_chunks_mut(block))
         .for_each(|((rows, normalized), norms)| {
-            let rows = rows
-                .chunks_exact(width)
-                .zip(normalized.chunks_exact_mut(width));
-            rows.zip(norms).for_each(|((row, normalized), norm)| {
-                *norm = vectorized(|| normalize(row, normalized))
-            });
+            let rows = rows.chunks_exact(width).zip(normalized.chunks_exact_mut(width));
+            rows.zip(norms)
+                .for_each(|((row, normalized), norm)| *norm = vectorized(|| normalize(row, normalized)));
         });
 }
 
@@ -221,11 +198,7 @@ impl Columns {
             sums: vec![0.0; n],
         };
         let inverse = 1.0 / temperature;
-        let task = if logits.len() < 1 << 15 {
-            n.max(1)
-        } else {
-            COLUMN_BLOCK
-        };
+        let task = if logits.len() < 1 << 15 { n.max(1) } else { COLUMN_BLOCK };
         let blocks = columns
             .maxima
             .par_chunks_mut(task)
@@ -252,16 +225,11 @@ impl Columns {
 
     /// Takes in the statistics of other rows.
     fn merge(&mut self, maxima: &[f32], sums: &[f32], temperature: f32) {
-        for (((max, sum), other_max), other_sum) in self
-            .maxima
-            .iter_mut()
-            .zip(&mut self.sums)
-            .zip(maxima)
-            .zip(sums)
-        {
+        for (((max, sum), other_max), other_sum) in self.maxima.iter_mut().zip(&mut self.sums).zip(maxima).zip(sums) {
             let highest = max.max(*other_max);
-            *sum = *sum * exp((*max - highest) / temperature)
-                + *other_sum * exp((*other_max - highest) / temperature);
+            // A rank without rows has a maximum of -∞, whose difference from itself is no number.
+            let weight = |max: f32| if max == highest { 1.0 } else { exp((max - highest) / temperature) };
+            *sum = *sum * weight(*max) + *other_sum * weight(*other_max);
             *max = highest;
         }
     }
@@ -284,10 +252,7 @@ fn gather(
         score: f32::NEG_INFINITY,
         position: 0,
     };
-    let padded = candidates
-        .into_iter()
-        .chain(std::iter::repeat(absent))
-        .take(n);
+    let padded = candidates.into_iter().chain(std::iter::repeat(absent)).take(n);
     let mut message: Vec<f32> = padded
         .flat_map(|candidate| [candidate.score, candidate.position as f32])
         .collect();
@@ -327,37 +292,31 @@ fn cross_entropies(
     let of_label = (1.0 / (n as f64 * batch.temperature) + weights.direction / n as f64) as f32;
     let inverse_sums: Vec<f32> = columns.sums.iter().map(|sum| of_info_nce / sum).collect();
     let block = rows_per_task(batch.own.len(), width);
-    let shares = logits
-        .par_chunks_mut(block * width)
-        .enumerate()
-        .map(|(at, rows)| {
-            let mut share = AlignLosses::default();
-            for (row, label) in rows
-                .chunks_exact_mut(width)
-                .zip(batch.own.start + at * block..)
-            {
-                row[n + hard..].fill(0.0);
-                let (similarities, negatives) = row[..n + hard].split_at_mut(n);
-                let cosine = similarities[label];
-                let (max, sum) = vectorized(|| {
-                    row_softmax(
-                        similarities,
-                        negatives,
-                        &columns.maxima,
-                        &inverse_sums,
-                        inverse_temperature,
-                        of_info_nce,
-                    )
-                });
-                similarities[label] -= of_label;
-                let by_row = f64::from(sum).ln() + f64::from(max - cosine) / batch.temperature;
-                let by_column = f64::from(columns.sums[label]).ln()
-                    + f64::from(columns.maxima[label] - cosine) / batch.temperature;
-                share.info_nce += 0.5 * (by_row + by_column);
-                share.direction += 1.0 - f64::from(cosine);
-            }
-            share
-        });
+    let shares = logits.par_chunks_mut(block * width).enumerate().map(|(at, rows)| {
+        let mut share = AlignLosses::default();
+        for (row, label) in rows.chunks_exact_mut(width).zip(batch.own.start + at * block..) {
+            row[n + hard..].fill(0.0);
+            let (similarities, negatives) = row[..n + hard].split_at_mut(n);
+            let cosine = similarities[label];
+            let (max, sum) = vectorized(|| {
+                row_softmax(
+                    similarities,
+                    negatives,
+                    &columns.maxima,
+                    &inverse_sums,
+                    inverse_temperature,
+                    of_info_nce,
+                )
+            });
+            similarities[label] -= of_label;
+            let by_row = f64::from(sum).ln() + f64::from(max - cosine) / batch.temperature;
+            let by_column =
+                f64::from(columns.sums[label]).ln() + f64::from(columns.maxima[label] - cosine) / batch.temperature;
+            share.info_nce += 0.5 * (by_row + by_column);
+            share.direction += 1.0 - f64::from(cosine);
+        }
+        share
+    });
     let share = shares
         .collect::<Vec<_>>()
         .into_iter()
@@ -384,11 +343,7 @@ fn row_softmax(
     let highest = |row: &[f32]| {
         let mut lanes = [f32::NEG_INFINITY; 32];
         let chunks = row.chunks_exact(32);
-        let rest = chunks
-            .remainder()
-            .iter()
-            .copied()
-            .fold(f32::NEG_INFINITY, f32::max);
+        let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
         for chunk in chunks {
             lanes
                 .iter_mut()
@@ -398,17 +353,11 @@ fn row_softmax(
         lanes.into_iter().fold(rest, f32::max)
     };
     let max = highest(similarities).max(highest(negatives));
-    let total =
-        |row: &[f32]| super::kernels::reduce(row, row, |x, _| exp((x - max) * inverse_temperature));
+    let total = |row: &[f32]| super::kernels::reduce(row, row, |x, _| exp((x - max) * inverse_temperature));
     let sum = total(similarities) + total(negatives);
     let by_row = factor / sum;
-    for ((x, column_max), by_column) in similarities
-        .iter_mut()
-        .zip(column_maxima)
-        .zip(inverse_column_sums)
-    {
-        *x = exp((*x - max) * inverse_temperature) * by_row
-            + exp((*x - column_max) * inverse_temperature) * by_column;
+    for ((x, column_max), by_column) in similarities.iter_mut().zip(column_maxima).zip(inverse_column_sums) {
+        *x = exp((*x - max) * inverse_temperature) * by_row + exp((*x - column_max) * inverse_temperature) * by_column;
     }
     negatives
         .iter_mut()
@@ -417,12 +366,7 @@ fn row_softmax(
 }
 
 /// From the gradient by p̂ to that by p, with `log_norm`'s part; this rank's share of `log_norm`.
-fn norms(
-    batch: &AlignBatch<'_>,
-    weights: &AlignWeights,
-    d: usize,
-    buffers: &mut LossBuffers,
-) -> AlignLosses {
+fn norms(batch: &AlignBatch<'_>, weights: &AlignWeights, d: usize, buffers: &mut LossBuffers) -> AlignLosses {
     let n = batch.ids.len() as f64;
     let LossBuffers {
         gradient,
@@ -433,22 +377,15 @@ fn norms(
     } = buffers;
     let teacher_norms = &teacher_norms[batch.own.clone()];
     let block = rows_per_task(own_norms.len(), d);
-    let blocks = gradient
-        .par_chunks_mut(block * d)
-        .zip(own.par_chunks(block * d));
-    let blocks = blocks.zip(
-        own_norms
-            .par_chunks(block)
-            .zip(teacher_norms.par_chunks(block)),
-    );
+    let blocks = gradient.par_chunks_mut(block * d).zip(own.par_chunks(block * d));
+    let blocks = blocks.zip(own_norms.par_chunks(block).zip(teacher_norms.par_chunks(block)));
     let shares = blocks.map(|((gradient, own), (own_norms, teacher_norms))| {
         let rows = gradient
             .chunks_exact_mut(d)
             .zip(own.chunks_exact(d))
             .zip(own_norms.iter().zip(teacher_norms));
         rows.map(|((gradient, own), (norm, teacher_norm))| {
-            let difference =
-                f64::from(norm + NORM_EPSILON).ln() - f64::from(teacher_norm + NORM_EPSILON).ln();
+            let difference = f64::from(norm + NORM_EPSILON).ln() - f64::from(teacher_norm + NORM_EPSILON).ln();
             let outward = (weights.log_norm * 2.0 * difference / n) as f32 / (norm + NORM_EPSILON);
             let inverse = 1.0 / norm.max(1e-12);
             vectorized(|| {

@@ -35,9 +35,7 @@ pub fn mine(
     let vectors = &queue.vectors()[positions.start * width..positions.end * width];
     let mut scores = vec![0.0; positions.len()];
     let block = rows_per_task(positions.len(), width);
-    let blocks = vectors
-        .par_chunks(block * width)
-        .zip(scores.par_chunks_mut(block));
+    let blocks = vectors.par_chunks(block * width).zip(scores.par_chunks_mut(block));
     blocks.for_each(|(rows, scores)| dot_rows_f16(rows, direction, scores));
     let batch = IdSet::new(batch_ids);
     let candidates = positions.clone().zip(scores).zip(&queue.ids()[positions]);
@@ -53,11 +51,7 @@ pub fn mine(
 /// The best `n` candidates in order.
 #[must_use]
 pub fn best(mut candidates: Vec<Candidate>, n: usize) -> Vec<Candidate> {
-    let order = |a: &Candidate, b: &Candidate| {
-        b.score
-            .total_cmp(&a.score)
-            .then(a.position.cmp(&b.position))
-    };
+    let order = |a: &Candidate, b: &Candidate| b.score.total_cmp(&a.score).then(a.position.cmp(&b.position));
     if n == 0 {
         return Vec::new();
     }
@@ -93,10 +87,7 @@ impl IdSet {
 
     const fn place(&self, id: u64) -> (usize, u64) {
         let hash = mix(id);
-        (
-            (hash >> 6) as usize & (self.bits.len() - 1),
-            1 << (hash & 63),
-        )
+        ((hash >> 6) as usize & (self.bits.len() - 1), 1 << (hash & 63))
     }
 
     fn contains(&self, id: u64) -> bool {
@@ -125,23 +116,14 @@ mod tests {
             &[[0.0, 1.0], [0.6, 0.8], [1.0, 0.0], [0.6, 0.8], [0.8, 0.6]],
             &[0, 1, 2, 3, 4],
         );
-        assert_eq!(
-            positions(&mine(&queue, 0..5, &[1.0, 0.0], &[], 3)),
-            [2, 4, 1]
-        );
-        assert_eq!(
-            positions(&mine(&queue, 0..5, &[1.0, 0.0], &[], 4)),
-            [2, 4, 1, 3]
-        );
+        assert_eq!(positions(&mine(&queue, 0..5, &[1.0, 0.0], &[], 3)), [2, 4, 1]);
+        assert_eq!(positions(&mine(&queue, 0..5, &[1.0, 0.0], &[], 4)), [2, 4, 1, 3]);
         assert!(mine(&queue, 0..5, &[1.0, 0.0], &[], 0).is_empty());
     }
 
     #[test]
     fn pairs_of_the_batch_are_left_out_and_fewer_usable_give_fewer() {
-        let queue = queue(
-            &[[0.0, 1.0], [0.6, 0.8], [1.0, 0.0], [0.8, 0.6]],
-            &[7, 8, 9, 8],
-        );
+        let queue = queue(&[[0.0, 1.0], [0.6, 0.8], [1.0, 0.0], [0.8, 0.6]], &[7, 8, 9, 8]);
         assert_eq!(positions(&mine(&queue, 0..4, &[1.0, 0.0], &[9, 8], 3)), [0]);
         assert!(mine(&TeacherQueue::new(4, 2), 0..0, &[1.0, 0.0], &[1], 3).is_empty());
         assert!(mine(&queue, 0..4, &[f32::NAN, 0.0], &[], 3).is_empty());
@@ -149,9 +131,7 @@ mod tests {
 
     #[test]
     fn parts_of_the_queue_merge_into_what_the_whole_gives() {
-        let rows: Vec<[f32; 2]> = (0..500)
-            .map(|i| [((i * 37) % 101) as f32 / 101.0, 0.3])
-            .collect();
+        let rows: Vec<[f32; 2]> = (0..500).map(|i| [((i * 37) % 101) as f32 / 101.0, 0.3]).collect();
         let ids: Vec<u64> = (0..500).map(|i| i % 60).collect();
         let queue = queue(&rows, &ids);
         let whole = mine(&queue, 0..500, &[1.0, 0.5], &[3, 44, 59], 32);

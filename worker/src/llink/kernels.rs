@@ -99,19 +99,14 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
 pub fn normalize(row: &[f32], out: &mut [f32]) -> f32 {
     let norm = dot(row, row).sqrt();
     let inverse = 1.0 / norm.max(1e-12);
-    out.iter_mut()
-        .zip(row)
-        .for_each(|(out, x)| *out = x * inverse);
+    out.iter_mut().zip(row).for_each(|(out, x)| *out = x * inverse);
     norm
 }
 
 /// The scalar product of each f16 row of `rows` with `direction`.
 pub fn dot_rows_f16(rows: &[f16], direction: &[f32], scores: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx")
-        && is_x86_feature_detected!("f16c")
-        && is_x86_feature_detected!("fma")
-    {
+    if is_x86_feature_detected!("avx") && is_x86_feature_detected!("f16c") && is_x86_feature_detected!("fma") {
         // SAFETY: the processor has all that the function is compiled for.
         return unsafe { dot_rows_f16c(rows, direction, scores) };
     }
@@ -135,17 +130,10 @@ fn dot_rows_f16c(rows: &[f16], direction: &[f32], scores: &mut [f32]) {
         let mut sums = [_mm256_setzero_ps(); 4];
         for (halves, vectors) in halves.chunks(4).zip(vectors.chunks(4)) {
             for ((sum, half), vector) in sums.iter_mut().zip(halves).zip(vectors) {
-                *sum = _mm256_fmadd_ps(
-                    _mm256_cvtph_ps(pulp::cast(*half)),
-                    pulp::cast(*vector),
-                    *sum,
-                );
+                *sum = _mm256_fmadd_ps(_mm256_cvtph_ps(pulp::cast(*half)), pulp::cast(*vector), *sum);
             }
         }
-        let sum = _mm256_add_ps(
-            _mm256_add_ps(sums[0], sums[1]),
-            _mm256_add_ps(sums[2], sums[3]),
-        );
+        let sum = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
         let lanes: [f32; 8] = pulp::cast(sum);
         let tail: f32 = row_rest
             .iter()
@@ -176,10 +164,7 @@ mod tests {
         for i in -8_600..8_700 {
             let x = i as f32 * 0.01;
             let exact = f64::from(x).exp();
-            assert!(
-                ((f64::from(exp(x)) - exact) / exact).abs() < 4e-7,
-                "exp({x})"
-            );
+            assert!(((f64::from(exp(x)) - exact) / exact).abs() < 4e-7, "exp({x})");
         }
         assert!(exp(-1e9) < 1e-37 && exp(f32::NAN).is_nan());
     }
@@ -193,10 +178,7 @@ mod tests {
             let density = (-0.5 * wide * wide).exp() / (2.0 * std::f64::consts::PI).sqrt();
             let (value, slope) = gelu(x);
             assert!((f64::from(value) - wide * phi).abs() < 1e-6, "gelu({x})");
-            assert!(
-                (f64::from(slope) - (phi + wide * density)).abs() < 1e-6,
-                "gelu'({x})"
-            );
+            assert!((f64::from(slope) - (phi + wide * density)).abs() < 1e-6, "gelu'({x})");
         }
         assert_eq!(gelu(40.0).0, 40.0);
         assert!(gelu(f32::NAN).0.is_nan());
@@ -205,18 +187,12 @@ mod tests {
     #[test]
     fn f16_rows_score_as_their_numbers_do_at_any_width() {
         for width in [1, 7, 8, 31, 32, 96, 100] {
-            let rows: Vec<f16> = (0..3 * width)
-                .map(|i| f16::from_f32((i as f32 * 0.7).sin()))
-                .collect();
+            let rows: Vec<f16> = (0..3 * width).map(|i| f16::from_f32((i as f32 * 0.7).sin())).collect();
             let direction: Vec<f32> = (0..width).map(|i| (i as f32 * 0.3).cos()).collect();
             let mut scores = [0.0; 3];
             dot_rows_f16(&rows, &direction, &mut scores);
             for (row, score) in rows.chunks(width).zip(scores) {
-                let expected: f32 = row
-                    .iter()
-                    .zip(&direction)
-                    .map(|(a, b)| a.to_f32() * b)
-                    .sum();
+                let expected: f32 = row.iter().zip(&direction).map(|(a, b)| a.to_f32() * b).sum();
                 assert!(
                     (score - expected).abs() < 1e-4,
                     "width {width}: {score} against {expected}"

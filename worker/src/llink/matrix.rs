@@ -22,11 +22,7 @@ impl<'a> Matrix<'a> {
     /// When `values` has another length.
     #[must_use]
     pub fn new(values: &'a [f32], rows: usize, columns: usize) -> Self {
-        assert_eq!(
-            values.len(),
-            rows * columns,
-            "a matrix of {rows} x {columns}"
-        );
+        assert_eq!(values.len(), rows * columns, "a matrix of {rows} x {columns}");
         Self {
             values,
             rows,
@@ -93,8 +89,7 @@ pub fn matmul(left: Matrix<'_>, right: Matrix<'_>, target: Target<'_>) {
         n <= target.stride && (m - 1) * target.stride + n <= target.values.len(),
         "the target of a product"
     );
-    let stride =
-        |value: usize| isize::try_from(value).expect("no buffer has more than isize::MAX numbers");
+    let stride = |value: usize| isize::try_from(value).expect("no buffer has more than isize::MAX numbers");
     let parallelism = if m * n * k < PARALLEL_FROM {
         Parallelism::None
     } else {

@@ -99,12 +99,7 @@ impl Projector {
     pub fn new(shape: ProjectorShape, seed: u64) -> Self {
         let mut parameters = vec![0.0; shape.parameter_count()];
         let ranges = shape.ranges();
-        for (tensor, inputs) in [
-            (0, shape.input),
-            (1, shape.input),
-            (2, shape.hidden),
-            (3, shape.hidden),
-        ] {
+        for (tensor, inputs) in [(0, shape.input), (1, shape.input), (2, shape.hidden), (3, shape.hidden)] {
             let bound = 1.0 / (inputs as f32).sqrt();
             let key = key(&[seed, tensor as u64]);
             for (index, value) in parameters[ranges[tensor].clone()].iter_mut().enumerate() {
@@ -133,15 +128,9 @@ impl Projector {
         let read = |name: &str| file.f32(&format!("{prefix}{name}"));
         let (up, down) = (read("up.weight")?.0, read("down.weight")?.0);
         let (&[hidden, input], &[output, _]) = (&up[..], &down[..]) else {
-            return Err(file.error(format!(
-                "{prefix}up.weight and {prefix}down.weight must be matrices"
-            )));
+            return Err(file.error(format!("{prefix}up.weight and {prefix}down.weight must be matrices")));
         };
-        let shape = ProjectorShape {
-            input,
-            hidden,
-            output,
-        };
+        let shape = ProjectorShape { input, hidden, output };
         let mut parameters = Vec::with_capacity(shape.parameter_count());
         for (name, expected) in shape.tensors() {
             let (found, values) = read(name)?;
@@ -198,12 +187,7 @@ impl Projector {
     }
 
     /// Projects rows `[b, d_e]` into `activations`. For training, `dropout` comes with the pair id of each row.
-    pub fn forward(
-        &self,
-        rows: &[f32],
-        dropout: Option<(&Dropout, &[u64])>,
-        activations: &mut Activations,
-    ) {
+    pub fn forward(&self, rows: &[f32], dropout: Option<(&Dropout, &[u64])>, activations: &mut Activations) {
         let ProjectorShape {
             input,
             hidden: h,
@@ -236,17 +220,11 @@ impl Projector {
             .zip(slope.par_chunks_mut(block * h))
             .enumerate();
         blocks.for_each(|(at, (hidden, slope))| {
-            for (row, (hidden, slope)) in hidden
-                .chunks_exact_mut(h)
-                .zip(slope.chunks_exact_mut(h))
-                .enumerate()
-            {
+            for (row, (hidden, slope)) in hidden.chunks_exact_mut(h).zip(slope.chunks_exact_mut(h)).enumerate() {
                 match dropout {
                     Some((dropout, ids)) => {
                         let mask = dropout.row(ids[at * block + row]);
-                        vectorized(|| {
-                            activate(hidden, slope, up_bias, |column| mask.factor(column))
-                        });
+                        vectorized(|| activate(hidden, slope, up_bias, |column| mask.factor(column)));
                     }
                     None => vectorized(|| activate(hidden, slope, up_bias, |_| 1.0)),
                 }
@@ -310,17 +288,15 @@ impl Projector {
         let blocks = by_projected
             .par_chunks_mut(block * d)
             .zip(normalized.par_chunks(block * d));
-        blocks.zip(inverse_deviation.par_chunks(block)).for_each(
-            |((by_projected, normalized), inverse_deviation)| {
+        blocks
+            .zip(inverse_deviation.par_chunks(block))
+            .for_each(|((by_projected, normalized), inverse_deviation)| {
                 let rows = by_projected
                     .chunks_exact_mut(d)
                     .zip(normalized.chunks_exact(d))
                     .zip(inverse_deviation);
-                rows.for_each(|((by, x), inverse)| {
-                    vectorized(|| layer_norm_backward(by, x, norm, *inverse))
-                });
-            },
-        );
+                rows.for_each(|((by, x), inverse)| vectorized(|| layer_norm_backward(by, x, norm, *inverse)));
+            });
         let by_down_output = &*by_projected;
 
         sum_columns(by_down_output, None, by_down_bias);
@@ -338,12 +314,7 @@ impl Projector {
             .par_chunks_mut(block)
             .zip(slope.par_chunks(block))
             .for_each(|(by_hidden, slope)| {
-                vectorized(|| {
-                    by_hidden
-                        .iter_mut()
-                        .zip(slope)
-                        .for_each(|(by, slope)| *by *= slope)
-                });
+                vectorized(|| by_hidden.iter_mut().zip(slope).for_each(|(by, slope)| *by *= slope));
             });
         let by_up_output = &*hidden;
 
@@ -387,9 +358,7 @@ fn layer_norm(x: &mut [f32], y: &mut [f32], bias: &[f32], weight: &[f32], shift:
 #[inline(always)]
 fn layer_norm_backward(by: &mut [f32], normalized: &[f32], weight: &[f32], inverse: f32) {
     let width = by.len() as f32;
-    by.iter_mut()
-        .zip(weight)
-        .for_each(|(by, weight)| *by *= weight);
+    by.iter_mut().zip(weight).for_each(|(by, weight)| *by *= weight);
     let mean = reduce(by, by, |by, _| by) / width;
     let along = reduce(by, normalized, |by, x| by * x) / width;
     by.iter_mut()
@@ -435,9 +404,7 @@ mod tests {
     };
 
     fn rows(n: usize) -> Vec<f32> {
-        (0..n * SHAPE.input)
-            .map(|i| (i as f32 * 1.7).sin())
-            .collect()
+        (0..n * SHAPE.input).map(|i| (i as f32 * 1.7).sin()).collect()
     }
 
     #[test]
@@ -452,9 +419,7 @@ mod tests {
         for (tensor, inputs) in [(0, 64.0_f32), (1, 64.0), (2, 256.0), (3, 256.0)] {
             let values = &projector.parameters[ranges[tensor].clone()];
             let bound = 1.0 / inputs.sqrt();
-            let largest = values
-                .iter()
-                .fold(0.0_f32, |largest, x| largest.max(x.abs()));
+            let largest = values.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
             assert!(
                 largest <= bound && largest > 0.9 * bound,
                 "tensor {tensor}: {largest} of {bound}"
@@ -473,9 +438,7 @@ mod tests {
     fn backward_agrees_with_finite_differences() {
         let (rows, ids) = (rows(4), [3, 1, 4, 1]);
         let dropout = Dropout::new(0.3, 9, 2);
-        let weights: Vec<f32> = (0..4 * SHAPE.output)
-            .map(|i| (i as f32 * 0.9).cos())
-            .collect();
+        let weights: Vec<f32> = (0..4 * SHAPE.output).map(|i| (i as f32 * 0.9).cos()).collect();
         let loss = |projector: &Projector| {
             let mut activations = Activations::default();
             projector.forward(&rows, Some((&dropout, &ids)), &mut activations);
@@ -534,9 +497,7 @@ mod tests {
         let projector = Projector::new(SHAPE, 5);
         let rows = rows(2 * PROJECT_ROWS + 3);
         let together = projector.project(&rows).unwrap();
-        let last = projector
-            .project(&rows[2 * PROJECT_ROWS * SHAPE.input..])
-            .unwrap();
+        let last = projector.project(&rows[2 * PROJECT_ROWS * SHAPE.input..]).unwrap();
         assert_eq!(together[2 * PROJECT_ROWS * SHAPE.output..], last);
         assert!(projector.project(&rows[1..]).is_err());
     }

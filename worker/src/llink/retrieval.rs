@@ -41,9 +41,8 @@ impl RetrievalMetrics {
     }
 
     fn of_ranks(ranks: &[usize]) -> Self {
-        let mean = |value: &dyn Fn(usize) -> f64| {
-            ranks.iter().map(|rank| value(*rank)).sum::<f64>() / ranks.len() as f64
-        };
+        let mean =
+            |value: &dyn Fn(usize) -> f64| ranks.iter().map(|rank| value(*rank)).sum::<f64>() / ranks.len() as f64;
         let within = |k: usize| mean(&|rank| f64::from(u8::from(rank <= k)));
         Self {
             r1: within(1),
@@ -60,15 +59,8 @@ impl RetrievalMetrics {
 ///
 /// # Errors
 /// [`Error::Input`] when the two do not fit each other, are empty, or hold NaN or infinity.
-pub fn retrieval_metrics(
-    students: &[f32],
-    teachers: &[f32],
-    width: usize,
-) -> Result<RetrievalMetrics> {
-    if students.is_empty()
-        || students.len() != teachers.len()
-        || !students.len().is_multiple_of(width)
-    {
+pub fn retrieval_metrics(students: &[f32], teachers: &[f32], width: usize) -> Result<RetrievalMetrics> {
+    if students.is_empty() || students.len() != teachers.len() || !students.len().is_multiple_of(width) {
         let (students, teachers) = (students.len(), teachers.len());
         return Err(Error::Input(format!(
             "retrieval of {students} against {teachers} numbers in rows of {width}"
@@ -97,12 +89,10 @@ pub fn retrieval_metrics(
             Matrix::new(&teachers, n, width).transposed(),
             Target::new(similarities, n),
         );
-        ranks.par_extend(similarities.par_chunks_exact(n).enumerate().map(
-            |(row, similarities)| {
-                let own = similarities[block * BLOCK + row];
-                similarities.iter().filter(|other| **other >= own).count()
-            },
-        ));
+        ranks.par_extend(similarities.par_chunks_exact(n).enumerate().map(|(row, similarities)| {
+            let own = similarities[block * BLOCK + row];
+            similarities.iter().filter(|other| **other >= own).count()
+        }));
     }
     Ok(RetrievalMetrics::of_ranks(&ranks))
 }
@@ -127,20 +117,14 @@ mod tests {
         // By student: teachers at 1, 0, -1, -1; 0.98, 0.2, ...; -1, 0, 1, 1; 0, -1, 0, 0 with its own at 0 thrice.
         let metrics = retrieval_metrics(&students, &teachers, 2).unwrap();
         assert_eq!(metrics, RetrievalMetrics::of_ranks(&[1, 2, 2, 3]));
-        assert_eq!(
-            (metrics.r1, metrics.r5, metrics.mean_rank),
-            (0.25, 1.0, 2.0)
-        );
+        assert_eq!((metrics.r1, metrics.r5, metrics.mean_rank), (0.25, 1.0, 2.0));
         assert!((metrics.mrr - (1.0 + 0.5 + 0.5 + 1.0 / 3.0) / 4.0).abs() < 1e-12);
     }
 
     #[test]
     fn chance_is_what_equal_ranks_give() {
         let ranks: Vec<usize> = (1..=40).collect();
-        let (chance, expected) = (
-            RetrievalMetrics::chance(40),
-            RetrievalMetrics::of_ranks(&ranks),
-        );
+        let (chance, expected) = (RetrievalMetrics::chance(40), RetrievalMetrics::of_ranks(&ranks));
         for (a, b) in [
             (chance.r1, expected.r1),
             (chance.r5, expected.r5),
@@ -164,23 +148,10 @@ mod tests {
             .collect();
         let metrics = retrieval_metrics(&noisy, &teachers, width).unwrap();
         let (s, t) = (normalized(&noisy, width), normalized(&teachers, width));
-        let cosine = |i: usize, j: usize| {
-            (0..width)
-                .map(|c| s[i * width + c] * t[j * width + c])
-                .sum::<f32>()
-        };
-        let above = |i: usize| {
-            (0..n)
-                .filter(|j| *j != i && cosine(i, *j) > cosine(i, i))
-                .count()
-                + 1
-        };
+        let cosine = |i: usize, j: usize| (0..width).map(|c| s[i * width + c] * t[j * width + c]).sum::<f32>();
+        let above = |i: usize| (0..n).filter(|j| *j != i && cosine(i, *j) > cosine(i, i)).count() + 1;
         let mean = (0..n).map(|i| above(i) as f64).sum::<f64>() / n as f64;
-        assert!(
-            (metrics.mean_rank - mean).abs() < 0.02,
-            "{} {mean}",
-            metrics.mean_rank
-        );
+        assert!((metrics.mean_rank - mean).abs() < 0.02, "{} {mean}", metrics.mean_rank);
     }
 
     #[test]

@@ -34,13 +34,7 @@ impl TeacherQueue {
     ///
     /// # Errors
     /// [`Error::Input`] when they do not fit each other.
-    pub fn restore(
-        capacity: usize,
-        width: usize,
-        vectors: Vec<f16>,
-        ids: Vec<u64>,
-        next: usize,
-    ) -> Result<Self> {
+    pub fn restore(capacity: usize, width: usize, vectors: Vec<f16>, ids: Vec<u64>, next: usize) -> Result<Self> {
         let full = ids.len() == capacity;
         let cursor_fits = if full {
             next < capacity.max(1)
@@ -136,23 +130,14 @@ mod tests {
     fn wraps_over_the_oldest() {
         let mut queue = TeacherQueue::new(3, 2);
         queue.push(&[1.0, 0.0, 0.0, 1.0], &[10, 11]);
-        assert_eq!(
-            (queue.len(), queue.next(), queue.ids()),
-            (2, 2, &[10, 11][..])
-        );
+        assert_eq!((queue.len(), queue.next(), queue.ids()), (2, 2, &[10, 11][..]));
         queue.push(&[0.6, 0.8, -1.0, 0.0], &[12, 13]);
-        assert_eq!(
-            (queue.len(), queue.next(), queue.ids()),
-            (3, 1, &[13, 11, 12][..])
-        );
+        assert_eq!((queue.len(), queue.next(), queue.ids()), (3, 1, &[13, 11, 12][..]));
         let mut row = [0.0; 2];
         queue.read(0, &mut row);
         assert_eq!(row, [-1.0, 0.0]);
         queue.read(2, &mut row);
-        assert_eq!(
-            row,
-            [f16::from_f32(0.6).to_f32(), f16::from_f32(0.8).to_f32()]
-        );
+        assert_eq!(row, [f16::from_f32(0.6).to_f32(), f16::from_f32(0.8).to_f32()]);
     }
 
     #[test]
@@ -160,8 +145,7 @@ mod tests {
         let mut queue = TeacherQueue::new(3, 2);
         queue.push(&[1.0, 0.0, 0.0, 1.0, 0.6, 0.8, 0.8, 0.6], &[1, 2, 3, 4]);
         let (vectors, ids) = (queue.vectors().to_vec(), queue.ids().to_vec());
-        let restored =
-            TeacherQueue::restore(3, 2, vectors.clone(), ids.clone(), queue.next()).unwrap();
+        let restored = TeacherQueue::restore(3, 2, vectors.clone(), ids.clone(), queue.next()).unwrap();
         assert_eq!(restored, queue);
         assert!(TeacherQueue::restore(2, 2, vectors.clone(), ids.clone(), 1).is_err());
         assert!(TeacherQueue::restore(4, 2, vectors.clone(), ids.clone(), 1).is_err());

@@ -85,13 +85,7 @@ pub fn align(
         queue,
         ..
     } = state;
-    let mut trainer = AlignTrainer::new(
-        projector,
-        optimizer,
-        queue,
-        options.weights(),
-        options.gradient_clip,
-    );
+    let mut trainer = AlignTrainer::new(projector, optimizer, queue, options.weights(), options.gradient_clip);
     let own = rank_slice(options.batch, collective.rank(), collective.world_size());
     let mut batch = AlignBatchRows::default();
     let mut last = None;
@@ -103,22 +97,10 @@ pub fn align(
         batch.read(data, &rows, &rows[own.clone()]);
         let data_seconds = started.elapsed().as_secs_f64();
 
-        let temperature = temperature(
-            step,
-            options.steps,
-            options.temperature_start,
-            options.temperature_end,
-        );
+        let temperature = temperature(step, options.steps, options.temperature_start, options.temperature_end);
         let (base, floor) = (options.learning_rate, options.learning_rate_floor);
-        let learning_rate = cosine_lr(
-            step + 1,
-            options.steps + 1,
-            options.warmup_steps,
-            base,
-            floor,
-        );
-        let dropout =
-            (options.dropout > 0.0).then(|| Dropout::new(options.dropout, options.seed, step));
+        let learning_rate = cosine_lr(step + 1, options.steps + 1, options.warmup_steps, base, floor);
+        let dropout = (options.dropout > 0.0).then(|| Dropout::new(options.dropout, options.seed, step));
         let input = StepInput {
             step,
             ids: &batch.ids,
@@ -154,8 +136,7 @@ pub fn align(
             queue,
             ..
         } = &trainer;
-        let snapshot =
-            || checkpoint::to_safetensors(options, next_step, projector, optimizer, queue);
+        let snapshot = || checkpoint::to_safetensors(options, next_step, projector, optimizer, queue);
         if observer(&report, &snapshot)?.is_break() {
             break;
         }
@@ -182,14 +163,11 @@ fn fresh(options: &AlignOptions, data: &AlignData) -> AlignState {
 /// The state to go on from, unless it belongs to another training.
 fn continued(options: &AlignOptions, data: &AlignData, state: AlignState) -> Result<AlignState> {
     let json = |options: &AlignOptions| {
-        serde_json::to_value(options)
-            .map_err(|error| Error::Input(format!("comparing options: {error}")))
+        serde_json::to_value(options).map_err(|error| Error::Input(format!("comparing options: {error}")))
     };
     let (now, then) = (json(options)?, json(&state.options)?);
     let mut fields = now.as_object().into_iter().flatten();
-    if let Some((field, value)) =
-        fields.find(|(field, value)| then.get(field.as_str()) != Some(*value))
-    {
+    if let Some((field, value)) = fields.find(|(field, value)| then.get(field.as_str()) != Some(*value)) {
         let then = then
             .get(field.as_str())
             .map_or_else(|| "nothing".to_owned(), ToString::to_string);
@@ -197,10 +175,7 @@ fn continued(options: &AlignOptions, data: &AlignData, state: AlignState) -> Res
             "the checkpoint was trained with `{field}` {then}, this run asks for {value}"
         )));
     }
-    let (shape, found) = (
-        data.projector_shape(options.projector_hidden),
-        state.projector.shape(),
-    );
+    let (shape, found) = (data.projector_shape(options.projector_hidden), state.projector.shape());
     if shape != found {
         return Err(Error::Input(format!(
             "the checkpoint holds a projector {found:?}, the vectors ask for {shape:?}"
@@ -211,8 +186,7 @@ fn continued(options: &AlignOptions, data: &AlignData, state: AlignState) -> Res
 
 /// Makes sure that all ranks start from the same step, weights and data: a difference would go unseen and spoil all.
 fn agree(data: &AlignData, state: &AlignState, collective: &mut dyn Collective) -> Result<()> {
-    let options =
-        serde_json::to_vec(&state.options).map_err(|error| Error::Input(error.to_string()))?;
+    let options = serde_json::to_vec(&state.options).map_err(|error| Error::Input(error.to_string()))?;
     let hash = |bytes: &[u8]| xxhash_rust::xxh3::xxh3_64(bytes);
     let weights = hash(bytemuck::cast_slice(&state.projector.parameters));
     let (ids, options) = (hash(bytemuck::cast_slice(data.ids())), hash(&options));
@@ -227,9 +201,7 @@ fn agree(data: &AlignData, state: &AlignState, collective: &mut dyn Collective) 
     let mine: Vec<f32> = facts.iter().flat_map(|(_, value)| words(*value)).collect();
     let all = collective.all_gather(&mine, &vec![mine.len(); collective.world_size()])?;
     for (rank, theirs) in all.chunks_exact(mine.len()).enumerate() {
-        let mut differing = facts
-            .iter()
-            .zip(mine.chunks_exact(4).zip(theirs.chunks_exact(4)));
+        let mut differing = facts.iter().zip(mine.chunks_exact(4).zip(theirs.chunks_exact(4)));
         if let Some(((what, _), _)) = differing.find(|(_, (mine, theirs))| mine != theirs) {
             let own = collective.rank();
             return Err(Error::Input(format!(

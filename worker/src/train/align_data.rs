@@ -19,12 +19,7 @@ impl AlignData {
     /// # Errors
     /// [`Error::Input`] when they differ in length or order, or a vector holds NaN or infinity; by id.
     pub fn new(encoder: VectorTable, teacher: VectorTable) -> Result<Self> {
-        if let Some(row) = encoder
-            .ids
-            .iter()
-            .zip(&teacher.ids)
-            .position(|(a, b)| a != b)
-        {
+        if let Some(row) = encoder.ids.iter().zip(&teacher.ids).position(|(a, b)| a != b) {
             return Err(Error::Input(format!(
                 "row {row} is pair {} among the encoder's vectors and pair {} among the teacher's",
                 encoder.ids[row], teacher.ids[row]
@@ -99,8 +94,7 @@ impl AlignBatchRows {
     /// Teachers of the global batch, encoder vectors of this rank's part.
     pub(super) fn read(&mut self, data: &AlignData, rows: &[usize], own: &[usize]) {
         self.ids.clear();
-        self.ids
-            .extend(rows.iter().map(|row| data.encoder.ids[*row]));
+        self.ids.extend(rows.iter().map(|row| data.encoder.ids[*row]));
         for (table, rows, values) in [
             (&data.encoder, own, &mut self.encoder),
             (&data.teacher, rows, &mut self.teacher),
@@ -119,9 +113,7 @@ mod tests {
     use half::f16;
 
     fn table(ids: &[u64], width: usize) -> VectorTable {
-        let values = (0..ids.len() * width)
-            .map(|i| f16::from_f32(i as f32))
-            .collect();
+        let values = (0..ids.len() * width).map(|i| f16::from_f32(i as f32)).collect();
         VectorTable {
             ids: ids.to_vec(),
             width,

@@ -106,21 +106,11 @@ impl AlignOptions {
             if fits {
                 Ok(())
             } else {
-                Err(Error::Input(format!(
-                    "`{name}` is {value}, but must be {range}"
-                )))
+                Err(Error::Input(format!("`{name}` is {value}, but must be {range}")))
             }
         };
-        let positive =
-            |name, value: f64| within(name, value, value.is_finite() && value > 0.0, "above 0");
-        let share = |name, value: f64| {
-            within(
-                name,
-                value,
-                (0.0..1.0).contains(&value),
-                "at least 0 and below 1",
-            )
-        };
+        let positive = |name, value: f64| within(name, value, value.is_finite() && value > 0.0, "above 0");
+        let share = |name, value: f64| within(name, value, (0.0..1.0).contains(&value), "at least 0 and below 1");
         positive("temperature_start", self.temperature_start)?;
         positive("temperature_end", self.temperature_end)?;
         positive("learning_rate", self.learning_rate)?;
@@ -207,10 +197,7 @@ mod tests {
 
     #[test]
     fn an_unknown_option_is_refused() {
-        assert!(
-            serde_json::from_str::<AlignOptions>("{\"steps\": 5}")
-                .is_ok_and(|options| options.steps == 5)
-        );
+        assert!(serde_json::from_str::<AlignOptions>("{\"steps\": 5}").is_ok_and(|options| options.steps == 5));
         assert!(serde_json::from_str::<AlignOptions>("{\"step\": 5}").is_err());
     }
 }

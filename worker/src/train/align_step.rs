@@ -6,9 +6,7 @@ use std::time::Instant;
 use super::dropout::Dropout;
 use super::optimizer::{AdamW, clip_grad_norm};
 use crate::collective::Collective;
-use crate::llink::align_losses::{
-    AlignBatch, AlignLosses, AlignWeights, LossBuffers, align_losses,
-};
+use crate::llink::align_losses::{AlignBatch, AlignLosses, AlignWeights, LossBuffers, align_losses};
 use crate::llink::projector::{Activations, Projector};
 use crate::llink::teacher_queue::TeacherQueue;
 use crate::{Error, Result};
@@ -113,11 +111,7 @@ impl AlignTrainer {
     ///
     /// # Errors
     /// Those of the collective; [`Error::Diverged`] on NaN or infinity, with nothing changed by this step.
-    pub fn step(
-        &mut self,
-        input: &StepInput<'_>,
-        collective: &mut dyn Collective,
-    ) -> Result<StepOutcome> {
+    pub fn step(&mut self, input: &StepInput<'_>, collective: &mut dyn Collective) -> Result<StepOutcome> {
         let mut clock = Clock(Instant::now());
         let mut seconds = StepSeconds::default();
 
@@ -125,8 +119,7 @@ impl AlignTrainer {
             .dropout
             .as_ref()
             .map(|dropout| (dropout, &input.ids[input.own.clone()]));
-        self.projector
-            .forward(input.encoder, dropout, &mut self.activations);
+        self.projector.forward(input.encoder, dropout, &mut self.activations);
         let batch = AlignBatch {
             ids: input.ids,
             teacher: input.teacher,
@@ -134,28 +127,14 @@ impl AlignTrainer {
             projected: &self.activations.projected,
             temperature: input.temperature,
         };
-        let share = align_losses(
-            &batch,
-            &self.queue,
-            &self.weights,
-            collective,
-            &mut self.buffers,
-        )?;
+        let share = align_losses(&batch, &self.queue, &self.weights, collective, &mut self.buffers)?;
         seconds.forward = clock.lap();
 
         let (by_parameters, losses) = self.gradient.split_at_mut(self.projector.parameters.len());
         let by_projected = &mut self.buffers.gradient;
-        self.projector.backward(
-            input.encoder,
-            &mut self.activations,
-            by_projected,
-            by_parameters,
-        );
-        losses.copy_from_slice(&[
-            share.info_nce as f32,
-            share.direction as f32,
-            share.log_norm as f32,
-        ]);
+        self.projector
+            .backward(input.encoder, &mut self.activations, by_projected, by_parameters);
+        losses.copy_from_slice(&[share.info_nce as f32, share.direction as f32, share.log_norm as f32]);
         seconds.backward = clock.lap();
 
         collective.all_reduce_sum(&mut self.gradient)?;
@@ -176,10 +155,8 @@ impl AlignTrainer {
             scale,
             input.learning_rate,
         );
-        self.queue.push(
-            self.buffers.normalized_teacher(self.queue.width()),
-            input.ids,
-        );
+        self.queue
+            .push(self.buffers.normalized_teacher(self.queue.width()), input.ids);
         seconds.optimizer = clock.lap();
         Ok(StepOutcome {
             losses,
@@ -193,12 +170,7 @@ fn check_finite(input: &StepInput<'_>, loss: f64, grad_norm: f64) -> Result<()> 
     if loss.is_finite() && grad_norm.is_finite() {
         return Ok(());
     }
-    let named: Vec<String> = input
-        .ids
-        .iter()
-        .take(IDS_NAMED)
-        .map(u64::to_string)
-        .collect();
+    let named: Vec<String> = input.ids.iter().take(IDS_NAMED).map(u64::to_string).collect();
     let more = match input.ids.len().saturating_sub(IDS_NAMED) {
         0 => String::new(),
         more => format!(" and {more} more"),

@@ -127,11 +127,7 @@ mod tests {
         let plan = BatchPlan::new(3, 1000, 100).unwrap();
         assert_eq!(plan.rows(4), BatchPlan::new(3, 1000, 100).unwrap().rows(4));
         for other in [plan.rows(14), BatchPlan::new(4, 1000, 100).unwrap().rows(4)] {
-            let shared = plan
-                .rows(4)
-                .iter()
-                .filter(|row| other.contains(row))
-                .count();
+            let shared = plan.rows(4).iter().filter(|row| other.contains(row)).count();
             assert!(shared < 30, "{shared} of 100 rows are the same");
         }
     }
@@ -165,9 +161,7 @@ mod tests {
     fn a_batch_larger_than_the_corpus_says_what_to_change() {
         let text = BatchPlan::new(1, 100, 128).unwrap_err().to_string();
         assert!(
-            text.contains("batch of 128")
-                && text.contains("100 training pairs")
-                && text.contains("`batch`"),
+            text.contains("batch of 128") && text.contains("100 training pairs") && text.contains("`batch`"),
             "{text}"
         );
     }

@@ -52,13 +52,9 @@ pub fn to_safetensors(
         vec![queue.len(), queue.width()],
         Values::F16(queue.vectors()),
     ));
-    tensors.push((
-        "queue.ids".into(),
-        vec![queue.len()],
-        Values::U64(queue.ids()),
-    ));
-    let options = serde_json::to_string(options)
-        .map_err(|error| Error::Input(format!("writing a checkpoint: {error}")))?;
+    tensors.push(("queue.ids".into(), vec![queue.len()], Values::U64(queue.ids())));
+    let options =
+        serde_json::to_string(options).map_err(|error| Error::Input(format!("writing a checkpoint: {error}")))?;
     let metadata = HashMap::from([
         ("options".to_owned(), options),
         ("step".to_owned(), step.to_string()),
@@ -86,9 +82,7 @@ impl AlignState {
         let moments = |name: &str| -> Result<Vec<f32>> {
             let (shape, values) = file.f32(name)?;
             if values.len() != projector.parameters.len() {
-                return Err(
-                    file.error(format!("{name} has shape {shape:?}, the projector another"))
-                );
+                return Err(file.error(format!("{name} has shape {shape:?}, the projector another")));
             }
             Ok(values)
         };

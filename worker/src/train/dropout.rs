@@ -79,16 +79,9 @@ mod tests {
     fn masks_are_functions_of_seed_step_and_pair() {
         assert_eq!(mask(1, 2, 3), mask(1, 2, 3));
         for other in [mask(2, 2, 3), mask(1, 3, 3), mask(1, 2, 4)] {
-            let equal = mask(1, 2, 3)
-                .iter()
-                .zip(&other)
-                .filter(|(a, b)| a == b)
-                .count();
+            let equal = mask(1, 2, 3).iter().zip(&other).filter(|(a, b)| a == b).count();
             // Two independent masks agree on 0.9² + 0.1² = 82 % of the columns.
-            assert!(
-                (0.78..0.86).contains(&(equal as f64 / f64::from(COLUMNS))),
-                "{equal}"
-            );
+            assert!((0.78..0.86).contains(&(equal as f64 / f64::from(COLUMNS))), "{equal}");
         }
     }
 

@@ -48,13 +48,7 @@ impl AdamW {
     ///
     /// # Panics
     /// When the lengths differ from the number of parameters.
-    pub fn step(
-        &mut self,
-        parameters: &mut [f32],
-        gradient: &[f32],
-        gradient_scale: f32,
-        learning_rate: f64,
-    ) {
+    pub fn step(&mut self, parameters: &mut [f32], gradient: &[f32], gradient_scale: f32, learning_rate: f64) {
         assert_eq!(
             (parameters.len(), gradient.len()),
             (self.first_moment.len(), self.first_moment.len())
@@ -85,9 +79,7 @@ impl AdamW {
             .for_each(|((parameters, gradient), (first, second))| {
                 vectorized(|| {
                     let moments = first.iter_mut().zip(second);
-                    for ((parameter, gradient), (first, second)) in
-                        parameters.iter_mut().zip(gradient).zip(moments)
-                    {
+                    for ((parameter, gradient), (first, second)) in parameters.iter_mut().zip(gradient).zip(moments) {
                         let gradient = gradient * gradient_scale;
                         *first += (gradient - *first) * keep1;
                         *second = *second * beta2 + gradient * gradient * keep2;
@@ -125,9 +117,7 @@ mod tests {
         };
         let count = BLOCK * 9 + 5;
         let start = |i: usize| (i as f64 * 0.1).sin();
-        let gradient = |i: usize, step: u64| {
-            (i as f64 * 0.3 + step as f64).cos() * 10.0_f64.powi((i % 7) as i32 - 4)
-        };
+        let gradient = |i: usize, step: u64| (i as f64 * 0.3 + step as f64).cos() * 10.0_f64.powi((i % 7) as i32 - 4);
         let mut parameters: Vec<f32> = (0..count).map(|i| start(i) as f32).collect();
         let mut optimizer = AdamW::new(options, count);
         for step in 1..=3 {

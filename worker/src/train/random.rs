@@ -19,6 +19,5 @@ pub fn key(words: &[u64]) -> u64 {
 /// The `index`-th number of a key's stream, uniform in [0, 1) with 24 bits.
 #[must_use]
 pub fn uniform(key: u64, index: u64) -> f32 {
-    (mix(key.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15))) >> 40) as f32
-        / (1_u64 << 24) as f32
+    (mix(key.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15))) >> 40) as f32 / (1_u64 << 24) as f32
 }

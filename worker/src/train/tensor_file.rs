@@ -32,17 +32,12 @@ pub fn write(tensors: &[Tensor<'_>], metadata: HashMap<String, String>) -> Resul
     let views = tensors.iter().map(|(name, shape, values)| {
         let (dtype, bytes) = match values {
             Values::F32(values) => (Dtype::F32, bytemuck::cast_slice(values)),
-            Values::F16(values) => (
-                Dtype::F16,
-                bytemuck::cast_slice::<u16, u8>(values.reinterpret_cast()),
-            ),
+            Values::F16(values) => (Dtype::F16, bytemuck::cast_slice::<u16, u8>(values.reinterpret_cast())),
             Values::U64(values) => (Dtype::U64, bytemuck::cast_slice(values)),
         };
         TensorView::new(dtype, shape.clone(), bytes).map(|view| (name, view))
     });
-    let views = views
-        .collect::<std::result::Result<Vec<_>, _>>()
-        .map_err(failed)?;
+    let views = views.collect::<std::result::Result<Vec<_>, _>>().map_err(failed)?;
     safetensors::serialize(views, Some(metadata)).map_err(failed)
 }
 
@@ -148,10 +143,7 @@ impl<'a> TensorFile<'a> {
             .tensor(tensor)
             .map_err(|_| self.error(format!("tensor `{tensor}` is missing")))?;
         if view.dtype() != dtype {
-            return Err(self.error(format!(
-                "tensor `{tensor}` is {:?}, not {dtype:?}",
-                view.dtype()
-            )));
+            return Err(self.error(format!("tensor `{tensor}` is {:?}, not {dtype:?}", view.dtype())));
         }
         Ok((view.shape().to_vec(), view.data()))
     }
@@ -169,11 +161,7 @@ mod tests {
             ("b".to_owned(), vec![2], Values::F16(&halves)),
             ("c".to_owned(), vec![1], Values::U64(&[u64::MAX])),
         ];
-        let bytes = write(
-            &tensors,
-            HashMap::from([("step".to_owned(), "7".to_owned())]),
-        )
-        .unwrap();
+        let bytes = write(&tensors, HashMap::from([("step".to_owned(), "7".to_owned())])).unwrap();
         let file = TensorFile::new("x.safetensors", &bytes).unwrap();
         assert_eq!(file.f32("a").unwrap(), (vec![2, 1], vec![1.5, f32::MIN]));
         assert_eq!(file.f16("b").unwrap(), (vec![2], halves.to_vec()));
@@ -183,11 +171,7 @@ mod tests {
 
     #[test]
     fn errors_name_the_file_and_the_tensor() {
-        let bytes = write(
-            &[("a".to_owned(), vec![1], Values::F32(&[1.0]))],
-            HashMap::new(),
-        )
-        .unwrap();
+        let bytes = write(&[("a".to_owned(), vec![1], Values::F32(&[1.0]))], HashMap::new()).unwrap();
         let file = TensorFile::new("x.safetensors", &bytes).unwrap();
         for error in [
             file.f32("b").unwrap_err(),
@@ -197,12 +181,6 @@ mod tests {
             assert!(error.to_string().starts_with("x.safetensors: "), "{error}");
         }
         assert!(TensorFile::new("x.safetensors", &bytes[..bytes.len() - 1]).is_err());
-        assert!(
-            write(
-                &[("a".to_owned(), vec![2], Values::F32(&[1.0]))],
-                HashMap::new()
-            )
-            .is_err()
-        );
+        assert!(write(&[("a".to_owned(), vec![2], Values::F32(&[1.0]))], HashMap::new()).is_err());
     }
 }
