@@ -110,6 +110,8 @@ async fn keep(template: Template, mut stop: watch::Receiver<bool>) {
                 return;
             }
         };
+        // Taken out because `wait` would close it.
+        let leash = child.stdin.take();
         tokio::select! {
             ended = child.wait() => {
                 restarts += 1;
@@ -119,8 +121,8 @@ async fn keep(template: Template, mut stop: watch::Receiver<bool>) {
                 }
                 tokio::time::sleep(Duration::from_millis(100 * u64::from(restarts.min(20)))).await;
             }
-            _ = stop.wait_for(|s| *s) => {
-                drop(child.stdin.take());
+            () = told(&mut stop) => {
+                drop(leash);
                 if tokio::time::timeout(Duration::from_secs(2), child.wait()).await.is_err() {
                     // It may have ended between the two.
                     let _ = child.kill().await;
@@ -132,6 +134,11 @@ async fn keep(template: Template, mut stop: watch::Receiver<bool>) {
             return;
         }
     }
+}
+
+/// Waits until the workers are to stop; a sender that is gone says so too.
+async fn told(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|s| *s).await;
 }
 
 /// Writes the sample corpus.

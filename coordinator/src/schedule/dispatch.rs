@@ -17,7 +17,7 @@ impl Cluster {
         let mut idle: Vec<String> = self
             .workers
             .iter()
-            .filter(|(_, w)| w.seat.is_none())
+            .filter(|(_, w)| w.listening && w.seat.is_none())
             .map(|(id, _)| id.clone())
             .collect();
         for id in self.waiting_in_order() {
@@ -61,7 +61,7 @@ impl Cluster {
         if now < not_before {
             return Verdict::Wait(format!("failed a moment ago, tried again in {} ms", not_before - now));
         }
-        let workers = self.workers.len();
+        let workers = self.workers.values().filter(|w| w.listening).count();
         if workers == 0 {
             return Verdict::Wait("no worker is connected".into());
         }

@@ -43,11 +43,19 @@ impl Cluster {
             id.clone(),
             Worker {
                 info,
+                listening: false,
                 seat: None,
                 deadline,
             },
         );
         id
+    }
+
+    /// A worker's stream is open: from now on it is given work.
+    pub fn listens(&mut self, worker: &str) {
+        if let Some(worker) = self.workers.get_mut(worker) {
+            worker.listening = true;
+        }
     }
 
     /// A worker is gone: it broke the connection, or said goodbye.

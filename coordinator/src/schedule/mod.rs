@@ -230,6 +230,8 @@ pub enum MemberState {
 pub struct Worker {
     /// What it said it is.
     pub info: RegisterRequest,
+    /// Whether its stream is open, so that it can be told what to do.
+    pub listening: bool,
     /// The lease it holds: task and token.
     pub seat: Option<(u64, u64)>,
     /// It is given up then, unless a heartbeat comes before.

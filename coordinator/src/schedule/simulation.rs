@@ -164,7 +164,10 @@ impl Simulation {
             name: "sim".into(),
             ..RegisterRequest::default()
         };
-        self.step(|c, now, _| c.register(info, now));
+        self.step(|c, now, _| {
+            let id = c.register(info, now);
+            c.listens(&id);
+        });
     }
 
     /// A tenth of a second in which anything may happen.

@@ -245,7 +245,7 @@ impl Session {
         &self,
         lease: LeaseId,
         seat: Option<Seat>,
-    ) -> Box<dyn Fn(String) -> crate::Result<Vec<String>> + Send> {
+    ) -> Box<dyn Fn(String) -> crate::Result<Vec<String>> + Send + Sync> {
         let client = self.client.clone();
         let worker_id = self.registered.worker_id.clone();
         let runtime = tokio::runtime::Handle::current();

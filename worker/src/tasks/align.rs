@@ -1,5 +1,6 @@
 //! Stage A as a task: this rank's vectors, ring, checkpoints and progress around the training loop.
 
+use std::collections::HashMap;
 use std::net::TcpListener;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -12,7 +13,9 @@ use serde_json::json;
 use super::TaskContext;
 use super::checkpoints::{Checkpoints, Restored};
 use crate::collective::{AbortHandle, Collective, Ring, RingOptions, Solo};
-use crate::train::align::{AlignData, AlignOptions, AlignOutcome, StepReport, align};
+use crate::train::align::{AlignOutcome, StepReport, align};
+use crate::train::align_data::AlignData;
+use crate::train::align_options::AlignOptions;
 use crate::train::checkpoint::AlignState;
 use crate::{Error, Result};
 
@@ -201,7 +204,10 @@ fn line(report: &StepReport) -> String {
     let line = json!({
         "step": report.step, "loss": report.loss, "info_nce": report.info_nce, "direction": report.direction,
         "log_norm": report.log_norm, "grad_norm": report.grad_norm, "learning_rate": report.learning_rate,
-        "temperature": report.temperature, "pairs": report.pairs, "seconds": seconds,
+        "temperature": report.temperature, "pairs": report.pairs, "seconds": {
+            "data": seconds.data, "forward": seconds.forward, "backward": seconds.backward,
+            "reduce": seconds.reduce, "optimizer": seconds.optimizer,
+        },
     });
     format!("{line}\n")
 }
@@ -217,7 +223,7 @@ fn finish(
 ) -> Result<TaskResult> {
     // Under the lease's token: a rank 0 that was given up on and comes late cannot touch what its successor writes.
     let directory = format!("{}/generation-{}", task.directory, context.token);
-    let projector = outcome.projector.to_safetensors()?;
+    let projector = outcome.projector.to_safetensors(HashMap::new())?;
     let steps = metrics.lines().count() as u64;
     let artifacts = vec![
         context.write(store, &format!("{directory}/projector.safetensors"), "projector", 0, projector.into())?,

@@ -32,7 +32,7 @@ pub struct TaskContext {
     /// The place in a gang.
     pub seat: Option<Seat>,
     /// Says where this rank listens; answers, once all are there, with every rank's address.
-    pub rendezvous: Box<dyn Fn(String) -> Result<Vec<String>> + Send>,
+    pub rendezvous: Box<dyn Fn(String) -> Result<Vec<String>> + Send + Sync>,
     /// Where other ranks can reach this machine.
     pub local_address: IpAddr,
     /// Threads to compute with.
