@@ -6,7 +6,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::rows::{InstructionExample, Pair};
-use crate::text::{ZeroWidth, clean_line, clean_lines, comparison_form, cut};
+use crate::text::{
+    ZeroWidth, clean_line, clean_lines, comparison_form, comparison_key, cut, form_key,
+};
 
 /// What stands in an instruction where the foreign text goes.
 pub const FOREIGN_PLACEHOLDER: &str = "<foreign_emb>";
@@ -146,11 +148,15 @@ impl Tally {
     }
 }
 
-/// A kept row, and whether its foreign text was cut.
+/// A kept row, what it compares by, and whether its foreign text was cut.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept<T> {
     /// The cleaned row.
     pub row: T,
+    /// [`crate::text::comparison_key`] of the foreign text: the split key.
+    pub foreign_key: u64,
+    /// [`crate::text::comparison_key`] of the English text.
+    pub english_key: u64,
     /// Whether the rules shortened it.
     pub was_cut: bool,
 }
@@ -166,15 +172,12 @@ pub fn clean_pair(
     rules: &Rules,
 ) -> Result<Kept<Pair>, DropReason> {
     let english = clean_line(english, ZeroWidth::Drop);
-    let (foreign, was_cut) = check_sides(&english, foreign, rules)?;
-    Ok(Kept {
-        row: Pair {
-            english,
-            foreign,
-            source: source.to_owned(),
-        },
-        was_cut,
-    })
+    let checked = check_sides(&english, foreign, rules)?;
+    Ok(checked.keep(|foreign| Pair {
+        english,
+        foreign,
+        source: source.to_owned(),
+    }))
 }
 
 /// Cleans an instruction example, or says why it is not kept. `raw.instruction` holds [`FOREIGN_PLACEHOLDER`] where
@@ -198,24 +201,49 @@ pub fn clean_instruction(
     if comparison_form(&answer).is_empty() {
         return Err(DropReason::EmptyAnswer);
     }
-    let (foreign, was_cut) = check_sides(&english_ref, &raw.foreign, rules)?;
-    let row = InstructionExample {
-        task: clean_line(&raw.task, ZeroWidth::Drop),
+    let task = clean_line(&raw.task, ZeroWidth::Drop);
+    let source = raw.source.clone();
+    let checked = check_sides(&english_ref, &raw.foreign, rules)?;
+    Ok(checked.keep(|foreign| InstructionExample {
+        task,
         instruction,
         foreign,
         english_ref,
         answer,
-        source: raw.source.clone(),
-    };
-    Ok(Kept { row, was_cut })
+        source,
+    }))
 }
 
-/// The cleaned foreign text and whether it was cut, where both sides are fit to be a pair.
+/// The foreign side of a row that is fit to be kept.
+struct Checked {
+    foreign: String,
+    foreign_key: u64,
+    english_key: u64,
+    was_cut: bool,
+}
+
+impl Checked {
+    fn keep<T>(self, row: impl FnOnce(String) -> T) -> Kept<T> {
+        let Self {
+            foreign,
+            foreign_key,
+            english_key,
+            was_cut,
+        } = self;
+        Kept {
+            row: row(foreign),
+            foreign_key,
+            english_key,
+            was_cut,
+        }
+    }
+}
+
 fn check_sides(
     clean_english: &str,
     raw_foreign: &str,
     rules: &Rules,
-) -> Result<(String, bool), DropReason> {
+) -> Result<Checked, DropReason> {
     let mut foreign = clean_line(raw_foreign, ZeroWidth::Keep);
     let english_form = comparison_form(clean_english);
     if english_form.is_empty() {
@@ -236,10 +264,17 @@ fn check_sides(
     if english_form == foreign_form {
         return Err(DropReason::IdenticalSides);
     }
+    let mut foreign_key = form_key(&foreign_form);
     if was_cut {
         foreign.truncate(cut(&foreign, rules.most()).len());
+        foreign_key = comparison_key(&foreign);
     }
-    Ok((foreign, was_cut))
+    Ok(Checked {
+        foreign,
+        foreign_key,
+        english_key: form_key(&english_form),
+        was_cut,
+    })
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ pub mod manifest;
 pub mod store;
 
 #[cfg(feature = "shards")]
+mod byte_stream;
+#[cfg(feature = "shards")]
 pub mod clean;
 #[cfg(feature = "shards")]
 pub mod instructions;

@@ -8,7 +8,7 @@ use std::path::{Path as FsPath, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -272,7 +272,8 @@ impl Store {
 
     /// An object's bytes, piece by piece, and its size.
     #[cfg(feature = "shards")]
-    pub(crate) async fn stream(&self, path: &str) -> Result<(u64, ByteStream)> {
+    pub(crate) async fn stream(&self, path: &str) -> Result<(u64, crate::byte_stream::ByteStream)> {
+        use crate::byte_stream::ByteStream;
         use object_store::GetResultPayload;
         let result = self
             .objects
@@ -316,41 +317,6 @@ impl Store {
 
     fn failed(&self, path: &str, error: object_store::Error) -> Error {
         store_error(self.describe(path), &error)
-    }
-}
-
-/// The pieces of an object: from a local file in large blocks, or as the network brings them.
-#[cfg(feature = "shards")]
-pub(crate) enum ByteStream {
-    File(std::fs::File, String),
-    Remote(
-        futures::stream::BoxStream<'static, object_store::Result<Bytes>>,
-        String,
-    ),
-}
-
-#[cfg(feature = "shards")]
-impl ByteStream {
-    const BLOCK: usize = 1 << 20;
-
-    /// The next piece; `None` at the end. Reading a local file blocks.
-    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>> {
-        match self {
-            Self::File(file, name) => {
-                let mut block = vec![0; Self::BLOCK];
-                let read = std::io::Read::read(file, &mut block).map_err(|e| Error::Store {
-                    path: name.clone(),
-                    source: Box::new(e),
-                })?;
-                block.truncate(read);
-                Ok((read > 0).then(|| block.into()))
-            }
-            Self::Remote(stream, name) => stream
-                .next()
-                .await
-                .transpose()
-                .map_err(|e| store_error(name.clone(), &e)),
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Normalisation: how text is stored, and the stricter form under which two texts count as the same.
 
-use unicode_normalization::UnicodeNormalization;
+use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick, is_nfkc_quick};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// What becomes of U+200B..U+200D (zero-width space, non-joiner, joiner) inside a text.
@@ -29,15 +29,33 @@ fn is_debris(c: char) -> bool {
 /// Cleaning a clean line changes nothing.
 #[must_use]
 pub fn clean_line(text: &str, zero_width: ZeroWidth) -> String {
+    // Most text is composed already, and looking costs less than composing.
+    let mut line = match is_nfc_quick(text.chars()) {
+        IsNormalized::Yes => tidied(text.chars(), zero_width, text.len()),
+        _ => tidied(text.nfc(), zero_width, text.len()),
+    };
+    line.truncate(
+        line.trim_end_matches(|c: char| is_zero_width(c) || c == ' ')
+            .len(),
+    );
+    // What was dropped may have stood between characters that now compose.
+    if is_nfc_quick(line.chars()) == IsNormalized::Yes {
+        line
+    } else {
+        line.nfc().collect()
+    }
+}
+
+fn tidied(composed: impl Iterator<Item = char>, zero_width: ZeroWidth, bytes: usize) -> String {
     let dropped = |c: &char| is_debris(*c) || (zero_width == ZeroWidth::Drop && is_zero_width(*c));
-    let mut line = String::with_capacity(text.len());
+    let mut line = String::with_capacity(bytes);
     let mut gap = false;
-    // A leading gap is no gap, and zero-width characters at either end part or join nothing.
-    for c in text.nfc().filter(|c| !dropped(c)) {
+    for c in composed.filter(|c| !dropped(c)) {
         if c.is_whitespace() {
             gap = true;
             continue;
         }
+        // At the start, white space is no gap, and a zero-width character parts or joins nothing.
         if line.is_empty() && is_zero_width(c) {
             continue;
         }
@@ -47,16 +65,7 @@ pub fn clean_line(text: &str, zero_width: ZeroWidth) -> String {
         gap = false;
         line.push(c);
     }
-    line.truncate(
-        line.trim_end_matches(|c: char| is_zero_width(c) || c == ' ')
-            .len(),
-    );
-    // What was dropped may have stood between characters that now compose.
-    if unicode_normalization::is_nfc(&line) {
-        line
-    } else {
-        line.nfc().collect()
-    }
+    line
 }
 
 /// Text whose line breaks matter (answers with bullet points): each line as [`clean_line`] makes it, no empty lines at
@@ -81,18 +90,37 @@ pub fn clean_lines(text: &str) -> String {
 #[must_use]
 pub fn comparison_form(text: &str) -> String {
     let unseen = |c: &char| c.is_whitespace() || is_zero_width(*c) || is_debris(*c);
-    text.chars()
-        .filter(|c| !unseen(c))
-        .nfkc()
-        .flat_map(char::to_lowercase)
-        .filter(|c| !unseen(c))
-        .collect()
+    let mut form = String::with_capacity(text.len());
+    let mut push_lower = |c: char| {
+        if c.is_ascii() {
+            form.push(c.to_ascii_lowercase());
+        } else {
+            form.extend(c.to_lowercase());
+        }
+    };
+    let seen = || text.chars().filter(|c| !unseen(c));
+    if is_nfkc_quick(seen()) == IsNormalized::Yes {
+        seen().for_each(&mut push_lower);
+    } else {
+        // Compatibility forms may bring in spaces of their own.
+        seen()
+            .nfkc()
+            .filter(|c| !unseen(c))
+            .for_each(&mut push_lower);
+    }
+    form
 }
 
 /// XXH3 (64 bits, no seed) of a text's [`comparison_form`], in UTF-8. Of the foreign text it is the split key.
 #[must_use]
 pub fn comparison_key(text: &str) -> u64 {
-    xxh3_64(comparison_form(text).as_bytes())
+    form_key(&comparison_form(text))
+}
+
+/// [`comparison_key`] of a text whose [`comparison_form`] is at hand.
+#[must_use]
+pub fn form_key(form: &str) -> u64 {
+    xxh3_64(form.as_bytes())
 }
 
 /// The first `max_chars` Unicode scalar values of a text, trimmed at the end; the whole text where it has no more.

@@ -40,7 +40,9 @@ fn load_encoder(dir: &Path) -> llink_worker::Result<Encoder> {
 
 #[track_caller]
 fn assert_refused<T>(loaded: llink_worker::Result<T>, words: &[&str]) {
-    let Err(error) = loaded else { panic!("accepted; expected a refusal naming {words:?}") };
+    let Err(error) = loaded else {
+        panic!("accepted; expected a refusal naming {words:?}")
+    };
     let text = error.to_string();
     for word in words {
         assert!(text.contains(word), "{text:?} does not name {word:?}");
@@ -53,7 +55,12 @@ struct Draw(u64);
 impl Draw {
     fn new() -> Self {
         let seed = std::env::var("LLINK_TEST_SEED").ok().map_or_else(
-            || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64,
+            || {
+                std::time::SystemTime::now()
+                    .duration_since(std::time::UNIX_EPOCH)
+                    .unwrap()
+                    .as_nanos() as u64
+            },
             |seed| seed.parse().unwrap(),
         );
         println!("LLINK_TEST_SEED={seed}");
@@ -69,7 +76,11 @@ impl Draw {
 
     fn sequences(&mut self, n: usize, longest: usize, vocab: usize) -> Vec<Vec<u32>> {
         (0..n)
-            .map(|_| (0..1 + self.below(longest)).map(|_| 2 + self.below(vocab - 2) as u32).collect())
+            .map(|_| {
+                (0..1 + self.below(longest))
+                    .map(|_| 2 + self.below(vocab - 2) as u32)
+                    .collect()
+            })
             .collect()
     }
 
@@ -82,23 +93,46 @@ impl Draw {
 
 #[track_caller]
 fn assert_same(what: &str, a: &[f32], b: &[f32], tolerance: f64) {
-    let gap: f64 = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
+    let gap: f64 = a
+        .iter()
+        .zip(b)
+        .map(|(a, b)| f64::from(a - b).powi(2))
+        .sum::<f64>()
+        .sqrt();
     let norm: f64 = b.iter().map(|b| f64::from(*b).powi(2)).sum::<f64>().sqrt();
-    assert!(gap <= tolerance * norm, "{what}: differs by {:.2e}", gap / norm);
+    assert!(
+        gap <= tolerance * norm,
+        "{what}: differs by {:.2e}",
+        gap / norm
+    );
 }
 
 /// Vectors of `sequences` computed one by one, and in batches of every size and order, are the same to rounding.
-fn batches_change_nothing(vocab: usize, embed: impl Fn(&[Vec<u32>], usize) -> Vec<Vec<f32>>, tolerance: f64) {
+fn batches_change_nothing(
+    vocab: usize,
+    embed: impl Fn(&[Vec<u32>], usize) -> Vec<Vec<f32>>,
+    tolerance: f64,
+) {
     let mut draw = Draw::new();
     let sequences = draw.sequences(40, 90, vocab);
-    let alone: Vec<Vec<f32>> =
-        sequences.iter().map(|ids| embed(std::slice::from_ref(ids), 4096).remove(0)).collect();
+    let alone: Vec<Vec<f32>> = sequences
+        .iter()
+        .map(|ids| embed(std::slice::from_ref(ids), 4096).remove(0))
+        .collect();
     for budget in [1, 64, 300, 1000, 4096] {
         let mut order: Vec<usize> = (0..sequences.len()).collect();
         draw.shuffle(&mut order);
-        let shuffled: Vec<Vec<u32>> = order.iter().map(|&index| sequences[index].clone()).collect();
+        let shuffled: Vec<Vec<u32>> = order
+            .iter()
+            .map(|&index| sequences[index].clone())
+            .collect();
         for (&index, vector) in order.iter().zip(embed(&shuffled, budget)) {
-            assert_same(&format!("budget {budget}, sequence {index}"), &vector, &alone[index], tolerance);
+            assert_same(
+                &format!("budget {budget}, sequence {index}"),
+                &vector,
+                &alone[index],
+                tolerance,
+            );
         }
     }
 }
@@ -116,7 +150,8 @@ fn a_batch_never_changes_an_encoder_vector() {
 fn a_batch_never_changes_a_teacher_vector() {
     for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 2e-2)] {
         let decoder = Decoder::load(&golden().join("decoder"), &Device::Cpu, dtype).unwrap();
-        let embed = |ids: &[Vec<u32>], budget| decoder.last_hidden(ids, budget, &mut |_| {}).unwrap();
+        let embed =
+            |ids: &[Vec<u32>], budget| decoder.last_hidden(ids, budget, &mut |_| {}).unwrap();
         batches_change_nothing(decoder.config().vocab_size, embed, tolerance);
     }
 }
@@ -127,24 +162,52 @@ fn padding_on_either_side_changes_nothing() {
     let ids = vec![0u32, 17, 40, 9, 2];
     let padded = |left: usize, right: usize| [vec![1; left], ids.clone(), vec![1; right]].concat();
     let vectors = encoder
-        .embed_ids(&[ids.clone(), padded(3, 0), padded(0, 7), padded(2, 5), vec![1, 1]], 64, &mut |_| {})
+        .embed_ids(
+            &[
+                ids.clone(),
+                padded(3, 0),
+                padded(0, 7),
+                padded(2, 5),
+                vec![1, 1],
+            ],
+            64,
+            &mut |_| {},
+        )
         .unwrap();
     for vector in &vectors[1..4] {
         assert_same("padded", vector, &vectors[0], 1e-5);
     }
-    assert!(vectors[4].iter().all(|x| *x == 0.0), "nothing attended gives zeros, as in the reference");
+    assert!(
+        vectors[4].iter().all(|x| *x == 0.0),
+        "nothing attended gives zeros, as in the reference"
+    );
 }
 
 #[test]
 fn texts_are_cut_by_characters_and_then_by_tokens() {
     let encoder = load_encoder(&golden().join("encoder")).unwrap();
     let text = "ថ្ងៃនេះ អ្នកនេសាទ".repeat(40);
-    let limits = TextLimits { max_chars: 10, max_tokens: 256 };
+    let limits = TextLimits {
+        max_chars: 10,
+        max_tokens: 256,
+    };
     let short: String = text.chars().take(10).collect();
     let ids = encoder.tokenize(&[&text, &short], limits).unwrap();
     assert_eq!(ids[0], ids[1]);
-    let whole = encoder.tokenize(&[&text], TextLimits::default()).unwrap().remove(0);
-    let cut = encoder.tokenize(&[&text], TextLimits { max_chars: 256, max_tokens: 7 }).unwrap().remove(0);
+    let whole = encoder
+        .tokenize(&[&text], TextLimits::default())
+        .unwrap()
+        .remove(0);
+    let cut = encoder
+        .tokenize(
+            &[&text],
+            TextLimits {
+                max_chars: 256,
+                max_tokens: 7,
+            },
+        )
+        .unwrap()
+        .remove(0);
     assert_eq!(cut, whole[..7], "a plain cut: the closing token goes too");
 }
 
@@ -156,62 +219,124 @@ fn too_long_and_foreign_ids_are_refused() {
     assert!(embed(vec![5; 512]).is_ok());
     assert_refused(embed(vec![419]), &["sequence 1", "419"]);
     let decoder = load_decoder(&golden().join("decoder")).unwrap();
-    assert_refused(decoder.last_hidden(&[vec![]], 64, &mut |_| {}), &["without tokens"]);
+    assert_refused(
+        decoder.last_hidden(&[vec![]], 64, &mut |_| {}),
+        &["without tokens"],
+    );
 }
 
 #[test]
 fn unsupported_configs_are_refused_by_name() {
     let decoder_cases: [(&str, Value, &[&str]); 9] = [
-        ("architectures", json!(["MistralForCausalLM"]), &["MistralForCausalLM", "LlamaForCausalLM"]),
+        (
+            "architectures",
+            json!(["MistralForCausalLM"]),
+            &["MistralForCausalLM", "LlamaForCausalLM"],
+        ),
         ("hidden_act", json!("gelu"), &["hidden_act", "gelu", "silu"]),
         ("dtype", json!("float8_e4m3fn"), &["float8_e4m3fn"]),
         ("attention_bias", json!(true), &["attention_bias"]),
         ("mlp_bias", json!(true), &["mlp_bias"]),
-        ("quantization_config", json!({"quant_method": "gptq"}), &["gptq"]),
-        ("rope_parameters", json!({"rope_type": "yarn", "rope_theta": 1e4}), &["yarn", "llama3"]),
-        ("rope_parameters", json!({"rope_type": "llama3", "factor": 8.0}), &["low_freq_factor"]),
-        ("num_key_value_heads", json!(4), &["num_key_value_heads", "4"]),
+        (
+            "quantization_config",
+            json!({"quant_method": "gptq"}),
+            &["gptq"],
+        ),
+        (
+            "rope_parameters",
+            json!({"rope_type": "yarn", "rope_theta": 1e4}),
+            &["yarn", "llama3"],
+        ),
+        (
+            "rope_parameters",
+            json!({"rope_type": "llama3", "factor": 8.0}),
+            &["low_freq_factor"],
+        ),
+        (
+            "num_key_value_heads",
+            json!(4),
+            &["num_key_value_heads", "4"],
+        ),
     ];
     for (key, value, words) in decoder_cases {
         let dir = copy_of("decoder");
-        edit_json(&dir.path().join("config.json"), |config| config[key] = value);
-        assert_refused(load_decoder(dir.path()), &[words, &["config.json"]].concat());
+        edit_json(&dir.path().join("config.json"), |config| {
+            config[key] = value
+        });
+        assert_refused(
+            load_decoder(dir.path()),
+            &[words, &["config.json"]].concat(),
+        );
     }
     let encoder_cases: [(&str, Value, &[&str]); 3] = [
-        ("architectures", json!(["BertModel"]), &["BertModel", "XLMRobertaModel"]),
+        (
+            "architectures",
+            json!(["BertModel"]),
+            &["BertModel", "XLMRobertaModel"],
+        ),
         ("hidden_act", json!("relu"), &["hidden_act", "relu"]),
-        ("position_embedding_type", json!("relative_key"), &["relative_key"]),
+        (
+            "position_embedding_type",
+            json!("relative_key"),
+            &["relative_key"],
+        ),
     ];
     for (key, value, words) in encoder_cases {
         let dir = copy_of("encoder");
-        edit_json(&dir.path().join("config.json"), |config| config[key] = value);
-        assert_refused(load_encoder(dir.path()), &[words, &["config.json"]].concat());
+        edit_json(&dir.path().join("config.json"), |config| {
+            config[key] = value
+        });
+        assert_refused(
+            load_encoder(dir.path()),
+            &[words, &["config.json"]].concat(),
+        );
     }
 }
 
 #[test]
 fn missing_misshapen_and_damaged_weights_are_refused_by_name() {
     let dir = copy_of("decoder");
-    edit_json(&dir.path().join("config.json"), |config| config["num_hidden_layers"] = json!(4));
-    assert_refused(load_decoder(dir.path()), &["layers.3.input_layernorm.weight", "missing", "[96]"]);
+    edit_json(&dir.path().join("config.json"), |config| {
+        config["num_hidden_layers"] = json!(4)
+    });
+    assert_refused(
+        load_decoder(dir.path()),
+        &["layers.3.input_layernorm.weight", "missing", "[96]"],
+    );
     let dir = copy_of("decoder");
-    edit_json(&dir.path().join("config.json"), |config| config["intermediate_size"] = json!(260));
-    assert_refused(load_decoder(dir.path()), &["layers.0.mlp.gate_proj.weight", "[256, 96]", "[260, 96]"]);
+    edit_json(&dir.path().join("config.json"), |config| {
+        config["intermediate_size"] = json!(260)
+    });
+    assert_refused(
+        load_decoder(dir.path()),
+        &["layers.0.mlp.gate_proj.weight", "[256, 96]", "[260, 96]"],
+    );
     let dir = copy_of("decoder");
-    edit_json(&dir.path().join("config.json"), |config| config["tie_word_embeddings"] = json!(false));
+    edit_json(&dir.path().join("config.json"), |config| {
+        config["tie_word_embeddings"] = json!(false)
+    });
     assert_refused(load_decoder(dir.path()), &["lm_head.weight"]);
     let dir = copy_of("decoder_sharded");
     std::fs::remove_file(dir.path().join("model-00002-of-00003.safetensors")).unwrap();
-    assert_refused(load_decoder(dir.path()), &["model-00002-of-00003.safetensors", "index.json"]);
+    assert_refused(
+        load_decoder(dir.path()),
+        &["model-00002-of-00003.safetensors", "index.json"],
+    );
     let dir = copy_of("decoder_sharded");
     let shard = dir.path().join("model-00003-of-00003.safetensors");
     let bytes = std::fs::read(&shard).unwrap();
     std::fs::write(&shard, &bytes[..bytes.len() / 2]).unwrap();
-    assert_refused(load_decoder(dir.path()), &["model-00003-of-00003.safetensors"]);
+    assert_refused(
+        load_decoder(dir.path()),
+        &["model-00003-of-00003.safetensors"],
+    );
     let dir = copy_of("encoder");
     std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
     assert_refused(load_encoder(dir.path()), &["model.safetensors"]);
-    assert_refused(load_encoder(Path::new("/no/such/model")), &["/no/such/model"]);
+    assert_refused(
+        load_encoder(Path::new("/no/such/model")),
+        &["/no/such/model"],
+    );
 }
 
 #[test]
@@ -219,12 +344,28 @@ fn a_decoder_without_the_slot_token_is_refused_by_the_tokens_name() {
     let dir = copy_of("decoder");
     let path = dir.path().join("tokenizer.json");
     let text = std::fs::read_to_string(&path).unwrap();
-    std::fs::write(&path, text.replace("<|reserved_special_token_0|>", "<|other|>")).unwrap();
-    assert_refused(load_decoder(dir.path()), &["tokenizer.json", "<|reserved_special_token_0|>"]);
+    std::fs::write(
+        &path,
+        text.replace("<|reserved_special_token_0|>", "<|other|>"),
+    )
+    .unwrap();
+    assert_refused(
+        load_decoder(dir.path()),
+        &["tokenizer.json", "<|reserved_special_token_0|>"],
+    );
     let mut decoder = load_decoder(&golden().join("decoder")).unwrap();
     decoder.slot_token = "<|reserved_special_token_99|>".into();
-    assert_refused(decoder.teacher(&["text"], 64, &mut |_| {}), &["<|reserved_special_token_99|>"]);
-    assert_eq!(slot_tokens(2, 2), ["<|reserved_special_token_2|>", "<|reserved_special_token_3|>"]);
+    assert_refused(
+        decoder.teacher(&["text"], 64, &mut |_| {}),
+        &["<|reserved_special_token_99|>"],
+    );
+    assert_eq!(
+        slot_tokens(2, 2),
+        [
+            "<|reserved_special_token_2|>",
+            "<|reserved_special_token_3|>"
+        ]
+    );
     for token in slot_tokens(0, 12) {
         decoder.tokenizer().require(&token).unwrap();
     }
@@ -234,14 +375,21 @@ fn a_decoder_without_the_slot_token_is_refused_by_the_tokens_name() {
 fn an_encoder_saved_with_its_head_is_found_under_its_prefix() {
     let golden_dir = golden().join("encoder");
     let dir = copy_of("encoder");
-    let weights = candle_core::safetensors::load(golden_dir.join("model.safetensors"), &Device::Cpu).unwrap();
-    let prefixed = weights.into_iter().map(|(name, tensor)| (format!("roberta.{name}"), tensor)).collect();
+    let weights =
+        candle_core::safetensors::load(golden_dir.join("model.safetensors"), &Device::Cpu).unwrap();
+    let prefixed = weights
+        .into_iter()
+        .map(|(name, tensor)| (format!("roberta.{name}"), tensor))
+        .collect();
     candle_core::safetensors::save(&prefixed, dir.path().join("model.safetensors")).unwrap();
     edit_json(&dir.path().join("config.json"), |config| {
         config["architectures"] = json!(["XLMRobertaForMaskedLM"]);
     });
     let embed = |dir: &Path| {
-        load_encoder(dir).unwrap().embed(&["សួស្តី"], TextLimits::default(), 64, &mut |_| {}).unwrap()
+        load_encoder(dir)
+            .unwrap()
+            .embed(&["សួស្តី"], TextLimits::default(), 64, &mut |_| {})
+            .unwrap()
     };
     assert_eq!(embed(dir.path()), embed(&golden_dir));
 }
@@ -254,16 +402,30 @@ fn an_untied_head_is_read() {
     let doubled = (weights["model.embed_tokens.weight"].clone() * 2.0).unwrap();
     weights.insert("lm_head.weight".into(), doubled);
     candle_core::safetensors::save(&weights, &path).unwrap();
-    edit_json(&dir.path().join("config.json"), |config| config["tie_word_embeddings"] = json!(false));
-    let row = |dir: &Path| load_decoder(dir).unwrap().logits(&[461, 300]).unwrap().to_vec2::<f32>().unwrap();
-    let tied: Vec<f32> = row(&golden().join("decoder"))[1].iter().map(|x| x * 2.0).collect();
+    edit_json(&dir.path().join("config.json"), |config| {
+        config["tie_word_embeddings"] = json!(false)
+    });
+    let row = |dir: &Path| {
+        load_decoder(dir)
+            .unwrap()
+            .logits(&[461, 300])
+            .unwrap()
+            .to_vec2::<f32>()
+            .unwrap()
+    };
+    let tied: Vec<f32> = row(&golden().join("decoder"))[1]
+        .iter()
+        .map(|x| x * 2.0)
+        .collect();
     assert_same("untied logits", &row(dir.path())[1], &tied, 1e-5);
 }
 
 fn sentences() -> impl Iterator<Item = String> {
     let golden: Value =
-        serde_json::from_str(&std::fs::read_to_string(golden().join("cases.json")).unwrap()).unwrap();
-    let texts = |part: &str| serde_json::from_value::<Vec<String>>(golden[part]["texts"].clone()).unwrap();
+        serde_json::from_str(&std::fs::read_to_string(golden().join("cases.json")).unwrap())
+            .unwrap();
+    let texts =
+        |part: &str| serde_json::from_value::<Vec<String>>(golden[part]["texts"].clone()).unwrap();
     texts("teacher").into_iter().chain(texts("encoder"))
 }
 
@@ -271,7 +433,9 @@ fn sentences() -> impl Iterator<Item = String> {
 #[test]
 #[ignore = "writes what another test compares"]
 fn write_tiny_models() {
-    let Some(dir) = std::env::var_os("LLINK_TINY_OUT").map(PathBuf::from) else { return };
+    let Some(dir) = std::env::var_os("LLINK_TINY_OUT").map(PathBuf::from) else {
+        return;
+    };
     tiny::write_tiny_encoder(&dir.join("encoder"), sentences(), 7).unwrap();
     tiny::write_tiny_decoder(&dir.join("decoder"), sentences(), 7).unwrap();
 }
@@ -287,30 +451,49 @@ fn tiny_models_are_the_same_bytes_in_every_process() {
             .env("RAYON_NUM_THREADS", threads)
             .output()
             .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         let read = |model: &str| fingerprint(&dir.path().join(model)).unwrap();
         fingerprints.push((read("encoder"), read("decoder")));
     }
-    assert!(fingerprints.iter().all(|pair| *pair == fingerprints[0]), "{fingerprints:?}");
+    assert!(
+        fingerprints.iter().all(|pair| *pair == fingerprints[0]),
+        "{fingerprints:?}"
+    );
 }
 
 #[test]
 fn tiny_models_follow_their_seed_and_load() {
     let dir = tempfile::tempdir().unwrap();
-    let (encoder, decoder, other) =
-        (dir.path().join("encoder"), dir.path().join("decoder"), dir.path().join("other"));
+    let (encoder, decoder, other) = (
+        dir.path().join("encoder"),
+        dir.path().join("decoder"),
+        dir.path().join("other"),
+    );
     tiny::write_tiny_encoder(&encoder, sentences(), 1).unwrap();
     tiny::write_tiny_decoder(&decoder, sentences(), 1).unwrap();
     tiny::write_tiny_encoder(&other, sentences(), 2).unwrap();
     assert_ne!(fingerprint(&encoder).unwrap(), fingerprint(&other).unwrap());
     let texts: Vec<String> = sentences().collect();
-    let vectors = load_encoder(&encoder).unwrap().embed(&texts, TextLimits::default(), 256, &mut |_| {}).unwrap();
+    let vectors = load_encoder(&encoder)
+        .unwrap()
+        .embed(&texts, TextLimits::default(), 256, &mut |_| {})
+        .unwrap();
     assert!(vectors.iter().flatten().all(|x| x.is_finite()));
     let decoder = load_decoder(&decoder).unwrap();
     let vectors = decoder.teacher(&texts, 256, &mut |_| {}).unwrap();
-    assert_eq!((vectors.len(), vectors[0].len()), (texts.len(), decoder.hidden_size()));
+    assert_eq!(
+        (vectors.len(), vectors[0].len()),
+        (texts.len(), decoder.hidden_size())
+    );
     let text = "The king counts 7 cheap chairs.";
-    let ids = decoder.tokenizer().encode(text, llink_worker::models::SpecialTokens::Add).unwrap();
+    let ids = decoder
+        .tokenizer()
+        .encode(text, llink_worker::models::SpecialTokens::Add)
+        .unwrap();
     assert_eq!(decoder.tokenizer().decode(&ids).unwrap(), text);
     let none = tiny::write_tiny_encoder(&dir.path().join("none"), std::iter::empty(), 1);
     assert_refused(none, &["no word"]);

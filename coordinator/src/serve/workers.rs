@@ -68,11 +68,11 @@ impl WorkerService for Workers {
     async fn assignments(&self, request: Request<AssignmentsRequest>) -> Result<Response<Assignments>, Status> {
         let worker = request.into_inner().worker_id;
         let wanted = worker.clone();
-        let instructions = self
-            .engine
-            .call(move |e| e.take_outbox(&wanted))
-            .await
-            .map_err(stopped)?;
+        let taken = self.engine.call(move |e| {
+            let instructions = e.take_outbox(&wanted);
+            e.step(|c, _, _| c.listens(&wanted)).map(|()| instructions)
+        });
+        let instructions = taken.await.and_then(|i| i).map_err(stopped)?;
         let Some(instructions) = instructions else {
             return Err(Status::not_found(format!(
                 "worker {worker} is not registered, or has its stream already"

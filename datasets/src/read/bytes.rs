@@ -6,7 +6,8 @@ use bytes::{Buf, Bytes};
 use flate2::write::MultiGzDecoder;
 use zstd::stream::raw::{Decoder as ZstdDecoder, InBuffer, Operation, OutBuffer};
 
-use crate::store::{ByteStream, Store};
+use crate::byte_stream::ByteStream;
+use crate::store::Store;
 use crate::{Error, Result};
 
 /// How much compressed input is decoded at once: bounds what a highly compressed file can blow up to in memory.

@@ -1,6 +1,7 @@
 //! What can be asked about a scene, and the exact answers.
 
-use super::grammar::{Deed, Scene, capitalised};
+use super::scene::{Deed, Scene};
+use super::wording::capitalised;
 
 /// The teaching material of one scene.
 pub(super) struct Lesson {

@@ -4,11 +4,12 @@
 //! distinct sentences, each with one translation; every slot (who, what, how many, what kind, where, when) is said on
 //! both sides.
 
-mod grammar;
 mod lesson;
 mod lexicon;
 mod lexicon_more;
+mod scene;
 mod shuffle;
+mod wording;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -19,7 +20,7 @@ use serde::Serialize;
 use crate::clean::FOREIGN_PLACEHOLDER;
 use crate::rows::InstructionExample;
 use crate::{Error, Result};
-use grammar::{Scene, Shape, WEIGHTS};
+use scene::{Scene, Shape, WEIGHTS};
 use shuffle::{Shuffle, mix};
 
 /// What a job writes in place of a URL to have its corpus made up, and the `source` of such rows.

@@ -13,7 +13,6 @@ use crate::read::{Columns, Format, RawRow, RowReader, label};
 use crate::rows::{Corpus, row_id};
 use crate::store::Store;
 use crate::table::{Layout, bad, encode};
-use crate::text::comparison_key;
 use crate::{Result, sample};
 
 /// Offenders that are named, for each reason; the counts tell of the others.
@@ -59,6 +58,29 @@ struct CleanRow {
     texts: Vec<String>,
 }
 
+impl CleanRow {
+    /// The row, and whether it was cut. `texts` takes it apart.
+    fn of<T>(kept: Kept<T>, texts: impl FnOnce(T) -> Vec<String>) -> (Self, bool) {
+        let Kept {
+            row,
+            foreign_key,
+            english_key,
+            was_cut,
+        } = kept;
+        let texts = texts(row);
+        let id = row_id(&texts.iter().map(String::as_str).collect::<Vec<_>>());
+        (
+            Self {
+                split_key: foreign_key,
+                english_key,
+                id,
+                texts,
+            },
+            was_cut,
+        )
+    }
+}
+
 struct Collector<'a> {
     spec: &'a CleanSpec,
     label: String,
@@ -70,7 +92,7 @@ struct Collector<'a> {
 
 /// Reads one source and writes its kept rows to `path`, as Parquet sorted by (`split_key`, `id`) with the columns
 /// `split_key`, `english_key`, `id`, the texts, and the source's name in the metadata. `split_key` and `english_key` are
-/// [`comparison_key`]s of the two sides.
+/// [`crate::text::comparison_key`]s of the two sides.
 ///
 /// # Errors
 /// [`crate::Error`] where the source can't be read, holds no usable row, or the result can't be written.
@@ -179,44 +201,22 @@ impl Collector<'_> {
         let rules = &self.spec.rules;
         let cleaned = row.and_then(|row| match row {
             RawRow::Pair { english, foreign } => clean_pair(&english, &foreign, &self.label, rules)
-                .map(|Kept { row, was_cut }| {
-                    (
-                        comparison_key(&row.foreign),
-                        comparison_key(&row.english),
-                        was_cut,
-                        vec![row.english, row.foreign],
-                    )
-                }),
-            RawRow::Instruction(raw) => {
-                clean_instruction(&raw, rules).map(|Kept { row, was_cut }| {
-                    let keys = (
-                        comparison_key(&row.foreign),
-                        comparison_key(&row.english_ref),
-                    );
-                    (
-                        keys.0,
-                        keys.1,
-                        was_cut,
-                        vec![
-                            row.task,
-                            row.instruction,
-                            row.foreign,
-                            row.english_ref,
-                            row.answer,
-                        ],
-                    )
+                .map(|kept| CleanRow::of(kept, |row| vec![row.english, row.foreign])),
+            RawRow::Instruction(raw) => clean_instruction(&raw, rules).map(|kept| {
+                CleanRow::of(kept, |row| {
+                    vec![
+                        row.task,
+                        row.instruction,
+                        row.foreign,
+                        row.english_ref,
+                        row.answer,
+                    ]
                 })
-            }
+            }),
         });
         match cleaned {
-            Ok((split_key, english_key, was_cut, texts)) => {
-                let id = row_id(&texts.iter().map(String::as_str).collect::<Vec<_>>());
-                self.rows.push(CleanRow {
-                    split_key,
-                    english_key,
-                    id,
-                    texts,
-                });
+            Ok((row, was_cut)) => {
+                self.rows.push(row);
                 self.tally.keep();
                 self.tally.cut += u64::from(was_cut);
             }

@@ -1,8 +1,11 @@
 //! Length-sorted batches within a token budget, and sequences packed end to end.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
-use crate::Result;
+use crate::{Error, Result};
+
+/// On the CPU larger batches than this only spill the caches.
+const CPU_TOKENS: usize = 1_024;
 
 /// Indices of `lengths` in batches: longest first, each batch as many as `sequences × longest ≤ budget` allows, at least one.
 ///
@@ -25,18 +28,72 @@ pub fn token_batches(lengths: &[usize], budget: usize) -> Vec<Vec<usize>> {
     batches
 }
 
+/// Computes one vector for each sequence, batch by batch, and gives them in the order of `ids`.
+///
+/// `vectors` maps packed sequences to [B, width]. `progress` is told after each batch how many tokens are done so far.
+pub(crate) fn in_batches(
+    ids: &[Vec<u32>],
+    device: &Device,
+    token_budget: usize,
+    progress: &mut dyn FnMut(u64),
+    vectors: impl Fn(&Packed) -> Result<Tensor>,
+) -> Result<Vec<Vec<f32>>> {
+    let lengths: Vec<usize> = ids.iter().map(Vec::len).collect();
+    let budget = if device.is_cpu() {
+        token_budget.min(CPU_TOKENS)
+    } else {
+        token_budget
+    };
+    let mut out = vec![Vec::new(); ids.len()];
+    let mut done = 0;
+    for batch in token_batches(&lengths, budget) {
+        let packed = Packed::new(batch.iter().map(|&index| ids[index].as_slice()));
+        let rows = vectors(&packed)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+        for (index, row) in batch.into_iter().zip(rows) {
+            out[index] = row;
+        }
+        done += packed.ids.len() as u64;
+        progress(done);
+    }
+    Ok(out)
+}
+
+/// Refuses sequences that a model can't read.
+pub(crate) fn check_ids(
+    ids: &[impl AsRef<[u32]>],
+    vocab_size: usize,
+    max_tokens: usize,
+    path: &str,
+) -> Result<()> {
+    for (index, ids) in ids.iter().enumerate() {
+        let ids = ids.as_ref();
+        if ids.len() > max_tokens {
+            let tokens = ids.len();
+            return Err(Error::Input(format!(
+                "sequence {index} has {tokens} tokens, {path} has positions for {max_tokens}"
+            )));
+        }
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
+            return Err(Error::Input(format!(
+                "sequence {index}: token id {id} is outside {path}'s {vocab_size}"
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Sequences laid end to end without padding: T tokens in all.
 #[derive(Debug, Clone)]
-pub struct Packed {
+pub(crate) struct Packed {
     /// Token ids, T of them.
-    pub ids: Vec<u32>,
+    pub(crate) ids: Vec<u32>,
     /// Where each sequence starts, then T: one more than there are sequences.
-    pub offsets: Vec<usize>,
+    pub(crate) offsets: Vec<usize>,
 }
 
 impl Packed {
     /// Lays `sequences` end to end.
-    pub fn new<'a>(sequences: impl IntoIterator<Item = &'a [u32]>) -> Self {
+    pub(crate) fn new<'a>(sequences: impl IntoIterator<Item = &'a [u32]>) -> Self {
         let mut packed = Self {
             ids: Vec::new(),
             offsets: vec![0],
@@ -49,7 +106,7 @@ impl Packed {
     }
 
     /// The position of each token in its own sequence, from `first`.
-    pub fn positions(&self, first: usize) -> Vec<u32> {
+    pub(crate) fn positions(&self, first: usize) -> Vec<u32> {
         self.offsets
             .windows(2)
             .flat_map(|w| (0..w[1] - w[0]).map(move |i| (first + i) as u32))
@@ -57,7 +114,7 @@ impl Packed {
     }
 
     /// The row of each sequence's last token.
-    pub fn last_rows(&self) -> Vec<u32> {
+    pub(crate) fn last_rows(&self) -> Vec<u32> {
         self.offsets[1..]
             .iter()
             .map(|&end| end as u32 - 1)
@@ -65,10 +122,7 @@ impl Packed {
     }
 
     /// The ids as a tensor [T].
-    ///
-    /// # Errors
-    /// When the device refuses the copy.
-    pub fn ids_tensor(&self, device: &Device) -> Result<Tensor> {
+    pub(crate) fn ids_tensor(&self, device: &Device) -> Result<Tensor> {
         Ok(Tensor::from_slice(&self.ids, self.ids.len(), device)?)
     }
 }

@@ -1,38 +1,20 @@
-//! Llama: the frozen decoder. A teacher vector is the last hidden state at a reserved slot token after the sentence.
+//! Llama: the frozen decoder's layers.
 
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::batches::{Packed, token_batches};
+use super::batches::{Packed, check_ids, in_batches};
 use super::config::LlamaConfig;
 use super::ops::{
     Attention, AttentionSpans, Causality, FrozenLinear, Rope, add_rms_norm, rms_norm, silu_mul,
 };
-use super::tokenizer::{SpecialTokens, Tokenizer};
 use super::weights::Weights;
-use super::{check_ids, cpu_rows};
 use crate::{Error, Result};
 
-/// The slot token of teacher vectors unless [`Decoder::slot_token`] says otherwise.
-pub const TEACHER_SLOT: &str = "<|reserved_special_token_0|>";
-
-/// The first `n` reserved tokens that stand for soft slots in a prompt: `first`, `first + 1`, ….
-pub fn slot_tokens(first: usize, n: usize) -> Vec<String> {
-    (first..first + n)
-        .map(|index| format!("<|reserved_special_token_{index}|>"))
-        .collect()
-}
-
-/// A teacher sentence has at most so many tokens before the slot, the beginning-of-text token included.
-pub const TEACHER_TOKENS: usize = 127;
-
-/// A loaded Llama decoder with its tokenizer.
-pub struct Decoder {
-    /// The reserved token at which teacher vectors are read.
-    pub slot_token: String,
+/// Llama without its tokenizer: token ids in, hidden states and logits out.
+pub(crate) struct Llama {
     config: LlamaConfig,
-    tokenizer: Tokenizer,
     embedding: Tensor, // [vocab, hidden]
     layers: Vec<Layer>,
     norm: Tensor,
@@ -43,35 +25,29 @@ pub struct Decoder {
 
 /// Keys and values of the tokens so far, one pair per layer: [tokens, kv_heads·head_dim] each.
 #[derive(Default)]
-struct Cache {
+pub(crate) struct Cache {
     layers: Vec<Option<(Tensor, Tensor)>>,
     tokens: usize,
 }
 
+impl Cache {
+    /// How many tokens it holds.
+    pub(crate) fn tokens(&self) -> usize {
+        self.tokens
+    }
+}
+
 /// Which rows the last layer has to give.
 #[derive(Clone, Copy)]
-enum Rows {
+pub(crate) enum Rows {
     All,
     LastOfEach,
 }
 
-impl Decoder {
-    /// Loads a folder in Hugging Face layout and converts its weights to `dtype` on `device`.
-    ///
-    /// # Errors
-    /// [`Error::Model`] naming what is missing, misshapen or not supported, a lacking [`TEACHER_SLOT`] included;
-    /// [`Error::Io`] for unreadable files.
-    pub fn load(dir: &Path, device: &Device, dtype: DType) -> Result<Self> {
+impl Llama {
+    /// Loads the weights of a folder in Hugging Face layout.
+    pub(crate) fn load(dir: &Path, device: &Device, dtype: DType) -> Result<Self> {
         let config = LlamaConfig::load(dir)?;
-        let tokenizer = Tokenizer::load(dir)?;
-        tokenizer.require(TEACHER_SLOT)?;
-        let path = dir.display().to_string();
-        if tokenizer.vocab_size() > config.vocab_size {
-            let (has, rows) = (tokenizer.vocab_size(), config.vocab_size);
-            let reason =
-                format!("tokenizer.json has {has} tokens, config.json's vocab_size is {rows}");
-            return Err(Error::Model { path, reason });
-        }
         let weights = Weights::open(dir, &["model.", ""], device, dtype)?;
         let shape = [config.vocab_size, config.hidden_size];
         let embedding = weights.tensor("embed_tokens.weight", &shape)?;
@@ -83,152 +59,48 @@ impl Decoder {
             .map(|index| Layer::load(&weights, &format!("layers.{index}"), &config))
             .collect::<Result<_>>()?;
         Ok(Self {
-            slot_token: TEACHER_SLOT.into(),
             norm: weights.tensor("norm.weight", &[config.hidden_size])?,
             head: FrozenLinear::new(head, None),
             frequencies: config.rope_frequencies(),
             config,
-            tokenizer,
             embedding,
             layers,
-            path,
+            path: dir.display().to_string(),
         })
     }
 
-    /// Width of the hidden states.
-    pub fn hidden_size(&self) -> usize {
-        self.config.hidden_size
-    }
-
-    /// The model's shape.
-    pub fn config(&self) -> &LlamaConfig {
+    pub(crate) fn config(&self) -> &LlamaConfig {
         &self.config
     }
 
-    /// The model's tokenizer.
-    pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
-    }
-
-    /// The token embedding, [vocab, hidden].
-    pub fn embedding(&self) -> &Tensor {
+    pub(crate) fn embedding(&self) -> &Tensor {
         &self.embedding
     }
 
-    /// The token ids whose last hidden state is each text's teacher vector: at most [`TEACHER_TOKENS`] of the text's
-    /// own, then the slot token.
-    ///
-    /// # Errors
-    /// [`Error::Model`] when the vocabulary lacks [`Decoder::slot_token`], or the tokenizer can't encode a text.
-    pub fn tokenize_teacher(&self, texts: &[impl AsRef<str>]) -> Result<Vec<Vec<u32>>> {
-        let slot = self.tokenizer.require(&self.slot_token)?;
-        let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
-        let mut ids = self.tokenizer.encode_batch(&texts, SpecialTokens::Add)?;
-        for ids in &mut ids {
-            ids.truncate(TEACHER_TOKENS);
-            ids.push(slot);
-        }
-        Ok(ids)
-    }
-
-    /// The teacher vector of each text, in the order of `texts`.
-    ///
-    /// A batch holds at most `token_budget` tokens, padding counted. `progress` is told after each batch how many
-    /// tokens are done so far.
-    ///
-    /// # Errors
-    /// As [`Decoder::tokenize_teacher`]; [`Error::Tensor`] when the device fails.
-    pub fn teacher(
-        &self,
-        texts: &[impl AsRef<str>],
-        token_budget: usize,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<Vec<Vec<f32>>> {
-        let ids = self.tokenize_teacher(texts)?;
-        self.last_hidden(&ids, token_budget, progress)
+    /// The output head: hidden [T, hidden] → logits [T, vocab].
+    pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.head.forward(hidden)
     }
 
     /// The last hidden state, after the final norm, at the last token of each sequence.
-    ///
-    /// # Errors
-    /// [`Error::Input`] for an empty sequence, one that is too long, or an id outside the vocabulary.
-    pub fn last_hidden(
+    pub(crate) fn vectors(
         &self,
         ids: &[Vec<u32>],
         token_budget: usize,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Vec<Vec<f32>>> {
         self.check(ids)?;
-        let lengths: Vec<usize> = ids.iter().map(Vec::len).collect();
-        let mut vectors = vec![Vec::new(); ids.len()];
-        let mut done = 0;
-        for batch in token_batches(&lengths, cpu_rows(self.embedding.device(), token_budget)) {
-            let packed = Packed::new(batch.iter().map(|&index| ids[index].as_slice()));
-            let last = self.forward(&packed, None, Rows::LastOfEach)?;
-            for (index, vector) in batch
-                .into_iter()
-                .zip(last.to_dtype(DType::F32)?.to_vec2::<f32>()?)
-            {
-                vectors[index] = vector;
-            }
-            done += packed.ids.len() as u64;
-            progress(done);
-        }
-        Ok(vectors)
+        in_batches(
+            ids,
+            self.embedding.device(),
+            token_budget,
+            progress,
+            |packed| self.forward(packed, None, Rows::LastOfEach),
+        )
     }
 
-    /// The hidden states of one sequence after the final norm, [T, hidden].
-    ///
-    /// # Errors
-    /// As [`Decoder::last_hidden`].
-    pub fn hidden_states(&self, ids: &[u32]) -> Result<Tensor> {
-        self.check(&[ids])?;
-        self.forward(&Packed::new([ids]), None, Rows::All)
-    }
-
-    /// The logits of each position of one sequence, [T, vocab].
-    ///
-    /// # Errors
-    /// As [`Decoder::last_hidden`].
-    pub fn logits(&self, ids: &[u32]) -> Result<Tensor> {
-        self.head.forward(&self.hidden_states(ids)?)
-    }
-
-    /// The greedy continuation of `ids`: at most `max_tokens` tokens, up to and without the first of `stop`.
-    /// Of equal logits the lowest id wins.
-    ///
-    /// # Errors
-    /// As [`Decoder::last_hidden`].
-    pub fn generate(&self, ids: &[u32], max_tokens: usize, stop: &[u32]) -> Result<Vec<u32>> {
-        self.check(&[ids])?;
-        let mut cache = Cache::default();
-        let mut next = ids.to_vec();
-        let mut generated = Vec::new();
-        while generated.len() < max_tokens
-            && cache.tokens + next.len() <= self.config.max_position_embeddings
-        {
-            let hidden = self.forward(
-                &Packed::new([next.as_slice()]),
-                Some(&mut cache),
-                Rows::LastOfEach,
-            )?;
-            let logits = self
-                .head
-                .forward(&hidden)?
-                .to_dtype(DType::F32)?
-                .get(0)?
-                .to_vec1::<f32>()?;
-            let token = argmax(&logits);
-            if stop.contains(&token) {
-                break;
-            }
-            generated.push(token);
-            next = vec![token];
-        }
-        Ok(generated)
-    }
-
-    fn check(&self, ids: &[impl AsRef<[u32]>]) -> Result<()> {
+    /// Refuses sequences that can't be read.
+    pub(crate) fn check(&self, ids: &[impl AsRef<[u32]>]) -> Result<()> {
         check_ids(
             ids,
             self.config.vocab_size,
@@ -246,7 +118,7 @@ impl Decoder {
 
     /// Hidden states after the final norm: [T, hidden], or [B, hidden] for the last row of each sequence.
     /// With a cache there is one sequence, which goes on from the cached tokens.
-    fn forward(
+    pub(crate) fn forward(
         &self,
         packed: &Packed,
         mut cache: Option<&mut Cache>,
@@ -279,17 +151,6 @@ impl Decoder {
         }
         rms_norm(&x, &self.norm, self.config.rms_norm_eps)
     }
-}
-
-/// The lowest index of the largest value.
-fn argmax(values: &[f32]) -> u32 {
-    let mut best = 0;
-    for (index, value) in values.iter().enumerate() {
-        if *value > values[best] {
-            best = index;
-        }
-    }
-    best as u32
 }
 
 /// What the last layer needs to compute the last row of each sequence and no other.

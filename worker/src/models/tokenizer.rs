@@ -103,6 +103,19 @@ impl Tokenizer {
             .map_or(0, |id| id as usize + 1)
     }
 
+    /// Refuses a vocabulary that is larger than the model's embedding.
+    pub(crate) fn check_vocab_size(&self, rows: usize) -> Result<()> {
+        let tokens = self.vocab_size();
+        if tokens <= rows {
+            return Ok(());
+        }
+        let reason = format!("has {tokens} tokens, config.json's vocab_size is {rows}");
+        Err(Error::Model {
+            path: self.path.clone(),
+            reason,
+        })
+    }
+
     fn refuse(&self, error: tokenizers::Error) -> Error {
         Error::Model {
             path: self.path.clone(),

@@ -84,23 +84,6 @@ impl Weights {
         Ok(view.load(&self.device)?.to_dtype(self.dtype)?)
     }
 
-    /// Whether the folder holds the tensor `name`.
-    pub fn contains(&self, name: &str) -> bool {
-        self.prefixes
-            .iter()
-            .any(|prefix| self.files.get(&format!("{prefix}{name}")).is_ok())
-    }
-
-    /// Where tensors are loaded to.
-    pub fn device(&self) -> &Device {
-        &self.device
-    }
-
-    /// What tensors are converted to.
-    pub fn dtype(&self) -> DType {
-        self.dtype
-    }
-
     fn refuse(&self, reason: String) -> Error {
         Error::Model {
             path: self.dir.clone(),

@@ -4,70 +4,28 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::batches::{Packed, token_batches};
+use super::batches::{Packed, check_ids, in_batches};
 use super::config::XlmRobertaConfig;
 use super::ops::{
     Attention, AttentionSpans, Causality, FrozenLinear, add_layer_norm, gelu, layer_norm,
 };
-use super::tokenizer::{SpecialTokens, Tokenizer};
 use super::weights::Weights;
-use super::{check_ids, cpu_rows};
-use crate::{Error, Result};
+use crate::Result;
 
-/// How much of a text the encoder reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TextLimits {
-    /// A text is cut after so many Unicode scalar values.
-    pub max_chars: usize,
-    /// Its tokens, special ones included, are cut after so many.
-    pub max_tokens: usize,
-}
-
-impl Default for TextLimits {
-    fn default() -> Self {
-        Self {
-            max_chars: 256,
-            max_tokens: 256,
-        }
-    }
-}
-
-impl TextLimits {
-    /// The text's first `max_chars` characters.
-    pub fn cut<'a>(&self, text: &'a str) -> &'a str {
-        match text.char_indices().nth(self.max_chars) {
-            Some((end, _)) => &text[..end],
-            None => text,
-        }
-    }
-}
-
-/// A loaded XLM-R encoder with its tokenizer.
-pub struct Encoder {
+/// XLM-R without its tokenizer: token ids in, vectors out.
+pub(crate) struct XlmRoberta {
     config: XlmRobertaConfig,
-    tokenizer: Tokenizer,
-    words: Tensor,     // [vocab, hidden], the one token type's row added
-    positions: Tensor, // [max_position_embeddings, hidden]
+    words: Tensor,     // [vocab, hidden]
+    positions: Tensor, // [max_position_embeddings, hidden], the one token type's row added
     norm: LayerNorm,
     layers: Vec<Layer>,
     path: String,
 }
 
-impl Encoder {
-    /// Loads a folder in Hugging Face layout and converts its weights to `dtype` on `device`.
-    ///
-    /// # Errors
-    /// [`Error::Model`] naming what is missing, misshapen or not supported; [`Error::Io`] for unreadable files.
-    pub fn load(dir: &Path, device: &Device, dtype: DType) -> Result<Self> {
+impl XlmRoberta {
+    /// Loads the weights of a folder in Hugging Face layout.
+    pub(crate) fn load(dir: &Path, device: &Device, dtype: DType) -> Result<Self> {
         let config = XlmRobertaConfig::load(dir)?;
-        let tokenizer = Tokenizer::load(dir)?;
-        let path = dir.display().to_string();
-        if tokenizer.vocab_size() > config.vocab_size {
-            let (has, rows) = (tokenizer.vocab_size(), config.vocab_size);
-            let reason =
-                format!("tokenizer.json has {has} tokens, config.json's vocab_size is {rows}");
-            return Err(Error::Model { path, reason });
-        }
         let weights = Weights::open(dir, &["", "roberta.", "model."], device, dtype)?;
         let hidden = config.hidden_size;
         let words = weights.tensor(
@@ -89,66 +47,20 @@ impl Encoder {
             .collect::<Result<_>>()?;
         Ok(Self {
             config,
-            tokenizer,
             words,
             positions,
             norm,
             layers,
-            path,
+            path: dir.display().to_string(),
         })
     }
 
-    /// Width of the vectors.
-    pub fn hidden_size(&self) -> usize {
-        self.config.hidden_size
-    }
-
-    /// The model's shape.
-    pub fn config(&self) -> &XlmRobertaConfig {
+    pub(crate) fn config(&self) -> &XlmRobertaConfig {
         &self.config
     }
 
-    /// The model's tokenizer.
-    pub fn tokenizer(&self) -> &Tokenizer {
-        &self.tokenizer
-    }
-
-    /// Token ids of each text, cut as `limits` says: characters first, then tokens.
-    ///
-    /// # Errors
-    /// When the tokenizer can't encode a text.
-    pub fn tokenize(&self, texts: &[impl AsRef<str>], limits: TextLimits) -> Result<Vec<Vec<u32>>> {
-        let texts: Vec<&str> = texts.iter().map(|text| limits.cut(text.as_ref())).collect();
-        let mut ids = self.tokenizer.encode_batch(&texts, SpecialTokens::Add)?;
-        ids.iter_mut()
-            .for_each(|ids| ids.truncate(limits.max_tokens));
-        Ok(ids)
-    }
-
-    /// The vector of each text, in the order of `texts`.
-    ///
-    /// A batch holds at most `token_budget` tokens, padding counted. `progress` is told after each batch how many
-    /// tokens are done so far.
-    ///
-    /// # Errors
-    /// [`Error::Input`] when `limits` allow more tokens than the model has positions; [`Error::Tensor`] when the
-    /// device fails.
-    pub fn embed(
-        &self,
-        texts: &[impl AsRef<str>],
-        limits: TextLimits,
-        token_budget: usize,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<Vec<Vec<f32>>> {
-        let ids = self.tokenize(texts, limits)?;
-        self.embed_ids(&ids, token_budget, progress)
-    }
-
-    /// As [`Encoder::embed`], from token ids.
-    ///
-    /// # Errors
-    /// As [`Encoder::embed`]; also [`Error::Input`] for an id outside the vocabulary.
-    pub fn embed_ids(
+    /// The vector of each sequence, in the order of `ids`.
+    pub(crate) fn vectors(
         &self,
         ids: &[Vec<u32>],
         token_budget: usize,
@@ -170,36 +82,20 @@ impl Encoder {
                     .collect()
             })
             .collect();
-        let lengths: Vec<usize> = attended.iter().map(Vec::len).collect();
-        let mut vectors = vec![Vec::new(); ids.len()];
-        let mut done = 0;
-        for batch in token_batches(&lengths, cpu_rows(self.words.device(), token_budget)) {
-            let packed = Packed::new(batch.iter().map(|&index| attended[index].as_slice()));
-            let pooled = self
-                .pooled(&packed)?
-                .to_dtype(DType::F32)?
-                .to_vec2::<f32>()?;
-            for (index, vector) in batch.into_iter().zip(pooled) {
-                vectors[index] = vector;
-            }
-            done += packed.ids.len() as u64;
-            progress(done);
-        }
-        Ok(vectors)
+        in_batches(
+            &attended,
+            self.words.device(),
+            token_budget,
+            progress,
+            |packed| self.pooled(packed),
+        )
     }
 
     /// The mean of each sequence's last hidden states, [B, hidden].
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn pooled(&self, packed: &Packed) -> Result<Tensor> {
+    fn pooled(&self, packed: &Packed) -> Result<Tensor> {
         if packed.ids.is_empty() {
-            let rows = packed.offsets.len() - 1;
-            return Ok(Tensor::zeros(
-                (rows, self.hidden_size()),
-                self.words.dtype(),
-                self.words.device(),
-            )?);
+            let shape = (packed.offsets.len() - 1, self.config.hidden_size);
+            return Ok(Tensor::zeros(shape, DType::F32, self.words.device())?);
         }
         mean_pool(&self.hidden_states(packed)?, &packed.offsets)
     }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device};
-use llink_datasets::pairs::{Language, read_texts};
+use llink_datasets::pairs::{PairTable, read_pairs};
 use llink_datasets::store::Store;
 use llink_proto::{ModelRef, ModelRole, PrepareModel, TaskResult};
 
@@ -170,19 +170,19 @@ fn make_tiny(context: &TaskContext, task: &PrepareModel, role: &str) -> Result<T
 /// What a tiny model's tokenizer reads: the encoder's both sides, as XLM-R read many languages; the decoder's English
 /// alone, which is what makes its tokenizer shatter the other.
 fn training_texts(context: &TaskContext, store: &Store, task: &PrepareModel) -> Result<Vec<String>> {
-    let languages: &[Language] = match task.role() {
-        ModelRole::Encoder => &[Language::English, Language::Foreign],
-        _ => &[Language::English],
-    };
-    let mut texts = Vec::new();
-    'shards: for path in &task.text_shards {
+    let mut texts = Vec::with_capacity(TOKENIZER_TEXTS);
+    for path in &task.text_shards {
         context.control.check()?;
         let content = context.wait(store.get(path))?;
-        for language in languages {
-            texts.extend(read_texts(&store.describe(path), content.clone(), *language)?.texts);
-        }
-        if texts.len() >= TOKENIZER_TEXTS {
-            break 'shards;
+        let PairTable { english, foreign, .. } = read_pairs(&store.describe(path), content)?;
+        for (english, foreign) in english.into_iter().zip(foreign) {
+            texts.push(english);
+            if task.role() == ModelRole::Encoder {
+                texts.push(foreign);
+            }
+            if texts.len() >= TOKENIZER_TEXTS {
+                return Ok(texts);
+            }
         }
     }
     Ok(texts)

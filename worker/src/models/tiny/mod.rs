@@ -39,14 +39,15 @@ pub struct TinyShape {
     pub vocab_size: usize,
 }
 
+/// Two layers, not more: each random layer makes what a vector says of its text harder to read back.
 impl TinyShape {
     /// The encoder that [`write_tiny_encoder`] makes.
     pub const ENCODER: Self = Self {
-        hidden_size: 64,
+        hidden_size: 96,
         intermediate_size: 256,
-        layers: 3,
-        heads: 4,
-        kv_heads: 4,
+        layers: 2,
+        heads: 6,
+        kv_heads: 6,
         head_dim: 16,
         vocab_size: 900,
     };
@@ -55,7 +56,7 @@ impl TinyShape {
     pub const DECODER: Self = Self {
         hidden_size: 96,
         intermediate_size: 256,
-        layers: 3,
+        layers: 2,
         heads: 6,
         kv_heads: 2,
         head_dim: 16,

@@ -1,0 +1,85 @@
+//! Runs the whole `shard` stage on made-up or real rows and says how long each step took.
+//!
+//!     cargo run --release -p llink-datasets --example shard_stage -- FOLDER [TRAIN HOLDOUT [SOURCE]]
+
+use std::time::Instant;
+
+use llink_datasets::clean::Rules;
+use llink_datasets::manifest::ManifestArtifact;
+use llink_datasets::read::Columns;
+use llink_datasets::rows::Corpus;
+use llink_datasets::sample;
+use llink_datasets::shards::{
+    CleanSpec, SplitSpec, WriteSpec, clean_source, split_corpus, write_shard,
+};
+use llink_datasets::store::Store;
+
+#[tokio::main(flavor = "current_thread")]
+#[allow(clippy::print_stdout)]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let folder = arguments.first().ok_or("name a folder to write to")?;
+    let number = |index: usize, default: u64| {
+        arguments
+            .get(index)
+            .map_or(Ok(default), |text| text.parse())
+    };
+    let (train_rows, holdout_rows) = (number(1, 100_000)?, number(2, 40_000)?);
+    let source = arguments.get(3).map_or(sample::SOURCE, String::as_str);
+    let store = Store::open(folder)?;
+    let silent = |_, _| {};
+
+    let started = Instant::now();
+    let spec = CleanSpec {
+        corpus: Corpus::Pairs,
+        source: source.to_owned(),
+        format: None,
+        columns: Columns::default(),
+        sample_rows: (train_rows + holdout_rows) * 101 / 100,
+        seed: 17,
+        rules: Rules::default(),
+    };
+    let cleaned = clean_source(&spec, &store, "cleaned.parquet", &silent).await?;
+    println!("clean {:?} {:?}", started.elapsed(), cleaned.counts);
+    for warning in &cleaned.warnings {
+        println!("  {warning}");
+    }
+
+    let started = Instant::now();
+    let paths = vec![cleaned.artifact.path];
+    let spec = SplitSpec {
+        corpus: Corpus::Pairs,
+        train_rows,
+        holdout_rows,
+        shard_rows: 10_000,
+    };
+    let split = split_corpus(&spec, &store, &paths, "assignment.parquet", &silent).await?;
+    println!(
+        "split {:?} {:?} {:?}",
+        started.elapsed(),
+        split.counts,
+        split.warnings
+    );
+
+    let started = Instant::now();
+    let mut shards: Vec<ManifestArtifact> = Vec::new();
+    for shard in split.shards {
+        let spec = WriteSpec {
+            corpus: Corpus::Pairs,
+            cleaned: paths.clone(),
+            assignment: "assignment.parquet".into(),
+            shard: shard.index,
+            path: shard.path,
+            role: shard.role,
+            stage_key: "example".into(),
+        };
+        shards.push(write_shard(&spec, &store, &silent).await?);
+    }
+    let bytes: u64 = shards.iter().map(|shard| shard.bytes).sum();
+    println!(
+        "write {:?} {} shards, {bytes} bytes",
+        started.elapsed(),
+        shards.len()
+    );
+    Ok(())
+}

@@ -1,0 +1,122 @@
+//! What the integration tests share: running the stage's three steps, and a small random generator.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+
+use llink_datasets::clean::Rules;
+use llink_datasets::manifest::ManifestArtifact;
+use llink_datasets::read::Columns;
+use llink_datasets::rows::Corpus;
+use llink_datasets::shards::{
+    CleanSpec, Cleaned, Split, SplitSpec, WriteSpec, clean_source, split_corpus, write_shard,
+};
+use llink_datasets::store::Store;
+use llink_datasets::{Result, sample};
+
+/// XorShift: enough to draw test cases.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % limit
+    }
+}
+
+pub fn silent(_: u64, _: u64) {}
+
+pub fn source_spec(corpus: Corpus, source: &str) -> CleanSpec {
+    CleanSpec {
+        corpus,
+        source: source.to_owned(),
+        format: None,
+        columns: Columns::default(),
+        sample_rows: 0,
+        seed: 0,
+        rules: Rules::default(),
+    }
+}
+
+pub fn sample_spec(corpus: Corpus, rows: u64, seed: u64) -> CleanSpec {
+    CleanSpec {
+        sample_rows: rows,
+        seed,
+        ..source_spec(corpus, sample::SOURCE)
+    }
+}
+
+pub async fn clean(store: &Store, spec: &CleanSpec, path: &str) -> Result<Cleaned> {
+    clean_source(spec, store, path, &silent).await
+}
+
+/// What the whole stage made of some sources.
+pub struct Stage {
+    pub cleaned: Vec<Cleaned>,
+    pub split: Split,
+    pub shards: Vec<ManifestArtifact>,
+}
+
+/// Runs the three steps into `folder` of a store.
+pub async fn run_stage(
+    store: &Store,
+    folder: &str,
+    sources: &[CleanSpec],
+    spec: &SplitSpec,
+) -> Result<Stage> {
+    let mut cleaned = Vec::new();
+    for (index, source) in sources.iter().enumerate() {
+        cleaned.push(clean(store, source, &format!("{folder}/cleaned/{index}.parquet")).await?);
+    }
+    let paths: Vec<String> = cleaned.iter().map(|c| c.artifact.path.clone()).collect();
+    let assignment = format!("{folder}/assignment.parquet");
+    let split = split_corpus(spec, store, &paths, &assignment, &silent).await?;
+    let mut shards = Vec::new();
+    for shard in &split.shards {
+        let spec = WriteSpec {
+            corpus: spec.corpus,
+            cleaned: paths.clone(),
+            assignment: assignment.clone(),
+            shard: shard.index,
+            path: format!("{folder}/{}", shard.path),
+            role: shard.role.clone(),
+            stage_key: "0123abcd".into(),
+        };
+        shards.push(write_shard(&spec, store, &silent).await?);
+    }
+    Ok(Stage {
+        cleaned,
+        split,
+        shards,
+    })
+}
+
+/// Rows of one role, over all its shards.
+pub async fn pairs_of(store: &Store, stage: &Stage, role: &str) -> Vec<(u64, String, String)> {
+    let mut rows = Vec::new();
+    for shard in stage.shards.iter().filter(|shard| shard.role == role) {
+        let content = store.get(&shard.path).await.unwrap();
+        let table = llink_datasets::pairs::read_pairs(&shard.path, content).unwrap();
+        let texts = table.english.into_iter().zip(table.foreign);
+        rows.extend(
+            table
+                .ids
+                .into_iter()
+                .zip(texts)
+                .map(|(id, (en, km))| (id, en, km)),
+        );
+    }
+    rows
+}
+
+/// That `rows` is the sum of the named parts and of everything dropped.
+pub fn assert_sums(counts: &BTreeMap<String, u64>, parts: &[&str]) {
+    let kept: u64 = parts.iter().map(|part| counts[*part]).sum();
+    let dropped: u64 = counts
+        .iter()
+        .filter(|(name, _)| name.starts_with("dropped_"))
+        .map(|(_, rows)| rows)
+        .sum();
+    assert_eq!(counts["rows"], kept + dropped, "{counts:?}");
+}

@@ -1,0 +1,291 @@
+//! Shards on disk: their schema, their bytes, and that they can't be made from the wrong tables.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use bytes::Bytes;
+use common::{clean, pairs_of, run_stage, sample_spec, silent};
+use half::f16;
+use llink_datasets::manifest::sha256_hex;
+use llink_datasets::rows::{Corpus, row_id};
+use llink_datasets::shards::{SplitSpec, WriteSpec, write_shard};
+use llink_datasets::store::Store;
+use llink_datasets::vectors::{VectorTable, write_vectors};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+fn split(corpus: Corpus) -> SplitSpec {
+    SplitSpec {
+        corpus,
+        train_rows: 9_000,
+        holdout_rows: 900,
+        shard_rows: 10_000,
+    }
+}
+
+#[tokio::test]
+async fn shards_are_as_the_design_says() {
+    let store = Store::open("memory://design").unwrap();
+    for (corpus, columns) in [
+        (
+            Corpus::Pairs,
+            vec!["id", "english", "foreign", "foreign_chars", "source"],
+        ),
+        (
+            Corpus::Instructions,
+            vec![
+                "id",
+                "task",
+                "instruction",
+                "foreign",
+                "english_ref",
+                "answer",
+            ],
+        ),
+    ] {
+        let folder = format!("{corpus:?}");
+        let stage = run_stage(
+            &store,
+            &folder,
+            &[sample_spec(corpus, 11_000, 1)],
+            &split(corpus),
+        )
+        .await
+        .unwrap();
+        let shard = &stage.shards[0];
+        let content = store.get(&shard.path).await.unwrap();
+        assert_eq!(
+            (shard.bytes, shard.sha256.as_str()),
+            (content.len() as u64, sha256_hex(&content).as_str())
+        );
+        let builder = ParquetRecordBatchReaderBuilder::try_new(content).unwrap();
+        let names: Vec<_> = builder
+            .schema()
+            .fields()
+            .iter()
+            .map(|field| field.name().clone())
+            .collect();
+        assert_eq!(names, columns);
+        let metadata = builder.metadata();
+        assert_eq!(
+            (metadata.num_row_groups(), metadata.row_group(0).num_rows()),
+            (2, 8_192)
+        );
+        assert!(
+            metadata.row_group(0).column(0).statistics().is_some(),
+            "statistics on id"
+        );
+        let pairs = metadata.file_metadata().key_value_metadata().unwrap();
+        let fact = |key: &str| {
+            pairs
+                .iter()
+                .find(|pair| pair.key == key)
+                .and_then(|pair| pair.value.clone())
+        };
+        assert_eq!(fact("llink.schema_version").as_deref(), Some("1"));
+        assert_eq!(fact("llink.stage_key").as_deref(), Some("0123abcd"));
+        assert_eq!(fact("llink.role").as_deref(), Some(shard.role.as_str()));
+    }
+}
+
+#[tokio::test]
+async fn the_same_job_gives_the_same_bytes() {
+    let mut runs = Vec::new();
+    for name in ["memory://once", "memory://again"] {
+        let store = Store::open(name).unwrap();
+        let sources = [
+            sample_spec(Corpus::Pairs, 3_000, 1),
+            sample_spec(Corpus::Pairs, 3_000, 2),
+        ];
+        let spec = SplitSpec {
+            corpus: Corpus::Pairs,
+            train_rows: 4_000,
+            holdout_rows: 500,
+            shard_rows: 1_000,
+        };
+        let stage = run_stage(&store, "out", &sources, &spec).await.unwrap();
+        runs.push((
+            stage.split.artifact.clone(),
+            stage.split.shards.clone(),
+            stage.shards.clone(),
+        ));
+    }
+    assert_eq!(runs[0], runs[1]);
+}
+
+#[tokio::test]
+async fn rows_keep_their_texts_ids_and_order() {
+    let store = Store::open("memory://rows").unwrap();
+    let sources = [
+        sample_spec(Corpus::Pairs, 2_000, 1),
+        sample_spec(Corpus::Pairs, 2_000, 2),
+    ];
+    let spec = SplitSpec {
+        corpus: Corpus::Pairs,
+        train_rows: 0,
+        holdout_rows: 1_000,
+        shard_rows: 700,
+    };
+    let stage = run_stage(&store, "out", &sources, &spec).await.unwrap();
+    let mut found = Vec::new();
+    for role in ["pairs/holdout", "pairs/train"] {
+        found.extend(pairs_of(&store, &stage, role).await);
+    }
+    assert_eq!(
+        found.len() as u64,
+        stage.split.counts["train"] + stage.split.counts["holdout"]
+    );
+    let keys: Vec<u64> = found
+        .iter()
+        .map(|row| llink_datasets::text::comparison_key(&row.2))
+        .collect();
+    assert!(
+        keys.is_sorted(),
+        "rows stand in the order of their split keys"
+    );
+    let made: BTreeMap<String, String> = [1, 2]
+        .into_iter()
+        .flat_map(|seed| llink_datasets::sample::pairs(2_000, seed))
+        .collect();
+    for (id, english, foreign) in &found {
+        assert_eq!(made.get(english), Some(foreign));
+        assert_eq!(*id, row_id(&[english, foreign]));
+    }
+}
+
+#[tokio::test]
+async fn an_assignment_of_other_tables_is_refused() {
+    let store = Store::open("memory://mixed-up").unwrap();
+    let spec = SplitSpec {
+        corpus: Corpus::Pairs,
+        train_rows: 80,
+        holdout_rows: 20,
+        shard_rows: 1_000,
+    };
+    run_stage(&store, "out", &[sample_spec(Corpus::Pairs, 100, 1)], &spec)
+        .await
+        .unwrap();
+    clean(&store, &sample_spec(Corpus::Pairs, 3, 2), "short.parquet")
+        .await
+        .unwrap();
+    let write = |cleaned: &str, shard: u32| WriteSpec {
+        corpus: Corpus::Pairs,
+        cleaned: vec![cleaned.to_owned()],
+        assignment: "out/assignment.parquet".into(),
+        shard,
+        path: "shard.parquet".into(),
+        role: "pairs/train".into(),
+        stage_key: String::new(),
+    };
+    let text = write_shard(&write("short.parquet", 0), &store, &silent)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        text.contains("short.parquet") && text.contains("made from another table"),
+        "{text}"
+    );
+    let text = write_shard(&write("out/cleaned/0.parquet", 9), &store, &silent)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(text.contains("there is no shard 9"), "{text}");
+    let text = write_shard(&write("absent.parquet", 0), &store, &silent)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(text.contains("absent.parquet"), "{text}");
+    store
+        .put("damaged.parquet", Bytes::from_static(b"PAR1 no PAR1"))
+        .await
+        .unwrap();
+    let text = write_shard(&write("damaged.parquet", 0), &store, &silent)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        text.contains("damaged.parquet") && text.contains("Parquet"),
+        "{text}"
+    );
+}
+
+const POLARS: &str = r#"
+import glob, sys
+import polars as pl
+folder = sys.argv[1]
+pairs = pl.scan_parquet(folder + "/out/pairs/*/*.parquet")
+schema = dict(pairs.collect_schema())
+assert schema["id"] == pl.UInt64, schema
+assert schema["english"] == pl.String and schema["foreign"] == pl.String, schema
+assert schema["foreign_chars"] == pl.UInt16, schema
+frame = pairs.collect()
+assert frame.height == int(sys.argv[2]), frame.height
+assert (frame["foreign"].str.len_chars() == frame["foreign_chars"]).all()
+assert frame["source"].cast(pl.String).unique().to_list() == ["sample"]
+one = pairs.filter(pl.col("id") == frame["id"][7]).collect()
+assert one.height == 1 and one["foreign"][0] == frame["foreign"][7]
+vectors = pl.scan_parquet(folder + "/vectors.parquet")
+schema = dict(vectors.collect_schema())
+assert schema["vector"] in (pl.Array(pl.Float16, 4), pl.Array(pl.Float32, 4)), schema
+frame = vectors.collect()
+assert frame["vector"][2].to_list() == [8.0, 9.0, 10.0, 11.0], frame
+print("polars", pl.__version__, schema["vector"])
+"#;
+
+/// Runs where a Python with polars is: `LLINK_PYTHON`, else `python3`.
+#[tokio::test]
+async fn polars_reads_shards_with_no_options() {
+    let python = std::env::var("LLINK_PYTHON").unwrap_or_else(|_| "python3".into());
+    let found = Command::new(&python).args(["-c", "import polars"]).output();
+    if !found.is_ok_and(|output| output.status.success()) {
+        println!("skipped: {python} has no polars; set LLINK_PYTHON to one that has");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().to_str().unwrap()).unwrap();
+    let spec = SplitSpec {
+        corpus: Corpus::Pairs,
+        train_rows: 800,
+        holdout_rows: 100,
+        shard_rows: 300,
+    };
+    let stage = run_stage(
+        &store,
+        "out",
+        &[sample_spec(Corpus::Pairs, 2_000, 1)],
+        &spec,
+    )
+    .await
+    .unwrap();
+    let rows: u64 = stage.shards.iter().map(|shard| shard.rows).sum();
+    let values = (0..40).map(|n| f16::from_f32(n as f32)).collect();
+    let table = VectorTable {
+        ids: (0..10).collect(),
+        width: 4,
+        values,
+    };
+    store
+        .put(
+            "vectors.parquet",
+            write_vectors(&table, &BTreeMap::new()).unwrap(),
+        )
+        .await
+        .unwrap();
+    let output = Command::new(&python)
+        .args([
+            "-c",
+            POLARS,
+            folder.path().to_str().unwrap(),
+            &rows.to_string(),
+        ])
+        .output()
+        .unwrap();
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

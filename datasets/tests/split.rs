@@ -1,0 +1,245 @@
+//! Splits: nothing stands on both sides, nothing moves across, every row is accounted for.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use bytes::Bytes;
+use common::{Random, Stage, assert_sums, pairs_of, run_stage, sample_spec, source_spec};
+use llink_datasets::rows::Corpus;
+use llink_datasets::shards::{CleanSpec, SplitSpec};
+use llink_datasets::store::Store;
+use llink_datasets::text::comparison_form;
+
+fn split(train_rows: u64, holdout_rows: u64) -> SplitSpec {
+    SplitSpec {
+        corpus: Corpus::Pairs,
+        train_rows,
+        holdout_rows,
+        shard_rows: 64,
+    }
+}
+
+/// A corpus in which sides repeat, now and then in another spelling.
+async fn random_source(
+    store: &Store,
+    name: &str,
+    random: &mut Random,
+    rows: u64,
+    texts: u64,
+) -> CleanSpec {
+    let mut content = String::new();
+    for _ in 0..rows {
+        let (e, k) = (random.below(texts), random.below(texts));
+        let english = match random.below(3) {
+            0 => format!("Sentence  number {e}"),
+            1 => format!("sentence number {e}"),
+            _ => format!("SENTENCE NUMBER {e}\u{200B}"),
+        };
+        let foreign = if random.below(2) == 0 {
+            format!("ប្រយោគ {k}")
+        } else {
+            format!("ប្រយោគ\u{200B}{k} ")
+        };
+        content.push_str(&format!("{english}\t{foreign}\n"));
+    }
+    store.put(name, Bytes::from(content)).await.unwrap();
+    source_spec(Corpus::Pairs, &store.describe(name))
+}
+
+async fn sides(store: &Store, stage: &Stage) -> [Vec<(u64, String, String)>; 2] {
+    [
+        pairs_of(store, stage, "pairs/train").await,
+        pairs_of(store, stage, "pairs/holdout").await,
+    ]
+}
+
+#[tokio::test]
+async fn no_text_of_either_side_stands_in_both_parts_or_twice_in_one() {
+    for seed in 1..=40_u64 {
+        println!("seed {seed}");
+        let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let store = Store::open(&format!("memory://leak{seed}")).unwrap();
+        let mut sources = Vec::new();
+        for source in 0..=random.below(3) {
+            let (rows, texts) = (20 + random.below(300), 10 + random.below(400));
+            sources.push(
+                random_source(&store, &format!("{source}.tsv"), &mut random, rows, texts).await,
+            );
+        }
+        let spec = split(1 + random.below(200), 1 + random.below(60));
+        // A tiny corpus may leave a side empty, which is an error and leaks nothing.
+        let Ok(stage) = run_stage(&store, "out", &sources, &spec).await else {
+            continue;
+        };
+        assert_sums(&stage.split.counts, &["train", "holdout"]);
+        let [train, holdout] = sides(&store, &stage).await;
+        assert_eq!(train.len() as u64, stage.split.counts["train"]);
+        assert_eq!(holdout.len() as u64, stage.split.counts["holdout"]);
+        let mut seen = HashSet::new();
+        for (_, english, foreign) in train.iter().chain(&holdout) {
+            assert!(
+                seen.insert(comparison_form(english)),
+                "seed {seed}: {english} stands twice"
+            );
+            assert!(
+                seen.insert(comparison_form(foreign)),
+                "seed {seed}: {foreign} stands twice"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_order_of_sources_changes_nothing() {
+    let store = Store::open("memory://order").unwrap();
+    let mut random = Random(11);
+    let mut sources = Vec::new();
+    for name in ["a.tsv", "b.tsv", "c.tsv"] {
+        sources.push(random_source(&store, name, &mut random, 300, 250).await);
+    }
+    let spec = split(150, 50);
+    let first = run_stage(&store, "first", &sources, &spec).await.unwrap();
+    sources.reverse();
+    let second = run_stage(&store, "second", &sources, &spec).await.unwrap();
+    assert_eq!(first.split.counts, second.split.counts);
+    let hashes =
+        |stage: &Stage| -> Vec<String> { stage.shards.iter().map(|s| s.sha256.clone()).collect() };
+    assert_eq!(hashes(&first), hashes(&second), "shards are the same bytes");
+}
+
+#[tokio::test]
+async fn a_new_source_moves_no_pair_across() {
+    let store = Store::open("memory://grow").unwrap();
+    let mut random = Random(12);
+    let mut sources = Vec::new();
+    let mut before: HashMap<u64, usize> = HashMap::new();
+    for round in 0..5 {
+        sources.push(random_source(&store, &format!("{round}.tsv"), &mut random, 400, 5_000).await);
+        sources.rotate_left(1);
+        let stage = run_stage(&store, &format!("out{round}"), &sources, &split(0, 10_000))
+            .await
+            .unwrap();
+        for (side, rows) in sides(&store, &stage).await.into_iter().enumerate() {
+            for (id, english, _) in rows {
+                let stood = *before.entry(id).or_insert(side);
+                assert_eq!(stood, side, "{english} moved in round {round}");
+            }
+        }
+    }
+    assert!(before.values().filter(|side| **side == 1).count() > 100);
+}
+
+#[tokio::test]
+async fn surplus_is_left_out_and_shortfall_is_said() {
+    let store = Store::open("memory://surplus").unwrap();
+    let source = [sample_spec(Corpus::Pairs, 2_000, 5)];
+    let stage = run_stage(&store, "much", &source, &split(500, 100))
+        .await
+        .unwrap();
+    let counts = &stage.split.counts;
+    assert_sums(counts, &["train", "holdout"]);
+    assert_eq!(
+        (
+            counts["train"],
+            counts["holdout"],
+            counts["dropped_surplus"]
+        ),
+        (500, 100, 1_400)
+    );
+    assert!(stage.split.warnings.is_empty());
+    let rows: Vec<u64> = stage.split.shards.iter().map(|shard| shard.rows).collect();
+    assert_eq!(rows, [64, 64, 64, 64, 64, 64, 64, 52, 64, 36]);
+    assert_eq!(stage.split.shards[8].path, "pairs/holdout/00000.parquet");
+
+    let stage = run_stage(&store, "little", &source, &split(5_000, 1_000))
+        .await
+        .unwrap();
+    let [train, holdout] = [stage.split.counts["train"], stage.split.counts["holdout"]];
+    assert_eq!(train + holdout, 2_000);
+    assert_eq!(stage.split.warnings.len(), 2);
+    assert!(stage.split.warnings[0].contains(&format!("pairs/train has {train} rows of the 5000")));
+
+    let everything = run_stage(&store, "all", &source, &split(0, 100))
+        .await
+        .unwrap();
+    let expected = everything.split.counts["train"] as f64 / 2_000.0;
+    assert!(
+        (0.87..0.93).contains(&expected),
+        "a tenth is held out: {expected}"
+    );
+}
+
+#[tokio::test]
+async fn an_empty_side_is_an_error_that_says_so() {
+    let store = Store::open("memory://one-sided").unwrap();
+    store
+        .put("one.tsv", Bytes::from("a fish\tត្រី\n"))
+        .await
+        .unwrap();
+    let source = [source_spec(Corpus::Pairs, "memory://one-sided/one.tsv")];
+    let error = run_stage(&store, "out", &source, &split(10, 10))
+        .await
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        error.contains("no row is left for pairs/") && error.contains("add a source"),
+        "{error}"
+    );
+    let error = run_stage(&store, "out", &source, &split(10, 0))
+        .await
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(error.contains("holdout_rows is 0"), "{error}");
+}
+
+#[tokio::test]
+async fn several_tasks_about_one_text_stay_together() {
+    let store = Store::open("memory://tasks").unwrap();
+    let mut content = String::new();
+    for n in 0..300 {
+        for task in ["translate", "summarize"] {
+            content.push_str(&format!(
+                "{{\"task_type\":\"{task}\",\"input\":\"Do {task}: <foreign_emb>\",\"output\":\"Answer {n}\",\"foreign_raw\":\"ប្រយោគ {n}\",\"english_ref\":\"Sentence {n}\"}}\n"
+            ));
+        }
+    }
+    // The same lines again are duplicates.
+    store
+        .put("i.jsonl", Bytes::from(content.repeat(2)))
+        .await
+        .unwrap();
+    let source = [source_spec(Corpus::Instructions, "memory://tasks/i.jsonl")];
+    let spec = SplitSpec {
+        corpus: Corpus::Instructions,
+        train_rows: 0,
+        holdout_rows: 600,
+        shard_rows: 1_000,
+    };
+    let stage = run_stage(&store, "out", &source, &spec).await.unwrap();
+    assert_eq!(stage.split.counts["dropped_duplicate"], 600);
+    let mut parts = Vec::new();
+    for shard in &stage.shards {
+        let rows = llink_datasets::instructions::read_instructions(
+            "x",
+            store.get(&shard.path).await.unwrap(),
+        )
+        .unwrap();
+        parts.push(
+            rows.into_iter()
+                .map(|row| row.foreign)
+                .collect::<BTreeSet<_>>(),
+        );
+    }
+    assert_eq!(stage.shards[1].role, "instructions/validation");
+    assert_eq!(
+        (
+            parts[0].len() + parts[1].len(),
+            parts[0].intersection(&parts[1]).count()
+        ),
+        (300, 0)
+    );
+}

@@ -1,0 +1,141 @@
+//! Promises of every store, run against each kind, and how local stores treat paths and faults.
+#![allow(clippy::unwrap_used)]
+
+use bytes::Bytes;
+use llink_datasets::Error;
+use llink_datasets::store::{Created, Store};
+
+async fn keeps_its_promises(store: &Store) {
+    assert!(
+        store.list("").await.unwrap().is_empty(),
+        "an empty store lists nothing"
+    );
+    assert_eq!(store.head("a/b").await.unwrap(), None);
+    let missing = store.get("a/b").await.unwrap_err();
+    assert!(matches!(missing, Error::NotFound { .. }), "{missing}");
+    assert!(missing.to_string().contains("a/b"), "{missing}");
+    store.delete("a/b").await.unwrap();
+
+    store.put("a/b", Bytes::from_static(b"one")).await.unwrap();
+    store.put("a/b", Bytes::from_static(b"two")).await.unwrap();
+    assert_eq!(store.get("a/b").await.unwrap(), "two");
+    let info = store.head("a/b").await.unwrap().unwrap();
+    assert_eq!((info.path.as_str(), info.bytes), ("a/b", 3));
+    assert!(info.modified_ms > 1_600_000_000_000);
+
+    assert_eq!(
+        store
+            .create("a/lock", Bytes::from_static(b"1"))
+            .await
+            .unwrap(),
+        Created::Written
+    );
+    assert_eq!(
+        store
+            .create("a/lock", Bytes::from_static(b"2"))
+            .await
+            .unwrap(),
+        Created::AlreadyThere
+    );
+    assert_eq!(store.get("a/lock").await.unwrap(), "1");
+
+    store.put("z", Bytes::new()).await.unwrap();
+    store.put("ab/c", Bytes::new()).await.unwrap();
+    let paths = |infos: Vec<llink_datasets::store::ObjectInfo>| -> Vec<String> {
+        infos.into_iter().map(|info| info.path).collect()
+    };
+    assert_eq!(
+        paths(store.list("").await.unwrap()),
+        ["a/b", "a/lock", "ab/c", "z"]
+    );
+    assert_eq!(paths(store.list("a").await.unwrap()), ["a/b", "a/lock"]);
+    store.delete("a/b").await.unwrap();
+    assert_eq!(store.head("a/b").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_local_store_keeps_its_promises() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("not/yet there/ភាសា %20");
+    let store = Store::open(path.to_str().unwrap()).unwrap();
+    keeps_its_promises(&store).await;
+    assert_eq!(
+        std::fs::read(store.local_path("a/lock").unwrap()).unwrap(),
+        b"1"
+    );
+}
+
+#[tokio::test]
+async fn a_store_in_memory_keeps_its_promises_and_is_shared_by_name() {
+    keeps_its_promises(&Store::open("memory://promises/deep/er").unwrap()).await;
+    let other = Store::open("memory://promises").unwrap();
+    assert_eq!(other.get("deep/er/a/lock").await.unwrap(), "1");
+    assert_eq!(other.local_path("x"), None);
+}
+
+#[tokio::test]
+async fn of_many_creators_one_wins() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().to_str().unwrap()).unwrap();
+    let tasks: Vec<_> = (0..16_u8)
+        .map(|n| {
+            let store = store.clone();
+            tokio::spawn(async move { store.create("commit", Bytes::from(vec![n])).await.unwrap() })
+        })
+        .collect();
+    let mut written = 0;
+    for task in tasks {
+        written += u32::from(task.await.unwrap() == Created::Written);
+    }
+    assert_eq!(written, 1);
+}
+
+#[tokio::test]
+async fn an_object_is_found_by_path_and_by_file_url() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("my corpus.tsv");
+    std::fs::write(&file, "x").unwrap();
+    let url = format!("file://{}", file.to_str().unwrap().replace(' ', "%20"));
+    for place in [file.to_str().unwrap(), &url] {
+        let (store, name) = Store::open_object(place).unwrap();
+        assert_eq!(name, "my corpus.tsv");
+        assert_eq!(store.get(&name).await.unwrap(), "x");
+    }
+    let (store, name) = Store::open_object("memory://objects/a.tsv").unwrap();
+    assert_eq!((store.url(), name.as_str()), ("memory://objects", "a.tsv"));
+    let (store, name) = Store::open_object("Cargo.toml").unwrap();
+    assert!(store.head(&name).await.unwrap().is_some());
+    assert!(Store::open_object("some/folder/").is_err());
+    assert!(Store::open_object("s3://bucket").is_err());
+}
+
+#[test]
+fn a_url_that_cannot_be_opened_says_what_to_write() {
+    let text = |url: &str| Store::open(url).unwrap_err().to_string();
+    assert!(
+        text("ftp://host/x").contains("ftp:// is not known"),
+        "{}",
+        text("ftp://host/x")
+    );
+    assert!(text("").contains("empty"));
+    #[cfg(not(feature = "cloud"))]
+    assert!(
+        text("s3://bucket/x").contains("--features cloud"),
+        "{}",
+        text("s3://bucket/x")
+    );
+}
+
+#[tokio::test]
+async fn a_refused_write_comes_with_the_operating_systems_words() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    let store = Store::open(folder.path().join("file").to_str().unwrap()).unwrap();
+    let error = store.put("below/a.file", Bytes::new()).await.unwrap_err();
+    assert!(matches!(error, Error::Store { .. }), "{error:?}");
+    let text = error.to_string();
+    assert!(
+        text.contains("below/a.file") && text.contains("Not a directory"),
+        "{text}"
+    );
+}

@@ -1,0 +1,179 @@
+//! The decoder as tasks use it: teacher vectors, logits, greedy continuations.
+//!
+//! A teacher vector is the last hidden state at a reserved slot token after the sentence.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::batches::Packed;
+use super::config::LlamaConfig;
+use super::llama::{Cache, Llama, Rows};
+use super::tokenizer::{SpecialTokens, Tokenizer};
+use crate::Result;
+
+/// The slot token of teacher vectors unless [`Decoder::slot_token`] says otherwise.
+pub const TEACHER_SLOT: &str = "<|reserved_special_token_0|>";
+
+/// The first `n` reserved tokens that stand for soft slots in a prompt: `first`, `first + 1`, ….
+pub fn slot_tokens(first: usize, n: usize) -> Vec<String> {
+    (first..first + n)
+        .map(|index| format!("<|reserved_special_token_{index}|>"))
+        .collect()
+}
+
+/// A teacher sentence has at most so many tokens before the slot, the beginning-of-text token included.
+pub const TEACHER_TOKENS: usize = 127;
+
+/// A loaded Llama decoder with its tokenizer.
+pub struct Decoder {
+    /// The reserved token at which teacher vectors are read.
+    pub slot_token: String,
+    model: Llama,
+    tokenizer: Tokenizer,
+}
+
+impl Decoder {
+    /// Loads a folder in Hugging Face layout and converts its weights to `dtype` on `device`.
+    ///
+    /// # Errors
+    /// [`Error::Model`](crate::Error::Model) naming what is missing, misshapen or not supported, a lacking
+    /// [`TEACHER_SLOT`] included; [`Error::Io`](crate::Error::Io) for unreadable files.
+    pub fn load(dir: &Path, device: &Device, dtype: DType) -> Result<Self> {
+        let tokenizer = Tokenizer::load(dir)?;
+        tokenizer.require(TEACHER_SLOT)?;
+        tokenizer.check_vocab_size(LlamaConfig::load(dir)?.vocab_size)?;
+        Ok(Self {
+            slot_token: TEACHER_SLOT.into(),
+            model: Llama::load(dir, device, dtype)?,
+            tokenizer,
+        })
+    }
+
+    /// Width of the hidden states.
+    pub fn hidden_size(&self) -> usize {
+        self.config().hidden_size
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &LlamaConfig {
+        self.model.config()
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The token embedding, [vocab, hidden].
+    pub fn embedding(&self) -> &Tensor {
+        self.model.embedding()
+    }
+
+    /// The token ids whose last hidden state is each text's teacher vector: at most [`TEACHER_TOKENS`] of the text's
+    /// own, then the slot token.
+    ///
+    /// # Errors
+    /// [`Error::Model`](crate::Error::Model) when the vocabulary lacks [`Decoder::slot_token`], or the tokenizer can't encode a text.
+    pub fn tokenize_teacher(&self, texts: &[impl AsRef<str>]) -> Result<Vec<Vec<u32>>> {
+        let slot = self.tokenizer.require(&self.slot_token)?;
+        let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
+        let mut ids = self.tokenizer.encode_batch(&texts, SpecialTokens::Add)?;
+        for ids in &mut ids {
+            ids.truncate(TEACHER_TOKENS);
+            ids.push(slot);
+        }
+        Ok(ids)
+    }
+
+    /// The teacher vector of each text, in the order of `texts`.
+    ///
+    /// A batch holds at most `token_budget` tokens, padding counted. `progress` is told after each batch how many
+    /// tokens are done so far.
+    ///
+    /// # Errors
+    /// As [`Decoder::tokenize_teacher`]; [`Error::Tensor`](crate::Error::Tensor) when the device fails.
+    pub fn teacher(
+        &self,
+        texts: &[impl AsRef<str>],
+        token_budget: usize,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Vec<Vec<f32>>> {
+        let ids = self.tokenize_teacher(texts)?;
+        self.last_hidden(&ids, token_budget, progress)
+    }
+
+    /// The last hidden state, after the final norm, at the last token of each sequence.
+    ///
+    /// # Errors
+    /// [`Error::Input`](crate::Error::Input) for an empty sequence, one that is too long, or an id outside the
+    /// vocabulary.
+    pub fn last_hidden(
+        &self,
+        ids: &[Vec<u32>],
+        token_budget: usize,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Vec<Vec<f32>>> {
+        self.model.vectors(ids, token_budget, progress)
+    }
+
+    /// The hidden states of one sequence after the final norm, [T, hidden].
+    ///
+    /// # Errors
+    /// As [`Decoder::last_hidden`].
+    pub fn hidden_states(&self, ids: &[u32]) -> Result<Tensor> {
+        self.model.check(&[ids])?;
+        self.model.forward(&Packed::new([ids]), None, Rows::All)
+    }
+
+    /// The logits of each position of one sequence, [T, vocab].
+    ///
+    /// # Errors
+    /// As [`Decoder::last_hidden`].
+    pub fn logits(&self, ids: &[u32]) -> Result<Tensor> {
+        self.model.logits(&self.hidden_states(ids)?)
+    }
+
+    /// The greedy continuation of `ids`: at most `max_tokens` tokens, up to and without the first of `stop`.
+    /// Of equal logits the lowest id wins.
+    ///
+    /// # Errors
+    /// As [`Decoder::last_hidden`].
+    pub fn generate(&self, ids: &[u32], max_tokens: usize, stop: &[u32]) -> Result<Vec<u32>> {
+        self.model.check(&[ids])?;
+        let longest = self.config().max_position_embeddings;
+        let mut cache = Cache::default();
+        let mut next = ids.to_vec();
+        let mut generated = Vec::new();
+        while generated.len() < max_tokens && cache.tokens() + next.len() <= longest {
+            let packed = Packed::new([next.as_slice()]);
+            let hidden = self
+                .model
+                .forward(&packed, Some(&mut cache), Rows::LastOfEach)?;
+            let logits = self
+                .model
+                .logits(&hidden)?
+                .to_dtype(DType::F32)?
+                .get(0)?
+                .to_vec1::<f32>()?;
+            let token = argmax(&logits);
+            if stop.contains(&token) {
+                break;
+            }
+            generated.push(token);
+            next = vec![token];
+        }
+        Ok(generated)
+    }
+}
+
+/// The lowest index of the largest value.
+fn argmax(values: &[f32]) -> u32 {
+    let mut best = 0;
+    for (index, value) in values.iter().enumerate() {
+        if *value > values[best] {
+            best = index;
+        }
+    }
+    best as u32
+}
