@@ -8,6 +8,7 @@
 mod abort;
 mod handshake;
 mod ring;
+mod ring_call;
 mod solo;
 
 pub use abort::AbortHandle;

@@ -6,18 +6,14 @@
 
 use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, TcpListener};
-use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::handshake::{Neighbours, connect};
+use super::ring_call::{HEADER_BYTES, Kind, SEGMENT, chunk, describe, header, rounds, segments};
 use super::{AbortHandle, Collective, check_counts};
 use crate::{Error, Result};
-
-/// Numbers sent before the sums of what came meanwhile are taken: large enough for the wire, small enough for the cache.
-const SEGMENT: usize = 64 * 1024;
-const HEADER_BYTES: usize = 32;
 
 /// What happened on the wire: an `Err` says what was seen, before it is known which call it ends.
 type Attempt<T> = std::result::Result<T, String>;
@@ -48,15 +44,6 @@ pub struct Ring {
     /// Why no further call can succeed.
     broken: Option<String>,
     scratch: Vec<f32>,
-}
-
-/// What a call is, for its header and for errors.
-#[derive(Clone, Copy)]
-enum Kind {
-    AllReduce,
-    AllGather,
-    Broadcast { root: usize },
-    Barrier,
 }
 
 /// One collective under way.
@@ -374,67 +361,6 @@ impl Collective for Ring {
     }
 }
 
-/// The part of a buffer that is rank `rank`'s when it is cut into `world_size` chunks.
-fn chunk(length: usize, world_size: usize, rank: usize) -> Range<usize> {
-    rank * length / world_size..(rank + 1) * length / world_size
-}
-
-/// A range cut into segments, then empty ones without end.
-fn segments(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    (0..).map(move |index| {
-        let start = (range.start + index * SEGMENT).min(range.end);
-        start..(start + SEGMENT).min(range.end)
-    })
-}
-
-/// How many segments the longest chunk has; at least one, so that the header travels with an empty buffer too.
-fn rounds(length: usize, world_size: usize) -> usize {
-    length.div_ceil(world_size).div_ceil(SEGMENT).max(1)
-}
-
 fn is_pause(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
-}
-
-impl Kind {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::AllReduce => "all_reduce_sum",
-            Self::AllGather => "all_gather",
-            Self::Broadcast { .. } => "broadcast",
-            Self::Barrier => "barrier",
-        }
-    }
-
-    const fn code(self) -> [u64; 2] {
-        match self {
-            Self::AllReduce => [1, 0],
-            Self::AllGather => [2, 0],
-            Self::Broadcast { root } => [3, root as u64],
-            Self::Barrier => [4, 0],
-        }
-    }
-}
-
-/// Sequence, kind, root, length: four little-endian u64.
-fn header(sequence: u64, kind: Kind, length: usize) -> [u8; HEADER_BYTES] {
-    let mut bytes = [0; HEADER_BYTES];
-    let [code, root] = kind.code();
-    for (slot, word) in bytes.chunks_exact_mut(8).zip([sequence, code, root, length as u64]) {
-        slot.copy_from_slice(&word.to_le_bytes());
-    }
-    bytes
-}
-
-/// A header in words.
-fn describe(header: &[u8; HEADER_BYTES]) -> String {
-    let word = |index: usize| u64::from_le_bytes(std::array::from_fn(|byte| header[8 * index + byte]));
-    let kind = match word(1) {
-        1 => "all_reduce_sum",
-        2 => "all_gather",
-        3 => "broadcast",
-        4 => "barrier",
-        _ => "an unknown collective",
-    };
-    format!("call {}, {kind} of {} values", word(0), word(3))
 }

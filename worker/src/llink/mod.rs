@@ -7,7 +7,9 @@
 pub mod align_losses;
 pub mod hard_negatives;
 pub mod kernels;
+mod layers;
 pub mod matrix;
 pub mod projector;
 pub mod retrieval;
+mod softmax;
 pub mod teacher_queue;

@@ -9,16 +9,14 @@ use std::ops::Range;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::kernels::{gelu, reduce, rows_per_task, vectorized};
+use super::kernels::{rows_per_task, vectorized};
+use super::layers::{activate, layer_norm, layer_norm_backward, sum_columns};
 use super::matrix::{Matrix, Target, matmul};
 use crate::train::dropout::Dropout;
 use crate::train::random::{key, uniform};
 use crate::train::tensor_file::{self, Tensor, TensorFile, Values};
 use crate::{Error, Result};
 
-const LAYER_NORM_EPSILON: f32 = 1e-5;
-/// Columns that one task sums at a time.
-const COLUMN_BLOCK: usize = 256;
 /// Rows that are projected at once when nothing is kept for a backward pass.
 const PROJECT_ROWS: usize = 1024;
 
@@ -328,177 +326,5 @@ impl Projector {
     }
 }
 
-/// GELU and dropout of one row: `slope` holds the product with the weights and is left as the derivative.
-#[inline(always)]
-fn activate(hidden: &mut [f32], slope: &mut [f32], bias: &[f32], factor: impl Fn(u32) -> f32) {
-    for (column, ((hidden, slope), bias)) in (0_u32..).zip(hidden.iter_mut().zip(slope).zip(bias)) {
-        let (value, derivative) = gelu(*slope + bias);
-        let factor = factor(column);
-        *hidden = value * factor;
-        *slope = derivative * factor;
-    }
-}
-
-/// One row: `x` holds the product with the weights and is left normalized, `y` is the result. One over the deviation.
-#[inline(always)]
-fn layer_norm(x: &mut [f32], y: &mut [f32], bias: &[f32], weight: &[f32], shift: &[f32]) -> f32 {
-    let width = x.len() as f32;
-    x.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
-    let mean = reduce(x, x, |x, _| x) / width;
-    let variance = reduce(x, x, |x, _| (x - mean) * (x - mean)) / width;
-    let inverse = 1.0 / (variance + LAYER_NORM_EPSILON).sqrt();
-    for (((x, y), weight), shift) in x.iter_mut().zip(y).zip(weight).zip(shift) {
-        *x = (*x - mean) * inverse;
-        *y = *x * weight + shift;
-    }
-    inverse
-}
-
-/// One row: the gradient by the LayerNorm's output becomes that by its input.
-#[inline(always)]
-fn layer_norm_backward(by: &mut [f32], normalized: &[f32], weight: &[f32], inverse: f32) {
-    let width = by.len() as f32;
-    by.iter_mut().zip(weight).for_each(|(by, weight)| *by *= weight);
-    let mean = reduce(by, by, |by, _| by) / width;
-    let along = reduce(by, normalized, |by, x| by * x) / width;
-    by.iter_mut()
-        .zip(normalized)
-        .for_each(|(by, x)| *by = inverse * (*by - mean - x * along));
-}
-
-/// The sum of each column of `values`, or of its product with `factors`, over all rows.
-fn sum_columns(values: &[f32], factors: Option<&[f32]>, sums: &mut [f32]) {
-    let width = sums.len();
-    sums.par_chunks_mut(COLUMN_BLOCK)
-        .with_min_len(if values.len() < 1 << 17 { width } else { 1 })
-        .enumerate()
-        .for_each(|(block, sums)| {
-            vectorized(|| {
-                sums.fill(0.0);
-                let columns = block * COLUMN_BLOCK..block * COLUMN_BLOCK + sums.len();
-                for (row, values) in values.chunks_exact(width).enumerate() {
-                    let values = &values[columns.clone()];
-                    match factors {
-                        Some(factors) => {
-                            let factors = &factors[row * width..][columns.clone()];
-                            sums.iter_mut()
-                                .zip(values)
-                                .zip(factors)
-                                .for_each(|((sum, x), factor)| *sum += x * factor);
-                        }
-                        None => sums.iter_mut().zip(values).for_each(|(sum, x)| *sum += x),
-                    }
-                }
-            });
-        });
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SHAPE: ProjectorShape = ProjectorShape {
-        input: 5,
-        hidden: 12,
-        output: 7,
-    };
-
-    fn rows(n: usize) -> Vec<f32> {
-        (0..n * SHAPE.input).map(|i| (i as f32 * 1.7).sin()).collect()
-    }
-
-    #[test]
-    fn starts_within_pytorchs_bounds() {
-        let shape = ProjectorShape {
-            input: 64,
-            hidden: 256,
-            output: 96,
-        };
-        let projector = Projector::new(shape, 1);
-        let ranges = shape.ranges();
-        for (tensor, inputs) in [(0, 64.0_f32), (1, 64.0), (2, 256.0), (3, 256.0)] {
-            let values = &projector.parameters[ranges[tensor].clone()];
-            let bound = 1.0 / inputs.sqrt();
-            let largest = values.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
-            assert!(
-                largest <= bound && largest > 0.9 * bound,
-                "tensor {tensor}: {largest} of {bound}"
-            );
-            let mean = values.iter().sum::<f32>() / values.len() as f32;
-            assert!(
-                mean.abs() < 2.0 * bound / (values.len() as f32).sqrt(),
-                "tensor {tensor}: mean {mean}"
-            );
-        }
-        assert_ne!(projector, Projector::new(shape, 2));
-    }
-
-    /// The gradient of Σ (projected · weights) against central differences, parameter by parameter, dropout on.
-    #[test]
-    fn backward_agrees_with_finite_differences() {
-        let (rows, ids) = (rows(4), [3, 1, 4, 1]);
-        let dropout = Dropout::new(0.3, 9, 2);
-        let weights: Vec<f32> = (0..4 * SHAPE.output).map(|i| (i as f32 * 0.9).cos()).collect();
-        let loss = |projector: &Projector| {
-            let mut activations = Activations::default();
-            projector.forward(&rows, Some((&dropout, &ids)), &mut activations);
-            activations
-                .projected
-                .iter()
-                .zip(&weights)
-                .map(|(x, w)| f64::from(*x) * f64::from(*w))
-                .sum::<f64>()
-        };
-        let mut projector = Projector::new(SHAPE, 5);
-        let mut activations = Activations::default();
-        projector.forward(&rows, Some((&dropout, &ids)), &mut activations);
-        let mut gradient = vec![f32::NAN; SHAPE.parameter_count()];
-        projector.backward(&rows, &mut activations, &mut weights.clone(), &mut gradient);
-        for (index, derivative) in gradient.iter().enumerate() {
-            let (at, width) = (projector.parameters[index], 4e-3);
-            projector.parameters[index] = at + width;
-            let above = loss(&projector);
-            projector.parameters[index] = at - width;
-            let difference = (above - loss(&projector)) / f64::from(2.0 * width);
-            projector.parameters[index] = at;
-            let error = (difference - f64::from(*derivative)).abs();
-            assert!(
-                error < 3e-3 + 3e-3 * difference.abs(),
-                "parameter {index}: {derivative} against {difference}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_file_brings_the_projector_back() {
-        let projector = Projector::new(SHAPE, 5);
-        let bytes = projector.to_safetensors(HashMap::new()).unwrap();
-        assert_eq!(
-            Projector::from_safetensors("projector.safetensors", &bytes).unwrap(),
-            projector
-        );
-        let tensors = projector
-            .tensors("")
-            .into_iter()
-            .filter(|(name, ..)| name != "norm.bias")
-            .collect::<Vec<_>>();
-        let bytes = tensor_file::write(&tensors, HashMap::new()).unwrap();
-        let text = Projector::from_safetensors("projector.safetensors", &bytes)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            text.contains("projector.safetensors") && text.contains("norm.bias"),
-            "{text}"
-        );
-    }
-
-    #[test]
-    fn projecting_many_rows_at_once_changes_nothing() {
-        let projector = Projector::new(SHAPE, 5);
-        let rows = rows(2 * PROJECT_ROWS + 3);
-        let together = projector.project(&rows).unwrap();
-        let last = projector.project(&rows[2 * PROJECT_ROWS * SHAPE.input..]).unwrap();
-        assert_eq!(together[2 * PROJECT_ROWS * SHAPE.output..], last);
-        assert!(projector.project(&rows[1..]).is_err());
-    }
-}
+mod tests;

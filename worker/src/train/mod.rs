@@ -8,6 +8,7 @@ pub mod align_data;
 pub mod align_options;
 pub mod align_step;
 pub mod batch;
+pub mod bench;
 pub mod checkpoint;
 pub mod dropout;
 pub mod optimizer;

@@ -1,0 +1,158 @@
+use super::*;
+use crate::collective::Solo;
+
+const D: usize = 6;
+const WEIGHTS: AlignWeights = AlignWeights {
+    hard_negatives: 5,
+    direction: 0.05,
+    log_norm: 0.02,
+};
+const TAU: f64 = 0.15;
+
+fn numbers(count: usize, key: f32) -> Vec<f32> {
+    (0..count).map(|i| ((i as f32 + 1.0) * key).sin() * 2.0).collect()
+}
+
+/// Twelve teachers of other pairs, one of a pair in the batch.
+fn queue() -> TeacherQueue {
+    let mut rows = numbers(13 * D, 1.37);
+    for row in rows.chunks_exact_mut(D) {
+        let copy = row.to_vec();
+        normalize(&copy, row);
+    }
+    let mut queue = TeacherQueue::new(13, D);
+    queue.push(&rows, &[100, 101, 102, 103, 2, 105, 106, 107, 108, 109, 110, 111, 112]);
+    queue
+}
+
+fn run(projected: &[f32], teacher: &[f32], ids: &[u64], queue: &TeacherQueue) -> (AlignLosses, Vec<f32>) {
+    let batch = AlignBatch {
+        ids,
+        teacher,
+        own: 0..ids.len(),
+        projected,
+        temperature: TAU,
+    };
+    let mut buffers = LossBuffers::default();
+    let losses = align_losses(&batch, queue, &WEIGHTS, &mut Solo::default(), &mut buffers).unwrap();
+    (losses, buffers.gradient)
+}
+
+/// The losses by their definition, in f64, with the negatives that the f32 code would choose at `mined_at`.
+fn definition(projected: &[f64], teacher: &[f32], ids: &[u64], queue: &TeacherQueue, mined_at: &[f32]) -> [f64; 3] {
+    let unit = |row: &[f64]| -> (Vec<f64>, f64) {
+        let norm = row.iter().map(|x| x * x).sum::<f64>().sqrt();
+        (row.iter().map(|x| x / norm).collect(), norm)
+    };
+    let wide = |row: &[f32]| row.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let p: Vec<_> = projected.chunks(D).map(unit).collect();
+    let t: Vec<_> = teacher.chunks(D).map(|row| unit(&wide(row))).collect();
+    let students: Vec<_> = mined_at.chunks(D).map(|row| unit(&wide(row)).0).collect();
+    let stored = |position: usize| {
+        let mut row = vec![0.0; D];
+        queue.read(position, &mut row);
+        wide(&row)
+    };
+    let mean = |position: usize| students.iter().map(|s| dot(s, &stored(position))).sum::<f64>();
+    let mut usable: Vec<usize> = (0..queue.len()).filter(|i| !ids.contains(&queue.ids()[*i])).collect();
+    usable.sort_by(|a, b| mean(*b).total_cmp(&mean(*a)));
+    usable.truncate(WEIGHTS.hard_negatives);
+    let n = ids.len();
+    let log_sum = |logits: Vec<f64>| logits.iter().map(|x| x.exp()).sum::<f64>().ln();
+    let mut sums = [0.0; 3];
+    for i in 0..n {
+        let own = dot(&p[i].0, &t[i].0);
+        let row = t
+            .iter()
+            .map(|t| dot(&p[i].0, &t.0))
+            .chain(usable.iter().map(|q| dot(&p[i].0, &stored(*q))));
+        let by_row = log_sum(row.map(|x| x / TAU).collect()) - own / TAU;
+        let by_column = log_sum(p.iter().map(|p| dot(&p.0, &t[i].0) / TAU).collect()) - own / TAU;
+        sums[0] += 0.5 * (by_row + by_column) / n as f64;
+        sums[1] += (1.0 - own) / n as f64;
+        sums[2] += ((p[i].1 + 1e-8).ln() - (t[i].1 + 1e-8).ln()).powi(2) / n as f64;
+    }
+    sums
+}
+
+#[test]
+fn losses_and_gradient_are_those_of_the_definition() {
+    let (ids, queue) = ([1, 2, 3, 4], queue());
+    let (projected, teacher) = (numbers(4 * D, 0.71), numbers(4 * D, 2.13));
+    let (losses, gradient) = run(&projected, &teacher, &ids, &queue);
+    let total = |values: &[f64]| {
+        let [info_nce, direction, log_norm] = definition(values, &teacher, &ids, &queue, &projected);
+        AlignLosses {
+            info_nce,
+            direction,
+            log_norm,
+        }
+    };
+    let mut wide: Vec<f64> = projected.iter().map(|x| f64::from(*x)).collect();
+    let expected = total(&wide);
+    assert!(
+        (losses.info_nce - expected.info_nce).abs() < 1e-5,
+        "{losses:?} {expected:?}"
+    );
+    assert!(
+        (losses.direction - expected.direction).abs() < 1e-5,
+        "{losses:?} {expected:?}"
+    );
+    assert!(
+        (losses.log_norm - expected.log_norm).abs() < 1e-5,
+        "{losses:?} {expected:?}"
+    );
+    for (index, derivative) in gradient.iter().enumerate() {
+        let at = wide[index];
+        wide[index] = at + 1e-5;
+        let above = total(&wide).total(&WEIGHTS);
+        wide[index] = at - 1e-5;
+        let difference = (above - total(&wide).total(&WEIGHTS)) / 2e-5;
+        wide[index] = at;
+        assert!(
+            (difference - f64::from(*derivative)).abs() < 2e-5,
+            "{index}: {derivative} against {difference}"
+        );
+    }
+}
+
+#[test]
+fn an_empty_queue_leaves_the_batch_alone_as_negatives() {
+    let (projected, teacher) = (numbers(3 * D, 0.71), numbers(3 * D, 2.13));
+    let empty = TeacherQueue::new(8, D);
+    let (losses, _) = run(&projected, &teacher, &[1, 2, 3], &empty);
+    let wide: Vec<f64> = projected.iter().map(|x| f64::from(*x)).collect();
+    let expected = definition(&wide, &teacher, &[1, 2, 3], &empty, &projected);
+    assert!((losses.info_nce - expected[0]).abs() < 1e-5, "{losses:?} {expected:?}");
+}
+
+#[test]
+fn what_the_queue_takes_in_is_the_normalized_teacher() {
+    let (projected, teacher) = (numbers(2 * D, 0.71), numbers(2 * D, 2.13));
+    let batch = AlignBatch {
+        ids: &[1, 2],
+        teacher: &teacher,
+        own: 0..2,
+        projected: &projected,
+        temperature: TAU,
+    };
+    let mut buffers = LossBuffers::default();
+    align_losses(&batch, &queue(), &WEIGHTS, &mut Solo::default(), &mut buffers).unwrap();
+    for (row, source) in buffers.normalized_teacher(D).chunks(D).zip(teacher.chunks(D)) {
+        let norm = source.iter().map(|x| x * x).sum::<f32>().sqrt();
+        assert!(
+            row.iter()
+                .zip(source)
+                .all(|(x, source)| (x - source / norm).abs() < 1e-6)
+        );
+    }
+}
+
+#[test]
+fn a_nan_shows_in_the_losses() {
+    let mut projected = numbers(2 * D, 0.71);
+    projected[3] = f32::NAN;
+    let (losses, _) = run(&projected, &numbers(2 * D, 2.13), &[1, 2], &queue());
+    assert!(losses.total(&WEIGHTS).is_nan());
+}

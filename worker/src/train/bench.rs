@@ -1,0 +1,131 @@
+//! How fast a step of Stage A is, on the inputs of the reference's own benchmark: random vectors at the paper's sizes and a
+//! full queue, the steady state of training.
+
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::align_options::AlignOptions;
+use super::align_step::{AlignTrainer, StepInput, StepSeconds};
+use super::dropout::Dropout;
+use super::optimizer::AdamW;
+use super::random::{key, mix, uniform};
+use crate::Result;
+use crate::collective::Solo;
+use crate::llink::kernels::{normalize, vectorized};
+use crate::llink::projector::{Projector, ProjectorShape};
+use crate::llink::teacher_queue::TeacherQueue;
+
+const SHAPE: ProjectorShape = ProjectorShape {
+    input: 768,
+    hidden: 3072,
+    output: 2048,
+};
+const ROWS: usize = 20_000;
+const TEMPERATURE: f64 = 0.1;
+
+/// Times `steps` steps of `batch` pairs after one to warm up, on one rank. One JSON object whose fields are those of
+/// `bench_reference.py align`; `phases_ms` says where a median step's time went.
+///
+/// # Errors
+/// Those of a step.
+pub fn bench_align(batch: usize, steps: usize) -> Result<Value> {
+    let options = AlignOptions {
+        batch,
+        ..AlignOptions::default()
+    };
+    let (encoder, teacher) = (noise(1, ROWS * SHAPE.input), noise(2, ROWS * SHAPE.output));
+    let queue = full_queue(options.queue_capacity);
+    let optimizer = AdamW::new(options.adamw(), SHAPE.parameter_count());
+    let mut trainer = AlignTrainer::new(
+        Projector::new(SHAPE, 0),
+        optimizer,
+        queue,
+        options.weights(),
+        options.gradient_clip,
+    );
+    let mut timed = Vec::with_capacity(steps);
+    for step in 0..=steps as u64 {
+        let rows: Vec<usize> = (0..batch as u64)
+            .map(|i| mix(key(&[step, i])) as usize % ROWS)
+            .collect();
+        let ids: Vec<u64> = rows.iter().map(|row| *row as u64).collect();
+        let started = Instant::now();
+        let gather = |values: &[f32], width: usize| -> Vec<f32> {
+            rows.iter()
+                .flat_map(|row| &values[row * width..(row + 1) * width])
+                .copied()
+                .collect()
+        };
+        let input = StepInput {
+            step,
+            ids: &ids,
+            own: 0..batch,
+            encoder: &gather(&encoder, SHAPE.input),
+            teacher: &gather(&teacher, SHAPE.output),
+            temperature: TEMPERATURE,
+            learning_rate: options.learning_rate,
+            dropout: Some(Dropout::new(options.dropout, 0, step)),
+        };
+        let data = started.elapsed().as_secs_f64();
+        let outcome = trainer.step(&input, &mut Solo::default())?;
+        timed.push((
+            started.elapsed().as_secs_f64(),
+            StepSeconds {
+                data,
+                ..outcome.seconds
+            },
+        ));
+    }
+    timed.remove(0);
+    timed.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (seconds, phases) = timed[timed.len() / 2];
+    Ok(json!({
+        "job": "align",
+        "engine": concat!("llink ", env!("CARGO_PKG_VERSION")),
+        "device": "cpu",
+        "dtype": "f32",
+        "threads": rayon::current_num_threads(),
+        "batch": batch,
+        "queue": options.queue_capacity,
+        "step_ms": seconds * 1e3,
+        "pairs_per_s": batch as f64 / seconds,
+        "phases_ms": {
+            "data": phases.data * 1e3,
+            "forward": phases.forward * 1e3,
+            "backward": phases.backward * 1e3,
+            "optimizer": phases.optimizer * 1e3,
+        },
+    }))
+}
+
+/// Normal numbers, near enough: the sum of four uniform ones, scaled to variance 1.
+fn noise(seed: u64, count: usize) -> Vec<f32> {
+    let key = key(&[seed]);
+    let uniform = |i: u64| uniform(key, i) - 0.5;
+    let sum = |i: u64| uniform(4 * i) + uniform(4 * i + 1) + uniform(4 * i + 2) + uniform(4 * i + 3);
+    (0..count as u64).map(|i| sum(i) * 3.0_f32.sqrt()).collect()
+}
+
+/// A queue of random directions, of no pair that is trained on.
+fn full_queue(capacity: usize) -> TeacherQueue {
+    let mut queue = TeacherQueue::new(capacity, SHAPE.output);
+    let mut rows = noise(3, 1024 * SHAPE.output);
+    for row in rows.chunks_exact_mut(SHAPE.output) {
+        let raw = row.to_vec();
+        vectorized(|| normalize(&raw, row));
+    }
+    for first in (0..capacity).step_by(1024) {
+        // The same directions with signs flipped by block: no two rows are alike, and making them takes no time.
+        let flips = mix(first as u64);
+        let flipped: Vec<f32> = rows
+            .iter()
+            .enumerate()
+            .map(|(i, x)| if flips >> (i % 61) & 1 == 0 { *x } else { -*x })
+            .collect();
+        let count = (capacity - first).min(1024);
+        let ids: Vec<u64> = (0..count).map(|i| (ROWS + first + i) as u64).collect();
+        queue.push(&flipped[..count * SHAPE.output], &ids);
+    }
+    queue
+}

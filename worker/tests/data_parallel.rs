@@ -1,0 +1,298 @@
+//! Stage A on several ranks trains as it does on one, goes on from a checkpoint as if nothing had happened, and a gang that
+//! loses a member ends with errors.
+#![allow(clippy::unwrap_used)]
+
+use std::net::TcpListener;
+use std::ops::ControlFlow;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use half::f16;
+use llink_datasets::vectors::VectorTable;
+use llink_worker::Error;
+use llink_worker::collective::{AbortHandle, Collective, Ring, RingOptions, Solo};
+use llink_worker::train::align::{AlignOutcome, StepReport, align};
+use llink_worker::train::align_data::AlignData;
+use llink_worker::train::align_options::AlignOptions;
+use llink_worker::train::checkpoint::AlignState;
+use llink_worker::train::random::{mix, uniform};
+
+const PAIRS: usize = 600;
+
+/// Encoder vectors, and teachers that a projector can learn from them.
+fn data() -> AlignData {
+    let (d_e, d) = (24, 40);
+    let noise = |key: u64, i: usize| 2.0 * uniform(key, i as u64) - 1.0;
+    let encoder: Vec<f32> = (0..PAIRS * d_e).map(|i| noise(1, i)).collect();
+    let teacher = (0..PAIRS * d).map(|i| {
+        let (row, column) = (i / d, i % d);
+        let mixed: f32 = (0..d_e)
+            .map(|k| encoder[row * d_e + k] * noise(2, k * d + column))
+            .sum();
+        f16::from_f32(mixed.tanh() * 3.0 + 0.3 * noise(3, i))
+    });
+    let teacher = VectorTable {
+        ids: (0..PAIRS as u64).map(mix).collect(),
+        width: d,
+        values: teacher.collect(),
+    };
+    let encoder = encoder.into_iter().map(f16::from_f32).collect();
+    AlignData::new(
+        VectorTable {
+            ids: teacher.ids.clone(),
+            width: d_e,
+            values: encoder,
+        },
+        teacher,
+    )
+    .unwrap()
+}
+
+fn options() -> AlignOptions {
+    AlignOptions {
+        seed: 17,
+        steps: 200,
+        batch: 50, // not a multiple of 3 or 4: slices are uneven
+        queue_capacity: 301,
+        hard_negatives: 20,
+        learning_rate: 3e-3,
+        warmup_steps: 20,
+        dropout: 0.1,
+        ..AlignOptions::default()
+    }
+}
+
+/// Trains without a checkpoint and returns each step's report.
+fn train(options: &AlignOptions, collective: &mut dyn Collective) -> (Vec<StepReport>, AlignOutcome) {
+    let mut reports = Vec::new();
+    let outcome = align(options, &data(), collective, None, &mut |report, _| {
+        reports.push(*report);
+        Ok(ControlFlow::Continue(()))
+    });
+    (reports, outcome.unwrap())
+}
+
+fn on_ring<T: Send>(world_size: usize, timeout: Duration, work: impl Fn(&mut dyn Collective) -> T + Sync) -> Vec<T> {
+    let listeners: Vec<TcpListener> = (0..world_size)
+        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+        .collect();
+    let addresses: Vec<String> = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
+    thread::scope(|scope| {
+        let rank = |(rank, listener): (usize, TcpListener)| {
+            let options = RingOptions {
+                rank,
+                addresses: addresses.clone(),
+                generation: 3,
+                timeout,
+            };
+            let work = &work;
+            scope.spawn(move || work(&mut Ring::connect(listener, &options, AbortHandle::new()).unwrap()))
+        };
+        let ranks: Vec<_> = listeners.into_iter().enumerate().map(rank).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn any_number_of_ranks_sees_the_same_losses() {
+    let (alone, _) = train(&options(), &mut Solo::default());
+    assert_eq!(alone.len(), 200);
+    assert!(
+        alone[199].loss < 0.6 * alone[0].loss,
+        "nothing was learnt: {} to {}",
+        alone[0].loss,
+        alone[199].loss
+    );
+    for world_size in [2, 3, 4] {
+        let ranks = on_ring(world_size, Duration::from_secs(30), |ring| train(&options(), ring));
+        let mut worst = 0.0_f64;
+        for (single, shared) in alone.iter().zip(&ranks[0].0) {
+            worst = worst.max((single.loss - shared.loss).abs());
+            assert!(
+                (single.loss - shared.loss).abs() < 1e-4,
+                "step {}: {single:?} {shared:?}",
+                single.step
+            );
+            assert!((single.grad_norm / shared.grad_norm - 1.0).abs() < 1e-2);
+        }
+        println!(
+            "{world_size} ranks: losses within {worst:.1e} over {} steps",
+            alone.len()
+        );
+        for (_, outcome) in &ranks[1..] {
+            assert_eq!(
+                outcome.projector, ranks[0].1.projector,
+                "ranks end with different weights"
+            );
+        }
+    }
+}
+
+#[test]
+fn ranks_without_rows_take_part() {
+    let options = AlignOptions {
+        batch: 2,
+        steps: 5,
+        ..options()
+    };
+    let (alone, _) = train(&options, &mut Solo::default());
+    let ranks = on_ring(3, Duration::from_secs(30), |ring| train(&options, ring));
+    for (single, shared) in alone.iter().zip(&ranks[0].0) {
+        assert!((single.loss - shared.loss).abs() < 1e-4, "{single:?} {shared:?}");
+    }
+}
+
+#[test]
+fn a_resumed_run_ends_with_the_same_bits_at_any_step() {
+    let options = AlignOptions { steps: 40, ..options() };
+    let mut checkpoints = Vec::new();
+    let whole = align(&options, &data(), &mut Solo::default(), None, &mut |_, snapshot| {
+        checkpoints.push(snapshot()?);
+        Ok(ControlFlow::Continue(()))
+    });
+    let whole = whole.unwrap();
+    assert_eq!((whole.next_step, checkpoints.len()), (40, 40));
+    for step in [0, 3, 11, 38, 39] {
+        let state = AlignState::from_safetensors("checkpoint", &checkpoints[step]).unwrap();
+        assert_eq!(state.step, step as u64 + 1);
+        let mut last = None;
+        let resumed = align(
+            &options,
+            &data(),
+            &mut Solo::default(),
+            Some(state),
+            &mut |_, snapshot| {
+                last = Some(snapshot()?);
+                Ok(ControlFlow::Continue(()))
+            },
+        );
+        assert_eq!(resumed.unwrap().projector, whole.projector, "from step {step}");
+        // Moments, queue and cursor as well: the last checkpoints are the same file.
+        if let Some(last) = last {
+            let state = |bytes: &[u8]| AlignState::from_safetensors("checkpoint", bytes).unwrap();
+            assert_eq!(state(&last), state(checkpoints.last().unwrap()), "from step {step}");
+        }
+    }
+}
+
+#[test]
+fn a_run_may_go_on_with_another_number_of_ranks() {
+    let options = AlignOptions { steps: 60, ..options() };
+    let mut checkpoint = Vec::new();
+    let mut losses: Vec<f64> = Vec::new();
+    let outcome = align(
+        &options,
+        &data(),
+        &mut Solo::default(),
+        None,
+        &mut |report, snapshot| {
+            if report.step == 29 {
+                checkpoint = snapshot()?;
+            }
+            losses.push(report.loss);
+            Ok(ControlFlow::Continue(()))
+        },
+    );
+    outcome.unwrap();
+    let ranks = on_ring(3, Duration::from_secs(30), |ring| {
+        let state = AlignState::from_safetensors("checkpoint", &checkpoint).unwrap();
+        let mut losses = Vec::new();
+        let outcome = align(&options, &data(), ring, Some(state), &mut |report, _| {
+            losses.push(report.loss);
+            Ok(ControlFlow::Continue(()))
+        });
+        outcome.unwrap();
+        losses
+    });
+    let resumed: &Vec<f64> = &ranks[0];
+    assert_eq!(resumed.len(), 30);
+    for (a, b) in losses[30..].iter().zip(resumed) {
+        assert!((a - b).abs() < 1e-4, "{a} {b}");
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_training_is_refused_by_name() {
+    let options = AlignOptions { steps: 2, ..options() };
+    let mut checkpoint = Vec::new();
+    let outcome = align(&options, &data(), &mut Solo::default(), None, &mut |_, snapshot| {
+        checkpoint = snapshot()?;
+        Ok(ControlFlow::Break(()))
+    });
+    assert_eq!(outcome.unwrap().next_step, 1, "the observer ended it after one step");
+    let other = AlignOptions {
+        weight_decay: 0.2,
+        ..options
+    };
+    let state = AlignState::from_safetensors("checkpoint", &checkpoint).unwrap();
+    let proceed = &mut |_: &StepReport, _: &dyn Fn() -> Result<Vec<u8>, Error>| Ok(ControlFlow::Continue(()));
+    let text = align(&other, &data(), &mut Solo::default(), Some(state), proceed)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        text.contains("weight_decay") && text.contains("0.05") && text.contains("0.2"),
+        "{text}"
+    );
+    let broken = AlignState::from_safetensors("checkpoint", &checkpoint[..checkpoint.len() / 2]).unwrap_err();
+    assert!(broken.to_string().starts_with("checkpoint: "), "{broken}");
+}
+
+#[test]
+fn ranks_that_start_from_different_places_are_refused() {
+    let errors = on_ring(2, Duration::from_secs(30), |ring| {
+        let options = AlignOptions {
+            seed: 17 + ring.rank() as u64,
+            ..options()
+        };
+        let proceed = &mut |_: &StepReport, _: &dyn Fn() -> Result<Vec<u8>, Error>| Ok(ControlFlow::Continue(()));
+        align(&options, &data(), ring, None, proceed).unwrap_err().to_string()
+    });
+    assert!(
+        errors.iter().all(|text| text.contains("different weights")),
+        "{errors:?}"
+    );
+}
+
+#[test]
+fn a_member_that_is_lost_ends_the_gang_with_errors() {
+    let timeout = Duration::from_secs(20);
+    let results = on_ring(3, timeout, |ring| {
+        let rank = ring.rank();
+        let started = Instant::now();
+        let result = align(
+            &options(),
+            &data(),
+            ring,
+            None,
+            &mut |report, _| match (rank, report.step) {
+                (1, 20) => Err(Error::Input("the disk is full".into())),
+                _ => Ok(ControlFlow::Continue(())),
+            },
+        );
+        (result.unwrap_err(), started.elapsed())
+    });
+    assert!(matches!(&results[1].0, Error::Input(text) if text == "the disk is full"));
+    for rank in [0, 2] {
+        let (error, elapsed) = &results[rank];
+        assert!(matches!(error, Error::Peer { .. }), "{error}");
+        assert!(error.to_string().contains("at step 21"), "{error}");
+        assert!(*elapsed < timeout, "{elapsed:?}");
+    }
+}
+
+#[test]
+fn numbers_that_run_away_are_named_with_step_and_pairs() {
+    let options = AlignOptions {
+        learning_rate: 1e30,
+        warmup_steps: 0,
+        dropout: 0.0,
+        ..options()
+    };
+    let proceed = &mut |_: &StepReport, _: &dyn Fn() -> Result<Vec<u8>, Error>| Ok(ControlFlow::Continue(()));
+    let error = align(&options, &data(), &mut Solo::default(), None, proceed).unwrap_err();
+    let Error::Diverged { step, reason } = &error else {
+        panic!("{error}")
+    };
+    assert!((1..5).contains(step), "{error}");
+    assert!(reason.contains("and 34 more"), "{reason}");
+}
