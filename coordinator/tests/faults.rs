@@ -7,14 +7,23 @@ use std::path::Path;
 
 use common::{Place, SMALL, eventually, figure, signal, workers_of};
 
+/// Long enough in every stage to be caught in the middle of it.
+fn longer() -> String {
+    SMALL
+        .replace("train_pairs = 1200", "train_pairs = 4000")
+        .replace("steps = 60", "steps = 800")
+        .replace("checkpoint_every = 20", "checkpoint_every = 100")
+}
+
 #[test]
 fn a_killed_worker_costs_its_task_only_and_changes_no_result() {
     let stages = ["shard", "models", "embed", "align", "evaluate"];
-    let calm = Place::new(SMALL);
+    let longer = longer();
+    let calm = Place::new(&longer);
     calm.ok(&["submit", "job.toml"]);
 
     for stage in ["embed: ", "align: train"] {
-        let place = Place::new(SMALL);
+        let place = Place::new(&longer);
         let mut submit = place.start(&["submit", "job.toml"]);
         eventually(stage, || {
             assert!(
@@ -43,7 +52,7 @@ fn a_killed_worker_costs_its_task_only_and_changes_no_result() {
 
 #[test]
 fn a_killed_coordinator_goes_on_where_it_stopped_and_leaves_no_worker_behind() {
-    let place = Place::new(SMALL);
+    let place = Place::new(&longer());
     let mut submit = place.start(&["submit", "job.toml"]);
     eventually("training has begun", || {
         let list = place.run(&["list"]);
@@ -112,7 +121,11 @@ fn a_broken_model_fails_the_job_by_name() {
     std::fs::create_dir_all(place.path("model")).unwrap();
     let config = "{\"model_type\": \"bert\", \"architectures\": [\"BertModel\"]}";
     std::fs::write(place.path("model/config.json"), config).unwrap();
-    std::fs::write(place.path("model/tokenizer.json"), "{}").unwrap();
+    let tokenizer = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../worker/tests/fixtures/golden/seed8/encoder/tokenizer.json"
+    );
+    std::fs::copy(tokenizer, place.path("model/tokenizer.json")).unwrap();
     std::fs::write(place.path("model/model.safetensors"), "").unwrap();
     let said = place.fails(3, &["submit", "job.toml"]);
     assert!(said.contains("bert"), "{said}");

@@ -3,6 +3,8 @@
 use std::io::Read;
 use std::time::Duration;
 
+use candle_core::{DType, Device};
+
 use crate::agent::{self, AgentOptions};
 
 /// How a worker is started.
@@ -23,6 +25,52 @@ pub struct WorkerArgs {
     /// End when standard input closes: the process that started this one is gone.
     #[arg(long, hide = true)]
     pub exit_with_parent: bool,
+}
+
+/// What is timed, and on what.
+#[derive(Debug, Clone, clap::Args)]
+pub struct BenchArgs {
+    /// Which job.
+    #[arg(value_enum)]
+    pub job: BenchJob,
+    /// A folder with `encoder/`, `decoder/`, `encoder_ids.json` and `decoder_ids.json`; `align` makes its own inputs.
+    pub dir: std::path::PathBuf,
+    /// Sentences, for `embed` and `teacher`.
+    #[arg(long, default_value_t = 256)]
+    pub n: usize,
+    /// Tokens in a batch, for `embed` and `teacher`.
+    #[arg(long, default_value_t = 4096)]
+    pub budget: usize,
+    /// Pairs in a step, for `align`.
+    #[arg(long, default_value_t = 128)]
+    pub batch: usize,
+    /// Steps, for `align`.
+    #[arg(long, default_value_t = 5)]
+    pub steps: usize,
+}
+
+/// The heavy jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BenchJob {
+    /// Sentences through the encoder.
+    Embed,
+    /// Sentences through the decoder.
+    Teacher,
+    /// A step of Stage A.
+    Align,
+}
+
+/// Times a job; the result is one JSON object.
+///
+/// # Errors
+/// When the folder lacks something or a model is not supported.
+pub fn bench(args: &BenchArgs) -> crate::Result<serde_json::Value> {
+    let vectors = |job| crate::models::bench::run(job, &args.dir, args.n, args.budget, DType::F32, &Device::Cpu);
+    match args.job {
+        BenchJob::Embed => vectors(crate::models::bench::Job::Embed),
+        BenchJob::Teacher => vectors(crate::models::bench::Job::Teacher),
+        BenchJob::Align => crate::train::bench::bench_align(args.batch, args.steps),
+    }
 }
 
 /// Works until SIGTERM or Ctrl-C; then gives its leases back.

@@ -3,15 +3,23 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
-use llink_worker::cli::{self, WorkerArgs};
+use clap::{Parser, Subcommand};
+use llink_worker::cli::{self, BenchArgs, WorkerArgs};
 
 /// Takes tasks from a coordinator and runs them.
 #[derive(Debug, Parser)]
-#[command(name = "llink-worker", version, about)]
+#[command(name = "llink-worker", version, about, args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(flatten)]
-    args: WorkerArgs,
+    args: Option<WorkerArgs>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Time one of the heavy jobs on this machine; prints one JSON line.
+    Bench(BenchArgs),
 }
 
 fn main() -> ExitCode {
@@ -24,6 +32,20 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
+    let args = match (cli.command, cli.args) {
+        (Some(Command::Bench(bench)), _) => {
+            return match cli::bench(&bench) {
+                // A reader that went away is no fault of the job's.
+                Ok(line) => {
+                    let _ = writeln!(std::io::stdout(), "{line}");
+                    ExitCode::SUCCESS
+                }
+                Err(e) => failed(&e.to_string()),
+            };
+        }
+        (None, Some(args)) => args,
+        (None, None) => return failed("--coordinator URL is needed, such as http://head:7070"),
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -32,7 +54,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(e) => return failed(&format!("cannot start: {e}")),
     };
-    let ended = runtime.block_on(cli::run(cli.args));
+    let ended = runtime.block_on(cli::run(args));
     runtime.shutdown_timeout(std::time::Duration::from_millis(500));
     match ended {
         Ok(()) => ExitCode::SUCCESS,

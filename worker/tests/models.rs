@@ -1,5 +1,5 @@
 //! What the models promise whatever the batch, and what they refuse by name.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::path::{Path, PathBuf};
 

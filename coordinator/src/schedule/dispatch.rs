@@ -106,7 +106,7 @@ impl Cluster {
             };
             fx.actions.push(Action::Start {
                 worker: worker.clone(),
-                assignment,
+                assignment: Box::new(assignment),
             });
             fx.attempts.push(Attempt {
                 task: id,

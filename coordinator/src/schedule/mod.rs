@@ -322,7 +322,7 @@ pub enum Action {
         /// The worker.
         worker: String,
         /// The lease.
-        assignment: Assignment,
+        assignment: Box<Assignment>,
     },
     /// Tell a worker to stop.
     Abort {

@@ -123,7 +123,7 @@ impl Simulation {
                     let newest = self.tokens.entry(assignment.task_id).or_default();
                     assert!(assignment.token >= *newest, "tokens only grow");
                     *newest = assignment.token;
-                    let before = self.at_work.insert(worker, assignment);
+                    let before = self.at_work.insert(worker, *assignment);
                     assert!(before.is_none(), "a worker holds one lease");
                 }
                 Action::Abort { worker, abort } => {

@@ -228,7 +228,7 @@ impl Engine {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Start { worker, assignment } => self.instruct(&worker, instruction::Kind::Start(assignment)),
+            Action::Start { worker, assignment } => self.instruct(&worker, instruction::Kind::Start(*assignment)),
             Action::Abort { worker, abort } => self.instruct(&worker, instruction::Kind::Abort(abort)),
             Action::LookUp {
                 job,
