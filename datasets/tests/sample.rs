@@ -1,5 +1,5 @@
 //! The sample corpus: distinct, one-to-one, the same for the same seed, with exact answers.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::collections::{HashMap, HashSet};
 

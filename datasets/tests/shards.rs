@@ -1,5 +1,5 @@
 //! Shards on disk: their schema, their bytes, and that they can't be made from the wrong tables.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
 

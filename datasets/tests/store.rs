@@ -1,5 +1,5 @@
 //! Promises of every store, run against each kind, and how local stores treat paths and faults.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use bytes::Bytes;
 use llink_datasets::Error;

@@ -1,6 +1,6 @@
 //! Stage A on several ranks trains as it does on one, goes on from a checkpoint as if nothing had happened, and a gang that
 //! loses a member ends with errors.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::net::TcpListener;
 use std::ops::ControlFlow;

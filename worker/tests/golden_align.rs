@@ -1,5 +1,5 @@
 //! Stage A computes what the PyTorch reference computes: losses, gradients, weights and retrieval along a golden trajectory.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::path::PathBuf;
 

@@ -1,7 +1,7 @@
 //! The models against PyTorch: token ids exactly, vectors and logits to rounding.
 //!
 //! `LLINK_GOLDEN` names another golden set of the same kind.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::collections::HashMap;
 use std::path::PathBuf;

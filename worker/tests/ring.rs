@@ -1,5 +1,5 @@
 //! The TCP ring: the right sums, the same bits on every rank, and an error instead of a hang whatever happens to a member.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc;
