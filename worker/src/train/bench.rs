@@ -12,11 +12,15 @@ use super::optimizer::AdamW;
 use super::random::{key, mix, uniform};
 use crate::Result;
 use crate::collective::Solo;
-use crate::llink::kernels::{normalize, vectorized};
+use crate::llink::kernels::normalize;
 use crate::llink::projector::{Projector, ProjectorShape};
 use crate::llink::teacher_queue::TeacherQueue;
 
-const SHAPE: ProjectorShape = ProjectorShape { input: 768, hidden: 3072, output: 2048 };
+const SHAPE: ProjectorShape = ProjectorShape {
+    input: 768,
+    hidden: 3072,
+    output: 2048,
+};
 const ROWS: usize = 20_000;
 const TEMPERATURE: f64 = 0.1;
 
@@ -26,19 +30,32 @@ const TEMPERATURE: f64 = 0.1;
 /// # Errors
 /// Those of a step.
 pub fn bench_align(batch: usize, steps: usize) -> Result<Value> {
-    let options = AlignOptions { batch, ..AlignOptions::default() };
+    let options = AlignOptions {
+        batch,
+        ..AlignOptions::default()
+    };
     let (encoder, teacher) = (noise(1, ROWS * SHAPE.input), noise(2, ROWS * SHAPE.output));
     let queue = full_queue(options.queue_capacity);
     let optimizer = AdamW::new(options.adamw(), SHAPE.parameter_count());
-    let mut trainer =
-        AlignTrainer::new(Projector::new(SHAPE, 0), optimizer, queue, options.weights(), options.gradient_clip);
+    let mut trainer = AlignTrainer::new(
+        Projector::new(SHAPE, 0),
+        optimizer,
+        queue,
+        options.weights(),
+        options.gradient_clip,
+    );
     let mut timed = Vec::with_capacity(steps);
     for step in 0..=steps as u64 {
-        let rows: Vec<usize> = (0..batch as u64).map(|i| mix(key(&[step, i])) as usize % ROWS).collect();
+        let rows: Vec<usize> = (0..batch as u64)
+            .map(|i| mix(key(&[step, i])) as usize % ROWS)
+            .collect();
         let ids: Vec<u64> = rows.iter().map(|row| *row as u64).collect();
         let started = Instant::now();
         let gather = |values: &[f32], width: usize| -> Vec<f32> {
-            rows.iter().flat_map(|row| &values[row * width..(row + 1) * width]).copied().collect()
+            rows.iter()
+                .flat_map(|row| &values[row * width..(row + 1) * width])
+                .copied()
+                .collect()
         };
         let input = StepInput {
             step,
@@ -52,7 +69,13 @@ pub fn bench_align(batch: usize, steps: usize) -> Result<Value> {
         };
         let data = started.elapsed().as_secs_f64();
         let outcome = trainer.step(&input, &mut Solo::default())?;
-        timed.push((started.elapsed().as_secs_f64(), StepSeconds { data, ..outcome.seconds }));
+        timed.push((
+            started.elapsed().as_secs_f64(),
+            StepSeconds {
+                data,
+                ..outcome.seconds
+            },
+        ));
     }
     timed.remove(0);
     timed.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -90,13 +113,16 @@ fn full_queue(capacity: usize) -> TeacherQueue {
     let mut rows = noise(3, 1024 * SHAPE.output);
     for row in rows.chunks_exact_mut(SHAPE.output) {
         let raw = row.to_vec();
-        vectorized(|| normalize(&raw, row));
+        normalize(&raw, row);
     }
     for first in (0..capacity).step_by(1024) {
         // The same directions with signs flipped by block: no two rows are alike, and making them takes no time.
         let flips = mix(first as u64);
-        let flipped: Vec<f32> =
-            rows.iter().enumerate().map(|(i, x)| if flips >> (i % 61) & 1 == 0 { *x } else { -*x }).collect();
+        let flipped: Vec<f32> = rows
+            .iter()
+            .enumerate()
+            .map(|(i, x)| if flips >> (i % 61) & 1 == 0 { *x } else { -*x })
+            .collect();
         let count = (capacity - first).min(1024);
         let ids: Vec<u64> = (0..count).map(|i| (ROWS + first + i) as u64).collect();
         queue.push(&flipped[..count * SHAPE.output], &ids);
