@@ -14,10 +14,11 @@ use std::ops::{Add, Range};
 use rayon::prelude::*;
 
 use super::hard_negatives::{Candidate, best, mine};
-use super::kernels::{dot, normalize, rows_per_task, vectorized};
+use super::kernels::{add, normalize, reduce, rows_per_task};
 use super::matrix::{Matrix, Target, matmul};
-use super::softmax::{Columns, row_softmax};
+use super::softmax::{Columns, softmaxes};
 use super::teacher_queue::TeacherQueue;
+use super::vectorized::vectorized;
 use crate::Result;
 use crate::collective::Collective;
 
@@ -119,9 +120,7 @@ pub fn align_losses(
     normalize_rows(batch.projected, d, &mut buffers.own, &mut buffers.own_norms);
 
     let mut direction = vec![0.0; d];
-    for row in buffers.own.chunks_exact(d) {
-        vectorized(|| direction.iter_mut().zip(row).for_each(|(sum, x)| *sum += x));
-    }
+    buffers.own.chunks_exact(d).for_each(|row| add(&mut direction, row));
     collective.all_reduce_sum(&mut direction)?;
     let (rank, ranks) = (collective.rank(), collective.world_size());
     let part = rank * queue.len() / ranks..(rank + 1) * queue.len() / ranks;
@@ -179,7 +178,7 @@ fn normalize_rows(rows: &[f32], width: usize, normalized: &mut Vec<f32>, norms: 
         .for_each(|((rows, normalized), norms)| {
             let rows = rows.chunks_exact(width).zip(normalized.chunks_exact_mut(width));
             rows.zip(norms)
-                .for_each(|((row, normalized), norm)| *norm = vectorized(|| normalize(row, normalized)));
+                .for_each(|((row, normalized), norm)| *norm = normalize(row, normalized));
         });
 }
 
@@ -244,19 +243,10 @@ fn cross_entropies(
         let mut share = AlignLosses::default();
         for (row, label) in rows.chunks_exact_mut(width).zip(batch.own.start + at * block..) {
             row[n + hard..].fill(0.0);
-            let (similarities, negatives) = row[..n + hard].split_at_mut(n);
-            let cosine = similarities[label];
-            let (max, sum) = vectorized(|| {
-                row_softmax(
-                    similarities,
-                    negatives,
-                    &columns.maxima,
-                    &inverse_sums,
-                    inverse_temperature,
-                    of_info_nce,
-                )
-            });
-            similarities[label] -= of_label;
+            let row = &mut row[..n + hard];
+            let cosine = row[label];
+            let (max, sum) = softmaxes(row, columns, &inverse_sums, inverse_temperature, of_info_nce);
+            row[label] -= of_label;
             let by_row = f64::from(sum).ln() + f64::from(max - cosine) / batch.temperature;
             let by_column =
                 f64::from(columns.sums[label]).ln() + f64::from(columns.maxima[label] - cosine) / batch.temperature;
@@ -300,13 +290,7 @@ fn norms(batch: &AlignBatch<'_>, weights: &AlignWeights, d: usize, buffers: &mut
             let difference = f64::from(norm + NORM_EPSILON).ln() - f64::from(teacher_norm + NORM_EPSILON).ln();
             let outward = (weights.log_norm * 2.0 * difference / n) as f32 / (norm + NORM_EPSILON);
             let inverse = 1.0 / norm.max(1e-12);
-            vectorized(|| {
-                let along = outward - dot(gradient, own) * inverse;
-                gradient
-                    .iter_mut()
-                    .zip(own)
-                    .for_each(|(by, x)| *by = *by * inverse + along * x);
-            });
+            through_normalization(gradient, own, inverse, outward);
             difference * difference
         })
         .sum::<f64>()
@@ -315,6 +299,16 @@ fn norms(batch: &AlignBatch<'_>, weights: &AlignWeights, d: usize, buffers: &mut
     AlignLosses {
         log_norm: squares / n,
         ..AlignLosses::default()
+    }
+}
+
+vectorized! {
+    /// One row: from the gradient by p̂ to that by p, which points along p̂ by `outward` as well.
+    fn through_normalization(gradient: &mut [f32], own: &[f32], inverse_norm: f32, outward: f32) {
+        let along = outward - reduce(gradient, own, |by, x| by * x) * inverse_norm;
+        for (by, x) in gradient.iter_mut().zip(own) {
+            *by = *by * inverse_norm + along * x;
+        }
     }
 }
 

@@ -5,16 +5,12 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
+use super::vectorized::vectorized;
+
 /// Independent partial sums of a reduction.
 const LANES: usize = 32;
 /// What a parallel task is at least worth, in numbers.
 const TASK: usize = 1 << 16;
-
-/// Runs a loop with the processor's vector instructions; what it calls must be inlined to profit.
-#[inline]
-pub fn vectorized<R>(work: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(work)
-}
 
 /// How many rows of `width` numbers a parallel task should take: all of them when there is little to do.
 #[must_use]
@@ -61,7 +57,7 @@ pub fn gelu(x: f32) -> (f32, f32) {
     (x * phi, phi + x * density)
 }
 
-/// The sum of `term(a[i], b[i])`, for use inside [`vectorized`].
+/// The sum of `term(a[i], b[i])`, for use inside vectorized functions.
 #[inline(always)]
 pub fn reduce(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0.0_f32; LANES];
@@ -87,20 +83,51 @@ pub fn reduce(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
     lanes[0] + rest
 }
 
-/// The scalar product of two vectors, for use inside [`vectorized`].
-#[inline(always)]
-#[must_use]
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-    reduce(a, b, |a, b| a * b)
+vectorized! {
+    /// The scalar product of two vectors.
+    #[must_use]
+    pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+        reduce(a, b, |a, b| a * b)
+    }
 }
 
-/// Writes `row / max(|row|, 1e-12)` and returns `|row|`, for use inside [`vectorized`].
-#[inline(always)]
-pub fn normalize(row: &[f32], out: &mut [f32]) -> f32 {
-    let norm = dot(row, row).sqrt();
-    let inverse = 1.0 / norm.max(1e-12);
-    out.iter_mut().zip(row).for_each(|(out, x)| *out = x * inverse);
-    norm
+vectorized! {
+    /// Writes `row / max(|row|, 1e-12)` and returns `|row|`.
+    pub fn normalize(row: &[f32], out: &mut [f32]) -> f32 {
+        let norm = reduce(row, row, |a, b| a * b).sqrt();
+        let inverse = 1.0 / norm.max(1e-12);
+        for (out, x) in out.iter_mut().zip(row) {
+            *out = x * inverse;
+        }
+        norm
+    }
+}
+
+vectorized! {
+    /// `sums += values`
+    pub fn add(sums: &mut [f32], values: &[f32]) {
+        for (sum, x) in sums.iter_mut().zip(values) {
+            *sum += x;
+        }
+    }
+}
+
+vectorized! {
+    /// `sums += values · factors`, number by number.
+    pub fn add_product(sums: &mut [f32], values: &[f32], factors: &[f32]) {
+        for ((sum, x), factor) in sums.iter_mut().zip(values).zip(factors) {
+            *sum += x * factor;
+        }
+    }
+}
+
+vectorized! {
+    /// `values *= factors`, number by number.
+    pub fn multiply(values: &mut [f32], factors: &[f32]) {
+        for (x, factor) in values.iter_mut().zip(factors) {
+            *x *= factor;
+        }
+    }
 }
 
 /// The scalar product of each f16 row of `rows` with `direction`.
@@ -113,7 +140,7 @@ pub fn dot_rows_f16(rows: &[f16], direction: &[f32], scores: &mut [f32]) {
     let mut converted = vec![0.0; direction.len()];
     for (row, score) in rows.chunks_exact(direction.len()).zip(scores) {
         row.convert_to_f32_slice(&mut converted);
-        *score = vectorized(|| dot(&converted, direction));
+        *score = dot(&converted, direction);
     }
 }
 
@@ -130,11 +157,11 @@ fn dot_rows_f16c(rows: &[f16], direction: &[f32], scores: &mut [f32]) {
         let mut sums = [_mm256_setzero_ps(); 4];
         for (halves, vectors) in halves.chunks(4).zip(vectors.chunks(4)) {
             for ((sum, half), vector) in sums.iter_mut().zip(halves).zip(vectors) {
-                *sum = _mm256_fmadd_ps(_mm256_cvtph_ps(pulp::cast(*half)), pulp::cast(*vector), *sum);
+                *sum = _mm256_fmadd_ps(_mm256_cvtph_ps(bytemuck::cast(*half)), bytemuck::cast(*vector), *sum);
             }
         }
         let sum = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
-        let lanes: [f32; 8] = pulp::cast(sum);
+        let lanes: [f32; 8] = bytemuck::cast(sum);
         let tail: f32 = row_rest
             .iter()
             .zip(rest)

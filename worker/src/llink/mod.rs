@@ -13,3 +13,4 @@ pub mod projector;
 pub mod retrieval;
 mod softmax;
 pub mod teacher_queue;
+pub(crate) mod vectorized;

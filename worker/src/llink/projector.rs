@@ -9,7 +9,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::kernels::{rows_per_task, vectorized};
+use super::kernels::{multiply, rows_per_task};
 use super::layers::{activate, layer_norm, layer_norm_backward, sum_columns};
 use super::matrix::{Matrix, Target, matmul};
 use crate::train::dropout::Dropout;
@@ -219,13 +219,8 @@ impl Projector {
             .enumerate();
         blocks.for_each(|(at, (hidden, slope))| {
             for (row, (hidden, slope)) in hidden.chunks_exact_mut(h).zip(slope.chunks_exact_mut(h)).enumerate() {
-                match dropout {
-                    Some((dropout, ids)) => {
-                        let mask = dropout.row(ids[at * block + row]);
-                        vectorized(|| activate(hidden, slope, up_bias, |column| mask.factor(column)));
-                    }
-                    None => vectorized(|| activate(hidden, slope, up_bias, |_| 1.0)),
-                }
+                let mask = dropout.map(|(dropout, ids)| dropout.row(ids[at * block + row]));
+                activate(hidden, slope, up_bias, mask);
             }
         });
 
@@ -246,9 +241,7 @@ impl Projector {
                     .chunks_exact_mut(d)
                     .zip(projected.chunks_exact_mut(d))
                     .zip(inverse_deviation);
-                rows.for_each(|((x, y), inverse)| {
-                    *inverse = vectorized(|| layer_norm(x, y, down_bias, norm, norm_bias))
-                });
+                rows.for_each(|((x, y), inverse)| *inverse = layer_norm(x, y, down_bias, norm, norm_bias));
             });
     }
 
@@ -293,7 +286,7 @@ impl Projector {
                     .chunks_exact_mut(d)
                     .zip(normalized.chunks_exact(d))
                     .zip(inverse_deviation);
-                rows.for_each(|((by, x), inverse)| vectorized(|| layer_norm_backward(by, x, norm, *inverse)));
+                rows.for_each(|((by, x), inverse)| layer_norm_backward(by, x, norm, *inverse));
             });
         let by_down_output = &*by_projected;
 
@@ -311,9 +304,7 @@ impl Projector {
         hidden
             .par_chunks_mut(block)
             .zip(slope.par_chunks(block))
-            .for_each(|(by_hidden, slope)| {
-                vectorized(|| by_hidden.iter_mut().zip(slope).for_each(|(by, slope)| *by *= slope));
-            });
+            .for_each(|(by_hidden, slope)| multiply(by_hidden, slope));
         let by_up_output = &*hidden;
 
         sum_columns(by_up_output, None, by_up_bias);

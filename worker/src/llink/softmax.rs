@@ -2,7 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::kernels::{exp, reduce, vectorized};
+use super::kernels::{exp, reduce};
+use super::vectorized::vectorized;
 
 /// Columns whose statistics one task takes.
 const COLUMN_BLOCK: usize = 256;
@@ -29,19 +30,12 @@ impl Columns {
             .enumerate();
         blocks.for_each(|(block, (maxima, sums))| {
             let at = block * task..block * task + sums.len();
-            vectorized(|| {
-                for row in logits.chunks_exact(width) {
-                    let row = &row[at.clone()];
-                    maxima
-                        .iter_mut()
-                        .zip(row)
-                        .for_each(|(max, x)| *max = if *x > *max { *x } else { *max });
-                }
-                for row in logits.chunks_exact(width) {
-                    let terms = sums.iter_mut().zip(&row[at.clone()]).zip(&*maxima);
-                    terms.for_each(|((sum, x), max)| *sum += exp((x - max) * inverse));
-                }
-            });
+            for row in logits.chunks_exact(width) {
+                raise(maxima, &row[at.clone()]);
+            }
+            for row in logits.chunks_exact(width) {
+                add_exponentials(sums, &row[at.clone()], maxima, inverse);
+            }
         });
         columns
     }
@@ -64,38 +58,60 @@ impl Columns {
     }
 }
 
-/// One row of [s | h]: softmax along the row, and along the columns of s, both times `factor`, replace it. The row's maximum
-/// and Σ exp((x − maximum) / τ).
-#[inline(always)]
-pub(super) fn row_softmax(
-    similarities: &mut [f32],
-    negatives: &mut [f32],
-    column_maxima: &[f32],
-    inverse_column_sums: &[f32],
-    inverse_temperature: f32,
-    factor: f32,
-) -> (f32, f32) {
-    let highest = |row: &[f32]| {
-        let mut lanes = [f32::NEG_INFINITY; 32];
-        let chunks = row.chunks_exact(32);
-        let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        for chunk in chunks {
-            lanes
-                .iter_mut()
-                .zip(chunk)
-                .for_each(|(max, x)| *max = if *x > *max { *x } else { *max });
+vectorized! {
+    /// `maxima = max(maxima, row)`, number by number. NaN is passed over; it shows in the losses.
+    fn raise(maxima: &mut [f32], row: &[f32]) {
+        for (max, x) in maxima.iter_mut().zip(row) {
+            *max = if *x > *max { *x } else { *max };
         }
-        lanes.into_iter().fold(rest, f32::max)
-    };
-    let max = highest(similarities).max(highest(negatives));
-    let total = |row: &[f32]| reduce(row, row, |x, _| exp((x - max) * inverse_temperature));
-    let sum = total(similarities) + total(negatives);
-    let by_row = factor / sum;
-    for ((x, column_max), by_column) in similarities.iter_mut().zip(column_maxima).zip(inverse_column_sums) {
-        *x = exp((*x - max) * inverse_temperature) * by_row + exp((*x - column_max) * inverse_temperature) * by_column;
     }
-    negatives
-        .iter_mut()
-        .for_each(|x| *x = exp((*x - max) * inverse_temperature) * by_row);
-    (max, sum)
+}
+
+vectorized! {
+    /// `sums += exp((row - maxima) · inverse)`, number by number.
+    fn add_exponentials(sums: &mut [f32], row: &[f32], maxima: &[f32], inverse: f32) {
+        for ((sum, x), max) in sums.iter_mut().zip(row).zip(maxima) {
+            *sum += exp((x - max) * inverse);
+        }
+    }
+}
+
+vectorized! {
+    /// One row of [s | h], its first columns being those of `columns`: softmax along the row and along the columns of s, both
+    /// times `factor`, replace it; `inverse_sums` are `factor` over the columns' sums. The row's maximum and
+    /// Σ exp((x − maximum) / τ).
+    pub(super) fn softmaxes(
+        row: &mut [f32],
+        columns: &Columns,
+        inverse_sums: &[f32],
+        inverse_temperature: f32,
+        factor: f32,
+    ) -> (f32, f32) {
+        let max = highest(row);
+        let sum = reduce(row, row, |x, _| exp((x - max) * inverse_temperature));
+        let by_row = factor / sum;
+        let (similarities, negatives) = row.split_at_mut(inverse_sums.len());
+        for ((x, column_max), by_column) in similarities.iter_mut().zip(&columns.maxima).zip(inverse_sums) {
+            let along_row = exp((*x - max) * inverse_temperature) * by_row;
+            *x = along_row + exp((*x - column_max) * inverse_temperature) * by_column;
+        }
+        for x in negatives {
+            *x = exp((*x - max) * inverse_temperature) * by_row;
+        }
+        (max, sum)
+    }
+}
+
+/// The largest number of a row.
+#[inline(always)]
+fn highest(row: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; 32];
+    let chunks = row.chunks_exact(32);
+    let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    for chunk in chunks {
+        for (max, x) in lanes.iter_mut().zip(chunk) {
+            *max = if *x > *max { *x } else { *max };
+        }
+    }
+    lanes.into_iter().fold(rest, f32::max)
 }

@@ -12,7 +12,7 @@ use super::optimizer::AdamW;
 use super::random::{key, mix, uniform};
 use crate::Result;
 use crate::collective::Solo;
-use crate::llink::kernels::{normalize, vectorized};
+use crate::llink::kernels::normalize;
 use crate::llink::projector::{Projector, ProjectorShape};
 use crate::llink::teacher_queue::TeacherQueue;
 
@@ -113,7 +113,7 @@ fn full_queue(capacity: usize) -> TeacherQueue {
     let mut rows = noise(3, 1024 * SHAPE.output);
     for row in rows.chunks_exact_mut(SHAPE.output) {
         let raw = row.to_vec();
-        vectorized(|| normalize(&raw, row));
+        normalize(&raw, row);
     }
     for first in (0..capacity).step_by(1024) {
         // The same directions with signs flipped by block: no two rows are alike, and making them takes no time.

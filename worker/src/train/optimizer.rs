@@ -2,7 +2,8 @@
 
 use rayon::prelude::*;
 
-use crate::llink::kernels::{dot, vectorized};
+use crate::llink::kernels::dot;
+use crate::llink::vectorized::vectorized;
 
 /// Numbers in a parallel task; also the length over which a norm is summed in f32.
 const BLOCK: usize = 1 << 14;
@@ -61,33 +62,56 @@ impl AdamW {
         self.steps += 1;
         let correction1 = 1.0 - beta1.powf(self.steps as f64);
         let correction2 = 1.0 - beta2.powf(self.steps as f64);
-        let decay = (1.0 - learning_rate * weight_decay) as f32;
-        let step_size = (learning_rate / correction1) as f32;
-        let inverse_root = (1.0 / correction2.sqrt()) as f32;
-        let (keep1, keep2) = ((1.0 - beta1) as f32, (1.0 - beta2) as f32);
-        let beta2 = beta2 as f32;
-        let state = self
+        let update = Update {
+            gradient_scale,
+            decay: (1.0 - learning_rate * weight_decay) as f32,
+            keep1: (1.0 - beta1) as f32,
+            keep2: (1.0 - beta2) as f32,
+            beta2: beta2 as f32,
+            inverse_root: (1.0 / correction2.sqrt()) as f32,
+            step_size: (learning_rate / correction1) as f32,
+        };
+        let moments = self
             .first_moment
             .par_chunks_mut(BLOCK)
             .zip(self.second_moment.par_chunks_mut(BLOCK));
         let blocks = parameters
             .par_chunks_mut(BLOCK)
             .zip(gradient.par_chunks(BLOCK))
-            .zip(state);
+            .zip(moments);
         blocks
             .with_min_len(4)
-            .for_each(|((parameters, gradient), (first, second))| {
-                vectorized(|| {
-                    let moments = first.iter_mut().zip(second);
-                    for ((parameter, gradient), (first, second)) in parameters.iter_mut().zip(gradient).zip(moments) {
-                        let gradient = gradient * gradient_scale;
-                        *first += (gradient - *first) * keep1;
-                        *second = *second * beta2 + gradient * gradient * keep2;
-                        let deviation = second.sqrt() * inverse_root + EPSILON;
-                        *parameter = *parameter * decay - step_size * (*first / deviation);
-                    }
-                });
-            });
+            .for_each(|((parameters, gradient), (first, second))| apply(&update, parameters, gradient, first, second));
+    }
+}
+
+/// One step's constants.
+struct Update {
+    gradient_scale: f32,
+    /// What weight decay leaves of a parameter.
+    decay: f32,
+    /// The new gradient's weight in the first moment.
+    keep1: f32,
+    /// And in the second.
+    keep2: f32,
+    beta2: f32,
+    /// One over the root of the second moment's bias correction.
+    inverse_root: f32,
+    /// The learning rate over the first moment's bias correction.
+    step_size: f32,
+}
+
+vectorized! {
+    /// AdamW on a block of parameters.
+    fn apply(update: &Update, parameters: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32]) {
+        let moments = first.iter_mut().zip(second);
+        for ((parameter, gradient), (first, second)) in parameters.iter_mut().zip(gradient).zip(moments) {
+            let gradient = gradient * update.gradient_scale;
+            *first += (gradient - *first) * update.keep1;
+            *second = *second * update.beta2 + gradient * gradient * update.keep2;
+            let deviation = second.sqrt() * update.inverse_root + EPSILON;
+            *parameter = *parameter * update.decay - update.step_size * (*first / deviation);
+        }
     }
 }
 
@@ -96,9 +120,7 @@ impl AdamW {
 #[must_use]
 pub fn clip_grad_norm(gradient: &[f32], max_norm: f64) -> (f64, f32) {
     let blocks = gradient.par_chunks(BLOCK).with_min_len(4);
-    let squares: Vec<f64> = blocks
-        .map(|block| f64::from(vectorized(|| dot(block, block))))
-        .collect();
+    let squares: Vec<f64> = blocks.map(|block| f64::from(dot(block, block))).collect();
     let norm = squares.iter().sum::<f64>().sqrt();
     (norm, (max_norm / (norm + 1e-6)).min(1.0) as f32)
 }
