@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use llink_proto::{Event, Job, Stage, StageState};
 
 use super::lines;
@@ -46,9 +46,16 @@ impl Bars {
         }
         let new = || {
             let bar = self.screen.add(ProgressBar::new(0));
-            bar.set_style(style(
-                "{prefix:>9} {bar:24} {human_pos}/{human_len} {per_sec} {eta} {msg}",
-            ));
+            let unit = stage.unit.clone();
+            bar.set_style(
+                style("{prefix:>9} {bar:24} {human_pos}/{human_len} {rate} {eta} left  {msg}").with_key(
+                    "rate",
+                    // A broken terminal shows in the drawing itself.
+                    move |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+                        let _ = write!(out, "{:.0} {unit}/s", state.per_sec());
+                    },
+                ),
+            );
             bar.set_prefix(stage.name.clone());
             (String::new(), bar)
         };
