@@ -166,7 +166,7 @@ pub fn align_losses(
 }
 
 /// Normalizes rows and keeps their norms.
-fn normalize_rows(rows: &[f32], width: usize, normalized: &mut Vec<f32>, norms: &mut Vec<f32>) {
+pub(super) fn normalize_rows(rows: &[f32], width: usize, normalized: &mut Vec<f32>, norms: &mut Vec<f32>) {
     normalized.resize(rows.len(), 0.0);
     norms.resize(rows.len() / width, 0.0);
     let block = rows_per_task(norms.len(), width);
@@ -304,7 +304,7 @@ fn norms(batch: &AlignBatch<'_>, weights: &AlignWeights, d: usize, buffers: &mut
 
 vectorized! {
     /// One row: from the gradient by p̂ to that by p, which points along p̂ by `outward` as well.
-    fn through_normalization(gradient: &mut [f32], own: &[f32], inverse_norm: f32, outward: f32) {
+    pub(super) fn through_normalization(gradient: &mut [f32], own: &[f32], inverse_norm: f32, outward: f32) {
         let along = outward - reduce(gradient, own, |by, x| by * x) * inverse_norm;
         for (by, x) in gradient.iter_mut().zip(own) {
             *by = *by * inverse_norm + along * x;

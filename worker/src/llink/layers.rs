@@ -29,19 +29,35 @@ vectorized! {
 vectorized! {
     /// One row: `x` holds the product with the weights and is left normalized, `y` is the result. One over the deviation.
     pub(super) fn layer_norm(x: &mut [f32], y: &mut [f32], bias: &[f32], weight: &[f32], shift: &[f32]) -> f32 {
-        let width = x.len() as f32;
         for (x, bias) in x.iter_mut().zip(bias) {
             *x += bias;
         }
-        let mean = reduce(x, x, |x, _| x) / width;
-        let variance = reduce(x, x, |x, _| (x - mean) * (x - mean)) / width;
-        let inverse = 1.0 / (variance + LAYER_NORM_EPSILON).sqrt();
-        for (((x, y), weight), shift) in x.iter_mut().zip(y).zip(weight).zip(shift) {
-            *x = (*x - mean) * inverse;
-            *y = *x * weight + shift;
+        let inverse = standardize_in_place(x);
+        for (((x, y), weight), shift) in x.iter().zip(y).zip(weight).zip(shift) {
+            *y = x * weight + shift;
         }
         inverse
     }
+}
+
+vectorized! {
+    /// A LayerNorm without weights of one row, in place.
+    pub(super) fn standardize(x: &mut [f32]) {
+        standardize_in_place(x);
+    }
+}
+
+/// Takes away the mean and divides by the deviation. One over the deviation.
+#[inline(always)]
+fn standardize_in_place(x: &mut [f32]) -> f32 {
+    let width = x.len() as f32;
+    let mean = reduce(x, x, |x, _| x) / width;
+    let variance = reduce(x, x, |x, _| (x - mean) * (x - mean)) / width;
+    let inverse = 1.0 / (variance + LAYER_NORM_EPSILON).sqrt();
+    for x in x.iter_mut() {
+        *x = (*x - mean) * inverse;
+    }
+    inverse
 }
 
 vectorized! {

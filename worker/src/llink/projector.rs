@@ -12,9 +12,10 @@ use serde::{Deserialize, Serialize};
 use super::kernels::{multiply, rows_per_task};
 use super::layers::{activate, layer_norm, layer_norm_backward, sum_columns};
 use super::matrix::{Matrix, Target, matmul};
+use super::parameters::{self, initialize_linear, split, split_mut};
 use crate::train::dropout::Dropout;
-use crate::train::random::{key, uniform};
-use crate::train::tensor_file::{self, Tensor, TensorFile, Values};
+use crate::train::random::key;
+use crate::train::tensor_file::{self, Tensor, TensorFile};
 use crate::{Error, Result};
 
 /// Rows that are projected at once when nothing is kept for a backward pass.
@@ -72,22 +73,13 @@ impl ProjectorShape {
     /// Where each parameter lies in the flat buffer.
     #[must_use]
     pub fn ranges(&self) -> [Range<usize>; 6] {
-        let mut end = 0;
-        self.tensors().map(|(_, shape)| {
-            let start = end;
-            end += shape.iter().product::<usize>();
-            start..end
-        })
+        parameters::ranges(&self.tensors())
     }
 
     /// How many parameters there are.
     #[must_use]
     pub fn parameter_count(&self) -> usize {
-        self.ranges()[5].end
-    }
-
-    fn split<'a>(&self, parameters: &'a [f32]) -> [&'a [f32]; 6] {
-        self.ranges().map(|range| &parameters[range])
+        parameters::count(&self.tensors())
     }
 }
 
@@ -98,11 +90,11 @@ impl Projector {
         let mut parameters = vec![0.0; shape.parameter_count()];
         let ranges = shape.ranges();
         for (tensor, inputs) in [(0, shape.input), (1, shape.input), (2, shape.hidden), (3, shape.hidden)] {
-            let bound = 1.0 / (inputs as f32).sqrt();
-            let key = key(&[seed, tensor as u64]);
-            for (index, value) in parameters[ranges[tensor].clone()].iter_mut().enumerate() {
-                *value = bound * (2.0 * uniform(key, index as u64) - 1.0);
-            }
+            initialize_linear(
+                &mut parameters[ranges[tensor].clone()],
+                inputs,
+                key(&[seed, tensor as u64]),
+            );
         }
         parameters[ranges[4].clone()].fill(1.0);
         Self { shape, parameters }
@@ -111,11 +103,7 @@ impl Projector {
     /// The parameters as tensors of a file, their names after `prefix`.
     #[must_use]
     pub fn tensors(&self, prefix: &str) -> Vec<Tensor<'_>> {
-        let values = self.shape.split(&self.parameters).map(Values::F32);
-        let tensors = self.shape.tensors().into_iter().zip(values);
-        tensors
-            .map(|((name, shape), values)| (format!("{prefix}{name}"), shape, values))
-            .collect()
+        parameters::tensors(&self.shape.tensors(), &self.parameters, prefix)
     }
 
     /// The projector whose tensors a file holds, their names after `prefix`. The file decides the widths.
@@ -123,22 +111,13 @@ impl Projector {
     /// # Errors
     /// [`Error::Model`] when a tensor is missing, or has a shape that does not fit the others.
     pub fn from_tensors(file: &TensorFile<'_>, prefix: &str) -> Result<Self> {
-        let read = |name: &str| file.f32(&format!("{prefix}{name}"));
-        let (up, down) = (read("up.weight")?.0, read("down.weight")?.0);
+        let shape = |name: &str| file.f32(&format!("{prefix}{name}")).map(|(shape, _)| shape);
+        let (up, down) = (shape("up.weight")?, shape("down.weight")?);
         let (&[hidden, input], &[output, _]) = (&up[..], &down[..]) else {
             return Err(file.error(format!("{prefix}up.weight and {prefix}down.weight must be matrices")));
         };
         let shape = ProjectorShape { input, hidden, output };
-        let mut parameters = Vec::with_capacity(shape.parameter_count());
-        for (name, expected) in shape.tensors() {
-            let (found, values) = read(name)?;
-            if found != expected {
-                return Err(file.error(format!(
-                    "{prefix}{name} has shape {found:?}, the others ask for {expected:?}"
-                )));
-            }
-            parameters.extend(values);
-        }
+        let parameters = parameters::read(&shape.tensors(), file, prefix)?;
         Ok(Self { shape, parameters })
     }
 
@@ -191,7 +170,7 @@ impl Projector {
             hidden: h,
             output: d,
         } = self.shape;
-        let [up, up_bias, down, down_bias, norm, norm_bias] = self.shape.split(&self.parameters);
+        let [up, up_bias, down, down_bias, norm, norm_bias] = split(&self.shape.tensors(), &self.parameters);
         let b = rows.len() / input;
         let Activations {
             hidden,
@@ -258,7 +237,7 @@ impl Projector {
             hidden: h,
             output: d,
         } = self.shape;
-        let [_, _, down, _, norm, _] = self.shape.split(&self.parameters);
+        let [_, _, down, _, norm, _] = split(&self.shape.tensors(), &self.parameters);
         let b = rows.len() / input;
         let Activations {
             hidden,
@@ -267,11 +246,8 @@ impl Projector {
             inverse_deviation,
             ..
         } = activations;
-        let (by_up, gradient) = gradient.split_at_mut(h * input);
-        let (by_up_bias, gradient) = gradient.split_at_mut(h);
-        let (by_down, gradient) = gradient.split_at_mut(d * h);
-        let (by_down_bias, gradient) = gradient.split_at_mut(d);
-        let (by_norm, by_norm_bias) = gradient.split_at_mut(d);
+        let [by_up, by_up_bias, by_down, by_down_bias, by_norm, by_norm_bias] =
+            split_mut(&self.shape.tensors(), gradient);
 
         sum_columns(by_projected, Some(normalized), by_norm);
         sum_columns(by_projected, None, by_norm_bias);

@@ -102,6 +102,19 @@ vectorized! {
     }
 }
 
+vectorized! {
+    /// Softmax of one row, times `factor`, replaces it. The row's maximum and Σ exp((x − maximum) / τ).
+    pub(super) fn softmax(row: &mut [f32], inverse_temperature: f32, factor: f32) -> (f32, f32) {
+        let max = highest(row);
+        let sum = reduce(row, row, |x, _| exp((x - max) * inverse_temperature));
+        let scale = factor / sum;
+        for x in row.iter_mut() {
+            *x = exp((*x - max) * inverse_temperature) * scale;
+        }
+        (max, sum)
+    }
+}
+
 /// The largest number of a row.
 #[inline(always)]
 fn highest(row: &[f32]) -> f32 {

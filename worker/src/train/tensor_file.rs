@@ -137,6 +137,23 @@ impl<'a> TensorFile<'a> {
         ))
     }
 
+    /// Shape and numbers of a tensor of signed integers.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when it is missing or of another type.
+    pub fn i64(&self, tensor: &str) -> Result<(Vec<usize>, Vec<i64>)> {
+        let (shape, bytes) = self.bytes(tensor, Dtype::I64)?;
+        Ok((
+            shape,
+            bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|bytes| i64::from_le_bytes(*bytes))
+                .collect(),
+        ))
+    }
+
     fn bytes(&self, tensor: &str, dtype: Dtype) -> Result<(Vec<usize>, &'a [u8])> {
         let view = self
             .tensors

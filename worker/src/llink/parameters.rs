@@ -1,0 +1,70 @@
+//! Named parameters in one flat buffer: where each lies, how they start, and how files hold them.
+
+use std::ops::Range;
+
+use crate::Result;
+use crate::train::random::uniform;
+use crate::train::tensor_file::{Tensor, TensorFile, Values};
+
+/// Names and shapes of a module's parameters in the order of its flat buffer.
+pub(super) type Shapes<const N: usize> = [(&'static str, Vec<usize>); N];
+
+/// Where each parameter lies.
+pub(super) fn ranges<const N: usize>(shapes: &Shapes<N>) -> [Range<usize>; N] {
+    let mut end = 0;
+    shapes.each_ref().map(|(_, shape)| {
+        let start = end;
+        end += shape.iter().product::<usize>();
+        start..end
+    })
+}
+
+/// How many numbers there are in all.
+pub(super) fn count<const N: usize>(shapes: &Shapes<N>) -> usize {
+    ranges(shapes).last().map_or(0, |range| range.end)
+}
+
+/// The parameters one by one.
+pub(super) fn split<'a, const N: usize>(shapes: &Shapes<N>, values: &'a [f32]) -> [&'a [f32]; N] {
+    ranges(shapes).map(|range| &values[range])
+}
+
+/// The parameters one by one, to be written to.
+pub(super) fn split_mut<'a, const N: usize>(shapes: &Shapes<N>, mut values: &'a mut [f32]) -> [&'a mut [f32]; N] {
+    ranges(shapes).map(|range| {
+        values
+            .split_off_mut(..range.len())
+            .expect("the buffer holds every parameter")
+    })
+}
+
+/// The parameters as tensors of a file, their names after `prefix`.
+pub(super) fn tensors<'a, const N: usize>(shapes: &Shapes<N>, values: &'a [f32], prefix: &str) -> Vec<Tensor<'a>> {
+    let named = shapes.iter().zip(split(shapes, values));
+    named
+        .map(|((name, shape), values)| (format!("{prefix}{name}"), shape.clone(), Values::F32(values)))
+        .collect()
+}
+
+/// The parameters that a file holds under names after `prefix`.
+pub(super) fn read<const N: usize>(shapes: &Shapes<N>, file: &TensorFile<'_>, prefix: &str) -> Result<Vec<f32>> {
+    let mut values = Vec::with_capacity(count(shapes));
+    for (name, expected) in shapes {
+        let (found, tensor) = file.f32(&format!("{prefix}{name}"))?;
+        if found != *expected {
+            return Err(file.error(format!(
+                "{prefix}{name} has shape {found:?}, the others ask for {expected:?}"
+            )));
+        }
+        values.extend(tensor);
+    }
+    Ok(values)
+}
+
+/// PyTorch's default for weights and biases of a Linear: uniform within ±1/√inputs.
+pub(super) fn initialize_linear(values: &mut [f32], inputs: usize, key: u64) {
+    let bound = 1.0 / (inputs as f32).sqrt();
+    for (value, index) in values.iter_mut().zip(0..) {
+        *value = bound * (2.0 * uniform(key, index) - 1.0);
+    }
+}

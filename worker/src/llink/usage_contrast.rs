@@ -1,0 +1,58 @@
+//! The usage contrast: on every n-th step the decoder must do better with the slots than with zeros in their place.
+
+use serde::{Deserialize, Serialize};
+
+/// `weight · max(0, sft − zero)` on every `every`-th step, where `zero` is the next-token loss with zero vectors in the slots,
+/// taken without gradient.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct UsageContrast {
+    /// Steps from one contrast to the next; 0 never contrasts.
+    pub every: u64,
+    /// Of the contrast in the total.
+    pub weight: f64,
+}
+
+impl UsageContrast {
+    /// Whether `step` needs a second pass with zeros in the slots.
+    #[must_use]
+    pub const fn is_due(&self, step: u64) -> bool {
+        self.every > 0 && step.is_multiple_of(self.every)
+    }
+
+    /// The contrast before weighing: how much worse the slots are than zeros, if they are.
+    #[must_use]
+    pub const fn loss(&self, sft: f64, zero: f64) -> f64 {
+        (sft - zero).max(0.0)
+    }
+
+    /// What the gradient of `sft` is multiplied with in the total, its own part included.
+    #[must_use]
+    pub fn sft_factor(&self, sft: f64, zero: f64) -> f64 {
+        if sft > zero { 1.0 + self.weight } else { 1.0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONTRAST: UsageContrast = UsageContrast { every: 3, weight: 0.05 };
+
+    #[test]
+    fn every_third_step_is_contrasted() {
+        let due: Vec<u64> = (0..10).filter(|step| CONTRAST.is_due(*step)).collect();
+        assert_eq!(due, [0, 3, 6, 9]);
+        assert!(!UsageContrast { every: 0, ..CONTRAST }.is_due(0));
+    }
+
+    #[test]
+    fn slots_that_help_cost_nothing_and_slots_that_harm_do() {
+        assert_eq!((CONTRAST.loss(1.0, 1.5), CONTRAST.sft_factor(1.0, 1.5)), (0.0, 1.0));
+        assert_eq!((CONTRAST.loss(1.5, 1.0), CONTRAST.sft_factor(1.5, 1.0)), (0.5, 1.05));
+        assert_eq!((CONTRAST.loss(1.0, 1.0), CONTRAST.sft_factor(1.0, 1.0)), (0.0, 1.0));
+        assert!(
+            CONTRAST.sft_factor(f64::NAN, 1.0).is_finite(),
+            "the loss itself shows NaN"
+        );
+    }
+}

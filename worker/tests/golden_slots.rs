@@ -1,0 +1,95 @@
+//! Stage B's parts without a decoder compute what the PyTorch reference computes: the slots of the first step, the decoder's median
+//! embedding norm, and the losses of the slots.
+#![allow(clippy::unwrap_used)]
+
+use std::path::PathBuf;
+
+use llink_worker::llink::next_token_loss::AnswerTokens;
+use llink_worker::llink::slot_expander::{ExpanderActivations, SlotExpander, median_embedding_norm};
+use llink_worker::llink::slot_losses::{SlotWeights, slot_losses};
+use llink_worker::train::tensor_file::TensorFile;
+use serde_json::Value;
+
+fn golden() -> PathBuf {
+    let fixture = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/seed8"));
+    std::env::var_os("LLINK_GOLDEN").map_or_else(fixture, PathBuf::from)
+}
+
+#[test]
+fn the_first_steps_slots_and_their_losses_are_the_references() {
+    let folder = golden();
+    let cases: Value = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
+    let bytes = std::fs::read(folder.join("tensors.safetensors")).unwrap();
+    let file = TensorFile::new("tensors.safetensors", &bytes).unwrap();
+    let instruct = &cases["instruct"];
+    let expected_median = instruct["median_norm"].as_f64().unwrap();
+
+    let weights = std::fs::read(folder.join("decoder/model.safetensors")).unwrap();
+    let (shape, embedding) = TensorFile::new("model.safetensors", &weights)
+        .unwrap()
+        .f32("model.embed_tokens.weight")
+        .unwrap();
+    let median = median_embedding_norm(&embedding, shape[1]).unwrap();
+    assert!(
+        (f64::from(median) - expected_median).abs() < 1e-6,
+        "{median} {expected_median}"
+    );
+
+    let expander = SlotExpander::from_tensors(&file, "instruct.init.", median).unwrap();
+    let (_, projected) = file.f32("instruct.projected").unwrap();
+    let (slots_shape, expected) = file.f32("instruct.slots0").unwrap();
+    let (pairs, slots, width) = (slots_shape[0], slots_shape[1], slots_shape[2]);
+    assert_eq!((expander.shape().slots, expander.shape().width), (slots, width));
+    let mut activations = ExpanderActivations::default();
+    expander.forward(&projected, &mut activations);
+    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+    let difference = norm(&mut activations.slots.iter().zip(&expected).map(|(a, b)| a - b));
+    let error = difference / norm(&mut expected.iter().copied());
+    assert!(error < 1e-4, "slots differ by {error}");
+
+    let (_, teacher) = file.f32("teacher").unwrap();
+    let slot_weights = SlotWeights {
+        cosine: 0.05,
+        info_nce: 1e-3,
+        temperature: 0.07,
+    };
+    let mut by_slots = vec![0.0; expected.len()];
+    let losses = slot_losses(
+        &activations.slots,
+        &teacher,
+        width,
+        0..pairs,
+        &slot_weights,
+        &mut by_slots,
+    );
+    let trace = &instruct["trace"][0];
+    for (name, found) in [("cosine", losses.cosine), ("info_nce", losses.info_nce)] {
+        let expected = trace[name].as_f64().unwrap();
+        println!(
+            "slots within {error:.1e}; {name} within {:.1e}",
+            (found - expected).abs()
+        );
+        assert!((found - expected).abs() < 1e-4, "{name} {found} against {expected}");
+    }
+}
+
+/// The reference's batch, whose labels come as 64-bit integers that the slots' file holds among its tensors.
+#[test]
+fn answers_begin_after_the_prompt() {
+    let bytes = std::fs::read(golden().join("tensors.safetensors")).unwrap();
+    let file = TensorFile::new("tensors.safetensors", &bytes).unwrap();
+    let (shape, labels) = file.i64("instruct.labels").unwrap();
+    let (_, ids) = file.i64("instruct.ids").unwrap();
+    let answer = AnswerTokens::new(&labels, shape[1], 1 << 20).unwrap();
+    assert_eq!(
+        answer.positions.len(),
+        labels.iter().filter(|label| **label != -100).count()
+    );
+    for (position, target) in answer.positions.iter().zip(&answer.targets) {
+        assert_eq!(
+            ids[position + 1],
+            i64::from(*target),
+            "each answer token is predicted from the one before"
+        );
+    }
+}
