@@ -80,6 +80,27 @@ impl<'a> Target<'a> {
 /// # Panics
 /// When the shapes do not fit each other or the target.
 pub fn matmul(left: Matrix<'_>, right: Matrix<'_>, target: Target<'_>) {
+    multiply(left, right, target, Existing::Overwritten, 1.0);
+}
+
+/// Adds `factor · left · right` to `target`; otherwise as [`matmul`].
+///
+/// # Panics
+/// When the shapes do not fit each other or the target.
+pub fn matmul_add(left: Matrix<'_>, right: Matrix<'_>, target: Target<'_>, factor: f32) {
+    multiply(left, right, target, Existing::Kept, factor);
+}
+
+/// What becomes of the numbers that stand where a product goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Existing {
+    /// The product replaces them.
+    Overwritten,
+    /// The product is added to them.
+    Kept,
+}
+
+fn multiply(left: Matrix<'_>, right: Matrix<'_>, target: Target<'_>, existing: Existing, factor: f32) {
     let (m, n, k) = (left.rows, right.columns, left.columns);
     assert_eq!(k, right.rows, "the inner sizes of a product");
     if m == 0 || n == 0 {
@@ -105,15 +126,15 @@ pub fn matmul(left: Matrix<'_>, right: Matrix<'_>, target: Target<'_>) {
             target.values.as_mut_ptr(),
             1,
             stride(target.stride),
-            false,
+            existing == Existing::Kept,
             left.values.as_ptr(),
             stride(left.column_stride),
             stride(left.row_stride),
             right.values.as_ptr(),
             stride(right.column_stride),
             stride(right.row_stride),
-            0.0,
             1.0,
+            factor,
             false,
             false,
             false,
@@ -125,6 +146,19 @@ pub fn matmul(left: Matrix<'_>, right: Matrix<'_>, target: Target<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sum_keeps_what_was_there() {
+        let (a, b) = ([1.0, 2.0, 3.0, 4.0], [5.0, 6.0]);
+        let mut sum = vec![10.0, 20.0];
+        matmul_add(
+            Matrix::new(&a, 2, 2),
+            Matrix::new(&b, 2, 1),
+            Target::new(&mut sum, 1),
+            0.5,
+        );
+        assert_eq!(sum, [18.5, 39.5]);
+    }
 
     #[test]
     fn products_follow_the_definition_for_every_transposition() {

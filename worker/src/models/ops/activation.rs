@@ -33,6 +33,41 @@ pub(crate) fn silu_mul(gate: Tensor, up: &Tensor) -> Result<Tensor> {
     Ok(gate)
 }
 
+/// The gradients by gate and up from that by silu(gate) · up, all of one shape.
+pub(crate) fn silu_mul_backward(gate: &Tensor, up: &Tensor, by: &Tensor) -> Result<(Tensor, Tensor)> {
+    if !fused(&[gate, up, by]) {
+        let sigmoid = candle_nn::ops::sigmoid(gate)?;
+        let silu = (gate * &sigmoid)?;
+        // silu' = σ + silu · (1 − σ)
+        let slope = (&sigmoid + &silu * (1.0 - &sigmoid)?)?;
+        return Ok(((by * up)?.mul(&slope)?, (by * silu)?));
+    }
+    let (gate, up_values, by) = (Values::of(gate)?, Values::of(up)?, Values::of(by)?);
+    let (gate, up_values, by) = (gate.get()?, up_values.get()?, by.get()?);
+    let (mut by_gate, mut by_up) = (vec![0f32; gate.len()], vec![0f32; gate.len()]);
+    by_gate
+        .par_chunks_mut(CHUNK)
+        .zip(by_up.par_chunks_mut(CHUNK))
+        .enumerate()
+        .for_each(|(chunk, (by_gate, by_up))| {
+            let at = chunk * CHUNK..chunk * CHUNK + by_gate.len();
+            silu_mul_backward_slice(by_gate, by_up, &gate[at.clone()], &up_values[at.clone()], &by[at]);
+        });
+    let tensor = |values| Tensor::from_vec(values, up.shape(), up.device());
+    Ok((tensor(by_gate)?, tensor(by_up)?))
+}
+
+vectorised! {
+    fn silu_mul_backward_slice(by_gate: &mut [f32], by_up: &mut [f32], gate: &[f32], up: &[f32], by: &[f32]) {
+        for ((((by_gate, by_up), g), u), by) in by_gate.iter_mut().zip(by_up).zip(gate).zip(up).zip(by) {
+            let sigmoid = 1.0 / (1.0 + exp(-*g));
+            let silu = g * sigmoid;
+            *by_gate = by * u * (sigmoid + silu * (1.0 - sigmoid));
+            *by_up = by * silu;
+        }
+    }
+}
+
 vectorised! {
     fn gelu_slice(x: &mut [f32]) {
         for x in x.iter_mut() {
@@ -53,6 +88,21 @@ vectorised! {
 mod tests {
     use super::super::testing::{random, relative_error};
     use super::*;
+    use candle_core::Var;
+
+    #[test]
+    fn the_gradient_of_the_gated_product_is_that_of_its_graph() {
+        let (gate, up, by) = (random(70, 257, 1), random(70, 257, 2), random(70, 257, 3));
+        let vars = [&gate, &up].map(|x| Var::from_tensor(x).unwrap());
+        let out = (vars[0].silu().unwrap() * vars[1].as_tensor()).unwrap();
+        let graph = (out * &by).unwrap().sum_all().unwrap().backward().unwrap();
+        let composed = silu_mul_backward(&gate.t().unwrap(), &up.t().unwrap(), &by.t().unwrap()).unwrap();
+        let fused = silu_mul_backward(&gate, &up, &by).unwrap();
+        for (by_gate, by_up) in [(composed.0.t().unwrap(), composed.1.t().unwrap()), fused] {
+            assert!(relative_error(&by_gate, graph.get(&vars[0]).unwrap()) < 1e-6);
+            assert!(relative_error(&by_up, graph.get(&vars[1]).unwrap()) < 1e-6);
+        }
+    }
 
     #[test]
     fn fused_activations_agree_with_the_composed_ones() {

@@ -1,12 +1,13 @@
 //! Scaled dot-product attention over packed sequences.
 
 use candle_core::{D, DType, Device, Tensor};
-use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::simd::softmax;
+use super::strided::product;
 use super::{Values, fused};
 use crate::Result;
+use crate::llink::matrix::Existing;
 
 /// Which keys a query sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,19 +21,21 @@ pub(crate) enum Causality {
 /// Where each sequence's query rows and key rows stand, sequences end to end. For a whole forward pass the two are
 /// the same; the last layer of a teacher pass has one query row each, a generation step has cached keys.
 pub(crate) struct AttentionSpans {
-    queries: Vec<usize>,
-    keys: Vec<usize>,
-    causality: Causality,
-    padded: Option<Padded>,
+    pub(super) queries: Vec<usize>,
+    pub(super) keys: Vec<usize>,
+    pub(super) causality: Causality,
+    pub(super) padded: Option<Padded>,
 }
 
 /// What the composed form needs: sequences side by side in [B, longest].
-struct Padded {
-    queries: Tensor, // [B·Lq] row to read for each place; row 0 where there is none
-    keys: Tensor,    // [B·Lk]
-    mask: Tensor,    // [B, 1, 1, Lq, Lk] 0 or −∞, f32
-    rows: Tensor,    // [Tq] place of each real query
-    size: (usize, usize, usize),
+pub(super) struct Padded {
+    queries: Tensor,             // [B·Lq] row to read for each place; row 0 where there is none
+    keys: Tensor,                // [B·Lk]
+    mask: Tensor,                // [B, 1, 1, Lq, Lk] 0 or −∞, f32
+    pub(super) rows: Tensor,     // [Tq] place of each real query
+    pub(super) key_rows: Tensor, // [Tk] place of each real key
+    pub(super) real: Tensor,     // [B·Lq, 1] 1 for real queries, 0 for others, f32
+    pub(super) size: (usize, usize, usize),
 }
 
 impl AttentionSpans {
@@ -57,7 +60,7 @@ impl AttentionSpans {
     }
 
     #[cfg(test)]
-    /// The same for tensors inside a gradient graph, which always take the composed form.
+    /// The same in the composed form, for tensors inside a gradient graph.
     pub(crate) fn for_training(
         queries: Vec<usize>,
         keys: Vec<usize>,
@@ -96,7 +99,8 @@ impl Padded {
             rows
         };
         let mut mask = vec![f32::NEG_INFINITY; batch * lq * lk];
-        let mut rows = Vec::with_capacity(queries[batch]);
+        let (mut rows, mut key_rows) = (Vec::with_capacity(queries[batch]), Vec::with_capacity(keys[batch]));
+        let mut real = vec![0f32; batch * lq];
         for b in 0..batch {
             let (nq, nk) = (queries[b + 1] - queries[b], keys[b + 1] - keys[b]);
             for i in 0..lq {
@@ -110,14 +114,18 @@ impl Padded {
                 mask[at..at + visible].fill(0.0);
                 if i < nq {
                     rows.push((b * lq + i) as u32);
+                    real[b * lq + i] = 1.0;
                 }
             }
+            key_rows.extend((b * lk..b * lk + nk).map(|place| place as u32));
         }
         Ok(Self {
             queries: Tensor::from_vec(places(queries, lq), batch * lq, device)?,
             keys: Tensor::from_vec(places(keys, lk), batch * lk, device)?,
             mask: Tensor::from_vec(mask, (batch, 1, 1, lq, lk), device)?,
             rows: Tensor::new(rows, device)?,
+            key_rows: Tensor::new(key_rows, device)?,
+            real: Tensor::from_vec(real, (batch * lq, 1), device)?,
             size: (batch, lq, lk),
         })
     }
@@ -184,23 +192,12 @@ impl Attention {
         }
         scores.resize(nq * nk, 0.0);
         for head in 0..self.heads {
-            let q_at = head * self.head_dim;
-            let k_at = head / (self.heads / self.kv_heads) * self.head_dim;
-            // scores [nq, nk] = q [nq, head_dim] · kᵀ [head_dim, nk] / √head_dim
-            product(
-                (nq, nk, self.head_dim),
-                (scores, nk),
-                (&q[q_at..], 1, q_width),
-                (&k[k_at..], k_width, 1),
-                1.0 / (self.head_dim as f32).sqrt(),
-            );
-            for (i, row) in scores.chunks_exact_mut(nk).enumerate() {
-                softmax(row, AttentionSpans::visible(causality, i, nq, nk));
-            }
+            let (q_at, k_at) = self.columns(head);
+            self.probabilities(scores, &q[q_at..], &k[k_at..], (nq, nk), causality);
             // out [nq, head_dim] = scores [nq, nk] · v [nk, head_dim]
             product(
                 (nq, self.head_dim, nk),
-                (&mut out[q_at..], q_width),
+                (&mut out[q_at..], q_width, Existing::Overwritten),
                 (scores, 1, nk),
                 (&v[k_at..], 1, k_width),
                 1.0,
@@ -208,81 +205,103 @@ impl Attention {
         }
     }
 
+    /// Where a query head's columns start, and those of its key head.
+    pub(super) fn columns(&self, head: usize) -> (usize, usize) {
+        let key_head = head / (self.heads / self.kv_heads);
+        (head * self.head_dim, key_head * self.head_dim)
+    }
+
+    /// softmax(q·kᵀ / √head_dim) [nq, nk] of one head, whose columns `q` and `k` start with.
+    pub(super) fn probabilities(
+        &self,
+        out: &mut [f32],
+        q: &[f32],
+        k: &[f32],
+        (nq, nk): (usize, usize),
+        causality: Causality,
+    ) {
+        let (q_width, k_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        // [nq, head_dim] · [head_dim, nk]
+        product(
+            (nq, nk, self.head_dim),
+            (out, nk, Existing::Overwritten),
+            (q, 1, q_width),
+            (k, k_width, 1),
+            self.scale(),
+        );
+        for (i, row) in out.chunks_exact_mut(nk).enumerate() {
+            softmax(row, AttentionSpans::visible(causality, i, nq, nk));
+        }
+    }
+
+    /// 1 / √head_dim.
+    pub(super) fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+
     fn composed(&self, q: &Tensor, k: &Tensor, v: &Tensor, padded: &Padded) -> Result<Tensor> {
-        let (batch, lq, lk) = padded.size;
+        let (q, k, v) = (
+            self.side_by_side(q, padded)?,
+            self.keys_side_by_side(k, padded)?,
+            self.keys_side_by_side(v, padded)?,
+        );
+        let out = self.weights(&q, &k, padded)?.to_dtype(v.dtype())?.matmul(&v)?;
+        self.end_to_end(&out, padded)
+    }
+
+    /// Query rows [Tq, heads·head_dim] → [B, kv_heads, group·Lq, head_dim].
+    pub(super) fn side_by_side(&self, q: &Tensor, padded: &Padded) -> Result<Tensor> {
+        let (batch, lq, _) = padded.size;
         let (kv_heads, group, width) = (self.kv_heads, self.heads / self.kv_heads, self.head_dim);
-        let q = q
-            .index_select(&padded.queries, 0)?
+        Ok(q.index_select(&padded.queries, 0)?
             .reshape((batch, lq, kv_heads, group, width))?
-            .permute((0, 2, 3, 1, 4))? // [B, kv_heads, group, Lq, head_dim]
-            .reshape((batch, kv_heads, group * lq, width))?;
-        let gather = |x: &Tensor| -> Result<Tensor> {
-            let x = x.index_select(&padded.keys, 0)?.reshape((batch, lk, kv_heads, width))?;
-            Ok(x.transpose(1, 2)?.contiguous()?) // [B, kv_heads, Lk, head_dim]
-        };
-        let (k, v) = (gather(k)?, gather(v)?);
-        let scores = (q.matmul(&k.t()?)? * (1.0 / (width as f64).sqrt()))?;
-        let scores = scores
+            .permute((0, 2, 3, 1, 4))?
+            .reshape((batch, kv_heads, group * lq, width))?)
+    }
+
+    /// Key or value rows [Tk, kv_heads·head_dim] → [B, kv_heads, Lk, head_dim].
+    pub(super) fn keys_side_by_side(&self, x: &Tensor, padded: &Padded) -> Result<Tensor> {
+        let (batch, _, lk) = padded.size;
+        let x = x
+            .index_select(&padded.keys, 0)?
+            .reshape((batch, lk, self.kv_heads, self.head_dim))?;
+        Ok(x.transpose(1, 2)?.contiguous()?)
+    }
+
+    /// softmax(q·kᵀ / √head_dim) in f32, [B, kv_heads, group·Lq, Lk].
+    pub(super) fn weights(&self, q: &Tensor, k: &Tensor, padded: &Padded) -> Result<Tensor> {
+        let (batch, lq, lk) = padded.size;
+        let group = self.heads / self.kv_heads;
+        let scores = (q.matmul(&k.t()?)? * f64::from(self.scale()))?
             .to_dtype(DType::F32)?
-            .reshape((batch, kv_heads, group, lq, lk))?
+            .reshape((batch, self.kv_heads, group, lq, lk))?
             .broadcast_add(&padded.mask)?;
         let weights = if scores.track_op() {
             candle_nn::ops::softmax(&scores, D::Minus1)?
         } else {
             candle_nn::ops::softmax_last_dim(&scores)?
         };
-        let weights = weights
-            .to_dtype(v.dtype())?
-            .reshape((batch, kv_heads, group * lq, lk))?;
-        let out = weights
-            .matmul(&v)?
+        Ok(weights.reshape((batch, self.kv_heads, group * lq, lk))?)
+    }
+
+    /// [B, kv_heads, group·Lq, head_dim] → query rows [Tq, heads·head_dim].
+    pub(super) fn end_to_end(&self, out: &Tensor, padded: &Padded) -> Result<Tensor> {
+        let (batch, lq, _) = padded.size;
+        let (kv_heads, group, width) = (self.kv_heads, self.heads / self.kv_heads, self.head_dim);
+        let out = out
             .reshape((batch, kv_heads, group, lq, width))?
             .permute((0, 3, 1, 2, 4))? // [B, Lq, kv_heads, group, head_dim]
             .reshape((batch * lq, self.heads * width))?;
         Ok(out.index_select(&padded.rows, 0)?)
     }
-}
 
-/// dst [m, n] (rows `stride` apart) = scale · lhs [m, k] · rhs [k, n]; each operand with its column and row strides.
-fn product(
-    (m, n, k): (usize, usize, usize),
-    (dst, stride): (&mut [f32], usize),
-    (lhs, lhs_columns, lhs_rows): (&[f32], usize, usize),
-    (rhs, rhs_columns, rhs_rows): (&[f32], usize, usize),
-    scale: f32,
-) {
-    assert!((m - 1) * stride + n <= dst.len(), "the product fits its destination");
-    assert!(
-        (m - 1) * lhs_rows + (k - 1) * lhs_columns < lhs.len(),
-        "the left operand is there"
-    );
-    assert!(
-        (k - 1) * rhs_rows + (n - 1) * rhs_columns < rhs.len(),
-        "the right operand is there"
-    );
-    // SAFETY: the last element of each operand is within its slice, as just checked.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            dst.as_mut_ptr(),
-            1,
-            stride as isize,
-            false,
-            lhs.as_ptr(),
-            lhs_columns as isize,
-            lhs_rows as isize,
-            rhs.as_ptr(),
-            rhs_columns as isize,
-            rhs_rows as isize,
-            0.0,
-            scale,
-            false,
-            false,
-            false,
-            Parallelism::None,
-        );
+    /// [B, kv_heads, Lk, head_dim] → key rows [Tk, kv_heads·head_dim].
+    pub(super) fn keys_end_to_end(&self, x: &Tensor, padded: &Padded) -> Result<Tensor> {
+        let (batch, _, lk) = padded.size;
+        let x = x
+            .transpose(1, 2)?
+            .reshape((batch * lk, self.kv_heads * self.head_dim))?;
+        Ok(x.index_select(&padded.key_rows, 0)?)
     }
 }
 

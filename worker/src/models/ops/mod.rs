@@ -4,15 +4,17 @@
 
 mod activation;
 mod attention;
+mod attention_backward;
 mod frozen_linear;
 mod norm;
 mod rope;
 mod simd;
+mod strided;
 
-pub(crate) use activation::{gelu, silu_mul};
+pub(crate) use activation::{gelu, silu_mul, silu_mul_backward};
 pub(crate) use attention::{Attention, AttentionSpans, Causality};
 pub(crate) use frozen_linear::FrozenLinear;
-pub(crate) use norm::{add_layer_norm, add_rms_norm, layer_norm, rms_norm};
+pub(crate) use norm::{add_layer_norm, add_rms_norm, layer_norm, rms_norm, rms_norm_backward};
 pub(crate) use rope::Rope;
 
 use std::ops::Range;

@@ -3,7 +3,7 @@
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
-use super::simd::{sum, vectorised};
+use super::simd::{dot, sum, vectorised};
 use super::{Values, edit, fused, rows_per_chunk};
 use crate::Result;
 
@@ -98,6 +98,38 @@ pub(crate) fn add_rms_norm(x: Tensor, y: &Tensor, gamma: &Tensor, eps: f64) -> R
     Ok((x, normed))
 }
 
+/// The gradient by x from that by rms_norm(x), rows [T, width]. The weights get none.
+pub(crate) fn rms_norm_backward(x: &Tensor, gamma: &Tensor, eps: f64, by: &Tensor) -> Result<Tensor> {
+    if !fused(&[x, gamma, by]) {
+        return rms_norm_backward_composed(x, gamma, eps, by);
+    }
+    let width = x.dim(D::Minus1)?;
+    let (values, gamma, by) = (Values::of(x)?, Values::of(gamma)?, Values::of(by)?);
+    let (values, gamma, by) = (values.get()?, gamma.get()?, by.get()?);
+    let mut out = vec![0f32; values.len()];
+    let chunk = rows_per_chunk(width) * width;
+    out.par_chunks_mut(chunk)
+        .zip(values.par_chunks(chunk).zip(by.par_chunks(chunk)))
+        .for_each(|(out, (rows, by))| {
+            let rows = rows.chunks_exact(width).zip(by.chunks_exact(width));
+            for (out, (row, by)) in out.chunks_exact_mut(width).zip(rows) {
+                rms_norm_backward_row(out, row, gamma, by, eps as f32);
+            }
+        });
+    Ok(Tensor::from_vec(out, x.shape(), x.device())?)
+}
+
+/// With s = 1 / √(mean x² + eps) and g = by · gamma: s · g − x · s³ · mean(g · x).
+fn rms_norm_backward_composed(x: &Tensor, gamma: &Tensor, eps: f64, by: &Tensor) -> Result<Tensor> {
+    let dtype = x.dtype();
+    let x = x.to_dtype(DType::F32)?;
+    let g = by.to_dtype(DType::F32)?.broadcast_mul(&gamma.to_dtype(DType::F32)?)?;
+    let s = (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
+    let along = ((&g * &x)?.mean_keepdim(D::Minus1)? * s.powf(3.0)?)?;
+    let out = (g.broadcast_mul(&s)? - x.broadcast_mul(&along)?)?;
+    Ok(out.to_dtype(dtype)?)
+}
+
 fn layer_norm_composed(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
     let dtype = x.dtype();
     let x = x.to_dtype(DType::F32)?;
@@ -145,10 +177,41 @@ vectorised! {
     }
 }
 
+vectorised! {
+    fn rms_norm_backward_row(out: &mut [f32], row: &[f32], gamma: &[f32], by: &[f32], eps: f32) {
+        let width = row.len() as f32;
+        for ((out, by), g) in out.iter_mut().zip(by).zip(gamma) {
+            *out = by * g;
+        }
+        let scale = 1.0 / (sum(row, |x| x * x) / width + eps).sqrt();
+        let along = dot(out, row) / width * scale * scale * scale;
+        for (out, x) in out.iter_mut().zip(row) {
+            *out = *out * scale - x * along;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::testing::{random, relative_error};
     use super::*;
+    use candle_core::Var;
+
+    #[test]
+    fn the_gradient_of_rms_norm_is_that_of_its_graph() {
+        for (rows, width) in [(1, 7), (41, 96), (30, 768)] {
+            let (x, by) = (random(rows, width, 1), random(rows, width, 2));
+            let gamma = random(1, width, 3).squeeze(0).unwrap();
+            let var = Var::from_tensor(&x).unwrap();
+            let out = rms_norm(var.as_tensor(), &gamma, 1e-5).unwrap();
+            let graph = (out * &by).unwrap().sum_all().unwrap().backward().unwrap();
+            let expected = graph.get(&var).unwrap();
+            let found = rms_norm_backward(&x, &gamma, 1e-5, &by).unwrap();
+            assert!(relative_error(&found, expected) < 1e-5, "{rows}×{width}");
+            let found = rms_norm_backward_composed(&x, &gamma, 1e-5, &by).unwrap();
+            assert!(relative_error(&found, expected) < 1e-5, "{rows}×{width}");
+        }
+    }
 
     #[test]
     fn fused_norms_agree_with_the_composed_ones() {

@@ -39,11 +39,20 @@ impl Rope {
 
     /// Turns each head of x [T, heads·head_dim]. Takes x over: nobody else may hold its values.
     pub(crate) fn turn(&self, x: Tensor) -> Result<Tensor> {
-        if !fused(&[&x, &self.cos, &self.sin]) {
-            return self.turn_composed(&x);
+        self.turn_by(x, &self.sin)
+    }
+
+    /// The gradient by what [`Rope::turn`] was given from that by what it returned: the turn backwards. Takes it over.
+    pub(crate) fn turn_back(&self, by: Tensor) -> Result<Tensor> {
+        self.turn_by(by, &self.sin.neg()?)
+    }
+
+    fn turn_by(&self, x: Tensor, sin: &Tensor) -> Result<Tensor> {
+        if !fused(&[&x, &self.cos, sin]) {
+            return self.turn_composed(&x, sin);
         }
         let (width, half) = (x.dim(1)?, self.cos.dim(1)?);
-        let (cos, sin) = (Values::of(&self.cos)?, Values::of(&self.sin)?);
+        let (cos, sin) = (Values::of(&self.cos)?, Values::of(sin)?);
         let (cos, sin) = (cos.get()?, sin.get()?);
         let rows = rows_per_chunk(width);
         edit(&x, |x| {
@@ -59,12 +68,12 @@ impl Rope {
         Ok(x)
     }
 
-    fn turn_composed(&self, x: &Tensor) -> Result<Tensor> {
+    fn turn_composed(&self, x: &Tensor, sin: &Tensor) -> Result<Tensor> {
         let (rows, width) = x.dims2()?;
         let half = self.cos.dim(1)?;
         let x = x.reshape((rows, width / (2 * half), 2 * half))?; // [T, heads, head_dim]
         let cos = self.cos.to_dtype(self.dtype)?.unsqueeze(1)?; // [T, 1, head_dim / 2]
-        let sin = self.sin.to_dtype(self.dtype)?.unsqueeze(1)?;
+        let sin = sin.to_dtype(self.dtype)?.unsqueeze(1)?;
         let (a, b) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
         let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
         let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
@@ -92,7 +101,10 @@ mod tests {
         let positions: Vec<u32> = (0..50).map(|i| i * 3 % 41).collect();
         let rope = Rope::new(&positions, &frequencies, DType::F32, &Device::Cpu).unwrap();
         let x = random(50, 6 * 8, 9);
-        let expected = rope.turn_composed(&x).unwrap();
-        assert!(relative_error(&rope.turn(x.copy().unwrap()).unwrap(), &expected) < 1e-6);
+        let expected = rope.turn_composed(&x, &rope.sin).unwrap();
+        let turned = rope.turn(x.copy().unwrap()).unwrap();
+        assert!(relative_error(&turned, &expected) < 1e-6);
+        // A turn keeps lengths and scalar products, so its gradient is the turn backwards.
+        assert!(relative_error(&rope.turn_back(turned).unwrap(), &x) < 1e-6);
     }
 }
