@@ -5,11 +5,12 @@ use std::time::Instant;
 
 use super::align_data::{AlignBatchRows, AlignData};
 use super::align_options::AlignOptions;
-use super::align_step::{AlignTrainer, StepInput, StepSeconds};
+use super::align_step::{AlignTrainer, StepInput};
 use super::batch::{BatchPlan, rank_slice};
 use super::checkpoint::{self, AlignState};
 use super::dropout::Dropout;
 use super::optimizer::AdamW;
+use super::step::StepSeconds;
 
 use super::schedule::{cosine_lr, temperature};
 use crate::collective::Collective;

@@ -1,18 +1,15 @@
 //! One step of Stage A, and all that moves with it.
 
 use std::ops::Range;
-use std::time::Instant;
 
 use super::dropout::Dropout;
 use super::optimizer::{AdamW, clip_grad_norm};
+use super::step::{Clock, StepSeconds, check_finite};
+use crate::Result;
 use crate::collective::Collective;
 use crate::llink::align_losses::{AlignBatch, AlignLosses, AlignWeights, LossBuffers, align_losses};
 use crate::llink::projector::{Activations, Projector};
 use crate::llink::teacher_queue::TeacherQueue;
-use crate::{Error, Result};
-
-/// Ids that a divergence names before it only counts.
-const IDS_NAMED: usize = 16;
 
 /// What one step is given.
 #[derive(Debug, Clone)]
@@ -44,21 +41,6 @@ pub struct StepOutcome {
     pub grad_norm: f64,
     /// Where the time went.
     pub seconds: StepSeconds,
-}
-
-/// Seconds of one step on this rank.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct StepSeconds {
-    /// Reading the batch.
-    pub data: f64,
-    /// Projection, mining, loss.
-    pub forward: f64,
-    /// Gradients by the parameters.
-    pub backward: f64,
-    /// Summing gradients over ranks, and waiting for the slowest.
-    pub reduce: f64,
-    /// Clipping, AdamW and the queue.
-    pub optimizer: f64,
 }
 
 /// Projector, optimizer and queue in training. The same on all ranks after each step.
@@ -112,7 +94,7 @@ impl AlignTrainer {
     /// # Errors
     /// Those of the collective; [`Error::Diverged`] on NaN or infinity, with nothing changed by this step.
     pub fn step(&mut self, input: &StepInput<'_>, collective: &mut dyn Collective) -> Result<StepOutcome> {
-        let mut clock = Clock(Instant::now());
+        let mut clock = Clock::start();
         let mut seconds = StepSeconds::default();
 
         let dropout = input
@@ -148,7 +130,7 @@ impl AlignTrainer {
             log_norm,
         };
         let (grad_norm, scale) = clip_grad_norm(by_parameters, self.gradient_clip);
-        check_finite(input, losses.total(&self.weights), grad_norm)?;
+        check_finite(input.step, input.ids, losses.total(&self.weights), grad_norm)?;
         self.optimizer.step(
             &mut self.projector.parameters,
             by_parameters,
@@ -163,35 +145,5 @@ impl AlignTrainer {
             grad_norm,
             seconds,
         })
-    }
-}
-
-fn check_finite(input: &StepInput<'_>, loss: f64, grad_norm: f64) -> Result<()> {
-    if loss.is_finite() && grad_norm.is_finite() {
-        return Ok(());
-    }
-    let named: Vec<String> = input.ids.iter().take(IDS_NAMED).map(u64::to_string).collect();
-    let more = match input.ids.len().saturating_sub(IDS_NAMED) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    let reason = format!(
-        "the loss is {loss}, the gradient's norm {grad_norm}; the batch's pairs are {}{more}",
-        named.join(", ")
-    );
-    Err(Error::Diverged {
-        step: input.step,
-        reason,
-    })
-}
-
-/// Measures phases one after another.
-struct Clock(Instant);
-
-impl Clock {
-    /// Seconds since the last call.
-    fn lap(&mut self) -> f64 {
-        let now = Instant::now();
-        std::mem::replace(&mut self.0, now).elapsed().as_secs_f64()
     }
 }

@@ -40,6 +40,11 @@ impl FrozenLinear {
         }
     }
 
+    /// The gradient by x [T, in] from that by x·Wᵀ [T, out].
+    pub(crate) fn input_gradient(&self, by: &Tensor) -> Result<Tensor> {
+        Ok(by.matmul(&self.weight)?)
+    }
+
     fn forward_fused(&self, x: &Tensor) -> Result<Tensor> {
         let (rows, inner) = x.dims2()?;
         let (outer, weight_inner) = self.weight.dims2()?;

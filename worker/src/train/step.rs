@@ -1,0 +1,58 @@
+//! What the steps of both stages share: where the time went, and the check that the numbers are numbers.
+
+use std::time::Instant;
+
+use crate::{Error, Result};
+
+/// Ids that a divergence names before it only counts.
+const IDS_NAMED: usize = 16;
+
+/// Seconds of one step on this rank.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StepSeconds {
+    /// Reading the batch.
+    pub data: f64,
+    /// Projection, mining, loss.
+    pub forward: f64,
+    /// Gradients by the parameters.
+    pub backward: f64,
+    /// Summing gradients over ranks, and waiting for the slowest.
+    pub reduce: f64,
+    /// Clipping, AdamW and the queue.
+    pub optimizer: f64,
+}
+
+/// Refuses a step whose loss or gradient is NaN or infinite, naming the step and the batch's ids.
+///
+/// # Errors
+/// [`Error::Diverged`].
+pub(super) fn check_finite(step: u64, ids: &[u64], loss: f64, grad_norm: f64) -> Result<()> {
+    if loss.is_finite() && grad_norm.is_finite() {
+        return Ok(());
+    }
+    let named: Vec<String> = ids.iter().take(IDS_NAMED).map(u64::to_string).collect();
+    let more = match ids.len().saturating_sub(IDS_NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let reason = format!(
+        "the loss is {loss}, the gradient's norm {grad_norm}; the batch's pairs are {}{more}",
+        named.join(", ")
+    );
+    Err(Error::Diverged { step, reason })
+}
+
+/// Measures phases one after another.
+pub(super) struct Clock(Instant);
+
+impl Clock {
+    pub(super) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Seconds since the last call.
+    pub(super) fn lap(&mut self) -> f64 {
+        let now = Instant::now();
+        std::mem::replace(&mut self.0, now).elapsed().as_secs_f64()
+    }
+}
