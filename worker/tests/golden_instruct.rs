@@ -144,7 +144,7 @@ fn trajectory(
             token_budget,
             activations,
         };
-        let outcome = trainer.step(&case.decoder, &input, &mut collective).unwrap();
+        let outcome = trainer.step(case.decoder.model(), &input, &mut collective).unwrap();
         let losses = outcome.losses;
         let found = serde_json::json!({
             "loss": losses.loss, "sft": losses.sft, "usage": losses.usage, "cosine": losses.cosine,

@@ -9,9 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use super::batches::Packed;
 use super::config::LlamaConfig;
 use super::llama::{Cache, Llama, Rows};
-use super::lora::LoraAdapter;
 use super::tokenizer::{SpecialTokens, Tokenizer};
-use super::training_pass::{Activations, TrainingBatch, TrainingPass, loss_only};
 use crate::Result;
 
 /// The slot token of teacher vectors unless [`Decoder::slot_token`] says otherwise.
@@ -119,44 +117,9 @@ impl Decoder {
         self.model.vectors(ids, token_budget, progress)
     }
 
-    /// The embeddings of token ids in f32, [T, hidden] row by row.
-    ///
-    /// # Errors
-    /// As [`Decoder::last_hidden`].
-    pub fn embed(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        self.model.check(&[ids])?;
-        let embeddings = self.model.embed(ids)?.to_dtype(DType::F32)?;
-        Ok(embeddings.flatten_all()?.to_vec1()?)
-    }
-
-    /// A forward pass in training, from embeddings [T, hidden]: the next-token loss of the answer's tokens, and what its backward
-    /// pass needs.
-    ///
-    /// # Errors
-    /// As [`Decoder::last_hidden`].
-    pub fn train(
-        &self,
-        adapter: &LoraAdapter,
-        batch: &TrainingBatch<'_>,
-        embeddings: &[f32],
-        activations: Activations,
-    ) -> Result<TrainingPass<'_>> {
-        TrainingPass::forward(&self.model, adapter, batch, self.on_device(embeddings)?, activations)
-    }
-
-    /// The loss of [`Decoder::train`] alone, nothing kept.
-    ///
-    /// # Errors
-    /// As [`Decoder::last_hidden`].
-    pub fn answer_loss(&self, adapter: &LoraAdapter, batch: &TrainingBatch<'_>, embeddings: &[f32]) -> Result<f64> {
-        loss_only(&self.model, adapter, batch, self.on_device(embeddings)?)
-    }
-
-    /// Embeddings [T, hidden] in the model's dtype on its device.
-    fn on_device(&self, embeddings: &[f32]) -> Result<Tensor> {
-        let (width, own) = (self.hidden_size(), self.embedding());
-        let embeddings = Tensor::from_slice(embeddings, (embeddings.len() / width, width), own.device())?;
-        Ok(embeddings.to_dtype(own.dtype())?)
+    /// The model without its tokenizer.
+    pub fn model(&self) -> &Llama {
+        &self.model
     }
 
     /// The hidden states of one sequence after the final norm, [T, hidden].

@@ -13,7 +13,7 @@ use super::weights::Weights;
 use crate::{Error, Result};
 
 /// Llama without its tokenizer: token ids in, hidden states and logits out.
-pub(crate) struct Llama {
+pub struct Llama {
     config: LlamaConfig,
     embedding: Tensor, // [vocab, hidden]
     pub(super) layers: Vec<Layer>,
@@ -46,7 +46,10 @@ pub(crate) enum Rows {
 
 impl Llama {
     /// Loads the weights of a folder in Hugging Face layout.
-    pub(crate) fn load(dir: &Path, device: &Device, dtype: DType) -> Result<Self> {
+    ///
+    /// # Errors
+    /// [`Error::Model`] naming what is missing, misshapen or not supported; [`Error::Io`] for unreadable files.
+    pub fn load(dir: &Path, device: &Device, dtype: DType) -> Result<Self> {
         let config = LlamaConfig::load(dir)?;
         let weights = Weights::open(dir, &["model.", ""], device, dtype)?;
         let shape = [config.vocab_size, config.hidden_size];
@@ -69,11 +72,13 @@ impl Llama {
         })
     }
 
-    pub(crate) fn config(&self) -> &LlamaConfig {
+    /// The model's shape.
+    pub fn config(&self) -> &LlamaConfig {
         &self.config
     }
 
-    pub(crate) fn embedding(&self) -> &Tensor {
+    /// The token embedding, [vocab, hidden].
+    pub fn embedding(&self) -> &Tensor {
         &self.embedding
     }
 
@@ -110,6 +115,11 @@ impl Llama {
             )));
         }
         Ok(())
+    }
+
+    /// Refuses ids that are no tokens, however many there are.
+    pub(super) fn check_vocabulary(&self, ids: &[u32]) -> Result<()> {
+        check_ids(&[ids], self.config.vocab_size, usize::MAX, &self.path)
     }
 
     /// The embeddings of token ids, [T, hidden].

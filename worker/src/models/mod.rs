@@ -21,6 +21,7 @@ pub use batches::token_batches;
 pub use decoder::{Decoder, TEACHER_SLOT, TEACHER_TOKENS, slot_tokens};
 pub use encoder::{Encoder, TextLimits};
 pub use fingerprint::fingerprint;
+pub use llama::Llama;
 pub use tokenizer::{SpecialTokens, Tokenizer};
 pub use training_pass::{Activations, TrainingBatch, TrainingPass};
 pub use weights::weight_files;

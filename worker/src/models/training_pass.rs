@@ -93,9 +93,50 @@ enum Kept {
     Input(Tensor),
 }
 
+impl Llama {
+    /// The embeddings of token ids in f32, [T, hidden] row by row.
+    ///
+    /// # Errors
+    /// [`Error::Input`](crate::Error::Input) for an id outside the vocabulary.
+    pub fn embed_f32(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        self.check_vocabulary(ids)?;
+        Ok(self.embed(ids)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+    }
+
+    /// A forward pass in training, from embeddings [T, hidden]: the next-token loss of the answer's tokens, and what its backward
+    /// pass needs.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
+    pub fn train(
+        &self,
+        adapter: &LoraAdapter,
+        batch: &TrainingBatch<'_>,
+        embeddings: &[f32],
+        activations: Activations,
+    ) -> Result<TrainingPass<'_>> {
+        TrainingPass::forward(self, adapter, batch, self.on_device(embeddings)?, activations)
+    }
+
+    /// The loss of [`Llama::train`] alone, nothing kept.
+    ///
+    /// # Errors
+    /// As [`Llama::train`].
+    pub fn answer_loss(&self, adapter: &LoraAdapter, batch: &TrainingBatch<'_>, embeddings: &[f32]) -> Result<f64> {
+        loss_only(self, adapter, batch, self.on_device(embeddings)?)
+    }
+
+    /// Embeddings [T, hidden] in the model's dtype on its device.
+    fn on_device(&self, embeddings: &[f32]) -> Result<Tensor> {
+        let (width, own) = (self.config().hidden_size, self.embedding());
+        let embeddings = Tensor::from_slice(embeddings, (embeddings.len() / width, width), own.device())?;
+        Ok(embeddings.to_dtype(own.dtype())?)
+    }
+}
+
 impl<'a> TrainingPass<'a> {
     /// Runs `embeddings` [T, hidden] through the decoder and takes the loss of the answer's tokens.
-    pub(super) fn forward(
+    fn forward(
         model: &'a Llama,
         adapter: &LoraAdapter,
         batch: &TrainingBatch<'_>,
@@ -166,12 +207,7 @@ impl<'a> TrainingPass<'a> {
 }
 
 /// The mean next-token loss of a batch without gradient, this rank's share.
-pub(super) fn loss_only(
-    model: &Llama,
-    adapter: &LoraAdapter,
-    batch: &TrainingBatch<'_>,
-    embeddings: Tensor,
-) -> Result<f64> {
+fn loss_only(model: &Llama, adapter: &LoraAdapter, batch: &TrainingBatch<'_>, embeddings: Tensor) -> Result<f64> {
     let setup = Setup::new(model, adapter, batch, &embeddings)?;
     let mut x = embeddings;
     for (layer, adapter) in model.layers.iter().zip(&setup.adapter) {

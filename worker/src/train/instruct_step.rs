@@ -13,7 +13,7 @@ use crate::llink::slot_expander::{ExpanderActivations, SlotExpander};
 use crate::llink::slot_losses::{SlotLosses, SlotWeights, slot_losses};
 use crate::llink::usage_contrast::UsageContrast;
 use crate::models::lora::LoraAdapter;
-use crate::models::{Activations, Decoder, TrainingBatch};
+use crate::models::{Activations, Llama, TrainingBatch};
 
 /// How the losses are weighed and taken.
 #[derive(Debug, Clone, Copy)]
@@ -149,7 +149,7 @@ impl InstructTrainer {
     /// by this step.
     pub fn step(
         &mut self,
-        decoder: &Decoder,
+        decoder: &Llama,
         input: &InstructInput<'_>,
         collective: &mut dyn Collective,
     ) -> Result<InstructOutcome> {
@@ -219,7 +219,7 @@ impl InstructTrainer {
     #[allow(clippy::too_many_arguments)]
     fn run(
         &mut self,
-        decoder: &Decoder,
+        decoder: &Llama,
         input: &InstructInput<'_>,
         run: Range<usize>,
         due: bool,
@@ -238,7 +238,7 @@ impl InstructTrainer {
             answer_tokens: input.answer_tokens,
             dropout: input.dropout.map(|dropout| (dropout, batch.row_keys.as_slice())),
         };
-        let mut embeddings = decoder.embed(&batch.ids)?;
+        let mut embeddings = decoder.embed_f32(&batch.ids)?;
         let mut zero = 0.0;
         if due {
             for row in &batch.slot_rows {

@@ -9,6 +9,7 @@ pub mod align_options;
 pub mod align_step;
 pub mod batch;
 pub mod bench;
+mod bench_instruct;
 pub mod checkpoint;
 pub mod dropout;
 pub mod instruct_batch;
