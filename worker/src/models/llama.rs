@@ -58,7 +58,7 @@ impl Llama {
             .collect::<Result<_>>()?;
         Ok(Self {
             norm: weights.tensor("norm.weight", &[config.hidden_size])?,
-            head: FrozenLinear::new(head, None),
+            head: FrozenLinear::new(head, None)?,
             frequencies: config.rope_frequencies(),
             config,
             embedding,
@@ -185,7 +185,7 @@ impl Layer {
         );
         let linear = |part: &str, rows: usize, columns: usize| -> Result<FrozenLinear> {
             let weight = weights.tensor(&format!("{name}.{part}.weight"), &[rows, columns])?;
-            Ok(FrozenLinear::new(weight, None))
+            FrozenLinear::new(weight, None)
         };
         Ok(Self {
             input_norm: weights.tensor(&format!("{name}.input_layernorm.weight"), &[hidden])?,

@@ -159,7 +159,7 @@ impl Layer {
         let linear = |part: &str, rows: usize, columns: usize| -> Result<FrozenLinear> {
             let weight = weights.tensor(&format!("{name}.{part}.weight"), &[rows, columns])?;
             let bias = weights.tensor(&format!("{name}.{part}.bias"), &[rows])?;
-            Ok(FrozenLinear::new(weight, Some(bias)))
+            FrozenLinear::new(weight, Some(bias))
         };
         let heads = config.num_attention_heads;
         Ok(Self {

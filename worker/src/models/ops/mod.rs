@@ -6,6 +6,7 @@ mod activation;
 mod attention;
 mod frozen_linear;
 mod norm;
+mod product;
 mod rope;
 mod simd;
 
@@ -13,6 +14,7 @@ pub(crate) use activation::{gelu, silu_mul};
 pub(crate) use attention::{Attention, AttentionSpans, Causality};
 pub(crate) use frozen_linear::FrozenLinear;
 pub(crate) use norm::{add_layer_norm, add_rms_norm, layer_norm, rms_norm};
+pub(crate) use product::{Format, FrozenMatrix, Precision, Stored, View};
 pub(crate) use rope::Rope;
 
 use std::ops::Range;
