@@ -6,14 +6,16 @@ use candle_core::{DType, Device, Tensor};
 
 use super::batches::{Packed, check_ids, in_batches};
 use super::config::LlamaConfig;
-use super::ops::{Attention, AttentionSpans, Causality, FrozenLinear, Rope, add_rms_norm, rms_norm, silu_mul};
+use super::ops::{
+    Attention, AttentionSpans, Causality, Embedding, FrozenLinear, Rope, add_rms_norm, rms_norm, silu_mul,
+};
 use super::weights::Weights;
 use crate::{Error, Result};
 
 /// Llama without its tokenizer: token ids in, hidden states and logits out.
 pub(crate) struct Llama {
     config: LlamaConfig,
-    embedding: Tensor, // [vocab, hidden]
+    embedding: Embedding, // [vocab, hidden]
     layers: Vec<Layer>,
     norm: Tensor,
     head: FrozenLinear,
@@ -48,20 +50,19 @@ impl Llama {
         let config = LlamaConfig::load(dir)?;
         let weights = Weights::open(dir, &["model.", ""], device, dtype)?;
         let shape = [config.vocab_size, config.hidden_size];
-        let embedding = weights.tensor("embed_tokens.weight", &shape)?;
         let head = match config.tie_word_embeddings {
-            true => embedding.clone(),
-            false => weights.tensor("lm_head.weight", &shape)?,
+            true => "embed_tokens.weight",
+            false => "lm_head.weight",
         };
         let layers = (0..config.num_hidden_layers)
             .map(|index| Layer::load(&weights, &format!("layers.{index}"), &config))
             .collect::<Result<_>>()?;
         Ok(Self {
             norm: weights.tensor("norm.weight", &[config.hidden_size])?,
-            head: FrozenLinear::new(head, None)?,
+            head: weights.linear(head, shape, None)?,
+            embedding: weights.embedding("embed_tokens.weight", shape)?,
             frequencies: config.rope_frequencies(),
             config,
-            embedding,
             layers,
             path: dir.display().to_string(),
         })
@@ -71,7 +72,7 @@ impl Llama {
         &self.config
     }
 
-    pub(crate) fn embedding(&self) -> &Tensor {
+    pub(crate) fn embedding(&self) -> &Embedding {
         &self.embedding
     }
 
@@ -88,7 +89,7 @@ impl Llama {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Vec<Vec<f32>>> {
         self.check(ids)?;
-        in_batches(ids, self.embedding.device(), token_budget, progress, |packed| {
+        in_batches(ids, self.norm.device(), token_budget, progress, |packed| {
             self.forward(packed, None, Rows::LastOfEach)
         })
     }
@@ -113,9 +114,9 @@ impl Llama {
     /// Hidden states after the final norm: [T, hidden], or [B, hidden] for the last row of each sequence.
     /// With a cache there is one sequence, which goes on from the cached tokens.
     pub(crate) fn forward(&self, packed: &Packed, mut cache: Option<&mut Cache>, rows: Rows) -> Result<Tensor> {
-        let (device, dtype) = (self.embedding.device(), self.embedding.dtype());
+        let (device, dtype) = (self.norm.device(), self.norm.dtype());
         let past = cache.as_ref().map_or(0, |cache| cache.tokens);
-        let mut x = self.embedding.index_select(&packed.ids_tensor(device)?, 0)?;
+        let mut x = self.embedding.rows(&packed.ids)?;
         let rope = Rope::new(&packed.positions(past), &self.frequencies, dtype, device)?;
         let queries = packed.offsets.clone();
         let keys: Vec<usize> = match past {
@@ -184,8 +185,7 @@ impl Layer {
             attention.kv_heads * attention.head_dim,
         );
         let linear = |part: &str, rows: usize, columns: usize| -> Result<FrozenLinear> {
-            let weight = weights.tensor(&format!("{name}.{part}.weight"), &[rows, columns])?;
-            FrozenLinear::new(weight, None)
+            weights.linear(&format!("{name}.{part}.weight"), [rows, columns], None)
         };
         Ok(Self {
             input_norm: weights.tensor(&format!("{name}.input_layernorm.weight"), &[hidden])?,

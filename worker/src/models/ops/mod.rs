@@ -4,6 +4,7 @@
 
 mod activation;
 mod attention;
+mod embedding;
 mod frozen_linear;
 mod norm;
 mod product;
@@ -12,9 +13,10 @@ mod simd;
 
 pub(crate) use activation::{gelu, silu_mul};
 pub(crate) use attention::{Attention, AttentionSpans, Causality};
+pub(crate) use embedding::Embedding;
 pub(crate) use frozen_linear::FrozenLinear;
 pub(crate) use norm::{add_layer_norm, add_rms_norm, layer_norm, rms_norm};
-pub(crate) use product::{Format, FrozenMatrix, Precision, Stored, View};
+pub(crate) use product::{Format, FrozenMatrix, Precision, Stored};
 pub(crate) use rope::Rope;
 
 use std::ops::Range;
