@@ -65,9 +65,20 @@ impl Decoder {
         &self.tokenizer
     }
 
-    /// The token embedding, [vocab, hidden].
-    pub fn embedding(&self) -> &Tensor {
-        self.model.embedding()
+    /// The whole token embedding, [vocab, hidden]; on the CPU an f32 copy.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
+    pub fn embedding(&self) -> Result<Tensor> {
+        self.model.embedding().table()
+    }
+
+    /// The embeddings of `ids`, [T, hidden].
+    ///
+    /// # Errors
+    /// [`Error::Input`](crate::Error::Input) for an id outside the vocabulary.
+    pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+        self.model.embedding().rows(ids)
     }
 
     /// The token ids whose last hidden state is each text's teacher vector: at most [`TEACHER_TOKENS`] of the text's

@@ -72,8 +72,7 @@ impl Layer {
         let hidden = config.hidden_size;
         let linear = |projection: Projection| -> Result<FrozenLinear> {
             let (rows, columns) = projection.shape(config);
-            let weight = weights.tensor(&format!("{name}.{}.weight", projection.path()), &[rows, columns])?;
-            Ok(FrozenLinear::new(weight, None))
+            weights.linear(&format!("{name}.{}.weight", projection.path()), [rows, columns], None)
         };
         let linears: Vec<_> = Projection::ALL.into_iter().map(linear).collect::<Result<_>>()?;
         Ok(Self {
