@@ -41,6 +41,12 @@ pub struct BenchArgs {
     /// Tokens in a batch, for `embed` and `teacher`.
     #[arg(long, default_value_t = 4096)]
     pub budget: usize,
+    /// What to compute in, for `embed` and `teacher`.
+    #[arg(long, value_enum, default_value_t = BenchDtype::F32)]
+    pub dtype: BenchDtype,
+    /// A safetensors file to write the vectors to, for `embed` and `teacher`.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<std::path::PathBuf>,
     /// Pairs in a step, for `align`.
     #[arg(long, default_value_t = 128)]
     pub batch: usize,
@@ -60,12 +66,31 @@ pub enum BenchJob {
     Align,
 }
 
+/// Number formats to compute in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BenchDtype {
+    /// 32 bits.
+    F32,
+    /// 16 bits, with sums in 32.
+    Bf16,
+}
+
 /// Times a job; the result is one JSON object.
 ///
 /// # Errors
 /// When the folder lacks something or a model is not supported.
 pub fn bench(args: &BenchArgs) -> crate::Result<serde_json::Value> {
-    let vectors = |job| crate::models::bench::run(job, &args.dir, args.n, args.budget, DType::F32, &Device::Cpu);
+    let options = crate::models::bench::Options {
+        n: args.n,
+        token_budget: args.budget,
+        dtype: match args.dtype {
+            BenchDtype::F32 => DType::F32,
+            BenchDtype::Bf16 => DType::BF16,
+        },
+        device: Device::Cpu,
+        out: args.out.clone(),
+    };
+    let vectors = |job| crate::models::bench::run(job, &args.dir, &options);
     match args.job {
         BenchJob::Embed => vectors(crate::models::bench::Job::Embed),
         BenchJob::Teacher => vectors(crate::models::bench::Job::Teacher),
