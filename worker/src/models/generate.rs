@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn the_nucleus_holds_what_is_likely_and_draws_in_proportion() {
-        let logits = [0.0_f32.exp().ln(), 2.0_f32.ln(), 5.0_f32.ln(), 0.0]; // weights 1, 2, 5, 1 of 9
+        let logits = [0.0_f32, 2.0_f32.ln(), 5.0_f32.ln(), 0.0]; // weights 1, 2, 5, 1 of 9
         let draw = |top_p, chance| nucleus(&logits, 1.0, top_p, chance);
         assert!(
             (0..100).all(|i| draw(0.5, i as f32 / 100.0) == 2),
@@ -175,7 +175,7 @@ mod tests {
         );
         let counted = (0..900).filter(|i| draw(1.0, *i as f32 / 900.0) == 1).count();
         assert!((198..=202).contains(&counted), "{counted} of 900, not 200");
-        assert_eq!(draw(0.8, 0.99), 1, "the last of the nucleus");
+        assert_eq!(draw(0.75, 0.99), 1, "the last of the nucleus");
         assert!(
             (0..100).all(|i| nucleus(&logits, 0.01, 1.0, i as f32 / 100.0) == 2),
             "cold is greedy"
