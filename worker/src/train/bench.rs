@@ -6,10 +6,11 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::align_options::AlignOptions;
-use super::align_step::{AlignTrainer, StepInput, StepSeconds};
+use super::align_step::{AlignTrainer, StepInput};
 use super::dropout::Dropout;
 use super::optimizer::AdamW;
 use super::random::{key, mix, uniform};
+use super::step_record::StepSeconds;
 use crate::Result;
 use crate::collective::Solo;
 use crate::llink::kernels::normalize;

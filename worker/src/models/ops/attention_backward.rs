@@ -136,11 +136,7 @@ impl Attention {
         causality: super::Causality,
         (weights, by_scores): &mut (Vec<f32>, Vec<f32>),
     ) {
-        let (q_width, k_width, width) = (
-            self.heads * self.head_dim,
-            self.kv_heads * self.head_dim,
-            self.head_dim,
-        );
+        let (q_width, k_width, width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim, self.head_dim);
         let (nq, nk) = (values.q.len() / q_width, values.k.len() / k_width);
         if nq == 0 {
             return;
@@ -222,8 +218,7 @@ mod tests {
                 let (k, v) = (random(57, 32, 2), random(57, 32, 3));
                 let vars = [&q, &k, &v].map(|x| Var::from_tensor(x).unwrap());
                 let device = &Device::Cpu;
-                let composed =
-                    AttentionSpans::for_training(queries.clone(), keys.clone(), causality, device).unwrap();
+                let composed = AttentionSpans::for_training(queries.clone(), keys.clone(), causality, device).unwrap();
                 let fused = AttentionSpans::new(queries, keys.clone(), causality, DType::F32, device).unwrap();
                 let out = attention.attend(&vars[0], &vars[1], &vars[2], &composed).unwrap();
                 let graph = (out * &by).unwrap().sum_all().unwrap().backward().unwrap();
