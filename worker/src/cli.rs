@@ -6,6 +6,8 @@ use std::time::Duration;
 use candle_core::{DType, Device};
 
 use crate::agent::{self, AgentOptions};
+use crate::models::Activations;
+use crate::train::bench::InstructBench;
 
 /// How a worker is started.
 #[derive(Debug, Clone, clap::Args)]
@@ -41,12 +43,15 @@ pub struct BenchArgs {
     /// Tokens in a batch, for `embed` and `teacher`.
     #[arg(long, default_value_t = 4096)]
     pub budget: usize,
-    /// Pairs in a step, for `align`.
-    #[arg(long, default_value_t = 128)]
-    pub batch: usize,
-    /// Steps, for `align`.
+    /// Pairs in a step of `align` (128 by default) or examples in one of `instruct` (4).
+    #[arg(long)]
+    pub batch: Option<usize>,
+    /// Steps, for `align` and `instruct`.
     #[arg(long, default_value_t = 5)]
     pub steps: usize,
+    /// Keep each layer's input only and run it forward again, for `instruct`.
+    #[arg(long)]
+    pub recompute: bool,
 }
 
 /// The heavy jobs.
@@ -58,6 +63,8 @@ pub enum BenchJob {
     Teacher,
     /// A step of Stage A.
     Align,
+    /// A step of Stage B.
+    Instruct,
 }
 
 /// Times a job; the result is one JSON object.
@@ -69,7 +76,18 @@ pub fn bench(args: &BenchArgs) -> crate::Result<serde_json::Value> {
     match args.job {
         BenchJob::Embed => vectors(crate::models::bench::Job::Embed),
         BenchJob::Teacher => vectors(crate::models::bench::Job::Teacher),
-        BenchJob::Align => crate::train::bench::bench_align(args.batch, args.steps),
+        BenchJob::Align => crate::train::bench::bench_align(args.batch.unwrap_or(128), args.steps),
+        BenchJob::Instruct => {
+            let options = InstructBench {
+                batch: args.batch.unwrap_or(4),
+                steps: args.steps,
+                activations: match args.recompute {
+                    true => Activations::Recomputed,
+                    false => Activations::Kept,
+                },
+            };
+            crate::train::bench::bench_instruct(&args.dir.join("decoder"), options, DType::F32, &Device::Cpu)
+        }
     }
 }
 

@@ -100,7 +100,7 @@ fn rounded(value: f64) -> f64 {
 }
 
 /// The most memory this process has held, where the system says.
-fn peak_rss_mib() -> Option<u64> {
+pub(crate) fn peak_rss_mib() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
     line.split_whitespace()

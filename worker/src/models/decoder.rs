@@ -65,9 +65,20 @@ impl Decoder {
         &self.tokenizer
     }
 
-    /// The token embedding, [vocab, hidden].
-    pub fn embedding(&self) -> &Tensor {
-        self.model.embedding()
+    /// The whole token embedding, [vocab, hidden]; on the CPU an f32 copy.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
+    pub fn embedding(&self) -> Result<Tensor> {
+        self.model.embedding().table()
+    }
+
+    /// The embeddings of `ids`, [T, hidden].
+    ///
+    /// # Errors
+    /// [`Error::Input`](crate::Error::Input) for an id outside the vocabulary.
+    pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+        self.model.embedding().rows(ids)
     }
 
     /// The token ids whose last hidden state is each text's teacher vector: at most [`TEACHER_TOKENS`] of the text's
@@ -117,13 +128,18 @@ impl Decoder {
         self.model.vectors(ids, token_budget, progress)
     }
 
+    /// The model without its tokenizer.
+    pub fn model(&self) -> &Llama {
+        &self.model
+    }
+
     /// The hidden states of one sequence after the final norm, [T, hidden].
     ///
     /// # Errors
     /// As [`Decoder::last_hidden`].
     pub fn hidden_states(&self, ids: &[u32]) -> Result<Tensor> {
         self.model.check(&[ids])?;
-        self.model.forward(&Packed::new([ids]), None, Rows::All)
+        self.model.forward(&Packed::new([ids]), None, Rows::All, &[])
     }
 
     /// The logits of each position of one sequence, [T, vocab].
@@ -147,7 +163,7 @@ impl Decoder {
         let mut generated = Vec::new();
         while generated.len() < max_tokens && cache.tokens() + next.len() <= longest {
             let packed = Packed::new([next.as_slice()]);
-            let hidden = self.model.forward(&packed, Some(&mut cache), Rows::LastOfEach)?;
+            let hidden = self.model.forward(&packed, Some(&mut cache), Rows::LastOfEach, &[])?;
             let logits = self
                 .model
                 .logits(&hidden)?

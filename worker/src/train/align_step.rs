@@ -1,21 +1,18 @@
 //! One step of Stage A, and all that moves with it.
 
 use std::ops::Range;
-use std::time::Instant;
 
 use super::dropout::Dropout;
 use super::optimizer::{AdamW, clip_grad_norm};
 use super::overlap::reduce_while;
-use super::step_record::StepSeconds;
+use super::step::{Clock, StepSeconds, check_finite};
+use crate::Result;
 use crate::collective::Collective;
 use crate::llink::align_losses::{AlignBatch, AlignLosses, AlignWeights, LossBuffers, align_losses};
 use crate::llink::matrix::Existing;
 use crate::llink::projector::{Activations, Projector};
 use crate::llink::teacher_queue::TeacherQueue;
-use crate::{Error, Result};
 
-/// Ids that a divergence names before it only counts.
-const IDS_NAMED: usize = 16;
 /// This rank's share of the three losses is summed over ranks behind the gradient.
 const LOSSES: usize = 3;
 
@@ -112,9 +109,9 @@ impl AlignTrainer {
     /// Trains on one global batch, of which each rank projects its own rows. All ranks take the same step.
     ///
     /// # Errors
-    /// Those of the collective; [`Error::Diverged`] on NaN or infinity, with nothing changed by this step.
+    /// Those of the collective; [`Error::Diverged`](crate::Error::Diverged) on NaN or infinity, with nothing changed by this step.
     pub fn step(&mut self, input: &StepInput<'_>, collective: &mut dyn Collective) -> Result<StepOutcome> {
-        let mut clock = Clock(Instant::now());
+        let mut clock = Clock::start();
         let mut seconds = StepSeconds::default();
 
         let pieces = self.pieces(input);
@@ -146,7 +143,7 @@ impl AlignTrainer {
             log_norm,
         };
         let (grad_norm, scale) = clip_grad_norm(by_parameters, self.gradient_clip);
-        check_finite(input, losses.total(&self.weights), grad_norm)?;
+        check_finite(input.step, input.ids, losses.total(&self.weights), grad_norm)?;
         self.optimizer.step(
             &mut self.projector.parameters,
             by_parameters,
@@ -242,36 +239,5 @@ impl<'a> StepInput<'a> {
     fn rows(&self, piece: &Piece, projector: &Projector) -> &'a [f32] {
         let width = projector.shape().input;
         &self.encoder[piece.start * width..piece.end * width]
-    }
-}
-
-fn check_finite(input: &StepInput<'_>, loss: f64, grad_norm: f64) -> Result<()> {
-    if loss.is_finite() && grad_norm.is_finite() {
-        return Ok(());
-    }
-    let named: Vec<String> = input.ids.iter().take(IDS_NAMED).map(u64::to_string).collect();
-    let more = match input.ids.len().saturating_sub(IDS_NAMED) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    let reason = format!(
-        "the loss is {loss}, the gradient's norm {grad_norm}; the batch's pairs are {}{more}",
-        named.join(", ")
-    );
-    Err(Error::Diverged {
-        step: input.step,
-        reason,
-        ids: input.ids.to_vec(),
-    })
-}
-
-/// Measures phases one after another.
-struct Clock(Instant);
-
-impl Clock {
-    /// Seconds since the last call.
-    fn lap(&mut self) -> f64 {
-        let now = Instant::now();
-        std::mem::replace(&mut self.0, now).elapsed().as_secs_f64()
     }
 }

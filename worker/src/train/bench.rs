@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 
 use super::align_options::AlignOptions;
 use super::align_step::{AlignTrainer, StepInput};
+pub use super::bench_instruct::{InstructBench, bench_instruct};
 use super::dropout::Dropout;
 use super::optimizer::AdamW;
 use super::random::{key, mix, uniform};
-use super::step_record::StepSeconds;
+use super::step::StepSeconds;
 use crate::Result;
 use crate::collective::Solo;
 use crate::llink::kernels::normalize;
@@ -101,7 +102,7 @@ pub fn bench_align(batch: usize, steps: usize) -> Result<Value> {
 }
 
 /// Normal numbers, near enough: the sum of four uniform ones, scaled to variance 1.
-fn noise(seed: u64, count: usize) -> Vec<f32> {
+pub(super) fn noise(seed: u64, count: usize) -> Vec<f32> {
     let key = key(&[seed]);
     let uniform = |i: u64| uniform(key, i) - 0.5;
     let sum = |i: u64| uniform(4 * i) + uniform(4 * i + 1) + uniform(4 * i + 2) + uniform(4 * i + 3);

@@ -3,6 +3,7 @@
 //! So a pair meets the same mask on whichever rank it falls, and again after a restart.
 
 use super::random::key;
+use crate::llink::vectorized::vectorized;
 
 /// Drops each number with a probability and scales up the rest, so that the mean stays.
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +62,21 @@ impl RowMask {
         x = (x ^ (x >> 15)).wrapping_mul(0x846c_a68b);
         x ^= x >> 16;
         if x < self.threshold { 0.0 } else { self.scale }
+    }
+}
+
+impl RowMask {
+    /// Multiplies a row with its mask.
+    pub fn apply(&self, row: &mut [f32]) {
+        mask_row(row, self);
+    }
+}
+
+vectorized! {
+    fn mask_row(row: &mut [f32], mask: &RowMask) {
+        for (column, x) in (0_u32..).zip(row) {
+            *x *= mask.factor(column);
+        }
     }
 }
 

@@ -154,6 +154,11 @@ impl<'a> TensorFile<'a> {
         ))
     }
 
+    /// The names of all tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.names().into_iter()
+    }
+
     fn bytes(&self, tensor: &str, dtype: Dtype) -> Result<(Vec<usize>, &'a [u8])> {
         let view = self
             .tensors

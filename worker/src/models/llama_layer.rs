@@ -1,0 +1,202 @@
+//! One layer of Llama: forward, and backward to its input and its adapter. Frozen weights get no gradient.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::batches::Packed;
+use super::config::LlamaConfig;
+use super::lora::{LayerAdapter, Projection};
+use super::ops::{
+    Attention, AttentionSpans, Causality, FrozenLinear, Rope, add_rms_norm, rms_norm, rms_norm_backward, silu_mul,
+    silu_mul_backward,
+};
+use super::weights::Weights;
+use crate::{Error, Result};
+
+/// A loaded layer.
+pub(super) struct Layer {
+    input_norm: Tensor,
+    post_norm: Tensor,
+    /// In the order of [`Projection::ALL`].
+    linears: [FrozenLinear; 7],
+    attention: Attention,
+    eps: f64,
+}
+
+/// What all layers of a pass share.
+pub(super) struct Place<'a> {
+    pub(super) spans: &'a AttentionSpans,
+    pub(super) rope: &'a Rope,
+    /// Set for the last layer when only each sequence's last row is wanted.
+    pub(super) only: Option<&'a LastRows>,
+}
+
+/// Keys and values of the tokens so far: [tokens, kv_heads·head_dim] each.
+pub(super) type CachedLayer = Option<(Tensor, Tensor)>;
+
+/// What a layer needs to compute the last row of each sequence and no other.
+pub(super) struct LastRows {
+    rows: Tensor, // [B]
+    spans: AttentionSpans,
+    rope: Rope,
+}
+
+impl LastRows {
+    pub(super) fn new(packed: &Packed, keys: Vec<usize>, rope: &Rope, dtype: DType, device: &Device) -> Result<Self> {
+        let rows = Tensor::new(packed.last_rows(), device)?;
+        let queries = (0..packed.offsets.len()).collect();
+        let spans = AttentionSpans::new(queries, keys, Causality::Causal, dtype, device)?;
+        let rope = rope.select(&rows)?;
+        Ok(Self { rows, spans, rope })
+    }
+}
+
+/// What a forward pass leaves for the backward pass, T rows each. The rest is cheap to compute again.
+pub(super) struct LayerTape {
+    /// What went in, [T, hidden].
+    input: Tensor,
+    /// After rope.
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    /// Before the output projection.
+    attended: Tensor,
+    /// After the first residual sum, [T, hidden].
+    middle: Tensor,
+    /// Before SiLU, [T, intermediate].
+    gate: Tensor,
+    up: Tensor,
+}
+
+impl Layer {
+    pub(super) fn load(weights: &Weights, name: &str, config: &LlamaConfig) -> Result<Self> {
+        let hidden = config.hidden_size;
+        let linear = |projection: Projection| -> Result<FrozenLinear> {
+            let (rows, columns) = projection.shape(config);
+            weights.linear(&format!("{name}.{}.weight", projection.path()), [rows, columns], None)
+        };
+        let linears: Vec<_> = Projection::ALL.into_iter().map(linear).collect::<Result<_>>()?;
+        Ok(Self {
+            input_norm: weights.tensor(&format!("{name}.input_layernorm.weight"), &[hidden])?,
+            post_norm: weights.tensor(&format!("{name}.post_attention_layernorm.weight"), &[hidden])?,
+            linears: linears
+                .try_into()
+                .map_err(|_| Error::Input("a layer has seven linear layers".into()))?,
+            attention: Attention {
+                heads: config.num_attention_heads,
+                kv_heads: config.num_key_value_heads,
+                head_dim: config.head_dim,
+            },
+            eps: config.rms_norm_eps,
+        })
+    }
+
+    /// x [T, hidden] → [T, hidden], or [B, hidden] when only each sequence's last row is wanted. A tape is for all rows and no
+    /// cache.
+    pub(super) fn forward(
+        &self,
+        x: Tensor,
+        place: &Place<'_>,
+        cached: Option<&mut CachedLayer>,
+        adapter: Option<&LayerAdapter>,
+        mut tape: Option<&mut Option<LayerTape>>,
+    ) -> Result<Tensor> {
+        use Projection::{DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
+        let Place { spans, rope, only } = *place;
+        let taped = tape.is_some();
+        let apply = |projection: Projection, x: &Tensor| self.apply(projection, x, adapter);
+        let normed = rms_norm(&x, &self.input_norm, self.eps)?;
+        let mut k = rope.turn(apply(KProj, &normed)?)?; // [T, kv_heads·head_dim]
+        let mut v = apply(VProj, &normed)?;
+        if let Some(cached) = cached {
+            if let Some((past_k, past_v)) = cached.as_ref() {
+                (k, v) = (Tensor::cat(&[past_k, &k], 0)?, Tensor::cat(&[past_v, &v], 0)?);
+            }
+            *cached = Some((k.clone(), v.clone()));
+        }
+        let (x, normed, spans, rope) = match only {
+            None => (x, normed, spans, rope),
+            Some(last) => (
+                x.index_select(&last.rows, 0)?,
+                normed.index_select(&last.rows, 0)?,
+                &last.spans,
+                &last.rope,
+            ),
+        };
+        let q = rope.turn(apply(QProj, &normed)?)?; // [T, heads·head_dim]
+        let attended = self.attention.attend(&q, &k, &v, spans)?;
+        let out = apply(OProj, &attended)?;
+        let input = taped.then(|| x.copy()).transpose()?;
+        let (x, normed) = add_rms_norm(x, &out, &self.post_norm, self.eps)?;
+        let (gate, up) = (apply(GateProj, &normed)?, apply(UpProj, &normed)?);
+        let raw_gate = taped.then(|| gate.copy()).transpose()?;
+        let gated = silu_mul(gate, &up)?;
+        let y = (&x + apply(DownProj, &gated)?)?;
+        if let (Some(tape), Some(input), Some(gate)) = (tape.as_deref_mut(), input, raw_gate) {
+            *tape = Some(LayerTape {
+                input,
+                q,
+                k,
+                v,
+                attended,
+                middle: x,
+                gate,
+                up,
+            });
+        }
+        Ok(y)
+    }
+
+    /// The gradient by the layer's input from `by`, that by its output; the gradient by the adapter's parameters is added to
+    /// `gradient`.
+    pub(super) fn backward(
+        &self,
+        tape: LayerTape,
+        by: Tensor,
+        place: &Place<'_>,
+        adapter: Option<&LayerAdapter>,
+        gradient: &mut [f32],
+    ) -> Result<Tensor> {
+        use Projection::{DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
+        let mut through =
+            |projection: Projection, x: &Tensor, by: &Tensor| self.apply_backward(projection, x, by, adapter, gradient);
+        let by_gated = through(DownProj, &silu_mul(tape.gate.copy()?, &tape.up)?, &by)?;
+        let (by_gate, by_up) = silu_mul_backward(&tape.gate, &tape.up, &by_gated)?;
+        let normed = rms_norm(&tape.middle, &self.post_norm, self.eps)?;
+        let by_normed = (through(GateProj, &normed, &by_gate)? + through(UpProj, &normed, &by_up)?)?;
+        let by = (by + rms_norm_backward(&tape.middle, &self.post_norm, self.eps, &by_normed)?)?;
+
+        let by_attended = through(OProj, &tape.attended, &by)?;
+        let (by_q, by_k, by_v) = self
+            .attention
+            .backward(&tape.q, &tape.k, &tape.v, place.spans, &by_attended)?;
+        let normed = rms_norm(&tape.input, &self.input_norm, self.eps)?;
+        let by_q = through(QProj, &normed, &place.rope.turn_back(by_q)?)?;
+        let by_k = through(KProj, &normed, &place.rope.turn_back(by_k)?)?;
+        let by_v = through(VProj, &normed, &by_v)?;
+        let by_normed = ((by_q + by_k)? + by_v)?;
+        Ok((by + rms_norm_backward(&tape.input, &self.input_norm, self.eps, &by_normed)?)?)
+    }
+
+    fn apply(&self, projection: Projection, x: &Tensor, adapter: Option<&LayerAdapter>) -> Result<Tensor> {
+        let y = self.linears[projection as usize].forward(x)?;
+        match adapter.and_then(|adapter| adapter.get(projection)) {
+            Some((correction, _)) => correction.add_to(y, x),
+            None => Ok(y),
+        }
+    }
+
+    fn apply_backward(
+        &self,
+        projection: Projection,
+        x: &Tensor,
+        by: &Tensor,
+        adapter: Option<&LayerAdapter>,
+        gradient: &mut [f32],
+    ) -> Result<Tensor> {
+        let by_x = self.linears[projection as usize].input_gradient(by)?;
+        match adapter.and_then(|adapter| adapter.get(projection)) {
+            Some((correction, place)) => correction.backward(x, by, by_x, &mut gradient[place.clone()]),
+            None => Ok(by_x),
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! LoRA on the decoder's linear layers: thin matrices whose product is added to frozen weights (Hu et al., 2021), named and
+//! started as PEFT does.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::config::LlamaConfig;
+use super::ops::LowRank;
+use crate::train::dropout::Dropout;
+use crate::train::random::{key, uniform};
+use crate::train::tensor_file::{self, TensorFile, Values};
+use crate::{Error, Result};
+
+/// A linear layer of a decoder layer, by Llama's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Projection {
+    /// Queries.
+    QProj,
+    /// Keys.
+    KProj,
+    /// Values.
+    VProj,
+    /// The attention block's output.
+    OProj,
+    /// The feed-forward block's gate.
+    GateProj,
+    /// What the gate lets through.
+    UpProj,
+    /// The feed-forward block's output.
+    DownProj,
+}
+
+impl Projection {
+    /// All of them, in the order of the forward pass.
+    pub const ALL: [Self; 7] = [
+        Self::QProj,
+        Self::KProj,
+        Self::VProj,
+        Self::OProj,
+        Self::GateProj,
+        Self::UpProj,
+        Self::DownProj,
+    ];
+
+    /// The module's name, such as `q_proj`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::QProj => "q_proj",
+            Self::KProj => "k_proj",
+            Self::VProj => "v_proj",
+            Self::OProj => "o_proj",
+            Self::GateProj => "gate_proj",
+            Self::UpProj => "up_proj",
+            Self::DownProj => "down_proj",
+        }
+    }
+
+    /// The module's name inside a decoder layer, such as `self_attn.q_proj`.
+    #[must_use]
+    pub fn path(self) -> String {
+        let block = match self {
+            Self::QProj | Self::KProj | Self::VProj | Self::OProj => "self_attn",
+            Self::GateProj | Self::UpProj | Self::DownProj => "mlp",
+        };
+        format!("{block}.{}", self.name())
+    }
+
+    /// Rows and columns of its weight: (out, in).
+    #[must_use]
+    pub const fn shape(self, config: &LlamaConfig) -> (usize, usize) {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let q_width = config.num_attention_heads * config.head_dim;
+        let kv_width = config.num_key_value_heads * config.head_dim;
+        match self {
+            Self::QProj => (q_width, hidden),
+            Self::KProj | Self::VProj => (kv_width, hidden),
+            Self::OProj => (hidden, q_width),
+            Self::GateProj | Self::UpProj => (inner, hidden),
+            Self::DownProj => (hidden, inner),
+        }
+    }
+}
+
+/// What an adapter is like.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LoraOptions {
+    /// r, the thin side of A and B.
+    pub rank: usize,
+    /// The correction is scaled by alpha / rank.
+    pub alpha: f64,
+    /// Share of a layer's input that the correction does not see in training.
+    pub dropout: f64,
+    /// Which layers are corrected.
+    pub targets: Vec<Projection>,
+}
+
+impl Default for LoraOptions {
+    fn default() -> Self {
+        Self {
+            rank: 16,
+            alpha: 16.0,
+            dropout: 0.05,
+            targets: Projection::ALL.to_vec(),
+        }
+    }
+}
+
+/// An adapter with its parameters.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraAdapter {
+    options: LoraOptions,
+    layers: usize,
+    /// Of the targets, in their order: (out, in).
+    shapes: Vec<(usize, usize)>,
+    /// Layer by layer, target by target, A `[rank, in]` then B `[out, rank]`.
+    pub parameters: Vec<f32>,
+}
+
+impl LoraAdapter {
+    /// As PEFT starts it: A uniform within ±1/√in, B zero, so that nothing is corrected yet.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a rank of 0 or no targets.
+    pub fn new(config: &LlamaConfig, options: LoraOptions, seed: u64) -> Result<Self> {
+        if options.rank == 0 || options.targets.is_empty() {
+            return Err(Error::Input("LoRA needs a rank of at least 1 and a target".into()));
+        }
+        let shapes: Vec<_> = options.targets.iter().map(|target| target.shape(config)).collect();
+        let mut adapter = Self {
+            layers: config.num_hidden_layers,
+            shapes,
+            options,
+            parameters: Vec::new(),
+        };
+        adapter.parameters = vec![0.0; adapter.layers * adapter.layer_len()];
+        for layer in 0..adapter.layers {
+            for (target, (a, _)) in adapter.ranges(layer).into_iter().enumerate() {
+                let key = key(&[seed, layer as u64, target as u64]);
+                let bound = 1.0 / (adapter.shapes[target].1 as f32).sqrt();
+                for (value, index) in adapter.parameters[a].iter_mut().zip(0..) {
+                    *value = bound * (2.0 * uniform(key, index) - 1.0);
+                }
+            }
+        }
+        Ok(adapter)
+    }
+
+    /// What it is like.
+    #[must_use]
+    pub const fn options(&self) -> &LoraOptions {
+        &self.options
+    }
+
+    /// How many decoder layers it corrects.
+    #[must_use]
+    pub const fn layers(&self) -> usize {
+        self.layers
+    }
+
+    /// Where a layer's parameters lie.
+    #[must_use]
+    pub fn layer_range(&self, layer: usize) -> Range<usize> {
+        layer * self.layer_len()..(layer + 1) * self.layer_len()
+    }
+
+    fn layer_len(&self) -> usize {
+        let widths = self.shapes.iter().map(|(outer, inner)| outer + inner);
+        self.options.rank * widths.sum::<usize>()
+    }
+
+    /// Where A and B of each of a layer's targets lie.
+    fn ranges(&self, layer: usize) -> Vec<(Range<usize>, Range<usize>)> {
+        let mut at = self.layer_range(layer).start;
+        let mut next = |len: usize| {
+            at += len;
+            at - len..at
+        };
+        let rank = self.options.rank;
+        self.shapes
+            .iter()
+            .map(|(outer, inner)| (next(rank * inner), next(rank * outer)))
+            .collect()
+    }
+
+    /// PEFT's name, shape and place of each tensor.
+    #[must_use]
+    pub fn tensor_places(&self) -> Vec<(String, Vec<usize>, Range<usize>)> {
+        let rank = self.options.rank;
+        let mut places = Vec::new();
+        for layer in 0..self.layers {
+            let targets = self.options.targets.iter().zip(&self.shapes);
+            for ((target, (outer, inner)), (a, b)) in targets.zip(self.ranges(layer)) {
+                let module = format!("base_model.model.model.layers.{layer}.{}", target.path());
+                places.push((format!("{module}.lora_A.weight"), vec![rank, *inner], a));
+                places.push((format!("{module}.lora_B.weight"), vec![*outer, rank], b));
+            }
+        }
+        places
+    }
+
+    /// The parameters as tensors of a file.
+    #[must_use]
+    pub fn tensors(&self) -> Vec<tensor_file::Tensor<'_>> {
+        self.tensor_places()
+            .into_iter()
+            .map(|(name, shape, place)| (name, shape, Values::F32(&self.parameters[place])))
+            .collect()
+    }
+
+    /// Takes the parameters from a file that holds them under PEFT's names and nothing else that is LoRA's.
+    ///
+    /// # Errors
+    /// [`Error::Model`] naming the first tensor that is missing, misshapen or not expected.
+    pub fn read(&mut self, file: &TensorFile<'_>) -> Result<()> {
+        let places = self.tensor_places();
+        for (name, expected, place) in &places {
+            let (found, values) = file.f32(name)?;
+            if found != *expected {
+                return Err(file.error(format!(
+                    "tensor `{name}` has shape {found:?}, the decoder and the adapter's rank ask for {expected:?}"
+                )));
+            }
+            self.parameters[place.clone()].copy_from_slice(&values);
+        }
+        let mut names = file.names();
+        let lora = |name: &&str| name.contains("lora_");
+        match names.find(|name| lora(name) && !places.iter().any(|(known, ..)| known == name)) {
+            Some(name) => Err(file.error(format!("tensor `{name}` belongs to no layer that the adapter corrects"))),
+            None => Ok(()),
+        }
+    }
+
+    /// The corrections of all layers on a device. `dropout` is for training.
+    pub(crate) fn on(&self, device: &Device, dropout: Option<&RowDropout<'_>>) -> Result<Vec<LayerAdapter>> {
+        (0..self.layers)
+            .map(|layer| self.layer(layer, device, dropout))
+            .collect()
+    }
+
+    fn layer(&self, layer: usize, device: &Device, dropout: Option<&RowDropout<'_>>) -> Result<LayerAdapter> {
+        let rank = self.options.rank;
+        let mut adapter = LayerAdapter {
+            corrections: [const { None }; 7],
+        };
+        let start = self.layer_range(layer).start;
+        let targets = self.options.targets.iter().zip(&self.shapes);
+        for ((target, (outer, inner)), (a, b)) in targets.zip(self.ranges(layer)) {
+            let masks = dropout.map(|dropout| {
+                let keys = dropout.keys.iter();
+                keys.map(|row| dropout.dropout.row(key(&[*row, layer as u64, *target as u64])))
+                    .collect::<Arc<[_]>>()
+            });
+            let low_rank = LowRank {
+                a: Tensor::from_slice(&self.parameters[a.clone()], (rank, *inner), device)?,
+                b: Tensor::from_slice(&self.parameters[b.clone()], (*outer, rank), device)?,
+                scale: (self.options.alpha / rank as f64) as f32,
+                dropout: masks,
+            };
+            adapter.corrections[*target as usize] = Some((low_rank, a.start - start..b.end - start));
+        }
+        Ok(adapter)
+    }
+}
+
+/// Dropout of one training step, and a key for each of the rows it falls on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowDropout<'a> {
+    pub(crate) dropout: Dropout,
+    pub(crate) keys: &'a [u64],
+}
+
+/// One layer's corrections, and where in the layer's parameters each stands.
+pub(crate) struct LayerAdapter {
+    corrections: [Option<(LowRank, Range<usize>)>; 7],
+}
+
+impl LayerAdapter {
+    /// The correction of one linear layer, if it has one.
+    pub(crate) fn get(&self, projection: Projection) -> Option<&(LowRank, Range<usize>)> {
+        self.corrections[projection as usize].as_ref()
+    }
+}

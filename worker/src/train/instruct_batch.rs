@@ -1,0 +1,135 @@
+//! Examples of Stage B laid end to end: prompts with slots, answers whose tokens are learnt.
+
+use crate::llink::next_token_loss::AnswerTokens;
+use crate::train::random::key;
+
+/// One example in tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstructExample {
+    /// The instruction's id.
+    pub id: u64,
+    /// What the decoder is given, slots included.
+    pub prompt: Vec<u32>,
+    /// Where in the prompt the K slots stand.
+    pub slots: Vec<usize>,
+    /// What it is to say, the end of its turn included.
+    pub answer: Vec<u32>,
+}
+
+impl InstructExample {
+    /// Tokens in all.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.prompt.len() + self.answer.len()
+    }
+}
+
+/// Examples laid end to end without padding, T tokens in all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InstructBatch {
+    /// Token ids, T of them.
+    pub ids: Vec<u32>,
+    /// Where each example starts, then T.
+    pub offsets: Vec<usize>,
+    /// The rows where slots stand, K for each example.
+    pub slot_rows: Vec<usize>,
+    /// A key for each row: of its example and its place in it.
+    pub row_keys: Vec<u64>,
+    /// Which rows predict answer tokens.
+    pub positions: Vec<usize>,
+    /// Which tokens.
+    pub targets: Vec<u32>,
+}
+
+impl InstructBatch {
+    /// Lays examples end to end.
+    #[must_use]
+    pub fn new<'a>(examples: impl IntoIterator<Item = &'a InstructExample>) -> Self {
+        let mut batch = Self {
+            offsets: vec![0],
+            ..Self::default()
+        };
+        for example in examples {
+            let start = batch.ids.len();
+            batch.ids.extend(example.prompt.iter().chain(&example.answer));
+            batch.offsets.push(batch.ids.len());
+            batch.slot_rows.extend(example.slots.iter().map(|slot| start + slot));
+            batch
+                .row_keys
+                .extend((0..example.tokens() as u64).map(|place| key(&[example.id, place])));
+            // The first answer token is predicted at the prompt's last.
+            let first = start + example.prompt.len() - 1;
+            batch.positions.extend(first..first + example.answer.len());
+            batch.targets.extend(&example.answer);
+        }
+        batch
+    }
+
+    /// The rows that predict answer tokens, and these.
+    #[must_use]
+    pub fn answer(&self) -> AnswerTokens {
+        AnswerTokens {
+            positions: self.positions.clone(),
+            targets: self.targets.clone(),
+        }
+    }
+}
+
+/// Splits examples, whose lengths these are, into runs of at most `token_budget` tokens, at least one example each, in order.
+#[must_use]
+pub fn micro_batches(lengths: &[usize], token_budget: usize) -> Vec<std::ops::Range<usize>> {
+    let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
+    let mut tokens = 0;
+    for (index, length) in lengths.iter().enumerate() {
+        match runs.last_mut() {
+            Some(run) if tokens + length <= token_budget => {
+                run.end = index + 1;
+                tokens += length;
+            }
+            _ => {
+                runs.push(index..index + 1);
+                tokens = *length;
+            }
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_predicted_from_the_row_before() {
+        let example = |id, prompt: &[u32], slots: &[usize], answer: &[u32]| InstructExample {
+            id,
+            prompt: prompt.to_vec(),
+            slots: slots.to_vec(),
+            answer: answer.to_vec(),
+        };
+        let batch = InstructBatch::new(&[
+            example(7, &[1, 90, 91, 2], &[1, 2], &[5, 6]),
+            example(8, &[90, 91, 3], &[0, 1], &[9]),
+        ]);
+        assert_eq!(batch.ids, [1, 90, 91, 2, 5, 6, 90, 91, 3, 9]);
+        assert_eq!(batch.offsets, [0, 6, 10]);
+        assert_eq!(batch.slot_rows, [1, 2, 6, 7]);
+        assert_eq!(batch.positions, [3, 4, 8]);
+        assert_eq!(batch.targets, [5, 6, 9]);
+        assert_eq!(batch.row_keys[6], key(&[8, 0]));
+    }
+
+    #[test]
+    fn micro_batches_hold_every_example_once_within_the_budget() {
+        let lengths = [5, 9, 3, 3, 20, 1, 1, 8];
+        for budget in [1, 8, 12, 100] {
+            let runs = micro_batches(&lengths, budget);
+            let seen: Vec<usize> = runs.iter().cloned().flatten().collect();
+            assert_eq!(seen, (0..lengths.len()).collect::<Vec<_>>());
+            for run in runs {
+                assert!(run.len() == 1 || lengths[run].iter().sum::<usize>() <= budget);
+            }
+        }
+        assert!(micro_batches(&[], 10).is_empty());
+    }
+}

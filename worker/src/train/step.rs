@@ -1,0 +1,48 @@
+//! What the steps of both stages share: where the time went, and the check that the numbers are numbers.
+
+use std::time::Instant;
+
+pub use super::step_record::StepSeconds;
+use crate::{Error, Result};
+
+/// Ids that a divergence names before it only counts.
+const IDS_NAMED: usize = 16;
+
+/// Refuses a step whose loss or gradient is NaN or infinite, naming the step and the batch's ids.
+///
+/// # Errors
+/// [`Error::Diverged`].
+pub(super) fn check_finite(step: u64, ids: &[u64], loss: f64, grad_norm: f64) -> Result<()> {
+    if loss.is_finite() && grad_norm.is_finite() {
+        return Ok(());
+    }
+    let named: Vec<String> = ids.iter().take(IDS_NAMED).map(u64::to_string).collect();
+    let more = match ids.len().saturating_sub(IDS_NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let reason = format!(
+        "the loss is {loss}, the gradient's norm {grad_norm}; the batch's pairs are {}{more}",
+        named.join(", ")
+    );
+    Err(Error::Diverged {
+        step,
+        reason,
+        ids: ids.to_vec(),
+    })
+}
+
+/// Measures phases one after another.
+pub(super) struct Clock(Instant);
+
+impl Clock {
+    pub(super) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Seconds since the last call.
+    pub(super) fn lap(&mut self) -> f64 {
+        let now = Instant::now();
+        std::mem::replace(&mut self.0, now).elapsed().as_secs_f64()
+    }
+}

@@ -1,0 +1,230 @@
+//! Stage B computes what PyTorch with PEFT computes: every gradient of the first step, every loss, the weights after the last.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+use std::ops::Range;
+use std::path::PathBuf;
+
+use candle_core::{DType, Device};
+use llink_worker::collective::{Collective, Solo};
+use llink_worker::llink::slot_expander::SlotExpander;
+use llink_worker::llink::slot_losses::SlotWeights;
+use llink_worker::llink::usage_contrast::UsageContrast;
+use llink_worker::models::lora::{LoraAdapter, LoraOptions};
+use llink_worker::models::{Activations, Decoder};
+use llink_worker::train::instruct_batch::InstructExample;
+use llink_worker::train::instruct_step::{InstructInput, InstructTrainer, InstructWeights, LearningRates};
+use llink_worker::train::optimizer::AdamWOptions;
+use llink_worker::train::tensor_file::TensorFile;
+use serde_json::Value;
+
+fn golden() -> PathBuf {
+    let fixture = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/seed8"));
+    std::env::var_os("LLINK_GOLDEN").map_or_else(fixture, PathBuf::from)
+}
+
+/// What the golden set says of Stage B.
+struct Case {
+    instruct: Value,
+    tensors: Vec<u8>,
+    decoder: Decoder,
+}
+
+impl Case {
+    fn load() -> Self {
+        let folder = golden();
+        let cases: Value = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
+        Self {
+            instruct: cases["instruct"].clone(),
+            tensors: std::fs::read(folder.join("tensors.safetensors")).unwrap(),
+            decoder: Decoder::load(&folder.join("decoder"), &Device::Cpu, DType::F32).unwrap(),
+        }
+    }
+
+    fn file(&self) -> TensorFile<'_> {
+        TensorFile::new("tensors.safetensors", &self.tensors).unwrap()
+    }
+
+    fn number(&self, path: &[&str]) -> f64 {
+        path.iter()
+            .fold(&self.instruct, |value, key| &value[*key])
+            .as_f64()
+            .unwrap()
+    }
+
+    fn trainer(&self) -> InstructTrainer {
+        let bytes = std::fs::read(golden().join("lora_init/adapter_model.safetensors")).unwrap();
+        let mut adapter = LoraAdapter::new(self.decoder.config(), LoraOptions::default(), 1).unwrap();
+        adapter
+            .read(&TensorFile::new("adapter_model.safetensors", &bytes).unwrap())
+            .unwrap();
+        let median = self.number(&["median_norm"]) as f32;
+        let expander = SlotExpander::from_tensors(&self.file(), "instruct.init.", median).unwrap();
+        let options = AdamWOptions {
+            beta1: 0.9,
+            beta2: 0.999,
+            weight_decay: self.number(&["weight_decay", "lora"]),
+        };
+        let optimizers = InstructTrainer::optimizers(&adapter, &expander, options);
+        let weights = InstructWeights {
+            slots: SlotWeights {
+                cosine: 0.05,
+                info_nce: 1e-3,
+                temperature: 0.07,
+            },
+            usage: UsageContrast {
+                every: 3,
+                weight: self.number(&["w_usage"]),
+            },
+            gradient_clip: self.number(&["clip"]),
+        };
+        InstructTrainer::new(adapter, expander, optimizers, weights)
+    }
+
+    /// The examples as they stand in the padded tensors.
+    fn examples(&self) -> Vec<InstructExample> {
+        let file = self.file();
+        let (shape, ids) = file.i64("instruct.ids").unwrap();
+        let (_, labels) = file.i64("instruct.labels").unwrap();
+        let (_, mask) = file.i64("instruct.mask").unwrap();
+        let (slots, positions) = file.i64("instruct.positions").unwrap();
+        let token = |id: &i64| u32::try_from(*id).unwrap();
+        (0..shape[0])
+            .map(|row| {
+                let at = row * shape[1]..(row + 1) * shape[1];
+                let tokens = mask[at.clone()].iter().filter(|m| **m == 1).count();
+                let prompt = labels[at.clone()].iter().position(|label| *label != -100).unwrap();
+                let ids = &ids[at];
+                InstructExample {
+                    id: row as u64,
+                    prompt: ids[..prompt].iter().map(token).collect(),
+                    slots: positions[row * slots[1]..(row + 1) * slots[1]]
+                        .iter()
+                        .map(|position| *position as usize)
+                        .collect(),
+                    answer: ids[prompt..tokens].iter().map(token).collect(),
+                }
+            })
+            .collect()
+    }
+}
+
+/// Runs the trajectory on one rank; `after` sees each step.
+fn trajectory(
+    case: &Case,
+    token_budget: usize,
+    activations: Activations,
+    after: &mut dyn FnMut(usize, &InstructTrainer, &Value),
+) -> InstructTrainer {
+    let file = case.file();
+    let mut trainer = case.trainer();
+    let examples = case.examples();
+    let (_, projected) = file.f32("instruct.projected").unwrap();
+    let (_, teacher) = file.f32("teacher").unwrap();
+    let ids: Vec<u64> = examples.iter().map(|example| example.id).collect();
+    let own: Range<usize> = 0..examples.len();
+    let learning_rates = LearningRates {
+        lora: case.number(&["lr", "lora"]),
+        expander: case.number(&["lr", "expander"]),
+        scale: case.number(&["lr", "scale"]),
+    };
+    let mut collective = Solo::default();
+    let steps = case.instruct["trace"].as_array().unwrap().len();
+    for step in 0..steps {
+        collective.begin_step(step as u64);
+        let input = InstructInput {
+            step: step as u64,
+            ids: &ids,
+            own: own.clone(),
+            examples: &examples.iter().collect::<Vec<_>>(),
+            projected: &projected,
+            teacher: &teacher,
+            answer_tokens: examples.iter().map(|example| example.answer.len()).sum(),
+            learning_rates,
+            dropout: None,
+            token_budget,
+            activations,
+        };
+        let outcome = trainer.step(case.decoder.model(), &input, &mut collective).unwrap();
+        let losses = outcome.losses;
+        let found = serde_json::json!({
+            "loss": losses.loss, "sft": losses.sft, "usage": losses.usage, "cosine": losses.cosine,
+            "info_nce": losses.info_nce, "grad_norm": outcome.grad_norm,
+        });
+        after(step, &trainer, &found);
+    }
+    trainer
+}
+
+fn relative(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    let gap = norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(a - b)));
+    gap / norm(&mut expected.iter().map(|b| f64::from(*b))).max(1e-12)
+}
+
+/// The largest difference of any tensor of adapter and expander from those named after `prefix`.
+fn compare(case: &Case, prefix: &str, trainer: &InstructTrainer, adapter: &[f32], expander: &[f32]) -> f64 {
+    let file = case.file();
+    let mut worst: f64 = 0.0;
+    let mut check = |name: &str, found: &[f32]| {
+        let (_, expected) = file.f32(&format!("{prefix}{name}")).unwrap();
+        let error = relative(found, &expected);
+        assert!(error < 1e-3, "{prefix}{name} differs by {error}");
+        worst = worst.max(error);
+    };
+    for (name, _, place) in trainer.adapter.tensor_places() {
+        check(&name.replace(".weight", ".default.weight"), &adapter[place]);
+    }
+    let shape = trainer.expander.shape();
+    for ((name, _), place) in shape.tensors().into_iter().zip(shape.ranges()) {
+        check(name, &expander[place]);
+    }
+    worst
+}
+
+#[test]
+fn stage_b_takes_the_references_steps() {
+    let case = Case::load();
+    // All at once; in several passes; with layers run again in the backward pass.
+    for (token_budget, activations) in [
+        (usize::MAX, Activations::Kept),
+        (100, Activations::Kept),
+        (usize::MAX, Activations::Recomputed),
+    ] {
+        let mut worst_loss: f64 = 0.0;
+        let mut worst_gradient = 0.0;
+        let trainer = trajectory(&case, token_budget, activations, &mut |step, trainer, found| {
+            let expected = &case.instruct["trace"][step];
+            for key in ["loss", "sft", "usage", "cosine", "info_nce"] {
+                let error = (found[key].as_f64().unwrap() - expected[key].as_f64().unwrap()).abs();
+                assert!(
+                    error < 1e-4,
+                    "step {step}: {key} {} against {}",
+                    found[key],
+                    expected[key]
+                );
+                worst_loss = worst_loss.max(error);
+            }
+            let (norm, reference) = (
+                found["grad_norm"].as_f64().unwrap(),
+                expected["grad_norm"].as_f64().unwrap(),
+            );
+            assert!(
+                (norm / reference - 1.0).abs() < 1e-3,
+                "step {step}: norm {norm} against {reference}"
+            );
+            if step == 0 {
+                let (by_adapter, by_expander) = trainer.gradient();
+                worst_gradient = compare(&case, "instruct.grad0.", trainer, by_adapter, by_expander);
+            }
+        });
+        let worst = compare(
+            &case,
+            "instruct.final.",
+            &trainer,
+            &trainer.adapter.parameters,
+            &trainer.expander.parameters,
+        );
+        println!("losses within {worst_loss:.1e}, gradients {worst_gradient:.1e}, weights {worst:.1e}");
+    }
+}
