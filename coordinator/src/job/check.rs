@@ -237,6 +237,26 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
         &a.log_norm_weight,
         "0 or more",
     );
+    let minutes_ok = (0.0..=10_000.0).contains(&a.checkpoint_minutes);
+    expect(
+        minutes_ok,
+        "align.checkpoint_minutes",
+        &a.checkpoint_minutes,
+        "0 to 10000",
+    );
+    expect(
+        a.checkpoints_kept >= 1,
+        "align.checkpoints_kept",
+        &a.checkpoints_kept,
+        "at least 1",
+    );
+    let measurable = a.validate_every == 0 || a.validation_pairs >= 2;
+    expect(
+        measurable,
+        "align.validation_pairs",
+        &a.validation_pairs,
+        "at least 2, or `align.validate_every = 0`",
+    );
     expect(
         positive(a.step_timeout_s),
         "align.step_timeout_s",

@@ -234,9 +234,19 @@ pub struct AlignSection {
     pub log_norm_weight: f64,
     /// The projector's hidden width; 0 is four times the encoder's.
     pub projector_hidden: u32,
-    /// Steps between checkpoints; 0 writes none.
+    /// Pairs of a rank whose activations are held at once; 0 is all. Less takes less memory and more time.
+    pub micro_batch: u32,
+    /// Steps between checkpoints; 0 leaves it to `checkpoint_minutes`.
     pub checkpoint_every: u64,
-    /// Seconds that a step's communication may take before the gang is formed anew.
+    /// Minutes between checkpoints; 0 leaves it to `checkpoint_every`.
+    pub checkpoint_minutes: f64,
+    /// How many of the newest checkpoints are kept, beside the best.
+    pub checkpoints_kept: u32,
+    /// Steps between looks at held-out pairs; 0 never looks, and no checkpoint is the best.
+    pub validate_every: u64,
+    /// Held-out pairs that are looked at.
+    pub validation_pairs: u32,
+    /// Seconds that a step may take before it is taken for hung and the gang is formed anew.
     pub step_timeout_s: f64,
     /// Fewest ranks to train with.
     pub min_ranks: u32,
@@ -264,7 +274,12 @@ impl Default for AlignSection {
             direction_weight: 0.05,
             log_norm_weight: 0.02,
             projector_hidden: 0,
+            micro_batch: 0,
             checkpoint_every: 1_000,
+            checkpoint_minutes: 10.0,
+            checkpoints_kept: 3,
+            validate_every: 1_000,
+            validation_pairs: 512,
             step_timeout_s: 60.0,
             min_ranks: 1,
             max_ranks: 0,

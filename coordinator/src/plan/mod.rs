@@ -221,11 +221,13 @@ fn fact<'a>(stage: StageName, manifest: &'a Manifest, name: &str) -> Result<&'a 
 
 /// The content of what a stage made, whatever its paths: roles, rows and hashes.
 fn content(manifest: &Manifest) -> String {
-    let lines: Vec<String> = manifest
-        .artifacts
-        .iter()
-        .map(|a| format!("{} {} {}", a.role, a.rows, a.sha256))
-        .collect();
+    content_of(manifest, "")
+}
+
+/// The same of the artefacts whose role begins with `role`.
+fn content_of(manifest: &Manifest, role: &str) -> String {
+    let of_role = manifest.artifacts.iter().filter(|a| a.role.starts_with(role));
+    let lines: Vec<String> = of_role.map(|a| format!("{} {} {}", a.role, a.rows, a.sha256)).collect();
     lines.join("\n")
 }
 

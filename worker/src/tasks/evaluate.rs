@@ -8,7 +8,7 @@ use llink_proto::{Evaluate, TaskResult};
 use serde_json::json;
 
 use super::TaskContext;
-use super::align::read_tables;
+use super::training::read_tables;
 use crate::llink::projector::Projector;
 use crate::llink::retrieval::{RetrievalMetrics, retrieval_metrics};
 use crate::models::SpecialTokens;

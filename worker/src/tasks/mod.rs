@@ -1,11 +1,11 @@
 //! One file for each kind of task, and what they share: the store, progress, checked reads.
 
 mod align;
-mod checkpoints;
 mod embed;
 mod evaluate;
 mod models;
 mod shard;
+mod training;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -121,6 +121,7 @@ pub fn run(context: &TaskContext, task: Task) -> Result<TaskResult> {
 pub fn failure(error: &Error) -> Failure {
     let kind = match error {
         Error::Model { .. } | Error::Input(_) | Error::Diverged { .. } => FailureKind::Input,
+        Error::Checkpoint { .. } => FailureKind::Storage,
         Error::Datasets(llink_datasets::Error::Store { .. }) | Error::Io { .. } => FailureKind::Storage,
         Error::Datasets(_) => FailureKind::Input,
         Error::Peer { .. } | Error::Aborted(_) => FailureKind::Peer,
