@@ -49,7 +49,17 @@ pub enum Error {
     Diverged {
         /// Steps count from 0.
         step: u64,
-        /// Which number was not finite, and the pairs of the batch.
+        /// Which number was not finite, and the first pairs of the batch.
+        reason: String,
+        /// All pairs of the batch.
+        ids: Vec<u64>,
+    },
+    /// A checkpoint that is not what was written.
+    #[error("{path}: {reason}")]
+    Checkpoint {
+        /// The file.
+        path: String,
+        /// How it differs.
         reason: String,
     },
 }

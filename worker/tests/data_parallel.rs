@@ -11,11 +11,13 @@ use half::f16;
 use llink_datasets::vectors::VectorTable;
 use llink_worker::Error;
 use llink_worker::collective::{AbortHandle, Collective, Ring, RingOptions, Solo};
-use llink_worker::train::align::{AlignOutcome, StepReport, align};
+use llink_worker::train::align::{AlignOutcome, AlignRun, align};
 use llink_worker::train::align_data::AlignData;
 use llink_worker::train::align_options::AlignOptions;
-use llink_worker::train::checkpoint::AlignState;
+use llink_worker::train::align_state::AlignState;
+use llink_worker::train::observer::each;
 use llink_worker::train::random::{mix, uniform};
+use llink_worker::train::step_record::StepRecord;
 
 const PAIRS: usize = 600;
 
@@ -62,14 +64,44 @@ fn options() -> AlignOptions {
     }
 }
 
-/// Trains without a checkpoint and returns each step's report.
-fn train(options: &AlignOptions, collective: &mut dyn Collective) -> (Vec<StepReport>, AlignOutcome) {
-    let mut reports = Vec::new();
-    let outcome = align(options, &data(), collective, None, &mut |report, _| {
-        reports.push(*report);
+/// A run from the beginning, or from a state.
+fn run<'a>(options: &'a AlignOptions, data: &'a AlignData, resume: Option<AlignState>) -> AlignRun<'a> {
+    AlignRun {
+        options,
+        data,
+        resume,
+        micro_batch: 0,
+        validation: None,
+    }
+}
+
+/// Trains without a checkpoint and returns each step's record.
+fn train(options: &AlignOptions, collective: &mut dyn Collective) -> (Vec<StepRecord>, AlignOutcome) {
+    train_in_pieces(options, 0, collective)
+}
+
+/// The same with at most `micro_batch` rows' activations at once.
+fn train_in_pieces(
+    options: &AlignOptions,
+    micro_batch: usize,
+    collective: &mut dyn Collective,
+) -> (Vec<StepRecord>, AlignOutcome) {
+    let mut records = Vec::new();
+    let data = data();
+    let work = AlignRun {
+        micro_batch,
+        ..run(options, &data, None)
+    };
+    let mut watch = each(|record, _| {
+        records.push(record.clone());
         Ok(ControlFlow::Continue(()))
     });
-    (reports, outcome.unwrap())
+    let outcome = align(work, collective, &mut watch).unwrap();
+    (records, outcome)
+}
+
+fn grad_norm(record: &StepRecord) -> f64 {
+    record.number("grad_norm").unwrap()
 }
 
 fn on_ring<T: Send>(world_size: usize, timeout: Duration, work: impl Fn(&mut dyn Collective) -> T + Sync) -> Vec<T> {
@@ -98,22 +130,22 @@ fn any_number_of_ranks_sees_the_same_losses() {
     let (alone, _) = train(&options(), &mut Solo::default());
     assert_eq!(alone.len(), 200);
     assert!(
-        alone[199].loss < 0.6 * alone[0].loss,
+        alone[199].loss() < 0.6 * alone[0].loss(),
         "nothing was learnt: {} to {}",
-        alone[0].loss,
-        alone[199].loss
+        alone[0].loss(),
+        alone[199].loss()
     );
     for world_size in [2, 3, 4] {
         let ranks = on_ring(world_size, Duration::from_secs(30), |ring| train(&options(), ring));
         let mut worst = 0.0_f64;
         for (single, shared) in alone.iter().zip(&ranks[0].0) {
-            worst = worst.max((single.loss - shared.loss).abs());
+            worst = worst.max((single.loss() - shared.loss()).abs());
             assert!(
-                (single.loss - shared.loss).abs() < 1e-4,
+                (single.loss() - shared.loss()).abs() < 1e-4,
                 "step {}: {single:?} {shared:?}",
                 single.step
             );
-            assert!((single.grad_norm / shared.grad_norm - 1.0).abs() < 1e-2);
+            assert!((grad_norm(single) / grad_norm(shared) - 1.0).abs() < 1e-2);
         }
         println!(
             "{world_size} ranks: losses within {worst:.1e} over {} steps",
@@ -129,6 +161,28 @@ fn any_number_of_ranks_sees_the_same_losses() {
 }
 
 #[test]
+fn accumulating_over_micro_batches_changes_nothing_but_memory() {
+    let (whole, _) = train(&options(), &mut Solo::default());
+    let compare = |cut: &[StepRecord], how: &str| {
+        let mut worst = 0.0_f64;
+        for (whole, cut) in whole.iter().zip(cut) {
+            worst = worst.max((whole.loss() - cut.loss()).abs());
+            assert!(worst < 1e-4, "{how}, step {}: {whole:?} {cut:?}", cut.step);
+        }
+        println!("{how}: losses within {worst:.1e} over {} steps", cut.len());
+    };
+    // Cuts that fit, that do not, one row at a time, and more than there are.
+    for micro_batch in [10, 7, 1, 1000] {
+        let (cut, _) = train_in_pieces(&options(), micro_batch, &mut Solo::default());
+        assert_eq!(cut.len(), whole.len());
+        compare(&cut, &format!("micro-batches of {micro_batch}"));
+    }
+    let ranks = on_ring(2, Duration::from_secs(30), |ring| train_in_pieces(&options(), 8, ring));
+    compare(&ranks[0].0, "2 ranks, micro-batches of 8");
+    assert_eq!(ranks[0].1.projector, ranks[1].1.projector);
+}
+
+#[test]
 fn ranks_without_rows_take_part() {
     let options = AlignOptions {
         batch: 2,
@@ -138,7 +192,7 @@ fn ranks_without_rows_take_part() {
     let (alone, _) = train(&options, &mut Solo::default());
     let ranks = on_ring(3, Duration::from_secs(30), |ring| train(&options, ring));
     for (single, shared) in alone.iter().zip(&ranks[0].0) {
-        assert!((single.loss - shared.loss).abs() < 1e-4, "{single:?} {shared:?}");
+        assert!((single.loss() - shared.loss()).abs() < 1e-4, "{single:?} {shared:?}");
     }
 }
 
@@ -146,26 +200,22 @@ fn ranks_without_rows_take_part() {
 fn a_resumed_run_ends_with_the_same_bits_at_any_step() {
     let options = AlignOptions { steps: 40, ..options() };
     let mut checkpoints = Vec::new();
-    let whole = align(&options, &data(), &mut Solo::default(), None, &mut |_, snapshot| {
+    let data = data();
+    let mut watch = each(|_, snapshot| {
         checkpoints.push(snapshot()?);
         Ok(ControlFlow::Continue(()))
     });
-    let whole = whole.unwrap();
+    let whole = align(run(&options, &data, None), &mut Solo::default(), &mut watch).unwrap();
     assert_eq!((whole.next_step, checkpoints.len()), (40, 40));
     for step in [0, 3, 11, 38, 39] {
         let state = AlignState::from_safetensors("checkpoint", &checkpoints[step]).unwrap();
         assert_eq!(state.step, step as u64 + 1);
         let mut last = None;
-        let resumed = align(
-            &options,
-            &data(),
-            &mut Solo::default(),
-            Some(state),
-            &mut |_, snapshot| {
-                last = Some(snapshot()?);
-                Ok(ControlFlow::Continue(()))
-            },
-        );
+        let mut watch = each(|_, snapshot| {
+            last = Some(snapshot()?);
+            Ok(ControlFlow::Continue(()))
+        });
+        let resumed = align(run(&options, &data, Some(state)), &mut Solo::default(), &mut watch);
         assert_eq!(resumed.unwrap().projector, whole.projector, "from step {step}");
         // Moments, queue and cursor as well: the last checkpoints are the same file.
         if let Some(last) = last {
@@ -180,28 +230,23 @@ fn a_run_may_go_on_with_another_number_of_ranks() {
     let options = AlignOptions { steps: 60, ..options() };
     let mut checkpoint = Vec::new();
     let mut losses: Vec<f64> = Vec::new();
-    let outcome = align(
-        &options,
-        &data(),
-        &mut Solo::default(),
-        None,
-        &mut |report, snapshot| {
-            if report.step == 29 {
-                checkpoint = snapshot()?;
-            }
-            losses.push(report.loss);
-            Ok(ControlFlow::Continue(()))
-        },
-    );
-    outcome.unwrap();
+    let data = data();
+    let mut watch = each(|record, snapshot| {
+        if record.step == 29 {
+            checkpoint = snapshot()?;
+        }
+        losses.push(record.loss());
+        Ok(ControlFlow::Continue(()))
+    });
+    align(run(&options, &data, None), &mut Solo::default(), &mut watch).unwrap();
     let ranks = on_ring(3, Duration::from_secs(30), |ring| {
         let state = AlignState::from_safetensors("checkpoint", &checkpoint).unwrap();
         let mut losses = Vec::new();
-        let outcome = align(&options, &data(), ring, Some(state), &mut |report, _| {
-            losses.push(report.loss);
+        let mut watch = each(|record, _| {
+            losses.push(record.loss());
             Ok(ControlFlow::Continue(()))
         });
-        outcome.unwrap();
+        align(run(&options, &data, Some(state)), ring, &mut watch).unwrap();
         losses
     });
     let resumed: &Vec<f64> = &ranks[0];
@@ -215,18 +260,20 @@ fn a_run_may_go_on_with_another_number_of_ranks() {
 fn a_checkpoint_of_another_training_is_refused_by_name() {
     let options = AlignOptions { steps: 2, ..options() };
     let mut checkpoint = Vec::new();
-    let outcome = align(&options, &data(), &mut Solo::default(), None, &mut |_, snapshot| {
+    let data = data();
+    let mut watch = each(|_, snapshot| {
         checkpoint = snapshot()?;
         Ok(ControlFlow::Break(()))
     });
+    let outcome = align(run(&options, &data, None), &mut Solo::default(), &mut watch);
     assert_eq!(outcome.unwrap().next_step, 1, "the observer ended it after one step");
     let other = AlignOptions {
         weight_decay: 0.2,
         ..options
     };
     let state = AlignState::from_safetensors("checkpoint", &checkpoint).unwrap();
-    let proceed = &mut |_: &StepReport, _: &dyn Fn() -> Result<Vec<u8>, Error>| Ok(ControlFlow::Continue(()));
-    let text = align(&other, &data(), &mut Solo::default(), Some(state), proceed)
+    let proceed = &mut each(|_, _| Ok(ControlFlow::Continue(())));
+    let text = align(run(&other, &data, Some(state)), &mut Solo::default(), proceed)
         .unwrap_err()
         .to_string();
     assert!(
@@ -244,8 +291,10 @@ fn ranks_that_start_from_different_places_are_refused() {
             seed: 17 + ring.rank() as u64,
             ..options()
         };
-        let proceed = &mut |_: &StepReport, _: &dyn Fn() -> Result<Vec<u8>, Error>| Ok(ControlFlow::Continue(()));
-        align(&options, &data(), ring, None, proceed).unwrap_err().to_string()
+        let proceed = &mut each(|_, _| Ok(ControlFlow::Continue(())));
+        align(run(&options, &data(), None), ring, proceed)
+            .unwrap_err()
+            .to_string()
     });
     assert!(
         errors.iter().all(|text| text.contains("different weights")),
@@ -259,16 +308,11 @@ fn a_member_that_is_lost_ends_the_gang_with_errors() {
     let results = on_ring(3, timeout, |ring| {
         let rank = ring.rank();
         let started = Instant::now();
-        let result = align(
-            &options(),
-            &data(),
-            ring,
-            None,
-            &mut |report, _| match (rank, report.step) {
-                (1, 20) => Err(Error::Input("the disk is full".into())),
-                _ => Ok(ControlFlow::Continue(())),
-            },
-        );
+        let mut watch = each(|record, _| match (rank, record.step) {
+            (1, 20) => Err(Error::Input("the disk is full".into())),
+            _ => Ok(ControlFlow::Continue(())),
+        });
+        let result = align(run(&options(), &data(), None), ring, &mut watch);
         (result.unwrap_err(), started.elapsed())
     });
     assert!(matches!(&results[1].0, Error::Input(text) if text == "the disk is full"));
@@ -288,11 +332,12 @@ fn numbers_that_run_away_are_named_with_step_and_pairs() {
         dropout: 0.0,
         ..options()
     };
-    let proceed = &mut |_: &StepReport, _: &dyn Fn() -> Result<Vec<u8>, Error>| Ok(ControlFlow::Continue(()));
-    let error = align(&options, &data(), &mut Solo::default(), None, proceed).unwrap_err();
-    let Error::Diverged { step, reason } = &error else {
+    let proceed = &mut each(|_, _| Ok(ControlFlow::Continue(())));
+    let error = align(run(&options, &data(), None), &mut Solo::default(), proceed).unwrap_err();
+    let Error::Diverged { step, reason, ids } = &error else {
         panic!("{error}")
     };
     assert!((1..5).contains(step), "{error}");
     assert!(reason.contains("and 34 more"), "{reason}");
+    assert_eq!(ids.len(), 50);
 }

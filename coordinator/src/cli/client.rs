@@ -94,6 +94,6 @@ fn exit_of(kind: FailureKind) -> Exit {
         FailureKind::Input => Exit::Input,
         FailureKind::Storage => Exit::Storage,
         FailureKind::Resources => Exit::Resources,
-        FailureKind::Peer | FailureKind::Internal | FailureKind::Unspecified => Exit::Internal,
+        FailureKind::Peer | FailureKind::Internal | FailureKind::Stopped | FailureKind::Unspecified => Exit::Internal,
     }
 }

@@ -7,6 +7,9 @@ use super::{CleaningSection, ColumnName, JobFile, Problem, Sources};
 /// Takes whether a value can be meant, its key, the value, and what was expected.
 type Expect<'a> = dyn FnMut(bool, &str, &dyn std::fmt::Display, &str) + 'a;
 
+/// Notes a key whose value is not what is expected: (holds, key, given, expected).
+pub(super) type Expect<'a> = &'a mut dyn FnMut(bool, &str, &dyn std::fmt::Display, &str);
+
 /// Every value out of range, by its key. Places are filled in by the parser.
 pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
     let mut found = Vec::new();
@@ -233,6 +236,26 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
         &a.log_norm_weight,
         "0 or more",
     );
+    let minutes_ok = (0.0..=10_000.0).contains(&a.checkpoint_minutes);
+    expect(
+        minutes_ok,
+        "align.checkpoint_minutes",
+        &a.checkpoint_minutes,
+        "0 to 10000",
+    );
+    expect(
+        a.checkpoints_kept >= 1,
+        "align.checkpoints_kept",
+        &a.checkpoints_kept,
+        "at least 1",
+    );
+    let measurable = a.validate_every == 0 || a.validation_pairs >= 2;
+    expect(
+        measurable,
+        "align.validation_pairs",
+        &a.validation_pairs,
+        "at least 2, or `align.validate_every = 0`",
+    );
     expect(
         positive(a.step_timeout_s),
         "align.step_timeout_s",
@@ -249,6 +272,13 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
     );
     let batch_spreads = a.max_ranks <= a.batch && a.min_ranks <= a.batch;
     expect(batch_spreads, "align.max_ranks", &a.max_ranks, "at most `align.batch`");
+    super::instruct::problems(job, &mut expect);
+    expect(
+        job.evaluate.max_answer_tokens >= 1,
+        "evaluate.max_answer_tokens",
+        &job.evaluate.max_answer_tokens,
+        "at least 1",
+    );
     expect(
         job.evaluate.benchmark_pairs >= 2,
         "evaluate.benchmark_pairs",

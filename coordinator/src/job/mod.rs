@@ -5,11 +5,13 @@
 mod check;
 mod cleaning;
 mod error;
+mod instruct;
 mod parse;
 mod source;
 
 pub use cleaning::{CleaningSection, NearDuplicates};
 pub use error::{JobFileError, Problem};
+pub use instruct::{InstructMode, InstructSection};
 pub use parse::parse;
 pub use source::{ColumnName, CompressionName, FormatName, SourceEntry, Sources};
 
@@ -45,6 +47,9 @@ pub struct JobFile {
     /// Stage A.
     #[serde(default)]
     pub align: AlignSection,
+    /// Stage B, if it is wanted; it needs `[instructions]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instruct: Option<InstructSection>,
     /// What is measured.
     #[serde(default)]
     pub evaluate: EvaluateSection,
@@ -225,9 +230,19 @@ pub struct AlignSection {
     pub log_norm_weight: f64,
     /// The projector's hidden width; 0 is four times the encoder's.
     pub projector_hidden: u32,
-    /// Steps between checkpoints; 0 writes none.
+    /// Pairs of a rank whose activations are held at once; 0 is all. Less takes less memory and more time.
+    pub micro_batch: u32,
+    /// Steps between checkpoints; 0 leaves it to `checkpoint_minutes`.
     pub checkpoint_every: u64,
-    /// Seconds that a step's communication may take before the gang is formed anew.
+    /// Minutes between checkpoints; 0 leaves it to `checkpoint_every`.
+    pub checkpoint_minutes: f64,
+    /// How many of the newest checkpoints are kept, beside the best.
+    pub checkpoints_kept: u32,
+    /// Steps between looks at held-out pairs; 0 never looks, and no checkpoint is the best.
+    pub validate_every: u64,
+    /// Held-out pairs that are looked at.
+    pub validation_pairs: u32,
+    /// Seconds that a step may take before it is taken for hung and the gang is formed anew.
     pub step_timeout_s: f64,
     /// Fewest ranks to train with.
     pub min_ranks: u32,
@@ -255,7 +270,12 @@ impl Default for AlignSection {
             direction_weight: 0.05,
             log_norm_weight: 0.02,
             projector_hidden: 0,
+            micro_batch: 0,
             checkpoint_every: 1_000,
+            checkpoint_minutes: 10.0,
+            checkpoints_kept: 3,
+            validate_every: 1_000,
+            validation_pairs: 512,
             step_timeout_s: 60.0,
             min_ranks: 1,
             max_ranks: 0,
@@ -269,11 +289,19 @@ impl Default for AlignSection {
 pub struct EvaluateSection {
     /// Held-out pairs that retrieval is measured on.
     pub benchmark_pairs: u64,
+    /// Held-out instructions to answer, if the job has Stage B.
+    pub answers: u32,
+    /// The longest answer.
+    pub max_answer_tokens: u32,
 }
 
 impl Default for EvaluateSection {
     fn default() -> Self {
-        Self { benchmark_pairs: 1024 }
+        Self {
+            benchmark_pairs: 1024,
+            answers: 200,
+            max_answer_tokens: 128,
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! stage whose key has a committed manifest is not run again.
 
 mod embed;
+mod instruct;
 mod shard;
 mod train;
 
@@ -31,20 +32,36 @@ pub enum StageName {
     Embed,
     /// Stage A: the projector.
     Align,
-    /// Held-out retrieval.
+    /// Stage B: slots and LoRA.
+    Instruct,
+    /// Held-out retrieval and answers.
     Evaluate,
 }
 
 impl StageName {
     /// Every stage, in order.
-    pub const ALL: [Self; 5] = [Self::Shard, Self::Models, Self::Embed, Self::Align, Self::Evaluate];
+    pub const ALL: [Self; 6] = [
+        Self::Shard,
+        Self::Models,
+        Self::Embed,
+        Self::Align,
+        Self::Instruct,
+        Self::Evaluate,
+    ];
+
+    /// The stages of this job: Stage B is for those that ask for it.
+    #[must_use]
+    pub fn of(job: &JobFile) -> Vec<Self> {
+        let wanted = |stage: &Self| *stage != Self::Instruct || job.instruct.is_some();
+        Self::ALL.into_iter().filter(wanted).collect()
+    }
 
     /// Raised whenever the stage's code computes something else from the same inputs, so that old results are not reused.
     fn version(self) -> u32 {
         match self {
             // 2: near-duplicates, and more than one table for a large source.
             Self::Shard => 2,
-            Self::Models | Self::Embed | Self::Align | Self::Evaluate => 1,
+            Self::Models | Self::Embed | Self::Align | Self::Instruct | Self::Evaluate => 1,
         }
     }
 
@@ -56,6 +73,7 @@ impl StageName {
             Self::Models => "models",
             Self::Embed => "embed",
             Self::Align => "align",
+            Self::Instruct => "instruct",
             Self::Evaluate => "evaluate",
         }
     }
@@ -67,7 +85,7 @@ impl StageName {
             Self::Shard => "rows",
             Self::Models => "models",
             Self::Embed => "sentences",
-            Self::Align => "steps",
+            Self::Align | Self::Instruct => "steps",
             Self::Evaluate => "pairs",
         }
     }
@@ -162,6 +180,7 @@ pub fn stage_key(stage: StageName, inputs: &Inputs<'_>) -> Result<String, PlanEr
         StageName::Models => shard::models_key_parts(inputs)?,
         StageName::Embed => embed::key_parts(inputs)?,
         StageName::Align => train::align_key_parts(inputs)?,
+        StageName::Instruct => instruct::key_parts(inputs)?,
         StageName::Evaluate => train::evaluate_key_parts(inputs)?,
     };
     let text = format!("llink/{}/{}\n{}", stage, stage.version(), parts.join("\n"));
@@ -183,6 +202,7 @@ pub fn phase(
         StageName::Models => shard::models_phase(key, inputs, results),
         StageName::Embed => embed::phase(key, inputs, results),
         StageName::Align => train::align_phase(key, inputs, results),
+        StageName::Instruct => instruct::phase(key, inputs, results),
         StageName::Evaluate => train::evaluate_phase(key, inputs, results),
     }
 }
@@ -223,11 +243,13 @@ fn fact<'a>(stage: StageName, manifest: &'a Manifest, name: &str) -> Result<&'a 
 
 /// The content of what a stage made, whatever its paths: roles, rows and hashes.
 fn content(manifest: &Manifest) -> String {
-    let lines: Vec<String> = manifest
-        .artifacts
-        .iter()
-        .map(|a| format!("{} {} {}", a.role, a.rows, a.sha256))
-        .collect();
+    content_of(manifest, "")
+}
+
+/// The same of the artefacts whose role begins with `role`.
+fn content_of(manifest: &Manifest, role: &str) -> String {
+    let of_role = manifest.artifacts.iter().filter(|a| a.role.starts_with(role));
+    let lines: Vec<String> = of_role.map(|a| format!("{} {} {}", a.role, a.rows, a.sha256)).collect();
     lines.join("\n")
 }
 

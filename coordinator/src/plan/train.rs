@@ -1,23 +1,33 @@
 //! The `align` and `evaluate` stages.
 
+use llink_datasets::manifest::Manifest;
 use llink_proto::task::Kind;
-use llink_proto::{Align, AlignOptions, Evaluate, ModelRole, Task, TaskResult};
+use llink_proto::{Align, AlignOptions, Artifact, Evaluate, ModelRole, Task, TaskResult, Upkeep};
 
 use super::embed::model_ref;
 use super::{
-    Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, content, earlier, fact, json, manifest_of, with_role,
+    Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, content, content_of, earlier, fact, json, manifest_of,
+    with_role,
 };
+use crate::job::AlignSection;
 
 pub(super) fn align_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
     let embed = earlier(StageName::Align, StageName::Embed, inputs)?;
-    // How often it is saved and by how many it is run changes nothing in what is learnt, but for rounding.
-    let mut section = inputs.job.align.clone();
-    (
-        section.checkpoint_every,
-        section.step_timeout_s,
-        section.min_ranks,
-        section.max_ranks,
-    ) = (0, 0.0, 1, 0);
+    // How often it is saved and measured and by how many it is run changes nothing in what is learnt, but for rounding.
+    let given = &inputs.job.align;
+    let standard = AlignSection::default();
+    let section = AlignSection {
+        micro_batch: standard.micro_batch,
+        checkpoint_every: standard.checkpoint_every,
+        checkpoint_minutes: standard.checkpoint_minutes,
+        checkpoints_kept: standard.checkpoints_kept,
+        validate_every: standard.validate_every,
+        validation_pairs: standard.validation_pairs,
+        step_timeout_s: standard.step_timeout_s,
+        min_ranks: standard.min_ranks,
+        max_ranks: standard.max_ranks,
+        ..given.clone()
+    };
     Ok(vec![
         content(embed),
         json(&section),
@@ -50,16 +60,32 @@ pub(super) fn align_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskRes
         weight_direction: section.direction_weight,
         weight_log_norm: section.log_norm_weight,
         projector_hidden: section.projector_hidden,
-        checkpoint_every: section.checkpoint_every,
+    };
+    let upkeep = Upkeep {
+        checkpoint_steps: section.checkpoint_every,
+        checkpoint_seconds: section.checkpoint_minutes * 60.0,
+        checkpoints_kept: section.checkpoints_kept,
+        validate_steps: section.validate_every,
         step_timeout_s: section.step_timeout_s,
-        min_ranks: section.min_ranks,
-        max_ranks: section.max_ranks,
+    };
+    let held_out = |tower: &str| match section.validate_every {
+        0 => Vec::new(),
+        _ => with_role(embed, &format!("embeddings/{tower}/holdout")),
     };
     let kind = Kind::Align(Align {
         encoder_vectors: with_role(embed, "embeddings/encoder/train"),
         teacher_vectors: with_role(embed, "embeddings/teacher/train"),
         options: Some(options),
         directory: super::directory(StageName::Align, key),
+        upkeep: Some(upkeep),
+        held_out_encoder_vectors: held_out("encoder"),
+        held_out_teacher_vectors: held_out("teacher"),
+        validation_pairs: if section.validate_every == 0 {
+            0
+        } else {
+            section.validation_pairs
+        },
+        micro_batch: section.micro_batch,
     });
     let ranks = Ranks {
         min: section.min_ranks,
@@ -75,13 +101,23 @@ pub(super) fn align_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskRes
     ))
 }
 
+/// The artefact of a role of which there is one.
+pub(super) fn the_one(stage: StageName, manifest: &Manifest, role: &str) -> Result<Artifact, PlanError> {
+    let first = with_role(manifest, role).into_iter().next();
+    first.ok_or_else(|| PlanError {
+        stage,
+        reason: format!("stage {} left no {role}", manifest.stage),
+    })
+}
+
 pub(super) fn evaluate_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
     let stage = StageName::Evaluate;
     Ok(vec![
         content(earlier(stage, StageName::Shard, inputs)?),
         fact(stage, earlier(stage, StageName::Models, inputs)?, "decoder.fingerprint")?.into(),
         content(earlier(stage, StageName::Embed, inputs)?),
-        content(earlier(stage, StageName::Align, inputs)?),
+        content_of(earlier(stage, StageName::Align, inputs)?, "projector"),
+        super::instruct::evaluated(inputs)?,
         json(&inputs.job.evaluate),
         format!("seed {}", inputs.job.seed),
     ])
@@ -94,13 +130,7 @@ pub(super) fn evaluate_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<Task
     }
     let embed = earlier(stage, StageName::Embed, inputs)?;
     let align = earlier(stage, StageName::Align, inputs)?;
-    let projector = with_role(align, "projector")
-        .into_iter()
-        .next()
-        .ok_or_else(|| PlanError {
-            stage,
-            reason: "stage align left no projector".into(),
-        })?;
+    let projector = the_one(stage, align, "projector")?;
     let benchmark_pairs = inputs.job.evaluate.benchmark_pairs;
     let kind = Kind::Evaluate(Evaluate {
         encoder_vectors: with_role(embed, "embeddings/encoder/holdout"),
@@ -111,6 +141,7 @@ pub(super) fn evaluate_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<Task
         decoder: Some(model_ref(stage, inputs, "decoder", ModelRole::Decoder)?),
         path: format!("evaluate/{key}/report.json"),
         seed: inputs.job.seed,
+        answers: super::instruct::answers(key, inputs)?,
     });
     Ok(one_task(
         "measure",
@@ -122,7 +153,7 @@ pub(super) fn evaluate_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<Task
     ))
 }
 
-fn one_task(phase: &str, kind: Kind, weight: u64, ranks: Ranks, inputs: &Inputs<'_>, label: &str) -> Phase {
+pub(super) fn one_task(phase: &str, kind: Kind, weight: u64, ranks: Ranks, inputs: &Inputs<'_>, label: &str) -> Phase {
     let spec = Task {
         output_url: inputs.job.output.clone(),
         kind: Some(kind),

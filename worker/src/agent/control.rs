@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::collective::Position;
 use crate::{Error, Result};
 
 /// How far a task is.
@@ -14,6 +15,8 @@ pub struct Progress {
     pub total: u64,
     /// Newest loss, temperature, …
     pub figures: BTreeMap<String, f64>,
+    /// Where a rank is in its training; empty elsewhere.
+    pub place: String,
 }
 
 /// Called once, when the task is told to stop.
@@ -24,6 +27,7 @@ struct State {
     progress: Progress,
     stopped: Option<String>,
     on_stop: Vec<OnStop>,
+    position: Option<Position>,
 }
 
 /// Shared by a task's thread and the agent.
@@ -63,10 +67,19 @@ impl TaskControl {
         }
     }
 
+    /// From now on the task's place is what `position` says.
+    pub fn is_at(&self, position: Position) {
+        self.state().position = Some(position);
+    }
+
     /// How far the task is.
     #[must_use]
     pub fn progress(&self) -> Progress {
-        self.state().progress.clone()
+        let state = self.state();
+        Progress {
+            place: state.position.as_ref().map(ToString::to_string).unwrap_or_default(),
+            ..state.progress.clone()
+        }
     }
 
     /// Tells the task to stop; only the first reason counts.

@@ -103,5 +103,6 @@ fn progress((task_id, token): LeaseId, control: &TaskControl) -> TaskProgress {
         done: progress.done,
         total: progress.total,
         figures: progress.figures,
+        place: progress.place,
     }
 }

@@ -10,10 +10,12 @@ mod handshake;
 mod ring;
 mod ring_call;
 mod solo;
+mod watched;
 
 pub use abort::AbortHandle;
 pub use ring::{Ring, RingOptions};
 pub use solo::Solo;
+pub use watched::{Position, Watched};
 
 use crate::Result;
 

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::kernels::{add, add_product, gelu, reduce};
+use super::matrix::Existing;
 use super::vectorized::vectorized;
 use crate::train::dropout::RowMask;
 
@@ -77,13 +78,20 @@ vectorized! {
 
 /// The sum of each column of `values`, or of its product with `factors`, over all rows.
 pub(super) fn sum_columns(values: &[f32], factors: Option<&[f32]>, sums: &mut [f32]) {
+    sum_columns_into(values, factors, sums, Existing::Overwritten);
+}
+
+/// As [`sum_columns`]; the sums are added to those that are there if these are kept.
+pub(super) fn sum_columns_into(values: &[f32], factors: Option<&[f32]>, sums: &mut [f32], existing: Existing) {
     let width = sums.len();
     let blocks = sums.par_chunks_mut(COLUMN_BLOCK).enumerate();
     blocks
         .with_min_len(if values.len() < 1 << 17 { width } else { 1 })
         .for_each(|(block, sums)| {
             let columns = block * COLUMN_BLOCK..block * COLUMN_BLOCK + sums.len();
-            sums.fill(0.0);
+            if existing == Existing::Overwritten {
+                sums.fill(0.0);
+            }
             match factors {
                 Some(factors) => {
                     for (values, factors) in values.chunks_exact(width).zip(factors.chunks_exact(width)) {

@@ -80,7 +80,7 @@ impl<'a> Target<'a> {
 /// # Panics
 /// When the shapes do not fit each other or the target.
 pub fn matmul(left: Matrix<'_>, right: Matrix<'_>, target: Target<'_>) {
-    multiply(left, right, target, Existing::Overwritten, 1.0);
+    multiply_into(left, right, target, Existing::Overwritten, 1.0);
 }
 
 /// Adds `factor · left · right` to `target`; otherwise as [`matmul`].
@@ -88,19 +88,23 @@ pub fn matmul(left: Matrix<'_>, right: Matrix<'_>, target: Target<'_>) {
 /// # Panics
 /// When the shapes do not fit each other or the target.
 pub fn matmul_add(left: Matrix<'_>, right: Matrix<'_>, target: Target<'_>, factor: f32) {
-    multiply(left, right, target, Existing::Kept, factor);
+    multiply_into(left, right, target, Existing::Kept, factor);
 }
 
 /// What becomes of the numbers that stand where a product goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Existing {
+pub enum Existing {
     /// The product replaces them.
     Overwritten,
     /// The product is added to them.
     Kept,
 }
 
-fn multiply(left: Matrix<'_>, right: Matrix<'_>, target: Target<'_>, existing: Existing, factor: f32) {
+/// Writes `factor · left · right` to `target`, or adds it to what is there.
+///
+/// # Panics
+/// When the shapes do not fit each other or the target.
+pub fn multiply_into(left: Matrix<'_>, right: Matrix<'_>, target: Target<'_>, existing: Existing, factor: f32) {
     let (m, n, k) = (left.rows, right.columns, left.columns);
     assert_eq!(k, right.rows, "the inner sizes of a product");
     if m == 0 || n == 0 {

@@ -10,8 +10,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::kernels::{multiply, rows_per_task};
-use super::layers::{activate, layer_norm, layer_norm_backward, sum_columns};
-use super::matrix::{Matrix, Target, matmul};
+use super::layers::{activate, layer_norm, layer_norm_backward, sum_columns_into};
+use super::matrix::{Existing, Matrix, Target, matmul, multiply_into};
 use super::parameters::{self, initialize_linear, split, split_mut};
 use crate::train::dropout::Dropout;
 use crate::train::random::key;
@@ -74,6 +74,22 @@ impl ProjectorShape {
     #[must_use]
     pub fn ranges(&self) -> [Range<usize>; 6] {
         parameters::ranges(&self.tensors())
+    }
+
+    /// How many of the parameters are the first Linear's: they come first.
+    #[must_use]
+    pub fn first_linear(&self) -> usize {
+        parameters::count(&self.first_half())
+    }
+
+    fn first_half(&self) -> [(&'static str, Vec<usize>); 2] {
+        let [up, up_bias, ..] = self.tensors();
+        [up, up_bias]
+    }
+
+    fn second_half(&self) -> [(&'static str, Vec<usize>); 4] {
+        let [_, _, down, down_bias, norm, norm_bias] = self.tensors();
+        [down, down_bias, norm, norm_bias]
     }
 
     /// How many parameters there are.
@@ -232,25 +248,34 @@ impl Projector {
         by_projected: &mut [f32],
         gradient: &mut [f32],
     ) {
-        let ProjectorShape {
-            input,
-            hidden: h,
-            output: d,
-        } = self.shape;
-        let [_, _, down, _, norm, _] = split(&self.shape.tensors(), &self.parameters);
-        let b = rows.len() / input;
+        let (up, down) = gradient.split_at_mut(self.shape.first_linear());
+        self.backward_down(rows, activations, by_projected, down, Existing::Overwritten);
+        self.backward_up(rows, activations, by_projected, up, Existing::Overwritten);
+    }
+
+    /// The first half: the gradient by the LayerNorm and the second Linear, which lie from
+    /// [`ProjectorShape::first_linear`] on. Leaves in `by_projected` what [`Projector::backward_up`] goes on with.
+    pub fn backward_down(
+        &self,
+        rows: &[f32],
+        activations: &mut Activations,
+        by_projected: &mut [f32],
+        gradient: &mut [f32],
+        existing: Existing,
+    ) {
+        let (h, d) = (self.shape.hidden, self.shape.output);
+        let [_, _, _, _, norm, _] = split(&self.shape.tensors(), &self.parameters);
+        let b = rows.len() / self.shape.input;
         let Activations {
             hidden,
-            slope,
             normalized,
             inverse_deviation,
             ..
         } = activations;
-        let [by_up, by_up_bias, by_down, by_down_bias, by_norm, by_norm_bias] =
-            split_mut(&self.shape.tensors(), gradient);
+        let [by_down, by_down_bias, by_norm, by_norm_bias] = split_mut(&self.shape.second_half(), gradient);
 
-        sum_columns(by_projected, Some(normalized), by_norm);
-        sum_columns(by_projected, None, by_norm_bias);
+        sum_columns_into(by_projected, Some(normalized), by_norm, existing);
+        sum_columns_into(by_projected, None, by_norm_bias, existing);
         let block = rows_per_task(b, d);
         let blocks = by_projected
             .par_chunks_mut(block * d)
@@ -264,18 +289,44 @@ impl Projector {
                     .zip(inverse_deviation);
                 rows.for_each(|((by, x), inverse)| layer_norm_backward(by, x, norm, *inverse));
             });
-        let by_down_output = &*by_projected;
 
-        sum_columns(by_down_output, None, by_down_bias);
+        sum_columns_into(by_projected, None, by_down_bias, existing);
         // [d, b] · [b, h]
-        let by_output = Matrix::new(by_down_output, b, d);
-        matmul(
+        let by_output = Matrix::new(by_projected, b, d);
+        multiply_into(
             by_output.transposed(),
             Matrix::new(hidden, b, h),
             Target::new(by_down, h),
+            existing,
+            1.0,
         );
+    }
+
+    /// The second half: the gradient by the first Linear, which lies before [`ProjectorShape::first_linear`].
+    pub fn backward_up(
+        &self,
+        rows: &[f32],
+        activations: &mut Activations,
+        by_output: &[f32],
+        gradient: &mut [f32],
+        existing: Existing,
+    ) {
+        let ProjectorShape {
+            input,
+            hidden: h,
+            output: d,
+        } = self.shape;
+        let [_, _, down, _, _, _] = split(&self.shape.tensors(), &self.parameters);
+        let b = rows.len() / input;
+        let Activations { hidden, slope, .. } = activations;
+        let [by_up, by_up_bias] = split_mut(&self.shape.first_half(), gradient);
+
         // [b, d] · [d, h], into the place of the activations that are no longer needed
-        matmul(by_output, Matrix::new(down, d, h), Target::new(hidden, h));
+        matmul(
+            Matrix::new(by_output, b, d),
+            Matrix::new(down, d, h),
+            Target::new(hidden, h),
+        );
         let block = rows_per_task(b, h) * h;
         hidden
             .par_chunks_mut(block)
@@ -283,12 +334,14 @@ impl Projector {
             .for_each(|(by_hidden, slope)| multiply(by_hidden, slope));
         let by_up_output = &*hidden;
 
-        sum_columns(by_up_output, None, by_up_bias);
+        sum_columns_into(by_up_output, None, by_up_bias, existing);
         // [h, b] · [b, d_e]
-        matmul(
+        multiply_into(
             Matrix::new(by_up_output, b, h).transposed(),
             Matrix::new(rows, b, input),
             Target::new(by_up, input),
+            existing,
+            1.0,
         );
     }
 }

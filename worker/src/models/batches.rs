@@ -112,11 +112,6 @@ impl Packed {
     pub(crate) fn last_rows(&self) -> Vec<u32> {
         self.offsets[1..].iter().map(|&end| end as u32 - 1).collect()
     }
-
-    /// The ids as a tensor [T].
-    pub(crate) fn ids_tensor(&self, device: &Device) -> Result<Tensor> {
-        Ok(Tensor::from_slice(&self.ids, self.ids.len(), device)?)
-    }
 }
 
 #[cfg(test)]

@@ -8,14 +8,14 @@ use super::batches::{Packed, check_ids, in_batches};
 use super::config::LlamaConfig;
 use super::llama_layer::{CachedLayer, LastRows, Layer, Place};
 use super::lora::LayerAdapter;
-use super::ops::{AttentionSpans, Causality, FrozenLinear, Rope, rms_norm, rms_norm_backward};
+use super::ops::{AttentionSpans, Causality, Embedding, FrozenLinear, Rope, rms_norm, rms_norm_backward};
 use super::weights::Weights;
 use crate::{Error, Result};
 
 /// Llama without its tokenizer: token ids in, hidden states and logits out.
 pub struct Llama {
     config: LlamaConfig,
-    embedding: Tensor, // [vocab, hidden]
+    embedding: Embedding, // [vocab, hidden]
     pub(super) layers: Vec<Layer>,
     norm: Tensor,
     pub(super) head: FrozenLinear,
@@ -53,20 +53,19 @@ impl Llama {
         let config = LlamaConfig::load(dir)?;
         let weights = Weights::open(dir, &["model.", ""], device, dtype)?;
         let shape = [config.vocab_size, config.hidden_size];
-        let embedding = weights.tensor("embed_tokens.weight", &shape)?;
         let head = match config.tie_word_embeddings {
-            true => embedding.clone(),
-            false => weights.tensor("lm_head.weight", &shape)?,
+            true => "embed_tokens.weight",
+            false => "lm_head.weight",
         };
         let layers = (0..config.num_hidden_layers)
             .map(|index| Layer::load(&weights, &format!("layers.{index}"), &config))
             .collect::<Result<_>>()?;
         Ok(Self {
             norm: weights.tensor("norm.weight", &[config.hidden_size])?,
-            head: FrozenLinear::new(head, None),
+            head: weights.linear(head, shape, None)?,
+            embedding: weights.embedding("embed_tokens.weight", shape)?,
             frequencies: config.rope_frequencies(),
             config,
-            embedding,
             layers,
             path: dir.display().to_string(),
         })
@@ -78,7 +77,7 @@ impl Llama {
     }
 
     /// The token embedding, [vocab, hidden].
-    pub fn embedding(&self) -> &Tensor {
+    pub(crate) fn embedding(&self) -> &Embedding {
         &self.embedding
     }
 
@@ -95,7 +94,7 @@ impl Llama {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Vec<Vec<f32>>> {
         self.check(ids)?;
-        in_batches(ids, self.embedding.device(), token_budget, progress, |packed| {
+        in_batches(ids, self.norm.device(), token_budget, progress, |packed| {
             self.forward(packed, None, Rows::LastOfEach, &[])
         })
     }
@@ -124,8 +123,7 @@ impl Llama {
 
     /// The embeddings of token ids, [T, hidden].
     pub(crate) fn embed(&self, ids: &[u32]) -> Result<Tensor> {
-        let ids = Tensor::from_slice(ids, ids.len(), self.embedding.device())?;
-        Ok(self.embedding.index_select(&ids, 0)?)
+        self.embedding.rows(ids)
     }
 
     /// Hidden states after the final norm: [T, hidden], or [B, hidden] for the last row of each sequence.
@@ -182,6 +180,11 @@ impl Llama {
     /// The turns of packed sequences whose first position is `past`.
     pub(super) fn rope(&self, packed: &Packed, past: usize, dtype: DType, device: &Device) -> Result<Rope> {
         Rope::new(&packed.positions(past), &self.frequencies, dtype, device)
+    }
+
+    /// Where and in what the layers compute.
+    pub(super) fn activations(&self) -> (&Device, DType) {
+        (self.norm.device(), self.norm.dtype())
     }
 
     /// The norm before the output head.

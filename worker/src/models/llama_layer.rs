@@ -72,13 +72,14 @@ impl Layer {
         let hidden = config.hidden_size;
         let linear = |projection: Projection| -> Result<FrozenLinear> {
             let (rows, columns) = projection.shape(config);
-            let weight = weights.tensor(&format!("{name}.{}.weight", projection.path()), &[rows, columns])?;
-            Ok(FrozenLinear::new(weight, None))
+            weights.linear(&format!("{name}.{}.weight", projection.path()), [rows, columns], None)
         };
+        let norm = |part: &str| weights.tensor(&format!("{name}.{part}.weight"), &[hidden]);
+        let (input_norm, post_norm) = (norm("input_layernorm")?, norm("post_attention_layernorm")?);
         let linears: Vec<_> = Projection::ALL.into_iter().map(linear).collect::<Result<_>>()?;
         Ok(Self {
-            input_norm: weights.tensor(&format!("{name}.input_layernorm.weight"), &[hidden])?,
-            post_norm: weights.tensor(&format!("{name}.post_attention_layernorm.weight"), &[hidden])?,
+            input_norm,
+            post_norm,
             linears: linears
                 .try_into()
                 .map_err(|_| Error::Input("a layer has seven linear layers".into()))?,

@@ -127,10 +127,10 @@ impl Llama {
     }
 
     /// Embeddings [T, hidden] in the model's dtype on its device.
-    fn on_device(&self, embeddings: &[f32]) -> Result<Tensor> {
-        let (width, own) = (self.config().hidden_size, self.embedding());
-        let embeddings = Tensor::from_slice(embeddings, (embeddings.len() / width, width), own.device())?;
-        Ok(embeddings.to_dtype(own.dtype())?)
+    pub(super) fn on_device(&self, embeddings: &[f32]) -> Result<Tensor> {
+        let (width, (device, dtype)) = (self.config().hidden_size, self.activations());
+        let embeddings = Tensor::from_slice(embeddings, (embeddings.len() / width, width), device)?;
+        Ok(embeddings.to_dtype(dtype)?)
     }
 }
 

@@ -6,14 +6,14 @@ use candle_core::{DType, Device, Tensor};
 
 use super::batches::{Packed, check_ids, in_batches};
 use super::config::XlmRobertaConfig;
-use super::ops::{Attention, AttentionSpans, Causality, FrozenLinear, add_layer_norm, gelu, layer_norm};
+use super::ops::{Attention, AttentionSpans, Causality, Embedding, FrozenLinear, add_layer_norm, gelu, layer_norm};
 use super::weights::Weights;
 use crate::Result;
 
 /// XLM-R without its tokenizer: token ids in, vectors out.
 pub(crate) struct XlmRoberta {
     config: XlmRobertaConfig,
-    words: Tensor,     // [vocab, hidden]
+    words: Embedding,  // [vocab, hidden]
     positions: Tensor, // [max_position_embeddings, hidden], the one token type's row added
     norm: LayerNorm,
     layers: Vec<Layer>,
@@ -26,7 +26,7 @@ impl XlmRoberta {
         let config = XlmRobertaConfig::load(dir)?;
         let weights = Weights::open(dir, &["", "roberta.", "model."], device, dtype)?;
         let hidden = config.hidden_size;
-        let words = weights.tensor("embeddings.word_embeddings.weight", &[config.vocab_size, hidden])?;
+        let words = weights.embedding("embeddings.word_embeddings.weight", [config.vocab_size, hidden])?;
         let types = weights.tensor(
             "embeddings.token_type_embeddings.weight",
             &[config.type_vocab_size, hidden],
@@ -72,7 +72,7 @@ impl XlmRoberta {
                     .collect()
             })
             .collect();
-        in_batches(&attended, self.words.device(), token_budget, progress, |packed| {
+        in_batches(&attended, self.positions.device(), token_budget, progress, |packed| {
             self.pooled(packed)
         })
     }
@@ -81,17 +81,17 @@ impl XlmRoberta {
     fn pooled(&self, packed: &Packed) -> Result<Tensor> {
         if packed.ids.is_empty() {
             let shape = (packed.offsets.len() - 1, self.config.hidden_size);
-            return Ok(Tensor::zeros(shape, DType::F32, self.words.device())?);
+            return Ok(Tensor::zeros(shape, DType::F32, self.positions.device())?);
         }
         mean_pool(&self.hidden_states(packed)?, &packed.offsets)
     }
 
     /// The last hidden states, [T, hidden].
     fn hidden_states(&self, packed: &Packed) -> Result<Tensor> {
-        let device = self.words.device();
+        let device = self.positions.device();
         let first = self.config.pad_token_id as usize + 1;
         let positions = Tensor::new(packed.positions(first), device)?;
-        let words = self.words.index_select(&packed.ids_tensor(device)?, 0)?;
+        let words = self.words.rows(&packed.ids)?;
         let mut x = self
             .norm
             .forward((words + self.positions.index_select(&positions, 0)?)?)?;
@@ -157,9 +157,8 @@ impl Layer {
     fn load(weights: &Weights, name: &str, config: &XlmRobertaConfig) -> Result<Self> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let linear = |part: &str, rows: usize, columns: usize| -> Result<FrozenLinear> {
-            let weight = weights.tensor(&format!("{name}.{part}.weight"), &[rows, columns])?;
-            let bias = weights.tensor(&format!("{name}.{part}.bias"), &[rows])?;
-            Ok(FrozenLinear::new(weight, Some(bias)))
+            let (weight, bias) = (format!("{name}.{part}.weight"), format!("{name}.{part}.bias"));
+            weights.linear(&weight, [rows, columns], Some(&bias))
         };
         let heads = config.num_attention_heads;
         Ok(Self {

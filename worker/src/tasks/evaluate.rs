@@ -8,7 +8,7 @@ use llink_proto::{Evaluate, TaskResult};
 use serde_json::json;
 
 use super::TaskContext;
-use super::align::read_tables;
+use super::training::read_tables;
 use crate::llink::projector::Projector;
 use crate::llink::retrieval::{RetrievalMetrics, retrieval_metrics};
 use crate::models::SpecialTokens;
@@ -58,6 +58,9 @@ pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> 
     if let Some((english, foreign)) = tokens(context, &store, task, pairs)? {
         result.figures.insert("decoder_tokens.english".into(), english);
         result.figures.insert("decoder_tokens.foreign".into(), foreign);
+    }
+    if let (Some(answers), Some(model)) = (&task.answers, &task.decoder) {
+        super::answers::run(context, &store, answers, model, &after, &mut result)?;
     }
     if pairs < task.benchmark_pairs as usize {
         result.warnings.push(format!(

@@ -3,45 +3,23 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
+use super::agreement::{agree_on, hash, same_options};
 use super::align_data::{AlignBatchRows, AlignData};
 use super::align_options::AlignOptions;
+use super::align_state::{self, AlignState};
 use super::align_step::{AlignTrainer, StepInput};
+use super::align_validation::AlignValidation;
 use super::batch::{BatchPlan, rank_slice};
-use super::checkpoint::{self, AlignState};
 use super::dropout::Dropout;
+use super::observer::Observer;
 use super::optimizer::AdamW;
-use super::step::StepSeconds;
-
 use super::schedule::{cosine_lr, temperature};
+use super::step_record::{StepRecord, StepSeconds};
+use super::upkeep::Upkeep;
 use crate::collective::Collective;
 use crate::llink::projector::Projector;
 use crate::llink::teacher_queue::TeacherQueue;
 use crate::{Error, Result};
-
-/// What a person or a log may want to know of one step. Losses are over the global batch, before the step.
-#[derive(Debug, Clone, Copy)]
-pub struct StepReport {
-    /// Counts from 0.
-    pub step: u64,
-    /// The weighted sum.
-    pub loss: f64,
-    /// Symmetric InfoNCE.
-    pub info_nce: f64,
-    /// Mean of 1 − cosine.
-    pub direction: f64,
-    /// Mean squared difference of log norms.
-    pub log_norm: f64,
-    /// Before clipping.
-    pub grad_norm: f64,
-    /// Of this step.
-    pub learning_rate: f64,
-    /// τ of this step.
-    pub temperature: f64,
-    /// In the global batch.
-    pub pairs: usize,
-    /// On this rank.
-    pub seconds: StepSeconds,
-}
 
 /// What training left.
 #[derive(Debug, Clone)]
@@ -51,11 +29,24 @@ pub struct AlignOutcome {
     /// The step that would come next; all steps are done when it is the options' `steps`.
     pub next_step: u64,
     /// The last step taken here, if any was.
-    pub last: Option<StepReport>,
+    pub last: Option<StepRecord>,
 }
 
-/// Makes a checkpoint of the state after the step that is being reported; costs nothing when it is not called.
-pub type Snapshot<'a> = &'a dyn Fn() -> Result<Vec<u8>>;
+/// What is trained, on what, from where.
+#[derive(Debug)]
+pub struct AlignRun<'a> {
+    /// What it is trained with.
+    pub options: &'a AlignOptions,
+    /// Cached vectors.
+    pub data: &'a AlignData,
+    /// The state to go on from.
+    pub resume: Option<AlignState>,
+    /// Pairs of this rank whose activations are held at once; 0: all. It changes what memory is needed, and nothing else
+    /// but rounding.
+    pub micro_batch: usize,
+    /// Held-out pairs, and the steps after which rank 0 looks at them.
+    pub validation: Option<(&'a AlignValidation, &'a Upkeep)>,
+}
 
 /// Trains the projector. Every rank calls this with the same options, data and state; `observer` is called after each step and
 /// may end training, on all ranks at the same step.
@@ -65,28 +56,24 @@ pub type Snapshot<'a> = &'a dyn Fn() -> Result<Vec<u8>>;
 /// # Errors
 /// [`Error::Input`] when options, data and state do not fit each other; [`Error::Diverged`]; those of the collective and of
 /// the observer.
-pub fn align(
-    options: &AlignOptions,
-    data: &AlignData,
-    collective: &mut dyn Collective,
-    resume: Option<AlignState>,
-    observer: &mut dyn FnMut(&StepReport, Snapshot<'_>) -> Result<ControlFlow<()>>,
-) -> Result<AlignOutcome> {
+pub fn align(run: AlignRun<'_>, collective: &mut dyn Collective, observer: &mut dyn Observer) -> Result<AlignOutcome> {
+    let AlignRun { options, data, .. } = run;
     options.check()?;
     let plan = BatchPlan::new(options.seed, data.len(), options.batch)?;
-    let state = match resume {
+    let state = match run.resume {
         Some(state) => continued(options, data, state)?,
         None => fresh(options, data),
     };
     agree(data, &state, collective)?;
     let mut next_step = state.step;
-    let AlignState {
-        projector,
-        optimizer,
-        queue,
-        ..
-    } = state;
-    let mut trainer = AlignTrainer::new(projector, optimizer, queue, options.weights(), options.gradient_clip);
+    let mut trainer = AlignTrainer::new(
+        state.projector,
+        state.optimizer,
+        state.queue,
+        options.weights(),
+        options.gradient_clip,
+    )
+    .with_micro_batch(run.micro_batch);
     let own = rank_slice(options.batch, collective.rank(), collective.world_size());
     let mut batch = AlignBatchRows::default();
     let mut last = None;
@@ -112,34 +99,52 @@ pub fn align(
             learning_rate,
             dropout,
         };
-        let outcome = trainer.step(&input, collective)?;
+        let outcome = match trainer.step(&input, collective) {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                observer.interrupted(&error, next_step, &|| snapshot(options, next_step, &trainer));
+                return Err(error);
+            }
+        };
         next_step = step + 1;
 
-        let report = StepReport {
-            step,
-            loss: outcome.losses.total(&options.weights()),
-            info_nce: outcome.losses.info_nce,
-            direction: outcome.losses.direction,
-            log_norm: outcome.losses.log_norm,
-            grad_norm: outcome.grad_norm,
-            learning_rate,
-            temperature,
-            pairs: rows.len(),
-            seconds: StepSeconds {
-                data: data_seconds,
-                ..outcome.seconds
-            },
+        let seconds = StepSeconds {
+            data: data_seconds,
+            total: started.elapsed().as_secs_f64(),
+            ..outcome.seconds
         };
-        last = Some(report);
-        let AlignTrainer {
-            projector,
-            optimizer,
-            queue,
-            ..
-        } = &trainer;
-        let snapshot = || checkpoint::to_safetensors(options, next_step, projector, optimizer, queue);
-        if observer(&report, &snapshot)?.is_break() {
-            break;
+        let looks =
+            |(_, upkeep): &(_, &Upkeep)| collective.rank() == 0 && upkeep.validation_due(next_step, options.steps);
+        let validation = run
+            .validation
+            .filter(looks)
+            .map(|(pairs, _)| pairs.measure(&trainer.projector));
+        let record = StepRecord {
+            step,
+            numbers: vec![
+                ("loss", outcome.losses.total(&options.weights())),
+                ("info_nce", outcome.losses.info_nce),
+                ("direction", outcome.losses.direction),
+                ("log_norm", outcome.losses.log_norm),
+                ("grad_norm", outcome.grad_norm),
+                ("learning_rate", learning_rate),
+                ("temperature", temperature),
+            ],
+            pairs: rows.len() as u64,
+            tokens: 0,
+            seconds,
+            validation: validation.transpose()?,
+        };
+        let state = || snapshot(options, next_step, &trainer);
+        let told = observer.stepped(&record, &state);
+        last = Some(record);
+        match told {
+            Ok(ControlFlow::Continue(())) => {}
+            Ok(ControlFlow::Break(())) => break,
+            Err(error) => {
+                observer.interrupted(&error, next_step, &state);
+                return Err(error);
+            }
         }
     }
     Ok(AlignOutcome {
@@ -147,6 +152,11 @@ pub fn align(
         next_step,
         last,
     })
+}
+
+/// The checkpoint after `steps` steps.
+fn snapshot(options: &AlignOptions, steps: u64, trainer: &AlignTrainer) -> Result<Vec<u8>> {
+    align_state::to_safetensors(options, steps, &trainer.projector, &trainer.optimizer, &trainer.queue)
 }
 
 /// The state before the first step.
@@ -163,19 +173,7 @@ fn fresh(options: &AlignOptions, data: &AlignData) -> AlignState {
 
 /// The state to go on from, unless it belongs to another training.
 fn continued(options: &AlignOptions, data: &AlignData, state: AlignState) -> Result<AlignState> {
-    let json = |options: &AlignOptions| {
-        serde_json::to_value(options).map_err(|error| Error::Input(format!("comparing options: {error}")))
-    };
-    let (now, then) = (json(options)?, json(&state.options)?);
-    let mut fields = now.as_object().into_iter().flatten();
-    if let Some((field, value)) = fields.find(|(field, value)| then.get(field.as_str()) != Some(*value)) {
-        let then = then
-            .get(field.as_str())
-            .map_or_else(|| "nothing".to_owned(), ToString::to_string);
-        return Err(Error::Input(format!(
-            "the checkpoint was trained with `{field}` {then}, this run asks for {value}"
-        )));
-    }
+    same_options(options, &state.options)?;
     let (shape, found) = (data.projector_shape(options.projector_hidden), state.projector.shape());
     if shape != found {
         return Err(Error::Input(format!(
@@ -185,30 +183,14 @@ fn continued(options: &AlignOptions, data: &AlignData, state: AlignState) -> Res
     Ok(state)
 }
 
-/// Makes sure that all ranks start from the same step, weights and data: a difference would go unseen and spoil all.
+/// Makes sure that all ranks start from the same step, weights and data.
 fn agree(data: &AlignData, state: &AlignState, collective: &mut dyn Collective) -> Result<()> {
     let options = serde_json::to_vec(&state.options).map_err(|error| Error::Input(error.to_string()))?;
-    let hash = |bytes: &[u8]| xxhash_rust::xxh3::xxh3_64(bytes);
-    let weights = hash(bytemuck::cast_slice(&state.projector.parameters));
-    let (ids, options) = (hash(bytemuck::cast_slice(data.ids())), hash(&options));
     let facts = [
         ("step", state.step),
-        ("weights", weights),
-        ("pairs", ids),
-        ("options", options),
+        ("weights", hash(bytemuck::cast_slice(&state.projector.parameters))),
+        ("pairs", hash(bytemuck::cast_slice(data.ids()))),
+        ("options", hash(&options)),
     ];
-    // 16 bits fit an f32 exactly.
-    let words = |value: u64| [0, 16, 32, 48].map(|shift| (value >> shift & 0xffff) as f32);
-    let mine: Vec<f32> = facts.iter().flat_map(|(_, value)| words(*value)).collect();
-    let all = collective.all_gather(&mine, &vec![mine.len(); collective.world_size()])?;
-    for (rank, theirs) in all.chunks_exact(mine.len()).enumerate() {
-        let mut differing = facts.iter().zip(mine.chunks_exact(4).zip(theirs.chunks_exact(4)));
-        if let Some(((what, _), _)) = differing.find(|(_, (mine, theirs))| mine != theirs) {
-            let own = collective.rank();
-            return Err(Error::Input(format!(
-                "ranks {own} and {rank} start with different {what}"
-            )));
-        }
-    }
-    Ok(())
+    agree_on(&facts, collective)
 }

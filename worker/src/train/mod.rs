@@ -1,21 +1,37 @@
 //! The training loops and what they are made of.
 //!
 //! [`align`] is Stage A's loop. What a step does depends on the seed and the step alone: [`batch`] and [`dropout`] have no
-//! state to lose, and [`checkpoint`] holds the rest.
+//! state to lose, and a [`checkpoint`] holds the rest. Around a loop, whatever the stage: [`training_run`] watches it,
+//! [`checkpoints`] keeps its states, [`metrics`] its numbers, [`upkeep`] says how often.
 
+mod agreement;
 pub mod align;
 pub mod align_data;
 pub mod align_options;
+pub mod align_state;
 pub mod align_step;
+pub mod align_validation;
 pub mod batch;
 pub mod bench;
 mod bench_instruct;
 pub mod checkpoint;
+pub mod checkpoints;
 pub mod dropout;
+pub mod event_file;
+pub mod instruct;
 pub mod instruct_batch;
+pub mod instruct_data;
+pub mod instruct_options;
+pub mod instruct_state;
 pub mod instruct_step;
+pub mod metrics;
+pub mod observer;
 pub mod optimizer;
+pub mod overlap;
 pub mod random;
 pub mod schedule;
 pub mod step;
+pub mod step_record;
 pub mod tensor_file;
+pub mod training_run;
+pub mod upkeep;

@@ -2,25 +2,11 @@
 
 use std::time::Instant;
 
+pub use super::step_record::StepSeconds;
 use crate::{Error, Result};
 
 /// Ids that a divergence names before it only counts.
 const IDS_NAMED: usize = 16;
-
-/// Seconds of one step on this rank.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct StepSeconds {
-    /// Reading the batch.
-    pub data: f64,
-    /// Projection, mining, loss.
-    pub forward: f64,
-    /// Gradients by the parameters.
-    pub backward: f64,
-    /// Summing gradients over ranks, and waiting for the slowest.
-    pub reduce: f64,
-    /// Clipping, AdamW and the queue.
-    pub optimizer: f64,
-}
 
 /// Refuses a step whose loss or gradient is NaN or infinite, naming the step and the batch's ids.
 ///
@@ -39,7 +25,11 @@ pub(super) fn check_finite(step: u64, ids: &[u64], loss: f64, grad_norm: f64) ->
         "the loss is {loss}, the gradient's norm {grad_norm}; the batch's pairs are {}{more}",
         named.join(", ")
     );
-    Err(Error::Diverged { step, reason })
+    Err(Error::Diverged {
+        step,
+        reason,
+        ids: ids.to_vec(),
+    })
 }
 
 /// Measures phases one after another.

@@ -2,163 +2,106 @@
 
 use std::sync::Arc;
 
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp1, D, Layout, Shape, Storage, Tensor};
-use gemm::Parallelism;
-use rayon::prelude::*;
+use candle_core::{D, DType, Device, Tensor};
 
+use super::product::{FrozenMatrix, Precision, Stored};
 use super::{Values, fused};
 use crate::Result;
 
-/// x·Wᵀ + b with frozen weight W [out, in] and optional bias b [out]. The gradient flows to x only.
+/// x·Wᵀ + b with frozen weight W [out, in] and optional bias b [out].
 pub(crate) struct FrozenLinear {
-    weight: Tensor,
+    weight: Weight,
     bias: Option<Tensor>,
+}
+
+enum Weight {
+    /// On the CPU, for f32 inputs.
+    Host(Arc<FrozenMatrix>),
+    /// Anywhere else, or in the inputs' own dtype.
+    Tensor(Tensor),
 }
 
 impl FrozenLinear {
     /// From a weight [out, in] and a bias [out].
-    pub(crate) fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
+    ///
+    /// # Errors
+    /// When the weight is not a matrix.
+    pub(crate) fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+        if !(weight.device().is_cpu() && weight.dtype() == DType::F32) {
+            let weight = Weight::Tensor(weight);
+            return Ok(Self { weight, bias });
+        }
+        let (outer, inner) = weight.dims2()?;
+        let values = Stored::F32(Arc::new(weight.flatten_all()?.to_vec1()?));
+        Ok(Self::from_matrix(
+            FrozenMatrix::new(values, outer, inner, Precision::F32),
+            bias,
+        ))
+    }
+
+    /// On the CPU, from a matrix [out, in] and an f32 bias [out].
+    pub(crate) fn from_matrix(weight: FrozenMatrix, bias: Option<Tensor>) -> Self {
+        let weight = Weight::Host(Arc::new(weight));
         Self { weight, bias }
+    }
+
+    /// The weight on slices, when it is on the CPU.
+    pub(crate) fn matrix(&self) -> Option<&FrozenMatrix> {
+        match &self.weight {
+            Weight::Host(matrix) => Some(matrix),
+            Weight::Tensor(_) => None,
+        }
     }
 
     /// x [T, in] → [T, out].
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if fused(&[x, &self.weight]) && self.bias.as_ref().is_none_or(|bias| fused(&[bias])) {
-            return self.forward_fused(x);
+        if let Some(matrix) = self.matrix()
+            && fused(&[x])
+            && self.bias.as_ref().is_none_or(|bias| fused(&[bias]))
+            && x.dim(D::Minus1)? == matrix.inner()
+        {
+            return self.forward_fused(x, matrix);
         }
-        let product = if x.track_op() {
-            x.apply_op1_arc(Arc::new(Box::new(InputGradientOnly {
-                weight: self.weight.clone(),
-            })))?
-        } else {
-            x.matmul(&self.weight.t()?)?
-        };
+        let product = x.matmul(&self.weight()?.t()?)?;
         match &self.bias {
             Some(bias) => Ok(product.broadcast_add(bias)?),
             None => Ok(product),
         }
     }
 
-    /// The gradient by x [T, in] from that by x·Wᵀ [T, out].
+    /// The gradient by x [T, in] from that by x·Wᵀ [T, out]. W gets none.
     pub(crate) fn input_gradient(&self, by: &Tensor) -> Result<Tensor> {
-        Ok(by.matmul(&self.weight)?)
-    }
-
-    fn forward_fused(&self, x: &Tensor) -> Result<Tensor> {
-        let (rows, inner) = x.dims2()?;
-        let (outer, weight_inner) = self.weight.dims2()?;
-        if inner != weight_inner {
-            // Let the tensor library say it in its own words.
-            return Ok(x.matmul(&self.weight.t()?)?);
+        if let Weight::Host(matrix) = &self.weight
+            && fused(&[by])
+            && by.dim(D::Minus1)? == matrix.outer()
+        {
+            let out = matrix.gradient(Values::of(by)?.get()?);
+            return Ok(Tensor::from_vec(out, (by.dim(0)?, matrix.inner()), by.device())?);
         }
-        let (x_values, weight) = (Values::of(x)?, Values::of(&self.weight)?);
-        let (x_values, weight) = (x_values.get()?, weight.get()?);
-        let mut out: Vec<f32> = Vec::with_capacity(rows * outer);
-        if let Some(bias) = &self.bias {
-            let bias = Values::of(bias)?;
-            let bias = bias.get()?;
-            out.resize(rows * outer, 0.0);
-            out.par_chunks_mut(outer * super::rows_per_chunk(outer))
-                .for_each(|rows| {
-                    rows.chunks_exact_mut(outer).for_each(|row| row.copy_from_slice(bias));
-                });
-        }
-        let accumulate = self.bias.is_some();
-        // SAFETY: x is rows × inner and the weight outer × inner, both contiguous; out has room for rows × outer values,
-        // which gemm writes all, reading them first only when the bias has filled them.
-        unsafe {
-            gemm::gemm(
-                rows,
-                outer,
-                inner,
-                out.as_mut_ptr(),
-                1,
-                outer as isize,
-                accumulate,
-                x_values.as_ptr(),
-                1,
-                inner as isize,
-                weight.as_ptr(),
-                inner as isize,
-                1,
-                1.0,
-                1.0,
-                false,
-                false,
-                false,
-                Parallelism::Rayon(rayon::current_num_threads()),
-            );
-            out.set_len(rows * outer);
-        }
-        Ok(Tensor::from_vec(out, (rows, outer), x.device())?)
-    }
-}
-
-/// x·Wᵀ inside a gradient graph, without the weight's gradient.
-struct InputGradientOnly {
-    weight: Tensor,
-}
-
-impl InputGradientOnly {
-    fn sizes(&self, x: &Layout) -> candle_core::Result<(usize, usize, usize, usize)> {
-        let (outer, inner) = self.weight.dims2()?;
-        let rows = x.shape().elem_count() / inner;
-        Ok((1, rows, outer, inner))
+        Ok(by.matmul(&self.weight()?)?)
     }
 
-    fn shape(&self, x: &Layout) -> candle_core::Result<Shape> {
-        let mut dims = x.dims().to_vec();
-        if let Some(last) = dims.last_mut() {
-            *last = self.weight.dim(0)?;
-        }
-        Ok(dims.into())
-    }
-}
-
-impl CustomOp1 for InputGradientOnly {
-    fn name(&self) -> &'static str {
-        "frozen-linear"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let transposed = self.weight.t()?;
-        let (weight, weight_layout) = transposed.storage_and_layout();
-        match &*weight {
-            Storage::Cpu(weight) => Ok((
-                x.matmul(weight, self.sizes(layout)?, layout, weight_layout)?,
-                self.shape(layout)?,
-            )),
-            _ => Err(candle_core::Error::Msg(
-                "input on the CPU, weight on another device".into(),
-            )),
+    /// W as a tensor; a copy when it is mapped.
+    fn weight(&self) -> Result<Tensor> {
+        match &self.weight {
+            Weight::Tensor(weight) => Ok(weight.clone()),
+            Weight::Host(matrix) => {
+                let mut values = vec![0f32; matrix.outer() * matrix.inner()];
+                matrix.view().read_parallel(0, &mut values);
+                Ok(Tensor::from_vec(
+                    values,
+                    (matrix.outer(), matrix.inner()),
+                    &Device::Cpu,
+                )?)
+            }
         }
     }
 
-    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
-        let transposed = self.weight.t()?;
-        let (weight, weight_layout) = transposed.storage_and_layout();
-        match &*weight {
-            Storage::Cuda(weight) => Ok((
-                x.matmul(weight, self.sizes(layout)?, layout, weight_layout)?,
-                self.shape(layout)?,
-            )),
-            _ => Err(candle_core::Error::Msg(
-                "input on a GPU, weight on another device".into(),
-            )),
-        }
-    }
-
-    fn bwd(&self, _x: &Tensor, _out: &Tensor, gradient: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let (outer, inner) = self.weight.dims2()?;
-        let mut dims = gradient.dims().to_vec();
-        if let Some(last) = dims.last_mut() {
-            *last = inner;
-        }
-        let rows = gradient.elem_count() / gradient.dim(D::Minus1)?;
-        Ok(Some(
-            gradient.reshape((rows, outer))?.matmul(&self.weight)?.reshape(dims)?,
-        ))
+    fn forward_fused(&self, x: &Tensor, matrix: &FrozenMatrix) -> Result<Tensor> {
+        let bias = self.bias.as_ref().map(Values::of).transpose()?;
+        let bias = bias.as_ref().map(Values::get).transpose()?;
+        let out = matrix.product(Values::of(x)?.get()?, bias);
+        Ok(Tensor::from_vec(out, (x.dim(0)?, matrix.outer()), x.device())?)
     }
 }
 
@@ -166,7 +109,6 @@ impl CustomOp1 for InputGradientOnly {
 mod tests {
     use super::super::testing::{random, relative_error};
     use super::*;
-    use candle_core::Var;
 
     #[test]
     fn the_fused_product_agrees_with_the_composed_one() {
@@ -174,22 +116,27 @@ mod tests {
             let (x, weight) = (random(rows, inner, 1), random(outer, inner, 2));
             let bias = random(1, outer, 3).squeeze(0).unwrap();
             let product = x.matmul(&weight.t().unwrap()).unwrap();
-            let plain = FrozenLinear::new(weight.clone(), None).forward(&x).unwrap();
+            let plain = FrozenLinear::new(weight.clone(), None).unwrap().forward(&x).unwrap();
             assert!(relative_error(&plain, &product) < 1e-5);
-            let biased = FrozenLinear::new(weight, Some(bias.clone())).forward(&x).unwrap();
-            assert!(relative_error(&biased, &product.broadcast_add(&bias).unwrap()) < 1e-5);
+            let biased = FrozenLinear::new(weight, Some(bias.clone())).unwrap();
+            let expected = product.broadcast_add(&bias).unwrap();
+            assert!(relative_error(&biased.forward(&x).unwrap(), &expected) < 1e-5);
         }
     }
 
     #[test]
-    fn the_gradient_reaches_the_input() {
-        let (x, weight, pull) = (random(7, 12, 1), random(9, 12, 2), random(7, 9, 3));
-        let var = Var::from_tensor(&x).unwrap();
-        let out = FrozenLinear::new(weight.clone(), None)
-            .forward(var.as_tensor())
-            .unwrap();
-        let gradients = (out * &pull).unwrap().sum_all().unwrap().backward().unwrap();
-        let expected = pull.matmul(&weight).unwrap();
-        assert!(relative_error(gradients.get(&var).unwrap(), &expected) < 1e-5);
+    fn the_inputs_gradient_is_that_of_the_product() {
+        let (weight, by) = (random(9, 12, 2), random(7, 9, 3));
+        let linear = FrozenLinear::new(weight.clone(), None).unwrap();
+        let expected = by.matmul(&weight).unwrap();
+        assert!(relative_error(&linear.input_gradient(&by).unwrap(), &expected) < 1e-5);
+        let strided = by.t().unwrap().contiguous().unwrap().t().unwrap();
+        assert!(relative_error(&linear.input_gradient(&strided).unwrap(), &expected) < 1e-5);
+    }
+
+    #[test]
+    fn a_misshapen_input_is_refused() {
+        let linear = FrozenLinear::new(random(9, 12, 2), None).unwrap();
+        assert!(linear.forward(&random(7, 13, 1)).is_err());
     }
 }

@@ -5,18 +5,22 @@
 mod activation;
 mod attention;
 mod attention_backward;
+mod embedding;
 mod frozen_linear;
 mod low_rank;
 mod norm;
+mod product;
 mod rope;
 mod simd;
 mod strided;
 
 pub(crate) use activation::{gelu, silu_mul, silu_mul_backward};
 pub(crate) use attention::{Attention, AttentionSpans, Causality};
+pub(crate) use embedding::Embedding;
 pub(crate) use frozen_linear::FrozenLinear;
 pub(crate) use low_rank::LowRank;
 pub(crate) use norm::{add_layer_norm, add_rms_norm, layer_norm, rms_norm, rms_norm_backward};
+pub(crate) use product::{Format, FrozenMatrix, Precision, Stored};
 pub(crate) use rope::Rope;
 
 use std::ops::Range;

@@ -1,0 +1,106 @@
+//! The products by panels, on processors with AVX-512: how the work is cut.
+//!
+//! Everything is counted in 32-bit units along the depth: one f32, or a pair of bf16. A task is a stripe of output
+//! columns for a run of rows. For each block of the depth it unpacks its part of W into panels (they stay in the
+//! second-level cache), then takes few rows of x at a time (first-level cache) past all of them.
+
+use rayon::prelude::*;
+
+use super::avx512::{self, COLUMNS, DEPTH, Operand, ROWS, Start};
+use super::scratch::with_scratch;
+use crate::models::ops::rows_per_chunk;
+
+/// Columns of a stripe: 4 panels.
+const STRIPE: usize = 4 * COLUMNS;
+/// A run of rows is not cut shorter than so many: unpacking W has to be worth it.
+const FEW_ROWS: usize = 64;
+
+/// The output [rows, columns], shared by tasks that write disjoint parts of it.
+#[derive(Clone, Copy)]
+struct Output(*mut f32);
+
+// SAFETY: each task writes its own columns of its own rows, and nobody reads until all have ended.
+unsafe impl Send for Output {}
+// SAFETY: as above.
+unsafe impl Sync for Output {}
+
+impl Output {
+    /// The value at `index`.
+    ///
+    /// # Safety
+    /// It is within the output.
+    unsafe fn at(self, index: usize) -> *mut f32 {
+        // SAFETY: the caller's.
+        unsafe { self.0.add(index) }
+    }
+}
+
+/// x [rows, width] times the operand, plus the bias, into out [rows, columns].
+///
+/// # Panics
+/// When a slice has another size.
+pub(super) fn multiply(operand: &Operand<'_>, x: &[f32], rows: usize, bias: Option<&[f32]>, out: &mut [f32]) {
+    let (width, columns, depth) = (operand.width(), operand.columns(), operand.depth());
+    assert_eq!(x.len(), rows * width, "x is rows × width");
+    assert_eq!(out.len(), rows * columns, "out is rows × columns");
+    assert!(bias.is_none_or(|bias| bias.len() == columns), "a bias for each column");
+    let rounded = operand.rounds_inputs().then(|| round(operand, x));
+    let x: &[u32] = match &rounded {
+        Some(units) => units,
+        None => bytemuck::cast_slice(x),
+    };
+    let output = Output(out.as_mut_ptr());
+    let stripes = columns.div_ceil(STRIPE);
+    let runs = (2 * rayon::current_num_threads())
+        .div_ceil(stripes)
+        .min(rows / FEW_ROWS)
+        .max(1);
+    let run = rows.div_ceil(runs).next_multiple_of(ROWS);
+    let tasks = stripes * rows.div_ceil(run);
+    (0..tasks).into_par_iter().with_max_len(1).for_each(|task| {
+        let first_row = task / stripes * run;
+        let task_rows = first_row..(first_row + run).min(rows);
+        let first_column = task % stripes * STRIPE;
+        let n = STRIPE.min(columns - first_column);
+        with_scratch(|scratch| {
+            let (panels, inputs) = scratch.parts(STRIPE * DEPTH, ROWS * DEPTH);
+            for from in (0..depth).step_by(DEPTH) {
+                let units = from..(from + DEPTH).min(depth);
+                operand.pack(first_column..first_column + n, units.clone(), panels);
+                let start = match bias {
+                    _ if from > 0 => Start::Sum,
+                    None => Start::Zero,
+                    Some(bias) => Start::Bias(&bias[first_column..first_column + n]),
+                };
+                for row in task_rows.clone().step_by(ROWS) {
+                    let m = ROWS.min(task_rows.end - row);
+                    // Rows as far apart as in x would often share the cache's few places for one address modulo 4096.
+                    for (row, inputs) in (row..row + m).zip(inputs.chunks_exact_mut(DEPTH)) {
+                        inputs[..units.len()].copy_from_slice(&x[row * depth..][units.clone()]);
+                    }
+                    // SAFETY: the tile's rows and columns are within the output, and no other task has them.
+                    unsafe {
+                        let to = output.at(row * columns + first_column);
+                        avx512::tiles(operand, (m, n, units.len()), inputs, panels, &start, to, columns);
+                    }
+                }
+            }
+        });
+    });
+}
+
+/// x in units, rounded once for all stripes.
+fn round(operand: &Operand<'_>, x: &[f32]) -> Vec<u32> {
+    let (width, depth) = (operand.width(), operand.depth());
+    let mut units = vec![0u32; x.len() / width * depth];
+    let rows = rows_per_chunk(width);
+    units
+        .par_chunks_mut(rows * depth)
+        .zip(x.par_chunks(rows * width))
+        .for_each(|(units, x)| {
+            for (units, x) in units.chunks_exact_mut(depth).zip(x.chunks_exact(width)) {
+                operand.round(x, units);
+            }
+        });
+    units
+}

@@ -1,0 +1,113 @@
+//! Stage A's state between two steps, as one safetensors file: whoever goes on from it computes what would have been computed.
+
+use serde::{Deserialize, Serialize};
+
+use super::align_options::AlignOptions;
+use super::checkpoint;
+use super::optimizer::AdamW;
+use super::tensor_file::{TensorFile, Values};
+use crate::Result;
+use crate::llink::projector::Projector;
+use crate::llink::teacher_queue::TeacherQueue;
+
+/// All that a step changes, and what it was trained with. It does not depend on the number of ranks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AlignState {
+    /// The options of the run.
+    pub options: AlignOptions,
+    /// The step to take next.
+    pub step: u64,
+    /// The projector so far.
+    pub projector: Projector,
+    /// AdamW's moments.
+    pub optimizer: AdamW,
+    /// The teacher queue.
+    pub queue: TeacherQueue,
+}
+
+/// [`AlignState`] as a file, from borrowed parts.
+///
+/// # Errors
+/// None that the parts' invariants allow.
+pub fn to_safetensors(
+    options: &AlignOptions,
+    step: u64,
+    projector: &Projector,
+    optimizer: &AdamW,
+    queue: &TeacherQueue,
+) -> Result<Vec<u8>> {
+    let count = projector.parameters.len();
+    let mut tensors = projector.tensors("projector.");
+    tensors.push((
+        "optimizer.first_moment".into(),
+        vec![count],
+        Values::F32(&optimizer.first_moment),
+    ));
+    tensors.push((
+        "optimizer.second_moment".into(),
+        vec![count],
+        Values::F32(&optimizer.second_moment),
+    ));
+    tensors.push((
+        "queue.vectors".into(),
+        vec![queue.len(), queue.width()],
+        Values::F16(queue.vectors()),
+    ));
+    tensors.push(("queue.ids".into(), vec![queue.len()], Values::U64(queue.ids())));
+    let metadata = Metadata {
+        options: options.clone(),
+        step,
+        optimizer_steps: optimizer.steps,
+        queue_next: queue.next(),
+    };
+    checkpoint::write(&tensors, &metadata)
+}
+
+/// What is in the file beside the tensors.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Metadata {
+    options: AlignOptions,
+    step: u64,
+    optimizer_steps: u64,
+    queue_next: usize,
+}
+
+impl AlignState {
+    /// From the checkpoint `name`, whose content is `bytes`.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when it is no such file, or its parts do not fit each other.
+    pub fn from_safetensors(name: &str, bytes: &[u8]) -> Result<Self> {
+        let file = TensorFile::new(name, bytes)?;
+        let Metadata {
+            options,
+            step,
+            optimizer_steps,
+            queue_next,
+        } = checkpoint::metadata(&file)?;
+        let projector = Projector::from_tensors(&file, "projector.")?;
+        let moments = |name: &str| -> Result<Vec<f32>> {
+            let (shape, values) = file.f32(name)?;
+            if values.len() != projector.parameters.len() {
+                return Err(file.error(format!("{name} has shape {shape:?}, the projector another")));
+            }
+            Ok(values)
+        };
+        let mut optimizer = AdamW::new(options.adamw(), 0);
+        optimizer.steps = optimizer_steps;
+        optimizer.first_moment = moments("optimizer.first_moment")?;
+        optimizer.second_moment = moments("optimizer.second_moment")?;
+        let width = projector.shape().output;
+        let (vectors, ids) = (file.f16("queue.vectors")?.1, file.u64("queue.ids")?.1);
+        let queue = TeacherQueue::restore(options.queue_capacity, width, vectors, ids, queue_next)
+            .map_err(|error| file.error(error.to_string()))?;
+        Ok(Self {
+            step,
+            options,
+            projector,
+            optimizer,
+            queue,
+        })
+    }
+}

@@ -1,0 +1,234 @@
+//! Checkpoints in the object store.
+//!
+//! Below a training's directory: `checkpoints/step-N-generation-G.safetensors` with its manifest beside it,
+//! `checkpoints/best.json`, and the metrics of the steps between two checkpoints under `metrics/` and `tensorboard/`. A
+//! checkpoint counts once its manifest is there, which is written last. Names hold the generation of the gang, so that a
+//! rank that was given up on and comes late writes over nothing.
+
+mod manifest;
+mod writer;
+
+use llink_datasets::store::Store;
+use serde_json::json;
+
+use super::metrics::MetricsPiece;
+use crate::{Error, Result};
+
+pub use manifest::{CheckpointManifest, FileRecord, PieceRecord, best, superseded};
+pub use writer::{CheckpointWriter, Save};
+
+/// Where one training keeps its checkpoints and metrics.
+#[derive(Debug, Clone)]
+pub struct Checkpoints {
+    store: Store,
+    runtime: tokio::runtime::Handle,
+    directory: String,
+    generation: u64,
+    kept: usize,
+}
+
+/// A checkpoint that was read back whole.
+#[derive(Debug, Clone)]
+pub struct Restored {
+    /// How errors name it.
+    pub name: String,
+    /// What was written with it.
+    pub manifest: CheckpointManifest,
+    /// The safetensors file.
+    pub state: Vec<u8>,
+    /// Newer checkpoints that are damaged.
+    pub warnings: Vec<String>,
+}
+
+impl Checkpoints {
+    /// Below `directory` of `store`, written under the lease `generation`, of which the newest `kept` stay.
+    #[must_use]
+    pub const fn new(
+        store: Store,
+        runtime: tokio::runtime::Handle,
+        directory: String,
+        generation: u64,
+        kept: usize,
+    ) -> Self {
+        Self {
+            store,
+            runtime,
+            directory,
+            generation,
+            kept,
+        }
+    }
+
+    /// The newest checkpoint that is whole; damaged ones are passed over, and said so.
+    ///
+    /// # Errors
+    /// When the store can't be listed.
+    pub fn newest(&self) -> Result<Option<Restored>> {
+        let mut warnings = Vec::new();
+        for path in self.manifest_paths()?.iter().rev() {
+            match self.restore(path) {
+                Ok(restored) => return Ok(Some(Restored { warnings, ..restored })),
+                Err(error) => {
+                    let warning = format!("a damaged checkpoint was passed over for the one before it: {error}");
+                    tracing::warn!("{warning}");
+                    warnings.push(warning);
+                }
+            }
+        }
+        if !warnings.is_empty() {
+            tracing::warn!("no checkpoint is whole: training starts again from the beginning");
+        }
+        Ok(None)
+    }
+
+    /// The checkpoint after `steps` steps that was written under `generation`.
+    ///
+    /// # Errors
+    /// When it is missing or damaged.
+    pub fn load(&self, steps: u64, generation: u64) -> Result<Restored> {
+        self.restore(&format!("{}.json", self.stem(steps, generation)))
+    }
+
+    /// Writes a checkpoint: its state, the metrics since the one before, and its manifest, last. Then removes those that
+    /// are no longer needed.
+    fn save(&self, save: &Save, pieces: &mut Vec<PieceRecord>, step_seconds: f64) -> Result<CheckpointManifest> {
+        let stem = self.stem(save.steps, self.generation);
+        let state = self.put(format!("{stem}.safetensors"), save.state.clone())?;
+        if let Some(piece) = self.save_piece(&save.metrics)? {
+            pieces.push(piece);
+        }
+        let (steps, generation) = (save.steps, self.generation);
+        let manifest = CheckpointManifest::new(steps, generation, save.score, step_seconds, state, pieces.clone());
+        self.put(format!("{stem}.json"), manifest.to_json().into())?;
+        self.remove_superseded()?;
+        Ok(manifest)
+    }
+
+    /// Writes the metrics of some steps; nothing when there are none.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub fn save_piece(&self, piece: &MetricsPiece) -> Result<Option<PieceRecord>> {
+        let Some((first, last)) = piece.steps else {
+            return Ok(None);
+        };
+        let (directory, generation) = (&self.directory, self.generation);
+        let lines = format!("{directory}/metrics/steps-{first:09}-{last:09}-generation-{generation:06}.jsonl");
+        // TensorBoard takes whatever has `tfevents` in its name, in the order of names.
+        let events =
+            format!("{directory}/tensorboard/events.out.tfevents.{first:09}-{last:09}.generation-{generation:06}");
+        Ok(Some(PieceRecord {
+            first,
+            last,
+            lines: self.put(lines, piece.lines.clone().into())?,
+            events: self.put(events, piece.events.clone().into())?,
+        }))
+    }
+
+    /// The lines of all pieces, one after another, and what is wrong with those that are missing.
+    #[must_use]
+    pub fn read_lines(&self, pieces: &[PieceRecord]) -> (String, Vec<String>) {
+        let (mut lines, mut warnings) = (String::new(), Vec::new());
+        for piece in pieces {
+            let read = self.read(&piece.lines).and_then(|content| {
+                String::from_utf8(content).map_err(|_| self.damaged(&piece.lines.path, "it is not UTF-8".into()))
+            });
+            match read {
+                Ok(text) => lines.push_str(&text),
+                Err(error) => warnings.push(format!(
+                    "the metrics of steps {} to {} are lost: {error}",
+                    piece.first, piece.last
+                )),
+            }
+        }
+        (lines, warnings)
+    }
+
+    /// Writes a note beside the checkpoints; where it is.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub fn note(&self, name: &str, content: &serde_json::Value) -> Result<String> {
+        let content = serde_json::to_vec_pretty(content).expect("a JSON value has a text");
+        let path = format!("{}/checkpoints/{name}", self.directory);
+        self.put(path.clone(), content.into())?;
+        Ok(self.store.describe(&path))
+    }
+
+    /// How messages name a checkpoint.
+    #[must_use]
+    pub fn describe(&self, manifest: &CheckpointManifest) -> String {
+        self.store.describe(&manifest.state.path)
+    }
+
+    /// Names sort by step, then by generation.
+    fn stem(&self, steps: u64, generation: u64) -> String {
+        format!(
+            "{}/checkpoints/step-{steps:09}-generation-{generation:06}",
+            self.directory
+        )
+    }
+
+    /// The manifests of all checkpoints, oldest first.
+    fn manifest_paths(&self) -> Result<Vec<String>> {
+        let below = format!("{}/checkpoints", self.directory);
+        let objects = self.runtime.block_on(self.store.list(&below))?;
+        let step = format!("{below}/step-");
+        let paths = objects.into_iter().map(|object| object.path);
+        Ok(paths.filter(|p| p.starts_with(&step) && p.ends_with(".json")).collect())
+    }
+
+    fn manifest(&self, path: &str) -> Result<CheckpointManifest> {
+        let json = self.runtime.block_on(self.store.get(path))?;
+        CheckpointManifest::from_json(&json).map_err(|why| self.damaged(path, why))
+    }
+
+    fn restore(&self, path: &str) -> Result<Restored> {
+        let manifest = self.manifest(path)?;
+        Ok(Restored {
+            name: self.describe(&manifest),
+            state: self.read(&manifest.state)?,
+            manifest,
+            warnings: Vec::new(),
+        })
+    }
+
+    fn read(&self, file: &FileRecord) -> Result<Vec<u8>> {
+        let content = self.runtime.block_on(self.store.get(&file.path))?;
+        file.check(&content).map_err(|why| self.damaged(&file.path, why))?;
+        Ok(content.into())
+    }
+
+    fn put(&self, path: String, content: bytes::Bytes) -> Result<FileRecord> {
+        let record = FileRecord::of(path, &content);
+        self.runtime.block_on(self.store.put(&record.path, content))?;
+        Ok(record)
+    }
+
+    /// Keeps the newest and the best, and notes which one is the best.
+    fn remove_superseded(&self) -> Result<()> {
+        // One that can't be read is left to whoever resumes, who says so.
+        let paths = self.manifest_paths()?;
+        let whole: Vec<CheckpointManifest> = paths.iter().filter_map(|path| self.manifest(path).ok()).collect();
+        if let Some(best) = best(&whole) {
+            let note =
+                json!({"steps": best.steps, "generation": best.generation, "score": best.score, "state": best.state});
+            self.note("best.json", &note)?;
+        }
+        for old in superseded(&whole, self.kept) {
+            let stem = self.stem(old.steps, old.generation);
+            // The manifest first: what is left without one does not count.
+            for path in [format!("{stem}.json"), old.state.path.clone()] {
+                self.runtime.block_on(self.store.delete(&path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn damaged(&self, path: &str, why: String) -> Error {
+        Error::Checkpoint {
+            path: self.store.describe(path),
+            reason: why,
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! What stands around a training loop, whatever the stage: progress, metrics, checkpoints, and what is saved when it ends
+//! before its time.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::checkpoints::{CheckpointWriter, Checkpoints, Restored, Save};
+use super::metrics::MetricsPiece;
+use super::observer::{Observer, Snapshot};
+use super::step_record::StepRecord;
+use super::upkeep::Upkeep;
+use crate::agent::TaskControl;
+use crate::collective::Collective;
+use crate::{Error, Result};
+
+/// Between two looks at the figures that people see.
+const SHOW_EVERY: Duration = Duration::from_millis(200);
+
+/// Watches a training loop: an [`Observer`]. Rank 0 saves; the others only say how far they are.
+#[derive(Debug)]
+pub struct TrainingRun {
+    upkeep: Upkeep,
+    steps: u64,
+    world_size: usize,
+    control: Arc<TaskControl>,
+    saver: Option<Saver>,
+    shown: Instant,
+    pairs_since: u64,
+}
+
+/// Rank 0's part.
+#[derive(Debug)]
+struct Saver {
+    checkpoints: Checkpoints,
+    writer: CheckpointWriter,
+    /// Of the steps since the last save.
+    metrics: MetricsPiece,
+    saved: u64,
+    saved_at: Instant,
+    best: Option<f64>,
+    warnings: Vec<String>,
+}
+
+/// What a training that came to its end leaves.
+#[derive(Debug, Default)]
+pub struct Finished {
+    /// JSON lines of all steps, each once.
+    pub lines: String,
+    /// Seconds that those steps took on rank 0.
+    pub step_seconds: f64,
+    /// Damaged checkpoints, lost metrics, writes that failed.
+    pub warnings: Vec<String>,
+}
+
+impl TrainingRun {
+    /// Finds the newest whole checkpoint, the same on all ranks, and starts to watch a training of `steps` steps.
+    ///
+    /// # Errors
+    /// Those of the collective; when rank 0 can't list the store, or another rank can't read what rank 0 can.
+    pub fn begin(
+        checkpoints: Checkpoints,
+        upkeep: Upkeep,
+        steps: u64,
+        collective: &mut dyn Collective,
+        control: Arc<TaskControl>,
+    ) -> Result<(Self, Option<Restored>)> {
+        let restored = agree_on_checkpoint(&checkpoints, collective)?;
+        if let Some(restored) = &restored {
+            tracing::info!(steps = restored.manifest.steps, "goes on from {}", restored.name);
+        }
+        let saver = (collective.rank() == 0).then(|| Saver {
+            writer: CheckpointWriter::start(checkpoints.clone(), restored.as_ref().map(|r| &r.manifest)),
+            checkpoints,
+            metrics: MetricsPiece::default(),
+            saved: restored.as_ref().map_or(0, |r| r.manifest.steps),
+            saved_at: Instant::now(),
+            best: restored.as_ref().and_then(|r| r.manifest.score),
+            warnings: restored.as_ref().map(|r| r.warnings.clone()).unwrap_or_default(),
+        });
+        let run = Self {
+            upkeep,
+            steps,
+            world_size: collective.world_size(),
+            control,
+            saver,
+            shown: Instant::now(),
+            pairs_since: 0,
+        };
+        Ok((run, restored))
+    }
+
+    /// Ends the watch over a training that took all its steps. Rank 0's answer counts, the others' is empty.
+    ///
+    /// # Errors
+    /// When the store refuses the last of the metrics.
+    pub fn finish(self) -> Result<Finished> {
+        let Some(mut saver) = self.saver else {
+            return Ok(Finished::default());
+        };
+        saver.writer.wait()?;
+        saver.warnings.extend(saver.writer.failure());
+        let (mut pieces, mut last, seconds) = saver.writer.metrics();
+        let step_seconds = seconds + saver.metrics.step_seconds;
+        last.append(saver.metrics);
+        pieces.extend(saver.checkpoints.save_piece(&last)?);
+        let (lines, lost) = saver.checkpoints.read_lines(&pieces);
+        saver.warnings.extend(lost);
+        Ok(Finished {
+            lines,
+            step_seconds,
+            warnings: saver.warnings,
+        })
+    }
+
+    /// The error that ended training, as the person who reads it needs it: numbers that ran away name the last good
+    /// checkpoint.
+    #[must_use]
+    pub fn explain(&self, error: Error) -> Error {
+        let Error::Diverged { step, reason, ids } = error else {
+            return error;
+        };
+        let Some(saver) = &self.saver else {
+            // Every rank saw the same; rank 0 knows what is saved.
+            return Error::Aborted(format!("training diverged at step {step}; rank 0 says more"));
+        };
+        let newest = saver.writer.newest();
+        let good = newest.as_ref().map_or_else(
+            || "there is no checkpoint yet".to_owned(),
+            |c| {
+                format!(
+                    "the last good checkpoint is {} (after {} steps)",
+                    saver.checkpoints.describe(c),
+                    c.steps
+                )
+            },
+        );
+        let note = json!({"step": step, "reason": reason, "ids": ids, "checkpoint": newest.map(|c| c.state.path)});
+        let noted = match saver
+            .checkpoints
+            .note(&format!("diverged-at-step-{step:09}.json"), &note)
+        {
+            Ok(path) => format!("all {} ids of the batch are in {path}", ids.len()),
+            Err(error) => format!("the batch's ids could not be written: {error}"),
+        };
+        Error::Diverged {
+            step,
+            reason: format!("{reason}; {noted}; {good}. A lower learning_rate or a longer warm-up is the usual cure"),
+            ids,
+        }
+    }
+
+    fn show(&mut self, record: &StepRecord) {
+        let done = record.step + 1;
+        self.control.advance(done, self.steps);
+        self.pairs_since += record.pairs;
+        if self.saver.is_none() || (self.shown.elapsed() < SHOW_EVERY && done < self.steps) {
+            return;
+        }
+        let per_s = self.pairs_since as f64 / self.shown.elapsed().as_secs_f64().max(1e-9);
+        self.control.show(record.numbers.iter().copied());
+        self.control
+            .show([("pairs_per_s", per_s), ("ranks", self.world_size as f64)]);
+        (self.shown, self.pairs_since) = (Instant::now(), 0);
+    }
+}
+
+impl Observer for TrainingRun {
+    fn stepped(&mut self, record: &StepRecord, snapshot: Snapshot<'_>) -> Result<ControlFlow<()>> {
+        self.show(record);
+        if let Some(saver) = &mut self.saver {
+            saver.metrics.push(record, self.world_size);
+            let done = record.step + 1;
+            let score = record.validation.as_ref().map(|v| v.score);
+            // A state that held-out data like better than any before is saved at once, whatever is still being written.
+            let better = score.is_some_and(|score| saver.best.is_none_or(|best| score < best));
+            if better {
+                saver.best = score;
+            }
+            let due = done < self.steps && self.upkeep.checkpoint_due(done, saver.saved, saver.saved_at.elapsed());
+            if better || (due && saver.writer.is_idle()) {
+                saver.save(done, score, snapshot)?;
+            }
+        }
+        self.control.check()?;
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Whatever ended training but numbers that ran away: the state is sound, and saved so that little is lost.
+    fn interrupted(&mut self, error: &Error, next_step: u64, snapshot: Snapshot<'_>) {
+        let Some(saver) = &mut self.saver else { return };
+        if matches!(error, Error::Diverged { .. }) {
+            // What led there is worth seeing, though no checkpoint takes it with it.
+            if let Err(error) = saver
+                .writer
+                .wait()
+                .and_then(|()| saver.checkpoints.save_piece(&saver.metrics))
+            {
+                tracing::warn!("the metrics before the divergence are lost: {error}");
+            }
+            return;
+        }
+        if next_step <= saver.saved {
+            // It may still be on its way.
+            let _ = saver.writer.wait();
+            return;
+        }
+        let saved = saver.save(next_step, None, snapshot).and_then(|()| saver.writer.wait());
+        match (saved, saver.writer.failure()) {
+            (Err(error), _) => tracing::warn!("the last steps are lost: {error}"),
+            (Ok(()), Some(failure)) => tracing::warn!("the last steps are lost: {failure}"),
+            (Ok(()), None) => tracing::info!(steps = next_step, "saved before stopping"),
+        }
+    }
+}
+
+impl Saver {
+    fn save(&mut self, steps: u64, score: Option<f64>, snapshot: Snapshot<'_>) -> Result<()> {
+        self.writer.save(Save {
+            steps,
+            state: snapshot()?.into(),
+            score,
+            metrics: std::mem::take(&mut self.metrics),
+        })?;
+        (self.saved, self.saved_at) = (steps, Instant::now());
+        Ok(())
+    }
+}
+
+/// Rank 0 looks for the newest whole checkpoint and tells the others which one it is.
+fn agree_on_checkpoint(checkpoints: &Checkpoints, collective: &mut dyn Collective) -> Result<Option<Restored>> {
+    // 16 bits fit an f32 exactly. A first word of 0 says that there is none.
+    const WORDS: [u32; 4] = [0, 16, 32, 48];
+    let mut words = [0.0_f32; 9];
+    let mut own = None;
+    if collective.rank() == 0 {
+        own = checkpoints.newest()?;
+        if let Some(restored) = &own {
+            let numbers = [restored.manifest.steps, restored.manifest.generation];
+            let bits = numbers.iter().flat_map(|n| WORDS.map(|shift| n >> shift & 0xffff));
+            words[0] = 1.0;
+            words[1..]
+                .iter_mut()
+                .zip(bits)
+                .for_each(|(word, bits)| *word = bits as f32);
+        }
+    }
+    collective.broadcast(0, &mut words)?;
+    if collective.rank() == 0 || words[0] == 0.0 {
+        return Ok(own);
+    }
+    let number = |words: &[f32]| words.iter().rev().fold(0_u64, |n, word| n << 16 | *word as u64);
+    checkpoints.load(number(&words[1..5]), number(&words[5..])).map(Some)
+}
