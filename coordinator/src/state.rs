@@ -393,6 +393,7 @@ fn read_task(row: &Row<'_>) -> rusqlite::Result<TaskRecord> {
         failures: row.get("failures")?,
         losses: row.get("losses")?,
         last_world_size: row.get("last_world_size")?,
+        furthest: 0,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use llink_proto::{Job, StageState};
 use tokio::process::{Child, Command};
@@ -10,8 +10,12 @@ use tokio::sync::watch;
 
 use super::{Exit, Failed, say};
 
-/// A worker that dies this often has a cause that starting it again does not cure.
-const MAX_RESTARTS: u32 = 20;
+/// A worker that dies this often in a row has a cause that starting it again does not cure.
+const MAX_RESTARTS: u32 = 10;
+/// A worker that lived for so long did not die of its start.
+const LIVED: Duration = Duration::from_secs(30);
+/// Workers that are told to stop save what they have first; those that take longer than this are killed.
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Worker processes on this machine, started when there is work, started again when they die.
 pub(super) struct LocalWorkers {
@@ -19,6 +23,8 @@ pub(super) struct LocalWorkers {
     count: u32,
     logs: PathBuf,
     stop: watch::Sender<bool>,
+    /// Why a worker is no longer started again.
+    given_up: watch::Sender<Option<String>>,
     keepers: Vec<tokio::task::JoinHandle<()>>,
 }
 
@@ -29,6 +35,7 @@ impl LocalWorkers {
             count,
             logs: state.join("logs"),
             stop: watch::Sender::new(false),
+            given_up: watch::Sender::new(None),
             keepers: Vec::new(),
         }
     }
@@ -54,9 +61,22 @@ impl LocalWorkers {
                 threads,
                 log,
             };
-            self.keepers.push(tokio::spawn(keep(template, self.stop.subscribe())));
+            let given_up = self.given_up.clone();
+            self.keepers
+                .push(tokio::spawn(keep(template, self.stop.subscribe(), given_up)));
         }
         Ok(())
+    }
+
+    /// Resolves when a worker dies each time it is started: with what to look at.
+    pub(super) fn given_up(&self) -> impl Future<Output = String> + use<> {
+        let mut given_up = self.given_up.subscribe();
+        async move {
+            match given_up.wait_for(Option::is_some).await {
+                Ok(why) => why.clone().unwrap_or_default(),
+                Err(_) => std::future::pending().await,
+            }
+        }
     }
 
     /// Stops the workers and waits until they are gone.
@@ -94,19 +114,22 @@ impl Template {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log)
+            // Ctrl-C is for this process, which tells the workers in its own time.
+            .process_group(0)
             .kill_on_drop(true)
             .spawn()
     }
 }
 
 /// Keeps one worker alive until it is told to stop.
-async fn keep(template: Template, mut stop: watch::Receiver<bool>) {
+async fn keep(template: Template, mut stop: watch::Receiver<bool>, given_up: watch::Sender<Option<String>>) {
     let mut restarts = 0;
     loop {
+        let started = Instant::now();
         let mut child = match template.spawn() {
             Ok(child) => child,
             Err(e) => {
-                tracing::error!("cannot start {}: {e}", template.binary.display());
+                given_up.send_replace(Some(format!("cannot start {}: {e}", template.binary.display())));
                 return;
             }
         };
@@ -114,16 +137,20 @@ async fn keep(template: Template, mut stop: watch::Receiver<bool>) {
         let leash = child.stdin.take();
         tokio::select! {
             ended = child.wait() => {
-                restarts += 1;
+                restarts = if started.elapsed() > LIVED { 1 } else { restarts + 1 };
                 tracing::warn!(worker = template.name, ?ended, "worker ended");
                 if restarts > MAX_RESTARTS {
+                    let how = ended.map_or_else(|e| e.to_string(), |status| status.to_string());
+                    let (name, log) = (&template.name, template.log.display());
+                    let why = format!("worker {name} ended {restarts} times in a row ({how}): {log} says why");
+                    given_up.send_replace(Some(why));
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(100 * u64::from(restarts.min(20)))).await;
             }
             () = told(&mut stop) => {
                 drop(leash);
-                if tokio::time::timeout(Duration::from_secs(2), child.wait()).await.is_err() {
+                if tokio::time::timeout(STOP_PATIENCE, child.wait()).await.is_err() {
                     // It may have ended between the two.
                     let _ = child.kill().await;
                 }

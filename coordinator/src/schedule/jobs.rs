@@ -123,6 +123,8 @@ impl Cluster {
         };
         match found {
             Err(failure) => self.fail(id, failure, now, fx),
+            // The answer to a question of before the job was submitted again, with other inputs.
+            Ok(Some(manifest)) if manifest.key != stage.key => {}
             Ok(Some(manifest)) => {
                 stage.state = StageState::Cached;
                 stage.reason = "found finished under the same key".into();
@@ -155,6 +157,7 @@ impl Cluster {
         };
         match written {
             Err(failure) => self.fail(id, failure, now, fx),
+            Ok(manifest) if manifest.key != stage.key => {}
             Ok(manifest) => {
                 stage.state = StageState::Done;
                 stage.reason = String::new();
@@ -295,6 +298,7 @@ impl Cluster {
                 failures: 0,
                 losses: 0,
                 last_world_size: 0,
+                furthest: 0,
             };
             self.next_task += 1;
             ids.push(task.id);
