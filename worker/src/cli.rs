@@ -43,6 +43,12 @@ pub struct BenchArgs {
     /// Tokens in a batch, for `embed` and `teacher`.
     #[arg(long, default_value_t = 4096)]
     pub budget: usize,
+    /// What to compute in; `align` is f32.
+    #[arg(long, value_enum, default_value_t = BenchDtype::F32)]
+    pub dtype: BenchDtype,
+    /// A safetensors file to write the vectors to, for `embed` and `teacher`.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<std::path::PathBuf>,
     /// Pairs in a step of `align` (128 by default) or examples in one of `instruct` (4).
     #[arg(long)]
     pub batch: Option<usize>,
@@ -67,12 +73,32 @@ pub enum BenchJob {
     Instruct,
 }
 
+/// Number formats to compute in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BenchDtype {
+    /// 32 bits.
+    F32,
+    /// 16 bits, with sums in 32.
+    Bf16,
+}
+
 /// Times a job; the result is one JSON object.
 ///
 /// # Errors
 /// When the folder lacks something or a model is not supported.
 pub fn bench(args: &BenchArgs) -> crate::Result<serde_json::Value> {
-    let vectors = |job| crate::models::bench::run(job, &args.dir, args.n, args.budget, DType::F32, &Device::Cpu);
+    let dtype = match args.dtype {
+        BenchDtype::F32 => DType::F32,
+        BenchDtype::Bf16 => DType::BF16,
+    };
+    let options = crate::models::bench::Options {
+        n: args.n,
+        token_budget: args.budget,
+        dtype,
+        device: Device::Cpu,
+        out: args.out.clone(),
+    };
+    let vectors = |job| crate::models::bench::run(job, &args.dir, &options);
     match args.job {
         BenchJob::Embed => vectors(crate::models::bench::Job::Embed),
         BenchJob::Teacher => vectors(crate::models::bench::Job::Teacher),
@@ -86,7 +112,7 @@ pub fn bench(args: &BenchArgs) -> crate::Result<serde_json::Value> {
                     false => Activations::Kept,
                 },
             };
-            crate::train::bench::bench_instruct(&args.dir.join("decoder"), options, DType::F32, &Device::Cpu)
+            crate::train::bench::bench_instruct(&args.dir.join("decoder"), options, dtype, &Device::Cpu)
         }
     }
 }

@@ -2,13 +2,16 @@
 //!
 //! A teacher vector is the last hidden state at a reserved slot token after the sentence.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
 use super::batches::Packed;
+use super::chat::ChatPrompt;
 use super::config::LlamaConfig;
-use super::llama::{Cache, Llama, Rows};
+use super::generate::{GenerateOptions, LoadedAdapter, Sampling};
+use super::llama::{Llama, Rows};
 use super::tokenizer::{SpecialTokens, Tokenizer};
 use crate::Result;
 
@@ -156,38 +159,17 @@ impl Decoder {
     /// # Errors
     /// As [`Decoder::last_hidden`].
     pub fn generate(&self, ids: &[u32], max_tokens: usize, stop: &[u32]) -> Result<Vec<u32>> {
-        self.model.check(&[ids])?;
-        let longest = self.config().max_position_embeddings;
-        let mut cache = Cache::default();
-        let mut next = ids.to_vec();
-        let mut generated = Vec::new();
-        while generated.len() < max_tokens && cache.tokens() + next.len() <= longest {
-            let packed = Packed::new([next.as_slice()]);
-            let hidden = self.model.forward(&packed, Some(&mut cache), Rows::LastOfEach, &[])?;
-            let logits = self
-                .model
-                .logits(&hidden)?
-                .to_dtype(DType::F32)?
-                .get(0)?
-                .to_vec1::<f32>()?;
-            let token = argmax(&logits);
-            if stop.contains(&token) {
-                break;
-            }
-            generated.push(token);
-            next = vec![token];
-        }
-        Ok(generated)
+        let prompt = ChatPrompt {
+            ids: ids.to_vec(),
+            slots: Vec::new(),
+        };
+        let options = GenerateOptions {
+            max_tokens,
+            stop: stop.to_vec(),
+            sampling: Sampling::Greedy,
+        };
+        let adapter = LoadedAdapter::default();
+        let going_on = &mut |_| ControlFlow::Continue(());
+        self.model.generate(&prompt, None, &adapter, &options, going_on)
     }
-}
-
-/// The lowest index of the largest value.
-fn argmax(values: &[f32]) -> u32 {
-    let mut best = 0;
-    for (index, value) in values.iter().enumerate() {
-        if *value > values[best] {
-            best = index;
-        }
-    }
-    best as u32
 }

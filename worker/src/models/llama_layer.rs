@@ -74,10 +74,12 @@ impl Layer {
             let (rows, columns) = projection.shape(config);
             weights.linear(&format!("{name}.{}.weight", projection.path()), [rows, columns], None)
         };
+        let norm = |part: &str| weights.tensor(&format!("{name}.{part}.weight"), &[hidden]);
+        let (input_norm, post_norm) = (norm("input_layernorm")?, norm("post_attention_layernorm")?);
         let linears: Vec<_> = Projection::ALL.into_iter().map(linear).collect::<Result<_>>()?;
         Ok(Self {
-            input_norm: weights.tensor(&format!("{name}.input_layernorm.weight"), &[hidden])?,
-            post_norm: weights.tensor(&format!("{name}.post_attention_layernorm.weight"), &[hidden])?,
+            input_norm,
+            post_norm,
             linears: linears
                 .try_into()
                 .map_err(|_| Error::Input("a layer has seven linear layers".into()))?,

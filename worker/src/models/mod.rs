@@ -2,10 +2,12 @@
 
 mod batches;
 pub mod bench;
+mod chat;
 pub mod config;
 mod decoder;
 mod encoder;
 mod fingerprint;
+mod generate;
 mod llama;
 mod llama_layer;
 pub mod lora;
@@ -18,9 +20,11 @@ mod weights;
 mod xlm_roberta;
 
 pub use batches::token_batches;
+pub use chat::{ChatPrompt, END_OF_TURN, FIRST_SLOT};
 pub use decoder::{Decoder, TEACHER_SLOT, TEACHER_TOKENS, slot_tokens};
 pub use encoder::{Encoder, TextLimits};
 pub use fingerprint::fingerprint;
+pub use generate::{GenerateOptions, LoadedAdapter, Sampling};
 pub use llama::Llama;
 pub use tokenizer::{SpecialTokens, Tokenizer};
 pub use training_pass::{Activations, TrainingBatch, TrainingPass};

@@ -127,7 +127,7 @@ impl Llama {
     }
 
     /// Embeddings [T, hidden] in the model's dtype on its device.
-    fn on_device(&self, embeddings: &[f32]) -> Result<Tensor> {
+    pub(super) fn on_device(&self, embeddings: &[f32]) -> Result<Tensor> {
         let (width, (device, dtype)) = (self.config().hidden_size, self.activations());
         let embeddings = Tensor::from_slice(embeddings, (embeddings.len() / width, width), device)?;
         Ok(embeddings.to_dtype(dtype)?)

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
+use super::agreement::{agree_on, hash, same_options};
 use super::align_data::{AlignBatchRows, AlignData};
 use super::align_options::AlignOptions;
 use super::align_state::{self, AlignState};
@@ -172,19 +173,7 @@ fn fresh(options: &AlignOptions, data: &AlignData) -> AlignState {
 
 /// The state to go on from, unless it belongs to another training.
 fn continued(options: &AlignOptions, data: &AlignData, state: AlignState) -> Result<AlignState> {
-    let json = |options: &AlignOptions| {
-        serde_json::to_value(options).map_err(|error| Error::Input(format!("comparing options: {error}")))
-    };
-    let (now, then) = (json(options)?, json(&state.options)?);
-    let mut fields = now.as_object().into_iter().flatten();
-    if let Some((field, value)) = fields.find(|(field, value)| then.get(field.as_str()) != Some(*value)) {
-        let then = then
-            .get(field.as_str())
-            .map_or_else(|| "nothing".to_owned(), ToString::to_string);
-        return Err(Error::Input(format!(
-            "the checkpoint was trained with `{field}` {then}, this run asks for {value}"
-        )));
-    }
+    same_options(options, &state.options)?;
     let (shape, found) = (data.projector_shape(options.projector_hidden), state.projector.shape());
     if shape != found {
         return Err(Error::Input(format!(
@@ -194,30 +183,14 @@ fn continued(options: &AlignOptions, data: &AlignData, state: AlignState) -> Res
     Ok(state)
 }
 
-/// Makes sure that all ranks start from the same step, weights and data: a difference would go unseen and spoil all.
+/// Makes sure that all ranks start from the same step, weights and data.
 fn agree(data: &AlignData, state: &AlignState, collective: &mut dyn Collective) -> Result<()> {
     let options = serde_json::to_vec(&state.options).map_err(|error| Error::Input(error.to_string()))?;
-    let hash = |bytes: &[u8]| xxhash_rust::xxh3::xxh3_64(bytes);
-    let weights = hash(bytemuck::cast_slice(&state.projector.parameters));
-    let (ids, options) = (hash(bytemuck::cast_slice(data.ids())), hash(&options));
     let facts = [
         ("step", state.step),
-        ("weights", weights),
-        ("pairs", ids),
-        ("options", options),
+        ("weights", hash(bytemuck::cast_slice(&state.projector.parameters))),
+        ("pairs", hash(bytemuck::cast_slice(data.ids()))),
+        ("options", hash(&options)),
     ];
-    // 16 bits fit an f32 exactly.
-    let words = |value: u64| [0, 16, 32, 48].map(|shift| (value >> shift & 0xffff) as f32);
-    let mine: Vec<f32> = facts.iter().flat_map(|(_, value)| words(*value)).collect();
-    let all = collective.all_gather(&mine, &vec![mine.len(); collective.world_size()])?;
-    for (rank, theirs) in all.chunks_exact(mine.len()).enumerate() {
-        let mut differing = facts.iter().zip(mine.chunks_exact(4).zip(theirs.chunks_exact(4)));
-        if let Some(((what, _), _)) = differing.find(|(_, (mine, theirs))| mine != theirs) {
-            let own = collective.rank();
-            return Err(Error::Input(format!(
-                "ranks {own} and {rank} start with different {what}"
-            )));
-        }
-    }
-    Ok(())
+    agree_on(&facts, collective)
 }

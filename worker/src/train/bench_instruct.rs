@@ -18,7 +18,7 @@ use crate::collective::Solo;
 use crate::llink::slot_expander::{SlotExpander, SlotExpanderShape, median_embedding_norm};
 use crate::llink::slot_losses::SlotWeights;
 use crate::llink::usage_contrast::UsageContrast;
-use crate::models::bench::peak_rss_mib;
+use crate::models::bench::memory_mib;
 use crate::models::lora::{LoraAdapter, LoraOptions};
 use crate::models::{Activations, Llama};
 
@@ -91,7 +91,8 @@ pub fn bench_instruct(dir: &Path, options: InstructBench, dtype: DType, device: 
             "backward": phases.backward,
             "optimizer": phases.optimizer,
         },
-        "peak_rss_mib": peak_rss_mib(),
+        "peak_rss_mib": memory_mib("VmHWM:"),
+        "private_rss_mib": memory_mib("RssAnon:"),
     }))
 }
 

@@ -48,7 +48,7 @@ pub struct InstructInput<'a> {
     pub own: Range<usize>,
     /// This rank's examples, b of them.
     pub examples: &'a [&'a InstructExample],
-    /// Their projected vectors, `[b, d]`.
+    /// Their projected vectors, `[b, d]`; none when no prompt has slots.
     pub projected: &'a [f32],
     /// Teacher vectors of the global batch, `[B, d]`.
     pub teacher: &'a [f32],
@@ -156,11 +156,15 @@ impl InstructTrainer {
         let mut clock = Clock::start();
         let mut seconds = StepSeconds::default();
         self.gradient.fill(0.0);
-        self.expander.forward(input.projected, &mut self.activations);
+        let with_slots = !input.projected.is_empty();
+        self.activations.slots.clear();
+        if with_slots {
+            self.expander.forward(input.projected, &mut self.activations);
+        }
         let mut by_slots = vec![0.0; self.activations.slots.len()];
         seconds.forward += clock.lap();
 
-        let due = self.weights.usage.is_due(input.step);
+        let due = with_slots && self.weights.usage.is_due(input.step);
         let lengths: Vec<usize> = input.examples.iter().map(|example| example.tokens()).collect();
         let mut share = [0f32; 2]; // sft, zero
         for run in micro_batches(&lengths, input.token_budget) {
@@ -205,7 +209,7 @@ impl InstructTrainer {
         let losses = self.losses(sft, due.then_some(zero), losses);
         let (grad_norm, scale) = clip_grad_norm(gradient, self.weights.gradient_clip);
         check_finite(input.step, input.ids, losses.loss, grad_norm)?;
-        self.apply(scale, &input.learning_rates);
+        self.apply(scale, &input.learning_rates, with_slots);
         seconds.optimizer += clock.lap();
         Ok(InstructOutcome {
             losses,
@@ -246,6 +250,7 @@ impl InstructTrainer {
             }
             zero = decoder.answer_loss(&self.adapter, &training, &embeddings)?;
         }
+        let slots_of = if batch.slot_rows.is_empty() { 0..0 } else { slots_of };
         let slots = &self.activations.slots[slots_of.clone()];
         for (row, slot) in batch.slot_rows.iter().zip(slots.chunks_exact(width)) {
             embeddings[row * width..(row + 1) * width].copy_from_slice(slot);
@@ -285,12 +290,15 @@ impl InstructTrainer {
         }
     }
 
-    fn apply(&mut self, scale: f32, rates: &LearningRates) {
+    fn apply(&mut self, scale: f32, rates: &LearningRates, with_slots: bool) {
         let (by_adapter, rest) = self.gradient.split_at(self.adapter.parameters.len());
         let (by_scale, rest) = rest.split_at(1);
         let by_expander = &rest[..self.expander.parameters.len() - 1];
         let [of_adapter, of_expander, of_scale] = &mut self.optimizers;
         of_adapter.step(&mut self.adapter.parameters, by_adapter, scale, rates.lora);
+        if !with_slots {
+            return;
+        }
         let (scale_parameter, others) = self.expander.parameters.split_at_mut(1);
         of_expander.step(others, by_expander, scale, rates.expander);
         of_scale.step(scale_parameter, by_scale, scale, rates.scale);

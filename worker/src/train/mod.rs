@@ -4,6 +4,7 @@
 //! state to lose, and a [`checkpoint`] holds the rest. Around a loop, whatever the stage: [`training_run`] watches it,
 //! [`checkpoints`] keeps its states, [`metrics`] its numbers, [`upkeep`] says how often.
 
+mod agreement;
 pub mod align;
 pub mod align_data;
 pub mod align_options;
@@ -17,7 +18,11 @@ pub mod checkpoint;
 pub mod checkpoints;
 pub mod dropout;
 pub mod event_file;
+pub mod instruct;
 pub mod instruct_batch;
+pub mod instruct_data;
+pub mod instruct_options;
+pub mod instruct_state;
 pub mod instruct_step;
 pub mod metrics;
 pub mod observer;

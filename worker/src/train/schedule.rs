@@ -17,9 +17,31 @@ pub fn cosine_lr(step: u64, total: u64, warmup: u64, base: f64, floor: f64) -> f
     floor + 0.5 * (1.0 + (std::f64::consts::PI * x.min(1.0)).cos()) * (base - floor)
 }
 
+/// Stage B's share of a base learning rate at `step` of `total`: a linear warm-up over `warmup_share` of the steps, then a line
+/// down to nothing at the end. Never 0 while there are steps to take.
+#[must_use]
+pub fn linear_lr(step: u64, total: u64, warmup_share: f64) -> f64 {
+    let (step, total) = (step as f64, total.max(1) as f64);
+    let warmup = (warmup_share * total).ceil();
+    if step < warmup {
+        return (step + 1.0) / (warmup + 1.0);
+    }
+    ((total - step) / (total - warmup).max(1.0)).clamp(0.0, 1.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_linear_rate_rises_over_the_warm_up_and_falls_to_the_end() {
+        let at = |step| linear_lr(step, 100, 0.15);
+        assert!((at(0) - 1.0 / 16.0).abs() < 1e-12 && at(14) < 1.0);
+        assert_eq!(at(15), 1.0);
+        assert!((at(99) - 1.0 / 85.0).abs() < 1e-12 && at(100) == 0.0);
+        assert!((1..15).all(|step| at(step) > at(step - 1)) && (16..100).all(|step| at(step) < at(step - 1)));
+        assert_eq!(linear_lr(0, 1, 0.0), 1.0);
+    }
 
     #[test]
     fn temperature_falls_in_a_line_and_stays() {

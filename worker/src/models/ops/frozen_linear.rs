@@ -55,7 +55,7 @@ impl FrozenLinear {
 
     /// x [T, in] → [T, out].
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if let Weight::Host(matrix) = &self.weight
+        if let Some(matrix) = self.matrix()
             && fused(&[x])
             && self.bias.as_ref().is_none_or(|bias| fused(&[bias]))
             && x.dim(D::Minus1)? == matrix.inner()

@@ -3,8 +3,19 @@
 //! The weights stay where they are, in the mapped file if they came from one; what the kernels need of them they unpack
 //! tile by tile into a small scratch of each thread.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod blocked;
+mod few;
+#[cfg(target_arch = "x86_64")]
+mod pack;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod scratch;
 mod stored;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use stored::{Format, Stored, View};
 
@@ -33,13 +44,21 @@ impl FrozenMatrix {
     ///
     /// # Panics
     /// When there are not outer × inner values.
-    pub(crate) fn new(stored: Stored, outer: usize, inner: usize, _wish: Precision) -> Self {
+    pub(crate) fn new(stored: Stored, outer: usize, inner: usize, wish: Precision) -> Self {
         assert_eq!(stored.view().len(), outer * inner, "a value for each place");
+        let precision = match wish {
+            Precision::Bf16 if multiplies_bf16() => Precision::Bf16,
+            _ => Precision::F32,
+        };
+        let stored = match precision {
+            Precision::F32 => stored,
+            Precision::Bf16 => stored.rounded_to_bf16(),
+        };
         Self {
             stored,
             outer,
             inner,
-            precision: Precision::F32,
+            precision,
         }
     }
 
@@ -69,13 +88,23 @@ impl FrozenMatrix {
     /// When x is not whole rows, or the bias has another width.
     pub(crate) fn product(&self, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
         let rows = whole_rows(x, self.inner);
+        assert!(
+            bias.is_none_or(|bias| bias.len() == self.outer),
+            "a bias for each output"
+        );
         let mut out = vec![0.0; rows * self.outer];
-        if let Some(bias) = bias {
-            assert_eq!(bias.len(), self.outer, "a bias for each output");
-            out.chunks_exact_mut(self.outer)
-                .for_each(|row| row.copy_from_slice(bias));
+        if rows == 0 {
+            return out;
         }
-        portable::product(self, x, rows, &mut out);
+        if rows <= few::MOST {
+            few::multiply(self.view(), self.inner, x, bias, &mut out);
+        } else if !self.multiply_blocked(Direction::Product, x, rows, bias, &mut out) {
+            if let Some(bias) = bias {
+                out.chunks_exact_mut(self.outer)
+                    .for_each(|row| row.copy_from_slice(bias));
+            }
+            portable::product(self, x, rows, &mut out);
+        }
         out
     }
 
@@ -86,9 +115,46 @@ impl FrozenMatrix {
     pub(crate) fn gradient(&self, g: &[f32]) -> Vec<f32> {
         let rows = whole_rows(g, self.outer);
         let mut out = vec![0.0; rows * self.inner];
-        portable::gradient(self, g, rows, &mut out);
+        if rows > 0 && !self.multiply_blocked(Direction::Gradient, g, rows, None, &mut out) {
+            portable::gradient(self, g, rows, &mut out);
+        }
         out
     }
+
+    /// By the panels of AVX-512; false where the processor lacks it.
+    fn multiply_blocked(
+        &self,
+        direction: Direction,
+        x: &[f32],
+        rows: usize,
+        bias: Option<&[f32]>,
+        out: &mut [f32],
+    ) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(operand) = avx512::Operand::new(self.view(), (self.outer, self.inner), direction, self.precision) {
+            blocked::multiply(&operand, x, rows, bias, out);
+            return true;
+        }
+        let _ = (direction, x, rows, bias, out);
+        false
+    }
+}
+
+/// Which side of W the sums run along.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    /// x·Wᵀ: along W's rows.
+    Product,
+    /// g·W: along W's columns.
+    Gradient,
+}
+
+/// Whether this processor multiplies bf16 natively.
+fn multiplies_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return avx512::multiplies_bf16();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 fn whole_rows(x: &[f32], width: usize) -> usize {

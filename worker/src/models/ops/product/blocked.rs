@@ -1,0 +1,81 @@
+//! The products by panels, on processors with AVX-512: how the work is cut.
+//!
+//! Everything is counted in 32-bit units along the depth: one f32, or a pair of bf16. A task is a stripe of output
+//! columns for a run of rows. For each block of the depth it unpacks its part of W into panels (they stay in the
+//! second-level cache), then takes few rows of x at a time (first-level cache) past all of them.
+
+use rayon::prelude::*;
+
+use super::avx512::{self, COLUMNS, DEPTH, Operand, ROWS, Start};
+use super::scratch::with_scratch;
+
+/// Columns of a stripe: 4 panels.
+const STRIPE: usize = 4 * COLUMNS;
+/// A run of rows is not cut shorter than so many: unpacking W has to be worth it.
+const FEW_ROWS: usize = 64;
+
+/// The output [rows, columns], shared by tasks that write disjoint parts of it.
+#[derive(Clone, Copy)]
+struct Output(*mut f32);
+
+// SAFETY: each task writes its own columns of its own rows, and nobody reads until all have ended.
+unsafe impl Send for Output {}
+// SAFETY: as above.
+unsafe impl Sync for Output {}
+
+impl Output {
+    /// The value at `index`.
+    ///
+    /// # Safety
+    /// It is within the output.
+    unsafe fn at(self, index: usize) -> *mut f32 {
+        // SAFETY: the caller's.
+        unsafe { self.0.add(index) }
+    }
+}
+
+/// x [rows, width] times the operand, plus the bias, into out [rows, columns].
+///
+/// # Panics
+/// When a slice has another size.
+pub(super) fn multiply(operand: &Operand<'_>, x: &[f32], rows: usize, bias: Option<&[f32]>, out: &mut [f32]) {
+    let (width, columns, depth) = (operand.width(), operand.columns(), operand.depth());
+    assert_eq!(x.len(), rows * width, "x is rows × width");
+    assert_eq!(out.len(), rows * columns, "out is rows × columns");
+    assert!(bias.is_none_or(|bias| bias.len() == columns), "a bias for each column");
+    let output = Output(out.as_mut_ptr());
+    let stripes = columns.div_ceil(STRIPE);
+    let runs = (2 * rayon::current_num_threads())
+        .div_ceil(stripes)
+        .min(rows / FEW_ROWS)
+        .max(1);
+    let run = rows.div_ceil(runs).next_multiple_of(ROWS);
+    let tasks = stripes * rows.div_ceil(run);
+    (0..tasks).into_par_iter().with_max_len(1).for_each(|task| {
+        let first_row = task / stripes * run;
+        let task_rows = first_row..(first_row + run).min(rows);
+        let first_column = task % stripes * STRIPE;
+        let n = STRIPE.min(columns - first_column);
+        with_scratch(|scratch| {
+            let (panels, inputs) = scratch.parts(STRIPE * DEPTH, ROWS * DEPTH);
+            for from in (0..depth).step_by(DEPTH) {
+                let units = from..(from + DEPTH).min(depth);
+                operand.pack(first_column..first_column + n, units.clone(), panels);
+                let start = match bias {
+                    _ if from > 0 => Start::Sum,
+                    None => Start::Zero,
+                    Some(bias) => Start::Bias(&bias[first_column..first_column + n]),
+                };
+                for row in task_rows.clone().step_by(ROWS) {
+                    let m = ROWS.min(task_rows.end - row);
+                    operand.pack_inputs(x, row..row + m, units.clone(), inputs);
+                    // SAFETY: the tile's rows and columns are within the output, and no other task has them.
+                    unsafe {
+                        let to = output.at(row * columns + first_column);
+                        avx512::tiles(operand, (m, n, units.len()), inputs, panels, &start, to, columns);
+                    }
+                }
+            }
+        });
+    });
+}

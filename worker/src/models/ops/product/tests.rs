@@ -1,0 +1,182 @@
+//! Every kernel against sums in f64, for shapes that fit no tile.
+
+use super::*;
+use crate::models::random::Normal;
+use half::{bf16, f16};
+use std::sync::Arc;
+
+fn draw(n: usize, seed: u64) -> Vec<f32> {
+    Normal::new(seed, "product").take(n).map(|x| x as f32).collect()
+}
+
+/// ‖a − b‖ / ‖b‖.
+fn error(a: &[f32], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let gap: f64 = a.iter().zip(b).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
+    let norm: f64 = b.iter().map(|b| b.powi(2)).sum();
+    (gap / norm).sqrt()
+}
+
+/// lhs [m, k] · rhs, where `at` says where rhs [k, n] stands.
+fn exact(lhs: &[f32], rhs: &[f32], (m, n, k): (usize, usize, usize), at: impl Fn(usize, usize) -> usize) -> Vec<f64> {
+    let mut out = vec![0f64; m * n];
+    for i in 0..m {
+        for l in 0..k {
+            let x = f64::from(lhs[i * k + l]);
+            for j in 0..n {
+                out[i * n + j] += x * f64::from(rhs[at(l, j)]);
+            }
+        }
+    }
+    out
+}
+
+const SHAPES: [(usize, usize, usize); 12] = [
+    (1, 5, 3),
+    (1, 385, 130),
+    (3, 33, 70),
+    (5, 1, 1),
+    (6, 31, 33),
+    (12, 384, 32),
+    (13, 769, 129),
+    (25, 400, 128),
+    (64, 17, 257),
+    (131, 96, 31),
+    (200, 1000, 100),
+    (7, 1601, 16),
+];
+
+/// Matrices of each format whose values are exactly those in `values`, which are rounded to fit.
+fn formats(values: &mut [f32]) -> Vec<(&'static str, Stored)> {
+    for value in values.iter_mut() {
+        // Few enough bits for both halves.
+        *value = bf16::from_f32(*value).to_f32().clamp(-4.0, 4.0);
+        if value.abs() < 1e-3 {
+            *value = 0.0;
+        }
+    }
+    let halves: Vec<u16> = values.iter().map(|x| f16::from_f32(*x).to_bits()).collect();
+    let (f16_file, f16_bytes) = mapped(bytemuck::cast_slice(&halves));
+    let (f32_file, f32_bytes) = mapped(bytemuck::cast_slice(values));
+    let (odd_file, odd_bytes) = mapped(&[&[0u8; 1], bytemuck::cast_slice::<_, u8>(values)].concat());
+    vec![
+        ("f32", Stored::F32(Arc::new(values.to_vec()))),
+        (
+            "bf16",
+            Stored::Bf16(Arc::new(values.iter().map(|x| bf16::from_f32(*x).to_bits()).collect())),
+        ),
+        ("mapped f32", Stored::mapped(f32_file, f32_bytes, Format::F32)),
+        ("mapped f16", Stored::mapped(f16_file, f16_bytes, Format::F16)),
+        ("unaligned f32", Stored::mapped(odd_file, 1..odd_bytes.end, Format::F32)),
+    ]
+}
+
+fn mapped(bytes: &[u8]) -> (Arc<memmap2::Mmap>, std::ops::Range<usize>) {
+    let mut map = memmap2::MmapMut::map_anon(bytes.len()).unwrap();
+    map.copy_from_slice(bytes);
+    (Arc::new(map.make_read_only().unwrap()), 0..bytes.len())
+}
+
+#[test]
+fn products_and_gradients_agree_with_f64_whatever_the_shape_and_format() {
+    for (rows, inner, outer) in SHAPES {
+        let mut values = draw(outer * inner, 1);
+        let formats = formats(&mut values);
+        let (x, g, bias) = (draw(rows * inner, 2), draw(rows * outer, 3), draw(outer, 4));
+        let product = exact(&x, &values, (rows, outer, inner), |l, j| j * inner + l);
+        let gradient = exact(&g, &values, (rows, inner, outer), |l, j| l * inner + j);
+        let biased: Vec<f64> = product
+            .iter()
+            .enumerate()
+            .map(|(i, x)| x + f64::from(bias[i % outer]))
+            .collect();
+        for (name, stored) in formats {
+            for wish in [Precision::F32, Precision::Bf16] {
+                let matrix = FrozenMatrix::new(stored.clone(), outer, inner, wish);
+                let bound = match matrix.precision() {
+                    Precision::F32 => 1e-6,
+                    Precision::Bf16 => 1e-2,
+                };
+                let case = format!("{rows}×{inner}·{outer}, {name}, {wish:?}");
+                let gap = error(&matrix.product(&x, None), &product);
+                assert!(gap < bound, "{case}: product {gap:.1e}");
+                let gap = error(&matrix.product(&x, Some(&bias)), &biased);
+                assert!(gap < bound, "{case}: with bias {gap:.1e}");
+                let gap = error(&matrix.gradient(&g), &gradient);
+                assert!(gap < bound, "{case}: gradient {gap:.1e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_portable_products_agree_with_f64() {
+    for (rows, inner, outer) in SHAPES {
+        let mut values = draw(outer * inner, 1);
+        let formats = formats(&mut values);
+        let (x, g) = (draw(rows * inner, 2), draw(rows * outer, 3));
+        let product = exact(&x, &values, (rows, outer, inner), |l, j| j * inner + l);
+        let gradient = exact(&g, &values, (rows, inner, outer), |l, j| l * inner + j);
+        for (name, stored) in formats {
+            let matrix = FrozenMatrix::new(stored, outer, inner, Precision::F32);
+            let mut out = vec![0.0; rows * outer];
+            portable::product(&matrix, &x, rows, &mut out);
+            assert!(error(&out, &product) < 1e-6, "{rows}×{inner}·{outer}, {name}");
+            let mut out = vec![0.0; rows * inner];
+            portable::gradient(&matrix, &g, rows, &mut out);
+            assert!(error(&out, &gradient) < 1e-6, "{rows}×{inner}·{outer}, {name}");
+        }
+    }
+}
+
+#[test]
+fn no_rows_give_none() {
+    let matrix = FrozenMatrix::new(Stored::F32(Arc::new(draw(6, 1))), 2, 3, Precision::Bf16);
+    assert!(matrix.product(&[], None).is_empty());
+    assert!(matrix.gradient(&[]).is_empty());
+}
+
+/// `cargo test --release products_are_fast -- --ignored --nocapture` prints GFLOP/s.
+#[test]
+#[ignore = "prints rates"]
+#[allow(clippy::print_stdout)]
+fn products_are_fast() {
+    for (rows, inner, outer) in [
+        (1024, 768, 768),
+        (1024, 768, 3072),
+        (1024, 3072, 768),
+        (400, 2048, 8192),
+        (400, 8192, 2048),
+        (1, 2048, 8192),
+    ] {
+        let x = draw(rows * inner, 2);
+        let g = draw(rows * outer, 2);
+        let values = Stored::F32(Arc::new(draw(outer * inner, 1)));
+        for (name, stored, wish) in [
+            ("f32", values.clone(), Precision::F32),
+            ("bf16 in f32", values.clone().rounded_to_bf16(), Precision::F32),
+            ("bf16", values, Precision::Bf16),
+        ] {
+            let matrix = FrozenMatrix::new(stored, outer, inner, wish);
+            let rate = |run: &dyn Fn() -> Vec<f32>| {
+                let mut best = f64::MAX;
+                for _ in 0..12 {
+                    let start = std::time::Instant::now();
+                    std::hint::black_box(run());
+                    best = best.min(start.elapsed().as_secs_f64());
+                }
+                2.0 * (rows * inner * outer) as f64 / best / 1e9
+            };
+            let product = rate(&|| matrix.product(&x, None));
+            let gradient = rate(&|| matrix.gradient(&g));
+            let portable = rate(&|| {
+                let mut out = vec![0.0; rows * outer];
+                portable::product(&matrix, &x, rows, &mut out);
+                out
+            });
+            println!(
+                "{rows}×{inner}·{outer} {name}: product {product:.0}, gradient {gradient:.0}, portable {portable:.0} GFLOP/s"
+            );
+        }
+    }
+}

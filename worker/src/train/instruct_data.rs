@@ -1,0 +1,153 @@
+//! What Stage B trains on: instructions in tokens, and the cached vectors of the texts that they are about.
+
+use half::slice::HalfFloatSliceExt;
+use llink_datasets::instructions::InstructionRow;
+use llink_datasets::vectors::VectorTable;
+
+use super::instruct_batch::InstructExample;
+use super::instruct_options::InstructMode;
+use crate::llink::projector::Projector;
+use crate::models::Decoder;
+use crate::{Error, Result};
+
+/// Examples, and for each the vectors of its foreign text and of what that says in English.
+pub struct InstructData {
+    examples: Vec<InstructExample>,
+    /// Of the examples, in their order.
+    encoder: VectorTable,
+    teacher: VectorTable,
+    projector: Projector,
+    /// Examples that were left out because they have more tokens than are allowed.
+    pub too_long: usize,
+}
+
+/// How rows become examples.
+#[derive(Debug, Clone, Copy)]
+pub struct ExampleOptions {
+    /// What the decoder is given.
+    pub mode: InstructMode,
+    /// K.
+    pub slots: usize,
+    /// Longer examples, prompt and answer together, are left out.
+    pub max_tokens: usize,
+}
+
+impl InstructData {
+    /// Pairs rows and vectors up and turns the rows into tokens.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when they do not belong together, by id; those of the tokenizer.
+    pub fn new(
+        decoder: &Decoder,
+        options: ExampleOptions,
+        rows: &[InstructionRow],
+        encoder: VectorTable,
+        teacher: VectorTable,
+        projector: Projector,
+    ) -> Result<Self> {
+        for (name, table) in [("encoder", &encoder), ("teacher", &teacher)] {
+            let same = table.ids.iter().eq(rows.iter().map(|row| &row.id));
+            if !same {
+                return Err(Error::Input(format!(
+                    "the {name} vectors are of other texts than the {} instructions: {} vectors",
+                    rows.len(),
+                    table.len()
+                )));
+            }
+        }
+        let examples = rows.iter().map(|row| example(decoder, options, row));
+        let examples: Vec<InstructExample> = examples.collect::<Result<_>>()?;
+        let longest = options.max_tokens.min(decoder.config().max_position_embeddings);
+        let fits: Vec<usize> = (0..examples.len())
+            .filter(|index| examples[*index].tokens() <= longest)
+            .collect();
+        let too_long = examples.len() - fits.len();
+        if fits.is_empty() {
+            return Err(Error::Input(format!(
+                "none of {} instructions has at most {longest} tokens: raise instruct.max_tokens",
+                rows.len()
+            )));
+        }
+        Ok(Self {
+            examples: fits.iter().map(|index| examples[*index].clone()).collect(),
+            encoder: select(&encoder, &fits),
+            teacher: select(&teacher, &fits),
+            projector,
+            too_long,
+        })
+    }
+
+    /// How many examples there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.examples.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.examples.is_empty()
+    }
+
+    /// All examples.
+    #[must_use]
+    pub fn examples(&self) -> &[InstructExample] {
+        &self.examples
+    }
+
+    /// The frozen projector.
+    #[must_use]
+    pub const fn projector(&self) -> &Projector {
+        &self.projector
+    }
+
+    /// The examples' ids.
+    #[must_use]
+    pub fn ids(&self) -> &[u64] {
+        &self.encoder.ids
+    }
+
+    /// The projected vectors of some examples, `[b, d]`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the projector is for vectors of another width.
+    pub fn projected(&self, rows: &[usize]) -> Result<Vec<f32>> {
+        self.projector.project(&gather(&self.encoder, rows))
+    }
+
+    /// The teacher vectors of some examples, `[b, d]`.
+    #[must_use]
+    pub fn teacher(&self, rows: &[usize]) -> Vec<f32> {
+        gather(&self.teacher, rows)
+    }
+}
+
+/// One row as prompt and answer.
+fn example(decoder: &Decoder, options: ExampleOptions, row: &InstructionRow) -> Result<InstructExample> {
+    let prompt = match options.mode {
+        InstructMode::Slots => decoder.slot_prompt(&row.instruction, options.slots)?,
+        InstructMode::Direct => decoder.direct_prompt(&row.instruction, &row.foreign, options.max_tokens)?,
+    };
+    Ok(InstructExample {
+        id: row.id,
+        prompt: prompt.ids,
+        slots: prompt.slots,
+        answer: decoder.answer_tokens(&row.answer)?,
+    })
+}
+
+fn select(table: &VectorTable, rows: &[usize]) -> VectorTable {
+    VectorTable {
+        ids: rows.iter().map(|row| table.ids[*row]).collect(),
+        width: table.width,
+        values: rows.iter().flat_map(|row| table.row(*row)).copied().collect(),
+    }
+}
+
+fn gather(table: &VectorTable, rows: &[usize]) -> Vec<f32> {
+    let mut values = vec![0.0; rows.len() * table.width];
+    for (row, values) in rows.iter().zip(values.chunks_exact_mut(table.width)) {
+        table.row(*row).convert_to_f32_slice(values);
+    }
+    values
+}
