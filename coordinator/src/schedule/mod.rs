@@ -113,6 +113,8 @@ pub struct Stage {
     pub started_at: Millis,
     /// When it ended; 0 before.
     pub ended_at: Millis,
+    /// What earlier runs of it took that were cancelled, failed or interrupted, under the same key.
+    pub spent_before: Millis,
 }
 
 impl Stage {
@@ -126,7 +128,16 @@ impl Stage {
             manifest: None,
             started_at: 0,
             ended_at: 0,
+            spent_before: 0,
         }
+    }
+
+    /// How long it has been at work, over all its runs, until `now` or its end.
+    #[must_use]
+    pub fn spent(&self, now: Millis) -> Millis {
+        let end = if self.ended_at > 0 { self.ended_at } else { now };
+        let this_run = if self.started_at > 0 { end - self.started_at } else { 0 };
+        self.spent_before + this_run.max(0)
     }
 
     /// Whether its result is there.
