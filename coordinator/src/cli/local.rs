@@ -14,15 +14,28 @@ use super::{Exit, Failed, say};
 const MAX_RESTARTS: u32 = 10;
 /// A worker that lived for so long did not die of its start.
 const LIVED: Duration = Duration::from_secs(30);
-/// Workers that are told to stop save what they have first; those that take longer than this are killed.
-const STOP_PATIENCE: Duration = Duration::from_secs(30);
+/// Workers that are told to stop in the middle of their work save what they have; who takes longer than this is killed.
+const SAVE_PATIENCE: Duration = Duration::from_secs(30);
+/// Workers that have nothing to do just end.
+const IDLE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How workers are told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// They go on.
+    NotYet,
+    /// The job is over.
+    Idle,
+    /// In the middle of the job.
+    Busy,
+}
 
 /// Worker processes on this machine, started when there is work, started again when they die.
 pub(super) struct LocalWorkers {
     url: String,
     count: u32,
     logs: PathBuf,
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Stop>,
     /// Why a worker is no longer started again.
     given_up: watch::Sender<Option<String>>,
     keepers: Vec<tokio::task::JoinHandle<()>>,
@@ -34,7 +47,7 @@ impl LocalWorkers {
             url: url.into(),
             count,
             logs: state.join("logs"),
-            stop: watch::Sender::new(false),
+            stop: watch::Sender::new(Stop::NotYet),
             given_up: watch::Sender::new(None),
             keepers: Vec::new(),
         }
@@ -80,8 +93,8 @@ impl LocalWorkers {
     }
 
     /// Stops the workers and waits until they are gone.
-    pub(super) async fn stop(self) {
-        self.stop.send_replace(true);
+    pub(super) async fn stop(self, how: Stop) {
+        self.stop.send_replace(how);
         for keeper in self.keepers {
             // A keeper that panicked leaves its child to `kill_on_drop`.
             let _ = keeper.await;
@@ -122,7 +135,7 @@ impl Template {
 }
 
 /// Keeps one worker alive until it is told to stop.
-async fn keep(template: Template, mut stop: watch::Receiver<bool>, given_up: watch::Sender<Option<String>>) {
+async fn keep(template: Template, mut stop: watch::Receiver<Stop>, given_up: watch::Sender<Option<String>>) {
     let mut restarts = 0;
     loop {
         let started = Instant::now();
@@ -148,24 +161,26 @@ async fn keep(template: Template, mut stop: watch::Receiver<bool>, given_up: wat
                 }
                 tokio::time::sleep(Duration::from_millis(100 * u64::from(restarts.min(20)))).await;
             }
-            () = told(&mut stop) => {
+            how = told(&mut stop) => {
                 drop(leash);
-                if tokio::time::timeout(STOP_PATIENCE, child.wait()).await.is_err() {
+                let patience = if how == Stop::Busy { SAVE_PATIENCE } else { IDLE_PATIENCE };
+                if tokio::time::timeout(patience, child.wait()).await.is_err() {
                     // It may have ended between the two.
                     let _ = child.kill().await;
                 }
                 return;
             }
         }
-        if *stop.borrow() {
+        if *stop.borrow() != Stop::NotYet {
             return;
         }
     }
 }
 
 /// Waits until the workers are to stop; a sender that is gone says so too.
-async fn told(stop: &mut watch::Receiver<bool>) {
-    let _ = stop.wait_for(|s| *s).await;
+async fn told(stop: &mut watch::Receiver<Stop>) -> Stop {
+    let told = stop.wait_for(|how| *how != Stop::NotYet).await;
+    told.map_or(Stop::Idle, |how| *how)
 }
 
 /// Writes the sample corpus.

@@ -84,7 +84,7 @@ impl Submit {
 
     #[cfg(feature = "embedded")]
     async fn run_here(&self, request: SubmitRequest, file: &job::JobFile, style: Style) -> Result<(), Failed> {
-        use super::local::LocalWorkers;
+        use super::local::{LocalWorkers, Stop};
         use crate::schedule::Timing;
         use crate::serve::{self, ServeOptions, Unfinished};
 
@@ -126,7 +126,7 @@ impl Submit {
         };
         let in_hurry = outcome.as_ref().is_err_and(|failed| failed.exit == Exit::Interrupted);
         tokio::select! {
-            () = workers.stop() => {}
+            () = workers.stop(if outcome.is_ok() { Stop::Idle } else { Stop::Busy }) => {}
             // What was being saved does not count until it is whole, so nothing is spoilt.
             () = super::interrupted(), if in_hurry => complain("workers are killed"),
         }
