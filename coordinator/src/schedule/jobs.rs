@@ -374,7 +374,11 @@ impl Cluster {
         for stage in &mut job.stages {
             if matches!(stage.state, StageState::Running | StageState::Waiting) && state != JobState::Succeeded {
                 stage.state = StageState::Cancelled;
-                stage.reason = format!("the job was stopped: {reason}");
+                // The failure itself is told once, by the stage that it happened in.
+                stage.reason = match state {
+                    JobState::Failed => "the job failed before".into(),
+                    _ => format!("the job was stopped: {reason}"),
+                };
                 if stage.started_at > 0 {
                     stage.ended_at = now;
                 }
