@@ -35,7 +35,9 @@ pub fn build(job: &Job, now: Millis) -> String {
         .filter_map(|s| s.manifest.as_ref())
         .flat_map(|m| m.facts.iter().map(|(k, v)| (k.clone(), json!(v))))
         .collect();
+    let training = effective_training_time(job);
     let report = json!({
+        "training": training.map(|(share, seconds)| json!({"effective_time": share, "seconds": seconds})),
         "job": job.file.name,
         "id": job.id,
         "output": job.file.output,
@@ -47,4 +49,22 @@ pub fn build(job: &Job, now: Millis) -> String {
         "warnings": warnings,
     });
     serde_json::to_string_pretty(&report).expect("a JSON value has a text")
+}
+
+/// The share of the time that training took, over all stages that train, that was spent in steps that counted; and that
+/// time in seconds. What was lost with ranks, waited for, or done twice does not count.
+fn effective_training_time(job: &Job) -> Option<(f64, f64)> {
+    let (mut counted, mut whole) = (0.0, 0.0);
+    for figures in job
+        .stages
+        .iter()
+        .filter_map(|s| s.manifest.as_ref())
+        .map(|m| &m.figures)
+    {
+        if let (Some(seconds), Some(share)) = (figures.get("step_seconds"), figures.get("effective_time")) {
+            counted += seconds;
+            whole += seconds / share.max(1e-9);
+        }
+    }
+    (whole > 0.0).then(|| (counted / whole, whole))
 }

@@ -18,7 +18,7 @@ CREATE TABLE IF NOT EXISTS jobs (
 CREATE TABLE IF NOT EXISTS stages (
     job TEXT NOT NULL, position INTEGER NOT NULL, name TEXT NOT NULL, state INTEGER NOT NULL, reason TEXT NOT NULL,
     key TEXT NOT NULL, phases TEXT NOT NULL, manifest TEXT, started_at INTEGER NOT NULL, ended_at INTEGER NOT NULL,
-    PRIMARY KEY (job, position));
+    spent_before INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (job, position));
 CREATE TABLE IF NOT EXISTS tasks (
     id INTEGER PRIMARY KEY, job TEXT NOT NULL, stage TEXT NOT NULL, phase INTEGER NOT NULL, position INTEGER NOT NULL,
     label TEXT NOT NULL, spec BLOB NOT NULL, weight INTEGER NOT NULL, min_ranks INTEGER NOT NULL,
@@ -32,7 +32,9 @@ CREATE TABLE IF NOT EXISTS events (
     task INTEGER NOT NULL, level TEXT NOT NULL, text TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS events_by_job ON events (job, sequence);
 ";
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
+/// The oldest version that [`StateStore::open`] brings up to date, and that can be looked at as it is.
+const OLDEST_VERSION: i64 = 1;
 
 /// A state store that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +112,13 @@ impl StateStore {
             self.connection.execute_batch(SCHEMA)?;
             self.connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         }
+        if version == 1 {
+            let upgrade = format!(
+                "BEGIN; ALTER TABLE stages ADD COLUMN spent_before INTEGER NOT NULL DEFAULT 0;
+                 PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+            );
+            self.connection.execute_batch(&upgrade)?;
+        }
         Ok(())
     }
 
@@ -118,7 +127,7 @@ impl StateStore {
             .connection
             .query_row("PRAGMA user_version", [], |r| r.get(0))
             .map_err(|e| sqlite(&self.path, e))?;
-        if version == SCHEMA_VERSION {
+        if (OLDEST_VERSION..=SCHEMA_VERSION).contains(&version) {
             return Ok(());
         }
         Err(StateError::Content {
@@ -256,7 +265,7 @@ fn save_job(tx: &Transaction<'_>, job: &Job) -> rusqlite::Result<()> {
             job.report,
         ])?;
     for (position, stage) in job.stages.iter().enumerate() {
-        tx.prepare_cached("INSERT OR REPLACE INTO stages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?
+        tx.prepare_cached("INSERT OR REPLACE INTO stages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)")?
             .execute(params![
                 job.id,
                 position as i64,
@@ -268,6 +277,7 @@ fn save_job(tx: &Transaction<'_>, job: &Job) -> rusqlite::Result<()> {
                 stage.manifest.as_ref().map(to_json),
                 stage.started_at,
                 stage.ended_at,
+                stage.spent_before,
             ])?;
     }
     Ok(())
@@ -354,6 +364,8 @@ fn read_stage(row: &Row<'_>) -> rusqlite::Result<Stage> {
             .transpose()?,
         started_at: row.get("started_at")?,
         ended_at: row.get("ended_at")?,
+        // Version 1 had no such column.
+        spent_before: row.get("spent_before").unwrap_or(0),
     })
 }
 
@@ -393,6 +405,7 @@ fn read_task(row: &Row<'_>) -> rusqlite::Result<TaskRecord> {
         failures: row.get("failures")?,
         losses: row.get("losses")?,
         last_world_size: row.get("last_world_size")?,
+        furthest: 0,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use llink_proto::{Job, StageState};
 use tokio::process::{Child, Command};
@@ -10,15 +10,34 @@ use tokio::sync::watch;
 
 use super::{Exit, Failed, say};
 
-/// A worker that dies this often has a cause that starting it again does not cure.
-const MAX_RESTARTS: u32 = 20;
+/// A worker that dies this often in a row has a cause that starting it again does not cure.
+const MAX_RESTARTS: u32 = 10;
+/// A worker that lived for so long did not die of its start.
+const LIVED: Duration = Duration::from_secs(30);
+/// Workers that are told to stop in the middle of their work save what they have; who takes longer than this is killed.
+const SAVE_PATIENCE: Duration = Duration::from_secs(30);
+/// Workers that have nothing to do just end.
+const IDLE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How workers are told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// They go on.
+    NotYet,
+    /// The job is over.
+    Idle,
+    /// In the middle of the job.
+    Busy,
+}
 
 /// Worker processes on this machine, started when there is work, started again when they die.
 pub(super) struct LocalWorkers {
     url: String,
     count: u32,
     logs: PathBuf,
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Stop>,
+    /// Why a worker is no longer started again.
+    given_up: watch::Sender<Option<String>>,
     keepers: Vec<tokio::task::JoinHandle<()>>,
 }
 
@@ -28,7 +47,8 @@ impl LocalWorkers {
             url: url.into(),
             count,
             logs: state.join("logs"),
-            stop: watch::Sender::new(false),
+            stop: watch::Sender::new(Stop::NotYet),
+            given_up: watch::Sender::new(None),
             keepers: Vec::new(),
         }
     }
@@ -54,14 +74,27 @@ impl LocalWorkers {
                 threads,
                 log,
             };
-            self.keepers.push(tokio::spawn(keep(template, self.stop.subscribe())));
+            let given_up = self.given_up.clone();
+            self.keepers
+                .push(tokio::spawn(keep(template, self.stop.subscribe(), given_up)));
         }
         Ok(())
     }
 
+    /// Resolves when a worker dies each time it is started: with what to look at.
+    pub(super) fn given_up(&self) -> impl Future<Output = String> + use<> {
+        let mut given_up = self.given_up.subscribe();
+        async move {
+            match given_up.wait_for(Option::is_some).await {
+                Ok(why) => why.clone().unwrap_or_default(),
+                Err(_) => std::future::pending().await,
+            }
+        }
+    }
+
     /// Stops the workers and waits until they are gone.
-    pub(super) async fn stop(self) {
-        self.stop.send_replace(true);
+    pub(super) async fn stop(self, how: Stop) {
+        self.stop.send_replace(how);
         for keeper in self.keepers {
             // A keeper that panicked leaves its child to `kill_on_drop`.
             let _ = keeper.await;
@@ -94,19 +127,22 @@ impl Template {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log)
+            // Ctrl-C is for this process, which tells the workers in its own time.
+            .process_group(0)
             .kill_on_drop(true)
             .spawn()
     }
 }
 
 /// Keeps one worker alive until it is told to stop.
-async fn keep(template: Template, mut stop: watch::Receiver<bool>) {
+async fn keep(template: Template, mut stop: watch::Receiver<Stop>, given_up: watch::Sender<Option<String>>) {
     let mut restarts = 0;
     loop {
+        let started = Instant::now();
         let mut child = match template.spawn() {
             Ok(child) => child,
             Err(e) => {
-                tracing::error!("cannot start {}: {e}", template.binary.display());
+                given_up.send_replace(Some(format!("cannot start {}: {e}", template.binary.display())));
                 return;
             }
         };
@@ -114,31 +150,37 @@ async fn keep(template: Template, mut stop: watch::Receiver<bool>) {
         let leash = child.stdin.take();
         tokio::select! {
             ended = child.wait() => {
-                restarts += 1;
+                restarts = if started.elapsed() > LIVED { 1 } else { restarts + 1 };
                 tracing::warn!(worker = template.name, ?ended, "worker ended");
                 if restarts > MAX_RESTARTS {
+                    let how = ended.map_or_else(|e| e.to_string(), |status| status.to_string());
+                    let (name, log) = (&template.name, template.log.display());
+                    let why = format!("worker {name} ended {restarts} times in a row ({how}): {log} says why");
+                    given_up.send_replace(Some(why));
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(100 * u64::from(restarts.min(20)))).await;
             }
-            () = told(&mut stop) => {
+            how = told(&mut stop) => {
                 drop(leash);
-                if tokio::time::timeout(Duration::from_secs(2), child.wait()).await.is_err() {
+                let patience = if how == Stop::Busy { SAVE_PATIENCE } else { IDLE_PATIENCE };
+                if tokio::time::timeout(patience, child.wait()).await.is_err() {
                     // It may have ended between the two.
                     let _ = child.kill().await;
                 }
                 return;
             }
         }
-        if *stop.borrow() {
+        if *stop.borrow() != Stop::NotYet {
             return;
         }
     }
 }
 
 /// Waits until the workers are to stop; a sender that is gone says so too.
-async fn told(stop: &mut watch::Receiver<bool>) {
-    let _ = stop.wait_for(|s| *s).await;
+async fn told(stop: &mut watch::Receiver<Stop>) -> Stop {
+    let told = stop.wait_for(|how| *how != Stop::NotYet).await;
+    told.map_or(Stop::Idle, |how| *how)
 }
 
 /// Writes the sample corpus.

@@ -111,6 +111,9 @@ enum Command {
         /// Seconds without a heartbeat after which a worker's leases are given to others.
         #[arg(long, env = "LLINK_LEASE_S", value_name = "SECONDS", default_value_t = 15.0)]
         lease: f64,
+        /// Seconds that training waits for ranks that it lost before it goes on with fewer.
+        #[arg(long, env = "LLINK_GATHER_S", value_name = "SECONDS", default_value_t = 10.0)]
+        gather: f64,
     },
     /// List jobs.
     List(look::List),
@@ -206,7 +209,12 @@ fn set_up_log(command: &Command) {
 async fn run(command: Command) -> Result<(), Failed> {
     match command {
         Command::Submit(submit) => submit.run().await,
-        Command::Serve { listen, state, lease } => serve_until_stopped(listen, state, lease).await,
+        Command::Serve {
+            listen,
+            state,
+            lease,
+            gather,
+        } => serve_until_stopped(listen, state, lease, gather).await,
         Command::List(list) => list.run().await,
         Command::Get(get) => get.run().await,
         Command::Watch(watch) => watch.run().await,
@@ -231,15 +239,27 @@ async fn run(command: Command) -> Result<(), Failed> {
     }
 }
 
-async fn serve_until_stopped(listen: SocketAddr, state_directory: PathBuf, lease: f64) -> Result<(), Failed> {
+async fn serve_until_stopped(
+    listen: SocketAddr,
+    state_directory: PathBuf,
+    lease: f64,
+    gather: f64,
+) -> Result<(), Failed> {
     if !(0.2..=3600.0).contains(&lease) {
         return Err(Failed::new(
             Exit::Usage,
             format!("--lease {lease}: expected 0.2 to 3600 seconds"),
         ));
     }
+    if !(0.0..=3600.0).contains(&gather) {
+        return Err(Failed::new(
+            Exit::Usage,
+            format!("--gather {gather}: expected 0 to 3600 seconds"),
+        ));
+    }
     let timing = Timing {
         lease: (lease * 1000.0) as i64,
+        gather: (gather * 1000.0) as i64,
         ..Timing::default()
     };
     let running = serve::start(ServeOptions {

@@ -6,7 +6,7 @@ use llink_proto::{Job, SubmitRequest};
 
 use super::client::{self, Client, refused};
 use super::follow;
-use super::{Exit, Failed, Reach, say};
+use super::{Exit, Failed, Reach, complain, say};
 use crate::job;
 use crate::ui::{self, Style};
 
@@ -84,7 +84,7 @@ impl Submit {
 
     #[cfg(feature = "embedded")]
     async fn run_here(&self, request: SubmitRequest, file: &job::JobFile, style: Style) -> Result<(), Failed> {
-        use super::local::LocalWorkers;
+        use super::local::{LocalWorkers, Stop};
         use crate::schedule::Timing;
         use crate::serve::{self, ServeOptions, Unfinished};
 
@@ -108,15 +108,28 @@ impl Submit {
             }
             Ok(job) => {
                 let mut stopper = client.clone();
+                let given_up = workers.given_up();
                 let started = follow::follow(&mut client, &job.id, style, |job| workers.start_if_needed(job));
                 tokio::select! {
                     ended = started => ended.map(Some),
                     why = running.broken() => Err(Failed::new(Exit::Storage, why)),
-                    () = super::interrupted() => Err(stop(&mut stopper, &job.id, &self.job).await),
+                    why = given_up => {
+                        stop(&mut stopper, &job.id, &self.job).await;
+                        Err(Failed::new(Exit::Internal, why))
+                    }
+                    () = super::interrupted() => {
+                        complain("stopping: workers save what they have (Ctrl-C again kills them)");
+                        Err(stop(&mut stopper, &job.id, &self.job).await)
+                    }
                 }
             }
         };
-        workers.stop().await;
+        let in_hurry = outcome.as_ref().is_err_and(|failed| failed.exit == Exit::Interrupted);
+        tokio::select! {
+            () = workers.stop(if outcome.is_ok() { Stop::Idle } else { Stop::Busy }) => {}
+            // What was being saved does not count until it is whole, so nothing is spoilt.
+            () = super::interrupted(), if in_hurry => complain("workers are killed"),
+        }
         let stopped = running.stop().await;
         if let Some(ended) = outcome? {
             follow::conclude(&ended, style)?;

@@ -27,6 +27,10 @@ impl Cluster {
                     self.lease(id, members, now, fx);
                 }
                 Verdict::Wait(why) => {
+                    // Younger jobs' small tasks would otherwise take each worker as it comes free, for ever.
+                    if self.gathers(id, now) {
+                        idle.clear();
+                    }
                     if let Some(task) = self.tasks.get_mut(&id)
                         && let TaskState::Waiting { reason, .. } = &mut task.state
                     {
@@ -35,6 +39,15 @@ impl Cluster {
                 }
             }
         }
+    }
+
+    /// Whether a task waits for nothing but more ranks, and enough of them are connected to come.
+    fn gathers(&self, id: u64, now: Millis) -> bool {
+        let connected = self.workers.values().filter(|w| w.listening).count();
+        self.tasks.get(&id).is_some_and(|task| {
+            let ready = matches!(task.state, TaskState::Waiting { not_before, .. } if not_before <= now);
+            ready && task.ranks.max != 1 && connected >= task.ranks.min.max(1) as usize
+        })
     }
 
     fn waiting_in_order(&self) -> Vec<u64> {
@@ -127,10 +140,12 @@ impl Cluster {
             address: None,
             progress: (0, 0),
             figures: std::collections::BTreeMap::new(),
+            place: String::new(),
         };
         task.state = TaskState::Leased(Lease {
             members: workers.into_iter().map(member).collect(),
             breaking_since: None,
+            ended: Vec::new(),
         });
         fx.tasks.insert(id);
         fx.happened(

@@ -31,7 +31,7 @@ impl Cluster {
         }
         let stages = match self.jobs.remove(&id) {
             // Keys and tasks stay: a stage whose key comes out the same goes on where it stopped.
-            Some(old) => old.stages.into_iter().map(reset).collect(),
+            Some(old) => old.stages.into_iter().map(|stage| reset(stage, now)).collect(),
             None => StageName::of(&new.file).into_iter().map(Stage::new).collect(),
         };
         let text = if known.is_some() {
@@ -79,7 +79,7 @@ impl Cluster {
         for id in running.into_iter().map(|j| j.id.clone()).collect::<Vec<_>>() {
             if let Some(job) = self.jobs.get_mut(&id) {
                 for stage in job.stages.iter_mut().filter(|s| !s.is_complete()) {
-                    *stage = reset(stage.clone());
+                    *stage = reset(stage.clone(), now);
                 }
             }
             self.advance(&id, now, fx);
@@ -123,6 +123,8 @@ impl Cluster {
         };
         match found {
             Err(failure) => self.fail(id, failure, now, fx),
+            // The answer to a question of before the job was submitted again, with other inputs.
+            Ok(Some(manifest)) if manifest.key != stage.key => {}
             Ok(Some(manifest)) => {
                 stage.state = StageState::Cached;
                 stage.reason = "found finished under the same key".into();
@@ -155,6 +157,7 @@ impl Cluster {
         };
         match written {
             Err(failure) => self.fail(id, failure, now, fx),
+            Ok(manifest) if manifest.key != stage.key => {}
             Ok(manifest) => {
                 stage.state = StageState::Done;
                 stage.reason = String::new();
@@ -210,6 +213,7 @@ impl Cluster {
                         if same {
                             Vec::new()
                         } else {
+                            stage.spent_before = 0;
                             std::mem::take(&mut stage.phases).concat()
                         }
                     }
@@ -247,7 +251,12 @@ impl Cluster {
             };
             match plan::phase(name, &stage.key, &inputs, &results) {
                 Err(e) => return self.fail(id, unplanned(&e), now, fx),
-                Ok(Phase::Complete(manifest)) => {
+                Ok(Phase::Complete(mut manifest)) => {
+                    // Of the time that training took, gangs that were lost and steps taken twice included.
+                    if let Some(seconds) = manifest.figures.get("step_seconds") {
+                        let share = seconds * 1000.0 / stage.spent(now).max(1) as f64;
+                        manifest.figures.insert("effective_time".into(), share.min(1.0));
+                    }
                     let output = job.file.output.clone();
                     if let Some(stage) = self.stage_mut(id, name) {
                         stage.reason = "committing".into();
@@ -295,6 +304,7 @@ impl Cluster {
                 failures: 0,
                 losses: 0,
                 last_world_size: 0,
+                furthest: 0,
             };
             self.next_task += 1;
             ids.push(task.id);
@@ -364,7 +374,14 @@ impl Cluster {
         for stage in &mut job.stages {
             if matches!(stage.state, StageState::Running | StageState::Waiting) && state != JobState::Succeeded {
                 stage.state = StageState::Cancelled;
-                stage.reason = format!("the job was stopped: {reason}");
+                // The failure itself is told once, by the stage that it happened in.
+                stage.reason = match state {
+                    JobState::Failed => "the job failed before".into(),
+                    _ => format!("the job was stopped: {reason}"),
+                };
+                if stage.started_at > 0 {
+                    stage.ended_at = now;
+                }
             }
         }
         let open = self.tasks.values_mut().filter(|t| t.job == id);
@@ -391,8 +408,10 @@ impl Cluster {
     }
 }
 
-fn reset(stage: Stage) -> Stage {
+fn reset(stage: Stage, now: Millis) -> Stage {
     Stage {
+        // What a complete stage took is told by its manifest.
+        spent_before: if stage.is_complete() { 0 } else { stage.spent(now) },
         state: StageState::Waiting,
         reason: String::new(),
         manifest: None,

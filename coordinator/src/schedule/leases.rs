@@ -71,7 +71,19 @@ impl Cluster {
     /// Renews leases. Answers with the leases that the worker no longer holds, or `None` if it is not known.
     pub fn heartbeat(&mut self, worker: &str, running: &[TaskProgress], now: Millis) -> Option<Vec<Abort>> {
         let deadline = now + self.timing.lease;
-        self.workers.get_mut(worker)?.deadline = deadline;
+        let seat = {
+            let worker = self.workers.get_mut(worker)?;
+            worker.deadline = deadline;
+            worker.seat
+        };
+        // A lease that is over, and that the worker does not speak of: it holds its worker no longer.
+        if let Some((task, token)) = seat
+            && !running.iter().any(|p| (p.task_id, p.token) == (task, token))
+            && !self.works_on(worker, task, token)
+            && let Some(worker) = self.workers.get_mut(worker)
+        {
+            worker.seat = None;
+        }
         let mut aborts = Vec::new();
         for progress in running {
             let member = self
@@ -88,6 +100,7 @@ impl Cluster {
                     member.deadline = deadline;
                     member.progress = (progress.done, progress.total);
                     member.figures.clone_from(&progress.figures);
+                    member.place.clone_from(&progress.place);
                 }
                 None => aborts.push(Abort {
                     task_id: progress.task_id,
@@ -97,6 +110,16 @@ impl Cluster {
             }
         }
         Some(aborts)
+    }
+
+    /// Whether `worker` is at work under that lease.
+    fn works_on(&self, worker: &str, task: u64, token: u64) -> bool {
+        let task = self.tasks.get(&task).filter(|t| t.token == token);
+        let Some(TaskState::Leased(lease)) = task.map(|t| &t.state) else {
+            return false;
+        };
+        let at_work = |m: &super::Member| m.worker == worker && m.state == MemberState::Running;
+        lease.members.iter().any(at_work)
     }
 
     /// A worker says how a task ended.
@@ -113,6 +136,11 @@ impl Cluster {
             && w.seat == Some((task, token))
         {
             w.seat = None;
+        }
+        let leaves = matches!(&outcome, Outcome::Failed(f) if f.kind() == FailureKind::Stopped);
+        if leaves && let Some(w) = self.workers.get_mut(worker) {
+            // It is on its way out: no more work for it.
+            w.listening = false;
         }
         let Some(record) = self.tasks.get(&task) else {
             return Reported::Refused(format!("there is no task {task}"));
@@ -135,6 +163,7 @@ impl Cluster {
                 self.task_done(task, worker, result, now, fx);
             }
             Outcome::Done(_) => self.member_ended(task, token, worker, MemberState::Finished, now, fx),
+            Outcome::Failed(_) if leaves => self.member_ended(task, token, worker, MemberState::Left, now, fx),
             Outcome::Failed(failure) => {
                 self.member_ended(task, token, worker, MemberState::Failed(failure), now, fx);
             }
@@ -164,6 +193,7 @@ impl Cluster {
 
     /// Time passes: silent workers are given up, leases that broke are decided on.
     pub fn tick(&mut self, now: Millis, fx: &mut Effects) {
+        self.forgive_own_absence(now);
         let silent: Vec<String> = self
             .workers
             .iter()
@@ -173,6 +203,7 @@ impl Cluster {
         for worker in silent {
             let why = format!("no heartbeat for {} s", self.timing.lease / 1000);
             self.worker_gone(&worker, &why, now, fx);
+            fx.actions.push(Action::Forget { worker });
         }
         let mut expired = Vec::new();
         for task in self.tasks.values() {
@@ -187,6 +218,23 @@ impl Cluster {
         for (task, token, worker) in expired {
             let why = MemberState::Lost("its lease ran out".into());
             self.member_ended(task, token, &worker, why, now, fx);
+        }
+    }
+
+    /// When this coordinator itself was away (stopped, suspended, starved), heartbeats could not come through: nobody is
+    /// given up for that time.
+    fn forgive_own_absence(&mut self, now: Millis) {
+        let away = now - std::mem::replace(&mut self.ticked, now);
+        // The first tick has no one before it.
+        if away <= self.timing.lease / 2 || away == now {
+            return;
+        }
+        tracing::warn!("the coordinator was away for {away} ms: leases last that much longer");
+        self.workers.values_mut().for_each(|worker| worker.deadline += away);
+        for task in self.tasks.values_mut() {
+            if let TaskState::Leased(lease) = &mut task.state {
+                lease.members.iter_mut().for_each(|member| member.deadline += away);
+            }
         }
     }
 
@@ -207,124 +255,5 @@ impl Cluster {
         fx.tasks.insert(id);
         let (job, stage) = (task.job.clone(), task.stage);
         self.next_phase(&job, stage, now, fx);
-    }
-
-    fn member_ended(&mut self, id: u64, token: u64, worker: &str, ended: MemberState, now: Millis, fx: &mut Effects) {
-        let Some(task) = self.tasks.get_mut(&id).filter(|t| t.token == token) else {
-            return;
-        };
-        let TaskState::Leased(lease) = &mut task.state else {
-            return;
-        };
-        let Some(rank) = lease.members.iter().position(|m| m.worker == worker) else {
-            return;
-        };
-        if lease.members[rank].state != MemberState::Running {
-            return;
-        }
-        lease.members[rank].state = ended.clone();
-        let (level, text, breaks) = match &ended {
-            MemberState::Running | MemberState::Finished => (Level::Info, "done".to_owned(), false),
-            MemberState::Failed(f) => (Level::Warn, f.text.clone(), true),
-            MemberState::Lost(why) => (Level::Warn, format!("worker {worker} was lost: {why}"), true),
-        };
-        fx.attempts.push(Attempt {
-            task: id,
-            token,
-            worker: worker.into(),
-            rank: rank as u32,
-            at: now,
-            outcome: text.clone(),
-        });
-        if breaks && lease.breaking_since.is_none() {
-            lease.breaking_since = Some(now);
-            for member in lease.members.iter().filter(|m| m.state == MemberState::Running) {
-                fx.actions.push(Action::Abort {
-                    worker: member.worker.clone(),
-                    abort: Abort {
-                        task_id: id,
-                        token,
-                        reason: format!("rank {rank} is gone: {text}"),
-                    },
-                });
-            }
-        }
-        let place = if lease.members.len() > 1 {
-            format!("{}: rank {rank}: {text}", task.label)
-        } else {
-            format!("{}: {text}", task.label)
-        };
-        if breaks {
-            fx.happened(now, task, level, place);
-        }
-        self.decide(id, now, fx);
-    }
-
-    /// A lease that broke, once nobody works on it any more: the first real failure counts, else the loss.
-    fn decide(&mut self, id: u64, now: Millis, fx: &mut Effects) {
-        let Some(task) = self.tasks.get_mut(&id) else { return };
-        let TaskState::Leased(lease) = &task.state else { return };
-        if lease.breaking_since.is_none() || lease.members.iter().any(|m| m.state == MemberState::Running) {
-            return;
-        }
-        let failures = || {
-            lease.members.iter().filter_map(|m| match &m.state {
-                MemberState::Failed(f) => Some(f),
-                _ => None,
-            })
-        };
-        let peer = i32::from(FailureKind::Peer);
-        let own = failures().find(|f| f.kind != peer).cloned();
-        let lost = lease.members.iter().any(|m| matches!(m.state, MemberState::Lost(_)));
-        let followed = failures().next().cloned();
-        let failure = match (own, lost) {
-            (Some(failure), _) => {
-                task.failures += 1;
-                failure
-            }
-            (None, true) => {
-                task.losses += 1;
-                Failure {
-                    kind: FailureKind::Internal.into(),
-                    text: format!(
-                        "{}: lost its worker {} times; it may be what kills them (out of memory?)",
-                        task.label, task.losses
-                    ),
-                }
-            }
-            (None, false) => {
-                task.failures += 1;
-                followed.unwrap_or_default()
-            }
-        };
-        let hopeless = failure.kind == i32::from(FailureKind::Input)
-            || task.failures >= self.timing.max_failures
-            || task.losses >= self.timing.max_losses;
-        fx.tasks.insert(id);
-        if hopeless {
-            task.state = TaskState::Failed(failure.clone());
-            let job = task.job.clone();
-            let text = format!("{}: {}", task.label, failure.text);
-            let named = Failure {
-                text: if failure.text.starts_with(&task.label) {
-                    failure.text
-                } else {
-                    text
-                },
-                ..failure
-            };
-            self.fail(&job, named, now, fx);
-            return;
-        }
-        let wait = if task.failures == 0 {
-            0
-        } else {
-            self.timing.backoff << (task.failures - 1).min(6)
-        };
-        task.state = TaskState::Waiting {
-            since: now,
-            not_before: now + wait,
-            reason: "to be tried again".into(),
-        };
     }
 }

@@ -6,6 +6,7 @@
 mod dispatch;
 mod jobs;
 mod leases;
+mod outcome;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,6 +63,8 @@ pub struct Cluster {
     pub timing: Timing,
     /// Workers that are on their way: a gang waits for them as for those that are here.
     pub expected_workers: usize,
+    /// When time last passed.
+    ticked: Millis,
     next_task: u64,
     next_worker: u64,
 }
@@ -110,6 +113,8 @@ pub struct Stage {
     pub started_at: Millis,
     /// When it ended; 0 before.
     pub ended_at: Millis,
+    /// What earlier runs of it took that were cancelled, failed or interrupted, under the same key.
+    pub spent_before: Millis,
 }
 
 impl Stage {
@@ -123,7 +128,16 @@ impl Stage {
             manifest: None,
             started_at: 0,
             ended_at: 0,
+            spent_before: 0,
         }
+    }
+
+    /// How long it has been at work, over all its runs, until `now` or its end.
+    #[must_use]
+    pub fn spent(&self, now: Millis) -> Millis {
+        let end = if self.ended_at > 0 { self.ended_at } else { now };
+        let this_run = if self.started_at > 0 { end - self.started_at } else { 0 };
+        self.spent_before + this_run.max(0)
     }
 
     /// Whether its result is there.
@@ -164,6 +178,9 @@ pub struct TaskRecord {
     pub losses: u32,
     /// Ranks of the last lease: a gang that broke waits for as many again.
     pub last_world_size: u32,
+    /// How far any lease got, of the worker's total. Getting further than ever before clears the counts of failures and
+    /// losses: a training of days may lose a worker now and then. Not saved.
+    pub furthest: u64,
 }
 
 /// Where a task stands.
@@ -195,6 +212,8 @@ pub struct Lease {
     pub members: Vec<Member>,
     /// Set once a member failed or was lost: the others are told to stop, and the task is decided on when all have.
     pub breaking_since: Option<Millis>,
+    /// Ranks in the order in which they ended: the first that failed is the cause.
+    pub ended: Vec<usize>,
 }
 
 /// One rank of a lease.
@@ -212,6 +231,8 @@ pub struct Member {
     pub progress: (u64, u64),
     /// Newest figures.
     pub figures: BTreeMap<String, f64>,
+    /// Where it was in its training when it was last heard of.
+    pub place: String,
 }
 
 /// Where a member stands.
@@ -225,6 +246,8 @@ pub enum MemberState {
     Failed(Failure),
     /// Fell silent or broke the connection.
     Lost(String),
+    /// Its worker was told to stop, and gave the lease back.
+    Left,
 }
 
 /// A connected worker.
@@ -351,6 +374,11 @@ pub enum Action {
         /// What the stage made.
         manifest: Box<Manifest>,
     },
+    /// A worker was given up: close its stream, if it has one.
+    Forget {
+        /// The worker.
+        worker: String,
+    },
     /// Write the job's report.
     Publish {
         /// The job's output.
@@ -403,7 +431,8 @@ impl Cluster {
         cluster.next_task = tasks.iter().map(|t| t.id + 1).max().unwrap_or(1);
         cluster.jobs = jobs.into_iter().map(|j| (j.id.clone(), j)).collect();
         for mut task in tasks {
-            if let TaskState::Leased(_) = task.state {
+            // Waiting counts anew: workers are on their way back, and a gang is to wait for all of them.
+            if let TaskState::Leased(_) | TaskState::Waiting { .. } = task.state {
                 task.state = TaskState::Waiting {
                     since: now,
                     not_before: now,

@@ -230,6 +230,7 @@ impl Engine {
         match action {
             Action::Start { worker, assignment } => self.instruct(&worker, instruction::Kind::Start(*assignment)),
             Action::Abort { worker, abort } => self.instruct(&worker, instruction::Kind::Abort(abort)),
+            Action::Forget { worker } => self.close_outbox(&worker),
             Action::LookUp {
                 job,
                 stage,

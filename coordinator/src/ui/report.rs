@@ -25,6 +25,15 @@ pub fn report(job: &Job, style: Style) {
     rows(&report["counts"]);
     retrieval(&report["figures"]["evaluate"]);
     answers(&report["figures"]["evaluate"]);
+    if let (Some(share), Some(seconds)) = (
+        report["training"]["effective_time"].as_f64(),
+        report["training"]["seconds"].as_f64(),
+    ) {
+        print_line(&format!(
+            "effective training time: {:.1} % of {seconds:.1} s were steps that counted",
+            100.0 * share
+        ));
+    }
     for warning in report["warnings"]
         .as_array()
         .into_iter()

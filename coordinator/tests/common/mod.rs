@@ -178,6 +178,55 @@ pub fn workers_of(parent: u32) -> Vec<u32> {
     found
 }
 
+/// A small generator for what happens when; its seed is printed, and can be given.
+pub struct Random(u64);
+
+impl Random {
+    pub fn seeded() -> Self {
+        let given = std::env::var("LLINK_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+        let now = || {
+            std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .unwrap()
+        };
+        let seed: u64 = given.unwrap_or_else(|| now().as_nanos() as u64);
+        println!("LLINK_TEST_SEED={seed}");
+        Self(seed | 1)
+    }
+
+    /// At least 0 and below `n`.
+    pub fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % n
+    }
+}
+
+/// The steps of a training that came to its end, as its metrics have them: number and loss.
+pub fn trained_steps(place: &Place) -> Vec<(u64, f64)> {
+    let mut found = Vec::new();
+    for (path, _) in place.artefacts(&["align"]) {
+        if path.ends_with("metrics.jsonl") {
+            let lines = std::fs::read_to_string(place.path("out").join(path)).unwrap();
+            for line in lines.lines() {
+                let line: serde_json::Value = serde_json::from_str(line).unwrap();
+                found.push((line["step"].as_u64().unwrap(), line["loss"].as_f64().unwrap()));
+            }
+        }
+    }
+    found
+}
+
+/// SHA-256 of the projector that training left.
+pub fn projector(place: &Place) -> String {
+    let artefacts = place.artefacts(&["align"]);
+    let found = artefacts
+        .into_iter()
+        .find(|(path, _)| path.ends_with("projector.safetensors"));
+    found.unwrap().1
+}
+
 pub fn signal(pid: u32, signal: &str) {
     let status = Command::new("kill").args([signal, &pid.to_string()]).status().unwrap();
     assert!(status.success(), "kill {signal} {pid}");

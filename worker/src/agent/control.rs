@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::collective::Position;
 use crate::{Error, Result};
@@ -25,7 +26,7 @@ type OnStop = Box<dyn FnOnce(&str) + Send>;
 #[derive(Default)]
 struct State {
     progress: Progress,
-    stopped: Option<String>,
+    stopped: Option<(String, Instant)>,
     on_stop: Vec<OnStop>,
     position: Option<Position>,
 }
@@ -89,7 +90,7 @@ impl TaskControl {
             if state.stopped.is_some() {
                 return;
             }
-            state.stopped = Some(reason.into());
+            state.stopped = Some((reason.into(), Instant::now()));
             std::mem::take(&mut state.on_stop)
         };
         for callback in callbacks {
@@ -97,12 +98,18 @@ impl TaskControl {
         }
     }
 
+    /// How long ago the task was told to stop, if it was.
+    #[must_use]
+    pub fn stopped_for(&self) -> Option<Duration> {
+        self.state().stopped.as_ref().map(|(_, at)| at.elapsed())
+    }
+
     /// Calls `f` when the task is told to stop, or at once if it has been: to wake what blocks.
     pub fn on_stop(&self, f: impl FnOnce(&str) + Send + 'static) {
         let reason = {
             let mut state = self.state();
             match &state.stopped {
-                Some(reason) => reason.clone(),
+                Some((reason, _)) => reason.clone(),
                 None => return state.on_stop.push(Box::new(f)),
             }
         };
@@ -115,7 +122,7 @@ impl TaskControl {
     /// [`Error::Aborted`] with the reason.
     pub fn check(&self) -> Result<()> {
         match &self.state().stopped {
-            Some(reason) => Err(Error::Aborted(reason.clone())),
+            Some((reason, _)) => Err(Error::Aborted(reason.clone())),
             None => Ok(()),
         }
     }

@@ -1,28 +1,29 @@
 //! The conversation with the coordinator: register, take assignments, keep leases alive, report.
 //!
 //! Tasks run on threads of their own; this side only talks. When the stream breaks every task is told to stop and the
-//! worker registers anew: the coordinator has given its leases to others by then.
+//! worker registers anew: the coordinator has given its leases to others by then. A worker that is told to stop lets its
+//! tasks save what they have, and gives the leases back.
 
 mod control;
 mod heartbeat;
+mod session;
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use llink_proto::worker_service_client::WorkerServiceClient;
-use llink_proto::{
-    Assignment, AssignmentsRequest, Device, Failure, FailureKind, Instruction, RegisterRequest, RegisterResponse,
-    RendezvousRequest, ReportRequest, Seat, TaskResult, instruction, report_request,
-};
+use llink_proto::{AssignmentsRequest, Device, Instruction, RegisterRequest, RegisterResponse};
 use tokio::sync::mpsc;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
 pub use control::{Progress, TaskControl};
 
-use crate::tasks::{self, ModelCache, TaskContext};
+use crate::tasks::ModelCache;
+use session::{Session, Stuck};
 
 type Client = WorkerServiceClient<Channel>;
 /// Task and token: one lease.
@@ -32,8 +33,6 @@ type LeaseId = (u64, u64);
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// Between two tries to reach the coordinator.
 const RETRY: Duration = Duration::from_millis(300);
-/// A report is tried again for this long before the worker registers anew.
-const REPORT_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How an agent is started.
 #[derive(Debug, Clone)]
@@ -65,27 +64,35 @@ pub async fn run(options: AgentOptions, stop: impl Future<Output = ()>) -> anyho
         .keep_alive_timeout(Duration::from_secs(10))
         .tcp_nodelay(true);
     let models = Arc::new(ModelCache::default());
-    let work = async {
-        let mut unreachable_since = None;
-        loop {
-            match session(&endpoint, &options, &models).await {
-                Ok(()) => unreachable_since = None,
-                Err(e) if refused(&e) => return Err(e),
-                Err(e) => {
-                    let since = *unreachable_since.get_or_insert_with(Instant::now);
-                    tracing::warn!("{e:#}");
-                    if options.connect_timeout.is_some_and(|limit| since.elapsed() > limit) {
-                        return Err(e.context(format!("no coordinator at {}", options.coordinator)));
-                    }
+    let mut unreachable_since = None;
+    tokio::pin!(stop);
+    loop {
+        match session(&endpoint, &options, &models, stop.as_mut()).await {
+            Ok(Ended::Left) => return Ok(()),
+            Ok(Ended::Closed) => unreachable_since = None,
+            Err(e) if refused(&e) || e.is::<Stuck>() => return Err(e),
+            Err(e) => {
+                let since = *unreachable_since.get_or_insert_with(Instant::now);
+                tracing::warn!("{e:#}");
+                if options.connect_timeout.is_some_and(|limit| since.elapsed() > limit) {
+                    return Err(e.context(format!("no coordinator at {}", options.coordinator)));
                 }
             }
-            tokio::time::sleep(RETRY).await;
         }
-    };
-    tokio::select! {
-        ended = work => ended,
-        () = stop => Ok(()),
+        tokio::select! {
+            () = tokio::time::sleep(RETRY) => {}
+            () = stop.as_mut() => return Ok(()),
+        }
     }
+}
+
+/// How a registration came to its end.
+#[derive(Debug, PartialEq, Eq)]
+enum Ended {
+    /// The coordinator closed it; another one may be opened.
+    Closed,
+    /// This worker was told to stop, and has.
+    Left,
 }
 
 /// Whether trying again is pointless.
@@ -99,22 +106,18 @@ fn refused(error: &anyhow::Error) -> bool {
     })
 }
 
-/// One registration, until the stream ends.
-async fn session(endpoint: &Endpoint, options: &AgentOptions, models: &Arc<ModelCache>) -> anyhow::Result<()> {
-    let channel = endpoint.connect().await.context("cannot reach the coordinator")?;
-    let mut client = WorkerServiceClient::new(channel)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let registered = client.register(description(options)).await?.into_inner();
-    let request = AssignmentsRequest {
-        worker_id: registered.worker_id.clone(),
+/// One registration, until the stream ends or this worker is told to stop; no task of it is at work afterwards.
+async fn session(
+    endpoint: &Endpoint,
+    options: &AgentOptions,
+    models: &Arc<ModelCache>,
+    mut stop: Pin<&mut impl Future<Output = ()>>,
+) -> anyhow::Result<Ended> {
+    let joined = tokio::select! {
+        joined = join(endpoint, options) => joined?,
+        () = stop.as_mut() => return Ok(Ended::Left),
     };
-    let mut instructions = client.assignments(request).await?.into_inner();
-    tracing::info!(
-        worker = registered.worker_id,
-        coordinator = options.coordinator,
-        "registered"
-    );
+    let (client, registered, mut instructions) = joined;
     let (ended, mut endings) = mpsc::unbounded_channel();
     let mut session = Session {
         client: client.clone(),
@@ -124,26 +127,70 @@ async fn session(endpoint: &Endpoint, options: &AgentOptions, models: &Arc<Model
         running: HashMap::new(),
         ended,
         coordinator: options.coordinator.clone(),
+        leaving: None,
     };
     let mut beats = heartbeat::start(client, &registered);
-    loop {
+    let mut looks = tokio::time::interval(Duration::from_secs(1));
+    let why = loop {
+        if session.has_left() {
+            return Ok(Ended::Left);
+        }
         tokio::select! {
             instruction = instructions.message() => match instruction {
-                Ok(Some(instruction)) => session.instructed(instruction, &beats),
-                Ok(None) => { session.stop_all("the coordinator closed the connection"); return Ok(()); }
-                Err(e) => { session.stop_all("the connection to the coordinator broke"); return Err(e.into()); }
+                Ok(Some(instruction)) => session.instructed(instruction, &beats).await?,
+                Ok(None) => break Ok("the coordinator closed the connection".to_owned()),
+                Err(e) => break Err(anyhow::Error::from(e).context("the connection to the coordinator broke")),
             },
             Some((lease, outcome)) = endings.recv() => {
                 session.running.remove(&lease);
                 beats.forget(lease);
                 session.report(lease, outcome).await?;
             }
-            lost = beats.lost() => {
-                session.stop_all(&lost);
-                bail!("{lost}");
+            lost = beats.lost() => break Err(anyhow::anyhow!("{lost}")),
+            _ = looks.tick() => session.check_stuck()?,
+            () = stop.as_mut(), if session.leaving.is_none() => {
+                session.leaving = Some(Instant::now());
+                session.stop_all("the worker was told to stop");
             }
         }
+    };
+    let told = why.as_ref().map_or_else(ToString::to_string, Clone::clone);
+    session.stop_all(&told);
+    // The coordinator has given its leases to others, or will: nobody waits for the outcomes. But what still runs would
+    // share this machine with what comes next.
+    while !session.running.is_empty() && !session.has_left() {
+        tokio::select! {
+            Some((lease, _)) = endings.recv() => drop(session.running.remove(&lease)),
+            _ = looks.tick() => session.check_stuck()?,
+            () = stop.as_mut(), if session.leaving.is_none() => session.leaving = Some(Instant::now()),
+        }
     }
+    match session.leaving {
+        Some(_) => Ok(Ended::Left),
+        None => why.map(|_| Ended::Closed),
+    }
+}
+
+/// Registers, and opens the stream of instructions.
+async fn join(
+    endpoint: &Endpoint,
+    options: &AgentOptions,
+) -> anyhow::Result<(Client, RegisterResponse, tonic::Streaming<Instruction>)> {
+    let channel = endpoint.connect().await.context("cannot reach the coordinator")?;
+    let mut client = WorkerServiceClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let registered = client.register(description(options)).await?.into_inner();
+    let request = AssignmentsRequest {
+        worker_id: registered.worker_id.clone(),
+    };
+    let instructions = client.assignments(request).await?.into_inner();
+    tracing::info!(
+        worker = registered.worker_id,
+        coordinator = options.coordinator,
+        "registered"
+    );
+    Ok((client, registered, instructions))
 }
 
 fn description(options: &AgentOptions) -> RegisterRequest {
@@ -179,163 +226,4 @@ fn total_memory() -> u64 {
     let line = meminfo.lines().find_map(|l| l.strip_prefix("MemTotal:"));
     line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok())
         .map_or(0, |kib| kib * 1024)
-}
-
-type Outcome = Result<TaskResult, Failure>;
-
-struct Session {
-    client: Client,
-    registered: RegisterResponse,
-    threads: usize,
-    models: Arc<ModelCache>,
-    running: HashMap<LeaseId, Arc<TaskControl>>,
-    ended: mpsc::UnboundedSender<(LeaseId, Outcome)>,
-    coordinator: String,
-}
-
-impl Session {
-    fn instructed(&mut self, instruction: Instruction, beats: &heartbeat::Heartbeats) {
-        match instruction.kind {
-            Some(instruction::Kind::Start(assignment)) => self.start(assignment, beats),
-            Some(instruction::Kind::Abort(abort)) => {
-                if let Some(control) = self.running.get(&(abort.task_id, abort.token)) {
-                    control.stop(&abort.reason);
-                }
-            }
-            None => tracing::warn!("an instruction that this version does not know was left alone"),
-        }
-    }
-
-    fn start(&mut self, assignment: Assignment, beats: &heartbeat::Heartbeats) {
-        let lease = (assignment.task_id, assignment.token);
-        let control = Arc::new(TaskControl::default());
-        self.running.insert(lease, control.clone());
-        beats.renew(lease, control.clone());
-        let ended = self.ended.clone();
-        let Some(task) = assignment.task else {
-            let failure = internal("the assignment holds no task".into());
-            // The receiver lives as long as this session.
-            let _ = ended.send((lease, Err(failure)));
-            return;
-        };
-        let context = TaskContext {
-            output_url: task.output_url.clone(),
-            runtime: tokio::runtime::Handle::current(),
-            control,
-            seat: assignment.seat,
-            rendezvous: self.rendezvous(lease, assignment.seat),
-            local_address: local_address(&self.coordinator),
-            threads: self.threads,
-            models: self.models.clone(),
-            token: assignment.token,
-        };
-        std::thread::spawn(move || {
-            let run = std::panic::AssertUnwindSafe(|| tasks::run(&context, task));
-            let outcome = match std::panic::catch_unwind(run) {
-                Ok(outcome) => outcome.map_err(|e| tasks::failure(&e)),
-                Err(panic) => Err(internal(format!("the task panicked: {}", panic_text(&*panic)))),
-            };
-            // A session that ended has given the lease back; nobody waits for the outcome.
-            let _ = ended.send((lease, outcome));
-        });
-    }
-
-    /// What a gang's task calls to meet the other ranks.
-    fn rendezvous(
-        &self,
-        lease: LeaseId,
-        seat: Option<Seat>,
-    ) -> Box<dyn Fn(String) -> crate::Result<Vec<String>> + Send + Sync> {
-        let client = self.client.clone();
-        let worker_id = self.registered.worker_id.clone();
-        let runtime = tokio::runtime::Handle::current();
-        let rank = seat.map_or(0, |s| s.rank);
-        Box::new(move |address| {
-            let mut client = client.clone();
-            let request = RendezvousRequest {
-                worker_id: worker_id.clone(),
-                task_id: lease.0,
-                token: lease.1,
-                rank,
-                address,
-            };
-            let met = runtime.block_on(client.rendezvous(request));
-            let addresses = met.map_err(|s| crate::Error::Aborted(format!("rendezvous: {}", s.message())))?;
-            Ok(addresses.into_inner().addresses)
-        })
-    }
-
-    async fn report(&mut self, lease: LeaseId, outcome: Outcome) -> anyhow::Result<()> {
-        let outcome = match outcome {
-            Ok(result) => report_request::Outcome::Done(result),
-            Err(failure) => {
-                tracing::warn!(task = lease.0, "{}", failure.text);
-                report_request::Outcome::Failed(failure)
-            }
-        };
-        let request = ReportRequest {
-            worker_id: self.registered.worker_id.clone(),
-            task_id: lease.0,
-            token: lease.1,
-            outcome: Some(outcome),
-        };
-        let began = Instant::now();
-        loop {
-            match self.client.report(request.clone()).await {
-                Ok(answer) => {
-                    let answer = answer.into_inner();
-                    if !answer.accepted {
-                        tracing::info!(task = lease.0, "report refused: {}", answer.reason);
-                    }
-                    return Ok(());
-                }
-                Err(e) if began.elapsed() < REPORT_PATIENCE => {
-                    tracing::warn!(task = lease.0, "report: {e}");
-                    tokio::time::sleep(RETRY).await;
-                }
-                Err(e) => {
-                    self.stop_all("the coordinator cannot be reached");
-                    return Err(e.into());
-                }
-            }
-        }
-    }
-
-    fn stop_all(&self, reason: &str) {
-        for control in self.running.values() {
-            control.stop(reason);
-        }
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.stop_all("the worker is stopping");
-    }
-}
-
-fn internal(text: String) -> Failure {
-    Failure {
-        kind: FailureKind::Internal.into(),
-        text,
-    }
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".into())
-}
-
-/// The address under which the coordinator's network sees this machine; other ranks reach it there.
-fn local_address(coordinator: &str) -> std::net::IpAddr {
-    let loopback = std::net::IpAddr::from([127, 0, 0, 1]);
-    let authority = coordinator.split("://").last().unwrap_or("").trim_end_matches('/');
-    let probe = || -> std::io::Result<std::net::IpAddr> {
-        // Connecting a datagram socket sends nothing; it only asks the routing table.
-        let socket = std::net::UdpSocket::bind(("0.0.0.0", 0))?;
-        socket.connect(authority)?;
-        Ok(socket.local_addr()?.ip())
-    };
-    probe().unwrap_or(loopback)
 }

@@ -67,7 +67,7 @@ impl TrainingRun {
         collective: &mut dyn Collective,
         control: Arc<TaskControl>,
     ) -> Result<(Self, Option<Restored>)> {
-        let restored = agree_on_checkpoint(&checkpoints, collective)?;
+        let (restored, warnings) = agree_on_checkpoint(&checkpoints, collective)?;
         if let Some(restored) = &restored {
             tracing::info!(steps = restored.manifest.steps, "goes on from {}", restored.name);
         }
@@ -78,7 +78,7 @@ impl TrainingRun {
             saved: restored.as_ref().map_or(0, |r| r.manifest.steps),
             saved_at: Instant::now(),
             best: restored.as_ref().and_then(|r| r.manifest.score),
-            warnings: restored.as_ref().map(|r| r.warnings.clone()).unwrap_or_default(),
+            warnings,
         });
         let run = Self {
             upkeep,
@@ -223,21 +223,25 @@ impl Saver {
             state: snapshot()?.into(),
             score,
             metrics: std::mem::take(&mut self.metrics),
+            warnings: self.warnings.clone(),
         })?;
         (self.saved, self.saved_at) = (steps, Instant::now());
         Ok(())
     }
 }
 
-/// Rank 0 looks for the newest whole checkpoint and tells the others which one it is.
-fn agree_on_checkpoint(checkpoints: &Checkpoints, collective: &mut dyn Collective) -> Result<Option<Restored>> {
+/// Rank 0 looks for the newest whole checkpoint and tells the others which one it is. What it has to say of others.
+fn agree_on_checkpoint(
+    checkpoints: &Checkpoints,
+    collective: &mut dyn Collective,
+) -> Result<(Option<Restored>, Vec<String>)> {
     // 16 bits fit an f32 exactly. A first word of 0 says that there is none.
     const WORDS: [u32; 4] = [0, 16, 32, 48];
     let mut words = [0.0_f32; 9];
-    let mut own = None;
+    let mut own = (None, Vec::new());
     if collective.rank() == 0 {
         own = checkpoints.newest()?;
-        if let Some(restored) = &own {
+        if let Some(restored) = &own.0 {
             let numbers = [restored.manifest.steps, restored.manifest.generation];
             let bits = numbers.iter().flat_map(|n| WORDS.map(|shift| n >> shift & 0xffff));
             words[0] = 1.0;
@@ -252,5 +256,6 @@ fn agree_on_checkpoint(checkpoints: &Checkpoints, collective: &mut dyn Collectiv
         return Ok(own);
     }
     let number = |words: &[f32]| words.iter().rev().fold(0_u64, |n, word| n << 16 | *word as u64);
-    checkpoints.load(number(&words[1..5]), number(&words[5..])).map(Some)
+    let restored = checkpoints.load(number(&words[1..5]), number(&words[5..]))?;
+    Ok((Some(restored), Vec::new()))
 }

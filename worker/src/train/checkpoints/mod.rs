@@ -36,8 +36,6 @@ pub struct Restored {
     pub manifest: CheckpointManifest,
     /// The safetensors file.
     pub state: Vec<u8>,
-    /// Newer checkpoints that are damaged.
-    pub warnings: Vec<String>,
 }
 
 impl Checkpoints {
@@ -59,15 +57,19 @@ impl Checkpoints {
         }
     }
 
-    /// The newest checkpoint that is whole; damaged ones are passed over, and said so.
+    /// The newest checkpoint that is whole, and what is to be said of newer ones that are damaged.
     ///
     /// # Errors
     /// When the store can't be listed.
-    pub fn newest(&self) -> Result<Option<Restored>> {
+    pub fn newest(&self) -> Result<(Option<Restored>, Vec<String>)> {
         let mut warnings = Vec::new();
         for path in self.manifest_paths()?.iter().rev() {
             match self.restore(path) {
-                Ok(restored) => return Ok(Some(Restored { warnings, ..restored })),
+                Ok(restored) => {
+                    let before = restored.manifest.warnings.iter().cloned();
+                    let warnings = before.chain(warnings).collect();
+                    return Ok((Some(restored), warnings));
+                }
                 Err(error) => {
                     let warning = format!("a damaged checkpoint was passed over for the one before it: {error}");
                     tracing::warn!("{warning}");
@@ -76,9 +78,9 @@ impl Checkpoints {
             }
         }
         if !warnings.is_empty() {
-            tracing::warn!("no checkpoint is whole: training starts again from the beginning");
+            warnings.push("no checkpoint was whole: training began again from the first step".into());
         }
-        Ok(None)
+        Ok((None, warnings))
     }
 
     /// The checkpoint after `steps` steps that was written under `generation`.
@@ -98,7 +100,15 @@ impl Checkpoints {
             pieces.push(piece);
         }
         let (steps, generation) = (save.steps, self.generation);
-        let manifest = CheckpointManifest::new(steps, generation, save.score, step_seconds, state, pieces.clone());
+        let manifest = CheckpointManifest::new(
+            steps,
+            generation,
+            save.score,
+            step_seconds,
+            state,
+            pieces.clone(),
+            save.warnings.clone(),
+        );
         self.put(format!("{stem}.json"), manifest.to_json().into())?;
         self.remove_superseded()?;
         Ok(manifest)
@@ -189,7 +199,6 @@ impl Checkpoints {
             name: self.describe(&manifest),
             state: self.read(&manifest.state)?,
             manifest,
-            warnings: Vec::new(),
         })
     }
 

@@ -22,6 +22,8 @@ pub struct Save {
     pub score: Option<f64>,
     /// Of the steps since the save before.
     pub metrics: MetricsPiece,
+    /// What the person who reads the report should know of the way here.
+    pub warnings: Vec<String>,
 }
 
 /// Writes one checkpoint at a time on a thread of its own.

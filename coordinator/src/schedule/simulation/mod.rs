@@ -11,6 +11,8 @@ use llink_proto::{
 use super::*;
 use crate::job::parse;
 
+mod gangs;
+
 /// splitmix64: the seed is printed when a run fails, and the same seed is the same run.
 struct Random(u64);
 
@@ -156,7 +158,7 @@ impl Simulation {
                     );
                     self.step(|c, now, fx| c.committed(&job, stage, Ok(*manifest), now, fx));
                 }
-                Action::Publish { .. } => {}
+                Action::Publish { .. } | Action::Forget { .. } => {}
             }
         }
     }
@@ -330,73 +332,4 @@ fn a_task_that_kills_its_workers_fails_the_job_in_the_end() {
     let job = s.cluster.view("job-1").unwrap();
     assert_eq!(job.state(), JobState::Failed);
     assert!(job.failure.unwrap().text.contains("lost its worker 3 times"));
-}
-
-#[test]
-fn the_first_failing_ranks_error_counts_and_not_the_others_waiting() {
-    let (mut s, workers) = training();
-    let peer = Failure {
-        kind: FailureKind::Peer.into(),
-        text: "rank 0 lost its peer".into(),
-    };
-    s.end(&workers[0], Outcome::Failed(peer));
-    let own = Failure {
-        kind: FailureKind::Input.into(),
-        text: "vectors do not fit".into(),
-    };
-    s.end(&workers[1], Outcome::Failed(own));
-    let job = s.cluster.view("job-1").unwrap();
-    assert!(
-        job.failure.clone().unwrap().text.contains("vectors do not fit"),
-        "{:?}",
-        job.failure
-    );
-}
-
-#[test]
-fn a_gang_waits_for_a_lost_member_then_goes_on_with_fewer() {
-    let (mut s, workers) = training();
-    s.at_work.remove(&workers[1]);
-    s.step(|c, now, fx| c.worker_gone(&workers[1], "killed", now, fx));
-    s.act();
-    assert!(s.at_work.is_empty(), "the survivor was told to stop");
-    let align = || |s: &Simulation| s.cluster.view("job-1").unwrap().stages[3].clone();
-    assert!(
-        align()(&s).reason.contains("gathers 2 ranks: 1 of 1 workers are idle"),
-        "{}",
-        align()(&s).reason
-    );
-    s.now += s.cluster.timing.gather + 1;
-    let beat = s.now;
-    s.cluster.heartbeat(&workers[0], &[], beat);
-    s.step(|c, now, fx| c.tick(now, fx));
-    s.act();
-    let seat = s.at_work[&workers[0]].seat.unwrap();
-    assert_eq!((seat.rank, seat.world_size, seat.generation), (0, 1, 2));
-}
-
-/// A cluster of two workers that are in the middle of training.
-fn training() -> (Simulation, Vec<String>) {
-    let mut s = Simulation::new(1);
-    s.step(|c, now, fx| c.submit(new_job(), now, fx));
-    s.join();
-    s.join();
-    while s.cluster.jobs["job-1"].stages[3].state != StageState::Running || s.at_work.len() < 2 {
-        s.act();
-        if s.cluster.jobs["job-1"].stages[3].state == StageState::Running {
-            continue;
-        }
-        for worker in s.at_work.keys().cloned().collect::<Vec<_>>() {
-            let Some(task) = s.at_work.get(&worker).and_then(|a| a.task.clone()) else {
-                continue;
-            };
-            s.end(&worker, Outcome::Done(result_of(&task)));
-        }
-    }
-    let by_rank = |rank| {
-        let found = s.at_work.iter().find(|(_, a)| a.seat.unwrap().rank == rank);
-        found.map(|(w, _)| w.clone()).unwrap()
-    };
-    let workers = vec![by_rank(0), by_rank(1)];
-    (s, workers)
 }

@@ -1,0 +1,225 @@
+//! What becomes of a lease whose members end: the first cause counts, the others stop, and the task is tried again or not.
+
+use llink_proto::{Abort, Failure, FailureKind};
+
+use super::{Action, Attempt, Cluster, Effects, Lease, Level, MemberState, Millis, TaskRecord, TaskState};
+
+/// Why a lease broke, and the rank it began with.
+#[derive(Debug, Clone, PartialEq)]
+enum Cause {
+    /// A rank failed by itself.
+    Failed(usize, Failure),
+    /// A rank was lost.
+    Lost(usize, String),
+    /// A rank's worker was told to stop.
+    Left(usize),
+    /// Ranks lost each other, and each is still there: the network.
+    Parted(usize, Failure),
+}
+
+/// What a broken lease means for its task.
+enum Verdict {
+    Again { wait: Millis },
+    Hopeless(Failure),
+}
+
+impl Cluster {
+    /// A member's part in a lease is over.
+    pub(super) fn member_ended(
+        &mut self,
+        id: u64,
+        token: u64,
+        worker: &str,
+        ended: MemberState,
+        now: Millis,
+        fx: &mut Effects,
+    ) {
+        let Some(task) = self.tasks.get_mut(&id).filter(|t| t.token == token) else {
+            return;
+        };
+        let TaskState::Leased(lease) = &mut task.state else {
+            return;
+        };
+        let Some(rank) = lease.members.iter().position(|m| m.worker == worker) else {
+            return;
+        };
+        if lease.members[rank].state != MemberState::Running {
+            return;
+        }
+        let (text, breaks) = match &ended {
+            MemberState::Running | MemberState::Finished => ("done".to_owned(), false),
+            MemberState::Failed(f) => (f.text.clone(), true),
+            MemberState::Lost(why) => (format!("worker {worker} was lost: {why}"), true),
+            MemberState::Left => (format!("worker {worker} was told to stop"), true),
+        };
+        lease.members[rank].state = ended;
+        lease.ended.push(rank);
+        fx.attempts.push(Attempt {
+            task: id,
+            token,
+            worker: worker.into(),
+            rank: rank as u32,
+            at: now,
+            outcome: text.clone(),
+        });
+        if breaks && lease.breaking_since.is_none() {
+            lease.breaking_since = Some(now);
+            for member in lease.members.iter().filter(|m| m.state == MemberState::Running) {
+                fx.actions.push(Action::Abort {
+                    worker: member.worker.clone(),
+                    abort: Abort {
+                        task_id: id,
+                        token,
+                        reason: format!("rank {rank} ended: {text}"),
+                    },
+                });
+            }
+        }
+        self.decide(id, now, fx);
+    }
+
+    /// A lease that broke, once nobody works on it any more.
+    fn decide(&mut self, id: u64, now: Millis, fx: &mut Effects) {
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let TaskState::Leased(lease) = &task.state else { return };
+        if lease.breaking_since.is_none() || lease.members.iter().any(|m| m.state == MemberState::Running) {
+            return;
+        }
+        let cause = cause(lease);
+        let (told, places) = (tell(lease, &cause), places(lease));
+        forget_failures_after_progress(task);
+        let verdict = judge(task, &cause, &self.timing);
+        fx.tasks.insert(id);
+        match verdict {
+            Verdict::Hopeless(failure) => {
+                // The failure itself is told as the job's.
+                if !places.is_empty() {
+                    fx.happened(now, task, Level::Warn, format!("{}: {places}", task.label));
+                }
+                task.state = TaskState::Failed(failure.clone());
+                let job = task.job.clone();
+                self.fail(&job, failure, now, fx);
+            }
+            Verdict::Again { wait } => {
+                let text = format!("{}: {told}", task.label);
+                let text = if places.is_empty() {
+                    text
+                } else {
+                    format!("{text}. {places}")
+                };
+                fx.happened(now, task, Level::Warn, text);
+                task.state = TaskState::Waiting {
+                    since: now,
+                    not_before: now + wait,
+                    reason: "to be tried again".into(),
+                };
+            }
+        }
+    }
+}
+
+/// The first rank that failed by itself, else the first that was lost or left, else the first that missed another.
+fn cause(lease: &Lease) -> Cause {
+    let in_order = || lease.ended.iter().map(|rank| (*rank, &lease.members[*rank].state));
+    let own = in_order().find_map(|(rank, state)| match state {
+        MemberState::Failed(f) if f.kind() != FailureKind::Peer => Some(Cause::Failed(rank, f.clone())),
+        _ => None,
+    });
+    let gone = || {
+        in_order().find_map(|(rank, state)| match state {
+            MemberState::Lost(why) => Some(Cause::Lost(rank, why.clone())),
+            MemberState::Left => Some(Cause::Left(rank)),
+            _ => None,
+        })
+    };
+    let parted = || {
+        in_order().find_map(|(rank, state)| match state {
+            MemberState::Failed(f) => Some(Cause::Parted(rank, f.clone())),
+            _ => None,
+        })
+    };
+    // A lease that breaks has a member that failed, was lost or left.
+    own.or_else(gone)
+        .or_else(parted)
+        .unwrap_or_else(|| Cause::Lost(0, String::new()))
+}
+
+/// What happened, in words: the cause alone.
+fn tell(lease: &Lease, cause: &Cause) -> String {
+    let name = |rank: usize| match lease.members.len() {
+        1 => String::new(),
+        _ => format!("rank {rank}: "),
+    };
+    match cause {
+        Cause::Failed(rank, failure) | Cause::Parted(rank, failure) => format!("{}{}", name(*rank), failure.text),
+        Cause::Lost(rank, why) => format!("{}worker {} was lost: {why}", name(*rank), lease.members[*rank].worker),
+        Cause::Left(rank) => format!("{}worker {} was told to stop", name(*rank), lease.members[*rank].worker),
+    }
+}
+
+/// Where each rank of a gang was when it was last heard of; empty for a lease of one, and while nobody has said.
+fn places(lease: &Lease) -> String {
+    let known = |(rank, member): (usize, &super::Member)| {
+        let place = if member.place.is_empty() {
+            "not yet begun"
+        } else {
+            &member.place
+        };
+        format!("rank {rank} at {place}")
+    };
+    if lease.members.len() < 2 || lease.members.iter().all(|m| m.place.is_empty()) {
+        return String::new();
+    }
+    let all: Vec<String> = lease.members.iter().enumerate().map(known).collect();
+    format!("Last heard of: {}", all.join("; "))
+}
+
+/// A lease that got further than any before it, by a hundredth of the whole, did not fail in vain.
+fn forget_failures_after_progress(task: &mut TaskRecord) {
+    let TaskState::Leased(lease) = &task.state else { return };
+    let (done, total) = lease.members.iter().map(|m| m.progress).max().unwrap_or_default();
+    if total > 0 && done >= task.furthest + (total / 100).max(1) {
+        (task.failures, task.losses) = (0, 0);
+    }
+    task.furthest = task.furthest.max(done);
+}
+
+/// Counts the failure, and says whether the task is tried again.
+fn judge(task: &mut TaskRecord, cause: &Cause, timing: &super::Timing) -> Verdict {
+    let labelled = |text: &str| format!("{}: {text}", task.label);
+    let failure = match cause {
+        Cause::Left(_) => return Verdict::Again { wait: 0 },
+        Cause::Lost(_, why) => {
+            task.losses += 1;
+            let times = match task.losses {
+                1 => "once".to_owned(),
+                n => format!("{n} times"),
+            };
+            let text =
+                format!("lost its worker {times}, last because of: {why}; it may be what kills them (out of memory?)");
+            Failure {
+                kind: FailureKind::Internal.into(),
+                text: format!("{}: {text}", task.label),
+            }
+        }
+        Cause::Failed(_, failure) | Cause::Parted(_, failure) => {
+            let named = Failure {
+                kind: failure.kind,
+                text: labelled(&failure.text),
+            };
+            task.failures += 1;
+            named
+        }
+    };
+    let hopeless = failure.kind() == FailureKind::Input
+        || task.failures >= timing.max_failures
+        || task.losses >= timing.max_losses;
+    if hopeless {
+        return Verdict::Hopeless(failure);
+    }
+    let wait = match task.failures {
+        0 => 0,
+        n => timing.backoff << (n - 1).min(6),
+    };
+    Verdict::Again { wait }
+}

@@ -1,0 +1,301 @@
+//! Gangs: who is blamed, who is waited for, and what is forgiven.
+
+use super::*;
+
+#[test]
+fn the_first_failing_ranks_error_counts_and_not_the_others_waiting() {
+    let (mut s, workers) = training();
+    let peer = Failure {
+        kind: FailureKind::Peer.into(),
+        text: "rank 0 lost its peer".into(),
+    };
+    s.end(&workers[0], Outcome::Failed(peer));
+    let own = Failure {
+        kind: FailureKind::Input.into(),
+        text: "vectors do not fit".into(),
+    };
+    s.end(&workers[1], Outcome::Failed(own));
+    let job = s.cluster.view("job-1").unwrap();
+    assert!(
+        job.failure.clone().unwrap().text.contains("vectors do not fit"),
+        "{:?}",
+        job.failure
+    );
+}
+
+#[test]
+fn a_gang_waits_for_a_lost_member_then_goes_on_with_fewer() {
+    let (mut s, workers) = training();
+    s.at_work.remove(&workers[1]);
+    s.step(|c, now, fx| c.worker_gone(&workers[1], "killed", now, fx));
+    s.act();
+    assert!(s.at_work.is_empty(), "the survivor was told to stop");
+    let align = || |s: &Simulation| s.cluster.view("job-1").unwrap().stages[3].clone();
+    assert!(
+        align()(&s).reason.contains("gathers 2 ranks: 1 of 1 workers are idle"),
+        "{}",
+        align()(&s).reason
+    );
+    s.now += s.cluster.timing.gather + 1;
+    let beat = s.now;
+    s.cluster.heartbeat(&workers[0], &[], beat);
+    s.step(|c, now, fx| c.tick(now, fx));
+    s.act();
+    let seat = s.at_work[&workers[0]].seat.unwrap();
+    assert_eq!((seat.rank, seat.world_size, seat.generation), (0, 1, 2));
+}
+
+/// A cluster of two workers that are in the middle of training.
+fn training() -> (Simulation, Vec<String>) {
+    let mut s = Simulation::new(1);
+    s.step(|c, now, fx| c.submit(new_job(), now, fx));
+    s.join();
+    s.join();
+    while s.cluster.jobs["job-1"].stages[3].state != StageState::Running || s.at_work.len() < 2 {
+        s.act();
+        if s.cluster.jobs["job-1"].stages[3].state == StageState::Running {
+            continue;
+        }
+        for worker in s.at_work.keys().cloned().collect::<Vec<_>>() {
+            let Some(task) = s.at_work.get(&worker).and_then(|a| a.task.clone()) else {
+                continue;
+            };
+            s.end(&worker, Outcome::Done(result_of(&task)));
+        }
+    }
+    let by_rank = |rank| {
+        let found = s.at_work.iter().find(|(_, a)| a.seat.unwrap().rank == rank);
+        found.map(|(w, _)| w.clone()).unwrap()
+    };
+    let workers = vec![by_rank(0), by_rank(1)];
+    (s, workers)
+}
+
+fn failed(kind: FailureKind, text: &str) -> Outcome {
+    Outcome::Failed(Failure {
+        kind: kind.into(),
+        text: text.into(),
+    })
+}
+
+fn align(s: &Simulation) -> llink_proto::Stage {
+    s.cluster.view("job-1").unwrap().stages[3].clone()
+}
+
+fn align_task(s: &Simulation) -> TaskRecord {
+    let found = s.cluster.tasks.values().find(|t| t.stage == StageName::Align);
+    found.unwrap().clone()
+}
+
+/// Everybody who lives says so, time passes.
+fn pass(s: &mut Simulation, millis: Millis) {
+    let mut left = millis;
+    while left > 0 {
+        let now = left.min(1_000);
+        s.now += now;
+        left -= now;
+        for worker in s.cluster.workers.keys().cloned().collect::<Vec<_>>() {
+            let running: Vec<TaskProgress> = s.at_work.get(&worker).map(progress).into_iter().collect();
+            s.cluster.heartbeat(&worker, &running, s.now);
+        }
+        s.step(|c, now, fx| c.tick(now, fx));
+    }
+    s.act();
+}
+
+#[test]
+fn of_two_ranks_that_fail_by_themselves_the_first_is_the_cause() {
+    let (mut s, workers) = training();
+    s.end(&workers[1], failed(FailureKind::Storage, "the disk is full"));
+    s.end(&workers[0], failed(FailureKind::Internal, "and then this"));
+    let mut fx = Effects::default();
+    s.cluster.tick(s.now, &mut fx);
+    assert_eq!(align_task(&s).failures, 1);
+    let TaskState::Waiting { .. } = align_task(&s).state else {
+        panic!("{:?}", align_task(&s).state)
+    };
+}
+
+#[test]
+fn what_is_told_of_a_broken_gang_is_its_cause_and_where_each_rank_was() {
+    let (mut s, workers) = training();
+    for (worker, place) in workers.iter().zip(["step 41, in all_gather", "step 40, computing"]) {
+        let beat = TaskProgress {
+            place: place.into(),
+            ..progress(&s.at_work[worker])
+        };
+        s.cluster.heartbeat(worker, &[beat], s.now);
+    }
+    // Rank 0 notices first, but rank 1 is the cause.
+    let first = s.at_work[&workers[0]].clone();
+    let second = s.at_work[&workers[1]].clone();
+    let mut fx = Effects::default();
+    let peer = failed(FailureKind::Peer, "rank 0 of 2 lost its peer");
+    s.cluster
+        .report(&workers[0], first.task_id, first.token, peer, s.now, &mut fx);
+    assert!(
+        fx.events.is_empty(),
+        "nothing is told before the cause is known: {:?}",
+        fx.events
+    );
+    let own = failed(FailureKind::Storage, "the disk is full");
+    s.cluster
+        .report(&workers[1], second.task_id, second.token, own, s.now, &mut fx);
+    let told: Vec<&str> = fx.events.iter().map(|e| e.text.as_str()).collect();
+    assert_eq!(
+        told,
+        [
+            "train the projector: rank 1: the disk is full. Last heard of: rank 0 at step 41, in all_gather; rank 1 at step \
+          40, computing"
+        ]
+    );
+}
+
+#[test]
+fn a_worker_that_was_told_to_stop_costs_nothing_and_is_given_nothing_more() {
+    let (mut s, workers) = training();
+    s.end(&workers[1], failed(FailureKind::Stopped, "its worker was told to stop"));
+    s.act();
+    let task = align_task(&s);
+    assert_eq!((task.failures, task.losses), (0, 0));
+    // It is still connected, but only the other one is leased to.
+    pass(&mut s, 2 * Timing::default().gather);
+    assert_eq!(s.at_work.keys().collect::<Vec<_>>(), [&workers[0]]);
+}
+
+#[test]
+fn losses_are_forgotten_when_training_gets_further() {
+    let (mut s, _) = training();
+    s.cluster.timing.max_losses = 3;
+    for round in 1..=20_u64 {
+        let (worker, lease) = s.at_work.iter().next().map(|(w, a)| (w.clone(), a.clone())).unwrap();
+        let beat = TaskProgress {
+            done: round * 500,
+            total: 20_000,
+            ..progress(&lease)
+        };
+        s.cluster.heartbeat(&worker, &[beat], s.now);
+        s.at_work.remove(&worker);
+        s.step(|c, now, fx| c.worker_gone(&worker, "killed", now, fx));
+        s.act();
+        s.join();
+        pass(&mut s, Timing::default().gather + 1_000);
+        assert!(!s.at_work.is_empty(), "round {round}: {}", align(&s).reason);
+    }
+    // And counted when it does not: the last one of those was the first of three.
+    for _ in 0..2 {
+        assert_eq!(s.cluster.jobs["job-1"].state, JobState::Running);
+        let worker = s.at_work.keys().next().unwrap().clone();
+        s.at_work.remove(&worker);
+        s.step(|c, now, fx| c.worker_gone(&worker, "killed", now, fx));
+        s.act();
+        s.join();
+        pass(&mut s, Timing::default().gather + 1_000);
+    }
+    assert_eq!(s.cluster.jobs["job-1"].state, JobState::Failed);
+}
+
+#[test]
+fn after_a_restart_of_the_coordinator_a_gang_waits_for_the_workers_that_come_back() {
+    let (s, _) = training();
+    let mut tasks: Vec<TaskRecord> = s.cluster.tasks.values().cloned().collect();
+    for task in &mut tasks {
+        // As the state store reads it.
+        if let TaskState::Leased(_) = task.state {
+            task.state = TaskState::Waiting {
+                since: 0,
+                not_before: 0,
+                reason: String::new(),
+            };
+        }
+    }
+    let jobs = s.cluster.jobs.values().cloned().collect();
+    let mut again = Simulation::new(1);
+    again.now = 1_000_000;
+    again.committed = s.committed;
+    again.cluster = Cluster::restore(Timing::default(), jobs, tasks, again.now);
+    again.step(|c, now, fx| c.wake(now, fx));
+    again.act();
+    again.join();
+    again.act();
+    assert!(again.at_work.is_empty(), "the first worker back is not the whole gang");
+    again.join();
+    again.act();
+    assert_eq!(again.at_work.len(), 2);
+}
+
+#[test]
+fn nobody_is_given_up_for_the_time_that_the_coordinator_itself_was_away() {
+    let (mut s, workers) = training();
+    s.step(|c, now, fx| c.tick(now, fx));
+    s.now += 10 * s.cluster.timing.lease;
+    s.step(|c, now, fx| c.tick(now, fx));
+    s.act();
+    assert_eq!(s.cluster.workers.len(), 2);
+    assert_eq!(s.at_work.len(), workers.len(), "training goes on");
+    // Who stays silent from then on is given up as ever.
+    for _ in 0..20 {
+        s.now += 1_000;
+        s.step(|c, now, fx| c.tick(now, fx));
+    }
+    assert!(s.cluster.workers.is_empty());
+}
+
+#[test]
+fn a_worker_whose_lease_is_over_is_free_once_it_says_that_it_does_nothing() {
+    let (mut s, workers) = training();
+    // Its lease runs out though it beats: it never speaks of the task.
+    for _ in 0..40 {
+        s.now += 1_000;
+        let of_rank_0: Vec<TaskProgress> = s.at_work.get(&workers[0]).map(progress).into_iter().collect();
+        s.cluster.heartbeat(&workers[0], &of_rank_0, s.now);
+        s.cluster.heartbeat(&workers[1], &[], s.now);
+        s.at_work.remove(&workers[1]);
+        s.step(|c, now, fx| c.tick(now, fx));
+        s.act();
+        if s.at_work.contains_key(&workers[1]) {
+            return;
+        }
+    }
+    panic!("worker {} was never given work again", workers[1]);
+}
+
+#[test]
+fn younger_jobs_do_not_starve_an_older_gang() {
+    let (mut s, workers) = training();
+    s.at_work.remove(&workers[1]);
+    s.step(|c, now, fx| c.worker_gone(&workers[1], "killed", now, fx));
+    let younger = NewJob {
+        id: "job-2".into(),
+        file: parse("job.toml", "[corpus]\nsource = [\"/x.tsv\", \"/y.tsv\"]\n").unwrap(),
+        stamps: BTreeMap::new(),
+    };
+    s.now += 1;
+    s.step(|c, now, fx| c.submit(younger, now, fx));
+    s.act();
+    s.join();
+    s.act();
+    let jobs: BTreeSet<String> = s
+        .at_work
+        .values()
+        .map(|a| s.cluster.tasks[&a.task_id].job.clone())
+        .collect();
+    assert_eq!(
+        jobs,
+        BTreeSet::from(["job-1".to_owned()]),
+        "the gang is whole again before others are served"
+    );
+}
+
+#[test]
+fn an_answer_about_another_key_is_not_taken() {
+    let mut s = Simulation::new(1);
+    s.step(|c, now, fx| c.submit(new_job(), now, fx));
+    let other = calm().remove(0);
+    let stale = Manifest {
+        key: "another".into(),
+        ..other
+    };
+    s.step(|c, now, fx| c.looked_up("job-1", StageName::Shard, Ok(Some(stale)), now, fx));
+    assert_eq!(s.cluster.jobs["job-1"].stages[0].state, StageState::Running);
+}

@@ -1,0 +1,222 @@
+//! One registration: the tasks at work under it, and what is said about them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use llink_proto::{
+    Assignment, Failure, FailureKind, Instruction, RegisterResponse, RendezvousRequest, ReportRequest, Seat,
+    TaskResult, instruction, report_request,
+};
+use tokio::sync::mpsc;
+
+use super::{Client, LeaseId, RETRY, TaskControl, heartbeat};
+use crate::tasks::{self, ModelCache, TaskContext};
+
+/// A report is tried again for this long before the worker registers anew.
+const REPORT_PATIENCE: Duration = Duration::from_secs(20);
+/// A worker that was told to stop gives its tasks this long to save what they have; platforms kill after 30 s.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(25);
+/// A task that goes on for so long after it was told to stop is hung.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
+
+/// A task goes on though it was told to stop: only ending the process ends it.
+#[derive(Debug, thiserror::Error)]
+#[error("task {task} does not stop: it was told to {} s ago. This process ends, so that it is started anew", STUCK_AFTER.as_secs())]
+pub(super) struct Stuck {
+    pub(super) task: u64,
+}
+
+pub(super) type Outcome = Result<TaskResult, Failure>;
+
+pub(super) struct Session {
+    pub(super) client: Client,
+    pub(super) registered: RegisterResponse,
+    pub(super) threads: usize,
+    pub(super) models: Arc<ModelCache>,
+    pub(super) running: HashMap<LeaseId, Arc<TaskControl>>,
+    pub(super) ended: mpsc::UnboundedSender<(LeaseId, Outcome)>,
+    pub(super) coordinator: String,
+    /// Since when this worker is on its way out.
+    pub(super) leaving: Option<Instant>,
+}
+
+impl Session {
+    /// Whether nothing keeps a worker that was told to stop: no task, or no more patience with the tasks there are.
+    pub(super) fn has_left(&self) -> bool {
+        let patience_is_over = |since: Instant| since.elapsed() > LEAVE_PATIENCE;
+        self.leaving
+            .is_some_and(|since| self.running.is_empty() || patience_is_over(since))
+    }
+
+    pub(super) fn check_stuck(&self) -> Result<(), Stuck> {
+        let told_long_ago = |control: &TaskControl| control.stopped_for().is_some_and(|since| since > STUCK_AFTER);
+        match self.running.iter().find(|(_, control)| told_long_ago(control)) {
+            Some(((task, _), _)) => Err(Stuck { task: *task }),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) async fn instructed(
+        &mut self,
+        instruction: Instruction,
+        beats: &heartbeat::Heartbeats,
+    ) -> anyhow::Result<()> {
+        match instruction.kind {
+            Some(instruction::Kind::Start(assignment)) if self.leaving.is_some() => {
+                let lease = (assignment.task_id, assignment.token);
+                return self.report(lease, Err(stopped())).await;
+            }
+            Some(instruction::Kind::Start(assignment)) => self.start(assignment, beats),
+            Some(instruction::Kind::Abort(abort)) => {
+                if let Some(control) = self.running.get(&(abort.task_id, abort.token)) {
+                    control.stop(&abort.reason);
+                }
+            }
+            None => tracing::warn!("an instruction that this version does not know was left alone"),
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, assignment: Assignment, beats: &heartbeat::Heartbeats) {
+        let lease = (assignment.task_id, assignment.token);
+        let control = Arc::new(TaskControl::default());
+        self.running.insert(lease, control.clone());
+        beats.renew(lease, control.clone());
+        let ended = self.ended.clone();
+        let Some(task) = assignment.task else {
+            let failure = internal("the assignment holds no task".into());
+            // The receiver lives as long as this session.
+            let _ = ended.send((lease, Err(failure)));
+            return;
+        };
+        let context = TaskContext {
+            output_url: task.output_url.clone(),
+            runtime: tokio::runtime::Handle::current(),
+            control,
+            seat: assignment.seat,
+            rendezvous: self.rendezvous(lease, assignment.seat),
+            local_address: local_address(&self.coordinator),
+            threads: self.threads,
+            models: self.models.clone(),
+            token: assignment.token,
+        };
+        std::thread::spawn(move || {
+            let run = std::panic::AssertUnwindSafe(|| tasks::run(&context, task));
+            let outcome = match std::panic::catch_unwind(run) {
+                Ok(outcome) => outcome.map_err(|e| tasks::failure(&e)),
+                Err(panic) => Err(internal(format!("the task panicked: {}", panic_text(&*panic)))),
+            };
+            // A session that ended has given the lease back; nobody waits for the outcome.
+            let _ = ended.send((lease, outcome));
+        });
+    }
+
+    /// What a gang's task calls to meet the other ranks.
+    fn rendezvous(
+        &self,
+        lease: LeaseId,
+        seat: Option<Seat>,
+    ) -> Box<dyn Fn(String) -> crate::Result<Vec<String>> + Send + Sync> {
+        let client = self.client.clone();
+        let worker_id = self.registered.worker_id.clone();
+        let runtime = tokio::runtime::Handle::current();
+        let rank = seat.map_or(0, |s| s.rank);
+        Box::new(move |address| {
+            let mut client = client.clone();
+            let request = RendezvousRequest {
+                worker_id: worker_id.clone(),
+                task_id: lease.0,
+                token: lease.1,
+                rank,
+                address,
+            };
+            let met = runtime.block_on(client.rendezvous(request));
+            let addresses = met.map_err(|s| crate::Error::Aborted(format!("rendezvous: {}", s.message())))?;
+            Ok(addresses.into_inner().addresses)
+        })
+    }
+
+    pub(super) async fn report(&mut self, lease: LeaseId, outcome: Outcome) -> anyhow::Result<()> {
+        let outcome = match outcome {
+            Ok(result) => report_request::Outcome::Done(result),
+            // Whatever it ended with: it was stopped, it did not fail.
+            Err(_) if self.leaving.is_some() => report_request::Outcome::Failed(stopped()),
+            Err(failure) => {
+                tracing::warn!(task = lease.0, "{}", failure.text);
+                report_request::Outcome::Failed(failure)
+            }
+        };
+        let request = ReportRequest {
+            worker_id: self.registered.worker_id.clone(),
+            task_id: lease.0,
+            token: lease.1,
+            outcome: Some(outcome),
+        };
+        let began = Instant::now();
+        loop {
+            match self.client.report(request.clone()).await {
+                Ok(answer) => {
+                    let answer = answer.into_inner();
+                    if !answer.accepted {
+                        tracing::info!(task = lease.0, "report refused: {}", answer.reason);
+                    }
+                    return Ok(());
+                }
+                Err(e) if began.elapsed() < REPORT_PATIENCE => {
+                    tracing::warn!(task = lease.0, "report: {e}");
+                    tokio::time::sleep(RETRY).await;
+                }
+                Err(e) => {
+                    self.stop_all("the coordinator cannot be reached");
+                    return Err(e.into());
+                }
+            }
+        }
+    }
+
+    pub(super) fn stop_all(&self, reason: &str) {
+        for control in self.running.values() {
+            control.stop(reason);
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.stop_all("the worker is stopping");
+    }
+}
+
+fn stopped() -> Failure {
+    Failure {
+        kind: FailureKind::Stopped.into(),
+        text: "its worker was told to stop".into(),
+    }
+}
+
+fn internal(text: String) -> Failure {
+    Failure {
+        kind: FailureKind::Internal.into(),
+        text,
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".into())
+}
+
+/// The address under which the coordinator's network sees this machine; other ranks reach it there.
+fn local_address(coordinator: &str) -> std::net::IpAddr {
+    let loopback = std::net::IpAddr::from([127, 0, 0, 1]);
+    let authority = coordinator.split("://").last().unwrap_or("").trim_end_matches('/');
+    let probe = || -> std::io::Result<std::net::IpAddr> {
+        // Connecting a datagram socket sends nothing; it only asks the routing table.
+        let socket = std::net::UdpSocket::bind(("0.0.0.0", 0))?;
+        socket.connect(authority)?;
+        Ok(socket.local_addr()?.ip())
+    };
+    probe().unwrap_or(loopback)
+}
