@@ -4,9 +4,6 @@ use llink_datasets::script::WritingSystem;
 
 use super::{CleaningSection, ColumnName, JobFile, Problem, Sources};
 
-/// Takes whether a value can be meant, its key, the value, and what was expected.
-type Expect<'a> = dyn FnMut(bool, &str, &dyn std::fmt::Display, &str) + 'a;
-
 /// Notes a key whose value is not what is expected: (holds, key, given, expected).
 pub(super) type Expect<'a> = &'a mut dyn FnMut(bool, &str, &dyn std::fmt::Display, &str);
 
@@ -294,7 +291,7 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
     found
 }
 
-fn sources(sources: &Sources, key: &str, expect: &mut Expect<'_>) {
+fn sources(sources: &Sources, key: &str, expect: Expect<'_>) {
     for entry in sources.as_slice() {
         if let Some(expected) = entry.fault() {
             let given = match entry.name() {
@@ -310,7 +307,7 @@ fn sources(sources: &Sources, key: &str, expect: &mut Expect<'_>) {
     }
 }
 
-fn cleaning(c: &CleaningSection, expect: &mut Expect<'_>) {
+fn cleaning(c: &CleaningSection, expect: Expect<'_>) {
     let is_script = |code: &str| code.parse::<WritingSystem>().is_ok();
     let expected = "an ISO 15924 code of a script, such as Khmr, Laoo or Latn";
     let script = c.script.as_deref();

@@ -182,6 +182,7 @@ pub fn workers_of(parent: u32) -> Vec<u32> {
 pub struct Random(u64);
 
 impl Random {
+    #[allow(clippy::print_stdout)]
     pub fn seeded() -> Self {
         let given = std::env::var("LLINK_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
         let now = || {

@@ -54,7 +54,7 @@ enum Rows {
         foreign: String,
     },
     Instructions(Pieces),
-    Moses(MosesRows),
+    Moses(Box<MosesRows>),
     Tmx(TmxRows),
     Parquet(Box<ParquetRows>),
 }
@@ -95,7 +95,7 @@ impl RowReader {
                 let foreign = source.foreign_url.as_deref().ok_or_else(|| {
                     refuse("a Moses corpus is two files; write source = { english = \"…\", foreign = \"…\" }")
                 })?;
-                Rows::Moses(MosesRows::open(url, foreign, compression).await?)
+                Rows::Moses(Box::new(MosesRows::open(url, foreign, compression).await?))
             }
             Format::Tmx => Rows::Tmx(TmxRows::open(url, compression, source.languages.clone()).await?),
             Format::Parquet => {

@@ -50,7 +50,7 @@ pub struct InstructInput<'a> {
     pub examples: &'a [&'a InstructExample],
     /// Their projected vectors, `[b, d]`; none when no prompt has slots.
     pub projected: &'a [f32],
-    /// Teacher vectors of the global batch, `[B, d]`.
+    /// Teacher vectors of the global batch, `[B, d]`; none when no prompt has slots.
     pub teacher: &'a [f32],
     /// Answer tokens in the global batch.
     pub answer_tokens: usize,
@@ -156,7 +156,8 @@ impl InstructTrainer {
         let mut clock = Clock::start();
         let mut seconds = StepSeconds::default();
         self.gradient.fill(0.0);
-        let with_slots = !input.projected.is_empty();
+        // Of the global batch, so that a rank without rows of its own takes the same step.
+        let with_slots = !input.teacher.is_empty();
         self.activations.slots.clear();
         if with_slots {
             self.expander.forward(input.projected, &mut self.activations);
@@ -187,19 +188,20 @@ impl InstructTrainer {
             self.gradient[..by_adapter].iter_mut().for_each(|x| *x *= factor);
             by_slots.iter_mut().for_each(|x| *x *= factor);
         }
-        let width = self.expander.shape().width;
-        let slots = slot_losses(
-            &self.activations.slots,
-            input.teacher,
-            width,
-            input.own.clone(),
-            &self.weights.slots,
-            &mut by_slots,
-        );
-        let (by_expander, losses) = self.gradient[by_adapter..].split_at_mut(self.expander.parameters.len());
-        self.expander
-            .backward(&mut self.activations, &mut by_slots, by_expander);
-        losses.copy_from_slice(&[slots.cosine as f32, slots.info_nce as f32]);
+        if with_slots {
+            let slots = slot_losses(
+                &self.activations.slots,
+                input.teacher,
+                self.expander.shape().width,
+                input.own.clone(),
+                &self.weights.slots,
+                &mut by_slots,
+            );
+            let (by_expander, losses) = self.gradient[by_adapter..].split_at_mut(self.expander.parameters.len());
+            self.expander
+                .backward(&mut self.activations, &mut by_slots, by_expander);
+            losses.copy_from_slice(&[slots.cosine as f32, slots.info_nce as f32]);
+        }
         seconds.backward += clock.lap();
 
         collective.all_reduce_sum(&mut self.gradient)?;

@@ -1,0 +1,226 @@
+//! Stage B on several ranks trains as it does on one, and goes on from a checkpoint as if nothing had happened.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+use std::net::TcpListener;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use candle_core::{DType, Device};
+use half::f16;
+use llink_datasets::instructions::InstructionRow;
+use llink_datasets::vectors::VectorTable;
+use llink_worker::collective::{AbortHandle, Collective, Ring, RingOptions, Solo};
+use llink_worker::llink::projector::{Projector, ProjectorShape};
+use llink_worker::models::lora::LoraOptions;
+use llink_worker::models::{Activations, Decoder};
+use llink_worker::train::instruct::{InstructRun, InstructTrained, instruct};
+use llink_worker::train::instruct_data::{ExampleOptions, InstructData};
+use llink_worker::train::instruct_options::{InstructMode, InstructOptions};
+use llink_worker::train::instruct_state::InstructState;
+use llink_worker::train::observer::each;
+use llink_worker::train::random::{mix, uniform};
+use llink_worker::train::step_record::StepRecord;
+
+const ROWS: usize = 60;
+const ENCODER_WIDTH: usize = 24;
+const TASKS: [&str; 3] = [
+    "Translate to English:",
+    "Say in short what this says:",
+    "What is it about?",
+];
+
+fn decoder() -> Decoder {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/seed8/decoder");
+    Decoder::load(Path::new(dir), &Device::Cpu, DType::F32).unwrap()
+}
+
+/// Instructions whose answers differ in length, with vectors at random.
+fn data(decoder: &Decoder, mode: InstructMode) -> InstructData {
+    let answers = [
+        "the teacher reads",
+        "twelve mangoes",
+        "the market is open in the morning",
+        "yes",
+    ];
+    let row = |i: usize| InstructionRow {
+        id: mix(i as u64),
+        task: "translate".into(),
+        instruction: TASKS[i % 3].into(),
+        foreign: "គ្រូ អាន".repeat(1 + i % 2),
+        english_ref: answers[i % 4].into(),
+        answer: format!("{} {}", answers[i % 4], i % 7),
+    };
+    let rows: Vec<InstructionRow> = (0..ROWS).map(row).collect();
+    let table = |key: u64, width: usize| VectorTable {
+        ids: rows.iter().map(|row| row.id).collect(),
+        width,
+        values: (0..(ROWS * width) as u64)
+            .map(|i| f16::from_f32(2.0 * uniform(key, i) - 1.0))
+            .collect(),
+    };
+    let width = decoder.hidden_size();
+    let shape = ProjectorShape {
+        input: ENCODER_WIDTH,
+        hidden: 48,
+        output: width,
+    };
+    let options = ExampleOptions {
+        mode,
+        slots: 4,
+        max_tokens: 200,
+    };
+    let (encoder, teacher) = (table(1, ENCODER_WIDTH), table(2, width));
+    InstructData::new(decoder, options, &rows, encoder, teacher, Projector::new(shape, 5)).unwrap()
+}
+
+fn options(mode: InstructMode) -> InstructOptions {
+    InstructOptions {
+        seed: 11,
+        steps: 30,
+        batch: 10, // not a multiple of 4: slices are uneven
+        mode,
+        slots: 4,
+        lora: LoraOptions {
+            rank: 4,
+            alpha: 4.0,
+            dropout: 0.1,
+            ..LoraOptions::default()
+        },
+        learning_rate: 3e-3,
+        expander_learning_rate: 1e-3,
+        usage_weight: 0.5,
+        ..InstructOptions::default()
+    }
+}
+
+/// Trains until `until` steps are done; every step's record, what was trained, and the last snapshot.
+fn train(
+    options: &InstructOptions,
+    token_budget: usize,
+    until: u64,
+    resume: Option<InstructState>,
+    collective: &mut dyn Collective,
+) -> (Vec<StepRecord>, InstructTrained, Vec<u8>) {
+    let decoder = decoder();
+    let data = data(&decoder, options.mode);
+    let run = InstructRun {
+        options,
+        decoder: &decoder,
+        median_norm: 0.8,
+        data: &data,
+        resume,
+        token_budget,
+        activations: Activations::Kept,
+        validation: None,
+    };
+    let (mut records, mut saved) = (Vec::new(), Vec::new());
+    let mut watch = each(|record, snapshot| {
+        records.push(record.clone());
+        if record.step + 1 < until {
+            return Ok(ControlFlow::Continue(()));
+        }
+        saved = snapshot()?;
+        Ok(ControlFlow::Break(()))
+    });
+    let trained = instruct(run, collective, &mut watch).unwrap();
+    (records, trained, saved)
+}
+
+fn on_ring<T: Send>(world_size: usize, work: impl Fn(&mut dyn Collective) -> T + Sync) -> Vec<T> {
+    let listeners: Vec<TcpListener> = (0..world_size)
+        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+        .collect();
+    let addresses: Vec<String> = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
+    thread::scope(|scope| {
+        let rank = |(rank, listener): (usize, TcpListener)| {
+            let options = RingOptions {
+                rank,
+                addresses: addresses.clone(),
+                generation: 3,
+                timeout: Duration::from_secs(60),
+            };
+            let work = &work;
+            scope.spawn(move || work(&mut Ring::connect(listener, &options, AbortHandle::new()).unwrap()))
+        };
+        let ranks: Vec<_> = listeners.into_iter().enumerate().map(rank).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+/// The largest difference of two runs' losses.
+fn apart(a: &[StepRecord], b: &[StepRecord]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let gaps = a.iter().zip(b).map(|(a, b)| (a.loss() - b.loss()).abs());
+    gaps.fold(0.0, f64::max)
+}
+
+#[test]
+fn any_number_of_ranks_sees_the_same_losses() {
+    let options = options(InstructMode::Slots);
+    let (alone, trained, _) = train(&options, usize::MAX, 30, None, &mut Solo::default());
+    assert_eq!(alone.len(), 30);
+    let (first, last) = (alone[0].loss(), alone[29].loss());
+    assert!(last < 0.8 * first, "nothing was learnt: {first} to {last}");
+    for world_size in [2, 4] {
+        let ranks = on_ring(world_size, |ring| train(&options, usize::MAX, 30, None, ring));
+        let worst = apart(&alone, &ranks[0].0);
+        println!("{world_size} ranks: losses within {worst:.1e}");
+        assert!(worst < 1e-4, "{world_size} ranks differ from one by {worst}");
+        for (_, other, _) in &ranks[1..] {
+            assert!(other.adapter == ranks[0].1.adapter && other.expander == ranks[0].1.expander);
+        }
+    }
+    let (pieces, in_pieces, _) = train(&options, 60, 30, None, &mut Solo::default());
+    let worst = apart(&alone, &pieces);
+    println!("in several passes: losses within {worst:.1e}");
+    assert!(worst < 1e-4, "accumulating gradients changes the losses by {worst}");
+    assert_eq!(in_pieces.adapter.parameters.len(), trained.adapter.parameters.len());
+}
+
+#[test]
+fn a_resumed_run_gives_the_same_bits() {
+    for mode in [InstructMode::Slots, InstructMode::Direct] {
+        let options = options(mode);
+        let (whole, trained, _) = train(&options, 100, 30, None, &mut Solo::default());
+        let (before, _, saved) = train(&options, 100, 13, None, &mut Solo::default());
+        let state = InstructState::from_safetensors(decoder().config(), "saved", &saved).unwrap();
+        assert_eq!((before.len(), state.step), (13, 13));
+        let (after, resumed, _) = train(&options, 100, 30, Some(state), &mut Solo::default());
+        assert!(apart(&whole[13..], &after) == 0.0, "{mode:?}");
+        assert!(
+            trained.adapter == resumed.adapter && trained.expander == resumed.expander,
+            "{mode:?}"
+        );
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_training_is_refused() {
+    let trained_with = options(InstructMode::Slots);
+    let (_, _, saved) = train(&trained_with, 100, 2, None, &mut Solo::default());
+    let state = InstructState::from_safetensors(decoder().config(), "saved", &saved).unwrap();
+    let other = InstructOptions {
+        usage_weight: 0.25,
+        ..trained_with
+    };
+    let decoder = decoder();
+    let data = data(&decoder, other.mode);
+    let run = InstructRun {
+        options: &other,
+        decoder: &decoder,
+        median_norm: 0.8,
+        data: &data,
+        resume: Some(state),
+        token_budget: 100,
+        activations: Activations::Kept,
+        validation: None,
+    };
+    let mut watch = each(|_, _| Ok(ControlFlow::Continue(())));
+    let error = instruct(run, &mut Solo::default(), &mut watch)
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(error.contains("usage_weight") && error.contains("0.25"), "{error}");
+}
