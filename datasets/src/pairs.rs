@@ -25,13 +25,15 @@ pub struct PairTable {
     pub foreign: Vec<String>,
 }
 
-/// Which side of a pair.
+/// Which side of a pair, or of an instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Language {
     /// What the decoder reads.
     English,
     /// What the encoder reads.
     Foreign,
+    /// What an instruction's foreign text says in English.
+    EnglishRef,
 }
 
 impl Language {
@@ -41,11 +43,12 @@ impl Language {
         match self {
             Self::English => "english",
             Self::Foreign => "foreign",
+            Self::EnglishRef => "english_ref",
         }
     }
 }
 
-/// Reads one side of a shard of pairs. No other column is decoded. `name` is how errors call the shard.
+/// Reads one side of a shard of pairs or instructions. No other column is decoded. `name` is how errors call the shard.
 ///
 /// # Errors
 /// [`crate::Error::Content`] where the content is no such shard.

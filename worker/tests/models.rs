@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
+use llink_worker::models::config::LlamaConfig;
 use llink_worker::models::{Decoder, Encoder, TextLimits, fingerprint, slot_tokens, tiny};
 use serde_json::{Value, json};
 
@@ -106,7 +107,8 @@ fn assert_same(what: &str, a: &[f32], b: &[f32], tolerance: f64) {
 /// Vectors of `sequences` computed one by one, and in batches of every size and order, are the same to rounding.
 fn batches_change_nothing(vocab: usize, embed: impl Fn(&[Vec<u32>], usize) -> Vec<Vec<f32>>, tolerance: f64) {
     let mut draw = Draw::new();
-    let sequences = draw.sequences(40, 90, vocab);
+    let mut sequences = draw.sequences(40, 90, vocab);
+    sequences.extend([1, 2, 3].map(|n| (0..n).map(|i| 2 + i).collect())); // few rows have a product of their own
     let alone: Vec<Vec<f32>> = sequences
         .iter()
         .map(|ids| embed(std::slice::from_ref(ids), 4096).remove(0))
@@ -126,9 +128,12 @@ fn batches_change_nothing(vocab: usize, embed: impl Fn(&[Vec<u32>], usize) -> Ve
     }
 }
 
+/// In bf16 the product of a single row sums in another order, which may turn the rounding of an activation.
+const BATCH_TOLERANCES: [(DType, f64); 2] = [(DType::F32, 1e-5), (DType::BF16, 1e-3)];
+
 #[test]
 fn a_batch_never_changes_an_encoder_vector() {
-    for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 2e-2)] {
+    for (dtype, tolerance) in BATCH_TOLERANCES {
         let encoder = Encoder::load(&golden().join("encoder"), &Device::Cpu, dtype).unwrap();
         let embed = |ids: &[Vec<u32>], budget| encoder.embed_ids(ids, budget, &mut |_| {}).unwrap();
         batches_change_nothing(encoder.config().vocab_size, embed, tolerance);
@@ -137,7 +142,7 @@ fn a_batch_never_changes_an_encoder_vector() {
 
 #[test]
 fn a_batch_never_changes_a_teacher_vector() {
-    for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 2e-2)] {
+    for (dtype, tolerance) in BATCH_TOLERANCES {
         let decoder = Decoder::load(&golden().join("decoder"), &Device::Cpu, dtype).unwrap();
         let embed = |ids: &[Vec<u32>], budget| decoder.last_hidden(ids, budget, &mut |_| {}).unwrap();
         batches_change_nothing(decoder.config().vocab_size, embed, tolerance);
@@ -281,6 +286,88 @@ fn missing_misshapen_and_damaged_weights_are_refused_by_name() {
     std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
     assert_refused(load_encoder(dir.path()), &["model.safetensors"]);
     assert_refused(load_encoder(Path::new("/no/such/model")), &["/no/such/model"]);
+}
+
+#[test]
+fn rotary_frequencies_are_read_from_either_layout() {
+    let load = |change: &dyn Fn(&mut Value)| {
+        let dir = copy_of("decoder");
+        edit_json(&dir.path().join("config.json"), |config| {
+            let config = config.as_object_mut().unwrap();
+            for key in ["rope_parameters", "rope_scaling", "rope_theta"] {
+                config.remove(key);
+            }
+            config.insert("head_dim".into(), json!(64));
+        });
+        edit_json(&dir.path().join("config.json"), |config| change(config));
+        LlamaConfig::load(dir.path()).unwrap()
+    };
+    let plain = |theta: f64| (0..32).map(move |i| theta.powf(-f64::from(2 * i) / 64.0));
+    let close = |found: Vec<f32>, expected: Vec<f64>| {
+        assert_eq!(found.len(), expected.len());
+        for (i, (a, b)) in found.iter().zip(&expected).enumerate() {
+            assert!((f64::from(*a) / b - 1.0).abs() < 1e-5, "{i}: {a}, not {b}");
+        }
+    };
+    close(load(&|_| {}).rope_frequencies(), plain(1e4).collect());
+    let theta = load(&|config| config["rope_theta"] = json!(5e5));
+    close(theta.rope_frequencies(), plain(5e5).collect());
+    let scaling = json!({"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192});
+    let old = load(&|config| {
+        config["rope_theta"] = json!(5e5);
+        config["rope_scaling"] = scaling.clone();
+    });
+    let new = load(&|config| {
+        config["rope_parameters"] = scaling.clone();
+        config["rope_parameters"]["rope_theta"] = json!(5e5);
+    });
+    assert_eq!(old, new);
+    // Llama 3.2: wavelengths up to 2048 stay, from 8192 on they are stretched 32 times, between them a blend.
+    let expected = plain(5e5).map(|f| {
+        let wavelength = 2.0 * std::f64::consts::PI / f;
+        let smooth = ((8192.0 / wavelength - 1.0) / 3.0).clamp(0.0, 1.0);
+        f * (smooth + (1.0 - smooth) / 32.0)
+    });
+    close(new.rope_frequencies(), expected.collect());
+}
+
+#[test]
+fn a_tensor_in_a_foreign_format_is_refused_by_name() {
+    let dir = copy_of("decoder");
+    let path = dir.path().join("model.safetensors");
+    let mut weights = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    let name = "model.layers.1.mlp.up_proj.weight";
+    let wide = weights[name].to_dtype(DType::F64).unwrap();
+    weights.insert(name.into(), wide);
+    candle_core::safetensors::save(&weights, &path).unwrap();
+    assert_refused(
+        load_decoder(dir.path()),
+        &["layers.1.mlp.up_proj.weight", "F64", "BF16"],
+    );
+}
+
+#[test]
+fn halves_in_the_file_give_the_vectors_of_their_values() {
+    let ids = [vec![461u32, 300, 12, 7, 90], vec![5, 6, 7]];
+    let dir = copy_of("decoder");
+    let path = dir.path().join("model.safetensors");
+    let weights = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+    for dtype in [DType::F16, DType::BF16] {
+        let mut vectors = Vec::new();
+        for stored in [dtype, DType::F32] {
+            let rounded = weights
+                .iter()
+                .map(|(name, x)| (name.clone(), x.to_dtype(dtype).unwrap().to_dtype(stored).unwrap()))
+                .collect();
+            candle_core::safetensors::save(&rounded, &path).unwrap();
+            let decoder = load_decoder(dir.path()).unwrap();
+            vectors.push(decoder.last_hidden(&ids, 64, &mut |_| {}).unwrap());
+        }
+        for (a, b) in vectors[0].iter().zip(&vectors[1]) {
+            assert_same(&format!("{dtype:?}"), a, b, 1e-6);
+        }
+    }
 }
 
 #[test]

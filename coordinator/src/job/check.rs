@@ -2,6 +2,9 @@
 
 use super::{JobFile, Problem};
 
+/// Notes a key whose value is not what is expected: (holds, key, given, expected).
+pub(super) type Expect<'a> = &'a mut dyn FnMut(bool, &str, &dyn std::fmt::Display, &str);
+
 /// Every value out of range, by its key. Places are filled in by the parser.
 pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
     let mut found = Vec::new();
@@ -273,6 +276,13 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
     );
     let batch_spreads = a.max_ranks <= a.batch && a.min_ranks <= a.batch;
     expect(batch_spreads, "align.max_ranks", &a.max_ranks, "at most `align.batch`");
+    super::instruct::problems(job, &mut expect);
+    expect(
+        job.evaluate.max_answer_tokens >= 1,
+        "evaluate.max_answer_tokens",
+        &job.evaluate.max_answer_tokens,
+        "at least 1",
+    );
     expect(
         job.evaluate.benchmark_pairs >= 2,
         "evaluate.benchmark_pairs",

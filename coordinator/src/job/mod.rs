@@ -4,9 +4,11 @@
 
 mod check;
 mod error;
+mod instruct;
 mod parse;
 
 pub use error::{JobFileError, Problem};
+pub use instruct::{InstructMode, InstructSection};
 pub use parse::parse;
 
 use serde::{Deserialize, Serialize};
@@ -38,6 +40,9 @@ pub struct JobFile {
     /// Stage A.
     #[serde(default)]
     pub align: AlignSection,
+    /// Stage B, if it is wanted; it needs `[instructions]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instruct: Option<InstructSection>,
     /// What is measured.
     #[serde(default)]
     pub evaluate: EvaluateSection,
@@ -293,11 +298,19 @@ impl Default for AlignSection {
 pub struct EvaluateSection {
     /// Held-out pairs that retrieval is measured on.
     pub benchmark_pairs: u64,
+    /// Held-out instructions to answer, if the job has Stage B.
+    pub answers: u32,
+    /// The longest answer.
+    pub max_answer_tokens: u32,
 }
 
 impl Default for EvaluateSection {
     fn default() -> Self {
-        Self { benchmark_pairs: 1024 }
+        Self {
+            benchmark_pairs: 1024,
+            answers: 200,
+            max_answer_tokens: 128,
+        }
     }
 }
 

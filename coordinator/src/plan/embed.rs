@@ -14,6 +14,14 @@ const TOWERS: [(&str, &str, ModelRole); 2] = [
     ("teacher", "decoder", ModelRole::Decoder),
 ];
 
+/// Which shards are read, and what their vectors are called.
+const SIDES: [(&str, &str); 4] = [
+    ("pairs/train", "train"),
+    ("pairs/holdout", "holdout"),
+    ("instructions/train", "instructions-train"),
+    ("instructions/validation", "instructions-validation"),
+];
+
 pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
     let shard = earlier(STAGE, StageName::Shard, inputs)?;
     let models = earlier(STAGE, StageName::Models, inputs)?;
@@ -22,6 +30,7 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
         fact(STAGE, models, "encoder.fingerprint")?.into(),
         fact(STAGE, models, "decoder.fingerprint")?.into(),
         json(&(inputs.job.embed.max_chars, inputs.job.embed.max_tokens)),
+        format!("instructions {}", inputs.job.instruct.is_some()),
     ])
 }
 
@@ -47,17 +56,20 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
     let shard = earlier(STAGE, StageName::Shard, inputs)?;
     let options = &inputs.job.embed;
     let mut tasks = Vec::new();
-    for (tower, model_name, role) in TOWERS {
-        let model = model_ref(STAGE, inputs, model_name, role)?;
-        for side in ["train", "holdout"] {
-            for (i, artifact) in with_role(shard, &format!("pairs/{side}")).into_iter().enumerate() {
-                let label = format!("{tower} vectors of {side}/{i:05}");
+    for (tower, model_name, model_role) in TOWERS {
+        let model = model_ref(STAGE, inputs, model_name, model_role)?;
+        for (of, role) in SIDES {
+            // Instructions are read only by Stage B.
+            if inputs.job.instruct.is_none() && of.starts_with("instructions/") {
+                continue;
+            }
+            for (i, artifact) in with_role(shard, of).into_iter().enumerate() {
                 let weight = artifact.rows;
                 let kind = Kind::EmbedShard(EmbedShard {
                     model: Some(model.clone()),
                     shard: Some(artifact),
-                    path: format!("embed/{key}/embeddings/{tower}/{side}/{i:05}.parquet"),
-                    role: format!("embeddings/{tower}/{side}"),
+                    path: format!("embed/{key}/embeddings/{tower}/{role}/{i:05}.parquet"),
+                    role: format!("embeddings/{tower}/{role}"),
                     token_budget: options.token_budget,
                     max_chars: options.max_chars,
                     max_tokens: options.max_tokens,
@@ -70,7 +82,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
                     spec,
                     weight,
                     ranks: Ranks::ONE,
-                    label,
+                    label: format!("{tower} vectors of {role}/{i:05}"),
                 });
             }
         }

@@ -5,6 +5,7 @@
 //! stage whose key has a committed manifest is not run again.
 
 mod embed;
+mod instruct;
 mod shard;
 mod train;
 
@@ -31,18 +32,34 @@ pub enum StageName {
     Embed,
     /// Stage A: the projector.
     Align,
-    /// Held-out retrieval.
+    /// Stage B: slots and LoRA.
+    Instruct,
+    /// Held-out retrieval and answers.
     Evaluate,
 }
 
 impl StageName {
     /// Every stage, in order.
-    pub const ALL: [Self; 5] = [Self::Shard, Self::Models, Self::Embed, Self::Align, Self::Evaluate];
+    pub const ALL: [Self; 6] = [
+        Self::Shard,
+        Self::Models,
+        Self::Embed,
+        Self::Align,
+        Self::Instruct,
+        Self::Evaluate,
+    ];
+
+    /// The stages of this job: Stage B is for those that ask for it.
+    #[must_use]
+    pub fn of(job: &JobFile) -> Vec<Self> {
+        let wanted = |stage: &Self| *stage != Self::Instruct || job.instruct.is_some();
+        Self::ALL.into_iter().filter(wanted).collect()
+    }
 
     /// Raised whenever the stage's code computes something else from the same inputs, so that old results are not reused.
     fn version(self) -> u32 {
         match self {
-            Self::Shard | Self::Models | Self::Embed | Self::Align | Self::Evaluate => 1,
+            Self::Shard | Self::Models | Self::Embed | Self::Align | Self::Instruct | Self::Evaluate => 1,
         }
     }
 
@@ -54,6 +71,7 @@ impl StageName {
             Self::Models => "models",
             Self::Embed => "embed",
             Self::Align => "align",
+            Self::Instruct => "instruct",
             Self::Evaluate => "evaluate",
         }
     }
@@ -65,7 +83,7 @@ impl StageName {
             Self::Shard => "rows",
             Self::Models => "models",
             Self::Embed => "sentences",
-            Self::Align => "steps",
+            Self::Align | Self::Instruct => "steps",
             Self::Evaluate => "pairs",
         }
     }
@@ -160,6 +178,7 @@ pub fn stage_key(stage: StageName, inputs: &Inputs<'_>) -> Result<String, PlanEr
         StageName::Models => shard::models_key_parts(inputs)?,
         StageName::Embed => embed::key_parts(inputs)?,
         StageName::Align => train::align_key_parts(inputs)?,
+        StageName::Instruct => instruct::key_parts(inputs)?,
         StageName::Evaluate => train::evaluate_key_parts(inputs)?,
     };
     let text = format!("llink/{}/{}\n{}", stage, stage.version(), parts.join("\n"));
@@ -181,6 +200,7 @@ pub fn phase(
         StageName::Models => shard::models_phase(key, inputs, results),
         StageName::Embed => embed::phase(key, inputs, results),
         StageName::Align => train::align_phase(key, inputs, results),
+        StageName::Instruct => instruct::phase(key, inputs, results),
         StageName::Evaluate => train::evaluate_phase(key, inputs, results),
     }
 }

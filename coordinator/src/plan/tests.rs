@@ -35,12 +35,14 @@ fn done() -> BTreeMap<StageName, Manifest> {
 
 fn keys(job: &JobFile, stamps: &BTreeMap<String, String>, done: &BTreeMap<StageName, Manifest>) -> Vec<String> {
     let inputs = Inputs { job, stamps, done };
-    StageName::ALL.iter().map(|s| stage_key(*s, &inputs).unwrap()).collect()
+    let stages = StageName::of(job);
+    stages.iter().map(|s| stage_key(*s, &inputs).unwrap()).collect()
 }
 
 /// Which stages' keys differ.
 fn changed(a: &[String], b: &[String]) -> Vec<&'static str> {
-    let names = StageName::ALL.iter().map(|s| s.as_str());
+    let names = StageName::ALL.iter().filter(|s| **s != StageName::Instruct);
+    let names = names.map(|s| s.as_str());
     names
         .zip(a.iter().zip(b))
         .filter(|(_, (a, b))| a != b)

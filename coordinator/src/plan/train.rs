@@ -1,7 +1,8 @@
 //! The `align` and `evaluate` stages.
 
+use llink_datasets::manifest::Manifest;
 use llink_proto::task::Kind;
-use llink_proto::{Align, AlignOptions, Evaluate, ModelRole, Task, TaskResult, Upkeep};
+use llink_proto::{Align, AlignOptions, Artifact, Evaluate, ModelRole, Task, TaskResult, Upkeep};
 
 use super::embed::model_ref;
 use super::{
@@ -100,6 +101,15 @@ pub(super) fn align_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskRes
     ))
 }
 
+/// The artefact of a role of which there is one.
+pub(super) fn the_one(stage: StageName, manifest: &Manifest, role: &str) -> Result<Artifact, PlanError> {
+    let first = with_role(manifest, role).into_iter().next();
+    first.ok_or_else(|| PlanError {
+        stage,
+        reason: format!("stage {} left no {role}", manifest.stage),
+    })
+}
+
 pub(super) fn evaluate_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
     let stage = StageName::Evaluate;
     Ok(vec![
@@ -107,6 +117,7 @@ pub(super) fn evaluate_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, Pla
         fact(stage, earlier(stage, StageName::Models, inputs)?, "decoder.fingerprint")?.into(),
         content(earlier(stage, StageName::Embed, inputs)?),
         content_of(earlier(stage, StageName::Align, inputs)?, "projector"),
+        super::instruct::evaluated(inputs)?,
         json(&inputs.job.evaluate),
         format!("seed {}", inputs.job.seed),
     ])
@@ -119,13 +130,7 @@ pub(super) fn evaluate_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<Task
     }
     let embed = earlier(stage, StageName::Embed, inputs)?;
     let align = earlier(stage, StageName::Align, inputs)?;
-    let projector = with_role(align, "projector")
-        .into_iter()
-        .next()
-        .ok_or_else(|| PlanError {
-            stage,
-            reason: "stage align left no projector".into(),
-        })?;
+    let projector = the_one(stage, align, "projector")?;
     let benchmark_pairs = inputs.job.evaluate.benchmark_pairs;
     let kind = Kind::Evaluate(Evaluate {
         encoder_vectors: with_role(embed, "embeddings/encoder/holdout"),
@@ -136,6 +141,7 @@ pub(super) fn evaluate_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<Task
         decoder: Some(model_ref(stage, inputs, "decoder", ModelRole::Decoder)?),
         path: format!("evaluate/{key}/report.json"),
         seed: inputs.job.seed,
+        answers: super::instruct::answers(key, inputs)?,
     });
     Ok(one_task(
         "measure",
@@ -147,7 +153,7 @@ pub(super) fn evaluate_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<Task
     ))
 }
 
-fn one_task(phase: &str, kind: Kind, weight: u64, ranks: Ranks, inputs: &Inputs<'_>, label: &str) -> Phase {
+pub(super) fn one_task(phase: &str, kind: Kind, weight: u64, ranks: Ranks, inputs: &Inputs<'_>, label: &str) -> Phase {
     let spec = Task {
         output_url: inputs.job.output.clone(),
         kind: Some(kind),

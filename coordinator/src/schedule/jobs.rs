@@ -32,7 +32,7 @@ impl Cluster {
         let stages = match self.jobs.remove(&id) {
             // Keys and tasks stay: a stage whose key comes out the same goes on where it stopped.
             Some(old) => old.stages.into_iter().map(|stage| reset(stage, now)).collect(),
-            None => StageName::ALL.into_iter().map(Stage::new).collect(),
+            None => StageName::of(&new.file).into_iter().map(Stage::new).collect(),
         };
         let text = if known.is_some() {
             "submitted again"

@@ -15,7 +15,7 @@ use crate::schedule::NewJob;
 pub(super) async fn plan(new: &NewJob) -> Result<Job, Failure> {
     let mut done = BTreeMap::new();
     let mut stages = Vec::new();
-    for name in StageName::ALL {
+    for name in StageName::of(&new.file) {
         let inputs = Inputs {
             job: &new.file,
             stamps: &new.stamps,

@@ -24,6 +24,7 @@ pub fn report(job: &Job, style: Style) {
     print_line("");
     rows(&report["counts"]);
     retrieval(&report["figures"]["evaluate"]);
+    answers(&report["figures"]["evaluate"]);
     if let (Some(share), Some(seconds)) = (
         report["training"]["effective_time"].as_f64(),
         report["training"]["seconds"].as_f64(),
@@ -117,4 +118,32 @@ fn retrieval(figures: &Value) {
         ));
     }
     print_line("");
+}
+
+/// Answers to held-out instructions, by what the decoder was given.
+fn answers(figures: &Value) {
+    let get = |name: &str| figures[name].as_f64();
+    for (of, title) in [
+        ("answers", "held-out instructions"),
+        ("translations", "their translations"),
+    ] {
+        let count = |given: &str| get(&format!("{of}.{given}.count"));
+        let Some(answers) = count("slots").or_else(|| count("direct")).filter(|n| *n > 0.0) else {
+            continue;
+        };
+        print_line(&format!("answers to {} {title}", thousands(answers as u64)));
+        print_line("                    exact  word recall  numbers");
+        for (name, given) in [
+            ("with slots", "slots"),
+            ("with zeroed slots", "zeroed"),
+            ("direct", "direct"),
+        ] {
+            let value = |figure: &str| get(&format!("{of}.{given}.{figure}"));
+            if let (Some(exact), Some(recall), Some(numbers)) = (value("exact"), value("word_recall"), value("numbers"))
+            {
+                print_line(&format!("  {name:17} {exact:6.4}  {recall:11.4}  {numbers:7.4}"));
+            }
+        }
+        print_line("");
+    }
 }

@@ -6,6 +6,7 @@
 //! the [`next_token_loss`]. [`matrix`] and [`kernels`] are the matrix products and the loops beneath.
 
 pub mod align_losses;
+pub mod answers;
 pub mod hard_negatives;
 pub mod kernels;
 mod layers;

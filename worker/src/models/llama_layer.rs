@@ -100,7 +100,7 @@ impl Layer {
         place: &Place<'_>,
         cached: Option<&mut CachedLayer>,
         adapter: Option<&LayerAdapter>,
-        mut tape: Option<&mut Option<LayerTape>>,
+        tape: Option<&mut Option<LayerTape>>,
     ) -> Result<Tensor> {
         use Projection::{DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
         let Place { spans, rope, only } = *place;
@@ -133,7 +133,7 @@ impl Layer {
         let raw_gate = taped.then(|| gate.copy()).transpose()?;
         let gated = silu_mul(gate, &up)?;
         let y = (&x + apply(DownProj, &gated)?)?;
-        if let (Some(tape), Some(input), Some(gate)) = (tape.as_deref_mut(), input, raw_gate) {
+        if let (Some(tape), Some(input), Some(gate)) = (tape, input, raw_gate) {
             *tape = Some(LayerTape {
                 input,
                 q,

@@ -12,6 +12,7 @@ mod llama;
 mod llama_layer;
 pub mod lora;
 mod ops;
+pub mod peft;
 mod random;
 pub mod tiny;
 mod tokenizer;

@@ -45,6 +45,9 @@ pub struct TrainingBatch<'a> {
     pub dropout: Option<(Dropout, &'a [u64])>,
 }
 
+/// Told of each part of a gradient, and where it lies, as soon as it is whole.
+pub type Ready<'a> = &'a mut dyn FnMut(Range<usize>, &mut [f32]) -> Result<()>;
+
 /// A forward pass that is waiting for its backward pass.
 pub struct TrainingPass<'a> {
     model: &'a Llama,
@@ -180,12 +183,7 @@ impl<'a> TrainingPass<'a> {
     ///
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) when the device fails; those of `ready`.
-    pub fn backward(
-        self,
-        adapter: &LoraAdapter,
-        gradient: &mut [f32],
-        ready: &mut dyn FnMut(Range<usize>, &mut [f32]) -> Result<()>,
-    ) -> Result<Vec<f32>> {
+    pub fn backward(self, adapter: &LoraAdapter, gradient: &mut [f32], ready: Ready<'_>) -> Result<Vec<f32>> {
         let (setup, mut by) = (self.setup, self.by_output);
         let place = setup.place();
         let layers = self.model.layers.iter().zip(&setup.adapter).zip(self.layers);

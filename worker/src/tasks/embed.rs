@@ -20,10 +20,10 @@ pub(super) fn run(context: &TaskContext, task: &EmbedShard) -> Result<TaskResult
     let shard = task.shard.as_ref().ok_or_else(|| missing("shard"))?;
     let store = context.store()?;
     let content = context.read(&store, shard)?;
-    let language = if model.role() == ModelRole::Encoder {
-        Language::Foreign
-    } else {
-        Language::English
+    let language = match (model.role(), shard.role.starts_with("instructions/")) {
+        (ModelRole::Encoder, _) => Language::Foreign,
+        (_, true) => Language::EnglishRef,
+        (_, false) => Language::English,
     };
     let table = read_texts(&store.describe(&shard.path), content, language)?;
     let (width, vectors) = vectors(context, task, model, &table)?;

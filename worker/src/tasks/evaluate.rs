@@ -59,6 +59,9 @@ pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> 
         result.figures.insert("decoder_tokens.english".into(), english);
         result.figures.insert("decoder_tokens.foreign".into(), foreign);
     }
+    if let (Some(answers), Some(model)) = (&task.answers, &task.decoder) {
+        super::answers::run(context, &store, answers, model, &after, &mut result)?;
+    }
     if pairs < task.benchmark_pairs as usize {
         result.warnings.push(format!(
             "retrieval was measured on {pairs} pairs, evaluate.benchmark_pairs asks for {}: the holdout has no more",

@@ -1,8 +1,10 @@
 //! One file for each kind of task, and what they share: the store, progress, checked reads.
 
 mod align;
+mod answers;
 mod embed;
 mod evaluate;
+mod instruct;
 mod models;
 mod shard;
 mod training;
@@ -109,6 +111,7 @@ pub fn run(context: &TaskContext, task: Task) -> Result<TaskResult> {
         Some(Kind::PrepareModel(spec)) => models::prepare(context, &spec),
         Some(Kind::EmbedShard(spec)) => embed::run(context, &spec),
         Some(Kind::Align(spec)) => align::run(context, &spec),
+        Some(Kind::Instruct(spec)) => instruct::run(context, &spec),
         Some(Kind::Evaluate(spec)) => evaluate::run(context, &spec),
         None => Err(Error::Input(
             "the task is of a kind that this worker's version does not know".into(),

@@ -86,6 +86,13 @@ fn result_of(task: &Task) -> TaskResult {
         Kind::Align(a) => result
             .artifacts
             .push(artifact("projector", &format!("{}/p", a.directory))),
+        Kind::Instruct(i) => {
+            for role in ["adapter", "adapter-config", "slots"] {
+                result
+                    .artifacts
+                    .push(artifact(role, &format!("{}/{role}", i.directory)));
+            }
+        }
         Kind::Evaluate(e) => result.artifacts.push(artifact("report", &e.path)),
     }
     result

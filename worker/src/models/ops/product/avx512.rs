@@ -117,20 +117,16 @@ impl<'a> Operand<'a> {
         }
     }
 
-    /// Lays a block of x [.., width] out as [rows, DEPTH] units.
-    pub(super) fn pack_inputs(&self, x: &[f32], rows: Range<usize>, units: Range<usize>, inputs: &mut [u32]) {
-        let width = self.width();
-        for (row, inputs) in rows.zip(inputs.chunks_exact_mut(DEPTH)) {
-            let x = &x[row * width..][..width];
-            match self.precision {
-                Precision::F32 => inputs[..units.len()].copy_from_slice(bytemuck::cast_slice(&x[units.clone()])),
-                Precision::Bf16 => {
-                    let x = &x[2 * units.start..(2 * units.end).min(width)];
-                    // SAFETY: such an operand exists only where the instructions do.
-                    unsafe { pack::round_pairs(x, &mut inputs[..units.len()]) }
-                }
-            }
-        }
+    /// Whether a unit is not simply an input.
+    pub(super) fn rounds_inputs(&self) -> bool {
+        self.precision == Precision::Bf16
+    }
+
+    /// Rounds a row of inputs [width] to bf16 [depth].
+    pub(super) fn round(&self, x: &[f32], units: &mut [u32]) {
+        assert!(self.rounds_inputs(), "only where the instructions are");
+        // SAFETY: such an operand exists only where the instructions do.
+        unsafe { pack::round_pairs(x, units) }
     }
 }
 

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::avx512::{self, COLUMNS, DEPTH, Operand, ROWS, Start};
 use super::scratch::with_scratch;
+use crate::models::ops::rows_per_chunk;
 
 /// Columns of a stripe: 4 panels.
 const STRIPE: usize = 4 * COLUMNS;
@@ -43,6 +44,11 @@ pub(super) fn multiply(operand: &Operand<'_>, x: &[f32], rows: usize, bias: Opti
     assert_eq!(x.len(), rows * width, "x is rows × width");
     assert_eq!(out.len(), rows * columns, "out is rows × columns");
     assert!(bias.is_none_or(|bias| bias.len() == columns), "a bias for each column");
+    let rounded = operand.rounds_inputs().then(|| round(operand, x));
+    let x: &[u32] = match &rounded {
+        Some(units) => units,
+        None => bytemuck::cast_slice(x),
+    };
     let output = Output(out.as_mut_ptr());
     let stripes = columns.div_ceil(STRIPE);
     let runs = (2 * rayon::current_num_threads())
@@ -68,7 +74,10 @@ pub(super) fn multiply(operand: &Operand<'_>, x: &[f32], rows: usize, bias: Opti
                 };
                 for row in task_rows.clone().step_by(ROWS) {
                     let m = ROWS.min(task_rows.end - row);
-                    operand.pack_inputs(x, row..row + m, units.clone(), inputs);
+                    // Rows as far apart as in x would often share the cache's few places for one address modulo 4096.
+                    for (row, inputs) in (row..row + m).zip(inputs.chunks_exact_mut(DEPTH)) {
+                        inputs[..units.len()].copy_from_slice(&x[row * depth..][units.clone()]);
+                    }
                     // SAFETY: the tile's rows and columns are within the output, and no other task has them.
                     unsafe {
                         let to = output.at(row * columns + first_column);
@@ -78,4 +87,20 @@ pub(super) fn multiply(operand: &Operand<'_>, x: &[f32], rows: usize, bias: Opti
             }
         });
     });
+}
+
+/// x in units, rounded once for all stripes.
+fn round(operand: &Operand<'_>, x: &[f32]) -> Vec<u32> {
+    let (width, depth) = (operand.width(), operand.depth());
+    let mut units = vec![0u32; x.len() / width * depth];
+    let rows = rows_per_chunk(width);
+    units
+        .par_chunks_mut(rows * depth)
+        .zip(x.par_chunks(rows * width))
+        .for_each(|(units, x)| {
+            for (units, x) in units.chunks_exact_mut(depth).zip(x.chunks_exact(width)) {
+                operand.round(x, units);
+            }
+        });
+    units
 }

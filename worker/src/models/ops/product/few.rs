@@ -3,18 +3,33 @@
 
 use rayon::prelude::*;
 
-use super::View;
+use super::stored::round_to_bf16;
+use super::{FrozenMatrix, Precision, View};
 use crate::models::ops::simd::vectorised;
 
-/// More rows than this are better off with panels.
-pub(super) const MOST: usize = 4;
+/// Whether so many rows are better off here than with panels. A sum's order differs from theirs, which bf16 may show
+/// as a unit in the last place of a rounded activation: there only generation's single rows come here.
+pub(super) fn suits(precision: Precision, rows: usize) -> bool {
+    match precision {
+        Precision::F32 => rows <= 4,
+        Precision::Bf16 => rows == 1,
+    }
+}
 
 /// Sums that a dot product keeps side by side.
 const LANES: usize = 32;
 
-/// x [rows, inner] · Wᵀ + bias into out [rows, outer], W [outer, inner].
-pub(super) fn multiply(view: View<'_>, inner: usize, x: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
-    let outer = view.len() / inner;
+/// x [rows, inner] · Wᵀ + bias into out [rows, outer], W [outer, inner]. In bf16 x is rounded as the panels would.
+pub(super) fn multiply(weight: &FrozenMatrix, x: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
+    let (view, outer, inner) = (weight.view(), weight.outer, weight.inner);
+    let rounded: Vec<f32>;
+    let x = match weight.precision {
+        Precision::F32 => x,
+        Precision::Bf16 => {
+            rounded = x.iter().map(|x| bf16_to_f32(round_to_bf16(*x))).collect();
+            &rounded
+        }
+    };
     let rows = x.len() / inner;
     let block = (65_536 / inner).max(8); // rows of W that a thread takes at a time
     let mut turned = vec![0f32; out.len()]; // [outer, rows]
@@ -40,6 +55,11 @@ pub(super) fn multiply(view: View<'_>, inner: usize, x: &[f32], bias: Option<&[f
     }
 }
 
+#[inline(always)]
+fn bf16_to_f32(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
 vectorised! {
     fn dot_f32(w: &[f32], x: &[f32]) -> f32 {
         dot(w, x, |w| w)
@@ -48,7 +68,7 @@ vectorised! {
 
 vectorised! {
     fn dot_bf16(w: &[u16], x: &[f32]) -> f32 {
-        dot(w, x, |bits| f32::from_bits(u32::from(bits) << 16))
+        dot(w, x, bf16_to_f32)
     }
 }
 

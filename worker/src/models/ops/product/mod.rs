@@ -96,8 +96,8 @@ impl FrozenMatrix {
         if rows == 0 {
             return out;
         }
-        if rows <= few::MOST {
-            few::multiply(self.view(), self.inner, x, bias, &mut out);
+        if few::suits(self.precision, rows) {
+            few::multiply(self, x, bias, &mut out);
         } else if !self.multiply_blocked(Direction::Product, x, rows, bias, &mut out) {
             if let Some(bias) = bias {
                 out.chunks_exact_mut(self.outer)

@@ -147,6 +147,6 @@ impl View<'_> {
 
 /// The bits of the nearest bf16, ties to even.
 #[inline(always)]
-fn round_to_bf16(x: f32) -> u16 {
+pub(super) fn round_to_bf16(x: f32) -> u16 {
     bf16::from_f32(x).to_bits()
 }

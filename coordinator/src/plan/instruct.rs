@@ -1,0 +1,158 @@
+//! The `instruct` stage, and what `evaluate` asks of what it made.
+
+use llink_proto::task::Kind;
+use llink_proto::{Answers, Instruct, InstructOptions, ModelRole, TaskResult, Upkeep};
+
+use super::embed::model_ref;
+use super::train::{one_task, the_one};
+use super::{
+    Inputs, Phase, PlanError, Ranks, StageName, content, content_of, earlier, fact, json, manifest_of, with_role,
+};
+use crate::job::{InstructMode, InstructSection};
+
+const STAGE: StageName = StageName::Instruct;
+
+fn section<'a>(inputs: &Inputs<'a>) -> Result<&'a InstructSection, PlanError> {
+    inputs.job.instruct.as_ref().ok_or_else(|| PlanError {
+        stage: STAGE,
+        reason: "the job has no [instruct]".into(),
+    })
+}
+
+pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
+    // How often it is saved and measured and by how many it is run changes nothing in what is learnt, but for rounding.
+    let standard = InstructSection::default();
+    let section = InstructSection {
+        token_budget: standard.token_budget,
+        recompute: standard.recompute,
+        checkpoint_every: standard.checkpoint_every,
+        checkpoint_minutes: standard.checkpoint_minutes,
+        checkpoints_kept: standard.checkpoints_kept,
+        validate_every: standard.validate_every,
+        validation_examples: standard.validation_examples,
+        step_timeout_s: standard.step_timeout_s,
+        min_ranks: standard.min_ranks,
+        max_ranks: standard.max_ranks,
+        ..section(inputs)?.clone()
+    };
+    Ok(vec![
+        content(earlier(STAGE, StageName::Shard, inputs)?),
+        fact(STAGE, earlier(STAGE, StageName::Models, inputs)?, "decoder.fingerprint")?.into(),
+        content(earlier(STAGE, StageName::Embed, inputs)?),
+        content_of(earlier(STAGE, StageName::Align, inputs)?, "projector"),
+        json(&section),
+        format!("seed {}", inputs.job.seed),
+    ])
+}
+
+pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>]) -> Result<Phase, PlanError> {
+    if let Some(trained) = results.first() {
+        return Ok(Phase::Complete(manifest_of(STAGE, key, trained)));
+    }
+    let section = section(inputs)?;
+    let shard = earlier(STAGE, StageName::Shard, inputs)?;
+    let embed = earlier(STAGE, StageName::Embed, inputs)?;
+    let instructions = with_role(shard, "instructions/train");
+    let rows: u64 = instructions.iter().map(|a| a.rows).sum();
+    let steps = section.steps_for(rows);
+    let held_out = |manifest, role: &str| match section.validate_every {
+        0 => Vec::new(),
+        _ => with_role(manifest, role),
+    };
+    let kind = Kind::Instruct(Instruct {
+        encoder_vectors: with_role(embed, "embeddings/encoder/instructions-train"),
+        teacher_vectors: with_role(embed, "embeddings/teacher/instructions-train"),
+        instructions,
+        projector: Some(the_one(STAGE, earlier(STAGE, StageName::Align, inputs)?, "projector")?),
+        decoder: Some(model_ref(STAGE, inputs, "decoder", ModelRole::Decoder)?),
+        options: Some(options(section, steps, inputs.job.seed)),
+        directory: super::directory(STAGE, key),
+        upkeep: Some(Upkeep {
+            checkpoint_steps: section.checkpoint_every,
+            checkpoint_seconds: section.checkpoint_minutes * 60.0,
+            checkpoints_kept: section.checkpoints_kept,
+            validate_steps: section.validate_every,
+            step_timeout_s: section.step_timeout_s,
+        }),
+        held_out_instructions: held_out(shard, "instructions/validation"),
+        held_out_encoder_vectors: held_out(embed, "embeddings/encoder/instructions-validation"),
+        held_out_teacher_vectors: held_out(embed, "embeddings/teacher/instructions-validation"),
+        validation_examples: match section.validate_every {
+            0 => 0,
+            _ => section.validation_examples,
+        },
+        token_budget: section.token_budget,
+        recompute: section.recompute,
+        max_tokens: section.max_tokens,
+    });
+    let ranks = Ranks {
+        min: section.min_ranks,
+        max: section.max_ranks,
+    };
+    Ok(one_task("train", kind, steps, ranks, inputs, "train slots and adapter"))
+}
+
+fn options(section: &InstructSection, steps: u64, seed: u64) -> InstructOptions {
+    InstructOptions {
+        seed,
+        steps,
+        batch: section.batch,
+        direct: section.mode == InstructMode::Direct,
+        slots: section.slots,
+        expander_hidden: section.expander_hidden,
+        lora_rank: section.lora_rank,
+        lora_alpha: section.lora_alpha,
+        lora_dropout: section.lora_dropout,
+        learning_rate: section.learning_rate,
+        expander_learning_rate: section.expander_learning_rate,
+        scale_learning_rate: section.scale_learning_rate,
+        warmup_share: section.warmup_share,
+        weight_decay: section.weight_decay,
+        beta1: section.beta1,
+        beta2: section.beta2,
+        gradient_clip: section.gradient_clip,
+        usage_every: section.usage_every,
+        usage_weight: section.usage_weight,
+        cosine_weight: section.cosine_weight,
+        info_nce_weight: section.info_nce_weight,
+        info_nce_temperature: section.info_nce_temperature,
+    }
+}
+
+/// What Stage B made, as far as `evaluate` reads it.
+pub(super) fn evaluated(inputs: &Inputs<'_>) -> Result<String, PlanError> {
+    if inputs.job.instruct.is_none() {
+        return Ok(String::new());
+    }
+    let manifest = earlier(StageName::Evaluate, STAGE, inputs)?;
+    let roles = ["adapter-config", "adapter", "slots"];
+    Ok(roles.map(|role| content_of(manifest, role)).join("\n"))
+}
+
+/// The answers that `evaluate` is asked for.
+pub(super) fn answers(key: &str, inputs: &Inputs<'_>) -> Result<Option<Answers>, PlanError> {
+    let stage = StageName::Evaluate;
+    let Some(section) = &inputs.job.instruct else {
+        return Ok(None);
+    };
+    let evaluate = &inputs.job.evaluate;
+    if evaluate.answers == 0 {
+        return Ok(None);
+    }
+    let trained = earlier(stage, STAGE, inputs)?;
+    let embed = earlier(stage, StageName::Embed, inputs)?;
+    Ok(Some(Answers {
+        instructions: with_role(earlier(stage, StageName::Shard, inputs)?, "instructions/validation"),
+        encoder_vectors: with_role(embed, "embeddings/encoder/instructions-validation"),
+        adapter: Some(the_one(stage, trained, "adapter")?),
+        adapter_config: Some(the_one(stage, trained, "adapter-config")?),
+        slots: match section.mode {
+            InstructMode::Slots => Some(the_one(stage, trained, "slots")?),
+            InstructMode::Direct => None,
+        },
+        examples: evaluate.answers,
+        max_answer_tokens: evaluate.max_answer_tokens,
+        max_tokens: section.max_tokens,
+        path: format!("evaluate/{key}/answers.jsonl"),
+    }))
+}

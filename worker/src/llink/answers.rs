@@ -1,0 +1,101 @@
+//! How good an answer is beside the one that was wanted.
+
+use std::collections::HashMap;
+
+/// What was found over a set of answers. Shares are of those answers whose reference has what is asked about.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct AnswerScores {
+    /// Answers in all.
+    pub answers: usize,
+    /// Share of answers that are the reference word for word.
+    pub exact: f64,
+    /// Mean share of the reference's words that the answer has, each as often as it stands there.
+    pub word_recall: f64,
+    /// Share of the references with numbers whose numbers the answer has all, and no others.
+    pub numbers: f64,
+    /// References with numbers.
+    pub with_numbers: usize,
+}
+
+/// Scores of (answer, reference) pairs.
+#[must_use]
+pub fn answer_scores<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> AnswerScores {
+    let mut scores = AnswerScores::default();
+    for (answer, reference) in pairs {
+        scores.answers += 1;
+        let (said, wanted) = (words(answer), words(reference));
+        scores.exact += f64::from(u8::from(said == wanted));
+        scores.word_recall += recall(&said, &wanted);
+        let (said, wanted) = (numbers(&said), numbers(&wanted));
+        if !wanted.is_empty() {
+            scores.with_numbers += 1;
+            scores.numbers += f64::from(u8::from(said == wanted));
+        }
+    }
+    scores.exact /= scores.answers.max(1) as f64;
+    scores.word_recall /= scores.answers.max(1) as f64;
+    scores.numbers /= scores.with_numbers.max(1) as f64;
+    scores
+}
+
+/// Words without their punctuation, in lower case.
+fn words(text: &str) -> Vec<String> {
+    text.split(|c: char| !(c.is_alphanumeric() || c == '\''))
+        .filter(|word| !word.is_empty())
+        .map(str::to_lowercase)
+        .collect()
+}
+
+fn recall(said: &[String], wanted: &[String]) -> f64 {
+    if wanted.is_empty() {
+        return f64::from(u8::from(said.is_empty()));
+    }
+    let mut left: HashMap<&str, usize> = HashMap::new();
+    for word in said {
+        *left.entry(word).or_default() += 1;
+    }
+    let found = wanted.iter().filter(|word| match left.get_mut(word.as_str()) {
+        Some(count) if *count > 0 => {
+            *count -= 1;
+            true
+        }
+        _ => false,
+    });
+    found.count() as f64 / wanted.len() as f64
+}
+
+/// The words that are numbers, sorted.
+fn numbers(words: &[String]) -> Vec<&str> {
+    let mut numbers: Vec<&str> = words
+        .iter()
+        .map(String::as_str)
+        .filter(|word| word.chars().all(char::is_numeric))
+        .collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_count_words_and_numbers() {
+        let scores = answer_scores([
+            ("The dog eats 12 mangoes.", "the dog eats 12 mangoes"),
+            ("A dog eats 21 mangoes.", "The dog eats 12 mangoes."),
+            ("", "yes"),
+        ]);
+        assert_eq!((scores.answers, scores.with_numbers), (3, 2));
+        assert!((scores.exact - 1.0 / 3.0).abs() < 1e-12);
+        assert!((scores.word_recall - (1.0 + 0.6) / 3.0).abs() < 1e-12);
+        assert!((scores.numbers - 0.5).abs() < 1e-12);
+        assert_eq!(answer_scores([]), AnswerScores::default());
+    }
+
+    #[test]
+    fn a_word_counts_as_often_as_it_stands_there() {
+        let scores = answer_scores([("the the the", "the cat and the dog")]);
+        assert!((scores.word_recall - 0.4).abs() < 1e-12);
+    }
+}

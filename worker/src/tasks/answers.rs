@@ -1,0 +1,155 @@
+//! Answers to held-out instructions: with slots, with zeros in their place, and by the decoder alone.
+
+use std::ops::ControlFlow;
+
+use llink_datasets::instructions::InstructionRow;
+use llink_datasets::store::Store;
+use llink_proto::{Answers, Artifact, ModelRef, TaskResult};
+use serde_json::json;
+
+use super::TaskContext;
+use super::instruct::{first, read_rows, widened};
+use super::training::read_tables;
+use crate::llink::answers::{AnswerScores, answer_scores};
+use crate::llink::projector::Projector;
+use crate::llink::slot_expander::{ExpanderActivations, SlotExpander};
+use crate::models::{Decoder, END_OF_TURN, GenerateOptions, LoadedAdapter, Sampling, peft};
+use crate::{Error, Result};
+
+/// What an answer is made from.
+struct Answerer<'a> {
+    context: &'a TaskContext,
+    decoder: &'a Decoder,
+    adapter: LoadedAdapter,
+    options: GenerateOptions,
+    max_tokens: usize,
+}
+
+/// Adds the scores to `result`, and the answers themselves as JSON lines.
+pub(super) fn run(
+    context: &TaskContext,
+    store: &Store,
+    task: &Answers,
+    model: &ModelRef,
+    projector: &Projector,
+    result: &mut TaskResult,
+) -> Result<()> {
+    let missing = |what: &str| Error::Input(format!("answers without their {what}"));
+    let decoder = context.models.decoder(context, model)?;
+    let read = |artifact: &Option<Artifact>, what: &str| -> Result<bytes::Bytes> {
+        context.read(store, artifact.as_ref().ok_or_else(|| missing(what))?)
+    };
+    let (config, weights) = (
+        read(&task.adapter_config, "adapter config")?,
+        read(&task.adapter, "adapter")?,
+    );
+    let adapter = peft::read(decoder.config(), "the adapter", &config, &weights)?;
+    let answerer = Answerer {
+        context,
+        decoder: &decoder,
+        adapter: LoadedAdapter::new(&adapter, &candle_core::Device::Cpu)?,
+        options: GenerateOptions {
+            max_tokens: task.max_answer_tokens as usize,
+            stop: vec![decoder.tokenizer().require(END_OF_TURN)?],
+            sampling: Sampling::Greedy,
+        },
+        max_tokens: task.max_tokens as usize,
+    };
+    let rows = read_rows(context, store, &task.instructions, task.examples as usize)?;
+    let mut said: Vec<(&str, Vec<String>)> = Vec::new();
+    match &task.slots {
+        Some(artifact) => {
+            let content = context.read(store, artifact)?;
+            let expander = SlotExpander::from_safetensors(&store.describe(&artifact.path), &content)?;
+            let vectors = first(read_tables(context, store, &task.encoder_vectors)?, rows.len());
+            let slots = expand(&expander, &projector.project(&widened(&vectors))?);
+            let zeros = vec![0.0; slots.len()];
+            said.push(("slots", answerer.with_slots(&rows, &expander, &slots)?));
+            said.push(("zeroed", answerer.with_slots(&rows, &expander, &zeros)?));
+        }
+        None => said.push(("direct", answerer.direct(&rows)?)),
+    }
+    let mut lines = String::new();
+    for (index, row) in rows.iter().enumerate() {
+        let answers: serde_json::Map<_, _> = said
+            .iter()
+            .map(|(name, answers)| ((*name).to_owned(), json!(answers[index])))
+            .collect();
+        let line = json!({
+            "id": row.id, "task": row.task, "instruction": row.instruction, "foreign": row.foreign,
+            "english_ref": row.english_ref, "expected": row.answer, "answers": answers,
+        });
+        lines.push_str(&format!("{line}\n"));
+    }
+    result
+        .artifacts
+        .push(context.write(store, &task.path, "answers", rows.len() as u64, lines.into())?);
+    for (name, answers) in &said {
+        add_scores(result, name, &rows, answers);
+    }
+    Ok(())
+}
+
+impl Answerer<'_> {
+    fn with_slots(&self, rows: &[InstructionRow], expander: &SlotExpander, slots: &[f32]) -> Result<Vec<String>> {
+        let shape = expander.shape();
+        let each = slots.chunks_exact(shape.slots * shape.width);
+        let answers = rows.iter().zip(each).map(|(row, slots)| {
+            let prompt = self.decoder.slot_prompt(&row.instruction, shape.slots)?;
+            self.answer(&prompt, Some(slots))
+        });
+        answers.collect()
+    }
+
+    fn direct(&self, rows: &[InstructionRow]) -> Result<Vec<String>> {
+        let answers = rows.iter().map(|row| {
+            let prompt = self
+                .decoder
+                .direct_prompt(&row.instruction, &row.foreign, self.max_tokens)?;
+            self.answer(&prompt, None)
+        });
+        answers.collect()
+    }
+
+    fn answer(&self, prompt: &crate::models::ChatPrompt, slots: Option<&[f32]>) -> Result<String> {
+        self.context.control.check()?;
+        let going_on = &mut |_| ControlFlow::Continue(());
+        let ids = self
+            .decoder
+            .model()
+            .generate(prompt, slots, &self.adapter, &self.options, going_on)?;
+        self.decoder.tokenizer().decode(&ids)
+    }
+}
+
+fn expand(expander: &SlotExpander, projected: &[f32]) -> Vec<f32> {
+    let mut activations = ExpanderActivations::default();
+    expander.forward(projected, &mut activations);
+    activations.slots
+}
+
+/// Over all answers, and over translations alone.
+fn add_scores(result: &mut TaskResult, name: &str, rows: &[InstructionRow], answers: &[String]) {
+    let pairs = || rows.iter().zip(answers);
+    let all = answer_scores(pairs().map(|(row, answer)| (answer.as_str(), row.answer.as_str())));
+    let translations = pairs().filter(|(row, _)| row.task == "translate");
+    let translations = answer_scores(translations.map(|(row, answer)| (answer.as_str(), row.answer.as_str())));
+    for (of, scores) in [("answers", all), ("translations", translations)] {
+        let AnswerScores {
+            answers,
+            exact,
+            word_recall,
+            numbers,
+            with_numbers,
+        } = scores;
+        let figures = [
+            ("count", answers as f64),
+            ("exact", exact),
+            ("word_recall", word_recall),
+            ("numbers", numbers),
+            ("with_numbers", with_numbers as f64),
+        ];
+        let named = figures.map(|(figure, value)| (format!("{of}.{name}.{figure}"), value));
+        result.figures.extend(named);
+    }
+}

@@ -1,0 +1,212 @@
+//! Stage B as a task: this rank's instructions, vectors, decoder and checkpoints around the training loop.
+
+use std::collections::HashMap;
+
+use half::slice::HalfFloatSliceExt;
+use llink_datasets::instructions::{InstructionRow, read_instructions};
+use llink_datasets::store::Store;
+use llink_datasets::vectors::VectorTable;
+use llink_proto::{Artifact, Instruct, TaskResult};
+
+use super::TaskContext;
+use super::training::{self, read_tables};
+use crate::collective::Collective;
+use crate::llink::projector::Projector;
+use crate::llink::slot_expander::median_embedding_norm;
+use crate::models::lora::LoraOptions;
+use crate::models::{Activations, Decoder, peft};
+use crate::train::instruct::{InstructRun, InstructTrained, instruct};
+use crate::train::instruct_data::{ExampleOptions, InstructData};
+use crate::train::instruct_options::{InstructMode, InstructOptions};
+use crate::train::instruct_state::InstructState;
+use crate::train::training_run::TrainingRun;
+use crate::train::upkeep::Upkeep;
+use crate::{Error, Result};
+
+/// The role of the trained slot expander's file.
+const SLOTS_ROLE: &str = "slots";
+
+pub(super) fn run(context: &TaskContext, task: &Instruct) -> Result<TaskResult> {
+    let missing = |what: &str| Error::Input(format!("an instruct task without its {what}"));
+    let options = InstructOptions::from(task.options.as_ref().ok_or_else(|| missing("options"))?);
+    let upkeep = Upkeep::from(task.upkeep.as_ref().ok_or_else(|| missing("upkeep"))?);
+    let model = task.decoder.as_ref().ok_or_else(|| missing("decoder"))?;
+    let projector = task.projector.as_ref().ok_or_else(|| missing("projector"))?;
+    let store = context.store()?;
+    let decoder = context.models.decoder(context, model)?;
+    let projector = read_projector(context, &store, projector)?;
+    let as_examples = ExampleOptions {
+        mode: options.mode,
+        slots: options.slots,
+        max_tokens: task.max_tokens as usize,
+    };
+    let data = |shards: &[Artifact], encoder: &[Artifact], teacher: &[Artifact], at_most: usize| {
+        let rows = read_rows(context, &store, shards, at_most)?;
+        let encoder = first(read_tables(context, &store, encoder)?, at_most);
+        let teacher = first(read_tables(context, &store, teacher)?, at_most);
+        InstructData::new(&decoder, as_examples, &rows, encoder, teacher, projector.clone())
+    };
+    let train = data(
+        &task.instructions,
+        &task.encoder_vectors,
+        &task.teacher_vectors,
+        usize::MAX,
+    )?;
+    let held_out = match task.validation_examples {
+        0 => None,
+        examples => Some(data(
+            &task.held_out_instructions,
+            &task.held_out_encoder_vectors,
+            &task.held_out_teacher_vectors,
+            examples as usize,
+        )?),
+    };
+
+    let mut collective = training::join(context, &upkeep)?;
+    let checkpoints = training::checkpoints(context, &store, &task.directory, &upkeep);
+    let control = context.control.clone();
+    let (mut run, restored) = TrainingRun::begin(checkpoints, upkeep, options.steps, &mut collective, control)?;
+    let resume = restored
+        .map(|r| InstructState::from_safetensors(decoder.config(), &r.name, &r.state))
+        .transpose()?;
+    let work = InstructRun {
+        options: &options,
+        decoder: &decoder,
+        median_norm: median_norm(&decoder)?,
+        data: &train,
+        resume,
+        token_budget: task.token_budget as usize,
+        activations: match task.recompute {
+            true => Activations::Recomputed,
+            false => Activations::Kept,
+        },
+        validation: held_out.as_ref().map(|data| (data, &upkeep)),
+    };
+    let trained = instruct(work, &mut collective, &mut run).map_err(|error| run.explain(error))?;
+
+    if collective.rank() > 0 {
+        return Ok(TaskResult::default());
+    }
+    // Under the lease's token: a rank 0 that was given up on and comes late cannot touch what its successor writes.
+    let directory = format!("{}/generation-{}", task.directory, context.token);
+    let mut result = training::result(context, &store, &directory, run.finish()?, collective.world_size())?;
+    let artifacts = write(context, &store, &directory, &options, &trained, &model.url)?;
+    result.artifacts.splice(0..0, artifacts);
+    if train.too_long > 0 {
+        result.warnings.push(format!(
+            "{} instructions have more than {} tokens and were left out (instruct.max_tokens)",
+            train.too_long, task.max_tokens
+        ));
+    }
+    for name in ["loss", "sft", "cosine"] {
+        let value = trained.last.as_ref().and_then(|last| last.number(name));
+        result.figures.extend(value.map(|value| (name.to_owned(), value)));
+    }
+    Ok(result)
+}
+
+fn write(
+    context: &TaskContext,
+    store: &Store,
+    directory: &str,
+    options: &InstructOptions,
+    trained: &InstructTrained,
+    base_model: &str,
+) -> Result<Vec<Artifact>> {
+    let put = |name: &str, role: &str, content: Vec<u8>| {
+        context.write(store, &format!("{directory}/{name}"), role, 0, content.into())
+    };
+    let config = peft::config_json(trained.adapter.options(), base_model);
+    let mut artifacts = vec![
+        put(peft::ADAPTER_CONFIG, "adapter-config", config.into_bytes())?,
+        put(peft::ADAPTER_MODEL, "adapter", peft::weights(&trained.adapter)?)?,
+    ];
+    if options.mode == InstructMode::Slots {
+        let slots = trained.expander.to_safetensors(HashMap::new())?;
+        artifacts.push(put("slots.safetensors", SLOTS_ROLE, slots)?);
+    }
+    Ok(artifacts)
+}
+
+/// The projector that Stage A left.
+pub(super) fn read_projector(context: &TaskContext, store: &Store, artifact: &Artifact) -> Result<Projector> {
+    let content = context.read(store, artifact)?;
+    Projector::from_safetensors(&store.describe(&artifact.path), &content)
+}
+
+/// The first rows of several shards of instructions.
+pub(super) fn read_rows(
+    context: &TaskContext,
+    store: &Store,
+    shards: &[Artifact],
+    at_most: usize,
+) -> Result<Vec<InstructionRow>> {
+    let mut rows = Vec::new();
+    for shard in shards {
+        if rows.len() >= at_most {
+            break;
+        }
+        context.control.check()?;
+        rows.extend(read_instructions(
+            &store.describe(&shard.path),
+            context.read(store, shard)?,
+        )?);
+    }
+    rows.truncate(at_most);
+    Ok(rows)
+}
+
+/// The first rows of a table.
+pub(super) fn first(mut table: VectorTable, at_most: usize) -> VectorTable {
+    table.ids.truncate(at_most);
+    table.values.truncate(table.ids.len() * table.width);
+    table
+}
+
+/// The vectors of a table in f32.
+pub(super) fn widened(table: &VectorTable) -> Vec<f32> {
+    let mut values = vec![0.0; table.values.len()];
+    table.values.convert_to_f32_slice(&mut values);
+    values
+}
+
+/// The lower median of the norms of the decoder's token embeddings.
+fn median_norm(decoder: &Decoder) -> Result<f32> {
+    let embedding = decoder.embedding()?.flatten_all()?.to_vec1::<f32>()?;
+    median_embedding_norm(&embedding, decoder.hidden_size())
+}
+
+impl From<&llink_proto::InstructOptions> for InstructOptions {
+    fn from(o: &llink_proto::InstructOptions) -> Self {
+        Self {
+            seed: o.seed,
+            steps: o.steps,
+            batch: o.batch as usize,
+            mode: match o.direct {
+                true => InstructMode::Direct,
+                false => InstructMode::Slots,
+            },
+            slots: o.slots as usize,
+            expander_hidden: o.expander_hidden as usize,
+            lora: LoraOptions {
+                rank: o.lora_rank as usize,
+                alpha: o.lora_alpha,
+                dropout: o.lora_dropout,
+                ..LoraOptions::default()
+            },
+            learning_rate: o.learning_rate,
+            expander_learning_rate: o.expander_learning_rate,
+            scale_learning_rate: o.scale_learning_rate,
+            warmup_share: o.warmup_share,
+            weight_decay: o.weight_decay,
+            beta1: o.beta1,
+            beta2: o.beta2,
+            gradient_clip: o.gradient_clip,
+            usage_every: o.usage_every,
+            usage_weight: o.usage_weight,
+            cosine_weight: o.cosine_weight,
+            info_nce_weight: o.info_nce_weight,
+            info_nce_temperature: o.info_nce_temperature,
+        }
+    }
+}
