@@ -1,15 +1,17 @@
 //! Runs the whole `shard` stage on made-up or real rows and says how long each step took.
 //!
-//!     cargo run --release -p llink-datasets --example shard_stage -- FOLDER [TRAIN HOLDOUT [SOURCE]]
+//!     cargo run --release -p llink-datasets --example shard_stage -- FOLDER [TRAIN HOLDOUT [SOURCE [across|everywhere]]]
 
 use std::time::Instant;
 
 use llink_datasets::clean::Rules;
 use llink_datasets::manifest::ManifestArtifact;
-use llink_datasets::read::Columns;
+use llink_datasets::read::Source;
 use llink_datasets::rows::Corpus;
 use llink_datasets::sample;
-use llink_datasets::shards::{CleanSpec, SplitSpec, WriteSpec, clean_source, split_corpus, write_shard};
+use llink_datasets::shards::{
+    CleanSpec, NearDuplicates, SplitSpec, WriteSpec, clean_source, split_corpus, write_shard,
+};
 use llink_datasets::store::Store;
 
 #[tokio::main(flavor = "current_thread")]
@@ -20,18 +22,23 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let number = |index: usize, default: u64| arguments.get(index).map_or(Ok(default), |text| text.parse());
     let (train_rows, holdout_rows) = (number(1, 100_000)?, number(2, 40_000)?);
     let source = arguments.get(3).map_or(sample::SOURCE, String::as_str);
+    let near = match arguments.get(4).map(String::as_str) {
+        Some("across") => NearDuplicates::Across(0.8),
+        Some("everywhere") => NearDuplicates::Everywhere(0.8),
+        _ => NearDuplicates::Keep,
+    };
     let store = Store::open(folder)?;
     let silent = |_, _| {};
 
     let started = Instant::now();
     let spec = CleanSpec {
         corpus: Corpus::Pairs,
-        source: source.to_owned(),
-        format: None,
-        columns: Columns::default(),
+        source: Source::named(source),
         sample_rows: (train_rows + holdout_rows) * 101 / 100,
         seed: 17,
         rules: Rules::default(),
+        tasks: Vec::new(),
+        with_signatures: near != NearDuplicates::Keep,
     };
     let cleaned = clean_source(&spec, &store, "cleaned.parquet", &silent).await?;
     println!("clean {:?} {:?}", started.elapsed(), cleaned.counts);
@@ -40,12 +47,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
 
     let started = Instant::now();
-    let paths = vec![cleaned.artifact.path];
+    let paths: Vec<String> = cleaned.artifacts.into_iter().map(|a| a.path).collect();
     let spec = SplitSpec {
         corpus: Corpus::Pairs,
         train_rows,
         holdout_rows,
-        shard_rows: 10_000,
+        shard_rows: 16_384,
+        near_duplicates: near,
     };
     let split = split_corpus(&spec, &store, &paths, "assignment.parquet", &silent).await?;
     println!("split {:?} {:?} {:?}", started.elapsed(), split.counts, split.warnings);

@@ -5,8 +5,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::near::{Signature, Signer};
 use crate::rows::{InstructionExample, Pair};
-use crate::text::{ZeroWidth, clean_line, clean_lines, comparison_form, comparison_key, cut, form_key};
+use crate::script::WritingSystem;
+use crate::text::{ZeroWidth, clean_line, clean_lines, comparison_form, cut, form_key, tidy};
 
 /// What stands in an instruction where the foreign text goes.
 pub const FOREIGN_PLACEHOLDER: &str = "<foreign_emb>";
@@ -15,7 +17,7 @@ pub const FOREIGN_PLACEHOLDER: &str = "<foreign_emb>";
 pub const MOST_CHARS: u32 = u16::MAX as u32;
 
 /// What a row must satisfy. Lengths are those of the cleaned foreign text, in Unicode scalar values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rules {
     /// The fewest characters.
     pub min_chars: u32,
@@ -23,6 +25,21 @@ pub struct Rules {
     pub max_chars: u32,
     /// What becomes of a longer text.
     pub too_long: TooLong,
+    /// In which scripts the two sides must be written.
+    pub scripts: Option<Scripts>,
+    /// How many times as many characters the longer side may have; `None`: any. Measured before the cut.
+    pub max_length_ratio: Option<f64>,
+}
+
+/// In which scripts the two sides must be written.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scripts {
+    /// The foreign side's.
+    pub foreign: WritingSystem,
+    /// The English side's.
+    pub english: WritingSystem,
+    /// The least share of a side's letters that must be of its script.
+    pub min_share: f64,
 }
 
 impl Rules {
@@ -41,6 +58,8 @@ impl Default for Rules {
             min_chars: 1,
             max_chars: 256,
             too_long: TooLong::Cut,
+            scripts: None,
+            max_length_ratio: None,
         }
     }
 }
@@ -63,6 +82,16 @@ pub enum DropReason {
     MissingColumn,
     /// The line is no JSON object.
     BrokenJson,
+    /// A value is no text.
+    NotText,
+    /// A TMX unit is no XML.
+    BrokenXml,
+    /// A TMX unit lacks one of the languages, or leaves open which of several is meant.
+    MissingLanguage,
+    /// A chat of more than one question and one answer, or with parts other than text.
+    ManyTurns,
+    /// The example's task is not among those that are allowed.
+    OtherTask,
     /// The line is not UTF-8.
     BrokenUtf8,
     /// The line holds a NUL byte.
@@ -83,12 +112,22 @@ pub enum DropReason {
     TooShort,
     /// The foreign text has too many characters, and the rules say to drop such rows.
     TooLong,
+    /// Too few of the foreign text's letters are of its script.
+    WrongScript,
+    /// Too few of the English text's letters are of its script.
+    WrongEnglishScript,
+    /// One side is too many times as long as the other.
+    LengthRatio,
     /// Both sides are the same text: untranslated.
     IdenticalSides,
     /// Another row has the same text on one of the sides.
     Duplicate,
     /// The English of this training row stands in the holdout part too.
     EnglishInHoldout,
+    /// Another row says almost the same.
+    NearDuplicate,
+    /// This training row says almost what a held-out one says.
+    NearDuplicateInHoldout,
     /// More rows than were asked for.
     Surplus,
 }
@@ -104,6 +143,10 @@ impl fmt::Display for DropReason {
 pub struct Tally {
     /// Rows whose text was cut; they are among the kept.
     pub cut: u64,
+    /// Kept rows of which a side was not in NFC.
+    pub composed: u64,
+    /// Kept rows of which a side lost control or zero-width characters.
+    pub stripped: u64,
     kept: u64,
     dropped: BTreeMap<DropReason, u64>,
 }
@@ -131,7 +174,7 @@ impl Tally {
         self.dropped.values().sum()
     }
 
-    /// The counts by name: `rows`, `kept`, `cut`, and `dropped_<reason>` for each reason that occurred.
+    /// The counts by name: `rows`, `kept`, `cut`, `composed`, `stripped`, and `dropped_<reason>` for each reason that occurred.
     #[must_use]
     pub fn counts(&self) -> BTreeMap<String, u64> {
         let mut counts: BTreeMap<_, _> = self
@@ -142,125 +185,155 @@ impl Tally {
         counts.insert("rows".into(), self.kept + self.dropped());
         counts.insert("kept".into(), self.kept);
         counts.insert("cut".into(), self.cut);
+        counts.insert("composed".into(), self.composed);
+        counts.insert("stripped".into(), self.stripped);
         counts
     }
 }
 
-/// A kept row, what it compares by, and whether its foreign text was cut.
+/// A kept row, what it compares by, and what was done to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept<T> {
     /// The cleaned row.
     pub row: T,
+    /// What it compares by, and what was done to it.
+    pub checked: Checked,
+}
+
+/// What a kept row compares by, and what was done to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checked {
     /// [`crate::text::comparison_key`] of the foreign text: the split key.
     pub foreign_key: u64,
     /// [`crate::text::comparison_key`] of the English text.
     pub english_key: u64,
     /// Whether the rules shortened it.
     pub was_cut: bool,
+    /// Whether a side was not in NFC.
+    pub was_composed: bool,
+    /// Whether a side lost control or zero-width characters.
+    pub was_stripped: bool,
+    /// The English and the foreign side's signature, where near-duplicates are looked for.
+    pub(crate) signatures: Option<[Signature; 2]>,
 }
 
-/// Cleans a pair, or says why it is not kept.
-///
-/// # Errors
-/// The first reason that applies, in the order of the [`DropReason`]s.
-pub fn clean_pair(english: &str, foreign: &str, source: &str, rules: &Rules) -> Result<Kept<Pair>, DropReason> {
-    let english = clean_line(english, ZeroWidth::Drop);
-    let checked = check_sides(&english, foreign, rules)?;
-    Ok(checked.keep(|foreign| Pair {
-        english,
-        foreign,
-        source: source.to_owned(),
-    }))
+/// The rules, and what they need to be applied.
+pub struct Cleaner {
+    rules: Rules,
+    signer: Option<Signer>,
 }
 
-/// Cleans an instruction example, or says why it is not kept. `raw.instruction` holds [`FOREIGN_PLACEHOLDER`] where
-/// the foreign text goes; the kept one is without it.
-///
-/// # Errors
-/// The first reason that applies, in the order of the [`DropReason`]s.
-pub fn clean_instruction(raw: &InstructionExample, rules: &Rules) -> Result<Kept<InstructionExample>, DropReason> {
-    if !raw.instruction.contains(FOREIGN_PLACEHOLDER) {
-        return Err(DropReason::NoPlaceholder);
-    }
-    let instruction = clean_lines(&raw.instruction.replace(FOREIGN_PLACEHOLDER, " "));
-    let answer = clean_lines(&raw.answer);
-    let english_ref = clean_line(&raw.english_ref, ZeroWidth::Drop);
-    if instruction.is_empty() {
-        return Err(DropReason::EmptyInstruction);
-    }
-    if comparison_form(&answer).is_empty() {
-        return Err(DropReason::EmptyAnswer);
-    }
-    let task = clean_line(&raw.task, ZeroWidth::Drop);
-    let source = raw.source.clone();
-    let checked = check_sides(&english_ref, &raw.foreign, rules)?;
-    Ok(checked.keep(|foreign| InstructionExample {
-        task,
-        instruction,
-        foreign,
-        english_ref,
-        answer,
-        source,
-    }))
-}
-
-/// The foreign side of a row that is fit to be kept.
-struct Checked {
-    foreign: String,
-    foreign_key: u64,
-    english_key: u64,
-    was_cut: bool,
-}
-
-impl Checked {
-    fn keep<T>(self, row: impl FnOnce(String) -> T) -> Kept<T> {
-        let Self {
-            foreign,
-            foreign_key,
-            english_key,
-            was_cut,
-        } = self;
-        Kept {
-            row: row(foreign),
-            foreign_key,
-            english_key,
-            was_cut,
+impl Cleaner {
+    /// For rows that are kept, with what near-duplicates are found by or without it.
+    #[must_use]
+    pub fn new(rules: Rules, with_signatures: bool) -> Self {
+        Self {
+            rules,
+            signer: with_signatures.then(Signer::new),
         }
     }
-}
 
-fn check_sides(clean_english: &str, raw_foreign: &str, rules: &Rules) -> Result<Checked, DropReason> {
-    let mut foreign = clean_line(raw_foreign, ZeroWidth::Keep);
-    let english_form = comparison_form(clean_english);
-    if english_form.is_empty() {
-        return Err(DropReason::EmptyEnglish);
+    /// Cleans a pair, or says why it is not kept.
+    ///
+    /// # Errors
+    /// The first reason that applies, in the order of the [`DropReason`]s.
+    pub fn pair(&self, english: &str, foreign: &str, source: &str) -> Result<Kept<Pair>, DropReason> {
+        let (english, foreign, checked) = self.sides(english, foreign)?;
+        let source = source.to_owned();
+        Ok(Kept {
+            row: Pair {
+                english,
+                foreign,
+                source,
+            },
+            checked,
+        })
     }
-    let foreign_form = comparison_form(&foreign);
-    if foreign_form.is_empty() {
-        return Err(DropReason::EmptyForeign);
+
+    /// Cleans an instruction example, or says why it is not kept. `raw.instruction` holds [`FOREIGN_PLACEHOLDER`] where
+    /// the foreign text goes; the kept one is without it.
+    ///
+    /// # Errors
+    /// The first reason that applies, in the order of the [`DropReason`]s.
+    pub fn instruction(&self, raw: &InstructionExample) -> Result<Kept<InstructionExample>, DropReason> {
+        if !raw.instruction.contains(FOREIGN_PLACEHOLDER) {
+            return Err(DropReason::NoPlaceholder);
+        }
+        let instruction = clean_lines(&raw.instruction.replace(FOREIGN_PLACEHOLDER, " "));
+        let answer = clean_lines(&raw.answer);
+        if instruction.is_empty() {
+            return Err(DropReason::EmptyInstruction);
+        }
+        if comparison_form(&answer).is_empty() {
+            return Err(DropReason::EmptyAnswer);
+        }
+        let (english_ref, foreign, checked) = self.sides(&raw.english_ref, &raw.foreign)?;
+        Ok(Kept {
+            row: InstructionExample {
+                task: clean_line(&raw.task, ZeroWidth::Drop),
+                instruction,
+                foreign,
+                english_ref,
+                answer,
+                source: raw.source.clone(),
+            },
+            checked,
+        })
     }
-    let chars = foreign.chars().count();
-    if chars < rules.min_chars as usize {
-        return Err(DropReason::TooShort);
+
+    /// The cleaned English and foreign text, if they are fit to be kept.
+    fn sides(&self, english: &str, foreign: &str) -> Result<(String, String, Checked), DropReason> {
+        let rules = &self.rules;
+        let english = tidy(english, ZeroWidth::Drop);
+        let mut foreign = tidy(foreign, ZeroWidth::Keep);
+        let english_form = comparison_form(&english.text);
+        if english_form.is_empty() {
+            return Err(DropReason::EmptyEnglish);
+        }
+        let mut foreign_form = comparison_form(&foreign.text);
+        if foreign_form.is_empty() {
+            return Err(DropReason::EmptyForeign);
+        }
+        let chars = foreign.text.chars().count();
+        if chars < rules.min_chars as usize {
+            return Err(DropReason::TooShort);
+        }
+        let was_cut = chars > rules.most();
+        if was_cut && rules.too_long == TooLong::Drop {
+            return Err(DropReason::TooLong);
+        }
+        if let Some(scripts) = &rules.scripts {
+            if scripts.foreign.share(&foreign.text) < scripts.min_share {
+                return Err(DropReason::WrongScript);
+            }
+            if scripts.english.share(&english.text) < scripts.min_share {
+                return Err(DropReason::WrongEnglishScript);
+            }
+        }
+        if let Some(most) = rules.max_length_ratio {
+            let other = english.text.chars().count();
+            if chars.max(other) as f64 > most * chars.min(other) as f64 {
+                return Err(DropReason::LengthRatio);
+            }
+        }
+        if english_form == foreign_form {
+            return Err(DropReason::IdenticalSides);
+        }
+        if was_cut {
+            foreign.text.truncate(cut(&foreign.text, rules.most()).len());
+            foreign_form = comparison_form(&foreign.text);
+        }
+        let sign = |signer: &Signer| [signer.sign(&english_form), signer.sign(&foreign_form)];
+        let checked = Checked {
+            foreign_key: form_key(&foreign_form),
+            english_key: form_key(&english_form),
+            was_cut,
+            was_composed: english.was_composed || foreign.was_composed,
+            was_stripped: english.was_stripped || foreign.was_stripped,
+            signatures: self.signer.as_ref().map(sign),
+        };
+        Ok((english.text, foreign.text, checked))
     }
-    let was_cut = chars > rules.most();
-    if was_cut && rules.too_long == TooLong::Drop {
-        return Err(DropReason::TooLong);
-    }
-    if english_form == foreign_form {
-        return Err(DropReason::IdenticalSides);
-    }
-    let mut foreign_key = form_key(&foreign_form);
-    if was_cut {
-        foreign.truncate(cut(&foreign, rules.most()).len());
-        foreign_key = comparison_key(&foreign);
-    }
-    Ok(Checked {
-        foreign,
-        foreign_key,
-        english_key: form_key(&english_form),
-        was_cut,
-    })
 }
 
 #[cfg(test)]
@@ -268,7 +341,9 @@ mod tests {
     use super::*;
 
     fn outcome(english: &str, foreign: &str, rules: Rules) -> Result<String, DropReason> {
-        clean_pair(english, foreign, "test", &rules).map(|kept| kept.row.foreign)
+        Cleaner::new(rules, false)
+            .pair(english, foreign, "test")
+            .map(|kept| kept.row.foreign)
     }
 
     #[test]
@@ -277,6 +352,7 @@ mod tests {
             min_chars: 2,
             max_chars: 4,
             too_long: TooLong::Drop,
+            ..Rules::default()
         };
         assert_eq!(outcome(" \u{200B}", "ក្មេង", drop), Err(DropReason::EmptyEnglish));
         assert_eq!(
@@ -295,10 +371,36 @@ mod tests {
             min_chars: 1,
             max_chars: 3,
             too_long: TooLong::Cut,
+            ..Rules::default()
         };
         assert_eq!(outcome("a child", "ក្មេង", rules), Ok("ក្ម".into()));
         let unlimited = Rules { max_chars: 0, ..rules };
         assert_eq!(outcome("a child", "ក្មេង", unlimited), Ok("ក្មេង".into()));
+    }
+
+    fn clean(raw: &InstructionExample) -> Result<Kept<InstructionExample>, DropReason> {
+        Cleaner::new(Rules::default(), false).instruction(raw)
+    }
+
+    #[test]
+    fn scripts_and_length_ratios_are_kept_to_where_asked() {
+        let scripts = Scripts {
+            foreign: "Khmr".parse().unwrap(),
+            english: WritingSystem::LATIN,
+            min_share: 0.5,
+        };
+        let rules = Rules {
+            scripts: Some(scripts),
+            max_length_ratio: Some(2.0),
+            ..Rules::default()
+        };
+        assert_eq!(outcome("a fish", "ein Fisch", rules), Err(DropReason::WrongScript));
+        assert_eq!(outcome("ត្រី", "ត្រីមួយ", rules), Err(DropReason::WrongEnglishScript));
+        assert_eq!(
+            outcome("a fish swims in the river", "ត្រី", rules),
+            Err(DropReason::LengthRatio)
+        );
+        assert!(outcome("a fish", "ត្រី OK", rules).is_ok());
     }
 
     #[test]
@@ -311,24 +413,18 @@ mod tests {
             answer: "A fish.".into(),
             source: "test".into(),
         };
-        let kept = clean_instruction(&raw, &Rules::default()).unwrap();
+        let kept = clean(&raw).unwrap();
         assert_eq!(kept.row.instruction, "Translate to English:");
         let without = InstructionExample {
             instruction: "Translate".into(),
             ..raw.clone()
         };
-        assert_eq!(
-            clean_instruction(&without, &Rules::default()).unwrap_err(),
-            DropReason::NoPlaceholder
-        );
+        assert_eq!(clean(&without).unwrap_err(), DropReason::NoPlaceholder);
         let silent = InstructionExample {
             answer: "\n \n".into(),
             ..raw
         };
-        assert_eq!(
-            clean_instruction(&silent, &Rules::default()).unwrap_err(),
-            DropReason::EmptyAnswer
-        );
+        assert_eq!(clean(&silent).unwrap_err(), DropReason::EmptyAnswer);
     }
 
     #[test]

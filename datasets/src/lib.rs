@@ -7,6 +7,7 @@
 
 pub mod error;
 pub mod manifest;
+pub mod script;
 pub mod store;
 
 #[cfg(feature = "shards")]
@@ -15,6 +16,8 @@ mod byte_stream;
 pub mod clean;
 #[cfg(feature = "shards")]
 pub mod instructions;
+#[cfg(feature = "shards")]
+pub mod near;
 #[cfg(feature = "shards")]
 pub mod pairs;
 #[cfg(feature = "shards")]

@@ -8,7 +8,7 @@ use arrow::datatypes::{DataType, SchemaRef, UInt32Type, UInt64Type};
 use bytes::Bytes;
 use futures::TryStreamExt;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection};
-use parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
+use parquet::arrow::async_reader::{ParquetRecordBatchStream, ParquetRecordBatchStreamBuilder};
 use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
@@ -34,7 +34,6 @@ pub const MODEL_FINGERPRINT_KEY: &str = "llink.model_fingerprint";
 /// Rows in a row group of a shard.
 pub const ROW_GROUP_ROWS: usize = 8_192;
 
-const ZSTD_LEVEL: i32 = 3;
 const CREATED_BY: &str = concat!("llink-datasets version ", env!("CARGO_PKG_VERSION"));
 
 /// How a table is written.
@@ -45,7 +44,14 @@ pub(crate) struct Layout<'a> {
     pub statistics: &'a [&'a str],
     /// Key-value metadata; the schema's version is added.
     pub metadata: &'a BTreeMap<String, String>,
+    /// The most rows in a page.
+    pub page_rows: Option<usize>,
+    /// How hard to compress.
+    pub zstd_level: i32,
 }
+
+/// How hard shards are compressed.
+pub(crate) const ZSTD_LEVEL: i32 = 3;
 
 impl Layout<'_> {
     fn properties(&self) -> std::result::Result<WriterProperties, ParquetError> {
@@ -57,11 +63,16 @@ impl Layout<'_> {
             .collect();
         let mut properties = WriterProperties::builder()
             .set_created_by(CREATED_BY.into())
-            .set_compression(Compression::ZSTD(ZstdLevel::try_new(ZSTD_LEVEL)?))
+            .set_compression(Compression::ZSTD(ZstdLevel::try_new(self.zstd_level)?))
             .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
             .set_dictionary_enabled(false)
             .set_statistics_enabled(EnabledStatistics::None)
             .set_key_value_metadata(Some(metadata));
+        if let Some(rows) = self.page_rows {
+            properties = properties
+                .set_data_page_row_count_limit(rows)
+                .set_write_batch_size(rows);
+        }
         for column in self.dictionary {
             properties = properties.set_column_dictionary_enabled(ColumnPath::from(*column), true);
         }
@@ -78,6 +89,16 @@ impl Layout<'_> {
 /// # Errors
 /// [`Error::Content`] where the batches do not fit the schema.
 pub(crate) fn encode(name: &str, schema: &SchemaRef, batches: &[RecordBatch], layout: &Layout<'_>) -> Result<Bytes> {
+    encode_stream(name, schema, batches.iter().cloned().map(Ok), layout)
+}
+
+/// As [`encode`], with batches that are made one after the other.
+pub(crate) fn encode_stream(
+    name: &str,
+    schema: &SchemaRef,
+    batches: impl Iterator<Item = Result<RecordBatch>>,
+    layout: &Layout<'_>,
+) -> Result<Bytes> {
     write_groups(name, schema, batches, layout, Groups::Filled)
 }
 
@@ -88,7 +109,7 @@ pub(crate) fn encode_groups(
     batches: &[RecordBatch],
     layout: &Layout<'_>,
 ) -> Result<Bytes> {
-    write_groups(name, schema, batches, layout, Groups::OneABatch)
+    write_groups(name, schema, batches.iter().cloned().map(Ok), layout, Groups::OneABatch)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -100,26 +121,24 @@ enum Groups {
 fn write_groups(
     name: &str,
     schema: &SchemaRef,
-    batches: &[RecordBatch],
+    batches: impl Iterator<Item = Result<RecordBatch>>,
     layout: &Layout<'_>,
     groups: Groups,
 ) -> Result<Bytes> {
+    let refused = |e: ParquetError| bad(name, format!("can't be written as Parquet: {e}"));
     let mut content = Vec::new();
-    let mut write = || {
-        let mut properties = layout.properties()?;
+    let mut properties = layout.properties().map_err(refused)?;
+    if groups == Groups::OneABatch {
+        properties = properties.into_builder().set_max_row_group_row_count(None).build();
+    }
+    let mut writer = ArrowWriter::try_new(&mut content, Arc::clone(schema), Some(properties)).map_err(refused)?;
+    for batch in batches {
+        writer.write(&batch?).map_err(refused)?;
         if groups == Groups::OneABatch {
-            properties = properties.into_builder().set_max_row_group_row_count(None).build();
+            writer.flush().map_err(refused)?;
         }
-        let mut writer = ArrowWriter::try_new(&mut content, Arc::clone(schema), Some(properties))?;
-        for batch in batches {
-            writer.write(batch)?;
-            if groups == Groups::OneABatch {
-                writer.flush()?;
-            }
-        }
-        writer.close().map(|_| ())
-    };
-    write().map_err(|e: ParquetError| bad(name, format!("can't be written as Parquet: {e}")))?;
+    }
+    writer.close().map_err(refused)?;
     Ok(content.into())
 }
 
@@ -163,13 +182,24 @@ impl StoredTable {
         u64::try_from(self.metadata().file_metadata().num_rows()).unwrap_or(0)
     }
 
-    /// Reads some columns, in the file's order, of all rows, one row group or selected rows.
+    /// The reader itself.
+    pub(crate) fn into_builder(self) -> ParquetRecordBatchStreamBuilder<ObjectReader> {
+        self.builder
+    }
+
+    /// Some columns of all rows, a row group at a time.
+    pub(crate) fn stream(self, columns: &[&str]) -> Result<ParquetRecordBatchStream<ObjectReader>> {
+        let mask = ProjectionMask::columns(self.builder.parquet_schema(), columns.iter().copied());
+        let builder = self.builder.with_projection(mask).with_batch_size(ROW_GROUP_ROWS);
+        builder.build().map_err(|e| unreadable(&self.name, &e))
+    }
+
+    /// Reads some columns, in the file's order, of one row group, one row group or selected rows.
     pub(crate) async fn read(self, columns: &[&str], part: Part) -> Result<Vec<RecordBatch>> {
         let name = self.name;
         let mask = ProjectionMask::columns(self.builder.parquet_schema(), columns.iter().copied());
         let builder = self.builder.with_projection(mask).with_batch_size(ROW_GROUP_ROWS);
         let builder = match part {
-            Part::All => builder,
             Part::RowGroup(index) => builder.with_row_groups(vec![index]),
             Part::Rows(selection) => builder.with_row_selection(selection),
         };
@@ -187,7 +217,6 @@ impl StoredTable {
 
 /// Which rows of a table to read.
 pub(crate) enum Part {
-    All,
     RowGroup(usize),
     Rows(RowSelection),
 }
@@ -210,7 +239,7 @@ pub(crate) fn decode(name: &str, content: Bytes, columns: &[&str]) -> Result<Vec
     Ok(batches)
 }
 
-fn require_columns(name: &str, batch: &RecordBatch, columns: &[&str]) -> Result<()> {
+pub(crate) fn require_columns(name: &str, batch: &RecordBatch, columns: &[&str]) -> Result<()> {
     for column in columns {
         let array = batch.column_by_name(column).ok_or_else(|| {
             bad(

@@ -20,40 +20,72 @@ fn is_zero_width(c: char) -> bool {
     matches!(c, '\u{200B}'..='\u{200D}')
 }
 
-/// Controls other than white space, and the byte order mark.
+/// Controls other than white space, and characters that show nothing and join nothing: the byte order mark, the soft
+/// hyphen, U+2060..U+2064 and the interlinear marks. Marks of direction stay: right-to-left text needs them.
 fn is_debris(c: char) -> bool {
-    (c.is_control() && !c.is_whitespace()) || c == '\u{FEFF}'
+    (c.is_control() && !c.is_whitespace())
+        || matches!(c, '\u{FEFF}' | '\u{AD}' | '\u{2060}'..='\u{2064}' | '\u{FFF9}'..='\u{FFFB}')
+}
+
+/// A cleaned line and what was done to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tidied {
+    /// The line.
+    pub text: String,
+    /// Whether it was not in NFC.
+    pub was_composed: bool,
+    /// Whether it held controls or zero-width characters that are no part of it.
+    pub was_stripped: bool,
 }
 
 /// One line in NFC: trimmed, runs of white space (line breaks too) made one space, controls and U+FEFF dropped.
 /// Cleaning a clean line changes nothing.
 #[must_use]
 pub fn clean_line(text: &str, zero_width: ZeroWidth) -> String {
+    tidy(text, zero_width).text
+}
+
+/// [`clean_line`], with what it did.
+#[must_use]
+pub fn tidy(text: &str, zero_width: ZeroWidth) -> Tidied {
     // Most text is composed already, and looking costs less than composing.
-    let mut line = match is_nfc_quick(text.chars()) {
-        IsNormalized::Yes => tidied(text.chars(), zero_width, text.len()),
-        _ => tidied(text.nfc(), zero_width, text.len()),
+    let (mut line, mut was_composed) = match is_nfc_quick(text.chars()) {
+        IsNormalized::Yes => (tidied(text.chars(), zero_width, text.len()), false),
+        _ => (tidied(text.nfc(), zero_width, text.len()), !text.nfc().eq(text.chars())),
     };
-    line.truncate(line.trim_end_matches(|c: char| is_zero_width(c) || c == ' ').len());
+    let seen = line.0.trim_end_matches(|c: char| is_zero_width(c) || c == ' ').len();
+    line.1 |= line.0[seen..].chars().any(is_zero_width);
+    line.0.truncate(seen);
+    let (mut text, was_stripped) = line;
     // What was dropped may have stood between characters that now compose.
-    if is_nfc_quick(line.chars()) == IsNormalized::Yes {
-        line
-    } else {
-        line.nfc().collect()
+    if is_nfc_quick(text.chars()) != IsNormalized::Yes {
+        let composed: String = text.nfc().collect();
+        was_composed |= composed != text;
+        text = composed;
+    }
+    Tidied {
+        text,
+        was_composed,
+        was_stripped,
     }
 }
 
-fn tidied(composed: impl Iterator<Item = char>, zero_width: ZeroWidth, bytes: usize) -> String {
-    let dropped = |c: &char| is_debris(*c) || (zero_width == ZeroWidth::Drop && is_zero_width(*c));
+/// The line, and whether more than white space was dropped.
+fn tidied(composed: impl Iterator<Item = char>, zero_width: ZeroWidth, bytes: usize) -> (String, bool) {
     let mut line = String::with_capacity(bytes);
-    let mut gap = false;
-    for c in composed.filter(|c| !dropped(c)) {
+    let (mut gap, mut stripped) = (false, false);
+    for c in composed {
+        if is_debris(c) || (zero_width == ZeroWidth::Drop && is_zero_width(c)) {
+            stripped = true;
+            continue;
+        }
         if c.is_whitespace() {
             gap = true;
             continue;
         }
         // At the start, white space is no gap, and a zero-width character parts or joins nothing.
         if line.is_empty() && is_zero_width(c) {
+            stripped = true;
             continue;
         }
         if gap && !line.is_empty() {
@@ -62,7 +94,7 @@ fn tidied(composed: impl Iterator<Item = char>, zero_width: ZeroWidth, bytes: us
         gap = false;
         line.push(c);
     }
-    line
+    (line, stripped)
 }
 
 /// Text whose line breaks matter (answers with bullet points): each line as [`clean_line`] makes it, no empty lines at

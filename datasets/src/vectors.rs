@@ -9,7 +9,7 @@ use bytes::Bytes;
 use half::f16;
 
 use crate::Result;
-use crate::table::{Layout, ROW_GROUP_ROWS, bad, decode, encode, u64s};
+use crate::table::{Layout, ROW_GROUP_ROWS, ZSTD_LEVEL, bad, decode, encode, u64s};
 
 /// Vectors of one model, row by row, each with the id of its pair.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,6 +83,8 @@ pub fn write_vectors(table: &VectorTable, metadata: &BTreeMap<String, String>) -
             dictionary: &[],
             statistics: &["id"],
             metadata,
+            page_rows: None,
+            zstd_level: ZSTD_LEVEL,
         },
     )
 }

@@ -11,7 +11,7 @@ use llink_datasets::Result;
 use llink_datasets::clean::{Rules, TooLong};
 use llink_datasets::instructions::read_instructions;
 use llink_datasets::pairs::read_pairs;
-use llink_datasets::read::{Columns, Format};
+use llink_datasets::read::{Column, Columns, Format, Source};
 use llink_datasets::rows::Corpus;
 use llink_datasets::shards::{CleanSpec, Cleaned};
 use llink_datasets::store::Store;
@@ -20,7 +20,10 @@ async fn clean_bytes(name: &str, content: &[u8], spec: CleanSpec) -> (Store, Res
     let store = Store::open("memory://readers").unwrap();
     store.put(name, Bytes::copy_from_slice(content)).await.unwrap();
     let spec = CleanSpec {
-        source: format!("memory://readers/{name}"),
+        source: Source {
+            url: format!("memory://readers/{name}"),
+            ..spec.source
+        },
         ..spec
     };
     let cleaned = clean(&store, &spec, &format!("{name}.parquet")).await;
@@ -50,6 +53,7 @@ async fn every_fault_is_counted_and_named_by_line() {
     let cleaned = cleaned.unwrap();
     let counts: Vec<(&str, u64)> = cleaned.counts.iter().map(|(k, v)| (k.as_str(), *v)).collect();
     let expected = [
+        ("composed", 0),
         ("cut", 0),
         ("dropped_broken_utf8", 1),
         ("dropped_empty_english", 1),
@@ -59,6 +63,7 @@ async fn every_fault_is_counted_and_named_by_line() {
         ("dropped_nul_byte", 1),
         ("kept", 2),
         ("rows", 9),
+        ("stripped", 0),
     ];
     assert_eq!(counts, expected);
     assert!(
@@ -147,7 +152,10 @@ async fn random_bytes_never_stop_a_reader() {
         }
         for format in [Format::Tsv, Format::Jsonl] {
             let spec = CleanSpec {
-                format: Some(format),
+                source: Source {
+                    format: Some(format),
+                    ..Source::default()
+                },
                 ..pairs_spec()
             };
             let (_, cleaned) = clean_bytes("random", &content, spec).await;
@@ -159,11 +167,18 @@ async fn random_bytes_never_stop_a_reader() {
 #[tokio::test]
 async fn columns_and_lengths_are_as_asked() {
     let spec = CleanSpec {
-        columns: Columns { english: 3, foreign: 1 },
+        source: Source {
+            columns: Columns {
+                english: Column::Number(3),
+                foreign: Column::Number(1),
+            },
+            ..Source::default()
+        },
         rules: Rules {
             min_chars: 2,
             max_chars: 4,
             too_long: TooLong::Drop,
+            ..Rules::default()
         },
         ..pairs_spec()
     };

@@ -11,7 +11,7 @@ use common::{clean, pairs_of, run_stage, sample_spec, silent};
 use half::f16;
 use llink_datasets::manifest::sha256_hex;
 use llink_datasets::rows::{Corpus, row_id};
-use llink_datasets::shards::{SplitSpec, WriteSpec, write_shard};
+use llink_datasets::shards::{NearDuplicates, SplitSpec, WriteSpec, write_shard};
 use llink_datasets::store::Store;
 use llink_datasets::vectors::{VectorTable, write_vectors};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -22,6 +22,7 @@ fn split(corpus: Corpus) -> SplitSpec {
         train_rows: 9_000,
         holdout_rows: 900,
         shard_rows: 10_000,
+        near_duplicates: NearDuplicates::Keep,
     }
 }
 
@@ -92,6 +93,7 @@ async fn the_same_job_gives_the_same_bytes() {
             train_rows: 4_000,
             holdout_rows: 500,
             shard_rows: 1_000,
+            near_duplicates: NearDuplicates::Keep,
         };
         let stage = run_stage(&store, "out", &sources, &spec).await.unwrap();
         runs.push((
@@ -115,6 +117,7 @@ async fn rows_keep_their_texts_ids_and_order() {
         train_rows: 0,
         holdout_rows: 1_000,
         shard_rows: 700,
+        near_duplicates: NearDuplicates::Keep,
     };
     let stage = run_stage(&store, "out", &sources, &spec).await.unwrap();
     let mut found = Vec::new();
@@ -148,6 +151,7 @@ async fn an_assignment_of_other_tables_is_refused() {
         train_rows: 80,
         holdout_rows: 20,
         shard_rows: 1_000,
+        near_duplicates: NearDuplicates::Keep,
     };
     run_stage(&store, "out", &[sample_spec(Corpus::Pairs, 100, 1)], &spec)
         .await
@@ -232,6 +236,7 @@ async fn polars_reads_shards_with_no_options() {
         train_rows: 800,
         holdout_rows: 100,
         shard_rows: 300,
+        near_duplicates: NearDuplicates::Keep,
     };
     let stage = run_stage(&store, "out", &[sample_spec(Corpus::Pairs, 2_000, 1)], &spec)
         .await

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use bytes::Bytes;
 use common::{Random, Stage, assert_sums, pairs_of, run_stage, sample_spec, source_spec};
 use llink_datasets::rows::Corpus;
-use llink_datasets::shards::{CleanSpec, SplitSpec};
+use llink_datasets::shards::{CleanSpec, NearDuplicates, SplitSpec};
 use llink_datasets::store::Store;
 use llink_datasets::text::comparison_form;
 
@@ -18,6 +18,7 @@ fn split(train_rows: u64, holdout_rows: u64) -> SplitSpec {
         train_rows,
         holdout_rows,
         shard_rows: 64,
+        near_duplicates: NearDuplicates::Keep,
     }
 }
 
@@ -192,6 +193,7 @@ async fn several_tasks_about_one_text_stay_together() {
         train_rows: 0,
         holdout_rows: 600,
         shard_rows: 1_000,
+        near_duplicates: NearDuplicates::Keep,
     };
     let stage = run_stage(&store, "out", &source, &spec).await.unwrap();
     assert_eq!(stage.split.counts["dropped_duplicate"], 600);

@@ -1,6 +1,11 @@
 //! Values that parse but cannot be meant.
 
-use super::{JobFile, Problem};
+use llink_datasets::script::WritingSystem;
+
+use super::{CleaningSection, ColumnName, JobFile, Problem, Sources};
+
+/// Takes whether a value can be meant, its key, the value, and what was expected.
+type Expect<'a> = dyn FnMut(bool, &str, &dyn std::fmt::Display, &str) + 'a;
 
 /// Notes a key whose value is not what is expected: (holds, key, given, expected).
 pub(super) type Expect<'a> = &'a mut dyn FnMut(bool, &str, &dyn std::fmt::Display, &str);
@@ -43,37 +48,27 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
         &"empty",
         "at least one source",
     );
-    expect(
-        c.source.as_slice().iter().all(|s| !s.is_empty()),
-        "corpus.source",
-        &"empty",
-        "a path, a URL or \"sample\"",
-    );
-    let format_known = c.format.as_deref().is_none_or(|f| matches!(f, "tsv" | "jsonl"));
-    expect(
-        format_known,
-        "corpus.format",
-        &c.format.as_deref().unwrap_or(""),
-        "tsv or jsonl",
-    );
-    expect(
-        c.english_column >= 1,
-        "corpus.english_column",
-        &c.english_column,
-        "a column, counted from 1",
-    );
-    expect(
-        c.foreign_column >= 1,
-        "corpus.foreign_column",
-        &c.foreign_column,
-        "a column, counted from 1",
-    );
-    expect(
-        c.english_column != c.foreign_column,
-        "corpus.foreign_column",
-        &c.foreign_column,
-        "another column than `corpus.english_column`",
-    );
+    sources(&c.source, "corpus.source", &mut expect);
+    let columns = [
+        ("corpus.english_column", &c.english_column),
+        ("corpus.foreign_column", &c.foreign_column),
+    ];
+    for (key, column) in columns {
+        if let Some(column) = column {
+            let counted = *column != ColumnName::Number(0) && *column != ColumnName::Name(String::new());
+            expect(counted, key, column, "a column's number, from 1, or its name");
+        }
+    }
+    if let (Some(english), Some(foreign)) = (&c.english_column, &c.foreign_column) {
+        let differ = english != foreign;
+        expect(
+            differ,
+            "corpus.foreign_column",
+            foreign,
+            "another column than `corpus.english_column`",
+        );
+    }
+    cleaning(&job.cleaning, &mut expect);
     expect(
         c.holdout_pairs >= 2,
         "corpus.holdout_pairs",
@@ -93,7 +88,7 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
         "1 to 65535",
     );
     expect(c.shard_rows >= 1, "corpus.shard_rows", &c.shard_rows, "at least 1");
-    let sample_sized = c.train_pairs > 0 || c.source.as_slice().iter().all(|s| s != "sample");
+    let sample_sized = c.train_pairs > 0 || !c.source.has_sample();
     expect(
         sample_sized,
         "corpus.train_pairs",
@@ -108,6 +103,7 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
             &"empty",
             "at least one source",
         );
+        sources(&i.source, "instructions.source", &mut expect);
         expect(
             i.validation >= 1,
             "instructions.validation",
@@ -132,7 +128,7 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
             &i.shard_rows,
             "at least 1",
         );
-        let sized = i.train > 0 || i.source.as_slice().iter().all(|s| s != "sample");
+        let sized = i.train > 0 || !i.source.has_sample();
         expect(
             sized,
             "instructions.train",
@@ -296,4 +292,56 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
         "1 to 256",
     );
     found
+}
+
+fn sources(sources: &Sources, key: &str, expect: &mut Expect<'_>) {
+    for entry in sources.as_slice() {
+        if let Some(expected) = entry.fault() {
+            let given = match entry.name() {
+                "" => "without a file".to_owned(),
+                name => format!("{name:?}"),
+            };
+            expect(false, key, &given, expected);
+        }
+        for column in [&entry.english_column, &entry.foreign_column].into_iter().flatten() {
+            let counted = *column != ColumnName::Number(0) && *column != ColumnName::Name(String::new());
+            expect(counted, key, column, "a column's number, from 1, or its name");
+        }
+    }
+}
+
+fn cleaning(c: &CleaningSection, expect: &mut Expect<'_>) {
+    let is_script = |code: &str| code.parse::<WritingSystem>().is_ok();
+    let expected = "an ISO 15924 code of a script, such as Khmr, Laoo or Latn";
+    let script = c.script.as_deref();
+    expect(
+        script.is_none_or(is_script),
+        "cleaning.script",
+        &format!("{:?}", script.unwrap_or_default()),
+        expected,
+    );
+    expect(
+        is_script(&c.english_script),
+        "cleaning.english_script",
+        &format!("{:?}", c.english_script),
+        expected,
+    );
+    expect(
+        (0.0..=1.0).contains(&c.min_script_share),
+        "cleaning.min_script_share",
+        &c.min_script_share,
+        "0 to 1",
+    );
+    expect(
+        c.max_length_ratio == 0.0 || (c.max_length_ratio >= 1.0 && c.max_length_ratio.is_finite()),
+        "cleaning.max_length_ratio",
+        &c.max_length_ratio,
+        "0 for any ratio, or at least 1",
+    );
+    expect(
+        c.similarity > 0.0 && c.similarity <= 1.0,
+        "cleaning.similarity",
+        &c.similarity,
+        "above 0, at most 1",
+    );
 }

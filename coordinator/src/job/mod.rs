@@ -3,13 +3,17 @@
 //! Parsed once by [`parse`], checked once by [`check`], then trusted everywhere.
 
 mod check;
+mod cleaning;
 mod error;
 mod instruct;
 mod parse;
+mod source;
 
+pub use cleaning::{CleaningSection, NearDuplicates};
 pub use error::{JobFileError, Problem};
 pub use instruct::{InstructMode, InstructSection};
 pub use parse::parse;
+pub use source::{ColumnName, CompressionName, FormatName, SourceEntry, Sources};
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +32,9 @@ pub struct JobFile {
     pub seed: u64,
     /// The parallel corpus.
     pub corpus: CorpusSection,
+    /// What rows must satisfy.
+    #[serde(default)]
+    pub cleaning: CleaningSection,
     /// Instruction examples, if there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instructions: Option<InstructionsSection>,
@@ -63,35 +70,6 @@ fn default_seed() -> u64 {
     7
 }
 
-/// One source or several.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "a path, a URL, \"sample\", or an array of those")]
-pub enum Sources {
-    /// `source = "…"`
-    One(String),
-    /// `source = ["…", "…"]`
-    Several(Vec<String>),
-}
-
-impl Sources {
-    /// The sources in the job's order.
-    #[must_use]
-    pub fn as_slice(&self) -> &[String] {
-        match self {
-            Self::One(source) => std::slice::from_ref(source),
-            Self::Several(sources) => sources,
-        }
-    }
-
-    /// The same sources, each passed through `f`.
-    pub fn map(&self, f: impl Fn(&str) -> String) -> Self {
-        match self {
-            Self::One(source) => Self::One(f(source)),
-            Self::Several(sources) => Self::Several(sources.iter().map(|s| f(s)).collect()),
-        }
-    }
-}
-
 /// What is done with a text longer than `max_chars`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -106,17 +84,27 @@ pub enum TooLong {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CorpusSection {
-    /// `"sample"`, or TSV/JSONL files, plain or compressed.
+    /// `"sample"`, or files: plain or compressed, each with a table of its own where their names do not tell how to
+    /// read them.
     pub source: Sources,
-    /// `tsv` or `jsonl`; by the file's name when absent.
+    /// How sources are written down that do not say themselves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub format: Option<String>,
-    /// The English column of a TSV, counted from 1.
-    #[serde(default = "one")]
-    pub english_column: u32,
-    /// The foreign column of a TSV, counted from 1.
-    #[serde(default = "two")]
-    pub foreign_column: u32,
+    pub format: Option<FormatName>,
+    /// How they are compressed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<CompressionName>,
+    /// Their English column.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub english_column: Option<ColumnName>,
+    /// Their foreign column.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foreign_column: Option<ColumnName>,
+    /// Their English language code, in TMX.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub english_language: Option<String>,
+    /// Their foreign language code, in TMX.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foreign_language: Option<String>,
     /// Pairs to train on; 0 takes all there are.
     #[serde(default = "default_train_pairs")]
     pub train_pairs: u64,
@@ -143,6 +131,9 @@ pub struct CorpusSection {
 pub struct InstructionsSection {
     /// `"sample"`, or JSONL files.
     pub source: Sources,
+    /// Tasks that are kept; none given: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<String>,
     /// Examples to train on; 0 takes all there are.
     #[serde(default = "default_instruction_train")]
     pub train: u64,
@@ -330,10 +321,6 @@ impl Default for WorkersSection {
 
 fn one() -> u32 {
     1
-}
-
-fn two() -> u32 {
-    2
 }
 
 fn cut() -> TooLong {

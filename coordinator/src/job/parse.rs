@@ -132,6 +132,12 @@ fn path_at(table: &DeTable<'_>, span: &Range<usize>) -> String {
                 return format!("{}.{path}", key.get_ref());
             }
         }
+        if let DeValue::Array(items) = value.get_ref() {
+            let tables = items.iter().filter_map(|item| item.get_ref().as_table());
+            if let Some(path) = tables.map(|inner| path_at(inner, span)).find(|path| !path.is_empty()) {
+                return format!("{}.{path}", key.get_ref());
+            }
+        }
         if covers(value.span()) {
             return key.get_ref().to_string();
         }
@@ -220,6 +226,34 @@ mod tests {
         assert!(message.starts_with("job.toml:2:10: `corpus.source`"), "{message}");
         let message = error("[corpus]\nsource = \"sample\"\ntoo_long = \"drpo\"\n");
         assert!(message.contains("did you mean `drop`?"), "{message}");
+    }
+
+    #[test]
+    fn sources_may_be_tables_and_their_faults_are_placed() {
+        let job = parse(
+            "job.toml",
+            "[corpus]\nsource = [\"a.tsv\", { english = \"b.en.gz\", foreign = \"b.km.gz\" },\n  \
+             { url = \"c\", format = \"jsonl\", compression = \"xz\", english_column = \"t.en\", foreign_column = \"t.km\" }]\n",
+        )
+        .unwrap();
+        let files: Vec<_> = job.corpus.source.as_slice().iter().flat_map(|s| s.files()).collect();
+        assert_eq!(files, ["a.tsv", "b.en.gz", "b.km.gz", "c"]);
+        let message = error("[corpus]\nsource = [\"a\", { url = \"b\", fromat = \"tsv\" }]\n");
+        assert!(
+            message.starts_with("job.toml:2:29: unknown key `fromat` in [corpus.source]"),
+            "{message}"
+        );
+        assert!(message.contains("did you mean `format`?"), "{message}");
+        let message = error("[corpus]\nsource = { url = \"b\", format = \"tvs\" }\n");
+        assert!(message.contains("did you mean `tsv`?"), "{message}");
+        let message = error("[corpus]\nsource = { english = \"b\" }\n");
+        assert!(message.contains("both `english` and `foreign`"), "{message}");
+        let message = error("[corpus]\nsource = \"a\"\nenglish_column = 0\n[cleaning]\nscript = \"Khmer\"\n");
+        assert!(
+            message.contains("job.toml:3:18: `corpus.english_column` is 0"),
+            "{message}"
+        );
+        assert!(message.contains("job.toml:5:10: `cleaning.script`"), "{message}");
     }
 
     #[test]

@@ -59,7 +59,9 @@ impl StageName {
     /// Raised whenever the stage's code computes something else from the same inputs, so that old results are not reused.
     fn version(self) -> u32 {
         match self {
-            Self::Shard | Self::Models | Self::Embed | Self::Align | Self::Instruct | Self::Evaluate => 1,
+            // 2: near-duplicates, and more than one table for a large source.
+            Self::Shard => 2,
+            Self::Models | Self::Embed | Self::Align | Self::Instruct | Self::Evaluate => 1,
         }
     }
 

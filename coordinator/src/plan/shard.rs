@@ -1,10 +1,15 @@
 //! The `shard` stage (clean each source, split over all of them, write each shard) and the `models` stage.
 
 use llink_proto::task::Kind;
-use llink_proto::{CleanSource, Corpus, ModelRole, PrepareModel, SplitCorpus, Task, TaskResult, WriteShard};
+use llink_proto::{
+    CleanSource, CleaningRules, Corpus, ModelRole, PrepareModel, Source, SplitCorpus, Task, TaskResult, WriteShard,
+};
 
 use super::{Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, content, earlier, json, manifest_of};
-use crate::job::{CorpusSection, InstructionsSection, Sources, TooLong};
+use crate::job::{
+    CleaningSection, ColumnName, CompressionName, CorpusSection, FormatName, InstructionsSection, NearDuplicates,
+    SourceEntry, Sources, TooLong,
+};
 
 /// The role under which the split hands its assignment to the shards.
 pub const ASSIGNMENT_ROLE: &str = "assignment";
@@ -15,22 +20,23 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Vec<String> {
     let job = inputs.job;
     let mut parts = vec![
         json(&job.corpus),
+        json(&job.cleaning),
         json(&job.instructions),
         stamps(&job.corpus.source, inputs),
     ];
     if let Some(instructions) = &job.instructions {
         parts.push(stamps(&instructions.source, inputs));
     }
-    let samples = |s: &Sources| s.as_slice().iter().any(|s| s == "sample");
-    if samples(&job.corpus.source) || job.instructions.as_ref().is_some_and(|i| samples(&i.source)) {
+    if job.corpus.source.has_sample() || job.instructions.as_ref().is_some_and(|i| i.source.has_sample()) {
         parts.push(format!("seed {}", job.seed));
     }
     parts
 }
 
 fn stamps(sources: &Sources, inputs: &Inputs<'_>) -> String {
-    let stamp = |s: &String| inputs.stamps.get(s).cloned().unwrap_or_default();
-    sources.as_slice().iter().map(stamp).collect::<Vec<_>>().join(" ")
+    let stamp = |file: &str| inputs.stamps.get(file).cloned().unwrap_or_default();
+    let files = sources.as_slice().iter().flat_map(SourceEntry::files);
+    files.map(stamp).collect::<Vec<_>>().join(" ")
 }
 
 /// What both corpora have in common, so that their tasks are planned by the same code.
@@ -38,40 +44,52 @@ struct CorpusPlan<'a> {
     corpus: Corpus,
     name: &'static str,
     sources: &'a Sources,
-    format: &'a str,
-    columns: (u32, u32),
+    /// How sources are read that do not say themselves.
+    defaults: SourceEntry,
+    cleaning: &'a CleaningSection,
     chars: (u32, u32),
-    cut_long: bool,
+    too_long: TooLong,
+    tasks: &'a [String],
     train: u64,
     holdout: u64,
     shard_rows: u32,
 }
 
 impl<'a> CorpusPlan<'a> {
-    fn pairs(c: &'a CorpusSection) -> Self {
+    fn pairs(c: &'a CorpusSection, cleaning: &'a CleaningSection) -> Self {
         Self {
             corpus: Corpus::Pairs,
             name: "pairs",
             sources: &c.source,
-            format: c.format.as_deref().unwrap_or(""),
-            columns: (c.english_column, c.foreign_column),
+            defaults: SourceEntry {
+                format: c.format,
+                compression: c.compression,
+                english_column: c.english_column.clone(),
+                foreign_column: c.foreign_column.clone(),
+                english_language: c.english_language.clone(),
+                foreign_language: c.foreign_language.clone(),
+                ..SourceEntry::default()
+            },
+            cleaning,
             chars: (c.min_chars, c.max_chars),
-            cut_long: c.too_long == TooLong::Cut,
+            too_long: c.too_long,
+            tasks: &[],
             train: c.train_pairs,
             holdout: c.holdout_pairs,
             shard_rows: c.shard_rows,
         }
     }
 
-    fn instructions(i: &'a InstructionsSection) -> Self {
+    fn instructions(i: &'a InstructionsSection, cleaning: &'a CleaningSection) -> Self {
         Self {
             corpus: Corpus::Instructions,
             name: "instructions",
             sources: &i.source,
-            format: "",
-            columns: (1, 2),
+            defaults: SourceEntry::default(),
+            cleaning,
             chars: (i.min_chars, i.max_chars),
-            cut_long: false,
+            too_long: TooLong::Drop,
+            tasks: &i.tasks,
             train: i.train,
             holdout: i.validation,
             shard_rows: i.shard_rows,
@@ -92,55 +110,89 @@ impl<'a> CorpusPlan<'a> {
         format!("shard/{key}/{WORK_DIRECTORY}/{}/{source:05}.parquet", self.name)
     }
 
-    fn cleaned_paths(&self, key: &str) -> Vec<String> {
-        (0..self.sources.as_slice().len())
-            .map(|i| self.cleaned_path(key, i))
-            .collect()
-    }
-
     fn assignment_path(&self, key: &str) -> String {
         format!("shard/{key}/{WORK_DIRECTORY}/{}/assignment.parquet", self.name)
     }
 
     fn clean_tasks(&self, key: &str, inputs: &Inputs<'_>) -> Vec<PlannedTask> {
-        let task = |(i, source): (usize, &String)| {
-            let sample_rows = if source == "sample" { self.sample_rows() } else { 0 };
+        let task = |(i, source): (usize, &SourceEntry)| {
+            let sample_rows = if source.is_sample() { self.sample_rows() } else { 0 };
             let kind = Kind::CleanSource(CleanSource {
                 corpus: self.corpus.into(),
-                source: source.clone(),
-                format: self.format.into(),
-                english_column: self.columns.0,
-                foreign_column: self.columns.1,
+                source: Some(self.source(source)),
+                rules: Some(self.rules()),
                 sample_rows,
                 seed: inputs.job.seed,
-                min_chars: self.chars.0,
-                max_chars: self.chars.1,
-                cut_long: self.cut_long,
+                with_signatures: self.cleaning.near_duplicates != NearDuplicates::Keep,
                 path: self.cleaned_path(key, i),
             });
-            planned(inputs, kind, sample_rows, format!("clean {} from {source}", self.name))
+            let label = format!("clean {} from {}", self.name, source.name());
+            planned(inputs, kind, sample_rows, label)
         };
         self.sources.as_slice().iter().enumerate().map(task).collect()
     }
 
-    fn split_task(&self, key: &str, inputs: &Inputs<'_>, kept: u64) -> PlannedTask {
+    fn source(&self, own: &SourceEntry) -> Source {
+        let all = &self.defaults;
+        let text =
+            |own: &Option<String>, all: &Option<String>| own.as_ref().or(all.as_ref()).cloned().unwrap_or_default();
+        let column = |own: &Option<ColumnName>, all: &Option<ColumnName>| {
+            own.as_ref()
+                .or(all.as_ref())
+                .map_or_else(String::new, ToString::to_string)
+        };
+        // A format for all sources is not meant for those that are two files.
+        let format = own.format.or(all.format.filter(|_| own.url.is_some()));
+        Source {
+            url: own.name().to_owned(),
+            foreign_url: own.foreign.clone().unwrap_or_default(),
+            format: format.map_or("", FormatName::as_str).into(),
+            compression: own
+                .compression
+                .or(all.compression)
+                .map_or("", CompressionName::as_str)
+                .into(),
+            english_column: column(&own.english_column, &all.english_column),
+            foreign_column: column(&own.foreign_column, &all.foreign_column),
+            english_language: text(&own.english_language, &all.english_language),
+            foreign_language: text(&own.foreign_language, &all.foreign_language),
+        }
+    }
+
+    fn rules(&self) -> CleaningRules {
+        CleaningRules {
+            min_chars: self.chars.0,
+            max_chars: self.chars.1,
+            cut_long: self.too_long == TooLong::Cut,
+            script: self.cleaning.script.clone().unwrap_or_default(),
+            english_script: self.cleaning.english_script.clone(),
+            min_script_share: self.cleaning.min_script_share,
+            max_length_ratio: self.cleaning.max_length_ratio,
+            tasks: self.tasks.to_vec(),
+        }
+    }
+
+    fn split_task(&self, key: &str, inputs: &Inputs<'_>, own: &[TaskResult]) -> PlannedTask {
         let kind = Kind::SplitCorpus(SplitCorpus {
             corpus: self.corpus.into(),
-            cleaned: self.cleaned_paths(key),
+            cleaned: cleaned_paths(own),
             train_rows: self.train,
             holdout_rows: self.holdout,
             shard_rows: self.shard_rows,
             path: self.assignment_path(key),
+            near_duplicates: self.cleaning.near_duplicates.as_str().into(),
+            similarity: self.cleaning.similarity,
         });
+        let kept = own.iter().filter_map(|r| r.counts.get("kept")).sum();
         planned(inputs, kind, kept, format!("split {}", self.name))
     }
 
-    fn shard_tasks(&self, key: &str, inputs: &Inputs<'_>, split: &TaskResult) -> Vec<PlannedTask> {
+    fn shard_tasks(&self, key: &str, inputs: &Inputs<'_>, own: &[TaskResult], split: &TaskResult) -> Vec<PlannedTask> {
         let shards = split.artifacts.iter().filter(|a| a.role != ASSIGNMENT_ROLE);
         let task = |(i, shard): (usize, &llink_proto::Artifact)| {
             let kind = Kind::WriteShard(WriteShard {
                 corpus: self.corpus.into(),
-                cleaned: self.cleaned_paths(key),
+                cleaned: cleaned_paths(own),
                 assignment: self.assignment_path(key),
                 shard: i as u32,
                 path: format!("shard/{key}/{}", shard.path),
@@ -151,6 +203,23 @@ impl<'a> CorpusPlan<'a> {
         };
         shards.enumerate().map(task).collect()
     }
+}
+
+/// What the sources' tasks wrote, in the sources' order.
+fn cleaned_paths(own: &[TaskResult]) -> Vec<String> {
+    own.iter().flat_map(|r| &r.artifacts).map(|a| a.path.clone()).collect()
+}
+
+/// Each corpus with the results of its own sources' tasks.
+fn with_own<'a, 'r>(
+    corpora: &'a [CorpusPlan<'a>],
+    mut cleaned: &'r [TaskResult],
+) -> impl Iterator<Item = (&'a CorpusPlan<'a>, &'r [TaskResult])> {
+    corpora.iter().map(move |corpus| {
+        let (own, rest) = cleaned.split_at(corpus.sources.as_slice().len().min(cleaned.len()));
+        cleaned = rest;
+        (corpus, own)
+    })
 }
 
 fn planned(inputs: &Inputs<'_>, kind: Kind, weight: u64, label: String) -> PlannedTask {
@@ -167,8 +236,10 @@ fn planned(inputs: &Inputs<'_>, kind: Kind, weight: u64, label: String) -> Plann
 }
 
 fn corpora<'a>(inputs: &Inputs<'a>) -> Vec<CorpusPlan<'a>> {
-    let pairs = CorpusPlan::pairs(&inputs.job.corpus);
-    let instructions = inputs.job.instructions.as_ref().map(CorpusPlan::instructions);
+    let cleaning = &inputs.job.cleaning;
+    let pairs = CorpusPlan::pairs(&inputs.job.corpus, cleaning);
+    let instructions = inputs.job.instructions.as_ref();
+    let instructions = instructions.map(|i| CorpusPlan::instructions(i, cleaning));
     std::iter::once(pairs).chain(instructions).collect()
 }
 
@@ -179,34 +250,24 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
             label: "clean".into(),
             tasks: corpora.iter().flat_map(|c| c.clean_tasks(key, inputs)).collect(),
         }),
-        [cleaned] => {
-            let mut cleaned = cleaned.iter();
-            let mut split = |c: &CorpusPlan<'_>| {
-                let own = cleaned.by_ref().take(c.sources.as_slice().len());
-                let kept = own.map(|r| r.counts.get("kept").copied().unwrap_or(0)).sum();
-                c.split_task(key, inputs, kept)
-            };
-            Ok(Phase::Tasks {
-                label: "split".into(),
-                tasks: corpora.iter().map(&mut split).collect(),
-            })
-        }
-        [_, splits] => {
-            let tasks = corpora
-                .iter()
+        [cleaned] => Ok(Phase::Tasks {
+            label: "split".into(),
+            tasks: with_own(&corpora, cleaned)
+                .map(|(corpus, own)| corpus.split_task(key, inputs, own))
+                .collect(),
+        }),
+        [cleaned, splits] => Ok(Phase::Tasks {
+            label: "write".into(),
+            tasks: with_own(&corpora, cleaned)
                 .zip(splits)
-                .flat_map(|(c, split)| c.shard_tasks(key, inputs, split));
-            Ok(Phase::Tasks {
-                label: "write".into(),
-                tasks: tasks.collect(),
-            })
-        }
+                .flat_map(|((corpus, own), split)| corpus.shard_tasks(key, inputs, own, split))
+                .collect(),
+        }),
         [cleaned, splits, shards, ..] => {
             let mut manifest = manifest_of(StageName::Shard, key, shards);
-            let mut cleaned = cleaned.iter();
-            for (corpus, split) in corpora.iter().zip(splits) {
-                let own = cleaned.by_ref().take(corpus.sources.as_slice().len());
+            for ((corpus, own), split) in with_own(&corpora, cleaned).zip(splits) {
                 let counted = own
+                    .iter()
                     .flat_map(|r| r.counts.iter().map(|c| ("", c)))
                     .chain(split.counts.iter().map(|c| ("split.", c)));
                 for (step, (name, count)) in counted {

@@ -19,26 +19,16 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path) -> Result<NewJob, Fa
     let file = absolute(file, base_dir);
     Store::open(&file.output).map_err(|e| of_key("output", &failure(&e)))?;
     let mut stamps = BTreeMap::new();
-    let mut sources: Vec<(&str, &String)> = file
-        .corpus
-        .source
-        .as_slice()
-        .iter()
-        .map(|s| ("corpus.source", s))
-        .collect();
+    let mut sources = vec![("corpus.source", &file.corpus.source)];
     if let Some(instructions) = &file.instructions {
-        sources.extend(
-            instructions
-                .source
-                .as_slice()
-                .iter()
-                .map(|s| ("instructions.source", s)),
-        );
+        sources.push(("instructions.source", &instructions.source));
     }
-    for (key, source) in sources {
-        if source != "sample" {
-            let stamp = object_stamp(source).await.map_err(|f| of_key(key, &f))?;
-            stamps.insert(source.clone(), stamp);
+    for (key, sources) in sources {
+        for source in sources.as_slice().iter().filter(|s| !s.is_sample()) {
+            for url in source.files() {
+                let stamp = object_stamp(url).await.map_err(|f| of_key(key, &f))?;
+                stamps.insert(url.to_owned(), stamp);
+            }
         }
     }
     for (key, folder) in [
@@ -115,9 +105,9 @@ fn stamp(info: &ObjectInfo) -> String {
 
 fn absolute(mut file: JobFile, base: &Path) -> JobFile {
     file.output = absolute_path(&file.output, base);
-    file.corpus.source = file.corpus.source.map(|s| unless("sample", s, base));
+    file.corpus.source.change_paths(|s| unless("sample", s, base));
     if let Some(instructions) = &mut file.instructions {
-        instructions.source = instructions.source.map(|s| unless("sample", s, base));
+        instructions.source.change_paths(|s| unless("sample", s, base));
     }
     file.models.encoder = unless("tiny", &file.models.encoder, base);
     file.models.decoder = unless("tiny", &file.models.decoder, base);

@@ -1,47 +1,11 @@
 //! The bytes of a corpus file, decompressed on the way, with bounded memory.
 
-use std::io::Write;
-
 use bytes::{Buf, Bytes};
-use flate2::write::MultiGzDecoder;
-use zstd::stream::raw::{Decoder as ZstdDecoder, InBuffer, Operation, OutBuffer};
 
+use super::compression::{Compression, Decoder};
 use crate::byte_stream::ByteStream;
 use crate::store::Store;
 use crate::{Error, Result};
-
-/// How much compressed input is decoded at once: bounds what a highly compressed file can blow up to in memory.
-const PIECE: usize = 16 << 10;
-const ZSTD_BLOCK: usize = 128 << 10;
-
-/// How a file is compressed, by the end of its name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Compression {
-    None,
-    Gzip,
-    Zstd,
-}
-
-impl Compression {
-    /// The compression of a file and its name without that ending.
-    pub(crate) fn of(name: &str) -> (Self, &str) {
-        for (ending, compression) in [(".gz", Self::Gzip), (".zst", Self::Zstd)] {
-            if let Some(stem) = name.strip_suffix(ending) {
-                return (compression, stem);
-            }
-        }
-        (Self::None, name)
-    }
-}
-
-enum Decoder {
-    None,
-    Gzip(Box<MultiGzDecoder<Vec<u8>>>),
-    Zstd {
-        decoder: ZstdDecoder<'static>,
-        frame_open: bool,
-    },
-}
 
 /// A corpus file being read.
 pub(crate) struct ByteSource {
@@ -54,24 +18,18 @@ pub(crate) struct ByteSource {
 }
 
 impl ByteSource {
-    pub(crate) async fn open(url: &str) -> Result<Self> {
+    /// Opens a file; without a compression, its name tells it.
+    pub(crate) async fn open(url: &str, compression: Option<Compression>) -> Result<Self> {
         let (store, name) = Store::open_object(url)?;
         let (total, stream) = store.stream(&name).await.map_err(|error| match error {
             Error::NotFound { .. } => Error::NotFound { path: url.to_owned() },
             other => other,
         })?;
-        let decoder = match Compression::of(&name).0 {
-            Compression::None => Decoder::None,
-            Compression::Gzip => Decoder::Gzip(Box::new(MultiGzDecoder::new(Vec::new()))),
-            Compression::Zstd => Decoder::Zstd {
-                decoder: ZstdDecoder::new().map_err(|e| corrupt(url, &e))?,
-                frame_open: false,
-            },
-        };
+        let compression = compression.unwrap_or_else(|| Compression::of(&name).0);
         Ok(Self {
             url: url.to_owned(),
             stream,
-            decoder,
+            decoder: Decoder::new(compression).map_err(|e| corrupt(url, &e))?,
             pending: Bytes::new(),
             read: 0,
             total,
@@ -92,73 +50,25 @@ impl ByteSource {
         if self.pending.is_empty() {
             match self.stream.next().await? {
                 Some(piece) => self.pending = piece,
-                None => return self.finish(buffer).map(|()| false),
+                // An empty file is an empty corpus, and said so later.
+                None if self.read == 0 => return Ok(false),
+                None => {
+                    self.decoder.finish(buffer).map_err(|e| corrupt(&self.url, &e))?;
+                    return Ok(false);
+                }
             }
         }
-        let used = match &mut self.decoder {
-            Decoder::None => {
-                buffer.extend_from_slice(&self.pending);
-                self.pending.len()
-            }
-            Decoder::Gzip(decoder) => {
-                let piece = &self.pending[..self.pending.len().min(PIECE)];
-                decoder.write_all(piece).map_err(|e| corrupt(&self.url, &e))?;
-                buffer.append(decoder.get_mut());
-                piece.len()
-            }
-            Decoder::Zstd { decoder, frame_open } => {
-                let start = buffer.len();
-                buffer.resize(start + ZSTD_BLOCK, 0);
-                let mut input = InBuffer::around(&self.pending);
-                let mut output = OutBuffer::around(&mut buffer[start..]);
-                let left = decoder
-                    .run(&mut input, &mut output)
-                    .map_err(|e| corrupt(&self.url, &e))?;
-                *frame_open = left > 0;
-                let (used, made) = (input.pos(), output.pos());
-                buffer.truncate(start + made);
-                used
-            }
-        };
+        let used = self
+            .decoder
+            .feed(&self.pending, buffer)
+            .map_err(|e| corrupt(&self.url, &e))?;
         self.pending.advance(used);
         self.read += used as u64;
         Ok(true)
     }
-
-    fn finish(&mut self, buffer: &mut Vec<u8>) -> Result<()> {
-        match &mut self.decoder {
-            Decoder::None => Ok(()),
-            // An empty file is an empty corpus, and said so later.
-            _ if self.total == 0 => Ok(()),
-            Decoder::Gzip(decoder) => {
-                decoder.try_finish().map_err(|e| corrupt(&self.url, &e))?;
-                buffer.append(decoder.get_mut());
-                Ok(())
-            }
-            Decoder::Zstd { decoder, frame_open } => loop {
-                let start = buffer.len();
-                buffer.resize(start + ZSTD_BLOCK, 0);
-                let mut output = OutBuffer::around(&mut buffer[start..]);
-                let flushed = if *frame_open {
-                    decoder.run(&mut InBuffer::around(&[]), &mut output)
-                } else {
-                    Ok(0)
-                };
-                let made = output.pos();
-                buffer.truncate(start + made);
-                let left = flushed.map_err(|e| corrupt(&self.url, &e))?;
-                if left == 0 {
-                    return Ok(());
-                }
-                if made == 0 {
-                    return Err(corrupt(&self.url, &"the file ends in the middle of a frame"));
-                }
-            },
-        }
-    }
 }
 
-fn corrupt(url: &str, reason: &dyn std::fmt::Display) -> Error {
+fn corrupt(url: &str, reason: &str) -> Error {
     Error::Content {
         path: url.to_owned(),
         reason: format!("can't be decompressed: {reason}; fetch or compress it again"),

@@ -1,59 +1,47 @@
-//! JSON lines: pairs, and instruction examples in the form that LLINK's authors use.
+//! JSON lines that hold pairs, under keys of the user's choice.
 
-use serde::Deserialize;
+use serde_json::Value;
 
+use super::RawRow;
 use crate::clean::DropReason;
-use crate::read::RawRow;
-use crate::rows::InstructionExample;
 
-#[derive(Deserialize)]
-struct PairLine {
-    english: Option<String>,
-    foreign: Option<String>,
-}
-
-/// The authors' form. `input` holds [`crate::clean::FOREIGN_PLACEHOLDER`]; the answer is `output`, in older files
-/// `response`.
-#[derive(Deserialize)]
-struct InstructionLine {
-    task_type: Option<String>,
-    input: Option<String>,
-    output: Option<String>,
-    response: Option<String>,
-    foreign_raw: Option<String>,
-    english_ref: Option<String>,
-}
-
-pub(crate) fn pair(line: &str) -> Result<RawRow, DropReason> {
-    let PairLine { english, foreign } = parse(line)?;
+/// A pair from a line.
+pub(super) fn pair(line: &str, english: &str, foreign: &str) -> Result<RawRow, DropReason> {
+    let object = object(line)?;
     Ok(RawRow::Pair {
-        english: present(english)?,
-        foreign: present(foreign)?,
+        english: text(&object, english)?.to_owned(),
+        foreign: text(&object, foreign)?.to_owned(),
     })
 }
 
-pub(crate) fn instruction(line: &str, source: &str) -> Result<RawRow, DropReason> {
-    let raw: InstructionLine = parse(line)?;
-    Ok(RawRow::Instruction(InstructionExample {
-        task: present(raw.task_type)?,
-        instruction: present(raw.input)?,
-        foreign: present(raw.foreign_raw)?,
-        english_ref: present(raw.english_ref)?,
-        answer: present(raw.output.or(raw.response))?,
-        source: source.to_owned(),
-    }))
+/// The JSON object on a line.
+pub(super) fn object(line: &str) -> Result<Value, DropReason> {
+    let value: Value = serde_json::from_str(line).map_err(|_| DropReason::BrokenJson)?;
+    if value.is_object() {
+        Ok(value)
+    } else {
+        Err(DropReason::BrokenJson)
+    }
 }
 
-fn parse<'a, T: Deserialize<'a>>(line: &'a str) -> Result<T, DropReason> {
-    serde_json::from_str(line).map_err(|_| DropReason::BrokenJson)
+/// The text under a key; `a.b` is the key of that name or, failing that, `b` within `a`.
+pub(super) fn text<'a>(object: &'a Value, key: &str) -> Result<&'a str, DropReason> {
+    let value = match object.get(key) {
+        Some(value) => Some(value),
+        None => key.split('.').try_fold(object, |value, part| value.get(part)),
+    };
+    match value {
+        Some(Value::String(text)) => no_nul(text),
+        Some(Value::Null) | None => Err(DropReason::MissingColumn),
+        Some(_) => Err(DropReason::NotText),
+    }
 }
 
-/// A key's value. JSON can spell a NUL that no byte of the line shows.
-fn present(value: Option<String>) -> Result<String, DropReason> {
-    let value = value.ok_or(DropReason::MissingColumn)?;
-    if value.contains('\0') {
+/// JSON can spell a NUL that no byte of the line shows.
+pub(super) fn no_nul(text: &str) -> Result<&str, DropReason> {
+    if text.contains('\0') {
         Err(DropReason::NulByte)
     } else {
-        Ok(value)
+        Ok(text)
     }
 }

@@ -1,55 +1,30 @@
 //! Readers: a source's rows, one after the other, each with the place it came from.
+//!
+//! What becomes of faulty input is the same in every format: a row that can't be used is dropped and counted by its
+//! reason (broken UTF-8, a NUL byte, a missing column, …), and the next one is read; a file that can't be trusted as a
+//! whole (truncated or broken compression, UTF-16, two Moses files of different length, broken Parquet) is an error.
+//! Byte order marks and carriage returns at the end of a line are no part of a text.
 
 mod bytes;
+mod compression;
+mod format;
+mod instructions;
 mod jsonl;
-mod lines;
+mod moses;
+mod parquet;
+mod pieces;
+mod tmx;
 
-use std::str::FromStr;
+pub use compression::Compression;
+pub use format::{Column, Columns, Format, Languages, Source};
 
 use crate::clean::DropReason;
 use crate::rows::{Corpus, InstructionExample};
 use crate::{Error, Result};
-use bytes::Compression;
-use lines::{Line, Lines};
-
-/// How a source's rows are written down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// One row a line, columns separated by tabs, no quoting, no header.
-    Tsv,
-    /// One JSON object a line.
-    Jsonl,
-}
-
-impl FromStr for Format {
-    type Err = String;
-
-    fn from_str(name: &str) -> std::result::Result<Self, String> {
-        match name {
-            "tsv" => Ok(Self::Tsv),
-            "jsonl" => Ok(Self::Jsonl),
-            other => Err(format!("format `{other}` is not known; use tsv or jsonl")),
-        }
-    }
-}
-
-impl Format {
-    /// The format that a file's name tells, `.gz` and `.zst` aside.
-    ///
-    /// # Errors
-    /// [`Error::Content`] for a name that tells none.
-    pub fn of(source: &str) -> Result<Self> {
-        let (_, stem) = Compression::of(source);
-        match stem.rsplit_once('.').map(|(_, ending)| ending) {
-            Some("tsv" | "txt") => Ok(Self::Tsv),
-            Some("jsonl" | "ndjson") => Ok(Self::Jsonl),
-            _ => Err(Error::Content {
-                path: source.to_owned(),
-                reason: "its name tells no format; set `format` to tsv or jsonl".to_owned(),
-            }),
-        }
-    }
-}
+use moses::MosesRows;
+use parquet::ParquetRows;
+use pieces::{Piece, Pieces};
+use tmx::TmxRows;
 
 /// A row as it stands in the source.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,96 +33,147 @@ pub(crate) enum RawRow {
     Instruction(InstructionExample),
 }
 
-/// Which columns of a TSV file hold the two sides, counted from 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Columns {
-    /// The English side's column.
-    pub english: u32,
-    /// The foreign side's column.
-    pub foreign: u32,
-}
-
-impl Default for Columns {
-    fn default() -> Self {
-        Self { english: 1, foreign: 2 }
-    }
-}
+/// What a row is, or why it is none.
+pub(crate) type ReadRow = std::result::Result<RawRow, DropReason>;
 
 /// The rows of one source.
 pub(crate) struct RowReader {
-    lines: Lines,
-    format: Format,
-    corpus: Corpus,
-    columns: Columns,
+    rows: Rows,
     label: String,
 }
 
+enum Rows {
+    Tsv {
+        lines: Pieces,
+        english: usize,
+        foreign: usize,
+    },
+    Jsonl {
+        lines: Pieces,
+        english: String,
+        foreign: String,
+    },
+    Instructions(Pieces),
+    Moses(MosesRows),
+    Tmx(TmxRows),
+    Parquet(Box<ParquetRows>),
+}
+
 impl RowReader {
-    pub(crate) async fn open(source: &str, format: Option<Format>, corpus: Corpus, columns: Columns) -> Result<Self> {
+    pub(crate) async fn open(source: &Source, corpus: Corpus) -> Result<Self> {
+        let url = source.url.as_str();
         let refuse = |reason: &str| Error::Content {
-            path: source.to_owned(),
+            path: url.to_owned(),
             reason: reason.to_owned(),
         };
-        let format = match format {
-            Some(format) => format,
-            None => Format::of(source)?,
+        let (format, compression, columns) = (source.format()?, source.compression, &source.columns);
+        if corpus == Corpus::Instructions && format != Format::Jsonl {
+            return Err(refuse(
+                "instructions are read from JSONL; the other formats hold pairs only",
+            ));
+        }
+        let rows = match format {
+            Format::Tsv => {
+                let [english, foreign] = tsv_columns(columns).ok_or_else(|| {
+                    refuse("of a TSV file, english_column and foreign_column must be two different numbers from 1")
+                })?;
+                Rows::Tsv {
+                    lines: Pieces::lines(url, compression).await?,
+                    english,
+                    foreign,
+                }
+            }
+            Format::Jsonl if corpus == Corpus::Instructions => {
+                Rows::Instructions(Pieces::lines(url, compression).await?)
+            }
+            Format::Jsonl => Rows::Jsonl {
+                lines: Pieces::lines(url, compression).await?,
+                english: columns.english.name("english"),
+                foreign: columns.foreign.name("foreign"),
+            },
+            Format::Moses => {
+                let foreign = source.foreign_url.as_deref().ok_or_else(|| {
+                    refuse("a Moses corpus is two files; write source = { english = \"…\", foreign = \"…\" }")
+                })?;
+                Rows::Moses(MosesRows::open(url, foreign, compression).await?)
+            }
+            Format::Tmx => Rows::Tmx(TmxRows::open(url, compression, source.languages.clone()).await?),
+            Format::Parquet => {
+                let packed = compression.unwrap_or_else(|| Compression::of(url).0);
+                if packed != Compression::None {
+                    return Err(refuse(
+                        "Parquet is compressed inside and can't be read through another compression; unpack it",
+                    ));
+                }
+                Rows::Parquet(Box::new(ParquetRows::open(url, columns).await?))
+            }
         };
-        if format == Format::Tsv && corpus == Corpus::Instructions {
-            return Err(refuse(
-                "instructions are read from JSONL; a TSV file can hold pairs only",
-            ));
-        }
-        if columns.english == 0 || columns.foreign == 0 || columns.english == columns.foreign {
-            return Err(refuse(
-                "english_column and foreign_column must be two different numbers from 1",
-            ));
-        }
-        let lines = Lines::open(source).await?;
         Ok(Self {
-            lines,
-            format,
-            corpus,
-            columns,
-            label: label(source),
+            rows,
+            label: label(url),
         })
     }
 
-    /// Bytes consumed and bytes in all.
+    /// How much is read, and of how much: bytes, or rows of a Parquet file.
     pub(crate) fn progress(&self) -> (u64, u64) {
-        self.lines.progress()
+        match &self.rows {
+            Rows::Tsv { lines, .. } | Rows::Jsonl { lines, .. } | Rows::Instructions(lines) => lines.progress(),
+            Rows::Moses(rows) => rows.progress(),
+            Rows::Tmx(rows) => rows.pieces().progress(),
+            Rows::Parquet(rows) => rows.progress(),
+        }
     }
 
-    /// The line that the last row came from, from 1.
-    pub(crate) fn line(&self) -> u64 {
-        self.lines.number()
+    /// Where the last row came from: the number of its line, unit or row, from 1.
+    pub(crate) fn place(&self) -> u64 {
+        match &self.rows {
+            Rows::Tsv { lines, .. } | Rows::Jsonl { lines, .. } | Rows::Instructions(lines) => lines.number(),
+            Rows::Moses(rows) => rows.pieces().number(),
+            Rows::Tmx(rows) => rows.pieces().number(),
+            Rows::Parquet(rows) => rows.progress().0,
+        }
     }
 
     /// The next row, or why it is none; `None` at the end.
-    pub(crate) async fn next(&mut self) -> Result<Option<std::result::Result<RawRow, DropReason>>> {
-        let (format, corpus, columns) = (self.format, self.corpus, self.columns);
-        let Some(line) = self.lines.next().await? else {
-            return Ok(None);
+    pub(crate) async fn next(&mut self) -> Result<Option<ReadRow>> {
+        let (lines, parse): (&mut Pieces, &dyn Fn(&str) -> ReadRow) = match &mut self.rows {
+            Rows::Moses(rows) => return rows.next().await,
+            Rows::Tmx(rows) => return rows.next().await,
+            Rows::Parquet(rows) => return rows.next().await,
+            Rows::Tsv {
+                lines,
+                english,
+                foreign,
+            } => (lines, &|line| tsv_pair(line, *english, *foreign)),
+            Rows::Jsonl {
+                lines,
+                english,
+                foreign,
+            } => (lines, &|line| jsonl::pair(line, english, foreign)),
+            Rows::Instructions(lines) => (lines, &|line| instructions::instruction(line, &self.label)),
         };
-        Ok(Some(match line {
-            Line::Fault(reason) => Err(reason),
-            Line::Text(text) => match (format, corpus) {
-                (Format::Tsv, _) => tsv_pair(text, columns),
-                (Format::Jsonl, Corpus::Pairs) => jsonl::pair(text),
-                (Format::Jsonl, Corpus::Instructions) => jsonl::instruction(text, &self.label),
-            },
+        Ok(lines.next().await?.map(|piece| match piece {
+            Piece::Fault(reason) => Err(reason),
+            Piece::Text(text) => parse(text),
         }))
     }
 }
 
-fn tsv_pair(line: &str, columns: Columns) -> std::result::Result<RawRow, DropReason> {
-    let column = |number: u32| {
-        line.split('\t')
-            .nth(number as usize - 1)
-            .ok_or(DropReason::MissingColumn)
+/// The two columns, counted from 0.
+fn tsv_columns(columns: &Columns) -> Option<[usize; 2]> {
+    let number = |column: &Column| match column {
+        Column::Number(number) => (*number as usize).checked_sub(1),
+        Column::Name(_) => None,
     };
+    let (english, foreign) = (number(&columns.english)?, number(&columns.foreign)?);
+    (english != foreign).then_some([english, foreign])
+}
+
+fn tsv_pair(line: &str, english: usize, foreign: usize) -> ReadRow {
+    let column = |number: usize| line.split('\t').nth(number).ok_or(DropReason::MissingColumn);
     Ok(RawRow::Pair {
-        english: column(columns.english)?.to_owned(),
-        foreign: column(columns.foreign)?.to_owned(),
+        english: column(english)?.to_owned(),
+        foreign: column(foreign)?.to_owned(),
     })
 }
 

@@ -1,139 +1,129 @@
 //! Step one: read one source, clean each row, write what is kept sorted by the hash of its foreign text.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, StringArray, UInt64Array};
-use arrow::datatypes::{DataType, Field, Schema};
-
-use super::{Progress, SOURCE_KEY, text_columns};
-use crate::clean::{DropReason, Kept, Rules, Tally, clean_instruction, clean_pair};
+use super::run::Run;
+use super::{Progress, SOURCE_KEY};
+use crate::clean::{Checked, Cleaner, DropReason, Rules, Tally};
 use crate::manifest::ManifestArtifact;
-use crate::read::{Columns, Format, RawRow, RowReader, label};
-use crate::rows::{Corpus, row_id};
+use crate::read::{RawRow, ReadRow, RowReader, Source, label};
+use crate::rows::{Corpus, InstructionExample, Pair};
 use crate::store::Store;
-use crate::table::{Layout, bad, encode};
+use crate::table::bad;
 use crate::{Result, sample};
 
 /// Offenders that are named, for each reason; the counts tell of the others.
 const NAMED_OFFENDERS: u64 = 3;
-/// Rows between two reports of progress.
-const REPORT_EVERY: u64 = 2_048;
+/// Rows that are cleaned at once, by all threads.
+const CHUNK_ROWS: usize = 8_192;
 
 /// What to read and what to keep of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct CleanSpec {
     /// What the source holds.
     pub corpus: Corpus,
-    /// A URL or path, or [`sample::SOURCE`] for made-up rows.
-    pub source: String,
-    /// How the source is written down; `None`: by its name.
-    pub format: Option<Format>,
-    /// Where a TSV file has the two sides.
-    pub columns: Columns,
+    /// Where it is and how it is to be read; the URL [`sample::SOURCE`] stands for made-up rows.
+    pub source: Source,
     /// How many rows to make up, for [`sample::SOURCE`].
     pub sample_rows: u64,
     /// Which rows to make up.
     pub seed: u64,
     /// What to keep.
     pub rules: Rules,
+    /// Tasks of instructions that are kept; empty: all.
+    pub tasks: Vec<String>,
+    /// Whether to write what near-duplicates are found by.
+    pub with_signatures: bool,
 }
 
 /// What [`clean_source`] wrote and found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cleaned {
-    /// The cleaned rows.
-    pub artifact: ManifestArtifact,
-    /// `rows = kept + Σ dropped_<reason>`; `cut` of the kept ones were shortened.
+    /// The cleaned rows: one table, or several for a large source.
+    pub artifacts: Vec<ManifestArtifact>,
+    /// `rows = kept + Σ dropped_<reason>`; `cut`, `composed` and `stripped` are among the kept.
     pub counts: BTreeMap<String, u64>,
     /// The first offenders of each reason, as `file:line: reason`.
     pub warnings: Vec<String>,
 }
 
-/// A kept row: its keys, and its texts in the order of [`text_columns`].
-struct CleanRow {
-    split_key: u64,
-    english_key: u64,
-    id: u64,
-    texts: Vec<String>,
+/// A row that is kept.
+enum CleanRow {
+    Pair(Pair),
+    Instruction(InstructionExample),
 }
 
 impl CleanRow {
-    /// The row, and whether it was cut. `texts` takes it apart.
-    fn of<T>(kept: Kept<T>, texts: impl FnOnce(T) -> Vec<String>) -> (Self, bool) {
-        let Kept {
-            row,
-            foreign_key,
-            english_key,
-            was_cut,
-        } = kept;
-        let texts = texts(row);
-        let id = row_id(&texts.iter().map(String::as_str).collect::<Vec<_>>());
-        (
-            Self {
-                split_key: foreign_key,
-                english_key,
-                id,
-                texts,
-            },
-            was_cut,
-        )
+    /// The texts in the order of [`super::text_columns`].
+    fn push_to(&self, run: &mut Run, checked: &Checked) {
+        match self {
+            Self::Pair(row) => run.push(checked, &[&row.english, &row.foreign]),
+            Self::Instruction(row) => run.push(
+                checked,
+                &[&row.task, &row.instruction, &row.foreign, &row.english_ref, &row.answer],
+            ),
+        }
     }
 }
 
 struct Collector<'a> {
     spec: &'a CleanSpec,
+    out: &'a Store,
+    path: &'a str,
     label: String,
-    rows: Vec<CleanRow>,
+    cleaner: Cleaner,
+    threads: usize,
+    /// Rows that are read and not cleaned yet, with the line that each is from.
+    waiting: Vec<(ReadRow, u64)>,
+    run: Run,
+    artifacts: Vec<ManifestArtifact>,
     tally: Tally,
     named: BTreeMap<DropReason, u64>,
     warnings: Vec<String>,
 }
 
-/// Reads one source and writes its kept rows to `path`, as Parquet sorted by (`split_key`, `id`) with the columns
-/// `split_key`, `english_key`, `id`, the texts, and the source's name in the metadata. `split_key` and `english_key` are
-/// [`crate::text::comparison_key`]s of the two sides.
+/// Reads one source and writes its kept rows, as Parquet sorted by (`split_key`, `id`) with the columns `split_key`,
+/// `english_key`, `id`, the texts, and the source's name in the metadata: to `path`, and what does not fit into memory
+/// to `path` with a number before its ending. `split_key` and `english_key` are [`crate::text::comparison_key`]s of the
+/// two sides.
 ///
 /// # Errors
 /// [`crate::Error`] where the source can't be read, holds no usable row, or the result can't be written.
 pub async fn clean_source(spec: &CleanSpec, out: &Store, path: &str, progress: Progress<'_>) -> Result<Cleaned> {
     let mut collector = Collector {
         spec,
-        label: label(&spec.source),
-        rows: Vec::new(),
+        out,
+        path,
+        label: label(&spec.source.url),
+        cleaner: Cleaner::new(spec.rules, spec.with_signatures),
+        // Often there is one source and the other cores have nothing to do.
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        waiting: Vec::with_capacity(CHUNK_ROWS),
+        run: Run::new(spec.corpus),
+        artifacts: Vec::new(),
         tally: Tally::default(),
         named: BTreeMap::new(),
         warnings: Vec::new(),
     };
-    if spec.source == sample::SOURCE {
-        collector.make_up(progress)?
+    if spec.source.url == sample::SOURCE {
+        collector.make_up(progress).await?;
     } else {
-        collector.read(progress).await?
+        collector.read(progress).await?;
     }
+    collector.clean_waiting();
+    collector.write_run().await?;
     let Collector {
-        label,
-        mut rows,
+        artifacts,
         tally,
         warnings,
         ..
     } = collector;
-    if rows.is_empty() {
-        return Err(bad(&spec.source, nothing_kept(&tally)));
+    if artifacts.is_empty() {
+        return Err(bad(&spec.source.url, nothing_kept(&tally)));
     }
-    // Rows with equal ids are equal in every column, so that the order is total where it can be seen.
-    rows.sort_unstable_by_key(|row| (row.split_key, row.id));
-
-    let metadata = BTreeMap::from([(SOURCE_KEY.to_owned(), label)]);
-    let content = encode_rows(&out.describe(path), spec.corpus, rows, &metadata)?;
-    let role = match spec.corpus {
-        Corpus::Pairs => "cleaned/pairs",
-        Corpus::Instructions => "cleaned/instructions",
-    };
-    let artifact = ManifestArtifact::of(path, role, tally.kept(), &content, metadata);
-    out.put(path, content).await?;
-    tracing::info!(source = %spec.source, kept = tally.kept(), dropped = tally.dropped(), "source cleaned");
+    tracing::info!(source = %spec.source.url, kept = tally.kept(), dropped = tally.dropped(), "source cleaned");
     Ok(Cleaned {
-        artifact,
+        artifacts,
         counts: tally.counts(),
         warnings,
     })
@@ -142,12 +132,9 @@ pub async fn clean_source(spec: &CleanSpec, out: &Store, path: &str, progress: P
 impl Collector<'_> {
     async fn read(&mut self, progress: Progress<'_>) -> Result<()> {
         let spec = self.spec;
-        let mut reader = RowReader::open(&spec.source, spec.format, spec.corpus, spec.columns).await?;
-        let mut rows = 0_u64;
+        let mut reader = RowReader::open(&spec.source, spec.corpus).await?;
         while let Some(row) = reader.next().await? {
-            self.offer(row, reader.line());
-            rows += 1;
-            if rows.is_multiple_of(REPORT_EVERY) {
+            if self.offer(row, reader.place()).await? {
                 let (done, total) = reader.progress();
                 progress(done, total);
             }
@@ -157,7 +144,7 @@ impl Collector<'_> {
         Ok(())
     }
 
-    fn make_up(&mut self, progress: Progress<'_>) -> Result<()> {
+    async fn make_up(&mut self, progress: Progress<'_>) -> Result<()> {
         let (rows, seed) = (self.spec.sample_rows, self.spec.seed);
         let most = match self.spec.corpus {
             Corpus::Pairs => sample::most_pairs(),
@@ -169,54 +156,114 @@ impl Collector<'_> {
                 format!("can make 1 to {most} distinct rows, not {rows}"),
             ));
         }
-        let report = |line: u64| {
-            if line.is_multiple_of(REPORT_EVERY) || line == rows {
-                progress(line, rows);
-            }
-        };
         match self.spec.corpus {
             Corpus::Pairs => {
                 for (line, (english, foreign)) in (1..).zip(sample::pairs(rows, seed)) {
-                    self.offer(Ok(RawRow::Pair { english, foreign }), line);
-                    report(line);
+                    if self.offer(Ok(RawRow::Pair { english, foreign }), line).await? {
+                        progress(line, rows);
+                    }
                 }
             }
             Corpus::Instructions => {
                 for (line, example) in (1..).zip(sample::instructions(rows, seed)) {
-                    self.offer(Ok(RawRow::Instruction(example)), line);
-                    report(line);
+                    if self.offer(Ok(RawRow::Instruction(example)), line).await? {
+                        progress(line, rows);
+                    }
                 }
             }
         }
+        progress(rows, rows);
         Ok(())
     }
 
-    fn offer(&mut self, row: std::result::Result<RawRow, DropReason>, line: u64) {
-        let rules = &self.spec.rules;
-        let cleaned = row.and_then(|row| match row {
-            RawRow::Pair { english, foreign } => clean_pair(&english, &foreign, &self.label, rules)
-                .map(|kept| CleanRow::of(kept, |row| vec![row.english, row.foreign])),
-            RawRow::Instruction(raw) => clean_instruction(&raw, rules).map(|kept| {
-                CleanRow::of(kept, |row| {
-                    vec![row.task, row.instruction, row.foreign, row.english_ref, row.answer]
-                })
-            }),
+    /// Takes in a row; true where a chunk of them was cleaned.
+    async fn offer(&mut self, row: ReadRow, line: u64) -> Result<bool> {
+        self.waiting.push((row, line));
+        if self.waiting.len() < CHUNK_ROWS {
+            return Ok(false);
+        }
+        self.clean_waiting();
+        if self.run.is_full() {
+            self.write_run().await?;
+        }
+        Ok(true)
+    }
+
+    fn clean_waiting(&mut self) {
+        let rows = std::mem::take(&mut self.waiting);
+        let share = rows.len().div_ceil(self.threads).max(1);
+        let this = &*self;
+        let cleaned: Vec<Vec<_>> = std::thread::scope(|scope| {
+            let clean = move |rows: &[(ReadRow, u64)]| rows.iter().map(|(row, _)| this.clean(row)).collect();
+            let mut parts = rows.chunks(share);
+            let own = parts.next();
+            let others: Vec<_> = parts.map(|part| scope.spawn(move || clean(part))).collect();
+            let own = own.map(clean);
+            let joined = others
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            own.into_iter().chain(joined).collect()
         });
-        match cleaned {
-            Ok((row, was_cut)) => {
-                self.rows.push(row);
-                self.tally.keep();
-                self.tally.cut += u64::from(was_cut);
-            }
-            Err(reason) => {
-                self.tally.drop(reason);
-                let named = self.named.entry(reason).or_default();
-                *named += 1;
-                if *named <= NAMED_OFFENDERS {
-                    self.warnings.push(format!("{}:{line}: {reason}", self.spec.source));
+        for (cleaned, (_, line)) in cleaned.into_iter().flatten().zip(&rows) {
+            match cleaned {
+                Ok((row, checked)) => {
+                    row.push_to(&mut self.run, &checked);
+                    self.tally.keep();
+                    self.tally.cut += u64::from(checked.was_cut);
+                    self.tally.composed += u64::from(checked.was_composed);
+                    self.tally.stripped += u64::from(checked.was_stripped);
                 }
+                Err(reason) => self.drop(reason, *line),
             }
         }
+        self.waiting = rows;
+        self.waiting.clear();
+    }
+
+    fn clean(&self, row: &ReadRow) -> std::result::Result<(CleanRow, Checked), DropReason> {
+        match row {
+            Err(reason) => Err(*reason),
+            Ok(RawRow::Pair { english, foreign }) => {
+                let kept = self.cleaner.pair(english, foreign, &self.label)?;
+                Ok((CleanRow::Pair(kept.row), kept.checked))
+            }
+            Ok(RawRow::Instruction(raw)) => {
+                if !self.spec.tasks.is_empty() && !self.spec.tasks.contains(&raw.task) {
+                    return Err(DropReason::OtherTask);
+                }
+                let kept = self.cleaner.instruction(raw)?;
+                Ok((CleanRow::Instruction(kept.row), kept.checked))
+            }
+        }
+    }
+
+    fn drop(&mut self, reason: DropReason, line: u64) {
+        self.tally.drop(reason);
+        let named = self.named.entry(reason).or_default();
+        *named += 1;
+        if *named <= NAMED_OFFENDERS {
+            self.warnings.push(format!("{}:{line}: {reason}", self.spec.source.url));
+        }
+    }
+
+    async fn write_run(&mut self) -> Result<()> {
+        let rows = self.run.len() as u64;
+        if rows == 0 {
+            return Ok(());
+        }
+        let path = match self.artifacts.len() {
+            0 => self.path.to_owned(),
+            number => format!("{}-{number:04}.parquet", self.path.trim_end_matches(".parquet")),
+        };
+        let metadata = BTreeMap::from([(SOURCE_KEY.to_owned(), self.label.clone())]);
+        let content = self.run.encode(&self.out.describe(&path), &metadata)?;
+        let role = match self.spec.corpus {
+            Corpus::Pairs => "cleaned/pairs",
+            Corpus::Instructions => "cleaned/instructions",
+        };
+        self.artifacts
+            .push(ManifestArtifact::of(&path, role, rows, &content, metadata));
+        self.out.put(&path, content).await
     }
 }
 
@@ -234,41 +281,4 @@ fn nothing_kept(tally: &Tally) -> String {
         tally.dropped(),
         reasons.join(", ")
     )
-}
-
-fn encode_rows(
-    name: &str,
-    corpus: Corpus,
-    rows: Vec<CleanRow>,
-    metadata: &BTreeMap<String, String>,
-) -> Result<bytes::Bytes> {
-    let keys = ["split_key", "english_key", "id"];
-    let mut fields: Vec<_> = keys
-        .iter()
-        .map(|key| Field::new(*key, DataType::UInt64, false))
-        .collect();
-    fields.extend(
-        text_columns(corpus)
-            .iter()
-            .map(|column| Field::new(*column, DataType::Utf8, false)),
-    );
-    let schema = Arc::new(Schema::new(fields));
-    let mut batches = Vec::new();
-    for rows in rows.chunks(crate::table::ROW_GROUP_ROWS) {
-        let key =
-            |of: fn(&CleanRow) -> u64| -> ArrayRef { Arc::new(UInt64Array::from_iter_values(rows.iter().map(of))) };
-        let mut columns = vec![key(|row| row.split_key), key(|row| row.english_key), key(|row| row.id)];
-        for text in 0..text_columns(corpus).len() {
-            let column = StringArray::from_iter_values(rows.iter().map(|row| &row.texts[text]));
-            columns.push(Arc::new(column));
-        }
-        let batch = RecordBatch::try_new(Arc::clone(&schema), columns).map_err(|e| bad(name, e.to_string()))?;
-        batches.push(batch);
-    }
-    let layout = Layout {
-        dictionary: &["task", "instruction"],
-        statistics: &["split_key"],
-        metadata,
-    };
-    encode(name, &schema, &batches, &layout)
 }

@@ -4,12 +4,17 @@
 //! The futures block while they decode, sort and compress: run them on a thread that may.
 
 mod clean_source;
+mod decide;
+mod merge;
+mod run;
 mod split;
 mod write;
 
 pub use clean_source::{CleanSpec, Cleaned, clean_source};
 pub use split::{PlannedShard, Split, SplitSpec, split_corpus};
 pub use write::{WriteSpec, write_shard};
+
+pub use crate::near::NearDuplicates;
 
 use crate::rows::Corpus;
 

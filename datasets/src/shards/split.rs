@@ -4,26 +4,28 @@
 //! range, is below `holdout / (train + holdout)`. So a pair's side changes with the job's two numbers and with nothing
 //! else: not with other rows, other sources or their order.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{RecordBatch, UInt32Array};
 use arrow::datatypes::{DataType, Field, Schema};
 use serde::{Deserialize, Serialize};
 
-use super::{Progress, SOURCE_KEY};
-use crate::clean::{DropReason, Tally};
+use super::Progress;
+use super::decide::{Decider, Place};
+use super::merge::Merged;
 use crate::manifest::ManifestArtifact;
+use crate::near::NearDuplicates;
 use crate::rows::{Corpus, Side};
 use crate::store::Store;
-use crate::table::{Layout, Part, StoredTable, bad, encode_groups, u64s};
+use crate::table::{Layout, ZSTD_LEVEL, encode_groups};
 use crate::{Error, Result};
 
-/// With `train_rows` 0, one row in this many is held out.
-const HOLDOUT_ONE_IN: u64 = 10;
+/// Rows between two reports of progress.
+const REPORT_EVERY: u64 = 65_536;
 
 /// How to split a corpus.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SplitSpec {
     /// What the corpus holds.
     pub corpus: Corpus,
@@ -33,6 +35,8 @@ pub struct SplitSpec {
     pub holdout_rows: u64,
     /// How many rows a shard has; the last of a role may have fewer.
     pub shard_rows: u32,
+    /// What is done about rows that say almost the same; the cleaned tables hold signatures unless they are kept.
+    pub near_duplicates: NearDuplicates,
 }
 
 /// A shard that [`split_corpus`] planned and [`super::write_shard`] writes.
@@ -61,23 +65,6 @@ pub struct Split {
     pub warnings: Vec<String>,
 }
 
-/// A row's keys and where it lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct KeyRow {
-    pub split_key: u64,
-    pub id: u64,
-    pub english_key: u64,
-    pub file: u32,
-    pub row: u32,
-}
-
-/// The rows of both sides, in the order of their split keys.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Sides {
-    pub train: Vec<KeyRow>,
-    pub holdout: Vec<KeyRow>,
-}
-
 /// Reads the keys of all cleaned tables, decides, and writes the assignment to `path`.
 ///
 /// Among pairs, rows that share an id, a foreign text or an English text (in the form in which texts compare) are
@@ -103,9 +90,18 @@ pub async fn split_corpus(
     if spec.shard_rows == 0 {
         return Err(refuse("shard_rows is 0; a shard needs at least one row".into()));
     }
-    let rows = read_keys(store, cleaned, progress).await?;
-    let all = rows.len() as u64;
-    let (sides, tally) = decide(spec, rows);
+    let mut rows = Merged::open(store, cleaned, spec.near_duplicates != NearDuplicates::Keep).await?;
+    let mut sides = Decider::new(spec);
+    let mut all = 0;
+    while let Some(row) = rows.next().await? {
+        sides.offer(&row);
+        all += 1;
+        if all % REPORT_EVERY == 0 {
+            progress(all, rows.total());
+        }
+    }
+    progress(all, all);
+    let tally = std::mem::take(&mut sides.tally);
     let (train, holdout) = (sides.train.len() as u64, sides.holdout.len() as u64);
     assert_eq!(
         all,
@@ -158,6 +154,8 @@ pub async fn split_corpus(
         dictionary: &["shard", "file"],
         statistics: &[],
         metadata: &metadata,
+        page_rows: None,
+        zstd_level: ZSTD_LEVEL,
     };
     let content = encode_groups(&store.describe(path), &schema, &batches, &layout)?;
     let artifact = ManifestArtifact::of(path, "assignment", train + holdout, &content, metadata);
@@ -170,105 +168,15 @@ pub async fn split_corpus(
     })
 }
 
-/// The keys of all rows. Where rows are equal, the one from the source whose name sorts first stands first, so that the
-/// order of the sources decides nothing.
-async fn read_keys(store: &Store, cleaned: &[String], progress: Progress<'_>) -> Result<Vec<KeyRow>> {
-    let mut rows = Vec::new();
-    let mut sources = Vec::new();
-    for (file, path) in (0_u32..).zip(cleaned) {
-        let table = StoredTable::open(store, path).await?;
-        let name = store.describe(path);
-        let source = table
-            .fact(SOURCE_KEY)
-            .ok_or_else(|| bad(&name, "is no cleaned table".into()))?;
-        sources.push(source);
-        let mut row = 0_u32;
-        for batch in table.read(&["split_key", "english_key", "id"], Part::All).await? {
-            let split_key = u64s(&name, &batch, "split_key")?.values();
-            let english_key = u64s(&name, &batch, "english_key")?.values();
-            let id = u64s(&name, &batch, "id")?.values();
-            for ((split_key, english_key), id) in split_key.iter().zip(english_key).zip(id) {
-                rows.push(KeyRow {
-                    split_key: *split_key,
-                    id: *id,
-                    english_key: *english_key,
-                    file,
-                    row,
-                });
-                row = row
-                    .checked_add(1)
-                    .ok_or_else(|| bad(&name, "has more than 4294967295 rows".into()))?;
-            }
-        }
-        progress(u64::from(file) + 1, cleaned.len() as u64);
-    }
-    rows.sort_unstable_by(|a, b| {
-        let source = |row: &KeyRow| (&sources[row.file as usize], row.file, row.row);
-        (a.split_key, a.id)
-            .cmp(&(b.split_key, b.id))
-            .then_with(|| source(a).cmp(&source(b)))
-    });
-    Ok(rows)
-}
-
-/// Whether a split key belongs to the holdout part: `key / 2^64 < holdout / (train + holdout)`.
-pub(crate) fn is_holdout(key: u64, spec: &SplitSpec) -> bool {
-    let (part, whole) = match spec.train_rows {
-        0 => (1, HOLDOUT_ONE_IN),
-        train => (spec.holdout_rows, train.saturating_add(spec.holdout_rows)),
-    };
-    u128::from(key) * u128::from(whole) < u128::from(part) << 64
-}
-
-/// Keeps or drops each row. `rows` are sorted by (split key, id): the holdout part comes first.
-pub(crate) fn decide(spec: &SplitSpec, rows: Vec<KeyRow>) -> (Sides, Tally) {
-    let first_train = rows.partition_point(|row| is_holdout(row.split_key, spec));
-    // The whole part's English, kept or not: what is trained on then does not hang on how many rows are held out.
-    let holdout_english: HashSet<u64> = rows[..first_train].iter().map(|row| row.english_key).collect();
-    let most_train = if spec.train_rows == 0 {
-        u64::MAX
-    } else {
-        spec.train_rows
-    };
-    let mut sides = Sides::default();
-    let mut tally = Tally::default();
-    let mut english: HashSet<u64> = HashSet::with_capacity(rows.len());
-    let mut last_kept: Option<KeyRow> = None;
-    for (index, row) in rows.into_iter().enumerate() {
-        let in_holdout = index < first_train;
-        let duplicate = match spec.corpus {
-            Corpus::Pairs => {
-                last_kept.is_some_and(|last| last.split_key == row.split_key) || english.contains(&row.english_key)
-            }
-            Corpus::Instructions => last_kept.is_some_and(|last| last.id == row.id),
-        };
-        let (side, most) = if in_holdout {
-            (&mut sides.holdout, spec.holdout_rows)
-        } else {
-            (&mut sides.train, most_train)
-        };
-        if !in_holdout && holdout_english.contains(&row.english_key) {
-            tally.drop(DropReason::EnglishInHoldout);
-        } else if duplicate {
-            tally.drop(DropReason::Duplicate);
-        } else {
-            english.insert(row.english_key);
-            last_kept = Some(row);
-            if (side.len() as u64) < most {
-                side.push(row);
-            } else {
-                tally.drop(DropReason::Surplus);
-            }
-        }
-    }
-    (sides, tally)
-}
-
 fn shortfalls(spec: &SplitSpec, train: u64, holdout: u64) -> Vec<String> {
     let mut warnings = Vec::new();
+    let [train_key, holdout_key] = match spec.corpus {
+        Corpus::Pairs => ["corpus.train_pairs", "corpus.holdout_pairs"],
+        Corpus::Instructions => ["instructions.train", "instructions.validation"],
+    };
     for (side, found, wanted, key) in [
-        (Side::Train, train, spec.train_rows, "train_rows"),
-        (Side::Holdout, holdout, spec.holdout_rows, "holdout_rows"),
+        (Side::Train, train, spec.train_rows, train_key),
+        (Side::Holdout, holdout, spec.holdout_rows, holdout_key),
     ] {
         if found < wanted {
             let role = spec.corpus.role(side);
@@ -283,7 +191,7 @@ fn shortfalls(spec: &SplitSpec, train: u64, holdout: u64) -> Vec<String> {
 fn assignment(
     schema: &Arc<Schema>,
     shard: u32,
-    rows: &[KeyRow],
+    rows: &[Place],
 ) -> std::result::Result<RecordBatch, arrow::error::ArrowError> {
     let count = rows.len() as u32;
     RecordBatch::try_new(
@@ -291,8 +199,8 @@ fn assignment(
         vec![
             Arc::new(UInt32Array::from_iter_values((0..count).map(|_| shard))),
             Arc::new(UInt32Array::from_iter_values(0..count)),
-            Arc::new(UInt32Array::from_iter_values(rows.iter().map(|row| row.file))),
-            Arc::new(UInt32Array::from_iter_values(rows.iter().map(|row| row.row))),
+            Arc::new(UInt32Array::from_iter_values(rows.iter().map(|place| place.0))),
+            Arc::new(UInt32Array::from_iter_values(rows.iter().map(|place| place.1))),
         ],
     )
 }

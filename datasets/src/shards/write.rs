@@ -14,7 +14,8 @@ use crate::manifest::ManifestArtifact;
 use crate::rows::{Corpus, row_id};
 use crate::store::Store;
 use crate::table::{
-    Layout, Part, ROLE_KEY, SCHEMA_VERSION, SCHEMA_VERSION_KEY, STAGE_KEY, StoredTable, bad, encode, texts, u32s, u64s,
+    Layout, Part, ROLE_KEY, SCHEMA_VERSION, SCHEMA_VERSION_KEY, STAGE_KEY, StoredTable, ZSTD_LEVEL, bad, encode, texts,
+    u32s, u64s,
 };
 
 /// Which shard to write, and as what.
@@ -68,6 +69,8 @@ pub async fn write_shard(spec: &WriteSpec, store: &Store, progress: Progress<'_>
         dictionary: &["source", "task", "instruction"],
         statistics: &["id"],
         metadata: &metadata,
+        page_rows: None,
+        zstd_level: ZSTD_LEVEL,
     };
     let rows = batch.num_rows() as u64;
     let content = encode(&name, &batch.schema(), &[batch], &layout)?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use llink_datasets::clean::Rules;
 use llink_datasets::manifest::ManifestArtifact;
-use llink_datasets::read::Columns;
+use llink_datasets::read::Source;
 use llink_datasets::rows::Corpus;
 use llink_datasets::shards::{
     CleanSpec, Cleaned, Split, SplitSpec, WriteSpec, clean_source, split_corpus, write_shard,
@@ -30,12 +30,12 @@ pub fn silent(_: u64, _: u64) {}
 pub fn source_spec(corpus: Corpus, source: &str) -> CleanSpec {
     CleanSpec {
         corpus,
-        source: source.to_owned(),
-        format: None,
-        columns: Columns::default(),
+        source: Source::named(source),
         sample_rows: 0,
         seed: 0,
         rules: Rules::default(),
+        tasks: Vec::new(),
+        with_signatures: false,
     }
 }
 
@@ -64,7 +64,11 @@ pub async fn run_stage(store: &Store, folder: &str, sources: &[CleanSpec], spec:
     for (index, source) in sources.iter().enumerate() {
         cleaned.push(clean(store, source, &format!("{folder}/cleaned/{index}.parquet")).await?);
     }
-    let paths: Vec<String> = cleaned.iter().map(|c| c.artifact.path.clone()).collect();
+    let paths: Vec<String> = cleaned
+        .iter()
+        .flat_map(|c| &c.artifacts)
+        .map(|a| a.path.clone())
+        .collect();
     let assignment = format!("{folder}/assignment.parquet");
     let split = split_corpus(spec, store, &paths, &assignment, &silent).await?;
     let mut shards = Vec::new();

@@ -1,10 +1,10 @@
 //! The `shard` stage's tasks: thin calls into the datasets crate.
 
-use llink_datasets::clean::{Rules, TooLong};
-use llink_datasets::read::Columns;
+use llink_datasets::clean::{Rules, Scripts, TooLong};
+use llink_datasets::read::{Columns, Languages, Source};
 use llink_datasets::rows::Corpus;
-use llink_datasets::shards::{self, CleanSpec, SplitSpec, WriteSpec};
-use llink_proto::{Artifact, CleanSource, SplitCorpus, TaskResult, WriteShard};
+use llink_datasets::shards::{self, CleanSpec, NearDuplicates, SplitSpec, WriteSpec};
+use llink_proto::{Artifact, CleanSource, CleaningRules, SplitCorpus, TaskResult, WriteShard};
 
 use super::{TaskContext, to_proto};
 use crate::{Error, Result};
@@ -22,32 +22,69 @@ fn corpus(corpus: i32) -> Result<Corpus> {
     }
 }
 
+/// What a text that may be empty says.
+fn told<T: std::str::FromStr<Err = String>>(text: &str) -> Result<Option<T>> {
+    match text {
+        "" => Ok(None),
+        text => text.parse().map(Some).map_err(Error::Input),
+    }
+}
+
+fn source(source: &llink_proto::Source) -> Result<Source> {
+    let given = |text: &String| (!text.is_empty()).then(|| text.clone());
+    let (columns, languages) = (Columns::default(), Languages::default());
+    Ok(Source {
+        url: source.url.clone(),
+        foreign_url: given(&source.foreign_url),
+        format: told(&source.format)?,
+        compression: told(&source.compression)?,
+        columns: Columns {
+            english: given(&source.english_column).map_or(columns.english, |c| c.as_str().into()),
+            foreign: given(&source.foreign_column).map_or(columns.foreign, |c| c.as_str().into()),
+        },
+        languages: Languages {
+            english: given(&source.english_language).unwrap_or(languages.english),
+            foreign: given(&source.foreign_language),
+        },
+    })
+}
+
+fn rules(rules: &CleaningRules) -> Result<Rules> {
+    let scripts = match told(&rules.script)? {
+        None => None,
+        Some(foreign) => Some(Scripts {
+            foreign,
+            english: rules.english_script.parse().map_err(Error::Input)?,
+            min_share: rules.min_script_share,
+        }),
+    };
+    Ok(Rules {
+        min_chars: rules.min_chars,
+        max_chars: rules.max_chars,
+        too_long: if rules.cut_long { TooLong::Cut } else { TooLong::Drop },
+        scripts,
+        max_length_ratio: (rules.max_length_ratio > 0.0).then_some(rules.max_length_ratio),
+    })
+}
+
 pub(super) fn clean(context: &TaskContext, task: &CleanSource) -> Result<TaskResult> {
+    let missing = |what: &str| Error::Input(format!("a clean task without its {what}"));
+    let given = task.rules.as_ref().ok_or_else(|| missing("rules"))?;
     let spec = CleanSpec {
         corpus: corpus(task.corpus)?,
-        source: task.source.clone(),
-        format: match task.format.as_str() {
-            "" => None,
-            format => Some(format.parse().map_err(Error::Input)?),
-        },
-        columns: Columns {
-            english: task.english_column,
-            foreign: task.foreign_column,
-        },
+        source: source(task.source.as_ref().ok_or_else(|| missing("source"))?)?,
         sample_rows: task.sample_rows,
         seed: task.seed,
-        rules: Rules {
-            min_chars: task.min_chars,
-            max_chars: task.max_chars,
-            too_long: if task.cut_long { TooLong::Cut } else { TooLong::Drop },
-        },
+        rules: rules(given)?,
+        tasks: given.tasks.clone(),
+        with_signatures: task.with_signatures,
     };
     let store = context.store()?;
     let progress = |done, total| context.control.advance(done, total);
     let cleaned = context.wait(shards::clean_source(&spec, &store, &task.path, &progress))?;
     context.control.check()?;
     Ok(TaskResult {
-        artifacts: vec![to_proto(cleaned.artifact)],
+        artifacts: cleaned.artifacts.into_iter().map(to_proto).collect(),
         counts: cleaned.counts,
         warnings: cleaned.warnings,
         ..TaskResult::default()
@@ -60,6 +97,16 @@ pub(super) fn split(context: &TaskContext, task: &SplitCorpus) -> Result<TaskRes
         train_rows: task.train_rows,
         holdout_rows: task.holdout_rows,
         shard_rows: task.shard_rows,
+        near_duplicates: match task.near_duplicates.as_str() {
+            "keep" => NearDuplicates::Keep,
+            "across" => NearDuplicates::Across(task.similarity),
+            "everywhere" => NearDuplicates::Everywhere(task.similarity),
+            other => {
+                return Err(Error::Input(format!(
+                    "near_duplicates {other:?} is not known to this worker's version"
+                )));
+            }
+        },
     };
     let store = context.store()?;
     let progress = |done, total| context.control.advance(done, total);

@@ -1,0 +1,268 @@
+//! Where a corpus comes from: a path or URL, or a table that also says how it is to be read.
+
+use std::fmt;
+
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// One source or several.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sources {
+    /// `source = …`
+    One(SourceEntry),
+    /// `source = […, …]`
+    Several(Vec<SourceEntry>),
+}
+
+impl Sources {
+    /// The sources in the job's order.
+    #[must_use]
+    pub fn as_slice(&self) -> &[SourceEntry] {
+        match self {
+            Self::One(source) => std::slice::from_ref(source),
+            Self::Several(sources) => sources,
+        }
+    }
+
+    /// Passes each of the sources' paths through `f`.
+    pub fn change_paths(&mut self, f: impl Fn(&str) -> String) {
+        let entries = match self {
+            Self::One(source) => std::slice::from_mut(source),
+            Self::Several(sources) => sources,
+        };
+        for entry in entries {
+            for path in [&mut entry.url, &mut entry.english, &mut entry.foreign]
+                .into_iter()
+                .flatten()
+            {
+                *path = f(path);
+            }
+        }
+    }
+
+    /// Whether the sample corpus is among them.
+    #[must_use]
+    pub fn has_sample(&self) -> bool {
+        self.as_slice().iter().any(SourceEntry::is_sample)
+    }
+}
+
+/// How a source's rows are written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FormatName {
+    /// Columns separated by tabs.
+    Tsv,
+    /// One JSON object a line.
+    Jsonl,
+    /// Two files, line by line.
+    Moses,
+    /// Translation Memory eXchange.
+    Tmx,
+    /// Apache Parquet.
+    Parquet,
+}
+
+impl FormatName {
+    /// The name in job files and tasks.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tsv => "tsv",
+            Self::Jsonl => "jsonl",
+            Self::Moses => "moses",
+            Self::Tmx => "tmx",
+            Self::Parquet => "parquet",
+        }
+    }
+}
+
+/// How a source is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CompressionName {
+    /// Not at all.
+    None,
+    /// gzip.
+    Gz,
+    /// zstd.
+    Zst,
+    /// xz.
+    Xz,
+}
+
+impl CompressionName {
+    /// The name in job files and tasks.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Gz => "gz",
+            Self::Zst => "zst",
+            Self::Xz => "xz",
+        }
+    }
+}
+
+/// A column of a source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "a column's number (TSV) or its name (JSONL, Parquet)")]
+pub enum ColumnName {
+    /// Counted from 1.
+    Number(u32),
+    /// A key or a column's name; `a.b` is `b` within `a`.
+    Name(String),
+}
+
+impl fmt::Display for ColumnName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
+}
+
+/// How a source is to be read; what is absent is told by its name, or by the section for all its sources.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceEntry {
+    /// A path, a URL or `sample`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// The English file of a Moses corpus.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub english: Option<String>,
+    /// The foreign file of a Moses corpus.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foreign: Option<String>,
+    /// `tsv`, `jsonl`, `moses`, `tmx` or `parquet`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<FormatName>,
+    /// `none`, `gz`, `zst` or `xz`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<CompressionName>,
+    /// The English column: a TSV's by number, a JSONL's or Parquet's by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub english_column: Option<ColumnName>,
+    /// The foreign column.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foreign_column: Option<ColumnName>,
+    /// The language code that a TMX has on the English side; `en` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub english_language: Option<String>,
+    /// The language code that a TMX has on the foreign side; the only other one when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foreign_language: Option<String>,
+}
+
+impl SourceEntry {
+    /// A path or URL and nothing else.
+    #[must_use]
+    pub fn of(url: &str) -> Self {
+        Self {
+            url: Some(url.into()),
+            ..Self::default()
+        }
+    }
+
+    /// What people and tasks call it: its URL, or the English file's of a Moses corpus.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.url.as_deref().or(self.english.as_deref()).unwrap_or_default()
+    }
+
+    /// Every file of it.
+    pub fn files(&self) -> impl Iterator<Item = &str> {
+        [&self.url, &self.english, &self.foreign]
+            .into_iter()
+            .filter_map(|file| file.as_deref())
+    }
+
+    /// Whether it stands for made-up rows.
+    #[must_use]
+    pub fn is_sample(&self) -> bool {
+        self.url.as_deref() == Some("sample")
+    }
+
+    /// What is wrong with it, if anything.
+    pub(super) fn fault(&self) -> Option<&'static str> {
+        let given = self.files().all(|file| !file.is_empty());
+        match (&self.url, &self.english, &self.foreign) {
+            _ if !given => Some("a path, a URL or \"sample\""),
+            (Some(_), None, None) if self.format == Some(FormatName::Moses) => {
+                Some("two files for a Moses corpus: { english = \"…\", foreign = \"…\" }")
+            }
+            (Some(_), None, None) => None,
+            (None, Some(_), Some(_)) if self.format.is_none_or(|f| f == FormatName::Moses) => None,
+            (None, Some(_), Some(_)) => Some("format \"moses\", or none, with two files"),
+            _ => Some("`url`, or both `english` and `foreign`"),
+        }
+    }
+}
+
+struct EntryVisitor;
+
+impl<'de> Visitor<'de> for EntryVisitor {
+    type Value = SourceEntry;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a path, a URL, \"sample\", or a table with `url` or with `english` and `foreign`")
+    }
+
+    fn visit_str<E>(self, url: &str) -> Result<SourceEntry, E> {
+        Ok(SourceEntry::of(url))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<SourceEntry, A::Error> {
+        SourceEntry::deserialize(MapAccessDeserializer::new(map))
+    }
+}
+
+/// An entry that may be a bare string.
+struct Entry(SourceEntry);
+
+impl<'de> Deserialize<'de> for Entry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(EntryVisitor).map(Self)
+    }
+}
+
+struct SourcesVisitor;
+
+impl<'de> Visitor<'de> for SourcesVisitor {
+    type Value = Sources;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a path, a URL, \"sample\", a table with `url`, or an array of those")
+    }
+
+    fn visit_str<E>(self, url: &str) -> Result<Sources, E> {
+        Ok(Sources::One(SourceEntry::of(url)))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Sources, A::Error> {
+        EntryVisitor.visit_map(map).map(Sources::One)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, sequence: A) -> Result<Sources, A::Error> {
+        let entries = Vec::<Entry>::deserialize(SeqAccessDeserializer::new(sequence))?;
+        Ok(Sources::Several(entries.into_iter().map(|entry| entry.0).collect()))
+    }
+}
+
+impl<'de> Deserialize<'de> for Sources {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(SourcesVisitor)
+    }
+}
+
+impl Serialize for Sources {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::One(source) => source.serialize(serializer),
+            Self::Several(sources) => sources.serialize(serializer),
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! How a corpus file is compressed, and what undoes it piece by piece.
+
+use std::io::Write;
+use std::str::FromStr;
+
+use flate2::write::MultiGzDecoder;
+use liblzma::stream::{Action, CONCATENATED, Status, Stream as XzStream};
+use zstd::stream::raw::{Decoder as ZstdDecoder, InBuffer, Operation, OutBuffer};
+
+/// How much compressed input is decoded at once: bounds what a highly compressed file can blow up to in memory.
+const PIECE: usize = 16 << 10;
+const BLOCK: usize = 128 << 10;
+/// What an xz file may ask for; `xz -9` needs 65 MiB.
+const XZ_MEMORY: u64 = 160 << 20;
+/// The largest zstd window, as a power of two: 128 MiB, which is what `zstd --long` makes at most.
+const ZSTD_WINDOW_LOG: u32 = 27;
+
+/// How a file is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// gzip, of one member or several.
+    Gzip,
+    /// zstd, of one frame or several.
+    Zstd,
+    /// xz, of one stream or several.
+    Xz,
+}
+
+impl Compression {
+    /// The compression that a file's name tells, and the name without that ending.
+    #[must_use]
+    pub fn of(name: &str) -> (Self, &str) {
+        for (ending, compression) in [(".gz", Self::Gzip), (".zst", Self::Zstd), (".xz", Self::Xz)] {
+            if let Some(stem) = name.strip_suffix(ending) {
+                return (compression, stem);
+            }
+        }
+        (Self::None, name)
+    }
+}
+
+impl FromStr for Compression {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "none" => Ok(Self::None),
+            "gz" => Ok(Self::Gzip),
+            "zst" => Ok(Self::Zstd),
+            "xz" => Ok(Self::Xz),
+            other => Err(format!("compression `{other}` is not known; use none, gz, zst or xz")),
+        }
+    }
+}
+
+/// Decodes what it is fed.
+pub(super) enum Decoder {
+    None,
+    Gzip(Box<MultiGzDecoder<Vec<u8>>>),
+    Zstd {
+        decoder: ZstdDecoder<'static>,
+        frame_open: bool,
+    },
+    Xz {
+        stream: XzStream,
+        ended: bool,
+    },
+}
+
+impl Decoder {
+    pub(super) fn new(compression: Compression) -> Result<Self, String> {
+        Ok(match compression {
+            Compression::None => Self::None,
+            Compression::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(Vec::new()))),
+            Compression::Zstd => {
+                let mut decoder = ZstdDecoder::new().map_err(|e| e.to_string())?;
+                let window = zstd::zstd_safe::DParameter::WindowLogMax(ZSTD_WINDOW_LOG);
+                decoder.set_parameter(window).map_err(|e| e.to_string())?;
+                Self::Zstd {
+                    decoder,
+                    frame_open: false,
+                }
+            }
+            Compression::Xz => Self::Xz {
+                stream: XzStream::new_stream_decoder(XZ_MEMORY, CONCATENATED).map_err(|e| e.to_string())?,
+                ended: false,
+            },
+        })
+    }
+
+    /// Takes in some of `input`, appends what comes out to `buffer`, and says how many bytes it took.
+    pub(super) fn feed(&mut self, input: &[u8], buffer: &mut Vec<u8>) -> Result<usize, String> {
+        match self {
+            Self::None => {
+                buffer.extend_from_slice(input);
+                Ok(input.len())
+            }
+            Self::Gzip(decoder) => {
+                let piece = &input[..input.len().min(PIECE)];
+                decoder.write_all(piece).map_err(|e| e.to_string())?;
+                buffer.append(decoder.get_mut());
+                Ok(piece.len())
+            }
+            Self::Zstd { decoder, frame_open } => {
+                let start = buffer.len();
+                buffer.resize(start + BLOCK, 0);
+                let mut from = InBuffer::around(input);
+                let mut to = OutBuffer::around(&mut buffer[start..]);
+                let left = decoder.run(&mut from, &mut to).map_err(|e| e.to_string())?;
+                *frame_open = left > 0;
+                let (used, made) = (from.pos(), to.pos());
+                buffer.truncate(start + made);
+                Ok(used)
+            }
+            Self::Xz { stream, ended } => {
+                let (used, _) = run_xz(stream, input, buffer, Action::Run, ended)?;
+                Ok(used)
+            }
+        }
+    }
+
+    /// Appends what is still inside.
+    ///
+    /// # Errors
+    /// Where the file ends in the middle.
+    pub(super) fn finish(&mut self, buffer: &mut Vec<u8>) -> Result<(), String> {
+        let torn = || "the file ends in the middle".to_owned();
+        match self {
+            Self::None => Ok(()),
+            Self::Gzip(decoder) => {
+                decoder.try_finish().map_err(|e| e.to_string())?;
+                buffer.append(decoder.get_mut());
+                Ok(())
+            }
+            Self::Zstd { decoder, frame_open } => loop {
+                if !*frame_open {
+                    return Ok(());
+                }
+                let start = buffer.len();
+                buffer.resize(start + BLOCK, 0);
+                let mut to = OutBuffer::around(&mut buffer[start..]);
+                let left = decoder.run(&mut InBuffer::around(&[]), &mut to);
+                let made = to.pos();
+                buffer.truncate(start + made);
+                *frame_open = left.map_err(|e| e.to_string())? > 0;
+                if *frame_open && made == 0 {
+                    return Err(torn());
+                }
+            },
+            Self::Xz { stream, ended } => loop {
+                if *ended {
+                    return Ok(());
+                }
+                let (_, made) = run_xz(stream, &[], buffer, Action::Finish, ended)?;
+                if made == 0 && !*ended {
+                    return Err(torn());
+                }
+            },
+        }
+    }
+}
+
+/// Bytes taken and bytes made.
+fn run_xz(
+    stream: &mut XzStream,
+    input: &[u8],
+    buffer: &mut Vec<u8>,
+    action: Action,
+    ended: &mut bool,
+) -> Result<(usize, usize), String> {
+    let (start, taken) = (buffer.len(), stream.total_in());
+    let had = stream.total_out();
+    buffer.resize(start + BLOCK, 0);
+    let status = stream.process(input, &mut buffer[start..], action);
+    let (used, made) = (
+        (stream.total_in() - taken) as usize,
+        (stream.total_out() - had) as usize,
+    );
+    buffer.truncate(start + made);
+    match status {
+        Ok(Status::StreamEnd) => *ended = true,
+        Ok(_) => {}
+        Err(liblzma::stream::Error::MemLimit) => {
+            return Err(format!("it needs more than {} MiB to be decompressed", XZ_MEMORY >> 20));
+        }
+        Err(error) => return Err(error.to_string()),
+    }
+    if used == 0 && made == 0 && !*ended && matches!(action, Action::Run) {
+        return Err("the decoder stands still".to_owned());
+    }
+    Ok((used, made))
+}

@@ -1,0 +1,150 @@
+//! Parquet as a corpus: two text columns, batch by batch.
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
+use arrow::datatypes::DataType;
+use futures::StreamExt;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::async_reader::ParquetRecordBatchStream;
+
+use super::RawRow;
+use super::format::Columns;
+use crate::clean::DropReason;
+use crate::store::Store;
+use crate::table::{StoredTable, bad, unreadable};
+use crate::table_reader::ObjectReader;
+use crate::{Error, Result};
+
+/// Rows that are decoded at once.
+const BATCH_ROWS: usize = 1_024;
+/// The largest row group, decompressed, that is taken in: a reader holds the columns of one.
+const LARGEST_GROUP: i64 = 1 << 30;
+
+pub(super) struct ParquetRows {
+    url: String,
+    stream: ParquetRecordBatchStream<ObjectReader>,
+    names: [String; 2],
+    batch: Option<[StringArray; 2]>,
+    next_row: usize,
+    done: u64,
+    total: u64,
+}
+
+impl ParquetRows {
+    pub(super) async fn open(url: &str, columns: &Columns) -> Result<Self> {
+        let (store, name) = Store::open_object(url)?;
+        let table = StoredTable::open(&store, &name).await.map_err(|error| match error {
+            Error::NotFound { .. } => Error::NotFound { path: url.to_owned() },
+            other => other,
+        })?;
+        let total = table.rows();
+        if let Some(group) = table
+            .metadata()
+            .row_groups()
+            .iter()
+            .find(|g| g.total_byte_size() > LARGEST_GROUP)
+        {
+            let reason = format!(
+                "has a row group of {} MiB, of which only up to {} MiB are taken in; write it again with smaller ones",
+                group.total_byte_size() >> 20,
+                LARGEST_GROUP >> 20
+            );
+            return Err(bad(url, reason));
+        }
+        let names = [columns.english.name("english"), columns.foreign.name("foreign")];
+        let builder = table.into_builder();
+        let schema = builder.parquet_schema();
+        let leaves: Vec<String> = schema.columns().iter().map(|c| c.path().string()).collect();
+        for name in &names {
+            if !leaves.contains(name) {
+                let reason = format!(
+                    "has no column `{name}`; it has {}. Set english_column and foreign_column",
+                    leaves.join(", ")
+                );
+                return Err(bad(url, reason));
+            }
+        }
+        let wanted: Vec<usize> = leaves
+            .iter()
+            .enumerate()
+            .filter(|(_, leaf)| names.contains(leaf))
+            .map(|(index, _)| index)
+            .collect();
+        let mask = ProjectionMask::leaves(schema, wanted);
+        let stream = builder
+            .with_projection(mask)
+            .with_batch_size(BATCH_ROWS)
+            .build()
+            .map_err(|e| unreadable(url, &e))?;
+        Ok(Self {
+            url: url.to_owned(),
+            stream,
+            names,
+            batch: None,
+            next_row: 0,
+            done: 0,
+            total,
+        })
+    }
+
+    /// Rows read and rows in all.
+    pub(super) fn progress(&self) -> (u64, u64) {
+        (self.done, self.total)
+    }
+
+    pub(super) async fn next(&mut self) -> Result<Option<std::result::Result<RawRow, DropReason>>> {
+        loop {
+            if let Some([english, foreign]) = &self.batch
+                && self.next_row < english.len()
+            {
+                let row = self.next_row;
+                self.next_row += 1;
+                self.done += 1;
+                let text = |column: &StringArray| -> std::result::Result<String, DropReason> {
+                    if column.is_null(row) {
+                        return Err(DropReason::MissingColumn);
+                    }
+                    let text = column.value(row);
+                    if text.contains('\0') {
+                        return Err(DropReason::NulByte);
+                    }
+                    Ok(text.to_owned())
+                };
+                return Ok(Some(text(english).and_then(|english| {
+                    let foreign = text(foreign)?;
+                    Ok(RawRow::Pair { english, foreign })
+                })));
+            }
+            let Some(batch) = self.stream.next().await else {
+                return Ok(None);
+            };
+            let batch = batch.map_err(|e| unreadable(&self.url, &e))?;
+            let side = |name: &str| column(&self.url, &batch, name);
+            self.batch = Some([side(&self.names[0])?, side(&self.names[1])?]);
+            self.next_row = 0;
+        }
+    }
+}
+
+/// The text column at a dotted path.
+fn column(url: &str, batch: &RecordBatch, path: &str) -> Result<StringArray> {
+    let missing = || bad(url, format!("has no column `{path}`"));
+    let mut parts = path.split('.');
+    let mut array: ArrayRef = parts
+        .next()
+        .and_then(|part| batch.column_by_name(part))
+        .cloned()
+        .ok_or_else(missing)?;
+    for part in parts {
+        let within = array.as_struct_opt().ok_or_else(missing)?;
+        array = within.column_by_name(part).cloned().ok_or_else(missing)?;
+    }
+    let wrong = |kind: &DataType| bad(url, format!("column `{path}` holds {kind}, not text"));
+    if array.data_type().is_numeric() {
+        return Err(wrong(array.data_type()));
+    }
+    let plain = arrow::compute::cast(&array, &DataType::Utf8).map_err(|_| wrong(array.data_type()))?;
+    plain
+        .as_string_opt::<i32>()
+        .cloned()
+        .ok_or_else(|| wrong(array.data_type()))
+}

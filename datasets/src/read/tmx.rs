@@ -1,0 +1,195 @@
+//! TMX: translation units, one at a time, out of an XML file of any size.
+//!
+//! The file is cut at `</tu>`, and each unit is parsed on its own: a broken unit is one counted row and not the end of
+//! the file, and memory holds one unit. The segments' inline tags (`<bpt>`, `<ph>`, …) hold formatting code of the
+//! tool that wrote the file and are left out with their content; `<hi>` and `<sub>` wrap text and are left out alone.
+
+use quick_xml::Reader;
+use quick_xml::events::{BytesStart, Event};
+
+use super::RawRow;
+use super::format::Languages;
+use super::pieces::{Piece, Pieces};
+use crate::clean::DropReason;
+use crate::read::compression::Compression;
+use crate::{Error, Result};
+
+pub(super) const UNIT_END: &[u8] = b"</tu>";
+
+pub(super) struct TmxRows {
+    pieces: Pieces,
+    languages: Languages,
+    began: bool,
+}
+
+impl TmxRows {
+    pub(super) async fn open(url: &str, compression: Option<Compression>, languages: Languages) -> Result<Self> {
+        Ok(Self {
+            pieces: Pieces::open(url, compression, UNIT_END).await?,
+            languages,
+            began: false,
+        })
+    }
+
+    pub(super) fn pieces(&self) -> &Pieces {
+        &self.pieces
+    }
+
+    pub(super) async fn next(&mut self) -> Result<Option<std::result::Result<RawRow, DropReason>>> {
+        let url = self.pieces.url().to_owned();
+        let began = std::mem::replace(&mut self.began, true);
+        let piece = match self.pieces.next().await? {
+            None => return Ok(None),
+            Some(Piece::Fault(reason)) => Err(reason),
+            Some(Piece::Text(text)) => Ok(text.to_owned()),
+        };
+        let is_rest = self.pieces.is_rest();
+        let text = match piece {
+            Err(reason) => return Ok(Some(Err(reason))),
+            Ok(text) => text,
+        };
+        if !began {
+            check_header(&url, &text)?;
+        }
+        match unit_start(&text) {
+            // What follows the last unit is the document's end.
+            None if is_rest => Ok(None),
+            Some(_) if is_rest => Ok(Some(Err(DropReason::BrokenXml))),
+            None => Ok(Some(Err(DropReason::BrokenXml))),
+            Some(start) => Ok(Some(unit(&text[start..], &self.languages))),
+        }
+    }
+}
+
+/// Refuses what is no TMX, or TMX in an encoding that would break every unit.
+fn check_header(url: &str, text: &str) -> Result<()> {
+    let refuse = |reason: String| Error::Content {
+        path: url.to_owned(),
+        reason,
+    };
+    let head = &text[..unit_start(text).unwrap_or(text.len())];
+    if !head.contains("<tmx") {
+        return Err(refuse(
+            "is no TMX: `<tmx` does not stand before the first unit; set `format` if it is something else".to_owned(),
+        ));
+    }
+    let encoding = head
+        .split_once("encoding=")
+        .map(|(_, rest)| rest.trim_start_matches(['"', '\'']))
+        .and_then(|rest| rest.split(['"', '\'']).next());
+    match encoding {
+        Some(name) if !name.eq_ignore_ascii_case("utf-8") && !name.eq_ignore_ascii_case("us-ascii") => Err(refuse(
+            format!("is in {name}; convert it to UTF-8, for instance with `iconv -f {name} -t UTF-8`"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Where the last `<tu>` or `<tu …>` of the text begins.
+fn unit_start(text: &str) -> Option<usize> {
+    text.rmatch_indices("<tu")
+        .find(|(at, _)| {
+            let next = text.as_bytes().get(at + 3);
+            next.is_none_or(|b| *b == b'>' || b.is_ascii_whitespace())
+        })
+        .map(|(at, _)| at)
+}
+
+/// The two sides of a unit, whose end tag is cut off.
+fn unit(text: &str, languages: &Languages) -> std::result::Result<RawRow, DropReason> {
+    let mut variants = variants(text)?;
+    let is = |language: &str, wanted: &str| {
+        let head = language.get(..wanted.len()).unwrap_or("");
+        head.eq_ignore_ascii_case(wanted)
+            && language[wanted.len()..]
+                .chars()
+                .next()
+                .is_none_or(|c| c == '-' || c == '_')
+    };
+    let english = variants
+        .iter()
+        .position(|(language, _)| is(language, &languages.english));
+    let english = variants.swap_remove(english.ok_or(DropReason::MissingLanguage)?).1;
+    let foreign = match &languages.foreign {
+        Some(wanted) => variants.iter().position(|(language, _)| is(language, wanted)),
+        None => {
+            variants.retain(|(language, _)| !is(language, &languages.english));
+            (variants.len() == 1).then_some(0)
+        }
+    };
+    let foreign = variants.swap_remove(foreign.ok_or(DropReason::MissingLanguage)?).1;
+    if english.contains('\0') || foreign.contains('\0') {
+        return Err(DropReason::NulByte);
+    }
+    Ok(RawRow::Pair { english, foreign })
+}
+
+/// (language, segment) of each `<tuv>`.
+fn variants(text: &str) -> std::result::Result<Vec<(String, String)>, DropReason> {
+    let mut reader = Reader::from_str(text);
+    // The unit's own end tag is cut off.
+    reader.config_mut().check_end_names = true;
+    reader.config_mut().allow_unmatched_ends = false;
+    let mut variants: Vec<(String, String)> = Vec::new();
+    let (mut segment, mut hidden) = (None::<String>, 0_u32);
+    loop {
+        match reader.read_event().map_err(|_| DropReason::BrokenXml)? {
+            Event::Start(tag) => match tag.name().as_ref() {
+                b"tuv" => variants.push((language(&tag)?, String::new())),
+                b"seg" => segment = Some(String::new()),
+                b"hi" | b"sub" => {}
+                _ if segment.is_some() => hidden += 1,
+                _ => {}
+            },
+            Event::End(tag) => match tag.name().as_ref() {
+                b"seg" => {
+                    let text = segment.take().unwrap_or_default();
+                    variants.last_mut().ok_or(DropReason::BrokenXml)?.1 = text;
+                    hidden = 0;
+                }
+                b"hi" | b"sub" => {}
+                _ => hidden = hidden.saturating_sub(1),
+            },
+            Event::Text(text) => append(&mut segment, hidden, &text.decode().map_err(|_| DropReason::BrokenXml)?),
+            Event::CData(text) => append(&mut segment, hidden, &text.decode().map_err(|_| DropReason::BrokenXml)?),
+            Event::GeneralRef(name) => {
+                let character = match name.resolve_char_ref().map_err(|_| DropReason::BrokenXml)? {
+                    Some(character) => character.to_string(),
+                    None => {
+                        let name = name.decode().map_err(|_| DropReason::BrokenXml)?;
+                        quick_xml::escape::resolve_predefined_entity(&name)
+                            .ok_or(DropReason::BrokenXml)?
+                            .to_owned()
+                    }
+                };
+                append(&mut segment, hidden, &character);
+            }
+            Event::Eof => {
+                return if segment.is_none() {
+                    Ok(variants)
+                } else {
+                    Err(DropReason::BrokenXml)
+                };
+            }
+            _ => {}
+        }
+    }
+}
+
+fn append(segment: &mut Option<String>, hidden: u32, text: &str) {
+    if let Some(segment) = segment
+        && hidden == 0
+    {
+        segment.push_str(text);
+    }
+}
+
+/// `xml:lang`, in TMX 1.1 `lang`.
+fn language(tag: &BytesStart<'_>) -> std::result::Result<String, DropReason> {
+    for name in ["xml:lang", "lang"] {
+        if let Some(attribute) = tag.try_get_attribute(name).map_err(|_| DropReason::BrokenXml)? {
+            return String::from_utf8(attribute.value.into_owned()).map_err(|_| DropReason::BrokenXml);
+        }
+    }
+    Ok(String::new())
+}

@@ -1,0 +1,144 @@
+//! A sorted run: cleaned rows in memory, up to a budget, then written as one table. However large a source is, memory
+//! holds one run of it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, FixedSizeBinaryArray, RecordBatch, StringArray, UInt64Array};
+use arrow::datatypes::{DataType, Field, Schema};
+use bytes::Bytes;
+
+use super::text_columns;
+use crate::Result;
+use crate::clean::Checked;
+use crate::near::SIGNATURE_BYTES;
+use crate::rows::{Corpus, row_id};
+use crate::table::{Layout, ROW_GROUP_ROWS, bad, encode_stream};
+
+/// Bytes of text in a run.
+const RUN_BYTES: usize = 64 << 20;
+/// Rows in a run.
+const RUN_ROWS: usize = 1 << 19;
+/// Rows in a page: a shard takes a few hundred rows of each run, and what lies in the same page is read for nothing.
+const PAGE_ROWS: usize = 1_024;
+
+/// The columns of the two sides' signatures.
+pub(super) const SIGNATURE_COLUMNS: [&str; 2] = ["english_signature", "foreign_signature"];
+
+struct RunRow {
+    split_key: u64,
+    english_key: u64,
+    id: u64,
+    /// Which row this was as they came.
+    index: u32,
+}
+
+/// Rows of one corpus that are not written yet.
+pub(super) struct Run {
+    corpus: Corpus,
+    rows: Vec<RunRow>,
+    /// All texts, one after the other, and where each ends.
+    texts: String,
+    ends: Vec<u32>,
+    signatures: Vec<[[u8; SIGNATURE_BYTES]; 2]>,
+}
+
+impl Run {
+    pub(super) fn new(corpus: Corpus) -> Self {
+        Self {
+            corpus,
+            rows: Vec::new(),
+            texts: String::new(),
+            ends: Vec::new(),
+            signatures: Vec::new(),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.texts.len() >= RUN_BYTES || self.rows.len() >= RUN_ROWS
+    }
+
+    /// Takes in a row; `texts` in the order of [`text_columns`].
+    pub(super) fn push(&mut self, checked: &Checked, texts: &[&str]) {
+        self.rows.push(RunRow {
+            split_key: checked.foreign_key,
+            english_key: checked.english_key,
+            id: row_id(texts),
+            index: self.rows.len() as u32,
+        });
+        for text in texts {
+            self.texts.push_str(text);
+            // A run ends soon after 64 MiB, and a row has a few MiB at most.
+            self.ends.push(self.texts.len() as u32);
+        }
+        if let Some(signatures) = &checked.signatures {
+            self.signatures.push(signatures.map(|signature| {
+                let mut bytes = [0; SIGNATURE_BYTES];
+                for (two, part) in bytes.chunks_exact_mut(2).zip(signature) {
+                    two.copy_from_slice(&part.to_le_bytes());
+                }
+                bytes
+            }));
+        }
+    }
+
+    fn text(&self, row: &RunRow, column: usize) -> &str {
+        let position = row.index as usize * text_columns(self.corpus).len() + column;
+        let start = position.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.texts[start as usize..self.ends[position] as usize]
+    }
+
+    /// The rows as a table sorted by (`split_key`, `id`); the run is empty afterwards.
+    pub(super) fn encode(&mut self, name: &str, metadata: &BTreeMap<String, String>) -> Result<Bytes> {
+        // Rows with equal ids are equal in every column, so that the order is total where it can be seen.
+        self.rows.sort_unstable_by_key(|row| (row.split_key, row.id));
+        let mut fields: Vec<_> = ["split_key", "english_key", "id"]
+            .iter()
+            .map(|key| Field::new(*key, DataType::UInt64, false))
+            .collect();
+        if !self.signatures.is_empty() {
+            let kind = DataType::FixedSizeBinary(SIGNATURE_BYTES as i32);
+            fields.extend(SIGNATURE_COLUMNS.map(|column| Field::new(column, kind.clone(), false)));
+        }
+        let columns = text_columns(self.corpus);
+        fields.extend(columns.iter().map(|column| Field::new(*column, DataType::Utf8, false)));
+        let schema = Arc::new(Schema::new(fields));
+        let batches = self.rows.chunks(ROW_GROUP_ROWS).map(|rows| {
+            let columns = self.columns(rows).map_err(|e| bad(name, e.to_string()))?;
+            RecordBatch::try_new(Arc::clone(&schema), columns).map_err(|e| bad(name, e.to_string()))
+        });
+        let layout = Layout {
+            dictionary: &["task", "instruction"],
+            statistics: &["split_key"],
+            metadata,
+            page_rows: Some(PAGE_ROWS),
+            zstd_level: 1,
+        };
+        let content = encode_stream(name, &schema, batches, &layout)?;
+        self.rows.clear();
+        self.texts.clear();
+        self.ends.clear();
+        self.signatures.clear();
+        Ok(content)
+    }
+
+    fn columns(&self, rows: &[RunRow]) -> std::result::Result<Vec<ArrayRef>, arrow::error::ArrowError> {
+        let key = |of: fn(&RunRow) -> u64| -> ArrayRef { Arc::new(UInt64Array::from_iter_values(rows.iter().map(of))) };
+        let mut columns = vec![key(|row| row.split_key), key(|row| row.english_key), key(|row| row.id)];
+        if !self.signatures.is_empty() {
+            for side in 0..SIGNATURE_COLUMNS.len() {
+                let signatures = rows.iter().map(|row| self.signatures[row.index as usize][side]);
+                columns.push(Arc::new(FixedSizeBinaryArray::try_from_iter(signatures)?));
+            }
+        }
+        for column in 0..text_columns(self.corpus).len() {
+            let texts = rows.iter().map(|row| self.text(row, column));
+            columns.push(Arc::new(StringArray::from_iter_values(texts)));
+        }
+        Ok(columns)
+    }
+}

@@ -1,0 +1,291 @@
+//! Every format and compression gives the same rows, and each has a defined outcome for what is broken.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+mod common;
+
+use std::io::Write;
+use std::sync::Arc;
+
+use arrow::array::{Array, RecordBatch, StringArray, StructArray};
+use arrow::datatypes::{DataType, Field, Schema};
+use bytes::Bytes;
+use common::{assert_sums, clean, source_spec};
+use llink_datasets::Result;
+use llink_datasets::instructions::read_instructions;
+use llink_datasets::pairs::read_pairs;
+use llink_datasets::read::{Columns, Compression, Languages, Source};
+use llink_datasets::rows::Corpus;
+use llink_datasets::shards::{CleanSpec, Cleaned};
+use llink_datasets::store::Store;
+use parquet::arrow::ArrowWriter;
+
+const PLACE: &str = "memory://formats";
+
+async fn put(name: &str, content: &[u8]) -> String {
+    let store = Store::open(PLACE).unwrap();
+    store.put(name, Bytes::copy_from_slice(content)).await.unwrap();
+    format!("{PLACE}/{name}")
+}
+
+async fn cleaned(source: Source, corpus: Corpus) -> Result<(Cleaned, String)> {
+    let store = Store::open(PLACE).unwrap();
+    let out = format!("{}.out", source.url.rsplit('/').next().unwrap());
+    let spec = CleanSpec {
+        source,
+        ..source_spec(corpus, "")
+    };
+    let cleaned = clean(&store, &spec, &out).await?;
+    assert_sums(&cleaned.counts, &["kept"]);
+    Ok((cleaned, out))
+}
+
+async fn rows(source: Source) -> Result<Vec<(String, String)>> {
+    let (_, out) = cleaned(source, Corpus::Pairs).await?;
+    let content = Store::open(PLACE).unwrap().get(&out).await.unwrap();
+    let table = read_pairs(&out, content).unwrap();
+    let mut rows: Vec<_> = table.english.into_iter().zip(table.foreign).collect();
+    rows.sort();
+    Ok(rows)
+}
+
+fn expected() -> Vec<(String, String)> {
+    [("A cow & a calf.", "គោ <១>"), ("A fish.", "ត្រី")]
+        .map(|(e, f)| (e.to_owned(), f.to_owned()))
+        .to_vec()
+}
+
+const TSV: &str = "A fish.\tត្រី\r\nA cow & a calf.\tគោ <១>\n";
+const TMX: &str = r#"<?xml version="1.0" encoding="UTF-8"?>
+<tmx version="1.4"><header srclang="en"><note>a &lt;tu&gt;</note></header><body>
+<tu tuid="1"><tuv xml:lang="en-US"><seg>A <bpt i="1">&lt;b&gt;</bpt>fish<ept i="1">&lt;/b&gt;</ept>.</seg></tuv>
+<tuv xml:lang="km"><seg>ត្រី</seg></tuv></tu>
+<tu><prop type="x">1</prop><tuv xml:lang="km"><seg>គោ &lt;&#6113;&gt;</seg></tuv><tuv xml:lang="EN"><seg><![CDATA[A cow & a]]> <hi>calf</hi>.</seg></tuv></tu>
+</body></tmx>
+"#;
+
+fn gz(content: &[u8]) -> Vec<u8> {
+    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    gz.write_all(content).unwrap();
+    gz.finish().unwrap()
+}
+
+fn xz(content: &[u8]) -> Vec<u8> {
+    let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 6);
+    xz.write_all(content).unwrap();
+    xz.finish().unwrap()
+}
+
+#[tokio::test]
+async fn every_format_and_compression_gives_the_same_rows() {
+    let jsonl = r#"{"translation":{"en":"A fish.","km":"ត្រី"}}
+{"translation":{"en":"A cow & a calf.","km":"គោ <១>"}}"#;
+    let named = Columns {
+        english: "translation.en".into(),
+        foreign: "translation.km".into(),
+    };
+    for (name, content) in [("t.tsv", TSV), ("t.jsonl", jsonl), ("t.tmx", TMX)] {
+        let zst = zstd::encode_all(content.as_bytes(), 3).unwrap();
+        for (ending, packed) in [
+            ("", content.as_bytes().to_vec()),
+            (".gz", gz(content.as_bytes())),
+            (".zst", zst),
+            (".xz", xz(content.as_bytes())),
+        ] {
+            let url = put(&format!("{name}{ending}"), &packed).await;
+            let columns = if name == "t.jsonl" {
+                named.clone()
+            } else {
+                Columns::default()
+            };
+            let source = Source {
+                columns,
+                ..Source::named(&url)
+            };
+            assert_eq!(rows(source).await.unwrap(), expected(), "{name}{ending}");
+        }
+    }
+    let url = put("no-ending", &xz(TSV.as_bytes())).await;
+    let source = Source {
+        format: Some("tsv".parse().unwrap()),
+        compression: Some(Compression::Xz),
+        ..Source::named(&url)
+    };
+    assert_eq!(rows(source).await.unwrap(), expected(), "said and not inferred");
+}
+
+#[tokio::test]
+async fn moses_files_are_read_in_step_and_unaligned_ones_are_refused() {
+    let english = put("m.en.gz", &gz(b"\xEF\xBB\xBFA fish.\r\nA cow & a calf.\nbroken \xFF\n")).await;
+    let foreign = put("m.km", "ត្រី\nគោ <១>\nx\n".as_bytes()).await;
+    let moses = |foreign: String| Source {
+        foreign_url: Some(foreign),
+        ..Source::named(&english)
+    };
+    assert_eq!(rows(moses(foreign)).await.unwrap(), expected());
+    let short = put("short.km", "ត្រី\n".as_bytes()).await;
+    let text = rows(moses(short)).await.unwrap_err().to_string();
+    assert!(
+        text.contains("short.km: has 1 lines") && text.contains("m.en.gz has 3"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn broken_units_of_a_tmx_are_counted_and_the_rest_is_read() {
+    let broken = TMX.replace(
+        "</body>",
+        "<tu><tuv xml:lang=\"en\"><seg>a</tuv></tu><tu><tuv xml:lang=\"en\"><seg>only</seg></tuv></tu>\
+         <tu><tuv xml:lang=\"en\"><seg>&unknown;</seg></tuv></tu><tu><tuv xml:lang=\"en\"><seg>torn",
+    );
+    let url = put("broken.tmx", broken.as_bytes()).await;
+    let (cleaned, _) = cleaned(Source::named(&url), Corpus::Pairs).await.unwrap();
+    let counts = &cleaned.counts;
+    assert_eq!((counts["rows"], counts["kept"]), (6, 2), "{counts:?}");
+    assert_eq!(
+        (counts["dropped_broken_xml"], counts["dropped_missing_language"]),
+        (3, 1)
+    );
+
+    let three = TMX.replace(
+        "<tuv xml:lang=\"km\">",
+        "<tuv xml:lang=\"th\"><seg>x</seg></tuv><tuv xml:lang=\"km\">",
+    );
+    let url = put("three.tmx", three.as_bytes()).await;
+    let said = rows(Source::named(&url)).await.unwrap_err().to_string();
+    assert!(said.contains("2 missing_language"), "which of two is left open: {said}");
+    let languages = Languages {
+        english: "en".into(),
+        foreign: Some("km".into()),
+    };
+    let source = Source {
+        languages,
+        ..Source::named(&url)
+    };
+    assert_eq!(rows(source).await.unwrap(), expected());
+
+    for (content, expects) in [
+        ("not xml at all", "is no TMX"),
+        (
+            "<?xml version=\"1.0\" encoding=\"ISO-8859-1\"?><tmx><tu></tu></tmx>",
+            "iconv -f ISO-8859-1",
+        ),
+    ] {
+        let url = put("wrong.tmx", content.as_bytes()).await;
+        let text = rows(Source::named(&url)).await.unwrap_err().to_string();
+        assert!(text.contains(expects), "{text}");
+    }
+}
+
+fn parquet_file(compression: parquet::basic::Compression) -> Vec<u8> {
+    let texts = |all: [Option<&str>; 3]| Arc::new(StringArray::from(all.to_vec()));
+    let field = |name: &str| Arc::new(Field::new(name, DataType::Utf8, true));
+    let english = texts([Some("A fish."), Some("A cow & a calf."), None]);
+    let foreign = texts([Some("ត្រី"), Some("គោ <១>"), Some("x")]);
+    let nested = StructArray::from(vec![
+        (field("en"), english.clone() as Arc<dyn Array>),
+        (field("km"), foreign),
+    ]);
+    let schema = Schema::new(vec![
+        Field::new("translation", nested.data_type().clone(), true),
+        Field::new("english", DataType::Utf8, true),
+    ]);
+    let batch = RecordBatch::try_new(Arc::new(schema), vec![Arc::new(nested), english]).unwrap();
+    let properties = parquet::file::properties::WriterProperties::builder()
+        .set_compression(compression)
+        .build();
+    let mut content = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut content, batch.schema(), Some(properties)).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    content
+}
+
+#[tokio::test]
+async fn parquet_is_read_by_column_names() {
+    use parquet::basic::{BrotliLevel, Compression as C, GzipLevel};
+    let named = Columns {
+        english: "translation.en".into(),
+        foreign: "translation.km".into(),
+    };
+    for compression in [
+        C::UNCOMPRESSED,
+        C::SNAPPY,
+        C::LZ4_RAW,
+        C::GZIP(GzipLevel::default()),
+        C::BROTLI(BrotliLevel::default()),
+    ] {
+        let url = put("p.parquet", &parquet_file(compression)).await;
+        let source = Source {
+            columns: named.clone(),
+            ..Source::named(&url)
+        };
+        assert_eq!(rows(source.clone()).await.unwrap(), expected(), "{compression:?}");
+        let (cleaned, _) = cleaned(source, Corpus::Pairs).await.unwrap();
+        assert_eq!(cleaned.counts["dropped_missing_column"], 1, "a null");
+    }
+    let content = parquet_file(C::SNAPPY);
+    let url = put("p.parquet", &content).await;
+    let text = rows(Source::named(&url)).await.unwrap_err().to_string();
+    assert!(
+        text.contains("no column `foreign`") && text.contains("translation.km"),
+        "{text}"
+    );
+    let url = put("torn.parquet", &content[..content.len() - 20]).await;
+    let text = rows(Source::named(&url)).await.unwrap_err().to_string();
+    assert!(text.contains("torn.parquet") && text.contains("Parquet"), "{text}");
+}
+
+#[tokio::test]
+async fn a_truncated_archive_is_an_error_whatever_packed_it() {
+    let text: String = (0..20_000).map(|n| format!("number {n}\tលេខ {n}\n")).collect();
+    for (name, packed) in [
+        ("cut.tsv.gz", gz(text.as_bytes())),
+        ("cut.tsv.zst", zstd::encode_all(text.as_bytes(), 3).unwrap()),
+        ("cut.tsv.xz", xz(text.as_bytes())),
+    ] {
+        for keep in [packed.len() - 1, packed.len() / 2, 30] {
+            let url = put(name, &packed[..keep]).await;
+            let said = rows(Source::named(&url)).await.unwrap_err().to_string();
+            assert!(said.contains(name) && said.contains("decompressed"), "{keep}: {said}");
+        }
+        let mut two = packed.clone();
+        two.extend_from_slice(&packed);
+        let url = put(name, &two).await;
+        let (cleaned, _) = cleaned(Source::named(&url), Corpus::Pairs).await.unwrap();
+        assert_eq!(cleaned.counts["rows"], 40_000, "{name}: two members are one file");
+    }
+}
+
+#[tokio::test]
+async fn the_authors_alpaca_and_chat_forms_are_read() {
+    let lines = [
+        r#"{"task_type":"qa","input":"<foreign_emb> What?","response":"A cow.","foreign_raw":"គោ","english_ref":"a cow"}"#,
+        r#"{"instruction":"Translate.","input":"ត្រី","output":"A fish.","english_ref":"a fish"}"#,
+        r#"{"messages":[{"role":"system","content":"Be brief."},{"role":"user","content":"Say it: គោពីរ"},{"role":"assistant","content":"Two cows."}],"foreign_raw":"គោពីរ","english_ref":"two cows","task":"translate"}"#,
+        r#"{"conversations":[{"from":"human","value":"<foreign_emb>?"},{"from":"gpt","value":"Yes."}],"foreign_raw":"គោបី","english_ref":"three cows"}"#,
+        r#"{"messages":[{"role":"user","content":"a"},{"role":"user","content":"b"}],"foreign_raw":"x","english_ref":"y"}"#,
+        r#"{"messages":[{"role":"user","content":"no place"},{"role":"assistant","content":"x"}],"foreign_raw":"គោ","english_ref":"y"}"#,
+        r#"{"instruction":"Translate.","input":"ត្រី","output":"A fish."}"#,
+        r#"{"instruction":7,"input":"ត្រី","output":"A fish."}"#,
+    ];
+    let url = put("forms.jsonl", lines.join("\n").as_bytes()).await;
+    let (cleaned, out) = cleaned(Source::named(&url), Corpus::Instructions).await.unwrap();
+    let counts = &cleaned.counts;
+    assert_eq!((counts["rows"], counts["kept"]), (8, 4), "{counts:?}");
+    for reason in ["many_turns", "no_placeholder", "missing_column", "not_text"] {
+        assert_eq!(counts[&format!("dropped_{reason}")], 1, "{reason}");
+    }
+    let content = Store::open(PLACE).unwrap().get(&out).await.unwrap();
+    let mut rows = read_instructions(&out, content).unwrap();
+    rows.sort_by(|a, b| a.english_ref.cmp(&b.english_ref));
+    let found: Vec<_> = rows.iter().map(|r| (r.task.as_str(), r.instruction.as_str())).collect();
+    assert_eq!(
+        found,
+        [
+            ("qa", "What?"),
+            ("instruction", "Translate."),
+            ("instruction", "?"),
+            ("translate", "Be brief.\nSay it:")
+        ]
+    );
+}
