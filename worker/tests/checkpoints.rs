@@ -9,6 +9,9 @@ use llink_worker::train::checkpoints::{CheckpointWriter, Checkpoints, Save};
 use llink_worker::train::metrics::MetricsPiece;
 use llink_worker::train::step_record::{StepRecord, StepSeconds};
 
+/// What is done to the files of a state and of its manifest.
+type Damage = fn(&Path, &Path);
+
 struct Bench {
     runtime: tokio::runtime::Runtime,
     folder: tempfile::TempDir,
@@ -63,9 +66,6 @@ fn save(steps: std::ops::Range<u64>, score: Option<f64>) -> Save {
     }
 }
 
-/// What is done to a checkpoint: its name, and the harm to state and manifest.
-type Damage = (&'static str, fn(&Path, &Path));
-
 #[test]
 fn the_newest_is_found_with_its_metrics_and_the_newest_and_the_best_are_kept() {
     let bench = Bench::new();
@@ -111,7 +111,7 @@ fn the_newest_is_found_with_its_metrics_and_the_newest_and_the_best_are_kept() {
 #[test]
 fn a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken() {
     let name = |steps: u64, ending: &str| format!("step-{steps:09}-generation-000001.{ending}");
-    let damages: [Damage; 5] = [
+    let damages: [(&str, Damage); 5] = [
         ("has 5 bytes, 20 were written", |state, _| {
             std::fs::write(state, b"state").unwrap()
         }),

@@ -102,7 +102,7 @@ impl Cluster {
         task.token += 1;
         task.last_world_size = workers.len() as u32;
         let world_size = workers.len() as u32;
-        let attempt = task.failures + task.losses + 1;
+        let attempt = u32::try_from(task.token).unwrap_or(u32::MAX);
         let who = workers.join(", ");
         for (rank, worker) in workers.iter().enumerate() {
             let seat = (task.ranks.max != 1).then_some(Seat {

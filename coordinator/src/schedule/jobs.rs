@@ -135,6 +135,9 @@ impl Cluster {
             Ok(None) => {
                 stage.state = StageState::Running;
                 let kept = stage.phases.clone();
+                if !kept.is_empty() {
+                    stage.reason = "goes on where it stopped".into();
+                }
                 for task in kept.iter().flatten() {
                     self.requeue_unless_done(*task, now, fx);
                 }

@@ -1,5 +1,5 @@
 //! What the tests of the real binary share: a folder of its own for each, jobs to put in it, commands with their output.
-#![allow(dead_code, clippy::unwrap_used)]
+#![allow(dead_code, clippy::unwrap_used, clippy::print_stdout)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
