@@ -3,6 +3,8 @@
 mod client;
 mod follow;
 #[cfg(feature = "embedded")]
+mod inspect;
+#[cfg(feature = "embedded")]
 mod local;
 mod look;
 mod submit;
@@ -55,6 +57,17 @@ impl Failed {
             exit,
         }
     }
+}
+
+/// What failed with a corpus, a shard or a store.
+#[cfg(feature = "embedded")]
+fn of_datasets(error: &llink_datasets::Error) -> Failed {
+    let exit = match error {
+        llink_datasets::Error::Store { .. } => Exit::Storage,
+        llink_datasets::Error::Url { .. } => Exit::Usage,
+        _ => Exit::Input,
+    };
+    Failed::new(exit, error.to_string())
 }
 
 impl From<ServeError> for Failed {
@@ -127,6 +140,9 @@ enum Command {
     Cancel(look::Cancel),
     /// Start a failed or cancelled job again from where it stopped.
     Resume(look::Resume),
+    /// Count the tokens that a tokenizer spends on a corpus.
+    #[cfg(feature = "embedded")]
+    Inspect(inspect::Inspect),
     /// Write a sample corpus: English–Khmer pairs and instructions from a grammar.
     #[cfg(feature = "embedded")]
     Sample {
@@ -221,6 +237,8 @@ async fn run(command: Command) -> Result<(), Failed> {
         Command::Logs(logs) => logs.run().await,
         Command::Cancel(cancel) => cancel.run().await,
         Command::Resume(resume) => resume.run().await,
+        #[cfg(feature = "embedded")]
+        Command::Inspect(inspect) => inspect.run().await,
         #[cfg(feature = "embedded")]
         Command::Sample {
             dir,

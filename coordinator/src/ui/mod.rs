@@ -101,7 +101,7 @@ fn stage_word(stage: &Stage) -> &'static str {
 }
 
 /// 12345 as 12,345.
-fn thousands(n: u64) -> String {
+pub(crate) fn thousands(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::with_capacity(digits.len() * 4 / 3);
     for (i, c) in digits.chars().enumerate() {

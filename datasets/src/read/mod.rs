@@ -186,3 +186,30 @@ pub(crate) fn label(source: &str) -> String {
         .unwrap_or(source)
         .to_owned()
 }
+
+/// A whole small file, decompressed as its name tells.
+///
+/// # Errors
+/// [`Error`] where it can't be read.
+pub async fn read_whole(url: &str) -> Result<Vec<u8>> {
+    let mut bytes = bytes::ByteSource::open(url, None).await?;
+    let mut content = Vec::new();
+    while bytes.read_into(&mut content).await? {}
+    Ok(content)
+}
+
+/// The pairs of a source as they stand there, English first; rows that are none are left out and counted.
+///
+/// # Errors
+/// [`Error`] where the source can't be read.
+pub async fn read_raw_pairs(source: &Source) -> Result<(Vec<(String, String)>, u64)> {
+    let mut reader = RowReader::open(source, Corpus::Pairs).await?;
+    let (mut pairs, mut left_out) = (Vec::new(), 0);
+    while let Some(row) = reader.next().await? {
+        match row {
+            Ok(RawRow::Pair { english, foreign }) => pairs.push((english, foreign)),
+            _ => left_out += 1,
+        }
+    }
+    Ok((pairs, left_out))
+}

@@ -227,9 +227,8 @@ impl LoraAdapter {
             }
             self.parameters[place.clone()].copy_from_slice(&values);
         }
-        let mut names = file.names();
-        let lora = |name: &&str| name.contains("lora_");
-        match names.find(|name| lora(name) && !places.iter().any(|(known, ..)| known == name)) {
+        let unexpected = |name: &&str| name.contains("lora_") && !places.iter().any(|(known, ..)| known == name);
+        match file.names().filter(unexpected).min() {
             Some(name) => Err(file.error(format!("tensor `{name}` belongs to no layer that the adapter corrects"))),
             None => Ok(()),
         }

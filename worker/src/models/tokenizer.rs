@@ -31,11 +31,20 @@ impl Tokenizer {
             path: path.clone(),
             source,
         })?;
+        Self::from_bytes(&path, &bytes)
+    }
+
+    /// The tokenizer whose `tokenizer.json` is at hand; `path` is how errors call it.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when it is not a tokenizer that this build supports.
+    pub fn from_bytes(path: &str, bytes: &[u8]) -> Result<Self> {
+        let path = path.to_owned();
         let refuse = |error: tokenizers::Error| Error::Model {
             path: path.clone(),
             reason: error.to_string(),
         };
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(refuse)?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(refuse)?;
         inner.with_truncation(None).map_err(refuse)?;
         inner.with_padding(None);
         Ok(Self { inner, path })
