@@ -59,9 +59,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("split {:?} {:?} {:?}", started.elapsed(), split.counts, split.warnings);
 
     let started = Instant::now();
-    let mut shards: Vec<ManifestArtifact> = Vec::new();
-    for shard in split.shards {
-        let spec = WriteSpec {
+    // As a job's workers do: shards are written independently.
+    let threads = std::thread::available_parallelism()?.get();
+    let specs: Vec<WriteSpec> = split
+        .shards
+        .into_iter()
+        .map(|shard| WriteSpec {
             corpus: Corpus::Pairs,
             cleaned: paths.clone(),
             assignment: "assignment.parquet".into(),
@@ -69,9 +72,24 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             path: shard.path,
             role: shard.role,
             stage_key: "example".into(),
-        };
-        shards.push(write_shard(&spec, &store, &silent).await?);
-    }
+        })
+        .collect();
+    let write = |specs: &[WriteSpec]| -> llink_datasets::Result<Vec<ManifestArtifact>> {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime can be started");
+        specs
+            .iter()
+            .map(|spec| runtime.block_on(write_shard(spec, &store, &silent)))
+            .collect()
+    };
+    let mut shards: Vec<ManifestArtifact> = Vec::new();
+    std::thread::scope(|scope| -> llink_datasets::Result<()> {
+        let parts = specs.chunks(specs.len().div_ceil(threads));
+        let running: Vec<_> = parts.map(|part| scope.spawn(|| write(part))).collect();
+        for thread in running {
+            shards.extend(thread.join().expect("no shard panics")?);
+        }
+        Ok(())
+    })?;
     let bytes: u64 = shards.iter().map(|shard| shard.bytes).sum();
     println!("write {:?} {} shards, {bytes} bytes", started.elapsed(), shards.len());
     Ok(())

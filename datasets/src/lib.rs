@@ -17,6 +17,8 @@ pub mod clean;
 #[cfg(feature = "shards")]
 pub mod instructions;
 #[cfg(feature = "shards")]
+pub mod look;
+#[cfg(feature = "shards")]
 pub mod near;
 #[cfg(feature = "shards")]
 pub mod pairs;
@@ -36,5 +38,7 @@ mod table_reader;
 pub mod text;
 #[cfg(feature = "shards")]
 pub mod vectors;
+#[cfg(feature = "shards")]
+pub mod verify;
 
 pub use error::{Error, Result};

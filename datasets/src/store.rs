@@ -59,6 +59,15 @@ impl Store {
     /// # Errors
     /// [`Error::Url`] for a scheme that is unknown or left out of this build.
     pub fn open(url: &str) -> Result<Self> {
+        Self::open_with(url, std::env::vars())
+    }
+
+    /// As [`Store::open`], with the options of a cloud store (`AWS_…`, `GOOGLE_…`, `AZURE_…`) from elsewhere than the
+    /// environment.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with(url: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
         match url.split_once("://") {
             None if url.is_empty() => Err(bad_url(url, "is empty; write a folder or a URL")),
             None => Self::open_folder(url, FsPath::new(url)),
@@ -75,7 +84,7 @@ impl Store {
                 let objects = Arc::clone(stores.entry(name.to_owned()).or_default());
                 Self::with_objects(url, objects, prefix)
             }
-            Some((scheme, _)) => Self::open_cloud(url, scheme),
+            Some((scheme, _)) => Self::open_cloud(url, scheme, options),
         }
     }
 
@@ -132,12 +141,12 @@ impl Store {
     }
 
     #[cfg(feature = "cloud")]
-    fn open_cloud(url: &str, scheme: &str) -> Result<Self> {
+    fn open_cloud(url: &str, scheme: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
         if !CLOUD_SCHEMES.contains(&scheme) {
             return Err(unknown_scheme(url, scheme));
         }
         let parsed = Url::parse(url).map_err(|e| bad_url(url, &e.to_string()))?;
-        let options = std::env::vars().filter(|(key, _)| {
+        let options = options.into_iter().filter(|(key, _)| {
             ["AWS_", "GOOGLE_", "AZURE_"]
                 .iter()
                 .any(|prefix| key.starts_with(prefix))
@@ -148,7 +157,7 @@ impl Store {
     }
 
     #[cfg(not(feature = "cloud"))]
-    fn open_cloud(url: &str, scheme: &str) -> Result<Self> {
+    fn open_cloud(url: &str, scheme: &str, _: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
         if CLOUD_SCHEMES.contains(&scheme) {
             let reason = format!("{scheme}:// is left out of this build; build with `--features cloud`");
             return Err(bad_url(url, &reason));

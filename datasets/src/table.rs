@@ -182,6 +182,15 @@ impl StoredTable {
         u64::try_from(self.metadata().file_metadata().num_rows()).unwrap_or(0)
     }
 
+    /// Names and types of the columns.
+    pub(crate) fn columns(&self) -> Vec<(String, String)> {
+        let fields = self.builder.schema().fields();
+        fields
+            .iter()
+            .map(|f| (f.name().clone(), f.data_type().to_string()))
+            .collect()
+    }
+
     /// The reader itself.
     pub(crate) fn into_builder(self) -> ParquetRecordBatchStreamBuilder<ObjectReader> {
         self.builder
@@ -219,6 +228,18 @@ impl StoredTable {
 pub(crate) enum Part {
     RowGroup(usize),
     Rows(RowSelection),
+}
+
+/// Reads all columns of a table that is at hand.
+pub(crate) fn decode_all(name: &str, content: Bytes) -> Result<Vec<RecordBatch>> {
+    let builder = ParquetRecordBatchReaderBuilder::try_new(content).map_err(|e| unreadable(name, &e))?;
+    let reader = builder
+        .with_batch_size(ROW_GROUP_ROWS)
+        .build()
+        .map_err(|e| unreadable(name, &e))?;
+    reader
+        .collect::<std::result::Result<_, _>>()
+        .map_err(|e| unreadable(name, &e))
 }
 
 /// Reads some columns of a table that is at hand.

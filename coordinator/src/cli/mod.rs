@@ -2,12 +2,14 @@
 
 mod client;
 mod follow;
-#[cfg(feature = "embedded")]
+#[cfg(feature = "inspect")]
 mod inspect;
 #[cfg(feature = "embedded")]
 mod local;
 mod look;
 mod submit;
+#[cfg(feature = "embedded")]
+mod verify;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -140,8 +142,11 @@ enum Command {
     Cancel(look::Cancel),
     /// Start a failed or cancelled job again from where it stopped.
     Resume(look::Resume),
-    /// Count the tokens that a tokenizer spends on a corpus.
+    /// Reread everything that jobs wrote below a URL and name each fault.
     #[cfg(feature = "embedded")]
+    Verify(verify::Verify),
+    /// Look into shards: schema, rows, lengths, samples, norms, SQL; count a corpus's tokens.
+    #[cfg(feature = "inspect")]
     Inspect(inspect::Inspect),
     /// Write a sample corpus: English–Khmer pairs and instructions from a grammar.
     #[cfg(feature = "embedded")]
@@ -238,6 +243,8 @@ async fn run(command: Command) -> Result<(), Failed> {
         Command::Cancel(cancel) => cancel.run().await,
         Command::Resume(resume) => resume.run().await,
         #[cfg(feature = "embedded")]
+        Command::Verify(verify) => verify.run().await,
+        #[cfg(feature = "inspect")]
         Command::Inspect(inspect) => inspect.run().await,
         #[cfg(feature = "embedded")]
         Command::Sample {

@@ -66,6 +66,9 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
         );
     }
     cleaning(&job.cleaning, &mut expect);
+    for (key, given, expected) in job.synthesize.iter().flat_map(super::synthesize::faults) {
+        expect(false, key, &given, expected);
+    }
     expect(
         c.holdout_pairs >= 2,
         "corpus.holdout_pairs",

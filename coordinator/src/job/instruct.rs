@@ -145,7 +145,7 @@ pub(super) fn problems(job: &JobFile, expect: Expect<'_>) {
     let not_negative = |x: f64| x.is_finite() && x >= 0.0;
     let fraction = |x: f64| (0.0..1.0).contains(&x);
     expect(
-        job.instructions.is_some(),
+        job.instructions.is_some() || job.synthesize.is_some(),
         "instruct",
         &"given",
         "an [instructions] section with what it trains on",

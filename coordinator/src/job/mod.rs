@@ -8,12 +8,14 @@ mod error;
 mod instruct;
 mod parse;
 mod source;
+mod synthesize;
 
 pub use cleaning::{CleaningSection, NearDuplicates};
 pub use error::{JobFileError, Problem};
 pub use instruct::{InstructMode, InstructSection};
 pub use parse::parse;
 pub use source::{ColumnName, CompressionName, FormatName, SourceEntry, Sources};
+pub use synthesize::{PromptEntry, SynthesizeSection};
 
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +40,9 @@ pub struct JobFile {
     /// Instruction examples, if there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instructions: Option<InstructionsSection>,
+    /// Instruction examples made by a large model, in the place of those of `[instructions]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub synthesize: Option<SynthesizeSection>,
     /// The frozen models.
     #[serde(default)]
     pub models: ModelsSection,

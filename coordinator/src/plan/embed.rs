@@ -4,7 +4,8 @@ use llink_proto::task::Kind;
 use llink_proto::{EmbedShard, ModelRef, ModelRole, Task, TaskResult};
 
 use super::{
-    Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, content, earlier, fact, json, manifest_of, with_role,
+    Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, content, earlier, fact, instructions_of, json,
+    manifest_of, with_role,
 };
 
 const STAGE: StageName = StageName::Embed;
@@ -31,6 +32,10 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
         fact(STAGE, models, "decoder.fingerprint")?.into(),
         json(&(inputs.job.embed.max_chars, inputs.job.embed.max_tokens)),
         format!("instructions {}", inputs.job.instruct.is_some()),
+        match inputs.job.instruct {
+            Some(_) => content(instructions_of(STAGE, inputs)?),
+            None => String::new(),
+        },
     ])
 }
 
@@ -63,7 +68,12 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
             if inputs.job.instruct.is_none() && of.starts_with("instructions/") {
                 continue;
             }
-            for (i, artifact) in with_role(shard, of).into_iter().enumerate() {
+            let from = if of.starts_with("instructions/") {
+                instructions_of(STAGE, inputs)?
+            } else {
+                shard
+            };
+            for (i, artifact) in with_role(from, of).into_iter().enumerate() {
                 let weight = artifact.rows;
                 let kind = Kind::EmbedShard(EmbedShard {
                     model: Some(model.clone()),

@@ -6,7 +6,8 @@ use llink_proto::{Answers, Instruct, InstructOptions, ModelRole, TaskResult, Upk
 use super::embed::model_ref;
 use super::train::{one_task, the_one};
 use super::{
-    Inputs, Phase, PlanError, Ranks, StageName, content, content_of, earlier, fact, json, manifest_of, with_role,
+    Inputs, Phase, PlanError, Ranks, StageName, content, content_of, earlier, fact, instructions_of, json, manifest_of,
+    with_role,
 };
 use crate::job::{InstructMode, InstructSection};
 
@@ -36,7 +37,7 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
         ..section(inputs)?.clone()
     };
     Ok(vec![
-        content(earlier(STAGE, StageName::Shard, inputs)?),
+        content(instructions_of(STAGE, inputs)?),
         fact(STAGE, earlier(STAGE, StageName::Models, inputs)?, "decoder.fingerprint")?.into(),
         content(earlier(STAGE, StageName::Embed, inputs)?),
         content_of(earlier(STAGE, StageName::Align, inputs)?, "projector"),
@@ -50,9 +51,8 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
         return Ok(Phase::Complete(manifest_of(STAGE, key, trained)));
     }
     let section = section(inputs)?;
-    let shard = earlier(STAGE, StageName::Shard, inputs)?;
     let embed = earlier(STAGE, StageName::Embed, inputs)?;
-    let instructions = with_role(shard, "instructions/train");
+    let instructions = with_role(instructions_of(STAGE, inputs)?, "instructions/train");
     let rows: u64 = instructions.iter().map(|a| a.rows).sum();
     let steps = section.steps_for(rows);
     let held_out = |manifest, role: &str| match section.validate_every {
@@ -74,7 +74,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
             validate_steps: section.validate_every,
             step_timeout_s: section.step_timeout_s,
         }),
-        held_out_instructions: held_out(shard, "instructions/validation"),
+        held_out_instructions: held_out(instructions_of(STAGE, inputs)?, "instructions/validation"),
         held_out_encoder_vectors: held_out(embed, "embeddings/encoder/instructions-validation"),
         held_out_teacher_vectors: held_out(embed, "embeddings/teacher/instructions-validation"),
         validation_examples: match section.validate_every {
@@ -142,7 +142,7 @@ pub(super) fn answers(key: &str, inputs: &Inputs<'_>) -> Result<Option<Answers>,
     let trained = earlier(stage, STAGE, inputs)?;
     let embed = earlier(stage, StageName::Embed, inputs)?;
     Ok(Some(Answers {
-        instructions: with_role(earlier(stage, StageName::Shard, inputs)?, "instructions/validation"),
+        instructions: with_role(instructions_of(stage, inputs)?, "instructions/validation"),
         encoder_vectors: with_role(embed, "embeddings/encoder/instructions-validation"),
         adapter: Some(the_one(stage, trained, "adapter")?),
         adapter_config: Some(the_one(stage, trained, "adapter-config")?),

@@ -7,6 +7,7 @@
 mod embed;
 mod instruct;
 mod shard;
+mod synthesize;
 mod train;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,8 @@ use crate::job::JobFile;
 pub enum StageName {
     /// Sources to Parquet shards.
     Shard,
+    /// Pairs to instruction examples, by a large model.
+    Synthesize,
     /// Model folders to fingerprints; tiny models are made.
     Models,
     /// Sentences to cached vectors.
@@ -40,8 +43,9 @@ pub enum StageName {
 
 impl StageName {
     /// Every stage, in order.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Shard,
+        Self::Synthesize,
         Self::Models,
         Self::Embed,
         Self::Align,
@@ -49,10 +53,14 @@ impl StageName {
         Self::Evaluate,
     ];
 
-    /// The stages of this job: Stage B is for those that ask for it.
+    /// The stages of this job: synthesis and Stage B are for those that ask for them.
     #[must_use]
     pub fn of(job: &JobFile) -> Vec<Self> {
-        let wanted = |stage: &Self| *stage != Self::Instruct || job.instruct.is_some();
+        let wanted = |stage: &Self| match stage {
+            Self::Synthesize => job.synthesize.is_some(),
+            Self::Instruct => job.instruct.is_some(),
+            _ => true,
+        };
         Self::ALL.into_iter().filter(wanted).collect()
     }
 
@@ -61,7 +69,7 @@ impl StageName {
         match self {
             // 2: near-duplicates, and more than one table for a large source.
             Self::Shard => 2,
-            Self::Models | Self::Embed | Self::Align | Self::Instruct | Self::Evaluate => 1,
+            Self::Synthesize | Self::Models | Self::Embed | Self::Align | Self::Instruct | Self::Evaluate => 1,
         }
     }
 
@@ -70,6 +78,7 @@ impl StageName {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Shard => "shard",
+            Self::Synthesize => "synthesize",
             Self::Models => "models",
             Self::Embed => "embed",
             Self::Align => "align",
@@ -83,6 +92,7 @@ impl StageName {
     pub fn unit(self) -> &'static str {
         match self {
             Self::Shard => "rows",
+            Self::Synthesize => "answers",
             Self::Models => "models",
             Self::Embed => "sentences",
             Self::Align | Self::Instruct => "steps",
@@ -177,6 +187,7 @@ pub struct PlanError {
 pub fn stage_key(stage: StageName, inputs: &Inputs<'_>) -> Result<String, PlanError> {
     let parts = match stage {
         StageName::Shard => shard::key_parts(inputs),
+        StageName::Synthesize => synthesize::key_parts(inputs)?,
         StageName::Models => shard::models_key_parts(inputs)?,
         StageName::Embed => embed::key_parts(inputs)?,
         StageName::Align => train::align_key_parts(inputs)?,
@@ -199,6 +210,7 @@ pub fn phase(
 ) -> Result<Phase, PlanError> {
     match stage {
         StageName::Shard => shard::phase(key, inputs, results),
+        StageName::Synthesize => synthesize::phase(key, inputs, results),
         StageName::Models => shard::models_phase(key, inputs, results),
         StageName::Embed => embed::phase(key, inputs, results),
         StageName::Align => train::align_phase(key, inputs, results),
@@ -225,6 +237,16 @@ pub fn short_hash(text: &str) -> String {
     let mut digest = llink_datasets::manifest::sha256_hex(text.as_bytes());
     digest.truncate(16);
     digest
+}
+
+/// What made the job's instruction examples.
+fn instructions_of<'a>(stage: StageName, inputs: &Inputs<'a>) -> Result<&'a Manifest, PlanError> {
+    let of = if inputs.job.synthesize.is_some() {
+        StageName::Synthesize
+    } else {
+        StageName::Shard
+    };
+    earlier(stage, of, inputs)
 }
 
 fn earlier<'a>(stage: StageName, of: StageName, inputs: &Inputs<'a>) -> Result<&'a Manifest, PlanError> {

@@ -1,6 +1,8 @@
 //! Step one: read one source, clean each row, write what is kept sorted by the hash of its foreign text.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use super::run::Run;
 use super::{Progress, SOURCE_KEY};
@@ -11,6 +13,8 @@ use crate::rows::{Corpus, InstructionExample, Pair};
 use crate::store::Store;
 use crate::table::bad;
 use crate::{Result, sample};
+
+use bytes::Bytes;
 
 /// Offenders that are named, for each reason; the counts tell of the others.
 const NAMED_OFFENDERS: u64 = 3;
@@ -66,16 +70,30 @@ impl CleanRow {
     }
 }
 
+/// A row that was read, and the line that it is from.
+type Waiting = (ReadRow, u64);
+/// What became of a row, and the line that it is from.
+type Judged = (std::result::Result<(CleanRow, Checked), DropReason>, u64);
+
+/// What cleaning a row needs.
+struct Washer {
+    cleaner: Cleaner,
+    label: String,
+    tasks: Vec<String>,
+}
+
+/// Reading, cleaning and writing go on at the same time: while a chunk is read the one before it is cleaned, and a run that is
+/// full is encoded while the next one fills.
 struct Collector<'a> {
     spec: &'a CleanSpec,
     out: &'a Store,
     path: &'a str,
-    label: String,
-    cleaner: Cleaner,
+    washer: Arc<Washer>,
     threads: usize,
-    /// Rows that are read and not cleaned yet, with the line that each is from.
-    waiting: Vec<(ReadRow, u64)>,
+    waiting: Vec<Waiting>,
+    cleaning: Vec<JoinHandle<Vec<Judged>>>,
     run: Run,
+    encoding: Option<(String, u64, JoinHandle<Result<Bytes>>)>,
     artifacts: Vec<ManifestArtifact>,
     tally: Tally,
     named: BTreeMap<DropReason, u64>,
@@ -94,12 +112,17 @@ pub async fn clean_source(spec: &CleanSpec, out: &Store, path: &str, progress: P
         spec,
         out,
         path,
-        label: label(&spec.source.url),
-        cleaner: Cleaner::new(spec.rules, spec.with_signatures),
+        washer: Arc::new(Washer {
+            cleaner: Cleaner::new(spec.rules, spec.with_signatures),
+            label: label(&spec.source.url),
+            tasks: spec.tasks.clone(),
+        }),
         // Often there is one source and the other cores have nothing to do.
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         waiting: Vec::with_capacity(CHUNK_ROWS),
+        cleaning: Vec::new(),
         run: Run::new(spec.corpus),
+        encoding: None,
         artifacts: Vec::new(),
         tally: Tally::default(),
         named: BTreeMap::new(),
@@ -111,7 +134,9 @@ pub async fn clean_source(spec: &CleanSpec, out: &Store, path: &str, progress: P
         collector.read(progress).await?;
     }
     collector.clean_waiting();
-    collector.write_run().await?;
+    collector.take_cleaned();
+    collector.finish_run().await?;
+    collector.write_encoded().await?;
     let Collector {
         artifacts,
         tally,
@@ -184,55 +209,38 @@ impl Collector<'_> {
         }
         self.clean_waiting();
         if self.run.is_full() {
-            self.write_run().await?;
+            self.finish_run().await?;
         }
         Ok(true)
     }
 
+    /// Has the rows that were read cleaned, and takes those that were given to be cleaned before.
     fn clean_waiting(&mut self) {
-        let rows = std::mem::take(&mut self.waiting);
+        self.take_cleaned();
+        let mut rows = std::mem::replace(&mut self.waiting, Vec::with_capacity(CHUNK_ROWS));
         let share = rows.len().div_ceil(self.threads).max(1);
-        let this = &*self;
-        let cleaned: Vec<Vec<_>> = std::thread::scope(|scope| {
-            let clean = move |rows: &[(ReadRow, u64)]| rows.iter().map(|(row, _)| this.clean(row)).collect();
-            let mut parts = rows.chunks(share);
-            let own = parts.next();
-            let others: Vec<_> = parts.map(|part| scope.spawn(move || clean(part))).collect();
-            let own = own.map(clean);
-            let joined = others
-                .into_iter()
-                .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-            own.into_iter().chain(joined).collect()
-        });
-        for (cleaned, (_, line)) in cleaned.into_iter().flatten().zip(&rows) {
-            match cleaned {
-                Ok((row, checked)) => {
-                    row.push_to(&mut self.run, &checked);
-                    self.tally.keep();
-                    self.tally.cut += u64::from(checked.was_cut);
-                    self.tally.composed += u64::from(checked.was_composed);
-                    self.tally.stripped += u64::from(checked.was_stripped);
-                }
-                Err(reason) => self.drop(reason, *line),
-            }
+        while !rows.is_empty() {
+            let rest = rows.split_off(share.min(rows.len()));
+            let part = std::mem::replace(&mut rows, rest);
+            let washer = Arc::clone(&self.washer);
+            let clean = move || part.into_iter().map(|(row, line)| (washer.clean(row), line)).collect();
+            self.cleaning.push(std::thread::spawn(clean));
         }
-        self.waiting = rows;
-        self.waiting.clear();
     }
 
-    fn clean(&self, row: &ReadRow) -> std::result::Result<(CleanRow, Checked), DropReason> {
-        match row {
-            Err(reason) => Err(*reason),
-            Ok(RawRow::Pair { english, foreign }) => {
-                let kept = self.cleaner.pair(english, foreign, &self.label)?;
-                Ok((CleanRow::Pair(kept.row), kept.checked))
-            }
-            Ok(RawRow::Instruction(raw)) => {
-                if !self.spec.tasks.is_empty() && !self.spec.tasks.contains(&raw.task) {
-                    return Err(DropReason::OtherTask);
+    fn take_cleaned(&mut self) {
+        for thread in std::mem::take(&mut self.cleaning) {
+            for (cleaned, line) in joined(thread) {
+                match cleaned {
+                    Ok((row, checked)) => {
+                        row.push_to(&mut self.run, &checked);
+                        self.tally.keep();
+                        self.tally.cut += u64::from(checked.was_cut);
+                        self.tally.composed += u64::from(checked.was_composed);
+                        self.tally.stripped += u64::from(checked.was_stripped);
+                    }
+                    Err(reason) => self.drop(reason, line),
                 }
-                let kept = self.cleaner.instruction(raw)?;
-                Ok((CleanRow::Instruction(kept.row), kept.checked))
             }
         }
     }
@@ -246,7 +254,9 @@ impl Collector<'_> {
         }
     }
 
-    async fn write_run(&mut self) -> Result<()> {
+    /// Has the run encoded, after the one before it is written.
+    async fn finish_run(&mut self) -> Result<()> {
+        self.write_encoded().await?;
         let rows = self.run.len() as u64;
         if rows == 0 {
             return Ok(());
@@ -255,16 +265,53 @@ impl Collector<'_> {
             0 => self.path.to_owned(),
             number => format!("{}-{number:04}.parquet", self.path.trim_end_matches(".parquet")),
         };
-        let metadata = BTreeMap::from([(SOURCE_KEY.to_owned(), self.label.clone())]);
-        let content = self.run.encode(&self.out.describe(&path), &metadata)?;
+        let run = std::mem::replace(&mut self.run, Run::new(self.spec.corpus));
+        let (name, metadata) = (self.out.describe(&path), self.metadata());
+        let thread = std::thread::spawn(move || run.encode(&name, &metadata));
+        self.encoding = Some((path, rows, thread));
+        Ok(())
+    }
+
+    async fn write_encoded(&mut self) -> Result<()> {
+        let Some((path, rows, thread)) = self.encoding.take() else {
+            return Ok(());
+        };
+        let content = joined(thread)?;
         let role = match self.spec.corpus {
             Corpus::Pairs => "cleaned/pairs",
             Corpus::Instructions => "cleaned/instructions",
         };
         self.artifacts
-            .push(ManifestArtifact::of(&path, role, rows, &content, metadata));
+            .push(ManifestArtifact::of(&path, role, rows, &content, self.metadata()));
         self.out.put(&path, content).await
     }
+
+    fn metadata(&self) -> BTreeMap<String, String> {
+        BTreeMap::from([(SOURCE_KEY.to_owned(), self.washer.label.clone())])
+    }
+}
+
+impl Washer {
+    fn clean(&self, row: ReadRow) -> std::result::Result<(CleanRow, Checked), DropReason> {
+        match row? {
+            RawRow::Pair { english, foreign } => {
+                let kept = self.cleaner.pair(&english, &foreign, &self.label)?;
+                Ok((CleanRow::Pair(kept.row), kept.checked))
+            }
+            RawRow::Instruction(raw) => {
+                if !self.tasks.is_empty() && !self.tasks.contains(&raw.task) {
+                    return Err(DropReason::OtherTask);
+                }
+                let kept = self.cleaner.instruction(&raw)?;
+                Ok((CleanRow::Instruction(kept.row), kept.checked))
+            }
+        }
+    }
+}
+
+/// What a thread made; a panic goes on in this one.
+fn joined<T>(thread: JoinHandle<T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn nothing_kept(tally: &Tally) -> String {

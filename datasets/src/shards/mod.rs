@@ -5,12 +5,14 @@
 
 mod clean_source;
 mod decide;
+mod examples;
 mod merge;
 mod run;
 mod split;
 mod write;
 
 pub use clean_source::{CleanSpec, Cleaned, clean_source};
+pub use examples::encode_instructions;
 pub use split::{PlannedShard, Split, SplitSpec, split_corpus};
 pub use write::{WriteSpec, write_shard};
 

@@ -92,8 +92,8 @@ impl Run {
         &self.texts[start as usize..self.ends[position] as usize]
     }
 
-    /// The rows as a table sorted by (`split_key`, `id`); the run is empty afterwards.
-    pub(super) fn encode(&mut self, name: &str, metadata: &BTreeMap<String, String>) -> Result<Bytes> {
+    /// The rows as a table sorted by (`split_key`, `id`).
+    pub(super) fn encode(mut self, name: &str, metadata: &BTreeMap<String, String>) -> Result<Bytes> {
         // Rows with equal ids are equal in every column, so that the order is total where it can be seen.
         self.rows.sort_unstable_by_key(|row| (row.split_key, row.id));
         let mut fields: Vec<_> = ["split_key", "english_key", "id"]
@@ -118,12 +118,7 @@ impl Run {
             page_rows: Some(PAGE_ROWS),
             zstd_level: 1,
         };
-        let content = encode_stream(name, &schema, batches, &layout)?;
-        self.rows.clear();
-        self.texts.clear();
-        self.ends.clear();
-        self.signatures.clear();
-        Ok(content)
+        encode_stream(name, &schema, batches, &layout)
     }
 
     fn columns(&self, rows: &[RunRow]) -> std::result::Result<Vec<ArrayRef>, arrow::error::ArrowError> {

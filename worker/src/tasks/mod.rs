@@ -7,6 +7,7 @@ mod evaluate;
 mod instruct;
 mod models;
 mod shard;
+mod synthesize;
 mod training;
 
 use std::net::IpAddr;
@@ -106,6 +107,7 @@ impl TaskContext {
 pub fn run(context: &TaskContext, task: Task) -> Result<TaskResult> {
     match task.kind {
         Some(Kind::CleanSource(spec)) => shard::clean(context, &spec),
+        Some(Kind::Synthesize(spec)) => synthesize::run(context, &spec),
         Some(Kind::SplitCorpus(spec)) => shard::split(context, &spec),
         Some(Kind::WriteShard(spec)) => shard::write(context, &spec),
         Some(Kind::PrepareModel(spec)) => models::prepare(context, &spec),

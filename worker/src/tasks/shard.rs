@@ -49,7 +49,7 @@ fn source(source: &llink_proto::Source) -> Result<Source> {
     })
 }
 
-fn rules(rules: &CleaningRules) -> Result<Rules> {
+pub(super) fn rules(rules: &CleaningRules) -> Result<Rules> {
     let scripts = match told(&rules.script)? {
         None => None,
         Some(foreign) => Some(Scripts {

@@ -1,13 +1,24 @@
-//! `inspect`: look into what a job reads.
+//! `inspect`: look into shards, and count tokens.
 
+mod tables;
 mod tokens;
 
 use super::{Exit, Failed, of_datasets, say};
 
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(super) struct Inspect {
+    /// A shard, or a folder of them: a path or an object-store URL.
+    #[arg(required = true)]
+    url: Option<String>,
+    /// Ask with SQL. Tables are named by role (pairs_train, embeddings_teacher_holdout, …); of vectors there is `norm`.
+    #[arg(long, value_name = "SELECT")]
+    sql: Option<String>,
+    /// Rows to show.
+    #[arg(long, default_value_t = 5)]
+    rows: usize,
     #[command(subcommand)]
-    what: What,
+    what: Option<What>,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -18,8 +29,10 @@ enum What {
 
 impl Inspect {
     pub(super) async fn run(self) -> Result<(), Failed> {
-        match self.what {
-            What::Tokens(tokens) => tokens.run().await,
+        match (self.what, self.url) {
+            (Some(What::Tokens(tokens)), _) => tokens.run().await,
+            (None, Some(url)) => tables::show(&url, self.sql.as_deref(), self.rows).await,
+            (None, None) => Err(Failed::new(Exit::Usage, "name a shard or a folder of them")),
         }
     }
 }

@@ -86,6 +86,7 @@ fn result_of(task: &Task) -> TaskResult {
         Kind::Align(a) => result
             .artifacts
             .push(artifact("projector", &format!("{}/p", a.directory))),
+        Kind::Synthesize(_) => {}
         Kind::Instruct(i) => {
             for role in ["adapter", "adapter-config", "slots"] {
                 result

@@ -1,0 +1,42 @@
+//! `verify`: reread what jobs wrote and name every fault.
+
+use llink_datasets::store::Store;
+use llink_datasets::verify::verify;
+
+use super::{Exit, Failed, of_datasets, say};
+use crate::ui::thousands;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Verify {
+    /// A job's output, a stage's folder, or anything above: a path or an object-store URL.
+    url: String,
+}
+
+impl Verify {
+    pub(super) async fn run(self) -> Result<(), Failed> {
+        let store = Store::open(&self.url).map_err(|e| of_datasets(&e))?;
+        let found = verify(&store).await.map_err(|e| of_datasets(&e))?;
+        for fault in &found.faults {
+            say(fault);
+        }
+        let looked_at = format!(
+            "{} manifests, {} objects, {} rows, {} KiB",
+            found.manifests,
+            thousands(found.objects),
+            thousands(found.rows),
+            thousands(found.bytes / 1024)
+        );
+        if found.faults.is_empty() {
+            say(&format!("{looked_at}: all as the manifests say"));
+            return Ok(());
+        }
+        if found.manifests == 0 {
+            return Err(Failed::new(Exit::Input, "nothing was verified"));
+        }
+        let text = format!(
+            "{looked_at}: {} faults. Delete the folders of the stages named above and submit their job again",
+            found.faults.len()
+        );
+        Err(Failed::new(Exit::Input, text))
+    }
+}

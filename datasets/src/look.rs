@@ -1,0 +1,147 @@
+//! Shards as tables to be looked at: what is where, and their columns as plain values.
+
+use std::collections::BTreeMap;
+
+use arrow::array::{Array, AsArray};
+use arrow::datatypes::{DataType, Float16Type, UInt16Type, UInt32Type, UInt64Type};
+
+use crate::Result;
+use crate::store::Store;
+use crate::table::{ROLE_KEY, StoredTable, bad, decode_all, texts};
+
+/// A Parquet file and what its footer says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardInfo {
+    /// Relative to the store.
+    pub path: String,
+    /// `pairs/train`, `embeddings/teacher/holdout`, …; the file's folder where it does not say.
+    pub role: String,
+    /// Rows in it.
+    pub rows: u64,
+    /// Its size.
+    pub bytes: u64,
+    /// Names and types of its columns.
+    pub columns: Vec<(String, String)>,
+    /// Its key-value metadata.
+    pub facts: BTreeMap<String, String>,
+}
+
+/// Every Parquet file at or below a store's URL, sorted by path.
+///
+/// # Errors
+/// [`crate::Error`] where the store can't be listed or a footer can't be read.
+pub async fn shards(store: &Store) -> Result<Vec<ShardInfo>> {
+    let mut found = Vec::new();
+    for object in store.list("").await? {
+        // What an unfinished stage passes between its tasks is not for people.
+        let is_work = object.path.contains("/work/") || object.path.starts_with("work/");
+        if object.path.ends_with(".parquet") && !is_work {
+            found.push(shard(store, &object.path, object.bytes).await?);
+        }
+    }
+    Ok(found)
+}
+
+/// One Parquet file.
+///
+/// # Errors
+/// [`crate::Error`] where its footer can't be read.
+pub async fn shard(store: &Store, path: &str, bytes: u64) -> Result<ShardInfo> {
+    let table = StoredTable::open(store, path).await?;
+    let pairs = table.metadata().file_metadata().key_value_metadata();
+    let facts: BTreeMap<_, _> = pairs
+        .into_iter()
+        .flatten()
+        .filter_map(|pair| Some((pair.key.clone(), pair.value.clone()?)))
+        .filter(|(key, _)| key != "ARROW:schema")
+        .collect();
+    let folder = path.rsplit_once('/').map_or("table", |(folder, _)| folder);
+    Ok(ShardInfo {
+        path: path.to_owned(),
+        role: facts.get(ROLE_KEY).map_or(folder, String::as_str).to_owned(),
+        rows: table.rows(),
+        bytes,
+        columns: table.columns(),
+        facts,
+    })
+}
+
+/// A column's values.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Values {
+    /// Whole numbers.
+    Numbers(Vec<u64>),
+    /// Texts.
+    Texts(Vec<String>),
+    /// Of a column of vectors: each one's Euclidean length.
+    Norms(Vec<f32>),
+}
+
+/// The columns of a shard, in its order; a column `vector` becomes `norm`. Columns of other types are left out.
+///
+/// # Errors
+/// [`crate::Error`] where the shard can't be read.
+pub async fn columns(store: &Store, path: &str) -> Result<Vec<(String, Values)>> {
+    let name = store.describe(path);
+    let mut columns: Vec<(String, Values)> = Vec::new();
+    for batch in decode_all(&name, store.get(path).await?)? {
+        let mut next = Vec::new();
+        for (field, array) in batch.schema().fields().iter().zip(batch.columns()) {
+            let wide = |numbers: &mut dyn Iterator<Item = u64>| Values::Numbers(numbers.collect());
+            let values = match array.data_type() {
+                DataType::UInt64 => wide(&mut array.as_primitive::<UInt64Type>().values().iter().copied()),
+                DataType::UInt32 => wide(
+                    &mut array
+                        .as_primitive::<UInt32Type>()
+                        .values()
+                        .iter()
+                        .map(|n| u64::from(*n)),
+                ),
+                DataType::UInt16 => wide(
+                    &mut array
+                        .as_primitive::<UInt16Type>()
+                        .values()
+                        .iter()
+                        .map(|n| u64::from(*n)),
+                ),
+                DataType::Utf8 | DataType::Dictionary(..) => {
+                    let texts = texts(&name, &batch, field.name())?;
+                    Values::Texts(texts.iter().map(|text| text.unwrap_or("").to_owned()).collect())
+                }
+                DataType::FixedSizeList(..) => match norms(array.as_fixed_size_list()) {
+                    Some(norms) => Values::Norms(norms),
+                    None => continue,
+                },
+                _ => continue,
+            };
+            let renamed = if matches!(values, Values::Norms(_)) {
+                "norm"
+            } else {
+                field.name()
+            };
+            next.push((renamed.to_owned(), values));
+        }
+        if columns.is_empty() {
+            columns = next;
+            continue;
+        }
+        for ((_, all), (column, more)) in columns.iter_mut().zip(next) {
+            match (all, more) {
+                (Values::Numbers(all), Values::Numbers(more)) => all.extend(more),
+                (Values::Texts(all), Values::Texts(more)) => all.extend(more),
+                (Values::Norms(all), Values::Norms(more)) => all.extend(more),
+                _ => return Err(bad(&name, format!("column `{column}` changes its type"))),
+            }
+        }
+    }
+    Ok(columns)
+}
+
+fn norms(vectors: &arrow::array::FixedSizeListArray) -> Option<Vec<f32>> {
+    let width = usize::try_from(vectors.value_length())
+        .ok()
+        .filter(|width| *width > 0)?;
+    let values = vectors.values().as_primitive_opt::<Float16Type>()?;
+    let norm = |row: &[half::f16]| row.iter().map(|v| v.to_f32() * v.to_f32()).sum::<f32>().sqrt();
+    Some(values.values().chunks_exact(width).map(norm).collect())
+}

@@ -1,0 +1,195 @@
+//! The store's promises against a real S3 server on loopback: moto's, in a Python that has it (`LLINK_PYTHON`, else
+//! `python3`). Where there is none the test says that it was skipped. The faults come from a proxy before the server.
+#![cfg(feature = "cloud")]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+mod common;
+mod promises;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use bytes::Bytes;
+use common::{Random, run_stage, sample_spec};
+use llink_datasets::rows::Corpus;
+use llink_datasets::shards::{NearDuplicates, SplitSpec};
+use llink_datasets::store::{Created, Store};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+const SERVER: &str = "
+import sys, time
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address='127.0.0.1', port=0)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+server.stop()
+";
+
+struct Moto {
+    child: Child,
+    port: u16,
+}
+
+impl Drop for Moto {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn moto() -> Option<Moto> {
+    let python = std::env::var("LLINK_PYTHON").unwrap_or_else(|_| "python3".into());
+    let can = Command::new(&python).args(["-c", "import moto.server"]).output();
+    if !can.is_ok_and(|o| o.status.success()) {
+        println!("skipped: {python} has no moto; set LLINK_PYTHON to one that has (pip install 'moto[server]')");
+        return None;
+    }
+    let mut child = Command::new(python)
+        .args(["-c", SERVER])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let port = line.trim().parse().unwrap();
+    Some(Moto { child, port })
+}
+
+/// What the proxy does to every n-th connection.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// Answers 503 without asking the server.
+    Unavailable,
+    /// Passes a part of the request on and hangs up: a torn write.
+    Torn,
+    /// Waits.
+    Slow,
+}
+
+/// Passes bytes on to `port`, with a fault in one connection of three; says where it listens and how often it struck.
+async fn faulty_proxy(port: u16) -> (u16, Arc<AtomicU32>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let own = listener.local_addr().unwrap().port();
+    let struck = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&struck);
+    tokio::spawn(async move {
+        let mut random = Random(0x5EED);
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let fault = match random.below(9) {
+                0 => Some(Fault::Unavailable),
+                1 => Some(Fault::Torn),
+                2 => Some(Fault::Slow),
+                _ => None,
+            };
+            count.fetch_add(u32::from(fault.is_some()), Ordering::Relaxed);
+            tokio::spawn(async move {
+                let mut head = vec![0; 64 << 10];
+                let Ok(read) = client.read(&mut head).await else { return };
+                match fault {
+                    Some(Fault::Unavailable) => {
+                        let answer = "HTTP/1.1 503 Slow Down\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                        let _ = client.write_all(answer.as_bytes()).await;
+                        return;
+                    }
+                    Some(Fault::Slow) => tokio::time::sleep(std::time::Duration::from_millis(300)).await,
+                    _ => {}
+                }
+                let Ok(mut server) = TcpStream::connect(("127.0.0.1", port)).await else {
+                    return;
+                };
+                if matches!(fault, Some(Fault::Torn)) {
+                    let _ = server.write_all(&head[..read / 2]).await;
+                    return;
+                }
+                if server.write_all(&head[..read]).await.is_ok() {
+                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                }
+            });
+        }
+    });
+    (own, struck)
+}
+
+/// Options of a store behind `port`. They are given as the environment gives them.
+fn settings(port: u16) -> Vec<(String, String)> {
+    [
+        ("AWS_ENDPOINT", format!("http://127.0.0.1:{port}")),
+        ("AWS_ALLOW_HTTP", "true".into()),
+        ("AWS_ACCESS_KEY_ID", "test".into()),
+        ("AWS_SECRET_ACCESS_KEY", "test".into()),
+        ("AWS_REGION", "us-east-1".into()),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .to_vec()
+}
+
+async fn make_bucket(port: u16, bucket: &str) {
+    let mut server = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let request =
+        format!("PUT /{bucket} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    server.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    server.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_s3_store_keeps_its_promises() {
+    let Some(moto) = moto() else { return };
+    make_bucket(moto.port, "promises").await;
+    let store = Store::open_with("s3://promises/deep/er", settings(moto.port)).unwrap();
+    promises::keeps_its_promises(&store).await;
+    let writers: Vec<_> = (0..8_u8)
+        .map(|n| {
+            let store = store.clone();
+            tokio::spawn(async move { store.create("commit", Bytes::from(vec![n])).await.unwrap() })
+        })
+        .collect();
+    let mut written = 0;
+    for writer in writers {
+        written += u32::from(writer.await.unwrap() == Created::Written);
+    }
+    assert_eq!(written, 1, "a conditional put has one winner");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shards_written_through_faults_are_the_same_bytes() {
+    let Some(moto) = moto() else { return };
+    make_bucket(moto.port, "faults").await;
+    let (port, struck) = faulty_proxy(moto.port).await;
+    let spec = SplitSpec {
+        corpus: Corpus::Pairs,
+        train_rows: 900,
+        holdout_rows: 200,
+        shard_rows: 100,
+        near_duplicates: NearDuplicates::Across(0.8),
+    };
+    let mut source = sample_spec(Corpus::Pairs, 1_500, 4);
+    source.with_signatures = true;
+    let sound = Store::open("memory://s3-sound").unwrap();
+    let expected = run_stage(&sound, "out", &[source.clone()], &spec).await.unwrap();
+    let faulty = Store::open_with("s3://faults/x", settings(port)).unwrap();
+    let stage = run_stage(&faulty, "out", &[source], &spec).await.unwrap();
+    assert_eq!(stage.shards, expected.shards);
+    let straight = Store::open_with("s3://faults/x", settings(moto.port)).unwrap();
+    for shard in &stage.shards {
+        let content = straight.get(&shard.path).await.unwrap();
+        assert_eq!(
+            llink_datasets::manifest::sha256_hex(&content),
+            shard.sha256,
+            "{}",
+            shard.path
+        );
+    }
+    println!("faults met: {}", struck.load(Ordering::Relaxed));
+    assert!(struck.load(Ordering::Relaxed) > 0);
+}

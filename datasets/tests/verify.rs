@@ -1,0 +1,95 @@
+//! `verify` finds what is wrong with what a stage wrote, and nothing where nothing is.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use common::{run_stage, sample_spec};
+use llink_datasets::manifest::{MANIFEST_VERSION, Manifest, ManifestArtifact, sha256_hex};
+use llink_datasets::rows::Corpus;
+use llink_datasets::shards::{NearDuplicates, SplitSpec};
+use llink_datasets::store::Store;
+use llink_datasets::verify::verify;
+
+async fn written(url: &str) -> (Store, Manifest) {
+    let store = Store::open(url).unwrap();
+    let spec = SplitSpec {
+        corpus: Corpus::Pairs,
+        train_rows: 300,
+        holdout_rows: 80,
+        shard_rows: 100,
+        near_duplicates: NearDuplicates::Keep,
+    };
+    let stage = run_stage(&store, "shard/k", &[sample_spec(Corpus::Pairs, 600, 3)], &spec)
+        .await
+        .unwrap();
+    let manifest = Manifest {
+        version: MANIFEST_VERSION,
+        stage: "shard".into(),
+        key: "k".into(),
+        artifacts: stage.shards,
+        counts: BTreeMap::new(),
+        figures: BTreeMap::new(),
+        facts: BTreeMap::new(),
+        warnings: vec![],
+    };
+    manifest.write(&store, "shard/k/manifest.json").await.unwrap();
+    (store, manifest)
+}
+
+#[tokio::test]
+async fn sound_shards_have_no_fault_wherever_they_are_looked_at_from() {
+    let (store, _) = written("memory://verify-sound").await;
+    for url in ["memory://verify-sound", "memory://verify-sound/shard/k"] {
+        let found = verify(&Store::open(url).unwrap()).await.unwrap();
+        assert_eq!(found.faults, [""; 0], "{url}");
+        assert_eq!((found.manifests, found.objects, found.rows), (1, 4, 380));
+    }
+    drop(store);
+    let nothing = verify(&Store::open("memory://verify-nothing").unwrap()).await.unwrap();
+    assert!(nothing.faults[0].contains("nothing was committed"), "{nothing:?}");
+}
+
+#[tokio::test]
+async fn each_fault_is_named_with_its_object() {
+    let (store, manifest) = written("memory://verify-faults").await;
+    let fault = async |what: &str| {
+        let found = verify(&store).await.unwrap();
+        assert_eq!(found.faults.len(), 1, "{found:?}");
+        assert!(found.faults[0].contains(what), "{found:?}");
+    };
+    let first = &manifest.artifacts[0];
+    let content = store.get(&first.path).await.unwrap();
+    let mut flipped = content.to_vec();
+    flipped[content.len() / 2] ^= 1;
+    store.put(&first.path, flipped.into()).await.unwrap();
+    fault("pairs/train/00000.parquet: SHA-256 is").await;
+    store.put(&first.path, content.slice(..100)).await.unwrap();
+    fault("has 100 bytes").await;
+    store.delete(&first.path).await.unwrap();
+    fault("pairs/train/00000.parquet: no such file").await;
+    store.put(&first.path, content.clone()).await.unwrap();
+
+    // A manifest that lists a training shard as held out: its hashes are right and its rows are not.
+    let mut twisted = manifest.clone();
+    let copied = ManifestArtifact {
+        role: "pairs/holdout".into(),
+        ..first.clone()
+    };
+    twisted.artifacts.push(copied);
+    twisted.write(&store, "shard/k/manifest.json").await.unwrap();
+    fault("stands on the other side of the split too").await;
+    let mut wrong_rows = manifest.clone();
+    wrong_rows.artifacts[0].rows += 1;
+    wrong_rows.write(&store, "shard/k/manifest.json").await.unwrap();
+    fault("has 100 rows, the manifest says 101").await;
+    let mut no_table = manifest.clone();
+    let rubbish = Bytes::from_static(b"PAR1 rubbish PAR1");
+    no_table.artifacts[0].bytes = rubbish.len() as u64;
+    no_table.artifacts[0].sha256 = sha256_hex(&rubbish);
+    store.put(&first.path, rubbish).await.unwrap();
+    no_table.write(&store, "shard/k/manifest.json").await.unwrap();
+    fault("can't be read as Parquet").await;
+}
