@@ -67,8 +67,8 @@ impl StageName {
     /// Raised whenever the stage's code computes something else from the same inputs, so that old results are not reused.
     fn version(self) -> u32 {
         match self {
-            // 2: near-duplicates, and more than one table for a large source.
-            Self::Shard => 2,
+            // 2: near-duplicates, and more than one table for a large source. 3: near-duplicates by longer signatures.
+            Self::Shard => 3,
             Self::Synthesize | Self::Models | Self::Embed | Self::Align | Self::Instruct | Self::Evaluate => 1,
         }
     }

@@ -61,7 +61,7 @@ pub fn report(job: &Job, style: Style) {
 /// Rows read, kept and dropped by reason, for each corpus.
 fn rows(counts: &Value) {
     let Some(counts) = counts.as_object() else { return };
-    for corpus in ["pairs", "instructions"] {
+    for corpus in ["pairs", "instructions", "synthesized"] {
         let get = |name: &str| counts.get(&format!("{corpus}.{name}")).and_then(Value::as_u64);
         let Some(read) = get("rows") else { continue };
         let mut parts = vec![format!("{} read", thousands(read))];

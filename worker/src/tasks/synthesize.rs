@@ -17,6 +17,8 @@ use super::{TaskContext, shard};
 use crate::synthesize::{Answer, Client, Endpoint, Patience, Prompt, Request, is_refusal};
 use crate::{Error, Result};
 
+/// Answers of which not one can be used by chance.
+const ENOUGH_TO_JUDGE: usize = 16;
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 
 /// An answer as it lies in the cache.
@@ -53,6 +55,7 @@ pub(super) fn run(context: &TaskContext, task: &Synthesize) -> Result<TaskResult
     let rows = table.ids.iter().zip(table.english.into_iter().zip(table.foreign));
     let asked: Vec<Asked> = rows
         .filter(|(_, (_, foreign))| fits(foreign))
+        .skip(task.skip as usize)
         .take(task.rows as usize)
         .map(|(id, (english, foreign))| {
             // By the pair's own id, so that neither its place nor other pairs decide what is asked of it.
@@ -154,7 +157,7 @@ fn finish(
 ) -> Result<TaskResult> {
     let refusals = task.endpoint.as_ref().map_or(&[][..], |e| &e.refusals);
     let mut counts = BTreeMap::<String, u64>::new();
-    let mut count = |name: &str| *counts.entry(format!("instructions.{name}")).or_default() += 1;
+    let mut count = |name: &str| *counts.entry(format!("synthesized.{name}")).or_default() += 1;
     let mut kept = Vec::new();
     for (asked, (answer, cached)) in asked.iter().zip(answers) {
         count("rows");
@@ -195,6 +198,12 @@ fn finish(
             Err(reason) => count(&format!("dropped_{reason}")),
         }
     }
+    if kept.is_empty() && asked.len() < ENOUGH_TO_JUDGE {
+        return Ok(TaskResult {
+            counts,
+            ..TaskResult::default()
+        });
+    }
     if kept.is_empty() {
         return Err(Error::Input(format!(
             "no answer about {} can be used ({counts:?}); is `synthesize.model` the model that was meant, and are the \
@@ -206,7 +215,7 @@ fn finish(
     let artifact = context.write(store, &task.path, &task.role, kept.len() as u64, content)?;
     Ok(TaskResult {
         artifacts: vec![artifact],
-        counts: counts.into_iter().collect(),
+        counts,
         ..TaskResult::default()
     })
 }
