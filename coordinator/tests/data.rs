@@ -166,9 +166,7 @@ fn a_synthesis_that_is_killed_asks_nothing_twice() {
     submit.wait().unwrap();
     for worker in workers {
         // It may have ended by itself, now that nobody answers it.
-        let _ = Command::new("kill")
-            .args(["-9", &worker.to_string()])
-            .status();
+        let _ = Command::new("kill").args(["-9", &worker.to_string()]).status();
     }
     let before = endpoint.asked();
     let output = place
@@ -214,7 +212,11 @@ fn verify_names_what_is_damaged_and_inspect_shows_what_is_there() {
     ] {
         assert!(shown.contains(part), "{part}: {shown}");
     }
-    assert!(place.ok(&["inspect", "out/embed"]).contains("norm of the vectors"));
+    assert!(place.ok(&["inspect", "out/embed"]).contains("norms of the vectors: "));
+    assert!(
+        shown.contains("source: 1 values") && shown.contains("… and 1,190 more rows"),
+        "{shown}"
+    );
     let query = "select count(*) as n, max(foreign_chars) as longest from pairs_holdout";
     let answer = place.ok(&["inspect", "out", "--sql", query]);
     assert!(answer.contains("300") && answer.contains("longest"), "{answer}");
@@ -263,7 +265,7 @@ server.start()
 import urllib.request
 port = server.get_host_and_port()[1]
 urllib.request.urlopen(urllib.request.Request(f'http://127.0.0.1:{port}/jobs', method='PUT'))
-print(port, flush=True)
+print('port', port, flush=True)
 sys.stdin.read()
 ";
 
@@ -283,9 +285,11 @@ fn moto() -> Option<(common::Running, Vec<(String, String)>)> {
         .spawn()
         .unwrap();
     let mut port = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut port).unwrap();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut port)
+        .unwrap();
     let settings = [
-        ("AWS_ENDPOINT", format!("http://127.0.0.1:{}", port.trim())),
+        ("AWS_ENDPOINT", format!("http://127.0.0.1:{port}")),
         ("AWS_ALLOW_HTTP", "true".into()),
         ("AWS_ACCESS_KEY_ID", "test".into()),
         ("AWS_SECRET_ACCESS_KEY", "test".into()),
@@ -302,7 +306,10 @@ fn moto() -> Option<(common::Running, Vec<(String, String)>)> {
 #[test]
 fn the_same_job_reads_from_and_writes_to_an_object_store() {
     let Some((_server, settings)) = moto() else { return };
-    let place = Place::new(&SMALL.replace("source = \"sample\"\ntrain_pairs", "source = \"pairs.tsv\"\ntrain_pairs"));
+    let place = Place::new(&SMALL.replace(
+        "source = \"sample\"\ntrain_pairs",
+        "source = \"pairs.tsv\"\ntrain_pairs",
+    ));
     place.ok(&["sample", ".", "--pairs", "2500", "--instructions", "10"]);
     place.ok(&["submit", "job.toml"]);
     let upload = async {
@@ -312,7 +319,9 @@ fn the_same_job_reads_from_and_writes_to_an_object_store() {
     };
     tokio::runtime::Runtime::new().unwrap().block_on(upload);
     let job = std::fs::read_to_string(place.path("job.toml")).unwrap();
-    let job = job.replace("\"pairs.tsv\"", "\"s3://jobs/in/pairs.tsv\"").replace("\"out\"", "\"s3://jobs/out\"");
+    let job = job
+        .replace("\"pairs.tsv\"", "\"s3://jobs/in/pairs.tsv\"")
+        .replace("\"out\"", "\"s3://jobs/out\"");
     std::fs::write(place.path("s3.toml"), job).unwrap();
     let run = |args: &[&str]| {
         let output = place.command(args).envs(settings.clone()).output().unwrap();

@@ -93,7 +93,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     })?;
     let bytes: u64 = shards.iter().map(|shard| shard.bytes).sum();
     println!("write {:?} {} shards, {bytes} bytes", started.elapsed(), shards.len());
-    println!("in all {:.2} s, peak {} MiB", began.elapsed().as_secs_f64(), peak_kib() >> 10);
+    println!(
+        "in all {:.2} s, peak {} MiB",
+        began.elapsed().as_secs_f64(),
+        peak_kib() >> 10
+    );
     Ok(())
 }
 

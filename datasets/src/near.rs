@@ -6,6 +6,7 @@
 //! than that still counts, as it is better to drop a row than to train on what is measured.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use gaoya::minhash::{MinHasher, MinHasher8};
 use xxhash_rust::xxh3::xxh3_64;
@@ -122,8 +123,26 @@ pub(crate) struct NearIndex {
 /// Rows by their key in one band: the last of each key, and the one of the same key before each row.
 #[derive(Clone, Default)]
 struct Band {
-    last: HashMap<u32, u32>,
+    last: HashMap<u32, u32, BuildHasherDefault<Spread>>,
     before: Vec<u32>,
+}
+
+/// Keys are parts of hashes: one multiplication spreads them over a table.
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 ^= xxh3_64(bytes);
+    }
+
+    fn write_u32(&mut self, key: u32) {
+        self.0 = u64::from(key).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
 }
 
 impl Band {

@@ -153,6 +153,7 @@ fn unwritable(name: &str, error: &ParquetError) -> Error {
 /// A table in a store, of which parts can be read.
 pub(crate) struct StoredTable {
     name: String,
+    bytes: u64,
     builder: ParquetRecordBatchStreamBuilder<ObjectReader>,
 }
 
@@ -173,11 +174,20 @@ impl StoredTable {
         let builder = ParquetRecordBatchStreamBuilder::new_with_options(reader, options)
             .await
             .map_err(|e| unreadable(&name, &e))?;
-        Ok(Self { name, builder })
+        Ok(Self {
+            name,
+            bytes: info.bytes,
+            builder,
+        })
     }
 
     pub(crate) fn metadata(&self) -> &ParquetMetaData {
         self.builder.metadata()
+    }
+
+    /// The file's size.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// The value of a metadata key.
@@ -328,12 +338,12 @@ pub(crate) fn unreadable(name: &str, error: &ParquetError) -> Error {
     if let ParquetError::External(cause) = error
         && let Some(cause) = cause.downcast_ref::<object_store::Error>()
     {
-        return match store_error(name.to_owned(), cause) {
-            Error::Store { source, .. } if source.to_string().contains("non-partial response") => bad(
+        return match cause {
+            object_store::Error::NotSupported { .. } => bad(
                 name,
                 "its server gives no parts of a file, and Parquet is read in parts; download it first".into(),
             ),
-            error => error,
+            other => store_error(name.to_owned(), other),
         };
     }
     undecodable(name, error)

@@ -27,7 +27,7 @@ import sys, time
 from moto.server import ThreadedMotoServer
 server = ThreadedMotoServer(ip_address='127.0.0.1', port=0)
 server.start()
-print(server.get_host_and_port()[1], flush=True)
+print('port', server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
 server.stop()
 ";
@@ -58,11 +58,11 @@ fn moto() -> Option<Moto> {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap())
-        .read_line(&mut line)
+    // What else it says on its start is of no interest.
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let port = lines
+        .find_map(|line| line.unwrap().strip_prefix("port ")?.parse().ok())
         .unwrap();
-    let port = line.trim().parse().unwrap();
     Some(Moto { child, port })
 }
 

@@ -216,11 +216,11 @@ async fn several_tasks_about_one_text_stay_together() {
 async fn what_is_left_over_on_the_other_side_is_said() {
     let store = Store::open("memory://left-over").unwrap();
     // As many rows as are asked for in all: by chance one side has a few too many, and the other lacks them.
-    let stage = run_stage(&store, "out", &[sample_spec(Corpus::Pairs, 1_000, 5)], &split(700, 300))
+    let stage = run_stage(&store, "out", &[sample_spec(Corpus::Pairs, 1_000, 6)], &split(700, 300))
         .await
         .unwrap();
     let counts = &stage.split.counts;
-    let surplus = counts["dropped_surplus"];
+    let surplus = counts.get("dropped_surplus").copied().unwrap_or(0);
     assert_eq!(counts["train"] + counts["holdout"] + surplus, 1_000);
     assert!(surplus > 0 && stage.split.warnings.len() == 1, "{counts:?}");
     let said = &stage.split.warnings[0];
@@ -242,14 +242,17 @@ fn sentence(random: &mut Random, letters: &str, words: u64) -> Vec<String> {
     (0..words).map(|_| word(random)).collect()
 }
 
+/// Character 5-grams of a text, as hashes.
+fn shingles(text: &str) -> HashSet<u64> {
+    let chars: Vec<char> = comparison_form(text).chars().collect();
+    let hash = |five: &[char]| llink_datasets::text::form_key(&five.iter().collect::<String>());
+    chars.windows(5).map(hash).collect()
+}
+
 /// The share of character 5-grams that two texts have in common, counted and not estimated.
-fn jaccard(a: &str, b: &str) -> f64 {
-    let shingles = |text: &str| -> HashSet<Vec<char>> {
-        let chars: Vec<char> = comparison_form(text).chars().collect();
-        chars.windows(5).map(<[char]>::to_vec).collect()
-    };
-    let (a, b) = (shingles(a), shingles(b));
-    a.intersection(&b).count() as f64 / a.union(&b).count() as f64
+fn jaccard(a: &HashSet<u64>, b: &HashSet<u64>) -> f64 {
+    let common = a.intersection(b).count();
+    common as f64 / (a.len() + b.len() - common) as f64
 }
 
 const LATIN: &str = "abcdefghijklmnopqrstuvwxyz";
@@ -283,19 +286,24 @@ async fn families(store: &Store, name: &str, families: u64) -> CleanSpec {
 
 /// Of all pairs of a training and a held-out text, those that are at least so similar on a side.
 fn leaks(train: &[(u64, String, String)], holdout: &[(u64, String, String)], similarity: f64) -> usize {
-    let mut found = 0;
-    for (_, english, foreign) in train {
-        let near =
-            |(_, e, f): &&(u64, String, String)| jaccard(english, e) >= similarity || jaccard(foreign, f) >= similarity;
-        found += holdout.iter().filter(near).count();
-    }
-    found
+    let sides = |rows: &[(u64, String, String)]| -> Vec<[HashSet<u64>; 2]> {
+        rows.iter()
+            .map(|(_, english, foreign)| [shingles(english), shingles(foreign)])
+            .collect()
+    };
+    let (train, holdout) = (sides(train), sides(holdout));
+    let near =
+        |a: &[HashSet<u64>; 2], b: &[HashSet<u64>; 2]| (0..2).any(|side| jaccard(&a[side], &b[side]) >= similarity);
+    train
+        .iter()
+        .map(|a| holdout.iter().filter(|b| near(a, b)).count())
+        .sum()
 }
 
 #[tokio::test]
 async fn near_duplicates_of_held_out_texts_are_not_trained_on_whichever_side_they_are_near_on() {
     let store = Store::open("memory://near").unwrap();
-    let source = [families(&store, "families.tsv", 120).await];
+    let source = [families(&store, "families.tsv", 60).await];
     let spec = SplitSpec {
         near_duplicates: NearDuplicates::Across(0.8),
         ..split(0, 500)
@@ -303,7 +311,7 @@ async fn near_duplicates_of_held_out_texts_are_not_trained_on_whichever_side_the
     let kept = run_stage(&store, "kept", &source, &split(0, 500)).await.unwrap();
     let [train, holdout] = sides(&store, &kept).await;
     let before = leaks(&train, &holdout, 0.85);
-    assert!(before > 100, "the corpus is one that leaks: {before}");
+    assert!(before > 50, "the corpus is one that leaks: {before}");
 
     let stage = run_stage(&store, "across", &source, &spec).await.unwrap();
     assert_sums(&stage.split.counts, &["train", "holdout"]);
@@ -313,13 +321,13 @@ async fn near_duplicates_of_held_out_texts_are_not_trained_on_whichever_side_the
     println!("{before} near pairs across the split, {after} after {dropped} rows were dropped");
     assert_eq!(after, 0);
     // Members of families of which none is held out stay.
-    assert!(train.len() > 200, "{}", train.len());
+    assert!(train.len() > 100, "{}", train.len());
 }
 
 #[tokio::test]
 async fn near_duplicates_are_dropped_everywhere_where_asked() {
     let store = Store::open("memory://near-everywhere").unwrap();
-    let source = [families(&store, "families.tsv", 60).await];
+    let source = [families(&store, "families.tsv", 30).await];
     let spec = SplitSpec {
         near_duplicates: NearDuplicates::Everywhere(0.8),
         ..split(0, 500)
@@ -330,5 +338,5 @@ async fn near_duplicates_are_dropped_everywhere_where_asked() {
     let rows = [train, holdout].concat();
     let near = leaks(&rows, &rows, 0.85) - rows.len();
     assert_eq!(near, 0, "{} rows are left", rows.len());
-    assert!(rows.len() >= 60, "one of each family at the least: {}", rows.len());
+    assert!(rows.len() >= 30, "one of each family at the least: {}", rows.len());
 }

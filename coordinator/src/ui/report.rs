@@ -70,6 +70,15 @@ fn rows(counts: &Value) {
                 parts.push(format!("{} {side}", thousands(rows)));
             }
         }
+        for (done, words) in [
+            ("cut", "cut to length"),
+            ("composed", "put in NFC"),
+            ("stripped", "freed of invisible characters"),
+        ] {
+            if let Some(rows) = get(done).filter(|rows| *rows > 0) {
+                parts.push(format!("{} {words}", thousands(rows)));
+            }
+        }
         let dropped = counts.iter().filter(|(name, n)| {
             name.strip_prefix(corpus)
                 .is_some_and(|n| n.contains("dropped_") || n.ends_with(".surplus"))

@@ -36,6 +36,8 @@ enum Transfer {
     /// Part by part, each a request with retries and a deadline of its own: a connection over which gigabytes come while
     /// they are cleaned breaks sooner or later.
     Parts,
+    /// Part by part where the server can do that and says by a tag that all are of the same object.
+    PartsIfAble,
 }
 
 /// What a store knows about one object without reading it.
@@ -172,8 +174,18 @@ impl Store {
         use crate::byte_stream::{ByteStream, parts};
         use object_store::GetResultPayload;
         let location = self.location(path)?;
-        if self.transfer == Transfer::Parts {
-            let meta = self.objects.head(&location).await.map_err(|e| self.failed(path, e))?;
+        let meta = match self.transfer {
+            Transfer::Whole => None,
+            Transfer::Parts => Some(self.objects.head(&location).await.map_err(|e| self.failed(path, e))?),
+            Transfer::PartsIfAble => match self.objects.head(&location).await {
+                Ok(meta) if meta.e_tag.is_some() && meta.size > 0 => {
+                    let first = self.objects.get_range(&location, 0..1).await;
+                    first.is_ok().then_some(meta)
+                }
+                _ => None,
+            },
+        };
+        if let Some(meta) = meta {
             let bytes = meta.size;
             let stream = parts(Arc::clone(&self.objects), meta);
             return Ok((bytes, ByteStream::Remote(stream, self.describe(path))));

@@ -22,9 +22,6 @@ const REQUEST_TIMEOUT: &str = "120 seconds";
 /// How long a web server may send nothing; a download as a whole may take any time.
 #[cfg(feature = "cloud")]
 const SILENCE: std::time::Duration = std::time::Duration::from_secs(60);
-/// How long a broken download is taken up again.
-#[cfg(feature = "cloud")]
-const LONGEST_DOWNLOAD: std::time::Duration = std::time::Duration::from_secs(24 * 60 * 60);
 
 /// Stores named `memory://name`, which live as long as the process.
 static MEMORY: LazyLock<Mutex<HashMap<String, Arc<InMemory>>>> = LazyLock::new(Mutex::default);
@@ -135,7 +132,6 @@ impl Store {
             .with_timeout_disabled()
             .with_read_timeout(SILENCE);
         let retry = RetryConfig {
-            retry_timeout: LONGEST_DOWNLOAD,
             max_retries: 6,
             ..RetryConfig::default()
         };
@@ -145,7 +141,12 @@ impl Store {
             .with_retry(retry)
             .build()
             .map_err(|e| wrong(&e))?;
-        Ok(Self::with_objects(url, Arc::new(objects), prefix, Transfer::Whole))
+        Ok(Self::with_objects(
+            url,
+            Arc::new(objects),
+            prefix,
+            Transfer::PartsIfAble,
+        ))
     }
 
     #[cfg(feature = "cloud")]

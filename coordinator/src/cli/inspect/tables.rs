@@ -13,6 +13,10 @@ use crate::ui::thousands;
 
 /// Characters of a text that are shown.
 const SHOWN: usize = 100;
+/// Values of a column that has few.
+const SHOWN_VALUES: usize = 12;
+/// The most characters of a value in a table with a line a row.
+const CELL: usize = 36;
 
 /// Shows every table at or below `url`.
 pub(super) async fn show(url: &str, rows: usize) -> Result<(), Failed> {
@@ -39,7 +43,7 @@ pub(super) async fn query(url: &str, sql: &str, rows: usize) -> Result<(), Faile
         Failed::new(Exit::Usage, format!("{e}. Tables: {}", known.join(", ")))
     };
     let answer = context.execute(sql).map_err(wrong)?.collect().map_err(wrong)?;
-    print(&answer, rows)
+    print(&answer, rows, answer.height() as u64)
 }
 
 async fn find(url: &str) -> Result<(Store, Vec<ShardInfo>), Failed> {
@@ -172,27 +176,77 @@ fn measure(frame: &DataFrame, histograms: &mut Vec<(String, Histogram)>) -> Resu
     Ok(())
 }
 
-/// Rows one below the other, a line for each value, so that texts of any script and length can be read.
-fn print(frame: &DataFrame, rows: usize) -> Result<(), Failed> {
-    let widest = frame
-        .columns()
-        .iter()
-        .map(|c| c.name().chars().count())
-        .max()
-        .unwrap_or(0);
+/// The first rows: a line each where their values are short, else a line for each value, so that texts of any script
+/// and length can be read.
+fn print(frame: &DataFrame, rows: usize, rows_in_all: u64) -> Result<(), Failed> {
+    let names: Vec<&str> = frame.columns().iter().map(|c| c.name().as_str()).collect();
+    let mut cells = Vec::new();
     for row in 0..rows.min(frame.height()) {
-        for (number, column) in frame.columns().iter().enumerate() {
-            let value = column.get(row).map_err(|e| refused(&e))?;
-            let text = value.get_str().map_or_else(|| value.to_string(), str::to_owned);
-            let mark = if number == 0 { "-" } else { " " };
-            say(&format!("  {mark} {:widest$}  {}", column.name(), shown(&text)));
-        }
+        let values = frame.columns().iter().map(|column| {
+            let value = column.get(row)?;
+            Ok(shown(&value.get_str().map_or_else(|| value.to_string(), str::to_owned)))
+        });
+        cells.push(
+            values
+                .collect::<Result<Vec<String>, PolarsError>>()
+                .map_err(|e| refused(&e))?,
+        );
     }
-    if frame.height() > rows {
-        let more = thousands((frame.height() - rows) as u64);
-        say(&format!("  … and {more} more rows (--rows)"));
+    let is_short = cells.iter().flatten().all(|cell| width(cell) <= CELL) && names.len() <= 6;
+    let lines = if is_short {
+        side_by_side(&names, &cells)
+    } else {
+        one_below_the_other(&names, &cells)
+    };
+    for line in lines {
+        say(&line);
+    }
+    let left = rows_in_all.saturating_sub(cells.len() as u64);
+    if left > 0 {
+        say(&format!("  … and {} more rows", thousands(left)));
     }
     Ok(())
+}
+
+fn side_by_side(names: &[&str], cells: &[Vec<String>]) -> Vec<String> {
+    let widest = |column: usize| {
+        let cells = cells.iter().map(|row| width(&row[column]));
+        cells.chain([width(names[column])]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..names.len()).map(widest).collect();
+    let line = |row: &mut dyn Iterator<Item = &str>| {
+        let padded = row
+            .zip(&widths)
+            .map(|(cell, wide)| format!("{cell}{}", " ".repeat(wide - width(cell))));
+        format!("  {}", padded.collect::<Vec<_>>().join("  "))
+            .trim_end()
+            .to_owned()
+    };
+    let mut lines = vec![line(&mut names.iter().copied())];
+    lines.extend(cells.iter().map(|row| line(&mut row.iter().map(String::as_str))));
+    lines
+}
+
+fn one_below_the_other(names: &[&str], cells: &[Vec<String>]) -> Vec<String> {
+    let widest = names.iter().map(|name| width(name)).max().unwrap_or(0);
+    let mut lines = Vec::new();
+    for row in cells {
+        for (number, (name, cell)) in names.iter().zip(row).enumerate() {
+            let mark = if number == 0 { "-" } else { " " };
+            lines.push(format!("  {mark} {name:widest$}  {cell}"));
+        }
+    }
+    lines
+}
+
+/// Places that a text takes in a terminal, as far as marks above and below take none.
+fn width(text: &str) -> usize {
+    text.chars().filter(|c| !is_mark(*c)).count()
+}
+
+/// Whether a character is drawn over, under or around the one before it: Khmer's vowels and signs, Latin's accents.
+fn is_mark(c: char) -> bool {
+    matches!(c, '\u{17B4}'..='\u{17D3}' | '\u{17DD}' | '\u{200B}'..='\u{200D}' | '\u{300}'..='\u{36F}')
 }
 
 /// A text on one line, cut where a character with its marks ends.
@@ -202,7 +256,7 @@ fn shown(text: &str) -> String {
         |c: char| matches!(c, '\u{17B4}'..='\u{17D3}' | '\u{17DD}' | '\u{200B}'..='\u{200D}' | '\u{300}'..='\u{36F}');
     let chars: Vec<char> = line.chars().collect();
     let mut end = SHOWN.min(chars.len());
-    while end > 0 && end < chars.len() && is_mark(chars[end]) {
+    while end > 0 && end < chars.len() && (is_mark(chars[end]) || chars[end - 1] == '\u{17D2}') {
         end += 1;
     }
     let more = if end < chars.len() { "…" } else { "" };
