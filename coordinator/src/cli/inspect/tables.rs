@@ -129,51 +129,79 @@ async fn describe(store: &Store, role: &str, shards: &[&ShardInfo], rows: usize)
     for (key, value) in &shards[0].facts {
         say(&format!("  {key} = {value}"));
     }
-    // By the columns' own order, which all shards of a role share.
-    let mut histograms: Vec<(String, Histogram)> = Vec::new();
+    let mut measured = Measured::default();
     let mut sample: Option<DataFrame> = None;
     for info in shards {
         let frame = frame(store, info).await?;
-        measure(&frame, &mut histograms)?;
+        measured.add(&frame, info)?;
         sample.get_or_insert_with(|| frame.head(Some(rows)));
     }
-    for (title, histogram) in &histograms {
-        for line in histogram.lines(title) {
-            say(&line);
-        }
+    for line in measured.lines() {
+        say(&line);
     }
     if let Some(sample) = sample {
-        print(&sample, rows)?;
+        print(&sample, rows, rows_in_all)?;
     }
     say("");
     Ok(())
 }
 
-/// Adds a shard's lengths and norms to what others had.
-fn measure(frame: &DataFrame, histograms: &mut Vec<(String, Histogram)>) -> Result<(), Failed> {
-    for column in frame.columns() {
-        let (title, values): (String, Vec<f64>) = if let Ok(texts) = column.str() {
-            let lengths = texts.iter().flatten().map(|text| text.chars().count() as f64);
-            (format!("characters of {}", column.name()), lengths.collect())
-        } else if column.name() == "norm" {
-            let norms = column.f32().map_err(|e| refused(&e))?;
-            (
-                "norm of the vectors".into(),
-                norms.iter().flatten().map(f64::from).collect(),
-            )
-        } else {
-            continue;
-        };
-        let at = histograms
-            .iter()
-            .position(|(other, _)| *other == title)
-            .unwrap_or_else(|| {
-                histograms.push((title, Histogram::default()));
-                histograms.len() - 1
-            });
-        histograms[at].1.extend(values);
+/// What the columns of all shards of a role hold.
+#[derive(Default)]
+struct Measured {
+    /// Lengths of texts, and norms.
+    histograms: Vec<(String, Histogram)>,
+    /// Of columns with few values, how often each occurs.
+    counts: BTreeMap<String, BTreeMap<String, u64>>,
+}
+
+impl Measured {
+    fn add(&mut self, frame: &DataFrame, info: &ShardInfo) -> Result<(), Failed> {
+        for column in frame.columns() {
+            let name = column.name().as_str();
+            let has_few = |(other, kind): &(String, String)| other == name && kind.starts_with("Dictionary");
+            if let Ok(texts) = column.str() {
+                if info.columns.iter().any(has_few) {
+                    let counts = self.counts.entry(name.to_owned()).or_default();
+                    for text in texts.iter().flatten() {
+                        *counts.entry(text.to_owned()).or_default() += 1;
+                    }
+                } else {
+                    let lengths = texts.iter().flatten().map(|text| text.chars().count() as f64);
+                    self.histogram(format!("characters of {name}")).extend(lengths);
+                }
+            } else if name == "norm" {
+                let norms = column.f32().map_err(|e| refused(&e))?;
+                let norms = norms.iter().flatten().map(f64::from);
+                self.histogram("norms of the vectors".into()).extend(norms);
+            }
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn histogram(&mut self, title: String) -> &mut Histogram {
+        let at = self.histograms.iter().position(|(other, _)| *other == title);
+        let at = at.unwrap_or_else(|| {
+            self.histograms.push((title, Histogram::default()));
+            self.histograms.len() - 1
+        });
+        &mut self.histograms[at].1
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (title, histogram) in &self.histograms {
+            lines.extend(histogram.lines(title));
+        }
+        for (name, counts) in &self.counts {
+            lines.push(format!("  {name}: {} values", counts.len()));
+            let mut counts: Vec<_> = counts.iter().collect();
+            counts.sort_by_key(|(_, rows)| std::cmp::Reverse(**rows));
+            let line = |(value, rows): &(&String, &u64)| format!("    {:>11} {}", thousands(**rows), shown(value));
+            lines.extend(counts.iter().take(SHOWN_VALUES).map(line));
+        }
+        lines
+    }
 }
 
 /// The first rows: a line each where their values are short, else a line for each value, so that texts of any script
