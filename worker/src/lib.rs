@@ -10,6 +10,7 @@ pub mod collective;
 pub mod error;
 pub mod llink;
 pub mod models;
+pub mod pretrain;
 pub mod synthesize;
 pub mod tasks;
 pub mod train;
