@@ -130,13 +130,13 @@ pub struct PretrainArgs {
     #[arg(long, default_value_t = 60_000)]
     pub sentences: u64,
     /// Sentences in a step.
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 64)]
     pub batch: usize,
     /// The encoder's steps.
-    #[arg(long, default_value_t = 4_000)]
+    #[arg(long, default_value_t = 3_000)]
     pub encoder_steps: u64,
     /// The decoder's steps.
-    #[arg(long, default_value_t = 3_000)]
+    #[arg(long, default_value_t = 2_500)]
     pub decoder_steps: u64,
     /// Threads; by default one for each core.
     #[arg(long)]
@@ -158,7 +158,9 @@ pub fn pretrain_tiny(args: &PretrainArgs, told: &mut dyn FnMut(String)) -> crate
     };
     pretrain::pretrain_tiny(&args.dir, &options, &mut |model, step, look| {
         let Look { loss, tokens, texts } = look;
-        told(format!("{model} step {step}: loss {loss:.4}, of held-out texts {tokens:.3} of the tokens and {texts:.3} whole"));
+        told(format!(
+            "{model} step {step}: loss {loss:.4}, of held-out texts {tokens:.3} of the tokens and {texts:.3} whole"
+        ));
     })
 }
 
@@ -171,10 +173,7 @@ fn cores() -> usize {
 /// # Errors
 /// When the URL is wrong, the coordinator refuses this worker, or cannot be reached for the time given.
 pub async fn run(args: WorkerArgs) -> anyhow::Result<()> {
-    let threads = args
-        .threads
-        .filter(|n| *n > 0)
-        .unwrap_or_else(cores);
+    let threads = args.threads.filter(|n| *n > 0).unwrap_or_else(cores);
     // Refused only when a pool exists already, which then has its own idea of how many.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     let options = AgentOptions {

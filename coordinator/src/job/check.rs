@@ -140,13 +140,13 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
         !job.models.encoder.is_empty(),
         "models.encoder",
         &"empty",
-        "\"tiny\" or a model folder",
+        "\"tiny\", \"random\" or a model folder",
     );
     expect(
         !job.models.decoder.is_empty(),
         "models.decoder",
         &"empty",
-        "\"tiny\" or a model folder",
+        "\"tiny\", \"random\" or a model folder",
     );
     expect(
         job.embed.token_budget >= 256,

@@ -156,7 +156,18 @@ pub struct InstructionsSection {
     pub shard_rows: u32,
 }
 
-/// `[models]`: a folder in Hugging Face layout each, or `"tiny"`.
+/// Tiny models that come with llink and know the grammar of the sample corpus.
+pub const TINY_MODEL: &str = "tiny";
+/// Tiny models with random weights, their tokenizers made from the job's own text.
+pub const RANDOM_MODEL: &str = "random";
+
+/// Whether a model is made by llink itself and is no folder.
+#[must_use]
+pub fn is_built_in(model: &str) -> bool {
+    [TINY_MODEL, RANDOM_MODEL].contains(&model)
+}
+
+/// `[models]`: a folder in Hugging Face layout each, `"tiny"` or `"random"`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelsSection {
@@ -169,8 +180,8 @@ pub struct ModelsSection {
 impl Default for ModelsSection {
     fn default() -> Self {
         Self {
-            encoder: "tiny".into(),
-            decoder: "tiny".into(),
+            encoder: TINY_MODEL.into(),
+            decoder: TINY_MODEL.into(),
         }
     }
 }

@@ -111,7 +111,10 @@ fn is_second(arm: InstructArm, mode: InstructMode) -> bool {
 fn named(result: &TaskResult, arm: InstructArm, mode: InstructMode) -> TaskResult {
     let mut result = result.clone();
     if is_second(arm, mode) {
-        result.artifacts.iter_mut().for_each(|artifact| artifact.role.insert_str(0, "direct-"));
+        result
+            .artifacts
+            .iter_mut()
+            .for_each(|artifact| artifact.role.insert_str(0, "direct-"));
         let figures = result.figures.into_iter();
         result.figures = figures.map(|(name, value)| (format!("direct.{name}"), value)).collect();
     }
@@ -151,7 +154,13 @@ pub(super) fn evaluated(inputs: &Inputs<'_>) -> Result<String, PlanError> {
         return Ok(String::new());
     }
     let manifest = earlier(StageName::Evaluate, STAGE, inputs)?;
-    let roles = ["adapter-config", "adapter", "slots", "direct-adapter-config", "direct-adapter"];
+    let roles = [
+        "adapter-config",
+        "adapter",
+        "slots",
+        "direct-adapter-config",
+        "direct-adapter",
+    ];
     Ok(roles.map(|role| content_of(manifest, role)).join("\n"))
 }
 

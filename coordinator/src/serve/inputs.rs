@@ -7,7 +7,7 @@ use llink_datasets::store::{ObjectInfo, Store};
 use llink_proto::{Failure, FailureKind};
 
 use super::engine::failure;
-use crate::job::JobFile;
+use crate::job::{JobFile, is_built_in};
 use crate::plan::short_hash;
 use crate::schedule::NewJob;
 
@@ -35,7 +35,7 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path) -> Result<NewJob, Fa
         ("models.encoder", &file.models.encoder),
         ("models.decoder", &file.models.decoder),
     ] {
-        if folder != "tiny" {
+        if !is_built_in(folder) {
             let stamp = model_stamp(folder).await.map_err(|f| of_key(key, &f))?;
             stamps.insert(folder.clone(), stamp);
         }
@@ -109,8 +109,11 @@ fn absolute(mut file: JobFile, base: &Path) -> JobFile {
     if let Some(instructions) = &mut file.instructions {
         instructions.source.change_paths(|s| unless("sample", s, base));
     }
-    file.models.encoder = unless("tiny", &file.models.encoder, base);
-    file.models.decoder = unless("tiny", &file.models.decoder, base);
+    for model in [&mut file.models.encoder, &mut file.models.decoder] {
+        if !is_built_in(model) {
+            *model = absolute_path(model, base);
+        }
+    }
     file
 }
 

@@ -58,7 +58,8 @@ impl TrainableDecoder {
         let (query_heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
         let normed = v.rms_norm(&name("input_layernorm"), x, eps)?;
         let of = |part: &str, count| heads(&v.product(&name(&format!("self_attn.{part}")), &normed)?, shape, count);
-        let turn = |heads: Tensor| Ok::<_, crate::Error>(candle_nn::rotary_emb::rope_slow(&heads.contiguous()?, cos, sin)?);
+        let turn =
+            |heads: Tensor| Ok::<_, crate::Error>(candle_nn::rotary_emb::rope_slow(&heads.contiguous()?, cos, sin)?);
         let q = turn(of("q_proj", query_heads)?)?;
         let shared = |heads: Tensor| repeat(&heads, query_heads / kv_heads);
         let k = shared(turn(of("k_proj", kv_heads)?)?)?;

@@ -25,9 +25,9 @@ impl Texts {
 
     /// Khmer texts: sentences, and what instructions are about, which is up to three of them.
     pub(super) fn foreign(&self, number: u64) -> &str {
-        match number % 4 {
-            0 => &pick(&self.instructions, number / 4).foreign,
-            _ => &pick(&self.pairs, number / 4).1,
+        match number % 8 {
+            0 => &pick(&self.instructions, number / 8).foreign,
+            _ => &pick(&self.pairs, number / 8).1,
         }
     }
 
@@ -59,7 +59,11 @@ impl Texts {
 
     /// One of the wordings that ask for a translation.
     fn translation(&self, number: u64) -> &str {
-        let mut translations = self.instructions.iter().cycle().skip(number as usize % self.instructions.len());
+        let mut translations = self
+            .instructions
+            .iter()
+            .cycle()
+            .skip(number as usize % self.instructions.len());
         translations
             .find(|example| example.task == "translate")
             .map_or("", |example| example.instruction.as_str())

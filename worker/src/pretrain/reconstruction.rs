@@ -35,10 +35,12 @@ impl Reconstruction {
         Ok(Self { variables })
     }
 
-    /// For each token of the batch: logits [n, vocab] from its sentence's vector and its place, and the token itself [n].
-    pub(super) fn logits(&self, encoder: &TrainableEncoder, batch: &Padded) -> Result<(Tensor, Tensor)> {
+    /// For each token of the batch, or each `every`th: logits [n, vocab] from its sentence's vector and its place, and the token
+    /// itself [n].
+    pub(super) fn logits(&self, encoder: &TrainableEncoder, batch: &Padded, every: usize) -> Result<(Tensor, Tensor)> {
         let v = &self.variables;
         let rows = batch.rows_from(&vec![0; batch.lengths.len()]);
+        let rows: Vec<u32> = rows.into_iter().step_by(every).collect();
         let longest = batch.shape.1 as u32;
         let sentence = Tensor::from_iter(rows.iter().map(|row| row / longest), &Device::Cpu)?;
         let place = Tensor::from_iter(rows.iter().map(|row| row % longest), &Device::Cpu)?;

@@ -43,11 +43,6 @@ impl Variables {
         self.named.values()
     }
 
-    /// Numbers in all of them together.
-    pub(super) fn count(&self) -> usize {
-        self.all().map(|variable| variable.elem_count()).sum()
-    }
-
     /// Writes them in bf16, under their names.
     pub(super) fn write_bf16(&self, path: &Path) -> Result<()> {
         let tensors: HashMap<String, Tensor> = self

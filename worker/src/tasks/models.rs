@@ -12,8 +12,13 @@ use super::TaskContext;
 use crate::models::{Decoder, Encoder, fingerprint, tiny};
 use crate::{Error, Result};
 
-/// Texts that a tiny model's tokenizer is trained on, at most: more changes little and takes time.
+/// Texts that a random model's tokenizer is trained on, at most: more changes little and takes time.
 const TOKENIZER_TEXTS: usize = 20_000;
+
+/// The source of the models that come with llink.
+const TINY: &str = "tiny";
+/// The source of models with random weights, their tokenizers made from the job's text.
+const RANDOM: &str = "random";
 
 /// The model that the last task used, so that the next one need not load it again.
 #[derive(Default)]
@@ -113,15 +118,9 @@ pub(super) fn prepare(context: &TaskContext, task: &PrepareModel) -> Result<Task
         ModelRole::Decoder => "decoder",
         ModelRole::Unspecified => return Err(Error::Input("a model without a role".into())),
     };
-    let mut result = if task.source == "tiny" {
-        make_tiny(context, task, role)?
-    } else {
-        TaskResult::default()
-    };
-    let url = if task.source == "tiny" {
-        context.store()?.describe(&task.path)
-    } else {
-        task.source.clone()
+    let (mut result, url) = match task.source.as_str() {
+        TINY | RANDOM => (make(context, task, role)?, context.store()?.describe(&task.path)),
+        folder => (TaskResult::default(), folder.to_owned()),
     };
     let unchecked = ModelRef {
         role: task.role,
@@ -146,16 +145,19 @@ pub(super) fn prepare(context: &TaskContext, task: &PrepareModel) -> Result<Task
     Ok(result)
 }
 
-fn make_tiny(context: &TaskContext, task: &PrepareModel, role: &str) -> Result<TaskResult> {
+/// Makes a model of llink's own and writes it to the store.
+fn make(context: &TaskContext, task: &PrepareModel, role: &str) -> Result<TaskResult> {
     let store = context.store()?;
-    let texts = training_texts(context, &store, task)?;
     let made = tempfile::tempdir().map_err(|source| Error::Io {
         path: std::env::temp_dir().display().to_string(),
         source,
     })?;
-    match task.role() {
-        ModelRole::Encoder => tiny::write_tiny_encoder(made.path(), texts.into_iter(), task.seed)?,
-        _ => tiny::write_tiny_decoder(made.path(), texts.into_iter(), task.seed)?,
+    let texts = || training_texts(context, &store, task);
+    match (task.source.as_str(), task.role()) {
+        (TINY, ModelRole::Encoder) => tiny::write_shipped(made.path(), &tiny::SHIPPED_ENCODER)?,
+        (TINY, _) => tiny::write_shipped(made.path(), &tiny::SHIPPED_DECODER)?,
+        (_, ModelRole::Encoder) => tiny::write_tiny_encoder(made.path(), texts()?.into_iter(), task.seed)?,
+        (_, _) => tiny::write_tiny_decoder(made.path(), texts()?.into_iter(), task.seed)?,
     }
     let mut result = TaskResult::default();
     let mut names: Vec<PathBuf> = std::fs::read_dir(made.path())
@@ -179,7 +181,7 @@ fn make_tiny(context: &TaskContext, task: &PrepareModel, role: &str) -> Result<T
     Ok(result)
 }
 
-/// What a tiny model's tokenizer reads: the encoder's both sides, as XLM-R read many languages; the decoder's English
+/// What a random model's tokenizer reads: the encoder's both sides, as XLM-R read many languages; the decoder's English
 /// alone, which is what makes its tokenizer shatter the other.
 fn training_texts(context: &TaskContext, store: &Store, task: &PrepareModel) -> Result<Vec<String>> {
     let mut texts = Vec::with_capacity(TOKENIZER_TEXTS);

@@ -2,6 +2,7 @@
 //! CI run llink with. The files' bytes follow from the seed, the shape and the texts alone.
 
 mod bpe;
+mod shipped;
 mod unigram;
 
 use std::collections::HashMap;
@@ -9,6 +10,8 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
+
+pub use shipped::{SHIPPED_DECODER, SHIPPED_ENCODER, write_shipped};
 
 use super::random::Normal;
 use crate::{Error, Result};
@@ -275,15 +278,19 @@ impl RandomTensors {
 }
 
 fn write_model(dir: &Path, config: &Value, tensors: &RandomTensors, tokenizer: &tokenizers::Tokenizer) -> Result<()> {
-    std::fs::create_dir_all(dir).map_err(|source| Error::Io {
-        path: dir.display().to_string(),
-        source,
-    })?;
+    make_folder(dir)?;
     write_json(&dir.join("config.json"), config)?;
     tensors.save(&dir.join("model.safetensors"))?;
     let path = dir.join("tokenizer.json");
     let text = tokenizer.to_string(true).map_err(|error| untrainable(&error))?;
     write(&path, text.as_bytes())
+}
+
+fn make_folder(dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(|source| Error::Io {
+        path: dir.display().to_string(),
+        source,
+    })
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {
