@@ -47,7 +47,7 @@ pub(super) fn run(
     let answerer = Answerer {
         context,
         decoder: &decoder,
-        adapter: LoadedAdapter::new(&adapter, &candle_core::Device::Cpu)?,
+        adapter: LoadedAdapter::new(&adapter, decoder.model())?,
         options: GenerateOptions {
             max_tokens: task.max_answer_tokens as usize,
             stop: vec![decoder.tokenizer().require(END_OF_TURN)?],
