@@ -245,6 +245,10 @@ impl<A: NcclApi> Nccl<A> {
         if let Err(error) = self.abort.check() {
             return Err(self.give_up(error));
         }
+        if let Some(lost) = self.mesh.lost() {
+            let reason = format!("rank {} is lost: {}", lost.rank, lost.how);
+            return Err(self.broke(during, reason, lost.rank));
+        }
         let begun = match &self.communicator {
             Some(communicator) => begin(&self.api, communicator),
             None => Err("there is no communicator".into()),
