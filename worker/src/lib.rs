@@ -11,6 +11,7 @@ pub mod device;
 pub mod error;
 pub mod llink;
 pub mod models;
+pub mod pretrain;
 pub mod synthesize;
 pub mod tasks;
 pub mod train;

@@ -12,7 +12,7 @@ mod synthesize;
 
 pub use cleaning::{CleaningSection, NearDuplicates};
 pub use error::{JobFileError, Problem};
-pub use instruct::{InstructMode, InstructSection};
+pub use instruct::{InstructArm, InstructMode, InstructSection};
 pub use parse::parse;
 pub use source::{ColumnName, CompressionName, FormatName, SourceEntry, Sources};
 pub use synthesize::{PromptEntry, SynthesizeSection};

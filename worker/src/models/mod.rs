@@ -30,6 +30,7 @@ pub use fingerprint::fingerprint;
 pub use generate::{GenerateOptions, LoadedAdapter, Sampling};
 pub use llama::Llama;
 pub(crate) use ops::{Form, RowMasks};
+pub(crate) use random::Normal;
 pub use tokenizer::{SpecialTokens, Tokenizer};
 pub(crate) use training_pass::Adapter;
 pub use training_pass::{Activations, TrainingBatch, TrainingPass};

@@ -135,9 +135,7 @@ mod tests {
             }
         }
         assert_eq!(
-            overlapped(0..0, Ok, Ok, |_| Ok(()))
-                .map(|busy| busy.computing)
-                .unwrap(),
+            overlapped(0..0, Ok, Ok, |_| Ok(())).map(|busy| busy.computing).unwrap(),
             Duration::ZERO
         );
     }

@@ -43,7 +43,7 @@ pub fn bench_align(batch: usize, steps: usize, backend: Option<&Backend>) -> Res
     let queue = full_queue(options.queue_capacity);
     let optimizer = AdamW::new(options.adamw(), SHAPE.parameter_count());
     let (projector, weights, clip) = (Projector::new(SHAPE, 0), options.weights(), options.gradient_clip);
-    let mut take_step: Box<dyn FnMut(&StepInput<'_>) -> Result<StepOutcome>> = match backend {
+    let mut take_step: StepTaker = match backend {
         Some(backend) => {
             let mut trainer = DeviceAlignTrainer::new(backend, &projector, &optimizer, &queue, weights, clip)?;
             Box::new(move |input| trainer.step(input, &mut Solo::default()))
@@ -107,6 +107,9 @@ pub fn bench_align(batch: usize, steps: usize, backend: Option<&Backend>) -> Res
         },
     }))
 }
+
+/// Takes a step, whatever computes it.
+type StepTaker = Box<dyn FnMut(&StepInput<'_>) -> Result<StepOutcome>>;
 
 /// Normal numbers, near enough: the sum of four uniform ones, scaled to variance 1.
 pub(crate) fn noise(seed: u64, count: usize) -> Vec<f32> {
