@@ -363,8 +363,8 @@ def job(a):
         began = time.time()
         cluster.wait(cluster.submit(**settings), timeout=580)
         seconds = time.time() - began
-        listed = last_json(run([a.bin / "llink-coord", "get", job_id(cluster), "--coordinator", cluster.url, "--json"]).stdout)
-        stages = {stage["name"]: stage_seconds(stage) for stage in listed["stages"]}
+        listed = json.loads(run([a.bin / "llink-coord", "get", job_id(cluster), "--coordinator", cluster.url, "--json"]).stdout)
+        stages = {stage.get("stage"): stage.get("seconds") for stage in listed["stages"]}
         idle = re.findall(r"embedded on.*", cluster.worker_logs())
         shares = [float(share) for share in re.findall(r"idle=([0-9.]+)", cluster.worker_logs())]
         return {"seconds": seconds, "stages": stages, "settings": {k: v for k, v in settings.items() if k not in ("encoder", "decoder")},
@@ -372,16 +372,7 @@ def job(a):
 
 
 def job_id(cluster):
-    found = re.search(r'"(?:id|job_id|job)": *"([^"]+)"', cluster.log("submit"))
-    if not found:
-        raise RuntimeError(f"no job's id in {cluster.log('submit')[:500]}")
-    return found[1]
-
-
-def stage_seconds(stage):
-    if not stage.get("ended_at") or not stage.get("started_at"):
-        return None
-    return (stage["ended_at"] - stage["started_at"]) / 1000
+    return last_json(cluster.log("submit"))["id"]
 
 
 def main():
