@@ -387,6 +387,7 @@ def main():
     for section in a.sections:
         if section not in SECTIONS:
             parser.error(f"no section `{section}`: {', '.join(SECTIONS)}")
+    a.place = a.place.resolve()
     a.root, a.bin = pathlib.Path(__file__).resolve().parents[2], a.place / "bin"
     a.out = a.out or pathlib.Path(os.environ.get("OUT") or a.place / "results")
     a.rounds = a.rounds or (1 if a.small else 3)
