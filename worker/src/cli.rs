@@ -3,10 +3,11 @@
 use std::io::Read;
 use std::time::Duration;
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 
 use crate::agent::{self, AgentOptions};
-use crate::models::Activations;
+use crate::device::{Compute, DeviceChoice};
+use crate::models::{Activations, Backend};
 use crate::pretrain::{self, Look, PretrainOptions};
 use crate::train::bench::InstructBench;
 
@@ -22,6 +23,9 @@ pub struct WorkerArgs {
     /// Threads to compute with; by default one for each core.
     #[arg(long, env = "LLINK_THREADS", value_name = "N")]
     pub threads: Option<usize>,
+    /// Where to compute: `auto` (a GPU if there is one that can be used), `cpu`, `cuda` or `cuda:N`.
+    #[arg(long, env = "LLINK_DEVICE", value_name = "DEVICE", default_value_t = DeviceChoice::Auto)]
+    pub device: DeviceChoice,
     /// Seconds to go on trying when the coordinator cannot be reached; 0 tries for ever.
     #[arg(long, env = "LLINK_CONNECT_TIMEOUT_S", value_name = "SECONDS", default_value_t = 0)]
     pub connect_timeout: u64,
@@ -44,9 +48,15 @@ pub struct BenchArgs {
     /// Tokens in a batch, for `embed` and `teacher`.
     #[arg(long, default_value_t = 4096)]
     pub budget: usize,
-    /// What to compute in; `align` is f32.
+    /// Where to compute.
+    #[arg(long, value_name = "DEVICE", default_value_t = DeviceChoice::Cpu)]
+    pub device: DeviceChoice,
+    /// What to compute in; on the CPU `align` is f32.
     #[arg(long, value_enum, default_value_t = BenchDtype::F32)]
     pub dtype: BenchDtype,
+    /// On the CPU: compute in tensors, as GPUs do.
+    #[arg(long)]
+    pub tensors: bool,
     /// A safetensors file to write the vectors to, for `embed` and `teacher`.
     #[arg(long, value_name = "FILE")]
     pub out: Option<std::path::PathBuf>,
@@ -92,18 +102,25 @@ pub fn bench(args: &BenchArgs) -> crate::Result<serde_json::Value> {
         BenchDtype::F32 => DType::F32,
         BenchDtype::Bf16 => DType::BF16,
     };
+    let device = Compute::open(args.device)?.device;
+    let backend = match args.tensors {
+        true => Backend::of_tensors(&device, dtype),
+        false => Backend::new(&device, dtype),
+    };
     let options = crate::models::bench::Options {
         n: args.n,
         token_budget: args.budget,
-        dtype,
-        device: Device::Cpu,
+        backend: backend.clone(),
         out: args.out.clone(),
     };
     let vectors = |job| crate::models::bench::run(job, &args.dir, &options);
     match args.job {
         BenchJob::Embed => vectors(crate::models::bench::Job::Embed),
         BenchJob::Teacher => vectors(crate::models::bench::Job::Teacher),
-        BenchJob::Align => crate::train::bench::bench_align(args.batch.unwrap_or(128), args.steps),
+        BenchJob::Align => {
+            let in_tensors = (args.tensors || !device.is_cpu()).then_some(&backend);
+            crate::train::bench::bench_align(args.batch.unwrap_or(128), args.steps, in_tensors)
+        }
         BenchJob::Instruct => {
             let options = InstructBench {
                 batch: args.batch.unwrap_or(4),
@@ -113,7 +130,7 @@ pub fn bench(args: &BenchArgs) -> crate::Result<serde_json::Value> {
                     false => Activations::Kept,
                 },
             };
-            crate::train::bench::bench_instruct(&args.dir.join("decoder"), options, dtype, &Device::Cpu)
+            crate::train::bench::bench_instruct(&args.dir.join("decoder"), options, &backend)
         }
     }
 }
@@ -180,6 +197,7 @@ pub async fn run(args: WorkerArgs) -> anyhow::Result<()> {
         coordinator: args.coordinator,
         name: args.name.unwrap_or_else(agent::host_name),
         threads,
+        compute: Compute::open(args.device)?,
         connect_timeout: (args.connect_timeout > 0).then(|| Duration::from_secs(args.connect_timeout)),
     };
     let stop = stop_signal(args.exit_with_parent);

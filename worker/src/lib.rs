@@ -1,12 +1,13 @@
 //! llink's worker: it takes tasks from a coordinator and runs them.
 //!
 //! [`models`] holds the frozen encoder and decoder, [`llink`] the method's own modules and losses, [`train`] the loops,
-//! [`collective`] what ranks say to each other, [`tasks`] one file for each kind of task, [`agent`] the conversation
+//! [`device`] where it is computed, [`collective`] what ranks say to each other, [`tasks`] one file for each kind of task, [`agent`] the conversation
 //! with the coordinator.
 
 pub mod agent;
 pub mod cli;
 pub mod collective;
+pub mod device;
 pub mod error;
 pub mod llink;
 pub mod models;

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 use super::batches::Packed;
 use super::chat::ChatPrompt;
@@ -48,8 +48,8 @@ impl LoadedAdapter {
     ///
     /// # Errors
     /// [`Error::Tensor`] when the device fails.
-    pub fn new(adapter: &LoraAdapter, device: &Device) -> Result<Self> {
-        Ok(Self(adapter.on(device, None)?))
+    pub fn new(adapter: &LoraAdapter, model: &Llama) -> Result<Self> {
+        Ok(Self(adapter.on(&model.adapter_place(), None)?))
     }
 }
 

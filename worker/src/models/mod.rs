@@ -1,5 +1,6 @@
 //! The frozen models and their tokenizers: XLM-R reads the foreign sentence, Llama gives the teacher vectors.
 
+mod backend;
 mod batches;
 pub mod bench;
 mod chat;
@@ -20,6 +21,7 @@ mod training_pass;
 mod weights;
 mod xlm_roberta;
 
+pub use backend::Backend;
 pub use batches::token_batches;
 pub use chat::{ChatPrompt, END_OF_TURN, FIRST_SLOT};
 pub use decoder::{Decoder, TEACHER_SLOT, TEACHER_TOKENS, slot_tokens};
@@ -27,7 +29,9 @@ pub use encoder::{Encoder, TextLimits};
 pub use fingerprint::fingerprint;
 pub use generate::{GenerateOptions, LoadedAdapter, Sampling};
 pub use llama::Llama;
+pub(crate) use ops::{Form, RowMasks};
 pub(crate) use random::Normal;
 pub use tokenizer::{SpecialTokens, Tokenizer};
+pub(crate) use training_pass::Adapter;
 pub use training_pass::{Activations, TrainingBatch, TrainingPass};
 pub use weights::weight_files;

@@ -42,7 +42,7 @@ pub(super) fn run(
     let loaded = |config: &Option<Artifact>, weights: &Option<Artifact>| {
         let (config, weights) = (read(config, "adapter config")?, read(weights, "adapter")?);
         let adapter = peft::read(decoder.config(), "the adapter", &config, &weights)?;
-        LoadedAdapter::new(&adapter, &candle_core::Device::Cpu)
+        LoadedAdapter::new(&adapter, decoder.model())
     };
     let mut answerer = Answerer {
         context,

@@ -6,6 +6,7 @@ mod embed;
 mod evaluate;
 mod instruct;
 mod models;
+mod overlap;
 mod shard;
 mod synthesize;
 mod training;
@@ -20,6 +21,7 @@ use llink_proto::task::Kind;
 use llink_proto::{Artifact, Failure, FailureKind, Seat, Task, TaskResult};
 
 use crate::agent::TaskControl;
+use crate::device::Compute;
 use crate::{Error, Result};
 
 pub use models::ModelCache;
@@ -40,6 +42,8 @@ pub struct TaskContext {
     pub local_address: IpAddr,
     /// Threads to compute with.
     pub threads: usize,
+    /// Where to compute.
+    pub compute: Compute,
     /// Models that an earlier task loaded.
     pub models: Arc<ModelCache>,
     /// The lease's token.
@@ -129,6 +133,7 @@ pub fn failure(error: &Error) -> Failure {
         Error::Checkpoint { .. } => FailureKind::Storage,
         Error::Datasets(llink_datasets::Error::Store { .. }) | Error::Io { .. } => FailureKind::Storage,
         Error::Datasets(_) => FailureKind::Input,
+        Error::Device(_) | Error::OutOfMemory(_) => FailureKind::Resources,
         Error::Peer { .. } | Error::Aborted(_) => FailureKind::Peer,
         Error::Tensor(_) => FailureKind::Internal,
     };

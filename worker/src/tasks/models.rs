@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{DType, Device};
 use llink_datasets::pairs::{PairTable, read_pairs};
 use llink_datasets::store::Store;
 use llink_proto::{ModelRef, ModelRole, PrepareModel, TaskResult};
@@ -37,14 +36,14 @@ impl ModelCache {
     /// The encoder of `model`, loaded unless it is the one at hand.
     pub(super) fn encoder(&self, context: &TaskContext, model: &ModelRef) -> Result<Arc<Encoder>> {
         cached(&self.encoder, model, || {
-            Encoder::load(&folder(context, model)?, &Device::Cpu, DType::F32)
+            Encoder::load(&folder(context, model)?, &context.compute.device, context.compute.dtype)
         })
     }
 
     /// The decoder of `model`, loaded unless it is the one at hand.
     pub(super) fn decoder(&self, context: &TaskContext, model: &ModelRef) -> Result<Arc<Decoder>> {
         cached(&self.decoder, model, || {
-            Decoder::load(&folder(context, model)?, &Device::Cpu, DType::F32)
+            Decoder::load(&folder(context, model)?, &context.compute.device, context.compute.dtype)
         })
     }
 }

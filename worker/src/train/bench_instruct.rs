@@ -4,13 +4,14 @@
 use std::path::Path;
 use std::time::Instant;
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use serde_json::{Value, json};
 
 use super::bench::noise;
 use super::instruct_batch::InstructExample;
-use super::instruct_step::{InstructInput, InstructTrainer, InstructWeights, LearningRates};
-use super::optimizer::AdamWOptions;
+use super::instruct_step::{InstructInput, InstructOutcome, InstructTrainer, InstructWeights, LearningRates};
+use super::on_device::DeviceInstructTrainer;
+use super::optimizer::{AdamW, AdamWOptions};
 use super::random::{key, mix};
 use super::step::StepSeconds;
 use crate::Result;
@@ -20,7 +21,7 @@ use crate::llink::slot_losses::SlotWeights;
 use crate::llink::usage_contrast::UsageContrast;
 use crate::models::bench::memory_mib;
 use crate::models::lora::{LoraAdapter, LoraOptions};
-use crate::models::{Activations, Llama};
+use crate::models::{Activations, Backend, Form, Llama};
 
 const LENGTH: usize = 96;
 const SLOTS: usize = 8;
@@ -42,10 +43,22 @@ pub struct InstructBench {
 ///
 /// # Errors
 /// Those of loading the decoder and of a step.
-pub fn bench_instruct(dir: &Path, options: InstructBench, dtype: DType, device: &Device) -> Result<Value> {
-    let decoder = Llama::load(dir, device, dtype)?;
+pub fn bench_instruct(dir: &Path, options: InstructBench, backend: &Backend) -> Result<Value> {
+    let decoder = Llama::load_on(dir, backend)?;
+    let (device, dtype) = (backend.device(), backend.dtype());
     let (width, vocabulary) = (decoder.config().hidden_size, decoder.config().vocab_size as u64);
-    let mut trainer = trainer(&decoder)?;
+    let (adapter, expander, optimizers, weights) = parts(&decoder)?;
+    let trainable = adapter.parameters.len() + expander.parameters.len();
+    let mut take_step: StepTaker<'_> = match decoder.form() {
+        Form::Slices => {
+            let mut trainer = InstructTrainer::new(adapter, expander, optimizers, weights);
+            Box::new(move |decoder, input| trainer.step(decoder, input, &mut Solo::default()))
+        }
+        Form::Tensors => {
+            let mut trainer = DeviceInstructTrainer::new(&decoder, adapter, &expander, &optimizers, weights)?;
+            Box::new(move |decoder, input| trainer.step(decoder, input, &mut Solo::default()))
+        }
+    };
     let batch = options.batch;
     let mut timed: Vec<(f64, StepSeconds)> = Vec::with_capacity(options.steps + 1);
     for step in 0..=options.steps as u64 {
@@ -69,7 +82,7 @@ pub fn bench_instruct(dir: &Path, options: InstructBench, dtype: DType, device: 
             token_budget: batch * LENGTH,
             activations: options.activations,
         };
-        let outcome = trainer.step(&decoder, &input, &mut Solo::default())?;
+        let outcome = take_step(&decoder, &input)?;
         timed.push((started.elapsed().as_secs_f64(), outcome.seconds));
     }
     timed.remove(0);
@@ -85,7 +98,7 @@ pub fn bench_instruct(dir: &Path, options: InstructBench, dtype: DType, device: 
         "length": LENGTH,
         "step_s": seconds,
         "tokens_per_s": (batch * LENGTH) as f64 / seconds,
-        "trainable": trainer.adapter.parameters.len() + trainer.expander.parameters.len(),
+        "trainable": trainable,
         "phases_s": {
             "forward": phases.forward,
             "backward": phases.backward,
@@ -96,7 +109,10 @@ pub fn bench_instruct(dir: &Path, options: InstructBench, dtype: DType, device: 
     }))
 }
 
-fn trainer(decoder: &Llama) -> Result<InstructTrainer> {
+/// Takes a step, whatever computes it.
+type StepTaker<'a> = Box<dyn FnMut(&Llama, &InstructInput<'_>) -> Result<InstructOutcome> + 'a>;
+
+fn parts(decoder: &Llama) -> Result<(LoraAdapter, SlotExpander, [AdamW; 3], InstructWeights)> {
     let width = decoder.config().hidden_size;
     let options = LoraOptions {
         dropout: 0.0,
@@ -126,7 +142,7 @@ fn trainer(decoder: &Llama) -> Result<InstructTrainer> {
         usage: UsageContrast { every: 3, weight: 0.05 },
         gradient_clip: 1.0,
     };
-    Ok(InstructTrainer::new(adapter, expander, optimizers, weights))
+    Ok((adapter, expander, optimizers, weights))
 }
 
 fn example(step: u64, id: u64, vocabulary: u64) -> InstructExample {

@@ -10,7 +10,7 @@ use crate::Result;
 use crate::collective::Collective;
 use crate::llink::kernels::add;
 use crate::llink::slot_expander::{ExpanderActivations, SlotExpander};
-use crate::llink::slot_losses::{SlotLosses, SlotWeights, slot_losses};
+use crate::llink::slot_losses::{SlotWeights, slot_losses};
 use crate::llink::usage_contrast::UsageContrast;
 use crate::models::lora::LoraAdapter;
 use crate::models::{Activations, Llama, TrainingBatch};
@@ -79,6 +79,24 @@ pub struct InstructLosses {
     pub cosine: f64,
     /// Of mean slots among the batch's teachers.
     pub info_nce: f64,
+}
+
+impl InstructLosses {
+    /// Weighs what was found.
+    pub(super) fn new(weights: &InstructWeights, sft: f64, zero: Option<f64>, cosine: f64, info_nce: f64) -> Self {
+        let usage = zero.map_or(0.0, |zero| weights.usage.loss(sft, zero));
+        Self {
+            loss: sft
+                + weights.usage.weight * usage
+                + weights.slots.cosine * cosine
+                + weights.slots.info_nce * info_nce,
+            sft,
+            zero,
+            usage,
+            cosine,
+            info_nce,
+        }
+    }
 }
 
 /// What a step found.
@@ -258,7 +276,7 @@ impl InstructTrainer {
             embeddings[row * width..(row + 1) * width].copy_from_slice(slot);
         }
         let pass = decoder.train(&self.adapter, &training, &embeddings, input.activations)?;
-        let sft = pass.loss();
+        let sft = pass.loss()?;
         seconds.forward += clock.lap();
 
         let by_embeddings = pass.backward(&self.adapter, &mut self.gradient, &mut |_, _| Ok(()))?;
@@ -271,25 +289,7 @@ impl InstructTrainer {
     }
 
     fn losses(&self, sft: f64, zero: Option<f64>, slots: &[f32]) -> InstructLosses {
-        let (weights, slots) = (
-            &self.weights,
-            SlotLosses {
-                cosine: f64::from(slots[0]),
-                info_nce: f64::from(slots[1]),
-            },
-        );
-        let usage = zero.map_or(0.0, |zero| weights.usage.loss(sft, zero));
-        InstructLosses {
-            loss: sft
-                + weights.usage.weight * usage
-                + weights.slots.cosine * slots.cosine
-                + weights.slots.info_nce * slots.info_nce,
-            sft,
-            zero,
-            usage,
-            cosine: slots.cosine,
-            info_nce: slots.info_nce,
-        }
+        InstructLosses::new(&self.weights, sft, zero, f64::from(slots[0]), f64::from(slots[1]))
     }
 
     fn apply(&mut self, scale: f32, rates: &LearningRates, with_slots: bool) {
