@@ -31,6 +31,18 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path) -> Result<NewJob, Fa
             }
         }
     }
+    if let Some(url) = file
+        .evaluate
+        .judge
+        .as_ref()
+        .and_then(|judge| judge.direct_answers.as_ref())
+    {
+        let stamp = object_stamp(url).await;
+        stamps.insert(
+            url.clone(),
+            stamp.map_err(|f| of_key("evaluate.judge.direct_answers", &f))?,
+        );
+    }
     for (key, folder) in [
         ("models.encoder", &file.models.encoder),
         ("models.decoder", &file.models.decoder),
@@ -108,6 +120,9 @@ fn absolute(mut file: JobFile, base: &Path) -> JobFile {
     file.corpus.source.change_paths(|s| unless("sample", s, base));
     if let Some(instructions) = &mut file.instructions {
         instructions.source.change_paths(|s| unless("sample", s, base));
+    }
+    if let Some(judge) = &mut file.evaluate.judge {
+        judge.direct_answers = judge.direct_answers.take().map(|url| absolute_path(&url, base));
     }
     file.models.encoder = unless("tiny", &file.models.encoder, base);
     file.models.decoder = unless("tiny", &file.models.decoder, base);
