@@ -159,26 +159,17 @@ mod tests {
     }
 
     #[test]
-    fn the_orders_swap_the_answers_and_nothing_else() {
+    fn the_orders_swap_the_answers() {
         let comparison = Comparison {
             instruction: "Translate.",
             english: "A fish.",
             ours: "one",
             theirs: "two",
         };
-        let (first, second) = (
-            comparison.prompt(Order::OursFirst),
-            comparison.prompt(Order::TheirsFirst),
-        );
-        assert!(first.contains("Answer A: one") && first.contains("Answer B: two"));
-        assert_eq!(
-            first
-                .replace("one", "x")
-                .replace("two", "one")
-                .replace('x', "two")
-                .len(),
-            second.len()
-        );
-        assert!(second.contains("Answer A: two") && second.contains("A fish."));
+        for (order, a, b) in [(Order::OursFirst, "one", "two"), (Order::TheirsFirst, "two", "one")] {
+            let prompt = comparison.prompt(order);
+            let answers = format!("Answer A: {a}\n\nAnswer B: {b}\n");
+            assert!(prompt.contains(&answers) && prompt.contains("A fish."), "{prompt}");
+        }
     }
 }
