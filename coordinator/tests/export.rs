@@ -219,7 +219,7 @@ fn the_cards_python_answers_alike(place: &Place, folder: &str, foreign: &str, in
             .unwrap();
         models.path().join(name).display().to_string()
     };
-    let places = "bundle, encoder_id, decoder_id = \".\", \"tiny\", \"somebody/tiny-decoder\"";
+    let places = "bundle, encoder_id, decoder_id = \".\", \"tiny-encoder\", \"somebody/tiny-decoder\"";
     assert!(code.contains(places), "{code}");
     let (encoder, decoder) = (model("encoder"), model("decoder"));
     let code = code.replace(

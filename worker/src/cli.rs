@@ -7,6 +7,7 @@ use candle_core::{DType, Device};
 
 use crate::agent::{self, AgentOptions};
 use crate::models::Activations;
+use crate::pretrain::{self, Look, PretrainOptions};
 use crate::train::bench::InstructBench;
 
 /// How a worker is started.
@@ -121,15 +122,62 @@ pub fn bench(args: &BenchArgs) -> crate::Result<serde_json::Value> {
     }
 }
 
+/// How tiny models are trained from scratch.
+#[derive(Debug, Clone, clap::Args)]
+pub struct PretrainArgs {
+    /// A folder that gets `encoder/` and `decoder/`.
+    pub dir: std::path::PathBuf,
+    /// Of the initial weights, the texts and the batches.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Sentences of the sample corpus to train on.
+    #[arg(long, default_value_t = 60_000)]
+    pub sentences: u64,
+    /// Sentences in a step.
+    #[arg(long, default_value_t = 128)]
+    pub batch: usize,
+    /// The encoder's steps.
+    #[arg(long, default_value_t = 4_000)]
+    pub encoder_steps: u64,
+    /// The decoder's steps.
+    #[arg(long, default_value_t = 3_000)]
+    pub decoder_steps: u64,
+    /// Threads; by default one for each core.
+    #[arg(long)]
+    pub threads: Option<usize>,
+}
+
+/// Trains tiny models that know the sample grammar; `told` gets a line about each look at held-out text.
+///
+/// # Errors
+/// When a file can't be written.
+pub fn pretrain_tiny(args: &PretrainArgs, told: &mut dyn FnMut(String)) -> crate::Result<()> {
+    let options = PretrainOptions {
+        seed: args.seed,
+        sentences: args.sentences,
+        batch: args.batch,
+        encoder_steps: args.encoder_steps,
+        decoder_steps: args.decoder_steps,
+        threads: args.threads.unwrap_or_else(cores),
+    };
+    pretrain::pretrain_tiny(&args.dir, &options, &mut |model, step, look| {
+        let Look { loss, tokens, texts } = look;
+        told(format!(
+            "{model} step {step}: loss {loss:.4}, of held-out texts {tokens:.3} of the tokens and {texts:.3} whole"
+        ));
+    })
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// Works until SIGTERM or Ctrl-C; then gives its leases back.
 ///
 /// # Errors
 /// When the URL is wrong, the coordinator refuses this worker, or cannot be reached for the time given.
 pub async fn run(args: WorkerArgs) -> anyhow::Result<()> {
-    let threads = args
-        .threads
-        .filter(|n| *n > 0)
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let threads = args.threads.filter(|n| *n > 0).unwrap_or_else(cores);
     // Refused only when a pool exists already, which then has its own idea of how many.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     let options = AgentOptions {

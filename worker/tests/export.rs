@@ -106,12 +106,14 @@ impl Job {
             answer: n.to_string(),
             source: "x".into(),
         };
+        let questions = (10..30).map(|n| row("answer", &format!("How many are {n}?"), n));
         let rows = [
             row("translate", "Say it in English.", 1),
             row("translate", "Translate this.", 2),
             row("translate", "Translate this.", 3),
             row("summarize", "In short?", 4),
         ];
+        let rows: Vec<_> = rows.into_iter().chain(questions).collect();
         let path = "shard/k/instructions/train/00000.parquet";
         self.put(
             path,
@@ -268,7 +270,10 @@ fn a_bundle_answers_as_what_was_trained_does_word_by_word() {
         "the most usual"
     );
     let unknown = generator.instruction("rhyme").unwrap_err().to_string();
-    assert!(unknown.contains("summarize, translate"), "{unknown}");
+    assert!(
+        unknown.contains("it knows summarize, translate."),
+        "no question stands for all: {unknown}"
+    );
     let sentence = generator.read(&[TEXT]).unwrap().remove(0);
     for instruction in ["Translate this.", "Who is it about?"] {
         let mut pieces = Vec::new();

@@ -19,7 +19,8 @@ pub struct JudgeSection {
     /// Of the answers, the first so many are judged: each against the base decoder's, twice.
     #[serde(default = "default_examples")]
     pub examples: u32,
-    /// The `answers.jsonl` of a job with the same instructions and `mode = "direct"`, to be compared with too.
+    /// The `answers.jsonl` of another job with the same instructions and `mode = "direct"`, to be compared with. A job whose mode is
+    /// `both` compares with its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direct_answers: Option<String>,
     /// Requests under way at once.

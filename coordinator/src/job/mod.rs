@@ -15,7 +15,7 @@ mod synthesize;
 pub use cleaning::{CleaningSection, NearDuplicates};
 pub use error::{JobFileError, Problem};
 pub use export::{ExportSection, model_name};
-pub use instruct::{InstructMode, InstructSection};
+pub use instruct::{InstructArm, InstructMode, InstructSection};
 pub use judge::JudgeSection;
 pub use parse::parse;
 pub use source::{ColumnName, CompressionName, FormatName, SourceEntry, Sources};

@@ -105,7 +105,7 @@ impl StageName {
             Self::Embed => "sentences",
             Self::Align | Self::Instruct => "steps",
             Self::Evaluate => "pairs",
-            Self::Export => "bundles",
+            Self::Export => "bundle",
         }
     }
 }

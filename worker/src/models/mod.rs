@@ -29,6 +29,7 @@ pub use fetch::fetch;
 pub use fingerprint::fingerprint;
 pub use generate::{GenerateOptions, LoadedAdapter, Sampling};
 pub use llama::Llama;
+pub(crate) use random::Normal;
 pub use tokenizer::{SpecialTokens, Tokenizer};
 pub use training_pass::{Activations, TrainingBatch, TrainingPass};
 pub use weights::weight_files;

@@ -23,6 +23,8 @@ use crate::{Error, Result};
 
 /// How far what was loaded may be from what was trained, beside the largest number.
 const TOLERANCE: f32 = 1e-6;
+/// An instruction is usual if one in so many examples of its task has it.
+const USUAL: usize = 10;
 /// What the adapters are compared on.
 const PROBE: &str = "Translate the following text into English.";
 
@@ -106,20 +108,22 @@ fn read_trained(
     })
 }
 
-/// Of each task the instruction that most examples have; of equals the first in order.
+/// Of each task the instruction that most examples have; of equals the first in order. A task whose examples each ask something of
+/// their own, as questions do, has none.
 fn instructions(context: &TaskContext, store: &Store, task: &Export) -> Result<BTreeMap<String, String>> {
-    let mut counted: BTreeMap<(String, String), usize> = BTreeMap::new();
+    let mut tasks: BTreeMap<String, BTreeMap<String, usize>> = BTreeMap::new();
     for row in read_rows(context, store, &task.instructions, usize::MAX)? {
-        *counted.entry((row.task, row.instruction)).or_default() += 1;
+        *tasks.entry(row.task).or_default().entry(row.instruction).or_default() += 1;
     }
-    let mut most: BTreeMap<String, (String, usize)> = BTreeMap::new();
-    for ((task, instruction), count) in counted {
-        match most.get(&task) {
-            Some((_, other)) if *other >= count => {}
-            _ => drop(most.insert(task, (instruction, count))),
-        }
-    }
-    Ok(most.into_iter().map(|(task, (text, _))| (task, text)).collect())
+    let usual = |counts: BTreeMap<String, usize>| {
+        let examples: usize = counts.values().sum();
+        let most = counts.into_iter().rev().max_by_key(|(_, count)| *count)?;
+        (most.1 * USUAL >= examples).then_some(most.0)
+    };
+    let named = tasks
+        .into_iter()
+        .filter_map(|(task, counts)| Some((task, usual(counts)?)));
+    Ok(named.collect())
 }
 
 fn config(

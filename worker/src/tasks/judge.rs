@@ -54,6 +54,7 @@ pub(super) fn run(
     let content = context.read(store, answers)?;
     let rows = rows(&store.describe(&answers.path), &content, task.examples as usize)?;
     let mut pairs = against_base(context, task, model, &rows)?;
+    pairs.extend(rows.iter().filter_map(against_other_arm));
     if !task.direct_answers.is_empty() {
         pairs.extend(against_direct(context, task, &rows)?);
     }
@@ -143,6 +144,17 @@ fn base_answer(decoder: &Decoder, row: &Value, max_tokens: usize, options: &Gene
     let plain = LoadedAdapter::default();
     let ids = decoder.model().generate(&prompt, None, &plain, options, going_on)?;
     decoder.tokenizer().decode(&ids)
+}
+
+/// The answer of the job's own direct fine-tuning, where it trained both.
+fn against_other_arm(row: &Value) -> Option<Pair> {
+    let answers = &row["answers"];
+    Some(Pair {
+        against: "direct",
+        ours: answers["slots"].as_str()?.to_owned(),
+        theirs: answers["direct"].as_str()?.to_owned(),
+        row: row.clone(),
+    })
 }
 
 /// The answers that another job, whose mode is direct, gave to the same examples.

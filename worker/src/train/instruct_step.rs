@@ -231,7 +231,7 @@ impl InstructTrainer {
                 (&mut *clock, &mut *seconds),
             )?;
             // Whether slots did worse than zeros is asked of the global batch.
-            let losses = reducer.next()?;
+            let losses = reducer.summed()?;
             let [sft, zero] = [losses[0], losses[1]].map(f64::from);
             seconds.reduce += clock.lap();
             let factor = match due {

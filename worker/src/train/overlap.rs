@@ -80,7 +80,7 @@ enum Buffer<'a> {
 }
 
 impl<'a> Reducer<'a> {
-    /// Sums values that [`Reducer::next`] gives back, in the order in which they came here.
+    /// Sums values that [`Reducer::summed`] gives back, in the order in which they came here.
     ///
     /// # Errors
     /// Those of the collective.
@@ -110,7 +110,7 @@ impl<'a> Reducer<'a> {
     ///
     /// # Errors
     /// When there are none, because the collective broke.
-    pub fn next(&mut self) -> Result<Vec<f32>> {
+    pub fn summed(&mut self) -> Result<Vec<f32>> {
         match &mut self.0 {
             Way::Here(_, summed) => summed.pop_front().ok_or_else(broken),
             Way::Elsewhere { summed, .. } => summed.recv().map_err(|_| broken()),
@@ -164,7 +164,7 @@ impl Buckets {
     /// Those of the collective.
     pub fn collect(self, gradient: &mut [f32], factor: f32, reducer: &mut Reducer<'_>) -> Result<()> {
         for ranges in self.sent {
-            let summed = reducer.next()?;
+            let summed = reducer.summed()?;
             let mut rest = summed.as_slice();
             for range in ranges {
                 let (part, others) = rest.split_at(range.len());
@@ -256,7 +256,7 @@ mod tests {
             reducer.sum_in_place(&mut here)?;
             // Nothing is summed before this: who waited for a sum above would wait for ever.
             (0..3).for_each(|_| sign.send(()).unwrap());
-            assert_eq!(reducer.next()?, [10.0]);
+            assert_eq!(reducer.summed()?, [10.0]);
             buckets.collect(&mut gradient, 0.5, reducer)
         })
         .unwrap();
@@ -288,7 +288,7 @@ mod tests {
         drop(sign);
         let error = while_reducing(&mut twin, |reducer| {
             reducer.sum(vec![1.0])?;
-            reducer.next().map(drop)
+            reducer.summed().map(drop)
         });
         assert_eq!(error.unwrap_err().to_string(), "the twin is gone");
     }

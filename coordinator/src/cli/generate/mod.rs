@@ -151,12 +151,9 @@ impl Generate {
         let named = |task: &str| generator.instruction(task).map(str::to_owned);
         match &self.task {
             Some(task) => named(task).map_err(|e| Failed::new(Exit::Usage, e.to_string())),
-            None => named(TASK).or_else(|_| {
-                let text = format!(
-                    "{}: say what to do with the text by --task or --instruction",
-                    named(TASK).err().map(|e| e.to_string()).unwrap_or_default()
-                );
-                Err(Failed::new(Exit::Usage, text))
+            None => named(TASK).map_err(|error| {
+                let text = format!("{error}: say what to do with the text by --task or --instruction");
+                Failed::new(Exit::Usage, text)
             }),
         }
     }

@@ -5,8 +5,8 @@ use std::fmt::Write;
 use llink_datasets::manifest::Manifest;
 
 use super::super::{Inputs, PlanError, StageName, earlier, instructions_of};
-use super::{STAGE, names};
-use crate::job::{ExportSection, InstructMode, InstructSection};
+use super::{STAGE, arm, names};
+use crate::job::{ExportSection, InstructArm, InstructSection};
 
 /// Loads a bundle with slots, and answers.
 const WITH_SLOTS: &str = include_str!("load_slots.py");
@@ -24,14 +24,14 @@ pub(super) fn card(inputs: &Inputs<'_>) -> Result<String, PlanError> {
     let mut add = |part: String| text.push_str(&part);
     let reads = language.map_or_else(|| "a foreign language".to_owned(), |code| format!("`{code}`"));
     add(format!("# {}\n\n", job.name));
-    add(match job.instruct.as_ref().map(|section| section.mode) {
-        Some(InstructMode::Slots) => format!(
+    add(match arm(job) {
+        Some(InstructArm::Slots) => format!(
             "{decoder} reads {reads} through the eyes of {encoder}: a frozen encoder turns a sentence into a vector, a projector \
              lands it in the decoder's hidden space, and {} soft slots in the prompt stand for it. A LoRA adapter teaches the \
              decoder to use them ([Languages are Modalities](https://arxiv.org/abs/2510.27254)).\n\n",
             job.instruct.as_ref().map_or(0, |section| section.slots)
         ),
-        Some(InstructMode::Direct) => format!(
+        Some(InstructArm::Direct) => format!(
             "A LoRA adapter for {decoder}, fine-tuned on {reads} text in its own tokens: what soft slots are compared with. The \
              projector from {encoder}'s vectors to the decoder's hidden space lies beside it.\n\n"
         ),
@@ -43,11 +43,7 @@ pub(super) fn card(inputs: &Inputs<'_>) -> Result<String, PlanError> {
     add(data(inputs)?);
     add(settings(inputs));
     add(measured(earlier(STAGE, StageName::Evaluate, inputs)?));
-    add(usage(
-        job.instruct.as_ref().map(|section| section.mode),
-        &encoder,
-        &decoder,
-    ));
+    add(usage(arm(job), &encoder, &decoder));
     Ok(text)
 }
 
@@ -149,12 +145,12 @@ fn settings(inputs: &Inputs<'_>) -> String {
         inputs.job.seed,
     );
     if let Some(section) = &inputs.job.instruct {
-        text.push_str(&stage_b(section));
+        text.push_str(&stage_b(section, arm(inputs.job) == Some(InstructArm::Slots)));
     }
     text
 }
 
-fn stage_b(i: &InstructSection) -> String {
+fn stage_b(i: &InstructSection, with_slots: bool) -> String {
     let length = match i.steps {
         0 => format!("{} epochs, batch {}", i.epochs, i.batch),
         steps => format!("{steps} steps, batch {}", i.batch),
@@ -163,11 +159,7 @@ fn stage_b(i: &InstructSection) -> String {
         "| | Stage B: adapter{} |\n| --- | --- |\n| length | {length} |\n\
          | LoRA | rank {}, alpha {}, dropout {} on q, k, v, o, gate, up and down |\n\
          | optimizer | AdamW {}/{}, weight decay {}, clip {}; linear, {} % warm-up; LoRA {}{} |\n",
-        if i.mode == InstructMode::Slots {
-            " and slots"
-        } else {
-            ""
-        },
+        if with_slots { " and slots" } else { "" },
         i.lora_rank,
         i.lora_alpha,
         i.lora_dropout,
@@ -177,15 +169,15 @@ fn stage_b(i: &InstructSection) -> String {
         i.gradient_clip,
         100.0 * i.warmup_share,
         i.learning_rate,
-        match i.mode {
-            InstructMode::Slots => format!(
+        match with_slots {
+            true => format!(
                 ", expander {}, scale {}",
                 i.expander_learning_rate, i.scale_learning_rate
             ),
-            InstructMode::Direct => String::new(),
+            false => String::new(),
         },
     );
-    if i.mode == InstructMode::Slots {
+    if with_slots {
         let _ = writeln!(
             text,
             "| beside the answers' loss | {} usage contrast every {} steps, {} cosine, {} InfoNCE at τ {} |",
@@ -254,10 +246,10 @@ fn measured(evaluate: &Manifest) -> String {
     text
 }
 
-fn usage(mode: Option<InstructMode>, encoder: &str, decoder: &str) -> String {
+fn usage(mode: Option<InstructArm>, encoder: &str, decoder: &str) -> String {
     let python = match mode {
-        Some(InstructMode::Slots) => WITH_SLOTS,
-        Some(InstructMode::Direct) => DIRECT,
+        Some(InstructArm::Slots) => WITH_SLOTS,
+        Some(InstructArm::Direct) => DIRECT,
         None => PROJECTOR,
     };
     let quoted = |text: &str| serde_json::Value::from(text).to_string();

@@ -11,7 +11,7 @@ use super::{
     Inputs, Phase, PlanError, Ranks, StageName, content_of, earlier, fact, instructions_of, json, manifest_of,
     short_hash, with_role,
 };
-use crate::job::{InstructMode, model_name};
+use crate::job::{InstructArm, JobFile, model_name};
 
 const STAGE: StageName = StageName::Export;
 
@@ -62,22 +62,31 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
         export.adapter = Some(the_one(STAGE, trained, "adapter")?);
         export.adapter_config = Some(the_one(STAGE, trained, "adapter-config")?);
         export.instructions = with_role(instructions_of(STAGE, inputs)?, "instructions/train");
-        match section.mode {
-            InstructMode::Slots => export.slots = Some(the_one(STAGE, trained, "slots")?),
-            InstructMode::Direct => export.text_tokens = section.max_tokens,
+        match arm(inputs.job) {
+            Some(InstructArm::Slots) => export.slots = Some(the_one(STAGE, trained, "slots")?),
+            Some(InstructArm::Direct) | None => export.text_tokens = section.max_tokens,
         }
     }
     let kind = Kind::Export(export);
     Ok(one_task("write", kind, 1, Ranks::ONE, inputs, "write the bundle"))
 }
 
+/// What is exported of Stage B: its first arm, with which the others are only compared.
+fn arm(job: &JobFile) -> Option<InstructArm> {
+    job.instruct.as_ref()?.mode.arms().first().copied()
+}
+
 /// What people call encoder and decoder.
 fn names(inputs: &Inputs<'_>) -> (String, String) {
     let (section, models) = (&inputs.job.export, &inputs.job.models);
-    let name = |given: &Option<String>, source: &str| given.clone().unwrap_or_else(|| model_name(source));
+    let name = |given: &Option<String>, source: &str, role: &str| match (given, source) {
+        (Some(given), _) => given.clone(),
+        (None, "tiny") => format!("tiny-{role}"),
+        (None, source) => model_name(source),
+    };
     (
-        name(&section.encoder, &models.encoder),
-        name(&section.decoder, &models.decoder),
+        name(&section.encoder, &models.encoder, "encoder"),
+        name(&section.decoder, &models.decoder, "decoder"),
     )
 }
 
