@@ -69,6 +69,9 @@ pub struct BenchArgs {
     /// Keep each layer's input only and run it forward again, for `instruct`.
     #[arg(long)]
     pub recompute: bool,
+    /// Ranks that share a step of `instruct`, and this machine's threads.
+    #[arg(long, default_value_t = 1)]
+    pub ranks: usize,
 }
 
 /// The heavy jobs.
@@ -129,6 +132,7 @@ pub fn bench(args: &BenchArgs) -> crate::Result<serde_json::Value> {
                     true => Activations::Recomputed,
                     false => Activations::Kept,
                 },
+                ranks: args.ranks,
             };
             crate::train::bench::bench_instruct(&args.dir.join("decoder"), options, &backend)
         }

@@ -239,6 +239,26 @@ fn ranks_that_compute_in_tensors_see_the_losses_of_one_and_go_on_from_a_checkpoi
 }
 
 #[test]
+fn ranks_with_no_rows_and_with_several_passes_sum_the_same_gradients() {
+    for mode in [InstructMode::Slots, InstructMode::Direct] {
+        let options = InstructOptions {
+            batch: 3,
+            ..options(mode)
+        };
+        let (alone, ..) = train(&options, usize::MAX, 10, None, &mut Solo::default());
+        for world_size in [2, 4] {
+            // Of four the first has none; of two the one has a single example, the other two in two passes.
+            let ranks = on_ring(world_size, |ring| train(&options, 30, 10, None, ring));
+            for (records, other, _) in &ranks {
+                let worst = apart(&alone, records);
+                assert!(worst < 1e-4, "{mode:?}: {world_size} ranks differ from one by {worst}");
+                assert!(other.adapter == ranks[0].1.adapter && other.expander == ranks[0].1.expander);
+            }
+        }
+    }
+}
+
+#[test]
 fn a_resumed_run_gives_the_same_bits() {
     for mode in [InstructMode::Slots, InstructMode::Direct] {
         let options = options(mode);

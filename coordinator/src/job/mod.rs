@@ -5,14 +5,18 @@
 mod check;
 mod cleaning;
 mod error;
+mod export;
 mod instruct;
+mod judge;
 mod parse;
 mod source;
 mod synthesize;
 
 pub use cleaning::{CleaningSection, NearDuplicates};
 pub use error::{JobFileError, Problem};
+pub use export::{ExportSection, model_name};
 pub use instruct::{InstructArm, InstructMode, InstructSection};
+pub use judge::JudgeSection;
 pub use parse::parse;
 pub use source::{ColumnName, CompressionName, FormatName, SourceEntry, Sources};
 pub use synthesize::{PromptEntry, SynthesizeSection};
@@ -58,6 +62,9 @@ pub struct JobFile {
     /// What is measured.
     #[serde(default)]
     pub evaluate: EvaluateSection,
+    /// What the bundle says of itself.
+    #[serde(default)]
+    pub export: ExportSection,
     /// Local worker processes, when the job serves itself.
     #[serde(default)]
     pub workers: WorkersSection,
@@ -300,7 +307,7 @@ impl Default for AlignSection {
 }
 
 /// `[evaluate]`: what is measured at the end.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvaluateSection {
     /// Held-out pairs that retrieval is measured on.
@@ -309,6 +316,9 @@ pub struct EvaluateSection {
     pub answers: u32,
     /// The longest answer.
     pub max_answer_tokens: u32,
+    /// Who prefers one answer to another, if anybody does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub judge: Option<JudgeSection>,
 }
 
 impl Default for EvaluateSection {
@@ -317,6 +327,7 @@ impl Default for EvaluateSection {
             benchmark_pairs: 1024,
             answers: 200,
             max_answer_tokens: 128,
+            judge: None,
         }
     }
 }

@@ -31,6 +31,18 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path) -> Result<NewJob, Fa
             }
         }
     }
+    if let Some(url) = file
+        .evaluate
+        .judge
+        .as_ref()
+        .and_then(|judge| judge.direct_answers.as_ref())
+    {
+        let stamp = object_stamp(url).await;
+        stamps.insert(
+            url.clone(),
+            stamp.map_err(|f| of_key("evaluate.judge.direct_answers", &f))?,
+        );
+    }
     for (key, folder) in [
         ("models.encoder", &file.models.encoder),
         ("models.decoder", &file.models.decoder),
@@ -113,6 +125,9 @@ fn absolute(mut file: JobFile, base: &Path) -> JobFile {
         if !is_built_in(model) {
             *model = absolute_path(model, base);
         }
+    }
+    if let Some(judge) = &mut file.evaluate.judge {
+        judge.direct_answers = judge.direct_answers.take().map(|url| absolute_path(&url, base));
     }
     file
 }

@@ -93,6 +93,21 @@ impl Llama {
         Ok(generated)
     }
 
+    /// The logits of the token after `prompt`, [vocab].
+    ///
+    /// # Errors
+    /// As [`Llama::generate`].
+    pub fn next_logits(&self, prompt: &ChatPrompt, slots: Option<&[f32]>, adapter: &LoadedAdapter) -> Result<Vec<f32>> {
+        self.check(&[prompt.ids.as_slice()])?;
+        let embeddings = match slots {
+            Some(slots) => self.with_slots(prompt, slots)?,
+            None => self.embed(&prompt.ids)?,
+        };
+        let packed = Packed::new([prompt.ids.as_slice()]);
+        let hidden = self.forward_from(embeddings, &packed, None, Rows::LastOfEach, &adapter.0)?;
+        Ok(self.logits(&hidden)?.to_dtype(DType::F32)?.get(0)?.to_vec1()?)
+    }
+
     fn with_slots(&self, prompt: &ChatPrompt, slots: &[f32]) -> Result<Tensor> {
         let width = self.config().hidden_size;
         if slots.len() != prompt.slots.len() * width {

@@ -4,9 +4,12 @@ mod align;
 mod answers;
 mod embed;
 mod evaluate;
+mod export;
 mod instruct;
+mod judge;
 mod models;
 mod overlap;
+mod report;
 mod shard;
 mod synthesize;
 mod training;
@@ -119,6 +122,7 @@ pub fn run(context: &TaskContext, task: Task) -> Result<TaskResult> {
         Some(Kind::Align(spec)) => align::run(context, &spec),
         Some(Kind::Instruct(spec)) => instruct::run(context, &spec),
         Some(Kind::Evaluate(spec)) => evaluate::run(context, &spec),
+        Some(Kind::Export(spec)) => export::run(context, &spec),
         None => Err(Error::Input(
             "the task is of a kind that this worker's version does not know".into(),
         )),

@@ -1,6 +1,6 @@
 //! Models: made or fingerprinted by the `models` stage, found and loaded by the others.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use llink_datasets::pairs::{PairTable, read_pairs};
@@ -8,7 +8,7 @@ use llink_datasets::store::Store;
 use llink_proto::{ModelRef, ModelRole, PrepareModel, TaskResult};
 
 use super::TaskContext;
-use crate::models::{Decoder, Encoder, fingerprint, tiny};
+use crate::models::{Decoder, Encoder, fetch, fingerprint, tiny};
 use crate::{Error, Result};
 
 /// Texts that a random model's tokenizer is trained on, at most: more changes little and takes time.
@@ -78,37 +78,8 @@ pub(super) fn folder(context: &TaskContext, model: &ModelRef) -> Result<PathBuf>
     } else {
         &model.fingerprint
     };
-    fetch(context, &store, &std::env::temp_dir().join("llink-models").join(name))
-}
-
-fn fetch(context: &TaskContext, store: &Store, target: &Path) -> Result<PathBuf> {
-    if target.is_dir() {
-        return Ok(target.into());
-    }
-    let failed = |path: &Path, source| Error::Io {
-        path: path.display().to_string(),
-        source,
-    };
-    let parent = target.parent().unwrap_or(target);
-    std::fs::create_dir_all(parent).map_err(|e| failed(parent, e))?;
-    let staging = tempfile::tempdir_in(parent).map_err(|e| failed(parent, e))?;
-    for object in context.wait(store.list(""))? {
-        context.control.check()?;
-        let wanted = object.path.ends_with(".json") || object.path.ends_with(".safetensors");
-        if !wanted || object.path.contains('/') {
-            continue;
-        }
-        let content = context.wait(store.get(&object.path))?;
-        let path = staging.path().join(&object.path);
-        std::fs::write(&path, &content).map_err(|e| failed(&path, e))?;
-    }
-    match std::fs::rename(staging.path(), target) {
-        Ok(()) => drop(staging.keep()),
-        // Another worker on this machine was faster; its copy is as good.
-        Err(_) if target.is_dir() => {}
-        Err(e) => return Err(failed(target, e)),
-    }
-    Ok(target.into())
+    let target = std::env::temp_dir().join("llink-models").join(name);
+    fetch(&store, &target, &context.runtime, &|| context.control.check())
 }
 
 pub(super) fn prepare(context: &TaskContext, task: &PrepareModel) -> Result<TaskResult> {
