@@ -4,71 +4,196 @@
 
 mod common;
 
-use std::io::{Read, Write};
-use std::net::TcpListener;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use common::{Place, SMALL, python_with_polars};
+use common::{Place, SMALL, eventually, python_with_polars};
 
-/// An endpoint that fails every third request, and refuses or says nothing now and then.
-fn endpoint() -> (String, Arc<AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}/v1", listener.local_addr().unwrap());
-    let asked = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&asked);
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let number = count.fetch_add(1, Ordering::SeqCst);
-            std::thread::spawn(move || {
-                let mut request = vec![0; 64 << 10];
-                let mut read = 0;
-                while !request[..read].ends_with(b"}") {
-                    match stream.read(&mut request[read..]) {
-                        Ok(more) if more > 0 => read += more,
-                        _ => return,
-                    }
-                }
-                let body = match number % 10 {
-                    3 => r#"{"choices":[{"message":{"content":"I'm sorry, I cannot."},"finish_reason":"stop"}]}"#,
-                    5 => r#"{"choices":[{"message":{"content":"  "},"finish_reason":"stop"}]}"#,
-                    _ => r#"{"choices":[{"message":{"content":"It is about a day."},"finish_reason":"stop"}]}"#,
-                };
-                let status = if number % 3 == 1 { "503 Busy" } else { "200 OK" };
-                let head = format!(
-                    "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-                    body.len()
-                );
-                let _ = stream.write_all(format!("{head}{body}").as_bytes());
-            });
+/// An endpoint that fails every third request, refuses or says nothing now and then, and takes note.
+#[derive(Default)]
+struct Endpoint {
+    asked: AtomicUsize,
+    in_flight: AtomicUsize,
+    most_in_flight: AtomicUsize,
+    /// How often each question was answered with 200.
+    answered: Mutex<HashMap<String, usize>>,
+    keys: Mutex<HashSet<String>>,
+}
+
+impl Endpoint {
+    fn start() -> (String, Arc<Self>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/v1", listener.local_addr().unwrap());
+        let endpoint = Arc::new(Self::default());
+        let own = Arc::clone(&endpoint);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let endpoint = Arc::clone(&own);
+                std::thread::spawn(move || endpoint.answer(stream.unwrap()));
+            }
+        });
+        (url, endpoint)
+    }
+
+    fn answer(&self, mut stream: TcpStream) {
+        let mut request = vec![0; 64 << 10];
+        let mut read = 0;
+        while !request[..read].ends_with(b"}") {
+            match stream.read(&mut request[read..]) {
+                Ok(more) if more > 0 => read += more,
+                _ => return,
+            }
         }
-    });
-    (url, asked)
+        let request = String::from_utf8_lossy(&request[..read]).into_owned();
+        let (head, question) = request.split_once("\r\n\r\n").unwrap();
+        let key = head.lines().find_map(|line| line.strip_prefix("authorization: "));
+        self.keys.lock().unwrap().extend(key.map(str::to_owned));
+        let under_way = self.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most_in_flight.fetch_max(under_way, Ordering::SeqCst);
+        let number = self.asked.fetch_add(1, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(5));
+        let body = match number % 10 {
+            3 => r#"{"choices":[{"message":{"content":"I'm sorry, I cannot."},"finish_reason":"stop"}]}"#,
+            5 => r#"{"choices":[{"message":{"content":"  "},"finish_reason":"stop"}]}"#,
+            _ => r#"{"choices":[{"message":{"content":"It is about a day."},"finish_reason":"stop"}]}"#,
+        };
+        let status = if number % 3 == 1 { "503 Busy" } else { "200 OK" };
+        let head = format!(
+            "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+            body.len()
+        );
+        // Before the answer goes out, as what was sent may be used at once.
+        self.in_flight.fetch_sub(1, Ordering::SeqCst);
+        if stream.write_all(format!("{head}{body}").as_bytes()).is_ok() && status.starts_with("200") {
+            *self.answered.lock().unwrap().entry(question.to_owned()).or_default() += 1;
+        }
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+
+    /// Questions that were answered more than once.
+    fn again(&self) -> usize {
+        self.answered
+            .lock()
+            .unwrap()
+            .values()
+            .filter(|times| **times > 1)
+            .count()
+    }
+}
+
+fn synthesis(url: &str, train: u32) -> String {
+    format!(
+        "{SMALL}\n[synthesize]\nurl = \"{url}\"\nmodel = \"m\"\napi_key_env = \"LLINK_TEST_KEY\"\ntrain = {train}\n\
+         validation = 20\nconcurrency = 4\nmax_tokens = 32\n"
+    )
+}
+
+const KEY: &str = "sk-must-not-be-seen";
+
+#[test]
+fn answers_are_asked_for_once_and_counted_and_the_key_is_nowhere() {
+    let (url, endpoint) = Endpoint::start();
+    let place = Place::new(&synthesis(&url, 60));
+    let submit = |args: &[&str]| {
+        let output = place
+            .command(args)
+            .env("LLINK_TEST_KEY", KEY)
+            .env("LLINK_LOG", "trace")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", common::text(&output));
+        common::text(&output)
+    };
+    let said = submit(&["submit", "job.toml", "--workers", "1"]);
+    let report = std::fs::read(place.path("out/report.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+    let count = |name: &str| report["counts"][format!("synthesized.{name}")].as_u64().unwrap_or(0);
+    assert!(
+        count("dropped_refusal") > 0 && count("dropped_empty_answer") > 0,
+        "{report:#}"
+    );
+    // In place of the answers that can't be used, others were asked for.
+    assert_eq!(
+        (count("split.train"), count("split.validation")),
+        (60, 20),
+        "{report:#}"
+    );
+    assert_eq!(
+        count("rows"),
+        80 + count("dropped_refusal") + count("dropped_empty_answer")
+    );
+    let (once, together) = (endpoint.asked(), endpoint.most_in_flight.load(Ordering::SeqCst));
+    assert!((2..=4).contains(&together), "concurrency is 4: {together}");
+    let bearer = HashSet::from([format!("Bearer {KEY}")]);
+    assert_eq!(*endpoint.keys.lock().unwrap(), bearer);
+    assert!(!said.contains(KEY));
+    for file in walk(place.dir.path(), "") {
+        let content = std::fs::read(&file).unwrap();
+        let holds = content.windows(KEY.len()).any(|part| part == KEY.as_bytes());
+        assert!(!holds, "the key is in {}", file.display());
+    }
+    // The same again under another key asks for nothing.
+    std::fs::remove_dir_all(place.path("out/synthesize")).unwrap();
+    submit(&["submit", "job.toml", "--state", "other"]);
+    assert_eq!(endpoint.asked(), once, "every answer was in the cache");
+    assert_eq!(endpoint.again(), 0);
+    assert!(place.ok(&["verify", "out"]).contains("all as the manifests say"));
 }
 
 #[test]
-fn answers_are_asked_for_once_and_counted() {
-    let (url, asked) = endpoint();
-    let section = format!(
-        "\n[synthesize]\nurl = \"{url}\"\nmodel = \"m\"\ntrain = 60\nvalidation = 20\nconcurrency = 4\nmax_tokens = 32\n"
+fn a_synthesis_that_is_killed_asks_nothing_twice() {
+    let (url, endpoint) = Endpoint::start();
+    let place = Place::new(&synthesis(&url, 300));
+    let log = std::fs::File::create(place.path("killed.log")).unwrap();
+    let mut submit = place
+        .command(&["submit", "job.toml", "--workers", "2"])
+        .env("LLINK_TEST_KEY", KEY)
+        .stderr(log.try_clone().unwrap())
+        .stdout(log)
+        .spawn()
+        .unwrap();
+    eventually("some answers", || (endpoint.asked() > 150).then_some(()));
+    let workers = common::workers_of(submit.id());
+    submit.kill().unwrap();
+    submit.wait().unwrap();
+    for worker in workers {
+        // It may have ended by itself, now that nobody answers it.
+        let _ = Command::new("kill").args(["-9", &worker.to_string()]).status();
+    }
+    let before = endpoint.asked();
+    let output = place
+        .command(&["submit", "job.toml"])
+        .env("LLINK_TEST_KEY", KEY)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", common::text(&output));
+    assert!(endpoint.asked() > before, "it was killed before it was done");
+    // What was under way when it died: four requests at each of two workers.
+    assert!(
+        endpoint.again() <= 8,
+        "{} answers were asked for again",
+        endpoint.again()
     );
-    let place = Place::new(&format!("{SMALL}{section}"));
-    let said = place.ok(&["submit", "job.toml"]);
     let report = std::fs::read(place.path("out/report.json")).unwrap();
     let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
-    let count = |name: &str| report["counts"][format!("instructions.{name}")].as_u64().unwrap_or(0);
-    // `[instructions]` of the job is sharded too, and counted under the same heading.
-    assert!(
-        count("dropped_refusal") > 0 && count("dropped_empty_answer") > 0,
-        "{said}\n{report:#}"
-    );
-    let once = asked.load(Ordering::SeqCst);
-    // The same again under another key asks for nothing.
-    std::fs::remove_dir_all(place.path("out/synthesize")).unwrap();
-    place.ok(&["submit", "job.toml", "--state", "other"]);
-    assert_eq!(asked.load(Ordering::SeqCst), once, "every answer was in the cache");
-    assert!(place.ok(&["verify", "out"]).contains("all as the manifests say"));
+    assert_eq!(report["counts"]["synthesized.split.train"], 300);
+}
+
+#[test]
+fn a_key_that_is_not_set_is_said_before_anything_is_asked() {
+    let (url, endpoint) = Endpoint::start();
+    let place = Place::new(&synthesis(&url, 60));
+    let said = place.fails(3, &["submit", "job.toml", "--workers", "1"]);
+    assert!(said.contains("LLINK_TEST_KEY") && said.contains("not set"), "{said}");
+    assert_eq!(endpoint.asked(), 0);
 }
 
 #[test]
@@ -87,7 +212,11 @@ fn verify_names_what_is_damaged_and_inspect_shows_what_is_there() {
     ] {
         assert!(shown.contains(part), "{part}: {shown}");
     }
-    assert!(place.ok(&["inspect", "out/embed"]).contains("norm of the vectors"));
+    assert!(place.ok(&["inspect", "out/embed"]).contains("norms of the vectors: "));
+    assert!(
+        shown.contains("source: 1 values") && shown.contains("… and 1,190 more rows"),
+        "{shown}"
+    );
     let query = "select count(*) as n, max(foreign_chars) as longest from pairs_holdout";
     let answer = place.ok(&["inspect", "out", "--sql", query]);
     assert!(answer.contains("300") && answer.contains("longest"), "{answer}");
@@ -119,7 +248,7 @@ fn the_readmes_python_runs_as_it_stands() {
     let place = Place::new(&SMALL.replace("output = \"out\"", "output = \"llink-out\""));
     place.ok(&["submit", "job.toml"]);
     for snippet in snippets {
-        let run = std::process::Command::new(&python)
+        let run = Command::new(&python)
             .args(["-c", snippet])
             .current_dir(place.dir.path())
             .output()
@@ -128,13 +257,95 @@ fn the_readmes_python_runs_as_it_stands() {
     }
 }
 
+const MOTO: &str = "
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address='127.0.0.1', port=0)
+server.start()
+import urllib.request
+port = server.get_host_and_port()[1]
+urllib.request.urlopen(urllib.request.Request(f'http://127.0.0.1:{port}/jobs', method='PUT'))
+print('port', port, flush=True)
+sys.stdin.read()
+";
+
+/// moto's S3 on loopback, with a bucket `jobs`; `None` where no Python has it.
+fn moto() -> Option<(common::Running, Vec<(String, String)>)> {
+    let python = std::env::var("LLINK_PYTHON").unwrap_or_else(|_| "python3".into());
+    let can = Command::new(&python).args(["-c", "import moto.server"]).output();
+    if !can.is_ok_and(|o| o.status.success()) {
+        println!("skipped: {python} has no moto; set LLINK_PYTHON to one that has (pip install 'moto[server]')");
+        return None;
+    }
+    let mut child = Command::new(python)
+        .args(["-c", MOTO])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut port = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut port)
+        .unwrap();
+    let settings = [
+        ("AWS_ENDPOINT", format!("http://127.0.0.1:{port}")),
+        ("AWS_ALLOW_HTTP", "true".into()),
+        ("AWS_ACCESS_KEY_ID", "test".into()),
+        ("AWS_SECRET_ACCESS_KEY", "test".into()),
+        ("AWS_REGION", "us-east-1".into()),
+    ];
+    let settings = settings.map(|(key, value)| (key.to_owned(), value)).to_vec();
+    let running = common::Running {
+        child,
+        log: std::path::PathBuf::new(),
+    };
+    Some((running, settings))
+}
+
+#[test]
+fn the_same_job_reads_from_and_writes_to_an_object_store() {
+    let Some((_server, settings)) = moto() else { return };
+    let place = Place::new(&SMALL.replace(
+        "source = \"sample\"\ntrain_pairs",
+        "source = \"pairs.tsv\"\ntrain_pairs",
+    ));
+    place.ok(&["sample", ".", "--pairs", "2500", "--instructions", "10"]);
+    place.ok(&["submit", "job.toml"]);
+    let upload = async {
+        let store = llink_datasets::store::Store::open_with("s3://jobs/in", settings.clone()).unwrap();
+        let content = std::fs::read(place.path("pairs.tsv")).unwrap();
+        store.put("pairs.tsv", content.into()).await.unwrap();
+    };
+    tokio::runtime::Runtime::new().unwrap().block_on(upload);
+    let job = std::fs::read_to_string(place.path("job.toml")).unwrap();
+    let job = job
+        .replace("\"pairs.tsv\"", "\"s3://jobs/in/pairs.tsv\"")
+        .replace("\"out\"", "\"s3://jobs/out\"");
+    std::fs::write(place.path("s3.toml"), job).unwrap();
+    let run = |args: &[&str]| {
+        let output = place.command(args).envs(settings.clone()).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", common::text(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(run(&["submit", "s3.toml", "--state", "s3-state"]).contains("succeeded in"));
+    assert!(run(&["submit", "s3.toml", "--state", "s3-state"]).contains("nothing to do"));
+    assert!(run(&["verify", "s3://jobs/out"]).contains("all as the manifests say"));
+    // The rows are those of the job on the local disk, bit by bit: the source has the same name.
+    let query = "select sum(id % 1000003) as ids, count(*) as n from pairs_train";
+    let there = run(&["inspect", "s3://jobs/out", "--sql", query]);
+    assert_eq!(there, place.ok(&["inspect", "out", "--sql", query]));
+    assert!(there.contains("1200"), "{there}");
+}
+
+/// Files below a folder: those of a name, or all.
 fn walk(folder: &std::path::Path, name: &str) -> Vec<std::path::PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap().flatten() {
         let path = entry.path();
         if path.is_dir() {
             found.extend(walk(&path, name));
-        } else if path.ends_with(name) {
+        } else if name.is_empty() || path.ends_with(name) {
             found.push(path);
         }
     }

@@ -1,19 +1,35 @@
-//! Feeds each reader mutated files and says how many it took; a panic, a hang or too much memory ends it.
+//! Feeds each reader mutated files and says how many it took. A panic, an input that takes longer than it may and memory
+//! beyond the bound end it with the input in a file.
 //!
-//!     cargo run --release -p llink-datasets --example fuzz_readers -- SECONDS [SEED]
+//!     cargo run --release -p llink-datasets --example fuzz_readers -- SECONDS [INPUTS [SEED [READER…]]]
 
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arrow::array::{ArrayRef, RecordBatch, StringArray};
 use bytes::Bytes;
-use llink_datasets::read::{Compression, Format, Source, read_raw_pairs};
+use llink_datasets::read::{Compression, Format, Source, survey};
+use llink_datasets::rows::Corpus;
 use llink_datasets::store::Store;
 use parquet::arrow::ArrowWriter;
+use parquet::basic::ZstdLevel;
+use parquet::file::properties::WriterProperties;
+
+/// Longer than any input of a few hundred bytes may take, on a machine that does other things too.
+const LONGEST: Duration = Duration::from_secs(20);
+/// What a reader may hold: a piece of a file, decoded, and what a decoder needs (xz up to 160 MiB, zstd 128 MiB).
+const MOST_KIB: u64 = 768 << 10;
 
 const TSV: &str = "\u{FEFF}A fish.\tត្រី\r\nA cow.\tគោ\n";
 const JSONL: &str = "{\"english\":\"A fish.\",\"foreign\":\"ត្រី\"}\n{\"english\":\"A cow.\",\"foreign\":\"\\u1782\"}\n";
+const INSTRUCTIONS: &str = concat!(
+    "{\"task_type\":\"qa\",\"input\":\"<foreign_emb> What?\",\"response\":\"A cow.\",\"foreign_raw\":\"គោ\",\"english_ref\":\"a cow\"}\n",
+    "{\"instruction\":\"Translate.\",\"input\":\"ត្រី\",\"output\":\"A fish.\",\"english_ref\":\"a fish\"}\n",
+    "{\"messages\":[{\"role\":\"system\",\"content\":\"Be brief.\"},{\"role\":\"user\",\"content\":\"Say it: គោ\"},\
+     {\"role\":\"assistant\",\"content\":\"Cows.\"}],\"foreign_raw\":\"គោ\",\"english_ref\":\"cows\"}\n",
+);
 const TMX: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?><tmx version=\"1.4\"><body><tu><tuv xml:lang=\"en\"><seg>A \
 <ph>x</ph>fish &amp; &#6113;</seg></tuv><tuv xml:lang=\"km\"><seg><![CDATA[ត្រី]]></seg></tuv></tu>\n<tu><tuv lang=\"en\">\
 <seg>A cow</seg></tuv><tuv lang=\"km\"><seg>គោ</seg></tuv></tu></body></tmx>";
@@ -41,7 +57,7 @@ fn mutated(seed: &[u8], random: &mut Random) -> Vec<u8> {
         match random.below(6) {
             0 => bytes[at] = random.below(256) as u8,
             1 => bytes[at] ^= 1 << random.below(8),
-            2 => bytes.truncate(at),
+            2 if random.below(4) == 0 => bytes.truncate(at),
             3 => drop(bytes.drain(at..end)),
             4 => {
                 let copy = bytes[at..end].to_vec();
@@ -49,13 +65,17 @@ fn mutated(seed: &[u8], random: &mut Random) -> Vec<u8> {
                 bytes.splice(to..to, copy);
             }
             _ => {
-                let pieces: [&[u8]; 8] = [
+                let pieces: [&[u8]; 12] = [
                     b"\0",
                     b"\t",
                     b"\n",
+                    b"\r\n",
                     b"</tu>",
                     b"<tu>",
+                    b"<seg>",
+                    b"[[{\"",
                     b"\xFF",
+                    b"\xEF\xBB\xBF",
                     b"&x;",
                     b"\xFF\xFF\xFF\x7F",
                 ];
@@ -66,14 +86,15 @@ fn mutated(seed: &[u8], random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-fn parquet_seed() -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+fn parquet_seed(compression: parquet::basic::Compression) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
     let column = |texts: [&str; 3]| -> ArrayRef { Arc::new(StringArray::from(texts.to_vec())) };
     let batch = RecordBatch::try_from_iter([
         ("english", column(["A fish.", "A cow.", "A cow."])),
         ("foreign", column(["ត្រី", "គោ", "x"])),
     ])?;
+    let properties = WriterProperties::builder().set_compression(compression).build();
     let mut content = Vec::new();
-    let mut writer = ArrowWriter::try_new(&mut content, batch.schema(), None)?;
+    let mut writer = ArrowWriter::try_new(&mut content, batch.schema(), Some(properties))?;
     writer.write(&batch)?;
     writer.close()?;
     Ok(content)
@@ -87,57 +108,154 @@ fn peak_kib() -> u64 {
         .unwrap_or(0)
 }
 
-#[tokio::main(flavor = "current_thread")]
-#[allow(clippy::print_stdout)]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut arguments = std::env::args().skip(1);
-    let seconds: u64 = arguments
-        .next()
-        .ok_or("say how many seconds for each reader")?
-        .parse()?;
-    let seed: u64 = arguments.next().map_or(Ok(0x5EED), |text| text.parse())?;
+/// A reader with what it is fed.
+struct Case {
+    name: &'static str,
+    corpus: Corpus,
+    format: Format,
+    compression: Compression,
+    content: Vec<u8>,
+}
+
+fn cases() -> Result<Vec<Case>, Box<dyn std::error::Error>> {
+    use parquet::basic::Compression as C;
     let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     gz.write_all(TSV.as_bytes())?;
     let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 6);
     xz.write_all(TSV.as_bytes())?;
-    let readers = [
-        ("tsv", Format::Tsv, Compression::None, TSV.into()),
+    let zst = zstd::encode_all(TSV.as_bytes(), 3)?;
+    let none = Compression::None;
+    let zstd = C::ZSTD(ZstdLevel::try_new(3)?);
+    let pairs = [
+        ("tsv", Format::Tsv, none, TSV.into()),
         ("tsv.gz", Format::Tsv, Compression::Gzip, gz.finish()?),
-        (
-            "tsv.zst",
-            Format::Tsv,
-            Compression::Zstd,
-            zstd::encode_all(TSV.as_bytes(), 3)?,
-        ),
+        ("tsv.zst", Format::Tsv, Compression::Zstd, zst),
         ("tsv.xz", Format::Tsv, Compression::Xz, xz.finish()?),
-        ("jsonl", Format::Jsonl, Compression::None, JSONL.into()),
-        ("moses", Format::Moses, Compression::None, "A fish.\nA cow.\n".into()),
-        ("tmx", Format::Tmx, Compression::None, TMX.into()),
-        ("parquet", Format::Parquet, Compression::None, parquet_seed()?),
+        ("jsonl", Format::Jsonl, none, JSONL.into()),
+        ("moses", Format::Moses, none, "A fish.\nA cow.\n".into()),
+        ("tmx", Format::Tmx, none, TMX.into()),
+        ("parquet", Format::Parquet, none, parquet_seed(C::SNAPPY)?),
+        ("parquet.plain", Format::Parquet, none, parquet_seed(C::UNCOMPRESSED)?),
+        ("parquet.zstd", Format::Parquet, none, parquet_seed(zstd)?),
     ];
+    let mut cases: Vec<Case> = pairs
+        .into_iter()
+        .map(|(name, format, compression, content)| Case {
+            name,
+            corpus: Corpus::Pairs,
+            format,
+            compression,
+            content,
+        })
+        .collect();
+    cases.push(Case {
+        name: "instructions",
+        corpus: Corpus::Instructions,
+        format: Format::Jsonl,
+        compression: none,
+        content: INSTRUCTIONS.into(),
+    });
+    Ok(cases)
+}
+
+/// What is being read now: its number, for the watcher, and the bytes, for who looks into what went wrong.
+#[derive(Default)]
+struct Now {
+    number: AtomicU64,
+    input: Mutex<Bytes>,
+}
+
+impl Now {
+    /// Leaves the input where it can be looked at.
+    fn save(&self, why: &str) {
+        let path = std::env::temp_dir().join("fuzz_readers.input");
+        let input = self.input.lock().map(|input| input.clone()).unwrap_or_default();
+        let saved = std::fs::write(&path, input);
+        let _ = writeln!(std::io::stderr(), "{why}: input in {} ({saved:?})", path.display());
+    }
+
+    /// Ends the process where one input is read for too long, or memory is beyond the bound.
+    fn watch(self: Arc<Self>) {
+        let (mut seen, mut since) = (0, Instant::now());
+        loop {
+            std::thread::sleep(Duration::from_millis(200));
+            let number = self.number.load(Ordering::Relaxed);
+            if number != seen {
+                (seen, since) = (number, Instant::now());
+            }
+            let peak = peak_kib();
+            if since.elapsed() > LONGEST || peak > MOST_KIB {
+                self.save(&format!(
+                    "input {number} takes too long or too much memory ({peak} KiB)"
+                ));
+                std::process::exit(1);
+            }
+        }
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+#[allow(clippy::print_stdout)]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let seconds = arguments.next().ok_or("say how many seconds for each reader")?;
+    let limit = Duration::from_secs(seconds.parse()?);
+    let most: u64 = arguments.next().map_or(Ok(u64::MAX), |text| text.parse())?;
+    let seed: u64 = arguments.next().map_or(Ok(0x5EED), |text| text.parse())?;
+    let wanted: Vec<String> = arguments.collect();
+
+    let now = Arc::new(Now::default());
+    let watched = Arc::clone(&now);
+    std::thread::spawn(move || watched.watch());
+    // What is caught and becomes an error is counted; what is not ends the process.
+    let (panics, panicked) = (Arc::new(AtomicU64::new(0)), Arc::clone(&now));
+    let (counted, usual) = (Arc::clone(&panics), std::panic::take_hook());
+    std::panic::set_hook(Box::new(move |panic| {
+        if counted.fetch_add(1, Ordering::Relaxed) < 3 {
+            usual(panic);
+            panicked.save("panic");
+        }
+    }));
+
     let store = Store::open("memory://fuzz")?;
     store.put("foreign", Bytes::from("ត្រី\nគោ\n")).await?;
-    for (name, format, compression, content) in readers {
+    for case in cases()? {
+        if !wanted.is_empty() && !wanted.iter().any(|name| name == case.name) {
+            continue;
+        }
         let mut random = Random(seed);
         let source = Source {
-            foreign_url: (format == Format::Moses).then(|| "memory://fuzz/foreign".to_owned()),
-            format: Some(format),
-            compression: Some(compression),
+            foreign_url: (case.format == Format::Moses).then(|| "memory://fuzz/foreign".to_owned()),
+            format: Some(case.format),
+            compression: Some(case.compression),
             ..Source::named("memory://fuzz/input")
         };
         let began = Instant::now();
         let (mut inputs, mut refused, mut slowest) = (0_u64, 0_u64, Duration::ZERO);
-        while began.elapsed().as_secs() < seconds {
-            let input = mutated(&content, &mut random);
-            // What a panic leaves behind to be looked at.
-            store.put("input", Bytes::from(input)).await?;
+        while inputs < most && began.elapsed() < limit {
+            let input = Bytes::from(mutated(&case.content, &mut random));
+            if let Ok(mut place) = now.input.lock() {
+                place.clone_from(&input);
+            }
+            now.number.fetch_add(1, Ordering::Relaxed);
+            store.put("input", input).await?;
             let one = Instant::now();
-            refused += u64::from(read_raw_pairs(&source).await.is_err());
+            match survey(&source, case.corpus).await {
+                Err(_) => refused += 1,
+                Ok(found) => {
+                    let dropped: u64 = found.dropped.values().sum();
+                    assert_eq!(found.rows, found.readable + dropped, "{found:?}");
+                }
+            }
             slowest = slowest.max(one.elapsed());
             inputs += 1;
         }
         println!(
-            "{name:8} {inputs:>9} inputs, {refused:>9} refused, slowest {slowest:?}, peak {} KiB",
+            "{:13} {inputs:>9} inputs in {:.0} s, {refused:>9} refused as a whole, {} of them by a panic that was caught, \
+             slowest {slowest:?}, peak {} KiB",
+            case.name,
+            began.elapsed().as_secs_f64(),
+            panics.swap(0, Ordering::Relaxed),
             peak_kib()
         );
     }

@@ -1,4 +1,4 @@
-//! Runs the whole `shard` stage on made-up or real rows and says how long each step took.
+//! Runs the whole `shard` stage on made-up or real rows and says how long each step took and how much memory it held.
 //!
 //!     cargo run --release -p llink-datasets --example shard_stage -- FOLDER [TRAIN HOLDOUT [SOURCE [across|everywhere]]]
 
@@ -30,7 +30,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let store = Store::open(folder)?;
     let silent = |_, _| {};
 
-    let started = Instant::now();
+    let began = Instant::now();
+    let started = began;
     let spec = CleanSpec {
         corpus: Corpus::Pairs,
         source: Source::named(source),
@@ -92,5 +93,18 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     })?;
     let bytes: u64 = shards.iter().map(|shard| shard.bytes).sum();
     println!("write {:?} {} shards, {bytes} bytes", started.elapsed(), shards.len());
+    println!(
+        "in all {:.2} s, peak {} MiB",
+        began.elapsed().as_secs_f64(),
+        peak_kib() >> 10
+    );
     Ok(())
+}
+
+/// The most memory that the process has held, in KiB.
+fn peak_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok())
+        .unwrap_or(0)
 }

@@ -1,8 +1,11 @@
 //! The bytes of an object, piece by piece.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore};
 
 use crate::store::store_error;
 use crate::{Error, Result};
@@ -35,4 +38,34 @@ impl ByteStream {
                 .map_err(|e| store_error(name.clone(), &e)),
         }
     }
+}
+
+/// Bytes that are asked for at once.
+const PART: u64 = 8 << 20;
+/// Parts under way or waiting to be taken, besides the one that is used.
+const AHEAD: usize = 2;
+
+/// An object part by part, the next ones fetched while one is used. All are of the object that `meta` describes: where it
+/// is replaced meanwhile, that is an error.
+pub(crate) fn parts(
+    objects: Arc<dyn ObjectStore>,
+    meta: ObjectMeta,
+) -> BoxStream<'static, object_store::Result<Bytes>> {
+    let starts = (0..meta.size).step_by(PART as usize);
+    let fetch = move |start: u64| {
+        let (objects, location) = (Arc::clone(&objects), meta.location.clone());
+        let options = GetOptions {
+            range: Some(GetRange::Bounded(start..meta.size.min(start + PART))),
+            if_match: meta.e_tag.clone(),
+            ..GetOptions::default()
+        };
+        // On its own, so that it goes on while whoever takes the parts is busy.
+        let task = tokio::spawn(async move { objects.get_opts(&location, options).await?.bytes().await });
+        async move {
+            task.await
+                .map_err(|source| object_store::Error::JoinError { source })
+                .flatten()
+        }
+    };
+    futures::stream::iter(starts).map(fetch).buffered(AHEAD).boxed()
 }

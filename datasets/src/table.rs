@@ -16,7 +16,7 @@ use parquet::file::metadata::{KeyValue, PageIndexPolicy, ParquetMetaData};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
-use crate::store::Store;
+use crate::store::{Store, store_error};
 use crate::table_reader::ObjectReader;
 use crate::{Error, Result};
 
@@ -99,52 +99,61 @@ pub(crate) fn encode_stream(
     batches: impl Iterator<Item = Result<RecordBatch>>,
     layout: &Layout<'_>,
 ) -> Result<Bytes> {
-    write_groups(name, schema, batches, layout, Groups::Filled)
-}
-
-/// As [`encode`], with one row group a batch.
-pub(crate) fn encode_groups(
-    name: &str,
-    schema: &SchemaRef,
-    batches: &[RecordBatch],
-    layout: &Layout<'_>,
-) -> Result<Bytes> {
-    write_groups(name, schema, batches.iter().cloned().map(Ok), layout, Groups::OneABatch)
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Groups {
-    Filled,
-    OneABatch,
-}
-
-fn write_groups(
-    name: &str,
-    schema: &SchemaRef,
-    batches: impl Iterator<Item = Result<RecordBatch>>,
-    layout: &Layout<'_>,
-    groups: Groups,
-) -> Result<Bytes> {
-    let refused = |e: ParquetError| bad(name, format!("can't be written as Parquet: {e}"));
+    let refused = |e: ParquetError| unwritable(name, &e);
     let mut content = Vec::new();
-    let mut properties = layout.properties().map_err(refused)?;
-    if groups == Groups::OneABatch {
-        properties = properties.into_builder().set_max_row_group_row_count(None).build();
-    }
+    let properties = layout.properties().map_err(refused)?;
     let mut writer = ArrowWriter::try_new(&mut content, Arc::clone(schema), Some(properties)).map_err(refused)?;
     for batch in batches {
         writer.write(&batch?).map_err(refused)?;
-        if groups == Groups::OneABatch {
-            writer.flush().map_err(refused)?;
-        }
     }
     writer.close().map_err(refused)?;
     Ok(content.into())
 }
 
+/// A table that is written batch by batch, each a row group.
+pub(crate) struct GroupWriter {
+    name: String,
+    writer: ArrowWriter<Vec<u8>>,
+}
+
+impl GroupWriter {
+    /// `dictionary`: columns with few distinct values.
+    pub(crate) fn new(name: &str, schema: &SchemaRef, dictionary: &[&str]) -> Result<Self> {
+        let layout = Layout {
+            dictionary,
+            statistics: &[],
+            metadata: &BTreeMap::new(),
+            page_rows: None,
+            zstd_level: ZSTD_LEVEL,
+        };
+        let properties = layout.properties().map_err(|e| unwritable(name, &e))?;
+        let properties = properties.into_builder().set_max_row_group_row_count(None).build();
+        let writer = ArrowWriter::try_new(Vec::new(), Arc::clone(schema), Some(properties));
+        Ok(Self {
+            name: name.to_owned(),
+            writer: writer.map_err(|e| unwritable(name, &e))?,
+        })
+    }
+
+    pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<()> {
+        let written = self.writer.write(batch).and_then(|()| self.writer.flush());
+        written.map_err(|e| unwritable(&self.name, &e))
+    }
+
+    pub(crate) fn finish(self) -> Result<Bytes> {
+        let content = self.writer.into_inner().map_err(|e| unwritable(&self.name, &e))?;
+        Ok(content.into())
+    }
+}
+
+fn unwritable(name: &str, error: &ParquetError) -> Error {
+    bad(name, format!("can't be written as Parquet: {error}"))
+}
+
 /// A table in a store, of which parts can be read.
 pub(crate) struct StoredTable {
     name: String,
+    bytes: u64,
     builder: ParquetRecordBatchStreamBuilder<ObjectReader>,
 }
 
@@ -165,11 +174,20 @@ impl StoredTable {
         let builder = ParquetRecordBatchStreamBuilder::new_with_options(reader, options)
             .await
             .map_err(|e| unreadable(&name, &e))?;
-        Ok(Self { name, builder })
+        Ok(Self {
+            name,
+            bytes: info.bytes,
+            builder,
+        })
     }
 
     pub(crate) fn metadata(&self) -> &ParquetMetaData {
         self.builder.metadata()
+    }
+
+    /// The file's size.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// The value of a metadata key.
@@ -239,7 +257,7 @@ pub(crate) fn decode_all(name: &str, content: Bytes) -> Result<Vec<RecordBatch>>
         .map_err(|e| unreadable(name, &e))?;
     reader
         .collect::<std::result::Result<_, _>>()
-        .map_err(|e| unreadable(name, &e))
+        .map_err(|e| undecodable(name, &e))
 }
 
 /// Reads some columns of a table that is at hand.
@@ -253,7 +271,7 @@ pub(crate) fn decode(name: &str, content: Bytes, columns: &[&str]) -> Result<Vec
         .map_err(|e| unreadable(name, &e))?;
     let batches: Vec<_> = reader
         .collect::<std::result::Result<_, _>>()
-        .map_err(|e| unreadable(name, &e))?;
+        .map_err(|e| undecodable(name, &e))?;
     for batch in &batches {
         require_columns(name, batch, columns)?;
     }
@@ -315,7 +333,23 @@ fn wrong_type(name: &str, column: &str, array: &ArrayRef, wanted: &str) -> Error
     )
 }
 
-pub(crate) fn unreadable(name: &str, error: &dyn std::fmt::Display) -> Error {
+/// What a table's reader met: a store that failed, which may pass, or content that is no table.
+pub(crate) fn unreadable(name: &str, error: &ParquetError) -> Error {
+    if let ParquetError::External(cause) = error
+        && let Some(cause) = cause.downcast_ref::<object_store::Error>()
+    {
+        return match cause {
+            object_store::Error::NotSupported { .. } => bad(
+                name,
+                "its server gives no parts of a file, and Parquet is read in parts; download it first".into(),
+            ),
+            other => store_error(name.to_owned(), other),
+        };
+    }
+    undecodable(name, error)
+}
+
+fn undecodable(name: &str, error: &dyn std::fmt::Display) -> Error {
     bad(name, format!("can't be read as Parquet: {error}"))
 }
 

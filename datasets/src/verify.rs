@@ -1,18 +1,21 @@
 //! Rereads what a job wrote and names everything that is not as its manifests say.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashSet};
 
 use bytes::Bytes;
 
-use crate::Result;
 use crate::instructions::read_instructions;
-use crate::manifest::{Manifest, ManifestArtifact, sha256_hex};
+use crate::manifest::{Manifest, ManifestArtifact, Sha256Stream, sha256_hex};
 use crate::pairs::read_pairs;
 use crate::rows::row_id;
 use crate::store::Store;
-use crate::table::{SCHEMA_VERSION, SCHEMA_VERSION_KEY, StoredTable};
+use crate::table::{SCHEMA_VERSION, SCHEMA_VERSION_KEY, STAGE_KEY, StoredTable};
 use crate::text::comparison_key;
 use crate::vectors::read_vectors;
+use crate::{Error, Result};
+
+/// Rows of one object that are named; of the others the number is told.
+const NAMED_ROWS: usize = 3;
 
 /// What [`verify`] looked at and found.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -30,11 +33,12 @@ pub struct Verified {
 }
 
 /// Checks every manifest at or below a URL, and every object that they list: that it is there, its size and SHA-256, its
-/// rows and schema version, that ids are the hashes of their texts, that vectors are finite numbers, and that no text
-/// stands on both sides of a split.
+/// rows, schema version and stage key, that ids are the hashes of their texts, that vectors are finite numbers, that no
+/// text stands on both sides of a split, and that the counts add up. Memory holds one shard, and the keys of the held-out
+/// texts.
 ///
 /// # Errors
-/// [`crate::Error::Store`] where the store can't be listed. What is wrong with an object is a fault, not an error.
+/// [`Error::Store`] where the store can't be listed. What is wrong with an object is a fault, not an error.
 pub async fn verify(store: &Store) -> Result<Verified> {
     let mut found = Verified::default();
     for object in store.list("").await? {
@@ -58,129 +62,253 @@ pub async fn verify(store: &Store) -> Result<Verified> {
     Ok(found)
 }
 
-/// Which side of which corpus a text was seen on, by its comparison key.
-#[derive(Default)]
-struct Sides {
-    seen: HashMap<(&'static str, u64), &'static str>,
-}
-
-impl Sides {
-    /// Whether the text stands on another side too.
-    fn leaks(&mut self, column: &'static str, side: &'static str, text: &str) -> bool {
-        *self.seen.entry((column, comparison_key(text))).or_insert(side) != side
-    }
-}
-
 async fn check_stage(store: &Store, manifest_path: &str, manifest: &Manifest, found: &mut Verified) {
+    let name = store.describe(manifest_path);
+    let sums = wrong_sums(manifest);
+    found
+        .faults
+        .extend(sums.into_iter().map(|text| format!("{name}: {text}")));
     let folder = manifest_path.trim_end_matches("manifest.json");
     let own = format!("{}/{}/", manifest.stage, manifest.key);
-    let mut sides = Sides::default();
-    for artifact in &manifest.artifacts {
+    let mut held_out = HeldOut::default();
+    // What is held out first, so that training rows can be compared with it.
+    let mut artifacts: Vec<&ManifestArtifact> = manifest.artifacts.iter().collect();
+    artifacts.sort_by_key(|artifact| artifact.role.ends_with("/train"));
+    for artifact in artifacts {
         // Paths are relative to the job's output; the stage's own folder may have been moved or named directly.
         let path = match artifact.path.strip_prefix(&own) {
             Some(rest) => format!("{folder}{rest}"),
             None => artifact.path.clone(),
         };
-        let name = store.describe(&path);
         found.objects += 1;
-        let content = match store.get(&path).await {
-            Ok(content) => content,
+        let faults = match check_object(store, &path, artifact, found).await {
             Err(error) => {
                 found.faults.push(error.to_string());
                 continue;
             }
+            Ok(Looked::Whole) => continue,
+            Ok(Looked::Damaged(fault)) => vec![fault],
+            Ok(Looked::Table(content)) => {
+                let mut faults = check_facts(store, &path, manifest).await;
+                let rows = check_rows(&store.describe(&path), content, artifact, &mut held_out);
+                found.rows += rows.number;
+                faults.extend(rows.faults());
+                faults
+            }
         };
-        found.bytes += content.len() as u64;
-        let mut fault = |text: String| found.faults.push(format!("{name}: {text}"));
-        if content.len() as u64 != artifact.bytes {
-            fault(format!(
-                "has {} bytes, the manifest says {}",
-                content.len(),
-                artifact.bytes
-            ));
-            continue;
-        }
-        let sha256 = sha256_hex(&content);
-        if sha256 != artifact.sha256 {
-            fault(format!("SHA-256 is {sha256}, the manifest says {}", artifact.sha256));
-            continue;
-        }
-        if !path.ends_with(".parquet") {
-            continue;
-        }
-        match check_version(store, &path).await {
-            Err(error) => fault(error),
-            Ok(()) => match check_rows(&name, content, artifact, &mut sides) {
-                Ok(rows) => found.rows += rows,
-                Err(text) => fault(text),
-            },
-        }
+        let name = store.describe(&path);
+        found
+            .faults
+            .extend(faults.into_iter().map(|text| format!("{name}: {text}")));
     }
 }
 
-async fn check_version(store: &Store, path: &str) -> std::result::Result<(), String> {
-    let table = StoredTable::open(store, path).await.map_err(|e| e.to_string())?;
-    match table.fact(SCHEMA_VERSION_KEY) {
-        Some(version) if version == SCHEMA_VERSION => Ok(()),
-        version => Err(format!(
-            "schema version is {}, this build reads {SCHEMA_VERSION}",
-            version.as_deref().unwrap_or("not given")
-        )),
+/// What rereading an object showed.
+enum Looked {
+    /// It is as the manifest says, and no table.
+    Whole,
+    /// Its bytes are as the manifest says; its rows are to be looked at.
+    Table(Bytes),
+    /// Its bytes are others.
+    Damaged(String),
+}
+
+async fn check_object(store: &Store, path: &str, artifact: &ManifestArtifact, found: &mut Verified) -> Result<Looked> {
+    let is_table = path.ends_with(".parquet");
+    let (bytes, sha256, content) = if is_table {
+        let content = store.get(path).await?;
+        (content.len() as u64, sha256_hex(&content), content)
+    } else {
+        // Weights are larger than what should be held at once.
+        let (_, mut stream) = store.stream(path).await?;
+        let mut hash = Sha256Stream::default();
+        while let Some(piece) = stream.next().await? {
+            hash.update(&piece);
+        }
+        (hash.bytes(), hash.finish(), Bytes::new())
+    };
+    found.bytes += bytes;
+    Ok(if bytes != artifact.bytes {
+        Looked::Damaged(format!("has {bytes} bytes, the manifest says {}", artifact.bytes))
+    } else if sha256 != artifact.sha256 {
+        Looked::Damaged(format!("SHA-256 is {sha256}, the manifest says {}", artifact.sha256))
+    } else if is_table {
+        Looked::Table(content)
+    } else {
+        Looked::Whole
+    })
+}
+
+/// What is wrong with the table's own metadata.
+async fn check_facts(store: &Store, path: &str, manifest: &Manifest) -> Vec<String> {
+    let table = match StoredTable::open(store, path).await {
+        Ok(table) => table,
+        // Told when its rows are read.
+        Err(_) => return Vec::new(),
+    };
+    let mut faults = Vec::new();
+    let version = table.fact(SCHEMA_VERSION_KEY);
+    if version.as_deref() != Some(SCHEMA_VERSION) {
+        let version = version.as_deref().unwrap_or("not given");
+        faults.push(format!(
+            "schema version is {version}, this build reads {SCHEMA_VERSION}"
+        ));
+    }
+    if let Some(key) = table.fact(STAGE_KEY)
+        && key != manifest.key
+    {
+        faults.push(format!(
+            "was written for key {key}, the manifest is that of {}",
+            manifest.key
+        ));
+    }
+    faults
+}
+
+/// Rows of a table, and what is wrong with them.
+#[derive(Default)]
+struct Rows {
+    number: u64,
+    named: Vec<String>,
+    others: u64,
+}
+
+impl Rows {
+    fn wrong(&mut self, fault: String) {
+        if self.named.len() < NAMED_ROWS {
+            self.named.push(fault);
+        } else {
+            self.others += 1;
+        }
+    }
+
+    fn faults(mut self) -> Vec<String> {
+        if self.others > 0 {
+            self.named.push(format!("{} more rows are wrong", self.others));
+        }
+        self.named
     }
 }
 
-/// How many rows the table has; the first fault of its rows.
-fn check_rows(
-    name: &str,
-    content: Bytes,
-    artifact: &ManifestArtifact,
-    sides: &mut Sides,
-) -> std::result::Result<u64, String> {
-    let read = |e: crate::Error| e.to_string();
-    let side = if artifact.role.ends_with("/train") {
-        "train"
-    } else {
-        "holdout"
-    };
-    let leak = |row: usize, text: &str| format!("row {row}: {text:?} stands on the other side of the split too");
-    let wrong_id = |row: usize, id: u64| format!("row {row}: the id {id} is not that of its texts");
-    let rows = if artifact.role.starts_with("pairs/") {
-        let table = read_pairs(name, content).map_err(read)?;
-        for (row, id) in table.ids.iter().enumerate() {
-            let (english, foreign) = (&table.english[row], &table.foreign[row]);
-            if row_id(&[english, foreign]) != *id {
-                return Err(wrong_id(row, *id));
-            }
-            for (column, text) in [("english", english), ("foreign", foreign)] {
-                if sides.leaks(column, side, text) {
-                    return Err(leak(row, text));
-                }
-            }
+/// Comparison keys of held-out texts, by column.
+#[derive(Default)]
+struct HeldOut {
+    texts: BTreeMap<&'static str, HashSet<u64>>,
+}
+
+impl HeldOut {
+    /// Remembers a held-out text; of a training text, whether it is held out too.
+    fn leaks(&mut self, column: &'static str, role: &str, text: &str) -> bool {
+        let texts = self.texts.entry(column).or_default();
+        let key = comparison_key(text);
+        if role.ends_with("/train") {
+            return texts.contains(&key);
         }
-        table.ids.len()
-    } else if artifact.role.starts_with("instructions/") {
-        let rows = read_instructions(name, content).map_err(read)?;
-        for (number, row) in rows.iter().enumerate() {
-            let texts = [&row.task, &row.instruction, &row.foreign, &row.english_ref, &row.answer];
-            if row_id(&texts.map(String::as_str)) != row.id {
-                return Err(wrong_id(number, row.id));
-            }
-            if sides.leaks("instruction", side, &row.foreign) {
-                return Err(leak(number, &row.foreign));
-            }
-        }
-        rows.len()
-    } else if artifact.role.starts_with("embeddings/") {
-        let table = read_vectors(name, content).map_err(read)?;
-        if let Some(at) = table.values.iter().position(|value| !value.is_finite()) {
-            return Err(format!("row {}: the vector is not finite", at / table.width));
-        }
-        table.len()
-    } else {
-        return Ok(0);
-    };
-    if rows as u64 != artifact.rows {
-        return Err(format!("has {rows} rows, the manifest says {}", artifact.rows));
+        texts.insert(key);
+        false
     }
-    Ok(artifact.rows)
+}
+
+fn check_rows(name: &str, content: Bytes, artifact: &ManifestArtifact, held_out: &mut HeldOut) -> Rows {
+    let mut rows = Rows::default();
+    let role = artifact.role.as_str();
+    let read = if role.starts_with("pairs/") {
+        check_pairs(name, content, role, held_out, &mut rows)
+    } else if role.starts_with("instructions/") {
+        check_instructions(name, content, role, held_out, &mut rows)
+    } else if role.starts_with("embeddings/") {
+        check_vectors(name, content, &mut rows)
+    } else {
+        return rows;
+    };
+    match read {
+        // The name stands before every fault.
+        Err(Error::Content { reason, .. }) => rows.wrong(reason),
+        Err(error) => rows.wrong(error.to_string()),
+        Ok(()) if rows.number != artifact.rows => {
+            let fault = format!("has {} rows, the manifest says {}", rows.number, artifact.rows);
+            rows.named.insert(0, fault);
+        }
+        Ok(()) => {}
+    }
+    rows
+}
+
+fn wrong_id(row: usize, id: u64) -> String {
+    format!("row {row}: the id {id} is not that of its texts")
+}
+
+fn leak(row: usize, text: &str) -> String {
+    format!("row {row}: {text:?} stands on the other side of the split too")
+}
+
+fn check_pairs(name: &str, content: Bytes, role: &str, held_out: &mut HeldOut, rows: &mut Rows) -> Result<()> {
+    let table = read_pairs(name, content)?;
+    rows.number = table.ids.len() as u64;
+    for (row, id) in table.ids.iter().enumerate() {
+        let (english, foreign) = (&table.english[row], &table.foreign[row]);
+        if row_id(&[english, foreign]) != *id {
+            rows.wrong(wrong_id(row, *id));
+        }
+        for (column, text) in [("english", english), ("foreign", foreign)] {
+            if held_out.leaks(column, role, text) {
+                rows.wrong(leak(row, text));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_instructions(name: &str, content: Bytes, role: &str, held_out: &mut HeldOut, rows: &mut Rows) -> Result<()> {
+    let table = read_instructions(name, content)?;
+    rows.number = table.len() as u64;
+    for (number, row) in table.iter().enumerate() {
+        let texts = [&row.task, &row.instruction, &row.foreign, &row.english_ref, &row.answer];
+        if row_id(&texts.map(String::as_str)) != row.id {
+            rows.wrong(wrong_id(number, row.id));
+        }
+        for (column, text) in [("instruction english", &row.english_ref), ("instruction", &row.foreign)] {
+            if held_out.leaks(column, role, text) {
+                rows.wrong(leak(number, text));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_vectors(name: &str, content: Bytes, rows: &mut Rows) -> Result<()> {
+    let table = read_vectors(name, content)?;
+    rows.number = table.len() as u64;
+    for row in 0..table.len() {
+        if table.row(row).iter().any(|value| !value.is_finite()) {
+            rows.wrong(format!("row {row}: the vector is not finite"));
+        }
+    }
+    Ok(())
+}
+
+/// Counts of the `shard` stage that do not add up: every row that was read is kept or dropped for one reason, every row
+/// that was kept stands on a side or was dropped by the split.
+fn wrong_sums(manifest: &Manifest) -> Vec<String> {
+    let mut faults = Vec::new();
+    for corpus in ["pairs", "instructions", "synthesized"] {
+        for step in ["", "split."] {
+            let prefix = format!("{corpus}.{step}");
+            let count = |name: &str| manifest.counts.get(&format!("{prefix}{name}")).copied();
+            let Some(rows) = count("rows") else { continue };
+            let dropped_prefix = format!("{prefix}dropped_");
+            let dropped = manifest
+                .counts
+                .iter()
+                .filter(|(name, _)| name.starts_with(&dropped_prefix));
+            let parts = ["kept", "train", "holdout"].map(|name| count(name).unwrap_or(0));
+            let sum = parts.iter().sum::<u64>() + dropped.map(|(_, rows)| rows).sum::<u64>();
+            if sum != rows {
+                faults.push(format!(
+                    "{prefix}rows is {rows}, but what became of them adds up to {sum}"
+                ));
+            }
+        }
+    }
+    faults
 }

@@ -138,13 +138,23 @@ async fn broken_units_of_a_tmx_are_counted_and_the_rest_is_read() {
          <tu><tuv xml:lang=\"en\"><seg>&unknown;</seg></tuv></tu><tu><tuv xml:lang=\"en\"><seg>torn",
     );
     let url = put("broken.tmx", broken.as_bytes()).await;
-    let (cleaned, _) = cleaned(Source::named(&url), Corpus::Pairs).await.unwrap();
-    let counts = &cleaned.counts;
+    let counts = cleaned(Source::named(&url), Corpus::Pairs).await.unwrap().0.counts;
     assert_eq!((counts["rows"], counts["kept"]), (6, 2), "{counts:?}");
     assert_eq!(
         (counts["dropped_broken_xml"], counts["dropped_missing_language"]),
         (3, 1)
     );
+
+    // Cut off between two units, or right after one.
+    let end = TMX.find("\n</body>").unwrap();
+    for cut in [&TMX[..=end], &TMX[..end]] {
+        let url = put("cut.tmx", cut.as_bytes()).await;
+        let counts = cleaned(Source::named(&url), Corpus::Pairs).await.unwrap().0.counts;
+        assert_eq!(
+            (counts["rows"], counts["kept"], counts["dropped_broken_xml"]),
+            (3, 2, 1)
+        );
+    }
 
     let three = TMX.replace(
         "<tuv xml:lang=\"km\">",

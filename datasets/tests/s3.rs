@@ -6,6 +6,7 @@
 mod common;
 mod promises;
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -13,9 +14,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use common::{Random, run_stage, sample_spec};
+use llink_datasets::manifest::{MANIFEST_VERSION, Manifest, ManifestArtifact};
 use llink_datasets::rows::Corpus;
 use llink_datasets::shards::{NearDuplicates, SplitSpec};
 use llink_datasets::store::{Created, Store};
+use llink_datasets::verify::verify;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -24,7 +27,7 @@ import sys, time
 from moto.server import ThreadedMotoServer
 server = ThreadedMotoServer(ip_address='127.0.0.1', port=0)
 server.start()
-print(server.get_host_and_port()[1], flush=True)
+print('port', server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
 server.stop()
 ";
@@ -55,11 +58,11 @@ fn moto() -> Option<Moto> {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap())
-        .read_line(&mut line)
+    // What else it says on its start is of no interest.
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let port = lines
+        .find_map(|line| line.unwrap().strip_prefix("port ")?.parse().ok())
         .unwrap();
-    let port = line.trim().parse().unwrap();
     Some(Moto { child, port })
 }
 
@@ -72,6 +75,8 @@ enum Fault {
     Torn,
     /// Waits.
     Slow,
+    /// Passes the request on and a part of the answer back, and hangs up.
+    CutOff,
 }
 
 /// Passes bytes on to `port`, with a fault in one connection of three; says where it listens and how often it struck.
@@ -84,10 +89,11 @@ async fn faulty_proxy(port: u16) -> (u16, Arc<AtomicU32>) {
         let mut random = Random(0x5EED);
         loop {
             let (mut client, _) = listener.accept().await.unwrap();
-            let fault = match random.below(9) {
+            let fault = match random.below(12) {
                 0 => Some(Fault::Unavailable),
                 1 => Some(Fault::Torn),
                 2 => Some(Fault::Slow),
+                3 => Some(Fault::CutOff),
                 _ => None,
             };
             count.fetch_add(u32::from(fault.is_some()), Ordering::Relaxed);
@@ -110,9 +116,20 @@ async fn faulty_proxy(port: u16) -> (u16, Arc<AtomicU32>) {
                     let _ = server.write_all(&head[..read / 2]).await;
                     return;
                 }
-                if server.write_all(&head[..read]).await.is_ok() {
-                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                if server.write_all(&head[..read]).await.is_err() {
+                    return;
                 }
+                if matches!(fault, Some(Fault::CutOff)) {
+                    let (mut from, mut to) = client.split();
+                    let (answers, mut requests) = server.split();
+                    let mut part = answers.take(700);
+                    tokio::select! {
+                        _ = tokio::io::copy(&mut from, &mut requests) => {}
+                        _ = tokio::io::copy(&mut part, &mut to) => {}
+                    }
+                    return;
+                }
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
             });
         }
     });
@@ -127,6 +144,8 @@ fn settings(port: u16) -> Vec<(String, String)> {
         ("AWS_ACCESS_KEY_ID", "test".into()),
         ("AWS_SECRET_ACCESS_KEY", "test".into()),
         ("AWS_REGION", "us-east-1".into()),
+        // A connection a request, so that faults strike often.
+        ("AWS_POOL_MAX_IDLE_PER_HOST", "0".into()),
     ]
     .map(|(key, value)| (key.to_owned(), value))
     .to_vec()
@@ -192,4 +211,48 @@ async fn shards_written_through_faults_are_the_same_bytes() {
     }
     println!("faults met: {}", struck.load(Ordering::Relaxed));
     assert!(struck.load(Ordering::Relaxed) > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_object_is_read_whole_through_faults() {
+    let Some(moto) = moto() else { return };
+    make_bucket(moto.port, "large").await;
+    // Three parts, of bytes that show where one would stand in another's place.
+    let content: Vec<u8> = (0_u32..5 << 20).flat_map(u32::to_le_bytes).collect();
+    let content = Bytes::from(content);
+    let straight = Store::open_with("s3://large/x", settings(moto.port)).unwrap();
+    straight.put("align/k/weights.bin", content.clone()).await.unwrap();
+    let artifact = ManifestArtifact::of("align/k/weights.bin", "weights", 0, &content, BTreeMap::new());
+    let manifest = Manifest {
+        version: MANIFEST_VERSION,
+        stage: "align".into(),
+        key: "k".into(),
+        artifacts: vec![artifact],
+        counts: BTreeMap::new(),
+        figures: BTreeMap::new(),
+        facts: BTreeMap::new(),
+        warnings: vec![],
+    };
+    manifest.write(&straight, "align/k/manifest.json").await.unwrap();
+    let (port, struck) = faulty_proxy(moto.port).await;
+    let faulty = Store::open_with("s3://large/x", settings(port)).unwrap();
+    for _ in 0..4 {
+        let found = verify(&faulty).await.unwrap();
+        assert_eq!(found.faults, [""; 0]);
+        assert_eq!(found.bytes, content.len() as u64);
+    }
+    println!("faults met: {}", struck.load(Ordering::Relaxed));
+    assert!(struck.load(Ordering::Relaxed) > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_refuses_says_so_in_words() {
+    let Some(moto) = moto() else { return };
+    let store = Store::open_with("s3://no-such-bucket/x", settings(moto.port)).unwrap();
+    let said = store.put("a", Bytes::from_static(b"1")).await.unwrap_err().to_string();
+    assert!(said.contains("s3://no-such-bucket/x/a"), "{said}");
+    assert!(matches!(
+        store.get("a").await,
+        Err(llink_datasets::Error::NotFound { .. })
+    ));
 }

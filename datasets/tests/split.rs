@@ -211,3 +211,132 @@ async fn several_tasks_about_one_text_stay_together() {
         (300, 0)
     );
 }
+
+#[tokio::test]
+async fn what_is_left_over_on_the_other_side_is_said() {
+    let store = Store::open("memory://left-over").unwrap();
+    // As many rows as are asked for in all: by chance one side has a few too many, and the other lacks them.
+    let stage = run_stage(&store, "out", &[sample_spec(Corpus::Pairs, 1_000, 6)], &split(700, 300))
+        .await
+        .unwrap();
+    let counts = &stage.split.counts;
+    let surplus = counts.get("dropped_surplus").copied().unwrap_or(0);
+    assert_eq!(counts["train"] + counts["holdout"] + surplus, 1_000);
+    assert!(surplus > 0 && stage.split.warnings.len() == 1, "{counts:?}");
+    let said = &stage.split.warnings[0];
+    assert!(
+        said.contains(&format!("{surplus} rows are left over on the other side")),
+        "{said}"
+    );
+}
+
+/// Words without meaning, of Latin or Khmer letters.
+fn sentence(random: &mut Random, letters: &str, words: u64) -> Vec<String> {
+    let letters: Vec<char> = letters.chars().collect();
+    let word = |random: &mut Random| -> String {
+        let length = 4 + random.below(5);
+        (0..length)
+            .map(|_| letters[random.below(letters.len() as u64) as usize])
+            .collect()
+    };
+    (0..words).map(|_| word(random)).collect()
+}
+
+/// Character 5-grams of a text, as hashes.
+fn shingles(text: &str) -> HashSet<u64> {
+    let chars: Vec<char> = comparison_form(text).chars().collect();
+    let hash = |five: &[char]| llink_datasets::text::form_key(&five.iter().collect::<String>());
+    chars.windows(5).map(hash).collect()
+}
+
+/// The share of character 5-grams that two texts have in common, counted and not estimated.
+fn jaccard(a: &HashSet<u64>, b: &HashSet<u64>) -> f64 {
+    let common = a.intersection(b).count();
+    common as f64 / (a.len() + b.len() - common) as f64
+}
+
+const LATIN: &str = "abcdefghijklmnopqrstuvwxyz";
+const KHMER: &str = "កខគឃងចឆជឈញដឋឌឍណតថទធនបផពភមយរលវសហឡអ";
+
+/// Families of pairs whose members differ by a letter: their similarity is about 0.9.
+async fn families(store: &Store, name: &str, families: u64) -> CleanSpec {
+    let mut random = Random(77);
+    let mut content = String::new();
+    for family in 0..families {
+        let (english, foreign) = (sentence(&mut random, LATIN, 28), sentence(&mut random, KHMER, 28));
+        for member in 0..6 {
+            let (mut e, mut f) = (english.clone(), foreign.clone());
+            // By side: English stays near, foreign stays near, both do. The side that does not is another sentence.
+            match family % 3 {
+                0 => f = sentence(&mut random, KHMER, 28),
+                1 => e = sentence(&mut random, LATIN, 28),
+                _ => {}
+            }
+            e[4 * member].replace_range(..1, "#");
+            f[4 * member].replace_range(..3, "#");
+            content.push_str(&format!("{}\t{}\n", e.join(" "), f.join(" ")));
+        }
+    }
+    store.put(name, Bytes::from(content)).await.unwrap();
+    CleanSpec {
+        with_signatures: true,
+        ..source_spec(Corpus::Pairs, &store.describe(name))
+    }
+}
+
+/// Of all pairs of a training and a held-out text, those that are at least so similar on a side.
+fn leaks(train: &[(u64, String, String)], holdout: &[(u64, String, String)], similarity: f64) -> usize {
+    let sides = |rows: &[(u64, String, String)]| -> Vec<[HashSet<u64>; 2]> {
+        rows.iter()
+            .map(|(_, english, foreign)| [shingles(english), shingles(foreign)])
+            .collect()
+    };
+    let (train, holdout) = (sides(train), sides(holdout));
+    let near =
+        |a: &[HashSet<u64>; 2], b: &[HashSet<u64>; 2]| (0..2).any(|side| jaccard(&a[side], &b[side]) >= similarity);
+    train
+        .iter()
+        .map(|a| holdout.iter().filter(|b| near(a, b)).count())
+        .sum()
+}
+
+#[tokio::test]
+async fn near_duplicates_of_held_out_texts_are_not_trained_on_whichever_side_they_are_near_on() {
+    let store = Store::open("memory://near").unwrap();
+    let source = [families(&store, "families.tsv", 60).await];
+    let spec = SplitSpec {
+        near_duplicates: NearDuplicates::Across(0.8),
+        ..split(0, 500)
+    };
+    let kept = run_stage(&store, "kept", &source, &split(0, 500)).await.unwrap();
+    let [train, holdout] = sides(&store, &kept).await;
+    let before = leaks(&train, &holdout, 0.85);
+    assert!(before > 50, "the corpus is one that leaks: {before}");
+
+    let stage = run_stage(&store, "across", &source, &spec).await.unwrap();
+    assert_sums(&stage.split.counts, &["train", "holdout"]);
+    let dropped = stage.split.counts["dropped_near_duplicate_in_holdout"];
+    let [train, holdout] = sides(&store, &stage).await;
+    let after = leaks(&train, &holdout, 0.85);
+    println!("{before} near pairs across the split, {after} after {dropped} rows were dropped");
+    assert_eq!(after, 0);
+    // Members of families of which none is held out stay.
+    assert!(train.len() > 100, "{}", train.len());
+}
+
+#[tokio::test]
+async fn near_duplicates_are_dropped_everywhere_where_asked() {
+    let store = Store::open("memory://near-everywhere").unwrap();
+    let source = [families(&store, "families.tsv", 30).await];
+    let spec = SplitSpec {
+        near_duplicates: NearDuplicates::Everywhere(0.8),
+        ..split(0, 500)
+    };
+    let stage = run_stage(&store, "out", &source, &spec).await.unwrap();
+    assert_sums(&stage.split.counts, &["train", "holdout"]);
+    let [train, holdout] = sides(&store, &stage).await;
+    let rows = [train, holdout].concat();
+    let near = leaks(&rows, &rows, 0.85) - rows.len();
+    assert_eq!(near, 0, "{} rows are left", rows.len());
+    assert!(rows.len() >= 30, "one of each family at the least: {}", rows.len());
+}

@@ -22,27 +22,28 @@ async fn written(url: &str) -> (Store, Manifest) {
         shard_rows: 100,
         near_duplicates: NearDuplicates::Keep,
     };
-    let stage = run_stage(&store, "shard/k", &[sample_spec(Corpus::Pairs, 600, 3)], &spec)
+    let stage = run_stage(&store, "shard/0123abcd", &[sample_spec(Corpus::Pairs, 600, 3)], &spec)
         .await
         .unwrap();
     let manifest = Manifest {
         version: MANIFEST_VERSION,
         stage: "shard".into(),
-        key: "k".into(),
+        // The key that `run_stage` gives its shards.
+        key: "0123abcd".into(),
         artifacts: stage.shards,
         counts: BTreeMap::new(),
         figures: BTreeMap::new(),
         facts: BTreeMap::new(),
         warnings: vec![],
     };
-    manifest.write(&store, "shard/k/manifest.json").await.unwrap();
+    manifest.write(&store, "shard/0123abcd/manifest.json").await.unwrap();
     (store, manifest)
 }
 
 #[tokio::test]
 async fn sound_shards_have_no_fault_wherever_they_are_looked_at_from() {
     let (store, _) = written("memory://verify-sound").await;
-    for url in ["memory://verify-sound", "memory://verify-sound/shard/k"] {
+    for url in ["memory://verify-sound", "memory://verify-sound/shard/0123abcd"] {
         let found = verify(&Store::open(url).unwrap()).await.unwrap();
         assert_eq!(found.faults, [""; 0], "{url}");
         assert_eq!((found.manifests, found.objects, found.rows), (1, 4, 380));
@@ -79,17 +80,39 @@ async fn each_fault_is_named_with_its_object() {
         ..first.clone()
     };
     twisted.artifacts.push(copied);
-    twisted.write(&store, "shard/k/manifest.json").await.unwrap();
-    fault("stands on the other side of the split too").await;
+    twisted.write(&store, "shard/0123abcd/manifest.json").await.unwrap();
+    let found = verify(&store).await.unwrap();
+    assert_eq!(
+        found.faults.len(),
+        4,
+        "three rows are named, the others counted: {found:?}"
+    );
+    assert!(
+        found.faults[0].contains("row 0: ") && found.faults[0].contains("stands on the other side of the split too")
+    );
+    assert!(found.faults[3].contains("197 more rows are wrong"), "{found:?}");
+    let mut other_sums = manifest.clone();
+    let counts = [("pairs.rows", 9), ("pairs.kept", 5), ("pairs.dropped_duplicate", 3)];
+    other_sums.counts = counts.map(|(name, rows)| (name.to_owned(), rows)).into();
+    other_sums.write(&store, "shard/0123abcd/manifest.json").await.unwrap();
+    fault("pairs.rows is 9, but what became of them adds up to 8").await;
+    let other_key = Manifest {
+        key: "other".into(),
+        ..manifest.clone()
+    };
+    other_key.write(&store, "shard/0123abcd/manifest.json").await.unwrap();
+    let found = verify(&store).await.unwrap();
+    assert_eq!(found.faults.len(), 4, "each shard: {found:?}");
+    assert!(found.faults[0].contains("was written for key 0123abcd"), "{found:?}");
     let mut wrong_rows = manifest.clone();
     wrong_rows.artifacts[0].rows += 1;
-    wrong_rows.write(&store, "shard/k/manifest.json").await.unwrap();
+    wrong_rows.write(&store, "shard/0123abcd/manifest.json").await.unwrap();
     fault("has 100 rows, the manifest says 101").await;
     let mut no_table = manifest.clone();
     let rubbish = Bytes::from_static(b"PAR1 rubbish PAR1");
     no_table.artifacts[0].bytes = rubbish.len() as u64;
     no_table.artifacts[0].sha256 = sha256_hex(&rubbish);
     store.put(&first.path, rubbish).await.unwrap();
-    no_table.write(&store, "shard/k/manifest.json").await.unwrap();
+    no_table.write(&store, "shard/0123abcd/manifest.json").await.unwrap();
     fault("can't be read as Parquet").await;
 }

@@ -119,7 +119,8 @@ async fn what_does_not_pass_is_said_and_not_tried_for_ever() {
         .to_string();
     assert!(said.contains("synthesize.model"), "{said}");
     assert_eq!(asked.load(Ordering::SeqCst), 1);
-    for (step, expected) in [("long", Answer::CutOff), ("400 Bad Request", Answer::Rejected)] {
+    let rejected = Answer::Rejected("400 Bad Request: ".into());
+    for (step, expected) in [("long", Answer::CutOff), ("400 Bad Request", rejected)] {
         let (url, _) = server(vec![step]).await;
         assert_eq!(
             Client::new(endpoint(&url)).unwrap().ask(&request()).await.unwrap(),

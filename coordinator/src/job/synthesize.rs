@@ -127,6 +127,13 @@ pub(super) fn faults(s: &SynthesizeSection) -> Vec<(&'static str, String, &'stat
         format!("{:?}", s.url),
         "an http:// or https:// URL, up to /v1",
     );
+    let host = s.url.split('/').nth(2).unwrap_or_default();
+    expect(
+        !host.contains('@'),
+        "synthesize.url",
+        "with a password in it".into(),
+        "a URL without one: URLs are shown; name the variable that holds the key in `synthesize.api_key_env`",
+    );
     expect(
         !s.model.is_empty(),
         "synthesize.model",

@@ -137,3 +137,90 @@ fn shard_counts_are_summed_over_sources_by_corpus() {
     assert_eq!(manifest.counts["pairs.read"], 7);
     assert_eq!(manifest.counts["pairs.split.train"], 7);
 }
+
+/// The portions (shard, skip, rows) that a phase of `synthesize` asks about, with the side of each.
+fn portions(phase: &Phase) -> Vec<(String, String, u64, u64)> {
+    let Phase::Tasks { tasks, .. } = phase else {
+        return Vec::new();
+    };
+    let portion = |task: &PlannedTask| match &task.spec.kind {
+        Some(llink_proto::task::Kind::Synthesize(s)) => {
+            let shard = s.pairs.as_ref().map(|p| p.path.clone()).unwrap_or_default();
+            (s.path.clone(), shard, s.skip, s.rows)
+        }
+        other => panic!("{other:?}"),
+    };
+    tasks.iter().map(portion).collect()
+}
+
+#[test]
+fn synthesis_asks_about_further_pairs_in_place_of_those_that_gave_nothing() {
+    let text = "[synthesize]\nurl = \"http://x/v1\"\nmodel = \"m\"\ntrain = 25\nvalidation = 5\n";
+    let (job, stamps, mut done) = (job(text), BTreeMap::new(), BTreeMap::new());
+    let mut shard = manifest_of(StageName::Shard, "s", &[]);
+    for (role, rows) in [("train/0", 20), ("train/1", 20), ("holdout/0", 10)] {
+        shard.artifacts.push(ManifestArtifact {
+            path: role.into(),
+            role: format!("pairs/{}", role.split('/').next().unwrap()),
+            rows,
+            ..ManifestArtifact::default()
+        });
+    }
+    done.insert(StageName::Shard, shard);
+    let inputs = Inputs {
+        job: &job,
+        stamps: &stamps,
+        done: &done,
+    };
+    let plan = |results: &[Vec<TaskResult>]| phase(StageName::Synthesize, "k", &inputs, results).unwrap();
+    let path = |side: &str, n: u32| format!("synthesize/k/instructions/{side}/{n:05}.parquet");
+    let expected = |rows: &[(&str, u32, &str, u64, u64)]| -> Vec<_> {
+        let one = |(side, n, shard, skip, rows): &(&str, u32, &str, u64, u64)| {
+            (path(side, *n), (*shard).to_owned(), *skip, *rows)
+        };
+        rows.iter().map(one).collect()
+    };
+    let answered = |path: String, asked: u64, kept: u64| TaskResult {
+        artifacts: vec![Artifact {
+            path,
+            role: "instructions/train".into(),
+            rows: kept,
+            ..Artifact::default()
+        }],
+        counts: BTreeMap::from([("synthesized.rows".to_owned(), asked)]),
+        ..TaskResult::default()
+    };
+    assert_eq!(
+        portions(&plan(&[])),
+        expected(&[
+            ("train", 0, "train/0", 0, 20),
+            ("train", 1, "train/1", 0, 5),
+            ("validation", 0, "holdout/0", 0, 5)
+        ])
+    );
+    // Of the first shard only 15 pairs were of a fit length, and of the 20 answers two can't be used.
+    let first = vec![
+        answered(path("train", 0), 15, 14),
+        answered(path("train", 1), 5, 4),
+        answered(path("validation", 0), 5, 5),
+    ];
+    let more = plan(std::slice::from_ref(&first));
+    assert_eq!(portions(&more), expected(&[("train", 2, "train/1", 5, 7)]));
+    let second = vec![answered(path("train", 2), 7, 7)];
+    let Phase::Complete(manifest) = plan(&[first.clone(), second]) else {
+        panic!("as many as were wanted")
+    };
+    assert!(manifest.warnings.is_empty(), "{:?}", manifest.warnings);
+    assert_eq!(manifest.artifacts.iter().map(|a| a.rows).sum::<u64>(), 30);
+
+    // Where the pairs are used up, that is said.
+    let second = vec![answered(path("train", 2), 6, 1)];
+    let Phase::Complete(manifest) = plan(&[first, second]) else {
+        panic!("nothing is left to be asked about")
+    };
+    assert!(
+        manifest.warnings[0].contains("instructions/train has 19 rows of the 25 asked for, after 26 pairs"),
+        "{:?}",
+        manifest.warnings
+    );
+}

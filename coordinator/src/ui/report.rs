@@ -73,13 +73,22 @@ pub fn report(job: &Job, style: Style) {
 /// Rows read, kept and dropped by reason, for each corpus.
 fn rows(counts: &Value) {
     let Some(counts) = counts.as_object() else { return };
-    for corpus in ["pairs", "instructions"] {
+    for corpus in ["pairs", "instructions", "synthesized"] {
         let get = |name: &str| counts.get(&format!("{corpus}.{name}")).and_then(Value::as_u64);
         let Some(read) = get("rows") else { continue };
         let mut parts = vec![format!("{} read", thousands(read))];
         for side in ["train", "holdout", "validation"] {
             if let Some(rows) = get(&format!("split.{side}")) {
                 parts.push(format!("{} {side}", thousands(rows)));
+            }
+        }
+        for (done, words) in [
+            ("cut", "cut to length"),
+            ("composed", "put in NFC"),
+            ("stripped", "freed of invisible characters"),
+        ] {
+            if let Some(rows) = get(done).filter(|rows| *rows > 0) {
+                parts.push(format!("{} {words}", thousands(rows)));
             }
         }
         let dropped = counts.iter().filter(|(name, n)| {

@@ -33,8 +33,9 @@ impl Compression {
     #[must_use]
     pub fn of(name: &str) -> (Self, &str) {
         for (ending, compression) in [(".gz", Self::Gzip), (".zst", Self::Zstd), (".xz", Self::Xz)] {
-            if let Some(stem) = name.strip_suffix(ending) {
-                return (compression, stem);
+            let stem = name.len().saturating_sub(ending.len());
+            if name.get(stem..).is_some_and(|end| end.eq_ignore_ascii_case(ending)) {
+                return (compression, &name[..stem]);
             }
         }
         (Self::None, name)

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::compression::Compression;
+use crate::store::object_name;
 use crate::{Error, Result};
 
 /// How a source's rows are written down.
@@ -44,7 +45,8 @@ impl Format {
     /// # Errors
     /// [`Error::Content`] for a name that tells none.
     pub fn of(source: &str) -> Result<Self> {
-        let (_, stem) = Compression::of(source);
+        let name = object_name(source).to_lowercase();
+        let (_, stem) = Compression::of(&name);
         match stem.rsplit_once('.').map(|(_, ending)| ending) {
             Some("tsv" | "txt") => Ok(Self::Tsv),
             Some("jsonl" | "ndjson") => Ok(Self::Jsonl),

@@ -18,8 +18,11 @@ mod tmx;
 pub use compression::Compression;
 pub use format::{Column, Columns, Format, Languages, Source};
 
+use std::collections::BTreeMap;
+
 use crate::clean::DropReason;
 use crate::rows::{Corpus, InstructionExample};
+use crate::store::object_name;
 use crate::{Error, Result};
 use moses::MosesRows;
 use parquet::ParquetRows;
@@ -99,7 +102,7 @@ impl RowReader {
             }
             Format::Tmx => Rows::Tmx(TmxRows::open(url, compression, source.languages.clone()).await?),
             Format::Parquet => {
-                let packed = compression.unwrap_or_else(|| Compression::of(url).0);
+                let packed = compression.unwrap_or_else(|| Compression::of(&object_name(url)).0);
                 if packed != Compression::None {
                     return Err(refuse(
                         "Parquet is compressed inside and can't be read through another compression; unpack it",
@@ -179,12 +182,7 @@ fn tsv_pair(line: &str, english: usize, foreign: usize) -> ReadRow {
 
 /// How rows name the source they came from: the file's name, which says nothing of the machine it lay on.
 pub(crate) fn label(source: &str) -> String {
-    source
-        .trim_end_matches('/')
-        .rsplit('/')
-        .next()
-        .unwrap_or(source)
-        .to_owned()
+    object_name(source)
 }
 
 /// A whole small file, decompressed as its name tells.
@@ -196,6 +194,34 @@ pub async fn read_whole(url: &str) -> Result<Vec<u8>> {
     let mut content = Vec::new();
     while bytes.read_into(&mut content).await? {}
     Ok(content)
+}
+
+/// What a source holds, without cleaning it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// All rows.
+    pub rows: u64,
+    /// Those that can be read.
+    pub readable: u64,
+    /// The others, by their reason.
+    pub dropped: BTreeMap<DropReason, u64>,
+}
+
+/// Reads a source from its first row to its last and counts. Memory holds one row.
+///
+/// # Errors
+/// [`Error`] where the source can't be read.
+pub async fn survey(source: &Source, corpus: Corpus) -> Result<Survey> {
+    let mut reader = RowReader::open(source, corpus).await?;
+    let mut found = Survey::default();
+    while let Some(row) = reader.next().await? {
+        found.rows += 1;
+        match row {
+            Ok(_) => found.readable += 1,
+            Err(reason) => *found.dropped.entry(reason).or_default() += 1,
+        }
+    }
+    Ok(found)
 }
 
 /// The pairs of a source as they stand there, English first; rows that are none are left out and counted.

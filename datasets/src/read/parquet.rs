@@ -1,10 +1,13 @@
 //! Parquet as a corpus: two text columns, batch by batch.
 
+use std::panic::AssertUnwindSafe;
+
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
 use arrow::datatypes::DataType;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::async_reader::ParquetRecordBatchStream;
+use parquet::file::metadata::ParquetMetaData;
 
 use super::RawRow;
 use super::format::Columns;
@@ -32,24 +35,13 @@ pub(super) struct ParquetRows {
 impl ParquetRows {
     pub(super) async fn open(url: &str, columns: &Columns) -> Result<Self> {
         let (store, name) = Store::open_object(url)?;
-        let table = StoredTable::open(&store, &name).await.map_err(|error| match error {
+        let table = guarded(url, StoredTable::open(&store, &name)).await?;
+        let table = table.map_err(|error| match error {
             Error::NotFound { .. } => Error::NotFound { path: url.to_owned() },
             other => other,
         })?;
         let total = table.rows();
-        if let Some(group) = table
-            .metadata()
-            .row_groups()
-            .iter()
-            .find(|g| g.total_byte_size() > LARGEST_GROUP)
-        {
-            let reason = format!(
-                "has a row group of {} MiB, of which only up to {} MiB are taken in; write it again with smaller ones",
-                group.total_byte_size() >> 20,
-                LARGEST_GROUP >> 20
-            );
-            return Err(bad(url, reason));
-        }
+        check_groups(url, table.metadata(), table.bytes())?;
         let names = [columns.english.name("english"), columns.foreign.name("foreign")];
         let builder = table.into_builder();
         let schema = builder.parquet_schema();
@@ -114,7 +106,7 @@ impl ParquetRows {
                     Ok(RawRow::Pair { english, foreign })
                 })));
             }
-            let Some(batch) = self.stream.next().await else {
+            let Some(batch) = guarded(&self.url, self.stream.next()).await? else {
                 return Ok(None);
             };
             let batch = batch.map_err(|e| unreadable(&self.url, &e))?;
@@ -123,6 +115,49 @@ impl ParquetRows {
             self.next_row = 0;
         }
     }
+}
+
+/// Refuses row groups that are too large, and column chunks that do not lie within the file.
+fn check_groups(url: &str, metadata: &ParquetMetaData, bytes: u64) -> Result<()> {
+    for group in metadata.row_groups() {
+        if group.total_byte_size() > LARGEST_GROUP {
+            let reason = format!(
+                "has a row group of {} MiB, of which only up to {} MiB are taken in; write it again with smaller ones",
+                group.total_byte_size() >> 20,
+                LARGEST_GROUP >> 20
+            );
+            return Err(bad(url, reason));
+        }
+        for chunk in group.columns() {
+            let start = chunk.dictionary_page_offset().unwrap_or(chunk.data_page_offset());
+            let end = start.checked_add(chunk.compressed_size());
+            let lies_within = start >= 0
+                && chunk.compressed_size() >= 0
+                && chunk.uncompressed_size() >= 0
+                && end
+                    .and_then(|end| u64::try_from(end).ok())
+                    .is_some_and(|end| end <= bytes);
+            if !lies_within {
+                let column = chunk.column_path().string();
+                return Err(bad(
+                    url,
+                    format!("is damaged: column `{column}` does not lie within the file"),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Corpora come from anywhere, and on some damaged files the Parquet reader panics: that is an error of the file.
+async fn guarded<T>(url: &str, work: impl Future<Output = T>) -> Result<T> {
+    AssertUnwindSafe(work).catch_unwind().await.map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("its reader gave up");
+        bad(url, format!("is damaged and can't be read as Parquet: {text}"))
+    })
 }
 
 /// The text column at a dotted path.

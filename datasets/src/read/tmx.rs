@@ -1,7 +1,7 @@
 //! TMX: translation units, one at a time, out of an XML file of any size.
 //!
 //! The file is cut at `</tu>`, and each unit is parsed on its own: a broken unit is one counted row and not the end of
-//! the file, and memory holds one unit. The segments' inline tags (`<bpt>`, `<ph>`, …) hold formatting code of the
+//! the file, and memory holds one unit. A file that ends before `</tmx>` has one broken unit more, at its end. The segments' inline tags (`<bpt>`, `<ph>`, …) hold formatting code of the
 //! tool that wrote the file and are left out with their content; `<hi>` and `<sub>` wrap text and are left out alone.
 
 use quick_xml::Reader;
@@ -20,6 +20,8 @@ pub(super) struct TmxRows {
     pieces: Pieces,
     languages: Languages,
     began: bool,
+    /// Whether what follows the last unit was looked at.
+    ended: bool,
 }
 
 impl TmxRows {
@@ -28,6 +30,7 @@ impl TmxRows {
             pieces: Pieces::open(url, compression, UNIT_END).await?,
             languages,
             began: false,
+            ended: false,
         })
     }
 
@@ -39,11 +42,16 @@ impl TmxRows {
         let url = self.pieces.url().to_owned();
         let began = std::mem::replace(&mut self.began, true);
         let piece = match self.pieces.next().await? {
-            None => return Ok(None),
+            None => {
+                // Nothing at all after a unit.
+                let is_torn = began && !std::mem::replace(&mut self.ended, true);
+                return Ok(is_torn.then_some(Err(DropReason::BrokenXml)));
+            }
             Some(Piece::Fault(reason)) => Err(reason),
             Some(Piece::Text(text)) => Ok(text.to_owned()),
         };
         let is_rest = self.pieces.is_rest();
+        self.ended |= is_rest;
         let text = match piece {
             Err(reason) => return Ok(Some(Err(reason))),
             Ok(text) => text,
@@ -52,8 +60,8 @@ impl TmxRows {
             check_header(&url, &text)?;
         }
         match unit_start(&text) {
-            // What follows the last unit is the document's end.
-            None if is_rest => Ok(None),
+            // What follows the last unit is the document's end; where that is not to be seen, something is missing.
+            None if is_rest && text.contains("</tmx>") => Ok(None),
             Some(_) if is_rest => Ok(Some(Err(DropReason::BrokenXml))),
             None => Ok(Some(Err(DropReason::BrokenXml))),
             Some(start) => Ok(Some(unit(&text[start..], &self.languages))),

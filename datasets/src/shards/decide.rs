@@ -6,13 +6,10 @@ use super::merge::KeyRow;
 use super::split::SplitSpec;
 use crate::clean::{DropReason, Tally};
 use crate::near::{NearDuplicates, NearIndex};
-use crate::rows::Corpus;
+use crate::rows::{Corpus, Side};
 
 /// With `train_rows` 0, one row in this many is held out.
 const HOLDOUT_ONE_IN: u64 = 10;
-
-/// Where a kept row lies: (file, row).
-pub(crate) type Place = (u32, u32);
 
 /// Whether a split key belongs to the holdout part: `key / 2^64 < holdout / (train + holdout)`.
 pub(crate) fn is_holdout(key: u64, spec: &SplitSpec) -> bool {
@@ -24,12 +21,17 @@ pub(crate) fn is_holdout(key: u64, spec: &SplitSpec) -> bool {
 }
 
 /// Keeps or drops rows. They are offered in the order of (split key, id), so that the holdout part comes first. Memory
-/// grows with the rows that are kept and with the holdout part's English, not with the corpus.
+/// grows with the English texts that occur more than once and, where near-duplicates are looked for, with the rows that
+/// others are compared with.
 pub(crate) struct Decider<'a> {
     spec: &'a SplitSpec,
-    pub train: Vec<Place>,
-    pub holdout: Vec<Place>,
+    /// English keys that more than one row has; no other can be a duplicate.
+    repeated: HashSet<u64>,
+    pub train: u64,
+    pub holdout: u64,
     pub tally: Tally,
+    /// Rows of the training and of the holdout part that came after as many as were asked for.
+    pub surplus: [u64; 2],
     /// The whole part's English, kept or not: what is trained on then does not hang on how many rows are held out.
     holdout_english: HashSet<u64>,
     english: HashSet<u64>,
@@ -38,13 +40,15 @@ pub(crate) struct Decider<'a> {
 }
 
 impl<'a> Decider<'a> {
-    pub(crate) fn new(spec: &'a SplitSpec) -> Self {
+    pub(crate) fn new(spec: &'a SplitSpec, repeated: HashSet<u64>) -> Self {
         let near = spec.near_duplicates.similarity();
         Self {
             spec,
-            train: Vec::new(),
-            holdout: Vec::new(),
+            repeated,
+            train: 0,
+            holdout: 0,
             tally: Tally::default(),
+            surplus: [0; 2],
             holdout_english: HashSet::new(),
             english: HashSet::new(),
             last_kept: None,
@@ -52,36 +56,45 @@ impl<'a> Decider<'a> {
         }
     }
 
-    pub(crate) fn offer(&mut self, row: &KeyRow) {
+    /// The side on which the row is kept; `None` where it is dropped.
+    pub(crate) fn offer(&mut self, row: &KeyRow) -> Option<Side> {
         let in_holdout = is_holdout(row.split_key, self.spec);
-        if in_holdout {
+        let is_repeated = self.repeated.contains(&row.english_key);
+        if in_holdout && is_repeated {
             self.holdout_english.insert(row.english_key);
         }
-        match self.judge(row, in_holdout) {
-            Err(reason) => self.tally.drop(reason),
-            Ok(()) => {
-                self.english.insert(row.english_key);
-                self.last_kept = Some((row.split_key, row.id));
-                let is_indexed = in_holdout || matches!(self.spec.near_duplicates, NearDuplicates::Everywhere(_));
-                if let (Some(near), Some(signatures), true) = (&mut self.near, &row.signatures, is_indexed) {
-                    for (index, signature) in near.iter_mut().zip(signatures) {
-                        index.add(*signature);
-                    }
-                }
-                let side = if in_holdout { &mut self.holdout } else { &mut self.train };
-                side.push((row.file, row.row));
+        if let Err(reason) = self.judge(row, in_holdout) {
+            self.surplus[usize::from(in_holdout)] += u64::from(reason == DropReason::Surplus);
+            self.tally.drop(reason);
+            return None;
+        }
+        if is_repeated {
+            self.english.insert(row.english_key);
+        }
+        self.last_kept = Some((row.split_key, row.id));
+        let is_indexed = in_holdout || matches!(self.spec.near_duplicates, NearDuplicates::Everywhere(_));
+        if let (Some(near), Some(signatures), true) = (&mut self.near, &row.signatures, is_indexed) {
+            for (index, signature) in near.iter_mut().zip(signatures) {
+                index.add(*signature);
             }
         }
+        let (side, rows) = if in_holdout {
+            (Side::Holdout, &mut self.holdout)
+        } else {
+            (Side::Train, &mut self.train)
+        };
+        *rows += 1;
+        Some(side)
     }
 
     fn judge(&self, row: &KeyRow, in_holdout: bool) -> Result<(), DropReason> {
-        let (side, most) = match (in_holdout, self.spec.train_rows) {
-            (true, _) => (&self.holdout, self.spec.holdout_rows),
-            (false, 0) => (&self.train, u64::MAX),
-            (false, most) => (&self.train, most),
+        let (kept, most) = match (in_holdout, self.spec.train_rows) {
+            (true, _) => (self.holdout, self.spec.holdout_rows),
+            (false, 0) => (self.train, u64::MAX),
+            (false, most) => (self.train, most),
         };
         // First, so that what is remembered is bounded by what is kept.
-        if side.len() as u64 >= most {
+        if kept >= most {
             return Err(DropReason::Surplus);
         }
         if !in_holdout && self.holdout_english.contains(&row.english_key) {

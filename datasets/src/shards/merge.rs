@@ -48,7 +48,10 @@ struct Batch {
 
 impl Batch {
     fn of(name: &str, batch: &RecordBatch) -> Result<Self> {
-        let signature = |column: &str| batch.column_by_name(column)?.as_fixed_size_binary_opt().cloned();
+        let signature = |column: &str| {
+            let column = batch.column_by_name(column)?.as_fixed_size_binary_opt()?;
+            (column.value_length() as usize == SIGNATURE_BYTES).then(|| column.clone())
+        };
         Ok(Self {
             split_key: u64s(name, batch, "split_key")?.clone(),
             english_key: u64s(name, batch, "english_key")?.clone(),
@@ -95,10 +98,8 @@ impl Cursor {
 }
 
 fn signature(bytes: &[u8]) -> Signature {
-    let mut signature = Signature::default();
-    for (part, two) in signature.iter_mut().zip(bytes[..SIGNATURE_BYTES].chunks_exact(2)) {
-        *part = u16::from_le_bytes([two[0], two[1]]);
-    }
+    let mut signature = [0; SIGNATURE_BYTES];
+    signature.copy_from_slice(bytes);
     signature
 }
 

@@ -3,10 +3,12 @@
 //!
 //! The futures block while they decode, sort and compress: run them on a thread that may.
 
+mod assignment;
 mod clean_source;
 mod decide;
 mod examples;
 mod merge;
+mod repeated;
 mod run;
 mod split;
 mod write;

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::text_columns;
 use crate::Result;
 use crate::clean::Checked;
-use crate::near::SIGNATURE_BYTES;
+use crate::near::{SIGNATURE_BYTES, Signature};
 use crate::rows::{Corpus, row_id};
 use crate::table::{Layout, ROW_GROUP_ROWS, bad, encode_stream};
 
@@ -40,7 +40,7 @@ pub(super) struct Run {
     /// All texts, one after the other, and where each ends.
     texts: String,
     ends: Vec<u32>,
-    signatures: Vec<[[u8; SIGNATURE_BYTES]; 2]>,
+    signatures: Vec<[Signature; 2]>,
 }
 
 impl Run {
@@ -76,13 +76,7 @@ impl Run {
             self.ends.push(self.texts.len() as u32);
         }
         if let Some(signatures) = &checked.signatures {
-            self.signatures.push(signatures.map(|signature| {
-                let mut bytes = [0; SIGNATURE_BYTES];
-                for (two, part) in bytes.chunks_exact_mut(2).zip(signature) {
-                    two.copy_from_slice(&part.to_le_bytes());
-                }
-                bytes
-            }));
+            self.signatures.push(*signatures);
         }
     }
 

@@ -5,20 +5,18 @@
 //! else: not with other rows, other sources or their order.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use arrow::array::{RecordBatch, UInt32Array};
-use arrow::datatypes::{DataType, Field, Schema};
 use serde::{Deserialize, Serialize};
 
 use super::Progress;
-use super::decide::{Decider, Place};
+use super::assignment::Assignment;
+use super::decide::Decider;
 use super::merge::Merged;
+use super::repeated::repeated_keys;
 use crate::manifest::ManifestArtifact;
 use crate::near::NearDuplicates;
 use crate::rows::{Corpus, Side};
 use crate::store::Store;
-use crate::table::{Layout, ZSTD_LEVEL, encode_groups};
 use crate::{Error, Result};
 
 /// Rows between two reports of progress.
@@ -90,19 +88,32 @@ pub async fn split_corpus(
     if spec.shard_rows == 0 {
         return Err(refuse("shard_rows is 0; a shard needs at least one row".into()));
     }
+    let repeated = repeated_keys(store, cleaned).await?;
     let mut rows = Merged::open(store, cleaned, spec.near_duplicates != NearDuplicates::Keep).await?;
-    let mut sides = Decider::new(spec);
+    let mut sides = Decider::new(spec, repeated);
+    let mut assignment = Assignment::new(&store.describe(path), spec.corpus, spec.shard_rows)?;
+    // They come first, and their shards stand last.
+    let mut holdout_places = Vec::new();
     let mut all = 0;
     while let Some(row) = rows.next().await? {
-        sides.offer(&row);
+        match sides.offer(&row) {
+            Some(Side::Train) => assignment.push(Side::Train, (row.file, row.row))?,
+            Some(Side::Holdout) => holdout_places.push((row.file, row.row)),
+            None => {}
+        }
         all += 1;
         if all % REPORT_EVERY == 0 {
             progress(all, rows.total());
         }
     }
+    assignment.end_side(Side::Train)?;
+    for place in holdout_places {
+        assignment.push(Side::Holdout, place)?;
+    }
+    assignment.end_side(Side::Holdout)?;
     progress(all, all);
     let tally = std::mem::take(&mut sides.tally);
-    let (train, holdout) = (sides.train.len() as u64, sides.holdout.len() as u64);
+    let (train, holdout) = (sides.train, sides.holdout);
     assert_eq!(
         all,
         train + holdout + tally.dropped(),
@@ -119,46 +130,18 @@ pub async fn split_corpus(
         if found == 0 {
             let role = spec.corpus.role(side);
             return Err(refuse(format!(
-                "no row is left for {role} of {all} cleaned ones ({counts:?}); add a source"
+                "no row is left for {role} of {all} cleaned ones ({}); add a source",
+                listed(&counts)
             )));
         }
     }
-    let warnings = shortfalls(spec, train, holdout);
+    let warnings = shortfalls(spec, &sides);
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
 
-    let mut shards = Vec::new();
-    let mut batches = Vec::new();
-    let schema = Arc::new(Schema::new(
-        ["shard", "position", "file", "row"]
-            .map(|name| Field::new(name, DataType::UInt32, false))
-            .to_vec(),
-    ));
-    for (side, rows) in [(Side::Train, &sides.train), (Side::Holdout, &sides.holdout)] {
-        let role = spec.corpus.role(side);
-        for (number, rows) in rows.chunks(spec.shard_rows as usize).enumerate() {
-            let index = shards.len() as u32;
-            batches.push(assignment(&schema, index, rows).map_err(|e| refuse(e.to_string()))?);
-            let path = format!("{role}/{number:05}.parquet");
-            shards.push(PlannedShard {
-                index,
-                role: role.to_owned(),
-                path,
-                rows: rows.len() as u64,
-            });
-        }
-    }
-    let metadata = BTreeMap::new();
-    let layout = Layout {
-        dictionary: &["shard", "file"],
-        statistics: &[],
-        metadata: &metadata,
-        page_rows: None,
-        zstd_level: ZSTD_LEVEL,
-    };
-    let content = encode_groups(&store.describe(path), &schema, &batches, &layout)?;
-    let artifact = ManifestArtifact::of(path, "assignment", train + holdout, &content, metadata);
+    let (content, shards) = assignment.finish()?;
+    let artifact = ManifestArtifact::of(path, "assignment", train + holdout, &content, BTreeMap::new());
     store.put(path, content).await?;
     Ok(Split {
         artifact,
@@ -168,39 +151,50 @@ pub async fn split_corpus(
     })
 }
 
-fn shortfalls(spec: &SplitSpec, train: u64, holdout: u64) -> Vec<String> {
+/// Counts in words: `3 duplicate, 1 train`.
+fn listed(counts: &BTreeMap<String, u64>) -> String {
+    let one =
+        |(name, rows): (&String, &u64)| format!("{rows} {}", name.trim_start_matches("dropped_").replace('_', " "));
+    counts
+        .iter()
+        .filter(|(_, rows)| **rows > 0)
+        .map(one)
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// Where a side has fewer rows than were asked for: how many, why, and what to do.
+fn shortfalls(spec: &SplitSpec, sides: &Decider<'_>) -> Vec<String> {
     let mut warnings = Vec::new();
     let [train_key, holdout_key] = match spec.corpus {
         Corpus::Pairs => ["corpus.train_pairs", "corpus.holdout_pairs"],
         Corpus::Instructions => ["instructions.train", "instructions.validation"],
     };
-    for (side, found, wanted, key) in [
-        (Side::Train, train, spec.train_rows, train_key),
-        (Side::Holdout, holdout, spec.holdout_rows, holdout_key),
+    let [train_surplus, holdout_surplus] = sides.surplus;
+    for (side, found, wanted, key, others) in [
+        (Side::Train, sides.train, spec.train_rows, train_key, holdout_surplus),
+        (
+            Side::Holdout,
+            sides.holdout,
+            spec.holdout_rows,
+            holdout_key,
+            train_surplus,
+        ),
     ] {
-        if found < wanted {
-            let role = spec.corpus.role(side);
-            warnings.push(format!(
-                "{role} has {found} rows of the {wanted} asked for; add a source (or more sample rows), or lower `{key}`"
+        if found >= wanted {
+            continue;
+        }
+        let role = spec.corpus.role(side);
+        let mut warning = format!(
+            "{role} has {found} rows of the {wanted} asked for; add a source (or more sample rows), or lower `{key}`"
+        );
+        if others > 0 {
+            warning.push_str(&format!(
+                ". {others} rows are left over on the other side: a row's side is that of its text's hash, so that no \
+                 source moves a row across, and rows are not handed from one side to the other"
             ));
         }
+        warnings.push(warning);
     }
     warnings
-}
-
-fn assignment(
-    schema: &Arc<Schema>,
-    shard: u32,
-    rows: &[Place],
-) -> std::result::Result<RecordBatch, arrow::error::ArrowError> {
-    let count = rows.len() as u32;
-    RecordBatch::try_new(
-        Arc::clone(schema),
-        vec![
-            Arc::new(UInt32Array::from_iter_values((0..count).map(|_| shard))),
-            Arc::new(UInt32Array::from_iter_values(0..count)),
-            Arc::new(UInt32Array::from_iter_values(rows.iter().map(|place| place.0))),
-            Arc::new(UInt32Array::from_iter_values(rows.iter().map(|place| place.1))),
-        ],
-    )
 }

@@ -11,6 +11,8 @@ use crate::{Error, Result};
 
 /// The most of an answer that is read: an endpoint that sends without end is broken.
 const LARGEST_ANSWER: usize = 4 << 20;
+/// Characters of an endpoint's refusal that are shown.
+const SAID: usize = 200;
 /// The longest that a `Retry-After` is obeyed.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
@@ -47,8 +49,9 @@ pub enum Answer {
     Text(String),
     /// The text ended at the token limit.
     CutOff,
-    /// The endpoint takes the request itself for wrong (too long, for instance): asking again changes nothing.
-    Rejected,
+    /// The endpoint takes the request itself for wrong (too long, for instance), with what it said: asking again at once
+    /// changes nothing.
+    Rejected(String),
 }
 
 /// Why one try brought nothing.
@@ -112,7 +115,8 @@ impl Client {
     /// [`Error::Input`] where the endpoint refuses every request alike (no such model, no access), or every try failed.
     pub async fn ask(&self, request: &Request) -> Result<Answer> {
         let Patience { attempts, first_wait } = self.endpoint.patience;
-        let mut backoff = first_wait;
+        // Requests that failed together are not tried again together.
+        let mut backoff = first_wait.mul_f64(0.75 + 0.5 * request.fraction());
         let mut last = String::new();
         for attempt in 1..=attempts.max(1) {
             self.keep_pace().await;
@@ -185,7 +189,7 @@ impl Client {
                 reason: format!("it answered {status}"),
                 wait,
             }),
-            400 | 413 | 422 => Ok(Answer::Rejected),
+            400 | 413 | 422 => Ok(Answer::Rejected(format!("{status}: {}", beginning(&content)))),
             401 | 403 => Err(Fault::Lasting(format!(
                 "it answered {status}: set `{section}.api_key_env` to the variable that holds a valid key"
             ))),
@@ -195,6 +199,13 @@ impl Client {
             _ => Err(Fault::Lasting(format!("it answered {status}"))),
         }
     }
+}
+
+/// The beginning of what an endpoint said, on one line.
+fn beginning(content: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&content[..content.len().min(4 * SAID)]).into_owned();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ").chars().take(SAID).collect()
 }
 
 /// The first choice of a chat completion.

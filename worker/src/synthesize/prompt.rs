@@ -79,6 +79,12 @@ impl Request {
         self.body.to_string()
     }
 
+    /// A number from 0 to 1 that differs between requests.
+    pub(super) fn fraction(&self) -> f64 {
+        let hash = self.hash();
+        u8::from_str_radix(&hash[..2], 16).map_or(0.0, |byte| f64::from(byte) / 255.0)
+    }
+
     /// SHA-256 of what is sent.
     #[must_use]
     pub fn hash(&self) -> String {

@@ -1,10 +1,11 @@
 //! One shard of pairs to one shard of instructions, by asking a large model.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use llink_datasets::clean::{Cleaner, FOREIGN_PLACEHOLDER};
 use llink_datasets::pairs::read_pairs;
 use llink_datasets::rows::InstructionExample;
@@ -17,15 +18,26 @@ use super::{TaskContext, shard};
 use crate::synthesize::{Answer, Client, Endpoint, Patience, Prompt, Request, is_refusal};
 use crate::{Error, Result};
 
+/// Answers of which not one can be used by chance.
+const ENOUGH_TO_JUDGE: usize = 16;
 const FIRST_WAIT: Duration = Duration::from_millis(500);
+const STOP_LOOKED_FOR: Duration = Duration::from_millis(200);
 
-/// An answer as it lies in the cache.
+/// An answer as it lies in the cache. A request that was rejected is not kept: the endpoint may be set right.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Cached {
+enum Kept {
     Text(String),
     CutOff,
-    Rejected,
+}
+
+/// What came of a question.
+enum Outcome {
+    /// Was answered before.
+    Cached(Kept),
+    /// Was answered now.
+    Asked(Kept),
+    Rejected(String),
 }
 
 /// A pair that is asked about.
@@ -53,6 +65,7 @@ pub(super) fn run(context: &TaskContext, task: &Synthesize) -> Result<TaskResult
     let rows = table.ids.iter().zip(table.english.into_iter().zip(table.foreign));
     let asked: Vec<Asked> = rows
         .filter(|(_, (_, foreign))| fits(foreign))
+        .skip(task.skip as usize)
         .take(task.rows as usize)
         .map(|(id, (english, foreign))| {
             // By the pair's own id, so that neither its place nor other pairs decide what is asked of it.
@@ -85,9 +98,9 @@ pub(super) fn run(context: &TaskContext, task: &Synthesize) -> Result<TaskResult
         store: &store,
         client: &client,
     };
-    let answers = context.wait(asker.ask_all(&asked))?;
+    let outcomes = context.wait(asker.ask_all(&asked))?;
     context.control.check()?;
-    finish(task, &store, context, &Cleaner::new(rules, false), &asked, answers)
+    finish(task, &store, context, &Cleaner::new(rules, false), &asked, outcomes)
 }
 
 struct Asker<'a> {
@@ -98,49 +111,76 @@ struct Asker<'a> {
 }
 
 impl Asker<'_> {
-    /// The answers in the order of what is asked, and whether each was in the cache.
-    async fn ask_all(&self, asked: &[Asked]) -> Result<Vec<(Cached, bool)>> {
+    /// What came of each question, in their order. Once one fails no other is begun, but those under way come to their
+    /// end, so that their answers are not lost.
+    async fn ask_all(&self, asked: &[Asked]) -> Result<Vec<Outcome>> {
         let concurrency = self.task.endpoint.as_ref().map_or(1, |e| e.concurrency.max(1));
-        let total = asked.len() as u64;
-        futures::stream::iter(asked)
-            .map(|asked| self.ask(asked))
-            .buffered(concurrency as usize)
-            .enumerate()
-            .map(|(done, answer)| {
-                self.context.control.advance(done as u64 + 1, total);
-                answer
+        let (total, failed) = (asked.len() as u64, AtomicBool::new(false));
+        let failed = &failed;
+        let mut outcomes: Vec<(usize, Result<Outcome>)> = futures::stream::iter(asked.iter().enumerate())
+            .take_while(|_| std::future::ready(!failed.load(Ordering::Relaxed)))
+            .map(|(index, asked)| async move {
+                let outcome = self.ask(asked).await;
+                failed.fetch_or(outcome.is_err(), Ordering::Relaxed);
+                (index, outcome)
             })
-            .try_collect()
-            .await
+            .buffer_unordered(concurrency as usize)
+            .enumerate()
+            .map(|(done, outcome)| {
+                self.context.control.advance(done as u64 + 1, total);
+                outcome
+            })
+            .collect()
+            .await;
+        outcomes.sort_by_key(|(index, _)| *index);
+        outcomes.into_iter().map(|(_, outcome)| outcome).collect()
     }
 
-    async fn ask(&self, asked: &Asked) -> Result<(Cached, bool)> {
+    async fn ask(&self, asked: &Asked) -> Result<Outcome> {
         self.context.control.check()?;
-        let (model, max_tokens, temperature) = match &self.task.endpoint {
-            Some(endpoint) => (endpoint.model.as_str(), endpoint.max_tokens, endpoint.temperature),
-            None => return Err(Error::Input("a synthesize task without its endpoint".into())),
-        };
-        let request = Request::new(model, &asked.prompt, &asked.english, max_tokens, temperature);
+        let endpoint = self.task.endpoint.as_ref();
+        let endpoint = endpoint.ok_or_else(|| Error::Input("a synthesize task without its endpoint".into()))?;
+        let request = Request::new(
+            &endpoint.model,
+            &asked.prompt,
+            &asked.english,
+            endpoint.max_tokens,
+            endpoint.temperature,
+        );
         let hash = request.hash();
         let path = format!("{}/{}/{hash}.json", self.task.cache, &hash[..2]);
         match self.store.get(&path).await {
             // What cannot be read is asked again.
             Ok(content) => {
-                if let Ok(cached) = serde_json::from_slice(&content) {
-                    return Ok((cached, true));
+                if let Ok(kept) = serde_json::from_slice(&content) {
+                    return Ok(Outcome::Cached(kept));
                 }
             }
             Err(llink_datasets::Error::NotFound { .. }) => {}
             Err(error) => return Err(error.into()),
         }
-        let answer = match self.client.ask(&request).await? {
-            Answer::Text(text) => Cached::Text(text),
-            Answer::CutOff => Cached::CutOff,
-            Answer::Rejected => Cached::Rejected,
+        let answer = tokio::select! {
+            answer = self.client.ask(&request) => answer?,
+            stopped = self.stopped() => return Err(stopped),
         };
-        let content = serde_json::to_vec(&answer).expect("an answer is plain data");
+        let kept = match answer {
+            Answer::Text(text) => Kept::Text(text),
+            Answer::CutOff => Kept::CutOff,
+            Answer::Rejected(said) => return Ok(Outcome::Rejected(said)),
+        };
+        let content = serde_json::to_vec(&kept).expect("an answer is plain data");
         self.store.put(&path, Bytes::from(content)).await?;
-        Ok((answer, false))
+        Ok(Outcome::Asked(kept))
+    }
+
+    /// Waits for the order to stop: an endpoint may take minutes.
+    async fn stopped(&self) -> Error {
+        loop {
+            if let Err(stopped) = self.context.control.check() {
+                return stopped;
+            }
+            tokio::time::sleep(STOP_LOOKED_FOR).await;
+        }
     }
 }
 
@@ -151,29 +191,35 @@ fn finish(
     context: &TaskContext,
     cleaner: &Cleaner,
     asked: &[Asked],
-    answers: Vec<(Cached, bool)>,
+    outcomes: Vec<Outcome>,
 ) -> Result<TaskResult> {
     let refusals = task.endpoint.as_ref().map_or(&[][..], |e| &e.refusals);
     let mut counts = BTreeMap::<String, u64>::new();
-    let mut count = |name: &str| *counts.entry(format!("instructions.{name}")).or_default() += 1;
+    let mut count = |name: &str| *counts.entry(format!("synthesized.{name}")).or_default() += 1;
     let mut kept = Vec::new();
-    for (asked, (answer, cached)) in asked.iter().zip(answers) {
+    let mut rejected = None;
+    for (asked, outcome) in asked.iter().zip(outcomes) {
         count("rows");
-        count(if cached { "cached" } else { "asked" });
+        let (answer, how) = match outcome {
+            Outcome::Cached(kept) => (kept, "cached"),
+            Outcome::Asked(kept) => (kept, "asked"),
+            Outcome::Rejected(said) => {
+                count("dropped_rejected_request");
+                rejected.get_or_insert(said);
+                continue;
+            }
+        };
+        count(how);
         let answer = match answer {
-            Cached::CutOff => {
+            Kept::CutOff => {
                 count("dropped_cut_off");
                 continue;
             }
-            Cached::Rejected => {
-                count("dropped_rejected_request");
-                continue;
-            }
-            Cached::Text(text) if is_refusal(&text, refusals) => {
+            Kept::Text(text) if is_refusal(&text, refusals) => {
                 count("dropped_refusal");
                 continue;
             }
-            Cached::Text(text) => text,
+            Kept::Text(text) => text,
         };
         let example = cleaner.instruction(&InstructionExample {
             task: asked.prompt.task.clone(),
@@ -196,18 +242,38 @@ fn finish(
             Err(reason) => count(&format!("dropped_{reason}")),
         }
     }
+    let rejected = rejected.map(|said| format!("a request was rejected with {said}"));
+    if kept.is_empty() && asked.len() < ENOUGH_TO_JUDGE {
+        return Ok(TaskResult {
+            counts,
+            warnings: rejected.into_iter().collect(),
+            ..TaskResult::default()
+        });
+    }
     if kept.is_empty() {
         return Err(Error::Input(format!(
-            "no answer about {} can be used ({counts:?}); is `synthesize.model` the model that was meant, and are the \
-             prompts right?",
-            task.pairs.as_ref().map_or("its pairs", |p| p.path.as_str())
+            "no answer about {} can be used ({}){}; is `synthesize.model` the model that was meant, and are the prompts \
+             right?",
+            task.pairs.as_ref().map_or("its pairs", |p| p.path.as_str()),
+            dropped(&counts),
+            rejected.map_or_else(String::new, |said| format!(": {said}")),
         )));
     }
     let content = encode_instructions(&kept, &task.path, &task.role, &task.stage_key)?;
     let artifact = context.write(store, &task.path, &task.role, kept.len() as u64, content)?;
     Ok(TaskResult {
         artifacts: vec![artifact],
-        counts: counts.into_iter().collect(),
+        counts,
+        warnings: rejected.into_iter().collect(),
         ..TaskResult::default()
     })
+}
+
+/// What was dropped, in words: `3 refusal, 1 cut off`.
+fn dropped(counts: &BTreeMap<String, u64>) -> String {
+    let reason = |(name, rows): (&String, &u64)| {
+        let reason = name.strip_prefix("synthesized.dropped_")?;
+        Some(format!("{rows} {}", reason.replace('_', " ")))
+    };
+    counts.iter().filter_map(reason).collect::<Vec<_>>().join(", ")
 }

@@ -1,5 +1,6 @@
 //! `inspect`: look into shards, and count tokens.
 
+mod histogram;
 mod tables;
 mod tokens;
 
@@ -14,8 +15,8 @@ pub(super) struct Inspect {
     /// Ask with SQL. Tables are named by role (pairs_train, embeddings_teacher_holdout, …); of vectors there is `norm`.
     #[arg(long, value_name = "SELECT")]
     sql: Option<String>,
-    /// Rows to show.
-    #[arg(long, default_value_t = 5)]
+    /// Rows to show of each table, or of the answer.
+    #[arg(long, default_value_t = 10)]
     rows: usize,
     #[command(subcommand)]
     what: Option<What>,
@@ -31,7 +32,10 @@ impl Inspect {
     pub(super) async fn run(self) -> Result<(), Failed> {
         match (self.what, self.url) {
             (Some(What::Tokens(tokens)), _) => tokens.run().await,
-            (None, Some(url)) => tables::show(&url, self.sql.as_deref(), self.rows).await,
+            (None, Some(url)) => match &self.sql {
+                Some(sql) => tables::query(&url, sql, self.rows).await,
+                None => tables::show(&url, self.rows).await,
+            },
             (None, None) => Err(Failed::new(Exit::Usage, "name a shard or a folder of them")),
         }
     }

@@ -1,5 +1,7 @@
 //! Normalisation: how text is stored, and the stricter form under which two texts count as the same.
 
+mod quick;
+
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick, is_nfkc_quick};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -48,8 +50,27 @@ pub fn clean_line(text: &str, zero_width: ZeroWidth) -> String {
 /// [`clean_line`], with what it did.
 #[must_use]
 pub fn tidy(text: &str, zero_width: ZeroWidth) -> Tidied {
+    if quick::is_tidy(text) && quick::is_composed(text) {
+        return Tidied {
+            text: text.to_owned(),
+            was_composed: false,
+            was_stripped: false,
+        };
+    }
+    tidy_slowly(text, zero_width)
+}
+
+/// Whether a text is in NFC, as far as a look at each character tells.
+fn quick_nfc(text: &str) -> IsNormalized {
+    if quick::is_composed(text) {
+        return IsNormalized::Yes;
+    }
+    is_nfc_quick(text.chars())
+}
+
+fn tidy_slowly(text: &str, zero_width: ZeroWidth) -> Tidied {
     // Most text is composed already, and looking costs less than composing.
-    let (mut line, mut was_composed) = match is_nfc_quick(text.chars()) {
+    let (mut line, mut was_composed) = match quick_nfc(text) {
         IsNormalized::Yes => (tidied(text.chars(), zero_width, text.len()), false),
         _ => (tidied(text.nfc(), zero_width, text.len()), !text.nfc().eq(text.chars())),
     };
@@ -58,7 +79,7 @@ pub fn tidy(text: &str, zero_width: ZeroWidth) -> Tidied {
     line.0.truncate(seen);
     let (mut text, was_stripped) = line;
     // What was dropped may have stood between characters that now compose.
-    if is_nfc_quick(text.chars()) != IsNormalized::Yes {
+    if quick_nfc(&text) != IsNormalized::Yes {
         let composed: String = text.nfc().collect();
         was_composed |= composed != text;
         text = composed;
@@ -118,6 +139,10 @@ pub fn clean_lines(text: &str) -> String {
 /// character. Empty for a text that holds nothing that can be seen.
 #[must_use]
 pub fn comparison_form(text: &str) -> String {
+    quick::form(text).unwrap_or_else(|| comparison_form_slowly(text))
+}
+
+fn comparison_form_slowly(text: &str) -> String {
     let unseen = |c: &char| c.is_whitespace() || is_zero_width(*c) || is_debris(*c);
     let mut form = String::with_capacity(text.len());
     let mut push_lower = |c: char| {
@@ -190,7 +215,7 @@ mod tests {
         // Pieces that compose once what stands between them is dropped, and pieces that decompose.
         let pieces = [
             "e", "\u{301}", "\u{0}", "\u{200B}", "\u{200D}", " ", "\n", "\u{FEFF}", "ក", "្", "ោ", "\u{1100}",
-            "\u{1161}", "\u{11A8}", "\u{2000}", "ﬁ", "Å", "\u{85}", "\u{9F}",
+            "\u{1161}", "\u{11A8}", "\u{2000}", "ﬁ", "Å", "\u{85}", "\u{9F}", "\u{17DD}", "Q", "b", "\u{1680}", "’",
         ];
         let mut state = 7_u64;
         for _ in 0..20_000 {
@@ -203,7 +228,24 @@ mod tests {
                 let once = clean_line(&raw, zero_width);
                 assert_eq!(clean_line(&once, zero_width), once, "{raw:?}");
                 assert_eq!(comparison_form(&once), comparison_form(&raw), "{raw:?}");
+                assert_eq!(tidy(&raw, zero_width), tidy_slowly(&raw, zero_width), "{raw:?}");
+                assert_eq!(comparison_form(&raw), comparison_form_slowly(&raw), "{raw:?}");
             }
+        }
+    }
+
+    #[test]
+    fn short_cuts_answer_as_the_long_way_does_for_every_character() {
+        for c in ('\0'..='\u{FFFF}').chain(('\u{10000}'..=char::MAX).step_by(61)) {
+            for raw in [format!("a{c}b"), format!("{c}"), format!("ក{c}\u{17D2}ក")] {
+                let zero_width = ZeroWidth::Keep;
+                assert_eq!(tidy(&raw, zero_width), tidy_slowly(&raw, zero_width), "{raw:?}");
+                assert_eq!(comparison_form(&raw), comparison_form_slowly(&raw), "{raw:?}");
+            }
+            assert!(
+                !quick::is_composed(&format!("e{c}")) || unicode_normalization::is_nfc(&format!("e{c}")),
+                "{c:?}"
+            );
         }
     }
 

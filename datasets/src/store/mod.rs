@@ -3,19 +3,20 @@
 //! A [`Store`] is a folder-like URL. Paths handed to it are relative to that URL and use `/`. Local writes are atomic
 //! (staged, then renamed) and reach the disk before the call returns, so that an object that can be seen is whole.
 
-use std::collections::HashMap;
+mod open;
+
 use std::path::{Path as FsPath, PathBuf};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
-use object_store::local::LocalFileSystem;
-use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
-use url::Url;
+
+pub use open::object_name;
 
 use crate::{Error, Result};
+use open::bad_url;
 
 /// A place that holds objects: a local folder, or a prefix in an object store. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -24,6 +25,19 @@ pub struct Store {
     prefix: Path,
     url: Arc<str>,
     local: Option<Arc<FsPath>>,
+    transfer: Transfer,
+}
+
+/// How an object is read from its first byte to its last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Transfer {
+    /// As one stream.
+    Whole,
+    /// Part by part, each a request with retries and a deadline of its own: a connection over which gigabytes come while
+    /// they are cleaned breaks sooner or later.
+    Parts,
+    /// Part by part where the server can do that and says by a tag that all are of the same object.
+    PartsIfAble,
 }
 
 /// What a store knows about one object without reading it.
@@ -48,123 +62,7 @@ pub enum Created {
     AlreadyThere,
 }
 
-/// Stores named `memory://name`, which live as long as the process.
-static MEMORY: LazyLock<Mutex<HashMap<String, Arc<InMemory>>>> = LazyLock::new(Mutex::default);
-
 impl Store {
-    /// Opens a store. `url` is a path (relative to the working folder, or absolute; the folder is made on the first
-    /// write), `file://…`, `memory://name`, or with the `cloud` feature `s3://`, `gs://`, `az://`, `http(s)://`, which
-    /// take their credentials from the usual environment variables.
-    ///
-    /// # Errors
-    /// [`Error::Url`] for a scheme that is unknown or left out of this build.
-    pub fn open(url: &str) -> Result<Self> {
-        Self::open_with(url, std::env::vars())
-    }
-
-    /// As [`Store::open`], with the options of a cloud store (`AWS_…`, `GOOGLE_…`, `AZURE_…`) from elsewhere than the
-    /// environment.
-    ///
-    /// # Errors
-    /// As [`Store::open`].
-    pub fn open_with(url: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
-        match url.split_once("://") {
-            None if url.is_empty() => Err(bad_url(url, "is empty; write a folder or a URL")),
-            None => Self::open_folder(url, FsPath::new(url)),
-            Some(("file", _)) => {
-                let parsed = Url::parse(url).map_err(|e| bad_url(url, &e.to_string()))?;
-                let path = parsed
-                    .to_file_path()
-                    .map_err(|()| bad_url(url, "is not a local file; write file:///absolute/path"))?;
-                Self::open_folder(url, &path)
-            }
-            Some(("memory", rest)) => {
-                let (name, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-                let mut stores = MEMORY.lock().unwrap_or_else(PoisonError::into_inner);
-                let objects = Arc::clone(stores.entry(name.to_owned()).or_default());
-                Self::with_objects(url, objects, prefix)
-            }
-            Some((scheme, _)) => Self::open_cloud(url, scheme, options),
-        }
-    }
-
-    /// Splits the URL or path of one object into the store that holds it and its name there.
-    ///
-    /// # Errors
-    /// As [`Store::open`], and [`Error::Url`] where there is no name after the last `/`.
-    pub fn open_object(url: &str) -> Result<(Self, String)> {
-        let (parent, name) = match url.rsplit_once('/') {
-            Some(("", name)) => ("/", name),
-            Some((parent, _)) if parent.ends_with(":/") || parent.ends_with(':') => {
-                return Err(bad_url(url, "names no object; write scheme://place/name"));
-            }
-            Some((parent, name)) => (parent, name),
-            None => (".", url),
-        };
-        if name.is_empty() {
-            return Err(bad_url(url, "is a folder; name one file in it"));
-        }
-        // In a URL the name is percent-encoded as its folder is.
-        let name = if url.starts_with("file://") {
-            let path = Url::parse(url).ok().and_then(|u| u.to_file_path().ok());
-            path.as_deref()
-                .and_then(FsPath::file_name)
-                .map_or_else(|| name.to_owned(), |n| n.to_string_lossy().into_owned())
-        } else {
-            name.to_owned()
-        };
-        let parent = if parent == "file://" { "file:///" } else { parent };
-        Ok((Self::open(parent)?, name))
-    }
-
-    fn open_folder(url: &str, folder: &FsPath) -> Result<Self> {
-        let folder = std::path::absolute(folder).map_err(|e| bad_url(url, &e.to_string()))?;
-        // `absolute` keeps `..`; object paths may not hold it.
-        let folder = without_dots(&folder);
-        let prefix = Path::from_absolute_path(&folder).map_err(|e| bad_url(url, &e.to_string()))?;
-        Ok(Self {
-            objects: Arc::new(LocalFileSystem::new().with_fsync(true)),
-            prefix,
-            url: url.trim_end_matches('/').into(),
-            local: Some(folder.into()),
-        })
-    }
-
-    fn with_objects(url: &str, objects: Arc<dyn ObjectStore>, prefix: &str) -> Result<Self> {
-        let prefix = Path::parse(prefix).map_err(|e| bad_url(url, &e.to_string()))?;
-        Ok(Self {
-            objects,
-            prefix,
-            url: url.trim_end_matches('/').into(),
-            local: None,
-        })
-    }
-
-    #[cfg(feature = "cloud")]
-    fn open_cloud(url: &str, scheme: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
-        if !CLOUD_SCHEMES.contains(&scheme) {
-            return Err(unknown_scheme(url, scheme));
-        }
-        let parsed = Url::parse(url).map_err(|e| bad_url(url, &e.to_string()))?;
-        let options = options.into_iter().filter(|(key, _)| {
-            ["AWS_", "GOOGLE_", "AZURE_"]
-                .iter()
-                .any(|prefix| key.starts_with(prefix))
-        });
-        let (objects, prefix) =
-            object_store::parse_url_opts(&parsed, options).map_err(|e| bad_url(url, &with_causes(&e)))?;
-        Self::with_objects(url, objects.into(), prefix.as_ref())
-    }
-
-    #[cfg(not(feature = "cloud"))]
-    fn open_cloud(url: &str, scheme: &str, _: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
-        if CLOUD_SCHEMES.contains(&scheme) {
-            let reason = format!("{scheme}:// is left out of this build; build with `--features cloud`");
-            return Err(bad_url(url, &reason));
-        }
-        Err(unknown_scheme(url, scheme))
-    }
-
     /// The URL or path that the store was opened with, without a trailing `/`.
     #[must_use]
     pub fn url(&self) -> &str {
@@ -273,13 +171,26 @@ impl Store {
     /// An object's bytes, piece by piece, and its size.
     #[cfg(feature = "shards")]
     pub(crate) async fn stream(&self, path: &str) -> Result<(u64, crate::byte_stream::ByteStream)> {
-        use crate::byte_stream::ByteStream;
+        use crate::byte_stream::{ByteStream, parts};
         use object_store::GetResultPayload;
-        let result = self
-            .objects
-            .get(&self.location(path)?)
-            .await
-            .map_err(|e| self.failed(path, e))?;
+        let location = self.location(path)?;
+        let meta = match self.transfer {
+            Transfer::Whole => None,
+            Transfer::Parts => Some(self.objects.head(&location).await.map_err(|e| self.failed(path, e))?),
+            Transfer::PartsIfAble => match self.objects.head(&location).await {
+                Ok(meta) if meta.e_tag.is_some() && meta.size > 0 => {
+                    let first = self.objects.get_range(&location, 0..1).await;
+                    first.is_ok().then_some(meta)
+                }
+                _ => None,
+            },
+        };
+        if let Some(meta) = meta {
+            let bytes = meta.size;
+            let stream = parts(Arc::clone(&self.objects), meta);
+            return Ok((bytes, ByteStream::Remote(stream, self.describe(path))));
+        }
+        let result = self.objects.get(&location).await.map_err(|e| self.failed(path, e))?;
         let bytes = result.meta.size;
         Ok((
             bytes,
@@ -320,22 +231,6 @@ impl Store {
     }
 }
 
-const CLOUD_SCHEMES: [&str; 9] = ["s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "http", "https"];
-
-fn bad_url(url: &str, reason: &str) -> Error {
-    Error::Url {
-        url: url.to_owned(),
-        reason: reason.to_owned(),
-    }
-}
-
-fn unknown_scheme(url: &str, scheme: &str) -> Error {
-    bad_url(
-        url,
-        &format!("{scheme}:// is not known; use a path, file, memory, s3, gs, az, http or https"),
-    )
-}
-
 pub(crate) fn store_error(path: String, error: &object_store::Error) -> Error {
     match error {
         object_store::Error::NotFound { .. } => Error::NotFound { path },
@@ -358,18 +253,4 @@ fn with_causes(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     text
-}
-
-fn without_dots(path: &FsPath) -> PathBuf {
-    let mut clean = PathBuf::new();
-    for part in path.components() {
-        match part {
-            std::path::Component::ParentDir => {
-                clean.pop();
-            }
-            std::path::Component::CurDir => {}
-            other => clean.push(other),
-        }
-    }
-    clean
 }

@@ -1,0 +1,89 @@
+//! The assignment: which row of which cleaned table stands where in which shard. Written as it is decided, so that memory
+//! holds one shard's rows and not all.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, RecordBatch, UInt32Array};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use bytes::Bytes;
+
+use super::split::PlannedShard;
+use crate::Result;
+use crate::rows::{Corpus, Side};
+use crate::table::{GroupWriter, bad};
+
+/// Where a kept row lies: (file, row).
+pub(crate) type Place = (u32, u32);
+
+/// A table of (shard, position, file, row) with one row group a shard.
+pub(crate) struct Assignment {
+    name: String,
+    corpus: Corpus,
+    shard_rows: usize,
+    schema: SchemaRef,
+    writer: GroupWriter,
+    waiting: Vec<Place>,
+    pub shards: Vec<PlannedShard>,
+}
+
+impl Assignment {
+    pub(crate) fn new(name: &str, corpus: Corpus, shard_rows: u32) -> Result<Self> {
+        let columns = ["shard", "position", "file", "row"];
+        let fields = columns.map(|column| Field::new(column, DataType::UInt32, false));
+        let schema = Arc::new(Schema::new(fields.to_vec()));
+        Ok(Self {
+            name: name.to_owned(),
+            corpus,
+            shard_rows: shard_rows as usize,
+            writer: GroupWriter::new(name, &schema, &["shard", "file"])?,
+            schema,
+            waiting: Vec::new(),
+            shards: Vec::new(),
+        })
+    }
+
+    /// Takes in the next row of a side.
+    pub(crate) fn push(&mut self, side: Side, place: Place) -> Result<()> {
+        self.waiting.push(place);
+        if self.waiting.len() == self.shard_rows {
+            self.end_shard(side)?;
+        }
+        Ok(())
+    }
+
+    /// The side has no more rows.
+    pub(crate) fn end_side(&mut self, side: Side) -> Result<()> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        self.end_shard(side)
+    }
+
+    pub(crate) fn finish(self) -> Result<(Bytes, Vec<PlannedShard>)> {
+        Ok((self.writer.finish()?, self.shards))
+    }
+
+    fn end_shard(&mut self, side: Side) -> Result<()> {
+        let role = self.corpus.role(side);
+        let number = self.shards.iter().filter(|shard| shard.role == role).count();
+        let (index, rows) = (self.shards.len() as u32, self.waiting.len() as u32);
+        let column =
+            |values: &mut dyn Iterator<Item = u32>| -> ArrayRef { Arc::new(UInt32Array::from_iter_values(values)) };
+        let columns = vec![
+            column(&mut std::iter::repeat_n(index, rows as usize)),
+            column(&mut (0..rows)),
+            column(&mut self.waiting.iter().map(|place| place.0)),
+            column(&mut self.waiting.iter().map(|place| place.1)),
+        ];
+        let batch = RecordBatch::try_new(Arc::clone(&self.schema), columns);
+        self.writer.write(&batch.map_err(|e| bad(&self.name, e.to_string()))?)?;
+        self.shards.push(PlannedShard {
+            index,
+            role: role.to_owned(),
+            path: format!("{role}/{number:05}.parquet"),
+            rows: u64::from(rows),
+        });
+        self.waiting.clear();
+        Ok(())
+    }
+}

@@ -1,0 +1,255 @@
+//! From a URL or path to the store behind it.
+
+use std::collections::HashMap;
+use std::path::{Path as FsPath, PathBuf};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+
+use object_store::ObjectStore;
+use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use url::Url;
+
+use super::{Store, Transfer};
+use crate::{Error, Result};
+
+const CLOUD_SCHEMES: [&str; 9] = ["s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "http", "https"];
+
+/// How long one request to S3, GCS or Azure may take, unless `AWS_TIMEOUT` and its like say otherwise. Large objects
+/// are read in parts, each a request; the largest that is written is a run of the `shard` stage or a model's weights.
+#[cfg(feature = "cloud")]
+const REQUEST_TIMEOUT: &str = "120 seconds";
+/// How long a web server may send nothing; a download as a whole may take any time.
+#[cfg(feature = "cloud")]
+const SILENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Stores named `memory://name`, which live as long as the process.
+static MEMORY: LazyLock<Mutex<HashMap<String, Arc<InMemory>>>> = LazyLock::new(Mutex::default);
+
+impl Store {
+    /// Opens a store. `url` is a path (relative to the working folder, or absolute; the folder is made on the first
+    /// write), `file://…`, `memory://name`, or with the `cloud` feature `s3://`, `gs://`, `az://`, which take their
+    /// credentials from the usual environment variables, or `http(s)://`, of which objects are only read.
+    ///
+    /// # Errors
+    /// [`Error::Url`] for a scheme that is unknown or left out of this build.
+    pub fn open(url: &str) -> Result<Self> {
+        Self::open_with(url, std::env::vars())
+    }
+
+    /// As [`Store::open`], with the options of a cloud store (`AWS_…`, `GOOGLE_…`, `AZURE_…`) from elsewhere than the
+    /// environment.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with(url: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
+        match url.split_once("://") {
+            None if url.is_empty() => Err(bad_url(url, "is empty; write a folder or a URL")),
+            None => Self::open_folder(url, FsPath::new(url)),
+            Some(("file", _)) => {
+                let parsed = Url::parse(url).map_err(|e| bad_url(url, &e.to_string()))?;
+                let path = parsed
+                    .to_file_path()
+                    .map_err(|()| bad_url(url, "is not a local file; write file:///absolute/path"))?;
+                Self::open_folder(url, &path)
+            }
+            Some(("memory", rest)) => {
+                let (name, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+                let mut stores = MEMORY.lock().unwrap_or_else(PoisonError::into_inner);
+                let objects = Arc::clone(stores.entry(name.to_owned()).or_default());
+                let prefix = Path::parse(prefix).map_err(|e| bad_url(url, &e.to_string()))?;
+                Ok(Self::with_objects(url, objects, prefix, Transfer::Whole))
+            }
+            Some(("http" | "https", _)) => Self::open_web(url),
+            Some((scheme, _)) => Self::open_cloud(url, scheme, options),
+        }
+    }
+
+    /// Splits the URL or path of one object into the store that holds it and its name there. The query of a web address
+    /// goes with every request.
+    ///
+    /// # Errors
+    /// As [`Store::open`], and [`Error::Url`] where there is no name after the last `/`.
+    pub fn open_object(url: &str) -> Result<(Self, String)> {
+        Self::open_object_with(url, std::env::vars())
+    }
+
+    /// As [`Store::open_object`], with options as [`Store::open_with`] takes them.
+    ///
+    /// # Errors
+    /// As [`Store::open_object`].
+    pub fn open_object_with(url: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<(Self, String)> {
+        let (address, query) = without_query(url);
+        let (parent, name) = match address.rsplit_once('/') {
+            Some(("", name)) => ("/", name),
+            Some(("file://", name)) => ("file:///", name),
+            Some((parent, _)) if parent.ends_with(":/") || parent.ends_with(':') => {
+                return Err(bad_url(url, "names no object; write scheme://place/name"));
+            }
+            Some((parent, name)) => (parent, name),
+            None => (".", address),
+        };
+        if name.is_empty() {
+            return Err(bad_url(url, "is a folder; name one file in it"));
+        }
+        let store = Self::open_with(&format!("{parent}{query}"), options)?;
+        Ok((store, object_name(url)))
+    }
+
+    fn open_folder(url: &str, folder: &FsPath) -> Result<Self> {
+        let folder = std::path::absolute(folder).map_err(|e| bad_url(url, &e.to_string()))?;
+        // `absolute` keeps `..`; object paths may not hold it.
+        let folder = without_dots(&folder);
+        let prefix = Path::from_absolute_path(&folder).map_err(|e| bad_url(url, &e.to_string()))?;
+        let objects = Arc::new(LocalFileSystem::new().with_fsync(true));
+        Ok(Self {
+            local: Some(folder.into()),
+            ..Self::with_objects(url, objects, prefix, Transfer::Whole)
+        })
+    }
+
+    fn with_objects(url: &str, objects: Arc<dyn ObjectStore>, prefix: Path, transfer: Transfer) -> Self {
+        Self {
+            objects,
+            prefix,
+            url: without_query(url).0.trim_end_matches('/').into(),
+            local: None,
+            transfer,
+        }
+    }
+
+    #[cfg(feature = "cloud")]
+    fn open_web(url: &str) -> Result<Self> {
+        use object_store::{ClientOptions, RetryConfig};
+        let wrong = |e: &dyn std::error::Error| bad_url(url, &super::with_causes(e));
+        let mut root = Url::parse(url).map_err(|e| wrong(&e))?;
+        let prefix = Path::from_url_path(root.path().trim_start_matches('/')).map_err(|e| wrong(&e))?;
+        // Objects' names are put before the query, which stays.
+        root.set_path("/");
+        root.set_fragment(None);
+        let client = ClientOptions::new()
+            .with_allow_http(true)
+            .with_timeout_disabled()
+            .with_read_timeout(SILENCE);
+        let retry = RetryConfig {
+            max_retries: 6,
+            ..RetryConfig::default()
+        };
+        let objects = object_store::http::HttpBuilder::new()
+            .with_url(root.as_str())
+            .with_client_options(client)
+            .with_retry(retry)
+            .build()
+            .map_err(|e| wrong(&e))?;
+        Ok(Self::with_objects(
+            url,
+            Arc::new(objects),
+            prefix,
+            Transfer::PartsIfAble,
+        ))
+    }
+
+    #[cfg(feature = "cloud")]
+    fn open_cloud(url: &str, scheme: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
+        if !CLOUD_SCHEMES.contains(&scheme) {
+            return Err(unknown_scheme(url, scheme));
+        }
+        let parsed = Url::parse(url).map_err(|e| bad_url(url, &e.to_string()))?;
+        let given = options.into_iter().filter(|(key, _)| {
+            ["AWS_", "GOOGLE_", "AZURE_"]
+                .iter()
+                .any(|prefix| key.starts_with(prefix))
+        });
+        // First, so that what is given stands.
+        let options = std::iter::once(("timeout".to_owned(), REQUEST_TIMEOUT.to_owned())).chain(given);
+        let (objects, prefix) =
+            object_store::parse_url_opts(&parsed, options).map_err(|e| bad_url(url, &super::with_causes(&e)))?;
+        Ok(Self::with_objects(url, objects.into(), prefix, Transfer::Parts))
+    }
+
+    #[cfg(not(feature = "cloud"))]
+    fn open_web(url: &str) -> Result<Self> {
+        Self::open_cloud(url, url.split("://").next().unwrap_or_default(), [])
+    }
+
+    #[cfg(not(feature = "cloud"))]
+    fn open_cloud(url: &str, scheme: &str, _: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
+        if CLOUD_SCHEMES.contains(&scheme) {
+            let reason = format!("{scheme}:// is left out of this build; build with `--features cloud`");
+            return Err(bad_url(url, &reason));
+        }
+        Err(unknown_scheme(url, scheme))
+    }
+}
+
+/// What the file or object behind a URL or path is called: what stands after the last `/`, decoded as URLs are, without
+/// a web address's query.
+#[must_use]
+pub fn object_name(url: &str) -> String {
+    let name = without_query(url)
+        .0
+        .trim_end_matches('/')
+        .rsplit('/')
+        .next()
+        .unwrap_or(url);
+    match url.split_once("://") {
+        None | Some(("memory", _)) => name.to_owned(),
+        Some(_) => Path::from_url_path(name).map_or_else(|_| name.to_owned(), |path| path.to_string()),
+    }
+}
+
+/// A web address up to its query, and the query with its question mark; any other URL as it stands.
+fn without_query(url: &str) -> (&str, &str) {
+    if !url.starts_with("http://") && !url.starts_with("https://") {
+        return (url, "");
+    }
+    let url = url.split('#').next().unwrap_or(url);
+    url.split_at(url.find('?').unwrap_or(url.len()))
+}
+
+pub(super) fn bad_url(url: &str, reason: &str) -> Error {
+    Error::Url {
+        url: url.to_owned(),
+        reason: reason.to_owned(),
+    }
+}
+
+fn unknown_scheme(url: &str, scheme: &str) -> Error {
+    bad_url(
+        url,
+        &format!("{scheme}:// is not known; use a path, file, memory, s3, gs, az, http or https"),
+    )
+}
+
+fn without_dots(path: &FsPath) -> PathBuf {
+    let mut clean = PathBuf::new();
+    for part in path.components() {
+        match part {
+            std::path::Component::ParentDir => {
+                clean.pop();
+            }
+            std::path::Component::CurDir => {}
+            other => clean.push(other),
+        }
+    }
+    clean
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_told_from_paths_and_urls() {
+        for (url, name) in [
+            ("/data/a b%20.tsv", "a b%20.tsv"),
+            ("a.tsv.gz", "a.tsv.gz"),
+            ("file:///data/a%20b.tsv", "a b.tsv"),
+            ("s3://bucket/deep/a%20b.tsv", "a b.tsv"),
+            ("https://host/d/a%20b.tsv.gz?download=true&path=x/y#top", "a b.tsv.gz"),
+            ("memory://x/a?b", "a?b"),
+        ] {
+            assert_eq!(object_name(url), name, "{url}");
+        }
+    }
+}

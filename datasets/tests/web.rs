@@ -1,0 +1,243 @@
+//! Sources behind http://: every format that can be read from a web server, and what becomes of a server's faults.
+#![cfg(feature = "cloud")]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+mod common;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use common::{assert_sums, clean, source_spec};
+use llink_datasets::Result;
+use llink_datasets::read::{Source, survey};
+use llink_datasets::rows::Corpus;
+use llink_datasets::shards::CleanSpec;
+use llink_datasets::store::Store;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// How the server treats a file.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Manner {
+    /// With an ETag, a date and ranges.
+    Able,
+    /// Neither ETag nor ranges, as Python's `http.server`.
+    Plain,
+    /// Hangs up after a part of each answer that is longer, and knows ranges.
+    HangsUp,
+    /// Hangs up likewise, and knows neither ranges nor ETag.
+    HangsUpPlain,
+    /// Answers 503 the first time.
+    Busy,
+    /// Sends the client elsewhere.
+    Moved,
+}
+
+/// Bytes after which a server that hangs up does.
+const PART: usize = 3_000_000;
+
+struct Site {
+    files: HashMap<&'static str, (Manner, Vec<u8>)>,
+    asked: Mutex<Vec<String>>,
+}
+
+async fn serve(files: Vec<(&'static str, Manner, Vec<u8>)>) -> (String, Arc<Site>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let files = files
+        .into_iter()
+        .map(|(path, manner, content)| (path, (manner, content)));
+    let site = Arc::new(Site {
+        files: files.collect(),
+        asked: Mutex::default(),
+    });
+    let own = Arc::clone(&site);
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let site = Arc::clone(&own);
+            tokio::spawn(async move { answer(stream, &site).await });
+        }
+    });
+    (url, site)
+}
+
+async fn answer(mut stream: TcpStream, site: &Site) {
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        if stream.read(&mut byte).await.unwrap_or(0) == 0 {
+            return;
+        }
+        request.push(byte[0]);
+    }
+    let request = String::from_utf8(request).unwrap();
+    let mut words = request.split(' ');
+    let (method, path) = (words.next().unwrap(), words.next().unwrap());
+    let is_first = {
+        let mut asked = site.asked.lock().unwrap();
+        asked.push(format!("{method} {path}"));
+        asked.iter().filter(|other| other.ends_with(path)).count() == 1
+    };
+    let Some((manner, content)) = site.files.get(path) else {
+        let _ = stream
+            .write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            .await;
+        return;
+    };
+    if *manner == Manner::Busy && is_first {
+        let _ = stream
+            .write_all(b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            .await;
+        return;
+    }
+    if *manner == Manner::Moved {
+        let to = String::from_utf8_lossy(content);
+        let head = format!("HTTP/1.1 302 Found\r\nlocation: {to}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        let _ = stream.write_all(head.as_bytes()).await;
+        return;
+    }
+    let is_plain = matches!(manner, Manner::Plain | Manner::HangsUpPlain);
+    let range = request.to_lowercase().split("range: bytes=").nth(1).map(|rest| {
+        let (start, end) = rest.split("\r\n").next().unwrap().split_once('-').unwrap();
+        let end = end
+            .parse::<usize>()
+            .map_or(content.len(), |end| (end + 1).min(content.len()));
+        start.parse::<usize>().unwrap()..end
+    });
+    let (status, range) = match range {
+        Some(range) if !is_plain => ("206 Partial", range),
+        _ => ("200 OK", 0..content.len()),
+    };
+    let tags = if is_plain {
+        ""
+    } else {
+        "etag: \"1\"\r\nlast-modified: Wed, 21 Oct 2026 07:28:00 GMT\r\n"
+    };
+    let head = format!(
+        "HTTP/1.1 {status}\r\ncontent-length: {}\r\ncontent-range: bytes {}-{}/{}\r\n{tags}connection: close\r\n\r\n",
+        range.len(),
+        range.start,
+        range.end.saturating_sub(1),
+        content.len()
+    );
+    let _ = stream.write_all(head.as_bytes()).await;
+    if method == "GET" {
+        let hangs_up = matches!(manner, Manner::HangsUp | Manner::HangsUpPlain);
+        let most = if hangs_up { PART } else { usize::MAX };
+        let body = &content[range.clone()];
+        let _ = stream.write_all(&body[..body.len().min(most)]).await;
+    }
+    let _ = stream.shutdown().await;
+}
+
+fn rows(rows: usize) -> Vec<u8> {
+    let text: String = (0..rows).map(|n| format!("number {n}\tលេខ {n}\n")).collect();
+    text.into_bytes()
+}
+
+/// Ten rows as zstd, made as long as asked for by a frame that is to be skipped.
+fn incompressible(bytes: u32) -> Vec<u8> {
+    let mut content = vec![0x50, 0x2A, 0x4D, 0x18];
+    content.extend(bytes.to_le_bytes());
+    content.extend((0..bytes).map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[3]));
+    content.extend(zstd::encode_all(rows(10).as_slice(), 3).unwrap());
+    content
+}
+
+fn gz(content: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gz.write_all(content).unwrap();
+    gz.finish().unwrap()
+}
+
+async fn kept(url: &str) -> Result<u64> {
+    let out = Store::open("memory://web")?;
+    let spec = CleanSpec {
+        source: Source::named(url),
+        ..source_spec(Corpus::Pairs, "")
+    };
+    let cleaned = clean(&out, &spec, "out.parquet").await?;
+    assert_sums(&cleaned.counts, &["kept"]);
+    Ok(cleaned.counts["kept"])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn corpora_are_read_from_web_servers_of_every_manner() {
+    let (url, site) = serve(vec![
+        ("/d/able.tsv.gz", Manner::Able, gz(&rows(5_000))),
+        ("/d/plain.tsv", Manner::Plain, rows(5_000)),
+        ("/d/my%20corpus.tsv?download=true&path=a/b", Manner::Able, rows(30)),
+        ("/busy.tsv", Manner::Busy, rows(40)),
+        ("/moved.tsv", Manner::Moved, b"/d/plain.tsv".to_vec()),
+        ("/long.tsv.zst", Manner::HangsUp, incompressible(10_000_000)),
+        ("/longer.tsv.zst", Manner::HangsUp, incompressible(20_000_000)),
+    ])
+    .await;
+    for (path, rows) in [
+        ("/d/able.tsv.gz", 5_000),
+        ("/d/plain.tsv", 5_000),
+        ("/d/my%20corpus.tsv?download=true&path=a/b", 30),
+        ("/busy.tsv", 40),
+        ("/moved.tsv", 5_000),
+    ] {
+        assert_eq!(kept(&format!("{url}{path}")).await.unwrap(), rows, "{path}");
+    }
+    for path in ["/long.tsv.zst", "/longer.tsv.zst"] {
+        let found = survey(&Source::named(&format!("{url}{path}")), Corpus::Pairs)
+            .await
+            .unwrap();
+        assert_eq!((found.rows, found.readable), (10, 10), "{path}");
+    }
+    let asked = site.asked.lock().unwrap();
+    let long = asked.iter().filter(|one| one.as_str() == "GET /long.tsv.zst").count();
+    assert!(
+        long > 3,
+        "a broken download is taken up where it broke: {long} requests"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_web_servers_faults_are_errors_that_name_the_file() {
+    let (url, _) = serve(vec![("/long.tsv", Manner::HangsUpPlain, rows(200_000))]).await;
+    let text = kept(&format!("{url}/absent.tsv")).await.unwrap_err().to_string();
+    assert_eq!(text, format!("{url}/absent.tsv: no such file or object"));
+    let text = kept(&format!("{url}/long.tsv")).await.unwrap_err().to_string();
+    assert!(
+        text.contains("/long.tsv"),
+        "a download that can't be taken up again is no short corpus: {text}"
+    );
+    let text = Store::open("http://[x/y").unwrap_err().to_string();
+    assert!(text.contains("http://[x/y"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parquet_moses_and_tmx_are_read_from_web_servers_too() {
+    let out = Store::open("memory://web-formats").unwrap();
+    let spec = common::sample_spec(Corpus::Pairs, 3_000, 1);
+    let made = clean(&out, &spec, "made.parquet").await.unwrap();
+    let table = out.get(&made.artifacts[0].path).await.unwrap().to_vec();
+    let tmx = "<tmx version=\"1.4\"><body><tu><tuv xml:lang=\"en\"><seg>a fish</seg></tuv><tuv xml:lang=\"km\"><seg>ត្រី\
+               </seg></tuv></tu></body></tmx>";
+    let (url, _) = serve(vec![
+        ("/p.parquet", Manner::Able, table.clone()),
+        ("/plain.parquet", Manner::Plain, table),
+        ("/m.en", Manner::Able, b"a fish\na cow\n".to_vec()),
+        ("/m.km.gz", Manner::Plain, gz("ត្រី\nគោ\n".as_bytes())),
+        ("/t.tmx", Manner::Plain, tmx.into()),
+    ])
+    .await;
+    let count = async |source: Source| survey(&source, Corpus::Pairs).await.map(|found| found.readable);
+    let named = |name: &str| Source::named(&format!("{url}/{name}"));
+    assert_eq!(count(named("p.parquet")).await.unwrap(), 3_000);
+    assert_eq!(count(named("t.tmx")).await.unwrap(), 1);
+    let moses = Source {
+        foreign_url: Some(format!("{url}/m.km.gz")),
+        ..named("m.en")
+    };
+    assert_eq!(count(moses).await.unwrap(), 2);
+    // Parquet is read in parts; a server that can't give them is named, with what to do.
+    let text = count(named("plain.parquet")).await.unwrap_err().to_string();
+    assert!(text.contains("plain.parquet") && text.contains("download it"), "{text}");
+}
