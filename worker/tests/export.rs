@@ -18,6 +18,7 @@ use llink_proto::task::Kind;
 use llink_proto::{Artifact, Export, ModelRef, ModelRole, Task, TaskResult};
 use llink_worker::agent::TaskControl;
 use llink_worker::bundle::{Answering, Bundle, BundleFolder, Generator, Opening};
+use llink_worker::device::Compute;
 use llink_worker::llink::projector::{Projector, ProjectorShape};
 use llink_worker::llink::slot_expander::{ExpanderActivations, SlotExpander, SlotExpanderShape};
 use llink_worker::models::lora::{LoraAdapter, LoraOptions};
@@ -167,6 +168,7 @@ impl Job {
             rendezvous: Box::new(|_| unreachable!("an export is no gang")),
             local_address: std::net::Ipv4Addr::LOCALHOST.into(),
             threads: 1,
+            compute: Compute::cpu(),
             models: Arc::new(ModelCache::default()),
             token: 1,
         };

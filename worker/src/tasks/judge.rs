@@ -239,7 +239,7 @@ impl Asker<'_> {
         let reply = match self.client.ask(request).await? {
             Answer::Text(text) => text,
             // Nothing that names a letter.
-            Answer::CutOff | Answer::Rejected => String::new(),
+            Answer::CutOff | Answer::Rejected(_) => String::new(),
         };
         let content = serde_json::to_vec(&reply).expect("a text is plain data");
         self.store.put(&path, Bytes::from(content)).await?;

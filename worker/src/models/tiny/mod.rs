@@ -11,7 +11,7 @@ use std::path::Path;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
-pub use shipped::{SHIPPED_DECODER, SHIPPED_ENCODER, write_shipped};
+pub use shipped::{Files, SHIPPED_DECODER, SHIPPED_ENCODER, write_shipped};
 
 use super::random::Normal;
 use crate::{Error, Result};
