@@ -86,10 +86,67 @@ fn a_key_follows_content_and_not_paths() {
     if let Some(shard) = other.get_mut(&StageName::Shard) {
         shard.artifacts[0].sha256 = "bb".into();
     }
+    assert_eq!(changed(&before, &keys(&job, &stamps, &other)), ["embed", "evaluate"]);
+}
+
+#[test]
+fn only_random_models_follow_the_corpus() {
+    let stamps = BTreeMap::new();
+    let changed_by_text = |models: &str| {
+        let (job, mut done) = (job(models), done());
+        let before = keys(&job, &stamps, &done);
+        if let Some(shard) = done.get_mut(&StageName::Shard) {
+            shard.artifacts[0].sha256 = "bb".into();
+        }
+        changed(&before, &keys(&job, &stamps, &done)).contains(&"models")
+    };
+    assert!(!changed_by_text(""));
+    assert!(changed_by_text("[models]\nencoder = \"random\"\n"));
+}
+
+#[test]
+fn both_arms_are_trained_one_after_the_other_and_keep_their_names() {
+    let job = job("[instructions]\nsource = \"sample\"\n[instruct]\nmode = \"both\"\n");
+    let (stamps, mut done) = (BTreeMap::new(), done());
+    if let Some(align) = done.get_mut(&StageName::Align) {
+        align.artifacts[0].role = "projector".into();
+    }
+    let inputs = Inputs {
+        job: &job,
+        stamps: &stamps,
+        done: &done,
+    };
+    let trained = |role: &str| TaskResult {
+        artifacts: vec![Artifact {
+            role: role.into(),
+            ..Artifact::default()
+        }],
+        figures: BTreeMap::from([("loss".to_owned(), 1.0)]),
+        ..TaskResult::default()
+    };
+    let direct = |results: &[Vec<TaskResult>]| match phase(StageName::Instruct, "k", &inputs, results).unwrap() {
+        Phase::Tasks { tasks, .. } => match tasks[0].spec.kind.clone() {
+            Some(llink_proto::task::Kind::Instruct(task)) => (task.options.unwrap().direct, task.directory),
+            other => panic!("{other:?}"),
+        },
+        Phase::Complete(_) => panic!("an arm is missing"),
+    };
+    let first = vec![trained("adapter")];
+    assert_eq!(direct(&[]), (false, "instruct/k".to_owned()));
     assert_eq!(
-        changed(&before, &keys(&job, &stamps, &other)),
-        ["models", "embed", "evaluate"]
+        direct(std::slice::from_ref(&first)),
+        (true, "instruct/k/direct".to_owned())
     );
+    let Phase::Complete(manifest) = phase(StageName::Instruct, "k", &inputs, &[first.clone(), first]).unwrap() else {
+        panic!("both arms are there")
+    };
+    let roles: Vec<&str> = manifest
+        .artifacts
+        .iter()
+        .map(|artifact| artifact.role.as_str())
+        .collect();
+    assert_eq!(roles, ["adapter", "direct-adapter"]);
+    assert!(manifest.figures.contains_key("loss") && manifest.figures.contains_key("direct.loss"));
 }
 
 #[test]

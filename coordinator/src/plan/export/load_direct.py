@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 bundle, decoder_id = ".", "DECODER"
 
 config = json.load(open(f"{bundle}/config.json"))
-decoder, speaker = AutoModelForCausalLM.from_pretrained(decoder_id), AutoTokenizer.from_pretrained(decoder_id)
+decoder, speaker = AutoModelForCausalLM.from_pretrained(decoder_id).float(), AutoTokenizer.from_pretrained(decoder_id)
 decoder = PeftModel.from_pretrained(decoder, bundle).eval()
 
 

@@ -9,7 +9,7 @@ bundle, encoder_id = ".", "ENCODER"
 
 config = json.load(open(f"{bundle}/config.json"))
 projector = load_file(f"{bundle}/projector.safetensors")
-encoder, reader = AutoModel.from_pretrained(encoder_id).eval(), AutoTokenizer.from_pretrained(encoder_id)
+encoder, reader = AutoModel.from_pretrained(encoder_id).float().eval(), AutoTokenizer.from_pretrained(encoder_id)
 
 
 def linear(x, name):

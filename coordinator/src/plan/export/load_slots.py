@@ -10,8 +10,8 @@ bundle, encoder_id, decoder_id = ".", "ENCODER", "DECODER"
 
 config = json.load(open(f"{bundle}/config.json"))
 projector, expander = load_file(f"{bundle}/projector.safetensors"), load_file(f"{bundle}/slots.safetensors")
-encoder, reader = AutoModel.from_pretrained(encoder_id).eval(), AutoTokenizer.from_pretrained(encoder_id)
-decoder, speaker = AutoModelForCausalLM.from_pretrained(decoder_id), AutoTokenizer.from_pretrained(decoder_id)
+encoder, reader = AutoModel.from_pretrained(encoder_id).float().eval(), AutoTokenizer.from_pretrained(encoder_id)
+decoder, speaker = AutoModelForCausalLM.from_pretrained(decoder_id).float(), AutoTokenizer.from_pretrained(decoder_id)
 decoder = PeftModel.from_pretrained(decoder, bundle).eval()
 
 
