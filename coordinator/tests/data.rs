@@ -284,9 +284,10 @@ fn moto() -> Option<(common::Running, Vec<(String, String)>)> {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let mut port = String::new();
-    BufReader::new(child.stdout.take().unwrap())
-        .read_line(&mut port)
+    // What else it says on its start is of no interest.
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let port = lines
+        .find_map(|line| line.unwrap().strip_prefix("port ").map(str::to_owned))
         .unwrap();
     let settings = [
         ("AWS_ENDPOINT", format!("http://127.0.0.1:{port}")),
