@@ -7,6 +7,7 @@ mod open;
 
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -39,6 +40,10 @@ enum Transfer {
     /// Part by part where the server can do that and says by a tag that all are of the same object.
     PartsIfAble,
 }
+
+/// How often a listing whose answer breaks off is asked for, and how long is waited between.
+const LISTING_TRIES: u32 = 5;
+const LISTING_PAUSE: Duration = Duration::from_millis(250);
 
 /// What a store knows about one object without reading it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,12 +121,18 @@ impl Store {
     /// [`Error::Store`] with what the store said.
     pub async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>> {
         let location = self.location(prefix)?;
-        let metas: Vec<ObjectMeta> = self
-            .objects
-            .list(Some(&location))
-            .try_collect()
-            .await
-            .map_err(|e| self.failed(prefix, e))?;
+        let mut tries = LISTING_TRIES;
+        let metas: Vec<ObjectMeta> = loop {
+            tries -= 1;
+            match self.objects.list(Some(&location)).try_collect().await {
+                Ok(metas) => break metas,
+                // Requests are tried again below this, but not an answer that is cut off.
+                Err(object_store::Error::Generic { .. }) if tries > 0 && self.transfer == Transfer::Parts => {
+                    tokio::time::sleep(LISTING_PAUSE).await;
+                }
+                Err(error) => return Err(self.failed(prefix, error)),
+            }
+        };
         let mut found: Vec<_> = metas.iter().map(|meta| self.info(meta)).collect();
         found.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(found)
