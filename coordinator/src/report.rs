@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::plan::StageName;
 use crate::schedule::{Job, Millis};
 
 /// The report of a job whose stages are all complete, as JSON.
@@ -36,7 +37,19 @@ pub fn build(job: &Job, now: Millis) -> String {
         .flat_map(|m| m.facts.iter().map(|(k, v)| (k.clone(), json!(v))))
         .collect();
     let training = effective_training_time(job);
+    let page = job
+        .stages
+        .iter()
+        .filter_map(|stage| stage.manifest.as_ref())
+        .flat_map(|manifest| &manifest.artifacts)
+        .find(|artifact| artifact.role == "report-page");
+    let bundle = job
+        .stages
+        .iter()
+        .find(|s| s.name == StageName::Export && s.manifest.is_some());
     let report = json!({
+        "page": page.map(|artifact| &artifact.path),
+        "bundle": bundle.map(|stage| crate::plan::directory(stage.name, &stage.key)),
         "training": training.map(|(share, seconds)| json!({"effective_time": share, "seconds": seconds})),
         "job": job.file.name,
         "id": job.id,

@@ -1,5 +1,5 @@
 //! Corpora, synthesis, `verify` and `inspect`, as their user runs them.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 #![cfg(feature = "inspect")]
 
 mod common;

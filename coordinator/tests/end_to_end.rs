@@ -48,7 +48,7 @@ fn a_job_runs_end_to_end_and_again_does_nothing() {
         .iter()
         .map(|s| s["state"].as_str().unwrap())
         .collect();
-    assert_eq!(states, ["cached", "cached", "cached", "done", "done"]);
+    assert_eq!(states, ["cached", "cached", "cached", "done", "done", "done"]);
 
     // Looking works without a coordinator too.
     let list = place.ok(&["list"]);

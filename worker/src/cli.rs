@@ -3,10 +3,12 @@
 use std::io::Read;
 use std::time::Duration;
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 
 use crate::agent::{self, AgentOptions};
-use crate::models::Activations;
+use crate::device::{Compute, DeviceChoice};
+use crate::models::{Activations, Backend};
+use crate::pretrain::{self, Look, PretrainOptions};
 use crate::train::bench::InstructBench;
 
 /// How a worker is started.
@@ -21,6 +23,9 @@ pub struct WorkerArgs {
     /// Threads to compute with; by default one for each core.
     #[arg(long, env = "LLINK_THREADS", value_name = "N")]
     pub threads: Option<usize>,
+    /// Where to compute: `auto` (a GPU if there is one that can be used), `cpu`, `cuda` or `cuda:N`.
+    #[arg(long, env = "LLINK_DEVICE", value_name = "DEVICE", default_value_t = DeviceChoice::Auto)]
+    pub device: DeviceChoice,
     /// Seconds to go on trying when the coordinator cannot be reached; 0 tries for ever.
     #[arg(long, env = "LLINK_CONNECT_TIMEOUT_S", value_name = "SECONDS", default_value_t = 0)]
     pub connect_timeout: u64,
@@ -43,9 +48,15 @@ pub struct BenchArgs {
     /// Tokens in a batch, for `embed` and `teacher`.
     #[arg(long, default_value_t = 4096)]
     pub budget: usize,
-    /// What to compute in; `align` is f32.
+    /// Where to compute.
+    #[arg(long, value_name = "DEVICE", default_value_t = DeviceChoice::Cpu)]
+    pub device: DeviceChoice,
+    /// What to compute in; on the CPU `align` is f32.
     #[arg(long, value_enum, default_value_t = BenchDtype::F32)]
     pub dtype: BenchDtype,
+    /// On the CPU: compute in tensors, as GPUs do.
+    #[arg(long)]
+    pub tensors: bool,
     /// A safetensors file to write the vectors to, for `embed` and `teacher`.
     #[arg(long, value_name = "FILE")]
     pub out: Option<std::path::PathBuf>,
@@ -58,6 +69,9 @@ pub struct BenchArgs {
     /// Keep each layer's input only and run it forward again, for `instruct`.
     #[arg(long)]
     pub recompute: bool,
+    /// Ranks that share a step of `instruct`, and this machine's threads.
+    #[arg(long, default_value_t = 1)]
+    pub ranks: usize,
 }
 
 /// The heavy jobs.
@@ -91,18 +105,25 @@ pub fn bench(args: &BenchArgs) -> crate::Result<serde_json::Value> {
         BenchDtype::F32 => DType::F32,
         BenchDtype::Bf16 => DType::BF16,
     };
+    let device = Compute::open(args.device)?.device;
+    let backend = match args.tensors {
+        true => Backend::of_tensors(&device, dtype),
+        false => Backend::new(&device, dtype),
+    };
     let options = crate::models::bench::Options {
         n: args.n,
         token_budget: args.budget,
-        dtype,
-        device: Device::Cpu,
+        backend: backend.clone(),
         out: args.out.clone(),
     };
     let vectors = |job| crate::models::bench::run(job, &args.dir, &options);
     match args.job {
         BenchJob::Embed => vectors(crate::models::bench::Job::Embed),
         BenchJob::Teacher => vectors(crate::models::bench::Job::Teacher),
-        BenchJob::Align => crate::train::bench::bench_align(args.batch.unwrap_or(128), args.steps),
+        BenchJob::Align => {
+            let in_tensors = (args.tensors || !device.is_cpu()).then_some(&backend);
+            crate::train::bench::bench_align(args.batch.unwrap_or(128), args.steps, in_tensors)
+        }
         BenchJob::Instruct => {
             let options = InstructBench {
                 batch: args.batch.unwrap_or(4),
@@ -111,10 +132,61 @@ pub fn bench(args: &BenchArgs) -> crate::Result<serde_json::Value> {
                     true => Activations::Recomputed,
                     false => Activations::Kept,
                 },
+                ranks: args.ranks,
             };
-            crate::train::bench::bench_instruct(&args.dir.join("decoder"), options, dtype, &Device::Cpu)
+            crate::train::bench::bench_instruct(&args.dir.join("decoder"), options, &backend)
         }
     }
+}
+
+/// How tiny models are trained from scratch.
+#[derive(Debug, Clone, clap::Args)]
+pub struct PretrainArgs {
+    /// A folder that gets `encoder/` and `decoder/`.
+    pub dir: std::path::PathBuf,
+    /// Of the initial weights, the texts and the batches.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Sentences of the sample corpus to train on.
+    #[arg(long, default_value_t = 60_000)]
+    pub sentences: u64,
+    /// Sentences in a step.
+    #[arg(long, default_value_t = 64)]
+    pub batch: usize,
+    /// The encoder's steps.
+    #[arg(long, default_value_t = 3_000)]
+    pub encoder_steps: u64,
+    /// The decoder's steps.
+    #[arg(long, default_value_t = 2_500)]
+    pub decoder_steps: u64,
+    /// Threads; by default one for each core.
+    #[arg(long)]
+    pub threads: Option<usize>,
+}
+
+/// Trains tiny models that know the sample grammar; `told` gets a line about each look at held-out text.
+///
+/// # Errors
+/// When a file can't be written.
+pub fn pretrain_tiny(args: &PretrainArgs, told: &mut dyn FnMut(String)) -> crate::Result<()> {
+    let options = PretrainOptions {
+        seed: args.seed,
+        sentences: args.sentences,
+        batch: args.batch,
+        encoder_steps: args.encoder_steps,
+        decoder_steps: args.decoder_steps,
+        threads: args.threads.unwrap_or_else(cores),
+    };
+    pretrain::pretrain_tiny(&args.dir, &options, &mut |model, step, look| {
+        let Look { loss, tokens, texts } = look;
+        told(format!(
+            "{model} step {step}: loss {loss:.4}, of held-out texts {tokens:.3} of the tokens and {texts:.3} whole"
+        ));
+    })
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Works until SIGTERM or Ctrl-C; then gives its leases back.
@@ -122,16 +194,14 @@ pub fn bench(args: &BenchArgs) -> crate::Result<serde_json::Value> {
 /// # Errors
 /// When the URL is wrong, the coordinator refuses this worker, or cannot be reached for the time given.
 pub async fn run(args: WorkerArgs) -> anyhow::Result<()> {
-    let threads = args
-        .threads
-        .filter(|n| *n > 0)
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let threads = args.threads.filter(|n| *n > 0).unwrap_or_else(cores);
     // Refused only when a pool exists already, which then has its own idea of how many.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     let options = AgentOptions {
         coordinator: args.coordinator,
         name: args.name.unwrap_or_else(agent::host_name),
         threads,
+        compute: Compute::open(args.device)?,
         connect_timeout: (args.connect_timeout > 0).then(|| Duration::from_secs(args.connect_timeout)),
     };
     let stop = stop_signal(args.exit_with_parent);

@@ -21,6 +21,12 @@ pub enum Error {
     /// A tensor operation.
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),
+    /// A GPU that was asked for and can't be used.
+    #[error("{0}")]
+    Device(String),
+    /// A device without room for even the smallest piece of work.
+    #[error("out of memory: {0}")]
+    OutOfMemory(String),
     /// A local file.
     #[error("{path}: {source}")]
     Io {

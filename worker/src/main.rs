@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use llink_worker::cli::{self, BenchArgs, WorkerArgs};
+use llink_worker::cli::{self, BenchArgs, PretrainArgs, WorkerArgs};
 
 /// Takes tasks from a coordinator and runs them.
 #[derive(Debug, Parser)]
@@ -20,6 +20,8 @@ struct Cli {
 enum Command {
     /// Time one of the heavy jobs on this machine; prints one JSON line.
     Bench(BenchArgs),
+    /// Train tiny models that know the sample grammar, from scratch.
+    PretrainTiny(PretrainArgs),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +42,12 @@ fn main() -> ExitCode {
                     let _ = writeln!(std::io::stdout(), "{line}");
                     ExitCode::SUCCESS
                 }
+                Err(e) => failed(&e.to_string()),
+            };
+        }
+        (Some(Command::PretrainTiny(args)), _) => {
+            return match cli::pretrain_tiny(&args, &mut |line| tracing::info!("{line}")) {
+                Ok(()) => ExitCode::SUCCESS,
                 Err(e) => failed(&e.to_string()),
             };
         }

@@ -2,11 +2,14 @@
 //! loses a member ends with errors.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod place;
+
 use std::net::TcpListener;
 use std::ops::ControlFlow;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use candle_core::DType;
 use half::f16;
 use llink_datasets::vectors::VectorTable;
 use llink_worker::Error;
@@ -70,6 +73,7 @@ fn run<'a>(options: &'a AlignOptions, data: &'a AlignData, resume: Option<AlignS
         options,
         data,
         resume,
+        backend: None,
         micro_batch: 0,
         validation: None,
     }
@@ -123,6 +127,55 @@ fn on_ring<T: Send>(world_size: usize, timeout: Duration, work: impl Fn(&mut dyn
         let ranks: Vec<_> = listeners.into_iter().enumerate().map(rank).collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
+}
+
+/// The same in tensors.
+fn train_in_tensors(dtype: DType, options: &AlignOptions, collective: &mut dyn Collective) -> Vec<StepRecord> {
+    let (mut records, data, backend) = (Vec::new(), data(), place::tensors(dtype));
+    let work = AlignRun {
+        backend: Some(&backend),
+        ..run(options, &data, None)
+    };
+    let mut watch = each(|record, _| {
+        records.push(record.clone());
+        Ok(ControlFlow::Continue(()))
+    });
+    align(work, collective, &mut watch).unwrap();
+    records
+}
+
+#[test]
+fn tensors_take_the_steps_of_slices_with_the_same_masks_and_negatives() {
+    let options = AlignOptions { steps: 60, ..options() };
+    let (slices, _) = train(&options, &mut Solo::default());
+    for (dtype, of_loss, of_norm) in [(DType::F32, 1e-4, 1e-3), (DType::BF16, 0.05, 0.2)] {
+        let (mut worst, mut worst_norm) = (0.0_f64, 0.0_f64);
+        let tensors = train_in_tensors(dtype, &options, &mut Solo::default());
+        assert_eq!(tensors.len(), slices.len());
+        for (a, b) in tensors.iter().zip(&slices) {
+            worst = worst.max((a.loss() - b.loss()).abs());
+            worst_norm = worst_norm.max((grad_norm(a) / grad_norm(b) - 1.0).abs());
+        }
+        println!("{dtype:?}: losses within {worst:.1e}, gradient norms within {worst_norm:.1e}");
+        assert!(
+            worst < of_loss && worst_norm < of_norm,
+            "{dtype:?}: {worst:.1e} {worst_norm:.1e}"
+        );
+    }
+}
+
+#[test]
+fn ranks_that_compute_in_tensors_see_the_losses_of_one() {
+    let options = AlignOptions { steps: 40, ..options() };
+    let alone = train_in_tensors(DType::F32, &options, &mut Solo::default());
+    for world_size in [2, 4] {
+        let timeout = Duration::from_secs(60);
+        for records in on_ring(world_size, timeout, |ring| train_in_tensors(DType::F32, &options, ring)) {
+            for (single, shared) in alone.iter().zip(&records) {
+                assert!((single.loss() - shared.loss()).abs() < 1e-4, "step {}", single.step);
+            }
+        }
+    }
 }
 
 #[test]

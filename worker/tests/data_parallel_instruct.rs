@@ -1,6 +1,8 @@
 //! Stage B on several ranks trains as it does on one, and goes on from a checkpoint as if nothing had happened.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod place;
+
 use std::net::TcpListener;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -34,6 +36,11 @@ const TASKS: [&str; 3] = [
 fn decoder() -> Decoder {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/seed8/decoder");
     Decoder::load(Path::new(dir), &Device::Cpu, DType::F32).unwrap()
+}
+
+fn decoder_in_tensors(dtype: DType) -> Decoder {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/seed8/decoder");
+    Decoder::load_on(Path::new(dir), &place::tensors(dtype)).unwrap()
 }
 
 /// Instructions whose answers differ in length, with vectors at random.
@@ -103,11 +110,22 @@ fn train(
     resume: Option<InstructState>,
     collective: &mut dyn Collective,
 ) -> (Vec<StepRecord>, InstructTrained, Vec<u8>) {
-    let decoder = decoder();
-    let data = data(&decoder, options.mode);
+    train_with(&decoder(), options, token_budget, until, resume, collective)
+}
+
+/// The same on a decoder of the caller's.
+fn train_with(
+    decoder: &Decoder,
+    options: &InstructOptions,
+    token_budget: usize,
+    until: u64,
+    resume: Option<InstructState>,
+    collective: &mut dyn Collective,
+) -> (Vec<StepRecord>, InstructTrained, Vec<u8>) {
+    let data = data(decoder, options.mode);
     let run = InstructRun {
         options,
-        decoder: &decoder,
+        decoder,
         median_norm: 0.8,
         data: &data,
         resume,
@@ -177,6 +195,67 @@ fn any_number_of_ranks_sees_the_same_losses() {
     println!("in several passes: losses within {worst:.1e}");
     assert!(worst < 1e-4, "accumulating gradients changes the losses by {worst}");
     assert_eq!(in_pieces.adapter.parameters.len(), trained.adapter.parameters.len());
+}
+
+#[test]
+fn tensors_take_the_steps_of_slices_with_the_same_masks() {
+    for mode in [InstructMode::Slots, InstructMode::Direct] {
+        let options = options(mode);
+        let (slices, ..) = train(&options, usize::MAX, 20, None, &mut Solo::default());
+        for (dtype, budget, tolerance) in [
+            (DType::F32, usize::MAX, 1e-3),
+            (DType::F32, 60, 1e-3),
+            (DType::BF16, 200, 0.15),
+        ] {
+            let decoder = decoder_in_tensors(dtype);
+            let (tensors, ..) = train_with(&decoder, &options, budget, 20, None, &mut Solo::default());
+            let worst = apart(&slices, &tensors);
+            println!("{mode:?} {dtype:?} {budget}: losses within {worst:.1e}");
+            assert!(worst < tolerance, "{mode:?} {dtype:?}: {worst}");
+        }
+    }
+}
+
+#[test]
+fn ranks_that_compute_in_tensors_see_the_losses_of_one_and_go_on_from_a_checkpoint() {
+    let options = options(InstructMode::Slots);
+    let decoder = decoder_in_tensors(DType::F32);
+    let (alone, ..) = train_with(&decoder, &options, 100, 16, None, &mut Solo::default());
+    for world_size in [2, 4] {
+        let ranks = on_ring(world_size, |ring| {
+            train_with(&decoder_in_tensors(DType::F32), &options, 100, 16, None, ring)
+        });
+        let worst = apart(&alone, &ranks[0].0);
+        println!("{world_size} ranks: losses within {worst:.1e}");
+        assert!(worst < 1e-3, "{world_size} ranks differ from one by {worst}");
+        for (_, other, _) in &ranks[1..] {
+            assert!(other.adapter == ranks[0].1.adapter && other.expander == ranks[0].1.expander);
+        }
+    }
+    let (_, _, saved) = train_with(&decoder, &options, 100, 7, None, &mut Solo::default());
+    let state = InstructState::from_safetensors(decoder.config(), "saved", &saved).unwrap();
+    let (after, ..) = train_with(&decoder, &options, 100, 16, Some(state), &mut Solo::default());
+    assert!(apart(&alone[7..], &after) < 1e-6);
+}
+
+#[test]
+fn ranks_with_no_rows_and_with_several_passes_sum_the_same_gradients() {
+    for mode in [InstructMode::Slots, InstructMode::Direct] {
+        let options = InstructOptions {
+            batch: 3,
+            ..options(mode)
+        };
+        let (alone, ..) = train(&options, usize::MAX, 10, None, &mut Solo::default());
+        for world_size in [2, 4] {
+            // Of four the first has none; of two the one has a single example, the other two in two passes.
+            let ranks = on_ring(world_size, |ring| train(&options, 30, 10, None, ring));
+            for (records, other, _) in &ranks {
+                let worst = apart(&alone, records);
+                assert!(worst < 1e-4, "{mode:?}: {world_size} ranks differ from one by {worst}");
+                assert!(other.adapter == ranks[0].1.adapter && other.expander == ranks[0].1.expander);
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,14 +1,20 @@
 //! Stage A computes what the PyTorch reference computes: losses, gradients, weights and retrieval along a golden trajectory.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod place;
+
 use std::path::PathBuf;
 
+use candle_core::DType;
+
+use llink_worker::Result;
 use llink_worker::collective::Solo;
 use llink_worker::llink::align_losses::AlignWeights;
 use llink_worker::llink::projector::{Projector, ProjectorShape};
 use llink_worker::llink::retrieval::retrieval_metrics;
 use llink_worker::llink::teacher_queue::TeacherQueue;
-use llink_worker::train::align_step::{AlignTrainer, StepInput};
+use llink_worker::train::align_step::{AlignTrainer, StepInput, StepOutcome};
+use llink_worker::train::on_device::DeviceAlignTrainer;
 use llink_worker::train::optimizer::{AdamW, AdamWOptions};
 use llink_worker::train::schedule::{cosine_lr, temperature};
 use llink_worker::train::tensor_file::TensorFile;
@@ -27,8 +33,45 @@ fn relative(found: &[f32], expected: &[f32]) -> f64 {
     difference / norm(&mut expected.iter().map(|x| f64::from(*x)))
 }
 
+/// On slices, or in tensors.
+enum Trainer {
+    Slices(Box<AlignTrainer>),
+    Tensors(Box<DeviceAlignTrainer>),
+}
+
+impl Trainer {
+    fn step(&mut self, input: &StepInput<'_>) -> Result<StepOutcome> {
+        match self {
+            Self::Slices(trainer) => trainer.step(input, &mut Solo::default()),
+            Self::Tensors(trainer) => trainer.step(input, &mut Solo::default()),
+        }
+    }
+
+    fn projector(self) -> Projector {
+        match self {
+            Self::Slices(trainer) => trainer.projector,
+            Self::Tensors(trainer) => trainer.to_host().unwrap().0,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Slices,
+    Tensors,
+}
+
 #[test]
 fn the_golden_trajectory_is_followed() {
+    follow(Kind::Slices);
+}
+
+#[test]
+fn the_golden_trajectory_is_followed_in_tensors() {
+    follow(Kind::Tensors);
+}
+
+fn follow(kind: Kind) {
     let folder = golden();
     let cases: Value = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
     let bytes = std::fs::read(folder.join("tensors.safetensors")).unwrap();
@@ -61,7 +104,15 @@ fn the_golden_trajectory_is_followed() {
     };
     let queue = TeacherQueue::new(align["queue_capacity"].as_u64().unwrap() as usize, d);
     let optimizer = AdamW::new(adamw, shape.parameter_count());
-    let mut trainer = AlignTrainer::new(projector, optimizer, queue, weights, number(&align["clip"]));
+    let clip = number(&align["clip"]);
+    let mut trainer = match kind {
+        Kind::Slices => Trainer::Slices(Box::new(AlignTrainer::new(projector, optimizer, queue, weights, clip))),
+        Kind::Tensors => {
+            let backend = place::tensors(DType::F32);
+            let trainer = DeviceAlignTrainer::new(&backend, &projector, &optimizer, &queue, weights, clip);
+            Trainer::Tensors(Box::new(trainer.unwrap()))
+        }
+    };
 
     let trace = align["trace"].as_array().unwrap();
     let (total, mut worst_loss, mut worst_norm) = (trace.len() as u64, 0.0_f64, 0.0_f64);
@@ -92,7 +143,7 @@ fn the_golden_trajectory_is_followed() {
             learning_rate,
             dropout: None,
         };
-        let outcome = trainer.step(&input, &mut Solo::default()).unwrap();
+        let outcome = trainer.step(&input).unwrap();
         for (name, found) in [
             ("loss", outcome.losses.total(&weights)),
             ("info_nce", outcome.losses.info_nce),
@@ -111,7 +162,7 @@ fn the_golden_trajectory_is_followed() {
             outcome.grad_norm,
             expected["grad_norm"]
         );
-        if step == 4 {
+        if let (4, Trainer::Slices(trainer)) = (step, &trainer) {
             for ((name, _), range) in shape.tensors().into_iter().zip(shape.ranges()) {
                 let expected = file.f32(&format!("align.grad4.{name}")).unwrap().1;
                 let error = relative(&trainer.gradient()[range], &expected);
@@ -121,14 +172,15 @@ fn the_golden_trajectory_is_followed() {
         }
     }
     println!("losses within {worst_loss:.1e}, gradient norms within {worst_norm:.1e}");
+    let projector = trainer.projector();
     for ((name, _), range) in shape.tensors().into_iter().zip(shape.ranges()) {
         let expected = file.f32(&format!("align.final.{name}")).unwrap().1;
-        let error = relative(&trainer.projector.parameters[range], &expected);
+        let error = relative(&projector.parameters[range], &expected);
         println!("{name} after {total} steps: {error:.1e}");
         assert!(error < 1e-3, "{name} after {total} steps: {error}");
     }
 
-    let metrics = retrieval_metrics(&trainer.projector.project(&encoder).unwrap(), &teacher, d).unwrap();
+    let metrics = retrieval_metrics(&projector.project(&encoder).unwrap(), &teacher, d).unwrap();
     let retrieval = &cases["retrieval"];
     for (name, found) in [
         ("r1", metrics.r1),

@@ -1,19 +1,26 @@
 //! Stage B computes what PyTorch with PEFT computes: every gradient of the first step, every loss, the weights after the last.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod place;
+
 use std::ops::Range;
 use std::path::PathBuf;
 
-use candle_core::{DType, Device};
+use candle_core::DType;
+use candle_core::Device;
+use llink_worker::Result;
 use llink_worker::collective::{Collective, Solo};
 use llink_worker::llink::slot_expander::SlotExpander;
 use llink_worker::llink::slot_losses::SlotWeights;
 use llink_worker::llink::usage_contrast::UsageContrast;
 use llink_worker::models::lora::{LoraAdapter, LoraOptions};
-use llink_worker::models::{Activations, Decoder};
+use llink_worker::models::{Activations, Backend, Decoder};
 use llink_worker::train::instruct_batch::InstructExample;
-use llink_worker::train::instruct_step::{InstructInput, InstructTrainer, InstructWeights, LearningRates};
-use llink_worker::train::optimizer::AdamWOptions;
+use llink_worker::train::instruct_step::{
+    InstructInput, InstructOutcome, InstructTrainer, InstructWeights, LearningRates,
+};
+use llink_worker::train::on_device::DeviceInstructTrainer;
+use llink_worker::train::optimizer::{AdamW, AdamWOptions};
 use llink_worker::train::tensor_file::TensorFile;
 use serde_json::Value;
 
@@ -22,21 +29,64 @@ fn golden() -> PathBuf {
     std::env::var_os("LLINK_GOLDEN").map_or_else(fixture, PathBuf::from)
 }
 
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Slices,
+    Tensors,
+}
+
+/// On slices, or in tensors.
+enum Trainer {
+    Slices(Box<InstructTrainer>),
+    Tensors(Box<DeviceInstructTrainer>),
+}
+
+impl Trainer {
+    fn step(
+        &mut self,
+        case: &Case,
+        input: &InstructInput<'_>,
+        collective: &mut dyn Collective,
+    ) -> Result<InstructOutcome> {
+        let decoder = case.decoder.model();
+        match self {
+            Self::Slices(trainer) => trainer.step(decoder, input, collective),
+            Self::Tensors(trainer) => trainer.step(decoder, input, collective),
+        }
+    }
+
+    fn trained(self) -> (LoraAdapter, SlotExpander) {
+        match self {
+            Self::Slices(trainer) => (trainer.adapter, trainer.expander),
+            Self::Tensors(trainer) => {
+                let (adapter, expander, _) = trainer.to_host().unwrap();
+                (adapter, expander)
+            }
+        }
+    }
+}
+
 /// What the golden set says of Stage B.
 struct Case {
+    kind: Kind,
     instruct: Value,
     tensors: Vec<u8>,
     decoder: Decoder,
 }
 
 impl Case {
-    fn load() -> Self {
+    fn load(kind: Kind) -> Self {
         let folder = golden();
+        let backend = match kind {
+            Kind::Slices => Backend::new(&Device::Cpu, DType::F32),
+            Kind::Tensors => place::tensors(DType::F32),
+        };
         let cases: Value = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
         Self {
+            kind,
             instruct: cases["instruct"].clone(),
             tensors: std::fs::read(folder.join("tensors.safetensors")).unwrap(),
-            decoder: Decoder::load(&folder.join("decoder"), &Device::Cpu, DType::F32).unwrap(),
+            decoder: Decoder::load_on(&folder.join("decoder"), &backend).unwrap(),
         }
     }
 
@@ -51,7 +101,8 @@ impl Case {
             .unwrap()
     }
 
-    fn trainer(&self) -> InstructTrainer {
+    /// Adapter, expander, their optimizers and the losses' weights before the first step.
+    fn parts(&self) -> (LoraAdapter, SlotExpander, [AdamW; 3], InstructWeights) {
         let bytes = std::fs::read(golden().join("lora_init/adapter_model.safetensors")).unwrap();
         let mut adapter = LoraAdapter::new(self.decoder.config(), LoraOptions::default(), 1).unwrap();
         adapter
@@ -77,7 +128,19 @@ impl Case {
             },
             gradient_clip: self.number(&["clip"]),
         };
-        InstructTrainer::new(adapter, expander, optimizers, weights)
+        (adapter, expander, optimizers, weights)
+    }
+
+    fn trainer(&self) -> Trainer {
+        let (adapter, expander, optimizers, weights) = self.parts();
+        match self.kind {
+            Kind::Slices => Trainer::Slices(Box::new(InstructTrainer::new(adapter, expander, optimizers, weights))),
+            Kind::Tensors => {
+                let decoder = self.decoder.model();
+                let trainer = DeviceInstructTrainer::new(decoder, adapter, &expander, &optimizers, weights);
+                Trainer::Tensors(Box::new(trainer.unwrap()))
+            }
+        }
     }
 
     /// The examples as they stand in the padded tensors.
@@ -113,8 +176,8 @@ fn trajectory(
     case: &Case,
     token_budget: usize,
     activations: Activations,
-    after: &mut dyn FnMut(usize, &InstructTrainer, &Value),
-) -> InstructTrainer {
+    after: &mut dyn FnMut(usize, &Trainer, &Value),
+) -> (LoraAdapter, SlotExpander) {
     let file = case.file();
     let mut trainer = case.trainer();
     let examples = case.examples();
@@ -144,7 +207,7 @@ fn trajectory(
             token_budget,
             activations,
         };
-        let outcome = trainer.step(case.decoder.model(), &input, &mut collective).unwrap();
+        let outcome = trainer.step(case, &input, &mut collective).unwrap();
         let losses = outcome.losses;
         let found = serde_json::json!({
             "loss": losses.loss, "sft": losses.sft, "usage": losses.usage, "cosine": losses.cosine,
@@ -152,7 +215,7 @@ fn trajectory(
         });
         after(step, &trainer, &found);
     }
-    trainer
+    trainer.trained()
 }
 
 fn relative(found: &[f32], expected: &[f32]) -> f64 {
@@ -163,7 +226,7 @@ fn relative(found: &[f32], expected: &[f32]) -> f64 {
 }
 
 /// The largest difference of any tensor of adapter and expander from those named after `prefix`.
-fn compare(case: &Case, prefix: &str, trainer: &InstructTrainer, adapter: &[f32], expander: &[f32]) -> f64 {
+fn compare(case: &Case, prefix: &str, of: (&LoraAdapter, &SlotExpander), adapter: &[f32], expander: &[f32]) -> f64 {
     let file = case.file();
     let mut worst: f64 = 0.0;
     let mut check = |name: &str, found: &[f32]| {
@@ -172,10 +235,10 @@ fn compare(case: &Case, prefix: &str, trainer: &InstructTrainer, adapter: &[f32]
         assert!(error < 1e-3, "{prefix}{name} differs by {error}");
         worst = worst.max(error);
     };
-    for (name, _, place) in trainer.adapter.tensor_places() {
+    for (name, _, place) in of.0.tensor_places() {
         check(&name.replace(".weight", ".default.weight"), &adapter[place]);
     }
-    let shape = trainer.expander.shape();
+    let shape = of.1.shape();
     for ((name, _), place) in shape.tensors().into_iter().zip(shape.ranges()) {
         check(name, &expander[place]);
     }
@@ -184,7 +247,16 @@ fn compare(case: &Case, prefix: &str, trainer: &InstructTrainer, adapter: &[f32]
 
 #[test]
 fn stage_b_takes_the_references_steps() {
-    let case = Case::load();
+    follow(Kind::Slices);
+}
+
+#[test]
+fn stage_b_takes_the_references_steps_in_tensors() {
+    follow(Kind::Tensors);
+}
+
+fn follow(kind: Kind) {
+    let case = Case::load(kind);
     // All at once; in several passes; with layers run again in the backward pass.
     for (token_budget, activations) in [
         (usize::MAX, Activations::Kept),
@@ -193,7 +265,7 @@ fn stage_b_takes_the_references_steps() {
     ] {
         let mut worst_loss: f64 = 0.0;
         let mut worst_gradient = 0.0;
-        let trainer = trajectory(&case, token_budget, activations, &mut |step, trainer, found| {
+        let (adapter, expander) = trajectory(&case, token_budget, activations, &mut |step, trainer, found| {
             let expected = &case.instruct["trace"][step];
             for key in ["loss", "sft", "usage", "cosine", "info_nce"] {
                 let error = (found[key].as_f64().unwrap() - expected[key].as_f64().unwrap()).abs();
@@ -213,17 +285,18 @@ fn stage_b_takes_the_references_steps() {
                 (norm / reference - 1.0).abs() < 1e-3,
                 "step {step}: norm {norm} against {reference}"
             );
-            if step == 0 {
+            if let (0, Trainer::Slices(trainer)) = (step, trainer) {
                 let (by_adapter, by_expander) = trainer.gradient();
-                worst_gradient = compare(&case, "instruct.grad0.", trainer, by_adapter, by_expander);
+                let of = (&trainer.adapter, &trainer.expander);
+                worst_gradient = compare(&case, "instruct.grad0.", of, by_adapter, by_expander);
             }
         });
         let worst = compare(
             &case,
             "instruct.final.",
-            &trainer,
-            &trainer.adapter.parameters,
-            &trainer.expander.parameters,
+            (&adapter, &expander),
+            &adapter.parameters,
+            &expander.parameters,
         );
         println!("losses within {worst_loss:.1e}, gradients {worst_gradient:.1e}, weights {worst:.1e}");
     }

@@ -3,6 +3,8 @@
 //! `LLINK_GOLDEN` names another golden set of the same kind.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod place;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 
@@ -200,4 +202,51 @@ fn bf16_arithmetic_agrees() {
         &golden.rows("teacher"),
         TOLERANCE_BF16,
     );
+}
+
+/// The form that GPUs use. Its f32 on the CPU is as close to PyTorch as the fused one; on a GPU and in bf16 rounding is coarser.
+#[test]
+fn the_tensor_form_agrees_in_f32_and_bf16() {
+    let golden = Golden::load();
+    for (dtype, tolerance) in [(DType::F32, TOLERANCE), (DType::BF16, TOLERANCE_BF16)] {
+        let backend = place::tensors(dtype);
+        let encoder = Encoder::load_on(&golden.dir.join("encoder"), &backend).unwrap();
+        // Budgets that make one batch, batches of several lengths, and batches of one.
+        for budget in [4096, 200, 1] {
+            let vectors = encoder
+                .embed(&golden.texts("encoder"), TextLimits::default(), budget, &mut |_| {})
+                .unwrap();
+            let what = format!("encoder vectors as tensors in {dtype:?}, budget {budget}");
+            assert_close(&what, &vectors, &golden.rows("encoder.pooled"), tolerance);
+        }
+        let mut decoder = Decoder::load_on(&golden.dir.join("decoder"), &backend).unwrap();
+        decoder.slot_token = golden.cases["teacher"]["slot_token"].as_str().unwrap().into();
+        for budget in [4096, 100, 1] {
+            let vectors = decoder
+                .last_hidden(&golden.ids("teacher"), budget, &mut |_| {})
+                .unwrap();
+            let what = format!("teacher vectors as tensors in {dtype:?}, budget {budget}");
+            assert_close(&what, &vectors, &golden.rows("teacher"), tolerance);
+        }
+        let logits = decoder
+            .logits(&golden.ids("teacher")[0])
+            .unwrap()
+            .to_dtype(DType::F32)
+            .unwrap();
+        let logits = logits.to_vec2::<f32>().unwrap();
+        assert_close(
+            &format!("logits as tensors in {dtype:?}"),
+            &logits,
+            &golden.rows("decoder.logits0"),
+            tolerance,
+        );
+    }
+    let decoder = Decoder::load_on(&golden.dir.join("decoder"), &place::tensors(DType::F32)).unwrap();
+    let read = |key: &str| serde_json::from_value::<Vec<u32>>(golden.cases["decoder"][key].clone()).unwrap();
+    let expected = read("greedy");
+    assert_eq!(
+        decoder.generate(&read("greedy_from"), expected.len(), &[]).unwrap(),
+        expected
+    );
+    assert!(decoder.embed(&[u32::MAX]).is_err(), "no id is read beyond the table");
 }

@@ -61,6 +61,7 @@ async fn server(script: Vec<&'static str>) -> (String, Arc<AtomicUsize>) {
 
 fn endpoint(url: &str) -> Endpoint {
     Endpoint {
+        section: "synthesize",
         url: url.into(),
         api_key_env: String::new(),
         requests_per_minute: 0.0,

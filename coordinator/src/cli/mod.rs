@@ -2,6 +2,8 @@
 
 mod client;
 mod follow;
+#[cfg(feature = "embedded")]
+mod generate;
 #[cfg(feature = "inspect")]
 mod inspect;
 #[cfg(feature = "embedded")]
@@ -142,6 +144,9 @@ enum Command {
     Cancel(look::Cancel),
     /// Start a failed or cancelled job again from where it stopped.
     Resume(look::Resume),
+    /// Ask a bundle about sentences: answers word by word, in a dialogue, or for a whole file.
+    #[cfg(feature = "embedded")]
+    Generate(Box<generate::Generate>),
     /// Reread everything that jobs wrote below a URL and name each fault.
     #[cfg(feature = "embedded")]
     Verify(verify::Verify),
@@ -215,6 +220,8 @@ fn set_up_log(command: &Command) {
     let quiet = match command {
         Command::Serve { .. } => "info",
         #[cfg(feature = "embedded")]
+        Command::Generate(_) => "warn",
+        #[cfg(feature = "embedded")]
         Command::Worker(_) => "info",
         _ => "off",
     };
@@ -242,6 +249,8 @@ async fn run(command: Command) -> Result<(), Failed> {
         Command::Logs(logs) => logs.run().await,
         Command::Cancel(cancel) => cancel.run().await,
         Command::Resume(resume) => resume.run().await,
+        #[cfg(feature = "embedded")]
+        Command::Generate(generate) => generate.run().await,
         #[cfg(feature = "embedded")]
         Command::Verify(verify) => verify.run().await,
         #[cfg(feature = "inspect")]

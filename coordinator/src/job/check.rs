@@ -140,13 +140,13 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
         !job.models.encoder.is_empty(),
         "models.encoder",
         &"empty",
-        "\"tiny\" or a model folder",
+        "\"tiny\", \"random\" or a model folder",
     );
     expect(
         !job.models.decoder.is_empty(),
         "models.decoder",
         &"empty",
-        "\"tiny\" or a model folder",
+        "\"tiny\", \"random\" or a model folder",
     );
     expect(
         job.embed.token_budget >= 256,
@@ -273,6 +273,8 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
     let batch_spreads = a.max_ranks <= a.batch && a.min_ranks <= a.batch;
     expect(batch_spreads, "align.max_ranks", &a.max_ranks, "at most `align.batch`");
     super::instruct::problems(job, &mut expect);
+    super::export::problems(job, &mut expect);
+    super::judge::problems(job, &mut expect);
     expect(
         job.evaluate.max_answer_tokens >= 1,
         "evaluate.max_answer_tokens",

@@ -12,13 +12,36 @@ pub enum InstructMode {
     Slots,
     /// Its own tokens and no slots: LoRA fine-tuning as it is usually done, for comparison.
     Direct,
+    /// Slots first, then direct with the same budget, so that the report can compare them.
+    Both,
+}
+
+impl InstructMode {
+    /// What is trained, one after the other.
+    #[must_use]
+    pub fn arms(self) -> &'static [InstructArm] {
+        match self {
+            Self::Slots => &[InstructArm::Slots],
+            Self::Direct => &[InstructArm::Direct],
+            Self::Both => &[InstructArm::Slots, InstructArm::Direct],
+        }
+    }
+}
+
+/// One training of Stage B.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InstructArm {
+    /// With soft slots.
+    Slots,
+    /// On the foreign text's own tokens.
+    Direct,
 }
 
 /// `[instruct]`: Stage B. The defaults are the paper's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct InstructSection {
-    /// `slots`, or `direct` for LoRA on the foreign text's own tokens.
+    /// `slots`, `direct` for LoRA on the foreign text's own tokens, or `both` to compare them.
     pub mode: InstructMode,
     /// Times through the instructions.
     pub epochs: f64,

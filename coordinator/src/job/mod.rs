@@ -5,14 +5,18 @@
 mod check;
 mod cleaning;
 mod error;
+mod export;
 mod instruct;
+mod judge;
 mod parse;
 mod source;
 mod synthesize;
 
 pub use cleaning::{CleaningSection, NearDuplicates};
 pub use error::{JobFileError, Problem};
-pub use instruct::{InstructMode, InstructSection};
+pub use export::{ExportSection, model_name};
+pub use instruct::{InstructArm, InstructMode, InstructSection};
+pub use judge::JudgeSection;
 pub use parse::parse;
 pub use source::{ColumnName, CompressionName, FormatName, SourceEntry, Sources};
 pub use synthesize::{PromptEntry, SynthesizeSection};
@@ -58,6 +62,9 @@ pub struct JobFile {
     /// What is measured.
     #[serde(default)]
     pub evaluate: EvaluateSection,
+    /// What the bundle says of itself.
+    #[serde(default)]
+    pub export: ExportSection,
     /// Local worker processes, when the job serves itself.
     #[serde(default)]
     pub workers: WorkersSection,
@@ -156,7 +163,18 @@ pub struct InstructionsSection {
     pub shard_rows: u32,
 }
 
-/// `[models]`: a folder in Hugging Face layout each, or `"tiny"`.
+/// Tiny models that come with llink and know the grammar of the sample corpus.
+pub const TINY_MODEL: &str = "tiny";
+/// Tiny models with random weights, their tokenizers made from the job's own text.
+pub const RANDOM_MODEL: &str = "random";
+
+/// Whether a model is made by llink itself and is no folder.
+#[must_use]
+pub fn is_built_in(model: &str) -> bool {
+    [TINY_MODEL, RANDOM_MODEL].contains(&model)
+}
+
+/// `[models]`: a folder in Hugging Face layout each, `"tiny"` or `"random"`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelsSection {
@@ -169,8 +187,8 @@ pub struct ModelsSection {
 impl Default for ModelsSection {
     fn default() -> Self {
         Self {
-            encoder: "tiny".into(),
-            decoder: "tiny".into(),
+            encoder: TINY_MODEL.into(),
+            decoder: TINY_MODEL.into(),
         }
     }
 }
@@ -289,7 +307,7 @@ impl Default for AlignSection {
 }
 
 /// `[evaluate]`: what is measured at the end.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvaluateSection {
     /// Held-out pairs that retrieval is measured on.
@@ -298,6 +316,9 @@ pub struct EvaluateSection {
     pub answers: u32,
     /// The longest answer.
     pub max_answer_tokens: u32,
+    /// Who prefers one answer to another, if anybody does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub judge: Option<JudgeSection>,
 }
 
 impl Default for EvaluateSection {
@@ -306,6 +327,7 @@ impl Default for EvaluateSection {
             benchmark_pairs: 1024,
             answers: 200,
             max_answer_tokens: 128,
+            judge: None,
         }
     }
 }

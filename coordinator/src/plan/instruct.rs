@@ -9,7 +9,7 @@ use super::{
     Inputs, Phase, PlanError, Ranks, StageName, content, content_of, earlier, fact, instructions_of, json, manifest_of,
     with_role,
 };
-use crate::job::{InstructMode, InstructSection};
+use crate::job::{InstructArm, InstructMode, InstructSection};
 
 const STAGE: StageName = StageName::Instruct;
 
@@ -47,10 +47,13 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
 }
 
 pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>]) -> Result<Phase, PlanError> {
-    if let Some(trained) = results.first() {
-        return Ok(Phase::Complete(manifest_of(STAGE, key, trained)));
-    }
     let section = section(inputs)?;
+    let arms = section.mode.arms();
+    let Some(arm) = arms.get(results.len()) else {
+        let trained = results.iter().flatten().zip(arms);
+        let trained: Vec<TaskResult> = trained.map(|(result, arm)| named(result, *arm, section.mode)).collect();
+        return Ok(Phase::Complete(manifest_of(STAGE, key, &trained)));
+    };
     let embed = earlier(STAGE, StageName::Embed, inputs)?;
     let instructions = with_role(instructions_of(STAGE, inputs)?, "instructions/train");
     let rows: u64 = instructions.iter().map(|a| a.rows).sum();
@@ -65,8 +68,11 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
         instructions,
         projector: Some(the_one(STAGE, earlier(STAGE, StageName::Align, inputs)?, "projector")?),
         decoder: Some(model_ref(STAGE, inputs, "decoder", ModelRole::Decoder)?),
-        options: Some(options(section, steps, inputs.job.seed)),
-        directory: super::directory(STAGE, key),
+        options: Some(options(section, *arm, steps, inputs.job.seed)),
+        directory: match is_second(*arm, section.mode) {
+            true => format!("{}/direct", super::directory(STAGE, key)),
+            false => super::directory(STAGE, key),
+        },
         upkeep: Some(Upkeep {
             checkpoint_steps: section.checkpoint_every,
             checkpoint_seconds: section.checkpoint_minutes * 60.0,
@@ -89,15 +95,38 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
         min: section.min_ranks,
         max: section.max_ranks,
     };
-    Ok(one_task("train", kind, steps, ranks, inputs, "train slots and adapter"))
+    let (phase, label) = match arm {
+        InstructArm::Slots => ("slots", "train slots and adapter"),
+        InstructArm::Direct => ("direct", "train an adapter on the foreign text itself"),
+    };
+    Ok(one_task(phase, kind, steps, ranks, inputs, label))
 }
 
-fn options(section: &InstructSection, steps: u64, seed: u64) -> InstructOptions {
+/// Whether this arm stands beside the slots that a job is about.
+fn is_second(arm: InstructArm, mode: InstructMode) -> bool {
+    arm == InstructArm::Direct && mode == InstructMode::Both
+}
+
+/// An arm's result under the names that it has in the stage's manifest: `direct` stands before those of a second arm.
+fn named(result: &TaskResult, arm: InstructArm, mode: InstructMode) -> TaskResult {
+    let mut result = result.clone();
+    if is_second(arm, mode) {
+        result
+            .artifacts
+            .iter_mut()
+            .for_each(|artifact| artifact.role.insert_str(0, "direct-"));
+        let figures = result.figures.into_iter();
+        result.figures = figures.map(|(name, value)| (format!("direct.{name}"), value)).collect();
+    }
+    result
+}
+
+fn options(section: &InstructSection, arm: InstructArm, steps: u64, seed: u64) -> InstructOptions {
     InstructOptions {
         seed,
         steps,
         batch: section.batch,
-        direct: section.mode == InstructMode::Direct,
+        direct: arm == InstructArm::Direct,
         slots: section.slots,
         expander_hidden: section.expander_hidden,
         lora_rank: section.lora_rank,
@@ -125,7 +154,13 @@ pub(super) fn evaluated(inputs: &Inputs<'_>) -> Result<String, PlanError> {
         return Ok(String::new());
     }
     let manifest = earlier(StageName::Evaluate, STAGE, inputs)?;
-    let roles = ["adapter-config", "adapter", "slots"];
+    let roles = [
+        "adapter-config",
+        "adapter",
+        "slots",
+        "direct-adapter-config",
+        "direct-adapter",
+    ];
     Ok(roles.map(|role| content_of(manifest, role)).join("\n"))
 }
 
@@ -141,15 +176,21 @@ pub(super) fn answers(key: &str, inputs: &Inputs<'_>) -> Result<Option<Answers>,
     }
     let trained = earlier(stage, STAGE, inputs)?;
     let embed = earlier(stage, StageName::Embed, inputs)?;
+    let second = |role: &str| match section.mode {
+        InstructMode::Both => the_one(stage, trained, role).map(Some),
+        InstructMode::Slots | InstructMode::Direct => Ok(None),
+    };
     Ok(Some(Answers {
         instructions: with_role(instructions_of(stage, inputs)?, "instructions/validation"),
         encoder_vectors: with_role(embed, "embeddings/encoder/instructions-validation"),
         adapter: Some(the_one(stage, trained, "adapter")?),
         adapter_config: Some(the_one(stage, trained, "adapter-config")?),
         slots: match section.mode {
-            InstructMode::Slots => Some(the_one(stage, trained, "slots")?),
+            InstructMode::Slots | InstructMode::Both => Some(the_one(stage, trained, "slots")?),
             InstructMode::Direct => None,
         },
+        direct_adapter: second("direct-adapter")?,
+        direct_adapter_config: second("direct-adapter-config")?,
         examples: evaluate.answers,
         max_answer_tokens: evaluate.max_answer_tokens,
         max_tokens: section.max_tokens,

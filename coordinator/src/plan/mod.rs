@@ -5,7 +5,9 @@
 //! stage whose key has a committed manifest is not run again.
 
 mod embed;
+mod export;
 mod instruct;
+mod judge;
 mod shard;
 mod synthesize;
 mod train;
@@ -39,11 +41,13 @@ pub enum StageName {
     Instruct,
     /// Held-out retrieval and answers.
     Evaluate,
+    /// What was learnt, as a folder that other programs load.
+    Export,
 }
 
 impl StageName {
     /// Every stage, in order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Shard,
         Self::Synthesize,
         Self::Models,
@@ -51,6 +55,7 @@ impl StageName {
         Self::Align,
         Self::Instruct,
         Self::Evaluate,
+        Self::Export,
     ];
 
     /// The stages of this job: synthesis and Stage B are for those that ask for them.
@@ -69,7 +74,11 @@ impl StageName {
         match self {
             // 2: near-duplicates, and more than one table for a large source. 3: near-duplicates by longer signatures.
             Self::Shard => 3,
-            Self::Synthesize | Self::Models | Self::Embed | Self::Align | Self::Instruct | Self::Evaluate => 1,
+            // 2: the report as a page. 3: word recall without numbers.
+            Self::Evaluate => 3,
+            // 2: tiny models that know the sample corpus.
+            Self::Models => 2,
+            Self::Synthesize | Self::Embed | Self::Align | Self::Instruct | Self::Export => 1,
         }
     }
 
@@ -84,6 +93,7 @@ impl StageName {
             Self::Align => "align",
             Self::Instruct => "instruct",
             Self::Evaluate => "evaluate",
+            Self::Export => "export",
         }
     }
 
@@ -97,6 +107,7 @@ impl StageName {
             Self::Embed => "sentences",
             Self::Align | Self::Instruct => "steps",
             Self::Evaluate => "pairs",
+            Self::Export => "bundle",
         }
     }
 }
@@ -193,6 +204,7 @@ pub fn stage_key(stage: StageName, inputs: &Inputs<'_>) -> Result<String, PlanEr
         StageName::Align => train::align_key_parts(inputs)?,
         StageName::Instruct => instruct::key_parts(inputs)?,
         StageName::Evaluate => train::evaluate_key_parts(inputs)?,
+        StageName::Export => export::key_parts(inputs)?,
     };
     let text = format!("llink/{}/{}\n{}", stage, stage.version(), parts.join("\n"));
     Ok(short_hash(&text))
@@ -216,6 +228,7 @@ pub fn phase(
         StageName::Align => train::align_phase(key, inputs, results),
         StageName::Instruct => instruct::phase(key, inputs, results),
         StageName::Evaluate => train::evaluate_phase(key, inputs, results),
+        StageName::Export => export::phase(key, inputs, results),
     }
 }
 

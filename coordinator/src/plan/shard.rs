@@ -7,8 +7,8 @@ use llink_proto::{
 
 use super::{Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, content, earlier, json, manifest_of};
 use crate::job::{
-    CleaningSection, ColumnName, CompressionName, CorpusSection, FormatName, InstructionsSection, NearDuplicates,
-    SourceEntry, Sources, TooLong,
+    CleaningSection, ColumnName, CompressionName, CorpusSection, FormatName, InstructionsSection, JobFile,
+    NearDuplicates, RANDOM_MODEL, SourceEntry, Sources, TINY_MODEL, TooLong,
 };
 
 /// The role under which the split hands its assignment to the shards.
@@ -293,19 +293,33 @@ pub(super) fn models_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanE
     let models = &inputs.job.models;
     let mut parts = vec![json(models)];
     for source in [&models.encoder, &models.decoder] {
-        if source == "tiny" {
+        if source == RANDOM_MODEL {
             parts.push(format!("seed {}", inputs.job.seed));
             parts.push(content(earlier(StageName::Models, StageName::Shard, inputs)?));
         } else {
+            // A tiny model has no stamp: it changes with llink alone.
             parts.push(inputs.stamps.get(source).cloned().unwrap_or_default());
         }
     }
     Ok(parts)
 }
 
+/// What is wrong with reading this corpus with these models.
+fn unfit_models(job: &JobFile) -> Option<String> {
+    let models = [&job.models.encoder, &job.models.decoder];
+    let own_text = job.corpus.source.as_slice().iter().any(|source| !source.is_sample());
+    (own_text && models.contains(&&TINY_MODEL.to_owned())).then(|| {
+        "the tiny models know the sample corpus and no other text: name folders of real ones in [models] \
+         encoder and decoder, or \"random\" to try out the corpus alone"
+            .to_owned()
+    })
+}
+
 pub(super) fn models_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>]) -> Result<Phase, PlanError> {
     if let Some(prepared) = results.first() {
-        return Ok(Phase::Complete(manifest_of(StageName::Models, key, prepared)));
+        let mut manifest = manifest_of(StageName::Models, key, prepared);
+        manifest.warnings.extend(unfit_models(inputs.job));
+        return Ok(Phase::Complete(manifest));
     }
     let shard = earlier(StageName::Models, StageName::Shard, inputs)?;
     let text: Vec<String> = super::with_role(shard, "pairs/train")
@@ -317,7 +331,10 @@ pub(super) fn models_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskRe
             role: role.into(),
             source: source.into(),
             seed: inputs.job.seed,
-            text_shards: if source == "tiny" { text.clone() } else { Vec::new() },
+            text_shards: match source {
+                RANDOM_MODEL => text.clone(),
+                _ => Vec::new(),
+            },
             path: format!("models/{key}/{name}"),
         });
         planned(inputs, kind, 1, format!("prepare {name} {source}"))

@@ -41,9 +41,7 @@ fn keys(job: &JobFile, stamps: &BTreeMap<String, String>, done: &BTreeMap<StageN
 
 /// Which stages' keys differ.
 fn changed(a: &[String], b: &[String]) -> Vec<&'static str> {
-    let optional = [StageName::Synthesize, StageName::Instruct];
-    let names = StageName::ALL.iter().filter(|s| !optional.contains(s));
-    let names = names.map(|s| s.as_str());
+    let names = StageName::of(&job("")).into_iter().map(StageName::as_str);
     names
         .zip(a.iter().zip(b))
         .filter(|(_, (a, b))| a != b)
@@ -58,9 +56,12 @@ fn a_key_changes_with_its_own_part_of_the_job_alone() {
     let after = |text: &str| keys(&job(text), &stamps, &done);
     assert_eq!(changed(&before, &after("")), [""; 0]);
     assert_eq!(changed(&before, &after("train_pairs = 500\n")), ["shard"]);
-    assert_eq!(changed(&before, &after("[embed]\nmax_tokens = 128\n")), ["embed"]);
+    assert_eq!(
+        changed(&before, &after("[embed]\nmax_tokens = 128\n")),
+        ["embed", "export"]
+    );
     assert_eq!(changed(&before, &after("[embed]\ntoken_budget = 512\n")), [""; 0]);
-    assert_eq!(changed(&before, &after("[align]\nsteps = 10\n")), ["align"]);
+    assert_eq!(changed(&before, &after("[align]\nsteps = 10\n")), ["align", "export"]);
     assert_eq!(
         changed(&before, &after("[align]\ncheckpoint_every = 7\nmax_ranks = 4\n")),
         [""; 0]
@@ -70,6 +71,7 @@ fn a_key_changes_with_its_own_part_of_the_job_alone() {
         ["evaluate"]
     );
     assert_eq!(changed(&before, &after("[workers]\nlocal = 5\n")), [""; 0]);
+    assert_eq!(changed(&before, &after("[export]\nlicense = \"mit\"\n")), ["export"]);
 }
 
 #[test]
@@ -84,10 +86,67 @@ fn a_key_follows_content_and_not_paths() {
     if let Some(shard) = other.get_mut(&StageName::Shard) {
         shard.artifacts[0].sha256 = "bb".into();
     }
+    assert_eq!(changed(&before, &keys(&job, &stamps, &other)), ["embed", "evaluate"]);
+}
+
+#[test]
+fn only_random_models_follow_the_corpus() {
+    let stamps = BTreeMap::new();
+    let changed_by_text = |models: &str| {
+        let (job, mut done) = (job(models), done());
+        let before = keys(&job, &stamps, &done);
+        if let Some(shard) = done.get_mut(&StageName::Shard) {
+            shard.artifacts[0].sha256 = "bb".into();
+        }
+        changed(&before, &keys(&job, &stamps, &done)).contains(&"models")
+    };
+    assert!(!changed_by_text(""));
+    assert!(changed_by_text("[models]\nencoder = \"random\"\n"));
+}
+
+#[test]
+fn both_arms_are_trained_one_after_the_other_and_keep_their_names() {
+    let job = job("[instructions]\nsource = \"sample\"\n[instruct]\nmode = \"both\"\n");
+    let (stamps, mut done) = (BTreeMap::new(), done());
+    if let Some(align) = done.get_mut(&StageName::Align) {
+        align.artifacts[0].role = "projector".into();
+    }
+    let inputs = Inputs {
+        job: &job,
+        stamps: &stamps,
+        done: &done,
+    };
+    let trained = |role: &str| TaskResult {
+        artifacts: vec![Artifact {
+            role: role.into(),
+            ..Artifact::default()
+        }],
+        figures: BTreeMap::from([("loss".to_owned(), 1.0)]),
+        ..TaskResult::default()
+    };
+    let direct = |results: &[Vec<TaskResult>]| match phase(StageName::Instruct, "k", &inputs, results).unwrap() {
+        Phase::Tasks { tasks, .. } => match tasks[0].spec.kind.clone() {
+            Some(llink_proto::task::Kind::Instruct(task)) => (task.options.unwrap().direct, task.directory),
+            other => panic!("{other:?}"),
+        },
+        Phase::Complete(_) => panic!("an arm is missing"),
+    };
+    let first = vec![trained("adapter")];
+    assert_eq!(direct(&[]), (false, "instruct/k".to_owned()));
     assert_eq!(
-        changed(&before, &keys(&job, &stamps, &other)),
-        ["models", "embed", "evaluate"]
+        direct(std::slice::from_ref(&first)),
+        (true, "instruct/k/direct".to_owned())
     );
+    let Phase::Complete(manifest) = phase(StageName::Instruct, "k", &inputs, &[first.clone(), first]).unwrap() else {
+        panic!("both arms are there")
+    };
+    let roles: Vec<&str> = manifest
+        .artifacts
+        .iter()
+        .map(|artifact| artifact.role.as_str())
+        .collect();
+    assert_eq!(roles, ["adapter", "direct-adapter"]);
+    assert!(manifest.figures.contains_key("loss") && manifest.figures.contains_key("direct.loss"));
 }
 
 #[test]

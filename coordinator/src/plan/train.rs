@@ -118,7 +118,8 @@ pub(super) fn evaluate_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, Pla
         content(earlier(stage, StageName::Embed, inputs)?),
         content_of(earlier(stage, StageName::Align, inputs)?, "projector"),
         super::instruct::evaluated(inputs)?,
-        json(&inputs.job.evaluate),
+        super::judge::stamp(inputs),
+        json(&super::judge::evaluate_section(inputs.job)),
         format!("seed {}", inputs.job.seed),
     ])
 }
@@ -142,6 +143,13 @@ pub(super) fn evaluate_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<Task
         path: format!("evaluate/{key}/report.json"),
         seed: inputs.job.seed,
         answers: super::instruct::answers(key, inputs)?,
+        judge: super::judge::judge(key, inputs.job),
+        page: format!("evaluate/{key}/report.html"),
+        align_metrics: with_role(align, "metrics"),
+        instruct_metrics: match inputs.job.instruct {
+            Some(_) => with_role(earlier(stage, StageName::Instruct, inputs)?, "metrics"),
+            None => Vec::new(),
+        },
     });
     Ok(one_task(
         "measure",

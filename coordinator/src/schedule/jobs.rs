@@ -29,11 +29,13 @@ impl Cluster {
         if known == Some(JobState::Running) {
             return;
         }
-        let stages = match self.jobs.remove(&id) {
-            // Keys and tasks stay: a stage whose key comes out the same goes on where it stopped.
-            Some(old) => old.stages.into_iter().map(|stage| reset(stage, now)).collect(),
-            None => StageName::of(&new.file).into_iter().map(Stage::new).collect(),
+        // Keys and tasks stay: a stage whose key comes out the same goes on where it stopped.
+        let mut old = self.jobs.remove(&id).map(|old| old.stages).unwrap_or_default();
+        let stage = |name| match old.iter().position(|stage| stage.name == name) {
+            Some(at) => reset(old.swap_remove(at), now),
+            None => Stage::new(name),
         };
+        let stages = StageName::of(&new.file).into_iter().map(stage).collect();
         let text = if known.is_some() {
             "submitted again"
         } else {

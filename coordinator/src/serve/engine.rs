@@ -312,8 +312,13 @@ async fn commit(output: &str, stage: StageName, manifest: Manifest) -> Result<Ma
     Ok(manifest)
 }
 
+/// Puts the report beside what the job made; the page that `evaluate` drew comes along.
 async fn publish(output: &str, report: String) -> Result<(), llink_datasets::Error> {
     let store = Store::open(output)?;
+    let parsed: serde_json::Value = serde_json::from_str(&report).unwrap_or_default();
+    if let Some(page) = parsed["page"].as_str() {
+        store.put("report.html", store.get(page).await?).await?;
+    }
     store.put("report.json", report.into()).await
 }
 

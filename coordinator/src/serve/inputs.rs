@@ -7,7 +7,7 @@ use llink_datasets::store::{ObjectInfo, Store};
 use llink_proto::{Failure, FailureKind};
 
 use super::engine::failure;
-use crate::job::JobFile;
+use crate::job::{JobFile, is_built_in};
 use crate::plan::short_hash;
 use crate::schedule::NewJob;
 
@@ -31,11 +31,23 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path) -> Result<NewJob, Fa
             }
         }
     }
+    if let Some(url) = file
+        .evaluate
+        .judge
+        .as_ref()
+        .and_then(|judge| judge.direct_answers.as_ref())
+    {
+        let stamp = object_stamp(url).await;
+        stamps.insert(
+            url.clone(),
+            stamp.map_err(|f| of_key("evaluate.judge.direct_answers", &f))?,
+        );
+    }
     for (key, folder) in [
         ("models.encoder", &file.models.encoder),
         ("models.decoder", &file.models.decoder),
     ] {
-        if folder != "tiny" {
+        if !is_built_in(folder) {
             let stamp = model_stamp(folder).await.map_err(|f| of_key(key, &f))?;
             stamps.insert(folder.clone(), stamp);
         }
@@ -109,8 +121,14 @@ fn absolute(mut file: JobFile, base: &Path) -> JobFile {
     if let Some(instructions) = &mut file.instructions {
         instructions.source.change_paths(|s| unless("sample", s, base));
     }
-    file.models.encoder = unless("tiny", &file.models.encoder, base);
-    file.models.decoder = unless("tiny", &file.models.decoder, base);
+    for model in [&mut file.models.encoder, &mut file.models.decoder] {
+        if !is_built_in(model) {
+            *model = absolute_path(model, base);
+        }
+    }
+    if let Some(judge) = &mut file.evaluate.judge {
+        judge.direct_answers = judge.direct_answers.take().map(|url| absolute_path(&url, base));
+    }
     file
 }
 

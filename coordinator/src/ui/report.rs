@@ -25,6 +25,7 @@ pub fn report(job: &Job, style: Style) {
     rows(&report["counts"]);
     retrieval(&report["figures"]["evaluate"]);
     answers(&report["figures"]["evaluate"]);
+    judged(&report["figures"]["evaluate"]);
     if let (Some(share), Some(seconds)) = (
         report["training"]["effective_time"].as_f64(),
         report["training"]["seconds"].as_f64(),
@@ -41,6 +42,17 @@ pub fn report(job: &Job, style: Style) {
         .filter_map(Value::as_str)
     {
         print_line(&format!("warning: {warning}"));
+    }
+    if let Some(bundle) = report["bundle"].as_str() {
+        let folder = format!("{}/{bundle}", job.output_url.trim_end_matches('/'));
+        match job.stages.iter().any(|stage| stage.name == "instruct") {
+            true => print_line(&format!("ask it: llink-coord generate --bundle {folder} \"…\"")),
+            false => print_line(&format!("the projector as others load it: {folder}")),
+        }
+    }
+    if report["page"].is_string() {
+        let output = job.output_url.trim_end_matches('/');
+        print_line(&format!("the report with its curves: {output}/report.html"));
     }
     print_line(&format!("artefacts in {}", job.output_url));
     for stage in report["stages"].as_array().into_iter().flatten() {
@@ -155,4 +167,23 @@ fn answers(figures: &Value) {
         }
         print_line("");
     }
+}
+
+/// Whose answers a judge preferred.
+fn judged(figures: &Value) {
+    let count = |against: &str, name: &str| figures[format!("judged.{against}.{name}")].as_f64();
+    let rows: Vec<String> = [("base", "the base decoder"), ("direct", "direct fine-tuning")]
+        .iter()
+        .filter_map(|(against, title)| {
+            let [win, tie, loss, unclear] = ["win", "tie", "loss", "unclear"].map(|name| count(against, name));
+            Some(format!("  {title:18} {:5} {:5} {:5} {:8}", win?, tie?, loss?, unclear?))
+        })
+        .collect();
+    if rows.is_empty() {
+        return;
+    }
+    print_line("our answers judged against those of, in both orders");
+    print_line("                       win   tie  loss  unclear");
+    rows.iter().for_each(|row| print_line(row));
+    print_line("");
 }

@@ -22,6 +22,7 @@ use tonic::transport::{Channel, Endpoint};
 
 pub use control::{Progress, TaskControl};
 
+use crate::device::Compute;
 use crate::tasks::ModelCache;
 use session::{Session, Stuck};
 
@@ -43,6 +44,8 @@ pub struct AgentOptions {
     pub name: String,
     /// Threads to compute with.
     pub threads: usize,
+    /// Where to compute.
+    pub compute: Compute,
     /// Give up when the coordinator was out of reach for so long; `None` never does.
     pub connect_timeout: Option<Duration>,
 }
@@ -123,6 +126,7 @@ async fn session(
         client: client.clone(),
         registered: registered.clone(),
         threads: options.threads,
+        compute: options.compute.clone(),
         models: models.clone(),
         running: HashMap::new(),
         ended,
@@ -200,13 +204,13 @@ fn description(options: &AgentOptions) -> RegisterRequest {
         process_id: std::process::id(),
         version: env!("CARGO_PKG_VERSION").into(),
         device: Some(Device {
-            kind: "cpu".into(),
-            name: std::env::consts::ARCH.into(),
-            index: 0,
-            memory_bytes: total_memory(),
+            kind: options.compute.kind().into(),
+            name: options.compute.name.clone(),
+            index: options.compute.index as u32,
+            memory_bytes: options.compute.memory,
         }),
         threads: options.threads as u32,
-        memory_bytes: total_memory(),
+        memory_bytes: crate::device::total_memory(),
     }
 }
 
@@ -218,12 +222,4 @@ pub fn host_name() -> String {
         "" => "worker".into(),
         name => name.into(),
     }
-}
-
-/// Bytes of memory in this machine, 0 when the system does not say.
-fn total_memory() -> u64 {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = meminfo.lines().find_map(|l| l.strip_prefix("MemTotal:"));
-    line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok())
-        .map_or(0, |kib| kib * 1024)
 }

@@ -11,6 +11,7 @@ use llink_proto::{
 use tokio::sync::mpsc;
 
 use super::{Client, LeaseId, RETRY, TaskControl, heartbeat};
+use crate::device::Compute;
 use crate::tasks::{self, ModelCache, TaskContext};
 
 /// A report is tried again for this long before the worker registers anew.
@@ -33,6 +34,7 @@ pub(super) struct Session {
     pub(super) client: Client,
     pub(super) registered: RegisterResponse,
     pub(super) threads: usize,
+    pub(super) compute: Compute,
     pub(super) models: Arc<ModelCache>,
     pub(super) running: HashMap<LeaseId, Arc<TaskControl>>,
     pub(super) ended: mpsc::UnboundedSender<(LeaseId, Outcome)>,
@@ -98,6 +100,7 @@ impl Session {
             rendezvous: self.rendezvous(lease, assignment.seat),
             local_address: local_address(&self.coordinator),
             threads: self.threads,
+            compute: self.compute.clone(),
             models: self.models.clone(),
             token: assignment.token,
         };

@@ -13,14 +13,14 @@ use super::{AbortHandle, RingOptions};
 use crate::{Error, Result};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"llinkgng");
-const HELLO_BYTES: usize = 32;
-const WELCOME: u8 = 1;
-const OTHER_GENERATION: u8 = 2;
-const OUT_OF_PLACE: u8 = 3;
+pub(super) const HELLO_BYTES: usize = 32;
+pub(super) const WELCOME: u8 = 1;
+pub(super) const OTHER_GENERATION: u8 = 2;
+pub(super) const OUT_OF_PLACE: u8 = 3;
 /// How long a caller may take to introduce itself; meanwhile nobody else is heard.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often an abort is looked for while there are no sockets that it could close.
-const PATIENCE: Duration = Duration::from_millis(20);
+pub(super) const PATIENCE: Duration = Duration::from_millis(20);
 
 /// The two connections of a rank.
 pub(super) struct Neighbours {
@@ -83,7 +83,7 @@ pub(super) fn connect(listener: TcpListener, options: &RingOptions, abort: &Abor
 }
 
 /// Connects to `rank`, again and again while it does not listen yet.
-fn dial(options: &RingOptions, rank: usize, deadline: Instant, abort: &AbortHandle) -> Result<TcpStream> {
+pub(super) fn dial(options: &RingOptions, rank: usize, deadline: Instant, abort: &AbortHandle) -> Result<TcpStream> {
     let address = &options.addresses[rank];
     loop {
         abort.check()?;
@@ -128,7 +128,7 @@ fn answer(mut stream: TcpStream, options: &RingOptions) -> Option<TcpStream> {
 }
 
 /// Magic, generation, rank, world size: four little-endian u64.
-fn hello(options: &RingOptions) -> [u8; HELLO_BYTES] {
+pub(super) fn hello(options: &RingOptions) -> [u8; HELLO_BYTES] {
     let mut bytes = [0; HELLO_BYTES];
     let words = [
         MAGIC,
@@ -158,11 +158,11 @@ fn missing(options: &RingOptions, has_previous: bool, welcome: bool) -> String {
     }
 }
 
-fn lost(options: &RingOptions, reason: String) -> Error {
+pub(super) fn lost(options: &RingOptions, reason: String) -> Error {
     Error::Peer {
         rank: options.rank,
         world_size: options.addresses.len(),
-        during: "connecting the ring".into(),
+        during: "connecting the ranks".into(),
         reason,
     }
 }

@@ -1,4 +1,5 @@
-//! What ranks say to each other: sums, gathers and broadcasts over f32 buffers, behind one trait.
+//! What ranks say to each other: sums, gathers and broadcasts over f32 buffers and over tensors, behind one trait. [`Ring`] speaks
+//! TCP and runs everywhere; [`Nccl`] joins GPUs.
 //!
 //! Every rank of a gang makes the same calls in the same order. A rank that dies, falls silent or calls something else
 //! shows up on its neighbours as [`crate::Error::Peer`] within the collective's timeout; an [`AbortHandle`] ends what is
@@ -6,16 +7,28 @@
 //! over new connections.
 
 mod abort;
+mod by_host;
+mod gang;
 mod handshake;
+mod mesh;
+mod nccl;
+mod offer;
 mod ring;
 mod ring_call;
 mod solo;
 mod watched;
 
 pub use abort::AbortHandle;
+pub use gang::Joining;
+#[cfg(feature = "nccl")]
+pub use nccl::CudaNccl;
+pub use nccl::{Attempt, CommunicatorState, Nccl, NcclApi};
+pub use offer::{NcclOffer, Offer, Transport, UniqueId};
 pub use ring::{Ring, RingOptions};
 pub use solo::Solo;
 pub use watched::{Position, Watched};
+
+use candle_core::Tensor;
 
 use crate::Result;
 
@@ -53,6 +66,31 @@ pub trait Collective: Send {
     /// # Errors
     /// As [`Collective::all_reduce_sum`].
     fn barrier(&mut self) -> Result<()>;
+
+    /// Begins to replace the values of a contiguous f32 or bf16 tensor by their sum over all ranks, on its device. Nobody may touch
+    /// them until [`Collective::settle`] has returned; what is computed meanwhile runs beside it.
+    ///
+    /// # Errors
+    /// As [`Collective::all_reduce_sum`].
+    fn begin_all_reduce(&mut self, tensor: &Tensor) -> Result<()> {
+        by_host::all_reduce(self, tensor)
+    }
+
+    /// Returns when all sums that were begun are there.
+    ///
+    /// # Errors
+    /// As [`Collective::all_reduce_sum`].
+    fn settle(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// As [`Collective::all_gather`], on the device: a tensor of one dimension.
+    ///
+    /// # Errors
+    /// As [`Collective::all_gather`].
+    fn all_gather_tensor(&mut self, mine: &Tensor, counts: &[usize]) -> Result<Tensor> {
+        by_host::all_gather(self, mine, counts)
+    }
 
     /// What another thread needs to end this collective.
     fn abort_handle(&self) -> AbortHandle;

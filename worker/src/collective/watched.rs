@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use candle_core::Tensor;
+
 use super::{AbortHandle, Collective};
 use crate::Result;
 
@@ -163,6 +165,21 @@ impl Collective for Watched {
 
     fn barrier(&mut self) -> Result<()> {
         self.during("barrier", 0, |inner| inner.barrier())
+    }
+
+    fn begin_all_reduce(&mut self, tensor: &Tensor) -> Result<()> {
+        self.during("all_reduce_sum", tensor.elem_count(), |inner| {
+            inner.begin_all_reduce(tensor)
+        })
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        self.during("all_reduce_sum", 0, |inner| inner.settle())
+    }
+
+    fn all_gather_tensor(&mut self, mine: &Tensor, counts: &[usize]) -> Result<Tensor> {
+        let values = counts.iter().sum();
+        self.during("all_gather", values, |inner| inner.all_gather_tensor(mine, counts))
     }
 
     fn abort_handle(&self) -> AbortHandle {

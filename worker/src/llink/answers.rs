@@ -9,7 +9,7 @@ pub struct AnswerScores {
     pub answers: usize,
     /// Share of answers that are the reference word for word.
     pub exact: f64,
-    /// Mean share of the reference's words that the answer has, each as often as it stands there.
+    /// Mean share of the reference's words, numbers aside, that the answer has, each as often as it stands there.
     pub word_recall: f64,
     /// Share of the references with numbers whose numbers the answer has all, and no others.
     pub numbers: f64,
@@ -47,21 +47,26 @@ fn words(text: &str) -> Vec<String> {
 }
 
 fn recall(said: &[String], wanted: &[String]) -> f64 {
-    if wanted.is_empty() {
-        return f64::from(u8::from(said.is_empty()));
-    }
     let mut left: HashMap<&str, usize> = HashMap::new();
     for word in said {
         *left.entry(word).or_default() += 1;
     }
-    let found = wanted.iter().filter(|word| match left.get_mut(word.as_str()) {
-        Some(count) if *count > 0 => {
+    let (mut all, mut found) = (0_usize, 0_usize);
+    for word in wanted.iter().filter(|word| !is_number(word)) {
+        all += 1;
+        if let Some(count @ 1..) = left.get_mut(word.as_str()) {
             *count -= 1;
-            true
+            found += 1;
         }
-        _ => false,
-    });
-    found.count() as f64 / wanted.len() as f64
+    }
+    if all == 0 {
+        return f64::from(u8::from(said == wanted));
+    }
+    found as f64 / all as f64
+}
+
+fn is_number(word: &str) -> bool {
+    word.chars().all(char::is_numeric)
 }
 
 /// The words that are numbers, sorted.
@@ -69,7 +74,7 @@ fn numbers(words: &[String]) -> Vec<&str> {
     let mut numbers: Vec<&str> = words
         .iter()
         .map(String::as_str)
-        .filter(|word| word.chars().all(char::is_numeric))
+        .filter(|word| is_number(word))
         .collect();
     numbers.sort_unstable();
     numbers
@@ -88,7 +93,7 @@ mod tests {
         ]);
         assert_eq!((scores.answers, scores.with_numbers), (3, 2));
         assert!((scores.exact - 1.0 / 3.0).abs() < 1e-12);
-        assert!((scores.word_recall - (1.0 + 0.6) / 3.0).abs() < 1e-12);
+        assert!((scores.word_recall - (1.0 + 0.75) / 3.0).abs() < 1e-12);
         assert!((scores.numbers - 0.5).abs() < 1e-12);
         assert_eq!(answer_scores([]), AnswerScores::default());
     }

@@ -86,6 +86,22 @@ impl SlotExpanderShape {
         parameters::ranges(&self.tensors())
     }
 
+    /// How many of the parameters are the scale's and the first Linear's: they come first.
+    #[must_use]
+    pub fn first_linear(&self) -> usize {
+        parameters::count(&self.first_half())
+    }
+
+    fn first_half(&self) -> [(&'static str, Vec<usize>); 3] {
+        let [scale, up, up_bias, ..] = self.tensors();
+        [scale, up, up_bias]
+    }
+
+    fn second_half(&self) -> [(&'static str, Vec<usize>); 4] {
+        let [_, _, _, down, down_bias, norm, norm_bias] = self.tensors();
+        [down, down_bias, norm, norm_bias]
+    }
+
     /// How many parameters there are.
     #[must_use]
     pub fn parameter_count(&self) -> usize {
@@ -259,24 +275,24 @@ impl SlotExpander {
     /// From the gradient by the slots (`[b, K, d]`, overwritten) to that by the parameters, which replaces `gradient`. The projected
     /// vectors come from a frozen projector and get none.
     pub fn backward(&self, activations: &mut ExpanderActivations, by_slots: &mut [f32], gradient: &mut [f32]) {
+        let (up, down) = gradient.split_at_mut(self.shape.first_linear());
+        self.backward_down(activations, by_slots, down);
+        self.backward_up(activations, by_slots, up);
+    }
+
+    /// The first half: the gradient by the LayerNorm and the second Linear, which lie from
+    /// [`SlotExpanderShape::first_linear`] on. Leaves in `by_slots` what [`SlotExpander::backward_up`] goes on with.
+    pub fn backward_down(&self, activations: &mut ExpanderActivations, by_slots: &mut [f32], gradient: &mut [f32]) {
         let SlotExpanderShape {
             width: d,
             hidden: h,
             slots: k,
         } = self.shape;
-        let tensors = self.shape.tensors();
-        let [_, up, _, down, _, norm, _] = split(&tensors, &self.parameters);
-        let [
-            by_scale,
-            by_up,
-            by_up_bias,
-            by_down,
-            by_down_bias,
-            by_norm,
-            by_norm_bias,
-        ] = split_mut(&tensors, gradient);
+        let [_, _, _, _, _, norm, _] = split(&self.shape.tensors(), &self.parameters);
+        let [by_down, by_down_bias, by_norm, by_norm_bias] = split_mut(&self.shape.second_half(), gradient);
         let (b, outputs) = (by_slots.len() / (k * d), k * d);
         let ExpanderActivations {
+            hidden,
             normalized,
             inverse_deviation,
             directions,
@@ -299,8 +315,27 @@ impl SlotExpander {
             .zip(normalized.par_chunks(d))
             .zip(inverse_deviation.par_iter());
         rows.for_each(|((by, x), inverse)| layer_norm_backward(by, x, norm, *inverse));
-        let by_down_output = &*by_slots;
 
+        sum_columns(by_slots, None, by_down_bias);
+        // [K d, b] · [b, h]
+        matmul(
+            Matrix::new(by_slots, b, outputs).transposed(),
+            Matrix::new(hidden, b, h),
+            Target::new(by_down, h),
+        );
+    }
+
+    /// The second half: the gradient by the scale and the first Linear, which lie before
+    /// [`SlotExpanderShape::first_linear`].
+    pub fn backward_up(&self, activations: &mut ExpanderActivations, by_output: &[f32], gradient: &mut [f32]) {
+        let SlotExpanderShape {
+            width: d,
+            hidden: h,
+            slots: k,
+        } = self.shape;
+        let [_, up, _, down, _, _, _] = split(&self.shape.tensors(), &self.parameters);
+        let [by_scale, by_up, by_up_bias] = split_mut(&self.shape.first_half(), gradient);
+        let (b, outputs) = (by_output.len() / (k * d), k * d);
         let ExpanderActivations {
             standardized,
             scaled,
@@ -308,16 +343,12 @@ impl SlotExpander {
             slope,
             ..
         } = activations;
-        sum_columns(by_down_output, None, by_down_bias);
-        // [K d, b] · [b, h]
-        let by_output = Matrix::new(by_down_output, b, outputs);
-        matmul(
-            by_output.transposed(),
-            Matrix::new(hidden, b, h),
-            Target::new(by_down, h),
-        );
         // [b, K d] · [K d, h], into the place of the activations that are no longer needed
-        matmul(by_output, Matrix::new(down, outputs, h), Target::new(hidden, h));
+        matmul(
+            Matrix::new(by_output, b, outputs),
+            Matrix::new(down, outputs, h),
+            Target::new(hidden, h),
+        );
         multiply(hidden, slope);
         let by_up_output = &*hidden;
 

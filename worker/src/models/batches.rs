@@ -1,7 +1,11 @@
 //! Length-sorted batches within a token budget, and sequences packed end to end.
 
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use candle_core::{DType, Device, Tensor};
 
+use crate::device::{TokenCost, free_memory, token_budget, within_memory};
 use crate::{Error, Result};
 
 /// On the CPU larger batches than this only spill the caches.
@@ -28,34 +32,111 @@ pub fn token_batches(lengths: &[usize], budget: usize) -> Vec<Vec<usize>> {
     batches
 }
 
+/// What a batch may hold, and what was learnt of it: a device that ran out of memory is not asked for as much again.
+pub(crate) struct Batching {
+    cost: TokenCost,
+    /// The largest budget that is known to fit.
+    fits: AtomicUsize,
+}
+
+impl Batching {
+    /// For a model whose tokens cost this.
+    pub(crate) fn new(cost: TokenCost) -> Self {
+        let fits = AtomicUsize::new(usize::MAX);
+        Self { cost, fits }
+    }
+
+    /// The budget to begin with: what was asked for, if the free memory allows it.
+    fn budget(&self, device: &Device, wished: usize) -> usize {
+        let wished = match device.is_cpu() {
+            true => wished.min(CPU_TOKENS),
+            false => wished,
+        };
+        token_budget(free_memory(device), self.cost, wished).min(self.fits.load(Ordering::Relaxed))
+    }
+
+    fn learn(&self, budget: usize) {
+        self.fits.fetch_min(budget, Ordering::Relaxed);
+    }
+}
+
 /// Computes one vector for each sequence, batch by batch, and gives them in the order of `ids`.
 ///
-/// `vectors` maps packed sequences to [B, width]. `progress` is told after each batch how many tokens are done so far.
+/// `vectors` maps packed sequences to [B, width]. `progress` is told after each batch how many tokens are done, or handed to the
+/// device, so far. Out of memory halves the budget and goes on.
 pub(crate) fn in_batches(
     ids: &[Vec<u32>],
     device: &Device,
     token_budget: usize,
+    batching: &Batching,
     progress: &mut dyn FnMut(u64),
-    vectors: impl Fn(&Packed) -> Result<Tensor>,
+    mut vectors: impl FnMut(&Packed) -> Result<Tensor>,
 ) -> Result<Vec<Vec<f32>>> {
-    let lengths: Vec<usize> = ids.iter().map(Vec::len).collect();
-    let budget = if device.is_cpu() {
-        token_budget.min(CPU_TOKENS)
-    } else {
-        token_budget
-    };
+    let mut left: Vec<usize> = (0..ids.len()).collect();
     let mut out = vec![Vec::new(); ids.len()];
+    let mut on_device = OnDevice::default();
     let mut done = 0;
-    for batch in token_batches(&lengths, budget) {
-        let packed = Packed::new(batch.iter().map(|&index| ids[index].as_slice()));
-        let rows = vectors(&packed)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
-        for (index, row) in batch.into_iter().zip(rows) {
+    let mut budget = batching.budget(device, token_budget);
+    let mut told = |budget: usize| {
+        tracing::warn!(
+            budget,
+            "out of memory on the device: going on with half as many tokens at once"
+        );
+        batching.learn(budget);
+    };
+    within_memory(&mut budget, &mut told, |budget| {
+        let lengths: Vec<usize> = left.iter().map(|index| ids[*index].len()).collect();
+        let batches: Vec<Vec<usize>> = token_batches(&lengths, budget)
+            .into_iter()
+            .map(|batch| batch.into_iter().map(|place| left[place]).collect())
+            .collect();
+        for batch in batches {
+            let packed = Packed::new(batch.iter().map(|&index| ids[index].as_slice()));
+            let rows = vectors(&packed)?.to_dtype(DType::F32)?;
+            left = without(&left, &batch);
+            done += packed.ids.len() as u64;
+            // Fetching a row waits for the device, which could be given the next batch meanwhile.
+            on_device.push(batch, rows);
+            if device.is_cpu() {
+                on_device.fetch(&mut out)?;
+            }
+            progress(done);
+        }
+        Ok(())
+    })?;
+    on_device.fetch(&mut out)?;
+    Ok(out)
+}
+
+/// What is left of `all` after `batch`; both hold each index once.
+fn without(all: &[usize], batch: &[usize]) -> Vec<usize> {
+    let batch: HashSet<usize> = batch.iter().copied().collect();
+    all.iter().copied().filter(|index| !batch.contains(index)).collect()
+}
+
+/// Vectors that the device may still be working on.
+#[derive(Default)]
+struct OnDevice {
+    sequences: Vec<usize>,
+    rows: Vec<Tensor>,
+}
+
+impl OnDevice {
+    fn push(&mut self, batch: Vec<usize>, rows: Tensor) {
+        self.sequences.extend(batch);
+        self.rows.push(rows);
+    }
+
+    fn fetch(&mut self, out: &mut [Vec<f32>]) -> Result<()> {
+        let (sequences, rows) = (std::mem::take(&mut self.sequences), std::mem::take(&mut self.rows));
+        if rows.is_empty() {
+            return Ok(());
+        }
+        for (index, row) in sequences.into_iter().zip(Tensor::cat(&rows, 0)?.to_vec2::<f32>()?) {
             out[index] = row;
         }
-        done += packed.ids.len() as u64;
-        progress(done);
+        Ok(())
     }
-    Ok(out)
 }
 
 /// Refuses sequences that a model can't read.
@@ -134,6 +215,37 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn out_of_memory_in_the_middle_loses_no_sequence_and_is_remembered() {
+        let ids: Vec<Vec<u32>> = (0..60u32).map(|i| vec![i; 1 + i as usize % 13]).collect();
+        let batching = Batching::new(TokenCost { bytes: 1 });
+        let pass = |at_most: usize| {
+            let mut sizes = Vec::new();
+            let rows = in_batches(&ids, &Device::Cpu, 300, &batching, &mut |_| {}, |packed| {
+                if packed.ids.len() > at_most {
+                    return Err(candle_core::Error::Msg("CUDA_ERROR_OUT_OF_MEMORY".into()).into());
+                }
+                sizes.push(packed.ids.len());
+                let first: Vec<f32> = packed.offsets.windows(2).map(|w| packed.ids[w[0]] as f32).collect();
+                let count = first.len();
+                Ok(Tensor::from_vec(first, (count, 1), &Device::Cpu)?)
+            });
+            (rows, sizes)
+        };
+        let expected: Vec<Vec<f32>> = (0..60).map(|i| vec![i as f32]).collect();
+        let (rows, sizes) = pass(usize::MAX);
+        assert_eq!(rows.unwrap(), expected);
+        assert!(sizes.iter().any(|size| *size > 150), "{sizes:?}");
+        let (rows, sizes) = pass(100);
+        assert_eq!(rows.unwrap(), expected);
+        assert!(sizes.iter().all(|size| *size <= 100), "{sizes:?}");
+        // The next pass begins with what fitted.
+        let (rows, sizes) = pass(usize::MAX);
+        assert_eq!(rows.unwrap(), expected);
+        assert!(sizes.iter().all(|size| *size <= 100), "{sizes:?}");
+        assert!(matches!(pass(1).0, Err(Error::OutOfMemory(_))));
     }
 
     #[test]

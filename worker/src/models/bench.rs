@@ -7,9 +7,10 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
+use super::backend::Backend;
 use super::batches::token_batches;
 use super::llama::Llama;
-use super::ops::{FrozenMatrix, Precision, Stored};
+use super::ops::{Form, FrozenMatrix, Precision, Stored};
 use super::random::Normal;
 use super::xlm_roberta::XlmRoberta;
 use crate::{Error, Result};
@@ -30,10 +31,8 @@ pub struct Options {
     pub n: usize,
     /// Tokens in a batch.
     pub token_budget: usize,
-    /// What to compute in.
-    pub dtype: DType,
-    /// Where to compute.
-    pub device: Device,
+    /// Where and how to compute.
+    pub backend: Backend,
     /// A safetensors file to write the vectors to, as `vectors` [n, width].
     pub out: Option<PathBuf>,
 }
@@ -51,17 +50,17 @@ pub fn run(job: Job, dir: &Path, options: &Options) -> Result<Value> {
     let Options {
         n,
         token_budget,
-        dtype,
-        ref device,
+        ref backend,
         ref out,
     } = *options;
+    let (device, dtype) = (backend.device(), backend.dtype());
     let (name, part) = match job {
         Job::Embed => ("embed", "encoder"),
         Job::Teacher => ("teacher", "decoder"),
     };
     let start = Instant::now();
     let model = match job {
-        Job::Embed => Model::Encoder(XlmRoberta::load(&dir.join(part), device, dtype)?),
+        Job::Embed => Model::Encoder(XlmRoberta::load(&dir.join(part), backend)?),
         Job::Teacher => Model::Decoder(Llama::load(&dir.join(part), device, dtype)?),
     };
     let load_seconds = start.elapsed().as_secs_f64();
@@ -71,7 +70,7 @@ pub fn run(job: Job, dir: &Path, options: &Options) -> Result<Value> {
         let warm_up: Vec<Vec<u32>> = first.iter().map(|&index| ids[index].clone()).collect();
         model.vectors(&warm_up, token_budget)?;
     }
-    let floor = device.is_cpu().then(|| model.product_gflops(dtype));
+    let floor = (backend.form() == Form::Slices).then(|| model.product_gflops(dtype));
     let (products, floor) = floor.map_or((None, None), |(precision, floor)| (Some(precision), Some(floor)));
     let start = Instant::now();
     let vectors = model.vectors(&ids, token_budget)?;

@@ -16,6 +16,16 @@ const END_HEADER: &str = "<|end_header_id|>";
 /// Ends a turn, and so an answer.
 pub const END_OF_TURN: &str = "<|eot_id|>";
 
+/// A prompt as a text whose special tokens are written out, with `{instruction}` and `place` where the slots or the foreign text
+/// stand: for other programs.
+#[must_use]
+pub fn prompt_form(place: &str) -> String {
+    format!(
+        "{BEGIN_OF_TEXT}{START_HEADER}user{END_HEADER}\n\n{{instruction}}\n{place}\n\
+         {END_OF_TURN}{START_HEADER}assistant{END_HEADER}\n\n"
+    )
+}
+
 /// What the decoder is given before its answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChatPrompt {

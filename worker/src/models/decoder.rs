@@ -7,6 +7,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
+use super::backend::Backend;
 use super::batches::Packed;
 use super::chat::ChatPrompt;
 use super::config::LlamaConfig;
@@ -43,12 +44,20 @@ impl Decoder {
     /// [`Error::Model`](crate::Error::Model) naming what is missing, misshapen or not supported, a lacking
     /// [`TEACHER_SLOT`] included; [`Error::Io`](crate::Error::Io) for unreadable files.
     pub fn load(dir: &Path, device: &Device, dtype: DType) -> Result<Self> {
+        Self::load_on(dir, &Backend::new(device, dtype))
+    }
+
+    /// As [`Decoder::load`], for a backend of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn load_on(dir: &Path, backend: &Backend) -> Result<Self> {
         let tokenizer = Tokenizer::load(dir)?;
         tokenizer.require(TEACHER_SLOT)?;
         tokenizer.check_vocab_size(LlamaConfig::load(dir)?.vocab_size)?;
         Ok(Self {
             slot_token: TEACHER_SLOT.into(),
-            model: Llama::load(dir, device, dtype)?,
+            model: Llama::load_on(dir, backend)?,
             tokenizer,
         })
     }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 
+use super::backend::Backend;
 use super::config::XlmRobertaConfig;
 use super::tokenizer::{SpecialTokens, Tokenizer};
 use super::xlm_roberta::XlmRoberta;
@@ -50,10 +51,18 @@ impl Encoder {
     /// [`Error::Model`](crate::Error::Model) naming what is missing, misshapen or not supported;
     /// [`Error::Io`](crate::Error::Io) for unreadable files.
     pub fn load(dir: &Path, device: &Device, dtype: DType) -> Result<Self> {
+        Self::load_on(dir, &Backend::new(device, dtype))
+    }
+
+    /// As [`Encoder::load`], for a backend of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Encoder::load`].
+    pub fn load_on(dir: &Path, backend: &Backend) -> Result<Self> {
         let tokenizer = Tokenizer::load(dir)?;
         tokenizer.check_vocab_size(XlmRobertaConfig::load(dir)?.vocab_size)?;
         Ok(Self {
-            model: XlmRoberta::load(dir, device, dtype)?,
+            model: XlmRoberta::load(dir, backend)?,
             tokenizer,
         })
     }

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 use super::batches::Packed;
 use super::chat::ChatPrompt;
@@ -48,8 +48,8 @@ impl LoadedAdapter {
     ///
     /// # Errors
     /// [`Error::Tensor`] when the device fails.
-    pub fn new(adapter: &LoraAdapter, device: &Device) -> Result<Self> {
-        Ok(Self(adapter.on(device, None)?))
+    pub fn new(adapter: &LoraAdapter, model: &Llama) -> Result<Self> {
+        Ok(Self(adapter.on(&model.adapter_place(), None)?))
     }
 }
 
@@ -91,6 +91,21 @@ impl Llama {
             embeddings = self.embed(&[token])?;
         }
         Ok(generated)
+    }
+
+    /// The logits of the token after `prompt`, [vocab].
+    ///
+    /// # Errors
+    /// As [`Llama::generate`].
+    pub fn next_logits(&self, prompt: &ChatPrompt, slots: Option<&[f32]>, adapter: &LoadedAdapter) -> Result<Vec<f32>> {
+        self.check(&[prompt.ids.as_slice()])?;
+        let embeddings = match slots {
+            Some(slots) => self.with_slots(prompt, slots)?,
+            None => self.embed(&prompt.ids)?,
+        };
+        let packed = Packed::new([prompt.ids.as_slice()]);
+        let hidden = self.forward_from(embeddings, &packed, None, Rows::LastOfEach, &adapter.0)?;
+        Ok(self.logits(&hidden)?.to_dtype(DType::F32)?.get(0)?.to_vec1()?)
     }
 
     fn with_slots(&self, prompt: &ChatPrompt, slots: &[f32]) -> Result<Tensor> {

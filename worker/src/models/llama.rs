@@ -4,22 +4,29 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::batches::{Packed, check_ids, in_batches};
+use super::backend::Backend;
+use super::batches::{Batching, Packed, check_ids, in_batches};
 use super::config::LlamaConfig;
 use super::llama_layer::{CachedLayer, LastRows, Layer, Place};
-use super::lora::LayerAdapter;
-use super::ops::{AttentionSpans, Causality, Embedding, FrozenLinear, Rope, rms_norm, rms_norm_backward};
+use super::lora::{AdapterPlace, LayerAdapter};
+use super::ops::{AttentionSpans, Causality, Embedding, Form, FrozenLinear, Rope, rms_norm, rms_norm_backward};
 use super::weights::Weights;
+use crate::device::TokenCost;
 use crate::{Error, Result};
+
+/// Attention's memory is reckoned for sequences of this length: teacher sentences have at most 128 tokens.
+const USUAL_LENGTH: usize = 128;
 
 /// Llama without its tokenizer: token ids in, hidden states and logits out.
 pub struct Llama {
     config: LlamaConfig,
+    form: Form,
     embedding: Embedding, // [vocab, hidden]
     pub(super) layers: Vec<Layer>,
     norm: Tensor,
     pub(super) head: FrozenLinear,
     frequencies: Vec<f32>,
+    batching: Batching,
     path: String,
 }
 
@@ -50,8 +57,16 @@ impl Llama {
     /// # Errors
     /// [`Error::Model`] naming what is missing, misshapen or not supported; [`Error::Io`] for unreadable files.
     pub fn load(dir: &Path, device: &Device, dtype: DType) -> Result<Self> {
+        Self::load_on(dir, &Backend::new(device, dtype))
+    }
+
+    /// As [`Llama::load`], for a backend of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Llama::load`].
+    pub fn load_on(dir: &Path, backend: &Backend) -> Result<Self> {
         let config = LlamaConfig::load(dir)?;
-        let weights = Weights::open(dir, &["model.", ""], device, dtype)?;
+        let weights = Weights::open(dir, &["model.", ""], backend)?;
         let shape = [config.vocab_size, config.hidden_size];
         let head = match config.tie_word_embeddings {
             true => "embed_tokens.weight",
@@ -61,10 +76,18 @@ impl Llama {
             .map(|index| Layer::load(&weights, &format!("layers.{index}"), &config))
             .collect::<Result<_>>()?;
         Ok(Self {
+            form: weights.form(),
             norm: weights.tensor("norm.weight", &[config.hidden_size])?,
             head: weights.linear(head, shape, None)?,
             embedding: weights.embedding("embed_tokens.weight", shape)?,
             frequencies: config.rope_frequencies(),
+            batching: Batching::new(TokenCost::forward(
+                config.hidden_size,
+                config.intermediate_size,
+                config.num_attention_heads,
+                USUAL_LENGTH,
+                backend.value_bytes(),
+            )),
             config,
             layers,
             path: dir.display().to_string(),
@@ -94,9 +117,14 @@ impl Llama {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Vec<Vec<f32>>> {
         self.check(ids)?;
-        in_batches(ids, self.norm.device(), token_budget, progress, |packed| {
-            self.forward(packed, None, Rows::LastOfEach, &[])
-        })
+        in_batches(
+            ids,
+            self.norm.device(),
+            token_budget,
+            &self.batching,
+            progress,
+            |packed| self.forward(packed, None, Rows::LastOfEach, &[]),
+        )
     }
 
     /// Refuses sequences that can't be read.
@@ -155,10 +183,10 @@ impl Llama {
             0 => queries.clone(),
             _ => vec![0, past + packed.ids.len()],
         };
-        let spans = AttentionSpans::new(queries, keys.clone(), Causality::Causal, dtype, &device)?;
+        let spans = AttentionSpans::new(self.form, queries, keys.clone(), Causality::Causal, dtype, &device)?;
         let last = match rows {
             Rows::All => None,
-            Rows::LastOfEach => Some(LastRows::new(packed, keys, &rope, dtype, &device)?),
+            Rows::LastOfEach => Some(LastRows::new(self.form, packed, keys, &rope, dtype, &device)?),
         };
         if let Some(cache) = cache.as_deref_mut() {
             cache.layers.resize_with(self.layers.len(), || None);
@@ -179,21 +207,36 @@ impl Llama {
 
     /// The turns of packed sequences whose first position is `past`.
     pub(super) fn rope(&self, packed: &Packed, past: usize, dtype: DType, device: &Device) -> Result<Rope> {
-        Rope::new(&packed.positions(past), &self.frequencies, dtype, device)
+        Rope::new(self.form, &packed.positions(past), &self.frequencies, dtype, device)
+    }
+
+    /// How operations are carried out.
+    pub(crate) fn form(&self) -> Form {
+        self.form
     }
 
     /// Where and in what the layers compute.
-    pub(super) fn activations(&self) -> (&Device, DType) {
+    pub(crate) fn activations(&self) -> (&Device, DType) {
         (self.norm.device(), self.norm.dtype())
+    }
+
+    /// Where and in what an adapter's corrections are computed.
+    pub(crate) fn adapter_place(&self) -> AdapterPlace<'_> {
+        let (device, dtype) = self.activations();
+        AdapterPlace {
+            form: self.form,
+            dtype,
+            device,
+        }
     }
 
     /// The norm before the output head.
     pub(super) fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
-        rms_norm(x, &self.norm, self.config.rms_norm_eps)
+        rms_norm(self.form, x, &self.norm, self.config.rms_norm_eps)
     }
 
     /// The gradient by what [`Llama::final_norm`] was given.
     pub(super) fn final_norm_backward(&self, x: &Tensor, by: &Tensor) -> Result<Tensor> {
-        rms_norm_backward(x, &self.norm, self.config.rms_norm_eps, by)
+        rms_norm_backward(self.form, x, &self.norm, self.config.rms_norm_eps, by)
     }
 }

@@ -6,14 +6,15 @@ use super::batches::Packed;
 use super::config::LlamaConfig;
 use super::lora::{LayerAdapter, Projection};
 use super::ops::{
-    Attention, AttentionSpans, Causality, FrozenLinear, Rope, add_rms_norm, rms_norm, rms_norm_backward, silu_mul,
-    silu_mul_backward,
+    AdapterGradient, Attention, AttentionSpans, Causality, Form, FrozenLinear, Rope, add_rms_norm, rms_norm,
+    rms_norm_backward, silu_mul, silu_mul_backward,
 };
 use super::weights::Weights;
 use crate::{Error, Result};
 
 /// A loaded layer.
 pub(super) struct Layer {
+    form: Form,
     input_norm: Tensor,
     post_norm: Tensor,
     /// In the order of [`Projection::ALL`].
@@ -41,10 +42,17 @@ pub(super) struct LastRows {
 }
 
 impl LastRows {
-    pub(super) fn new(packed: &Packed, keys: Vec<usize>, rope: &Rope, dtype: DType, device: &Device) -> Result<Self> {
+    pub(super) fn new(
+        form: Form,
+        packed: &Packed,
+        keys: Vec<usize>,
+        rope: &Rope,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
         let rows = Tensor::new(packed.last_rows(), device)?;
         let queries = (0..packed.offsets.len()).collect();
-        let spans = AttentionSpans::new(queries, keys, Causality::Causal, dtype, device)?;
+        let spans = AttentionSpans::new(form, queries, keys, Causality::Causal, dtype, device)?;
         let rope = rope.select(&rows)?;
         Ok(Self { rows, spans, rope })
     }
@@ -78,6 +86,7 @@ impl Layer {
         let (input_norm, post_norm) = (norm("input_layernorm")?, norm("post_attention_layernorm")?);
         let linears: Vec<_> = Projection::ALL.into_iter().map(linear).collect::<Result<_>>()?;
         Ok(Self {
+            form: weights.form(),
             input_norm,
             post_norm,
             linears: linears
@@ -106,7 +115,7 @@ impl Layer {
         let Place { spans, rope, only } = *place;
         let taped = tape.is_some();
         let apply = |projection: Projection, x: &Tensor| self.apply(projection, x, adapter);
-        let normed = rms_norm(&x, &self.input_norm, self.eps)?;
+        let normed = rms_norm(self.form, &x, &self.input_norm, self.eps)?;
         let mut k = rope.turn(apply(KProj, &normed)?)?; // [T, kv_heads·head_dim]
         let mut v = apply(VProj, &normed)?;
         if let Some(cached) = cached {
@@ -127,11 +136,11 @@ impl Layer {
         let q = rope.turn(apply(QProj, &normed)?)?; // [T, heads·head_dim]
         let attended = self.attention.attend(&q, &k, &v, spans)?;
         let out = apply(OProj, &attended)?;
-        let input = taped.then(|| x.copy()).transpose()?;
-        let (x, normed) = add_rms_norm(x, &out, &self.post_norm, self.eps)?;
+        let input = taped.then(|| self.kept(&x)).transpose()?;
+        let (x, normed) = add_rms_norm(self.form, x, &out, &self.post_norm, self.eps)?;
         let (gate, up) = (apply(GateProj, &normed)?, apply(UpProj, &normed)?);
-        let raw_gate = taped.then(|| gate.copy()).transpose()?;
-        let gated = silu_mul(gate, &up)?;
+        let raw_gate = taped.then(|| self.kept(&gate)).transpose()?;
+        let gated = silu_mul(self.form, gate, &up)?;
         let y = (&x + apply(DownProj, &gated)?)?;
         if let (Some(tape), Some(input), Some(gate)) = (tape, input, raw_gate) {
             *tape = Some(LayerTape {
@@ -148,7 +157,7 @@ impl Layer {
         Ok(y)
     }
 
-    /// The gradient by the layer's input from `by`, that by its output; the gradient by the adapter's parameters is added to
+    /// The gradient by the layer's input from `by`, that by its output; the gradient by the adapter's parameters goes to
     /// `gradient`.
     pub(super) fn backward(
         &self,
@@ -156,27 +165,35 @@ impl Layer {
         by: Tensor,
         place: &Place<'_>,
         adapter: Option<&LayerAdapter>,
-        gradient: &mut [f32],
+        gradient: &mut AdapterGradient<'_>,
     ) -> Result<Tensor> {
         use Projection::{DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
         let mut through =
             |projection: Projection, x: &Tensor, by: &Tensor| self.apply_backward(projection, x, by, adapter, gradient);
-        let by_gated = through(DownProj, &silu_mul(tape.gate.copy()?, &tape.up)?, &by)?;
-        let (by_gate, by_up) = silu_mul_backward(&tape.gate, &tape.up, &by_gated)?;
-        let normed = rms_norm(&tape.middle, &self.post_norm, self.eps)?;
+        let by_gated = through(DownProj, &silu_mul(self.form, self.kept(&tape.gate)?, &tape.up)?, &by)?;
+        let (by_gate, by_up) = silu_mul_backward(self.form, &tape.gate, &tape.up, &by_gated)?;
+        let normed = rms_norm(self.form, &tape.middle, &self.post_norm, self.eps)?;
         let by_normed = (through(GateProj, &normed, &by_gate)? + through(UpProj, &normed, &by_up)?)?;
-        let by = (by + rms_norm_backward(&tape.middle, &self.post_norm, self.eps, &by_normed)?)?;
+        let by = (by + rms_norm_backward(self.form, &tape.middle, &self.post_norm, self.eps, &by_normed)?)?;
 
         let by_attended = through(OProj, &tape.attended, &by)?;
         let (by_q, by_k, by_v) = self
             .attention
             .backward(&tape.q, &tape.k, &tape.v, place.spans, &by_attended)?;
-        let normed = rms_norm(&tape.input, &self.input_norm, self.eps)?;
+        let normed = rms_norm(self.form, &tape.input, &self.input_norm, self.eps)?;
         let by_q = through(QProj, &normed, &place.rope.turn_back(by_q)?)?;
         let by_k = through(KProj, &normed, &place.rope.turn_back(by_k)?)?;
         let by_v = through(VProj, &normed, &by_v)?;
         let by_normed = ((by_q + by_k)? + by_v)?;
-        Ok((by + rms_norm_backward(&tape.input, &self.input_norm, self.eps, &by_normed)?)?)
+        Ok((by + rms_norm_backward(self.form, &tape.input, &self.input_norm, self.eps, &by_normed)?)?)
+    }
+
+    /// x, safe from operations that take it over: on slices they change it in place.
+    fn kept(&self, x: &Tensor) -> Result<Tensor> {
+        match self.form {
+            Form::Slices => Ok(x.copy()?),
+            Form::Tensors => Ok(x.clone()),
+        }
     }
 
     fn apply(&self, projection: Projection, x: &Tensor, adapter: Option<&LayerAdapter>) -> Result<Tensor> {
@@ -193,11 +210,11 @@ impl Layer {
         x: &Tensor,
         by: &Tensor,
         adapter: Option<&LayerAdapter>,
-        gradient: &mut [f32],
+        gradient: &mut AdapterGradient<'_>,
     ) -> Result<Tensor> {
         let by_x = self.linears[projection as usize].input_gradient(by)?;
         match adapter.and_then(|adapter| adapter.get(projection)) {
-            Some((correction, place)) => correction.backward(x, by, by_x, &mut gradient[place.clone()]),
+            Some((correction, place)) => correction.backward(x, by, by_x, place.clone(), gradient),
             None => Ok(by_x),
         }
     }

@@ -2,13 +2,12 @@
 //! started as PEFT does.
 
 use std::ops::Range;
-use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::config::LlamaConfig;
-use super::ops::LowRank;
+use super::ops::{Form, LowRank, RowMasks};
 use crate::train::dropout::Dropout;
 use crate::train::random::{key, uniform};
 use crate::train::tensor_file::{self, TensorFile, Values};
@@ -234,14 +233,35 @@ impl LoraAdapter {
         }
     }
 
-    /// The corrections of all layers on a device. `dropout` is for training.
-    pub(crate) fn on(&self, device: &Device, dropout: Option<&RowDropout<'_>>) -> Result<Vec<LayerAdapter>> {
+    /// The corrections of all layers, where and in what the model computes. `dropout` is for training.
+    pub(crate) fn on(&self, place: &AdapterPlace<'_>, dropout: Option<&RowDropout<'_>>) -> Result<Vec<LayerAdapter>> {
+        let parameters = Tensor::from_slice(&self.parameters, self.parameters.len(), place.device)?;
+        self.layers_of(&parameters, place, dropout)
+    }
+
+    /// As [`LoraAdapter::on`], of parameters [n] that are on the device already.
+    pub(crate) fn layers_of(
+        &self,
+        parameters: &Tensor,
+        place: &AdapterPlace<'_>,
+        dropout: Option<&RowDropout<'_>>,
+    ) -> Result<Vec<LayerAdapter>> {
+        let parameters = match place.form {
+            Form::Slices => parameters.clone(),
+            Form::Tensors => parameters.to_dtype(place.dtype)?,
+        };
         (0..self.layers)
-            .map(|layer| self.layer(layer, device, dropout))
+            .map(|layer| self.layer(layer, &parameters, place, dropout))
             .collect()
     }
 
-    fn layer(&self, layer: usize, device: &Device, dropout: Option<&RowDropout<'_>>) -> Result<LayerAdapter> {
+    fn layer(
+        &self,
+        layer: usize,
+        parameters: &Tensor,
+        place: &AdapterPlace<'_>,
+        dropout: Option<&RowDropout<'_>>,
+    ) -> Result<LayerAdapter> {
         let rank = self.options.rank;
         let mut adapter = LayerAdapter {
             corrections: [const { None }; 7],
@@ -251,19 +271,31 @@ impl LoraAdapter {
         for ((target, (outer, inner)), (a, b)) in targets.zip(self.ranges(layer)) {
             let masks = dropout.map(|dropout| {
                 let keys = dropout.keys.iter();
-                keys.map(|row| dropout.dropout.row(key(&[*row, layer as u64, *target as u64])))
-                    .collect::<Arc<[_]>>()
+                let row = |row: &u64| dropout.dropout.row(key(&[*row, layer as u64, *target as u64]));
+                RowMasks::new(keys.map(row).collect(), place.device)
             });
+            let matrix = |range: &Range<usize>, rows: usize, columns: usize| {
+                parameters.narrow(0, range.start, range.len())?.reshape((rows, columns))
+            };
             let low_rank = LowRank {
-                a: Tensor::from_slice(&self.parameters[a.clone()], (rank, *inner), device)?,
-                b: Tensor::from_slice(&self.parameters[b.clone()], (*outer, rank), device)?,
+                form: place.form,
+                a: matrix(&a, rank, *inner)?,
+                b: matrix(&b, *outer, rank)?,
                 scale: (self.options.alpha / rank as f64) as f32,
-                dropout: masks,
+                dropout: masks.transpose()?,
             };
             adapter.corrections[*target as usize] = Some((low_rank, a.start - start..b.end - start));
         }
         Ok(adapter)
     }
+}
+
+/// Where and in what an adapter's corrections are computed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AdapterPlace<'a> {
+    pub(crate) form: Form,
+    pub(crate) dtype: DType,
+    pub(crate) device: &'a Device,
 }
 
 /// Dropout of one training step, and a key for each of the rows it falls on.

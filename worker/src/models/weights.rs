@@ -8,13 +8,14 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use memmap2::Mmap;
 use safetensors::tensor::Dtype;
 use safetensors::{SafeTensors, View as _};
 use serde::Deserialize;
 
-use super::ops::{Embedding, Format, FrozenLinear, FrozenMatrix, Precision, Stored};
+use super::backend::Backend;
+use super::ops::{Embedding, Form, Format, FrozenLinear, FrozenMatrix, Precision, Stored};
 use crate::{Error, Result};
 
 const SINGLE: &str = "model.safetensors";
@@ -25,8 +26,7 @@ pub struct Weights {
     dir: String,
     entries: HashMap<String, Entry>,
     prefixes: &'static [&'static str],
-    device: Device,
-    dtype: DType,
+    backend: Backend,
 }
 
 /// Where a tensor lies.
@@ -42,7 +42,7 @@ impl Weights {
     ///
     /// # Errors
     /// [`Error::Model`] when there is no weight file, a listed shard is missing, or a file is damaged.
-    pub fn open(dir: &Path, prefixes: &'static [&'static str], device: &Device, dtype: DType) -> Result<Self> {
+    pub fn open(dir: &Path, prefixes: &'static [&'static str], backend: &Backend) -> Result<Self> {
         let mut entries = HashMap::new();
         for path in weight_files(dir)? {
             map_file(&path, &mut entries)?;
@@ -51,8 +51,7 @@ impl Weights {
             dir: dir.display().to_string(),
             entries,
             prefixes,
-            device: device.clone(),
-            dtype,
+            backend: backend.clone(),
         })
     }
 
@@ -60,14 +59,19 @@ impl Weights {
     pub fn activation_dtype(&self) -> DType {
         match self.precision() {
             Some(_) => DType::F32,
-            None => self.dtype,
+            None => self.backend.dtype(),
         }
     }
 
-    /// What products on the CPU are done in; none on other devices and in dtypes that the matrices don't know.
+    /// How operations are carried out.
+    pub(crate) fn form(&self) -> Form {
+        self.backend.form()
+    }
+
+    /// What products on the CPU are done in; none where tensors compute, and in dtypes that the matrices don't know.
     fn precision(&self) -> Option<Precision> {
-        match self.dtype {
-            _ if !self.device.is_cpu() => None,
+        match self.backend.dtype() {
+            _ if self.form() == Form::Tensors => None,
             DType::BF16 => Some(Precision::Bf16),
             DType::F32 | DType::F16 => Some(Precision::F32),
             _ => None,
@@ -86,7 +90,7 @@ impl Weights {
             Format::F16 => DType::F16,
         };
         // The file's own dtype travels to the device, where it is converted.
-        let tensor = Tensor::from_raw_buffer(&entry.file[entry.bytes.clone()], dtype, shape, &self.device)?;
+        let tensor = Tensor::from_raw_buffer(&entry.file[entry.bytes.clone()], dtype, shape, self.backend.device())?;
         Ok(tensor.to_dtype(self.activation_dtype())?)
     }
 
@@ -97,7 +101,7 @@ impl Weights {
     pub(crate) fn linear(&self, name: &str, [outer, inner]: [usize; 2], bias: Option<&str>) -> Result<FrozenLinear> {
         let bias = bias.map(|bias| self.tensor(bias, &[outer])).transpose()?;
         match self.precision() {
-            None => FrozenLinear::new(self.tensor(name, &[outer, inner])?, bias),
+            None => Ok(FrozenLinear::of_tensor(self.tensor(name, &[outer, inner])?, bias)),
             Some(wish) => {
                 let matrix = FrozenMatrix::new(self.stored(name, &[outer, inner])?, outer, inner, wish);
                 Ok(FrozenLinear::from_matrix(matrix, bias))

@@ -2,13 +2,17 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
-use super::batches::{Packed, check_ids, in_batches};
+use super::backend::Backend;
+use super::batches::{Batching, Packed, check_ids, in_batches};
 use super::config::XlmRobertaConfig;
-use super::ops::{Attention, AttentionSpans, Causality, Embedding, FrozenLinear, add_layer_norm, gelu, layer_norm};
+use super::ops::{
+    Attention, AttentionSpans, Causality, Embedding, Form, FrozenLinear, add_layer_norm, gelu, layer_norm,
+};
 use super::weights::Weights;
 use crate::Result;
+use crate::device::TokenCost;
 
 /// XLM-R without its tokenizer: token ids in, vectors out.
 pub(crate) struct XlmRoberta {
@@ -17,14 +21,15 @@ pub(crate) struct XlmRoberta {
     positions: Tensor, // [max_position_embeddings, hidden], the one token type's row added
     norm: LayerNorm,
     layers: Vec<Layer>,
+    batching: Batching,
     path: String,
 }
 
 impl XlmRoberta {
     /// Loads the weights of a folder in Hugging Face layout.
-    pub(crate) fn load(dir: &Path, device: &Device, dtype: DType) -> Result<Self> {
+    pub(crate) fn load(dir: &Path, backend: &Backend) -> Result<Self> {
         let config = XlmRobertaConfig::load(dir)?;
-        let weights = Weights::open(dir, &["", "roberta.", "model."], device, dtype)?;
+        let weights = Weights::open(dir, &["", "roberta.", "model."], backend)?;
         let hidden = config.hidden_size;
         let words = weights.embedding("embeddings.word_embeddings.weight", [config.vocab_size, hidden])?;
         let types = weights.tensor(
@@ -40,7 +45,15 @@ impl XlmRoberta {
         let layers = (0..config.num_hidden_layers)
             .map(|index| Layer::load(&weights, &format!("encoder.layer.{index}"), &config))
             .collect::<Result<_>>()?;
+        let cost = TokenCost::forward(
+            hidden,
+            config.intermediate_size,
+            config.num_attention_heads,
+            config.max_tokens(),
+            backend.value_bytes(),
+        );
         Ok(Self {
+            batching: Batching::new(cost),
             config,
             words,
             positions,
@@ -72,9 +85,14 @@ impl XlmRoberta {
                     .collect()
             })
             .collect();
-        in_batches(&attended, self.positions.device(), token_budget, progress, |packed| {
-            self.pooled(packed)
-        })
+        in_batches(
+            &attended,
+            self.positions.device(),
+            token_budget,
+            &self.batching,
+            progress,
+            |packed| self.pooled(packed),
+        )
     }
 
     /// The mean of each sequence's last hidden states, [B, hidden].
@@ -83,11 +101,18 @@ impl XlmRoberta {
             let shape = (packed.offsets.len() - 1, self.config.hidden_size);
             return Ok(Tensor::zeros(shape, DType::F32, self.positions.device())?);
         }
-        mean_pool(&self.hidden_states(packed)?, &packed.offsets)
+        let spans = self.spans(packed)?;
+        spans.mean_rows(&self.hidden_states(packed, &spans)?)
+    }
+
+    fn spans(&self, packed: &Packed) -> Result<AttentionSpans> {
+        let (form, offsets) = (self.norm.form, || packed.offsets.clone());
+        let (dtype, device) = (self.positions.dtype(), self.positions.device());
+        AttentionSpans::new(form, offsets(), offsets(), Causality::Bidirectional, dtype, device)
     }
 
     /// The last hidden states, [T, hidden].
-    fn hidden_states(&self, packed: &Packed) -> Result<Tensor> {
+    fn hidden_states(&self, packed: &Packed, spans: &AttentionSpans) -> Result<Tensor> {
         let device = self.positions.device();
         let first = self.config.pad_token_id as usize + 1;
         let positions = Tensor::new(packed.positions(first), device)?;
@@ -95,28 +120,15 @@ impl XlmRoberta {
         let mut x = self
             .norm
             .forward((words + self.positions.index_select(&positions, 0)?)?)?;
-        let offsets = packed.offsets.clone();
-        let spans = AttentionSpans::new(offsets.clone(), offsets, Causality::Bidirectional, x.dtype(), device)?;
         for layer in &self.layers {
-            x = layer.forward(&x, &spans)?;
+            x = layer.forward(&x, spans)?;
         }
         Ok(x)
     }
 }
 
-/// Mean of each sequence's rows: hidden [T, d] → [B, d]. A sequence without rows gives zeros.
-fn mean_pool(hidden: &Tensor, offsets: &[usize]) -> Result<Tensor> {
-    let means = offsets.windows(2).map(|w| {
-        let rows = w[1] - w[0];
-        if rows == 0 {
-            return Ok(Tensor::zeros(hidden.dim(1)?, DType::F32, hidden.device())?);
-        }
-        Ok((hidden.narrow(0, w[0], rows)?.to_dtype(DType::F32)?.sum(0)? / rows as f64)?)
-    });
-    Ok(Tensor::stack(&means.collect::<Result<Vec<_>>>()?, 0)?)
-}
-
 struct LayerNorm {
+    form: Form,
     gamma: Tensor,
     beta: Tensor,
     eps: f64,
@@ -126,6 +138,7 @@ impl LayerNorm {
     fn load(weights: &Weights, name: &str, config: &XlmRobertaConfig) -> Result<Self> {
         let width = &[config.hidden_size];
         Ok(Self {
+            form: weights.form(),
             gamma: weights.tensor(&format!("{name}.weight"), width)?,
             beta: weights.tensor(&format!("{name}.bias"), width)?,
             eps: config.layer_norm_eps,
@@ -133,11 +146,11 @@ impl LayerNorm {
     }
 
     fn forward(&self, x: Tensor) -> Result<Tensor> {
-        layer_norm(x, &self.gamma, &self.beta, self.eps)
+        layer_norm(self.form, x, &self.gamma, &self.beta, self.eps)
     }
 
     fn forward_sum(&self, x: Tensor, residual: &Tensor) -> Result<Tensor> {
-        add_layer_norm(x, residual, &self.gamma, &self.beta, self.eps)
+        add_layer_norm(self.form, x, residual, &self.gamma, &self.beta, self.eps)
     }
 }
 
@@ -185,7 +198,7 @@ impl Layer {
             .attention_output
             .forward(&self.attention.attend(&q, &k, &v, spans)?)?;
         let x = self.attention_norm.forward_sum(attended, x)?;
-        let inner = gelu(self.intermediate.forward(&x)?)?; // [T, intermediate]
+        let inner = gelu(self.output_norm.form, self.intermediate.forward(&x)?)?; // [T, intermediate]
         self.output_norm.forward_sum(self.output.forward(&inner)?, &x)
     }
 }

@@ -19,6 +19,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// Where to ask and how often to try.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Endpoint {
+    /// The part of the job file that it stands in, for errors.
+    pub section: &'static str,
     /// Up to and with `/v1`.
     pub url: String,
     /// The environment variable that holds the key; empty: none is sent.
@@ -157,6 +159,7 @@ impl Client {
 
     async fn try_once(&self, request: &Request) -> std::result::Result<Answer, Fault> {
         let passing = |reason: String| Fault::Passing { reason, wait: None };
+        let section = self.endpoint.section;
         let url = format!("{}/chat/completions", self.endpoint.url.trim_end_matches('/'));
         let mut post = self
             .http
@@ -188,10 +191,10 @@ impl Client {
             }),
             400 | 413 | 422 => Ok(Answer::Rejected(format!("{status}: {}", beginning(&content)))),
             401 | 403 => Err(Fault::Lasting(format!(
-                "it answered {status}: set `synthesize.api_key_env` to the variable that holds a valid key"
+                "it answered {status}: set `{section}.api_key_env` to the variable that holds a valid key"
             ))),
             404 => Err(Fault::Lasting(format!(
-                "it answered {status}: is `synthesize.url` right up to /v1, and `synthesize.model` a model that it serves?"
+                "it answered {status}: is `{section}.url` right up to /v1, and `{section}.model` a model that it serves?"
             ))),
             _ => Err(Fault::Lasting(format!("it answered {status}"))),
         }

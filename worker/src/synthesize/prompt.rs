@@ -53,8 +53,14 @@ impl Request {
         let asked = template
             .replace("{instruction}", &prompt.instruction)
             .replace("{english}", english);
+        Self::chat(model, SYSTEM, &asked, max_tokens, temperature)
+    }
+
+    /// Asks `model` anything.
+    #[must_use]
+    pub fn chat(model: &str, system: &str, asked: &str, max_tokens: u32, temperature: f64) -> Self {
         let messages = json!([
-            { "role": "system", "content": SYSTEM },
+            { "role": "system", "content": system },
             { "role": "user", "content": asked },
         ]);
         Self {

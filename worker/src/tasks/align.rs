@@ -42,10 +42,12 @@ pub(super) fn run(context: &TaskContext, task: &Align) -> Result<TaskResult> {
     let resume = restored
         .map(|r| AlignState::from_safetensors(&r.name, &r.state))
         .transpose()?;
+    let backend = context.compute.training_backend();
     let work = AlignRun {
         options: &options,
         data: &data,
         resume,
+        backend: backend.as_ref(),
         micro_batch: task.micro_batch as usize,
         validation: validation.as_ref().map(|pairs| (pairs, &upkeep)),
     };

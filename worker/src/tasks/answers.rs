@@ -39,15 +39,15 @@ pub(super) fn run(
     let read = |artifact: &Option<Artifact>, what: &str| -> Result<bytes::Bytes> {
         context.read(store, artifact.as_ref().ok_or_else(|| missing(what))?)
     };
-    let (config, weights) = (
-        read(&task.adapter_config, "adapter config")?,
-        read(&task.adapter, "adapter")?,
-    );
-    let adapter = peft::read(decoder.config(), "the adapter", &config, &weights)?;
-    let answerer = Answerer {
+    let loaded = |config: &Option<Artifact>, weights: &Option<Artifact>| {
+        let (config, weights) = (read(config, "adapter config")?, read(weights, "adapter")?);
+        let adapter = peft::read(decoder.config(), "the adapter", &config, &weights)?;
+        LoadedAdapter::new(&adapter, decoder.model())
+    };
+    let mut answerer = Answerer {
         context,
         decoder: &decoder,
-        adapter: LoadedAdapter::new(&adapter, &candle_core::Device::Cpu)?,
+        adapter: loaded(&task.adapter_config, &task.adapter)?,
         options: GenerateOptions {
             max_tokens: task.max_answer_tokens as usize,
             stop: vec![decoder.tokenizer().require(END_OF_TURN)?],
@@ -68,6 +68,10 @@ pub(super) fn run(
             said.push(("zeroed", answerer.with_slots(&rows, &expander, &zeros)?));
         }
         None => said.push(("direct", answerer.direct(&rows)?)),
+    }
+    if task.direct_adapter.is_some() {
+        answerer.adapter = loaded(&task.direct_adapter_config, &task.direct_adapter)?;
+        said.push(("direct", answerer.direct(&rows)?));
     }
     let mut lines = String::new();
     for (index, row) in rows.iter().enumerate() {

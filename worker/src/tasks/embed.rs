@@ -1,18 +1,25 @@
-//! One shard through one model: sentences in, cached f16 vectors out.
+//! One shard through one model: sentences in, cached f16 vectors out. Tokenizing, computing and rounding overlap.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use half::f16;
-use llink_datasets::pairs::{Language, TextTable, read_texts};
+use llink_datasets::pairs::{Language, read_texts};
 use llink_datasets::vectors::{VectorTable, write_vectors};
 use llink_proto::{Artifact, EmbedShard, ModelRef, ModelRole, TaskResult};
 
 use super::TaskContext;
-use crate::models::TextLimits;
+use super::overlap::{Busy, overlapped};
+use crate::models::{Decoder, Encoder, TextLimits};
 use crate::{Error, Result};
 
-/// Sentences between two looks whether the task is to stop; batches are sorted by length within it.
+/// Sentences that go through together: batches are sorted by length within them, and between them it is looked whether the task is to
+/// stop.
 const CHUNK: usize = 4_096;
+/// A GPU takes larger batches, and sorts more of them apart.
+const CHUNK_ON_DEVICE: usize = 16_384;
 
 pub(super) fn run(context: &TaskContext, task: &EmbedShard) -> Result<TaskResult> {
     let missing = |what: &str| Error::Input(format!("an embed task without its {what}"));
@@ -26,22 +33,12 @@ pub(super) fn run(context: &TaskContext, task: &EmbedShard) -> Result<TaskResult
         (_, false) => Language::English,
     };
     let table = read_texts(&store.describe(&shard.path), content, language)?;
-    let (width, vectors) = vectors(context, task, model, &table)?;
-    let mut values = Vec::with_capacity(table.ids.len() * width);
-    for (id, vector) in table.ids.iter().zip(&vectors) {
-        let first = values.len();
-        values.extend(vector.iter().map(|v| f16::from_f32(*v)));
-        if values[first..].iter().any(|v| !v.is_finite()) {
-            return Err(Error::Model {
-                path: model.url.clone(),
-                reason: format!("the vector of pair {id} is not finite in f16: the model or its dtype is broken"),
-            });
-        }
-    }
+    let reader = Reader::of(context, task, model)?;
+    let (values, busy) = vectors(context, task, &model.url, &reader, &table.ids, &table.texts)?;
     let rows = table.ids.len() as u64;
     let vectors = VectorTable {
         ids: table.ids,
-        width,
+        width: reader.width(),
         values,
     };
     let metadata = BTreeMap::from([
@@ -54,55 +51,139 @@ pub(super) fn run(context: &TaskContext, task: &EmbedShard) -> Result<TaskResult
         metadata,
         ..context.write(&store, &task.path, &task.role, rows, content)?
     };
+    tracing::info!(
+        role = task.role,
+        rows,
+        seconds = busy.total.as_secs_f64(),
+        idle = busy.idle_share(),
+        "embedded on {}",
+        context.compute.name
+    );
     Ok(TaskResult {
         artifacts: vec![artifact],
         ..TaskResult::default()
     })
 }
 
-/// The width, and a vector for each text.
+/// A model, and how it reads texts.
+enum Reader {
+    Encoder(Arc<Encoder>, TextLimits),
+    Decoder(Arc<Decoder>),
+}
+
+impl Reader {
+    fn of(context: &TaskContext, task: &EmbedShard, model: &ModelRef) -> Result<Self> {
+        let limits = TextLimits {
+            max_chars: task.max_chars as usize,
+            max_tokens: task.max_tokens as usize,
+        };
+        Ok(match model.role() {
+            ModelRole::Encoder => Self::Encoder(context.models.encoder(context, model)?, limits),
+            _ => Self::Decoder(context.models.decoder(context, model)?),
+        })
+    }
+
+    fn width(&self) -> usize {
+        match self {
+            Self::Encoder(encoder, _) => encoder.hidden_size(),
+            Self::Decoder(decoder) => decoder.hidden_size(),
+        }
+    }
+
+    fn tokenize(&self, texts: &[String]) -> Result<Vec<Vec<u32>>> {
+        match self {
+            Self::Encoder(encoder, limits) => encoder.tokenize(texts, *limits),
+            Self::Decoder(decoder) => decoder.tokenize_teacher(texts),
+        }
+    }
+
+    fn embed(&self, ids: &[Vec<u32>], budget: usize, progress: &mut dyn FnMut(u64)) -> Result<Vec<Vec<f32>>> {
+        match self {
+            Self::Encoder(encoder, _) => encoder.embed_ids(ids, budget, progress),
+            Self::Decoder(decoder) => decoder.last_hidden(ids, budget, progress),
+        }
+    }
+}
+
+/// A vector for each text in f16, one after another, and how busy the device was.
 fn vectors(
     context: &TaskContext,
     task: &EmbedShard,
-    model: &ModelRef,
-    table: &TextTable,
-) -> Result<(usize, Vec<Vec<f32>>)> {
-    let limits = TextLimits {
-        max_chars: task.max_chars as usize,
-        max_tokens: task.max_tokens as usize,
-    };
+    url: &str,
+    reader: &Reader,
+    ids: &[u64],
+    texts: &[String],
+) -> Result<(Vec<f16>, Busy)> {
     let budget = task.token_budget as usize;
-    let (width, ids, embed): (usize, Vec<Vec<u32>>, Embed) = if model.role() == ModelRole::Encoder {
-        let encoder = context.models.encoder(context, model)?;
-        let ids = encoder.tokenize(&table.texts, limits)?;
-        let width = encoder.hidden_size();
-        (
-            width,
-            ids,
-            Box::new(move |ids, progress| encoder.embed_ids(ids, budget, progress)),
-        )
+    let chunk = if context.compute.device.is_cpu() {
+        CHUNK
     } else {
-        let decoder = context.models.decoder(context, model)?;
-        let ids = decoder.tokenize_teacher(&table.texts)?;
-        let width = decoder.hidden_size();
-        (
-            width,
-            ids,
-            Box::new(move |ids, progress| decoder.last_hidden(ids, budget, progress)),
-        )
+        CHUNK_ON_DEVICE
     };
-    let total: u64 = ids.iter().map(|ids| ids.len() as u64).sum();
-    let (mut vectors, mut done) = (Vec::with_capacity(ids.len()), 0);
-    for chunk in ids.chunks(CHUNK) {
-        context.control.check()?;
-        let before = done;
-        vectors.extend(embed(chunk, &mut |tokens| {
-            done = before + tokens;
-            context.control.advance(done, total);
-        })?);
-    }
-    Ok((width, vectors))
+    let tokenized = Tokenized::default();
+    let mut done = 0;
+    let mut values = Vec::with_capacity(texts.len() * reader.width());
+    let mut left = ids.iter();
+    let (began, mut so_far) = (Instant::now(), Busy::default());
+    let busy = overlapped(
+        texts.chunks(chunk),
+        |texts| {
+            let ids = reader.tokenize(texts)?;
+            tokenized.add(&ids);
+            Ok(ids)
+        },
+        |ids| {
+            context.control.check()?;
+            let before = done;
+            let started = Instant::now();
+            let vectors = reader.embed(&ids, budget, &mut |tokens| {
+                done = before + tokens;
+                context.control.advance(done, tokenized.total(texts.len()));
+            })?;
+            so_far.computing += started.elapsed();
+            so_far.total = began.elapsed();
+            context.control.show([("idle_share", so_far.idle_share())]);
+            Ok(vectors)
+        },
+        |vectors| {
+            for (vector, id) in vectors.iter().zip(&mut left) {
+                let first = values.len();
+                values.extend(vector.iter().map(|v| f16::from_f32(*v)));
+                if values[first..].iter().any(|v| !v.is_finite()) {
+                    return Err(Error::Model {
+                        path: url.into(),
+                        reason: format!(
+                            "the vector of pair {id} is not finite in f16: the model or its dtype is broken"
+                        ),
+                    });
+                }
+            }
+            Ok(())
+        },
+    )?;
+    Ok((values, busy))
 }
 
-/// Token ids to vectors; told of the tokens done.
-type Embed = Box<dyn Fn(&[Vec<u32>], &mut dyn FnMut(u64)) -> Result<Vec<Vec<f32>>>>;
+/// How many tokens there are so far, in how many texts.
+#[derive(Default)]
+struct Tokenized {
+    texts: AtomicU64,
+    tokens: AtomicU64,
+}
+
+impl Tokenized {
+    fn add(&self, ids: &[Vec<u32>]) {
+        self.texts.fetch_add(ids.len() as u64, Ordering::Relaxed);
+        let tokens: u64 = ids.iter().map(|ids| ids.len() as u64).sum();
+        self.tokens.fetch_add(tokens, Ordering::Relaxed);
+    }
+
+    /// Tokens of so many texts, as the first ones let expect.
+    fn total(&self, texts: usize) -> u64 {
+        let (seen, tokens) = (self.texts.load(Ordering::Relaxed), self.tokens.load(Ordering::Relaxed));
+        match seen {
+            0 => 0,
+            seen => (u128::from(tokens) * texts as u128 / u128::from(seen)) as u64,
+        }
+    }
+}

@@ -61,6 +61,11 @@ pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> 
     }
     if let (Some(answers), Some(model)) = (&task.answers, &task.decoder) {
         super::answers::run(context, &store, answers, model, &after, &mut result)?;
+        if let Some(judge) = &task.judge
+            && let Some(answered) = result.artifacts.iter().find(|a| a.role == "answers").cloned()
+        {
+            super::judge::run(context, &store, judge, &answered, model, &mut result)?;
+        }
     }
     if pairs < task.benchmark_pairs as usize {
         result.warnings.push(format!(
@@ -75,6 +80,10 @@ pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> 
     result
         .artifacts
         .push(context.write(&store, &task.path, "report", 0, report.into())?);
+    let page = super::report::page(context, &store, task, &result)?;
+    result
+        .artifacts
+        .push(context.write(&store, &task.page, "report-page", 0, page.into())?);
     Ok(result)
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use candle_core::DType;
 use half::slice::HalfFloatSliceExt;
 use llink_datasets::instructions::{InstructionRow, read_instructions};
 use llink_datasets::store::Store;
@@ -172,8 +173,14 @@ pub(super) fn widened(table: &VectorTable) -> Vec<f32> {
 
 /// The lower median of the norms of the decoder's token embeddings.
 fn median_norm(decoder: &Decoder) -> Result<f32> {
-    let embedding = decoder.embedding()?.flatten_all()?.to_vec1::<f32>()?;
-    median_embedding_norm(&embedding, decoder.hidden_size())
+    let embedding = decoder.embedding()?;
+    if embedding.device().is_cpu() {
+        let values = embedding.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+        return median_embedding_norm(&values, decoder.hidden_size());
+    }
+    // The norms are reckoned on the device; their median is that of rows of one number.
+    let norms = embedding.to_dtype(DType::F32)?.sqr()?.sum(1)?.sqrt()?;
+    median_embedding_norm(&norms.to_vec1()?, 1)
 }
 
 impl From<&llink_proto::InstructOptions> for InstructOptions {

@@ -4,8 +4,12 @@ mod align;
 mod answers;
 mod embed;
 mod evaluate;
+mod export;
 mod instruct;
+mod judge;
 mod models;
+mod overlap;
+mod report;
 mod shard;
 mod synthesize;
 mod training;
@@ -20,6 +24,7 @@ use llink_proto::task::Kind;
 use llink_proto::{Artifact, Failure, FailureKind, Seat, Task, TaskResult};
 
 use crate::agent::TaskControl;
+use crate::device::Compute;
 use crate::{Error, Result};
 
 pub use models::ModelCache;
@@ -40,6 +45,8 @@ pub struct TaskContext {
     pub local_address: IpAddr,
     /// Threads to compute with.
     pub threads: usize,
+    /// Where to compute.
+    pub compute: Compute,
     /// Models that an earlier task loaded.
     pub models: Arc<ModelCache>,
     /// The lease's token.
@@ -115,6 +122,7 @@ pub fn run(context: &TaskContext, task: Task) -> Result<TaskResult> {
         Some(Kind::Align(spec)) => align::run(context, &spec),
         Some(Kind::Instruct(spec)) => instruct::run(context, &spec),
         Some(Kind::Evaluate(spec)) => evaluate::run(context, &spec),
+        Some(Kind::Export(spec)) => export::run(context, &spec),
         None => Err(Error::Input(
             "the task is of a kind that this worker's version does not know".into(),
         )),
@@ -129,6 +137,7 @@ pub fn failure(error: &Error) -> Failure {
         Error::Checkpoint { .. } => FailureKind::Storage,
         Error::Datasets(llink_datasets::Error::Store { .. }) | Error::Io { .. } => FailureKind::Storage,
         Error::Datasets(_) => FailureKind::Input,
+        Error::Device(_) | Error::OutOfMemory(_) => FailureKind::Resources,
         Error::Peer { .. } | Error::Aborted(_) => FailureKind::Peer,
         Error::Tensor(_) => FailureKind::Internal,
     };

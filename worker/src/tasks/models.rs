@@ -1,19 +1,23 @@
 //! Models: made or fingerprinted by the `models` stage, found and loaded by the others.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{DType, Device};
 use llink_datasets::pairs::{PairTable, read_pairs};
 use llink_datasets::store::Store;
 use llink_proto::{ModelRef, ModelRole, PrepareModel, TaskResult};
 
 use super::TaskContext;
-use crate::models::{Decoder, Encoder, fingerprint, tiny};
+use crate::models::{Decoder, Encoder, fetch, fingerprint, tiny};
 use crate::{Error, Result};
 
-/// Texts that a tiny model's tokenizer is trained on, at most: more changes little and takes time.
+/// Texts that a random model's tokenizer is trained on, at most: more changes little and takes time.
 const TOKENIZER_TEXTS: usize = 20_000;
+
+/// The source of the models that come with llink.
+const TINY: &str = "tiny";
+/// The source of models with random weights, their tokenizers made from the job's text.
+const RANDOM: &str = "random";
 
 /// The model that the last task used, so that the next one need not load it again.
 #[derive(Default)]
@@ -32,14 +36,14 @@ impl ModelCache {
     /// The encoder of `model`, loaded unless it is the one at hand.
     pub(super) fn encoder(&self, context: &TaskContext, model: &ModelRef) -> Result<Arc<Encoder>> {
         cached(&self.encoder, model, || {
-            Encoder::load(&folder(context, model)?, &Device::Cpu, DType::F32)
+            Encoder::load(&folder(context, model)?, &context.compute.device, context.compute.dtype)
         })
     }
 
     /// The decoder of `model`, loaded unless it is the one at hand.
     pub(super) fn decoder(&self, context: &TaskContext, model: &ModelRef) -> Result<Arc<Decoder>> {
         cached(&self.decoder, model, || {
-            Decoder::load(&folder(context, model)?, &Device::Cpu, DType::F32)
+            Decoder::load(&folder(context, model)?, &context.compute.device, context.compute.dtype)
         })
     }
 }
@@ -74,37 +78,8 @@ pub(super) fn folder(context: &TaskContext, model: &ModelRef) -> Result<PathBuf>
     } else {
         &model.fingerprint
     };
-    fetch(context, &store, &std::env::temp_dir().join("llink-models").join(name))
-}
-
-fn fetch(context: &TaskContext, store: &Store, target: &Path) -> Result<PathBuf> {
-    if target.is_dir() {
-        return Ok(target.into());
-    }
-    let failed = |path: &Path, source| Error::Io {
-        path: path.display().to_string(),
-        source,
-    };
-    let parent = target.parent().unwrap_or(target);
-    std::fs::create_dir_all(parent).map_err(|e| failed(parent, e))?;
-    let staging = tempfile::tempdir_in(parent).map_err(|e| failed(parent, e))?;
-    for object in context.wait(store.list(""))? {
-        context.control.check()?;
-        let wanted = object.path.ends_with(".json") || object.path.ends_with(".safetensors");
-        if !wanted || object.path.contains('/') {
-            continue;
-        }
-        let content = context.wait(store.get(&object.path))?;
-        let path = staging.path().join(&object.path);
-        std::fs::write(&path, &content).map_err(|e| failed(&path, e))?;
-    }
-    match std::fs::rename(staging.path(), target) {
-        Ok(()) => drop(staging.keep()),
-        // Another worker on this machine was faster; its copy is as good.
-        Err(_) if target.is_dir() => {}
-        Err(e) => return Err(failed(target, e)),
-    }
-    Ok(target.into())
+    let target = std::env::temp_dir().join("llink-models").join(name);
+    fetch(&store, &target, &context.runtime, &|| context.control.check())
 }
 
 pub(super) fn prepare(context: &TaskContext, task: &PrepareModel) -> Result<TaskResult> {
@@ -113,15 +88,9 @@ pub(super) fn prepare(context: &TaskContext, task: &PrepareModel) -> Result<Task
         ModelRole::Decoder => "decoder",
         ModelRole::Unspecified => return Err(Error::Input("a model without a role".into())),
     };
-    let mut result = if task.source == "tiny" {
-        make_tiny(context, task, role)?
-    } else {
-        TaskResult::default()
-    };
-    let url = if task.source == "tiny" {
-        context.store()?.describe(&task.path)
-    } else {
-        task.source.clone()
+    let (mut result, url) = match task.source.as_str() {
+        TINY | RANDOM => (make(context, task, role)?, context.store()?.describe(&task.path)),
+        folder => (TaskResult::default(), folder.to_owned()),
     };
     let unchecked = ModelRef {
         role: task.role,
@@ -146,16 +115,19 @@ pub(super) fn prepare(context: &TaskContext, task: &PrepareModel) -> Result<Task
     Ok(result)
 }
 
-fn make_tiny(context: &TaskContext, task: &PrepareModel, role: &str) -> Result<TaskResult> {
+/// Makes a model of llink's own and writes it to the store.
+fn make(context: &TaskContext, task: &PrepareModel, role: &str) -> Result<TaskResult> {
     let store = context.store()?;
-    let texts = training_texts(context, &store, task)?;
     let made = tempfile::tempdir().map_err(|source| Error::Io {
         path: std::env::temp_dir().display().to_string(),
         source,
     })?;
-    match task.role() {
-        ModelRole::Encoder => tiny::write_tiny_encoder(made.path(), texts.into_iter(), task.seed)?,
-        _ => tiny::write_tiny_decoder(made.path(), texts.into_iter(), task.seed)?,
+    let texts = || training_texts(context, &store, task);
+    match (task.source.as_str(), task.role()) {
+        (TINY, ModelRole::Encoder) => tiny::write_shipped(made.path(), &tiny::SHIPPED_ENCODER)?,
+        (TINY, _) => tiny::write_shipped(made.path(), &tiny::SHIPPED_DECODER)?,
+        (_, ModelRole::Encoder) => tiny::write_tiny_encoder(made.path(), texts()?.into_iter(), task.seed)?,
+        (_, _) => tiny::write_tiny_decoder(made.path(), texts()?.into_iter(), task.seed)?,
     }
     let mut result = TaskResult::default();
     let mut names: Vec<PathBuf> = std::fs::read_dir(made.path())
@@ -179,7 +151,7 @@ fn make_tiny(context: &TaskContext, task: &PrepareModel, role: &str) -> Result<T
     Ok(result)
 }
 
-/// What a tiny model's tokenizer reads: the encoder's both sides, as XLM-R read many languages; the decoder's English
+/// What a random model's tokenizer reads: the encoder's both sides, as XLM-R read many languages; the decoder's English
 /// alone, which is what makes its tokenizer shatter the other.
 fn training_texts(context: &TaskContext, store: &Store, task: &PrepareModel) -> Result<Vec<String>> {
     let mut texts = Vec::with_capacity(TOKENIZER_TEXTS);

@@ -82,6 +82,7 @@ pub(super) fn run(context: &TaskContext, task: &Synthesize) -> Result<TaskResult
         })
         .collect();
     let client = Client::new(Endpoint {
+        section: "synthesize",
         url: endpoint.url.clone(),
         api_key_env: endpoint.api_key_env.clone(),
         requests_per_minute: endpoint.requests_per_minute,

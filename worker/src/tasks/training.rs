@@ -1,17 +1,15 @@
 //! What the training tasks share: the gang's collective, and the watch over the loop.
 
-use std::net::TcpListener;
-
 use llink_datasets::store::Store;
 use llink_datasets::vectors::{self, VectorTable, read_vectors};
 use llink_proto::{Artifact, Seat, TaskResult};
 
 use super::TaskContext;
-use crate::collective::{AbortHandle, Collective, Position, Ring, RingOptions, Solo, Watched};
+use crate::Result;
+use crate::collective::{AbortHandle, Collective, Joining, Position, Solo, Watched};
 use crate::train::checkpoints::Checkpoints;
 use crate::train::training_run::Finished;
 use crate::train::upkeep::Upkeep;
-use crate::{Error, Result};
 
 /// The vectors of several files, one after another.
 pub(super) fn read_tables(context: &TaskContext, store: &Store, artifacts: &[Artifact]) -> Result<VectorTable> {
@@ -40,26 +38,16 @@ pub(super) fn join(context: &TaskContext, upkeep: &Upkeep) -> Result<Watched> {
     let inner: Box<dyn Collective> = if seat.world_size == 1 {
         Box::new(Solo::new(abort))
     } else {
-        Box::new(ring(context, seat, upkeep, abort)?)
+        let joining = Joining {
+            rank: seat.rank as usize,
+            generation: seat.generation,
+            address: context.local_address,
+            timeout: upkeep.step_timeout,
+            compute: &context.compute,
+        };
+        joining.connect(&context.rendezvous, abort)?
     };
     Ok(Watched::new(inner, position, upkeep.step_timeout))
-}
-
-fn ring(context: &TaskContext, seat: Seat, upkeep: &Upkeep, abort: AbortHandle) -> Result<Ring> {
-    let failed = |source| Error::Io {
-        path: format!("listening on {}", context.local_address),
-        source,
-    };
-    let listener = TcpListener::bind((context.local_address, 0)).map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?.to_string();
-    let addresses = (context.rendezvous)(address)?;
-    let options = RingOptions {
-        rank: seat.rank as usize,
-        addresses,
-        generation: seat.generation,
-        timeout: upkeep.step_timeout,
-    };
-    Ring::connect(listener, &options, abort)
 }
 
 /// Where a training in `directory` keeps its checkpoints and metrics.

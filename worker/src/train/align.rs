@@ -1,17 +1,21 @@
 //! Stage A: training the projector on cached vectors.
 
+use std::borrow::Cow;
 use std::ops::ControlFlow;
+use std::thread::Scope;
 use std::time::Instant;
 
 use super::agreement::{agree_on, hash, same_options};
+use super::ahead::{Ahead, Reading};
 use super::align_data::{AlignBatchRows, AlignData};
 use super::align_options::AlignOptions;
 use super::align_state::{self, AlignState};
-use super::align_step::{AlignTrainer, StepInput};
+use super::align_step::{AlignTrainer, StepInput, StepOutcome};
 use super::align_validation::AlignValidation;
 use super::batch::{BatchPlan, rank_slice};
 use super::dropout::Dropout;
 use super::observer::Observer;
+use super::on_device::DeviceAlignTrainer;
 use super::optimizer::AdamW;
 use super::schedule::{cosine_lr, temperature};
 use super::step_record::{StepRecord, StepSeconds};
@@ -19,6 +23,7 @@ use super::upkeep::Upkeep;
 use crate::collective::Collective;
 use crate::llink::projector::Projector;
 use crate::llink::teacher_queue::TeacherQueue;
+use crate::models::Backend;
 use crate::{Error, Result};
 
 /// What training left.
@@ -41,7 +46,9 @@ pub struct AlignRun<'a> {
     pub data: &'a AlignData,
     /// The state to go on from.
     pub resume: Option<AlignState>,
-    /// Pairs of this rank whose activations are held at once; 0: all. It changes what memory is needed, and nothing else
+    /// Trains in tensors there; none: on slices on the CPU.
+    pub backend: Option<&'a Backend>,
+    /// On slices: pairs of this rank whose activations are held at once; 0: all. It changes what memory is needed, and nothing else
     /// but rounding.
     pub micro_batch: usize,
     /// Held-out pairs, and the steps after which rank 0 looks at them.
@@ -57,32 +64,43 @@ pub struct AlignRun<'a> {
 /// [`Error::Input`] when options, data and state do not fit each other; [`Error::Diverged`]; those of the collective and of
 /// the observer.
 pub fn align(run: AlignRun<'_>, collective: &mut dyn Collective, observer: &mut dyn Observer) -> Result<AlignOutcome> {
+    std::thread::scope(|scope| align_within(scope, run, collective, observer))
+}
+
+fn align_within<'scope, 'env: 'scope>(
+    scope: &'scope Scope<'scope, 'env>,
+    run: AlignRun<'env>,
+    collective: &mut dyn Collective,
+    observer: &mut dyn Observer,
+) -> Result<AlignOutcome> {
     let AlignRun { options, data, .. } = run;
     options.check()?;
     let plan = BatchPlan::new(options.seed, data.len(), options.batch)?;
-    let state = match run.resume {
-        Some(state) => continued(options, data, state)?,
+    let state = match &run.resume {
+        Some(state) => continued(options, data, state.clone())?,
         None => fresh(options, data),
     };
     agree(data, &state, collective)?;
     let mut next_step = state.step;
-    let mut trainer = AlignTrainer::new(
-        state.projector,
-        state.optimizer,
-        state.queue,
-        options.weights(),
-        options.gradient_clip,
-    )
-    .with_micro_batch(run.micro_batch);
+    let mut trainer = Trainer::new(&run, state)?;
     let own = rank_slice(options.batch, collective.rank(), collective.world_size());
-    let mut batch = AlignBatchRows::default();
+    let reading = match run.backend {
+        Some(_) => Reading::Ahead,
+        None => Reading::InTurn,
+    };
+    let rows_of = own.clone();
+    let mut batches = Ahead::new(scope, reading, move |step| {
+        let rows = plan.rows(step);
+        let mut batch = AlignBatchRows::default();
+        batch.read(data, &rows, &rows[rows_of.clone()]);
+        batch
+    });
     let mut last = None;
     while next_step < options.steps {
         let step = next_step;
         collective.begin_step(step);
         let started = Instant::now();
-        let rows = plan.rows(step);
-        batch.read(data, &rows, &rows[own.clone()]);
+        let batch = batches.take(step, options.steps);
         let data_seconds = started.elapsed().as_secs_f64();
 
         let temperature = temperature(step, options.steps, options.temperature_start, options.temperature_end);
@@ -118,7 +136,7 @@ pub fn align(run: AlignRun<'_>, collective: &mut dyn Collective, observer: &mut 
         let validation = run
             .validation
             .filter(looks)
-            .map(|(pairs, _)| pairs.measure(&trainer.projector));
+            .map(|(pairs, _)| pairs.measure(&trainer.parts()?.projector));
         let record = StepRecord {
             step,
             numbers: vec![
@@ -130,7 +148,7 @@ pub fn align(run: AlignRun<'_>, collective: &mut dyn Collective, observer: &mut 
                 ("learning_rate", learning_rate),
                 ("temperature", temperature),
             ],
-            pairs: rows.len() as u64,
+            pairs: batch.ids.len() as u64,
             tokens: 0,
             seconds,
             validation: validation.transpose()?,
@@ -148,15 +166,74 @@ pub fn align(run: AlignRun<'_>, collective: &mut dyn Collective, observer: &mut 
         }
     }
     Ok(AlignOutcome {
-        projector: trainer.projector,
+        projector: trainer.parts()?.projector.into_owned(),
         next_step,
         last,
     })
 }
 
 /// The checkpoint after `steps` steps.
-fn snapshot(options: &AlignOptions, steps: u64, trainer: &AlignTrainer) -> Result<Vec<u8>> {
-    align_state::to_safetensors(options, steps, &trainer.projector, &trainer.optimizer, &trainer.queue)
+fn snapshot(options: &AlignOptions, steps: u64, trainer: &Trainer) -> Result<Vec<u8>> {
+    let parts = trainer.parts()?;
+    align_state::to_safetensors(options, steps, &parts.projector, &parts.optimizer, &parts.queue)
+}
+
+/// What takes the steps.
+enum Trainer {
+    Slices(Box<AlignTrainer>),
+    Tensors(Box<DeviceAlignTrainer>),
+}
+
+/// What moves with the steps, on the host.
+struct Parts<'a> {
+    projector: Cow<'a, Projector>,
+    optimizer: Cow<'a, AdamW>,
+    queue: Cow<'a, TeacherQueue>,
+}
+
+impl Trainer {
+    fn new(run: &AlignRun<'_>, state: AlignState) -> Result<Self> {
+        let (weights, clip) = (run.options.weights(), run.options.gradient_clip);
+        let AlignState {
+            projector,
+            optimizer,
+            queue,
+            ..
+        } = state;
+        Ok(match run.backend {
+            Some(backend) => Self::Tensors(Box::new(DeviceAlignTrainer::new(
+                backend, &projector, &optimizer, &queue, weights, clip,
+            )?)),
+            None => Self::Slices(Box::new(
+                AlignTrainer::new(projector, optimizer, queue, weights, clip).with_micro_batch(run.micro_batch),
+            )),
+        })
+    }
+
+    fn step(&mut self, input: &StepInput<'_>, collective: &mut dyn Collective) -> Result<StepOutcome> {
+        match self {
+            Self::Slices(trainer) => trainer.step(input, collective),
+            Self::Tensors(trainer) => trainer.step(input, collective),
+        }
+    }
+
+    fn parts(&self) -> Result<Parts<'_>> {
+        Ok(match self {
+            Self::Slices(trainer) => Parts {
+                projector: Cow::Borrowed(&trainer.projector),
+                optimizer: Cow::Borrowed(&trainer.optimizer),
+                queue: Cow::Borrowed(&trainer.queue),
+            },
+            Self::Tensors(trainer) => {
+                let (projector, optimizer, queue) = trainer.to_host()?;
+                Parts {
+                    projector: Cow::Owned(projector),
+                    optimizer: Cow::Owned(optimizer),
+                    queue: Cow::Owned(queue),
+                }
+            }
+        })
+    }
 }
 
 /// The state before the first step.

@@ -79,7 +79,7 @@ impl AlignData {
     }
 }
 
-/// A batch in f32; kept from step to step, so that nothing is allocated anew.
+/// A batch in f32.
 #[derive(Debug, Default)]
 pub(super) struct AlignBatchRows {
     /// Of the global batch, `[B]`.

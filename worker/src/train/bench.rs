@@ -6,9 +6,10 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::align_options::AlignOptions;
-use super::align_step::{AlignTrainer, StepInput};
+use super::align_step::{AlignTrainer, StepInput, StepOutcome};
 pub use super::bench_instruct::{InstructBench, bench_instruct};
 use super::dropout::Dropout;
+use super::on_device::DeviceAlignTrainer;
 use super::optimizer::AdamW;
 use super::random::{key, mix, uniform};
 use super::step::StepSeconds;
@@ -17,6 +18,7 @@ use crate::collective::Solo;
 use crate::llink::kernels::normalize;
 use crate::llink::projector::{Projector, ProjectorShape};
 use crate::llink::teacher_queue::TeacherQueue;
+use crate::models::Backend;
 
 const SHAPE: ProjectorShape = ProjectorShape {
     input: 768,
@@ -26,12 +28,13 @@ const SHAPE: ProjectorShape = ProjectorShape {
 const ROWS: usize = 20_000;
 const TEMPERATURE: f64 = 0.1;
 
-/// Times `steps` steps of `batch` pairs after one to warm up, on one rank. One JSON object whose fields are those of
+/// Times `steps` steps of `batch` pairs after one to warm up, on one rank: on slices, or in tensors where a backend says so. One JSON
+/// object whose fields are those of
 /// `bench_reference.py align`; `phases_ms` says where a median step's time went.
 ///
 /// # Errors
 /// Those of a step.
-pub fn bench_align(batch: usize, steps: usize) -> Result<Value> {
+pub fn bench_align(batch: usize, steps: usize, backend: Option<&Backend>) -> Result<Value> {
     let options = AlignOptions {
         batch,
         ..AlignOptions::default()
@@ -39,13 +42,17 @@ pub fn bench_align(batch: usize, steps: usize) -> Result<Value> {
     let (encoder, teacher) = (noise(1, ROWS * SHAPE.input), noise(2, ROWS * SHAPE.output));
     let queue = full_queue(options.queue_capacity);
     let optimizer = AdamW::new(options.adamw(), SHAPE.parameter_count());
-    let mut trainer = AlignTrainer::new(
-        Projector::new(SHAPE, 0),
-        optimizer,
-        queue,
-        options.weights(),
-        options.gradient_clip,
-    );
+    let (projector, weights, clip) = (Projector::new(SHAPE, 0), options.weights(), options.gradient_clip);
+    let mut take_step: StepTaker = match backend {
+        Some(backend) => {
+            let mut trainer = DeviceAlignTrainer::new(backend, &projector, &optimizer, &queue, weights, clip)?;
+            Box::new(move |input| trainer.step(input, &mut Solo::default()))
+        }
+        None => {
+            let mut trainer = AlignTrainer::new(projector, optimizer, queue, weights, clip);
+            Box::new(move |input| trainer.step(input, &mut Solo::default()))
+        }
+    };
     let mut timed = Vec::with_capacity(steps);
     for step in 0..=steps as u64 {
         let rows: Vec<usize> = (0..batch as u64)
@@ -70,7 +77,7 @@ pub fn bench_align(batch: usize, steps: usize) -> Result<Value> {
             dropout: Some(Dropout::new(options.dropout, 0, step)),
         };
         let data = started.elapsed().as_secs_f64();
-        let outcome = trainer.step(&input, &mut Solo::default())?;
+        let outcome = take_step(&input)?;
         timed.push((
             started.elapsed().as_secs_f64(),
             StepSeconds {
@@ -85,8 +92,8 @@ pub fn bench_align(batch: usize, steps: usize) -> Result<Value> {
     Ok(json!({
         "job": "align",
         "engine": concat!("llink ", env!("CARGO_PKG_VERSION")),
-        "device": "cpu",
-        "dtype": "f32",
+        "device": backend.map_or("cpu", |backend| if backend.device().is_cpu() { "cpu" } else { "cuda" }),
+        "dtype": backend.map_or("f32", |backend| backend.dtype().as_str()),
         "threads": rayon::current_num_threads(),
         "batch": batch,
         "queue": options.queue_capacity,
@@ -101,8 +108,11 @@ pub fn bench_align(batch: usize, steps: usize) -> Result<Value> {
     }))
 }
 
+/// Takes a step, whatever computes it.
+type StepTaker = Box<dyn FnMut(&StepInput<'_>) -> Result<StepOutcome>>;
+
 /// Normal numbers, near enough: the sum of four uniform ones, scaled to variance 1.
-pub(super) fn noise(seed: u64, count: usize) -> Vec<f32> {
+pub(crate) fn noise(seed: u64, count: usize) -> Vec<f32> {
     let key = key(&[seed]);
     let uniform = |i: u64| uniform(key, i) - 0.5;
     let sum = |i: u64| uniform(4 * i) + uniform(4 * i + 1) + uniform(4 * i + 2) + uniform(4 * i + 3);

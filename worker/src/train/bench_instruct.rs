@@ -1,26 +1,29 @@
 //! How fast a step of Stage B is, on the inputs of the reference's own benchmark: random tokens, half of them the answer, eight
 //! slots, a step without usage contrast.
 
+use std::net::TcpListener;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use serde_json::{Value, json};
 
+use super::batch::rank_slice;
 use super::bench::noise;
 use super::instruct_batch::InstructExample;
-use super::instruct_step::{InstructInput, InstructTrainer, InstructWeights, LearningRates};
-use super::optimizer::AdamWOptions;
+use super::instruct_step::{InstructInput, InstructOutcome, InstructTrainer, InstructWeights, LearningRates};
+use super::on_device::DeviceInstructTrainer;
+use super::optimizer::{AdamW, AdamWOptions};
 use super::random::{key, mix};
 use super::step::StepSeconds;
-use crate::Result;
-use crate::collective::Solo;
+use crate::collective::{AbortHandle, Collective, Ring, RingOptions, Solo};
 use crate::llink::slot_expander::{SlotExpander, SlotExpanderShape, median_embedding_norm};
 use crate::llink::slot_losses::SlotWeights;
 use crate::llink::usage_contrast::UsageContrast;
 use crate::models::bench::memory_mib;
 use crate::models::lora::{LoraAdapter, LoraOptions};
-use crate::models::{Activations, Llama};
+use crate::models::{Activations, Backend, Form, Llama};
+use crate::{Error, Result};
 
 const LENGTH: usize = 96;
 const SLOTS: usize = 8;
@@ -35,29 +38,128 @@ pub struct InstructBench {
     pub steps: usize,
     /// What the forward pass keeps.
     pub activations: Activations,
+    /// Ranks that share the batch.
+    pub ranks: usize,
 }
 
-/// Times steps of the decoder in `dir` after one to warm up, on one rank. One JSON object whose fields are those of
-/// `bench_reference.py instruct`; `phases_s` says where a median step's time went.
+/// Times steps of the decoder in `dir` after one to warm up. Several ranks share this machine's threads and talk over loopback.
+/// One JSON object whose fields are those of `bench_reference.py instruct`; `phases_s` says where a median step's time went on the
+/// first rank.
 ///
 /// # Errors
-/// Those of loading the decoder and of a step.
-pub fn bench_instruct(dir: &Path, options: InstructBench, dtype: DType, device: &Device) -> Result<Value> {
-    let decoder = Llama::load(dir, device, dtype)?;
-    let (width, vocabulary) = (decoder.config().hidden_size, decoder.config().vocab_size as u64);
-    let mut trainer = trainer(&decoder)?;
+/// Those of loading the decoder, of connecting the ranks and of a step.
+pub fn bench_instruct(dir: &Path, options: InstructBench, backend: &Backend) -> Result<Value> {
+    let decoder = Llama::load_on(dir, backend)?;
+    let (device, dtype) = (backend.device(), backend.dtype());
+    let ranks = options.ranks.max(1);
+    let mut timed = match ranks {
+        1 => time_steps(&decoder, options, &mut Solo::default())?,
+        _ => on_ranks(&decoder, options, ranks)?,
+    };
+    timed.steps.remove(0);
+    timed.steps.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (seconds, phases) = timed.steps[timed.steps.len() / 2];
     let batch = options.batch;
-    let mut timed: Vec<(f64, StepSeconds)> = Vec::with_capacity(options.steps + 1);
+    Ok(json!({
+        "job": "instruct",
+        "engine": concat!("llink ", env!("CARGO_PKG_VERSION")),
+        "device": if device.is_cpu() { "cpu" } else { "cuda" },
+        "dtype": match dtype { DType::F32 => "f32", DType::BF16 => "bf16", _ => dtype.as_str() },
+        "threads": rayon::current_num_threads(),
+        "ranks": ranks,
+        "batch": batch,
+        "length": LENGTH,
+        "step_s": seconds,
+        "tokens_per_s": (batch * LENGTH) as f64 / seconds,
+        "trainable": timed.trainable,
+        "phases_s": {
+            "forward": phases.forward,
+            "backward": phases.backward,
+            "reduce": phases.reduce,
+            "optimizer": phases.optimizer,
+        },
+        "peak_rss_mib": memory_mib("VmHWM:"),
+        "private_rss_mib": memory_mib("RssAnon:"),
+    }))
+}
+
+/// What one rank measured.
+struct Timed {
+    steps: Vec<(f64, StepSeconds)>,
+    trainable: usize,
+}
+
+/// Every rank's steps on a thread pool of its own; what the first one measured.
+fn on_ranks(decoder: &Llama, options: InstructBench, ranks: usize) -> Result<Timed> {
+    let io = |source| Error::Io {
+        path: "listening on 127.0.0.1".into(),
+        source,
+    };
+    let listeners: Vec<TcpListener> = (0..ranks)
+        .map(|_| TcpListener::bind("127.0.0.1:0"))
+        .collect::<std::io::Result<_>>()
+        .map_err(io)?;
+    let addresses: Vec<String> = listeners
+        .iter()
+        .map(|listener| Ok(listener.local_addr()?.to_string()))
+        .collect::<std::io::Result<_>>()
+        .map_err(io)?;
+    let threads = (rayon::current_num_threads() / ranks).max(1);
+    let work = |rank: usize, listener: TcpListener| {
+        let ring = RingOptions {
+            rank,
+            addresses: addresses.clone(),
+            generation: 1,
+            timeout: Duration::from_secs(600),
+        };
+        let mut ring = Ring::connect(listener, &ring, AbortHandle::default())?;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        let pool = pool.map_err(|error| Error::Input(format!("{threads} threads: {error}")))?;
+        pool.install(|| time_steps(decoder, options, &mut ring))
+    };
+    std::thread::scope(|scope| {
+        let started: Vec<_> = listeners
+            .into_iter()
+            .enumerate()
+            .map(|(rank, listener)| scope.spawn(move || work(rank, listener)))
+            .collect();
+        let ended = started
+            .into_iter()
+            .map(|rank| rank.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        ended.collect::<Result<Vec<Timed>>>().map(|mut all| all.swap_remove(0))
+    })
+}
+
+fn time_steps(decoder: &Llama, options: InstructBench, collective: &mut dyn Collective) -> Result<Timed> {
+    let (width, vocabulary) = (decoder.config().hidden_size, decoder.config().vocab_size as u64);
+    let (adapter, expander, optimizers, weights) = parts(decoder)?;
+    let trainable = adapter.parameters.len() + expander.parameters.len();
+    let mut take_step: StepTaker<'_> = match decoder.form() {
+        Form::Slices => {
+            let mut trainer = InstructTrainer::new(adapter, expander, optimizers, weights);
+            Box::new(move |input, collective| trainer.step(decoder, input, collective))
+        }
+        Form::Tensors => {
+            let mut trainer = DeviceInstructTrainer::new(decoder, adapter, &expander, &optimizers, weights)?;
+            Box::new(move |input, collective| trainer.step(decoder, input, collective))
+        }
+    };
+    let batch = options.batch;
+    let own = rank_slice(batch, collective.rank(), collective.world_size());
+    let mut steps = Vec::with_capacity(options.steps + 1);
     for step in 0..=options.steps as u64 {
         let examples: Vec<_> = (0..batch as u64).map(|id| example(step, id, vocabulary)).collect();
         let ids: Vec<u64> = (0..batch as u64).collect();
+        let projected = noise(2 * step, batch * width);
+        // All ranks begin together, as they do after a step before.
+        collective.barrier()?;
         let started = Instant::now();
         let input = InstructInput {
             step: 3 * step + 1, // never one that contrasts
             ids: &ids,
-            own: 0..batch,
-            examples: &examples.iter().collect::<Vec<_>>(),
-            projected: &noise(2 * step, batch * width),
+            own: own.clone(),
+            examples: &examples[own.clone()].iter().collect::<Vec<_>>(),
+            projected: &projected[own.start * width..own.end * width],
             teacher: &noise(2 * step + 1, batch * width),
             answer_tokens: batch * LENGTH / 2,
             learning_rates: LearningRates {
@@ -69,34 +171,17 @@ pub fn bench_instruct(dir: &Path, options: InstructBench, dtype: DType, device: 
             token_budget: batch * LENGTH,
             activations: options.activations,
         };
-        let outcome = trainer.step(&decoder, &input, &mut Solo::default())?;
-        timed.push((started.elapsed().as_secs_f64(), outcome.seconds));
+        let outcome = take_step(&input, collective)?;
+        steps.push((started.elapsed().as_secs_f64(), outcome.seconds));
     }
-    timed.remove(0);
-    timed.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let (seconds, phases) = timed[timed.len() / 2];
-    Ok(json!({
-        "job": "instruct",
-        "engine": concat!("llink ", env!("CARGO_PKG_VERSION")),
-        "device": if device.is_cpu() { "cpu" } else { "cuda" },
-        "dtype": match dtype { DType::F32 => "f32", DType::BF16 => "bf16", _ => dtype.as_str() },
-        "threads": rayon::current_num_threads(),
-        "batch": batch,
-        "length": LENGTH,
-        "step_s": seconds,
-        "tokens_per_s": (batch * LENGTH) as f64 / seconds,
-        "trainable": trainer.adapter.parameters.len() + trainer.expander.parameters.len(),
-        "phases_s": {
-            "forward": phases.forward,
-            "backward": phases.backward,
-            "optimizer": phases.optimizer,
-        },
-        "peak_rss_mib": memory_mib("VmHWM:"),
-        "private_rss_mib": memory_mib("RssAnon:"),
-    }))
+    drop(take_step);
+    Ok(Timed { steps, trainable })
 }
 
-fn trainer(decoder: &Llama) -> Result<InstructTrainer> {
+/// Takes a step, whatever computes it.
+type StepTaker<'a> = Box<dyn FnMut(&InstructInput<'_>, &mut dyn Collective) -> Result<InstructOutcome> + 'a>;
+
+fn parts(decoder: &Llama) -> Result<(LoraAdapter, SlotExpander, [AdamW; 3], InstructWeights)> {
     let width = decoder.config().hidden_size;
     let options = LoraOptions {
         dropout: 0.0,
@@ -126,7 +211,7 @@ fn trainer(decoder: &Llama) -> Result<InstructTrainer> {
         usage: UsageContrast { every: 3, weight: 0.05 },
         gradient_clip: 1.0,
     };
-    Ok(InstructTrainer::new(adapter, expander, optimizers, weights))
+    Ok((adapter, expander, optimizers, weights))
 }
 
 fn example(step: u64, id: u64, vocabulary: u64) -> InstructExample {

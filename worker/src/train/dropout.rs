@@ -66,6 +66,18 @@ impl RowMask {
 }
 
 impl RowMask {
+    /// What tells this row from others, in two words.
+    #[must_use]
+    pub const fn key(&self) -> [u32; 2] {
+        [self.key, self.salt]
+    }
+
+    /// What all rows of a step share: below which number a column is dropped, and what the others are multiplied with.
+    #[must_use]
+    pub const fn constants(&self) -> (u32, f32) {
+        (self.threshold, self.scale)
+    }
+
     /// Multiplies a row with its mask.
     pub fn apply(&self, row: &mut [f32]) {
         mask_row(row, self);

@@ -1,9 +1,12 @@
 //! Stage B: training slots and LoRA on a frozen decoder.
 
-use std::ops::ControlFlow;
+use std::borrow::Cow;
+use std::ops::{ControlFlow, Range};
+use std::thread::Scope;
 use std::time::Instant;
 
 use super::agreement::{agree_on, hash, same_options};
+use super::ahead::{Ahead, Reading};
 use super::batch::{BatchPlan, rank_slice};
 use super::dropout::Dropout;
 use super::instruct_batch::{InstructBatch, InstructExample, micro_batches};
@@ -12,12 +15,14 @@ use super::instruct_options::{InstructMode, InstructOptions};
 use super::instruct_state::{self, InstructState};
 use super::instruct_step::{InstructInput, InstructOutcome, InstructTrainer, LearningRates};
 use super::observer::Observer;
+use super::on_device::DeviceInstructTrainer;
+use super::optimizer::AdamW;
 use super::step_record::{StepRecord, StepSeconds, Validation};
 use super::upkeep::Upkeep;
 use crate::collective::Collective;
 use crate::llink::slot_expander::{ExpanderActivations, SlotExpander, SlotExpanderShape};
 use crate::models::lora::LoraAdapter;
-use crate::models::{Activations, Decoder, TrainingBatch};
+use crate::models::{Activations, Decoder, Form, Llama, TrainingBatch};
 use crate::{Error, Result};
 
 /// What is trained, on what, from where.
@@ -61,24 +66,46 @@ pub fn instruct(
     collective: &mut dyn Collective,
     observer: &mut dyn Observer,
 ) -> Result<InstructTrained> {
+    std::thread::scope(|scope| instruct_within(scope, run, collective, observer))
+}
+
+fn instruct_within<'scope, 'env: 'scope>(
+    scope: &'scope Scope<'scope, 'env>,
+    run: InstructRun<'env>,
+    collective: &mut dyn Collective,
+    observer: &mut dyn Observer,
+) -> Result<InstructTrained> {
     let InstructRun { options, data, .. } = run;
     options.check()?;
     let plan = BatchPlan::new(options.seed, data.len(), options.batch.min(data.len()))?;
     let (mut next_step, mut trainer) = start(&run)?;
     agree(options, data, next_step, &trainer, collective)?;
+    let reading = match trainer {
+        Trainer::Slices(_) => Reading::InTurn,
+        Trainer::Tensors(_) => Reading::Ahead,
+    };
+    let (rank, ranks) = (collective.rank(), collective.world_size());
+    let mut inputs = Ahead::new(scope, reading, move |step| {
+        let rows = plan.rows(step);
+        let own = rank_slice(rows.len(), rank, ranks);
+        StepRows::read(data, options.mode, rows, own)
+    });
     let mut last = None;
     while next_step < options.steps {
         let step = next_step;
         collective.begin_step(step);
         let started = Instant::now();
-        let rows = plan.rows(step);
         let rates = options.learning_rates(step);
-        let outcome = match take_step(&run, &mut trainer, step, &rows, rates, collective) {
+        let taken = inputs.take(step, options.steps).and_then(|input| {
+            let read = started.elapsed().as_secs_f64();
+            let mut outcome = take_step(&run, &mut trainer, step, &input, rates, collective)?;
+            outcome.seconds.data = read;
+            Ok((input, outcome))
+        });
+        let (StepRows { rows, .. }, outcome) = match taken {
             Ok(outcome) => outcome,
             Err(error) => {
-                observer.interrupted(&error, next_step, &|| {
-                    instruct_state::to_safetensors(options, next_step, &trainer)
-                });
+                observer.interrupted(&error, next_step, &|| snapshot(options, next_step, &trainer));
                 return Err(error);
             }
         };
@@ -101,7 +128,7 @@ pub fn instruct(
             },
             validation,
         };
-        let state = || instruct_state::to_safetensors(options, next_step, &trainer);
+        let state = || snapshot(options, next_step, &trainer);
         let told = observer.stepped(&record, &state);
         last = Some(record);
         match told {
@@ -113,20 +140,91 @@ pub fn instruct(
             }
         }
     }
+    let Parts { adapter, expander, .. } = trainer.parts()?;
     Ok(InstructTrained {
-        adapter: trainer.adapter,
-        expander: trainer.expander,
+        adapter: adapter.into_owned(),
+        expander: expander.into_owned(),
         last,
     })
 }
 
+/// The checkpoint after `steps` steps.
+fn snapshot(options: &InstructOptions, steps: u64, trainer: &Trainer) -> Result<Vec<u8>> {
+    let parts = trainer.parts()?;
+    instruct_state::to_safetensors(options, steps, &parts.adapter, &parts.expander, &parts.optimizers)
+}
+
+/// What takes the steps: on slices or in tensors, as the decoder computes.
+enum Trainer {
+    Slices(Box<InstructTrainer>),
+    Tensors(Box<DeviceInstructTrainer>),
+}
+
+/// What moves with the steps, on the host.
+struct Parts<'a> {
+    adapter: Cow<'a, LoraAdapter>,
+    expander: Cow<'a, SlotExpander>,
+    optimizers: Cow<'a, [AdamW; 3]>,
+}
+
+impl Trainer {
+    fn new(
+        run: &InstructRun<'_>,
+        adapter: LoraAdapter,
+        expander: SlotExpander,
+        optimizers: [AdamW; 3],
+    ) -> Result<Self> {
+        let (decoder, weights) = (run.decoder.model(), run.options.weights());
+        Ok(match decoder.form() {
+            Form::Slices => Self::Slices(Box::new(InstructTrainer::new(adapter, expander, optimizers, weights))),
+            Form::Tensors => Self::Tensors(Box::new(DeviceInstructTrainer::new(
+                decoder,
+                adapter,
+                &expander,
+                &optimizers,
+                weights,
+            )?)),
+        })
+    }
+
+    fn step(
+        &mut self,
+        decoder: &Llama,
+        input: &InstructInput<'_>,
+        collective: &mut dyn Collective,
+    ) -> Result<InstructOutcome> {
+        match self {
+            Self::Slices(trainer) => trainer.step(decoder, input, collective),
+            Self::Tensors(trainer) => trainer.step(decoder, input, collective),
+        }
+    }
+
+    fn parts(&self) -> Result<Parts<'_>> {
+        Ok(match self {
+            Self::Slices(trainer) => Parts {
+                adapter: Cow::Borrowed(&trainer.adapter),
+                expander: Cow::Borrowed(&trainer.expander),
+                optimizers: Cow::Borrowed(&trainer.optimizers),
+            },
+            Self::Tensors(trainer) => {
+                let (adapter, expander, optimizers) = trainer.to_host()?;
+                Parts {
+                    adapter: Cow::Owned(adapter),
+                    expander: Cow::Owned(expander),
+                    optimizers: Cow::Owned(optimizers),
+                }
+            }
+        })
+    }
+}
+
 /// The step to begin with, and what moves: as a checkpoint says, or anew.
-fn start(run: &InstructRun<'_>) -> Result<(u64, InstructTrainer)> {
+fn start(run: &InstructRun<'_>) -> Result<(u64, Trainer)> {
     let InstructRun { options, decoder, .. } = run;
     if let Some(state) = &run.resume {
         same_options(*options, &state.options)?;
         let state = state.clone();
-        let trainer = InstructTrainer::new(state.adapter, state.expander, state.optimizers, options.weights());
+        let trainer = Trainer::new(run, state.adapter, state.expander, state.optimizers)?;
         return Ok((state.step, trainer));
     }
     let width = decoder.hidden_size();
@@ -141,47 +239,59 @@ fn start(run: &InstructRun<'_>) -> Result<(u64, InstructTrainer)> {
     let adapter = LoraAdapter::new(decoder.config(), options.lora.clone(), options.seed)?;
     let expander = SlotExpander::new(shape, run.median_norm, options.seed);
     let optimizers = InstructTrainer::optimizers(&adapter, &expander, options.adamw());
-    Ok((
-        0,
-        InstructTrainer::new(adapter, expander, optimizers, options.weights()),
-    ))
+    Ok((0, Trainer::new(run, adapter, expander, optimizers)?))
+}
+
+/// What a step is fed with.
+struct StepRows {
+    rows: Vec<usize>,
+    own: Range<usize>,
+    projected: Vec<f32>,
+    teacher: Vec<f32>,
+}
+
+impl StepRows {
+    fn read(data: &InstructData, mode: InstructMode, rows: Vec<usize>, own: Range<usize>) -> Result<Self> {
+        let (projected, teacher) = match mode {
+            InstructMode::Slots => (data.projected(&rows[own.clone()])?, data.teacher(&rows)),
+            InstructMode::Direct => (Vec::new(), Vec::new()),
+        };
+        Ok(Self {
+            rows,
+            own,
+            projected,
+            teacher,
+        })
+    }
 }
 
 fn take_step(
     run: &InstructRun<'_>,
-    trainer: &mut InstructTrainer,
+    trainer: &mut Trainer,
     step: u64,
-    rows: &[usize],
+    read: &StepRows,
     learning_rates: LearningRates,
     collective: &mut dyn Collective,
 ) -> Result<InstructOutcome> {
     let InstructRun { options, data, .. } = run;
-    let started = Instant::now();
-    let own = rank_slice(rows.len(), collective.rank(), collective.world_size());
+    let (rows, own) = (&read.rows, read.own.clone());
     let ids: Vec<u64> = rows.iter().map(|row| data.ids()[*row]).collect();
     let examples: Vec<&InstructExample> = rows[own.clone()].iter().map(|row| &data.examples()[*row]).collect();
-    let (projected, teacher) = match options.mode {
-        InstructMode::Slots => (data.projected(&rows[own.clone()])?, data.teacher(rows)),
-        InstructMode::Direct => (Vec::new(), Vec::new()),
-    };
     let dropout = options.lora.dropout;
     let input = InstructInput {
         step,
         ids: &ids,
         own,
         examples: &examples,
-        projected: &projected,
-        teacher: &teacher,
+        projected: &read.projected,
+        teacher: &read.teacher,
         answer_tokens: rows.iter().map(|row| data.examples()[*row].answer.len()).sum(),
         learning_rates,
         dropout: (dropout > 0.0).then(|| Dropout::new(dropout, options.seed, step)),
         token_budget: run.token_budget,
         activations: run.activations,
     };
-    let data_seconds = started.elapsed().as_secs_f64();
-    let mut outcome = trainer.step(run.decoder.model(), &input, collective)?;
-    outcome.seconds.data = data_seconds;
-    Ok(outcome)
+    trainer.step(run.decoder.model(), &input, collective)
 }
 
 fn numbers(outcome: &InstructOutcome, rates: LearningRates, mode: InstructMode) -> Vec<(&'static str, f64)> {
@@ -206,7 +316,8 @@ fn numbers(outcome: &InstructOutcome, rates: LearningRates, mode: InstructMode) 
 }
 
 /// The loss on held-out examples, with slots and with zeros in their place.
-fn validate(run: &InstructRun<'_>, data: &InstructData, trainer: &InstructTrainer) -> Result<Validation> {
+fn validate(run: &InstructRun<'_>, data: &InstructData, trainer: &Trainer) -> Result<Validation> {
+    let parts = trainer.parts()?;
     let rows: Vec<usize> = (0..data.len()).collect();
     let lengths: Vec<usize> = data.examples().iter().map(InstructExample::tokens).collect();
     let answer_tokens = data.examples().iter().map(|example| example.answer.len()).sum();
@@ -224,15 +335,13 @@ fn validate(run: &InstructRun<'_>, data: &InstructData, trainer: &InstructTraine
             dropout: None,
         };
         let mut embeddings = run.decoder.model().embed_f32(&batch.ids)?;
-        let loss = |embeddings: &[f32]| run.decoder.model().answer_loss(&trainer.adapter, &training, embeddings);
+        let loss = |embeddings: &[f32]| run.decoder.model().answer_loss(&parts.adapter, &training, embeddings);
         if run.options.mode == InstructMode::Slots {
             for row in &batch.slot_rows {
                 embeddings[row * width..(row + 1) * width].fill(0.0);
             }
             zero += loss(&embeddings)?;
-            trainer
-                .expander
-                .forward(&data.projected(&rows[part])?, &mut activations);
+            parts.expander.forward(&data.projected(&rows[part])?, &mut activations);
             for (row, slot) in batch.slot_rows.iter().zip(activations.slots.chunks_exact(width)) {
                 embeddings[row * width..(row + 1) * width].copy_from_slice(slot);
             }
@@ -250,17 +359,15 @@ fn agree(
     options: &InstructOptions,
     data: &InstructData,
     step: u64,
-    trainer: &InstructTrainer,
+    trainer: &Trainer,
     collective: &mut dyn Collective,
 ) -> Result<()> {
     let text = serde_json::to_vec(options).map_err(|error| Error::Input(error.to_string()))?;
+    let parts = trainer.parts()?;
     let facts = [
         ("step", step),
-        ("adapters", hash(bytemuck::cast_slice(&trainer.adapter.parameters))),
-        (
-            "slot expanders",
-            hash(bytemuck::cast_slice(&trainer.expander.parameters)),
-        ),
+        ("adapters", hash(bytemuck::cast_slice(&parts.adapter.parameters))),
+        ("slot expanders", hash(bytemuck::cast_slice(&parts.expander.parameters))),
         ("instructions", hash(bytemuck::cast_slice(data.ids()))),
         ("projectors", hash(bytemuck::cast_slice(&data.projector().parameters))),
         ("options", hash(&text)),

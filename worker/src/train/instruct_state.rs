@@ -44,10 +44,16 @@ struct Metadata {
 ///
 /// # Errors
 /// None that the parts' invariants allow.
-pub fn to_safetensors(options: &InstructOptions, step: u64, trainer: &InstructTrainer) -> Result<Vec<u8>> {
-    let mut tensors = trainer.adapter.tensors();
-    tensors.extend(trainer.expander.tensors(EXPANDER));
-    for (group, optimizer) in GROUPS.iter().zip(&trainer.optimizers) {
+pub fn to_safetensors(
+    options: &InstructOptions,
+    step: u64,
+    adapter: &LoraAdapter,
+    expander: &SlotExpander,
+    optimizers: &[AdamW; 3],
+) -> Result<Vec<u8>> {
+    let mut tensors = adapter.tensors();
+    tensors.extend(expander.tensors(EXPANDER));
+    for (group, optimizer) in GROUPS.iter().zip(optimizers) {
         for (moment, values) in [("first", &optimizer.first_moment), ("second", &optimizer.second_moment)] {
             tensors.push((
                 format!("optimizer.{group}.{moment}_moment"),
@@ -59,8 +65,8 @@ pub fn to_safetensors(options: &InstructOptions, step: u64, trainer: &InstructTr
     let metadata = Metadata {
         options: options.clone(),
         step,
-        median_norm: trainer.expander.median_norm(),
-        optimizer_steps: trainer.optimizers.each_ref().map(|optimizer| optimizer.steps),
+        median_norm: expander.median_norm(),
+        optimizer_steps: optimizers.each_ref().map(|optimizer| optimizer.steps),
     };
     checkpoint::write(&tensors, &metadata)
 }

@@ -5,15 +5,16 @@ use std::ops::Range;
 use super::dropout::Dropout;
 use super::instruct_batch::{InstructBatch, InstructExample, micro_batches};
 use super::optimizer::{AdamW, AdamWOptions, clip_grad_norm};
+use super::overlap::{Buckets, Reducer, while_reducing};
 use super::step::{Clock, StepSeconds, check_finite};
 use crate::Result;
 use crate::collective::Collective;
 use crate::llink::kernels::add;
 use crate::llink::slot_expander::{ExpanderActivations, SlotExpander};
-use crate::llink::slot_losses::{SlotLosses, SlotWeights, slot_losses};
+use crate::llink::slot_losses::{SlotWeights, slot_losses};
 use crate::llink::usage_contrast::UsageContrast;
 use crate::models::lora::LoraAdapter;
-use crate::models::{Activations, Llama, TrainingBatch};
+use crate::models::{Activations, Llama, TrainingBatch, TrainingPass};
 
 /// How the losses are weighed and taken.
 #[derive(Debug, Clone, Copy)]
@@ -81,6 +82,24 @@ pub struct InstructLosses {
     pub info_nce: f64,
 }
 
+impl InstructLosses {
+    /// Weighs what was found.
+    pub(super) fn new(weights: &InstructWeights, sft: f64, zero: Option<f64>, cosine: f64, info_nce: f64) -> Self {
+        let usage = zero.map_or(0.0, |zero| weights.usage.loss(sft, zero));
+        Self {
+            loss: sft
+                + weights.usage.weight * usage
+                + weights.slots.cosine * cosine
+                + weights.slots.info_nce * info_nce,
+            sft,
+            zero,
+            usage,
+            cosine,
+            info_nce,
+        }
+    }
+}
+
 /// What a step found.
 #[derive(Debug, Clone, Copy)]
 pub struct InstructOutcome {
@@ -104,6 +123,17 @@ pub struct InstructTrainer {
     activations: ExpanderActivations,
     /// By the adapter, then by the expander (its scale first), then this rank's shares of the losses of the slots.
     gradient: Vec<f32>,
+}
+
+/// A forward pass of some of this rank's examples.
+struct Forward<'a> {
+    pass: TrainingPass<'a>,
+    /// The loss with zeros in the slots; 0 unless it was asked for.
+    zero: f64,
+    /// Where the run's slots lie among this rank's.
+    slots: Range<usize>,
+    /// The rows that they stand in.
+    slot_rows: Vec<usize>,
 }
 
 impl InstructTrainer {
@@ -155,56 +185,21 @@ impl InstructTrainer {
     ) -> Result<InstructOutcome> {
         let mut clock = Clock::start();
         let mut seconds = StepSeconds::default();
-        self.gradient.fill(0.0);
         // Of the global batch, so that a rank without rows of its own takes the same step.
         let with_slots = !input.teacher.is_empty();
-        self.activations.slots.clear();
-        if with_slots {
-            self.expander.forward(input.projected, &mut self.activations);
-        }
-        let mut by_slots = vec![0.0; self.activations.slots.len()];
-        seconds.forward += clock.lap();
-
         let due = with_slots && self.weights.usage.is_due(input.step);
-        let lengths: Vec<usize> = input.examples.iter().map(|example| example.tokens()).collect();
-        let mut share = [0f32; 2]; // sft, zero
-        for run in micro_batches(&lengths, input.token_budget) {
-            let found = self.run(decoder, input, run, due, &mut by_slots, &mut clock, &mut seconds)?;
-            share[0] += found.0 as f32;
-            share[1] += found.1 as f32;
-        }
-        // Whether slots did worse than zeros is asked of the global batch.
-        collective.all_reduce_sum(&mut share)?;
-        let [sft, zero] = share.map(f64::from);
-        seconds.reduce += clock.lap();
-
-        let factor = if due {
-            self.weights.usage.sft_factor(sft, zero)
-        } else {
-            1.0
-        } as f32;
-        let by_adapter = self.adapter.parameters.len();
-        if factor != 1.0 {
-            self.gradient[..by_adapter].iter_mut().for_each(|x| *x *= factor);
-            by_slots.iter_mut().for_each(|x| *x *= factor);
-        }
-        if with_slots {
-            let slots = slot_losses(
-                &self.activations.slots,
-                input.teacher,
-                self.expander.shape().width,
-                input.own.clone(),
-                &self.weights.slots,
-                &mut by_slots,
-            );
-            let (by_expander, losses) = self.gradient[by_adapter..].split_at_mut(self.expander.parameters.len());
-            self.expander
-                .backward(&mut self.activations, &mut by_slots, by_expander);
-            losses.copy_from_slice(&[slots.cosine as f32, slots.info_nce as f32]);
-        }
-        seconds.backward += clock.lap();
-
-        collective.all_reduce_sum(&mut self.gradient)?;
+        let mut gradient = std::mem::take(&mut self.gradient);
+        gradient.fill(0.0);
+        let found = self.gradients(
+            decoder,
+            input,
+            due,
+            &mut gradient,
+            collective,
+            (&mut clock, &mut seconds),
+        );
+        self.gradient = gradient;
+        let [sft, zero] = found?;
         seconds.reduce += clock.lap();
 
         let (gradient, losses) = self.gradient.split_at(self.gradient.len() - 2);
@@ -220,21 +215,129 @@ impl InstructTrainer {
         })
     }
 
-    /// The losses of the examples `run` with slots and, if due, with zeros: this rank's shares. Their gradient goes to the adapter's
-    /// part of the gradient and to `by_slots`.
-    #[allow(clippy::too_many_arguments)]
-    fn run(
+    /// The gradient of the global batch, summed over all ranks, and its loss with slots and with zeros. Each part crosses the
+    /// network as soon as it is whole: the adapter's layers, the last one first, while the decoder's backward pass goes on; the
+    /// expander's second Linear while its first one is computed.
+    fn gradients(
         &mut self,
         decoder: &Llama,
         input: &InstructInput<'_>,
+        due: bool,
+        gradient: &mut [f32],
+        collective: &mut dyn Collective,
+        (clock, seconds): (&mut Clock, &mut StepSeconds),
+    ) -> Result<[f64; 2]> {
+        let mut activations = std::mem::take(&mut self.activations);
+        activations.slots.clear();
+        let with_slots = !input.teacher.is_empty();
+        if with_slots {
+            self.expander.forward(input.projected, &mut activations);
+        }
+        let mut by_slots = vec![0.0; activations.slots.len()];
+        seconds.forward += clock.lap();
+        let (by_adapter, by_expander) = gradient.split_at_mut(self.adapter.parameters.len());
+        let (by_up, by_down) = by_expander.split_at_mut(self.expander.shape().first_linear());
+        let losses = while_reducing(collective, |reducer| {
+            let slots = (activations.slots.as_slice(), by_slots.as_mut_slice());
+            let buckets = self.by_answers(
+                decoder,
+                input,
+                due,
+                slots,
+                by_adapter,
+                reducer,
+                (&mut *clock, &mut *seconds),
+            )?;
+            // Whether slots did worse than zeros is asked of the global batch.
+            let losses = reducer.summed()?;
+            let [sft, zero] = [losses[0], losses[1]].map(f64::from);
+            seconds.reduce += clock.lap();
+            let factor = match due {
+                true => self.weights.usage.sft_factor(sft, zero) as f32,
+                false => 1.0,
+            };
+            if with_slots {
+                by_slots.iter_mut().for_each(|x| *x *= factor);
+                let width = self.expander.shape().width;
+                let (slots, own) = (&activations.slots, input.own.clone());
+                let slots = slot_losses(slots, input.teacher, width, own, &self.weights.slots, &mut by_slots);
+                let (parameters, losses) = by_down.split_at_mut(by_down.len() - 2);
+                losses.copy_from_slice(&[slots.cosine as f32, slots.info_nce as f32]);
+                self.expander.backward_down(&mut activations, &mut by_slots, parameters);
+                reducer.sum_in_place(by_down)?;
+                self.expander.backward_up(&mut activations, &by_slots, by_up);
+                reducer.sum_in_place(by_up)?;
+            }
+            seconds.backward += clock.lap();
+            buckets.collect(by_adapter, factor, reducer)?;
+            Ok([sft, zero])
+        });
+        self.activations = activations;
+        losses
+    }
+
+    /// This rank's examples forth and back. Hands the losses over, with slots and with zeros, then the gradient by the adapter in
+    /// buckets; leaves the gradient by the slots in the second of `slots`.
+    #[allow(clippy::too_many_arguments)]
+    fn by_answers(
+        &self,
+        decoder: &Llama,
+        input: &InstructInput<'_>,
+        due: bool,
+        (slots, by_slots): (&[f32], &mut [f32]),
+        by_adapter: &mut [f32],
+        reducer: &mut Reducer<'_>,
+        (clock, seconds): (&mut Clock, &mut StepSeconds),
+    ) -> Result<Buckets> {
+        let lengths: Vec<usize> = input.examples.iter().map(|example| example.tokens()).collect();
+        let runs = micro_batches(&lengths, input.token_budget);
+        let mut buckets = Buckets::default();
+        let mut share = [0f32; 2]; // sft, zero
+        for (at, run) in runs.iter().enumerate() {
+            let forward = self.forward(decoder, input, run.clone(), due, slots)?;
+            share[0] += forward.pass.loss()? as f32;
+            share[1] += forward.zero as f32;
+            seconds.forward += clock.lap();
+            let last = at + 1 == runs.len();
+            if last {
+                reducer.sum(share.to_vec())?;
+            }
+            let ready = &mut |range: Range<usize>, part: &mut [f32]| match last {
+                true => buckets.push(range, part, reducer),
+                false => Ok(()),
+            };
+            let width = self.expander.shape().width;
+            let by_embeddings = forward.pass.backward(&self.adapter, by_adapter, ready)?;
+            let by_slots = by_slots[forward.slots].chunks_exact_mut(width);
+            for (row, by_slot) in forward.slot_rows.iter().zip(by_slots) {
+                add(by_slot, &by_embeddings[row * width..(row + 1) * width]);
+            }
+            seconds.backward += clock.lap();
+        }
+        if runs.is_empty() {
+            // Nothing of its own to add, but the same calls as everyone.
+            reducer.sum(share.to_vec())?;
+            for layer in (0..self.adapter.layers()).rev() {
+                let range = self.adapter.layer_range(layer);
+                buckets.push(range.clone(), &by_adapter[range], reducer)?;
+            }
+        }
+        buckets.send(reducer)?;
+        Ok(buckets)
+    }
+
+    /// The examples `run` through the decoder, with slots and, if due, with zeros.
+    fn forward<'d>(
+        &self,
+        decoder: &'d Llama,
+        input: &InstructInput<'_>,
         run: Range<usize>,
         due: bool,
-        by_slots: &mut [f32],
-        clock: &mut Clock,
-        seconds: &mut StepSeconds,
-    ) -> Result<(f64, f64)> {
-        let width = self.expander.shape().width;
-        let slots_of = run.start * self.expander.shape().slots * width..run.end * self.expander.shape().slots * width;
+        slots: &[f32],
+    ) -> Result<Forward<'d>> {
+        let shape = self.expander.shape();
+        let (width, each) = (shape.width, shape.slots * shape.width);
+        let of_run = run.start * each..run.end * each;
         let batch = InstructBatch::new(input.examples[run].iter().copied());
         let answer = batch.answer();
         let training = TrainingBatch {
@@ -252,44 +355,20 @@ impl InstructTrainer {
             }
             zero = decoder.answer_loss(&self.adapter, &training, &embeddings)?;
         }
-        let slots_of = if batch.slot_rows.is_empty() { 0..0 } else { slots_of };
-        let slots = &self.activations.slots[slots_of.clone()];
-        for (row, slot) in batch.slot_rows.iter().zip(slots.chunks_exact(width)) {
+        let of_run = if batch.slot_rows.is_empty() { 0..0 } else { of_run };
+        for (row, slot) in batch.slot_rows.iter().zip(slots[of_run.clone()].chunks_exact(width)) {
             embeddings[row * width..(row + 1) * width].copy_from_slice(slot);
         }
-        let pass = decoder.train(&self.adapter, &training, &embeddings, input.activations)?;
-        let sft = pass.loss();
-        seconds.forward += clock.lap();
-
-        let by_embeddings = pass.backward(&self.adapter, &mut self.gradient, &mut |_, _| Ok(()))?;
-        let by_slots = by_slots[slots_of].chunks_exact_mut(width);
-        for (row, by_slot) in batch.slot_rows.iter().zip(by_slots) {
-            add(by_slot, &by_embeddings[row * width..(row + 1) * width]);
-        }
-        seconds.backward += clock.lap();
-        Ok((sft, zero))
+        Ok(Forward {
+            pass: decoder.train(&self.adapter, &training, &embeddings, input.activations)?,
+            zero,
+            slots: of_run,
+            slot_rows: batch.slot_rows,
+        })
     }
 
     fn losses(&self, sft: f64, zero: Option<f64>, slots: &[f32]) -> InstructLosses {
-        let (weights, slots) = (
-            &self.weights,
-            SlotLosses {
-                cosine: f64::from(slots[0]),
-                info_nce: f64::from(slots[1]),
-            },
-        );
-        let usage = zero.map_or(0.0, |zero| weights.usage.loss(sft, zero));
-        InstructLosses {
-            loss: sft
-                + weights.usage.weight * usage
-                + weights.slots.cosine * slots.cosine
-                + weights.slots.info_nce * slots.info_nce,
-            sft,
-            zero,
-            usage,
-            cosine: slots.cosine,
-            info_nce: slots.info_nce,
-        }
+        InstructLosses::new(&self.weights, sft, zero, f64::from(slots[0]), f64::from(slots[1]))
     }
 
     fn apply(&mut self, scale: f32, rates: &LearningRates, with_slots: bool) {

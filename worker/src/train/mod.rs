@@ -2,9 +2,10 @@
 //!
 //! [`align`] is Stage A's loop. What a step does depends on the seed and the step alone: [`batch`] and [`dropout`] have no
 //! state to lose, and a [`checkpoint`] holds the rest. Around a loop, whatever the stage: [`training_run`] watches it,
-//! [`checkpoints`] keeps its states, [`metrics`] its numbers, [`upkeep`] says how often.
+//! [`on_device`] takes the same steps in tensors, [`checkpoints`] keeps a training's states, [`metrics`] its numbers, [`upkeep`] says how often.
 
 mod agreement;
+mod ahead;
 pub mod align;
 pub mod align_data;
 pub mod align_options;
@@ -26,6 +27,7 @@ pub mod instruct_state;
 pub mod instruct_step;
 pub mod metrics;
 pub mod observer;
+pub mod on_device;
 pub mod optimizer;
 pub mod overlap;
 pub mod random;

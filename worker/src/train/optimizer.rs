@@ -24,7 +24,7 @@ pub struct AdamWOptions {
 /// Adam with decoupled weight decay and bias correction (Loshchilov and Hutter, 2019).
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdamW {
-    options: AdamWOptions,
+    pub(super) options: AdamWOptions,
     /// Steps taken.
     pub steps: u64,
     /// Running mean of the gradients, one for each parameter.
@@ -54,23 +54,8 @@ impl AdamW {
             (parameters.len(), gradient.len()),
             (self.first_moment.len(), self.first_moment.len())
         );
-        let AdamWOptions {
-            beta1,
-            beta2,
-            weight_decay,
-        } = self.options;
         self.steps += 1;
-        let correction1 = 1.0 - beta1.powf(self.steps as f64);
-        let correction2 = 1.0 - beta2.powf(self.steps as f64);
-        let update = Update {
-            gradient_scale,
-            decay: (1.0 - learning_rate * weight_decay) as f32,
-            keep1: (1.0 - beta1) as f32,
-            keep2: (1.0 - beta2) as f32,
-            beta2: beta2 as f32,
-            inverse_root: (1.0 / correction2.sqrt()) as f32,
-            step_size: (learning_rate / correction1) as f32,
-        };
+        let update = self.options.update(self.steps, gradient_scale, learning_rate);
         let moments = self
             .first_moment
             .par_chunks_mut(BLOCK)
@@ -85,8 +70,31 @@ impl AdamW {
     }
 }
 
+impl AdamWOptions {
+    /// The constants of the `steps`-th step, counted from 1.
+    pub(super) fn update(&self, steps: u64, gradient_scale: f32, learning_rate: f64) -> Update {
+        let Self {
+            beta1,
+            beta2,
+            weight_decay,
+        } = *self;
+        let correction1 = 1.0 - beta1.powf(steps as f64);
+        let correction2 = 1.0 - beta2.powf(steps as f64);
+        Update {
+            gradient_scale,
+            decay: (1.0 - learning_rate * weight_decay) as f32,
+            keep1: (1.0 - beta1) as f32,
+            keep2: (1.0 - beta2) as f32,
+            beta2: beta2 as f32,
+            inverse_root: (1.0 / correction2.sqrt()) as f32,
+            step_size: (learning_rate / correction1) as f32,
+        }
+    }
+}
+
 /// One step's constants.
-struct Update {
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Update {
     gradient_scale: f32,
     /// What weight decay leaves of a parameter.
     decay: f32,
@@ -101,9 +109,33 @@ struct Update {
     step_size: f32,
 }
 
+impl AdamWOptions {
+    /// The constants of the `steps`-th step, counted from 1, as `cuda/kernels.cu` takes them.
+    #[must_use]
+    pub fn constants(&self, steps: u64, gradient_scale: f32, learning_rate: f64) -> [f32; 8] {
+        self.update(steps, gradient_scale, learning_rate).constants()
+    }
+}
+
+impl Update {
+    /// In the order in which the kernel takes them.
+    pub(super) const fn constants(&self) -> [f32; 8] {
+        [
+            self.gradient_scale,
+            self.decay,
+            self.keep1,
+            self.keep2,
+            self.beta2,
+            self.inverse_root,
+            self.step_size,
+            EPSILON,
+        ]
+    }
+}
+
 vectorized! {
     /// AdamW on a block of parameters.
-    fn apply(update: &Update, parameters: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32]) {
+    pub(super) fn apply(update: &Update, parameters: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32]) {
         let moments = first.iter_mut().zip(second);
         for ((parameter, gradient), (first, second)) in parameters.iter_mut().zip(gradient).zip(moments) {
             let gradient = gradient * update.gradient_scale;

@@ -95,6 +95,9 @@ fn result_of(task: &Task) -> TaskResult {
             }
         }
         Kind::Evaluate(e) => result.artifacts.push(artifact("report", &e.path)),
+        Kind::Export(e) => result
+            .artifacts
+            .push(artifact("bundle/config", &format!("{}/config.json", e.directory))),
     }
     result
 }

@@ -4,14 +4,14 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::simd::{erf, exp, vectorised};
-use super::{Values, edit, fused};
+use super::{Form, Values, edit, fused};
 use crate::Result;
 
 const CHUNK: usize = 8_192;
 
 /// GELU with the error function, x·Φ(x). Takes x over: nobody else may hold its values.
-pub(crate) fn gelu(x: Tensor) -> Result<Tensor> {
-    if !fused(&[&x]) {
+pub(crate) fn gelu(form: Form, x: Tensor) -> Result<Tensor> {
+    if !fused(form, &[&x]) {
         return Ok(x.gelu_erf()?);
     }
     edit(&x, |x| x.par_chunks_mut(CHUNK).for_each(gelu_slice))?;
@@ -19,8 +19,8 @@ pub(crate) fn gelu(x: Tensor) -> Result<Tensor> {
 }
 
 /// silu(gate) · up, the middle of Llama's feed-forward block. Takes gate over: nobody else may hold its values.
-pub(crate) fn silu_mul(gate: Tensor, up: &Tensor) -> Result<Tensor> {
-    if !fused(&[&gate, up]) {
+pub(crate) fn silu_mul(form: Form, gate: Tensor, up: &Tensor) -> Result<Tensor> {
+    if !fused(form, &[&gate, up]) {
         return Ok((gate.silu()? * up)?);
     }
     let values = Values::of(up)?;
@@ -34,8 +34,8 @@ pub(crate) fn silu_mul(gate: Tensor, up: &Tensor) -> Result<Tensor> {
 }
 
 /// The gradients by gate and up from that by silu(gate) · up, all of one shape.
-pub(crate) fn silu_mul_backward(gate: &Tensor, up: &Tensor, by: &Tensor) -> Result<(Tensor, Tensor)> {
-    if !fused(&[gate, up, by]) {
+pub(crate) fn silu_mul_backward(form: Form, gate: &Tensor, up: &Tensor, by: &Tensor) -> Result<(Tensor, Tensor)> {
+    if !fused(form, &[gate, up, by]) {
         let sigmoid = candle_nn::ops::sigmoid(gate)?;
         let silu = (gate * &sigmoid)?;
         // silu' = σ + silu · (1 − σ)
@@ -96,8 +96,8 @@ mod tests {
         let vars = [&gate, &up].map(|x| Var::from_tensor(x).unwrap());
         let out = (vars[0].silu().unwrap() * vars[1].as_tensor()).unwrap();
         let graph = (out * &by).unwrap().sum_all().unwrap().backward().unwrap();
-        let composed = silu_mul_backward(&gate.t().unwrap(), &up.t().unwrap(), &by.t().unwrap()).unwrap();
-        let fused = silu_mul_backward(&gate, &up, &by).unwrap();
+        let composed = silu_mul_backward(Form::Slices, &gate.t().unwrap(), &up.t().unwrap(), &by.t().unwrap()).unwrap();
+        let fused = silu_mul_backward(Form::Slices, &gate, &up, &by).unwrap();
         for (by_gate, by_up) in [(composed.0.t().unwrap(), composed.1.t().unwrap()), fused] {
             assert!(relative_error(&by_gate, graph.get(&vars[0]).unwrap()) < 1e-6);
             assert!(relative_error(&by_up, graph.get(&vars[1]).unwrap()) < 1e-6);
@@ -108,8 +108,8 @@ mod tests {
     fn fused_activations_agree_with_the_composed_ones() {
         let (x, up) = (random(70, 257, 1), random(70, 257, 2));
         let composed = x.gelu_erf().unwrap();
-        assert!(relative_error(&gelu(x.copy().unwrap()).unwrap(), &composed) < 1e-6);
+        assert!(relative_error(&gelu(Form::Slices, x.copy().unwrap()).unwrap(), &composed) < 1e-6);
         let composed = (x.silu().unwrap() * &up).unwrap();
-        assert!(relative_error(&silu_mul(x.copy().unwrap(), &up).unwrap(), &composed) < 1e-6);
+        assert!(relative_error(&silu_mul(Form::Slices, x.copy().unwrap(), &up).unwrap(), &composed) < 1e-6);
     }
 }

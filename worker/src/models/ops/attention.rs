@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::simd::softmax;
 use super::strided::product;
-use super::{Values, fused};
+use super::{Form, Values, fused};
 use crate::Result;
 use crate::llink::matrix::Existing;
 
@@ -29,25 +29,64 @@ pub(crate) struct AttentionSpans {
 
 /// What the composed form needs: sequences side by side in [B, longest].
 pub(super) struct Padded {
-    queries: Tensor,             // [B·Lq] row to read for each place; row 0 where there is none
-    keys: Tensor,                // [B·Lk]
-    mask: Tensor,                // [B, 1, 1, Lq, Lk] 0 or −∞, f32
-    pub(super) rows: Tensor,     // [Tq] place of each real query
-    pub(super) key_rows: Tensor, // [Tk] place of each real key
-    pub(super) real: Tensor,     // [B·Lq, 1] 1 for real queries, 0 for others, f32
+    queries: Places,
+    keys: Places,
+    mask: Option<Tensor>, // [B or 1, 1, 1, Lq or 1, Lk] 0 or −∞, f32; none when all is seen
+    pub(super) real: Option<Tensor>, // [B·Lq, 1] 1 for real queries, 0 for others, f32; none when all are real
     pub(super) size: (usize, usize, usize),
+}
+
+/// Where rows stand side by side; none when sequences of one length already do.
+struct Places(Option<(Tensor, Tensor)>);
+
+impl Places {
+    fn new(offsets: &[usize], longest: usize, device: &Device) -> Result<Self> {
+        let batch = offsets.len() - 1;
+        if offsets[batch] == batch * longest {
+            return Ok(Self(None));
+        }
+        let mut from = vec![0u32; batch * longest]; // [B·L] row to read for each place; row 0 where there is none
+        let mut to = Vec::with_capacity(offsets[batch]); // [T] place of each row
+        for (b, w) in offsets.windows(2).enumerate() {
+            for (i, row) in (w[0]..w[1]).enumerate() {
+                from[b * longest + i] = row as u32;
+                to.push((b * longest + i) as u32);
+            }
+        }
+        Ok(Self(Some((
+            Tensor::from_vec(from, batch * longest, device)?,
+            Tensor::new(to, device)?,
+        ))))
+    }
+
+    /// [T, width] → [B·L, width].
+    fn side_by_side(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.0 {
+            Some((from, _)) => Ok(x.index_select(from, 0)?),
+            None => Ok(x.clone()),
+        }
+    }
+
+    /// [B·L, width] → [T, width].
+    fn end_to_end(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.0 {
+            Some((_, to)) => Ok(x.index_select(to, 0)?),
+            None => Ok(x.clone()),
+        }
+    }
 }
 
 impl AttentionSpans {
     /// From offsets, each list one longer than there are sequences. `dtype` is that of the queries to come.
     pub(crate) fn new(
+        form: Form,
         queries: Vec<usize>,
         keys: Vec<usize>,
         causality: Causality,
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        let composed = !(device.is_cpu() && dtype == DType::F32);
+        let composed = form == Form::Tensors || !(device.is_cpu() && dtype == DType::F32);
         let padded = composed
             .then(|| Padded::new(&queries, &keys, causality, device))
             .transpose()?;
@@ -59,21 +98,26 @@ impl AttentionSpans {
         })
     }
 
-    #[cfg(test)]
-    /// The same in the composed form, for tensors inside a gradient graph.
-    pub(crate) fn for_training(
-        queries: Vec<usize>,
-        keys: Vec<usize>,
-        causality: Causality,
-        device: &Device,
-    ) -> Result<Self> {
-        let padded = Some(Padded::new(&queries, &keys, causality, device)?);
-        Ok(Self {
-            queries,
-            keys,
-            causality,
-            padded,
-        })
+    /// The mean of each sequence's rows of `x` [Tq, width], in f32: [B, width]. A sequence without rows gives zeros.
+    pub(crate) fn mean_rows(&self, x: &Tensor) -> Result<Tensor> {
+        let Some(padded) = &self.padded else {
+            let means = self.queries.windows(2).map(|w| {
+                let rows = w[1] - w[0];
+                if rows == 0 {
+                    return Ok(Tensor::zeros(x.dim(1)?, DType::F32, x.device())?);
+                }
+                Ok((x.narrow(0, w[0], rows)?.to_dtype(DType::F32)?.sum(0)? / rows as f64)?)
+            });
+            return Ok(Tensor::stack(&means.collect::<Result<Vec<_>>>()?, 0)?);
+        };
+        let ((batch, longest, _), width) = (padded.size, x.dim(1)?);
+        let mut rows = padded.queries.side_by_side(x)?.to_dtype(DType::F32)?;
+        if let Some(real) = &padded.real {
+            rows = rows.broadcast_mul(real)?;
+        }
+        let counts = self.queries.windows(2).map(|w| 1.0 / (w[1] - w[0]).max(1) as f32);
+        let shares = Tensor::from_vec(counts.collect::<Vec<_>>(), (batch, 1), x.device())?;
+        Ok(rows.reshape((batch, longest, width))?.sum(1)?.broadcast_mul(&shares)?)
     }
 
     /// How many keys query `i` of `n` sees among `keys`.
@@ -89,46 +133,55 @@ impl Padded {
     fn new(queries: &[usize], keys: &[usize], causality: Causality, device: &Device) -> Result<Self> {
         let longest = |offsets: &[usize]| offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
         let (batch, lq, lk) = (queries.len() - 1, longest(queries), longest(keys));
-        let places = |offsets: &[usize], longest: usize| {
-            let mut rows = vec![0u32; batch * longest];
-            for (b, w) in offsets.windows(2).enumerate() {
-                for (i, row) in (w[0]..w[1]).enumerate() {
-                    rows[b * longest + i] = row as u32;
-                }
+        let real = (queries[batch] < batch * lq).then(|| {
+            let mut real = vec![0f32; batch * lq];
+            for (b, w) in queries.windows(2).enumerate() {
+                real[b * lq..b * lq + w[1] - w[0]].fill(1.0);
             }
-            rows
-        };
-        let mut mask = vec![f32::NEG_INFINITY; batch * lq * lk];
-        let (mut rows, mut key_rows) = (Vec::with_capacity(queries[batch]), Vec::with_capacity(keys[batch]));
-        let mut real = vec![0f32; batch * lq];
-        for b in 0..batch {
-            let (nq, nk) = (queries[b + 1] - queries[b], keys[b + 1] - keys[b]);
-            for i in 0..lq {
-                // A padded query sees the first key, so that its softmax stays finite; nobody reads the result.
-                let visible = if i < nq {
-                    AttentionSpans::visible(causality, i, nq, nk)
-                } else {
-                    1
-                };
-                let at = (b * lq + i) * lk;
-                mask[at..at + visible].fill(0.0);
-                if i < nq {
-                    rows.push((b * lq + i) as u32);
-                    real[b * lq + i] = 1.0;
-                }
-            }
-            key_rows.extend((b * lk..b * lk + nk).map(|place| place as u32));
-        }
+            Tensor::from_vec(real, (batch * lq, 1), device)
+        });
         Ok(Self {
-            queries: Tensor::from_vec(places(queries, lq), batch * lq, device)?,
-            keys: Tensor::from_vec(places(keys, lk), batch * lk, device)?,
-            mask: Tensor::from_vec(mask, (batch, 1, 1, lq, lk), device)?,
-            rows: Tensor::new(rows, device)?,
-            key_rows: Tensor::new(key_rows, device)?,
-            real: Tensor::from_vec(real, (batch * lq, 1), device)?,
+            queries: Places::new(queries, lq, device)?,
+            keys: Places::new(keys, lk, device)?,
+            mask: mask(queries, keys, causality, device)?,
+            real: real.transpose()?,
             size: (batch, lq, lk),
         })
     }
+}
+
+/// What each query sees, in the fewest numbers: every sequence alike, or every query alike, where they are.
+fn mask(queries: &[usize], keys: &[usize], causality: Causality, device: &Device) -> Result<Option<Tensor>> {
+    let length = |offsets: &[usize], b: usize| offsets[b + 1] - offsets[b];
+    let batch = queries.len() - 1;
+    let (lq, lk) = (0..batch).fold((0, 0), |(lq, lk), b| {
+        (lq.max(length(queries, b)), lk.max(length(keys, b)))
+    });
+    let same_keys = (0..batch).all(|b| length(keys, b) == lk);
+    let from_the_start = (0..batch).all(|b| length(queries, b) == length(keys, b));
+    // A query that is not there sees the first key, so that its softmax stays finite; nobody reads the result. In a causal pass over
+    // whole sequences no query sees what follows it, be it there or not.
+    let (sequences, rows) = match causality {
+        Causality::Bidirectional if same_keys => return Ok(None),
+        Causality::Bidirectional => (batch, 1),
+        Causality::Causal if from_the_start => (1, lq),
+        Causality::Causal => (batch, lq),
+    };
+    let mut mask = vec![f32::NEG_INFINITY; sequences * rows * lk];
+    for b in 0..sequences {
+        for i in 0..rows {
+            let (nq, nk) = (length(queries, b), length(keys, b));
+            let visible = match causality {
+                Causality::Bidirectional => nk.max(1),
+                Causality::Causal if from_the_start => i + 1,
+                Causality::Causal if i < nq => AttentionSpans::visible(causality, i, nq, nk),
+                Causality::Causal => 1,
+            };
+            let at = (b * rows + i) * lk;
+            mask[at..at + visible.min(lk)].fill(0.0);
+        }
+    }
+    Ok(Some(Tensor::from_vec(mask, (sequences, 1, 1, rows, lk), device)?))
 }
 
 /// The heads of one attention block. Each key head serves `heads / kv_heads` query heads.
@@ -147,7 +200,7 @@ impl Attention {
     pub(crate) fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, spans: &AttentionSpans) -> Result<Tensor> {
         match &spans.padded {
             Some(padded) => self.composed(q, k, v, padded),
-            None if fused(&[q, k, v]) => self.fused(q, k, v, spans),
+            None if fused(Form::Slices, &[q, k, v]) => self.fused(q, k, v, spans),
             None => Err(candle_core::Error::Msg("attention spans made for another dtype or device".into()).into()),
         }
     }
@@ -253,7 +306,9 @@ impl Attention {
     pub(super) fn side_by_side(&self, q: &Tensor, padded: &Padded) -> Result<Tensor> {
         let (batch, lq, _) = padded.size;
         let (kv_heads, group, width) = (self.kv_heads, self.heads / self.kv_heads, self.head_dim);
-        Ok(q.index_select(&padded.queries, 0)?
+        Ok(padded
+            .queries
+            .side_by_side(q)?
             .reshape((batch, lq, kv_heads, group, width))?
             .permute((0, 2, 3, 1, 4))?
             .reshape((batch, kv_heads, group * lq, width))?)
@@ -262,8 +317,9 @@ impl Attention {
     /// Key or value rows [Tk, kv_heads·head_dim] → [B, kv_heads, Lk, head_dim].
     pub(super) fn keys_side_by_side(&self, x: &Tensor, padded: &Padded) -> Result<Tensor> {
         let (batch, _, lk) = padded.size;
-        let x = x
-            .index_select(&padded.keys, 0)?
+        let x = padded
+            .keys
+            .side_by_side(x)?
             .reshape((batch, lk, self.kv_heads, self.head_dim))?;
         Ok(x.transpose(1, 2)?.contiguous()?)
     }
@@ -272,10 +328,11 @@ impl Attention {
     pub(super) fn weights(&self, q: &Tensor, k: &Tensor, padded: &Padded) -> Result<Tensor> {
         let (batch, lq, lk) = padded.size;
         let group = self.heads / self.kv_heads;
-        let scores = (q.matmul(&k.t()?)? * f64::from(self.scale()))?
-            .to_dtype(DType::F32)?
-            .reshape((batch, self.kv_heads, group, lq, lk))?
-            .broadcast_add(&padded.mask)?;
+        let mut scores = (q.matmul(&k.t()?)?.to_dtype(DType::F32)? * f64::from(self.scale()))?;
+        if let Some(mask) = &padded.mask {
+            let apart = scores.reshape((batch, self.kv_heads, group, lq, lk))?;
+            scores = apart.broadcast_add(mask)?;
+        }
         let weights = if scores.track_op() {
             candle_nn::ops::softmax(&scores, D::Minus1)?
         } else {
@@ -292,7 +349,7 @@ impl Attention {
             .reshape((batch, kv_heads, group, lq, width))?
             .permute((0, 3, 1, 2, 4))? // [B, Lq, kv_heads, group, head_dim]
             .reshape((batch * lq, self.heads * width))?;
-        Ok(out.index_select(&padded.rows, 0)?)
+        padded.queries.end_to_end(&out)
     }
 
     /// [B, kv_heads, Lk, head_dim] → key rows [Tk, kv_heads·head_dim].
@@ -301,7 +358,7 @@ impl Attention {
         let x = x
             .transpose(1, 2)?
             .reshape((batch * lk, self.kv_heads * self.head_dim))?;
-        Ok(x.index_select(&padded.key_rows, 0)?)
+        padded.keys.end_to_end(&x)
     }
 }
 
@@ -317,15 +374,26 @@ mod tests {
             kv_heads: 2,
             head_dim: 16,
         };
-        let keys = vec![0usize, 5, 6, 40, 57];
+        let (mixed, alike) = (vec![0usize, 5, 6, 40, 57], vec![0usize, 9, 18, 27, 36]);
         let last = vec![0usize, 1, 2, 3, 4];
+        let shapes = [(&mixed, &mixed), (&last, &mixed), (&alike, &alike), (&last, &alike)];
         for causality in [Causality::Bidirectional, Causality::Causal] {
-            for queries in [keys.clone(), last.clone()] {
+            for (queries, keys) in shapes {
+                let (queries, keys) = (queries.clone(), keys.clone());
                 let q = random(queries[4], 96, 1);
-                let (k, v) = (random(57, 32, 2), random(57, 32, 3));
+                let (k, v) = (random(keys[4], 32, 2), random(keys[4], 32, 3));
                 let device = &Device::Cpu;
-                let fused = AttentionSpans::new(queries.clone(), keys.clone(), causality, DType::F32, device).unwrap();
-                let composed = AttentionSpans::for_training(queries, keys.clone(), causality, device).unwrap();
+                let fused = AttentionSpans::new(
+                    Form::Slices,
+                    queries.clone(),
+                    keys.clone(),
+                    causality,
+                    DType::F32,
+                    device,
+                )
+                .unwrap();
+                let composed =
+                    AttentionSpans::new(Form::Tensors, queries, keys.clone(), causality, DType::F32, device).unwrap();
                 let expected = attention.attend(&q, &k, &v, &composed).unwrap();
                 let found = attention.attend(&q, &k, &v, &fused).unwrap();
                 assert!(relative_error(&found, &expected) < 1e-5, "{causality:?}");

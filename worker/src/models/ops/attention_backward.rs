@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::attention::{Attention, AttentionSpans, Padded};
 use super::simd::{dot, vectorised};
 use super::strided::product;
-use super::{Values, fused};
+use super::{Form, Values, fused};
 use crate::Result;
 use crate::llink::matrix::Existing;
 
@@ -35,7 +35,7 @@ impl Attention {
     ) -> Result<ByAttention> {
         match &spans.padded {
             Some(padded) => self.backward_composed(q, k, v, padded, by),
-            None if fused(&[q, k, v, by]) => self.backward_fused(q, k, v, spans, by),
+            None if fused(Form::Slices, &[q, k, v, by]) => self.backward_fused(q, k, v, spans, by),
             None => Err(candle_core::Error::Msg("attention spans made for another dtype or device".into()).into()),
         }
     }
@@ -49,35 +49,37 @@ impl Attention {
         by: &Tensor,
     ) -> Result<ByAttention> {
         let dtype = q.dtype();
-        let wide = |x: Tensor| x.to_dtype(DType::F32);
         let (q, k, v) = (
-            wide(self.side_by_side(q, padded)?)?,
-            wide(self.keys_side_by_side(k, padded)?)?,
-            wide(self.keys_side_by_side(v, padded)?)?,
+            self.side_by_side(q, padded)?,
+            self.keys_side_by_side(k, padded)?,
+            self.keys_side_by_side(v, padded)?,
         );
-        let by = wide(self.side_by_side(by, padded)?)?;
+        let mut by = self.side_by_side(by, padded)?;
+        if let Some(real) = &padded.real {
+            // What stands in the place of a query that is not there must not reach keys and values.
+            by = by.broadcast_mul(&self.real_places(real, padded)?.to_dtype(dtype)?)?;
+        }
+        // Products in the model's dtype, softmax and its gradient in f32.
         let weights = self.weights(&q, &k, padded)?;
-        // What stands in the place of a query that is not there must not reach keys and values.
-        let by = by.broadcast_mul(&self.real_places(padded)?)?;
-        let by_v = weights.t()?.matmul(&by)?;
-        let by_weights = by.matmul(&v.t()?)?;
+        let by_v = weights.to_dtype(dtype)?.t()?.matmul(&by)?;
+        let by_weights = by.matmul(&v.t()?)?.to_dtype(DType::F32)?;
         let along = (&by_weights * &weights)?.sum_keepdim(D::Minus1)?;
-        let by_scores = (by_weights.broadcast_sub(&along)?.mul(&weights)? * f64::from(self.scale()))?;
+        let by_scores =
+            (by_weights.broadcast_sub(&along)?.mul(&weights)? * f64::from(self.scale()))?.to_dtype(dtype)?;
         let by_q = by_scores.matmul(&k)?;
         let by_k = by_scores.t()?.matmul(&q)?;
         Ok((
-            self.end_to_end(&by_q, padded)?.to_dtype(dtype)?,
-            self.keys_end_to_end(&by_k, padded)?.to_dtype(dtype)?,
-            self.keys_end_to_end(&by_v, padded)?.to_dtype(dtype)?,
+            self.end_to_end(&by_q, padded)?,
+            self.keys_end_to_end(&by_k, padded)?,
+            self.keys_end_to_end(&by_v, padded)?,
         ))
     }
 
     /// 1 for places of real queries: [B, 1, group·Lq, 1].
-    fn real_places(&self, padded: &Padded) -> Result<Tensor> {
+    fn real_places(&self, real: &Tensor, padded: &Padded) -> Result<Tensor> {
         let (batch, lq, _) = padded.size;
         let group = self.heads / self.kv_heads;
-        let real = padded.real.reshape((batch, 1, lq, 1))?;
-        Ok(real.repeat((1, 1, group, 1))?)
+        Ok(real.reshape((batch, 1, lq, 1))?.repeat((1, 1, group, 1))?)
     }
 
     fn backward_fused(
@@ -218,8 +220,17 @@ mod tests {
                 let (k, v) = (random(57, 32, 2), random(57, 32, 3));
                 let vars = [&q, &k, &v].map(|x| Var::from_tensor(x).unwrap());
                 let device = &Device::Cpu;
-                let composed = AttentionSpans::for_training(queries.clone(), keys.clone(), causality, device).unwrap();
-                let fused = AttentionSpans::new(queries, keys.clone(), causality, DType::F32, device).unwrap();
+                let composed = AttentionSpans::new(
+                    Form::Tensors,
+                    queries.clone(),
+                    keys.clone(),
+                    causality,
+                    DType::F32,
+                    device,
+                )
+                .unwrap();
+                let fused =
+                    AttentionSpans::new(Form::Slices, queries, keys.clone(), causality, DType::F32, device).unwrap();
                 let out = attention.attend(&vars[0], &vars[1], &vars[2], &composed).unwrap();
                 let graph = (out * &by).unwrap().sum_all().unwrap().backward().unwrap();
                 for spans in [composed, fused] {

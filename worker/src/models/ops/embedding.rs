@@ -28,12 +28,14 @@ impl Embedding {
     /// [`Error::Input`] for an id outside the vocabulary.
     pub(crate) fn rows(&self, ids: &[u32]) -> Result<Tensor> {
         let (stored, vocab, width) = match self {
-            Self::Tensor(table) => return Ok(table.index_select(&Tensor::new(ids, table.device())?, 0)?),
+            Self::Tensor(table) => {
+                // A GPU reads beyond the table without a word.
+                check(ids, table.dim(0)?)?;
+                return Ok(table.index_select(&Tensor::new(ids, table.device())?, 0)?);
+            }
             Self::Host { stored, vocab, width } => (stored.view(), *vocab, *width),
         };
-        if let Some(id) = ids.iter().find(|id| **id as usize >= vocab) {
-            return Err(Error::Input(format!("token id {id} is outside the {vocab} embeddings")));
-        }
+        check(ids, vocab)?;
         let mut out = vec![0f32; ids.len() * width];
         out.par_chunks_mut(width)
             .zip(ids)
@@ -54,5 +56,12 @@ impl Embedding {
                 Ok(Tensor::from_vec(out, (*vocab, *width), &Device::Cpu)?)
             }
         }
+    }
+}
+
+fn check(ids: &[u32], vocab: usize) -> Result<()> {
+    match ids.iter().find(|id| **id as usize >= vocab) {
+        Some(id) => Err(Error::Input(format!("token id {id} is outside the {vocab} embeddings"))),
+        None => Ok(()),
     }
 }

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{D, Device, Tensor};
 
-use super::product::{FrozenMatrix, Precision, Stored};
-use super::{Values, fused};
+use super::product::FrozenMatrix;
+use super::{Form, Values, fused};
 use crate::Result;
 
 /// x·Wᵀ + b with frozen weight W [out, in] and optional bias b [out].
@@ -23,13 +23,12 @@ enum Weight {
 
 impl FrozenLinear {
     /// From a weight [out, in] and a bias [out].
-    ///
-    /// # Errors
-    /// When the weight is not a matrix.
+    #[cfg(test)]
     pub(crate) fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
+        use super::product::{Precision, Stored};
+        use candle_core::DType;
         if !(weight.device().is_cpu() && weight.dtype() == DType::F32) {
-            let weight = Weight::Tensor(weight);
-            return Ok(Self { weight, bias });
+            return Ok(Self::of_tensor(weight, bias));
         }
         let (outer, inner) = weight.dims2()?;
         let values = Stored::F32(Arc::new(weight.flatten_all()?.to_vec1()?));
@@ -37,6 +36,12 @@ impl FrozenLinear {
             FrozenMatrix::new(values, outer, inner, Precision::F32),
             bias,
         ))
+    }
+
+    /// From a weight [out, in] that stays a tensor, and a bias [out].
+    pub(crate) fn of_tensor(weight: Tensor, bias: Option<Tensor>) -> Self {
+        let weight = Weight::Tensor(weight);
+        Self { weight, bias }
     }
 
     /// On the CPU, from a matrix [out, in] and an f32 bias [out].
@@ -56,8 +61,8 @@ impl FrozenLinear {
     /// x [T, in] → [T, out].
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if let Some(matrix) = self.matrix()
-            && fused(&[x])
-            && self.bias.as_ref().is_none_or(|bias| fused(&[bias]))
+            && fused(Form::Slices, &[x])
+            && self.bias.as_ref().is_none_or(|bias| fused(Form::Slices, &[bias]))
             && x.dim(D::Minus1)? == matrix.inner()
         {
             return self.forward_fused(x, matrix);
@@ -72,7 +77,7 @@ impl FrozenLinear {
     /// The gradient by x [T, in] from that by x·Wᵀ [T, out]. W gets none.
     pub(crate) fn input_gradient(&self, by: &Tensor) -> Result<Tensor> {
         if let Weight::Host(matrix) = &self.weight
-            && fused(&[by])
+            && fused(Form::Slices, &[by])
             && by.dim(D::Minus1)? == matrix.outer()
         {
             let out = matrix.gradient(Values::of(by)?.get()?);

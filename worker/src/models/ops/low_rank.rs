@@ -1,24 +1,44 @@
 //! LoRA's correction of a linear layer (Hu et al., 2021): y += scale · dropout(x)·Aᵀ·Bᵀ.
 
-use std::sync::Arc;
+use std::ops::Range;
 
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
-use super::{Values, edit, fused, rows_per_chunk};
+use super::row_masks::{RowMasks, mask_rows};
+use super::{Form, Values, edit, fused, rows_per_chunk};
 use crate::Result;
 use crate::llink::kernels::add;
 use crate::llink::matrix::{Matrix, Target, matmul, matmul_add};
-use crate::train::dropout::RowMask;
 
-/// The two thin matrices of one layer: A [rank, in] and B [out, rank], f32 in every case.
+/// The two thin matrices of one layer: A [rank, in] and B [out, rank], in f32; as tensors, in what the model computes in.
 pub(crate) struct LowRank {
+    pub(crate) form: Form,
     pub(crate) a: Tensor,
     pub(crate) b: Tensor,
     /// alpha / rank.
     pub(crate) scale: f32,
     /// What the correction does not see of x, a mask for each row.
-    pub(crate) dropout: Option<Arc<[RowMask]>>,
+    pub(crate) dropout: Option<RowMasks>,
+}
+
+/// Where the gradient by a layer's adapter goes.
+pub(crate) enum AdapterGradient<'a> {
+    /// Added to the layer's part of a buffer on the host.
+    Slices(&'a mut [f32]),
+    /// Kept on the device, one piece for each matrix: where in the layer's part it lies, and its values in f32.
+    Tensors(&'a mut Vec<(Range<usize>, Tensor)>),
+}
+
+impl AdapterGradient<'_> {
+    fn add(&mut self, place: Range<usize>, values: &Tensor) -> Result<()> {
+        let values = values.flatten_all()?.to_dtype(DType::F32)?;
+        match self {
+            Self::Slices(gradient) => add(&mut gradient[place], &values.to_vec1::<f32>()?),
+            Self::Tensors(pieces) => pieces.push((place, values)),
+        }
+        Ok(())
+    }
 }
 
 impl LowRank {
@@ -39,12 +59,25 @@ impl LowRank {
         Ok(y)
     }
 
-    /// Adds the gradients by A and B, one after the other, to `gradient`, and returns `by_x` with the correction's part of the
-    /// gradient by x. `by` [T, out] is the gradient by y. Takes `by_x` over.
-    pub(crate) fn backward(&self, x: &Tensor, by: &Tensor, by_x: Tensor, gradient: &mut [f32]) -> Result<Tensor> {
-        if !self.is_fused(&[x, by, &by_x]) {
-            return self.backward_composed(x, by, &by_x, gradient);
+    /// Adds the gradients by A and B, which lie one after the other at `place`, to `gradient`, and returns `by_x` with the
+    /// correction's part of the gradient by x. `by` [T, out] is the gradient by y. Takes `by_x` over.
+    pub(crate) fn backward(
+        &self,
+        x: &Tensor,
+        by: &Tensor,
+        by_x: Tensor,
+        place: Range<usize>,
+        gradient: &mut AdapterGradient<'_>,
+    ) -> Result<Tensor> {
+        match gradient {
+            AdapterGradient::Slices(gradient) if self.is_fused(&[x, by, &by_x]) => {
+                self.backward_fused(x, by, by_x, &mut gradient[place])
+            }
+            gradient => self.backward_composed(x, by, &by_x, place.start, gradient),
         }
+    }
+
+    fn backward_fused(&self, x: &Tensor, by: &Tensor, by_x: Tensor, gradient: &mut [f32]) -> Result<Tensor> {
         let (rank, outer, (rows, inner)) = (self.a.dim(0)?, self.b.dim(0)?, x.dims2()?);
         let (a, b, by) = (Values::of(&self.a)?, Values::of(&self.b)?, Values::of(by)?);
         let (a, b) = (Matrix::new(a.get()?, rank, inner), Matrix::new(b.get()?, outer, rank));
@@ -79,7 +112,7 @@ impl LowRank {
             Some(masks) => {
                 let mut part = vec![0f32; rows * inner];
                 matmul_add(by_thin, a, Target::new(&mut part, inner), self.scale);
-                mask_rows(&mut part, masks, inner);
+                mask_rows(&mut part, masks.rows(), inner);
                 edit(&by_x, |by_x| {
                     let chunk = rows_per_chunk(inner) * inner;
                     by_x.par_chunks_mut(chunk)
@@ -91,23 +124,27 @@ impl LowRank {
         Ok(by_x)
     }
 
-    fn backward_composed(&self, x: &Tensor, by: &Tensor, by_x: &Tensor, gradient: &mut [f32]) -> Result<Tensor> {
-        let scale = f64::from(self.scale);
-        let by = (by.to_dtype(DType::F32)? * scale)?;
+    fn backward_composed(
+        &self,
+        x: &Tensor,
+        by: &Tensor,
+        by_x: &Tensor,
+        start: usize,
+        gradient: &mut AdapterGradient<'_>,
+    ) -> Result<Tensor> {
+        let by = (by.to_dtype(self.a.dtype())? * f64::from(self.scale))?;
         let dropped = self.dropped(x)?;
         let thin = dropped.matmul(&self.a.t()?)?;
         let by_thin = by.matmul(&self.b)?;
-        let by_a: Vec<f32> = by_thin.t()?.matmul(&dropped)?.flatten_all()?.to_vec1()?;
-        let by_b: Vec<f32> = by.t()?.matmul(&thin)?.flatten_all()?.to_vec1()?;
-        let (into_a, into_b) = gradient.split_at_mut(by_a.len());
-        add(into_a, &by_a);
-        add(into_b, &by_b);
-        let part = self.masked(&by_thin.matmul(&self.a)?)?;
+        let middle = start + self.a.elem_count();
+        gradient.add(start..middle, &by_thin.t()?.matmul(&dropped)?)?;
+        gradient.add(middle..middle + self.b.elem_count(), &by.t()?.matmul(&thin)?)?;
+        let part = self.masked(by_thin.matmul(&self.a)?)?;
         Ok((by_x + part.to_dtype(by_x.dtype())?)?)
     }
 
     fn is_fused(&self, others: &[&Tensor]) -> bool {
-        fused(others) && fused(&[&self.a, &self.b])
+        fused(self.form, others) && fused(self.form, &[&self.a, &self.b])
     }
 
     /// dropout(x)·Aᵀ [T, rank].
@@ -124,46 +161,27 @@ impl LowRank {
         Ok(thin)
     }
 
-    /// dropout(x) in f32.
+    /// dropout(x) in the matrices' dtype.
     fn dropped(&self, x: &Tensor) -> Result<Tensor> {
-        self.masked(&x.to_dtype(DType::F32)?)
+        self.masked(x.to_dtype(self.a.dtype())?)
     }
 
     /// x times its masks.
-    fn masked(&self, x: &Tensor) -> Result<Tensor> {
-        let Some(masks) = &self.dropout else {
-            return Ok(x.clone());
-        };
-        let width = x.dim(1)?;
-        if fused(&[x]) {
-            let mut values = Values::of(x)?.get()?.to_vec();
-            mask_rows(&mut values, masks, width);
-            return Ok(Tensor::from_vec(values, x.shape(), x.device())?);
+    fn masked(&self, x: Tensor) -> Result<Tensor> {
+        match &self.dropout {
+            Some(masks) => masks.apply(&x),
+            None => Ok(x),
         }
-        let mut factors = vec![1f32; x.elem_count()];
-        mask_rows(&mut factors, masks, width);
-        Ok((x * Tensor::from_vec(factors, x.shape(), x.device())?)?)
     }
-}
-
-fn mask_rows(values: &mut [f32], masks: &[RowMask], width: usize) {
-    let rows = rows_per_chunk(width);
-    values
-        .par_chunks_mut(rows * width)
-        .zip(masks.par_chunks(rows))
-        .for_each(|(values, masks)| {
-            for (row, mask) in values.chunks_exact_mut(width).zip(masks) {
-                mask.apply(row);
-            }
-        });
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::testing::{random, relative_error};
     use super::*;
-    use crate::train::dropout::Dropout;
+    use crate::train::dropout::{Dropout, RowMask};
     use candle_core::Var;
+    use std::sync::Arc;
 
     /// The correction by tensor operations, inside a graph.
     fn definition(x: &Tensor, a: &Tensor, b: &Tensor, scale: f32, factors: &Tensor) -> Tensor {
@@ -182,11 +200,12 @@ mod tests {
             let mut factors = vec![1f32; rows * inner];
             masks.iter().for_each(|masks| mask_rows(&mut factors, masks, inner));
             let factors = Tensor::from_vec(factors, (rows, inner), x.device()).unwrap();
-            let low_rank = LowRank {
+            let mut low_rank = LowRank {
+                form: Form::Slices,
                 a: random(rank, inner, 4),
                 b: random(outer, rank, 5),
                 scale: 0.75,
-                dropout: masks,
+                dropout: masks.map(|masks| RowMasks::new(masks, x.device()).unwrap()),
             };
             let vars = [&x, &low_rank.a, &low_rank.b].map(|x| Var::from_tensor(x).unwrap());
             let out = definition(&vars[0], &vars[1], &vars[2], 0.75, &factors);
@@ -197,9 +216,23 @@ mod tests {
             let found = low_rank.add_to(y.copy().unwrap(), &x).unwrap();
             assert!(relative_error(&found, &expected) < 1e-5);
             let mut gradient = vec![1f32; rank * (inner + outer)];
-            let fused = low_rank.backward(&x, &by, by_x.copy().unwrap(), &mut gradient).unwrap();
+            let whole = 0..gradient.len();
+            let mut into = AdapterGradient::Slices(&mut gradient);
+            let fused = low_rank
+                .backward(&x, &by, by_x.copy().unwrap(), whole.clone(), &mut into)
+                .unwrap();
+            low_rank.form = Form::Tensors;
+            let found = low_rank.add_to(y.copy().unwrap(), &x).unwrap();
+            assert!(relative_error(&found, &expected) < 1e-5);
             let mut second = vec![1f32; rank * (inner + outer)];
-            let composed = low_rank.backward_composed(&x, &by, &by_x, &mut second).unwrap();
+            let mut pieces = Vec::new();
+            let mut into = AdapterGradient::Tensors(&mut pieces);
+            let composed = low_rank
+                .backward(&x, &by, by_x.copy().unwrap(), whole, &mut into)
+                .unwrap();
+            for (place, values) in pieces {
+                add(&mut second[place], &values.to_vec1::<f32>().unwrap());
+            }
             for (by_x, gradient) in [(fused, gradient), (composed, second)] {
                 assert!(relative_error(&by_x, &expected_by_x) < 1e-5);
                 let (by_a, by_b) = gradient.split_at(rank * inner);

@@ -1,6 +1,7 @@
 //! The models' operations. Each exists in two forms that compute the same: a fused one on slices, for f32 on the CPU
 //! outside gradient graphs, and one composed of tensor operations, for every device and dtype and for training.
-//! The composed form is the definition; the tests hold the fused one to it.
+//! The composed form is the definition; the tests hold the fused one to it. On GPUs it is the only one: candle's own kernels
+//! stand in for norms, softmax and rope, each with its sums in f32.
 
 mod activation;
 mod attention;
@@ -11,6 +12,7 @@ mod low_rank;
 mod norm;
 mod product;
 mod rope;
+mod row_masks;
 mod simd;
 mod strided;
 
@@ -18,10 +20,11 @@ pub(crate) use activation::{gelu, silu_mul, silu_mul_backward};
 pub(crate) use attention::{Attention, AttentionSpans, Causality};
 pub(crate) use embedding::Embedding;
 pub(crate) use frozen_linear::FrozenLinear;
-pub(crate) use low_rank::LowRank;
+pub(crate) use low_rank::{AdapterGradient, LowRank};
 pub(crate) use norm::{add_layer_norm, add_rms_norm, layer_norm, rms_norm, rms_norm_backward};
 pub(crate) use product::{Format, FrozenMatrix, Precision, Stored};
 pub(crate) use rope::Rope;
+pub(crate) use row_masks::RowMasks;
 
 use std::ops::Range;
 
@@ -29,11 +32,21 @@ use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, StorageRef, Te
 
 use crate::Result;
 
+/// How operations are carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// On slices in f32, by this crate's own kernels for the CPU; composed where they don't apply.
+    Slices,
+    /// Composed of tensor operations, on any device.
+    Tensors,
+}
+
 /// Whether the fused form applies to these inputs.
-fn fused(inputs: &[&Tensor]) -> bool {
-    inputs
-        .iter()
-        .all(|x| x.device().is_cpu() && x.dtype() == DType::F32 && !x.track_op() && x.is_contiguous())
+fn fused(form: Form, inputs: &[&Tensor]) -> bool {
+    form == Form::Slices
+        && inputs
+            .iter()
+            .all(|x| x.device().is_cpu() && x.dtype() == DType::F32 && !x.track_op() && x.is_contiguous())
 }
 
 /// Read access to the values of a contiguous f32 tensor on the CPU.

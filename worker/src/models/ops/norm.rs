@@ -4,13 +4,13 @@ use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
 use super::simd::{dot, sum, vectorised};
-use super::{Values, edit, fused, rows_per_chunk};
+use super::{Form, Values, edit, fused, rows_per_chunk};
 use crate::Result;
 
 /// (x − mean) / √(variance + eps) · gamma + beta over rows [T, width]. Takes x over: nobody else may hold its values.
-pub(crate) fn layer_norm(x: Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
-    if !fused(&[&x, gamma, beta]) {
-        return layer_norm_composed(&x, gamma, beta, eps);
+pub(crate) fn layer_norm(form: Form, x: Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
+    if !fused(form, &[&x, gamma, beta]) {
+        return layer_norm_by_tensors(form, &x, gamma, beta, eps);
     }
     let width = x.dim(D::Minus1)?;
     let (gamma, beta) = (Values::of(gamma)?, Values::of(beta)?);
@@ -25,9 +25,16 @@ pub(crate) fn layer_norm(x: Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> 
 }
 
 /// layer_norm(x + residual). Takes x over.
-pub(crate) fn add_layer_norm(x: Tensor, residual: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
-    if !fused(&[&x, residual, gamma, beta]) {
-        return layer_norm_composed(&(x + residual)?, gamma, beta, eps);
+pub(crate) fn add_layer_norm(
+    form: Form,
+    x: Tensor,
+    residual: &Tensor,
+    gamma: &Tensor,
+    beta: &Tensor,
+    eps: f64,
+) -> Result<Tensor> {
+    if !fused(form, &[&x, residual, gamma, beta]) {
+        return layer_norm_by_tensors(form, &(x + residual)?, gamma, beta, eps);
     }
     let width = x.dim(D::Minus1)?;
     let (residual, gamma, beta) = (Values::of(residual)?, Values::of(gamma)?, Values::of(beta)?);
@@ -47,9 +54,9 @@ pub(crate) fn add_layer_norm(x: Tensor, residual: &Tensor, gamma: &Tensor, beta:
 }
 
 /// x / √(mean square + eps) · gamma over rows [T, width].
-pub(crate) fn rms_norm(x: &Tensor, gamma: &Tensor, eps: f64) -> Result<Tensor> {
-    if !fused(&[x, gamma]) {
-        return rms_norm_composed(x, gamma, eps);
+pub(crate) fn rms_norm(form: Form, x: &Tensor, gamma: &Tensor, eps: f64) -> Result<Tensor> {
+    if !fused(form, &[x, gamma]) {
+        return rms_norm_by_tensors(form, x, gamma, eps);
     }
     let width = x.dim(D::Minus1)?;
     let (values, gamma) = (Values::of(x)?, Values::of(gamma)?);
@@ -67,10 +74,10 @@ pub(crate) fn rms_norm(x: &Tensor, gamma: &Tensor, eps: f64) -> Result<Tensor> {
 }
 
 /// The residual sum x + y and its RMSNorm. Takes x over.
-pub(crate) fn add_rms_norm(x: Tensor, y: &Tensor, gamma: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
-    if !fused(&[&x, y, gamma]) {
+pub(crate) fn add_rms_norm(form: Form, x: Tensor, y: &Tensor, gamma: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
+    if !fused(form, &[&x, y, gamma]) {
         let x = (x + y)?;
-        let normed = rms_norm_composed(&x, gamma, eps)?;
+        let normed = rms_norm_by_tensors(form, &x, gamma, eps)?;
         return Ok((x, normed));
     }
     let width = x.dim(D::Minus1)?;
@@ -99,8 +106,8 @@ pub(crate) fn add_rms_norm(x: Tensor, y: &Tensor, gamma: &Tensor, eps: f64) -> R
 }
 
 /// The gradient by x from that by rms_norm(x), rows [T, width]. The weights get none.
-pub(crate) fn rms_norm_backward(x: &Tensor, gamma: &Tensor, eps: f64, by: &Tensor) -> Result<Tensor> {
-    if !fused(&[x, gamma, by]) {
+pub(crate) fn rms_norm_backward(form: Form, x: &Tensor, gamma: &Tensor, eps: f64, by: &Tensor) -> Result<Tensor> {
+    if !fused(form, &[x, gamma, by]) {
         return rms_norm_backward_composed(x, gamma, eps, by);
     }
     let width = x.dim(D::Minus1)?;
@@ -128,6 +135,22 @@ fn rms_norm_backward_composed(x: &Tensor, gamma: &Tensor, eps: f64, by: &Tensor)
     let along = ((&g * &x)?.mean_keepdim(D::Minus1)? * s.powf(3.0)?)?;
     let out = (g.broadcast_mul(&s)? - x.broadcast_mul(&along)?)?;
     Ok(out.to_dtype(dtype)?)
+}
+
+/// In one kernel of candle's where no gradient is asked for.
+fn layer_norm_by_tensors(form: Form, x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
+    match form {
+        Form::Tensors if !x.track_op() => Ok(candle_nn::ops::layer_norm(&x.contiguous()?, gamma, beta, eps as f32)?),
+        _ => layer_norm_composed(x, gamma, beta, eps),
+    }
+}
+
+/// In one kernel of candle's where no gradient is asked for.
+fn rms_norm_by_tensors(form: Form, x: &Tensor, gamma: &Tensor, eps: f64) -> Result<Tensor> {
+    match form {
+        Form::Tensors if !x.track_op() => Ok(candle_nn::ops::rms_norm(&x.contiguous()?, gamma, eps as f32)?),
+        _ => rms_norm_composed(x, gamma, eps),
+    }
 }
 
 fn layer_norm_composed(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
@@ -203,13 +226,30 @@ mod tests {
             let (x, by) = (random(rows, width, 1), random(rows, width, 2));
             let gamma = random(1, width, 3).squeeze(0).unwrap();
             let var = Var::from_tensor(&x).unwrap();
-            let out = rms_norm(var.as_tensor(), &gamma, 1e-5).unwrap();
+            let out = rms_norm(Form::Slices, var.as_tensor(), &gamma, 1e-5).unwrap();
             let graph = (out * &by).unwrap().sum_all().unwrap().backward().unwrap();
             let expected = graph.get(&var).unwrap();
-            let found = rms_norm_backward(&x, &gamma, 1e-5, &by).unwrap();
+            let found = rms_norm_backward(Form::Slices, &x, &gamma, 1e-5, &by).unwrap();
             assert!(relative_error(&found, expected) < 1e-5, "{rows}×{width}");
             let found = rms_norm_backward_composed(&x, &gamma, 1e-5, &by).unwrap();
             assert!(relative_error(&found, expected) < 1e-5, "{rows}×{width}");
+        }
+    }
+
+    #[test]
+    fn candles_kernels_agree_with_the_composed_norms() {
+        let (x, y) = (random(41, 96, 1), random(41, 96, 2));
+        let gamma = random(1, 96, 3).squeeze(0).unwrap();
+        let beta = random(1, 96, 4).squeeze(0).unwrap();
+        for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 1e-2)] {
+            let cast = |x: &Tensor| x.to_dtype(dtype).unwrap();
+            let wide = |x: &Tensor| x.to_dtype(DType::F32).unwrap();
+            let expected = layer_norm_composed(&(&x + &y).unwrap(), &gamma, &beta, 1e-5).unwrap();
+            let found = add_layer_norm(Form::Tensors, cast(&x), &cast(&y), &cast(&gamma), &cast(&beta), 1e-5).unwrap();
+            assert!(relative_error(&wide(&found), &expected) < tolerance, "{dtype:?}");
+            let expected = rms_norm_composed(&x, &gamma, 1e-5).unwrap();
+            let found = rms_norm(Form::Tensors, &cast(&x), &cast(&gamma), 1e-5).unwrap();
+            assert!(relative_error(&wide(&found), &expected) < tolerance, "{dtype:?}");
         }
     }
 
@@ -221,13 +261,13 @@ mod tests {
             let beta = random(1, width, 4).squeeze(0).unwrap();
             let both = (&x + &y).unwrap();
             let expected = layer_norm_composed(&both, &gamma, &beta, 1e-5).unwrap();
-            let found = add_layer_norm(x.copy().unwrap(), &y, &gamma, &beta, 1e-5).unwrap();
+            let found = add_layer_norm(Form::Slices, x.copy().unwrap(), &y, &gamma, &beta, 1e-5).unwrap();
             assert!(relative_error(&found, &expected) < 1e-5, "{rows}×{width}");
-            let found = layer_norm(both.copy().unwrap(), &gamma, &beta, 1e-5).unwrap();
+            let found = layer_norm(Form::Slices, both.copy().unwrap(), &gamma, &beta, 1e-5).unwrap();
             assert!(relative_error(&found, &expected) < 1e-5, "{rows}×{width}");
             let expected = rms_norm_composed(&both, &gamma, 1e-5).unwrap();
-            assert!(relative_error(&rms_norm(&both, &gamma, 1e-5).unwrap(), &expected) < 1e-5);
-            let (sum, normed) = add_rms_norm(x.copy().unwrap(), &y, &gamma, 1e-5).unwrap();
+            assert!(relative_error(&rms_norm(Form::Slices, &both, &gamma, 1e-5).unwrap(), &expected) < 1e-5);
+            let (sum, normed) = add_rms_norm(Form::Slices, x.copy().unwrap(), &y, &gamma, 1e-5).unwrap();
             assert!(relative_error(&sum, &both) < 1e-6 && relative_error(&normed, &expected) < 1e-5);
         }
     }

@@ -2,6 +2,7 @@
 //! CI run llink with. The files' bytes follow from the seed, the shape and the texts alone.
 
 mod bpe;
+mod shipped;
 mod unigram;
 
 use std::collections::HashMap;
@@ -9,6 +10,8 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
+
+pub use shipped::{Files, SHIPPED_DECODER, SHIPPED_ENCODER, write_shipped};
 
 use super::random::Normal;
 use crate::{Error, Result};
@@ -37,6 +40,8 @@ pub struct TinyShape {
     pub head_dim: usize,
     /// The tokenizer learns at most so many tokens.
     pub vocab_size: usize,
+    /// The encoder's positions, the padding offset included; the decoder's are turned and need no table.
+    pub positions: usize,
 }
 
 /// Two layers, not more: each random layer makes what a vector says of its text harder to read back.
@@ -50,6 +55,7 @@ impl TinyShape {
         kv_heads: 12,
         head_dim: 16,
         vocab_size: 2_000,
+        positions: 514,
     };
 
     /// The decoder that [`write_tiny_decoder`] makes.
@@ -61,6 +67,31 @@ impl TinyShape {
         kv_heads: 4,
         head_dim: 16,
         vocab_size: 1_500,
+        positions: 0,
+    };
+
+    /// The encoder that [`crate::pretrain`] trains: small enough to be shipped.
+    pub const PRETRAINED_ENCODER: Self = Self {
+        hidden_size: 128,
+        intermediate_size: 384,
+        layers: 2,
+        heads: 8,
+        kv_heads: 8,
+        head_dim: 16,
+        vocab_size: 1_000,
+        positions: 258,
+    };
+
+    /// The decoder that [`crate::pretrain`] trains.
+    pub const PRETRAINED_DECODER: Self = Self {
+        hidden_size: 128,
+        intermediate_size: 256,
+        layers: 3,
+        heads: 8,
+        kv_heads: 2,
+        head_dim: 16,
+        vocab_size: 900,
+        positions: 0,
     };
 }
 
@@ -85,13 +116,13 @@ pub fn write_encoder(dir: &Path, texts: impl Iterator<Item = String>, seed: u64,
         "architectures": ["XLMRobertaModel"], "model_type": "xlm-roberta", "dtype": "float32",
         "vocab_size": vocab_size, "hidden_size": hidden, "intermediate_size": shape.intermediate_size,
         "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads, "hidden_act": "gelu",
-        "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5,
+        "max_position_embeddings": shape.positions, "type_vocab_size": 1, "layer_norm_eps": 1e-5,
         "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
         "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2,
     });
     let mut tensors = RandomTensors::new(seed, "tiny encoder");
     tensors.matrix("embeddings.word_embeddings.weight", vocab_size, hidden);
-    tensors.matrix("embeddings.position_embeddings.weight", 514, hidden);
+    tensors.matrix("embeddings.position_embeddings.weight", shape.positions, hidden);
     tensors.matrix("embeddings.token_type_embeddings.weight", 1, hidden);
     tensors.layer_norm("embeddings.LayerNorm", hidden);
     for layer in 0..shape.layers {
@@ -160,6 +191,19 @@ pub fn write_decoder(dir: &Path, texts: impl Iterator<Item = String>, seed: u64,
         "bos_token": bpe::BEGIN_OF_TEXT, "eos_token": bpe::END_OF_TURN,
     });
     write_json(&dir.join("tokenizer_config.json"), &tokenizer_config)
+}
+
+/// Says in a folder's `config.json` what its weights are in.
+pub(crate) fn set_dtype(dir: &Path, dtype: &str) -> Result<()> {
+    let path = dir.join("config.json");
+    let failed = |source| Error::Io {
+        path: path.display().to_string(),
+        source,
+    };
+    let text = std::fs::read_to_string(&path).map_err(failed)?;
+    let mut config: Value = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
+    config["dtype"] = dtype.into();
+    write_json(&path, &config)
 }
 
 /// The texts that a tokenizer is made from: the first ones, until there is enough.
@@ -234,15 +278,19 @@ impl RandomTensors {
 }
 
 fn write_model(dir: &Path, config: &Value, tensors: &RandomTensors, tokenizer: &tokenizers::Tokenizer) -> Result<()> {
-    std::fs::create_dir_all(dir).map_err(|source| Error::Io {
-        path: dir.display().to_string(),
-        source,
-    })?;
+    make_folder(dir)?;
     write_json(&dir.join("config.json"), config)?;
     tensors.save(&dir.join("model.safetensors"))?;
     let path = dir.join("tokenizer.json");
     let text = tokenizer.to_string(true).map_err(|error| untrainable(&error))?;
     write(&path, text.as_bytes())
+}
+
+fn make_folder(dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(|source| Error::Io {
+        path: dir.display().to_string(),
+        source,
+    })
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {

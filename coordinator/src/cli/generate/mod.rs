@@ -1,0 +1,230 @@
+//! `generate`: ask a bundle about sentences.
+
+mod batch;
+mod dialogue;
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use llink_worker::Error;
+use llink_worker::bundle::{Answering, Generator, Opening, Sentence};
+use llink_worker::models::Sampling;
+use tokio::runtime::Handle;
+
+use super::{Exit, Failed, complain, of_datasets};
+
+/// What is asked when nothing else is said, if the bundle was trained on it.
+const TASK: &str = "translate";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Generate {
+    /// The bundle: its folder or URL, or the output of the job that exported it.
+    #[arg(long, value_name = "URL")]
+    bundle: String,
+    /// The text to read. Without it, each line of --file or of standard input is one.
+    text: Option<String>,
+    /// Read texts from a file, one a line.
+    #[arg(long, value_name = "FILE", conflicts_with = "text")]
+    file: Option<PathBuf>,
+    /// What to do with the text: a task that the bundle was trained on, `translate` unless said otherwise.
+    #[arg(long, conflicts_with = "instruction")]
+    task: Option<String>,
+    /// What to do with the text, in words of your own.
+    #[arg(long, value_name = "WORDS")]
+    instruction: Option<String>,
+    /// Ask one question after another about a text.
+    #[arg(long, short, conflicts_with_all = ["file", "jsonl"])]
+    interactive: bool,
+    /// Answer each line of a JSON-lines file: {"text": …}, with "instruction" or "task" where it is another; - is standard input.
+    #[arg(long, value_name = "IN", conflicts_with_all = ["text", "file"])]
+    jsonl: Option<PathBuf>,
+    /// Where the answers go. A file that holds some of them already is gone on with.
+    #[arg(long, value_name = "OUT", requires = "jsonl")]
+    output: Option<PathBuf>,
+    /// Sample at this temperature; 0 takes the likeliest token each time, which is the default.
+    #[arg(long, value_name = "T")]
+    temperature: Option<f32>,
+    /// Sample among the likeliest tokens that have this share of the probability together.
+    #[arg(long, value_name = "P")]
+    top_p: Option<f32>,
+    /// The same seed samples the same answer.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// The longest answer.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_tokens: usize,
+    /// The encoder's folder or URL, where it is elsewhere than the bundle says.
+    #[arg(long, value_name = "URL")]
+    encoder: Option<String>,
+    /// The decoder's folder or URL, where it is elsewhere than the bundle says.
+    #[arg(long, value_name = "URL")]
+    decoder: Option<String>,
+    /// Where vectors of texts, and models from object stores, are kept.
+    #[arg(long, env = "LLINK_STATE", value_name = "DIR", default_value = ".llink")]
+    state: PathBuf,
+    /// Keep no vectors on disk.
+    #[arg(long)]
+    no_cache: bool,
+}
+
+impl Generate {
+    pub(super) async fn run(self) -> Result<(), Failed> {
+        let answering = self.answering()?;
+        let runtime = Handle::current();
+        let work = tokio::task::spawn_blocking(move || self.work(answering, &runtime));
+        work.await
+            .map_err(|e| Failed::new(Exit::Internal, format!("answering broke down: {e}")))?
+    }
+
+    fn answering(&self) -> Result<Answering, Failed> {
+        let wrong = |text: String| Err(Failed::new(Exit::Usage, text));
+        if let Some(t) = self.temperature
+            && !(t.is_finite() && t >= 0.0)
+        {
+            return wrong(format!("--temperature {t}: expected 0 or more"));
+        }
+        if let Some(p) = self.top_p
+            && !(p > 0.0 && p <= 1.0)
+        {
+            return wrong(format!("--top-p {p}: expected above 0, at most 1"));
+        }
+        if self.max_tokens == 0 {
+            return wrong("--max-tokens 0: expected at least 1".into());
+        }
+        // Who asks for a share of the probability wants to sample.
+        let temperature = self.temperature.unwrap_or(if self.top_p.is_some() { 1.0 } else { 0.0 });
+        let sampling = match temperature {
+            0.0 => Sampling::Greedy,
+            temperature => Sampling::Nucleus {
+                temperature,
+                top_p: self.top_p.unwrap_or(1.0),
+                seed: self.seed,
+            },
+        };
+        Ok(Answering {
+            max_tokens: self.max_tokens,
+            sampling,
+        })
+    }
+
+    fn work(self, answering: Answering, runtime: &Handle) -> Result<(), Failed> {
+        let from_stdin = self.text.is_none() && self.file.is_none() && self.jsonl.is_none() && !self.interactive;
+        if from_stdin && std::io::stdin().is_terminal() {
+            let text = "there is no text: give one, --file, --jsonl or --interactive, or pipe texts in";
+            return Err(Failed::new(Exit::Usage, text));
+        }
+        let opening = Opening {
+            encoder: self.encoder.clone(),
+            decoder: self.decoder.clone(),
+            vectors: (!self.no_cache).then(|| self.state.join("vectors")),
+            downloads: self.state.join("models"),
+        };
+        let generator = Generator::open(&self.bundle, opening, runtime).map_err(failed)?;
+        let instruction = self.instruction(&generator)?;
+        let mut asking = Asking {
+            generator,
+            instruction,
+            answering,
+        };
+        if self.interactive {
+            return dialogue::run(&mut asking, self.text.as_deref());
+        }
+        if let Some(input) = &self.jsonl {
+            return batch::run(&mut asking, input, self.output.as_deref());
+        }
+        match (&self.text, &self.file) {
+            (Some(text), _) => asking.tell(text).map(drop),
+            (None, Some(file)) => {
+                let reader = std::fs::File::open(file).map_err(|e| unreadable(file, &e))?;
+                asking.each_line(file, std::io::BufReader::new(reader))
+            }
+            (None, None) => asking.each_line(Path::new("standard input"), std::io::stdin().lock()),
+        }
+    }
+
+    /// What is asked unless a line says otherwise.
+    fn instruction(&self, generator: &Generator) -> Result<String, Failed> {
+        if let Some(words) = &self.instruction {
+            return Ok(words.clone());
+        }
+        let named = |task: &str| generator.instruction(task).map(str::to_owned);
+        match &self.task {
+            Some(task) => named(task).map_err(|e| Failed::new(Exit::Usage, e.to_string())),
+            None => named(TASK).map_err(|error| {
+                let text = format!("{error}: say what to do with the text by --task or --instruction");
+                Failed::new(Exit::Usage, text)
+            }),
+        }
+    }
+}
+
+/// A bundle, and how it is asked.
+struct Asking {
+    generator: Generator,
+    instruction: String,
+    answering: Answering,
+}
+
+impl Asking {
+    /// Each line of a file, as it comes.
+    fn each_line(&mut self, name: &Path, lines: impl BufRead) -> Result<(), Failed> {
+        for line in lines.lines() {
+            let line = line.map_err(|e| unreadable(name, &e))?;
+            if !line.trim().is_empty() && self.tell(&line)?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a text, then says the answer.
+    fn tell(&mut self, text: &str) -> Result<ControlFlow<()>, Failed> {
+        let sentence = self.read(text)?;
+        self.say(&sentence, &self.instruction)
+    }
+
+    fn read(&mut self, text: &str) -> Result<Sentence, Failed> {
+        let sentence = self.generator.read(&[text]).map_err(failed)?.swap_remove(0);
+        if sentence.unread_chars > 0 {
+            complain(&format!(
+                "the text is too long for the encoder: its last {} characters are not read",
+                sentence.unread_chars
+            ));
+        }
+        Ok(sentence)
+    }
+
+    /// Says the answer word by word as it comes. Ends when nobody listens any more.
+    fn say(&self, sentence: &Sentence, instruction: &str) -> Result<ControlFlow<()>, Failed> {
+        let mut out = std::io::stdout().lock();
+        let mut heard = ControlFlow::Continue(());
+        let mut tell = |piece: &str| {
+            if out.write_all(piece.as_bytes()).and_then(|()| out.flush()).is_err() {
+                heard = ControlFlow::Break(());
+            }
+            heard
+        };
+        self.generator
+            .answer(sentence, instruction, self.answering, &mut tell)
+            .map_err(failed)?;
+        // Ends the line, and shows whether somebody still listens.
+        let _ = tell("\n");
+        Ok(heard)
+    }
+}
+
+fn unreadable(file: &Path, error: &std::io::Error) -> Failed {
+    Failed::new(Exit::Input, format!("{}: {error}", file.display()))
+}
+
+/// What failed with a bundle, its models or its store.
+fn failed(error: Error) -> Failed {
+    let exit = match &error {
+        Error::Datasets(error) => return of_datasets(error),
+        Error::Model { .. } | Error::Input(_) => Exit::Input,
+        Error::Io { .. } => Exit::Storage,
+        _ => Exit::Internal,
+    };
+    Failed::new(exit, error.to_string())
+}

@@ -1,0 +1,124 @@
+//! `[export]`: what the bundle says of itself.
+
+use serde::{Deserialize, Serialize};
+
+use super::JobFile;
+use super::check::Expect;
+
+/// `[export]`: how the bundle names what it was made from and for. All of it is for people and for the hub.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExportSection {
+    /// The foreign language, such as `km`; absent: as the corpus or its script says.
+    pub language: Option<String>,
+    /// What people call the encoder, such as `FacebookAI/xlm-roberta-base`; absent: by its folder.
+    pub encoder: Option<String>,
+    /// What people call the decoder, such as `meta-llama/Llama-3.2-1B-Instruct`; absent: by its folder.
+    pub decoder: Option<String>,
+    /// Under which license the bundle is given on, as the hub writes it; absent: none is named.
+    pub license: Option<String>,
+}
+
+/// Languages that are the usual ones of their script.
+const LANGUAGES: [(&str, &str); 12] = [
+    ("Khmr", "km"),
+    ("Laoo", "lo"),
+    ("Mymr", "my"),
+    ("Thai", "th"),
+    ("Tibt", "bo"),
+    ("Ethi", "am"),
+    ("Geor", "ka"),
+    ("Armn", "hy"),
+    ("Sinh", "si"),
+    ("Taml", "ta"),
+    ("Telu", "te"),
+    ("Mlym", "ml"),
+];
+
+impl ExportSection {
+    /// The foreign language, if anything tells it.
+    #[must_use]
+    pub fn language_of(job: &JobFile) -> Option<&str> {
+        let by_script = || {
+            let script = job.cleaning.script.as_deref()?;
+            LANGUAGES
+                .iter()
+                .find(|(code, _)| *code == script)
+                .map(|(_, name)| *name)
+        };
+        let given = job.export.language.as_deref();
+        given
+            .or(job.corpus.foreign_language.as_deref())
+            .or_else(by_script)
+            .or_else(|| job.corpus.source.has_sample().then_some("km"))
+    }
+}
+
+/// What people call the model of a source: the last part of its path, or the hub's name where the path is that of the hub's cache.
+#[must_use]
+pub fn model_name(source: &str) -> String {
+    let mut parts = source.rsplit('/').filter(|part| !part.is_empty());
+    let cached = source
+        .split('/')
+        .find_map(|part| part.strip_prefix("models--"))
+        .and_then(|name| name.split_once("--"));
+    match cached {
+        Some((owner, name)) => format!("{owner}/{name}"),
+        None => parts.next().unwrap_or(source).to_owned(),
+    }
+}
+
+/// Refuses values that can't be meant.
+pub(super) fn problems(job: &JobFile, expect: Expect<'_>) {
+    for (key, value) in [
+        ("export.language", &job.export.language),
+        ("export.encoder", &job.export.encoder),
+        ("export.decoder", &job.export.decoder),
+        ("export.license", &job.export.license),
+    ] {
+        if let Some(value) = value {
+            let one_line = !value.trim().is_empty() && !value.contains(char::is_control);
+            expect(one_line, key, &format!("{value:?}"), "a name");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_are_named_as_people_call_them() {
+        for (source, name) in [
+            ("/models/xlm-roberta-base/", "xlm-roberta-base"),
+            ("s3://bucket/Llama-3.2-1B-Instruct", "Llama-3.2-1B-Instruct"),
+            (
+                "/root/.cache/huggingface/hub/models--meta-llama--Llama-3.2-1B-Instruct/snapshots/9213176",
+                "meta-llama/Llama-3.2-1B-Instruct",
+            ),
+            ("tiny", "tiny"),
+        ] {
+            assert_eq!(model_name(source), name);
+        }
+    }
+
+    #[test]
+    fn the_language_is_what_the_job_says_of_it() {
+        let job = |text: &str| crate::job::parse("job.toml", text).unwrap();
+        let language = |text: &str| ExportSection::language_of(&job(text)).map(str::to_owned);
+        let corpus = "[corpus]\nsource = \"/a.tsv\"\n";
+        assert_eq!(language(corpus), None);
+        assert_eq!(language("[corpus]\nsource = \"sample\"\n").as_deref(), Some("km"));
+        assert_eq!(
+            language(&format!("{corpus}[cleaning]\nscript = \"Laoo\"\n")).as_deref(),
+            Some("lo")
+        );
+        assert_eq!(
+            language(&format!(
+                "{corpus}[cleaning]\nscript = \"Laoo\"\n[export]\nlanguage = \"kmk\"\n"
+            ))
+            .as_deref(),
+            Some("kmk")
+        );
+    }
+}

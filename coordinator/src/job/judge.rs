@@ -1,0 +1,111 @@
+//! `[evaluate.judge]`: a large model that prefers one answer to another.
+
+use serde::{Deserialize, Serialize};
+
+use super::JobFile;
+use super::check::Expect;
+
+/// `[evaluate.judge]`: which endpoint judges, and what.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JudgeSection {
+    /// An OpenAI-compatible endpoint, up to and with `/v1`.
+    pub url: String,
+    /// The model's name there.
+    pub model: String,
+    /// The environment variable, on each worker, that holds the key; absent: none is sent.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub api_key_env: String,
+    /// Of the answers, the first so many are judged: each against the base decoder's, twice.
+    #[serde(default = "default_examples")]
+    pub examples: u32,
+    /// The `answers.jsonl` of another job with the same instructions and `mode = "direct"`, to be compared with. A job whose mode is
+    /// `both` compares with its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direct_answers: Option<String>,
+    /// Requests under way at once.
+    #[serde(default = "default_concurrency")]
+    pub concurrency: u32,
+    /// Requests begun in a minute; 0: any number.
+    #[serde(default)]
+    pub requests_per_minute: f64,
+    /// Seconds that one request may take.
+    #[serde(default = "default_timeout")]
+    pub timeout_s: f64,
+    /// Tries before a request is given up.
+    #[serde(default = "default_attempts")]
+    pub attempts: u32,
+    /// Tokens in a reply; models that think aloud need more.
+    #[serde(default = "default_max_tokens")]
+    pub max_tokens: u32,
+}
+
+fn default_examples() -> u32 {
+    100
+}
+
+fn default_concurrency() -> u32 {
+    8
+}
+
+fn default_timeout() -> f64 {
+    120.0
+}
+
+fn default_attempts() -> u32 {
+    6
+}
+
+fn default_max_tokens() -> u32 {
+    16
+}
+
+/// Refuses values that can't be meant.
+pub(super) fn problems(job: &JobFile, expect: Expect<'_>) {
+    let Some(judge) = &job.evaluate.judge else { return };
+    expect(
+        job.instruct.is_some() && job.evaluate.answers > 0,
+        "evaluate.judge",
+        &"given",
+        "an [instruct] section, and `evaluate.answers` above 0: answers are what is judged",
+    );
+    let is_http = judge.url.starts_with("http://") || judge.url.starts_with("https://");
+    expect(
+        is_http,
+        "evaluate.judge.url",
+        &format!("{:?}", judge.url),
+        "an http:// or https:// URL, up to /v1",
+    );
+    expect(
+        !judge.model.is_empty(),
+        "evaluate.judge.model",
+        &"empty",
+        "a model's name",
+    );
+    for (key, value, most) in [
+        ("evaluate.judge.examples", judge.examples, u32::MAX),
+        ("evaluate.judge.concurrency", judge.concurrency, 1024),
+        ("evaluate.judge.attempts", judge.attempts, 100),
+        ("evaluate.judge.max_tokens", judge.max_tokens, u32::MAX),
+    ] {
+        let expected = match most {
+            u32::MAX => "at least 1".to_owned(),
+            most => format!("1 to {most}"),
+        };
+        expect((1..=most).contains(&value), key, &value, &expected);
+    }
+    let rate = judge.requests_per_minute >= 0.0 && judge.requests_per_minute.is_finite();
+    expect(
+        rate,
+        "evaluate.judge.requests_per_minute",
+        &judge.requests_per_minute,
+        "0 or more",
+    );
+    let timeout = judge.timeout_s > 0.0 && judge.timeout_s <= 86_400.0;
+    expect(
+        timeout,
+        "evaluate.judge.timeout_s",
+        &judge.timeout_s,
+        "above 0, at most 86400",
+    );
+}

@@ -1,0 +1,272 @@
+//! The model card: what the bundle is, what it was trained on and with, how good it is, how it is loaded.
+
+use std::fmt::Write;
+
+use llink_datasets::manifest::Manifest;
+
+use super::super::{Inputs, PlanError, StageName, earlier, instructions_of};
+use super::{STAGE, arm, names};
+use crate::job::{ExportSection, InstructArm, InstructSection};
+
+/// Loads a bundle with slots, and answers.
+const WITH_SLOTS: &str = include_str!("load_slots.py");
+/// Loads a bundle of a direct fine-tuning.
+const DIRECT: &str = include_str!("load_direct.py");
+/// Loads a projector.
+const PROJECTOR: &str = include_str!("load_projector.py");
+
+/// `README.md` as the Hugging Face hub reads it. Nothing in it depends on when or where the job ran.
+pub(super) fn card(inputs: &Inputs<'_>) -> Result<String, PlanError> {
+    let job = inputs.job;
+    let (encoder, decoder) = names(inputs);
+    let language = ExportSection::language_of(job);
+    let mut text = front_matter(inputs, &encoder, &decoder, language);
+    let mut add = |part: String| text.push_str(&part);
+    let reads = language.map_or_else(|| "a foreign language".to_owned(), |code| format!("`{code}`"));
+    add(format!("# {}\n\n", job.name));
+    add(match arm(job) {
+        Some(InstructArm::Slots) => format!(
+            "{decoder} reads {reads} through the eyes of {encoder}: a frozen encoder turns a sentence into a vector, a projector \
+             lands it in the decoder's hidden space, and {} soft slots in the prompt stand for it. A LoRA adapter teaches the \
+             decoder to use them ([Languages are Modalities](https://arxiv.org/abs/2510.27254)).\n\n",
+            job.instruct.as_ref().map_or(0, |section| section.slots)
+        ),
+        Some(InstructArm::Direct) => format!(
+            "A LoRA adapter for {decoder}, fine-tuned on {reads} text in its own tokens: what soft slots are compared with. The \
+             projector from {encoder}'s vectors to the decoder's hidden space lies beside it.\n\n"
+        ),
+        None => format!(
+            "A projector from {encoder}'s vectors of {reads} sentences to the hidden space of {decoder}, where they lie near those \
+             of their English translations ([Languages are Modalities](https://arxiv.org/abs/2510.27254), Stage A).\n\n"
+        ),
+    });
+    add(data(inputs)?);
+    add(settings(inputs));
+    add(measured(earlier(STAGE, StageName::Evaluate, inputs)?));
+    add(usage(arm(job), &encoder, &decoder));
+    Ok(text)
+}
+
+fn front_matter(inputs: &Inputs<'_>, encoder: &str, decoder: &str, language: Option<&str>) -> String {
+    // A quoted string is the same in JSON and YAML.
+    let quoted = |text: &str| serde_json::Value::from(text).to_string();
+    let mut yaml = "---\nlanguage:\n- en\n".to_owned();
+    if let Some(language) = language {
+        let _ = writeln!(yaml, "- {}", quoted(language));
+    }
+    if let Some(license) = &inputs.job.export.license {
+        let _ = writeln!(yaml, "license: {}", quoted(license));
+    }
+    // Others than the hub's own names lead nowhere there.
+    let on_the_hub: Vec<&str> = [decoder, encoder].into_iter().filter(|n| n.contains('/')).collect();
+    if !on_the_hub.is_empty() {
+        yaml.push_str("base_model:\n");
+        on_the_hub.iter().for_each(|name| {
+            let _ = writeln!(yaml, "- {}", quoted(name));
+        });
+    }
+    if inputs.job.instruct.is_some() {
+        yaml.push_str("library_name: peft\npipeline_tag: text-generation\n");
+    } else {
+        yaml.push_str("library_name: llink\npipeline_tag: feature-extraction\n");
+    }
+    yaml.push_str("tags:\n- llink\n- cross-lingual\n");
+    if inputs.job.instruct.is_some() {
+        yaml.push_str("- lora\n");
+    }
+    yaml.push_str("---\n\n");
+    yaml
+}
+
+/// Rows that were trained on and held out.
+fn data(inputs: &Inputs<'_>) -> Result<String, PlanError> {
+    let rows = |manifest: &Manifest, role: &str| -> String {
+        let rows = manifest.artifacts.iter().filter(|a| a.role == role).map(|a| a.rows);
+        rows.sum::<u64>().to_string()
+    };
+    let shard = earlier(STAGE, StageName::Shard, inputs)?;
+    let mut text = "## Training data\n\n| | rows | held out | source |\n| --- | ---: | ---: | --- |\n".to_owned();
+    let files = |sources: &crate::job::Sources| -> String {
+        let names = sources
+            .as_slice()
+            .iter()
+            .map(|s| s.name().rsplit('/').next().unwrap_or_default());
+        names.collect::<Vec<_>>().join(", ")
+    };
+    let _ = writeln!(
+        text,
+        "| sentence pairs | {} | {} | {} |",
+        rows(shard, "pairs/train"),
+        rows(shard, "pairs/holdout"),
+        files(&inputs.job.corpus.source)
+    );
+    if inputs.job.instruct.is_some() {
+        let made = instructions_of(STAGE, inputs)?;
+        let source = match (&inputs.job.synthesize, &inputs.job.instructions) {
+            (Some(section), _) => format!("answers of {} about the pairs", section.model),
+            (None, Some(section)) => files(&section.source),
+            (None, None) => String::new(),
+        };
+        let _ = writeln!(
+            text,
+            "| instructions | {} | {} | {source} |",
+            rows(made, "instructions/train"),
+            rows(made, "instructions/validation"),
+        );
+    }
+    text.push('\n');
+    Ok(text)
+}
+
+fn settings(inputs: &Inputs<'_>) -> String {
+    let a = &inputs.job.align;
+    let mut text = format!(
+        "## Training\n\n| | Stage A: projector |\n| --- | --- |\n\
+         | steps × batch | {} × {} |\n| loss | symmetric InfoNCE, τ {} to {}, {} hardest of {} queued negatives; {} direction, {} \
+         log-norm |\n\
+         | optimizer | AdamW {}/{}, weight decay {}, clip {}; {} to {}, cosine, {} steps of warm-up |\n| dropout | {} |\n\
+         | seed | {} |\n\n",
+        a.steps,
+        a.batch,
+        a.temperature_start,
+        a.temperature_end,
+        a.hard_negatives,
+        a.queue,
+        a.direction_weight,
+        a.log_norm_weight,
+        a.beta1,
+        a.beta2,
+        a.weight_decay,
+        a.gradient_clip,
+        a.learning_rate,
+        a.learning_rate_floor,
+        a.warmup_steps,
+        a.dropout,
+        inputs.job.seed,
+    );
+    if let Some(section) = &inputs.job.instruct {
+        text.push_str(&stage_b(section, arm(inputs.job) == Some(InstructArm::Slots)));
+    }
+    text
+}
+
+fn stage_b(i: &InstructSection, with_slots: bool) -> String {
+    let length = match i.steps {
+        0 => format!("{} epochs, batch {}", i.epochs, i.batch),
+        steps => format!("{steps} steps, batch {}", i.batch),
+    };
+    let mut text = format!(
+        "| | Stage B: adapter{} |\n| --- | --- |\n| length | {length} |\n\
+         | LoRA | rank {}, alpha {}, dropout {} on q, k, v, o, gate, up and down |\n\
+         | optimizer | AdamW {}/{}, weight decay {}, clip {}; linear, {} % warm-up; LoRA {}{} |\n",
+        if with_slots { " and slots" } else { "" },
+        i.lora_rank,
+        i.lora_alpha,
+        i.lora_dropout,
+        i.beta1,
+        i.beta2,
+        i.weight_decay,
+        i.gradient_clip,
+        100.0 * i.warmup_share,
+        i.learning_rate,
+        match with_slots {
+            true => format!(
+                ", expander {}, scale {}",
+                i.expander_learning_rate, i.scale_learning_rate
+            ),
+            false => String::new(),
+        },
+    );
+    if with_slots {
+        let _ = writeln!(
+            text,
+            "| beside the answers' loss | {} usage contrast every {} steps, {} cosine, {} InfoNCE at τ {} |",
+            i.usage_weight, i.usage_every, i.cosine_weight, i.info_nce_weight, i.info_nce_temperature
+        );
+    }
+    text.push('\n');
+    text
+}
+
+/// What `evaluate` found.
+fn measured(evaluate: &Manifest) -> String {
+    let get = |name: &str| evaluate.figures.get(name).copied();
+    let mut text = "## Evaluation\n\n".to_owned();
+    if let Some(pairs) = get("pairs") {
+        let _ = writeln!(
+            text,
+            "Retrieval of the English sentence among {} held-out pairs:\n\n\
+             | | R@1 | R@5 | R@10 | MRR | mean rank |\n| --- | ---: | ---: | ---: | ---: | ---: |",
+            pairs
+        );
+        for name in ["chance", "before", "after"] {
+            let value = |figure: &str| get(&format!("{name}.{figure}")).unwrap_or(f64::NAN);
+            let _ = writeln!(
+                text,
+                "| {name}{} | {:.4} | {:.4} | {:.4} | {:.4} | {:.1} |",
+                if name == "chance" { "" } else { " alignment" },
+                value("r1"),
+                value("r5"),
+                value("r10"),
+                value("mrr"),
+                value("mean_rank"),
+            );
+        }
+        text.push('\n');
+    }
+    if let (Some(foreign), Some(english)) = (get("decoder_tokens.foreign"), get("decoder_tokens.english")) {
+        let _ = writeln!(
+            text,
+            "The decoder's own tokenizer spends {foreign:.1} tokens on a foreign sentence and {english:.1} on its English twin.\n"
+        );
+    }
+    for (of, title) in [
+        ("answers", "held-out instructions"),
+        ("translations", "their translations"),
+    ] {
+        let given = ["slots", "zeroed", "direct"];
+        let count = given.iter().find_map(|given| get(&format!("{of}.{given}.count")));
+        let Some(count) = count.filter(|n| *n > 0.0) else {
+            continue;
+        };
+        let _ = writeln!(
+            text,
+            "Answers to {} {title}:\n\n| | exact | word recall | numbers right |\n| --- | ---: | ---: | ---: |",
+            count
+        );
+        for given in given {
+            let value = |figure: &str| get(&format!("{of}.{given}.{figure}"));
+            if let (Some(exact), Some(recall), Some(numbers)) = (value("exact"), value("word_recall"), value("numbers"))
+            {
+                let _ = writeln!(text, "| {given} | {exact:.4} | {recall:.4} | {numbers:.4} |");
+            }
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn usage(mode: Option<InstructArm>, encoder: &str, decoder: &str) -> String {
+    let python = match mode {
+        Some(InstructArm::Slots) => WITH_SLOTS,
+        Some(InstructArm::Direct) => DIRECT,
+        None => PROJECTOR,
+    };
+    let quoted = |text: &str| serde_json::Value::from(text).to_string();
+    let python = python
+        .replace("\"ENCODER\"", &quoted(encoder))
+        .replace("\"DECODER\"", &quoted(decoder));
+    let mut text = "## Use\n\n".to_owned();
+    if mode.is_some() {
+        text.push_str("With llink, from this folder (`--encoder` and `--decoder` name the models' folders where they are elsewhere):\n\n");
+        text.push_str("    llink-coord generate --bundle . \"…\"\n\nWith PyTorch, Transformers and PEFT:\n\n");
+    } else {
+        text.push_str("With PyTorch and Transformers:\n\n");
+    }
+    let _ = write!(text, "```python\n{python}```\n\n");
+    text.push_str(
+        "`config.json` has the widths, the prompt and the models' fingerprints; `manifest.json` the SHA-256 of every file, which \
+         `llink-coord verify .` checks.\n",
+    );
+    text
+}

@@ -1,0 +1,57 @@
+import json
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+bundle, encoder_id, decoder_id = ".", "ENCODER", "DECODER"
+
+config = json.load(open(f"{bundle}/config.json"))
+projector, expander = load_file(f"{bundle}/projector.safetensors"), load_file(f"{bundle}/slots.safetensors")
+encoder, reader = AutoModel.from_pretrained(encoder_id).float().eval(), AutoTokenizer.from_pretrained(encoder_id)
+decoder, speaker = AutoModelForCausalLM.from_pretrained(decoder_id).float(), AutoTokenizer.from_pretrained(decoder_id)
+decoder = PeftModel.from_pretrained(decoder, bundle).eval()
+
+
+def linear(x, weights, name):
+    return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+
+def norm(x, weights):
+    return F.layer_norm(x, x.shape[-1:], weights["norm.weight"], weights["norm.bias"])
+
+
+def vector(text):
+    ids = reader(text[: config["encoder"]["max_chars"]])["input_ids"][: config["encoder"]["max_tokens"]]
+    return encoder(torch.tensor([ids])).last_hidden_state.mean(1).half().float()
+
+
+def slots(vector):
+    v = norm(linear(F.gelu(linear(vector, projector, "up")), projector, "down"), projector)
+    u = expander["scale"] * F.layer_norm(v, v.shape[-1:])
+    x = linear(F.gelu(linear(u, expander, "up")), expander, "down").view(config["slots"]["count"], -1)
+    return config["slots"]["median_norm"] * F.normalize(norm(x, expander), dim=-1)
+
+
+def prompt(instruction, slots):
+    tokens = config["slots"]["tokens"]
+    text = config["prompt"]["form"].format(instruction=instruction, slots="".join(tokens))
+    ids = torch.tensor([speaker(text, add_special_tokens=False)["input_ids"]])
+    embeddings = decoder.get_input_embeddings()(ids)
+    embeddings[0, torch.isin(ids[0], torch.tensor(speaker.convert_tokens_to_ids(tokens)))] = slots
+    return embeddings
+
+
+@torch.no_grad()
+def answer(text, instruction):
+    embeddings = prompt(instruction, slots(vector(text)))
+    stop = speaker.convert_tokens_to_ids(config["prompt"]["stop"])
+    mask = torch.ones(embeddings.shape[:2], dtype=torch.long)
+    ids = decoder.generate(inputs_embeds=embeddings, attention_mask=mask, do_sample=False, max_new_tokens=128,
+                           eos_token_id=stop, pad_token_id=stop)
+    return speaker.decode(ids[0], skip_special_tokens=True)
+
+
+print(answer("…", next(iter(config["prompt"]["instructions"].values()))))

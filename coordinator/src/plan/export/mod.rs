@@ -1,0 +1,102 @@
+//! The `export` stage: what was learnt as a folder that other programs load.
+
+mod card;
+
+use llink_proto::task::Kind;
+use llink_proto::{Export, ModelRole, TaskResult};
+
+use super::embed::model_ref;
+use super::train::{one_task, the_one};
+use super::{
+    Inputs, Phase, PlanError, Ranks, StageName, content_of, earlier, fact, instructions_of, json, manifest_of,
+    short_hash, with_role,
+};
+use crate::job::{InstructArm, JobFile, model_name};
+
+const STAGE: StageName = StageName::Export;
+
+pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
+    let models = earlier(STAGE, StageName::Models, inputs)?;
+    let embed = &inputs.job.embed;
+    let mut parts = vec![
+        content_of(earlier(STAGE, StageName::Align, inputs)?, "projector"),
+        fact(STAGE, models, "encoder.fingerprint")?.into(),
+        fact(STAGE, models, "decoder.fingerprint")?.into(),
+        // The bundle says where the models are.
+        json(&(source("encoder", inputs)?, source("decoder", inputs)?)),
+        json(&names(inputs)),
+        json(&(embed.max_chars, embed.max_tokens)),
+        format!("card {}", short_hash(&card::card(inputs)?)),
+    ];
+    if let Some(section) = &inputs.job.instruct {
+        let trained = earlier(STAGE, StageName::Instruct, inputs)?;
+        let roles = ["adapter-config", "adapter", "slots"];
+        parts.extend(roles.map(|role| content_of(trained, role)));
+        parts.push(content_of(instructions_of(STAGE, inputs)?, "instructions/train"));
+        parts.push(json(&(section.mode, section.max_tokens)));
+    }
+    Ok(parts)
+}
+
+pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>]) -> Result<Phase, PlanError> {
+    if let Some(written) = results.first() {
+        return Ok(Phase::Complete(manifest_of(STAGE, key, written)));
+    }
+    let (encoder_name, decoder_name) = names(inputs);
+    let mut export = Export {
+        directory: super::directory(STAGE, key),
+        projector: Some(the_one(STAGE, earlier(STAGE, StageName::Align, inputs)?, "projector")?),
+        encoder: Some(model_ref(STAGE, inputs, "encoder", ModelRole::Encoder)?),
+        decoder: Some(model_ref(STAGE, inputs, "decoder", ModelRole::Decoder)?),
+        encoder_name,
+        decoder_name,
+        encoder_source: source("encoder", inputs)?,
+        decoder_source: source("decoder", inputs)?,
+        max_chars: inputs.job.embed.max_chars,
+        max_tokens: inputs.job.embed.max_tokens,
+        model_card: card::card(inputs)?,
+        ..Export::default()
+    };
+    if let Some(section) = &inputs.job.instruct {
+        let trained = earlier(STAGE, StageName::Instruct, inputs)?;
+        export.adapter = Some(the_one(STAGE, trained, "adapter")?);
+        export.adapter_config = Some(the_one(STAGE, trained, "adapter-config")?);
+        export.instructions = with_role(instructions_of(STAGE, inputs)?, "instructions/train");
+        match arm(inputs.job) {
+            Some(InstructArm::Slots) => export.slots = Some(the_one(STAGE, trained, "slots")?),
+            Some(InstructArm::Direct) | None => export.text_tokens = section.max_tokens,
+        }
+    }
+    let kind = Kind::Export(export);
+    Ok(one_task("write", kind, 1, Ranks::ONE, inputs, "write the bundle"))
+}
+
+/// What is exported of Stage B: its first arm, with which the others are only compared.
+fn arm(job: &JobFile) -> Option<InstructArm> {
+    job.instruct.as_ref()?.mode.arms().first().copied()
+}
+
+/// What people call encoder and decoder.
+fn names(inputs: &Inputs<'_>) -> (String, String) {
+    let (section, models) = (&inputs.job.export, &inputs.job.models);
+    let name = |given: &Option<String>, source: &str, role: &str| match (given, source) {
+        (Some(given), _) => given.clone(),
+        (None, "tiny") => format!("tiny-{role}"),
+        (None, source) => model_name(source),
+    };
+    (
+        name(&section.encoder, &models.encoder, "encoder"),
+        name(&section.decoder, &models.decoder, "decoder"),
+    )
+}
+
+/// Where a model is found. One in the job's own output is named from the bundle's folder, so that the output can be moved.
+fn source(name: &str, inputs: &Inputs<'_>) -> Result<String, PlanError> {
+    let models = earlier(STAGE, StageName::Models, inputs)?;
+    let url = fact(STAGE, models, &format!("{name}.url"))?;
+    let output = format!("{}/", inputs.job.output.trim_end_matches('/'));
+    Ok(match url.strip_prefix(&output) {
+        Some(inside) => format!("../../{inside}"),
+        None => url.to_owned(),
+    })
+}

@@ -1,0 +1,242 @@
+//! A job with Stage B leaves a bundle; `generate` answers from it, and so does the model card's own Python.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+mod common;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use common::{Place, text};
+use serde_json::Value;
+
+/// A job whose Stage B takes seconds.
+const WITH_STAGE_B: &str = "
+name = \"bundled\"
+output = \"out\"
+seed = 11
+
+[corpus]
+source = \"sample\"
+train_pairs = 600
+holdout_pairs = 100
+
+[instructions]
+source = \"sample\"
+train = 120
+validation = 20
+
+[align]
+steps = 20
+batch = 64
+queue = 256
+hard_negatives = 16
+warmup_steps = 4
+
+[instruct]
+steps = 12
+batch = 8
+learning_rate = 2e-3
+
+[evaluate]
+benchmark_pairs = 100
+answers = 4
+max_answer_tokens = 12
+
+[export]
+decoder = \"somebody/tiny-decoder\"
+license = \"apache-2.0\"
+";
+
+/// Where the job's bundle lies, from the place's folder.
+fn bundle(place: &Place) -> String {
+    let report: Value = serde_json::from_slice(&std::fs::read(place.path("out/report.json")).unwrap()).unwrap();
+    format!("out/{}", report["bundle"].as_str().unwrap())
+}
+
+fn piped(place: &Place, args: &[&str], input: &str) -> String {
+    let mut child = place.command(args).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{args:?}: {}", text(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The rows of a file of JSON lines.
+fn rows(path: PathBuf) -> Vec<Value> {
+    let content = std::fs::read_to_string(path).unwrap();
+    content
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
+    let place = Place::new(WITH_STAGE_B);
+    let said = place.ok(&["submit", "job.toml"]);
+    let folder = bundle(&place);
+    assert!(
+        said.contains("llink-coord generate --bundle") && said.contains(&folder[4..]),
+        "{said}"
+    );
+    assert!(place.ok(&["verify", &folder]).contains("all as the manifests say"));
+    let card = std::fs::read_to_string(place.path(&folder).join("README.md")).unwrap();
+    for expected in [
+        "base_model:\n- \"somebody/tiny-decoder\"\n",
+        "license: \"apache-2.0\"",
+        "- \"km\"",
+        "| sentence pairs | 600 | 100 | sample |",
+        "| 20 × 64 |",
+        "after alignment",
+    ] {
+        assert!(card.contains(expected), "{expected} is not in {card}");
+    }
+
+    // The encoder is asked alone here and in a batch there: its vectors agree to rounding, so most answers are the same.
+    let evaluated = std::fs::read_dir(place.path("out/evaluate"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap();
+    let evaluated = rows(evaluated.path().join("answers.jsonl"));
+    let ask = ["generate", "--bundle", &folder, "--max-tokens", "12"];
+    let input: String = evaluated.iter().map(|row| format!("{row}\n")).collect();
+    std::fs::write(place.path("in.jsonl"), &input).unwrap();
+    let batch = [&ask[..], &["--jsonl", "in.jsonl", "--output", "answers.jsonl"]].concat();
+    assert!(place.ok(&batch).contains("answers.jsonl: 4 answers"));
+    let answered = rows(place.path("answers.jsonl"));
+    let same = |(ours, theirs): (&Value, &Value)| ours["generated"] == theirs["answers"]["slots"];
+    let equal = answered.iter().zip(&evaluated).filter(|pair| same(*pair)).count();
+    assert!(
+        equal >= 3,
+        "{equal} of 4 answers are those that were evaluated: {answered:#?}"
+    );
+
+    // One text, from the command line, a pipe, in a dialogue.
+    let (foreign, instruction) = (
+        evaluated[0]["foreign"].as_str().unwrap(),
+        evaluated[0]["instruction"].as_str().unwrap(),
+    );
+    let answer = format!("{}\n", answered[0]["generated"].as_str().unwrap());
+    let asked = [&ask[..], &["--instruction", instruction]].concat();
+    assert_eq!(place.ok(&[&asked[..], &[foreign]].concat()), answer);
+    assert_eq!(
+        piped(&place, &asked, &format!("{foreign}\n\n{foreign}\n")),
+        answer.repeat(2)
+    );
+    let dialogue = [&ask[..], &["--interactive", "--encoder", "/nowhere", foreign]].concat();
+    let questions = format!("{instruction}\nsummarize\n\n{foreign}\n{instruction}\n");
+    let heard = piped(&place, &dialogue, &questions);
+    assert!(
+        heard.starts_with(&answer) && heard.ends_with(&answer) && heard.len() > 2 * answer.len(),
+        "the text is read once, and never again: {heard}"
+    );
+
+    // A batch that was stopped goes on, and one with other settings is not mixed with it.
+    let whole = std::fs::read_to_string(place.path("answers.jsonl")).unwrap();
+    std::fs::write(place.path("answers.jsonl"), &whole[..whole.len() - 30]).unwrap();
+    assert!(
+        place.ok(&batch).contains("1 answers")
+            && std::fs::read_to_string(place.path("answers.jsonl")).unwrap() == whole
+    );
+    let hotter = [&batch[..], &["--temperature", "0.7"]].concat();
+    assert!(place.fails(2, &hotter).contains("answers.jsonl:1:"));
+    std::fs::write(
+        place.path("in.jsonl"),
+        format!("{}\n{{\"txt\": 1}}\n", input.lines().next().unwrap()),
+    )
+    .unwrap();
+    let broken = [&ask[..], &["--jsonl", "in.jsonl"]].concat();
+    let said = place.fails(3, &broken);
+    assert!(
+        said.contains("in.jsonl:2: has no \"text\"") && said.contains("generated"),
+        "{said}"
+    );
+
+    // What is wrong is said.
+    assert!(
+        place
+            .fails(2, &[&ask[..], &["--task", "rhyme", foreign]].concat())
+            .contains("summarize")
+    );
+    assert!(
+        place
+            .fails(2, &[&ask[..], &["--top-p", "2", foreign]].concat())
+            .contains("--top-p")
+    );
+    assert!(
+        place
+            .fails(3, &["generate", "--bundle", "out/align", foreign])
+            .contains("no bundle here")
+    );
+    let shards = place.artefacts(&["shard"])[0].0.clone();
+    let shard = format!("out/{}", shards.split('/').take(2).collect::<Vec<_>>().join("/"));
+    assert!(
+        place
+            .fails(3, &["generate", "--bundle", &shard, foreign])
+            .contains("`shard`")
+    );
+
+    // The output may be moved as a whole.
+    std::fs::rename(place.path("out"), place.path("elsewhere")).unwrap();
+    let asked = [
+        "generate",
+        "--bundle",
+        "elsewhere",
+        "--max-tokens",
+        "12",
+        "--no-cache",
+        "--instruction",
+        instruction,
+    ];
+    assert_eq!(place.ok(&[&asked[..], &[foreign]].concat()), answer);
+    std::fs::rename(place.path("elsewhere"), place.path("out")).unwrap();
+    the_cards_python_answers_alike(&place, &folder, foreign, instruction, answer.trim_end());
+}
+
+/// Runs the model card's own Python, with the models' folders in it.
+fn the_cards_python_answers_alike(place: &Place, folder: &str, foreign: &str, instruction: &str, answer: &str) {
+    let Some(python) = std::env::var_os("LLINK_PYTHON") else {
+        eprintln!("skipped: LLINK_PYTHON names no Python with torch, transformers and peft");
+        return;
+    };
+    let has_peft = Command::new(&python)
+        .args(["-c", "import peft, torch, transformers"])
+        .output();
+    if !has_peft.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: LLINK_PYTHON cannot import torch, transformers and peft");
+        return;
+    }
+    let card = std::fs::read_to_string(place.path(folder).join("README.md")).unwrap();
+    let (_, code) = card.split_once("```python\n").unwrap();
+    let (code, _) = code.split_once("```").unwrap();
+    let model = |name: &str| {
+        let models = std::fs::read_dir(place.path("out/models"))
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap();
+        models.path().join(name).display().to_string()
+    };
+    let places = "bundle, encoder_id, decoder_id = \".\", \"tiny-encoder\", \"somebody/tiny-decoder\"";
+    assert!(code.contains(places), "{code}");
+    let (encoder, decoder) = (model("encoder"), model("decoder"));
+    let code = code.replace(
+        places,
+        &format!("bundle, encoder_id, decoder_id = \".\", {encoder:?}, {decoder:?}"),
+    );
+    let (code, _) = code.split_once("\nprint(").unwrap();
+    let code = code.replace("max_new_tokens=128", "max_new_tokens=12");
+    // A string is written in JSON as in Python.
+    let (foreign, instruction) = (Value::from(foreign), Value::from(instruction));
+    let ask =
+        format!("\nimport sys\nsys.stdout.reconfigure(encoding='utf-8')\nprint(answer({foreign}, {instruction}))\n");
+    let run = Command::new(&python)
+        .args(["-c", &format!("{code}{ask}")])
+        .current_dir(place.path(folder))
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{}", text(&run));
+    assert_eq!(String::from_utf8(run.stdout).unwrap().trim(), answer.trim());
+}

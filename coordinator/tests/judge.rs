@@ -1,0 +1,198 @@
+//! A judge on loopback that speaks the protocol prefers answers; the report says whose, in tables and on a page.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use common::{Place, figure};
+use serde_json::{Value, json};
+
+const JOB: &str = "
+name = \"judged\"
+output = \"out\"
+seed = 5
+
+[corpus]
+source = \"sample\"
+train_pairs = 500
+holdout_pairs = 100
+
+[instructions]
+source = \"sample\"
+train = 60
+validation = 20
+
+[align]
+steps = 10
+batch = 32
+queue = 128
+hard_negatives = 8
+warmup_steps = 2
+
+[instruct]
+steps = 6
+batch = 8
+
+[evaluate]
+benchmark_pairs = 50
+answers = 6
+max_answer_tokens = 8
+
+[evaluate.judge]
+model = \"judge\"
+examples = 5
+attempts = 2
+";
+
+/// Serves verdicts for ever; its URL, and how often it was asked. `judge` is given answers A and B.
+fn serve(judge: fn(&str, &str) -> &'static str) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/v1", listener.local_addr().unwrap());
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let (mut line, mut length) = (String::new(), 0);
+            while reader.read_line(&mut line).unwrap() > 2 {
+                if let Some((name, value)) = line.split_once(':')
+                    && name.eq_ignore_ascii_case("content-length")
+                {
+                    length = value.trim().parse().unwrap();
+                }
+                line.clear();
+            }
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body).unwrap();
+            let request: Value = serde_json::from_slice(&body).unwrap();
+            let prompt = request["messages"][1]["content"].as_str().unwrap();
+            let (_, answers) = prompt.split_once("\n\nAnswer A: ").unwrap();
+            let (a, rest) = answers.split_once("\n\nAnswer B: ").unwrap();
+            let (b, _) = rest.split_once("\n\nWhich is better").unwrap();
+            count.fetch_add(1, Ordering::SeqCst);
+            let reply =
+                json!({"choices": [{"message": {"content": judge(a, b)}, "finish_reason": "stop"}]}).to_string();
+            let head = format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                reply.len()
+            );
+            let _ = stream.write_all(format!("{head}{reply}").as_bytes());
+        }
+    });
+    (url, asked)
+}
+
+fn job(url: &str, more: &str) -> String {
+    JOB.replace(
+        "model = \"judge\"\n",
+        &format!("model = \"judge\"\nurl = \"{url}\"\n{more}"),
+    )
+}
+
+fn judgements(place: &Place) -> Vec<Value> {
+    let found = place.artefacts(&["evaluate"]);
+    let found: Vec<_> = found
+        .iter()
+        .filter(|(path, _)| path.ends_with("judgements.jsonl"))
+        .collect();
+    let content = std::fs::read_to_string(place.path("out").join(&found.last().unwrap().0)).unwrap();
+    content
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn answers_are_judged_in_both_orders_and_the_report_counts_them() {
+    // Takes the answer whose text is greater, wherever it stands.
+    let (url, asked) = serve(|a, b| match a.cmp(b) {
+        std::cmp::Ordering::Greater => "A",
+        std::cmp::Ordering::Less => "B.",
+        std::cmp::Ordering::Equal => "T",
+    });
+    let place = Place::new(&job(&url, ""));
+    let said = place.ok(&["submit", "job.toml"]);
+    assert_eq!(asked.load(Ordering::SeqCst), 10, "five examples in both orders");
+    assert!(said.contains("the base decoder"), "{said}");
+    let found = judgements(&place);
+    assert_eq!(found.len(), 5);
+    let mut counted = [0.0; 3];
+    for row in &found {
+        let text = |key: &str| row[key].as_str().unwrap();
+        let (place, preference) = match text("ours").cmp(text("theirs")) {
+            std::cmp::Ordering::Greater => (0, "win"),
+            std::cmp::Ordering::Equal => (1, "tie"),
+            std::cmp::Ordering::Less => (2, "loss"),
+        };
+        assert_eq!(row["preference"], preference, "{row}");
+        counted[place] += 1.0;
+    }
+    for (name, count) in ["win", "tie", "loss"].iter().zip(counted) {
+        assert_eq!(figure(&place, &format!("judged.base.{name}")), count);
+    }
+    assert_eq!(figure(&place, "judged.base.unclear"), 0.0);
+
+    let page = std::fs::read_to_string(place.path("out/report.html")).unwrap();
+    for expected in [
+        "Retrieval among 50 held-out pairs",
+        "Judged preference",
+        "Some answers",
+        "Token inflation",
+    ] {
+        assert!(page.contains(expected), "{expected} is not on the page");
+    }
+    assert!(page.matches("<svg").count() >= 7, "curves of both trainings");
+    assert!(!page.contains("http://") || page.matches("http://").count() == page.matches("http://www.w3.org/").count());
+
+    // What was judged once is not asked again, and a judge who always takes the first prefers nobody.
+    let slots = found
+        .iter()
+        .map(|row| row["ours"].as_str().unwrap().to_owned())
+        .collect::<Vec<_>>();
+    let direct = place.path("direct.jsonl");
+    let rows = found
+        .iter()
+        .map(|row| format!("{}\n", json!({"id": row["id"], "answers": {"direct": "x"}})));
+    std::fs::write(&direct, rows.collect::<String>()).unwrap();
+    let (first, asked) = serve(|_, _| "A");
+    std::fs::write(
+        place.path("job.toml"),
+        job(&first, "direct_answers = \"direct.jsonl\"\n"),
+    )
+    .unwrap();
+    place.ok(&["submit", "job.toml"]);
+    assert_eq!(
+        asked.load(Ordering::SeqCst),
+        10,
+        "the base decoder's were judged before"
+    );
+    assert_eq!(figure(&place, "judged.direct.tie"), 5.0);
+    assert_eq!(figure(&place, "judged.base.win"), counted[0]);
+    assert!(slots.iter().all(|answer| answer != "x"));
+}
+
+#[test]
+fn a_judge_that_cant_be_reached_or_is_meant_otherwise_is_named() {
+    let place = Place::new(&job("http://127.0.0.1:9/v1", "timeout_s = 1\n"));
+    let said = place.fails(3, &["submit", "job.toml"]);
+    assert!(said.contains("http://127.0.0.1:9/v1"), "{said}");
+    let wrong = job("127.0.0.1/v1", "direct_answers = \"nowhere.jsonl\"\n");
+    std::fs::write(place.path("job.toml"), wrong).unwrap();
+    let said = place.fails(2, &["submit", "job.toml"]);
+    assert!(said.contains("evaluate.judge.url"), "{said}");
+    std::fs::write(
+        place.path("job.toml"),
+        job("http://127.0.0.1:9/v1", "direct_answers = \"nowhere.jsonl\"\n"),
+    )
+    .unwrap();
+    let said = place.fails(3, &["submit", "job.toml"]);
+    assert!(
+        said.contains("evaluate.judge.direct_answers") && said.contains("nowhere.jsonl"),
+        "{said}"
+    );
+}

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Builds llink for NVIDIA GPUs (features `cuda` and `nccl`), on a machine with or without a GPU or a CUDA of its own.
+#
+#     worker/cuda/build.sh                      llink-coord and llink-worker, in target/cuda/x86_64-unknown-linux-gnu/release/
+#     worker/cuda/build.sh check                cargo check only: no kernel is linked
+#     worker/cuda/build.sh ARGS…                cargo ARGS… with all that CUDA needs around it
+#
+# The toolkit is NVIDIA's own from PyPI, CUDA 13.0 (driver 580 or newer), kept in target/cuda/toolkit; LLINK_CUDA_HOME names another
+# one. The binaries find driver and libraries when they start (dlopen): the same file runs on machines that have none.
+# CUDA_COMPUTE_CAP is the GPU's generation: 90 (H100, H200) unless it is set.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+cd "$root"
+place=${LLINK_CUDA_TARGET:-$root/target/cuda}
+target=x86_64-unknown-linux-gnu
+packages=(
+    "nvidia-cuda-nvcc==13.0.*" "nvidia-cuda-cccl==13.0.*" "nvidia-cuda-runtime==13.0.*" "nvidia-cuda-crt==13.0.*"
+    "nvidia-nvvm==13.0.*" "nvidia-cublas==13.0.*" "nvidia-cuda-nvrtc==13.0.*" "nvidia-curand==10.4.*"
+)
+
+toolkit() {
+    if [ -n "${LLINK_CUDA_HOME:-}" ]; then
+        echo "$LLINK_CUDA_HOME"
+        return
+    fi
+    local venv=$place/toolkit
+    if [ ! -e "$venv/complete" ]; then
+        echo "installing CUDA 13.0 from PyPI into $venv" >&2
+        python3 -m venv "$venv" >&2
+        "$venv/bin/python" -m pip install -q "${packages[@]}" >&2
+        touch "$venv/complete"
+    fi
+    echo "$venv"/lib/python3*/site-packages/nvidia/cu13
+}
+
+home=$(toolkit)
+[ -x "$home/bin/nvcc" ] || { echo "no nvcc in $home/bin: LLINK_CUDA_HOME must name a CUDA toolkit" >&2; exit 1; }
+export CUDA_HOME=$home CUDA_PATH=$home CUDA_ROOT=$home CUDA_TOOLKIT_ROOT_DIR=$home
+export PATH=$home/bin:$PATH CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-90}
+
+# What the linker is shown: candle asks for the libraries by name though they are loaded at run time. The runtime is linked in; the
+# others are empty and leave no trace in the binary.
+links=$place/link
+mkdir -p "$links"
+for folder in "$home/lib" "$home/lib64"; do
+    [ -e "$folder/libcudart_static.a" ] && ln -sf "$folder/libcudart_static.a" "$links/libcudart.a"
+done
+[ -e "$links/libcudart.a" ] || { echo "no libcudart_static.a in $home/lib or $home/lib64" >&2; exit 1; }
+for name in cuda nccl nvrtc curand cublas cublasLt; do
+    [ -e "$links/lib$name.so" ] || echo | cc -shared -fPIC -x c - -o "$links/lib$name.so"
+done
+
+# candle builds cudarc for linking; the cfg makes it load instead. Flags reach the target's crates and no build script.
+export CARGO_TARGET_DIR=$place
+export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="--cfg feature=\"dynamic-loading\" -L native=$links -C link-arg=-Wl,--as-needed ${LLINK_RUSTFLAGS:-}"
+# Line tables of a hundred crates make a binary that nobody wants to copy about.
+export CARGO_PROFILE_RELEASE_DEBUG=${CARGO_PROFILE_RELEASE_DEBUG:-false} CARGO_PROFILE_RELEASE_STRIP=${CARGO_PROFILE_RELEASE_STRIP:-symbols}
+
+case "${*:-build}" in
+    build) cargo build --release --target "$target" -p llink-worker -p llink-coord --features llink-worker/nccl,llink-coord/nccl ;;
+    check) cargo check --release --target "$target" -p llink-worker -p llink-coord --features llink-worker/nccl,llink-coord/nccl ;;
+    *) exec cargo "$@" ;;
+esac

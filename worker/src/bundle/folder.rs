@@ -1,0 +1,146 @@
+//! A bundle's files, held to the hashes of its manifest.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use llink_datasets::manifest::{Manifest, sha256_hex};
+use llink_datasets::store::Store;
+use llink_proto::Artifact;
+use serde_json::Value;
+use tokio::runtime::Handle;
+
+use crate::{Error, Result};
+
+/// The stage that writes bundles.
+const STAGE: &str = "export";
+
+/// Where a bundle's files lie, and the hash of each.
+pub struct BundleFolder {
+    store: Store,
+    runtime: Handle,
+    /// Between the store and the files.
+    prefix: String,
+    hashes: BTreeMap<String, String>,
+    /// What tells this bundle from others.
+    key: String,
+}
+
+impl BundleFolder {
+    /// Opens a bundle, or the newest one of a job's output. `url` is a path or any URL that a store has.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when there is no bundle; those of the store.
+    pub fn open(url: &str, runtime: &Handle) -> Result<Self> {
+        let store = Store::open(url)?;
+        let manifest = runtime.block_on(Manifest::read(&store, "manifest.json"))?;
+        let refuse = |reason: String| Error::Model {
+            path: url.into(),
+            reason,
+        };
+        let Some(manifest) = manifest else {
+            return match exported(&store, runtime)? {
+                Some(folder) => Self::open(&format!("{}/{folder}", store.url()), runtime),
+                None => Err(refuse(
+                    "there is no bundle here: its folder has a manifest.json, written by the `export` stage of a job that \
+                     came to its end, and the output of such a job has a report.json"
+                        .into(),
+                )),
+            };
+        };
+        if manifest.stage != STAGE {
+            return Err(refuse(format!(
+                "is what stage `{}` left, not a bundle: that lies in {STAGE}/ of the job's output",
+                manifest.stage
+            )));
+        }
+        // The manifest's paths are from the job's output; the folder may have been moved since.
+        let own = format!("{STAGE}/{}/", manifest.key);
+        let hashes = manifest.artifacts.into_iter().map(|a| {
+            let name = a.path.strip_prefix(&own).unwrap_or(&a.path).to_owned();
+            (name, a.sha256)
+        });
+        Ok(Self {
+            hashes: hashes.collect(),
+            store,
+            runtime: runtime.clone(),
+            prefix: String::new(),
+            key: manifest.key,
+        })
+    }
+
+    /// A bundle that has no manifest yet: the files that were just written below `directory`.
+    #[must_use]
+    pub fn of(store: &Store, runtime: &Handle, directory: &str, written: &[Artifact]) -> Self {
+        let prefix = format!("{directory}/");
+        let named = written.iter().filter_map(|a| {
+            let name = a.path.strip_prefix(&prefix)?;
+            Some((name.to_owned(), a.sha256.clone()))
+        });
+        Self {
+            hashes: named.collect(),
+            store: store.clone(),
+            runtime: runtime.clone(),
+            key: directory.rsplit('/').next().unwrap_or_default().into(),
+            prefix,
+        }
+    }
+
+    /// What tells this bundle from others: the stage's key.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// The folder's URL.
+    #[must_use]
+    pub fn url(&self) -> String {
+        self.store.describe(self.prefix.trim_end_matches('/'))
+    }
+
+    /// How errors call a file.
+    #[must_use]
+    pub fn describe(&self, file: &str) -> String {
+        self.store.describe(&format!("{}{file}", self.prefix))
+    }
+
+    /// A file's content.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when the bundle has no such file; when it is missing or is not the one that was written.
+    pub fn read(&self, file: &str) -> Result<Bytes> {
+        let refuse = |reason: String| Error::Model {
+            path: self.describe(file),
+            reason,
+        };
+        let expected = self
+            .hashes
+            .get(file)
+            .ok_or_else(|| refuse("the bundle's manifest lists no such file".into()))?;
+        let content = self
+            .runtime
+            .block_on(self.store.get(&format!("{}{file}", self.prefix)))?;
+        let found = sha256_hex(&content);
+        if found == *expected {
+            return Ok(content);
+        }
+        Err(refuse(format!(
+            "was altered after it was written: SHA-256 {found}, the manifest has {expected}. Copy or export the bundle again"
+        )))
+    }
+}
+
+/// Where the bundle of a job lies, by the report in its output.
+fn exported(output: &Store, runtime: &Handle) -> Result<Option<String>> {
+    let report = match runtime.block_on(output.get("report.json")) {
+        Ok(report) => report,
+        Err(llink_datasets::Error::NotFound { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let report: Value = serde_json::from_slice(&report).unwrap_or_default();
+    let stages = report["stages"].as_array().into_iter().flatten();
+    let mut exports = stages.filter(|stage| stage["stage"] == STAGE);
+    Ok(exports
+        .next()
+        .and_then(|stage| stage["directory"].as_str())
+        .map(str::to_owned))
+}

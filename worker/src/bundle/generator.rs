@@ -1,0 +1,291 @@
+//! Answers from a bundle: a sentence is read once, then asked about as often as one likes.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use candle_core::{DType, Device};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use llink_datasets::text::{ZeroWidth, clean_line};
+use tokio::runtime::Handle;
+
+use super::config::PromptEntry;
+use super::folder::BundleFolder;
+use super::parts::Bundle;
+use super::sources::{Wanted, find};
+use super::vectors::VectorCache;
+use crate::llink::slot_expander::ExpanderActivations;
+use crate::models::{
+    Decoder, Encoder, FIRST_SLOT, GenerateOptions, LoadedAdapter, Sampling, TextLimits, prompt_form, slot_tokens,
+};
+use crate::{Error, Result};
+
+/// Tokens that go through the encoder at once.
+const TOKEN_BUDGET: usize = 4_096;
+
+/// Where the models are and what is kept on disk.
+#[derive(Debug, Clone)]
+pub struct Opening {
+    /// The encoder, if it is elsewhere than the bundle says.
+    pub encoder: Option<String>,
+    /// The decoder, if it is elsewhere than the bundle says.
+    pub decoder: Option<String>,
+    /// Where vectors of sentences are kept from run to run; nowhere if not given.
+    pub vectors: Option<PathBuf>,
+    /// Where models from object stores are kept.
+    pub downloads: PathBuf,
+}
+
+/// How an answer is made.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Answering {
+    /// At most so many tokens.
+    pub max_tokens: usize,
+    /// How the next one is chosen.
+    pub sampling: Sampling,
+}
+
+/// A text that was read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sentence {
+    text: String,
+    /// [K, width]; none when the decoder is given the text itself.
+    slots: Option<Vec<f32>>,
+    /// Characters that the encoder did not read: it takes only so many.
+    pub unread_chars: usize,
+}
+
+/// A bundle with its models.
+pub struct Generator {
+    bundle: Bundle,
+    key: String,
+    url: String,
+    prompt: PromptEntry,
+    decoder: Decoder,
+    adapter: LoadedAdapter,
+    stop: u32,
+    /// Loaded when a sentence comes that is not in the cache.
+    encoder: Option<Encoder>,
+    vectors: VectorCache,
+    opening: Opening,
+    runtime: Handle,
+}
+
+impl Generator {
+    /// Loads a bundle, its adapter and its decoder. Do not call it on a thread of the runtime's.
+    ///
+    /// # Errors
+    /// [`Error::Model`] for a bundle that is not whole, does not answer, or whose decoder is not found or is another; those of the store.
+    pub fn open(url: &str, opening: Opening, runtime: &Handle) -> Result<Self> {
+        let folder = BundleFolder::open(url, runtime)?;
+        let bundle = Bundle::read(&folder)?;
+        let refuse = |reason: &str| Error::Model {
+            path: folder.describe(super::config::CONFIG),
+            reason: reason.into(),
+        };
+        let Some(prompt) = bundle.config.prompt.clone() else {
+            return Err(refuse(
+                "the bundle holds a projector and no more: the job that exported it has no [instruct], so there is nothing that \
+                 answers",
+            ));
+        };
+        let place = if bundle.expander.is_some() { "{slots}" } else { "{text}" };
+        if prompt.form != prompt_form(place) {
+            return Err(refuse("`prompt.form` is not one that this build makes"));
+        }
+        if let Some(slots) = &bundle.config.slots
+            && slots.tokens != slot_tokens(FIRST_SLOT, slots.count)
+        {
+            return Err(refuse("`slots.tokens` are not those that this build uses"));
+        }
+        let entry = &bundle.config.decoder;
+        let wanted = Wanted {
+            role: "decoder",
+            name: &entry.name,
+            source: &entry.source,
+            fingerprint: &entry.fingerprint,
+        };
+        let place = find(
+            wanted,
+            opening.decoder.as_deref(),
+            &folder.url(),
+            &opening.downloads,
+            runtime,
+        )?;
+        let decoder = Decoder::load(&place, &Device::Cpu, DType::F32)?;
+        let adapter = bundle.adapter(decoder.config())?;
+        Ok(Self {
+            key: folder.key().into(),
+            url: folder.url(),
+            adapter: LoadedAdapter::new(&adapter, decoder.model())?,
+            stop: decoder.tokenizer().require(&prompt.stop)?,
+            vectors: VectorCache::new(opening.vectors.clone(), &bundle.config.encoder),
+            prompt,
+            decoder,
+            bundle,
+            encoder: None,
+            opening,
+            runtime: runtime.clone(),
+        })
+    }
+
+    /// What tells this bundle from others.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// The instruction of each task that training used most.
+    #[must_use]
+    pub fn instructions(&self) -> &BTreeMap<String, String> {
+        &self.prompt.instructions
+    }
+
+    /// The instruction that training used most for a task.
+    ///
+    /// # Errors
+    /// [`Error::Input`] naming the tasks there are.
+    pub fn instruction(&self, task: &str) -> Result<&str> {
+        let known = &self.prompt.instructions;
+        known.get(task).map(String::as_str).ok_or_else(|| {
+            let tasks: Vec<&str> = known.keys().map(String::as_str).collect();
+            Error::Input(format!(
+                "the bundle was not trained on a task {task:?}: it knows {}. Any other instruction can be given as it is",
+                tasks.join(", ")
+            ))
+        })
+    }
+
+    /// Reads texts, or remembers what was read before. Each is taken as one line, as in training.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a text in which nothing can be seen; when the encoder is not found, is another or fails.
+    pub fn read(&mut self, texts: &[&str]) -> Result<Vec<Sentence>> {
+        let lines: Vec<String> = texts.iter().map(|text| clean_line(text, ZeroWidth::Keep)).collect();
+        if let Some(at) = lines.iter().position(String::is_empty) {
+            return Err(Error::Input(format!("text {} has nothing to read in it", at + 1)));
+        }
+        let Some(expander) = &self.bundle.expander else {
+            let sentence = |text| Sentence {
+                text,
+                slots: None,
+                unread_chars: 0,
+            };
+            return Ok(lines.into_iter().map(sentence).collect());
+        };
+        let limits = TextLimits {
+            max_chars: self.bundle.config.encoder.max_chars,
+            max_tokens: self.bundle.config.encoder.max_tokens,
+        };
+        let seen: Vec<&str> = lines.iter().map(|line| limits.cut(line)).collect();
+        let mut known: Vec<Option<Vec<f16>>> = seen.iter().map(|text| self.vectors.get(text)).collect();
+        let unknown: Vec<usize> = (0..seen.len()).filter(|at| known[*at].is_none()).collect();
+        if !unknown.is_empty() {
+            if self.encoder.is_none() {
+                self.encoder = Some(load_encoder(&self.bundle, &self.url, &self.opening, &self.runtime)?);
+            }
+            let new: Vec<&str> = unknown.iter().map(|at| seen[*at]).collect();
+            let encoder = self.encoder.as_ref().expect("it was loaded just now");
+            let vectors = encoder.embed(&new, limits, TOKEN_BUDGET, &mut |_| {})?;
+            for (at, vector) in unknown.into_iter().zip(vectors) {
+                // As the projector saw them in training.
+                let vector: Vec<f16> = vector.into_iter().map(f16::from_f32).collect();
+                self.vectors.put(seen[at], &vector);
+                known[at] = Some(vector);
+            }
+        }
+        let unread: Vec<usize> = lines
+            .iter()
+            .zip(&seen)
+            .map(|(line, seen)| line[seen.len()..].chars().count())
+            .collect();
+        let mut activations = ExpanderActivations::default();
+        let mut sentences = Vec::with_capacity(lines.len());
+        for ((text, vector), unread_chars) in lines.into_iter().zip(known.into_iter().flatten()).zip(unread) {
+            let mut wide = vec![0.0; vector.len()];
+            vector.convert_to_f32_slice(&mut wide);
+            expander.forward(&self.bundle.projector.project(&wide)?, &mut activations);
+            sentences.push(Sentence {
+                text,
+                slots: Some(activations.slots.clone()),
+                unread_chars,
+            });
+        }
+        Ok(sentences)
+    }
+
+    /// The answer to an instruction about a sentence. `told` is given each piece of its text as it comes and may end it.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an instruction that is too long for the decoder; [`Error::Tensor`] when the device fails.
+    pub fn answer(
+        &self,
+        sentence: &Sentence,
+        instruction: &str,
+        answering: Answering,
+        told: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<String> {
+        let prompt = match &self.bundle.expander {
+            Some(expander) => self.decoder.slot_prompt(instruction, expander.shape().slots)?,
+            None => {
+                let most = self.prompt.text_tokens;
+                self.decoder.direct_prompt(instruction, &sentence.text, most)?
+            }
+        };
+        let options = GenerateOptions {
+            max_tokens: answering.max_tokens,
+            stop: vec![self.stop],
+            sampling: answering.sampling,
+        };
+        let tokenizer = self.decoder.tokenizer();
+        let (mut ids, mut said) = (Vec::new(), String::new());
+        let mut failed = None;
+        let mut next = |id: u32| {
+            ids.push(id);
+            match tokenizer.decode(&ids) {
+                // Half a character: the next token brings the rest.
+                Ok(text) if text.ends_with(char::REPLACEMENT_CHARACTER) => ControlFlow::Continue(()),
+                Ok(text) => {
+                    let told = text
+                        .strip_prefix(said.as_str())
+                        .map_or(ControlFlow::Continue(()), &mut *told);
+                    said = text;
+                    told
+                }
+                Err(error) => {
+                    failed = Some(error);
+                    ControlFlow::Break(())
+                }
+            }
+        };
+        let slots = sentence.slots.as_deref();
+        let ids = self
+            .decoder
+            .model()
+            .generate(&prompt, slots, &self.adapter, &options, &mut next)?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let whole = tokenizer.decode(&ids)?;
+        if let Some(rest) = whole.strip_prefix(said.as_str())
+            && !rest.is_empty()
+        {
+            // It is over, whatever is said to it now.
+            let _ = told(rest);
+        }
+        Ok(whole)
+    }
+}
+
+fn load_encoder(bundle: &Bundle, url: &str, opening: &Opening, runtime: &Handle) -> Result<Encoder> {
+    let entry = &bundle.config.encoder;
+    let wanted = Wanted {
+        role: "encoder",
+        name: &entry.name,
+        source: &entry.source,
+        fingerprint: &entry.fingerprint,
+    };
+    let folder = find(wanted, opening.encoder.as_deref(), url, &opening.downloads, runtime)?;
+    Encoder::load(&folder, &Device::Cpu, DType::F32)
+}

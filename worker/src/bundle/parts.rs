@@ -1,0 +1,139 @@
+//! A bundle's parts, loaded strictly.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+
+use super::config::{BundleConfig, CONFIG};
+use super::folder::BundleFolder;
+use crate::llink::projector::Projector;
+use crate::llink::slot_expander::SlotExpander;
+use crate::models::config::LlamaConfig;
+use crate::models::lora::LoraAdapter;
+use crate::models::peft;
+use crate::train::tensor_file::TensorFile;
+use crate::{Error, Result};
+
+/// What a bundle holds.
+pub struct Bundle {
+    /// How its parts fit together.
+    pub config: BundleConfig,
+    /// From Stage A.
+    pub projector: Projector,
+    /// From Stage B, if there are slots.
+    pub expander: Option<SlotExpander>,
+    adapter: Option<AdapterFiles>,
+    url: String,
+}
+
+struct AdapterFiles {
+    config: Bytes,
+    weights: Bytes,
+    name: String,
+}
+
+impl Bundle {
+    /// Loads everything but the adapter's weights, which wait for the decoder's shape.
+    ///
+    /// # Errors
+    /// [`Error::Model`] naming the file and the first tensor that is missing, misshapen, not expected or not as the config says.
+    pub fn read(folder: &BundleFolder) -> Result<Self> {
+        let config = BundleConfig::parse(&folder.describe(CONFIG), &folder.read(CONFIG)?)?;
+        let projector = read_projector(folder, &config)?;
+        let expander = match &config.slots {
+            Some(_) => Some(read_expander(folder, &config)?),
+            None => None,
+        };
+        let files = config.adapter.as_ref().map(|entry| {
+            Ok::<_, Error>(AdapterFiles {
+                config: folder.read(&entry.config)?,
+                weights: folder.read(&entry.file)?,
+                name: folder.describe(&entry.file),
+            })
+        });
+        Ok(Self {
+            adapter: files.transpose()?,
+            config,
+            projector,
+            expander,
+            url: folder.url(),
+        })
+    }
+
+    /// The adapter for a decoder of this shape.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when the bundle has none, or naming the first tensor that is missing, misshapen or not expected.
+    pub fn adapter(&self, decoder: &LlamaConfig) -> Result<LoraAdapter> {
+        let files = self.adapter.as_ref().ok_or_else(|| Error::Model {
+            path: self.url.clone(),
+            reason: "holds a projector and no more: the job that exported it has no [instruct], so there is nothing that answers"
+                .into(),
+        })?;
+        let adapter = peft::read(decoder, &self.url, &files.config, &files.weights)?;
+        let places = adapter.tensor_places();
+        let file = TensorFile::new(&files.name, &files.weights)?;
+        expect_only(&file, places.iter().map(|(name, ..)| name.as_str()))?;
+        Ok(adapter)
+    }
+}
+
+fn read_projector(folder: &BundleFolder, config: &BundleConfig) -> Result<Projector> {
+    let (name, content) = (
+        folder.describe(&config.projector.file),
+        folder.read(&config.projector.file)?,
+    );
+    let file = TensorFile::new(&name, &content)?;
+    let projector = Projector::from_tensors(&file, "")?;
+    expect_only(&file, projector.shape().tensors().iter().map(|(name, _)| *name))?;
+    let shape = projector.shape();
+    same(&file, "encoder.hidden_size", shape.input, config.encoder.hidden_size)?;
+    same(
+        &file,
+        "projector.hidden_size",
+        shape.hidden,
+        config.projector.hidden_size,
+    )?;
+    same(&file, "decoder.hidden_size", shape.output, config.decoder.hidden_size)?;
+    Ok(projector)
+}
+
+fn read_expander(folder: &BundleFolder, config: &BundleConfig) -> Result<SlotExpander> {
+    let Some(entry) = &config.slots else {
+        return Err(Error::Input("a bundle without slots has no slot expander".into()));
+    };
+    let (name, content) = (folder.describe(&entry.file), folder.read(&entry.file)?);
+    let expander = SlotExpander::from_safetensors(&name, &content)?;
+    let file = TensorFile::new(&name, &content)?;
+    expect_only(&file, expander.shape().tensors().iter().map(|(name, _)| *name))?;
+    let shape = expander.shape();
+    same(&file, "decoder.hidden_size", shape.width, config.decoder.hidden_size)?;
+    same(&file, "slots.hidden_size", shape.hidden, entry.hidden_size)?;
+    same(&file, "slots.count", shape.slots, entry.count)?;
+    if expander.median_norm().to_bits() != entry.median_norm.to_bits() {
+        return Err(file.error(format!(
+            "its median norm is {}, the config's `slots.median_norm` {}",
+            expander.median_norm(),
+            entry.median_norm
+        )));
+    }
+    Ok(expander)
+}
+
+fn same(file: &TensorFile<'_>, key: &str, found: usize, expected: usize) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(file.error(format!(
+        "its tensors ask for {found} where the config's `{key}` is {expected}"
+    )))
+}
+
+/// Refuses a file that holds more than these tensors.
+fn expect_only<'a>(file: &TensorFile<'_>, expected: impl Iterator<Item = &'a str>) -> Result<()> {
+    let expected: BTreeSet<&str> = expected.collect();
+    match file.names().filter(|name| !expected.contains(name)).min() {
+        Some(name) => Err(file.error(format!("tensor `{name}` is not expected"))),
+        None => Ok(()),
+    }
+}

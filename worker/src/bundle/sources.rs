@@ -1,0 +1,100 @@
+//! The models that a bundle was made with, found again and recognised by their content.
+
+use std::path::{Path, PathBuf};
+
+use llink_datasets::store::Store;
+use tokio::runtime::Handle;
+
+use crate::models::{fetch, fingerprint};
+use crate::{Error, Result};
+
+/// A model as a bundle names it.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// `encoder` or `decoder`.
+    pub role: &'static str,
+    /// What people call it.
+    pub name: &'a str,
+    /// Where it was found.
+    pub source: &'a str,
+    /// What it must be.
+    pub fingerprint: &'a str,
+}
+
+/// The folder of the wanted model on this machine: where `given` says, else where it was found when the bundle at `bundle_url` was
+/// made. One in an object store is fetched once and kept below `downloads`.
+///
+/// # Errors
+/// [`Error::Model`] when it is not there, is not whole, or is another model; those of the store.
+pub fn find(
+    wanted: Wanted<'_>,
+    given: Option<&str>,
+    bundle_url: &str,
+    downloads: &Path,
+    runtime: &Handle,
+) -> Result<PathBuf> {
+    let url = given.map_or_else(|| resolve(wanted.source, bundle_url), str::to_owned);
+    let refuse = |reason: String| Error::Model {
+        path: url.clone(),
+        reason,
+    };
+    let store = Store::open(&url)?;
+    let folder = match store.local_path("") {
+        Some(local) if !local.is_dir() => {
+            let Wanted { role, name, .. } = wanted;
+            return Err(refuse(format!(
+                "the {role} {name} is not there: name its folder or URL with --{role}"
+            )));
+        }
+        Some(local) => local,
+        None => fetch(&store, &downloads.join(wanted.fingerprint), runtime, &|| Ok(()))?,
+    };
+    let found = fingerprint(&folder)?;
+    if found == wanted.fingerprint {
+        return Ok(folder);
+    }
+    let Wanted { role, name, .. } = wanted;
+    Err(refuse(format!(
+        "is not the {role} that the bundle was made with ({name}): its fingerprint is {found}, the bundle's is {}. Name the \
+         right one with --{role}",
+        wanted.fingerprint
+    )))
+}
+
+/// A source as the bundle at `bundle_url` means it: one that begins with `../` is from the bundle's own folder.
+fn resolve(source: &str, bundle_url: &str) -> String {
+    if !source.starts_with("../") {
+        return source.into();
+    }
+    let mut base = bundle_url.trim_end_matches('/').to_owned();
+    let mut rest = source;
+    while let Some(shorter) = rest.strip_prefix("../") {
+        rest = shorter;
+        match base.rsplit_once('/') {
+            Some((folder, last)) if ![".", ".."].contains(&last) => base.truncate(folder.len()),
+            // A relative path that has no more folders: let the file system go up.
+            _ => base.push_str("/.."),
+        }
+    }
+    format!("{base}/{rest}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_within_the_output_is_found_from_the_bundles_folder() {
+        let source = "../../models/ab/encoder";
+        for (bundle, found) in [
+            ("/data/out/export/cd", "/data/out/models/ab/encoder"),
+            ("s3://bucket/out/export/cd/", "s3://bucket/out/models/ab/encoder"),
+            ("out/export/cd", "out/models/ab/encoder"),
+            ("cd", "cd/../../models/ab/encoder"),
+        ] {
+            assert_eq!(resolve(source, bundle), found);
+        }
+        assert_eq!(resolve("/models/x", "/data/out/export/cd"), "/models/x");
+        assert_eq!(resolve("s3://b/x", "/data/out/export/cd"), "s3://b/x");
+    }
+}

@@ -1,0 +1,155 @@
+//! What the encoder made of a sentence, remembered: in memory for the next question about it, on disk for the next run.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use half::f16;
+use llink_datasets::manifest::sha256_hex;
+
+use super::config::EncoderEntry;
+
+/// Of a file: behind the numbers.
+const CHECKSUM: usize = 4;
+
+/// Vectors by their text, of one encoder that reads so much of a text.
+#[derive(Debug)]
+pub struct VectorCache {
+    folder: Option<PathBuf>,
+    encoder: EncoderEntry,
+    recent: HashMap<String, Vec<f16>>,
+    complained: bool,
+}
+
+impl VectorCache {
+    /// A cache below `folder`, or in memory alone.
+    #[must_use]
+    pub fn new(folder: Option<PathBuf>, encoder: &EncoderEntry) -> Self {
+        Self {
+            folder: folder.map(|folder| folder.join(&encoder.fingerprint)),
+            encoder: encoder.clone(),
+            recent: HashMap::new(),
+            complained: false,
+        }
+    }
+
+    /// The vector of a text that was read before.
+    pub fn get(&mut self, text: &str) -> Option<Vec<f16>> {
+        let key = self.key(text);
+        if let Some(vector) = self.recent.get(&key) {
+            return Some(vector.clone());
+        }
+        let path = self.path(&key)?;
+        let vector = match std::fs::read(&path) {
+            Ok(content) => decode(&content, self.encoder.hidden_size),
+            Err(_) => return None,
+        };
+        match vector {
+            Some(vector) => {
+                self.recent.insert(key, vector.clone());
+                Some(vector)
+            }
+            None => {
+                tracing::warn!("{}: damaged, the text is read again", path.display());
+                None
+            }
+        }
+    }
+
+    /// Remembers the vector of a text. A disk that refuses costs time later and nothing else.
+    pub fn put(&mut self, text: &str, vector: &[f16]) {
+        let key = self.key(text);
+        if let Some(path) = self.path(&key)
+            && let Err(error) = write(&path, &encode(vector))
+            && !std::mem::replace(&mut self.complained, true)
+        {
+            tracing::warn!("{}: {error}; vectors are kept in memory alone", path.display());
+        }
+        self.recent.insert(key, vector.to_vec());
+    }
+
+    fn key(&self, text: &str) -> String {
+        let EncoderEntry {
+            max_chars, max_tokens, ..
+        } = &self.encoder;
+        sha256_hex(format!("{max_chars} {max_tokens}\n{text}").as_bytes())
+    }
+
+    fn path(&self, key: &str) -> Option<PathBuf> {
+        let folder = self.folder.as_ref()?;
+        Some(folder.join(&key[..2]).join(format!("{key}.f16")))
+    }
+}
+
+fn write(path: &std::path::Path, content: &[u8]) -> std::io::Result<()> {
+    let folder = path.parent().unwrap_or(path);
+    std::fs::create_dir_all(folder)?;
+    // Another process may be at the same text: the last one's file stands, whole.
+    let staged = tempfile::NamedTempFile::new_in(folder)?;
+    std::fs::write(staged.path(), content)?;
+    staged.persist(path)?;
+    Ok(())
+}
+
+fn encode(vector: &[f16]) -> Vec<u8> {
+    let mut content: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
+    content.extend(crc32c::crc32c(&content).to_le_bytes());
+    content
+}
+
+fn decode(content: &[u8], width: usize) -> Option<Vec<f16>> {
+    let (numbers, checksum) = content.split_at_checked(content.len().checked_sub(CHECKSUM)?)?;
+    let whole = numbers.len() == 2 * width && crc32c::crc32c(numbers).to_le_bytes() == checksum;
+    whole.then(|| numbers.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(fingerprint: &str, max_chars: usize) -> EncoderEntry {
+        EncoderEntry {
+            name: "e".into(),
+            source: "/e".into(),
+            fingerprint: fingerprint.into(),
+            hidden_size: 3,
+            max_chars,
+            max_tokens: 64,
+        }
+    }
+
+    #[test]
+    fn a_vector_is_found_again_by_its_text_its_encoder_and_its_limits() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |entry: EncoderEntry| VectorCache::new(Some(folder.path().into()), &entry);
+        let vector = [0.5, -2.0, 0.25].map(f16::from_f32);
+        open(entry("aa", 256)).put("ត្រី", &vector);
+        assert_eq!(open(entry("aa", 256)).get("ត្រី").unwrap(), vector);
+        assert_eq!(open(entry("aa", 256)).get("ត្រីៗ"), None);
+        assert_eq!(open(entry("bb", 256)).get("ត្រី"), None, "another encoder");
+        assert_eq!(open(entry("aa", 128)).get("ត្រី"), None, "other limits");
+    }
+
+    #[test]
+    fn a_damaged_file_is_read_over_and_a_folder_that_cant_be_written_to_is_no_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut cache = VectorCache::new(Some(folder.path().into()), &entry("aa", 256));
+        let vector = [0.5, -2.0, 0.25].map(f16::from_f32);
+        cache.put("x", &vector);
+        let path = cache.path(&cache.key("x")).unwrap();
+        let mut content = std::fs::read(&path).unwrap();
+        content[0] ^= 1;
+        std::fs::write(&path, &content).unwrap();
+        assert_eq!(cache.get("x").unwrap(), vector, "memory still has it");
+        let mut again = VectorCache::new(Some(folder.path().into()), &entry("aa", 256));
+        assert_eq!(again.get("x"), None);
+        for content in [&b""[..], b"abc", b"0123456789"] {
+            std::fs::write(&path, content).unwrap();
+            assert_eq!(again.get("x"), None);
+        }
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let mut cache = VectorCache::new(Some(file), &entry("aa", 256));
+        cache.put("x", &vector);
+        assert_eq!(cache.get("x").unwrap(), vector);
+    }
+}

@@ -1,0 +1,38 @@
+//! Tensors by way of the host, for transports that know nothing of devices.
+
+use candle_core::{DType, Tensor};
+
+use super::{Collective, check_counts};
+use crate::Result;
+
+/// Sums a contiguous tensor over all ranks, in place.
+pub(super) fn all_reduce(collective: &mut (impl Collective + ?Sized), tensor: &Tensor) -> Result<()> {
+    if collective.world_size() == 1 {
+        // Nothing to add, and nothing to fetch: only whether it is over.
+        return collective.barrier();
+    }
+    let mut values = host(tensor)?;
+    collective.all_reduce_sum(&mut values)?;
+    let sum = Tensor::from_vec(values, tensor.elem_count(), tensor.device())?.to_dtype(tensor.dtype())?;
+    Ok(tensor.flatten_all()?.slice_set(&sum, 0, 0)?)
+}
+
+/// All ranks' values one after another.
+pub(super) fn all_gather(
+    collective: &mut (impl Collective + ?Sized),
+    mine: &Tensor,
+    counts: &[usize],
+) -> Result<Tensor> {
+    if collective.world_size() == 1 {
+        collective.barrier()?;
+        check_counts(mine.elem_count(), counts, 0, 1)?;
+        return Ok(mine.flatten_all()?);
+    }
+    let values = collective.all_gather(&host(mine)?, counts)?;
+    let count = values.len();
+    Ok(Tensor::from_vec(values, count, mine.device())?.to_dtype(mine.dtype())?)
+}
+
+fn host(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?)
+}

@@ -1,0 +1,130 @@
+//! How a gang meets: each rank says where it listens and what it offers, all read the same lines, and the transport follows.
+
+use std::net::{IpAddr, TcpListener};
+use std::time::Duration;
+
+use super::offer::{NcclOffer, Offer, Transport};
+use super::{AbortHandle, Collective, Ring, RingOptions};
+use crate::device::Compute;
+use crate::{Error, Result};
+
+/// A rank that is on its way to its gang.
+#[derive(Debug, Clone, Copy)]
+pub struct Joining<'a> {
+    /// This rank, counted from 0.
+    pub rank: usize,
+    /// What all members share and nobody else.
+    pub generation: u64,
+    /// Where the others can reach this machine.
+    pub address: IpAddr,
+    /// How long meeting, and each collective, may take.
+    pub timeout: Duration,
+    /// Where this rank computes.
+    pub compute: &'a Compute,
+}
+
+impl Joining<'_> {
+    /// Meets the others by `rendezvous`, which hands each rank's line to all, and connects: by NCCL when every rank has a GPU and
+    /// the library, else by TCP.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when this machine can't be listened on; those of `rendezvous`; those of connecting.
+    pub fn connect(
+        &self,
+        rendezvous: &dyn Fn(String) -> Result<Vec<String>>,
+        abort: AbortHandle,
+    ) -> Result<Box<dyn Collective>> {
+        let failed = |source| Error::Io {
+            path: format!("listening on {}", self.address),
+            source,
+        };
+        let listener = TcpListener::bind((self.address, 0)).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?.to_string();
+        let (offer, library) = library::offer(self);
+        let lines = rendezvous(Offer { address, nccl: offer }.to_string())?;
+        let offers: Vec<Offer> = lines.iter().map(|line| line.parse()).collect::<Result<_>>()?;
+        let options = RingOptions {
+            rank: self.rank,
+            addresses: offers.iter().map(|offer| offer.address.clone()).collect(),
+            generation: self.generation,
+            timeout: self.timeout,
+        };
+        let transport = Transport::agreed(&offers);
+        if self.rank == 0 {
+            let kind = if transport == Transport::Ring { "TCP" } else { "NCCL" };
+            tracing::info!(
+                generation = self.generation,
+                transport = kind,
+                "gang of {}: {}",
+                offers.len(),
+                Transport::topology(&offers)
+            );
+        }
+        match (transport, library) {
+            (Transport::Nccl(id), Some(library)) => library::connect(library, &listener, &options, &id, abort),
+            (Transport::Nccl(_), None) => Err(Error::Device("the gang speaks NCCL and this rank has none".into())),
+            (Transport::Ring, _) => Ok(Box::new(Ring::connect(listener, &options, abort)?)),
+        }
+    }
+}
+
+#[cfg(feature = "nccl")]
+mod library {
+    use super::{AbortHandle, Collective, Joining, NcclOffer, Result, RingOptions, TcpListener};
+    use crate::collective::{CudaNccl, Nccl, NcclApi, UniqueId};
+
+    /// What this rank can offer, and the library behind it.
+    pub(super) fn offer(joining: &Joining<'_>) -> (Option<NcclOffer>, Option<CudaNccl>) {
+        if joining.compute.device.is_cpu() {
+            return (None, None);
+        }
+        match load(joining) {
+            Ok((offer, library)) => (Some(offer), Some(library)),
+            Err(error) => {
+                tracing::warn!("no NCCL, so this gang speaks TCP: {error}");
+                (None, None)
+            }
+        }
+    }
+
+    fn load(joining: &Joining<'_>) -> Result<(NcclOffer, CudaNccl)> {
+        let library = CudaNccl::new(&joining.compute.device)?;
+        let version = library.version().map_err(crate::Error::Device)?;
+        let id = (joining.rank == 0).then(|| library.unique_id()).transpose()?;
+        let gpu = joining.compute.name.clone();
+        Ok((NcclOffer { version, gpu, id }, library))
+    }
+
+    pub(super) fn connect(
+        library: CudaNccl,
+        listener: &TcpListener,
+        options: &RingOptions,
+        id: &UniqueId,
+        abort: AbortHandle,
+    ) -> Result<Box<dyn Collective>> {
+        Ok(Box::new(Nccl::connect(library, listener, options, id, abort)?))
+    }
+}
+
+/// Without the feature there is nothing to offer, and nothing that could connect.
+#[cfg(not(feature = "nccl"))]
+mod library {
+    use super::{AbortHandle, Collective, Joining, NcclOffer, Result, RingOptions, TcpListener};
+    use crate::collective::UniqueId;
+
+    pub(super) enum Never {}
+
+    pub(super) fn offer(_joining: &Joining<'_>) -> (Option<NcclOffer>, Option<Never>) {
+        (None, None)
+    }
+
+    pub(super) fn connect(
+        library: Never,
+        _listener: &TcpListener,
+        _options: &RingOptions,
+        _id: &UniqueId,
+        _abort: AbortHandle,
+    ) -> Result<Box<dyn Collective>> {
+        match library {}
+    }
+}

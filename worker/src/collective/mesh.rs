@@ -1,0 +1,331 @@
+//! Who of a gang is alive, and where: a connection between every two ranks beside the transport that carries the numbers.
+//!
+//! NCCL says that something is wrong and not who. A process that dies closes its sockets, so that the others hear of it within a
+//! moment; one that hangs does not answer when it is asked where it is. A rank that gives up says because of whom, so that the
+//! first fault is named everywhere and not the ones that follow from it.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::handshake::{
+    HELLO_BYTES, HELLO_TIMEOUT, OTHER_GENERATION, OUT_OF_PLACE, PATIENCE, WELCOME, dial, hello, lost,
+};
+use super::{AbortHandle, RingOptions};
+use crate::Result;
+
+/// How long a rank that is asked where it is may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+const FRAME_BYTES: usize = 17;
+const ASK: u8 = 1;
+const PLACE: u8 = 2;
+const GAVE_UP: u8 = 3;
+const FINISHED: u8 = 4;
+
+/// A rank that can't be counted on any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Lost {
+    pub(super) rank: usize,
+    pub(super) how: String,
+}
+
+/// How far a rank is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Place {
+    /// Collectives that it has brought its part to.
+    pub(super) calls: u64,
+    pub(super) step: Option<u64>,
+}
+
+/// This rank's connections to all others.
+pub(super) struct Mesh {
+    rank: usize,
+    /// By rank; none for this one.
+    peers: Vec<Option<Arc<Mutex<TcpStream>>>>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// The first fault that was heard of.
+    lost: Mutex<Option<Lost>>,
+    own: Mutex<Place>,
+    /// Answers, by rank.
+    theirs: Mutex<Vec<Option<Place>>>,
+    /// By rank: it said that it is done.
+    finished: Mutex<Vec<bool>>,
+}
+
+/// Every write leaves the values whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn lose(&self, rank: usize, how: impl Into<String>) {
+        let mut lost = lock(&self.lost);
+        if lost.is_none() {
+            *lost = Some(Lost { rank, how: how.into() });
+        }
+    }
+}
+
+impl Mesh {
+    /// Connects to every other rank within the timeout: dials those before this one, waits for those after it.
+    ///
+    /// # Errors
+    /// [`crate::Error::Peer`] naming the rank that did not come or belongs to another generation; [`crate::Error::Aborted`].
+    pub(super) fn connect(listener: &TcpListener, options: &RingOptions, abort: &AbortHandle) -> Result<Self> {
+        let deadline = Instant::now() + options.timeout;
+        let world_size = options.addresses.len();
+        let mut streams: Vec<Option<TcpStream>> = (0..world_size).map(|_| None).collect();
+        for (rank, slot) in streams.iter_mut().enumerate().take(options.rank) {
+            let stream = dial(options, rank, deadline, abort)?;
+            introduce(stream, options, rank, deadline, abort).map(|stream| *slot = Some(stream))?;
+        }
+        accept(listener, options, &mut streams, deadline, abort)?;
+        Self::listen(options.rank, streams)
+            .map_err(|error| lost(options, format!("setting up the connections: {error}")))
+    }
+
+    fn listen(rank: usize, streams: Vec<Option<TcpStream>>) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            theirs: Mutex::new(vec![None; streams.len()]),
+            finished: Mutex::new(vec![false; streams.len()]),
+            ..Shared::default()
+        });
+        let mut peers = Vec::with_capacity(streams.len());
+        for (peer, stream) in streams.into_iter().enumerate() {
+            let Some(stream) = stream else {
+                peers.push(None);
+                continue;
+            };
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(None)?;
+            stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+            let reader = stream.try_clone()?;
+            let writer = Arc::new(Mutex::new(stream));
+            let (answers, told) = (writer.clone(), shared.clone());
+            // Ends when either side closes the connection.
+            std::thread::spawn(move || hear(reader, peer, &answers, &told));
+            peers.push(Some(writer));
+        }
+        Ok(Self { rank, peers, shared })
+    }
+
+    /// Where this rank is, for those who ask.
+    pub(super) fn is_at(&self, place: Place) {
+        *lock(&self.shared.own) = place;
+    }
+
+    /// The first fault that this rank has heard of.
+    pub(super) fn lost(&self) -> Option<Lost> {
+        lock(&self.shared.lost).clone()
+    }
+
+    /// Waits a little for the name of who is lost, when the transport has already noticed that somebody is.
+    pub(super) fn lost_within(&self, patience: Duration) -> Option<Lost> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let lost = self.lost();
+            if lost.is_some() || Instant::now() >= deadline {
+                return lost;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Asks everyone where they are; after a moment, who is behind `place` or does not answer: the first of them, and all in words.
+    pub(super) fn laggards(&self, place: Place) -> (Option<usize>, String) {
+        lock(&self.shared.theirs).fill(None);
+        self.tell_all(ASK, 0, 0);
+        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        let others = || (0..self.peers.len()).filter(|rank| *rank != self.rank);
+        while Instant::now() < deadline && others().any(|rank| lock(&self.shared.theirs)[rank].is_none()) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let theirs = lock(&self.shared.theirs).clone();
+        let behind = others().filter_map(|rank| match theirs[rank] {
+            None => Some((rank, format!("rank {rank} does not answer"))),
+            Some(their) if their.calls < place.calls => {
+                let step = their
+                    .step
+                    .map_or_else(|| "the beginning".into(), |step| format!("step {step}"));
+                Some((
+                    rank,
+                    format!("rank {rank} is behind, at {step} after call {}", their.calls),
+                ))
+            }
+            Some(_) => None,
+        });
+        let (ranks, words): (Vec<usize>, Vec<String>) = behind.unzip();
+        if words.is_empty() {
+            let words = "all ranks are at the same call: the network between the GPUs, or NCCL itself, is stuck";
+            return (None, words.into());
+        }
+        (ranks.first().copied(), words.join(", "))
+    }
+
+    /// Tells the others that this rank is done: what they hear next is no fault.
+    pub(super) fn finish(&self) {
+        self.tell_all(FINISHED, 0, 0);
+    }
+
+    /// Tells the others that this rank gives up, and because of whom.
+    pub(super) fn give_up(&self, culprit: usize) {
+        self.tell_all(GAVE_UP, culprit as u64, 0);
+    }
+
+    fn tell_all(&self, kind: u8, a: u64, b: u64) {
+        for peer in self.peers.iter().flatten() {
+            // Who can't be told has gone, which is heard of elsewhere.
+            let _ = lock(peer).write_all(&frame(kind, a, b));
+        }
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        for peer in self.peers.iter().flatten() {
+            let _ = lock(peer).shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// Reads what one rank says until the connection ends.
+fn hear(mut stream: TcpStream, peer: usize, answers: &Mutex<TcpStream>, shared: &Shared) {
+    let mut said = [0; FRAME_BYTES];
+    loop {
+        if let Err(error) = stream.read_exact(&mut said) {
+            if !lock(&shared.finished)[peer] {
+                let how = match error.kind() {
+                    ErrorKind::UnexpectedEof => "its connection closed, its process has ended".to_owned(),
+                    _ => format!("its connection broke: {error}"),
+                };
+                shared.lose(peer, how);
+            }
+            return;
+        }
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| said[at + byte]));
+        match said[0] {
+            ASK => {
+                let own = *lock(&shared.own);
+                let step = own.step.map_or(u64::MAX, |step| step);
+                let _ = lock(answers).write_all(&frame(PLACE, own.calls, step));
+            }
+            PLACE => {
+                let step = Some(word(9)).filter(|step| *step != u64::MAX);
+                lock(&shared.theirs)[peer] = Some(Place { calls: word(1), step });
+            }
+            GAVE_UP if word(1) == peer as u64 => shared.lose(peer, "it gave up"),
+            GAVE_UP => shared.lose(word(1) as usize, format!("rank {peer} gave up on it")),
+            FINISHED => lock(&shared.finished)[peer] = true,
+            // A later version may say more.
+            _ => {}
+        }
+    }
+}
+
+fn frame(kind: u8, a: u64, b: u64) -> [u8; FRAME_BYTES] {
+    let mut bytes = [kind; FRAME_BYTES];
+    bytes[1..9].copy_from_slice(&a.to_le_bytes());
+    bytes[9..].copy_from_slice(&b.to_le_bytes());
+    bytes
+}
+
+/// Says who this rank is and waits for the verdict.
+fn introduce(
+    mut stream: TcpStream,
+    options: &RingOptions,
+    rank: usize,
+    deadline: Instant,
+    abort: &AbortHandle,
+) -> Result<TcpStream> {
+    let hung_up = |error: std::io::Error| lost(options, format!("rank {rank} hung up: {error}"));
+    stream.write_all(&hello(options)).map_err(hung_up)?;
+    stream.set_read_timeout(Some(PATIENCE)).map_err(hung_up)?;
+    let mut verdict = [0];
+    loop {
+        abort.check()?;
+        match stream.read_exact(&mut verdict) {
+            Ok(()) => break,
+            Err(error) if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                return Err(hung_up(error));
+            }
+            Err(_) if Instant::now() >= deadline => {
+                let seconds = options.timeout.as_secs_f64();
+                return Err(lost(options, format!("rank {rank} did not answer within {seconds} s")));
+            }
+            Err(_) => {}
+        }
+    }
+    match verdict[0] {
+        WELCOME => Ok(stream),
+        OTHER_GENERATION => Err(lost(
+            options,
+            format!("rank {rank} is in another generation of the gang"),
+        )),
+        _ => Err(lost(
+            options,
+            format!("rank {rank} has another rank in this one's place"),
+        )),
+    }
+}
+
+/// Waits for the ranks after this one.
+fn accept(
+    listener: &TcpListener,
+    options: &RingOptions,
+    streams: &mut [Option<TcpStream>],
+    deadline: Instant,
+    abort: &AbortHandle,
+) -> Result<()> {
+    let broken = |error: std::io::Error| lost(options, format!("its own listener: {error}"));
+    listener.set_nonblocking(true).map_err(broken)?;
+    let first = options.rank + 1;
+    while let Some(missing) = (first..streams.len()).find(|rank| streams[*rank].is_none()) {
+        abort.check()?;
+        match listener.accept() {
+            Ok((stream, _)) => {
+                if let Some((rank, stream)) = answer(stream, options, streams) {
+                    streams[rank] = Some(stream);
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                if Instant::now() >= deadline {
+                    let seconds = options.timeout.as_secs_f64();
+                    return Err(lost(
+                        options,
+                        format!("rank {missing} did not connect within {seconds} s"),
+                    ));
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Err(error) => return Err(broken(error)),
+        }
+    }
+    Ok(())
+}
+
+/// The rank that calls and its connection, if it belongs here.
+fn answer(mut stream: TcpStream, options: &RingOptions, known: &[Option<TcpStream>]) -> Option<(usize, TcpStream)> {
+    stream.set_nonblocking(false).ok()?;
+    stream.set_read_timeout(Some(HELLO_TIMEOUT)).ok()?;
+    let mut said = [0; HELLO_BYTES];
+    stream.read_exact(&mut said).ok()?;
+    let of = |rank: usize| {
+        hello(&RingOptions {
+            rank,
+            ..options.clone()
+        })
+    };
+    let caller = (options.rank + 1..known.len()).find(|rank| said == of(*rank));
+    let verdict = match caller {
+        Some(rank) if known[rank].is_none() => WELCOME,
+        _ if said[..16] == of(0)[..16] => OUT_OF_PLACE,
+        _ => OTHER_GENERATION,
+    };
+    stream.write_all(&[verdict]).ok()?;
+    caller.filter(|_| verdict == WELCOME).map(|rank| (rank, stream))
+}

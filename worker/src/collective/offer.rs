@@ -1,0 +1,193 @@
+//! What a rank says of itself when a gang meets: where it listens, and whether it can speak NCCL.
+//!
+//! The coordinator hands these lines from rank to rank and does not read them: `host:port`, then `;name=value` for a rank with a
+//! GPU. Rank 0's line carries the unique id that makes the ranks one communicator.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::{Error, Result};
+
+/// What NCCL needs to know a communicator by; made anew for each generation of a gang.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct UniqueId(pub [u8; 128]);
+
+impl fmt::Debug for UniqueId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "UniqueId({self}…)", self = &self.to_string()[..8])
+    }
+}
+
+impl fmt::Display for UniqueId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl FromStr for UniqueId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = || Error::Input(format!("`{text}` is no NCCL id: 256 hexadecimal digits are expected"));
+        if text.len() != 256 || !text.is_ascii() {
+            return Err(wrong());
+        }
+        let mut bytes = [0; 128];
+        for (byte, at) in bytes.iter_mut().zip((0..256).step_by(2)) {
+            *byte = u8::from_str_radix(&text[at..at + 2], 16).map_err(|_| wrong())?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+/// A rank that has a GPU and NCCL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NcclOffer {
+    /// The library's version, such as `2.30.1`.
+    pub version: String,
+    /// The GPU's name and place, for the log.
+    pub gpu: String,
+    /// Set on rank 0.
+    pub id: Option<UniqueId>,
+}
+
+/// A rank's line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offer {
+    /// `host:port` where it listens.
+    pub address: String,
+    /// What it offers beside TCP.
+    pub nccl: Option<NcclOffer>,
+}
+
+impl fmt::Display for Offer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.address)?;
+        if let Some(NcclOffer { version, gpu, id }) = &self.nccl {
+            let plain = |text: &str| text.replace([';', '='], " ");
+            write!(f, ";nccl={};gpu={}", plain(version), plain(gpu))?;
+            if let Some(id) = id {
+                write!(f, ";id={id}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Offer {
+    type Err = Error;
+
+    fn from_str(line: &str) -> Result<Self> {
+        let mut parts = line.split(';');
+        let address = parts.next().unwrap_or_default().to_owned();
+        let (mut version, mut gpu, mut id) = (None, String::new(), None);
+        for part in parts {
+            match part.split_once('=') {
+                Some(("nccl", value)) => version = Some(value.to_owned()),
+                Some(("gpu", value)) => gpu = value.to_owned(),
+                Some(("id", value)) => id = Some(value.parse()?),
+                // A later version may say more.
+                _ => {}
+            }
+        }
+        let nccl = version.map(|version| NcclOffer { version, gpu, id });
+        Ok(Self { address, nccl })
+    }
+}
+
+/// How the ranks of a gang speak to each other. All ranks come to the same answer, for all read the same lines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Transport {
+    /// Some rank has no GPU, or NCCL of another line: TCP is what all have.
+    Ring,
+    /// NCCL, by the id that rank 0 made.
+    Nccl(UniqueId),
+}
+
+impl Transport {
+    /// What `offers`, by rank, agree on.
+    #[must_use]
+    pub fn agreed(offers: &[Offer]) -> Self {
+        let line = |offer: &Offer| {
+            let version = &offer.nccl.as_ref()?.version;
+            version.split('.').next().map(str::to_owned)
+        };
+        let id = || offers.first()?.nccl.as_ref()?.id;
+        let first = offers.first().and_then(line);
+        match id() {
+            Some(id) if first.is_some() && offers.iter().all(|offer| line(offer) == first) => Self::Nccl(id),
+            _ => Self::Ring,
+        }
+    }
+
+    /// One line for the log: which rank sits where.
+    #[must_use]
+    pub fn topology(offers: &[Offer]) -> String {
+        let place = |(rank, offer): (usize, &Offer)| {
+            let host = offer
+                .address
+                .rsplit_once(':')
+                .map_or(offer.address.as_str(), |(host, _)| host);
+            let gpu = offer.nccl.as_ref().map_or("cpu", |nccl| nccl.gpu.as_str());
+            format!("rank {rank}: {host} {gpu}")
+        };
+        let places: Vec<_> = offers.iter().enumerate().map(place).collect();
+        places.join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offer(version: Option<&str>, id: Option<UniqueId>) -> Offer {
+        Offer {
+            address: "10.0.0.7:4711".into(),
+            nccl: version.map(|version| NcclOffer {
+                version: version.into(),
+                gpu: "NVIDIA H100 0000:18:00.0".into(),
+                id,
+            }),
+        }
+    }
+
+    fn id() -> UniqueId {
+        UniqueId(std::array::from_fn(|i| (i * 37) as u8))
+    }
+
+    #[test]
+    fn a_line_says_what_was_put_in() {
+        for offer in [
+            offer(None, None),
+            offer(Some("2.30.1"), None),
+            offer(Some("2.30.1"), Some(id())),
+        ] {
+            assert_eq!(offer.to_string().parse::<Offer>().unwrap(), offer);
+        }
+        assert_eq!("h:1;future=7".parse::<Offer>().unwrap().address, "h:1");
+        assert!("h:1;nccl=2;id=zz".parse::<Offer>().is_err());
+    }
+
+    #[test]
+    fn nccl_is_spoken_when_all_ranks_have_it() {
+        let (first, other) = (offer(Some("2.30.1"), Some(id())), offer(Some("2.28.9"), None));
+        assert_eq!(
+            Transport::agreed(&[first.clone(), other.clone()]),
+            Transport::Nccl(id())
+        );
+        assert_eq!(Transport::agreed(&[first.clone(), offer(None, None)]), Transport::Ring);
+        assert_eq!(Transport::agreed(&[first, offer(Some("3.0.0"), None)]), Transport::Ring);
+        assert_eq!(
+            Transport::agreed(&[other.clone(), other]),
+            Transport::Ring,
+            "nobody made an id"
+        );
+        assert_eq!(Transport::agreed(&[]), Transport::Ring);
+    }
+
+    #[test]
+    fn the_topology_names_host_and_gpu() {
+        let line = Transport::topology(&[offer(Some("2.30.1"), Some(id())), offer(None, None)]);
+        assert_eq!(line, "rank 0: 10.0.0.7 NVIDIA H100 0000:18:00.0, rank 1: 10.0.0.7 cpu");
+    }
+}

@@ -1,0 +1,238 @@
+//! Whether this machine has a GPU that this binary can use, and what is missing if not.
+//!
+//! The driver and CUDA's libraries are loaded when they are needed. They are looked for here first, because what stands above them
+//! panics when they are not there.
+
+use super::DeviceChoice;
+use crate::{Error, Result};
+
+/// What driver a binary made with CUDA 13.0 needs, as `cuDriverGetVersion` counts.
+const DRIVER_NEEDED: i32 = 13_000;
+
+/// What was found on a machine.
+#[derive(Debug, Clone, Default)]
+pub struct Probe {
+    /// The binary has the feature `cuda`.
+    pub built_with_cuda: bool,
+    /// The newest CUDA that the driver knows (13000 is 13.0), or why it could not be loaded.
+    pub driver: Option<std::result::Result<i32, String>>,
+    /// Libraries that could not be loaded, and why.
+    pub missing: Vec<String>,
+    /// GPUs that the driver shows.
+    pub devices: usize,
+}
+
+impl Probe {
+    /// Looks at this machine.
+    #[must_use]
+    pub fn of_this_machine() -> Self {
+        #[cfg(feature = "cuda")]
+        return cuda::probe();
+        #[cfg(not(feature = "cuda"))]
+        Self::default()
+    }
+
+    /// Why no GPU can be used; none when one can.
+    #[must_use]
+    pub fn why_not(&self) -> Option<String> {
+        if !self.built_with_cuda {
+            return Some("this binary was built without CUDA (worker/cuda/build.sh makes one with it)".into());
+        }
+        let version = match &self.driver {
+            Some(Ok(version)) => *version,
+            Some(Err(reason)) => return Some(format!("there is no NVIDIA driver: {reason}")),
+            None => return Some("there is no NVIDIA driver".into()),
+        };
+        if version < DRIVER_NEEDED {
+            let known = words(version);
+            let needed = words(DRIVER_NEEDED);
+            return Some(format!(
+                "the NVIDIA driver knows CUDA {known}, this binary needs {needed}: install driver 580 or newer"
+            ));
+        }
+        if self.devices == 0 {
+            return Some("the NVIDIA driver shows no GPU (CUDA_VISIBLE_DEVICES may hide them)".into());
+        }
+        if !self.missing.is_empty() {
+            return Some(format!(
+                "CUDA 13's libraries are missing: {}. Install them, or set LD_LIBRARY_PATH to where they are",
+                self.missing.join("; ")
+            ));
+        }
+        None
+    }
+}
+
+fn words(version: i32) -> String {
+    format!("{}.{}", version / 1_000, version % 1_000 / 10)
+}
+
+/// The GPU to use, or none for the CPU.
+///
+/// # Errors
+/// [`Error::Device`] when a GPU was asked for that can't be used.
+pub fn choose(choice: DeviceChoice, probe: &Probe) -> Result<Option<usize>> {
+    match (choice, probe.why_not()) {
+        (DeviceChoice::Cpu, _) | (DeviceChoice::Auto, Some(_)) => Ok(None),
+        (DeviceChoice::Auto, None) => Ok(Some(0)),
+        (DeviceChoice::Cuda(_), Some(reason)) => Err(Error::Device(format!("device `{choice}`: {reason}"))),
+        (DeviceChoice::Cuda(index), None) if index < probe.devices => Ok(Some(index)),
+        (DeviceChoice::Cuda(index), None) => Err(Error::Device(format!(
+            "device `{choice}`: this machine shows {} GPUs, counted from 0, and none has the number {index}",
+            probe.devices
+        ))),
+    }
+}
+
+#[cfg(feature = "cuda")]
+pub(super) use cuda::open;
+#[cfg(feature = "cuda")]
+pub(crate) use cuda::require_library;
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use candle_core::{CudaDevice, DType, Device};
+    use cudarc::driver::CudaContext;
+    use cudarc::driver::sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID;
+    use libloading::Library;
+
+    use super::Probe;
+    use crate::device::Compute;
+    use crate::{Error, Result};
+
+    /// What candle computes with; each under the names that cudarc tries.
+    const LIBRARIES: [&str; 3] = ["cublas", "cublasLt", "curand"];
+
+    pub(super) fn probe() -> Probe {
+        let driver = driver_version();
+        let devices = match driver {
+            Ok(version) if version >= super::DRIVER_NEEDED => std::panic::catch_unwind(CudaContext::device_count)
+                .ok()
+                .and_then(std::result::Result::ok)
+                .unwrap_or(0) as usize,
+            _ => 0,
+        };
+        Probe {
+            built_with_cuda: true,
+            driver: Some(driver),
+            missing: LIBRARIES.iter().filter_map(|name| load(name).err()).collect(),
+            devices,
+        }
+    }
+
+    fn driver_version() -> std::result::Result<i32, String> {
+        let library = load("cuda")?;
+        let mut version = 0;
+        // SAFETY: the function's type is that of the driver's header; it may be called before anything else.
+        let status = unsafe {
+            let get = library.get::<unsafe extern "C" fn(*mut i32) -> i32>(b"cuDriverGetVersion\0");
+            get.map_err(|error| error.to_string())?(&raw mut version)
+        };
+        match status {
+            0 => Ok(version),
+            code => Err(format!("cuDriverGetVersion answers {code}")),
+        }
+    }
+
+    /// Loads a library under one of its names.
+    fn load(name: &str) -> std::result::Result<Library, String> {
+        let names = [
+            format!("lib{name}.so"),
+            format!("lib{name}.so.13"),
+            format!("lib{name}.so.10"),
+            format!("lib{name}.so.1"),
+        ];
+        let mut reason = String::new();
+        for name in &names {
+            // SAFETY: NVIDIA's libraries may be loaded and unloaded.
+            match unsafe { Library::new(name) } {
+                Ok(library) => return Ok(library),
+                Err(error) if reason.is_empty() => reason = error.to_string(),
+                Err(_) => {}
+            }
+        }
+        Err(format!("lib{name} ({reason})"))
+    }
+
+    /// Refuses to go on without a library.
+    pub(crate) fn require_library(name: &str) -> Result<()> {
+        load(name)
+            .map(drop)
+            .map_err(|reason| Error::Device(format!("{reason} can't be loaded")))
+    }
+
+    /// Opens a GPU.
+    pub(crate) fn open(index: usize) -> Result<Compute> {
+        let failed = |what: &str, error: &dyn std::fmt::Display| Error::Device(format!("GPU {index}: {what}: {error}"));
+        // A stream of its own: candle's usual one is another in each thread, and tasks hand tensors between threads.
+        let cuda = CudaDevice::new_with_stream(index).map_err(|error| failed("it could not be opened", &error))?;
+        // SAFETY: all of candle's work is in that one stream; NCCL's stream is joined to it before and after each use, and what it
+        // works on is kept until it is done. Tracking would cost two events for every tensor.
+        unsafe { cuda.disable_event_tracking() };
+        let context = cuda.cuda_stream().context().clone();
+        let model = context.name().map_err(|error| failed("its name", &error))?;
+        let bus = context.attribute(CU_DEVICE_ATTRIBUTE_PCI_BUS_ID).unwrap_or(0);
+        let memory = context.total_mem().map_err(|error| failed("its memory", &error))? as u64;
+        Ok(Compute {
+            device: Device::Cuda(cuda),
+            dtype: DType::BF16,
+            name: format!("{model} at PCI bus {bus:02x}"),
+            index,
+            memory,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fit() -> Probe {
+        Probe {
+            built_with_cuda: true,
+            driver: Some(Ok(13_000)),
+            missing: Vec::new(),
+            devices: 2,
+        }
+    }
+
+    #[test]
+    fn a_machine_that_lacks_something_falls_back_or_is_refused_with_the_reason() {
+        let old = Probe {
+            driver: Some(Ok(12_040)),
+            ..fit()
+        };
+        let none = Probe {
+            driver: Some(Err("libcuda.so: cannot open".into())),
+            ..fit()
+        };
+        let hidden = Probe { devices: 0, ..fit() };
+        let bare = Probe {
+            missing: vec!["libcublas (cannot open)".into()],
+            ..fit()
+        };
+        for (probe, words) in [
+            (Probe::default(), "built without CUDA"),
+            (old, "knows CUDA 12.4, this binary needs 13.0"),
+            (none, "libcuda.so: cannot open"),
+            (hidden, "CUDA_VISIBLE_DEVICES"),
+            (bare, "libcublas"),
+        ] {
+            assert_eq!(choose(DeviceChoice::Auto, &probe).unwrap(), None, "{words}");
+            let refusal = choose(DeviceChoice::Cuda(0), &probe).unwrap_err();
+            assert!(
+                matches!(&refusal, Error::Device(text) if text.contains(words)),
+                "{refusal}"
+            );
+            assert_eq!(choose(DeviceChoice::Cpu, &probe).unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn a_fit_machine_gives_the_gpu_that_was_asked_for() {
+        assert_eq!(choose(DeviceChoice::Auto, &fit()).unwrap(), Some(0));
+        assert_eq!(choose(DeviceChoice::Cuda(1), &fit()).unwrap(), Some(1));
+        let refusal = choose(DeviceChoice::Cuda(2), &fit()).unwrap_err().to_string();
+        assert!(refusal.contains("2 GPUs") && refusal.contains("cuda:2"), "{refusal}");
+    }
+}

@@ -1,0 +1,233 @@
+//! Tiny models that know the sample grammar, trained from scratch: an encoder whose vector holds what a Khmer sentence says, and
+//! a decoder that says English and follows instructions about it. They stand in for XLM-R and Llama where those are too large:
+//! in trials, tests and the quickstart.
+//!
+//! Neither sees the other's language paired with its own: only Stage A and Stage B bring them together.
+
+mod decoder;
+mod documents;
+mod encoder;
+mod optimize;
+mod reconstruction;
+mod variables;
+
+use std::path::Path;
+
+use candle_core::{D, Tensor};
+use serde::Serialize;
+
+use crate::Result;
+use crate::models::tiny::{self, TinyShape};
+use crate::models::{Decoder, Encoder, TextLimits, token_batches};
+use decoder::TrainableDecoder;
+use documents::{Texts, drawn};
+use encoder::TrainableEncoder;
+use optimize::Optimizer;
+use reconstruction::Reconstruction;
+use variables::{Padded, Variables};
+
+/// Rows of the sample corpus that nothing is trained on have this seed.
+const HELD_OUT_SEED: u64 = 0x0048_454C_444F_5554;
+/// Steps from one look at held-out text to the next.
+const LOOK_EVERY: u64 = 100;
+/// Held-out texts that are looked at.
+const LOOKED_AT: u64 = 256;
+
+/// How the tiny models are trained.
+#[derive(Debug, Clone)]
+pub struct PretrainOptions {
+    /// Of the initial weights, the texts and the batches.
+    pub seed: u64,
+    /// Sentences of the sample corpus to train on.
+    pub sentences: u64,
+    /// Sentences in a step.
+    pub batch: usize,
+    /// The encoder's steps.
+    pub encoder_steps: u64,
+    /// The decoder's.
+    pub decoder_steps: u64,
+    /// Threads, each with its share of a batch.
+    pub threads: usize,
+}
+
+/// What a model can do with text that it was not trained on.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Look {
+    /// Of the batch that was just trained on.
+    pub loss: f64,
+    /// Share of tokens that are told right.
+    pub tokens: f64,
+    /// Share of texts with every token right.
+    pub texts: f64,
+}
+
+/// Trains both models and writes them to `dir/encoder` and `dir/decoder` in Hugging Face layout, weights in bf16. `told` is
+/// given the model's name, the step and what was found each time that held-out text is looked at.
+///
+/// # Errors
+/// [`Error::Io`](crate::Error::Io) where a file can't be written.
+pub fn pretrain_tiny(dir: &Path, options: &PretrainOptions, told: &mut dyn FnMut(&str, u64, Look)) -> Result<()> {
+    let texts = Texts::new(options.sentences, options.seed);
+    let foreign = || texts.pairs.iter().map(|(_, foreign)| foreign.clone());
+    let told_of = texts
+        .instructions
+        .iter()
+        .map(|e| format!("{} {}", e.instruction, e.answer));
+    let english: Vec<String> = texts
+        .pairs
+        .iter()
+        .map(|(english, _)| english.clone())
+        .zip(told_of)
+        .flat_map(|(a, b)| [a, b])
+        .collect();
+    let (encoder, decoder) = (dir.join("encoder"), dir.join("decoder"));
+    tiny::write_encoder(&encoder, foreign(), options.seed, TinyShape::PRETRAINED_ENCODER)?;
+    tiny::write_decoder(
+        &decoder,
+        english.into_iter(),
+        options.seed,
+        TinyShape::PRETRAINED_DECODER,
+    )?;
+    let held_out = Texts::new(10 * LOOKED_AT, options.seed ^ HELD_OUT_SEED);
+    train_encoder(&encoder, &texts, &held_out, options, &mut |step, look| {
+        told("encoder", step, look)
+    })?;
+    train_decoder(&decoder, &texts, &held_out, options, &mut |step, look| {
+        told("decoder", step, look)
+    })
+}
+
+/// Tokens, padding included, that go through a model at once.
+const SHARE_TOKENS: usize = 1_536;
+/// The encoder's vector is asked for every so manyth token: the loss of half of them teaches as much.
+const TOKENS_SKIPPED: usize = 2;
+/// Peak learning rates.
+const ENCODER_RATE: f64 = 3e-3;
+const DECODER_RATE: f64 = 3e-3;
+
+type Told<'a> = &'a mut dyn FnMut(u64, Look);
+
+fn train_encoder(dir: &Path, texts: &Texts, held_out: &Texts, options: &PretrainOptions, told: Told<'_>) -> Result<()> {
+    let tokenizer = Encoder::load(dir, &candle_core::Device::Cpu, candle_core::DType::F32)?;
+    let model = TrainableEncoder::read(dir)?;
+    let head = Reconstruction::new(model.config.hidden_size, model.config.max_tokens(), options.seed)?;
+    let limits = TextLimits {
+        max_chars: 256,
+        max_tokens: model.config.max_tokens(),
+    };
+    let tokenized = |texts: &Texts, numbers: &mut dyn Iterator<Item = u64>| {
+        let texts: Vec<&str> = numbers.map(|number| texts.foreign(number)).collect();
+        tokenizer.tokenize(&texts, limits)
+    };
+    let pad = model.config.pad_token_id;
+    let looked_at = Padded::new(&tokenized(held_out, &mut (0..LOOKED_AT).map(|n| 8 * n + 1))?, pad)?;
+    let variables = model.variables.all().chain(head.variables.all()).cloned().collect();
+    let mut optimizer = Optimizer::new(variables, options.encoder_steps, ENCODER_RATE)?;
+    for step in 0..options.encoder_steps {
+        let ids = tokenized(texts, &mut drawn(options.seed, step, options.batch))?;
+        let given = vec![0; ids.len()];
+        let shares: Vec<_> = shares(&ids, &given, pad)?
+            .into_iter()
+            .map(|((share, _), n)| (share, n))
+            .collect();
+        let loss = optimizer.step(step, &shares, options.threads, |share| {
+            let (logits, wanted) = head.logits(&model, share, TOKENS_SKIPPED)?;
+            Ok(candle_nn::loss::cross_entropy(&logits, &wanted)?)
+        })?;
+        if is_looked_at(step, options.encoder_steps) {
+            let (logits, wanted) = head.logits(&model, &looked_at, 1)?;
+            told(step + 1, looked(loss, &logits, &wanted, &looked_at.lengths)?);
+        }
+    }
+    write(dir, &model.variables)
+}
+
+fn train_decoder(dir: &Path, texts: &Texts, held_out: &Texts, options: &PretrainOptions, told: Told<'_>) -> Result<()> {
+    let tokenizer = Decoder::load(dir, &candle_core::Device::Cpu, candle_core::DType::F32)?;
+    let model = TrainableDecoder::read(dir)?;
+    let documents = |texts: &Texts, numbers: &mut dyn Iterator<Item = u64>| -> Result<(Vec<Vec<u32>>, Vec<usize>)> {
+        let documents = numbers.map(|number| texts.document(&tokenizer, number));
+        Ok(documents.collect::<Result<Vec<_>>>()?.into_iter().unzip())
+    };
+    // Sentences that are to be said again.
+    let (ids, given) = documents(held_out, &mut (0..LOOKED_AT).map(|n| 10 * n + 4))?;
+    let looked_at = Padded::new(&ids, 0)?;
+    let variables = model.variables.all().cloned().collect();
+    let mut optimizer = Optimizer::new(variables, options.decoder_steps, DECODER_RATE)?;
+    for step in 0..options.decoder_steps {
+        let (ids, _) = documents(texts, &mut drawn(options.seed ^ 1, step, options.batch))?;
+        let shares = shares(&ids, &vec![1; ids.len()], 0)?;
+        let loss = optimizer.step(step, &shares, options.threads, |(share, given)| {
+            let (logits, wanted) = next_tokens(&model, share, given)?;
+            Ok(candle_nn::loss::cross_entropy(&logits, &wanted)?)
+        })?;
+        if is_looked_at(step, options.decoder_steps) {
+            let (logits, wanted) = next_tokens(&model, &looked_at, &given)?;
+            let lengths: Vec<usize> = looked_at
+                .lengths
+                .iter()
+                .zip(&given)
+                .map(|(all, given)| all - given)
+                .collect();
+            told(step + 1, looked(loss, &logits, &wanted, &lengths)?);
+        }
+    }
+    write(dir, &model.variables)
+}
+
+/// Logits and tokens of each sequence from its token `from` on.
+fn next_tokens(model: &TrainableDecoder, batch: &Padded, from: &[usize]) -> Result<(Tensor, Tensor)> {
+    let wanted = batch.rows_from(from);
+    let before: Vec<u32> = wanted.iter().map(|row| row - 1).collect();
+    let wanted = Tensor::new(wanted, &candle_core::Device::Cpu)?;
+    Ok((model.logits(batch, &before)?, batch.ids.index_select(&wanted, 0)?))
+}
+
+/// Sequences with the tokens that are given of each, and how many are not.
+type Share = ((Padded, Vec<usize>), usize);
+
+/// A batch in parts of texts of about the same length, so that little of it is padding.
+fn shares(ids: &[Vec<u32>], given: &[usize], pad: u32) -> Result<Vec<Share>> {
+    let lengths: Vec<usize> = ids.iter().map(Vec::len).collect();
+    let share = |batch: Vec<usize>| {
+        let of = batch.iter().map(|index| ids[*index].clone()).collect::<Vec<_>>();
+        let given: Vec<usize> = batch.iter().map(|index| given[*index]).collect();
+        let tokens = of.iter().zip(&given).map(|(ids, given)| ids.len() - given).sum();
+        Ok(((Padded::new(&of, pad)?, given), tokens))
+    };
+    token_batches(&lengths, SHARE_TOKENS).into_iter().map(share).collect()
+}
+
+fn is_looked_at(step: u64, steps: u64) -> bool {
+    (step + 1).is_multiple_of(LOOK_EVERY) || step + 1 == steps
+}
+
+/// How many of the tokens are the likeliest ones; texts lie end to end, `lengths` tokens each.
+fn looked(loss: f64, logits: &Tensor, wanted: &Tensor, lengths: &[usize]) -> Result<Look> {
+    let said = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
+    let right: Vec<bool> = said
+        .iter()
+        .zip(wanted.to_vec1::<u32>()?)
+        .map(|(a, b)| *a == b)
+        .collect();
+    let mut rest = right.as_slice();
+    let whole = lengths.iter().filter(|length| {
+        let (text, after) = rest.split_at(**length);
+        rest = after;
+        text.iter().all(|right| *right)
+    });
+    Ok(Look {
+        loss,
+        texts: whole.count() as f64 / lengths.len().max(1) as f64,
+        tokens: right.iter().filter(|right| **right).count() as f64 / right.len().max(1) as f64,
+    })
+}
+
+/// Replaces the folder's random weights, in bf16.
+fn write(dir: &Path, variables: &Variables) -> Result<()> {
+    variables.write_bf16(&dir.join("model.safetensors"))?;
+    tiny::set_dtype(dir, "bfloat16")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,234 @@
+//! What was learnt as a bundle, which is loaded again before the task is done.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use llink_datasets::store::Store;
+use llink_proto::{Artifact, Export, ModelRef, TaskResult};
+
+use super::TaskContext;
+use super::instruct::{read_projector, read_rows};
+use crate::bundle::config::{
+    AdapterEntry, BUNDLE_VERSION, CARD, CONFIG, DecoderEntry, EncoderEntry, MODEL_TYPE, PROJECTOR, ProjectorEntry,
+    PromptEntry, SLOTS, SlotsEntry,
+};
+use crate::bundle::{Bundle, BundleConfig, BundleFolder};
+use crate::llink::projector::Projector;
+use crate::llink::slot_expander::{ExpanderActivations, SlotExpander};
+use crate::models::lora::LoraAdapter;
+use crate::models::{Decoder, END_OF_TURN, FIRST_SLOT, LoadedAdapter, peft, prompt_form, slot_tokens};
+use crate::train::random::uniform;
+use crate::{Error, Result};
+
+/// How far what was loaded may be from what was trained, beside the largest number.
+const TOLERANCE: f32 = 1e-6;
+/// An instruction is usual if one in so many examples of its task has it.
+const USUAL: usize = 10;
+/// What the adapters are compared on.
+const PROBE: &str = "Translate the following text into English.";
+
+/// What the stages before left.
+struct Trained {
+    projector: Projector,
+    projector_file: Bytes,
+    /// None without Stage B.
+    adapter: Option<(LoraAdapter, Bytes)>,
+    /// None in direct mode.
+    slots: Option<(SlotExpander, Bytes)>,
+}
+
+pub(super) fn run(context: &TaskContext, task: &Export) -> Result<TaskResult> {
+    let missing = |what: &str| Error::Input(format!("an export task without its {what}"));
+    let model = task.decoder.as_ref().ok_or_else(|| missing("decoder"))?;
+    let encoder = task.encoder.as_ref().ok_or_else(|| missing("encoder"))?;
+    let projector = task.projector.as_ref().ok_or_else(|| missing("projector"))?;
+    let store = context.store()?;
+    let decoder = context.models.decoder(context, model)?;
+    let trained = read_trained(context, &store, task, projector, &decoder)?;
+    let instructions = instructions(context, &store, task)?;
+    let config = config(task, &trained, encoder, model, instructions);
+
+    let mut result = TaskResult::default();
+    let mut put = |name: &str, role: &str, content: Bytes| -> Result<()> {
+        context.control.check()?;
+        let path = format!("{}/{name}", task.directory);
+        result
+            .artifacts
+            .push(context.write(&store, &path, &format!("bundle/{role}"), 0, content)?);
+        Ok(())
+    };
+    put(CONFIG, "config", config.text().into())?;
+    put(PROJECTOR, "projector", trained.projector_file.clone())?;
+    if let Some((_, file)) = &trained.slots {
+        put(SLOTS, "slots", file.clone())?;
+    }
+    if let Some((adapter, file)) = &trained.adapter {
+        let options = peft::config_json(adapter.options(), &task.decoder_name);
+        put(peft::ADAPTER_CONFIG, "adapter-config", options.into())?;
+        put(peft::ADAPTER_MODEL, "adapter", file.clone())?;
+    }
+    put(CARD, "card", task.model_card.clone().into())?;
+
+    let folder = BundleFolder::of(&store, &context.runtime, &task.directory, &result.artifacts);
+    check(&Bundle::read(&folder)?, &trained, &decoder, &folder)?;
+    context.control.advance(1, 1);
+    Ok(result)
+}
+
+fn read_trained(
+    context: &TaskContext,
+    store: &Store,
+    task: &Export,
+    projector: &Artifact,
+    decoder: &Decoder,
+) -> Result<Trained> {
+    let adapter = match (&task.adapter, &task.adapter_config) {
+        (Some(weights), Some(options)) => {
+            let name = store.describe(&weights.path);
+            let (options, weights) = (context.read(store, options)?, context.read(store, weights)?);
+            let adapter = peft::read(decoder.config(), &name, &options, &weights)?;
+            Some((adapter, weights))
+        }
+        _ => None,
+    };
+    let slots = match &task.slots {
+        Some(artifact) => {
+            let content = context.read(store, artifact)?;
+            let expander = SlotExpander::from_safetensors(&store.describe(&artifact.path), &content)?;
+            Some((expander, content))
+        }
+        None => None,
+    };
+    Ok(Trained {
+        projector: read_projector(context, store, projector)?,
+        projector_file: context.read(store, projector)?,
+        adapter,
+        slots,
+    })
+}
+
+/// Of each task the instruction that most examples have; of equals the first in order. A task whose examples each ask something of
+/// their own, as questions do, has none.
+fn instructions(context: &TaskContext, store: &Store, task: &Export) -> Result<BTreeMap<String, String>> {
+    let mut tasks: BTreeMap<String, BTreeMap<String, usize>> = BTreeMap::new();
+    for row in read_rows(context, store, &task.instructions, usize::MAX)? {
+        *tasks.entry(row.task).or_default().entry(row.instruction).or_default() += 1;
+    }
+    let usual = |counts: BTreeMap<String, usize>| {
+        let examples: usize = counts.values().sum();
+        let most = counts.into_iter().rev().max_by_key(|(_, count)| *count)?;
+        (most.1 * USUAL >= examples).then_some(most.0)
+    };
+    let named = tasks
+        .into_iter()
+        .filter_map(|(task, counts)| Some((task, usual(counts)?)));
+    Ok(named.collect())
+}
+
+fn config(
+    task: &Export,
+    trained: &Trained,
+    encoder: &ModelRef,
+    decoder: &ModelRef,
+    instructions: BTreeMap<String, String>,
+) -> BundleConfig {
+    let shape = trained.projector.shape();
+    let slots = trained.slots.as_ref().map(|(expander, _)| {
+        let shape = expander.shape();
+        SlotsEntry {
+            file: SLOTS.into(),
+            count: shape.slots,
+            hidden_size: shape.hidden,
+            tokens: slot_tokens(FIRST_SLOT, shape.slots),
+            median_norm: expander.median_norm(),
+        }
+    });
+    let adapter = trained.adapter.as_ref().map(|(adapter, _)| AdapterEntry {
+        config: peft::ADAPTER_CONFIG.into(),
+        file: peft::ADAPTER_MODEL.into(),
+        rank: adapter.options().rank,
+        alpha: adapter.options().alpha,
+    });
+    let direct = slots.is_none();
+    BundleConfig {
+        model_type: MODEL_TYPE.into(),
+        bundle_version: BUNDLE_VERSION,
+        llink_version: env!("CARGO_PKG_VERSION").into(),
+        encoder: EncoderEntry {
+            name: task.encoder_name.clone(),
+            source: task.encoder_source.clone(),
+            fingerprint: encoder.fingerprint.clone(),
+            hidden_size: shape.input,
+            max_chars: task.max_chars as usize,
+            max_tokens: task.max_tokens as usize,
+        },
+        decoder: DecoderEntry {
+            name: task.decoder_name.clone(),
+            source: task.decoder_source.clone(),
+            fingerprint: decoder.fingerprint.clone(),
+            hidden_size: shape.output,
+        },
+        projector: ProjectorEntry {
+            file: PROJECTOR.into(),
+            hidden_size: shape.hidden,
+        },
+        prompt: adapter.as_ref().map(|_| PromptEntry {
+            form: prompt_form(if direct { "{text}" } else { "{slots}" }),
+            stop: END_OF_TURN.into(),
+            text_tokens: if direct { task.text_tokens as usize } else { 0 },
+            instructions,
+        }),
+        slots,
+        adapter,
+    }
+}
+
+/// Holds what was loaded to what was trained: the same vector, slots and logits from the same input.
+fn check(bundle: &Bundle, trained: &Trained, decoder: &Decoder, folder: &BundleFolder) -> Result<()> {
+    let input: Vec<f32> = (0..trained.projector.shape().input as u64)
+        .map(|i| 2.0 * uniform(1, i) - 1.0)
+        .collect();
+    let differ = |file: &str, what: &str| Error::Model {
+        path: folder.describe(file),
+        reason: format!("gives other {what} than what was trained does: it is not what was to be written"),
+    };
+    let projected = trained.projector.project(&input)?;
+    if !agree(&bundle.projector.project(&input)?, &projected) {
+        return Err(differ(PROJECTOR, "vectors"));
+    }
+    let slots = |expander: &SlotExpander| {
+        let mut activations = ExpanderActivations::default();
+        expander.forward(&projected, &mut activations);
+        activations.slots
+    };
+    let expected = trained.slots.as_ref().map(|(expander, _)| slots(expander));
+    let found = bundle.expander.as_ref().map(slots);
+    let same = match (&found, &expected) {
+        (Some(found), Some(expected)) => agree(found, expected),
+        (found, expected) => found.is_none() && expected.is_none(),
+    };
+    if !same {
+        return Err(differ(SLOTS, "slots"));
+    }
+    let Some((adapter, _)) = &trained.adapter else {
+        return Ok(());
+    };
+    let prompt = match &trained.slots {
+        Some((expander, _)) => decoder.slot_prompt(PROBE, expander.shape().slots)?,
+        None => decoder.direct_prompt(PROBE, PROBE, usize::MAX)?,
+    };
+    let logits = |adapter: &LoraAdapter| {
+        let adapter = LoadedAdapter::new(adapter, decoder.model())?;
+        decoder.model().next_logits(&prompt, expected.as_deref(), &adapter)
+    };
+    if !agree(&logits(&bundle.adapter(decoder.config())?)?, &logits(adapter)?) {
+        return Err(differ(peft::ADAPTER_MODEL, "logits"));
+    }
+    Ok(())
+}
+
+fn agree(found: &[f32], expected: &[f32]) -> bool {
+    let largest = expected.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+    let near = |(a, b): (&f32, &f32)| (a - b).abs() <= TOLERANCE * largest;
+    found.len() == expected.len() && found.iter().zip(expected).all(near)
+}

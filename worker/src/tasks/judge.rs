@@ -1,0 +1,248 @@
+//! Our answers against those of the base decoder, and of a direct fine-tuning, judged by a large model.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use llink_datasets::store::Store;
+use llink_proto::{Artifact, Judge, ModelRef, TaskResult};
+use serde_json::{Value, json};
+
+use super::TaskContext;
+use crate::judge::{Comparison, Order, Preference, SYSTEM, Verdict};
+use crate::models::{Decoder, END_OF_TURN, GenerateOptions, LoadedAdapter, Sampling};
+use crate::synthesize::{Answer, Client, Endpoint, Patience, Request};
+use crate::{Error, Result};
+
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+
+/// An answer of ours, and one that it is compared with.
+struct Pair {
+    /// `base` or `direct`.
+    against: &'static str,
+    row: Value,
+    ours: String,
+    theirs: String,
+}
+
+/// Adds wins, ties and losses to `result`, and the judgements themselves as JSON lines.
+pub(super) fn run(
+    context: &TaskContext,
+    store: &Store,
+    task: &Judge,
+    answers: &Artifact,
+    model: &ModelRef,
+    result: &mut TaskResult,
+) -> Result<()> {
+    let endpoint = task
+        .endpoint
+        .as_ref()
+        .ok_or_else(|| Error::Input("a judge without its endpoint".into()))?;
+    let client = Client::new(Endpoint {
+        section: "evaluate.judge",
+        url: endpoint.url.clone(),
+        api_key_env: endpoint.api_key_env.clone(),
+        requests_per_minute: endpoint.requests_per_minute,
+        timeout: Duration::from_secs_f64(endpoint.timeout_s),
+        patience: Patience {
+            attempts: endpoint.attempts,
+            first_wait: FIRST_WAIT,
+        },
+    })?;
+    let content = context.read(store, answers)?;
+    let rows = rows(&store.describe(&answers.path), &content, task.examples as usize)?;
+    let mut pairs = against_base(context, task, model, &rows)?;
+    pairs.extend(rows.iter().filter_map(against_other_arm));
+    if !task.direct_answers.is_empty() {
+        pairs.extend(against_direct(context, task, &rows)?);
+    }
+    let asker = Asker {
+        context,
+        store,
+        client: &client,
+        task,
+    };
+    let concurrency = endpoint.concurrency.max(1) as usize;
+    let judged: Vec<[Option<Verdict>; 2]> = context.wait(
+        futures::stream::iter(&pairs)
+            .map(|pair| asker.both_orders(pair))
+            .buffered(concurrency)
+            .try_collect(),
+    )?;
+    let mut lines = String::new();
+    for against in ["base", "direct"] {
+        let own = pairs.iter().zip(&judged).filter(|(pair, _)| pair.against == against);
+        let own: Vec<_> = own
+            .map(|(pair, [one, other])| (pair, [one, other], Preference::of(*one, *other)))
+            .collect();
+        if own.is_empty() {
+            continue;
+        }
+        for preference in Preference::ALL {
+            let count = own.iter().filter(|(.., found)| *found == preference).count();
+            let name = format!("judged.{against}.{}", preference.name());
+            result.figures.insert(name, count as f64);
+        }
+        for (pair, verdicts, preference) in own {
+            let line = json!({
+                "id": pair.row["id"], "against": against, "instruction": pair.row["instruction"],
+                "english_ref": pair.row["english_ref"], "ours": pair.ours, "theirs": pair.theirs,
+                "verdicts": verdicts, "preference": preference,
+            });
+            lines.push_str(&format!("{line}\n"));
+        }
+    }
+    let judgements = context.write(store, &task.path, "judgements", pairs.len() as u64, lines.into())?;
+    result.artifacts.push(judgements);
+    Ok(())
+}
+
+fn rows(name: &str, content: &[u8], at_most: usize) -> Result<Vec<Value>> {
+    let lines = content.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let rows = lines.take(at_most).map(|line| {
+        serde_json::from_slice(line).map_err(|e| Error::Model {
+            path: name.into(),
+            reason: format!("is no file of answers: {e}"),
+        })
+    });
+    rows.collect()
+}
+
+/// What the job's own decoder said, as text.
+fn ours(row: &Value) -> String {
+    let answers = &row["answers"];
+    let answer = answers["slots"].as_str().or_else(|| answers["direct"].as_str());
+    answer.unwrap_or_default().to_owned()
+}
+
+/// The decoder without any adapter, given the foreign text itself.
+fn against_base(context: &TaskContext, task: &Judge, model: &ModelRef, rows: &[Value]) -> Result<Vec<Pair>> {
+    let decoder = context.models.decoder(context, model)?;
+    let options = GenerateOptions {
+        max_tokens: task.max_answer_tokens as usize,
+        stop: vec![decoder.tokenizer().require(END_OF_TURN)?],
+        sampling: Sampling::Greedy,
+    };
+    let pairs = rows.iter().map(|row| {
+        context.control.check()?;
+        Ok(Pair {
+            against: "base",
+            theirs: base_answer(&decoder, row, task.max_tokens as usize, &options)?,
+            ours: ours(row),
+            row: row.clone(),
+        })
+    });
+    pairs.collect()
+}
+
+fn base_answer(decoder: &Decoder, row: &Value, max_tokens: usize, options: &GenerateOptions) -> Result<String> {
+    let text = |key: &str| row[key].as_str().unwrap_or_default();
+    let prompt = decoder.direct_prompt(text("instruction"), text("foreign"), max_tokens)?;
+    let going_on = &mut |_| ControlFlow::Continue(());
+    let plain = LoadedAdapter::default();
+    let ids = decoder.model().generate(&prompt, None, &plain, options, going_on)?;
+    decoder.tokenizer().decode(&ids)
+}
+
+/// The answer of the job's own direct fine-tuning, where it trained both.
+fn against_other_arm(row: &Value) -> Option<Pair> {
+    let answers = &row["answers"];
+    Some(Pair {
+        against: "direct",
+        ours: answers["slots"].as_str()?.to_owned(),
+        theirs: answers["direct"].as_str()?.to_owned(),
+        row: row.clone(),
+    })
+}
+
+/// The answers that another job, whose mode is direct, gave to the same examples.
+fn against_direct(context: &TaskContext, task: &Judge, rows: &[Value]) -> Result<Vec<Pair>> {
+    let (store, name) = Store::open_object(&task.direct_answers)?;
+    let content = context.wait(store.get(&name))?;
+    let direct = self::rows(&task.direct_answers, &content, usize::MAX)?;
+    let by_id: HashMap<u64, &Value> = direct
+        .iter()
+        .filter_map(|row| Some((row["id"].as_u64()?, row)))
+        .collect();
+    let pairs: Vec<Pair> = rows
+        .iter()
+        .filter_map(|row| {
+            let theirs = by_id.get(&row["id"].as_u64()?)?["answers"]["direct"].as_str()?;
+            Some(Pair {
+                against: "direct",
+                ours: ours(row),
+                theirs: theirs.to_owned(),
+                row: row.clone(),
+            })
+        })
+        .collect();
+    if pairs.is_empty() {
+        return Err(Error::Input(format!(
+            "{}: has no direct answers to the instructions that were evaluated: `evaluate.judge.direct_answers` is the \
+             answers.jsonl of a job with the same instructions and `mode = \"direct\"`",
+            task.direct_answers
+        )));
+    }
+    Ok(pairs)
+}
+
+struct Asker<'a> {
+    context: &'a TaskContext,
+    store: &'a Store,
+    client: &'a Client,
+    task: &'a Judge,
+}
+
+impl Asker<'_> {
+    async fn both_orders(&self, pair: &Pair) -> Result<[Option<Verdict>; 2]> {
+        Ok([
+            self.ask(pair, Order::OursFirst).await?,
+            self.ask(pair, Order::TheirsFirst).await?,
+        ])
+    }
+
+    async fn ask(&self, pair: &Pair, order: Order) -> Result<Option<Verdict>> {
+        self.context.control.check()?;
+        let text = |key: &str| pair.row[key].as_str().unwrap_or_default();
+        let comparison = Comparison {
+            instruction: text("instruction"),
+            english: text("english_ref"),
+            ours: &pair.ours,
+            theirs: &pair.theirs,
+        };
+        let (model, max_tokens) = self
+            .task
+            .endpoint
+            .as_ref()
+            .map_or(("", 0), |endpoint| (endpoint.model.as_str(), endpoint.max_tokens));
+        let request = Request::chat(model, SYSTEM, &comparison.prompt(order), max_tokens, 0.0);
+        let reply = self.reply(&request).await?;
+        Ok(Verdict::of(&reply, order))
+    }
+
+    /// The reply to a request, asked for once: a task that is run again finds it.
+    async fn reply(&self, request: &Request) -> Result<String> {
+        let hash = request.hash();
+        let path = format!("{}/{}/{hash}.json", self.task.cache, &hash[..2]);
+        match self.store.get(&path).await {
+            // What cannot be read is asked again.
+            Ok(content) => {
+                if let Ok(reply) = serde_json::from_slice(&content) {
+                    return Ok(reply);
+                }
+            }
+            Err(llink_datasets::Error::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let reply = match self.client.ask(request).await? {
+            Answer::Text(text) => text,
+            // Nothing that names a letter.
+            Answer::CutOff | Answer::Rejected(_) => String::new(),
+        };
+        let content = serde_json::to_vec(&reply).expect("a text is plain data");
+        self.store.put(&path, Bytes::from(content)).await?;
+        Ok(reply)
+    }
+}

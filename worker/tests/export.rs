@@ -1,0 +1,585 @@
+//! What `export` writes is whole, loads strictly, and gives what was trained; PEFT reads the adapter.
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use candle_core::{DType, Device};
+use half::f16;
+use llink_datasets::manifest::{Manifest, ManifestArtifact, sha256_hex};
+use llink_datasets::rows::InstructionExample;
+use llink_datasets::shards::encode_instructions;
+use llink_datasets::store::Store;
+use llink_proto::task::Kind;
+use llink_proto::{Artifact, Export, ModelRef, ModelRole, Task, TaskResult};
+use llink_worker::agent::TaskControl;
+use llink_worker::bundle::{Answering, Bundle, BundleFolder, Generator, Opening};
+use llink_worker::device::Compute;
+use llink_worker::llink::projector::{Projector, ProjectorShape};
+use llink_worker::llink::slot_expander::{ExpanderActivations, SlotExpander, SlotExpanderShape};
+use llink_worker::models::lora::{LoraAdapter, LoraOptions};
+use llink_worker::models::{Decoder, Encoder, GenerateOptions, LoadedAdapter, Sampling, TextLimits, fingerprint, peft};
+use llink_worker::tasks::{self, ModelCache, TaskContext};
+use llink_worker::train::random::uniform;
+use llink_worker::train::tensor_file::{self, TensorFile, Values};
+
+const KEY: &str = "0123456789abcdef";
+const SLOTS: usize = 4;
+const TEXT: &str = "ថ្ងៃនេះ អ្នកនេសាទចូលចិត្តត្រីតូច ៤ នៅផ្សារ។";
+
+fn golden(model: &str) -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/seed8")).join(model)
+}
+
+/// A job's output in which everything up to `export` is done.
+struct Job {
+    folder: tempfile::TempDir,
+    runtime: tokio::runtime::Runtime,
+    adapter: LoraAdapter,
+    expander: SlotExpander,
+    projector: Projector,
+}
+
+impl Job {
+    fn new() -> Self {
+        let decoder = Decoder::load(&golden("decoder"), &Device::Cpu, DType::F32).unwrap();
+        let encoder = Encoder::load(&golden("encoder"), &Device::Cpu, DType::F32).unwrap();
+        let width = decoder.hidden_size();
+        let mut adapter = LoraAdapter::new(decoder.config(), LoraOptions::default(), 3).unwrap();
+        // As after training: B is not zero.
+        for (index, value) in (0..).zip(&mut adapter.parameters) {
+            *value += 0.2 * (uniform(5, index) - 0.5);
+        }
+        let shape = ProjectorShape {
+            input: encoder.hidden_size(),
+            hidden: 80,
+            output: width,
+        };
+        let slots = SlotExpanderShape {
+            width,
+            hidden: 2 * width,
+            slots: SLOTS,
+        };
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            runtime: tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .build()
+                .unwrap(),
+            adapter,
+            expander: SlotExpander::new(slots, 0.777_209_4, 9),
+            projector: Projector::new(shape, 4),
+        }
+    }
+
+    fn url(&self) -> String {
+        self.folder.path().to_str().unwrap().into()
+    }
+
+    fn store(&self) -> Store {
+        Store::open(&self.url()).unwrap()
+    }
+
+    fn bundle(&self) -> String {
+        format!("{}/export/{KEY}", self.url())
+    }
+
+    fn put(&self, path: &str, content: Bytes) -> Artifact {
+        let sha256 = sha256_hex(&content);
+        self.runtime.block_on(self.store().put(path, content)).unwrap();
+        Artifact {
+            path: path.into(),
+            sha256,
+            ..Artifact::default()
+        }
+    }
+
+    fn instructions(&self) -> Artifact {
+        let row = |task: &str, instruction: &str, n: usize| InstructionExample {
+            task: task.into(),
+            instruction: instruction.into(),
+            foreign: format!("{TEXT} {n}"),
+            english_ref: "x".into(),
+            answer: n.to_string(),
+            source: "x".into(),
+        };
+        let questions = (10..30).map(|n| row("answer", &format!("How many are {n}?"), n));
+        let rows = [
+            row("translate", "Say it in English.", 1),
+            row("translate", "Translate this.", 2),
+            row("translate", "Translate this.", 3),
+            row("summarize", "In short?", 4),
+        ];
+        let rows: Vec<_> = rows.into_iter().chain(questions).collect();
+        let path = "shard/k/instructions/train/00000.parquet";
+        self.put(
+            path,
+            encode_instructions(&rows, path, "instructions/train", "k").unwrap(),
+        )
+    }
+
+    /// The task as the coordinator would hand it out.
+    fn task(&self) -> Export {
+        let model = |role: ModelRole, name: &str| ModelRef {
+            role: role.into(),
+            url: golden(name).to_str().unwrap().into(),
+            fingerprint: fingerprint(&golden(name)).unwrap(),
+        };
+        let config = peft::config_json(self.adapter.options(), "tiny");
+        Export {
+            directory: format!("export/{KEY}"),
+            projector: Some(self.put(
+                "align/k/projector.safetensors",
+                self.projector.to_safetensors(HashMap::new()).unwrap().into(),
+            )),
+            adapter: Some(self.put(
+                "instruct/k/adapter_model.safetensors",
+                peft::weights(&self.adapter).unwrap().into(),
+            )),
+            adapter_config: Some(self.put("instruct/k/adapter_config.json", config.into())),
+            slots: Some(self.put(
+                "instruct/k/slots.safetensors",
+                self.expander.to_safetensors(HashMap::new()).unwrap().into(),
+            )),
+            encoder: Some(model(ModelRole::Encoder, "encoder")),
+            decoder: Some(model(ModelRole::Decoder, "decoder")),
+            encoder_name: "tiny-encoder".into(),
+            decoder_name: "tiny-decoder".into(),
+            encoder_source: golden("encoder").to_str().unwrap().into(),
+            decoder_source: golden("decoder").to_str().unwrap().into(),
+            max_chars: 256,
+            max_tokens: 128,
+            text_tokens: 0,
+            instructions: vec![self.instructions()],
+            model_card: "# A card\n".into(),
+        }
+    }
+
+    fn run(&self, task: Export) -> llink_worker::Result<TaskResult> {
+        let context = TaskContext {
+            output_url: self.url(),
+            runtime: self.runtime.handle().clone(),
+            control: Arc::new(TaskControl::default()),
+            seat: None,
+            rendezvous: Box::new(|_| unreachable!("an export is no gang")),
+            local_address: std::net::Ipv4Addr::LOCALHOST.into(),
+            threads: 1,
+            compute: Compute::cpu(),
+            models: Arc::new(ModelCache::default()),
+            token: 1,
+        };
+        tasks::run(
+            &context,
+            Task {
+                output_url: self.url(),
+                kind: Some(Kind::Export(task)),
+            },
+        )
+    }
+
+    /// Runs the task and commits what it wrote, as the coordinator does.
+    fn export(&self, task: Export) {
+        let written = self.run(task).unwrap();
+        let artifacts = written.artifacts.into_iter().map(|a| ManifestArtifact {
+            path: a.path,
+            role: a.role,
+            rows: a.rows,
+            bytes: a.bytes,
+            sha256: a.sha256,
+            metadata: a.metadata,
+        });
+        let manifest = Manifest {
+            version: 1,
+            stage: "export".into(),
+            key: KEY.into(),
+            artifacts: artifacts.collect(),
+            counts: BTreeMap::new(),
+            figures: BTreeMap::new(),
+            facts: BTreeMap::new(),
+            warnings: Vec::new(),
+        };
+        let path = format!("export/{KEY}/manifest.json");
+        self.runtime.block_on(manifest.write(&self.store(), &path)).unwrap();
+    }
+
+    fn opening(&self) -> Opening {
+        Opening {
+            encoder: None,
+            decoder: None,
+            vectors: Some(self.folder.path().join("vectors")),
+            downloads: self.folder.path().join("downloads"),
+        }
+    }
+
+    fn open(&self, url: &str, opening: Opening) -> llink_worker::Result<Generator> {
+        Generator::open(url, opening, self.runtime.handle())
+    }
+}
+
+const GREEDY: Answering = Answering {
+    max_tokens: 12,
+    sampling: Sampling::Greedy,
+};
+
+fn silent(_: &str) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// What was trained, asked without any bundle.
+fn expected_answer(job: &Job, text: &str, instruction: &str) -> String {
+    let encoder = Encoder::load(&golden("encoder"), &Device::Cpu, DType::F32).unwrap();
+    let decoder = Decoder::load(&golden("decoder"), &Device::Cpu, DType::F32).unwrap();
+    let limits = TextLimits {
+        max_chars: 256,
+        max_tokens: 128,
+    };
+    let vector = encoder.embed(&[text], limits, 4096, &mut |_| {}).unwrap().remove(0);
+    let vector: Vec<f32> = vector.into_iter().map(|x| f16::from_f32(x).to_f32()).collect();
+    let mut activations = ExpanderActivations::default();
+    job.expander
+        .forward(&job.projector.project(&vector).unwrap(), &mut activations);
+    let options = GenerateOptions {
+        max_tokens: GREEDY.max_tokens,
+        stop: vec![decoder.tokenizer().require("<|eot_id|>").unwrap()],
+        sampling: GREEDY.sampling,
+    };
+    let ids = decoder
+        .model()
+        .generate(
+            &decoder.slot_prompt(instruction, SLOTS).unwrap(),
+            Some(&activations.slots),
+            &LoadedAdapter::new(&job.adapter, decoder.model()).unwrap(),
+            &options,
+            &mut |_| ControlFlow::Continue(()),
+        )
+        .unwrap();
+    decoder.tokenizer().decode(&ids).unwrap()
+}
+
+#[test]
+fn a_bundle_answers_as_what_was_trained_does_word_by_word() {
+    let job = Job::new();
+    job.export(job.task());
+    let mut generator = job.open(&job.bundle(), job.opening()).unwrap();
+    assert_eq!(generator.key(), KEY);
+    assert_eq!(
+        generator.instruction("translate").unwrap(),
+        "Translate this.",
+        "the most usual"
+    );
+    let unknown = generator.instruction("rhyme").unwrap_err().to_string();
+    assert!(
+        unknown.contains("it knows summarize, translate."),
+        "no question stands for all: {unknown}"
+    );
+    let sentence = generator.read(&[TEXT]).unwrap().remove(0);
+    for instruction in ["Translate this.", "Who is it about?"] {
+        let mut pieces = Vec::new();
+        let answer = generator
+            .answer(&sentence, instruction, GREEDY, &mut |piece| {
+                pieces.push(piece.to_owned());
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        assert_eq!(answer, expected_answer(&job, TEXT, instruction));
+        assert_eq!(pieces.concat(), answer);
+        assert!(pieces.len() > 1, "it comes word by word: {pieces:?}");
+        let mut heard = 0;
+        let cut = generator
+            .answer(&sentence, instruction, GREEDY, &mut |_| {
+                heard += 1;
+                ControlFlow::Break(())
+            })
+            .unwrap();
+        assert!(heard == 1 && cut.len() < answer.len(), "it ends when nobody listens");
+    }
+    let sampled = |seed| {
+        let sampling = Sampling::Nucleus {
+            temperature: 1.5,
+            top_p: 0.95,
+            seed,
+        };
+        let answering = Answering { sampling, ..GREEDY };
+        generator
+            .answer(&sentence, "Translate this.", answering, &mut silent)
+            .unwrap()
+    };
+    assert_eq!(sampled(1), sampled(1));
+    assert_ne!(sampled(1), sampled(2));
+}
+
+#[test]
+fn a_sentence_that_was_read_needs_no_encoder_any_more() {
+    let job = Job::new();
+    job.export(job.task());
+    let mut first = job.open(&job.bundle(), job.opening()).unwrap();
+    let read = first.read(&[TEXT]).unwrap();
+    let without = Opening {
+        encoder: Some("/nowhere".into()),
+        ..job.opening()
+    };
+    let mut again = job.open(&job.bundle(), without.clone()).unwrap();
+    // White space and broken accents are made one, as in training.
+    assert_eq!(again.read(&[&format!("  {TEXT}\n")]).unwrap(), read);
+    let error = again.read(&["ត្រី"]).unwrap_err().to_string();
+    assert!(error.contains("/nowhere") && error.contains("--encoder"), "{error}");
+    let forgetful = Opening {
+        vectors: None,
+        ..without
+    };
+    let error = job.open(&job.bundle(), forgetful).unwrap().read(&[TEXT]).unwrap_err();
+    assert!(error.to_string().contains("--encoder"), "{error}");
+    assert!(
+        first
+            .read(&[" \u{200b}"])
+            .unwrap_err()
+            .to_string()
+            .contains("nothing to read")
+    );
+    let long = "ក".repeat(300);
+    assert_eq!(first.read(&[&long]).unwrap()[0].unread_chars, 44);
+}
+
+/// The file with one tensor less, or one more.
+fn changed(content: &[u8], remove: Option<&str>, add: Option<&str>) -> Bytes {
+    let file = TensorFile::new("x", content).unwrap();
+    let names: Vec<&str> = file.names().filter(|name| Some(*name) != remove).collect();
+    let read: Vec<_> = names.iter().map(|name| file.f32(name).unwrap()).collect();
+    let mut tensors: Vec<tensor_file::Tensor<'_>> = names
+        .iter()
+        .zip(&read)
+        .map(|(name, (shape, values))| ((*name).to_owned(), shape.clone(), Values::F32(values)))
+        .collect();
+    if let Some(name) = add {
+        tensors.push((name.into(), vec![1], Values::F32(&[1.0])));
+    }
+    let metadata = file
+        .text("median_norm")
+        .map(|text| HashMap::from([("median_norm".to_owned(), text.to_owned())]));
+    tensor_file::write(&tensors, metadata.unwrap_or_default())
+        .unwrap()
+        .into()
+}
+
+#[test]
+fn what_cant_be_loaded_strictly_is_not_exported_and_the_tensor_is_named() {
+    let job = Job::new();
+    let missing = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight";
+    let read = |artifact: &Option<Artifact>| {
+        let path = &artifact.as_ref().unwrap().path;
+        job.runtime.block_on(job.store().get(path)).unwrap()
+    };
+    for (remove, add, named) in [
+        (Some(missing), None, missing),
+        (None, Some("base_model.model.lm_head.weight"), "lm_head.weight"),
+        (
+            None,
+            Some("base_model.model.model.layers.9.mlp.up_proj.lora_A.weight"),
+            "layers.9",
+        ),
+    ] {
+        let mut task = job.task();
+        let content = changed(&read(&task.adapter), remove, add);
+        task.adapter = Some(job.put("instruct/k/other.safetensors", content));
+        let error = job.run(task).unwrap_err().to_string();
+        assert!(error.contains(named), "{error}");
+    }
+    for (part, named) in [("projector", "up.bias"), ("slots", "norm.weight")] {
+        for (remove, add, named) in [(Some(named), None, named), (None, Some("extra.weight"), "extra.weight")] {
+            let mut task = job.task();
+            let artifact = if part == "slots" {
+                &mut task.slots
+            } else {
+                &mut task.projector
+            };
+            let content = changed(&read(artifact), remove, add);
+            *artifact = Some(job.put("other.safetensors", content));
+            let error = job.run(task).unwrap_err().to_string();
+            assert!(error.contains(named), "{part}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_damaged_bundle_and_other_models_are_refused_by_name() {
+    let job = Job::new();
+    job.export(job.task());
+    let folder = PathBuf::from(job.bundle());
+    let refused = |url: &str, opening: Opening| job.open(url, opening).err().unwrap().to_string();
+
+    let error = refused(&job.url(), job.opening());
+    assert!(error.contains("no bundle here"), "{error}");
+    std::fs::write(
+        job.folder.path().join("report.json"),
+        format!("{{\"stages\": [{{\"stage\": \"export\", \"directory\": \"export/{KEY}\"}}]}}"),
+    )
+    .unwrap();
+    assert_eq!(
+        job.open(&job.url(), job.opening()).unwrap().key(),
+        KEY,
+        "by the job's output"
+    );
+
+    let other = Opening {
+        decoder: Some(golden("decoder_sharded").to_str().unwrap().into()),
+        ..job.opening()
+    };
+    let error = refused(&job.bundle(), other);
+    assert!(error.contains("fingerprint") && error.contains("--decoder"), "{error}");
+    let nowhere = Opening {
+        decoder: Some("/nowhere".into()),
+        ..job.opening()
+    };
+    let error = refused(&job.bundle(), nowhere);
+    assert!(error.contains("/nowhere") && error.contains("tiny-decoder"), "{error}");
+
+    let slots = folder.join("slots.safetensors");
+    let whole = std::fs::read(&slots).unwrap();
+    let mut content = whole.clone();
+    *content.last_mut().unwrap() ^= 1;
+    std::fs::write(&slots, &content).unwrap();
+    let error = refused(&job.bundle(), job.opening());
+    assert!(
+        error.contains("slots.safetensors") && error.contains("altered"),
+        "{error}"
+    );
+    std::fs::remove_file(&slots).unwrap();
+    let error = refused(&job.bundle(), job.opening());
+    assert!(error.contains("slots.safetensors"), "{error}");
+    std::fs::write(&slots, &whole).unwrap();
+
+    // Moved, it is whole where it is; of another version, it says by what it is read.
+    let moved = job.folder.path().join("moved");
+    std::fs::rename(&folder, &moved).unwrap();
+    let moved = moved.to_str().unwrap();
+    assert!(job.open(moved, job.opening()).is_ok());
+    let config = std::fs::read_to_string(format!("{moved}/config.json")).unwrap();
+    let config = config.replace("\"bundle_version\": 1", "\"bundle_version\": 2");
+    std::fs::write(format!("{moved}/config.json"), &config).unwrap();
+    let manifest = std::fs::read_to_string(format!("{moved}/manifest.json")).unwrap();
+    let mut manifest: Manifest = serde_json::from_str(&manifest).unwrap();
+    let listed = manifest.artifacts.iter_mut().find(|a| a.path.ends_with("/config.json"));
+    listed.unwrap().sha256 = sha256_hex(config.as_bytes());
+    std::fs::write(format!("{moved}/manifest.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
+    let error = refused(moved, job.opening());
+    assert!(
+        error.contains("version 2") && error.contains("reads version 1"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_job_without_stage_b_exports_its_projector_alone() {
+    let job = Job::new();
+    let task = Export {
+        adapter: None,
+        adapter_config: None,
+        slots: None,
+        instructions: Vec::new(),
+        ..job.task()
+    };
+    job.export(task);
+    let mut files: Vec<_> = std::fs::read_dir(job.bundle())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    files.sort();
+    assert_eq!(
+        files,
+        ["README.md", "config.json", "manifest.json", "projector.safetensors"]
+    );
+    let folder = BundleFolder::open(&job.bundle(), job.runtime.handle()).unwrap();
+    assert!(Bundle::read(&folder).unwrap().projector == job.projector);
+    let error = job.open(&job.bundle(), job.opening()).err().unwrap().to_string();
+    assert!(error.contains("[instruct]"), "{error}");
+}
+
+/// Loads the adapter with PEFT; prints the largest difference of its logits from ours, beside the largest of ours.
+const WITH_PEFT: &str = r#"
+import json, sys, torch
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+bundle, decoder, probe = sys.argv[1:]
+probe = json.load(open(probe))
+base = AutoModelForCausalLM.from_pretrained(decoder, dtype=torch.float32)
+model = PeftModel(base, PeftConfig.from_pretrained(bundle)).eval()
+loaded = model.load_adapter(bundle, "default")
+missing = [key for key in loaded.missing_keys if "lora_" in key]
+assert not missing and not loaded.unexpected_keys, (missing, loaded.unexpected_keys)
+expected, found = set(get_peft_model_state_dict(model)), set(load_file(f"{bundle}/adapter_model.safetensors"))
+assert expected == found, expected ^ found
+ids, slots = torch.tensor([probe["ids"]]), torch.tensor(probe["slots"])
+with torch.no_grad():
+    embeddings = model.get_input_embeddings()(ids)
+    embeddings[0, probe["places"]] = slots
+    logits = model(inputs_embeds=embeddings).logits[0, -1]
+    with model.disable_adapter():
+        without = model(inputs_embeds=embeddings).logits[0, -1]
+ours = torch.tensor(probe["logits"])
+scale = ours.abs().max()
+print(json.dumps({"apart": ((logits - ours).abs().max() / scale).item(),
+                  "adapter": ((logits - without).abs().max() / scale).item()}))
+"#;
+
+#[test]
+fn peft_loads_the_adapter_and_gives_our_logits() {
+    let Some(python) = std::env::var_os("LLINK_PYTHON") else {
+        eprintln!("skipped: LLINK_PYTHON names no Python with torch, transformers and peft");
+        return;
+    };
+    let has_peft = Command::new(&python)
+        .args(["-c", "import peft, torch, transformers"])
+        .output();
+    if !has_peft.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: LLINK_PYTHON cannot import torch, transformers and peft");
+        return;
+    }
+    let job = Job::new();
+    job.export(job.task());
+    let decoder = Decoder::load(&golden("decoder"), &Device::Cpu, DType::F32).unwrap();
+    let prompt = decoder.slot_prompt("Translate this.", SLOTS).unwrap();
+    let folder = BundleFolder::open(&job.bundle(), job.runtime.handle()).unwrap();
+    let bundle = Bundle::read(&folder).unwrap();
+    let vector: Vec<f32> = (0..bundle.projector.shape().input as u64)
+        .map(|i| uniform(8, i))
+        .collect();
+    let mut activations = ExpanderActivations::default();
+    let expander = bundle.expander.as_ref().unwrap();
+    expander.forward(&bundle.projector.project(&vector).unwrap(), &mut activations);
+    let adapter = LoadedAdapter::new(&bundle.adapter(decoder.config()).unwrap(), decoder.model()).unwrap();
+    let logits = decoder
+        .model()
+        .next_logits(&prompt, Some(&activations.slots), &adapter)
+        .unwrap();
+    let slots: Vec<&[f32]> = activations.slots.chunks_exact(decoder.hidden_size()).collect();
+    let probe = job.folder.path().join("probe.json");
+    let content = serde_json::json!({
+        "ids": prompt.ids, "places": prompt.slots, "slots": slots, "logits": logits,
+    });
+    std::fs::write(&probe, content.to_string()).unwrap();
+    let output = Command::new(&python)
+        .args(["-c", WITH_PEFT, &job.bundle()])
+        .arg(golden("decoder"))
+        .arg(&probe)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let found: serde_json::Value = serde_json::from_str(said.trim().lines().last().unwrap()).unwrap();
+    println!("PEFT's logits: {found}");
+    assert!(found["apart"].as_f64().unwrap() < 1e-4, "{found}");
+    assert!(
+        found["adapter"].as_f64().unwrap() > 1e-2,
+        "the adapter changes something: {found}"
+    );
+}

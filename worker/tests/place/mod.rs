@@ -1,0 +1,16 @@
+//! Where the tests of the tensor form compute: the CPU, or the GPU when `LLINK_TEST_DEVICE` is `cuda`.
+
+use candle_core::{DType, Device};
+use llink_worker::device::{Compute, DeviceChoice};
+use llink_worker::models::Backend;
+
+pub fn device() -> Device {
+    match std::env::var("LLINK_TEST_DEVICE") {
+        Ok(choice) => Compute::open(choice.parse::<DeviceChoice>().unwrap()).unwrap().device,
+        Err(_) => Device::Cpu,
+    }
+}
+
+pub fn tensors(dtype: DType) -> Backend {
+    Backend::of_tensors(&device(), dtype)
+}
