@@ -73,13 +73,38 @@ pub(super) fn folder(context: &TaskContext, model: &ModelRef) -> Result<PathBuf>
     if let Some(local) = store.local_path("") {
         return Ok(local);
     }
-    let name = if model.fingerprint.is_empty() {
-        "unknown"
-    } else {
-        &model.fingerprint
-    };
-    let target = std::env::temp_dir().join("llink-models").join(name);
+    let target = kept_models().join(&model.fingerprint);
     fetch(&store, &target, &context.runtime, &|| context.control.check())
+}
+
+/// Where models of object stores are kept on this machine.
+fn kept_models() -> PathBuf {
+    std::env::temp_dir().join("llink-models")
+}
+
+/// The fingerprint of a model that nothing is known of yet. One in an object store is fetched to a place of its own, and moved to
+/// where it is kept once its fingerprint is known.
+fn identify(context: &TaskContext, url: &str) -> Result<String> {
+    let store = Store::open(url)?;
+    if let Some(local) = store.local_path("") {
+        return fingerprint(&local);
+    }
+    let failed = |source| Error::Io {
+        path: kept_models().display().to_string(),
+        source,
+    };
+    std::fs::create_dir_all(kept_models()).map_err(failed)?;
+    let unknown = tempfile::tempdir_in(kept_models()).map_err(failed)?;
+    let fetched = fetch(&store, &unknown.path().join("model"), &context.runtime, &|| {
+        context.control.check()
+    })?;
+    let print = fingerprint(&fetched)?;
+    let kept = kept_models().join(&print);
+    // Where it is kept already, that copy is as good.
+    match std::fs::rename(&fetched, &kept) {
+        Err(source) if !kept.is_dir() => Err(failed(source)),
+        _ => Ok(print),
+    }
 }
 
 pub(super) fn prepare(context: &TaskContext, task: &PrepareModel) -> Result<TaskResult> {
@@ -92,16 +117,11 @@ pub(super) fn prepare(context: &TaskContext, task: &PrepareModel) -> Result<Task
         TINY | RANDOM => (make(context, task, role)?, context.store()?.describe(&task.path)),
         folder => (TaskResult::default(), folder.to_owned()),
     };
-    let unchecked = ModelRef {
+    let print = identify(context, &url)?;
+    let checked = ModelRef {
         role: task.role,
         url: url.clone(),
-        fingerprint: String::new(),
-    };
-    let folder = folder(context, &unchecked)?;
-    let print = fingerprint(&folder)?;
-    let checked = ModelRef {
         fingerprint: print.clone(),
-        ..unchecked
     };
     // Loading it here refuses what cannot be used before a corpus is embedded with half of it.
     let width = match task.role() {
