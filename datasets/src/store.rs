@@ -360,7 +360,7 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn without_dots(path: &FsPath) -> PathBuf {
+pub(crate) fn without_dots(path: &FsPath) -> PathBuf {
     let mut clean = PathBuf::new();
     for part in path.components() {
         match part {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
+use llink_datasets::roots::Roots;
 use llink_datasets::store::{ObjectInfo, Store};
 use llink_proto::{Failure, FailureKind};
 
@@ -14,9 +15,10 @@ use crate::schedule::NewJob;
 /// A parsed job with its paths absolute, its inputs checked and its id.
 ///
 /// # Errors
-/// When a source or a model folder is missing or cannot be reached.
-pub(super) async fn resolve(file: JobFile, base_dir: &Path) -> Result<NewJob, Failure> {
+/// When a URL lies below none of the roots, or a source or a model folder is missing or cannot be reached.
+pub(super) async fn resolve(file: JobFile, base_dir: &Path, roots: &Roots) -> Result<NewJob, Failure> {
     let file = absolute(file, base_dir);
+    check_roots(&file, roots)?;
     Store::open(&file.output).map_err(|e| of_key("output", &failure(&e)))?;
     let mut stamps = BTreeMap::new();
     let mut sources = vec![("corpus.source", &file.corpus.source)];
@@ -43,6 +45,46 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path) -> Result<NewJob, Fa
     let content = serde_json::to_string(&file).expect("a job file is plain data");
     let id = format!("{}-{}", file.name, &short_hash(&content)[..8]);
     Ok(NewJob { id, file, stamps })
+}
+
+/// Refuses a job that reads or writes where it may not, before anything is looked at.
+fn check_roots(file: &JobFile, roots: &Roots) -> Result<(), Failure> {
+    if *roots == Roots::Any {
+        return Ok(());
+    }
+    let mut urls = vec![("output", file.output.as_str())];
+    for source in file.corpus.source.as_slice().iter().filter(|s| !s.is_sample()) {
+        urls.extend(source.files().map(|url| ("corpus.source", url)));
+    }
+    if let Some(instructions) = &file.instructions {
+        for source in instructions.source.as_slice().iter().filter(|s| !s.is_sample()) {
+            urls.extend(source.files().map(|url| ("instructions.source", url)));
+        }
+    }
+    for (key, folder) in [
+        ("models.encoder", &file.models.encoder),
+        ("models.decoder", &file.models.decoder),
+    ] {
+        if folder != "tiny" {
+            urls.push((key, folder));
+        }
+    }
+    if let Some(synthesize) = &file.synthesize {
+        urls.push(("synthesize.url", &synthesize.url));
+        let name = &synthesize.api_key_env;
+        if ["AWS_", "AZURE_", "GOOGLE_", "LLINK_"]
+            .iter()
+            .any(|p| name.to_ascii_uppercase().starts_with(p))
+        {
+            return Err(missing(format!(
+                "`synthesize.api_key_env`: {name} is the workers' own, and sent to nobody"
+            )));
+        }
+    }
+    for (key, url) in urls {
+        roots.admit(url).map_err(|text| missing(format!("`{key}`: {text}")))?;
+    }
+    Ok(())
 }
 
 fn of_key(key: &str, failure: &Failure) -> Failure {

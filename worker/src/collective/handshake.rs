@@ -1,13 +1,17 @@
 //! How the ranks of a ring find each other, and turn away who does not belong.
 //!
 //! Each rank dials the next one and says who it is; each rank listens for the previous one and answers with a verdict.
-//! A caller of another generation, or out of place, is refused and the listener goes on waiting.
+//! A caller of another generation, out of place, or without the gang's secret is refused and the listener goes on waiting.
+//! Caller and listener prove that they know the secret without sending it: an HMAC over what was said, the caller's nonce and
+//! the listener's rank.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
+use hmac::{Hmac, Mac};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use sha2::Sha256;
 
 use super::{AbortHandle, RingOptions};
 use crate::{Error, Result};
@@ -17,6 +21,9 @@ const HELLO_BYTES: usize = 32;
 const WELCOME: u8 = 1;
 const OTHER_GENERATION: u8 = 2;
 const OUT_OF_PLACE: u8 = 3;
+const NO_PROOF: u8 = 4;
+const NONCE_BYTES: usize = 16;
+const PROOF_BYTES: usize = 32;
 /// How long a caller may take to introduce itself; meanwhile nobody else is heard.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often an abort is looked for while there are no sockets that it could close.
@@ -37,7 +44,15 @@ pub(super) fn connect(listener: TcpListener, options: &RingOptions, abort: &Abor
         .map_err(|error| lost(format!("its own listener: {error}")))?;
     let next_rank = (options.rank + 1) % options.addresses.len();
     let mut next = dial(options, next_rank, deadline, abort)?;
-    next.write_all(&hello(options))
+    next.set_read_timeout(Some(HELLO_TIMEOUT))
+        .map_err(|error| lost(format!("setting up a socket: {error}")))?;
+    let mut nonce = [0; NONCE_BYTES];
+    getrandom::fill(&mut nonce).map_err(|error| lost(format!("no random bytes: {error}")))?;
+    let said = hello(options);
+    let mut opening = said.to_vec();
+    opening.extend_from_slice(&nonce);
+    opening.extend_from_slice(&proof(options, b"caller", &said, &nonce).finalize().into_bytes());
+    next.write_all(&opening)
         .map_err(|error| lost(format!("rank {next_rank} hung up: {error}")))?;
     let (mut previous, mut welcome) = (None, false);
     while previous.is_none() || !welcome {
@@ -62,7 +77,21 @@ pub(super) fn connect(listener: TcpListener, options: &RingOptions, abort: &Abor
             next.read_exact(&mut byte)
                 .map_err(|error| lost(format!("rank {next_rank} hung up: {error}")))?;
             welcome = match byte[0] {
-                WELCOME => true,
+                WELCOME => {
+                    let mut shown = [0; PROOF_BYTES];
+                    next.read_exact(&mut shown)
+                        .map_err(|error| lost(format!("rank {next_rank} hung up: {error}")))?;
+                    let expected = proof(options, b"listener", &said, &nonce);
+                    expected.verify_slice(&shown).map_err(|_| {
+                        lost(format!(
+                            "who answers for rank {next_rank} does not know the gang's secret"
+                        ))
+                    })?;
+                    true
+                }
+                NO_PROOF => {
+                    return Err(lost(format!("rank {next_rank} has another secret of the gang")));
+                }
                 OTHER_GENERATION => {
                     return Err(lost(format!("rank {next_rank} is in another generation of the gang")));
                 }
@@ -117,14 +146,40 @@ fn answer(mut stream: TcpStream, options: &RingOptions) -> Option<TcpStream> {
     let mut said = [0; HELLO_BYTES];
     stream.read_exact(&mut said).ok()?;
     let verdict = if said == expected {
-        WELCOME
+        return welcome(stream, options, &said);
     } else if said[..16] == expected[..16] {
         OUT_OF_PLACE
     } else {
         OTHER_GENERATION
     };
-    stream.write_all(&[verdict]).ok()?;
-    (verdict == WELCOME).then_some(stream)
+    // Turned away; whether it hears of it is its own affair.
+    let _ = stream.write_all(&[verdict]);
+    None
+}
+
+/// The connection, if the caller, who has said the right things, proves that it knows the secret.
+fn welcome(mut stream: TcpStream, options: &RingOptions, said: &[u8; HELLO_BYTES]) -> Option<TcpStream> {
+    let mut rest = [0; NONCE_BYTES + PROOF_BYTES];
+    stream.read_exact(&mut rest).ok()?;
+    let (nonce, shown) = rest.split_at(NONCE_BYTES);
+    if proof(options, b"caller", said, nonce).verify_slice(shown).is_err() {
+        let _ = stream.write_all(&[NO_PROOF]);
+        return None;
+    }
+    let mut answer = vec![WELCOME];
+    answer.extend_from_slice(&proof(options, b"listener", said, nonce).finalize().into_bytes());
+    stream.write_all(&answer).ok()?;
+    Some(stream)
+}
+
+/// What only members of the gang can compute: over who proves it, what the caller said, and the caller's nonce. What was
+/// said names the caller's rank, and so the listener's.
+fn proof(options: &RingOptions, who: &[u8], said: &[u8; HELLO_BYTES], nonce: &[u8]) -> Hmac<Sha256> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(&options.secret).expect("HMAC takes a key of any length");
+    for part in [who, said.as_slice(), nonce] {
+        mac.update(part);
+    }
+    mac
 }
 
 /// Magic, generation, rank, world size: four little-endian u64.

@@ -35,7 +35,7 @@ pub struct TaskContext {
     /// The place in a gang.
     pub seat: Option<Seat>,
     /// Says where this rank listens; answers, once all are there, with every rank's address.
-    pub rendezvous: Box<dyn Fn(String) -> Result<Vec<String>> + Send + Sync>,
+    pub rendezvous: Box<dyn Fn(String) -> Result<Met> + Send + Sync>,
     /// Where other ranks can reach this machine.
     pub local_address: IpAddr,
     /// Threads to compute with.
@@ -44,6 +44,15 @@ pub struct TaskContext {
     pub models: Arc<ModelCache>,
     /// The lease's token.
     pub token: u64,
+}
+
+/// What a gang's ranks are told once all are there.
+#[derive(Clone)]
+pub struct Met {
+    /// Where each listens, by rank.
+    pub addresses: Vec<String>,
+    /// What they share and nobody else.
+    pub secret: Vec<u8>,
 }
 
 impl std::fmt::Debug for TaskContext {

@@ -52,11 +52,12 @@ fn ring(context: &TaskContext, seat: Seat, upkeep: &Upkeep, abort: AbortHandle) 
     };
     let listener = TcpListener::bind((context.local_address, 0)).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?.to_string();
-    let addresses = (context.rendezvous)(address)?;
+    let met = (context.rendezvous)(address)?;
     let options = RingOptions {
         rank: seat.rank as usize,
-        addresses,
+        addresses: met.addresses,
         generation: seat.generation,
+        secret: met.secret,
         timeout: upkeep.step_timeout,
     };
     Ring::connect(listener, &options, abort)
