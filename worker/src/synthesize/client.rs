@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use llink_proto::ModelEndpoint;
 use serde_json::Value;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -31,6 +32,27 @@ pub struct Endpoint {
     pub timeout: Duration,
     /// How faults are met.
     pub patience: Patience,
+}
+
+/// Before the second try of what a job asks.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+
+impl Endpoint {
+    /// What a job says in `section` of an endpoint.
+    #[must_use]
+    pub fn of(section: &'static str, endpoint: &ModelEndpoint) -> Self {
+        Self {
+            section,
+            url: endpoint.url.clone(),
+            api_key_env: endpoint.api_key_env.clone(),
+            requests_per_minute: endpoint.requests_per_minute,
+            timeout: Duration::from_secs_f64(endpoint.timeout_s),
+            patience: Patience {
+                attempts: endpoint.attempts,
+                first_wait: FIRST_WAIT,
+            },
+        }
+    }
 }
 
 /// How often a request is tried, and how long the first wait is; each further one is twice as long.

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -13,10 +12,8 @@ use serde_json::{Value, json};
 use super::TaskContext;
 use crate::judge::{Comparison, Order, Preference, SYSTEM, Verdict};
 use crate::models::{Decoder, END_OF_TURN, GenerateOptions, LoadedAdapter, Sampling};
-use crate::synthesize::{Answer, Client, Endpoint, Patience, Request};
+use crate::synthesize::{Answer, Client, Endpoint, Request};
 use crate::{Error, Result};
-
-const FIRST_WAIT: Duration = Duration::from_millis(500);
 
 /// An answer of ours, and one that it is compared with.
 struct Pair {
@@ -40,17 +37,7 @@ pub(super) fn run(
         .endpoint
         .as_ref()
         .ok_or_else(|| Error::Input("a judge without its endpoint".into()))?;
-    let client = Client::new(Endpoint {
-        section: "evaluate.judge",
-        url: endpoint.url.clone(),
-        api_key_env: endpoint.api_key_env.clone(),
-        requests_per_minute: endpoint.requests_per_minute,
-        timeout: Duration::from_secs_f64(endpoint.timeout_s),
-        patience: Patience {
-            attempts: endpoint.attempts,
-            first_wait: FIRST_WAIT,
-        },
-    })?;
+    let client = Client::new(Endpoint::of("evaluate.judge", endpoint))?;
     let content = context.read(store, answers)?;
     let rows = rows(&store.describe(&answers.path), &content, task.examples as usize)?;
     let mut pairs = against_base(context, task, model, &rows)?;

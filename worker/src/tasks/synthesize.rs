@@ -15,12 +15,11 @@ use llink_proto::{Synthesize, TaskResult};
 use serde::{Deserialize, Serialize};
 
 use super::{TaskContext, shard};
-use crate::synthesize::{Answer, Client, Endpoint, Patience, Prompt, Request, is_refusal};
+use crate::synthesize::{Answer, Client, Endpoint, Prompt, Request, is_refusal};
 use crate::{Error, Result};
 
 /// Answers of which not one can be used by chance.
 const ENOUGH_TO_JUDGE: usize = 16;
-const FIRST_WAIT: Duration = Duration::from_millis(500);
 const STOP_LOOKED_FOR: Duration = Duration::from_millis(200);
 
 /// An answer as it lies in the cache. A request that was rejected is not kept: the endpoint may be set right.
@@ -81,17 +80,7 @@ pub(super) fn run(context: &TaskContext, task: &Synthesize) -> Result<TaskResult
             }
         })
         .collect();
-    let client = Client::new(Endpoint {
-        section: "synthesize",
-        url: endpoint.url.clone(),
-        api_key_env: endpoint.api_key_env.clone(),
-        requests_per_minute: endpoint.requests_per_minute,
-        timeout: Duration::from_secs_f64(endpoint.timeout_s),
-        patience: Patience {
-            attempts: endpoint.attempts,
-            first_wait: FIRST_WAIT,
-        },
-    })?;
+    let client = Client::new(Endpoint::of("synthesize", endpoint))?;
     let asker = Asker {
         context,
         task,
