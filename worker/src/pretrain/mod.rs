@@ -18,12 +18,12 @@ use serde::Serialize;
 
 use crate::Result;
 use crate::models::tiny::{self, TinyShape};
-use crate::models::{Decoder, Encoder, TextLimits, token_batches};
+use crate::models::{Decoder, Encoder, TEACHER_TOKENS, TextLimits, token_batches};
 use decoder::TrainableDecoder;
-use documents::{Texts, drawn};
+use documents::{SAY_AGAIN, TEACHER, Texts, drawn};
 use encoder::TrainableEncoder;
 use optimize::Optimizer;
-use reconstruction::Reconstruction;
+use reconstruction::{Asked, Reconstruction};
 use variables::{Padded, Variables};
 
 /// Rows of the sample corpus that nothing is trained on have this seed.
@@ -92,9 +92,7 @@ pub fn pretrain_tiny(dir: &Path, options: &PretrainOptions, told: &mut dyn FnMut
     train_encoder(&encoder, &texts, &held_out, options, &mut |step, look| {
         told("encoder", step, look)
     })?;
-    train_decoder(&decoder, &texts, &held_out, options, &mut |step, look| {
-        told("decoder", step, look)
-    })
+    train_decoder(&decoder, &texts, &held_out, options, told)
 }
 
 /// Tokens, padding included, that go through a model at once.
@@ -123,64 +121,113 @@ fn train_encoder(dir: &Path, texts: &Texts, held_out: &Texts, options: &Pretrain
     let looked_at = Padded::new(&tokenized(held_out, &mut (0..LOOKED_AT).map(|n| 8 * n + 1))?, pad)?;
     let variables = model.variables.all().chain(head.variables.all()).cloned().collect();
     let mut optimizer = Optimizer::new(variables, options.encoder_steps, ENCODER_RATE)?;
+    let told_by = |batch: &Padded, every: usize| {
+        let asked = Asked::new(batch, batch.lengths.iter().map(|length| 0..*length).enumerate(), every);
+        let logits = head.logits(&model.vectors(batch)?, model.words()?, &asked)?;
+        Ok::<_, crate::Error>((logits, asked.wanted(batch)?))
+    };
     for step in 0..options.encoder_steps {
         let ids = tokenized(texts, &mut drawn(options.seed, step, options.batch))?;
-        let given = vec![0; ids.len()];
-        let shares: Vec<_> = shares(&ids, &given, pad)?
-            .into_iter()
-            .map(|((share, _), n)| (share, n))
-            .collect();
-        let loss = optimizer.step(step, &shares, options.threads, |share| {
-            let (logits, wanted) = head.logits(&model, share, TOKENS_SKIPPED)?;
+        let shares = shares(&ids, &vec![0; ids.len()], pad)?;
+        let loss = optimizer.step(step, &shares, options.threads, |(share, _)| {
+            let (logits, wanted) = told_by(share, TOKENS_SKIPPED)?;
             Ok(candle_nn::loss::cross_entropy(&logits, &wanted)?)
         })?;
         if is_looked_at(step, options.encoder_steps) {
-            let (logits, wanted) = head.logits(&model, &looked_at, 1)?;
+            let (logits, wanted) = told_by(&looked_at, 1)?;
             told(step + 1, looked(loss, &logits, &wanted, &looked_at.lengths)?);
         }
     }
     write(dir, &model.variables)
 }
 
-fn train_decoder(dir: &Path, texts: &Texts, held_out: &Texts, options: &PretrainOptions, told: Told<'_>) -> Result<()> {
+/// What is told of the decoder, by the name that it is told under.
+type ToldOf<'a> = &'a mut dyn FnMut(&str, u64, Look);
+
+fn train_decoder(
+    dir: &Path,
+    texts: &Texts,
+    held_out: &Texts,
+    options: &PretrainOptions,
+    told: ToldOf<'_>,
+) -> Result<()> {
     let tokenizer = Decoder::load(dir, &candle_core::Device::Cpu, candle_core::DType::F32)?;
+    let slot = tokenizer.tokenizer().require(&tokenizer.slot_token)?;
     let model = TrainableDecoder::read(dir)?;
+    let head = Reconstruction::new(model.config.hidden_size, TEACHER_TOKENS, options.seed)?;
     let documents = |texts: &Texts, numbers: &mut dyn Iterator<Item = u64>| -> Result<(Vec<Vec<u32>>, Vec<usize>)> {
         let documents = numbers.map(|number| texts.document(&tokenizer, number));
+        let documents = documents.map(|document| document.map(|document| (document.ids, document.given)));
         Ok(documents.collect::<Result<Vec<_>>>()?.into_iter().unzip())
     };
-    // Sentences that are to be said again.
-    let (ids, given) = documents(held_out, &mut (0..LOOKED_AT).map(|n| 10 * n + 4))?;
-    let looked_at = Padded::new(&ids, 0)?;
-    let variables = model.variables.all().cloned().collect();
+    let looked_at = |kind: u64| {
+        let (ids, given) = documents(held_out, &mut (0..LOOKED_AT).map(|n| 80 * n + 10 + kind))?;
+        Ok::<_, crate::Error>((Padded::new(&ids, 0)?, given))
+    };
+    let (again, told_again) = (looked_at(SAY_AGAIN)?, looked_at(TEACHER)?);
+    let variables = model.variables.all().chain(head.variables.all()).cloned().collect();
     let mut optimizer = Optimizer::new(variables, options.decoder_steps, DECODER_RATE)?;
     for step in 0..options.decoder_steps {
         let (ids, _) = documents(texts, &mut drawn(options.seed ^ 1, step, options.batch))?;
         let shares = shares(&ids, &vec![1; ids.len()], 0)?;
         let loss = optimizer.step(step, &shares, options.threads, |(share, given)| {
-            let (logits, wanted) = next_tokens(&model, share, given)?;
-            Ok(candle_nn::loss::cross_entropy(&logits, &wanted)?)
+            let states = model.states(share)?;
+            let (logits, wanted) = next_tokens(&model, &states, share, given)?;
+            let loss = candle_nn::loss::cross_entropy(&logits, &wanted)?;
+            match taught(&model, &head, &states, share, slot, TOKENS_SKIPPED)? {
+                None => Ok(loss),
+                Some((logits, wanted, share)) => {
+                    let teacher = candle_nn::loss::cross_entropy(&logits, &wanted)?;
+                    Ok((loss + (teacher * share)?)?)
+                }
+            }
         })?;
         if is_looked_at(step, options.decoder_steps) {
-            let (logits, wanted) = next_tokens(&model, &looked_at, &given)?;
-            let lengths: Vec<usize> = looked_at
-                .lengths
-                .iter()
-                .zip(&given)
-                .map(|(all, given)| all - given)
-                .collect();
-            told(step + 1, looked(loss, &logits, &wanted, &lengths)?);
+            let (batch, given) = &again;
+            let (logits, wanted) = next_tokens(&model, &model.states(batch)?, batch, given)?;
+            let lengths: Vec<usize> = batch.lengths.iter().zip(given).map(|(all, given)| all - given).collect();
+            told("decoder", step + 1, looked(loss, &logits, &wanted, &lengths)?);
+            let (batch, _) = &told_again;
+            if let Some((logits, wanted, _)) = taught(&model, &head, &model.states(batch)?, batch, slot, 1)? {
+                let lengths: Vec<usize> = batch.lengths.iter().map(|length| length - 2).collect();
+                told("teacher", step + 1, looked(loss, &logits, &wanted, &lengths)?);
+            }
         }
     }
     write(dir, &model.variables)
 }
 
+/// What the teacher vectors of the batch's sequences that end in the slot tell of their texts: logits, tokens, and the share of
+/// the batch's sequences that have one. None where no sequence does.
+fn taught(
+    model: &TrainableDecoder,
+    head: &Reconstruction,
+    states: &Tensor,
+    batch: &Padded,
+    slot: u32,
+    every: usize,
+) -> Result<Option<(Tensor, Tensor, f64)>> {
+    let ends = |(_, last): &(usize, &u32)| **last == slot;
+    let sequences: Vec<usize> = batch.last.iter().enumerate().filter(ends).map(|(at, _)| at).collect();
+    if sequences.is_empty() {
+        return Ok(None);
+    }
+    let rows = sequences.iter().map(|at| (at * batch.shape.1 + batch.lengths[*at] - 1) as u32);
+    let vectors = states.index_select(&Tensor::from_iter(rows, &candle_core::Device::Cpu)?, 0)?;
+    // Between the beginning of text and the slot.
+    let texts = sequences.iter().map(|at| (*at, 1..batch.lengths[*at] - 1));
+    let asked = Asked::new(batch, texts, every);
+    let logits = head.logits(&vectors, model.words()?, &asked)?;
+    let share = sequences.len() as f64 / batch.lengths.len() as f64;
+    Ok(Some((logits, asked.wanted(batch)?, share)))
+}
+
 /// Logits and tokens of each sequence from its token `from` on.
-fn next_tokens(model: &TrainableDecoder, batch: &Padded, from: &[usize]) -> Result<(Tensor, Tensor)> {
+fn next_tokens(model: &TrainableDecoder, states: &Tensor, batch: &Padded, from: &[usize]) -> Result<(Tensor, Tensor)> {
     let wanted = batch.rows_from(from);
     let before: Vec<u32> = wanted.iter().map(|row| row - 1).collect();
     let wanted = Tensor::new(wanted, &candle_core::Device::Cpu)?;
-    Ok((model.logits(batch, &before)?, batch.ids.index_select(&wanted, 0)?))
+    Ok((model.logits(states, &before)?, batch.ids.index_select(&wanted, 0)?))
 }
 
 /// Sequences with the tokens that are given of each, and how many are not.

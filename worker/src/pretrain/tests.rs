@@ -39,7 +39,7 @@ fn the_decoder_in_training_computes_what_the_frozen_one_does() {
     let ids = vec![vec![7, 9, 300, 12], (0..30).map(|i| 11 + i * 5).collect(), vec![40]];
     let batch = Padded::new(&ids, 0).unwrap();
     let rows = batch.rows_from(&[0, 0, 0]);
-    let found = graph.logits(&batch, &rows).unwrap();
+    let found = graph.logits(&graph.states(&batch).unwrap(), &rows).unwrap();
     let expected: Vec<f32> = ids
         .iter()
         .flat_map(|ids| {

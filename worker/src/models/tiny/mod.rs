@@ -85,7 +85,7 @@ impl TinyShape {
     /// The decoder that [`crate::pretrain`] trains.
     pub const PRETRAINED_DECODER: Self = Self {
         hidden_size: 128,
-        intermediate_size: 256,
+        intermediate_size: 224,
         layers: 3,
         heads: 8,
         kv_heads: 2,
