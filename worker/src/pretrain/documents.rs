@@ -76,7 +76,9 @@ impl Texts {
 
     /// One of the wordings that ask for a translation.
     fn translation(&self, number: u64) -> &str {
-        self.translations.get(number as usize % self.translations.len().max(1)).map_or("", String::as_str)
+        self.translations
+            .get(number as usize % self.translations.len().max(1))
+            .map_or("", String::as_str)
     }
 }
 

@@ -185,7 +185,12 @@ fn train_decoder(
         if is_looked_at(step, options.decoder_steps) {
             let (batch, given) = &again;
             let (logits, wanted) = next_tokens(&model, &model.states(batch)?, batch, given)?;
-            let lengths: Vec<usize> = batch.lengths.iter().zip(given).map(|(all, given)| all - given).collect();
+            let lengths: Vec<usize> = batch
+                .lengths
+                .iter()
+                .zip(given)
+                .map(|(all, given)| all - given)
+                .collect();
             told("decoder", step + 1, looked(loss, &logits, &wanted, &lengths)?);
             let (batch, _) = &told_again;
             if let Some((logits, wanted, _)) = taught(&model, &head, &model.states(batch)?, batch, slot, 1)? {
@@ -212,7 +217,9 @@ fn taught(
     if sequences.is_empty() {
         return Ok(None);
     }
-    let rows = sequences.iter().map(|at| (at * batch.shape.1 + batch.lengths[*at] - 1) as u32);
+    let rows = sequences
+        .iter()
+        .map(|at| (at * batch.shape.1 + batch.lengths[*at] - 1) as u32);
     let vectors = states.index_select(&Tensor::from_iter(rows, &candle_core::Device::Cpu)?, 0)?;
     // Between the beginning of text and the slot.
     let texts = sequences.iter().map(|at| (*at, 1..batch.lengths[*at] - 1));
