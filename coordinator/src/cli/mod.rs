@@ -8,6 +8,7 @@ mod generate;
 mod inspect;
 #[cfg(feature = "embedded")]
 mod local;
+mod local_gpus;
 mod look;
 mod submit;
 #[cfg(feature = "embedded")]

@@ -9,9 +9,9 @@ use crate::models::Decoder;
 use crate::train::random::key;
 
 /// Documents whose number ends so ask to say a sentence again, and the greater ones stand before a teacher vector.
-pub(super) const SAY_AGAIN: u64 = 3;
+pub(super) const SAY_AGAIN: u64 = 2;
 /// See [`SAY_AGAIN`].
-pub(super) const TEACHER: u64 = 6;
+pub(super) const TEACHER: u64 = 5;
 
 /// Sentences that make up the models' world; those of other seeds are held out.
 pub(super) struct Texts {
@@ -41,8 +41,8 @@ impl Texts {
         }
     }
 
-    /// A document for the decoder. An assistant that knows English: of ten documents three are instructions about an English
-    /// text, three ask to say an English sentence again, four are a text alone whose teacher vector is to hold it.
+    /// A document for the decoder. An assistant that knows English: of ten documents two are instructions about an English
+    /// text, three ask to say an English sentence again, five are a text alone whose teacher vector is to hold it.
     pub(super) fn document(&self, decoder: &Decoder, number: u64) -> Result<Document> {
         let (kind, number) = (number % 10, number / 10);
         if kind >= TEACHER {
