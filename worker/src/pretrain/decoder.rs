@@ -4,7 +4,8 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 
-use super::variables::{Padded, Variables, attend, heads};
+use super::share::Share;
+use super::variables::{Variables, attend, heads};
 use crate::Result;
 use crate::models::config::LlamaConfig;
 
@@ -24,8 +25,9 @@ impl TrainableDecoder {
     }
 
     /// The last hidden states after the final norm, [B·T, hidden].
-    pub(super) fn states(&self, batch: &Padded) -> Result<Tensor> {
-        let mut x = self.words()?.index_select(&batch.ids, 0)?;
+    pub(super) fn states(&self, Share { batch, packed, .. }: &Share) -> Result<Tensor> {
+        let words = self.words()?;
+        let mut x = packed.placed(words.index_select(&batch.ids, 0)?, words)?;
         let (bias, rope) = (batch.attention_bias(true)?, self.rope(batch.shape.1)?);
         for layer in 0..self.config.num_hidden_layers {
             x = self.layer(layer, &x, batch.shape, &bias, &rope)?;
