@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+"""The Dockerfile, as far as it can be checked without an engine.
+
+    image.py BINARIES [--root FOLDER]
+
+What it copies exists and is in the context; each stage that is named is there; the last stages end as a user that is not
+root, are of fixed images and run nothing; the licences can be gathered; the programs need no library that the runtime image
+lacks. With --root, a clean Debian 12 root (`debootstrap --variant=minbase bookworm FOLDER`), the programs are run in it as that
+user.
+"""
+
+import fnmatch
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCKERFILE = ROOT / "k8s/Dockerfile"
+# What gcr.io/distroless/cc-debian12 and every glibc system have.
+RUNTIME_LIBRARIES = {"linux-vdso.so.1", "libgcc_s.so.1", "libm.so.6", "libc.so.6", "libpthread.so.0", "libdl.so.2",
+                     "librt.so.1", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
+NEWEST_GLIBC = (2, 36)  # Debian 12's
+
+
+def instructions(text):
+    joined = re.sub(r"\\\n", " ", text)
+    for line in joined.splitlines():
+        line = line.strip()
+        if line and not line.startswith("#"):
+            word, _, rest = line.partition(" ")
+            yield word.upper(), rest.strip()
+
+
+def ignored(path, rules):
+    """As BuildKit reads `.dockerignore`: the last rule that matches decides."""
+    out = False
+    for rule in rules:
+        keep, pattern = rule.startswith("!"), rule.lstrip("!")
+        parts = Path(path).parts
+        heads = ["/".join(parts[: i + 1]) for i in range(len(parts))]
+        plain = pattern.removeprefix("**/")
+        if any(fnmatch.fnmatch(h, pattern) for h in heads) or (
+            pattern.startswith("**/") and any(fnmatch.fnmatch(p, plain) for p in parts)
+        ):
+            out = not keep
+    return out
+
+
+def faults_of(text, rules):
+    stages, arguments, current, faults = {}, {}, None, []
+    for word, rest in instructions(text):
+        if word == "ARG" and current is None:
+            name, _, value = rest.partition("=")
+            arguments[name] = value
+            if "@sha256:" not in value and (":" not in value or value.endswith(":latest")):
+                faults.append(f"ARG {name}: {value} is no fixed image")
+        elif word == "FROM":
+            image, _, name = re.sub(r"\s+[Aa][Ss]\s+", "\n", rest).partition("\n")
+            variable = re.fullmatch(r"\$\{(\w+)\}", image)
+            if variable and variable.group(1) not in arguments:
+                faults.append(f"FROM {image}: no such ARG")
+            elif not variable and image not in stages and ":" not in image:
+                faults.append(f"FROM {image} is no fixed image")
+            current = {"user": None, "commands": [], "copies": []}
+            stages[name] = current
+        elif word == "COPY":
+            words = shlex.split(rest)
+            source_stage = next((w.split("=")[1] for w in words if w.startswith("--from=")), None)
+            paths = [w for w in words if not w.startswith("--")][:-1]
+            if source_stage and source_stage not in stages:
+                faults.append(f"COPY --from={source_stage}: no such stage before it")
+            for path in [] if source_stage else paths:
+                if not (ROOT / path).exists():
+                    faults.append(f"COPY {path}: no such file")
+                elif ignored(path, rules):
+                    faults.append(f"COPY {path}: .dockerignore keeps it out")
+        elif word == "USER":
+            current["user"] = rest
+        elif word == "RUN":
+            current["commands"].append(rest)
+    for name in ("cpu", "cuda"):
+        stage = stages.get(name)
+        if not stage:
+            faults.append(f"there is no stage {name}")
+            continue
+        if not re.fullmatch(r"[1-9]\d*:[1-9]\d*", stage["user"] or ""):
+            faults.append(f"stage {name} ends as the user {stage['user']}")
+        if stage["commands"]:
+            faults.append(f"stage {name} runs commands: it is the same bytes only without")
+    return faults
+
+
+def cargo_features(text):
+    """The packages that the Dockerfile builds are there, and their features."""
+    faults = []
+    for line in re.findall(r"cargo build ([^\n&]+)", text):
+        packages, features = re.findall(r"-p (\S+)", line), re.findall(r"--features (\S+)", line)
+        for package in packages:
+            folder = {"llink-coord": "coordinator", "llink-worker": "worker"}.get(package)
+            if not folder:
+                faults.append(f"cargo build -p {package}: no such package")
+                continue
+            manifest = (ROOT / folder / "Cargo.toml").read_text()
+            for feature in ",".join(features).split(","):
+                if feature and not re.search(rf"^{feature} = ", manifest, re.M):
+                    faults.append(f"{package} has no feature {feature}")
+    return faults
+
+
+def libraries(binary):
+    said = subprocess.run(["ldd", str(binary)], capture_output=True, text=True).stdout
+    names = {Path(line.split()[0]).name for line in said.splitlines() if line.strip()}
+    faults = [f"{binary.name} needs {name}, which the runtime image lacks" for name in sorted(names - RUNTIME_LIBRARIES)]
+    symbols = subprocess.run(["objdump", "-T", str(binary)], capture_output=True, text=True)
+    needed = [tuple(map(int, v.split("."))) for v in re.findall(r"GLIBC_(\d+\.\d+)", symbols.stdout)]
+    if needed and max(needed) > NEWEST_GLIBC:
+        faults.append(f"{binary.name} needs glibc {max(needed)}; Debian 12 has {NEWEST_GLIBC}")
+    return faults
+
+
+def run_in(root, binaries):
+    """The last stage by hand: the programs in a clean root, as the image's user, with nothing else."""
+    for name in ("llink-coord", "llink-worker"):
+        target = root / "usr/local/bin" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((binaries / name).read_bytes())
+        target.chmod(0o755)
+        done = subprocess.run(["chroot", "--userspec=65532:65532", str(root), f"/usr/local/bin/{name}", "--version"],
+                              capture_output=True, text=True, env={"PATH": "/usr/local/bin"})
+        if done.returncode != 0:
+            yield f"{name} in the clean root: {done.stdout}{done.stderr}"
+        else:
+            print(f"in the clean root, as 65532: {done.stdout.strip()}")
+
+
+def self_test(text, rules):
+    """One fault of each kind is planted, to see it caught."""
+    planted = [
+        (text.replace("COPY proto proto", "COPY porto porto"), "no such file"),
+        (text.replace("COPY proto proto", "COPY k8s/base base"), "keeps it out"),
+        (text.replace("--from=build-cuda", "--from=build-cdua"), "no such stage"),
+        (text.replace("USER 65532:65532", "USER root"), "ends as the user"),
+        (text.replace("FROM ${RUNTIME} AS cpu", "FROM debian AS cpu"), "no fixed image"),
+        (text.replace("ARG RUST=rust:1.95-slim-bookworm", "ARG RUST=rust:latest"), "no fixed image"),
+        (text.replace("USER 65532:65532", "RUN true\nUSER 65532:65532"), "runs commands"),
+        (text.replace("AS cuda", "AS gpu"), "no stage cuda"),
+    ]
+    for changed, word in planted:
+        assert changed != text, word
+        assert any(word in fault for fault in faults_of(changed, rules)), (word, faults_of(changed, rules))
+
+
+def main():
+    binaries = Path(sys.argv[1])
+    text = DOCKERFILE.read_text()
+    lines = (ROOT / "k8s/Dockerfile.dockerignore").read_text().splitlines()
+    rules = [line for line in lines if line and not line.startswith("#")]
+    faults = faults_of(text, rules) + cargo_features(text)
+    self_test(text, rules)
+    with tempfile.TemporaryDirectory() as out:
+        done = subprocess.run(["sh", str(ROOT / "k8s/licences.sh"), out], cwd=ROOT, capture_output=True, text=True)
+        if done.returncode != 0:
+            faults.append(f"licences.sh: {done.stderr}")
+        texts = len(os.listdir(Path(out) / "crates")) if done.returncode == 0 else 0
+    for name in ("llink-coord", "llink-worker"):
+        if not (binaries / name).exists():
+            faults.append(f"{binaries / name} is not built")
+            continue
+        faults += libraries(binaries / name)
+    if "--root" in sys.argv:
+        faults += run_in(Path(sys.argv[sys.argv.index("--root") + 1]), binaries)
+    for fault in faults:
+        print(fault)
+    print(f"Dockerfile: {texts} licence texts; " + ("faults above" if faults else "its copies, stages, users and libraries are sound"))
+    sys.exit(1 if faults else 0)
+
+
+if __name__ == "__main__":
+    main()
