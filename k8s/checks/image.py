@@ -3,16 +3,18 @@
 
     image.py BINARIES [--root FOLDER]
 
-What it copies exists and is in the context; each stage that is named is there; the last stages end as a user that is not
+What it copies exists and is in the context, from which cargo would build; each stage that is named is there; the last stages end as a user that is not
 root, are of fixed images and run nothing; the licences can be gathered; the programs need no library that the runtime image
 lacks. With --root, a clean Debian 12 root (`debootstrap --variant=minbase bookworm FOLDER`), the programs are run in it as that
 user.
 """
 
 import fnmatch
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -97,7 +99,7 @@ def faults_of(text, rules):
 def cargo_features(text):
     """The packages that the Dockerfile builds are there, and their features."""
     faults = []
-    for line in re.findall(r"cargo build ([^\n&]+)", text):
+    for line in re.findall(r"(?:cargo|build\.sh) build ([^\n&]+)", text):
         packages, features = re.findall(r"-p (\S+)", line), re.findall(r"--features (\S+)", line)
         for package in packages:
             folder = {"llink-coord": "coordinator", "llink-worker": "worker"}.get(package)
@@ -108,6 +110,44 @@ def cargo_features(text):
             for feature in ",".join(features).split(","):
                 if feature and not re.search(rf"^{feature} = ", manifest, re.M):
                     faults.append(f"{package} has no feature {feature}")
+    return faults
+
+
+def context(text, rules, place):
+    """Copies what the build stage copies, as BuildKit would."""
+    first = text[: text.index(" AS cpu")]
+    copies = [shlex.split(rest) for word, rest in instructions(first) if word == "COPY" and "--from=" not in rest]
+    for words in copies:
+        *sources, target = words
+        for source in sources:
+            path = ROOT / source
+            files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
+            for file in files:
+                name = file.relative_to(ROOT)
+                if not ignored(str(name), rules):
+                    inside = place / target / file.name if path.is_file() and target.endswith("/") else \
+                        place / target / file.relative_to(path) if path.is_dir() else place / target
+                    inside.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, inside)
+
+
+def builds_from(place):
+    """The lock file fits, every target's root is there, and so is each file that the sources take in as they are compiled."""
+    command = ["cargo", "metadata", "--format-version", "1", "--locked", "--offline", "--no-deps"]
+    said = subprocess.run(command, cwd=place, capture_output=True, text=True)
+    if said.returncode != 0:
+        return [f"cargo in the context: {said.stderr.strip()}"]
+    faults = []
+    for package in json.loads(said.stdout)["packages"]:
+        for target in package["targets"]:
+            if target["kind"][0] in ("bin", "lib", "custom-build") and not Path(target["src_path"]).exists():
+                faults.append(f"{target['src_path']} is not in the context")
+    for file in place.rglob("*.rs"):
+        # Tests are compiled elsewhere, and may read more.
+        code = file.read_text().split("#[cfg(test)]")[0] if file.name != "tests.rs" else ""
+        for named in re.findall(r'include_(?:str|bytes)!\(\s*"([^"]+)"', code):
+            if not (file.parent / named).exists():
+                faults.append(f"{file.relative_to(place)} takes in {named}, which is not in the context")
     return faults
 
 
@@ -161,6 +201,12 @@ def main():
     rules = [line for line in lines if line and not line.startswith("#")]
     faults = faults_of(text, rules) + cargo_features(text)
     self_test(text, rules)
+    with tempfile.TemporaryDirectory() as place:
+        context(text, rules, Path(place))
+        faults += builds_from(Path(place))
+        # A fault is planted, to see it caught.
+        next(Path(place).glob("datasets/src/lib.rs")).unlink()
+        assert any("lib.rs" in fault for fault in builds_from(Path(place))), "a planted gap in the context was not caught"
     with tempfile.TemporaryDirectory() as out:
         done = subprocess.run(["sh", str(ROOT / "k8s/licences.sh"), out], cwd=ROOT, capture_output=True, text=True)
         if done.returncode != 0:

@@ -244,7 +244,8 @@ pub fn endpoint_file(state_directory: &std::path::Path) -> PathBuf {
     state_directory.join("coordinator.endpoint")
 }
 
-fn lock(directory: &std::path::Path) -> Result<std::fs::File, ServeError> {
+/// Takes the state directory, which is made where there is none; it is given back with the file.
+pub(crate) fn lock(directory: &std::path::Path) -> Result<std::fs::File, ServeError> {
     let path = directory.join("coordinator.lock");
     let failed = |source| ServeError::Lock {
         path: path.clone(),

@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use llink_proto::reach::INSTANCE_KEY;
+use llink_proto::task::Kind;
 use llink_proto::worker_service_server::WorkerService;
 use llink_proto::{
     AssignmentsRequest, Failure, FailureKind, HeartbeatRequest, HeartbeatResponse, Instruction, JobState,
@@ -78,9 +79,11 @@ fn stray<'a>(cluster: &Cluster, task: u64, result: &'a TaskResult) -> Option<&'a
     let job = cluster.jobs.get(&record.job)?;
     let stage = job.stages.iter().find(|s| s.name == record.stage)?;
     let folder = format!("{}/", plan::directory(stage.name, &stage.key));
+    // A split says what the shards that others write will be called within the folder.
+    let splits = matches!(record.spec.kind, Some(Kind::SplitCorpus(_)));
     let lies_there = |path: &str| {
-        path.strip_prefix(&folder)
-            .is_some_and(|rest| rest.split('/').all(|part| !matches!(part, "" | "." | "..")))
+        let within = path.strip_prefix(&folder).or(splits.then_some(path));
+        within.is_some_and(|rest| rest.split('/').all(|part| !matches!(part, "" | "." | "..")))
     };
     result
         .artifacts

@@ -10,6 +10,7 @@ use llink_proto::{
     ReportRequest, Seat, TaskResult, instruction, report_request,
 };
 use tokio::sync::mpsc;
+use tonic::Code;
 
 use super::{Client, LeaseId, RETRY, TaskControl, heartbeat, urls};
 use crate::collective::Met;
@@ -162,7 +163,7 @@ impl Session {
                 report_request::Outcome::Failed(failure)
             }
         };
-        let request = ReportRequest {
+        let mut request = ReportRequest {
             worker_id: self.registered.worker_id.clone(),
             task_id: lease.0,
             token: lease.1,
@@ -177,6 +178,12 @@ impl Session {
                         tracing::info!(task = lease.0, "report refused: {}", answer.reason);
                     }
                     return Ok(());
+                }
+                // Saying the same again changes nothing.
+                Err(e) if e.code() == Code::InvalidArgument && !has_failed(&request) => {
+                    let text = format!("the coordinator does not take what the task made: {}", e.message());
+                    tracing::warn!(task = lease.0, "{text}");
+                    request.outcome = Some(report_request::Outcome::Failed(internal(text)));
                 }
                 Err(e) if began.elapsed() < REPORT_PATIENCE => {
                     tracing::warn!(task = lease.0, "report: {e}");
@@ -201,6 +208,10 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.stop_all("the worker is stopping");
     }
+}
+
+fn has_failed(report: &ReportRequest) -> bool {
+    matches!(report.outcome, Some(report_request::Outcome::Failed(_)))
 }
 
 fn stopped() -> Failure {
