@@ -76,7 +76,7 @@ def pods_of(objects):
 
 def known_variables(binaries, command):
     said = run(binaries / command[0], *command[1:], "--help").stdout
-    return set(re.findall(r"\[env: (\w+)=", said))
+    return set(re.findall(r"\[env:\s+(\w+)=", said))
 
 
 def check_variables(objects, binaries, what):
@@ -203,13 +203,15 @@ class Cluster:
             "set -e", f"mount -t tmpfs layer {q(root)}", f"mkdir {q(root)}/up {q(root)}/work {q(root)}/all",
             f"mount -t overlay overlay -o lowerdir=/,upperdir={q(root)}/up,workdir={q(root)}/work {q(root)}/all",
             f"cd {q(root)}/all", f"printf %s {q(hosts)} > etc/hosts",
-            # The image has these and nothing else of ours.
-            "rm -rf tmp work home root && mkdir -p tmp usr/local/bin",
+            "mkdir -p tmp usr/local/bin", "mount --bind . .", f"cd {q(root)}/all",
+            # The image has none of what this machine has beside its system.
+            "for d in *; do case $d in bin|dev|etc|lib*|proc|sbin|sys|usr|var) ;; *) "
+            '[ -L "$d" ] || [ ! -d "$d" ] || mount -t tmpfs -o size=4k,mode=755 hidden "$d" ;; esac; done',
         ]
         lines += [f"mkdir -p .{q(path)}" for path, *_ in mounts]
         for binary in ("llink-coord", "llink-worker"):
             lines.append(f"touch usr/local/bin/{binary} && mount --bind {q(str(self.binaries / binary))} usr/local/bin/{binary}")
-        lines += ["mount --bind . .", f"cd {q(root)}/all", "mount -o remount,ro,bind .", "mount -t proc proc proc",
+        lines += ["mount -o remount,ro,bind .", "mount -t proc proc proc",
                   "mount -t tmpfs -o size=64k,mode=755 dev dev"]
         lines += [f"touch dev/{d} && mount --bind /dev/{d} dev/{d}" for d in ("null", "zero", "random", "urandom")]
         if not any(path == "/dev/shm" for path, *_ in mounts):
@@ -373,18 +375,23 @@ def play(cluster, place):
     cluster.running.pop(name)
     print(f"job: succeeded across namespaces, {time.monotonic() - began:.0f} s since the start")
 
-    # In the midst of a longer training one worker is drained, then the coordinator is.
-    name, client = submit(cluster, client_space, certs, 4000, user)
+    # In the midst of a longer training of both one worker is drained, then the coordinator is.
+    name, client = submit(cluster, client_space, certs, 20_000, user)
     trained = place / "claims/llink-data/out/align"
-    wait_for(lambda: len(list(trained.glob("*/checkpoints/*"))) > 2, "checkpoints of the longer job", cluster)
+    steps = lambda: [int(p.name.split("-")[1]) for p in trained.glob("*/checkpoints/step-*.safetensors")]
+    wait_for(lambda: max(steps(), default=0) > 100, "checkpoints of the longer job", cluster)
+    reached = max(steps())
     asked = time.monotonic()
     code = cluster.end("worker-0", signal.SIGTERM)
     took = time.monotonic() - asked
     grace = worker["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     if code != 0 or took > grace:
         raise SystemExit(f"a drained worker: exit {code} after {took:.1f} s of {grace}\n{cluster.log('worker-0')}")
-    wait_for(lambda: "was told to stop" in cluster.log("coordinator"), "the lease that was handed back", cluster)
-    print(f"drain: the worker saved and gave its lease back, {took:.1f} s of {grace} s")
+    wait_for(lambda: "worker-0 was told to stop" in cluster.log(name), "the lease that was handed back", cluster)
+    wait_for(lambda: "ranks 1" in cluster.log(name), "the survivor to go on", cluster)
+    if max(steps()) <= reached:
+        raise SystemExit(f"no checkpoint after step {reached}\n{cluster.log('worker-1')}")
+    print(f"drain: the worker saved and gave its lease back, {took:.1f} s of {grace} s; the other one went on alone")
     code = cluster.end("coordinator", signal.SIGTERM)
     if code != 0:
         raise SystemExit(f"the coordinator: exit {code} on SIGTERM\n{cluster.log('coordinator')}")

@@ -274,14 +274,14 @@ fn planted() -> Vec<(
         (WORKER, container("/envFrom/0/secretRef"), "optional", None, "no Secret"),
         (
             WORKER,
-            container("/env/7/valueFrom/configMapKeyRef"),
+            container("/env/8/valueFrom/configMapKeyRef"),
             "key",
             Some(json!("allow-roots")),
             "no key",
         ),
         (
             WORKER,
-            container("/env/7/valueFrom/configMapKeyRef"),
+            container("/env/8/valueFrom/configMapKeyRef"),
             "name",
             Some(json!("llink-setting")),
             "no ConfigMap",
