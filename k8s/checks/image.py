@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """The Dockerfile, as far as it can be checked without an engine.
 
-    image.py BINARIES [--root FOLDER]
+    image.py BINARIES [--root FOLDER] [--build FOLDER]
 
 What it copies exists and is in the context, from which cargo would build; each stage that is named is there; the last stages end as a user that is not
 root, are of fixed images and run nothing; the licences can be gathered; the programs need no library that the runtime image
 lacks. With --root, a clean Debian 12 root (`debootstrap --variant=minbase bookworm FOLDER`), the programs are run in it as that
-user.
+user. With --build, such a root with a C compiler (`--include=gcc,libc6-dev`), they are first built there: the commands of the
+stage `build`, with this machine's Rust and what cargo has fetched in the places where the Rust image has them. That takes as long
+as a build from nothing does.
 """
 
 import fnmatch
@@ -177,6 +179,33 @@ def run_in(root, binaries):
             print(f"in the clean root, as 65532: {done.stdout.strip()}")
 
 
+def build_in(root, text, rules):
+    """The stage `build` by hand. The Rust image is Debian with gcc and Rust; so is this."""
+    stage = text[text.index(" AS build\n") : text.index(" AS cpu")]
+    place = root / "src"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    context(text, rules, place)
+    home = Path(os.environ.get("CARGO_HOME", Path.home() / ".cargo"))
+    toolchain = subprocess.run(["rustc", "--print", "sysroot"], capture_output=True, text=True).stdout.strip()
+    env = {"PATH": "/usr/local/rust/bin:/usr/bin:/bin", "CARGO_HOME": "/usr/local/cargo", "CARGO_NET_OFFLINE": "true", "HOME": "/"}
+    commands = []
+    for word, rest in instructions(stage):
+        if word == "ENV":
+            env |= dict(item.split("=", 1) for item in shlex.split(rest))
+        elif word == "RUN":
+            commands.append(rest)
+    lines = ["set -ex"]
+    mounts = ((toolchain, "usr/local/rust"), (home / "registry", "usr/local/cargo/registry"), ("/dev", "dev"), ("/proc", "proc"))
+    for there, here in mounts:
+        lines.append(f"mkdir -p {shlex.quote(str(root / here))}")
+        lines.append(f"mount --rbind {shlex.quote(str(there))} {shlex.quote(str(root / here))}")
+    inside = "cd /src && " + " && ".join(commands)
+    lines.append(f"exec chroot {shlex.quote(str(root))} sh -exc {shlex.quote(inside)}")
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", "\n".join(lines)], env={**env, "PATH": env["PATH"] + ":/usr/sbin:/sbin"})
+    return [] if done.returncode == 0 else [f"the commands of the stage build fail in a clean root: exit {done.returncode}"]
+
+
 def self_test(text, rules):
     """One fault of each kind is planted, to see it caught."""
     planted = [
@@ -217,8 +246,12 @@ def main():
             faults.append(f"{binaries / name} is not built")
             continue
         faults += libraries(binaries / name)
-    if "--root" in sys.argv:
-        faults += run_in(Path(sys.argv[sys.argv.index("--root") + 1]), binaries)
+    folders = {flag: Path(folder).resolve() for flag, folder in zip(sys.argv[2::2], sys.argv[3::2])}
+    if "--build" in folders:
+        faults += build_in(folders["--build"], text, rules)
+        binaries = folders["--build"] / "out/bin"
+    if "--root" in folders:
+        faults += run_in(folders["--root"], binaries)
     for fault in faults:
         print(fault)
     print(f"Dockerfile: {texts} licence texts; " + ("faults above" if faults else "its copies, stages, users and libraries are sound"))
