@@ -22,6 +22,7 @@ pub mod look;
 #[cfg(feature = "shards")]
 pub mod near;
 #[cfg(feature = "shards")]
+mod page_headers;
 pub mod pairs;
 #[cfg(feature = "shards")]
 pub mod read;

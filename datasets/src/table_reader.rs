@@ -13,6 +13,8 @@ use parquet::arrow::async_reader::AsyncFileReader;
 use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 
+use crate::page_headers::oversized_page;
+
 /// One object, of which only the parts that are needed are fetched.
 pub(crate) struct ObjectReader {
     pub objects: Arc<dyn ObjectStore>,
@@ -25,8 +27,22 @@ impl AsyncFileReader for ObjectReader {
         async move { self.objects.get_range(&self.location, range).await.map_err(external) }.boxed()
     }
 
+    /// Pages of columns. Those that would take too much memory are refused before they are decoded.
     fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, Result<Vec<Bytes>>> {
-        async move { self.objects.get_ranges(&self.location, &ranges).await.map_err(external) }.boxed()
+        async move {
+            let pages = self
+                .objects
+                .get_ranges(&self.location, &ranges)
+                .await
+                .map_err(external)?;
+            match pages.iter().find_map(|pages| oversized_page(pages)) {
+                Some(bytes) => Err(ParquetError::General(format!(
+                    "a page declares a size of {bytes} bytes"
+                ))),
+                None => Ok(pages),
+            }
+        }
+        .boxed()
     }
 
     fn get_metadata<'a>(

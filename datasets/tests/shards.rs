@@ -9,6 +9,7 @@ use std::process::Command;
 use bytes::Bytes;
 use common::{clean, pairs_of, run_stage, sample_spec, silent};
 use half::f16;
+use llink_datasets::clean::TooLong;
 use llink_datasets::manifest::sha256_hex;
 use llink_datasets::rows::{Corpus, row_id};
 use llink_datasets::shards::{NearDuplicates, SplitSpec, WriteSpec, write_shard};
@@ -77,6 +78,25 @@ async fn shards_are_as_the_design_says() {
         assert_eq!(fact("llink.stage_key").as_deref(), Some("0123abcd"));
         assert_eq!(fact("llink.role").as_deref(), Some(shard.role.as_str()));
     }
+}
+
+#[tokio::test]
+async fn the_sample_gives_as_many_instructions_of_the_wanted_kind_as_were_asked_for() {
+    let store = Store::open("memory://wanted").unwrap();
+    let mut spec = sample_spec(Corpus::Instructions, 2_000, 5);
+    (spec.tasks, spec.rules.max_chars) = (vec!["translate".into()], 110);
+    spec.rules.too_long = TooLong::Drop;
+    let cleaned = clean(&store, &spec, "wanted.parquet").await.unwrap();
+    assert_eq!(
+        (cleaned.counts["rows"], cleaned.counts["kept"]),
+        (2_000, 2_000),
+        "{:?}",
+        cleaned.counts
+    );
+    // What can't be had ends too.
+    spec.tasks = vec!["sing".into()];
+    let nothing = clean(&store, &spec, "nothing.parquet").await;
+    assert!(nothing.is_err(), "{nothing:?}");
 }
 
 #[tokio::test]

@@ -132,8 +132,19 @@ fn on_ring<T: Send>(world_size: usize, timeout: Duration, work: impl Fn(&mut dyn
 
 /// The same in tensors.
 fn train_in_tensors(dtype: DType, options: &AlignOptions, collective: &mut dyn Collective) -> Vec<StepRecord> {
+    train_in_pieces_of_tensors(dtype, 0, options, collective)
+}
+
+/// The same with at most `micro_batch` rows' activations at once.
+fn train_in_pieces_of_tensors(
+    dtype: DType,
+    micro_batch: usize,
+    options: &AlignOptions,
+    collective: &mut dyn Collective,
+) -> Vec<StepRecord> {
     let (mut records, data, backend) = (Vec::new(), data(), place::tensors(dtype));
     let work = AlignRun {
+        micro_batch,
         backend: Some(&backend),
         ..run(options, &data, None)
     };
@@ -234,6 +245,12 @@ fn accumulating_over_micro_batches_changes_nothing_but_memory() {
     let ranks = on_ring(2, Duration::from_secs(30), |ring| train_in_pieces(&options(), 8, ring));
     compare(&ranks[0].0, "2 ranks, micro-batches of 8");
     assert_eq!(ranks[0].1.projector, ranks[1].1.projector);
+    let cut = train_in_pieces_of_tensors(DType::F32, 7, &options(), &mut Solo::default());
+    compare(&cut, "in tensors, micro-batches of 7");
+    let ranks = on_ring(2, Duration::from_secs(60), |ring| {
+        train_in_pieces_of_tensors(DType::F32, 8, &options(), ring)
+    });
+    compare(&ranks[0], "in tensors on 2 ranks, micro-batches of 8");
 }
 
 #[test]

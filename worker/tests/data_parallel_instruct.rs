@@ -102,6 +102,15 @@ fn options(mode: InstructMode) -> InstructOptions {
     }
 }
 
+/// With slots, with slots and a projector that moves too, and without.
+fn kinds() -> [InstructOptions; 3] {
+    let moving = InstructOptions {
+        projector_learning_rate: 2e-3,
+        ..options(InstructMode::Slots)
+    };
+    [options(InstructMode::Slots), moving, options(InstructMode::Direct)]
+}
+
 /// Trains until `until` steps are done; every step's record, what was trained, and the last snapshot.
 fn train(
     options: &InstructOptions,
@@ -177,31 +186,46 @@ fn apart(a: &[StepRecord], b: &[StepRecord]) -> f64 {
 
 #[test]
 fn any_number_of_ranks_sees_the_same_losses() {
-    let options = options(InstructMode::Slots);
-    let (alone, trained, _) = train(&options, usize::MAX, 30, None, &mut Solo::default());
+    let [fixed, moving, _] = kinds();
+    for options in [fixed, moving] {
+        ranks_see_the_same_losses(&options);
+    }
+}
+
+fn ranks_see_the_same_losses(options: &InstructOptions) {
+    let (alone, trained, _) = train(options, usize::MAX, 30, None, &mut Solo::default());
     assert_eq!(alone.len(), 30);
     let (first, last) = (alone[0].loss(), alone[29].loss());
     assert!(last < 0.8 * first, "nothing was learnt: {first} to {last}");
     for world_size in [2, 4] {
-        let ranks = on_ring(world_size, |ring| train(&options, usize::MAX, 30, None, ring));
+        let ranks = on_ring(world_size, |ring| train(options, usize::MAX, 30, None, ring));
         let worst = apart(&alone, &ranks[0].0);
         println!("{world_size} ranks: losses within {worst:.1e}");
         assert!(worst < 1e-4, "{world_size} ranks differ from one by {worst}");
         for (_, other, _) in &ranks[1..] {
-            assert!(other.adapter == ranks[0].1.adapter && other.expander == ranks[0].1.expander);
+            assert!(
+                other.adapter == ranks[0].1.adapter
+                    && other.expander == ranks[0].1.expander
+                    && other.projector == ranks[0].1.projector
+            );
         }
     }
-    let (pieces, in_pieces, _) = train(&options, 60, 30, None, &mut Solo::default());
+    let (pieces, in_pieces, _) = train(options, 60, 30, None, &mut Solo::default());
     let worst = apart(&alone, &pieces);
     println!("in several passes: losses within {worst:.1e}");
     assert!(worst < 1e-4, "accumulating gradients changes the losses by {worst}");
     assert_eq!(in_pieces.adapter.parameters.len(), trained.adapter.parameters.len());
+    let as_it_was = data(&decoder(), options.mode).projector().clone();
+    match trained.projector {
+        Some(projector) => assert!(options.moves_projector() && projector != as_it_was),
+        None => assert!(!options.moves_projector()),
+    }
 }
 
 #[test]
 fn tensors_take_the_steps_of_slices_with_the_same_masks() {
-    for mode in [InstructMode::Slots, InstructMode::Direct] {
-        let options = options(mode);
+    for options in kinds() {
+        let (mode, moves) = (options.mode, options.moves_projector());
         let (slices, ..) = train(&options, usize::MAX, 20, None, &mut Solo::default());
         for (dtype, budget, tolerance) in [
             (DType::F32, usize::MAX, 1e-3),
@@ -211,15 +235,15 @@ fn tensors_take_the_steps_of_slices_with_the_same_masks() {
             let decoder = decoder_in_tensors(dtype);
             let (tensors, ..) = train_with(&decoder, &options, budget, 20, None, &mut Solo::default());
             let worst = apart(&slices, &tensors);
-            println!("{mode:?} {dtype:?} {budget}: losses within {worst:.1e}");
-            assert!(worst < tolerance, "{mode:?} {dtype:?}: {worst}");
+            println!("{mode:?} {moves} {dtype:?} {budget}: losses within {worst:.1e}");
+            assert!(worst < tolerance, "{mode:?} {moves} {dtype:?}: {worst}");
         }
     }
 }
 
 #[test]
 fn ranks_that_compute_in_tensors_see_the_losses_of_one_and_go_on_from_a_checkpoint() {
-    let options = options(InstructMode::Slots);
+    let [_, options, _] = kinds();
     let decoder = decoder_in_tensors(DType::F32);
     let (alone, ..) = train_with(&decoder, &options, 100, 16, None, &mut Solo::default());
     for world_size in [2, 4] {
@@ -230,7 +254,11 @@ fn ranks_that_compute_in_tensors_see_the_losses_of_one_and_go_on_from_a_checkpoi
         println!("{world_size} ranks: losses within {worst:.1e}");
         assert!(worst < 1e-3, "{world_size} ranks differ from one by {worst}");
         for (_, other, _) in &ranks[1..] {
-            assert!(other.adapter == ranks[0].1.adapter && other.expander == ranks[0].1.expander);
+            assert!(
+                other.adapter == ranks[0].1.adapter
+                    && other.expander == ranks[0].1.expander
+                    && other.projector == ranks[0].1.projector
+            );
         }
     }
     let (_, _, saved) = train_with(&decoder, &options, 100, 7, None, &mut Solo::default());
@@ -241,11 +269,9 @@ fn ranks_that_compute_in_tensors_see_the_losses_of_one_and_go_on_from_a_checkpoi
 
 #[test]
 fn ranks_with_no_rows_and_with_several_passes_sum_the_same_gradients() {
-    for mode in [InstructMode::Slots, InstructMode::Direct] {
-        let options = InstructOptions {
-            batch: 3,
-            ..options(mode)
-        };
+    for options in kinds() {
+        let mode = options.mode;
+        let options = InstructOptions { batch: 3, ..options };
         let (alone, ..) = train(&options, usize::MAX, 10, None, &mut Solo::default());
         for world_size in [2, 4] {
             // Of four the first has none; of two the one has a single example, the other two in two passes.
@@ -261,8 +287,8 @@ fn ranks_with_no_rows_and_with_several_passes_sum_the_same_gradients() {
 
 #[test]
 fn a_resumed_run_gives_the_same_bits() {
-    for mode in [InstructMode::Slots, InstructMode::Direct] {
-        let options = options(mode);
+    for options in kinds() {
+        let mode = options.mode;
         let (whole, trained, _) = train(&options, 100, 30, None, &mut Solo::default());
         let (before, _, saved) = train(&options, 100, 13, None, &mut Solo::default());
         let state = InstructState::from_safetensors(decoder().config(), "saved", &saved).unwrap();
@@ -270,7 +296,9 @@ fn a_resumed_run_gives_the_same_bits() {
         let (after, resumed, _) = train(&options, 100, 30, Some(state), &mut Solo::default());
         assert!(apart(&whole[13..], &after) == 0.0, "{mode:?}");
         assert!(
-            trained.adapter == resumed.adapter && trained.expander == resumed.expander,
+            trained.adapter == resumed.adapter
+                && trained.expander == resumed.expander
+                && trained.projector == resumed.projector,
             "{mode:?}"
         );
     }

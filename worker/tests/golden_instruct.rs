@@ -189,6 +189,7 @@ fn trajectory(
         lora: case.number(&["lr", "lora"]),
         expander: case.number(&["lr", "expander"]),
         scale: case.number(&["lr", "scale"]),
+        projector: 0.0,
     };
     let mut collective = Solo::default();
     let steps = case.instruct["trace"].as_array().unwrap().len();
@@ -199,7 +200,7 @@ fn trajectory(
             ids: &ids,
             own: own.clone(),
             examples: &examples.iter().collect::<Vec<_>>(),
-            projected: &projected,
+            vectors: &projected,
             teacher: &teacher,
             answer_tokens: examples.iter().map(|example| example.answer.len()).sum(),
             learning_rates,

@@ -8,6 +8,7 @@ use llink_proto::{Job, StageState};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
+use super::local_gpus::{LocalGpu, gpu_of, gpus};
 use super::{Exit, Failed, say};
 
 /// A worker that dies this often in a row has a cause that starting it again does not cure.
@@ -65,6 +66,7 @@ impl LocalWorkers {
             .map_err(|e| Failed::new(Exit::Storage, format!("{}: {e}", self.logs.display())))?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = (cores / self.count as usize).max(1);
+        let gpus = gpus();
         for index in 0..self.count {
             let log = self.logs.join(format!("worker-{index}.log"));
             let template = Template {
@@ -72,6 +74,7 @@ impl LocalWorkers {
                 url: self.url.clone(),
                 name: format!("local-{index}"),
                 threads,
+                gpu: gpu_of(index as usize, self.count as usize, gpus),
                 log,
             };
             let given_up = self.given_up.clone();
@@ -107,6 +110,7 @@ struct Template {
     url: String,
     name: String,
     threads: usize,
+    gpu: Option<LocalGpu>,
     log: PathBuf,
 }
 
@@ -123,6 +127,12 @@ impl Template {
                 "--exit-with-parent",
             ])
             .args(["--threads", &self.threads.to_string()])
+            .args(self.gpu.iter().flat_map(|gpu| ["--device", &gpu.device]))
+            .envs(
+                self.gpu
+                    .iter()
+                    .filter_map(|gpu| Some(("NCCL_HOSTID", gpu.host.as_deref()?))),
+            )
             // The worker's end of this pipe closes when this process ends, however it ends.
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

@@ -10,6 +10,7 @@ mod inspect;
 mod keep;
 #[cfg(feature = "embedded")]
 mod local;
+mod local_gpus;
 mod look;
 mod reach;
 mod serve;

@@ -65,6 +65,8 @@ pub struct InstructSection {
     pub expander_learning_rate: f64,
     /// Its scale's.
     pub scale_learning_rate: f64,
+    /// The projector's; 0 leaves it as Stage A made it.
+    pub projector_learning_rate: f64,
     /// Share of the steps that warm up.
     pub warmup_share: f64,
     /// AdamW's decoupled decay; the scale has none.
@@ -124,6 +126,7 @@ impl Default for InstructSection {
             learning_rate: 1e-4,
             expander_learning_rate: 3e-5,
             scale_learning_rate: 5e-4,
+            projector_learning_rate: 0.0,
             warmup_share: 0.15,
             weight_decay: 0.01,
             beta1: 0.9,
@@ -199,6 +202,7 @@ pub(super) fn problems(job: &JobFile, expect: Expect<'_>) {
     for (key, value) in [
         ("instruct.expander_learning_rate", i.expander_learning_rate),
         ("instruct.scale_learning_rate", i.scale_learning_rate),
+        ("instruct.projector_learning_rate", i.projector_learning_rate),
         ("instruct.weight_decay", i.weight_decay),
         ("instruct.usage_weight", i.usage_weight),
         ("instruct.cosine_weight", i.cosine_weight),

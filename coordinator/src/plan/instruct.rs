@@ -1,7 +1,7 @@
 //! The `instruct` stage, and what `evaluate` asks of what it made.
 
 use llink_proto::task::Kind;
-use llink_proto::{Answers, Instruct, InstructOptions, ModelRole, TaskResult, Upkeep};
+use llink_proto::{Answers, Artifact, Instruct, InstructOptions, ModelRole, TaskResult, Upkeep};
 
 use super::embed::model_ref;
 use super::train::{one_task, the_one};
@@ -135,6 +135,7 @@ fn options(section: &InstructSection, arm: InstructArm, steps: u64, seed: u64) -
         learning_rate: section.learning_rate,
         expander_learning_rate: section.expander_learning_rate,
         scale_learning_rate: section.scale_learning_rate,
+        projector_learning_rate: section.projector_learning_rate,
         warmup_share: section.warmup_share,
         weight_decay: section.weight_decay,
         beta1: section.beta1,
@@ -148,6 +149,20 @@ fn options(section: &InstructSection, arm: InstructArm, steps: u64, seed: u64) -
     }
 }
 
+/// The projector that Stage B's slots are expanded from: its own where it trained one, else Stage A's.
+pub(super) fn projector(stage: StageName, inputs: &Inputs<'_>) -> Result<Artifact, PlanError> {
+    let own = match inputs.job.instruct {
+        Some(_) => with_role(earlier(stage, STAGE, inputs)?, "projector")
+            .into_iter()
+            .next(),
+        None => None,
+    };
+    match own {
+        Some(projector) => Ok(projector),
+        None => the_one(stage, earlier(stage, StageName::Align, inputs)?, "projector"),
+    }
+}
+
 /// What Stage B made, as far as `evaluate` reads it.
 pub(super) fn evaluated(inputs: &Inputs<'_>) -> Result<String, PlanError> {
     if inputs.job.instruct.is_none() {
@@ -158,6 +173,7 @@ pub(super) fn evaluated(inputs: &Inputs<'_>) -> Result<String, PlanError> {
         "adapter-config",
         "adapter",
         "slots",
+        "projector",
         "direct-adapter-config",
         "direct-adapter",
     ];
@@ -189,6 +205,7 @@ pub(super) fn answers(key: &str, inputs: &Inputs<'_>) -> Result<Option<Answers>,
             InstructMode::Slots | InstructMode::Both => Some(the_one(stage, trained, "slots")?),
             InstructMode::Direct => None,
         },
+        projector: with_role(trained, "projector").into_iter().next(),
         direct_adapter: second("direct-adapter")?,
         direct_adapter_config: second("direct-adapter-config")?,
         examples: evaluate.answers,

@@ -120,7 +120,11 @@ fn retrieval(figures: &Value) {
         ("chance", "chance"),
         ("before alignment", "before"),
         ("after alignment", "after"),
+        ("by mean slot", "instructed"),
     ] {
+        if get(&format!("{prefix}.r1")).is_none() {
+            continue;
+        }
         let value = |figure: &str| get(&format!("{prefix}.{figure}")).unwrap_or(f64::NAN);
         print_line(&format!(
             "  {name:17} {:6.4}  {:6.4}  {:6.4}  {:6.4}  {:10.1}",

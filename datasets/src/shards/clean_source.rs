@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 
 use super::run::Run;
 use super::{Progress, SOURCE_KEY};
-use crate::clean::{Checked, Cleaner, DropReason, Rules, Tally};
+use crate::clean::{Checked, Cleaner, DropReason, Rules, Tally, TooLong};
 use crate::manifest::ManifestArtifact;
 use crate::read::{RawRow, ReadRow, RowReader, Source, label};
 use crate::rows::{Corpus, InstructionExample, Pair};
@@ -21,6 +21,9 @@ const NAMED_OFFENDERS: u64 = 3;
 /// Rows that are cleaned at once, by all threads.
 const CHUNK_ROWS: usize = 8_192;
 
+/// So many examples are made up at most for one that is wanted.
+const MADE_UP_FOR_ONE: u64 = 200;
+
 /// What to read and what to keep of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CleanSpec {
@@ -28,7 +31,7 @@ pub struct CleanSpec {
     pub corpus: Corpus,
     /// Where it is and how it is to be read; the URL [`sample::SOURCE`] stands for made-up rows.
     pub source: Source,
-    /// How many rows to make up, for [`sample::SOURCE`].
+    /// How many rows to make up, for [`sample::SOURCE`]: of instructions, so many of the wanted tasks and lengths.
     pub sample_rows: u64,
     /// Which rows to make up.
     pub seed: u64,
@@ -38,6 +41,17 @@ pub struct CleanSpec {
     pub tasks: Vec<String>,
     /// Whether to write what near-duplicates are found by.
     pub with_signatures: bool,
+}
+
+impl CleanSpec {
+    /// Whether an example that was made up is one to offer.
+    fn keeps_made_up(&self, example: &InstructionExample) -> bool {
+        let longest = match (self.rules.max_chars, self.rules.too_long) {
+            (0, _) | (_, TooLong::Cut) => usize::MAX,
+            (longest, TooLong::Drop) => longest as usize,
+        };
+        (self.tasks.is_empty() || self.tasks.contains(&example.task)) && example.foreign.chars().count() <= longest
+    }
 }
 
 /// What [`clean_source`] wrote and found.
@@ -190,7 +204,11 @@ impl Collector<'_> {
                 }
             }
             Corpus::Instructions => {
-                for (line, example) in (1..).zip(sample::instructions(rows, seed)) {
+                // Of the tasks that are wanted, and of a length that is kept: the others would only be dropped.
+                let wanted = |example: &InstructionExample| self.spec.keeps_made_up(example);
+                let looked_at = most.min(rows.saturating_mul(MADE_UP_FOR_ONE));
+                let made_up = sample::instructions(looked_at, seed).filter(wanted).take(rows as usize);
+                for (line, example) in (1..).zip(made_up) {
                     if self.offer(Ok(RawRow::Instruction(example)), line).await? {
                         progress(line, rows);
                     }

@@ -9,8 +9,8 @@ use crate::Result;
 use crate::store::Store;
 use crate::table::{StoredTable, require_columns, u64s, unreadable};
 
-/// Keys that are sorted at once: 64 MiB.
-const KEYS_AT_ONCE: u64 = 8 << 20;
+/// Keys that are sorted at once: 16 MiB.
+const KEYS_AT_ONCE: u64 = 2 << 20;
 const COLUMN: &str = "english_key";
 
 /// The English keys that stand in more than one row of some cleaned tables.

@@ -42,9 +42,9 @@ vectorized! {
 }
 
 vectorized! {
-    /// A LayerNorm without weights of one row, in place.
-    pub(super) fn standardize(x: &mut [f32]) {
-        standardize_in_place(x);
+    /// A LayerNorm without weights of one row, in place. One over the deviation.
+    pub(super) fn standardize(x: &mut [f32]) -> f32 {
+        standardize_in_place(x)
     }
 }
 

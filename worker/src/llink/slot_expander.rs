@@ -45,6 +45,8 @@ pub struct SlotExpander {
 pub struct ExpanderActivations {
     /// LN(v), `[b, d]`.
     standardized: Vec<f32>,
+    /// One over the deviation of v, `[b]`.
+    input_inverse: Vec<f32>,
     /// u, `[b, d]`.
     scaled: Vec<f32>,
     /// After GELU, `[b, h]`.
@@ -210,6 +212,7 @@ impl SlotExpander {
         let (b, outputs) = (projected.len() / d, k * d);
         let ExpanderActivations {
             standardized,
+            input_inverse,
             scaled,
             hidden,
             slope,
@@ -218,7 +221,8 @@ impl SlotExpander {
         } = activations;
         standardized.clear();
         standardized.extend_from_slice(projected);
-        standardized.chunks_exact_mut(d).for_each(standardize);
+        input_inverse.clear();
+        input_inverse.extend(standardized.chunks_exact_mut(d).map(standardize));
         scaled.clear();
         scaled.extend(standardized.iter().map(|x| scale[0] * x));
         hidden.resize(b * h, 0.0);
@@ -363,6 +367,23 @@ impl SlotExpander {
         // [b, h] · [h, d]
         matmul(by_up_matrix, Matrix::new(up, h, d), Target::new(scaled, d));
         by_scale[0] = dot(scaled, standardized);
+    }
+
+    /// After [`SlotExpander::backward_up`]: the gradient by the projected vectors, `[b, d]`.
+    pub fn by_projected<'a>(&self, activations: &'a mut ExpanderActivations) -> &'a mut [f32] {
+        let d = self.shape.width;
+        let scale = vec![self.parameters[0]; d];
+        let ExpanderActivations {
+            standardized,
+            input_inverse,
+            scaled,
+            ..
+        } = activations;
+        let rows = scaled.chunks_exact_mut(d).zip(standardized.chunks_exact(d));
+        for ((by, x), inverse) in rows.zip(input_inverse) {
+            layer_norm_backward(by, x, &scale, *inverse);
+        }
+        scaled
     }
 }
 

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 
-use super::variables::{Padded, Variables, attend, heads};
+use super::share::Share;
+use super::variables::{Variables, attend, heads};
 use crate::Result;
 use crate::models::config::LlamaConfig;
 
@@ -23,18 +24,27 @@ impl TrainableDecoder {
         })
     }
 
-    /// The logits of `rows` of the batch's [B·T] rows, [rows, vocab].
-    pub(super) fn logits(&self, batch: &Padded, rows: &[u32]) -> Result<Tensor> {
-        let v = &self.variables;
-        let embedding = v.get("model.embed_tokens.weight")?;
-        let mut x = embedding.index_select(&batch.ids, 0)?;
+    /// The last hidden states after the final norm, [B·T, hidden].
+    pub(super) fn states(&self, Share { batch, packed, .. }: &Share) -> Result<Tensor> {
+        let words = self.words()?;
+        let mut x = packed.placed(words.index_select(&batch.ids, 0)?, words)?;
         let (bias, rope) = (batch.attention_bias(true)?, self.rope(batch.shape.1)?);
         for layer in 0..self.config.num_hidden_layers {
             x = self.layer(layer, &x, batch.shape, &bias, &rope)?;
         }
-        let x = x.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?;
-        let x = v.rms_norm("model.norm.weight", &x, self.config.rms_norm_eps)?;
-        Ok(x.matmul(&embedding.t()?)?)
+        self.variables
+            .rms_norm("model.norm.weight", &x, self.config.rms_norm_eps)
+    }
+
+    /// The word embeddings and the head, [vocab, hidden].
+    pub(super) fn words(&self) -> Result<&Tensor> {
+        self.variables.get("model.embed_tokens.weight")
+    }
+
+    /// The logits of `rows` of [`TrainableDecoder::states`], [rows, vocab].
+    pub(super) fn logits(&self, states: &Tensor, rows: &[u32]) -> Result<Tensor> {
+        let states = states.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?;
+        Ok(states.matmul(&self.words()?.t()?)?)
     }
 
     /// cos and sin of each position's angles, [T, head_dim / 2] each.

@@ -5,21 +5,63 @@ use llink_datasets::rows::InstructionExample;
 use llink_datasets::sample;
 
 use crate::Result;
-use crate::models::{Decoder, END_OF_TURN, SpecialTokens};
+use crate::models::{Decoder, SpecialTokens};
 use crate::train::random::key;
+
+/// Soft slots that a text is packed into.
+const SLOTS: usize = 8;
+
+/// What a document is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// An instruction about an English text, and its answer.
+    Answer(Given),
+    /// The same, the answer being the sentence itself.
+    SayAgain(Given),
+    /// A text alone whose teacher vector is to hold it.
+    Teacher,
+}
+
+/// How a document's text is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Given {
+    /// Token by token.
+    Tokens,
+    /// Packed into soft slots, several tokens in each.
+    Slots,
+}
+
+/// Of ten documents so many are of each kind: an assistant that knows English, reads soft slots, and remembers.
+const KINDS: [Kind; 10] = [
+    Kind::Answer(Given::Tokens),
+    Kind::Answer(Given::Tokens),
+    Kind::Answer(Given::Slots),
+    Kind::SayAgain(Given::Tokens),
+    Kind::SayAgain(Given::Tokens),
+    Kind::SayAgain(Given::Slots),
+    Kind::SayAgain(Given::Slots),
+    Kind::Teacher,
+    Kind::Teacher,
+    Kind::Teacher,
+];
 
 /// Sentences that make up the models' world; those of other seeds are held out.
 pub(super) struct Texts {
     /// English and Khmer.
     pub(super) pairs: Vec<(String, String)>,
     pub(super) instructions: Vec<InstructionExample>,
+    /// Wordings that ask for a translation.
+    translations: Vec<String>,
 }
 
 impl Texts {
     pub(super) fn new(rows: u64, seed: u64) -> Self {
+        let instructions: Vec<InstructionExample> = sample::instructions(rows / 2, seed).collect();
+        let translations = instructions.iter().filter(|example| example.task == "translate");
         Self {
             pairs: sample::pairs(rows, seed).collect(),
-            instructions: sample::instructions(rows / 2, seed).collect(),
+            translations: translations.map(|example| example.instruction.clone()).collect(),
+            instructions,
         }
     }
 
@@ -31,42 +73,90 @@ impl Texts {
         }
     }
 
-    /// A document for the decoder, and how many of its tokens are given and not learnt. An assistant that knows English: of ten
-    /// documents four are instructions about an English text, three ask to say an English sentence again, three are a sentence
-    /// alone.
-    pub(super) fn document(&self, decoder: &Decoder, number: u64) -> Result<(Vec<u32>, usize)> {
-        let (kind, number) = (number % 10, number / 10);
-        if kind >= 7 {
-            let (english, _) = pick(&self.pairs, number);
-            let mut ids = decoder.tokenizer().encode(english, SpecialTokens::Add)?;
-            ids.push(decoder.tokenizer().require(END_OF_TURN)?);
-            return Ok((ids, 1));
-        }
-        let example = pick(&self.instructions, number);
-        let (instruction, text, answer) = match kind {
-            0..4 => (example.instruction.as_str(), &example.english_ref, &example.answer),
-            _ => {
+    /// A document for the decoder, of the kind that the number says.
+    pub(super) fn document(&self, decoder: &Decoder, number: u64) -> Result<Document> {
+        let (kind, number) = (KINDS[(number % 10) as usize], number / 10);
+        self.document_of(decoder, kind, number)
+    }
+
+    /// A document of one kind.
+    pub(super) fn document_of(&self, decoder: &Decoder, kind: Kind, number: u64) -> Result<Document> {
+        let (instruction, text, answer, given) = match kind {
+            Kind::Teacher => {
+                let ids = decoder.tokenize_teacher(&[self.english(number)])?.remove(0);
+                return Ok(Document::plain(ids, 1));
+            }
+            Kind::Answer(given) => {
+                let example = pick(&self.instructions, number);
+                (
+                    example.instruction.as_str(),
+                    &example.english_ref,
+                    &example.answer,
+                    given,
+                )
+            }
+            Kind::SayAgain(given) => {
                 let (english, _) = pick(&self.pairs, number);
-                (self.translation(number), english, english)
+                (self.translation(number), english, english, given)
             }
         };
         let instruction = instruction.replace(FOREIGN_PLACEHOLDER, "");
-        let mut ids = decoder.direct_prompt(&instruction, text, usize::MAX)?.ids;
-        let given = ids.len();
-        ids.extend(decoder.answer_tokens(answer)?);
-        Ok((ids, given))
+        let tokens = decoder.tokenizer().encode(text, SpecialTokens::Omit)?;
+        let mut document = match given {
+            Given::Slots if tokens.len() >= SLOTS => {
+                let prompt = decoder.slot_prompt(&instruction, SLOTS)?;
+                let held =
+                    |slot: usize| tokens[slot * tokens.len() / SLOTS..(slot + 1) * tokens.len() / SLOTS].to_vec();
+                Document {
+                    packed: prompt
+                        .slots
+                        .iter()
+                        .enumerate()
+                        .map(|(slot, at)| (*at, held(slot)))
+                        .collect(),
+                    ..Document::plain(prompt.ids, 0)
+                }
+            }
+            _ => Document::plain(decoder.direct_prompt(&instruction, text, usize::MAX)?.ids, 0),
+        };
+        document.given = document.ids.len();
+        document.ids.extend(decoder.answer_tokens(answer)?);
+        Ok(document)
+    }
+
+    /// English texts: sentences, and what instructions are about.
+    fn english(&self, number: u64) -> &str {
+        match number % 8 {
+            0 => &pick(&self.instructions, number / 8).english_ref,
+            _ => &pick(&self.pairs, number / 8).0,
+        }
     }
 
     /// One of the wordings that ask for a translation.
     fn translation(&self, number: u64) -> &str {
-        let mut translations = self
-            .instructions
-            .iter()
-            .cycle()
-            .skip(number as usize % self.instructions.len());
-        translations
-            .find(|example| example.task == "translate")
-            .map_or("", |example| example.instruction.as_str())
+        self.translations
+            .get(number as usize % self.translations.len().max(1))
+            .map_or("", String::as_str)
+    }
+}
+
+/// What the decoder reads.
+pub(super) struct Document {
+    pub(super) ids: Vec<u32>,
+    /// So many of its first tokens are given, the rest is to be said.
+    pub(super) given: usize,
+    /// Places that hold several tokens at once, and these.
+    pub(super) packed: Vec<(usize, Vec<u32>)>,
+}
+
+impl Document {
+    /// Tokens alone.
+    pub(super) const fn plain(ids: Vec<u32>, given: usize) -> Self {
+        Self {
+            ids,
+            given,
+            packed: Vec::new(),
+        }
     }
 }
 

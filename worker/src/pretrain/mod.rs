@@ -9,6 +9,7 @@ mod documents;
 mod encoder;
 mod optimize;
 mod reconstruction;
+mod share;
 mod variables;
 
 use std::path::Path;
@@ -18,12 +19,13 @@ use serde::Serialize;
 
 use crate::Result;
 use crate::models::tiny::{self, TinyShape};
-use crate::models::{Decoder, Encoder, TextLimits, token_batches};
+use crate::models::{Decoder, Encoder, TEACHER_TOKENS, TextLimits};
 use decoder::TrainableDecoder;
-use documents::{Texts, drawn};
+use documents::{Document, Given, Kind, Texts, drawn};
 use encoder::TrainableEncoder;
 use optimize::Optimizer;
-use reconstruction::Reconstruction;
+use reconstruction::{Asked, Reconstruction};
+use share::{Share, shares};
 use variables::{Padded, Variables};
 
 /// Rows of the sample corpus that nothing is trained on have this seed.
@@ -92,13 +94,9 @@ pub fn pretrain_tiny(dir: &Path, options: &PretrainOptions, told: &mut dyn FnMut
     train_encoder(&encoder, &texts, &held_out, options, &mut |step, look| {
         told("encoder", step, look)
     })?;
-    train_decoder(&decoder, &texts, &held_out, options, &mut |step, look| {
-        told("decoder", step, look)
-    })
+    train_decoder(&decoder, &texts, &held_out, options, told)
 }
 
-/// Tokens, padding included, that go through a model at once.
-const SHARE_TOKENS: usize = 1_536;
 /// The encoder's vector is asked for every so manyth token: the loss of half of them teaches as much.
 const TOKENS_SKIPPED: usize = 2;
 /// Peak learning rates.
@@ -123,79 +121,126 @@ fn train_encoder(dir: &Path, texts: &Texts, held_out: &Texts, options: &Pretrain
     let looked_at = Padded::new(&tokenized(held_out, &mut (0..LOOKED_AT).map(|n| 8 * n + 1))?, pad)?;
     let variables = model.variables.all().chain(head.variables.all()).cloned().collect();
     let mut optimizer = Optimizer::new(variables, options.encoder_steps, ENCODER_RATE)?;
+    let told_by = |batch: &Padded, every: usize| {
+        let asked = Asked::new(batch, batch.lengths.iter().map(|length| 0..*length).enumerate(), every);
+        let logits = head.logits(&model.vectors(batch)?, model.words()?, &asked)?;
+        Ok::<_, crate::Error>((logits, asked.wanted(batch)?))
+    };
     for step in 0..options.encoder_steps {
         let ids = tokenized(texts, &mut drawn(options.seed, step, options.batch))?;
-        let given = vec![0; ids.len()];
-        let shares: Vec<_> = shares(&ids, &given, pad)?
-            .into_iter()
-            .map(|((share, _), n)| (share, n))
-            .collect();
+        let documents: Vec<Document> = ids.into_iter().map(|ids| Document::plain(ids, 0)).collect();
+        let shares = shares(&documents, pad)?;
         let loss = optimizer.step(step, &shares, options.threads, |share| {
-            let (logits, wanted) = head.logits(&model, share, TOKENS_SKIPPED)?;
+            let (logits, wanted) = told_by(&share.batch, TOKENS_SKIPPED)?;
             Ok(candle_nn::loss::cross_entropy(&logits, &wanted)?)
         })?;
         if is_looked_at(step, options.encoder_steps) {
-            let (logits, wanted) = head.logits(&model, &looked_at, 1)?;
+            let (logits, wanted) = told_by(&looked_at, 1)?;
             told(step + 1, looked(loss, &logits, &wanted, &looked_at.lengths)?);
         }
     }
     write(dir, &model.variables)
 }
 
-fn train_decoder(dir: &Path, texts: &Texts, held_out: &Texts, options: &PretrainOptions, told: Told<'_>) -> Result<()> {
+/// What is told of the decoder, by the name that it is told under.
+type ToldOf<'a> = &'a mut dyn FnMut(&str, u64, Look);
+
+fn train_decoder(
+    dir: &Path,
+    texts: &Texts,
+    held_out: &Texts,
+    options: &PretrainOptions,
+    told: ToldOf<'_>,
+) -> Result<()> {
     let tokenizer = Decoder::load(dir, &candle_core::Device::Cpu, candle_core::DType::F32)?;
+    let slot = tokenizer.tokenizer().require(&tokenizer.slot_token)?;
     let model = TrainableDecoder::read(dir)?;
-    let documents = |texts: &Texts, numbers: &mut dyn Iterator<Item = u64>| -> Result<(Vec<Vec<u32>>, Vec<usize>)> {
-        let documents = numbers.map(|number| texts.document(&tokenizer, number));
-        Ok(documents.collect::<Result<Vec<_>>>()?.into_iter().unzip())
+    let head = Reconstruction::new(model.config.hidden_size, TEACHER_TOKENS, options.seed)?;
+    let looked_at = |kind: Kind| -> Result<Share> {
+        let documents = (0..LOOKED_AT).map(|number| held_out.document_of(&tokenizer, kind, number));
+        let documents: Vec<Document> = documents.collect::<Result<_>>()?;
+        Share::new(&documents.iter().collect::<Vec<_>>(), 0)
     };
-    // Sentences that are to be said again.
-    let (ids, given) = documents(held_out, &mut (0..LOOKED_AT).map(|n| 10 * n + 4))?;
-    let looked_at = Padded::new(&ids, 0)?;
-    let variables = model.variables.all().cloned().collect();
+    let said = [
+        ("decoder, from tokens", looked_at(Kind::SayAgain(Given::Tokens))?),
+        ("decoder, from slots", looked_at(Kind::SayAgain(Given::Slots))?),
+    ];
+    let remembered = looked_at(Kind::Teacher)?;
+    let variables = model.variables.all().chain(head.variables.all()).cloned().collect();
     let mut optimizer = Optimizer::new(variables, options.decoder_steps, DECODER_RATE)?;
     for step in 0..options.decoder_steps {
-        let (ids, _) = documents(texts, &mut drawn(options.seed ^ 1, step, options.batch))?;
-        let shares = shares(&ids, &vec![1; ids.len()], 0)?;
-        let loss = optimizer.step(step, &shares, options.threads, |(share, given)| {
-            let (logits, wanted) = next_tokens(&model, share, given)?;
-            Ok(candle_nn::loss::cross_entropy(&logits, &wanted)?)
+        let drawn = drawn(options.seed ^ 1, step, options.batch);
+        let mut documents = drawn
+            .map(|number| texts.document(&tokenizer, number))
+            .collect::<Result<Vec<Document>>>()?;
+        // What is given teaches English too.
+        documents.iter_mut().for_each(|document| document.given = 1);
+        let shares = shares(&documents, 0)?;
+        let loss = optimizer.step(step, &shares, options.threads, |share| {
+            let states = model.states(share)?;
+            let (logits, wanted) = next_tokens(&model, &states, share)?;
+            let loss = candle_nn::loss::cross_entropy(&logits, &wanted)?;
+            match taught(&model, &head, &states, &share.batch, slot, TOKENS_SKIPPED)? {
+                None => Ok(loss),
+                Some((logits, wanted, part)) => {
+                    let teacher = candle_nn::loss::cross_entropy(&logits, &wanted)?;
+                    Ok((loss + (teacher * part)?)?)
+                }
+            }
         })?;
         if is_looked_at(step, options.decoder_steps) {
-            let (logits, wanted) = next_tokens(&model, &looked_at, &given)?;
-            let lengths: Vec<usize> = looked_at
-                .lengths
-                .iter()
-                .zip(&given)
-                .map(|(all, given)| all - given)
-                .collect();
-            told(step + 1, looked(loss, &logits, &wanted, &lengths)?);
+            for (name, share) in &said {
+                let (logits, wanted) = next_tokens(&model, &model.states(share)?, share)?;
+                let each = share.batch.lengths.iter().zip(&share.given);
+                let lengths: Vec<usize> = each.map(|(all, given)| all - given).collect();
+                told(name, step + 1, looked(loss, &logits, &wanted, &lengths)?);
+            }
+            let batch = &remembered.batch;
+            if let Some((logits, wanted, _)) = taught(&model, &head, &model.states(&remembered)?, batch, slot, 1)? {
+                let lengths: Vec<usize> = batch.lengths.iter().map(|length| length - 2).collect();
+                told("teacher vector", step + 1, looked(loss, &logits, &wanted, &lengths)?);
+            }
         }
     }
     write(dir, &model.variables)
 }
 
-/// Logits and tokens of each sequence from its token `from` on.
-fn next_tokens(model: &TrainableDecoder, batch: &Padded, from: &[usize]) -> Result<(Tensor, Tensor)> {
-    let wanted = batch.rows_from(from);
-    let before: Vec<u32> = wanted.iter().map(|row| row - 1).collect();
-    let wanted = Tensor::new(wanted, &candle_core::Device::Cpu)?;
-    Ok((model.logits(batch, &before)?, batch.ids.index_select(&wanted, 0)?))
+/// What the teacher vectors of the batch's sequences that end in the slot tell of their texts: logits, tokens, and the share of
+/// the batch's sequences that have one. None where no sequence does.
+fn taught(
+    model: &TrainableDecoder,
+    head: &Reconstruction,
+    states: &Tensor,
+    batch: &Padded,
+    slot: u32,
+    every: usize,
+) -> Result<Option<(Tensor, Tensor, f64)>> {
+    let ends = |(_, last): &(usize, &u32)| **last == slot;
+    let sequences: Vec<usize> = batch.last.iter().enumerate().filter(ends).map(|(at, _)| at).collect();
+    if sequences.is_empty() {
+        return Ok(None);
+    }
+    let rows = sequences
+        .iter()
+        .map(|at| (at * batch.shape.1 + batch.lengths[*at] - 1) as u32);
+    let vectors = states.index_select(&Tensor::from_iter(rows, &candle_core::Device::Cpu)?, 0)?;
+    // Between the beginning of text and the slot.
+    let texts = sequences.iter().map(|at| (*at, 1..batch.lengths[*at] - 1));
+    let asked = Asked::new(batch, texts, every);
+    let logits = head.logits(&vectors, model.words()?, &asked)?;
+    let share = sequences.len() as f64 / batch.lengths.len() as f64;
+    Ok(Some((logits, asked.wanted(batch)?, share)))
 }
 
-/// Sequences with the tokens that are given of each, and how many are not.
-type Share = ((Padded, Vec<usize>), usize);
-
-/// A batch in parts of texts of about the same length, so that little of it is padding.
-fn shares(ids: &[Vec<u32>], given: &[usize], pad: u32) -> Result<Vec<Share>> {
-    let lengths: Vec<usize> = ids.iter().map(Vec::len).collect();
-    let share = |batch: Vec<usize>| {
-        let of = batch.iter().map(|index| ids[*index].clone()).collect::<Vec<_>>();
-        let given: Vec<usize> = batch.iter().map(|index| given[*index]).collect();
-        let tokens = of.iter().zip(&given).map(|(ids, given)| ids.len() - given).sum();
-        Ok(((Padded::new(&of, pad)?, given), tokens))
-    };
-    token_batches(&lengths, SHARE_TOKENS).into_iter().map(share).collect()
+/// Logits and tokens of each sequence behind what is given of it.
+fn next_tokens(model: &TrainableDecoder, states: &Tensor, share: &Share) -> Result<(Tensor, Tensor)> {
+    let wanted = share.batch.rows_from(&share.given);
+    let before: Vec<u32> = wanted.iter().map(|row| row - 1).collect();
+    let wanted = Tensor::new(wanted, &candle_core::Device::Cpu)?;
+    Ok((
+        model.logits(states, &before)?,
+        share.batch.ids.index_select(&wanted, 0)?,
+    ))
 }
 
 fn is_looked_at(step: u64, steps: u64) -> bool {

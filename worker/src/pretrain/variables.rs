@@ -106,11 +106,14 @@ pub(super) struct Padded {
     pub(super) shape: (usize, usize),
     /// Lengths before padding.
     pub(super) lengths: Vec<usize>,
+    /// The last token of each.
+    pub(super) last: Vec<u32>,
 }
 
 impl Padded {
     pub(super) fn new(sequences: &[Vec<u32>], pad: u32) -> Result<Self> {
         let lengths: Vec<usize> = sequences.iter().map(Vec::len).collect();
+        let last = sequences.iter().filter_map(|ids| ids.last().copied()).collect();
         let longest = lengths.iter().copied().max().unwrap_or(0);
         let mut ids = Vec::with_capacity(sequences.len() * longest);
         for sequence in sequences {
@@ -122,6 +125,7 @@ impl Padded {
             ids: Tensor::from_vec(ids, shape.0 * shape.1, &Device::Cpu)?,
             shape,
             lengths,
+            last,
         })
     }
 

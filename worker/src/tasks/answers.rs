@@ -8,7 +8,7 @@ use llink_proto::{Answers, Artifact, ModelRef, TaskResult};
 use serde_json::json;
 
 use super::TaskContext;
-use super::instruct::{first, read_rows, widened};
+use super::instruct::{first, read_projector, read_rows, widened};
 use super::training::read_tables;
 use crate::llink::answers::{AnswerScores, answer_scores};
 use crate::llink::projector::Projector;
@@ -31,7 +31,7 @@ pub(super) fn run(
     store: &Store,
     task: &Answers,
     model: &ModelRef,
-    projector: &Projector,
+    slots: Option<&Slots>,
     result: &mut TaskResult,
 ) -> Result<()> {
     let missing = |what: &str| Error::Input(format!("answers without their {what}"));
@@ -57,15 +57,13 @@ pub(super) fn run(
     };
     let rows = read_rows(context, store, &task.instructions, task.examples as usize)?;
     let mut said: Vec<(&str, Vec<String>)> = Vec::new();
-    match &task.slots {
-        Some(artifact) => {
-            let content = context.read(store, artifact)?;
-            let expander = SlotExpander::from_safetensors(&store.describe(&artifact.path), &content)?;
+    match slots {
+        Some(slots) => {
             let vectors = first(read_tables(context, store, &task.encoder_vectors)?, rows.len());
-            let slots = expand(&expander, &projector.project(&widened(&vectors))?);
-            let zeros = vec![0.0; slots.len()];
-            said.push(("slots", answerer.with_slots(&rows, &expander, &slots)?));
-            said.push(("zeroed", answerer.with_slots(&rows, &expander, &zeros)?));
+            let values = slots.of(&widened(&vectors))?;
+            let zeros = vec![0.0; values.len()];
+            said.push(("slots", answerer.with_slots(&rows, &slots.expander, &values)?));
+            said.push(("zeroed", answerer.with_slots(&rows, &slots.expander, &zeros)?));
         }
         None => said.push(("direct", answerer.direct(&rows)?)),
     }
@@ -126,10 +124,51 @@ impl Answerer<'_> {
     }
 }
 
-fn expand(expander: &SlotExpander, projected: &[f32]) -> Vec<f32> {
-    let mut activations = ExpanderActivations::default();
-    expander.forward(projected, &mut activations);
-    activations.slots
+/// What makes slots of a vector.
+pub(super) struct Slots {
+    projector: Projector,
+    expander: SlotExpander,
+}
+
+impl Slots {
+    /// As Stage B left them, the projector being `aligned` where it left that as it was. None in direct mode.
+    pub(super) fn read(
+        context: &TaskContext,
+        store: &Store,
+        task: &Answers,
+        aligned: &Projector,
+    ) -> Result<Option<Self>> {
+        let Some(artifact) = &task.slots else { return Ok(None) };
+        let content = context.read(store, artifact)?;
+        Ok(Some(Self {
+            expander: SlotExpander::from_safetensors(&store.describe(&artifact.path), &content)?,
+            projector: match &task.projector {
+                Some(projector) => read_projector(context, store, projector)?,
+                None => aligned.clone(),
+            },
+        }))
+    }
+
+    /// Of encoder vectors `[n, d_e]`, `[n, K, d]`.
+    fn of(&self, vectors: &[f32]) -> Result<Vec<f32>> {
+        let mut activations = ExpanderActivations::default();
+        self.expander
+            .forward(&self.projector.project(vectors)?, &mut activations);
+        Ok(activations.slots)
+    }
+
+    /// The mean of the slots of each vector, `[n, d]`: what Stage B holds near the teacher.
+    pub(super) fn means(&self, vectors: &[f32]) -> Result<Vec<f32>> {
+        let shape = self.expander.shape();
+        let slots = self.of(vectors)?;
+        let mean = |slots: &[f32]| -> Vec<f32> {
+            let sum = |column: usize| slots.iter().skip(column).step_by(shape.width).sum::<f32>();
+            (0..shape.width)
+                .map(|column| sum(column) / shape.slots as f32)
+                .collect()
+        };
+        Ok(slots.chunks_exact(shape.slots * shape.width).flat_map(mean).collect())
+    }
 }
 
 /// Over all answers, and over translations alone.

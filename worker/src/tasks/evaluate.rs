@@ -1,4 +1,4 @@
-//! Held-out retrieval before and after alignment, beside chance, and what the decoder's tokenizer does to each language.
+//! Held-out retrieval before and after alignment and by the slots that Stage B made of it, beside chance, and what the decoder's tokenizer does to each language.
 
 use half::slice::HalfFloatSliceExt;
 use llink_datasets::pairs::{PairTable, read_pairs};
@@ -32,12 +32,20 @@ pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> 
     let before = Projector::new(after.shape(), task.seed);
     // Shards stand in the order of the hash of their text, so the first rows are a fixed, fair sample of the holdout.
     let pairs = encoder.len().min(task.benchmark_pairs as usize);
-    let measure = |projector: &Projector| retrieval(projector, &encoder, &teacher, pairs);
-    let rows = [
+    let slots = match &task.answers {
+        Some(answers) => super::answers::Slots::read(context, &store, answers, &after)?,
+        None => None,
+    };
+    let (read, taught) = (first_rows(&encoder, pairs), first_rows(&teacher, pairs));
+    let measure = |found: Vec<f32>| retrieval_metrics(&found, &taught, teacher.width);
+    let mut rows = vec![
         ("chance", RetrievalMetrics::chance(pairs)),
-        ("before", measure(&before)?),
-        ("after", measure(&after)?),
+        ("before", measure(before.project(&read)?)?),
+        ("after", measure(after.project(&read)?)?),
     ];
+    if let Some(slots) = &slots {
+        rows.push(("instructed", measure(slots.means(&read)?)?));
+    }
     context.control.check()?;
     context.control.advance(pairs as u64, pairs as u64);
 
@@ -60,7 +68,7 @@ pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> 
         result.figures.insert("decoder_tokens.foreign".into(), foreign);
     }
     if let (Some(answers), Some(model)) = (&task.answers, &task.decoder) {
-        super::answers::run(context, &store, answers, model, &after, &mut result)?;
+        super::answers::run(context, &store, answers, model, slots.as_ref(), &mut result)?;
         if let Some(judge) = &task.judge
             && let Some(answered) = result.artifacts.iter().find(|a| a.role == "answers").cloned()
         {
@@ -74,7 +82,7 @@ pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> 
         ));
     }
     let report = serde_json::to_vec_pretty(
-        &json!({ "retrieval": rows.map(|(name, m)| json!({ name: m })), "figures": result.figures }),
+        &json!({ "retrieval": rows.iter().map(|(name, m)| json!({ *name: m })).collect::<Vec<_>>(), "figures": result.figures }),
     )
     .expect("figures are plain data");
     result
@@ -87,17 +95,11 @@ pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> 
     Ok(result)
 }
 
-fn retrieval(
-    projector: &Projector,
-    encoder: &VectorTable,
-    teacher: &VectorTable,
-    pairs: usize,
-) -> Result<RetrievalMetrics> {
-    let mut read = vec![0.0; pairs * encoder.width];
-    encoder.values[..read.len()].convert_to_f32_slice(&mut read);
-    let mut taught = vec![0.0; pairs * teacher.width];
-    teacher.values[..taught.len()].convert_to_f32_slice(&mut taught);
-    retrieval_metrics(&projector.project(&read)?, &taught, teacher.width)
+/// The first rows of a table in f32.
+fn first_rows(table: &VectorTable, rows: usize) -> Vec<f32> {
+    let mut values = vec![0.0; rows * table.width];
+    table.values[..rows * table.width].convert_to_f32_slice(&mut values);
+    values
 }
 
 /// Mean tokens that the decoder's tokenizer spends on an English and on a foreign sentence.

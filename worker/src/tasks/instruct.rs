@@ -126,10 +126,14 @@ fn write(
         let slots = trained.expander.to_safetensors(HashMap::new())?;
         artifacts.push(put("slots.safetensors", SLOTS_ROLE, slots)?);
     }
+    if let Some(projector) = &trained.projector {
+        let projector = projector.to_safetensors(HashMap::new())?;
+        artifacts.push(put("projector.safetensors", "projector", projector)?);
+    }
     Ok(artifacts)
 }
 
-/// The projector that Stage A left.
+/// The projector that a stage left.
 pub(super) fn read_projector(context: &TaskContext, store: &Store, artifact: &Artifact) -> Result<Projector> {
     let content = context.read(store, artifact)?;
     Projector::from_safetensors(&store.describe(&artifact.path), &content)
@@ -204,6 +208,7 @@ impl From<&llink_proto::InstructOptions> for InstructOptions {
             learning_rate: o.learning_rate,
             expander_learning_rate: o.expander_learning_rate,
             scale_learning_rate: o.scale_learning_rate,
+            projector_learning_rate: o.projector_learning_rate,
             warmup_share: o.warmup_share,
             weight_decay: o.weight_decay,
             beta1: o.beta1,

@@ -75,6 +75,7 @@ impl Figures<'_> {
             ("chance", "chance"),
             ("before alignment", "before"),
             ("after alignment", "after"),
+            ("by mean slot", "instructed"),
         ] {
             if let (Some(mut row), Some(rank)) = (
                 self.row(of, &["r1", "r5", "r10", "mrr"], 4),

@@ -201,9 +201,10 @@ impl Trainer {
             ..
         } = state;
         Ok(match run.backend {
-            Some(backend) => Self::Tensors(Box::new(DeviceAlignTrainer::new(
-                backend, &projector, &optimizer, &queue, weights, clip,
-            )?)),
+            Some(backend) => {
+                let trainer = DeviceAlignTrainer::new(backend, &projector, &optimizer, &queue, weights, clip)?;
+                Self::Tensors(Box::new(trainer.with_micro_batch(run.micro_batch)))
+            }
             None => Self::Slices(Box::new(
                 AlignTrainer::new(projector, optimizer, queue, weights, clip).with_micro_batch(run.micro_batch),
             )),

@@ -114,7 +114,7 @@ impl AlignTrainer {
         let mut clock = Clock::start();
         let mut seconds = StepSeconds::default();
 
-        let pieces = self.pieces(input);
+        let pieces = pieces(input.own.len(), self.micro_batch);
         self.forward(input, &pieces);
         let batch = AlignBatch {
             ids: input.ids,
@@ -164,16 +164,15 @@ impl AlignTrainer {
 /// A range of this rank's rows.
 type Piece = Range<usize>;
 
-impl AlignTrainer {
-    /// How this rank's rows are cut so that the activations of one piece fit; at least one piece, for a rank without rows
-    /// takes part too.
-    fn pieces(&self, input: &StepInput<'_>) -> Vec<Piece> {
-        let rows = input.own.len();
-        let size = if self.micro_batch == 0 { rows } else { self.micro_batch };
-        let starts = (0..rows.max(1)).step_by(size.max(1));
-        starts.map(|start| start..(start + size).min(rows)).collect()
-    }
+/// How a rank's rows are cut so that the activations of one piece, `micro_batch` rows, fit; 0 takes all at once. At least one
+/// piece, for a rank without rows takes part too.
+pub(super) fn pieces(rows: usize, micro_batch: usize) -> Vec<Piece> {
+    let size = if micro_batch == 0 { rows } else { micro_batch };
+    let starts = (0..rows.max(1)).step_by(size.max(1));
+    starts.map(|start| start..(start + size).min(rows)).collect()
+}
 
+impl AlignTrainer {
     /// Projects this rank's rows. The activations of the last piece stay.
     fn forward(&mut self, input: &StepInput<'_>, pieces: &[Piece]) {
         self.projected.clear();

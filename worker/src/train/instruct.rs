@@ -14,12 +14,14 @@ use super::instruct_data::InstructData;
 use super::instruct_options::{InstructMode, InstructOptions};
 use super::instruct_state::{self, InstructState};
 use super::instruct_step::{InstructInput, InstructOutcome, InstructTrainer, LearningRates};
+use super::moving_projector::MovingProjector;
 use super::observer::Observer;
 use super::on_device::DeviceInstructTrainer;
 use super::optimizer::AdamW;
 use super::step_record::{StepRecord, StepSeconds, Validation};
 use super::upkeep::Upkeep;
 use crate::collective::Collective;
+use crate::llink::projector::Projector;
 use crate::llink::slot_expander::{ExpanderActivations, SlotExpander, SlotExpanderShape};
 use crate::models::lora::LoraAdapter;
 use crate::models::{Activations, Decoder, Form, Llama, TrainingBatch};
@@ -51,6 +53,8 @@ pub struct InstructTrained {
     pub adapter: LoraAdapter,
     /// The same on all ranks.
     pub expander: SlotExpander,
+    /// The same on all ranks, where it was trained.
+    pub projector: Option<Projector>,
     /// The last step taken here, if any was.
     pub last: Option<StepRecord>,
 }
@@ -88,7 +92,7 @@ fn instruct_within<'scope, 'env: 'scope>(
     let mut inputs = Ahead::new(scope, reading, move |step| {
         let rows = plan.rows(step);
         let own = rank_slice(rows.len(), rank, ranks);
-        StepRows::read(data, options.mode, rows, own)
+        StepRows::read(data, options, rows, own)
     });
     let mut last = None;
     while next_step < options.steps {
@@ -140,10 +144,11 @@ fn instruct_within<'scope, 'env: 'scope>(
             }
         }
     }
-    let Parts { adapter, expander, .. } = trainer.parts()?;
+    let parts = trainer.parts()?;
     Ok(InstructTrained {
-        adapter: adapter.into_owned(),
-        expander: expander.into_owned(),
+        adapter: parts.adapter.into_owned(),
+        expander: parts.expander.into_owned(),
+        projector: parts.projector.map(|moving| moving.into_owned().projector),
         last,
     })
 }
@@ -151,7 +156,15 @@ fn instruct_within<'scope, 'env: 'scope>(
 /// The checkpoint after `steps` steps.
 fn snapshot(options: &InstructOptions, steps: u64, trainer: &Trainer) -> Result<Vec<u8>> {
     let parts = trainer.parts()?;
-    instruct_state::to_safetensors(options, steps, &parts.adapter, &parts.expander, &parts.optimizers)
+    let projector = parts.projector.as_deref();
+    instruct_state::to_safetensors(
+        options,
+        steps,
+        &parts.adapter,
+        &parts.expander,
+        &parts.optimizers,
+        projector,
+    )
 }
 
 /// What takes the steps: on slices or in tensors, as the decoder computes.
@@ -165,6 +178,7 @@ struct Parts<'a> {
     adapter: Cow<'a, LoraAdapter>,
     expander: Cow<'a, SlotExpander>,
     optimizers: Cow<'a, [AdamW; 3]>,
+    projector: Option<Cow<'a, MovingProjector>>,
 }
 
 impl Trainer {
@@ -173,17 +187,18 @@ impl Trainer {
         adapter: LoraAdapter,
         expander: SlotExpander,
         optimizers: [AdamW; 3],
+        projector: Option<MovingProjector>,
     ) -> Result<Self> {
         let (decoder, weights) = (run.decoder.model(), run.options.weights());
         Ok(match decoder.form() {
-            Form::Slices => Self::Slices(Box::new(InstructTrainer::new(adapter, expander, optimizers, weights))),
-            Form::Tensors => Self::Tensors(Box::new(DeviceInstructTrainer::new(
-                decoder,
-                adapter,
-                &expander,
-                &optimizers,
-                weights,
-            )?)),
+            Form::Slices => {
+                let trainer = InstructTrainer::new(adapter, expander, optimizers, weights);
+                Self::Slices(Box::new(trainer.with_projector(projector)))
+            }
+            Form::Tensors => {
+                let trainer = DeviceInstructTrainer::new(decoder, adapter, &expander, &optimizers, weights)?;
+                Self::Tensors(Box::new(trainer.with_projector(projector)?))
+            }
         })
     }
 
@@ -205,6 +220,7 @@ impl Trainer {
                 adapter: Cow::Borrowed(&trainer.adapter),
                 expander: Cow::Borrowed(&trainer.expander),
                 optimizers: Cow::Borrowed(&trainer.optimizers),
+                projector: trainer.projector.as_ref().map(Cow::Borrowed),
             },
             Self::Tensors(trainer) => {
                 let (adapter, expander, optimizers) = trainer.to_host()?;
@@ -212,6 +228,7 @@ impl Trainer {
                     adapter: Cow::Owned(adapter),
                     expander: Cow::Owned(expander),
                     optimizers: Cow::Owned(optimizers),
+                    projector: trainer.projector()?.map(Cow::Owned),
                 }
             }
         })
@@ -224,7 +241,7 @@ fn start(run: &InstructRun<'_>) -> Result<(u64, Trainer)> {
     if let Some(state) = &run.resume {
         same_options(*options, &state.options)?;
         let state = state.clone();
-        let trainer = Trainer::new(run, state.adapter, state.expander, state.optimizers)?;
+        let trainer = Trainer::new(run, state.adapter, state.expander, state.optimizers, state.projector)?;
         return Ok((state.step, trainer));
     }
     let width = decoder.hidden_size();
@@ -239,27 +256,30 @@ fn start(run: &InstructRun<'_>) -> Result<(u64, Trainer)> {
     let adapter = LoraAdapter::new(decoder.config(), options.lora.clone(), options.seed)?;
     let expander = SlotExpander::new(shape, run.median_norm, options.seed);
     let optimizers = InstructTrainer::optimizers(&adapter, &expander, options.adamw());
-    Ok((0, Trainer::new(run, adapter, expander, optimizers)?))
+    let moving = || MovingProjector::new(run.data.projector().clone(), options.adamw());
+    let projector = options.moves_projector().then(moving);
+    Ok((0, Trainer::new(run, adapter, expander, optimizers, projector)?))
 }
 
 /// What a step is fed with.
 struct StepRows {
     rows: Vec<usize>,
     own: Range<usize>,
-    projected: Vec<f32>,
+    vectors: Vec<f32>,
     teacher: Vec<f32>,
 }
 
 impl StepRows {
-    fn read(data: &InstructData, mode: InstructMode, rows: Vec<usize>, own: Range<usize>) -> Result<Self> {
-        let (projected, teacher) = match mode {
+    fn read(data: &InstructData, options: &InstructOptions, rows: Vec<usize>, own: Range<usize>) -> Result<Self> {
+        let (vectors, teacher) = match options.mode {
+            InstructMode::Slots if options.moves_projector() => (data.encoder(&rows[own.clone()]), data.teacher(&rows)),
             InstructMode::Slots => (data.projected(&rows[own.clone()])?, data.teacher(&rows)),
             InstructMode::Direct => (Vec::new(), Vec::new()),
         };
         Ok(Self {
             rows,
             own,
-            projected,
+            vectors,
             teacher,
         })
     }
@@ -283,7 +303,7 @@ fn take_step(
         ids: &ids,
         own,
         examples: &examples,
-        projected: &read.projected,
+        vectors: &read.vectors,
         teacher: &read.teacher,
         answer_tokens: rows.iter().map(|row| data.examples()[*row].answer.len()).sum(),
         learning_rates,
@@ -312,6 +332,9 @@ fn numbers(outcome: &InstructOutcome, rates: LearningRates, mode: InstructMode) 
         ("expander_learning_rate", rates.expander),
         ("scale_learning_rate", rates.scale),
     ]);
+    if rates.projector > 0.0 && mode == InstructMode::Slots {
+        numbers.push(("projector_learning_rate", rates.projector));
+    }
     numbers
 }
 
@@ -341,7 +364,11 @@ fn validate(run: &InstructRun<'_>, data: &InstructData, trainer: &Trainer) -> Re
                 embeddings[row * width..(row + 1) * width].fill(0.0);
             }
             zero += loss(&embeddings)?;
-            parts.expander.forward(&data.projected(&rows[part])?, &mut activations);
+            let projected = match &parts.projector {
+                Some(moving) => moving.projector.project(&data.encoder(&rows[part]))?,
+                None => data.projected(&rows[part])?,
+            };
+            parts.expander.forward(&projected, &mut activations);
             for (row, slot) in batch.slot_rows.iter().zip(activations.slots.chunks_exact(width)) {
                 embeddings[row * width..(row + 1) * width].copy_from_slice(slot);
             }
@@ -364,12 +391,16 @@ fn agree(
 ) -> Result<()> {
     let text = serde_json::to_vec(options).map_err(|error| Error::Input(error.to_string()))?;
     let parts = trainer.parts()?;
+    let projector = parts
+        .projector
+        .as_ref()
+        .map_or(data.projector(), |moving| &moving.projector);
     let facts = [
         ("step", step),
         ("adapters", hash(bytemuck::cast_slice(&parts.adapter.parameters))),
         ("slot expanders", hash(bytemuck::cast_slice(&parts.expander.parameters))),
         ("instructions", hash(bytemuck::cast_slice(data.ids()))),
-        ("projectors", hash(bytemuck::cast_slice(&data.projector().parameters))),
+        ("projectors", hash(bytemuck::cast_slice(&projector.parameters))),
         ("options", hash(&text)),
     ];
     agree_on(&facts, collective)

@@ -95,7 +95,7 @@ impl InstructData {
         &self.examples
     }
 
-    /// The frozen projector.
+    /// The projector as Stage A left it.
     #[must_use]
     pub const fn projector(&self) -> &Projector {
         &self.projector
@@ -113,6 +113,12 @@ impl InstructData {
     /// [`Error::Input`] when the projector is for vectors of another width.
     pub fn projected(&self, rows: &[usize]) -> Result<Vec<f32>> {
         self.projector.project(&gather(&self.encoder, rows))
+    }
+
+    /// The encoder's vectors of some examples, `[b, d_e]`.
+    #[must_use]
+    pub fn encoder(&self, rows: &[usize]) -> Vec<f32> {
+        gather(&self.encoder, rows)
     }
 
     /// The teacher vectors of some examples, `[b, d]`.

@@ -45,6 +45,8 @@ pub struct InstructOptions {
     pub expander_learning_rate: f64,
     /// Of its scale.
     pub scale_learning_rate: f64,
+    /// Of the projector; 0 leaves it as Stage A made it.
+    pub projector_learning_rate: f64,
     /// Share of the steps that warm up.
     pub warmup_share: f64,
     /// Decoupled, of AdamW; the scale has none.
@@ -80,6 +82,7 @@ impl Default for InstructOptions {
             learning_rate: 1e-4,
             expander_learning_rate: 3e-5,
             scale_learning_rate: 5e-4,
+            projector_learning_rate: 0.0,
             warmup_share: 0.15,
             weight_decay: 0.01,
             beta1: 0.9,
@@ -118,6 +121,12 @@ impl InstructOptions {
         Ok(())
     }
 
+    /// Whether the projector is trained too.
+    #[must_use]
+    pub fn moves_projector(&self) -> bool {
+        self.mode == InstructMode::Slots && self.projector_learning_rate > 0.0
+    }
+
     pub(super) const fn adamw(&self) -> AdamWOptions {
         AdamWOptions {
             beta1: self.beta1,
@@ -148,6 +157,7 @@ impl InstructOptions {
             lora: share * self.learning_rate,
             expander: share * self.expander_learning_rate,
             scale: share * self.scale_learning_rate,
+            projector: share * self.projector_learning_rate,
         }
     }
 }

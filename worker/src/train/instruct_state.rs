@@ -5,15 +5,18 @@ use serde::{Deserialize, Serialize};
 use super::checkpoint;
 use super::instruct_options::InstructOptions;
 use super::instruct_step::InstructTrainer;
+use super::moving_projector::MovingProjector;
 use super::optimizer::AdamW;
 use super::tensor_file::{TensorFile, Values};
 use crate::Result;
+use crate::llink::projector::Projector;
 use crate::llink::slot_expander::SlotExpander;
 use crate::models::config::LlamaConfig;
 use crate::models::lora::LoraAdapter;
 
 const EXPANDER: &str = "expander.";
-const GROUPS: [&str; 3] = ["lora", "expander", "scale"];
+const PROJECTOR: &str = "projector.";
+const GROUPS: [&str; 4] = ["lora", "expander", "scale", "projector"];
 
 /// All that a step changes, and what it was trained with. It does not depend on the number of ranks.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,6 +31,8 @@ pub struct InstructState {
     pub expander: SlotExpander,
     /// Of the three groups.
     pub optimizers: [AdamW; 3],
+    /// The projector so far, where it moves.
+    pub projector: Option<MovingProjector>,
 }
 
 /// What is in the file beside the tensors.
@@ -37,7 +42,8 @@ struct Metadata {
     options: InstructOptions,
     step: u64,
     median_norm: f32,
-    optimizer_steps: [u64; 3],
+    /// Of each group.
+    optimizer_steps: Vec<u64>,
 }
 
 /// The state after `step` steps as a file, from borrowed parts.
@@ -50,10 +56,15 @@ pub fn to_safetensors(
     adapter: &LoraAdapter,
     expander: &SlotExpander,
     optimizers: &[AdamW; 3],
+    projector: Option<&MovingProjector>,
 ) -> Result<Vec<u8>> {
     let mut tensors = adapter.tensors();
     tensors.extend(expander.tensors(EXPANDER));
-    for (group, optimizer) in GROUPS.iter().zip(optimizers) {
+    if let Some(MovingProjector { projector, .. }) = projector {
+        tensors.extend(projector.tensors(PROJECTOR));
+    }
+    let optimizers = || optimizers.iter().chain(projector.map(|moving| &moving.optimizer));
+    for (group, optimizer) in GROUPS.iter().zip(optimizers()) {
         for (moment, values) in [("first", &optimizer.first_moment), ("second", &optimizer.second_moment)] {
             tensors.push((
                 format!("optimizer.{group}.{moment}_moment"),
@@ -66,7 +77,7 @@ pub fn to_safetensors(
         options: options.clone(),
         step,
         median_norm: expander.median_norm(),
-        optimizer_steps: optimizers.each_ref().map(|optimizer| optimizer.steps),
+        optimizer_steps: optimizers().map(|optimizer| optimizer.steps).collect(),
     };
     checkpoint::write(&tensors, &metadata)
 }
@@ -83,8 +94,19 @@ impl InstructState {
         adapter.read(&file)?;
         let expander = SlotExpander::from_tensors(&file, EXPANDER, metadata.median_norm)?;
         let mut optimizers = InstructTrainer::optimizers(&adapter, &expander, metadata.options.adamw());
-        for ((group, optimizer), steps) in GROUPS.iter().zip(&mut optimizers).zip(metadata.optimizer_steps) {
-            optimizer.steps = steps;
+        let mut projector = match metadata.options.moves_projector() {
+            true => Some(MovingProjector::new(
+                Projector::from_tensors(&file, PROJECTOR)?,
+                metadata.options.adamw(),
+            )),
+            false => None,
+        };
+        let of_projector = projector.as_mut().map(|moving| &mut moving.optimizer);
+        let mut steps = metadata.optimizer_steps.into_iter();
+        for (group, optimizer) in GROUPS.iter().zip(optimizers.iter_mut().chain(of_projector)) {
+            optimizer.steps = steps
+                .next()
+                .ok_or_else(|| file.error(format!("it does not say how many steps `{group}` took")))?;
             for (moment, values) in [
                 ("first", &mut optimizer.first_moment),
                 ("second", &mut optimizer.second_moment),
@@ -103,6 +125,7 @@ impl InstructState {
             adapter,
             expander,
             optimizers,
+            projector,
         })
     }
 }

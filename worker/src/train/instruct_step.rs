@@ -1,15 +1,18 @@
-//! One step of Stage B, and all that moves with it: LoRA on the frozen decoder, the slot expander and its scale.
+//! One step of Stage B, and all that moves with it: LoRA on the frozen decoder, the slot expander and its scale, and the projector
+//! where it is not left as it is.
 
 use std::ops::Range;
 
 use super::dropout::Dropout;
 use super::instruct_batch::{InstructBatch, InstructExample, micro_batches};
+use super::moving_projector::MovingProjector;
 use super::optimizer::{AdamW, AdamWOptions, clip_grad_norm};
 use super::overlap::{Buckets, Reducer, while_reducing};
 use super::step::{Clock, StepSeconds, check_finite};
 use crate::Result;
 use crate::collective::Collective;
 use crate::llink::kernels::add;
+use crate::llink::projector;
 use crate::llink::slot_expander::{ExpanderActivations, SlotExpander};
 use crate::llink::slot_losses::{SlotWeights, slot_losses};
 use crate::llink::usage_contrast::UsageContrast;
@@ -36,6 +39,8 @@ pub struct LearningRates {
     pub expander: f64,
     /// Of the scale.
     pub scale: f64,
+    /// Of the projector, where it moves.
+    pub projector: f64,
 }
 
 /// What one step is given.
@@ -49,8 +54,8 @@ pub struct InstructInput<'a> {
     pub own: Range<usize>,
     /// This rank's examples, b of them.
     pub examples: &'a [&'a InstructExample],
-    /// Their projected vectors, `[b, d]`; none when no prompt has slots.
-    pub projected: &'a [f32],
+    /// Their projected vectors, `[b, d]`, or the encoder's, `[b, d_e]`, where the projector moves; none when no prompt has slots.
+    pub vectors: &'a [f32],
     /// Teacher vectors of the global batch, `[B, d]`; none when no prompt has slots.
     pub teacher: &'a [f32],
     /// Answer tokens in the global batch.
@@ -119,9 +124,13 @@ pub struct InstructTrainer {
     pub expander: SlotExpander,
     /// LoRA's, the expander's, the scale's.
     pub optimizers: [AdamW; 3],
+    /// Trained in place, where it is not left as it is.
+    pub projector: Option<MovingProjector>,
     weights: InstructWeights,
     activations: ExpanderActivations,
-    /// By the adapter, then by the expander (its scale first), then this rank's shares of the losses of the slots.
+    projecting: projector::Activations,
+    /// By the adapter, by the projector if it moves, by the expander (its scale first), then this rank's shares of the losses of the
+    /// slots.
     gradient: Vec<f32>,
 }
 
@@ -159,17 +168,35 @@ impl InstructTrainer {
             adapter,
             expander,
             optimizers,
+            projector: None,
             weights,
             activations: ExpanderActivations::default(),
+            projecting: projector::Activations::default(),
             gradient,
         }
+    }
+
+    /// The same, that trains this projector too.
+    #[must_use]
+    pub fn with_projector(mut self, projector: Option<MovingProjector>) -> Self {
+        self.projector = projector;
+        let count = self.adapter.parameters.len() + self.projector_count() + self.expander.parameters.len();
+        self.gradient = vec![0.0; count + 2];
+        self
+    }
+
+    fn projector_count(&self) -> usize {
+        self.projector.as_ref().map_or(0, MovingProjector::count)
     }
 
     /// The last step's gradient over the global batch, before clipping: by the adapter, and by the expander.
     #[must_use]
     pub fn gradient(&self) -> (&[f32], &[f32]) {
         let (by_adapter, rest) = self.gradient.split_at(self.adapter.parameters.len());
-        (by_adapter, &rest[..self.expander.parameters.len()])
+        (
+            by_adapter,
+            &rest[self.projector_count()..][..self.expander.parameters.len()],
+        )
     }
 
     /// Trains on one global batch, of which each rank runs its own rows. All ranks take the same step.
@@ -228,14 +255,23 @@ impl InstructTrainer {
         (clock, seconds): (&mut Clock, &mut StepSeconds),
     ) -> Result<[f64; 2]> {
         let mut activations = std::mem::take(&mut self.activations);
+        let mut projecting = std::mem::take(&mut self.projecting);
         activations.slots.clear();
         let with_slots = !input.teacher.is_empty();
         if with_slots {
-            self.expander.forward(input.projected, &mut activations);
+            let projected = match &self.projector {
+                Some(moving) => {
+                    moving.forward(input.vectors, &mut projecting);
+                    &projecting.projected
+                }
+                None => input.vectors,
+            };
+            self.expander.forward(projected, &mut activations);
         }
         let mut by_slots = vec![0.0; activations.slots.len()];
         seconds.forward += clock.lap();
-        let (by_adapter, by_expander) = gradient.split_at_mut(self.adapter.parameters.len());
+        let (by_adapter, rest) = gradient.split_at_mut(self.adapter.parameters.len());
+        let (by_projector, by_expander) = rest.split_at_mut(self.projector_count());
         let (by_up, by_down) = by_expander.split_at_mut(self.expander.shape().first_linear());
         let losses = while_reducing(collective, |reducer| {
             let slots = (activations.slots.as_slice(), by_slots.as_mut_slice());
@@ -267,12 +303,17 @@ impl InstructTrainer {
                 reducer.sum_in_place(by_down)?;
                 self.expander.backward_up(&mut activations, &by_slots, by_up);
                 reducer.sum_in_place(by_up)?;
+                if let Some(MovingProjector { projector, .. }) = &self.projector {
+                    let by_projected = self.expander.by_projected(&mut activations);
+                    projector.backward(input.vectors, &mut projecting, by_projected, by_projector);
+                    reducer.sum_in_place(by_projector)?;
+                }
             }
             seconds.backward += clock.lap();
             buckets.collect(by_adapter, factor, reducer)?;
             Ok([sft, zero])
         });
-        self.activations = activations;
+        (self.activations, self.projecting) = (activations, projecting);
         losses
     }
 
@@ -373,6 +414,7 @@ impl InstructTrainer {
 
     fn apply(&mut self, scale: f32, rates: &LearningRates, with_slots: bool) {
         let (by_adapter, rest) = self.gradient.split_at(self.adapter.parameters.len());
+        let (by_projector, rest) = rest.split_at(self.projector_count());
         let (by_scale, rest) = rest.split_at(1);
         let by_expander = &rest[..self.expander.parameters.len() - 1];
         let [of_adapter, of_expander, of_scale] = &mut self.optimizers;
@@ -383,5 +425,8 @@ impl InstructTrainer {
         let (scale_parameter, others) = self.expander.parameters.split_at_mut(1);
         of_expander.step(others, by_expander, scale, rates.expander);
         of_scale.step(scale_parameter, by_scale, scale, rates.scale);
+        if let Some(MovingProjector { projector, optimizer }) = &mut self.projector {
+            optimizer.step(&mut projector.parameters, by_projector, scale, rates.projector);
+        }
     }
 }

@@ -26,6 +26,7 @@ pub mod instruct_options;
 pub mod instruct_state;
 pub mod instruct_step;
 pub mod metrics;
+pub mod moving_projector;
 pub mod observer;
 pub mod on_device;
 pub mod optimizer;

@@ -199,12 +199,19 @@ fn measured(evaluate: &Manifest) -> String {
              | | R@1 | R@5 | R@10 | MRR | mean rank |\n| --- | ---: | ---: | ---: | ---: | ---: |",
             pairs
         );
-        for name in ["chance", "before", "after"] {
+        for (name, title) in [
+            ("chance", "chance"),
+            ("before", "before alignment"),
+            ("after", "after alignment"),
+            ("instructed", "by mean slot"),
+        ] {
+            if get(&format!("{name}.r1")).is_none() {
+                continue;
+            }
             let value = |figure: &str| get(&format!("{name}.{figure}")).unwrap_or(f64::NAN);
             let _ = writeln!(
                 text,
-                "| {name}{} | {:.4} | {:.4} | {:.4} | {:.4} | {:.1} |",
-                if name == "chance" { "" } else { " alignment" },
+                "| {title} | {:.4} | {:.4} | {:.4} | {:.4} | {:.1} |",
                 value("r1"),
                 value("r5"),
                 value("r10"),

@@ -30,7 +30,7 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
     ];
     if let Some(section) = &inputs.job.instruct {
         let trained = earlier(STAGE, StageName::Instruct, inputs)?;
-        let roles = ["adapter-config", "adapter", "slots"];
+        let roles = ["adapter-config", "adapter", "slots", "projector"];
         parts.extend(roles.map(|role| content_of(trained, role)));
         parts.push(content_of(instructions_of(STAGE, inputs)?, "instructions/train"));
         parts.push(json(&(section.mode, section.max_tokens)));
@@ -45,7 +45,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
     let (encoder_name, decoder_name) = names(inputs);
     let mut export = Export {
         directory: super::directory(STAGE, key),
-        projector: Some(the_one(STAGE, earlier(STAGE, StageName::Align, inputs)?, "projector")?),
+        projector: Some(super::instruct::projector(STAGE, inputs)?),
         encoder: Some(model_ref(STAGE, inputs, "encoder", ModelRole::Encoder)?),
         decoder: Some(model_ref(STAGE, inputs, "decoder", ModelRole::Decoder)?),
         encoder_name,

@@ -68,6 +68,41 @@ fn backward_agrees_with_finite_differences() {
     }
 }
 
+/// The same by the vectors that come in.
+#[test]
+fn the_gradient_by_the_vectors_agrees_with_finite_differences() {
+    let mut vectors = projected(3);
+    let weights: Vec<f32> = (0..3 * SHAPE.slots * SHAPE.width)
+        .map(|i| (i as f32 * 0.7).sin())
+        .collect();
+    let mut expander = SlotExpander::new(SHAPE, 0.8, 6);
+    expander.parameters[0] = 0.9;
+    let loss = |vectors: &[f32]| {
+        let mut activations = ExpanderActivations::default();
+        expander.forward(vectors, &mut activations);
+        let terms = activations.slots.iter().zip(&weights);
+        terms.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>()
+    };
+    let mut activations = ExpanderActivations::default();
+    expander.forward(&vectors, &mut activations);
+    let mut gradient = vec![f32::NAN; SHAPE.parameter_count()];
+    expander.backward(&mut activations, &mut weights.clone(), &mut gradient);
+    let by_projected = expander.by_projected(&mut activations).to_vec();
+    for (index, derivative) in by_projected.iter().enumerate() {
+        let (at, width) = (vectors[index], 2e-3);
+        vectors[index] = at + width;
+        let above = loss(&vectors);
+        vectors[index] = at - width;
+        let difference = (above - loss(&vectors)) / f64::from(2.0 * width);
+        vectors[index] = at;
+        let error = (difference - f64::from(*derivative)).abs();
+        assert!(
+            error < 3e-3 + 3e-3 * difference.abs(),
+            "vector {index}: {derivative} against {difference}"
+        );
+    }
+}
+
 #[test]
 fn a_file_brings_the_expander_back() {
     let expander = SlotExpander::new(SHAPE, 0.123_456_79, 5);

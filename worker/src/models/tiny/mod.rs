@@ -85,10 +85,10 @@ impl TinyShape {
     /// The decoder that [`crate::pretrain`] trains.
     pub const PRETRAINED_DECODER: Self = Self {
         hidden_size: 128,
-        intermediate_size: 256,
+        intermediate_size: 160,
         layers: 3,
         heads: 8,
-        kv_heads: 2,
+        kv_heads: 8,
         head_dim: 16,
         vocab_size: 900,
         positions: 0,

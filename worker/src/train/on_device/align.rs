@@ -16,7 +16,7 @@ use crate::llink::align_losses::{AlignLosses, AlignWeights};
 use crate::llink::projector::{Projector, ProjectorShape};
 use crate::llink::teacher_queue::TeacherQueue;
 use crate::models::{Backend, RowMasks};
-use crate::train::align_step::{StepInput, StepOutcome};
+use crate::train::align_step::{StepInput, StepOutcome, pieces};
 use crate::train::batch::rank_slice;
 use crate::train::optimizer::AdamW;
 use crate::train::step::{Clock, StepSeconds, check_finite};
@@ -32,6 +32,8 @@ pub struct DeviceAlignTrainer {
     weights: AlignWeights,
     gradient_clip: f64,
     staging: Staging,
+    /// Rows whose activations are held at once; 0: all.
+    micro_batch: usize,
 }
 
 /// What the forward pass leaves for the backward pass, b rows.
@@ -76,7 +78,15 @@ impl DeviceAlignTrainer {
             weights,
             gradient_clip,
             staging: Staging::default(),
+            micro_batch: 0,
         })
+    }
+
+    /// Holds the activations of so many rows at once, and computes them a second time for the backward pass; 0 holds all.
+    #[must_use]
+    pub const fn with_micro_batch(mut self, rows: usize) -> Self {
+        self.micro_batch = rows;
+        self
     }
 
     /// What moved, on the host.
@@ -103,17 +113,9 @@ impl DeviceAlignTrainer {
         let width = self.shape.output;
         let teacher = self.staging.upload(input.teacher, (input.ids.len(), width), &device)?;
         let weights = self.weights_of(&self.optimizer.parameters()?)?;
-        let tape = match input.own.is_empty() {
-            true => None,
-            false => Some(self.forward(&weights, input)?),
-        };
-        let projected = gathered(
-            tape.as_ref().map(|tape| &tape.projected),
-            input,
-            width,
-            collective,
-            &device,
-        )?;
+        let pieces = pieces(input.own.len(), self.micro_batch);
+        let (own, tape) = self.project(&weights, input, &pieces)?;
+        let projected = gathered(own.as_ref(), input, width, collective, &device)?;
         let unit = Normalized::new(&projected, &teacher)?;
         let hard = self
             .queue
@@ -128,7 +130,7 @@ impl DeviceAlignTrainer {
         let ([info_nce, direction, log_norm], by_projected) = align_loss(&of, &self.weights)?;
         seconds.forward = clock.lap();
 
-        let (up, down) = self.backward(&weights, tape, &by_projected, input, collective, &device)?;
+        let (up, down) = self.backward(&weights, (&pieces, tape), &by_projected, input, collective)?;
         collective.settle()?;
         let gradient = flat(&[up, down])?;
         let numbers = [info_nce, direction, log_norm, sum_of_squares(&gradient)?];
@@ -168,8 +170,8 @@ impl DeviceAlignTrainer {
         })
     }
 
-    fn masks(&self, input: &StepInput<'_>) -> Result<Option<RowMasks>> {
-        let own = &input.ids[input.own.clone()];
+    fn masks(&self, input: &StepInput<'_>, piece: &Range<usize>) -> Result<Option<RowMasks>> {
+        let own = &input.ids[input.own.clone()][piece.clone()];
         let masks = input.dropout.map(|dropout| {
             let rows: Arc<[_]> = own.iter().map(|id| dropout.row(*id)).collect();
             RowMasks::new(rows, self.backend.device())
@@ -177,15 +179,37 @@ impl DeviceAlignTrainer {
         masks.transpose()
     }
 
-    /// Projects this rank's rows.
-    fn forward(&mut self, weights: &Weights, input: &StepInput<'_>) -> Result<Tape> {
+    /// Projects this rank's rows; none where it has none. The tape of the last piece stays.
+    fn project(
+        &mut self,
+        weights: &Weights,
+        input: &StepInput<'_>,
+        pieces: &[Range<usize>],
+    ) -> Result<(Option<Tensor>, Option<Tape>)> {
+        let (mut projected, mut last) = (Vec::new(), None);
+        for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
+            drop(last.take());
+            let tape = self.forward(weights, input, piece)?;
+            projected.push(tape.projected.clone());
+            last = Some(tape);
+        }
+        let projected = match projected.is_empty() {
+            true => None,
+            false => Some(Tensor::cat(&projected, 0)?),
+        };
+        Ok((projected, last))
+    }
+
+    /// Projects some of this rank's rows.
+    fn forward(&mut self, weights: &Weights, input: &StepInput<'_>, piece: &Range<usize>) -> Result<Tape> {
         let (dtype, device) = (self.backend.dtype(), self.backend.device().clone());
-        let rows = input.own.len();
-        let encoder = self.staging.upload(input.encoder, (rows, self.shape.input), &device)?;
+        let width = self.shape.input;
+        let rows = &input.encoder[piece.start * width..piece.end * width];
+        let encoder = self.staging.upload(rows, (piece.len(), width), &device)?;
         let encoder = encoder.to_dtype(dtype)?;
         let before = encoder.matmul(&weights.up.t()?)?.broadcast_add(&weights.up_bias)?;
         let (activated, slope) = gelu_with_slope(&before)?;
-        let hidden = match self.masks(input)? {
+        let hidden = match self.masks(input, piece)? {
             Some(masks) => masks.apply(&activated)?,
             None => activated,
         };
@@ -209,27 +233,45 @@ impl DeviceAlignTrainer {
     }
 
     /// The gradient by the first Linear and by the rest, summed over all ranks once the collective is settled. The second Linear's
-    /// crosses while the first one's is computed.
+    /// crosses while the first one's is computed. From the last piece, whose tape is there, to the first.
     fn backward(
-        &self,
+        &mut self,
         weights: &Weights,
-        tape: Option<Tape>,
+        (pieces, mut tape): (&[Range<usize>], Option<Tape>),
         by_projected: &Tensor,
         input: &StepInput<'_>,
         collective: &mut dyn Collective,
-        device: &Device,
     ) -> Result<(Tensor, Tensor)> {
         let first = self.shape.first_linear();
-        let Some(tape) = tape else {
-            // A rank without rows takes part with zeros.
-            let zeros = |count: usize| Tensor::zeros(count, DType::F32, device);
-            let (up, down) = (zeros(first)?, zeros(self.shape.parameter_count() - first)?);
-            collective.begin_all_reduce(&down)?;
-            collective.begin_all_reduce(&up)?;
-            return Ok((up, down));
-        };
-        let by = by_projected.narrow(0, input.own.start, input.own.len())?;
-        let by_norm = (&by * &tape.normalized)?.sum(0)?;
+        let device = self.backend.device().clone();
+        let zeros = |count: usize| Tensor::zeros(count, DType::F32, &device);
+        let (mut up, mut down) = (zeros(first)?, zeros(self.shape.parameter_count() - first)?);
+        for (at, piece) in pieces.iter().enumerate().rev() {
+            if piece.is_empty() {
+                // A rank without rows takes part with zeros.
+                collective.begin_all_reduce(&down)?;
+                continue;
+            }
+            let tape = match tape.take() {
+                Some(tape) => tape,
+                None => self.forward(weights, input, piece)?,
+            };
+            let by = by_projected.narrow(0, input.own.start + piece.start, piece.len())?;
+            let (of_piece, by_down_sum) = self.backward_down(weights, &tape, &by)?;
+            down = (down + of_piece)?;
+            if at == 0 {
+                collective.begin_all_reduce(&down)?;
+            }
+            let masks = self.masks(input, piece)?;
+            up = (up + backward_up(weights, &tape, &by_down_sum, masks)?)?;
+        }
+        collective.begin_all_reduce(&up)?;
+        Ok((up, down))
+    }
+
+    /// The gradient by the second Linear and the LayerNorm, and that by the second Linear's output, of a piece.
+    fn backward_down(&self, weights: &Weights, tape: &Tape, by: &Tensor) -> Result<(Tensor, Tensor)> {
+        let by_norm = (by * &tape.normalized)?.sum(0)?;
         let by_norm_bias = by.sum(0)?;
         let by_normalized = by.broadcast_mul(&weights.norm)?;
         let along = (&by_normalized * &tape.normalized)?.mean_keepdim(D::Minus1)?;
@@ -241,19 +283,20 @@ impl DeviceAlignTrainer {
         let by_down_sum = by_down_sum.to_dtype(self.backend.dtype())?;
         let by_down = by_down_sum.t()?.matmul(&tape.hidden)?; // [d, h]
         let down = concatenated(&[by_down, by_down_bias, by_norm, by_norm_bias])?;
-        collective.begin_all_reduce(&down)?;
-
-        let mut by_hidden = by_down_sum.matmul(&weights.down)?; // [b, h]
-        if let Some(masks) = self.masks(input)? {
-            by_hidden = masks.apply(&by_hidden)?;
-        }
-        let by_before = (by_hidden * &tape.slope)?;
-        let by_up = by_before.t()?.matmul(&tape.input)?; // [h, d_e]
-        let by_up_bias = by_before.to_dtype(DType::F32)?.sum(0)?;
-        let up = concatenated(&[by_up, by_up_bias])?;
-        collective.begin_all_reduce(&up)?;
-        Ok((up, down))
+        Ok((down, by_down_sum))
     }
+}
+
+/// The gradient by the first Linear, of a piece.
+fn backward_up(weights: &Weights, tape: &Tape, by_down_sum: &Tensor, masks: Option<RowMasks>) -> Result<Tensor> {
+    let mut by_hidden = by_down_sum.matmul(&weights.down)?; // [b, h]
+    if let Some(masks) = masks {
+        by_hidden = masks.apply(&by_hidden)?;
+    }
+    let by_before = (by_hidden * &tape.slope)?;
+    let by_up = by_before.t()?.matmul(&tape.input)?; // [h, d_e]
+    let by_up_bias = by_before.to_dtype(DType::F32)?.sum(0)?;
+    concatenated(&[by_up, by_up_bias])
 }
 
 /// All ranks' projected rows [B, d].

@@ -5,16 +5,18 @@ use std::ops::Range;
 use candle_core::{DType, Device, Tensor};
 
 use super::adamw::DeviceAdamW;
-use super::slots::{SlotGradients, SlotGraph, SlotTargets};
+use super::slots::{Projected, SlotGradients, SlotGraph, SlotTargets};
 use super::{flat, sum_of_squares};
 use crate::Result;
 use crate::collective::Collective;
 use crate::device::{Staging, within_memory};
+use crate::llink::projector::{Projector, ProjectorShape};
 use crate::llink::slot_expander::{SlotExpander, SlotExpanderShape};
 use crate::models::lora::LoraAdapter;
 use crate::models::{Adapter, Llama, TrainingBatch, TrainingPass};
 use crate::train::instruct_batch::{InstructBatch, micro_batches};
 use crate::train::instruct_step::{InstructInput, InstructLosses, InstructOutcome, InstructWeights};
+use crate::train::moving_projector::MovingProjector;
 use crate::train::optimizer::AdamW;
 use crate::train::step::{Clock, StepSeconds, check_finite};
 
@@ -29,6 +31,8 @@ pub struct DeviceInstructTrainer {
     of_adapter: DeviceAdamW,
     of_expander: DeviceAdamW,
     of_scale: DeviceAdamW,
+    /// The projector, where it moves.
+    of_projector: Option<(ProjectorShape, DeviceAdamW)>,
     weights: InstructWeights,
     staging: Staging,
     /// Tokens at once that are known to fit.
@@ -73,6 +77,7 @@ impl DeviceInstructTrainer {
             of_adapter: DeviceAdamW::new(&parameters, of_adapter, device)?,
             of_expander: DeviceAdamW::new(others, of_expander, device)?,
             of_scale: DeviceAdamW::new(scale, of_scale, device)?,
+            of_projector: None,
             device: device.clone(),
             dtype,
             adapter,
@@ -84,7 +89,34 @@ impl DeviceInstructTrainer {
         })
     }
 
-    /// What moved, on the host.
+    /// The same, that trains this projector too.
+    ///
+    /// # Errors
+    /// [`crate::Error::Tensor`] when the device fails.
+    pub fn with_projector(mut self, projector: Option<MovingProjector>) -> Result<Self> {
+        let put = |MovingProjector { projector, optimizer }: MovingProjector| {
+            let moving = DeviceAdamW::new(&projector.parameters, &optimizer, &self.device)?;
+            Ok::<_, crate::Error>((projector.shape(), moving))
+        };
+        self.of_projector = projector.map(put).transpose()?;
+        Ok(self)
+    }
+
+    /// The projector on the host, where it moves.
+    ///
+    /// # Errors
+    /// [`crate::Error::Tensor`] when the device fails.
+    pub fn projector(&self) -> Result<Option<MovingProjector>> {
+        let Some((shape, moving)) = &self.of_projector else {
+            return Ok(None);
+        };
+        let (parameters, optimizer) = moving.to_host()?;
+        let mut projector = Projector::new(*shape, 0);
+        projector.parameters = parameters;
+        Ok(Some(MovingProjector { projector, optimizer }))
+    }
+
+    /// What else moved, on the host.
     ///
     /// # Errors
     /// [`crate::Error::Tensor`] when the device fails.
@@ -142,8 +174,10 @@ impl DeviceInstructTrainer {
             .as_ref()
             .map(|slots| flat(std::slice::from_ref(&slots.by_scale)))
             .transpose()?;
+        let by_projector = slots.as_ref().and_then(|slots| slots.by_projector.as_ref());
+        let by_projector = by_projector.map(|by| flat(std::slice::from_ref(by))).transpose()?;
         let mut squares = sum_of_squares(&by_adapter)?;
-        for gradient in by_expander.iter().chain(&by_scale) {
+        for gradient in by_expander.iter().chain(&by_scale).chain(&by_projector) {
             squares = (squares + sum_of_squares(gradient)?)?;
         }
         let mut numbers = vec![shares, squares.reshape(1)?];
@@ -161,6 +195,9 @@ impl DeviceInstructTrainer {
             self.of_expander.step(&by_expander, scale, rates.expander)?;
             self.of_scale.step(&by_scale, scale, rates.scale)?;
         }
+        if let (Some(by_projector), Some((_, moving))) = (by_projector, &mut self.of_projector) {
+            moving.step(&by_projector, scale, rates.projector)?;
+        }
         seconds.optimizer = clock.lap();
         Ok(InstructOutcome {
             losses,
@@ -170,10 +207,18 @@ impl DeviceInstructTrainer {
     }
 
     fn slot_graph(&mut self, input: &InstructInput<'_>) -> Result<SlotGraph> {
-        let shape = (input.own.len(), self.shape.width);
-        let projected = self.staging.upload(input.projected, shape, &self.device)?;
+        let width = match &self.of_projector {
+            Some((shape, _)) => shape.input,
+            None => self.shape.width,
+        };
+        let shape = (input.own.len(), width);
+        let vectors = self.staging.upload(input.vectors, shape, &self.device)?;
+        let projected = match &self.of_projector {
+            Some((shape, moving)) => Projected::moving(*shape, self.dtype, &moving.parameters()?, &vectors)?,
+            None => Projected::fixed(vectors),
+        };
         let parameters = (&self.of_scale.parameters()?, &self.of_expander.parameters()?);
-        SlotGraph::new(self.shape, self.median_norm, self.dtype, parameters, &projected)
+        SlotGraph::new(self.shape, self.median_norm, self.dtype, parameters, projected)
     }
 
     /// All of this rank's examples forward and back, run by run. In the last run each layer's gradient goes to the other ranks as soon
@@ -348,11 +393,16 @@ impl DeviceInstructTrainer {
                 SlotGradients {
                     by_scale: zeros(1)?,
                     by_others: zeros(self.shape.parameter_count() - 1)?,
+                    by_projector: match &self.of_projector {
+                        Some((shape, _)) => Some(zeros(shape.parameter_count())?),
+                        None => None,
+                    },
                     losses: zeros(2)?,
                 }
             }
         };
-        for part in [&gradients.by_others, &gradients.by_scale, &gradients.losses] {
+        let parts = [&gradients.by_others, &gradients.by_scale, &gradients.losses];
+        for part in parts.into_iter().chain(&gradients.by_projector) {
             collective.begin_all_reduce(part)?;
         }
         Ok(gradients)

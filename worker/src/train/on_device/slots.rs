@@ -6,16 +6,53 @@ use candle_core::{D, DType, Tensor, Var};
 
 use super::align::concatenated;
 use crate::Result;
+use crate::llink::projector::ProjectorShape;
 use crate::llink::slot_expander::SlotExpanderShape;
 use crate::llink::slot_losses::SlotWeights;
 
 const LAYER_NORM_EPSILON: f64 = 1e-5;
+
+/// Projected vectors, and the projector's parameters as leaves of the graph where it moves.
+pub(super) struct Projected {
+    /// [b, d] in f32.
+    vectors: Tensor,
+    /// In the order of [`ProjectorShape::tensors`].
+    leaves: Vec<Var>,
+}
+
+impl Projected {
+    /// By a projector that is left as it is, [b, d] in f32.
+    pub(super) fn fixed(vectors: Tensor) -> Self {
+        Self {
+            vectors,
+            leaves: Vec::new(),
+        }
+    }
+
+    /// By a projector that moves: `encoder` [b, d_e] in f32; products in `dtype`.
+    pub(super) fn moving(shape: ProjectorShape, dtype: DType, parameters: &Tensor, encoder: &Tensor) -> Result<Self> {
+        let leaves = leaves(&shape.ranges(), &shape.tensors(), dtype, parameters)?;
+        let [up, up_bias, down, down_bias, norm, norm_bias] = &leaves[..] else {
+            return Err(candle_core::Error::Msg("a projector has six tensors".into()).into());
+        };
+        let x = encoder.to_dtype(dtype)?;
+        let hidden = x.matmul(&up.t()?)?.broadcast_add(up_bias)?.gelu_erf()?; // [b, h]
+        let x = hidden.matmul(&down.t()?)?.broadcast_add(down_bias)?; // [b, d]
+        let normed = standardized(&x.to_dtype(DType::F32)?)?;
+        let vectors = normed
+            .broadcast_mul(&norm.to_dtype(DType::F32)?)?
+            .broadcast_add(&norm_bias.to_dtype(DType::F32)?)?;
+        Ok(Self { vectors, leaves })
+    }
+}
 
 /// The expander's parameters as leaves of a graph, and the slots that come of them.
 pub(super) struct SlotGraph {
     scale: Var,
     /// In the order of [`SlotExpanderShape::tensors`], the scale left out.
     others: Vec<Var>,
+    /// The projector's, if it moves.
+    projector: Vec<Var>,
     /// [b · K, d] in f32, tracked.
     pub(super) slots: Tensor,
     shape: SlotExpanderShape,
@@ -25,6 +62,8 @@ pub(super) struct SlotGraph {
 pub(super) struct SlotGradients {
     pub(super) by_scale: Tensor,
     pub(super) by_others: Tensor,
+    /// Of the projector, f32 [n], where it moves.
+    pub(super) by_projector: Option<Tensor>,
     pub(super) losses: Tensor,
 }
 
@@ -44,28 +83,29 @@ impl SlotGraph {
         median_norm: f32,
         dtype: DType,
         (scale, others): (&Tensor, &Tensor),
-        projected: &Tensor,
+        projected: Projected,
     ) -> Result<Self> {
         let scale = Var::from_tensor(&scale.copy()?)?;
-        let others = leaves(shape, dtype, others)?;
+        // The scale stands before them in the flat buffer.
+        let ranges = shape.ranges().map(|range| range.start.saturating_sub(1)..range.end - 1);
+        let others = leaves(&ranges[1..], &shape.tensors()[1..], dtype, others)?;
         let [up, up_bias, down, down_bias, norm, norm_bias] = &others[..] else {
             return Err(candle_core::Error::Msg("a slot expander has six tensors beside its scale".into()).into());
         };
-        let centred = projected.broadcast_sub(&projected.mean_keepdim(D::Minus1)?)?;
-        let standardized = centred.broadcast_div(&deviation(&centred)?)?;
-        let scaled = standardized.broadcast_mul(&scale)?.to_dtype(dtype)?;
+        let scaled = standardized(&projected.vectors)?
+            .broadcast_mul(&scale)?
+            .to_dtype(dtype)?;
         let hidden = scaled.matmul(&up.t()?)?.broadcast_add(up_bias)?.gelu_erf()?; // [b, h]
         let x = hidden.matmul(&down.t()?)?.broadcast_add(down_bias)?; // [b, K·d]
         let x = x.to_dtype(DType::F32)?.reshape(((), shape.width))?;
-        let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-        let normed = centred.broadcast_div(&deviation(&centred)?)?;
-        let normed = normed
+        let normed = standardized(&x)?
             .broadcast_mul(&norm.to_dtype(DType::F32)?)?
             .broadcast_add(&norm_bias.to_dtype(DType::F32)?)?;
         let slots = (unit(&normed)? * f64::from(median_norm))?;
         Ok(Self {
             scale,
             others,
+            projector: projected.leaves,
             slots,
             shape,
         })
@@ -81,10 +121,16 @@ impl SlotGraph {
             Some(gradient) => Ok(gradient.clone()),
             None => var.zeros_like(),
         };
-        let others = self.others.iter().map(of).collect::<candle_core::Result<Vec<_>>>()?;
+        let all = |leaves: &[Var]| leaves.iter().map(of).collect::<candle_core::Result<Vec<_>>>();
+        let others = all(&self.others)?;
+        let by_projector = match self.projector.is_empty() {
+            true => None,
+            false => Some(concatenated(&all(&self.projector)?)?),
+        };
         Ok(SlotGradients {
             by_scale: of(&self.scale)?.flatten_all()?,
             by_others: concatenated(&others)?,
+            by_projector,
             losses: Tensor::stack(&[cosine.detach(), info_nce.detach()], 0)?,
         })
     }
@@ -110,16 +156,28 @@ impl SlotGraph {
     }
 }
 
-/// The parameters but the scale, each a leaf of its own.
-fn leaves(shape: SlotExpanderShape, dtype: DType, others: &Tensor) -> Result<Vec<Var>> {
-    let (ranges, tensors) = (shape.ranges(), shape.tensors());
-    let scale = ranges[0].len();
+/// Each tensor of a flat buffer as a leaf of its own.
+fn leaves(
+    ranges: &[Range<usize>],
+    tensors: &[(&'static str, Vec<usize>)],
+    dtype: DType,
+    parameters: &Tensor,
+) -> Result<Vec<Var>> {
     let leaf = |(range, (_, shape)): (&Range<usize>, &(&'static str, Vec<usize>))| {
-        let values = others.narrow(0, range.start - scale, range.len())?;
+        let values = parameters.narrow(0, range.start, range.len())?;
         Var::from_tensor(&values.reshape(shape.as_slice())?.to_dtype(dtype)?.copy()?)
     };
-    let leaves = ranges.iter().zip(&tensors).skip(1).map(leaf);
-    Ok(leaves.collect::<candle_core::Result<_>>()?)
+    Ok(ranges
+        .iter()
+        .zip(tensors)
+        .map(leaf)
+        .collect::<candle_core::Result<_>>()?)
+}
+
+/// A LayerNorm without weights of f32 rows.
+fn standardized(rows: &Tensor) -> candle_core::Result<Tensor> {
+    let centred = rows.broadcast_sub(&rows.mean_keepdim(D::Minus1)?)?;
+    centred.broadcast_div(&deviation(&centred)?)
 }
 
 fn deviation(centred: &Tensor) -> candle_core::Result<Tensor> {
