@@ -294,6 +294,7 @@ fn within_answers(task: &Answers) {
         path: _,
         direct_adapter: _,
         direct_adapter_config: _,
+        projector: _,
     } = task;
 }
 
