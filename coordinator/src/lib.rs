@@ -3,6 +3,7 @@
 //!
 //! [`job`], [`plan`] and [`schedule`] are pure; [`state`] is the disk, [`serve`] the network, [`cli`] the person.
 
+pub mod authority;
 pub mod cli;
 pub mod job;
 pub mod plan;

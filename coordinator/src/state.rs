@@ -2,14 +2,18 @@
 //!
 //! One writer (the engine's thread), write-ahead log, full sync. Heartbeats are not written. Never put it on NFS.
 
+mod access;
+mod rows;
+
 use std::path::{Path, PathBuf};
 
-use llink_proto::{Failure, FailureKind, JobState, StageState, Task, TaskResult};
-use prost::Message;
-use rusqlite::{Connection, OpenFlags, Row, Transaction, params};
+use rusqlite::{Connection, OpenFlags, Row, params};
 
-use crate::plan::Ranks;
-use crate::schedule::{Cluster, Effects, Job, Stage, TaskRecord, TaskState};
+use access::ACCESS_SCHEMA;
+pub use access::Claimed;
+use rows::{read_event, read_job, read_stage, read_task, save_job, save_task};
+
+use crate::schedule::{Cluster, Effects, Job, TaskRecord};
 
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS jobs (
@@ -32,7 +36,7 @@ CREATE TABLE IF NOT EXISTS events (
     task INTEGER NOT NULL, level TEXT NOT NULL, text TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS events_by_job ON events (job, sequence);
 ";
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMA_VERSION: i64 = 3;
 /// The oldest version that [`StateStore::open`] brings up to date, and that can be looked at as it is.
 const OLDEST_VERSION: i64 = 1;
 
@@ -95,7 +99,15 @@ impl StateStore {
     /// # Errors
     /// When there is none, or it cannot be read.
     pub fn open_read_only(directory: &Path) -> Result<Self, StateError> {
-        let path = directory.join("state.db");
+        Self::open_file(&directory.join("state.db"))
+    }
+
+    /// Opens a database file, such as a backup, to look at it.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read.
+    pub fn open_file(path: &Path) -> Result<Self, StateError> {
+        let path = path.to_owned();
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(&path, flags).map_err(|e| sqlite(&path, e))?;
         let store = Self { path, connection };
@@ -109,14 +121,16 @@ impl StateStore {
         self.connection.pragma_update(None, "synchronous", "FULL")?;
         let version: i64 = self.connection.query_row("PRAGMA user_version", [], |r| r.get(0))?;
         if version == 0 {
-            self.connection.execute_batch(SCHEMA)?;
-            self.connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+            let whole = format!("BEGIN; {SCHEMA} {ACCESS_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;");
+            self.connection.execute_batch(&whole)?;
         }
         if version == 1 {
-            let upgrade = format!(
-                "BEGIN; ALTER TABLE stages ADD COLUMN spent_before INTEGER NOT NULL DEFAULT 0;
-                 PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-            );
+            let upgrade = "BEGIN; ALTER TABLE stages ADD COLUMN spent_before INTEGER NOT NULL DEFAULT 0;
+                           PRAGMA user_version = 2; COMMIT;";
+            self.connection.execute_batch(upgrade)?;
+        }
+        if version == 1 || version == 2 {
+            let upgrade = format!("BEGIN; {ACCESS_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;");
             self.connection.execute_batch(&upgrade)?;
         }
         Ok(())
@@ -244,179 +258,4 @@ fn sqlite(path: &Path, source: rusqlite::Error) -> StateError {
         path: path.into(),
         source,
     }
-}
-
-fn to_json(value: &impl serde::Serialize) -> String {
-    serde_json::to_string(value).expect("jobs and manifests are plain data")
-}
-
-fn save_job(tx: &Transaction<'_>, job: &Job) -> rusqlite::Result<()> {
-    tx.prepare_cached("INSERT OR REPLACE INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?
-        .execute(params![
-            job.id,
-            to_json(&job.file),
-            to_json(&job.stamps),
-            i32::from(job.state),
-            job.reason,
-            job.submitted_at,
-            job.ended_at,
-            job.failure.as_ref().map(|f| f.kind),
-            job.failure.as_ref().map(|f| &f.text),
-            job.report,
-        ])?;
-    for (position, stage) in job.stages.iter().enumerate() {
-        tx.prepare_cached("INSERT OR REPLACE INTO stages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)")?
-            .execute(params![
-                job.id,
-                position as i64,
-                stage.name.as_str(),
-                i32::from(stage.state),
-                stage.reason,
-                stage.key,
-                to_json(&stage.phases),
-                stage.manifest.as_ref().map(to_json),
-                stage.started_at,
-                stage.ended_at,
-                stage.spent_before,
-            ])?;
-    }
-    Ok(())
-}
-
-fn save_task(tx: &Transaction<'_>, task: &TaskRecord) -> rusqlite::Result<()> {
-    let (state, reason, result) = match &task.state {
-        TaskState::Waiting { reason, .. } => ("waiting", reason.clone(), None),
-        TaskState::Leased(lease) => {
-            let who: Vec<&str> = lease.members.iter().map(|m| m.worker.as_str()).collect();
-            ("leased", who.join(" "), None)
-        }
-        TaskState::Done(result) => ("done", String::new(), Some(result.encode_to_vec())),
-        TaskState::Failed(failure) => ("failed", failure.text.clone(), Some(failure.encode_to_vec())),
-        TaskState::Cancelled => ("cancelled", String::new(), None),
-    };
-    tx.prepare_cached(
-        "INSERT OR REPLACE INTO tasks VALUES
-         (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
-    )?
-    .execute(params![
-        task.id as i64,
-        task.job,
-        task.stage.as_str(),
-        task.phase as i64,
-        task.index as i64,
-        task.label,
-        task.spec.encode_to_vec(),
-        task.weight as i64,
-        task.ranks.min,
-        task.ranks.max,
-        state,
-        task.token as i64,
-        task.failures,
-        task.losses,
-        task.last_world_size,
-        reason,
-        result,
-    ])?;
-    Ok(())
-}
-
-fn unreadable(what: String) -> rusqlite::Error {
-    rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, what.into())
-}
-
-fn from_json<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: &str) -> rusqlite::Result<T> {
-    let text: String = row.get(column)?;
-    serde_json::from_str(&text).map_err(|e| unreadable(format!("{column}: {e}")))
-}
-
-fn read_job(row: &Row<'_>) -> rusqlite::Result<Job> {
-    let kind: Option<i32> = row.get("failure_kind")?;
-    let text: Option<String> = row.get("failure_text")?;
-    let failure = text.map(|text| Failure {
-        kind: kind.unwrap_or_else(|| FailureKind::Internal.into()),
-        text,
-    });
-    Ok(Job {
-        id: row.get("id")?,
-        file: from_json(row, "file")?,
-        stamps: from_json(row, "stamps")?,
-        state: JobState::try_from(row.get::<_, i32>("state")?).unwrap_or(JobState::Failed),
-        reason: row.get("reason")?,
-        stages: Vec::new(),
-        submitted_at: row.get("submitted_at")?,
-        ended_at: row.get("ended_at")?,
-        failure,
-        report: row.get("report")?,
-    })
-}
-
-fn read_stage(row: &Row<'_>) -> rusqlite::Result<Stage> {
-    let name: String = row.get("name")?;
-    let manifest: Option<String> = row.get("manifest")?;
-    Ok(Stage {
-        name: name.parse().map_err(unreadable)?,
-        state: StageState::try_from(row.get::<_, i32>("state")?).unwrap_or(StageState::Waiting),
-        reason: row.get("reason")?,
-        key: row.get("key")?,
-        phases: from_json(row, "phases")?,
-        manifest: manifest
-            .map(|m| serde_json::from_str(&m).map_err(|e| unreadable(format!("manifest: {e}"))))
-            .transpose()?,
-        started_at: row.get("started_at")?,
-        ended_at: row.get("ended_at")?,
-        // Version 1 had no such column.
-        spent_before: row.get("spent_before").unwrap_or(0),
-    })
-}
-
-fn read_task(row: &Row<'_>) -> rusqlite::Result<TaskRecord> {
-    let stage: String = row.get("stage")?;
-    let state: String = row.get("state")?;
-    let spec: Vec<u8> = row.get("spec")?;
-    let result: Option<Vec<u8>> = row.get("result")?;
-    let blob = result.unwrap_or_default();
-    let decode_error = |e: prost::DecodeError| unreadable(e.to_string());
-    let state = match state.as_str() {
-        "done" => TaskState::Done(TaskResult::decode(blob.as_slice()).map_err(decode_error)?),
-        "failed" => TaskState::Failed(Failure::decode(blob.as_slice()).map_err(decode_error)?),
-        "cancelled" => TaskState::Cancelled,
-        // A lease does not outlive the coordinator that gave it.
-        _ => TaskState::Waiting {
-            since: 0,
-            not_before: 0,
-            reason: row.get("reason")?,
-        },
-    };
-    Ok(TaskRecord {
-        id: row.get::<_, i64>("id")? as u64,
-        job: row.get("job")?,
-        stage: stage.parse().map_err(unreadable)?,
-        phase: row.get::<_, i64>("phase")? as usize,
-        index: row.get::<_, i64>("position")? as usize,
-        label: row.get("label")?,
-        spec: Task::decode(spec.as_slice()).map_err(decode_error)?,
-        weight: row.get::<_, i64>("weight")? as u64,
-        ranks: Ranks {
-            min: row.get("min_ranks")?,
-            max: row.get("max_ranks")?,
-        },
-        state,
-        token: row.get::<_, i64>("token")? as u64,
-        failures: row.get("failures")?,
-        losses: row.get("losses")?,
-        last_world_size: row.get("last_world_size")?,
-        furthest: 0,
-    })
-}
-
-fn read_event(row: &Row<'_>) -> rusqlite::Result<llink_proto::Event> {
-    Ok(llink_proto::Event {
-        sequence: row.get::<_, i64>("sequence")? as u64,
-        at: row.get("at")?,
-        job_id: row.get("job")?,
-        stage: row.get("stage")?,
-        task_id: row.get::<_, i64>("task")? as u64,
-        level: row.get("level")?,
-        text: row.get("text")?,
-    })
 }

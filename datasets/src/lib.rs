@@ -7,6 +7,7 @@
 
 pub mod error;
 pub mod manifest;
+pub mod roots;
 pub mod script;
 pub mod store;
 

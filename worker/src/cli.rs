@@ -1,9 +1,13 @@
 //! The worker's command line, shared by `llink-worker` and `llink-coord worker`.
 
 use std::io::Read;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use candle_core::DType;
+use llink_datasets::roots::Roots;
+use llink_proto::reach::Credentials;
 
 use crate::agent::{self, AgentOptions};
 use crate::device::{Compute, DeviceChoice};
@@ -29,6 +33,33 @@ pub struct WorkerArgs {
     /// Seconds to go on trying when the coordinator cannot be reached; 0 tries for ever.
     #[arg(long, env = "LLINK_CONNECT_TIMEOUT_S", value_name = "SECONDS", default_value_t = 0)]
     pub connect_timeout: u64,
+    /// The authority that signed the coordinator's certificate, for https:// URLs.
+    #[arg(long, env = "LLINK_TLS_CA", value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// This worker's certificate. Read anew whenever it connects.
+    #[arg(long, env = "LLINK_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key.
+    #[arg(long, env = "LLINK_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// The name in the coordinator's certificate, where it is not the URL's.
+    #[arg(long, env = "LLINK_TLS_SERVER_NAME", value_name = "NAME")]
+    pub tls_server_name: Option<String>,
+    /// A file with a token to join by.
+    #[arg(long, env = "LLINK_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// A URL or absolute path below which tasks may read and write; again for more. Without it: anything.
+    #[arg(long, env = "LLINK_ALLOW_ROOT", value_name = "URL", value_delimiter = ',')]
+    pub allow_root: Vec<String>,
+    /// Seconds that tasks may save what they have once this worker is told to stop; platforms kill some time later.
+    #[arg(long, env = "LLINK_GRACE_S", value_name = "SECONDS", default_value_t = 25)]
+    pub grace: u64,
+    /// End once no job has run for so many seconds; 0 waits for ever.
+    #[arg(long, env = "LLINK_IDLE_EXIT_S", value_name = "SECONDS", default_value_t = 0)]
+    pub idle_exit: u64,
+    /// Where gRPC's health service listens, for probes, in plain text.
+    #[arg(long, env = "LLINK_HEALTH", value_name = "ADDR:PORT")]
+    pub health: Option<SocketAddr>,
     /// End when standard input closes: the process that started this one is gone.
     #[arg(long, hide = true)]
     pub exit_with_parent: bool,
@@ -41,7 +72,7 @@ pub struct BenchArgs {
     #[arg(value_enum)]
     pub job: BenchJob,
     /// A folder with `encoder/`, `decoder/`, `encoder_ids.json` and `decoder_ids.json`; `align` makes its own inputs.
-    pub dir: std::path::PathBuf,
+    pub dir: PathBuf,
     /// Sentences, for `embed` and `teacher`.
     #[arg(long, default_value_t = 256)]
     pub n: usize,
@@ -59,7 +90,7 @@ pub struct BenchArgs {
     pub tensors: bool,
     /// A safetensors file to write the vectors to, for `embed` and `teacher`.
     #[arg(long, value_name = "FILE")]
-    pub out: Option<std::path::PathBuf>,
+    pub out: Option<PathBuf>,
     /// Pairs in a step of `align` (128 by default) or examples in one of `instruct` (4).
     #[arg(long)]
     pub batch: Option<usize>,
@@ -143,7 +174,7 @@ pub fn bench(args: &BenchArgs) -> crate::Result<serde_json::Value> {
 #[derive(Debug, Clone, clap::Args)]
 pub struct PretrainArgs {
     /// A folder that gets `encoder/` and `decoder/`.
-    pub dir: std::path::PathBuf,
+    pub dir: PathBuf,
     /// Of the initial weights, the texts and the batches.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -203,6 +234,20 @@ pub async fn run(args: WorkerArgs) -> anyhow::Result<()> {
         threads,
         compute: Compute::open(args.device)?,
         connect_timeout: (args.connect_timeout > 0).then(|| Duration::from_secs(args.connect_timeout)),
+        credentials: Credentials {
+            authority: args.tls_ca,
+            certificate: args.tls_cert,
+            key: args.tls_key,
+            token: args.token_file,
+            server_name: args.tls_server_name,
+        },
+        grace: Duration::from_secs(args.grace),
+        idle_exit: (args.idle_exit > 0).then(|| Duration::from_secs(args.idle_exit)),
+        roots: match args.allow_root.is_empty() {
+            true => Roots::Any,
+            false => Roots::of(&args.allow_root).map_err(|e| anyhow::anyhow!("--allow-root: {e}"))?,
+        },
+        health: args.health,
     };
     let stop = stop_signal(args.exit_with_parent);
     agent::run(options, stop).await

@@ -119,6 +119,7 @@ fn on_ring<T: Send>(world_size: usize, timeout: Duration, work: impl Fn(&mut dyn
                 rank,
                 addresses: addresses.clone(),
                 generation: 3,
+                secret: b"of this gang".to_vec(),
                 timeout,
             };
             let work = &work;

@@ -166,6 +166,7 @@ fn on_ring<T: Send>(world_size: usize, work: impl Fn(&mut dyn Collective) -> T +
                 rank,
                 addresses: addresses.clone(),
                 generation: 3,
+                secret: b"of this gang".to_vec(),
                 timeout: Duration::from_secs(60),
             };
             let work = &work;

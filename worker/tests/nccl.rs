@@ -18,6 +18,7 @@ use llink_worker::{Error, Result};
 /// Long enough that a test which waits for it fails by its own clock.
 const LONG: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_secs(10);
+const SECRET: &[u8] = b"of this gang";
 
 type Gang = Nccl<FakeNccl>;
 
@@ -59,6 +60,7 @@ impl<'a> Run<'a> {
                 rank,
                 addresses: addresses.clone(),
                 generation: self.generation,
+                secret: SECRET.to_vec(),
                 timeout: self.timeout,
             };
             let api = FakeNccl::new(self.fabric, rank, self.fates[rank]);
@@ -235,6 +237,7 @@ fn a_rank_that_never_comes_is_named() {
                     rank,
                     addresses,
                     generation: 1,
+                    secret: SECRET.to_vec(),
                     timeout: Duration::from_secs(1),
                 };
                 let api = FakeNccl::new(fabric, rank, Fate::Lives);
@@ -308,6 +311,7 @@ fn survivors_go_on_in_the_next_generation_and_a_straggler_is_turned_away() {
         rank,
         addresses: addresses.clone(),
         generation,
+        secret: SECRET.to_vec(),
         timeout,
     };
     thread::scope(|scope| {
@@ -326,4 +330,39 @@ fn survivors_go_on_in_the_next_generation_and_a_straggler_is_turned_away() {
         let waited = host.join().unwrap();
         assert!(waited.contains("rank 1 did not connect"), "{waited}");
     });
+}
+
+#[test]
+fn who_does_not_know_the_secret_does_not_join() {
+    let fabric = Arc::new(Fabric::default());
+    let id = fabric.unique_id();
+    let (mut doors, addresses) = listeners(2);
+    let (door, own) = (doors.remove(0), doors.remove(0));
+    let options = |rank, secret: &[u8], timeout| RingOptions {
+        rank,
+        addresses: addresses.clone(),
+        generation: 1,
+        secret: secret.to_vec(),
+        timeout,
+    };
+    thread::scope(|scope| {
+        let host = scope.spawn(|| {
+            let api = FakeNccl::new(&fabric, 0, Fate::Lives);
+            let options = options(0, SECRET, Duration::from_secs(1));
+            let joined = Nccl::connect(api, &door, &options, &id, AbortHandle::new());
+            joined.err().unwrap().to_string()
+        });
+        let api = FakeNccl::new(&fabric, 1, Fate::Lives);
+        let stranger = options(1, b"of another gang", LONG);
+        let refused = Nccl::connect(api, &own, &stranger, &id, AbortHandle::new());
+        let refused = refused.err().unwrap().to_string();
+        assert!(refused.contains("another secret"), "{refused}");
+        let waited = host.join().unwrap();
+        assert!(waited.contains("rank 1 did not connect"), "{waited}");
+    });
+    assert_eq!(
+        fabric.begun.load(std::sync::atomic::Ordering::SeqCst),
+        0,
+        "NCCL was not asked"
+    );
 }

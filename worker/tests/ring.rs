@@ -10,6 +10,28 @@ use llink_worker::Error;
 use llink_worker::collective::{AbortHandle, Collective, Ring, RingOptions};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
+const SECRET: &[u8] = b"of this gang";
+
+/// What opens a connection by hand: who calls, a nonce, and the proof that the secret is known.
+fn hello(generation: u64, rank: u64, listener: u64, world_size: u64, secret: &[u8]) -> Vec<u8> {
+    let mut hello = Vec::new();
+    for word in [u64::from_le_bytes(*b"llinkgng"), generation, rank, world_size] {
+        hello.extend(word.to_le_bytes());
+    }
+    hello.extend([9; 16]);
+    let shown = proof(secret, b"caller", listener, &hello);
+    hello.extend(shown);
+    hello
+}
+
+fn proof(secret: &[u8], who: &[u8], listener: u64, said_and_nonce: &[u8]) -> Vec<u8> {
+    use hmac::Mac;
+    let mut mac = hmac::Hmac::<sha2::Sha256>::new_from_slice(secret).unwrap();
+    mac.update(who);
+    mac.update(&listener.to_le_bytes());
+    mac.update(said_and_nonce);
+    mac.finalize().into_bytes().to_vec()
+}
 
 fn listeners(world_size: usize) -> (Vec<TcpListener>, Vec<String>) {
     let listeners: Vec<TcpListener> = (0..world_size)
@@ -34,6 +56,7 @@ fn on_ring<T: Send>(world_size: usize, timeout: Duration, work: impl Fn(Ring) ->
                     rank,
                     addresses: addresses.clone(),
                     generation: 7,
+                    secret: SECRET.to_vec(),
                     timeout,
                 };
                 let work = &work;
@@ -250,19 +273,16 @@ fn a_trickle_does_not_extend_the_timeout() {
     let target = addresses[0].clone();
     let peer = thread::spawn(move || {
         use std::io::{Read, Write};
-        let mut hello = Vec::new();
-        for word in [u64::from_le_bytes(*b"llinkgng"), 7, 1, 2] {
-            hello.extend(word.to_le_bytes());
-        }
         let mut out = TcpStream::connect(target).unwrap();
-        out.write_all(&hello).unwrap();
+        out.write_all(&hello(7, 1, 0, 2, SECRET)).unwrap();
         let (mut inbound, _) = theirs.accept().unwrap();
-        let mut heard = [0; 32];
+        let mut heard = [0; 80];
         inbound.read_exact(&mut heard).unwrap();
         inbound.write_all(&[1]).unwrap();
-        let mut verdict = [0];
+        inbound.write_all(&proof(SECRET, b"listener", 1, &heard[..48])).unwrap();
+        let mut verdict = [0; 33];
         out.read_exact(&mut verdict).unwrap();
-        assert_eq!(verdict, [1]);
+        assert_eq!(verdict[0], 1);
         while out.write_all(&[0]).is_ok() {
             thread::sleep(Duration::from_millis(50));
         }
@@ -272,6 +292,7 @@ fn a_trickle_does_not_extend_the_timeout() {
         rank: 0,
         addresses,
         generation: 7,
+        secret: SECRET.to_vec(),
         timeout,
     };
     let mut ring = Ring::connect(mine, &options, AbortHandle::new()).unwrap();
@@ -323,6 +344,7 @@ fn an_abort_ends_connecting() {
         rank: 0,
         addresses,
         generation: 7,
+        secret: SECRET.to_vec(),
         timeout: Duration::from_secs(60),
     };
     let handle = AbortHandle::new();
@@ -361,15 +383,14 @@ fn late_comers_of_another_generation_are_turned_away() {
         rank,
         addresses: addresses.clone(),
         generation,
+        secret: SECRET.to_vec(),
         timeout,
     };
     // The late comer dials rank 0 before the true rank 1 does.
     let mut late = TcpStream::connect(&addresses[0]).unwrap();
     {
         use std::io::Write;
-        for word in [u64::from_le_bytes(*b"llinkgng"), 6, 1, 2] {
-            late.write_all(&word.to_le_bytes()).unwrap();
-        }
+        late.write_all(&hello(6, 1, 0, 2, SECRET)).unwrap();
     }
     thread::scope(|scope| {
         let ranks: Vec<_> = listeners
@@ -400,6 +421,42 @@ fn late_comers_of_another_generation_are_turned_away() {
 }
 
 #[test]
+fn who_does_not_know_the_secret_neither_calls_nor_answers() {
+    use std::io::{Read, Write};
+    let (listeners, addresses) = listeners(2);
+    let mut listeners = listeners.into_iter();
+    let (mine, theirs) = (listeners.next().unwrap(), listeners.next().unwrap());
+    let options = RingOptions {
+        rank: 0,
+        addresses: addresses.clone(),
+        generation: 7,
+        secret: SECRET.to_vec(),
+        timeout: Duration::from_secs(5),
+    };
+    let ring = thread::spawn(move || Ring::connect(mine, &options, AbortHandle::new()).map(drop));
+    // All that it says is right, only the secret is not.
+    let mut caller = TcpStream::connect(&addresses[0]).unwrap();
+    caller.write_all(&hello(7, 1, 0, 2, b"of another gang")).unwrap();
+    let mut verdict = [0];
+    caller.read_exact(&mut verdict).unwrap();
+    assert_eq!(verdict, [4], "the caller is turned away");
+    // And one that answers in rank 1's place without it is found out.
+    let (mut inbound, _) = theirs.accept().unwrap();
+    let mut heard = [0; 80];
+    inbound.read_exact(&mut heard).unwrap();
+    assert!(
+        !heard.windows(SECRET.len()).any(|w| w == SECRET),
+        "the secret is not sent"
+    );
+    inbound.write_all(&[1]).unwrap();
+    inbound
+        .write_all(&proof(b"of another gang", b"listener", 1, &heard[..48]))
+        .unwrap();
+    let error = ring.join().unwrap().unwrap_err().to_string();
+    assert!(error.contains("does not know the gang's secret"), "{error}");
+}
+
+#[test]
 fn a_rank_of_another_generation_learns_why() {
     let (listeners, addresses) = listeners(2);
     let timeout = Duration::from_secs(3);
@@ -414,6 +471,7 @@ fn a_rank_of_another_generation_learns_why() {
                     rank,
                     addresses: addresses.clone(),
                     generation,
+                    secret: SECRET.to_vec(),
                     timeout,
                 };
                 scope.spawn(move || {

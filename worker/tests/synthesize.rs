@@ -50,6 +50,11 @@ async fn server(script: Vec<&'static str>) -> (String, Arc<AtomicUsize>) {
                         tokio::time::sleep(Duration::from_secs(5)).await;
                         String::new()
                     }
+                    "elsewhere" => {
+                        "HTTP/1.1 307 Temporary Redirect\r\nlocation: /v1/chat/completions\r\ncontent-length: 0\r\n\
+                                    connection: close\r\n\r\n"
+                            .into()
+                    }
                     status => reply(status, ""),
                 };
                 let _ = stream.write_all(answer.as_bytes()).await;
@@ -173,4 +178,12 @@ async fn requests_keep_the_pace_that_is_allowed() {
         began.elapsed()
     );
     assert_eq!(asked.load(Ordering::SeqCst), 6);
+}
+
+#[tokio::test]
+async fn an_endpoint_that_sends_elsewhere_is_not_followed() {
+    let (url, asked) = server(vec!["elsewhere", "ok"]).await;
+    let error = Client::new(endpoint(&url)).unwrap().ask(&request()).await.unwrap_err();
+    assert!(error.to_string().contains("not followed"), "{error}");
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
 }

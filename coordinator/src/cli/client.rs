@@ -1,52 +1,42 @@
 //! Reaching a coordinator: by its URL, or through the state directory it uses.
 
 use std::path::Path;
-use std::time::Duration;
 
 use llink_proto::job_service_client::JobServiceClient;
+use llink_proto::reach::{Connection, Credentials, with_causes};
 use llink_proto::{Failure, FailureKind};
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use super::{Exit, Failed, Reach};
 use crate::serve;
 
-pub(super) type Client = JobServiceClient<Channel>;
+pub(super) type Client = JobServiceClient<Connection>;
 
 /// Connects to the coordinator at `url`.
-pub(super) async fn connect(url: &str) -> Result<Client, Failed> {
-    let wrong = |e: tonic::transport::Error| {
+pub(super) async fn connect(url: &str, credentials: &Credentials) -> Result<Client, Failed> {
+    let (endpoint, caller) = credentials
+        .endpoint(url)
+        .map_err(|e| Failed::new(Exit::Usage, format!("--coordinator {e}")))?;
+    let channel = endpoint.connect().await.map_err(|e| {
         Failed::new(
-            Exit::Usage,
-            format!("--coordinator {url}: not a URL such as http://host:7070 ({e})"),
+            Exit::Unavailable,
+            format!(
+                "no coordinator at {url}: {}. Is `llink-coord serve` running there?",
+                with_causes(&e)
+            ),
         )
-    };
-    let channel = Endpoint::from_shared(url.to_owned())
-        .map_err(wrong)?
-        .connect_timeout(Duration::from_secs(5))
-        .tcp_nodelay(true)
-        .connect()
-        .await
-        .map_err(|e| {
-            let cause = std::error::Error::source(&e)
-                .map(|s| format!(": {s}"))
-                .unwrap_or_default();
-            Failed::new(
-                Exit::Unavailable,
-                format!("no coordinator at {url}{cause}. Is `llink-coord serve` running there?"),
-            )
-        })?;
-    Ok(JobServiceClient::new(channel).max_decoding_message_size(serve::MAX_MESSAGE_BYTES))
+    })?;
+    Ok(JobServiceClient::with_interceptor(channel, caller).max_decoding_message_size(serve::MAX_MESSAGE_BYTES))
 }
 
 /// The coordinator that was named, or the one that uses the state directory now; `None` if nobody does.
 pub(super) async fn find(reach: &Reach) -> Result<Option<Client>, Failed> {
     if let Some(url) = &reach.coordinator {
-        return connect(url).await.map(Some);
+        return connect(url, &reach.who.credentials()).await.map(Some);
     }
     match live_endpoint(&reach.state) {
         // It may have stopped a moment ago.
-        Some(url) => Ok(connect(&url).await.ok()),
+        Some(url) => Ok(connect(&url, &reach.who.credentials()).await.ok()),
         None => Ok(None),
     }
 }
@@ -79,6 +69,7 @@ pub(super) fn refused(status: &Status) -> Failed {
     let exit = match (kind, status.code()) {
         (Some(kind), _) => exit_of(kind),
         (None, Code::Unavailable) => Exit::Unavailable,
+        (None, Code::PermissionDenied | Code::Unauthenticated) => Exit::Denied,
         (None, _) => Exit::Internal,
     };
     Failed::new(exit, status.message())

@@ -1,28 +1,31 @@
 //! The command line: arguments in, exit code out.
 
+mod certs;
 mod client;
 mod follow;
 #[cfg(feature = "embedded")]
 mod generate;
 #[cfg(feature = "inspect")]
 mod inspect;
+mod keep;
 #[cfg(feature = "embedded")]
 mod local;
 mod local_gpus;
 mod look;
+mod reach;
+mod serve;
 mod submit;
 #[cfg(feature = "embedded")]
 mod verify;
 
 use std::io::Write;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::schedule::Timing;
-use crate::serve::{self, ServeError, ServeOptions, Unfinished};
+use crate::serve::ServeError;
+use reach::Reach;
 
 /// A command that failed: what to print, and the exit code that tells programs why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +54,8 @@ pub enum Exit {
     Unavailable = 6,
     /// The job was cancelled.
     Cancelled = 7,
+    /// The coordinator refuses this caller: no certificate or token that counts, or a role that is not enough.
+    Denied = 8,
     /// Ctrl-C.
     Interrupted = 130,
 }
@@ -79,8 +84,9 @@ impl From<ServeError> for Failed {
     fn from(error: ServeError) -> Self {
         let exit = match &error {
             ServeError::Listen { .. } | ServeError::InUse { .. } => Exit::Unavailable,
-            ServeError::State(_) | ServeError::Lock { .. } => Exit::Storage,
-            ServeError::Transport(_) => Exit::Internal,
+            ServeError::State(_) | ServeError::Lock { .. } | ServeError::Audit(_) => Exit::Storage,
+            ServeError::Exposed(_) | ServeError::File(_) => Exit::Usage,
+            ServeError::Transport(_) | ServeError::Random(_) => Exit::Internal,
         };
         Self::new(exit, error.to_string())
     }
@@ -96,43 +102,14 @@ struct Cli {
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 fault, 2 wrong command or job file, 3 corpus or model missing or wrong, \
 4 disk or object store refused, 5 out of memory or no device, 6 coordinator not reachable or port taken, \
-7 job cancelled, 130 interrupted.";
-
-/// Where the coordinator is.
-#[derive(Debug, Clone, clap::Args)]
-struct Reach {
-    /// URL of a running coordinator. Without it: the one that uses the state directory.
-    #[arg(long, env = "LLINK_COORDINATOR", value_name = "URL")]
-    coordinator: Option<String>,
-    /// Directory of the state store.
-    #[arg(long, env = "LLINK_STATE", value_name = "DIR", default_value = ".llink")]
-    state: PathBuf,
-}
+7 job cancelled, 8 not allowed, 130 interrupted.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a job, follow it, print its report. Without --coordinator, serves itself with local workers.
     Submit(submit::Submit),
     /// Run a coordinator until it is stopped.
-    Serve {
-        /// Where to listen.
-        #[arg(
-            long,
-            env = "LLINK_LISTEN",
-            value_name = "ADDR:PORT",
-            default_value = "127.0.0.1:7070"
-        )]
-        listen: SocketAddr,
-        /// Directory of the state store.
-        #[arg(long, env = "LLINK_STATE", value_name = "DIR", default_value = ".llink")]
-        state: PathBuf,
-        /// Seconds without a heartbeat after which a worker's leases are given to others.
-        #[arg(long, env = "LLINK_LEASE_S", value_name = "SECONDS", default_value_t = 15.0)]
-        lease: f64,
-        /// Seconds that training waits for ranks that it lost before it goes on with fewer.
-        #[arg(long, env = "LLINK_GATHER_S", value_name = "SECONDS", default_value_t = 10.0)]
-        gather: f64,
-    },
+    Serve(serve::Serve),
     /// List jobs.
     List(look::List),
     /// Show one job: its stages, what it waits for, its report.
@@ -172,6 +149,16 @@ enum Command {
     /// Run a worker (what `llink-worker` does).
     #[cfg(feature = "embedded")]
     Worker(llink_worker::cli::WorkerArgs),
+    /// Copy the state into a file, beside a coordinator that may be at work.
+    Backup(keep::Backup),
+    /// Put a backup into an empty state directory.
+    Restore(keep::Restore),
+    /// Make a private authority, certificates for the coordinator, the workers and people: for trials.
+    Certs(certs::Certs),
+    /// Make a token: its hash is added to the file, itself is printed once.
+    Token(certs::MakeToken),
+    /// Ask a health service, as probes do.
+    Health(keep::Health),
     /// Print a completion script for a shell.
     Completions {
         /// Which shell.
@@ -219,7 +206,7 @@ fn say(line: &str) {
 fn set_up_log(command: &Command) {
     // What a person sees is the command's business; servers and workers log.
     let quiet = match command {
-        Command::Serve { .. } => "info",
+        Command::Serve(_) => "info",
         #[cfg(feature = "embedded")]
         Command::Generate(_) => "warn",
         #[cfg(feature = "embedded")]
@@ -238,12 +225,7 @@ fn set_up_log(command: &Command) {
 async fn run(command: Command) -> Result<(), Failed> {
     match command {
         Command::Submit(submit) => submit.run().await,
-        Command::Serve {
-            listen,
-            state,
-            lease,
-            gather,
-        } => serve_until_stopped(listen, state, lease, gather).await,
+        Command::Serve(serve) => serve.run().await,
         Command::List(list) => list.run().await,
         Command::Get(get) => get.run().await,
         Command::Watch(watch) => watch.run().await,
@@ -267,49 +249,13 @@ async fn run(command: Command) -> Result<(), Failed> {
         Command::Worker(args) => llink_worker::cli::run(args)
             .await
             .map_err(|e| Failed::new(Exit::Unavailable, format!("{e:#}"))),
+        Command::Backup(backup) => backup.run(),
+        Command::Restore(restore) => restore.run(),
+        Command::Certs(certs) => certs.run(),
+        Command::Token(token) => token.run(),
+        Command::Health(health) => health.run().await,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "llink-coord", &mut std::io::stdout());
-            Ok(())
-        }
-    }
-}
-
-async fn serve_until_stopped(
-    listen: SocketAddr,
-    state_directory: PathBuf,
-    lease: f64,
-    gather: f64,
-) -> Result<(), Failed> {
-    if !(0.2..=3600.0).contains(&lease) {
-        return Err(Failed::new(
-            Exit::Usage,
-            format!("--lease {lease}: expected 0.2 to 3600 seconds"),
-        ));
-    }
-    if !(0.0..=3600.0).contains(&gather) {
-        return Err(Failed::new(
-            Exit::Usage,
-            format!("--gather {gather}: expected 0 to 3600 seconds"),
-        ));
-    }
-    let timing = Timing {
-        lease: (lease * 1000.0) as i64,
-        gather: (gather * 1000.0) as i64,
-        ..Timing::default()
-    };
-    let running = serve::start(ServeOptions {
-        listen,
-        state_directory,
-        timing,
-        unfinished: Unfinished::GoesOn,
-        expected_workers: 0,
-    })
-    .await?;
-    say(&format!("llink-coord listens on {}", running.url));
-    tokio::select! {
-        why = running.broken() => Err(Failed::new(Exit::Storage, why)),
-        () = interrupted() => {
-            running.stop().await?;
             Ok(())
         }
     }

@@ -36,7 +36,7 @@ impl Submit {
         let style = Style::of(self.json);
         match &self.reach.coordinator {
             Some(url) => {
-                let mut client = client::connect(url).await?;
+                let mut client = client::connect(url, &self.reach.who.credentials()).await?;
                 let job = send(&mut client, request).await?;
                 if self.dry_run {
                     ui::plan(&job, style);
@@ -95,9 +95,12 @@ impl Submit {
             timing: Timing::default(),
             unfinished: Unfinished::IsEnded,
             expected_workers: count as usize,
+            security: serve::Security::default(),
+            health: None,
+            metrics: None,
         })
         .await?;
-        let mut client = client::connect(&running.url).await?;
+        let mut client = client::connect(&running.url, &Default::default()).await?;
         let mut workers = LocalWorkers::new(&running.url, count, &self.reach.state);
         let sent = send(&mut client, request).await;
         let outcome = match sent {

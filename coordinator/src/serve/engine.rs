@@ -9,10 +9,12 @@ use llink_datasets::store::Store;
 use llink_proto::{Failure, FailureKind, Instruction, instruction};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::metrics::Saves;
+use super::workers::Session;
 use super::{ServeOptions, Unfinished};
 use crate::plan::{self, StageName};
 use crate::schedule::{Action, Cluster, Effects, Millis};
-use crate::state::{StateError, StateStore};
+use crate::state::{Claimed, StateError, StateStore};
 
 type Call = Box<dyn FnOnce(&mut Engine) + Send>;
 
@@ -81,6 +83,7 @@ pub struct Engine {
     runtime: tokio::runtime::Handle,
     handle: mpsc::WeakUnboundedSender<Call>,
     broken: watch::Sender<Option<String>>,
+    saves: Saves,
 }
 
 /// Instructions for a worker, until its stream takes them.
@@ -88,6 +91,8 @@ pub struct Engine {
 struct Outbox {
     sender: mpsc::UnboundedSender<Instruction>,
     receiver: Option<mpsc::UnboundedReceiver<Instruction>>,
+    /// Who registered it.
+    session: Session,
 }
 
 /// Time that never goes back, as milliseconds since the epoch.
@@ -115,7 +120,7 @@ impl Clock {
 ///
 /// # Errors
 /// When the store cannot be opened or read.
-pub(super) fn start(options: &ServeOptions) -> Result<EngineHandle, StateError> {
+pub(super) fn start(options: &ServeOptions, saves: Saves) -> Result<EngineHandle, StateError> {
     let store = StateStore::open(&options.state_directory)?;
     let (jobs, tasks) = store.load()?;
     let clock = Clock::start();
@@ -132,6 +137,7 @@ pub(super) fn start(options: &ServeOptions) -> Result<EngineHandle, StateError> 
         runtime: tokio::runtime::Handle::current(),
         handle: calls.downgrade(),
         broken,
+        saves,
     };
     let ticks = calls.downgrade();
     tokio::spawn(async move {
@@ -177,7 +183,10 @@ impl Engine {
         let mut fx = Effects::default();
         let answer = f(&mut self.cluster, now, &mut fx);
         self.cluster.dispatch(now, &mut fx);
-        if let Err(e) = self.store.save(&self.cluster, &fx) {
+        let began = Instant::now();
+        let saved = self.store.save(&self.cluster, &fx);
+        self.saves.0.observe(began.elapsed().as_secs_f64());
+        if let Err(e) = saved {
             let text = format!("{e}. Nothing that was acknowledged is lost: free the cause and start again");
             tracing::error!("{text}");
             self.broken.send_replace(Some(text.clone()));
@@ -207,13 +216,43 @@ impl Engine {
     }
 
     /// Makes the outbox of a new worker.
-    pub fn open_outbox(&mut self, worker: &str) {
+    pub(super) fn open_outbox(&mut self, worker: &str, session: Session) {
         let (sender, receiver) = mpsc::unbounded_channel();
         let outbox = Outbox {
             sender,
             receiver: Some(receiver),
+            session,
         };
         self.outboxes.insert(worker.into(), outbox);
+    }
+
+    /// Whose the worker's registration is; `None` when there is none.
+    pub(super) fn session(&self, worker: &str) -> Option<&Session> {
+        self.outboxes.get(worker).map(|outbox| &outbox.session)
+    }
+
+    /// Notes that a token of one use was used by a process, unless another one did so before.
+    ///
+    /// # Errors
+    /// When the state store cannot be read or written.
+    pub(super) fn claim_token(&mut self, token: &str, instance: &str) -> Result<Claimed, StateError> {
+        self.store.claim_token(token, instance, self.clock.now())
+    }
+
+    /// Who submitted a job first.
+    ///
+    /// # Errors
+    /// When the state store cannot be read.
+    pub fn owner(&self, job: &str) -> Result<Option<String>, StateError> {
+        self.store.owner(job)
+    }
+
+    /// Notes who submitted a job, unless somebody did before.
+    ///
+    /// # Errors
+    /// When the state store cannot be written.
+    pub fn set_owner(&mut self, job: &str, owner: &str) -> Result<(), StateError> {
+        self.store.set_owner(job, owner)
     }
 
     /// Hands the worker's instructions to its stream; once.

@@ -3,20 +3,22 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
+use llink_datasets::roots::{Roots, check_key_variable};
 use llink_datasets::store::{ObjectInfo, Store};
 use llink_proto::{Failure, FailureKind};
 
 use super::engine::failure;
-use crate::job::{JobFile, is_built_in};
+use crate::job::{JobFile, SourceEntry, is_built_in};
 use crate::plan::short_hash;
 use crate::schedule::NewJob;
 
 /// A parsed job with its paths absolute, its inputs checked and its id.
 ///
 /// # Errors
-/// When a source or a model folder is missing or cannot be reached.
-pub(super) async fn resolve(file: JobFile, base_dir: &Path) -> Result<NewJob, Failure> {
+/// When a URL lies below none of the roots, or a source or a model folder is missing or cannot be reached.
+pub(super) async fn resolve(file: JobFile, base_dir: &Path, roots: &Roots) -> Result<NewJob, Failure> {
     let file = absolute(file, base_dir);
+    check_roots(&file, roots)?;
     Store::open(&file.output).map_err(|e| of_key("output", &failure(&e)))?;
     let mut stamps = BTreeMap::new();
     let mut sources = vec![("corpus.source", &file.corpus.source)];
@@ -55,6 +57,48 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path) -> Result<NewJob, Fa
     let content = serde_json::to_string(&file).expect("a job file is plain data");
     let id = format!("{}-{}", file.name, &short_hash(&content)[..8]);
     Ok(NewJob { id, file, stamps })
+}
+
+/// Refuses a job that reads or writes where it may not, before anything is looked at.
+fn check_roots(file: &JobFile, roots: &Roots) -> Result<(), Failure> {
+    if *roots == Roots::Any {
+        return Ok(());
+    }
+    let mut urls = vec![("output", file.output.as_str())];
+    let mut key_variables = Vec::new();
+    let mut sources = vec![("corpus.source", &file.corpus.source)];
+    if let Some(instructions) = &file.instructions {
+        sources.push(("instructions.source", &instructions.source));
+    }
+    for (key, sources) in sources {
+        let files = sources.as_slice().iter().filter(|s| !s.is_sample());
+        urls.extend(files.flat_map(SourceEntry::files).map(|url| (key, url)));
+    }
+    for (key, folder) in [
+        ("models.encoder", &file.models.encoder),
+        ("models.decoder", &file.models.decoder),
+    ] {
+        if !is_built_in(folder) {
+            urls.push((key, folder));
+        }
+    }
+    if let Some(synthesize) = &file.synthesize {
+        urls.push(("synthesize.url", &synthesize.url));
+        key_variables.push(("synthesize.api_key_env", &synthesize.api_key_env));
+    }
+    if let Some(judge) = &file.evaluate.judge {
+        urls.push(("evaluate.judge.url", &judge.url));
+        key_variables.push(("evaluate.judge.api_key_env", &judge.api_key_env));
+        let direct = judge.direct_answers.as_deref();
+        urls.extend(direct.map(|url| ("evaluate.judge.direct_answers", url)));
+    }
+    let admitted = urls.into_iter().map(|(key, url)| (key, roots.admit(url)));
+    let keys = key_variables
+        .into_iter()
+        .map(|(key, name)| (key, check_key_variable(name)));
+    admitted
+        .chain(keys)
+        .try_for_each(|(key, checked)| checked.map_err(|text| missing(format!("`{key}`: {text}"))))
 }
 
 fn of_key(key: &str, failure: &Failure) -> Failure {

@@ -14,7 +14,10 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
-use super::engine::{EngineHandle, EngineStopped};
+use llink_datasets::roots::Roots;
+
+use super::access::{Peer, Subject};
+use super::engine::{Engine, EngineHandle, EngineStopped};
 use super::{dry_run, inputs};
 use crate::job;
 use crate::state::StateError;
@@ -26,12 +29,13 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(150);
 
 pub(super) struct Jobs {
     engine: EngineHandle,
+    roots: Roots,
     stopped: watch::Receiver<bool>,
 }
 
 impl Jobs {
-    pub(super) fn new(engine: EngineHandle, stopped: watch::Receiver<bool>) -> Self {
-        Self { engine, stopped }
+    pub(super) fn new(engine: EngineHandle, roots: Roots, stopped: watch::Receiver<bool>) -> Self {
+        Self { engine, roots, stopped }
     }
 
     async fn view(&self, id: String) -> Result<Job, Status> {
@@ -42,6 +46,37 @@ impl Jobs {
             .await
             .map_err(stopped)?;
         found.ok_or_else(|| no_such_job(&id))
+    }
+
+    /// The job as it is after a change, with its id for the audit log.
+    async fn changed(&self, id: String) -> Result<Response<Job>, Status> {
+        let mut response = Response::new(self.view(id.clone()).await?);
+        response.extensions_mut().insert(Subject(id));
+        Ok(response)
+    }
+}
+
+/// Who calls, as the gate found.
+pub(super) fn peer_of<T>(request: &Request<T>) -> Result<Peer, Status> {
+    let peer = request.extensions().get::<Peer>().cloned();
+    peer.ok_or_else(|| Status::internal("the call did not come through the gate"))
+}
+
+/// Refuses to change another's job to who may only change their own.
+fn may_change(engine: &Engine, job: &str, peer: &Peer) -> Result<(), Status> {
+    if peer.role.may_change_others() {
+        return Ok(());
+    }
+    match engine.owner(job).map_err(unreadable)? {
+        Some(owner) if owner != peer.name => Err(Status::permission_denied(format!(
+            "job {job} is {owner}'s: {} may change their own jobs only",
+            peer.name
+        ))),
+        // A job from before there were owners is an administrator's to change.
+        None if engine.cluster.jobs.contains_key(job) => Err(Status::permission_denied(format!(
+            "nobody is known to own job {job}: only an administrator may change it"
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -69,17 +104,18 @@ fn failed(failure: Failure) -> Status {
     refused(code, failure.kind(), failure.text)
 }
 
-fn unreadable(error: StateError) -> Status {
+pub(super) fn unreadable(error: StateError) -> Status {
     refused(Code::Internal, FailureKind::Storage, error.to_string())
 }
 
 #[tonic::async_trait]
 impl JobService for Jobs {
     async fn submit(&self, request: Request<SubmitRequest>) -> Result<Response<SubmitResponse>, Status> {
+        let peer = peer_of(&request)?;
         let request = request.into_inner();
         let file = job::parse(&request.file_name, &request.job_toml)
             .map_err(|e| refused(Code::InvalidArgument, FailureKind::Input, e.to_string()))?;
-        let new = inputs::resolve(file, &PathBuf::from(request.base_dir))
+        let new = inputs::resolve(file, &PathBuf::from(request.base_dir), &self.roots)
             .await
             .map_err(failed)?;
         if request.dry_run {
@@ -90,15 +126,18 @@ impl JobService for Jobs {
             }));
         }
         let id = new.id.clone();
-        let saved = self
-            .engine
-            .call(move |e| e.step(|c, now, fx| c.submit(new, now, fx)))
-            .await;
-        saved.and_then(|s| s).map_err(stopped)?;
-        Ok(Response::new(SubmitResponse {
-            job: Some(self.view(id).await?),
+        let saved = self.engine.call(move |e| {
+            may_change(e, &new.id, &peer)?;
+            e.set_owner(&new.id, &peer.name).map_err(unreadable)?;
+            e.step(|c, now, fx| c.submit(new, now, fx)).map_err(stopped)
+        });
+        saved.await.map_err(stopped)??;
+        let mut response = Response::new(SubmitResponse {
+            job: Some(self.view(id.clone()).await?),
             already_complete: false,
-        }))
+        });
+        response.extensions_mut().insert(Subject(id));
+        Ok(response)
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<Job>, Status> {
@@ -127,25 +166,27 @@ impl JobService for Jobs {
     }
 
     async fn cancel(&self, request: Request<CancelRequest>) -> Result<Response<Job>, Status> {
+        let peer = peer_of(&request)?;
         let id = request.into_inner().job_id;
         let wanted = id.clone();
-        let saved = self
-            .engine
-            .call(move |e| e.step(|c, now, fx| c.cancel(&wanted, now, fx)))
-            .await;
-        saved.and_then(|s| s).map_err(stopped)?.map_err(|_| no_such_job(&id))?;
-        Ok(Response::new(self.view(id).await?))
+        let saved = self.engine.call(move |e| {
+            may_change(e, &wanted, &peer)?;
+            e.step(|c, now, fx| c.cancel(&wanted, now, fx)).map_err(stopped)
+        });
+        saved.await.map_err(stopped)??.map_err(|_| no_such_job(&id))?;
+        self.changed(id).await
     }
 
     async fn resume(&self, request: Request<ResumeRequest>) -> Result<Response<Job>, Status> {
+        let peer = peer_of(&request)?;
         let id = request.into_inner().job_id;
         let wanted = id.clone();
-        let saved = self
-            .engine
-            .call(move |e| e.step(|c, now, fx| c.resume(&wanted, now, fx)))
-            .await;
-        saved.and_then(|s| s).map_err(stopped)?.map_err(|_| no_such_job(&id))?;
-        Ok(Response::new(self.view(id).await?))
+        let saved = self.engine.call(move |e| {
+            may_change(e, &wanted, &peer)?;
+            e.step(|c, now, fx| c.resume(&wanted, now, fx)).map_err(stopped)
+        });
+        saved.await.map_err(stopped)??.map_err(|_| no_such_job(&id))?;
+        self.changed(id).await
     }
 
     async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<LogsResponse>, Status> {

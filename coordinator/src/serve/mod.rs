@@ -1,13 +1,19 @@
 //! The server: gRPC in front, one engine behind, the object store beside.
 
+pub mod access;
 mod dry_run;
 mod engine;
+pub mod exposure;
+mod health;
 mod inputs;
 mod jobs;
+mod metrics;
+mod tls;
 mod workers;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use llink_proto::job_service_server::JobServiceServer;
@@ -19,8 +25,13 @@ use tokio_stream::wrappers::TcpListenerStream;
 use crate::schedule::Timing;
 use crate::state::StateError;
 
+use access::{Access, AccessLayer, AuditError, AuditLog};
 pub use engine::EngineHandle;
+pub use exposure::Security;
+pub use health::READY;
 pub use jobs::FAILURE_KIND_KEY;
+use tls::ClientCertificate;
+pub use tls::{FileError, TlsFiles};
 
 /// Large enough for a stage of a hundred thousand artefacts.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 64 << 20;
@@ -38,6 +49,12 @@ pub struct ServeOptions {
     pub unfinished: Unfinished,
     /// Workers that will come: the first gang waits for them.
     pub expected_workers: usize,
+    /// Who is let in, and what jobs may read and write.
+    pub security: Security,
+    /// Where the health service listens, for probes.
+    pub health: Option<SocketAddr>,
+    /// Where Prometheus finds `/metrics`.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// What becomes of jobs that were running when the last coordinator on this state ended.
@@ -79,6 +96,18 @@ pub enum ServeError {
         /// Why.
         source: std::io::Error,
     },
+    /// It would be open to whoever reaches the address.
+    #[error("{0}")]
+    Exposed(String),
+    /// A certificate, key or token file cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The audit log cannot be written.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// The system gives no random bytes.
+    #[error("{0}")]
+    Random(String),
     /// The transport broke.
     #[error("server: {0}")]
     Transport(#[from] tonic::transport::Error),
@@ -103,6 +132,7 @@ pub struct Running {
 /// # Errors
 /// When the state directory is in use or broken, or the address is taken.
 pub async fn start(options: ServeOptions) -> Result<Running, ServeError> {
+    exposure::check(options.listen, &options.security).map_err(ServeError::Exposed)?;
     let lock = lock(&options.state_directory)?;
     let listener = TcpListener::bind(options.listen)
         .await
@@ -114,26 +144,63 @@ pub async fn start(options: ServeOptions) -> Result<Running, ServeError> {
         address: options.listen,
         source,
     })?;
-    let url = format!("http://{address}");
-    let engine = engine::start(&options)?;
+    let security = &options.security;
+    let tokens = security.tokens.as_deref().map(tls::watch_tokens).transpose()?;
+    let client = match tokens {
+        Some(_) => ClientCertificate::Optional,
+        None => ClientCertificate::Required,
+    };
+    let tls = security
+        .tls
+        .clone()
+        .map(|files| tls::watch_files(files, client))
+        .transpose()?;
+    let calls = metrics::Calls::default();
+    let authority = tls.as_ref().and_then(|t| t.authority.clone());
+    let access = Access {
+        open: authority.is_none() && tokens.is_none(),
+        authority,
+        tokens,
+        audit: security.audit.as_deref().map(AuditLog::open).transpose()?.map(Arc::new),
+        calls: calls.clone(),
+        token_file: security.tokens.clone(),
+    };
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let url = format!("{scheme}://{address}");
+    let saves = metrics::Saves::default();
+    let engine = engine::start(&options, saves.clone())?;
     let endpoint_file = endpoint_file(&options.state_directory);
     // Only a hint for commands that name no coordinator; the lock is what counts.
     if let Err(e) = std::fs::write(&endpoint_file, format!("{} {url}\n", std::process::id())) {
         tracing::warn!(path = %endpoint_file.display(), "cannot write the endpoint file: {e}");
     }
     let (stop, stopped) = watch::channel(false);
-    let jobs = JobServiceServer::new(jobs::Jobs::new(engine.clone(), stopped.clone()))
+    let jobs = JobServiceServer::new(jobs::Jobs::new(engine.clone(), security.roots.clone(), stopped.clone()))
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let workers = WorkerServiceServer::new(workers::Workers::new(engine.clone(), options.timing, stopped.clone()))
-        .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let gang_key = access::fresh_secret().map_err(ServeError::Random)?;
+    let workers = workers::Workers::new(engine.clone(), options.timing, stopped.clone(), gang_key);
+    let workers = WorkerServiceServer::new(workers).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let router = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .tcp_nodelay(true)
+        .layer(AccessLayer(Arc::new(access)))
         .add_service(jobs)
         .add_service(workers);
+    if let Some(address) = options.health {
+        health::serve(address, engine.clone(), stopped.clone()).await?;
+    }
+    if let Some(address) = options.metrics {
+        metrics::serve(address, engine.clone(), calls, saves, stopped.clone()).await?;
+    }
     let shutdown = wait_for(stopped);
-    let server = tokio::spawn(router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown));
+    let server = match tls {
+        None => tokio::spawn(router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown)),
+        Some(tls) => {
+            let incoming = tls::incoming(listener, tls.server);
+            tokio::spawn(router.serve_with_incoming_shutdown(incoming, shutdown))
+        }
+    };
     tracing::info!(%url, state = %options.state_directory.display(), "coordinator listens");
     Ok(Running {
         url,
@@ -177,7 +244,8 @@ pub fn endpoint_file(state_directory: &std::path::Path) -> PathBuf {
     state_directory.join("coordinator.endpoint")
 }
 
-fn lock(directory: &std::path::Path) -> Result<std::fs::File, ServeError> {
+/// Takes the state directory, which is made where there is none; it is given back with the file.
+pub(crate) fn lock(directory: &std::path::Path) -> Result<std::fs::File, ServeError> {
     let path = directory.join("coordinator.lock");
     let failed = |source| ServeError::Lock {
         path: path.clone(),

@@ -4,18 +4,24 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use llink_proto::reach::INSTANCE_KEY;
+use llink_proto::task::Kind;
 use llink_proto::worker_service_server::WorkerService;
 use llink_proto::{
-    AssignmentsRequest, Failure, FailureKind, HeartbeatRequest, HeartbeatResponse, Instruction, RegisterRequest,
-    RegisterResponse, RendezvousRequest, RendezvousResponse, ReportRequest, ReportResponse, report_request,
+    AssignmentsRequest, Failure, FailureKind, HeartbeatRequest, HeartbeatResponse, Instruction, JobState,
+    RegisterRequest, RegisterResponse, RendezvousRequest, RendezvousResponse, ReportRequest, ReportResponse,
+    TaskResult, report_request,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
-use super::engine::EngineHandle;
-use super::jobs::stopped;
-use crate::schedule::{Outcome, Rendezvous, Reported, Timing};
+use super::access::{Peer, Proof, Subject, TokenUse, sha256_of};
+use super::engine::{Engine, EngineHandle};
+use super::jobs::{peer_of, stopped, unreadable};
+use crate::plan;
+use crate::schedule::{Cluster, Outcome, Rendezvous, Reported, Timing};
+use crate::state::Claimed;
 
 /// How often a rendezvous looks whether everybody is there.
 const RENDEZVOUS_INTERVAL: Duration = Duration::from_millis(20);
@@ -26,14 +32,73 @@ pub(super) struct Workers {
     engine: EngineHandle,
     timing: Timing,
     stopped: watch::Receiver<bool>,
+    /// Mixed into the secrets of gangs; of this process alone, as leases do not outlive it.
+    gang_key: String,
+}
+
+/// Whose a registration is: who showed which certificate or token, and the secret of the process. A worker's id is known
+/// to many; calls in its name count only with both of these.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Session {
+    peer: String,
+    instance: String,
+}
+
+fn session_of<T>(request: &Request<T>) -> Result<(Peer, Session), Status> {
+    let peer = peer_of(request)?;
+    let secret = request
+        .metadata()
+        .get(INSTANCE_KEY)
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or_default();
+    if secret.len() < 32 {
+        return Err(Status::unauthenticated(format!(
+            "a worker's calls carry {INSTANCE_KEY}, a secret of its process"
+        )));
+    }
+    let session = Session {
+        peer: peer.name.clone(),
+        instance: sha256_of(secret),
+    };
+    Ok((peer, session))
+}
+
+/// Refuses calls in the name of another's registration. One that is not there is the caller's to find out about.
+fn check_session(engine: &Engine, worker: &str, session: &Session) -> Result<(), Status> {
+    match engine.session(worker) {
+        Some(owner) if owner != session => Err(Status::permission_denied(format!(
+            "worker {worker} was registered by another process: its leases are not this one's"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The first artefact that lies outside of the folder of the task's stage: no task writes there.
+fn stray<'a>(cluster: &Cluster, task: u64, result: &'a TaskResult) -> Option<&'a str> {
+    let record = cluster.tasks.get(&task)?;
+    let job = cluster.jobs.get(&record.job)?;
+    let stage = job.stages.iter().find(|s| s.name == record.stage)?;
+    let folder = format!("{}/", plan::directory(stage.name, &stage.key));
+    // A split says what the shards that others write will be called within the folder.
+    let splits = matches!(record.spec.kind, Some(Kind::SplitCorpus(_)));
+    let lies_there = |path: &str| {
+        let within = path.strip_prefix(&folder).or(splits.then_some(path));
+        within.is_some_and(|rest| rest.split('/').all(|part| !matches!(part, "" | "." | "..")))
+    };
+    result
+        .artifacts
+        .iter()
+        .map(|a| a.path.as_str())
+        .find(|path| !lies_there(path))
 }
 
 impl Workers {
-    pub(super) fn new(engine: EngineHandle, timing: Timing, stopped: watch::Receiver<bool>) -> Self {
+    pub(super) fn new(engine: EngineHandle, timing: Timing, stopped: watch::Receiver<bool>, gang_key: String) -> Self {
         Self {
             engine,
             timing,
             stopped,
+            gang_key,
         }
     }
 }
@@ -41,6 +106,7 @@ impl Workers {
 #[tonic::async_trait]
 impl WorkerService for Workers {
     async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<RegisterResponse>, Status> {
+        let (peer, session) = session_of(&request)?;
         let info = request.into_inner();
         let ours = env!("CARGO_PKG_VERSION");
         if info.version != ours {
@@ -49,30 +115,54 @@ impl WorkerService for Workers {
                 info.version
             )));
         }
+        if !is_worker_name(&info.name) {
+            return Err(Status::invalid_argument(format!(
+                "a worker's name is at most 100 printable characters without spaces, this one is {:?}",
+                info.name
+            )));
+        }
         let joined = self.engine.call(move |e| {
-            let id = e.step(|c, now, _| c.register(info, now))?;
-            e.open_outbox(&id);
+            if let Proof::Token {
+                sha256,
+                uses: TokenUse::Once,
+            } = &peer.by
+                && e.claim_token(sha256, &session.instance).map_err(unreadable)? == Claimed::ByAnother
+            {
+                return Err(Status::unauthenticated(format!(
+                    "the token of {} is of one use, and another worker used it before: make a new one",
+                    peer.name
+                )));
+            }
+            let id = e.step(|c, now, _| c.register(info, now)).map_err(stopped)?;
+            e.open_outbox(&id, session);
             Ok(id)
         });
-        let worker_id = joined.await.and_then(|id| id).map_err(stopped)?;
+        let worker_id = joined.await.map_err(stopped)??;
         tracing::info!(worker = worker_id, "registered");
-        Ok(Response::new(RegisterResponse {
+        let subject = Subject(worker_id.clone());
+        let mut response = Response::new(RegisterResponse {
             worker_id,
             heartbeat_interval_ms: (self.timing.lease / HEARTBEATS_PER_LEASE).clamp(50, 2_000) as u32,
             lease_ms: self.timing.lease as u32,
-        }))
+        });
+        response.extensions_mut().insert(subject);
+        Ok(response)
     }
 
     type AssignmentsStream = Assignments;
 
     async fn assignments(&self, request: Request<AssignmentsRequest>) -> Result<Response<Assignments>, Status> {
+        let (_, session) = session_of(&request)?;
         let worker = request.into_inner().worker_id;
         let wanted = worker.clone();
         let taken = self.engine.call(move |e| {
+            check_session(e, &wanted, &session)?;
             let instructions = e.take_outbox(&wanted);
-            e.step(|c, _, _| c.listens(&wanted)).map(|()| instructions)
+            e.step(|c, _, _| c.listens(&wanted))
+                .map(|()| instructions)
+                .map_err(stopped)
         });
-        let instructions = taken.await.and_then(|i| i).map_err(stopped)?;
+        let instructions = taken.await.map_err(stopped)??;
         let Some(instructions) = instructions else {
             return Err(Status::not_found(format!(
                 "worker {worker} is not registered, or has its stream already"
@@ -92,19 +182,26 @@ impl WorkerService for Workers {
     }
 
     async fn heartbeat(&self, request: Request<HeartbeatRequest>) -> Result<Response<HeartbeatResponse>, Status> {
+        let (_, session) = session_of(&request)?;
         let HeartbeatRequest { worker_id, running } = request.into_inner();
-        let renewed = self
-            .engine
-            .call(move |e| e.step(|c, now, _| c.heartbeat(&worker_id, &running, now)))
-            .await;
-        let aborts = renewed.and_then(|r| r).map_err(stopped)?;
+        let renewed = self.engine.call(move |e| {
+            check_session(e, &worker_id, &session)?;
+            let aborts = e
+                .step(|c, now, _| c.heartbeat(&worker_id, &running, now))
+                .map_err(stopped)?;
+            let work_left = e.cluster.jobs.values().any(|j| j.state == JobState::Running);
+            Ok::<_, Status>((aborts, work_left))
+        });
+        let (aborts, work_left) = renewed.await.map_err(stopped)??;
         Ok(Response::new(HeartbeatResponse {
             registered: aborts.is_some(),
             aborts: aborts.unwrap_or_default(),
+            work_left,
         }))
     }
 
     async fn report(&self, request: Request<ReportRequest>) -> Result<Response<ReportResponse>, Status> {
+        let (_, session) = session_of(&request)?;
         let request = request.into_inner();
         let outcome = match request.outcome {
             Some(report_request::Outcome::Done(result)) => Outcome::Done(result),
@@ -115,11 +212,23 @@ impl WorkerService for Workers {
             }),
         };
         let (worker, task, token) = (request.worker_id, request.task_id, request.token);
-        let told = self
-            .engine
-            .call(move |e| e.step(|c, now, fx| c.report(&worker, task, token, outcome, now, fx)))
-            .await;
-        Ok(Response::new(match told.and_then(|t| t).map_err(stopped)? {
+        let subject = Subject(worker.clone());
+        let told = self.engine.call(move |e| {
+            check_session(e, &worker, &session)?;
+            if e.session(&worker).is_none() {
+                return Ok(Reported::Refused(format!("worker {worker} is not registered")));
+            }
+            if let Outcome::Done(result) = &outcome
+                && let Some(path) = stray(&e.cluster, task, result)
+            {
+                return Err(Status::invalid_argument(format!(
+                    "{path:?} lies outside of the task's stage"
+                )));
+            }
+            e.step(|c, now, fx| c.report(&worker, task, token, outcome, now, fx))
+                .map_err(stopped)
+        });
+        let mut response = Response::new(match told.await.map_err(stopped)?? {
             Reported::Accepted => ReportResponse {
                 accepted: true,
                 reason: String::new(),
@@ -128,25 +237,40 @@ impl WorkerService for Workers {
                 accepted: false,
                 reason,
             },
-        }))
+        });
+        response.extensions_mut().insert(subject);
+        Ok(response)
     }
 
     async fn rendezvous(&self, request: Request<RendezvousRequest>) -> Result<Response<RendezvousResponse>, Status> {
+        let (_, session) = session_of(&request)?;
         let request = request.into_inner();
         loop {
-            let r = request.clone();
-            let met = self
-                .engine
-                .call(move |e| e.cluster.rendezvous(&r.worker_id, r.task_id, r.token, &r.address))
-                .await
-                .map_err(stopped)?;
-            match met {
-                Rendezvous::Complete(addresses) => return Ok(Response::new(RendezvousResponse { addresses })),
+            let (r, session) = (request.clone(), session.clone());
+            let met = self.engine.call(move |e| {
+                check_session(e, &r.worker_id, &session)?;
+                Ok::<_, Status>(e.cluster.rendezvous(&r.worker_id, r.task_id, r.token, &r.address))
+            });
+            match met.await.map_err(stopped)?? {
+                Rendezvous::Complete(addresses) => {
+                    let secret = gang_secret(&self.gang_key, request.task_id, request.token);
+                    return Ok(Response::new(RendezvousResponse { addresses, secret }));
+                }
                 Rendezvous::Refused(reason) => return Err(Status::aborted(reason)),
                 Rendezvous::Waiting => tokio::time::sleep(RENDEZVOUS_INTERVAL).await,
             }
         }
     }
+}
+
+/// What the ranks of one lease share, and nobody else.
+fn gang_secret(key: &str, task: u64, token: u64) -> Vec<u8> {
+    sha256_of(&format!("{key} {task} {token}")).into_bytes()
+}
+
+/// Ids are made of names, and stand in logs.
+fn is_worker_name(name: &str) -> bool {
+    name.len() <= 100 && name.chars().all(|c| !c.is_control() && !c.is_whitespace())
 }
 
 /// A worker's stream of instructions. When it ends, for whatever reason, the worker's leases are given back.

@@ -18,6 +18,7 @@ pub use open::object_name;
 
 use crate::{Error, Result};
 use open::bad_url;
+pub(crate) use open::without_dots;
 
 /// A place that holds objects: a local folder, or a prefix in an object store. Cheap to clone.
 #[derive(Clone, Debug)]

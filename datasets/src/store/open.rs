@@ -221,7 +221,7 @@ fn unknown_scheme(url: &str, scheme: &str) -> Error {
     )
 }
 
-fn without_dots(path: &FsPath) -> PathBuf {
+pub(crate) fn without_dots(path: &FsPath) -> PathBuf {
     let mut clean = PathBuf::new();
     for part in path.components() {
         match part {

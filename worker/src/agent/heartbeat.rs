@@ -1,6 +1,7 @@
 //! Heartbeats: they renew leases and carry progress, on a task of their own so that nothing delays them.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ type Leases = Arc<Mutex<HashMap<LeaseId, Arc<TaskControl>>>>;
 /// The heartbeat of one registration; it ends with this value.
 pub(super) struct Heartbeats {
     leases: Leases,
+    work_left: Arc<AtomicBool>,
     lost: oneshot::Receiver<String>,
     beating: tokio::task::JoinHandle<()>,
 }
@@ -22,8 +24,21 @@ pub(super) struct Heartbeats {
 pub(super) fn start(client: Client, registered: &RegisterResponse) -> Heartbeats {
     let leases = Leases::default();
     let (lose, lost) = oneshot::channel();
-    let beating = tokio::spawn(beat(client, registered.clone(), leases.clone(), lose));
-    Heartbeats { leases, lost, beating }
+    // Until the first answer there may be work.
+    let work_left = Arc::new(AtomicBool::new(true));
+    let beating = tokio::spawn(beat(
+        client,
+        registered.clone(),
+        leases.clone(),
+        work_left.clone(),
+        lose,
+    ));
+    Heartbeats {
+        leases,
+        work_left,
+        lost,
+        beating,
+    }
 }
 
 impl Heartbeats {
@@ -43,6 +58,11 @@ impl Heartbeats {
             .remove(&lease);
     }
 
+    /// Whether a job was running when the coordinator answered last.
+    pub(super) fn work_left(&self) -> bool {
+        self.work_left.load(Ordering::Relaxed)
+    }
+
     /// Resolves when the coordinator no longer knows this worker, or cannot be reached for as long as a lease lasts.
     pub(super) async fn lost(&mut self) -> String {
         match (&mut self.lost).await {
@@ -58,7 +78,13 @@ impl Drop for Heartbeats {
     }
 }
 
-async fn beat(mut client: Client, registered: RegisterResponse, leases: Leases, lose: oneshot::Sender<String>) {
+async fn beat(
+    mut client: Client,
+    registered: RegisterResponse,
+    leases: Leases,
+    work_left: Arc<AtomicBool>,
+    lose: oneshot::Sender<String>,
+) {
     let interval = Duration::from_millis(u64::from(registered.heartbeat_interval_ms.max(1)));
     let lease = Duration::from_millis(u64::from(registered.lease_ms));
     let mut heard = Instant::now();
@@ -76,6 +102,7 @@ async fn beat(mut client: Client, registered: RegisterResponse, leases: Leases, 
             Ok(Ok(answer)) => {
                 heard = Instant::now();
                 let answer = answer.into_inner();
+                work_left.store(answer.work_left, Ordering::Relaxed);
                 for abort in &answer.aborts {
                     let aborted = held.iter().find(|(id, _)| *id == (abort.task_id, abort.token));
                     if let Some((_, control)) = aborted {

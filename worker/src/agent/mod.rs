@@ -5,28 +5,33 @@
 //! tasks save what they have, and gives the leases back.
 
 mod control;
+mod health;
 mod heartbeat;
 mod session;
+mod urls;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use llink_datasets::roots::Roots;
+use llink_proto::reach::{Connection, Credentials, ReachError, with_causes};
 use llink_proto::worker_service_client::WorkerServiceClient;
 use llink_proto::{AssignmentsRequest, Device, Instruction, RegisterRequest, RegisterResponse};
 use tokio::sync::mpsc;
 use tonic::Code;
-use tonic::transport::{Channel, Endpoint};
+use tonic_health::ServingStatus;
 
 pub use control::{Progress, TaskControl};
 
 use crate::device::Compute;
 use crate::tasks::ModelCache;
+use health::Readiness;
 use session::{Session, Stuck};
 
-type Client = WorkerServiceClient<Channel>;
+type Client = WorkerServiceClient<Connection>;
 /// Task and token: one lease.
 type LeaseId = (u64, u64);
 
@@ -48,6 +53,16 @@ pub struct AgentOptions {
     pub compute: Compute,
     /// Give up when the coordinator was out of reach for so long; `None` never does.
     pub connect_timeout: Option<Duration>,
+    /// Who this worker is, and whom it trusts.
+    pub credentials: Credentials,
+    /// How long tasks may save what they have once this worker is told to stop.
+    pub grace: Duration,
+    /// End once no job has run for so long; `None` waits for ever.
+    pub idle_exit: Option<Duration>,
+    /// What tasks may read and write.
+    pub roots: Roots,
+    /// Where the health service listens.
+    pub health: Option<SocketAddr>,
 }
 
 /// Works until `stop` resolves.
@@ -55,25 +70,18 @@ pub struct AgentOptions {
 /// # Errors
 /// When the URL is wrong, the coordinator refuses this worker, or is out of reach for too long.
 pub async fn run(options: AgentOptions, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let endpoint = Endpoint::from_shared(options.coordinator.clone())
-        .with_context(|| {
-            format!(
-                "--coordinator {}: not a URL such as http://host:7070",
-                options.coordinator
-            )
-        })?
-        .connect_timeout(Duration::from_secs(5))
-        .http2_keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(10))
-        .tcp_nodelay(true);
+    let readiness = Readiness::serve(options.health).await?;
+    let secret = instance_secret()?;
     let models = Arc::new(ModelCache::default());
     let mut unreachable_since = None;
     tokio::pin!(stop);
     loop {
-        match session(&endpoint, &options, &models, stop.as_mut()).await {
+        let ended = session(&options, &secret, &readiness, &models, stop.as_mut()).await;
+        readiness.set(ServingStatus::NotServing).await;
+        match ended {
             Ok(Ended::Left) => return Ok(()),
             Ok(Ended::Closed) => unreachable_since = None,
-            Err(e) if refused(&e) || e.is::<Stuck>() => return Err(e),
+            Err(e) if refused(&e) || e.is::<Stuck>() || e.is::<ReachError>() => return Err(e),
             Err(e) => {
                 let since = *unreachable_since.get_or_insert_with(Instant::now);
                 tracing::warn!("{e:#}");
@@ -111,22 +119,26 @@ fn refused(error: &anyhow::Error) -> bool {
 
 /// One registration, until the stream ends or this worker is told to stop; no task of it is at work afterwards.
 async fn session(
-    endpoint: &Endpoint,
     options: &AgentOptions,
+    secret: &str,
+    readiness: &Readiness,
     models: &Arc<ModelCache>,
     mut stop: Pin<&mut impl Future<Output = ()>>,
 ) -> anyhow::Result<Ended> {
     let joined = tokio::select! {
-        joined = join(endpoint, options) => joined?,
+        joined = join(options, secret) => joined?,
         () = stop.as_mut() => return Ok(Ended::Left),
     };
     let (client, registered, mut instructions) = joined;
+    readiness.set(ServingStatus::Serving).await;
     let (ended, mut endings) = mpsc::unbounded_channel();
     let mut session = Session {
         client: client.clone(),
         registered: registered.clone(),
         threads: options.threads,
         compute: options.compute.clone(),
+        grace: options.grace,
+        roots: options.roots.clone(),
         models: models.clone(),
         running: HashMap::new(),
         ended,
@@ -135,6 +147,7 @@ async fn session(
     };
     let mut beats = heartbeat::start(client, &registered);
     let mut looks = tokio::time::interval(Duration::from_secs(1));
+    let mut busy = Instant::now();
     let why = loop {
         if session.has_left() {
             return Ok(Ended::Left);
@@ -151,7 +164,16 @@ async fn session(
                 session.report(lease, outcome).await?;
             }
             lost = beats.lost() => break Err(anyhow::anyhow!("{lost}")),
-            _ = looks.tick() => session.check_stuck()?,
+            _ = looks.tick() => {
+                session.check_stuck()?;
+                if beats.work_left() || !session.running.is_empty() {
+                    busy = Instant::now();
+                }
+                if options.idle_exit.is_some_and(|limit| busy.elapsed() > limit) {
+                    tracing::info!("no job has run for {} s: this worker ends", busy.elapsed().as_secs());
+                    return Ok(Ended::Left);
+                }
+            }
             () = stop.as_mut(), if session.leaving.is_none() => {
                 session.leaving = Some(Instant::now());
                 session.stop_all("the worker was told to stop");
@@ -177,11 +199,18 @@ async fn session(
 
 /// Registers, and opens the stream of instructions.
 async fn join(
-    endpoint: &Endpoint,
     options: &AgentOptions,
+    secret: &str,
 ) -> anyhow::Result<(Client, RegisterResponse, tonic::Streaming<Instruction>)> {
-    let channel = endpoint.connect().await.context("cannot reach the coordinator")?;
-    let mut client = WorkerServiceClient::new(channel)
+    // Made anew each time, so that certificates that were replaced meanwhile count.
+    let (endpoint, caller) = options.credentials.endpoint(&options.coordinator)?;
+    let caller = caller.with_instance(secret)?;
+    let endpoint = endpoint
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(10));
+    let connected = endpoint.connect().await;
+    let channel = connected.map_err(|e| anyhow::anyhow!("cannot reach the coordinator: {}", with_causes(&e)))?;
+    let mut client = WorkerServiceClient::with_interceptor(channel, caller)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let registered = client.register(description(options)).await?.into_inner();
@@ -195,6 +224,13 @@ async fn join(
         "registered"
     );
     Ok((client, registered, instructions))
+}
+
+/// What shows the coordinator that two calls come from the same process: 256 random bits.
+fn instance_secret() -> anyhow::Result<String> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|e| anyhow::anyhow!("the system gives no random bytes: {e}"))?;
+    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
 }
 
 fn description(options: &AgentOptions) -> RegisterRequest {

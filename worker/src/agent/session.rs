@@ -4,20 +4,21 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use llink_datasets::roots::Roots;
 use llink_proto::{
-    Assignment, Failure, FailureKind, Instruction, RegisterResponse, RendezvousRequest, ReportRequest, Seat,
-    TaskResult, instruction, report_request,
+    Assignment, Failure, FailureKind, Instruction, RegisterResponse, RendezvousRequest, RendezvousResponse,
+    ReportRequest, Seat, TaskResult, instruction, report_request,
 };
 use tokio::sync::mpsc;
+use tonic::Code;
 
-use super::{Client, LeaseId, RETRY, TaskControl, heartbeat};
+use super::{Client, LeaseId, RETRY, TaskControl, heartbeat, urls};
+use crate::collective::Met;
 use crate::device::Compute;
 use crate::tasks::{self, ModelCache, TaskContext};
 
 /// A report is tried again for this long before the worker registers anew.
 const REPORT_PATIENCE: Duration = Duration::from_secs(20);
-/// A worker that was told to stop gives its tasks this long to save what they have; platforms kill after 30 s.
-const LEAVE_PATIENCE: Duration = Duration::from_secs(25);
 /// A task that goes on for so long after it was told to stop is hung.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
 
@@ -35,6 +36,9 @@ pub(super) struct Session {
     pub(super) registered: RegisterResponse,
     pub(super) threads: usize,
     pub(super) compute: Compute,
+    /// A worker that was told to stop gives its tasks this long to save what they have.
+    pub(super) grace: Duration,
+    pub(super) roots: Roots,
     pub(super) models: Arc<ModelCache>,
     pub(super) running: HashMap<LeaseId, Arc<TaskControl>>,
     pub(super) ended: mpsc::UnboundedSender<(LeaseId, Outcome)>,
@@ -46,7 +50,7 @@ pub(super) struct Session {
 impl Session {
     /// Whether nothing keeps a worker that was told to stop: no task, or no more patience with the tasks there are.
     pub(super) fn has_left(&self) -> bool {
-        let patience_is_over = |since: Instant| since.elapsed() > LEAVE_PATIENCE;
+        let patience_is_over = |since: Instant| since.elapsed() > self.grace;
         self.leaving
             .is_some_and(|since| self.running.is_empty() || patience_is_over(since))
     }
@@ -92,6 +96,14 @@ impl Session {
             let _ = ended.send((lease, Err(failure)));
             return;
         };
+        if let Err(text) = urls::check(&task, &self.roots) {
+            let failure = Failure {
+                kind: FailureKind::Input.into(),
+                text: format!("this worker's --allow-root: {text}"),
+            };
+            let _ = ended.send((lease, Err(failure)));
+            return;
+        }
         let context = TaskContext {
             output_url: task.output_url.clone(),
             runtime: tokio::runtime::Handle::current(),
@@ -120,7 +132,7 @@ impl Session {
         &self,
         lease: LeaseId,
         seat: Option<Seat>,
-    ) -> Box<dyn Fn(String) -> crate::Result<Vec<String>> + Send + Sync> {
+    ) -> Box<dyn Fn(String) -> crate::Result<Met> + Send + Sync> {
         let client = self.client.clone();
         let worker_id = self.registered.worker_id.clone();
         let runtime = tokio::runtime::Handle::current();
@@ -135,8 +147,9 @@ impl Session {
                 address,
             };
             let met = runtime.block_on(client.rendezvous(request));
-            let addresses = met.map_err(|s| crate::Error::Aborted(format!("rendezvous: {}", s.message())))?;
-            Ok(addresses.into_inner().addresses)
+            let met = met.map_err(|s| crate::Error::Aborted(format!("rendezvous: {}", s.message())))?;
+            let RendezvousResponse { addresses, secret } = met.into_inner();
+            Ok(Met { addresses, secret })
         })
     }
 
@@ -150,7 +163,7 @@ impl Session {
                 report_request::Outcome::Failed(failure)
             }
         };
-        let request = ReportRequest {
+        let mut request = ReportRequest {
             worker_id: self.registered.worker_id.clone(),
             task_id: lease.0,
             token: lease.1,
@@ -165,6 +178,12 @@ impl Session {
                         tracing::info!(task = lease.0, "report refused: {}", answer.reason);
                     }
                     return Ok(());
+                }
+                // Saying the same again changes nothing.
+                Err(e) if e.code() == Code::InvalidArgument && !has_failed(&request) => {
+                    let text = format!("the coordinator does not take what the task made: {}", e.message());
+                    tracing::warn!(task = lease.0, "{text}");
+                    request.outcome = Some(report_request::Outcome::Failed(internal(text)));
                 }
                 Err(e) if began.elapsed() < REPORT_PATIENCE => {
                     tracing::warn!(task = lease.0, "report: {e}");
@@ -189,6 +208,10 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.stop_all("the worker is stopping");
     }
+}
+
+fn has_failed(report: &ReportRequest) -> bool {
+    matches!(report.outcome, Some(report_request::Outcome::Failed(_)))
 }
 
 fn stopped() -> Failure {

@@ -8,6 +8,15 @@ use super::{AbortHandle, Collective, Ring, RingOptions};
 use crate::device::Compute;
 use crate::{Error, Result};
 
+/// What a gang's ranks are told once all are there.
+#[derive(Clone)]
+pub struct Met {
+    /// Where each listens and what it offers, by rank.
+    pub addresses: Vec<String>,
+    /// What they share and nobody else.
+    pub secret: Vec<u8>,
+}
+
 /// A rank that is on its way to its gang.
 #[derive(Debug, Clone, Copy)]
 pub struct Joining<'a> {
@@ -24,14 +33,14 @@ pub struct Joining<'a> {
 }
 
 impl Joining<'_> {
-    /// Meets the others by `rendezvous`, which hands each rank's line to all, and connects: by NCCL when every rank has a GPU and
+    /// Meets the others by `rendezvous`, which hands each rank's line and a secret to all, and connects: by NCCL when every rank has a GPU and
     /// the library, else by TCP.
     ///
     /// # Errors
     /// [`Error::Io`] when this machine can't be listened on; those of `rendezvous`; those of connecting.
     pub fn connect(
         &self,
-        rendezvous: &dyn Fn(String) -> Result<Vec<String>>,
+        rendezvous: &dyn Fn(String) -> Result<Met>,
         abort: AbortHandle,
     ) -> Result<Box<dyn Collective>> {
         let failed = |source| Error::Io {
@@ -41,12 +50,13 @@ impl Joining<'_> {
         let listener = TcpListener::bind((self.address, 0)).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?.to_string();
         let (offer, library) = library::offer(self);
-        let lines = rendezvous(Offer { address, nccl: offer }.to_string())?;
-        let offers: Vec<Offer> = lines.iter().map(|line| line.parse()).collect::<Result<_>>()?;
+        let met = rendezvous(Offer { address, nccl: offer }.to_string())?;
+        let offers: Vec<Offer> = met.addresses.iter().map(|line| line.parse()).collect::<Result<_>>()?;
         let options = RingOptions {
             rank: self.rank,
             addresses: offers.iter().map(|offer| offer.address.clone()).collect(),
             generation: self.generation,
+            secret: met.secret,
             timeout: self.timeout,
         };
         let transport = Transport::agreed(&offers);

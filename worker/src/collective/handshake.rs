@@ -1,24 +1,32 @@
-//! How the ranks of a ring find each other, and turn away who does not belong.
+//! How the ranks of a ring find each other, and how ranks turn away who does not belong.
 //!
 //! Each rank dials the next one and says who it is; each rank listens for the previous one and answers with a verdict.
-//! A caller of another generation, or out of place, is refused and the listener goes on waiting.
+//! A caller of another generation, out of place, or without the gang's secret is refused and the listener goes on waiting.
+//! Caller and listener prove that they know the secret without sending it: an HMAC over what was said, the listener's rank
+//! and the caller's nonce.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
+use hmac::{Hmac, Mac};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use sha2::Sha256;
 
 use super::{AbortHandle, RingOptions};
 use crate::{Error, Result};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"llinkgng");
-pub(super) const HELLO_BYTES: usize = 32;
-pub(super) const WELCOME: u8 = 1;
-pub(super) const OTHER_GENERATION: u8 = 2;
-pub(super) const OUT_OF_PLACE: u8 = 3;
+const HELLO_BYTES: usize = 32;
+const WELCOME: u8 = 1;
+const OTHER_GENERATION: u8 = 2;
+const OUT_OF_PLACE: u8 = 3;
+const NO_PROOF: u8 = 4;
+const NONCE_BYTES: usize = 16;
+const PROOF_BYTES: usize = 32;
+const OPENING_BYTES: usize = HELLO_BYTES + NONCE_BYTES + PROOF_BYTES;
 /// How long a caller may take to introduce itself; meanwhile nobody else is heard.
-pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
+const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often an abort is looked for while there are no sockets that it could close.
 pub(super) const PATIENCE: Duration = Duration::from_millis(20);
 
@@ -35,9 +43,13 @@ pub(super) fn connect(listener: TcpListener, options: &RingOptions, abort: &Abor
     listener
         .set_nonblocking(true)
         .map_err(|error| lost(format!("its own listener: {error}")))?;
-    let next_rank = (options.rank + 1) % options.addresses.len();
+    let world_size = options.addresses.len();
+    let next_rank = (options.rank + 1) % world_size;
+    let previous_rank = (options.rank + world_size - 1) % world_size;
+    let expected = |rank: usize| rank == previous_rank;
     let mut next = dial(options, next_rank, deadline, abort)?;
-    next.write_all(&hello(options))
+    let call = Call::new(options, next_rank)?;
+    next.write_all(&call.opening)
         .map_err(|error| lost(format!("rank {next_rank} hung up: {error}")))?;
     let (mut previous, mut welcome) = (None, false);
     while previous.is_none() || !welcome {
@@ -55,21 +67,14 @@ pub(super) fn connect(listener: TcpListener, options: &RingOptions, abort: &Abor
         }
         let (caller, verdict) = (!waiting[0].revents().is_empty(), !waiting[1].revents().is_empty());
         if caller && let Ok((stream, _)) = listener.accept() {
-            previous = answer(stream, options);
+            previous = answer(stream, options, expected).map(|(_, stream)| stream);
         }
         if verdict {
-            let mut byte = [0];
-            next.read_exact(&mut byte)
+            let mut verdict = [0];
+            next.read_exact(&mut verdict)
                 .map_err(|error| lost(format!("rank {next_rank} hung up: {error}")))?;
-            welcome = match byte[0] {
-                WELCOME => true,
-                OTHER_GENERATION => {
-                    return Err(lost(format!("rank {next_rank} is in another generation of the gang")));
-                }
-                _ => {
-                    return Err(lost(format!("rank {next_rank} expects another rank before it")));
-                }
-            };
+            call.judge(verdict[0], &mut next, options)?;
+            welcome = true;
         }
     }
     let previous = previous.expect("the loop ends once there is one");
@@ -105,37 +110,96 @@ pub(super) fn dial(options: &RingOptions, rank: usize, deadline: Instant, abort:
     }
 }
 
-/// The connection, if it is the previous rank of this generation that calls.
-fn answer(mut stream: TcpStream, options: &RingOptions) -> Option<TcpStream> {
-    let world_size = options.addresses.len();
-    let expected = hello(&RingOptions {
-        rank: (options.rank + world_size - 1) % world_size,
-        ..options.clone()
-    });
+/// What one rank says to another when it calls, and what the answer is checked against.
+pub(super) struct Call {
+    /// Who calls, a nonce, and the proof that the caller knows the secret.
+    pub(super) opening: [u8; OPENING_BYTES],
+    listener: usize,
+}
+
+impl Call {
+    pub(super) fn new(options: &RingOptions, listener: usize) -> Result<Self> {
+        let mut opening = [0; OPENING_BYTES];
+        let (said, rest) = opening.split_at_mut(HELLO_BYTES);
+        let (nonce, shown) = rest.split_at_mut(NONCE_BYTES);
+        said.copy_from_slice(&hello(options, options.rank));
+        getrandom::fill(nonce).map_err(|error| lost(options, format!("no random bytes: {error}")))?;
+        shown.copy_from_slice(&proof(options, b"caller", listener, said, nonce).finalize().into_bytes());
+        Ok(Self { opening, listener })
+    }
+
+    /// What the listener's verdict means, once it has shown that it knows the secret as well.
+    pub(super) fn judge(&self, verdict: u8, stream: &mut TcpStream, options: &RingOptions) -> Result<()> {
+        let rank = self.listener;
+        let refused = |reason: String| Err(lost(options, reason));
+        match verdict {
+            WELCOME => {}
+            NO_PROOF => return refused(format!("rank {rank} has another secret of the gang")),
+            OTHER_GENERATION => return refused(format!("rank {rank} is in another generation of the gang")),
+            _ => return refused(format!("rank {rank} expects another rank in this one's place")),
+        }
+        let mut shown = [0; PROOF_BYTES];
+        stream
+            .set_read_timeout(Some(HELLO_TIMEOUT))
+            .and_then(|()| stream.read_exact(&mut shown))
+            .map_err(|error| lost(options, format!("rank {rank} hung up: {error}")))?;
+        let (said, rest) = self.opening.split_at(HELLO_BYTES);
+        let expected = proof(options, b"listener", rank, said, &rest[..NONCE_BYTES]);
+        expected.verify_slice(&shown).map_err(|_| {
+            lost(
+                options,
+                format!("who answers for rank {rank} does not know the gang's secret"),
+            )
+        })
+    }
+}
+
+/// The rank that calls and its connection, if it is one of those that are expected and knows the secret.
+pub(super) fn answer(
+    mut stream: TcpStream,
+    options: &RingOptions,
+    expected: impl Fn(usize) -> bool,
+) -> Option<(usize, TcpStream)> {
     stream.set_nonblocking(false).ok()?;
     stream.set_read_timeout(Some(HELLO_TIMEOUT)).ok()?;
-    let mut said = [0; HELLO_BYTES];
-    stream.read_exact(&mut said).ok()?;
-    let verdict = if said == expected {
-        WELCOME
-    } else if said[..16] == expected[..16] {
-        OUT_OF_PLACE
-    } else {
-        OTHER_GENERATION
+    let mut opening = [0; OPENING_BYTES];
+    stream.read_exact(&mut opening).ok()?;
+    let (said, rest) = opening.split_at(HELLO_BYTES);
+    let (nonce, shown) = rest.split_at(NONCE_BYTES);
+    let caller = (0..options.addresses.len()).find(|rank| said == hello(options, *rank));
+    let verdict = match caller {
+        Some(rank) if !expected(rank) => OUT_OF_PLACE,
+        Some(_) => match proof(options, b"caller", options.rank, said, nonce).verify_slice(shown) {
+            Ok(()) => WELCOME,
+            Err(_) => NO_PROOF,
+        },
+        None if said[..16] == hello(options, 0)[..16] => OUT_OF_PLACE,
+        None => OTHER_GENERATION,
     };
-    stream.write_all(&[verdict]).ok()?;
-    (verdict == WELCOME).then_some(stream)
+    let mut said_back = vec![verdict];
+    if verdict == WELCOME {
+        let own = proof(options, b"listener", options.rank, said, nonce);
+        said_back.extend_from_slice(&own.finalize().into_bytes());
+    }
+    // Who is turned away may not hear of it; that is its own affair.
+    stream.write_all(&said_back).ok()?;
+    caller.filter(|_| verdict == WELCOME).map(|rank| (rank, stream))
+}
+
+/// What only members of the gang can compute: over who proves it, the listener's rank, what the caller said (its own rank is
+/// in there), and the caller's nonce.
+fn proof(options: &RingOptions, who: &[u8], listener: usize, said: &[u8], nonce: &[u8]) -> Hmac<Sha256> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(&options.secret).expect("HMAC takes a key of any length");
+    for part in [who, (listener as u64).to_le_bytes().as_slice(), said, nonce] {
+        mac.update(part);
+    }
+    mac
 }
 
 /// Magic, generation, rank, world size: four little-endian u64.
-pub(super) fn hello(options: &RingOptions) -> [u8; HELLO_BYTES] {
+fn hello(options: &RingOptions, rank: usize) -> [u8; HELLO_BYTES] {
     let mut bytes = [0; HELLO_BYTES];
-    let words = [
-        MAGIC,
-        options.generation,
-        options.rank as u64,
-        options.addresses.len() as u64,
-    ];
+    let words = [MAGIC, options.generation, rank as u64, options.addresses.len() as u64];
     for (slot, word) in bytes.chunks_exact_mut(8).zip(words) {
         slot.copy_from_slice(&word.to_le_bytes());
     }

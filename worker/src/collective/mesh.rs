@@ -9,9 +9,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::handshake::{
-    HELLO_BYTES, HELLO_TIMEOUT, OTHER_GENERATION, OUT_OF_PLACE, PATIENCE, WELCOME, dial, hello, lost,
-};
+use super::handshake::{Call, PATIENCE, answer, dial, lost};
 use super::{AbortHandle, RingOptions};
 use crate::Result;
 
@@ -234,7 +232,7 @@ fn frame(kind: u8, a: u64, b: u64) -> [u8; FRAME_BYTES] {
     bytes
 }
 
-/// Says who this rank is and waits for the verdict.
+/// Says who this rank is, proves that it belongs, and waits for the verdict.
 fn introduce(
     mut stream: TcpStream,
     options: &RingOptions,
@@ -243,7 +241,8 @@ fn introduce(
     abort: &AbortHandle,
 ) -> Result<TcpStream> {
     let hung_up = |error: std::io::Error| lost(options, format!("rank {rank} hung up: {error}"));
-    stream.write_all(&hello(options)).map_err(hung_up)?;
+    let call = Call::new(options, rank)?;
+    stream.write_all(&call.opening).map_err(hung_up)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(hung_up)?;
     let mut verdict = [0];
     loop {
@@ -260,17 +259,8 @@ fn introduce(
             Err(_) => {}
         }
     }
-    match verdict[0] {
-        WELCOME => Ok(stream),
-        OTHER_GENERATION => Err(lost(
-            options,
-            format!("rank {rank} is in another generation of the gang"),
-        )),
-        _ => Err(lost(
-            options,
-            format!("rank {rank} has another rank in this one's place"),
-        )),
-    }
+    call.judge(verdict[0], &mut stream, options)?;
+    Ok(stream)
 }
 
 /// Waits for the ranks after this one.
@@ -288,7 +278,8 @@ fn accept(
         abort.check()?;
         match listener.accept() {
             Ok((stream, _)) => {
-                if let Some((rank, stream)) = answer(stream, options, streams) {
+                let missing = |rank: usize| rank > options.rank && streams[rank].is_none();
+                if let Some((rank, stream)) = answer(stream, options, missing) {
                     streams[rank] = Some(stream);
                 }
             }
@@ -306,26 +297,4 @@ fn accept(
         }
     }
     Ok(())
-}
-
-/// The rank that calls and its connection, if it belongs here.
-fn answer(mut stream: TcpStream, options: &RingOptions, known: &[Option<TcpStream>]) -> Option<(usize, TcpStream)> {
-    stream.set_nonblocking(false).ok()?;
-    stream.set_read_timeout(Some(HELLO_TIMEOUT)).ok()?;
-    let mut said = [0; HELLO_BYTES];
-    stream.read_exact(&mut said).ok()?;
-    let of = |rank: usize| {
-        hello(&RingOptions {
-            rank,
-            ..options.clone()
-        })
-    };
-    let caller = (options.rank + 1..known.len()).find(|rank| said == of(*rank));
-    let verdict = match caller {
-        Some(rank) if known[rank].is_none() => WELCOME,
-        _ if said[..16] == of(0)[..16] => OUT_OF_PLACE,
-        _ => OTHER_GENERATION,
-    };
-    stream.write_all(&[verdict]).ok()?;
-    caller.filter(|_| verdict == WELCOME).map(|rank| (rank, stream))
 }

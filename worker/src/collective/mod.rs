@@ -19,7 +19,7 @@ mod solo;
 mod watched;
 
 pub use abort::AbortHandle;
-pub use gang::Joining;
+pub use gang::{Joining, Met};
 #[cfg(feature = "nccl")]
 pub use nccl::CudaNccl;
 pub use nccl::{Attempt, CommunicatorState, Nccl, NcclApi};

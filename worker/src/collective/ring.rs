@@ -25,8 +25,10 @@ pub struct RingOptions {
     pub rank: usize,
     /// `host:port` where each rank listens, by rank.
     pub addresses: Vec<String>,
-    /// What all members share and nobody else: a caller that says another is turned away.
+    /// Of the gang: a caller of another is turned away.
     pub generation: u64,
+    /// What opens the connections: callers prove that they know it, and so does who answers them.
+    pub secret: Vec<u8>,
     /// How long connecting, and each collective as a whole, may take.
     pub timeout: Duration,
 }

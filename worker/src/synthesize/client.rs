@@ -121,6 +121,8 @@ impl Client {
         let http = reqwest::Client::builder()
             .timeout(endpoint.timeout)
             .connect_timeout(endpoint.timeout.min(Duration::from_secs(10)))
+            // The job's URL was checked; where it would send us was not.
+            .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|e| refuse(e.to_string()))?;
         Ok(Self {
@@ -212,6 +214,9 @@ impl Client {
                 wait,
             }),
             400 | 413 | 422 => Ok(Answer::Rejected(format!("{status}: {}", beginning(&content)))),
+            301 | 302 | 303 | 307 | 308 => Err(Fault::Lasting(format!(
+                "it answered {status}, which is not followed: set `{section}.url` to where it leads"
+            ))),
             401 | 403 => Err(Fault::Lasting(format!(
                 "it answered {status}: set `{section}.api_key_env` to the variable that holds a valid key"
             ))),

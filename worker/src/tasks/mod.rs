@@ -24,6 +24,7 @@ use llink_proto::task::Kind;
 use llink_proto::{Artifact, Failure, FailureKind, Seat, Task, TaskResult};
 
 use crate::agent::TaskControl;
+use crate::collective::Met;
 use crate::device::Compute;
 use crate::{Error, Result};
 
@@ -39,8 +40,8 @@ pub struct TaskContext {
     pub control: Arc<TaskControl>,
     /// The place in a gang.
     pub seat: Option<Seat>,
-    /// Says where this rank listens; answers, once all are there, with every rank's address.
-    pub rendezvous: Box<dyn Fn(String) -> Result<Vec<String>> + Send + Sync>,
+    /// Says where this rank listens; answers, once all are there, with every rank's line and the gang's secret.
+    pub rendezvous: Box<dyn Fn(String) -> Result<Met> + Send + Sync>,
     /// Where other ranks can reach this machine.
     pub local_address: IpAddr,
     /// Threads to compute with.

@@ -1,0 +1,181 @@
+//! `backup`, `restore` and `health`: what an operator does to a coordinator.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tonic::transport::Endpoint;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use super::{Exit, Failed, say};
+use crate::serve;
+use crate::state::{StateError, StateStore};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Backup {
+    /// The file to write, which must not exist; `-` is standard output.
+    file: PathBuf,
+    /// Directory of the state store.
+    #[arg(long, env = "LLINK_STATE", value_name = "DIR", default_value = ".llink")]
+    state: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Restore {
+    /// What `backup` wrote; `-` is standard input.
+    file: PathBuf,
+    /// Directory of the state store. No coordinator may be using it.
+    #[arg(long, env = "LLINK_STATE", value_name = "DIR", default_value = ".llink")]
+    state: PathBuf,
+    /// Put a state that is there aside, as state.db.replaced.
+    #[arg(long)]
+    replace: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Health {
+    /// Where the health service listens, such as http://127.0.0.1:7071.
+    url: String,
+    /// `ready`, or nothing for the process itself.
+    #[arg(long, default_value = "")]
+    service: String,
+}
+
+fn of_state(error: &StateError) -> Failed {
+    Failed::new(Exit::Storage, error.to_string())
+}
+
+impl Backup {
+    /// Copies the state, beside a coordinator that may be at work, and rereads the copy.
+    pub(super) fn run(&self) -> Result<(), Failed> {
+        if is_standard(&self.file) {
+            let folder = scratch()?;
+            let copy = folder.path().join("state.db");
+            let jobs = self.copy_to(&copy)?;
+            let mut from = File::open(&copy).map_err(|e| of_file(&copy, &e))?;
+            let mut out = std::io::stdout().lock();
+            std::io::copy(&mut from, &mut out)
+                .and_then(|_| out.flush())
+                .map_err(|e| of_file(Path::new("standard output"), &e))?;
+            // Standard output is the backup.
+            tracing::info!(jobs, "the whole state was written");
+            return Ok(());
+        }
+        if self.file.exists() {
+            return Err(Failed::new(
+                Exit::Usage,
+                format!("{} exists: name a new file", self.file.display()),
+            ));
+        }
+        let jobs = self.copy_to(&self.file)?;
+        say(&format!("{}: {jobs} jobs", self.file.display()));
+        Ok(())
+    }
+
+    fn copy_to(&self, file: &Path) -> Result<usize, Failed> {
+        let store = StateStore::open_read_only(&self.state).map_err(|e| of_state(&e))?;
+        store.backup(file).map_err(|e| of_state(&e))?;
+        checked(file)
+    }
+}
+
+impl Restore {
+    /// Puts a backup where there is no state yet.
+    pub(super) fn run(&self) -> Result<(), Failed> {
+        if !is_standard(&self.file) {
+            return self.put(&self.file);
+        }
+        let folder = scratch()?;
+        let file = folder.path().join("standard input");
+        File::create(&file)
+            .and_then(|mut to| std::io::copy(&mut std::io::stdin().lock(), &mut to))
+            .map_err(|e| of_file(&file, &e))?;
+        self.put(&file)
+    }
+
+    fn put(&self, file: &Path) -> Result<(), Failed> {
+        let jobs = checked(file)?;
+        let _held = serve::lock(&self.state)?;
+        let database = self.state.join("state.db");
+        if database.exists() && !self.replace {
+            return Err(Failed::new(
+                Exit::Usage,
+                format!("{} exists: --replace puts it aside", database.display()),
+            ));
+        }
+        let failed = |e: std::io::Error| of_file(&database, &e);
+        let beside = self.state.join("state.db.restoring");
+        std::fs::copy(file, &beside).map_err(failed)?;
+        File::open(&beside).and_then(|f| f.sync_all()).map_err(failed)?;
+        if database.exists() {
+            // With what was not yet written into it.
+            for part in ["-wal", "-shm", ""] {
+                let of = |name: &str| self.state.join(format!("{name}{part}"));
+                match std::fs::rename(of("state.db"), of("state.db.replaced")) {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
+                    _ => {}
+                }
+            }
+        }
+        std::fs::rename(&beside, &database).map_err(failed)?;
+        say(&format!("{}: {jobs} jobs", database.display()));
+        Ok(())
+    }
+}
+
+fn is_standard(file: &Path) -> bool {
+    file == Path::new("-")
+}
+
+fn of_file(file: &Path, error: &std::io::Error) -> Failed {
+    Failed::new(Exit::Storage, format!("{}: {error}", file.display()))
+}
+
+/// A folder for a copy on its way, gone with the value.
+fn scratch() -> Result<tempfile::TempDir, Failed> {
+    tempfile::tempdir().map_err(|e| of_file(&std::env::temp_dir(), &e))
+}
+
+/// How many jobs the file remembers, once all of it was read.
+fn checked(file: &Path) -> Result<usize, Failed> {
+    let store = StateStore::open_file(file).map_err(|e| of_state(&e))?;
+    store.check().map_err(|e| of_state(&e))?;
+    store.load().map(|(jobs, _)| jobs.len()).map_err(|e| of_state(&e))
+}
+
+impl Health {
+    /// Asks a health service; what is not serving is a failure.
+    pub(super) async fn run(self) -> Result<(), Failed> {
+        let unavailable = |text: String| Failed::new(Exit::Unavailable, format!("{}: {text}", self.url));
+        let endpoint = Endpoint::from_shared(self.url.clone())
+            .map_err(|e| {
+                Failed::new(
+                    Exit::Usage,
+                    format!("{}: not a URL such as http://127.0.0.1:7071 ({e})", self.url),
+                )
+            })?
+            .connect_timeout(Duration::from_secs(2))
+            .timeout(Duration::from_secs(2));
+        let channel = endpoint
+            .connect()
+            .await
+            .map_err(|e| unavailable(llink_proto::reach::with_causes(&e)))?;
+        let request = HealthCheckRequest {
+            service: self.service.clone(),
+        };
+        let answer = HealthClient::new(channel)
+            .check(request)
+            .await
+            .map_err(|s| unavailable(s.to_string()))?;
+        match answer.into_inner().status() {
+            ServingStatus::Serving => {
+                say("serving");
+                Ok(())
+            }
+            other => Err(unavailable(format!("{other:?}"))),
+        }
+    }
+}

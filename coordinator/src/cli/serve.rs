@@ -1,0 +1,120 @@
+//! `serve`: a coordinator until it is stopped.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use llink_datasets::roots::Roots;
+
+use super::{Exit, Failed, interrupted, say};
+use crate::schedule::Timing;
+use crate::serve::{self, Security, ServeOptions, TlsFiles, Unfinished};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Serve {
+    /// Where to listen. Beyond loopback it takes --tls-cert, --tls-key, a way to know callers, and --allow-root.
+    #[arg(
+        long,
+        env = "LLINK_LISTEN",
+        value_name = "ADDR:PORT",
+        default_value = "127.0.0.1:7070"
+    )]
+    listen: SocketAddr,
+    /// Directory of the state store.
+    #[arg(long, env = "LLINK_STATE", value_name = "DIR", default_value = ".llink")]
+    state: PathBuf,
+    /// Seconds without a heartbeat after which a worker's leases are given to others.
+    #[arg(long, env = "LLINK_LEASE_S", value_name = "SECONDS", default_value_t = 15.0)]
+    lease: f64,
+    /// Seconds that training waits for ranks that it lost before it goes on with fewer.
+    #[arg(long, env = "LLINK_GATHER_S", value_name = "SECONDS", default_value_t = 10.0)]
+    gather: f64,
+    /// The coordinator's certificate (PEM); read anew when it changes.
+    #[arg(long, env = "LLINK_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Its private key (PEM).
+    #[arg(long, env = "LLINK_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// The authority that signs the certificates of workers and users (PEM).
+    #[arg(long, env = "LLINK_TLS_CLIENT_CA", value_name = "FILE", requires = "tls_cert")]
+    tls_client_ca: Option<PathBuf>,
+    /// Hashed tokens, as `llink-coord token` writes them; read anew when they change.
+    #[arg(long, env = "LLINK_TOKENS", value_name = "FILE")]
+    tokens: Option<PathBuf>,
+    /// A URL or absolute path below which jobs may read and write; again for more, or `any`.
+    #[arg(long, env = "LLINK_ALLOW_ROOT", value_name = "URL", value_delimiter = ',')]
+    allow_root: Vec<String>,
+    /// Listen beyond loopback without what the above asks for. For networks that you trust.
+    #[arg(long, env = "LLINK_INSECURE")]
+    insecure: bool,
+    /// Who did what, as JSON lines. By default audit.jsonl in the state directory, once callers are asked who they are.
+    #[arg(long, env = "LLINK_AUDIT", value_name = "FILE")]
+    audit: Option<PathBuf>,
+    /// Where gRPC's health service listens, for probes, in plain text.
+    #[arg(long, env = "LLINK_HEALTH", value_name = "ADDR:PORT")]
+    health: Option<SocketAddr>,
+    /// Where Prometheus finds /metrics, in plain text.
+    #[arg(long, env = "LLINK_METRICS", value_name = "ADDR:PORT")]
+    metrics: Option<SocketAddr>,
+}
+
+impl Serve {
+    pub(super) async fn run(self) -> Result<(), Failed> {
+        let options = self.options()?;
+        let running = serve::start(options).await?;
+        say(&format!("llink-coord listens on {}", running.url));
+        tokio::select! {
+            why = running.broken() => Err(Failed::new(Exit::Storage, why)),
+            () = interrupted() => {
+                running.stop().await?;
+                Ok(())
+            }
+        }
+    }
+
+    fn options(self) -> Result<ServeOptions, Failed> {
+        let timing = Timing {
+            lease: milliseconds("--lease", self.lease, 0.2)?,
+            gather: milliseconds("--gather", self.gather, 0.0)?,
+            ..Timing::default()
+        };
+        let roots_named = !self.allow_root.is_empty();
+        let roots = match roots_named {
+            true => Roots::of(&self.allow_root).map_err(|e| Failed::new(Exit::Usage, format!("--allow-root: {e}")))?,
+            false => Roots::Any,
+        };
+        let asks = self.tokens.is_some() || self.tls_client_ca.is_some();
+        let audit = self.audit.or_else(|| asks.then(|| self.state.join("audit.jsonl")));
+        let tls = self.tls_cert.zip(self.tls_key).map(|(certificate, key)| TlsFiles {
+            certificate,
+            key,
+            client_authority: self.tls_client_ca,
+        });
+        Ok(ServeOptions {
+            listen: self.listen,
+            state_directory: self.state,
+            timing,
+            unfinished: Unfinished::GoesOn,
+            expected_workers: 0,
+            security: Security {
+                tls,
+                tokens: self.tokens,
+                audit,
+                roots,
+                roots_named,
+                insecure: self.insecure,
+            },
+            health: self.health,
+            metrics: self.metrics,
+        })
+    }
+}
+
+fn milliseconds(flag: &str, seconds: f64, at_least: f64) -> Result<i64, Failed> {
+    if (at_least..=3600.0).contains(&seconds) {
+        return Ok((seconds * 1000.0) as i64);
+    }
+    Err(Failed::new(
+        Exit::Usage,
+        format!("{flag} {seconds}: expected {at_least} to 3600 seconds"),
+    ))
+}

@@ -1,0 +1,113 @@
+//! What a client's certificate says: it is checked against the authority at every call, so that one that runs out, or
+//! whose authority was replaced, stops counting on open connections too.
+
+use std::sync::Arc;
+
+use tokio_rustls::rustls::RootCertStore;
+use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
+
+use super::{Peer, Proof, Role};
+
+/// Who signs the certificates of clients.
+#[derive(Debug, Clone)]
+pub struct Authority {
+    pub(crate) verifier: Arc<dyn ClientCertVerifier>,
+}
+
+impl Authority {
+    /// Trusts these roots. With `optional`, a client may come without a certificate and show a token instead.
+    ///
+    /// # Errors
+    /// When the roots are none or broken; in words.
+    pub fn new(roots: RootCertStore, optional: bool) -> Result<Self, String> {
+        let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
+        let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+        let builder = if optional {
+            builder.allow_unauthenticated()
+        } else {
+            builder
+        };
+        Ok(Self {
+            verifier: builder.build().map_err(|e| e.to_string())?,
+        })
+    }
+
+    /// Who the certificate names, if the authority signed it and it counts now.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn peer(&self, chain: &[CertificateDer<'_>]) -> Result<Peer, String> {
+        let (leaf, rest) = chain.split_first().ok_or("no certificate")?;
+        self.verifier
+            .verify_client_cert(leaf, rest, UnixTime::now())
+            .map_err(|e| e.to_string())?;
+        let certificate = webpki::EndEntityCert::try_from(leaf).map_err(|e| e.to_string())?;
+        let mut named = certificate.valid_uri_names().filter_map(identity);
+        let (role, name) = named.next().ok_or(
+            "the certificate names no one: expected a URI such as spiffe://llink/worker/NAME or spiffe://llink/user/ROLE/NAME",
+        )?;
+        match named.next() {
+            None => Ok(Peer {
+                name,
+                role,
+                by: Proof::Certificate,
+            }),
+            Some(_) => Err("the certificate names more than one".into()),
+        }
+    }
+}
+
+/// Role and name from a certificate's URI: `spiffe://llink/worker/NAME`, `spiffe://llink/user/ROLE/NAME`.
+#[must_use]
+pub fn identity(uri: &str) -> Option<(Role, String)> {
+    let mut parts = uri.strip_prefix("spiffe://llink/")?.split('/');
+    let role = match parts.next()? {
+        "worker" => Role::Worker,
+        "user" => parts.next()?.parse().ok().filter(|role| *role != Role::Worker)?,
+        _ => return None,
+    };
+    let name = parts.next().filter(|name| is_name(name))?;
+    parts.next().is_none().then(|| (role, name.to_owned()))
+}
+
+/// Letters, digits, `.`, `-`, `_`, `@`: what can stand in a log and a URI as it is.
+#[must_use]
+pub(super) fn is_name(name: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || ".-_@".contains(c);
+    !name.is_empty() && name.len() <= 100 && name.chars().all(fits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uri_names_one_role_and_one_name_or_nobody() {
+        assert_eq!(
+            identity("spiffe://llink/worker/gpu-1"),
+            Some((Role::Worker, "gpu-1".into()))
+        );
+        assert_eq!(
+            identity("spiffe://llink/user/read/ada"),
+            Some((Role::Read, "ada".into()))
+        );
+        assert_eq!(
+            identity("spiffe://llink/user/administer/a.b@c"),
+            Some((Role::Administer, "a.b@c".into()))
+        );
+        for wrong in [
+            "spiffe://other/worker/gpu-1",
+            "spiffe://llink/worker/",
+            "spiffe://llink/worker/a/b",
+            "spiffe://llink/user/worker/ada",
+            "spiffe://llink/user/root/ada",
+            "spiffe://llink/user/read/a\nb",
+            "https://llink/worker/a",
+            "spiffe://llink/coordinator",
+        ] {
+            assert_eq!(identity(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Tokens: 256 random bits that stand for a name and a role. The file holds their hashes only; as they are random and long,
+//! a plain SHA-256 cannot be turned round.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::certificates::is_name;
+use super::{Peer, Proof, Role};
+
+/// How often a token counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenUse {
+    /// As often as it is shown.
+    #[default]
+    Any,
+    /// It lets one worker process join: another one that shows it is refused.
+    Once,
+}
+
+/// An entry of the file.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Token {
+    /// Whose it is.
+    pub name: String,
+    /// What it lets them do.
+    pub role: Role,
+    /// Lower-case hex, of the token's text.
+    pub sha256: String,
+    /// RFC 3339; absent: it does not run out.
+    pub expires: Option<String>,
+    /// How often it counts.
+    #[serde(default)]
+    pub uses: TokenUse,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TokenFile {
+    #[serde(default)]
+    token: Vec<Token>,
+}
+
+/// A token file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {reason}")]
+pub struct TokenError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// The tokens that are known, by their hashes.
+#[derive(Debug, Clone, Default)]
+pub struct Tokens {
+    by_hash: HashMap<String, (Token, Option<OffsetDateTime>)>,
+}
+
+impl Tokens {
+    /// Reads the file. One that is not there holds no tokens: nobody is let in by one.
+    ///
+    /// # Errors
+    /// When it cannot be read or an entry makes no sense.
+    pub fn read(path: &Path) -> Result<Self, TokenError> {
+        let failed = |reason: String| TokenError {
+            path: path.into(),
+            reason,
+        };
+        let text = match std::fs::read_to_string(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            read => read.map_err(|e| failed(e.to_string()))?,
+        };
+        Self::parse(&text).map_err(failed)
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let file: TokenFile = toml::from_str(text).map_err(|e| e.to_string())?;
+        let mut by_hash = HashMap::new();
+        for token in file.token {
+            let name = token.name.clone();
+            if !is_name(&name) {
+                return Err(format!("the name {name:?}: expected letters, digits and . - _ @"));
+            }
+            if token.sha256.len() != 64 || !token.sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+                return Err(format!("sha256 of {name}: expected 64 lower-case hex digits"));
+            }
+            if token.uses == TokenUse::Once && token.role != Role::Worker {
+                return Err(format!("{name}: only a worker's token can be of one use"));
+            }
+            let expires = token
+                .expires
+                .as_deref()
+                .map(|text| OffsetDateTime::parse(text, &Rfc3339));
+            let expires = expires
+                .transpose()
+                .map_err(|e| format!("expires of {name}: {e}; expected such as 2027-01-31T00:00:00Z"))?;
+            if by_hash.insert(token.sha256.clone(), (token, expires)).is_some() {
+                return Err(format!("the token of {name} stands there twice"));
+            }
+        }
+        Ok(Self { by_hash })
+    }
+
+    /// Whose token this is, if it counts at `now`.
+    ///
+    /// # Errors
+    /// In words that give nothing away.
+    pub fn peer(&self, token: &str, now: OffsetDateTime) -> Result<Peer, String> {
+        let sha256 = sha256_of(token);
+        let (found, expires) = self.by_hash.get(&sha256).ok_or("the token is not known")?;
+        if expires.is_some_and(|at| at <= now) {
+            return Err(format!("the token of {} has run out", found.name));
+        }
+        let by = Proof::Token {
+            sha256,
+            uses: found.uses,
+        };
+        Ok(Peer {
+            name: found.name.clone(),
+            role: found.role,
+            by,
+        })
+    }
+}
+
+impl Token {
+    /// The entry as it stands in the file.
+    #[must_use]
+    pub fn entry(&self) -> String {
+        let mut entry = format!(
+            "\n[[token]]\nname = \"{}\"\nrole = \"{}\"\nsha256 = \"{}\"\n",
+            self.name, self.role, self.sha256
+        );
+        if let Some(expires) = &self.expires {
+            entry.push_str(&format!("expires = \"{expires}\"\n"));
+        }
+        if self.uses == TokenUse::Once {
+            entry.push_str("uses = \"once\"\n");
+        }
+        entry
+    }
+
+    /// A new token for `name`: what to keep, and what to hand out once.
+    ///
+    /// # Errors
+    /// When the name cannot be one, or the system gives no random bytes.
+    pub fn make(
+        name: &str,
+        role: Role,
+        lasts: Option<time::Duration>,
+        uses: TokenUse,
+    ) -> Result<(Self, String), String> {
+        if !is_name(name) {
+            return Err(format!("the name {name:?}: expected letters, digits and . - _ @"));
+        }
+        if uses == TokenUse::Once && role != Role::Worker {
+            return Err("only a worker's token can be of one use".into());
+        }
+        let secret = format!("llk_{}", fresh_secret()?);
+        let expires = match lasts {
+            None => None,
+            Some(lasts) => {
+                let at = OffsetDateTime::now_utc().checked_add(lasts).ok_or("that is too long")?;
+                let at = at.replace_nanosecond(0).map_err(|e| e.to_string())?;
+                Some(at.format(&Rfc3339).map_err(|e| e.to_string())?)
+            }
+        };
+        let token = Self {
+            name: name.into(),
+            role,
+            sha256: sha256_of(&secret),
+            expires,
+            uses,
+        };
+        Ok((token, secret))
+    }
+}
+
+/// 256 random bits in hex.
+///
+/// # Errors
+/// When the system gives none.
+pub fn fresh_secret() -> Result<String, String> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|e| format!("the system gives no random bytes: {e}"))?;
+    Ok(hex(&bytes))
+}
+
+/// Lower-case hex SHA-256.
+#[must_use]
+pub fn sha256_of(text: &str) -> String {
+    hex(&Sha256::digest(text.as_bytes()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_made_token_is_known_until_it_runs_out_and_its_text_is_not_in_the_file() {
+        let day = time::Duration::days(1);
+        let (token, secret) = Token::make("ada", Role::Submit, Some(day), TokenUse::Any).unwrap();
+        let entry = token.entry();
+        assert!(!entry.contains(&secret));
+        let tokens = Tokens::parse(&entry).unwrap();
+        let now = OffsetDateTime::now_utc();
+        let peer = tokens.peer(&secret, now).unwrap();
+        assert_eq!((peer.name.as_str(), peer.role), ("ada", Role::Submit));
+        assert!(tokens.peer(&secret, now + day * 2).unwrap_err().contains("run out"));
+        assert!(tokens.peer(&secret[..secret.len() - 1], now).is_err());
+        assert!(tokens.peer(&token.sha256, now).is_err(), "the hash is no token");
+    }
+
+    #[test]
+    fn wrong_entries_are_refused_by_name() {
+        let entry = |role: &str, more: &str| {
+            format!(
+                "[[token]]\nname = \"ada\"\nrole = \"{role}\"\nsha256 = \"{}\"\n{more}",
+                "a".repeat(64)
+            )
+        };
+        assert!(Tokens::parse(&entry("read", "")).is_ok());
+        for (text, word) in [
+            (entry("root", ""), "role"),
+            (entry("anybody", ""), "role"),
+            (entry("read", "uses = \"once\""), "worker"),
+            (entry("read", "expires = \"tomorrow\""), "expires"),
+            (entry("read", "extra = 1"), "extra"),
+            (entry("read", "").replace("ada", "a b"), "name"),
+            (entry("read", "").replace("aaaa", "AAAA"), "sha256"),
+            (format!("{}{}", entry("read", ""), entry("submit", "")), "twice"),
+        ] {
+            let said = Tokens::parse(&text).unwrap_err();
+            // `anybody` is a state of the coordinator and no role that a file can give.
+            assert!(said.contains(word), "{text}: {said}");
+        }
+    }
+}

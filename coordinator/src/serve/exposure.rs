@@ -1,0 +1,87 @@
+//! Whether a coordinator may listen where it is told to: beyond loopback only behind TLS, to callers that can be told
+//! apart, and for jobs that are kept to their roots.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use llink_datasets::roots::Roots;
+
+use super::TlsFiles;
+
+/// Who is let in, and what jobs may read and write. The default is for loopback: anybody, anything.
+#[derive(Debug, Clone, Default)]
+pub struct Security {
+    /// The certificate to show; `None`: plain text.
+    pub tls: Option<TlsFiles>,
+    /// The file of hashed tokens.
+    pub tokens: Option<PathBuf>,
+    /// Where calls are noted.
+    pub audit: Option<PathBuf>,
+    /// What jobs may read and write.
+    pub roots: Roots,
+    /// Whether roots were named: beyond loopback a person decides.
+    pub roots_named: bool,
+    /// Listen beyond loopback whatever is missing.
+    pub insecure: bool,
+}
+
+/// Refuses what would be open to whoever reaches the address.
+///
+/// # Errors
+/// What is missing, and what to do.
+pub fn check(listen: SocketAddr, security: &Security) -> Result<(), String> {
+    if listen.ip().is_loopback() || security.insecure {
+        return Ok(());
+    }
+    let Some(tls) = &security.tls else {
+        return Err(format!(
+            "--listen {listen} is reached from other machines, and everything would go there in plain text: name \
+             --tls-cert and --tls-key (`llink-coord certs DIR` makes some), listen on 127.0.0.1, or say --insecure \
+             where the network is trusted"
+        ));
+    };
+    if tls.client_authority.is_none() && security.tokens.is_none() {
+        return Err(format!(
+            "--listen {listen}: callers could not be told apart. Name the authority of their certificates \
+             (--tls-client-ca FILE), their tokens (--tokens FILE), or both"
+        ));
+    }
+    if !security.roots_named {
+        return Err(format!(
+            "--listen {listen}: a job could read and write whatever this coordinator and its workers can. Name what jobs \
+             may use, as in --allow-root s3://bucket/llink, or --allow-root any"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beyond_loopback_each_missing_guard_is_named() {
+        let wide: SocketAddr = "0.0.0.0:7070".parse().unwrap();
+        let mut security = Security::default();
+        for here in ["127.0.0.1:7070", "[::1]:7070"] {
+            assert_eq!(check(here.parse().unwrap(), &security), Ok(()));
+        }
+        assert!(check(wide, &security).unwrap_err().contains("--tls-cert"));
+        assert!(check("10.0.0.3:7070".parse().unwrap(), &security).is_err());
+        security.tls = Some(TlsFiles {
+            certificate: "c".into(),
+            key: "k".into(),
+            client_authority: None,
+        });
+        assert!(check(wide, &security).unwrap_err().contains("--tls-client-ca"));
+        security.tokens = Some("tokens.toml".into());
+        assert!(check(wide, &security).unwrap_err().contains("--allow-root"));
+        security.roots_named = true;
+        assert_eq!(check(wide, &security), Ok(()));
+        let forced = Security {
+            insecure: true,
+            ..Security::default()
+        };
+        assert_eq!(check(wide, &forced), Ok(()));
+    }
+}

@@ -1,0 +1,62 @@
+//! The health service of gRPC, on a port of its own: Kubernetes' probes speak neither TLS nor tokens, and it tells nothing
+//! but whether this process serves.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic_health::ServingStatus;
+
+use super::ServeError;
+use super::engine::EngineHandle;
+
+/// The service whose health says that calls are answered; the empty name says that the process lives.
+pub const READY: &str = "ready";
+/// How often the engine is asked.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// An engine that has not answered by then waits for its disk.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Serves the health service until `stopped`.
+pub(super) async fn serve(
+    address: SocketAddr,
+    engine: EngineHandle,
+    stopped: watch::Receiver<bool>,
+) -> Result<(), ServeError> {
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|source| ServeError::Listen { address, source })?;
+    let (reporter, service) = tonic_health::server::health_reporter();
+    reporter.set_service_status("", ServingStatus::Serving).await;
+    reporter.set_service_status(READY, ServingStatus::Serving).await;
+    let mut stop = stopped.clone();
+    tokio::spawn(async move {
+        loop {
+            let answers = tokio::time::timeout(PATIENCE, engine.call(|_| ())).await;
+            let ready = matches!(answers, Ok(Ok(()))) && !*stop.borrow();
+            let status = if ready {
+                ServingStatus::Serving
+            } else {
+                ServingStatus::NotServing
+            };
+            reporter.set_service_status(READY, status).await;
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_INTERVAL) => {}
+                changed = stop.changed() => if changed.is_err() { return },
+            }
+        }
+    });
+    let server = tonic::transport::Server::builder().add_service(service);
+    let shutdown = super::wait_for(stopped);
+    tokio::spawn(async move {
+        let served = server
+            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown)
+            .await;
+        if let Err(e) = served {
+            tracing::warn!("health: {e}");
+        }
+    });
+    Ok(())
+}

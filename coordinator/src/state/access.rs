@@ -1,0 +1,108 @@
+//! Who submitted what, tokens that were used, and copies of the database.
+
+use std::path::Path;
+
+use rusqlite::{OptionalExtension, params};
+
+use super::{StateError, StateStore, sqlite};
+
+/// What version 3 brought: who submitted a job first, and which process used a token of one use.
+pub(super) const ACCESS_SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS owners (job TEXT PRIMARY KEY, name TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS used_tokens (
+    token_sha256 TEXT PRIMARY KEY, instance_sha256 TEXT NOT NULL, at INTEGER NOT NULL);
+";
+
+/// Whose a token of one use is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claimed {
+    /// This process's.
+    Ours,
+    /// Another process used it before.
+    ByAnother,
+}
+
+impl StateStore {
+    /// Who submitted a job first.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn owner(&self, job: &str) -> Result<Option<String>, StateError> {
+        self.connection
+            .query_row("SELECT name FROM owners WHERE job = ?1", [job], |row| row.get(0))
+            .optional()
+            .map_err(|e| sqlite(&self.path, e))
+    }
+
+    /// Notes who submitted a job, unless somebody did before.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn set_owner(&mut self, job: &str, name: &str) -> Result<(), StateError> {
+        self.connection
+            .execute("INSERT OR IGNORE INTO owners VALUES (?1, ?2)", [job, name])
+            .map(|_| ())
+            .map_err(|e| sqlite(&self.path, e))
+    }
+
+    /// Notes that a process used a token of one use. The same process may show it again: its answer may have been lost.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub fn claim_token(&mut self, token: &str, instance: &str, now: i64) -> Result<Claimed, StateError> {
+        let run = || -> rusqlite::Result<Claimed> {
+            self.connection.execute(
+                "INSERT OR IGNORE INTO used_tokens VALUES (?1, ?2, ?3)",
+                params![token, instance, now],
+            )?;
+            let by: String = self.connection.query_row(
+                "SELECT instance_sha256 FROM used_tokens WHERE token_sha256 = ?1",
+                [token],
+                |row| row.get(0),
+            )?;
+            Ok(if by == instance {
+                Claimed::Ours
+            } else {
+                Claimed::ByAnother
+            })
+        };
+        run().map_err(|e| sqlite(&self.path, e))
+    }
+
+    /// Copies the whole database into a new file, beside a coordinator that may be writing.
+    ///
+    /// # Errors
+    /// When the file exists or cannot be written.
+    pub fn backup(&self, to: &Path) -> Result<(), StateError> {
+        let name = to.to_string_lossy().into_owned();
+        self.connection
+            .execute("VACUUM INTO ?1", [&name])
+            .map(|_| ())
+            .map_err(|e| sqlite(to, e))?;
+        // SQLite does not sync what it vacuums into.
+        let synced = std::fs::File::open(to).and_then(|file| file.sync_all());
+        synced.map_err(|source| StateError::Directory {
+            path: to.into(),
+            source,
+        })
+    }
+
+    /// Rereads the whole database.
+    ///
+    /// # Errors
+    /// When it is damaged, or holds what this version does not know.
+    pub fn check(&self) -> Result<(), StateError> {
+        let said: String = self
+            .connection
+            .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+            .map_err(|e| sqlite(&self.path, e))?;
+        if said != "ok" {
+            let reason = format!("it is damaged ({said}): use an older backup");
+            return Err(StateError::Content {
+                path: self.path.clone(),
+                reason,
+            });
+        }
+        self.load().map(|_| ())
+    }
+}

@@ -1,0 +1,434 @@
+//! Who gets in, and what they may do there.
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/secure.rs"]
+mod secure;
+
+use std::time::Instant;
+
+use llink_coord::authority;
+use llink_coord::serve::access::{Role, TokenUse};
+use llink_proto::reach::Credentials;
+use llink_proto::{
+    Artifact, AssignmentsRequest, CancelRequest, HeartbeatRequest, ListRequest, RendezvousRequest, ReportRequest,
+    SubmitRequest, TaskResult, instruction, report_request,
+};
+use secure::{Trial, jobs, register, registered, wanted, workers};
+use time::Duration;
+use tonic::Code;
+
+/// Whether `List` is answered; else the code, or what hindered the connection.
+async fn lists(url: &str, credentials: &Credentials) -> Result<(), String> {
+    let mut client = jobs(url, credentials).await?;
+    let listed = client.list(ListRequest {}).await;
+    listed.map(drop).map_err(|s| format!("{:?}: {}", s.code(), s.message()))
+}
+
+fn job(trial: &Trial, output: &str) -> SubmitRequest {
+    SubmitRequest {
+        job_toml: format!(
+            "output = \"{output}\"\n[corpus]\nsource = \"sample\"\ntrain_pairs = 1200\nholdout_pairs = 300\n"
+        ),
+        file_name: "job.toml".into(),
+        base_dir: trial.path("data").to_string_lossy().into_owned(),
+        dry_run: false,
+    }
+}
+
+#[tokio::test]
+async fn certificates_of_another_authority_and_none_at_all_are_refused() {
+    let trial = Trial::new();
+    let coordinator = trial.serve().await;
+    let url = &coordinator.url;
+    assert!(url.starts_with("https://"), "{url}");
+    assert_eq!(lists(url, &trial.certificate("eve")).await, Ok(()));
+    trial.write("others", &authority::make(&wanted(Duration::days(1)), None).unwrap());
+    let said = lists(url, &trial.certificate_of("others", "root")).await.unwrap_err();
+    assert!(!said.is_empty(), "another authority's administrator is nobody here");
+    let nobody = Credentials {
+        authority: Some(trial.path("certs/ca.crt")),
+        ..Credentials::default()
+    };
+    let said = lists(url, &nobody).await.unwrap_err();
+    assert!(
+        said.contains("Unauthenticated") && said.contains("--tls-cert"),
+        "{said}"
+    );
+    // And the other way round: a coordinator of another authority is not spoken to.
+    let fooled = Credentials {
+        authority: Some(trial.path("others/ca.crt")),
+        ..trial.certificate("ada")
+    };
+    let said = lists(url, &fooled).await.unwrap_err();
+    assert!(said.contains("certificate"), "{said}");
+    coordinator.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_certificate_that_runs_out_stops_counting_on_an_open_connection_too() {
+    let trial = Trial::new();
+    let coordinator = trial.serve().await;
+    let authority = trial.authority("certs");
+    trial.write(
+        "gone",
+        &authority::make(&wanted(Duration::seconds(-60)), Some(&authority)).unwrap(),
+    );
+    assert!(
+        lists(&coordinator.url, &trial.certificate_of("gone", "ada"))
+            .await
+            .is_err(),
+        "it ran out a minute ago"
+    );
+    trial.write(
+        "brief",
+        &authority::make(&wanted(Duration::seconds(4)), Some(&authority)).unwrap(),
+    );
+    let mut client = jobs(&coordinator.url, &trial.certificate_of("brief", "ada"))
+        .await
+        .unwrap();
+    client.list(ListRequest {}).await.unwrap();
+    let began = Instant::now();
+    let status = loop {
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        match client.list(ListRequest {}).await {
+            Ok(_) => assert!(began.elapsed().as_secs() < 10, "it still counts"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(status.code(), Code::Unauthenticated, "{status}");
+    assert!(status.message().to_lowercase().contains("expired"), "{status}");
+    coordinator.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn roles_are_held_to_their_calls_and_people_to_their_own_jobs() {
+    let trial = Trial::new();
+    let coordinator = trial.serve().await;
+    let url = &coordinator.url;
+    let mut eve = jobs(url, &trial.certificate("eve")).await.unwrap();
+    let mut ada = jobs(url, &trial.certificate("ada")).await.unwrap();
+    let mut bob = jobs(url, &trial.certificate("bob")).await.unwrap();
+    let mut root = jobs(url, &trial.certificate("root")).await.unwrap();
+    let status = eve.submit(job(&trial, "out")).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied);
+    assert!(status.message().contains("eve has the role read"), "{status}");
+    let id = ada
+        .submit(job(&trial, "out"))
+        .await
+        .unwrap()
+        .into_inner()
+        .job
+        .unwrap()
+        .id;
+    let cancel = || CancelRequest { job_id: id.clone() };
+    assert_eq!(bob.cancel(cancel()).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(
+        bob.submit(job(&trial, "out")).await.unwrap_err().code(),
+        Code::PermissionDenied,
+        "nor by its file"
+    );
+    assert_eq!(eve.cancel(cancel()).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(eve.list(ListRequest {}).await.unwrap().into_inner().jobs.len(), 1);
+    ada.cancel(cancel()).await.unwrap();
+    root.resume(llink_proto::ResumeRequest { job_id: id.clone() })
+        .await
+        .unwrap();
+    // Workers see no jobs, and people take no tasks.
+    let mut worker = jobs(url, &trial.certificate("worker")).await.unwrap();
+    assert_eq!(
+        worker.list(ListRequest {}).await.unwrap_err().code(),
+        Code::PermissionDenied
+    );
+    let mut person = workers(url, &trial.certificate("root"), "a").await;
+    assert_eq!(
+        registered(&mut person, "w").await.unwrap_err().0,
+        Code::PermissionDenied
+    );
+
+    let audit = trial.audit();
+    let noted = |who: &str, call: &str, outcome: &str| {
+        audit
+            .iter()
+            .any(|e| e["who"] == who && e["call"] == call && e["outcome"] == outcome)
+    };
+    assert!(noted("ada", "JobService/Submit", "ok"), "{audit:#?}");
+    assert!(noted("bob", "JobService/Cancel", "denied") && noted("eve", "JobService/Submit", "denied"));
+    let submitted = audit
+        .iter()
+        .find(|e| e["call"] == "JobService/Submit" && e["outcome"] == "ok")
+        .unwrap();
+    assert_eq!(submitted["about"], id.as_str());
+    assert_eq!(
+        (&submitted["by"], &submitted["role"]),
+        (&"certificate".into(), &"submit".into())
+    );
+    coordinator.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn tokens_count_until_they_run_out_and_a_join_token_admits_one_process() {
+    let trial = Trial::new();
+    let ada = trial.token("ada", Role::Submit, None, TokenUse::Any);
+    let late = trial.token("late", Role::Read, Some(Duration::seconds(-1)), TokenUse::Any);
+    let join = trial.token("node-7", Role::Worker, None, TokenUse::Once);
+    let coordinator = trial.serve().await;
+    let url = coordinator.url.clone();
+    assert_eq!(lists(&url, &ada).await, Ok(()));
+    let said = lists(&url, &late).await.unwrap_err();
+    assert!(said.contains("Unauthenticated") && said.contains("run out"), "{said}");
+    assert!(lists(&url, &join).await.unwrap_err().contains("PermissionDenied"));
+    let forged = trial.path("forged.token");
+    std::fs::write(&forged, "llk_0000").unwrap();
+    let said = lists(
+        &url,
+        &Credentials {
+            token: Some(forged),
+            ..ada.clone()
+        },
+    )
+    .await
+    .unwrap_err();
+    assert!(said.contains("not known"), "{said}");
+
+    registered(&mut workers(&url, &join, "a").await, "first").await.unwrap();
+    let (code, said) = registered(&mut workers(&url, &join, "b").await, "second")
+        .await
+        .unwrap_err();
+    assert_eq!(code, Code::Unauthenticated);
+    assert!(said.contains("one use"), "{said}");
+    registered(&mut workers(&url, &join, "a").await, "first")
+        .await
+        .expect("the same process comes back");
+    coordinator.stop().await.unwrap();
+
+    // What was used is remembered by the next coordinator.
+    let coordinator = trial.serve().await;
+    let (code, _) = registered(&mut workers(&coordinator.url, &join, "b").await, "second")
+        .await
+        .unwrap_err();
+    assert_eq!(code, Code::Unauthenticated);
+    registered(&mut workers(&coordinator.url, &join, "a").await, "first")
+        .await
+        .unwrap();
+    coordinator.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_worker_cannot_act_in_the_name_of_another() {
+    let trial = Trial::new();
+    let coordinator = trial.serve().await;
+    let url = &coordinator.url;
+    let mut submitter = jobs(url, &trial.certificate("ada")).await.unwrap();
+    submitter.submit(job(&trial, "out")).await.unwrap();
+    let mut honest = workers(url, &trial.certificate("worker"), "a").await;
+    let id = registered(&mut honest, "honest").await.unwrap().worker_id;
+    let assignments = AssignmentsRequest { worker_id: id.clone() };
+    // Another process with the same certificate, which pods of one Deployment share.
+    let mut thief = workers(url, &trial.certificate("worker"), "b").await;
+    let status = thief.assignments(assignments.clone()).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+
+    let mut instructions = honest.assignments(assignments).await.unwrap().into_inner();
+    let started = instructions.message().await.unwrap().unwrap();
+    let Some(instruction::Kind::Start(lease)) = started.kind else {
+        panic!("{started:?}")
+    };
+    let report = |outcome| ReportRequest {
+        worker_id: id.clone(),
+        task_id: lease.task_id,
+        token: lease.token,
+        outcome: Some(outcome),
+    };
+    let done = || report(report_request::Outcome::Done(TaskResult::default()));
+    let heartbeat = || HeartbeatRequest {
+        worker_id: id.clone(),
+        running: Vec::new(),
+    };
+    let meet = || RendezvousRequest {
+        worker_id: id.clone(),
+        task_id: lease.task_id,
+        token: lease.token,
+        rank: 0,
+        address: "10.0.0.66:1".into(),
+    };
+    assert_eq!(thief.report(done()).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(
+        thief.heartbeat(heartbeat()).await.unwrap_err().code(),
+        Code::PermissionDenied
+    );
+    assert_eq!(
+        thief.rendezvous(meet()).await.unwrap_err().code(),
+        Code::PermissionDenied
+    );
+    // One that stole the secret of the process, and comes with a token of its own.
+    let other = trial.token("other", Role::Worker, None, TokenUse::Any);
+    let began = Instant::now();
+    let status = loop {
+        // The coordinator looks at its token file every two seconds.
+        let status = workers(url, &other, "a").await.report(done()).await.unwrap_err();
+        if status.code() != Code::Unauthenticated || began.elapsed().as_secs() > 10 {
+            break status;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    };
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+    // Nor does the holder's word count for what lies elsewhere.
+    let artifact = |path: &str| Artifact {
+        path: path.into(),
+        ..Artifact::default()
+    };
+    for path in [
+        "../escaped",
+        "/etc/passwd",
+        "align/other/projector.safetensors",
+        "shard/x/../../y",
+    ] {
+        let result = TaskResult {
+            artifacts: vec![artifact(path)],
+            ..TaskResult::default()
+        };
+        let status = honest
+            .report(report(report_request::Outcome::Done(result)))
+            .await
+            .unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{path}: {status}");
+    }
+    assert!(honest.heartbeat(heartbeat()).await.unwrap().into_inner().registered);
+    let denied = trial.audit().iter().filter(|e| e["outcome"] == "denied").count();
+    assert!(denied >= 5, "{denied} were noted");
+    coordinator.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_worker_without_a_secret_or_with_a_strange_name_is_refused() {
+    let trial = Trial::new();
+    let coordinator = trial.serve().await;
+    let (endpoint, caller) = trial.certificate("worker").endpoint(&coordinator.url).unwrap();
+    let channel = endpoint.connect().await.unwrap();
+    let mut bare = llink_proto::worker_service_client::WorkerServiceClient::with_interceptor(channel, caller);
+    assert_eq!(
+        bare.register(register("w")).await.unwrap_err().code(),
+        Code::Unauthenticated
+    );
+    let mut client = workers(&coordinator.url, &trial.certificate("worker"), "a").await;
+    for name in ["a b", "a\nb", &"x".repeat(101)] {
+        assert_eq!(
+            registered(&mut client, name).await.unwrap_err().0,
+            Code::InvalidArgument,
+            "{name:?}"
+        );
+    }
+    coordinator.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn jobs_stay_below_the_allowed_roots() {
+    let trial = Trial::new();
+    let coordinator = trial.serve().await;
+    let mut ada = jobs(&coordinator.url, &trial.certificate("ada")).await.unwrap();
+    for output in [
+        "/etc/llink",
+        "../outside",
+        "s3://elsewhere/x",
+        "http://169.254.169.254/latest",
+    ] {
+        let status = ada.submit(job(&trial, output)).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{output}: {status}");
+        assert!(
+            status.message().contains("`output`") && status.message().contains("roots"),
+            "{status}"
+        );
+    }
+    let mut stolen = job(&trial, "out");
+    stolen.job_toml.push_str(
+        "[synthesize]\nurl = \"http://attacker.example/v1\"\nmodel = \"m\"\napi_key_env = \"AWS_SECRET_ACCESS_KEY\"\n",
+    );
+    let status = ada.submit(stolen).await.unwrap_err();
+    assert!(status.message().contains("synthesize"), "{status}");
+    let mut source = job(&trial, "out");
+    source.job_toml = source.job_toml.replace("\"sample\"", "\"/etc/passwd\"");
+    let status = ada.submit(source).await.unwrap_err();
+    assert!(status.message().contains("`corpus.source`"), "{status}");
+    assert!(
+        !status.message().contains("no such file"),
+        "it is not even looked at: {status}"
+    );
+    coordinator.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn plain_text_on_a_tls_port_gets_nowhere_and_harms_nobody() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let trial = Trial::new();
+    let coordinator = trial.serve().await;
+    let plain = coordinator.url.replace("https://", "http://");
+    let said = lists(&plain, &Credentials::default()).await.unwrap_err();
+    assert!(!said.is_empty());
+    let address = coordinator.url.trim_start_matches("https://");
+    let mut silent = Vec::new();
+    for _ in 0..20 {
+        // Some say something that is no TLS, some say nothing at all and hold their connection.
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        // A reset is an answer as good as an alert.
+        let _ = stream.read_to_end(&mut answer).await;
+        assert!(!answer.starts_with(b"HTTP/"), "nothing is served in plain text");
+        silent.push(tokio::net::TcpStream::connect(address).await.unwrap());
+    }
+    let began = Instant::now();
+    assert_eq!(lists(&coordinator.url, &trial.certificate("ada")).await, Ok(()));
+    assert!(began.elapsed().as_secs() < 5, "the silent ones hold nobody up");
+    drop(silent);
+    coordinator.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn certificates_and_tokens_that_change_are_read_anew() {
+    let trial = Trial::new();
+    let coordinator = trial.serve().await;
+    let url = &coordinator.url;
+    let old = trial.certificate("ada");
+    assert_eq!(lists(url, &old).await, Ok(()));
+    // A key file that is broken changes nothing.
+    std::fs::write(trial.path("certs/coordinator.key"), "half of it").unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+    assert_eq!(lists(url, &old).await, Ok(()));
+    let mut open = jobs(url, &old).await.unwrap();
+    open.list(ListRequest {}).await.unwrap();
+    // A new authority: the old certificates are kept aside.
+    let aside = trial.path("aside");
+    std::fs::rename(trial.path("certs"), &aside).unwrap();
+    trial.write("certs", &authority::make(&wanted(Duration::days(1)), None).unwrap());
+    let began = Instant::now();
+    while lists(url, &trial.certificate("ada")).await.is_err() {
+        assert!(began.elapsed().as_secs() < 15, "the new certificates are not read");
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+    assert!(
+        lists(url, &trial.certificate_of("aside", "ada")).await.is_err(),
+        "the old authority is nobody's now"
+    );
+    let status = open.list(ListRequest {}).await.unwrap_err();
+    assert_eq!(
+        status.code(),
+        Code::Unauthenticated,
+        "nor on an open connection: {status}"
+    );
+    let token = trial.token("carol", Role::Read, None, TokenUse::Any);
+    let began = Instant::now();
+    while lists(url, &token).await.is_err() {
+        assert!(began.elapsed().as_secs() < 15, "the new token is not read");
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+    std::fs::write(trial.path("tokens.toml"), "").unwrap();
+    let began = Instant::now();
+    while lists(url, &token).await.is_ok() {
+        assert!(
+            began.elapsed().as_secs() < 15,
+            "the token that was taken back still counts"
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+    coordinator.stop().await.unwrap();
+}

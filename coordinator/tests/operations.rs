@@ -1,0 +1,367 @@
+//! What an operator does: serve beyond loopback, make certificates and tokens, look at health and metrics, back up.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+
+use common::{Place, Running, SMALL, eventually, signal};
+
+fn free_address() -> String {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    taken.local_addr().unwrap().to_string()
+}
+
+/// Where a started `serve` listens.
+fn url_of(serve: &Running) -> String {
+    eventually("the server is up", || {
+        let log = serve.log();
+        let line = log.lines().find_map(|l| l.strip_prefix("llink-coord listens on "))?;
+        Some(line.trim().to_owned())
+    })
+}
+
+#[test]
+fn listening_beyond_loopback_takes_tls_a_way_to_know_callers_and_roots_or_force() {
+    let place = Place::new(SMALL);
+    let wide = ["serve", "--listen", "0.0.0.0:0"];
+    let said = place.fails(2, &wide);
+    assert!(said.contains("plain text") && said.contains("--tls-cert"), "{said}");
+    place.ok(&["certs", "certs"]);
+    let tls = [
+        &wide[..],
+        &[
+            "--tls-cert",
+            "certs/coordinator.crt",
+            "--tls-key",
+            "certs/coordinator.key",
+        ],
+    ]
+    .concat();
+    assert!(place.fails(2, &tls).contains("could not be told apart"));
+    let known = [&tls[..], &["--tls-client-ca", "certs/ca.crt"]].concat();
+    assert!(place.fails(2, &known).contains("--allow-root"));
+    let said = place.fails(2, &[&known[..], &["--allow-root", "data"]].concat());
+    assert!(said.contains("absolute path"), "{said}");
+    for sound in [
+        [&known[..], &["--allow-root", "/data"]].concat(),
+        [&wide[..], &["--insecure"]].concat(),
+    ] {
+        let serve = place.start(&sound);
+        url_of(&serve);
+        drop(serve);
+        std::fs::remove_file(place.path("serve.log")).unwrap();
+    }
+    let broken = [
+        &wide[..],
+        &["--tls-cert", "certs/coordinator.crt", "--tls-key", "certs/worker.crt"],
+    ]
+    .concat();
+    let broken = [
+        &broken[..],
+        &["--tls-client-ca", "certs/ca.crt", "--allow-root", "/data"],
+    ]
+    .concat();
+    let said = place.fails(2, &broken);
+    assert!(said.contains("certs/worker.crt"), "the file is named: {said}");
+}
+
+#[test]
+fn keys_and_tokens_are_for_their_owner_alone_and_an_authority_signs_again() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place::new(SMALL);
+    let said = place.ok(&["certs", "certs", "--user", "ada:submit", "--name", "head.example"]);
+    assert!(
+        said.contains("ada, who may submit") && said.contains("head.example"),
+        "{said}"
+    );
+    let token = place.ok(&["token", "tokens.toml", "--name", "ada", "--role", "submit"]);
+    for file in [
+        "certs/ca.key",
+        "certs/ada.key",
+        "certs/worker.key",
+        "certs/coordinator.key",
+        "tokens.toml",
+    ] {
+        let mode = std::fs::metadata(place.path(file)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{file}");
+    }
+    assert!(
+        !std::fs::read_to_string(place.path("tokens.toml"))
+            .unwrap()
+            .contains(token.trim())
+    );
+    let before = std::fs::read(place.path("certs/ca.crt")).unwrap();
+    place.ok(&["certs", "certs"]);
+    assert_eq!(
+        std::fs::read(place.path("certs/ca.crt")).unwrap(),
+        before,
+        "the authority stays"
+    );
+    let secrets: serde_json::Value = serde_json::from_str(&place.ok(&["certs", "certs", "--kubernetes"])).unwrap();
+    let names: Vec<&str> = secrets["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| s["metadata"]["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["llink-coordinator-tls", "llink-worker-tls"]);
+    // Keys of one kind begin alike; what tells them apart is further on.
+    let authority = std::fs::read_to_string(place.path("certs/ca.key")).unwrap();
+    let secret_part = &authority.lines().nth(2).unwrap()[..20];
+    assert!(
+        !secrets.to_string().contains(secret_part),
+        "the authority's key stays at home"
+    );
+    assert!(
+        place
+            .fails(2, &["certs", "certs", "--user", "ada:root"])
+            .contains("ada:submit")
+    );
+    assert!(
+        place
+            .fails(2, &["certs", "certs", "--user", "../x:read"])
+            .contains("name")
+    );
+    place.fails(
+        2,
+        &["token", "tokens.toml", "--name", "ada", "--role", "submit", "--once"],
+    );
+}
+
+#[test]
+fn a_whole_job_runs_over_mutual_tls_with_workers_that_joined_by_certificate_and_by_token() {
+    let place = Place::new(SMALL);
+    place.ok(&["certs", "certs", "--user", "ada:submit"]);
+    let token = place.ok(&["token", "tokens.toml", "--name", "node-7", "--role", "worker", "--once"]);
+    std::fs::write(place.path("node-7.token"), token).unwrap();
+    let root = place.dir.path().canonicalize().unwrap();
+    let root = root.to_str().unwrap();
+    let (health, metrics) = (free_address(), free_address());
+    let serve = place.start(&[
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--tls-cert",
+        "certs/coordinator.crt",
+        "--tls-key",
+        "certs/coordinator.key",
+        "--tls-client-ca",
+        "certs/ca.crt",
+        "--tokens",
+        "tokens.toml",
+        "--allow-root",
+        root,
+        "--health",
+        &health,
+        "--metrics",
+        &metrics,
+    ]);
+    let url = url_of(&serve);
+    assert!(url.starts_with("https://"), "{url}");
+    let ready = format!("http://{health}");
+    assert_eq!(place.ok(&["health", &ready, "--service", "ready"]).trim(), "serving");
+    assert_eq!(place.ok(&["health", &ready]).trim(), "serving");
+    place.fails(6, &["health", &format!("http://{}", free_address())]);
+
+    let worker_health = free_address();
+    let joins: [&[&str]; 2] = [
+        &[
+            "--tls-cert",
+            "certs/worker.crt",
+            "--tls-key",
+            "certs/worker.key",
+            "--health",
+            &worker_health,
+        ],
+        &["--token-file", "node-7.token", "--idle-exit", "2"],
+    ];
+    let mut workers: Vec<Running> = joins
+        .iter()
+        .map(|more| {
+            let common = [
+                "worker",
+                "--coordinator",
+                &url,
+                "--tls-ca",
+                "certs/ca.crt",
+                "--threads",
+                "1",
+            ];
+            place.start(&[&common[..], *more].concat())
+        })
+        .collect();
+    let who = [
+        "--coordinator",
+        &url,
+        "--tls-ca",
+        "certs/ca.crt",
+        "--tls-cert",
+        "certs/ada.crt",
+        "--tls-key",
+        "certs/ada.key",
+    ];
+    let as_ada =
+        |args: &[&'static str]| -> Vec<String> { args.iter().copied().chain(who).map(str::to_owned).collect() };
+    let submit = as_ada(&["submit", "job.toml"]);
+    let said = place.ok(&submit.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(said.contains("succeeded in"), "{said}");
+    assert_eq!(
+        place
+            .ok(&["health", &format!("http://{worker_health}"), "--service", "ready"])
+            .trim(),
+        "serving"
+    );
+    // With the wrong person's certificate the exit code says why.
+    let said = place.fails(
+        8,
+        &[
+            "list",
+            "--coordinator",
+            &url,
+            "--tls-ca",
+            "certs/ca.crt",
+            "--tls-cert",
+            "certs/worker.crt",
+            "--tls-key",
+            "certs/worker.key",
+        ],
+    );
+    assert!(said.contains("role worker"), "{said}");
+
+    let scraped = get(&metrics, "/metrics");
+    for line in [
+        "llink_jobs{state=\"succeeded\"} 1",
+        "llink_calls_total{call=\"JobService/Submit\",outcome=\"ok\"} 1",
+    ] {
+        assert!(scraped.contains(line), "{line}: {scraped}");
+    }
+    documented(&scraped);
+    let audit = std::fs::read_to_string(place.path(".llink/audit.jsonl")).unwrap();
+    let joined = |by: &str| {
+        audit
+            .lines()
+            .any(|l| l.contains("WorkerService/Register") && l.contains(by) && l.contains("ok"))
+    };
+    assert!(
+        joined("\"by\":\"certificate\"") && joined("\"by\":\"token\""),
+        "{audit}"
+    );
+
+    // The job is over: the worker that was told to leave when idle does, with success.
+    let ended = eventually("the idle worker ends", || workers[1].child.try_wait().unwrap());
+    assert!(ended.success(), "{}", workers[1].log());
+    signal(workers[0].child.id(), "-TERM");
+    assert!(workers[0].child.wait().unwrap().success());
+}
+
+fn get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// Every metric is explained in the run book, and every one that an alert asks for is there.
+fn documented(scraped: &str) {
+    let types = scraped.lines().filter_map(|l| l.strip_prefix("# TYPE "));
+    let names: Vec<&str> = types
+        .filter_map(|l| l.split(' ').next())
+        .filter(|n| n.starts_with("llink_"))
+        .collect();
+    assert!(names.len() >= 8, "{names:?}");
+    let book = include_str!("../../k8s/RUNBOOK.md");
+    for name in &names {
+        assert!(book.contains(&format!("`{name}")), "RUNBOOK.md does not explain {name}");
+    }
+    let alerts = include_str!("../../k8s/alerts.yaml");
+    let asked = alerts
+        .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|w| w.starts_with("llink_"));
+    for name in asked {
+        let known = names.iter().any(|n| {
+            name == *n
+                || ["_total", "_bucket", "_count", "_sum"]
+                    .iter()
+                    .any(|s| name == format!("{n}{s}"))
+        });
+        assert!(known, "alerts.yaml asks for {name}, which is none of {names:?}");
+    }
+}
+
+#[test]
+fn a_backup_taken_while_jobs_run_restores_them_elsewhere() {
+    let place = Place::new(SMALL);
+    let serve = place.start(&["serve", "--listen", "127.0.0.1:0"]);
+    let url = url_of(&serve);
+    let id = place.ok(&["submit", "job.toml", "--coordinator", &url, "--detach"]);
+    let id = id.trim();
+    let said = place.ok(&["backup", "saved.db"]);
+    assert!(said.contains("1 jobs"), "{said}");
+    assert!(
+        place.fails(6, &["restore", "saved.db", "--replace"]).contains("in use"),
+        "not under a coordinator at work"
+    );
+    assert!(place.fails(2, &["backup", "saved.db"]).contains("exists"));
+    drop(serve);
+
+    // The volume is lost.
+    std::fs::remove_dir_all(place.path(".llink")).unwrap();
+    let said = place.ok(&["restore", "saved.db"]);
+    assert!(said.contains("1 jobs"), "{said}");
+    assert!(place.fails(2, &["restore", "saved.db"]).contains("exists"));
+    place.ok(&["restore", "saved.db", "--replace"]);
+    assert!(place.path(".llink/state.db.replaced").exists());
+    assert!(place.ok(&["list"]).contains(id));
+    std::fs::remove_file(place.path("serve.log")).unwrap();
+    let serve = place.start(&["serve", "--listen", "127.0.0.1:0"]);
+    let url = url_of(&serve);
+    let _worker = place.start(&["worker", "--coordinator", &url, "--threads", "1"]);
+    let followed = place.ok(&["watch", id, "--coordinator", &url]);
+    assert!(
+        followed.contains("succeeded in"),
+        "the job goes on from the backup: {followed}"
+    );
+
+    // Through a pipe, as out of a pod and into one.
+    let piped = place.run(&["backup", "-"]);
+    assert!(piped.status.success(), "{piped:?}");
+    std::fs::write(place.path("piped.db"), piped.stdout).unwrap();
+    let from = std::fs::File::open(place.path("piped.db")).unwrap();
+    let restored = place
+        .command(&["restore", "-", "--state", "piped"])
+        .stdin(from)
+        .output();
+    let said = String::from_utf8(restored.unwrap().stdout).unwrap();
+    assert!(said.contains("1 jobs"), "{said}");
+
+    let mut damaged = std::fs::read(place.path("saved.db")).unwrap();
+    let middle = damaged.len() / 2;
+    damaged[middle..].fill(0x5a);
+    std::fs::write(place.path("damaged.db"), damaged).unwrap();
+    let said = place.fails(4, &["restore", "damaged.db", "--state", "elsewhere"]);
+    assert!(said.contains("damaged.db"), "{said}");
+    assert!(!place.path("elsewhere").exists(), "nothing is put in place");
+}
+
+#[test]
+fn a_state_of_an_older_version_is_brought_up_to_date() {
+    let place = Place::new(SMALL);
+    place.ok(&["submit", "job.toml"]);
+    // As version 2 left it: without the tables that version 3 brought.
+    let python = "import sqlite3; c = sqlite3.connect('.llink/state.db'); c.executescript('DROP TABLE owners; \
+                  DROP TABLE used_tokens; PRAGMA user_version = 2')";
+    let made = std::process::Command::new("python3")
+        .args(["-c", python])
+        .current_dir(place.dir.path())
+        .status();
+    if !made.is_ok_and(|s| s.success()) {
+        println!("skipped: python3 with sqlite3 is needed to make an old state");
+        return;
+    }
+    assert!(place.ok(&["list"]).contains("small"), "it can be looked at as it is");
+    let again = place.ok(&["submit", "job.toml"]);
+    assert!(again.contains("nothing to do"), "{again}");
+}

@@ -1,0 +1,303 @@
+//! Where jobs may read and write: the roots that a coordinator or a worker was given, and whether a URL lies below one.
+
+use std::path::{Component, Path, PathBuf};
+use std::str::FromStr;
+
+use url::Url;
+
+use crate::store::without_dots;
+
+/// Roots that URLs must lie below.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Roots {
+    /// Any URL will do.
+    #[default]
+    Any,
+    /// Only what lies below one of these; none admits nothing.
+    Below(Vec<Root>),
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Root {
+    /// A local folder.
+    Folder(PathBuf),
+    /// A place in a store or on a host: scheme, host with port, path without a trailing `/`.
+    Place {
+        /// `s3`, `https`, …
+        scheme: String,
+        /// The bucket, or the host with its port.
+        authority: String,
+        /// Empty for all of it.
+        path: String,
+    },
+}
+
+impl FromStr for Root {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match parse(text)? {
+            Root::Folder(folder) if !folder.is_absolute() => Err(format!(
+                "{text}: a root is an absolute path or a URL such as s3://bucket/llink"
+            )),
+            root => Ok(root),
+        }
+    }
+}
+
+impl Roots {
+    /// From what a person wrote: `any`, or roots.
+    ///
+    /// # Errors
+    /// When one of them is no root; in words.
+    pub fn of(texts: &[String]) -> Result<Self, String> {
+        if texts.iter().any(|t| t == "any") {
+            return Ok(Self::Any);
+        }
+        texts
+            .iter()
+            .map(|t| t.parse())
+            .collect::<Result<_, _>>()
+            .map(Self::Below)
+    }
+
+    /// Whether the URL lies below one of the roots. Links in local folders are followed as far as they exist.
+    ///
+    /// # Errors
+    /// Why not, in words that name the roots.
+    pub fn admit(&self, url: &str) -> Result<(), String> {
+        let Self::Below(roots) = self else { return Ok(()) };
+        let wanted = parse(url)?;
+        if roots.iter().any(|root| root.holds(&wanted)) {
+            return Ok(());
+        }
+        let known: Vec<String> = roots.iter().map(ToString::to_string).collect();
+        Err(match known.as_slice() {
+            [] => format!("{url}: jobs may read and write nowhere here: the coordinator was given no --allow-root"),
+            known => format!(
+                "{url} lies below none of the roots that jobs may use: {}",
+                known.join(", ")
+            ),
+        })
+    }
+}
+
+/// Whether a job may have an endpoint's key taken from this environment variable: those that open stores, and llink's own,
+/// are sent to nobody.
+///
+/// # Errors
+/// Why not, in words.
+pub fn check_key_variable(name: &str) -> Result<(), String> {
+    let upper = name.to_ascii_uppercase();
+    let own = ["AWS_", "AZURE_", "GOOGLE_", "KUBERNETES_", "LLINK_"];
+    match own.iter().any(|prefix| upper.starts_with(prefix)) {
+        true => Err(format!("{name} is the workers' own, and sent to nobody")),
+        false => Ok(()),
+    }
+}
+
+impl Root {
+    fn holds(&self, wanted: &Self) -> bool {
+        match (self, wanted) {
+            (Self::Folder(root), Self::Folder(wanted)) => {
+                wanted.starts_with(root) && really(wanted).starts_with(really(root))
+            }
+            (
+                Self::Place {
+                    scheme,
+                    authority,
+                    path,
+                },
+                Self::Place {
+                    scheme: s,
+                    authority: a,
+                    path: p,
+                },
+            ) => scheme == s && authority == a && below(path, p),
+            _ => false,
+        }
+    }
+}
+
+impl std::fmt::Display for Root {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Folder(folder) => write!(f, "{}", folder.display()),
+            Self::Place {
+                scheme,
+                authority,
+                path,
+            } => write!(f, "{scheme}://{authority}{path}"),
+        }
+    }
+}
+
+fn below(root: &str, path: &str) -> bool {
+    path.strip_prefix(root)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Where a path leads once the links in the part of it that exists are followed.
+fn really(path: &Path) -> PathBuf {
+    for ancestor in path.ancestors() {
+        if let Ok(real) = ancestor.canonicalize() {
+            let rest = path.strip_prefix(ancestor).unwrap_or(Path::new(""));
+            return real.join(rest);
+        }
+    }
+    path.to_owned()
+}
+
+fn parse(text: &str) -> Result<Root, String> {
+    let Some((scheme, _)) = text.split_once("://") else {
+        return folder(text, Path::new(text));
+    };
+    // The parser takes `..` away in silence; whoever writes it means no good, or will be surprised.
+    let after = text.split_once("://").map_or("", |(_, rest)| rest);
+    let path_part = after.split(['?', '#']).next().unwrap_or_default();
+    let decoded = percent_decoded(path_part).ok_or_else(|| format!("{text}: broken % sequence"))?;
+    if decoded.split(['/', '\\']).any(|part| part == ".." || part == ".") || decoded.contains(['\\', '\0']) {
+        return Err(format!("{text}: a URL of a job holds no `.`, `..` or `\\`"));
+    }
+    let url = Url::parse(text).map_err(|e| format!("{text}: {e}"))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(format!(
+            "{}://…: a URL of a job holds no name or password",
+            url.scheme()
+        ));
+    }
+    if scheme == "file" {
+        let path = url
+            .to_file_path()
+            .map_err(|()| format!("{text}: not a local file; write file:///absolute/path"))?;
+        return folder(text, &path);
+    }
+    let host = url.host_str().unwrap_or_default();
+    let authority = match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.into(),
+    };
+    Ok(Root::Place {
+        scheme: url.scheme().into(),
+        authority,
+        path: percent_decoded(url.path())
+            .unwrap_or_default()
+            .trim_end_matches('/')
+            .into(),
+    })
+}
+
+fn folder(text: &str, path: &Path) -> Result<Root, String> {
+    if text.is_empty() || text.contains('\0') {
+        return Err(format!("{text:?} is no path"));
+    }
+    let dots = path.components().any(|part| matches!(part, Component::ParentDir));
+    if dots {
+        return Err(format!("{text}: a path of a job holds no `..`"));
+    }
+    Ok(Root::Folder(without_dots(path)))
+}
+
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((byte, after)) = rest.split_first() {
+        if *byte != b'%' {
+            bytes.push(*byte);
+            rest = after;
+            continue;
+        }
+        let digits = std::str::from_utf8(after.get(..2)?).ok()?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        rest = &after[2..];
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn roots(texts: &[&str]) -> Roots {
+        Roots::of(&texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>()).unwrap()
+    }
+
+    #[test]
+    fn only_what_lies_below_a_root_is_admitted() {
+        let roots = roots(&["s3://bucket/llink", "/data", "https://models.example:8443/v1"]);
+        for good in [
+            "s3://bucket/llink",
+            "s3://bucket/llink/a/b.tsv",
+            "/data/x",
+            "file:///data/x/y",
+            "https://models.example:8443/v1",
+            "https://models.example:8443/v1/chat?x=1",
+        ] {
+            assert_eq!(roots.admit(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "s3://bucket/llinkx",
+            "s3://bucket",
+            "s3://other/llink/a",
+            "gs://bucket/llink/a",
+            "/data2/x",
+            "/etc/passwd",
+            "data/x",
+            "file:///etc/passwd",
+            "https://models.example/v1",
+            "http://models.example:8443/v1",
+            "http://169.254.169.254/latest/meta-data",
+            "memory://x",
+        ] {
+            let said = roots.admit(bad).unwrap_err();
+            assert!(said.contains("s3://bucket/llink"), "{bad}: {said}");
+        }
+    }
+
+    #[test]
+    fn escapes_are_refused_however_they_are_written() {
+        let roots = roots(&["s3://bucket/llink", "/data"]);
+        for escape in [
+            "/data/../etc/passwd",
+            "file:///data/../etc/passwd",
+            "file:///data/%2e%2e/etc/passwd",
+            "s3://bucket/llink/../other",
+            "s3://bucket/llink/%2e%2e/other",
+            "s3://bucket/llink/..%2fother",
+            "s3://bucket/llink/%2E./other",
+            "s3://bucket/llink\\..\\other",
+            "s3://user:secret@bucket/llink/x",
+            "s3://bucket/llink/%zz",
+        ] {
+            let said = roots.admit(escape).unwrap_err();
+            assert!(!said.contains("secret"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_link_does_not_lead_out() {
+        let dir = std::env::temp_dir().join(format!("llink-roots-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("inside")).unwrap();
+        std::os::unix::fs::symlink("/etc", dir.join("inside/out")).unwrap();
+        let roots = roots(&[dir.join("inside").to_str().unwrap()]);
+        let url = |name: &str| dir.join("inside").join(name).to_string_lossy().into_owned();
+        assert_eq!(roots.admit(&url("new/folder")), Ok(()));
+        assert!(roots.admit(&url("out/passwd")).is_err());
+        assert!(roots.admit(&url("out/new/folder")).is_err());
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn any_admits_all_and_none_admits_nothing() {
+        assert_eq!(Roots::default().admit("/etc/passwd"), Ok(()));
+        assert_eq!(Roots::of(&["any".into()]), Ok(Roots::Any));
+        assert!(
+            Roots::Below(Vec::new())
+                .admit("/data")
+                .unwrap_err()
+                .contains("--allow-root")
+        );
+        assert!(Roots::of(&["data".into()]).unwrap_err().contains("absolute"));
+    }
+}

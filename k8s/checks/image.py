@@ -1,0 +1,262 @@
+#!/usr/bin/env python3
+"""The Dockerfile, as far as it can be checked without an engine.
+
+    image.py BINARIES [--root FOLDER] [--build FOLDER]
+
+What it copies exists and is in the context, from which cargo would build; each stage that is named is there; the last stages end as a user that is not
+root, are of fixed images and run nothing; the licences can be gathered; the programs need no library that the runtime image
+lacks. With --root, a clean Debian 12 root (`debootstrap --variant=minbase bookworm FOLDER`), the programs are run in it as that
+user. With --build, such a root with a C compiler (`--include=gcc,libc6-dev`), they are first built there: the commands of the
+stage `build`, with this machine's Rust and what cargo has fetched in the places where the Rust image has them. That takes as long
+as a build from nothing does.
+"""
+
+import fnmatch
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCKERFILE = ROOT / "k8s/Dockerfile"
+# What gcr.io/distroless/cc-debian12 and every glibc system have.
+RUNTIME_LIBRARIES = {"linux-vdso.so.1", "libgcc_s.so.1", "libm.so.6", "libc.so.6", "libpthread.so.0", "libdl.so.2",
+                     "librt.so.1", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
+NEWEST_GLIBC = (2, 36)  # Debian 12's
+
+
+def instructions(text):
+    joined = re.sub(r"\\\n", " ", text)
+    for line in joined.splitlines():
+        line = line.strip()
+        if line and not line.startswith("#"):
+            word, _, rest = line.partition(" ")
+            yield word.upper(), rest.strip()
+
+
+def ignored(path, rules):
+    """As BuildKit reads `.dockerignore`: the last rule that matches decides."""
+    out = False
+    for rule in rules:
+        keep, pattern = rule.startswith("!"), rule.lstrip("!")
+        parts = Path(path).parts
+        heads = ["/".join(parts[: i + 1]) for i in range(len(parts))]
+        plain = pattern.removeprefix("**/")
+        if any(fnmatch.fnmatch(h, pattern) for h in heads) or (
+            pattern.startswith("**/") and any(fnmatch.fnmatch(p, plain) for p in parts)
+        ):
+            out = not keep
+    return out
+
+
+def faults_of(text, rules):
+    stages, arguments, current, faults = {}, {}, None, []
+    for word, rest in instructions(text):
+        if word == "ARG" and current is None:
+            name, _, value = rest.partition("=")
+            arguments[name] = value
+            if "@sha256:" not in value and (":" not in value or value.endswith(":latest")):
+                faults.append(f"ARG {name}: {value} is no fixed image")
+        elif word == "FROM":
+            image, _, name = re.sub(r"\s+[Aa][Ss]\s+", "\n", rest).partition("\n")
+            variable = re.fullmatch(r"\$\{(\w+)\}", image)
+            if variable and variable.group(1) not in arguments:
+                faults.append(f"FROM {image}: no such ARG")
+            elif not variable and image not in stages and ":" not in image:
+                faults.append(f"FROM {image} is no fixed image")
+            current = {"user": None, "commands": [], "copies": []}
+            stages[name] = current
+        elif word == "COPY":
+            words = shlex.split(rest)
+            source_stage = next((w.split("=")[1] for w in words if w.startswith("--from=")), None)
+            paths = [w for w in words if not w.startswith("--")][:-1]
+            if source_stage and source_stage not in stages:
+                faults.append(f"COPY --from={source_stage}: no such stage before it")
+            for path in [] if source_stage else paths:
+                if not (ROOT / path).exists():
+                    faults.append(f"COPY {path}: no such file")
+                elif ignored(path, rules):
+                    faults.append(f"COPY {path}: .dockerignore keeps it out")
+        elif word == "USER":
+            current["user"] = rest
+        elif word == "RUN":
+            current["commands"].append(rest)
+    for name in ("cpu", "cuda"):
+        stage = stages.get(name)
+        if not stage:
+            faults.append(f"there is no stage {name}")
+            continue
+        if not re.fullmatch(r"[1-9]\d*:[1-9]\d*", stage["user"] or ""):
+            faults.append(f"stage {name} ends as the user {stage['user']}")
+        if stage["commands"]:
+            faults.append(f"stage {name} runs commands: it is the same bytes only without")
+    return faults
+
+
+def cargo_features(text):
+    """The packages that the Dockerfile builds are there, and their features."""
+    faults = []
+    for line in re.findall(r"(?:cargo|build\.sh) build ([^\n&]+)", text):
+        packages, features = re.findall(r"-p (\S+)", line), re.findall(r"--features (\S+)", line)
+        for package in packages:
+            folder = {"llink-coord": "coordinator", "llink-worker": "worker"}.get(package)
+            if not folder:
+                faults.append(f"cargo build -p {package}: no such package")
+                continue
+            manifest = (ROOT / folder / "Cargo.toml").read_text()
+            for feature in ",".join(features).split(","):
+                if feature and not re.search(rf"^{feature} = ", manifest, re.M):
+                    faults.append(f"{package} has no feature {feature}")
+    return faults
+
+
+def context(text, rules, place):
+    """Copies what the build stage copies, as BuildKit would."""
+    first = text[: text.index(" AS cpu")]
+    copies = [shlex.split(rest) for word, rest in instructions(first) if word == "COPY" and "--from=" not in rest]
+    for words in copies:
+        *sources, target = words
+        for source in sources:
+            path = ROOT / source
+            files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
+            for file in files:
+                name = file.relative_to(ROOT)
+                if not ignored(str(name), rules):
+                    inside = place / target / file.name if path.is_file() and target.endswith("/") else \
+                        place / target / file.relative_to(path) if path.is_dir() else place / target
+                    inside.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, inside)
+
+
+def builds_from(place):
+    """The lock file fits, every target's root is there, and so is each file that the sources take in as they are compiled."""
+    command = ["cargo", "metadata", "--format-version", "1", "--locked", "--offline", "--no-deps"]
+    said = subprocess.run(command, cwd=place, capture_output=True, text=True)
+    if said.returncode != 0:
+        return [f"cargo in the context: {said.stderr.strip()}"]
+    faults = []
+    for package in json.loads(said.stdout)["packages"]:
+        for target in package["targets"]:
+            if target["kind"][0] in ("bin", "lib", "custom-build") and not Path(target["src_path"]).exists():
+                faults.append(f"{target['src_path']} is not in the context")
+    for file in place.rglob("*.rs"):
+        # Tests are compiled elsewhere, and may read more.
+        code = file.read_text().split("#[cfg(test)]")[0] if file.name != "tests.rs" else ""
+        for named in re.findall(r'include_(?:str|bytes)!\(\s*"([^"]+)"', code):
+            if not (file.parent / named).exists():
+                faults.append(f"{file.relative_to(place)} takes in {named}, which is not in the context")
+    return faults
+
+
+def libraries(binary):
+    said = subprocess.run(["ldd", str(binary)], capture_output=True, text=True).stdout
+    names = {Path(line.split()[0]).name for line in said.splitlines() if line.strip()}
+    faults = [f"{binary.name} needs {name}, which the runtime image lacks" for name in sorted(names - RUNTIME_LIBRARIES)]
+    symbols = subprocess.run(["objdump", "-T", str(binary)], capture_output=True, text=True)
+    needed = [tuple(map(int, v.split("."))) for v in re.findall(r"GLIBC_(\d+\.\d+)", symbols.stdout)]
+    if needed and max(needed) > NEWEST_GLIBC:
+        faults.append(f"{binary.name} needs glibc {max(needed)}; Debian 12 has {NEWEST_GLIBC}")
+    return faults
+
+
+def run_in(root, binaries):
+    """The last stage by hand: the programs in a clean root, as the image's user, with nothing else."""
+    for name in ("llink-coord", "llink-worker"):
+        target = root / "usr/local/bin" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((binaries / name).read_bytes())
+        target.chmod(0o755)
+        done = subprocess.run(["chroot", "--userspec=65532:65532", str(root), f"/usr/local/bin/{name}", "--version"],
+                              capture_output=True, text=True, env={"PATH": "/usr/local/bin"})
+        if done.returncode != 0:
+            yield f"{name} in the clean root: {done.stdout}{done.stderr}"
+        else:
+            print(f"in the clean root, as 65532: {done.stdout.strip()}")
+
+
+def build_in(root, text, rules):
+    """The stage `build` by hand. The Rust image is Debian with gcc and Rust; so is this."""
+    stage = text[text.index(" AS build\n") : text.index(" AS cpu")]
+    place = root / "src"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    context(text, rules, place)
+    home = Path(os.environ.get("CARGO_HOME", Path.home() / ".cargo"))
+    toolchain = subprocess.run(["rustc", "--print", "sysroot"], capture_output=True, text=True).stdout.strip()
+    env = {"PATH": "/usr/local/rust/bin:/usr/bin:/bin", "CARGO_HOME": "/usr/local/cargo", "CARGO_NET_OFFLINE": "true", "HOME": "/"}
+    commands = []
+    for word, rest in instructions(stage):
+        if word == "ENV":
+            env |= dict(item.split("=", 1) for item in shlex.split(rest))
+        elif word == "RUN":
+            commands.append(rest)
+    lines = ["set -ex"]
+    mounts = ((toolchain, "usr/local/rust"), (home / "registry", "usr/local/cargo/registry"), ("/dev", "dev"), ("/proc", "proc"))
+    for there, here in mounts:
+        lines.append(f"mkdir -p {shlex.quote(str(root / here))}")
+        lines.append(f"mount --rbind {shlex.quote(str(there))} {shlex.quote(str(root / here))}")
+    inside = "cd /src && " + " && ".join(commands)
+    lines.append(f"exec chroot {shlex.quote(str(root))} sh -exc {shlex.quote(inside)}")
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", "\n".join(lines)], env={**env, "PATH": env["PATH"] + ":/usr/sbin:/sbin"})
+    return [] if done.returncode == 0 else [f"the commands of the stage build fail in a clean root: exit {done.returncode}"]
+
+
+def self_test(text, rules):
+    """One fault of each kind is planted, to see it caught."""
+    planted = [
+        (text.replace("COPY proto proto", "COPY porto porto"), "no such file"),
+        (text.replace("COPY proto proto", "COPY k8s/base base"), "keeps it out"),
+        (text.replace("--from=build-cuda", "--from=build-cdua"), "no such stage"),
+        (text.replace("USER 65532:65532", "USER root"), "ends as the user"),
+        (text.replace("FROM ${RUNTIME} AS cpu", "FROM debian AS cpu"), "no fixed image"),
+        (text.replace("ARG RUST=rust:1.95-slim-bookworm", "ARG RUST=rust:latest"), "no fixed image"),
+        (text.replace("USER 65532:65532", "RUN true\nUSER 65532:65532"), "runs commands"),
+        (text.replace("AS cuda", "AS gpu"), "no stage cuda"),
+    ]
+    for changed, word in planted:
+        assert changed != text, word
+        assert any(word in fault for fault in faults_of(changed, rules)), (word, faults_of(changed, rules))
+
+
+def main():
+    binaries = Path(sys.argv[1])
+    text = DOCKERFILE.read_text()
+    lines = (ROOT / "k8s/Dockerfile.dockerignore").read_text().splitlines()
+    rules = [line for line in lines if line and not line.startswith("#")]
+    faults = faults_of(text, rules) + cargo_features(text)
+    self_test(text, rules)
+    with tempfile.TemporaryDirectory() as place:
+        context(text, rules, Path(place))
+        faults += builds_from(Path(place))
+        # A fault is planted, to see it caught.
+        shutil.rmtree(Path(place) / "worker/assets")
+        assert any("takes in" in fault for fault in builds_from(Path(place))), "a planted gap in the context was not caught"
+    with tempfile.TemporaryDirectory() as out:
+        done = subprocess.run(["sh", str(ROOT / "k8s/licences.sh"), out], cwd=ROOT, capture_output=True, text=True)
+        if done.returncode != 0:
+            faults.append(f"licences.sh: {done.stderr}")
+        texts = len(os.listdir(Path(out) / "crates")) if done.returncode == 0 else 0
+    for name in ("llink-coord", "llink-worker"):
+        if not (binaries / name).exists():
+            faults.append(f"{binaries / name} is not built")
+            continue
+        faults += libraries(binaries / name)
+    folders = {flag: Path(folder).resolve() for flag, folder in zip(sys.argv[2::2], sys.argv[3::2])}
+    if "--build" in folders:
+        faults += build_in(folders["--build"], text, rules)
+        binaries = folders["--build"] / "out/bin"
+    if "--root" in folders:
+        faults += run_in(folders["--root"], binaries)
+    for fault in faults:
+        print(fault)
+    print(f"Dockerfile: {texts} licence texts; " + ("faults above" if faults else "its copies, stages, users and libraries are sound"))
+    sys.exit(1 if faults else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+//! Who may talk to whom: all is denied, and what is opened picks pods and ports that are there.
+
+use serde_json::Value;
+
+use crate::set::{Set, list, name};
+
+/// Labels of pods that people bring: clients in the namespace.
+const FROM_OUTSIDE: [&str; 1] = ["llink/client"];
+
+pub(crate) fn check(set: &Set) -> Vec<String> {
+    let mut faults = Vec::new();
+    if set.pods().is_empty() {
+        return faults;
+    }
+    let denies = |p: &&Value| {
+        let open = ["ingress", "egress"].iter().any(|key| p["spec"].get(key).is_some());
+        p["spec"]["podSelector"] == serde_json::json!({})
+            && !open
+            && p["spec"]["policyTypes"].as_array().map_or(0, Vec::len) == 2
+    };
+    if set.of_kind("NetworkPolicy").find(denies).is_none() {
+        faults.push("no NetworkPolicy denies all traffic of the namespace".into());
+    }
+    for policy in set.of_kind("NetworkPolicy") {
+        let mut tell = |text: String| faults.push(format!("{}: {text}", name(policy)));
+        let own = set.selected(&policy["spec"]["podSelector"]["matchLabels"]);
+        if own.is_empty() {
+            tell("its selector picks no pod".into());
+        }
+        for (rules, peers, direction) in [("ingress", "from", "Ingress"), ("egress", "to", "Egress")] {
+            if policy["spec"].get(rules).is_some() && !list(&policy["spec"]["policyTypes"]).any(|t| t == direction) {
+                tell(format!("has {rules} rules and not the type {direction}"));
+            }
+            for rule in list(&policy["spec"][rules]) {
+                if list(&rule[peers]).next().is_none() {
+                    tell(format!("an {rules} rule names no peer: it opens to everybody"));
+                }
+                let mut far = Vec::new();
+                for peer in list(&rule[peers]).filter(|p| p.get("namespaceSelector").is_none()) {
+                    let Some(labels) = peer["podSelector"].get("matchLabels") else {
+                        continue;
+                    };
+                    let picked = set.selected(labels);
+                    let theirs = labels
+                        .as_object()
+                        .is_some_and(|l| l.keys().all(|k| FROM_OUTSIDE.contains(&k.as_str())));
+                    if picked.is_empty() && !theirs {
+                        tell(format!("an {rules} rule picks no pod: {labels}"));
+                    }
+                    far.extend(picked);
+                }
+                // A port's name is looked up on the pods that are called.
+                let called = if rules == "ingress" { &own } else { &far };
+                for port in list(&rule["ports"]).filter_map(|p| p["port"].as_str()) {
+                    if !called.iter().all(|pod| pod.port_names().contains(&port)) {
+                        tell(format!("port {port:?} is no port of who is called"));
+                    }
+                }
+            }
+        }
+    }
+    reachable(set, &mut faults);
+    faults
+}
+
+/// Workers reach the coordinator and each other, on all ports.
+fn reachable(set: &Set, faults: &mut Vec<String>) {
+    let worker = serde_json::json!({ "app.kubernetes.io/name": "llink-worker" });
+    let coordinator = serde_json::json!({ "app.kubernetes.io/name": "llink-coordinator" });
+    let all_ports = |rule: &Value| list(&rule["ports"]).any(|p| p["protocol"] == "TCP" && p.get("port").is_none());
+    let grpc = |rule: &Value| list(&rule["ports"]).any(|p| p["port"] == "grpc" || p["port"] == 7070);
+    let opens = |own: &Value, rules: &str, peers: &str, far: &Value, ports: &dyn Fn(&Value) -> bool| {
+        set.of_kind("NetworkPolicy")
+            .filter(|p| p["spec"]["podSelector"]["matchLabels"] == *own)
+            .any(|policy| {
+                list(&policy["spec"][rules])
+                    .any(|rule| ports(rule) && list(&rule[peers]).any(|p| p["podSelector"]["matchLabels"] == *far))
+            })
+    };
+    let wanted = [
+        (
+            opens(&worker, "egress", "to", &coordinator, &grpc),
+            "workers may not call the coordinator",
+        ),
+        (
+            opens(&coordinator, "ingress", "from", &worker, &grpc),
+            "the coordinator may not be called by workers",
+        ),
+        (
+            opens(&worker, "egress", "to", &worker, &all_ports),
+            "workers may not call each other on every port",
+        ),
+        (
+            opens(&worker, "ingress", "from", &worker, &all_ports),
+            "workers may not be called by each other on every port",
+        ),
+    ];
+    faults.extend(
+        wanted
+            .into_iter()
+            .filter(|(open, _)| !open)
+            .map(|(_, text)| text.to_owned()),
+    );
+}

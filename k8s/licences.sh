@@ -1,0 +1,32 @@
+#!/bin/sh
+# Gathers the licences of everything that is linked into the programs: licences.sh FOLDER. It reads what cargo has already
+# fetched, and fails where a crate ships no text and is under none that stands in every copy of the others.
+set -eu
+out=$1
+mkdir -p "$out/crates"
+cargo tree --locked --prefix none --edges normal,build --format '{p}|{l}' -p llink-coord -p llink-worker |
+    sed 's/ (\*)$//; s/ (proc-macro)//; s/ (\/.*)|/|/' | sort -u > "$out/list"
+sed 's/|/  /' "$out/list" > "$out/THIRD-PARTY.txt"
+registry=${CARGO_HOME:-$HOME/.cargo}/registry/src
+missing=0
+while IFS='|' read -r crate licence; do
+    name=$(echo "$crate" | cut -d' ' -f1)
+    version=$(echo "$crate" | cut -d' ' -f2 | sed 's/^v//')
+    case $name in '' | llink-*) continue ;; esac
+    if [ -z "$licence" ]; then
+        echo "$name $version names no licence" >&2
+        missing=1
+    fi
+    for folder in "$registry"/*/"$name-$version"; do
+        [ -d "$folder" ] || { echo "$name $version is not in the registry's folder" >&2; missing=1; continue; }
+        for text in "$folder"/LICEN[SC]E* "$folder"/COPYING* "$folder"/NOTICE* "$folder"/license*; do
+            [ -f "$text" ] && cp "$text" "$out/crates/$name-$version-$(basename "$text")"
+        done
+    done
+done < "$out/list"
+rm "$out/list"
+# Debian has the text of Apache-2.0, which is llink's own.
+if [ -f /usr/share/common-licenses/Apache-2.0 ]; then
+    cp /usr/share/common-licenses/Apache-2.0 "$out/LICENSE"
+fi
+exit $missing

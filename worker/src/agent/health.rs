@@ -1,0 +1,45 @@
+//! The health service of gRPC, for probes: the process lives; it is registered.
+
+use std::net::SocketAddr;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+/// The service whose health says that the coordinator knows this worker. The empty name says that the process lives: it
+/// does not hang on the coordinator's fate, or a coordinator that is away for a minute would have all workers restarted.
+const READY: &str = "ready";
+
+/// Says whether this worker is registered; nobody hears where no address was given.
+#[derive(Clone, Default)]
+pub(super) struct Readiness(Option<HealthReporter>);
+
+impl Readiness {
+    /// Starts the service.
+    pub(super) async fn serve(address: Option<SocketAddr>) -> anyhow::Result<Self> {
+        let Some(address) = address else {
+            return Ok(Self::default());
+        };
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("--health {address}"))?;
+        let (reporter, service) = tonic_health::server::health_reporter();
+        reporter.set_service_status("", ServingStatus::Serving).await;
+        reporter.set_service_status(READY, ServingStatus::NotServing).await;
+        let server = tonic::transport::Server::builder().add_service(service);
+        tokio::spawn(async move {
+            if let Err(e) = server.serve_with_incoming(TcpListenerStream::new(listener)).await {
+                tracing::warn!("health: {e}");
+            }
+        });
+        Ok(Self(Some(reporter)))
+    }
+
+    pub(super) async fn set(&self, status: ServingStatus) {
+        if let Some(reporter) = &self.0 {
+            reporter.set_service_status(READY, status).await;
+        }
+    }
+}

@@ -1,0 +1,476 @@
+//! What a task reads and writes outside of its own output, checked against the roots that this worker was given: a
+//! coordinator that was taken over gets no further than they reach.
+//!
+//! Every field of every task is named here, so that a new one does not compile before somebody has thought about it. Paths
+//! and artefacts are relative to the output; the store refuses those that would leave it.
+
+use llink_datasets::roots::{Roots, check_key_variable};
+use llink_proto::task::Kind;
+use llink_proto::{
+    Align, Answers, CleanSource, EmbedShard, Evaluate, Export, Instruct, Judge, ModelEndpoint, ModelRef, PrepareModel,
+    Source, SplitCorpus, Synthesize, Task, WriteShard,
+};
+
+/// What a task names outside of its output.
+#[derive(Default)]
+struct Named<'a> {
+    urls: Vec<&'a str>,
+    models: Vec<&'a ModelRef>,
+    key_variables: Vec<&'a str>,
+}
+
+/// Refuses a task that names what lies below none of the roots.
+pub(super) fn check(task: &Task, roots: &Roots) -> Result<(), String> {
+    let named = Named::of(task);
+    // A fingerprint names a folder on this machine.
+    for ModelRef {
+        role: _,
+        url,
+        fingerprint,
+    } in &named.models
+    {
+        if fingerprint.is_empty() || !fingerprint.bytes().all(|b| b.is_ascii_alphanumeric()) {
+            return Err(format!("{url}: {fingerprint:?} is no model's fingerprint"));
+        }
+    }
+    if *roots == Roots::Any {
+        return Ok(());
+    }
+    named.key_variables.into_iter().try_for_each(check_key_variable)?;
+    let models = named.models.iter().map(|model| model.url.as_str());
+    named
+        .urls
+        .into_iter()
+        .chain(models)
+        .filter(|url| !url.is_empty())
+        .try_for_each(|url| roots.admit(url))
+}
+
+impl<'a> Named<'a> {
+    fn of(task: &'a Task) -> Self {
+        let Task { output_url, kind } = task;
+        let mut named = Self::default();
+        named.urls.push(output_url);
+        match kind {
+            Some(Kind::CleanSource(task)) => named.clean_source(task),
+            Some(Kind::SplitCorpus(task)) => within_split_corpus(task),
+            Some(Kind::WriteShard(task)) => within_write_shard(task),
+            Some(Kind::Synthesize(task)) => named.synthesize(task),
+            Some(Kind::PrepareModel(task)) => named.prepare_model(task),
+            Some(Kind::EmbedShard(task)) => named.embed_shard(task),
+            Some(Kind::Align(task)) => within_align(task),
+            Some(Kind::Instruct(task)) => named.instruct(task),
+            Some(Kind::Evaluate(task)) => named.evaluate(task),
+            Some(Kind::Export(task)) => named.export(task),
+            None => {}
+        }
+        named
+    }
+
+    fn clean_source(&mut self, task: &'a CleanSource) {
+        let CleanSource {
+            corpus: _,
+            source,
+            rules: _,
+            sample_rows: _,
+            seed: _,
+            with_signatures: _,
+            path: _,
+        } = task;
+        source.iter().for_each(|source| self.source(source));
+    }
+
+    fn source(&mut self, source: &'a Source) {
+        let Source {
+            url,
+            foreign_url,
+            format: _,
+            compression: _,
+            english_column: _,
+            foreign_column: _,
+            english_language: _,
+            foreign_language: _,
+        } = source;
+        // Not a place: rows that are made.
+        self.urls.extend(
+            [url, foreign_url]
+                .map(String::as_str)
+                .into_iter()
+                .filter(|url| *url != "sample"),
+        );
+    }
+
+    fn synthesize(&mut self, task: &'a Synthesize) {
+        let Synthesize {
+            pairs: _,
+            rows: _,
+            prompts: _,
+            endpoint,
+            rules: _,
+            path: _,
+            role: _,
+            stage_key: _,
+            cache: _,
+            skip: _,
+        } = task;
+        endpoint.iter().for_each(|endpoint| self.endpoint(endpoint));
+    }
+
+    fn endpoint(&mut self, endpoint: &'a ModelEndpoint) {
+        let ModelEndpoint {
+            url,
+            model: _,
+            api_key_env,
+            concurrency: _,
+            requests_per_minute: _,
+            timeout_s: _,
+            attempts: _,
+            max_tokens: _,
+            temperature: _,
+            refusals: _,
+        } = endpoint;
+        self.urls.push(url);
+        self.key_variables.push(api_key_env);
+    }
+
+    fn prepare_model(&mut self, task: &'a PrepareModel) {
+        let PrepareModel {
+            role: _,
+            source,
+            seed: _,
+            text_shards: _,
+            path: _,
+        } = task;
+        // Models that are made, or come with this program.
+        self.urls
+            .extend(Some(source.as_str()).filter(|source| !matches!(*source, "tiny" | "random")));
+    }
+
+    fn embed_shard(&mut self, task: &'a EmbedShard) {
+        let EmbedShard {
+            model,
+            shard: _,
+            path: _,
+            role: _,
+            token_budget: _,
+            max_chars: _,
+            max_tokens: _,
+        } = task;
+        self.models.extend(model);
+    }
+
+    fn instruct(&mut self, task: &'a Instruct) {
+        let Instruct {
+            instructions: _,
+            encoder_vectors: _,
+            teacher_vectors: _,
+            projector: _,
+            decoder,
+            options: _,
+            directory: _,
+            upkeep: _,
+            held_out_instructions: _,
+            held_out_encoder_vectors: _,
+            held_out_teacher_vectors: _,
+            validation_examples: _,
+            token_budget: _,
+            recompute: _,
+            max_tokens: _,
+        } = task;
+        self.models.extend(decoder);
+    }
+
+    fn evaluate(&mut self, task: &'a Evaluate) {
+        let Evaluate {
+            encoder_vectors: _,
+            teacher_vectors: _,
+            pair_shards: _,
+            projector: _,
+            benchmark_pairs: _,
+            decoder,
+            path: _,
+            seed: _,
+            answers,
+            judge,
+            page: _,
+            align_metrics: _,
+            instruct_metrics: _,
+        } = task;
+        self.models.extend(decoder);
+        answers.iter().for_each(within_answers);
+        judge.iter().for_each(|judge| self.judge(judge));
+    }
+
+    fn judge(&mut self, task: &'a Judge) {
+        let Judge {
+            endpoint,
+            examples: _,
+            direct_answers,
+            max_answer_tokens: _,
+            max_tokens: _,
+            path: _,
+            cache: _,
+        } = task;
+        endpoint.iter().for_each(|endpoint| self.endpoint(endpoint));
+        self.urls.push(direct_answers);
+    }
+
+    fn export(&mut self, task: &'a Export) {
+        let Export {
+            directory: _,
+            projector: _,
+            adapter: _,
+            adapter_config: _,
+            slots: _,
+            encoder,
+            decoder,
+            encoder_name: _,
+            decoder_name: _,
+            encoder_source: _,
+            decoder_source: _,
+            max_chars: _,
+            max_tokens: _,
+            text_tokens: _,
+            instructions: _,
+            model_card: _,
+        } = task;
+        // The sources are written into the bundle and not opened here.
+        self.models.extend(encoder);
+        self.models.extend(decoder);
+    }
+}
+
+// Nothing of these lies outside of the output.
+
+fn within_split_corpus(task: &SplitCorpus) {
+    let SplitCorpus {
+        corpus: _,
+        cleaned: _,
+        train_rows: _,
+        holdout_rows: _,
+        shard_rows: _,
+        path: _,
+        near_duplicates: _,
+        similarity: _,
+    } = task;
+}
+
+fn within_write_shard(task: &WriteShard) {
+    let WriteShard {
+        corpus: _,
+        cleaned: _,
+        assignment: _,
+        shard: _,
+        path: _,
+        role: _,
+        stage_key: _,
+    } = task;
+}
+
+fn within_align(task: &Align) {
+    let Align {
+        encoder_vectors: _,
+        teacher_vectors: _,
+        options: _,
+        directory: _,
+        upkeep: _,
+        held_out_encoder_vectors: _,
+        held_out_teacher_vectors: _,
+        validation_pairs: _,
+        micro_batch: _,
+    } = task;
+}
+
+fn within_answers(task: &Answers) {
+    let Answers {
+        instructions: _,
+        encoder_vectors: _,
+        adapter: _,
+        adapter_config: _,
+        slots: _,
+        examples: _,
+        max_answer_tokens: _,
+        max_tokens: _,
+        path: _,
+        direct_adapter: _,
+        direct_adapter_config: _,
+        projector: _,
+    } = task;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn roots() -> Roots {
+        Roots::of(&["/data".into(), "https://models.example/v1".into()]).unwrap()
+    }
+
+    fn task(kind: Kind) -> Task {
+        Task {
+            output_url: "/data/out".into(),
+            kind: Some(kind),
+        }
+    }
+
+    fn model(url: &str) -> Option<ModelRef> {
+        Some(ModelRef {
+            url: url.into(),
+            fingerprint: "0f".into(),
+            ..ModelRef::default()
+        })
+    }
+
+    fn endpoint(url: &str, api_key_env: &str) -> Option<ModelEndpoint> {
+        Some(ModelEndpoint {
+            url: url.into(),
+            api_key_env: api_key_env.into(),
+            ..ModelEndpoint::default()
+        })
+    }
+
+    /// Tasks of every kind that name something outside, with `url` in one place each.
+    fn tasks_with(url: &str) -> Vec<(&'static str, Task)> {
+        let source = |url: &str, foreign: &str| {
+            let source = Some(Source {
+                url: url.into(),
+                foreign_url: foreign.into(),
+                ..Source::default()
+            });
+            task(Kind::CleanSource(CleanSource {
+                source,
+                ..CleanSource::default()
+            }))
+        };
+        let judge = |judge: Judge| {
+            task(Kind::Evaluate(Evaluate {
+                judge: Some(judge),
+                ..Evaluate::default()
+            }))
+        };
+        let export = |encoder: &str, decoder: &str| {
+            task(Kind::Export(Export {
+                encoder: model(encoder),
+                decoder: model(decoder),
+                ..Export::default()
+            }))
+        };
+        let good = "/data/in";
+        vec![
+            ("source", source(url, "")),
+            ("foreign side of a source", source(good, url)),
+            (
+                "synthesis",
+                task(Kind::Synthesize(Synthesize {
+                    endpoint: endpoint(url, ""),
+                    ..Synthesize::default()
+                })),
+            ),
+            (
+                "model",
+                task(Kind::PrepareModel(PrepareModel {
+                    source: url.into(),
+                    ..PrepareModel::default()
+                })),
+            ),
+            (
+                "embedding model",
+                task(Kind::EmbedShard(EmbedShard {
+                    model: model(url),
+                    ..EmbedShard::default()
+                })),
+            ),
+            (
+                "decoder",
+                task(Kind::Instruct(Instruct {
+                    decoder: model(url),
+                    ..Instruct::default()
+                })),
+            ),
+            (
+                "evaluated decoder",
+                task(Kind::Evaluate(Evaluate {
+                    decoder: model(url),
+                    ..Evaluate::default()
+                })),
+            ),
+            (
+                "judge",
+                judge(Judge {
+                    endpoint: endpoint(url, ""),
+                    ..Judge::default()
+                }),
+            ),
+            (
+                "direct answers",
+                judge(Judge {
+                    direct_answers: url.into(),
+                    ..Judge::default()
+                }),
+            ),
+            ("exported encoder", export(url, good)),
+            ("exported decoder", export(good, url)),
+            (
+                "output",
+                Task {
+                    output_url: url.into(),
+                    kind: None,
+                },
+            ),
+        ]
+    }
+
+    #[test]
+    fn every_url_of_every_task_must_lie_below_a_root() {
+        for (what, task) in tasks_with("/data/in/file") {
+            assert_eq!(check(&task, &roots()), Ok(()), "{what}");
+        }
+        for url in ["/etc/passwd", "/data/../etc/passwd", "http://169.254.169.254/latest"] {
+            for (what, task) in tasks_with(url) {
+                let said = check(&task, &roots()).expect_err(what);
+                assert!(said.contains(url), "{what}: {said}");
+                assert_eq!(check(&task, &Roots::Any), Ok(()), "{what}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_made_here_needs_no_root() {
+        let made = |source: &str| {
+            task(Kind::PrepareModel(PrepareModel {
+                source: source.into(),
+                ..PrepareModel::default()
+            }))
+        };
+        assert_eq!(check(&made("tiny"), &roots()), Ok(()));
+        assert_eq!(check(&made("random"), &roots()), Ok(()));
+    }
+
+    #[test]
+    fn the_workers_own_keys_are_sent_to_nobody() {
+        let ask = |variable: &str| {
+            task(Kind::Synthesize(Synthesize {
+                endpoint: endpoint("https://models.example/v1", variable),
+                ..Synthesize::default()
+            }))
+        };
+        assert_eq!(check(&ask("OPENAI_API_KEY"), &roots()), Ok(()));
+        let said = check(&ask("AWS_SECRET_ACCESS_KEY"), &roots()).unwrap_err();
+        assert!(said.contains("AWS_SECRET_ACCESS_KEY"), "{said}");
+    }
+
+    #[test]
+    fn a_fingerprint_leads_nowhere() {
+        let task = task(Kind::EmbedShard(EmbedShard {
+            model: Some(ModelRef {
+                url: "/data/model".into(),
+                fingerprint: "../../home".into(),
+                ..ModelRef::default()
+            }),
+            ..EmbedShard::default()
+        }));
+        for roots in [roots(), Roots::Any] {
+            assert!(check(&task, &roots).unwrap_err().contains("fingerprint"));
+        }
+    }
+}
