@@ -87,7 +87,7 @@ struct Found {
 /// How far a run went within the memory that there is.
 enum Passed<'a> {
     /// Forward: backward is known to fit as well.
-    Forward(Run<'a>),
+    Forward(Box<Run<'a>>),
     /// All the way; each layer's gradient.
     Back(Range<usize>, Vec<(usize, Tensor)>, Found),
 }
@@ -305,7 +305,7 @@ impl DeviceInstructTrainer {
                 |budget| {
                     let run = self.forward(decoder, adapter, input, slots.as_ref(), due, (from, budget))?;
                     if self.proven {
-                        return Ok(Passed::Forward(run));
+                        return Ok(Passed::Forward(Box::new(run)));
                     }
                     let (rows, mut layers) = (run.rows.clone(), Vec::new());
                     let found = self.backward(run, &mut |layer, gradient| {
@@ -320,7 +320,7 @@ impl DeviceInstructTrainer {
                 Passed::Forward(run) => {
                     from = run.rows.end;
                     let last = from == input.examples.len();
-                    self.backward(run, &mut |layer, gradient| sums.add(layer, gradient, last, collective))?
+                    self.backward(*run, &mut |layer, gradient| sums.add(layer, gradient, last, collective))?
                 }
                 Passed::Back(rows, layers, found) => {
                     from = rows.end;
