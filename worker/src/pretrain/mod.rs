@@ -1,6 +1,6 @@
 //! Tiny models that know the sample grammar, trained from scratch: an encoder whose vector holds what a Khmer sentence says, and
-//! a decoder that says English and follows instructions about it. They stand in for XLM-R and Llama where those are too large:
-//! in trials, tests and the quickstart.
+//! a decoder that says English, follows instructions about it, holds a sentence in its teacher vector and reads soft slots. They stand
+//! in for XLM-R and Llama where those are too large: in trials, tests and the quickstart.
 //!
 //! Neither sees the other's language paired with its own: only Stage A and Stage B bring them together.
 
