@@ -42,7 +42,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         with_signatures: near != NearDuplicates::Keep,
     };
     let cleaned = clean_source(&spec, &store, "cleaned.parquet", &silent).await?;
-    println!("clean {:?} {:?}", started.elapsed(), cleaned.counts);
+    println!(
+        "clean {:?} {:?}, peak {} MiB",
+        started.elapsed(),
+        cleaned.counts,
+        peak_kib() >> 10
+    );
     for warning in &cleaned.warnings {
         println!("  {warning}");
     }
@@ -57,7 +62,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         near_duplicates: near,
     };
     let split = split_corpus(&spec, &store, &paths, "assignment.parquet", &silent).await?;
-    println!("split {:?} {:?} {:?}", started.elapsed(), split.counts, split.warnings);
+    println!(
+        "split {:?} {:?} {:?}, peak so far {} MiB",
+        started.elapsed(),
+        split.counts,
+        split.warnings,
+        peak_kib() >> 10
+    );
 
     let started = Instant::now();
     // As a job's workers do: shards are written independently.

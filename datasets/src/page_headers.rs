@@ -4,18 +4,32 @@
 /// The largest page, decompressed, that is taken in. Writers aim at 1 MiB.
 const LARGEST_PAGE: i64 = 256 << 20;
 
-/// The size of the first page in `chunk` that declares more than [`LARGEST_PAGE`] bytes, or a negative number. `chunk` holds
-/// pages end to end. Where it does not hold what a page header must, nothing is found: the reader itself refuses that.
-pub(crate) fn oversized_page(chunk: &[u8]) -> Option<i64> {
+/// What is wrong with the first page of `chunk`, pages end to end, that must not be decoded: it declares more than
+/// [`LARGEST_PAGE`] bytes, or a field has not the type that it must have, at which readers that trust it go astray. Where a header
+/// ends too soon nothing is found: every reader refuses that.
+pub(crate) fn flaw(chunk: &[u8]) -> Option<String> {
     let mut rest = chunk;
     while !rest.is_empty() {
-        let header = PageSizes::read(&mut rest)?;
+        let header = match PageSizes::read(&mut rest) {
+            Ok(header) => header,
+            Err(Unread::Mistyped(id)) => return Some(format!("field {id} of a page header has the wrong type")),
+            Err(Unread::Ended) => return None,
+        };
         if !(0..=LARGEST_PAGE).contains(&header.decoded) {
-            return Some(header.decoded);
+            return Some(format!("a page declares a size of {} bytes", header.decoded));
         }
         rest = rest.get(usize::try_from(header.stored).ok()?..)?;
     }
     None
+}
+
+/// Why a header could not be read.
+#[derive(Debug, PartialEq, Eq)]
+enum Unread {
+    /// It is not whole, or of no known form.
+    Ended,
+    /// The field of this number is of another type than the format says.
+    Mistyped(i64),
 }
 
 /// Of a `PageHeader`, Thrift's compact protocol: <https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift>.
@@ -36,22 +50,58 @@ const I32: u8 = 5;
 const I64: u8 = 6;
 const DOUBLE: u8 = 7;
 const BINARY: u8 = 8;
+const LIST: u8 = 9;
+const SET: u8 = 10;
+const MAP: u8 = 11;
 const STRUCT: u8 = 12;
+
+/// The types of the fields 1, 2, … of a `PageHeader`, and of those of its headers for data, index, dictionary and version-2 data
+/// pages, its fields 5 to 8. `TRUE` is either truth value.
+const PAGE_HEADER: &[u8] = &[I32, I32, I32, I32, STRUCT, STRUCT, STRUCT, STRUCT];
+const INNER: [&[u8]; 4] = [
+    &[I32, I32, I32, I32, STRUCT],
+    &[],
+    &[I32, I32, TRUE],
+    &[I32, I32, I32, I32, I32, I32, TRUE, STRUCT],
+];
+
+/// Whether a field is of the type that a table says; fields that are not in it may be of any.
+fn is_typed(fields: &[u8], id: i64, kind: u8) -> bool {
+    let index = usize::try_from(id - 1).unwrap_or(usize::MAX);
+    let kind = if kind == FALSE { TRUE } else { kind };
+    fields.get(index).is_none_or(|expected| *expected == kind)
+}
 
 impl PageSizes {
     /// Reads a header and leaves `from` behind it.
-    fn read(from: &mut &[u8]) -> Option<Self> {
+    fn read(from: &mut &[u8]) -> Result<Self, Unread> {
         let mut sizes = Self::default();
         let mut id = 0;
-        while let Some(kind) = field(from, &mut id)? {
-            match (id, kind) {
-                (2, I32) => sizes.decoded = signed(from)?,
-                (3, I32) => sizes.stored = signed(from)?,
-                _ => skip(from, kind, 0)?,
+        while let Some(kind) = field(from, &mut id).ok_or(Unread::Ended)? {
+            if !is_typed(PAGE_HEADER, id, kind) {
+                return Err(Unread::Mistyped(id));
+            }
+            match id {
+                2 => sizes.decoded = signed(from).ok_or(Unread::Ended)?,
+                3 => sizes.stored = signed(from).ok_or(Unread::Ended)?,
+                5..=8 => inner(from, INNER[id as usize - 5])?,
+                _ => skip(from, kind, 0).ok_or(Unread::Ended)?,
             }
         }
-        Some(sizes)
+        Ok(sizes)
     }
+}
+
+/// Leaves the header of a kind of page behind.
+fn inner(from: &mut &[u8], fields: &[u8]) -> Result<(), Unread> {
+    let mut id = 0;
+    while let Some(kind) = field(from, &mut id).ok_or(Unread::Ended)? {
+        if !is_typed(fields, id, kind) {
+            return Err(Unread::Mistyped(id));
+        }
+        skip(from, kind, 1).ok_or(Unread::Ended)?;
+    }
+    Ok(())
 }
 
 /// The next field's type, and its number in `id`; `Some(None)` at the struct's end.
@@ -67,7 +117,7 @@ fn field(from: &mut &[u8], id: &mut i64) -> Option<Option<u8>> {
     Some(Some(byte & 0x0F))
 }
 
-/// Leaves a value behind. Lists and maps do not occur in page headers.
+/// Leaves a value behind.
 fn skip(from: &mut &[u8], kind: u8, depth: u8) -> Option<()> {
     const DEEPEST: u8 = 8;
     match kind {
@@ -79,7 +129,24 @@ fn skip(from: &mut &[u8], kind: u8, depth: u8) -> Option<()> {
             let length = usize::try_from(varint(from)?).ok()?;
             from.split_off(..length)?;
         }
-        STRUCT if depth < DEEPEST => {
+        _ if depth >= DEEPEST => return None,
+        LIST | SET => {
+            let byte = *from.split_off_first()?;
+            let length = match byte >> 4 {
+                15 => varint(from)?,
+                length => u64::from(length),
+            };
+            (0..length).try_for_each(|_| skip_element(from, byte & 0x0F, depth + 1))?;
+        }
+        MAP => {
+            let length = varint(from)?;
+            let kinds = if length == 0 { 0 } else { *from.split_off_first()? };
+            for _ in 0..length {
+                skip_element(from, kinds >> 4, depth + 1)?;
+                skip_element(from, kinds & 0x0F, depth + 1)?;
+            }
+        }
+        STRUCT => {
             let mut id = 0;
             while let Some(kind) = field(from, &mut id)? {
                 skip(from, kind, depth + 1)?;
@@ -88,6 +155,14 @@ fn skip(from: &mut &[u8], kind: u8, depth: u8) -> Option<()> {
         _ => return None,
     }
     Some(())
+}
+
+/// Leaves an element of a list behind: other than a field's, a truth value is a byte of its own.
+fn skip_element(from: &mut &[u8], kind: u8, depth: u8) -> Option<()> {
+    match kind {
+        TRUE | FALSE => from.split_off(..1).map(drop),
+        _ => skip(from, kind, depth),
+    }
 }
 
 fn varint(from: &mut &[u8]) -> Option<u64> {
@@ -159,18 +234,31 @@ mod tests {
             }
             assert!(pages > 5, "{pages}");
             assert_eq!(found + headers, decoded);
-            assert_eq!(oversized_page(&chunk), None);
+            assert_eq!(flaw(&chunk), None);
         }
     }
 
     #[test]
     fn a_page_that_asks_for_too_much_is_found_wherever_it_stands() {
         let (sound, _) = chunk(WriterVersion::PARQUET_1_0);
+        let found = |parts: &[&[u8]]| flaw(&parts.concat()).unwrap_or_default();
         // type: data page; 2^31 − 1 bytes decoded; 4 stored; the end; the page.
         let hostile = [0x15, 0, 0x15, 0xFE, 0xFF, 0xFF, 0xFF, 0x0F, 0x15, 8, 0, 1, 2, 3, 4];
-        assert_eq!(oversized_page(&hostile), Some(i64::from(i32::MAX)));
-        let last = [sound.as_slice(), &hostile].concat();
-        assert_eq!(oversized_page(&last), Some(i64::from(i32::MAX)));
-        assert_eq!(oversized_page(&[sound.as_slice(), &hostile[..6]].concat()), None);
+        assert!(found(&[&hostile]).contains("2147483647 bytes"));
+        assert!(found(&[&sound, &hostile]).contains("2147483647 bytes"));
+        assert_eq!(found(&[&sound, &hostile[..6]]), "");
+        // Behind a list of two truth values, a map of a number to a text, and a set of none, that no page header has.
+        let odd = [0x99, 0x21, 1, 2, 0x1B, 1, 0x58, 6, 1, b'x', 0x1A, 0x05];
+        assert!(found(&[&odd, &[0x05, 4], &hostile[3..]]).contains("2147483647 bytes"));
+    }
+
+    #[test]
+    fn a_field_of_another_type_is_found() {
+        // A truth value where the decoded size should stand: readers that go by the number alone take what follows for it.
+        let hostile = [0x15, 0, 0x11, 0xFE, 0xFF, 0xFF, 0xFF, 0x0F, 0x15, 8, 0];
+        assert_eq!(flaw(&hostile).unwrap(), "field 2 of a page header has the wrong type");
+        // The same within a data page's header.
+        let hostile = [0x15, 0, 0x15, 8, 0x15, 8, 0x2C, 0x15, 2, 0x11, 0x15, 2];
+        assert_eq!(flaw(&hostile).unwrap(), "field 2 of a page header has the wrong type");
     }
 }

@@ -13,7 +13,7 @@ use parquet::arrow::async_reader::AsyncFileReader;
 use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 
-use crate::page_headers::oversized_page;
+use crate::page_headers::flaw;
 
 /// One object, of which only the parts that are needed are fetched.
 pub(crate) struct ObjectReader {
@@ -27,7 +27,7 @@ impl AsyncFileReader for ObjectReader {
         async move { self.objects.get_range(&self.location, range).await.map_err(external) }.boxed()
     }
 
-    /// Pages of columns. Those that would take too much memory are refused before they are decoded.
+    /// Pages of columns. What would take too much memory is refused before it is decoded.
     fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, Result<Vec<Bytes>>> {
         async move {
             let pages = self
@@ -35,10 +35,8 @@ impl AsyncFileReader for ObjectReader {
                 .get_ranges(&self.location, &ranges)
                 .await
                 .map_err(external)?;
-            match pages.iter().find_map(|pages| oversized_page(pages)) {
-                Some(bytes) => Err(ParquetError::General(format!(
-                    "a page declares a size of {bytes} bytes"
-                ))),
+            match pages.iter().find_map(|pages| flaw(pages)) {
+                Some(flaw) => Err(ParquetError::General(flaw)),
                 None => Ok(pages),
             }
         }

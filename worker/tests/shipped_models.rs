@@ -17,7 +17,7 @@ fn their_weights_are_small_enough_to_ship() {
     };
     let (encoder, decoder) = (&tiny::SHIPPED_ENCODER, &tiny::SHIPPED_DECODER);
     println!("{} bytes in all", bytes(encoder) + bytes(decoder));
-    assert!(weights(encoder) + weights(decoder) < 2 << 20);
+    assert!(weights(encoder) + weights(decoder) < 2_000_000);
 }
 
 #[test]
