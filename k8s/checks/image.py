@@ -250,7 +250,7 @@ def main():
     if "--build" in folders:
         faults += build_in(folders["--build"], text, rules)
         binaries = folders["--build"] / "out/bin"
-    if "--root" in folders:
+    if "--root" in folders and all((binaries / name).exists() for name in ("llink-coord", "llink-worker")):
         faults += run_in(folders["--root"], binaries)
     for fault in faults:
         print(fault)
