@@ -285,6 +285,9 @@ fn documented(scraped: &str) {
         assert!(book.contains(&format!("`{name}")), "RUNBOOK.md does not explain {name}");
     }
     let alerts = include_str!("../../k8s/alerts.yaml");
+    for alert in alerts.lines().filter_map(|l| l.trim().strip_prefix("- alert: ")) {
+        assert!(book.contains(&format!("| {alert} |")), "RUNBOOK.md does not explain {alert}");
+    }
     let asked = alerts
         .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
         .filter(|w| w.starts_with("llink_"));
