@@ -286,7 +286,10 @@ fn documented(scraped: &str) {
     }
     let alerts = include_str!("../../k8s/alerts.yaml");
     for alert in alerts.lines().filter_map(|l| l.trim().strip_prefix("- alert: ")) {
-        assert!(book.contains(&format!("| {alert} |")), "RUNBOOK.md does not explain {alert}");
+        assert!(
+            book.contains(&format!("| {alert} |")),
+            "RUNBOOK.md does not explain {alert}"
+        );
     }
     let asked = alerts
         .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')

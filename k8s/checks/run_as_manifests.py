@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GROUP = 65532
 # The quickstart at a size that takes seconds, on the volume that the pods share.
 SIZES = {"output": '"/data/out"', "train_pairs": 1200, "holdout_pairs": 300, "train": 150, "validation": 30, "batch": 64,
-         "warmup_steps": 10, "benchmark_pairs": 200}
+         "warmup_steps": 10, "epochs": 1, "benchmark_pairs": 200}
 ALIGN = "[align]\ncheckpoint_every = 20\nqueue = 512\nhard_negatives = 32"
 
 
