@@ -37,7 +37,7 @@ fn the_encoder_in_training_computes_what_the_frozen_one_does() {
 fn the_decoder_in_training_computes_what_the_frozen_one_does() {
     let frozen = Decoder::load(&fixture("decoder"), &Device::Cpu, DType::F32).unwrap();
     let graph = TrainableDecoder::read(&fixture("decoder")).unwrap();
-    let ids = vec![vec![7, 9, 300, 12], (0..30).map(|i| 11 + i * 5).collect(), vec![40]];
+    let ids = [vec![7, 9, 300, 12], (0..30).map(|i| 11 + i * 5).collect(), vec![40]];
     let documents: Vec<Document> = ids.iter().map(|ids| Document::plain(ids.clone(), 0)).collect();
     let share = Share::new(&documents.iter().collect::<Vec<_>>(), 0).unwrap();
     let rows = share.batch.rows_from(&[0, 0, 0]);

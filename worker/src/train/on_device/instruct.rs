@@ -37,6 +37,9 @@ pub struct DeviceInstructTrainer {
     staging: Staging,
     /// Tokens at once that are known to fit.
     fits: usize,
+    /// Whether a whole step has fitted. Until then nothing of a run goes to the other ranks before all of the run has fitted, so that
+    /// it can be tried again with less.
+    proven: bool,
 }
 
 /// Gradients and losses as they come together over the runs of a step.
@@ -47,6 +50,46 @@ struct Sums {
     by_slots: Vec<Tensor>,
     sft: Tensor,
     zero: Tensor,
+}
+
+impl Sums {
+    /// Adds a run's gradient of a layer. After the last run its sum goes to the other ranks.
+    fn add(&mut self, layer: usize, gradient: Tensor, last: bool, collective: &mut dyn Collective) -> Result<()> {
+        let sum = match self.layers[layer].take() {
+            Some(before) => (before + gradient)?,
+            None => gradient,
+        };
+        if last {
+            collective.begin_all_reduce(&sum)?;
+        }
+        self.layers[layer] = Some(sum);
+        Ok(())
+    }
+
+    /// Adds the rest of what a run found.
+    fn finish(&mut self, found: Found) -> Result<()> {
+        self.sft = (&self.sft + found.sft)?;
+        if let Some(zero) = found.zero {
+            self.zero = (&self.zero + zero)?;
+        }
+        self.by_slots.extend(found.by_slots);
+        Ok(())
+    }
+}
+
+/// What a run found beside the gradients of the layers.
+struct Found {
+    sft: Tensor,
+    zero: Option<Tensor>,
+    by_slots: Option<Tensor>,
+}
+
+/// How far a run went within the memory that there is.
+enum Passed<'a> {
+    /// Forward: backward is known to fit as well.
+    Forward(Run<'a>),
+    /// All the way; each layer's gradient.
+    Back(Range<usize>, Vec<(usize, Tensor)>, Found),
 }
 
 /// What a run's forward pass left.
@@ -86,6 +129,7 @@ impl DeviceInstructTrainer {
             weights,
             staging: Staging::default(),
             fits: usize::MAX,
+            proven: false,
         })
     }
 
@@ -250,7 +294,7 @@ impl DeviceInstructTrainer {
         let mut from = 0;
         while from < input.examples.len() {
             let mut budget = input.token_budget.min(self.fits);
-            let run = within_memory(
+            let passed = within_memory(
                 &mut budget,
                 &mut |budget| {
                     tracing::warn!(
@@ -258,12 +302,38 @@ impl DeviceInstructTrainer {
                         "out of memory on the device: going on with half as many tokens at once"
                     )
                 },
-                |budget| self.forward(decoder, adapter, input, slots.as_ref(), due, (from, budget)),
+                |budget| {
+                    let run = self.forward(decoder, adapter, input, slots.as_ref(), due, (from, budget))?;
+                    if self.proven {
+                        return Ok(Passed::Forward(run));
+                    }
+                    let (rows, mut layers) = (run.rows.clone(), Vec::new());
+                    let found = self.backward(run, &mut |layer, gradient| {
+                        layers.push((layer, gradient));
+                        Ok(())
+                    })?;
+                    Ok(Passed::Back(rows, layers, found))
+                },
             )?;
             self.fits = self.fits.min(budget);
-            from = run.rows.end;
-            self.backward(run, from == input.examples.len(), &mut sums, collective)?;
+            let found = match passed {
+                Passed::Forward(run) => {
+                    from = run.rows.end;
+                    let last = from == input.examples.len();
+                    self.backward(run, &mut |layer, gradient| sums.add(layer, gradient, last, collective))?
+                }
+                Passed::Back(rows, layers, found) => {
+                    from = rows.end;
+                    let last = from == input.examples.len();
+                    for (layer, gradient) in layers {
+                        sums.add(layer, gradient, last, collective)?;
+                    }
+                    found
+                }
+            };
+            sums.finish(found)?;
         }
+        self.proven |= !input.examples.is_empty();
         if input.examples.is_empty() {
             // A rank without rows takes part with zeros.
             for layer in (0..self.adapter.layers()).rev() {
@@ -326,31 +396,20 @@ impl DeviceInstructTrainer {
         })
     }
 
-    fn backward(&self, run: Run<'_>, last: bool, sums: &mut Sums, collective: &mut dyn Collective) -> Result<()> {
+    /// A run's way back; `each` is given every layer's gradient, the last layer's first.
+    fn backward(&self, run: Run<'_>, each: &mut dyn FnMut(usize, Tensor) -> Result<()>) -> Result<Found> {
         let Run { batch, pass, zero, .. } = run;
-        sums.sft = (&sums.sft + pass.loss_on_device().tensor(&self.device)?)?;
-        if let Some(zero) = zero {
-            sums.zero = (&sums.zero + zero)?;
-        }
-        let layers = &mut sums.layers;
-        let by_embeddings = pass.backward_on_device(&mut |layer, gradient| {
-            let sum = match layers[layer].take() {
-                Some(before) => (before + gradient)?,
-                None => gradient,
-            };
-            if last {
-                collective.begin_all_reduce(&sum)?;
+        let sft = pass.loss_on_device().tensor(&self.device)?;
+        let by_embeddings = pass.backward_on_device(each)?;
+        let by_slots = match batch.slot_rows.is_empty() {
+            true => None,
+            false => {
+                let rows: Vec<u32> = batch.slot_rows.iter().map(|row| *row as u32).collect();
+                let rows = Tensor::new(rows, &self.device)?;
+                Some(by_embeddings.index_select(&rows, 0)?.to_dtype(DType::F32)?)
             }
-            layers[layer] = Some(sum);
-            Ok(())
-        })?;
-        if !batch.slot_rows.is_empty() {
-            let rows: Vec<u32> = batch.slot_rows.iter().map(|row| *row as u32).collect();
-            let rows = Tensor::new(rows, &self.device)?;
-            sums.by_slots
-                .push(by_embeddings.index_select(&rows, 0)?.to_dtype(DType::F32)?);
-        }
-        Ok(())
+        };
+        Ok(Found { sft, zero, by_slots })
     }
 
     /// What the gradient of the next-token loss is multiplied with, [1]: known on the device, so that nobody waits for it.
