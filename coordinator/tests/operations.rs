@@ -238,6 +238,14 @@ fn a_whole_job_runs_over_mutual_tls_with_workers_that_joined_by_certificate_and_
         assert!(scraped.contains(line), "{line}: {scraped}");
     }
     documented(&scraped);
+    let denied = place.ok(&["audit", "--denied"]);
+    assert_eq!(denied.lines().count(), 1, "{denied}");
+    assert!(
+        denied.contains("JobService/List") && denied.contains("role worker"),
+        "{denied}"
+    );
+    let ada = place.ok(&["audit", "--who", "ada", "--last", "1"]);
+    assert!(ada.contains("\"who\":\"ada\""), "{ada}");
     let audit = std::fs::read_to_string(place.path(".llink/audit.jsonl")).unwrap();
     let joined = |by: &str| {
         audit
@@ -277,6 +285,12 @@ fn documented(scraped: &str) {
         assert!(book.contains(&format!("`{name}")), "RUNBOOK.md does not explain {name}");
     }
     let alerts = include_str!("../../k8s/alerts.yaml");
+    for alert in alerts.lines().filter_map(|l| l.trim().strip_prefix("- alert: ")) {
+        assert!(
+            book.contains(&format!("| {alert} |")),
+            "RUNBOOK.md does not explain {alert}"
+        );
+    }
     let asked = alerts
         .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
         .filter(|w| w.starts_with("llink_"));

@@ -171,7 +171,7 @@ def run_in(root, binaries):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((binaries / name).read_bytes())
         target.chmod(0o755)
-        done = subprocess.run(["chroot", "--userspec=65532:65532", str(root), f"/usr/local/bin/{name}", "--version"],
+        done = subprocess.run([shutil.which("chroot"), "--userspec=65532:65532", str(root), f"/usr/local/bin/{name}", "--version"],
                               capture_output=True, text=True, env={"PATH": "/usr/local/bin"})
         if done.returncode != 0:
             yield f"{name} in the clean root: {done.stdout}{done.stderr}"
@@ -250,7 +250,7 @@ def main():
     if "--build" in folders:
         faults += build_in(folders["--build"], text, rules)
         binaries = folders["--build"] / "out/bin"
-    if "--root" in folders:
+    if "--root" in folders and all((binaries / name).exists() for name in ("llink-coord", "llink-worker")):
         faults += run_in(folders["--root"], binaries)
     for fault in faults:
         print(fault)

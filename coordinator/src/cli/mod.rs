@@ -1,5 +1,6 @@
 //! The command line: arguments in, exit code out.
 
+mod audit;
 mod certs;
 mod client;
 mod follow;
@@ -151,12 +152,14 @@ enum Command {
     Worker(llink_worker::cli::WorkerArgs),
     /// Copy the state into a file, beside a coordinator that may be at work.
     Backup(keep::Backup),
-    /// Put a backup into an empty state directory.
+    /// Put a backup into a state directory.
     Restore(keep::Restore),
     /// Make a private authority, certificates for the coordinator, the workers and people: for trials.
     Certs(certs::Certs),
     /// Make a token: its hash is added to the file, itself is printed once.
     Token(certs::MakeToken),
+    /// Show who did what.
+    Audit(audit::Audit),
     /// Ask a health service, as probes do.
     Health(keep::Health),
     /// Print a completion script for a shell.
@@ -253,6 +256,7 @@ async fn run(command: Command) -> Result<(), Failed> {
         Command::Restore(restore) => restore.run(),
         Command::Certs(certs) => certs.run(),
         Command::Token(token) => token.run(),
+        Command::Audit(audit) => audit.run(),
         Command::Health(health) => health.run().await,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "llink-coord", &mut std::io::stdout());

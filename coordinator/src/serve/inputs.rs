@@ -214,4 +214,61 @@ mod tests {
         assert_eq!(absolute_path("s3://bucket/x", base), "s3://bucket/x");
         assert_eq!(unless("sample", "sample", base), "sample");
     }
+
+    const JOB: &str = "output = \"/data/out\"\n\
+        [corpus]\nsource = { english = \"/data/en\", foreign = \"/data/km\" }\n\
+        [models]\nencoder = \"/data/encoder\"\ndecoder = \"/data/decoder\"\n\
+        [instruct]\n\
+        [evaluate.judge]\nurl = \"https://models.example/v1/judge\"\nmodel = \"m\"\napi_key_env = \"JUDGE_KEY\"\n\
+        direct_answers = \"/data/answers.jsonl\"\n";
+    const READ: &str = "[instructions]\nsource = \"/data/instructions.jsonl\"\n";
+    const MADE: &str =
+        "[synthesize]\nurl = \"https://models.example/v1/made\"\nmodel = \"m\"\napi_key_env = \"MADE_KEY\"\n";
+
+    #[test]
+    fn every_url_of_a_job_must_lie_below_a_root_and_no_key_is_the_workers_own() {
+        let roots = Roots::of(&["/data".into(), "https://models.example/v1".into()]).unwrap();
+        let check = |text: &str| check_roots(&crate::job::parse("job.toml", text).unwrap(), &roots);
+        let jobs = [format!("{JOB}{READ}"), format!("{JOB}{MADE}")];
+        let mut changed = 0;
+        for job in &jobs {
+            assert_eq!(check(job), Ok(()));
+            for (good, bad, key) in [
+                ("/data/out", "/etc", "output"),
+                ("/data/en\"", "/etc/passwd\"", "corpus.source"),
+                ("/data/km", "s3://elsewhere/km", "corpus.source"),
+                ("/data/encoder", "/data/../root", "models.encoder"),
+                ("/data/decoder", "https://models.example/other", "models.decoder"),
+                (
+                    "/data/instructions.jsonl",
+                    "http://169.254.169.254/x",
+                    "instructions.source",
+                ),
+                (
+                    "https://models.example/v1/judge",
+                    "http://models.example/v1",
+                    "evaluate.judge.url",
+                ),
+                (
+                    "/data/answers.jsonl",
+                    "/root/answers.jsonl",
+                    "evaluate.judge.direct_answers",
+                ),
+                (
+                    "https://models.example/v1/made",
+                    "https://attacker.example/v1",
+                    "synthesize.url",
+                ),
+                ("JUDGE_KEY", "AWS_SECRET_ACCESS_KEY", "evaluate.judge.api_key_env"),
+                ("MADE_KEY", "llink_token", "synthesize.api_key_env"),
+            ] {
+                if job.contains(good) {
+                    changed += 1;
+                    let failure = check(&job.replace(good, bad)).expect_err(key);
+                    assert!(failure.text.contains(&format!("`{key}`")), "{key}: {}", failure.text);
+                }
+            }
+        }
+        assert_eq!(changed, 19, "8 of both jobs, 1 of the one and 2 of the other");
+    }
 }

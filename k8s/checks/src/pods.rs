@@ -51,7 +51,7 @@ fn locked_down(pod: &Pod<'_>, tell: &mut impl FnMut(String)) {
             tell(format!("expected {text}"));
         }
     }
-    if !security["runAsUser"].as_u64().is_some_and(|user| user > 0) {
+    if security["runAsUser"].as_u64().unwrap_or(0) == 0 {
         tell("runAsUser must be a user other than root".into());
     }
     for key in ["hostNetwork", "hostPID", "hostIPC"] {

@@ -77,6 +77,14 @@ impl Access {
         if call.name.ends_with("/Heartbeat") && outcome == "ok" {
             return;
         }
+        if outcome == "denied" {
+            tracing::warn!(
+                who = call.peer.name,
+                from = call.from,
+                call = call.name,
+                "denied: {reason}"
+            );
+        }
         let Some(audit) = &self.audit else { return };
         let now = OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000;
         let by = match &call.peer.by {

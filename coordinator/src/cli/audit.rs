@@ -1,0 +1,77 @@
+//! `audit`: who did what, from the log that `serve` writes.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::{Exit, Failed, say};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Audit {
+    /// Directory of the state store, whose audit.jsonl is read.
+    #[arg(long, env = "LLINK_STATE", value_name = "DIR", default_value = ".llink")]
+    state: PathBuf,
+    /// The log, where it is not there.
+    #[arg(long, env = "LLINK_AUDIT", value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Refused calls alone.
+    #[arg(long)]
+    denied: bool,
+    /// Of one person or worker.
+    #[arg(long, value_name = "NAME")]
+    who: Option<String>,
+    /// About one job or worker.
+    #[arg(long, value_name = "ID")]
+    about: Option<String>,
+    /// The last so many.
+    #[arg(long, default_value_t = 100)]
+    last: usize,
+}
+
+impl Audit {
+    /// Prints the entries as they stand in the log.
+    pub(super) fn run(&self) -> Result<(), Failed> {
+        let file = self.file.clone().unwrap_or_else(|| self.state.join("audit.jsonl"));
+        if !file.exists() {
+            let text = format!(
+                "{}: no such file; `serve` writes it once callers show who they are",
+                file.display()
+            );
+            return Err(Failed::new(Exit::Usage, text));
+        }
+        let mut aside = file.clone().into_os_string();
+        aside.push(".1");
+        let mut found = VecDeque::new();
+        for file in [Path::new(&aside), &file] {
+            if file.exists() {
+                self.read(file, &mut found)
+                    .map_err(|e| Failed::new(Exit::Storage, format!("{}: {e}", file.display())))?;
+            }
+        }
+        found.iter().for_each(|line| say(line));
+        Ok(())
+    }
+
+    fn read(&self, file: &Path, found: &mut VecDeque<String>) -> std::io::Result<()> {
+        for line in BufReader::new(File::open(file)?).lines() {
+            let line = line?;
+            // One that was cut off by a full disk tells nothing.
+            if serde_json::from_str(&line).is_ok_and(|entry| self.asked_for(&entry)) {
+                found.push_back(line);
+                if found.len() > self.last {
+                    found.pop_front();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn asked_for(&self, entry: &Value) -> bool {
+        let is =
+            |key: &str, wanted: &Option<String>| wanted.as_ref().is_none_or(|wanted| entry[key] == wanted.as_str());
+        (!self.denied || entry["outcome"] == "denied") && is("who", &self.who) && is("about", &self.about)
+    }
+}
