@@ -240,3 +240,13 @@ fn the_cards_python_answers_alike(place: &Place, folder: &str, foreign: &str, in
     assert!(run.status.success(), "{}", text(&run));
     assert_eq!(String::from_utf8(run.stdout).unwrap().trim(), answer.trim());
 }
+
+#[test]
+fn the_plan_knows_the_tiny_models_that_are_shipped() {
+    use llink_worker::models::tiny::{SHIPPED_DECODER, SHIPPED_ENCODER};
+    let files = SHIPPED_ENCODER.iter().chain(&SHIPPED_DECODER);
+    let bytes: Vec<u8> = files.flat_map(|(_, content)| content.iter().copied()).collect();
+    let found = llink_datasets::manifest::sha256_hex(&bytes);
+    // Other models are another input: what was made with the old ones must not pass for theirs.
+    assert_eq!(&found[..16], llink_coord::plan::TINY_MODELS_STAMP);
+}

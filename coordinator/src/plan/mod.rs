@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-pub use shard::WORK_DIRECTORY;
+pub use shard::{TINY_MODELS_STAMP, WORK_DIRECTORY};
 
 use llink_datasets::manifest::{Manifest, ManifestArtifact};
 use llink_proto::{Artifact, Task, TaskResult};
