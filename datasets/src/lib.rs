@@ -23,6 +23,7 @@ pub mod look;
 pub mod near;
 #[cfg(feature = "shards")]
 mod page_headers;
+#[cfg(feature = "shards")]
 pub mod pairs;
 #[cfg(feature = "shards")]
 pub mod read;
