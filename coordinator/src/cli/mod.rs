@@ -11,6 +11,7 @@ mod inspect;
 mod keep;
 #[cfg(feature = "embedded")]
 mod local;
+#[cfg(feature = "embedded")]
 mod local_gpus;
 mod look;
 mod reach;
@@ -20,6 +21,7 @@ mod submit;
 mod verify;
 
 use std::io::Write;
+#[cfg(feature = "embedded")]
 use std::path::PathBuf;
 use std::process::ExitCode;
 

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use llink_proto::{Job, SubmitRequest};
 
 use super::client::{self, Client, refused};
+#[cfg(feature = "embedded")]
+use super::complain;
 use super::follow;
-use super::{Exit, Failed, Reach, complain, say};
+use super::{Exit, Failed, Reach, say};
 use crate::job;
 use crate::ui::{self, Style};
 
