@@ -7,6 +7,7 @@ use super::variables::Padded;
 use crate::Result;
 use crate::llink::slot_expander::median_embedding_norm;
 use crate::models::token_batches;
+use crate::train::on_device::in_slots;
 
 /// Tokens, padding included, that go through a model at once.
 pub(super) const SHARE_TOKENS: usize = 1_536;
@@ -26,7 +27,7 @@ impl Share {
         let batch = Padded::new(&ids, pad)?;
         Ok(Self {
             given: documents.iter().map(|document| document.given).collect(),
-            packed: Packed::new(documents, batch.shape.1)?,
+            packed: Packed::new(documents, batch.shape.1),
             batch,
         })
     }
@@ -55,7 +56,7 @@ pub(super) fn shares(documents: &[Document], pad: u32) -> Result<Vec<(Share, usi
 /// look to a decoder.
 pub(super) struct Packed {
     /// Of [B·T].
-    rows: Vec<u32>,
+    rows: Vec<usize>,
     /// The tokens of all of them, one after another.
     tokens: Vec<u32>,
     /// How many each holds.
@@ -63,16 +64,16 @@ pub(super) struct Packed {
 }
 
 impl Packed {
-    fn new(documents: &[&Document], longest: usize) -> Result<Self> {
+    fn new(documents: &[&Document], longest: usize) -> Self {
         let (mut rows, mut tokens, mut counts) = (Vec::new(), Vec::new(), Vec::new());
         for (index, document) in documents.iter().enumerate() {
             for (place, held) in &document.packed {
-                rows.push((index * longest + place) as u32);
+                rows.push(index * longest + place);
                 counts.push(held.len());
                 tokens.extend(held);
             }
         }
-        Ok(Self { rows, tokens, counts })
+        Self { rows, tokens, counts }
     }
 
     /// `embedded` [B·T, d], with means of rows of `words` [vocab, d] in their places.
@@ -94,12 +95,6 @@ impl Packed {
         let usual = words.detach().to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let usual = f64::from(median_embedding_norm(&usual, width)?);
         let packed = (means.broadcast_div(&norms)? * usual)?;
-        let all = embedded.dim(0)?;
-        let mut from: Vec<u32> = (0..all as u32).collect();
-        for (n, row) in self.rows.iter().enumerate() {
-            from[*row as usize] = (all + n) as u32;
-        }
-        let both = Tensor::cat(&[embedded, packed], 0)?;
-        Ok(both.index_select(&Tensor::from_vec(from, all, &Device::Cpu)?, 0)?)
+        in_slots(&embedded, &packed, &self.rows, |slot| slot)
     }
 }

@@ -1,13 +1,12 @@
 //! Held-out retrieval before and after alignment and by the slots that Stage B made of it, beside chance, and what the decoder's tokenizer does to each language.
 
-use half::slice::HalfFloatSliceExt;
 use llink_datasets::pairs::{PairTable, read_pairs};
 use llink_datasets::store::Store;
-use llink_datasets::vectors::VectorTable;
 use llink_proto::{Evaluate, TaskResult};
 use serde_json::json;
 
 use super::TaskContext;
+use super::instruct::{first, widened};
 use super::training::read_tables;
 use crate::llink::projector::Projector;
 use crate::llink::retrieval::{RetrievalMetrics, retrieval_metrics};
@@ -36,8 +35,10 @@ pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> 
         Some(answers) => super::answers::Slots::read(context, &store, answers, &after)?,
         None => None,
     };
-    let (read, taught) = (first_rows(&encoder, pairs), first_rows(&teacher, pairs));
-    let measure = |found: Vec<f32>| retrieval_metrics(&found, &taught, teacher.width);
+    let (read, taught) = (widened(&first(encoder, pairs)), first(teacher, pairs));
+    let width = taught.width;
+    let taught = widened(&taught);
+    let measure = |found: Vec<f32>| retrieval_metrics(&found, &taught, width);
     let mut rows = vec![
         ("chance", RetrievalMetrics::chance(pairs)),
         ("before", measure(before.project(&read)?)?),
@@ -93,13 +94,6 @@ pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> 
         .artifacts
         .push(context.write(&store, &task.page, "report-page", 0, page.into())?);
     Ok(result)
-}
-
-/// The first rows of a table in f32.
-fn first_rows(table: &VectorTable, rows: usize) -> Vec<f32> {
-    let mut values = vec![0.0; rows * table.width];
-    table.values[..rows * table.width].convert_to_f32_slice(&mut values);
-    values
 }
 
 /// Mean tokens that the decoder's tokenizer spends on an English and on a foreign sentence.

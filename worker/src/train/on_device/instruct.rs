@@ -486,7 +486,12 @@ impl DeviceInstructTrainer {
 }
 
 /// `tokens` [T, d] with rows of `others` in the place of `rows`; `of` says which for the n-th of them.
-fn in_slots(tokens: &Tensor, others: &Tensor, rows: &[usize], of: impl Fn(usize) -> usize) -> Result<Tensor> {
+pub(crate) fn in_slots(
+    tokens: &Tensor,
+    others: &Tensor,
+    rows: &[usize],
+    of: impl Fn(usize) -> usize,
+) -> Result<Tensor> {
     let count = tokens.dim(0)?;
     let mut from: Vec<u32> = (0..count as u32).collect();
     for (n, row) in rows.iter().enumerate() {

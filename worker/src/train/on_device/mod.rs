@@ -12,6 +12,7 @@ mod slots;
 
 pub use align::DeviceAlignTrainer;
 pub use instruct::DeviceInstructTrainer;
+pub(crate) use instruct::in_slots;
 
 use candle_core::{DType, Tensor};
 
