@@ -3,11 +3,13 @@
 #
 #     worker/cuda/build.sh                      llink-coord and llink-worker, in target/cuda/x86_64-unknown-linux-gnu/release/
 #     worker/cuda/build.sh check                cargo check only: no kernel is linked
+#     worker/cuda/build.sh libraries FOLDER     what the binaries load beside the driver: cuBLAS, cuRAND and NCCL, with their licences
 #     worker/cuda/build.sh ARGS…                cargo ARGS… with all that CUDA needs around it
 #
 # The toolkit is NVIDIA's own from PyPI, CUDA 13.0 (driver 580 or newer), kept in target/cuda/toolkit; LLINK_CUDA_HOME names another
 # one. The binaries find driver and libraries when they start (dlopen): the same file runs on machines that have none.
-# CUDA_COMPUTE_CAP is the GPU's generation: 90 (H100, H200) unless it is set.
+# CUDA_COMPUTE_CAP is the GPU's generation: 90 (H100, H200) unless it is set. LLINK_CUDA_FEATURES is `nccl`; `nccl,flash-attn` adds
+# fused attention, whose kernels nvcc takes half an hour for on two cores (their headers, CUTLASS, come from GitHub).
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 cd "$root"
@@ -17,6 +19,33 @@ packages=(
     "nvidia-cuda-nvcc==13.0.*" "nvidia-cuda-cccl==13.0.*" "nvidia-cuda-runtime==13.0.*" "nvidia-cuda-crt==13.0.*"
     "nvidia-nvvm==13.0.*" "nvidia-cublas==13.0.*" "nvidia-cuda-nvrtc==13.0.*" "nvidia-curand==10.4.*"
 )
+loaded=("nvidia-cublas==13.0.*" "nvidia-curand==10.4.*" "nvidia-nccl-cu13==2.28.*")
+
+# Copies the libraries under the names that the loader asks for.
+libraries() {
+    local venv=$place/libraries out=$1
+    if [ ! -e "$venv/complete" ]; then
+        python3 -m venv "$venv"
+        "$venv/bin/python" -m pip install -q "${loaded[@]}"
+        touch "$venv/complete"
+    fi
+    mkdir -p "$out/licences"
+    local packages=("$venv"/lib/python3*/site-packages)
+    cp "${packages[0]}"/nvidia/cu13/lib/lib{cublas,cublasLt}.so.13 "${packages[0]}"/nvidia/cu13/lib/libcurand.so.10 \
+        "${packages[0]}"/nvidia/nccl/lib/libnccl.so.2 "$out"
+    # cudarc looks for NCCL under this name only.
+    ln -sf libnccl.so.2 "$out/libnccl.so"
+    local licence name
+    for licence in "${packages[0]}"/nvidia_*.dist-info/licenses/*; do
+        name=$(basename "$(dirname "$(dirname "$licence")")" .dist-info)
+        cp "$licence" "$out/licences/$name-$(basename "$licence")"
+    done
+}
+
+if [ "${1:-}" = libraries ]; then
+    libraries "${2:?a folder for the libraries}"
+    exit
+fi
 
 toolkit() {
     if [ -n "${LLINK_CUDA_HOME:-}" ]; then
@@ -52,12 +81,18 @@ done
 
 # candle builds cudarc for linking; the cfg makes it load instead. Flags reach the target's crates and no build script.
 export CARGO_TARGET_DIR=$place
-export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="--cfg feature=\"dynamic-loading\" -L native=$links -C link-arg=-Wl,--as-needed ${LLINK_RUSTFLAGS:-}"
+export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="--cfg feature=\"dynamic-loading\" -L native=$links -C link-arg=-Wl,--as-needed ${RUSTFLAGS:-}"
+# Cargo would take it in the place of the target's own.
+unset RUSTFLAGS
 # Line tables of a hundred crates make a binary that nobody wants to copy about.
 export CARGO_PROFILE_RELEASE_DEBUG=${CARGO_PROFILE_RELEASE_DEBUG:-false} CARGO_PROFILE_RELEASE_STRIP=${CARGO_PROFILE_RELEASE_STRIP:-symbols}
 
+features=()
+for feature in $(echo "${LLINK_CUDA_FEATURES:-nccl}" | tr , ' '); do features+=("llink-worker/$feature" "llink-coord/$feature"); done
+both=(--release --target "$target" -p llink-worker -p llink-coord --features "$(IFS=,; echo "${features[*]}")")
+
 case "${*:-build}" in
-    build) cargo build --release --target "$target" -p llink-worker -p llink-coord --features llink-worker/nccl,llink-coord/nccl ;;
-    check) cargo check --release --target "$target" -p llink-worker -p llink-coord --features llink-worker/nccl,llink-coord/nccl ;;
+    build) cargo build "${both[@]}" ;;
+    check) cargo check "${both[@]}" ;;
     *) exec cargo "$@" ;;
 esac

@@ -151,6 +151,13 @@ mod cuda {
                 Err(_) => {}
             }
         }
+        // NCCL's own name, which cudarc does not try.
+        // SAFETY: as above.
+        if unsafe { Library::new(format!("lib{name}.so.2")) }.is_ok() {
+            return Err(format!(
+                "lib{name}.so (lib{name}.so.2 is there: a link lib{name}.so beside it is what is missing)"
+            ));
+        }
         Err(format!("lib{name} ({reason})"))
     }
 

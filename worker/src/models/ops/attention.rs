@@ -25,6 +25,8 @@ pub(crate) struct AttentionSpans {
     pub(super) keys: Vec<usize>,
     pub(super) causality: Causality,
     pub(super) padded: Option<Padded>,
+    #[cfg(feature = "flash-attn")]
+    flash: Option<super::flash::Flash>,
 }
 
 /// What the composed form needs: sequences side by side in [B, longest].
@@ -91,6 +93,8 @@ impl AttentionSpans {
             .then(|| Padded::new(&queries, &keys, causality, device))
             .transpose()?;
         Ok(Self {
+            #[cfg(feature = "flash-attn")]
+            flash: super::flash::Flash::new(&queries, &keys, causality, dtype, device)?,
             queries,
             keys,
             causality,
@@ -198,6 +202,10 @@ pub(crate) struct Attention {
 impl Attention {
     /// softmax(q·kᵀ / √head_dim)·v for each head: q [Tq, heads·head_dim], k and v [Tk, kv_heads·head_dim] → as q.
     pub(crate) fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, spans: &AttentionSpans) -> Result<Tensor> {
+        #[cfg(feature = "flash-attn")]
+        if let Some(flash) = spans.flash.as_ref().filter(|flash| flash.suits(self)) {
+            return flash.attend(self, q, k, v);
+        }
         match &spans.padded {
             Some(padded) => self.composed(q, k, v, padded),
             None if fused(Form::Slices, &[q, k, v]) => self.fused(q, k, v, spans),

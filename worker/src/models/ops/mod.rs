@@ -7,6 +7,8 @@ mod activation;
 mod attention;
 mod attention_backward;
 mod embedding;
+#[cfg(feature = "flash-attn")]
+mod flash;
 mod frozen_linear;
 mod low_rank;
 mod norm;

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Builds the image's targets with buildah and runs their programs as pods would, without a registry: clean Debian roots stand in
+# the place of the images that a registry would give, with this machine's Rust mounted into the one that builds.
+#
+#     build_images.sh FOLDER [cpu] [cuda]       roots are kept in FOLDER, images in buildah's own store; cuda takes as long as nvcc does
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+out=$(mkdir -p "$1" && cd "$1" && pwd)
+targets=("${@:2}")
+[ ${#targets[@]} -gt 0 ] || targets=(cpu)
+export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=${STORAGE_DRIVER:-overlay}
+
+# A clean Debian 12 as an image: base NAME [PACKAGES]
+base() {
+    local name=llink-check/$1 root=$out/root-$1 container
+    if [ ! -e "$root/complete" ]; then
+        rm -rf "$root"
+        debootstrap --variant=minbase ${2:+--include="$2"} bookworm "$root" > "$out/debootstrap-$1.log"
+        touch "$root/complete"
+    fi
+    container=$(buildah from scratch)
+    buildah copy -q "$container" "$root" / > /dev/null
+    buildah config --env PATH=/usr/local/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+        --env CARGO_HOME=/usr/local/cargo "$container"
+    buildah commit -q --rm "$container" "localhost/$name:12" > /dev/null
+    echo "localhost/$name:12"
+}
+
+# Whatever is there for the build: the compiler, what cargo has fetched, and whom this machine trusts.
+toolchain=$(rustc --print sysroot)
+registry=${CARGO_HOME:-$HOME/.cargo}/registry
+mkdir -p "$registry"
+volumes=(--volume "$toolchain:/usr/local/rust:ro" --volume "$registry:/usr/local/cargo/registry"
+    --volume /etc/ssl/certs:/etc/ssl/certs:ro)
+
+rust=$(base rust gcc,libc6-dev,ca-certificates)
+runtime=$(base runtime libstdc++6)
+for target in "${targets[@]}"; do
+    image=localhost/llink-check/$target:built
+    nice -n "${LLINK_NICE:-0}" buildah bud -q --layers=false --ignorefile k8s/Dockerfile.dockerignore --network host "${volumes[@]}" \
+        --build-arg "RUST=$rust" --build-arg "RUNTIME=$runtime" --env "PIP_CERT=/etc/ssl/certs/ca-certificates.crt" \
+        --target "$target" -t "$image" -f k8s/Dockerfile .
+    echo "built $target: $(buildah images --format '{{.Size}}' "$image"), the root it stands on is $(buildah images --format '{{.Size}}' "$runtime")"
+    # As the manifests run it: nothing writable, no capabilities, no network, no root.
+    inside=(podman run --rm --read-only --cap-drop all --security-opt no-new-privileges --network none --cgroups disabled "$image")
+    "${inside[@]}" sh -c 'test "$(id -u)" = 65532 && ! touch /usr/local/bin/x 2> /dev/null && test -s /usr/share/doc/llink/THIRD-PARTY.txt'
+    "${inside[@]}" llink-worker --version
+    if [ "$target" = cpu ]; then
+        "${inside[@]}" llink-coord --version
+    else
+        # Every library finds what it needs; the driver's is the node's.
+        missing=$("${inside[@]}" sh -c 'ldd /usr/local/lib/llink-cuda/*.so*' | grep 'not found' || true)
+        [ -z "$missing" ] || { echo "libraries that the image lacks: $missing" >&2; exit 1; }
+        said=$("${inside[@]}" llink-worker --coordinator http://127.0.0.1:1 --device cuda 2>&1) && { echo "a GPU was found?" >&2; exit 1; }
+        echo "$said" | grep 'there is no NVIDIA driver' || { echo "$said" >&2; exit 1; }
+    fi
+done
