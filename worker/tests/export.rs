@@ -170,6 +170,7 @@ impl Job {
             threads: 1,
             compute: Compute::cpu(),
             models: Arc::new(ModelCache::default()),
+            turns: Arc::default(),
             token: 1,
         };
         tasks::run(

@@ -1,8 +1,9 @@
 //! Which waiting task goes to which idle worker.
 
+use llink_proto::task::Kind;
 use llink_proto::{Assignment, Seat};
 
-use super::{Action, Attempt, Cluster, Effects, Lease, Level, Member, MemberState, Millis, TaskState};
+use super::{Action, Attempt, Cluster, Effects, Lease, Level, Member, MemberState, Millis, TaskState, Worker};
 
 /// What to do with a waiting task, given who is idle.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,10 +18,14 @@ impl Cluster {
         let mut idle: Vec<String> = self
             .workers
             .iter()
-            .filter(|(_, w)| w.listening && w.seat.is_none())
+            .filter(|(_, w)| w.listening && w.seats.is_empty())
             .map(|(id, _)| id.clone())
             .collect();
-        for id in self.waiting_in_order() {
+        let mut in_turn = self.waiting_in_order();
+        if idle.is_empty() {
+            self.lease_ahead(&mut in_turn, now, fx);
+        }
+        for id in in_turn {
             match self.verdict(id, idle.len(), now) {
                 Verdict::Lease(ranks) => {
                     let members: Vec<String> = idle.drain(..ranks).collect();
@@ -39,6 +44,42 @@ impl Cluster {
                 }
             }
         }
+    }
+
+    /// Gives workers that embed their next shard, so that reading, tokenizing and writing happen while the device computes. Only while
+    /// more shards wait than there are workers: the last ones go to whoever is free first.
+    fn lease_ahead(&mut self, in_turn: &mut Vec<u64>, now: Millis, fx: &mut Effects) {
+        let mut shards = in_turn.iter().take_while(|id| self.is_ready_shard(**id, now)).count();
+        let takers: Vec<String> = self
+            .workers
+            .iter()
+            .filter(|(_, w)| self.takes_ahead(w))
+            .map(|(id, _)| id.clone())
+            .collect();
+        for worker in takers {
+            if shards <= self.workers.len() {
+                break;
+            }
+            shards -= 1;
+            self.lease(in_turn.remove(0), vec![worker], now, fx);
+        }
+    }
+
+    fn is_ready_shard(&self, id: u64, now: Millis) -> bool {
+        self.tasks.get(&id).is_some_and(|task| {
+            let ready = matches!(task.state, TaskState::Waiting { not_before, .. } if not_before <= now);
+            ready && matches!(task.spec.kind, Some(Kind::EmbedShard(_)))
+        })
+    }
+
+    fn takes_ahead(&self, worker: &Worker) -> bool {
+        let embeds = |(task, _): &(u64, u64)| {
+            let task = self.tasks.get(task);
+            task.is_some_and(|task| matches!(task.spec.kind, Some(Kind::EmbedShard(_))))
+        };
+        worker.listening
+            && (1..=worker.info.leases_ahead as usize).contains(&worker.seats.len())
+            && worker.seats.iter().all(embeds)
     }
 
     /// Whether a task waits for nothing but more ranks, and enough of them are connected to come.
@@ -130,7 +171,7 @@ impl Cluster {
                 outcome: String::new(),
             });
             if let Some(worker) = self.workers.get_mut(worker) {
-                worker.seat = Some((id, task.token));
+                worker.seats.push((id, task.token));
             }
         }
         let member = |worker| Member {

@@ -44,7 +44,7 @@ impl Cluster {
             Worker {
                 info,
                 listening: false,
-                seat: None,
+                seats: Vec::new(),
                 deadline,
             },
         );
@@ -63,27 +63,29 @@ impl Cluster {
         let Some(gone) = self.workers.remove(worker) else {
             return;
         };
-        if let Some((task, token)) = gone.seat {
-            self.member_ended(task, token, worker, MemberState::Lost(why.into()), now, fx);
+        for (place, (task, token)) in gone.seats.into_iter().enumerate() {
+            // What it only held ahead is not what it was lost over.
+            let ended = match place {
+                0 => MemberState::Lost(why.into()),
+                _ => MemberState::Left,
+            };
+            self.member_ended(task, token, worker, ended, now, fx);
         }
     }
 
     /// Renews leases. Answers with the leases that the worker no longer holds, or `None` if it is not known.
     pub fn heartbeat(&mut self, worker: &str, running: &[TaskProgress], now: Millis) -> Option<Vec<Abort>> {
         let deadline = now + self.timing.lease;
-        let seat = {
+        let mut seats = {
             let worker = self.workers.get_mut(worker)?;
             worker.deadline = deadline;
-            worker.seat
+            worker.seats.clone()
         };
         // A lease that is over, and that the worker does not speak of: it holds its worker no longer.
-        if let Some((task, token)) = seat
-            && !running.iter().any(|p| (p.task_id, p.token) == (task, token))
-            && !self.works_on(worker, task, token)
-            && let Some(worker) = self.workers.get_mut(worker)
-        {
-            worker.seat = None;
-        }
+        seats.retain(|&(task, token)| {
+            running.iter().any(|p| (p.task_id, p.token) == (task, token)) || self.works_on(worker, task, token)
+        });
+        self.workers.get_mut(worker)?.seats = seats;
         let mut aborts = Vec::new();
         for progress in running {
             let member = self
@@ -132,10 +134,8 @@ impl Cluster {
         now: Millis,
         fx: &mut Effects,
     ) -> Reported {
-        if let Some(w) = self.workers.get_mut(worker)
-            && w.seat == Some((task, token))
-        {
-            w.seat = None;
+        if let Some(w) = self.workers.get_mut(worker) {
+            w.seats.retain(|seat| *seat != (task, token));
         }
         let leaves = matches!(&outcome, Outcome::Failed(f) if f.kind() == FailureKind::Stopped);
         if leaves && let Some(w) = self.workers.get_mut(worker) {

@@ -257,8 +257,8 @@ pub struct Worker {
     pub info: RegisterRequest,
     /// Whether its stream is open, so that it can be told what to do.
     pub listening: bool,
-    /// The lease it holds: task and token.
-    pub seat: Option<(u64, u64)>,
+    /// The leases it holds, task and token: the one at work, then those that it makes ready meanwhile.
+    pub seats: Vec<(u64, u64)>,
     /// It is given up then, unless a heartbeat comes before.
     pub deadline: Millis,
 }

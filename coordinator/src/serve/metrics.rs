@@ -84,7 +84,7 @@ impl Snapshot {
     pub(super) fn of(cluster: &Cluster) -> Self {
         let jobs = |state: JobState| cluster.jobs.values().filter(|j| j.state == state).count() as i64;
         let tasks = |is: fn(&TaskState) -> bool| cluster.tasks.values().filter(|t| is(&t.state)).count() as i64;
-        let busy = cluster.workers.values().filter(|w| w.seat.is_some()).count() as i64;
+        let busy = cluster.workers.values().filter(|w| !w.seats.is_empty()).count() as i64;
         let running = |s: &&crate::schedule::Stage| s.state == StageState::Running;
         let waits = |j: &crate::schedule::Job| {
             j.state == JobState::Running && j.stages.iter().any(|s| running(&s)) && busy == 0

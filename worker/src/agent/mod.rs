@@ -140,6 +140,7 @@ async fn session(
         grace: options.grace,
         roots: options.roots.clone(),
         models: models.clone(),
+        turns: Arc::default(),
         running: HashMap::new(),
         ended,
         coordinator: options.coordinator.clone(),
@@ -247,6 +248,7 @@ fn description(options: &AgentOptions) -> RegisterRequest {
         }),
         threads: options.threads as u32,
         memory_bytes: crate::device::total_memory(),
+        leases_ahead: 1,
     }
 }
 

@@ -15,7 +15,7 @@ use tonic::Code;
 use super::{Client, LeaseId, RETRY, TaskControl, heartbeat, urls};
 use crate::collective::Met;
 use crate::device::Compute;
-use crate::tasks::{self, ModelCache, TaskContext};
+use crate::tasks::{self, ModelCache, TaskContext, Turns};
 
 /// A report is tried again for this long before the worker registers anew.
 const REPORT_PATIENCE: Duration = Duration::from_secs(20);
@@ -40,6 +40,7 @@ pub(super) struct Session {
     pub(super) grace: Duration,
     pub(super) roots: Roots,
     pub(super) models: Arc<ModelCache>,
+    pub(super) turns: Arc<Turns>,
     pub(super) running: HashMap<LeaseId, Arc<TaskControl>>,
     pub(super) ended: mpsc::UnboundedSender<(LeaseId, Outcome)>,
     pub(super) coordinator: String,
@@ -114,6 +115,7 @@ impl Session {
             threads: self.threads,
             compute: self.compute.clone(),
             models: self.models.clone(),
+            turns: self.turns.clone(),
             token: assignment.token,
         };
         std::thread::spawn(move || {

@@ -1,4 +1,5 @@
-//! One shard through one model: sentences in, cached f16 vectors out. Tokenizing, computing and rounding overlap.
+//! One shard through one model: sentences in, cached f16 vectors out. Tokenizing, computing and rounding overlap; reading and writing
+//! do with another shard's computing, since a worker holds the next shard meanwhile.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +12,8 @@ use llink_datasets::vectors::{VectorTable, write_vectors};
 use llink_proto::{Artifact, EmbedShard, ModelRef, ModelRole, TaskResult};
 
 use super::TaskContext;
-use super::overlap::{Busy, overlapped};
+use super::overlap::overlapped;
+use super::turn::Busy;
 use crate::models::{Decoder, Encoder, TextLimits};
 use crate::{Error, Result};
 
@@ -22,6 +24,7 @@ const CHUNK: usize = 4_096;
 const CHUNK_ON_DEVICE: usize = 16_384;
 
 pub(super) fn run(context: &TaskContext, task: &EmbedShard) -> Result<TaskResult> {
+    let began = Instant::now();
     let missing = |what: &str| Error::Input(format!("an embed task without its {what}"));
     let model = task.model.as_ref().ok_or_else(|| missing("model"))?;
     let shard = task.shard.as_ref().ok_or_else(|| missing("shard"))?;
@@ -34,7 +37,13 @@ pub(super) fn run(context: &TaskContext, task: &EmbedShard) -> Result<TaskResult
     };
     let table = read_texts(&store.describe(&shard.path), content, language)?;
     let reader = Reader::of(context, task, model)?;
-    let (values, busy) = vectors(context, task, &model.url, &reader, &table.ids, &table.texts)?;
+    let pass = Pass {
+        reader: &reader,
+        url: &model.url,
+        name: format!("{} {} {}", context.output_url, task.role, model.fingerprint),
+        began,
+    };
+    let (values, busy) = vectors(context, task, &pass, &table.ids, &table.texts)?;
     let rows = table.ids.len() as u64;
     let vectors = VectorTable {
         ids: table.ids,
@@ -105,15 +114,23 @@ impl Reader {
     }
 }
 
+/// What shards of one pass share, and when this one was begun with.
+struct Pass<'a> {
+    reader: &'a Reader,
+    url: &'a str,
+    name: String,
+    began: Instant,
+}
+
 /// A vector for each text in f16, one after another, and how busy the device was.
 fn vectors(
     context: &TaskContext,
     task: &EmbedShard,
-    url: &str,
-    reader: &Reader,
+    pass: &Pass<'_>,
     ids: &[u64],
     texts: &[String],
 ) -> Result<(Vec<f16>, Busy)> {
+    let reader = pass.reader;
     let budget = task.token_budget as usize;
     let chunk = if context.compute.device.is_cpu() {
         CHUNK
@@ -124,8 +141,9 @@ fn vectors(
     let mut done = 0;
     let mut values = Vec::with_capacity(texts.len() * reader.width());
     let mut left = ids.iter();
-    let (began, mut so_far) = (Instant::now(), Busy::default());
-    let busy = overlapped(
+    let mut chunks = texts.len().div_ceil(chunk);
+    let (mut turn, mut busy, mut computes_since) = (None, Busy::default(), pass.began);
+    overlapped(
         texts.chunks(chunk),
         |texts| {
             let ids = reader.tokenize(texts)?;
@@ -134,15 +152,25 @@ fn vectors(
         },
         |ids| {
             context.control.check()?;
+            if turn.is_none() {
+                let taken = context.turns.take(&pass.name, pass.began, || context.control.check())?;
+                computes_since = Instant::now() - taken.idle;
+                turn = Some(taken);
+            }
             let before = done;
             let started = Instant::now();
             let vectors = reader.embed(&ids, budget, &mut |tokens| {
                 done = before + tokens;
                 context.control.advance(done, tokenized.total(texts.len()));
             })?;
-            so_far.computing += started.elapsed();
-            so_far.total = began.elapsed();
-            context.control.show([("idle_share", so_far.idle_share())]);
+            busy.computing += started.elapsed();
+            busy.total = computes_since.elapsed();
+            context.control.show([("idle_share", busy.idle_share())]);
+            chunks -= 1;
+            if chunks == 0 {
+                // The next shard computes while this one is put away.
+                turn = None;
+            }
             Ok(vectors)
         },
         |vectors| {
@@ -151,7 +179,7 @@ fn vectors(
                 values.extend(vector.iter().map(|v| f16::from_f32(*v)));
                 if values[first..].iter().any(|v| !v.is_finite()) {
                     return Err(Error::Model {
-                        path: url.into(),
+                        path: pass.url.into(),
                         reason: format!(
                             "the vector of pair {id} is not finite in f16: the model or its dtype is broken"
                         ),

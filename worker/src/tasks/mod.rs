@@ -13,6 +13,7 @@ mod report;
 mod shard;
 mod synthesize;
 mod training;
+mod turn;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use crate::device::Compute;
 use crate::{Error, Result};
 
 pub use models::ModelCache;
+pub use turn::Turns;
 
 /// What a running task is given.
 pub struct TaskContext {
@@ -48,6 +50,8 @@ pub struct TaskContext {
     pub threads: usize,
     /// Where to compute.
     pub compute: Compute,
+    /// Whose turn it is to compute.
+    pub turns: Arc<Turns>,
     /// Models that an earlier task loaded.
     pub models: Arc<ModelCache>,
     /// The lease's token.

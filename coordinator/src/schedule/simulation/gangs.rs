@@ -41,7 +41,7 @@ fn a_gang_waits_for_a_lost_member_then_goes_on_with_fewer() {
     s.cluster.heartbeat(&workers[0], &[], beat);
     s.step(|c, now, fx| c.tick(now, fx));
     s.act();
-    let seat = s.at_work[&workers[0]].seat.unwrap();
+    let seat = s.at_work[&workers[0]][0].seat.unwrap();
     assert_eq!((seat.rank, seat.world_size, seat.generation), (0, 1, 2));
 }
 
@@ -57,14 +57,14 @@ fn training() -> (Simulation, Vec<String>) {
             continue;
         }
         for worker in s.at_work.keys().cloned().collect::<Vec<_>>() {
-            let Some(task) = s.at_work.get(&worker).and_then(|a| a.task.clone()) else {
+            let Some(task) = s.at_work.get(&worker).and_then(|held| held[0].task.clone()) else {
                 continue;
             };
             s.end(&worker, Outcome::Done(result_of(&task)));
         }
     }
     let by_rank = |rank| {
-        let found = s.at_work.iter().find(|(_, a)| a.seat.unwrap().rank == rank);
+        let found = s.at_work.iter().find(|(_, held)| held[0].seat.unwrap().rank == rank);
         found.map(|(w, _)| w.clone()).unwrap()
     };
     let workers = vec![by_rank(0), by_rank(1)];
@@ -95,7 +95,7 @@ fn pass(s: &mut Simulation, millis: Millis) {
         s.now += now;
         left -= now;
         for worker in s.cluster.workers.keys().cloned().collect::<Vec<_>>() {
-            let running: Vec<TaskProgress> = s.at_work.get(&worker).map(progress).into_iter().collect();
+            let running = s.running(&worker);
             s.cluster.heartbeat(&worker, &running, s.now);
         }
         s.step(|c, now, fx| c.tick(now, fx));
@@ -122,13 +122,13 @@ fn what_is_told_of_a_broken_gang_is_its_cause_and_where_each_rank_was() {
     for (worker, place) in workers.iter().zip(["step 41, in all_gather", "step 40, computing"]) {
         let beat = TaskProgress {
             place: place.into(),
-            ..progress(&s.at_work[worker])
+            ..progress(&s.at_work[worker][0])
         };
         s.cluster.heartbeat(worker, &[beat], s.now);
     }
     // Rank 0 notices first, but rank 1 is the cause.
-    let first = s.at_work[&workers[0]].clone();
-    let second = s.at_work[&workers[1]].clone();
+    let first = s.at_work[&workers[0]][0].clone();
+    let second = s.at_work[&workers[1]][0].clone();
     let mut fx = Effects::default();
     let peer = failed(FailureKind::Peer, "rank 0 of 2 lost its peer");
     s.cluster
@@ -168,7 +168,12 @@ fn losses_are_forgotten_when_training_gets_further() {
     let (mut s, _) = training();
     s.cluster.timing.max_losses = 3;
     for round in 1..=20_u64 {
-        let (worker, lease) = s.at_work.iter().next().map(|(w, a)| (w.clone(), a.clone())).unwrap();
+        let (worker, lease) = s
+            .at_work
+            .iter()
+            .next()
+            .map(|(w, held)| (w.clone(), held[0].clone()))
+            .unwrap();
         let beat = TaskProgress {
             done: round * 500,
             total: 20_000,
@@ -247,7 +252,7 @@ fn a_worker_whose_lease_is_over_is_free_once_it_says_that_it_does_nothing() {
     // Its lease runs out though it beats: it never speaks of the task.
     for _ in 0..40 {
         s.now += 1_000;
-        let of_rank_0: Vec<TaskProgress> = s.at_work.get(&workers[0]).map(progress).into_iter().collect();
+        let of_rank_0 = s.running(&workers[0]);
         s.cluster.heartbeat(&workers[0], &of_rank_0, s.now);
         s.cluster.heartbeat(&workers[1], &[], s.now);
         s.at_work.remove(&workers[1]);
@@ -278,6 +283,7 @@ fn younger_jobs_do_not_starve_an_older_gang() {
     let jobs: BTreeSet<String> = s
         .at_work
         .values()
+        .flatten()
         .map(|a| s.cluster.tasks[&a.task_id].job.clone())
         .collect();
     assert_eq!(

@@ -11,6 +11,7 @@ use llink_proto::{
 use super::*;
 use crate::job::parse;
 
+mod ahead;
 mod gangs;
 
 /// splitmix64: the seed is printed when a run fails, and the same seed is the same run.
@@ -33,7 +34,7 @@ struct Simulation {
     cluster: Cluster,
     random: Random,
     now: Millis,
-    at_work: BTreeMap<String, Assignment>,
+    at_work: BTreeMap<String, Vec<Assignment>>,
     silent: BTreeSet<String>,
     tokens: BTreeMap<u64, u64>,
     committed: BTreeMap<String, Manifest>,
@@ -136,18 +137,28 @@ impl Simulation {
                     let newest = self.tokens.entry(assignment.task_id).or_default();
                     assert!(assignment.token >= *newest, "tokens only grow");
                     *newest = assignment.token;
-                    let before = self.at_work.insert(worker, *assignment);
-                    assert!(before.is_none(), "a worker holds one lease");
+                    let ahead = self
+                        .cluster
+                        .workers
+                        .get(&worker)
+                        .map_or(0, |w| w.info.leases_ahead as usize);
+                    let held = self.at_work.entry(worker).or_default();
+                    held.push(*assignment);
+                    let embeds = |a: &Assignment| matches!(a.task.as_ref().unwrap().kind, Some(Kind::EmbedShard(_)));
+                    assert!(
+                        held.len() == 1 || held.len() <= 1 + ahead && held.iter().all(embeds),
+                        "one lease, or shards"
+                    );
                 }
                 Action::Abort { worker, abort } => {
                     // A silent worker hears nothing.
-                    let holds = self.at_work.get(&worker).is_some_and(|a| a.token == abort.token);
-                    if holds && !self.silent.contains(&worker) {
+                    let lease = (abort.task_id, abort.token);
+                    if self.holds(&worker, lease) && !self.silent.contains(&worker) {
                         let failure = Failure {
                             kind: FailureKind::Peer.into(),
                             text: "stopped".into(),
                         };
-                        self.end(&worker, Outcome::Failed(failure));
+                        self.end_lease(&worker, lease, Outcome::Failed(failure));
                     }
                 }
                 Action::LookUp { job, stage, key, .. } => {
@@ -167,14 +178,38 @@ impl Simulation {
         }
     }
 
+    fn holds(&self, worker: &str, lease: (u64, u64)) -> bool {
+        let held = self.at_work.get(worker).into_iter().flatten();
+        held.into_iter().any(|a| (a.task_id, a.token) == lease)
+    }
+
+    /// Ends a worker's first lease.
     fn end(&mut self, worker: &str, outcome: Outcome) -> Option<Reported> {
-        let a = self.at_work.remove(worker)?;
-        Some(self.step(|c, now, fx| c.report(worker, a.task_id, a.token, outcome, now, fx)))
+        let first = self.at_work.get(worker)?.first()?;
+        self.end_lease(worker, (first.task_id, first.token), outcome)
+    }
+
+    fn end_lease(&mut self, worker: &str, (task, token): (u64, u64), outcome: Outcome) -> Option<Reported> {
+        let held = self.at_work.get_mut(worker)?;
+        held.retain(|a| (a.task_id, a.token) != (task, token));
+        if held.is_empty() {
+            self.at_work.remove(worker);
+        }
+        Some(self.step(|c, now, fx| c.report(worker, task, token, outcome, now, fx)))
+    }
+
+    fn running(&self, worker: &str) -> Vec<TaskProgress> {
+        self.at_work.get(worker).into_iter().flatten().map(progress).collect()
     }
 
     fn join(&mut self) {
+        self.join_with(1);
+    }
+
+    fn join_with(&mut self, leases_ahead: u32) {
         let info = RegisterRequest {
             name: "sim".into(),
+            leases_ahead,
             ..RegisterRequest::default()
         };
         self.step(|c, now, _| {
@@ -188,7 +223,8 @@ impl Simulation {
         self.now += 100;
         let workers: Vec<String> = self.cluster.workers.keys().cloned().collect();
         if workers.len() < 3 && self.random.one_in(5) {
-            self.join();
+            let ahead = self.random.next() % 3;
+            self.join_with(ahead as u32);
         }
         for worker in workers {
             let at_work = self.at_work.contains_key(&worker);
@@ -198,15 +234,15 @@ impl Simulation {
             } else if self.random.one_in(80) {
                 self.silent.insert(worker.clone());
             } else if !self.silent.contains(&worker) {
-                let running: Vec<TaskProgress> = self.at_work.get(&worker).map(progress).into_iter().collect();
-                let now = self.now;
-                let aborts = self.cluster.heartbeat(&worker, &running, now).unwrap_or_default();
-                if !aborts.is_empty() {
-                    self.at_work.remove(&worker);
+                let (running, now) = (self.running(&worker), self.now);
+                for abort in self.cluster.heartbeat(&worker, &running, now).unwrap_or_default() {
+                    let held = self.at_work.entry(worker.clone()).or_default();
+                    held.retain(|a| (a.task_id, a.token) != (abort.task_id, abort.token));
                 }
+                self.at_work.retain(|_, held| !held.is_empty());
             }
             if at_work && self.random.one_in(8) {
-                let task = self.at_work.get(&worker).map(|a| a.task.clone().unwrap());
+                let task = self.at_work.get(&worker).map(|held| held[0].task.clone().unwrap());
                 let outcome = match task {
                     _ if self.random.one_in(10) => Outcome::Failed(Failure {
                         kind: FailureKind::Internal.into(),
@@ -249,7 +285,7 @@ fn calm() -> Vec<Manifest> {
         s.now += 100;
         s.act();
         for worker in s.at_work.keys().cloned().collect::<Vec<_>>() {
-            let Some(task) = s.at_work.get(&worker).and_then(|a| a.task.clone()) else {
+            let Some(task) = s.at_work.get(&worker).and_then(|held| held[0].task.clone()) else {
                 continue;
             };
             s.end(&worker, Outcome::Done(result_of(&task)));
@@ -281,7 +317,7 @@ fn whatever_dies_the_job_succeeds_with_the_same_result() {
 fn leased(s: &mut Simulation, name: &str) -> (String, Assignment) {
     s.act();
     let found = s.at_work.iter().find(|(worker, _)| worker.contains(name));
-    found.map(|(w, a)| (w.clone(), a.clone())).unwrap()
+    found.map(|(w, held)| (w.clone(), held[0].clone())).unwrap()
 }
 
 #[test]
