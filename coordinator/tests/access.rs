@@ -64,6 +64,51 @@ async fn certificates_of_another_authority_and_none_at_all_are_refused() {
     coordinator.stop().await.unwrap();
 }
 
+/// How `llink-coord worker` ends, and what it says.
+async fn worker_ends(arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_llink-coord"));
+    command.arg("worker").args(arguments).kill_on_drop(true);
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(60), command.output()).await;
+    let output = ended.expect("it ends by itself").unwrap();
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
+}
+
+#[tokio::test]
+async fn a_workers_exit_code_says_why_it_does_not_work() {
+    let trial = Trial::new();
+    let coordinator = trial.serve().await;
+    let cert = |name: &str| trial.path("certs").join(name).to_string_lossy().into_owned();
+    let (ca, crt, key) = (cert("ca.crt"), cert("eve.crt"), cert("eve.key"));
+    let reader = [
+        "--coordinator",
+        &coordinator.url,
+        "--tls-ca",
+        &ca,
+        "--tls-cert",
+        &crt,
+        "--tls-key",
+        &key,
+    ];
+    let (code, said) = worker_ends(&reader).await;
+    assert_eq!(code, Some(8), "who may only read: {said}");
+    coordinator.stop().await.unwrap();
+    let nobody = "http://127.0.0.1:9";
+    let (code, said) = worker_ends(&["--coordinator", nobody, "--connect-timeout", "1"]).await;
+    assert!(
+        code == Some(6) && said.contains("no coordinator at"),
+        "{code:?}: {said}"
+    );
+    let (code, said) = worker_ends(&["--coordinator", nobody, "--device", "cuda:99"]).await;
+    assert!(code == Some(5) && said.contains("cuda:99"), "{code:?}: {said}");
+    let (code, said) = worker_ends(&["--coordinator", "no url"]).await;
+    assert_eq!(code, Some(2), "{said}");
+    let (code, said) = worker_ends(&["--coordinator", nobody, "--allow-root", "not/absolute"]).await;
+    assert!(code == Some(2) && said.contains("--allow-root"), "{code:?}: {said}");
+}
+
 #[tokio::test]
 async fn a_certificate_that_runs_out_stops_counting_on_an_open_connection_too() {
     let trial = Trial::new();

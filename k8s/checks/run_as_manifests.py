@@ -283,11 +283,15 @@ def missing():
     return None
 
 
-def submit(cluster, space, folder, steps, user):
+# Steps of the longer job: enough to be interrupted twice.
+LONG = 12_000
+
+
+def submit(cluster, space, folder, steps, user, again=""):
     (folder / "job.toml").write_text(job(steps))
     env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/", "LLINK_COORDINATOR": "https://llink-coordinator:7070",
            "LLINK_TLS_CA": "/certs/ca.crt", "LLINK_TLS_CERT": "/certs/admin.crt", "LLINK_TLS_KEY": "/certs/admin.key"}
-    name = f"client-{steps}"
+    name = f"client-{steps}{again}"
     command = ["llink-coord", "submit", "/certs/job.toml"]
     return name, cluster.spawn(name, space, command, env, [("/certs", folder, None, True)], user)
 
@@ -360,7 +364,7 @@ def play(cluster, place):
     print(f"job: succeeded across namespaces, {time.monotonic() - began:.0f} s since the start")
 
     # In the midst of a longer training of both one worker is drained, then the coordinator is.
-    name, client = submit(cluster, client_space, certs, 20_000, user)
+    name, client = submit(cluster, client_space, certs, LONG, user)
     trained = place / "claims/llink-data/out/align"
     steps = lambda: [int(p.name.split("-")[1]) for p in trained.glob("*/checkpoints/step-*.safetensors")]
     wait_for(lambda: max(steps(), default=0) > 100, "checkpoints of the longer job", cluster)
@@ -381,10 +385,21 @@ def play(cluster, place):
         raise SystemExit(f"the coordinator: exit {code} on SIGTERM\n{cluster.log('coordinator')}")
     client.wait(timeout=60)
     cluster.running.pop(name, None)
+    reached = max(steps())
     cluster.start(coordinator, "coordinator", coordinator_space)
     cluster.probe(coordinator, "coordinator", address, "startupProbe")
     cluster.probe(worker, "worker-1", workers[1][2], "readinessProbe")
-    print(f"restart: the coordinator is back on its volume, the worker came back to it; {time.monotonic() - began:.0f} s in all")
+    # Submitted again, the job is the same one: the client follows it to its end.
+    name, client = submit(cluster, client_space, certs, LONG, user, "-again")
+    code = client.wait(timeout=300)
+    if code != 0 or "succeeded in" not in cluster.log(name):
+        raise SystemExit(f"the job after the restart: exit {code}\n{cluster.log(name)}\n{cluster.log('coordinator')}\n{cluster.log('worker-1')}")
+    cluster.running.pop(name)
+    resumed = [int(step) for step in re.findall(r"goes on from \S*step-(\d+)", cluster.log("worker-1"))]
+    if not resumed or resumed[-1] < reached:
+        raise SystemExit(f"after the restart training went on from {resumed}, and step {reached} was saved\n{cluster.log('worker-1')}")
+    print(f"restart: the coordinator is back on its volume, the worker came back to it and trained on from step {resumed[-1]} to the "
+          f"end; {time.monotonic() - began:.0f} s in all")
 
 
 def wait_for(true, what, cluster):

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use candle_core::DType;
 use llink_datasets::roots::Roots;
-use llink_proto::reach::Credentials;
+use llink_proto::reach::{Credentials, ReachError};
+use tonic::{Code, Status};
 
-use crate::agent::{self, AgentOptions};
+use crate::Error;
+use crate::agent::{self, AgentOptions, OutOfReach};
 use crate::device::{Compute, DeviceChoice};
 use crate::models::{Activations, Backend};
 use crate::pretrain::{self, Look, PretrainOptions};
@@ -220,6 +222,29 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// What a worker's end tells programs, as `llink-coord` does: 2 a wrong option, 5 no such device, 6 no coordinator, 8 refused by it,
+/// 1 anything else.
+#[must_use]
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<ReachError>() || error.is::<WrongRoots>() {
+        return 2;
+    }
+    if error.is::<OutOfReach>() {
+        return 6;
+    }
+    let denied = |s: &Status| matches!(s.code(), Code::PermissionDenied | Code::Unauthenticated);
+    match (error.downcast_ref::<Error>(), error.downcast_ref::<Status>()) {
+        (Some(Error::Device(_) | Error::OutOfMemory(_)), _) => 5,
+        (_, Some(status)) if denied(status) => 8,
+        _ => 1,
+    }
+}
+
+/// `--allow-root` is none.
+#[derive(Debug, thiserror::Error)]
+#[error("--allow-root: {0}")]
+struct WrongRoots(String);
+
 /// Works until SIGTERM or Ctrl-C; then gives its leases back.
 ///
 /// # Errors
@@ -245,7 +270,7 @@ pub async fn run(args: WorkerArgs) -> anyhow::Result<()> {
         idle_exit: (args.idle_exit > 0).then(|| Duration::from_secs(args.idle_exit)),
         roots: match args.allow_root.is_empty() {
             true => Roots::Any,
-            false => Roots::of(&args.allow_root).map_err(|e| anyhow::anyhow!("--allow-root: {e}"))?,
+            false => Roots::of(&args.allow_root).map_err(WrongRoots)?,
         },
         health: args.health,
     };

@@ -52,7 +52,10 @@ fn main() -> ExitCode {
             };
         }
         (None, Some(args)) => args,
-        (None, None) => return failed("--coordinator URL is needed, such as http://head:7070"),
+        (None, None) => {
+            failed("--coordinator URL is needed, such as http://head:7070");
+            return ExitCode::from(2);
+        }
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -66,7 +69,10 @@ fn main() -> ExitCode {
     runtime.shutdown_timeout(std::time::Duration::from_millis(500));
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => failed(&format!("{e:#}")),
+        Err(e) => {
+            failed(&format!("{e:#}"));
+            ExitCode::from(cli::exit_code(&e))
+        }
     }
 }
 

@@ -63,6 +63,18 @@ pub enum Exit {
     Interrupted = 130,
 }
 
+impl Exit {
+    /// A worker's code among these.
+    #[cfg(feature = "embedded")]
+    fn of_worker(code: u8) -> Self {
+        let known = [Self::Usage, Self::Resources, Self::Unavailable, Self::Denied];
+        known
+            .into_iter()
+            .find(|exit| *exit as u8 == code)
+            .unwrap_or(Self::Internal)
+    }
+}
+
 impl Failed {
     fn new(exit: Exit, text: impl Into<String>) -> Self {
         Self {
@@ -253,7 +265,7 @@ async fn run(command: Command) -> Result<(), Failed> {
         #[cfg(feature = "embedded")]
         Command::Worker(args) => llink_worker::cli::run(args)
             .await
-            .map_err(|e| Failed::new(Exit::Unavailable, format!("{e:#}"))),
+            .map_err(|e| Failed::new(Exit::of_worker(llink_worker::cli::exit_code(&e)), format!("{e:#}"))),
         Command::Backup(backup) => backup.run(),
         Command::Restore(restore) => restore.run(),
         Command::Certs(certs) => certs.run(),

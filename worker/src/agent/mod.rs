@@ -86,7 +86,7 @@ pub async fn run(options: AgentOptions, stop: impl Future<Output = ()>) -> anyho
                 let since = *unreachable_since.get_or_insert_with(Instant::now);
                 tracing::warn!("{e:#}");
                 if options.connect_timeout.is_some_and(|limit| since.elapsed() > limit) {
-                    return Err(e.context(format!("no coordinator at {}", options.coordinator)));
+                    return Err(e.context(OutOfReach(options.coordinator.clone())));
                 }
             }
         }
@@ -96,6 +96,11 @@ pub async fn run(options: AgentOptions, stop: impl Future<Output = ()>) -> anyho
         }
     }
 }
+
+/// No coordinator answered for as long as the worker was to try.
+#[derive(Debug, thiserror::Error)]
+#[error("no coordinator at {0}")]
+pub struct OutOfReach(String);
 
 /// How a registration came to its end.
 #[derive(Debug, PartialEq, Eq)]
