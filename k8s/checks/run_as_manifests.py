@@ -361,6 +361,8 @@ def play(cluster, place):
         logs = "\n".join(cluster.log(n) for n in [name, "coordinator", *(w[0] for w in workers)])
         raise SystemExit(f"the job across namespaces: exit {code}\n{logs}")
     cluster.running.pop(name)
+    if 'transport="TCP, sealed"' not in "".join(cluster.log(worker) for worker, *_ in workers):
+        raise SystemExit(f"the ring between the workers is not encrypted\n{cluster.log('worker-0')}")
     print(f"job: succeeded across namespaces, {time.monotonic() - began:.0f} s since the start")
 
     # In the midst of a longer training of both one worker is drained, then the coordinator is.

@@ -120,6 +120,7 @@ fn on_ring<T: Send>(world_size: usize, timeout: Duration, work: impl Fn(&mut dyn
                 addresses: addresses.clone(),
                 generation: 3,
                 secret: b"of this gang".to_vec(),
+                sealed: false,
                 timeout,
             };
             let work = &work;

@@ -167,6 +167,7 @@ fn on_ring<T: Send>(world_size: usize, work: impl Fn(&mut dyn Collective) -> T +
                 addresses: addresses.clone(),
                 generation: 3,
                 secret: b"of this gang".to_vec(),
+                sealed: false,
                 timeout: Duration::from_secs(60),
             };
             let work = &work;

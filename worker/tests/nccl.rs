@@ -61,6 +61,7 @@ impl<'a> Run<'a> {
                 addresses: addresses.clone(),
                 generation: self.generation,
                 secret: SECRET.to_vec(),
+                sealed: true,
                 timeout: self.timeout,
             };
             let api = FakeNccl::new(self.fabric, rank, self.fates[rank]);
@@ -238,6 +239,7 @@ fn a_rank_that_never_comes_is_named() {
                     addresses,
                     generation: 1,
                     secret: SECRET.to_vec(),
+                    sealed: false,
                     timeout: Duration::from_secs(1),
                 };
                 let api = FakeNccl::new(fabric, rank, Fate::Lives);
@@ -312,6 +314,7 @@ fn survivors_go_on_in_the_next_generation_and_a_straggler_is_turned_away() {
         addresses: addresses.clone(),
         generation,
         secret: SECRET.to_vec(),
+        sealed: false,
         timeout,
     };
     thread::scope(|scope| {
@@ -343,6 +346,7 @@ fn who_does_not_know_the_secret_does_not_join() {
         addresses: addresses.clone(),
         generation: 1,
         secret: secret.to_vec(),
+        sealed: false,
         timeout,
     };
     thread::scope(|scope| {

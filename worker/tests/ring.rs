@@ -46,6 +46,11 @@ fn listeners(world_size: usize) -> (Vec<TcpListener>, Vec<String>) {
 
 /// Runs `work` on every rank of a ring, each on a thread of its own.
 fn on_ring<T: Send>(world_size: usize, timeout: Duration, work: impl Fn(Ring) -> T + Sync) -> Vec<T> {
+    on_ring_of(world_size, false, timeout, work)
+}
+
+/// The same, of a ring whose words are encrypted where it is `sealed`.
+fn on_ring_of<T: Send>(world_size: usize, sealed: bool, timeout: Duration, work: impl Fn(Ring) -> T + Sync) -> Vec<T> {
     let (listeners, addresses) = listeners(world_size);
     thread::scope(|scope| {
         let ranks: Vec<_> = listeners
@@ -57,6 +62,7 @@ fn on_ring<T: Send>(world_size: usize, timeout: Duration, work: impl Fn(Ring) ->
                     addresses: addresses.clone(),
                     generation: 7,
                     secret: SECRET.to_vec(),
+                    sealed,
                     timeout,
                 };
                 let work = &work;
@@ -103,7 +109,7 @@ fn values(call: usize, rank: usize, length: usize) -> Vec<f32> {
 #[test]
 fn sums_are_right_and_the_same_bits_on_every_rank() {
     let mut random = Random::seeded();
-    for world_size in [2, 3, 4, 5] {
+    for (world_size, sealed) in [(2, false), (3, false), (4, false), (5, false), (2, true), (4, true)] {
         let mut lengths = vec![
             0,
             1,
@@ -114,7 +120,7 @@ fn sums_are_right_and_the_same_bits_on_every_rank() {
             300_001,
         ];
         lengths.extend((0..8).map(|_| (random.next() % 10_000) as usize));
-        let results = on_ring(world_size, TIMEOUT, |mut ring| {
+        let results = on_ring_of(world_size, sealed, TIMEOUT, |mut ring| {
             let sum = |(call, length): (usize, &usize)| {
                 let mut own = values(call, ring.rank(), *length);
                 ring.all_reduce_sum(&mut own).unwrap();
@@ -209,8 +215,13 @@ fn a_barrier_waits_for_the_last() {
 
 #[test]
 fn a_rank_that_dies_gives_the_others_an_error_at_once() {
-    for (world_size, length) in [(2, 10), (3, 10), (4, 2_000_000)] {
-        let results = on_ring(world_size, TIMEOUT, |mut ring| {
+    for (world_size, length, sealed) in [
+        (2, 10, false),
+        (3, 10, true),
+        (4, 2_000_000, false),
+        (4, 2_000_000, true),
+    ] {
+        let results = on_ring_of(world_size, sealed, TIMEOUT, |mut ring| {
             ring.begin_step(41);
             ring.all_reduce_sum(&mut vec![1.0; 100]).unwrap();
             if ring.rank() == 1 {
@@ -241,12 +252,12 @@ fn a_rank_that_dies_gives_the_others_an_error_at_once() {
 #[test]
 fn a_rank_that_falls_silent_gives_the_others_an_error_within_the_timeout() {
     let timeout = Duration::from_millis(700);
-    for length in [10, 4_000_000] {
+    for (length, sealed) in [(10, false), (4_000_000, false), (4_000_000, true)] {
         let (done, wait) = mpsc::channel::<()>();
         let wait = std::sync::Mutex::new(wait);
         let left = std::sync::atomic::AtomicUsize::new(2);
         let done = std::sync::Mutex::new(Some(done));
-        on_ring(3, timeout, |mut ring| {
+        on_ring_of(3, sealed, timeout, |mut ring| {
             if ring.rank() == 2 {
                 // Alive, connected, and saying nothing until the others have given up.
                 let _ = wait.lock().unwrap().recv();
@@ -293,6 +304,7 @@ fn a_trickle_does_not_extend_the_timeout() {
         addresses,
         generation: 7,
         secret: SECRET.to_vec(),
+        sealed: false,
         timeout,
     };
     let mut ring = Ring::connect(mine, &options, AbortHandle::new()).unwrap();
@@ -345,6 +357,7 @@ fn an_abort_ends_connecting() {
         addresses,
         generation: 7,
         secret: SECRET.to_vec(),
+        sealed: false,
         timeout: Duration::from_secs(60),
     };
     let handle = AbortHandle::new();
@@ -384,6 +397,7 @@ fn late_comers_of_another_generation_are_turned_away() {
         addresses: addresses.clone(),
         generation,
         secret: SECRET.to_vec(),
+        sealed: false,
         timeout,
     };
     // The late comer dials rank 0 before the true rank 1 does.
@@ -431,6 +445,7 @@ fn who_does_not_know_the_secret_neither_calls_nor_answers() {
         addresses: addresses.clone(),
         generation: 7,
         secret: SECRET.to_vec(),
+        sealed: false,
         timeout: Duration::from_secs(5),
     };
     let ring = thread::spawn(move || Ring::connect(mine, &options, AbortHandle::new()).map(drop));
@@ -456,6 +471,87 @@ fn who_does_not_know_the_secret_neither_calls_nor_answers() {
     assert!(error.contains("does not know the gang's secret"), "{error}");
 }
 
+/// Stands between rank 0 and rank 1: passes everything on, keeps what rank 0 says, and alters the byte that it is told to.
+fn listen_in(listener: TcpListener, to: String, alter: Option<usize>) -> thread::JoinHandle<Vec<u8>> {
+    use std::io::{Read, Write};
+    thread::spawn(move || {
+        let (mut caller, _) = listener.accept().unwrap();
+        let mut called = TcpStream::connect(to).unwrap();
+        let (mut answers, mut back) = (called.try_clone().unwrap(), caller.try_clone().unwrap());
+        thread::spawn(move || std::io::copy(&mut answers, &mut back));
+        let (mut heard, mut part) = (Vec::new(), [0; 4096]);
+        while let Ok(count @ 1..) = caller.read(&mut part) {
+            let part = &mut part[..count];
+            let from = heard.len();
+            heard.extend_from_slice(part);
+            if let Some(at) = alter.filter(|at| (from..from + count).contains(at)) {
+                part[at - from] ^= 0x55;
+            }
+            if called.write_all(part).is_err() {
+                break;
+            }
+        }
+        let _ = called.shutdown(std::net::Shutdown::Both);
+        heard
+    })
+}
+
+/// Sums ones over two ranks with somebody in between: what each rank gets, and what was overheard.
+fn overheard(sealed: bool, alter: Option<usize>) -> (Vec<llink_worker::Result<Vec<f32>>>, Vec<u8>) {
+    let (listeners, addresses) = listeners(2);
+    let between = TcpListener::bind("127.0.0.1:0").unwrap();
+    let seen_by_0 = vec![addresses[0].clone(), between.local_addr().unwrap().to_string()];
+    let ear = listen_in(between, addresses[1].clone(), alter);
+    let sums = thread::scope(|scope| {
+        let ranks: Vec<_> = listeners
+            .into_iter()
+            .enumerate()
+            .map(|(rank, listener)| {
+                let options = RingOptions {
+                    rank,
+                    addresses: if rank == 0 {
+                        seen_by_0.clone()
+                    } else {
+                        addresses.clone()
+                    },
+                    generation: 7,
+                    secret: SECRET.to_vec(),
+                    sealed,
+                    timeout: TIMEOUT,
+                };
+                scope.spawn(move || {
+                    let mut ring = Ring::connect(listener, &options, AbortHandle::new()).unwrap();
+                    let mut values = vec![1.0; 20_000];
+                    ring.all_reduce_sum(&mut values).map(|()| values)
+                })
+            })
+            .collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    });
+    (sums, ear.join().unwrap())
+}
+
+#[test]
+fn a_sealed_ring_shows_no_number_and_notices_what_was_altered() {
+    let ones: Vec<u8> = [1.0_f32; 4].iter().flat_map(|one| one.to_le_bytes()).collect();
+    let shows = |heard: &[u8]| heard.windows(ones.len()).any(|part| part == ones);
+    let (sums, heard) = overheard(false, None);
+    assert!(sums.iter().all(|sum| sum.as_ref().unwrap() == &vec![2.0; 20_000]));
+    assert!(shows(&heard), "in plain text everybody reads along");
+    let (sums, heard) = overheard(true, None);
+    assert!(sums.iter().all(|sum| sum.as_ref().unwrap() == &vec![2.0; 20_000]));
+    assert!(heard.len() > 80_000 && !shows(&heard));
+    // In the middle of the numbers: unnoticed in plain text, the end of the ring where it is sealed.
+    let (sums, _) = overheard(false, Some(5_000));
+    assert!(
+        sums.iter()
+            .all(|sum| sum.as_ref().is_ok_and(|sum| sum != &vec![2.0; 20_000]))
+    );
+    let (sums, _) = overheard(true, Some(5_000));
+    let error = sums[1].as_ref().unwrap_err().to_string();
+    assert!(error.contains("altered"), "{error}");
+}
+
 #[test]
 fn a_rank_of_another_generation_learns_why() {
     let (listeners, addresses) = listeners(2);
@@ -472,6 +568,7 @@ fn a_rank_of_another_generation_learns_why() {
                     addresses: addresses.clone(),
                     generation,
                     secret: SECRET.to_vec(),
+                    sealed: false,
                     timeout,
                 };
                 scope.spawn(move || {

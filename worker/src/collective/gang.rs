@@ -15,6 +15,8 @@ pub struct Met {
     pub addresses: Vec<String>,
     /// What they share and nobody else.
     pub secret: Vec<u8>,
+    /// Whether what they say to each other is encrypted, as what they say to the coordinator is.
+    pub sealed: bool,
 }
 
 /// A rank that is on its way to its gang.
@@ -57,11 +59,16 @@ impl Joining<'_> {
             addresses: offers.iter().map(|offer| offer.address.clone()).collect(),
             generation: self.generation,
             secret: met.secret,
+            sealed: met.sealed,
             timeout: self.timeout,
         };
         let transport = Transport::agreed(&offers);
         if self.rank == 0 {
-            let kind = if transport == Transport::Ring { "TCP" } else { "NCCL" };
+            let kind = match &transport {
+                Transport::Ring if options.sealed => "TCP, sealed",
+                Transport::Ring => "TCP",
+                Transport::Nccl(_) => "NCCL",
+            };
             tracing::info!(
                 generation = self.generation,
                 transport = kind,

@@ -3,7 +3,7 @@
 //! Each rank dials the next one and says who it is; each rank listens for the previous one and answers with a verdict.
 //! A caller of another generation, out of place, or without the gang's secret is refused and the listener goes on waiting.
 //! Caller and listener prove that they know the secret without sending it: an HMAC over what was said, the listener's rank
-//! and the caller's nonce.
+//! and the caller's nonce. Where the gang's words are sealed, each also sends its part of Noise's handshake.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
@@ -13,6 +13,7 @@ use hmac::{Hmac, Mac};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sha2::Sha256;
 
+use super::sealed::{self, Greeting, Incoming, Keys, Line, Outgoing};
 use super::{AbortHandle, RingOptions};
 use crate::{Error, Result};
 
@@ -32,8 +33,15 @@ pub(super) const PATIENCE: Duration = Duration::from_millis(20);
 
 /// The two connections of a rank.
 pub(super) struct Neighbours {
-    pub(super) next: TcpStream,
-    pub(super) previous: TcpStream,
+    pub(super) next: Outgoing,
+    pub(super) previous: Incoming,
+}
+
+impl Neighbours {
+    /// To the next rank, from the previous one.
+    pub(super) fn streams(&self) -> [&TcpStream; 2] {
+        [&self.next.stream, &self.previous.stream]
+    }
 }
 
 /// Connects this rank to the next and the previous one within the timeout.
@@ -48,43 +56,51 @@ pub(super) fn connect(listener: TcpListener, options: &RingOptions, abort: &Abor
     let previous_rank = (options.rank + world_size - 1) % world_size;
     let expected = |rank: usize| rank == previous_rank;
     let mut next = dial(options, next_rank, deadline, abort)?;
-    let call = Call::new(options, next_rank)?;
+    let mut call = Call::new(options, next_rank)?;
     next.write_all(&call.opening)
         .map_err(|error| lost(format!("rank {next_rank} hung up: {error}")))?;
-    let (mut previous, mut welcome) = (None, false);
-    while previous.is_none() || !welcome {
+    let (mut previous, mut welcome) = (None, None);
+    while previous.is_none() || welcome.is_none() {
         abort.check()?;
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(lost(missing(options, previous.is_some(), welcome)));
+            return Err(lost(missing(options, previous.is_some(), welcome.is_some())));
         }
         let wait = Timespec::try_from(left.min(PATIENCE)).map_err(|error| lost(error.to_string()))?;
         let mut waiting = [PollFd::new(&listener, PollFlags::IN), PollFd::new(&next, PollFlags::IN)];
-        let (first, last) = (usize::from(previous.is_some()), if welcome { 1 } else { 2 });
+        let (first, last) = (usize::from(previous.is_some()), if welcome.is_some() { 1 } else { 2 });
         match poll(&mut waiting[first..last], Some(&wait)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(lost(format!("waiting for connections: {error}"))),
         }
         let (caller, verdict) = (!waiting[0].revents().is_empty(), !waiting[1].revents().is_empty());
         if caller && let Ok((stream, _)) = listener.accept() {
-            previous = answer(stream, options, expected).map(|(_, stream)| stream);
+            previous = answer(stream, options, expected).map(|(_, line)| line);
         }
         if verdict {
             let mut verdict = [0];
             next.read_exact(&mut verdict)
                 .map_err(|error| lost(format!("rank {next_rank} hung up: {error}")))?;
-            call.judge(verdict[0], &mut next, options)?;
-            welcome = true;
+            welcome = Some(call.judge(verdict[0], &mut next, options)?);
         }
     }
     let previous = previous.expect("the loop ends once there is one");
-    for stream in [&next, &previous] {
+    let next = Line {
+        stream: next,
+        keys: welcome.flatten(),
+    };
+    let unusable = |error: std::io::Error| lost(format!("its keys: {error}"));
+    let neighbours = Neighbours {
+        next: Outgoing::new(next).map_err(unusable)?,
+        previous: Incoming::new(previous).map_err(unusable)?,
+    };
+    for stream in neighbours.streams() {
         stream
             .set_nodelay(true)
             .and_then(|()| stream.set_nonblocking(true))
             .map_err(|error| lost(format!("setting up a socket: {error}")))?;
     }
-    Ok(Neighbours { next, previous })
+    Ok(neighbours)
 }
 
 /// Connects to `rank`, again and again while it does not listen yet.
@@ -112,9 +128,10 @@ pub(super) fn dial(options: &RingOptions, rank: usize, deadline: Instant, abort:
 
 /// What one rank says to another when it calls, and what the answer is checked against.
 pub(super) struct Call {
-    /// Who calls, a nonce, and the proof that the caller knows the secret.
-    pub(super) opening: [u8; OPENING_BYTES],
+    /// Who calls, a nonce, and the proof that the caller knows the secret; then its part of the keys where they are wanted.
+    pub(super) opening: Vec<u8>,
     listener: usize,
+    greeting: Option<Greeting>,
 }
 
 impl Call {
@@ -125,11 +142,22 @@ impl Call {
         said.copy_from_slice(&hello(options, options.rank));
         getrandom::fill(nonce).map_err(|error| lost(options, format!("no random bytes: {error}")))?;
         shown.copy_from_slice(&proof(options, b"caller", listener, said, nonce).finalize().into_bytes());
-        Ok(Self { opening, listener })
+        let (mut opening, mut greeting) = (opening.to_vec(), None);
+        if options.sealed {
+            let (made, message) = Greeting::new(&options.secret, &opening)
+                .map_err(|error| lost(options, format!("its own keys: {error}")))?;
+            opening.extend_from_slice(&message);
+            greeting = Some(made);
+        }
+        Ok(Self {
+            opening,
+            listener,
+            greeting,
+        })
     }
 
-    /// What the listener's verdict means, once it has shown that it knows the secret as well.
-    pub(super) fn judge(&self, verdict: u8, stream: &mut TcpStream, options: &RingOptions) -> Result<()> {
+    /// What the listener's verdict means, once it has shown that it knows the secret as well: the keys, where they are wanted.
+    pub(super) fn judge(&mut self, verdict: u8, stream: &mut TcpStream, options: &RingOptions) -> Result<Option<Keys>> {
         let rank = self.listener;
         let refused = |reason: String| Err(lost(options, reason));
         match verdict {
@@ -145,12 +173,19 @@ impl Call {
             .map_err(|error| lost(options, format!("rank {rank} hung up: {error}")))?;
         let (said, rest) = self.opening.split_at(HELLO_BYTES);
         let expected = proof(options, b"listener", rank, said, &rest[..NONCE_BYTES]);
-        expected.verify_slice(&shown).map_err(|_| {
-            lost(
-                options,
-                format!("who answers for rank {rank} does not know the gang's secret"),
-            )
-        })
+        let stranger = || {
+            let reason = format!("who answers for rank {rank} does not know the gang's secret");
+            lost(options, reason)
+        };
+        expected.verify_slice(&shown).map_err(|_| stranger())?;
+        let Some(greeting) = self.greeting.take() else {
+            return Ok(None);
+        };
+        let mut message = [0; sealed::MESSAGE_BYTES];
+        stream
+            .read_exact(&mut message)
+            .map_err(|error| lost(options, format!("rank {rank} hung up: {error}")))?;
+        greeting.answered(&message).map(Some).map_err(|_| stranger())
     }
 }
 
@@ -159,7 +194,7 @@ pub(super) fn answer(
     mut stream: TcpStream,
     options: &RingOptions,
     expected: impl Fn(usize) -> bool,
-) -> Option<(usize, TcpStream)> {
+) -> Option<(usize, Line)> {
     stream.set_nonblocking(false).ok()?;
     stream.set_read_timeout(Some(HELLO_TIMEOUT)).ok()?;
     let mut opening = [0; OPENING_BYTES];
@@ -176,14 +211,22 @@ pub(super) fn answer(
         None if said[..16] == hello(options, 0)[..16] => OUT_OF_PLACE,
         None => OTHER_GENERATION,
     };
-    let mut said_back = vec![verdict];
+    let (mut said_back, mut keys) = (vec![verdict], None);
     if verdict == WELCOME {
         let own = proof(options, b"listener", options.rank, said, nonce);
         said_back.extend_from_slice(&own.finalize().into_bytes());
+        if options.sealed {
+            let mut message = [0; sealed::MESSAGE_BYTES];
+            stream.read_exact(&mut message).ok()?;
+            let (answer, made) = sealed::answer(&options.secret, &opening, &message).ok()?;
+            said_back.extend_from_slice(&answer);
+            keys = Some(made);
+        }
     }
     // Who is turned away may not hear of it; that is its own affair.
     stream.write_all(&said_back).ok()?;
-    caller.filter(|_| verdict == WELCOME).map(|rank| (rank, stream))
+    let rank = caller.filter(|_| verdict == WELCOME)?;
+    Some((rank, Line { stream, keys }))
 }
 
 /// What only members of the gang can compute: over who proves it, the listener's rank, what the caller said (its own rank is

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::handshake::{Call, PATIENCE, answer, dial, lost};
+use super::sealed::{Line, Messages};
 use super::{AbortHandle, RingOptions};
 use crate::Result;
 
@@ -40,7 +41,7 @@ pub(super) struct Place {
 pub(super) struct Mesh {
     rank: usize,
     /// By rank; none for this one.
-    peers: Vec<Option<Arc<Mutex<TcpStream>>>>,
+    peers: Vec<Option<Arc<Mutex<Messages>>>>,
     shared: Arc<Shared>,
 }
 
@@ -77,33 +78,32 @@ impl Mesh {
     pub(super) fn connect(listener: &TcpListener, options: &RingOptions, abort: &AbortHandle) -> Result<Self> {
         let deadline = Instant::now() + options.timeout;
         let world_size = options.addresses.len();
-        let mut streams: Vec<Option<TcpStream>> = (0..world_size).map(|_| None).collect();
-        for (rank, slot) in streams.iter_mut().enumerate().take(options.rank) {
+        let mut lines: Vec<Option<Line>> = (0..world_size).map(|_| None).collect();
+        for (rank, slot) in lines.iter_mut().enumerate().take(options.rank) {
             let stream = dial(options, rank, deadline, abort)?;
-            introduce(stream, options, rank, deadline, abort).map(|stream| *slot = Some(stream))?;
+            introduce(stream, options, rank, deadline, abort).map(|line| *slot = Some(line))?;
         }
-        accept(listener, options, &mut streams, deadline, abort)?;
-        Self::listen(options.rank, streams)
-            .map_err(|error| lost(options, format!("setting up the connections: {error}")))
+        accept(listener, options, &mut lines, deadline, abort)?;
+        Self::listen(options.rank, lines).map_err(|error| lost(options, format!("setting up the connections: {error}")))
     }
 
-    fn listen(rank: usize, streams: Vec<Option<TcpStream>>) -> std::io::Result<Self> {
+    fn listen(rank: usize, lines: Vec<Option<Line>>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
-            theirs: Mutex::new(vec![None; streams.len()]),
-            finished: Mutex::new(vec![false; streams.len()]),
+            theirs: Mutex::new(vec![None; lines.len()]),
+            finished: Mutex::new(vec![false; lines.len()]),
             ..Shared::default()
         });
-        let mut peers = Vec::with_capacity(streams.len());
-        for (peer, stream) in streams.into_iter().enumerate() {
-            let Some(stream) = stream else {
+        let mut peers = Vec::with_capacity(lines.len());
+        for (peer, line) in lines.into_iter().enumerate() {
+            let Some(line) = line else {
                 peers.push(None);
                 continue;
             };
-            stream.set_nodelay(true)?;
-            stream.set_read_timeout(None)?;
-            stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
-            let reader = stream.try_clone()?;
-            let writer = Arc::new(Mutex::new(stream));
+            line.stream.set_nodelay(true)?;
+            line.stream.set_read_timeout(None)?;
+            line.stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
+            let (reader, writer) = Messages::both_ends(line)?;
+            let writer = Arc::new(Mutex::new(writer));
             let (answers, told) = (writer.clone(), shared.clone());
             // Ends when either side closes the connection.
             std::thread::spawn(move || hear(reader, peer, &answers, &told));
@@ -178,7 +178,7 @@ impl Mesh {
     fn tell_all(&self, kind: u8, a: u64, b: u64) {
         for peer in self.peers.iter().flatten() {
             // Who can't be told has gone, which is heard of elsewhere.
-            let _ = lock(peer).write_all(&frame(kind, a, b));
+            let _ = lock(peer).say(&frame(kind, a, b));
         }
     }
 }
@@ -186,16 +186,16 @@ impl Mesh {
 impl Drop for Mesh {
     fn drop(&mut self) {
         for peer in self.peers.iter().flatten() {
-            let _ = lock(peer).shutdown(Shutdown::Both);
+            let _ = lock(peer).stream().shutdown(Shutdown::Both);
         }
     }
 }
 
 /// Reads what one rank says until the connection ends.
-fn hear(mut stream: TcpStream, peer: usize, answers: &Mutex<TcpStream>, shared: &Shared) {
+fn hear(mut reader: Messages, peer: usize, answers: &Mutex<Messages>, shared: &Shared) {
     let mut said = [0; FRAME_BYTES];
     loop {
-        if let Err(error) = stream.read_exact(&mut said) {
+        if let Err(error) = reader.hear(&mut said) {
             if !lock(&shared.finished)[peer] {
                 let how = match error.kind() {
                     ErrorKind::UnexpectedEof => "its connection closed, its process has ended".to_owned(),
@@ -210,7 +210,7 @@ fn hear(mut stream: TcpStream, peer: usize, answers: &Mutex<TcpStream>, shared: 
             ASK => {
                 let own = *lock(&shared.own);
                 let step = own.step.map_or(u64::MAX, |step| step);
-                let _ = lock(answers).write_all(&frame(PLACE, own.calls, step));
+                let _ = lock(answers).say(&frame(PLACE, own.calls, step));
             }
             PLACE => {
                 let step = Some(word(9)).filter(|step| *step != u64::MAX);
@@ -239,9 +239,9 @@ fn introduce(
     rank: usize,
     deadline: Instant,
     abort: &AbortHandle,
-) -> Result<TcpStream> {
+) -> Result<Line> {
     let hung_up = |error: std::io::Error| lost(options, format!("rank {rank} hung up: {error}"));
-    let call = Call::new(options, rank)?;
+    let mut call = Call::new(options, rank)?;
     stream.write_all(&call.opening).map_err(hung_up)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(hung_up)?;
     let mut verdict = [0];
@@ -259,28 +259,28 @@ fn introduce(
             Err(_) => {}
         }
     }
-    call.judge(verdict[0], &mut stream, options)?;
-    Ok(stream)
+    let keys = call.judge(verdict[0], &mut stream, options)?;
+    Ok(Line { stream, keys })
 }
 
 /// Waits for the ranks after this one.
 fn accept(
     listener: &TcpListener,
     options: &RingOptions,
-    streams: &mut [Option<TcpStream>],
+    lines: &mut [Option<Line>],
     deadline: Instant,
     abort: &AbortHandle,
 ) -> Result<()> {
     let broken = |error: std::io::Error| lost(options, format!("its own listener: {error}"));
     listener.set_nonblocking(true).map_err(broken)?;
     let first = options.rank + 1;
-    while let Some(missing) = (first..streams.len()).find(|rank| streams[*rank].is_none()) {
+    while let Some(missing) = (first..lines.len()).find(|rank| lines[*rank].is_none()) {
         abort.check()?;
         match listener.accept() {
             Ok((stream, _)) => {
-                let missing = |rank: usize| rank > options.rank && streams[rank].is_none();
-                if let Some((rank, stream)) = answer(stream, options, missing) {
-                    streams[rank] = Some(stream);
+                let missing = |rank: usize| rank > options.rank && lines[rank].is_none();
+                if let Some((rank, line)) = answer(stream, options, missing) {
+                    lines[rank] = Some(line);
                 }
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {

@@ -15,6 +15,7 @@ mod nccl;
 mod offer;
 mod ring;
 mod ring_call;
+mod sealed;
 mod solo;
 mod watched;
 

@@ -4,7 +4,6 @@
 //! time over non-blocking sockets, so that buffers of any size can't deadlock. Each call opens with a header, so that
 //! ranks that have lost step with each other find out instead of adding up the wrong numbers.
 
-use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, TcpListener};
 use std::time::{Duration, Instant};
 
@@ -29,6 +28,8 @@ pub struct RingOptions {
     pub generation: u64,
     /// What opens the connections: callers prove that they know it, and so does who answers them.
     pub secret: Vec<u8>,
+    /// Whether what the ring says is encrypted too.
+    pub sealed: bool,
     /// How long connecting, and each collective as a whole, may take.
     pub timeout: Duration,
 }
@@ -69,7 +70,7 @@ impl Ring {
             return Err(Error::Input(format!("rank {rank} of {world_size} can't join a ring")));
         }
         let neighbours = connect(listener, options, &abort)?;
-        for stream in [&neighbours.next, &neighbours.previous] {
+        for stream in neighbours.streams() {
             let stream = stream.try_clone().map_err(|source| Error::Io {
                 path: "a ring's socket".into(),
                 source,
@@ -114,7 +115,7 @@ impl Ring {
         self.sequence += 1;
         result.map_err(|reason| {
             self.broken = Some(reason.clone());
-            for stream in [&self.neighbours.next, &self.neighbours.previous] {
+            for stream in self.neighbours.streams() {
                 drop(stream.shutdown(Shutdown::Both));
             }
             let step = self
@@ -141,7 +142,7 @@ impl Ring {
     }
 
     /// Sends and receives at the same time; `None` means not even a header.
-    fn exchange(&self, call: &mut Call, send: Option<&[f32]>, receive: Option<&mut [f32]>) -> Attempt<()> {
+    fn exchange(&mut self, call: &mut Call, send: Option<&[f32]>, receive: Option<&mut [f32]>) -> Attempt<()> {
         let mut heard = [0; HEADER_BYTES];
         let expects_header = receive.is_some() && !call.header_received;
         let header_out: &[u8] = if send.is_some() && !call.header_sent {
@@ -163,6 +164,7 @@ impl Ring {
         loop {
             let moved = self.send_some(&mut outgoing)? | self.receive_some(&mut incoming)?;
             let (sending, receiving) = unfinished(&outgoing, &incoming);
+            let sending = sending || !self.neighbours.next.is_flushed();
             if !sending && !receiving {
                 break;
             }
@@ -181,43 +183,18 @@ impl Ring {
         Ok(())
     }
 
-    /// Hands the socket what it takes now. Whether it took any.
-    fn send_some(&self, parts: &mut [&[u8]; 2]) -> Attempt<bool> {
-        if parts.iter().all(|part| part.is_empty()) {
-            return Ok(false);
-        }
-        let written = match (&self.neighbours.next).write_vectored(&[IoSlice::new(parts[0]), IoSlice::new(parts[1])]) {
-            Ok(written) => written,
-            Err(error) if is_pause(&error) => return Ok(false),
-            Err(error) => return Err(format!("rank {} is gone: {error}", self.next_rank())),
-        };
-        let first = written.min(parts[0].len());
-        parts[0] = &parts[0][first..];
-        parts[1] = &parts[1][written - first..];
-        Ok(true)
+    /// Hands the socket what it takes now. Whether anything moved.
+    fn send_some(&mut self, parts: &mut [&[u8]; 2]) -> Attempt<bool> {
+        let rank = self.next_rank();
+        let sent = self.neighbours.next.send_some(parts);
+        sent.map_err(|error| format!("rank {rank} is gone: {error}"))
     }
 
-    /// Takes what the socket has now. Whether it had any.
-    fn receive_some(&self, parts: &mut [&mut [u8]; 2]) -> Attempt<bool> {
-        if parts.iter().all(|part| part.is_empty()) {
-            return Ok(false);
-        }
-        let [first, second] = std::mem::take(parts);
-        let result = (&self.neighbours.previous).read_vectored(&mut [IoSliceMut::new(first), IoSliceMut::new(second)]);
-        let read = match result {
-            Ok(0) => {
-                return Err(format!(
-                    "rank {} is gone: it closed the connection",
-                    self.rank_before(1)
-                ));
-            }
-            Ok(read) => read,
-            Err(error) if is_pause(&error) => 0,
-            Err(error) => return Err(format!("rank {} is gone: {error}", self.rank_before(1))),
-        };
-        let of_first = read.min(first.len());
-        *parts = [&mut first[of_first..], &mut second[read - of_first..]];
-        Ok(read > 0)
+    /// Takes what the socket has now. Whether anything moved.
+    fn receive_some(&mut self, parts: &mut [&mut [u8]; 2]) -> Attempt<bool> {
+        let rank = self.rank_before(1);
+        let received = self.neighbours.previous.receive_some(parts);
+        received.map_err(|error| format!("rank {rank} is gone: {error}"))
     }
 
     /// Sleeps until a socket is ready or the call's time is up.
@@ -235,7 +212,7 @@ impl Ring {
                 describe(&call.header)
             ));
         }
-        let Neighbours { next, previous } = &self.neighbours;
+        let [next, previous] = self.neighbours.streams();
         let mut waiting = [PollFd::new(next, PollFlags::OUT), PollFd::new(previous, PollFlags::IN)];
         let timeout = Timespec::try_from(left).map_err(|error| error.to_string())?;
         match poll(
@@ -361,8 +338,4 @@ impl Collective for Ring {
     fn abort_handle(&self) -> AbortHandle {
         self.abort.clone()
     }
-}
-
-fn is_pause(error: &std::io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }

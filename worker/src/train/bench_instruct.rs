@@ -111,6 +111,7 @@ fn on_ranks(decoder: &Llama, options: InstructBench, ranks: usize) -> Result<Tim
             addresses: addresses.clone(),
             generation: 1,
             secret: b"of this process".to_vec(),
+            sealed: false,
             timeout: Duration::from_secs(600),
         };
         let mut ring = Ring::connect(listener, &ring, AbortHandle::default())?;

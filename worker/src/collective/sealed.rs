@@ -1,0 +1,287 @@
+//! What neighbours say to each other, encrypted where the gang was told to: Noise's NNpsk0 over the gang's secret, so that only those
+//! who know it can read, and nobody can change, drop or repeat a part unnoticed.
+//!
+//! On the wire a sealed connection is a sequence of frames: two bytes of length, then as many of ciphertext. What goes in and comes out
+//! are the same bytes in the same order as without, so that the ring does not see a difference.
+
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+use snow::{Builder, HandshakeState, StatelessTransportState, TransportState};
+
+const PATTERN: &str = "Noise_NNpsk0_25519_AESGCM_SHA256";
+/// Each of the handshake's two messages: a public key, and a tag.
+pub(super) const MESSAGE_BYTES: usize = 32 + 16;
+const TAG_BYTES: usize = 16;
+const LENGTH_BYTES: usize = 2;
+const FRAME_BYTES: usize = u16::MAX as usize;
+/// Plain bytes in a frame, at most.
+const PART_BYTES: usize = FRAME_BYTES - TAG_BYTES;
+
+/// A caller that has said its part and waits for the answer.
+pub(super) struct Greeting(HandshakeState);
+
+impl Greeting {
+    /// The caller's message; `said` is what both have seen so far, and must agree on.
+    pub(super) fn new(secret: &[u8], said: &[u8]) -> io::Result<(Self, [u8; MESSAGE_BYTES])> {
+        let key: [u8; 32] = Sha256::digest(secret).into();
+        let mut state = builder(&key, said)?.build_initiator().map_err(other)?;
+        let mut message = [0; MESSAGE_BYTES];
+        state.write_message(&[], &mut message).map_err(other)?;
+        Ok((Self(state), message))
+    }
+
+    /// The keys, once the listener has answered.
+    pub(super) fn answered(mut self, message: &[u8]) -> io::Result<Keys> {
+        self.0.read_message(message, &mut []).map_err(other)?;
+        Ok(Keys(Box::new(self.0)))
+    }
+}
+
+/// What two ranks agreed on.
+pub(super) struct Keys(Box<HandshakeState>);
+
+fn transport(keys: Option<Keys>) -> io::Result<Option<Box<TransportState>>> {
+    keys.map(|keys| keys.0.into_transport_mode().map(Box::new).map_err(other))
+        .transpose()
+}
+
+/// The listener's answer to a caller's message, and the keys.
+pub(super) fn answer(secret: &[u8], said: &[u8], message: &[u8]) -> io::Result<([u8; MESSAGE_BYTES], Keys)> {
+    let key: [u8; 32] = Sha256::digest(secret).into();
+    let mut state = builder(&key, said)?.build_responder().map_err(other)?;
+    state.read_message(message, &mut []).map_err(other)?;
+    let mut answer = [0; MESSAGE_BYTES];
+    state.write_message(&[], &mut answer).map_err(other)?;
+    Ok((answer, Keys(Box::new(state))))
+}
+
+fn builder<'a>(key: &'a [u8; 32], said: &'a [u8]) -> io::Result<Builder<'a>> {
+    let pattern = PATTERN.parse().map_err(other)?;
+    Builder::new(pattern)
+        .psk(0, key)
+        .and_then(|builder| builder.prologue(said))
+        .map_err(other)
+}
+
+fn other(error: snow::Error) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, error.to_string())
+}
+
+/// A connection to a rank that has shown that it belongs, and its keys where it is sealed.
+pub(super) struct Line {
+    pub(super) stream: TcpStream,
+    pub(super) keys: Option<Keys>,
+}
+
+/// The end of a connection that is written to.
+pub(super) struct Outgoing {
+    pub(super) stream: TcpStream,
+    seal: Option<Box<TransportState>>,
+    plain: Vec<u8>,
+    frame: Vec<u8>,
+    /// Of the frame, what the socket has taken.
+    sent: usize,
+}
+
+impl Outgoing {
+    pub(super) fn new(line: Line) -> io::Result<Self> {
+        Ok(Self {
+            stream: line.stream,
+            seal: transport(line.keys)?,
+            plain: Vec::new(),
+            frame: Vec::new(),
+            sent: 0,
+        })
+    }
+
+    /// Whether the socket has taken all that was handed over.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.sent == self.frame.len()
+    }
+
+    /// Hands the socket what it takes now, and takes that off `parts`. Whether anything moved.
+    pub(super) fn send_some(&mut self, parts: &mut [&[u8]; 2]) -> io::Result<bool> {
+        let Some(seal) = &mut self.seal else {
+            if parts.iter().all(|part| part.is_empty()) {
+                return Ok(false);
+            }
+            let written = paused(
+                self.stream
+                    .write_vectored(&[IoSlice::new(parts[0]), IoSlice::new(parts[1])]),
+            )?;
+            let first = written.min(parts[0].len());
+            parts[0] = &parts[0][first..];
+            parts[1] = &parts[1][written - first..];
+            return Ok(written > 0);
+        };
+        if self.sent == self.frame.len() {
+            self.plain.clear();
+            for part in parts.iter_mut() {
+                let (taken, left) = part.split_at(part.len().min(PART_BYTES - self.plain.len()));
+                self.plain.extend_from_slice(taken);
+                *part = left;
+            }
+            if self.plain.is_empty() {
+                return Ok(false);
+            }
+            self.frame.resize(LENGTH_BYTES + self.plain.len() + TAG_BYTES, 0);
+            let length = (self.plain.len() + TAG_BYTES) as u16;
+            self.frame[..LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
+            seal.write_message(&self.plain, &mut self.frame[LENGTH_BYTES..])
+                .map_err(other)?;
+            self.sent = 0;
+        }
+        let written = paused(self.stream.write(&self.frame[self.sent..]))?;
+        self.sent += written;
+        Ok(written > 0)
+    }
+}
+
+/// The end of a connection that is read from.
+pub(super) struct Incoming {
+    pub(super) stream: TcpStream,
+    seal: Option<Box<TransportState>>,
+    frame: Vec<u8>,
+    /// Of the frame, what has come.
+    come: usize,
+    plain: Vec<u8>,
+    /// Of the plain bytes, what was taken.
+    taken: usize,
+}
+
+impl Incoming {
+    pub(super) fn new(line: Line) -> io::Result<Self> {
+        Ok(Self {
+            stream: line.stream,
+            seal: transport(line.keys)?,
+            frame: vec![0; LENGTH_BYTES + FRAME_BYTES],
+            come: 0,
+            plain: Vec::new(),
+            taken: 0,
+        })
+    }
+
+    /// Takes what has come by now into `parts`, and takes that off them. Whether anything moved.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the other side closed the connection, `InvalidData` when a frame was not sealed by it.
+    pub(super) fn receive_some(&mut self, parts: &mut [&mut [u8]; 2]) -> io::Result<bool> {
+        if parts.iter().all(|part| part.is_empty()) {
+            return Ok(false);
+        }
+        if self.seal.is_none() {
+            let [first, second] = std::mem::take(parts);
+            let read = self
+                .stream
+                .read_vectored(&mut [IoSliceMut::new(first), IoSliceMut::new(second)]);
+            let read = paused(open(read))?;
+            let of_first = read.min(first.len());
+            *parts = [&mut first[of_first..], &mut second[read - of_first..]];
+            return Ok(read > 0);
+        }
+        let mut moved = false;
+        if self.taken == self.plain.len() {
+            moved = self.next_frame()?;
+        }
+        Ok(self.give(parts) | moved)
+    }
+
+    /// Reads on in the frame, and opens it once it is whole. Whether anything came.
+    fn next_frame(&mut self) -> io::Result<bool> {
+        let length = usize::from(u16::from_le_bytes([self.frame[0], self.frame[1]]));
+        let whole = match self.come {
+            0..LENGTH_BYTES => LENGTH_BYTES,
+            _ => LENGTH_BYTES + length,
+        };
+        let read = paused(open(self.stream.read(&mut self.frame[self.come..whole])))?;
+        self.come += read;
+        if self.come == whole
+            && whole > LENGTH_BYTES
+            && let Some(seal) = &mut self.seal
+        {
+            self.plain.resize(length.saturating_sub(TAG_BYTES), 0);
+            seal.read_message(&self.frame[LENGTH_BYTES..whole], &mut self.plain)
+                .map_err(|_| io::Error::new(ErrorKind::InvalidData, "what came was altered, or is not the gang's"))?;
+            (self.come, self.taken) = (0, 0);
+        }
+        Ok(read > 0)
+    }
+
+    fn give(&mut self, parts: &mut [&mut [u8]; 2]) -> bool {
+        let before = self.taken;
+        for part in parts {
+            let there = &self.plain[self.taken..];
+            let count = there.len().min(part.len());
+            let (filled, left) = std::mem::take(part).split_at_mut(count);
+            filled.copy_from_slice(&there[..count]);
+            *part = left;
+            self.taken += count;
+        }
+        self.taken > before
+    }
+}
+
+/// Nothing moved, where the socket only asks for patience.
+fn paused(moved: io::Result<usize>) -> io::Result<usize> {
+    match moved {
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(0),
+        other => other,
+    }
+}
+
+fn open(read: io::Result<usize>) -> io::Result<usize> {
+    match read {
+        Ok(0) => Err(io::Error::new(ErrorKind::UnexpectedEof, "it closed the connection")),
+        other => other,
+    }
+}
+
+/// One end of a connection on which short messages go, each as long as the others.
+pub(super) struct Messages {
+    stream: TcpStream,
+    seal: Option<Arc<StatelessTransportState>>,
+    /// Messages so far: each is sealed under a number of its own.
+    count: u64,
+}
+
+impl Messages {
+    /// To read from and to write to.
+    pub(super) fn both_ends(line: Line) -> io::Result<(Self, Self)> {
+        let seal = line
+            .keys
+            .map(|keys| keys.0.into_stateless_transport_mode().map(Arc::new));
+        let seal = seal.transpose().map_err(other)?;
+        let end = |stream, seal| Self { stream, seal, count: 0 };
+        Ok((end(line.stream.try_clone()?, seal.clone()), end(line.stream, seal)))
+    }
+
+    pub(super) fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    /// Writes a message.
+    pub(super) fn say(&mut self, message: &[u8]) -> io::Result<()> {
+        let Some(seal) = &self.seal else {
+            return self.stream.write_all(message);
+        };
+        let mut sealed = vec![0; message.len() + TAG_BYTES];
+        seal.write_message(self.count, message, &mut sealed).map_err(other)?;
+        self.count += 1;
+        self.stream.write_all(&sealed)
+    }
+
+    /// Waits for a message that fills `message`.
+    pub(super) fn hear(&mut self, message: &mut [u8]) -> io::Result<()> {
+        let Some(seal) = &self.seal else {
+            return self.stream.read_exact(message);
+        };
+        let mut sealed = vec![0; message.len() + TAG_BYTES];
+        self.stream.read_exact(&mut sealed)?;
+        seal.read_message(self.count, &sealed, message).map_err(other)?;
+        self.count += 1;
+        Ok(())
+    }
+}
