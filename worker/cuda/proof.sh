@@ -44,10 +44,12 @@ for name in "${tests[@]}"; do test_flags+=(--test "$name"); done
 
 pack() {
     local target=(--release --target x86_64-unknown-linux-gnu --message-format json-render-diagnostics)
+    # As build.sh has it; `nccl,flash-attn` adds fused attention.
+    local features=${LLINK_CUDA_FEATURES:-nccl}
     {
-        worker/cuda/build.sh build "${target[@]}" -p llink-worker --features llink-worker/nccl
-        worker/cuda/build.sh build "${target[@]}" -p llink-coord --no-default-features --features llink-coord/nccl
-        worker/cuda/build.sh test --no-run "${target[@]}" -p llink-worker --features llink-worker/nccl "${test_flags[@]}"
+        worker/cuda/build.sh build "${target[@]}" -p llink-worker --features "$features"
+        worker/cuda/build.sh build "${target[@]}" -p llink-coord --no-default-features
+        worker/cuda/build.sh test --no-run "${target[@]}" -p llink-worker --features "$features" "${test_flags[@]}"
     } | built | sort -u | gather
     # The binaries share most of their code: a large window finds it.
     tar -C "$place" -c bin peer commit | xz -T2 --lzma2=preset=6,dict=192MiB > "$archive"

@@ -84,6 +84,7 @@ pub fn run(job: Job, dir: &Path, options: &Options) -> Result<Value> {
         "job": name,
         "engine": concat!("llink ", env!("CARGO_PKG_VERSION")),
         "device": if device.is_cpu() { "cpu" } else { "cuda" },
+        "flash_attention": cfg!(feature = "flash-attn") && device.is_cuda() && dtype == DType::BF16,
         "dtype": match dtype { DType::F32 => "f32", DType::BF16 => "bf16", _ => dtype.as_str() },
         "products": products.map(|precision| match precision {
             Precision::F32 => "f32",

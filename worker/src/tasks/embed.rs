@@ -64,7 +64,7 @@ pub(super) fn run(context: &TaskContext, task: &EmbedShard) -> Result<TaskResult
         role = task.role,
         rows,
         seconds = busy.total.as_secs_f64(),
-        idle = busy.idle_share(),
+        idle = (busy.idle_share() * 1e4).round() / 1e4,
         "embedded on {}",
         context.compute.name
     );

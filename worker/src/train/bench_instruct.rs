@@ -64,6 +64,7 @@ pub fn bench_instruct(dir: &Path, options: InstructBench, backend: &Backend) -> 
         "job": "instruct",
         "engine": concat!("llink ", env!("CARGO_PKG_VERSION")),
         "device": if device.is_cpu() { "cpu" } else { "cuda" },
+        "flash_attention": cfg!(feature = "flash-attn") && device.is_cuda() && dtype == DType::BF16,
         "dtype": match dtype { DType::F32 => "f32", DType::BF16 => "bf16", _ => dtype.as_str() },
         "threads": rayon::current_num_threads(),
         "ranks": ranks,
