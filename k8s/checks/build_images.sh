@@ -26,6 +26,18 @@ base() {
     echo "localhost/$name:12"
 }
 
+# A program of the image, with its environment and its user, as the manifests run it: nothing writable, no capabilities, no network.
+inside() {
+    unshare --mount --net --pid --fork --kill-child sh -ec '
+        root=$1 user=${2%%:*} group=${2##*:}
+        shift 2
+        mount --bind "$root" "$root"
+        mount -o remount,ro,bind "$root"
+        mount -t proc proc "$root/proc"
+        exec chroot "$root" /usr/bin/setpriv --reuid "$user" --regid "$group" --clear-groups --bounding-set=-all --inh-caps=-all \
+            --no-new-privs /usr/bin/env -i "$@"' sh "$root" "$user" "${env[@]}" "$@"
+}
+
 # Whatever is there for the build: the compiler, what cargo has fetched, and whom this machine trusts.
 toolchain=$(rustc --print sysroot)
 registry=${CARGO_HOME:-$HOME/.cargo}/registry
@@ -37,21 +49,25 @@ rust=$(base rust gcc,libc6-dev,ca-certificates)
 runtime=$(base runtime libstdc++6)
 for target in "${targets[@]}"; do
     image=localhost/llink-check/$target:built
+    python3 k8s/checks/image.py --needed "$target" > "$out/Dockerfile-$target"
     nice -n "${LLINK_NICE:-0}" buildah bud -q --layers=false --ignorefile k8s/Dockerfile.dockerignore --network host "${volumes[@]}" \
         --build-arg "RUST=$rust" --build-arg "RUNTIME=$runtime" --env "PIP_CERT=/etc/ssl/certs/ca-certificates.crt" \
-        --target "$target" -t "$image" -f k8s/Dockerfile .
+        --target "$target" -t "$image" -f "$out/Dockerfile-$target" .
     echo "built $target: $(buildah images --format '{{.Size}}' "$image"), the root it stands on is $(buildah images --format '{{.Size}}' "$runtime")"
-    # As the manifests run it: nothing writable, no capabilities, no network, no root.
-    inside=(podman run --rm --read-only --cap-drop all --security-opt no-new-privileges --network none --cgroups disabled "$image")
-    "${inside[@]}" sh -c 'test "$(id -u)" = 65532 && ! touch /usr/local/bin/x 2> /dev/null && test -s /usr/share/doc/llink/THIRD-PARTY.txt'
-    "${inside[@]}" llink-worker --version
+    container=$(buildah from "$image")
+    root=$(buildah mount "$container")
+    user=$(buildah inspect --type image --format '{{.OCIv1.Config.User}}' "$image")
+    mapfile -t env < <(buildah inspect --type image --format '{{range .OCIv1.Config.Env}}{{println .}}{{end}}' "$image" | grep .)
+    inside sh -c 'test "$(id -u)" = 65532 && ! touch /usr/local/bin/x 2> /dev/null && test -s /usr/share/doc/llink/THIRD-PARTY.txt'
+    inside llink-worker --version
     if [ "$target" = cpu ]; then
-        "${inside[@]}" llink-coord --version
+        inside llink-coord --version
     else
         # Every library finds what it needs; the driver's is the node's.
-        missing=$("${inside[@]}" sh -c 'ldd /usr/local/lib/llink-cuda/*.so*' | grep 'not found' || true)
+        missing=$(inside sh -c 'ldd /usr/local/lib/llink-cuda/*.so*' | grep 'not found' || true)
         [ -z "$missing" ] || { echo "libraries that the image lacks: $missing" >&2; exit 1; }
-        said=$("${inside[@]}" llink-worker --coordinator http://127.0.0.1:1 --device cuda 2>&1) && { echo "a GPU was found?" >&2; exit 1; }
+        said=$(inside llink-worker --coordinator http://127.0.0.1:1 --device cuda 2>&1) && { echo "a GPU was found?" >&2; exit 1; }
         echo "$said" | grep 'there is no NVIDIA driver' || { echo "$said" >&2; exit 1; }
     fi
+    buildah rm "$container" > /dev/null
 done

@@ -1,14 +1,12 @@
 #!/usr/bin/env python3
-"""The Dockerfile, as far as it can be checked without an engine.
+"""The Dockerfile, as far as it can be checked in a moment; build_images.sh builds it.
 
-    image.py BINARIES [--root FOLDER] [--build FOLDER]
+    image.py BINARIES
+    image.py --needed TARGET        prints the stages that a target stands on, and no other, as BuildKit would build them
 
-What it copies exists and is in the context, from which cargo would build; each stage that is named is there; the last stages end as a user that is not
-root, are of fixed images and run nothing; the licences can be gathered; the programs need no library that the runtime image
-lacks. With --root, a clean Debian 12 root (`debootstrap --variant=minbase bookworm FOLDER`), the programs are run in it as that
-user. With --build, such a root with a C compiler (`--include=gcc,libc6-dev`), they are first built there: the commands of the
-stage `build`, with this machine's Rust and what cargo has fetched in the places where the Rust image has them. That takes as long
-as a build from nothing does.
+What it copies exists and is in the context, from which cargo would build; each stage that is named is there; the last stages end as
+a user that is not root, are of fixed images and run nothing; the licences can be gathered; the programs need no library that the
+runtime image lacks.
 """
 
 import fnmatch
@@ -164,46 +162,15 @@ def libraries(binary):
     return faults
 
 
-def run_in(root, binaries):
-    """The last stage by hand: the programs in a clean root, as the image's user, with nothing else."""
-    for name in ("llink-coord", "llink-worker"):
-        target = root / "usr/local/bin" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes((binaries / name).read_bytes())
-        target.chmod(0o755)
-        done = subprocess.run([shutil.which("chroot"), "--userspec=65532:65532", str(root), f"/usr/local/bin/{name}", "--version"],
-                              capture_output=True, text=True, env={"PATH": "/usr/local/bin"})
-        if done.returncode != 0:
-            yield f"{name} in the clean root: {done.stdout}{done.stderr}"
-        else:
-            print(f"in the clean root, as 65532: {done.stdout.strip()}")
-
-
-def build_in(root, text, rules):
-    """The stage `build` by hand. The Rust image is Debian with gcc and Rust; so is this."""
-    stage = text[text.index(" AS build\n") : text.index(" AS cpu")]
-    place = root / "src"
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir()
-    context(text, rules, place)
-    home = Path(os.environ.get("CARGO_HOME", Path.home() / ".cargo"))
-    toolchain = subprocess.run(["rustc", "--print", "sysroot"], capture_output=True, text=True).stdout.strip()
-    env = {"PATH": "/usr/local/rust/bin:/usr/bin:/bin", "CARGO_HOME": "/usr/local/cargo", "CARGO_NET_OFFLINE": "true", "HOME": "/"}
-    commands = []
-    for word, rest in instructions(stage):
-        if word == "ENV":
-            env |= dict(item.split("=", 1) for item in shlex.split(rest))
-        elif word == "RUN":
-            commands.append(rest)
-    lines = ["set -ex"]
-    mounts = ((toolchain, "usr/local/rust"), (home / "registry", "usr/local/cargo/registry"), ("/dev", "dev"), ("/proc", "proc"))
-    for there, here in mounts:
-        lines.append(f"mkdir -p {shlex.quote(str(root / here))}")
-        lines.append(f"mount --rbind {shlex.quote(str(there))} {shlex.quote(str(root / here))}")
-    inside = "cd /src && " + " && ".join(commands)
-    lines.append(f"exec chroot {shlex.quote(str(root))} sh -exc {shlex.quote(inside)}")
-    done = subprocess.run(["unshare", "--mount", "sh", "-c", "\n".join(lines)], env={**env, "PATH": env["PATH"] + ":/usr/sbin:/sbin"})
-    return [] if done.returncode == 0 else [f"the commands of the stage build fail in a clean root: exit {done.returncode}"]
+def needed(text, target):
+    head, *stages = re.split(r"(?m)^(?=FROM )", text)
+    names = [re.match(r"FROM (\S+) AS (\S+)", stage) for stage in stages]
+    wanted, found = {target}, []
+    for name, stage in reversed(list(zip(names, stages))):
+        if name[2] in wanted:
+            wanted |= {name[1], *re.findall(r"--from=(\S+)", stage)}
+            found.insert(0, stage)
+    return head + "".join(found)
 
 
 def self_test(text, rules):
@@ -224,8 +191,11 @@ def self_test(text, rules):
 
 
 def main():
-    binaries = Path(sys.argv[1])
     text = DOCKERFILE.read_text()
+    if sys.argv[1] == "--needed":
+        print(needed(text, sys.argv[2]))
+        return
+    binaries = Path(sys.argv[1])
     lines = (ROOT / "k8s/Dockerfile.dockerignore").read_text().splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
     faults = faults_of(text, rules) + cargo_features(text)
@@ -246,12 +216,6 @@ def main():
             faults.append(f"{binaries / name} is not built")
             continue
         faults += libraries(binaries / name)
-    folders = {flag: Path(folder).resolve() for flag, folder in zip(sys.argv[2::2], sys.argv[3::2])}
-    if "--build" in folders:
-        faults += build_in(folders["--build"], text, rules)
-        binaries = folders["--build"] / "out/bin"
-    if "--root" in folders and all((binaries / name).exists() for name in ("llink-coord", "llink-worker")):
-        faults += run_in(folders["--root"], binaries)
     for fault in faults:
         print(fault)
     print(f"Dockerfile: {texts} licence texts; " + ("faults above" if faults else "its copies, stages, users and libraries are sound"))

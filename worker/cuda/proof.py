@@ -48,8 +48,8 @@ def machine(a):
     facts["llink"] = run([a.bin / "llink-worker", "--version"]).stdout.strip()
     facts["processors"] = os.cpu_count()
     if a.device != "cpu":
-        query = run(["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"], check=False)
-        facts["gpu"] = query.stdout.strip()
+        query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+        facts["gpu"] = run(query, check=False).stdout.strip() if shutil.which(query[0]) else "no nvidia-smi"
         versions = "import torch; print(torch.__version__, torch.version.cuda, '.'.join(map(str, torch.cuda.nccl.version())))"
         facts["torch"] = run([sys.executable, "-c", versions], check=False).stdout.strip()
     return facts

@@ -24,6 +24,8 @@ use llink_worker::train::optimizer::{AdamW, AdamWOptions};
 use llink_worker::train::tensor_file::TensorFile;
 use serde_json::Value;
 
+const BETA1: f64 = 0.9;
+
 fn golden() -> PathBuf {
     let fixture = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/seed8"));
     std::env::var_os("LLINK_GOLDEN").map_or_else(fixture, PathBuf::from)
@@ -111,7 +113,7 @@ impl Case {
         let median = self.number(&["median_norm"]) as f32;
         let expander = SlotExpander::from_tensors(&self.file(), "instruct.init.", median).unwrap();
         let options = AdamWOptions {
-            beta1: 0.9,
+            beta1: BETA1,
             beta2: 0.999,
             weight_decay: self.number(&["weight_decay", "lora"]),
         };
@@ -226,6 +228,13 @@ fn relative(found: &[f32], expected: &[f32]) -> f64 {
     gap / norm(&mut expected.iter().map(|b| f64::from(*b))).max(1e-12)
 }
 
+/// The gradient behind the first moments after one step, which clipping scaled by `clipped`.
+fn gradient(after_one_step: &AdamW, clipped: f64) -> Vec<f32> {
+    let share = (1.0 - BETA1) * clipped;
+    let moments = after_one_step.first_moment.iter();
+    moments.map(|moment| (f64::from(*moment) / share) as f32).collect()
+}
+
 /// The largest difference of any tensor of adapter and expander from those named after `prefix`.
 fn compare(case: &Case, prefix: &str, of: (&LoraAdapter, &SlotExpander), adapter: &[f32], expander: &[f32]) -> f64 {
     let file = case.file();
@@ -286,10 +295,26 @@ fn follow(kind: Kind) {
                 (norm / reference - 1.0).abs() < 1e-3,
                 "step {step}: norm {norm} against {reference}"
             );
-            if let (0, Trainer::Slices(trainer)) = (step, trainer) {
-                let (by_adapter, by_expander) = trainer.gradient();
-                let of = (&trainer.adapter, &trainer.expander);
-                worst_gradient = compare(&case, "instruct.grad0.", of, by_adapter, by_expander);
+            match (step, trainer) {
+                (0, Trainer::Slices(trainer)) => {
+                    let (by_adapter, by_expander) = trainer.gradient();
+                    let of = (&trainer.adapter, &trainer.expander);
+                    worst_gradient = compare(&case, "instruct.grad0.", of, by_adapter, by_expander);
+                }
+                (0, Trainer::Tensors(trainer)) => {
+                    let (adapter, expander, optimizers) = trainer.to_host().unwrap();
+                    let clipped = (case.number(&["clip"]) / (norm + 1e-6)).min(1.0);
+                    let [by_adapter, by_others, by_scale] = optimizers.map(|optimizer| gradient(&optimizer, clipped));
+                    let by_expander = [by_scale, by_others].concat();
+                    worst_gradient = compare(
+                        &case,
+                        "instruct.grad0.",
+                        (&adapter, &expander),
+                        &by_adapter,
+                        &by_expander,
+                    );
+                }
+                _ => {}
             }
         });
         let worst = compare(

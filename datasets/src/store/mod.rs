@@ -39,6 +39,10 @@ enum Transfer {
     /// they are cleaned breaks sooner or later.
     Parts,
     /// Part by part where the server can do that and says by a tag that all are of the same object.
+    #[cfg_attr(
+        not(feature = "shards"),
+        expect(dead_code, reason = "only corpora lie on web servers")
+    )]
     PartsIfAble,
 }
 

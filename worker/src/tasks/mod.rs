@@ -26,7 +26,7 @@ use llink_proto::{Artifact, Failure, FailureKind, Seat, Task, TaskResult};
 
 use crate::agent::TaskControl;
 use crate::collective::Met;
-use crate::device::Compute;
+use crate::device::{Compute, is_out_of_memory};
 use crate::{Error, Result};
 
 pub use models::ModelCache;
@@ -144,6 +144,7 @@ pub fn failure(error: &Error) -> Failure {
         Error::Datasets(_) => FailureKind::Input,
         Error::Device(_) | Error::OutOfMemory(_) => FailureKind::Resources,
         Error::Peer { .. } | Error::Aborted(_) => FailureKind::Peer,
+        Error::Tensor(_) if is_out_of_memory(error) => FailureKind::Resources,
         Error::Tensor(_) => FailureKind::Internal,
     };
     Failure {

@@ -9,9 +9,8 @@ use super::adamw::DeviceAdamW;
 use super::align_loss::{AlignLossInput, Normalized, align_loss};
 use super::queue::DeviceQueue;
 use super::{flat, sum_of_squares};
-use crate::Result;
 use crate::collective::Collective;
-use crate::device::Staging;
+use crate::device::{Staging, is_out_of_memory};
 use crate::llink::align_losses::{AlignLosses, AlignWeights};
 use crate::llink::projector::{Projector, ProjectorShape};
 use crate::llink::teacher_queue::TeacherQueue;
@@ -20,6 +19,7 @@ use crate::train::align_step::{StepInput, StepOutcome, pieces};
 use crate::train::batch::rank_slice;
 use crate::train::optimizer::AdamW;
 use crate::train::step::{Clock, StepSeconds, check_finite};
+use crate::{Error, Result};
 
 const LAYER_NORM_EPSILON: f64 = 1e-5;
 
@@ -104,9 +104,21 @@ impl DeviceAlignTrainer {
     /// for the losses, before anything is changed.
     ///
     /// # Errors
-    /// Those of the collective and the device; [`Error::Diverged`](crate::Error::Diverged) on NaN or infinity, with nothing changed
-    /// by this step.
+    /// Those of the collective and the device; [`Error::Diverged`] on NaN or infinity, with nothing changed by this step;
+    /// [`Error::OutOfMemory`], which says what to set.
     pub fn step(&mut self, input: &StepInput<'_>, collective: &mut dyn Collective) -> Result<StepOutcome> {
+        let pairs = input.ids.len();
+        self.try_step(input, collective).map_err(|error| match is_out_of_memory(&error) {
+            true => Error::OutOfMemory(format!(
+                "a step of Stage A with {pairs} pairs does not fit on the device ({error}). Set align.micro_batch to fewer rows than a \
+                 rank has now ({}), or give the device to this worker alone",
+                input.own.len()
+            )),
+            false => error,
+        })
+    }
+
+    fn try_step(&mut self, input: &StepInput<'_>, collective: &mut dyn Collective) -> Result<StepOutcome> {
         let mut clock = Clock::start();
         let mut seconds = StepSeconds::default();
         let device = self.backend.device().clone();

@@ -5,6 +5,7 @@ use std::ops::Range;
 use candle_core::{DType, Device, Tensor};
 
 use super::adamw::DeviceAdamW;
+use super::extent::{Extent, Proven};
 use super::slots::{Projected, SlotGradients, SlotGraph, SlotTargets};
 use super::{flat, sum_of_squares};
 use crate::Result;
@@ -37,9 +38,9 @@ pub struct DeviceInstructTrainer {
     staging: Staging,
     /// Tokens at once that are known to fit.
     fits: usize,
-    /// Whether a whole step has fitted. Until then nothing of a run goes to the other ranks before all of the run has fitted, so that
-    /// it can be tried again with less.
-    proven: bool,
+    /// The largest runs that have fitted. Of a larger one nothing goes to the other ranks before all of it has fitted, so that it can
+    /// be tried again with less.
+    proven: Proven,
 }
 
 /// Gradients and losses as they come together over the runs of a step.
@@ -89,7 +90,7 @@ enum Passed<'a> {
     /// Forward: backward is known to fit as well.
     Forward(Box<Run<'a>>),
     /// All the way; each layer's gradient.
-    Back(Range<usize>, Vec<(usize, Tensor)>, Found),
+    Back(Range<usize>, Extent, Vec<(usize, Tensor)>, Found),
 }
 
 /// What a run's forward pass left.
@@ -129,7 +130,7 @@ impl DeviceInstructTrainer {
             weights,
             staging: Staging::default(),
             fits: usize::MAX,
-            proven: false,
+            proven: Proven::default(),
         })
     }
 
@@ -304,7 +305,8 @@ impl DeviceInstructTrainer {
                 },
                 |budget| {
                     let run = self.forward(decoder, adapter, input, slots.as_ref(), due, (from, budget))?;
-                    if self.proven {
+                    let extent = Extent::of(&run.batch.offsets);
+                    if self.proven.holds(extent) {
                         return Ok(Passed::Forward(Box::new(run)));
                     }
                     let (rows, mut layers) = (run.rows.clone(), Vec::new());
@@ -312,7 +314,7 @@ impl DeviceInstructTrainer {
                         layers.push((layer, gradient));
                         Ok(())
                     })?;
-                    Ok(Passed::Back(rows, layers, found))
+                    Ok(Passed::Back(rows, extent, layers, found))
                 },
             )?;
             self.fits = self.fits.min(budget);
@@ -322,8 +324,9 @@ impl DeviceInstructTrainer {
                     let last = from == input.examples.len();
                     self.backward(*run, &mut |layer, gradient| sums.add(layer, gradient, last, collective))?
                 }
-                Passed::Back(rows, layers, found) => {
+                Passed::Back(rows, extent, layers, found) => {
                     from = rows.end;
+                    self.proven.add(extent);
                     let last = from == input.examples.len();
                     for (layer, gradient) in layers {
                         sums.add(layer, gradient, last, collective)?;
@@ -333,7 +336,6 @@ impl DeviceInstructTrainer {
             };
             sums.finish(found)?;
         }
-        self.proven |= !input.examples.is_empty();
         if input.examples.is_empty() {
             // A rank without rows takes part with zeros.
             for layer in (0..self.adapter.layers()).rev() {

@@ -6,6 +6,7 @@
 mod adamw;
 mod align;
 mod align_loss;
+mod extent;
 mod instruct;
 mod queue;
 mod slots;
