@@ -9,7 +9,7 @@
 # The toolkit is NVIDIA's own from PyPI, CUDA 13.0 (driver 580 or newer), kept in target/cuda/toolkit; LLINK_CUDA_HOME names another
 # one. The binaries find driver and libraries when they start (dlopen): the same file runs on machines that have none.
 # CUDA_COMPUTE_CAP is the GPU's generation: 90 (H100, H200) unless it is set. LLINK_CUDA_FEATURES is `nccl`; `nccl,flash-attn` adds
-# fused attention, whose kernels nvcc takes half an hour for on two cores (their headers, CUTLASS, come from GitHub).
+# fused attention, over whose 53 kernels nvcc sits for minutes each (their headers, CUTLASS, come from GitHub).
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 cd "$root"

@@ -312,8 +312,8 @@ def ranks(a):
 def kill(a):
     """Stops rank 1 so that rank 0 waits for it in a collective, then kills it."""
     with Cluster(a, "kill", 2, gather=2.0) as cluster:
-        steps = 20_000 if not a.small else 3_000
-        submitted = cluster.submit(**{**SMALL_JOB, "align_steps": steps, "checkpoint": 200, "instruct_steps": 2})
+        steps = 20_000 if not a.small else 3_000 if a.device == "cpu" else 400
+        submitted = cluster.submit(**{**SMALL_JOB, "align_steps": steps, "checkpoint": 200 if steps > 400 else 40, "instruct_steps": 2})
         victim = dict(cluster.processes)["worker-1"]
         deadline = time.time() + 240
         while time.time() < deadline and not glob.glob(str(cluster.dir / "out/align/*/checkpoints/*")):

@@ -5,6 +5,7 @@
 #     worker/cuda/proof.sh run [SECTION…] [--out DIR] on the GPU machine, where that archive lies in the same place; a section takes
 #                                                     less than 10 minutes: golden embed teacher align instruct ranks kill job
 #     worker/cuda/proof.sh dry-run [SECTION…]         here, on the CPU, at the smallest size: finds the script's own mistakes
+#     worker/cuda/proof.sh emulated [SECTION…]        here, the CUDA build on an emulated GPU (worker/cuda/emulator): golden ranks kill
 #
 # The peer's scripts are read from LLINK_REFERENCE, a folder with bench_reference.py and llink_reference.py.
 set -euo pipefail
@@ -42,7 +43,8 @@ for line in sys.stdin:
 test_flags=()
 for name in "${tests[@]}"; do test_flags+=(--test "$name"); done
 
-pack() {
+# The CUDA build of all that the proof runs.
+build() {
     local target=(--release --target x86_64-unknown-linux-gnu --message-format json-render-diagnostics)
     # As build.sh has it; `nccl,flash-attn` adds fused attention.
     local features=${LLINK_CUDA_FEATURES:-nccl}
@@ -51,6 +53,10 @@ pack() {
         worker/cuda/build.sh build "${target[@]}" -p llink-coord --no-default-features
         worker/cuda/build.sh test --no-run "${target[@]}" -p llink-worker --features "$features" "${test_flags[@]}"
     } | built | sort -u | gather
+}
+
+pack() {
+    build
     # The binaries share most of their code: a large window finds it.
     tar -C "$place" -c bin peer commit | xz -T2 --lzma2=preset=6,dict=192MiB > "$archive"
     local bytes
@@ -87,6 +93,14 @@ case ${1:-} in
         LD_LIBRARY_PATH=$(libraries)${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
         export LD_LIBRARY_PATH
         exec python3 worker/cuda/proof.py --place "$place" "$@"
+        ;;
+    emulated)
+        shift
+        build
+        CARGO_TARGET_DIR=$place/emulator worker/cuda/emulator/install.sh "$place/emulated"
+        export LD_LIBRARY_PATH=$place/emulated
+        [ $# -gt 0 ] || set -- golden ranks kill
+        exec "${LLINK_PYTHON:-python3}" worker/cuda/proof.py --place "$place" --device cuda --small "$@"
         ;;
     dry-run)
         shift
