@@ -3,7 +3,8 @@
 #
 #     worker/cuda/build.sh                      llink-coord and llink-worker, in target/cuda/x86_64-unknown-linux-gnu/release/
 #     worker/cuda/build.sh check                cargo check only: no kernel is linked
-#     worker/cuda/build.sh libraries FOLDER     what the binaries load beside the driver: cuBLAS, cuRAND and NCCL, with their licences
+#     worker/cuda/build.sh libraries FOLDER     what the binaries load beside the driver: cuBLAS, cuRAND (which needs the
+#                                             runtime) and NCCL, with their licences
 #     worker/cuda/build.sh ARGS…                cargo ARGS… with all that CUDA needs around it
 #
 # The toolkit is NVIDIA's own from PyPI, CUDA 13.0 (driver 580 or newer), kept in target/cuda/toolkit; LLINK_CUDA_HOME names another
@@ -19,7 +20,7 @@ packages=(
     "nvidia-cuda-nvcc==13.0.*" "nvidia-cuda-cccl==13.0.*" "nvidia-cuda-runtime==13.0.*" "nvidia-cuda-crt==13.0.*"
     "nvidia-nvvm==13.0.*" "nvidia-cublas==13.0.*" "nvidia-cuda-nvrtc==13.0.*" "nvidia-curand==10.4.*"
 )
-loaded=("nvidia-cublas==13.0.*" "nvidia-curand==10.4.*" "nvidia-nccl-cu13==2.28.*")
+loaded=("nvidia-cublas==13.0.*" "nvidia-curand==10.4.*" "nvidia-cuda-runtime==13.0.*" "nvidia-nccl-cu13==2.28.*")
 
 # Copies the libraries under the names that the loader asks for.
 libraries() {
@@ -32,6 +33,7 @@ libraries() {
     mkdir -p "$out/licences"
     local packages=("$venv"/lib/python3*/site-packages)
     cp "${packages[0]}"/nvidia/cu13/lib/lib{cublas,cublasLt}.so.13 "${packages[0]}"/nvidia/cu13/lib/libcurand.so.10 \
+        "${packages[0]}"/nvidia/cu13/lib/libcudart.so.13 \
         "${packages[0]}"/nvidia/nccl/lib/libnccl.so.2 "$out"
     # cudarc looks for NCCL under this name only.
     ln -sf libnccl.so.2 "$out/libnccl.so"

@@ -84,6 +84,15 @@ pub fn choose(choice: DeviceChoice, probe: &Probe) -> Result<Option<usize>> {
     }
 }
 
+/// Of why a library could not be loaded under each of its names, the reason that says most: a file that is there and lacks another one
+/// is told of before those that are not there.
+#[cfg(any(feature = "cuda", test))]
+fn telling(names: &[String], reasons: Vec<String>) -> String {
+    let is_absent = |(name, reason): (&String, &String)| reason.starts_with(&format!("{name}: cannot open"));
+    let lacks = names.iter().zip(&reasons).position(|tried| !is_absent(tried));
+    reasons.into_iter().nth(lacks.unwrap_or(0)).unwrap_or_default()
+}
+
 #[cfg(feature = "cuda")]
 pub(super) use cuda::open;
 #[cfg(feature = "cuda")]
@@ -142,15 +151,15 @@ mod cuda {
             format!("lib{name}.so.10"),
             format!("lib{name}.so.1"),
         ];
-        let mut reason = String::new();
+        let mut reasons = Vec::new();
         for name in &names {
             // SAFETY: NVIDIA's libraries may be loaded and unloaded.
             match unsafe { Library::new(name) } {
                 Ok(library) => return Ok(library),
-                Err(error) if reason.is_empty() => reason = error.to_string(),
-                Err(_) => {}
+                Err(error) => reasons.push(error.to_string()),
             }
         }
+        let reason = super::telling(&names, reasons);
         // NCCL's own name, which cudarc does not try.
         // SAFETY: as above.
         if unsafe { Library::new(format!("lib{name}.so.2")) }.is_ok() {
@@ -233,6 +242,18 @@ mod tests {
             );
             assert_eq!(choose(DeviceChoice::Cpu, &probe).unwrap(), None);
         }
+    }
+
+    #[test]
+    fn a_library_that_lacks_another_says_which() {
+        let names = ["libcurand.so", "libcurand.so.10"].map(str::to_owned);
+        let absent = |name: &str| format!("{name}: cannot open shared object file: No such file or directory");
+        let lacks = "libcudart.so.13: cannot open shared object file: No such file or directory".to_owned();
+        assert_eq!(telling(&names, vec![absent(&names[0]), lacks.clone()]), lacks);
+        assert_eq!(
+            telling(&names, vec![absent(&names[0]), absent(&names[1])]),
+            absent(&names[0])
+        );
     }
 
     #[test]
