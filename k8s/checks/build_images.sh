@@ -4,6 +4,9 @@
 #
 #     build_images.sh FOLDER [cpu] [cuda]       roots are kept in FOLDER, images in buildah's own store; cuda takes as long as nvcc does
 set -euo pipefail
+shopt -s inherit_errexit
+container=
+trap '[ -z "$container" ] || buildah rm "$container" > /dev/null; buildah rmi --prune > /dev/null 2>&1 || true' EXIT
 cd "$(dirname "$0")/../.."
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 targets=("${@:2}")
@@ -12,11 +15,11 @@ export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=${STORAGE_DRIVER:-overlay}
 
 # A clean Debian 12 as an image: base NAME [PACKAGES]
 base() {
-    local name=llink-check/$1 root=$out/root-$1 container
+    local name=llink-check/$1 root=$out/root-$1
+    local container
     if [ ! -e "$root/complete" ]; then
         rm -rf "$root"
-        debootstrap --variant=minbase ${2:+--include="$2"} bookworm "$root" > "$out/debootstrap-$1.log"
-        touch "$root/complete"
+        debootstrap --variant=minbase ${2:+--include="$2"} bookworm "$root" > "$out/debootstrap-$1.log" && touch "$root/complete"
     fi
     container=$(buildah from scratch)
     buildah copy -q "$container" "$root" / > /dev/null
@@ -64,10 +67,12 @@ for target in "${targets[@]}"; do
         inside llink-coord --version
     else
         # Every library finds what it needs; the driver's is the node's.
-        missing=$(inside sh -c 'ldd /usr/local/lib/llink-cuda/*.so*' | grep 'not found' || true)
-        [ -z "$missing" ] || { echo "libraries that the image lacks: $missing" >&2; exit 1; }
+        listed=$(inside sh -c 'ldd /usr/local/lib/llink-cuda/*.so*')
+        [[ $listed == *libcublasLt* ]] || { echo "no libraries of CUDA in the image" >&2; exit 1; }
+        if echo "$listed" | grep 'not found'; then echo "the image lacks these libraries" >&2; exit 1; fi
         said=$(inside llink-worker --coordinator http://127.0.0.1:1 --device cuda 2>&1) && { echo "a GPU was found?" >&2; exit 1; }
         echo "$said" | grep 'there is no NVIDIA driver' || { echo "$said" >&2; exit 1; }
     fi
     buildah rm "$container" > /dev/null
+    container=
 done

@@ -12,23 +12,22 @@
 # CUDA_COMPUTE_CAP is the GPU's generation: 90 (H100, H200) unless it is set. LLINK_CUDA_FEATURES is `nccl`; `nccl,flash-attn` adds
 # fused attention, over whose 53 kernels nvcc sits for minutes each (their headers, CUTLASS, come from GitHub).
 set -euo pipefail
+shopt -s inherit_errexit
 root=$(cd "$(dirname "$0")/../.." && pwd)
 cd "$root"
 place=${LLINK_CUDA_TARGET:-$root/target/cuda}
 target=x86_64-unknown-linux-gnu
 packages=(
-    "nvidia-cuda-nvcc==13.0.*" "nvidia-cuda-cccl==13.0.*" "nvidia-cuda-runtime==13.0.*" "nvidia-cuda-crt==13.0.*"
-    "nvidia-nvvm==13.0.*" "nvidia-cublas==13.0.*" "nvidia-cuda-nvrtc==13.0.*" "nvidia-curand==10.4.*"
+    nvidia-cuda-nvcc==13.0.88 nvidia-cuda-cccl==13.0.85 nvidia-cuda-runtime==13.0.96 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88
+    nvidia-cublas==13.0.2.14 nvidia-cuda-nvrtc==13.0.88 nvidia-curand==10.4.5.25
 )
-loaded=("nvidia-cublas==13.0.*" "nvidia-curand==10.4.*" "nvidia-cuda-runtime==13.0.*" "nvidia-nccl-cu13==2.28.*")
+loaded=(nvidia-cublas==13.0.2.14 nvidia-curand==10.4.5.25 nvidia-cuda-runtime==13.0.96 nvidia-nccl-cu13==2.28.9)
 
 # Copies the libraries under the names that the loader asks for.
 libraries() {
     local venv=$place/libraries out=$1
     if [ ! -e "$venv/complete" ]; then
-        python3 -m venv "$venv"
-        "$venv/bin/python" -m pip install -q "${loaded[@]}"
-        touch "$venv/complete"
+        python3 -m venv "$venv" && "$venv/bin/python" -m pip install -q "${loaded[@]}" && touch "$venv/complete"
     fi
     mkdir -p "$out/licences"
     local packages=("$venv"/lib/python3*/site-packages)
@@ -57,9 +56,7 @@ toolkit() {
     local venv=$place/toolkit
     if [ ! -e "$venv/complete" ]; then
         echo "installing CUDA 13.0 from PyPI into $venv" >&2
-        python3 -m venv "$venv" >&2
-        "$venv/bin/python" -m pip install -q "${packages[@]}" >&2
-        touch "$venv/complete"
+        python3 -m venv "$venv" >&2 && "$venv/bin/python" -m pip install -q "${packages[@]}" >&2 && touch "$venv/complete"
     fi
     echo "$venv"/lib/python3*/site-packages/nvidia/cu13
 }
