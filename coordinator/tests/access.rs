@@ -103,6 +103,10 @@ async fn a_workers_exit_code_says_why_it_does_not_work() {
     );
     let (code, said) = worker_ends(&["--coordinator", nobody, "--device", "cuda:99"]).await;
     assert!(code == Some(5) && said.contains("cuda:99"), "{code:?}: {said}");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().to_string();
+    let (code, said) = worker_ends(&["--coordinator", nobody, "--health", &port]).await;
+    assert!(code == Some(6) && said.contains("--health"), "{code:?}: {said}");
     let (code, said) = worker_ends(&["--coordinator", "no url"]).await;
     assert_eq!(code, Some(2), "{said}");
     let (code, said) = worker_ends(&["--coordinator", nobody, "--allow-root", "not/absolute"]).await;

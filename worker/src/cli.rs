@@ -11,7 +11,7 @@ use llink_proto::reach::{Credentials, ReachError};
 use tonic::{Code, Status};
 
 use crate::Error;
-use crate::agent::{self, AgentOptions, OutOfReach};
+use crate::agent::{self, AgentOptions, NotFree, OutOfReach};
 use crate::device::{Compute, DeviceChoice};
 use crate::models::{Activations, Backend};
 use crate::pretrain::{self, Look, PretrainOptions};
@@ -222,14 +222,14 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// What a worker's end tells programs, as `llink-coord` does: 2 a wrong option, 5 no such device, 6 no coordinator, 8 refused by it,
+/// What a worker's end tells programs, as `llink-coord` does: 2 a wrong option, 5 no such device, 6 no coordinator or a taken port, 8 refused by it,
 /// 1 anything else.
 #[must_use]
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<ReachError>() || error.is::<WrongRoots>() {
         return 2;
     }
-    if error.is::<OutOfReach>() {
+    if error.is::<OutOfReach>() || error.is::<NotFree>() {
         return 6;
     }
     let denied = |s: &Status| matches!(s.code(), Code::PermissionDenied | Code::Unauthenticated);

@@ -42,7 +42,7 @@ fn main() -> ExitCode {
                     let _ = writeln!(std::io::stdout(), "{line}");
                     ExitCode::SUCCESS
                 }
-                Err(e) => failed(&e.to_string()),
+                Err(e) => ends(&e.into()),
             };
         }
         (Some(Command::PretrainTiny(args)), _) => {
@@ -69,11 +69,13 @@ fn main() -> ExitCode {
     runtime.shutdown_timeout(std::time::Duration::from_millis(500));
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            failed(&format!("{e:#}"));
-            ExitCode::from(cli::exit_code(&e))
-        }
+        Err(e) => ends(&e),
     }
+}
+
+fn ends(error: &anyhow::Error) -> ExitCode {
+    failed(&format!("{error:#}"));
+    ExitCode::from(cli::exit_code(error))
 }
 
 fn failed(text: &str) -> ExitCode {

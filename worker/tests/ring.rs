@@ -568,7 +568,7 @@ fn a_rank_of_another_generation_learns_why() {
                     addresses: addresses.clone(),
                     generation,
                     secret: SECRET.to_vec(),
-                    sealed: false,
+                    sealed: true,
                     timeout,
                 };
                 scope.spawn(move || {

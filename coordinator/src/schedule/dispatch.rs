@@ -46,48 +46,58 @@ impl Cluster {
         }
     }
 
-    /// Gives workers that embed their next shard, so that reading, tokenizing and writing happen while the device computes. Only while
-    /// more shards wait than there are workers: the last ones go to whoever is free first.
+    /// Gives workers that embed their next shard, so that reading, tokenizing and writing happen while the device computes. Only by the
+    /// model that is loaded there, for two may not fit at once; and only while more shards wait than there are workers: the last ones
+    /// go to whoever is free first.
     fn lease_ahead(&mut self, in_turn: &mut Vec<u64>, now: Millis, fx: &mut Effects) {
-        let mut shards = in_turn.iter().take_while(|id| self.is_ready_shard(**id, now)).count();
+        let ready = |id: &u64| self.is_ready(*id, now).then(|| self.model(*id)).flatten();
+        let Some(model) = in_turn.first().and_then(ready) else {
+            return;
+        };
+        let mut shards = in_turn.iter().take_while(|id| ready(id) == Some(model)).count();
         let takers: Vec<String> = self
             .workers
             .iter()
-            .filter(|(_, w)| self.takes_ahead(w))
+            .filter(|(_, w)| self.takes_ahead(w, model))
             .map(|(id, _)| id.clone())
             .collect();
+        let mut given = Vec::new();
         for worker in takers {
             if shards <= self.workers.len() {
                 break;
             }
             shards -= 1;
+            given.push(worker);
+        }
+        for worker in given {
             self.lease(in_turn.remove(0), vec![worker], now, fx);
         }
     }
 
-    fn is_ready_shard(&self, id: u64, now: Millis) -> bool {
-        self.tasks.get(&id).is_some_and(|task| {
-            let ready = matches!(task.state, TaskState::Waiting { not_before, .. } if not_before <= now);
-            ready && matches!(task.spec.kind, Some(Kind::EmbedShard(_)))
-        })
+    fn is_ready(&self, id: u64, now: Millis) -> bool {
+        let task = self.tasks.get(&id);
+        task.is_some_and(|task| matches!(task.state, TaskState::Waiting { not_before, .. } if not_before <= now))
     }
 
-    fn takes_ahead(&self, worker: &Worker) -> bool {
-        let embeds = |(task, _): &(u64, u64)| {
-            let task = self.tasks.get(task);
-            task.is_some_and(|task| matches!(task.spec.kind, Some(Kind::EmbedShard(_))))
-        };
+    /// The fingerprint of the model that a shard goes through; none for other tasks.
+    fn model(&self, id: u64) -> Option<&str> {
+        match &self.tasks.get(&id)?.spec.kind {
+            Some(Kind::EmbedShard(shard)) => Some(shard.model.as_ref()?.fingerprint.as_str()),
+            _ => None,
+        }
+    }
+
+    fn takes_ahead(&self, worker: &Worker, model: &str) -> bool {
         worker.listening
             && (1..=worker.info.leases_ahead as usize).contains(&worker.seats.len())
-            && worker.seats.iter().all(embeds)
+            && worker.seats.iter().all(|(task, _)| self.model(*task) == Some(model))
     }
 
     /// Whether a task waits for nothing but more ranks, and enough of them are connected to come.
     fn gathers(&self, id: u64, now: Millis) -> bool {
         let connected = self.workers.values().filter(|w| w.listening).count();
         self.tasks.get(&id).is_some_and(|task| {
-            let ready = matches!(task.state, TaskState::Waiting { not_before, .. } if not_before <= now);
-            ready && task.ranks.max != 1 && connected >= task.ranks.min.max(1) as usize
+            self.is_ready(id, now) && task.ranks.max != 1 && connected >= task.ranks.min.max(1) as usize
         })
     }
 

@@ -67,7 +67,7 @@ impl Cluster {
             // What it only held ahead is not what it was lost over.
             let ended = match place {
                 0 => MemberState::Lost(why.into()),
-                _ => MemberState::Left,
+                _ => MemberState::LostAhead(why.into()),
             };
             self.member_ended(task, token, worker, ended, now, fx);
         }

@@ -248,6 +248,8 @@ pub enum MemberState {
     Lost(String),
     /// Its worker was told to stop, and gave the lease back.
     Left,
+    /// Its worker was lost while it had only read ahead for this one.
+    LostAhead(String),
 }
 
 /// A connected worker.
@@ -257,7 +259,7 @@ pub struct Worker {
     pub info: RegisterRequest,
     /// Whether its stream is open, so that it can be told what to do.
     pub listening: bool,
-    /// The leases it holds, task and token: the one at work, then those that it makes ready meanwhile.
+    /// The leases it holds, task and token, in the order in which it was given them: the first is the one at work, as a rule.
     pub seats: Vec<(u64, u64)>,
     /// It is given up then, unless a heartbeat comes before.
     pub deadline: Millis,

@@ -13,6 +13,8 @@ enum Cause {
     Lost(usize, String),
     /// A rank's worker was told to stop.
     Left(usize),
+    /// The worker that had only read ahead for it was lost.
+    LostAhead(usize, String),
     /// Ranks lost each other, and each is still there: the network.
     Parted(usize, Failure),
 }
@@ -51,6 +53,7 @@ impl Cluster {
             MemberState::Failed(f) => (f.text.clone(), true),
             MemberState::Lost(why) => (format!("worker {worker} was lost: {why}"), true),
             MemberState::Left => (format!("worker {worker} was told to stop"), true),
+            MemberState::LostAhead(why) => (format!("worker {worker}, which held it ahead, was lost: {why}"), true),
         };
         lease.members[rank].state = ended;
         lease.ended.push(rank);
@@ -129,6 +132,7 @@ fn cause(lease: &Lease) -> Cause {
         in_order().find_map(|(rank, state)| match state {
             MemberState::Lost(why) => Some(Cause::Lost(rank, why.clone())),
             MemberState::Left => Some(Cause::Left(rank)),
+            MemberState::LostAhead(why) => Some(Cause::LostAhead(rank, why.clone())),
             _ => None,
         })
     };
@@ -154,6 +158,10 @@ fn tell(lease: &Lease, cause: &Cause) -> String {
         Cause::Failed(rank, failure) | Cause::Parted(rank, failure) => format!("{}{}", name(*rank), failure.text),
         Cause::Lost(rank, why) => format!("{}worker {} was lost: {why}", name(*rank), lease.members[*rank].worker),
         Cause::Left(rank) => format!("{}worker {} was told to stop", name(*rank), lease.members[*rank].worker),
+        Cause::LostAhead(rank, why) => {
+            let worker = &lease.members[*rank].worker;
+            format!("{}worker {worker}, which held it ahead, was lost: {why}", name(*rank))
+        }
     }
 }
 
@@ -188,7 +196,7 @@ fn forget_failures_after_progress(task: &mut TaskRecord) {
 fn judge(task: &mut TaskRecord, cause: &Cause, timing: &super::Timing) -> Verdict {
     let labelled = |text: &str| format!("{}: {text}", task.label);
     let failure = match cause {
-        Cause::Left(_) => return Verdict::Again { wait: 0 },
+        Cause::Left(_) | Cause::LostAhead(..) => return Verdict::Again { wait: 0 },
         Cause::Lost(_, why) => {
             task.losses += 1;
             let times = match task.losses {

@@ -178,7 +178,7 @@ pub async fn start(options: ServeOptions) -> Result<Running, ServeError> {
     let jobs = JobServiceServer::new(jobs::Jobs::new(engine.clone(), security.roots.clone(), stopped.clone()))
         .max_decoding_message_size(MAX_MESSAGE_BYTES);
     let gang_key = access::fresh_secret().map_err(ServeError::Random)?;
-    let workers = workers::Workers::new(engine.clone(), options.timing, stopped.clone(), gang_key);
+    let workers = workers::Workers::new(engine.clone(), options.timing, stopped.clone(), gang_key, tls.is_some());
     let workers = WorkerServiceServer::new(workers).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let router = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(10)))

@@ -34,6 +34,8 @@ pub(super) struct Workers {
     stopped: watch::Receiver<bool>,
     /// Mixed into the secrets of gangs; of this process alone, as leases do not outlive it.
     gang_key: String,
+    /// Whether this coordinator speaks TLS: then gangs encrypt what they say too.
+    sealed: bool,
 }
 
 /// Whose a registration is: who showed which certificate or token, and the secret of the process. A worker's id is known
@@ -93,12 +95,19 @@ fn stray<'a>(cluster: &Cluster, task: u64, result: &'a TaskResult) -> Option<&'a
 }
 
 impl Workers {
-    pub(super) fn new(engine: EngineHandle, timing: Timing, stopped: watch::Receiver<bool>, gang_key: String) -> Self {
+    pub(super) fn new(
+        engine: EngineHandle,
+        timing: Timing,
+        stopped: watch::Receiver<bool>,
+        gang_key: String,
+        sealed: bool,
+    ) -> Self {
         Self {
             engine,
             timing,
             stopped,
             gang_key,
+            sealed,
         }
     }
 }
@@ -254,7 +263,12 @@ impl WorkerService for Workers {
             match met.await.map_err(stopped)?? {
                 Rendezvous::Complete(addresses) => {
                     let secret = gang_secret(&self.gang_key, request.task_id, request.token);
-                    return Ok(Response::new(RendezvousResponse { addresses, secret }));
+                    let sealed = self.sealed;
+                    return Ok(Response::new(RendezvousResponse {
+                        addresses,
+                        secret,
+                        sealed,
+                    }));
                 }
                 Rendezvous::Refused(reason) => return Err(Status::aborted(reason)),
                 Rendezvous::Waiting => tokio::time::sleep(RENDEZVOUS_INTERVAL).await,

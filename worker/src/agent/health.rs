@@ -12,6 +12,11 @@ use tonic_health::server::HealthReporter;
 /// does not hang on the coordinator's fate, or a coordinator that is away for a minute would have all workers restarted.
 const READY: &str = "ready";
 
+/// Where the service was to listen.
+#[derive(Debug, thiserror::Error)]
+#[error("--health {0}")]
+pub struct NotFree(SocketAddr);
+
 /// Says whether this worker is registered; nobody hears where no address was given.
 #[derive(Clone, Default)]
 pub(super) struct Readiness(Option<HealthReporter>);
@@ -22,9 +27,7 @@ impl Readiness {
         let Some(address) = address else {
             return Ok(Self::default());
         };
-        let listener = TcpListener::bind(address)
-            .await
-            .with_context(|| format!("--health {address}"))?;
+        let listener = TcpListener::bind(address).await.with_context(|| NotFree(address))?;
         let (reporter, service) = tonic_health::server::health_reporter();
         reporter.set_service_status("", ServingStatus::Serving).await;
         reporter.set_service_status(READY, ServingStatus::NotServing).await;

@@ -28,6 +28,7 @@ pub use control::{Progress, TaskControl};
 
 use crate::device::Compute;
 use crate::tasks::ModelCache;
+pub use health::NotFree;
 use health::Readiness;
 use session::{Session, Stuck};
 

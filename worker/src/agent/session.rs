@@ -139,7 +139,6 @@ impl Session {
         let worker_id = self.registered.worker_id.clone();
         let runtime = tokio::runtime::Handle::current();
         let rank = seat.map_or(0, |s| s.rank);
-        let sealed = self.coordinator.starts_with("https://");
         Box::new(move |address| {
             let mut client = client.clone();
             let request = RendezvousRequest {
@@ -151,7 +150,11 @@ impl Session {
             };
             let met = runtime.block_on(client.rendezvous(request));
             let met = met.map_err(|s| crate::Error::Aborted(format!("rendezvous: {}", s.message())))?;
-            let RendezvousResponse { addresses, secret } = met.into_inner();
+            let RendezvousResponse {
+                addresses,
+                secret,
+                sealed,
+            } = met.into_inner();
             Ok(Met {
                 addresses,
                 secret,

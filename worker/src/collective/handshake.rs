@@ -211,14 +211,17 @@ pub(super) fn answer(
         None if said[..16] == hello(options, 0)[..16] => OUT_OF_PLACE,
         None => OTHER_GENERATION,
     };
+    let mut greeting = [0; sealed::MESSAGE_BYTES];
+    if options.sealed {
+        // Whatever the verdict: one that is sent over unread words may not arrive.
+        stream.read_exact(&mut greeting).ok()?;
+    }
     let (mut said_back, mut keys) = (vec![verdict], None);
     if verdict == WELCOME {
         let own = proof(options, b"listener", options.rank, said, nonce);
         said_back.extend_from_slice(&own.finalize().into_bytes());
         if options.sealed {
-            let mut message = [0; sealed::MESSAGE_BYTES];
-            stream.read_exact(&mut message).ok()?;
-            let (answer, made) = sealed::answer(&options.secret, &opening, &message).ok()?;
+            let (answer, made) = sealed::answer(&options.secret, &opening, &greeting).ok()?;
             said_back.extend_from_slice(&answer);
             keys = Some(made);
         }

@@ -68,7 +68,9 @@ impl Turns {
         state.taken = true;
         let since = match &state.last {
             Some((last, until)) if last == work => *until,
-            _ => began,
+            // Another pass computed while this shard was read ahead.
+            Some((_, until)) => began.max(*until),
+            None => began,
         };
         Ok(Turn {
             turns: self,
@@ -117,6 +119,12 @@ mod tests {
         nap(300);
         let other = turns.take("another pass", Instant::now(), || Ok(())).unwrap();
         assert!(other.idle < Duration::from_millis(200), "{:?}", other.idle);
+        // Nor is idle what another pass computed while a shard of this one was at hand.
+        let began = Instant::now();
+        nap(400);
+        drop(other);
+        let fourth = turns.take("pass", began, || Ok(())).unwrap();
+        assert!(fourth.idle < Duration::from_millis(300), "{:?}", fourth.idle);
     }
 
     #[test]

@@ -103,4 +103,6 @@ fn a_shard_that_was_only_held_is_not_blamed_for_the_loss_of_its_worker() {
     s.step(|c, now, fx| c.worker_gone(&worker, "killed", now, fx));
     let losses = |lease: &Assignment| s.cluster.tasks[&lease.task_id].losses;
     assert_eq!((losses(&leases[0]), losses(&leases[1])), (1, 0));
+    let job = s.cluster.jobs["job-1"].state;
+    assert_eq!(job, JobState::Running);
 }

@@ -80,7 +80,7 @@ fn result_of(task: &Task) -> TaskResult {
             } else {
                 "decoder"
             };
-            result.facts.insert(format!("{name}.fingerprint"), "f".into());
+            result.facts.insert(format!("{name}.fingerprint"), name.into());
             result.facts.insert(format!("{name}.url"), p.path.clone());
         }
         Kind::EmbedShard(e) => result.artifacts.push(artifact(&e.role, &e.path)),
@@ -144,10 +144,11 @@ impl Simulation {
                         .map_or(0, |w| w.info.leases_ahead as usize);
                     let held = self.at_work.entry(worker).or_default();
                     held.push(*assignment);
-                    let embeds = |a: &Assignment| matches!(a.task.as_ref().unwrap().kind, Some(Kind::EmbedShard(_)));
+                    let first = model_of(&held[0]);
+                    let alike = first.is_some() && held.iter().all(|a| model_of(a) == first);
                     assert!(
-                        held.len() == 1 || held.len() <= 1 + ahead && held.iter().all(embeds),
-                        "one lease, or shards"
+                        held.len() == 1 || held.len() <= 1 + ahead && alike,
+                        "one lease, or shards of one model: {held:?}"
                     );
                 }
                 Action::Abort { worker, abort } => {
@@ -257,6 +258,14 @@ impl Simulation {
         }
         self.step(|c, now, fx| c.tick(now, fx));
         self.act();
+    }
+}
+
+/// The model that a shard goes through; none for other tasks.
+fn model_of(a: &Assignment) -> Option<String> {
+    match a.task.as_ref()?.kind.as_ref()? {
+        Kind::EmbedShard(shard) => Some(shard.model.as_ref()?.fingerprint.clone()),
+        _ => None,
     }
 }
 

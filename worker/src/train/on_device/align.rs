@@ -107,12 +107,16 @@ impl DeviceAlignTrainer {
     /// Those of the collective and the device; [`Error::Diverged`] on NaN or infinity, with nothing changed by this step;
     /// [`Error::OutOfMemory`], which says what to set.
     pub fn step(&mut self, input: &StepInput<'_>, collective: &mut dyn Collective) -> Result<StepOutcome> {
-        let pairs = input.ids.len();
+        let (pairs, own) = (input.ids.len(), input.own.len());
+        let rows = if self.micro_batch == 0 {
+            own
+        } else {
+            own.min(self.micro_batch)
+        };
         self.try_step(input, collective).map_err(|error| match is_out_of_memory(&error) {
             true => Error::OutOfMemory(format!(
-                "a step of Stage A with {pairs} pairs does not fit on the device ({error}). Set align.micro_batch to fewer rows than a \
-                 rank has now ({}), or give the device to this worker alone",
-                input.own.len()
+                "a step of Stage A with {pairs} pairs does not fit on the device ({error}). Set align.micro_batch below {rows}, take a \
+                 smaller align.batch, or give the device to this worker alone"
             )),
             false => error,
         })
