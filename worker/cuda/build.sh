@@ -4,7 +4,7 @@
 #     worker/cuda/build.sh                      llink-coord and llink-worker, in target/cuda/x86_64-unknown-linux-gnu/release/
 #     worker/cuda/build.sh check                cargo check only: no kernel is linked
 #     worker/cuda/build.sh libraries FOLDER     what the binaries load beside the driver: cuBLAS, cuRAND (which needs the
-#                                             runtime) and NCCL, with their licences
+#                                               runtime) and NCCL, with their licences
 #     worker/cuda/build.sh ARGS…                cargo ARGS… with all that CUDA needs around it
 #
 # The toolkit is NVIDIA's own from PyPI, CUDA 13.0 (driver 580 or newer), kept in target/cuda/toolkit; LLINK_CUDA_HOME names another
