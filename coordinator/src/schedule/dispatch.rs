@@ -54,23 +54,16 @@ impl Cluster {
         let Some(model) = in_turn.first().and_then(ready) else {
             return;
         };
-        let mut shards = in_turn.iter().take_while(|id| ready(id) == Some(model)).count();
+        let shards = in_turn.iter().take_while(|id| ready(id) == Some(model)).count();
         let takers: Vec<String> = self
             .workers
             .iter()
             .filter(|(_, w)| self.takes_ahead(w, model))
             .map(|(id, _)| id.clone())
+            .take(shards.saturating_sub(self.workers.len()))
             .collect();
-        let mut given = Vec::new();
-        for worker in takers {
-            if shards <= self.workers.len() {
-                break;
-            }
-            shards -= 1;
-            given.push(worker);
-        }
-        for worker in given {
-            self.lease(in_turn.remove(0), vec![worker], now, fx);
+        for (id, worker) in in_turn.drain(..takers.len()).zip(takers) {
+            self.lease(id, vec![worker], now, fx);
         }
     }
 
