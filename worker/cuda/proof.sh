@@ -5,7 +5,7 @@
 #     worker/cuda/proof.sh run [SECTION…] [--out DIR] on the GPU machine, where that archive lies in the same place; a section takes
 #                                                     less than 10 minutes: golden embed teacher align instruct ranks kill job
 #     worker/cuda/proof.sh dry-run [SECTION…]         here, on the CPU, at the smallest size: finds the script's own mistakes
-#     worker/cuda/proof.sh emulated [SECTION…]        here, the CUDA build on an emulated GPU (worker/cuda/emulator): golden ranks kill
+#     worker/cuda/proof.sh emulated [SECTION…]        here, the CUDA build on the emulated GPU in the folder LLINK_CUDA_EMULATOR: golden ranks kill
 #
 # The peer's scripts are read from LLINK_REFERENCE, a folder with bench_reference.py and llink_reference.py.
 set -euo pipefail
@@ -96,8 +96,10 @@ case ${1:-} in
         ;;
     emulated)
         shift
+        emulator=${LLINK_CUDA_EMULATOR:?set it to the folder of the CUDA emulator, which holds install.sh}
         build
-        CARGO_TARGET_DIR=$place/emulator worker/cuda/emulator/install.sh "$place/emulated"
+        # The emulator's folder may be read-only.
+        CARGO_TARGET_DIR=$place/emulator "$emulator/install.sh" "$place/emulated"
         export LD_LIBRARY_PATH=$place/emulated
         [ $# -gt 0 ] || set -- golden ranks kill
         exec "${LLINK_PYTHON:-python3}" worker/cuda/proof.py --place "$place" --device cuda --small "$@"
