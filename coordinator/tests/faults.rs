@@ -116,19 +116,37 @@ fn a_missing_corpus_or_model_is_named_before_anything_starts() {
 }
 
 #[test]
-fn a_broken_model_fails_the_job_by_name() {
+fn everything_that_is_wrong_with_a_model_is_said_before_the_first_stage() {
     let place = Place::new(&SMALL.replace("[align]", "[models]\nencoder = \"model\"\n[align]"));
     std::fs::create_dir_all(place.path("model")).unwrap();
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../worker/tests/fixtures/golden/seed8/encoder");
     let config = std::fs::read_to_string(golden.join("config.json")).unwrap();
     let config = config
-        .replace("XLMRobertaModel", "BertModel")
-        .replace("xlm-roberta", "bert");
+        .replace("XLMRobertaModel", "T5EncoderModel")
+        .replace("xlm-roberta", "t5");
     std::fs::write(place.path("model/config.json"), config).unwrap();
     std::fs::copy(golden.join("tokenizer.json"), place.path("model/tokenizer.json")).unwrap();
     std::fs::write(place.path("model/model.safetensors"), "").unwrap();
     let said = place.fails(3, &["submit", "job.toml"]);
-    assert!(said.contains("BertModel") || said.contains("bert"), "{said}");
+    for word in [
+        "`models.encoder`",
+        "T5EncoderModel",
+        "XLMRobertaModel",
+        "model.safetensors is empty",
+    ] {
+        assert!(said.contains(word), "{word} is not in {said}");
+    }
+    assert!(!place.path("out/shard").exists(), "nothing was computed");
+}
+
+#[test]
+fn a_name_of_the_hub_is_no_folder_and_what_to_do_is_said() {
+    let place = Place::new("[corpus]\nsource = \"sample\"\n[models]\nencoder = \"intfloat/multilingual-e5-small\"\n");
+    let said = place.fails(3, &["submit", "job.toml"]);
+    assert!(
+        said.contains("intfloat/multilingual-e5-small is a model of the Hugging Face Hub"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -15,7 +15,7 @@ use llink_datasets::rows::InstructionExample;
 use llink_datasets::shards::encode_instructions;
 use llink_datasets::store::Store;
 use llink_proto::task::Kind;
-use llink_proto::{Artifact, Export, ModelRef, ModelRole, Task, TaskResult};
+use llink_proto::{Artifact, EncoderReading, Export, ModelRef, ModelRole, Task, TaskResult};
 use llink_worker::agent::TaskControl;
 use llink_worker::bundle::{Answering, Bundle, BundleFolder, Generator, Opening};
 use llink_worker::device::Compute;
@@ -55,7 +55,7 @@ impl Job {
             *value += 0.2 * (uniform(5, index) - 0.5);
         }
         let shape = ProjectorShape {
-            input: encoder.hidden_size(),
+            input: encoder.width(),
             hidden: 80,
             output: width,
         };
@@ -128,6 +128,10 @@ impl Job {
             role: role.into(),
             url: golden(name).to_str().unwrap().into(),
             fingerprint: fingerprint(&golden(name)).unwrap(),
+            reading: (role == ModelRole::Encoder).then(|| EncoderReading {
+                pooling: "mean".into(),
+                ..EncoderReading::default()
+            }),
         };
         let config = peft::config_json(self.adapter.options(), "tiny");
         Export {
@@ -459,7 +463,7 @@ fn a_damaged_bundle_and_other_models_are_refused_by_name() {
     let moved = moved.to_str().unwrap();
     assert!(job.open(moved, job.opening()).is_ok());
     let config = std::fs::read_to_string(format!("{moved}/config.json")).unwrap();
-    let config = config.replace("\"bundle_version\": 1", "\"bundle_version\": 2");
+    let config = config.replace("\"bundle_version\": 2", "\"bundle_version\": 3");
     std::fs::write(format!("{moved}/config.json"), &config).unwrap();
     let manifest = std::fs::read_to_string(format!("{moved}/manifest.json")).unwrap();
     let mut manifest: Manifest = serde_json::from_str(&manifest).unwrap();
@@ -468,7 +472,7 @@ fn a_damaged_bundle_and_other_models_are_refused_by_name() {
     std::fs::write(format!("{moved}/manifest.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
     let error = refused(moved, job.opening());
     assert!(
-        error.contains("version 2") && error.contains("reads version 1"),
+        error.contains("version 3") && error.contains("reads version 2"),
         "{error}"
     );
 }

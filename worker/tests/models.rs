@@ -237,7 +237,11 @@ fn unsupported_configs_are_refused_by_name() {
         assert_refused(load_decoder(dir.path()), &[words, &["config.json"]].concat());
     }
     let encoder_cases: [(&str, Value, &[&str]); 3] = [
-        ("architectures", json!(["BertModel"]), &["BertModel", "XLMRobertaModel"]),
+        (
+            "architectures",
+            json!(["T5EncoderModel"]),
+            &["T5EncoderModel", "XLMRobertaModel", "BertModel"],
+        ),
         ("hidden_act", json!("relu"), &["hidden_act", "relu"]),
         ("position_embedding_type", json!("relative_key"), &["relative_key"]),
     ];

@@ -136,18 +136,7 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
             "how many sample instructions to make",
         );
     }
-    expect(
-        !job.models.encoder.is_empty(),
-        "models.encoder",
-        &"empty",
-        "\"tiny\", \"random\" or a model folder",
-    );
-    expect(
-        !job.models.decoder.is_empty(),
-        "models.decoder",
-        &"empty",
-        "\"tiny\", \"random\" or a model folder",
-    );
+    super::models::problems(job, &mut expect);
     expect(
         job.embed.token_budget >= 256,
         "embed.token_budget",

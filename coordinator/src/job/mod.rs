@@ -8,6 +8,7 @@ mod error;
 mod export;
 mod instruct;
 mod judge;
+mod models;
 mod parse;
 mod source;
 mod synthesize;
@@ -17,6 +18,7 @@ pub use error::{JobFileError, Problem};
 pub use export::{ExportSection, model_name};
 pub use instruct::{InstructArm, InstructMode, InstructSection};
 pub use judge::JudgeSection;
+pub use models::{DecoderModel, EncoderModel, ModelsSection, PoolingName, RANDOM_MODEL, TINY_MODEL, is_built_in};
 pub use parse::parse;
 pub use source::{ColumnName, CompressionName, FormatName, SourceEntry, Sources};
 pub use synthesize::{PromptEntry, SynthesizeSection};
@@ -161,36 +163,6 @@ pub struct InstructionsSection {
     /// Rows in a shard.
     #[serde(default = "default_shard_rows")]
     pub shard_rows: u32,
-}
-
-/// Tiny models that come with llink and know the grammar of the sample corpus.
-pub const TINY_MODEL: &str = "tiny";
-/// Tiny models with random weights, their tokenizers made from the job's own text.
-pub const RANDOM_MODEL: &str = "random";
-
-/// Whether a model is made by llink itself and is no folder.
-#[must_use]
-pub fn is_built_in(model: &str) -> bool {
-    [TINY_MODEL, RANDOM_MODEL].contains(&model)
-}
-
-/// `[models]`: a folder in Hugging Face layout each, `"tiny"` or `"random"`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ModelsSection {
-    /// XLM-R.
-    pub encoder: String,
-    /// Llama.
-    pub decoder: String,
-}
-
-impl Default for ModelsSection {
-    fn default() -> Self {
-        Self {
-            encoder: TINY_MODEL.into(),
-            decoder: TINY_MODEL.into(),
-        }
-    }
 }
 
 /// `[embed]`: batching of sentences through the frozen models.

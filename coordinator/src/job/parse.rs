@@ -172,7 +172,7 @@ mod tests {
             (job.align.steps, job.align.batch, job.align.queue),
             (20_000, 128, 32_768)
         );
-        assert_eq!(job.models.encoder, "tiny");
+        assert_eq!(job.models.encoder.path, "tiny");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The `embed` stage: one task for each shard and model.
 
 use llink_proto::task::Kind;
-use llink_proto::{EmbedShard, ModelRef, ModelRole, Task, TaskResult};
+use llink_proto::{EmbedShard, EncoderReading, ModelRef, ModelRole, Task, TaskResult};
 
 use super::{
     Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, content, earlier, fact, instructions_of, json,
@@ -30,13 +30,44 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
         content(shard),
         fact(STAGE, models, "encoder.fingerprint")?.into(),
         fact(STAGE, models, "decoder.fingerprint")?.into(),
-        json(&(inputs.job.embed.max_chars, inputs.job.embed.max_tokens)),
+        json(&(inputs.job.embed.max_chars, max_tokens(STAGE, inputs)?)),
+        reading_key(STAGE, inputs)?,
         format!("instructions {}", inputs.job.instruct.is_some()),
         match inputs.job.instruct {
             Some(_) => content(instructions_of(STAGE, inputs)?),
             None => String::new(),
         },
     ])
+}
+
+/// How many tokens the encoder reads: as the job says, and no more than the model does.
+pub(super) fn max_tokens(stage: StageName, inputs: &Inputs<'_>) -> Result<u32, PlanError> {
+    let models = earlier(stage, StageName::Models, inputs)?;
+    let most = fact(stage, models, "encoder.max_tokens")?.parse().unwrap_or(u32::MAX);
+    Ok(inputs.job.embed.max_tokens.min(most))
+}
+
+/// How the encoder reads texts, for the keys of the stages that follow it.
+pub(super) fn reading_key(stage: StageName, inputs: &Inputs<'_>) -> Result<String, PlanError> {
+    let reading = reading(stage, inputs)?;
+    let EncoderReading {
+        pooling,
+        normalize,
+        prefix,
+        lowercase,
+    } = &reading;
+    Ok(json(&(pooling, normalize, prefix, lowercase)))
+}
+
+fn reading(stage: StageName, inputs: &Inputs<'_>) -> Result<EncoderReading, PlanError> {
+    let models = earlier(stage, StageName::Models, inputs)?;
+    let fact = |name: &str| fact(stage, models, &format!("encoder.{name}"));
+    Ok(EncoderReading {
+        pooling: fact("pooling")?.into(),
+        normalize: fact("normalize")? == "true",
+        prefix: fact("prefix")?.into(),
+        lowercase: fact("lowercase")? == "true",
+    })
 }
 
 /// The model that stage `models` made or checked.
@@ -47,7 +78,9 @@ pub(super) fn model_ref(
     role: ModelRole,
 ) -> Result<ModelRef, PlanError> {
     let models = earlier(stage, StageName::Models, inputs)?;
+    let reading = (role == ModelRole::Encoder).then(|| reading(stage, inputs));
     Ok(ModelRef {
+        reading: reading.transpose()?,
         role: role.into(),
         url: fact(stage, models, &format!("{name}.url"))?.into(),
         fingerprint: fact(stage, models, &format!("{name}.fingerprint"))?.into(),
@@ -82,7 +115,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
                     role: format!("embeddings/{tower}/{role}"),
                     token_budget: options.token_budget,
                     max_chars: options.max_chars,
-                    max_tokens: options.max_tokens,
+                    max_tokens: max_tokens(STAGE, inputs)?,
                 });
                 let spec = Task {
                     output_url: inputs.job.output.clone(),

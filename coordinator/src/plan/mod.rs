@@ -76,8 +76,8 @@ impl StageName {
             Self::Shard => 3,
             // 2: the report as a page. 3: word recall without numbers.
             Self::Evaluate => 3,
-            // 2: tiny models that know the sample corpus.
-            Self::Models => 2,
+            // 2: tiny models that know the sample corpus. 3: how the encoder reads texts.
+            Self::Models => 3,
             Self::Synthesize | Self::Embed | Self::Align | Self::Instruct | Self::Export => 1,
         }
     }

@@ -295,7 +295,7 @@ pub const TINY_MODELS_STAMP: &str = "d62ed951d20b9699";
 pub(super) fn models_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
     let models = &inputs.job.models;
     let mut parts = vec![json(models)];
-    for source in [&models.encoder, &models.decoder] {
+    for (_, source) in models.paths() {
         if source == RANDOM_MODEL {
             parts.push(format!("seed {}", inputs.job.seed));
             parts.push(content(earlier(StageName::Models, StageName::Shard, inputs)?));
@@ -310,9 +310,9 @@ pub(super) fn models_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanE
 
 /// What is wrong with reading this corpus with these models.
 fn unfit_models(job: &JobFile) -> Option<String> {
-    let models = [&job.models.encoder, &job.models.decoder];
+    let mut models = job.models.paths().into_iter();
     let own_text = job.corpus.source.as_slice().iter().any(|source| !source.is_sample());
-    (own_text && models.contains(&&TINY_MODEL.to_owned())).then(|| {
+    (own_text && models.any(|(_, path)| path == TINY_MODEL)).then(|| {
         "the tiny models know the sample corpus and no other text: name folders of real ones in [models] \
          encoder and decoder, or \"random\" to try out the corpus alone"
             .to_owned()
@@ -330,7 +330,9 @@ pub(super) fn models_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskRe
         .into_iter()
         .map(|a| a.path)
         .collect();
+    let encoder = &inputs.job.models.encoder;
     let task = |role: ModelRole, source: &str, name: &str| {
+        let wishes = (role == ModelRole::Encoder).then_some(encoder);
         let kind = Kind::PrepareModel(PrepareModel {
             role: role.into(),
             source: source.into(),
@@ -340,14 +342,17 @@ pub(super) fn models_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskRe
                 _ => Vec::new(),
             },
             path: format!("models/{key}/{name}"),
+            pooling: wishes.and_then(|m| m.pooling).map(|pooling| pooling.as_str().into()),
+            normalize: wishes.and_then(|m| m.normalize),
+            prefix: wishes.and_then(|m| m.prefix.clone()),
         });
         planned(inputs, kind, 1, format!("prepare {name} {source}"))
     };
     Ok(Phase::Tasks {
         label: "prepare".into(),
         tasks: vec![
-            task(ModelRole::Encoder, &inputs.job.models.encoder, "encoder"),
-            task(ModelRole::Decoder, &inputs.job.models.decoder, "decoder"),
+            task(ModelRole::Encoder, &encoder.path, "encoder"),
+            task(ModelRole::Decoder, &inputs.job.models.decoder.path, "decoder"),
         ],
     })
 }

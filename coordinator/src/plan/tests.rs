@@ -22,6 +22,16 @@ fn done() -> BTreeMap<StageName, Manifest> {
             sha256: "aa".into(),
             ..ManifestArtifact::default()
         });
+        for (name, value) in [
+            ("pooling", "mean"),
+            ("normalize", "false"),
+            ("prefix", ""),
+            ("lowercase", "false"),
+            ("max_tokens", "512"),
+            ("dense", "[]"),
+        ] {
+            manifest.facts.insert(format!("encoder.{name}"), value.into());
+        }
         for name in ["encoder", "decoder"] {
             manifest
                 .facts

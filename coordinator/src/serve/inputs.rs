@@ -1,11 +1,13 @@
 //! What a job reads from outside: its paths made absolute, each file's stamp taken, each missing one named.
 
+mod models;
+
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use llink_datasets::roots::{Roots, check_key_variable};
 use llink_datasets::store::{ObjectInfo, Store};
-use llink_proto::{Failure, FailureKind};
+use llink_proto::{Failure, FailureKind, ModelRole};
 
 use super::engine::failure;
 use crate::job::{JobFile, SourceEntry, is_built_in};
@@ -45,13 +47,15 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path, roots: &Roots) -> Re
             stamp.map_err(|f| of_key("evaluate.judge.direct_answers", &f))?,
         );
     }
-    for (key, folder) in [
-        ("models.encoder", &file.models.encoder),
-        ("models.decoder", &file.models.decoder),
-    ] {
+    for (key, folder) in file.models.paths() {
         if !is_built_in(folder) {
-            let stamp = model_stamp(folder).await.map_err(|f| of_key(key, &f))?;
-            stamps.insert(folder.clone(), stamp);
+            let role = match key {
+                "models.encoder" => ModelRole::Encoder,
+                _ => ModelRole::Decoder,
+            };
+            let stamp = models::model_stamp(&file.models, role, folder, base_dir).await;
+            let stamp = stamp.map_err(|f| of_key(key, &f))?;
+            stamps.insert(folder.to_owned(), stamp);
         }
     }
     let content = serde_json::to_string(&file).expect("a job file is plain data");
@@ -74,14 +78,8 @@ fn check_roots(file: &JobFile, roots: &Roots) -> Result<(), Failure> {
         let files = sources.as_slice().iter().filter(|s| !s.is_sample());
         urls.extend(files.flat_map(SourceEntry::files).map(|url| (key, url)));
     }
-    for (key, folder) in [
-        ("models.encoder", &file.models.encoder),
-        ("models.decoder", &file.models.decoder),
-    ] {
-        if !is_built_in(folder) {
-            urls.push((key, folder));
-        }
-    }
+    let folders = file.models.paths().into_iter();
+    urls.extend(folders.filter(|(_, folder)| !is_built_in(folder)));
     if let Some(synthesize) = &file.synthesize {
         urls.push(("synthesize.url", &synthesize.url));
         key_variables.push(("synthesize.api_key_env", &synthesize.api_key_env));
@@ -123,33 +121,6 @@ async fn object_stamp(url: &str) -> Result<String, Failure> {
     }
 }
 
-async fn model_stamp(url: &str) -> Result<String, Failure> {
-    let store = Store::open(url).map_err(|e| failure(&e))?;
-    let objects = store.list("").await.map_err(|e| failure(&e))?;
-    if objects.is_empty() {
-        return Err(missing(format!("{url}: no such folder, or nothing in it")));
-    }
-    for needed in ["config.json", "tokenizer.json"] {
-        if !objects.iter().any(|o| o.path == needed) {
-            return Err(missing(format!(
-                "{url}: {needed} is missing: expected a Hugging Face model folder"
-            )));
-        }
-    }
-    if !objects.iter().any(|o| o.path.ends_with(".safetensors")) {
-        return Err(missing(format!(
-            "{url}: no *.safetensors: expected a Hugging Face model folder"
-        )));
-    }
-    let read = |o: &&ObjectInfo| o.path.ends_with(".json") || o.path.ends_with(".safetensors");
-    let stamps: Vec<String> = objects
-        .iter()
-        .filter(read)
-        .map(|o| format!("{} {}", o.path, stamp(o)))
-        .collect();
-    Ok(stamps.join("; "))
-}
-
 fn stamp(info: &ObjectInfo) -> String {
     format!(
         "{} {} {}",
@@ -165,7 +136,7 @@ fn absolute(mut file: JobFile, base: &Path) -> JobFile {
     if let Some(instructions) = &mut file.instructions {
         instructions.source.change_paths(|s| unless("sample", s, base));
     }
-    for model in [&mut file.models.encoder, &mut file.models.decoder] {
+    for model in file.models.paths_mut() {
         if !is_built_in(model) {
             *model = absolute_path(model, base);
         }

@@ -108,6 +108,16 @@ impl Store {
         result.bytes().await.map_err(|e| self.failed(path, e))
     }
 
+    /// Reads a part of an object; what lies beyond its end is left out.
+    ///
+    /// # Errors
+    /// As [`Store::get`].
+    pub async fn get_range(&self, path: &str, range: std::ops::Range<u64>) -> Result<Bytes> {
+        let location = self.location(path)?;
+        let read = self.objects.get_range(&location, range).await;
+        read.map_err(|e| self.failed(path, e))
+    }
+
     /// What the store knows about an object; `None` where it is not there.
     ///
     /// # Errors

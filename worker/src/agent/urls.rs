@@ -30,6 +30,7 @@ pub(super) fn check(task: &Task, roots: &Roots) -> Result<(), String> {
         role: _,
         url,
         fingerprint,
+        reading: _,
     } in &named.models
     {
         if fingerprint.is_empty() || !fingerprint.bytes().all(|b| b.is_ascii_alphanumeric()) {
@@ -143,6 +144,9 @@ impl<'a> Named<'a> {
             seed: _,
             text_shards: _,
             path: _,
+            pooling: _,
+            normalize: _,
+            prefix: _,
         } = task;
         // Models that are made, or come with this program.
         self.urls

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::models::Reading;
 use crate::{Error, Result};
 
 /// The file's name.
@@ -17,7 +18,7 @@ pub const CARD: &str = "README.md";
 /// What `model_type` says.
 pub const MODEL_TYPE: &str = "llink";
 /// The layout of bundles that this build writes and reads.
-pub const BUNDLE_VERSION: u32 = 1;
+pub const BUNDLE_VERSION: u32 = 2;
 
 /// A bundle's `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -46,8 +47,8 @@ pub struct BundleConfig {
     pub prompt: Option<PromptEntry>,
 }
 
-/// The frozen encoder, and how much of a text it reads. A text's vector is the mean of its last hidden states, special tokens
-/// included, rounded to 16-bit floats.
+/// The frozen encoder, how much of a text it reads, and how its hidden states become the text's vector, whose numbers are
+/// rounded to 16-bit floats.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EncoderEntry {
@@ -63,6 +64,8 @@ pub struct EncoderEntry {
     pub max_chars: usize,
     /// Its tokens, special ones included, are cut after so many.
     pub max_tokens: usize,
+    /// Pooling, normalization, and the prefix that comes before a text after it is cut.
+    pub reading: Reading,
 }
 
 /// The frozen decoder.

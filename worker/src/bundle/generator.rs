@@ -17,7 +17,8 @@ use super::sources::{Wanted, find};
 use super::vectors::VectorCache;
 use crate::llink::slot_expander::ExpanderActivations;
 use crate::models::{
-    Decoder, Encoder, FIRST_SLOT, GenerateOptions, LoadedAdapter, Sampling, TextLimits, prompt_form, slot_tokens,
+    Backend, Decoder, Encoder, FIRST_SLOT, GenerateOptions, LoadedAdapter, Sampling, TextLimits, prompt_form,
+    slot_tokens,
 };
 use crate::{Error, Result};
 
@@ -287,5 +288,5 @@ fn load_encoder(bundle: &Bundle, url: &str, opening: &Opening, runtime: &Handle)
         fingerprint: &entry.fingerprint,
     };
     let folder = find(wanted, opening.encoder.as_deref(), url, &opening.downloads, runtime)?;
-    Encoder::load(&folder, &Device::Cpu, DType::F32)
+    Encoder::load_as(&folder, &entry.reading, &Backend::new(&Device::Cpu, DType::F32))
 }

@@ -69,9 +69,12 @@ impl VectorCache {
 
     fn key(&self, text: &str) -> String {
         let EncoderEntry {
-            max_chars, max_tokens, ..
+            max_chars,
+            max_tokens,
+            reading,
+            ..
         } = &self.encoder;
-        sha256_hex(format!("{max_chars} {max_tokens}\n{text}").as_bytes())
+        sha256_hex(format!("{max_chars} {max_tokens} {reading:?}\n{text}").as_bytes())
     }
 
     fn path(&self, key: &str) -> Option<PathBuf> {
@@ -105,6 +108,7 @@ fn decode(content: &[u8], width: usize) -> Option<Vec<f16>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::Reading;
 
     fn entry(fingerprint: &str, max_chars: usize) -> EncoderEntry {
         EncoderEntry {
@@ -114,6 +118,7 @@ mod tests {
             hidden_size: 3,
             max_chars,
             max_tokens: 64,
+            reading: Reading::default(),
         }
     }
 
@@ -127,6 +132,15 @@ mod tests {
         assert_eq!(open(entry("aa", 256)).get("ត្រីៗ"), None);
         assert_eq!(open(entry("bb", 256)).get("ត្រី"), None, "another encoder");
         assert_eq!(open(entry("aa", 128)).get("ត្រី"), None, "other limits");
+        let reading = Reading {
+            normalize: true,
+            ..Reading::default()
+        };
+        let normalized = EncoderEntry {
+            reading,
+            ..entry("aa", 256)
+        };
+        assert_eq!(open(normalized).get("ត្រី"), None, "another reading");
     }
 
     #[test]

@@ -9,10 +9,11 @@ use serde_json::{Value, json};
 
 use super::backend::Backend;
 use super::batches::token_batches;
+use super::bert::Bert;
 use super::llama::Llama;
 use super::ops::{Form, FrozenMatrix, Precision, Stored};
 use super::random::Normal;
-use super::xlm_roberta::XlmRoberta;
+use super::sentence::{Head, Reading};
 use crate::{Error, Result};
 
 /// What to measure.
@@ -60,7 +61,11 @@ pub fn run(job: Job, dir: &Path, options: &Options) -> Result<Value> {
     };
     let start = Instant::now();
     let model = match job {
-        Job::Embed => Model::Encoder(XlmRoberta::load(&dir.join(part), backend)?),
+        Job::Embed => Model::Encoder(Bert::load(
+            &dir.join(part),
+            Head::load(&Reading::default(), &[], 0, backend.device())?,
+            backend,
+        )?),
         Job::Teacher => Model::Decoder(Llama::load(&dir.join(part), device, dtype)?),
     };
     let load_seconds = start.elapsed().as_secs_f64();
@@ -106,7 +111,7 @@ pub fn run(job: Job, dir: &Path, options: &Options) -> Result<Value> {
 }
 
 enum Model {
-    Encoder(XlmRoberta),
+    Encoder(Bert),
     Decoder(Llama),
 }
 

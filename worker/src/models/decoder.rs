@@ -52,9 +52,8 @@ impl Decoder {
     /// # Errors
     /// As [`Decoder::load`].
     pub fn load_on(dir: &Path, backend: &Backend) -> Result<Self> {
-        let tokenizer = Tokenizer::load(dir)?;
+        let tokenizer = Tokenizer::load(dir)?.for_rows(LlamaConfig::load(dir)?.vocab_size)?;
         tokenizer.require(TEACHER_SLOT)?;
-        tokenizer.check_vocab_size(LlamaConfig::load(dir)?.vocab_size)?;
         Ok(Self {
             slot_token: TEACHER_SLOT.into(),
             model: Llama::load_on(dir, backend)?,

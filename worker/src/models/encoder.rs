@@ -5,9 +5,10 @@ use std::path::Path;
 use candle_core::{DType, Device};
 
 use super::backend::Backend;
-use super::config::XlmRobertaConfig;
+use super::bert::Bert;
+use super::config::EncoderConfig;
+use super::sentence::{FolderReading, Head, Reading, ReadingWishes};
 use super::tokenizer::{SpecialTokens, Tokenizer};
-use super::xlm_roberta::XlmRoberta;
 use crate::Result;
 
 /// How much of a text the encoder reads.
@@ -38,14 +39,16 @@ impl TextLimits {
     }
 }
 
-/// A loaded XLM-R encoder with its tokenizer.
+/// A loaded encoder with its tokenizer.
 pub struct Encoder {
-    model: XlmRoberta,
+    model: Bert,
     tokenizer: Tokenizer,
+    reading: Reading,
 }
 
 impl Encoder {
-    /// Loads a folder in Hugging Face layout and converts its weights to `dtype` on `device`.
+    /// Loads a folder in Hugging Face layout and converts its weights to `dtype` on `device`. Texts are read as the folder's
+    /// sentence-transformers files say; where it has none the mean of all states is a text's vector.
     ///
     /// # Errors
     /// [`Error::Model`](crate::Error::Model) naming what is missing, misshapen or not supported;
@@ -59,21 +62,50 @@ impl Encoder {
     /// # Errors
     /// As [`Encoder::load`].
     pub fn load_on(dir: &Path, backend: &Backend) -> Result<Self> {
-        let tokenizer = Tokenizer::load(dir)?;
-        tokenizer.check_vocab_size(XlmRobertaConfig::load(dir)?.vocab_size)?;
+        Self::with_wishes(dir, &ReadingWishes::default(), backend)
+    }
+
+    /// As [`Encoder::load_on`], reading texts as `reading` says and not as the folder does.
+    ///
+    /// # Errors
+    /// As [`Encoder::load`].
+    pub fn load_as(dir: &Path, reading: &Reading, backend: &Backend) -> Result<Self> {
+        let wishes = ReadingWishes {
+            pooling: Some(reading.pooling),
+            normalize: Some(reading.normalize),
+            prefix: Some(reading.prefix.clone()),
+        };
+        let loaded = Self::with_wishes(dir, &wishes, backend)?;
         Ok(Self {
-            model: XlmRoberta::load(dir, backend)?,
+            reading: reading.clone(),
+            ..loaded
+        })
+    }
+
+    fn with_wishes(dir: &Path, wishes: &ReadingWishes, backend: &Backend) -> Result<Self> {
+        let config = EncoderConfig::load(dir)?;
+        let tokenizer = Tokenizer::load(dir)?.for_rows(config.vocab_size)?;
+        let FolderReading { reading, dense, .. } = FolderReading::of(dir, wishes)?;
+        let head = Head::load(&reading, &dense, config.hidden_size, backend.device())?;
+        Ok(Self {
+            model: Bert::load(dir, head, backend)?,
             tokenizer,
+            reading,
         })
     }
 
     /// Width of the vectors.
-    pub fn hidden_size(&self) -> usize {
-        self.config().hidden_size
+    pub fn width(&self) -> usize {
+        self.model.width()
+    }
+
+    /// How texts are read.
+    pub fn reading(&self) -> &Reading {
+        &self.reading
     }
 
     /// The model's shape.
-    pub fn config(&self) -> &XlmRobertaConfig {
+    pub fn config(&self) -> &EncoderConfig {
         self.model.config()
     }
 
@@ -82,14 +114,19 @@ impl Encoder {
         &self.tokenizer
     }
 
-    /// Token ids of each text, cut as `limits` says: characters first, then tokens.
+    /// Token ids of each text, cut as `limits` says: characters first, then tokens. The prefix comes before what was cut.
     ///
     /// # Errors
-    /// When the tokenizer can't encode a text.
+    /// When the tokenizer can't encode a text, or the model has no embedding for one of its tokens.
     pub fn tokenize(&self, texts: &[impl AsRef<str>], limits: TextLimits) -> Result<Vec<Vec<u32>>> {
-        let texts: Vec<&str> = texts.iter().map(|text| limits.cut(text.as_ref())).collect();
+        let texts: Vec<String> = texts
+            .iter()
+            .map(|text| self.reading.text(limits.cut(text.as_ref())))
+            .collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
         let mut ids = self.tokenizer.encode_batch(&texts, SpecialTokens::Add)?;
-        ids.iter_mut().for_each(|ids| ids.truncate(limits.max_tokens));
+        let most = limits.max_tokens.min(self.config().max_tokens());
+        ids.iter_mut().for_each(|ids| ids.truncate(most));
         Ok(ids)
     }
 
@@ -99,8 +136,7 @@ impl Encoder {
     /// tokens are done so far.
     ///
     /// # Errors
-    /// [`Error::Input`](crate::Error::Input) when `limits` allow more tokens than the model has positions;
-    /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
+    /// As [`Encoder::tokenize`]; [`Error::Tensor`](crate::Error::Tensor) when the device fails.
     pub fn embed(
         &self,
         texts: &[impl AsRef<str>],
@@ -115,7 +151,8 @@ impl Encoder {
     /// As [`Encoder::embed`], from token ids.
     ///
     /// # Errors
-    /// As [`Encoder::embed`]; also [`Error::Input`](crate::Error::Input) for an id outside the vocabulary.
+    /// As [`Encoder::embed`]; also [`Error::Input`](crate::Error::Input) for an id outside the vocabulary, and for more
+    /// tokens than the model has positions.
     pub fn embed_ids(
         &self,
         ids: &[Vec<u32>],

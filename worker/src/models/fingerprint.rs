@@ -5,18 +5,25 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::sentence::dense_folders;
 use super::weights::weight_files;
 use crate::{Error, Result};
 
-/// Lower-case hex SHA-256 over the names and contents of `config.json`, `tokenizer.json` and the weight files.
+/// Lower-case hex SHA-256 over the names and contents of `config.json`, `tokenizer.json`, the weight files, and those of
+/// the dense layers that come after an encoder's pooling.
 ///
-/// Two folders have the same fingerprint exactly when these files are the same.
+/// Two folders have the same fingerprint exactly when these files are the same. How an encoder pools is no part of it: a
+/// job's facts and a bundle's `config.json` say that.
 ///
 /// # Errors
 /// [`Error::Io`] for an unreadable file, [`Error::Model`] when there are no weights.
 pub fn fingerprint(dir: &Path) -> Result<String> {
     let mut files: Vec<PathBuf> = vec![dir.join("config.json"), dir.join("tokenizer.json")];
     files.extend(weight_files(dir)?);
+    for dense in dense_folders(dir)? {
+        files.push(dense.join("config.json"));
+        files.extend(weight_files(&dense)?);
+    }
     let mut hasher = Sha256::new();
     for path in files {
         let name = path

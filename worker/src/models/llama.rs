@@ -51,6 +51,19 @@ pub(crate) enum Rows {
     LastOfEach,
 }
 
+/// What stands before the tensors' names, by what the model was saved with.
+pub(crate) const PREFIXES: &[&str] = &["model.", ""];
+
+/// Tensors that tell whether weights are those that a configuration means; of each list one must be there.
+pub(crate) fn landmarks(config: &LlamaConfig) -> [Vec<String>; 2] {
+    let last = config.num_hidden_layers.saturating_sub(1);
+    let mut embedding = vec!["embed_tokens.weight".to_owned()];
+    if config.tie_word_embeddings {
+        embedding.push("lm_head.weight".into());
+    }
+    [embedding, vec![format!("layers.{last}.mlp.down_proj.weight")]]
+}
+
 impl Llama {
     /// Loads the weights of a folder in Hugging Face layout.
     ///
@@ -66,12 +79,15 @@ impl Llama {
     /// As [`Llama::load`].
     pub fn load_on(dir: &Path, backend: &Backend) -> Result<Self> {
         let config = LlamaConfig::load(dir)?;
-        let weights = Weights::open(dir, &["model.", ""], backend)?;
+        let weights = Weights::open(dir, PREFIXES, backend)?;
         let shape = [config.vocab_size, config.hidden_size];
-        let head = match config.tie_word_embeddings {
-            true => "embed_tokens.weight",
-            false => "lm_head.weight",
+        // Some were saved with one of the two that they share.
+        let tied = config.tie_word_embeddings;
+        let embedding = match tied && !weights.has("embed_tokens.weight") && weights.has("lm_head.weight") {
+            true => "lm_head.weight",
+            false => "embed_tokens.weight",
         };
+        let head = if tied { embedding } else { "lm_head.weight" };
         let layers = (0..config.num_hidden_layers)
             .map(|index| Layer::load(&weights, &format!("layers.{index}"), &config))
             .collect::<Result<_>>()?;
@@ -79,7 +95,7 @@ impl Llama {
             form: weights.form(),
             norm: weights.tensor("norm.weight", &[config.hidden_size])?,
             head: weights.linear(head, shape, None)?,
-            embedding: weights.embedding("embed_tokens.weight", shape)?,
+            embedding: weights.embedding(embedding, shape)?,
             frequencies: config.rope_frequencies(),
             batching: Batching::new(TokenCost::forward(
                 config.hidden_size,

@@ -1,30 +1,35 @@
-//! The frozen models and their tokenizers: XLM-R reads the foreign sentence, Llama gives the teacher vectors.
+//! The frozen models and their tokenizers: an encoder (XLM-R, BERT) reads the foreign sentence, Llama gives the teacher vectors.
 
 mod backend;
 mod batches;
 pub mod bench;
+mod bert;
 mod chat;
+mod check;
 pub mod config;
 mod decoder;
 mod encoder;
 mod fetch;
 mod fingerprint;
 mod generate;
+mod json;
 mod llama;
 mod llama_layer;
 pub mod lora;
 mod ops;
 pub mod peft;
+mod placeholder;
 mod random;
+mod sentence;
 pub mod tiny;
 mod tokenizer;
 mod training_pass;
 mod weights;
-mod xlm_roberta;
 
 pub use backend::Backend;
 pub use batches::token_batches;
 pub use chat::{ChatPrompt, END_OF_TURN, FIRST_SLOT, prompt_form};
+pub use check::check;
 pub use decoder::{Decoder, TEACHER_SLOT, TEACHER_TOKENS, slot_tokens};
 pub use encoder::{Encoder, TextLimits};
 pub use fetch::fetch;
@@ -33,6 +38,7 @@ pub use generate::{GenerateOptions, LoadedAdapter, Sampling};
 pub use llama::Llama;
 pub(crate) use ops::{Form, RowMasks};
 pub(crate) use random::Normal;
+pub use sentence::{FolderReading, Pooling, Reading, ReadingWishes};
 pub use tokenizer::{SpecialTokens, Tokenizer};
 pub(crate) use training_pass::Adapter;
 pub use training_pass::{Activations, TrainingBatch, TrainingPass};

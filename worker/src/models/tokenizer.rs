@@ -2,12 +2,16 @@
 
 use std::path::Path;
 
+use super::json;
+use super::placeholder::placeholder;
 use crate::{Error, Result};
 
 /// A loaded tokenizer. Truncation and padding that the file may ask for are off: llink cuts token lists itself.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     path: String,
+    /// Rows of the model's embedding: ids from here on can't be read.
+    rows: usize,
 }
 
 /// Whether the tokens that the file's template adds (`<s>`, `<|begin_of_text|>`, …) come along.
@@ -40,14 +44,22 @@ impl Tokenizer {
     /// [`Error::Model`] when it is not a tokenizer that this build supports.
     pub fn from_bytes(path: &str, bytes: &[u8]) -> Result<Self> {
         let path = path.to_owned();
-        let refuse = |error: tokenizers::Error| Error::Model {
+        let refuse = |reason: String| Error::Model {
             path: path.clone(),
-            reason: error.to_string(),
+            reason,
         };
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(refuse)?;
-        inner.with_truncation(None).map_err(refuse)?;
+        if let Some(reason) = placeholder(bytes) {
+            return Err(refuse(reason));
+        }
+        let said = |error: tokenizers::Error| refuse(error.to_string());
+        let mut inner = tokenizers::Tokenizer::from_bytes(json::without_mark(bytes)).map_err(said)?;
+        inner.with_truncation(None).map_err(said)?;
         inner.with_padding(None);
-        Ok(Self { inner, path })
+        Ok(Self {
+            inner,
+            path,
+            rows: usize::MAX,
+        })
     }
 
     /// Token ids of each text, in order, computed in parallel.
@@ -59,7 +71,10 @@ impl Tokenizer {
             .inner
             .encode_batch_fast(texts.to_vec(), special == SpecialTokens::Add)
             .map_err(|error| self.refuse(error))?;
-        Ok(encodings.iter().map(|encoding| encoding.get_ids().to_vec()).collect())
+        encodings
+            .iter()
+            .map(|encoding| self.readable(encoding.get_ids().to_vec()))
+            .collect()
     }
 
     /// Token ids of one text.
@@ -71,7 +86,7 @@ impl Tokenizer {
             .inner
             .encode_fast(text, special == SpecialTokens::Add)
             .map_err(|error| self.refuse(error))?;
-        Ok(encoding.get_ids().to_vec())
+        self.readable(encoding.get_ids().to_vec())
     }
 
     /// The text of `ids`, special tokens left out.
@@ -98,25 +113,29 @@ impl Tokenizer {
         })
     }
 
-    /// One more than the highest id, added tokens included.
-    pub fn vocab_size(&self) -> usize {
-        self.inner
-            .get_vocab(true)
-            .into_values()
-            .max()
-            .map_or(0, |id| id as usize + 1)
+    /// The tokenizer of a model whose embedding has `rows` rows. A tokenizer may have more tokens (one for padding that was
+    /// added later, for instance) as long as none of them occurs.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when the tokens that stand in every text have no row.
+    pub(crate) fn for_rows(self, rows: usize) -> Result<Self> {
+        let bounded = Self { rows, ..self };
+        bounded.encode("", SpecialTokens::Add)?;
+        Ok(bounded)
     }
 
-    /// Refuses a vocabulary that is larger than the model's embedding.
-    pub(crate) fn check_vocab_size(&self, rows: usize) -> Result<()> {
-        let tokens = self.vocab_size();
-        if tokens <= rows {
-            return Ok(());
-        }
-        let reason = format!("has {tokens} tokens, config.json's vocab_size is {rows}");
+    /// Refuses a token that the model has no embedding for.
+    fn readable(&self, ids: Vec<u32>) -> Result<Vec<u32>> {
+        let Some(id) = ids.iter().find(|id| **id as usize >= self.rows) else {
+            return Ok(ids);
+        };
+        let (token, rows) = (self.inner.id_to_token(*id).unwrap_or_default(), self.rows);
         Err(Error::Model {
             path: self.path.clone(),
-            reason,
+            reason: format!(
+                "a text has the token {token:?} with id {id}, and the model has embeddings for ids below {rows} alone \
+                 (config.json's vocab_size): enlarge its embedding, or take the tokenizer that belongs to it"
+            ),
         })
     }
 

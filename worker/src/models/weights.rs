@@ -13,13 +13,16 @@ use memmap2::Mmap;
 use safetensors::tensor::Dtype;
 use safetensors::{SafeTensors, View as _};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::backend::Backend;
+use super::json;
 use super::ops::{Embedding, Form, Format, FrozenLinear, FrozenMatrix, Precision, Stored};
+use super::placeholder::placeholder;
 use crate::{Error, Result};
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const SINGLE: &str = "model.safetensors";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// A model folder's weights, for computing in one dtype on one device.
 pub struct Weights {
@@ -129,12 +132,18 @@ impl Weights {
         Ok(Stored::mapped(entry.file.clone(), entry.bytes.clone(), format))
     }
 
+    /// Whether there is a tensor of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.find(name).is_some()
+    }
+
+    fn find(&self, name: &str) -> Option<&Entry> {
+        let names = self.prefixes.iter().map(|prefix| format!("{prefix}{name}"));
+        names.into_iter().find_map(|name| self.entries.get(&name))
+    }
+
     fn entry(&self, name: &str, shape: &[usize]) -> Result<(&Entry, Format)> {
-        let Some(entry) = self
-            .prefixes
-            .iter()
-            .find_map(|prefix| self.entries.get(&format!("{prefix}{name}")))
-        else {
+        let Some(entry) = self.find(name) else {
             return Err(self.refuse(format!("tensor {name} is missing (expected shape {shape:?})")));
         };
         if entry.shape != shape {
@@ -146,7 +155,9 @@ impl Weights {
             Dtype::BF16 => Format::Bf16,
             Dtype::F16 => Format::F16,
             found => {
-                return Err(self.refuse(format!("tensor {name} is {found:?}; supported are F32, BF16 and F16")));
+                return Err(self.refuse(format!(
+                    "tensor {name} is {found:?}; supported are F32, BF16 and F16: take the model that this one was quantized from"
+                )));
             }
         };
         Ok((entry, format))
@@ -167,13 +178,19 @@ fn map_file(path: &Path, entries: &mut HashMap<String, Entry>) -> Result<()> {
         source,
     };
     let file = std::fs::File::open(path).map_err(io)?;
+    if file.metadata().map_err(io)?.len() == 0 {
+        return Err(refuse(path, placeholder(&[]).unwrap_or_default()));
+    }
     // SAFETY: the files are read-only inputs of a task; nothing writes to them while they are mapped.
     let file = Arc::new(unsafe { Mmap::map(&file) }.map_err(io)?);
-    let tensors = SafeTensors::deserialize(&file).map_err(|error| refuse(path, error.to_string()))?;
+    if let Some(reason) = placeholder(&file) {
+        return Err(refuse(path, reason));
+    }
+    let tensors = SafeTensors::deserialize(&file).map_err(|error| refuse(path, damaged(&error)))?;
     for (name, view) in tensors.iter() {
         let start = view.data().as_ptr() as usize - file.as_ptr() as usize;
         entries.insert(
-            name.to_owned(),
+            todays_name(name),
             Entry {
                 file: file.clone(),
                 bytes: start..start + view.data_len(),
@@ -185,43 +202,106 @@ fn map_file(path: &Path, entries: &mut HashMap<String, Entry>) -> Result<()> {
     Ok(())
 }
 
+/// What a file is whose header can't be read.
+fn damaged(error: &safetensors::SafeTensorError) -> String {
+    format!("is damaged or no safetensors file ({error}): download or copy it again")
+}
+
+/// The name that PyTorch gives to a tensor. Weights that came from TensorFlow keep its names of a LayerNorm's two, as
+/// BERT's own do.
+pub(crate) fn todays_name(name: &str) -> String {
+    for (old, new) in [
+        ("LayerNorm.gamma", "LayerNorm.weight"),
+        ("LayerNorm.beta", "LayerNorm.bias"),
+    ] {
+        if let Some(before) = name.strip_suffix(old) {
+            return format!("{before}{new}");
+        }
+    }
+    name.to_owned()
+}
+
 /// The weight files of a model folder, sorted by name: the single file, or the shards that the index lists.
 ///
 /// # Errors
-/// [`Error::Model`] when there is neither, or a shard that the index lists is missing.
+/// [`Error::Model`] when there is neither, or shards that the index lists are missing.
 pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let single = dir.join(SINGLE);
-    if single.is_file() {
-        return Ok(vec![single]);
-    }
-    let index_path = dir.join(INDEX);
-    if !index_path.is_file() {
-        return Err(refuse(dir, format!("holds neither {SINGLE} nor {INDEX}")));
-    }
-    let text = std::fs::read_to_string(&index_path).map_err(|source| Error::Io {
-        path: index_path.display().to_string(),
+    let io = |source| Error::Io {
+        path: dir.display().to_string(),
         source,
-    })?;
-    let index: Index = serde_json::from_str(&text).map_err(|error| refuse(&index_path, error.to_string()))?;
-    let names: BTreeSet<String> = index.weight_map.into_values().collect();
-    if names.is_empty() {
-        return Err(refuse(&index_path, "lists no shard".into()));
+    };
+    let mut names = BTreeSet::new();
+    for entry in std::fs::read_dir(dir).map_err(io)? {
+        names.insert(entry.map_err(io)?.file_name().to_string_lossy().into_owned());
     }
-    names
-        .into_iter()
-        .map(|name| {
-            let plain = Path::new(&name).file_name().is_some_and(|file| file == name.as_str());
-            let path = dir.join(&name);
-            if plain && path.is_file() {
-                Ok(path)
-            } else {
-                Err(refuse(
-                    &index_path,
-                    format!("lists the shard {name}, which is not there"),
-                ))
-            }
-        })
-        .collect()
+    let index = || json::read(&dir.join(INDEX));
+    let files = weight_names(&names, index)?.map_err(|reasons| refuse(dir, reasons.join("; ")))?;
+    Ok(files.into_iter().map(|name| dir.join(name)).collect())
+}
+
+/// The weight files among a folder's `names`, sorted, or all reasons why there is no whole set of them. `index` reads
+/// [`INDEX`].
+pub(crate) fn weight_names(
+    names: &BTreeSet<String>,
+    index: impl FnOnce() -> Result<Value>,
+) -> Result<std::result::Result<Vec<String>, Vec<String>>> {
+    if names.contains(SINGLE) {
+        return Ok(Ok(vec![SINGLE.into()]));
+    }
+    if !names.contains(INDEX) {
+        return Ok(Err(vec![without_weights(names)]));
+    }
+    let index: Index = match json::parse(&index()?) {
+        Ok(index) => index,
+        Err(reason) => return Ok(Err(vec![format!("{INDEX}: {reason}")])),
+    };
+    let shards: BTreeSet<String> = index.weight_map.into_values().collect();
+    if shards.is_empty() {
+        return Ok(Err(vec![format!("{INDEX} lists no shard")]));
+    }
+    // A name that leads out of the folder is among no folder's names.
+    let missing: Vec<&str> = shards
+        .iter()
+        .filter(|s| !names.contains(*s))
+        .map(String::as_str)
+        .collect();
+    match missing.as_slice() {
+        [] => Ok(Ok(shards.into_iter().collect())),
+        missing => {
+            let missing = missing.join(", ");
+            Ok(Err(vec![format!(
+                "{INDEX} lists {missing}, which is not there: download the folder again"
+            )]))
+        }
+    }
+}
+
+/// What a folder without weights that can be read holds instead, and what to do.
+fn without_weights(names: &BTreeSet<String>) -> String {
+    let with = |ends: &[&str]| names.iter().find(|name| ends.iter().any(|end| name.ends_with(end)));
+    if names.contains("adapter_model.safetensors") {
+        return "holds a LoRA adapter (adapter_model.safetensors) and no model: merge it into its model first \
+                (PEFT's `merge_and_unload()`, then `save_pretrained`)"
+            .into();
+    }
+    if let Some(name) = with(&[".bin", ".pt", ".pth", ".ckpt"]) {
+        return format!(
+            "{SINGLE} is missing and {name} is PyTorch's own format, which is not read: convert the folder once with Python: \
+             `from transformers import AutoModel, AutoModelForCausalLM`, then \
+             `AutoModel.from_pretrained(\"FOLDER\").save_pretrained(\"FOLDER\")` for an encoder, `AutoModelForCausalLM` for a decoder"
+        );
+    }
+    if let Some(name) = with(&[".safetensors"]) {
+        return format!(
+            "{SINGLE} is missing: {name} is not the name that weights have; rename it if it holds the whole model"
+        );
+    }
+    if let Some(name) = with(&[".h5", ".msgpack", ".onnx", ".ot"]) {
+        return format!(
+            "{SINGLE} is missing and {name} is a format that is not read: download the model's safetensors files"
+        );
+    }
+    format!("holds neither {SINGLE} nor {INDEX}: the weights are missing; download them")
 }
 
 #[derive(Deserialize)]

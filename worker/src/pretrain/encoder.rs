@@ -6,11 +6,11 @@ use candle_core::{Device, Tensor};
 
 use super::variables::{Padded, Variables, attend, heads};
 use crate::Result;
-use crate::models::config::XlmRobertaConfig;
+use crate::models::config::EncoderConfig;
 
 /// An encoder in training.
 pub(super) struct TrainableEncoder {
-    pub(super) config: XlmRobertaConfig,
+    pub(super) config: EncoderConfig,
     pub(super) variables: Variables,
 }
 
@@ -18,7 +18,7 @@ impl TrainableEncoder {
     /// Reads a folder with `config.json` and `model.safetensors`.
     pub(super) fn read(dir: &Path) -> Result<Self> {
         Ok(Self {
-            config: XlmRobertaConfig::load(dir)?,
+            config: EncoderConfig::load(dir)?,
             variables: Variables::read(&dir.join("model.safetensors"))?,
         })
     }
@@ -44,7 +44,7 @@ impl TrainableEncoder {
     /// The last hidden states, [B·T, hidden].
     fn hidden_states(&self, batch: &Padded) -> Result<Tensor> {
         let (v, eps) = (&self.variables, self.config.layer_norm_eps);
-        let first = self.config.pad_token_id as usize + 1;
+        let first = self.config.first_position();
         let positions = (0..batch.shape.0).flat_map(|_| (first..first + batch.shape.1).map(|p| p as u32));
         let positions = Tensor::from_iter(positions, &Device::Cpu)?;
         let x = self.words()?.index_select(&batch.ids, 0)?;

@@ -120,7 +120,7 @@ fn a_few_steps_teach_something_and_leave_models_that_load() {
     );
     assert_eq!((last("encoder").1, last("decoder, from tokens").1), (40, 40));
     let encoder = Encoder::load(&dir.path().join("encoder"), &Device::Cpu, DType::F32).unwrap();
-    assert_eq!(encoder.hidden_size(), TinyShape::PRETRAINED_ENCODER.hidden_size);
+    assert_eq!(encoder.width(), TinyShape::PRETRAINED_ENCODER.hidden_size);
     let decoder = Decoder::load(&dir.path().join("decoder"), &Device::Cpu, DType::F32).unwrap();
     assert!(decoder.config().dtype == Some(DType::BF16));
 }

@@ -94,7 +94,7 @@ impl Reader {
 
     fn width(&self) -> usize {
         match self {
-            Self::Encoder(encoder, _) => encoder.hidden_size(),
+            Self::Encoder(encoder, _) => encoder.width(),
             Self::Decoder(decoder) => decoder.hidden_size(),
         }
     }

@@ -8,6 +8,7 @@ use llink_proto::{Artifact, Export, ModelRef, TaskResult};
 
 use super::TaskContext;
 use super::instruct::{read_projector, read_rows};
+use super::models::reading_of;
 use crate::bundle::config::{
     AdapterEntry, BUNDLE_VERSION, CARD, CONFIG, DecoderEntry, EncoderEntry, MODEL_TYPE, PROJECTOR, ProjectorEntry,
     PromptEntry, SLOTS, SlotsEntry,
@@ -46,7 +47,7 @@ pub(super) fn run(context: &TaskContext, task: &Export) -> Result<TaskResult> {
     let decoder = context.models.decoder(context, model)?;
     let trained = read_trained(context, &store, task, projector, &decoder)?;
     let instructions = instructions(context, &store, task)?;
-    let config = config(task, &trained, encoder, model, instructions);
+    let config = config(task, &trained, encoder, model, instructions)?;
 
     let mut result = TaskResult::default();
     let mut put = |name: &str, role: &str, content: Bytes| -> Result<()> {
@@ -131,7 +132,7 @@ fn config(
     encoder: &ModelRef,
     decoder: &ModelRef,
     instructions: BTreeMap<String, String>,
-) -> BundleConfig {
+) -> Result<BundleConfig> {
     let shape = trained.projector.shape();
     let slots = trained.slots.as_ref().map(|(expander, _)| {
         let shape = expander.shape();
@@ -150,7 +151,7 @@ fn config(
         alpha: adapter.options().alpha,
     });
     let direct = slots.is_none();
-    BundleConfig {
+    Ok(BundleConfig {
         model_type: MODEL_TYPE.into(),
         bundle_version: BUNDLE_VERSION,
         llink_version: env!("CARGO_PKG_VERSION").into(),
@@ -161,6 +162,7 @@ fn config(
             hidden_size: shape.input,
             max_chars: task.max_chars as usize,
             max_tokens: task.max_tokens as usize,
+            reading: reading_of(encoder)?,
         },
         decoder: DecoderEntry {
             name: task.decoder_name.clone(),
@@ -180,7 +182,7 @@ fn config(
         }),
         slots,
         adapter,
-    }
+    })
 }
 
 /// Holds what was loaded to what was trained: the same vector, slots and logits from the same input.

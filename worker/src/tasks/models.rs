@@ -5,10 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use llink_datasets::pairs::{PairTable, read_pairs};
 use llink_datasets::store::Store;
-use llink_proto::{ModelRef, ModelRole, PrepareModel, TaskResult};
+use llink_proto::{EncoderReading, ModelRef, ModelRole, PrepareModel, TaskResult};
 
 use super::TaskContext;
-use crate::models::{Decoder, Encoder, fetch, fingerprint, tiny};
+use crate::models::{
+    Backend, Decoder, Encoder, FolderReading, Pooling, Reading, ReadingWishes, fetch, fingerprint, tiny,
+};
 use crate::{Error, Result};
 
 /// Texts that a random model's tokenizer is trained on, at most: more changes little and takes time.
@@ -35,36 +37,63 @@ impl std::fmt::Debug for ModelCache {
 impl ModelCache {
     /// The encoder of `model`, loaded unless it is the one at hand.
     pub(super) fn encoder(&self, context: &TaskContext, model: &ModelRef) -> Result<Arc<Encoder>> {
-        cached(&self.encoder, model, || {
-            Encoder::load(&folder(context, model)?, &context.compute.device, context.compute.dtype)
+        let reading = reading_of(model)?;
+        let key = format!("{} {reading:?}", model.fingerprint);
+        cached(&self.encoder, &key, || {
+            let backend = Backend::new(&context.compute.device, context.compute.dtype);
+            Encoder::load_as(&folder(context, model)?, &reading, &backend)
         })
     }
 
     /// The decoder of `model`, loaded unless it is the one at hand.
     pub(super) fn decoder(&self, context: &TaskContext, model: &ModelRef) -> Result<Arc<Decoder>> {
-        cached(&self.decoder, model, || {
+        cached(&self.decoder, &model.fingerprint, || {
             Decoder::load(&folder(context, model)?, &context.compute.device, context.compute.dtype)
         })
     }
 }
 
-fn cached<M>(
-    slot: &Mutex<Option<(String, Arc<M>)>>,
-    model: &ModelRef,
-    load: impl FnOnce() -> Result<M>,
-) -> Result<Arc<M>> {
+fn cached<M>(slot: &Mutex<Option<(String, Arc<M>)>>, key: &str, load: impl FnOnce() -> Result<M>) -> Result<Arc<M>> {
     // A load that panicked left the old model or none, both whole.
     let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((fingerprint, loaded)) = &*slot
-        && *fingerprint == model.fingerprint
+    if let Some((of, loaded)) = &*slot
+        && of == key
     {
         return Ok(loaded.clone());
     }
     // Make room first: two large models need not fit at once.
     *slot = None;
     let loaded = Arc::new(load()?);
-    *slot = Some((model.fingerprint.clone(), loaded.clone()));
+    *slot = Some((key.to_owned(), loaded.clone()));
     Ok(loaded)
+}
+
+/// How a task's encoder reads texts.
+pub(super) fn reading_of(model: &ModelRef) -> Result<Reading> {
+    let EncoderReading {
+        pooling,
+        normalize,
+        prefix,
+        lowercase,
+    } = model
+        .reading
+        .clone()
+        .ok_or_else(|| Error::Input(format!("{}: an encoder without a reading", model.url)))?;
+    Ok(Reading {
+        pooling: Pooling::of(&pooling)?,
+        normalize,
+        prefix,
+        lowercase,
+    })
+}
+
+fn to_message(reading: &Reading) -> EncoderReading {
+    EncoderReading {
+        pooling: reading.pooling.as_str().into(),
+        normalize: reading.normalize,
+        prefix: reading.prefix.clone(),
+        lowercase: reading.lowercase,
+    }
 }
 
 /// The model's folder on this machine. One in an object store is fetched once and kept under its fingerprint.
@@ -118,14 +147,23 @@ pub(super) fn prepare(context: &TaskContext, task: &PrepareModel) -> Result<Task
         folder => (TaskResult::default(), folder.to_owned()),
     };
     let print = identify(context, &url)?;
-    let checked = ModelRef {
+    let mut checked = ModelRef {
         role: task.role,
         url: url.clone(),
         fingerprint: print.clone(),
+        reading: None,
     };
     // Loading it here refuses what cannot be used before a corpus is embedded with half of it.
     let width = match task.role() {
-        ModelRole::Encoder => context.models.encoder(context, &checked)?.hidden_size(),
+        ModelRole::Encoder => {
+            let found = FolderReading::of(&folder(context, &checked)?, &wishes(task)?)?;
+            checked.reading = Some(to_message(&found.reading));
+            let encoder = context.models.encoder(context, &checked)?;
+            let positions = encoder.config().max_tokens();
+            let most = found.max_tokens.map_or(positions, |most| most.min(positions));
+            result.facts.extend(reading_facts(&found, most));
+            encoder.width()
+        }
         _ => context.models.decoder(context, &checked)?.hidden_size(),
     };
     context.control.advance(1, 1);
@@ -133,6 +171,31 @@ pub(super) fn prepare(context: &TaskContext, task: &PrepareModel) -> Result<Task
     result.facts.insert(format!("{role}.url"), url);
     result.facts.insert(format!("{role}.width"), width.to_string());
     Ok(result)
+}
+
+fn wishes(task: &PrepareModel) -> Result<ReadingWishes> {
+    Ok(ReadingWishes {
+        pooling: task.pooling.as_deref().map(Pooling::of).transpose()?,
+        normalize: task.normalize,
+        prefix: task.prefix.clone(),
+    })
+}
+
+/// What the stages after this one are told of an encoder that reads so many tokens.
+fn reading_facts(found: &FolderReading, max_tokens: usize) -> impl Iterator<Item = (String, String)> {
+    let reading = &found.reading;
+    let dense = found.dense.iter().filter_map(|folder| folder.file_name());
+    let dense: Vec<_> = dense.map(|name| name.to_string_lossy()).collect();
+    [
+        ("dense", serde_json::to_string(&dense).expect("names are plain data")),
+        ("max_tokens", max_tokens.to_string()),
+        ("pooling", reading.pooling.as_str().to_owned()),
+        ("normalize", reading.normalize.to_string()),
+        ("prefix", reading.prefix.clone()),
+        ("lowercase", reading.lowercase.to_string()),
+    ]
+    .into_iter()
+    .map(|(name, value)| (format!("encoder.{name}"), value))
 }
 
 /// Makes a model of llink's own and writes it to the store.

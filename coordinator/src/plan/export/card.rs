@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use llink_datasets::manifest::Manifest;
 
-use super::super::{Inputs, PlanError, StageName, earlier, instructions_of};
+use super::super::{Inputs, PlanError, StageName, earlier, fact, instructions_of};
 use super::{STAGE, arm, names};
 use crate::job::{ExportSection, InstructArm, InstructSection};
 
@@ -12,6 +12,9 @@ use crate::job::{ExportSection, InstructArm, InstructSection};
 const WITH_SLOTS: &str = include_str!("load_slots.py");
 /// Loads a bundle of a direct fine-tuning.
 const DIRECT: &str = include_str!("load_direct.py");
+/// Reads a text with the encoder, and the dense layers that some encoders have.
+const READ_TEXT: &str = include_str!("read_text.py");
+const READ_DENSE: &str = include_str!("read_dense.py");
 /// Loads a projector.
 const PROJECTOR: &str = include_str!("load_projector.py");
 
@@ -43,7 +46,8 @@ pub(super) fn card(inputs: &Inputs<'_>) -> Result<String, PlanError> {
     add(data(inputs)?);
     add(settings(inputs));
     add(measured(earlier(STAGE, StageName::Evaluate, inputs)?));
-    add(usage(arm(job), &encoder, &decoder));
+    let dense = fact(STAGE, earlier(STAGE, StageName::Models, inputs)?, "encoder.dense")?;
+    add(usage(arm(job), &encoder, &decoder, dense));
     Ok(text)
 }
 
@@ -253,14 +257,19 @@ fn measured(evaluate: &Manifest) -> String {
     text
 }
 
-fn usage(mode: Option<InstructArm>, encoder: &str, decoder: &str) -> String {
+fn usage(mode: Option<InstructArm>, encoder: &str, decoder: &str, dense: &str) -> String {
     let python = match mode {
         Some(InstructArm::Slots) => WITH_SLOTS,
         Some(InstructArm::Direct) => DIRECT,
         None => PROJECTOR,
     };
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
+    let after_pooling = match dense {
+        "[]" => String::new(),
+        folders => READ_DENSE.replace("DENSE", folders),
+    };
     let python = python
+        .replace("# VECTOR\n", &READ_TEXT.replace("    # DENSE\n", &after_pooling))
         .replace("\"ENCODER\"", &quoted(encoder))
         .replace("\"DECODER\"", &quoted(decoder));
     let mut text = "## Use\n\n".to_owned();

@@ -16,10 +16,12 @@ def linear(x, name):
     return F.linear(x, projector[f"{name}.weight"], projector[f"{name}.bias"])
 
 
+# VECTOR
+
+
 @torch.no_grad()
 def project(text):
-    ids = reader(text[: config["encoder"]["max_chars"]])["input_ids"][: config["encoder"]["max_tokens"]]
-    x = linear(F.gelu(linear(encoder(torch.tensor([ids])).last_hidden_state.mean(1), "up")), "down")
+    x = linear(F.gelu(linear(vector(text), "up")), "down")
     return F.layer_norm(x, x.shape[-1:], projector["norm.weight"], projector["norm.bias"])
 
 

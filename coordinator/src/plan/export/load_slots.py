@@ -23,9 +23,7 @@ def norm(x, weights):
     return F.layer_norm(x, x.shape[-1:], weights["norm.weight"], weights["norm.bias"])
 
 
-def vector(text):
-    ids = reader(text[: config["encoder"]["max_chars"]])["input_ids"][: config["encoder"]["max_tokens"]]
-    return encoder(torch.tensor([ids])).last_hidden_state.mean(1).half().float()
+# VECTOR
 
 
 def slots(vector):

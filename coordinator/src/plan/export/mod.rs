@@ -5,7 +5,7 @@ mod card;
 use llink_proto::task::Kind;
 use llink_proto::{Export, ModelRole, TaskResult};
 
-use super::embed::model_ref;
+use super::embed::{max_tokens, model_ref, reading_key};
 use super::train::{one_task, the_one};
 use super::{
     Inputs, Phase, PlanError, Ranks, StageName, content_of, earlier, fact, instructions_of, json, manifest_of,
@@ -25,7 +25,8 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
         // The bundle says where the models are.
         json(&(source("encoder", inputs)?, source("decoder", inputs)?)),
         json(&names(inputs)),
-        json(&(embed.max_chars, embed.max_tokens)),
+        json(&(embed.max_chars, max_tokens(STAGE, inputs)?)),
+        reading_key(STAGE, inputs)?,
         format!("card {}", short_hash(&card::card(inputs)?)),
     ];
     if let Some(section) = &inputs.job.instruct {
@@ -53,7 +54,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
         encoder_source: source("encoder", inputs)?,
         decoder_source: source("decoder", inputs)?,
         max_chars: inputs.job.embed.max_chars,
-        max_tokens: inputs.job.embed.max_tokens,
+        max_tokens: max_tokens(STAGE, inputs)?,
         model_card: card::card(inputs)?,
         ..Export::default()
     };
@@ -85,8 +86,8 @@ fn names(inputs: &Inputs<'_>) -> (String, String) {
         (None, source) => model_name(source),
     };
     (
-        name(&section.encoder, &models.encoder, "encoder"),
-        name(&section.decoder, &models.decoder, "decoder"),
+        name(&section.encoder, &models.encoder.path, "encoder"),
+        name(&section.decoder, &models.decoder.path, "decoder"),
     )
 }
 

@@ -1,4 +1,4 @@
-//! XLM-R: the frozen multilingual encoder. A text's vector is the mean of its last hidden states.
+//! The frozen multilingual encoder: XLM-R, RoBERTa and BERT, which differ in where positions begin.
 
 use std::path::Path;
 
@@ -6,30 +6,44 @@ use candle_core::{DType, Tensor};
 
 use super::backend::Backend;
 use super::batches::{Batching, Packed, check_ids, in_batches};
-use super::config::XlmRobertaConfig;
+use super::config::{EncoderConfig, EncoderFamily};
 use super::ops::{
     Attention, AttentionSpans, Causality, Embedding, Form, FrozenLinear, add_layer_norm, gelu, layer_norm,
 };
+use super::sentence::{Head, Pooling};
 use super::weights::Weights;
 use crate::Result;
 use crate::device::TokenCost;
 
-/// XLM-R without its tokenizer: token ids in, vectors out.
-pub(crate) struct XlmRoberta {
-    config: XlmRobertaConfig,
+/// What stands before the tensors' names, by what the model was saved with.
+pub(crate) const PREFIXES: &[&str] = &["", "bert.", "roberta.", "model."];
+
+/// The model without its tokenizer: token ids in, vectors out.
+pub(crate) struct Bert {
+    config: EncoderConfig,
     words: Embedding,  // [vocab, hidden]
-    positions: Tensor, // [max_position_embeddings, hidden], the one token type's row added
+    positions: Tensor, // [max_position_embeddings, hidden], token type 0's row added
     norm: LayerNorm,
     layers: Vec<Layer>,
+    head: Head,
     batching: Batching,
     path: String,
 }
 
-impl XlmRoberta {
-    /// Loads the weights of a folder in Hugging Face layout.
-    pub(crate) fn load(dir: &Path, backend: &Backend) -> Result<Self> {
-        let config = XlmRobertaConfig::load(dir)?;
-        let weights = Weights::open(dir, &["", "roberta.", "model."], backend)?;
+/// Tensors that tell whether weights are those that a configuration means; of each list one must be there.
+pub(crate) fn landmarks(config: &EncoderConfig) -> [Vec<String>; 2] {
+    let last = config.num_hidden_layers.saturating_sub(1);
+    [
+        vec!["embeddings.word_embeddings.weight".into()],
+        vec![format!("encoder.layer.{last}.output.dense.weight")],
+    ]
+}
+
+impl Bert {
+    /// Loads the weights of a folder in Hugging Face layout; `head` makes vectors of hidden states.
+    pub(crate) fn load(dir: &Path, head: Head, backend: &Backend) -> Result<Self> {
+        let config = EncoderConfig::load(dir)?;
+        let weights = Weights::open(dir, PREFIXES, backend)?;
         let hidden = config.hidden_size;
         let words = weights.embedding("embeddings.word_embeddings.weight", [config.vocab_size, hidden])?;
         let types = weights.tensor(
@@ -59,12 +73,18 @@ impl XlmRoberta {
             positions,
             norm,
             layers,
+            head,
             path: dir.display().to_string(),
         })
     }
 
-    pub(crate) fn config(&self) -> &XlmRobertaConfig {
+    pub(crate) fn config(&self) -> &EncoderConfig {
         &self.config
+    }
+
+    /// Width of the vectors.
+    pub(crate) fn width(&self) -> usize {
+        self.head.width(self.config.hidden_size)
     }
 
     /// The vector of each sequence, in the order of `ids`.
@@ -75,18 +95,22 @@ impl XlmRoberta {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Vec<Vec<f32>>> {
         check_ids(ids, self.config.vocab_size, self.config.max_tokens(), &self.path)?;
-        // A padding token within a text is not attended, has no position and no part in the mean: as if not there.
-        let attended: Vec<Vec<u32>> = ids
-            .iter()
-            .map(|ids| {
-                ids.iter()
-                    .copied()
-                    .filter(|&id| id != self.config.pad_token_id)
-                    .collect()
-            })
-            .collect();
+        // To RoBERTa a padding token within a text is not attended, has no position and no part in the mean: as if not
+        // there. To BERT it is a token like others.
+        let attended: Vec<Vec<u32>>;
+        let ids = match self.config.family {
+            EncoderFamily::Bert => ids,
+            EncoderFamily::Roberta => {
+                let real = |id: &u32| *id != self.config.pad_token_id;
+                attended = ids
+                    .iter()
+                    .map(|ids| ids.iter().copied().filter(real).collect())
+                    .collect();
+                &attended
+            }
+        };
         in_batches(
-            &attended,
+            ids,
             self.positions.device(),
             token_budget,
             &self.batching,
@@ -95,14 +119,20 @@ impl XlmRoberta {
         )
     }
 
-    /// The mean of each sequence's last hidden states, [B, hidden].
+    /// The vector of each sequence, [B, width], f32.
     fn pooled(&self, packed: &Packed) -> Result<Tensor> {
         if packed.ids.is_empty() {
             let shape = (packed.offsets.len() - 1, self.config.hidden_size);
-            return Ok(Tensor::zeros(shape, DType::F32, self.positions.device())?);
+            return self
+                .head
+                .forward(Tensor::zeros(shape, DType::F32, self.positions.device())?);
         }
         let spans = self.spans(packed)?;
-        spans.mean_rows(&self.hidden_states(packed, &spans)?)
+        let states = self.hidden_states(packed, &spans)?;
+        self.head.forward(match self.head.pooling {
+            Pooling::Mean => spans.mean_rows(&states)?,
+            Pooling::Cls => first_rows(&states, &packed.offsets)?,
+        })
     }
 
     fn spans(&self, packed: &Packed) -> Result<AttentionSpans> {
@@ -114,8 +144,8 @@ impl XlmRoberta {
     /// The last hidden states, [T, hidden].
     fn hidden_states(&self, packed: &Packed, spans: &AttentionSpans) -> Result<Tensor> {
         let device = self.positions.device();
-        let first = self.config.pad_token_id as usize + 1;
-        let positions = Tensor::new(packed.positions(first), device)?;
+        let positions = packed.positions(self.config.first_position());
+        let positions = Tensor::new(positions, device)?;
         let words = self.words.rows(&packed.ids)?;
         let mut x = self
             .norm
@@ -127,6 +157,20 @@ impl XlmRoberta {
     }
 }
 
+/// The first row of each sequence of `x` [T, width], in f32: [B, width]. A sequence without rows gives zeros.
+fn first_rows(x: &Tensor, offsets: &[usize]) -> Result<Tensor> {
+    let (rows, width) = x.dims2()?;
+    let zeros = Tensor::zeros((1, width), x.dtype(), x.device())?;
+    let firsts: Vec<u32> = offsets
+        .windows(2)
+        .map(|w| if w[0] < w[1] { w[0] } else { rows } as u32)
+        .collect();
+    let firsts = Tensor::new(firsts, x.device())?;
+    Ok(Tensor::cat(&[x, &zeros], 0)?
+        .index_select(&firsts, 0)?
+        .to_dtype(DType::F32)?)
+}
+
 struct LayerNorm {
     form: Form,
     gamma: Tensor,
@@ -135,7 +179,7 @@ struct LayerNorm {
 }
 
 impl LayerNorm {
-    fn load(weights: &Weights, name: &str, config: &XlmRobertaConfig) -> Result<Self> {
+    fn load(weights: &Weights, name: &str, config: &EncoderConfig) -> Result<Self> {
         let width = &[config.hidden_size];
         Ok(Self {
             form: weights.form(),
@@ -167,7 +211,7 @@ struct Layer {
 }
 
 impl Layer {
-    fn load(weights: &Weights, name: &str, config: &XlmRobertaConfig) -> Result<Self> {
+    fn load(weights: &Weights, name: &str, config: &EncoderConfig) -> Result<Self> {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let linear = |part: &str, rows: usize, columns: usize| -> Result<FrozenLinear> {
             let (weight, bias) = (format!("{name}.{part}.weight"), format!("{name}.{part}.bias"));

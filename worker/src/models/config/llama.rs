@@ -1,93 +1,12 @@
-//! `config.json` of the two supported architectures, checked once: what is not supported is refused by its name.
+//! `config.json` of a Llama decoder.
 
 use std::path::Path;
 
 use candle_core::DType;
 use serde::Deserialize;
 
-use crate::{Error, Result};
-
-/// The shape of an XLM-R encoder.
-#[derive(Debug, Clone, PartialEq)]
-pub struct XlmRobertaConfig {
-    /// Rows of the word embedding.
-    pub vocab_size: usize,
-    /// Width of the hidden states.
-    pub hidden_size: usize,
-    /// How many transformer layers.
-    pub num_hidden_layers: usize,
-    /// Attention heads; the head width is `hidden_size / num_attention_heads`.
-    pub num_attention_heads: usize,
-    /// Width inside the feed-forward block.
-    pub intermediate_size: usize,
-    /// Rows of the position embedding, the padding offset included.
-    pub max_position_embeddings: usize,
-    /// Rows of the token type embedding; only row 0 is read.
-    pub type_vocab_size: usize,
-    /// Added to the variance in each LayerNorm.
-    pub layer_norm_eps: f64,
-    /// The padding token; the first position id is one more than it.
-    pub pad_token_id: u32,
-}
-
-impl XlmRobertaConfig {
-    /// Reads and checks `dir/config.json`.
-    ///
-    /// # Errors
-    /// [`Error::Model`] naming the architecture, activation or field that is not supported.
-    pub fn load(dir: &Path) -> Result<Self> {
-        let file = ConfigFile::read(dir)?;
-        let raw: RawXlmRoberta = file.parse()?;
-        file.check_architecture(
-            &["XLMRobertaModel", "XLMRobertaForMaskedLM"],
-            &raw.architectures,
-            "xlm-roberta",
-            &raw.model_type,
-        )?;
-        file.refuse_unless(&["gelu"], "hidden_act", &raw.hidden_act)?;
-        file.refuse_unless(&["absolute"], "position_embedding_type", &raw.position_embedding_type)?;
-        file.refuse_quantized(&raw.quantization_config)?;
-        if raw.is_decoder {
-            return Err(file.refuse("is_decoder is true: only the bidirectional encoder is supported"));
-        }
-        file.check_divides(
-            "num_attention_heads",
-            raw.num_attention_heads,
-            "hidden_size",
-            raw.hidden_size,
-        )?;
-        let config = Self {
-            vocab_size: raw.vocab_size,
-            hidden_size: raw.hidden_size,
-            num_hidden_layers: raw.num_hidden_layers,
-            num_attention_heads: raw.num_attention_heads,
-            intermediate_size: raw.intermediate_size,
-            max_position_embeddings: raw.max_position_embeddings,
-            type_vocab_size: raw.type_vocab_size,
-            layer_norm_eps: raw.layer_norm_eps,
-            pad_token_id: raw.pad_token_id,
-        };
-        if config.max_tokens() == 0 {
-            return Err(file.refuse(format!(
-                "max_position_embeddings {} leaves no position after the padding offset {}",
-                config.max_position_embeddings,
-                config.pad_token_id + 1
-            )));
-        }
-        Ok(config)
-    }
-
-    /// Width of one attention head.
-    pub fn head_dim(&self) -> usize {
-        self.hidden_size / self.num_attention_heads
-    }
-
-    /// The longest sequence that has a position embedding for each token.
-    pub fn max_tokens(&self) -> usize {
-        self.max_position_embeddings
-            .saturating_sub(self.pad_token_id as usize + 1)
-    }
-}
+use super::ConfigFile;
+use crate::Result;
 
 /// The shape of a Llama decoder.
 #[derive(Debug, Clone, PartialEq)]
@@ -185,6 +104,7 @@ impl LlamaConfig {
         let dtype = raw
             .dtype
             .or(raw.torch_dtype)
+            .filter(|name| name != "auto")
             .map(|name| file.dtype(&name))
             .transpose()?;
         let rope = raw.rope_parameters.or(raw.rope_scaling).unwrap_or_default();
@@ -242,84 +162,7 @@ impl LlamaConfig {
     }
 }
 
-/// The text of a `config.json` and where it came from, for errors.
-struct ConfigFile {
-    path: String,
-    text: String,
-}
-
 impl ConfigFile {
-    fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join("config.json");
-        let name = path.display().to_string();
-        match std::fs::read_to_string(&path) {
-            Ok(text) => Ok(Self { path: name, text }),
-            Err(source) => Err(Error::Io { path: name, source }),
-        }
-    }
-
-    fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T> {
-        serde_json::from_str(&self.text).map_err(|error| self.refuse(error.to_string()))
-    }
-
-    fn refuse(&self, reason: impl Into<String>) -> Error {
-        Error::Model {
-            path: self.path.clone(),
-            reason: reason.into(),
-        }
-    }
-
-    fn refuse_unless(&self, supported: &[&str], key: &str, value: &str) -> Result<()> {
-        if supported.contains(&value) {
-            return Ok(());
-        }
-        Err(self.refuse(format!(
-            "{key} {value:?} is not supported (supported: {})",
-            supported.join(", ")
-        )))
-    }
-
-    fn refuse_quantized(&self, quantization: &Option<serde_json::Value>) -> Result<()> {
-        let Some(quantization) = quantization else {
-            return Ok(());
-        };
-        let method = quantization
-            .get("quant_method")
-            .and_then(|m| m.as_str())
-            .unwrap_or("unknown");
-        Err(self.refuse(format!("quantized weights (quant_method {method:?}) are not supported")))
-    }
-
-    fn check_architecture(
-        &self,
-        supported: &[&str],
-        architectures: &Option<Vec<String>>,
-        expected_type: &str,
-        model_type: &Option<String>,
-    ) -> Result<()> {
-        match (architectures, model_type) {
-            (Some(names), _) if !names.is_empty() => {
-                if names.iter().any(|name| supported.contains(&name.as_str())) {
-                    return Ok(());
-                }
-                let names = names.join(", ");
-                Err(self.refuse(format!(
-                    "architecture {names} is not supported (supported: {})",
-                    supported.join(", ")
-                )))
-            }
-            (_, Some(kind)) => self.refuse_unless(&[expected_type], "model_type", kind),
-            (_, None) => Err(self.refuse("neither architectures nor model_type says what the model is")),
-        }
-    }
-
-    fn check_divides(&self, key: &str, divisor: usize, of: &str, value: usize) -> Result<()> {
-        if divisor > 0 && value > 0 && value.is_multiple_of(divisor) {
-            return Ok(());
-        }
-        Err(self.refuse(format!("{of} {value} is not a multiple of {key} {divisor}")))
-    }
-
     fn dtype(&self, name: &str) -> Result<DType> {
         match name.strip_prefix("torch.").unwrap_or(name) {
             "float32" => Ok(DType::F32),
@@ -363,31 +206,6 @@ impl ConfigFile {
 }
 
 #[derive(Deserialize)]
-struct RawXlmRoberta {
-    architectures: Option<Vec<String>>,
-    model_type: Option<String>,
-    #[serde(default = "gelu")]
-    hidden_act: String,
-    #[serde(default = "absolute")]
-    position_embedding_type: String,
-    #[serde(default)]
-    is_decoder: bool,
-    quantization_config: Option<serde_json::Value>,
-    vocab_size: usize,
-    hidden_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    intermediate_size: usize,
-    max_position_embeddings: usize,
-    #[serde(default = "one")]
-    type_vocab_size: usize,
-    #[serde(default = "ten_to_minus_five")]
-    layer_norm_eps: f64,
-    #[serde(default = "pad")]
-    pad_token_id: u32,
-}
-
-#[derive(Deserialize)]
 struct RawLlama {
     architectures: Option<Vec<String>>,
     model_type: Option<String>,
@@ -428,26 +246,6 @@ struct RawRope {
     original_max_position_embeddings: Option<f64>,
 }
 
-fn gelu() -> String {
-    "gelu".into()
-}
-
 fn silu() -> String {
     "silu".into()
-}
-
-fn absolute() -> String {
-    "absolute".into()
-}
-
-fn one() -> usize {
-    1
-}
-
-fn pad() -> u32 {
-    1
-}
-
-fn ten_to_minus_five() -> f64 {
-    1e-5
 }

@@ -1,0 +1,274 @@
+//! `[models]`: the frozen encoder and the frozen decoder.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::JobFile;
+use super::check::Expect;
+
+/// Tiny models that come with llink and know the grammar of the sample corpus.
+pub const TINY_MODEL: &str = "tiny";
+/// Tiny models with random weights, their tokenizers made from the job's own text.
+pub const RANDOM_MODEL: &str = "random";
+
+/// A longer prefix is a mistake: it would take the place of the text.
+const LONGEST_PREFIX: usize = 1_000;
+
+/// Whether a model is made by llink itself and is no folder.
+#[must_use]
+pub fn is_built_in(model: &str) -> bool {
+    [TINY_MODEL, RANDOM_MODEL].contains(&model)
+}
+
+/// `[models]`: of each a path as a string, or a table with `path` and more.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelsSection {
+    /// What reads the foreign text: XLM-R, RoBERTa or BERT.
+    #[serde(deserialize_with = "path_or_table")]
+    pub encoder: EncoderModel,
+    /// What answers: Llama.
+    #[serde(deserialize_with = "path_or_table")]
+    pub decoder: DecoderModel,
+}
+
+impl ModelsSection {
+    /// Both models' keys and paths.
+    pub fn paths(&self) -> [(&'static str, &str); 2] {
+        [
+            ("models.encoder", self.encoder.path.as_str()),
+            ("models.decoder", self.decoder.path.as_str()),
+        ]
+    }
+
+    /// Both models' paths, to be changed.
+    pub fn paths_mut(&mut self) -> [&mut String; 2] {
+        [&mut self.encoder.path, &mut self.decoder.path]
+    }
+}
+
+/// `[models.encoder]`. What is not given is as the folder's `modules.json` and `1_Pooling/config.json` say; without them a
+/// text's vector is the mean of its last hidden states, as in the paper.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EncoderModel {
+    /// A folder in Hugging Face layout, `"tiny"` or `"random"`.
+    #[serde(alias = "url")]
+    pub path: String,
+    /// Which of the last hidden states make a text's vector: `"mean"` of all, or `"cls"`, the first token's.
+    pub pooling: Option<PoolingName>,
+    /// Whether vectors are scaled to length 1.
+    pub normalize: Option<bool>,
+    /// Put before each text after it was cut at `[embed] max_chars`, such as `"query: "` for E5.
+    pub prefix: Option<String>,
+}
+
+/// `[models.decoder]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DecoderModel {
+    /// A folder in Hugging Face layout, `"tiny"` or `"random"`.
+    #[serde(alias = "url")]
+    pub path: String,
+}
+
+/// Which hidden states make a text's vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PoolingName {
+    /// The mean of all, special tokens included.
+    Mean,
+    /// The first token's.
+    Cls,
+}
+
+impl PoolingName {
+    /// The name in job files and tasks.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Mean => "mean",
+            Self::Cls => "cls",
+        }
+    }
+}
+
+impl From<&str> for EncoderModel {
+    fn from(path: &str) -> Self {
+        Self {
+            path: path.into(),
+            pooling: None,
+            normalize: None,
+            prefix: None,
+        }
+    }
+}
+
+impl From<&str> for DecoderModel {
+    fn from(path: &str) -> Self {
+        Self { path: path.into() }
+    }
+}
+
+impl Default for EncoderModel {
+    fn default() -> Self {
+        TINY_MODEL.into()
+    }
+}
+
+impl Default for DecoderModel {
+    fn default() -> Self {
+        TINY_MODEL.into()
+    }
+}
+
+/// As a job file has it: a string where there is nothing but a path.
+impl Serialize for EncoderModel {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Table<'a> {
+            path: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pooling: Option<PoolingName>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            normalize: Option<bool>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            prefix: Option<&'a str>,
+        }
+        let Self {
+            path,
+            pooling,
+            normalize,
+            prefix,
+        } = self;
+        if *self == Self::from(path.as_str()) {
+            return path.serialize(serializer);
+        }
+        let (pooling, normalize, prefix) = (*pooling, *normalize, prefix.as_deref());
+        Table {
+            path,
+            pooling,
+            normalize,
+            prefix,
+        }
+        .serialize(serializer)
+    }
+}
+
+impl Serialize for DecoderModel {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.path.serialize(serializer)
+    }
+}
+
+struct PathOrTable<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de> + for<'a> From<&'a str>> Visitor<'de> for PathOrTable<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("\"tiny\", \"random\", a model folder, or a table with `path`")
+    }
+
+    fn visit_str<E>(self, path: &str) -> Result<T, E> {
+        Ok(path.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map))
+    }
+}
+
+fn path_or_table<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+where
+    T: Deserialize<'de> + for<'a> From<&'a str>,
+    D: Deserializer<'de>,
+{
+    deserializer.deserialize_any(PathOrTable(PhantomData))
+}
+
+/// Refuses values that can't be meant.
+pub(super) fn problems(job: &JobFile, expect: Expect<'_>) {
+    let models = &job.models;
+    for (key, path) in models.paths() {
+        let expected = "\"tiny\", \"random\" or a model folder";
+        expect(!path.is_empty(), key, &"empty", expected);
+    }
+    let length = models
+        .encoder
+        .prefix
+        .as_ref()
+        .map_or(0, |prefix| prefix.chars().count());
+    expect(
+        length <= LONGEST_PREFIX,
+        "models.encoder.prefix",
+        &format!("{length} characters long"),
+        "at most 1000",
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::parse;
+
+    fn models(text: &str) -> Result<ModelsSection, String> {
+        let text = format!("[corpus]\nsource = \"sample\"\n{text}");
+        parse("job.toml", &text)
+            .map(|job| job.models)
+            .map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_model_is_a_path_or_a_table() {
+        let plain = models("[models]\nencoder = \"m/e5\"\n").unwrap();
+        assert_eq!(
+            (plain.encoder.path.as_str(), plain.decoder.path.as_str()),
+            ("m/e5", "tiny")
+        );
+        for key in ["path", "url"] {
+            let table = models(&format!("[models.encoder]\n{key} = \"m/e5\"\n")).unwrap();
+            assert_eq!(table, plain);
+        }
+        let full = "[models.encoder]\npath = \"m/e5\"\npooling = \"cls\"\nnormalize = true\nprefix = \"query: \"\n\
+                    [models.decoder]\npath = \"m/d\"\n";
+        let full = models(full).unwrap();
+        assert_eq!(full.encoder.pooling, Some(PoolingName::Cls));
+        assert_eq!(
+            (full.encoder.normalize, full.encoder.prefix.as_deref()),
+            (Some(true), Some("query: "))
+        );
+        assert_eq!(full.decoder.path, "m/d");
+        // What is stored is read again as the same.
+        for section in [plain, full] {
+            let text = serde_json::to_string(&section).unwrap();
+            assert_eq!(serde_json::from_str::<ModelsSection>(&text).unwrap(), section, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_model_is_said() {
+        for (text, words) in [
+            (
+                "[models.encoder]\npath = \"x\"\npooling = \"max\"\n",
+                &["max", "mean", "cls"][..],
+            ),
+            ("[models.encoder]\npooling = \"cls\"\n", &["models.encoder", "path"]),
+            (
+                "[models.encoder]\npath = \"x\"\nprefixes = \"q\"\n",
+                &["prefixes", "did you mean `prefix`"],
+            ),
+            ("[models]\nencoder = 3\n", &["models.encoder", "a model folder"]),
+            ("[models]\nencoder = \"\"\n", &["models.encoder", "empty"]),
+        ] {
+            let said = models(text).unwrap_err();
+            for word in words {
+                assert!(said.contains(word), "{text}: {word:?} is not in {said}");
+            }
+        }
+    }
+}

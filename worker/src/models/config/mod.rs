@@ -1,0 +1,95 @@
+//! `config.json` of the supported architectures, checked once: what is not supported is refused by its name.
+
+mod encoder;
+mod llama;
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::json;
+use crate::{Error, Result};
+
+pub use encoder::{EncoderConfig, EncoderFamily};
+pub use llama::{LlamaConfig, RopeScaling};
+
+/// A `config.json` and where it came from, for errors.
+pub(super) struct ConfigFile {
+    path: String,
+    value: Value,
+}
+
+impl ConfigFile {
+    /// Reads `dir/config.json` as Python does: see [`json`]. A key whose value is null counts as not given.
+    pub(super) fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join("config.json");
+        let value = json::read(&path)?;
+        Ok(Self {
+            path: path.display().to_string(),
+            value,
+        })
+    }
+
+    fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T> {
+        json::parse(&self.value).map_err(|reason| self.refuse(reason))
+    }
+
+    fn refuse(&self, reason: impl Into<String>) -> Error {
+        Error::Model {
+            path: self.path.clone(),
+            reason: reason.into(),
+        }
+    }
+
+    fn refuse_unless(&self, supported: &[&str], key: &str, value: &str) -> Result<()> {
+        if supported.contains(&value) {
+            return Ok(());
+        }
+        Err(self.refuse(format!(
+            "{key} {value:?} is not supported (supported: {})",
+            supported.join(", ")
+        )))
+    }
+
+    fn refuse_quantized(&self, quantization: &Option<Value>) -> Result<()> {
+        let Some(quantization) = quantization else {
+            return Ok(());
+        };
+        let method = quantization
+            .get("quant_method")
+            .and_then(|m| m.as_str())
+            .unwrap_or("unknown");
+        Err(self.refuse(format!("quantized weights (quant_method {method:?}) are not supported")))
+    }
+
+    fn check_architecture(
+        &self,
+        supported: &[&str],
+        architectures: &Option<Vec<String>>,
+        expected_type: &str,
+        model_type: &Option<String>,
+    ) -> Result<()> {
+        match (architectures, model_type) {
+            (Some(names), _) if !names.is_empty() => {
+                if names.iter().any(|name| supported.contains(&name.as_str())) {
+                    return Ok(());
+                }
+                let names = names.join(", ");
+                Err(self.refuse(format!(
+                    "architecture {names} is not supported (supported: {})",
+                    supported.join(", ")
+                )))
+            }
+            (_, Some(kind)) => self.refuse_unless(&[expected_type], "model_type", kind),
+            (_, None) => Err(self.refuse("neither architectures nor model_type says what the model is")),
+        }
+    }
+
+    fn check_divides(&self, key: &str, divisor: usize, of: &str, value: usize) -> Result<()> {
+        if divisor > 0 && value > 0 && value.is_multiple_of(divisor) {
+            return Ok(());
+        }
+        Err(self.refuse(format!("{of} {value} is not a multiple of {key} {divisor}")))
+    }
+}

@@ -1,0 +1,153 @@
+//! The JSON files of a model folder, read as Python reads them: a byte order mark, `NaN` and `Infinity` are allowed, and
+//! a key whose value is null (or not a number) counts as not given.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::placeholder::placeholder;
+use crate::{Error, Result};
+
+/// Reads a JSON file.
+///
+/// # Errors
+/// [`Error::Io`] when it can't be read; [`Error::Model`] when it is no JSON, or stands in for a file that was not
+/// downloaded.
+pub(crate) fn read(path: &Path) -> Result<Value> {
+    let name = path.display().to_string();
+    match std::fs::read(path) {
+        Ok(bytes) => from_bytes(&bytes).map_err(|reason| Error::Model { path: name, reason }),
+        Err(source) => Err(Error::Io { path: name, source }),
+    }
+}
+
+/// The value of a JSON text.
+///
+/// # Errors
+/// In words: what stands there instead of JSON.
+pub(crate) fn from_bytes(bytes: &[u8]) -> std::result::Result<Value, String> {
+    if let Some(reason) = placeholder(bytes) {
+        return Err(reason);
+    }
+    let text = std::str::from_utf8(without_mark(bytes)).map_err(|error| format!("is not UTF-8: {error}"))?;
+    let mut value = serde_json::from_str(&finite(text)).map_err(|error| format!("is not JSON: {error}"))?;
+    drop_nulls(&mut value);
+    Ok(value)
+}
+
+/// `value` as a `T`.
+///
+/// # Errors
+/// In words, with the key at fault.
+pub(crate) fn parse<'a, T: Deserialize<'a>>(value: &'a Value) -> std::result::Result<T, String> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let key = error.path().to_string();
+        match key.as_str() {
+            "." => error.into_inner().to_string(),
+            key => format!("{key}: {}", error.inner()),
+        }
+    })
+}
+
+/// A file's bytes without the byte order mark of UTF-8.
+pub(crate) fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
+}
+
+/// The text with `null` where Python's own constants stand outside of strings.
+fn finite(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find(['"', '-', 'N', 'I']) {
+        out.push_str(&rest[..start]);
+        rest = &rest[start..];
+        let constant = ["NaN", "Infinity", "-Infinity"]
+            .into_iter()
+            .find(|name| rest.starts_with(name));
+        let taken = match constant {
+            Some(name) => {
+                out.push_str("null");
+                name.len()
+            }
+            None => {
+                let end = if rest.starts_with('"') { string_end(rest) } else { 1 };
+                out.push_str(&rest[..end]);
+                end
+            }
+        };
+        rest = &rest[taken..];
+    }
+    out.push_str(rest);
+    out
+}
+
+/// How long the string literal is that `text` begins with.
+fn string_end(text: &str) -> usize {
+    let mut escaped = false;
+    for (at, c) in text.char_indices().skip(1) {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '"' => return at + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|_, value| !value.is_null());
+            map.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_python_reads_is_read() {
+        for (text, value) in [
+            ("\u{feff}{\"a\": 1}", json!({"a": 1})),
+            (
+                "{\"a\": NaN, \"b\": [Infinity, -Infinity, -1]}",
+                json!({"b": [null, null, -1]}),
+            ),
+            ("{\"a\": null, \"b\": {\"c\": null}}", json!({"b": {}})),
+            (
+                r#"{"NaN": "NaN, \" Infinity", "b\\": "-Infinity"}"#,
+                json!({"NaN": "NaN, \" Infinity", "b\\": "-Infinity"}),
+            ),
+        ] {
+            assert_eq!(from_bytes(text.as_bytes()), Ok(value), "{text}");
+        }
+        for text in ["{\"a\": Nan}", "{\"a\": 1,}", "", "{\"a\": \"x"] {
+            let said = from_bytes(text.as_bytes()).unwrap_err();
+            assert!(said.contains("JSON") || said.contains("empty"), "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn an_error_names_the_key() {
+        #[derive(Debug, Deserialize)]
+        struct Inner {
+            #[expect(dead_code)]
+            b: usize,
+        }
+        #[derive(Debug, Deserialize)]
+        struct Outer {
+            #[expect(dead_code)]
+            a: Inner,
+        }
+        let said = parse::<Outer>(&json!({"a": {"b": "x"}})).unwrap_err();
+        assert!(said.starts_with("a.b: invalid type: string \"x\""), "{said}");
+        assert_eq!(parse::<Outer>(&json!({})).unwrap_err(), "missing field `a`");
+    }
+}

@@ -1,0 +1,362 @@
+//! From an encoder's hidden states to a text's vector: pooling, dense layers and normalization, as a job or the folder's
+//! sentence-transformers files (`modules.json` and what it names) say.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::backend::Backend;
+use super::json;
+use super::weights::Weights;
+use crate::{Error, Result};
+
+const MODULES: &str = "modules.json";
+const TEXT_MODULE: &str = "sentence_bert_config.json";
+const TOKENIZER: &str = "tokenizer_config.json";
+const PROMPTS: &str = "config_sentence_transformers.json";
+
+/// Which hidden states make a text's vector.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pooling {
+    /// The mean of all, special tokens included.
+    #[default]
+    Mean,
+    /// The first token's.
+    Cls,
+}
+
+impl Pooling {
+    /// The name in job files, facts and bundles.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Mean => "mean",
+            Self::Cls => "cls",
+        }
+    }
+
+    /// The pooling of that name.
+    ///
+    /// # Errors
+    /// [`Error::Input`] with the names there are.
+    pub fn of(name: &str) -> Result<Self> {
+        match name {
+            "mean" => Ok(Self::Mean),
+            "cls" => Ok(Self::Cls),
+            other => Err(Error::Input(format!("pooling {other:?} is not known: mean or cls"))),
+        }
+    }
+}
+
+/// How a text becomes a vector, but for the encoder itself. The default is the paper's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reading {
+    /// Which hidden states make the vector.
+    pub pooling: Pooling,
+    /// Whether the vector is scaled to length 1.
+    pub normalize: bool,
+    /// Put before each text, after the text is cut.
+    pub prefix: String,
+    /// Whether texts are read in lower case.
+    pub lowercase: bool,
+}
+
+impl Reading {
+    /// The text that the tokenizer is given.
+    pub(crate) fn text(&self, text: &str) -> String {
+        let text = format!("{}{text}", self.prefix);
+        if self.lowercase { text.to_lowercase() } else { text }
+    }
+}
+
+/// What a job asks of a reading; what is not given is as the folder says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReadingWishes {
+    /// As [`Reading::pooling`].
+    pub pooling: Option<Pooling>,
+    /// As [`Reading::normalize`].
+    pub normalize: Option<bool>,
+    /// As [`Reading::prefix`].
+    pub prefix: Option<String>,
+}
+
+/// What a folder says of itself in its sentence-transformers files; the paper's reading where it has none.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct FolderReading {
+    /// How its texts become vectors.
+    pub reading: Reading,
+    /// How many tokens of a text it reads at most, if it says so.
+    pub max_tokens: Option<usize>,
+    /// The folders of its dense layers, in order.
+    pub dense: Vec<PathBuf>,
+}
+
+impl FolderReading {
+    /// Reads the folder's files; `wishes` go before them.
+    ///
+    /// # Errors
+    /// [`Error::Model`] naming the module or pooling mode that is not supported, and what to do.
+    pub fn of(dir: &Path, wishes: &ReadingWishes) -> Result<Self> {
+        let mut found = Self::of_files(dir, wishes.pooling)?;
+        let reading = &mut found.reading;
+        reading.normalize = wishes.normalize.unwrap_or(reading.normalize);
+        if let Some(prefix) = &wishes.prefix {
+            reading.prefix.clone_from(prefix);
+        }
+        Ok(found)
+    }
+
+    fn of_files(dir: &Path, pooling: Option<Pooling>) -> Result<Self> {
+        let mut found = Self::default();
+        found.reading.pooling = pooling.unwrap_or_default();
+        if let Some(file) = Json::read_if_there(&dir.join(TEXT_MODULE))? {
+            let raw: RawTextModule = file.parse()?;
+            found.max_tokens = raw.max_seq_length;
+            found.reading.lowercase = raw.do_lower_case;
+        }
+        if let Some(file) = Json::read_if_there(&dir.join(PROMPTS))? {
+            let raw: RawPrompts = file.parse()?;
+            let default = raw.default_prompt_name.and_then(|name| raw.prompts.get(&name).cloned());
+            found.reading.prefix = default.unwrap_or_default();
+        }
+        let Some(modules) = Json::read_if_there(&dir.join(MODULES))? else {
+            return Ok(found);
+        };
+        // Newer versions of sentence-transformers keep the limit with the tokenizer; no limit is written as 10^30.
+        if let (None, Some(file)) = (found.max_tokens, Json::read_if_there(&dir.join(TOKENIZER))?) {
+            let most = file.value.get("model_max_length").and_then(|most| most.as_u64());
+            found.max_tokens = most.and_then(|most| usize::try_from(most).ok());
+        }
+        for module in modules.parse::<Vec<RawModule>>()? {
+            found.add(dir, &module, pooling, &modules)?;
+        }
+        Ok(found)
+    }
+
+    fn add(&mut self, dir: &Path, module: &RawModule, wished: Option<Pooling>, modules: &Json) -> Result<()> {
+        let kind = module.kind.rsplit('.').next().unwrap_or_default();
+        match kind {
+            "Transformer" if module.path.is_empty() => Ok(()),
+            "Transformer" => Err(modules.refuse(format!(
+                "the encoder lies in the folder {0}: give that folder's path (…/{0}), and `pooling` beside it",
+                module.path
+            ))),
+            "Pooling" if wished.is_some() => Ok(()),
+            "Pooling" => {
+                let file = Json::read(&dir.join(&module.path).join("config.json"))?;
+                self.reading.pooling = pooling(&file)?;
+                if file.value.get("include_prompt").and_then(|on| on.as_bool()) == Some(false) {
+                    return Err(file.refuse("include_prompt is false: a mean without the prefix is not supported".into()));
+                }
+                Ok(())
+            }
+            "Dense" if !self.reading.normalize => {
+                self.dense.push(dir.join(&module.path));
+                Ok(())
+            }
+            "Normalize" => {
+                self.reading.normalize = true;
+                Ok(())
+            }
+            _ => Err(modules.refuse(format!(
+                "the module {} is not supported in this place (supported: Transformer, Pooling, Dense, Normalize, in this \
+                 order). To use the encoder without its modules, leave modules.json out of the folder and set \
+                 `[models.encoder] pooling` and `normalize`",
+                module.kind
+            ))),
+        }
+    }
+}
+
+/// The folders of a model's dense layers, in order, whatever else its modules are.
+pub(crate) fn dense_folders(dir: &Path) -> Result<Vec<PathBuf>> {
+    let Some(modules) = Json::read_if_there(&dir.join(MODULES))? else {
+        return Ok(Vec::new());
+    };
+    let modules: Vec<RawModule> = modules.parse()?;
+    let dense = modules.iter().filter(|module| module.kind.ends_with(".Dense"));
+    Ok(dense.map(|module| dir.join(&module.path)).collect())
+}
+
+/// The one mode of a `Pooling` module that is on.
+fn pooling(file: &Json) -> Result<Pooling> {
+    let object = file.value.as_object().into_iter().flatten();
+    let on: Vec<&str> = object
+        .filter(|(key, value)| key.starts_with("pooling_mode_") && value.as_bool() == Some(true))
+        .map(|(key, _)| key.as_str())
+        .collect();
+    let named = file.value.get("pooling_mode").and_then(|mode| mode.as_str());
+    match (on.as_slice(), named) {
+        (["pooling_mode_mean_tokens"], None) | ([], Some("mean")) => Ok(Pooling::Mean),
+        (["pooling_mode_cls_token"], None) | ([], Some("cls")) => Ok(Pooling::Cls),
+        (on, named) => {
+            let modes: Vec<&str> = on.iter().copied().chain(named).collect();
+            let modes = if modes.is_empty() {
+                "none".into()
+            } else {
+                modes.join(", ")
+            };
+            Err(file.refuse(format!(
+                "the pooling mode ({modes}) is not supported: exactly one of pooling_mode_mean_tokens and \
+                 pooling_mode_cls_token. `[models.encoder] pooling` goes before it"
+            )))
+        }
+    }
+}
+
+/// Pooling and what comes after it, loaded.
+pub(crate) struct Head {
+    pub(crate) pooling: Pooling,
+    dense: Vec<Dense>,
+    normalize: bool,
+}
+
+impl Head {
+    /// Loads the dense layers in `folders`.
+    pub(crate) fn load(reading: &Reading, folders: &[PathBuf], hidden: usize, device: &Device) -> Result<Self> {
+        let mut dense: Vec<Dense> = Vec::with_capacity(folders.len());
+        for folder in folders {
+            let input = dense.last().map_or(hidden, |before| before.width);
+            dense.push(Dense::load(folder, input, device)?);
+        }
+        Ok(Self {
+            pooling: reading.pooling,
+            dense,
+            normalize: reading.normalize,
+        })
+    }
+
+    /// Width of the vectors of an encoder that is `hidden` wide.
+    pub(crate) fn width(&self, hidden: usize) -> usize {
+        self.dense.last().map_or(hidden, |dense| dense.width)
+    }
+
+    /// Pooled [B, hidden] f32 → [B, width].
+    pub(crate) fn forward(&self, pooled: Tensor) -> Result<Tensor> {
+        let mut x = pooled;
+        for dense in &self.dense {
+            x = dense.forward(&x)?;
+        }
+        if self.normalize {
+            // As torch.nn.functional.normalize.
+            let norm = x.sqr()?.sum_keepdim(1)?.sqrt()?.maximum(1e-12)?;
+            x = x.broadcast_div(&norm)?;
+        }
+        Ok(x)
+    }
+}
+
+/// A linear map of the pooled vector, and tanh.
+struct Dense {
+    weight: Tensor, // [out, in]
+    bias: Option<Tensor>,
+    tanh: bool,
+    width: usize,
+}
+
+impl Dense {
+    fn load(folder: &Path, input: usize, device: &Device) -> Result<Self> {
+        let file = Json::read(&folder.join("config.json"))?;
+        let raw: RawDense = file.parse()?;
+        let activation = raw.activation_function.rsplit('.').next().unwrap_or_default();
+        if !["Tanh", "Identity"].contains(&activation) {
+            return Err(file.refuse(format!(
+                "activation_function {:?} is not supported (supported: Tanh, Identity)",
+                raw.activation_function
+            )));
+        }
+        if raw.in_features != input {
+            let reason = format!("in_features is {}, what comes before is {input} wide", raw.in_features);
+            return Err(file.refuse(reason));
+        }
+        let weights = Weights::open(folder, &[""], &Backend::of_tensors(device, DType::F32))?;
+        let bias = raw.bias.then(|| weights.tensor("linear.bias", &[raw.out_features]));
+        Ok(Self {
+            weight: weights.tensor("linear.weight", &[raw.out_features, raw.in_features])?,
+            bias: bias.transpose()?,
+            tanh: activation == "Tanh",
+            width: raw.out_features,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut x = x.matmul(&self.weight.t()?)?;
+        if let Some(bias) = &self.bias {
+            x = x.broadcast_add(bias)?;
+        }
+        Ok(if self.tanh { x.tanh()? } else { x })
+    }
+}
+
+/// A JSON file and its name.
+struct Json {
+    path: String,
+    value: serde_json::Value,
+}
+
+impl Json {
+    fn read(path: &Path) -> Result<Self> {
+        Ok(Self {
+            path: path.display().to_string(),
+            value: json::read(path)?,
+        })
+    }
+
+    fn read_if_there(path: &Path) -> Result<Option<Self>> {
+        path.exists().then(|| Self::read(path)).transpose()
+    }
+
+    fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T> {
+        json::parse(&self.value).map_err(|reason| self.refuse(reason))
+    }
+
+    fn refuse(&self, reason: String) -> Error {
+        Error::Model {
+            path: self.path.clone(),
+            reason,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct RawModule {
+    #[serde(default)]
+    path: String,
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+#[derive(Deserialize)]
+struct RawTextModule {
+    max_seq_length: Option<usize>,
+    #[serde(default)]
+    do_lower_case: bool,
+}
+
+#[derive(Deserialize)]
+struct RawPrompts {
+    #[serde(default)]
+    prompts: std::collections::BTreeMap<String, String>,
+    default_prompt_name: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct RawDense {
+    in_features: usize,
+    out_features: usize,
+    #[serde(default = "yes")]
+    bias: bool,
+    #[serde(default = "tanh")]
+    activation_function: String,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn tanh() -> String {
+    "Tanh".into()
+}
