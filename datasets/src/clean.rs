@@ -92,7 +92,7 @@ pub enum DropReason {
     ManyTurns,
     /// The example's task is not among those that are allowed.
     OtherTask,
-    /// The line is not UTF-8.
+    /// The line is broken in the file's encoding, which is UTF-8 unless the file says otherwise.
     BrokenUtf8,
     /// The line holds a NUL byte.
     NulByte,
@@ -130,6 +130,24 @@ pub enum DropReason {
     NearDuplicateInHoldout,
     /// More rows than were asked for.
     Surplus,
+}
+
+/// A side of a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Language {
+    English,
+    Foreign,
+}
+
+impl DropReason {
+    /// The side at fault, where it is one of the two.
+    pub(crate) fn language(self) -> Option<Language> {
+        match self {
+            Self::EmptyEnglish | Self::WrongEnglishScript => Some(Language::English),
+            Self::EmptyForeign | Self::TooShort | Self::TooLong | Self::WrongScript => Some(Language::Foreign),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for DropReason {

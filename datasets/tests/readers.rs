@@ -109,7 +109,7 @@ async fn compressed_files_give_the_same_rows() {
         let text = cleaned.unwrap_err().to_string();
         assert!(text.contains(name) && text.contains("decompressed"), "{text}");
     }
-    let (_, cleaned) = clean_bytes("lies.tsv.zst", b"A fish.\t\xE1\x9E\x8F\n", pairs_spec()).await;
+    let (_, cleaned) = clean_bytes("lies.tsv.zst", b"\x28\xB5\x2F\xFE\0\0", pairs_spec()).await;
     assert!(cleaned.unwrap_err().to_string().contains("decompressed"));
 }
 
@@ -253,8 +253,8 @@ async fn a_source_that_cannot_be_used_is_an_error_that_says_why() {
     assert!(text.contains("empty.tsv") && text.contains("is empty"), "{text}");
     let text = fails("useless.tsv", b"a\nb\n", pairs_spec()).await;
     assert!(text.contains("2 missing_column") && text.contains("columns"), "{text}");
-    let text = fails("wide.tsv", b"\xFF\xFEa\0\t\0b\0\n\0", pairs_spec()).await;
-    assert!(text.contains("UTF-16") && text.contains("iconv"), "{text}");
+    let text = fails("wide.tsv", b"\xFF\xFE\0\0a\0\0\0\t\0\0\0", pairs_spec()).await;
+    assert!(text.contains("UTF-32") && text.contains("iconv"), "{text}");
     let text = fails("corpus.doc", b"x", pairs_spec()).await;
     assert!(text.contains("set `format`"), "{text}");
     let text = fails("i.tsv", b"x", source_spec(Corpus::Instructions, "")).await;

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{MapAccess, SeqAccess, Visitor};
+use llink_datasets::store::{object_name, without_query};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// One source or several.
@@ -38,6 +39,30 @@ impl Sources {
             {
                 *path = f(path);
             }
+        }
+    }
+
+    /// How rows name the source they came from: by its file, and where several are called alike by as many folders more as
+    /// tell them apart.
+    #[must_use]
+    pub fn labels(&self) -> Vec<String> {
+        let sources = self.as_slice();
+        let mut lengths = vec![1; sources.len()];
+        loop {
+            let labels: Vec<String> = sources.iter().zip(&lengths).map(|(s, l)| s.label(*l)).collect();
+            let mut longer = lengths.clone();
+            for (i, one) in labels.iter().enumerate() {
+                let alike = |(j, other): (usize, &String)| other == one && sources[j].name() != sources[i].name();
+                if labels.iter().enumerate().any(alike) {
+                    longer[i] += 1;
+                }
+            }
+            // A whole address longer than all of its parts gets no longer.
+            let grows = (0..sources.len()).any(|i| sources[i].label(longer[i]) != labels[i]);
+            if !grows {
+                return labels;
+            }
+            lengths = longer;
         }
     }
 
@@ -90,6 +115,8 @@ pub enum CompressionName {
     Zst,
     /// xz.
     Xz,
+    /// bzip2.
+    Bz2,
 }
 
 impl CompressionName {
@@ -101,6 +128,7 @@ impl CompressionName {
             Self::Gz => "gz",
             Self::Zst => "zst",
             Self::Xz => "xz",
+            Self::Bz2 => "bz2",
         }
     }
 }
@@ -140,7 +168,7 @@ pub struct SourceEntry {
     /// `tsv`, `jsonl`, `moses`, `tmx` or `parquet`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<FormatName>,
-    /// `none`, `gz`, `zst` or `xz`.
+    /// `none`, `gz`, `zst`, `xz` or `bz2`. The first bytes of the file overrule it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<CompressionName>,
     /// The English column: a TSV's by number, a JSONL's or Parquet's by name.
@@ -171,6 +199,17 @@ impl SourceEntry {
     #[must_use]
     pub fn name(&self) -> &str {
         self.url.as_deref().or(self.english.as_deref()).unwrap_or_default()
+    }
+
+    /// The last parts of its path, so many.
+    fn label(&self, parts: usize) -> String {
+        let file = object_name(self.name());
+        let address = without_query(self.name()).0;
+        let folders = address.rsplit('/').skip(1).filter(|part| !part.is_empty());
+        let mut named: Vec<&str> = folders.take(parts - 1).collect();
+        named.reverse();
+        named.push(&file);
+        named.join("/")
     }
 
     /// Every file of it.
@@ -264,5 +303,33 @@ impl Serialize for Sources {
             Self::One(source) => source.serialize(serializer),
             Self::Several(sources) => sources.serialize(serializer),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(names: &[&str]) -> Vec<String> {
+        Sources::Several(names.iter().map(|name| SourceEntry::of(name)).collect()).labels()
+    }
+
+    #[test]
+    fn sources_of_one_name_are_told_apart_by_their_folders() {
+        assert_eq!(labels(&["/x/train.tsv", "sample"]), ["train.tsv", "sample"]);
+        assert_eq!(
+            labels(&["/x/a/train.tsv", "/x/b/train.tsv", "/x/c/dev.tsv"]),
+            ["a/train.tsv", "b/train.tsv", "dev.tsv"]
+        );
+        assert_eq!(
+            labels(&["/v1/km/train.tsv", "/v2/km/train.tsv", "train.tsv"]),
+            ["v1/km/train.tsv", "v2/km/train.tsv", "train.tsv"]
+        );
+        assert_eq!(
+            labels(&["s3://one/train.tsv", "https://two/train.tsv?sig=x"]),
+            ["one/train.tsv", "two/train.tsv"]
+        );
+        // The same file twice can't be told apart.
+        assert_eq!(labels(&["/a/train.tsv", "/a/train.tsv"]), ["train.tsv", "train.tsv"]);
     }
 }

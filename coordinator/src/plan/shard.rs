@@ -115,11 +115,12 @@ impl<'a> CorpusPlan<'a> {
     }
 
     fn clean_tasks(&self, key: &str, inputs: &Inputs<'_>) -> Vec<PlannedTask> {
+        let labels = self.sources.labels();
         let task = |(i, source): (usize, &SourceEntry)| {
             let sample_rows = if source.is_sample() { self.sample_rows() } else { 0 };
             let kind = Kind::CleanSource(CleanSource {
                 corpus: self.corpus.into(),
-                source: Some(self.source(source)),
+                source: Some(self.source(source, &labels[i])),
                 rules: Some(self.rules()),
                 sample_rows,
                 seed: inputs.job.seed,
@@ -132,7 +133,7 @@ impl<'a> CorpusPlan<'a> {
         self.sources.as_slice().iter().enumerate().map(task).collect()
     }
 
-    fn source(&self, own: &SourceEntry) -> Source {
+    fn source(&self, own: &SourceEntry, label: &str) -> Source {
         let all = &self.defaults;
         let text =
             |own: &Option<String>, all: &Option<String>| own.as_ref().or(all.as_ref()).cloned().unwrap_or_default();
@@ -156,6 +157,7 @@ impl<'a> CorpusPlan<'a> {
             foreign_column: column(&own.foreign_column, &all.foreign_column),
             english_language: text(&own.english_language, &all.english_language),
             foreign_language: text(&own.foreign_language, &all.foreign_language),
+            label: label.to_owned(),
         }
     }
 
@@ -170,6 +172,22 @@ impl<'a> CorpusPlan<'a> {
             max_length_ratio: self.cleaning.max_length_ratio,
             tasks: self.tasks.to_vec(),
         }
+    }
+
+    /// Rows read and kept of each source, where there are several.
+    fn source_counts(&self, own: &[TaskResult]) -> Vec<(String, u64)> {
+        let labels = match self.sources.as_slice() {
+            [_] => Vec::new(),
+            _ => self.sources.labels(),
+        };
+        let counts = labels.iter().zip(own).flat_map(|(label, result)| {
+            let named = |count: &str| {
+                let rows = result.counts.get(count).copied().unwrap_or(0);
+                (format!("{}.source.{label}.{count}", self.name), rows)
+            };
+            [named("rows"), named("kept")]
+        });
+        counts.collect()
     }
 
     fn split_task(&self, key: &str, inputs: &Inputs<'_>, own: &[TaskResult]) -> PlannedTask {
@@ -276,6 +294,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
                         .entry(format!("{}.{step}{name}", corpus.name))
                         .or_default() += count;
                 }
+                manifest.counts.extend(corpus.source_counts(own));
             }
             let warnings = cleaned_warnings(results);
             manifest.warnings.splice(0..0, warnings);

@@ -1,8 +1,9 @@
 //! The bytes of a corpus file, decompressed on the way, with bounded memory.
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 
 use super::compression::{Compression, Decoder};
+use super::content::{self, HEAD};
 use crate::byte_stream::ByteStream;
 use crate::store::Store;
 use crate::{Error, Result};
@@ -15,24 +16,31 @@ pub(crate) struct ByteSource {
     pending: Bytes,
     read: u64,
     total: u64,
+    note: Option<String>,
 }
 
 impl ByteSource {
-    /// Opens a file; without a compression, its name tells it.
+    /// Opens a file. Its first bytes tell its compression; where they tell nothing, `compression` counts, or the name.
     pub(crate) async fn open(url: &str, compression: Option<Compression>) -> Result<Self> {
         let (store, name) = Store::open_object(url)?;
-        let (total, stream) = store.stream(&name).await.map_err(|error| match error {
+        let (total, mut stream) = store.stream(&name).await.map_err(|error| match error {
             Error::NotFound { .. } => Error::NotFound { path: url.to_owned() },
             other => other,
         })?;
-        let compression = compression.unwrap_or_else(|| Compression::of(&name).0);
+        let head = first_bytes(&mut stream).await?;
+        let (expected, said) = match compression {
+            Some(said) => (said, "`compression`"),
+            None => (Compression::of(&name).0, "its name"),
+        };
+        let (compression, note) = content::decide(&head[..head.len().min(HEAD)], expected, said);
         Ok(Self {
             url: url.to_owned(),
             stream,
             decoder: Decoder::new(compression).map_err(|e| corrupt(url, &e))?,
-            pending: Bytes::new(),
+            pending: head,
             read: 0,
             total,
+            note,
         })
     }
 
@@ -43,6 +51,11 @@ impl ByteSource {
 
     pub(crate) fn url(&self) -> &str {
         &self.url
+    }
+
+    /// What the reader of the rows is to be told of the file's compression.
+    pub(crate) fn note(&self) -> Option<&str> {
+        self.note.as_deref()
     }
 
     /// Appends the next piece to `buffer`; false at the end of the file. A piece may be empty.
@@ -66,6 +79,29 @@ impl ByteSource {
         self.read += used as u64;
         Ok(true)
     }
+}
+
+/// The first pieces of a file, until they tell what it is.
+async fn first_bytes(stream: &mut ByteStream) -> Result<Bytes> {
+    let mut head = BytesMut::new();
+    while head.len() < HEAD {
+        match stream.next().await? {
+            // A local file's block is taken as it is.
+            Some(piece) if head.is_empty() && piece.len() >= HEAD => return Ok(piece),
+            Some(piece) => head.extend_from_slice(&piece),
+            None => break,
+        }
+    }
+    Ok(head.freeze())
+}
+
+/// The first bytes of a file as it lies in the store; none where it can't be read.
+pub(super) async fn head_of(url: &str) -> Bytes {
+    let read = async {
+        let (store, name) = Store::open_object(url)?;
+        first_bytes(&mut store.stream(&name).await?.1).await
+    };
+    read.await.unwrap_or_default()
 }
 
 fn corrupt(url: &str, reason: &str) -> Error {

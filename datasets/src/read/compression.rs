@@ -1,8 +1,10 @@
 //! How a corpus file is compressed, and what undoes it piece by piece.
 
+use std::fmt;
 use std::io::Write;
 use std::str::FromStr;
 
+use bzip2::{Decompress as BzDecoder, Status as BzStatus};
 use flate2::write::MultiGzDecoder;
 use liblzma::stream::{Action, CONCATENATED, Status, Stream as XzStream};
 use zstd::stream::raw::{Decoder as ZstdDecoder, InBuffer, Operation, OutBuffer};
@@ -26,19 +28,37 @@ pub enum Compression {
     Zstd,
     /// xz, of one stream or several.
     Xz,
+    /// bzip2, of one stream or several.
+    Bzip2,
 }
 
 impl Compression {
+    const ALL: [(Self, &'static str, &'static str); 5] = [
+        (Self::None, "none", "not compressed"),
+        (Self::Gzip, "gz", "gzip"),
+        (Self::Zstd, "zst", "zstd"),
+        (Self::Xz, "xz", "xz"),
+        (Self::Bzip2, "bz2", "bzip2"),
+    ];
+
     /// The compression that a file's name tells, and the name without that ending.
     #[must_use]
     pub fn of(name: &str) -> (Self, &str) {
-        for (ending, compression) in [(".gz", Self::Gzip), (".zst", Self::Zstd), (".xz", Self::Xz)] {
-            let stem = name.len().saturating_sub(ending.len());
-            if name.get(stem..).is_some_and(|end| end.eq_ignore_ascii_case(ending)) {
-                return (compression, &name[..stem]);
+        if let Some((stem, ending)) = name.rsplit_once('.') {
+            for (compression, known, _) in &Self::ALL[1..] {
+                if ending.eq_ignore_ascii_case(known) {
+                    return (*compression, stem);
+                }
             }
         }
         (Self::None, name)
+    }
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let known = Self::ALL.iter().find(|(compression, ..)| compression == self);
+        f.write_str(known.map_or("", |(.., words)| words))
     }
 }
 
@@ -46,13 +66,10 @@ impl FromStr for Compression {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "none" => Ok(Self::None),
-            "gz" => Ok(Self::Gzip),
-            "zst" => Ok(Self::Zstd),
-            "xz" => Ok(Self::Xz),
-            other => Err(format!("compression `{other}` is not known; use none, gz, zst or xz")),
-        }
+        let known = Self::ALL.iter().find(|(_, known, _)| *known == name);
+        known
+            .map(|(compression, ..)| *compression)
+            .ok_or_else(|| format!("compression `{name}` is not known; use none, gz, zst, xz or bz2"))
     }
 }
 
@@ -67,6 +84,11 @@ pub(super) enum Decoder {
     Xz {
         stream: XzStream,
         ended: bool,
+    },
+    Bzip2 {
+        stream: BzDecoder,
+        /// Whether a stream was begun and has not ended.
+        stream_open: bool,
     },
 }
 
@@ -87,6 +109,10 @@ impl Decoder {
             Compression::Xz => Self::Xz {
                 stream: XzStream::new_stream_decoder(XZ_MEMORY, CONCATENATED).map_err(|e| e.to_string())?,
                 ended: false,
+            },
+            Compression::Bzip2 => Self::Bzip2 {
+                stream: BzDecoder::new(false),
+                stream_open: false,
             },
         })
     }
@@ -117,6 +143,14 @@ impl Decoder {
             }
             Self::Xz { stream, ended } => {
                 let (used, _) = run_xz(stream, input, buffer, Action::Run, ended)?;
+                Ok(used)
+            }
+            Self::Bzip2 { stream, stream_open } => {
+                *stream_open = true;
+                let (used, _, status) = run_bzip2(stream, input, buffer)?;
+                if status == BzStatus::StreamEnd {
+                    (*stream, *stream_open) = (BzDecoder::new(false), false);
+                }
                 Ok(used)
             }
         }
@@ -159,8 +193,35 @@ impl Decoder {
                     return Err(torn());
                 }
             },
+            Self::Bzip2 { stream, stream_open } => loop {
+                if !*stream_open {
+                    return Ok(());
+                }
+                let (_, made, status) = run_bzip2(stream, &[], buffer)?;
+                *stream_open = status != BzStatus::StreamEnd;
+                if *stream_open && made == 0 {
+                    return Err(torn());
+                }
+            },
         }
     }
+}
+
+/// Bytes taken and bytes made, and whether the stream has ended.
+fn run_bzip2(stream: &mut BzDecoder, input: &[u8], buffer: &mut Vec<u8>) -> Result<(usize, usize, BzStatus), String> {
+    let (start, taken, had) = (buffer.len(), stream.total_in(), stream.total_out());
+    buffer.resize(start + BLOCK, 0);
+    let status = stream.decompress(input, &mut buffer[start..]);
+    let (used, made) = (
+        (stream.total_in() - taken) as usize,
+        (stream.total_out() - had) as usize,
+    );
+    buffer.truncate(start + made);
+    let status = status.map_err(|e| e.to_string())?;
+    if used == 0 && made == 0 && status != BzStatus::StreamEnd && !input.is_empty() {
+        return Err("the decoder stands still".to_owned());
+    }
+    Ok((used, made, status))
 }
 
 /// Bytes taken and bytes made.

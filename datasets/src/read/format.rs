@@ -148,6 +148,8 @@ pub struct Source {
     pub columns: Columns,
     /// Which they are in a TMX file.
     pub languages: Languages,
+    /// How rows name it; `None`: the file's name, which says nothing of the machine it lay on.
+    pub label: Option<String>,
 }
 
 impl Source {
@@ -158,6 +160,11 @@ impl Source {
             url: url.to_owned(),
             ..Self::default()
         }
+    }
+
+    /// How rows name the source they came from.
+    pub(crate) fn label(&self) -> String {
+        self.label.clone().unwrap_or_else(|| object_name(&self.url))
     }
 
     /// The format, given or told by the name.

@@ -11,8 +11,8 @@
 
 use serde_json::Value;
 
-use super::RawRow;
-use super::jsonl::{no_nul, object, text};
+use super::jsonl::{missing, no_nul, object, text};
+use super::{Fault, RawRow, ReadRow};
 use crate::clean::{DropReason, FOREIGN_PLACEHOLDER};
 use crate::rows::InstructionExample;
 
@@ -20,15 +20,34 @@ use crate::rows::InstructionExample;
 const UNNAMED_TASK: &str = "instruction";
 
 /// An example from a line.
-pub(super) fn instruction(line: &str, source: &str) -> Result<RawRow, DropReason> {
+pub(super) fn instruction(line: &str, source: &str) -> ReadRow {
     let object = object(line)?;
+    example(&object, source).map_err(|reason| Fault {
+        hint: (reason == DropReason::MissingColumn).then(|| missing(&object, lacking(&object))),
+        ..reason.into()
+    })
+}
+
+/// The first key that an example needs and this one lacks, for its reader to be told of.
+fn lacking(object: &Value) -> &'static str {
+    let has = |key: &str| object.get(key).is_some_and(|v| !v.is_null());
+    let has = |key: &str| has(key) || (key == "output" && has("response"));
+    let needed: &[&str] = match () {
+        () if has("messages") || has("conversations") => &["foreign_raw"],
+        () if has("instruction") => &["output"],
+        () => &["input", "output", "foreign_raw"],
+    };
+    needed.iter().find(|key| !has(key)).unwrap_or(&"english_ref")
+}
+
+fn example(object: &Value, source: &str) -> Result<RawRow, DropReason> {
     let has = |key: &str| object.get(key).is_some_and(|v| !v.is_null());
     let prompted = if has("messages") || has("conversations") {
-        chat(&object)?
+        chat(object)?
     } else if has("instruction") {
-        alpaca(&object)?
+        alpaca(object)?
     } else {
-        authors(&object)?
+        authors(object)?
     };
     let Prompted {
         prompt,
@@ -40,7 +59,7 @@ pub(super) fn instruction(line: &str, source: &str) -> Result<RawRow, DropReason
     } else {
         prompt.replacen(&foreign, FOREIGN_PLACEHOLDER, 1)
     };
-    let task = match first(&object, &["task_type", "task"]) {
+    let task = match first(object, &["task_type", "task"]) {
         Err(DropReason::MissingColumn) => UNNAMED_TASK,
         found => found?,
     };
@@ -48,7 +67,7 @@ pub(super) fn instruction(line: &str, source: &str) -> Result<RawRow, DropReason
         task: task.to_owned(),
         instruction,
         foreign,
-        english_ref: text(&object, "english_ref")?.to_owned(),
+        english_ref: text(object, "english_ref")?.to_owned(),
         answer,
         source: source.to_owned(),
     }))

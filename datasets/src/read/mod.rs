@@ -2,14 +2,18 @@
 //!
 //! What becomes of faulty input is the same in every format: a row that can't be used is dropped and counted by its
 //! reason (broken UTF-8, a NUL byte, a missing column, …), and the next one is read; a file that can't be trusted as a
-//! whole (truncated or broken compression, UTF-16, two Moses files of different length, broken Parquet) is an error.
-//! Byte order marks and carriage returns at the end of a line are no part of a text.
+//! whole (truncated or broken compression, an archive, two Moses files of different length, broken Parquet) is an error.
+//! Byte order marks and carriage returns at the end of a line are no part of a text. How a file is compressed and
+//! encoded is told by its first bytes; a name that says otherwise is reported and not followed.
 
 mod bytes;
 mod compression;
+mod content;
+mod encoding;
 mod format;
 mod instructions;
 mod jsonl;
+mod lines;
 mod moses;
 mod parquet;
 mod pieces;
@@ -17,10 +21,12 @@ mod tmx;
 
 pub use compression::Compression;
 pub use format::{Column, Columns, Format, Languages, Source};
+pub use jsonl::{json_value, strict_json};
+pub use lines::Lines;
 
 use std::collections::BTreeMap;
 
-use crate::clean::DropReason;
+use crate::clean::{DropReason, Language};
 use crate::rows::{Corpus, InstructionExample};
 use crate::store::object_name;
 use crate::{Error, Result};
@@ -37,7 +43,27 @@ pub(crate) enum RawRow {
 }
 
 /// What a row is, or why it is none.
-pub(crate) type ReadRow = std::result::Result<RawRow, DropReason>;
+pub(crate) type ReadRow = std::result::Result<RawRow, Fault>;
+
+/// Why a row is dropped, and what helps to find and mend it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub(crate) reason: DropReason,
+    /// The side at fault; `None` where it is both, or the row as a whole.
+    pub(crate) language: Option<Language>,
+    /// What stands there instead.
+    pub(crate) hint: Option<String>,
+}
+
+impl From<DropReason> for Fault {
+    fn from(reason: DropReason) -> Self {
+        Self {
+            reason,
+            language: reason.language(),
+            hint: None,
+        }
+    }
+}
 
 /// The rows of one source.
 pub(crate) struct RowReader {
@@ -75,7 +101,7 @@ impl RowReader {
                 "instructions are read from JSONL; the other formats hold pairs only",
             ));
         }
-        let rows = match format {
+        let mut rows = match format {
             Format::Tsv => {
                 let [english, foreign] = tsv_columns(columns).ok_or_else(|| {
                     refuse("of a TSV file, english_column and foreign_column must be two different numbers from 1")
@@ -111,10 +137,33 @@ impl RowReader {
                 Rows::Parquet(Box::new(ParquetRows::open(url, columns).await?))
             }
         };
+        match &mut rows {
+            Rows::Jsonl { lines, .. } | Rows::Instructions(lines) => {
+                if let Some(reason) = content::not_lines_of_json(lines.head().await?) {
+                    return Err(refuse(&reason));
+                }
+            }
+            Rows::Tsv { lines, .. } => drop(lines.head().await?),
+            Rows::Moses(rows) => rows.begin().await?,
+            Rows::Tmx(rows) => rows.begin().await?,
+            Rows::Parquet(_) => {}
+        }
         Ok(Self {
             rows,
-            label: label(url),
+            label: source.label(),
         })
+    }
+
+    /// What is to be told of how the files are read: each file's URL and a sentence that has it as its subject.
+    pub(crate) fn notes(&self) -> Vec<(String, String)> {
+        let pieces = match &self.rows {
+            Rows::Tsv { lines, .. } | Rows::Jsonl { lines, .. } | Rows::Instructions(lines) => lines,
+            Rows::Moses(rows) => return rows.notes(),
+            Rows::Tmx(rows) => rows.pieces(),
+            Rows::Parquet(_) => return Vec::new(),
+        };
+        let url = pieces.url();
+        pieces.notes().into_iter().map(|note| (url.to_owned(), note)).collect()
     }
 
     /// How much is read, and of how much: bytes, or rows of a Parquet file.
@@ -131,7 +180,7 @@ impl RowReader {
     pub(crate) fn place(&self) -> u64 {
         match &self.rows {
             Rows::Tsv { lines, .. } | Rows::Jsonl { lines, .. } | Rows::Instructions(lines) => lines.number(),
-            Rows::Moses(rows) => rows.pieces().number(),
+            Rows::Moses(rows) => rows.number(),
             Rows::Tmx(rows) => rows.pieces().number(),
             Rows::Parquet(rows) => rows.progress().0,
         }
@@ -156,7 +205,7 @@ impl RowReader {
             Rows::Instructions(lines) => (lines, &|line| instructions::instruction(line, &self.label)),
         };
         Ok(lines.next().await?.map(|piece| match piece {
-            Piece::Fault(reason) => Err(reason),
+            Piece::Fault(reason) => Err(reason.into()),
             Piece::Text(text) => parse(text),
         }))
     }
@@ -173,16 +222,22 @@ fn tsv_columns(columns: &Columns) -> Option<[usize; 2]> {
 }
 
 fn tsv_pair(line: &str, english: usize, foreign: usize) -> ReadRow {
-    let column = |number: usize| line.split('\t').nth(number).ok_or(DropReason::MissingColumn);
+    let column = |number: usize| line.split('\t').nth(number).ok_or_else(|| too_few_columns(line));
     Ok(RawRow::Pair {
         english: column(english)?.to_owned(),
         foreign: column(foreign)?.to_owned(),
     })
 }
 
-/// How rows name the source they came from: the file's name, which says nothing of the machine it lay on.
-pub(crate) fn label(source: &str) -> String {
-    object_name(source)
+fn too_few_columns(line: &str) -> Fault {
+    let hint = match line.split('\t').count() {
+        1 => "no tab is in it".to_owned(),
+        columns => format!("it has {columns} columns"),
+    };
+    Fault {
+        hint: Some(hint),
+        ..DropReason::MissingColumn.into()
+    }
 }
 
 /// A whole small file, decompressed as its name tells.
@@ -218,7 +273,7 @@ pub async fn survey(source: &Source, corpus: Corpus) -> Result<Survey> {
         found.rows += 1;
         match row {
             Ok(_) => found.readable += 1,
-            Err(reason) => *found.dropped.entry(reason).or_default() += 1,
+            Err(fault) => *found.dropped.entry(fault.reason).or_default() += 1,
         }
     }
     Ok(found)

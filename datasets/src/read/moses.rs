@@ -1,9 +1,9 @@
 //! Moses: two files, line N of the one belongs to line N of the other.
 
-use super::RawRow;
 use super::compression::Compression;
 use super::pieces::{Piece, Pieces};
-use crate::clean::DropReason;
+use super::{Fault, RawRow, ReadRow};
+use crate::clean::Language;
 use crate::{Error, Result};
 
 pub(super) struct MosesRows {
@@ -19,8 +19,25 @@ impl MosesRows {
         })
     }
 
-    pub(super) fn pieces(&self) -> &Pieces {
-        &self.english
+    /// The number of the last row's line, which is the same in both files.
+    pub(super) fn number(&self) -> u64 {
+        self.english.number()
+    }
+
+    /// What is to be told of each file.
+    pub(super) fn notes(&self) -> Vec<(String, String)> {
+        let of = |pieces: &Pieces| {
+            let url = pieces.url().to_owned();
+            pieces.notes().into_iter().map(move |note| (url.clone(), note))
+        };
+        of(&self.english).chain(of(&self.foreign)).collect()
+    }
+
+    /// Finds out how both files are to be read.
+    pub(super) async fn begin(&mut self) -> Result<()> {
+        self.english.head().await?;
+        self.foreign.head().await?;
+        Ok(())
     }
 
     pub(super) fn progress(&self) -> (u64, u64) {
@@ -30,7 +47,7 @@ impl MosesRows {
 
     /// The next row. Where one file has more lines than the other, some line is missing, nobody knows which, and every
     /// row after it would pair texts that do not belong together: that is an error, not a dropped row.
-    pub(super) async fn next(&mut self) -> Result<Option<std::result::Result<RawRow, DropReason>>> {
+    pub(super) async fn next(&mut self) -> Result<Option<ReadRow>> {
         let row = match (self.english.next().await?, self.foreign.next().await?) {
             (None, None) => return Ok(None),
             (Some(english), Some(foreign)) => pair(&english, &foreign),
@@ -62,12 +79,16 @@ impl MosesRows {
     }
 }
 
-fn pair(english: &Piece<'_>, foreign: &Piece<'_>) -> std::result::Result<RawRow, DropReason> {
-    match (english, foreign) {
-        (Piece::Text(english), Piece::Text(foreign)) => Ok(RawRow::Pair {
-            english: (*english).to_owned(),
-            foreign: (*foreign).to_owned(),
+fn pair(english: &Piece<'_>, foreign: &Piece<'_>) -> ReadRow {
+    let text = |piece: &Piece<'_>, language| match piece {
+        Piece::Text(text) => Ok((*text).to_owned()),
+        Piece::Fault(reason) => Err(Fault {
+            language: Some(language),
+            ..(*reason).into()
         }),
-        (Piece::Fault(reason), _) | (_, Piece::Fault(reason)) => Err(*reason),
-    }
+    };
+    Ok(RawRow::Pair {
+        english: text(english, Language::English)?,
+        foreign: text(foreign, Language::Foreign)?,
+    })
 }

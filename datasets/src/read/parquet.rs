@@ -9,8 +9,8 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::async_reader::ParquetRecordBatchStream;
 use parquet::file::metadata::ParquetMetaData;
 
-use super::RawRow;
 use super::format::Columns;
+use super::{RawRow, ReadRow, bytes, content};
 use crate::clean::DropReason;
 use crate::store::Store;
 use crate::table::{StoredTable, bad, unreadable};
@@ -36,10 +36,11 @@ impl ParquetRows {
     pub(super) async fn open(url: &str, columns: &Columns) -> Result<Self> {
         let (store, name) = Store::open_object(url)?;
         let table = guarded(url, StoredTable::open(&store, &name)).await?;
-        let table = table.map_err(|error| match error {
-            Error::NotFound { .. } => Error::NotFound { path: url.to_owned() },
-            other => other,
-        })?;
+        let table = match table {
+            Ok(table) => table,
+            Err(Error::NotFound { .. }) => return Err(Error::NotFound { path: url.to_owned() }),
+            Err(error) => return Err(not_parquet(url).await.unwrap_or(error)),
+        };
         let total = table.rows();
         check_groups(url, table.metadata(), table.bytes())?;
         let names = [columns.english.name("english"), columns.foreign.name("foreign")];
@@ -83,7 +84,7 @@ impl ParquetRows {
         (self.done, self.total)
     }
 
-    pub(super) async fn next(&mut self) -> Result<Option<std::result::Result<RawRow, DropReason>>> {
+    pub(super) async fn next(&mut self) -> Result<Option<ReadRow>> {
         loop {
             if let Some([english, foreign]) = &self.batch
                 && self.next_row < english.len()
@@ -101,10 +102,11 @@ impl ParquetRows {
                     }
                     Ok(text.to_owned())
                 };
-                return Ok(Some(text(english).and_then(|english| {
+                let row = text(english).and_then(|english| {
                     let foreign = text(foreign)?;
                     Ok(RawRow::Pair { english, foreign })
-                })));
+                });
+                return Ok(Some(row.map_err(Into::into)));
             }
             let Some(batch) = guarded(&self.url, self.stream.next()).await? else {
                 return Ok(None);
@@ -115,6 +117,17 @@ impl ParquetRows {
             self.next_row = 0;
         }
     }
+}
+
+/// What a file is that can't be read as Parquet, if its first bytes tell.
+async fn not_parquet(url: &str) -> Option<Error> {
+    let head = bytes::head_of(url).await;
+    let reason = match content::compression(&head) {
+        Some(found) => format!("is {found} and not Parquet; unpack it, or set `format` to what is in it"),
+        None if head.starts_with(b"PAR1") => return None,
+        None => content::refusal(&head)?,
+    };
+    Some(bad(url, reason))
 }
 
 /// Refuses row groups that are too large, and column chunks that do not lie within the file.

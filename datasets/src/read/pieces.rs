@@ -2,10 +2,10 @@
 
 use memchr::memmem::Finder;
 
-use super::bytes::ByteSource;
 use super::compression::Compression;
+use super::encoding::TextSource;
+use crate::Result;
 use crate::clean::DropReason;
-use crate::{Error, Result};
 
 /// The longest piece that is taken in.
 pub(crate) const LONGEST_PIECE: usize = 1 << 20;
@@ -19,7 +19,7 @@ pub(crate) enum Piece<'a> {
 
 /// A file, piece by piece. Holds no more than the longest piece and one block of the file.
 pub(crate) struct Pieces {
-    bytes: ByteSource,
+    source: TextSource,
     delimiter: Finder<'static>,
     buffer: Vec<u8>,
     // What of `buffer` was handed out, and up to where no delimiter begins.
@@ -29,6 +29,7 @@ pub(crate) struct Pieces {
     ended: bool,
     opened: bool,
     rest: bool,
+    has_bare_returns: bool,
 }
 
 impl Pieces {
@@ -38,7 +39,7 @@ impl Pieces {
 
     pub(crate) async fn open(url: &str, compression: Option<Compression>, delimiter: &'static [u8]) -> Result<Self> {
         Ok(Self {
-            bytes: ByteSource::open(url, compression).await?,
+            source: TextSource::open(url, compression).await?,
             delimiter: Finder::new(delimiter),
             buffer: Vec::new(),
             start: 0,
@@ -47,15 +48,31 @@ impl Pieces {
             ended: false,
             opened: false,
             rest: false,
+            has_bare_returns: false,
         })
     }
 
+    /// How the file begins, as far as it was read to find where lines end.
+    pub(crate) async fn head(&mut self) -> Result<&[u8]> {
+        self.begin().await?;
+        Ok(&self.buffer[self.start..])
+    }
+
+    /// What the reader of the rows is to be told about how the file is read.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let mut notes: Vec<String> = self.source.notes().map(str::to_owned).collect();
+        if self.has_bare_returns {
+            notes.push("ends its lines by carriage returns alone, as old Mac files do; it is read so".to_owned());
+        }
+        notes
+    }
+
     pub(crate) fn progress(&self) -> (u64, u64) {
-        self.bytes.progress()
+        self.source.bytes().progress()
     }
 
     pub(crate) fn url(&self) -> &str {
-        self.bytes.url()
+        self.source.bytes().url()
     }
 
     /// The number of the piece that was handed out last, from 1.
@@ -70,9 +87,7 @@ impl Pieces {
 
     /// The next piece; `None` at the end. A delimiter at the very end begins no piece.
     pub(crate) async fn next(&mut self) -> Result<Option<Piece<'_>>> {
-        if !self.opened {
-            self.skip_mark().await?;
-        }
+        self.begin().await?;
         let width = self.delimiter.needle().len();
         let mut too_long = false;
         let (end, next) = loop {
@@ -112,20 +127,33 @@ impl Pieces {
         }))
     }
 
-    /// Steps over a UTF-8 byte order mark, and refuses UTF-16, of which every piece would be broken.
-    async fn skip_mark(&mut self) -> Result<()> {
-        while self.buffer.len() < 3 && !self.ended {
-            self.fill().await?;
+    /// Reads as much as tells how lines end: where there is no line feed within the longest line, but carriage returns
+    /// are, they end the lines. A carriage return beside line feeds is a part of its line.
+    async fn begin(&mut self) -> Result<()> {
+        if self.opened {
+            return Ok(());
         }
         self.opened = true;
-        if self.buffer.starts_with(&[0xEF, 0xBB, 0xBF]) {
-            self.start = 3;
-            self.searched = 3;
-        } else if self.buffer.starts_with(&[0xFF, 0xFE]) || self.buffer.starts_with(&[0xFE, 0xFF]) {
-            return Err(Error::Content {
-                path: self.bytes.url().to_owned(),
-                reason: "is UTF-16; convert it to UTF-8, for instance with `iconv -f UTF-16 -t UTF-8`".to_owned(),
-            });
+        self.fill().await?;
+        if self.delimiter.needle() != b"\n" {
+            return Ok(());
+        }
+        let mut looked_at = 0;
+        // A line feed at the very end does not make lines of the rest.
+        let has_feeds = loop {
+            let last = self.buffer.len().saturating_sub(1);
+            if memchr::memchr(b'\n', &self.buffer[looked_at..last]).is_some() {
+                break true;
+            }
+            if self.ended || last > LONGEST_PIECE {
+                break false;
+            }
+            looked_at = last;
+            self.fill().await?;
+        };
+        if !has_feeds && memchr::memchr(b'\r', self.buffer.trim_ascii_end()).is_some() {
+            self.delimiter = Finder::new(b"\r");
+            self.has_bare_returns = true;
         }
         Ok(())
     }
@@ -135,7 +163,7 @@ impl Pieces {
         self.buffer.drain(..self.start);
         self.searched -= self.start;
         self.start = 0;
-        self.ended = !self.bytes.read_into(&mut self.buffer).await?;
+        self.ended = !self.source.read_into(&mut self.buffer).await?;
         Ok(())
     }
 }

@@ -1,20 +1,26 @@
 //! TMX: translation units, one at a time, out of an XML file of any size.
 //!
 //! The file is cut at `</tu>`, and each unit is parsed on its own: a broken unit is one counted row and not the end of
-//! the file, and memory holds one unit. A file that ends before `</tmx>` has one broken unit more, at its end. The segments' inline tags (`<bpt>`, `<ph>`, …) hold formatting code of the
-//! tool that wrote the file and are left out with their content; `<hi>` and `<sub>` wrap text and are left out alone.
+//! the file, and memory holds one unit. A file that ends before `</tmx>` has one broken unit more, at its end.
+//!
+//! Of a segment's inline elements, `<bpt>`, `<ept>`, `<it>`, `<ph>` and `<ut>` hold code of the tool that wrote the file
+//! (TMX 1.4b, 3.3) and are left out with their content, the sub-flows `<sub>` within them included. All others, those
+//! that TMX does not know too, wrap text and are left out alone.
 
 use quick_xml::Reader;
 use quick_xml::events::{BytesStart, Event};
 
-use super::RawRow;
+use super::compression::Compression;
 use super::format::Languages;
 use super::pieces::{Piece, Pieces};
+use super::{Fault, RawRow, ReadRow};
 use crate::clean::DropReason;
-use crate::read::compression::Compression;
 use crate::{Error, Result};
 
 pub(super) const UNIT_END: &[u8] = b"</tu>";
+
+/// Inline elements whose content is code.
+const CODE: [&[u8]; 5] = [b"bpt", b"ept", b"it", b"ph", b"ut"];
 
 pub(super) struct TmxRows {
     pieces: Pieces,
@@ -38,14 +44,19 @@ impl TmxRows {
         &self.pieces
     }
 
-    pub(super) async fn next(&mut self) -> Result<Option<std::result::Result<RawRow, DropReason>>> {
+    /// Finds out how the file is to be read.
+    pub(super) async fn begin(&mut self) -> Result<()> {
+        self.pieces.head().await.map(drop)
+    }
+
+    pub(super) async fn next(&mut self) -> Result<Option<ReadRow>> {
         let url = self.pieces.url().to_owned();
         let began = std::mem::replace(&mut self.began, true);
         let piece = match self.pieces.next().await? {
             None => {
                 // Nothing at all after a unit.
                 let is_torn = began && !std::mem::replace(&mut self.ended, true);
-                return Ok(is_torn.then_some(Err(DropReason::BrokenXml)));
+                return Ok(is_torn.then_some(Err(DropReason::BrokenXml.into())));
             }
             Some(Piece::Fault(reason)) => Err(reason),
             Some(Piece::Text(text)) => Ok(text.to_owned()),
@@ -53,7 +64,7 @@ impl TmxRows {
         let is_rest = self.pieces.is_rest();
         self.ended |= is_rest;
         let text = match piece {
-            Err(reason) => return Ok(Some(Err(reason))),
+            Err(reason) => return Ok(Some(Err(reason.into()))),
             Ok(text) => text,
         };
         if !began {
@@ -62,35 +73,22 @@ impl TmxRows {
         match unit_start(&text) {
             // What follows the last unit is the document's end; where that is not to be seen, something is missing.
             None if is_rest && text.contains("</tmx>") => Ok(None),
-            Some(_) if is_rest => Ok(Some(Err(DropReason::BrokenXml))),
-            None => Ok(Some(Err(DropReason::BrokenXml))),
-            Some(start) => Ok(Some(unit(&text[start..], &self.languages))),
+            Some(start) if !is_rest => Ok(Some(unit(&text[start..], &self.languages))),
+            _ => Ok(Some(Err(DropReason::BrokenXml.into()))),
         }
     }
 }
 
-/// Refuses what is no TMX, or TMX in an encoding that would break every unit.
+/// Refuses what is no TMX.
 fn check_header(url: &str, text: &str) -> Result<()> {
-    let refuse = |reason: String| Error::Content {
-        path: url.to_owned(),
-        reason,
-    };
     let head = &text[..unit_start(text).unwrap_or(text.len())];
-    if !head.contains("<tmx") {
-        return Err(refuse(
-            "is no TMX: `<tmx` does not stand before the first unit; set `format` if it is something else".to_owned(),
-        ));
+    if head.contains("<tmx") {
+        return Ok(());
     }
-    let encoding = head
-        .split_once("encoding=")
-        .map(|(_, rest)| rest.trim_start_matches(['"', '\'']))
-        .and_then(|rest| rest.split(['"', '\'']).next());
-    match encoding {
-        Some(name) if !name.eq_ignore_ascii_case("utf-8") && !name.eq_ignore_ascii_case("us-ascii") => Err(refuse(
-            format!("is in {name}; convert it to UTF-8, for instance with `iconv -f {name} -t UTF-8`"),
-        )),
-        _ => Ok(()),
-    }
+    Err(Error::Content {
+        path: url.to_owned(),
+        reason: "is no TMX: `<tmx` does not stand before the first unit; set `format` if it is something else".to_owned(),
+    })
 }
 
 /// Where the last `<tu>` or `<tu …>` of the text begins.
@@ -104,32 +102,46 @@ fn unit_start(text: &str) -> Option<usize> {
 }
 
 /// The two sides of a unit, whose end tag is cut off.
-fn unit(text: &str, languages: &Languages) -> std::result::Result<RawRow, DropReason> {
+fn unit(text: &str, languages: &Languages) -> ReadRow {
     let mut variants = variants(text)?;
-    let is = |language: &str, wanted: &str| {
-        let head = language.get(..wanted.len()).unwrap_or("");
-        head.eq_ignore_ascii_case(wanted)
-            && language[wanted.len()..]
-                .chars()
-                .next()
-                .is_none_or(|c| c == '-' || c == '_')
-    };
-    let english = variants
-        .iter()
-        .position(|(language, _)| is(language, &languages.english));
-    let english = variants.swap_remove(english.ok_or(DropReason::MissingLanguage)?).1;
-    let foreign = match &languages.foreign {
-        Some(wanted) => variants.iter().position(|(language, _)| is(language, wanted)),
-        None => {
-            variants.retain(|(language, _)| !is(language, &languages.english));
-            (variants.len() == 1).then_some(0)
+    let missing = |variants: &[(String, String)]| {
+        let found: Vec<&str> = variants.iter().map(|(language, _)| language.as_str()).collect();
+        Fault {
+            hint: Some(format!("the unit has {}", found.join(", "))),
+            ..DropReason::MissingLanguage.into()
         }
     };
-    let foreign = variants.swap_remove(foreign.ok_or(DropReason::MissingLanguage)?).1;
+    let is_english = |(language, _): &(String, String)| is(language, &languages.english);
+    let english = variants.iter().position(is_english);
+    let foreign = match &languages.foreign {
+        Some(wanted) => {
+            let is_foreign = |index: &usize| Some(*index) != english && is(&variants[*index].0, wanted);
+            (0..variants.len()).find(is_foreign)
+        }
+        None => {
+            let mut others = (0..variants.len()).filter(|index| !is_english(&variants[*index]));
+            others.next().filter(|_| others.next().is_none())
+        }
+    };
+    let (Some(english), Some(foreign)) = (english, foreign) else {
+        return Err(missing(&variants));
+    };
+    let mut take = |index: usize| std::mem::take(&mut variants[index].1);
+    let (english, foreign) = (take(english), take(foreign));
     if english.contains('\0') || foreign.contains('\0') {
-        return Err(DropReason::NulByte);
+        return Err(DropReason::NulByte.into());
     }
     Ok(RawRow::Pair { english, foreign })
+}
+
+/// Whether a language's code is the wanted one, or begins with it: `en` stands for `en-US` too.
+fn is(language: &str, wanted: &str) -> bool {
+    let head = language.get(..wanted.len()).unwrap_or("");
+    head.eq_ignore_ascii_case(wanted)
+        && language[wanted.len()..]
+            .chars()
+            .next()
+            .is_none_or(|c| c == '-' || c == '_')
 }
 
 /// (language, segment) of each `<tuv>`.
@@ -145,8 +157,7 @@ fn variants(text: &str) -> std::result::Result<Vec<(String, String)>, DropReason
             Event::Start(tag) => match tag.name().as_ref() {
                 b"tuv" => variants.push((language(&tag)?, String::new())),
                 b"seg" => segment = Some(String::new()),
-                b"hi" | b"sub" => {}
-                _ if segment.is_some() => hidden += 1,
+                name if segment.is_some() && CODE.contains(&name) => hidden += 1,
                 _ => {}
             },
             Event::End(tag) => match tag.name().as_ref() {
@@ -155,8 +166,8 @@ fn variants(text: &str) -> std::result::Result<Vec<(String, String)>, DropReason
                     variants.last_mut().ok_or(DropReason::BrokenXml)?.1 = text;
                     hidden = 0;
                 }
-                b"hi" | b"sub" => {}
-                _ => hidden = hidden.saturating_sub(1),
+                name if CODE.contains(&name) => hidden = hidden.saturating_sub(1),
+                _ => {}
             },
             Event::Text(text) => append(&mut segment, hidden, &text.decode().map_err(|_| DropReason::BrokenXml)?),
             Event::CData(text) => append(&mut segment, hidden, &text.decode().map_err(|_| DropReason::BrokenXml)?),

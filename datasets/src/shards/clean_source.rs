@@ -6,9 +6,9 @@ use std::thread::JoinHandle;
 
 use super::run::Run;
 use super::{Progress, SOURCE_KEY};
-use crate::clean::{Checked, Cleaner, DropReason, Rules, Tally, TooLong};
+use crate::clean::{Checked, Cleaner, DropReason, Language, Rules, Tally, TooLong};
 use crate::manifest::ManifestArtifact;
-use crate::read::{RawRow, ReadRow, RowReader, Source, label};
+use crate::read::{Fault, RawRow, ReadRow, RowReader, Source};
 use crate::rows::{Corpus, InstructionExample, Pair};
 use crate::store::Store;
 use crate::table::bad;
@@ -61,7 +61,7 @@ pub struct Cleaned {
     pub artifacts: Vec<ManifestArtifact>,
     /// `rows = kept + Σ dropped_<reason>`; `cut`, `composed` and `stripped` are among the kept.
     pub counts: BTreeMap<String, u64>,
-    /// The first offenders of each reason, as `file:line: reason`.
+    /// How files are read whose names say otherwise, and the first offenders of each reason as `file:line: reason`.
     pub warnings: Vec<String>,
 }
 
@@ -87,7 +87,7 @@ impl CleanRow {
 /// A row that was read, and the line that it is from.
 type Waiting = (ReadRow, u64);
 /// What became of a row, and the line that it is from.
-type Judged = (std::result::Result<(CleanRow, Checked), DropReason>, u64);
+type Judged = (std::result::Result<(CleanRow, Checked), Fault>, u64);
 
 /// What cleaning a row needs.
 struct Washer {
@@ -128,7 +128,7 @@ pub async fn clean_source(spec: &CleanSpec, out: &Store, path: &str, progress: P
         path,
         washer: Arc::new(Washer {
             cleaner: Cleaner::new(spec.rules, spec.with_signatures),
-            label: label(&spec.source.url),
+            label: spec.source.label(),
             tasks: spec.tasks.clone(),
         }),
         // Often there is one source and the other cores have nothing to do.
@@ -158,7 +158,7 @@ pub async fn clean_source(spec: &CleanSpec, out: &Store, path: &str, progress: P
         ..
     } = collector;
     if artifacts.is_empty() {
-        return Err(bad(&spec.source.url, nothing_kept(&tally)));
+        return Err(bad(&spec.source.url, nothing_kept(&tally, &warnings)));
     }
     tracing::info!(source = %spec.source.url, kept = tally.kept(), dropped = tally.dropped(), "source cleaned");
     Ok(Cleaned {
@@ -172,6 +172,8 @@ impl Collector<'_> {
     async fn read(&mut self, progress: Progress<'_>) -> Result<()> {
         let spec = self.spec;
         let mut reader = RowReader::open(&spec.source, spec.corpus).await?;
+        let notes = reader.notes().into_iter().map(|(url, note)| format!("{url} {note}"));
+        self.warnings.extend(notes);
         while let Some(row) = reader.next().await? {
             if self.offer(row, reader.place()).await? {
                 let (done, total) = reader.progress();
@@ -257,19 +259,27 @@ impl Collector<'_> {
                         self.tally.composed += u64::from(checked.was_composed);
                         self.tally.stripped += u64::from(checked.was_stripped);
                     }
-                    Err(reason) => self.drop(reason, line),
+                    Err(fault) => self.drop(&fault, line),
                 }
             }
         }
     }
 
-    fn drop(&mut self, reason: DropReason, line: u64) {
+    fn drop(&mut self, fault: &Fault, line: u64) {
+        let reason = fault.reason;
         self.tally.drop(reason);
         let named = self.named.entry(reason).or_default();
         *named += 1;
-        if *named <= NAMED_OFFENDERS {
-            self.warnings.push(format!("{}:{line}: {reason}", self.spec.source.url));
+        if *named > NAMED_OFFENDERS {
+            return;
         }
+        let source = &self.spec.source;
+        let file = match (fault.language, &source.foreign_url) {
+            (Some(Language::Foreign), Some(foreign)) => foreign,
+            _ => &source.url,
+        };
+        let hint = fault.hint.as_ref().map_or_else(String::new, |hint| format!(" ({hint})"));
+        self.warnings.push(format!("{file}:{line}: {reason}{hint}"));
     }
 
     /// Has the run encoded, after the one before it is written.
@@ -310,7 +320,7 @@ impl Collector<'_> {
 }
 
 impl Washer {
-    fn clean(&self, row: ReadRow) -> std::result::Result<(CleanRow, Checked), DropReason> {
+    fn clean(&self, row: ReadRow) -> std::result::Result<(CleanRow, Checked), Fault> {
         match row? {
             RawRow::Pair { english, foreign } => {
                 let kept = self.cleaner.pair(&english, &foreign, &self.label)?;
@@ -318,7 +328,7 @@ impl Washer {
             }
             RawRow::Instruction(raw) => {
                 if !self.tasks.is_empty() && !self.tasks.contains(&raw.task) {
-                    return Err(DropReason::OtherTask);
+                    return Err(DropReason::OtherTask.into());
                 }
                 let kept = self.cleaner.instruction(&raw)?;
                 Ok((CleanRow::Instruction(kept.row), kept.checked))
@@ -332,17 +342,24 @@ fn joined<T>(thread: JoinHandle<T>) -> T {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn nothing_kept(tally: &Tally) -> String {
+/// Why no row of a source is kept, with one of the offenders.
+fn nothing_kept(tally: &Tally, warnings: &[String]) -> String {
     if tally.dropped() == 0 {
         return "is empty".to_owned();
     }
-    let reasons: Vec<_> = tally
-        .counts()
-        .into_iter()
+    let counts = tally.counts();
+    let dropped = |reason: DropReason| counts.get(&format!("dropped_{reason}")).copied().unwrap_or(0);
+    let reasons: Vec<_> = counts
+        .iter()
         .filter_map(|(name, rows)| Some(format!("{rows} {}", name.strip_prefix("dropped_")?)))
         .collect();
+    let advice = match dropped(DropReason::BrokenUtf8) * 2 > tally.dropped() {
+        true => "it is not UTF-8: convert it from what it is in, for instance with `iconv -f WINDOWS-1252 -t UTF-8`",
+        false => "are the format, the columns and the length limits right?",
+    };
+    let one = warnings.last().map_or_else(String::new, |one| format!(" For instance {one}"));
     format!(
-        "none of its {} rows can be used ({}); are the format, the columns and the length limits right?",
+        "none of its {} rows can be used ({}); {advice}{one}",
         tally.dropped(),
         reasons.join(", ")
     )

@@ -14,7 +14,7 @@ use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
-pub use open::object_name;
+pub use open::{object_name, without_query};
 
 use crate::{Error, Result};
 use open::bad_url;

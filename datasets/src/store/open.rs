@@ -199,7 +199,8 @@ pub fn object_name(url: &str) -> String {
 }
 
 /// A web address up to its query, and the query with its question mark; any other URL as it stands.
-fn without_query(url: &str) -> (&str, &str) {
+#[must_use]
+pub fn without_query(url: &str) -> (&str, &str) {
     if !url.starts_with("http://") && !url.starts_with("https://") {
         return (url, "");
     }

@@ -94,6 +94,7 @@ impl<'a> Named<'a> {
             foreign_column: _,
             english_language: _,
             foreign_language: _,
+            label: _,
         } = source;
         // Not a place: rows that are made.
         self.urls.extend(

@@ -46,6 +46,7 @@ fn source(source: &llink_proto::Source) -> Result<Source> {
             english: given(&source.english_language).unwrap_or(languages.english),
             foreign: given(&source.foreign_language),
         },
+        label: given(&source.label),
     })
 }
 

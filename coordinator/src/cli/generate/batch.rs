@@ -1,30 +1,34 @@
 //! Answers to each line of a JSON-lines file. What was answered before is kept, so that a run that was stopped goes on.
 
-use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Lines, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
+use llink_worker::Error;
 use llink_worker::models::Sampling;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::{Asking, failed, unreadable};
+use super::faults::Faults;
+use super::input::Input;
+use super::row::{Instructions, Row};
+use super::{Asking, failed};
 use crate::cli::{Exit, Failed, say};
 use crate::ui::thousands;
 
 /// Texts that the encoder reads together.
 const TOGETHER: usize = 64;
 
-/// Answers `input` into `output`, or onto standard output.
-pub(super) fn run(asking: &mut Asking, input: &Path, output: Option<&Path>) -> Result<(), Failed> {
+/// Answers `input` into `output`, or onto standard output. A line that can't be answered gets null and is named at the end.
+pub(super) fn run(asking: &mut Asking, input: Input, output: Option<&Path>) -> Result<(), Failed> {
     let began = Instant::now();
-    let mut rows = Rows::open(asking, input)?;
+    let mut faults = Faults::of(&input);
+    let mut rows = Rows::new(asking, input);
     let made_by = made_by(asking);
     let (mut out, kept): (Box<dyn Write>, u64) = match output {
         Some(path) => {
-            let (file, kept) = go_on(path, &mut rows, &made_by)?;
+            let (file, kept) = go_on(path, &mut rows, &made_by, &mut faults)?;
             (Box::new(BufWriter::new(file)), kept)
         }
         None => (Box::new(std::io::stdout().lock()), 0),
@@ -32,34 +36,35 @@ pub(super) fn run(asking: &mut Asking, input: &Path, output: Option<&Path>) -> R
     let name = output.unwrap_or(Path::new("standard output"));
     let mut answered = 0;
     loop {
-        // What stands before a line that can't be read is answered first.
-        let (mut together, mut fault) = (Vec::new(), None);
-        while together.len() < TOGETHER && fault.is_none() {
-            match rows.next() {
-                Some(Ok(row)) => together.push(row),
-                Some(Err(error)) => fault = Some(error),
-                None => break,
+        // What stands before a place where the input can't be read is answered first.
+        let (mut together, mut broken) = (Vec::new(), None);
+        for row in rows.by_ref().take(TOGETHER) {
+            match row {
+                Ok(row) => together.push(row),
+                Err(error) => {
+                    broken = Some(error);
+                    break;
+                }
             }
         }
-        let last = together.len() < TOGETHER;
-        answered += together.len();
-        for line in answers(asking, together, &made_by)? {
+        let is_last = together.len() < TOGETHER;
+        for line in answers(asking, &together, &made_by, &mut faults)? {
             let written = writeln!(out, "{}", line?).and_then(|()| out.flush());
             match written {
-                Ok(()) => {}
+                Ok(()) => answered += 1,
                 // The reader of standard output has enough.
                 Err(_) if output.is_none() => return Ok(()),
                 Err(e) => return Err(Failed::new(Exit::Storage, format!("{}: {e}", name.display()))),
             }
         }
-        match fault {
-            Some(fault) => return Err(fault),
-            None if last => break,
+        match broken {
+            Some(error) => return Err(error),
+            None if is_last => break,
             None => {}
         }
     }
     if output.is_some() {
-        let (answered, took) = (thousands(answered as u64), began.elapsed().as_secs_f64());
+        let (answered, took) = (thousands(answered), began.elapsed().as_secs_f64());
         let before = match kept {
             0 => String::new(),
             kept => format!("; {} were there before", thousands(kept)),
@@ -69,28 +74,39 @@ pub(super) fn run(asking: &mut Asking, input: &Path, output: Option<&Path>) -> R
             name.display()
         ));
     }
-    Ok(())
+    faults.conclude()
 }
 
 /// The answered rows, one after another.
 fn answers<'a>(
     asking: &'a mut Asking,
-    rows: Vec<Row>,
+    rows: &'a [Row],
     made_by: &'a Value,
-) -> Result<impl Iterator<Item = Result<Value, Failed>> + use<'a>, Failed> {
-    let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
-    let sentences = asking.generator.read(&texts).map_err(failed)?;
+    faults: &'a mut Faults,
+) -> Result<impl Iterator<Item = Result<String, Failed>> + use<'a>, Failed> {
+    let questions = rows.iter().filter_map(|row| row.asked.as_ref().ok());
+    let texts: Vec<&str> = questions.map(|question| question.text.as_str()).collect();
+    let mut sentences = asking.generator.read(&texts).map_err(failed)?.into_iter();
     let asking = &*asking;
-    Ok(rows.into_iter().zip(sentences).map(move |(mut row, sentence)| {
+    Ok(rows.iter().map(move |row| {
         let going_on = &mut |_: &str| ControlFlow::Continue(());
-        let answer = asking
-            .generator
-            .answer(&sentence, &row.instruction, asking.answering, going_on)
-            .map_err(failed)?;
-        row.given.insert("instruction".into(), row.instruction.into());
-        row.given.insert("generated".into(), answer.into());
-        row.given.insert("made_by".into(), made_by.clone());
-        Ok(row.given.into())
+        let answer = match &row.asked {
+            Err(fault) => Err(fault.clone()),
+            Ok(question) => {
+                let sentence = sentences.next().expect("each question's text was read");
+                let generator = &asking.generator;
+                match generator.answer(&sentence, &question.instruction, asking.answering, going_on) {
+                    Ok(answer) => Ok(answer),
+                    Err(Error::Input(fault)) => Err(fault),
+                    Err(error) => return Err(failed(error)),
+                }
+            }
+        };
+        match &answer {
+            Ok(_) => faults.answered(),
+            Err(fault) => faults.add(row.number, fault.clone()),
+        }
+        Ok(row.answered(answer, made_by))
     }))
 }
 
@@ -111,63 +127,19 @@ fn made_by(asking: &Asking) -> Value {
     })
 }
 
-/// A line of the input.
-struct Row {
-    given: Map<String, Value>,
-    text: String,
-    instruction: String,
-}
-
-/// The lines of the input.
+/// The lines of the input, without those that are blank.
 struct Rows {
-    lines: Lines<Box<dyn BufRead>>,
-    name: PathBuf,
-    number: u64,
-    /// By task, and what is asked unless a line says otherwise.
-    instructions: BTreeMap<String, String>,
-    usual: String,
+    input: Input,
+    instructions: Instructions,
 }
 
 impl Rows {
-    fn open(asking: &Asking, input: &Path) -> Result<Self, Failed> {
-        let reader: Box<dyn BufRead> = if input == Path::new("-") {
-            Box::new(std::io::stdin().lock())
-        } else {
-            Box::new(BufReader::new(File::open(input).map_err(|e| unreadable(input, &e))?))
-        };
-        Ok(Self {
-            lines: reader.lines(),
-            name: input.into(),
-            number: 0,
-            instructions: asking.generator.instructions().clone(),
+    fn new(asking: &Asking, input: Input) -> Self {
+        let instructions = Instructions {
+            of_tasks: asking.generator.instructions().clone(),
             usual: asking.instruction.clone(),
-        })
-    }
-
-    fn parse(&self, line: &str) -> Result<Row, String> {
-        let value: Value = serde_json::from_str(line).map_err(|e| format!("is not JSON: {e}"))?;
-        let Value::Object(given) = value else {
-            return Err("is not a JSON object".into());
         };
-        let text = ["text", "foreign"].iter().find_map(|key| given.get(*key)?.as_str());
-        let text = text.ok_or(r#"has no "text""#)?.to_owned();
-        if text.trim().is_empty() {
-            return Err("has an empty text".into());
-        }
-        let words = |key: &str| given.get(key).and_then(Value::as_str);
-        let instruction = match (words("instruction"), words("task")) {
-            (Some(instruction), _) => instruction,
-            (None, Some(task)) => self.instructions.get(task).ok_or_else(|| {
-                let known: Vec<&str> = self.instructions.keys().map(String::as_str).collect();
-                format!("asks for task {task:?}; the bundle knows {}", known.join(", "))
-            })?,
-            (None, None) => &self.usual,
-        };
-        Ok(Row {
-            instruction: instruction.to_owned(),
-            text,
-            given,
-        })
+        Self { input, instructions }
     }
 }
 
@@ -176,22 +148,20 @@ impl Iterator for Rows {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            let line = match self.lines.next()? {
+            let line = match self.input.next().transpose()? {
                 Ok(line) => line,
-                Err(error) => return Some(Err(unreadable(&self.name, &error))),
+                Err(error) => return Some(Err(error)),
             };
-            self.number += 1;
-            if line.trim().is_empty() {
+            if line.as_ref().is_ok_and(|line| line.trim().is_empty()) {
                 continue;
             }
-            let wrong = |what| Failed::new(Exit::Input, format!("{}:{}: {what}", self.name.display(), self.number));
-            return Some(self.parse(&line).map_err(wrong));
+            return Some(Ok(Row::parse(self.input.number(), line, &self.instructions)));
         }
     }
 }
 
 /// Opens the output behind the answers that it holds, and reads over as many rows.
-fn go_on(output: &Path, rows: &mut Rows, made_by: &Value) -> Result<(File, u64), Failed> {
+fn go_on(output: &Path, rows: &mut Rows, made_by: &Value, faults: &mut Faults) -> Result<(File, u64), Failed> {
     let refused = |e: std::io::Error| Failed::new(Exit::Storage, format!("{}: {e}", output.display()));
     let mut file = File::options()
         .read(true)
@@ -208,9 +178,10 @@ fn go_on(output: &Path, rows: &mut Rows, made_by: &Value) -> Result<(File, u64),
         if line.pop() != Some(b'\n') {
             break;
         }
-        let found: Value = serde_json::from_slice(&line).unwrap_or_default();
+        let found = String::from_utf8_lossy(&line);
         let expected = rows.next().transpose()?;
-        if !expected.is_some_and(|row| is_answer_to(&found, &row, made_by)) {
+        let row = expected.filter(|row| row.is_answered_by(&found, made_by));
+        let Some(row) = row else {
             let text = format!(
                 "{}:{}: is no answer to that line of the input by this bundle with these settings: name another --output, or \
                  remove it",
@@ -218,6 +189,10 @@ fn go_on(output: &Path, rows: &mut Rows, made_by: &Value) -> Result<(File, u64),
                 kept + 1
             );
             return Err(Failed::new(Exit::Usage, text));
+        };
+        match row.asked {
+            Ok(_) => faults.answered(),
+            Err(fault) => faults.add(row.number, fault),
         }
         whole += line.len() as u64 + 1;
         kept += 1;
@@ -225,12 +200,4 @@ fn go_on(output: &Path, rows: &mut Rows, made_by: &Value) -> Result<(File, u64),
     file.set_len(whole).map_err(refused)?;
     file.seek(SeekFrom::Start(whole)).map_err(refused)?;
     Ok((file, kept))
-}
-
-fn is_answer_to(found: &Value, row: &Row, made_by: &Value) -> bool {
-    let same = |(key, value): (&String, &Value)| key == "generated" || key == "made_by" || found[key] == *value;
-    found["generated"].is_string()
-        && found["made_by"] == *made_by
-        && found["instruction"] == row.instruction.as_str()
-        && row.given.iter().all(same)
 }

@@ -3,8 +3,8 @@
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 
-use super::{Asking, unreadable};
-use crate::cli::Failed;
+use super::{Asking, is_readable, unreadable};
+use crate::cli::{Failed, complain};
 
 /// Asks until the input ends.
 pub(super) fn run(asking: &mut Asking, first: Option<&str>) -> Result<(), Failed> {
@@ -18,6 +18,10 @@ pub(super) fn run(asking: &mut Asking, first: Option<&str>) -> Result<(), Failed
             return Ok(());
         };
         if read.trim().is_empty() {
+            continue;
+        }
+        if !is_readable(&read) {
+            complain("there is nothing to read in this text");
             continue;
         }
         let sentence = asking.read(&read)?;

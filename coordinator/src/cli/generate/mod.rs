@@ -2,8 +2,11 @@
 
 mod batch;
 mod dialogue;
+mod faults;
+mod input;
+mod row;
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +16,8 @@ use llink_worker::models::Sampling;
 use tokio::runtime::Handle;
 
 use super::{Exit, Failed, complain, of_datasets};
+use faults::Faults;
+use input::{Input, is_readable};
 
 /// What is asked when nothing else is said, if the bundle was trained on it.
 const TASK: &str = "translate";
@@ -131,15 +136,15 @@ impl Generate {
             return dialogue::run(&mut asking, self.text.as_deref());
         }
         if let Some(input) = &self.jsonl {
+            let input = Input::of_json(input, runtime)?;
             return batch::run(&mut asking, input, self.output.as_deref());
         }
-        match (&self.text, &self.file) {
-            (Some(text), _) => asking.tell(text).map(drop),
-            (None, Some(file)) => {
-                let reader = std::fs::File::open(file).map_err(|e| unreadable(file, &e))?;
-                asking.each_line(file, std::io::BufReader::new(reader))
+        match &self.text {
+            Some(text) => asking.tell(text).map(drop),
+            None => {
+                let file = self.file.as_deref().unwrap_or(Path::new(input::STANDARD_INPUT));
+                asking.each_line(Input::of_text(file, runtime)?)
             }
-            (None, None) => asking.each_line(Path::new("standard input"), std::io::stdin().lock()),
         }
     }
 
@@ -167,15 +172,28 @@ struct Asking {
 }
 
 impl Asking {
-    /// Each line of a file, as it comes.
-    fn each_line(&mut self, name: &Path, lines: impl BufRead) -> Result<(), Failed> {
-        for line in lines.lines() {
-            let line = line.map_err(|e| unreadable(name, &e))?;
-            if !line.trim().is_empty() && self.tell(&line)?.is_break() {
+    /// Each line of a file, as it comes. One that can't be answered is answered with an empty line and named at the end.
+    fn each_line(&mut self, mut input: Input) -> Result<(), Failed> {
+        let mut faults = Faults::of(&input);
+        while let Some(line) = input.next()? {
+            let fault = match line {
+                Ok(text) if text.trim().is_empty() => continue,
+                Ok(text) if is_readable(&text) => {
+                    if self.tell(&text)?.is_break() {
+                        break;
+                    }
+                    faults.answered();
+                    continue;
+                }
+                Ok(_) => input::NOTHING_TO_READ.to_owned(),
+                Err(fault) => fault,
+            };
+            faults.add(input.number(), fault);
+            if writeln!(std::io::stdout()).is_err() {
                 break;
             }
         }
-        Ok(())
+        faults.conclude()
     }
 
     /// Reads a text, then says the answer.

@@ -75,6 +75,7 @@ impl Tokens {
                 "tokenizer.json.gz",
                 "tokenizer.json.zst",
                 "tokenizer.json.xz",
+                "tokenizer.json.bz2",
             ]
             .map(|name| folder.join(name))
             .into_iter()

@@ -90,13 +90,7 @@ fn data(inputs: &Inputs<'_>) -> Result<String, PlanError> {
     };
     let shard = earlier(STAGE, StageName::Shard, inputs)?;
     let mut text = "## Training data\n\n| | rows | held out | source |\n| --- | ---: | ---: | --- |\n".to_owned();
-    let files = |sources: &crate::job::Sources| -> String {
-        let names = sources
-            .as_slice()
-            .iter()
-            .map(|s| s.name().rsplit('/').next().unwrap_or_default());
-        names.collect::<Vec<_>>().join(", ")
-    };
+    let files = |sources: &crate::job::Sources| sources.labels().join(", ");
     let _ = writeln!(
         text,
         "| sentence pairs | {} | {} | {} |",

@@ -1,0 +1,56 @@
+//! The lines of any text file, read as a corpus's are.
+
+use super::content;
+use super::pieces::{Piece, Pieces};
+use crate::clean::DropReason;
+use crate::{Error, Result};
+
+/// A text file or a file of JSON lines: decompressed, decoded, without byte order mark and carriage returns. Memory holds
+/// one line.
+pub struct Lines {
+    pieces: Pieces,
+}
+
+impl Lines {
+    /// Opens a file of texts, by its URL or path.
+    ///
+    /// # Errors
+    /// [`Error`] where it can't be read or holds no text.
+    pub async fn of_text(url: &str) -> Result<Self> {
+        let mut pieces = Pieces::lines(url, None).await?;
+        pieces.head().await?;
+        Ok(Self { pieces })
+    }
+
+    /// Opens a file of JSON lines, by its URL or path.
+    ///
+    /// # Errors
+    /// [`Error`] where it can't be read, holds no text, or JSON in another form.
+    pub async fn of_json(url: &str) -> Result<Self> {
+        let mut lines = Self::of_text(url).await?;
+        match content::not_lines_of_json(lines.pieces.head().await?) {
+            Some(reason) => Err(Error::Content {
+                path: url.to_owned(),
+                reason,
+            }),
+            None => Ok(lines),
+        }
+    }
+
+    /// The next line, or why it is none; `None` at the end.
+    ///
+    /// # Errors
+    /// [`Error`] where the file can't be read.
+    pub async fn next(&mut self) -> Result<Option<std::result::Result<String, DropReason>>> {
+        Ok(self.pieces.next().await?.map(|piece| match piece {
+            Piece::Text(text) => Ok(text.to_owned()),
+            Piece::Fault(reason) => Err(reason),
+        }))
+    }
+
+    /// What is to be told of how the file is read, in sentences that have it as their subject.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        self.pieces.notes()
+    }
+}
