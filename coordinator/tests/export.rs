@@ -147,12 +147,7 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
         format!("{}\n{{\"txt\": 1}}\n", input.lines().next().unwrap()),
     )
     .unwrap();
-    let broken = [&ask[..], &["--jsonl", "in.jsonl"]].concat();
-    let said = place.fails(3, &broken);
-    assert!(
-        said.contains("in.jsonl:2: has no \"text\"") && said.contains("generated"),
-        "{said}"
-    );
+    faulty_lines_cost_no_others_their_answer(&place, &ask, foreign);
 
     // What is wrong is said.
     assert!(
@@ -193,6 +188,47 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
     assert_eq!(place.ok(&[&asked[..], &[foreign]].concat()), answer);
     std::fs::rename(place.path("elsewhere"), place.path("out")).unwrap();
     the_cards_python_answers_alike(&place, &folder, foreign, instruction, answer.trim_end());
+}
+
+/// Marks, white space, Python's own JSON and lines with nothing to read, in each way of giving many texts.
+fn faulty_lines_cost_no_others_their_answer(place: &Place, ask: &[&str], foreign: &str) {
+    let quoted = Value::from(foreign).to_string();
+    let lines = [
+        format!("\u{FEFF}{{\"text\":{quoted},\"id\":18446744073709551616}}\r"),
+        "{\"text\":\"\u{200B}\"}".to_owned(),
+        "{\"text\":null,\"id\":3}".to_owned(),
+        String::new(),
+        "text".to_owned(),
+        format!("{{\"text\":{quoted},\"score\":NaN}}"),
+    ];
+    std::fs::write(place.path("faulty.jsonl"), lines.join("\n")).unwrap();
+    let batch = [ask, &["--jsonl", "faulty.jsonl", "--output", "faulty.out"]].concat();
+    let said = text(&place.run(&batch));
+    for named in ["faulty.jsonl:2: has nothing to read", "faulty.jsonl:3: has no \"text\"", "faulty.jsonl:5: is not JSON"] {
+        assert!(said.contains(named), "{said}");
+    }
+    let answers = std::fs::read_to_string(place.path("faulty.out")).unwrap();
+    assert!(answers.starts_with(&format!("{{\"text\":{quoted},\"id\":18446744073709551616,")), "{answers}");
+    let found = rows(place.path("faulty.out"));
+    let generated: Vec<bool> = found.iter().map(|row| row["generated"].is_string()).collect();
+    assert_eq!(generated, [true, false, false, false, true]);
+    // It goes on after a stop, over faulty lines too.
+    let kept: String = answers.lines().take(3).map(|line| format!("{line}\n")).collect();
+    std::fs::write(place.path("faulty.out"), kept).unwrap();
+    assert!(place.ok(&batch).contains("2 answers"));
+    assert_eq!(std::fs::read_to_string(place.path("faulty.out")).unwrap(), answers);
+
+    let texts = [b"\xEF\xBB\xBF", foreign.as_bytes(), b"\r\n\xE2\x80\x8B\ncaf\xE9\n", foreign.as_bytes()].concat();
+    std::fs::write(place.path("faulty.txt"), &texts).unwrap();
+    let one = format!("{}\n", found[0]["generated"].as_str().unwrap());
+    let output = place.command(&[ask, &["--file", "faulty.txt"]].concat()).output().unwrap();
+    let (said, heard) = (String::from_utf8(output.stderr).unwrap(), String::from_utf8(output.stdout).unwrap());
+    assert_eq!(heard, format!("{one}\n\n{one}"), "{said}");
+    assert!(said.contains("faulty.txt:2: ") && said.contains("faulty.txt:3: is not UTF-8"), "{said}");
+    assert!(output.status.success());
+    std::fs::write(place.path("none.jsonl"), "[1]\n").unwrap();
+    let said = place.fails(3, &[ask, &["--jsonl", "none.jsonl"]].concat());
+    assert!(said.contains("no line could be answered") && said.contains("none.jsonl:1: "), "{said}");
 }
 
 /// Runs the model card's own Python, with the models' folders in it.

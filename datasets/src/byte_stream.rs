@@ -7,13 +7,14 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore};
 
-use crate::store::store_error;
+use crate::store::Store;
 use crate::{Error, Result};
 
 /// The pieces of an object: from a local file in large blocks, or as the network brings them.
 pub(crate) enum ByteStream {
     File(std::fs::File, String),
-    Remote(BoxStream<'static, object_store::Result<Bytes>>, String),
+    /// With the store and the path that it comes from.
+    Remote(BoxStream<'static, object_store::Result<Bytes>>, Store, String),
 }
 
 impl ByteStream {
@@ -31,11 +32,10 @@ impl ByteStream {
                 block.truncate(read);
                 Ok((read > 0).then(|| block.into()))
             }
-            Self::Remote(stream, name) => stream
-                .next()
-                .await
-                .transpose()
-                .map_err(|e| store_error(name.clone(), &e)),
+            Self::Remote(stream, store, path) => {
+                let piece = stream.next().await.transpose();
+                piece.map_err(|e| store.failed(path, e))
+            }
         }
     }
 }

@@ -1,11 +1,14 @@
 //! What can go wrong with a corpus, a shard or an object store.
 
-/// An error of this crate. Every text names the object, row or key it is about.
+use crate::shown::{ShownUrl, redacted};
+
+/// An error of this crate. Every text names the object, row or key it is about, and holds nothing that authenticates a
+/// URL: neither of the URL that it names nor of those that a reason or a cause holds.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A URL that cannot be opened at all: unknown scheme, missing part, a scheme this build leaves out.
-    #[error("{url}: {reason}")]
+    #[error("{}: {}", ShownUrl::of(url), redacted(reason))]
     Url {
         /// The URL as given.
         url: String,
@@ -13,13 +16,13 @@ pub enum Error {
         reason: String,
     },
     /// The object or file is not there.
-    #[error("{path}: no such file or object")]
+    #[error("{}: no such file or object", ShownUrl::of(path))]
     NotFound {
         /// The path or URL.
         path: String,
     },
     /// The store refused or failed: permissions, disk full, network.
-    #[error("{path}: {source}")]
+    #[error("{}: {}", ShownUrl::of(path), redacted(&source.to_string()))]
     Store {
         /// The path or URL.
         path: String,
@@ -27,7 +30,7 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The content is not what it should be.
-    #[error("{path}: {reason}")]
+    #[error("{}: {}", ShownUrl::of(path), redacted(reason))]
     Content {
         /// The path or URL.
         path: String,

@@ -9,6 +9,7 @@ pub mod error;
 pub mod manifest;
 pub mod roots;
 pub mod script;
+pub mod shown;
 pub mod store;
 
 #[cfg(feature = "shards")]

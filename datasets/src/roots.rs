@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use url::Url;
 
+use crate::shown::{ShownUrl, credential_of};
 use crate::store::without_dots;
 
 /// Roots that URLs must lie below.
@@ -73,6 +74,7 @@ impl Roots {
             return Ok(());
         }
         let known: Vec<String> = roots.iter().map(ToString::to_string).collect();
+        let url = ShownUrl::of(url);
         Err(match known.as_slice() {
             [] => format!("{url}: jobs may read and write nowhere here: the coordinator was given no --allow-root"),
             known => format!(
@@ -153,38 +155,47 @@ fn parse(text: &str) -> Result<Root, String> {
     let Some((scheme, _)) = text.split_once("://") else {
         return folder(text, Path::new(text));
     };
+    let shown = ShownUrl::of(text);
+    let parts: Vec<&str> = text.splitn(2, "://").collect();
+    let after = parts.get(1).copied().unwrap_or_default();
+    // In a store of keys, `?` and `#` are characters of the key.
+    let is_place = matches!(scheme, "file" | "http" | "https");
+    let path_part = match is_place {
+        true => after.split(['?', '#']).next().unwrap_or_default(),
+        false => after,
+    };
     // The parser takes `..` away in silence; whoever writes it means no good, or will be surprised.
-    let after = text.split_once("://").map_or("", |(_, rest)| rest);
-    let path_part = after.split(['?', '#']).next().unwrap_or_default();
-    let decoded = percent_decoded(path_part).ok_or_else(|| format!("{text}: broken % sequence"))?;
-    if decoded.split(['/', '\\']).any(|part| part == ".." || part == ".") || decoded.contains(['\\', '\0']) {
-        return Err(format!("{text}: a URL of a job holds no `.`, `..` or `\\`"));
-    }
-    let url = Url::parse(text).map_err(|e| format!("{text}: {e}"))?;
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err(format!(
-            "{}://…: a URL of a job holds no name or password",
-            url.scheme()
-        ));
+    let decoded = match percent_decoded(path_part) {
+        Some(decoded) => decoded,
+        None if is_place => return Err(format!("{shown}: broken % sequence")),
+        None => path_part.to_owned(),
+    };
+    let is_dotted = |path: &str| path.split(['/', '\\']).any(|part| part == ".." || part == ".");
+    if is_dotted(&decoded) || is_dotted(path_part) || decoded.contains(['\\', '\0']) {
+        return Err(format!("{shown}: a URL of a job holds no `.`, `..` or `\\`"));
     }
     if scheme == "file" {
-        let path = url
-            .to_file_path()
-            .map_err(|()| format!("{text}: not a local file; write file:///absolute/path"))?;
+        let path = Url::parse(text).ok().and_then(|url| url.to_file_path().ok());
+        let path = path.ok_or_else(|| format!("{shown}: not a local file; write file:///absolute/path"))?;
         return folder(text, &path);
     }
-    let host = url.host_str().unwrap_or_default();
-    let authority = match url.port() {
-        Some(port) => format!("{host}:{port}"),
-        None => host.into(),
-    };
+    if is_place {
+        let url = Url::parse(text).map_err(|e| format!("{shown}: {e}"))?;
+        let host = url.host_str().unwrap_or_default();
+        return Ok(Root::Place {
+            scheme: url.scheme().into(),
+            authority: url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")),
+            path: percent_decoded(url.path()).unwrap_or_default().trim_end_matches('/').into(),
+        });
+    }
+    if let Some(credential) = credential_of(text) {
+        return Err(format!("{shown}: a URL of a job holds no key, and this one holds {credential}"));
+    }
+    let (authority, key) = after.split_once('/').unwrap_or((after, ""));
     Ok(Root::Place {
-        scheme: url.scheme().into(),
-        authority,
-        path: percent_decoded(url.path())
-            .unwrap_or_default()
-            .trim_end_matches('/')
-            .into(),
+        scheme: scheme.into(),
+        authority: authority.into(),
+        path: format!("/{key}").trim_end_matches('/').into(),
     })
 }
 
@@ -199,7 +210,8 @@ fn folder(text: &str, path: &Path) -> Result<Root, String> {
     Ok(Root::Folder(without_dots(path)))
 }
 
-fn percent_decoded(text: &str) -> Option<String> {
+/// Text with its `%41` decoded; `None` where that is broken or no UTF-8.
+pub(crate) fn percent_decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((byte, after)) = rest.split_first() {
@@ -249,6 +261,9 @@ mod tests {
             "http://models.example:8443/v1",
             "http://169.254.169.254/latest/meta-data",
             "memory://x",
+            // Characters of the key, and not what follows a path.
+            "s3://bucket/llink?x/secret",
+            "s3://bucket/llink#x/secret",
         ] {
             let said = roots.admit(bad).unwrap_err();
             assert!(said.contains("s3://bucket/llink"), "{bad}: {said}");
@@ -268,7 +283,7 @@ mod tests {
             "s3://bucket/llink/%2E./other",
             "s3://bucket/llink\\..\\other",
             "s3://user:secret@bucket/llink/x",
-            "s3://bucket/llink/%zz",
+            "https://models.example:8443/v1/%zz",
         ] {
             let said = roots.admit(escape).unwrap_err();
             assert!(!said.contains("secret"), "{said}");

@@ -16,7 +16,7 @@ use parquet::file::metadata::{KeyValue, PageIndexPolicy, ParquetMetaData};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
-use crate::store::{Store, store_error};
+use crate::store::Store;
 use crate::table_reader::ObjectReader;
 use crate::{Error, Result};
 
@@ -163,10 +163,10 @@ impl StoredTable {
         let Some(info) = store.head(path).await? else {
             return Err(Error::NotFound { path: name });
         };
-        let (objects, location) = store.parts(path)?;
         let reader = ObjectReader {
-            objects,
-            location,
+            store: store.clone(),
+            path: path.to_owned(),
+            location: store.location(path)?,
             bytes: info.bytes,
         };
         // The offset index lets a selection of rows skip the pages between.
@@ -336,14 +336,17 @@ fn wrong_type(name: &str, column: &str, array: &ArrayRef, wanted: &str) -> Error
 /// What a table's reader met: a store that failed, which may pass, or content that is no table.
 pub(crate) fn unreadable(name: &str, error: &ParquetError) -> Error {
     if let ParquetError::External(cause) = error
-        && let Some(cause) = cause.downcast_ref::<object_store::Error>()
+        && let Some(cause) = cause.downcast_ref::<Error>()
     {
+        let path = name.to_owned();
         return match cause {
-            object_store::Error::NotSupported { .. } => bad(
-                name,
-                "its server gives no parts of a file, and Parquet is read in parts; download it first".into(),
-            ),
-            other => store_error(name.to_owned(), other),
+            Error::NotFound { .. } => Error::NotFound { path },
+            Error::Content { reason, .. } => bad(name, reason.clone()),
+            Error::Store { source, .. } => Error::Store {
+                path,
+                source: source.to_string().into(),
+            },
+            other => bad(name, other.to_string()),
         };
     }
     undecodable(name, error)

@@ -7,34 +7,52 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::ObjectStoreExt;
 use parquet::arrow::arrow_reader::ArrowReaderOptions;
 use parquet::arrow::async_reader::AsyncFileReader;
 use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 
+use crate::Error;
 use crate::page_headers::flaw;
+use crate::store::Store;
 
 /// One object, of which only the parts that are needed are fetched.
 pub(crate) struct ObjectReader {
-    pub objects: Arc<dyn ObjectStore>,
+    pub store: Store,
+    /// Relative to the store.
+    pub path: String,
     pub location: Path,
     pub bytes: u64,
 }
 
+impl ObjectReader {
+    fn failed(&self, error: object_store::Error) -> ParquetError {
+        let error = match error {
+            object_store::Error::NotSupported { .. } => Error::Content {
+                path: self.store.describe(&self.path),
+                reason: "its server gives no parts of a file, and Parquet is read in parts; download it first".to_owned(),
+            },
+            error => self.store.failed(&self.path, error),
+        };
+        ParquetError::External(Box::new(error))
+    }
+}
+
 impl AsyncFileReader for ObjectReader {
     fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes>> {
-        async move { self.objects.get_range(&self.location, range).await.map_err(external) }.boxed()
+        async move {
+            let part = self.store.objects().get_range(&self.location, range).await;
+            part.map_err(|e| self.failed(e))
+        }
+        .boxed()
     }
 
     /// Pages of columns. What would take too much memory is refused before it is decoded.
     fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, Result<Vec<Bytes>>> {
         async move {
-            let pages = self
-                .objects
-                .get_ranges(&self.location, &ranges)
-                .await
-                .map_err(external)?;
+            let pages = self.store.objects().get_ranges(&self.location, &ranges).await;
+            let pages = pages.map_err(|e| self.failed(e))?;
             match pages.iter().find_map(|pages| flaw(pages)) {
                 Some(flaw) => Err(ParquetError::General(flaw)),
                 None => Ok(pages),
@@ -54,8 +72,4 @@ impl AsyncFileReader for ObjectReader {
         }
         .boxed()
     }
-}
-
-fn external(error: object_store::Error) -> ParquetError {
-    ParquetError::External(Box::new(error))
 }

@@ -152,13 +152,18 @@ fn settings(port: u16) -> Vec<(String, String)> {
 }
 
 async fn make_bucket(port: u16, bucket: &str) {
+    let answer = ask(port, &format!("PUT /{bucket}")).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+/// What the server answers to a method and a path.
+async fn ask(port: u16, what: &str) -> String {
     let mut server = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-    let request =
-        format!("PUT /{bucket} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    let request = format!("{what} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
     server.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     server.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    answer
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -255,4 +260,47 @@ async fn a_store_that_refuses_says_so_in_words() {
         store.get("a").await,
         Err(llink_datasets::Error::NotFound { .. })
     ));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_that_follows_the_bucket_is_the_key() {
+    let Some(moto) = moto() else { return };
+    make_bucket(moto.port, "keys").await;
+    for (key, encoded) in [
+        ("run#3/a.tsv", "run%233/a.tsv"),
+        ("q?x/a.tsv", "q%3Fx/a.tsv"),
+        ("a%20b/c%3Ad.tsv", "a%2520b/c%253Ad.tsv"),
+        ("my data/ក+&=~[1]{x}.tsv", "my%20data/%E1%9E%80%2B%26%3D~%5B1%5D%7Bx%7D.tsv"),
+    ] {
+        let url = format!("s3://keys/{key}");
+        let (store, name) = Store::open_object_with(&url, settings(moto.port)).unwrap();
+        store.put(&name, Bytes::from_static(b"1")).await.unwrap();
+        assert_eq!(store.head(&name).await.unwrap().unwrap().bytes, 1, "{key}");
+        let answer = ask(moto.port, &format!("GET /keys/{encoded}")).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{key}: {answer}");
+        assert_eq!(store.list("").await.unwrap()[0].path, name, "{key}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_profile_of_the_home_folder_opens_a_bucket() {
+    let Some(moto) = moto() else { return };
+    make_bucket(moto.port, "profile").await;
+    let home = tempfile::tempdir().unwrap();
+    std::fs::create_dir(home.path().join(".aws")).unwrap();
+    let credentials = "[lab]\naws_access_key_id = x\naws_secret_access_key = y\n";
+    std::fs::write(home.path().join(".aws/credentials"), credentials).unwrap();
+    let config = format!("[profile lab]\nregion = us-east-1\nendpoint_url = http://127.0.0.1:{}\n", moto.port);
+    std::fs::write(home.path().join(".aws/config"), config).unwrap();
+    let mut variables = vec![
+        ("HOME".to_owned(), home.path().to_string_lossy().into_owned()),
+        ("AWS_PROFILE".to_owned(), "lab".to_owned()),
+    ];
+    let text = Store::open_with("s3://profile/x", variables.clone()).unwrap_err().to_string();
+    assert!(text.contains("set AWS_ALLOW_HTTP=true"), "{text}");
+    // As the advice says.
+    variables.push(("AWS_ALLOW_HTTP".to_owned(), "true".to_owned()));
+    let store = Store::open_with("s3://profile/x", variables).unwrap();
+    store.put("a", Bytes::from_static(b"1")).await.unwrap();
+    assert_eq!(store.get("a").await.unwrap(), "1");
 }

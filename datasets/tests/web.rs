@@ -31,6 +31,12 @@ enum Manner {
     Busy,
     /// Sends the client elsewhere.
     Moved,
+    /// Answers HEAD as the status line says, and GET as one that is able does.
+    NoHead(&'static str),
+    /// Answers HEAD likewise, and knows no ranges either.
+    NoHeadPlain(&'static str),
+    /// Refuses everything, and repeats what was asked.
+    Refuses,
 }
 
 /// Bytes after which a server that hangs up does.
@@ -39,6 +45,8 @@ const PART: usize = 3_000_000;
 struct Site {
     files: HashMap<&'static str, (Manner, Vec<u8>)>,
     asked: Mutex<Vec<String>>,
+    /// Each request as it came.
+    requests: Mutex<Vec<String>>,
 }
 
 async fn serve(files: Vec<(&'static str, Manner, Vec<u8>)>) -> (String, Arc<Site>) {
@@ -50,6 +58,7 @@ async fn serve(files: Vec<(&'static str, Manner, Vec<u8>)>) -> (String, Arc<Site
     let site = Arc::new(Site {
         files: files.collect(),
         asked: Mutex::default(),
+        requests: Mutex::default(),
     });
     let own = Arc::clone(&site);
     tokio::spawn(async move {
@@ -72,6 +81,7 @@ async fn answer(mut stream: TcpStream, site: &Site) {
         request.push(byte[0]);
     }
     let request = String::from_utf8(request).unwrap();
+    site.requests.lock().unwrap().push(request.clone());
     let mut words = request.split(' ');
     let (method, path) = (words.next().unwrap(), words.next().unwrap());
     let is_first = {
@@ -97,7 +107,22 @@ async fn answer(mut stream: TcpStream, site: &Site) {
         let _ = stream.write_all(head.as_bytes()).await;
         return;
     }
-    let is_plain = matches!(manner, Manner::Plain | Manner::HangsUpPlain);
+    if let (Manner::NoHead(status) | Manner::NoHeadPlain(status), "HEAD") = (manner, method) {
+        let head = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        let _ = stream.write_all(head.as_bytes()).await;
+        return;
+    }
+    if *manner == Manner::Refuses {
+        let query = path.split_once('?').map_or("", |(_, query)| query);
+        let body = format!("<Error><StringToSign>{query}</StringToSign></Error>");
+        let head = format!(
+            "HTTP/1.1 403 Forbidden\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+            body.len()
+        );
+        let _ = stream.write_all(format!("{head}{body}").as_bytes()).await;
+        return;
+    }
+    let is_plain = matches!(manner, Manner::Plain | Manner::HangsUpPlain | Manner::NoHeadPlain(_));
     let range = request.to_lowercase().split("range: bytes=").nth(1).map(|rest| {
         let (start, end) = rest.split("\r\n").next().unwrap().split_once('-').unwrap();
         let end = end
@@ -240,4 +265,68 @@ async fn parquet_moses_and_tmx_are_read_from_web_servers_too() {
     // Parquet is read in parts; a server that can't give them is named, with what to do.
     let text = count(named("plain.parquet")).await.unwrap_err().to_string();
     assert!(text.contains("plain.parquet") && text.contains("download it"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_url_that_is_signed_for_get_alone_is_read_and_looked_up() {
+    const QUERY: &str = "X-Amz-Expires=60&X-Amz-Signature=5ecretsignature";
+    let statuses = ["403 Forbidden", "405 Not Allowed", "501 Not Implemented"];
+    let (url, site) = serve(vec![
+        ("/a/0.tsv?X-Amz-Expires=60&X-Amz-Signature=5ecretsignature", Manner::NoHead(statuses[0]), rows(30)),
+        ("/a/1.tsv?X-Amz-Expires=60&X-Amz-Signature=5ecretsignature", Manner::NoHead(statuses[1]), rows(30)),
+        ("/a/2.tsv?X-Amz-Expires=60&X-Amz-Signature=5ecretsignature", Manner::NoHead(statuses[2]), rows(30)),
+        ("/a/3.tsv?X-Amz-Expires=60&X-Amz-Signature=5ecretsignature", Manner::NoHeadPlain(statuses[0]), rows(30)),
+    ])
+    .await;
+    for number in 0..4 {
+        let (store, name) = Store::open_object(&format!("{url}/a/{number}.tsv?{QUERY}")).unwrap();
+        let info = store.head(&name).await.unwrap().unwrap();
+        assert_eq!(info.bytes as usize, rows(30).len(), "{number}");
+        assert_eq!(info.e_tag.is_some(), number < 3, "{number}");
+        assert_eq!(kept(&format!("{url}/a/{number}.tsv?{QUERY}")).await.unwrap(), 30, "{number}");
+    }
+    let asked = site.asked.lock().unwrap();
+    let heads = asked.iter().filter(|one| one.starts_with("HEAD /a/2.tsv")).count();
+    assert_eq!(heads, 2, "a server that refuses HEAD is not asked for it again and again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_authenticates_a_url_goes_to_its_server_and_nowhere_else() {
+    let (other, elsewhere) = serve(vec![("/b.tsv", Manner::Able, rows(20))]).await;
+    let (url, _) = serve(vec![
+        ("/refused.tsv?file=x&sig=5ecret%2Bsignature", Manner::Refuses, vec![]),
+        ("/moved.tsv?sig=5ecretsignature", Manner::Moved, format!("{other}/b.tsv").into_bytes()),
+    ])
+    .await;
+    let text = kept(&format!("{url}/refused.tsv?file=x&sig=5ecret%2Bsignature")).await.unwrap_err().to_string();
+    assert!(text.contains("/refused.tsv") && text.contains("403") && !text.contains("5ecret"), "{text}");
+    let shut = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let text = Store::open_object(&format!("http://me:5ecret@{shut}/a.tsv?sig=5ecretsignature")).unwrap();
+    let text = text.0.get(&text.1).await.unwrap_err().to_string();
+    assert!(text.contains(&format!("http://{shut}/a.tsv")) && !text.contains("5ecret"), "{text}");
+
+    assert_eq!(kept(&format!("{}/moved.tsv?sig=5ecretsignature", url.replace("//", "//me:5ecret@"))).await.unwrap(), 20);
+    let requests = elsewhere.requests.lock().unwrap().join("");
+    assert!(!requests.is_empty() && !requests.contains("5ecret"), "{requests}");
+    assert!(!requests.to_lowercase().contains("authorization"), "{requests}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_is_asked_for_as_it_is_written() {
+    let (url, site) = serve(vec![
+        ("/api/a%2Fb//raw%3F.tsv?sig=a%2Fb%3D", Manner::Able, rows(10)),
+    ])
+    .await;
+    let address = format!("{}/api/a%2Fb//raw%3F.tsv?sig=a%2Fb%3D#part", url.replace("//", "//me:p%40ss@"));
+    assert_eq!(kept(&address).await.unwrap(), 10);
+    let requests = site.requests.lock().unwrap();
+    // me:p@ss
+    assert!(requests.iter().all(|one| one.contains("authorization: Basic bWU6cEBzcw==")), "{requests:?}");
+}
+
+#[test]
+fn a_url_of_which_a_part_was_kept_back_is_not_opened() {
+    let name = llink_datasets::shown::withheld("https://host/a.tsv?sig=5ecret").unwrap();
+    let text = Store::open_object(&name).unwrap_err().to_string();
+    assert!(text.starts_with("https://host/a.tsv: ") && text.contains("submit the job again"), "{text}");
 }

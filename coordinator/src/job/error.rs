@@ -3,6 +3,8 @@
 use std::fmt;
 use std::ops::Range;
 
+use llink_datasets::shown::redacted;
+
 /// One fault in a job file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -58,20 +60,22 @@ impl fmt::Display for JobFileError {
                 writeln!(f)?;
             }
             let Some(span) = &problem.span else {
-                write!(f, "{}: {}", self.file_name, problem.what)?;
+                write!(f, "{}: {}", self.file_name, redacted(&problem.what))?;
                 if let Some(help) = &problem.help {
                     write!(f, "\n  = {help}")?;
                 }
                 continue;
             };
             let (line, column) = line_and_column(&self.text, span.start);
-            let source = self.text.lines().nth(line - 1).unwrap_or("");
+            let source = redacted(self.text.lines().nth(line - 1).unwrap_or(""));
             let underlined = self
                 .text
                 .get(span.clone())
                 .map_or(1, |s| s.lines().next().unwrap_or("").chars().count());
+            // What is not shown is not underlined.
+            let underlined = underlined.min((source.chars().count() + 1).saturating_sub(column));
             let margin = line.to_string().len();
-            writeln!(f, "{}:{line}:{column}: {}", self.file_name, problem.what)?;
+            writeln!(f, "{}:{line}:{column}: {}", self.file_name, redacted(&problem.what))?;
             writeln!(f, "{:margin$} |", "")?;
             writeln!(f, "{line} | {source}")?;
             write!(

@@ -27,7 +27,7 @@ impl Sources {
     }
 
     /// Passes each of the sources' paths through `f`.
-    pub fn change_paths(&mut self, f: impl Fn(&str) -> String) {
+    pub fn change_paths(&mut self, mut f: impl FnMut(&str) -> String) {
         let entries = match self {
             Self::One(source) => std::slice::from_mut(source),
             Self::Several(sources) => sources,
@@ -195,7 +195,7 @@ impl SourceEntry {
         }
     }
 
-    /// What people and tasks call it: its URL, or the English file's of a Moses corpus.
+    /// Its URL, or the English file's of a Moses corpus. What people see is a [`llink_datasets::shown::ShownUrl`] of it.
     #[must_use]
     pub fn name(&self) -> &str {
         self.url.as_deref().or(self.english.as_deref()).unwrap_or_default()
@@ -204,7 +204,7 @@ impl SourceEntry {
     /// The last parts of its path, so many.
     fn label(&self, parts: usize) -> String {
         let file = object_name(self.name());
-        let address = without_query(self.name()).0;
+        let address = without_query(self.name());
         let folders = address.rsplit('/').skip(1).filter(|part| !part.is_empty());
         let mut named: Vec<&str> = folders.take(parts - 1).collect();
         named.reverse();

@@ -1,5 +1,6 @@
 //! The `shard` stage (clean each source, split over all of them, write each shard) and the `models` stage.
 
+use llink_datasets::shown::ShownUrl;
 use llink_proto::task::Kind;
 use llink_proto::{
     CleanSource, CleaningRules, Corpus, ModelRole, PrepareModel, Source, SplitCorpus, Task, TaskResult, WriteShard,
@@ -127,7 +128,7 @@ impl<'a> CorpusPlan<'a> {
                 with_signatures: self.cleaning.near_duplicates != NearDuplicates::Keep,
                 path: self.cleaned_path(key, i),
             });
-            let label = format!("clean {} from {}", self.name, source.name());
+            let label = format!("clean {} from {}", self.name, ShownUrl::of(source.name()));
             planned(inputs, kind, sample_rows, label)
         };
         self.sources.as_slice().iter().enumerate().map(task).collect()

@@ -12,6 +12,7 @@ mod view;
 use std::collections::{BTreeMap, BTreeSet};
 
 use llink_datasets::manifest::Manifest;
+use llink_datasets::shown::redacted;
 use llink_proto::{Abort, Assignment, Failure, JobState, RegisterRequest, StageState, Task, TaskResult};
 
 use crate::job::JobFile;
@@ -398,7 +399,7 @@ impl Effects {
             stage: task.stage.to_string(),
             task: task.id,
             level,
-            text: text.into(),
+            text: redacted(&text.into()).into_owned(),
         });
     }
 
@@ -409,7 +410,7 @@ impl Effects {
             stage: stage.into(),
             task: 0,
             level,
-            text: text.into(),
+            text: redacted(&text.into()).into_owned(),
         });
     }
 }

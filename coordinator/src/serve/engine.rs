@@ -10,6 +10,7 @@ use llink_proto::{Failure, FailureKind, Instruction, instruction};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::metrics::Saves;
+use super::withheld::Withheld;
 use super::workers::Session;
 use super::{ServeOptions, Unfinished};
 use crate::plan::{self, StageName};
@@ -84,6 +85,8 @@ pub struct Engine {
     handle: mpsc::WeakUnboundedSender<Call>,
     broken: watch::Sender<Option<String>>,
     saves: Saves,
+    /// What of jobs' addresses is not saved.
+    pub(super) withheld: Withheld,
 }
 
 /// Instructions for a worker, until its stream takes them.
@@ -138,6 +141,7 @@ pub(super) fn start(options: &ServeOptions, saves: Saves) -> Result<EngineHandle
         handle: calls.downgrade(),
         broken,
         saves,
+        withheld: Withheld::default(),
     };
     let ticks = calls.downgrade();
     tokio::spawn(async move {
@@ -267,7 +271,13 @@ impl Engine {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Start { worker, assignment } => self.instruct(&worker, instruction::Kind::Start(*assignment)),
+            Action::Start { worker, mut assignment } => {
+                let job = self.cluster.tasks.get(&assignment.task_id).map(|task| &task.job);
+                if let (Some(job), Some(task)) = (job, &mut assignment.task) {
+                    self.withheld.fill(job, task);
+                }
+                self.instruct(&worker, instruction::Kind::Start(*assignment));
+            }
             Action::Abort { worker, abort } => self.instruct(&worker, instruction::Kind::Abort(abort)),
             Action::Forget { worker } => self.close_outbox(&worker),
             Action::LookUp {

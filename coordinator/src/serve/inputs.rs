@@ -6,21 +6,27 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use llink_datasets::roots::{Roots, check_key_variable};
+use llink_datasets::shown::{ShownUrl, credential_of};
 use llink_datasets::store::{ObjectInfo, Store};
 use llink_proto::{Failure, FailureKind, ModelRole};
 
 use super::engine::failure;
+use super::withheld::{self, Addresses};
 use crate::job::{JobFile, SourceEntry, is_built_in};
 use crate::plan::short_hash;
 use crate::schedule::NewJob;
 
-/// A parsed job with its paths absolute, its inputs checked and its id.
+/// A parsed job with its paths absolute, its inputs checked and its id, and the addresses that must not be saved with it.
 ///
 /// # Errors
-/// When a URL lies below none of the roots, or a source or a model folder is missing or cannot be reached.
-pub(super) async fn resolve(file: JobFile, base_dir: &Path, roots: &Roots) -> Result<NewJob, Failure> {
-    let file = absolute(file, base_dir);
+/// When a URL lies below none of the roots or holds a key that would be saved, or a source or a model folder is missing or
+/// cannot be reached.
+pub(super) async fn resolve(file: JobFile, base_dir: &Path, roots: &Roots) -> Result<(NewJob, Addresses), Failure> {
+    let mut file = absolute(file, base_dir);
     check_roots(&file, roots)?;
+    check_credentials(&file)?;
+    let addresses = withheld::keep_back(&mut file);
+    let address = |name: &String| addresses.get(name).unwrap_or(name).clone();
     Store::open(&file.output).map_err(|e| of_key("output", &failure(&e)))?;
     let mut stamps = BTreeMap::new();
     let mut sources = vec![("corpus.source", &file.corpus.source)];
@@ -30,8 +36,9 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path, roots: &Roots) -> Re
     for (key, sources) in sources {
         for source in sources.as_slice().iter().filter(|s| !s.is_sample()) {
             for url in source.files() {
-                let stamp = object_stamp(url).await.map_err(|f| of_key(key, &f))?;
-                stamps.insert(url.to_owned(), stamp);
+                let url = url.to_owned();
+                let stamp = object_stamp(&address(&url)).await.map_err(|f| of_key(key, &f))?;
+                stamps.insert(url, stamp);
             }
         }
     }
@@ -41,7 +48,7 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path, roots: &Roots) -> Re
         .as_ref()
         .and_then(|judge| judge.direct_answers.as_ref())
     {
-        let stamp = object_stamp(url).await;
+        let stamp = object_stamp(&address(url)).await;
         stamps.insert(
             url.clone(),
             stamp.map_err(|f| of_key("evaluate.judge.direct_answers", &f))?,
@@ -60,7 +67,31 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path, roots: &Roots) -> Re
     }
     let content = serde_json::to_string(&file).expect("a job file is plain data");
     let id = format!("{}-{}", file.name, &short_hash(&content)[..8]);
-    Ok(NewJob { id, file, stamps })
+    Ok((NewJob { id, file, stamps }, addresses))
+}
+
+/// Refuses URLs that hold a key and are saved, or shown, as they are.
+fn check_credentials(file: &JobFile) -> Result<(), Failure> {
+    const STORES: &str = "set the variables of its store, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
+    const ENDPOINTS: &str = "put the key into a variable that `api_key_env` names";
+    let mut urls = vec![("output", &file.output, STORES)];
+    for (key, folder) in [
+        ("models.encoder", &file.models.encoder),
+        ("models.decoder", &file.models.decoder),
+    ] {
+        urls.push((key, folder, STORES));
+    }
+    urls.extend(file.synthesize.iter().map(|s| ("synthesize.url", &s.url, ENDPOINTS)));
+    let judge = file.evaluate.judge.iter();
+    urls.extend(judge.map(|judge| ("evaluate.judge.url", &judge.url, ENDPOINTS)));
+    for (key, url, advice) in urls {
+        if let Some(credential) = credential_of(url) {
+            let shown = ShownUrl::of(url);
+            let text = format!("`{key}`: {shown} is given with {credential}, which would be saved; {advice}");
+            return Err(missing(text));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a job that reads or writes where it may not, before anything is looked at.
@@ -117,7 +148,7 @@ async fn object_stamp(url: &str) -> Result<String, Failure> {
     let (store, name) = Store::open_object(url).map_err(|e| failure(&e))?;
     match store.head(&name).await.map_err(|e| failure(&e))? {
         Some(info) => Ok(stamp(&info)),
-        None => Err(missing(format!("{url}: no such file"))),
+        None => Err(missing(format!("{}: no such file", ShownUrl::of(url)))),
     }
 }
 
@@ -195,6 +226,22 @@ mod tests {
     const READ: &str = "[instructions]\nsource = \"/data/instructions.jsonl\"\n";
     const MADE: &str =
         "[synthesize]\nurl = \"https://models.example/v1/made\"\nmodel = \"m\"\napi_key_env = \"MADE_KEY\"\n";
+
+    #[test]
+    fn a_url_that_is_saved_holds_no_key() {
+        for (key, line) in [
+            ("output", "output = \"s3://AKIA:5ecret@bucket/out\"\n[corpus]\nsource = \"sample\"\n"),
+            ("models.encoder", "[corpus]\nsource = \"sample\"\n[models]\nencoder = \"https://h/e?token=5ecret\"\n"),
+            (
+                "synthesize.url",
+                "[corpus]\nsource = \"sample\"\n[synthesize]\nurl = \"https://h/v1?api-key=5ecret\"\nmodel = \"m\"\n[instruct]\n",
+            ),
+        ] {
+            let file = crate::job::parse("job.toml", line).unwrap();
+            let text = check_credentials(&file).unwrap_err().text;
+            assert!(text.contains(key) && text.contains("; ") && !text.contains("5ecret"), "{text}");
+        }
+    }
 
     #[test]
     fn every_url_of_a_job_must_lie_below_a_root_and_no_key_is_the_workers_own() {

@@ -115,7 +115,7 @@ impl JobService for Jobs {
         let request = request.into_inner();
         let file = job::parse(&request.file_name, &request.job_toml)
             .map_err(|e| refused(Code::InvalidArgument, FailureKind::Input, e.to_string()))?;
-        let new = inputs::resolve(file, &PathBuf::from(request.base_dir), &self.roots)
+        let (new, addresses) = inputs::resolve(file, &PathBuf::from(request.base_dir), &self.roots)
             .await
             .map_err(failed)?;
         if request.dry_run {
@@ -129,6 +129,7 @@ impl JobService for Jobs {
         let saved = self.engine.call(move |e| {
             may_change(e, &new.id, &peer)?;
             e.set_owner(&new.id, &peer.name).map_err(unreadable)?;
+            e.withheld.keep(&new.id, addresses);
             e.step(|c, now, fx| c.submit(new, now, fx)).map_err(stopped)
         });
         saved.await.map_err(stopped)??;

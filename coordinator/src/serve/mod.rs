@@ -9,6 +9,7 @@ mod inputs;
 mod jobs;
 mod metrics;
 mod tls;
+mod withheld;
 mod workers;
 
 use std::net::SocketAddr;

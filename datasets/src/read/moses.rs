@@ -4,6 +4,7 @@ use super::compression::Compression;
 use super::pieces::{Piece, Pieces};
 use super::{Fault, RawRow, ReadRow};
 use crate::clean::Language;
+use crate::shown::ShownUrl;
 use crate::{Error, Result};
 
 pub(super) struct MosesRows {
@@ -72,7 +73,7 @@ impl MosesRows {
                 "has {} lines, but {} has {}: a line is missing and the rows after it do not belong together; fetch both \
                  files again",
                 self.foreign.number(),
-                self.english.url(),
+                ShownUrl::of(self.english.url()),
                 self.english.number()
             ),
         }

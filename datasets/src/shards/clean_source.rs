@@ -10,6 +10,7 @@ use crate::clean::{Checked, Cleaner, DropReason, Language, Rules, Tally, TooLong
 use crate::manifest::ManifestArtifact;
 use crate::read::{Fault, RawRow, ReadRow, RowReader, Source};
 use crate::rows::{Corpus, InstructionExample, Pair};
+use crate::shown::ShownUrl;
 use crate::store::Store;
 use crate::table::bad;
 use crate::{Result, sample};
@@ -160,7 +161,7 @@ pub async fn clean_source(spec: &CleanSpec, out: &Store, path: &str, progress: P
     if artifacts.is_empty() {
         return Err(bad(&spec.source.url, nothing_kept(&tally, &warnings)));
     }
-    tracing::info!(source = %spec.source.url, kept = tally.kept(), dropped = tally.dropped(), "source cleaned");
+    tracing::info!(source = %ShownUrl::of(&spec.source.url), kept = tally.kept(), dropped = tally.dropped(), "source cleaned");
     Ok(Cleaned {
         artifacts,
         counts: tally.counts(),
@@ -172,7 +173,7 @@ impl Collector<'_> {
     async fn read(&mut self, progress: Progress<'_>) -> Result<()> {
         let spec = self.spec;
         let mut reader = RowReader::open(&spec.source, spec.corpus).await?;
-        let notes = reader.notes().into_iter().map(|(url, note)| format!("{url} {note}"));
+        let notes = reader.notes().into_iter().map(|(url, note)| format!("{} {note}", ShownUrl::of(&url)));
         self.warnings.extend(notes);
         while let Some(row) = reader.next().await? {
             if self.offer(row, reader.place()).await? {
@@ -279,7 +280,8 @@ impl Collector<'_> {
             _ => &source.url,
         };
         let hint = fault.hint.as_ref().map_or_else(String::new, |hint| format!(" ({hint})"));
-        self.warnings.push(format!("{file}:{line}: {reason}{hint}"));
+        self.warnings
+            .push(format!("{}:{line}: {reason}{hint}", ShownUrl::of(file)));
     }
 
     /// Has the run encoded, after the one before it is written.

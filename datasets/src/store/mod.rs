@@ -3,7 +3,13 @@
 //! A [`Store`] is a folder-like URL. Paths handed to it are relative to that URL and use `/`. Local writes are atomic
 //! (staged, then renamed) and reach the disk before the call returns, so that an object that can be seen is whole.
 
+#[cfg(feature = "cloud")]
+mod aws_profile;
+#[cfg(feature = "cloud")]
+mod cloud;
 mod open;
+#[cfg(feature = "cloud")]
+mod web;
 
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
@@ -28,6 +34,8 @@ pub struct Store {
     url: Arc<str>,
     local: Option<Arc<FsPath>>,
     transfer: Transfer,
+    /// What authenticates its URL, and must not be seen in what a server answers.
+    secrets: Arc<[String]>,
 }
 
 /// How an object is read from its first byte to its last.
@@ -73,7 +81,7 @@ pub enum Created {
 }
 
 impl Store {
-    /// The URL or path that the store was opened with, without a trailing `/`.
+    /// The URL or path that the store was opened with, without a trailing `/` and a web address's query.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
@@ -214,7 +222,7 @@ impl Store {
         if let Some(meta) = meta {
             let bytes = meta.size;
             let stream = parts(Arc::clone(&self.objects), meta);
-            return Ok((bytes, ByteStream::Remote(stream, self.describe(path))));
+            return Ok((bytes, ByteStream::Remote(stream, self.clone(), path.to_owned())));
         }
         let result = self.objects.get(&location).await.map_err(|e| self.failed(path, e))?;
         let bytes = result.meta.size;
@@ -222,18 +230,18 @@ impl Store {
             bytes,
             match result.payload {
                 GetResultPayload::File(file, _) => ByteStream::File(file, self.describe(path)),
-                GetResultPayload::Stream(stream) => ByteStream::Remote(stream, self.describe(path)),
+                GetResultPayload::Stream(stream) => ByteStream::Remote(stream, self.clone(), path.to_owned()),
             },
         ))
     }
 
-    /// What a Parquet reader needs to read parts of an object.
+    /// What is asked for parts of an object.
     #[cfg(feature = "shards")]
-    pub(crate) fn parts(&self, path: &str) -> Result<(Arc<dyn ObjectStore>, Path)> {
-        Ok((Arc::clone(&self.objects), self.location(path)?))
+    pub(crate) fn objects(&self) -> &dyn ObjectStore {
+        &*self.objects
     }
 
-    fn location(&self, path: &str) -> Result<Path> {
+    pub(crate) fn location(&self, path: &str) -> Result<Path> {
         let path = Path::parse(path).map_err(|e| bad_url(&self.describe(path), &e.to_string()))?;
         Ok(self.prefix.parts().chain(path.parts()).collect())
     }
@@ -252,18 +260,24 @@ impl Store {
         }
     }
 
-    fn failed(&self, path: &str, error: object_store::Error) -> Error {
-        store_error(self.describe(path), &error)
-    }
-}
-
-pub(crate) fn store_error(path: String, error: &object_store::Error) -> Error {
-    match error {
-        object_store::Error::NotFound { .. } => Error::NotFound { path },
-        other => Error::Store {
+    /// What the store said of an object, without what authenticates its URL: servers repeat it.
+    pub(crate) fn failed(&self, path: &str, error: object_store::Error) -> Error {
+        let path = self.describe(path);
+        if let object_store::Error::NotFound { .. } = error {
+            return Error::NotFound { path };
+        }
+        let mut text = with_causes(&error);
+        for secret in self.secrets.iter() {
+            text = text.replace(secret.as_str(), "…");
+        }
+        #[cfg(feature = "cloud")]
+        if let Some(advice) = cloud::without_keys(&path, &text) {
+            text = advice;
+        }
+        Error::Store {
             path,
-            source: with_causes(other).into(),
-        },
+            source: text.into(),
+        }
     }
 }
 

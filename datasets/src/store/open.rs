@@ -11,17 +11,10 @@ use object_store::path::Path;
 use url::Url;
 
 use super::{Store, Transfer};
+use crate::shown::is_withheld;
 use crate::{Error, Result};
 
 const CLOUD_SCHEMES: [&str; 9] = ["s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "http", "https"];
-
-/// How long one request to S3, GCS or Azure may take, unless `AWS_TIMEOUT` and its like say otherwise. Large objects
-/// are read in parts, each a request; the largest that is written is a run of the `shard` stage or a model's weights.
-#[cfg(feature = "cloud")]
-const REQUEST_TIMEOUT: &str = "120 seconds";
-/// How long a web server may send nothing; a download as a whole may take any time.
-#[cfg(feature = "cloud")]
-const SILENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// Stores named `memory://name`, which live as long as the process.
 static MEMORY: LazyLock<Mutex<HashMap<String, Arc<InMemory>>>> = LazyLock::new(Mutex::default);
@@ -29,10 +22,11 @@ static MEMORY: LazyLock<Mutex<HashMap<String, Arc<InMemory>>>> = LazyLock::new(M
 impl Store {
     /// Opens a store. `url` is a path (relative to the working folder, or absolute; the folder is made on the first
     /// write), `file://…`, `memory://name`, or with the `cloud` feature `s3://`, `gs://`, `az://`, which take their
-    /// credentials from the usual environment variables, or `http(s)://`, of which objects are only read.
+    /// credentials from the usual environment variables (S3's also from a profile of `~/.aws`), or `http(s)://`, of which
+    /// objects are only read.
     ///
     /// # Errors
-    /// [`Error::Url`] for a scheme that is unknown or left out of this build.
+    /// [`Error::Url`] for a scheme that is unknown or left out of this build, and for what can't be asked as it stands.
     pub fn open(url: &str) -> Result<Self> {
         Self::open_with(url, std::env::vars())
     }
@@ -43,6 +37,7 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn open_with(url: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
+        check_whole(url)?;
         match url.split_once("://") {
             None if url.is_empty() => Err(bad_url(url, "is empty; write a folder or a URL")),
             None => Self::open_folder(url, FsPath::new(url)),
@@ -61,6 +56,7 @@ impl Store {
                 Ok(Self::with_objects(url, objects, prefix, Transfer::Whole))
             }
             Some(("http" | "https", _)) => Self::open_web(url),
+            Some((scheme, _)) if !CLOUD_SCHEMES.contains(&scheme) => Err(unknown_scheme(url, scheme)),
             Some((scheme, _)) => Self::open_cloud(url, scheme, options),
         }
     }
@@ -79,7 +75,8 @@ impl Store {
     /// # Errors
     /// As [`Store::open_object`].
     pub fn open_object_with(url: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<(Self, String)> {
-        let (address, query) = without_query(url);
+        check_whole(url)?;
+        let address = without_query(url);
         let (parent, name) = match address.rsplit_once('/') {
             Some(("", name)) => ("/", name),
             Some(("file://", name)) => ("file:///", name),
@@ -92,7 +89,10 @@ impl Store {
         if name.is_empty() {
             return Err(bad_url(url, "is a folder; name one file in it"));
         }
-        let store = Self::open_with(&format!("{parent}{query}"), options)?;
+        let store = match is_web(url) {
+            true => Self::open_web_file(url, parent)?,
+            false => Self::open_with(parent, options)?,
+        };
         Ok((store, object_name(url)))
     }
 
@@ -108,63 +108,15 @@ impl Store {
         })
     }
 
-    fn with_objects(url: &str, objects: Arc<dyn ObjectStore>, prefix: Path, transfer: Transfer) -> Self {
+    pub(super) fn with_objects(url: &str, objects: Arc<dyn ObjectStore>, prefix: Path, transfer: Transfer) -> Self {
         Self {
             objects,
             prefix,
-            url: without_query(url).0.trim_end_matches('/').into(),
+            url: without_query(url).trim_end_matches('/').into(),
             local: None,
             transfer,
+            secrets: [].into(),
         }
-    }
-
-    #[cfg(feature = "cloud")]
-    fn open_web(url: &str) -> Result<Self> {
-        use object_store::{ClientOptions, RetryConfig};
-        let wrong = |e: &dyn std::error::Error| bad_url(url, &super::with_causes(e));
-        let mut root = Url::parse(url).map_err(|e| wrong(&e))?;
-        let prefix = Path::from_url_path(root.path().trim_start_matches('/')).map_err(|e| wrong(&e))?;
-        // Objects' names are put before the query, which stays.
-        root.set_path("/");
-        root.set_fragment(None);
-        let client = ClientOptions::new()
-            .with_allow_http(true)
-            .with_timeout_disabled()
-            .with_read_timeout(SILENCE);
-        let retry = RetryConfig {
-            max_retries: 6,
-            ..RetryConfig::default()
-        };
-        let objects = object_store::http::HttpBuilder::new()
-            .with_url(root.as_str())
-            .with_client_options(client)
-            .with_retry(retry)
-            .build()
-            .map_err(|e| wrong(&e))?;
-        Ok(Self::with_objects(
-            url,
-            Arc::new(objects),
-            prefix,
-            Transfer::PartsIfAble,
-        ))
-    }
-
-    #[cfg(feature = "cloud")]
-    fn open_cloud(url: &str, scheme: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
-        if !CLOUD_SCHEMES.contains(&scheme) {
-            return Err(unknown_scheme(url, scheme));
-        }
-        let parsed = Url::parse(url).map_err(|e| bad_url(url, &e.to_string()))?;
-        let given = options.into_iter().filter(|(key, _)| {
-            ["AWS_", "GOOGLE_", "AZURE_"]
-                .iter()
-                .any(|prefix| key.starts_with(prefix))
-        });
-        // First, so that what is given stands.
-        let options = std::iter::once(("timeout".to_owned(), REQUEST_TIMEOUT.to_owned())).chain(given);
-        let (objects, prefix) =
-            object_store::parse_url_opts(&parsed, options).map_err(|e| bad_url(url, &super::with_causes(&e)))?;
-        Ok(Self::with_objects(url, objects.into(), prefix, Transfer::Parts))
     }
 
     #[cfg(not(feature = "cloud"))]
@@ -173,39 +125,53 @@ impl Store {
     }
 
     #[cfg(not(feature = "cloud"))]
+    fn open_web_file(url: &str, _: &str) -> Result<Self> {
+        Self::open_web(url)
+    }
+
+    #[cfg(not(feature = "cloud"))]
     fn open_cloud(url: &str, scheme: &str, _: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
-        if CLOUD_SCHEMES.contains(&scheme) {
-            let reason = format!("{scheme}:// is left out of this build; build with `--features cloud`");
-            return Err(bad_url(url, &reason));
-        }
-        Err(unknown_scheme(url, scheme))
+        let reason = format!("{scheme}:// is left out of this build; build with `--features cloud`");
+        Err(bad_url(url, &reason))
     }
 }
 
-/// What the file or object behind a URL or path is called: what stands after the last `/`, decoded as URLs are, without
-/// a web address's query.
+/// Refuses a URL of which a part was kept back.
+fn check_whole(url: &str) -> Result<()> {
+    match is_withheld(url) {
+        false => Ok(()),
+        true => Err(bad_url(
+            url,
+            "its query was kept in the coordinator's memory alone, and the coordinator was started anew: submit the job \
+             again, and it goes on from what is finished",
+        )),
+    }
+}
+
+fn is_web(url: &str) -> bool {
+    url.starts_with("http://") || url.starts_with("https://")
+}
+
+/// What the file or object behind a URL or path is called: what stands after the last `/`, decoded in web addresses and
+/// file URLs, without a web address's query.
 #[must_use]
 pub fn object_name(url: &str) -> String {
     let name = without_query(url)
-        .0
         .trim_end_matches('/')
         .rsplit('/')
         .next()
         .unwrap_or(url);
-    match url.split_once("://") {
-        None | Some(("memory", _)) => name.to_owned(),
-        Some(_) => Path::from_url_path(name).map_or_else(|_| name.to_owned(), |path| path.to_string()),
+    match is_web(url) || url.starts_with("file://") {
+        true => Path::from_url_path(name).map_or_else(|_| name.to_owned(), |path| path.to_string()),
+        false => name.to_owned(),
     }
 }
 
-/// A web address up to its query, and the query with its question mark; any other URL as it stands.
+/// A web address up to its query; any other URL as it stands.
 #[must_use]
-pub fn without_query(url: &str) -> (&str, &str) {
-    if !url.starts_with("http://") && !url.starts_with("https://") {
-        return (url, "");
-    }
-    let url = url.split('#').next().unwrap_or(url);
-    url.split_at(url.find('?').unwrap_or(url.len()))
+pub fn without_query(url: &str) -> &str {
+    let end = url.find(['?', '#']).filter(|_| is_web(url));
+    &url[..end.unwrap_or(url.len())]
 }
 
 pub(super) fn bad_url(url: &str, reason: &str) -> Error {
@@ -246,7 +212,7 @@ mod tests {
             ("/data/a b%20.tsv", "a b%20.tsv"),
             ("a.tsv.gz", "a.tsv.gz"),
             ("file:///data/a%20b.tsv", "a b.tsv"),
-            ("s3://bucket/deep/a%20b.tsv", "a b.tsv"),
+            ("s3://bucket/deep/a%20b#c?d.tsv", "a%20b#c?d.tsv"),
             ("https://host/d/a%20b.tsv.gz?download=true&path=x/y#top", "a b.tsv.gz"),
             ("memory://x/a?b", "a?b"),
         ] {

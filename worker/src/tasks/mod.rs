@@ -149,7 +149,8 @@ pub fn failure(error: &Error) -> Failure {
     };
     Failure {
         kind: kind.into(),
-        text: error.to_string(),
+        // Errors of other crates may hold a whole URL.
+        text: llink_datasets::shown::redacted(&error.to_string()).into_owned(),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use llink_datasets::read::{Column, Columns, Format, Languages, Source, read_raw_pairs, read_whole};
+use llink_datasets::shown::ShownUrl;
 use llink_datasets::store::Store;
 use llink_worker::models::{SpecialTokens, Tokenizer};
 
@@ -46,7 +47,8 @@ impl Tokens {
         for source in self.sources().await? {
             let (pairs, left_out) = read_raw_pairs(&source).await.map_err(|e| of_datasets(&e))?;
             if left_out > 0 {
-                say(&format!("{}: {left_out} rows are no pairs and left out", source.url));
+                let url = ShownUrl::of(&source.url);
+                say(&format!("{url}: {left_out} rows are no pairs and left out"));
             }
             for pairs in pairs.chunks(BATCH) {
                 let count = |side: fn(&(String, String)) -> &str| -> Result<Vec<usize>, Failed> {
