@@ -124,6 +124,9 @@ fn cases() -> Result<Vec<Case>, Box<dyn std::error::Error>> {
     let mut xz = liblzma::write::XzEncoder::new(Vec::new(), 6);
     xz.write_all(TSV.as_bytes())?;
     let zst = zstd::encode_all(TSV.as_bytes(), 3)?;
+    let mut bz2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+    bz2.write_all(TSV.as_bytes())?;
+    let wide: Vec<u8> = TSV.encode_utf16().flat_map(u16::to_le_bytes).collect();
     let none = Compression::None;
     let zstd = C::ZSTD(ZstdLevel::try_new(3)?);
     let pairs = [
@@ -131,6 +134,8 @@ fn cases() -> Result<Vec<Case>, Box<dyn std::error::Error>> {
         ("tsv.gz", Format::Tsv, Compression::Gzip, gz.finish()?),
         ("tsv.zst", Format::Tsv, Compression::Zstd, zst),
         ("tsv.xz", Format::Tsv, Compression::Xz, xz.finish()?),
+        ("tsv.bz2", Format::Tsv, Compression::Bzip2, bz2.finish()?),
+        ("tsv.wide", Format::Tsv, none, wide),
         ("jsonl", Format::Jsonl, none, JSONL.into()),
         ("moses", Format::Moses, none, "A fish.\nA cow.\n".into()),
         ("tmx", Format::Tmx, none, TMX.into()),

@@ -156,7 +156,7 @@ impl fmt::Display for ColumnName {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceEntry {
-    /// A path, a URL or `sample`.
+    /// A path, a URL or `sample`. The query, name and password of a web address go to its server and are never saved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
     /// The English file of a Moses corpus.
