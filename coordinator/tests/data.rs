@@ -362,19 +362,30 @@ fn signed_file(query: &'static str, content: Vec<u8>) -> String {
             let mut stream = stream.unwrap();
             let mut request = BufReader::new(stream.try_clone().unwrap()).lines();
             let first = request.next().unwrap().unwrap();
-            let range = request
+            let headers: Vec<String> = request
                 .map_while(Result::ok)
                 .take_while(|line| !line.is_empty())
+                .collect();
+            let range = headers
+                .iter()
                 .find_map(|line| line.to_lowercase().strip_prefix("range: bytes=").map(str::to_owned));
             if !first.starts_with("GET ") || !first.contains(query) {
                 let body = format!("<Signed>{first}</Signed>");
-                let head = format!("HTTP/1.1 403 No\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+                let head = format!(
+                    "HTTP/1.1 403 No\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                    body.len()
+                );
                 let _ = stream.write_all(format!("{head}{body}").as_bytes());
                 continue;
             }
-            let (start, end) = range.as_deref().and_then(|range| range.split_once('-')).unwrap_or(("0", ""));
+            let (start, end) = range
+                .as_deref()
+                .and_then(|range| range.split_once('-'))
+                .unwrap_or(("0", ""));
             let start: usize = start.parse().unwrap();
-            let end = end.parse().map_or(content.len(), |end: usize| (end + 1).min(content.len()));
+            let end = end
+                .parse()
+                .map_or(content.len(), |end: usize| (end + 1).min(content.len()));
             let head = format!(
                 "HTTP/1.1 {}\r\ncontent-length: {}\r\ncontent-range: bytes {start}-{}/{}\r\netag: \"1\"\r\n\
                  last-modified: Wed, 21 Oct 2026 07:28:00 GMT\r\nconnection: close\r\n\r\n",
@@ -383,7 +394,9 @@ fn signed_file(query: &'static str, content: Vec<u8>) -> String {
                 end - 1,
                 content.len()
             );
-            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&content[start..end]));
+            let _ = stream
+                .write_all(head.as_bytes())
+                .and_then(|()| stream.write_all(&content[start..end]));
         }
     });
     url
@@ -391,11 +404,16 @@ fn signed_file(query: &'static str, content: Vec<u8>) -> String {
 
 /// A corpus of a hundred pairs as TSV.
 fn hundred_pairs() -> String {
-    let words = ["river", "boat", "market", "rice", "school", "teacher", "water", "child", "house", "road"];
+    let words = [
+        "river", "boat", "market", "rice", "school", "teacher", "water", "child", "house", "road",
+    ];
     let foreign = ["ទន្លេ", "ទូក", "ផ្សារ", "អង្ករ", "សាលា", "គ្រូ", "ទឹក", "កុមារ", "ផ្ទះ", "ផ្លូវ"];
     let pair = |n: usize| {
         let (i, j) = (n / 10, n % 10);
-        format!("The {} is near the {} {n}.\t{}នៅជិត{}លេខ {n}\n", words[i], words[j], foreign[i], foreign[j])
+        format!(
+            "The {} is near the {} {n}.\t{}នៅជិត{}លេខ {n}\n",
+            words[i], words[j], foreign[i], foreign[j]
+        )
     };
     (0..100).map(pair).collect()
 }
@@ -416,13 +434,23 @@ fn a_signed_url_is_read_and_its_signature_is_nowhere() {
     let url = signed_file("sv=2024&sig=5ecretsignature", faulty.into_bytes());
     let address = format!("{url}/corpora/km.tsv?sv=2024&sig=5ecretsignature");
     let place = Place::new(&own_corpus(&format!("{address:?}")));
-    let output = place.command(&["submit", "job.toml"]).env("LLINK_LOG", "trace").output().unwrap();
+    let output = place
+        .command(&["submit", "job.toml"])
+        .env("LLINK_LOG", "trace")
+        .output()
+        .unwrap();
     let said = common::text(&output);
     assert!(output.status.success(), "{said}");
     assert!(!said.contains(SECRET), "{said}");
     let report = std::fs::read_to_string(place.path("out/report.json")).unwrap();
-    assert!(report.contains(&format!("{url}/corpora/km.tsv:101: missing_column")), "{report}");
-    for file in walk(place.dir.path(), "").into_iter().filter(|file| !file.ends_with("job.toml")) {
+    assert!(
+        report.contains(&format!("{url}/corpora/km.tsv:101: missing_column")),
+        "{report}"
+    );
+    for file in walk(place.dir.path(), "")
+        .into_iter()
+        .filter(|file| !file.ends_with("job.toml"))
+    {
         let content = std::fs::read(&file).unwrap();
         let holds = content.windows(SECRET.len()).any(|part| part == SECRET.as_bytes());
         assert!(!holds, "the signature is in {}", file.display());
@@ -436,7 +464,10 @@ fn a_signed_url_is_read_and_its_signature_is_nowhere() {
     let expired = format!("{url}/corpora/km.tsv?sv=2024&sig=0ther5ecret");
     std::fs::write(place.path("job.toml"), own_corpus(&format!("{expired:?}"))).unwrap();
     let said = place.fails(4, &["submit", "job.toml"]);
-    assert!(said.contains("/corpora/km.tsv") && said.contains("403") && !said.contains("0ther5ecret"), "{said}");
+    assert!(
+        said.contains("/corpora/km.tsv") && said.contains("403") && !said.contains("0ther5ecret"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -455,7 +486,18 @@ fn sources_of_one_name_are_told_apart_and_a_lost_ending_is_reported() {
         assert_eq!(report["counts"][format!("pairs.source.{name}.kept")], 50, "{report:#}");
     }
     let warnings = report["warnings"].to_string();
-    assert!(warnings.contains("b/train.tsv ends its lines by carriage returns"), "{warnings}");
-    let table = place.ok(&["inspect", "out", "--sql", "select source, count(*) as n from pairs_train group by source"]);
-    assert!(table.contains("a/train.tsv") && table.contains("b/train.tsv"), "{table}");
+    assert!(
+        warnings.contains("b/train.tsv ends its lines by carriage returns"),
+        "{warnings}"
+    );
+    let table = place.ok(&[
+        "inspect",
+        "out",
+        "--sql",
+        "select source, count(*) as n from pairs_train group by source",
+    ]);
+    assert!(
+        table.contains("a/train.tsv") && table.contains("b/train.tsv"),
+        "{table}"
+    );
 }

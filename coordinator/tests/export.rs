@@ -204,11 +204,18 @@ fn faulty_lines_cost_no_others_their_answer(place: &Place, ask: &[&str], foreign
     std::fs::write(place.path("faulty.jsonl"), lines.join("\n")).unwrap();
     let batch = [ask, &["--jsonl", "faulty.jsonl", "--output", "faulty.out"]].concat();
     let said = text(&place.run(&batch));
-    for named in ["faulty.jsonl:2: has nothing to read", "faulty.jsonl:3: has no \"text\"", "faulty.jsonl:5: is not JSON"] {
+    for named in [
+        "faulty.jsonl:2: has nothing to read",
+        "faulty.jsonl:3: has no \"text\"",
+        "faulty.jsonl:5: is not JSON",
+    ] {
         assert!(said.contains(named), "{said}");
     }
     let answers = std::fs::read_to_string(place.path("faulty.out")).unwrap();
-    assert!(answers.starts_with(&format!("{{\"text\":{quoted},\"id\":18446744073709551616,")), "{answers}");
+    assert!(
+        answers.starts_with(&format!("{{\"text\":{quoted},\"id\":18446744073709551616,")),
+        "{answers}"
+    );
     let found = rows(place.path("faulty.out"));
     let generated: Vec<bool> = found.iter().map(|row| row["generated"].is_string()).collect();
     assert_eq!(generated, [true, false, false, false, true]);
@@ -218,17 +225,35 @@ fn faulty_lines_cost_no_others_their_answer(place: &Place, ask: &[&str], foreign
     assert!(place.ok(&batch).contains("2 answers"));
     assert_eq!(std::fs::read_to_string(place.path("faulty.out")).unwrap(), answers);
 
-    let texts = [b"\xEF\xBB\xBF", foreign.as_bytes(), b"\r\n\xE2\x80\x8B\ncaf\xE9\n", foreign.as_bytes()].concat();
+    let texts = [
+        b"\xEF\xBB\xBF",
+        foreign.as_bytes(),
+        b"\r\n\xE2\x80\x8B\ncaf\xE9\n",
+        foreign.as_bytes(),
+    ]
+    .concat();
     std::fs::write(place.path("faulty.txt"), &texts).unwrap();
     let one = format!("{}\n", found[0]["generated"].as_str().unwrap());
-    let output = place.command(&[ask, &["--file", "faulty.txt"]].concat()).output().unwrap();
-    let (said, heard) = (String::from_utf8(output.stderr).unwrap(), String::from_utf8(output.stdout).unwrap());
+    let output = place
+        .command(&[ask, &["--file", "faulty.txt"]].concat())
+        .output()
+        .unwrap();
+    let (said, heard) = (
+        String::from_utf8(output.stderr).unwrap(),
+        String::from_utf8(output.stdout).unwrap(),
+    );
     assert_eq!(heard, format!("{one}\n\n{one}"), "{said}");
-    assert!(said.contains("faulty.txt:2: ") && said.contains("faulty.txt:3: is not UTF-8"), "{said}");
+    assert!(
+        said.contains("faulty.txt:2: ") && said.contains("faulty.txt:3: is not UTF-8"),
+        "{said}"
+    );
     assert!(output.status.success());
     std::fs::write(place.path("none.jsonl"), "[1]\n").unwrap();
     let said = place.fails(3, &[ask, &["--jsonl", "none.jsonl"]].concat());
-    assert!(said.contains("no line could be answered") && said.contains("none.jsonl:1: "), "{said}");
+    assert!(
+        said.contains("no line could be answered") && said.contains("none.jsonl:1: "),
+        "{said}"
+    );
 }
 
 /// Runs the model card's own Python, with the models' folders in it.

@@ -184,12 +184,19 @@ fn parse(text: &str) -> Result<Root, String> {
         let host = url.host_str().unwrap_or_default();
         return Ok(Root::Place {
             scheme: url.scheme().into(),
-            authority: url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")),
-            path: percent_decoded(url.path()).unwrap_or_default().trim_end_matches('/').into(),
+            authority: url
+                .port()
+                .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")),
+            path: percent_decoded(url.path())
+                .unwrap_or_default()
+                .trim_end_matches('/')
+                .into(),
         });
     }
     if let Some(credential) = credential_of(text) {
-        return Err(format!("{shown}: a URL of a job holds no key, and this one holds {credential}"));
+        return Err(format!(
+            "{shown}: a URL of a job holds no key, and this one holds {credential}"
+        ));
     }
     let (authority, key) = after.split_once('/').unwrap_or((after, ""));
     Ok(Root::Place {

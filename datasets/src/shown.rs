@@ -86,13 +86,46 @@ pub fn redacted(text: &str) -> Cow<'_, str> {
 #[must_use]
 pub fn is_credential(name: &str) -> bool {
     const EXACT: [&str; 27] = [
-        "sig", "se", "st", "sp", "sv", "sr", "spr", "sip", "ske", "skt", "sks", "skv", "skoid", "sktid", "sdd", "srt",
-        "ss", "saoid", "suoid", "scid", "expires", "policy", "key-pair-id", "awsaccesskeyid", "googleaccessid",
-        "ossaccesskeyid", "jwt",
+        "sig",
+        "se",
+        "st",
+        "sp",
+        "sv",
+        "sr",
+        "spr",
+        "sip",
+        "ske",
+        "skt",
+        "sks",
+        "skv",
+        "skoid",
+        "sktid",
+        "sdd",
+        "srt",
+        "ss",
+        "saoid",
+        "suoid",
+        "scid",
+        "expires",
+        "policy",
+        "key-pair-id",
+        "awsaccesskeyid",
+        "googleaccessid",
+        "ossaccesskeyid",
+        "jwt",
     ];
     const WITHIN: [&str; 11] = [
-        "signature", "token", "secret", "password", "passwd", "credential", "apikey", "api-key", "api_key",
-        "subscription-key", "auth",
+        "signature",
+        "token",
+        "secret",
+        "password",
+        "passwd",
+        "credential",
+        "apikey",
+        "api-key",
+        "api_key",
+        "subscription-key",
+        "auth",
     ];
     const BEFORE: [&str; 4] = ["x-amz-", "x-goog-", "x-oss-", "q-sign-"];
     let name = name.to_ascii_lowercase();
@@ -144,7 +177,12 @@ pub fn withheld(url: &str) -> Option<String> {
     for (name, value) in parsed.query_pairs().filter(|(name, _)| !is_credential(name)) {
         hasher.update([name.as_bytes(), b"=", value.as_bytes(), b"&"].concat());
     }
-    let digest: String = hasher.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let digest: String = hasher
+        .finalize()
+        .iter()
+        .take(6)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     Some(format!("{shown}{WITHHELD}{digest}"))
 }
 
@@ -161,7 +199,11 @@ pub(crate) fn secrets_of(url: &Url) -> Vec<String> {
     const LONG: usize = 16;
     let mut secrets: Vec<String> = Vec::new();
     secrets.extend(url.password().map(str::to_owned));
-    let raw = url.query().unwrap_or_default().split('&').filter_map(|part| part.split_once('='));
+    let raw = url
+        .query()
+        .unwrap_or_default()
+        .split('&')
+        .filter_map(|part| part.split_once('='));
     for ((name, value), (_, written)) in url.query_pairs().zip(raw) {
         if value.len() >= LONG || (is_credential(&name) && value.len() >= 4) {
             secrets.push(value.into_owned());
@@ -189,7 +231,10 @@ mod tests {
             ("https://host/a@b/c", "https://host/a@b/c"),
             ("s3://AKIA:5ecret@bucket/a?b#c", "s3://bucket/a?b#c"),
             ("az://box/a.tsv?sv=1&sig=5ecret", "az://box/a.tsv"),
-            ("abfss://box@account.dfs.core.windows.net/a", "abfss://box@account.dfs.core.windows.net/a"),
+            (
+                "abfss://box@account.dfs.core.windows.net/a",
+                "abfss://box@account.dfs.core.windows.net/a",
+            ),
             ("hf://me:5ecret@owner/name?token=5ecret", "hf://owner/name"),
             ("/data/a?b#c.tsv", "/data/a?b#c.tsv"),
             ("memory://x/a?b", "memory://x/a?b"),
@@ -200,7 +245,9 @@ mod tests {
 
     #[test]
     fn urls_within_a_text_are_shown_alike() {
-        let text = format!("GET {SIGNED} in 5ms: (\"http://u:5ecret@h/x?5ecret\"), ទhttps://h?5ecret\x1b[0m and s3://b/k?1 ://");
+        let text = format!(
+            "GET {SIGNED} in 5ms: (\"http://u:5ecret@h/x?5ecret\"), ទhttps://h?5ecret\x1b[0m and s3://b/k?1 ://"
+        );
         assert_eq!(
             redacted(&text),
             "GET https://host:8443/d/a.tsv in 5ms: (\"http://h/x\"), ទhttps://h\x1b[0m and s3://b/k?1 ://"
@@ -211,8 +258,14 @@ mod tests {
     #[test]
     fn a_withheld_url_outlasts_its_signature_and_tells_files_apart() {
         let first = withheld(SIGNED).unwrap();
-        assert!(is_withheld(&first) && !first.contains("5ecret") && !first.contains("AKIA"), "{first}");
-        assert_eq!(withheld(&SIGNED.replace("5ecret", "another").replace("AKIA", "ASIA")), Some(first.clone()));
+        assert!(
+            is_withheld(&first) && !first.contains("5ecret") && !first.contains("AKIA"),
+            "{first}"
+        );
+        assert_eq!(
+            withheld(&SIGNED.replace("5ecret", "another").replace("AKIA", "ASIA")),
+            Some(first.clone())
+        );
         assert_eq!(ShownUrl::of(&first), ShownUrl::of(SIGNED));
         let of = |query: &str| withheld(&format!("https://host/get?{query}")).unwrap();
         assert_ne!(of("file=a.tsv&token=1"), of("file=b.tsv&token=1"));

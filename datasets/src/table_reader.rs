@@ -6,8 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use object_store::path::Path;
 use object_store::ObjectStoreExt;
+use object_store::path::Path;
 use parquet::arrow::arrow_reader::ArrowReaderOptions;
 use parquet::arrow::async_reader::AsyncFileReader;
 use parquet::errors::{ParquetError, Result};
@@ -31,7 +31,8 @@ impl ObjectReader {
         let error = match error {
             object_store::Error::NotSupported { .. } => Error::Content {
                 path: self.store.describe(&self.path),
-                reason: "its server gives no parts of a file, and Parquet is read in parts; download it first".to_owned(),
+                reason: "its server gives no parts of a file, and Parquet is read in parts; download it first"
+                    .to_owned(),
             },
             error => self.store.failed(&self.path, error),
         };

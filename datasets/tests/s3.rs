@@ -270,7 +270,10 @@ async fn all_that_follows_the_bucket_is_the_key() {
         ("run#3/a.tsv", "run%233/a.tsv"),
         ("q?x/a.tsv", "q%3Fx/a.tsv"),
         ("a%20b/c%3Ad.tsv", "a%2520b/c%253Ad.tsv"),
-        ("my data/ក+&=~[1]{x}.tsv", "my%20data/%E1%9E%80%2B%26%3D~%5B1%5D%7Bx%7D.tsv"),
+        (
+            "my data/ក+&=~[1]{x}.tsv",
+            "my%20data/%E1%9E%80%2B%26%3D~%5B1%5D%7Bx%7D.tsv",
+        ),
     ] {
         let url = format!("s3://keys/{key}");
         let (store, name) = Store::open_object_with(&url, settings(moto.port)).unwrap();
@@ -290,13 +293,18 @@ async fn a_profile_of_the_home_folder_opens_a_bucket() {
     std::fs::create_dir(home.path().join(".aws")).unwrap();
     let credentials = "[lab]\naws_access_key_id = x\naws_secret_access_key = y\n";
     std::fs::write(home.path().join(".aws/credentials"), credentials).unwrap();
-    let config = format!("[profile lab]\nregion = us-east-1\nendpoint_url = http://127.0.0.1:{}\n", moto.port);
+    let config = format!(
+        "[profile lab]\nregion = us-east-1\nendpoint_url = http://127.0.0.1:{}\n",
+        moto.port
+    );
     std::fs::write(home.path().join(".aws/config"), config).unwrap();
     let mut variables = vec![
         ("HOME".to_owned(), home.path().to_string_lossy().into_owned()),
         ("AWS_PROFILE".to_owned(), "lab".to_owned()),
     ];
-    let text = Store::open_with("s3://profile/x", variables.clone()).unwrap_err().to_string();
+    let text = Store::open_with("s3://profile/x", variables.clone())
+        .unwrap_err()
+        .to_string();
     assert!(text.contains("set AWS_ALLOW_HTTP=true"), "{text}");
     // As the advice says.
     variables.push(("AWS_ALLOW_HTTP".to_owned(), "true".to_owned()));

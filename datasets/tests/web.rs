@@ -272,10 +272,26 @@ async fn a_url_that_is_signed_for_get_alone_is_read_and_looked_up() {
     const QUERY: &str = "X-Amz-Expires=60&X-Amz-Signature=5ecretsignature";
     let statuses = ["403 Forbidden", "405 Not Allowed", "501 Not Implemented"];
     let (url, site) = serve(vec![
-        ("/a/0.tsv?X-Amz-Expires=60&X-Amz-Signature=5ecretsignature", Manner::NoHead(statuses[0]), rows(30)),
-        ("/a/1.tsv?X-Amz-Expires=60&X-Amz-Signature=5ecretsignature", Manner::NoHead(statuses[1]), rows(30)),
-        ("/a/2.tsv?X-Amz-Expires=60&X-Amz-Signature=5ecretsignature", Manner::NoHead(statuses[2]), rows(30)),
-        ("/a/3.tsv?X-Amz-Expires=60&X-Amz-Signature=5ecretsignature", Manner::NoHeadPlain(statuses[0]), rows(30)),
+        (
+            "/a/0.tsv?X-Amz-Expires=60&X-Amz-Signature=5ecretsignature",
+            Manner::NoHead(statuses[0]),
+            rows(30),
+        ),
+        (
+            "/a/1.tsv?X-Amz-Expires=60&X-Amz-Signature=5ecretsignature",
+            Manner::NoHead(statuses[1]),
+            rows(30),
+        ),
+        (
+            "/a/2.tsv?X-Amz-Expires=60&X-Amz-Signature=5ecretsignature",
+            Manner::NoHead(statuses[2]),
+            rows(30),
+        ),
+        (
+            "/a/3.tsv?X-Amz-Expires=60&X-Amz-Signature=5ecretsignature",
+            Manner::NoHeadPlain(statuses[0]),
+            rows(30),
+        ),
     ])
     .await;
     for number in 0..4 {
@@ -283,11 +299,18 @@ async fn a_url_that_is_signed_for_get_alone_is_read_and_looked_up() {
         let info = store.head(&name).await.unwrap().unwrap();
         assert_eq!(info.bytes as usize, rows(30).len(), "{number}");
         assert_eq!(info.e_tag.is_some(), number < 3, "{number}");
-        assert_eq!(kept(&format!("{url}/a/{number}.tsv?{QUERY}")).await.unwrap(), 30, "{number}");
+        assert_eq!(
+            kept(&format!("{url}/a/{number}.tsv?{QUERY}")).await.unwrap(),
+            30,
+            "{number}"
+        );
     }
     let asked = site.asked.lock().unwrap();
     let heads = asked.iter().filter(|one| one.starts_with("HEAD /a/2.tsv")).count();
-    assert_eq!(heads, 2, "a server that refuses HEAD is not asked for it again and again");
+    assert_eq!(
+        heads, 2,
+        "a server that refuses HEAD is not asked for it again and again"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -295,17 +318,38 @@ async fn what_authenticates_a_url_goes_to_its_server_and_nowhere_else() {
     let (other, elsewhere) = serve(vec![("/b.tsv", Manner::Able, rows(20))]).await;
     let (url, _) = serve(vec![
         ("/refused.tsv?file=x&sig=5ecret%2Bsignature", Manner::Refuses, vec![]),
-        ("/moved.tsv?sig=5ecretsignature", Manner::Moved, format!("{other}/b.tsv").into_bytes()),
+        (
+            "/moved.tsv?sig=5ecretsignature",
+            Manner::Moved,
+            format!("{other}/b.tsv").into_bytes(),
+        ),
     ])
     .await;
-    let text = kept(&format!("{url}/refused.tsv?file=x&sig=5ecret%2Bsignature")).await.unwrap_err().to_string();
-    assert!(text.contains("/refused.tsv") && text.contains("403") && !text.contains("5ecret"), "{text}");
+    let text = kept(&format!("{url}/refused.tsv?file=x&sig=5ecret%2Bsignature"))
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        text.contains("/refused.tsv") && text.contains("403") && !text.contains("5ecret"),
+        "{text}"
+    );
     let shut = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let text = Store::open_object(&format!("http://me:5ecret@{shut}/a.tsv?sig=5ecretsignature")).unwrap();
     let text = text.0.get(&text.1).await.unwrap_err().to_string();
-    assert!(text.contains(&format!("http://{shut}/a.tsv")) && !text.contains("5ecret"), "{text}");
+    assert!(
+        text.contains(&format!("http://{shut}/a.tsv")) && !text.contains("5ecret"),
+        "{text}"
+    );
 
-    assert_eq!(kept(&format!("{}/moved.tsv?sig=5ecretsignature", url.replace("//", "//me:5ecret@"))).await.unwrap(), 20);
+    assert_eq!(
+        kept(&format!(
+            "{}/moved.tsv?sig=5ecretsignature",
+            url.replace("//", "//me:5ecret@")
+        ))
+        .await
+        .unwrap(),
+        20
+    );
     let requests = elsewhere.requests.lock().unwrap().join("");
     assert!(!requests.is_empty() && !requests.contains("5ecret"), "{requests}");
     assert!(!requests.to_lowercase().contains("authorization"), "{requests}");
@@ -313,20 +357,28 @@ async fn what_authenticates_a_url_goes_to_its_server_and_nowhere_else() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_address_is_asked_for_as_it_is_written() {
-    let (url, site) = serve(vec![
-        ("/api/a%2Fb//raw%3F.tsv?sig=a%2Fb%3D", Manner::Able, rows(10)),
-    ])
-    .await;
-    let address = format!("{}/api/a%2Fb//raw%3F.tsv?sig=a%2Fb%3D#part", url.replace("//", "//me:p%40ss@"));
+    let (url, site) = serve(vec![("/api/a%2Fb//raw%3F.tsv?sig=a%2Fb%3D", Manner::Able, rows(10))]).await;
+    let address = format!(
+        "{}/api/a%2Fb//raw%3F.tsv?sig=a%2Fb%3D#part",
+        url.replace("//", "//me:p%40ss@")
+    );
     assert_eq!(kept(&address).await.unwrap(), 10);
     let requests = site.requests.lock().unwrap();
     // me:p@ss
-    assert!(requests.iter().all(|one| one.contains("authorization: Basic bWU6cEBzcw==")), "{requests:?}");
+    assert!(
+        requests
+            .iter()
+            .all(|one| one.contains("authorization: Basic bWU6cEBzcw==")),
+        "{requests:?}"
+    );
 }
 
 #[test]
 fn a_url_of_which_a_part_was_kept_back_is_not_opened() {
     let name = llink_datasets::shown::withheld("https://host/a.tsv?sig=5ecret").unwrap();
     let text = Store::open_object(&name).unwrap_err().to_string();
-    assert!(text.starts_with("https://host/a.tsv: ") && text.contains("submit the job again"), "{text}");
+    assert!(
+        text.starts_with("https://host/a.tsv: ") && text.contains("submit the job again"),
+        "{text}"
+    );
 }

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
+use llink_datasets::store::{object_name, without_query};
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{MapAccess, SeqAccess, Visitor};
-use llink_datasets::store::{object_name, without_query};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// One source or several.

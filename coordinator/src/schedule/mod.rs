@@ -393,24 +393,26 @@ pub enum Action {
 
 impl Effects {
     fn happened(&mut self, at: Millis, task: &TaskRecord, level: Level, text: impl Into<String>) {
+        let text: String = text.into();
         self.events.push(Happening {
             at,
             job: task.job.clone(),
             stage: task.stage.to_string(),
             task: task.id,
             level,
-            text: redacted(&text.into()).into_owned(),
+            text: redacted(&text).into_owned(),
         });
     }
 
     fn happened_to_job(&mut self, at: Millis, job: &str, stage: &str, level: Level, text: impl Into<String>) {
+        let text: String = text.into();
         self.events.push(Happening {
             at,
             job: job.into(),
             stage: stage.into(),
             task: 0,
             level,
-            text: redacted(&text.into()).into_owned(),
+            text: redacted(&text).into_owned(),
         });
     }
 }

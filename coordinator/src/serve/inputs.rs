@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use llink_datasets::roots::{Roots, check_key_variable};
-use llink_datasets::shown::{ShownUrl, credential_of};
+use llink_datasets::shown::{ShownUrl, credential_of, redacted};
 use llink_datasets::store::{ObjectInfo, Store};
 use llink_proto::{Failure, FailureKind, ModelRole};
 
@@ -133,7 +133,7 @@ fn check_roots(file: &JobFile, roots: &Roots) -> Result<(), Failure> {
 fn of_key(key: &str, failure: &Failure) -> Failure {
     Failure {
         kind: failure.kind,
-        text: format!("`{key}`: {}", failure.text),
+        text: format!("`{key}`: {}", redacted(&failure.text)),
     }
 }
 
@@ -230,8 +230,14 @@ mod tests {
     #[test]
     fn a_url_that_is_saved_holds_no_key() {
         for (key, line) in [
-            ("output", "output = \"s3://AKIA:5ecret@bucket/out\"\n[corpus]\nsource = \"sample\"\n"),
-            ("models.encoder", "[corpus]\nsource = \"sample\"\n[models]\nencoder = \"https://h/e?token=5ecret\"\n"),
+            (
+                "output",
+                "output = \"s3://AKIA:5ecret@bucket/out\"\n[corpus]\nsource = \"sample\"\n",
+            ),
+            (
+                "models.encoder",
+                "[corpus]\nsource = \"sample\"\n[models]\nencoder = \"https://h/e?token=5ecret\"\n",
+            ),
             (
                 "synthesize.url",
                 "[corpus]\nsource = \"sample\"\n[synthesize]\nurl = \"https://h/v1?api-key=5ecret\"\nmodel = \"m\"\n[instruct]\n",
@@ -239,7 +245,10 @@ mod tests {
         ] {
             let file = crate::job::parse("job.toml", line).unwrap();
             let text = check_credentials(&file).unwrap_err().text;
-            assert!(text.contains(key) && text.contains("; ") && !text.contains("5ecret"), "{text}");
+            assert!(
+                text.contains(key) && text.contains("; ") && !text.contains("5ecret"),
+                "{text}"
+            );
         }
     }
 

@@ -72,7 +72,9 @@ impl Withheld {
         let urls: Vec<&mut String> = match &mut task.kind {
             Some(Kind::CleanSource(task)) => {
                 let sources = task.source.iter_mut();
-                sources.flat_map(|source| [&mut source.url, &mut source.foreign_url]).collect()
+                sources
+                    .flat_map(|source| [&mut source.url, &mut source.foreign_url])
+                    .collect()
             }
             Some(Kind::Evaluate(task)) => task.judge.iter_mut().map(|judge| &mut judge.direct_answers).collect(),
             _ => Vec::new(),
@@ -101,7 +103,10 @@ mod tests {
         let addresses = keep_back(&mut file);
         let saved = serde_json::to_string(&file).unwrap();
         assert!(!saved.contains("5ecret") && !saved.contains("other"), "{saved}");
-        assert!(saved.contains("s3://bucket/i?x.jsonl") && saved.contains("/data/b.km"), "{saved}");
+        assert!(
+            saved.contains("s3://bucket/i?x.jsonl") && saved.contains("/data/b.km"),
+            "{saved}"
+        );
         assert_eq!(addresses.len(), 3);
 
         let mut vault = Withheld::default();
@@ -122,7 +127,9 @@ mod tests {
         let filled = |job: &str, url: &str| {
             let mut task = task(url, "/data/b.km");
             vault.fill(job, &mut task);
-            let Some(Kind::CleanSource(task)) = task.kind else { return None };
+            let Some(Kind::CleanSource(task)) = task.kind else {
+                return None;
+            };
             task.source.map(|source| (source.url, source.foreign_url))
         };
         let of = |url: &str| Some((url.to_owned(), "/data/b.km".to_owned()));

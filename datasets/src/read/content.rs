@@ -26,7 +26,11 @@ const UNPACK: &str = "unpack it and name the corpus file in it";
 const EXPORT: &str = "export its table as tab-separated UTF-8 text or as Parquet";
 
 const KINDS: [Kind; 14] = [
-    kind(b"PAR1\x15", "a Parquet file", "set format = \"parquet\", with english_column and foreign_column"),
+    kind(
+        b"PAR1\x15",
+        "a Parquet file",
+        "set format = \"parquet\", with english_column and foreign_column",
+    ),
     kind(b"PK\x03\x04", "a zip archive (or an Excel or Word file)", UNPACK),
     kind(b"PK\x05\x06", "an empty zip archive", UNPACK),
     kind(b"7z\xBC\xAF\x27\x1C", "a 7z archive", UNPACK),
@@ -102,14 +106,19 @@ fn is_text(head: &[u8]) -> bool {
 /// What decompressed bytes are that hold no lines of text, and what to do with them.
 pub(super) fn refusal(head: &[u8]) -> Option<String> {
     if let Some(inner) = compression(head) {
-        return Some(format!("is compressed twice, the second time as {inner}; unpack it once"));
+        return Some(format!(
+            "is compressed twice, the second time as {inner}; unpack it once"
+        ));
     }
     let found = |kind: &&Kind| head.get(kind.at..).is_some_and(|rest| rest.starts_with(kind.mark));
     if let Some(kind) = KINDS.iter().find(found) {
         return Some(format!("is {}: {}", kind.name, kind.advice));
     }
     let text = head.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(head).trim_ascii_start();
-    let begins = |words: &[u8]| text.get(..words.len()).is_some_and(|head| head.eq_ignore_ascii_case(words));
+    let begins = |words: &[u8]| {
+        text.get(..words.len())
+            .is_some_and(|head| head.eq_ignore_ascii_case(words))
+    };
     (begins(b"<!doctype html") || begins(b"<html")).then(|| {
         "is a web page and not a corpus: the server may ask for a login, or the address is that of a page about the \
          file; fetch the file itself"
@@ -120,11 +129,15 @@ pub(super) fn refusal(head: &[u8]) -> Option<String> {
 /// What a JSON file is that does not hold one object a line, and what makes lines of it.
 pub(super) fn not_lines_of_json(head: &[u8]) -> Option<String> {
     let text = head.trim_ascii_start();
-    let first = text.split(|byte| *byte == b'\n').next().unwrap_or_default().trim_ascii_end();
+    let first = text
+        .split(|byte| *byte == b'\n')
+        .next()
+        .unwrap_or_default()
+        .trim_ascii_end();
     match text.first() {
-        Some(b'[') if text[1..].trim_ascii_start().first() == Some(&b'{') => Some(
-            "is one JSON array; JSON lines hold one object a line, which `jq -c '.[]'` makes of it".to_owned(),
-        ),
+        Some(b'[') if text[1..].trim_ascii_start().first() == Some(&b'{') => {
+            Some("is one JSON array; JSON lines hold one object a line, which `jq -c '.[]'` makes of it".to_owned())
+        }
         Some(b'{') if first == b"{" => Some(
             "is JSON over several lines; JSON lines hold one object a line, which `jq -c .` makes of it".to_owned(),
         ),
@@ -145,7 +158,10 @@ mod tests {
         assert_eq!(decide(&gz, Compression::Gzip, "the name"), (Compression::Gzip, None));
         assert_eq!(decide(&gz, Compression::Xz, "the name").0, Compression::Gzip);
         assert_eq!(decide(b"a\tb\n", Compression::Zstd, "the name").0, Compression::None);
-        assert_eq!(decide(b"\x1F\x8C\0\0", Compression::Gzip, "the name"), (Compression::Gzip, None));
+        assert_eq!(
+            decide(b"\x1F\x8C\0\0", Compression::Gzip, "the name"),
+            (Compression::Gzip, None)
+        );
         for text in ["BZh9 is how bzip2 begins", "PK is short", "PAR10", "7z", "<htmlx"] {
             assert_eq!(compression(text.as_bytes()), None, "{text}");
         }

@@ -119,8 +119,7 @@ fn decode(decoder: &mut Decoder, mut bytes: &[u8], buffer: &mut Vec<u8>, is_last
             .max_utf8_buffer_length_without_replacement(bytes.len())
             .unwrap_or(4 * BLOCK);
         buffer.resize(start + room, 0);
-        let (result, read, written) =
-            decoder.decode_to_utf8_without_replacement(bytes, &mut buffer[start..], is_last);
+        let (result, read, written) = decoder.decode_to_utf8_without_replacement(bytes, &mut buffer[start..], is_last);
         buffer.truncate(start + written);
         bytes = &bytes[read..];
         match result {
@@ -172,7 +171,9 @@ fn believe(name: &str, head: &[u8]) -> std::result::Result<Told, String> {
         .find(|(alias, _)| alias.eq_ignore_ascii_case(name))
         .map_or(name, |(_, label)| *label);
     let encoding = Encoding::for_label_no_replacement(label.as_bytes());
-    let is_ascii = ["ascii", "us-ascii"].iter().any(|ascii| ascii.eq_ignore_ascii_case(name));
+    let is_ascii = ["ascii", "us-ascii"]
+        .iter()
+        .any(|ascii| ascii.eq_ignore_ascii_case(name));
     let plain = |note| {
         Ok(Told {
             encoding: UTF_8,
@@ -234,7 +235,10 @@ mod tests {
     #[test]
     fn only_the_xml_declaration_names_an_encoding() {
         for (text, encoding) in [
-            ("<?xml version=\"1.0\"?><tmx><header o-encoding=\"iso-8859-1\"/>", "UTF-8"),
+            (
+                "<?xml version=\"1.0\"?><tmx><header o-encoding=\"iso-8859-1\"/>",
+                "UTF-8",
+            ),
             ("<tmx encoding=\"koi8-r\">", "UTF-8"),
             ("<?xml version='1.0' encoding = 'Latin1' ?>", "windows-1252"),
             ("<?xml encoding=\"CP1252\"?>", "windows-1252"),

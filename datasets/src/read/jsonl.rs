@@ -135,6 +135,7 @@ pub(super) fn missing(object: &Value, key: &str) -> String {
             None => named.push(name.clone()),
         }
     }
+    named.sort();
     let count = named.len();
     let mut named: Vec<String> = named
         .into_iter()
@@ -180,15 +181,28 @@ mod tests {
     #[test]
     fn what_python_writes_beyond_json_is_made_json() {
         for (given, expected) in [
-            (r#"{"a": NaN, "b": -Infinity, "c": [Infinity]}"#, r#"{"a": null, "b": null, "c": [null]}"#),
+            (
+                r#"{"a": NaN, "b": -Infinity, "c": [Infinity]}"#,
+                r#"{"a": null, "b": null, "c": [null]}"#,
+            ),
             (r#"{"a": "NaN \" NaN", "b": NaN}"#, r#"{"a": "NaN \" NaN", "b": null}"#),
             (r#"{"a": "x \ud83d"}"#, r#"{"a": "x \ufffd"}"#),
-            (r#"{"a": "\ud83d\ude00 \ude00\\ud83d"}"#, r#"{"a": "\ud83d\ude00 \ufffd\\ud83d"}"#),
+            (
+                r#"{"a": "\ud83d\ude00 \ude00\\ud83d"}"#,
+                r#"{"a": "\ud83d\ude00 \ufffd\\ud83d"}"#,
+            ),
         ] {
             assert_eq!(strict_json(given), expected);
             assert!(serde_json::from_str::<Value>(&strict_json(given)).is_ok(), "{given}");
         }
-        for same in [r#"{"a": 1e5, "b": -0.5}"#, r#"{"a": "\u0e01\"#, r#"{"a": "\u12"#, "", "-", "\\"] {
+        for same in [
+            r#"{"a": 1e5, "b": -0.5}"#,
+            r#"{"a": "\u0e01\"#,
+            r#"{"a": "\u12"#,
+            "",
+            "-",
+            "\\",
+        ] {
             assert!(matches!(strict_json(same), Cow::Borrowed(_)), "{same}");
         }
     }
@@ -197,7 +211,10 @@ mod tests {
     fn numbers_beyond_a_double_spoil_no_line() {
         let line = r#"{"a":-1e400,"b":[1E999],"c":1.5}"#;
         assert_eq!(strict_json(line), line);
-        assert_eq!(json_value(line).unwrap(), serde_json::json!({"a": null, "b": [null], "c": 1.5}));
+        assert_eq!(
+            json_value(line).unwrap(),
+            serde_json::json!({"a": null, "b": [null], "c": 1.5})
+        );
         assert!(json_value("{\"a\": 1").is_err());
     }
 

@@ -154,6 +154,9 @@ impl Pieces {
         if !has_feeds && memchr::memchr(b'\r', self.buffer.trim_ascii_end()).is_some() {
             self.delimiter = Finder::new(b"\r");
             self.has_bare_returns = true;
+            if self.ended && self.buffer.ends_with(b"\n") {
+                self.buffer.pop();
+            }
         }
         Ok(())
     }

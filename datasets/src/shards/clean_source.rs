@@ -173,7 +173,10 @@ impl Collector<'_> {
     async fn read(&mut self, progress: Progress<'_>) -> Result<()> {
         let spec = self.spec;
         let mut reader = RowReader::open(&spec.source, spec.corpus).await?;
-        let notes = reader.notes().into_iter().map(|(url, note)| format!("{} {note}", ShownUrl::of(&url)));
+        let notes = reader
+            .notes()
+            .into_iter()
+            .map(|(url, note)| format!("{} {note}", ShownUrl::of(&url)));
         self.warnings.extend(notes);
         while let Some(row) = reader.next().await? {
             if self.offer(row, reader.place()).await? {
@@ -279,7 +282,10 @@ impl Collector<'_> {
             (Some(Language::Foreign), Some(foreign)) => foreign,
             _ => &source.url,
         };
-        let hint = fault.hint.as_ref().map_or_else(String::new, |hint| format!(" ({hint})"));
+        let hint = fault
+            .hint
+            .as_ref()
+            .map_or_else(String::new, |hint| format!(" ({hint})"));
         self.warnings
             .push(format!("{}:{line}: {reason}{hint}", ShownUrl::of(file)));
     }
@@ -359,7 +365,9 @@ fn nothing_kept(tally: &Tally, warnings: &[String]) -> String {
         true => "it is not UTF-8: convert it from what it is in, for instance with `iconv -f WINDOWS-1252 -t UTF-8`",
         false => "are the format, the columns and the length limits right?",
     };
-    let one = warnings.last().map_or_else(String::new, |one| format!(" For instance {one}"));
+    let one = warnings
+        .last()
+        .map_or_else(String::new, |one| format!(" For instance {one}"));
     format!(
         "none of its {} rows can be used ({}); {advice}{one}",
         tally.dropped(),

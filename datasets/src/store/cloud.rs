@@ -86,8 +86,10 @@ fn settled(
     cloud: &Cloud,
     variables: impl IntoIterator<Item = (String, String)>,
 ) -> std::result::Result<BTreeMap<String, String>, String> {
-    let mut variables: BTreeMap<String, String> =
-        variables.into_iter().filter(|(_, value)| !value.trim().is_empty()).collect();
+    let mut variables: BTreeMap<String, String> = variables
+        .into_iter()
+        .filter(|(_, value)| !value.trim().is_empty())
+        .collect();
     if cloud.prefix == AWS.prefix {
         aws_profile::apply(&mut variables)?;
     }
@@ -96,7 +98,10 @@ fn settled(
     for name in cloud.endpoints {
         let Some(endpoint) = variables.get(*name) else { continue };
         if credential_of(endpoint).is_some() {
-            return Err(format!("{name} holds a name, a password or a key; set {} instead", cloud.keys));
+            return Err(format!(
+                "{name} holds a name, a password or a key; set {} instead",
+                cloud.keys
+            ));
         }
         if endpoint.starts_with("http://") && !allows_http {
             return Err(format!(
@@ -114,9 +119,9 @@ pub(super) fn without_keys(url: &str, error: &str) -> Option<String> {
     // Where a cloud's own machines find the keys of their role.
     let own = ["169.254.169.254", "metadata.google.internal"];
     let keys = cloud(url.split_once("://")?.0).keys;
-    own.iter()
-        .any(|server| error.contains(server))
-        .then(|| format!("there are no keys for it, and this machine has no role of its own: set {keys}. It was said: {error}"))
+    own.iter().any(|server| error.contains(server)).then(|| {
+        format!("there are no keys for it, and this machine has no role of its own: set {keys}. It was said: {error}")
+    })
 }
 
 #[cfg(test)]
@@ -124,7 +129,9 @@ mod tests {
     use super::*;
 
     fn settle(variables: &[(&str, &str)]) -> std::result::Result<BTreeMap<String, String>, String> {
-        let given = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let given = variables
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         settled(&AWS, given)
     }
 
@@ -132,11 +139,23 @@ mod tests {
     fn plain_http_is_refused_until_the_variable_that_is_named_is_set() {
         let endpoint = ("AWS_ENDPOINT", "http://127.0.0.1:9000");
         let said = settle(&[endpoint, ("AWS_ALLOW_HTTP", "false")]).unwrap_err();
-        assert!(said.contains("AWS_ENDPOINT") && said.contains("set AWS_ALLOW_HTTP=true"), "{said}");
-        let options = settle(&[endpoint, ("AWS_ALLOW_HTTP", "true"), ("AWS_SESSION_TOKEN", " "), ("HOME", "/x")]).unwrap();
+        assert!(
+            said.contains("AWS_ENDPOINT") && said.contains("set AWS_ALLOW_HTTP=true"),
+            "{said}"
+        );
+        let options = settle(&[
+            endpoint,
+            ("AWS_ALLOW_HTTP", "true"),
+            ("AWS_SESSION_TOKEN", " "),
+            ("HOME", "/x"),
+        ])
+        .unwrap();
         assert_eq!(options.keys().collect::<Vec<_>>(), ["AWS_ALLOW_HTTP", "AWS_ENDPOINT"]);
         let said = settle(&[("AWS_ENDPOINT", "https://me:5ecret@host")]).unwrap_err();
-        assert!(said.contains("AWS_SECRET_ACCESS_KEY") && !said.contains("5ecret"), "{said}");
+        assert!(
+            said.contains("AWS_SECRET_ACCESS_KEY") && !said.contains("5ecret"),
+            "{said}"
+        );
     }
 
     #[test]
@@ -164,7 +183,11 @@ mod tests {
     fn whoever_has_no_keys_is_told_the_variables() {
         let error = "Error performing PUT http://169.254.169.254/latest/api/token";
         assert!(without_keys("s3://b/k", error).unwrap().contains("AWS_PROFILE"));
-        assert!(without_keys("gs://b/k", error).unwrap().contains("GOOGLE_APPLICATION_CREDENTIALS"));
+        assert!(
+            without_keys("gs://b/k", error)
+                .unwrap()
+                .contains("GOOGLE_APPLICATION_CREDENTIALS")
+        );
         assert_eq!(without_keys("s3://b/k", "403 Forbidden"), None);
     }
 }

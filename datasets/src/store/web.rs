@@ -17,7 +17,7 @@ use super::open::bad_url;
 use super::{Store, Transfer, with_causes};
 use crate::Result;
 use crate::roots::percent_decoded;
-use crate::shown::secrets_of;
+use crate::shown::{ShownUrl, secrets_of};
 
 /// How long a web server may take to answer a connection.
 const CONNECTING: Duration = Duration::from_secs(10);
@@ -61,9 +61,10 @@ impl Store {
             .build()
             .map_err(|e| refused(&e))?;
         let objects: Arc<dyn ObjectStore> = Arc::new(objects);
+        let shown = ShownUrl::of(url);
         Ok(Self {
             secrets: secrets_of(address).into(),
-            ..Self::with_objects(url, objects, prefix, Transfer::PartsIfAble)
+            ..Self::with_objects(shown.as_str(), objects, prefix, Transfer::PartsIfAble)
         })
     }
 }
@@ -111,7 +112,9 @@ impl Web {
             ("", None) => None,
             (name, password) => {
                 let decoded = |text: &str| percent_decoded(text).unwrap_or_else(|| text.to_owned());
-                let request = client.get(without_user(given)).basic_auth(decoded(name), password.map(decoded));
+                let request = client
+                    .get(without_user(given))
+                    .basic_auth(decoded(name), password.map(decoded));
                 request.build()?.headers().get(AUTHORIZATION).cloned()
             }
         };
@@ -163,7 +166,9 @@ fn as_head(answer: HttpResponse) -> HttpResponse {
     let (mut parts, _) = answer.into_parts();
     if parts.status == StatusCode::PARTIAL_CONTENT {
         let range = parts.headers.remove(CONTENT_RANGE);
-        let size: Option<u64> = range.as_ref().and_then(|range| range.to_str().ok()?.rsplit_once('/')?.1.parse().ok());
+        let size: Option<u64> = range
+            .as_ref()
+            .and_then(|range| range.to_str().ok()?.rsplit_once('/')?.1.parse().ok());
         match size {
             Some(size) => drop(parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(size))),
             None => drop(parts.headers.remove(CONTENT_LENGTH)),

@@ -59,7 +59,10 @@ impl Input {
             Source::Stream(Box::new(BufReader::new(opened)))
         } else {
             let lines = open(&name).map_err(|e| of_datasets(&e))?;
-            lines.notes().iter().for_each(|note| complain(&format!("{name} {note}")));
+            lines
+                .notes()
+                .iter()
+                .for_each(|note| complain(&format!("{name} {note}")));
             Source::File(Box::new(lines), runtime.clone())
         };
         Ok(Self { name, number: 0, lines })

@@ -66,7 +66,9 @@ impl Row {
     /// The line with its answer, or with why it has none.
     pub(super) fn answered(&self, answer: Result<String, String>, made_by: &Value) -> String {
         let kept = self.members.iter().filter(|(key, _)| !SET.contains(&key.as_str()));
-        let mut members: Vec<String> = kept.map(|(key, value)| format!("{}:{value}", Value::from(key.as_str()))).collect();
+        let mut members: Vec<String> = kept
+            .map(|(key, value)| format!("{}:{value}", Value::from(key.as_str())))
+            .collect();
         let mut set = |key: &str, value: Value| members.push(format!("\"{key}\":{value}"));
         if let Ok(question) = &self.asked {
             set("instruction", question.instruction.as_str().into());
@@ -167,7 +169,8 @@ mod tests {
 
     #[test]
     fn what_a_line_holds_is_passed_on_digit_by_digit() {
-        let line = r#"{"text":"a","id":18446744073709551616,"f":1e400, "n": 0.10,"o":{"x":[1,{"y":"}],\""}]},"generated":1}"#;
+        let line =
+            r#"{"text":"a","id":18446744073709551616,"f":1e400, "n": 0.10,"o":{"x":[1,{"y":"}],\""}]},"generated":1}"#;
         let row = row(line);
         let answered = row.answered(Ok("b".to_owned()), &Value::from("me"));
         let expected = r#"{"text":"a","id":18446744073709551616,"f":1e400,"n":0.10,"o":{"x":[1,{"y":"}],\""}]},"#;
@@ -189,13 +192,19 @@ mod tests {
             ("{\"txt\":1}", "has no \"text\""),
             ("{\"text\":1}", "has a \"text\" that is no text"),
             ("[1]", "is not a JSON object"),
-            ("{\"text\":\"a\",\"task\":\"rhyme\"}", "asks for task \"rhyme\"; the bundle knows summarize"),
+            (
+                "{\"text\":\"a\",\"task\":\"rhyme\"}",
+                "asks for task \"rhyme\"; the bundle knows summarize",
+            ),
         ] {
             let row = row(line);
             assert_eq!(row.asked.as_ref().unwrap_err(), fault, "{line}");
             let answered = row.answered(Err(fault.to_owned()), &Value::Null);
             let value: Value = serde_json::from_str(&answered).unwrap();
-            assert_eq!((&value["generated"], &value["error"]), (&Value::Null, &Value::from(fault)));
+            assert_eq!(
+                (&value["generated"], &value["error"]),
+                (&Value::Null, &Value::from(fault))
+            );
             assert!(row.is_answered_by(&answered, &Value::Null), "{answered}");
         }
         assert!(row("text").asked.unwrap_err().starts_with("is not JSON"));
