@@ -74,16 +74,12 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path, roots: &Roots) -> Re
 fn check_credentials(file: &JobFile) -> Result<(), Failure> {
     const STORES: &str = "set the variables of its store, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
     const ENDPOINTS: &str = "put the key into a variable that `api_key_env` names";
-    let mut urls = vec![("output", &file.output, STORES)];
-    for (key, folder) in [
-        ("models.encoder", &file.models.encoder),
-        ("models.decoder", &file.models.decoder),
-    ] {
-        urls.push((key, folder, STORES));
-    }
-    urls.extend(file.synthesize.iter().map(|s| ("synthesize.url", &s.url, ENDPOINTS)));
+    let mut urls = vec![("output", file.output.as_str(), STORES)];
+    urls.extend(file.models.paths().map(|(key, folder)| (key, folder, STORES)));
+    let endpoint = file.synthesize.iter();
+    urls.extend(endpoint.map(|s| ("synthesize.url", s.url.as_str(), ENDPOINTS)));
     let judge = file.evaluate.judge.iter();
-    urls.extend(judge.map(|judge| ("evaluate.judge.url", &judge.url, ENDPOINTS)));
+    urls.extend(judge.map(|judge| ("evaluate.judge.url", judge.url.as_str(), ENDPOINTS)));
     for (key, url, advice) in urls {
         if let Some(credential) = credential_of(url) {
             let shown = ShownUrl::of(url);
