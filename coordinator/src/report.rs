@@ -11,7 +11,7 @@ pub fn build(job: &Job, now: Millis) -> String {
     let mut stages = Vec::new();
     let mut counts = Map::new();
     let mut figures = Map::new();
-    let mut warnings = Vec::new();
+    let mut warnings = crate::job::warnings(&job.file);
     for stage in &job.stages {
         let Some(manifest) = &stage.manifest else { continue };
         stages.push(json!({

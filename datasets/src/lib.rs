@@ -2,11 +2,12 @@
 //!
 //! The flow of the `shard` stage: a reader yields rows, [`clean`] keeps or drops each with a reason, and [`shards`]
 //! decides over all sources which side each row stands on and writes them as Parquet. [`pairs`], [`instructions`] and
-//! [`vectors`] read what was written; [`sample`] makes up a corpus for trials. [`store`] and [`manifest`] need none of
-//! that and are all that the coordinator's core uses.
+//! [`vectors`] read what was written; [`sample`] makes up a corpus for trials. [`store`], [`manifest`] and [`measured`]
+//! need none of that and are all that the coordinator's core uses.
 
 pub mod error;
 pub mod manifest;
+pub mod measured;
 pub mod roots;
 pub mod script;
 pub mod shown;

@@ -44,6 +44,7 @@ impl Submit {
                     ui::plan(&job, style);
                     return Ok(());
                 }
+                ui::warnings(&job, style);
                 if self.detach {
                     say(&job.id);
                     return Ok(());
@@ -112,6 +113,7 @@ impl Submit {
                 Ok(None)
             }
             Ok(job) => {
+                ui::warnings(&job, style);
                 let mut stopper = client.clone();
                 let given_up = workers.given_up();
                 let started = follow::follow(&mut client, &job.id, style, |job| workers.start_if_needed(job));

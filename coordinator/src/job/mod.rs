@@ -12,6 +12,7 @@ mod models;
 mod parse;
 mod source;
 mod synthesize;
+mod warnings;
 
 pub use cleaning::{CleaningSection, NearDuplicates};
 pub use error::{JobFileError, Problem};
@@ -22,6 +23,7 @@ pub use models::{DecoderModel, EncoderModel, ModelsSection, PoolingName, RANDOM_
 pub use parse::parse;
 pub use source::{ColumnName, CompressionName, FormatName, SourceEntry, Sources};
 pub use synthesize::{PromptEntry, SynthesizeSection};
+pub use warnings::warnings;
 
 use serde::{Deserialize, Serialize};
 

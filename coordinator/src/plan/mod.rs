@@ -8,6 +8,7 @@ mod embed;
 mod export;
 mod instruct;
 mod judge;
+mod outline;
 mod shard;
 mod synthesize;
 mod train;
@@ -22,7 +23,8 @@ use llink_datasets::manifest::{Manifest, ManifestArtifact};
 use llink_proto::{Artifact, Task, TaskResult};
 use serde::Serialize;
 
-use crate::job::JobFile;
+use crate::job::{JobFile, RANDOM_MODEL};
+pub use outline::outline;
 
 /// The stages of a job, in the order in which they run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -67,6 +69,35 @@ impl StageName {
             _ => true,
         };
         Self::ALL.into_iter().filter(wanted).collect()
+    }
+
+    /// The stages whose results this one's key and tasks follow from. [`stage_key`] and [`phase`] need all of them.
+    #[must_use]
+    pub fn reads(self, job: &JobFile) -> Vec<Self> {
+        let random = [&job.models.encoder, &job.models.decoder].contains(&&RANDOM_MODEL.to_owned());
+        let instructions = job.instruct.is_some().then(|| instructions_stage(job));
+        let instruct = job.instruct.is_some().then_some(Self::Instruct);
+        let mut stages = match self {
+            Self::Shard => Vec::new(),
+            Self::Synthesize => vec![Self::Shard],
+            Self::Models if random => vec![Self::Shard],
+            Self::Models => Vec::new(),
+            Self::Embed => [Some(Self::Shard), Some(Self::Models), instructions].into_iter().flatten().collect(),
+            Self::Align => vec![Self::Embed],
+            Self::Instruct => {
+                let own = [Self::Models, Self::Embed, Self::Align];
+                instructions.into_iter().chain(own).collect()
+            }
+            Self::Evaluate | Self::Export => {
+                let evaluate = (self == Self::Export).then_some(Self::Evaluate);
+                let embed = (self == Self::Evaluate).then_some(Self::Embed);
+                let own = [Self::Shard, Self::Models, Self::Align];
+                own.into_iter().chain([embed, evaluate, instructions, instruct].into_iter().flatten()).collect()
+            }
+        };
+        stages.sort_unstable();
+        stages.dedup();
+        stages
     }
 
     /// Raised whenever the stage's code computes something else from the same inputs, so that old results are not reused.
@@ -255,12 +286,14 @@ pub fn short_hash(text: &str) -> String {
 
 /// What made the job's instruction examples.
 fn instructions_of<'a>(stage: StageName, inputs: &Inputs<'a>) -> Result<&'a Manifest, PlanError> {
-    let of = if inputs.job.synthesize.is_some() {
-        StageName::Synthesize
-    } else {
-        StageName::Shard
-    };
-    earlier(stage, of, inputs)
+    earlier(stage, instructions_stage(inputs.job), inputs)
+}
+
+fn instructions_stage(job: &JobFile) -> StageName {
+    match job.synthesize {
+        Some(_) => StageName::Synthesize,
+        None => StageName::Shard,
+    }
 }
 
 fn earlier<'a>(stage: StageName, of: StageName, inputs: &Inputs<'a>) -> Result<&'a Manifest, PlanError> {

@@ -6,7 +6,7 @@ use llink_proto::{
     CleanSource, CleaningRules, Corpus, ModelRole, PrepareModel, Source, SplitCorpus, Task, TaskResult, WriteShard,
 };
 
-use super::{Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, content, earlier, json, manifest_of};
+use super::{Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, content, earlier, json, manifest_of, with_role};
 use crate::job::{
     CleaningSection, ColumnName, CompressionName, CorpusSection, FormatName, InstructionsSection, JobFile,
     NearDuplicates, RANDOM_MODEL, SourceEntry, Sources, TINY_MODEL, TooLong,
@@ -345,34 +345,30 @@ pub(super) fn models_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskRe
         manifest.warnings.extend(unfit_models(inputs.job));
         return Ok(Phase::Complete(manifest));
     }
-    let shard = earlier(StageName::Models, StageName::Shard, inputs)?;
-    let text: Vec<String> = super::with_role(shard, "pairs/train")
-        .into_iter()
-        .map(|a| a.path)
-        .collect();
     let encoder = &inputs.job.models.encoder;
-    let task = |role: ModelRole, source: &str, name: &str| {
+    let task = |role: ModelRole, source: &str, name: &str| -> Result<PlannedTask, PlanError> {
         let wishes = (role == ModelRole::Encoder).then_some(encoder);
+        let text = match source {
+            RANDOM_MODEL => with_role(earlier(StageName::Models, StageName::Shard, inputs)?, "pairs/train"),
+            _ => Vec::new(),
+        };
         let kind = Kind::PrepareModel(PrepareModel {
             role: role.into(),
             source: source.into(),
             seed: inputs.job.seed,
-            text_shards: match source {
-                RANDOM_MODEL => text.clone(),
-                _ => Vec::new(),
-            },
+            text_shards: text.into_iter().map(|shard| shard.path).collect(),
             path: format!("models/{key}/{name}"),
             pooling: wishes.and_then(|m| m.pooling).map(|pooling| pooling.as_str().into()),
             normalize: wishes.and_then(|m| m.normalize),
             prefix: wishes.and_then(|m| m.prefix.clone()),
         });
-        planned(inputs, kind, 1, format!("prepare {name} {source}"))
+        Ok(planned(inputs, kind, 1, format!("prepare {name} {source}")))
     };
     Ok(Phase::Tasks {
         label: "prepare".into(),
         tasks: vec![
-            task(ModelRole::Encoder, &encoder.path, "encoder"),
-            task(ModelRole::Decoder, &inputs.job.models.decoder.path, "decoder"),
+            task(ModelRole::Encoder, &encoder.path, "encoder")?,
+            task(ModelRole::Decoder, &inputs.job.models.decoder.path, "decoder")?,
         ],
     })
 }

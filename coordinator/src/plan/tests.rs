@@ -291,3 +291,36 @@ fn synthesis_asks_about_further_pairs_in_place_of_those_that_gave_nothing() {
         manifest.warnings
     );
 }
+
+/// A stage can be planned when the stages that it says it reads are done, and not while one of them is missing.
+#[test]
+fn a_stage_reads_what_it_says_and_nothing_else() {
+    let instruct = "[instructions]\nsource = \"sample\"\n[instruct]\n";
+    let synthesize = "[synthesize]\nurl = \"http://localhost:1/v1\"\nmodel = \"m\"\n[instruct]\n";
+    let random = "[models]\nencoder = \"random\"\n";
+    for text in ["", instruct, synthesize, random] {
+        let (job, stamps) = (job(text), BTreeMap::new());
+        for stage in StageName::of(&job) {
+            let reads = stage.reads(&job);
+            for missing in StageName::ALL {
+                let mut done = done();
+                for manifest in done.values_mut() {
+                    let mut more = |role: &str| {
+                        let role = role.to_owned();
+                        manifest.artifacts.push(ManifestArtifact { role, ..ManifestArtifact::default() });
+                    };
+                    ["projector", "adapter", "adapter-config", "slots"].map(&mut more);
+                }
+                done.remove(&missing);
+                let inputs = Inputs {
+                    job: &job,
+                    stamps: &stamps,
+                    done: &done,
+                };
+                let planned = stage_key(stage, &inputs).and_then(|key| phase(stage, &key, &inputs, &[]));
+                let needs = reads.contains(&missing);
+                assert_eq!(planned.is_err(), needs, "{text}: {stage} without {missing}: {planned:?}");
+            }
+        }
+    }
+}

@@ -23,6 +23,7 @@ impl Cluster {
             failure: job.failure.clone(),
             report_json: job.report.clone().unwrap_or_default(),
             workers: self.workers.len() as u32,
+            warnings: crate::job::warnings(&job.file),
         })
     }
 
@@ -59,6 +60,7 @@ impl Cluster {
                 None => figures,
             },
             warnings: stage.manifest.as_ref().map(|m| m.warnings.clone()).unwrap_or_default(),
+            details: Vec::new(),
         }
     }
 

@@ -6,6 +6,7 @@ mod report;
 
 use std::io::{IsTerminal, Write};
 
+use llink_datasets::measured::thousands;
 use llink_proto::{Event, Job, JobState, Stage, StageState};
 
 pub use report::report;
@@ -97,20 +98,9 @@ fn stage_word(stage: &Stage) -> &'static str {
         StageState::Cached => "cached",
         StageState::Failed => "failed",
         StageState::Cancelled => "cancelled",
+        StageState::Planned => "will run",
+        StageState::Depends => "depends",
     }
-}
-
-/// 12345 as 12,345.
-pub(crate) fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::with_capacity(digits.len() * 4 / 3);
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
 }
 
 fn seconds(stage: &Stage) -> f64 {
@@ -126,7 +116,7 @@ fn job_json(job: &Job, events: &[Event]) -> serde_json::Value {
                 "stage": s.name, "state": stage_word(s), "reason": s.reason, "key": s.key, "done": s.done,
                 "total": s.total, "unit": s.unit, "tasks_done": s.tasks_done, "tasks_total": s.tasks_total,
                 "seconds": if s.ended_at > 0 { Some(seconds(s)) } else { None },
-                "figures": s.figures, "warnings": s.warnings,
+                "figures": s.figures, "warnings": s.warnings, "details": s.details,
             })
         })
         .collect();
@@ -138,7 +128,7 @@ fn job_json(job: &Job, events: &[Event]) -> serde_json::Value {
     serde_json::json!({
         "id": job.id, "name": job.name, "state": state_word(job), "reason": job.reason, "output": job.output_url,
         "submitted_at": job.submitted_at, "ended_at": job.ended_at, "workers": job.workers, "stages": stages,
-        "events": events, "report": report,
+        "warnings": job.warnings, "events": events, "report": report,
     })
 }
 
@@ -167,7 +157,23 @@ pub fn plan(job: &Job, style: Style) {
     print_line(&format!("{}: nothing was started", job.id));
     for stage in &job.stages {
         let key = if stage.key.is_empty() { "-" } else { &stage.key };
-        print_line(&format!("  {:9} {key:16}  {}", stage.name, stage.reason));
+        let word = stage_word(stage);
+        print_line(&format!("  {:10} {word:8}  {key:16}  {}", stage.name, stage.reason));
+        for detail in &stage.details {
+            print_line(&format!("  {:10} {detail}", ""));
+        }
+    }
+    for warning in &job.warnings {
+        print_line(&format!("warning: {warning}"));
+    }
+}
+
+/// What a job asks for and will not get, before it starts. In JSON the job itself has it.
+pub fn warnings(job: &Job, style: Style) {
+    if style != Style::Json {
+        for warning in &job.warnings {
+            let _ = writeln!(std::io::stderr(), "warning: {warning}");
+        }
     }
 }
 
@@ -214,6 +220,11 @@ pub fn job(job: &Job, style: Style) {
     for stage in &job.stages {
         print_line(&format!("  {}", lines::stage_line(stage)));
     }
+    if job.state() != JobState::Succeeded {
+        for warning in &job.warnings {
+            print_line(&format!("warning: {warning}"));
+        }
+    }
     if let Some(failure) = &job.failure {
         print_line(&format!("failed: {}", failure.text));
     }
@@ -225,14 +236,6 @@ pub fn job(job: &Job, style: Style) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn thousands_are_grouped() {
-        assert_eq!(thousands(0), "0");
-        assert_eq!(thousands(999), "999");
-        assert_eq!(thousands(1000), "1,000");
-        assert_eq!(thousands(1_234_567), "1,234,567");
-    }
 
     #[test]
     fn an_event_has_its_time_of_day() {

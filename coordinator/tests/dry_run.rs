@@ -1,0 +1,92 @@
+//! What `submit --dry-run` tells of a job, before and after anything of it has run.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Place, SMALL, eventually};
+
+/// The job file that comes with llink.
+const SHIPPED: &str = include_str!("../../job.toml");
+
+/// State of each stage, in order.
+fn states(plan: &str) -> Vec<(String, String)> {
+    let plan: serde_json::Value = serde_json::from_str(plan.trim()).unwrap();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    let stages = plan["stages"].as_array().unwrap().iter();
+    stages.map(|s| (text(&s["stage"]), text(&s["state"]))).collect()
+}
+
+fn words(stages: &[(String, String)]) -> Vec<&str> {
+    stages.iter().map(|(_, state)| state.as_str()).collect()
+}
+
+#[test]
+fn the_shipped_job_is_planned_on_a_clean_folder() {
+    let place = Place::new(SHIPPED);
+    let plan = place.ok(&["submit", "job.toml", "--dry-run"]);
+    for expected in [
+        "shard      will run",
+        "2 tasks to clean first",
+        "pairs: 20,000 to train on, 4,000 held out, from sample",
+        "models     will run",
+        "its tasks are known once stages shard and models are done",
+        "at most 54,400 sentences",
+        "3,000 steps of 256 pairs",
+        "at most 2,813 steps of 64 examples",
+        "retrieval among 1,024 held-out pairs",
+        "export     depends",
+    ] {
+        assert!(plan.contains(expected), "{expected:?} is not in\n{plan}");
+    }
+    assert!(!plan.contains("warning"), "the shipped job gets what it asks for: {plan}");
+    assert!(!place.path("llink-out").exists(), "nothing was started");
+
+    let stages = states(&place.ok(&["submit", "job.toml", "--dry-run", "--json"]));
+    assert_eq!(stages.len(), 8 - 1, "every stage but synthesize: {stages:?}");
+    assert_eq!(words(&stages)[..2], ["will run"; 2]);
+    assert!(words(&stages)[2..].iter().all(|state| *state == "depends"), "{stages:?}");
+}
+
+#[test]
+fn another_coordinator_plans_alike_and_says_what_will_not_be_had() {
+    let asks_too_much = SMALL.replace("warmup_steps = 10", "warmup_steps = 60\nmin_ranks = 2").replace("benchmark_pairs = 200", "benchmark_pairs = 301");
+    let place = Place::new(&asks_too_much);
+    let serve = place.start(&["serve", "--listen", "127.0.0.1:0", "--state", "server"]);
+    let url = eventually("the coordinator's URL", || {
+        let log = serve.log();
+        log.lines().find_map(|l| l.strip_prefix("llink-coord listens on ").map(str::to_owned))
+    });
+    let here = place.ok(&["submit", "job.toml", "--dry-run"]);
+    let there = place.ok(&["submit", "job.toml", "--dry-run", "--coordinator", &url]);
+    assert_eq!(here, there);
+    for expected in ["`align.warmup_steps` is 60 of 60 steps", "`corpus.holdout_pairs` 300"] {
+        assert!(here.contains(&format!("warning: {expected}")) || here.contains(expected), "{here}");
+    }
+    let json = place.ok(&["submit", "job.toml", "--dry-run", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(json.trim()).unwrap();
+    assert!(json["warnings"].as_array().unwrap().len() >= 2, "{json}");
+}
+
+#[test]
+fn random_models_wait_for_the_text_that_they_are_made_from() {
+    let place = Place::new(&format!("{SMALL}\n[models]\nencoder = \"random\"\n"));
+    let plan = place.ok(&["submit", "job.toml", "--dry-run"]);
+    assert!(plan.contains("models     depends"), "{plan}");
+    assert!(plan.contains("its tasks are known once stage shard is done"), "{plan}");
+}
+
+#[test]
+fn what_is_there_is_cached_and_what_follows_from_it_is_planned() {
+    let place = Place::new(SMALL);
+    place.ok(&["submit", "job.toml"]);
+    let longer = SMALL.replace("steps = 60", "steps = 61");
+    std::fs::write(place.path("longer.toml"), longer).unwrap();
+    let stages = states(&place.ok(&["submit", "longer.toml", "--dry-run", "--json"]));
+    assert_eq!(
+        words(&stages),
+        ["cached", "cached", "cached", "will run", "depends", "depends"],
+        "{stages:?}"
+    );
+    let all = states(&place.ok(&["submit", "job.toml", "--dry-run", "--json"]));
+    assert!(words(&all).iter().all(|state| *state == "cached"), "{all:?}");
+}
