@@ -1,5 +1,6 @@
 //! The job's report: what it read, kept, learnt and measured, and where the artefacts are.
 
+use llink_datasets::measured::Retrieval;
 use serde_json::{Map, Value, json};
 
 use crate::plan::StageName;
@@ -37,18 +38,23 @@ pub fn build(job: &Job, now: Millis) -> String {
         .flat_map(|m| m.facts.iter().map(|(k, v)| (k.clone(), json!(v))))
         .collect();
     let training = effective_training_time(job);
-    let page = job
-        .stages
-        .iter()
-        .filter_map(|stage| stage.manifest.as_ref())
-        .flat_map(|manifest| &manifest.artifacts)
-        .find(|artifact| artifact.role == "report-page");
+    let artifact = |role: &str| {
+        let manifests = job.stages.iter().filter_map(|stage| stage.manifest.as_ref());
+        let mut artifacts = manifests.flat_map(|manifest| &manifest.artifacts);
+        artifacts
+            .find(|artifact| artifact.role == role)
+            .map(|artifact| &artifact.path)
+    };
+    let evaluate = job.stages.iter().find(|stage| stage.name == StageName::Evaluate);
+    let evaluated = evaluate.and_then(|stage| stage.manifest.as_ref());
     let bundle = job
         .stages
         .iter()
         .find(|s| s.name == StageName::Export && s.manifest.is_some());
     let report = json!({
-        "page": page.map(|artifact| &artifact.path),
+        "page": artifact("report-page"),
+        "benchmark": artifact("benchmark"),
+        "retrieval": evaluated.map(|manifest| Retrieval::rows(&manifest.figures)),
         "bundle": bundle.map(|stage| crate::plan::directory(stage.name, &stage.key)),
         "training": training.map(|(share, seconds)| json!({"effective_time": share, "seconds": seconds})),
         "job": job.file.name,

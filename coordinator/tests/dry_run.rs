@@ -38,29 +38,41 @@ fn the_shipped_job_is_planned_on_a_clean_folder() {
     ] {
         assert!(plan.contains(expected), "{expected:?} is not in\n{plan}");
     }
-    assert!(!plan.contains("warning"), "the shipped job gets what it asks for: {plan}");
+    assert!(
+        !plan.contains("warning"),
+        "the shipped job gets what it asks for: {plan}"
+    );
     assert!(!place.path("llink-out").exists(), "nothing was started");
 
     let stages = states(&place.ok(&["submit", "job.toml", "--dry-run", "--json"]));
-    assert_eq!(stages.len(), 8 - 1, "every stage but synthesize: {stages:?}");
+    assert_eq!(stages.len(), 9 - 1, "every stage but synthesize: {stages:?}");
     assert_eq!(words(&stages)[..2], ["will run"; 2]);
-    assert!(words(&stages)[2..].iter().all(|state| *state == "depends"), "{stages:?}");
+    assert!(
+        words(&stages)[2..].iter().all(|state| *state == "depends"),
+        "{stages:?}"
+    );
 }
 
 #[test]
 fn another_coordinator_plans_alike_and_says_what_will_not_be_had() {
-    let asks_too_much = SMALL.replace("warmup_steps = 10", "warmup_steps = 60\nmin_ranks = 2").replace("benchmark_pairs = 200", "benchmark_pairs = 301");
+    let asks_too_much = SMALL
+        .replace("warmup_steps = 10", "warmup_steps = 60\nmin_ranks = 2")
+        .replace("benchmark_pairs = 200", "benchmark_pairs = 301");
     let place = Place::new(&asks_too_much);
     let serve = place.start(&["serve", "--listen", "127.0.0.1:0", "--state", "server"]);
     let url = eventually("the coordinator's URL", || {
         let log = serve.log();
-        log.lines().find_map(|l| l.strip_prefix("llink-coord listens on ").map(str::to_owned))
+        log.lines()
+            .find_map(|l| l.strip_prefix("llink-coord listens on ").map(str::to_owned))
     });
     let here = place.ok(&["submit", "job.toml", "--dry-run"]);
     let there = place.ok(&["submit", "job.toml", "--dry-run", "--coordinator", &url]);
     assert_eq!(here, there);
     for expected in ["`align.warmup_steps` is 60 of 60 steps", "`corpus.holdout_pairs` 300"] {
-        assert!(here.contains(&format!("warning: {expected}")) || here.contains(expected), "{here}");
+        assert!(
+            here.contains(&format!("warning: {expected}")) || here.contains(expected),
+            "{here}"
+        );
     }
     let json = place.ok(&["submit", "job.toml", "--dry-run", "--json"]);
     let json: serde_json::Value = serde_json::from_str(json.trim()).unwrap();
@@ -84,7 +96,7 @@ fn what_is_there_is_cached_and_what_follows_from_it_is_planned() {
     let stages = states(&place.ok(&["submit", "longer.toml", "--dry-run", "--json"]));
     assert_eq!(
         words(&stages),
-        ["cached", "cached", "cached", "will run", "depends", "depends"],
+        ["cached", "cached", "cached", "cached", "will run", "depends", "depends"],
         "{stages:?}"
     );
     let all = states(&place.ok(&["submit", "job.toml", "--dry-run", "--json"]));

@@ -12,16 +12,16 @@ fn a_job_runs_end_to_end_and_again_does_nothing() {
     let place = Place::new(SMALL);
     let first = place.ok(&["submit", "job.toml"]);
     assert!(first.contains("succeeded in"), "{first}");
-    assert!(first.contains("retrieval among 200 held-out pairs"), "{first}");
-    let chance = figure(&place, "chance.r1");
+    assert!(first.contains("Retrieval among 200 held-out pairs"), "{first}");
+    let chance = figure(&place, "retrieval.chance.r1");
     assert!((chance - 1.0 / 200.0).abs() < 1e-9, "{chance}");
     assert!(
-        figure(&place, "after.r1") > 3.0 * chance,
+        figure(&place, "retrieval.stage_a.cosine.r1") > 3.0 * chance,
         "60 steps beat chance: {first}"
     );
-    assert!(figure(&place, "after.mean_rank") < figure(&place, "before.mean_rank"));
+    assert!(figure(&place, "retrieval.stage_a.cosine.mean_rank") < figure(&place, "retrieval.chance.mean_rank"));
 
-    let before = place.artefacts(&["shard", "models", "embed", "align", "evaluate"]);
+    let before = place.artefacts(&["shard", "models", "embed", "baseline", "align", "evaluate"]);
     let began = Instant::now();
     let second = place.ok(&["submit", "job.toml"]);
     let took = began.elapsed();
@@ -31,7 +31,7 @@ fn a_job_runs_end_to_end_and_again_does_nothing() {
     );
     assert!(took < Duration::from_secs(20), "{took:?}");
     assert_eq!(
-        place.artefacts(&["shard", "models", "embed", "align", "evaluate"]),
+        place.artefacts(&["shard", "models", "embed", "baseline", "align", "evaluate"]),
         before
     );
 
@@ -39,7 +39,7 @@ fn a_job_runs_end_to_end_and_again_does_nothing() {
     let longer = SMALL.replace("steps = 60", "steps = 70");
     std::fs::write(place.path("longer.toml"), longer).unwrap();
     let plan = place.ok(&["submit", "longer.toml", "--dry-run"]);
-    assert_eq!(plan.matches("cached").count(), 3, "{plan}");
+    assert_eq!(plan.matches("cached").count(), 4, "{plan}");
     let json = place.ok(&["submit", "longer.toml", "--json"]);
     let last: serde_json::Value = serde_json::from_str(json.trim().lines().last().unwrap()).unwrap();
     let states: Vec<&str> = last["stages"]
@@ -48,7 +48,7 @@ fn a_job_runs_end_to_end_and_again_does_nothing() {
         .iter()
         .map(|s| s["state"].as_str().unwrap())
         .collect();
-    assert_eq!(states, ["cached", "cached", "cached", "done", "done", "done"]);
+    assert_eq!(states, ["cached", "cached", "cached", "cached", "done", "done", "done"]);
 
     // Looking works without a coordinator too.
     let list = place.ok(&["list"]);
@@ -56,7 +56,7 @@ fn a_job_runs_end_to_end_and_again_does_nothing() {
     assert!(list.contains("small-") && list.contains("succeeded"), "{list}");
     let id = list.split_whitespace().next().unwrap();
     assert!(
-        place.ok(&["get", id]).contains("retrieval among"),
+        place.ok(&["get", id]).contains("Retrieval among"),
         "get shows the report"
     );
     assert!(place.ok(&["logs", id]).contains("succeeded"));
@@ -69,7 +69,7 @@ fn the_same_seed_gives_the_same_bytes_with_any_number_of_workers() {
     let run = |workers: &str| {
         let place = Place::new(SMALL);
         place.ok(&["submit", "job.toml", "--workers", workers]);
-        (place.artefacts(&stages), figure(&place, "after.mrr"))
+        (place.artefacts(&stages), figure(&place, "retrieval.stage_a.cosine.mrr"))
     };
     let (one, one_mrr) = run("1");
     let (three, three_mrr) = run("3");
@@ -123,7 +123,7 @@ fn cancel_stops_a_running_job_and_submitting_again_goes_on() {
     assert_eq!(status.code(), Some(7), "{}", submit.log());
     assert!(submit.log().contains("was cancelled"), "{}", submit.log());
     let plan = place.ok(&["submit", "job.toml", "--dry-run"]);
-    assert_eq!(plan.matches("cached").count(), 3, "what was finished is kept: {plan}");
+    assert_eq!(plan.matches("cached").count(), 4, "what was finished is kept: {plan}");
 }
 
 #[test]

@@ -88,7 +88,9 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
         "- \"km\"",
         "| sentence pairs | 600 | 100 | sample |",
         "| 20 × 64 |",
-        "after alignment",
+        "| encoder alone | centred |",
+        "| after Stage A | cosine |",
+        "| after Stage B, by mean slot | cosine |",
     ] {
         assert!(card.contains(expected), "{expected} is not in {card}");
     }

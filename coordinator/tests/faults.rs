@@ -17,7 +17,7 @@ fn longer() -> String {
 
 #[test]
 fn a_killed_worker_costs_its_task_only_and_changes_no_result() {
-    let stages = ["shard", "models", "embed", "align", "evaluate"];
+    let stages = ["shard", "models", "embed", "baseline", "align", "evaluate"];
     let longer = longer();
     let calm = Place::new(&longer);
     calm.ok(&["submit", "job.toml"]);
@@ -45,7 +45,10 @@ fn a_killed_worker_costs_its_task_only_and_changes_no_result() {
         );
         // Names carry the keys and the shards; bytes are compared by their hashes.
         assert_eq!(place.artefacts(&stages[..3]), calm.artefacts(&stages[..3]), "{stage}");
-        let (a, b) = (figure(&place, "after.mean_rank"), figure(&calm, "after.mean_rank"));
+        let (a, b) = (
+            figure(&place, "retrieval.stage_a.cosine.mean_rank"),
+            figure(&calm, "retrieval.stage_a.cosine.mean_rank"),
+        );
         assert!((a - b).abs() < 1e-9, "{stage}: {a} {b}");
     }
 }

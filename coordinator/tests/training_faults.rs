@@ -154,7 +154,10 @@ fn training_survives_ranks_that_are_killed_or_stopped_at_random() {
         trained[last],
         expected[last]
     );
-    let (with, without) = (figure(&cluster.place, "after.mrr"), figure(&calm, "after.mrr"));
+    let (with, without) = (
+        figure(&cluster.place, "retrieval.stage_a.cosine.mrr"),
+        figure(&calm, "retrieval.stage_a.cosine.mrr"),
+    );
     assert!((with - without).abs() < 2e-2, "{with} {without}");
 }
 

@@ -10,7 +10,7 @@ use llink_datasets::read::Source;
 use llink_datasets::rows::Corpus;
 use llink_datasets::sample;
 use llink_datasets::shards::{
-    CleanSpec, NearDuplicates, SplitSpec, WriteSpec, clean_source, split_corpus, write_shard,
+    CleanSpec, NearDuplicates, SidesBy, SplitSpec, WriteSpec, clean_source, split_corpus, write_shard,
 };
 use llink_datasets::store::Store;
 
@@ -60,6 +60,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         holdout_rows,
         shard_rows: 16_384,
         near_duplicates: near,
+        sides_by: SidesBy::Key,
+        pairs: None,
     };
     let split = split_corpus(&spec, &store, &paths, "assignment.parquet", &silent).await?;
     println!(

@@ -14,6 +14,14 @@ pub struct TextTable {
     pub texts: Vec<String>,
 }
 
+impl TextTable {
+    /// Keeps the first `rows`.
+    pub fn truncate(&mut self, rows: usize) {
+        self.ids.truncate(rows);
+        self.texts.truncate(rows);
+    }
+}
+
 /// Both sides of the pairs of a shard, row by row.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PairTable {

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use common::{Random, run_stage, sample_spec};
 use llink_datasets::manifest::{MANIFEST_VERSION, Manifest, ManifestArtifact};
 use llink_datasets::rows::Corpus;
-use llink_datasets::shards::{NearDuplicates, SplitSpec};
+use llink_datasets::shards::{NearDuplicates, SidesBy, SplitSpec};
 use llink_datasets::store::{Created, Store};
 use llink_datasets::verify::verify;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -196,6 +196,8 @@ async fn shards_written_through_faults_are_the_same_bytes() {
         holdout_rows: 200,
         shard_rows: 100,
         near_duplicates: NearDuplicates::Across(0.8),
+        sides_by: SidesBy::Key,
+        pairs: None,
     };
     let mut source = sample_spec(Corpus::Pairs, 1_500, 4);
     source.with_signatures = true;

@@ -12,7 +12,7 @@ use half::f16;
 use llink_datasets::clean::TooLong;
 use llink_datasets::manifest::sha256_hex;
 use llink_datasets::rows::{Corpus, row_id};
-use llink_datasets::shards::{NearDuplicates, SplitSpec, WriteSpec, write_shard};
+use llink_datasets::shards::{NearDuplicates, SidesBy, SplitSpec, WriteSpec, write_shard};
 use llink_datasets::store::Store;
 use llink_datasets::vectors::{VectorTable, write_vectors};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -24,6 +24,8 @@ fn split(corpus: Corpus) -> SplitSpec {
         holdout_rows: 900,
         shard_rows: 10_000,
         near_duplicates: NearDuplicates::Keep,
+        sides_by: SidesBy::Key,
+        pairs: None,
     }
 }
 
@@ -114,6 +116,8 @@ async fn the_same_job_gives_the_same_bytes() {
             holdout_rows: 500,
             shard_rows: 1_000,
             near_duplicates: NearDuplicates::Keep,
+            sides_by: SidesBy::Key,
+            pairs: None,
         };
         let stage = run_stage(&store, "out", &sources, &spec).await.unwrap();
         runs.push((
@@ -138,6 +142,8 @@ async fn rows_keep_their_texts_ids_and_order() {
         holdout_rows: 1_000,
         shard_rows: 700,
         near_duplicates: NearDuplicates::Keep,
+        sides_by: SidesBy::Key,
+        pairs: None,
     };
     let stage = run_stage(&store, "out", &sources, &spec).await.unwrap();
     let mut found = Vec::new();
@@ -172,6 +178,8 @@ async fn an_assignment_of_other_tables_is_refused() {
         holdout_rows: 20,
         shard_rows: 1_000,
         near_duplicates: NearDuplicates::Keep,
+        sides_by: SidesBy::Key,
+        pairs: None,
     };
     run_stage(&store, "out", &[sample_spec(Corpus::Pairs, 100, 1)], &spec)
         .await
@@ -257,6 +265,8 @@ async fn polars_reads_shards_with_no_options() {
         holdout_rows: 100,
         shard_rows: 300,
         near_duplicates: NearDuplicates::Keep,
+        sides_by: SidesBy::Key,
+        pairs: None,
     };
     let stage = run_stage(&store, "out", &[sample_spec(Corpus::Pairs, 2_000, 1)], &spec)
         .await

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use bytes::Bytes;
 use common::{Random, Stage, assert_sums, pairs_of, run_stage, sample_spec, source_spec};
 use llink_datasets::rows::Corpus;
-use llink_datasets::shards::{CleanSpec, NearDuplicates, SplitSpec};
+use llink_datasets::shards::{CleanSpec, NearDuplicates, Share, SidesBy, SplitSpec};
 use llink_datasets::store::Store;
 use llink_datasets::text::comparison_form;
 
@@ -19,6 +19,8 @@ fn split(train_rows: u64, holdout_rows: u64) -> SplitSpec {
         holdout_rows,
         shard_rows: 64,
         near_duplicates: NearDuplicates::Keep,
+        sides_by: SidesBy::Key,
+        pairs: None,
     }
 }
 
@@ -194,6 +196,8 @@ async fn several_tasks_about_one_text_stay_together() {
         holdout_rows: 600,
         shard_rows: 1_000,
         near_duplicates: NearDuplicates::Keep,
+        sides_by: SidesBy::Key,
+        pairs: None,
     };
     let stage = run_stage(&store, "out", &source, &spec).await.unwrap();
     assert_eq!(stage.split.counts["dropped_duplicate"], 600);
@@ -339,4 +343,116 @@ async fn near_duplicates_are_dropped_everywhere_where_asked() {
     let near = leaks(&rows, &rows, 0.85) - rows.len();
     assert_eq!(near, 0, "{} rows are left", rows.len());
     assert!(rows.len() >= 30, "one of each family at the least: {}", rows.len());
+}
+
+/// Instructions about texts whose hashes all lie above the pairs' holdout, as they do when training pairs were asked about.
+async fn made_from_training_pairs(store: &Store, pairs: Share, texts: usize) -> CleanSpec {
+    let mut content = String::new();
+    let training = (0..).map(|n| format!("ប្រយោគ {n}")).filter(|text| {
+        let key = llink_datasets::text::comparison_key(text);
+        !pairs.holds_out(key)
+    });
+    for (n, text) in training.take(texts).enumerate() {
+        for task in ["translate", "summarize"] {
+            content.push_str(&format!(
+                "{{\"task_type\":\"{task}\",\"input\":\"Do {task}: <foreign_emb>\",\"output\":\"Answer {n}\",\"foreign_raw\":\"{text}\",\"english_ref\":\"Sentence {n}\"}}\n"
+            ));
+        }
+    }
+    store.put("i.jsonl", Bytes::from(content)).await.unwrap();
+    source_spec(Corpus::Instructions, &store.describe("i.jsonl"))
+}
+
+#[tokio::test]
+async fn instructions_from_training_pairs_alone_are_explained_and_the_advice_works() {
+    let store = Store::open("memory://one-side").unwrap();
+    let pairs = Share {
+        train_rows: 1_000,
+        holdout_rows: 400,
+    };
+    let source = [made_from_training_pairs(&store, pairs, 300).await];
+    let by_key = SplitSpec {
+        corpus: Corpus::Instructions,
+        train_rows: 900,
+        holdout_rows: 100,
+        shard_rows: 1_000,
+        near_duplicates: NearDuplicates::Keep,
+        sides_by: SidesBy::Key,
+        pairs: Some(pairs),
+    };
+    let error = run_stage(&store, "by-key", &source, &by_key)
+        .await
+        .err()
+        .unwrap()
+        .to_string();
+    for expected in [
+        "no row is left for instructions/validation",
+        "all 600 cleaned rows fall on the training side",
+        "lowest 10.0 %",
+        "`instructions.validation_from = \"train\"`",
+        "Stage A may have been trained",
+    ] {
+        assert!(error.contains(expected), "{expected:?} is not in {error}");
+    }
+    assert!(!error.contains("add a source"), "{error}");
+
+    let advised = SplitSpec {
+        sides_by: SidesBy::SecondHash,
+        ..by_key
+    };
+    let stage = run_stage(&store, "advised", &source, &advised).await.unwrap();
+    let counts = &stage.split.counts;
+    assert_eq!(counts["train"] + counts["holdout"], 600);
+    assert!((20..=100).contains(&counts["holdout"]), "about a tenth: {counts:?}");
+    assert_eq!(
+        counts["trained_as_pairs"], counts["holdout"],
+        "all of them lie among the training pairs"
+    );
+    let leak = stage
+        .split
+        .warnings
+        .iter()
+        .find(|w| w.contains("Stage A may have been trained"));
+    assert!(
+        leak.unwrap().contains(&format!("{0} of {0} rows", counts["holdout"])),
+        "{leak:?}"
+    );
+    let mut texts = Vec::new();
+    for shard in &stage.shards {
+        let rows = llink_datasets::instructions::read_instructions("x", store.get(&shard.path).await.unwrap()).unwrap();
+        texts.push(rows.into_iter().map(|row| row.foreign).collect::<BTreeSet<_>>());
+    }
+    assert_eq!(
+        texts[0].intersection(&texts[1]).count(),
+        0,
+        "no text stands in both splits"
+    );
+    assert_eq!(
+        texts[0].len() + texts[1].len(),
+        300,
+        "both tasks about a text stay together"
+    );
+}
+
+#[tokio::test]
+async fn a_pair_too_few_is_told_how_to_get_both_sides() {
+    let store = Store::open("memory://few").unwrap();
+    let lines: String = (0..40).map(|n| format!("a fish {n}\tត្រី {n}\n")).collect();
+    store.put("few.tsv", Bytes::from(lines)).await.unwrap();
+    let source = [source_spec(Corpus::Pairs, "memory://few/few.tsv")];
+    let error = run_stage(&store, "out", &source, &split(1_000_000, 2))
+        .await
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        error.contains("no row is left for pairs/holdout: all 40 cleaned rows fall on the training side"),
+        "{error}"
+    );
+    assert!(error.contains("Raise `corpus.holdout_pairs`"), "{error}");
+    assert!(
+        run_stage(&store, "advised", &source, &split(1_000_000, 1_000_000))
+            .await
+            .is_ok()
+    );
 }

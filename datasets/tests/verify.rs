@@ -9,7 +9,7 @@ use bytes::Bytes;
 use common::{run_stage, sample_spec};
 use llink_datasets::manifest::{MANIFEST_VERSION, Manifest, ManifestArtifact, sha256_hex};
 use llink_datasets::rows::Corpus;
-use llink_datasets::shards::{NearDuplicates, SplitSpec};
+use llink_datasets::shards::{NearDuplicates, SidesBy, SplitSpec};
 use llink_datasets::store::Store;
 use llink_datasets::verify::verify;
 
@@ -21,6 +21,8 @@ async fn written(url: &str) -> (Store, Manifest) {
         holdout_rows: 80,
         shard_rows: 100,
         near_duplicates: NearDuplicates::Keep,
+        sides_by: SidesBy::Key,
+        pairs: None,
     };
     let stage = run_stage(&store, "shard/0123abcd", &[sample_spec(Corpus::Pairs, 600, 3)], &spec)
         .await

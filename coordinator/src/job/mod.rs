@@ -141,6 +141,24 @@ pub struct CorpusSection {
     pub shard_rows: u32,
 }
 
+/// Which texts validation examples are taken from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ValidationFrom {
+    /// Texts on the held-out side of the corpus: the lowest hashes, as among the pairs.
+    #[default]
+    Holdout,
+    /// A share of the instructions' own texts, drawn by a second hash: for instructions that were made from training pairs alone.
+    /// No text stands in both splits, but Stage A may have been trained on a validation text as a pair. The report counts them.
+    Train,
+}
+
+impl ValidationFrom {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// `[instructions]`: examples for Stage B.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -156,6 +174,9 @@ pub struct InstructionsSection {
     /// Examples held out for validation.
     #[serde(default = "default_instruction_validation")]
     pub validation: u64,
+    /// Which texts they are taken from: `"holdout"`, or `"train"` where all instructions were made from training pairs.
+    #[serde(default, skip_serializing_if = "ValidationFrom::is_default")]
+    pub validation_from: ValidationFrom,
     /// Shorter foreign texts are dropped (characters).
     #[serde(default = "default_instruction_min_chars")]
     pub min_chars: u32,

@@ -48,7 +48,9 @@ fn align(a: &AlignSection, holdout: u64, found: &mut Vec<String>) {
 }
 
 fn instruct(i: &InstructSection, job: &JobFile, found: &mut Vec<String>) {
-    let Some((key, validation)) = validation_rows(job) else { return };
+    let Some((key, validation)) = validation_rows(job) else {
+        return;
+    };
     let looked_at = u64::from(i.validation_examples);
     if i.validate_every > 0 && looked_at > validation {
         found.push(format!(
@@ -98,10 +100,16 @@ fn evaluate(job: &JobFile, found: &mut Vec<String>) {
 fn unused(job: &JobFile, found: &mut Vec<String>) {
     let trained = job.instruct.is_some();
     if job.instructions.is_some() && !trained {
-        found.push("[instructions] is given without [instruct]: the examples are sharded and nothing is trained on them".to_owned());
+        found.push(
+            "[instructions] is given without [instruct]: the examples are sharded and nothing is trained on them"
+                .to_owned(),
+        );
     }
     if job.synthesize.is_some() && !trained {
-        found.push("[synthesize] is given without [instruct]: examples are asked for and nothing is trained on them".to_owned());
+        found.push(
+            "[synthesize] is given without [instruct]: examples are asked for and nothing is trained on them"
+                .to_owned(),
+        );
     }
     if job.synthesize.is_some() && job.instructions.is_some() {
         found.push(
@@ -117,7 +125,10 @@ fn ranks(job: &JobFile, found: &mut Vec<String>) {
     let local = job.workers.local;
     let align = ("align.min_ranks", job.align.min_ranks);
     let instruct = job.instruct.as_ref().map(|i| ("instruct.min_ranks", i.min_ranks));
-    for (key, ranks) in std::iter::once(align).chain(instruct).filter(|(_, ranks)| *ranks > local) {
+    for (key, ranks) in std::iter::once(align)
+        .chain(instruct)
+        .filter(|(_, ranks)| *ranks > local)
+    {
         found.push(format!(
             "`{key}` is {ranks} and `workers.local` {local}: without --coordinator or --workers {ranks} the training never starts"
         ));
@@ -141,16 +152,40 @@ mod tests {
         assert_eq!(said(with_b), [""; 0]);
         let judge = "[evaluate.judge]\nurl = \"https://models.example/v1\"\nmodel = \"m\"\nexamples = 3\n";
         for (change, expected) in [
-            ("[align]\nsteps = 3000\n".to_owned(), "`align.warmup_steps` is 3000 of 3000 steps"),
+            (
+                "[align]\nsteps = 3000\n".to_owned(),
+                "`align.warmup_steps` is 3000 of 3000 steps",
+            ),
             ("[align]\nqueue = 100\n".to_owned(), "`align.queue` holds 100"),
-            ("[align]\nsteps = 3\nbatch = 64\nwarmup_steps = 1\n".to_owned(), "put only 192 into the queue"),
-            ("holdout_pairs = 500\n[align]\nvalidation_pairs = 501\n[evaluate]\nbenchmark_pairs = 500\n".to_owned(), "validation looks at 500"),
+            (
+                "[align]\nsteps = 3\nbatch = 64\nwarmup_steps = 1\n".to_owned(),
+                "put only 192 into the queue",
+            ),
+            (
+                "holdout_pairs = 500\n[align]\nvalidation_pairs = 501\n[evaluate]\nbenchmark_pairs = 500\n".to_owned(),
+                "validation looks at 500",
+            ),
             ("holdout_pairs = 1000\n".to_owned(), "retrieval is measured among 1000"),
-            (format!("[evaluate]\nanswers = 2001\n{with_b}"), "`instructions.validation` 2000: 2000 are answered"),
-            (format!("{with_b}validation_examples = 2001\n"), "validation looks at 2000"),
-            (format!("[evaluate]\nanswers = 2\n{judge}{with_b}"), "the judge compares 2"),
-            ("[instructions]\nsource = \"sample\"\n".to_owned(), "nothing is trained on them"),
-            ("[align]\nmin_ranks = 3\n".to_owned(), "--workers 3 the training never starts"),
+            (
+                format!("[evaluate]\nanswers = 2001\n{with_b}"),
+                "`instructions.validation` 2000: 2000 are answered",
+            ),
+            (
+                format!("{with_b}validation_examples = 2001\n"),
+                "validation looks at 2000",
+            ),
+            (
+                format!("[evaluate]\nanswers = 2\n{judge}{with_b}"),
+                "the judge compares 2",
+            ),
+            (
+                "[instructions]\nsource = \"sample\"\n".to_owned(),
+                "nothing is trained on them",
+            ),
+            (
+                "[align]\nmin_ranks = 3\n".to_owned(),
+                "--workers 3 the training never starts",
+            ),
         ] {
             let said = said(&change);
             assert_eq!(said.len(), 1, "{change}: {said:?}");

@@ -9,10 +9,11 @@ use super::{
 };
 
 const STAGE: StageName = StageName::Embed;
-/// The two models that read a pair: the encoder its foreign side, the teacher its English one.
+/// The two models that read a pair: the encoder its foreign side, the teacher its English one. The teacher is usually the slower one:
+/// it comes first, so that the time left is known early and the last tasks are short.
 const TOWERS: [(&str, &str, ModelRole); 2] = [
-    ("encoder", "encoder", ModelRole::Encoder),
     ("teacher", "decoder", ModelRole::Decoder),
+    ("encoder", "encoder", ModelRole::Encoder),
 ];
 
 /// Which shards are read, and what their vectors are called.
@@ -116,6 +117,8 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
                     token_budget: options.token_budget,
                     max_chars: options.max_chars,
                     max_tokens: max_tokens(STAGE, inputs)?,
+                    rows: 0,
+                    english: false,
                 });
                 let spec = Task {
                     output_url: inputs.job.output.clone(),

@@ -212,5 +212,13 @@ pub(super) fn answers(key: &str, inputs: &Inputs<'_>) -> Result<Option<Answers>,
         max_answer_tokens: evaluate.max_answer_tokens,
         max_tokens: section.max_tokens,
         path: format!("evaluate/{key}/answers.jsonl"),
+        trained_as_pairs: match inputs.job.synthesize {
+            // Its validation examples are made from held-out pairs.
+            Some(_) => 0,
+            None => {
+                let counts = &earlier(stage, StageName::Shard, inputs)?.counts;
+                counts.get("instructions.split.trained_as_pairs").copied().unwrap_or(0)
+            }
+        },
     }))
 }

@@ -4,6 +4,7 @@
 //! sources' stamps), of its own part of the job file, and of its version here. The same key is the same result, so a
 //! stage whose key has a committed manifest is not run again.
 
+mod baseline;
 mod embed;
 mod export;
 mod instruct;
@@ -37,6 +38,8 @@ pub enum StageName {
     Models,
     /// Sentences to cached vectors.
     Embed,
+    /// English sentences through the encoder: what it finds alone.
+    Baseline,
     /// Stage A: the projector.
     Align,
     /// Stage B: slots and LoRA.
@@ -49,11 +52,12 @@ pub enum StageName {
 
 impl StageName {
     /// Every stage, in order.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Shard,
         Self::Synthesize,
         Self::Models,
         Self::Embed,
+        Self::Baseline,
         Self::Align,
         Self::Instruct,
         Self::Evaluate,
@@ -74,7 +78,7 @@ impl StageName {
     /// The stages whose results this one's key and tasks follow from. [`stage_key`] and [`phase`] need all of them.
     #[must_use]
     pub fn reads(self, job: &JobFile) -> Vec<Self> {
-        let random = [&job.models.encoder, &job.models.decoder].contains(&&RANDOM_MODEL.to_owned());
+        let random = job.models.paths().iter().any(|(_, path)| *path == RANDOM_MODEL);
         let instructions = job.instruct.is_some().then(|| instructions_stage(job));
         let instruct = job.instruct.is_some().then_some(Self::Instruct);
         let mut stages = match self {
@@ -82,7 +86,11 @@ impl StageName {
             Self::Synthesize => vec![Self::Shard],
             Self::Models if random => vec![Self::Shard],
             Self::Models => Vec::new(),
-            Self::Embed => [Some(Self::Shard), Some(Self::Models), instructions].into_iter().flatten().collect(),
+            Self::Embed => [Some(Self::Shard), Some(Self::Models), instructions]
+                .into_iter()
+                .flatten()
+                .collect(),
+            Self::Baseline => vec![Self::Shard, Self::Models],
             Self::Align => vec![Self::Embed],
             Self::Instruct => {
                 let own = [Self::Models, Self::Embed, Self::Align];
@@ -90,9 +98,11 @@ impl StageName {
             }
             Self::Evaluate | Self::Export => {
                 let evaluate = (self == Self::Export).then_some(Self::Evaluate);
-                let embed = (self == Self::Evaluate).then_some(Self::Embed);
-                let own = [Self::Shard, Self::Models, Self::Align];
-                own.into_iter().chain([embed, evaluate, instructions, instruct].into_iter().flatten()).collect()
+                let [embed, baseline] =
+                    [Self::Embed, Self::Baseline].map(|read| (self == Self::Evaluate).then_some(read));
+                let own = [Self::Shard, Self::Models, Self::Align].map(Some);
+                let others = [embed, baseline, evaluate, instructions, instruct];
+                own.into_iter().chain(others).flatten().collect()
             }
         };
         stages.sort_unstable();
@@ -106,11 +116,11 @@ impl StageName {
             // 2: near-duplicates, and more than one table for a large source. 3: near-duplicates by longer signatures.
             // 4: inline elements and encodings of TMX, what Python writes beyond JSON, sources of one name.
             Self::Shard => 4,
-            // 2: the report as a page. 3: word recall without numbers.
-            Self::Evaluate => 3,
+            // 2: the report as a page. 3: word recall without numbers. 4: the encoder alone, chrF, ranks of the benchmark.
+            Self::Evaluate => 4,
             // 2: tiny models that know the sample corpus. 3: how the encoder reads texts.
             Self::Models => 3,
-            Self::Synthesize | Self::Embed | Self::Align | Self::Instruct | Self::Export => 1,
+            Self::Synthesize | Self::Embed | Self::Baseline | Self::Align | Self::Instruct | Self::Export => 1,
         }
     }
 
@@ -122,6 +132,7 @@ impl StageName {
             Self::Synthesize => "synthesize",
             Self::Models => "models",
             Self::Embed => "embed",
+            Self::Baseline => "baseline",
             Self::Align => "align",
             Self::Instruct => "instruct",
             Self::Evaluate => "evaluate",
@@ -136,7 +147,7 @@ impl StageName {
             Self::Shard => "rows",
             Self::Synthesize => "answers",
             Self::Models => "models",
-            Self::Embed => "sentences",
+            Self::Embed | Self::Baseline => "sentences",
             Self::Align | Self::Instruct => "steps",
             Self::Evaluate => "pairs",
             Self::Export => "bundle",
@@ -233,6 +244,7 @@ pub fn stage_key(stage: StageName, inputs: &Inputs<'_>) -> Result<String, PlanEr
         StageName::Synthesize => synthesize::key_parts(inputs)?,
         StageName::Models => shard::models_key_parts(inputs)?,
         StageName::Embed => embed::key_parts(inputs)?,
+        StageName::Baseline => baseline::key_parts(inputs)?,
         StageName::Align => train::align_key_parts(inputs)?,
         StageName::Instruct => instruct::key_parts(inputs)?,
         StageName::Evaluate => train::evaluate_key_parts(inputs)?,
@@ -257,6 +269,7 @@ pub fn phase(
         StageName::Synthesize => synthesize::phase(key, inputs, results),
         StageName::Models => shard::models_phase(key, inputs, results),
         StageName::Embed => embed::phase(key, inputs, results),
+        StageName::Baseline => baseline::phase(key, inputs, results),
         StageName::Align => train::align_phase(key, inputs, results),
         StageName::Instruct => instruct::phase(key, inputs, results),
         StageName::Evaluate => train::evaluate_phase(key, inputs, results),

@@ -21,14 +21,17 @@ pub fn outline(stage: StageName, job: &JobFile) -> Vec<String> {
                 thousands(pairs.holdout_pairs),
                 listed(&pairs.source)
             );
-            std::iter::once(pairs).chain(instructions.map(instruction_rows)).collect()
+            std::iter::once(pairs)
+                .chain(instructions.map(instruction_rows))
+                .collect()
         }
         StageName::Synthesize => job.synthesize.iter().map(synthesized).collect(),
         StageName::Models => vec![
-            format!("encoder: {}", job.models.encoder),
-            format!("decoder: {}", job.models.decoder),
+            format!("encoder: {}", job.models.encoder.path),
+            format!("decoder: {}", job.models.decoder.path),
         ],
         StageName::Embed => vec![embedded(job)],
+        StageName::Baseline => vec!["English sentences through the encoder, as a baseline for retrieval".to_owned()],
         StageName::Align => {
             let a = &job.align;
             vec![format!(

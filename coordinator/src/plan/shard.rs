@@ -9,7 +9,7 @@ use llink_proto::{
 use super::{Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, content, earlier, json, manifest_of, with_role};
 use crate::job::{
     CleaningSection, ColumnName, CompressionName, CorpusSection, FormatName, InstructionsSection, JobFile,
-    NearDuplicates, RANDOM_MODEL, SourceEntry, Sources, TINY_MODEL, TooLong,
+    NearDuplicates, RANDOM_MODEL, SourceEntry, Sources, TINY_MODEL, TooLong, ValidationFrom,
 };
 
 /// The role under which the split hands its assignment to the shards.
@@ -54,6 +54,9 @@ struct CorpusPlan<'a> {
     train: u64,
     holdout: u64,
     shard_rows: u32,
+    validation_from: ValidationFrom,
+    /// Of instructions: training and held-out pairs.
+    pairs: (u64, u64),
 }
 
 impl<'a> CorpusPlan<'a> {
@@ -78,10 +81,12 @@ impl<'a> CorpusPlan<'a> {
             train: c.train_pairs,
             holdout: c.holdout_pairs,
             shard_rows: c.shard_rows,
+            validation_from: ValidationFrom::Holdout,
+            pairs: (0, 0),
         }
     }
 
-    fn instructions(i: &'a InstructionsSection, cleaning: &'a CleaningSection) -> Self {
+    fn instructions(i: &'a InstructionsSection, pairs: &CorpusSection, cleaning: &'a CleaningSection) -> Self {
         Self {
             corpus: Corpus::Instructions,
             name: "instructions",
@@ -94,6 +99,8 @@ impl<'a> CorpusPlan<'a> {
             train: i.train,
             holdout: i.validation,
             shard_rows: i.shard_rows,
+            validation_from: i.validation_from,
+            pairs: (pairs.train_pairs, pairs.holdout_pairs),
         }
     }
 
@@ -201,6 +208,9 @@ impl<'a> CorpusPlan<'a> {
             path: self.assignment_path(key),
             near_duplicates: self.cleaning.near_duplicates.as_str().into(),
             similarity: self.cleaning.similarity,
+            second_hash: self.validation_from == ValidationFrom::Train,
+            pairs_train_rows: self.pairs.0,
+            pairs_holdout_rows: self.pairs.1,
         });
         let kept = own.iter().filter_map(|r| r.counts.get("kept")).sum();
         planned(inputs, kind, kept, format!("split {}", self.name))
@@ -258,7 +268,7 @@ fn corpora<'a>(inputs: &Inputs<'a>) -> Vec<CorpusPlan<'a>> {
     let cleaning = &inputs.job.cleaning;
     let pairs = CorpusPlan::pairs(&inputs.job.corpus, cleaning);
     let instructions = inputs.job.instructions.as_ref();
-    let instructions = instructions.map(|i| CorpusPlan::instructions(i, cleaning));
+    let instructions = instructions.map(|i| CorpusPlan::instructions(i, &inputs.job.corpus, cleaning));
     std::iter::once(pairs).chain(instructions).collect()
 }
 

@@ -68,7 +68,7 @@ fn a_key_changes_with_its_own_part_of_the_job_alone() {
     assert_eq!(changed(&before, &after("train_pairs = 500\n")), ["shard"]);
     assert_eq!(
         changed(&before, &after("[embed]\nmax_tokens = 128\n")),
-        ["embed", "export"]
+        ["embed", "baseline", "export"]
     );
     assert_eq!(changed(&before, &after("[embed]\ntoken_budget = 512\n")), [""; 0]);
     assert_eq!(changed(&before, &after("[align]\nsteps = 10\n")), ["align", "export"]);
@@ -307,7 +307,10 @@ fn a_stage_reads_what_it_says_and_nothing_else() {
                 for manifest in done.values_mut() {
                     let mut more = |role: &str| {
                         let role = role.to_owned();
-                        manifest.artifacts.push(ManifestArtifact { role, ..ManifestArtifact::default() });
+                        manifest.artifacts.push(ManifestArtifact {
+                            role,
+                            ..ManifestArtifact::default()
+                        });
                     };
                     ["projector", "adapter", "adapter-config", "slots"].map(&mut more);
                 }
@@ -319,7 +322,11 @@ fn a_stage_reads_what_it_says_and_nothing_else() {
                 };
                 let planned = stage_key(stage, &inputs).and_then(|key| phase(stage, &key, &inputs, &[]));
                 let needs = reads.contains(&missing);
-                assert_eq!(planned.is_err(), needs, "{text}: {stage} without {missing}: {planned:?}");
+                assert_eq!(
+                    planned.is_err(),
+                    needs,
+                    "{text}: {stage} without {missing}: {planned:?}"
+                );
             }
         }
     }

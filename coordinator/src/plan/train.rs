@@ -116,11 +116,11 @@ pub(super) fn evaluate_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, Pla
         content(earlier(stage, StageName::Shard, inputs)?),
         fact(stage, earlier(stage, StageName::Models, inputs)?, "decoder.fingerprint")?.into(),
         content(earlier(stage, StageName::Embed, inputs)?),
+        content(earlier(stage, StageName::Baseline, inputs)?),
         content_of(earlier(stage, StageName::Align, inputs)?, "projector"),
         super::instruct::evaluated(inputs)?,
         super::judge::stamp(inputs),
         json(&super::judge::evaluate_section(inputs.job)),
-        format!("seed {}", inputs.job.seed),
     ])
 }
 
@@ -130,6 +130,7 @@ pub(super) fn evaluate_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<Task
         return Ok(Phase::Complete(manifest_of(stage, key, measured)));
     }
     let embed = earlier(stage, StageName::Embed, inputs)?;
+    let baseline = earlier(stage, StageName::Baseline, inputs)?;
     let align = earlier(stage, StageName::Align, inputs)?;
     let projector = the_one(stage, align, "projector")?;
     let benchmark_pairs = inputs.job.evaluate.benchmark_pairs;
@@ -141,7 +142,10 @@ pub(super) fn evaluate_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<Task
         benchmark_pairs,
         decoder: Some(model_ref(stage, inputs, "decoder", ModelRole::Decoder)?),
         path: format!("evaluate/{key}/report.json"),
-        seed: inputs.job.seed,
+        benchmark: format!("evaluate/{key}/benchmark.jsonl"),
+        english_vectors: with_role(baseline, "embeddings/encoder-english/holdout"),
+        centre_english_vectors: with_role(baseline, "embeddings/encoder-english/train"),
+        centre_foreign_vectors: with_role(embed, "embeddings/encoder/train"),
         answers: super::instruct::answers(key, inputs)?,
         judge: super::judge::judge(key, inputs.job),
         page: format!("evaluate/{key}/report.html"),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use llink_proto as proto;
+use llink_proto::task::Kind;
 
 use super::{Cluster, Job, Stage, TaskRecord, TaskState};
 
@@ -32,10 +33,14 @@ impl Cluster {
         let tasks: Vec<&TaskRecord> = newest.iter().filter_map(|id| self.tasks.get(id)).collect();
         let (mut done, mut total, mut tasks_done) = (0, 0, 0);
         let mut figures = BTreeMap::new();
+        let mut parts: Vec<proto::StagePart> = Vec::new();
         for task in &tasks {
             let (task_done, task_total) = progress(task);
             done += task_done;
             total += task_total;
+            if let Some(name) = part(task) {
+                add_to(&mut parts, name, task_done, task_total);
+            }
             tasks_done += u32::from(matches!(task.state, TaskState::Done(_)));
             if let TaskState::Leased(lease) = &task.state
                 && let Some(first) = lease.members.first()
@@ -61,6 +66,7 @@ impl Cluster {
             },
             warnings: stage.manifest.as_ref().map(|m| m.warnings.clone()).unwrap_or_default(),
             details: Vec::new(),
+            parts,
         }
     }
 
@@ -85,6 +91,29 @@ impl Cluster {
             Some(waiting) if !at_work && stage.state == proto::StageState::Running => waiting,
             _ => stage.reason.clone(),
         }
+    }
+}
+
+/// The part of its stage's progress that a task belongs to: shards to embed go through one of two models.
+fn part(task: &TaskRecord) -> Option<&'static str> {
+    match &task.spec.kind {
+        Some(Kind::EmbedShard(shard)) => match shard.model.as_ref()?.role() {
+            proto::ModelRole::Encoder => Some("encoder"),
+            proto::ModelRole::Decoder => Some("teacher"),
+            proto::ModelRole::Unspecified => None,
+        },
+        _ => None,
+    }
+}
+
+fn add_to(parts: &mut Vec<proto::StagePart>, name: &str, done: u64, total: u64) {
+    match parts.iter_mut().find(|part| part.name == name) {
+        Some(part) => (part.done, part.total) = (part.done + done, part.total + total),
+        None => parts.push(proto::StagePart {
+            name: name.into(),
+            done,
+            total,
+        }),
     }
 }
 

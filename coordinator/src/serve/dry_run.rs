@@ -40,11 +40,7 @@ pub(super) async fn plan(new: &NewJob) -> Result<Job, Failure> {
     })
 }
 
-async fn plan_stage(
-    name: StageName,
-    new: &NewJob,
-    done: &mut BTreeMap<StageName, Manifest>,
-) -> Result<Stage, Failure> {
+async fn plan_stage(name: StageName, new: &NewJob, done: &mut BTreeMap<StageName, Manifest>) -> Result<Stage, Failure> {
     let fault = |e: plan::PlanError| Failure {
         kind: FailureKind::Internal.into(),
         text: e.to_string(),
@@ -112,7 +108,7 @@ fn are(stages: &[StageName]) -> String {
 /// Both models, with what their `config.json` says of their size.
 async fn models(job: &JobFile) -> Vec<String> {
     let mut lines = plan::outline(StageName::Models, job);
-    for (line, folder) in lines.iter_mut().zip([&job.models.encoder, &job.models.decoder]) {
+    for (line, (_, folder)) in lines.iter_mut().zip(job.models.paths()) {
         if let Some(size) = size(folder).await {
             line.push_str(&format!(" ({size})"));
         }
@@ -143,14 +139,18 @@ mod tests {
 
     #[test]
     fn a_stage_names_the_nearest_stages_that_it_waits_for() {
-        let (with_b, nothing) = (job("[instructions]\nsource = \"sample\"\n[instruct]\n"), BTreeMap::new());
+        let (with_b, nothing) = (
+            job("[instructions]\nsource = \"sample\"\n[instruct]\n"),
+            BTreeMap::new(),
+        );
         let waits = |stage| are(&awaited(stage, &with_b, &nothing));
         assert_eq!(waits(StageName::Shard), "");
         assert_eq!(waits(StageName::Models), "");
         assert_eq!(waits(StageName::Embed), "stages shard and models are");
         assert_eq!(waits(StageName::Align), "stage embed is");
         assert_eq!(waits(StageName::Instruct), "stage align is");
-        assert_eq!(waits(StageName::Evaluate), "stage instruct is");
+        assert_eq!(waits(StageName::Baseline), "stages shard and models are");
+        assert_eq!(waits(StageName::Evaluate), "stages baseline and instruct are");
         assert_eq!(waits(StageName::Export), "stage evaluate is");
     }
 }

@@ -1,23 +1,27 @@
 //! Bars with rates and the time that remains.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressState, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use llink_proto::{Event, Job, Stage, StageState};
 
 use super::lines;
+use super::pace::Pace;
 
 /// A bar for each stage that has begun.
 #[derive(Debug)]
 pub struct Bars {
     screen: MultiProgress,
-    bars: BTreeMap<String, (String, ProgressBar)>,
+    began: Instant,
+    bars: BTreeMap<String, (Pace, ProgressBar)>,
 }
 
 impl Bars {
     pub(super) fn new() -> Self {
         Self {
             screen: MultiProgress::new(),
+            began: Instant::now(),
             bars: BTreeMap::new(),
         }
     }
@@ -46,36 +50,25 @@ impl Bars {
         }
         let new = || {
             let bar = self.screen.add(ProgressBar::new(0));
-            let unit = stage.unit.clone();
-            bar.set_style(
-                style("{prefix:>9} {bar:24} {human_pos}/{human_len} {rate} {eta} left  {msg}").with_key(
-                    "rate",
-                    // A broken terminal shows in the drawing itself.
-                    move |state: &ProgressState, out: &mut dyn std::fmt::Write| {
-                        let _ = write!(out, "{:.0} {unit}/s", state.per_sec());
-                    },
-                ),
-            );
+            bar.set_style(style("{prefix:>10} {bar:24} {human_pos}/{human_len}  {msg}"));
             bar.set_prefix(stage.name.clone());
-            (String::new(), bar)
+            (Pace::default(), bar)
         };
-        let (phase, bar) = self.bars.entry(stage.name.clone()).or_insert_with(new);
+        let (pace, bar) = self.bars.entry(stage.name.clone()).or_insert_with(new);
         if bar.is_finished() {
             return;
         }
         match stage.state() {
             StageState::Running => {
-                // A new phase counts anew, so that its rate is its own.
-                if *phase != stage.reason {
-                    phase.clone_from(&stage.reason);
-                    bar.reset();
-                }
+                pace.see(stage, self.began.elapsed());
                 bar.set_length(stage.total.max(stage.done));
                 bar.set_position(stage.done);
-                bar.set_message(format!("{} {}", stage.reason, lines::figures(stage)));
+                let told = [pace.text(stage), stage.reason.clone(), lines::figures(stage)];
+                let told: Vec<String> = told.into_iter().filter(|text| !text.is_empty()).collect();
+                bar.set_message(told.join("  "));
             }
             _ => {
-                bar.set_style(style("{prefix:>9} {msg}"));
+                bar.set_style(style("{prefix:>10} {msg}"));
                 bar.finish_with_message(lines::outcome(stage));
             }
         }

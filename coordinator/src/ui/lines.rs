@@ -4,19 +4,33 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use llink_datasets::measured::{Retrieval, Retriever};
 use llink_proto::{Event, Job, Stage, StageState};
 
+use super::pace::Pace;
 use super::{seconds, stage_word, thousands};
 
 /// How often a running stage is mentioned.
 const EVERY: Duration = Duration::from_secs(5);
 
 /// What was shown last.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Lines {
+    began: Instant,
     states: BTreeMap<String, i32>,
     mentioned: Option<Instant>,
-    last: BTreeMap<String, (u64, Instant)>,
+    paces: BTreeMap<String, Pace>,
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        Self {
+            began: Instant::now(),
+            states: BTreeMap::new(),
+            mentioned: None,
+            paces: BTreeMap::new(),
+        }
+    }
 }
 
 impl Lines {
@@ -29,26 +43,18 @@ impl Lines {
             let changed = self.states.insert(stage.name.clone(), stage.state) != Some(stage.state);
             let waiting = matches!(stage.state(), StageState::Waiting | StageState::Unspecified);
             let running = stage.state() == StageState::Running;
+            let mut pace = String::new();
+            if running {
+                let seen = self.paces.entry(stage.name.clone()).or_default();
+                seen.see(stage, self.began.elapsed());
+                pace = seen.text(stage);
+            }
             if (changed && !waiting && !running) || (running && due && stage.total > 0) {
-                print(&format!("{}{}", stage_line(stage), self.rate(stage)));
+                let comma = if pace.is_empty() { "" } else { ", " };
+                print(&format!("{}{comma}{pace}", stage_line(stage)));
                 self.mentioned = Some(Instant::now());
             }
         }
-    }
-
-    /// `, 1,234 rows/s, 12 s left`, from the progress since the last mention.
-    fn rate(&mut self, stage: &Stage) -> String {
-        if stage.state() != StageState::Running {
-            return String::new();
-        }
-        let now = Instant::now();
-        let before = self.last.insert(stage.name.clone(), (stage.done, now));
-        let Some((done, at)) = before.filter(|(done, _)| *done < stage.done) else {
-            return String::new();
-        };
-        let rate = (stage.done - done) as f64 / now.duration_since(at).as_secs_f64().max(1e-3);
-        let left = stage.total.saturating_sub(stage.done) as f64 / rate;
-        format!(", {} {}/s, {left:.0} s left", thousands(rate as u64), stage.unit)
     }
 }
 
@@ -63,13 +69,13 @@ pub(super) fn stage_line(stage: &Stage) -> String {
             let (done, total) = (thousands(stage.done), thousands(stage.total));
             let figures = figures(stage);
             let text = format!(
-                "{:9} {done}/{total} {}  {} {figures}",
+                "{:10} {done}/{total} {}  {} {figures}",
                 stage.name, stage.unit, stage.reason
             );
             text.trim_end().to_owned()
         }
-        StageState::Waiting | StageState::Unspecified => format!("{:9} waiting  {}", stage.name, stage.reason),
-        _ => format!("{:9} {}", stage.name, outcome(stage)),
+        StageState::Waiting | StageState::Unspecified => format!("{:10} waiting  {}", stage.name, stage.reason),
+        _ => format!("{:10} {}", stage.name, outcome(stage)),
     }
 }
 
@@ -93,11 +99,13 @@ pub(super) fn outcome(stage: &Stage) -> String {
 
 /// The figures worth a place beside a bar.
 pub(super) fn figures(stage: &Stage) -> String {
-    let worth = ["loss", "temperature", "after.r1", "pairs_per_s", "ranks"];
-    let shown: Vec<String> = worth
-        .iter()
-        .filter_map(|name| stage.figures.get(*name).map(|v| format!("{name} {}", short(*v))))
-        .collect();
+    let worth = ["loss", "temperature", "pairs_per_s", "ranks"];
+    let figure = |name: &&str| stage.figures.get(*name).map(|v| format!("{name} {}", short(*v)));
+    // In the metric that was trained in, which comes after plain cosine.
+    let rows = Retrieval::rows(&stage.figures);
+    let aligned = rows.iter().rfind(|row| row.retriever == Retriever::StageA);
+    let aligned = aligned.map(|row| format!("R@1 {:.3}", row.r1));
+    let shown: Vec<String> = worth.iter().filter_map(figure).chain(aligned).collect();
     shown.join(" ")
 }
 

@@ -2,6 +2,7 @@
 
 mod bars;
 mod lines;
+mod pace;
 mod report;
 
 use std::io::{IsTerminal, Write};

@@ -1,5 +1,6 @@
 //! The report at the end of a job.
 
+use llink_datasets::measured::{self, Figures};
 use llink_proto::{Job, StageState};
 use serde_json::Value;
 
@@ -23,9 +24,7 @@ pub fn report(job: &Job, style: Style) {
     }
     print_line("");
     rows(&report["counts"]);
-    retrieval(&report["figures"]["evaluate"]);
-    answers(&report["figures"]["evaluate"]);
-    judged(&report["figures"]["evaluate"]);
+    measured(&report["figures"]["evaluate"]);
     if let (Some(share), Some(seconds)) = (
         report["training"]["effective_time"].as_f64(),
         report["training"]["seconds"].as_f64(),
@@ -49,6 +48,12 @@ pub fn report(job: &Job, style: Style) {
             true => print_line(&format!("ask it: llink-coord generate --bundle {folder} \"…\"")),
             false => print_line(&format!("the projector as others load it: {folder}")),
         }
+    }
+    if let Some(benchmark) = report["benchmark"].as_str() {
+        let output = job.output_url.trim_end_matches('/');
+        print_line(&format!(
+            "the pairs of the benchmark and their ranks: {output}/{benchmark}"
+        ));
     }
     if report["page"].is_string() {
         let output = job.output_url.trim_end_matches('/');
@@ -109,85 +114,15 @@ fn rows(counts: &Value) {
     }
 }
 
-/// Retrieval before and after alignment, beside chance.
-fn retrieval(figures: &Value) {
-    let get = |name: &str| figures[name].as_f64();
-    let Some(pairs) = get("pairs") else { return };
-    print_line("");
-    print_line(&format!("retrieval among {} held-out pairs", thousands(pairs as u64)));
-    print_line("                      R@1     R@5    R@10     MRR   mean rank");
-    for (name, prefix) in [
-        ("chance", "chance"),
-        ("before alignment", "before"),
-        ("after alignment", "after"),
-        ("by mean slot", "instructed"),
-    ] {
-        if get(&format!("{prefix}.r1")).is_none() {
-            continue;
-        }
-        let value = |figure: &str| get(&format!("{prefix}.{figure}")).unwrap_or(f64::NAN);
-        print_line(&format!(
-            "  {name:17} {:6.4}  {:6.4}  {:6.4}  {:6.4}  {:10.1}",
-            value("r1"),
-            value("r5"),
-            value("r10"),
-            value("mrr"),
-            value("mean_rank"),
-        ));
-    }
-    if let (Some(foreign), Some(english)) = (get("decoder_tokens.foreign"), get("decoder_tokens.english")) {
-        print_line(&format!(
-            "the decoder's tokenizer spends {foreign:.1} tokens on a foreign sentence and {english:.1} on its English \
-             twin: {:.1} times as many",
-            foreign / english
-        ));
-    }
-    print_line("");
-}
-
-/// Answers to held-out instructions, by what the decoder was given.
-fn answers(figures: &Value) {
-    let get = |name: &str| figures[name].as_f64();
-    for (of, title) in [
-        ("answers", "held-out instructions"),
-        ("translations", "their translations"),
-    ] {
-        let count = |given: &str| get(&format!("{of}.{given}.count"));
-        let Some(answers) = count("slots").or_else(|| count("direct")).filter(|n| *n > 0.0) else {
-            continue;
-        };
-        print_line(&format!("answers to {} {title}", thousands(answers as u64)));
-        print_line("                    exact  word recall  numbers");
-        for (name, given) in [
-            ("with slots", "slots"),
-            ("with zeroed slots", "zeroed"),
-            ("direct", "direct"),
-        ] {
-            let value = |figure: &str| get(&format!("{of}.{given}.{figure}"));
-            if let (Some(exact), Some(recall), Some(numbers)) = (value("exact"), value("word_recall"), value("numbers"))
-            {
-                print_line(&format!("  {name:17} {exact:6.4}  {recall:11.4}  {numbers:7.4}"));
-            }
-        }
+/// What `evaluate` measured.
+fn measured(figures: &Value) {
+    let figures: Figures = serde_json::from_value(figures.clone()).unwrap_or_default();
+    for section in measured::sections(&figures) {
         print_line("");
+        print_line(&section.title);
+        let table = section.table.iter().flat_map(measured::Table::text);
+        table.for_each(|line| print_line(&line));
+        section.notes.iter().for_each(|note| print_line(note));
     }
-}
-
-/// Whose answers a judge preferred.
-fn judged(figures: &Value) {
-    let count = |against: &str, name: &str| figures[format!("judged.{against}.{name}")].as_f64();
-    let rows: Vec<String> = [("base", "the base decoder"), ("direct", "direct fine-tuning")]
-        .iter()
-        .filter_map(|(against, title)| {
-            let [win, tie, loss, unclear] = ["win", "tie", "loss", "unclear"].map(|name| count(against, name));
-            Some(format!("  {title:18} {:5} {:5} {:5} {:8}", win?, tie?, loss?, unclear?))
-        })
-        .collect();
-    if rows.is_empty() {
-        return;
-    }
-    print_line("our answers judged against those of, in both orders");
-    print_line("                       win   tie  loss  unclear");
-    rows.iter().for_each(|row| print_line(row));
     print_line("");
 }

@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use super::merge::KeyRow;
 use super::split::SplitSpec;
 use crate::clean::{DropReason, Tally};
@@ -10,17 +12,63 @@ use crate::rows::{Corpus, Side};
 
 /// With `train_rows` 0, one row in this many is held out.
 const HOLDOUT_ONE_IN: u64 = 10;
+/// Sets [`SidesBy::SecondHash`] apart from the key itself.
+const SECOND_HASH: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Whether a split key belongs to the holdout part: `key / 2^64 < holdout / (train + holdout)`.
-pub(crate) fn is_holdout(key: u64, spec: &SplitSpec) -> bool {
-    let (part, whole) = match spec.train_rows {
-        0 => (1, HOLDOUT_ONE_IN),
-        train => (spec.holdout_rows, train.saturating_add(spec.holdout_rows)),
-    };
-    u128::from(key) * u128::from(whole) < u128::from(part) << 64
+/// How much of the key range the holdout part takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// Rows to train on. 0: all there are, and a tenth is held out.
+    pub train_rows: u64,
+    /// Rows to hold out.
+    pub holdout_rows: u64,
 }
 
-/// Keeps or drops rows. They are offered in the order of (split key, id), so that the holdout part comes first. Memory
+impl Share {
+    /// Whether a split key belongs to the holdout part: `key / 2^64 < holdout / (train + holdout)`.
+    #[must_use]
+    pub fn holds_out(self, key: u64) -> bool {
+        let (part, whole) = self.fraction();
+        u128::from(key) * u128::from(whole) < u128::from(part) << 64
+    }
+
+    /// The holdout part as a share of the key range.
+    #[must_use]
+    pub fn of_keys(self) -> f64 {
+        let (part, whole) = self.fraction();
+        part as f64 / whole as f64
+    }
+
+    fn fraction(self) -> (u64, u64) {
+        match self.train_rows {
+            0 => (1, HOLDOUT_ONE_IN),
+            train => (self.holdout_rows, train.saturating_add(self.holdout_rows)),
+        }
+    }
+}
+
+/// What decides the side of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SidesBy {
+    /// Its split key, so that a text stands on the same side in every corpus that holds out the same share.
+    #[default]
+    Key,
+    /// A second hash of its split key. Rows that all lie on one side by their keys are divided by it, and rows of one text still
+    /// stay together.
+    SecondHash,
+}
+
+impl SidesBy {
+    /// Whether a row of this split key is held out.
+    pub(crate) fn holds_out(self, key: u64, share: Share) -> bool {
+        share.holds_out(match self {
+            Self::Key => key,
+            Self::SecondHash => xxh3_64(&(key ^ SECOND_HASH).to_le_bytes()),
+        })
+    }
+}
+
+/// Keeps or drops rows. The holdout part is offered first, and either part in the order of (split key, id). Memory
 /// grows with the English texts that occur more than once and, where near-duplicates are looked for, with the rows that
 /// others are compared with.
 pub(crate) struct Decider<'a> {
@@ -30,8 +78,12 @@ pub(crate) struct Decider<'a> {
     pub train: u64,
     pub holdout: u64,
     pub tally: Tally,
-    /// Rows of the training and of the holdout part that came after as many as were asked for.
+    /// Rows of the training and of the holdout part, kept or not.
+    pub offered: [u64; 2],
+    /// Of them, those that came after as many as were asked for.
     pub surplus: [u64; 2],
+    /// Held-out instructions whose text lies in the training part of the pairs.
+    pub trained_as_pairs: u64,
     /// The whole part's English, kept or not: what is trained on then does not hang on how many rows are held out.
     holdout_english: HashSet<u64>,
     english: HashSet<u64>,
@@ -48,7 +100,9 @@ impl<'a> Decider<'a> {
             train: 0,
             holdout: 0,
             tally: Tally::default(),
+            offered: [0; 2],
             surplus: [0; 2],
+            trained_as_pairs: 0,
             holdout_english: HashSet::new(),
             english: HashSet::new(),
             last_kept: None,
@@ -58,7 +112,8 @@ impl<'a> Decider<'a> {
 
     /// The side on which the row is kept; `None` where it is dropped.
     pub(crate) fn offer(&mut self, row: &KeyRow) -> Option<Side> {
-        let in_holdout = is_holdout(row.split_key, self.spec);
+        let in_holdout = self.spec.holds_out(row.split_key);
+        self.offered[usize::from(in_holdout)] += 1;
         let is_repeated = self.repeated.contains(&row.english_key);
         if in_holdout && is_repeated {
             self.holdout_english.insert(row.english_key);
@@ -79,6 +134,8 @@ impl<'a> Decider<'a> {
             }
         }
         let (side, rows) = if in_holdout {
+            let is_trained = |pairs: Share| !pairs.holds_out(row.split_key);
+            self.trained_as_pairs += u64::from(self.spec.pairs.is_some_and(is_trained));
             (Side::Holdout, &mut self.holdout)
         } else {
             (Side::Train, &mut self.train)

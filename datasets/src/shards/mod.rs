@@ -14,8 +14,9 @@ mod split;
 mod write;
 
 pub use clean_source::{CleanSpec, Cleaned, clean_source};
+pub use decide::{Share, SidesBy};
 pub use examples::encode_instructions;
-pub use split::{PlannedShard, Split, SplitSpec, split_corpus};
+pub use split::{PlannedShard, Split, SplitSpec, TRAINED_AS_PAIRS, split_corpus};
 pub use write::{WriteSpec, write_shard};
 
 pub use crate::near::NearDuplicates;

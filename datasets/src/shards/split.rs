@@ -2,7 +2,7 @@
 //!
 //! A row's side follows from its split key alone: it stands in the holdout part when the key, as a share of the 64-bit
 //! range, is below `holdout / (train + holdout)`. So a pair's side changes with the job's two numbers and with nothing
-//! else: not with other rows, other sources or their order.
+//! else: not with other rows, other sources or their order. [`SidesBy::SecondHash`] puts a hash of the key in its place.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Progress;
 use super::assignment::Assignment;
-use super::decide::Decider;
+use super::decide::{Decider, Share, SidesBy};
 use super::merge::Merged;
 use super::repeated::repeated_keys;
 use crate::manifest::ManifestArtifact;
@@ -19,6 +19,8 @@ use crate::rows::{Corpus, Side};
 use crate::store::Store;
 use crate::{Error, Result};
 
+/// The count of held-out instructions whose text lies in the training part of the pairs.
+pub const TRAINED_AS_PAIRS: &str = "trained_as_pairs";
 /// Rows between two reports of progress.
 const REPORT_EVERY: u64 = 65_536;
 
@@ -35,6 +37,24 @@ pub struct SplitSpec {
     pub shard_rows: u32,
     /// What is done about rows that say almost the same; the cleaned tables hold signatures unless they are kept.
     pub near_duplicates: NearDuplicates,
+    /// What decides a row's side.
+    pub sides_by: SidesBy,
+    /// Of instructions: how the pairs that Stage A trains on are split, so that held-out texts it may have seen are counted.
+    pub pairs: Option<Share>,
+}
+
+impl SplitSpec {
+    fn share(&self) -> Share {
+        Share {
+            train_rows: self.train_rows,
+            holdout_rows: self.holdout_rows,
+        }
+    }
+
+    /// Whether rows of this split key belong to the holdout part.
+    pub(crate) fn holds_out(&self, key: u64) -> bool {
+        self.sides_by.holds_out(key, self.share())
+    }
 }
 
 /// A shard that [`split_corpus`] planned and [`super::write_shard`] writes.
@@ -89,21 +109,31 @@ pub async fn split_corpus(
         return Err(refuse("shard_rows is 0; a shard needs at least one row".into()));
     }
     let repeated = repeated_keys(store, cleaned).await?;
-    let mut rows = Merged::open(store, cleaned, spec.near_duplicates != NearDuplicates::Keep).await?;
     let mut sides = Decider::new(spec, repeated);
     let mut assignment = Assignment::new(&store.describe(path), spec.corpus, spec.shard_rows)?;
     // They come first, and their shards stand last.
     let mut holdout_places = Vec::new();
     let mut all = 0;
-    while let Some(row) = rows.next().await? {
-        match sides.offer(&row) {
-            Some(Side::Train) => assignment.push(Side::Train, (row.file, row.row))?,
-            Some(Side::Holdout) => holdout_places.push((row.file, row.row)),
-            None => {}
-        }
-        all += 1;
-        if all % REPORT_EVERY == 0 {
-            progress(all, rows.total());
+    // By their keys the held-out rows come first of themselves; by a second hash they are spread over the range.
+    let parts: &[Option<bool>] = match spec.sides_by {
+        SidesBy::Key => &[None],
+        SidesBy::SecondHash => &[Some(true), Some(false)],
+    };
+    for part in parts {
+        let mut rows = Merged::open(store, cleaned, spec.near_duplicates != NearDuplicates::Keep).await?;
+        while let Some(row) = rows.next().await? {
+            if part.is_some_and(|held_out| held_out != spec.holds_out(row.split_key)) {
+                continue;
+            }
+            match sides.offer(&row) {
+                Some(Side::Train) => assignment.push(Side::Train, (row.file, row.row))?,
+                Some(Side::Holdout) => holdout_places.push((row.file, row.row)),
+                None => {}
+            }
+            all += 1;
+            if all % REPORT_EVERY == 0 {
+                progress(all, rows.total());
+            }
         }
     }
     assignment.end_side(Side::Train)?;
@@ -126,16 +156,21 @@ pub async fn split_corpus(
         ("train".into(), train),
         ("holdout".into(), holdout),
     ]);
+    if spec.corpus == Corpus::Instructions {
+        counts.insert(TRAINED_AS_PAIRS.into(), sides.trained_as_pairs);
+    }
     for (side, found) in [(Side::Train, train), (Side::Holdout, holdout)] {
         if found == 0 {
             let role = spec.corpus.role(side);
-            return Err(refuse(format!(
-                "no row is left for {role} of {all} cleaned ones ({}); add a source",
-                listed(&counts)
-            )));
+            let why = match sides.offered[usize::from(side == Side::Holdout)] {
+                0 if all > 0 => all_on_the_other_side(spec, side, all),
+                _ => format!("{all} cleaned rows ({}); add a source", listed(&counts)),
+            };
+            return Err(refuse(format!("no row is left for {role}: {why}")));
         }
     }
-    let warnings = shortfalls(spec, &sides);
+    let mut warnings = shortfalls(spec, &sides);
+    warnings.extend(seen_by_stage_a(&sides));
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
@@ -148,6 +183,48 @@ pub async fn split_corpus(
         shards,
         counts,
         warnings,
+    })
+}
+
+/// Why `side` has no row although there are `all` of them, and what to do.
+fn all_on_the_other_side(spec: &SplitSpec, side: Side, all: u64) -> String {
+    let held_out = 100.0 * spec.share().of_keys();
+    let other = match side {
+        Side::Holdout => "training",
+        Side::Train => "held-out",
+    };
+    let rows = match all {
+        1 => "the one cleaned row falls".to_owned(),
+        all => format!("all {all} cleaned rows fall"),
+    };
+    let mut why = format!(
+        "{rows} on the {other} side. The hash of its foreign text decides a row's side, and the lowest {held_out:.1} % of the hashes \
+         are held out. "
+    );
+    why.push_str(match (spec.corpus, side, spec.sides_by) {
+        (Corpus::Instructions, Side::Holdout, SidesBy::Key) => {
+            "Instructions that were made from training pairs alone have no other text: make some from pairs/holdout, or set \
+             `instructions.validation_from = \"train\"`, which draws validation from the texts there are, although Stage A may have \
+             been trained on them as pairs"
+        }
+        (Corpus::Instructions, Side::Train, SidesBy::Key) => {
+            "Instructions that were made from held-out pairs alone have no other text: make some from pairs/train"
+        }
+        (Corpus::Instructions, _, SidesBy::SecondHash) => "There are too few texts: add a source",
+        (Corpus::Pairs, Side::Holdout, _) => "Raise `corpus.holdout_pairs` beside `corpus.train_pairs`, or add a source",
+        (Corpus::Pairs, Side::Train, _) => "Lower `corpus.holdout_pairs` beside `corpus.train_pairs`, or add a source",
+    });
+    why
+}
+
+/// What is to be known of held-out instructions whose texts lie in the training part of the pairs.
+fn seen_by_stage_a(sides: &Decider<'_>) -> Option<String> {
+    let (seen, all) = (sides.trained_as_pairs, sides.holdout);
+    (seen > 0).then(|| {
+        format!(
+            "instructions/validation: {seen} of {all} rows have a text on the training side of the pairs. Stage A may have been trained \
+             on it, so that answers and held-out loss of Stage B are better than on new text"
+        )
     })
 }
 
@@ -193,6 +270,14 @@ fn shortfalls(spec: &SplitSpec, sides: &Decider<'_>) -> Vec<String> {
                 ". {others} rows are left over on the other side: a row's side is that of its text's hash, so that no \
                  source moves a row across, and rows are not handed from one side to the other"
             ));
+        }
+        let few =
+            2.0 * (sides.offered[1] as f64) < spec.share().of_keys() * (sides.offered[0] + sides.offered[1]) as f64;
+        if side == Side::Holdout && spec.corpus == Corpus::Instructions && spec.sides_by == SidesBy::Key && few {
+            warning.push_str(
+                ". `instructions.validation_from = \"train\"` draws validation from the instructions' own texts instead, although \
+                 Stage A may have been trained on them as pairs",
+            );
         }
         warnings.push(warning);
     }

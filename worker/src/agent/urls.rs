@@ -163,6 +163,8 @@ impl<'a> Named<'a> {
             token_budget: _,
             max_chars: _,
             max_tokens: _,
+            rows: _,
+            english: _,
         } = task;
         self.models.extend(model);
     }
@@ -197,12 +199,15 @@ impl<'a> Named<'a> {
             benchmark_pairs: _,
             decoder,
             path: _,
-            seed: _,
             answers,
             judge,
             page: _,
             align_metrics: _,
             instruct_metrics: _,
+            english_vectors: _,
+            centre_foreign_vectors: _,
+            centre_english_vectors: _,
+            benchmark: _,
         } = task;
         self.models.extend(decoder);
         answers.iter().for_each(within_answers);
@@ -260,6 +265,9 @@ fn within_split_corpus(task: &SplitCorpus) {
         path: _,
         near_duplicates: _,
         similarity: _,
+        second_hash: _,
+        pairs_train_rows: _,
+        pairs_holdout_rows: _,
     } = task;
 }
 
@@ -303,5 +311,6 @@ fn within_answers(task: &Answers) {
         direct_adapter: _,
         direct_adapter_config: _,
         projector: _,
+        trained_as_pairs: _,
     } = task;
 }

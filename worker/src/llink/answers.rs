@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use super::chrf::chrf;
+
 /// What was found over a set of answers. Shares are of those answers whose reference has what is asked about.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct AnswerScores {
@@ -15,12 +17,18 @@ pub struct AnswerScores {
     pub numbers: f64,
     /// References with numbers.
     pub with_numbers: usize,
+    /// chrF2 over all answers, from 0 to 100.
+    pub chrf: f64,
 }
 
 /// Scores of (answer, reference) pairs.
 #[must_use]
 pub fn answer_scores<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> AnswerScores {
-    let mut scores = AnswerScores::default();
+    let pairs: Vec<(&str, &str)> = pairs.into_iter().collect();
+    let mut scores = AnswerScores {
+        chrf: chrf(pairs.iter().copied()),
+        ..AnswerScores::default()
+    };
     for (answer, reference) in pairs {
         scores.answers += 1;
         let (said, wanted) = (words(answer), words(reference));

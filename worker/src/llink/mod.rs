@@ -7,6 +7,7 @@
 
 pub mod align_losses;
 pub mod answers;
+pub mod chrf;
 pub mod hard_negatives;
 pub mod kernels;
 mod layers;

@@ -40,7 +40,9 @@ impl RetrievalMetrics {
         }
     }
 
-    fn of_ranks(ranks: &[usize]) -> Self {
+    /// What so many ranks come to.
+    #[must_use]
+    pub fn of_ranks(ranks: &[usize]) -> Self {
         let mean =
             |value: &dyn Fn(usize) -> f64| ranks.iter().map(|rank| value(*rank)).sum::<f64>() / ranks.len() as f64;
         let within = |k: usize| mean(&|rank| f64::from(u8::from(rank <= k)));
@@ -60,6 +62,14 @@ impl RetrievalMetrics {
 /// # Errors
 /// [`Error::Input`] when the two do not fit each other, are empty, or hold NaN or infinity.
 pub fn retrieval_metrics(students: &[f32], teachers: &[f32], width: usize) -> Result<RetrievalMetrics> {
+    Ok(RetrievalMetrics::of_ranks(&retrieval_ranks(students, teachers, width)?))
+}
+
+/// The rank that each student gives its own teacher, from 1; as [`retrieval_metrics`] otherwise.
+///
+/// # Errors
+/// As [`retrieval_metrics`].
+pub fn retrieval_ranks(students: &[f32], teachers: &[f32], width: usize) -> Result<Vec<usize>> {
     if students.is_empty() || students.len() != teachers.len() || !students.len().is_multiple_of(width) {
         let (students, teachers) = (students.len(), teachers.len());
         return Err(Error::Input(format!(
@@ -94,7 +104,7 @@ pub fn retrieval_metrics(students: &[f32], teachers: &[f32], width: usize) -> Re
             similarities.iter().filter(|other| **other >= own).count()
         }));
     }
-    Ok(RetrievalMetrics::of_ranks(&ranks))
+    Ok(ranks)
 }
 
 fn normalized(rows: &[f32], width: usize) -> Vec<f32> {

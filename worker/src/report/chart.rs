@@ -7,7 +7,12 @@ use plotters::prelude::*;
 use super::Curve;
 use crate::{Error, Result};
 
-const SIZE: (u32, u32) = (620, 280);
+/// As wide as the page, so that labels have the size that they are drawn in.
+const SIZE: (u32, u32) = (1024, 300);
+/// Curves of fewer points show each of them: one alone would be no line.
+const DOTTED_BELOW: usize = 40;
+/// Labels on an axis, about.
+const LABELS: usize = 7;
 const COLOURS: [RGBColor; 4] = [
     RGBColor(31, 119, 180),
     RGBColor(214, 39, 40),
@@ -22,7 +27,9 @@ const COLOURS: [RGBColor; 4] = [
 pub fn chart(title: &str, curves: &[Curve]) -> Result<String> {
     let mut svg = String::new();
     draw(&mut svg, title, curves).map_err(|reason| Error::Input(format!("drawing {title}: {reason}")))?;
-    Ok(svg)
+    // Its size is the page's business; the view box keeps its proportions.
+    let (width, height) = SIZE;
+    Ok(svg.replacen(&format!("width=\"{width}\" height=\"{height}\" "), "", 1))
 }
 
 fn draw(svg: &mut String, title: &str, curves: &[Curve]) -> std::result::Result<(), String> {
@@ -36,6 +43,7 @@ fn draw(svg: &mut String, title: &str, curves: &[Curve]) -> std::result::Result<
             .filter(|(_, y)| y.is_finite())
     };
     let (x, y) = (range(points().map(|p| p.0)), range(points().map(|p| p.1)));
+    let (steps, span) = (x.end - x.start, y.end - y.start);
     let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     let mut chart = ChartBuilder::on(&area)
         .caption(title, ("sans-serif", 15))
@@ -47,14 +55,20 @@ fn draw(svg: &mut String, title: &str, curves: &[Curve]) -> std::result::Result<
     chart
         .configure_mesh()
         .light_line_style(WHITE)
-        .x_labels(7)
-        .y_labels(6)
+        // Steps are whole numbers: no more labels than there are.
+        .x_labels((steps as usize + 1).min(LABELS))
+        .y_labels(LABELS)
+        .label_style(("sans-serif", 13))
         .x_label_formatter(&|step| format!("{step:.0}"))
-        .y_label_formatter(&|value| number(*value))
+        .y_label_formatter(&|value| label(*value, span))
         .draw()
         .map_err(said)?;
     for (curve, colour) in curves.iter().zip(COLOURS.iter().cycle()) {
         let points = curve.points.iter().copied().filter(|(_, y)| y.is_finite());
+        if curve.points.len() < DOTTED_BELOW {
+            let dot = |point| Circle::new(point, 3, colour.filled());
+            chart.draw_series(points.clone().map(dot)).map_err(said)?;
+        }
         chart
             .draw_series(LineSeries::new(points, colour.stroke_width(2)))
             .map_err(said)?
@@ -87,13 +101,17 @@ fn range(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
     low - room..high + room
 }
 
-/// Few digits, whatever the size: learning rates are small.
-fn number(value: f64) -> String {
+/// A value on an axis that spans so much, with the digits that tell it from the next label.
+fn label(value: f64, span: f64) -> String {
+    let step = span / LABELS as f64;
+    // Ticks are sums of steps: what is left of rounding beside zero is zero.
+    if value.abs() < step * 1e-3 {
+        return "0".into();
+    }
+    let digits = (-step.log10()).ceil().max(0.0);
     match value.abs() {
-        0.0 => "0".into(),
-        size if size < 1e-3 => format!("{value:.1e}"),
-        size if size < 10.0 => format!("{value:.3}"),
-        _ => format!("{value:.0}"),
+        size if size >= 1e6 || digits > 5.0 => format!("{value:.1e}"),
+        _ => format!("{value:.*}", digits as usize),
     }
 }
 
@@ -114,13 +132,58 @@ mod tests {
     }
 
     #[test]
+    fn a_chart_takes_the_pages_width() {
+        let svg = chart("x", &[curve_of(vec![(0.0, 1.0), (1.0, 2.0)])]).unwrap();
+        let root = svg.lines().next().unwrap();
+        let root = &root[..root.find('>').unwrap()];
+        assert!(root.contains("viewBox=\"0 0 1024 300\""), "{root}");
+        assert!(!root.contains("width=") && !root.contains("height="), "{root}");
+    }
+
+    #[test]
+    fn a_single_point_is_seen() {
+        let svg = chart("x", &[curve_of(vec![(60.0, 0.25)])]).unwrap();
+        assert_eq!(svg.matches("<circle").count(), 1, "{svg}");
+        let long = curve_of((0..200).map(|step| (f64::from(step), 1.0)).collect());
+        assert!(!chart("x", &[long]).unwrap().contains("<circle"));
+    }
+
+    #[test]
+    fn labels_beside_zero_are_zero_and_neighbours_differ() {
+        assert_eq!(label(1.4e-20, 3e-3), "0");
+        assert_eq!(label(-2e-19, 1e-5), "0");
+        assert_eq!((label(10.0, 3.0), label(10.5, 3.0)), ("10.0".into(), "10.5".into()));
+        assert_eq!(
+            (label(5e-4, 3e-3), label(1e-3, 3e-3)),
+            ("0.0005".into(), "0.0010".into())
+        );
+        assert_eq!(
+            (label(2e-6, 1e-5), label(4e-6, 1e-5)),
+            ("2.0e-6".into(), "4.0e-6".into())
+        );
+        assert_eq!((label(100.0, 900.0), label(200.0, 900.0)), ("100".into(), "200".into()));
+        // A learning rate that warms up from nothing and comes back to it.
+        let rate = |step: u32| 3e-3 * f64::from(step.min(100 - step)) / 50.0;
+        let svg = chart(
+            "learning rate",
+            &[curve_of((0..=100).map(|s| (f64::from(s), rate(s))).collect())],
+        )
+        .unwrap();
+        let tiny = svg.lines().find(|line| line.contains("e-1") || line.contains("e-2"));
+        assert_eq!(tiny, None, "{svg}");
+    }
+
+    fn curve_of(points: Vec<(f64, f64)>) -> Curve {
+        Curve {
+            name: "x".into(),
+            points,
+        }
+    }
+
+    #[test]
     fn a_flat_an_empty_and_a_broken_curve_are_no_fault() {
         for points in [vec![(0.0, 2.0), (1.0, 2.0)], vec![], vec![(0.0, 1.0), (1.0, f64::NAN)]] {
-            let curve = Curve {
-                name: "x".into(),
-                points,
-            };
-            assert!(chart("x", &[curve]).is_ok());
+            assert!(chart("x", &[curve_of(points)]).is_ok());
         }
     }
 }

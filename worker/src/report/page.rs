@@ -2,11 +2,17 @@
 
 use std::fmt::Write;
 
-const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:66rem;margin:2rem auto;padding:0 1rem;color:#222}\
+use llink_datasets::measured::Section;
+
+const STYLE: &str = "\
+:root{color-scheme:light dark;--ink:#222;--soft:#666;--line:#ddd;--paper:#fff}\
+@media(prefers-color-scheme:dark){:root{--ink:#ddd;--soft:#999;--line:#444;--paper:#1a1a1a}}\
+body{font:15px/1.5 system-ui,sans-serif;max-width:66rem;margin:2rem auto;padding:0 1rem;color:var(--ink);background:var(--paper)}\
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse;margin:.6rem 0}\
-th,td{padding:.25rem .7rem;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}td.n{text-align:right;\
-font-variant-numeric:tabular-nums}figure{display:inline-block;margin:.3rem}svg{max-width:100%;height:auto}\
-p.note{color:#666}";
+th,td{padding:.25rem .7rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}\
+th.n,td.n{text-align:right;font-variant-numeric:tabular-nums}p.note{color:var(--soft)}div{overflow-x:auto}\
+figure{margin:1rem 0}svg{display:block;width:100%;height:auto}svg text{fill:var(--ink)}\
+svg [stroke=\"#000000\"]{stroke:var(--ink)}svg [stroke=\"#FFFFFF\"]{stroke:var(--paper)}svg rect[fill=\"#FFFFFF\"]{fill:var(--paper)}";
 
 /// A page in the making.
 #[derive(Debug, Default)]
@@ -22,25 +28,31 @@ pub struct Table {
 }
 
 impl Table {
-    /// A table with these columns.
+    /// A table with these columns of words.
     #[must_use]
     pub fn new(columns: &[&str]) -> Self {
-        let cells: String = columns
-            .iter()
-            .map(|name| format!("<th>{}</th>", escape(name)))
-            .collect();
+        Self::with_numbers(columns, &[])
+    }
+
+    /// A table with columns of words, then columns of numbers.
+    fn with_numbers(words: &[&str], numbers: &[&str]) -> Self {
+        let heading = |class: &str, name: &&str| format!("<th{class}>{}</th>", escape(name));
+        let words = words.iter().map(|name| heading("", name));
+        let numbers = numbers.iter().map(|name| heading(" class=\"n\"", name));
+        let cells: String = words.chain(numbers).collect();
         Self {
             rows: format!("<tr>{cells}</tr>\n"),
         }
     }
 
-    /// Adds a row: what it is, then numbers.
-    pub fn numbers(&mut self, name: &str, numbers: &[String]) {
-        let cells: String = numbers
-            .iter()
-            .map(|number| format!("<td class=\"n\">{}</td>", escape(number)))
-            .collect();
-        let _ = writeln!(self.rows, "<tr><td>{}</td>{cells}</tr>", escape(name));
+    /// Adds a row: words first, then numbers.
+    fn numbers(&mut self, cells: &[String], words: usize) {
+        let cell = |(column, text): (usize, &String)| match column < words {
+            true => format!("<td>{}</td>", escape(text)),
+            false => format!("<td class=\"n\">{}</td>", escape(text)),
+        };
+        let cells: String = cells.iter().enumerate().map(cell).collect();
+        let _ = writeln!(self.rows, "<tr>{cells}</tr>");
     }
 
     /// Adds a row of texts.
@@ -65,6 +77,19 @@ impl Page {
         let _ = writeln!(self.body, "<h2>{}</h2>", escape(title));
     }
 
+    /// Adds a part of what was measured.
+    pub fn measured(&mut self, section: &Section) {
+        self.section(&section.title);
+        if let Some(numbers) = &section.table {
+            let mut table = Table::with_numbers(&numbers.words, &numbers.numbers);
+            for row in &numbers.rows {
+                table.numbers(row, numbers.words.len());
+            }
+            self.table(table);
+        }
+        section.notes.iter().for_each(|note| self.note(note));
+    }
+
     /// Adds a paragraph.
     pub fn note(&mut self, text: &str) {
         let _ = writeln!(self.body, "<p class=\"note\">{}</p>", escape(text));
@@ -72,7 +97,7 @@ impl Page {
 
     /// Adds a table.
     pub fn table(&mut self, table: Table) {
-        let _ = writeln!(self.body, "<table>\n{}</table>", table.rows);
+        let _ = writeln!(self.body, "<div><table>\n{}</table></div>", table.rows);
     }
 
     /// Adds a chart, as it is.
@@ -120,12 +145,25 @@ mod tests {
         let mut page = Page::new("a <job> & \"more\"");
         let mut table = Table::new(&["said", "meant"]);
         table.texts(&["<script>x</script>", "- a\n- b"]);
-        table.numbers("loss", &["0.5".into()]);
         page.section("answers");
         page.table(table);
+        page.measured(&Section {
+            title: "R@1 < 1".into(),
+            table: Some(llink_datasets::measured::Table {
+                words: vec![""],
+                numbers: vec!["R@1"],
+                rows: vec![vec!["chance".into(), "0.0010".into()]],
+            }),
+            notes: vec!["a & b".into()],
+        });
         page.svg("<svg></svg>");
         let html = page.html();
         assert!(html.contains("a &lt;job&gt; &amp; &quot;more&quot;"), "{html}");
+        assert!(
+            html.contains("<tr><td>chance</td><td class=\"n\">0.0010</td></tr>"),
+            "{html}"
+        );
+        assert!(html.contains("R@1 &lt; 1") && html.contains("a &amp; b"), "{html}");
         assert!(!html.contains("<script") && html.contains("- a<br>- b"), "{html}");
         for outside in ["http:", "https:", "src=", "href=", "@import", "url("] {
             assert!(!html.contains(outside), "{outside} leads out of the page: {html}");

@@ -86,6 +86,8 @@ pub(super) fn run(
     result
         .artifacts
         .push(context.write(store, &task.path, "answers", rows.len() as u64, lines.into())?);
+    let seen = task.trained_as_pairs as f64;
+    result.figures.insert("answers.trained_as_pairs".into(), seen);
     for (name, answers) in &said {
         add_scores(result, name, &rows, answers);
     }
@@ -184,6 +186,7 @@ fn add_scores(result: &mut TaskResult, name: &str, rows: &[InstructionRow], answ
             word_recall,
             numbers,
             with_numbers,
+            chrf,
         } = scores;
         let figures = [
             ("count", answers as f64),
@@ -191,6 +194,7 @@ fn add_scores(result: &mut TaskResult, name: &str, rows: &[InstructionRow], answ
             ("word_recall", word_recall),
             ("numbers", numbers),
             ("with_numbers", with_numbers as f64),
+            ("chrf", chrf),
         ];
         let named = figures.map(|(figure, value)| (format!("{of}.{name}.{figure}"), value));
         result.figures.extend(named);

@@ -31,11 +31,15 @@ pub(super) fn run(context: &TaskContext, task: &EmbedShard) -> Result<TaskResult
     let store = context.store()?;
     let content = context.read(&store, shard)?;
     let language = match (model.role(), shard.role.starts_with("instructions/")) {
+        (ModelRole::Encoder, _) if task.english => Language::English,
         (ModelRole::Encoder, _) => Language::Foreign,
         (_, true) => Language::EnglishRef,
         (_, false) => Language::English,
     };
-    let table = read_texts(&store.describe(&shard.path), content, language)?;
+    let mut table = read_texts(&store.describe(&shard.path), content, language)?;
+    if task.rows > 0 {
+        table.truncate(task.rows as usize);
+    }
     let reader = Reader::of(context, task, model)?;
     let pass = Pass {
         reader: &reader,

@@ -3,7 +3,7 @@
 use llink_datasets::clean::{Rules, Scripts, TooLong};
 use llink_datasets::read::{Columns, Languages, Source};
 use llink_datasets::rows::Corpus;
-use llink_datasets::shards::{self, CleanSpec, NearDuplicates, SplitSpec, WriteSpec};
+use llink_datasets::shards::{self, CleanSpec, NearDuplicates, Share, SidesBy, SplitSpec, WriteSpec};
 use llink_proto::{Artifact, CleanSource, CleaningRules, SplitCorpus, TaskResult, WriteShard};
 
 use super::{TaskContext, to_proto};
@@ -108,6 +108,14 @@ pub(super) fn split(context: &TaskContext, task: &SplitCorpus) -> Result<TaskRes
                 )));
             }
         },
+        sides_by: match task.second_hash {
+            true => SidesBy::SecondHash,
+            false => SidesBy::Key,
+        },
+        pairs: (task.pairs_holdout_rows > 0).then_some(Share {
+            train_rows: task.pairs_train_rows,
+            holdout_rows: task.pairs_holdout_rows,
+        }),
     };
     let store = context.store()?;
     let progress = |done, total| context.control.advance(done, total);

@@ -22,6 +22,26 @@ pub(super) fn read_tables(context: &TaskContext, store: &Store, artifacts: &[Art
     Ok(vectors::concat(tables)?)
 }
 
+/// The first `rows` of several files of vectors. Files beyond them are not read.
+pub(super) fn read_first(
+    context: &TaskContext,
+    store: &Store,
+    artifacts: &[Artifact],
+    rows: usize,
+) -> Result<VectorTable> {
+    let mut before = 0;
+    let needed = artifacts.iter().take_while(|artifact| {
+        let is_needed = before < rows;
+        before += artifact.rows as usize;
+        is_needed
+    });
+    let needed = needed.count();
+    let mut table = read_tables(context, store, &artifacts[..needed])?;
+    table.ids.truncate(rows);
+    table.values.truncate(table.ids.len() * table.width);
+    Ok(table)
+}
+
 /// The collective of this gang: its place is told with the heartbeats, steps have a deadline, and it is aborted when the
 /// task is told to stop.
 pub(super) fn join(context: &TaskContext, upkeep: &Upkeep) -> Result<Watched> {

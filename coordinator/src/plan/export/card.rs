@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use llink_datasets::manifest::Manifest;
+use llink_datasets::measured;
 
 use super::super::{Inputs, PlanError, StageName, earlier, fact, instructions_of};
 use super::{STAGE, arm, names};
@@ -188,65 +189,15 @@ fn stage_b(i: &InstructSection, with_slots: bool) -> String {
 
 /// What `evaluate` found.
 fn measured(evaluate: &Manifest) -> String {
-    let get = |name: &str| evaluate.figures.get(name).copied();
     let mut text = "## Evaluation\n\n".to_owned();
-    if let Some(pairs) = get("pairs") {
-        let _ = writeln!(
-            text,
-            "Retrieval of the English sentence among {} held-out pairs:\n\n\
-             | | R@1 | R@5 | R@10 | MRR | mean rank |\n| --- | ---: | ---: | ---: | ---: | ---: |",
-            pairs
-        );
-        for (name, title) in [
-            ("chance", "chance"),
-            ("before", "before alignment"),
-            ("after", "after alignment"),
-            ("instructed", "by mean slot"),
-        ] {
-            if get(&format!("{name}.r1")).is_none() {
-                continue;
-            }
-            let value = |figure: &str| get(&format!("{name}.{figure}")).unwrap_or(f64::NAN);
-            let _ = writeln!(
-                text,
-                "| {title} | {:.4} | {:.4} | {:.4} | {:.4} | {:.1} |",
-                value("r1"),
-                value("r5"),
-                value("r10"),
-                value("mrr"),
-                value("mean_rank"),
-            );
+    for section in measured::sections(&evaluate.figures) {
+        let _ = write!(text, "### {}\n\n", section.title);
+        if let Some(table) = &section.table {
+            let _ = writeln!(text, "{}", table.markdown());
         }
-        text.push('\n');
-    }
-    if let (Some(foreign), Some(english)) = (get("decoder_tokens.foreign"), get("decoder_tokens.english")) {
-        let _ = writeln!(
-            text,
-            "The decoder's own tokenizer spends {foreign:.1} tokens on a foreign sentence and {english:.1} on its English twin.\n"
-        );
-    }
-    for (of, title) in [
-        ("answers", "held-out instructions"),
-        ("translations", "their translations"),
-    ] {
-        let given = ["slots", "zeroed", "direct"];
-        let count = given.iter().find_map(|given| get(&format!("{of}.{given}.count")));
-        let Some(count) = count.filter(|n| *n > 0.0) else {
-            continue;
-        };
-        let _ = writeln!(
-            text,
-            "Answers to {} {title}:\n\n| | exact | word recall | numbers right |\n| --- | ---: | ---: | ---: |",
-            count
-        );
-        for given in given {
-            let value = |figure: &str| get(&format!("{of}.{given}.{figure}"));
-            if let (Some(exact), Some(recall), Some(numbers)) = (value("exact"), value("word_recall"), value("numbers"))
-            {
-                let _ = writeln!(text, "| {given} | {exact:.4} | {recall:.4} | {numbers:.4} |");
-            }
+        for note in &section.notes {
+            let _ = write!(text, "{note}\n\n");
         }
-        text.push('\n');
     }
     text
 }

@@ -1,0 +1,101 @@
+//! The `baseline` stage: English sentences through the encoder, with which `evaluate` measures what the encoder finds without a decoder.
+//!
+//! It is a stage of its own so that a sweep over training settings embeds them once, and so that another benchmark size embeds
+//! nothing else again.
+
+use llink_datasets::manifest::Manifest;
+use llink_proto::task::Kind;
+use llink_proto::{Artifact, EmbedShard, ModelRole, Task, TaskResult};
+
+use super::embed::{max_tokens, model_ref, reading_key};
+use super::{Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, earlier, fact, json, manifest_of, with_role};
+
+const STAGE: StageName = StageName::Baseline;
+/// Training pairs that each language's mean is taken of. More change it little: the error of a mean of so many is a 64th of the spread.
+const CENTRED_ON: u64 = 4_096;
+
+/// The first rows of a shard.
+struct Portion {
+    shard: Artifact,
+    rows: u64,
+}
+
+/// The first `rows` of the shards of a role, which stand in the order of their texts' hash: a fixed, fair sample.
+fn first(manifest: &Manifest, role: &str, rows: u64) -> Vec<Portion> {
+    let mut left = rows;
+    let mut portions = Vec::new();
+    for shard in with_role(manifest, role) {
+        let rows = shard.rows.min(left);
+        if rows > 0 {
+            left -= rows;
+            portions.push(Portion { shard, rows });
+        }
+    }
+    portions
+}
+
+/// The benchmark's pairs, and those that the means are taken of: name of the side and its portions.
+fn sides(inputs: &Inputs<'_>) -> Result<[(&'static str, Vec<Portion>); 2], PlanError> {
+    let shard = earlier(STAGE, StageName::Shard, inputs)?;
+    Ok([
+        (
+            "holdout",
+            first(shard, "pairs/holdout", inputs.job.evaluate.benchmark_pairs),
+        ),
+        ("train", first(shard, "pairs/train", CENTRED_ON)),
+    ])
+}
+
+pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
+    let sides = sides(inputs)?;
+    let portions = sides
+        .iter()
+        .flat_map(|(side, portions)| portions.iter().map(move |p| (side, p)));
+    let mut parts: Vec<String> = portions
+        .map(|(side, portion)| format!("{side} {} {}", portion.rows, portion.shard.sha256))
+        .collect();
+    let models = earlier(STAGE, StageName::Models, inputs)?;
+    parts.push(fact(STAGE, models, "encoder.fingerprint")?.into());
+    parts.push(json(&(inputs.job.embed.max_chars, max_tokens(STAGE, inputs)?)));
+    parts.push(reading_key(STAGE, inputs)?);
+    Ok(parts)
+}
+
+pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>]) -> Result<Phase, PlanError> {
+    if let Some(embedded) = results.first() {
+        return Ok(Phase::Complete(manifest_of(STAGE, key, embedded)));
+    }
+    let model = model_ref(STAGE, inputs, "encoder", ModelRole::Encoder)?;
+    let options = &inputs.job.embed;
+    let mut tasks = Vec::new();
+    for (side, portions) in sides(inputs)? {
+        for (i, portion) in portions.into_iter().enumerate() {
+            let role = format!("embeddings/encoder-english/{side}");
+            let kind = Kind::EmbedShard(EmbedShard {
+                model: Some(model.clone()),
+                shard: Some(portion.shard),
+                path: format!("{}/{role}/{i:05}.parquet", super::directory(STAGE, key)),
+                role,
+                token_budget: options.token_budget,
+                max_chars: options.max_chars,
+                max_tokens: max_tokens(STAGE, inputs)?,
+                rows: portion.rows,
+                english: true,
+            });
+            let spec = Task {
+                output_url: inputs.job.output.clone(),
+                kind: Some(kind),
+            };
+            tasks.push(PlannedTask {
+                spec,
+                weight: portion.rows,
+                ranks: Ranks::ONE,
+                label: format!("encoder vectors of the English of {side}/{i:05}"),
+            });
+        }
+    }
+    Ok(Phase::Tasks {
+        label: "embed English".into(),
+        tasks,
+    })
+}
