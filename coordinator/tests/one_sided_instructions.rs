@@ -1,0 +1,96 @@
+//! Instructions whose texts all lie on the training side: what the error says, and that its advice works to the end.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Place, figure};
+use llink_datasets::shards::Share;
+use llink_datasets::text::comparison_key;
+
+const JOB: &str = "
+name = \"one-sided\"
+output = \"out\"
+
+[corpus]
+source = \"pairs.tsv\"
+train_pairs = 300
+holdout_pairs = 100
+
+[cleaning]
+near_duplicates = \"keep\"
+
+[instructions]
+source = \"instructions.jsonl\"
+train = 180
+validation = 20
+
+[models]
+encoder = \"random\"
+decoder = \"random\"
+
+[align]
+steps = 4
+batch = 16
+warmup_steps = 1
+
+[instruct]
+steps = 2
+batch = 8
+
+[evaluate]
+benchmark_pairs = 50
+answers = 4
+max_answer_tokens = 4
+";
+
+/// 420 pairs, and two instructions about each of those that are trained on.
+fn write_corpus(place: &Place) {
+    let share = Share {
+        train_rows: 300,
+        holdout_rows: 100,
+    };
+    let (mut pairs, mut instructions) = (String::new(), String::new());
+    for n in 0..420 {
+        let (english, foreign) = (format!("Sentence number {n} is here."), format!("ប្រយោគទី {n} នៅទីនេះ"));
+        pairs.push_str(&format!("{english}\t{foreign}\n"));
+        if share.holds_out(comparison_key(&foreign)) {
+            continue;
+        }
+        for task in ["translate", "summarize"] {
+            instructions.push_str(&format!(
+                "{{\"task_type\":\"{task}\",\"input\":\"Do {task}: <foreign_emb>\",\"output\":\"{english}\",\"foreign_raw\":\"{foreign}\",\"english_ref\":\"{english}\"}}\n"
+            ));
+        }
+    }
+    std::fs::write(place.path("pairs.tsv"), pairs).unwrap();
+    std::fs::write(place.path("instructions.jsonl"), instructions).unwrap();
+}
+
+#[test]
+fn the_advice_for_instructions_from_training_pairs_alone_leads_to_a_report_that_states_the_leak() {
+    let place = Place::new(JOB);
+    write_corpus(&place);
+    let said = place.fails(3, &["submit", "job.toml"]);
+    for expected in [
+        "no row is left for instructions/validation",
+        "fall on the training side",
+        "`instructions.validation_from = \"train\"`",
+    ] {
+        assert!(said.contains(expected), "{expected:?} is not in {said}");
+    }
+
+    let advised = JOB.replace("validation = 20", "validation = 20\nvalidation_from = \"train\"");
+    std::fs::write(place.path("job.toml"), advised).unwrap();
+    let said = place.ok(&["submit", "job.toml"]);
+    assert!(said.contains("Stage A may have been trained on it"), "{said}");
+    assert!(figure(&place, "answers.trained_as_pairs") > 0.0);
+    for file in ["out/report.html", "out/export"] {
+        let path = place.path(file);
+        let path = match path.is_dir() {
+            true => std::fs::read_dir(path).unwrap().next().unwrap().unwrap().path().join("README.md"),
+            false => path,
+        };
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains("that Stage A may have been trained on"), "{}: {text}", path.display());
+    }
+}
