@@ -313,19 +313,18 @@ impl Table {
     /// The table as Markdown.
     #[must_use]
     pub fn markdown(&self) -> String {
-        let row = |cells: &mut dyn Iterator<Item = &str>| format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "));
-        let mut text = row(&mut self.headings());
-        let alignment = self
-            .words
-            .iter()
-            .map(|_| "---")
-            .chain(self.numbers.iter().map(|_| "---:"));
-        text.push_str(&row(&mut alignment.into_iter()));
+        let alignment = self.words.iter().map(|_| "---").chain(self.numbers.iter().map(|_| "---:"));
+        let mut text = markdown_row(self.headings());
+        text.push_str(&markdown_row(alignment));
         for cells in &self.rows {
-            text.push_str(&row(&mut cells.iter().map(String::as_str)));
+            text.push_str(&markdown_row(cells.iter().map(String::as_str)));
         }
         text
     }
+}
+
+fn markdown_row<'a>(cells: impl Iterator<Item = &'a str>) -> String {
+    format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "))
 }
 
 /// 12345 as 12,345.

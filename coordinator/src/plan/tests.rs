@@ -305,14 +305,13 @@ fn a_stage_reads_what_it_says_and_nothing_else() {
             for missing in StageName::ALL {
                 let mut done = done();
                 for manifest in done.values_mut() {
-                    let mut more = |role: &str| {
+                    for role in ["projector", "adapter", "adapter-config", "slots"] {
                         let role = role.to_owned();
                         manifest.artifacts.push(ManifestArtifact {
                             role,
                             ..ManifestArtifact::default()
                         });
-                    };
-                    ["projector", "adapter", "adapter-config", "slots"].map(&mut more);
+                    }
                 }
                 done.remove(&missing);
                 let inputs = Inputs {
