@@ -87,10 +87,20 @@ fn the_advice_for_instructions_from_training_pairs_alone_leads_to_a_report_that_
     for file in ["out/report.html", "out/export"] {
         let path = place.path(file);
         let path = match path.is_dir() {
-            true => std::fs::read_dir(path).unwrap().next().unwrap().unwrap().path().join("README.md"),
+            true => std::fs::read_dir(path)
+                .unwrap()
+                .next()
+                .unwrap()
+                .unwrap()
+                .path()
+                .join("README.md"),
             false => path,
         };
         let text = std::fs::read_to_string(&path).unwrap();
-        assert!(text.contains("that Stage A may have been trained on"), "{}: {text}", path.display());
+        assert!(
+            text.contains("that Stage A may have been trained on"),
+            "{}: {text}",
+            path.display()
+        );
     }
 }

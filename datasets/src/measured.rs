@@ -313,7 +313,11 @@ impl Table {
     /// The table as Markdown.
     #[must_use]
     pub fn markdown(&self) -> String {
-        let alignment = self.words.iter().map(|_| "---").chain(self.numbers.iter().map(|_| "---:"));
+        let alignment = self
+            .words
+            .iter()
+            .map(|_| "---")
+            .chain(self.numbers.iter().map(|_| "---:"));
         let mut text = markdown_row(self.headings());
         text.push_str(&markdown_row(alignment));
         for cells in &self.rows {

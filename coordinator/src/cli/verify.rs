@@ -4,7 +4,7 @@ use llink_datasets::store::Store;
 use llink_datasets::verify::verify;
 
 use super::{Exit, Failed, of_datasets, say};
-use crate::ui::thousands;
+use llink_datasets::measured::thousands;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Verify {

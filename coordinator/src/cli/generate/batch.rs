@@ -15,7 +15,7 @@ use super::input::Input;
 use super::row::{Instructions, Row};
 use super::{Asking, failed};
 use crate::cli::{Exit, Failed, say};
-use crate::ui::thousands;
+use llink_datasets::measured::thousands;
 
 /// Texts that the encoder reads together.
 const TOGETHER: usize = 64;

@@ -1,6 +1,6 @@
 //! How many values lie where, as bars in a terminal.
 
-use crate::ui::thousands;
+use llink_datasets::measured::thousands;
 
 /// Bars, and how wide the longest is.
 const BINS: usize = 12;

@@ -9,7 +9,7 @@ use polars::sql::SQLContext;
 
 use super::histogram::Histogram;
 use super::{Exit, Failed, of_datasets, say};
-use crate::ui::thousands;
+use llink_datasets::measured::thousands;
 
 /// Characters of a text that are shown.
 const SHOWN: usize = 100;

@@ -8,7 +8,7 @@ use llink_datasets::store::Store;
 use llink_worker::models::{SpecialTokens, Tokenizer};
 
 use super::{Exit, Failed, of_datasets, say};
-use crate::ui::thousands;
+use llink_datasets::measured::thousands;
 
 /// Sentences that are tokenized at once.
 const BATCH: usize = 4_096;
