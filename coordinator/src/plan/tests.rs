@@ -96,7 +96,10 @@ fn a_key_follows_content_and_not_paths() {
     if let Some(shard) = other.get_mut(&StageName::Shard) {
         shard.artifacts[0].sha256 = "bb".into();
     }
-    assert_eq!(changed(&before, &keys(&job, &stamps, &other)), ["embed", "evaluate"]);
+    assert_eq!(
+        changed(&before, &keys(&job, &stamps, &other)),
+        ["embed", "baseline", "evaluate"]
+    );
 }
 
 #[test]

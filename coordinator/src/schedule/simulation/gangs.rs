@@ -30,7 +30,8 @@ fn a_gang_waits_for_a_lost_member_then_goes_on_with_fewer() {
     s.step(|c, now, fx| c.worker_gone(&workers[1], "killed", now, fx));
     s.act();
     assert!(s.at_work.is_empty(), "the survivor was told to stop");
-    let align = || |s: &Simulation| s.cluster.view("job-1").unwrap().stages[3].clone();
+    let align = || |s: &Simulation| let stages = s.cluster.view("job-1").unwrap().stages;
+    stages.into_iter().find(|stage| stage.name == "align").unwrap();
     assert!(
         align()(&s).reason.contains("gathers 2 ranks: 1 of 1 workers are idle"),
         "{}",
@@ -45,15 +46,20 @@ fn a_gang_waits_for_a_lost_member_then_goes_on_with_fewer() {
     assert_eq!((seat.rank, seat.world_size, seat.generation), (0, 1, 2));
 }
 
+fn trains(s: &Simulation) -> bool {
+    let mut stages = s.cluster.jobs["job-1"].stages.iter();
+    stages.any(|stage| stage.name == StageName::Align && stage.state == StageState::Running)
+}
+
 /// A cluster of two workers that are in the middle of training.
 fn training() -> (Simulation, Vec<String>) {
     let mut s = Simulation::new(1);
     s.step(|c, now, fx| c.submit(new_job(), now, fx));
     s.join();
     s.join();
-    while s.cluster.jobs["job-1"].stages[3].state != StageState::Running || s.at_work.len() < 2 {
+    while !trains(&s) || s.at_work.len() < 2 {
         s.act();
-        if s.cluster.jobs["job-1"].stages[3].state == StageState::Running {
+        if trains(&s) {
             continue;
         }
         for worker in s.at_work.keys().cloned().collect::<Vec<_>>() {
@@ -79,7 +85,8 @@ fn failed(kind: FailureKind, text: &str) -> Outcome {
 }
 
 fn align(s: &Simulation) -> llink_proto::Stage {
-    s.cluster.view("job-1").unwrap().stages[3].clone()
+    let stages = s.cluster.view("job-1").unwrap().stages;
+    stages.into_iter().find(|stage| stage.name == "align").unwrap()
 }
 
 fn align_task(s: &Simulation) -> TaskRecord {
