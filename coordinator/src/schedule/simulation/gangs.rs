@@ -30,12 +30,10 @@ fn a_gang_waits_for_a_lost_member_then_goes_on_with_fewer() {
     s.step(|c, now, fx| c.worker_gone(&workers[1], "killed", now, fx));
     s.act();
     assert!(s.at_work.is_empty(), "the survivor was told to stop");
-    let align = || |s: &Simulation| let stages = s.cluster.view("job-1").unwrap().stages;
-    stages.into_iter().find(|stage| stage.name == "align").unwrap();
     assert!(
-        align()(&s).reason.contains("gathers 2 ranks: 1 of 1 workers are idle"),
+        align(&s).reason.contains("gathers 2 ranks: 1 of 1 workers are idle"),
         "{}",
-        align()(&s).reason
+        align(&s).reason
     );
     s.now += s.cluster.timing.gather + 1;
     let beat = s.now;
