@@ -81,7 +81,7 @@ fn a_killed_coordinator_goes_on_where_it_stopped_and_leaves_no_worker_behind() {
         .iter()
         .map(|s| s["state"].as_str().unwrap())
         .collect();
-    assert_eq!(states, ["cached", "cached", "cached", "done", "done", "done"]);
+    assert_eq!(states, ["cached", "cached", "cached", "cached", "done", "done", "done"]);
 }
 
 #[test]
