@@ -5,6 +5,7 @@
 //! [`vectors`] read what was written; [`sample`] makes up a corpus for trials. [`store`], [`manifest`] and [`measured`]
 //! need none of that and are all that the coordinator's core uses.
 
+pub mod environment;
 pub mod error;
 pub mod manifest;
 pub mod measured;

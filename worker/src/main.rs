@@ -25,6 +25,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // SAFETY: no thread has been started yet.
+    unsafe {
+        llink_datasets::environment::unset_empty();
+    }
     let cli = Cli::parse();
     tracing_subscriber::fmt()
         .with_env_filter(

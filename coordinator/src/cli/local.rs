@@ -1,15 +1,18 @@
 //! The local half of `submit`: worker processes of the same binary, and the sample corpus.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use llink_datasets::environment::own_variables;
 use llink_proto::{Job, StageState};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
 use super::local_gpus::{LocalGpu, gpu_of, gpus};
 use super::{Exit, Failed, say};
+use crate::job::JobFile;
 
 /// A worker that dies this often in a row has a cause that starting it again does not cure.
 const MAX_RESTARTS: u32 = 10;
@@ -19,6 +22,10 @@ const LIVED: Duration = Duration::from_secs(30);
 const SAVE_PATIENCE: Duration = Duration::from_secs(30);
 /// Workers that have nothing to do just end.
 const IDLE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Of llink's own variables in this process's environment, those that are meant for local workers too: where to compute and
+/// what to log. The others configure a worker of a cluster, or this command, which tells its workers what it decides.
+const FOR_WORKERS: [&str; 2] = ["LLINK_DEVICE", "LLINK_LOG"];
 
 /// How workers are told to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +43,8 @@ pub(super) struct LocalWorkers {
     url: String,
     count: u32,
     logs: PathBuf,
+    /// Variables that workers do not see.
+    hidden: Vec<OsString>,
     stop: watch::Sender<Stop>,
     /// Why a worker is no longer started again.
     given_up: watch::Sender<Option<String>>,
@@ -43,8 +52,14 @@ pub(super) struct LocalWorkers {
 }
 
 impl LocalWorkers {
-    pub(super) fn new(url: &str, count: u32, state: &Path) -> Self {
+    /// Workers for `job`, which may read the variables that it names.
+    pub(super) fn new(url: &str, count: u32, state: &Path, job: &JobFile) -> Self {
+        let named = job.key_variables();
+        let meant = |name: &OsString| named.iter().chain(&FOR_WORKERS).any(|known| *name == **known);
+        let mut hidden = own_variables();
+        hidden.retain(|name| !meant(name));
         Self {
+            hidden,
             url: url.into(),
             count,
             logs: state.join("logs"),
@@ -76,6 +91,7 @@ impl LocalWorkers {
                 threads,
                 gpu: gpu_of(index as usize, self.count as usize, gpus),
                 log,
+                hidden: self.hidden.clone(),
             };
             let given_up = self.given_up.clone();
             self.keepers
@@ -112,12 +128,17 @@ struct Template {
     threads: usize,
     gpu: Option<LocalGpu>,
     log: PathBuf,
+    hidden: Vec<OsString>,
 }
 
 impl Template {
     fn spawn(&self) -> std::io::Result<Child> {
         let log = std::fs::File::options().create(true).append(true).open(&self.log)?;
-        Command::new(&self.binary)
+        let mut command = Command::new(&self.binary);
+        for name in &self.hidden {
+            command.env_remove(name);
+        }
+        command
             .args([
                 "worker",
                 "--coordinator",

@@ -18,7 +18,7 @@ pub(super) struct Submit {
     job: PathBuf,
     #[command(flatten)]
     reach: Reach,
-    /// Local worker processes (overrides `[workers] local`).
+    /// Local worker processes (overrides `[workers] local`). Of the variables LLINK_… they see LLINK_DEVICE and LLINK_LOG.
     #[arg(long, value_name = "N")]
     workers: Option<u32>,
     /// Print the plan and what is cached; start nothing.
@@ -104,7 +104,7 @@ impl Submit {
         })
         .await?;
         let mut client = client::connect(&running.url, &Default::default()).await?;
-        let mut workers = LocalWorkers::new(&running.url, count, &self.reach.state);
+        let mut workers = LocalWorkers::new(&running.url, count, &self.reach.state, file);
         let sent = send(&mut client, request).await;
         let outcome = match sent {
             Err(failed) => Err(failed),

@@ -74,6 +74,16 @@ pub struct JobFile {
     pub workers: WorkersSection,
 }
 
+impl JobFile {
+    /// The environment variables that it names: they hold the keys of its endpoints.
+    #[must_use]
+    pub fn key_variables(&self) -> Vec<&str> {
+        let synthesize = self.synthesize.iter().map(|section| &section.api_key_env);
+        let judge = self.evaluate.judge.iter().map(|section| &section.api_key_env);
+        synthesize.chain(judge).map(String::as_str).collect()
+    }
+}
+
 fn default_name() -> String {
     "job".into()
 }

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use llink_datasets::manifest::Manifest;
-use llink_proto::{Abort, Failure, FailureKind, JobState, StageState, TaskResult};
+use llink_proto::{Abort, Failure, FailureKind, JobState, StageState};
 
-use super::{Action, Cluster, Effects, Job, Level, Millis, Stage, TaskRecord, TaskState};
+use super::{Action, Cluster, Effects, Job, Level, Millis, Stage, TaskState};
 use crate::job::JobFile;
-use crate::plan::{self, Inputs, Phase, PlanError, StageName};
+use crate::plan::{self, Inputs, PlanError, StageName};
 use crate::report;
 
 /// A job as it is submitted.
@@ -94,7 +94,7 @@ impl Cluster {
         for id in running.map(|j| j.id.clone()).collect::<Vec<_>>() {
             let why = "its coordinator ended before it did: submit it again to go on";
             fx.happened_to_job(now, &id, "", Level::Warn, why);
-            self.end(&id, JobState::Cancelled, why.into(), None, now, fx);
+            self.end(&id, JobState::Cancelled, why.into(), now, fx);
         }
     }
 
@@ -106,93 +106,17 @@ impl Cluster {
         let job = self.jobs.get(id).ok_or_else(|| format!("there is no job {id}"))?;
         if job.state == JobState::Running {
             fx.happened_to_job(now, id, "", Level::Warn, "cancelled");
-            self.end(id, JobState::Cancelled, "cancelled".into(), None, now, fx);
+            self.end(id, JobState::Cancelled, "cancelled".into(), now, fx);
         }
         Ok(())
     }
 
-    /// Whether a stage was found committed under its key.
-    pub fn looked_up(
-        &mut self,
-        id: &str,
-        name: StageName,
-        found: Result<Option<Manifest>, Failure>,
-        now: Millis,
-        fx: &mut Effects,
-    ) {
-        let Some(stage) = self.current_stage(id, name) else {
-            return;
-        };
-        match found {
-            Err(failure) => self.fail(id, failure, now, fx),
-            // The answer to a question of before the job was submitted again, with other inputs.
-            Ok(Some(manifest)) if manifest.key != stage.key => {}
-            Ok(Some(manifest)) => {
-                stage.state = StageState::Cached;
-                stage.reason = "found finished under the same key".into();
-                stage.manifest = Some(manifest);
-                stage.ended_at = now;
-                self.advance(id, now, fx);
-            }
-            Ok(None) => {
-                stage.state = StageState::Running;
-                let kept = stage.phases.clone();
-                if !kept.is_empty() {
-                    stage.reason = "goes on where it stopped".into();
-                }
-                for task in kept.iter().flatten() {
-                    self.requeue_unless_done(*task, now, fx);
-                }
-                self.next_phase(id, name, now, fx);
-            }
-        }
-    }
-
-    /// A stage's manifest was written, or could not be.
-    pub fn committed(
-        &mut self,
-        id: &str,
-        name: StageName,
-        written: Result<Manifest, Failure>,
-        now: Millis,
-        fx: &mut Effects,
-    ) {
-        let Some(stage) = self.current_stage(id, name) else {
-            return;
-        };
-        match written {
-            Err(failure) => self.fail(id, failure, now, fx),
-            Ok(manifest) if manifest.key != stage.key => {}
-            Ok(manifest) => {
-                stage.state = StageState::Done;
-                stage.reason = String::new();
-                stage.ended_at = now;
-                stage.manifest = Some(manifest);
-                fx.happened_to_job(now, id, name.as_str(), Level::Info, "done");
-                self.advance(id, now, fx);
-            }
-        }
-    }
-
-    /// The stage, if its job still runs and the stage is not over.
-    fn current_stage(&mut self, id: &str, name: StageName) -> Option<&mut Stage> {
-        let running = self.jobs.get(id).is_some_and(|j| j.state == JobState::Running);
-        self.stage_mut(id, name)
-            .filter(|s| running && !s.is_complete() && s.state != StageState::Waiting)
-    }
-
     /// Begins the next stage that is not complete, or ends the job.
-    fn advance(&mut self, id: &str, now: Millis, fx: &mut Effects) {
+    pub(super) fn advance(&mut self, id: &str, now: Millis, fx: &mut Effects) {
         fx.jobs.insert(id.into());
         let Some(job) = self.jobs.get(id) else { return };
         let Some(next) = job.stages.iter().position(|s| !s.is_complete()) else {
-            let report = report::build(job, now);
-            fx.actions.push(Action::Publish {
-                output: job.file.output.clone(),
-                report: report.clone(),
-            });
-            fx.happened_to_job(now, id, "", Level::Info, "succeeded");
-            self.end(id, JobState::Succeeded, String::new(), Some(report), now, fx);
+            self.publish(id, now, fx);
             return;
         };
         let name = job.stages[next].name;
@@ -233,116 +157,40 @@ impl Cluster {
                     stage: name,
                     output,
                     key,
+                    kept: self.kept_files(id, name),
                 });
             }
         }
     }
 
-    /// Plans phases until one has tasks that are not done, or the stage is complete.
-    pub(super) fn next_phase(&mut self, id: &str, name: StageName, now: Millis, fx: &mut Effects) {
-        fx.jobs.insert(id.into());
-        loop {
-            let Some(job) = self.jobs.get(id) else { return };
-            let Some(stage) = job.stages.iter().find(|s| s.name == name) else {
-                return;
-            };
-            let results: Option<Vec<Vec<TaskResult>>> = stage.phases.iter().map(|p| self.results(p)).collect();
-            let Some(results) = results else { return };
-            let done = results_before(job);
-            let inputs = Inputs {
-                job: &job.file,
-                stamps: &job.stamps,
-                done: &done,
-            };
-            match plan::phase(name, &stage.key, &inputs, &results) {
-                Err(e) => return self.fail(id, unplanned(&e), now, fx),
-                Ok(Phase::Complete(mut manifest)) => {
-                    // Of the time that training took, gangs that were lost and steps taken twice included.
-                    if let Some(seconds) = manifest.figures.get("step_seconds") {
-                        let share = seconds * 1000.0 / stage.spent(now).max(1) as f64;
-                        manifest.figures.insert("effective_time".into(), share.min(1.0));
-                    }
-                    let output = job.file.output.clone();
-                    if let Some(stage) = self.stage_mut(id, name) {
-                        stage.reason = "committing".into();
-                    }
-                    fx.actions.push(Action::Commit {
-                        job: id.into(),
-                        output,
-                        manifest: Box::new(manifest),
-                    });
-                    return;
-                }
-                Ok(Phase::Tasks { label, tasks }) => self.add_phase(id, name, label, tasks, now, fx),
+    /// Every stage is complete: the report is written, and the job succeeds once it is there.
+    fn publish(&mut self, id: &str, now: Millis, fx: &mut Effects) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        let report = report::build(job, now);
+        job.reason = "writing the report".into();
+        job.report = Some(report.clone());
+        let manifests = job.stages.iter().filter_map(|stage| stage.manifest.as_ref());
+        let files = manifests.flat_map(|manifest| &manifest.artifacts);
+        fx.actions.push(Action::Publish {
+            job: id.into(),
+            output: job.file.output.clone(),
+            report,
+            files: files.map(|file| (file.path.clone(), file.bytes)).collect(),
+        });
+    }
+
+    /// The job's report was written, or could not be.
+    pub fn published(&mut self, id: &str, written: Result<(), Failure>, now: Millis, fx: &mut Effects) {
+        let complete = |j: &Job| j.state == JobState::Running && j.stages.iter().all(Stage::is_complete);
+        if !self.jobs.get(id).is_some_and(complete) {
+            return;
+        }
+        match written {
+            Err(failure) => self.fail(id, failure, now, fx),
+            Ok(()) => {
+                fx.happened_to_job(now, id, "", Level::Info, "succeeded");
+                self.end(id, JobState::Succeeded, String::new(), now, fx);
             }
-        }
-    }
-
-    fn add_phase(
-        &mut self,
-        id: &str,
-        name: StageName,
-        label: String,
-        tasks: Vec<plan::PlannedTask>,
-        now: Millis,
-        fx: &mut Effects,
-    ) {
-        let phase = self.stage_mut(id, name).map_or(0, |s| s.phases.len());
-        let mut ids = Vec::with_capacity(tasks.len());
-        for (index, planned) in tasks.into_iter().enumerate() {
-            let task = TaskRecord {
-                id: self.next_task,
-                job: id.into(),
-                stage: name,
-                phase,
-                index,
-                label: planned.label,
-                spec: planned.spec,
-                weight: planned.weight,
-                ranks: planned.ranks,
-                state: TaskState::Waiting {
-                    since: now,
-                    not_before: now,
-                    reason: "waits for a worker".into(),
-                },
-                token: 0,
-                failures: 0,
-                losses: 0,
-                last_world_size: 0,
-                furthest: 0,
-            };
-            self.next_task += 1;
-            ids.push(task.id);
-            fx.tasks.insert(task.id);
-            self.tasks.insert(task.id, task);
-        }
-        if let Some(stage) = self.stage_mut(id, name) {
-            stage.reason = label;
-            stage.phases.push(ids);
-        }
-    }
-
-    /// The results of a phase, if every task of it is done.
-    fn results(&self, phase: &[u64]) -> Option<Vec<TaskResult>> {
-        phase
-            .iter()
-            .map(|id| match self.tasks.get(id).map(|t| &t.state) {
-                Some(TaskState::Done(result)) => Some(result.clone()),
-                _ => None,
-            })
-            .collect()
-    }
-
-    fn requeue_unless_done(&mut self, id: u64, now: Millis, fx: &mut Effects) {
-        let Some(task) = self.tasks.get_mut(&id) else { return };
-        if matches!(task.state, TaskState::Failed(_) | TaskState::Cancelled) {
-            (task.failures, task.losses) = (0, 0);
-            task.state = TaskState::Waiting {
-                since: now,
-                not_before: now,
-                reason: "waits for a worker".into(),
-            };
-            fx.tasks.insert(id);
         }
     }
 
@@ -358,24 +206,18 @@ impl Cluster {
             stage.ended_at = now;
         }
         job.failure = Some(failure.clone());
-        self.end(id, JobState::Failed, failure.text, None, now, fx);
+        self.end(id, JobState::Failed, failure.text, now, fx);
     }
 
-    fn end(
-        &mut self,
-        id: &str,
-        state: JobState,
-        reason: String,
-        report: Option<String>,
-        now: Millis,
-        fx: &mut Effects,
-    ) {
+    fn end(&mut self, id: &str, state: JobState, reason: String, now: Millis, fx: &mut Effects) {
         fx.jobs.insert(id.into());
         let Some(job) = self.jobs.get_mut(id) else { return };
         job.state = state;
         job.reason.clone_from(&reason);
         job.ended_at = now;
-        job.report = report;
+        if state != JobState::Succeeded {
+            job.report = None;
+        }
         for stage in &mut job.stages {
             if matches!(stage.state, StageState::Running | StageState::Waiting) && state != JobState::Succeeded {
                 stage.state = StageState::Cancelled;
@@ -426,12 +268,12 @@ fn reset(stage: Stage, now: Millis) -> Stage {
     }
 }
 
-fn results_before(job: &Job) -> BTreeMap<StageName, Manifest> {
+pub(super) fn results_before(job: &Job) -> BTreeMap<StageName, Manifest> {
     let complete = job.stages.iter().filter(|s| s.is_complete());
     complete.filter_map(|s| Some((s.name, s.manifest.clone()?))).collect()
 }
 
-fn unplanned(error: &PlanError) -> Failure {
+pub(super) fn unplanned(error: &PlanError) -> Failure {
     Failure {
         kind: FailureKind::Internal.into(),
         text: error.to_string(),

@@ -7,6 +7,7 @@ mod dispatch;
 mod jobs;
 mod leases;
 mod outcome;
+mod stages;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +21,7 @@ use crate::plan::{Ranks, StageName};
 
 pub use jobs::NewJob;
 pub use leases::{Outcome, Rendezvous, Reported};
+pub use stages::LookedUp;
 
 /// Milliseconds since the Unix epoch.
 pub type Millis = i64;
@@ -357,7 +359,7 @@ pub enum Action {
         /// Which lease, and why.
         abort: Abort,
     },
-    /// Look whether a stage's key has a committed manifest; answer with [`Cluster::looked_up`].
+    /// Look whether a stage is committed under its key with all its files; answer with [`Cluster::looked_up`].
     LookUp {
         /// The job.
         job: String,
@@ -367,8 +369,10 @@ pub enum Action {
         output: String,
         /// The key.
         key: String,
+        /// Files that tasks of this stage wrote before, with their sizes: they count only while they are there.
+        kept: BTreeMap<String, u64>,
     },
-    /// Write a stage's manifest, last of all; answer with [`Cluster::committed`].
+    /// Look whether the stage's files are there and write its manifest, last of all; answer with [`Cluster::committed`].
     Commit {
         /// The job.
         job: String,
@@ -382,12 +386,16 @@ pub enum Action {
         /// The worker.
         worker: String,
     },
-    /// Write the job's report.
+    /// Write the job's report; answer with [`Cluster::published`].
     Publish {
+        /// The job.
+        job: String,
         /// The job's output.
         output: String,
         /// JSON.
         report: String,
+        /// What the job made, with sizes: it has succeeded only if all of it is there.
+        files: BTreeMap<String, u64>,
     },
 }
 

@@ -7,7 +7,7 @@ use llink_datasets::store::Store;
 use llink_proto::{Failure, FailureKind, Job, JobState, Stage, StageState};
 use serde_json::Value;
 
-use super::engine::look_up;
+use super::stages::whole;
 use crate::job::{self, JobFile, is_built_in};
 use crate::plan::{self, Inputs, Phase, StageName};
 use crate::schedule::NewJob;
@@ -59,7 +59,7 @@ async fn plan_stage(name: StageName, new: &NewJob, done: &mut BTreeMap<StageName
         done,
     };
     let key = plan::stage_key(name, &inputs).map_err(fault)?;
-    if let Some(manifest) = look_up(&new.file.output, name, &key).await? {
+    if let Some(manifest) = whole(&new.file.output, name, &key).await? {
         done.insert(name, manifest);
         return Ok(Stage {
             key,

@@ -4,16 +4,14 @@
 use std::collections::HashMap;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use llink_datasets::manifest::Manifest;
-use llink_datasets::store::Store;
 use llink_proto::{Failure, FailureKind, Instruction, instruction};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::metrics::Saves;
 use super::withheld::Withheld;
 use super::workers::Session;
-use super::{ServeOptions, Unfinished};
-use crate::plan::{self, StageName};
+use super::{ServeOptions, Unfinished, stages};
+use crate::plan::StageName;
 use crate::schedule::{Action, Cluster, Effects, Millis};
 use crate::state::{Claimed, StateError, StateStore};
 
@@ -285,8 +283,9 @@ impl Engine {
                 stage,
                 output,
                 key,
+                kept,
             } => self.spawn(
-                async move { look_up(&output, stage, &key).await },
+                async move { stages::look_up(&output, stage, &key, &kept).await },
                 move |engine, found| {
                     let _ = engine.step(|c, now, fx| c.looked_up(&job, stage, found, now, fx));
                 },
@@ -296,19 +295,23 @@ impl Engine {
                     return;
                 };
                 self.spawn(
-                    async move { commit(&output, stage, *manifest).await },
+                    async move { stages::commit(&output, stage, *manifest).await },
                     move |engine, written| {
                         let _ = engine.step(|c, now, fx| c.committed(&job, stage, written, now, fx));
                     },
                 );
             }
-            Action::Publish { output, report } => {
-                self.runtime.spawn(async move {
-                    if let Err(e) = publish(&output, report).await {
-                        tracing::warn!("cannot write report.json: {e}");
-                    }
-                });
-            }
+            Action::Publish {
+                job,
+                output,
+                report,
+                files,
+            } => self.spawn(
+                async move { stages::publish(&output, report, &files).await },
+                move |engine, written| {
+                    let _ = engine.step(|c, now, fx| c.published(&job, written, now, fx));
+                },
+            ),
         }
     }
 
@@ -333,42 +336,6 @@ impl Engine {
             }
         });
     }
-}
-
-/// The manifest of a stage under its key, if it was committed.
-pub(super) async fn look_up(output: &str, stage: StageName, key: &str) -> Result<Option<Manifest>, Failure> {
-    let store = Store::open(output).map_err(|e| failure(&e))?;
-    let path = plan::manifest_path(stage, key);
-    Manifest::read(&store, &path).await.map_err(|e| failure(&e))
-}
-
-/// Writes the manifest, last of all, and removes what only the stage's own tasks read.
-async fn commit(output: &str, stage: StageName, manifest: Manifest) -> Result<Manifest, Failure> {
-    let store = Store::open(output).map_err(|e| failure(&e))?;
-    let path = plan::manifest_path(stage, &manifest.key);
-    manifest.write(&store, &path).await.map_err(|e| failure(&e))?;
-    let work = format!("{}/{}", plan::directory(stage, &manifest.key), plan::WORK_DIRECTORY);
-    match store.list(&work).await {
-        Ok(objects) => {
-            for object in objects {
-                if let Err(e) = store.delete(&object.path).await {
-                    tracing::warn!("cannot remove {}: {e}", object.path);
-                }
-            }
-        }
-        Err(e) => tracing::warn!("cannot list {work}: {e}"),
-    }
-    Ok(manifest)
-}
-
-/// Puts the report beside what the job made; the page that `evaluate` drew comes along.
-async fn publish(output: &str, report: String) -> Result<(), llink_datasets::Error> {
-    let store = Store::open(output)?;
-    let parsed: serde_json::Value = serde_json::from_str(&report).unwrap_or_default();
-    if let Some(page) = parsed["page"].as_str() {
-        store.put("report.html", store.get(page).await?).await?;
-    }
-    store.put("report.json", report.into()).await
 }
 
 /// A dataset error as it is told to people and programs.

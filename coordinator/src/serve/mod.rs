@@ -8,6 +8,7 @@ mod health;
 mod inputs;
 mod jobs;
 mod metrics;
+mod stages;
 mod tls;
 mod withheld;
 mod workers;

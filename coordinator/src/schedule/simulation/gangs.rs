@@ -307,6 +307,6 @@ fn an_answer_about_another_key_is_not_taken() {
         key: "another".into(),
         ..other
     };
-    s.step(|c, now, fx| c.looked_up("job-1", StageName::Shard, Ok(Some(stale)), now, fx));
+    s.step(|c, now, fx| c.looked_up("job-1", StageName::Shard, Ok(LookedUp::Whole(Box::new(stale))), now, fx));
     assert_eq!(s.cluster.jobs["job-1"].stages[0].state, StageState::Running);
 }

@@ -1,0 +1,86 @@
+//! What llink makes of its environment: variables that are empty, and variables that are meant for a cluster.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{BINARY, Place, SMALL, text};
+
+/// Every variable that some option of this program is set by, as its help pages say.
+fn variables() -> Vec<String> {
+    let help = |args: &[&str]| text(&std::process::Command::new(BINARY).args(args).output().unwrap());
+    let commands = help(&["--help"]);
+    let commands = commands.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let commands = commands.take_while(|line| line.starts_with(' '));
+    let names = commands.filter_map(|line| line.split_whitespace().next()).map(str::to_owned);
+    let mut found = Vec::new();
+    for command in names {
+        let page = help(&[&command, "--help"]);
+        let mentioned = page.split("[env: ").skip(1);
+        found.extend(mentioned.filter_map(|rest| Some(rest.split_once('=')?.0.to_owned())));
+    }
+    found.sort();
+    found.dedup();
+    for known in ["LLINK_STATE", "LLINK_TLS_CA", "LLINK_HEALTH", "LLINK_THREADS", "LLINK_LEASE_S"] {
+        assert!(found.iter().any(|name| name == known), "{known}: {found:?}");
+    }
+    found.push("LLINK_LOG".into());
+    found
+}
+
+#[test]
+fn an_empty_variable_is_as_one_that_is_not_set() {
+    let place = Place::new(SMALL);
+    let with_empty = |args: &[&str]| {
+        let mut command = place.command(args);
+        command.envs(variables().into_iter().map(|name| (name, "")));
+        command.output().unwrap()
+    };
+    let output = with_empty(&["submit", "job.toml", "--workers", "2"]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(place.path(".llink/state.db").exists(), "the default counts");
+    let output = with_empty(&["list"]);
+    assert!(text(&output).contains("succeeded"), "{}", text(&output));
+    let said = text(&with_empty(&["worker"]));
+    assert!(said.contains("--coordinator"), "what is needed is asked for: {said}");
+}
+
+#[test]
+fn what_is_meant_for_a_cluster_does_not_reach_the_workers_of_submit() {
+    let place = Place::new(SMALL);
+    let health = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let health = health.local_addr().unwrap().to_string();
+    std::fs::write(place.path("ca.crt"), "no certificate").unwrap();
+    let mut command = place.command(&["submit", "job.toml", "--workers", "2"]);
+    command
+        .env("LLINK_TLS_CA", "ca.crt")
+        .env("LLINK_TLS_CERT", "worker.crt")
+        .env("LLINK_TLS_KEY", "worker.key")
+        .env("LLINK_TLS_SERVER_NAME", "head")
+        .env("LLINK_TOKEN_FILE", "/var/run/no-token")
+        .env("LLINK_ALLOW_ROOT", "s3://bucket/llink")
+        .env("LLINK_HEALTH", health)
+        .env("LLINK_IDLE_EXIT_S", "1")
+        .env("LLINK_CONNECT_TIMEOUT_S", "soon")
+        .env("LLINK_GRACE_S", "-1")
+        .env("LLINK_THREADS", "many")
+        .env("LLINK_WORKER_NAME", "node-7")
+        .env("LLINK_OF_A_LATER_VERSION", "1");
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+}
+
+#[test]
+fn the_device_that_a_person_chose_and_the_log_level_reach_the_workers_of_submit() {
+    let place = Place::new(SMALL);
+    let mut command = place.command(&["submit", "job.toml", "--workers", "1"]);
+    command.env("LLINK_DEVICE", "cpu").env("LLINK_LOG", "debug");
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let log = std::fs::read_to_string(place.path(".llink/logs/worker-0.log")).unwrap();
+    assert!(log.contains("DEBUG"), "{log}");
+    let mut command = place.command(&["submit", "job.toml", "--state", "other", "--workers", "1"]);
+    std::fs::remove_dir_all(place.path("out")).unwrap();
+    let output = command.env("LLINK_DEVICE", "cuda:77").output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("ended 11 times in a row"), "{}", text(&output));
+}

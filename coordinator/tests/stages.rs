@@ -1,0 +1,90 @@
+//! What counts as done: a stage whose files are there, a job whose report is written.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::path::PathBuf;
+
+use common::{Place, SMALL};
+
+/// How each stage of the last `submit --json` ended.
+fn states(json: &str) -> Vec<(String, String)> {
+    let last: serde_json::Value = serde_json::from_str(json.trim().lines().last().unwrap()).unwrap();
+    let word = |stage: &serde_json::Value, name: &str| stage[name].as_str().unwrap().to_owned();
+    let stages = last["stages"].as_array().unwrap();
+    stages.iter().map(|s| (word(s, "stage"), word(s, "state"))).collect()
+}
+
+fn computed(json: &str) -> Vec<String> {
+    let done = states(json).into_iter().filter(|(_, state)| state == "done");
+    done.map(|(stage, _)| stage).collect()
+}
+
+/// The first artifact of a stage whose path ends so.
+fn artifact(place: &Place, stage: &str, end: &str) -> PathBuf {
+    let artefacts = place.artefacts(&[stage]);
+    let found = artefacts.into_iter().find(|(path, _)| path.ends_with(end));
+    place.path("out").join(found.unwrap().0)
+}
+
+#[test]
+fn a_deleted_stage_is_computed_again_and_exit_code_0_means_that_its_files_are_there() {
+    let place = Place::new(SMALL);
+    place.ok(&["submit", "job.toml"]);
+    let first = place.artefacts(&["shard", "models", "embed", "export"]);
+    // What the error texts advise: the stage's folder is deleted, the job submitted again.
+    for stage in ["align", "shard"] {
+        std::fs::remove_dir_all(place.path("out").join(stage)).unwrap();
+        let said = place.ok(&["submit", "job.toml", "--json"]);
+        assert_eq!(computed(&said), [stage]);
+        assert!(artifact(&place, "align", "projector.safetensors").exists());
+        place.ok(&["verify", "out"]);
+    }
+    std::fs::remove_dir_all(place.path("out")).unwrap();
+    let said = place.ok(&["submit", "job.toml", "--json"]);
+    assert_eq!(computed(&said).len(), states(&said).len(), "{said}");
+    place.ok(&["verify", "out"]);
+    assert_eq!(place.artefacts(&["shard", "models", "embed", "export"]), first);
+}
+
+#[test]
+fn a_stage_that_lost_some_of_its_files_or_a_part_of_one_is_computed_again() {
+    let place = Place::new(SMALL);
+    place.ok(&["submit", "job.toml"]);
+    let shard = artifact(&place, "embed", "00000.parquet");
+    std::fs::remove_file(&shard).unwrap();
+    let said = place.ok(&["submit", "job.toml", "--json"]);
+    assert_eq!(computed(&said), ["embed"]);
+    assert!(shard.exists());
+    let whole = std::fs::read(&shard).unwrap();
+    std::fs::write(&shard, &whole[..whole.len() / 2]).unwrap();
+    assert!(place.ok(&["submit", "job.toml", "--dry-run"]).contains("will run"));
+    let said = place.ok(&["submit", "job.toml"]);
+    assert!(said.contains("1 of the") && said.contains("00000.parquet for one"), "{said}");
+    assert_eq!(std::fs::read(&shard).unwrap(), whole);
+    place.ok(&["verify", "out"]);
+    assert!(computed(&place.ok(&["submit", "job.toml", "--json"])).is_empty());
+}
+
+#[test]
+fn another_state_directory_trusts_the_files_and_not_what_the_first_one_remembers() {
+    let place = Place::new(SMALL);
+    place.ok(&["submit", "job.toml"]);
+    std::fs::remove_dir_all(place.path("out/evaluate")).unwrap();
+    let said = place.ok(&["submit", "job.toml", "--json", "--state", "other"]);
+    assert_eq!(computed(&said), ["evaluate"]);
+    place.ok(&["verify", "out"]);
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_an_error_and_writing_it_later_costs_nothing() {
+    let place = Place::new(SMALL);
+    // Where report.json is to go, something else stands.
+    std::fs::create_dir_all(place.path("out/report.json/in-the-way")).unwrap();
+    let said = place.fails(4, &["submit", "job.toml"]);
+    assert!(said.contains("report can't be written") && said.contains("submit again"), "{said}");
+    std::fs::remove_dir_all(place.path("out/report.json")).unwrap();
+    let said = place.ok(&["submit", "job.toml", "--json"]);
+    assert!(computed(&said).is_empty());
+    assert!(place.path("out/report.json").is_file() && place.path("out/report.html").is_file());
+}
