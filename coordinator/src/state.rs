@@ -3,11 +3,12 @@
 //! One writer (the engine's thread), write-ahead log, full sync. Heartbeats are not written. Never put it on NFS.
 
 mod access;
+pub mod private;
 mod rows;
 
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, OpenFlags, Row, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Row, params};
 
 use access::ACCESS_SCHEMA;
 pub use access::Claimed;
@@ -22,7 +23,7 @@ CREATE TABLE IF NOT EXISTS jobs (
 CREATE TABLE IF NOT EXISTS stages (
     job TEXT NOT NULL, position INTEGER NOT NULL, name TEXT NOT NULL, state INTEGER NOT NULL, reason TEXT NOT NULL,
     key TEXT NOT NULL, phases TEXT NOT NULL, manifest TEXT, started_at INTEGER NOT NULL, ended_at INTEGER NOT NULL,
-    spent_before INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (job, position));
+    spent_before INTEGER NOT NULL DEFAULT 0, claim TEXT, PRIMARY KEY (job, position));
 CREATE TABLE IF NOT EXISTS tasks (
     id INTEGER PRIMARY KEY, job TEXT NOT NULL, stage TEXT NOT NULL, phase INTEGER NOT NULL, position INTEGER NOT NULL,
     label TEXT NOT NULL, spec BLOB NOT NULL, weight INTEGER NOT NULL, min_ranks INTEGER NOT NULL,
@@ -36,7 +37,7 @@ CREATE TABLE IF NOT EXISTS events (
     task INTEGER NOT NULL, level TEXT NOT NULL, text TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS events_by_job ON events (job, sequence);
 ";
-const SCHEMA_VERSION: i64 = 3;
+const SCHEMA_VERSION: i64 = 4;
 /// The oldest version that [`StateStore::open`] brings up to date, and that can be looked at as it is.
 const OLDEST_VERSION: i64 = 1;
 
@@ -51,10 +52,21 @@ pub enum StateError {
         /// Why.
         source: rusqlite::Error,
     },
-    /// The directory cannot be made.
-    #[error("state directory {path}: {source}")]
+    /// The database cannot be read as one.
+    #[error(
+        "state store {path} is damaged ({reason}). Put a backup in its place with `llink-coord restore FILE --replace`, or \
+         move it and its -wal and -shm away: finished stages are found again by their keys"
+    )]
+    Damaged {
+        /// The database file.
+        path: PathBuf,
+        /// What SQLite found.
+        reason: String,
+    },
+    /// The directory or a file in it cannot be made.
+    #[error("state directory: {path}: {source}")]
     Directory {
-        /// The directory.
+        /// The directory or file.
         path: PathBuf,
         /// Why.
         source: std::io::Error,
@@ -82,13 +94,17 @@ impl StateStore {
     /// # Errors
     /// When the directory or the database cannot be opened, or was written by a newer version.
     pub fn open(directory: &Path) -> Result<Self, StateError> {
-        std::fs::create_dir_all(directory).map_err(|source| StateError::Directory {
-            path: directory.into(),
+        let failed = |path: &Path, source| StateError::Directory {
+            path: path.into(),
             source,
-        })?;
+        };
+        private::directory(directory).map_err(|e| failed(directory, e))?;
         let path = directory.join("state.db");
+        // SQLite gives the files beside it the same mode.
+        private::file(&path).map_err(|e| failed(&path, e))?;
         let connection = Connection::open(&path).map_err(|e| sqlite(&path, e))?;
         let store = Self { path, connection };
+        store.check_pages()?;
         store.set_up().map_err(|e| sqlite(&store.path, e))?;
         store.check_version()?;
         Ok(store)
@@ -115,6 +131,21 @@ impl StateStore {
         Ok(store)
     }
 
+    /// Rereads every page, so that damage is named now and not in the middle of a job.
+    fn check_pages(&self) -> Result<(), StateError> {
+        let said: String = self
+            .connection
+            .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+            .map_err(|e| sqlite(&self.path, e))?;
+        if said == "ok" {
+            return Ok(());
+        }
+        Err(StateError::Damaged {
+            path: self.path.clone(),
+            reason: said.lines().collect::<Vec<_>>().join(" "),
+        })
+    }
+
     fn set_up(&self) -> rusqlite::Result<()> {
         self.connection.busy_timeout(std::time::Duration::from_secs(5))?;
         self.connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -130,8 +161,12 @@ impl StateStore {
             self.connection.execute_batch(upgrade)?;
         }
         if version == 1 || version == 2 {
-            let upgrade = format!("BEGIN; {ACCESS_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;");
+            let upgrade = format!("BEGIN; {ACCESS_SCHEMA} PRAGMA user_version = 3; COMMIT;");
             self.connection.execute_batch(&upgrade)?;
+        }
+        if (1..4).contains(&version) {
+            let upgrade = "BEGIN; ALTER TABLE stages ADD COLUMN claim TEXT; PRAGMA user_version = 4; COMMIT;";
+            self.connection.execute_batch(upgrade)?;
         }
         Ok(())
     }
@@ -143,6 +178,12 @@ impl StateStore {
             .map_err(|e| sqlite(&self.path, e))?;
         if (OLDEST_VERSION..=SCHEMA_VERSION).contains(&version) {
             return Ok(());
+        }
+        if version == 0 {
+            return Err(StateError::Content {
+                path: self.path.clone(),
+                reason: "it holds nothing yet: a coordinator may be about to start on it".into(),
+            });
         }
         Err(StateError::Content {
             path: self.path.clone(),
@@ -254,8 +295,12 @@ impl StateStore {
 }
 
 fn sqlite(path: &Path, source: rusqlite::Error) -> StateError {
-    StateError::Sqlite {
-        path: path.into(),
-        source,
+    let path = path.into();
+    match source.sqlite_error_code() {
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StateError::Damaged {
+            path,
+            reason: source.to_string(),
+        },
+        _ => StateError::Sqlite { path, source },
     }
 }

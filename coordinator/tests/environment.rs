@@ -11,16 +11,24 @@ fn variables() -> Vec<String> {
     let commands = help(&["--help"]);
     let commands = commands.lines().skip_while(|line| *line != "Commands:").skip(1);
     let commands = commands.take_while(|line| line.starts_with(' '));
-    let names = commands.filter_map(|line| line.split_whitespace().next()).map(str::to_owned);
+    let names = commands
+        .filter_map(|line| line.split_whitespace().next())
+        .map(str::to_owned);
     let mut found = Vec::new();
     for command in names {
         let page = help(&[&command, "--help"]);
-        let mentioned = page.split("[env: ").skip(1);
-        found.extend(mentioned.filter_map(|rest| Some(rest.split_once('=')?.0.to_owned())));
+        let mentioned = page.split("[env:").skip(1);
+        found.extend(mentioned.filter_map(|rest| Some(rest.trim_start().split_once('=')?.0.to_owned())));
     }
     found.sort();
     found.dedup();
-    for known in ["LLINK_STATE", "LLINK_TLS_CA", "LLINK_HEALTH", "LLINK_THREADS", "LLINK_LEASE_S"] {
+    for known in [
+        "LLINK_STATE",
+        "LLINK_TLS_CA",
+        "LLINK_HEALTH",
+        "LLINK_THREADS",
+        "LLINK_LEASE_S",
+    ] {
         assert!(found.iter().any(|name| name == known), "{known}: {found:?}");
     }
     found.push("LLINK_LOG".into());
@@ -83,4 +91,22 @@ fn the_device_that_a_person_chose_and_the_log_level_reach_the_workers_of_submit(
     let output = command.env("LLINK_DEVICE", "cuda:77").output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert!(text(&output).contains("ended 11 times in a row"), "{}", text(&output));
+}
+
+#[test]
+fn certificates_of_a_cluster_in_the_environment_do_not_hide_the_coordinator_that_runs_here() {
+    let place = Place::new(SMALL);
+    let serve = place.start(&["serve", "--listen", "127.0.0.1:0"]);
+    let url = common::eventually("the server is up", || {
+        let log = serve.log();
+        let line = log.lines().find_map(|l| l.strip_prefix("llink-coord listens on "))?;
+        Some(line.trim().to_owned())
+    });
+    let id = place.ok(&["submit", "job.toml", "--coordinator", &url, "--detach"]);
+    let cancelled = place
+        .command(&["cancel", id.trim()])
+        .env("LLINK_TLS_CA", "ca.crt")
+        .output()
+        .unwrap();
+    assert!(text(&cancelled).contains("cancelled"), "{}", text(&cancelled));
 }

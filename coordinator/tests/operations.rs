@@ -364,9 +364,9 @@ fn a_backup_taken_while_jobs_run_restores_them_elsewhere() {
 fn a_state_of_an_older_version_is_brought_up_to_date() {
     let place = Place::new(SMALL);
     place.ok(&["submit", "job.toml"]);
-    // As version 2 left it: without the tables that version 3 brought.
+    // As version 2 left it: without the tables that version 3 brought, and the column of version 4.
     let python = "import sqlite3; c = sqlite3.connect('.llink/state.db'); c.executescript('DROP TABLE owners; \
-                  DROP TABLE used_tokens; PRAGMA user_version = 2')";
+                  DROP TABLE used_tokens; ALTER TABLE stages DROP COLUMN claim; PRAGMA user_version = 2')";
     let made = std::process::Command::new("python3")
         .args(["-c", python])
         .current_dir(place.dir.path())

@@ -36,8 +36,20 @@ pub(super) async fn find(reach: &Reach) -> Result<Option<Client>, Failed> {
     }
     match live_endpoint(&reach.state) {
         // It may have stopped a moment ago.
-        Some(url) => Ok(connect(&url, &reach.who.credentials()).await.ok()),
+        Some(url) => Ok(connect(&url, &for_own(&url, reach.who.credentials())).await.ok()),
         None => Ok(None),
+    }
+}
+
+/// What is shown to the coordinator that uses the state directory. Certificates that an environment names for a cluster are
+/// not for one that speaks plain text.
+fn for_own(url: &str, credentials: Credentials) -> Credentials {
+    match url.starts_with("http://") {
+        true => Credentials {
+            token: credentials.token,
+            ..Credentials::default()
+        },
+        false => credentials,
     }
 }
 
@@ -59,8 +71,22 @@ fn live_endpoint(state: &Path) -> Option<String> {
     noted.split_once(' ').map(|(_, url)| url.trim().to_owned())
 }
 
+/// Whether a call ended because of what lies between here and the coordinator, and not by its word.
+pub(super) fn is_of_the_connection(status: &Status) -> bool {
+    let by_its_word = status.metadata().contains_key(serve::FAILURE_KIND_KEY);
+    let may_be = matches!(
+        status.code(),
+        Code::Unknown | Code::Unavailable | Code::Internal | Code::Cancelled | Code::Aborted | Code::DeadlineExceeded
+    );
+    may_be && !by_its_word
+}
+
 /// A refusal as a failed command.
 pub(super) fn refused(status: &Status) -> Failed {
+    if is_of_the_connection(status) {
+        let text = format!("the connection to the coordinator broke ({})", status.message());
+        return Failed::new(Exit::Unavailable, text);
+    }
     let kind = status
         .metadata()
         .get(serve::FAILURE_KIND_KEY)
@@ -68,7 +94,6 @@ pub(super) fn refused(status: &Status) -> Failed {
         .and_then(|k| FailureKind::try_from(k).ok());
     let exit = match (kind, status.code()) {
         (Some(kind), _) => exit_of(kind),
-        (None, Code::Unavailable) => Exit::Unavailable,
         (None, Code::PermissionDenied | Code::Unauthenticated) => Exit::Denied,
         (None, _) => Exit::Internal,
     };

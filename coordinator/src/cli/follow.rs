@@ -1,8 +1,9 @@
 //! Following a job to its end.
 
 use llink_proto::{Job, JobState, WatchRequest};
+use tonic::Status;
 
-use super::client::{Client, job_failed, refused};
+use super::client::{Client, is_of_the_connection, job_failed, refused};
 use super::{Exit, Failed};
 use crate::ui::{self, Style, View};
 
@@ -12,31 +13,57 @@ pub(super) struct Ended {
     pub(super) job: Job,
 }
 
-/// Shows the job as it goes; `seen` is told of each change.
+/// Shows the job as it goes; `seen` is told of each change. `left` says what becomes of the job when the connection breaks,
+/// and how it is followed again.
 pub(super) async fn follow(
     client: &mut Client,
     id: &str,
     style: Style,
+    left: &str,
     mut seen: impl FnMut(&Job) -> Result<(), Failed>,
 ) -> Result<Ended, Failed> {
     let request = WatchRequest { job_id: id.into() };
-    let mut updates = client.watch(request).await.map_err(|s| refused(&s))?.into_inner();
+    let mut updates = client
+        .watch(request)
+        .await
+        .map_err(|s| ended_by(&s, left))?
+        .into_inner();
     let mut view = View::new(style);
     let mut last = None;
-    while let Some(update) = updates.message().await.map_err(|s| refused(&s))? {
-        let Some(job) = update.job else { continue };
-        view.show(&job, &update.events);
-        seen(&job)?;
-        last = Some(job);
-    }
+    let broke = loop {
+        match updates.message().await {
+            Ok(Some(update)) => {
+                let Some(job) = update.job else { continue };
+                view.show(&job, &update.events);
+                seen(&job)?;
+                last = Some(job);
+            }
+            Ok(None) => break None,
+            Err(status) => break Some(status),
+        }
+    };
     view.close();
-    match last {
-        Some(job) if job.state() != JobState::Running => Ok(Ended { job }),
-        _ => Err(Failed::new(
+    match (last, broke) {
+        (Some(job), _) if job.state() != JobState::Running => Ok(Ended { job }),
+        (_, Some(status)) => Err(ended_by(&status, left)),
+        (_, None) => Err(Failed::new(
             Exit::Unavailable,
-            "the coordinator stopped before the job ended",
+            format!("the coordinator stopped before the job ended. {left}"),
         )),
     }
+}
+
+fn ended_by(status: &Status, left: &str) -> Failed {
+    let failed = refused(status);
+    match is_of_the_connection(status) {
+        true => Failed::new(failed.exit, format!("{}. {left}", failed.text)),
+        false => failed,
+    }
+}
+
+/// What becomes of a job whose coordinator is reached with `options`.
+pub(super) fn goes_on(id: &str, options: &str) -> String {
+    format!("The job goes on where its coordinator runs: `llink-coord watch {id}{options}` follows it")
 }
 
 /// The report of a job that succeeded, or why it did not.

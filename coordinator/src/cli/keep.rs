@@ -12,7 +12,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use super::{Exit, Failed, say};
 use crate::serve;
-use crate::state::{StateError, StateStore};
+use crate::state::{StateError, StateStore, private};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Backup {
@@ -46,6 +46,16 @@ pub(super) struct Health {
 
 fn of_state(error: &StateError) -> Failed {
     Failed::new(Exit::Storage, error.to_string())
+}
+
+fn of_backup(error: &StateError) -> Failed {
+    match error {
+        StateError::Damaged { path, reason } => Failed::new(
+            Exit::Storage,
+            format!("{}: it is damaged ({reason}): use an older backup", path.display()),
+        ),
+        other => of_state(other),
+    }
 }
 
 impl Backup {
@@ -109,6 +119,7 @@ impl Restore {
         let failed = |e: std::io::Error| of_file(&database, &e);
         let beside = self.state.join("state.db.restoring");
         std::fs::copy(file, &beside).map_err(failed)?;
+        private::file(&beside).map_err(failed)?;
         File::open(&beside).and_then(|f| f.sync_all()).map_err(failed)?;
         if database.exists() {
             // With what was not yet written into it.
@@ -141,9 +152,9 @@ fn scratch() -> Result<tempfile::TempDir, Failed> {
 
 /// How many jobs the file remembers, once all of it was read.
 fn checked(file: &Path) -> Result<usize, Failed> {
-    let store = StateStore::open_file(file).map_err(|e| of_state(&e))?;
-    store.check().map_err(|e| of_state(&e))?;
-    store.load().map(|(jobs, _)| jobs.len()).map_err(|e| of_state(&e))
+    let store = StateStore::open_file(file).map_err(|e| of_backup(&e))?;
+    store.check().map_err(|e| of_backup(&e))?;
+    store.load().map(|(jobs, _)| jobs.len()).map_err(|e| of_backup(&e))
 }
 
 impl Health {

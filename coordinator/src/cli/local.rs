@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::local_gpus::{LocalGpu, gpu_of, gpus};
 use super::{Exit, Failed, say};
 use crate::job::JobFile;
+use crate::state::private;
 
 /// A worker that dies this often in a row has a cause that starting it again does not cure.
 const MAX_RESTARTS: u32 = 10;
@@ -77,7 +78,7 @@ impl LocalWorkers {
         }
         let binary = std::env::current_exe()
             .map_err(|e| Failed::new(Exit::Internal, format!("cannot find this program's own file: {e}")))?;
-        std::fs::create_dir_all(&self.logs)
+        private::directory(&self.logs)
             .map_err(|e| Failed::new(Exit::Storage, format!("{}: {e}", self.logs.display())))?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = (cores / self.count as usize).max(1);
@@ -133,7 +134,7 @@ struct Template {
 
 impl Template {
     fn spawn(&self) -> std::io::Result<Child> {
-        let log = std::fs::File::options().create(true).append(true).open(&self.log)?;
+        let log = private::file(&self.log)?;
         let mut command = Command::new(&self.binary);
         for name in &self.hidden {
             command.env_remove(name);

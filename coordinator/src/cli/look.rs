@@ -88,8 +88,9 @@ impl Watch {
             return follow::conclude(&follow::Ended { job }, style);
         }
         let mut client = client::require(&self.reach).await?;
+        let goes_on = follow::goes_on(&job.id, &self.reach.options());
         let ended = tokio::select! {
-            ended = follow::follow(&mut client, &job.id, style, |_| Ok(())) => ended?,
+            ended = follow::follow(&mut client, &job.id, style, &goes_on, |_| Ok(())) => ended?,
             () = super::interrupted() => {
                 return Err(Failed::new(Exit::Interrupted, format!("left; job {} goes on", job.id)));
             }

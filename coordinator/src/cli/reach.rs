@@ -37,6 +37,16 @@ pub(super) struct Who {
     token_file: Option<PathBuf>,
 }
 
+impl Reach {
+    /// The options by which another command reaches the same coordinator.
+    pub(super) fn options(&self) -> String {
+        match &self.coordinator {
+            Some(url) => format!(" --coordinator {url}"),
+            None => format!(" --state {}", self.state.display()),
+        }
+    }
+}
+
 impl Who {
     pub(super) fn credentials(&self) -> Credentials {
         Credentials {

@@ -49,8 +49,9 @@ impl Submit {
                     say(&job.id);
                     return Ok(());
                 }
+                let goes_on = follow::goes_on(&job.id, &self.reach.options());
                 let ended = tokio::select! {
-                    ended = follow::follow(&mut client, &job.id, style, |_| Ok(())) => ended?,
+                    ended = follow::follow(&mut client, &job.id, style, &goes_on, |_| Ok(())) => ended?,
                     () = super::interrupted() => return Err(left(url, &job.id)),
                 };
                 follow::conclude(&ended, style)
@@ -116,7 +117,11 @@ impl Submit {
                 ui::warnings(&job, style);
                 let mut stopper = client.clone();
                 let given_up = workers.given_up();
-                let started = follow::follow(&mut client, &job.id, style, |job| workers.start_if_needed(job));
+                let again = format!(
+                    "`llink-coord submit {}` goes on from what was finished",
+                    self.job.display()
+                );
+                let started = follow::follow(&mut client, &job.id, style, &again, |job| workers.start_if_needed(job));
                 tokio::select! {
                     ended = started => ended.map(Some),
                     why = running.broken() => Err(Failed::new(Exit::Storage, why)),

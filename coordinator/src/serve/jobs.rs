@@ -214,13 +214,15 @@ async fn follow(
     loop {
         let wanted = id.clone();
         let look = engine.call(move |e| (e.cluster.view(&wanted), e.events(&wanted, sequence)));
-        let (job, events) = match look.await {
+        let (job, mut events) = match look.await {
             Ok((Some(job), Ok(events))) => (job, events),
             Ok((Some(_), Err(e))) => return drop(updates.send(Err(unreadable(e))).await),
             Ok((None, _)) => return drop(updates.send(Err(no_such_job(&id))).await),
             Err(e) => return drop(updates.send(Err(stopped(e))).await),
         };
         sequence = events.last().map_or(sequence, |e| e.sequence);
+        // What came of it when it was submitted before is in its log.
+        events.retain(|event| event.at >= job.submitted_at);
         let ended = job.state() != JobState::Running;
         if shown.as_ref() != Some(&job) || !events.is_empty() {
             let update = JobUpdate {

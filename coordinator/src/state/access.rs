@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rusqlite::{OptionalExtension, params};
 
-use super::{StateError, StateStore, sqlite};
+use super::{StateError, StateStore, private, sqlite};
 
 /// What version 3 brought: who submitted a job first, and which process used a token of one use.
 pub(super) const ACCESS_SCHEMA: &str = "
@@ -74,6 +74,12 @@ impl StateStore {
     /// # Errors
     /// When the file exists or cannot be written.
     pub fn backup(&self, to: &Path) -> Result<(), StateError> {
+        let failed = |source| StateError::Directory {
+            path: to.into(),
+            source,
+        };
+        // SQLite takes an empty file for none.
+        private::file(to).map_err(failed)?;
         let name = to.to_string_lossy().into_owned();
         self.connection
             .execute("VACUUM INTO ?1", [&name])
@@ -81,10 +87,7 @@ impl StateStore {
             .map_err(|e| sqlite(to, e))?;
         // SQLite does not sync what it vacuums into.
         let synced = std::fs::File::open(to).and_then(|file| file.sync_all());
-        synced.map_err(|source| StateError::Directory {
-            path: to.into(),
-            source,
-        })
+        synced.map_err(failed)
     }
 
     /// Rereads the whole database.
@@ -97,10 +100,9 @@ impl StateStore {
             .query_row("PRAGMA integrity_check", [], |row| row.get(0))
             .map_err(|e| sqlite(&self.path, e))?;
         if said != "ok" {
-            let reason = format!("it is damaged ({said}): use an older backup");
-            return Err(StateError::Content {
+            return Err(StateError::Damaged {
                 path: self.path.clone(),
-                reason,
+                reason: said,
             });
         }
         self.load().map(|_| ())

@@ -5,7 +5,7 @@ use prost::Message;
 use rusqlite::{Row, Transaction, params};
 
 use crate::plan::Ranks;
-use crate::schedule::{Job, Stage, TaskRecord, TaskState};
+use crate::schedule::{Job, Pursuit, Stage, TaskRecord, TaskState};
 
 fn to_json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).expect("jobs and manifests are plain data")
@@ -26,7 +26,7 @@ pub(super) fn save_job(tx: &Transaction<'_>, job: &Job) -> rusqlite::Result<()> 
             job.report,
         ])?;
     for (position, stage) in job.stages.iter().enumerate() {
-        tx.prepare_cached("INSERT OR REPLACE INTO stages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)")?
+        tx.prepare_cached("INSERT OR REPLACE INTO stages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)")?
             .execute(params![
                 job.id,
                 position as i64,
@@ -39,6 +39,7 @@ pub(super) fn save_job(tx: &Transaction<'_>, job: &Job) -> rusqlite::Result<()> 
                 stage.started_at,
                 stage.ended_at,
                 stage.spent_before,
+                stage.claim.as_ref().map(to_json),
             ])?;
     }
     Ok(())
@@ -114,6 +115,8 @@ pub(super) fn read_job(row: &Row<'_>) -> rusqlite::Result<Job> {
 pub(super) fn read_stage(row: &Row<'_>) -> rusqlite::Result<Stage> {
     let name: String = row.get("name")?;
     let manifest: Option<String> = row.get("manifest")?;
+    // Version 3 had no such column.
+    let claim: Option<String> = row.get("claim").unwrap_or(None);
     Ok(Stage {
         name: name.parse().map_err(unreadable)?,
         state: StageState::try_from(row.get::<_, i32>("state")?).unwrap_or(StageState::Waiting),
@@ -127,6 +130,8 @@ pub(super) fn read_stage(row: &Row<'_>) -> rusqlite::Result<Stage> {
         ended_at: row.get("ended_at")?,
         // Version 1 had no such column.
         spent_before: row.get("spent_before").unwrap_or(0),
+        claim: claim.and_then(|claim| serde_json::from_str(&claim).ok()),
+        pursuit: Pursuit::Idle,
     })
 }
 
