@@ -47,15 +47,12 @@ pub fn build(job: &Job, now: Millis) -> String {
     };
     let evaluate = job.stages.iter().find(|stage| stage.name == StageName::Evaluate);
     let evaluated = evaluate.and_then(|stage| stage.manifest.as_ref());
-    let bundle = job
-        .stages
-        .iter()
-        .find(|s| s.name == StageName::Export && s.manifest.is_some());
+    let config = artifact("bundle/config").and_then(|path| path.rsplit_once('/'));
     let report = json!({
         "page": artifact("report-page"),
         "benchmark": artifact("benchmark"),
         "retrieval": evaluated.map(|manifest| Retrieval::rows(&manifest.figures)),
-        "bundle": bundle.map(|stage| crate::plan::directory(stage.name, &stage.key)),
+        "bundle": config.map(|(directory, _)| directory),
         "training": training.map(|(share, seconds)| json!({"effective_time": share, "seconds": seconds})),
         "job": job.file.name,
         "id": job.id,

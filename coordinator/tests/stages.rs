@@ -5,7 +5,7 @@ mod common;
 
 use std::path::PathBuf;
 
-use common::{Place, SMALL};
+use common::{Place, SMALL, text};
 
 /// How each stage of the last `submit --json` ended.
 fn states(json: &str) -> Vec<(String, String)> {
@@ -59,8 +59,11 @@ fn a_stage_that_lost_some_of_its_files_or_a_part_of_one_is_computed_again() {
     let whole = std::fs::read(&shard).unwrap();
     std::fs::write(&shard, &whole[..whole.len() / 2]).unwrap();
     assert!(place.ok(&["submit", "job.toml", "--dry-run"]).contains("will run"));
-    let said = place.ok(&["submit", "job.toml"]);
-    assert!(said.contains("1 of the") && said.contains("00000.parquet for one"), "{said}");
+    let said = text(&place.run(&["submit", "job.toml"]));
+    assert!(
+        said.contains("1 of the") && said.contains("00000.parquet for one"),
+        "{said}"
+    );
     assert_eq!(std::fs::read(&shard).unwrap(), whole);
     place.ok(&["verify", "out"]);
     assert!(computed(&place.ok(&["submit", "job.toml", "--json"])).is_empty());
@@ -82,7 +85,10 @@ fn a_report_that_cannot_be_written_is_an_error_and_writing_it_later_costs_nothin
     // Where report.json is to go, something else stands.
     std::fs::create_dir_all(place.path("out/report.json/in-the-way")).unwrap();
     let said = place.fails(4, &["submit", "job.toml"]);
-    assert!(said.contains("report can't be written") && said.contains("submit again"), "{said}");
+    assert!(
+        said.contains("report can't be written") && said.contains("submit again"),
+        "{said}"
+    );
     std::fs::remove_dir_all(place.path("out/report.json")).unwrap();
     let said = place.ok(&["submit", "job.toml", "--json"]);
     assert!(computed(&said).is_empty());

@@ -11,6 +11,8 @@ use crate::{Error, Result};
 
 /// The layout of manifests that this build reads and writes.
 pub const MANIFEST_VERSION: u32 = 1;
+/// How the folder begins, below the stage's own, of an attempt that writes apart: another one may still be at work.
+pub const ATTEMPT_PREFIX: &str = "attempt-";
 
 /// What one stage of a job wrote and found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

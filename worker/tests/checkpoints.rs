@@ -26,8 +26,12 @@ impl Bench {
     }
 
     fn checkpoints(&self, generation: u64, kept: usize) -> Checkpoints {
+        self.checkpoints_in("align/k", generation, kept)
+    }
+
+    fn checkpoints_in(&self, directory: &str, generation: u64, kept: usize) -> Checkpoints {
         let store = Store::open(self.folder.path().to_str().unwrap()).unwrap();
-        Checkpoints::new(store, self.runtime.handle().clone(), "align/k".into(), generation, kept)
+        Checkpoints::new(store, self.runtime.handle().clone(), directory.into(), generation, kept)
     }
 
     /// Files of the checkpoints, by name.
@@ -204,4 +208,30 @@ fn a_store_that_refuses_once_costs_nothing_and_one_that_goes_on_ends_training() 
     });
     let (when, error) = failed.expect("a store that refuses for ever ends training");
     assert_eq!(when, 4, "three failures in a row: {error}");
+}
+
+#[test]
+fn an_attempt_that_writes_apart_goes_on_from_the_checkpoints_before_it_and_leaves_them_alone() {
+    let bench = Bench::new();
+    let writer = CheckpointWriter::start(bench.checkpoints(1, 1), None);
+    writer.save(save(0..20, None)).unwrap();
+    writer.wait().unwrap();
+    let files = bench.files();
+    let apart = || bench.checkpoints_in("align/k/attempt-2", 1, 1);
+    let (restored, warnings) = apart().newest().unwrap();
+    let restored = restored.unwrap();
+    assert_eq!((restored.manifest.steps, warnings.len()), (20, 0));
+    assert_eq!(
+        apart().load(20, 1).unwrap().state,
+        restored.state,
+        "every rank finds the same one"
+    );
+    let writer = CheckpointWriter::start(apart(), Some(&restored.manifest));
+    for steps in [20..30, 30..40] {
+        writer.save(save(steps, None)).unwrap();
+    }
+    writer.wait().unwrap();
+    assert_eq!(bench.files(), files, "who is held up there may go on");
+    assert_eq!(apart().newest().unwrap().0.unwrap().manifest.steps, 40);
+    assert_eq!(bench.checkpoints(1, 1).newest().unwrap().0.unwrap().manifest.steps, 20);
 }

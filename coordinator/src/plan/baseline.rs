@@ -67,6 +67,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
     }
     let model = model_ref(STAGE, inputs, "encoder", ModelRole::Encoder)?;
     let options = &inputs.job.embed;
+    let directory = inputs.directory(STAGE, key);
     let mut tasks = Vec::new();
     for (side, portions) in sides(inputs)? {
         for (i, portion) in portions.into_iter().enumerate() {
@@ -74,7 +75,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
             let kind = Kind::EmbedShard(EmbedShard {
                 model: Some(model.clone()),
                 shard: Some(portion.shard),
-                path: format!("{}/{role}/{i:05}.parquet", super::directory(STAGE, key)),
+                path: format!("{directory}/{role}/{i:05}.parquet"),
                 role,
                 token_budget: options.token_budget,
                 max_chars: options.max_chars,

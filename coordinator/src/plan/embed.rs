@@ -94,6 +94,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
     }
     let shard = earlier(STAGE, StageName::Shard, inputs)?;
     let options = &inputs.job.embed;
+    let directory = inputs.directory(STAGE, key);
     let mut tasks = Vec::new();
     for (tower, model_name, model_role) in TOWERS {
         let model = model_ref(STAGE, inputs, model_name, model_role)?;
@@ -112,7 +113,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
                 let kind = Kind::EmbedShard(EmbedShard {
                     model: Some(model.clone()),
                     shard: Some(artifact),
-                    path: format!("embed/{key}/embeddings/{tower}/{role}/{i:05}.parquet"),
+                    path: format!("{directory}/embeddings/{tower}/{role}/{i:05}.parquet"),
                     role: format!("embeddings/{tower}/{role}"),
                     token_budget: options.token_budget,
                     max_chars: options.max_chars,

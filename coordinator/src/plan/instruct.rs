@@ -70,8 +70,8 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
         decoder: Some(model_ref(STAGE, inputs, "decoder", ModelRole::Decoder)?),
         options: Some(options(section, *arm, steps, inputs.job.seed)),
         directory: match is_second(*arm, section.mode) {
-            true => format!("{}/direct", super::directory(STAGE, key)),
-            false => super::directory(STAGE, key),
+            true => format!("{}/direct", inputs.directory(STAGE, key)),
+            false => inputs.directory(STAGE, key),
         },
         upkeep: Some(Upkeep {
             checkpoint_steps: section.checkpoint_every,
@@ -180,8 +180,8 @@ pub(super) fn evaluated(inputs: &Inputs<'_>) -> Result<String, PlanError> {
     Ok(roles.map(|role| content_of(manifest, role)).join("\n"))
 }
 
-/// The answers that `evaluate` is asked for.
-pub(super) fn answers(key: &str, inputs: &Inputs<'_>) -> Result<Option<Answers>, PlanError> {
+/// The answers that `evaluate` is asked for; they go into `directory`.
+pub(super) fn answers(directory: &str, inputs: &Inputs<'_>) -> Result<Option<Answers>, PlanError> {
     let stage = StageName::Evaluate;
     let Some(section) = &inputs.job.instruct else {
         return Ok(None);
@@ -211,7 +211,7 @@ pub(super) fn answers(key: &str, inputs: &Inputs<'_>) -> Result<Option<Answers>,
         examples: evaluate.answers,
         max_answer_tokens: evaluate.max_answer_tokens,
         max_tokens: section.max_tokens,
-        path: format!("evaluate/{key}/answers.jsonl"),
+        path: format!("{directory}/answers.jsonl"),
         trained_as_pairs: match inputs.job.synthesize {
             // Its validation examples are made from held-out pairs.
             Some(_) => 0,

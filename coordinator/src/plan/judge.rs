@@ -33,8 +33,8 @@ pub(super) fn stamp(inputs: &Inputs<'_>) -> String {
     url.and_then(|url| inputs.stamps.get(url)).cloned().unwrap_or_default()
 }
 
-/// What the judge is asked, if the job has one.
-pub(super) fn judge(key: &str, job: &JobFile) -> Option<Judge> {
+/// What the judge is asked, if the job has one; what it said goes into `directory`.
+pub(super) fn judge(directory: &str, job: &JobFile) -> Option<Judge> {
     let judge = job.evaluate.judge.as_ref()?;
     let section = job.instruct.as_ref()?;
     Some(Judge {
@@ -53,7 +53,7 @@ pub(super) fn judge(key: &str, job: &JobFile) -> Option<Judge> {
         direct_answers: judge.direct_answers.clone().unwrap_or_default(),
         max_answer_tokens: job.evaluate.max_answer_tokens,
         max_tokens: section.max_tokens,
-        path: format!("evaluate/{key}/judgements.jsonl"),
+        path: format!("{directory}/judgements.jsonl"),
         cache: CACHE.into(),
     })
 }

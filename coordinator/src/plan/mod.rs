@@ -18,11 +18,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-pub use shard::{TINY_MODELS_STAMP, WORK_DIRECTORY};
+pub use shard::TINY_MODELS_STAMP;
 
-use llink_datasets::manifest::{Manifest, ManifestArtifact};
+use llink_datasets::manifest::{ATTEMPT_PREFIX, Manifest, ManifestArtifact};
 use llink_proto::{Artifact, Task, TaskResult};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::job::{JobFile, RANDOM_MODEL};
 pub use outline::outline;
@@ -222,7 +222,38 @@ pub struct Inputs<'a> {
     pub stamps: &'a BTreeMap<String, String>,
     /// What the stages before made.
     pub done: &'a BTreeMap<StageName, Manifest>,
+    /// What the tasks of this stage are computed under; none while only its key is asked for.
+    pub claim: Option<&'a Claim>,
 }
+
+impl Inputs<'_> {
+    /// Where tasks write what the stage makes.
+    fn directory(&self, stage: StageName, key: &str) -> String {
+        let directory = directory(stage, key);
+        match self.claim.filter(|claim| claim.apart) {
+            Some(claim) => format!("{directory}/{ATTEMPT_PREFIX}{}", claim.attempt),
+            None => directory,
+        }
+    }
+
+    /// Where tasks write what only tasks of the same stage and attempt read.
+    fn work_directory(&self, stage: StageName, key: &str) -> String {
+        let attempt = self.claim.map_or("", |claim| claim.attempt.as_str());
+        format!("{}/{WORK_DIRECTORY}/{attempt}", directory(stage, key))
+    }
+}
+
+/// What a stage's tasks are computed under: one attempt's claim to it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// A name that no other attempt has.
+    pub attempt: String,
+    /// An attempt before may only have been held up, and still be writing: this one writes into a folder of its own.
+    pub apart: bool,
+}
+
+/// Where a stage keeps what only its own tasks read, attempt by attempt; removed once it is committed.
+pub const WORK_DIRECTORY: &str = "work";
 
 /// A plan that cannot be made: an earlier stage's result lacks something.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

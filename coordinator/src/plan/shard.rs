@@ -14,8 +14,6 @@ use crate::job::{
 
 /// The role under which the split hands its assignment to the shards.
 pub const ASSIGNMENT_ROLE: &str = "assignment";
-/// Where a stage keeps what only its own tasks read; removed once it is committed.
-pub const WORK_DIRECTORY: &str = "work";
 
 pub(super) fn key_parts(inputs: &Inputs<'_>) -> Vec<String> {
     let job = inputs.job;
@@ -114,12 +112,10 @@ impl<'a> CorpusPlan<'a> {
         wanted + (wanted as f64 * (0.02 + spread)).ceil() as u64 + 64
     }
 
-    fn cleaned_path(&self, key: &str, source: usize) -> String {
-        format!("shard/{key}/{WORK_DIRECTORY}/{}/{source:05}.parquet", self.name)
-    }
-
-    fn assignment_path(&self, key: &str) -> String {
-        format!("shard/{key}/{WORK_DIRECTORY}/{}/assignment.parquet", self.name)
+    /// Where the corpus's tasks write what only the tasks after them read.
+    fn work_path(&self, key: &str, inputs: &Inputs<'_>, name: &str) -> String {
+        let work = inputs.work_directory(StageName::Shard, key);
+        format!("{work}/{}/{name}.parquet", self.name)
     }
 
     fn clean_tasks(&self, key: &str, inputs: &Inputs<'_>) -> Vec<PlannedTask> {
@@ -133,7 +129,7 @@ impl<'a> CorpusPlan<'a> {
                 sample_rows,
                 seed: inputs.job.seed,
                 with_signatures: self.cleaning.near_duplicates != NearDuplicates::Keep,
-                path: self.cleaned_path(key, i),
+                path: self.work_path(key, inputs, &format!("{i:05}")),
             });
             let label = format!("clean {} from {}", self.name, ShownUrl::of(source.name()));
             planned(inputs, kind, sample_rows, label)
@@ -205,7 +201,7 @@ impl<'a> CorpusPlan<'a> {
             train_rows: self.train,
             holdout_rows: self.holdout,
             shard_rows: self.shard_rows,
-            path: self.assignment_path(key),
+            path: self.work_path(key, inputs, ASSIGNMENT_ROLE),
             near_duplicates: self.cleaning.near_duplicates.as_str().into(),
             similarity: self.cleaning.similarity,
             second_hash: self.validation_from == ValidationFrom::Train,
@@ -217,20 +213,22 @@ impl<'a> CorpusPlan<'a> {
     }
 
     fn shard_tasks(&self, key: &str, inputs: &Inputs<'_>, own: &[TaskResult], split: &TaskResult) -> Vec<PlannedTask> {
-        let shards = split.artifacts.iter().filter(|a| a.role != ASSIGNMENT_ROLE);
+        let (assignment, shards): (Vec<_>, Vec<_>) = split.artifacts.iter().partition(|a| a.role == ASSIGNMENT_ROLE);
+        let assignment = assignment.first().map(|a| a.path.clone()).unwrap_or_default();
+        let directory = inputs.directory(StageName::Shard, key);
         let task = |(i, shard): (usize, &llink_proto::Artifact)| {
             let kind = Kind::WriteShard(WriteShard {
                 corpus: self.corpus.into(),
                 cleaned: cleaned_paths(own),
-                assignment: self.assignment_path(key),
+                assignment: assignment.clone(),
                 shard: i as u32,
-                path: format!("shard/{key}/{}", shard.path),
+                path: format!("{directory}/{}", shard.path),
                 role: shard.role.clone(),
                 stage_key: key.into(),
             });
             planned(inputs, kind, shard.rows, format!("write {}", shard.path))
         };
-        shards.enumerate().map(task).collect()
+        shards.into_iter().enumerate().map(task).collect()
     }
 }
 
@@ -367,7 +365,7 @@ pub(super) fn models_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskRe
             source: source.into(),
             seed: inputs.job.seed,
             text_shards: text.into_iter().map(|shard| shard.path).collect(),
-            path: format!("models/{key}/{name}"),
+            path: format!("{}/{name}", inputs.directory(StageName::Models, key)),
             pooling: wishes.and_then(|m| m.pooling).map(|pooling| pooling.as_str().into()),
             normalize: wishes.and_then(|m| m.normalize),
             prefix: wishes.and_then(|m| m.prefix.clone()),

@@ -128,7 +128,7 @@ impl SidePlan {
                     max_chars: section.max_chars,
                     ..CleaningRules::default()
                 }),
-                path: format!("{}/{role}/{number:05}.parquet", super::directory(STAGE, key)),
+                path: format!("{}/{role}/{number:05}.parquet", inputs.directory(STAGE, key)),
                 role: role.clone(),
                 stage_key: key.into(),
                 cache: CACHE.into(),

@@ -44,7 +44,12 @@ fn done() -> BTreeMap<StageName, Manifest> {
 }
 
 fn keys(job: &JobFile, stamps: &BTreeMap<String, String>, done: &BTreeMap<StageName, Manifest>) -> Vec<String> {
-    let inputs = Inputs { job, stamps, done };
+    let inputs = Inputs {
+        job,
+        stamps,
+        done,
+        claim: None,
+    };
     let stages = StageName::of(job);
     stages.iter().map(|s| stage_key(*s, &inputs).unwrap()).collect()
 }
@@ -128,6 +133,7 @@ fn both_arms_are_trained_one_after_the_other_and_keep_their_names() {
         job: &job,
         stamps: &stamps,
         done: &done,
+        claim: None,
     };
     let trained = |role: &str| TaskResult {
         artifacts: vec![Artifact {
@@ -178,6 +184,7 @@ fn a_stage_whose_inputs_are_not_made_is_not_planned() {
         job: &job,
         stamps: &stamps,
         done: &done,
+        claim: None,
     };
     let error = stage_key(StageName::Embed, &inputs).unwrap_err().to_string();
     assert_eq!(error, "cannot plan stage embed: stage shard has no result yet");
@@ -191,6 +198,7 @@ fn shard_counts_are_summed_over_sources_by_corpus() {
         job: &job,
         stamps: &stamps,
         done: &done,
+        claim: None,
     };
     let cleaned = |read| TaskResult {
         counts: BTreeMap::from([("read".to_owned(), read), ("kept".to_owned(), read)]),
@@ -241,6 +249,7 @@ fn synthesis_asks_about_further_pairs_in_place_of_those_that_gave_nothing() {
         job: &job,
         stamps: &stamps,
         done: &done,
+        claim: None,
     };
     let plan = |results: &[Vec<TaskResult>]| phase(StageName::Synthesize, "k", &inputs, results).unwrap();
     let path = |side: &str, n: u32| format!("synthesize/k/instructions/{side}/{n:05}.parquet");
@@ -321,6 +330,7 @@ fn a_stage_reads_what_it_says_and_nothing_else() {
                     job: &job,
                     stamps: &stamps,
                     done: &done,
+                    claim: None,
                 };
                 let planned = stage_key(stage, &inputs).and_then(|key| phase(stage, &key, &inputs, &[]));
                 let needs = reads.contains(&missing);

@@ -76,7 +76,7 @@ pub(super) fn align_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskRes
         encoder_vectors: with_role(embed, "embeddings/encoder/train"),
         teacher_vectors: with_role(embed, "embeddings/teacher/train"),
         options: Some(options),
-        directory: super::directory(StageName::Align, key),
+        directory: inputs.directory(StageName::Align, key),
         upkeep: Some(upkeep),
         held_out_encoder_vectors: held_out("encoder"),
         held_out_teacher_vectors: held_out("teacher"),
@@ -134,6 +134,7 @@ pub(super) fn evaluate_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<Task
     let align = earlier(stage, StageName::Align, inputs)?;
     let projector = the_one(stage, align, "projector")?;
     let benchmark_pairs = inputs.job.evaluate.benchmark_pairs;
+    let directory = inputs.directory(stage, key);
     let kind = Kind::Evaluate(Evaluate {
         encoder_vectors: with_role(embed, "embeddings/encoder/holdout"),
         teacher_vectors: with_role(embed, "embeddings/teacher/holdout"),
@@ -141,14 +142,14 @@ pub(super) fn evaluate_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<Task
         projector: Some(projector),
         benchmark_pairs,
         decoder: Some(model_ref(stage, inputs, "decoder", ModelRole::Decoder)?),
-        path: format!("evaluate/{key}/report.json"),
-        benchmark: format!("evaluate/{key}/benchmark.jsonl"),
+        path: format!("{directory}/report.json"),
+        benchmark: format!("{directory}/benchmark.jsonl"),
         english_vectors: with_role(baseline, "embeddings/encoder-english/holdout"),
         centre_english_vectors: with_role(baseline, "embeddings/encoder-english/train"),
         centre_foreign_vectors: with_role(embed, "embeddings/encoder/train"),
-        answers: super::instruct::answers(key, inputs)?,
-        judge: super::judge::judge(key, inputs.job),
-        page: format!("evaluate/{key}/report.html"),
+        answers: super::instruct::answers(&directory, inputs)?,
+        judge: super::judge::judge(&directory, inputs.job),
+        page: format!("{directory}/report.html"),
         align_metrics: with_role(align, "metrics"),
         instruct_metrics: match inputs.job.instruct {
             Some(_) => with_role(earlier(stage, StageName::Instruct, inputs)?, "metrics"),

@@ -3,7 +3,10 @@
 use llink_proto::task::Kind;
 use llink_proto::{Assignment, Seat};
 
-use super::{Action, Attempt, Cluster, Effects, Lease, Level, Member, MemberState, Millis, TaskState, Worker};
+use super::{
+    Action, Attempt, Cluster, Effects, Lease, Level, Member, MemberState, Millis, Pursuit, TaskRecord, TaskState,
+    Worker,
+};
 
 /// What to do with a waiting task, given who is idle.
 #[derive(Debug, PartialEq, Eq)]
@@ -99,10 +102,15 @@ impl Cluster {
             let job = self.tasks.get(id).and_then(|t| self.jobs.get(&t.job));
             (job.map_or(Millis::MAX, |j| j.submitted_at), *id)
         };
+        let computing = |task: &TaskRecord| {
+            let stages = self.jobs.get(&task.job).map(|job| job.stages.iter());
+            let own = stages.and_then(|mut stages| stages.find(|stage| stage.name == task.stage));
+            own.is_some_and(|stage| stage.pursuit == Pursuit::Computing)
+        };
         let waiting = self
             .tasks
             .values()
-            .filter(|t| matches!(t.state, TaskState::Waiting { .. }));
+            .filter(|t| matches!(t.state, TaskState::Waiting { .. }) && computing(t));
         let mut ids: Vec<u64> = waiting.map(|t| t.id).collect();
         ids.sort_by_key(submitted);
         ids
@@ -120,7 +128,11 @@ impl Cluster {
         }
         let workers = self.workers.values().filter(|w| w.listening).count();
         if workers == 0 {
-            return Verdict::Wait("no worker is connected".into());
+            let why = match self.expected_workers {
+                0 => "no worker is connected",
+                _ => "local workers are starting",
+            };
+            return Verdict::Wait(why.into());
         }
         let min = task.ranks.min.max(1) as usize;
         let wanted = match task.ranks.max {

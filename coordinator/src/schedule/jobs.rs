@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use llink_datasets::manifest::Manifest;
-use llink_proto::{Abort, Failure, FailureKind, JobState, StageState};
+use llink_proto::{Failure, FailureKind, JobState, StageState};
 
-use super::{Action, Cluster, Effects, Job, Level, Millis, Stage, TaskState};
+use super::{Action, Cluster, Effects, Job, Level, Millis, Pursuit, Stage};
 use crate::job::JobFile;
 use crate::plan::{self, Inputs, PlanError, StageName};
 use crate::report;
@@ -125,42 +125,23 @@ impl Cluster {
             job: &job.file,
             stamps: &job.stamps,
             done: &done,
+            claim: None,
         };
-        let key = plan::stage_key(name, &inputs);
-        let output = job.file.output.clone();
-        match key {
-            Err(e) => self.fail(id, unplanned(&e), now, fx),
-            Ok(key) => {
-                let stale: Vec<u64> = match self.stage_mut(id, name) {
-                    Some(stage) => {
-                        let same = stage.key == key;
-                        stage.state = StageState::Running;
-                        stage.reason = "looking for an earlier result".into();
-                        stage.key.clone_from(&key);
-                        stage.started_at = now;
-                        stage.ended_at = 0;
-                        if same {
-                            Vec::new()
-                        } else {
-                            stage.spent_before = 0;
-                            std::mem::take(&mut stage.phases).concat()
-                        }
-                    }
-                    None => Vec::new(),
-                };
-                for task in stale {
-                    self.tasks.remove(&task);
-                    fx.dropped_tasks.insert(task);
-                }
-                fx.actions.push(Action::LookUp {
-                    job: id.into(),
-                    stage: name,
-                    output,
-                    key,
-                    kept: self.kept_files(id, name),
-                });
-            }
+        let key = match plan::stage_key(name, &inputs) {
+            Err(e) => return self.fail(id, unplanned(&e), now, fx),
+            Ok(key) => key,
+        };
+        let Some(stage) = self.stage_mut(id, name) else { return };
+        stage.state = StageState::Running;
+        stage.reason = "looking for an earlier result".into();
+        stage.started_at = now;
+        stage.ended_at = 0;
+        if stage.key != key {
+            let stale = std::mem::take(&mut stage.phases).concat();
+            (stage.key, stage.spent_before, stage.claim) = (key, 0, None);
+            self.drop_tasks(stale, fx);
         }
+        self.pursue(id, name, now, fx);
     }
 
     /// Every stage is complete: the report is written, and the job succeeds once it is there.
@@ -231,26 +212,10 @@ impl Cluster {
                 }
             }
         }
-        let open = self.tasks.values_mut().filter(|t| t.job == id);
-        for task in open {
-            match &task.state {
-                TaskState::Leased(lease) => {
-                    for member in &lease.members {
-                        fx.actions.push(Action::Abort {
-                            worker: member.worker.clone(),
-                            abort: Abort {
-                                task_id: task.id,
-                                token: task.token,
-                                reason: reason.clone(),
-                            },
-                        });
-                    }
-                }
-                TaskState::Waiting { .. } => {}
-                TaskState::Done(_) | TaskState::Failed(_) | TaskState::Cancelled => continue,
-            }
-            task.state = TaskState::Cancelled;
-            fx.tasks.insert(task.id);
+        self.hand_over(id, now, fx);
+        let own: Vec<u64> = self.tasks.values().filter(|t| t.job == id).map(|t| t.id).collect();
+        for task in own {
+            self.stop_task(task, &reason, fx);
         }
     }
 }
@@ -264,6 +229,7 @@ fn reset(stage: Stage, now: Millis) -> Stage {
         manifest: None,
         started_at: 0,
         ended_at: 0,
+        pursuit: Pursuit::Idle,
         ..stage
     }
 }

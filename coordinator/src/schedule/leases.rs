@@ -194,6 +194,7 @@ impl Cluster {
     /// Time passes: silent workers are given up, leases that broke are decided on.
     pub fn tick(&mut self, now: Millis, fx: &mut Effects) {
         self.forgive_own_absence(now);
+        self.look_again(now, fx);
         let silent: Vec<String> = self
             .workers
             .iter()

@@ -4,21 +4,23 @@
 //! network, so a simulation can drive it with any order of events.
 
 mod dispatch;
+mod effects;
 mod jobs;
 mod leases;
 mod outcome;
 mod stages;
 mod view;
+mod work;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use llink_datasets::manifest::Manifest;
-use llink_datasets::shown::redacted;
-use llink_proto::{Abort, Assignment, Failure, JobState, RegisterRequest, StageState, Task, TaskResult};
+use llink_proto::{Failure, JobState, RegisterRequest, StageState, Task, TaskResult};
 
 use crate::job::JobFile;
-use crate::plan::{Ranks, StageName};
+use crate::plan::{Claim, Ranks, StageName};
 
+pub use effects::{Action, Attempt, Effects, Happening, Level};
 pub use jobs::NewJob;
 pub use leases::{Outcome, Rendezvous, Reported};
 pub use stages::LookedUp;
@@ -118,6 +120,40 @@ pub struct Stage {
     pub ended_at: Millis,
     /// What earlier runs of it took that were cancelled, failed or interrupted, under the same key.
     pub spent_before: Millis,
+    /// What its tasks are computed under, once it was claimed.
+    pub claim: Option<Claim>,
+    /// How it comes by its result while it runs. Not saved.
+    pub pursuit: Pursuit,
+}
+
+/// How a running stage comes by its result.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Pursuit {
+    /// It does not run.
+    #[default]
+    Idle,
+    /// The store is asked for it, and for the claim to compute it.
+    LookingUp,
+    /// Another coordinator has the claim.
+    Elsewhere {
+        /// When the store is asked again.
+        ask_at: Millis,
+    },
+    /// By its own tasks, and then the commit.
+    Computing,
+    /// That job, which has the same output and key, computes it.
+    Follows(String),
+}
+
+/// A stage's work: what jobs share that come to the same key on one output.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Work {
+    /// The jobs' output, without a trailing `/`.
+    pub output: String,
+    /// The stage.
+    pub stage: StageName,
+    /// The key.
+    pub key: String,
 }
 
 impl Stage {
@@ -132,6 +168,8 @@ impl Stage {
             started_at: 0,
             ended_at: 0,
             spent_before: 0,
+            claim: None,
+            pursuit: Pursuit::Idle,
         }
     }
 
@@ -266,163 +304,6 @@ pub struct Worker {
     pub seats: Vec<(u64, u64)>,
     /// It is given up then, unless a heartbeat comes before.
     pub deadline: Millis,
-}
-
-/// What a step leaves to be saved and done, in this order.
-#[derive(Debug, Default)]
-pub struct Effects {
-    /// Jobs (with their stages) to save.
-    pub jobs: BTreeSet<String>,
-    /// Tasks to save.
-    pub tasks: BTreeSet<u64>,
-    /// Tasks to forget: their stage is planned anew.
-    pub dropped_tasks: BTreeSet<u64>,
-    /// Things that happened.
-    pub events: Vec<Happening>,
-    /// Leases that began or ended.
-    pub attempts: Vec<Attempt>,
-    /// What to do once all that is saved.
-    pub actions: Vec<Action>,
-}
-
-/// Something that happened, for the log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Happening {
-    /// When.
-    pub at: Millis,
-    /// To which job.
-    pub job: String,
-    /// In which stage, or empty.
-    pub stage: String,
-    /// To which task, or 0.
-    pub task: u64,
-    /// How bad it is.
-    pub level: Level,
-    /// What.
-    pub text: String,
-}
-
-/// How bad a happening is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Level {
-    /// As expected.
-    Info,
-    /// Worth a look.
-    Warn,
-    /// A failure.
-    Error,
-}
-
-impl Level {
-    /// The word in the log.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Info => "info",
-            Self::Warn => "warn",
-            Self::Error => "error",
-        }
-    }
-}
-
-/// A lease's beginning or a member's end, for the record.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attempt {
-    /// The task.
-    pub task: u64,
-    /// The lease.
-    pub token: u64,
-    /// The member.
-    pub worker: String,
-    /// Its rank.
-    pub rank: u32,
-    /// When this was.
-    pub at: Millis,
-    /// Empty when it began; how it ended otherwise.
-    pub outcome: String,
-}
-
-/// What the coordinator's edges must do.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Action {
-    /// Tell a worker to start.
-    Start {
-        /// The worker.
-        worker: String,
-        /// The lease.
-        assignment: Box<Assignment>,
-    },
-    /// Tell a worker to stop.
-    Abort {
-        /// The worker.
-        worker: String,
-        /// Which lease, and why.
-        abort: Abort,
-    },
-    /// Look whether a stage is committed under its key with all its files; answer with [`Cluster::looked_up`].
-    LookUp {
-        /// The job.
-        job: String,
-        /// The stage.
-        stage: StageName,
-        /// The job's output.
-        output: String,
-        /// The key.
-        key: String,
-        /// Files that tasks of this stage wrote before, with their sizes: they count only while they are there.
-        kept: BTreeMap<String, u64>,
-    },
-    /// Look whether the stage's files are there and write its manifest, last of all; answer with [`Cluster::committed`].
-    Commit {
-        /// The job.
-        job: String,
-        /// The job's output.
-        output: String,
-        /// What the stage made.
-        manifest: Box<Manifest>,
-    },
-    /// A worker was given up: close its stream, if it has one.
-    Forget {
-        /// The worker.
-        worker: String,
-    },
-    /// Write the job's report; answer with [`Cluster::published`].
-    Publish {
-        /// The job.
-        job: String,
-        /// The job's output.
-        output: String,
-        /// JSON.
-        report: String,
-        /// What the job made, with sizes: it has succeeded only if all of it is there.
-        files: BTreeMap<String, u64>,
-    },
-}
-
-impl Effects {
-    fn happened(&mut self, at: Millis, task: &TaskRecord, level: Level, text: impl Into<String>) {
-        let text: String = text.into();
-        self.events.push(Happening {
-            at,
-            job: task.job.clone(),
-            stage: task.stage.to_string(),
-            task: task.id,
-            level,
-            text: redacted(&text).into_owned(),
-        });
-    }
-
-    fn happened_to_job(&mut self, at: Millis, job: &str, stage: &str, level: Level, text: impl Into<String>) {
-        let text: String = text.into();
-        self.events.push(Happening {
-            at,
-            job: job.into(),
-            stage: stage.into(),
-            task: 0,
-            level,
-            text: redacted(&text).into_owned(),
-        });
-    }
 }
 
 impl Cluster {

@@ -1,110 +1,134 @@
 //! A stage's way from its key to its manifest.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use llink_datasets::manifest::Manifest;
-use llink_proto::{Artifact, Failure, JobState, StageState, TaskResult};
+use llink_proto::{Artifact, Failure, StageState, TaskResult};
 
 use super::jobs::{results_before, unplanned};
-use super::{Action, Cluster, Effects, Level, Millis, Stage, TaskRecord, TaskState};
-use crate::plan::{self, Inputs, Phase, StageName};
+use super::{Action, Cluster, Effects, Job, Level, Millis, Pursuit, Stage, TaskRecord, TaskState, Work};
+use crate::plan::{self, Claim, Inputs, Phase, PlanError, StageName};
 
 /// What the store holds of a stage.
 #[derive(Debug, Clone, PartialEq)]
 pub enum LookedUp {
     /// It is committed, and all its files are there.
     Whole(Box<Manifest>),
-    /// It is to be computed.
-    Absent {
+    /// It is to be computed here.
+    Claimed {
+        /// Under this claim.
+        claim: Claim,
         /// Of the files that the question named, those that are gone or have another size.
         lost: BTreeSet<String>,
-        /// What is wrong with a manifest that is there all the same.
+        /// What is wrong with a result that is there all the same.
         damage: Option<String>,
+    },
+    /// Another coordinator has the claim to it.
+    Elsewhere {
+        /// Who, for people.
+        who: String,
     },
 }
 
 impl Cluster {
-    /// What the store holds of a stage under its key.
-    pub fn looked_up(
-        &mut self,
-        id: &str,
-        name: StageName,
-        found: Result<LookedUp, Failure>,
-        now: Millis,
-        fx: &mut Effects,
-    ) {
-        let Some(stage) = self.current_stage(id, name) else {
+    /// What the store holds of a stage.
+    pub fn looked_up(&mut self, work: &Work, found: Result<LookedUp, Failure>, now: Millis, fx: &mut Effects) {
+        let (leader, name) = (self.leader(work), work.stage);
+        let waits = |s: &Stage| matches!(s.pursuit, Pursuit::LookingUp | Pursuit::Elsewhere { .. });
+        let stage = leader.as_ref().and_then(|id| self.stage_mut(id, name));
+        let held = stage.as_ref().and_then(|stage| stage.claim.clone());
+        // An answer that came too late for who asked is as good for who leads now, if that one waits for it.
+        let (Some(id), true) = (leader, stage.is_some_and(|stage| waits(stage))) else {
+            if let Ok(LookedUp::Claimed { claim, .. }) = found
+                && held.is_none_or(|held| held.attempt != claim.attempt)
+            {
+                let work = work.clone();
+                fx.actions.push(Action::Release { work, claim });
+            }
             return;
         };
         match found {
-            Err(failure) => self.fail(id, failure, now, fx),
-            // The answer to a question of before the job was submitted again, with other inputs.
-            Ok(LookedUp::Whole(manifest)) if manifest.key != stage.key => {}
+            Err(failure) => self.fail(&id, failure, now, fx),
+            Ok(LookedUp::Elsewhere { who }) => self.is_elsewhere(&id, name, &who, now, fx),
             Ok(LookedUp::Whole(manifest)) => {
-                stage.state = StageState::Cached;
-                stage.reason = "found finished under the same key".into();
-                stage.manifest = Some(*manifest);
-                stage.ended_at = now;
-                self.advance(id, now, fx);
+                let reason = "found finished under the same key";
+                self.complete(&id, name, StageState::Cached, reason, *manifest, now, fx);
             }
-            Ok(LookedUp::Absent { lost, damage }) => {
-                stage.state = StageState::Running;
+            Ok(LookedUp::Claimed { claim, lost, damage }) => {
                 if let Some(damage) = damage {
-                    fx.happened_to_job(now, id, name.as_str(), Level::Warn, damage);
+                    fx.happened_to_job(now, &id, name.as_str(), Level::Warn, damage);
                 }
-                self.forget_lost(id, name, &lost, now, fx);
-                let kept = self.stage_mut(id, name).map(|stage| stage.phases.concat());
-                for task in kept.into_iter().flatten() {
-                    self.requeue_unless_done(task, now, fx);
-                }
-                self.next_phase(id, name, now, fx);
+                self.compute(&id, name, claim, &lost, now, fx);
             }
         }
     }
 
-    /// A stage's manifest was written, or could not be.
-    pub fn committed(
+    /// Computes a stage that was claimed, from where it stopped.
+    fn compute(
         &mut self,
         id: &str,
         name: StageName,
-        written: Result<Manifest, Failure>,
+        claim: Claim,
+        lost: &BTreeSet<String>,
         now: Millis,
         fx: &mut Effects,
     ) {
-        let Some(stage) = self.current_stage(id, name) else {
-            return;
-        };
+        let Some(stage) = self.stage_mut(id, name) else { return };
+        stage.pursuit = Pursuit::Computing;
+        let before = stage.claim.replace(claim.clone());
+        if before.is_some_and(|before| before.apart != claim.apart) {
+            // Somebody else may have written where the old tasks wrote.
+            let stale = std::mem::take(&mut stage.phases).concat();
+            self.drop_tasks(stale, fx);
+        }
+        self.forget_lost(id, name, lost, now, fx);
+        let kept = self.stage_mut(id, name).map(|stage| stage.phases.concat());
+        for task in kept.into_iter().flatten() {
+            self.requeue_unless_done(task, now, fx);
+        }
+        self.plan_last_phase_anew(id, name, now, fx);
+        self.next_phase(id, name, now, fx);
+    }
+
+    /// A stage's manifest was written, or could not be.
+    pub fn committed(&mut self, work: &Work, written: Result<Manifest, Failure>, now: Millis, fx: &mut Effects) {
+        let Some(id) = self.leader(work) else { return };
         match written {
-            Err(failure) => self.fail(id, failure, now, fx),
-            Ok(manifest) if manifest.key != stage.key => {}
+            Err(failure) => self.fail(&id, failure, now, fx),
             Ok(manifest) => {
-                stage.state = StageState::Done;
-                stage.reason = String::new();
-                stage.ended_at = now;
-                stage.manifest = Some(manifest);
-                fx.happened_to_job(now, id, name.as_str(), Level::Info, "done");
-                self.advance(id, now, fx);
+                fx.happened_to_job(now, &id, work.stage.as_str(), Level::Info, "done");
+                self.complete(&id, work.stage, StageState::Done, "", manifest, now, fx);
             }
         }
     }
 
-    /// The stage, if its job still runs and the stage is not over.
-    fn current_stage(&mut self, id: &str, name: StageName) -> Option<&mut Stage> {
-        let running = self.jobs.get(id).is_some_and(|j| j.state == JobState::Running);
-        self.stage_mut(id, name)
-            .filter(|s| running && !s.is_complete() && s.state != StageState::Waiting)
-    }
-
-    /// The files that the stage's finished tasks wrote, with their sizes.
-    pub(super) fn kept_files(&self, id: &str, name: StageName) -> BTreeMap<String, u64> {
-        let stage = self.jobs.get(id).and_then(|j| j.stages.iter().find(|s| s.name == name));
-        let tasks = stage.into_iter().flat_map(|stage| stage.phases.iter().flatten());
-        let files = tasks.flat_map(|task| self.files_of(*task));
-        files.map(|file| (file.path.clone(), file.bytes)).collect()
+    /// The stage's result is there, for its job and for all that follow it.
+    #[expect(clippy::too_many_arguments, reason = "what is known of an end")]
+    fn complete(
+        &mut self,
+        id: &str,
+        name: StageName,
+        state: StageState,
+        reason: &str,
+        manifest: Manifest,
+        now: Millis,
+        fx: &mut Effects,
+    ) {
+        let Some(stage) = self.stage_mut(id, name) else { return };
+        (stage.state, stage.reason) = (state, reason.into());
+        (stage.pursuit, stage.claim) = (Pursuit::Idle, None);
+        stage.ended_at = now;
+        stage.manifest = Some(manifest);
+        for task in stage.phases.concat() {
+            self.stop_task(task, "the stage is finished", fx);
+        }
+        let followers = self.followers(id, name);
+        self.advance(id, now, fx);
+        self.share_result(id, name, followers, now, fx);
     }
 
     /// What a finished task wrote. Artifacts without a hash are plans of a later phase.
-    fn files_of(&self, task: u64) -> impl Iterator<Item = &Artifact> {
+    pub(super) fn files_of(&self, task: u64) -> impl Iterator<Item = &Artifact> {
         let result = match self.tasks.get(&task).map(|t| &t.state) {
             Some(TaskState::Done(result)) => Some(result),
             _ => None,
@@ -133,10 +157,44 @@ impl Cluster {
             self.requeue(task, now, fx);
         }
         let later = self.stage_mut(id, name).map(|stage| stage.phases.split_off(first + 1));
-        for task in later.into_iter().flatten().flatten() {
-            self.tasks.remove(&task);
-            fx.tasks.remove(&task);
-            fx.dropped_tasks.insert(task);
+        self.drop_tasks(later.unwrap_or_default().concat(), fx);
+    }
+
+    /// Open tasks become those that this job would plan: it may be another job that planned them, which reaches an endpoint
+    /// elsewhere or saves more often, or an attempt that wrote elsewhere.
+    fn plan_last_phase_anew(&mut self, id: &str, name: StageName, now: Millis, fx: &mut Effects) {
+        let Some(job) = self.jobs.get(id) else { return };
+        let Some(stage) = job.stages.iter().find(|s| s.name == name) else {
+            return;
+        };
+        let Some((last, before)) = stage.phases.split_last() else {
+            return;
+        };
+        let results: Option<Vec<Vec<TaskResult>>> = before.iter().map(|p| self.results(p)).collect();
+        let (Some(results), None) = (results, self.results(last)) else {
+            return;
+        };
+        let last = last.clone();
+        let planned = match plan_phase(job, stage, &results) {
+            Ok(Phase::Tasks { tasks, .. }) if tasks.len() == last.len() => tasks,
+            _ => {
+                let stage = self.stage_mut(id, name);
+                stage.and_then(|stage| stage.phases.pop());
+                return self.drop_tasks(last, fx);
+            }
+        };
+        for (id, planned) in last.into_iter().zip(planned) {
+            let differs = |task: &TaskRecord| task.spec != planned.spec || task.ranks != planned.ranks;
+            let open = |task: &TaskRecord| !matches!(task.state, TaskState::Done(_));
+            if !self.tasks.get(&id).is_some_and(|task| open(task) && differs(task)) {
+                continue;
+            }
+            self.stop_task(id, "the task is planned anew", fx);
+            if let Some(task) = self.tasks.get_mut(&id) {
+                (task.spec, task.ranks) = (planned.spec, planned.ranks);
+                (task.label, task.weight) = (planned.label, planned.weight);
+            }
+            self.requeue(id, now, fx);
         }
     }
 
@@ -145,18 +203,13 @@ impl Cluster {
         fx.jobs.insert(id.into());
         loop {
             let Some(job) = self.jobs.get(id) else { return };
-            let Some(stage) = job.stages.iter().find(|s| s.name == name) else {
+            let computing = |s: &&Stage| s.name == name && s.pursuit == Pursuit::Computing;
+            let Some(stage) = job.stages.iter().find(computing) else {
                 return;
             };
             let results: Option<Vec<Vec<TaskResult>>> = stage.phases.iter().map(|p| self.results(p)).collect();
             let Some(results) = results else { return };
-            let done = results_before(job);
-            let inputs = Inputs {
-                job: &job.file,
-                stamps: &job.stamps,
-                done: &done,
-            };
-            match plan::phase(name, &stage.key, &inputs, &results) {
+            match plan_phase(job, stage, &results) {
                 Err(e) => return self.fail(id, unplanned(&e), now, fx),
                 Ok(Phase::Complete(mut manifest)) => {
                     // Of the time that training took, gangs that were lost and steps taken twice included.
@@ -164,15 +217,14 @@ impl Cluster {
                         let share = seconds * 1000.0 / stage.spent(now).max(1) as f64;
                         manifest.figures.insert("effective_time".into(), share.min(1.0));
                     }
-                    let output = job.file.output.clone();
+                    fx.actions.push(Action::Commit {
+                        work: Work::of(job, stage),
+                        claim: stage.claim.clone().unwrap_or_default(),
+                        manifest: Box::new(manifest),
+                    });
                     if let Some(stage) = self.stage_mut(id, name) {
                         stage.reason = "committing".into();
                     }
-                    fx.actions.push(Action::Commit {
-                        job: id.into(),
-                        output,
-                        manifest: Box::new(manifest),
-                    });
                     return;
                 }
                 Ok(Phase::Tasks { label, tasks }) => self.add_phase(id, name, label, tasks, now, fx),
@@ -244,6 +296,17 @@ impl Cluster {
         task.state = to_be_leased(now);
         fx.tasks.insert(id);
     }
+}
+
+/// What comes after `results` in a job's stage.
+fn plan_phase(job: &Job, stage: &Stage, results: &[Vec<TaskResult>]) -> Result<Phase, PlanError> {
+    let inputs = Inputs {
+        job: &job.file,
+        stamps: &job.stamps,
+        done: &results_before(job),
+        claim: stage.claim.as_ref(),
+    };
+    plan::phase(stage.name, &stage.key, &inputs, results)
 }
 
 fn to_be_leased(now: Millis) -> TaskState {

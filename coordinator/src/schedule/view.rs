@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use llink_proto as proto;
 use llink_proto::task::Kind;
 
-use super::{Cluster, Job, Stage, TaskRecord, TaskState};
+use super::{Cluster, Job, Pursuit, Stage, TaskRecord, TaskState};
 
 impl Cluster {
     /// A job as the gRPC contract shows it.
@@ -29,7 +29,14 @@ impl Cluster {
     }
 
     fn stage_view(&self, job: &Job, stage: &Stage) -> proto::Stage {
-        let newest = stage.phases.last().map(Vec::as_slice).unwrap_or_default();
+        // Who follows another job sees how far that one is.
+        let leader = match &stage.pursuit {
+            Pursuit::Follows(leader) => self.jobs.get(leader),
+            _ => None,
+        };
+        let led = leader.and_then(|job| job.stages.iter().find(|led| led.name == stage.name));
+        let shown = led.unwrap_or(stage);
+        let newest = shown.phases.last().map(Vec::as_slice).unwrap_or_default();
         let tasks: Vec<&TaskRecord> = newest.iter().filter_map(|id| self.tasks.get(id)).collect();
         let (mut done, mut total, mut tasks_done) = (0, 0, 0);
         let mut figures = BTreeMap::new();

@@ -57,6 +57,7 @@ async fn plan_stage(name: StageName, new: &NewJob, done: &mut BTreeMap<StageName
         job: &new.file,
         stamps: &new.stamps,
         done,
+        claim: None,
     };
     let key = plan::stage_key(name, &inputs).map_err(fault)?;
     if let Some(manifest) = whole(&new.file.output, name, &key).await? {

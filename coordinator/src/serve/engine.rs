@@ -1,18 +1,21 @@
 //! The engine: one thread that owns the cluster and the state store. A step changes the cluster, is saved, and only
 //! then acted on and answered.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use llink_proto::{Failure, FailureKind, Instruction, instruction};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
+use super::claims;
+use super::keeper::Keeper;
 use super::metrics::Saves;
 use super::withheld::Withheld;
 use super::workers::Session;
 use super::{ServeOptions, Unfinished, stages};
-use crate::plan::StageName;
-use crate::schedule::{Action, Cluster, Effects, Millis};
+use crate::plan::Claim;
+use crate::schedule::{Action, Cluster, Effects, LookedUp, Millis, Work};
 use crate::state::{Claimed, StateError, StateStore};
 
 type Call = Box<dyn FnOnce(&mut Engine) + Send>;
@@ -85,6 +88,8 @@ pub struct Engine {
     saves: Saves,
     /// What of jobs' addresses is not saved.
     pub(super) withheld: Withheld,
+    keepers: HashMap<Work, Keeper>,
+    releases: Vec<JoinHandle<()>>,
 }
 
 /// Instructions for a worker, until its stream takes them.
@@ -140,6 +145,8 @@ pub(super) fn start(options: &ServeOptions, saves: Saves) -> Result<EngineHandle
         broken,
         saves,
         withheld: Withheld::default(),
+        keepers: HashMap::new(),
+        releases: Vec::new(),
     };
     let ticks = calls.downgrade();
     tokio::spawn(async move {
@@ -278,29 +285,21 @@ impl Engine {
             }
             Action::Abort { worker, abort } => self.instruct(&worker, instruction::Kind::Abort(abort)),
             Action::Forget { worker } => self.close_outbox(&worker),
-            Action::LookUp {
-                job,
-                stage,
-                output,
-                key,
-                kept,
-            } => self.spawn(
-                async move { stages::look_up(&output, stage, &key, &kept).await },
-                move |engine, found| {
-                    let _ = engine.step(|c, now, fx| c.looked_up(&job, stage, found, now, fx));
-                },
-            ),
-            Action::Commit { job, output, manifest } => {
-                let Ok(stage) = manifest.stage.parse::<StageName>() else {
-                    return;
-                };
+            Action::LookUp { work, claim, kept } => self.look_up(work, claim, kept),
+            Action::Commit { work, claim, manifest } => {
+                let of = work.clone();
                 self.spawn(
-                    async move { stages::commit(&output, stage, *manifest).await },
+                    async move { stages::commit(&of, &claim, *manifest).await },
                     move |engine, written| {
-                        let _ = engine.step(|c, now, fx| c.committed(&job, stage, written, now, fx));
+                        if written.is_ok() {
+                            // With the commit the claims are gone.
+                            engine.keepers.remove(&work);
+                        }
+                        let _ = engine.step(|c, now, fx| c.committed(&work, written, now, fx));
                     },
                 );
             }
+            Action::Release { work, claim } => self.release(&work, &claim),
             Action::Publish {
                 job,
                 output,
@@ -313,6 +312,59 @@ impl Engine {
                 },
             ),
         }
+    }
+
+    fn look_up(&mut self, work: Work, held: Option<Claim>, kept: BTreeMap<String, u64>) {
+        let fresh = claims::attempt_name();
+        let of = work.clone();
+        self.spawn(
+            async move { stages::look_up(&of, held.as_ref(), &fresh, &kept).await },
+            move |engine, found| {
+                if let Ok(LookedUp::Claimed { claim, .. }) = &found {
+                    engine.keep(&work, claim);
+                }
+                let _ = engine.step(|c, now, fx| c.looked_up(&work, found, now, fx));
+            },
+        );
+    }
+
+    /// Renews a claim that was taken, unless that is done already.
+    fn keep(&mut self, work: &Work, claim: &Claim) {
+        if self
+            .keepers
+            .get(work)
+            .is_some_and(|k| k.attempt == claim.attempt && !k.ended.is_finished())
+        {
+            return;
+        }
+        let (calls, of, attempt) = (self.handle.clone(), work.clone(), claim.attempt.clone());
+        let lost = move || {
+            let call: Call = Box::new(move |engine| {
+                let _ = engine.step(|c, now, fx| c.claim_lost(&of, &attempt, now, fx));
+            });
+            if let Some(calls) = calls.upgrade() {
+                let _ = calls.send(call);
+            }
+        };
+        let keeper = Keeper::start(&self.runtime, work.clone(), claim.clone(), lost);
+        self.keepers.insert(work.clone(), keeper);
+    }
+
+    fn release(&mut self, work: &Work, claim: &Claim) {
+        if self
+            .keepers
+            .get(work)
+            .is_some_and(|keeper| keeper.attempt == claim.attempt)
+            && let Some(keeper) = self.keepers.remove(work)
+        {
+            self.releases.retain(|release| !release.is_finished());
+            self.releases.push(keeper.release());
+        }
+    }
+
+    /// Claims that are being given up at the moment.
+    pub(super) fn releases(&mut self) -> Vec<JoinHandle<()>> {
+        std::mem::take(&mut self.releases)
     }
 
     fn instruct(&self, worker: &str, kind: instruction::Kind) {

@@ -1,12 +1,14 @@
 //! The server: gRPC in front, one engine behind, the object store beside.
 
 pub mod access;
+mod claims;
 mod dry_run;
 mod engine;
 pub mod exposure;
 mod health;
 mod inputs;
 mod jobs;
+mod keeper;
 mod metrics;
 mod stages;
 mod tls;
@@ -25,7 +27,7 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;
 
 use crate::schedule::Timing;
-use crate::state::StateError;
+use crate::state::{StateError, private};
 
 use access::{Access, AccessLayer, AuditError, AuditLog};
 pub use engine::EngineHandle;
@@ -223,6 +225,10 @@ impl Running {
         // The receivers may be gone already; then there is nobody to tell.
         let _ = self.stop.send(true);
         let _ = std::fs::remove_file(&self.endpoint_file);
+        // Others need not wait for the end of a claim that nobody wants any more.
+        for release in self.engine.call(|engine| engine.releases()).await.unwrap_or_default() {
+            let _ = tokio::time::timeout(Duration::from_secs(2), release).await;
+        }
         match tokio::time::timeout(Duration::from_secs(3), self.server).await {
             Ok(Ok(ended)) => ended.map_err(ServeError::from),
             _ => Ok(()),
@@ -253,13 +259,8 @@ pub(crate) fn lock(directory: &std::path::Path) -> Result<std::fs::File, ServeEr
         path: path.clone(),
         source,
     };
-    std::fs::create_dir_all(directory).map_err(failed)?;
-    let file = std::fs::File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(failed)?;
+    private::directory(directory).map_err(failed)?;
+    let file = private::file(&path).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => {

@@ -3,78 +3,133 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::{StreamExt, TryStreamExt};
-use llink_datasets::manifest::Manifest;
+use llink_datasets::manifest::{ATTEMPT_PREFIX, Manifest};
 use llink_datasets::store::Store;
 use llink_proto::{Failure, FailureKind};
 
+use super::claims::{self, Claims, Taken};
 use super::engine::failure;
-use crate::plan::{self, StageName};
-use crate::schedule::LookedUp;
+use crate::plan::{self, Claim, StageName};
+use crate::schedule::{LookedUp, Work};
 
 /// Folders that are listed at the same time.
 const LISTINGS: usize = 8;
 
 /// The manifest of a stage under its key, if it was committed and its files are there, each with its size.
 pub(super) async fn whole(output: &str, stage: StageName, key: &str) -> Result<Option<Manifest>, Failure> {
-    match look_up(output, stage, key, &BTreeMap::new()).await? {
-        LookedUp::Whole(manifest) => Ok(Some(*manifest)),
-        LookedUp::Absent { .. } => Ok(None),
+    let store = Store::open(output).map_err(|e| failure(&e))?;
+    match committed(&store, stage, key).await? {
+        Committed::Whole(manifest) => Ok(Some(manifest)),
+        Committed::Damaged(_) | Committed::Not => Ok(None),
     }
 }
 
-/// What the store holds of a stage; of the files in `kept`, with their sizes, those that are lost.
-pub(super) async fn look_up(
-    output: &str,
-    stage: StageName,
-    key: &str,
-    kept: &BTreeMap<String, u64>,
-) -> Result<LookedUp, Failure> {
-    let store = Store::open(output).map_err(|e| failure(&e))?;
+/// What the store holds of a stage's commit.
+enum Committed {
+    Not,
+    Whole(Manifest),
+    /// There is a manifest, and files that it lists are lost: what is to be said of it.
+    Damaged(String),
+}
+
+async fn committed(store: &Store, stage: StageName, key: &str) -> Result<Committed, Failure> {
     let path = plan::manifest_path(stage, key);
-    let manifest = Manifest::read(&store, &path).await.map_err(|e| failure(&e))?;
-    let mut damage = None;
-    if let Some(manifest) = manifest {
-        let missing = missing(&store, &files_of(&manifest)).await?;
-        let Some(first) = missing.first() else {
-            return Ok(LookedUp::Whole(Box::new(manifest)));
-        };
-        damage = Some(format!(
+    let Some(manifest) = Manifest::read(store, &path).await.map_err(|e| failure(&e))? else {
+        return Ok(Committed::Not);
+    };
+    let missing = missing(store, &files_of(&manifest)).await?;
+    Ok(match missing.first() {
+        None => Committed::Whole(manifest),
+        Some(first) => Committed::Damaged(format!(
             "{} of the {} files of the earlier result are gone or have another size, {first} for one: it is made again",
             missing.len(),
             manifest.artifacts.len()
-        ));
-    }
-    let lost = missing(&store, kept).await?;
-    Ok(LookedUp::Absent { lost, damage })
+        )),
+    })
 }
 
-/// Writes the manifest, once all that it lists is there, and removes what only the stage's own tasks read.
-pub(super) async fn commit(output: &str, stage: StageName, manifest: Manifest) -> Result<Manifest, Failure> {
-    let store = Store::open(output).map_err(|e| failure(&e))?;
-    all_there(&store, &files_of(&manifest)).await?;
-    let path = plan::manifest_path(stage, &manifest.key);
-    manifest.write(&store, &path).await.map_err(|e| failure(&e))?;
-    let work = format!("{}/{}", plan::directory(stage, &manifest.key), plan::WORK_DIRECTORY);
-    match store.list(&work).await {
-        Ok(objects) => {
-            for object in objects {
-                if let Err(e) = store.delete(&object.path).await {
-                    tracing::warn!("cannot remove {}: {e}", object.path);
-                }
-            }
+/// What the store holds of a stage. One that is not there is claimed, unless another coordinator has the claim: `held` is
+/// the claim that this one had before, `fresh` a name for a new one. Of the files in `kept`, those that are lost are told.
+pub(super) async fn look_up(
+    work: &Work,
+    held: Option<&Claim>,
+    fresh: &str,
+    kept: &BTreeMap<String, u64>,
+) -> Result<LookedUp, Failure> {
+    let store = Store::open(&work.output).map_err(|e| failure(&e))?;
+    if let Committed::Whole(manifest) = committed(&store, work.stage, &work.key).await? {
+        return Ok(LookedUp::Whole(Box::new(manifest)));
+    }
+    let claims = Claims::new(&store, work);
+    let claim = match claims.take(held, fresh, claims::now()).await.map_err(|e| failure(&e))? {
+        Taken::Theirs(who) => return Ok(LookedUp::Elsewhere { who }),
+        Taken::Mine(claim) => claim,
+    };
+    // Who had the claim before may have committed in between.
+    let damage = match committed(&store, work.stage, &work.key).await? {
+        Committed::Whole(manifest) => {
+            claims.remove().await.map_err(|e| failure(&e))?;
+            return Ok(LookedUp::Whole(Box::new(manifest)));
         }
-        Err(e) => tracing::warn!("cannot list {work}: {e}"),
+        Committed::Damaged(damage) => Some(damage),
+        Committed::Not => None,
+    };
+    let lost = missing(&store, kept).await?;
+    Ok(LookedUp::Claimed { claim, lost, damage })
+}
+
+/// Writes the manifest, once all that it lists is there, and removes what only the stage's own tasks read. What another
+/// attempt committed before counts in its place.
+pub(super) async fn commit(work: &Work, claim: &Claim, manifest: Manifest) -> Result<Manifest, Failure> {
+    let store = Store::open(&work.output).map_err(|e| failure(&e))?;
+    all_there(&store, &files_of(&manifest)).await?;
+    let manifest = match committed(&store, work.stage, &work.key).await? {
+        Committed::Whole(earlier) => earlier,
+        Committed::Damaged(_) | Committed::Not => {
+            let path = plan::manifest_path(work.stage, &work.key);
+            manifest.write(&store, &path).await.map_err(|e| failure(&e))?;
+            manifest
+        }
+    };
+    if let Err(e) = clean_up(&store, work, claim, &manifest).await {
+        tracing::warn!("what only the tasks of stage {} read is left there: {e}", work.stage);
     }
     Ok(manifest)
+}
+
+/// Removes the claims, and what attempts left that nobody reads any more. Who may still be writing keeps its own.
+async fn clean_up(store: &Store, work: &Work, claim: &Claim, manifest: &Manifest) -> Result<(), llink_datasets::Error> {
+    let claims = Claims::new(store, work);
+    let at_work = claims.others_at_work(claim, claims::now()).await?;
+    let committed = files_of(manifest);
+    let directory = plan::directory(work.stage, &work.key);
+    for object in store.list(&directory).await? {
+        let below = object.path.strip_prefix(&directory).unwrap_or_default();
+        let (first, rest) = below.trim_start_matches('/').split_once('/').unwrap_or_default();
+        let attempt = match first {
+            plan::WORK_DIRECTORY => rest.split('/').next(),
+            // Its own checkpoints and curves are kept, as those of who writes nowhere apart.
+            _ => first
+                .strip_prefix(ATTEMPT_PREFIX)
+                .filter(|attempt| *attempt != claim.attempt),
+        };
+        let is_over = attempt.is_some_and(|attempt| !at_work.iter().any(|other| other == attempt));
+        if is_over && !committed.contains_key(&object.path) {
+            store.delete(&object.path).await?;
+        }
+    }
+    claims.remove().await
 }
 
 /// Puts the report beside what the job made, once all of that is there; the page that `evaluate` drew comes along.
 pub(super) async fn publish(output: &str, report: String, files: &BTreeMap<String, u64>) -> Result<(), Failure> {
     let store = Store::open(output).map_err(|e| failure(&e))?;
     all_there(&store, files).await?;
-    put_report(&store, report)
-        .await
-        .map_err(|e| storage(format!("the report can't be written: {e}. Every stage is kept: free the cause and submit again")))
+    put_report(&store, report).await.map_err(|e| {
+        storage(format!(
+            "the report can't be written: {e}. Every stage is kept: free the cause and submit again"
+        ))
+    })
 }
 
 async fn put_report(store: &Store, report: String) -> Result<(), llink_datasets::Error> {
@@ -86,7 +141,7 @@ async fn put_report(store: &Store, report: String) -> Result<(), llink_datasets:
 }
 
 /// The files that a manifest lists, with their sizes.
-pub(super) fn files_of(manifest: &Manifest) -> BTreeMap<String, u64> {
+fn files_of(manifest: &Manifest) -> BTreeMap<String, u64> {
     let files = manifest.artifacts.iter();
     files.map(|file| (file.path.clone(), file.bytes)).collect()
 }
@@ -152,18 +207,27 @@ mod tests {
         (store, manifest)
     }
 
+    fn work(key: &str) -> Work {
+        Work {
+            output: OUTPUT.into(),
+            stage: StageName::Align,
+            key: key.into(),
+        }
+    }
+
     #[tokio::test]
     async fn a_stage_counts_only_while_each_of_its_files_is_there_with_its_size() {
         let (store, manifest) = stage("k1").await;
         let found = || whole(OUTPUT, StageName::Align, "k1");
         assert_eq!(found().await.unwrap(), None);
-        commit(OUTPUT, StageName::Align, manifest.clone()).await.unwrap();
+        commit(&work("k1"), &Claim::default(), manifest.clone()).await.unwrap();
         assert_eq!(found().await.unwrap(), Some(manifest));
         store.put("align/k1/b/c", Bytes::from_static(b"fo")).await.unwrap();
         assert_eq!(found().await.unwrap(), None);
         let kept = BTreeMap::from([("align/k1/a".to_owned(), 4), ("align/k1/b/c".to_owned(), 4)]);
-        let LookedUp::Absent { lost, damage } = look_up(OUTPUT, StageName::Align, "k1", &kept).await.unwrap() else {
-            panic!("it counts");
+        let looked_up = look_up(&work("k1"), None, "fresh", &kept).await.unwrap();
+        let LookedUp::Claimed { lost, damage, .. } = looked_up else {
+            panic!("{looked_up:?}");
         };
         assert_eq!(lost, BTreeSet::from(["align/k1/b/c".to_owned()]));
         assert!(damage.unwrap().contains("1 of the 2 files"));
@@ -173,7 +237,9 @@ mod tests {
     async fn nothing_is_committed_or_reported_whose_files_are_not_there() {
         let (store, manifest) = stage("k2").await;
         store.delete("align/k2/a").await.unwrap();
-        let refused = commit(OUTPUT, StageName::Align, manifest.clone()).await.unwrap_err();
+        let refused = commit(&work("k2"), &Claim::default(), manifest.clone())
+            .await
+            .unwrap_err();
         assert_eq!(refused.kind(), FailureKind::Storage);
         assert!(refused.text.contains("align/k2/a"), "{}", refused.text);
         assert_eq!(store.head("align/k2/manifest.json").await.unwrap(), None);
@@ -183,6 +249,33 @@ mod tests {
         store.put("align/k2/a", Bytes::from_static(b"four")).await.unwrap();
         publish(OUTPUT, report(), &files_of(&manifest)).await.unwrap();
         assert!(store.head("report.json").await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_commit_leaves_what_counts_and_what_others_may_be_writing() {
+        let (store, manifest) = stage("k3").await;
+        let LookedUp::Claimed { claim, .. } = look_up(&work("k3"), None, "mine", &BTreeMap::new()).await.unwrap()
+        else {
+            panic!("nobody else is there");
+        };
+        let waits = look_up(&work("k3"), None, "other", &BTreeMap::new()).await.unwrap();
+        assert!(matches!(waits, LookedUp::Elsewhere { .. }), "{waits:?}");
+        for left in ["work/mine/x", "work/gone/x", "attempt-gone/x"] {
+            store
+                .put(&format!("align/k3/{left}"), Bytes::from_static(b"x"))
+                .await
+                .unwrap();
+        }
+        commit(&work("k3"), &claim, manifest.clone()).await.unwrap();
+        let left = store.list("align/k3").await.unwrap();
+        let left: Vec<&str> = left.iter().map(|object| object.path.as_str()).collect();
+        assert_eq!(left, ["align/k3/a", "align/k3/b/c", "align/k3/manifest.json"]);
+        // Who comes late to commit goes on from what counts already.
+        let mut late = manifest.clone();
+        late.artifacts.pop();
+        assert_eq!(commit(&work("k3"), &claim, late).await.unwrap(), manifest);
+        let found = look_up(&work("k3"), None, "other", &BTreeMap::new()).await.unwrap();
+        assert_eq!(found, LookedUp::Whole(Box::new(manifest)));
     }
 
     #[tokio::test]

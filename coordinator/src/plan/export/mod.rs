@@ -23,7 +23,10 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
         fact(STAGE, models, "encoder.fingerprint")?.into(),
         fact(STAGE, models, "decoder.fingerprint")?.into(),
         // The bundle says where the models are.
-        json(&(source("encoder", inputs)?, source("decoder", inputs)?)),
+        json(&(
+            source("encoder", "export/key", inputs)?,
+            source("decoder", "export/key", inputs)?,
+        )),
         json(&names(inputs)),
         json(&(embed.max_chars, max_tokens(STAGE, inputs)?)),
         reading_key(STAGE, inputs)?,
@@ -44,15 +47,16 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
         return Ok(Phase::Complete(manifest_of(STAGE, key, written)));
     }
     let (encoder_name, decoder_name) = names(inputs);
+    let directory = inputs.directory(STAGE, key);
     let mut export = Export {
-        directory: super::directory(STAGE, key),
+        directory: directory.clone(),
         projector: Some(super::instruct::projector(STAGE, inputs)?),
         encoder: Some(model_ref(STAGE, inputs, "encoder", ModelRole::Encoder)?),
         decoder: Some(model_ref(STAGE, inputs, "decoder", ModelRole::Decoder)?),
         encoder_name,
         decoder_name,
-        encoder_source: source("encoder", inputs)?,
-        decoder_source: source("decoder", inputs)?,
+        encoder_source: source("encoder", &directory, inputs)?,
+        decoder_source: source("decoder", &directory, inputs)?,
         max_chars: inputs.job.embed.max_chars,
         max_tokens: max_tokens(STAGE, inputs)?,
         model_card: card::card(inputs)?,
@@ -91,13 +95,13 @@ fn names(inputs: &Inputs<'_>) -> (String, String) {
     )
 }
 
-/// Where a model is found. One in the job's own output is named from the bundle's folder, so that the output can be moved.
-fn source(name: &str, inputs: &Inputs<'_>) -> Result<String, PlanError> {
+/// Where a model is found. One in the job's own output is named from the bundle's `directory`, so that the output can be moved.
+fn source(name: &str, directory: &str, inputs: &Inputs<'_>) -> Result<String, PlanError> {
     let models = earlier(STAGE, StageName::Models, inputs)?;
     let url = fact(STAGE, models, &format!("{name}.url"))?;
     let output = format!("{}/", inputs.job.output.trim_end_matches('/'));
     Ok(match url.strip_prefix(&output) {
-        Some(inside) => format!("../../{inside}"),
+        Some(inside) => format!("{}{inside}", "../".repeat(directory.split('/').count())),
         None => url.to_owned(),
     })
 }

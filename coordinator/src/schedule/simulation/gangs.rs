@@ -222,7 +222,7 @@ fn after_a_restart_of_the_coordinator_a_gang_waits_for_the_workers_that_come_bac
     let jobs = s.cluster.jobs.values().cloned().collect();
     let mut again = Simulation::new(1);
     again.now = 1_000_000;
-    again.committed = s.committed;
+    again.shelf = s.shelf;
     again.cluster = Cluster::restore(Timing::default(), jobs, tasks, again.now);
     again.step(|c, now, fx| c.wake(now, fx));
     again.act();
@@ -307,6 +307,10 @@ fn an_answer_about_another_key_is_not_taken() {
         key: "another".into(),
         ..other
     };
-    s.step(|c, now, fx| c.looked_up("job-1", StageName::Shard, Ok(LookedUp::Whole(Box::new(stale))), now, fx));
+    let work = Work {
+        key: "another".into(),
+        ..s.cluster.work("job-1", StageName::Shard).unwrap()
+    };
+    s.step(|c, now, fx| c.looked_up(&work, Ok(LookedUp::Whole(Box::new(stale))), now, fx));
     assert_eq!(s.cluster.jobs["job-1"].stages[0].state, StageState::Running);
 }

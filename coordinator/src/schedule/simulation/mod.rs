@@ -10,9 +10,13 @@ use llink_proto::{
 
 use super::*;
 use crate::job::parse;
+use shelf::Shelf;
 
 mod ahead;
+mod deleted;
 mod gangs;
+mod shared;
+mod shelf;
 
 /// splitmix64: the seed is printed when a run fails, and the same seed is the same run.
 struct Random(u64);
@@ -37,9 +41,9 @@ struct Simulation {
     at_work: BTreeMap<String, Vec<Assignment>>,
     silent: BTreeSet<String>,
     tokens: BTreeMap<u64, u64>,
-    committed: BTreeMap<String, Manifest>,
-    /// Files that somebody removed from the store.
-    removed: BTreeSet<String>,
+    shelf: Shelf,
+    /// How often each task's result counted, by what it wrote.
+    counted: BTreeMap<String, u32>,
     pending: Vec<Action>,
 }
 
@@ -119,8 +123,8 @@ impl Simulation {
             at_work: BTreeMap::new(),
             silent: BTreeSet::new(),
             tokens: BTreeMap::new(),
-            committed: BTreeMap::new(),
-            removed: BTreeSet::new(),
+            shelf: Shelf::default(),
+            counted: BTreeMap::new(),
             pending: Vec::new(),
         }
     }
@@ -166,26 +170,15 @@ impl Simulation {
                         self.end_lease(&worker, lease, Outcome::Failed(failure));
                     }
                 }
-                Action::LookUp {
-                    job, stage, key, kept, ..
-                } => {
-                    let found = match self.committed.get(&key) {
-                        Some(manifest) => LookedUp::Whole(Box::new(manifest.clone())),
-                        None => LookedUp::Absent {
-                            lost: kept.into_keys().filter(|path| self.removed.contains(path)).collect(),
-                            damage: None,
-                        },
-                    };
-                    self.step(|c, now, fx| c.looked_up(&job, stage, Ok(found), now, fx));
+                Action::LookUp { work, claim, kept } => {
+                    let found = self.shelf.look_up(&work, claim, kept);
+                    self.step(|c, now, fx| c.looked_up(&work, Ok(found), now, fx));
                 }
-                Action::Commit { job, manifest, .. } => {
-                    let (key, stage) = (manifest.key.clone(), manifest.stage.parse().unwrap());
-                    assert!(
-                        self.committed.insert(key, (*manifest).clone()).is_none(),
-                        "committed once"
-                    );
-                    self.step(|c, now, fx| c.committed(&job, stage, Ok(*manifest), now, fx));
+                Action::Commit { work, claim, manifest } => {
+                    let manifest = self.shelf.commit(&work, &claim, *manifest);
+                    self.step(|c, now, fx| c.committed(&work, Ok(manifest), now, fx));
                 }
+                Action::Release { work, claim } => self.shelf.release(&work, &claim),
                 Action::Publish { job, .. } => {
                     self.step(|c, now, fx| c.published(&job, Ok(()), now, fx));
                 }
@@ -211,7 +204,15 @@ impl Simulation {
         if held.is_empty() {
             self.at_work.remove(worker);
         }
-        Some(self.step(|c, now, fx| c.report(worker, task, token, outcome, now, fx)))
+        let wrote = match &outcome {
+            Outcome::Done(result) => result.artifacts.first().map(|a| a.path.clone()),
+            Outcome::Failed(_) => None,
+        };
+        let reported = self.step(|c, now, fx| c.report(worker, task, token, outcome, now, fx));
+        if reported == Reported::Accepted {
+            wrote.map(|path| *self.counted.entry(path).or_default() += 1);
+        }
+        Some(reported)
     }
 
     fn running(&self, worker: &str) -> Vec<TaskProgress> {
@@ -405,6 +406,7 @@ fn run_calmly(s: &mut Simulation, id: &str) {
             return;
         }
         s.now += 100;
+        s.step(|_, _, _| ());
         s.act();
         for worker in s.at_work.keys().cloned().collect::<Vec<_>>() {
             let task = s.at_work.get(&worker).and_then(|held| held[0].task.clone());
@@ -417,74 +419,4 @@ fn run_calmly(s: &mut Simulation, id: &str) {
 fn stage(s: &Simulation, id: &str, name: StageName) -> Stage {
     let stages = &s.cluster.jobs[id].stages;
     stages.iter().find(|stage| stage.name == name).unwrap().clone()
-}
-
-#[test]
-fn a_stage_whose_files_were_deleted_is_computed_again_and_never_committed_from_memory() {
-    let mut s = Simulation::new(1);
-    s.join();
-    s.step(|c, now, fx| c.submit(new_job(), now, fx));
-    run_calmly(&mut s, "job-1");
-    // Only one of several tasks' files.
-    let embed = stage(&s, "job-1", StageName::Embed);
-    let gone = embed.manifest.unwrap().artifacts[0].path.clone();
-    s.committed.remove(&embed.key);
-    s.removed.insert(gone.clone());
-    s.step(|c, now, fx| c.submit(new_job(), now, fx));
-    s.act();
-    let open = |s: &Simulation| {
-        let tasks = s.cluster.tasks.values();
-        let open = tasks.filter(|t| t.job == "job-1" && !matches!(t.state, TaskState::Done(_)));
-        open.count()
-    };
-    assert_eq!(open(&s), 1, "what is there is kept, what is gone is made again");
-    s.removed.clear();
-    run_calmly(&mut s, "job-1");
-    assert_eq!(stage(&s, "job-1", StageName::Embed).state, StageState::Done);
-    assert_eq!(stage(&s, "job-1", StageName::Align).state, StageState::Cached);
-
-    // All of a stage of several phases: it begins with the first.
-    let shard = stage(&s, "job-1", StageName::Shard);
-    s.committed.remove(&shard.key);
-    for task in shard.phases.concat() {
-        if let TaskState::Done(result) = &s.cluster.tasks[&task].state {
-            s.removed.extend(result.artifacts.iter().map(|a| a.path.clone()));
-        }
-    }
-    s.step(|c, now, fx| c.submit(new_job(), now, fx));
-    s.act();
-    let again = stage(&s, "job-1", StageName::Shard);
-    assert_eq!(again.phases.len(), 1, "later phases are planned anew");
-    s.removed.clear();
-    run_calmly(&mut s, "job-1");
-    assert_eq!(s.cluster.jobs["job-1"].state, JobState::Succeeded);
-    assert_eq!(manifests(&s.cluster), calm());
-}
-
-#[test]
-fn a_job_has_succeeded_once_its_report_is_written_and_not_before() {
-    let mut s = Simulation::new(1);
-    s.join();
-    s.step(|c, now, fx| c.submit(new_job(), now, fx));
-    let publish = loop {
-        let publishes = |a: &Action| matches!(a, Action::Publish { .. });
-        if let Some(at) = s.pending.iter().position(publishes) {
-            break s.pending.remove(at);
-        }
-        s.act();
-        for worker in s.at_work.keys().cloned().collect::<Vec<_>>() {
-            let task = s.at_work[&worker][0].task.clone().unwrap();
-            s.end(&worker, Outcome::Done(result_of(&task)));
-        }
-    };
-    assert_eq!(s.cluster.jobs["job-1"].state, JobState::Running);
-    assert!(matches!(publish, Action::Publish { files, .. } if !files.is_empty()));
-    let full = Failure {
-        kind: FailureKind::Storage.into(),
-        text: "the disk is full".into(),
-    };
-    s.step(|c, now, fx| c.published("job-1", Err(full), now, fx));
-    let job = s.cluster.view("job-1").unwrap();
-    assert_eq!(job.state(), JobState::Failed);
-    assert_eq!(job.failure.unwrap().kind(), FailureKind::Storage);
 }

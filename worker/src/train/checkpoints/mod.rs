@@ -8,6 +8,7 @@
 mod manifest;
 mod writer;
 
+use llink_datasets::manifest::ATTEMPT_PREFIX;
 use llink_datasets::store::Store;
 use serde_json::json;
 
@@ -23,6 +24,8 @@ pub struct Checkpoints {
     store: Store,
     runtime: tokio::runtime::Handle,
     directory: String,
+    /// Where the attempts before wrote, if this one writes apart from them.
+    before: Option<String>,
     generation: u64,
     kept: usize,
 }
@@ -39,18 +42,14 @@ pub struct Restored {
 }
 
 impl Checkpoints {
-    /// Below `directory` of `store`, written under the lease `generation`, of which the newest `kept` stay.
+    /// Below `directory` of `store`, written under the lease `generation`, of which the newest `kept` stay. An attempt that
+    /// writes apart from those before it goes on from their checkpoints.
     #[must_use]
-    pub const fn new(
-        store: Store,
-        runtime: tokio::runtime::Handle,
-        directory: String,
-        generation: u64,
-        kept: usize,
-    ) -> Self {
+    pub fn new(store: Store, runtime: tokio::runtime::Handle, directory: String, generation: u64, kept: usize) -> Self {
         Self {
             store,
             runtime,
+            before: without_attempt(&directory),
             directory,
             generation,
             kept,
@@ -63,7 +62,12 @@ impl Checkpoints {
     /// When the store can't be listed.
     pub fn newest(&self) -> Result<(Option<Restored>, Vec<String>)> {
         let mut warnings = Vec::new();
-        for path in self.manifest_paths()?.iter().rev() {
+        let mut paths = match &self.before {
+            Some(before) => self.manifest_paths(before)?,
+            None => Vec::new(),
+        };
+        paths.extend(self.manifest_paths(&self.directory)?);
+        for path in paths.iter().rev() {
             match self.restore(path) {
                 Ok(restored) => {
                     let before = restored.manifest.warnings.iter().cloned();
@@ -88,13 +92,17 @@ impl Checkpoints {
     /// # Errors
     /// When it is missing or damaged.
     pub fn load(&self, steps: u64, generation: u64) -> Result<Restored> {
-        self.restore(&format!("{}.json", self.stem(steps, generation)))
+        let restore = |directory| self.restore(&format!("{}.json", stem(directory, steps, generation)));
+        match (restore(&self.directory), &self.before) {
+            (Err(_), Some(before)) => restore(before),
+            (restored, _) => restored,
+        }
     }
 
     /// Writes a checkpoint: its state, the metrics since the one before, and its manifest, last. Then removes those that
     /// are no longer needed.
     fn save(&self, save: &Save, pieces: &mut Vec<PieceRecord>, step_seconds: f64) -> Result<CheckpointManifest> {
-        let stem = self.stem(save.steps, self.generation);
+        let stem = stem(&self.directory, save.steps, self.generation);
         let state = self.put(format!("{stem}.safetensors"), save.state.clone())?;
         if let Some(piece) = self.save_piece(&save.metrics)? {
             pieces.push(piece);
@@ -171,17 +179,9 @@ impl Checkpoints {
         self.store.describe(&manifest.state.path)
     }
 
-    /// Names sort by step, then by generation.
-    fn stem(&self, steps: u64, generation: u64) -> String {
-        format!(
-            "{}/checkpoints/step-{steps:09}-generation-{generation:06}",
-            self.directory
-        )
-    }
-
-    /// The manifests of all checkpoints, oldest first.
-    fn manifest_paths(&self) -> Result<Vec<String>> {
-        let below = format!("{}/checkpoints", self.directory);
+    /// The manifests of all checkpoints in a training's directory, oldest first.
+    fn manifest_paths(&self, directory: &str) -> Result<Vec<String>> {
+        let below = format!("{directory}/checkpoints");
         let objects = self.runtime.block_on(self.store.list(&below))?;
         let step = format!("{below}/step-");
         let paths = objects.into_iter().map(|object| object.path);
@@ -217,7 +217,7 @@ impl Checkpoints {
     /// Keeps the newest and the best, and notes which one is the best.
     fn remove_superseded(&self) -> Result<()> {
         // One that can't be read is left to whoever resumes, who says so.
-        let paths = self.manifest_paths()?;
+        let paths = self.manifest_paths(&self.directory)?;
         let whole: Vec<CheckpointManifest> = paths.iter().filter_map(|path| self.manifest(path).ok()).collect();
         if let Some(best) = best(&whole) {
             let note =
@@ -225,7 +225,7 @@ impl Checkpoints {
             self.note("best.json", &note)?;
         }
         for old in superseded(&whole, self.kept) {
-            let stem = self.stem(old.steps, old.generation);
+            let stem = stem(&self.directory, old.steps, old.generation);
             // The manifest first: what is left without one does not count.
             for path in [format!("{stem}.json"), old.state.path.clone()] {
                 self.runtime.block_on(self.store.delete(&path))?;
@@ -240,4 +240,16 @@ impl Checkpoints {
             reason: why,
         }
     }
+}
+
+/// Names sort by step, then by generation.
+fn stem(directory: &str, steps: u64, generation: u64) -> String {
+    format!("{directory}/checkpoints/step-{steps:09}-generation-{generation:06}")
+}
+
+/// `align/key` of `align/key/attempt-x`, and what lies below it in the same way; none for a directory without an attempt.
+fn without_attempt(directory: &str) -> Option<String> {
+    let parts = directory.split('/');
+    let (attempt, rest): (Vec<&str>, Vec<&str>) = parts.partition(|part| part.starts_with(ATTEMPT_PREFIX));
+    (!attempt.is_empty()).then(|| rest.join("/"))
 }

@@ -1,0 +1,77 @@
+//! Files that are gone, and reports that are not written yet.
+
+use super::*;
+
+#[test]
+fn a_stage_whose_files_were_deleted_is_computed_again_and_never_committed_from_memory() {
+    let mut s = Simulation::new(1);
+    s.join();
+    s.step(|c, now, fx| c.submit(new_job(), now, fx));
+    run_calmly(&mut s, "job-1");
+    // Only one of several tasks' files.
+    let embed = stage(&s, "job-1", StageName::Embed);
+    let gone = embed.manifest.unwrap().artifacts[0].path.clone();
+    s.shelf.committed.remove(&embed.key);
+    s.shelf.removed.insert(gone.clone());
+    s.step(|c, now, fx| c.submit(new_job(), now, fx));
+    while stage(&s, "job-1", StageName::Embed).pursuit != Pursuit::Computing {
+        s.act();
+    }
+    let open = |s: &Simulation| {
+        let tasks = s.cluster.tasks.values();
+        let open = tasks.filter(|t| t.job == "job-1" && !matches!(t.state, TaskState::Done(_)));
+        open.count()
+    };
+    assert_eq!(open(&s), 1, "what is there is kept, what is gone is made again");
+    s.shelf.removed.clear();
+    run_calmly(&mut s, "job-1");
+    assert_eq!(stage(&s, "job-1", StageName::Embed).state, StageState::Done);
+    assert_eq!(stage(&s, "job-1", StageName::Align).state, StageState::Cached);
+
+    // All of a stage of several phases: it begins with the first.
+    let shard = stage(&s, "job-1", StageName::Shard);
+    s.shelf.committed.remove(&shard.key);
+    for task in shard.phases.concat() {
+        if let TaskState::Done(result) = &s.cluster.tasks[&task].state {
+            s.shelf.removed.extend(result.artifacts.iter().map(|a| a.path.clone()));
+        }
+    }
+    s.step(|c, now, fx| c.submit(new_job(), now, fx));
+    s.act();
+    let again = stage(&s, "job-1", StageName::Shard);
+    assert_eq!(again.phases.len(), 1, "later phases are planned anew");
+    s.shelf.removed.clear();
+    run_calmly(&mut s, "job-1");
+    assert_eq!(s.cluster.jobs["job-1"].state, JobState::Succeeded);
+    assert_eq!(manifests(&s.cluster), calm());
+}
+
+#[test]
+fn a_job_has_succeeded_once_its_report_is_written_and_not_before() {
+    let mut s = Simulation::new(1);
+    s.join();
+    s.step(|c, now, fx| c.submit(new_job(), now, fx));
+    let publish = loop {
+        let publishes = |a: &Action| matches!(a, Action::Publish { .. });
+        if let Some(at) = s.pending.iter().position(publishes) {
+            break s.pending.remove(at);
+        }
+        s.now += 100;
+        s.step(|_, _, _| ());
+        s.act();
+        for worker in s.at_work.keys().cloned().collect::<Vec<_>>() {
+            let task = s.at_work[&worker][0].task.clone().unwrap();
+            s.end(&worker, Outcome::Done(result_of(&task)));
+        }
+    };
+    assert_eq!(s.cluster.jobs["job-1"].state, JobState::Running);
+    assert!(matches!(publish, Action::Publish { files, .. } if !files.is_empty()));
+    let full = Failure {
+        kind: FailureKind::Storage.into(),
+        text: "the disk is full".into(),
+    };
+    s.step(|c, now, fx| c.published("job-1", Err(full), now, fx));
+    let job = s.cluster.view("job-1").unwrap();
+    assert_eq!(job.state(), JobState::Failed);
+    assert_eq!(job.failure.unwrap().kind(), FailureKind::Storage);
+}

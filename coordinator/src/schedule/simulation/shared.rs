@@ -1,0 +1,365 @@
+//! Jobs that share stages: each key is computed once, whoever is cancelled or fails.
+
+use super::*;
+
+/// Jobs that differ in one setting of Stage A.
+fn job_of(number: usize) -> NewJob {
+    let text =
+        format!("[corpus]\nsource = [\"/a.tsv\", \"/b.tsv\"]\n[align]\nlearning_rate = 0.{number:03}\nmax_ranks = 2\n");
+    NewJob {
+        id: format!("job-{number}"),
+        file: parse("job.toml", &text).unwrap(),
+        stamps: BTreeMap::new(),
+    }
+}
+
+fn submit(s: &mut Simulation, number: usize) {
+    s.now += 1;
+    s.step(|c, now, fx| c.submit(job_of(number), now, fx));
+}
+
+fn cancel(s: &mut Simulation, id: &str) {
+    s.step(|c, now, fx| c.cancel(id, now, fx)).unwrap();
+}
+
+/// The stage that the job is at, as people see it.
+fn at(s: &Simulation, id: &str) -> llink_proto::Stage {
+    let stages = s.cluster.view(id).unwrap().stages;
+    stages
+        .into_iter()
+        .find(|stage| stage.state() == StageState::Running)
+        .unwrap()
+}
+
+/// What must hold at any time, whatever happens.
+fn check(s: &Simulation, told: &str) {
+    let mut led = BTreeSet::new();
+    for job in s.cluster.jobs.values().filter(|job| job.state == JobState::Running) {
+        for stage in &job.stages {
+            match &stage.pursuit {
+                Pursuit::Idle => {}
+                Pursuit::Follows(leader) => {
+                    let work = Work::of(job, stage);
+                    assert_eq!(
+                        s.cluster.leader(&work).as_ref(),
+                        Some(leader),
+                        "{told}: {} follows",
+                        job.id
+                    );
+                }
+                _ => assert!(
+                    led.insert((stage.name, stage.key.clone())),
+                    "{told}: {} has two leaders",
+                    stage.name
+                ),
+            }
+        }
+    }
+    for task in s.cluster.tasks.values() {
+        if let TaskState::Leased(_) = task.state {
+            let stage = stage(s, &task.job, task.stage);
+            assert!(
+                matches!(stage.pursuit, Pursuit::Computing | Pursuit::LookingUp),
+                "{told}: task {} is at work for a job that does not lead: {:?}",
+                task.label,
+                stage.pursuit
+            );
+        }
+    }
+    let listed = s
+        .cluster
+        .jobs
+        .values()
+        .flat_map(|job| &job.stages)
+        .flat_map(|stage| stage.phases.concat());
+    let listed: Vec<u64> = listed.collect();
+    let once: BTreeSet<u64> = listed.iter().copied().collect();
+    assert_eq!(listed.len(), once.len(), "{told}: a task belongs to two jobs");
+    assert_eq!(
+        once,
+        s.cluster.tasks.keys().copied().collect(),
+        "{told}: each task belongs to a stage"
+    );
+}
+
+/// Runs until `until` holds.
+fn run_until(s: &mut Simulation, until: impl Fn(&Simulation) -> bool) {
+    for _ in 0..10_000 {
+        s.act();
+        check(s, "calm");
+        if until(s) {
+            return;
+        }
+        s.now += 100;
+        s.step(|c, now, fx| c.tick(now, fx));
+        for worker in s.cluster.workers.keys().cloned().collect::<Vec<_>>() {
+            let running = s.running(&worker);
+            s.cluster.heartbeat(&worker, &running, s.now);
+        }
+        for worker in s.at_work.keys().cloned().collect::<Vec<_>>() {
+            let task = s.at_work.get(&worker).and_then(|held| held[0].task.clone());
+            task.map(|task| s.end(&worker, Outcome::Done(result_of(&task))));
+        }
+    }
+    let states: Vec<_> = s.cluster.jobs.keys().map(|id| s.cluster.view(id)).collect();
+    panic!("waited in vain: {states:#?}");
+}
+
+fn all_ended(s: &Simulation) -> bool {
+    s.cluster.jobs.values().all(|job| job.state != JobState::Running)
+}
+
+fn computed_once(s: &Simulation, told: &str) {
+    for (path, times) in s.counted.iter().filter(|(path, _)| path.starts_with("embed/")) {
+        assert_eq!(*times, 1, "{told}: {path}");
+    }
+}
+
+#[test]
+fn a_sweep_of_20_jobs_computes_what_they_share_once() {
+    let mut s = Simulation::new(1);
+    (0..3).for_each(|_| s.join());
+    (1..=9).for_each(|n| submit(&mut s, n));
+    run_until(&mut s, |s| at_embed(s, "job-1"));
+    (10..=20).for_each(|n| submit(&mut s, n));
+    s.act();
+    let follower = at(&s, "job-7");
+    assert!(
+        follower.reason.starts_with("job job-1 is computing this stage"),
+        "{}",
+        follower.reason
+    );
+    assert_eq!(follower.total, at(&s, "job-1").total, "who waits sees how far it is");
+    run_until(&mut s, all_ended);
+    assert!(s.cluster.jobs.values().all(|job| job.state == JobState::Succeeded));
+    computed_once(&s, "sweep");
+    let aligned = s.counted.keys().filter(|path| path.starts_with("align/")).count();
+    assert_eq!(aligned, 20, "what differs is computed for each");
+    assert_eq!(stage(&s, "job-7", StageName::Embed).state, StageState::Cached);
+    assert!(s.shelf.claims.is_empty());
+}
+
+fn at_embed(s: &Simulation, id: &str) -> bool {
+    let stage = stage(s, id, StageName::Embed);
+    stage.pursuit == Pursuit::Computing && s.at_work.len() == s.cluster.workers.len()
+}
+
+#[test]
+fn a_cancel_harms_no_job_that_waits_for_the_same_stage_and_stops_no_work() {
+    let mut s = Simulation::new(1);
+    s.join_with(0);
+    s.join_with(0);
+    (1..=3).for_each(|n| submit(&mut s, n));
+    run_until(&mut s, |s| at_embed(s, "job-1"));
+    let held = s.at_work.clone();
+    cancel(&mut s, "job-1");
+    s.act();
+    s.act();
+    assert_eq!(s.at_work, held, "what was being computed is computed on");
+    assert_eq!(stage(&s, "job-2", StageName::Embed).pursuit, Pursuit::Computing);
+    assert!(at(&s, "job-3").reason.starts_with("job job-2 is computing this stage"));
+    // A follower's cancel is nobody's business but its own.
+    cancel(&mut s, "job-3");
+    run_until(&mut s, all_ended);
+    assert_eq!(s.cluster.jobs["job-2"].state, JobState::Succeeded);
+    computed_once(&s, "cancelled");
+    // The one that was cancelled goes on from what the other one made.
+    submit(&mut s, 1);
+    run_until(&mut s, all_ended);
+    assert_eq!(s.cluster.jobs["job-1"].state, JobState::Succeeded);
+    computed_once(&s, "resumed");
+}
+
+#[test]
+fn when_the_first_fails_the_next_takes_over_what_is_finished() {
+    let mut s = Simulation::new(1);
+    s.join_with(0);
+    s.join_with(0);
+    submit(&mut s, 1);
+    submit(&mut s, 2);
+    run_until(&mut s, |s| at_embed(s, "job-1"));
+    let worker = s.at_work.keys().next().unwrap().clone();
+    let task = s.at_work[&worker][0].task.clone().unwrap();
+    s.end(&worker, Outcome::Done(result_of(&task)));
+    s.act();
+    let wrong = Failure {
+        kind: FailureKind::Input.into(),
+        text: "this worker's disk is broken".into(),
+    };
+    s.end(&worker, Outcome::Failed(wrong));
+    assert_eq!(s.cluster.jobs["job-1"].state, JobState::Failed);
+    run_until(&mut s, all_ended);
+    assert_eq!(s.cluster.jobs["job-2"].state, JobState::Succeeded);
+    computed_once(&s, "taken over");
+}
+
+#[test]
+fn a_job_that_comes_after_a_cancelled_one_goes_on_where_that_one_stopped() {
+    let mut s = Simulation::new(1);
+    s.join_with(0);
+    submit(&mut s, 1);
+    run_until(&mut s, |s| at_embed(s, "job-1"));
+    let worker = s.at_work.keys().next().unwrap().clone();
+    let task = s.at_work[&worker][0].task.clone().unwrap();
+    s.end(&worker, Outcome::Done(result_of(&task)));
+    cancel(&mut s, "job-1");
+    s.act();
+    assert!(s.shelf.claims.is_empty(), "nobody else need wait");
+    submit(&mut s, 2);
+    run_until(&mut s, all_ended);
+    assert_eq!(s.cluster.jobs["job-2"].state, JobState::Succeeded);
+    computed_once(&s, "left");
+}
+
+#[test]
+fn tasks_that_another_job_planned_are_planned_anew_where_they_differ() {
+    let mut s = Simulation::new(1);
+    s.join();
+    let job = |number: usize, every: u32| NewJob {
+        id: format!("job-{number}"),
+        file: parse(
+            "job.toml",
+            &format!("[corpus]\nsource = \"/a.tsv\"\n[align]\ncheckpoint_every = {every}\n"),
+        )
+        .unwrap(),
+        stamps: BTreeMap::new(),
+    };
+    s.step(|c, now, fx| c.submit(job(1, 100), now, fx));
+    s.step(|c, now, fx| c.submit(job(2, 7), now, fx));
+    run_until(&mut s, |s| {
+        stage(s, "job-1", StageName::Align).pursuit == Pursuit::Computing && !s.at_work.is_empty()
+    });
+    assert!(
+        at(&s, "job-2").reason.starts_with("job job-1 is computing this stage"),
+        "the key is the same"
+    );
+    cancel(&mut s, "job-1");
+    run_until(&mut s, |s| {
+        let held = s.at_work.values().flatten();
+        let aligns = held.filter_map(|a| match a.task.as_ref()?.kind.as_ref()? {
+            Kind::Align(align) => align.upkeep.map(|upkeep| upkeep.checkpoint_steps),
+            _ => None,
+        });
+        aligns.into_iter().next() == Some(7)
+    });
+    run_until(&mut s, all_ended);
+    assert_eq!(s.cluster.jobs["job-2"].state, JobState::Succeeded);
+}
+
+#[test]
+fn what_another_coordinator_computes_is_waited_for_and_taken_over_when_it_gives_up() {
+    let mut s = Simulation::new(1);
+    s.join();
+    submit(&mut s, 1);
+    let work = s.cluster.work("job-1", StageName::Shard).unwrap();
+    s.shelf.claims.insert(work.key.clone(), "theirs".into());
+    submit(&mut s, 2);
+    s.act();
+    s.act();
+    let reason = at(&s, "job-1").reason;
+    assert!(
+        reason.starts_with("another coordinator, another, is computing this stage"),
+        "{reason}"
+    );
+    assert!(at(&s, "job-2").reason.starts_with("job job-1 is computing this stage"));
+    for _ in 0..100 {
+        s.now += 100;
+        s.step(|c, now, fx| c.tick(now, fx));
+        s.act();
+        check(&s, "elsewhere");
+    }
+    assert!(s.cluster.tasks.is_empty());
+    let theirs = Claim {
+        attempt: "theirs".into(),
+        apart: false,
+    };
+    s.shelf.release(&work, &theirs);
+    run_until(&mut s, all_ended);
+    assert!(s.cluster.jobs.values().all(|job| job.state == JobState::Succeeded));
+}
+
+#[test]
+fn a_stage_that_another_coordinator_took_over_is_left_to_it() {
+    let mut s = Simulation::new(1);
+    s.join_with(0);
+    submit(&mut s, 1);
+    run_until(&mut s, |s| at_embed(s, "job-1"));
+    let embed = stage(&s, "job-1", StageName::Embed);
+    let work = s.cluster.work("job-1", StageName::Embed).unwrap();
+    s.shelf.claims.insert(embed.key, "theirs".into());
+    s.step(|c, now, fx| c.claim_lost(&work, &embed.claim.unwrap().attempt, now, fx));
+    s.act();
+    s.act();
+    assert!(s.at_work.is_empty(), "its tasks are stopped");
+    assert!(
+        at(&s, "job-1").reason.contains("another coordinator"),
+        "{}",
+        at(&s, "job-1").reason
+    );
+    s.shelf.claims.clear();
+    run_until(&mut s, all_ended);
+    assert_eq!(s.cluster.jobs["job-1"].state, JobState::Succeeded);
+}
+
+#[test]
+fn whoever_is_cancelled_or_fails_at_random_each_key_is_computed_once_and_all_succeed_in_the_end() {
+    let alone = |number: usize| {
+        let mut s = Simulation::new(0);
+        s.join();
+        submit(&mut s, number);
+        run_until(&mut s, all_ended);
+        made(&s, number)
+    };
+    let expected: Vec<Vec<Manifest>> = (1..=4).map(alone).collect();
+    for seed in 0..200 {
+        let mut s = Simulation::new(seed);
+        (1..=4).for_each(|n| submit(&mut s, n));
+        let mut ticks = 0;
+        while !s.cluster.jobs.values().all(|job| job.state == JobState::Succeeded) {
+            s.tick();
+            let told = format!("seed {seed}, tick {ticks}");
+            check(&s, &told);
+            let number = (s.random.next() % 4 + 1) as usize;
+            // Trouble ends, so that the run does.
+            if ticks < 2_000 && s.random.one_in(40) {
+                cancel(&mut s, &format!("job-{number}"));
+            } else if ticks < 2_000 && s.random.one_in(60) {
+                fail_somebody(&mut s);
+            } else if s.random.one_in(20) {
+                submit(&mut s, number);
+            }
+            check(&s, &told);
+            ticks += 1;
+            assert!(ticks < 50_000, "seed {seed}: no end");
+        }
+        for (number, expected) in (1..=4).zip(&expected) {
+            assert_eq!(&made(&s, number), expected, "seed {seed}");
+        }
+        computed_once(&s, &format!("seed {seed}"));
+        s.act();
+        assert!(s.shelf.claims.is_empty(), "seed {seed}: {:?}", s.shelf.claims);
+    }
+}
+
+/// A task fails for good.
+fn fail_somebody(s: &mut Simulation) {
+    let wrong = Failure {
+        kind: FailureKind::Input.into(),
+        text: "cannot be read".into(),
+    };
+    if let Some(worker) = s.at_work.keys().next().cloned() {
+        s.end(&worker, Outcome::Failed(wrong));
+    }
+}
+
+/// What a job's stages made, by whomever.
+fn made(s: &Simulation, number: usize) -> Vec<Manifest> {
+    let stages = s.cluster.jobs[&format!("job-{number}")].stages.iter();
+    let manifests = stages.map(|stage| stage.manifest.clone().unwrap());
+    manifests
+        .map(|manifest| Manifest {
+            figures: BTreeMap::new(),
+            ..manifest
+        })
+        .collect()
+}

@@ -1,0 +1,267 @@
+//! Work that jobs share: those on one output that come to the same key of a stage. One of them leads, which means that its
+//! tasks are computed; the others follow it and go on from its result. When the leader ends before that, a follower leads
+//! on, with all that is done and all that is being done.
+
+use std::collections::BTreeMap;
+
+use llink_proto::{JobState, StageState};
+
+use super::{Action, Cluster, Effects, Job, Level, Millis, Pursuit, Stage, TaskState, Work};
+use crate::plan::StageName;
+
+/// How often another coordinator's work is looked at.
+const LOOK_AGAIN: Millis = 1_000;
+
+impl Pursuit {
+    /// Whether the stage's job is the one that looks, claims and computes.
+    fn leads(&self) -> bool {
+        match self {
+            Self::LookingUp | Self::Elsewhere { .. } | Self::Computing => true,
+            Self::Idle | Self::Follows(_) => false,
+        }
+    }
+}
+
+impl Work {
+    /// What a job's stage is about.
+    pub(super) fn of(job: &Job, stage: &Stage) -> Self {
+        Self {
+            output: job.file.output.trim_end_matches('/').to_owned(),
+            stage: stage.name,
+            key: stage.key.clone(),
+        }
+    }
+}
+
+impl Cluster {
+    /// The job that leads the work.
+    pub(super) fn leader(&self, work: &Work) -> Option<String> {
+        let leads = |job: &&Job| {
+            let stage = job.stages.iter().find(|s| s.name == work.stage);
+            job.state == JobState::Running && stage.is_some_and(|s| s.pursuit.leads() && Work::of(job, s) == *work)
+        };
+        self.jobs.values().find(leads).map(|job| job.id.clone())
+    }
+
+    /// The jobs that follow `leader` in a stage, the oldest first.
+    pub(super) fn followers(&self, leader: &str, stage: StageName) -> Vec<String> {
+        let follows = |job: &&Job| {
+            let running = job.state == JobState::Running;
+            running
+                && job
+                    .stages
+                    .iter()
+                    .any(|s| s.name == stage && s.pursuit == Pursuit::Follows(leader.into()))
+        };
+        let mut found: Vec<&Job> = self.jobs.values().filter(follows).collect();
+        found.sort_by_key(|job| job.submitted_at);
+        found.into_iter().map(|job| job.id.clone()).collect()
+    }
+
+    /// Goes after the result of a stage whose key is known: by following who leads, or by leading.
+    pub(super) fn pursue(&mut self, id: &str, name: StageName, now: Millis, fx: &mut Effects) {
+        let Some(work) = self.work(id, name) else { return };
+        if let Some(leader) = self.leader(&work) {
+            self.follow(id, name, &leader);
+            let text = format!("job {leader} is computing this stage: its result is waited for");
+            return fx.happened_to_job(now, id, name.as_str(), Level::Info, text);
+        }
+        if let Some(other) = self.left_by(id, &work) {
+            self.move_work(&other, id, name, now, fx);
+        }
+        self.look_up(id, name, fx);
+    }
+
+    fn follow(&mut self, id: &str, name: StageName, leader: &str) {
+        if let Some(stage) = self.stage_mut(id, name) {
+            stage.reason = format!("job {leader} is computing this stage");
+            stage.pursuit = Pursuit::Follows(leader.into());
+        }
+    }
+
+    /// Asks what the store holds of a stage that the job leads.
+    fn look_up(&mut self, id: &str, name: StageName, fx: &mut Effects) {
+        let Some(work) = self.work(id, name) else { return };
+        let kept = self.kept_files(id, name);
+        let Some(stage) = self.stage_mut(id, name) else { return };
+        stage.pursuit = Pursuit::LookingUp;
+        fx.actions.push(Action::LookUp {
+            work,
+            claim: stage.claim.clone(),
+            kept,
+        });
+    }
+
+    /// Another coordinator computes the stage: it is looked at again in a while.
+    pub(super) fn is_elsewhere(&mut self, id: &str, name: StageName, who: &str, now: Millis, fx: &mut Effects) {
+        let Some(stage) = self.stage_mut(id, name) else { return };
+        stage.pursuit = Pursuit::Elsewhere {
+            ask_at: now + LOOK_AGAIN,
+        };
+        let reason = format!("another coordinator, {who}, is computing this stage");
+        if stage.reason != reason {
+            let text = format!("{reason}: its result is waited for");
+            stage.reason = reason;
+            fx.jobs.insert(id.into());
+            fx.happened_to_job(now, id, name.as_str(), Level::Warn, text);
+        }
+    }
+
+    /// Looks again at the stages that other coordinators compute.
+    pub(super) fn look_again(&mut self, now: Millis, fx: &mut Effects) {
+        let is_due = |stage: &&Stage| matches!(stage.pursuit, Pursuit::Elsewhere { ask_at } if ask_at <= now);
+        let running = self.jobs.values().filter(|job| job.state == JobState::Running);
+        let due = running.flat_map(|job| {
+            job.stages
+                .iter()
+                .filter(is_due)
+                .map(|stage| (job.id.clone(), stage.name))
+        });
+        for (id, name) in due.collect::<Vec<_>>() {
+            self.look_up(&id, name, fx);
+        }
+    }
+
+    /// The followers of a job that has completed a stage go on from its result.
+    pub(super) fn share_result(
+        &mut self,
+        leader: &str,
+        name: StageName,
+        followers: Vec<String>,
+        now: Millis,
+        fx: &mut Effects,
+    ) {
+        let manifest = self.jobs.get(leader).and_then(|job| {
+            let stage = job.stages.iter().find(|s| s.name == name)?;
+            stage.manifest.clone()
+        });
+        for id in &followers {
+            if let Some(stage) = self.stage_mut(id, name) {
+                stage.state = StageState::Cached;
+                stage.pursuit = Pursuit::Idle;
+                stage.reason = format!("job {leader} computed it");
+                stage.manifest.clone_from(&manifest);
+                stage.ended_at = now;
+            }
+        }
+        for id in followers {
+            self.advance(&id, now, fx);
+        }
+    }
+
+    /// A job ends before the stage that it leads: the oldest follower leads on. Without one, the claim is given up.
+    pub(super) fn hand_over(&mut self, id: &str, now: Millis, fx: &mut Effects) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        let Some(stage) = job.stages.iter_mut().find(|s| s.pursuit != Pursuit::Idle) else {
+            return;
+        };
+        let led = std::mem::take(&mut stage.pursuit).leads();
+        let (name, claim) = (stage.name, stage.claim.clone());
+        let Some(work) = self.work(id, name).filter(|_| led) else {
+            return;
+        };
+        let followers = self.followers(id, name);
+        let Some((next, others)) = followers.split_first() else {
+            fx.actions.extend(claim.map(|claim| Action::Release { work, claim }));
+            return;
+        };
+        self.move_work(id, next, name, now, fx);
+        let text = format!("job {id} has ended: this one goes on computing the stage");
+        fx.happened_to_job(now, next, name.as_str(), Level::Info, text);
+        others.iter().for_each(|other| self.follow(other, name, next));
+        fx.jobs.extend(followers.iter().cloned());
+        self.look_up(next, name, fx);
+    }
+
+    /// A job that began the work before, and is not after it now.
+    fn left_by(&self, id: &str, work: &Work) -> Option<String> {
+        let begun = |job: &&Job| {
+            let left = |s: &Stage| !s.is_complete() && !s.phases.is_empty() && s.pursuit == Pursuit::Idle;
+            job.stages.iter().any(|s| left(s) && Work::of(job, s) == *work)
+        };
+        let own = self.jobs.get(id)?.stages.iter().find(|s| s.name == work.stage)?;
+        if !own.phases.is_empty() {
+            return None;
+        }
+        self.jobs
+            .values()
+            .filter(|job| job.id != id)
+            .find(begun)
+            .map(|job| job.id.clone())
+    }
+
+    /// Hands a stage's tasks and its claim to another job. What is being done is done on for that one.
+    fn move_work(&mut self, from: &str, to: &str, name: StageName, now: Millis, fx: &mut Effects) {
+        let Some(stage) = self.stage_mut(from, name) else {
+            return;
+        };
+        let (phases, claim) = (std::mem::take(&mut stage.phases), stage.claim.take());
+        let spent = stage.spent(now);
+        for id in phases.iter().flatten() {
+            if let Some(task) = self.tasks.get_mut(id) {
+                task.job = to.into();
+                fx.tasks.insert(*id);
+            }
+        }
+        let Some(stage) = self.stage_mut(to, name) else { return };
+        let own = std::mem::replace(&mut stage.phases, phases);
+        stage.claim = claim.or(stage.claim.take());
+        (stage.started_at, stage.spent_before) = (now, spent);
+        self.drop_tasks(own.concat(), fx);
+        fx.jobs.extend([from.to_owned(), to.to_owned()]);
+    }
+
+    pub(super) fn drop_tasks(&mut self, tasks: Vec<u64>, fx: &mut Effects) {
+        for task in tasks {
+            self.tasks.remove(&task);
+            fx.tasks.remove(&task);
+            fx.dropped_tasks.insert(task);
+        }
+    }
+
+    /// Another coordinator took the stage over while this one was held up: its tasks end, and the store is asked again.
+    pub fn claim_lost(&mut self, work: &Work, attempt: &str, now: Millis, fx: &mut Effects) {
+        let Some(id) = self.leader(work) else { return };
+        let Some(stage) = self.stage_mut(&id, work.stage) else {
+            return;
+        };
+        if stage.claim.as_ref().is_none_or(|claim| claim.attempt != attempt) {
+            return;
+        }
+        let tasks: Vec<u64> = stage.phases.concat();
+        let text = "another coordinator took this stage over";
+        fx.happened_to_job(now, &id, work.stage.as_str(), Level::Warn, text);
+        for task in tasks {
+            self.stop_task(task, text, fx);
+        }
+        self.look_up(&id, work.stage, fx);
+    }
+
+    /// A task that is open is not to be done now.
+    pub(super) fn stop_task(&mut self, id: u64, why: &str, fx: &mut Effects) {
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        match &task.state {
+            TaskState::Leased(lease) => fx.abort(id, task.token, lease, why),
+            TaskState::Waiting { .. } => {}
+            TaskState::Done(_) | TaskState::Failed(_) | TaskState::Cancelled => return,
+        }
+        task.state = TaskState::Cancelled;
+        fx.tasks.insert(id);
+    }
+
+    pub(super) fn work(&self, id: &str, name: StageName) -> Option<Work> {
+        let job = self.jobs.get(id)?;
+        job.stages
+            .iter()
+            .find(|s| s.name == name)
+            .map(|stage| Work::of(job, stage))
+    }
+
+    /// The files that the stage's finished tasks wrote, with their sizes.
+    fn kept_files(&self, id: &str, name: StageName) -> BTreeMap<String, u64> {
+        let stage = self.jobs.get(id).and_then(|j| j.stages.iter().find(|s| s.name == name));
+        let tasks = stage.into_iter().flat_map(|stage| stage.phases.iter().flatten());
+        let files = tasks.flat_map(|task| self.files_of(*task));
+        files.map(|file| (file.path.clone(), file.bytes)).collect()
+    }
+}

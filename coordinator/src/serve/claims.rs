@@ -1,0 +1,418 @@
+//! Claims: which of several coordinators on one output computes a stage.
+//!
+//! A claim is an object `STAGE/KEY/claims/NNNNNN.json`, which only one of any number of writers can create. The highest
+//! number counts. It names the attempt that it is for and when it ends; its owner renews it while it lives. Whoever finds it
+//! over creates the next number, which again only one can. So a store needs no more than "create unless it is there", which
+//! local disks and S3 both have. The commit removes the claims: from then on the manifest says whose result counts.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use llink_datasets::store::{Created, Store};
+use llink_datasets::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::plan::{self, Claim};
+use crate::schedule::{Millis, Work};
+
+/// A claim ends so long after it was renewed last. Clocks of two machines may differ by almost as much.
+pub(super) const LASTS: Millis = 60_000;
+/// A claim that ended so long ago is not somebody's who was only held up.
+const LONG_AGO: Millis = 10 * LASTS;
+/// Rounds in which others were quicker, after which the store is taken for one that does not keep what is written.
+const ROUNDS: u32 = 50;
+
+/// The claims of one stage under its key.
+#[derive(Debug, Clone)]
+pub(super) struct Claims {
+    store: Store,
+    folder: String,
+    manifest: String,
+}
+
+/// What came of asking for a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// It is held, until it is released or no longer renewed.
+    Mine(Claim),
+    /// Another one's is valid: whose.
+    Theirs(String),
+}
+
+/// A claim as it lies in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Entry {
+    attempt: String,
+    apart: bool,
+    process: Process,
+    /// Milliseconds since the epoch; 0 once it was released.
+    ends_at: Millis,
+}
+
+/// Who holds a claim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Process {
+    host: String,
+    id: u32,
+    /// This boot of the machine and this space of process ids: processes of the same one see each other. Empty where that
+    /// cannot be known.
+    space: String,
+}
+
+/// How a claim of another attempt stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Valid,
+    /// Its owner released it, or is gone for certain.
+    Over,
+    /// It ended, and its owner may only have been held up: it may go on writing for a while.
+    Stale,
+}
+
+impl Process {
+    fn this() -> Self {
+        let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned());
+        let space = || -> std::io::Result<String> {
+            let ids = std::fs::read_link("/proc/self/ns/pid")?;
+            Ok(format!(
+                "{} {}",
+                read("/proc/sys/kernel/random/boot_id")?,
+                ids.display()
+            ))
+        };
+        Self {
+            host: read("/proc/sys/kernel/hostname").unwrap_or_else(|_| "unknown host".into()),
+            id: std::process::id(),
+            space: space().unwrap_or_default(),
+        }
+    }
+
+    /// Whether this process could see the other one, and it is not there.
+    fn is_gone(&self) -> bool {
+        let this = Self::this();
+        let seen = !self.space.is_empty() && self.space == this.space;
+        seen && self.id != this.id && !std::path::Path::new(&format!("/proc/{}", self.id)).exists()
+    }
+}
+
+impl Entry {
+    fn standing(&self, is_gone: bool, now: Millis) -> Standing {
+        if self.ends_at == 0 || is_gone || now > self.ends_at + LONG_AGO {
+            Standing::Over
+        } else if now > self.ends_at {
+            Standing::Stale
+        } else {
+            Standing::Valid
+        }
+    }
+
+    fn content(&self) -> Bytes {
+        serde_json::to_vec(self).expect("a claim is plain data").into()
+    }
+}
+
+impl Claims {
+    /// Those to a stage's work.
+    pub(super) fn new(store: &Store, work: &Work) -> Self {
+        Self {
+            store: store.clone(),
+            folder: format!("{}/claims", plan::directory(work.stage, &work.key)),
+            manifest: plan::manifest_path(work.stage, &work.key),
+        }
+    }
+
+    /// Takes the claim for an attempt, or finds whose it is. `held` is the claim that this coordinator had for the stage's
+    /// tasks before; `fresh` is a name that no attempt had before.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub(super) async fn take(&self, held: Option<&Claim>, fresh: &str, now: Millis) -> Result<Taken> {
+        for _ in 0..ROUNDS {
+            let newest = self.newest().await?;
+            let (number, apart) = match &newest {
+                None => (1, false),
+                Some((number, entry)) if held.is_some_and(|held| held.attempt == entry.attempt) => {
+                    self.write(*number, &entry.attempt, entry.apart, now).await?;
+                    return Ok(Taken::Mine(Claim {
+                        attempt: entry.attempt.clone(),
+                        apart: entry.apart,
+                    }));
+                }
+                Some((number, entry)) => match entry.standing(entry.process.is_gone(), now) {
+                    Standing::Valid => {
+                        let Process { host, id, .. } = &entry.process;
+                        return Ok(Taken::Theirs(format!("process {id} on {host}")));
+                    }
+                    Standing::Over => (number + 1, self.any_stale(*number, now).await?),
+                    Standing::Stale => (number + 1, true),
+                },
+            };
+            let claim = Claim {
+                attempt: held.map_or(fresh, |held| held.attempt.as_str()).to_owned(),
+                apart,
+            };
+            if self.create(number, &claim, now).await? {
+                return Ok(Taken::Mine(claim));
+            }
+        }
+        Err(Error::Store {
+            path: self.store.describe(&self.folder),
+            source: "no claim can be made: what is written there is not kept".into(),
+        })
+    }
+
+    /// Renews the attempt's claim; false once it is another's, or the stage is committed.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub(super) async fn renew(&self, claim: &Claim, now: Millis) -> Result<bool> {
+        match self.newest().await? {
+            Some((number, entry)) if entry.attempt == claim.attempt => {
+                self.write(number, &claim.attempt, claim.apart, now).await?;
+                Ok(true)
+            }
+            Some(_) => Ok(false),
+            None if self.store.head(&self.manifest).await?.is_some() => Ok(false),
+            // Somebody removed the folder.
+            None => self.create(1, claim, now).await,
+        }
+    }
+
+    /// Gives the attempt's claim up, so that others need not wait for its end.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub(super) async fn release(&self, claim: &Claim) -> Result<()> {
+        match self.newest().await? {
+            Some((number, entry)) if entry.attempt == claim.attempt => {
+                let over = Entry { ends_at: 0, ..entry };
+                self.store.put(&self.path(number), over.content()).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Attempts that may still be writing, beside `claim`'s own.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub(super) async fn others_at_work(&self, claim: &Claim, now: Millis) -> Result<Vec<String>> {
+        let entries = self.all().await?.into_iter().map(|(_, entry)| entry);
+        let may_write =
+            |e: &Entry| e.attempt != claim.attempt && e.standing(e.process.is_gone(), now) != Standing::Over;
+        Ok(entries.filter(may_write).map(|entry| entry.attempt).collect())
+    }
+
+    /// Removes all claims: the stage is committed.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub(super) async fn remove(&self) -> Result<()> {
+        for object in self.store.list(&self.folder).await? {
+            self.store.delete(&object.path).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether an attempt before `number` may only have been held up.
+    async fn any_stale(&self, number: u64, now: Millis) -> Result<bool> {
+        let stale = |e: &Entry| e.standing(e.process.is_gone(), now) == Standing::Stale;
+        let before = self.all().await?;
+        Ok(before.iter().any(|(of, entry)| *of < number && stale(entry)))
+    }
+
+    async fn newest(&self) -> Result<Option<(u64, Entry)>> {
+        let number = self.numbers().await?.into_iter().max();
+        match number {
+            Some(number) => Ok(self.read(number).await?.map(|entry| (number, entry))),
+            None => Ok(None),
+        }
+    }
+
+    async fn all(&self) -> Result<Vec<(u64, Entry)>> {
+        let mut found = Vec::new();
+        for number in self.numbers().await? {
+            found.extend(self.read(number).await?.map(|entry| (number, entry)));
+        }
+        Ok(found)
+    }
+
+    async fn numbers(&self) -> Result<Vec<u64>> {
+        let objects = self.store.list(&self.folder).await?;
+        let number = |path: &str| path.rsplit('/').next()?.strip_suffix(".json")?.parse().ok();
+        Ok(objects.iter().filter_map(|object| number(&object.path)).collect())
+    }
+
+    async fn read(&self, number: u64) -> Result<Option<Entry>> {
+        let path = self.path(number);
+        match self.store.get(&path).await {
+            Ok(content) => serde_json::from_slice(&content).map(Some).map_err(|e| Error::Content {
+                path: self.store.describe(&path),
+                reason: format!("is no claim: {e}; delete it to have the stage computed"),
+            }),
+            // Removed in between: the stage was committed.
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Creates a claim; whether it is this one that counts. A store that cannot "create unless it is there" is written to
+    /// and read back: of two writers the later one counts, and the other learns of it when it renews.
+    async fn create(&self, number: u64, claim: &Claim, now: Millis) -> Result<bool> {
+        let path = self.path(number);
+        let content = entry(&claim.attempt, claim.apart, now).content();
+        match self.store.create(&path, content.clone()).await {
+            Ok(Created::Written) => {}
+            Ok(Created::AlreadyThere) => return Ok(false),
+            Err(_) => self.store.put(&path, content).await?,
+        }
+        let newest = self.newest().await?;
+        Ok(newest.is_some_and(|(newest, entry)| newest == number && entry.attempt == claim.attempt))
+    }
+
+    async fn write(&self, number: u64, attempt: &str, apart: bool, now: Millis) -> Result<()> {
+        self.store
+            .put(&self.path(number), entry(attempt, apart, now).content())
+            .await
+    }
+
+    fn path(&self, number: u64) -> String {
+        format!("{}/{number:06}.json", self.folder)
+    }
+}
+
+/// The time by this machine's clock, which claims are read by elsewhere.
+pub(super) fn now() -> Millis {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.unwrap_or_default().as_millis() as Millis
+}
+
+/// A name that no attempt at a stage had before, on whatever machine.
+pub(super) fn attempt_name() -> String {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let Process { host, id, space } = Process::this();
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let mut name = plan::short_hash(&format!(
+        "{host} {space} {id} {} {number}",
+        since.unwrap_or_default().as_nanos()
+    ));
+    name.truncate(8);
+    name
+}
+
+fn entry(attempt: &str, apart: bool, now: Millis) -> Entry {
+    Entry {
+        attempt: attempt.to_owned(),
+        apart,
+        process: Process::this(),
+        ends_at: now + LASTS,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn work(output: &str) -> Work {
+        Work {
+            output: output.into(),
+            stage: plan::StageName::Align,
+            key: "k".into(),
+        }
+    }
+
+    fn claims(name: &str) -> Claims {
+        at(&format!("memory://claims-{name}"))
+    }
+
+    fn at(output: &str) -> Claims {
+        Claims::new(&Store::open(output).unwrap(), &work(output))
+    }
+
+    fn mine(taken: Taken) -> Claim {
+        match taken {
+            Taken::Mine(claim) => claim,
+            Taken::Theirs(who) => panic!("it is {who}'s"),
+        }
+    }
+
+    #[tokio::test]
+    async fn of_any_number_of_attempts_one_gets_the_claim_on_disk_and_in_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        for claims in [claims("race"), at(folder.path().to_str().unwrap())] {
+            let tasks: Vec<_> = (0..8)
+                .map(|i| {
+                    let claims = claims.clone();
+                    tokio::spawn(async move { claims.take(None, &format!("attempt{i}"), 1_000).await.unwrap() })
+                })
+                .collect();
+            let mut winners = 0;
+            for task in tasks {
+                winners += usize::from(matches!(task.await.unwrap(), Taken::Mine(_)));
+            }
+            assert_eq!(winners, 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_claim_lasts_while_it_is_renewed_and_is_taken_over_when_it_is_not() {
+        let claims = claims("renewed");
+        let first = mine(claims.take(None, "first", 1_000).await.unwrap());
+        assert!(!first.apart);
+        assert!(claims.renew(&first, 50_000).await.unwrap());
+        assert!(matches!(
+            claims.take(None, "second", 50_000 + LASTS).await.unwrap(),
+            Taken::Theirs(_)
+        ));
+        // Its owner may only have been held up, and still be writing: whoever comes next writes elsewhere.
+        let second = mine(claims.take(None, "second", 50_001 + LASTS).await.unwrap());
+        assert!(second.apart);
+        assert!(!claims.renew(&first, 50_002 + LASTS).await.unwrap(), "it is told");
+        assert_eq!(claims.others_at_work(&second, 50_002 + LASTS).await.unwrap(), ["first"]);
+        assert!(
+            claims
+                .others_at_work(&second, 50_002 + LASTS + LONG_AGO)
+                .await
+                .unwrap()
+                .is_empty()
+        );
+    }
+
+    #[tokio::test]
+    async fn a_claim_that_was_released_is_free_at_once_and_an_own_one_is_found_again() {
+        let claims = claims("released");
+        let first = mine(claims.take(None, "first", 1_000).await.unwrap());
+        // The same coordinator after a restart.
+        assert_eq!(mine(claims.take(Some(&first), "fresh", 2_000).await.unwrap()), first);
+        claims.release(&first).await.unwrap();
+        let second = mine(claims.take(None, "second", 3_000).await.unwrap());
+        assert!(!second.apart, "nobody writes there any more");
+        claims.release(&first).await.unwrap();
+        assert!(
+            claims.renew(&second, 4_000).await.unwrap(),
+            "what was another's releases nothing"
+        );
+        claims.remove().await.unwrap();
+        assert!(claims.numbers().await.unwrap().is_empty());
+        // A folder that somebody removed meanwhile is claimed again.
+        assert!(claims.renew(&second, 5_000).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn the_claim_of_a_process_of_this_machine_that_is_gone_is_over() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let id = child.id();
+        child.wait().unwrap();
+        let gone = Process { id, ..Process::this() };
+        if gone.space.is_empty() {
+            return;
+        }
+        assert!(gone.is_gone());
+        let elsewhere = Process {
+            space: "another machine".into(),
+            ..gone
+        };
+        assert!(!elsewhere.is_gone() && !Process::this().is_gone());
+    }
+}

@@ -1,0 +1,76 @@
+//! A claim that this coordinator holds is renewed until it is given up or lost.
+
+use std::time::Duration;
+
+use llink_datasets::Result;
+use llink_datasets::store::Store;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::claims::{Claims, now};
+use crate::plan::Claim;
+use crate::schedule::Work;
+
+/// A quarter of the time for which a claim lasts.
+const RENEWED_EVERY: Duration = Duration::from_secs(15);
+
+/// Renews a claim until it is given up, by [`Keeper::release`], or lost.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    /// Whose claim it is.
+    pub(super) attempt: String,
+    end: oneshot::Sender<()>,
+    pub(super) ended: JoinHandle<()>,
+}
+
+impl Keeper {
+    /// Keeps a claim that was taken; `lost` is called when it is another's, or the stage is committed.
+    pub(super) fn start(runtime: &Handle, work: Work, claim: Claim, lost: impl FnOnce() + Send + 'static) -> Self {
+        let (end, ended) = oneshot::channel();
+        Self {
+            attempt: claim.attempt.clone(),
+            end,
+            ended: runtime.spawn(async move {
+                match keep(&work, &claim, ended).await {
+                    Ok(Kept::Released) => {}
+                    Ok(Kept::Lost) => lost(),
+                    Err(e) => tracing::warn!("the claim to stage {} is left to run out: {e}", work.stage),
+                }
+            }),
+        }
+    }
+
+    /// Gives the claim up; the task that does so.
+    pub(super) fn release(self) -> JoinHandle<()> {
+        // A keeper that has ended has nothing to give up.
+        let _ = self.end.send(());
+        self.ended
+    }
+}
+
+enum Kept {
+    Released,
+    Lost,
+}
+
+/// Renewing and giving up come one after the other, so that what was given up is not renewed.
+async fn keep(work: &Work, claim: &Claim, mut end: oneshot::Receiver<()>) -> Result<Kept> {
+    let claims = Claims::new(&Store::open(&work.output)?, work);
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(RENEWED_EVERY) => match claims.renew(claim, now()).await {
+                Ok(true) => {}
+                Ok(false) => return Ok(Kept::Lost),
+                // It is tried again; others wait until the claim has ended.
+                Err(e) => tracing::warn!("the claim to stage {} could not be renewed: {e}", work.stage),
+            },
+            ended = &mut end => {
+                if ended.is_ok() {
+                    claims.release(claim).await?;
+                }
+                return Ok(Kept::Released);
+            }
+        }
+    }
+}

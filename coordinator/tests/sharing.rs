@@ -1,0 +1,228 @@
+//! Jobs that share stages: on one coordinator, and as processes of their own on one output.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+mod common;
+
+use std::process::{Child, Output};
+use std::time::Instant;
+
+use common::{Place, Running, eventually, signal, text, workers_of};
+
+/// One job of a sweep over Stage A's learning rate.
+fn job(number: usize) -> String {
+    format!(
+        "name = \"sweep-{number}\"\noutput = \"out\"\nseed = 11\n[corpus]\nsource = \"sample\"\ntrain_pairs = 1600\n\
+         holdout_pairs = 200\nshard_rows = 200\n[align]\nsteps = 20\nbatch = 32\nqueue = 64\nhard_negatives = 8\n\
+         warmup_steps = 4\nlearning_rate = {}e-4\nlearning_rate_floor = 0\n[evaluate]\nbenchmark_pairs = 100\n",
+        number + 1
+    )
+}
+
+fn sweep(jobs: usize) -> Place {
+    let place = Place::new("");
+    for number in 0..jobs {
+        std::fs::write(place.path(&file(number)), job(number)).unwrap();
+    }
+    place
+}
+
+fn file(number: usize) -> String {
+    format!("job-{number}.toml")
+}
+
+struct Cluster {
+    url: String,
+    _processes: Vec<Running>,
+}
+
+fn cluster(place: &Place, workers: usize) -> Cluster {
+    let serve = place.start(&["serve", "--listen", "127.0.0.1:0", "--state", "server"]);
+    let url = eventually("the coordinator's URL", || {
+        let log = serve.log();
+        let found = log.lines().find_map(|l| l.strip_prefix("llink-coord listens on "));
+        found.map(str::to_owned)
+    });
+    let worker = |n| {
+        place.start(&[
+            "worker",
+            "--name",
+            &format!("n{n}"),
+            "--threads",
+            "1",
+            "--coordinator",
+            &url,
+        ])
+    };
+    let processes = (0..workers).map(worker).chain([serve]).collect();
+    Cluster {
+        url,
+        _processes: processes,
+    }
+}
+
+fn ended(child: Child) -> Output {
+    child.wait_with_output().unwrap()
+}
+
+/// How often each shard was given to a worker to embed, over all jobs that a state knows.
+fn embedded(place: &Place, reach: &[&str]) -> Vec<String> {
+    let list = place.ok(&[&["list", "--json"], reach].concat());
+    let mut found = Vec::new();
+    for line in list.lines() {
+        let job: serde_json::Value = serde_json::from_str(line).unwrap();
+        let logs = place.ok(&[&["logs", job["id"].as_str().unwrap()], reach].concat());
+        let leased = logs
+            .lines()
+            .filter(|line| line.contains(" vectors of ") && line.contains(": attempt "));
+        found.extend(leased.map(|line| {
+            line.split(" vectors of ")
+                .next()
+                .unwrap()
+                .rsplit(' ')
+                .next()
+                .unwrap()
+                .to_owned()
+                + line.split(" vectors of ").nth(1).unwrap().split(':').next().unwrap()
+        }));
+    }
+    found.sort();
+    found
+}
+
+fn once(mut shards: Vec<String>) {
+    let all = shards.len();
+    shards.dedup();
+    assert_eq!(shards.len(), all, "a shard was embedded twice: {shards:?}");
+    // 8 shards of training pairs and one held out: through two models, and their English through the encoder.
+    assert_eq!(all, 27, "{shards:?}");
+}
+
+#[test]
+fn a_sweep_of_20_jobs_embeds_once() {
+    let place = sweep(20);
+    let cluster = cluster(&place, 2);
+    let reach = ["--coordinator", cluster.url.as_str()];
+    let began = Instant::now();
+    let submits: Vec<Child> = (0..20)
+        .map(|n| {
+            place
+                .command(&[&["submit", &file(n)], &reach[..]].concat())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    for submit in submits {
+        let output = ended(submit);
+        assert!(output.status.success(), "{}", text(&output));
+    }
+    println!(
+        "20 jobs over learning rates took {:.1} s",
+        began.elapsed().as_secs_f64()
+    );
+    once(embedded(&place, &reach));
+    assert_eq!(std::fs::read_dir(place.path("out/embed")).unwrap().count(), 1);
+    assert_eq!(std::fs::read_dir(place.path("out/align")).unwrap().count(), 20);
+    place.ok(&["verify", "out"]);
+}
+
+#[test]
+fn a_cancel_in_the_middle_of_a_shared_stage_harms_no_other_job() {
+    let place = sweep(4);
+    let cluster = cluster(&place, 2);
+    let reach = ["--coordinator", cluster.url.as_str()];
+    let submits: Vec<Child> = (0..4)
+        .map(|n| {
+            place
+                .command(&[&["submit", &file(n)], &reach[..]].concat())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    let (leader, reason) = eventually("one computes and another says so", || {
+        let list = place.ok(&[&["list"], &reach[..]].concat());
+        let says = list
+            .lines()
+            .find(|line| line.contains("embed: job ") && line.contains("is computing this stage"))?;
+        let leader = says.split("embed: job ").nth(1)?.split(' ').next()?;
+        Some((leader.to_owned(), says.to_owned()))
+    });
+    assert!(!reason.starts_with(&leader), "{reason}");
+    place.ok(&[&["cancel", &leader], &reach[..]].concat());
+    let codes: Vec<Option<i32>> = submits.into_iter().map(|submit| ended(submit).status.code()).collect();
+    assert_eq!(codes.iter().filter(|code| **code == Some(7)).count(), 1, "{codes:?}");
+    assert_eq!(codes.iter().filter(|code| **code == Some(0)).count(), 3, "{codes:?}");
+    once(embedded(&place, &reach));
+    place.ok(&["verify", "out"]);
+}
+
+#[test]
+fn processes_of_their_own_on_one_output_share_what_is_the_same() {
+    let place = sweep(4);
+    let submit = |n: usize| {
+        let (file, state) = (file(n), format!("state-{n}"));
+        place
+            .command(&["submit", &file, "--state", &state, "--workers", "1"])
+            .spawn()
+            .unwrap()
+    };
+    let submits: Vec<Child> = (0..4).map(submit).collect();
+    for submit in submits {
+        let output = ended(submit);
+        assert!(output.status.success(), "{}", text(&output));
+    }
+    let shards = (0..4).flat_map(|n| embedded(&place, &["--state", &format!("state-{n}")]));
+    let mut shards: Vec<String> = shards.collect();
+    shards.sort();
+    once(shards);
+    place.ok(&["verify", "out"]);
+}
+
+/// What `list` says of a state that may be about to be made.
+fn listed(place: &Place, state: &str) -> String {
+    text(&place.run(&["list", "--state", state]))
+}
+
+#[test]
+fn what_a_killed_process_was_computing_is_taken_over_by_one_that_waits_and_says_so() {
+    let place = sweep(2);
+    let slow = |n: usize| {
+        job(n)
+            .replace("train_pairs = 1600", "train_pairs = 16_000")
+            .replace("shard_rows = 200", "shard_rows = 500")
+    };
+    (0..2).for_each(|n| std::fs::write(place.path(&file(n)), slow(n)).unwrap());
+    let mut first = place.start(&["submit", &file(0), "--state", "state-0", "--workers", "1"]);
+    eventually("the first computes", || {
+        let list = listed(&place, "state-0");
+        list.contains("embed: embed").then_some(())
+    });
+    let second = place
+        .command(&["submit", &file(1), "--state", "state-1", "--workers", "1"])
+        .spawn()
+        .unwrap();
+    eventually("the second waits", || {
+        let list = listed(&place, "state-1");
+        list.contains("embed: another coordinator, process ").then_some(())
+    });
+    let workers = workers_of(first.child.id());
+    first.child.kill().unwrap();
+    first.child.wait().unwrap();
+    let began = Instant::now();
+    workers.iter().for_each(|worker| signal(*worker, "-KILL"));
+    eventually("it is taken over", || {
+        let list = listed(&place, "state-1");
+        list.contains("embed: embed").then_some(())
+    });
+    assert!(
+        began.elapsed().as_secs() < 20,
+        "the claim of a process that is gone is not waited for"
+    );
+    let output = ended(second);
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(
+        text(&output).contains("is computing this stage: its result is waited for"),
+        "{}",
+        text(&output)
+    );
+    place.ok(&["verify", "out"]);
+}
