@@ -228,7 +228,7 @@ fn faulty_lines_cost_no_others_their_answer(place: &Place, ask: &[&str], foreign
     assert_eq!(std::fs::read_to_string(place.path("faulty.out")).unwrap(), answers);
 
     let texts = [
-        b"\xEF\xBB\xBF",
+        &b"\xEF\xBB\xBF"[..],
         foreign.as_bytes(),
         b"\r\n\xE2\x80\x8B\ncaf\xE9\n",
         foreign.as_bytes(),
