@@ -10,9 +10,10 @@ use std::process::{Command, Stdio};
 use common::{Place, text};
 use serde_json::Value;
 
-/// A job whose Stage B takes seconds.
+/// A job whose Stage B takes seconds, with all that Stage A can fit.
 const WITH_STAGE_B: &str = "
 name = \"bundled\"
+recipe = \"sharp\"
 output = \"out\"
 seed = 11
 
@@ -90,10 +91,15 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
         "| 20 × 64 |",
         "| encoder alone | centred |",
         "| after Stage A | cosine |",
+        "| after Stage A | whitened |",
+        "| after Stage B, by mean slot | whitened |",
+        "| recipe | sharp |",
+        "whitened cosine, eps 0.001; encoder vectors standardized",
         "| after Stage B, by mean slot | cosine |",
     ] {
         assert!(card.contains(expected), "{expected} is not in {card}");
     }
+    assert!(place.path(&folder).join("statistics.safetensors").is_file());
 
     // The encoder is asked alone here and in a batch there: its vectors agree to rounding, so most answers are the same.
     let evaluated = std::fs::read_dir(place.path("out/evaluate"))

@@ -14,6 +14,7 @@ use half::f16;
 use llink_datasets::vectors::VectorTable;
 use llink_worker::Error;
 use llink_worker::collective::{AbortHandle, Collective, Ring, RingOptions, Solo};
+use llink_worker::llink::statistics::{Metric, Statistics, StatisticsFit, StatisticsOptions};
 use llink_worker::train::align::{AlignOutcome, AlignRun, align};
 use llink_worker::train::align_data::AlignData;
 use llink_worker::train::align_options::AlignOptions;
@@ -24,8 +25,34 @@ use llink_worker::train::step_record::StepRecord;
 
 const PAIRS: usize = 600;
 
+/// Trains as the paper does.
+const NOTHING: Statistics = Statistics {
+    metric: None,
+    standardization: None,
+    start: None,
+};
+
 /// Encoder vectors, and teachers that a projector can learn from them.
 fn data() -> AlignData {
+    let (encoder, teacher) = tables();
+    AlignData::new(encoder, teacher).unwrap()
+}
+
+/// All that Stage A can fit on them: a whitened metric, standardized encoder vectors, a LayerNorm that starts at the teachers.
+fn sharp() -> Statistics {
+    let (encoder, teacher) = tables();
+    let mut fit = StatisticsFit::new(StatisticsOptions {
+        metric: Metric::Whitened,
+        whitening_eps: 1e-3,
+        start_at_teachers: true,
+        standardize: true,
+    });
+    fit.add_encoder(&encoder).unwrap();
+    fit.add_teacher(&teacher).unwrap();
+    fit.finish().unwrap()
+}
+
+fn tables() -> (VectorTable, VectorTable) {
     let (d_e, d) = (24, 40);
     let noise = |key: u64, i: usize| 2.0 * uniform(key, i as u64) - 1.0;
     let encoder: Vec<f32> = (0..PAIRS * d_e).map(|i| noise(1, i)).collect();
@@ -42,15 +69,12 @@ fn data() -> AlignData {
         values: teacher.collect(),
     };
     let encoder = encoder.into_iter().map(f16::from_f32).collect();
-    AlignData::new(
-        VectorTable {
-            ids: teacher.ids.clone(),
-            width: d_e,
-            values: encoder,
-        },
-        teacher,
-    )
-    .unwrap()
+    let encoder = VectorTable {
+        ids: teacher.ids.clone(),
+        width: d_e,
+        values: encoder,
+    };
+    (encoder, teacher)
 }
 
 fn options() -> AlignOptions {
@@ -72,6 +96,7 @@ fn run<'a>(options: &'a AlignOptions, data: &'a AlignData, resume: Option<AlignS
     AlignRun {
         options,
         data,
+        statistics: &NOTHING,
         resume,
         backend: None,
         micro_batch: 0,
@@ -90,10 +115,21 @@ fn train_in_pieces(
     micro_batch: usize,
     collective: &mut dyn Collective,
 ) -> (Vec<StepRecord>, AlignOutcome) {
+    train_with(&NOTHING, options, micro_batch, collective)
+}
+
+/// The same with what was fitted.
+fn train_with(
+    statistics: &Statistics,
+    options: &AlignOptions,
+    micro_batch: usize,
+    collective: &mut dyn Collective,
+) -> (Vec<StepRecord>, AlignOutcome) {
     let mut records = Vec::new();
     let data = data();
     let work = AlignRun {
         micro_batch,
+        statistics,
         ..run(options, &data, None)
     };
     let mut watch = each(|record, _| {
@@ -133,7 +169,7 @@ fn on_ring<T: Send>(world_size: usize, timeout: Duration, work: impl Fn(&mut dyn
 
 /// The same in tensors.
 fn train_in_tensors(dtype: DType, options: &AlignOptions, collective: &mut dyn Collective) -> Vec<StepRecord> {
-    train_in_pieces_of_tensors(dtype, 0, options, collective)
+    train_in_tensors_with(&NOTHING, dtype, 0, options, collective)
 }
 
 /// The same with at most `micro_batch` rows' activations at once.
@@ -143,10 +179,22 @@ fn train_in_pieces_of_tensors(
     options: &AlignOptions,
     collective: &mut dyn Collective,
 ) -> Vec<StepRecord> {
+    train_in_tensors_with(&NOTHING, dtype, micro_batch, options, collective)
+}
+
+/// The same with what was fitted.
+fn train_in_tensors_with(
+    statistics: &Statistics,
+    dtype: DType,
+    micro_batch: usize,
+    options: &AlignOptions,
+    collective: &mut dyn Collective,
+) -> Vec<StepRecord> {
     let (mut records, data, backend) = (Vec::new(), data(), place::tensors(dtype));
     let work = AlignRun {
         micro_batch,
         backend: Some(&backend),
+        statistics,
         ..run(options, &data, None)
     };
     let mut watch = each(|record, _| {
@@ -159,11 +207,21 @@ fn train_in_pieces_of_tensors(
 
 #[test]
 fn tensors_take_the_steps_of_slices_with_the_same_masks_and_negatives() {
+    tensors_follow_slices(&NOTHING, [1e-4, 0.05]);
+}
+
+#[test]
+fn tensors_take_the_steps_of_slices_in_a_fitted_metric() {
+    tensors_follow_slices(&sharp(), [1e-4, 0.05]);
+}
+
+/// Within these differences of the losses, in f32 and in bf16.
+fn tensors_follow_slices(statistics: &Statistics, [of_loss, of_loss_bf16]: [f64; 2]) {
     let options = AlignOptions { steps: 60, ..options() };
-    let (slices, _) = train(&options, &mut Solo::default());
-    for (dtype, of_loss, of_norm) in [(DType::F32, 1e-4, 1e-3), (DType::BF16, 0.05, 0.2)] {
+    let (slices, _) = train_with(statistics, &options, 0, &mut Solo::default());
+    for (dtype, of_loss, of_norm) in [(DType::F32, of_loss, 1e-3), (DType::BF16, of_loss_bf16, 0.2)] {
         let (mut worst, mut worst_norm) = (0.0_f64, 0.0_f64);
-        let tensors = train_in_tensors(dtype, &options, &mut Solo::default());
+        let tensors = train_in_tensors_with(statistics, dtype, 0, &options, &mut Solo::default());
         assert_eq!(tensors.len(), slices.len());
         for (a, b) in tensors.iter().zip(&slices) {
             worst = worst.max((a.loss() - b.loss()).abs());
@@ -180,12 +238,15 @@ fn tensors_take_the_steps_of_slices_with_the_same_masks_and_negatives() {
 #[test]
 fn ranks_that_compute_in_tensors_see_the_losses_of_one() {
     let options = AlignOptions { steps: 40, ..options() };
-    let alone = train_in_tensors(DType::F32, &options, &mut Solo::default());
-    for world_size in [2, 4] {
-        let timeout = Duration::from_secs(60);
-        for records in on_ring(world_size, timeout, |ring| train_in_tensors(DType::F32, &options, ring)) {
-            for (single, shared) in alone.iter().zip(&records) {
-                assert!((single.loss() - shared.loss()).abs() < 1e-4, "step {}", single.step);
+    for statistics in [NOTHING, sharp()] {
+        let train =
+            |collective: &mut dyn Collective| train_in_tensors_with(&statistics, DType::F32, 0, &options, collective);
+        let alone = train(&mut Solo::default());
+        for world_size in [2, 4] {
+            for records in on_ring(world_size, Duration::from_secs(60), |ring| train(ring)) {
+                for (single, shared) in alone.iter().zip(&records) {
+                    assert!((single.loss() - shared.loss()).abs() < 1e-4, "step {}", single.step);
+                }
             }
         }
     }
@@ -193,7 +254,18 @@ fn ranks_that_compute_in_tensors_see_the_losses_of_one() {
 
 #[test]
 fn any_number_of_ranks_sees_the_same_losses() {
-    let (alone, _) = train(&options(), &mut Solo::default());
+    ranks_follow_one(&NOTHING, 1e-4);
+}
+
+#[test]
+fn any_number_of_ranks_sees_the_same_losses_in_a_fitted_metric() {
+    ranks_follow_one(&sharp(), 1e-4);
+}
+
+/// Within this difference of the losses.
+fn ranks_follow_one(statistics: &Statistics, tolerance: f64) {
+    let train = |collective: &mut dyn Collective| train_with(statistics, &options(), 0, collective);
+    let (alone, _) = train(&mut Solo::default());
     assert_eq!(alone.len(), 200);
     assert!(
         alone[199].loss() < 0.6 * alone[0].loss(),
@@ -202,12 +274,12 @@ fn any_number_of_ranks_sees_the_same_losses() {
         alone[199].loss()
     );
     for world_size in [2, 3, 4] {
-        let ranks = on_ring(world_size, Duration::from_secs(30), |ring| train(&options(), ring));
+        let ranks = on_ring(world_size, Duration::from_secs(30), |ring| train(ring));
         let mut worst = 0.0_f64;
         for (single, shared) in alone.iter().zip(&ranks[0].0) {
             worst = worst.max((single.loss() - shared.loss()).abs());
             assert!(
-                (single.loss() - shared.loss()).abs() < 1e-4,
+                (single.loss() - shared.loss()).abs() < tolerance,
                 "step {}: {single:?} {shared:?}",
                 single.step
             );
@@ -270,14 +342,24 @@ fn ranks_without_rows_take_part() {
 
 #[test]
 fn a_resumed_run_ends_with_the_same_bits_at_any_step() {
+    for statistics in [NOTHING, sharp()] {
+        resumes_with_the_same_bits(&statistics);
+    }
+}
+
+fn resumes_with_the_same_bits(statistics: &Statistics) {
     let options = AlignOptions { steps: 40, ..options() };
     let mut checkpoints = Vec::new();
     let data = data();
+    let run = |resume| AlignRun {
+        statistics,
+        ..run(&options, &data, resume)
+    };
     let mut watch = each(|_, snapshot| {
         checkpoints.push(snapshot()?);
         Ok(ControlFlow::Continue(()))
     });
-    let whole = align(run(&options, &data, None), &mut Solo::default(), &mut watch).unwrap();
+    let whole = align(run(None), &mut Solo::default(), &mut watch).unwrap();
     assert_eq!((whole.next_step, checkpoints.len()), (40, 40));
     for step in [0, 3, 11, 38, 39] {
         let state = AlignState::from_safetensors("checkpoint", &checkpoints[step]).unwrap();
@@ -287,7 +369,8 @@ fn a_resumed_run_ends_with_the_same_bits_at_any_step() {
             last = Some(snapshot()?);
             Ok(ControlFlow::Continue(()))
         });
-        let resumed = align(run(&options, &data, Some(state)), &mut Solo::default(), &mut watch);
+        assert_eq!(state.statistics, *statistics);
+        let resumed = align(run(Some(state)), &mut Solo::default(), &mut watch);
         assert_eq!(resumed.unwrap().projector, whole.projector, "from step {step}");
         // Moments, queue and cursor as well: the last checkpoints are the same file.
         if let Some(last) = last {
@@ -352,6 +435,15 @@ fn a_checkpoint_of_another_training_is_refused_by_name() {
         text.contains("weight_decay") && text.contains("0.05") && text.contains("0.2"),
         "{text}"
     );
+    let state = AlignState::from_safetensors("checkpoint", &checkpoint).unwrap();
+    let fitted = sharp();
+    let work = AlignRun {
+        statistics: &fitted,
+        ..run(&state.options, &data, Some(state.clone()))
+    };
+    let proceed = &mut each(|_, _| Ok(ControlFlow::Continue(())));
+    let text = align(work, &mut Solo::default(), proceed).unwrap_err().to_string();
+    assert!(text.contains("other statistics"), "{text}");
     let broken = AlignState::from_safetensors("checkpoint", &checkpoint[..checkpoint.len() / 2]).unwrap_err();
     assert!(broken.to_string().starts_with("checkpoint: "), "{broken}");
 }

@@ -21,6 +21,8 @@ use llink_worker::bundle::{Answering, Bundle, BundleFolder, Generator, Opening};
 use llink_worker::device::Compute;
 use llink_worker::llink::projector::{Projector, ProjectorShape};
 use llink_worker::llink::slot_expander::{ExpanderActivations, SlotExpander, SlotExpanderShape};
+use llink_worker::llink::statistics::Statistics;
+use llink_worker::llink::whitening::Whitening;
 use llink_worker::models::lora::{LoraAdapter, LoraOptions};
 use llink_worker::models::{Decoder, Encoder, GenerateOptions, LoadedAdapter, Sampling, TextLimits, fingerprint, peft};
 use llink_worker::tasks::{self, ModelCache, TaskContext};
@@ -160,6 +162,7 @@ impl Job {
             text_tokens: 0,
             instructions: vec![self.instructions()],
             model_card: "# A card\n".into(),
+            statistics: None,
         }
     }
 
@@ -501,6 +504,43 @@ fn a_job_without_stage_b_exports_its_projector_alone() {
     assert!(Bundle::read(&folder).unwrap().projector == job.projector);
     let error = job.open(&job.bundle(), job.opening()).err().unwrap().to_string();
     assert!(error.contains("[instruct]"), "{error}");
+}
+
+#[test]
+fn what_stage_a_fitted_travels_with_the_bundle_and_is_checked() {
+    let job = Job::new();
+    let shape = job.projector.shape();
+    let mean: Vec<f32> = (0..shape.output as u64).map(|i| uniform(4, i)).collect();
+    let matrix = (0..(shape.output * shape.output) as u64)
+        .map(|i| uniform(5, i))
+        .collect();
+    let statistics = Statistics {
+        metric: Some(Whitening::new(mean, Some(matrix)).unwrap()),
+        ..Statistics::default()
+    };
+    let with = |statistics: &Statistics| {
+        let path = "align/k/statistics.safetensors";
+        Export {
+            statistics: Some(job.put(path, statistics.to_safetensors().unwrap().into())),
+            ..job.task()
+        }
+    };
+    job.export(with(&statistics));
+    let folder = BundleFolder::open(&job.bundle(), job.runtime.handle()).unwrap();
+    let bundle = Bundle::read(&folder).unwrap();
+    assert_eq!(bundle.statistics, statistics);
+    assert_eq!(bundle.config.statistics.unwrap().metric, "whitened");
+    assert!(job.open(&job.bundle(), job.opening()).is_ok());
+
+    let narrow = Statistics {
+        metric: Some(Whitening::new(vec![0.0; shape.output - 1], None).unwrap()),
+        ..Statistics::default()
+    };
+    let error = job.run(with(&narrow)).unwrap_err().to_string();
+    assert!(
+        error.contains("statistics.safetensors") && error.contains("teacher vectors"),
+        "{error}"
+    );
 }
 
 /// Loads the adapter with PEFT; prints the largest difference of its logits from ours, beside the largest of ours.

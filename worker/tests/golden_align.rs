@@ -6,13 +6,14 @@ mod place;
 use std::path::PathBuf;
 
 use candle_core::DType;
-
 use llink_worker::Result;
 use llink_worker::collective::Solo;
 use llink_worker::llink::align_losses::AlignWeights;
+use llink_worker::llink::moments::{Moments, Spread};
 use llink_worker::llink::projector::{Projector, ProjectorShape};
 use llink_worker::llink::retrieval::retrieval_metrics;
 use llink_worker::llink::teacher_queue::TeacherQueue;
+use llink_worker::llink::whitening::Whitening;
 use llink_worker::train::align_step::{AlignTrainer, StepInput, StepOutcome};
 use llink_worker::train::on_device::DeviceAlignTrainer;
 use llink_worker::train::optimizer::{AdamW, AdamWOptions};
@@ -61,17 +62,48 @@ enum Kind {
     Tensors,
 }
 
+/// What the vectors are compared in: the golden set's name of it, none for cosines.
+type Case = Option<&'static str>;
+
 #[test]
 fn the_golden_trajectory_is_followed() {
-    follow(Kind::Slices);
+    follow(Kind::Slices, None);
 }
 
 #[test]
 fn the_golden_trajectory_is_followed_in_tensors() {
-    follow(Kind::Tensors);
+    follow(Kind::Tensors, None);
 }
 
-fn follow(kind: Kind) {
+#[test]
+fn the_golden_trajectory_is_followed_in_each_metric() {
+    for case in ["centre", "whiten"] {
+        follow(Kind::Slices, Some(case));
+        follow(Kind::Tensors, Some(case));
+    }
+}
+
+/// The metric that is fitted on the golden teachers, held to the golden one.
+fn metric(file: &TensorFile<'_>, cases: &Value, case: &str) -> Whitening {
+    let (shape, teacher) = file.f32("align.teacher").unwrap();
+    let mut moments = Moments::new(shape[1], Spread::Covariance);
+    moments.add(&teacher);
+    let fitted = match case {
+        "centre" => Whitening::centering(&moments),
+        _ => Whitening::whitening(&moments, cases[format!("align_{case}")]["eps"].as_f64().unwrap()),
+    };
+    let fitted = fitted.unwrap();
+    let golden = |part: &str| file.f32(&format!("{case}.{part}")).unwrap().1;
+    let of_mean = relative(fitted.mean(), &golden("mean"));
+    let of_matrix = fitted
+        .matrix()
+        .map_or(0.0, |fitted| relative(fitted, &golden("matrix")));
+    println!("{case}: mean within {of_mean:.1e}, matrix within {of_matrix:.1e}");
+    assert!(of_mean < 1e-6 && of_matrix < 1e-5, "{case}: {of_mean} {of_matrix}");
+    fitted
+}
+
+fn follow(kind: Kind, case: Case) {
     let folder = golden();
     let cases: Value = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
     let bytes = std::fs::read(folder.join("tensors.safetensors")).unwrap();
@@ -105,19 +137,25 @@ fn follow(kind: Kind) {
     let queue = TeacherQueue::new(align["queue_capacity"].as_u64().unwrap() as usize, d);
     let optimizer = AdamW::new(adamw, shape.parameter_count());
     let clip = number(&align["clip"]);
+    let metric = case.map(|case| metric(&file, &cases, case));
     let mut trainer = match kind {
-        Kind::Slices => Trainer::Slices(Box::new(AlignTrainer::new(projector, optimizer, queue, weights, clip))),
+        Kind::Slices => {
+            let trainer = AlignTrainer::new(projector, optimizer, queue, weights, clip);
+            Trainer::Slices(Box::new(trainer.with_metric(metric.clone())))
+        }
         Kind::Tensors => {
             let backend = place::tensors(DType::F32);
-            let trainer = DeviceAlignTrainer::new(&backend, &projector, &optimizer, &queue, weights, clip);
-            Trainer::Tensors(Box::new(trainer.unwrap()))
+            let trainer = DeviceAlignTrainer::new(&backend, &projector, &optimizer, &queue, weights, clip).unwrap();
+            Trainer::Tensors(Box::new(trainer.with_metric(metric.as_ref()).unwrap()))
         }
     };
 
     let trace = align["trace"].as_array().unwrap();
+    let results = case.map_or(align, |case| &cases[format!("align_{case}")]);
+    let numbers = results["trace"].as_array().unwrap();
     let (total, mut worst_loss, mut worst_norm) = (trace.len() as u64, 0.0_f64, 0.0_f64);
-    for (step, expected) in (0..).zip(trace) {
-        let ids: Vec<u64> = expected["ids"]
+    for ((step, given), expected) in (0..).zip(trace).zip(numbers) {
+        let ids: Vec<u64> = given["ids"]
             .as_array()
             .unwrap()
             .iter()
@@ -131,8 +169,8 @@ fn follow(kind: Kind) {
         };
         let tau = temperature(step, total, 0.17, 0.08);
         let learning_rate = cosine_lr(step + 1, total + 1, 3, 1e-2, 1e-4);
-        assert!((tau - number(&expected["tau"])).abs() < 1e-12);
-        assert!((learning_rate - number(&expected["lr"])).abs() < 1e-12);
+        assert!((tau - number(&given["tau"])).abs() < 1e-12);
+        assert!((learning_rate - number(&given["lr"])).abs() < 1e-12);
         let input = StepInput {
             step,
             ids: &ids,
@@ -162,7 +200,7 @@ fn follow(kind: Kind) {
             outcome.grad_norm,
             expected["grad_norm"]
         );
-        if let (4, Trainer::Slices(trainer)) = (step, &trainer) {
+        if let (4, Trainer::Slices(trainer), None) = (step, &trainer, case) {
             for ((name, _), range) in shape.tensors().into_iter().zip(shape.ranges()) {
                 let expected = file.f32(&format!("align.grad4.{name}")).unwrap().1;
                 let error = relative(&trainer.gradient()[range], &expected);
@@ -174,14 +212,19 @@ fn follow(kind: Kind) {
     println!("losses within {worst_loss:.1e}, gradient norms within {worst_norm:.1e}");
     let projector = trainer.projector();
     for ((name, _), range) in shape.tensors().into_iter().zip(shape.ranges()) {
-        let expected = file.f32(&format!("align.final.{name}")).unwrap().1;
+        let expected = file
+            .f32(&format!("{}.final.{name}", case.unwrap_or("align")))
+            .unwrap()
+            .1;
         let error = relative(&projector.parameters[range], &expected);
         println!("{name} after {total} steps: {error:.1e}");
         assert!(error < 1e-3, "{name} after {total} steps: {error}");
     }
 
-    let metrics = retrieval_metrics(&projector.project(&encoder).unwrap(), &teacher, d).unwrap();
-    let retrieval = &cases["retrieval"];
+    let seen = |rows: &[f32]| metric.as_ref().map_or(rows.to_vec(), |metric| metric.apply(rows));
+    let projected = projector.project(&encoder).unwrap();
+    let metrics = retrieval_metrics(&seen(&projected), &seen(&teacher), d).unwrap();
+    let retrieval = case.map_or(&cases["retrieval"], |_| &results["retrieval"]);
     for (name, found) in [
         ("r1", metrics.r1),
         ("r5", metrics.r5),

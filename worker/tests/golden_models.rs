@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
-use llink_worker::models::{Decoder, Encoder, TextLimits};
+use llink_worker::models::{Decoder, Encoder, TeacherLayer, TextLimits};
 use serde_json::Value;
 
 const TOLERANCE: f64 = 1e-4;
@@ -124,6 +124,62 @@ fn teacher_vectors_agree() {
         .teacher(&golden.texts("teacher"), 4096, &mut |_| {})
         .unwrap();
     assert_close("teacher vectors", &vectors, &golden.rows("teacher"), TOLERANCE);
+}
+
+#[test]
+fn pooled_teachers_agree_in_both_forms_and_stop_at_their_layer() {
+    let golden = Golden::load();
+    let layers: Vec<usize> = serde_json::from_value(golden.cases["teacher"]["mean_layers"].clone()).unwrap();
+    assert!(!layers.is_empty());
+    let folder = golden.dir.join("decoder");
+    let tensors = Decoder::load_on(&folder, &place::tensors(DType::F32)).unwrap();
+    for (form, decoder) in [("slices", golden.decoder("decoder")), ("tensors", tensors)] {
+        let ids = decoder.tokenize_sentences(&golden.texts("teacher")).unwrap();
+        let without_slot = golden
+            .ids("teacher")
+            .into_iter()
+            .map(|ids| ids[..ids.len() - 1].to_vec());
+        assert_eq!(ids, without_slot.collect::<Vec<_>>());
+        for layer in &layers {
+            let vectors = decoder
+                .pooled(&ids, TeacherLayer::Number(*layer), 4096, &mut |_| {})
+                .unwrap();
+            let expected = golden.rows(&format!("teacher.mean.{layer}"));
+            assert_close(
+                &format!("mean of layer {layer} in {form}"),
+                &vectors,
+                &expected,
+                TOLERANCE,
+            );
+        }
+        // The embedding itself, of one token, which stays though it is the first.
+        let id = ids[0][1];
+        let vectors = decoder
+            .pooled(&[vec![id]], TeacherLayer::Share(0.0), 4096, &mut |_| {})
+            .unwrap();
+        let embedding = decoder.embed(&[id]).unwrap().to_vec2::<f32>().unwrap();
+        assert_close("the embedding of one token", &vectors, &embedding, 1e-6);
+    }
+}
+
+#[test]
+fn a_layer_is_a_number_or_a_share_of_the_depth() {
+    for (layer, expected) in [
+        (TeacherLayer::Number(0), 0),
+        (TeacherLayer::Number(30), 30),
+        (TeacherLayer::Share(0.3333), 10),
+        (TeacherLayer::Share(0.5), 15),
+        (TeacherLayer::Share(1.0), 30),
+    ] {
+        assert_eq!(layer.of(30).unwrap(), expected);
+    }
+    for layer in [TeacherLayer::Number(31), TeacherLayer::Share(1.2)] {
+        let text = layer.of(30).unwrap_err().to_string();
+        assert!(
+            text.contains("embed.teacher.layer") && text.contains("30 layers"),
+            "{text}"
+        );
+    }
 }
 
 #[test]

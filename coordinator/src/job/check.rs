@@ -156,6 +156,8 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
         "3 to 512",
     );
 
+    job.embed.teacher.problems(&mut expect);
+
     let a = &job.align;
     let positive = |x: f64| x.is_finite() && x > 0.0;
     let fraction = |x: f64| (0.0..1.0).contains(&x);
@@ -224,6 +226,12 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
         "align.log_norm_weight",
         &a.log_norm_weight,
         "0 or more",
+    );
+    expect(
+        a.whitening_eps > 0.0 && a.whitening_eps <= 1.0,
+        "align.whitening_eps",
+        &a.whitening_eps,
+        "above 0, at most 1",
     );
     let minutes_ok = (0.0..=10_000.0).contains(&a.checkpoint_minutes);
     expect(

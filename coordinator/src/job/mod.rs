@@ -10,8 +10,10 @@ mod instruct;
 mod judge;
 mod models;
 mod parse;
+mod recipe;
 mod source;
 mod synthesize;
+mod teacher;
 mod warnings;
 
 pub use cleaning::{CleaningSection, NearDuplicates};
@@ -21,8 +23,10 @@ pub use instruct::{InstructArm, InstructMode, InstructSection};
 pub use judge::JudgeSection;
 pub use models::{DecoderModel, EncoderModel, ModelsSection, PoolingName, RANDOM_MODEL, TINY_MODEL, is_built_in};
 pub use parse::parse;
+pub use recipe::Recipe;
 pub use source::{ColumnName, CompressionName, FormatName, SourceEntry, Sources};
 pub use synthesize::{PromptEntry, SynthesizeSection};
+pub use teacher::{Pool, PooledTeacher, Teacher, TeacherLayer};
 pub use warnings::warnings;
 
 use serde::{Deserialize, Serialize};
@@ -34,6 +38,9 @@ pub struct JobFile {
     /// What people call the job.
     #[serde(default = "default_name")]
     pub name: String,
+    /// A named set of defaults: `paper` or `sharp`. A key given beside it overrides it.
+    #[serde(default)]
+    pub recipe: Recipe,
     /// Where every artefact goes: a folder or an object-store URL.
     #[serde(default = "default_output")]
     pub output: String,
@@ -199,7 +206,7 @@ pub struct InstructionsSection {
 }
 
 /// `[embed]`: batching of sentences through the frozen models.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EmbedSection {
     /// Tokens in a batch, padding included.
@@ -208,6 +215,8 @@ pub struct EmbedSection {
     pub max_chars: u32,
     /// Tokens that the encoder reads.
     pub max_tokens: u32,
+    /// What of the decoder's states stands for an English sentence: `"slot"`, or `{ pool = "mean", layer = 0.33 }`.
+    pub teacher: Teacher,
 }
 
 impl Default for EmbedSection {
@@ -216,8 +225,22 @@ impl Default for EmbedSection {
             token_budget: 8192,
             max_chars: 256,
             max_tokens: 256,
+            teacher: Teacher::Slot,
         }
     }
+}
+
+/// What Stage A compares vectors in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// Cosines of the vectors themselves.
+    Cosine,
+    /// Cosines around the teachers' mean.
+    #[serde(alias = "centered")]
+    Centred,
+    /// Cosines around the teachers' mean, with their deviations along each direction divided out.
+    Whitened,
 }
 
 /// `[align]`: Stage A. The defaults are the paper's.
@@ -258,6 +281,17 @@ pub struct AlignSection {
     pub log_norm_weight: f64,
     /// The projector's hidden width; 0 is four times the encoder's.
     pub projector_hidden: u32,
+    /// What InfoNCE, mining, the queue and retrieval compare vectors in: `cosine`, `centred` or `whitened`. The direction and log-norm
+    /// losses always look at the vectors themselves. Statistics are fitted once, on the training split's teachers.
+    pub metric: Metric,
+    /// What the whitening adds to every variance, as a share of the largest one. Less of it tells apart what varies little.
+    pub whitening_eps: f64,
+    /// Whether each dimension of the encoder's vectors is brought to mean 0 and deviation 1 before the projector.
+    pub standardize: bool,
+    /// Whether the projector's LayerNorm starts at the teachers' deviation and mean instead of 1 and 0. Not given: unless the metric is
+    /// `cosine`. A middle layer's states are so long that a whitened loss sees the vectors of a fresh LayerNorm as one point.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_at_teachers: Option<bool>,
     /// Pairs of a rank whose activations are held at once; 0 is all. Less takes less memory and more time.
     pub micro_batch: u32,
     /// Steps between checkpoints; 0 leaves it to `checkpoint_minutes`.
@@ -298,6 +332,10 @@ impl Default for AlignSection {
             direction_weight: 0.05,
             log_norm_weight: 0.02,
             projector_hidden: 0,
+            metric: Metric::Cosine,
+            whitening_eps: 1e-3,
+            standardize: false,
+            start_at_teachers: None,
             micro_batch: 0,
             checkpoint_every: 1_000,
             checkpoint_minutes: 10.0,
@@ -308,6 +346,20 @@ impl Default for AlignSection {
             min_ranks: 1,
             max_ranks: 0,
         }
+    }
+}
+
+impl AlignSection {
+    /// Whether the projector's LayerNorm starts at the teachers' statistics.
+    #[must_use]
+    pub fn starts_at_teachers(&self) -> bool {
+        self.start_at_teachers.unwrap_or(self.metric != Metric::Cosine)
+    }
+
+    /// Whether anything is fitted on the training split before the first step.
+    #[must_use]
+    pub fn fits_statistics(&self) -> bool {
+        self.metric != Metric::Cosine || self.standardize || self.starts_at_teachers()
     }
 }
 

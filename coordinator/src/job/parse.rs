@@ -14,7 +14,10 @@ use super::{JobFile, JobFileError, Problem, check};
 pub fn parse(file_name: &str, text: &str) -> Result<JobFile, JobFileError> {
     let fail = |problems| JobFileError::new(file_name, text, problems);
     let document = DeTable::parse(text).map_err(|e| fail(vec![syntax_problem(&e)]))?;
-    let job: JobFile = toml::from_str(text).map_err(|e| fail(vec![shape_problem(&document, &e)]))?;
+    // Once as it stands, so that what is wrong has its place in the text; then with its recipe's defaults.
+    let shape = |e: toml::de::Error| fail(vec![shape_problem(&document, &e)]);
+    let given: JobFile = toml::from_str(text).map_err(shape)?;
+    let job = given.recipe.complete(text).map_err(shape)?;
     let mut problems = check::problems(&job);
     if problems.is_empty() {
         return Ok(job);

@@ -82,6 +82,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
                 max_tokens: max_tokens(STAGE, inputs)?,
                 rows: portion.rows,
                 english: true,
+                pooled: None,
             });
             let spec = Task {
                 output_url: inputs.job.output.clone(),

@@ -1,12 +1,14 @@
 //! The `embed` stage: one task for each shard and model.
 
 use llink_proto::task::Kind;
-use llink_proto::{EmbedShard, EncoderReading, ModelRef, ModelRole, Task, TaskResult};
+use llink_proto::{EmbedShard, EncoderReading, ModelRef, ModelRole, PooledTeacher, Task, TaskResult, pooled_teacher};
 
 use super::{
     Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, content, earlier, fact, instructions_of, json,
     manifest_of, with_role,
 };
+
+use crate::job::{Teacher, TeacherLayer};
 
 const STAGE: StageName = StageName::Embed;
 /// The two models that read a pair: the encoder its foreign side, the teacher its English one. The teacher is usually the slower one:
@@ -33,6 +35,7 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
         fact(STAGE, models, "decoder.fingerprint")?.into(),
         json(&(inputs.job.embed.max_chars, max_tokens(STAGE, inputs)?)),
         reading_key(STAGE, inputs)?,
+        json(&inputs.job.embed.teacher),
         format!("instructions {}", inputs.job.instruct.is_some()),
         match inputs.job.instruct {
             Some(_) => content(instructions_of(STAGE, inputs)?),
@@ -88,6 +91,30 @@ pub(super) fn model_ref(
     })
 }
 
+/// How the decoder's states are pooled; none reads them at the slot token.
+fn pooled(inputs: &Inputs<'_>) -> Result<Option<PooledTeacher>, PlanError> {
+    let Teacher::Pooled(pooled) = inputs.job.embed.teacher else {
+        return Ok(None);
+    };
+    let layer = match pooled.layer {
+        TeacherLayer::Share(share) => pooled_teacher::Layer::Share(share),
+        TeacherLayer::Number(number) => {
+            let layers = fact(STAGE, earlier(STAGE, StageName::Models, inputs)?, "decoder.layers")?;
+            if layers.parse().is_ok_and(|layers: u32| number > layers) {
+                return Err(PlanError {
+                    stage: STAGE,
+                    reason: format!(
+                        "embed.teacher.layer is {number}, but the decoder has {layers} layers (0 is its embedding, {layers} its last). Set \
+                         it to one of them, or to a share of the depth such as 0.33"
+                    ),
+                });
+            }
+            pooled_teacher::Layer::Number(number)
+        }
+    };
+    Ok(Some(PooledTeacher { layer: Some(layer) }))
+}
+
 pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>]) -> Result<Phase, PlanError> {
     if let Some(embedded) = results.first() {
         return Ok(Phase::Complete(manifest_of(STAGE, key, embedded)));
@@ -95,6 +122,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
     let shard = earlier(STAGE, StageName::Shard, inputs)?;
     let options = &inputs.job.embed;
     let directory = inputs.directory(STAGE, key);
+    let teacher = pooled(inputs)?;
     let mut tasks = Vec::new();
     for (tower, model_name, model_role) in TOWERS {
         let model = model_ref(STAGE, inputs, model_name, model_role)?;
@@ -120,6 +148,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
                     max_tokens: max_tokens(STAGE, inputs)?,
                     rows: 0,
                     english: false,
+                    pooled: teacher.filter(|_| model_role == ModelRole::Decoder),
                 });
                 let spec = Task {
                     output_url: inputs.job.output.clone(),

@@ -118,7 +118,7 @@ impl StageName {
             Self::Shard => 4,
             // 2: the report as a page. 3: word recall without numbers. 4: the encoder alone, chrF, ranks of the benchmark.
             Self::Evaluate => 4,
-            // 2: tiny models that know the sample corpus. 3: how the encoder reads texts.
+            // 2: tiny models that know the sample corpus. 3: how the encoder reads texts, the decoder's layers.
             Self::Models => 3,
             Self::Synthesize | Self::Embed | Self::Baseline | Self::Align | Self::Instruct | Self::Export => 1,
         }

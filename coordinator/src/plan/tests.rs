@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::job::parse;
+use llink_proto::task::Kind;
 
 fn job(text: &str) -> JobFile {
     parse(
@@ -75,6 +76,18 @@ fn a_key_changes_with_its_own_part_of_the_job_alone() {
         changed(&before, &after("[embed]\nmax_tokens = 128\n")),
         ["embed", "baseline", "export"]
     );
+    assert_eq!(
+        changed(&before, &after("[embed]\nteacher = { pool = \"mean\", layer = 0.5 }\n")),
+        ["embed", "export"]
+    );
+    assert_eq!(
+        changed(&before, &after("[align]\nmetric = \"whitened\"\n")),
+        ["align", "export"]
+    );
+    assert_eq!(
+        changed(&before, &after("[align]\nstart_at_teachers = false\n")),
+        [""; 0]
+    );
     assert_eq!(changed(&before, &after("[embed]\ntoken_budget = 512\n")), [""; 0]);
     assert_eq!(changed(&before, &after("[align]\nsteps = 10\n")), ["align", "export"]);
     assert_eq!(
@@ -123,6 +136,88 @@ fn only_random_models_follow_the_corpus() {
 }
 
 #[test]
+fn what_is_fitted_is_fitted_once_before_the_training_and_read_by_it() {
+    let (stamps, done) = (BTreeMap::new(), done());
+    let kind = |job: &JobFile, results: &[Vec<TaskResult>]| {
+        let inputs = Inputs {
+            job,
+            stamps: &stamps,
+            done: &done,
+            claim: None,
+        };
+        match phase(StageName::Align, "k", &inputs, results).unwrap() {
+            Phase::Tasks { mut tasks, .. } => tasks.remove(0).spec.kind,
+            Phase::Complete(_) => None,
+        }
+    };
+    let made = |role: &str| {
+        vec![TaskResult {
+            artifacts: vec![Artifact {
+                role: role.into(),
+                path: format!("align/k/{role}"),
+                ..Artifact::default()
+            }],
+            ..TaskResult::default()
+        }]
+    };
+    // The paper's job fits nothing.
+    let paper = job("");
+    assert!(matches!(kind(&paper, &[]), Some(Kind::Align(task)) if task.statistics.is_none()));
+    assert!(kind(&paper, &[made("projector")]).is_none());
+
+    let whitened = job("[align]\nmetric = \"whitened\"\n");
+    let Some(Kind::FitStatistics(fit)) = kind(&whitened, &[]) else {
+        panic!("nothing is fitted first")
+    };
+    assert!(fit.start_at_teachers && !fit.standardize);
+    assert_eq!(fit.metric(), llink_proto::Metric::Whitened);
+    let fitted = [made("statistics")];
+    let Some(Kind::Align(train)) = kind(&whitened, &fitted) else {
+        panic!("no training follows")
+    };
+    assert_eq!(train.statistics.unwrap().path, "align/k/statistics");
+    let [fitted] = fitted;
+    let results = [fitted, made("projector")];
+    let inputs = Inputs {
+        job: &whitened,
+        stamps: &stamps,
+        done: &done,
+        claim: None,
+    };
+    let Phase::Complete(manifest) = phase(StageName::Align, "k", &inputs, &results).unwrap() else {
+        panic!("the stage is not complete")
+    };
+    let roles: Vec<&str> = manifest.artifacts.iter().map(|a| a.role.as_str()).collect();
+    assert_eq!(roles, ["statistics", "projector"]);
+}
+
+#[test]
+fn a_layer_that_the_decoder_lacks_is_refused_before_anything_is_embedded() {
+    let (stamps, mut done) = (BTreeMap::new(), done());
+    if let Some(models) = done.get_mut(&StageName::Models) {
+        models.facts.insert("decoder.layers".into(), "16".into());
+    }
+    let plan = |layer: &str| {
+        let job = job(&format!("[embed]\nteacher = {{ pool = \"mean\", layer = {layer} }}\n"));
+        let inputs = Inputs {
+            job: &job,
+            stamps: &stamps,
+            done: &done,
+            claim: None,
+        };
+        phase(StageName::Embed, "k", &inputs, &[])
+            .map(|_| ())
+            .map_err(|error| error.to_string())
+    };
+    assert_eq!((plan("16"), plan("0.4")), (Ok(()), Ok(())));
+    let error = plan("17").unwrap_err();
+    assert!(
+        error.contains("embed.teacher.layer is 17") && error.contains("16 layers"),
+        "{error}"
+    );
+}
+
+#[test]
 fn both_arms_are_trained_one_after_the_other_and_keep_their_names() {
     let job = job("[instructions]\nsource = \"sample\"\n[instruct]\nmode = \"both\"\n");
     let (stamps, mut done) = (BTreeMap::new(), done());
@@ -145,7 +240,7 @@ fn both_arms_are_trained_one_after_the_other_and_keep_their_names() {
     };
     let direct = |results: &[Vec<TaskResult>]| match phase(StageName::Instruct, "k", &inputs, results).unwrap() {
         Phase::Tasks { tasks, .. } => match tasks[0].spec.kind.clone() {
-            Some(llink_proto::task::Kind::Instruct(task)) => (task.options.unwrap().direct, task.directory),
+            Some(Kind::Instruct(task)) => (task.options.unwrap().direct, task.directory),
             other => panic!("{other:?}"),
         },
         Phase::Complete(_) => panic!("an arm is missing"),
@@ -222,7 +317,7 @@ fn portions(phase: &Phase) -> Vec<(String, String, u64, u64)> {
         return Vec::new();
     };
     let portion = |task: &PlannedTask| match &task.spec.kind {
-        Some(llink_proto::task::Kind::Synthesize(s)) => {
+        Some(Kind::Synthesize(s)) => {
             let shard = s.pairs.as_ref().map(|p| p.path.clone()).unwrap_or_default();
             (s.path.clone(), shard, s.skip, s.rows)
         }

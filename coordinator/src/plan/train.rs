@@ -2,14 +2,14 @@
 
 use llink_datasets::manifest::Manifest;
 use llink_proto::task::Kind;
-use llink_proto::{Align, AlignOptions, Artifact, Evaluate, ModelRole, Task, TaskResult, Upkeep};
+use llink_proto::{Align, AlignOptions, Artifact, Evaluate, FitStatistics, ModelRole, Task, TaskResult, Upkeep};
 
 use super::embed::model_ref;
 use super::{
     Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, content, content_of, earlier, fact, json, manifest_of,
     with_role,
 };
-use crate::job::AlignSection;
+use crate::job::{AlignSection, Metric};
 
 pub(super) fn align_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
     let embed = earlier(StageName::Align, StageName::Embed, inputs)?;
@@ -17,6 +17,7 @@ pub(super) fn align_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanEr
     let given = &inputs.job.align;
     let standard = AlignSection::default();
     let section = AlignSection {
+        start_at_teachers: Some(given.starts_at_teachers()),
         micro_batch: standard.micro_batch,
         checkpoint_every: standard.checkpoint_every,
         checkpoint_minutes: standard.checkpoint_minutes,
@@ -35,10 +36,61 @@ pub(super) fn align_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanEr
     ])
 }
 
+/// What is fitted first, where anything is, then the training.
 pub(super) fn align_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>]) -> Result<Phase, PlanError> {
-    if let Some(trained) = results.first() {
-        return Ok(Phase::Complete(manifest_of(StageName::Align, key, trained)));
+    let fits = inputs.job.align.fits_statistics();
+    match (results, fits) {
+        ([], true) => fit_phase(key, inputs),
+        ([], false) => train_phase(key, inputs, None),
+        ([fitted], true) => {
+            let fitted = manifest_of(StageName::Align, key, fitted);
+            train_phase(key, inputs, Some(the_one(StageName::Align, &fitted, STATISTICS)?))
+        }
+        (done, _) => Ok(Phase::Complete(manifest_of(
+            StageName::Align,
+            key,
+            done.iter().flatten(),
+        ))),
     }
+}
+
+/// The role of what was fitted before the first step. A stage `align` whose job fits nothing has none.
+const STATISTICS: &str = "statistics";
+
+/// What stage `align` fitted.
+pub(super) fn statistics(stage: StageName, inputs: &Inputs<'_>) -> Result<Option<Artifact>, PlanError> {
+    let align = earlier(stage, StageName::Align, inputs)?;
+    Ok(with_role(align, STATISTICS).into_iter().next())
+}
+
+fn fit_phase(key: &str, inputs: &Inputs<'_>) -> Result<Phase, PlanError> {
+    let embed = earlier(StageName::Align, StageName::Embed, inputs)?;
+    let section = &inputs.job.align;
+    let metric = match section.metric {
+        Metric::Cosine => llink_proto::Metric::Cosine,
+        Metric::Centred => llink_proto::Metric::Centered,
+        Metric::Whitened => llink_proto::Metric::Whitened,
+    };
+    let kind = Kind::FitStatistics(FitStatistics {
+        encoder_vectors: with_role(embed, "embeddings/encoder/train"),
+        teacher_vectors: with_role(embed, "embeddings/teacher/train"),
+        metric: metric.into(),
+        whitening_eps: section.whitening_eps,
+        start_at_teachers: section.starts_at_teachers(),
+        standardize: section.standardize,
+        path: format!("{}/statistics.safetensors", inputs.directory(StageName::Align, key)),
+    });
+    Ok(one_task(
+        "fit",
+        kind,
+        1,
+        Ranks::ONE,
+        inputs,
+        "fit statistics of the training vectors",
+    ))
+}
+
+fn train_phase(key: &str, inputs: &Inputs<'_>, statistics: Option<Artifact>) -> Result<Phase, PlanError> {
     let embed = earlier(StageName::Align, StageName::Embed, inputs)?;
     let section = &inputs.job.align;
     let options = AlignOptions {
@@ -86,6 +138,7 @@ pub(super) fn align_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskRes
             section.validation_pairs
         },
         micro_batch: section.micro_batch,
+        statistics,
     });
     let ranks = Ranks {
         min: section.min_ranks,
@@ -118,6 +171,7 @@ pub(super) fn evaluate_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, Pla
         content(earlier(stage, StageName::Embed, inputs)?),
         content(earlier(stage, StageName::Baseline, inputs)?),
         content_of(earlier(stage, StageName::Align, inputs)?, "projector"),
+        content_of(earlier(stage, StageName::Align, inputs)?, STATISTICS),
         super::instruct::evaluated(inputs)?,
         super::judge::stamp(inputs),
         json(&super::judge::evaluate_section(inputs.job)),
@@ -140,6 +194,7 @@ pub(super) fn evaluate_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<Task
         teacher_vectors: with_role(embed, "embeddings/teacher/holdout"),
         pair_shards: with_role(earlier(stage, StageName::Shard, inputs)?, "pairs/holdout"),
         projector: Some(projector),
+        statistics: statistics(stage, inputs)?,
         benchmark_pairs,
         decoder: Some(model_ref(stage, inputs, "decoder", ModelRole::Decoder)?),
         path: format!("{directory}/report.json"),

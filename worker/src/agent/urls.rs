@@ -10,8 +10,8 @@ mod tests;
 use llink_datasets::roots::{Roots, check_key_variable};
 use llink_proto::task::Kind;
 use llink_proto::{
-    Align, Answers, CleanSource, EmbedShard, Evaluate, Export, Instruct, Judge, ModelEndpoint, ModelRef, PrepareModel,
-    Source, SplitCorpus, Synthesize, Task, WriteShard,
+    Align, Answers, CleanSource, EmbedShard, Evaluate, Export, FitStatistics, Instruct, Judge, ModelEndpoint, ModelRef,
+    PrepareModel, Source, SplitCorpus, Synthesize, Task, WriteShard,
 };
 
 /// What a task names outside of its output.
@@ -62,6 +62,7 @@ impl<'a> Named<'a> {
             Some(Kind::Synthesize(task)) => named.synthesize(task),
             Some(Kind::PrepareModel(task)) => named.prepare_model(task),
             Some(Kind::EmbedShard(task)) => named.embed_shard(task),
+            Some(Kind::FitStatistics(task)) => within_fit_statistics(task),
             Some(Kind::Align(task)) => within_align(task),
             Some(Kind::Instruct(task)) => named.instruct(task),
             Some(Kind::Evaluate(task)) => named.evaluate(task),
@@ -165,6 +166,7 @@ impl<'a> Named<'a> {
             max_tokens: _,
             rows: _,
             english: _,
+            pooled: _,
         } = task;
         self.models.extend(model);
     }
@@ -208,6 +210,7 @@ impl<'a> Named<'a> {
             centre_foreign_vectors: _,
             centre_english_vectors: _,
             benchmark: _,
+            statistics: _,
         } = task;
         self.models.extend(decoder);
         answers.iter().for_each(within_answers);
@@ -246,6 +249,7 @@ impl<'a> Named<'a> {
             text_tokens: _,
             instructions: _,
             model_card: _,
+            statistics: _,
         } = task;
         // The sources are written into the bundle and not opened here.
         self.models.extend(encoder);
@@ -283,6 +287,18 @@ fn within_write_shard(task: &WriteShard) {
     } = task;
 }
 
+fn within_fit_statistics(task: &FitStatistics) {
+    let FitStatistics {
+        encoder_vectors: _,
+        teacher_vectors: _,
+        metric: _,
+        whitening_eps: _,
+        start_at_teachers: _,
+        standardize: _,
+        path: _,
+    } = task;
+}
+
 fn within_align(task: &Align) {
     let Align {
         encoder_vectors: _,
@@ -294,6 +310,7 @@ fn within_align(task: &Align) {
         held_out_teacher_vectors: _,
         validation_pairs: _,
         micro_batch: _,
+        statistics: _,
     } = task;
 }
 

@@ -13,6 +13,8 @@ pub const CONFIG: &str = "config.json";
 pub const PROJECTOR: &str = "projector.safetensors";
 /// The slot expander's file.
 pub const SLOTS: &str = "slots.safetensors";
+/// What Stage A fitted before its first step.
+pub const STATISTICS: &str = "statistics.safetensors";
 /// The model card.
 pub const CARD: &str = "README.md";
 /// What `model_type` says.
@@ -36,6 +38,9 @@ pub struct BundleConfig {
     pub decoder: DecoderEntry,
     /// From the one's vectors to the other's.
     pub projector: ProjectorEntry,
+    /// What Stage A fitted on its training split; none where it fitted nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statistics: Option<StatisticsEntry>,
     /// The soft slots; none without Stage B or when it trained on the text's own tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slots: Option<SlotsEntry>,
@@ -90,6 +95,18 @@ pub struct ProjectorEntry {
     pub file: String,
     /// Width between its two Linears.
     pub hidden_size: usize,
+}
+
+/// What projected and teacher vectors are compared in: cosines of (x − `metric.mean`) · `metric.matrix`, of which the file has what the
+/// metric needs. `encoder.mean` and `encoder.deviation`, where they are, are folded into the projector's file already: it takes the
+/// encoder's own vectors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StatisticsEntry {
+    /// The tensors.
+    pub file: String,
+    /// `cosine`, `centred` or `whitened`.
+    pub metric: String,
 }
 
 /// LayerNorm without weights times the scale, Linear, GELU (erf), Linear; then for each slot LayerNorm, and the norm of every slot.

@@ -8,6 +8,7 @@ use super::config::{BundleConfig, CONFIG};
 use super::folder::BundleFolder;
 use crate::llink::projector::Projector;
 use crate::llink::slot_expander::SlotExpander;
+use crate::llink::statistics::Statistics;
 use crate::models::config::LlamaConfig;
 use crate::models::lora::LoraAdapter;
 use crate::models::peft;
@@ -18,8 +19,10 @@ use crate::{Error, Result};
 pub struct Bundle {
     /// How its parts fit together.
     pub config: BundleConfig,
-    /// From Stage A.
+    /// From Stage A, for the encoder's own vectors.
     pub projector: Projector,
+    /// The metric that Stage A trained in, and what else it fitted.
+    pub statistics: Statistics,
     /// From Stage B, if there are slots.
     pub expander: Option<SlotExpander>,
     adapter: Option<AdapterFiles>,
@@ -40,6 +43,7 @@ impl Bundle {
     pub fn read(folder: &BundleFolder) -> Result<Self> {
         let config = BundleConfig::parse(&folder.describe(CONFIG), &folder.read(CONFIG)?)?;
         let projector = read_projector(folder, &config)?;
+        let statistics = read_statistics(folder, &config)?;
         let expander = match &config.slots {
             Some(_) => Some(read_expander(folder, &config)?),
             None => None,
@@ -55,6 +59,7 @@ impl Bundle {
             adapter: files.transpose()?,
             config,
             projector,
+            statistics,
             expander,
             url: folder.url(),
         })
@@ -96,6 +101,27 @@ fn read_projector(folder: &BundleFolder, config: &BundleConfig) -> Result<Projec
     )?;
     same(&file, "decoder.hidden_size", shape.output, config.decoder.hidden_size)?;
     Ok(projector)
+}
+
+fn read_statistics(folder: &BundleFolder, config: &BundleConfig) -> Result<Statistics> {
+    let Some(entry) = &config.statistics else {
+        return Ok(Statistics::default());
+    };
+    let (name, content) = (folder.describe(&entry.file), folder.read(&entry.file)?);
+    let statistics = Statistics::from_safetensors(&name, &content)?;
+    let file = TensorFile::new(&name, &content)?;
+    let expected: Vec<String> = statistics.tensors("").into_iter().map(|(name, ..)| name).collect();
+    expect_only(&file, expected.iter().map(String::as_str))?;
+    let fits = statistics.check(config.encoder.hidden_size, config.decoder.hidden_size);
+    fits.map_err(|error| file.error(error.to_string()))?;
+    if statistics.metric_name() != entry.metric {
+        return Err(file.error(format!(
+            "its metric is {}, the config's `statistics.metric` {}",
+            statistics.metric_name(),
+            entry.metric
+        )));
+    }
+    Ok(statistics)
 }
 
 fn read_expander(folder: &BundleFolder, config: &BundleConfig) -> Result<SlotExpander> {

@@ -1,24 +1,27 @@
 //! Stage A's loss over the global batch, and its gradient by the projected vectors.
 //!
-//! With p̂ and t̂ the normalized projected and teacher rows, s = p̂ t̂ᵀ, h = p̂ qᵀ over the hard negatives q, and B pairs:
+//! With p̂ and t̂ the projected and teacher rows as the metric sees them, normalized, s = p̂ t̂ᵀ, h = p̂ qᵀ over the hard negatives q, and
+//! B pairs:
 //!
 //! - `info_nce` = ½ (mean CE of row i of [s | h] / τ, label i  +  mean CE of column j of s / τ, label j)
-//! - `direction` = mean (1 − s_ii);  `log_norm` = mean (ln(|p| + ε) − ln(|t| + ε))²
+//! - `direction` = mean (1 − cos(p, t));  `log_norm` = mean (ln(|p| + ε) − ln(|t| + ε))², both of the rows themselves
 //!
 //! A rank holds the rows of s and h that belong to its own pairs: the logits and their gradient are shared out over the
 //! ranks with nothing computed twice. What crosses ranks is small: the sum of all p̂ (for mining), each rank's best
 //! candidates, and the maximum and sum of each column of s, which the second cross entropy needs.
 
+use std::borrow::Cow;
 use std::ops::{Add, Range};
 
 use rayon::prelude::*;
 
 use super::hard_negatives::{Candidate, best, mine};
-use super::kernels::{add, normalize, reduce, rows_per_task};
+use super::kernels::{add, dot, normalize, reduce, rows_per_task};
 use super::matrix::{Matrix, Target, matmul};
 use super::softmax::{Columns, softmaxes};
 use super::teacher_queue::TeacherQueue;
 use super::vectorized::vectorized;
+use super::whitening::Whitening;
 use crate::Result;
 use crate::collective::Collective;
 
@@ -48,6 +51,8 @@ pub struct AlignBatch<'a> {
     pub projected: &'a [f32],
     /// τ.
     pub temperature: f64,
+    /// What `info_nce` and the mining see of a vector; none sees it as it is.
+    pub metric: Option<&'a Whitening>,
 }
 
 /// The loss and its parts; or a rank's share of each, which add up to them.
@@ -86,9 +91,11 @@ impl Add for AlignLosses {
 pub struct LossBuffers {
     /// t̂, then the hard negatives, `[B + H, d]`.
     pool: Vec<f32>,
+    /// Norms of the teachers that the metric sees, `[B]`.
     teacher_norms: Vec<f32>,
     /// p̂ of this rank, `[b, d]`.
     own: Vec<f32>,
+    /// Norms of this rank's projected rows that the metric sees, `[b]`.
     own_norms: Vec<f32>,
     /// [s | h] of this rank, then the gradient by it, `[b, B + H]`.
     logits: Vec<f32>,
@@ -116,15 +123,19 @@ pub fn align_losses(
     buffers: &mut LossBuffers,
 ) -> Result<AlignLosses> {
     let (d, n, own) = (queue.width(), batch.ids.len(), batch.own.len());
-    normalize_rows(batch.teacher, d, &mut buffers.pool, &mut buffers.teacher_norms);
-    normalize_rows(batch.projected, d, &mut buffers.own, &mut buffers.own_norms);
+    let seen = |rows| match batch.metric {
+        Some(metric) => Cow::Owned(metric.apply(rows)),
+        None => Cow::Borrowed(rows),
+    };
+    normalize_rows(&seen(batch.teacher), d, &mut buffers.pool, &mut buffers.teacher_norms);
+    normalize_rows(&seen(batch.projected), d, &mut buffers.own, &mut buffers.own_norms);
 
-    let mut direction = vec![0.0; d];
-    buffers.own.chunks_exact(d).for_each(|row| add(&mut direction, row));
-    collective.all_reduce_sum(&mut direction)?;
+    let mut sum = vec![0.0; d];
+    buffers.own.chunks_exact(d).for_each(|row| add(&mut sum, row));
+    collective.all_reduce_sum(&mut sum)?;
     let (rank, ranks) = (collective.rank(), collective.world_size());
     let part = rank * queue.len() / ranks..(rank + 1) * queue.len() / ranks;
-    let candidates = mine(queue, part, &direction, batch.ids, weights.hard_negatives);
+    let candidates = mine(queue, part, &sum, batch.ids, weights.hard_negatives);
 
     // The queue may hold fewer rows than are asked for, so the width of the logits is known only after the gathering.
     let widest = n + weights.hard_negatives.min(queue.len());
@@ -151,7 +162,7 @@ pub fn align_losses(
         let negatives = Matrix::new(&buffers.pool[n * d..], hard.len(), d).transposed();
         matmul(by_own, negatives, Target::columns_from(&mut buffers.logits, widest, n));
     }
-    let share = cross_entropies(batch, weights, &columns, widest, hard.len(), &mut buffers.logits);
+    let info_nce = cross_entropies(batch, &columns, widest, hard.len(), &mut buffers.logits);
 
     // [b, B + H] · [B + H, d]; a column that no negative took has no gradient.
     buffers.pool.resize(widest * d, 0.0);
@@ -162,7 +173,14 @@ pub fn align_losses(
         Matrix::new(&buffers.pool, widest, d),
         Target::new(&mut buffers.gradient, d),
     );
-    Ok(share + norms(batch, weights, d, buffers))
+    normalization_backward(d, buffers);
+    if let Some(metric) = batch.metric {
+        metric.backward(&mut buffers.gradient);
+    }
+    Ok(AlignLosses {
+        info_nce,
+        ..of_raw_vectors(batch, weights, d, &mut buffers.gradient)
+    })
 }
 
 /// Normalizes rows and keeps their norms.
@@ -224,23 +242,16 @@ fn gather(
     Ok((best(candidates, n), merged))
 }
 
-/// This rank's share of `info_nce` and `direction`; the logits become the gradient of the total by them.
-fn cross_entropies(
-    batch: &AlignBatch<'_>,
-    weights: &AlignWeights,
-    columns: &Columns,
-    width: usize,
-    hard: usize,
-    logits: &mut [f32],
-) -> AlignLosses {
+/// This rank's share of `info_nce`; the logits become its gradient by them.
+fn cross_entropies(batch: &AlignBatch<'_>, columns: &Columns, width: usize, hard: usize, logits: &mut [f32]) -> f64 {
     let n = batch.ids.len();
     let inverse_temperature = (1.0 / batch.temperature) as f32;
     let of_info_nce = (0.5 / (n as f64 * batch.temperature)) as f32;
-    let of_label = (1.0 / (n as f64 * batch.temperature) + weights.direction / n as f64) as f32;
+    let of_label = (1.0 / (n as f64 * batch.temperature)) as f32;
     let inverse_sums: Vec<f32> = columns.sums.iter().map(|sum| of_info_nce / sum).collect();
     let block = rows_per_task(batch.own.len(), width);
     let shares = logits.par_chunks_mut(block * width).enumerate().map(|(at, rows)| {
-        let mut share = AlignLosses::default();
+        let mut share = 0.0;
         for (row, label) in rows.chunks_exact_mut(width).zip(batch.own.start + at * block..) {
             row[n + hard..].fill(0.0);
             let row = &mut row[..n + hard];
@@ -250,62 +261,92 @@ fn cross_entropies(
             let by_row = f64::from(sum).ln() + f64::from(max - cosine) / batch.temperature;
             let by_column =
                 f64::from(columns.sums[label]).ln() + f64::from(columns.maxima[label] - cosine) / batch.temperature;
-            share.info_nce += 0.5 * (by_row + by_column);
-            share.direction += 1.0 - f64::from(cosine);
+            share += 0.5 * (by_row + by_column);
         }
         share
     });
-    let share = shares
-        .collect::<Vec<_>>()
-        .into_iter()
-        .fold(AlignLosses::default(), Add::add);
-    let n = n as f64;
-    AlignLosses {
-        info_nce: share.info_nce / n,
-        direction: share.direction / n,
-        log_norm: 0.0,
-    }
+    shares.collect::<Vec<f64>>().into_iter().sum::<f64>() / n as f64
 }
 
-/// From the gradient by p̂ to that by p, with `log_norm`'s part; this rank's share of `log_norm`.
-fn norms(batch: &AlignBatch<'_>, weights: &AlignWeights, d: usize, buffers: &mut LossBuffers) -> AlignLosses {
-    let n = batch.ids.len() as f64;
+/// From the gradient by p̂ to that by what was normalized.
+fn normalization_backward(d: usize, buffers: &mut LossBuffers) {
     let LossBuffers {
         gradient,
         own,
         own_norms,
-        teacher_norms,
         ..
     } = buffers;
-    let teacher_norms = &teacher_norms[batch.own.clone()];
     let block = rows_per_task(own_norms.len(), d);
     let blocks = gradient.par_chunks_mut(block * d).zip(own.par_chunks(block * d));
-    let blocks = blocks.zip(own_norms.par_chunks(block).zip(teacher_norms.par_chunks(block)));
-    let shares = blocks.map(|((gradient, own), (own_norms, teacher_norms))| {
-        let rows = gradient
-            .chunks_exact_mut(d)
-            .zip(own.chunks_exact(d))
-            .zip(own_norms.iter().zip(teacher_norms));
-        rows.map(|((gradient, own), (norm, teacher_norm))| {
-            let difference = f64::from(norm + NORM_EPSILON).ln() - f64::from(teacher_norm + NORM_EPSILON).ln();
-            let outward = (weights.log_norm * 2.0 * difference / n) as f32 / (norm + NORM_EPSILON);
-            let inverse = 1.0 / norm.max(1e-12);
-            through_normalization(gradient, own, inverse, outward);
-            difference * difference
-        })
-        .sum::<f64>()
-    });
-    let squares: f64 = shares.collect::<Vec<_>>().into_iter().sum();
+    blocks
+        .zip(own_norms.par_chunks(block))
+        .for_each(|((gradient, own), norms)| {
+            let rows = gradient.chunks_exact_mut(d).zip(own.chunks_exact(d)).zip(norms);
+            rows.for_each(|((gradient, own), norm)| through_normalization(gradient, own, 1.0 / norm.max(1e-12)));
+        });
+}
+
+/// This rank's share of `direction` and `log_norm`, whose gradient by the projected rows is added to `gradient`.
+fn of_raw_vectors(batch: &AlignBatch<'_>, weights: &AlignWeights, d: usize, gradient: &mut [f32]) -> AlignLosses {
+    let n = batch.ids.len() as f64;
+    let teachers = &batch.teacher[batch.own.start * d..batch.own.end * d];
+    let block = rows_per_task(batch.own.len(), d) * d;
+    let blocks = gradient.par_chunks_mut(block).zip(batch.projected.par_chunks(block));
+    let shares = blocks
+        .zip(teachers.par_chunks(block))
+        .map(|((gradient, projected), teachers)| {
+            let rows = gradient
+                .chunks_exact_mut(d)
+                .zip(projected.chunks_exact(d))
+                .zip(teachers.chunks_exact(d));
+            let shares = rows.map(|((gradient, projected), teacher)| {
+                let (norm, teacher_norm) = (dot(projected, projected).sqrt(), dot(teacher, teacher).sqrt());
+                let (inverse, teacher_inverse) = (1.0 / norm.max(1e-12), 1.0 / teacher_norm.max(1e-12));
+                let cosine = dot(projected, teacher) * inverse * teacher_inverse;
+                let difference = f64::from(norm + NORM_EPSILON).ln() - f64::from(teacher_norm + NORM_EPSILON).ln();
+                // −cos(p, t) by p is (cos · p̂ − t̂) / |p|; ln(|p| + ε) by p is p̂ / (|p| + ε).
+                let of_direction = (weights.direction / n) as f32 * inverse;
+                let of_log_norm = (weights.log_norm * 2.0 * difference / n) as f32 / (norm + NORM_EPSILON);
+                let along_projected = (of_direction * cosine + of_log_norm) * inverse;
+                add_two(
+                    gradient,
+                    projected,
+                    along_projected,
+                    teacher,
+                    -of_direction * teacher_inverse,
+                );
+                AlignLosses {
+                    direction: 1.0 - f64::from(cosine),
+                    log_norm: difference * difference,
+                    ..AlignLosses::default()
+                }
+            });
+            shares.fold(AlignLosses::default(), Add::add)
+        });
+    let share = shares
+        .collect::<Vec<_>>()
+        .into_iter()
+        .fold(AlignLosses::default(), Add::add);
     AlignLosses {
-        log_norm: squares / n,
-        ..AlignLosses::default()
+        info_nce: 0.0,
+        direction: share.direction / n,
+        log_norm: share.log_norm / n,
     }
 }
 
 vectorized! {
-    /// One row: from the gradient by p̂ to that by p, which points along p̂ by `outward` as well.
-    pub(super) fn through_normalization(gradient: &mut [f32], own: &[f32], inverse_norm: f32, outward: f32) {
-        let along = outward - reduce(gradient, own, |by, x| by * x) * inverse_norm;
+    /// `sums += a · factor_a + b · factor_b`
+    fn add_two(sums: &mut [f32], a: &[f32], factor_a: f32, b: &[f32], factor_b: f32) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * factor_a + b * factor_b;
+        }
+    }
+}
+
+vectorized! {
+    /// One row: from the gradient by p̂ to that by p.
+    pub(super) fn through_normalization(gradient: &mut [f32], own: &[f32], inverse_norm: f32) {
+        let along = -reduce(gradient, own, |by, x| by * x) * inverse_norm;
         for (by, x) in gradient.iter_mut().zip(own) {
             *by = *by * inverse_norm + along * x;
         }

@@ -116,6 +116,33 @@ impl Projector {
         Self { shape, parameters }
     }
 
+    /// Starts the LayerNorm at the training teachers' deviation and mean of each dimension, `[d]` each.
+    ///
+    /// A fresh LayerNorm gives vectors of norm √d. Teachers of a middle layer are many times longer, and a whitened loss would see all
+    /// projected vectors as one point.
+    pub fn start_at(&mut self, deviation: &[f32], mean: &[f32]) {
+        let [.., norm, norm_bias] = split_mut(&self.shape.tensors(), &mut self.parameters);
+        norm.copy_from_slice(deviation);
+        norm_bias.copy_from_slice(mean);
+    }
+
+    /// The projector that gives for x what this one gives for (x − mean) / deviation, `[d_e]` each.
+    #[must_use]
+    pub fn folded(&self, mean: &[f32], deviation: &[f32]) -> Self {
+        let mut folded = self.clone();
+        let [up, up_bias, ..] = split_mut(&self.shape.tensors(), &mut folded.parameters);
+        for (row, bias) in up.chunks_exact_mut(self.shape.input).zip(up_bias) {
+            let mut shift = 0.0_f64;
+            for ((weight, mean), deviation) in row.iter_mut().zip(mean).zip(deviation) {
+                let scaled = f64::from(*weight) / f64::from(*deviation);
+                shift += scaled * f64::from(*mean);
+                *weight = scaled as f32;
+            }
+            *bias = (f64::from(*bias) - shift) as f32;
+        }
+        folded
+    }
+
     /// The parameters as tensors of a file, their names after `prefix`.
     #[must_use]
     pub fn tensors(&self, prefix: &str) -> Vec<Tensor<'_>> {

@@ -310,7 +310,7 @@ impl SlotExpander {
             .zip(norms.par_iter());
         rows.for_each(|((by, direction), norm)| {
             by.iter_mut().for_each(|x| *x *= self.median_norm);
-            through_normalization(by, direction, 1.0 / norm.max(1e-12), 0.0);
+            through_normalization(by, direction, 1.0 / norm.max(1e-12));
         });
         sum_columns(by_slots, Some(normalized), by_norm);
         sum_columns(by_slots, None, by_norm_bias);

@@ -92,7 +92,7 @@ pub fn slot_losses(
         .chunks_exact_mut(width)
         .zip(by_slots.chunks_exact_mut(slots_per_row * width));
     for ((by_mean, by_slots), (student, norm)) in per_row.zip(students) {
-        through_normalization(by_mean, student, 1.0 / norm.max(1e-12), 0.0);
+        through_normalization(by_mean, student, 1.0 / norm.max(1e-12));
         by_mean.iter_mut().for_each(|x| *x /= slots_per_row as f32);
         by_slots
             .chunks_exact_mut(width)

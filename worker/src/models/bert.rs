@@ -8,7 +8,7 @@ use super::backend::Backend;
 use super::batches::{Batching, Packed, check_ids, in_batches};
 use super::config::{EncoderConfig, EncoderFamily};
 use super::ops::{
-    Attention, AttentionSpans, Causality, Embedding, Form, FrozenLinear, add_layer_norm, gelu, layer_norm,
+    Attention, AttentionSpans, Causality, Embedding, Form, FrozenLinear, MeanOf, add_layer_norm, gelu, layer_norm,
 };
 use super::sentence::{Head, Pooling};
 use super::weights::Weights;
@@ -130,7 +130,7 @@ impl Bert {
         let spans = self.spans(packed)?;
         let states = self.hidden_states(packed, &spans)?;
         self.head.forward(match self.head.pooling {
-            Pooling::Mean => spans.mean_rows(&states)?,
+            Pooling::Mean => spans.mean_rows(&states, MeanOf::All)?,
             Pooling::Cls => first_rows(&states, &packed.offsets)?,
         })
     }

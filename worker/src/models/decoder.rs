@@ -1,6 +1,6 @@
 //! The decoder as tasks use it: teacher vectors, logits, greedy continuations.
 //!
-//! A teacher vector is the last hidden state at a reserved slot token after the sentence.
+//! A teacher vector is the last hidden state at a reserved slot token after the sentence, or the mean of a hidden layer over it.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -14,7 +14,7 @@ use super::config::LlamaConfig;
 use super::generate::{GenerateOptions, LoadedAdapter, Sampling};
 use super::llama::{Llama, Rows};
 use super::tokenizer::{SpecialTokens, Tokenizer};
-use crate::Result;
+use crate::{Error, Result};
 
 /// The slot token of teacher vectors unless [`Decoder::slot_token`] says otherwise.
 pub const TEACHER_SLOT: &str = "<|reserved_special_token_0|>";
@@ -28,6 +28,39 @@ pub fn slot_tokens(first: usize, n: usize) -> Vec<String> {
 
 /// A teacher sentence has at most so many tokens before the slot, the beginning-of-text token included.
 pub const TEACHER_TOKENS: usize = 127;
+
+/// The mean of one hidden layer over a sentence: a teacher that needs no slot token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum TeacherLayer {
+    /// 0 is the embedding, the number of layers is the last one, after the final norm.
+    Number(usize),
+    /// A share of the depth, rounded to the nearest layer.
+    Share(f64),
+}
+
+impl TeacherLayer {
+    /// Which of `layers` it is.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when there is no such layer.
+    pub fn of(self, layers: usize) -> Result<usize> {
+        let (layer, given) = match self {
+            Self::Number(number) => (Some(number), number.to_string()),
+            Self::Share(share) => {
+                let layer = (0.0..=1.0)
+                    .contains(&share)
+                    .then(|| (share * layers as f64).round() as usize);
+                (layer, share.to_string())
+            }
+        };
+        layer.filter(|layer| *layer <= layers).ok_or_else(|| {
+            Error::Input(format!(
+                "embed.teacher.layer is {given}, but the decoder has {layers} layers (0 is its embedding, {layers} its last). Set it to \
+                 one of them, or to a share of the depth from 0.0 to 1.0"
+            ))
+        })
+    }
+}
 
 /// A loaded Llama decoder with its tokenizer.
 pub struct Decoder {
@@ -99,12 +132,19 @@ impl Decoder {
     /// [`Error::Model`](crate::Error::Model) when the vocabulary lacks [`Decoder::slot_token`], or the tokenizer can't encode a text.
     pub fn tokenize_teacher(&self, texts: &[impl AsRef<str>]) -> Result<Vec<Vec<u32>>> {
         let slot = self.tokenizer.require(&self.slot_token)?;
+        let mut ids = self.tokenize_sentences(texts)?;
+        ids.iter_mut().for_each(|ids| ids.push(slot));
+        Ok(ids)
+    }
+
+    /// The token ids of each text, at most [`TEACHER_TOKENS`].
+    ///
+    /// # Errors
+    /// [`Error::Model`](crate::Error::Model) when the tokenizer can't encode a text.
+    pub fn tokenize_sentences(&self, texts: &[impl AsRef<str>]) -> Result<Vec<Vec<u32>>> {
         let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
         let mut ids = self.tokenizer.encode_batch(&texts, SpecialTokens::Add)?;
-        for ids in &mut ids {
-            ids.truncate(TEACHER_TOKENS);
-            ids.push(slot);
-        }
+        ids.iter_mut().for_each(|ids| ids.truncate(TEACHER_TOKENS));
         Ok(ids)
     }
 
@@ -137,6 +177,22 @@ impl Decoder {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Vec<Vec<f32>>> {
         self.model.vectors(ids, token_budget, progress)
+    }
+
+    /// The mean of a hidden layer over each sequence's tokens, without the first where there are others. Layers behind it are not
+    /// computed.
+    ///
+    /// # Errors
+    /// As [`Decoder::last_hidden`]; [`Error::Input`](crate::Error::Input) when the decoder has no such layer.
+    pub fn pooled(
+        &self,
+        ids: &[Vec<u32>],
+        layer: TeacherLayer,
+        token_budget: usize,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Vec<Vec<f32>>> {
+        let layer = layer.of(self.config().num_hidden_layers)?;
+        self.model.pooled(ids, layer, token_budget, progress)
     }
 
     /// The model without its tokenizer.

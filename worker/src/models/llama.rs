@@ -9,7 +9,7 @@ use super::batches::{Batching, Packed, check_ids, in_batches};
 use super::config::LlamaConfig;
 use super::llama_layer::{CachedLayer, LastRows, Layer, Place};
 use super::lora::{AdapterPlace, LayerAdapter};
-use super::ops::{AttentionSpans, Causality, Embedding, Form, FrozenLinear, Rope, rms_norm, rms_norm_backward};
+use super::ops::{AttentionSpans, Causality, Embedding, Form, FrozenLinear, MeanOf, Rope, rms_norm, rms_norm_backward};
 use super::weights::Weights;
 use crate::device::TokenCost;
 use crate::{Error, Result};
@@ -143,6 +143,33 @@ impl Llama {
         )
     }
 
+    /// The mean of hidden layer `layer` over each sequence's tokens, the first left out where there are others. Layer 0 is the
+    /// embedding, the last one is after the final norm. No layer behind it is computed.
+    pub(crate) fn pooled(
+        &self,
+        ids: &[Vec<u32>],
+        layer: usize,
+        token_budget: usize,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Vec<Vec<f32>>> {
+        self.check(ids)?;
+        in_batches(
+            ids,
+            self.norm.device(),
+            token_budget,
+            &self.batching,
+            progress,
+            |packed| {
+                let (states, spans) = self.through(layer, self.embed(&packed.ids)?, packed, None, Rows::All, &[])?;
+                let states = match layer == self.layers.len() {
+                    true => self.final_norm(&states)?,
+                    false => states,
+                };
+                spans.mean_rows(&states, MeanOf::AllButFirst)
+            },
+        )
+    }
+
     /// Refuses sequences that can't be read.
     pub(crate) fn check(&self, ids: &[impl AsRef<[u32]>]) -> Result<()> {
         check_ids(
@@ -187,10 +214,24 @@ impl Llama {
         &self,
         embeddings: Tensor,
         packed: &Packed,
-        mut cache: Option<&mut Cache>,
+        cache: Option<&mut Cache>,
         rows: Rows,
         adapter: &[LayerAdapter],
     ) -> Result<Tensor> {
+        let (x, _) = self.through(self.layers.len(), embeddings, packed, cache, rows, adapter)?;
+        self.final_norm(&x)
+    }
+
+    /// What the first `depth` layers make of the embeddings, without the final norm, and where each sequence stands.
+    fn through(
+        &self,
+        depth: usize,
+        embeddings: Tensor,
+        packed: &Packed,
+        mut cache: Option<&mut Cache>,
+        rows: Rows,
+        adapter: &[LayerAdapter],
+    ) -> Result<(Tensor, AttentionSpans)> {
         let (device, dtype) = (embeddings.device().clone(), embeddings.dtype());
         let past = cache.as_ref().map_or(0, |cache| cache.tokens);
         let rope = self.rope(packed, past, dtype, &device)?;
@@ -209,16 +250,16 @@ impl Llama {
             cache.tokens += packed.ids.len();
         }
         let mut x = embeddings;
-        for (index, layer) in self.layers.iter().enumerate() {
+        for (index, layer) in self.layers.iter().take(depth).enumerate() {
             let place = Place {
                 spans: &spans,
                 rope: &rope,
-                only: last.as_ref().filter(|_| index + 1 == self.layers.len()),
+                only: last.as_ref().filter(|_| index + 1 == depth),
             };
             let slot = cache.as_deref_mut().map(|cache| &mut cache.layers[index]);
             x = layer.forward(x, &place, slot, adapter.get(index), None)?;
         }
-        self.final_norm(&x)
+        Ok((x, spans))
     }
 
     /// The turns of packed sequences whose first position is `past`.

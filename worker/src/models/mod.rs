@@ -30,7 +30,7 @@ pub use backend::Backend;
 pub use batches::token_batches;
 pub use chat::{ChatPrompt, END_OF_TURN, FIRST_SLOT, prompt_form};
 pub use check::check;
-pub use decoder::{Decoder, TEACHER_SLOT, TEACHER_TOKENS, slot_tokens};
+pub use decoder::{Decoder, TEACHER_SLOT, TEACHER_TOKENS, TeacherLayer, slot_tokens};
 pub use encoder::{Encoder, TextLimits};
 pub use fetch::fetch;
 pub use fingerprint::fingerprint;

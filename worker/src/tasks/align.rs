@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use llink_proto::{Align, TaskResult};
 
-use super::TaskContext;
 use super::training::{self, read_tables};
+use super::{TaskContext, statistics};
 use crate::collective::Collective;
 use crate::train::align::{AlignRun, align};
 use crate::train::align_data::AlignData;
@@ -25,13 +25,15 @@ pub(super) fn run(context: &TaskContext, task: &Align) -> Result<TaskResult> {
         read_tables(context, &store, &task.encoder_vectors)?,
         read_tables(context, &store, &task.teacher_vectors)?,
     )?;
+    let statistics = statistics::read(context, &store, task.statistics.as_ref())?;
     let validation = match task.validation_pairs {
         0 => None,
         pairs => {
             let encoder = read_tables(context, &store, &task.held_out_encoder_vectors)?;
             let teacher = read_tables(context, &store, &task.held_out_teacher_vectors)?;
             let temperature = options.temperature_end;
-            Some(AlignValidation::new(&encoder, &teacher, pairs as usize, temperature)?)
+            let validation = AlignValidation::new(&encoder, &teacher, pairs as usize, temperature)?;
+            Some(validation.in_metric(statistics.metric.clone()))
         }
     };
 
@@ -46,6 +48,7 @@ pub(super) fn run(context: &TaskContext, task: &Align) -> Result<TaskResult> {
     let work = AlignRun {
         options: &options,
         data: &data,
+        statistics: &statistics,
         resume,
         backend: backend.as_ref(),
         micro_batch: task.micro_batch as usize,

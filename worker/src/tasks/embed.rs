@@ -9,12 +9,12 @@ use std::time::Instant;
 use half::f16;
 use llink_datasets::pairs::{Language, read_texts};
 use llink_datasets::vectors::{VectorTable, write_vectors};
-use llink_proto::{Artifact, EmbedShard, ModelRef, ModelRole, TaskResult};
+use llink_proto::{Artifact, EmbedShard, ModelRef, ModelRole, PooledTeacher, TaskResult, pooled_teacher};
 
 use super::TaskContext;
 use super::overlap::overlapped;
 use super::turn::Busy;
-use crate::models::{Decoder, Encoder, TextLimits};
+use crate::models::{Decoder, Encoder, TeacherLayer, TextLimits};
 use crate::{Error, Result};
 
 /// Sentences that go through together: batches are sorted by length within them, and between them it is looked whether the task is to
@@ -81,7 +81,10 @@ pub(super) fn run(context: &TaskContext, task: &EmbedShard) -> Result<TaskResult
 /// A model, and how it reads texts.
 enum Reader {
     Encoder(Arc<Encoder>, TextLimits),
-    Decoder(Arc<Decoder>),
+    /// Its last state at the slot token.
+    Slot(Arc<Decoder>),
+    /// The mean of a layer.
+    Pooled(Arc<Decoder>, TeacherLayer),
 }
 
 impl Reader {
@@ -92,29 +95,45 @@ impl Reader {
         };
         Ok(match model.role() {
             ModelRole::Encoder => Self::Encoder(context.models.encoder(context, model)?, limits),
-            _ => Self::Decoder(context.models.decoder(context, model)?),
+            _ => {
+                let decoder = context.models.decoder(context, model)?;
+                match &task.pooled {
+                    None => Self::Slot(decoder),
+                    Some(pooled) => Self::Pooled(decoder, layer(pooled)?),
+                }
+            }
         })
     }
 
     fn width(&self) -> usize {
         match self {
             Self::Encoder(encoder, _) => encoder.width(),
-            Self::Decoder(decoder) => decoder.hidden_size(),
+            Self::Slot(decoder) | Self::Pooled(decoder, _) => decoder.hidden_size(),
         }
     }
 
     fn tokenize(&self, texts: &[String]) -> Result<Vec<Vec<u32>>> {
         match self {
             Self::Encoder(encoder, limits) => encoder.tokenize(texts, *limits),
-            Self::Decoder(decoder) => decoder.tokenize_teacher(texts),
+            Self::Slot(decoder) => decoder.tokenize_teacher(texts),
+            Self::Pooled(decoder, _) => decoder.tokenize_sentences(texts),
         }
     }
 
     fn embed(&self, ids: &[Vec<u32>], budget: usize, progress: &mut dyn FnMut(u64)) -> Result<Vec<Vec<f32>>> {
         match self {
             Self::Encoder(encoder, _) => encoder.embed_ids(ids, budget, progress),
-            Self::Decoder(decoder) => decoder.last_hidden(ids, budget, progress),
+            Self::Slot(decoder) => decoder.last_hidden(ids, budget, progress),
+            Self::Pooled(decoder, layer) => decoder.pooled(ids, *layer, budget, progress),
         }
+    }
+}
+
+fn layer(pooled: &PooledTeacher) -> Result<TeacherLayer> {
+    match pooled.layer {
+        Some(pooled_teacher::Layer::Number(number)) => Ok(TeacherLayer::Number(number as usize)),
+        Some(pooled_teacher::Layer::Share(share)) => Ok(TeacherLayer::Share(share)),
+        None => Err(Error::Input("an embed task with a pooled teacher and no layer".into())),
     }
 }
 

@@ -11,11 +11,12 @@ use super::instruct::{read_projector, read_rows};
 use super::models::reading_of;
 use crate::bundle::config::{
     AdapterEntry, BUNDLE_VERSION, CARD, CONFIG, DecoderEntry, EncoderEntry, MODEL_TYPE, PROJECTOR, ProjectorEntry,
-    PromptEntry, SLOTS, SlotsEntry,
+    PromptEntry, SLOTS, STATISTICS, SlotsEntry, StatisticsEntry,
 };
 use crate::bundle::{Bundle, BundleConfig, BundleFolder};
 use crate::llink::projector::Projector;
 use crate::llink::slot_expander::{ExpanderActivations, SlotExpander};
+use crate::llink::statistics::Statistics;
 use crate::models::lora::LoraAdapter;
 use crate::models::{Decoder, END_OF_TURN, FIRST_SLOT, LoadedAdapter, peft, prompt_form, slot_tokens};
 use crate::train::random::uniform;
@@ -32,6 +33,8 @@ const PROBE: &str = "Translate the following text into English.";
 struct Trained {
     projector: Projector,
     projector_file: Bytes,
+    /// None where Stage A fitted nothing.
+    statistics: Option<(Statistics, Bytes)>,
     /// None without Stage B.
     adapter: Option<(LoraAdapter, Bytes)>,
     /// None in direct mode.
@@ -60,6 +63,9 @@ pub(super) fn run(context: &TaskContext, task: &Export) -> Result<TaskResult> {
     };
     put(CONFIG, "config", config.text().into())?;
     put(PROJECTOR, "projector", trained.projector_file.clone())?;
+    if let Some((_, file)) = &trained.statistics {
+        put(STATISTICS, "statistics", file.clone())?;
+    }
     if let Some((_, file)) = &trained.slots {
         put(SLOTS, "slots", file.clone())?;
     }
@@ -100,7 +106,16 @@ fn read_trained(
         }
         None => None,
     };
+    let statistics = match &task.statistics {
+        Some(artifact) => {
+            let content = context.read(store, artifact)?;
+            let statistics = Statistics::from_safetensors(&store.describe(&artifact.path), &content)?;
+            Some((statistics, content))
+        }
+        None => None,
+    };
     Ok(Trained {
+        statistics,
         projector: read_projector(context, store, projector)?,
         projector_file: context.read(store, projector)?,
         adapter,
@@ -174,6 +189,10 @@ fn config(
             file: PROJECTOR.into(),
             hidden_size: shape.hidden,
         },
+        statistics: trained.statistics.as_ref().map(|(statistics, _)| StatisticsEntry {
+            file: STATISTICS.into(),
+            metric: statistics.metric_name().into(),
+        }),
         prompt: adapter.as_ref().map(|_| PromptEntry {
             form: prompt_form(if direct { "{text}" } else { "{slots}" }),
             stop: END_OF_TURN.into(),
@@ -197,6 +216,13 @@ fn check(bundle: &Bundle, trained: &Trained, decoder: &Decoder, folder: &BundleF
     let projected = trained.projector.project(&input)?;
     if !agree(&bundle.projector.project(&input)?, &projected) {
         return Err(differ(PROJECTOR, "vectors"));
+    }
+    if trained
+        .statistics
+        .as_ref()
+        .is_some_and(|(statistics, _)| bundle.statistics != *statistics)
+    {
+        return Err(differ(STATISTICS, "statistics"));
     }
     let slots = |expander: &SlotExpander| {
         let mut activations = ExpanderActivations::default();

@@ -11,6 +11,7 @@ mod models;
 mod overlap;
 mod report;
 mod shard;
+mod statistics;
 mod synthesize;
 mod training;
 mod turn;
@@ -124,6 +125,7 @@ pub fn run(context: &TaskContext, task: Task) -> Result<TaskResult> {
         Some(Kind::WriteShard(spec)) => shard::write(context, &spec),
         Some(Kind::PrepareModel(spec)) => models::prepare(context, &spec),
         Some(Kind::EmbedShard(spec)) => embed::run(context, &spec),
+        Some(Kind::FitStatistics(spec)) => statistics::run(context, &spec),
         Some(Kind::Align(spec)) => align::run(context, &spec),
         Some(Kind::Instruct(spec)) => instruct::run(context, &spec),
         Some(Kind::Evaluate(spec)) => evaluate::run(context, &spec),

@@ -164,7 +164,12 @@ pub(super) fn prepare(context: &TaskContext, task: &PrepareModel) -> Result<Task
             result.facts.extend(reading_facts(&found, most));
             encoder.width()
         }
-        _ => context.models.decoder(context, &checked)?.hidden_size(),
+        _ => {
+            let decoder = context.models.decoder(context, &checked)?;
+            let layers = decoder.config().num_hidden_layers.to_string();
+            result.facts.insert(format!("{role}.layers"), layers);
+            decoder.hidden_size()
+        }
     };
     context.control.advance(1, 1);
     result.facts.insert(format!("{role}.fingerprint"), print);

@@ -22,6 +22,7 @@ use super::step_record::{StepRecord, StepSeconds};
 use super::upkeep::Upkeep;
 use crate::collective::Collective;
 use crate::llink::projector::Projector;
+use crate::llink::statistics::Statistics;
 use crate::llink::teacher_queue::TeacherQueue;
 use crate::models::Backend;
 use crate::{Error, Result};
@@ -29,7 +30,7 @@ use crate::{Error, Result};
 /// What training left.
 #[derive(Debug, Clone)]
 pub struct AlignOutcome {
-    /// The trained projector; the same on all ranks.
+    /// The trained projector for the encoder's own vectors: a standardization is folded into it. The same on all ranks.
     pub projector: Projector,
     /// The step that would come next; all steps are done when it is the options' `steps`.
     pub next_step: u64,
@@ -44,6 +45,8 @@ pub struct AlignRun<'a> {
     pub options: &'a AlignOptions,
     /// Cached vectors.
     pub data: &'a AlignData,
+    /// What was fitted on them; [`Statistics::default`] trains as the paper does.
+    pub statistics: &'a Statistics,
     /// The state to go on from.
     pub resume: Option<AlignState>,
     /// Trains in tensors there; none: on slices on the CPU.
@@ -73,12 +76,17 @@ fn align_within<'scope, 'env: 'scope>(
     collective: &mut dyn Collective,
     observer: &mut dyn Observer,
 ) -> Result<AlignOutcome> {
-    let AlignRun { options, data, .. } = run;
+    let AlignRun {
+        options,
+        data,
+        statistics,
+        ..
+    } = run;
     options.check()?;
     let plan = BatchPlan::new(options.seed, data.len(), options.batch)?;
     let state = match &run.resume {
-        Some(state) => continued(options, data, state.clone())?,
-        None => fresh(options, data),
+        Some(state) => continued(&run, state.clone())?,
+        None => fresh(&run)?,
     };
     agree(data, &state, collective)?;
     let mut next_step = state.step;
@@ -93,6 +101,9 @@ fn align_within<'scope, 'env: 'scope>(
         let rows = plan.rows(step);
         let mut batch = AlignBatchRows::default();
         batch.read(data, &rows, &rows[rows_of.clone()]);
+        if let Some(standardization) = &statistics.standardization {
+            standardization.standardize(&mut batch.encoder);
+        }
         batch
     });
     let mut last = None;
@@ -120,7 +131,9 @@ fn align_within<'scope, 'env: 'scope>(
         let outcome = match trainer.step(&input, collective) {
             Ok(outcome) => outcome,
             Err(error) => {
-                observer.interrupted(&error, next_step, &|| snapshot(options, next_step, &trainer));
+                observer.interrupted(&error, next_step, &|| {
+                    snapshot(options, statistics, next_step, &trainer)
+                });
                 return Err(error);
             }
         };
@@ -136,7 +149,7 @@ fn align_within<'scope, 'env: 'scope>(
         let validation = run
             .validation
             .filter(looks)
-            .map(|(pairs, _)| pairs.measure(&trainer.parts()?.projector));
+            .map(|(pairs, _)| pairs.measure(&statistics.folded(&trainer.parts()?.projector)));
         let record = StepRecord {
             step,
             numbers: vec![
@@ -153,7 +166,7 @@ fn align_within<'scope, 'env: 'scope>(
             seconds,
             validation: validation.transpose()?,
         };
-        let state = || snapshot(options, next_step, &trainer);
+        let state = || snapshot(options, statistics, next_step, &trainer);
         let told = observer.stepped(&record, &state);
         last = Some(record);
         match told {
@@ -166,16 +179,17 @@ fn align_within<'scope, 'env: 'scope>(
         }
     }
     Ok(AlignOutcome {
-        projector: trainer.parts()?.projector.into_owned(),
+        projector: statistics.folded(&trainer.parts()?.projector),
         next_step,
         last,
     })
 }
 
 /// The checkpoint after `steps` steps.
-fn snapshot(options: &AlignOptions, steps: u64, trainer: &Trainer) -> Result<Vec<u8>> {
+fn snapshot(options: &AlignOptions, statistics: &Statistics, steps: u64, trainer: &Trainer) -> Result<Vec<u8>> {
     let parts = trainer.parts()?;
-    align_state::to_safetensors(options, steps, &parts.projector, &parts.optimizer, &parts.queue)
+    let (projector, optimizer, queue) = (&parts.projector, &parts.optimizer, &parts.queue);
+    align_state::to_safetensors(options, steps, statistics, projector, optimizer, queue)
 }
 
 /// What takes the steps.
@@ -200,14 +214,17 @@ impl Trainer {
             queue,
             ..
         } = state;
+        let metric = run.statistics.metric.as_ref();
         Ok(match run.backend {
             Some(backend) => {
                 let trainer = DeviceAlignTrainer::new(backend, &projector, &optimizer, &queue, weights, clip)?;
-                Self::Tensors(Box::new(trainer.with_micro_batch(run.micro_batch)))
+                Self::Tensors(Box::new(trainer.with_metric(metric)?.with_micro_batch(run.micro_batch)))
             }
-            None => Self::Slices(Box::new(
-                AlignTrainer::new(projector, optimizer, queue, weights, clip).with_micro_batch(run.micro_batch),
-            )),
+            None => {
+                let trainer = AlignTrainer::new(projector, optimizer, queue, weights, clip);
+                let trainer = trainer.with_metric(metric.cloned());
+                Self::Slices(Box::new(trainer.with_micro_batch(run.micro_batch)))
+            }
         })
     }
 
@@ -238,20 +255,31 @@ impl Trainer {
 }
 
 /// The state before the first step.
-fn fresh(options: &AlignOptions, data: &AlignData) -> AlignState {
-    let shape = data.projector_shape(options.projector_hidden);
-    AlignState {
+fn fresh(run: &AlignRun<'_>) -> Result<AlignState> {
+    let (options, statistics) = (run.options, run.statistics);
+    let shape = run.data.projector_shape(options.projector_hidden);
+    statistics.check(shape.input, shape.output)?;
+    let mut projector = Projector::new(shape, options.seed);
+    statistics.start(&mut projector);
+    Ok(AlignState {
         options: options.clone(),
         step: 0,
-        projector: Projector::new(shape, options.seed),
+        statistics: statistics.clone(),
+        projector,
         optimizer: AdamW::new(options.adamw(), shape.parameter_count()),
         queue: TeacherQueue::new(options.queue_capacity, shape.output),
-    }
+    })
 }
 
 /// The state to go on from, unless it belongs to another training.
-fn continued(options: &AlignOptions, data: &AlignData, state: AlignState) -> Result<AlignState> {
-    same_options(options, &state.options)?;
+fn continued(run: &AlignRun<'_>, state: AlignState) -> Result<AlignState> {
+    let AlignRun { options, data, .. } = run;
+    same_options(*options, &state.options)?;
+    if state.statistics != *run.statistics {
+        return Err(Error::Input(
+            "the checkpoint was trained with other statistics than this run is given".into(),
+        ));
+    }
     let (shape, found) = (data.projector_shape(options.projector_hidden), state.projector.shape());
     if shape != found {
         return Err(Error::Input(format!(
@@ -269,6 +297,7 @@ fn agree(data: &AlignData, state: &AlignState, collective: &mut dyn Collective) 
         ("weights", hash(bytemuck::cast_slice(&state.projector.parameters))),
         ("pairs", hash(bytemuck::cast_slice(data.ids()))),
         ("options", hash(&options)),
+        ("statistics", hash(&state.statistics.to_safetensors()?)),
     ];
     agree_on(&facts, collective)
 }

@@ -8,7 +8,11 @@ use super::optimizer::AdamW;
 use super::tensor_file::{TensorFile, Values};
 use crate::Result;
 use crate::llink::projector::Projector;
+use crate::llink::statistics::Statistics;
 use crate::llink::teacher_queue::TeacherQueue;
+
+/// Before the names of what was fitted.
+const STATISTICS: &str = "statistics.";
 
 /// All that a step changes, and what it was trained with. It does not depend on the number of ranks.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,7 +21,9 @@ pub struct AlignState {
     pub options: AlignOptions,
     /// The step to take next.
     pub step: u64,
-    /// The projector so far.
+    /// What was fitted before the first step.
+    pub statistics: Statistics,
+    /// The projector so far, for standardized encoder vectors where the training standardizes them.
     pub projector: Projector,
     /// AdamW's moments.
     pub optimizer: AdamW,
@@ -32,12 +38,14 @@ pub struct AlignState {
 pub fn to_safetensors(
     options: &AlignOptions,
     step: u64,
+    statistics: &Statistics,
     projector: &Projector,
     optimizer: &AdamW,
     queue: &TeacherQueue,
 ) -> Result<Vec<u8>> {
     let count = projector.parameters.len();
     let mut tensors = projector.tensors("projector.");
+    tensors.extend(statistics.tensors(STATISTICS));
     tensors.push((
         "optimizer.first_moment".into(),
         vec![count],
@@ -87,6 +95,7 @@ impl AlignState {
             queue_next,
         } = checkpoint::metadata(&file)?;
         let projector = Projector::from_tensors(&file, "projector.")?;
+        let statistics = Statistics::from_tensors(&file, STATISTICS)?;
         let moments = |name: &str| -> Result<Vec<f32>> {
             let (shape, values) = file.f32(name)?;
             if values.len() != projector.parameters.len() {
@@ -105,6 +114,7 @@ impl AlignState {
         Ok(Self {
             step,
             options,
+            statistics,
             projector,
             optimizer,
             queue,

@@ -12,6 +12,7 @@ use crate::llink::align_losses::{AlignBatch, AlignLosses, AlignWeights, LossBuff
 use crate::llink::matrix::Existing;
 use crate::llink::projector::{Activations, Projector};
 use crate::llink::teacher_queue::TeacherQueue;
+use crate::llink::whitening::Whitening;
 
 /// This rank's share of the three losses is summed over ranks behind the gradient.
 const LOSSES: usize = 3;
@@ -25,7 +26,7 @@ pub struct StepInput<'a> {
     pub ids: &'a [u64],
     /// Which rows of the global batch are this rank's.
     pub own: Range<usize>,
-    /// Encoder vectors of this rank's rows, `[b, d_e]`.
+    /// Encoder vectors of this rank's rows, `[b, d_e]`, standardized where the training does so.
     pub encoder: &'a [f32],
     /// Teacher vectors of the global batch, `[B, d]`.
     pub teacher: &'a [f32],
@@ -57,6 +58,7 @@ pub struct AlignTrainer {
     /// Teachers of the steps before.
     pub queue: TeacherQueue,
     weights: AlignWeights,
+    metric: Option<Whitening>,
     gradient_clip: f64,
     micro_batch: usize,
     activations: Activations,
@@ -84,6 +86,7 @@ impl AlignTrainer {
             optimizer,
             queue,
             weights,
+            metric: None,
             gradient_clip,
             micro_batch: 0,
             activations,
@@ -97,6 +100,13 @@ impl AlignTrainer {
     #[must_use]
     pub const fn with_micro_batch(mut self, rows: usize) -> Self {
         self.micro_batch = rows;
+        self
+    }
+
+    /// Compares vectors in this metric; none compares them as they are.
+    #[must_use]
+    pub fn with_metric(mut self, metric: Option<Whitening>) -> Self {
+        self.metric = metric;
         self
     }
 
@@ -126,6 +136,7 @@ impl AlignTrainer {
                 &self.activations.projected
             },
             temperature: input.temperature,
+            metric: self.metric.as_ref(),
         };
         let share = align_losses(&batch, &self.queue, &self.weights, collective, &mut self.buffers)?;
         seconds.forward = clock.lap();

@@ -9,6 +9,7 @@ use crate::llink::align_losses::{AlignBatch, AlignWeights, LossBuffers, align_lo
 use crate::llink::projector::Projector;
 use crate::llink::retrieval::retrieval_metrics;
 use crate::llink::teacher_queue::TeacherQueue;
+use crate::llink::whitening::Whitening;
 use crate::{Error, Result};
 
 /// A small fixed set of pairs that training does not see.
@@ -19,6 +20,7 @@ pub struct AlignValidation {
     teacher: Vec<f32>,
     width: usize,
     temperature: f64,
+    metric: Option<Whitening>,
 }
 
 impl AlignValidation {
@@ -46,10 +48,19 @@ impl AlignValidation {
             teacher: rows(teacher),
             width: teacher.width,
             temperature,
+            metric: None,
         })
     }
 
-    /// Symmetric InfoNCE among these pairs alone, which is the score, and retrieval.
+    /// Measures InfoNCE and retrieval in this metric; none takes cosines of the vectors as they are.
+    #[must_use]
+    pub fn in_metric(mut self, metric: Option<Whitening>) -> Self {
+        self.metric = metric;
+        self
+    }
+
+    /// Symmetric InfoNCE among these pairs alone, which is the score, and retrieval; the latter in plain cosine too (`cosine_r1`,
+    /// `cosine_mrr`) where there is a metric. The projector is for the encoder's own vectors.
     ///
     /// # Errors
     /// [`Error::Input`] when the projector gives NaN or infinity.
@@ -61,6 +72,7 @@ impl AlignValidation {
             own: 0..self.ids.len(),
             projected: &projected,
             temperature: self.temperature,
+            metric: self.metric.as_ref(),
         };
         let (queue, weights) = (
             TeacherQueue::new(0, self.width),
@@ -77,14 +89,22 @@ impl AlignValidation {
             &mut Solo::default(),
             &mut LossBuffers::default(),
         )?;
-        let retrieval = retrieval_metrics(&projected, &self.teacher, self.width)?;
+        let plain = retrieval_metrics(&projected, &self.teacher, self.width)?;
+        let retrieval = match &self.metric {
+            Some(metric) => retrieval_metrics(&metric.apply(&projected), &metric.apply(&self.teacher), self.width)?,
+            None => plain,
+        };
+        let mut numbers = vec![
+            ("info_nce", losses.info_nce),
+            ("direction", losses.direction),
+            ("r1", retrieval.r1),
+            ("mrr", retrieval.mrr),
+        ];
+        if self.metric.is_some() {
+            numbers.extend([("cosine_r1", plain.r1), ("cosine_mrr", plain.mrr)]);
+        }
         Ok(Validation {
-            numbers: vec![
-                ("info_nce", losses.info_nce),
-                ("direction", losses.direction),
-                ("r1", retrieval.r1),
-                ("mrr", retrieval.mrr),
-            ],
+            numbers,
             score: losses.info_nce,
         })
     }

@@ -103,6 +103,17 @@ impl<'a> TensorFile<'a> {
         ))
     }
 
+    /// The numbers of a tensor of 32-bit floats; none where there is no such tensor.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when it is of another type.
+    pub fn optional_f32(&self, tensor: &str) -> Result<Option<Vec<f32>>> {
+        match self.tensors.tensor(tensor) {
+            Ok(_) => Ok(Some(self.f32(tensor)?.1)),
+            Err(_) => Ok(None),
+        }
+    }
+
     /// Shape and numbers of a tensor of 16-bit floats.
     ///
     /// # Errors

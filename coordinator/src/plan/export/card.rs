@@ -7,7 +7,7 @@ use llink_datasets::measured;
 
 use super::super::{Inputs, PlanError, StageName, earlier, fact, instructions_of};
 use super::{STAGE, arm, names};
-use crate::job::{ExportSection, InstructArm, InstructSection};
+use crate::job::{AlignSection, ExportSection, InstructArm, InstructSection, Metric};
 
 /// Loads a bundle with slots, and answers.
 const WITH_SLOTS: &str = include_str!("load_slots.py");
@@ -121,10 +121,14 @@ fn settings(inputs: &Inputs<'_>) -> String {
     let a = &inputs.job.align;
     let mut text = format!(
         "## Training\n\n| | Stage A: projector |\n| --- | --- |\n\
+         | recipe | {} |\n| teacher | {} |\n| metric | {} |\n\
          | steps × batch | {} × {} |\n| loss | symmetric InfoNCE, τ {} to {}, {} hardest of {} queued negatives; {} direction, {} \
          log-norm |\n\
          | optimizer | AdamW {}/{}, weight decay {}, clip {}; {} to {}, cosine, {} steps of warm-up |\n| dropout | {} |\n\
          | seed | {} |\n\n",
+        inputs.job.recipe.as_str(),
+        inputs.job.embed.teacher,
+        metric(a),
         a.steps,
         a.batch,
         a.temperature_start,
@@ -145,6 +149,22 @@ fn settings(inputs: &Inputs<'_>) -> String {
     );
     if let Some(section) = &inputs.job.instruct {
         text.push_str(&stage_b(section, arm(inputs.job) == Some(InstructArm::Slots)));
+    }
+    text
+}
+
+/// What vectors are compared in, and what was fitted on the training split for it.
+fn metric(a: &AlignSection) -> String {
+    let mut text = match a.metric {
+        Metric::Cosine => "cosine".to_owned(),
+        Metric::Centred => "cosine around the teachers' mean".to_owned(),
+        Metric::Whitened => format!("whitened cosine, eps {}", a.whitening_eps),
+    };
+    if a.standardize {
+        text.push_str("; encoder vectors standardized (folded into `projector.safetensors`)");
+    }
+    if a.starts_at_teachers() {
+        text.push_str("; LayerNorm started at the teachers' deviation and mean");
     }
     text
 }

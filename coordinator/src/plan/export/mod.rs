@@ -6,7 +6,7 @@ use llink_proto::task::Kind;
 use llink_proto::{Export, ModelRole, TaskResult};
 
 use super::embed::{max_tokens, model_ref, reading_key};
-use super::train::{one_task, the_one};
+use super::train::{one_task, statistics, the_one};
 use super::{
     Inputs, Phase, PlanError, Ranks, StageName, content_of, earlier, fact, instructions_of, json, manifest_of,
     short_hash, with_role,
@@ -20,6 +20,7 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
     let embed = &inputs.job.embed;
     let mut parts = vec![
         content_of(earlier(STAGE, StageName::Align, inputs)?, "projector"),
+        content_of(earlier(STAGE, StageName::Align, inputs)?, "statistics"),
         fact(STAGE, models, "encoder.fingerprint")?.into(),
         fact(STAGE, models, "decoder.fingerprint")?.into(),
         // The bundle says where the models are.
@@ -51,6 +52,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
     let mut export = Export {
         directory: directory.clone(),
         projector: Some(super::instruct::projector(STAGE, inputs)?),
+        statistics: statistics(STAGE, inputs)?,
         encoder: Some(model_ref(STAGE, inputs, "encoder", ModelRole::Encoder)?),
         decoder: Some(model_ref(STAGE, inputs, "decoder", ModelRole::Decoder)?),
         encoder_name,

@@ -90,6 +90,7 @@ fn result_of(task: &Task) -> TaskResult {
             result.facts.insert(format!("{name}.url"), p.path.clone());
         }
         Kind::EmbedShard(e) => result.artifacts.push(artifact(&e.role, &e.path)),
+        Kind::FitStatistics(f) => result.artifacts.push(artifact("statistics", &f.path)),
         Kind::Align(a) => result
             .artifacts
             .push(artifact("projector", &format!("{}/p", a.directory))),

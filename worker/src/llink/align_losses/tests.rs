@@ -25,30 +25,67 @@ fn queue() -> TeacherQueue {
     queue
 }
 
-fn run(projected: &[f32], teacher: &[f32], ids: &[u64], queue: &TeacherQueue) -> (AlignLosses, Vec<f32>) {
+fn run(
+    projected: &[f32],
+    teacher: &[f32],
+    ids: &[u64],
+    queue: &TeacherQueue,
+    metric: Option<&Whitening>,
+) -> (AlignLosses, Vec<f32>) {
     let batch = AlignBatch {
         ids,
         teacher,
         own: 0..ids.len(),
         projected,
         temperature: TAU,
+        metric,
     };
     let mut buffers = LossBuffers::default();
     let losses = align_losses(&batch, queue, &WEIGHTS, &mut Solo::default(), &mut buffers).unwrap();
     (losses, buffers.gradient)
 }
 
+/// A mean far from zero and a matrix that is not symmetric.
+fn metric() -> Whitening {
+    let matrix = (0..D * D).map(|at| (at as f32 * 0.7).cos() + if at % (D + 1) == 0 { 2.0 } else { 0.0 });
+    Whitening::new(numbers(D, 0.31), Some(matrix.collect())).unwrap()
+}
+
 /// The losses by their definition, in f64, with the negatives that the f32 code would choose at `mined_at`.
-fn definition(projected: &[f64], teacher: &[f32], ids: &[u64], queue: &TeacherQueue, mined_at: &[f32]) -> [f64; 3] {
+fn definition(
+    projected: &[f64],
+    teacher: &[f32],
+    ids: &[u64],
+    queue: &TeacherQueue,
+    metric: Option<&Whitening>,
+    mined_at: &[f32],
+) -> [f64; 3] {
     let unit = |row: &[f64]| -> (Vec<f64>, f64) {
         let norm = row.iter().map(|x| x * x).sum::<f64>().sqrt();
         (row.iter().map(|x| x / norm).collect(), norm)
     };
     let wide = |row: &[f32]| row.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-    let p: Vec<_> = projected.chunks(D).map(unit).collect();
-    let t: Vec<_> = teacher.chunks(D).map(|row| unit(&wide(row))).collect();
-    let students: Vec<_> = mined_at.chunks(D).map(|row| unit(&wide(row)).0).collect();
+    let seen = |row: &[f64]| -> Vec<f64> {
+        let Some(metric) = metric else { return row.to_vec() };
+        let centered: Vec<f64> = row.iter().zip(wide(metric.mean())).map(|(x, mean)| x - mean).collect();
+        let column = |j: usize| {
+            metric
+                .matrix()
+                .unwrap()
+                .iter()
+                .skip(j)
+                .step_by(D)
+                .copied()
+                .collect::<Vec<_>>()
+        };
+        (0..D).map(|j| dot(&centered, &wide(&column(j)))).collect()
+    };
+    let raw = |rows: &[f64]| rows.chunks(D).map(unit).collect::<Vec<_>>();
+    let (raw_p, raw_t) = (raw(projected), raw(&wide(teacher)));
+    let p: Vec<_> = projected.chunks(D).map(|row| unit(&seen(row))).collect();
+    let t: Vec<_> = teacher.chunks(D).map(|row| unit(&seen(&wide(row)))).collect();
+    let students: Vec<_> = mined_at.chunks(D).map(|row| unit(&seen(&wide(row))).0).collect();
     let stored = |position: usize| {
         let mut row = vec![0.0; D];
         queue.read(position, &mut row);
@@ -70,19 +107,29 @@ fn definition(projected: &[f64], teacher: &[f32], ids: &[u64], queue: &TeacherQu
         let by_row = log_sum(row.map(|x| x / TAU).collect()) - own / TAU;
         let by_column = log_sum(p.iter().map(|p| dot(&p.0, &t[i].0) / TAU).collect()) - own / TAU;
         sums[0] += 0.5 * (by_row + by_column) / n as f64;
-        sums[1] += (1.0 - own) / n as f64;
-        sums[2] += ((p[i].1 + 1e-8).ln() - (t[i].1 + 1e-8).ln()).powi(2) / n as f64;
+        sums[1] += (1.0 - dot(&raw_p[i].0, &raw_t[i].0)) / n as f64;
+        sums[2] += ((raw_p[i].1 + 1e-8).ln() - (raw_t[i].1 + 1e-8).ln()).powi(2) / n as f64;
     }
     sums
 }
 
 #[test]
 fn losses_and_gradient_are_those_of_the_definition() {
+    losses_and_gradient(None);
+}
+
+#[test]
+fn in_a_metric_only_info_nce_and_the_mining_change() {
+    losses_and_gradient(Some(&metric()));
+    losses_and_gradient(Some(&Whitening::new(numbers(D, 0.31), None).unwrap()));
+}
+
+fn losses_and_gradient(metric: Option<&Whitening>) {
     let (ids, queue) = ([1, 2, 3, 4], queue());
     let (projected, teacher) = (numbers(4 * D, 0.71), numbers(4 * D, 2.13));
-    let (losses, gradient) = run(&projected, &teacher, &ids, &queue);
+    let (losses, gradient) = run(&projected, &teacher, &ids, &queue, metric);
     let total = |values: &[f64]| {
-        let [info_nce, direction, log_norm] = definition(values, &teacher, &ids, &queue, &projected);
+        let [info_nce, direction, log_norm] = definition(values, &teacher, &ids, &queue, metric, &projected);
         AlignLosses {
             info_nce,
             direction,
@@ -121,25 +168,27 @@ fn losses_and_gradient_are_those_of_the_definition() {
 fn an_empty_queue_leaves_the_batch_alone_as_negatives() {
     let (projected, teacher) = (numbers(3 * D, 0.71), numbers(3 * D, 2.13));
     let empty = TeacherQueue::new(8, D);
-    let (losses, _) = run(&projected, &teacher, &[1, 2, 3], &empty);
+    let (losses, _) = run(&projected, &teacher, &[1, 2, 3], &empty, None);
     let wide: Vec<f64> = projected.iter().map(|x| f64::from(*x)).collect();
-    let expected = definition(&wide, &teacher, &[1, 2, 3], &empty, &projected);
+    let expected = definition(&wide, &teacher, &[1, 2, 3], &empty, None, &projected);
     assert!((losses.info_nce - expected[0]).abs() < 1e-5, "{losses:?} {expected:?}");
 }
 
 #[test]
-fn what_the_queue_takes_in_is_the_normalized_teacher() {
-    let (projected, teacher) = (numbers(2 * D, 0.71), numbers(2 * D, 2.13));
+fn what_the_queue_takes_in_is_the_normalized_teacher_in_the_metric() {
+    let (projected, teacher, metric) = (numbers(2 * D, 0.71), numbers(2 * D, 2.13), metric());
     let batch = AlignBatch {
         ids: &[1, 2],
         teacher: &teacher,
         own: 0..2,
         projected: &projected,
         temperature: TAU,
+        metric: Some(&metric),
     };
     let mut buffers = LossBuffers::default();
     align_losses(&batch, &queue(), &WEIGHTS, &mut Solo::default(), &mut buffers).unwrap();
-    for (row, source) in buffers.normalized_teacher(D).chunks(D).zip(teacher.chunks(D)) {
+    let seen = metric.apply(&teacher);
+    for (row, source) in buffers.normalized_teacher(D).chunks(D).zip(seen.chunks(D)) {
         let norm = source.iter().map(|x| x * x).sum::<f32>().sqrt();
         assert!(
             row.iter()
@@ -153,6 +202,6 @@ fn what_the_queue_takes_in_is_the_normalized_teacher() {
 fn a_nan_shows_in_the_losses() {
     let mut projected = numbers(2 * D, 0.71);
     projected[3] = f32::NAN;
-    let (losses, _) = run(&projected, &numbers(2 * D, 2.13), &[1, 2], &queue());
+    let (losses, _) = run(&projected, &numbers(2 * D, 2.13), &[1, 2], &queue(), None);
     assert!(losses.total(&WEIGHTS).is_nan());
 }

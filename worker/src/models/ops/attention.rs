@@ -18,6 +18,15 @@ pub(crate) enum Causality {
     Causal,
 }
 
+/// Which of a sequence's rows a mean is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MeanOf {
+    /// All of them.
+    All,
+    /// All but the first, unless there is no other.
+    AllButFirst,
+}
+
 /// Where each sequence's query rows and key rows stand, sequences end to end. For a whole forward pass the two are
 /// the same; the last layer of a teacher pass has one query row each, a generation step has cached keys.
 pub(crate) struct AttentionSpans {
@@ -103,25 +112,35 @@ impl AttentionSpans {
     }
 
     /// The mean of each sequence's rows of `x` [Tq, width], in f32: [B, width]. A sequence without rows gives zeros.
-    pub(crate) fn mean_rows(&self, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn mean_rows(&self, x: &Tensor, of: MeanOf) -> Result<Tensor> {
+        // Which of a sequence's rows take part: all from here on.
+        let first = |rows: usize| usize::from(of == MeanOf::AllButFirst && rows > 1);
         let Some(padded) = &self.padded else {
             let means = self.queries.windows(2).map(|w| {
-                let rows = w[1] - w[0];
+                let (skipped, rows) = (first(w[1] - w[0]), w[1] - w[0]);
                 if rows == 0 {
                     return Ok(Tensor::zeros(x.dim(1)?, DType::F32, x.device())?);
                 }
-                Ok((x.narrow(0, w[0], rows)?.to_dtype(DType::F32)?.sum(0)? / rows as f64)?)
+                let taken = rows - skipped;
+                Ok((x.narrow(0, w[0] + skipped, taken)?.to_dtype(DType::F32)?.sum(0)? / taken as f64)?)
             });
             return Ok(Tensor::stack(&means.collect::<Result<Vec<_>>>()?, 0)?);
         };
         let ((batch, longest, _), width) = (padded.size, x.dim(1)?);
-        let mut rows = padded.queries.side_by_side(x)?.to_dtype(DType::F32)?;
-        if let Some(real) = &padded.real {
-            rows = rows.broadcast_mul(real)?;
+        let mut shares = vec![0f32; batch * longest];
+        for (b, w) in self.queries.windows(2).enumerate() {
+            let rows = w[1] - w[0];
+            let taken = first(rows)..rows;
+            let share = 1.0 / taken.len().max(1) as f32;
+            shares[b * longest..][taken].fill(share);
         }
-        let counts = self.queries.windows(2).map(|w| 1.0 / (w[1] - w[0]).max(1) as f32);
-        let shares = Tensor::from_vec(counts.collect::<Vec<_>>(), (batch, 1), x.device())?;
-        Ok(rows.reshape((batch, longest, width))?.sum(1)?.broadcast_mul(&shares)?)
+        let shares = Tensor::from_vec(shares, (batch * longest, 1), x.device())?;
+        let rows = padded
+            .queries
+            .side_by_side(x)?
+            .to_dtype(DType::F32)?
+            .broadcast_mul(&shares)?;
+        Ok(rows.reshape((batch, longest, width))?.sum(1)?)
     }
 
     /// How many keys query `i` of `n` sees among `keys`.

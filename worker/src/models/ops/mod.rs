@@ -19,7 +19,7 @@ mod simd;
 mod strided;
 
 pub(crate) use activation::{gelu, silu_mul, silu_mul_backward};
-pub(crate) use attention::{Attention, AttentionSpans, Causality};
+pub(crate) use attention::{Attention, AttentionSpans, Causality, MeanOf};
 pub(crate) use embedding::Embedding;
 pub(crate) use frozen_linear::FrozenLinear;
 pub(crate) use low_rank::{AdapterGradient, LowRank};

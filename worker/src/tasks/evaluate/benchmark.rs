@@ -10,9 +10,11 @@ use serde_json::json;
 use super::super::TaskContext;
 use super::super::answers::Slots;
 use super::super::instruct::widened;
+use super::super::statistics;
 use super::super::training::read_first;
 use crate::llink::projector::Projector;
 use crate::llink::retrieval::{RetrievalMetrics, retrieval_ranks};
+use crate::llink::whitening::Whitening;
 use crate::{Error, Result};
 
 /// The metric of the encoder's vectors less the mean of their language.
@@ -26,6 +28,8 @@ pub(super) struct Benchmark {
     /// The teacher's vectors of the English sides, `[n, width]`.
     taught: Vec<f32>,
     width: usize,
+    /// What Stage A trained in, unless that is cosine.
+    metric: Option<Whitening>,
     measured: Vec<Measured>,
 }
 
@@ -48,6 +52,7 @@ impl Benchmark {
             taught: widened(&teacher),
             width: teacher.width,
             ids: encoder.ids,
+            metric: statistics::read(context, store, task.statistics.as_ref())?.metric,
             measured: Vec::new(),
         })
     }
@@ -99,6 +104,10 @@ impl Benchmark {
     fn against_teacher(&mut self, retriever: Retriever, students: &[f32]) -> Result<()> {
         let ranks = retrieval_ranks(students, &self.taught, self.width)?;
         self.add(retriever, COSINE, ranks);
+        if let Some(metric) = &self.metric {
+            let (name, students, taught) = (metric.name(), metric.apply(students), metric.apply(&self.taught));
+            self.add(retriever, name, retrieval_ranks(&students, &taught, self.width)?);
+        }
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{D, DType, Device, Tensor};
 
 use super::adamw::DeviceAdamW;
-use super::align_loss::{AlignLossInput, Normalized, align_loss};
+use super::align_loss::{AlignLossInput, DeviceMetric, Normalized, align_loss};
 use super::queue::DeviceQueue;
 use super::{flat, sum_of_squares};
 use crate::collective::Collective;
@@ -14,6 +14,7 @@ use crate::device::{Staging, is_out_of_memory};
 use crate::llink::align_losses::{AlignLosses, AlignWeights};
 use crate::llink::projector::{Projector, ProjectorShape};
 use crate::llink::teacher_queue::TeacherQueue;
+use crate::llink::whitening::Whitening;
 use crate::models::{Backend, RowMasks};
 use crate::train::align_step::{StepInput, StepOutcome, pieces};
 use crate::train::batch::rank_slice;
@@ -30,6 +31,7 @@ pub struct DeviceAlignTrainer {
     optimizer: DeviceAdamW,
     queue: DeviceQueue,
     weights: AlignWeights,
+    metric: Option<DeviceMetric>,
     gradient_clip: f64,
     staging: Staging,
     /// Rows whose activations are held at once; 0: all.
@@ -76,6 +78,7 @@ impl DeviceAlignTrainer {
             optimizer: DeviceAdamW::new(&projector.parameters, optimizer, device)?,
             queue: DeviceQueue::new(queue, device)?,
             weights,
+            metric: None,
             gradient_clip,
             staging: Staging::default(),
             micro_batch: 0,
@@ -87,6 +90,16 @@ impl DeviceAlignTrainer {
     pub const fn with_micro_batch(mut self, rows: usize) -> Self {
         self.micro_batch = rows;
         self
+    }
+
+    /// Compares vectors in this metric; none compares them as they are.
+    ///
+    /// # Errors
+    /// [`crate::Error::Tensor`] when the device fails.
+    pub fn with_metric(mut self, metric: Option<&Whitening>) -> Result<Self> {
+        let device = self.backend.device();
+        self.metric = metric.map(|metric| DeviceMetric::new(metric, device)).transpose()?;
+        Ok(self)
     }
 
     /// What moved, on the host.
@@ -132,14 +145,19 @@ impl DeviceAlignTrainer {
         let pieces = pieces(input.own.len(), self.micro_batch);
         let (own, tape) = self.project(&weights, input, &pieces)?;
         let projected = gathered(own.as_ref(), input, width, collective, &device)?;
-        let unit = Normalized::new(&projected, &teacher)?;
+        let raw = Normalized::new(&projected, &teacher)?;
+        let whitened = match &self.metric {
+            Some(metric) => Some(Normalized::new(&metric.apply(&projected)?, &metric.apply(&teacher)?)?),
+            None => None,
+        };
+        let seen = whitened.as_ref().unwrap_or(&raw);
         let hard = self
             .queue
-            .hardest(&unit.students.0, input.ids, self.weights.hard_negatives)?;
+            .hardest(&seen.students.0, input.ids, self.weights.hard_negatives)?;
         let of = AlignLossInput {
-            projected: &projected,
-            students: (&unit.students.0, &unit.students.1),
-            teachers: (&unit.teachers.0, &unit.teachers.1),
+            seen,
+            raw: &raw,
+            metric: self.metric.as_ref(),
             hard: hard.as_ref(),
             temperature: input.temperature,
         };
@@ -162,7 +180,7 @@ impl DeviceAlignTrainer {
         check_finite(input.step, input.ids, losses.total(&self.weights), grad_norm)?;
         let scale = (self.gradient_clip / (grad_norm + 1e-6)).min(1.0) as f32;
         self.optimizer.step(&gradient, scale, input.learning_rate)?;
-        self.queue.push(&unit.teachers.0, input.ids)?;
+        self.queue.push(&seen.teachers.0, input.ids)?;
         seconds.optimizer = clock.lap();
         Ok(StepOutcome {
             losses,

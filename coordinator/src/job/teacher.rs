@@ -1,0 +1,111 @@
+//! `[embed] teacher`: what of the decoder's states stands for an English sentence.
+
+use std::fmt;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::check::Expect;
+
+/// What of the decoder's states stands for an English sentence. English references of instructions are read the same way.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum Teacher {
+    /// `"slot"`: the last hidden state, after the final norm, at a slot token behind the sentence. The paper's form.
+    #[default]
+    Slot,
+    /// `{ pool = "mean", layer = … }`: the mean of one hidden layer over the sentence's tokens.
+    Pooled(PooledTeacher),
+}
+
+/// The mean of one hidden layer over the sentence's tokens (at most 127). The first token is left out unless it is the only one:
+/// decoders use it as an attention sink, and its norm drowns the others.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PooledTeacher {
+    /// How tokens are pooled.
+    pub pool: Pool,
+    /// Which layer.
+    pub layer: TeacherLayer,
+}
+
+/// How tokens are pooled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pool {
+    /// Their mean.
+    Mean,
+}
+
+/// A layer of the decoder, as Transformers counts `hidden_states`: 0 is the embedding, the last is after the final norm.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "a layer's number (10), or a share of the depth (0.33)")]
+pub enum TeacherLayer {
+    /// A whole number counts layers.
+    Number(u32),
+    /// A number with a decimal point, 0.0 to 1.0, is a share of the depth, rounded to the nearest layer: 0.33 of 30 layers is layer 10.
+    Share(f64),
+}
+
+impl Teacher {
+    pub(super) fn problems(&self, expect: Expect<'_>) {
+        if let Self::Pooled(PooledTeacher {
+            layer: TeacherLayer::Share(share),
+            ..
+        }) = self
+        {
+            expect(
+                (0.0..=1.0).contains(share),
+                "embed.teacher.layer",
+                share,
+                "a layer's number (10), or a share of the depth from 0.0 to 1.0",
+            );
+        }
+    }
+}
+
+impl Serialize for Teacher {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Slot => serializer.serialize_str("slot"),
+            Self::Pooled(pooled) => pooled.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Teacher {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = Teacher;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"slot\" or { pool = \"mean\", layer = 0.33 }")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Teacher, E> {
+                match text {
+                    "slot" => Ok(Teacher::Slot),
+                    other => Err(E::unknown_variant(other, &["slot"])),
+                }
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Teacher, A::Error> {
+                PooledTeacher::deserialize(MapAccessDeserializer::new(map)).map(Teacher::Pooled)
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+impl fmt::Display for Teacher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Slot => f.write_str("last state at the slot token"),
+            Self::Pooled(PooledTeacher { layer, .. }) => match layer {
+                TeacherLayer::Number(number) => write!(f, "mean of layer {number}"),
+                TeacherLayer::Share(share) => write!(f, "mean of the layer at {share} of the depth"),
+            },
+        }
+    }
+}

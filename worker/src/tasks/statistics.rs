@@ -1,0 +1,57 @@
+//! What Stage A fits on the training split before its first step, as a task of its own: one worker fits it, every rank reads the file.
+
+use llink_datasets::store::Store;
+use llink_datasets::vectors::{VectorTable, read_vectors};
+use llink_proto::{Artifact, FitStatistics, TaskResult};
+
+use super::TaskContext;
+use crate::Result;
+use crate::llink::statistics::{Metric, Statistics, StatisticsFit, StatisticsOptions};
+
+/// The role of the file, in the manifest of stage `align`.
+const ROLE: &str = "statistics";
+
+pub(super) fn run(context: &TaskContext, task: &FitStatistics) -> Result<TaskResult> {
+    let mut fit = StatisticsFit::new(StatisticsOptions {
+        metric: match task.metric() {
+            llink_proto::Metric::Unspecified | llink_proto::Metric::Cosine => Metric::Cosine,
+            llink_proto::Metric::Centered => Metric::Centered,
+            llink_proto::Metric::Whitened => Metric::Whitened,
+        },
+        whitening_eps: task.whitening_eps,
+        start_at_teachers: task.start_at_teachers,
+        standardize: task.standardize,
+    });
+    let store = context.store()?;
+    type Add = fn(&mut StatisticsFit, &VectorTable) -> Result<()>;
+    let towers: [(bool, &[Artifact], Add); 2] = [
+        (fit.reads_encoder(), &task.encoder_vectors, StatisticsFit::add_encoder),
+        (fit.reads_teacher(), &task.teacher_vectors, StatisticsFit::add_teacher),
+    ];
+    let read: Vec<(&Artifact, Add)> = towers
+        .into_iter()
+        .filter(|(wanted, ..)| *wanted)
+        .flat_map(|(_, artifacts, add)| artifacts.iter().map(move |artifact| (artifact, add)))
+        .collect();
+    for (done, (artifact, add)) in read.iter().enumerate() {
+        context.control.check()?;
+        let content = context.read(&store, artifact)?;
+        add(&mut fit, &read_vectors(&store.describe(&artifact.path), content)?)?;
+        context.control.advance(done as u64 + 1, read.len() as u64);
+    }
+    let statistics = fit.finish()?.to_safetensors()?;
+    let artifact = context.write(&store, &task.path, ROLE, 0, statistics.into())?;
+    Ok(TaskResult {
+        artifacts: vec![artifact],
+        ..TaskResult::default()
+    })
+}
+
+/// What was fitted; nothing where no file was written.
+pub(super) fn read(context: &TaskContext, store: &Store, artifact: Option<&Artifact>) -> Result<Statistics> {
+    let Some(artifact) = artifact else {
+        return Ok(Statistics::default());
+    };
+    let content = context.read(store, artifact)?;
+    Statistics::from_safetensors(&store.describe(&artifact.path), &content)
+}
