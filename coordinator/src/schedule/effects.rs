@@ -178,6 +178,7 @@ impl Effects {
         level: Level,
         text: impl Into<String>,
     ) {
+        let text: String = text.into();
         self.events.push(Happening {
             at,
             job: job.into(),
