@@ -198,11 +198,41 @@ fn parse(text: &str) -> Result<Root, String> {
             "{shown}: a URL of a job holds no key, and this one holds {credential}"
         ));
     }
+    if scheme == "hf" {
+        return hub_place(&shown.to_string(), &decoded);
+    }
     let (authority, key) = after.split_once('/').unwrap_or((after, ""));
     Ok(Root::Place {
         scheme: scheme.into(),
         authority: authority.into(),
         path: format!("/{key}").trim_end_matches('/').into(),
+    })
+}
+
+/// A place on the Hugging Face Hub: `hf://` is all of it, then come owners, and repositories at any revision. A data set's
+/// owner is another place than the same owner of models.
+fn hub_place(text: &str, decoded: &str) -> Result<Root, String> {
+    let mut parts: Vec<&str> = decoded.split('/').filter(|part| !part.is_empty()).collect();
+    if parts.first() == Some(&"models") {
+        parts.remove(0);
+    }
+    let name = if parts.first() == Some(&"datasets") { 2 } else { 1 };
+    let revision = parts.get(name).and_then(|part| part.split_once('@'));
+    if let Some((plain, revision)) = revision {
+        parts[name] = plain;
+        // The Hub's own references have two parts more.
+        if revision == "refs" {
+            parts.drain((name + 1).min(parts.len())..(name + 3).min(parts.len()));
+        }
+    }
+    if parts.iter().take(name + 1).any(|part| part.contains('@')) {
+        return Err(format!("{text}: `@` stands between a repository and its revision"));
+    }
+    let path: String = parts.iter().map(|part| format!("/{part}")).collect();
+    Ok(Root::Place {
+        scheme: "hf".into(),
+        authority: String::new(),
+        path,
     })
 }
 
@@ -275,6 +305,36 @@ mod tests {
             let said = roots.admit(bad).unwrap_err();
             assert!(said.contains("s3://bucket/llink"), "{bad}: {said}");
         }
+    }
+
+    #[test]
+    fn a_repository_of_the_hub_is_admitted_at_any_revision_and_its_neighbors_are_not() {
+        let some = roots(&[
+            "hf://intfloat",
+            "hf://meta-llama/Llama-3.2-1B",
+            "hf://datasets/facebook",
+        ]);
+        for good in [
+            "hf://intfloat/multilingual-e5-small",
+            "hf://models/intfloat/e5@0123/model.gguf",
+            "hf://meta-llama/Llama-3.2-1B@main",
+            "hf://datasets/facebook/flores@refs/convert/parquet/x.parquet",
+        ] {
+            assert_eq!(some.admit(good), Ok(()), "{good}");
+        }
+        for bad in [
+            "hf://intfloatx/e5",
+            "hf://meta-llama/Llama-3.2-1B-Instruct",
+            "hf://meta-llama/Llama-3.2-1B@main/../../x/y",
+            "hf://facebook/flores",
+            "hf://datasets/intfloat/x",
+            "hf://other@intfloat/x",
+            "https://huggingface.co/intfloat/e5",
+        ] {
+            assert!(some.admit(bad).is_err(), "{bad}");
+        }
+        assert_eq!(roots(&["hf://"]).admit("hf://any/thing"), Ok(()));
+        assert!(roots(&["s3://bucket"]).admit("hf://any/thing").is_err());
     }
 
     #[test]

@@ -32,9 +32,9 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
         "letters, digits, `-`, `_` or `.`",
     );
     expect(
-        !job.output.is_empty(),
+        !job.output.is_empty() && !job.output.starts_with("hf://"),
         "output",
-        &"empty",
+        &format!("{:?}", job.output),
         "a folder or an object-store URL",
     );
 

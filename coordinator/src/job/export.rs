@@ -54,9 +54,17 @@ impl ExportSection {
     }
 }
 
-/// What people call the model of a source: the last part of its path, or the hub's name where the path is that of the hub's cache.
+/// What people call the model of a source: the last part of its path, or the hub's name where the source is an `hf://` URL or lies
+/// in the hub's cache.
 #[must_use]
 pub fn model_name(source: &str) -> String {
+    let hub = source
+        .strip_prefix("hf://")
+        .map(|rest| rest.strip_prefix("models/").unwrap_or(rest));
+    if let Some((owner, rest)) = hub.and_then(|rest| rest.split_once('/')) {
+        let name = rest.split(['@', '/']).next().unwrap_or(rest);
+        return format!("{owner}/{name}");
+    }
     let mut parts = source.rsplit('/').filter(|part| !part.is_empty());
     let cached = source
         .split('/')
@@ -96,6 +104,7 @@ mod tests {
                 "/root/.cache/huggingface/hub/models--meta-llama--Llama-3.2-1B-Instruct/snapshots/9213176",
                 "meta-llama/Llama-3.2-1B-Instruct",
             ),
+            ("hf://meta-llama/Llama-3.2-1B@9213176", "meta-llama/Llama-3.2-1B"),
             ("tiny", "tiny"),
         ] {
             assert_eq!(model_name(source), name);

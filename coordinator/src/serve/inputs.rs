@@ -22,48 +22,20 @@ use crate::schedule::NewJob;
 /// When a URL lies below none of the roots or holds a key that would be saved, or a source or a model folder is missing or
 /// cannot be reached.
 pub(super) async fn resolve(file: JobFile, base_dir: &Path, roots: &Roots) -> Result<(NewJob, Addresses), Failure> {
-    let mut file = absolute(file, base_dir);
+    let file = absolute(file, base_dir);
     check_roots(&file, roots)?;
     check_credentials(&file)?;
+    let mut file = pinned(file).await?;
     let addresses = withheld::keep_back(&mut file);
-    let address = |name: &String| addresses.get(name).unwrap_or(name).clone();
     Store::open(&file.output).map_err(|e| of_key("output", &failure(&e)))?;
     let mut stamps = BTreeMap::new();
-    let mut sources = vec![("corpus.source", &file.corpus.source)];
-    if let Some(instructions) = &file.instructions {
-        sources.push(("instructions.source", &instructions.source));
-    }
-    for (key, sources) in sources {
-        for source in sources.as_slice().iter().filter(|s| !s.is_sample()) {
-            for url in source.files() {
-                let url = url.to_owned();
-                let stamp = object_stamp(&address(&url)).await.map_err(|f| of_key(key, &f))?;
-                stamps.insert(url, stamp);
-            }
-        }
-    }
-    if let Some(url) = file
-        .evaluate
-        .judge
-        .as_ref()
-        .and_then(|judge| judge.direct_answers.as_ref())
-    {
-        let stamp = object_stamp(&address(url)).await;
-        stamps.insert(
-            url.clone(),
-            stamp.map_err(|f| of_key("evaluate.judge.direct_answers", &f))?,
-        );
-    }
-    for (key, folder) in file.models.paths() {
-        if !is_built_in(folder) {
-            let role = match key {
-                "models.encoder" => ModelRole::Encoder,
-                _ => ModelRole::Decoder,
-            };
-            let stamp = models::model_stamp(&file.models, role, folder, base_dir).await;
-            let stamp = stamp.map_err(|f| of_key(key, &f))?;
-            stamps.insert(folder.to_owned(), stamp);
-        }
+    for (key, url) in read_urls(&file) {
+        let stamp = match key {
+            "models.encoder" => models::model_stamp(&file.models, ModelRole::Encoder, url, base_dir).await,
+            "models.decoder" => models::model_stamp(&file.models, ModelRole::Decoder, url, base_dir).await,
+            _ => object_stamp(addresses.get(url).map_or(url, String::as_str)).await,
+        };
+        stamps.insert(url.to_owned(), stamp.map_err(|f| of_key(key, &f))?);
     }
     let content = serde_json::to_string(&file).expect("a job file is plain data");
     let id = format!("{}-{}", file.name, &short_hash(&content)[..8]);
@@ -97,16 +69,7 @@ fn check_roots(file: &JobFile, roots: &Roots) -> Result<(), Failure> {
     }
     let mut urls = vec![("output", file.output.as_str())];
     let mut key_variables = Vec::new();
-    let mut sources = vec![("corpus.source", &file.corpus.source)];
-    if let Some(instructions) = &file.instructions {
-        sources.push(("instructions.source", &instructions.source));
-    }
-    for (key, sources) in sources {
-        let files = sources.as_slice().iter().filter(|s| !s.is_sample());
-        urls.extend(files.flat_map(SourceEntry::files).map(|url| (key, url)));
-    }
-    let folders = file.models.paths().into_iter();
-    urls.extend(folders.filter(|(_, folder)| !is_built_in(folder)));
+    urls.extend(read_urls(file));
     if let Some(synthesize) = &file.synthesize {
         urls.push(("synthesize.url", &synthesize.url));
         key_variables.push(("synthesize.api_key_env", &synthesize.api_key_env));
@@ -114,8 +77,6 @@ fn check_roots(file: &JobFile, roots: &Roots) -> Result<(), Failure> {
     if let Some(judge) = &file.evaluate.judge {
         urls.push(("evaluate.judge.url", &judge.url));
         key_variables.push(("evaluate.judge.api_key_env", &judge.api_key_env));
-        let direct = judge.direct_answers.as_deref();
-        urls.extend(direct.map(|url| ("evaluate.judge.direct_answers", url)));
     }
     let admitted = urls.into_iter().map(|(key, url)| (key, roots.admit(url)));
     let keys = key_variables
@@ -159,26 +120,58 @@ fn stamp(info: &ObjectInfo) -> String {
 
 fn absolute(mut file: JobFile, base: &Path) -> JobFile {
     file.output = absolute_path(&file.output, base);
-    file.corpus.source.change_paths(|s| unless("sample", s, base));
-    if let Some(instructions) = &mut file.instructions {
-        instructions.source.change_paths(|s| unless("sample", s, base));
-    }
-    for model in file.models.paths_mut() {
-        if !is_built_in(model) {
-            *model = absolute_path(model, base);
-        }
-    }
-    if let Some(judge) = &mut file.evaluate.judge {
-        judge.direct_answers = judge.direct_answers.take().map(|url| absolute_path(&url, base));
-    }
+    change_urls(&mut file, &|path| absolute_path(path, base));
     file
 }
 
-fn unless(word: &str, path: &str, base: &Path) -> String {
-    if path == word {
-        path.into()
-    } else {
-        absolute_path(path, base)
+/// The job with a commit in each `hf://` URL, so that it reads the same today and when it is resumed.
+async fn pinned(mut file: JobFile) -> Result<JobFile, Failure> {
+    let mut pins = BTreeMap::new();
+    for (key, url) in read_urls(&file) {
+        if url.starts_with("hf://") {
+            let pinned = Store::pinned(url).await.map_err(|e| of_key(key, &failure(&e)))?;
+            pins.insert(url.to_owned(), pinned);
+        }
+    }
+    if !pins.is_empty() {
+        change_urls(&mut file, &|url| pins.get(url).map_or(url, String::as_str).to_owned());
+    }
+    Ok(file)
+}
+
+/// What a job reads from outside, with the keys that name it.
+fn read_urls(file: &JobFile) -> Vec<(&'static str, &str)> {
+    let mut sources = vec![("corpus.source", &file.corpus.source)];
+    if let Some(instructions) = &file.instructions {
+        sources.push(("instructions.source", &instructions.source));
+    }
+    let mut urls = Vec::new();
+    for (key, sources) in sources {
+        let files = sources.as_slice().iter().filter(|s| !s.is_sample());
+        urls.extend(files.flat_map(SourceEntry::files).map(|url| (key, url)));
+    }
+    let folders = file.models.paths().into_iter();
+    urls.extend(folders.filter(|(_, folder)| !is_built_in(folder)));
+    let judge = file.evaluate.judge.as_ref();
+    let direct = judge.and_then(|judge| judge.direct_answers.as_deref());
+    urls.extend(direct.map(|url| ("evaluate.judge.direct_answers", url)));
+    urls
+}
+
+/// Passes each of those through `f`.
+fn change_urls(file: &mut JobFile, f: &dyn Fn(&str) -> String) {
+    let unless_sample = |path: &str| if path == "sample" { path.into() } else { f(path) };
+    file.corpus.source.change_paths(unless_sample);
+    if let Some(instructions) = &mut file.instructions {
+        instructions.source.change_paths(unless_sample);
+    }
+    for model in file.models.paths_mut() {
+        if !is_built_in(model) {
+            *model = f(model);
+        }
+    }
+    if let Some(judge) = &mut file.evaluate.judge {
+        judge.direct_answers = judge.direct_answers.as_deref().map(f);
     }
 }
 
@@ -210,7 +203,6 @@ mod tests {
         assert_eq!(absolute_path("./out", base), "/jobs/khmer/out");
         assert_eq!(absolute_path("/abs/x", base), "/abs/x");
         assert_eq!(absolute_path("s3://bucket/x", base), "s3://bucket/x");
-        assert_eq!(unless("sample", "sample", base), "sample");
     }
 
     const JOB: &str = "output = \"/data/out\"\n\

@@ -7,6 +7,8 @@
 mod aws_profile;
 #[cfg(feature = "cloud")]
 mod cloud;
+#[cfg(feature = "cloud")]
+mod hub;
 mod open;
 #[cfg(feature = "cloud")]
 mod web;
@@ -36,6 +38,9 @@ pub struct Store {
     transfer: Transfer,
     /// What authenticates its URL, and must not be seen in what a server answers.
     secrets: Arc<[String]>,
+    /// The repository of the Hugging Face Hub that it is; its objects are read from the Hub's cache on this machine.
+    #[cfg(feature = "cloud")]
+    hub: Option<Arc<hub::HubRepo>>,
 }
 
 /// How an object is read from its first byte to its last.
@@ -103,6 +108,65 @@ impl Store {
         }
     }
 
+    /// The URL with what it means today: an `hf://` URL with its commit, any other as it is.
+    ///
+    /// # Errors
+    /// [`Error::Url`] when there is no such repository or revision, or nobody may read it; [`Error::Store`] when the Hub
+    /// can't be reached.
+    pub async fn pinned(url: &str) -> Result<String> {
+        match url.starts_with("hf://") {
+            true => Self::open(url)?.pinned_url().await,
+            false => Ok(url.to_owned()),
+        }
+    }
+
+    /// As [`Store::pinned`], of a store that is open.
+    ///
+    /// # Errors
+    /// As [`Store::pinned`].
+    pub async fn pinned_url(&self) -> Result<String> {
+        #[cfg(feature = "cloud")]
+        if let Some(hub) = &self.hub {
+            let pinned = hub.pinned().await?;
+            return Ok(match self.prefix.as_ref() {
+                "" => pinned,
+                path => format!("{pinned}/{path}"),
+            });
+        }
+        Ok(self.url.to_string())
+    }
+
+    /// The folder on this machine in which the objects lie that were read: that of a local store, and that in the Hub's
+    /// cache of an `hf://` URL, where [`Store::get`] and [`Store::keep`] bring them. `None` for other stores.
+    ///
+    /// # Errors
+    /// Those of [`Store::pinned`].
+    pub async fn folder(&self) -> Result<Option<PathBuf>> {
+        #[cfg(feature = "cloud")]
+        if let Some(hub) = &self.hub {
+            let snapshot = hub.folder().await?;
+            return Ok(Some(match self.prefix.as_ref() {
+                "" => snapshot,
+                path => snapshot.join(path),
+            }));
+        }
+        Ok(self.local_path(""))
+    }
+
+    /// Brings an object of an `hf://` URL into the Hub's cache; of other stores, does nothing.
+    ///
+    /// # Errors
+    /// As [`Store::get`].
+    pub async fn keep(&self, path: &str) -> Result<()> {
+        #[cfg(feature = "cloud")]
+        if let Some(hub) = &self.hub {
+            hub.file(self.location(path)?.as_ref()).await?;
+        }
+        #[cfg(not(feature = "cloud"))]
+        let _ = path;
+        Ok(())
+    }
+
     /// Reads a whole object.
     ///
     /// # Errors
@@ -116,12 +180,16 @@ impl Store {
         result.bytes().await.map_err(|e| self.failed(path, e))
     }
 
-    /// Reads a part of an object; what lies beyond its end is left out.
+    /// Reads a part of an object; what lies beyond its end is left out. The rest is not fetched.
     ///
     /// # Errors
     /// As [`Store::get`].
     pub async fn get_range(&self, path: &str, range: std::ops::Range<u64>) -> Result<Bytes> {
         let location = self.location(path)?;
+        #[cfg(feature = "cloud")]
+        if let Some(hub) = &self.hub {
+            return hub.part(location.as_ref(), range).await;
+        }
         let read = self.objects.get_range(&location, range).await;
         read.map_err(|e| self.failed(path, e))
     }
@@ -266,6 +334,14 @@ impl Store {
         if let object_store::Error::NotFound { .. } = error {
             return Error::NotFound { path };
         }
+        // The Hub's own errors name what they are about, and what to do.
+        let error = match error {
+            object_store::Error::Generic { store, source } => match source.downcast::<Error>() {
+                Ok(error) => return *error,
+                Err(source) => object_store::Error::Generic { store, source },
+            },
+            other => other,
+        };
         let mut text = with_causes(&error);
         for secret in self.secrets.iter() {
             text = text.replace(secret.as_str(), "…");

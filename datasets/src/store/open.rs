@@ -14,7 +14,7 @@ use super::{Store, Transfer};
 use crate::shown::is_withheld;
 use crate::{Error, Result};
 
-const CLOUD_SCHEMES: [&str; 9] = ["s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "http", "https"];
+const CLOUD_SCHEMES: [&str; 10] = ["s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "hf", "http", "https"];
 
 /// Stores named `memory://name`, which live as long as the process.
 static MEMORY: LazyLock<Mutex<HashMap<String, Arc<InMemory>>>> = LazyLock::new(Mutex::default);
@@ -22,8 +22,8 @@ static MEMORY: LazyLock<Mutex<HashMap<String, Arc<InMemory>>>> = LazyLock::new(M
 impl Store {
     /// Opens a store. `url` is a path (relative to the working folder, or absolute; the folder is made on the first
     /// write), `file://…`, `memory://name`, or with the `cloud` feature `s3://`, `gs://`, `az://`, which take their
-    /// credentials from the usual environment variables (S3's also from a profile of `~/.aws`), or `http(s)://`, of which
-    /// objects are only read.
+    /// credentials from the usual environment variables (S3's also from a profile of `~/.aws`), or `http(s)://` and `hf://`,
+    /// of which objects are only read.
     ///
     /// # Errors
     /// [`Error::Url`] for a scheme that is unknown or left out of this build, and for what can't be asked as it stands.
@@ -56,6 +56,8 @@ impl Store {
                 Ok(Self::with_objects(url, objects, prefix, Transfer::Whole))
             }
             Some(("http" | "https", _)) => Self::open_web(url),
+            #[cfg(feature = "cloud")]
+            Some(("hf", _)) => Self::open_hub(url, options),
             Some((scheme, _)) if !CLOUD_SCHEMES.contains(&scheme) => Err(unknown_scheme(url, scheme)),
             Some((scheme, _)) => Self::open_cloud(url, scheme, options),
         }
@@ -116,7 +118,22 @@ impl Store {
             local: None,
             transfer,
             secrets: [].into(),
+            #[cfg(feature = "cloud")]
+            hub: None,
         }
+    }
+
+    #[cfg(feature = "cloud")]
+    fn open_hub(url: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
+        use super::hub::{HubObjects, HubRepo};
+        let options: HashMap<String, String> = options.into_iter().collect();
+        let (repo, path) = HubRepo::open(url, |name| options.get(name).cloned())?;
+        let prefix = Path::parse(path).map_err(|e| bad_url(url, &e.to_string()))?;
+        let objects = Arc::new(HubObjects(Arc::clone(&repo)));
+        Ok(Self {
+            hub: Some(repo),
+            ..Self::with_objects(url, objects, prefix, Transfer::Whole)
+        })
     }
 
     #[cfg(not(feature = "cloud"))]
@@ -184,7 +201,7 @@ pub(super) fn bad_url(url: &str, reason: &str) -> Error {
 fn unknown_scheme(url: &str, scheme: &str) -> Error {
     bad_url(
         url,
-        &format!("{scheme}:// is not known; use a path, file, memory, s3, gs, az, http or https"),
+        &format!("{scheme}:// is not known; use a path, file, memory, s3, gs, az, hf, http or https"),
     )
 }
 

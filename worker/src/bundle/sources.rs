@@ -46,8 +46,7 @@ pub fn find(
                 "the {role} {name} is not there: name its folder or URL with --{role}"
             )));
         }
-        Some(local) => local,
-        None => fetch(&store, &downloads.join(wanted.fingerprint), runtime, &|| Ok(()))?,
+        _ => fetch(&store, &downloads.join(wanted.fingerprint), runtime, &|| Ok(()))?,
     };
     let found = fingerprint(&folder)?;
     if found == wanted.fingerprint {

@@ -32,7 +32,7 @@ pub use chat::{ChatPrompt, END_OF_TURN, FIRST_SLOT, prompt_form};
 pub use check::check;
 pub use decoder::{Decoder, TEACHER_SLOT, TEACHER_TOKENS, TeacherLayer, slot_tokens};
 pub use encoder::{Encoder, TextLimits};
-pub use fetch::fetch;
+pub use fetch::{fetch, in_place};
 pub use fingerprint::fingerprint;
 pub use generate::{GenerateOptions, LoadedAdapter, Sampling};
 pub use llama::Llama;

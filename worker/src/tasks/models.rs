@@ -9,7 +9,7 @@ use llink_proto::{EncoderReading, ModelRef, ModelRole, PrepareModel, TaskResult}
 
 use super::TaskContext;
 use crate::models::{
-    Backend, Decoder, Encoder, FolderReading, Pooling, Reading, ReadingWishes, fetch, fingerprint, tiny,
+    Backend, Decoder, Encoder, FolderReading, Pooling, Reading, ReadingWishes, fetch, fingerprint, in_place, tiny,
 };
 use crate::{Error, Result};
 
@@ -96,12 +96,10 @@ fn to_message(reading: &Reading) -> EncoderReading {
     }
 }
 
-/// The model's folder on this machine. One in an object store is fetched once and kept under its fingerprint.
+/// The model's folder on this machine. One in an object store is fetched once and kept under its fingerprint, one of the Hub in
+/// its cache.
 pub(super) fn folder(context: &TaskContext, model: &ModelRef) -> Result<PathBuf> {
     let store = Store::open(&model.url)?;
-    if let Some(local) = store.local_path("") {
-        return Ok(local);
-    }
     let target = kept_models().join(&model.fingerprint);
     fetch(&store, &target, &context.runtime, &|| context.control.check())
 }
@@ -115,8 +113,8 @@ fn kept_models() -> PathBuf {
 /// where it is kept once its fingerprint is known.
 fn identify(context: &TaskContext, url: &str) -> Result<String> {
     let store = Store::open(url)?;
-    if let Some(local) = store.local_path("") {
-        return fingerprint(&local);
+    if let Some(place) = in_place(&store, &context.runtime, &|| context.control.check())? {
+        return fingerprint(&place);
     }
     let failed = |source| Error::Io {
         path: kept_models().display().to_string(),

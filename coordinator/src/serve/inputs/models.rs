@@ -20,7 +20,10 @@ pub(super) async fn model_stamp(
     base: &Path,
 ) -> Result<String, Failure> {
     if let Some(id) = on_the_hubs_site(url) {
-        return Err(missing(format!("{url} is a page and no folder: {}", how_to_fetch(&id))));
+        return Err(missing(format!(
+            "{url} is a web page and no folder: {}",
+            how_to_fetch(&id)
+        )));
     }
     let store = Store::open(url).map_err(|e| failure(&e))?;
     let objects = store.list("").await.map_err(|e| failure(&e))?;
@@ -75,7 +78,6 @@ async fn problems(store: &Store, models: &ModelsSection, role: ModelRole) -> Res
 
 /// Without the worker's code in it this program leaves the check to the worker that runs stage `models`.
 #[cfg(not(feature = "embedded"))]
-#[expect(clippy::unused_async, reason = "as the other one is")]
 async fn problems(_: &Store, _: &ModelsSection, _: ModelRole) -> Result<Vec<String>, Failure> {
     Ok(Vec::new())
 }
@@ -102,7 +104,7 @@ fn on_the_hubs_site(url: &str) -> Option<String> {
 }
 
 fn how_to_fetch(id: &str) -> String {
-    format!("download it (`hf download {id} --local-dir FOLDER`) and give that folder")
+    format!("write \"hf://{id}\", which is downloaded")
 }
 
 #[cfg(test)]
