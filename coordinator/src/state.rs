@@ -88,6 +88,18 @@ pub struct StateStore {
     connection: Connection,
 }
 
+/// Texts of this many bytes fill a page of events.
+const PAGE_BYTES: usize = 4 << 20;
+
+/// Events of a job, in their order.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct EventPage {
+    /// The events.
+    pub events: Vec<llink_proto::Event>,
+    /// Whether others come after the last of these.
+    pub more: bool,
+}
+
 impl StateStore {
     /// Opens the store in `directory`, or makes one.
     ///
@@ -279,16 +291,29 @@ impl StateStore {
         run().map_err(|e| sqlite(&self.path, e))
     }
 
-    /// What happened to a job after `sequence`.
+    /// What happened to a job after `sequence`: the first `limit` events, fewer where their texts are long.
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub fn events(&self, job: &str, after: u64) -> Result<Vec<llink_proto::Event>, StateError> {
-        let run = || -> rusqlite::Result<Vec<llink_proto::Event>> {
+    pub fn events(&self, job: &str, after: u64, limit: usize) -> Result<EventPage, StateError> {
+        let run = || -> rusqlite::Result<EventPage> {
             let mut statement = self
                 .connection
                 .prepare_cached("SELECT * FROM events WHERE job = ?1 AND sequence > ?2 ORDER BY sequence")?;
-            statement.query_map(params![job, after as i64], read_event)?.collect()
+            let mut rows = statement.query(params![job, after as i64])?;
+            let mut page = EventPage::default();
+            let mut bytes = 0;
+            while let Some(row) = rows.next()? {
+                let event = read_event(row)?;
+                bytes += event.text.len();
+                // One event is always sent, so that who asks gets on.
+                if page.events.len() >= limit.max(1) || (bytes > PAGE_BYTES && !page.events.is_empty()) {
+                    page.more = true;
+                    break;
+                }
+                page.events.push(event);
+            }
+            Ok(page)
         };
         run().map_err(|e| sqlite(&self.path, e))
     }

@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use llink_coord::authority;
 use llink_coord::serve::access::{Role, TokenUse};
-use llink_proto::reach::Credentials;
+use llink_proto::reach::{Credentials, Secret};
 use llink_proto::{
-    Artifact, AssignmentsRequest, CancelRequest, HeartbeatRequest, ListRequest, RendezvousRequest, ReportRequest,
-    SubmitRequest, TaskResult, instruction, report_request,
+    Artifact, AssignmentsRequest, CancelRequest, HeartbeatRequest, ListRequest, LogsRequest, RendezvousRequest,
+    ReportRequest, SubmitRequest, TaskResult, instruction, report_request,
 };
 use secure::{Trial, jobs, register, registered, wanted, workers};
 use time::Duration;
@@ -478,6 +478,148 @@ async fn certificates_and_tokens_that_change_are_read_anew() {
             "the token that was taken back still counts"
         );
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+    coordinator.stop().await.unwrap();
+}
+
+/// Connections to a coordinator that say nothing, from an address of loopback.
+async fn silent(url: &str, from: &str, count: usize) -> Vec<tokio::net::TcpStream> {
+    let address: std::net::SocketAddr = url.split_once("//").unwrap().1.parse().unwrap();
+    let mut streams = Vec::new();
+    for _ in 0..count {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+        streams.push(socket.connect(address).await.unwrap());
+    }
+    streams
+}
+
+/// Whether the other side closes a connection in time.
+async fn is_closed(stream: &mut tokio::net::TcpStream) -> bool {
+    use tokio::io::AsyncReadExt;
+    let patience = std::time::Duration::from_secs(10);
+    let read = tokio::time::timeout(patience, stream.read(&mut [0; 64])).await;
+    matches!(read, Ok(Ok(0) | Err(_)))
+}
+
+#[tokio::test]
+async fn silent_connections_lock_nobody_out_and_are_closed_within_seconds() {
+    let trial = Trial::new();
+    let coordinator = trial.serve().await;
+    let url = &coordinator.url;
+    // Six hundred from the person's own address, and as many from another one.
+    let mut held = silent(url, "127.0.0.1", 600).await;
+    held.extend(silent(url, "127.0.0.2", 600).await);
+    let began = Instant::now();
+    assert_eq!(lists(url, &trial.certificate("ada")).await, Ok(()));
+    assert!(began.elapsed().as_secs() < 3, "{:?}", began.elapsed());
+    // While more of them come all the time.
+    let flood = async {
+        loop {
+            held.extend(silent(url, "127.0.0.1", 10).await);
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    let people = async {
+        for _ in 0..5 {
+            assert_eq!(lists(url, &trial.certificate("ada")).await, Ok(()));
+        }
+    };
+    tokio::select! {
+        () = flood => {}
+        () = people => {}
+    }
+    let began = Instant::now();
+    for stream in &mut held {
+        assert!(is_closed(stream).await, "a silent connection is held");
+    }
+    assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
+    coordinator.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn wrong_tokens_slow_down_and_fill_no_log() {
+    let trial = Trial::new();
+    let ada = trial.token("ada", Role::Submit, None, TokenUse::Any);
+    let coordinator = trial.serve().await;
+    let url = &coordinator.url;
+    assert_eq!(lists(url, &ada).await, Ok(()));
+    let forged = Credentials {
+        token: None,
+        secret: Some(Secret::new("llk_0000")),
+        ..ada.clone()
+    };
+    let mut guesser = jobs(url, &forged).await.unwrap();
+    let (began, mut tried) = (Instant::now(), 0);
+    while began.elapsed().as_secs() < 3 {
+        let status = guesser.list(ListRequest {}).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unauthenticated);
+        tried += 1;
+    }
+    assert!((11..=15).contains(&tried), "{tried} wrong tokens in three seconds");
+    let began = Instant::now();
+    assert_eq!(lists(url, &ada).await, Ok(()));
+    assert!(
+        began.elapsed().as_millis() < 1000,
+        "who shows a right one waits for nobody"
+    );
+    coordinator.stop().await.unwrap();
+    let audit = trial.audit();
+    let denied: Vec<_> = audit.iter().filter(|entry| entry["outcome"] == "denied").collect();
+    let counted: u64 = denied.iter().map(|entry| entry["times"].as_u64().unwrap_or(1)).sum();
+    assert_eq!((denied.len(), counted), (2, tried), "{denied:#?}");
+}
+
+#[tokio::test]
+async fn events_come_in_pages() {
+    let trial = Trial::new();
+    let coordinator = trial.serve().await;
+    let mut ada = jobs(&coordinator.url, &trial.certificate("ada")).await.unwrap();
+    let submitted = ada.submit(job(&trial, "out")).await.unwrap().into_inner();
+    let id = submitted.job.unwrap().id;
+    for _ in 0..3 {
+        ada.cancel(CancelRequest { job_id: id.clone() }).await.unwrap();
+        ada.resume(llink_proto::ResumeRequest { job_id: id.clone() })
+            .await
+            .unwrap();
+    }
+    let mut logs = async |after_sequence, limit| {
+        let request = LogsRequest {
+            job_id: id.clone(),
+            after_sequence,
+            limit,
+        };
+        ada.logs(request).await.unwrap().into_inner()
+    };
+    let all = logs(0, 0).await;
+    assert!(all.events.len() > 4 && !all.more, "{all:?}");
+    let (mut paged, mut after) = (Vec::new(), 0);
+    loop {
+        let page = logs(after, 2).await;
+        assert!(page.events.len() <= 2);
+        after = page.events.last().map_or(after, |event| event.sequence);
+        paged.extend(page.events);
+        if !page.more {
+            break;
+        }
+    }
+    assert_eq!(paged, all.events);
+    coordinator.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_refusal_that_repeats_what_it_was_given_still_arrives() {
+    let trial = Trial::new();
+    let coordinator = trial.serve().await;
+    let mut ada = jobs(&coordinator.url, &trial.certificate("ada")).await.unwrap();
+    for long in ["x".repeat(1 << 20), "ខ្មែរ".repeat(100_000)] {
+        let mut request = job(&trial, "out");
+        request.job_toml = format!("\"{long}\" = 1\n{}", request.job_toml);
+        let status = ada.submit(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+        assert!(status.message().contains("more bytes were cut"), "{}", status.message());
+        let status = ada.cancel(CancelRequest { job_id: long }).await.unwrap_err();
+        assert_eq!(status.code(), Code::NotFound, "{status}");
     }
     coordinator.stop().await.unwrap();
 }

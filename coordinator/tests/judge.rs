@@ -177,6 +177,38 @@ fn answers_are_judged_in_both_orders_and_the_report_counts_them() {
 }
 
 #[test]
+fn a_judge_who_thinks_aloud_is_read_and_one_who_cannot_be_read_is_quoted() {
+    let (url, asked) = serve(|_, _| "<think>\nBoth are close. Answer B names it.\n</think>\n\n**A**");
+    let place = Place::new(&job(&url, ""));
+    place.ok(&["submit", "job.toml"]);
+    assert_eq!(figure(&place, "judged.base.unclear"), 0.0);
+    assert_eq!(
+        figure(&place, "judged.base.tie"),
+        5.0,
+        "who always takes the first prefers nobody"
+    );
+    assert_eq!(asked.load(Ordering::SeqCst), 10);
+
+    // Verdicts are kept, so another output is needed to ask again.
+    let (url, asked) = serve(|_, _| "I would rather talk about the \u{1b}[2Jweather.");
+    let other = || job(&url, "").replace("output = \"out\"", "output = \"other\"");
+    std::fs::write(place.path("job.toml"), other()).unwrap();
+    let said = place.fails(3, &["submit", "job.toml"]);
+    assert!(said.contains("none of the judge's 10 replies"), "{said}");
+    let last = said.lines().last().unwrap();
+    assert_eq!(
+        last.matches("rather talk about the \\u{1b}[2Jweather").count(),
+        3,
+        "three are quoted: {said}"
+    );
+    assert_eq!(asked.load(Ordering::SeqCst), 10);
+    assert!(
+        !place.path("other/judge-cache").exists(),
+        "no failure is kept as a verdict"
+    );
+}
+
+#[test]
 fn a_judge_that_cant_be_reached_or_is_meant_otherwise_is_named() {
     let place = Place::new(&job("http://127.0.0.1:9/v1", "timeout_s = 1\n"));
     let said = place.fails(3, &["submit", "job.toml"]);

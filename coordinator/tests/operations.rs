@@ -379,3 +379,239 @@ fn a_state_of_an_older_version_is_brought_up_to_date() {
     let again = place.ok(&["submit", "job.toml"]);
     assert!(again.contains("nothing to do"), "{again}");
 }
+
+/// What a coordinator notes in its state directory: process, URL, and the token of its own user.
+fn endpoint(place: &Place) -> Vec<String> {
+    let text = eventually("the endpoint file", || {
+        std::fs::read_to_string(place.path(".llink/coordinator.endpoint")).ok()
+    });
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_local_submit_serves_its_own_user_alone() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let place = Place::new(&SMALL.replace("steps = 60", "steps = 100000"));
+    let submit = place.start(&["submit", "job.toml", "--workers", "1"]);
+    let noted = endpoint(&place);
+    assert_eq!(noted.len(), 3, "a process, a URL and a token");
+    let (url, token) = (noted[1].as_str(), noted[2].as_str());
+    let mode = std::fs::metadata(place.path(".llink/coordinator.endpoint"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+    // Its workers have come, and their arguments, which every user of the machine sees, do not give the token away.
+    eventually("the worker is at work", || {
+        place.ok(&["list"]).contains("running").then_some(())
+    });
+    let workers = eventually("a worker", || {
+        Some(common::workers_of(submit.child.id())).filter(|w| !w.is_empty())
+    });
+    for process in workers.iter().chain([&submit.child.id()]) {
+        let arguments = std::fs::read(format!("/proc/{process}/cmdline")).unwrap();
+        assert!(!String::from_utf8_lossy(&arguments).contains(token));
+    }
+    // Commands of the same user find it, by the state directory and by its URL.
+    assert!(place.ok(&["list", "--coordinator", url]).contains("running"));
+    // Who cannot read the state directory gets nowhere, neither as a person nor as a worker.
+    let stranger = Place::new(SMALL);
+    for args in [
+        &["list", "--coordinator", url][..],
+        &["submit", "job.toml", "--coordinator", url],
+        &["worker", "--coordinator", url],
+    ] {
+        let said = stranger.fails(8, args);
+        assert!(said.contains("--state DIR"), "{args:?}: {said}");
+    }
+    assert!(!place.ok(&["logs", "small", "--coordinator", url]).contains(token));
+    place.ok(&["cancel", "small"]);
+    drop(submit);
+    for file in ["submit.log", ".llink/logs/worker-0.log"] {
+        assert!(
+            !std::fs::read_to_string(place.path(file))
+                .unwrap_or_default()
+                .contains(token),
+            "{file}"
+        );
+    }
+}
+
+/// What a hostile worker reports, to a `serve` on loopback that a job was submitted to.
+fn report_failures(url: &str, text: &str) {
+    use llink_proto::worker_service_client::WorkerServiceClient;
+    use llink_proto::{
+        AssignmentsRequest, Failure, FailureKind, RegisterRequest, ReportRequest, instruction, report_request,
+    };
+
+    let credentials = llink_proto::reach::Credentials::default();
+    let hostile = async {
+        let (endpoint, caller) = credentials.endpoint(url).unwrap();
+        let channel = endpoint.connect().await.unwrap();
+        let caller = caller.with_instance(&"a".repeat(64)).unwrap();
+        let mut client = WorkerServiceClient::with_interceptor(channel, caller);
+        let request = RegisterRequest {
+            name: "hostile".into(),
+            host: "\u{1b}[2J".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            ..RegisterRequest::default()
+        };
+        let worker_id = client.register(request).await.unwrap().into_inner().worker_id;
+        let request = AssignmentsRequest {
+            worker_id: worker_id.clone(),
+        };
+        let mut instructions = client.assignments(request).await.unwrap().into_inner();
+        let first = instructions.message().await.unwrap().unwrap();
+        let Some(instruction::Kind::Start(lease)) = first.kind else {
+            panic!("{first:?}")
+        };
+        let failure = Failure {
+            kind: FailureKind::Input.into(),
+            text: text.into(),
+        };
+        let request = ReportRequest {
+            worker_id,
+            task_id: lease.task_id,
+            token: lease.token,
+            outcome: Some(report_request::Outcome::Failed(failure)),
+        };
+        client.report(request).await.unwrap();
+    };
+    tokio::runtime::Runtime::new().unwrap().block_on(hostile);
+}
+
+#[test]
+fn what_a_worker_says_is_bounded_and_obeyed_by_no_terminal() {
+    let place = Place::new(SMALL);
+    let serve = place.start(&["serve", "--listen", "127.0.0.1:0"]);
+    let url = url_of(&serve);
+    let id = place.ok(&["submit", "job.toml", "--coordinator", &url, "--detach"]);
+    let id = id.trim();
+    let hostile = "\u{1b}]0;owned\u{7}\u{1b}[2J\u{9b}2J\r\u{202e}harmless\n00:00:00.000Z info  job      forged\n";
+    report_failures(&url, &format!("{hostile}{}", "x".repeat(60 << 20)));
+    let shown = |args: &[&str]| {
+        let output = place.run(&[args, &["--coordinator", &url]].concat());
+        common::text(&output)
+    };
+    for args in [
+        &["list"][..],
+        &["list", "--json"],
+        &["get", id],
+        &["get", id, "--json"],
+        &["logs", id],
+        &["watch", id],
+        &["watch", id, "--json"],
+    ] {
+        let said = shown(args);
+        assert!(said.contains("harmless"), "{args:?}: {}", &said[..said.len().min(500)]);
+        let obeyed = |c: char| llink_proto::shown::acts(c) && c != '\n';
+        assert!(!said.contains(obeyed), "{args:?}: {:?}", &said[..said.len().min(500)]);
+        assert!(said.len() < 100 << 10, "{args:?}: {} bytes", said.len());
+        let forged = said.lines().any(|line| line.starts_with("00:00:00.000Z"));
+        assert!(
+            !forged || args[0] == "watch",
+            "{args:?}: a line looks like an event of its own"
+        );
+    }
+    for line in shown(&["list", "--json"]).lines() {
+        let job: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(
+            job["reason"].as_str().unwrap().contains('\u{1b}'),
+            "programs get what was said"
+        );
+    }
+    let state: u64 = ["state.db", "state.db-wal"]
+        .iter()
+        .filter_map(|name| std::fs::metadata(place.path(".llink").join(name)).ok())
+        .map(|file| file.len())
+        .sum();
+    assert!(state < 4 << 20, "{state} bytes of state");
+    assert!(
+        !serve.log().contains(|c: char| llink_proto::shown::acts(c) && c != '\n'),
+        "nor is the server's log"
+    );
+}
+
+#[test]
+fn connections_that_speak_no_http2_are_closed_within_seconds() {
+    let place = Place::new(SMALL);
+    let serve = place.start(&["serve", "--listen", "127.0.0.1:0"]);
+    let url = url_of(&serve);
+    let address = url.trim_start_matches("http://");
+    let connect = |says: &[u8]| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(says).unwrap();
+        stream
+            .set_read_timeout(Some(std::time::Duration::from_secs(15)))
+            .unwrap();
+        stream
+    };
+    let closed_after = |mut stream: TcpStream| {
+        let began = std::time::Instant::now();
+        let read = stream.read(&mut [0; 64]);
+        let timed_out =
+            |e: &std::io::Error| matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut);
+        assert!(!read.is_err_and(|e| timed_out(&e)), "it is held");
+        began.elapsed().as_secs()
+    };
+    let silent = connect(b"");
+    let halting = connect(b"PRI * HTTP/2.0\r\n");
+    assert!(closed_after(connect(b"GET / HTTP/1.1\r\n\r\n")) < 3, "at once");
+    assert!(closed_after(silent) < 10);
+    assert!(closed_after(halting) < 10);
+    assert!(place.ok(&["list"]).contains("no jobs yet"));
+}
+
+#[test]
+fn running_out_of_descriptors_is_said_and_survived() {
+    let place = Place::new(SMALL);
+    let log = std::fs::File::create(place.path("serve.log")).unwrap();
+    let limited = format!("ulimit -n 32; exec '{}' serve --listen 127.0.0.1:0", common::BINARY);
+    let child = std::process::Command::new("sh")
+        .args(["-c", &limited])
+        .current_dir(place.dir.path())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let serve = Running {
+        child,
+        log: place.path("serve.log"),
+    };
+    let url = url_of(&serve);
+    let speaking = || {
+        let mut stream = TcpStream::connect(url.trim_start_matches("http://")).ok()?;
+        stream
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+            .ok()?;
+        Some(stream)
+    };
+    let mut held = Vec::new();
+    eventually("descriptors run out", || {
+        held.extend(speaking());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        serve.log().contains("no connection can be accepted").then_some(())
+    });
+    // It waits: what it spends in a second is a small part of one.
+    let spent = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", serve.child.id())).unwrap();
+        let (_, rest) = stat.rsplit_once(") ").unwrap();
+        let fields: Vec<u64> = rest
+            .split(' ')
+            .skip(11)
+            .take(2)
+            .map(|ticks| ticks.parse().unwrap())
+            .collect();
+        fields.iter().sum::<u64>()
+    };
+    let before = spent();
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    assert!(spent() - before < 30, "hundredths of a second: {}", spent() - before);
+    let said = serve.log().matches("no connection can be accepted").count();
+    assert!(said <= 3, "it is said {said} times");
+    drop(held);
+    eventually("it answers again", || {
+        place.run(&["list"]).status.success().then_some(())
+    });
+}

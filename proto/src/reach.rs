@@ -12,6 +12,9 @@ use tonic::{Request, Status};
 /// The metadata key of a worker's own secret: what shows that two calls come from the same process.
 pub const INSTANCE_KEY: &str = "llink-instance";
 
+/// The environment variable of a token itself, for processes that another one starts.
+pub const TOKEN_VARIABLE: &str = "LLINK_TOKEN";
+
 /// A connection that says who calls.
 pub type Connection = InterceptedService<Channel, Caller>;
 
@@ -26,8 +29,34 @@ pub struct Credentials {
     pub key: Option<PathBuf>,
     /// A file that holds a token and nothing else.
     pub token: Option<PathBuf>,
+    /// The token itself, where no file is named.
+    pub secret: Option<Secret>,
     /// The name in the coordinator's certificate, where it is not that of the URL.
     pub server_name: Option<String>,
+}
+
+/// A token's text, which no debug output shows.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Keeps a text to itself.
+    #[must_use]
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(…)")
+    }
 }
 
 /// A coordinator that cannot be reached as asked.
@@ -106,7 +135,7 @@ impl Credentials {
                     "{url} is plain text, and certificates were named: write https://"
                 )));
             }
-            Some("http") if self.token.is_some() && !is_loopback(uri.host().unwrap_or_default()) => {
+            Some("http") if self.shows_a_token() && !is_loopback(uri.host().unwrap_or_default()) => {
                 return Err(ReachError::Options(format!(
                     "{url}: a token would travel in plain text: write https://"
                 )));
@@ -141,27 +170,39 @@ impl Credentials {
         Ok(tls)
     }
 
+    /// Whether calls carry a token.
+    #[must_use]
+    pub fn shows_a_token(&self) -> bool {
+        self.token.is_some() || self.secret.is_some()
+    }
+
     fn caller(&self) -> Result<Caller, ReachError> {
-        let Some(path) = &self.token else {
+        let Some(token) = self.token_text()? else {
             return Ok(Caller::default());
         };
-        let bytes = read(path)?;
-        let file = |reason: &str| ReachError::File {
-            path: path.clone(),
-            reason: reason.into(),
-        };
-        let text = std::str::from_utf8(&bytes).map_err(|_| file("holds no text"))?.trim();
-        if text.is_empty() || text.contains(char::is_whitespace) {
-            return Err(file("expected one token and nothing else"));
-        }
-        let mut value: MetadataValue<Ascii> = format!("Bearer {text}")
-            .parse()
-            .map_err(|_| file("holds what no token holds"))?;
+        let value: Result<MetadataValue<Ascii>, _> = format!("Bearer {token}").parse();
+        let mut value = value.map_err(|_| ReachError::Options("the token is no printable ASCII".into()))?;
         value.set_sensitive(true);
         Ok(Caller {
             authorization: Some(value),
             instance: None,
         })
+    }
+
+    fn token_text(&self) -> Result<Option<String>, ReachError> {
+        let Some(path) = &self.token else {
+            return Ok(self.secret.as_ref().map(|secret| secret.text().trim().to_owned()));
+        };
+        let file = |reason: &str| ReachError::File {
+            path: path.clone(),
+            reason: reason.into(),
+        };
+        let bytes = read(path)?;
+        let text = std::str::from_utf8(&bytes).map_err(|_| file("holds no text"))?.trim();
+        match text.is_empty() || !text.chars().all(|c| c.is_ascii_graphic()) {
+            true => Err(file("expected one token and nothing else")),
+            false => Ok(Some(text.to_owned())),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use candle_core::DType;
 use llink_datasets::roots::Roots;
-use llink_proto::reach::{Credentials, ReachError};
+use llink_proto::reach::{Credentials, ReachError, Secret, TOKEN_VARIABLE};
 use tonic::{Code, Status};
 
 use crate::Error;
@@ -47,7 +47,7 @@ pub struct WorkerArgs {
     /// The name in the coordinator's certificate, where it is not the URL's.
     #[arg(long, env = "LLINK_TLS_SERVER_NAME", value_name = "NAME")]
     pub tls_server_name: Option<String>,
-    /// A file with a token to join by.
+    /// A file with a token to join by. A process that starts workers can hand them the token itself as LLINK_TOKEN.
     #[arg(long, env = "LLINK_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// A URL or absolute path below which tasks may read and write; again for more. Without it: anything.
@@ -264,6 +264,10 @@ pub async fn run(args: WorkerArgs) -> anyhow::Result<()> {
             certificate: args.tls_cert,
             key: args.tls_key,
             token: args.token_file,
+            secret: std::env::var(TOKEN_VARIABLE)
+                .ok()
+                .filter(|text| !text.is_empty())
+                .map(Secret::new),
             server_name: args.tls_server_name,
         },
         grace: Duration::from_secs(args.grace),

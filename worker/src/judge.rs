@@ -69,23 +69,128 @@ impl Comparison<'_> {
     }
 }
 
+/// What a reply names as better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Letter {
+    A,
+    B,
+    Tie,
+}
+
+/// Words around a verdict that say nothing by themselves.
+const FILLERS: [&str; 27] = [
+    "answer",
+    "verdict",
+    "final",
+    "winner",
+    "better",
+    "best",
+    "choice",
+    "option",
+    "response",
+    "preferred",
+    "preference",
+    "judgment",
+    "judgement",
+    "result",
+    "the",
+    "is",
+    "my",
+    "i",
+    "choose",
+    "prefer",
+    "boxed",
+    "text",
+    "so",
+    "therefore",
+    "thus",
+    "overall",
+    "it",
+];
+/// Words after a letter at the beginning of a reply that make it the winner.
+const WINS: [&str; 6] = ["better", "best", "wins", "preferred", "preferable", "stronger"];
+
 impl Verdict {
-    /// What a reply says; none where it says nothing of the kind.
+    /// What a reply says; none where it says nothing of the kind. A letter alone in the last sentence counts before one in the
+    /// first, as models reason before they decide; a letter elsewhere counts where no other is named.
     #[must_use]
     pub fn of(reply: &str, order: Order) -> Option<Self> {
-        let mut words = reply
-            .split(|c: char| !c.is_alphanumeric())
-            .filter(|word| !word.is_empty())
-            .map(str::to_uppercase)
-            .filter(|word| word != "ANSWER");
-        let first = words.next()?;
-        match (first.as_str(), order) {
-            ("T" | "TIE", _) => Some(Self::Tie),
-            ("A", Order::OursFirst) | ("B", Order::TheirsFirst) => Some(Self::Ours),
-            ("A", Order::TheirsFirst) | ("B", Order::OursFirst) => Some(Self::Theirs),
-            _ => None,
-        }
+        let sentences = reply.split(['\n', '.', '!', '?']).map(words);
+        let sentences: Vec<Vec<&str>> = sentences.filter(|words| !words.is_empty()).collect();
+        let letter = only_letter(sentences.last()?)
+            .or_else(|| only_letter(sentences.first()?))
+            .or_else(|| one_letter(&sentences.concat()))
+            .or_else(|| winner(sentences.first()?))?;
+        Some(match (letter, order) {
+            (Letter::Tie, _) => Self::Tie,
+            (Letter::A, Order::OursFirst) | (Letter::B, Order::TheirsFirst) => Self::Ours,
+            (Letter::A, Order::TheirsFirst) | (Letter::B, Order::OursFirst) => Self::Theirs,
+        })
     }
+}
+
+fn words(sentence: &str) -> Vec<&str> {
+    let parts = sentence.split(|c: char| !c.is_alphanumeric());
+    parts.filter(|word| !word.is_empty()).collect()
+}
+
+/// The letter of a sentence that holds one and fillers: `A`, `**Verdict:** B`, `The better answer is T.`, `{"answer": "A"}`.
+fn only_letter(sentence: &[&str]) -> Option<Letter> {
+    let filler = |word: &&&str| FILLERS.contains(&word.to_lowercase().as_str());
+    let mut rest = sentence.iter().filter(|word| !filler(word));
+    let letter = match rest.next()?.to_uppercase().as_str() {
+        "A" => Letter::A,
+        "B" => Letter::B,
+        "T" | "TIE" => Letter::Tie,
+        _ => return None,
+    };
+    rest.next().is_none().then_some(letter)
+}
+
+/// The letter that a text names, if it names no other. `A` as the article of a sentence is none.
+fn one_letter(words: &[&str]) -> Option<Letter> {
+    let letters = words.iter().enumerate().filter_map(|(at, word)| match *word {
+        "A" if is_article(words, at) => None,
+        "A" => Some(Letter::A),
+        "B" => Some(Letter::B),
+        "T" => Some(Letter::Tie),
+        word if word.eq_ignore_ascii_case("tie") => Some(Letter::Tie),
+        _ => None,
+    });
+    let mut letters = letters.peekable();
+    let first = *letters.peek()?;
+    letters.all(|letter| letter == first).then_some(first)
+}
+
+/// `A is better than B`: the letter at the beginning, if the sentence says that it wins.
+fn winner(sentence: &[&str]) -> Option<Letter> {
+    let at = sentence
+        .iter()
+        .position(|word| !FILLERS.contains(&word.to_lowercase().as_str()))?;
+    let letter = match sentence[at] {
+        "A" if !is_article(sentence, at) => Letter::A,
+        "B" => Letter::B,
+        _ => return None,
+    };
+    let next = sentence[at + 1..].iter().take(4).map(|word| word.to_lowercase());
+    let next: Vec<String> = next.collect();
+    let wins = next.iter().any(|word| WINS.contains(&word.as_str())) && !next.iter().any(|word| word == "not");
+    wins.then_some(letter)
+}
+
+/// Whether the `A` there is an article: a noun or an adjective follows, and no verb.
+fn is_article(words: &[&str], at: usize) -> bool {
+    let after = words.get(at + 1).copied().unwrap_or_default();
+    let verbs = [
+        "is", "was", "wins", "has", "does", "names", "says", "keeps", "gives", "over", "and", "or", "because", "by",
+    ];
+    let begins_sentence = at == 0 || words[at - 1].chars().all(char::is_lowercase);
+    let of_an_answer = at > 0 && ["answer", "option", "response"].contains(&words[at - 1].to_lowercase().as_str());
+    !of_an_answer
+        && begins_sentence
+        && !after.is_empty()
+        && !verbs.contains(&after)
+        && after.chars().all(char::is_lowercase)
 }
 
 impl Preference {
@@ -136,6 +241,28 @@ mod tests {
             ("Answer B is better.", TheirsFirst, Some(Verdict::Ours)),
             ("Tie", OursFirst, Some(Verdict::Tie)),
             ("t", TheirsFirst, Some(Verdict::Tie)),
+            ("**Verdict:** A", OursFirst, Some(Verdict::Ours)),
+            ("The better answer is B.", OursFirst, Some(Verdict::Theirs)),
+            ("A better answer is B.", OursFirst, Some(Verdict::Theirs)),
+            ("A is better than B.", OursFirst, Some(Verdict::Ours)),
+            ("A. It names the river, B does not.", OursFirst, Some(Verdict::Ours)),
+            ("{\"verdict\": \"B\"}", OursFirst, Some(Verdict::Theirs)),
+            ("\\boxed{A}", OursFirst, Some(Verdict::Ours)),
+            (
+                "Answer A is short. Answer B names the river.\n\nVerdict: B",
+                OursFirst,
+                Some(Verdict::Theirs),
+            ),
+            (
+                "Answer A lacks the number. Therefore, the better answer is B.",
+                OursFirst,
+                Some(Verdict::Theirs),
+            ),
+            ("It's a tie.", OursFirst, Some(Verdict::Tie)),
+            ("A tie", OursFirst, Some(Verdict::Tie)),
+            ("B is worse than A", OursFirst, None),
+            ("Answer A is fluent. Answer B is wrong.", OursFirst, None),
+            ("A river is named in both.", OursFirst, None),
             ("Both are fine", OursFirst, None),
             ("", OursFirst, None),
         ] {

@@ -4,7 +4,10 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use llink_proto::shown;
 use llink_worker::cli::{self, BenchArgs, PretrainArgs, WorkerArgs};
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::format::debug_fn;
 
 /// Takes tasks from a coordinator and runs them.
 #[derive(Debug, Parser)]
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
         )
         .with_writer(std::io::stderr)
+        .fmt_fields(debug_fn(|out, field, value| out.write_str(&shown::log_field(field.name(), value))).delimited(" "))
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
     let args = match (cli.command, cli.args) {
@@ -84,6 +88,6 @@ fn ends(error: &anyhow::Error) -> ExitCode {
 
 fn failed(text: &str) -> ExitCode {
     // With standard error gone there is nobody left to tell.
-    let _ = writeln!(std::io::stderr(), "llink-worker: {text}");
+    let _ = writeln!(std::io::stderr(), "llink-worker: {}", shown::text(text));
     ExitCode::FAILURE
 }

@@ -1,67 +1,121 @@
 //! The client against an endpoint on loopback that speaks the protocol and misbehaves.
 #![allow(clippy::unwrap_used)]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use llink_worker::synthesize::{Answer, Client, Endpoint, Patience, Prompt, Request};
+use llink_worker::synthesize::{Answer, Client, Endpoint, Patience, Prompt, Request, Unusable};
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-/// Answers the n-th request with the n-th of `script`, the last one for ever; counts requests.
-async fn server(script: Vec<&'static str>) -> (String, Arc<AtomicUsize>) {
+/// One answer of the endpoint.
+#[derive(Clone)]
+enum Step {
+    /// Status, headers (each with its line end), body.
+    Reply(&'static str, String, String),
+    /// The first bytes of a whole answer.
+    Torn(usize),
+    Silent(Duration),
+    /// A model that refuses parameters as OpenAI's do, and answers a request without them.
+    Picky,
+}
+
+fn reply(status: &'static str, body: impl ToString) -> Step {
+    Step::Reply(status, String::new(), body.to_string())
+}
+
+fn chat(text: &str, finish: &str) -> Value {
+    json!({ "choices": [{ "message": { "role": "assistant", "content": text }, "finish_reason": finish }] })
+}
+
+fn fish() -> Step {
+    reply("200 OK", chat("A fish swims.", "stop"))
+}
+
+/// What the endpoint was asked.
+#[derive(Default)]
+struct Asked {
+    count: AtomicUsize,
+    bodies: Mutex<Vec<Value>>,
+    paths: Mutex<Vec<String>>,
+}
+
+impl Asked {
+    fn times(&self) -> usize {
+        self.count.load(Ordering::SeqCst)
+    }
+}
+
+/// Answers the n-th request with the n-th of `script`, the last one for ever.
+async fn server(script: Vec<Step>) -> (String, Arc<Asked>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/v1", listener.local_addr().unwrap());
-    let asked = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&asked);
+    let asked = Arc::new(Asked::default());
+    let notes = Arc::clone(&asked);
     tokio::spawn(async move {
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
-            let step = script[count.fetch_add(1, Ordering::SeqCst).min(script.len() - 1)];
+            let step = script[notes.count.fetch_add(1, Ordering::SeqCst).min(script.len() - 1)].clone();
+            let notes = Arc::clone(&notes);
             tokio::spawn(async move {
-                let mut request = vec![0; 64 << 10];
-                let read = stream.read(&mut request).await.unwrap();
-                let request = String::from_utf8_lossy(&request[..read]).into_owned();
-                assert!(request.starts_with("POST /v1/chat/completions"), "{request}");
-                let reply = |status: &str, body: &str| {
-                    format!(
-                        "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-                        body.len()
-                    )
-                };
-                let chat = |text: &str, finish: &str| {
-                    format!(r#"{{"choices":[{{"message":{{"content":"{text}"}},"finish_reason":"{finish}"}}]}}"#)
-                };
-                let answer = match step {
-                    "ok" => reply("200 OK", &chat("A fish swims.", "stop")),
-                    "long" => reply("200 OK", &chat("A fi", "length")),
-                    "malformed" => reply("200 OK", "{\"choices\": [oops"),
-                    "other" => reply("200 OK", "{\"error\": \"overloaded\"}"),
-                    "torn" => reply("200 OK", &chat("A fish swims.", "stop"))
-                        .split_at(120)
-                        .0
-                        .to_owned(),
-                    "429" => {
-                        "HTTP/1.1 429 Too Many\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-                            .into()
+                let mut request = Vec::new();
+                while !request.ends_with(b"}") {
+                    if stream.read_buf(&mut request).await.unwrap() == 0 {
+                        return;
                     }
-                    "slow" => {
-                        tokio::time::sleep(Duration::from_secs(5)).await;
-                        String::new()
-                    }
-                    "elsewhere" => {
-                        "HTTP/1.1 307 Temporary Redirect\r\nlocation: /v1/chat/completions\r\ncontent-length: 0\r\n\
-                                    connection: close\r\n\r\n"
-                            .into()
-                    }
-                    status => reply(status, ""),
-                };
-                let _ = stream.write_all(answer.as_bytes()).await;
+                }
+                let request = String::from_utf8(request).unwrap();
+                let (head, body) = request.split_once("\r\n\r\n").unwrap();
+                let body: Value = serde_json::from_str(body).unwrap();
+                notes
+                    .paths
+                    .lock()
+                    .unwrap()
+                    .push(head.split(' ').nth(1).unwrap().to_owned());
+                notes.bodies.lock().unwrap().push(body.clone());
+                let _ = stream.write_all(&answer(step, &body).await).await;
             });
         }
     });
     (url, asked)
+}
+
+async fn answer(step: Step, request: &Value) -> Vec<u8> {
+    let whole = |status: &str, headers: &str, body: &str| {
+        let length = body.len();
+        format!("HTTP/1.1 {status}\r\n{headers}content-length: {length}\r\nconnection: close\r\n\r\n{body}")
+            .into_bytes()
+    };
+    match step {
+        Step::Reply(status, headers, body) => whole(status, &headers, &body),
+        Step::Torn(bytes) => whole("200 OK", "", &chat("A fish swims.", "stop").to_string())[..bytes].to_vec(),
+        Step::Silent(wait) => {
+            tokio::time::sleep(wait).await;
+            Vec::new()
+        }
+        Step::Picky => {
+            let refuse = |message: &str| {
+                whole(
+                    "400 Bad Request",
+                    "",
+                    &json!({ "error": { "message": message } }).to_string(),
+                )
+            };
+            if request.get("max_tokens").is_some() {
+                refuse(
+                    "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+                )
+            } else if request.get("temperature").is_some() {
+                refuse(
+                    "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value is supported.",
+                )
+            } else {
+                whole("200 OK", "", &chat("A fish swims.", "stop").to_string())
+            }
+        }
+    }
 }
 
 fn endpoint(url: &str) -> Endpoint {
@@ -87,69 +141,214 @@ fn request() -> Request {
     Request::new("m", &prompt, "a fish", 64, 0.0)
 }
 
+/// The answer of a fresh client.
+async fn ask(url: &str) -> Result<Answer, String> {
+    let client = Client::new(endpoint(url)).unwrap();
+    client.ask(&request()).await.map_err(|e| e.to_string())
+}
+
 #[tokio::test]
 async fn passing_faults_are_tried_again() {
-    for fault in ["500 Oops", "503 Busy", "malformed", "other", "torn", "slow", "429"] {
-        let (url, asked) = server(vec![fault, "ok"]).await;
-        let began = Instant::now();
-        let answer = Client::new(endpoint(&url)).unwrap().ask(&request()).await.unwrap();
-        assert_eq!(answer, Answer::Text("A fish swims.".into()), "{fault}");
-        assert_eq!(asked.load(Ordering::SeqCst), 2, "{fault}");
-        if fault == "429" {
-            assert!(began.elapsed() >= Duration::from_secs(1), "Retry-After is obeyed");
-        }
+    let faults = [
+        reply("500 Oops", ""),
+        reply("503 Busy", ""),
+        reply("200 OK", "{\"choices\": [oops"),
+        reply("200 OK", json!({ "error": "overloaded" })),
+        reply("200 OK", json!({ "error": { "message": "busy", "code": 502 } })),
+        Step::Torn(120),
+        Step::Silent(Duration::from_secs(5)),
+    ];
+    for (number, fault) in faults.into_iter().enumerate() {
+        let (url, asked) = server(vec![fault, fish()]).await;
+        assert_eq!(ask(&url).await, Ok(Answer::Text("A fish swims.".into())), "{number}");
+        assert_eq!(asked.times(), 2, "{number}");
     }
 }
 
 #[tokio::test]
-async fn what_does_not_pass_is_said_and_not_tried_for_ever() {
-    let (url, asked) = server(vec!["500 Oops"]).await;
-    let said = Client::new(endpoint(&url))
-        .unwrap()
-        .ask(&request())
-        .await
-        .unwrap_err()
-        .to_string();
-    assert!(
-        said.contains("no answer after 4 tries") && said.contains("500"),
-        "{said}"
-    );
-    assert_eq!(asked.load(Ordering::SeqCst), 4);
-    let (url, asked) = server(vec!["404 Not Found"]).await;
-    let said = Client::new(endpoint(&url))
-        .unwrap()
-        .ask(&request())
-        .await
-        .unwrap_err()
-        .to_string();
-    assert!(said.contains("synthesize.model"), "{said}");
-    assert_eq!(asked.load(Ordering::SeqCst), 1);
-    let rejected = Answer::Rejected("400 Bad Request: ".into());
-    for (step, expected) in [("long", Answer::CutOff), ("400 Bad Request", rejected)] {
-        let (url, _) = server(vec![step]).await;
+async fn an_endpoint_is_left_alone_for_as_long_as_it_asks() {
+    for header in [
+        "retry-after: 1",
+        "retry-after: 0.9",
+        "retry-after-ms: 900",
+        "x-ratelimit-reset-requests: 900ms",
+    ] {
+        let busy = Step::Reply("429 Too Many Requests", format!("{header}\r\n"), String::new());
+        let (url, asked) = server(vec![busy, fish()]).await;
+        let client = Client::new(endpoint(&url)).unwrap();
+        let began = Instant::now();
+        client.ask(&request()).await.unwrap();
+        assert!(
+            began.elapsed() >= Duration::from_millis(900),
+            "{header}: {:?}",
+            began.elapsed()
+        );
+        assert_eq!(asked.times(), 2, "{header}");
+    }
+    // Other requests of the task wait too.
+    let busy = Step::Reply("429 Too Many Requests", "retry-after: 1\r\n".into(), String::new());
+    let (url, asked) = server(vec![busy, fish()]).await;
+    let client = Client::new(endpoint(&url)).unwrap();
+    let request = request();
+    let later = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        client.ask(&request).await
+    };
+    let began = Instant::now();
+    let (first, second) = tokio::join!(client.ask(&request), later);
+    assert!(first.is_ok() && second.is_ok() && began.elapsed() >= Duration::from_secs(1));
+    assert_eq!(asked.times(), 3, "nothing was asked in between");
+}
+
+#[tokio::test]
+async fn what_does_not_pass_is_said_in_the_endpoints_words_and_not_tried_for_ever() {
+    let message = |text: &str, kind: &str| json!({ "error": { "message": text, "type": kind, "code": kind } });
+    for (step, tries, words) in [
+        (reply("500 Oops", "no room"), 4, ["no answer after 4 tries", "no room"]),
+        (
+            reply("502 Bad Gateway", "<html><title>nginx is sad</title></html>"),
+            4,
+            ["502", "nginx is sad"],
+        ),
+        (
+            reply("429 Too Many Requests", message("slow down", "rate_limit_exceeded")),
+            4,
+            ["429", "slow down"],
+        ),
+        (
+            reply(
+                "429 Too Many Requests",
+                message("You exceeded your current quota", "insufficient_quota"),
+            ),
+            1,
+            ["current quota", "waiting"],
+        ),
+        (
+            reply("402 Payment Required", message("Insufficient Balance", "invalid")),
+            1,
+            ["402", "Insufficient Balance"],
+        ),
+        (
+            reply("404 Not Found", message("no model m", "x")),
+            1,
+            ["no model m", "synthesize.model"],
+        ),
+        (
+            reply("401 Unauthorized", message("bad key", "x")),
+            1,
+            ["bad key", "synthesize.api_key_env"],
+        ),
+        (
+            reply(
+                "200 OK",
+                json!({ "error": { "message": "No endpoints found that match your data policy", "code": 404 } }),
+            ),
+            1,
+            ["data policy", "404"],
+        ),
+        (
+            reply("200 OK", "<html><title>Sign in</title></html>"),
+            4,
+            ["no chat completion", "Sign in"],
+        ),
+        (
+            reply("307 Temporary Redirect", ""),
+            1,
+            ["not followed", "synthesize.url"],
+        ),
+    ] {
+        let (url, asked) = server(vec![step]).await;
+        let said = ask(&url).await.unwrap_err();
+        assert!(words.iter().all(|word| said.contains(word)), "{words:?}: {said}");
+        assert_eq!(asked.times(), tries, "{said}");
+    }
+    let (url, _) = server(vec![reply("400 Bad Request", message("the text is too long", "x"))]).await;
+    let rejected = Answer::Rejected("400 Bad Request: the text is too long".into());
+    assert_eq!(ask(&url).await, Ok(rejected));
+}
+
+#[tokio::test]
+async fn only_whole_and_final_answers_are_answers() {
+    for (text, finish, expected) in [
+        (
+            "<think>Okay, a fish?</think>\n\nA fish swims.",
+            "stop",
+            Answer::Text("A fish swims.".into()),
+        ),
+        (
+            "Okay, a fish?</think>A fish swims.",
+            "stop",
+            Answer::Text("A fish swims.".into()),
+        ),
+        (
+            "<think>Okay",
+            "stop",
+            Answer::Unusable(Unusable::CutOff, "<think>Okay".into()),
+        ),
+        ("A fi", "length", Answer::Unusable(Unusable::CutOff, "A fi".into())),
+        (
+            "A fi",
+            "content_filter",
+            Answer::Unusable(Unusable::Filtered, "A fi".into()),
+        ),
+    ] {
+        let (url, _) = server(vec![reply("200 OK", chat(text, finish))]).await;
+        assert_eq!(ask(&url).await, Ok(expected), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_model_that_takes_other_parameters_is_asked_its_way_from_then_on() {
+    let (url, asked) = server(vec![Step::Picky]).await;
+    let client = Client::new(endpoint(&url)).unwrap();
+    assert!(client.warnings().is_empty());
+    for _ in 0..3 {
         assert_eq!(
-            Client::new(endpoint(&url)).unwrap().ask(&request()).await.unwrap(),
-            expected
+            client.ask(&request()).await.unwrap(),
+            Answer::Text("A fish swims.".into())
         );
     }
+    assert_eq!(
+        asked.times(),
+        5,
+        "it says twice what it wants, and is asked three times"
+    );
+    let last = asked.bodies.lock().unwrap().pop().unwrap();
+    assert_eq!(last["max_completion_tokens"], 64);
+    assert!(
+        last.get("max_tokens").is_none() && last.get("temperature").is_none(),
+        "{last}"
+    );
+    assert!(client.warnings()[0].contains("temperature"), "{:?}", client.warnings());
+}
+
+#[tokio::test]
+async fn parameters_of_the_url_stay_behind_the_path() {
+    let (url, asked) = server(vec![fish()]).await;
+    ask(&format!("{url}/?api-version=preview")).await.unwrap();
+    assert_eq!(
+        *asked.paths.lock().unwrap(),
+        ["/v1/chat/completions?api-version=preview"]
+    );
 }
 
 #[tokio::test]
 async fn the_key_comes_from_the_environment_and_is_never_shown() {
     // Cargo sets this for every test, so that no test has to change the environment of all of them.
     let name = "CARGO_PKG_NAME";
-    let (url, _) = server(vec!["401 Unauthorized"]).await;
-    let keyed = Endpoint {
-        api_key_env: name.into(),
-        ..endpoint(&url)
-    };
-    let client = Client::new(keyed).unwrap();
-    let said = client.ask(&request()).await.unwrap_err().to_string();
-    assert!(
-        said.contains("api_key_env") && !said.contains(env!("CARGO_PKG_NAME")),
-        "{said}"
-    );
-    assert!(!format!("{client:?}").contains("llink-worker"));
+    let key = env!("CARGO_PKG_NAME");
+    let echo = json!({ "error": { "message": format!("Incorrect API key provided: {key}") } });
+    for status in ["401 Unauthorized", "500 Oops"] {
+        let (url, _) = server(vec![reply(status, echo.clone())]).await;
+        let keyed = Endpoint {
+            api_key_env: name.into(),
+            ..endpoint(&url)
+        };
+        let client = Client::new(keyed).unwrap();
+        let said = client.ask(&request()).await.unwrap_err().to_string();
+        assert!(said.contains("Incorrect API key") && !said.contains(key), "{said}");
+        assert!(!format!("{client:?}").contains(key));
+    }
     let unset = Endpoint {
         api_key_env: "LLINK_TEST_NO_SUCH_KEY".into(),
         ..endpoint("http://127.0.0.1:1/v1")
@@ -160,7 +359,7 @@ async fn the_key_comes_from_the_environment_and_is_never_shown() {
 
 #[tokio::test]
 async fn requests_keep_the_pace_that_is_allowed() {
-    let (url, asked) = server(vec!["ok"]).await;
+    let (url, asked) = server(vec![fish()]).await;
     let paced = Endpoint {
         requests_per_minute: 600.0,
         ..endpoint(&url)
@@ -177,13 +376,5 @@ async fn requests_keep_the_pace_that_is_allowed() {
         "six at ten a second: {:?}",
         began.elapsed()
     );
-    assert_eq!(asked.load(Ordering::SeqCst), 6);
-}
-
-#[tokio::test]
-async fn an_endpoint_that_sends_elsewhere_is_not_followed() {
-    let (url, asked) = server(vec!["elsewhere", "ok"]).await;
-    let error = Client::new(endpoint(&url)).unwrap().ask(&request()).await.unwrap_err();
-    assert!(error.to_string().contains("not followed"), "{error}");
-    assert_eq!(asked.load(Ordering::SeqCst), 1);
+    assert_eq!(asked.times(), 6);
 }

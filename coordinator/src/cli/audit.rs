@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{Exit, Failed, say};
+use super::{Exit, Failed};
+use crate::ui::output::say_json;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Audit {
@@ -51,7 +52,7 @@ impl Audit {
                     .map_err(|e| Failed::new(Exit::Storage, format!("{}: {e}", file.display())))?;
             }
         }
-        found.iter().for_each(|line| say(line));
+        found.iter().for_each(|line| say_json(line));
         Ok(())
     }
 

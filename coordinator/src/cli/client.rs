@@ -1,14 +1,12 @@
 //! Reaching a coordinator: by its URL, or through the state directory it uses.
 
-use std::path::Path;
-
 use llink_proto::job_service_client::JobServiceClient;
 use llink_proto::reach::{Connection, Credentials, with_causes};
 use llink_proto::{Failure, FailureKind};
 use tonic::{Code, Status};
 
 use super::{Exit, Failed, Reach};
-use crate::serve;
+use crate::serve::{self, Endpoint};
 
 pub(super) type Client = JobServiceClient<Connection>;
 
@@ -32,11 +30,11 @@ pub(super) async fn connect(url: &str, credentials: &Credentials) -> Result<Clie
 /// The coordinator that was named, or the one that uses the state directory now; `None` if nobody does.
 pub(super) async fn find(reach: &Reach) -> Result<Option<Client>, Failed> {
     if let Some(url) = &reach.coordinator {
-        return connect(url, &reach.who.credentials()).await.map(Some);
+        return connect(url, &reach.credentials(url)).await.map(Some);
     }
-    match live_endpoint(&reach.state) {
+    match Endpoint::read(&reach.state) {
         // It may have stopped a moment ago.
-        Some(url) => Ok(connect(&url, &for_own(&url, reach.who.credentials())).await.ok()),
+        Some(Endpoint { url, .. }) => Ok(connect(&url, &for_own(&url, reach.credentials(&url))).await.ok()),
         None => Ok(None),
     }
 }
@@ -47,6 +45,7 @@ fn for_own(url: &str, credentials: Credentials) -> Credentials {
     match url.starts_with("http://") {
         true => Credentials {
             token: credentials.token,
+            secret: credentials.secret,
             ..Credentials::default()
         },
         false => credentials,
@@ -64,11 +63,6 @@ pub(super) async fn require(reach: &Reach) -> Result<Client, Failed> {
             ),
         )
     })
-}
-
-fn live_endpoint(state: &Path) -> Option<String> {
-    let noted = std::fs::read_to_string(serve::endpoint_file(state)).ok()?;
-    noted.split_once(' ').map(|(_, url)| url.trim().to_owned())
 }
 
 /// Whether a call ended because of what lies between here and the coordinator, and not by its word.

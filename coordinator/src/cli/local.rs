@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use llink_datasets::environment::own_variables;
+use llink_proto::reach::{Secret, TOKEN_VARIABLE};
 use llink_proto::{Job, StageState};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
@@ -42,6 +43,8 @@ pub(super) enum Stop {
 /// Worker processes on this machine, started when there is work, started again when they die.
 pub(super) struct LocalWorkers {
     url: String,
+    /// What they show: this coordinator serves its own user alone.
+    token: Option<Secret>,
     count: u32,
     logs: PathBuf,
     /// Variables that workers do not see.
@@ -54,7 +57,7 @@ pub(super) struct LocalWorkers {
 
 impl LocalWorkers {
     /// Workers for `job`, which may read the variables that it names.
-    pub(super) fn new(url: &str, count: u32, state: &Path, job: &JobFile) -> Self {
+    pub(super) fn new(url: &str, token: Option<Secret>, count: u32, state: &Path, job: &JobFile) -> Self {
         let named = job.key_variables();
         let meant = |name: &OsString| named.iter().chain(&FOR_WORKERS).any(|known| *name == **known);
         let mut hidden = own_variables();
@@ -62,6 +65,7 @@ impl LocalWorkers {
         Self {
             hidden,
             url: url.into(),
+            token,
             count,
             logs: state.join("logs"),
             stop: watch::Sender::new(Stop::NotYet),
@@ -88,6 +92,7 @@ impl LocalWorkers {
             let template = Template {
                 binary: binary.clone(),
                 url: self.url.clone(),
+                token: self.token.clone(),
                 name: format!("local-{index}"),
                 threads,
                 gpu: gpu_of(index as usize, self.count as usize, gpus),
@@ -125,6 +130,7 @@ impl LocalWorkers {
 struct Template {
     binary: PathBuf,
     url: String,
+    token: Option<Secret>,
     name: String,
     threads: usize,
     gpu: Option<LocalGpu>,
@@ -155,6 +161,8 @@ impl Template {
                     .iter()
                     .filter_map(|gpu| Some(("NCCL_HOSTID", gpu.host.as_deref()?))),
             )
+            // Not an argument: those are shown to every user of the machine.
+            .envs(self.token.iter().map(|token| (TOKEN_VARIABLE, token.text())))
             // The worker's end of this pipe closes when this process ends, however it ends.
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

@@ -2,7 +2,7 @@
 //!
 //! `list`, `get` and `logs` also work when no coordinator runs: they read the state store.
 
-use llink_proto::{CancelRequest, Event, Job, ListRequest, LogsRequest, ResumeRequest};
+use llink_proto::{CancelRequest, Job, ListRequest, LogsRequest, ResumeRequest};
 
 use super::client::{self, refused};
 use super::{Exit, Failed, Reach, follow};
@@ -102,22 +102,38 @@ impl Watch {
 impl Logs {
     pub(super) async fn run(self) -> Result<(), Failed> {
         let job = one(jobs(&self.reach).await?, &self.job)?;
-        let events: Vec<Event> = match client::find(&self.reach).await? {
-            Some(mut client) => {
-                let request = LogsRequest {
-                    job_id: job.id,
-                    after_sequence: 0,
-                };
-                client.logs(request).await.map_err(|s| refused(&s))?.into_inner().events
-            }
-            None => open(&self.reach)?
-                .events(&job.id, 0)
-                .map_err(|e| Failed::new(Exit::Storage, e.to_string()))?,
+        let mut client = client::find(&self.reach).await?;
+        let store = match client {
+            Some(_) => None,
+            None => Some(open(&self.reach)?),
         };
-        for event in &events {
-            super::say(&ui::event_line(event));
+        let mut after_sequence = 0;
+        loop {
+            let (events, more) = match (&mut client, &store) {
+                (Some(client), _) => {
+                    let request = LogsRequest {
+                        job_id: job.id.clone(),
+                        after_sequence,
+                        limit: 0,
+                    };
+                    let page = client.logs(request).await.map_err(|s| refused(&s))?.into_inner();
+                    (page.events, page.more)
+                }
+                (None, Some(store)) => {
+                    let page = store.events(&job.id, after_sequence, 1000);
+                    let page = page.map_err(|e| Failed::new(Exit::Storage, e.to_string()))?;
+                    (page.events, page.more)
+                }
+                (None, None) => return Ok(()),
+            };
+            for event in &events {
+                super::say(&ui::event_line(event));
+            }
+            match events.last() {
+                Some(last) if more => after_sequence = last.sequence,
+                _ => return Ok(()),
+            }
         }
-        Ok(())
     }
 }
 

@@ -20,14 +20,17 @@ mod submit;
 #[cfg(feature = "embedded")]
 mod verify;
 
-use std::io::Write;
 #[cfg(feature = "embedded")]
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use llink_proto::shown;
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::format::debug_fn;
 
 use crate::serve::ServeError;
+use crate::ui::output::{self, say};
 use reach::Reach;
 
 /// A command that failed: what to print, and the exit code that tells programs why.
@@ -211,13 +214,7 @@ pub fn main() -> ExitCode {
 }
 
 fn complain(text: &str) {
-    // With standard error gone there is nobody left to tell.
-    let _ = writeln!(std::io::stderr(), "llink-coord: {text}");
-}
-
-/// Writes a line for people to standard output; a closed pipe (`| head`) is not an error worth a message.
-fn say(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+    output::tell(&format!("llink-coord: {text}"));
 }
 
 fn set_up_log(command: &Command) {
@@ -235,6 +232,7 @@ fn set_up_log(command: &Command) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .fmt_fields(debug_fn(|out, field, value| out.write_str(&shown::log_field(field.name(), value))).delimited(" "))
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use llink_proto::reach::Credentials;
 
+use crate::serve::Endpoint;
+
 /// Where the coordinator is.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Reach {
@@ -54,7 +56,24 @@ impl Who {
             certificate: self.tls_cert.clone(),
             key: self.tls_key.clone(),
             token: self.token_file.clone(),
+            secret: None,
             server_name: self.tls_server_name.clone(),
+        }
+    }
+}
+
+impl Reach {
+    /// Who asks the coordinator at `url`. Where it is the one of the state directory and serves its own user alone, the token
+    /// stands there.
+    pub(super) fn credentials(&self, url: &str) -> Credentials {
+        let noted = Endpoint::read(&self.state).filter(|noted| noted.url == url.trim_end_matches('/'));
+        match noted.and_then(|noted| noted.token) {
+            // What an environment names for another coordinator is not for this one.
+            Some(token) => Credentials {
+                secret: Some(token),
+                ..Credentials::default()
+            },
+            None => self.who.credentials(),
         }
     }
 }

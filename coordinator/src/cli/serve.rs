@@ -43,7 +43,8 @@ pub(super) struct Serve {
     /// A URL or absolute path below which jobs may read and write; again for more, or `any`.
     #[arg(long, env = "LLINK_ALLOW_ROOT", value_name = "URL", value_delimiter = ',')]
     allow_root: Vec<String>,
-    /// Listen beyond loopback without what the above asks for. For networks that you trust.
+    /// Listen beyond loopback without what the above asks for, and on loopback to every user of this machine. For networks and
+    /// machines that you trust.
     #[arg(long, env = "LLINK_INSECURE")]
     insecure: bool,
     /// Who did what, as JSON lines. By default audit.jsonl in the state directory, once callers are asked who they are.

@@ -38,7 +38,7 @@ impl Submit {
         let style = Style::of(self.json);
         match &self.reach.coordinator {
             Some(url) => {
-                let mut client = client::connect(url, &self.reach.who.credentials()).await?;
+                let mut client = client::connect(url, &self.reach.credentials(url)).await?;
                 let job = send(&mut client, request).await?;
                 if self.dry_run {
                     ui::plan(&job, style);
@@ -88,12 +88,14 @@ impl Submit {
 
     #[cfg(feature = "embedded")]
     async fn run_here(&self, request: SubmitRequest, file: &job::JobFile, style: Style) -> Result<(), Failed> {
+        use llink_proto::reach::Credentials;
+
         use super::local::{LocalWorkers, Stop};
         use crate::schedule::Timing;
         use crate::serve::{self, ServeOptions, Unfinished};
 
         let count = self.workers.unwrap_or(file.workers.local).max(1);
-        let running = serve::start(ServeOptions {
+        let running = serve::start_for_own_user(ServeOptions {
             listen: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
             state_directory: self.reach.state.clone(),
             timing: Timing::default(),
@@ -104,8 +106,12 @@ impl Submit {
             metrics: None,
         })
         .await?;
-        let mut client = client::connect(&running.url, &Default::default()).await?;
-        let mut workers = LocalWorkers::new(&running.url, count, &self.reach.state, file);
+        let credentials = Credentials {
+            secret: running.token.clone(),
+            ..Credentials::default()
+        };
+        let mut client = client::connect(&running.url, &credentials).await?;
+        let mut workers = LocalWorkers::new(&running.url, credentials.secret, count, &self.reach.state, file);
         let sent = send(&mut client, request).await;
         let outcome = match sent {
             Err(failed) => Err(failed),

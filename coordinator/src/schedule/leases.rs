@@ -4,6 +4,9 @@ use llink_proto::{Abort, Failure, FailureKind, RegisterRequest, TaskProgress, Ta
 
 use super::{Action, Attempt, Cluster, Effects, Level, MemberState, Millis, TaskState, Worker};
 
+/// Leases that a worker may hold beside the one at work, whatever it asks for: others would wait for what it does not begin.
+pub const MOST_LEASES_AHEAD: u32 = 4;
+
 /// How a worker says a task ended.
 #[derive(Debug, Clone)]
 pub enum Outcome {
@@ -35,7 +38,8 @@ pub enum Rendezvous {
 
 impl Cluster {
     /// A worker joins. Its id, under which it asks for assignments.
-    pub fn register(&mut self, info: RegisterRequest, now: Millis) -> String {
+    pub fn register(&mut self, mut info: RegisterRequest, now: Millis) -> String {
+        info.leases_ahead = info.leases_ahead.min(MOST_LEASES_AHEAD);
         let id = format!("w{}-{}", self.next_worker, info.name);
         self.next_worker += 1;
         let deadline = now + self.timing.lease;

@@ -22,7 +22,7 @@ use crate::plan::{Claim, Ranks, StageName};
 
 pub use effects::{Action, Attempt, Effects, Happening, Level};
 pub use jobs::NewJob;
-pub use leases::{Outcome, Rendezvous, Reported};
+pub use leases::{MOST_LEASES_AHEAD, Outcome, Rendezvous, Reported};
 pub use stages::LookedUp;
 
 /// Milliseconds since the Unix epoch.

@@ -7,6 +7,9 @@ use llink_proto::task::Kind;
 
 use super::{Cluster, Job, Pursuit, Stage, TaskRecord, TaskState};
 
+/// Warnings of a stage that are shown; its manifest has all of them.
+const MOST_WARNINGS: usize = 200;
+
 impl Cluster {
     /// A job as the gRPC contract shows it.
     #[must_use]
@@ -71,7 +74,10 @@ impl Cluster {
                 Some(manifest) => manifest.figures.clone(),
                 None => figures,
             },
-            warnings: stage.manifest.as_ref().map(|m| m.warnings.clone()).unwrap_or_default(),
+            warnings: match &stage.manifest {
+                Some(manifest) => manifest.warnings.iter().take(MOST_WARNINGS).cloned().collect(),
+                None => Vec::new(),
+            },
             details: Vec::new(),
             parts,
         }

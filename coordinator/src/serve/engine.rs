@@ -16,7 +16,7 @@ use super::workers::Session;
 use super::{ServeOptions, Unfinished, stages};
 use crate::plan::Claim;
 use crate::schedule::{Action, Cluster, Effects, LookedUp, Millis, Work};
-use crate::state::{Claimed, StateError, StateStore};
+use crate::state::{Claimed, EventPage, StateError, StateStore};
 
 type Call = Box<dyn FnOnce(&mut Engine) + Send>;
 
@@ -216,12 +216,12 @@ impl Engine {
         Ok(answer)
     }
 
-    /// What happened to a job after `sequence`.
+    /// What happened to a job after `sequence`, at most `limit` events of it.
     ///
     /// # Errors
     /// When the state store cannot be read.
-    pub fn events(&self, job: &str, after: u64) -> Result<Vec<llink_proto::Event>, StateError> {
-        self.store.events(job, after)
+    pub fn events(&self, job: &str, after: u64, limit: usize) -> Result<EventPage, StateError> {
+        self.store.events(job, after, limit)
     }
 
     /// Makes the outbox of a new worker.

@@ -8,7 +8,7 @@ use llink_datasets::roots::Roots;
 
 use super::TlsFiles;
 
-/// Who is let in, and what jobs may read and write. The default is for loopback: anybody, anything.
+/// Who is let in, and what jobs may read and write. The default is for loopback: this user, anything.
 #[derive(Debug, Clone, Default)]
 pub struct Security {
     /// The certificate to show; `None`: plain text.
@@ -21,7 +21,7 @@ pub struct Security {
     pub roots: Roots,
     /// Whether roots were named: beyond loopback a person decides.
     pub roots_named: bool,
-    /// Listen beyond loopback whatever is missing.
+    /// Listen beyond loopback whatever is missing, and on loopback to every user.
     pub insecure: bool,
 }
 

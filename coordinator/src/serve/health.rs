@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic_health::ServingStatus;
 
-use super::ServeError;
+use super::connections::Limits;
 use super::engine::EngineHandle;
+use super::{ServeError, accept};
 
 /// The service whose health says that calls are answered; the empty name says that the process lives.
 pub const READY: &str = "ready";
@@ -52,7 +52,10 @@ pub(super) async fn serve(
     let shutdown = super::wait_for(stopped);
     tokio::spawn(async move {
         let served = server
-            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown)
+            .serve_with_incoming_shutdown(
+                accept::incoming(listener, accept::Protection::Plain, Limits::FEW),
+                shutdown,
+            )
             .await;
         if let Err(e) = served {
             tracing::warn!("health: {e}");

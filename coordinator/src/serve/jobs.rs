@@ -20,10 +20,12 @@ use super::access::{Peer, Subject};
 use super::engine::{Engine, EngineHandle, EngineStopped};
 use super::{dry_run, inputs};
 use crate::job;
-use crate::state::StateError;
+use crate::state::{EventPage, StateError};
 
 /// The metadata key under which a refusal carries its [`FailureKind`].
 pub const FAILURE_KIND_KEY: &str = "llink-failure-kind";
+/// Events that one answer carries at most.
+const EVENTS_AT_ONCE: usize = 1000;
 /// How often a watched job is looked at.
 const WATCH_INTERVAL: Duration = Duration::from_millis(150);
 
@@ -193,12 +195,16 @@ impl JobService for Jobs {
     async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<LogsResponse>, Status> {
         let request = request.into_inner();
         self.view(request.job_id.clone()).await?;
+        let limit = match request.limit as usize {
+            0 => EVENTS_AT_ONCE,
+            limit => limit.min(EVENTS_AT_ONCE),
+        };
         let read = self
             .engine
-            .call(move |e| e.events(&request.job_id, request.after_sequence))
+            .call(move |e| e.events(&request.job_id, request.after_sequence, limit))
             .await;
-        let events = read.map_err(stopped)?.map_err(unreadable)?;
-        Ok(Response::new(LogsResponse { events }))
+        let EventPage { events, more } = read.map_err(stopped)?.map_err(unreadable)?;
+        Ok(Response::new(LogsResponse { events, more }))
     }
 }
 
@@ -213,9 +219,9 @@ async fn follow(
     let mut sequence = 0;
     loop {
         let wanted = id.clone();
-        let look = engine.call(move |e| (e.cluster.view(&wanted), e.events(&wanted, sequence)));
-        let (job, mut events) = match look.await {
-            Ok((Some(job), Ok(events))) => (job, events),
+        let look = engine.call(move |e| (e.cluster.view(&wanted), e.events(&wanted, sequence, EVENTS_AT_ONCE)));
+        let (job, EventPage { mut events, more }) = match look.await {
+            Ok((Some(job), Ok(page))) => (job, page),
             Ok((Some(_), Err(e))) => return drop(updates.send(Err(unreadable(e))).await),
             Ok((None, _)) => return drop(updates.send(Err(no_such_job(&id))).await),
             Err(e) => return drop(updates.send(Err(stopped(e))).await),
@@ -233,6 +239,9 @@ async fn follow(
                 return;
             }
             shown = Some(job);
+        }
+        if more {
+            continue;
         }
         if ended || *stop.borrow() {
             return;

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use super::ServeError;
 use super::engine::EngineHandle;
+use super::pages::FewPages;
 use crate::schedule::{Cluster, TaskState};
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -188,7 +189,7 @@ pub(super) async fn serve(
         }),
     );
     tokio::spawn(async move {
-        if let Err(e) = axum::serve(listener, app)
+        if let Err(e) = axum::serve(FewPages::new(listener), app)
             .with_graceful_shutdown(super::wait_for(stopped))
             .await
         {

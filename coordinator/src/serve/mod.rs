@@ -1,15 +1,21 @@
 //! The server: gRPC in front, one engine behind, the object store beside.
 
+mod accept;
 pub mod access;
+mod bounds;
 mod claims;
+mod connections;
 mod dry_run;
+mod endpoint;
 mod engine;
 pub mod exposure;
 mod health;
 mod inputs;
 mod jobs;
 mod keeper;
+mod local_user;
 mod metrics;
+mod pages;
 mod stages;
 mod tls;
 mod withheld;
@@ -21,15 +27,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use llink_proto::job_service_server::JobServiceServer;
+use llink_proto::reach::Secret;
 use llink_proto::worker_service_server::WorkerServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_stream::wrappers::TcpListenerStream;
 
 use crate::schedule::Timing;
 use crate::state::{StateError, private};
 
-use access::{Access, AccessLayer, AuditError, AuditLog};
+use accept::Protection;
+use access::{Access, AccessLayer, AuditError, AuditLog, Slowdown};
+use connections::Limits;
+pub use endpoint::{Endpoint, endpoint_file};
 pub use engine::EngineHandle;
 pub use exposure::Security;
 pub use health::READY;
@@ -122,6 +131,8 @@ pub enum ServeError {
 pub struct Running {
     /// Where it listens.
     pub url: String,
+    /// The token that callers show, where it serves the user alone who started it.
+    pub token: Option<Secret>,
     /// The engine behind it.
     pub engine: EngineHandle,
     stop: watch::Sender<bool>,
@@ -136,6 +147,20 @@ pub struct Running {
 /// # Errors
 /// When the state directory is in use or broken, or the address is taken.
 pub async fn start(options: ServeOptions) -> Result<Running, ServeError> {
+    start_for(options, None).await
+}
+
+/// Starts a coordinator for the user alone who starts it: callers show a token, which stands in the endpoint file that no other
+/// user can read.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_for_own_user(options: ServeOptions) -> Result<Running, ServeError> {
+    let token = access::fresh_secret().map_err(ServeError::Random)?;
+    start_for(options, Some(Secret::new(token))).await
+}
+
+async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<Running, ServeError> {
     exposure::check(options.listen, &options.security).map_err(ServeError::Exposed)?;
     let lock = lock(&options.state_directory)?;
     let listener = TcpListener::bind(options.listen)
@@ -160,23 +185,36 @@ pub async fn start(options: ServeOptions) -> Result<Running, ServeError> {
         .map(|files| tls::watch_files(files, client))
         .transpose()?;
     let calls = metrics::Calls::default();
+    let audit = security.audit.as_deref().map(AuditLog::open).transpose()?.map(Arc::new);
     let authority = tls.as_ref().and_then(|t| t.authority.clone());
+    let open = authority.is_none() && tokens.is_none() && own_token.is_none();
+    // On loopback other users of the machine are strangers too.
+    let own_user = (open && tls.is_none() && address.ip().is_loopback() && !security.insecure)
+        .then(local_user::own_user)
+        .flatten();
     let access = Access {
-        open: authority.is_none() && tokens.is_none(),
+        open,
+        own_user,
+        own_token: own_token.as_ref().map(|token| access::sha256_of(token.text())),
         authority,
         tokens,
-        audit: security.audit.as_deref().map(AuditLog::open).transpose()?.map(Arc::new),
+        audit: audit.clone(),
         calls: calls.clone(),
+        slowdown: Slowdown::default(),
         token_file: security.tokens.clone(),
     };
     let scheme = if tls.is_some() { "https" } else { "http" };
     let url = format!("{scheme}://{address}");
     let saves = metrics::Saves::default();
     let engine = engine::start(&options, saves.clone())?;
-    let endpoint_file = endpoint_file(&options.state_directory);
+    let endpoint = Endpoint {
+        process: std::process::id(),
+        url: url.clone(),
+        token: own_token.clone(),
+    };
     // Only a hint for commands that name no coordinator; the lock is what counts.
-    if let Err(e) = std::fs::write(&endpoint_file, format!("{} {url}\n", std::process::id())) {
-        tracing::warn!(path = %endpoint_file.display(), "cannot write the endpoint file: {e}");
+    if let Err(e) = endpoint.write(&options.state_directory) {
+        tracing::warn!(state = %options.state_directory.display(), "cannot write the endpoint file: {e}");
     }
     let (stop, stopped) = watch::channel(false);
     let jobs = JobServiceServer::new(jobs::Jobs::new(engine.clone(), security.roots.clone(), stopped.clone()))
@@ -191,28 +229,31 @@ pub async fn start(options: ServeOptions) -> Result<Running, ServeError> {
         .layer(AccessLayer(Arc::new(access)))
         .add_service(jobs)
         .add_service(workers);
+    if let Some(audit) = audit {
+        tokio::spawn(settle(audit, stopped.clone()));
+    }
     if let Some(address) = options.health {
         health::serve(address, engine.clone(), stopped.clone()).await?;
     }
     if let Some(address) = options.metrics {
         metrics::serve(address, engine.clone(), calls, saves, stopped.clone()).await?;
     }
-    let shutdown = wait_for(stopped);
-    let server = match tls {
-        None => tokio::spawn(router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown)),
-        Some(tls) => {
-            let incoming = tls::incoming(listener, tls.server);
-            tokio::spawn(router.serve_with_incoming_shutdown(incoming, shutdown))
-        }
+    let protection = match tls {
+        Some(tls) => Protection::Tls(tls.server),
+        None if own_user.is_some() => Protection::PlainOfUsers,
+        None => Protection::Plain,
     };
+    let incoming = accept::incoming(listener, protection, Limits::of_this_process());
+    let server = tokio::spawn(router.serve_with_incoming_shutdown(incoming, wait_for(stopped)));
     tracing::info!(%url, state = %options.state_directory.display(), "coordinator listens");
     Ok(Running {
         url,
+        token: own_token,
         engine,
         stop,
         server,
         _lock: lock,
-        endpoint_file,
+        endpoint_file: endpoint_file(&options.state_directory),
     })
 }
 
@@ -241,15 +282,22 @@ impl Running {
     }
 }
 
+/// Writes refused calls that were held back to be counted, now and then.
+async fn settle(audit: Arc<AuditLog>, stopped: watch::Receiver<bool>) {
+    let mut stopped = std::pin::pin!(wait_for(stopped));
+    loop {
+        tokio::select! {
+            () = &mut stopped => return audit.settle(i64::MAX),
+            () = tokio::time::sleep(Duration::from_secs(20)) => {}
+        }
+        let now = time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000;
+        audit.settle(now as i64);
+    }
+}
+
 async fn wait_for(mut stopped: watch::Receiver<bool>) {
     // An error means that the sender is gone, which is a stop too.
     let _ = stopped.wait_for(|stop| *stop).await;
-}
-
-/// Where a coordinator notes its process and URL.
-#[must_use]
-pub fn endpoint_file(state_directory: &std::path::Path) -> PathBuf {
-    state_directory.join("coordinator.endpoint")
 }
 
 /// Takes the state directory, which is made where there is none; it is given back with the file.
@@ -264,9 +312,8 @@ pub(crate) fn lock(directory: &std::path::Path) -> Result<std::fs::File, ServeEr
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => {
-            let holder = std::fs::read_to_string(endpoint_file(directory)).unwrap_or_default();
-            let holder = match holder.split_once(' ') {
-                Some((pid, url)) => format!("process {pid} at {}", url.trim()),
+            let holder = match Endpoint::read(directory) {
+                Some(Endpoint { process, url, .. }) => format!("process {process} at {url}"),
                 None => "another llink-coord".into(),
             };
             Err(ServeError::InUse {

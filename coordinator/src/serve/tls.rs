@@ -1,28 +1,18 @@
-//! TLS in front of the server: the certificate and the clients' authority from files, read anew when they change, and
-//! handshakes that hold nobody else up.
+//! TLS in front of the server: the certificate and the clients' authority from files, read anew when they change.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
-use tokio_rustls::TlsAcceptor;
+use tokio::sync::watch;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
-use tokio_rustls::server::TlsStream;
-use tokio_stream::wrappers::ReceiverStream;
 
 use super::access::{Authority, Tokens};
 
 /// How often files are looked at: kubelet and cert-manager replace them without a signal.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
-/// A client that has not shaken hands by then is dropped.
-const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
-/// Handshakes at once; further clients wait in the kernel's queue.
-const HANDSHAKES: usize = 256;
-
 /// The server's certificate and who signs those of clients.
 #[derive(Debug, Clone)]
 pub struct TlsFiles {
@@ -164,47 +154,4 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> 
         Ok(_) => Err(broken(path, "holds no certificate")),
         Err(e) => Err(broken(path, e)),
     }
-}
-
-/// Connections that have shaken hands.
-pub(super) fn incoming(
-    listener: TcpListener,
-    server: watch::Receiver<Arc<ServerConfig>>,
-) -> ReceiverStream<std::io::Result<TlsStream<TcpStream>>> {
-    let (ready, stream) = mpsc::channel(16);
-    let places = Arc::new(Semaphore::new(HANDSHAKES));
-    tokio::spawn(async move {
-        while !ready.is_closed() {
-            let Ok(place) = places.clone().acquire_owned().await else {
-                return;
-            };
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = ready.closed() => return,
-            };
-            let (tcp, from) = match accepted {
-                Ok(accepted) => accepted,
-                Err(e) => {
-                    // Out of file descriptors, for one: trying at once again would only spin.
-                    tracing::warn!("cannot accept: {e}");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    continue;
-                }
-            };
-            let acceptor = TlsAcceptor::from(server.borrow().clone());
-            let ready = ready.clone();
-            tokio::spawn(async move {
-                let _place = place;
-                // What a slow client is refused, Nagle would cost everybody: small messages go at once.
-                let _ = tcp.set_nodelay(true);
-                match tokio::time::timeout(HANDSHAKE_PATIENCE, acceptor.accept(tcp)).await {
-                    // Fails when the server has stopped meanwhile.
-                    Ok(Ok(tls)) => drop(ready.send(Ok(tls)).await),
-                    Ok(Err(e)) => tracing::warn!(%from, "no TLS: {e}"),
-                    Err(_) => tracing::warn!(%from, "no TLS: no handshake within {} s", HANDSHAKE_PATIENCE.as_secs()),
-                }
-            });
-        }
-    });
-    ReceiverStream::new(stream)
 }

@@ -10,13 +10,14 @@ use llink_proto::worker_service_server::WorkerService;
 use llink_proto::{
     AssignmentsRequest, Failure, FailureKind, HeartbeatRequest, HeartbeatResponse, Instruction, JobState,
     RegisterRequest, RegisterResponse, RendezvousRequest, RendezvousResponse, ReportRequest, ReportResponse,
-    TaskResult, report_request,
+    TaskResult, report_request, shown,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
 use super::access::{Peer, Proof, Subject, TokenUse, sha256_of};
+use super::bounds;
 use super::engine::{Engine, EngineHandle};
 use super::jobs::{peer_of, stopped, unreadable};
 use crate::plan;
@@ -121,15 +122,16 @@ impl WorkerService for Workers {
         if info.version != ours {
             return Err(Status::failed_precondition(format!(
                 "this coordinator is llink {ours} and the worker is {}: run the same version",
-                info.version
+                shown::quoted(&info.version, 100)
             )));
         }
-        if !is_worker_name(&info.name) {
+        if !bounds::is_worker_name(&info.name) {
             return Err(Status::invalid_argument(format!(
                 "a worker's name is at most 100 printable characters without spaces, this one is {:?}",
-                info.name
+                shown::quoted(&info.name, 100)
             )));
         }
+        let info = bounds::registration(info);
         let joined = self.engine.call(move |e| {
             if let Proof::Token {
                 sha256,
@@ -192,7 +194,9 @@ impl WorkerService for Workers {
 
     async fn heartbeat(&self, request: Request<HeartbeatRequest>) -> Result<Response<HeartbeatResponse>, Status> {
         let (_, session) = session_of(&request)?;
-        let HeartbeatRequest { worker_id, running } = request.into_inner();
+        let mut request = request.into_inner();
+        bounds::progress(&mut request).map_err(Status::invalid_argument)?;
+        let HeartbeatRequest { worker_id, running } = request;
         let renewed = self.engine.call(move |e| {
             check_session(e, &worker_id, &session)?;
             let aborts = e
@@ -213,8 +217,10 @@ impl WorkerService for Workers {
         let (_, session) = session_of(&request)?;
         let request = request.into_inner();
         let outcome = match request.outcome {
-            Some(report_request::Outcome::Done(result)) => Outcome::Done(result),
-            Some(report_request::Outcome::Failed(failure)) => Outcome::Failed(failure),
+            Some(report_request::Outcome::Done(result)) => {
+                Outcome::Done(bounds::result(result).map_err(Status::invalid_argument)?)
+            }
+            Some(report_request::Outcome::Failed(failure)) => Outcome::Failed(bounds::failure(failure)),
             None => Outcome::Failed(Failure {
                 kind: FailureKind::Internal.into(),
                 text: format!("worker {} reported no outcome", request.worker_id),
@@ -254,6 +260,7 @@ impl WorkerService for Workers {
     async fn rendezvous(&self, request: Request<RendezvousRequest>) -> Result<Response<RendezvousResponse>, Status> {
         let (_, session) = session_of(&request)?;
         let request = request.into_inner();
+        bounds::address(&request.address).map_err(Status::invalid_argument)?;
         loop {
             let (r, session) = (request.clone(), session.clone());
             let met = self.engine.call(move |e| {
@@ -280,11 +287,6 @@ impl WorkerService for Workers {
 /// What the ranks of one lease share, and nobody else.
 fn gang_secret(key: &str, task: u64, token: u64) -> Vec<u8> {
     sha256_of(&format!("{key} {task} {token}")).into_bytes()
-}
-
-/// Ids are made of names, and stand in logs.
-fn is_worker_name(name: &str) -> bool {
-    name.len() <= 100 && name.chars().all(|c| !c.is_control() && !c.is_whitespace())
 }
 
 /// A worker's stream of instructions. When it ends, for whatever reason, the worker's leases are given back.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use llink_proto::{Event, Job, Stage, StageState};
+use llink_proto::{Event, Job, Stage, StageState, shown};
 
 use super::lines;
 use super::pace::Pace;
@@ -51,7 +51,7 @@ impl Bars {
         let new = || {
             let bar = self.screen.add(ProgressBar::new(0));
             bar.set_style(style("{prefix:>10} {bar:24} {human_pos}/{human_len}  {msg}"));
-            bar.set_prefix(stage.name.clone());
+            bar.set_prefix(shown::line(&stage.name).into_owned());
             (Pace::default(), bar)
         };
         let (pace, bar) = self.bars.entry(stage.name.clone()).or_insert_with(new);
@@ -65,11 +65,11 @@ impl Bars {
                 bar.set_position(stage.done);
                 let told = [pace.text(stage), stage.reason.clone(), lines::figures(stage)];
                 let told: Vec<String> = told.into_iter().filter(|text| !text.is_empty()).collect();
-                bar.set_message(told.join("  "));
+                bar.set_message(shown::line(&told.join("  ")).into_owned());
             }
             _ => {
                 bar.set_style(style("{prefix:>10} {msg}"));
-                bar.finish_with_message(lines::outcome(stage));
+                bar.finish_with_message(shown::line(&lines::outcome(stage)).into_owned());
             }
         }
     }

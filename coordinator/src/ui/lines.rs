@@ -1,12 +1,12 @@
 //! A line now and then, for output that goes to a file or a pipe.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::time::{Duration, Instant};
 
 use llink_datasets::measured::{Retrieval, Retriever};
 use llink_proto::{Event, Job, Stage, StageState};
 
+use super::output::tell;
 use super::pace::Pace;
 use super::{seconds, stage_word, thousands};
 
@@ -36,7 +36,7 @@ impl Default for Lines {
 impl Lines {
     pub(super) fn show(&mut self, job: &Job, events: &[Event]) {
         for event in events.iter().filter(|e| e.level != "info") {
-            print(&super::event_line(event));
+            tell(&super::event_line(event));
         }
         let due = self.mentioned.is_none_or(|at| at.elapsed() >= EVERY);
         for stage in &job.stages {
@@ -51,15 +51,11 @@ impl Lines {
             }
             if (changed && !waiting && !running) || (running && due && stage.total > 0) {
                 let comma = if pace.is_empty() { "" } else { ", " };
-                print(&format!("{}{comma}{pace}", stage_line(stage)));
+                tell(&format!("{}{comma}{pace}", stage_line(stage)));
                 self.mentioned = Some(Instant::now());
             }
         }
     }
-}
-
-fn print(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// `align     running  1,200/2,000 steps  loss 1.234`

@@ -2,14 +2,16 @@
 
 mod bars;
 mod lines;
+pub(crate) mod output;
 mod pace;
 mod report;
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 
 use llink_datasets::measured::thousands;
-use llink_proto::{Event, Job, JobState, Stage, StageState};
+use llink_proto::{Event, Job, JobState, Stage, StageState, shown};
 
+use output::{say as print_line, say_json, tell};
 pub use report::report;
 
 /// How to show things.
@@ -62,7 +64,7 @@ impl View {
         match self {
             Self::Bars(bars) => bars.show(job, events),
             Self::Lines(lines) => lines.show(job, events),
-            Self::Json => print_line(&job_json(job, events).to_string()),
+            Self::Json => say_json(&job_json(job, events).to_string()),
         }
     }
 
@@ -72,11 +74,6 @@ impl View {
             bars.close();
         }
     }
-}
-
-/// Writes a line to standard output. A reader that went away (`| head`) is no reason to fail.
-fn print_line(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// Where a job stands, in a word.
@@ -133,7 +130,7 @@ fn job_json(job: &Job, events: &[Event]) -> serde_json::Value {
     })
 }
 
-/// An event as the log shows it.
+/// An event as the log shows it. Further lines of its text stand indented, so that none looks like an event of its own.
 #[must_use]
 pub fn event_line(event: &Event) -> String {
     let since_midnight = event.at.rem_euclid(86_400_000);
@@ -144,16 +141,20 @@ pub fn event_line(event: &Event) -> String {
     );
     let ms = since_midnight % 1000;
     let stage = if event.stage.is_empty() { "job" } else { &event.stage };
-    format!(
-        "{h:02}:{m:02}:{s:02}.{ms:03}Z {:5} {stage:8} {}",
-        event.level, event.text
-    )
+    let (level, stage) = (shown::line(&event.level), shown::line(stage));
+    let text = indented(&event.text);
+    format!("{h:02}:{m:02}:{s:02}.{ms:03}Z {level:5} {stage:8} {text}")
+}
+
+/// A text from elsewhere whose further lines stand indented, so that none looks like a line of ours.
+fn indented(text: &str) -> String {
+    shown::text(text).replace('\n', "\n    ")
 }
 
 /// The plan of a dry run.
 pub fn plan(job: &Job, style: Style) {
     if style == Style::Json {
-        return print_line(&job_json(job, &[]).to_string());
+        return say_json(&job_json(job, &[]).to_string());
     }
     print_line(&format!("{}: nothing was started", job.id));
     for stage in &job.stages {
@@ -173,7 +174,7 @@ pub fn plan(job: &Job, style: Style) {
 pub fn warnings(job: &Job, style: Style) {
     if style != Style::Json {
         for warning in &job.warnings {
-            let _ = writeln!(std::io::stderr(), "warning: {warning}");
+            tell(&format!("warning: {warning}"));
         }
     }
 }
@@ -182,7 +183,7 @@ pub fn warnings(job: &Job, style: Style) {
 pub fn list(jobs: &[Job], style: Style) {
     if style == Style::Json {
         for job in jobs {
-            print_line(&job_json(job, &[]).to_string());
+            say_json(&job_json(job, &[]).to_string());
         }
         return;
     }
@@ -204,9 +205,10 @@ pub fn list(jobs: &[Job], style: Style) {
         };
         let id = &job.id;
         print_line(&format!(
-            "{id:width$}  {:9}  {done}/{} stages  {detail}",
+            "{id:width$}  {:9}  {done}/{} stages  {}",
             state_word(job),
-            job.stages.len()
+            job.stages.len(),
+            shown::quoted(&detail, 200)
         ));
     }
 }
@@ -214,7 +216,7 @@ pub fn list(jobs: &[Job], style: Style) {
 /// One job, stage by stage.
 pub fn job(job: &Job, style: Style) {
     if style == Style::Json {
-        return print_line(&job_json(job, &[]).to_string());
+        return say_json(&job_json(job, &[]).to_string());
     }
     print_line(&format!("{}: {} ({} workers)", job.id, state_word(job), job.workers));
     print_line(&format!("output {}", job.output_url));
@@ -227,7 +229,7 @@ pub fn job(job: &Job, style: Style) {
         }
     }
     if let Some(failure) = &job.failure {
-        print_line(&format!("failed: {}", failure.text));
+        print_line(&format!("failed: {}", indented(&failure.text)));
     }
     if job.state() == JobState::Succeeded {
         report(job, style);
@@ -247,5 +249,14 @@ mod tests {
             ..Event::default()
         };
         assert_eq!(event_line(&event), "01:01:01.007Z warn  job      x");
+        let hostile = Event {
+            text: "x\u{1b}[2J\n01:01:01.008Z info  job      forged".into(),
+            ..event
+        };
+        let line = event_line(&hostile);
+        assert!(
+            !line.contains('\u{1b}') && line.lines().nth(1).unwrap().starts_with("    01:"),
+            "{line}"
+        );
     }
 }

@@ -4,12 +4,12 @@ use llink_datasets::measured::{self, Figures};
 use llink_proto::{Job, StageState};
 use serde_json::Value;
 
-use super::{Style, job_json, print_line, thousands};
+use super::{Style, job_json, print_line, say_json, thousands};
 
 /// Prints the report of a job that succeeded.
 pub fn report(job: &Job, style: Style) {
     if style == Style::Json {
-        return print_line(&job_json(job, &[]).to_string());
+        return say_json(&job_json(job, &[]).to_string());
     }
     let report: Value = serde_json::from_str(&job.report_json).unwrap_or_default();
     let cached = job.stages.iter().all(|s| s.state() == StageState::Cached);

@@ -1,19 +1,22 @@
 //! An OpenAI-compatible endpoint, asked patiently: retries with back-off, and never faster than allowed.
 
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
+use llink_datasets::shown::ShownUrl;
 use llink_proto::ModelEndpoint;
-use serde_json::Value;
-use tokio::sync::Mutex;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use tokio::time::Instant;
 
+use super::completion::{Answer, Body, Unusable, read};
+use super::dialect::{Dialect, Temperature};
 use super::prompt::Request;
+use super::retry_after::asked_wait;
+use super::said::{Meaning, Said};
 use crate::{Error, Result};
 
 /// The most of an answer that is read: an endpoint that sends without end is broken.
 const LARGEST_ANSWER: usize = 4 << 20;
-/// Characters of an endpoint's refusal that are shown.
-const SAID: usize = 200;
 /// The longest that a `Retry-After` is obeyed.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
@@ -64,32 +67,49 @@ pub struct Patience {
     pub first_wait: Duration,
 }
 
-/// What came of a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// The whole text.
-    Text(String),
-    /// The text ended at the token limit.
-    CutOff,
-    /// The endpoint takes the request itself for wrong (too long, for instance), with what it said: asking again at once
-    /// changes nothing.
-    Rejected(String),
-}
-
 /// Why one try brought nothing.
 enum Fault {
     /// Worth another try, after at least this long.
     Passing { reason: String, wait: Option<Duration> },
     /// Of no use to try again, now or with another text.
     Lasting(String),
+    /// The request as it is written is refused, with what was said of it.
+    Refused(Said),
 }
 
 /// Asks. The key is in no message, event or debug output.
 pub struct Client {
     http: reqwest::Client,
     endpoint: Endpoint,
-    key: Option<String>,
+    key: Option<Key>,
     next_start: Mutex<Instant>,
+    dialect: Mutex<Dialect>,
+}
+
+/// The endpoint's key, and the header that shows it.
+struct Key {
+    text: String,
+    header: HeaderValue,
+}
+
+impl Key {
+    /// From an environment variable of this worker; an empty one is an unset one.
+    fn from_variable(name: &str) -> std::result::Result<Self, String> {
+        let value = std::env::var(name).unwrap_or_default();
+        let text = value.trim();
+        if text.is_empty() {
+            return Err(format!(
+                "the environment variable {name}, which is to hold its key, is not set on this worker"
+            ));
+        }
+        let mut header = HeaderValue::from_str(&format!("Bearer {text}"))
+            .map_err(|_| format!("the environment variable {name} holds characters that no key has"))?;
+        header.set_sensitive(true);
+        Ok(Self {
+            text: text.into(),
+            header,
+        })
+    }
 }
 
 impl std::fmt::Debug for Client {
@@ -106,17 +126,10 @@ impl Client {
     /// # Errors
     /// [`Error::Input`] where the key's variable is not set or the URL is none.
     pub fn new(endpoint: Endpoint) -> Result<Self> {
-        let refuse = |reason: String| Error::Input(format!("{}: {reason}", endpoint.url));
+        let refuse = |reason: String| Error::Input(format!("{}: {reason}", ShownUrl::of(&endpoint.url)));
         let key = match endpoint.api_key_env.as_str() {
             "" => None,
-            name => {
-                let unset = |_| {
-                    refuse(format!(
-                        "the environment variable {name}, which is to hold its key, is not set on this worker"
-                    ))
-                };
-                Some(std::env::var(name).map_err(unset)?.trim().to_owned())
-            }
+            name => Some(Key::from_variable(name).map_err(&refuse)?),
         };
         let http = reqwest::Client::builder()
             .timeout(endpoint.timeout)
@@ -130,7 +143,22 @@ impl Client {
             endpoint,
             key,
             next_start: Mutex::new(Instant::now()),
+            dialect: Mutex::default(),
         })
+    }
+
+    /// What the endpoint does otherwise than the job asks for, to be told to people.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let left_out = self.dialect().temperature == Temperature::LeftOut;
+        let warning = || {
+            format!(
+                "{}: the model takes no temperature from outside: its answers are drawn at its own, and may differ from one \
+                 run to the next",
+                self.shown()
+            )
+        };
+        left_out.then(warning).into_iter().collect()
     }
 
     /// The answer to a request, however often it takes.
@@ -140,40 +168,72 @@ impl Client {
     pub async fn ask(&self, request: &Request) -> Result<Answer> {
         let Patience { attempts, first_wait } = self.endpoint.patience;
         // Requests that failed together are not tried again together.
-        let mut backoff = first_wait.mul_f64(0.75 + 0.5 * request.fraction());
-        let mut last = String::new();
-        for attempt in 1..=attempts.max(1) {
+        let apart = first_wait.mul_f64(request.fraction());
+        let mut backoff = first_wait;
+        let mut attempt = 1;
+        let last = loop {
             self.keep_pace().await;
-            match self.try_once(request).await {
+            let dialect = self.dialect();
+            match self.try_once(request, dialect).await {
                 Ok(answer) => return Ok(answer),
                 Err(Fault::Lasting(reason)) => {
-                    return Err(Error::Input(format!("{}: {reason}", self.endpoint.url)));
+                    return Err(Error::Input(format!("{}: {reason}", self.shown())));
                 }
+                // Not counted as a try: there are as many dialects as there are wishes.
+                Err(Fault::Refused(said)) if self.learn(dialect, &said) => {}
+                Err(Fault::Refused(said)) => return Ok(Answer::Rejected(said.described())),
                 Err(Fault::Passing { reason, wait }) => {
                     tracing::debug!(attempt, reason, "the endpoint gave no answer");
-                    last = reason;
-                    if attempt < attempts {
-                        tokio::time::sleep(wait.unwrap_or_default().max(backoff).min(LONGEST_WAIT)).await;
+                    if attempt >= attempts {
+                        break reason;
                     }
+                    attempt += 1;
+                    let wait = wait.unwrap_or_default().min(LONGEST_WAIT);
+                    self.hold_back(wait);
+                    tokio::time::sleep(wait.max(backoff) + apart).await;
                     backoff = (backoff * 2).min(LONGEST_WAIT);
                 }
             }
-        }
+        };
         Err(Error::Input(format!(
             "{}: no answer after {attempts} tries, the last time because {last}. The answers so far are kept: submit the \
              job again when the endpoint is well",
-            self.endpoint.url
+            self.shown()
         )))
+    }
+
+    /// The endpoint's URL without what authenticates it.
+    fn shown(&self) -> ShownUrl {
+        ShownUrl::of(&self.endpoint.url)
+    }
+
+    fn dialect(&self) -> Dialect {
+        *self.dialect.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes on what a refusal asks for. Whether there is another way of writing the request that was refused.
+    fn learn(&self, used: Dialect, said: &Said) -> bool {
+        let mut dialect = self.dialect.lock().unwrap_or_else(PoisonError::into_inner);
+        if *dialect == used {
+            let Some(wanted) = used.wanted_by(said) else {
+                return false;
+            };
+            tracing::info!(?wanted, "the endpoint wants requests written otherwise: {}", said.text);
+            *dialect = wanted;
+        }
+        true
     }
 
     /// Waits for this request's turn.
     async fn keep_pace(&self) {
-        if self.endpoint.requests_per_minute <= 0.0 {
-            return;
-        }
-        let apart = Duration::from_secs_f64(60.0 / self.endpoint.requests_per_minute);
+        let rate = self.endpoint.requests_per_minute;
+        let apart = if rate > 0.0 {
+            Duration::from_secs_f64(60.0 / rate)
+        } else {
+            Duration::ZERO
+        };
         let turn = {
-            let mut next = self.next_start.lock().await;
+            let mut next = self.next_start.lock().unwrap_or_else(PoisonError::into_inner);
             let turn = (*next).max(Instant::now());
             *next = turn + apart;
             turn
@@ -181,25 +241,25 @@ impl Client {
         tokio::time::sleep_until(turn).await;
     }
 
-    async fn try_once(&self, request: &Request) -> std::result::Result<Answer, Fault> {
+    /// Begins no request before an endpoint wants to be asked again.
+    fn hold_back(&self, wait: Duration) {
+        let mut next = self.next_start.lock().unwrap_or_else(PoisonError::into_inner);
+        *next = (*next).max(Instant::now() + wait);
+    }
+
+    async fn try_once(&self, request: &Request, dialect: Dialect) -> std::result::Result<Answer, Fault> {
         let passing = |reason: String| Fault::Passing { reason, wait: None };
-        let section = self.endpoint.section;
-        let url = format!("{}/chat/completions", self.endpoint.url.trim_end_matches('/'));
         let mut post = self
             .http
-            .post(url)
-            .header("content-type", "application/json")
-            .body(request.body());
+            .post(completions_url(&self.endpoint.url))
+            .header(CONTENT_TYPE, "application/json")
+            .body(request.body(dialect));
         if let Some(key) = &self.key {
-            post = post.bearer_auth(key);
+            post = post.header(AUTHORIZATION, key.header.clone());
         }
         let mut response = post.send().await.map_err(|e| passing(causes(&e)))?;
         let status = response.status();
-        let wait = response
-            .headers()
-            .get("retry-after")
-            .and_then(|value| value.to_str().ok()?.trim().parse().ok())
-            .map(Duration::from_secs);
+        let wait = asked_wait(response.headers(), SystemTime::now());
         let mut content = Vec::new();
         while let Some(piece) = response.chunk().await.map_err(|e| passing(causes(&e)))? {
             content.extend_from_slice(&piece);
@@ -207,46 +267,38 @@ impl Client {
                 return Err(passing("it sent more than 4 MiB".into()));
             }
         }
-        match status.as_u16() {
-            200 => text_of(&content).ok_or_else(|| passing("its answer is no chat completion".into())),
-            408 | 409 | 425 | 429 | 500..=599 => Err(Fault::Passing {
-                reason: format!("it answered {status}"),
+        let key = self.key.as_ref().map(|key| key.text.as_str());
+        let said = match status.is_success().then(|| read(&content)) {
+            None => Said::of(status, &content, key),
+            Some(Body::Answer(answer)) => return Ok(answer),
+            Some(Body::Error(error)) => Said::of_value(status, &error, key),
+            Some(Body::Unreadable) => {
+                let text = Said::of(status, &content, key).text;
+                return Err(passing(format!("its answer is no chat completion: {text}")));
+            }
+        };
+        match said.meaning() {
+            Meaning::Filtered => Ok(Answer::Unusable(Unusable::Filtered, said.text)),
+            Meaning::Rejected => Err(Fault::Refused(said)),
+            Meaning::Passing => Err(Fault::Passing {
+                reason: format!("it answered {}", said.described()),
                 wait,
             }),
-            400 | 413 | 422 => Ok(Answer::Rejected(format!("{status}: {}", beginning(&content)))),
-            301 | 302 | 303 | 307 | 308 => Err(Fault::Lasting(format!(
-                "it answered {status}, which is not followed: set `{section}.url` to where it leads"
-            ))),
-            401 | 403 => Err(Fault::Lasting(format!(
-                "it answered {status}: set `{section}.api_key_env` to the variable that holds a valid key"
-            ))),
-            404 => Err(Fault::Lasting(format!(
-                "it answered {status}: is `{section}.url` right up to /v1, and `{section}.model` a model that it serves?"
-            ))),
-            _ => Err(Fault::Lasting(format!("it answered {status}"))),
+            Meaning::Lasting => Err(Fault::Lasting(match said.advice(self.endpoint.section) {
+                Some(advice) => format!("it answered {}; {advice}", said.described()),
+                None => format!("it answered {}", said.described()),
+            })),
         }
     }
 }
 
-/// The beginning of what an endpoint said, on one line.
-fn beginning(content: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&content[..content.len().min(4 * SAID)]).into_owned();
-    let words: Vec<&str> = text.split_whitespace().collect();
-    words.join(" ").chars().take(SAID).collect()
-}
-
-/// The first choice of a chat completion.
-fn text_of(content: &[u8]) -> Option<Answer> {
-    let value: Value = serde_json::from_slice(content).ok()?;
-    let choice = value.get("choices")?.get(0)?;
-    if choice.get("finish_reason").and_then(Value::as_str) == Some("length") {
-        return Some(Answer::CutOff);
-    }
-    match choice.get("message")?.get("content")? {
-        Value::String(text) => Some(Answer::Text(text.clone())),
-        Value::Null => Some(Answer::Text(String::new())),
-        _ => None,
-    }
+/// Where chats are completed below a URL, which may carry parameters (`?api-version=…`).
+fn completions_url(url: &str) -> String {
+    let (path, query) = url
+        .split_once('?')
+        .map_or((url, None), |(path, query)| (path, Some(query)));
+    let path = format!("{}/chat/completions", path.trim_end_matches('/'));
+    query.map_or(path.clone(), |query| format!("{path}?{query}"))
 }
 
 /// An error's text with its causes, without the URL, which may hold a password.

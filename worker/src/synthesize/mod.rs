@@ -1,8 +1,17 @@
-//! Instruction examples made by a large model: it reads the English side of a pair and answers, and the answer is kept
-//! with the foreign side as the text that the example is about.
+//! Asking a large model over an OpenAI-compatible endpoint, for instruction examples and for a judge's verdicts.
+//!
+//! [`Client`] asks patiently; what a whole, final answer is stands in `completion`, and nowhere else.
 
 mod client;
+mod completion;
+mod dialect;
 mod prompt;
+mod refusal;
+mod retry_after;
+mod said;
+mod thoughts;
 
-pub use client::{Answer, Client, Endpoint, Patience};
-pub use prompt::{Prompt, Request, is_refusal};
+pub use client::{Client, Endpoint, Patience};
+pub use completion::{Answer, Unusable};
+pub use prompt::{Prompt, Request};
+pub use refusal::is_refusal;

@@ -1,27 +1,15 @@
-//! What is asked, and which answers are none.
+//! What is asked.
 
 use llink_datasets::manifest::sha256_hex;
-use serde_json::{Value, json};
+use serde_json::json;
+
+use super::dialect::{Dialect, Limit, System, Temperature};
 
 /// What is asked when the job says nothing else.
 const TEMPLATE: &str = "{instruction}\n\nText: {english}";
 /// Keeps answers to what the text says.
 const SYSTEM: &str = "You are given a text. Do what is asked, from what the text says and nothing else. Answer in English, \
 with the answer alone.";
-
-/// How answers begin that are none.
-const REFUSALS: [&str; 10] = [
-    "i'm sorry",
-    "i am sorry",
-    "sorry,",
-    "i cannot",
-    "i can't",
-    "i can’t",
-    "i'm unable",
-    "i am unable",
-    "as an ai",
-    "as a language model",
-];
 
 /// A task that examples are made for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,10 +22,14 @@ pub struct Prompt {
     pub template: String,
 }
 
-/// The body of a request. Equal bodies have equal answers: it is what answers are cached by.
+/// What is asked. Equal requests have equal answers: answers are cached by [`Request::hash`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
-    body: Value,
+    model: String,
+    system: String,
+    asked: String,
+    max_tokens: u32,
+    temperature: f64,
 }
 
 impl Request {
@@ -59,24 +51,36 @@ impl Request {
     /// Asks `model` anything.
     #[must_use]
     pub fn chat(model: &str, system: &str, asked: &str, max_tokens: u32, temperature: f64) -> Self {
-        let messages = json!([
-            { "role": "system", "content": system },
-            { "role": "user", "content": asked },
-        ]);
         Self {
-            body: json!({
-                "model": model,
-                "messages": messages,
-                "max_tokens": max_tokens,
-                "temperature": temperature,
-            }),
+            model: model.into(),
+            system: system.into(),
+            asked: asked.into(),
+            max_tokens,
+            temperature,
         }
     }
 
-    /// As it is sent.
-    #[must_use]
-    pub fn body(&self) -> String {
-        self.body.to_string()
+    /// As it is sent in a dialect.
+    pub(super) fn body(&self, dialect: Dialect) -> String {
+        let messages = match dialect.system {
+            System::OwnMessage => json!([
+                { "role": "system", "content": self.system },
+                { "role": "user", "content": self.asked },
+            ]),
+            System::BeforeTheQuestion => json!([
+                { "role": "user", "content": format!("{}\n\n{}", self.system, self.asked) },
+            ]),
+        };
+        let mut body = json!({ "model": self.model, "messages": messages });
+        let limit = match dialect.limit {
+            Limit::MaxTokens => "max_tokens",
+            Limit::MaxCompletionTokens => "max_completion_tokens",
+        };
+        body[limit] = self.max_tokens.into();
+        if dialect.temperature == Temperature::Named {
+            body["temperature"] = self.temperature.into();
+        }
+        body.to_string()
     }
 
     /// A number from 0 to 1 that differs between requests.
@@ -85,19 +89,11 @@ impl Request {
         u8::from_str_radix(&hash[..2], 16).map_or(0.0, |byte| f64::from(byte) / 255.0)
     }
 
-    /// SHA-256 of what is sent.
+    /// SHA-256 of what is asked, whatever the endpoint's dialect.
     #[must_use]
     pub fn hash(&self) -> String {
-        sha256_hex(self.body().as_bytes())
+        sha256_hex(self.body(Dialect::default()).as_bytes())
     }
-}
-
-/// Whether an answer begins as a refusal does; `more` are the job's own beginnings.
-#[must_use]
-pub fn is_refusal(answer: &str, more: &[String]) -> bool {
-    let answer = answer.trim_start().to_lowercase();
-    let begins = |beginning: &str| answer.starts_with(&beginning.to_lowercase());
-    REFUSALS.iter().any(|r| begins(r)) || more.iter().any(|r| begins(r))
 }
 
 #[cfg(test)]
@@ -115,14 +111,29 @@ mod tests {
         assert_eq!(request("a", 0.0), request("a", 0.0));
         assert_ne!(request("a", 0.0), request("b", 0.0));
         assert_ne!(request("a", 0.0), request("a", 0.5));
-        let body = Request::new("m", &prompt, "say {instruction}", 64, 0.0).body();
+        let body = Request::new("m", &prompt, "say {instruction}", 64, 0.0).body(Dialect::default());
         assert!(body.contains("Text: say {instruction}"), "{body}");
     }
 
     #[test]
-    fn refusals_are_known_by_how_they_begin() {
-        assert!(is_refusal(" I'm sorry, but I can't.", &[]));
-        assert!(!is_refusal("The farmer says that he is sorry, I cannot tell why.", &[]));
-        assert!(is_refusal("N/A", &["n/a".into()]));
+    fn a_request_is_written_in_the_dialect_that_the_endpoint_wants() {
+        let request = Request::chat("m", "Be brief.", "What?", 64, 0.5);
+        let written = |dialect| serde_json::from_str::<serde_json::Value>(&request.body(dialect)).unwrap();
+        let usual = written(Dialect::default());
+        assert_eq!((&usual["max_tokens"], &usual["temperature"]), (&json!(64), &json!(0.5)));
+        let other = written(Dialect {
+            limit: Limit::MaxCompletionTokens,
+            temperature: Temperature::LeftOut,
+            system: System::BeforeTheQuestion,
+        });
+        assert_eq!(other["max_completion_tokens"], 64);
+        assert!(
+            other.get("max_tokens").is_none() && other.get("temperature").is_none(),
+            "{other}"
+        );
+        assert_eq!(
+            other["messages"],
+            json!([{ "role": "user", "content": "Be brief.\n\nWhat?" }])
+        );
     }
 }

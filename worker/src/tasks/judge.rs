@@ -3,17 +3,21 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
+use llink_datasets::shown::ShownUrl;
 use llink_datasets::store::Store;
-use llink_proto::{Artifact, Judge, ModelRef, TaskResult};
+use llink_proto::{Artifact, Judge, ModelEndpoint, ModelRef, TaskResult, shown};
 use serde_json::{Value, json};
 
 use super::TaskContext;
+use super::ask::Asker;
 use crate::judge::{Comparison, Order, Preference, SYSTEM, Verdict};
 use crate::models::{Decoder, END_OF_TURN, GenerateOptions, LoadedAdapter, Sampling};
-use crate::synthesize::{Answer, Client, Endpoint, Request};
+use crate::synthesize::{Answer, Client, Endpoint, Request, Unusable};
 use crate::{Error, Result};
+
+/// Characters of a reply that says no verdict, in an error.
+const QUOTED: usize = 200;
 
 /// An answer of ours, and one that it is compared with.
 struct Pair {
@@ -49,15 +53,18 @@ pub(super) fn run(
         context,
         store,
         client: &client,
-        task,
+        cache: &task.cache,
     };
-    let concurrency = endpoint.concurrency.max(1) as usize;
-    let judged: Vec<[Option<Verdict>; 2]> = context.wait(
+    let replies: Vec<[Reply; 2]> = context.wait(
         futures::stream::iter(&pairs)
-            .map(|pair| asker.both_orders(pair))
-            .buffered(concurrency)
+            .map(|pair| both_orders(&asker, endpoint, pair))
+            .buffered(endpoint.concurrency.max(1) as usize)
             .try_collect(),
     )?;
+    result.warnings.extend(client.warnings());
+    result.warnings.extend(unread(&ShownUrl::of(&endpoint.url), &replies)?);
+    let judged = replies.iter().map(|both| both.each_ref().map(Reply::verdict));
+    let judged: Vec<[Option<Verdict>; 2]> = judged.collect();
     let mut lines = String::new();
     for against in ["base", "direct"] {
         let own = pairs.iter().zip(&judged).filter(|(pair, _)| pair.against == against);
@@ -175,61 +182,78 @@ fn against_direct(context: &TaskContext, task: &Judge, rows: &[Value]) -> Result
     Ok(pairs)
 }
 
-struct Asker<'a> {
-    context: &'a TaskContext,
-    store: &'a Store,
-    client: &'a Client,
-    task: &'a Judge,
+/// What came of asking the judge once.
+enum Reply {
+    Verdict(Verdict),
+    /// No verdict, with what came instead.
+    None(String),
 }
 
-impl Asker<'_> {
-    async fn both_orders(&self, pair: &Pair) -> Result<[Option<Verdict>; 2]> {
-        Ok([
-            self.ask(pair, Order::OursFirst).await?,
-            self.ask(pair, Order::TheirsFirst).await?,
-        ])
-    }
-
-    async fn ask(&self, pair: &Pair, order: Order) -> Result<Option<Verdict>> {
-        self.context.control.check()?;
-        let text = |key: &str| pair.row[key].as_str().unwrap_or_default();
-        let comparison = Comparison {
-            instruction: text("instruction"),
-            english: text("english_ref"),
-            ours: &pair.ours,
-            theirs: &pair.theirs,
-        };
-        let (model, max_tokens) = self
-            .task
-            .endpoint
-            .as_ref()
-            .map_or(("", 0), |endpoint| (endpoint.model.as_str(), endpoint.max_tokens));
-        let request = Request::chat(model, SYSTEM, &comparison.prompt(order), max_tokens, 0.0);
-        let reply = self.reply(&request).await?;
-        Ok(Verdict::of(&reply, order))
-    }
-
-    /// The reply to a request, asked for once: a task that is run again finds it.
-    async fn reply(&self, request: &Request) -> Result<String> {
-        let hash = request.hash();
-        let path = format!("{}/{}/{hash}.json", self.task.cache, &hash[..2]);
-        match self.store.get(&path).await {
-            // What cannot be read is asked again.
-            Ok(content) => {
-                if let Ok(reply) = serde_json::from_slice(&content) {
-                    return Ok(reply);
-                }
-            }
-            Err(llink_datasets::Error::NotFound { .. }) => {}
-            Err(error) => return Err(error.into()),
+impl Reply {
+    fn verdict(&self) -> Option<Verdict> {
+        match self {
+            Self::Verdict(verdict) => Some(*verdict),
+            Self::None(_) => None,
         }
-        let reply = match self.client.ask(request).await? {
-            Answer::Text(text) => text,
-            // Nothing that names a letter.
-            Answer::CutOff | Answer::Rejected(_) => String::new(),
-        };
-        let content = serde_json::to_vec(&reply).expect("a text is plain data");
-        self.store.put(&path, Bytes::from(content)).await?;
-        Ok(reply)
+    }
+}
+
+async fn both_orders(asker: &Asker<'_>, endpoint: &ModelEndpoint, pair: &Pair) -> Result<[Reply; 2]> {
+    Ok([
+        ask(asker, endpoint, pair, Order::OursFirst).await?,
+        ask(asker, endpoint, pair, Order::TheirsFirst).await?,
+    ])
+}
+
+async fn ask(asker: &Asker<'_>, endpoint: &ModelEndpoint, pair: &Pair, order: Order) -> Result<Reply> {
+    let text = |key: &str| pair.row[key].as_str().unwrap_or_default();
+    let comparison = Comparison {
+        instruction: text("instruction"),
+        english: text("english_ref"),
+        ours: &pair.ours,
+        theirs: &pair.theirs,
+    };
+    let prompt = comparison.prompt(order);
+    let request = Request::chat(&endpoint.model, SYSTEM, &prompt, endpoint.max_tokens, 0.0);
+    let says_one = |reply: &str| Verdict::of(reply, order).is_some();
+    let (answer, _) = asker.ask(&request, says_one).await?;
+    Ok(match answer {
+        Answer::Text(text) => match Verdict::of(&text, order) {
+            Some(verdict) => Reply::Verdict(verdict),
+            None => Reply::None(format!("“{}”", shown::quoted(&text, QUOTED))),
+        },
+        Answer::Unusable(Unusable::CutOff, beginning) => Reply::None(format!(
+            "“{beginning}”, cut off at {} tokens (`evaluate.judge.max_tokens`)",
+            endpoint.max_tokens
+        )),
+        Answer::Unusable(why, beginning) => Reply::None(format!("“{beginning}” ({})", why.name().replace('_', " "))),
+        Answer::Rejected(said) => Reply::None(format!("the request was rejected with {said}")),
+    })
+}
+
+/// What to say of replies that hold no verdict: nothing where there are none, a warning where there are some.
+///
+/// # Errors
+/// When not one reply can be read: then nothing was judged.
+fn unread(url: &ShownUrl, replies: &[[Reply; 2]]) -> Result<Option<String>> {
+    let total = 2 * replies.len();
+    let unread: Vec<&str> = replies
+        .iter()
+        .flatten()
+        .filter_map(|reply| match reply {
+            Reply::None(instead) => Some(instead.as_str()),
+            Reply::Verdict(_) => None,
+        })
+        .collect();
+    match (unread.len(), unread.first()) {
+        (_, None) => Ok(None),
+        (count, Some(_)) if count == total => Err(Error::Input(format!(
+            "{url}: none of the judge's {total} replies says A, B or T. The first of them: {}. Is `evaluate.judge.model` a \
+             model that follows instructions, and is `evaluate.judge.max_tokens` enough for it?",
+            unread[..count.min(3)].join("; ")
+        ))),
+        (count, Some(first)) => Ok(Some(format!(
+            "{count} of the judge's {total} replies say neither A, B nor T and count as unclear, such as {first}"
+        ))),
     }
 }

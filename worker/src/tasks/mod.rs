@@ -2,6 +2,7 @@
 
 mod align;
 mod answers;
+mod ask;
 mod embed;
 mod evaluate;
 mod export;
@@ -21,9 +22,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use llink_datasets::manifest::{ManifestArtifact, sha256_hex};
+use llink_datasets::shown::redacted;
 use llink_datasets::store::Store;
 use llink_proto::task::Kind;
-use llink_proto::{Artifact, Failure, FailureKind, Seat, Task, TaskResult};
+use llink_proto::{Artifact, Failure, FailureKind, Seat, Task, TaskResult, shown};
 
 use crate::agent::TaskControl;
 use crate::collective::Met;
@@ -32,6 +34,9 @@ use crate::{Error, Result};
 
 pub use models::ModelCache;
 pub use turn::Turns;
+
+/// The most of a failure's text that is reported: it may quote what others sent.
+const FAILURE_BYTES: usize = 16 << 10;
 
 /// What a running task is given.
 pub struct TaskContext {
@@ -152,7 +157,7 @@ pub fn failure(error: &Error) -> Failure {
     Failure {
         kind: kind.into(),
         // Errors of other crates may hold a whole URL.
-        text: llink_datasets::shown::redacted(&error.to_string()).into_owned(),
+        text: shown::bounded(&redacted(&error.to_string()), FAILURE_BYTES).into_owned(),
     }
 }
 

@@ -2,42 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use bytes::Bytes;
 use futures::StreamExt;
 use llink_datasets::clean::{Cleaner, FOREIGN_PLACEHOLDER};
 use llink_datasets::pairs::read_pairs;
 use llink_datasets::rows::InstructionExample;
 use llink_datasets::shards::encode_instructions;
 use llink_datasets::store::Store;
-use llink_proto::{Synthesize, TaskResult};
-use serde::{Deserialize, Serialize};
+use llink_proto::{ModelEndpoint, Synthesize, TaskResult, shown};
 
+use super::ask::{Asker, From};
 use super::{TaskContext, shard};
 use crate::synthesize::{Answer, Client, Endpoint, Prompt, Request, is_refusal};
 use crate::{Error, Result};
 
 /// Answers of which not one can be used by chance.
 const ENOUGH_TO_JUDGE: usize = 16;
-const STOP_LOOKED_FOR: Duration = Duration::from_millis(200);
-
-/// An answer as it lies in the cache. A request that was rejected is not kept: the endpoint may be set right.
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Kept {
-    Text(String),
-    CutOff,
-}
-
-/// What came of a question.
-enum Outcome {
-    /// Was answered before.
-    Cached(Kept),
-    /// Was answered now.
-    Asked(Kept),
-    Rejected(String),
-}
+/// Characters of an answer that can't be used, in an error.
+const QUOTED: usize = 200;
 
 /// A pair that is asked about.
 struct Asked {
@@ -83,94 +65,45 @@ pub(super) fn run(context: &TaskContext, task: &Synthesize) -> Result<TaskResult
     let client = Client::new(Endpoint::of("synthesize", endpoint))?;
     let asker = Asker {
         context,
-        task,
         store: &store,
         client: &client,
+        cache: &task.cache,
     };
-    let outcomes = context.wait(asker.ask_all(&asked))?;
+    let answers = context.wait(ask_all(&asker, endpoint, &asked))?;
     context.control.check()?;
-    finish(task, &store, context, &Cleaner::new(rules, false), &asked, outcomes)
+    let mut result = finish(task, &store, context, &Cleaner::new(rules, false), &asked, answers)?;
+    result.warnings.extend(client.warnings());
+    Ok(result)
 }
 
-struct Asker<'a> {
-    context: &'a TaskContext,
-    task: &'a Synthesize,
-    store: &'a Store,
-    client: &'a Client,
-}
-
-impl Asker<'_> {
-    /// What came of each question, in their order. Once one fails no other is begun, but those under way come to their
-    /// end, so that their answers are not lost.
-    async fn ask_all(&self, asked: &[Asked]) -> Result<Vec<Outcome>> {
-        let concurrency = self.task.endpoint.as_ref().map_or(1, |e| e.concurrency.max(1));
-        let (total, failed) = (asked.len() as u64, AtomicBool::new(false));
-        let failed = &failed;
-        let mut outcomes: Vec<(usize, Result<Outcome>)> = futures::stream::iter(asked.iter().enumerate())
-            .take_while(|_| std::future::ready(!failed.load(Ordering::Relaxed)))
-            .map(|(index, asked)| async move {
-                let outcome = self.ask(asked).await;
-                failed.fetch_or(outcome.is_err(), Ordering::Relaxed);
-                (index, outcome)
-            })
-            .buffer_unordered(concurrency as usize)
-            .enumerate()
-            .map(|(done, outcome)| {
-                self.context.control.advance(done as u64 + 1, total);
-                outcome
-            })
-            .collect()
-            .await;
-        outcomes.sort_by_key(|(index, _)| *index);
-        outcomes.into_iter().map(|(_, outcome)| outcome).collect()
-    }
-
-    async fn ask(&self, asked: &Asked) -> Result<Outcome> {
-        self.context.control.check()?;
-        let endpoint = self.task.endpoint.as_ref();
-        let endpoint = endpoint.ok_or_else(|| Error::Input("a synthesize task without its endpoint".into()))?;
-        let request = Request::new(
-            &endpoint.model,
-            &asked.prompt,
-            &asked.english,
-            endpoint.max_tokens,
-            endpoint.temperature,
-        );
-        let hash = request.hash();
-        let path = format!("{}/{}/{hash}.json", self.task.cache, &hash[..2]);
-        match self.store.get(&path).await {
-            // What cannot be read is asked again.
-            Ok(content) => {
-                if let Ok(kept) = serde_json::from_slice(&content) {
-                    return Ok(Outcome::Cached(kept));
-                }
-            }
-            Err(llink_datasets::Error::NotFound { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let answer = tokio::select! {
-            answer = self.client.ask(&request) => answer?,
-            stopped = self.stopped() => return Err(stopped),
-        };
-        let kept = match answer {
-            Answer::Text(text) => Kept::Text(text),
-            Answer::CutOff => Kept::CutOff,
-            Answer::Rejected(said) => return Ok(Outcome::Rejected(said)),
-        };
-        let content = serde_json::to_vec(&kept).expect("an answer is plain data");
-        self.store.put(&path, Bytes::from(content)).await?;
-        Ok(Outcome::Asked(kept))
-    }
-
-    /// Waits for the order to stop: an endpoint may take minutes.
-    async fn stopped(&self) -> Error {
-        loop {
-            if let Err(stopped) = self.context.control.check() {
-                return stopped;
-            }
-            tokio::time::sleep(STOP_LOOKED_FOR).await;
-        }
-    }
+/// What came of each question, in their order. Once one fails no other is begun, but those under way come to their end, so
+/// that their answers are not lost.
+async fn ask_all(asker: &Asker<'_>, endpoint: &ModelEndpoint, asked: &[Asked]) -> Result<Vec<(Answer, From)>> {
+    let (total, failed) = (asked.len() as u64, &AtomicBool::new(false));
+    let mut answers: Vec<(usize, Result<(Answer, From)>)> = futures::stream::iter(asked.iter().enumerate())
+        .take_while(|_| std::future::ready(!failed.load(Ordering::Relaxed)))
+        .map(|(index, asked)| async move {
+            let request = Request::new(
+                &endpoint.model,
+                &asked.prompt,
+                &asked.english,
+                endpoint.max_tokens,
+                endpoint.temperature,
+            );
+            let answer = asker.ask(&request, |_| true).await;
+            failed.fetch_or(answer.is_err(), Ordering::Relaxed);
+            (index, answer)
+        })
+        .buffer_unordered(endpoint.concurrency.max(1) as usize)
+        .enumerate()
+        .map(|(done, answer)| {
+            asker.context.control.advance(done as u64 + 1, total);
+            answer
+        })
+        .collect()
+        .await;
+    answers.sort_by_key(|(index, _)| *index);
+    answers.into_iter().map(|(_, answer)| answer).collect()
 }
 
 /// Filters the answers, writes what is left, counts the rest.
@@ -180,35 +113,36 @@ fn finish(
     context: &TaskContext,
     cleaner: &Cleaner,
     asked: &[Asked],
-    outcomes: Vec<Outcome>,
+    answers: Vec<(Answer, From)>,
 ) -> Result<TaskResult> {
     let refusals = task.endpoint.as_ref().map_or(&[][..], |e| &e.refusals);
     let mut counts = BTreeMap::<String, u64>::new();
     let mut count = |name: &str| *counts.entry(format!("synthesized.{name}")).or_default() += 1;
     let mut kept = Vec::new();
-    let mut rejected = None;
-    for (asked, outcome) in asked.iter().zip(outcomes) {
+    let (mut rejected, mut unusable) = (None, None);
+    for (asked, (answer, from)) in asked.iter().zip(answers) {
         count("rows");
-        let (answer, how) = match outcome {
-            Outcome::Cached(kept) => (kept, "cached"),
-            Outcome::Asked(kept) => (kept, "asked"),
-            Outcome::Rejected(said) => {
-                count("dropped_rejected_request");
+        match (&answer, from) {
+            (Answer::Rejected(_), _) => count("dropped_rejected_request"),
+            (_, From::Cache) => count("cached"),
+            (_, From::Endpoint) => count("asked"),
+        }
+        let answer = match answer {
+            Answer::Rejected(said) => {
                 rejected.get_or_insert(said);
                 continue;
             }
-        };
-        count(how);
-        let answer = match answer {
-            Kept::CutOff => {
-                count("dropped_cut_off");
+            Answer::Unusable(why, beginning) => {
+                count(&format!("dropped_{}", why.name()));
+                unusable.get_or_insert(beginning);
                 continue;
             }
-            Kept::Text(text) if is_refusal(&text, refusals) => {
+            Answer::Text(text) if is_refusal(&text, refusals) => {
                 count("dropped_refusal");
+                unusable.get_or_insert_with(|| shown::quoted(&text, QUOTED));
                 continue;
             }
-            Kept::Text(text) => text,
+            Answer::Text(text) => text,
         };
         let example = cleaner.instruction(&InstructionExample {
             task: asked.prompt.task.clone(),
@@ -240,13 +174,7 @@ fn finish(
         });
     }
     if kept.is_empty() {
-        return Err(Error::Input(format!(
-            "no answer about {} can be used ({}){}; is `synthesize.model` the model that was meant, and are the prompts \
-             right?",
-            task.pairs.as_ref().map_or("its pairs", |p| p.path.as_str()),
-            dropped(&counts),
-            rejected.map_or_else(String::new, |said| format!(": {said}")),
-        )));
+        return Err(Error::Input(nothing_usable(task, &counts, rejected, unusable)));
     }
     let content = encode_instructions(&kept, &task.path, &task.role, &task.stage_key)?;
     let artifact = context.write(store, &task.path, &task.role, kept.len() as u64, content)?;
@@ -256,6 +184,27 @@ fn finish(
         warnings: rejected.into_iter().collect(),
         ..TaskResult::default()
     })
+}
+
+/// Says that not one of many answers can be used: why, with an example, and what to do.
+fn nothing_usable(
+    task: &Synthesize,
+    counts: &BTreeMap<String, u64>,
+    rejected: Option<String>,
+    unusable: Option<String>,
+) -> String {
+    let pairs = task.pairs.as_ref().map_or("its pairs", |p| p.path.as_str());
+    let example = rejected.or_else(|| Some(format!("one of them begins with “{}”", unusable?)));
+    let example = example.map_or_else(String::new, |example| format!(": {example}"));
+    let all_cut = counts.get("synthesized.dropped_cut_off") == counts.get("synthesized.rows");
+    let advice = match all_cut {
+        true => "raise `synthesize.max_tokens`: a model that thinks before it answers spends them on its thoughts",
+        false => "is `synthesize.model` the model that was meant, and are the prompts right?",
+    };
+    format!(
+        "no answer about {pairs} can be used ({}){example}; {advice}",
+        dropped(counts)
+    )
 }
 
 /// What was dropped, in words: `3 refusal, 1 cut off`.

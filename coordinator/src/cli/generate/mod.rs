@@ -10,6 +10,7 @@ use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use llink_proto::shown;
 use llink_worker::Error;
 use llink_worker::bundle::{Answering, Generator, Opening, Sentence};
 use llink_worker::models::Sampling;
@@ -218,7 +219,11 @@ impl Asking {
         let mut out = std::io::stdout().lock();
         let mut heard = ControlFlow::Continue(());
         let mut tell = |piece: &str| {
-            if out.write_all(piece.as_bytes()).and_then(|()| out.flush()).is_err() {
+            if out
+                .write_all(shown::text(piece).as_bytes())
+                .and_then(|()| out.flush())
+                .is_err()
+            {
                 heard = ControlFlow::Break(());
             }
             heard

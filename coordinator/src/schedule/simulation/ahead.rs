@@ -106,3 +106,14 @@ fn a_shard_that_was_only_held_is_not_blamed_for_the_loss_of_its_worker() {
     let job = s.cluster.jobs["job-1"].state;
     assert_eq!(job, JobState::Running);
 }
+
+#[test]
+fn a_worker_that_asks_for_everything_holds_a_few() {
+    let mut s = embedding(&[u32::MAX], 200);
+    for _ in 0..50 {
+        s.step(|_, _, _| ());
+        s.act();
+    }
+    let most = held(&s).into_iter().max().unwrap();
+    assert_eq!(most, 1 + MOST_LEASES_AHEAD as usize);
+}

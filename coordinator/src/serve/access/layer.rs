@@ -1,47 +1,70 @@
 //! The gate that every call passes.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
+use llink_proto::shown;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tonic::body::Body;
 use tonic::codegen::http::{HeaderMap, Request, Response};
-use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 
-use super::audit::{AuditLog, Entry};
-use super::{Authority, Need, Peer, Proof, Tokens, needed};
+use super::audit::{AuditLog, DENIED, Entry};
+use super::{Authority, Need, Peer, Proof, Slowdown, Tokens, call_name, needed, sha256_of};
+use crate::serve::accept::Origin;
+use crate::serve::connections::Source;
 use crate::serve::metrics::Calls;
+
+/// Who can act as any user anyway.
+const ROOT: u32 = 0;
+/// The most of a refusal that is sent: a client takes 16 KiB of headers, and most characters take three bytes there.
+const REFUSAL_BYTES: usize = 4 << 10;
+/// The most of a reason that is noted.
+const REASON_BYTES: usize = 1 << 10;
 
 /// What an answer was about: a job's id or a worker's. Handlers put it into their answer for the audit log.
 #[derive(Debug, Clone)]
 pub(in crate::serve) struct Subject(pub(in crate::serve) String);
 
 /// Who is let in, and where it is noted.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(in crate::serve) struct Access {
     /// Nobody is asked who they are.
     pub(in crate::serve) open: bool,
+    /// Nobody is asked, but users of this machine other than this one and root are turned away.
+    pub(in crate::serve) own_user: Option<u32>,
+    /// SHA-256 of the one token that counts where this coordinator serves the user alone who started it.
+    pub(in crate::serve) own_token: Option<String>,
     pub(in crate::serve) authority: Option<watch::Receiver<Authority>>,
     pub(in crate::serve) tokens: Option<watch::Receiver<Arc<Tokens>>>,
     pub(in crate::serve) audit: Option<Arc<AuditLog>>,
     pub(in crate::serve) calls: Calls,
+    pub(in crate::serve) slowdown: Slowdown,
     /// For what is said to a client that cannot be told apart.
     pub(in crate::serve) token_file: Option<PathBuf>,
 }
 
 impl Access {
     /// Who calls.
-    fn peer(&self, certificates: Option<&[CertificateDer<'_>]>, headers: &HeaderMap) -> Result<Peer, Status> {
+    fn peer(&self, origin: Option<&Origin>, headers: &HeaderMap) -> Result<Peer, Status> {
         if self.open {
-            return Ok(Peer::anybody());
+            let user = origin.and_then(|origin| origin.user);
+            return match self.own_user.is_some_and(|own| user != Some(own) && user != Some(ROOT)) {
+                false => Ok(Peer::anybody()),
+                true => Err(Status::unauthenticated(
+                    "this coordinator serves the user alone who started it: it was started without --tokens FILE, by which it \
+                     would know others, and without --insecure, by which it would serve every user of its machine",
+                )),
+            };
         }
+        let certificates: Option<&[CertificateDer<'_>]> =
+            origin.and_then(|o| o.certificates.as_deref().map(Vec::as_slice));
         let by_certificate = match (certificates, &self.authority) {
             (Some(chain), Some(authority)) => Some(authority.borrow().peer(chain)),
             _ => None,
@@ -52,6 +75,15 @@ impl Access {
         let bearer = headers
             .get("authorization")
             .and_then(|v| v.to_str().ok()?.strip_prefix("Bearer "));
+        if let Some(own) = &self.own_token {
+            return match bearer.is_some_and(|bearer| sha256_of(bearer) == *own) {
+                true => Ok(Peer::anybody()),
+                false => Err(Status::unauthenticated(
+                    "this coordinator lives for one `submit` and serves the user alone who started it: name that submit's \
+                     state directory (--state DIR), whose coordinator.endpoint holds its token",
+                )),
+            };
+        }
         if let (Some(bearer), Some(tokens)) = (bearer, &self.tokens) {
             let found = tokens.borrow().peer(bearer, OffsetDateTime::now_utc());
             return found.map_err(Status::unauthenticated);
@@ -77,14 +109,6 @@ impl Access {
         if call.name.ends_with("/Heartbeat") && outcome == "ok" {
             return;
         }
-        if outcome == "denied" {
-            tracing::warn!(
-                who = call.peer.name,
-                from = call.from,
-                call = call.name,
-                "denied: {reason}"
-            );
-        }
         let Some(audit) = &self.audit else { return };
         let now = OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000;
         let by = match &call.peer.by {
@@ -92,16 +116,16 @@ impl Access {
             Proof::Certificate => "certificate",
             Proof::Token { .. } => "token",
         };
-        audit.note(&Entry {
+        audit.note(Entry {
             at: now as i64,
-            who: &call.peer.name,
+            who: call.peer.name.clone(),
             role: call.peer.role.as_str(),
             by,
-            from: &call.from,
-            call: &call.name,
-            about,
-            outcome,
-            reason,
+            from: call.from.clone(),
+            call: call.name.clone(),
+            about: about.into(),
+            outcome: outcome.into(),
+            reason: shown::bounded(reason, REASON_BYTES).into_owned(),
         });
     }
 }
@@ -151,12 +175,14 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let (from, certificates) = connection(&request);
+        let origin = request.extensions().get::<Origin>().cloned();
+        let from = origin
+            .as_ref()
+            .map(|origin| origin.address.to_string())
+            .unwrap_or_default();
         let path = request.uri().path();
-        let name = path.strip_prefix("/llink.v1.").unwrap_or(path).to_owned();
-        let peer = self
-            .access
-            .peer(certificates.as_deref().map(Vec::as_slice), request.headers());
+        let name = call_name(path).to_owned();
+        let peer = self.access.peer(origin.as_ref(), request.headers());
         let admitted = peer
             .map_err(|status| (status, unknown()))
             .and_then(|peer| match needed(path) {
@@ -168,15 +194,25 @@ where
         match admitted {
             Err((status, peer)) => {
                 let call = Call { peer, from, name };
-                access.note(&call, "denied", "", status.message());
-                Box::pin(async move { Ok(status.into_http()) })
+                access.note(&call, DENIED, "", status.message());
+                let wait = match status.code() {
+                    Code::Unauthenticated => {
+                        let source = origin.map(|origin| Source::of(origin.address.ip()));
+                        access.slowdown.wait(source, Instant::now())
+                    }
+                    _ => Duration::ZERO,
+                };
+                Box::pin(async move {
+                    tokio::time::sleep(wait).await;
+                    Ok(status.into_http())
+                })
             }
             Ok(peer) => {
                 request.extensions_mut().insert(peer.clone());
                 let answer = self.inner.call(request);
                 let call = Call { peer, from, name };
                 Box::pin(async move {
-                    let response = answer.await?;
+                    let response = short(answer.await?);
                     let (outcome, reason) = ending(&response);
                     let about = response.extensions().get::<Subject>().map_or("", |s| s.0.as_str());
                     access.note(&call, &outcome, about, &reason);
@@ -203,15 +239,15 @@ fn lacks(peer: &Peer, need: Need) -> String {
     format!("{} has the role {}: this call takes {needs}", peer.name, peer.role)
 }
 
-/// Where a call comes from, and the certificates that its connection was opened with.
-#[allow(clippy::type_complexity)]
-fn connection(request: &Request<Body>) -> (String, Option<Arc<Vec<CertificateDer<'static>>>>) {
-    let say = |address: Option<SocketAddr>| address.map(|a| a.to_string()).unwrap_or_default();
-    if let Some(tls) = request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>() {
-        return (say(tls.get_ref().remote_addr()), tls.peer_certs());
+/// The answer with a refusal's text cut to what fits into a header: texts of jobs and workers stand in it.
+fn short(response: Response<Body>) -> Response<Body> {
+    match Status::from_header_map(response.headers()) {
+        Some(status) if status.message().len() > REFUSAL_BYTES => {
+            let text = shown::bounded(status.message(), REFUSAL_BYTES);
+            Status::with_metadata(status.code(), text, status.metadata().clone()).into_http()
+        }
+        _ => response,
     }
-    let plain = request.extensions().get::<TcpConnectInfo>();
-    (say(plain.and_then(TcpConnectInfo::remote_addr)), None)
 }
 
 /// How a call ended, from the head of its answer. One that ends well, or a stream that began, has no status there yet.
@@ -221,7 +257,53 @@ fn ending(response: &Response<Body>) -> (String, String) {
     };
     match status.code() {
         Code::Ok => ("ok".into(), String::new()),
-        Code::PermissionDenied | Code::Unauthenticated => ("denied".into(), status.message().into()),
+        Code::PermissionDenied | Code::Unauthenticated => (DENIED.into(), status.message().into()),
         code => (format!("{code:?}"), status.message().into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access(own_user: Option<u32>, own_token: Option<&str>) -> Access {
+        Access {
+            open: own_token.is_none(),
+            own_user,
+            own_token: own_token.map(sha256_of),
+            authority: None,
+            tokens: None,
+            audit: None,
+            calls: Calls::default(),
+            slowdown: Slowdown::default(),
+            token_file: None,
+        }
+    }
+
+    fn admits(access: &Access, user: Option<u32>, bearer: &str) -> bool {
+        let origin = Origin {
+            address: "127.0.0.1:1".parse().unwrap(),
+            user,
+            certificates: None,
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert("authorization", format!("Bearer {bearer}").parse().unwrap());
+        access.peer(Some(&origin), &headers).is_ok()
+    }
+
+    #[test]
+    fn on_loopback_other_users_are_strangers() {
+        let own = access(Some(1000), None);
+        assert!(admits(&own, Some(1000), "") && admits(&own, Some(ROOT), ""));
+        assert!(!admits(&own, Some(65534), "") && !admits(&own, None, ""));
+        assert!(
+            admits(&access(None, None), None, ""),
+            "where the system does not tell, or it was said so"
+        );
+        let by_token = access(None, Some("secret"));
+        assert!(admits(&by_token, None, "secret"));
+        for wrong in ["", "secre", "secret2", &sha256_of("secret")] {
+            assert!(!admits(&by_token, Some(ROOT), wrong), "{wrong}");
+        }
     }
 }

@@ -4,6 +4,7 @@
 mod audit;
 mod certificates;
 mod layer;
+mod slowdown;
 mod tokens;
 
 use std::fmt;
@@ -11,6 +12,7 @@ use std::fmt;
 pub use audit::{AuditError, AuditLog};
 pub use certificates::{Authority, identity};
 pub(super) use layer::{Access, AccessLayer, Subject};
+pub(super) use slowdown::Slowdown;
 pub use tokens::{Token, TokenError, TokenUse, Tokens, fresh_secret, sha256_of};
 
 /// What a caller may do.
@@ -25,7 +27,7 @@ pub enum Role {
     Administer,
     /// Takes tasks and reports them; sees no jobs.
     Worker,
-    /// This coordinator asks nobody who they are: it listens on loopback, or was told to.
+    /// This coordinator asks nobody who they are, or serves nobody but the user who started it.
     #[serde(skip_deserializing)]
     Anybody,
 }
@@ -103,6 +105,14 @@ pub fn needed(path: &str) -> Option<Need> {
         ("WorkerService", "Register" | "Assignments" | "Heartbeat" | "Report" | "Rendezvous") => Some(Need::Work),
         _ => None,
     }
+}
+
+/// What the call at this path is called in logs and metrics. All that there are not have one name: their paths are the caller's
+/// invention, and would fill both.
+#[must_use]
+pub fn call_name(path: &str) -> &str {
+    let known = needed(path).and_then(|_| path.strip_prefix("/llink.v1."));
+    known.unwrap_or("unknown")
 }
 
 /// Who calls.
@@ -183,13 +193,14 @@ mod tests {
             }
         }
         assert!(calls >= 12, "{calls}");
+        assert_eq!(call_name("/llink.v1.JobService/Submit"), "JobService/Submit");
         for unknown in [
             "/",
             "/llink.v1.JobService/Drop",
             "/llink.v1.WorkerService/Submit",
             "/grpc.health.v1.Health/Check",
         ] {
-            assert_eq!(needed(unknown), None, "{unknown}");
+            assert_eq!((needed(unknown), call_name(unknown)), (None, "unknown"), "{unknown}");
         }
     }
 }

@@ -1,0 +1,289 @@
+//! Connections up to the point where they have said that they speak HTTP/2: each has a few seconds for that, behind TLS or not,
+//! and there is a limit to how many wait at once, from one source and from all. A new one pushes the oldest silent one of the
+//! same source out, so silence locks nobody out: neither other sources nor a person at the same address.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Connected;
+
+use super::connections::{Connections, Limits, Place, Source};
+use super::local_user::user_of;
+
+/// What every HTTP/2 client says first (RFC 9113, 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// A client that has not shaken hands and said it by then is dropped.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// While the system gives no descriptors, it is asked again so often.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Strangers can't fill the log: what they do wrong is told this often.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
+
+/// Where a connection comes from, and the certificates that it was opened with.
+#[derive(Debug, Clone)]
+pub(super) struct Origin {
+    pub(super) address: SocketAddr,
+    /// The user at the other end, where that is asked for and known.
+    pub(super) user: Option<u32>,
+    pub(super) certificates: Option<Arc<Vec<CertificateDer<'static>>>>,
+}
+
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// A connection that speaks HTTP/2.
+pub(super) struct Connection {
+    io: Box<dyn Io>,
+    /// What was read of it already and is to be read again.
+    unread: &'static [u8],
+    origin: Origin,
+    // Held, not read: given back with the connection.
+    _place: Place,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Origin;
+
+    fn connect_info(&self) -> Origin {
+        self.origin.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.unread.is_empty() {
+            return Pin::new(&mut self.io).poll_read(cx, buffer);
+        }
+        let (now, later) = self.unread.split_at(self.unread.len().min(buffer.remaining()));
+        buffer.put_slice(now);
+        self.unread = later;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+/// How connections are protected.
+#[derive(Clone)]
+pub(super) enum Protection {
+    /// They are not.
+    Plain,
+    /// They are not, but come from this machine: which user opens one is looked up.
+    PlainOfUsers,
+    /// By TLS; a newer certificate counts for newer connections.
+    Tls(watch::Receiver<Arc<ServerConfig>>),
+}
+
+/// Accepts connections until nobody takes them any more.
+pub(super) fn incoming(
+    listener: TcpListener,
+    protection: Protection,
+    limits: Limits,
+) -> ReceiverStream<io::Result<Connection>> {
+    let (ready, stream) = mpsc::channel(16);
+    let door = Door {
+        connections: Connections::new(limits),
+        protection,
+        ready,
+        complaints: Arc::default(),
+    };
+    tokio::spawn(door.keep(listener));
+    ReceiverStream::new(stream)
+}
+
+#[derive(Clone)]
+struct Door {
+    connections: Connections,
+    protection: Protection,
+    ready: mpsc::Sender<io::Result<Connection>>,
+    complaints: Arc<Mutex<Complaints>>,
+}
+
+impl Door {
+    async fn keep(self, listener: TcpListener) {
+        let mut short_since = None;
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.ready.closed() => return,
+            };
+            match accepted {
+                Ok((tcp, from)) => {
+                    if let Some(since) = short_since.take() {
+                        let since: Instant = since;
+                        tracing::info!(
+                            "connections are accepted again after {:.1} s",
+                            since.elapsed().as_secs_f64()
+                        );
+                    }
+                    self.greet(tcp, from);
+                }
+                // Trying at once again would only spin.
+                Err(e) if is_shortage(&e) => {
+                    if short_since.is_none() {
+                        let open = self.connections.open();
+                        tracing::error!(
+                            "no connection can be accepted: {e} ({open} are open). It is tried again until descriptors are \
+                             free; raise the limit of open files (ulimit -n) if this happens again"
+                        );
+                        short_since = Some(Instant::now());
+                    }
+                    self.connections.push_out_oldest();
+                    tokio::time::sleep(PAUSE).await;
+                }
+                // The client was gone before it was accepted.
+                Err(e) => tracing::debug!("not accepted: {e}"),
+            }
+        }
+    }
+
+    /// Waits, aside, for a client to say what it speaks.
+    fn greet(&self, tcp: TcpStream, from: SocketAddr) {
+        let source = Source::of(from.ip());
+        let door = self.clone();
+        let pushed_out = self.connections.begin(source, |silent| -> AbortHandle {
+            let greeting = async move {
+                let greeted = tokio::time::timeout(PATIENCE, shake_hands(tcp, from, &door.protection)).await;
+                let (io, origin) = match greeted {
+                    Ok(Ok(greeted)) => greeted,
+                    Ok(Err(e)) => return door.complain(format!("{from} speaks no HTTP/2 here: {e}")),
+                    Err(_) => return door.complain(format!("{from} has said nothing for {} s", PATIENCE.as_secs())),
+                };
+                match silent.speaks() {
+                    Ok(place) => {
+                        let connection = Connection {
+                            io,
+                            unread: PREFACE,
+                            origin,
+                            _place: place,
+                        };
+                        // Fails when the server has stopped meanwhile.
+                        let _ = door.ready.send(Ok(connection)).await;
+                    }
+                    Err(why) => door.complain(format!("{from} is turned away: {why}")),
+                }
+            };
+            tokio::spawn(greeting).abort_handle()
+        });
+        if pushed_out {
+            self.complain(format!(
+                "many connections from {} have said nothing: the oldest are closed",
+                from.ip()
+            ));
+        }
+    }
+
+    fn complain(&self, text: String) {
+        let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        complaints.tell(Instant::now(), &text);
+    }
+}
+
+/// What strangers did wrong, told now and then.
+#[derive(Default)]
+struct Complaints {
+    told: Option<Instant>,
+    untold: u64,
+}
+
+impl Complaints {
+    fn tell(&mut self, now: Instant, text: &str) {
+        if self.told.is_some_and(|told| now.duration_since(told) < TOLD_EVERY) {
+            self.untold += 1;
+            return;
+        }
+        match std::mem::take(&mut self.untold) {
+            0 => tracing::warn!("{text}"),
+            others => tracing::warn!("{text} (and {others} others since the last such line)"),
+        }
+        self.told = Some(now);
+    }
+}
+
+async fn shake_hands(
+    tcp: TcpStream,
+    address: SocketAddr,
+    protection: &Protection,
+) -> io::Result<(Box<dyn Io>, Origin)> {
+    // Small messages go at once: Nagle's algorithm would hold them back for 40 ms.
+    tcp.set_nodelay(true)?;
+    let mut origin = Origin {
+        address,
+        user: None,
+        certificates: None,
+    };
+    let config = match protection {
+        Protection::Tls(config) => config.borrow().clone(),
+        Protection::Plain => return Ok((read_preface(tcp).await?, origin)),
+        Protection::PlainOfUsers => {
+            let own = tcp.local_addr()?;
+            let io = read_preface(tcp).await?;
+            origin.user = user_of(address, own);
+            return Ok((io, origin));
+        }
+    };
+    let tls = TlsAcceptor::from(config).accept(tcp).await?;
+    let certificates = tls.get_ref().1.peer_certificates();
+    origin.certificates = certificates.map(|chain| Arc::new(chain.to_vec()));
+    Ok((read_preface(tls).await?, origin))
+}
+
+async fn read_preface(mut io: impl Io + 'static) -> io::Result<Box<dyn Io>> {
+    let mut said = [0; PREFACE.len()];
+    let mut length = 0;
+    while length < PREFACE.len() {
+        let more = io.read(&mut said[length..]).await?;
+        length += more;
+        if more == 0 || said[..length] != PREFACE[..length] {
+            let what = if more == 0 { "it hung up" } else { "it began otherwise" };
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+    }
+    Ok(Box::new(io))
+}
+
+/// Whether the system has nothing left to accept with: no descriptors, or no memory.
+fn is_shortage(error: &io::Error) -> bool {
+    // The standard library has no kinds for these.
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    let no_buffers = if cfg!(target_os = "linux") { 105 } else { 55 };
+    let errno = error.raw_os_error().unwrap_or_default();
+    error.kind() == io::ErrorKind::OutOfMemory || [ENFILE, EMFILE, no_buffers].contains(&errno)
+}

@@ -1,0 +1,78 @@
+//! The endpoint file: how commands of the same user find the coordinator that uses a state directory.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use llink_proto::reach::Secret;
+
+/// What a coordinator notes of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its process.
+    pub process: u32,
+    /// Where it listens.
+    pub url: String,
+    /// What callers show, where it serves the user alone who started it.
+    pub token: Option<Secret>,
+}
+
+/// Where it is noted.
+#[must_use]
+pub fn endpoint_file(state_directory: &Path) -> PathBuf {
+    state_directory.join("coordinator.endpoint")
+}
+
+impl Endpoint {
+    /// What is noted in a state directory; `None` where nothing is, or it cannot be read.
+    #[must_use]
+    pub fn read(state_directory: &Path) -> Option<Self> {
+        let text = std::fs::read_to_string(endpoint_file(state_directory)).ok()?;
+        let mut words = text.split_whitespace();
+        Some(Self {
+            process: words.next()?.parse().ok()?,
+            url: words.next()?.to_owned(),
+            token: words.next().map(Secret::new),
+        })
+    }
+
+    /// Notes it, readable by this user alone. A file that is there is replaced: its mode may be another.
+    pub(super) fn write(&self, state_directory: &Path) -> std::io::Result<()> {
+        let path = endpoint_file(state_directory);
+        let beside = path.with_extension("endpoint.new");
+        let _ = std::fs::remove_file(&beside);
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
+        let token = self.token.as_ref().map(Secret::text).unwrap_or_default();
+        writeln!(file, "{}", format!("{} {} {token}", self.process, self.url).trim_end())?;
+        std::fs::rename(&beside, path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn what_is_noted_is_for_this_user_and_its_token_is_not_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(endpoint_file(folder.path()), "1 http://127.0.0.1:1 old").unwrap();
+        for token in [None, Some(Secret::new("secret"))] {
+            let noted = Endpoint {
+                process: 7,
+                url: "http://127.0.0.1:7070".into(),
+                token,
+            };
+            noted.write(folder.path()).unwrap();
+            assert_eq!(Endpoint::read(folder.path()).as_ref(), Some(&noted));
+            assert!(!format!("{noted:?}").contains("secret"));
+        }
+        let mode = std::fs::metadata(endpoint_file(folder.path()))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+}

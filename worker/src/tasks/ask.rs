@@ -1,0 +1,82 @@
+//! Asking a large model about many things: each question once, with the answers kept in the job's output.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use llink_datasets::store::Store;
+use serde::{Deserialize, Serialize};
+
+use super::TaskContext;
+use crate::synthesize::{Answer, Client, Request};
+use crate::{Error, Result};
+
+/// How often the order to stop is looked for: an endpoint may take minutes.
+const STOP_LOOKED_FOR: Duration = Duration::from_millis(200);
+
+/// A whole, final answer as it lies in the cache. Nothing else is kept: what was cut, refused or filtered may be answered the
+/// next time.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kept {
+    answer: String,
+}
+
+/// Asks an endpoint what was not answered before.
+pub(super) struct Asker<'a> {
+    pub(super) context: &'a TaskContext,
+    pub(super) store: &'a Store,
+    pub(super) client: &'a Client,
+    /// The folder of answers that were given before.
+    pub(super) cache: &'a str,
+}
+
+/// Where an answer comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum From {
+    Cache,
+    Endpoint,
+}
+
+impl Asker<'_> {
+    /// The answer to a request. A whole one is kept if it is `worth` that.
+    ///
+    /// # Errors
+    /// When the endpoint or the store fails, or the task is told to stop.
+    pub(super) async fn ask(&self, request: &Request, worth: impl Fn(&str) -> bool) -> Result<(Answer, From)> {
+        self.context.control.check()?;
+        let hash = request.hash();
+        let path = format!("{}/{}/{hash}.json", self.cache, &hash[..2]);
+        match self.store.get(&path).await {
+            // What cannot be read is asked again.
+            Ok(content) => {
+                if let Ok(Kept { answer }) = serde_json::from_slice(&content) {
+                    return Ok((Answer::Text(answer), From::Cache));
+                }
+            }
+            Err(llink_datasets::Error::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let answer = tokio::select! {
+            answer = self.client.ask(request) => answer?,
+            stopped = self.stopped() => return Err(stopped),
+        };
+        if let Answer::Text(text) = &answer
+            && worth(text)
+        {
+            let kept = Kept { answer: text.clone() };
+            let content = serde_json::to_vec(&kept).expect("an answer is plain data");
+            self.store.put(&path, Bytes::from(content)).await?;
+        }
+        Ok((answer, From::Endpoint))
+    }
+
+    /// Waits for the order to stop.
+    async fn stopped(&self) -> Error {
+        loop {
+            if let Err(stopped) = self.context.control.check() {
+                return stopped;
+            }
+            tokio::time::sleep(STOP_LOOKED_FOR).await;
+        }
+    }
+}
