@@ -167,12 +167,7 @@ fn on_ring<T: Send>(world_size: usize, timeout: Duration, work: impl Fn(&mut dyn
     })
 }
 
-/// The same in tensors.
-fn train_in_tensors(dtype: DType, options: &AlignOptions, collective: &mut dyn Collective) -> Vec<StepRecord> {
-    train_in_tensors_with(&NOTHING, dtype, 0, options, collective)
-}
-
-/// The same with at most `micro_batch` rows' activations at once.
+/// As [`train_in_pieces`], in tensors.
 fn train_in_pieces_of_tensors(
     dtype: DType,
     micro_batch: usize,
@@ -182,7 +177,7 @@ fn train_in_pieces_of_tensors(
     train_in_tensors_with(&NOTHING, dtype, micro_batch, options, collective)
 }
 
-/// The same with what was fitted.
+/// As [`train_with`], in tensors.
 fn train_in_tensors_with(
     statistics: &Statistics,
     dtype: DType,
