@@ -30,17 +30,20 @@ pub fn outline(stage: StageName, job: &JobFile) -> Vec<String> {
             format!("encoder: {}", job.models.encoder.path),
             format!("decoder: {}", job.models.decoder.path),
         ],
-        StageName::Embed => vec![embedded(job)],
+        StageName::Embed => vec![embedded(job), format!("teacher: {}", job.embed.teacher)],
         StageName::Baseline => vec!["English sentences through the encoder, as a baseline for retrieval".to_owned()],
         StageName::Align => {
             let a = &job.align;
-            vec![format!(
-                "{} steps of {} pairs, {} hard negatives from a queue of {}",
-                thousands(a.steps),
-                thousands(a.batch.into()),
-                thousands(a.hard_negatives.into()),
-                thousands(a.queue.into())
-            )]
+            vec![
+                format!(
+                    "{} steps of {} pairs, {} hard negatives from a queue of {}",
+                    thousands(a.steps),
+                    thousands(a.batch.into()),
+                    thousands(a.hard_negatives.into()),
+                    thousands(a.queue.into())
+                ),
+                format!("recipe: {}", job.recipe.as_str()),
+            ]
         }
         StageName::Instruct => job.instruct.iter().map(|section| trained(section, job)).collect(),
         StageName::Evaluate => measured(job),

@@ -17,7 +17,10 @@ const ALIGN: Charts = &[
     ("loss", &["loss", "info_nce"]),
     ("temperature τ", &["temperature"]),
     ("learning rate", &["learning_rate"]),
-    ("held-out retrieval", &["validation/r1", "validation/mrr"]),
+    (
+        "held-out retrieval",
+        &["validation/r1", "validation/mrr", "validation/cosine_r1"],
+    ),
     ("gradient norm", &["grad_norm"]),
 ];
 const INSTRUCT: Charts = &[
