@@ -166,12 +166,6 @@ impl Statistics {
         self.metric.as_ref().map_or("cosine", Whitening::name)
     }
 
-    /// Whether nothing was fitted.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
     /// Refuses statistics of vectors of other widths.
     ///
     /// # Errors
