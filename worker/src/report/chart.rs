@@ -11,6 +11,8 @@ use crate::{Error, Result};
 const SIZE: (u32, u32) = (1024, 300);
 /// Curves of fewer points show each of them: one alone would be no line.
 const DOTTED_BELOW: usize = 40;
+/// The room to the right of several curves, as a share of theirs: their legend stands there and not on them.
+const LEGEND: f64 = 0.17;
 /// Labels on an axis, about.
 const LABELS: usize = 7;
 const COLOURS: [RGBColor; 4] = [
@@ -43,6 +45,11 @@ fn draw(svg: &mut String, title: &str, curves: &[Curve]) -> std::result::Result<
             .filter(|(_, y)| y.is_finite())
     };
     let (x, y) = (range(points().map(|p| p.0)), range(points().map(|p| p.1)));
+    let last = x.end;
+    let x = match curves.len() {
+        0 | 1 => x,
+        _ => x.start..x.end + LEGEND * (x.end - x.start),
+    };
     let (steps, span) = (x.end - x.start, y.end - y.start);
     let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     let mut chart = ChartBuilder::on(&area)
@@ -59,7 +66,10 @@ fn draw(svg: &mut String, title: &str, curves: &[Curve]) -> std::result::Result<
         .x_labels((steps as usize + 1).min(LABELS))
         .y_labels(LABELS)
         .label_style(("sans-serif", 13))
-        .x_label_formatter(&|step| format!("{step:.0}"))
+        .x_label_formatter(&|step| match *step > last {
+            true => String::new(),
+            false => format!("{step:.0}"),
+        })
         .y_label_formatter(&|value| label(*value, span))
         .draw()
         .map_err(said)?;

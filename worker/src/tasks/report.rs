@@ -39,13 +39,15 @@ const INSTRUCT: Charts = &[
 /// The page of an evaluation whose figures are in `result`.
 pub(super) fn page(context: &TaskContext, store: &Store, task: &Evaluate, result: &TaskResult) -> Result<String> {
     let mut page = Page::new("llink: what was learnt");
-    for section in measured::sections(&result.figures) {
-        page.measured(&section);
+    for (number, section) in measured::sections(&result.figures).iter().enumerate() {
+        page.measured(section);
+        if number == 0 {
+            page.note(&format!(
+                "{} has the ids of these pairs, and the rank of each in every row of the table.",
+                task.benchmark
+            ));
+        }
     }
-    page.note(&format!(
-        "{} has the ids of the pairs that retrieval was measured on, and the rank of each in every row of the table.",
-        task.benchmark
-    ));
     if let Some(artifact) = result.artifacts.iter().find(|a| a.role == "answers") {
         examples(&mut page, &context.read(store, artifact)?);
     }
