@@ -38,7 +38,8 @@ impl Golden {
 
     fn decoder(&self, folder: &str) -> Decoder {
         let mut decoder = Decoder::load(&self.dir.join(folder), &Device::Cpu, DType::F32).unwrap();
-        decoder.slot_token = self.cases["teacher"]["slot_token"].as_str().unwrap().into();
+        let token = self.cases["teacher"]["slot_token"].as_str().unwrap();
+        decoder.set_teacher_slot(token).unwrap();
         decoder
     }
 
@@ -276,7 +277,8 @@ fn the_tensor_form_agrees_in_f32_and_bf16() {
             assert_close(&what, &vectors, &golden.rows("encoder.pooled"), tolerance);
         }
         let mut decoder = Decoder::load_on(&golden.dir.join("decoder"), &backend).unwrap();
-        decoder.slot_token = golden.cases["teacher"]["slot_token"].as_str().unwrap().into();
+        let token = golden.cases["teacher"]["slot_token"].as_str().unwrap();
+        decoder.set_teacher_slot(token).unwrap();
         for budget in [4096, 100, 1] {
             let vectors = decoder
                 .last_hidden(&golden.ids("teacher"), budget, &mut |_| {})

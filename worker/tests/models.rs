@@ -3,9 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use llink_worker::models::config::LlamaConfig;
-use llink_worker::models::{Decoder, Encoder, TextLimits, fingerprint, slot_tokens, tiny};
+use llink_worker::models::{Decoder, Encoder, NO_TOKEN, TextLimits, fingerprint, tiny};
 use serde_json::{Value, json};
 
 fn golden() -> PathBuf {
@@ -208,16 +208,14 @@ fn too_long_and_foreign_ids_are_refused() {
 
 #[test]
 fn unsupported_configs_are_refused_by_name() {
-    let decoder_cases: [(&str, Value, &[&str]); 9] = [
+    let decoder_cases: [(&str, Value, &[&str]); 7] = [
         (
             "architectures",
-            json!(["MistralForCausalLM"]),
-            &["MistralForCausalLM", "LlamaForCausalLM"],
+            json!(["GemmaForCausalLM"]),
+            &["GemmaForCausalLM", "LlamaForCausalLM"],
         ),
         ("hidden_act", json!("gelu"), &["hidden_act", "gelu", "silu"]),
         ("dtype", json!("float8_e4m3fn"), &["float8_e4m3fn"]),
-        ("attention_bias", json!(true), &["attention_bias"]),
-        ("mlp_bias", json!(true), &["mlp_bias"]),
         ("quantization_config", json!({"quant_method": "gptq"}), &["gptq"]),
         (
             "rope_parameters",
@@ -375,28 +373,89 @@ fn halves_in_the_file_give_the_vectors_of_their_values() {
 }
 
 #[test]
-fn a_decoder_without_the_slot_token_is_refused_by_the_tokens_name() {
+fn a_decoder_without_reserved_tokens_teaches_at_another_position() {
     let dir = copy_of("decoder");
     let path = dir.path().join("tokenizer.json");
     let text = std::fs::read_to_string(&path).unwrap();
-    std::fs::write(&path, text.replace("<|reserved_special_token_0|>", "<|other|>")).unwrap();
-    assert_refused(
-        load_decoder(dir.path()),
-        &["tokenizer.json", "<|reserved_special_token_0|>"],
+    // What special tokens are called is of no matter.
+    std::fs::write(&path, text.replace("reserved_special_token", "other")).unwrap();
+    let texts = ["The king counts 7 cheap chairs."];
+    let teacher = |dir: &Path| load_decoder(dir).unwrap().teacher(&texts, 64, &mut |_| {}).unwrap();
+    assert_eq!(teacher(dir.path()), teacher(&golden().join("decoder")));
+    // Without any, the position holds the mean of the embedding.
+    edit_json(&path, |tokenizer| {
+        let added = tokenizer["added_tokens"].as_array_mut().unwrap();
+        added.retain(|token| {
+            token["content"]
+                .as_str()
+                .is_some_and(|content| !content.contains("other"))
+        });
+    });
+    edit_json(&dir.path().join("config.json"), |config| {
+        config["vocab_size"] = json!(466)
+    });
+    let weights_path = dir.path().join("model.safetensors");
+    let mut weights = candle_core::safetensors::load(&weights_path, &Device::Cpu).unwrap();
+    let table = weights["model.embed_tokens.weight"]
+        .narrow(0, 0, 466)
+        .unwrap()
+        .contiguous()
+        .unwrap();
+    let mean = table.mean_keepdim(0).unwrap();
+    weights.insert("model.embed_tokens.weight".into(), table.clone());
+    candle_core::safetensors::save(&weights, &weights_path).unwrap();
+    let without = load_decoder(dir.path()).unwrap();
+    assert_eq!(without.teacher_slot(), NO_TOKEN);
+    let found = without.teacher(&texts, 64, &mut |_| {}).unwrap();
+    let ids = without.tokenize_teacher(&texts).unwrap().remove(0);
+    weights.insert(
+        "model.embed_tokens.weight".into(),
+        Tensor::cat(&[&table, &mean], 0).unwrap(),
     );
-    let mut decoder = load_decoder(&golden().join("decoder")).unwrap();
-    decoder.slot_token = "<|reserved_special_token_99|>".into();
-    assert_refused(
-        decoder.teacher(&["text"], 64, &mut |_| {}),
-        &["<|reserved_special_token_99|>"],
-    );
-    assert_eq!(
-        slot_tokens(2, 2),
-        ["<|reserved_special_token_2|>", "<|reserved_special_token_3|>"]
-    );
-    for token in slot_tokens(0, 12) {
-        decoder.tokenizer().require(&token).unwrap();
+    candle_core::safetensors::save(&weights, &weights_path).unwrap();
+    edit_json(&dir.path().join("config.json"), |config| {
+        config["vocab_size"] = json!(467)
+    });
+    let with_mean = load_decoder(dir.path()).unwrap();
+    let ids: Vec<u32> = ids
+        .into_iter()
+        .map(|id| if id == NO_TOKEN { 466 } else { id })
+        .collect();
+    let expected = with_mean.last_hidden(&[ids], 64, &mut |_| {}).unwrap();
+    assert_same("the mean's state", &found[0], &expected[0], 1e-5);
+}
+
+#[test]
+fn a_teacher_sentence_begins_with_bos_whether_or_not_the_template_adds_it() {
+    let texts = ["The king counts 7 cheap chairs.", ""];
+    let ids = |dir: &Path| load_decoder(dir).unwrap().tokenize_teacher(&texts).unwrap();
+    let expected = ids(&golden().join("decoder"));
+    assert_eq!(expected[1].len(), 2, "BOS and the slot");
+    let dir = copy_of("decoder");
+    for other in [
+        json!(null),
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}),
+    ] {
+        edit_json(&dir.path().join("tokenizer.json"), |tokenizer| {
+            tokenizer["post_processor"] = other.clone()
+        });
+        assert_eq!(ids(dir.path()), expected, "{other}");
     }
+    // 127 tokens with it.
+    let long = "chairs ".repeat(200);
+    let cut = load_decoder(dir.path()).unwrap().tokenize_teacher(&[&long]).unwrap();
+    assert_eq!(
+        cut,
+        load_decoder(&golden().join("decoder"))
+            .unwrap()
+            .tokenize_teacher(&[&long])
+            .unwrap()
+    );
+    assert_eq!(cut[0].len(), 128);
+    edit_json(&dir.path().join("config.json"), |config| {
+        config["bos_token_id"] = json!(null)
+    });
+    assert_eq!(ids(dir.path())[0], expected[0][1..], "a model without BOS gets none");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Device};
 use llink_datasets::sample;
-use llink_worker::models::{Decoder, END_OF_TURN, Encoder, TextLimits, tiny};
+use llink_worker::models::{Decoder, Encoder, TextLimits, tiny};
 
 /// The seed of sentences that `pretrain-tiny` never draws by default.
 const HELD_OUT: u64 = 90_210;
@@ -25,13 +25,12 @@ fn the_decoder_says_most_english_sentences_again() {
     let dir = tempfile::tempdir().unwrap();
     tiny::write_shipped(dir.path(), &tiny::SHIPPED_DECODER).unwrap();
     let decoder = Decoder::load(dir.path(), &Device::Cpu, DType::F32).unwrap();
-    let stop = [decoder.tokenizer().require(END_OF_TURN).unwrap()];
     let sentences: Vec<String> = sample::pairs(40, HELD_OUT).map(|(english, _)| english).collect();
     let said = sentences.iter().filter(|sentence| {
         let prompt = decoder
             .direct_prompt("Translate the following text into English.", sentence, 512)
             .unwrap();
-        let ids = decoder.generate(&prompt.ids, 64, &stop).unwrap();
+        let ids = decoder.generate(&prompt.ids, 64, decoder.chat().stop()).unwrap();
         decoder.tokenizer().decode(&ids).unwrap() == **sentence
     });
     let said = said.count();

@@ -21,7 +21,9 @@ pub use error::{JobFileError, Problem};
 pub use export::{ExportSection, model_name};
 pub use instruct::{InstructArm, InstructMode, InstructSection};
 pub use judge::JudgeSection;
-pub use models::{DecoderModel, EncoderModel, ModelsSection, PoolingName, RANDOM_MODEL, TINY_MODEL, is_built_in};
+pub use models::{
+    DecoderModel, EncoderModel, ModelsSection, PoolingName, RANDOM_MODEL, TINY_MODEL, is_built_in, is_gguf,
+};
 pub use parse::parse;
 pub use recipe::Recipe;
 pub use source::{ColumnName, CompressionName, FormatName, SourceEntry, Sources};

@@ -24,6 +24,12 @@ pub fn is_built_in(model: &str) -> bool {
     [TINY_MODEL, RANDOM_MODEL].contains(&model)
 }
 
+/// Whether a model is one GGUF file and no folder.
+#[must_use]
+pub fn is_gguf(model: &str) -> bool {
+    model.to_ascii_lowercase().ends_with(".gguf")
+}
+
 /// `[models]`: of each a path as a string, or a table with `path` and more.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -31,7 +37,7 @@ pub struct ModelsSection {
     /// What reads the foreign text: XLM-R, RoBERTa or BERT.
     #[serde(deserialize_with = "path_or_table")]
     pub encoder: EncoderModel,
-    /// What answers: Llama.
+    /// What answers: Llama, Mistral, Qwen2 or Qwen3.
     #[serde(deserialize_with = "path_or_table")]
     pub decoder: DecoderModel,
 }
@@ -67,11 +73,19 @@ pub struct EncoderModel {
     pub prefix: Option<String>,
 }
 
-/// `[models.decoder]`.
+/// `[models.decoder]`: a folder, or a GGUF file, which is unpacked to bf16 where it is loaded.
+///
+/// It is spoken to by its own chat template (`chat_template.jinja`, else `chat_template` of `tokenizer_config.json`), to the
+/// token as Transformers' `apply_chat_template` does. Templates that ask for the date are told 26 Jul 2024, so that a job stays
+/// the same job; those that may think are told not to. Without a template, Llama 3's turns are used where the vocabulary has
+/// its tokens, else a plain form: instruction, text, an empty line, the answer, the end of the text.
+///
+/// A teacher's sentence begins with the model's BOS whether or not `tokenizer.json` adds it. A model whose files name no
+/// `bos_token`, or say `add_bos_token = false`, gets none.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DecoderModel {
-    /// A folder in Hugging Face layout, `"tiny"` or `"random"`.
+    /// A folder in Hugging Face layout, a file that ends in `.gguf`, `"tiny"` or `"random"`.
     #[serde(alias = "url")]
     pub path: String,
 }

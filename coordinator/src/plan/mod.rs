@@ -117,13 +117,18 @@ impl StageName {
             // 4: inline elements and encodings of TMX, what Python writes beyond JSON, sources of one name.
             Self::Shard => 4,
             // 2: the report as a page. 3: word recall without numbers. 4: the encoder alone, chrF, ranks of the benchmark.
-            // 5: the judge's thoughts are cut off.
+            // 5: prompts by the decoder's own template, and the judge's thoughts are cut off.
             Self::Evaluate => 5,
             // 2: tiny models that know the sample corpus. 3: how the encoder reads texts, the decoder's layers.
-            Self::Models => 3,
+            // 4: fingerprints of what says how a decoder is spoken to.
+            Self::Models => 4,
             // 2: thoughts are cut off, answers that are not whole are dropped.
             Self::Synthesize => 2,
-            Self::Embed | Self::Baseline | Self::Align | Self::Instruct | Self::Export => 1,
+            // 2: teacher sentences begin with BOS.
+            Self::Embed => 2,
+            // 2: prompts by the decoder's own template.
+            Self::Instruct | Self::Export => 2,
+            Self::Baseline | Self::Align => 1,
         }
     }
 

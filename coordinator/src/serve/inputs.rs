@@ -12,7 +12,7 @@ use llink_proto::{Failure, FailureKind, ModelRole};
 
 use super::engine::failure;
 use super::withheld::{self, Addresses};
-use crate::job::{JobFile, SourceEntry, is_built_in};
+use crate::job::{JobFile, SourceEntry, is_built_in, is_gguf};
 use crate::plan::short_hash;
 use crate::schedule::NewJob;
 
@@ -31,6 +31,10 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path, roots: &Roots) -> Re
     let mut stamps = BTreeMap::new();
     for (key, url) in read_urls(&file) {
         let stamp = match key {
+            "models.decoder" if is_gguf(url) => gguf_stamp(url).await,
+            "models.encoder" if is_gguf(url) => Err(missing(format!(
+                "{url}: an encoder is a folder in Hugging Face layout, not a GGUF file"
+            ))),
             "models.encoder" => models::model_stamp(&file.models, ModelRole::Encoder, url, base_dir).await,
             "models.decoder" => models::model_stamp(&file.models, ModelRole::Decoder, url, base_dir).await,
             _ => object_stamp(addresses.get(url).map_or(url, String::as_str)).await,
@@ -107,6 +111,23 @@ async fn object_stamp(url: &str) -> Result<String, Failure> {
         Some(info) => Ok(stamp(&info)),
         None => Err(missing(format!("{}: no such file", ShownUrl::of(url)))),
     }
+}
+
+/// A stamp of a GGUF file. One on this machine is looked into, all but its tensors.
+async fn gguf_stamp(url: &str) -> Result<String, Failure> {
+    let stamp = object_stamp(url).await?;
+    #[cfg(feature = "embedded")]
+    {
+        let (store, name) = Store::open_object(url).map_err(|e| failure(&e))?;
+        if let Some(path) = store.local_path(&name) {
+            let checked = tokio::task::spawn_blocking(move || llink_worker::models::check_gguf(&path));
+            let checked = checked
+                .await
+                .map_err(|e| missing(format!("{url}: the check was cut off: {e}")))?;
+            checked.map_err(|e| missing(e.to_string()))?;
+        }
+    }
+    Ok(stamp)
 }
 
 fn stamp(info: &ObjectInfo) -> String {

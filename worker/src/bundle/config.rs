@@ -119,8 +119,10 @@ pub struct SlotsEntry {
     pub count: usize,
     /// Width between its two Linears.
     pub hidden_size: usize,
-    /// The reserved tokens that hold the slots' places, in order.
-    pub tokens: Vec<String>,
+    /// Ids that no text uses and that hold the slots' places, in order; empty if the vocabulary has none to spare. A slot takes the
+    /// place of its token's embedding, so that any id does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ids: Vec<u32>,
     /// The norm of every slot: the median of those of the decoder's token embeddings.
     pub median_norm: f32,
 }
@@ -143,10 +145,11 @@ pub struct AdapterEntry {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PromptEntry {
-    /// With `{instruction}`, and `{slots}` or `{text}`.
+    /// By the decoder's chat template, with `{instruction}`, and `{slots}` or `{text}`. It is tokenized as a whole; the K slots stand
+    /// where `{slots}` does, and part the text as a special token would.
     pub form: String,
-    /// The token that ends an answer.
-    pub stop: String,
+    /// The tokens that end an answer; the first one is the end of the turn.
+    pub stop: Vec<u32>,
     /// Of a text that stands in the prompt itself: its tokens are cut after so many. 0 when slots stand there.
     #[serde(default)]
     pub text_tokens: usize,
@@ -198,10 +201,11 @@ impl BundleConfig {
     /// The first thing that does not fit.
     fn fault(&self) -> Option<String> {
         if let Some(slots) = &self.slots
-            && slots.tokens.len() != slots.count
+            && !slots.ids.is_empty()
+            && slots.ids.len() != slots.count
         {
-            let (tokens, count) = (slots.tokens.len(), slots.count);
-            return Some(format!("`slots.tokens` names {tokens} tokens for {count} slots"));
+            let (ids, count) = (slots.ids.len(), slots.count);
+            return Some(format!("`slots.ids` has {ids} ids for {count} slots"));
         }
         match (&self.slots, &self.adapter, &self.prompt) {
             (_, Some(_), None) | (_, None, Some(_)) | (Some(_), None, _) => {

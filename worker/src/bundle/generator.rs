@@ -16,10 +16,7 @@ use super::parts::Bundle;
 use super::sources::{Wanted, find};
 use super::vectors::VectorCache;
 use crate::llink::slot_expander::ExpanderActivations;
-use crate::models::{
-    Backend, Decoder, Encoder, FIRST_SLOT, GenerateOptions, LoadedAdapter, Sampling, TextLimits, prompt_form,
-    slot_tokens,
-};
+use crate::models::{Backend, Decoder, Encoder, GenerateOptions, LoadedAdapter, PromptForm, Sampling, TextLimits};
 use crate::{Error, Result};
 
 /// Tokens that go through the encoder at once.
@@ -65,7 +62,6 @@ pub struct Generator {
     prompt: PromptEntry,
     decoder: Decoder,
     adapter: LoadedAdapter,
-    stop: u32,
     /// Loaded when a sentence comes that is not in the cache.
     encoder: Option<Encoder>,
     vectors: VectorCache,
@@ -92,14 +88,9 @@ impl Generator {
             ));
         };
         let place = if bundle.expander.is_some() { "{slots}" } else { "{text}" };
-        if prompt.form != prompt_form(place) {
-            return Err(refuse("`prompt.form` is not one that this build makes"));
-        }
-        if let Some(slots) = &bundle.config.slots
-            && slots.tokens != slot_tokens(FIRST_SLOT, slots.count)
-        {
-            return Err(refuse("`slots.tokens` are not those that this build uses"));
-        }
+        let form = PromptForm::parse(&prompt.form, place).ok_or_else(|| {
+            refuse("`prompt.form` does not hold `{instruction}`, then the slots or the text, once each")
+        })?;
         let entry = &bundle.config.decoder;
         let wanted = Wanted {
             role: "decoder",
@@ -114,13 +105,13 @@ impl Generator {
             &opening.downloads,
             runtime,
         )?;
-        let decoder = Decoder::load(&place, &Device::Cpu, DType::F32)?;
+        let mut decoder = Decoder::load(&place, &Device::Cpu, DType::F32)?;
+        decoder.set_prompt_form(form);
         let adapter = bundle.adapter(decoder.config())?;
         Ok(Self {
             key: folder.key().into(),
             url: folder.url(),
             adapter: LoadedAdapter::new(&adapter, decoder.model())?,
-            stop: decoder.tokenizer().require(&prompt.stop)?,
             vectors: VectorCache::new(opening.vectors.clone(), &bundle.config.encoder),
             prompt,
             decoder,
@@ -236,7 +227,7 @@ impl Generator {
         };
         let options = GenerateOptions {
             max_tokens: answering.max_tokens,
-            stop: vec![self.stop],
+            stop: self.prompt.stop.clone(),
             sampling: answering.sampling,
         };
         let tokenizer = self.decoder.tokenizer();

@@ -2,10 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use llink_datasets::store::Store;
 use tokio::runtime::Handle;
 
-use crate::models::{fetch, fingerprint};
+use crate::models::{ModelPlace, fingerprint};
 use crate::{Error, Result};
 
 /// A model as a bundle names it.
@@ -21,7 +20,7 @@ pub struct Wanted<'a> {
     pub fingerprint: &'a str,
 }
 
-/// The folder of the wanted model on this machine: where `given` says, else where it was found when the bundle at `bundle_url` was
+/// The folder, or GGUF file, of the wanted model on this machine: where `given` says, else where it was found when the bundle at `bundle_url` was
 /// made. One in an object store is fetched once and kept below `downloads`.
 ///
 /// # Errors
@@ -38,19 +37,19 @@ pub fn find(
         path: url.clone(),
         reason,
     };
-    let store = Store::open(&url)?;
-    let folder = match store.local_path("") {
-        Some(local) if !local.is_dir() => {
+    let place = ModelPlace::open(&url)?;
+    let found_at = match place.local_path() {
+        Some(local) if !local.exists() => {
             let Wanted { role, name, .. } = wanted;
             return Err(refuse(format!(
-                "the {role} {name} is not there: name its folder or URL with --{role}"
+                "the {role} {name} is not there: name its folder, file or URL with --{role}"
             )));
         }
-        _ => fetch(&store, &downloads.join(wanted.fingerprint), runtime, &|| Ok(()))?,
+        _ => place.fetch(&downloads.join(wanted.fingerprint), runtime, &|| Ok(()))?,
     };
-    let found = fingerprint(&folder)?;
+    let found = fingerprint(&found_at)?;
     if found == wanted.fingerprint {
-        return Ok(folder);
+        return Ok(found_at);
     }
     let Wanted { role, name, .. } = wanted;
     Err(refuse(format!(

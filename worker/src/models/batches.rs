@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{DType, Device, Tensor};
 
+use super::tokenizer::NO_TOKEN;
 use crate::device::{TokenCost, free_memory, token_budget, within_memory};
 use crate::{Error, Result};
 
@@ -149,7 +150,7 @@ pub(crate) fn check_ids(ids: &[impl AsRef<[u32]>], vocab_size: usize, max_tokens
                 "sequence {index} has {tokens} tokens, {path} has positions for {max_tokens}"
             )));
         }
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size && id != NO_TOKEN) {
             return Err(Error::Input(format!(
                 "sequence {index}: token id {id} is outside {path}'s {vocab_size}"
             )));

@@ -14,7 +14,7 @@ use super::placeholder::placeholder;
 use super::sentence::{FolderReading, ReadingWishes, dense_folders};
 use super::tokenizer::Tokenizer;
 use super::weights::{INDEX, todays_name, weight_names};
-use super::{bert, json, llama};
+use super::{bert, json, llama, model_files};
 use crate::{Error, Result};
 
 /// Of a weight file: larger headers are no headers.
@@ -152,8 +152,12 @@ fn check_files(
         },
     }
     if names.contains("tokenizer.json") {
-        let loaded = Tokenizer::load(dir).and_then(|t| t.for_rows(rows.unwrap_or(usize::MAX)));
-        loaded.map(|_| ()).unwrap_or_else(&mut note);
+        let rows = rows.unwrap_or(usize::MAX);
+        let loaded = Tokenizer::load(dir).and_then(|tokenizer| match role {
+            ModelRole::Decoder => model_files::check_folder(dir, tokenizer, rows),
+            _ => tokenizer.for_rows(rows).map(|_| ()),
+        });
+        loaded.unwrap_or_else(&mut note);
     } else {
         note(Error::Input(without_tokenizer(names)));
     }
@@ -227,7 +231,8 @@ impl SmallFiles {
             source,
         };
         let copies = tempfile::tempdir().map_err(|e| failed(&std::env::temp_dir(), e))?;
-        let wanted = |object: &&ObjectInfo| super::fetch::belongs(&object.path) && object.path.ends_with(".json");
+        let wanted =
+            |object: &&ObjectInfo| super::fetch::belongs(&object.path) && !object.path.ends_with(".safetensors");
         for object in objects.iter().filter(wanted) {
             let path = copies.path().join(&object.path);
             let parent = path.parent().unwrap_or(&path);

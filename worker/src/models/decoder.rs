@@ -1,6 +1,6 @@
 //! The decoder as tasks use it: teacher vectors, logits, greedy continuations.
 //!
-//! A teacher vector is the last hidden state at a reserved slot token after the sentence, or the mean of a hidden layer over it.
+//! A teacher vector is the last hidden state at a slot token after the sentence, or the mean of a hidden layer over it.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -9,22 +9,13 @@ use candle_core::{DType, Device, Tensor};
 
 use super::backend::Backend;
 use super::batches::Packed;
-use super::chat::ChatPrompt;
+use super::chat::{Chat, ChatPrompt, PromptForm};
 use super::config::LlamaConfig;
 use super::generate::{GenerateOptions, LoadedAdapter, Sampling};
 use super::llama::{Llama, Rows};
+use super::model_files::ModelFiles;
 use super::tokenizer::{SpecialTokens, Tokenizer};
 use crate::{Error, Result};
-
-/// The slot token of teacher vectors unless [`Decoder::slot_token`] says otherwise.
-pub const TEACHER_SLOT: &str = "<|reserved_special_token_0|>";
-
-/// The first `n` reserved tokens that stand for soft slots in a prompt: `first`, `first + 1`, ….
-pub fn slot_tokens(first: usize, n: usize) -> Vec<String> {
-    (first..first + n)
-        .map(|index| format!("<|reserved_special_token_{index}|>"))
-        .collect()
-}
 
 /// A teacher sentence has at most so many tokens before the slot, the beginning-of-text token included.
 pub const TEACHER_TOKENS: usize = 127;
@@ -64,18 +55,20 @@ impl TeacherLayer {
 
 /// A loaded Llama decoder with its tokenizer.
 pub struct Decoder {
-    /// The reserved token at which teacher vectors are read.
-    pub slot_token: String,
     model: Llama,
     tokenizer: Tokenizer,
+    chat: Chat,
+    /// What a text begins with.
+    begin: Option<u32>,
+    teacher_slot: u32,
 }
 
 impl Decoder {
     /// Loads a folder in Hugging Face layout and converts its weights to `dtype` on `device`.
     ///
     /// # Errors
-    /// [`Error::Model`](crate::Error::Model) naming what is missing, misshapen or not supported, a lacking
-    /// [`TEACHER_SLOT`] included; [`Error::Io`](crate::Error::Io) for unreadable files.
+    /// [`Error::Model`](crate::Error::Model) naming what is missing, misshapen or not supported, a chat template that can't be
+    /// rendered included; [`Error::Io`](crate::Error::Io) for unreadable files.
     pub fn load(dir: &Path, device: &Device, dtype: DType) -> Result<Self> {
         Self::load_on(dir, &Backend::new(device, dtype))
     }
@@ -85,13 +78,67 @@ impl Decoder {
     /// # Errors
     /// As [`Decoder::load`].
     pub fn load_on(dir: &Path, backend: &Backend) -> Result<Self> {
-        let tokenizer = Tokenizer::load(dir)?.for_rows(LlamaConfig::load(dir)?.vocab_size)?;
-        tokenizer.require(TEACHER_SLOT)?;
+        let files = ModelFiles::open(dir)?;
+        let rows = files.config()?.vocab_size;
+        let tokenizer = files.tokenizer(rows)?;
+        let conventions = files.conventions(&tokenizer)?;
+        let chat = Chat::new(&conventions, &tokenizer, rows)?;
         Ok(Self {
-            slot_token: TEACHER_SLOT.into(),
-            model: Llama::load_on(dir, backend)?,
+            model: Llama::of(&files, backend)?,
+            begin: conventions.begin,
+            teacher_slot: chat.teacher_slot(),
+            chat,
             tokenizer,
         })
+    }
+
+    /// How the decoder is spoken to.
+    pub fn chat(&self) -> &Chat {
+        &self.chat
+    }
+
+    /// Speaks by another form of prompt than the folder's own, such as the one that a bundle was trained with.
+    pub fn set_prompt_form(&mut self, form: PromptForm) {
+        self.chat.set_form(form, &self.tokenizer);
+    }
+
+    /// The token at which teacher vectors are read, [`NO_TOKEN`](super::NO_TOKEN) where the vocabulary has none to spare.
+    pub fn teacher_slot(&self) -> u32 {
+        self.teacher_slot
+    }
+
+    /// Reads teacher vectors at another token.
+    ///
+    /// # Errors
+    /// [`Error::Model`](crate::Error::Model) when the vocabulary lacks it.
+    pub fn set_teacher_slot(&mut self, token: &str) -> Result<()> {
+        self.teacher_slot = self.tokenizer.require(token)?;
+        Ok(())
+    }
+
+    /// The prompt for an instruction about a text that `slots` soft slots stand for.
+    ///
+    /// # Errors
+    /// [`Error::Model`](crate::Error::Model) when the tokenizer can't encode it.
+    pub fn slot_prompt(&self, instruction: &str, slots: usize) -> Result<ChatPrompt> {
+        self.chat.slot_prompt(&self.tokenizer, instruction, slots)
+    }
+
+    /// The prompt for an instruction about a text that stands there itself, cut to `max_tokens` tokens.
+    ///
+    /// # Errors
+    /// As [`Decoder::slot_prompt`].
+    pub fn direct_prompt(&self, instruction: &str, foreign: &str, max_tokens: usize) -> Result<ChatPrompt> {
+        self.chat
+            .direct_prompt(&self.tokenizer, instruction, foreign, max_tokens)
+    }
+
+    /// An answer's tokens, the end of the turn included.
+    ///
+    /// # Errors
+    /// As [`Decoder::slot_prompt`].
+    pub fn answer_tokens(&self, answer: &str) -> Result<Vec<u32>> {
+        self.chat.answer_tokens(&self.tokenizer, answer)
     }
 
     /// Width of the hidden states.
@@ -125,26 +172,32 @@ impl Decoder {
         self.model.embedding().rows(ids)
     }
 
-    /// The token ids whose last hidden state is each text's teacher vector: at most [`TEACHER_TOKENS`] of the text's
-    /// own, then the slot token.
+    /// The token ids whose last hidden state is each text's teacher vector: at most [`TEACHER_TOKENS`], the first one BOS where the
+    /// model has one, then the slot token.
     ///
     /// # Errors
-    /// [`Error::Model`](crate::Error::Model) when the vocabulary lacks [`Decoder::slot_token`], or the tokenizer can't encode a text.
+    /// [`Error::Model`](crate::Error::Model) when the tokenizer can't encode a text.
     pub fn tokenize_teacher(&self, texts: &[impl AsRef<str>]) -> Result<Vec<Vec<u32>>> {
-        let slot = self.tokenizer.require(&self.slot_token)?;
         let mut ids = self.tokenize_sentences(texts)?;
-        ids.iter_mut().for_each(|ids| ids.push(slot));
+        for ids in &mut ids {
+            ids.push(self.teacher_slot);
+        }
         Ok(ids)
     }
 
-    /// The token ids of each text, at most [`TEACHER_TOKENS`].
+    /// The first [`TEACHER_TOKENS`] tokens of each text, which begins with BOS whether or not the tokenizer's template adds it.
     ///
     /// # Errors
     /// [`Error::Model`](crate::Error::Model) when the tokenizer can't encode a text.
     pub fn tokenize_sentences(&self, texts: &[impl AsRef<str>]) -> Result<Vec<Vec<u32>>> {
         let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
         let mut ids = self.tokenizer.encode_batch(&texts, SpecialTokens::Add)?;
-        ids.iter_mut().for_each(|ids| ids.truncate(TEACHER_TOKENS));
+        for ids in &mut ids {
+            if let Some(begin) = self.begin.filter(|begin| ids.first() != Some(begin)) {
+                ids.insert(0, begin);
+            }
+            ids.truncate(TEACHER_TOKENS);
+        }
         Ok(ids)
     }
 

@@ -5,62 +5,109 @@ use std::path::{Path, PathBuf};
 use llink_datasets::store::{ObjectInfo, Store};
 use tokio::runtime::Handle;
 
+use super::gguf::is_gguf;
 use super::weights::SINGLE;
 use crate::{Error, Result};
 
-/// The model of `store` as a folder: where it lies, for a local one; in the Hub's cache, for an `hf://` URL; else `target`, fetched
-/// unless it is there. `check` is asked between files whether to go on.
-///
-/// # Errors
-/// Those of the store, of the disk, and of `check`.
-pub fn fetch(store: &Store, target: &Path, runtime: &Handle, check: &dyn Fn() -> Result<()>) -> Result<PathBuf> {
-    if let Some(place) = in_place(store, runtime, check)? {
-        return Ok(place);
-    }
-    if target.is_dir() {
-        return Ok(target.into());
-    }
-    let failed = |path: &Path, source| Error::Io {
-        path: path.display().to_string(),
-        source,
-    };
-    let parent = target.parent().unwrap_or(target);
-    std::fs::create_dir_all(parent).map_err(|e| failed(parent, e))?;
-    let staging = tempfile::tempdir_in(parent).map_err(|e| failed(parent, e))?;
-    for name in wanted(&runtime.block_on(store.list(""))?) {
-        check()?;
-        let content = runtime.block_on(store.get(name))?;
-        let path = staging.path().join(name);
-        let folder = path.parent().unwrap_or(parent);
-        std::fs::create_dir_all(folder).map_err(|e| failed(folder, e))?;
-        std::fs::write(&path, &content).map_err(|e| failed(&path, e))?;
-    }
-    match std::fs::rename(staging.path(), target) {
-        Ok(()) => drop(staging.keep()),
-        // Another process on this machine was faster; its copy is as good.
-        Err(_) if target.is_dir() => {}
-        Err(e) => return Err(failed(target, e)),
-    }
-    Ok(target.into())
+/// Where a model lies: a folder, or one GGUF file.
+#[derive(Debug)]
+pub struct ModelPlace {
+    store: Store,
+    /// The file's name in the store.
+    file: Option<String>,
 }
 
-/// The folder of a model that has a place of its own on this machine: a local one, or one of the Hub, whose files are brought
-/// into its cache. `None` for one in an object store.
-///
-/// # Errors
-/// As [`fetch`].
-pub fn in_place(store: &Store, runtime: &Handle, check: &dyn Fn() -> Result<()>) -> Result<Option<PathBuf>> {
-    if let Some(local) = store.local_path("") {
-        return Ok(Some(local));
+impl ModelPlace {
+    /// The place that a path or URL names.
+    ///
+    /// # Errors
+    /// Those of [`Store::open`].
+    pub fn open(url: &str) -> Result<Self> {
+        if !is_gguf(url) {
+            let (store, file) = (Store::open(url)?, None);
+            return Ok(Self { store, file });
+        }
+        let (store, name) = Store::open_object(url)?;
+        let file = Some(name);
+        Ok(Self { store, file })
     }
-    let Some(place) = runtime.block_on(store.folder())? else {
-        return Ok(None);
-    };
-    for name in wanted(&runtime.block_on(store.list(""))?) {
-        check()?;
-        runtime.block_on(store.keep(name))?;
+
+    /// The folder or file, if it is one of this machine's.
+    #[must_use]
+    pub fn local_path(&self) -> Option<PathBuf> {
+        self.store.local_path(self.file.as_deref().unwrap_or_default())
     }
-    Ok(Some(place))
+
+    /// The model that has a place of its own on this machine: a local one, or one of the Hub, whose files are brought into its
+    /// cache. `None` for one in an object store.
+    ///
+    /// # Errors
+    /// As [`ModelPlace::fetch`].
+    pub fn in_place(&self, runtime: &Handle, check: &dyn Fn() -> Result<()>) -> Result<Option<PathBuf>> {
+        if let Some(local) = self.local_path() {
+            return Ok(Some(local));
+        }
+        let Some(folder) = runtime.block_on(self.store.folder())? else {
+            return Ok(None);
+        };
+        for name in self.files(runtime)? {
+            check()?;
+            runtime.block_on(self.store.keep(&name))?;
+        }
+        Ok(Some(self.within(&folder)))
+    }
+
+    /// The model as a folder or file of this machine: in its own place, else with its files in the folder `target`, fetched unless
+    /// that is there. `check` is asked between files whether to go on.
+    ///
+    /// # Errors
+    /// Those of the store, of the disk, and of `check`.
+    pub fn fetch(&self, target: &Path, runtime: &Handle, check: &dyn Fn() -> Result<()>) -> Result<PathBuf> {
+        if let Some(place) = self.in_place(runtime, check)? {
+            return Ok(place);
+        }
+        if target.is_dir() {
+            return Ok(self.within(target));
+        }
+        let failed = |path: &Path, source| Error::Io {
+            path: path.display().to_string(),
+            source,
+        };
+        let parent = target.parent().unwrap_or(target);
+        std::fs::create_dir_all(parent).map_err(|e| failed(parent, e))?;
+        let staging = tempfile::tempdir_in(parent).map_err(|e| failed(parent, e))?;
+        for name in self.files(runtime)? {
+            check()?;
+            let content = runtime.block_on(self.store.get(&name))?;
+            let path = staging.path().join(&name);
+            let folder = path.parent().unwrap_or(parent);
+            std::fs::create_dir_all(folder).map_err(|e| failed(folder, e))?;
+            std::fs::write(&path, &content).map_err(|e| failed(&path, e))?;
+        }
+        match std::fs::rename(staging.path(), target) {
+            Ok(()) => drop(staging.keep()),
+            // Another process on this machine was faster; its copy is as good.
+            Err(_) if target.is_dir() => {}
+            Err(e) => return Err(failed(target, e)),
+        }
+        Ok(self.within(target))
+    }
+
+    /// The model's path where `folder` holds its files.
+    fn within(&self, folder: &Path) -> PathBuf {
+        self.file
+            .as_ref()
+            .map_or_else(|| folder.into(), |file| folder.join(file))
+    }
+
+    /// The names of the files that make up the model.
+    fn files(&self, runtime: &Handle) -> Result<Vec<String>> {
+        if let Some(file) = &self.file {
+            return Ok(vec![file.clone()]);
+        }
+        let objects = runtime.block_on(self.store.list(""))?;
+        Ok(wanted(&objects).map(str::to_owned).collect())
+    }
 }
 
 /// The files that a model is loaded from. Beside whole weights others are left: variants in other number formats.
@@ -76,7 +123,7 @@ fn wanted(objects: &[ObjectInfo]) -> impl Iterator<Item = &str> {
 /// Whether a file of a repository or folder is read when its model is loaded: those at its top, and those of an encoder's
 /// modules (`1_Pooling/config.json`).
 pub(crate) fn belongs(path: &str) -> bool {
-    let read = [".json", ".safetensors", ".jinja", ".gguf"]
+    let read = [".json", ".safetensors", ".jinja"]
         .iter()
         .any(|end| path.ends_with(end));
     let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));

@@ -9,8 +9,18 @@ use super::sentence::dense_folders;
 use super::weights::weight_files;
 use crate::{Error, Result};
 
-/// Lower-case hex SHA-256 over the names and contents of `config.json`, `tokenizer.json`, the weight files, and those of
-/// the dense layers that come after an encoder's pooling.
+/// Files that need not be there and that say how a decoder is spoken to.
+const CONVENTIONS: [&str; 4] = [
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+];
+
+/// Lower-case hex SHA-256 over the names and contents of `config.json`, `tokenizer.json`, the weight files, those of the
+/// dense layers that come after an encoder's pooling, and of what says how a decoder is spoken to.
+///
+/// Of a GGUF file its content alone counts.
 ///
 /// Two folders have the same fingerprint exactly when these files are the same. How an encoder pools is no part of it: a
 /// job's facts and a bundle's `config.json` say that.
@@ -18,18 +28,32 @@ use crate::{Error, Result};
 /// # Errors
 /// [`Error::Io`] for an unreadable file, [`Error::Model`] when there are no weights.
 pub fn fingerprint(dir: &Path) -> Result<String> {
-    let mut files: Vec<PathBuf> = vec![dir.join("config.json"), dir.join("tokenizer.json")];
-    files.extend(weight_files(dir)?);
-    for dense in dense_folders(dir)? {
-        files.push(dense.join("config.json"));
-        files.extend(weight_files(&dense)?);
+    let mut files: Vec<PathBuf> = Vec::new();
+    if dir.is_file() {
+        files.push(dir.into());
+    } else {
+        files.extend([dir.join("config.json"), dir.join("tokenizer.json")]);
+        files.extend(
+            CONVENTIONS
+                .iter()
+                .map(|name| dir.join(name))
+                .filter(|path| path.is_file()),
+        );
+        files.extend(weight_files(dir)?);
+        for dense in dense_folders(dir)? {
+            files.push(dense.join("config.json"));
+            files.extend(weight_files(&dense)?);
+        }
     }
     let mut hasher = Sha256::new();
     for path in files {
-        let name = path
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let name = match path.as_path() {
+            file if file == dir => "gguf".into(),
+            file => file
+                .file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+                .unwrap_or_default(),
+        };
         let io = |source| Error::Io {
             path: path.display().to_string(),
             source,
@@ -73,6 +97,10 @@ mod tests {
         let first = fingerprint(a.path()).unwrap();
         assert_eq!(first.len(), 64);
         assert_eq!(first, fingerprint(b.path()).unwrap());
+        std::fs::write(b.path().join("chat_template.jinja"), "{{ messages }}").unwrap();
+        let spoken_to_otherwise = fingerprint(b.path()).unwrap();
+        assert_ne!(first, spoken_to_otherwise);
+        std::fs::remove_file(b.path().join("chat_template.jinja")).unwrap();
         write(b.path(), "abd");
         assert_ne!(first, fingerprint(b.path()).unwrap());
         std::fs::remove_file(b.path().join("tokenizer.json")).unwrap();

@@ -15,9 +15,21 @@ use crate::{Error, Result};
 /// [`Error::Io`] when it can't be read; [`Error::Model`] when it is no JSON, or stands in for a file that was not
 /// downloaded.
 pub(crate) fn read(path: &Path) -> Result<Value> {
+    read_by(path, from_bytes)
+}
+
+/// As [`read`], of a file in which null says something.
+///
+/// # Errors
+/// As [`read`].
+pub(crate) fn read_with_nulls(path: &Path) -> Result<Value> {
+    read_by(path, with_nulls)
+}
+
+fn read_by(path: &Path, parse: fn(&[u8]) -> std::result::Result<Value, String>) -> Result<Value> {
     let name = path.display().to_string();
     match std::fs::read(path) {
-        Ok(bytes) => from_bytes(&bytes).map_err(|reason| Error::Model { path: name, reason }),
+        Ok(bytes) => parse(&bytes).map_err(|reason| Error::Model { path: name, reason }),
         Err(source) => Err(Error::Io { path: name, source }),
     }
 }
@@ -27,13 +39,17 @@ pub(crate) fn read(path: &Path) -> Result<Value> {
 /// # Errors
 /// In words: what stands there instead of JSON.
 pub(crate) fn from_bytes(bytes: &[u8]) -> std::result::Result<Value, String> {
+    let mut value = with_nulls(bytes)?;
+    drop_nulls(&mut value);
+    Ok(value)
+}
+
+fn with_nulls(bytes: &[u8]) -> std::result::Result<Value, String> {
     if let Some(reason) = placeholder(bytes) {
         return Err(reason);
     }
     let text = std::str::from_utf8(without_mark(bytes)).map_err(|error| format!("is not UTF-8: {error}"))?;
-    let mut value = serde_json::from_str(&finite(text)).map_err(|error| format!("is not JSON: {error}"))?;
-    drop_nulls(&mut value);
-    Ok(value)
+    serde_json::from_str(&finite(text)).map_err(|error| format!("is not JSON: {error}"))
 }
 
 /// `value` as a `T`.

@@ -9,10 +9,14 @@ use super::batches::{Batching, Packed, check_ids, in_batches};
 use super::config::LlamaConfig;
 use super::llama_layer::{CachedLayer, LastRows, Layer, Place};
 use super::lora::{AdapterPlace, LayerAdapter};
+use super::model_files::ModelFiles;
 use super::ops::{AttentionSpans, Causality, Embedding, Form, FrozenLinear, MeanOf, Rope, rms_norm, rms_norm_backward};
 use super::weights::Weights;
 use crate::device::TokenCost;
 use crate::{Error, Result};
+
+/// A GGUF's factors of the rotary frequencies.
+const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// Attention's memory is reckoned for sequences of this length: teacher sentences have at most 128 tokens.
 const USUAL_LENGTH: usize = 128;
@@ -28,6 +32,22 @@ pub struct Llama {
     frequencies: Vec<f32>,
     batching: Batching,
     path: String,
+}
+
+/// What stands before the tensors' names, by what the model was saved with.
+pub(crate) const PREFIXES: &[&str] = &["model.", ""];
+
+/// The rotary frequencies, divided by the factors that llama.cpp writes beside the weights of Llama 3.1 and later.
+fn frequencies(config: &LlamaConfig, weights: &Weights) -> Result<Vec<f32>> {
+    let mut frequencies = config.rope_frequencies();
+    if weights.has(ROPE_FACTORS) {
+        let factors = weights.values(ROPE_FACTORS, &[frequencies.len()])?;
+        frequencies
+            .iter_mut()
+            .zip(factors)
+            .for_each(|(frequency, factor)| *frequency /= factor);
+    }
+    Ok(frequencies)
 }
 
 /// Keys and values of the tokens so far, one pair per layer: [tokens, kv_heads·head_dim] each.
@@ -78,8 +98,13 @@ impl Llama {
     /// # Errors
     /// As [`Llama::load`].
     pub fn load_on(dir: &Path, backend: &Backend) -> Result<Self> {
-        let config = LlamaConfig::load(dir)?;
-        let weights = Weights::open(dir, PREFIXES, backend)?;
+        Self::of(&ModelFiles::open(dir)?, backend)
+    }
+
+    /// As [`Llama::load_on`], of files that are open.
+    pub(super) fn of(files: &ModelFiles, backend: &Backend) -> Result<Self> {
+        let config = files.config()?;
+        let weights = files.weights(backend)?;
         let shape = [config.vocab_size, config.hidden_size];
         // Some were saved with one of the two that they share.
         let tied = config.tie_word_embeddings;
@@ -96,7 +121,7 @@ impl Llama {
             norm: weights.tensor("norm.weight", &[config.hidden_size])?,
             head: weights.linear(head, shape, None)?,
             embedding: weights.embedding(embedding, shape)?,
-            frequencies: config.rope_frequencies(),
+            frequencies: frequencies(&config, &weights)?,
             batching: Batching::new(TokenCost::forward(
                 config.hidden_size,
                 config.intermediate_size,
@@ -106,7 +131,7 @@ impl Llama {
             )),
             config,
             layers,
-            path: dir.display().to_string(),
+            path: weights.path().to_owned(),
         })
     }
 

@@ -20,7 +20,14 @@ pub(super) struct Layer {
     /// In the order of [`Projection::ALL`].
     linears: [FrozenLinear; 7],
     attention: Attention,
+    /// Of each head of queries and keys before they are turned, [head_dim] each: Qwen3's.
+    head_norms: Option<HeadNorms>,
     eps: f64,
+}
+
+struct HeadNorms {
+    q: Tensor,
+    k: Tensor,
 }
 
 /// What all layers of a pass share.
@@ -66,6 +73,9 @@ pub(super) struct LayerTape {
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    /// Before the norms of heads, where there are any.
+    raw_q: Option<Tensor>,
+    raw_k: Option<Tensor>,
     /// Before the output projection.
     attended: Tensor,
     /// After the first residual sum, [T, hidden].
@@ -80,10 +90,20 @@ impl Layer {
         let hidden = config.hidden_size;
         let linear = |projection: Projection| -> Result<FrozenLinear> {
             let (rows, columns) = projection.shape(config);
-            weights.linear(&format!("{name}.{}.weight", projection.path()), [rows, columns], None)
+            let path = format!("{name}.{}", projection.path());
+            let bias = config.has_bias(projection).then(|| format!("{path}.bias"));
+            weights.linear(&format!("{path}.weight"), [rows, columns], bias.as_deref())
         };
         let norm = |part: &str| weights.tensor(&format!("{name}.{part}.weight"), &[hidden]);
         let (input_norm, post_norm) = (norm("input_layernorm")?, norm("post_attention_layernorm")?);
+        let head_norm = |part: &str| weights.tensor(&format!("{name}.self_attn.{part}.weight"), &[config.head_dim]);
+        let head_norms = match config.head_norms {
+            true => Some(HeadNorms {
+                q: head_norm("q_norm")?,
+                k: head_norm("k_norm")?,
+            }),
+            false => None,
+        };
         let linears: Vec<_> = Projection::ALL.into_iter().map(linear).collect::<Result<_>>()?;
         Ok(Self {
             form: weights.form(),
@@ -97,6 +117,7 @@ impl Layer {
                 kv_heads: config.num_key_value_heads,
                 head_dim: config.head_dim,
             },
+            head_norms,
             eps: config.rms_norm_eps,
         })
     }
@@ -116,7 +137,9 @@ impl Layer {
         let taped = tape.is_some();
         let apply = |projection: Projection, x: &Tensor| self.apply(projection, x, adapter);
         let normed = rms_norm(self.form, &x, &self.input_norm, self.eps)?;
-        let mut k = rope.turn(apply(KProj, &normed)?)?; // [T, kv_heads·head_dim]
+        let norms = self.head_norms.as_ref();
+        let (k, raw_k) = self.norm_heads(apply(KProj, &normed)?, norms.map(|norms| &norms.k))?; // [T, kv_heads·head_dim]
+        let mut k = rope.turn(k)?;
         let mut v = apply(VProj, &normed)?;
         if let Some(cached) = cached {
             if let Some((past_k, past_v)) = cached.as_ref() {
@@ -133,7 +156,8 @@ impl Layer {
                 &last.rope,
             ),
         };
-        let q = rope.turn(apply(QProj, &normed)?)?; // [T, heads·head_dim]
+        let (q, raw_q) = self.norm_heads(apply(QProj, &normed)?, norms.map(|norms| &norms.q))?; // [T, heads·head_dim]
+        let q = rope.turn(q)?;
         let attended = self.attention.attend(&q, &k, &v, spans)?;
         let out = apply(OProj, &attended)?;
         let input = taped.then(|| self.kept(&x)).transpose()?;
@@ -148,6 +172,8 @@ impl Layer {
                 q,
                 k,
                 v,
+                raw_q,
+                raw_k,
                 attended,
                 middle: x,
                 gate,
@@ -181,11 +207,35 @@ impl Layer {
             .attention
             .backward(&tape.q, &tape.k, &tape.v, place.spans, &by_attended)?;
         let normed = rms_norm(self.form, &tape.input, &self.input_norm, self.eps)?;
-        let by_q = through(QProj, &normed, &place.rope.turn_back(by_q)?)?;
-        let by_k = through(KProj, &normed, &place.rope.turn_back(by_k)?)?;
+        let norms = self.head_norms.as_ref();
+        let by_q = self.norm_heads_backward(place.rope.turn_back(by_q)?, tape.raw_q, norms.map(|norms| &norms.q))?;
+        let by_k = self.norm_heads_backward(place.rope.turn_back(by_k)?, tape.raw_k, norms.map(|norms| &norms.k))?;
+        let by_q = through(QProj, &normed, &by_q)?;
+        let by_k = through(KProj, &normed, &by_k)?;
         let by_v = through(VProj, &normed, &by_v)?;
         let by_normed = ((by_q + by_k)? + by_v)?;
         Ok((by + rms_norm_backward(self.form, &tape.input, &self.input_norm, self.eps, &by_normed)?)?)
+    }
+
+    /// x [T, n·head_dim] with each head normed, and x as it was for the backward pass; x alone where there is no norm.
+    fn norm_heads(&self, x: Tensor, gamma: Option<&Tensor>) -> Result<(Tensor, Option<Tensor>)> {
+        let Some(gamma) = gamma else { return Ok((x, None)) };
+        let normed = rms_norm(self.form, &self.heads(&x)?, gamma, self.eps)?.reshape(x.shape())?;
+        Ok((normed, Some(x)))
+    }
+
+    /// The gradient by what [`Layer::norm_heads`] was given.
+    fn norm_heads_backward(&self, by: Tensor, raw: Option<Tensor>, gamma: Option<&Tensor>) -> Result<Tensor> {
+        let (Some(raw), Some(gamma)) = (raw, gamma) else {
+            return Ok(by);
+        };
+        let by_raw = rms_norm_backward(self.form, &self.heads(&raw)?, gamma, self.eps, &self.heads(&by)?)?;
+        Ok(by_raw.reshape(by.shape())?)
+    }
+
+    /// x [T, n·head_dim] as [T·n, head_dim].
+    fn heads(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.contiguous()?.reshape(((), self.attention.head_dim))?)
     }
 
     /// x, safe from operations that take it over: on slices they change it in place.

@@ -1,17 +1,46 @@
 //! `tokenizer.json`: texts to token ids and back.
+//!
+//! Text that merely looks like a control token must not become one: data could end a turn. A guarded tokenizer therefore
+//! recognizes no control token in text. It knows each of them by a mark instead, two characters that no text holds, which
+//! [`Tokenizer::marked`] puts where a chat template writes the token. Everything else, the merging of a template's text with
+//! the user's included, is left to the library.
 
+use std::collections::HashSet;
 use std::path::Path;
+
+use tokenizers::AddedToken;
 
 use super::json;
 use super::placeholder::placeholder;
 use crate::{Error, Result};
 
+/// Begins a mark. It is no character: no text that is meant for exchange holds it.
+const MARK: char = '\u{10ffff}';
+/// What follows it: private-use characters, the first for a slot, then one for each control token.
+const FIRST_INDEX: u32 = 0xf_0000;
+
+/// A position that holds no token, such as a slot of a vocabulary that has no token to spare.
+pub const NO_TOKEN: u32 = u32::MAX - 1;
+
 /// A loaded tokenizer. Truncation and padding that the file may ask for are off: llink cuts token lists itself.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     path: String,
+    vocab_size: usize,
     /// Rows of the model's embedding: ids from here on can't be read.
     rows: usize,
+    /// Left out of decoded text.
+    special: HashSet<u32>,
+    controls: Controls,
+}
+
+/// The tokens that text never becomes.
+#[derive(Default)]
+struct Controls {
+    /// With their ids, the longest text first.
+    tokens: Vec<(String, u32)>,
+    /// What the slot's mark becomes, then the marks of `tokens` in their order.
+    first_mark: u32,
 }
 
 /// Whether the tokens that the file's template adds (`<s>`, `<|begin_of_text|>`, …) come along.
@@ -43,23 +72,66 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Model`] when it is not a tokenizer that this build supports.
     pub fn from_bytes(path: &str, bytes: &[u8]) -> Result<Self> {
-        let path = path.to_owned();
-        let refuse = |reason: String| Error::Model {
-            path: path.clone(),
-            reason,
-        };
         if let Some(reason) = placeholder(bytes) {
-            return Err(refuse(reason));
+            let path = path.to_owned();
+            return Err(Error::Model { path, reason });
         }
-        let said = |error: tokenizers::Error| refuse(error.to_string());
-        let mut inner = tokenizers::Tokenizer::from_bytes(json::without_mark(bytes)).map_err(said)?;
-        inner.with_truncation(None).map_err(said)?;
+        let inner = tokenizers::Tokenizer::from_bytes(json::without_mark(bytes));
+        Self::of(path, inner.map_err(|error| refuse(path, &error))?)
+    }
+
+    /// A tokenizer of the library's; `path` is how errors call it.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when the library refuses to turn truncation off.
+    pub fn of(path: &str, mut inner: tokenizers::Tokenizer) -> Result<Self> {
+        inner.with_truncation(None).map_err(|error| refuse(path, &error))?;
         inner.with_padding(None);
+        let added = inner.get_added_tokens_decoder();
+        let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id);
         Ok(Self {
-            inner,
-            path,
+            special: special.collect(),
+            vocab_size: highest_id(&inner).map_or(0, |id| id as usize + 1),
             rows: usize::MAX,
+            controls: Controls::default(),
+            path: path.to_owned(),
+            inner,
         })
+    }
+
+    /// The same tokenizer, guarded: special tokens and added tokens that look like markup (`<think>`, `[INST]`) are recognized
+    /// where [`Tokenizer::marked`] marks them and nowhere else.
+    ///
+    /// # Errors
+    /// [`Error::Model`] when the library refuses the marks.
+    pub fn guarded(mut self) -> Result<Self> {
+        let mut controls: Vec<(u32, AddedToken)> = self
+            .inner
+            .get_added_tokens_decoder()
+            .iter()
+            .filter(|(_, token)| is_control(token))
+            .map(|(id, token)| (*id, token.clone()))
+            .collect();
+        controls.sort_by(|(a, one), (b, other)| (other.content.len(), a).cmp(&(one.content.len(), b)));
+        // The library numbers what is added from the count of tokens on, where a vocabulary with holes has ids of its own.
+        let next = self.inner.get_vocab_size(false).max(highest_added(&self.inner));
+        let fillers = (next..self.vocab_size).map(|id| AddedToken::from(format!("{MARK}{MARK}{id}"), false));
+        // The library passes over special tokens, and over no others.
+        let hidden = controls.iter().map(|(_, token)| token.clone().special(true));
+        let slot = AddedToken::from(mark(0), false).normalized(false);
+        let marks = controls.iter().zip(1..).map(|((_, token), index)| AddedToken {
+            content: mark(index),
+            special: false,
+            ..token.clone()
+        });
+        let added: Vec<AddedToken> = hidden.chain(fillers).chain([slot]).chain(marks).collect();
+        self.inner.add_tokens(added).map_err(|error| self.refuse(error))?;
+        self.inner.set_encode_special_tokens(true);
+        self.controls = Controls {
+            first_mark: self.require(&mark(0))?,
+            tokens: controls.into_iter().map(|(id, token)| (token.content, id)).collect(),
+        };
+        Ok(self)
     }
 
     /// Token ids of each text, in order, computed in parallel.
@@ -67,9 +139,10 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Model`] when the tokenizer can't encode a text (no unknown token, for instance).
     pub fn encode_batch(&self, texts: &[&str], special: SpecialTokens) -> Result<Vec<Vec<u32>>> {
+        let texts: Vec<String> = texts.iter().map(|text| self.unmarked(text)).collect();
         let encodings = self
             .inner
-            .encode_batch_fast(texts.to_vec(), special == SpecialTokens::Add)
+            .encode_batch_fast(texts, special == SpecialTokens::Add)
             .map_err(|error| self.refuse(error))?;
         encodings
             .iter()
@@ -84,9 +157,99 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, special: SpecialTokens) -> Result<Vec<u32>> {
         let encoding = self
             .inner
-            .encode_fast(text, special == SpecialTokens::Add)
+            .encode_fast(self.unmarked(text), special == SpecialTokens::Add)
             .map_err(|error| self.refuse(error))?;
         self.readable(encoding.get_ids().to_vec())
+    }
+
+    /// Token ids of a text with marks, and [`NO_TOKEN`] for each slot's mark. Nothing is added to it.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode_batch`].
+    pub(super) fn encode_marked(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(|error| self.refuse(error))?;
+        let Controls { tokens, first_mark } = &self.controls;
+        let meant = |id: &u32| match id.checked_sub(*first_mark) {
+            Some(0) => NO_TOKEN,
+            Some(index) => tokens.get(index as usize - 1).map_or(*id, |(_, id)| *id),
+            None => *id,
+        };
+        self.readable(encoding.get_ids().iter().map(meant).collect())
+    }
+
+    /// A template's text with marks where it writes control tokens; of two that begin at one place the longer one counts.
+    pub(super) fn marked(&self, template: &str) -> String {
+        let mut marked = String::new();
+        let mut rest = template;
+        while let Some(next) = rest.chars().next() {
+            let here = self
+                .controls
+                .tokens
+                .iter()
+                .position(|(token, _)| rest.starts_with(token.as_str()));
+            match here {
+                Some(index) => {
+                    marked.push_str(&mark(index as u32 + 1));
+                    rest = &rest[self.controls.tokens[index].0.len()..];
+                }
+                None => {
+                    marked.push(next);
+                    rest = &rest[next.len_utf8()..];
+                }
+            }
+        }
+        marked
+    }
+
+    /// The first control token that a template's text writes, and its id.
+    pub(super) fn first_control(&self, template: &str) -> Option<(&str, u32)> {
+        let tokens = self.controls.tokens.iter().enumerate();
+        let found = tokens.filter_map(|(index, (token, _))| Some((template.find(token.as_str())?, index)));
+        // Of those at one place the first is the longest.
+        let (_, index) = found.min()?;
+        let (token, id) = &self.controls.tokens[index];
+        Some((token, *id))
+    }
+
+    /// The control tokens, whose ids text never becomes.
+    pub(super) fn controls(&self) -> &[(String, u32)] {
+        &self.controls.tokens
+    }
+
+    /// Whether decoded text leaves the token out.
+    pub(super) fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
+    }
+
+    /// A text that holds no mark. Without control tokens nothing is a mark.
+    pub(super) fn unmarked(&self, text: &str) -> String {
+        match self.controls.first_mark {
+            0 => text.to_owned(),
+            _ => text.replace(MARK, "\u{fffd}"),
+        }
+    }
+
+    /// The longest beginning of `text` that is at most `max_tokens` tokens and ends between two characters.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode_batch`].
+    pub(super) fn cut<'a>(&self, text: &'a str, max_tokens: usize) -> Result<&'a str> {
+        // A token is at least a byte, but for one that a normalizer may put in front.
+        if text.len() < max_tokens {
+            return Ok(text);
+        }
+        let encoding = self.inner.encode(text, false).map_err(|error| self.refuse(error))?;
+        let offsets = encoding.get_offsets();
+        if offsets.len() <= max_tokens {
+            return Ok(text);
+        }
+        // A character of several bytes may be several tokens.
+        let whole = |count: &usize| *count == 0 || offsets[*count].0 >= offsets[count - 1].1;
+        let count = (0..=max_tokens).rev().find(whole).unwrap_or(0);
+        Ok(&text[..count.checked_sub(1).map_or(0, |last| offsets[last].1)])
     }
 
     /// The text of `ids`, special tokens left out.
@@ -94,12 +257,19 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Model`] when the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|error| self.refuse(error))
+        let said = ids.iter().filter(|id| !self.special.contains(id)).copied();
+        let said: Vec<u32> = said.collect();
+        self.inner.decode(&said, false).map_err(|error| self.refuse(error))
     }
 
     /// The id of a token by its text.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
+    }
+
+    /// The text of a token by its id.
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id).filter(|_| (id as usize) < self.vocab_size)
     }
 
     /// The id of a token that has to be there.
@@ -124,9 +294,14 @@ impl Tokenizer {
         Ok(bounded)
     }
 
+    /// One more than the highest id, added tokens included.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
     /// Refuses a token that the model has no embedding for.
     fn readable(&self, ids: Vec<u32>) -> Result<Vec<u32>> {
-        let Some(id) = ids.iter().find(|id| **id as usize >= self.rows) else {
+        let Some(id) = ids.iter().find(|id| **id as usize >= self.rows && **id != NO_TOKEN) else {
             return Ok(ids);
         };
         let (token, rows) = (self.inner.id_to_token(*id).unwrap_or_default(), self.rows);
@@ -140,9 +315,35 @@ impl Tokenizer {
     }
 
     fn refuse(&self, error: tokenizers::Error) -> Error {
-        Error::Model {
-            path: self.path.clone(),
-            reason: error.to_string(),
-        }
+        refuse(&self.path, &error)
     }
+}
+
+fn refuse(path: &str, error: &tokenizers::Error) -> Error {
+    Error::Model {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    }
+}
+
+fn highest_id(tokenizer: &tokenizers::Tokenizer) -> Option<u32> {
+    tokenizer.get_vocab(true).into_values().max()
+}
+
+/// One more than the highest id of an added token.
+fn highest_added(tokenizer: &tokenizers::Tokenizer) -> usize {
+    let added = tokenizer.get_added_tokens_decoder();
+    added.keys().max().map_or(0, |id| *id as usize + 1)
+}
+
+/// The mark of a slot, 0, or of a control token.
+pub(super) fn mark(index: u32) -> String {
+    let index = char::from_u32(FIRST_INDEX + index).unwrap_or(char::REPLACEMENT_CHARACTER);
+    format!("{MARK}{index}")
+}
+
+/// Whether a token stands for structure, not for text. Added tokens of text, such as runs of spaces, are recognized everywhere.
+fn is_control(token: &AddedToken) -> bool {
+    let encloses = |open, close| token.content.starts_with(open) && token.content.ends_with(close);
+    token.special || encloses('<', '>') || encloses('[', ']')
 }

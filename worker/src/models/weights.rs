@@ -1,7 +1,7 @@
 //! Weights by name from memory-mapped safetensors: one `model.safetensors`, or the shards that
 //! `model.safetensors.index.json` lists.
 //!
-//! On the CPU matrices and embeddings stay in the map; only norms and biases are copied, as f32.
+//! On the CPU matrices and embeddings stay in the map; only norms and biases are copied, as f32. A GGUF file's are found alike.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
@@ -16,8 +16,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::backend::Backend;
+use super::gguf::Gguf;
 use super::json;
-use super::ops::{Embedding, Form, Format, FrozenLinear, FrozenMatrix, Precision, Stored};
+use super::ops::{Embedding, Form, Format, FrozenLinear, FrozenMatrix, Memory, Precision, Stored};
 use super::placeholder::placeholder;
 use crate::{Error, Result};
 
@@ -33,11 +34,11 @@ pub struct Weights {
 }
 
 /// Where a tensor lies.
-struct Entry {
-    file: Arc<Mmap>,
-    bytes: Range<usize>,
-    dtype: Dtype,
-    shape: Vec<usize>,
+pub(super) struct Entry {
+    pub(super) file: Arc<Memory>,
+    pub(super) bytes: Range<usize>,
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
 }
 
 impl Weights {
@@ -56,6 +57,24 @@ impl Weights {
             prefixes,
             backend: backend.clone(),
         })
+    }
+
+    /// Those of a GGUF file, by the names that a folder would have. What is in blocks is unpacked here, to bf16.
+    ///
+    /// # Errors
+    /// [`Error::Model`] for a file that is cut off.
+    pub(super) fn of_gguf(file: &Gguf, backend: &Backend) -> Result<Self> {
+        Ok(Self {
+            dir: file.path().to_owned(),
+            entries: file.entries()?,
+            prefixes: &[""],
+            backend: backend.clone(),
+        })
+    }
+
+    /// The folder or file, for errors.
+    pub(super) fn path(&self) -> &str {
+        &self.dir
     }
 
     /// The dtype of what flows between layers: on the CPU f32, whatever the products are done in.
@@ -97,6 +116,16 @@ impl Weights {
         Ok(tensor.to_dtype(self.activation_dtype())?)
     }
 
+    /// The values of the tensor `name` in f32, whatever is computed in.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`].
+    pub(super) fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let mut values = vec![0.0; shape.iter().product()];
+        self.stored(name, shape)?.view().read(0, &mut values);
+        Ok(values)
+    }
+
     /// The linear map of the weight `name` [out, in] and of a bias [out].
     ///
     /// # Errors
@@ -118,12 +147,11 @@ impl Weights {
     /// As [`Weights::tensor`].
     pub(crate) fn embedding(&self, name: &str, [vocab, width]: [usize; 2]) -> Result<Embedding> {
         match self.precision() {
-            None => Ok(Embedding::Tensor(self.tensor(name, &[vocab, width])?)),
-            Some(_) => Ok(Embedding::Host {
-                stored: self.stored(name, &[vocab, width])?,
-                vocab,
-                width,
-            }),
+            None => Ok(Embedding::of_tensor(self.tensor(name, &[vocab, width])?)),
+            Some(_) => Ok(Embedding::of_stored(
+                self.stored(name, &[vocab, width])?,
+                [vocab, width],
+            )),
         }
     }
 
@@ -138,8 +166,8 @@ impl Weights {
     }
 
     fn find(&self, name: &str) -> Option<&Entry> {
-        let names = self.prefixes.iter().map(|prefix| format!("{prefix}{name}"));
-        names.into_iter().find_map(|name| self.entries.get(&name))
+        let mut names = self.prefixes.iter().map(|prefix| format!("{prefix}{name}"));
+        names.find_map(|name| self.entries.get(&name))
     }
 
     fn entry(&self, name: &str, shape: &[usize]) -> Result<(&Entry, Format)> {
@@ -182,7 +210,7 @@ fn map_file(path: &Path, entries: &mut HashMap<String, Entry>) -> Result<()> {
         return Err(refuse(path, placeholder(&[]).unwrap_or_default()));
     }
     // SAFETY: the files are read-only inputs of a task; nothing writes to them while they are mapped.
-    let file = Arc::new(unsafe { Mmap::map(&file) }.map_err(io)?);
+    let file = Arc::new(Memory::File(unsafe { Mmap::map(&file) }.map_err(io)?));
     if let Some(reason) = placeholder(&file) {
         return Err(refuse(path, reason));
     }

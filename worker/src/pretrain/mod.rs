@@ -153,7 +153,7 @@ fn train_decoder(
     told: ToldOf<'_>,
 ) -> Result<()> {
     let tokenizer = Decoder::load(dir, &candle_core::Device::Cpu, candle_core::DType::F32)?;
-    let slot = tokenizer.tokenizer().require(&tokenizer.slot_token)?;
+    let slot = tokenizer.teacher_slot();
     let model = TrainableDecoder::read(dir)?;
     let head = Reconstruction::new(model.config.hidden_size, TEACHER_TOKENS, options.seed)?;
     let looked_at = |kind: Kind| -> Result<Share> {

@@ -13,7 +13,7 @@ use super::training::read_tables;
 use crate::llink::answers::{AnswerScores, answer_scores};
 use crate::llink::projector::Projector;
 use crate::llink::slot_expander::{ExpanderActivations, SlotExpander};
-use crate::models::{Decoder, END_OF_TURN, GenerateOptions, LoadedAdapter, Sampling, peft};
+use crate::models::{Decoder, GenerateOptions, LoadedAdapter, Sampling, peft};
 use crate::{Error, Result};
 
 /// What an answer is made from.
@@ -50,7 +50,7 @@ pub(super) fn run(
         adapter: loaded(&task.adapter_config, &task.adapter)?,
         options: GenerateOptions {
             max_tokens: task.max_answer_tokens as usize,
-            stop: vec![decoder.tokenizer().require(END_OF_TURN)?],
+            stop: decoder.chat().stop().to_vec(),
             sampling: Sampling::Greedy,
         },
         max_tokens: task.max_tokens as usize,

@@ -18,7 +18,7 @@ use crate::llink::projector::Projector;
 use crate::llink::slot_expander::{ExpanderActivations, SlotExpander};
 use crate::llink::statistics::Statistics;
 use crate::models::lora::LoraAdapter;
-use crate::models::{Decoder, END_OF_TURN, FIRST_SLOT, LoadedAdapter, peft, prompt_form, slot_tokens};
+use crate::models::{Decoder, LoadedAdapter, peft};
 use crate::train::random::uniform;
 use crate::{Error, Result};
 
@@ -50,7 +50,7 @@ pub(super) fn run(context: &TaskContext, task: &Export) -> Result<TaskResult> {
     let decoder = context.models.decoder(context, model)?;
     let trained = read_trained(context, &store, task, projector, &decoder)?;
     let instructions = instructions(context, &store, task)?;
-    let config = config(task, &trained, encoder, model, instructions)?;
+    let config = config(task, &trained, encoder, model, &decoder, instructions)?;
 
     let mut result = TaskResult::default();
     let mut put = |name: &str, role: &str, content: Bytes| -> Result<()> {
@@ -146,6 +146,7 @@ fn config(
     trained: &Trained,
     encoder: &ModelRef,
     decoder: &ModelRef,
+    loaded: &Decoder,
     instructions: BTreeMap<String, String>,
 ) -> Result<BundleConfig> {
     let shape = trained.projector.shape();
@@ -155,7 +156,7 @@ fn config(
             file: SLOTS.into(),
             count: shape.slots,
             hidden_size: shape.hidden,
-            tokens: slot_tokens(FIRST_SLOT, shape.slots),
+            ids: loaded.chat().slot_ids(shape.slots).to_vec(),
             median_norm: expander.median_norm(),
         }
     });
@@ -194,8 +195,8 @@ fn config(
             metric: statistics.metric_name().into(),
         }),
         prompt: adapter.as_ref().map(|_| PromptEntry {
-            form: prompt_form(if direct { "{text}" } else { "{slots}" }),
-            stop: END_OF_TURN.into(),
+            form: loaded.chat().form().text(if direct { "{text}" } else { "{slots}" }),
+            stop: loaded.chat().stop().to_vec(),
             text_tokens: if direct { task.text_tokens as usize } else { 0 },
             instructions,
         }),

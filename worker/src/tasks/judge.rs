@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::TaskContext;
 use super::ask::Asker;
 use crate::judge::{Comparison, Order, Preference, SYSTEM, Verdict};
-use crate::models::{Decoder, END_OF_TURN, GenerateOptions, LoadedAdapter, Sampling};
+use crate::models::{Decoder, GenerateOptions, LoadedAdapter, Sampling};
 use crate::synthesize::{Answer, Client, Endpoint, Request, Unusable};
 use crate::{Error, Result};
 
@@ -116,7 +116,7 @@ fn against_base(context: &TaskContext, task: &Judge, model: &ModelRef, rows: &[V
     let decoder = context.models.decoder(context, model)?;
     let options = GenerateOptions {
         max_tokens: task.max_answer_tokens as usize,
-        stop: vec![decoder.tokenizer().require(END_OF_TURN)?],
+        stop: decoder.chat().stop().to_vec(),
         sampling: Sampling::Greedy,
     };
     let pairs = rows.iter().map(|row| {

@@ -9,7 +9,7 @@ use llink_proto::{EncoderReading, ModelRef, ModelRole, PrepareModel, TaskResult}
 
 use super::TaskContext;
 use crate::models::{
-    Backend, Decoder, Encoder, FolderReading, Pooling, Reading, ReadingWishes, fetch, fingerprint, in_place, tiny,
+    Backend, Decoder, Encoder, FolderReading, ModelPlace, Pooling, Reading, ReadingWishes, fingerprint, tiny,
 };
 use crate::{Error, Result};
 
@@ -96,12 +96,12 @@ fn to_message(reading: &Reading) -> EncoderReading {
     }
 }
 
-/// The model's folder on this machine. One in an object store is fetched once and kept under its fingerprint, one of the Hub in
-/// its cache.
+/// The model's folder, or its GGUF file, on this machine. One in an object store is fetched once and kept under its fingerprint, one
+/// of the Hub in its cache.
 pub(super) fn folder(context: &TaskContext, model: &ModelRef) -> Result<PathBuf> {
-    let store = Store::open(&model.url)?;
+    let place = ModelPlace::open(&model.url)?;
     let target = kept_models().join(&model.fingerprint);
-    fetch(&store, &target, &context.runtime, &|| context.control.check())
+    place.fetch(&target, &context.runtime, &|| context.control.check())
 }
 
 /// Where models of object stores are kept on this machine.
@@ -112,9 +112,9 @@ fn kept_models() -> PathBuf {
 /// The fingerprint of a model that nothing is known of yet. One in an object store is fetched to a place of its own, and moved to
 /// where it is kept once its fingerprint is known.
 fn identify(context: &TaskContext, url: &str) -> Result<String> {
-    let store = Store::open(url)?;
-    if let Some(place) = in_place(&store, &context.runtime, &|| context.control.check())? {
-        return fingerprint(&place);
+    let place = ModelPlace::open(url)?;
+    if let Some(found) = place.in_place(&context.runtime, &|| context.control.check())? {
+        return fingerprint(&found);
     }
     let failed = |source| Error::Io {
         path: kept_models().display().to_string(),
@@ -122,13 +122,12 @@ fn identify(context: &TaskContext, url: &str) -> Result<String> {
     };
     std::fs::create_dir_all(kept_models()).map_err(failed)?;
     let unknown = tempfile::tempdir_in(kept_models()).map_err(failed)?;
-    let fetched = fetch(&store, &unknown.path().join("model"), &context.runtime, &|| {
-        context.control.check()
-    })?;
+    let folder = unknown.path().join("model");
+    let fetched = place.fetch(&folder, &context.runtime, &|| context.control.check())?;
     let print = fingerprint(&fetched)?;
     let kept = kept_models().join(&print);
     // Where it is kept already, that copy is as good.
-    match std::fs::rename(&fetched, &kept) {
+    match std::fs::rename(&folder, &kept) {
         Err(source) if !kept.is_dir() => Err(failed(source)),
         _ => Ok(print),
     }

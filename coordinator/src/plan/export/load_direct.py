@@ -1,4 +1,5 @@
 import json
+import os
 
 import torch
 from peft import PeftModel
@@ -6,25 +7,39 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 bundle, decoder_id = ".", "DECODER"
 
+
+def pretrained(kind, name):
+    folder, file = os.path.split(name)
+    return kind.from_pretrained(folder or ".", gguf_file=file) if file.endswith(".gguf") else kind.from_pretrained(name)
+
+
 config = json.load(open(f"{bundle}/config.json"))
-decoder, speaker = AutoModelForCausalLM.from_pretrained(decoder_id).float(), AutoTokenizer.from_pretrained(decoder_id)
+decoder, speaker = pretrained(AutoModelForCausalLM, decoder_id).float(), pretrained(AutoTokenizer, decoder_id)
 decoder = PeftModel.from_pretrained(decoder, bundle).eval()
 
 
-def prompt(instruction, text):
-    def tokens(text):
-        return speaker(text, add_special_tokens=False)["input_ids"]
+def cut(text):
+    at = speaker(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    count = config["prompt"]["text_tokens"]
+    if len(at) <= count:
+        return text
+    while count and at[count][0] < at[count - 1][1]:  # in the middle of a character
+        count -= 1
+    return text[: at[count - 1][1]] if count else ""
 
-    before, after = config["prompt"]["form"].format(instruction=instruction, text="\0").split("\0")
-    return torch.tensor([tokens(before) + tokens(text)[: config["prompt"]["text_tokens"]] + tokens(after)])
+
+def prompt(instruction, text):
+    before, after = config["prompt"]["form"].split("{instruction}")
+    text = before + instruction.strip() + after.replace("{text}", cut(text))
+    return torch.tensor([speaker(text, add_special_tokens=False)["input_ids"]])
 
 
 @torch.no_grad()
 def answer(text, instruction):
     ids = prompt(instruction, text)
-    stop = speaker.convert_tokens_to_ids(config["prompt"]["stop"])
+    stop = config["prompt"]["stop"]
     said = decoder.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=128,
-                            eos_token_id=stop, pad_token_id=stop)
+                            eos_token_id=stop, pad_token_id=stop[0])
     return speaker.decode(said[0, ids.shape[1]:], skip_special_tokens=True)
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +9,16 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 bundle, encoder_id, decoder_id = ".", "ENCODER", "DECODER"
 
+
+def pretrained(kind, name):
+    folder, file = os.path.split(name)
+    return kind.from_pretrained(folder or ".", gguf_file=file) if file.endswith(".gguf") else kind.from_pretrained(name)
+
+
 config = json.load(open(f"{bundle}/config.json"))
 projector, expander = load_file(f"{bundle}/projector.safetensors"), load_file(f"{bundle}/slots.safetensors")
 encoder, reader = AutoModel.from_pretrained(encoder_id).float().eval(), AutoTokenizer.from_pretrained(encoder_id)
-decoder, speaker = AutoModelForCausalLM.from_pretrained(decoder_id).float(), AutoTokenizer.from_pretrained(decoder_id)
+decoder, speaker = pretrained(AutoModelForCausalLM, decoder_id).float(), pretrained(AutoTokenizer, decoder_id)
 decoder = PeftModel.from_pretrained(decoder, bundle).eval()
 
 
@@ -34,21 +41,23 @@ def slots(vector):
 
 
 def prompt(instruction, slots):
-    tokens = config["slots"]["tokens"]
-    text = config["prompt"]["form"].format(instruction=instruction, slots="".join(tokens))
+    # A slot's embedding takes the place of its token's: any token that no text holds parts the text where the slots stand.
+    speaker.add_tokens(["<|llink slot|>"], special_tokens=True)
+    text = config["prompt"]["form"].replace("{slots}", "<|llink slot|>" * len(slots)).replace("{instruction}", instruction.strip())
     ids = torch.tensor([speaker(text, add_special_tokens=False)["input_ids"]])
-    embeddings = decoder.get_input_embeddings()(ids)
-    embeddings[0, torch.isin(ids[0], torch.tensor(speaker.convert_tokens_to_ids(tokens)))] = slots
+    place = ids == speaker.convert_tokens_to_ids("<|llink slot|>")
+    embeddings = decoder.get_input_embeddings()(ids.masked_fill(place, 0))
+    embeddings[place] = slots
     return embeddings
 
 
 @torch.no_grad()
 def answer(text, instruction):
     embeddings = prompt(instruction, slots(vector(text)))
-    stop = speaker.convert_tokens_to_ids(config["prompt"]["stop"])
+    stop = config["prompt"]["stop"]
     mask = torch.ones(embeddings.shape[:2], dtype=torch.long)
     ids = decoder.generate(inputs_embeds=embeddings, attention_mask=mask, do_sample=False, max_new_tokens=128,
-                           eos_token_id=stop, pad_token_id=stop)
+                           eos_token_id=stop, pad_token_id=stop[0])
     return speaker.decode(ids[0], skip_special_tokens=True)
 
 

@@ -7,8 +7,12 @@ use serde::Deserialize;
 
 use super::ConfigFile;
 use crate::Result;
+use crate::models::lora::Projection;
 
-/// The shape of a Llama decoder.
+/// A sliding window that is shorter than this would cut teacher sentences: 127 tokens and a slot.
+const SHORTEST_WINDOW: usize = 128;
+
+/// The shape of a decoder of Llama's form.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LlamaConfig {
     /// Rows of the embedding, and of the output head.
@@ -25,7 +29,7 @@ pub struct LlamaConfig {
     pub num_key_value_heads: usize,
     /// Width of one head.
     pub head_dim: usize,
-    /// The longest sequence.
+    /// The longest sequence. Where attention slides, its window: within it every token sees all before it.
     pub max_position_embeddings: usize,
     /// Added to the mean square in each RMSNorm.
     pub rms_norm_eps: f64,
@@ -35,8 +39,68 @@ pub struct LlamaConfig {
     pub rope_scaling: RopeScaling,
     /// The output head is the embedding itself.
     pub tie_word_embeddings: bool,
+    /// Which linear layers add a bias.
+    pub biases: Biases,
+    /// Each head of queries and keys has its RMSNorm: Qwen3's.
+    pub head_norms: bool,
     /// What the weights were saved in.
     pub dtype: Option<DType>,
+}
+
+/// Which linear layers of a decoder layer add a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Biases {
+    /// Queries, keys and values: Qwen2's.
+    pub qkv: bool,
+    /// The attention block's output.
+    pub output: bool,
+    /// The feed-forward block.
+    pub mlp: bool,
+}
+
+/// Whose form of a decoder a model has: they differ in what is not said in `config.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    Llama,
+    Mistral,
+    Qwen2,
+    Qwen3,
+}
+
+impl Family {
+    const ALL: [(Self, &str, [&str; 2]); 4] = [
+        (Self::Llama, "llama", ["LlamaForCausalLM", "LlamaModel"]),
+        (Self::Mistral, "mistral", ["MistralForCausalLM", "MistralModel"]),
+        (Self::Qwen2, "qwen2", ["Qwen2ForCausalLM", "Qwen2Model"]),
+        (Self::Qwen3, "qwen3", ["Qwen3ForCausalLM", "Qwen3Model"]),
+    ];
+
+    /// By `architectures`, else by `model_type`.
+    fn of(file: &ConfigFile, raw: &RawLlama) -> Result<Self> {
+        let names = raw.architectures.as_deref().unwrap_or_default();
+        let supported = || Self::ALL.map(|(.., [name, _])| name).join(", ");
+        let found = match (names, &raw.model_type) {
+            ([], Some(kind)) => Self::ALL.iter().find(|(_, known, _)| known == kind),
+            ([], None) => return Err(file.refuse("neither architectures nor model_type says what the model is")),
+            (names, _) => Self::ALL
+                .iter()
+                .find(|(.., known)| names.iter().any(|name| known.contains(&name.as_str()))),
+        };
+        found
+            .map(|(family, ..)| *family)
+            .ok_or_else(|| match (names, &raw.model_type) {
+                ([], kind) => file.refuse(format!(
+                    "model_type {:?} is not supported (supported: {})",
+                    kind.as_deref().unwrap_or_default(),
+                    Self::ALL.map(|(_, kind, _)| kind).join(", ")
+                )),
+                (names, _) => file.refuse(format!(
+                    "architecture {} is not supported (supported: {})",
+                    names.join(", "),
+                    supported()
+                )),
+            })
+    }
 }
 
 /// Scaling of the rotary frequencies.
@@ -64,21 +128,23 @@ impl LlamaConfig {
     /// # Errors
     /// [`Error::Model`] naming the architecture, rope type, dtype, activation or field that is not supported.
     pub fn load(dir: &Path) -> Result<Self> {
-        let file = ConfigFile::read(dir)?;
+        Self::of_file(&ConfigFile::read(dir)?)
+    }
+
+    /// As [`LlamaConfig::load`], of what a `config.json` would say; `path` is how errors call it.
+    pub(in crate::models) fn of(path: &str, value: serde_json::Value) -> Result<Self> {
+        Self::of_file(&ConfigFile {
+            path: path.to_owned(),
+            value,
+        })
+    }
+
+    fn of_file(file: &ConfigFile) -> Result<Self> {
         let raw: RawLlama = file.parse()?;
-        file.check_architecture(
-            &["LlamaForCausalLM", "LlamaModel"],
-            &raw.architectures,
-            "llama",
-            &raw.model_type,
-        )?;
+        let family = Family::of(file, &raw)?;
+        let longest = raw.longest(file, family)?;
         file.refuse_unless(&["silu", "swish"], "hidden_act", &raw.hidden_act)?;
         file.refuse_quantized(&raw.quantization_config)?;
-        for (key, on) in [("attention_bias", raw.attention_bias), ("mlp_bias", raw.mlp_bias)] {
-            if on {
-                return Err(file.refuse(format!("{key} is true: biases are not supported")));
-            }
-        }
         let kv_heads = raw.num_key_value_heads.unwrap_or(raw.num_attention_heads);
         file.check_divides(
             "num_key_value_heads",
@@ -88,6 +154,7 @@ impl LlamaConfig {
         )?;
         let head_dim = match raw.head_dim {
             Some(width) => width,
+            None if family == Family::Qwen3 => 128,
             None => {
                 file.check_divides(
                     "num_attention_heads",
@@ -116,13 +183,29 @@ impl LlamaConfig {
             num_attention_heads: raw.num_attention_heads,
             num_key_value_heads: kv_heads,
             head_dim,
-            max_position_embeddings: raw.max_position_embeddings,
+            max_position_embeddings: longest,
+            biases: Biases {
+                qkv: raw.attention_bias || family == Family::Qwen2,
+                output: raw.attention_bias && family != Family::Qwen2,
+                mlp: raw.mlp_bias,
+            },
+            head_norms: family == Family::Qwen3,
             rms_norm_eps: raw.rms_norm_eps,
             rope_theta: rope.rope_theta.or(raw.rope_theta).unwrap_or(10_000.0),
             rope_scaling: file.rope_scaling(&rope)?,
             tie_word_embeddings: raw.tie_word_embeddings,
             dtype,
         })
+    }
+
+    /// Whether a linear layer adds a bias.
+    #[must_use]
+    pub(in crate::models) const fn has_bias(&self, projection: Projection) -> bool {
+        match projection {
+            Projection::QProj | Projection::KProj | Projection::VProj => self.biases.qkv,
+            Projection::OProj => self.biases.output,
+            Projection::GateProj | Projection::UpProj | Projection::DownProj => self.biases.mlp,
+        }
     }
 
     /// The rotary angular frequency of each pair of a head, `head_dim / 2` of them, scaling applied.
@@ -159,6 +242,26 @@ impl LlamaConfig {
                     .collect()
             }
         }
+    }
+}
+
+impl RawLlama {
+    /// The longest sequence whose tokens all see each other. A sliding window counts where the model uses one.
+    fn longest(&self, file: &ConfigFile, family: Family) -> Result<usize> {
+        let slides = match (family, &self.layer_types) {
+            (_, Some(kinds)) => kinds.iter().any(|kind| kind == "sliding_attention"),
+            (Family::Mistral, None) => true,
+            (Family::Qwen2 | Family::Qwen3, None) => self.use_sliding_window,
+            (Family::Llama, None) => false,
+        };
+        let window = self.sliding_window.filter(|_| slides).unwrap_or(usize::MAX);
+        if window < SHORTEST_WINDOW {
+            return Err(file.refuse(format!(
+                "sliding_window {window} is shorter than the {SHORTEST_WINDOW} tokens of a teacher sentence: attention that slides \
+                 within a sentence is not supported"
+            )));
+        }
+        Ok(self.max_position_embeddings.min(window))
     }
 }
 
@@ -223,6 +326,10 @@ struct RawLlama {
     num_attention_heads: usize,
     num_key_value_heads: Option<usize>,
     head_dim: Option<usize>,
+    sliding_window: Option<usize>,
+    #[serde(default)]
+    use_sliding_window: bool,
+    layer_types: Option<Vec<String>>,
     max_position_embeddings: usize,
     rms_norm_eps: f64,
     rope_theta: Option<f64>,

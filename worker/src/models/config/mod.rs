@@ -12,7 +12,7 @@ use super::json;
 use crate::{Error, Result};
 
 pub use encoder::{EncoderConfig, EncoderFamily};
-pub use llama::{LlamaConfig, RopeScaling};
+pub use llama::{Biases, LlamaConfig, RopeScaling};
 
 /// A `config.json` and where it came from, for errors.
 pub(super) struct ConfigFile {

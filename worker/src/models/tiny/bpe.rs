@@ -11,7 +11,6 @@ use tokenizers::{AddedToken, PreTokenizedString, PreTokenizer, SplitDelimiterBeh
 
 use super::unigram::count_words;
 use super::untrainable;
-use crate::models::slot_tokens;
 use crate::{Error, Result};
 
 pub(super) const BEGIN_OF_TEXT: &str = "<|begin_of_text|>";
@@ -50,7 +49,8 @@ pub(super) fn tokenizer(texts: &[String], vocab_size: usize) -> Result<Tokenizer
     let mut tokenizer = Tokenizer::new(model);
     tokenizer.with_pre_tokenizer(Some(pre_tokenizer));
     tokenizer.with_decoder(Some(ByteLevel::default()));
-    let special = SPECIAL.iter().map(ToString::to_string).chain(slot_tokens(0, RESERVED));
+    let reserved = (0..RESERVED).map(|index| format!("<|reserved_special_token_{index}|>"));
+    let special = SPECIAL.iter().map(ToString::to_string).chain(reserved);
     tokenizer
         .add_special_tokens(special.map(|token| AddedToken::from(token, true)))
         .map_err(|error| untrainable(&error))?;

@@ -17,7 +17,7 @@ mod stored;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use stored::{Format, Stored, View};
+pub(crate) use stored::{Format, Memory, Stored, View};
 
 /// What the multiplications are done in; sums are f32 either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

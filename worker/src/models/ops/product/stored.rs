@@ -1,6 +1,6 @@
 //! A weight matrix's values, row by row, where they already lie: in a mapped file, or in memory of their own.
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use half::slice::HalfFloatSliceExt;
@@ -26,13 +26,41 @@ impl Format {
     }
 }
 
+/// What weights lie in.
+pub(crate) enum Memory {
+    /// A mapped file.
+    File(Mmap),
+    /// Bytes that were unpacked, in words so that they are aligned.
+    Words(Vec<u32>),
+}
+
+impl Memory {
+    /// A copy of some bytes; it ends with zeros up to a whole word.
+    pub(crate) fn of_bytes(bytes: &[u8]) -> Self {
+        let mut words = vec![0u32; bytes.len().div_ceil(4)];
+        bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
+        Self::Words(words)
+    }
+}
+
+impl Deref for Memory {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::File(file) => file,
+            Self::Words(words) => bytemuck::cast_slice(words),
+        }
+    }
+}
+
 /// Values in row-major order.
 #[derive(Clone)]
 pub(crate) enum Stored {
-    /// Bytes of a mapped file, aligned for their format.
+    /// Bytes where they lie, aligned for their format.
     Mapped {
-        /// The file.
-        file: Arc<Mmap>,
+        /// The file, or what was unpacked of it.
+        file: Arc<Memory>,
         /// Which of its bytes.
         bytes: Range<usize>,
         /// What they hold.
@@ -53,8 +81,8 @@ pub(crate) enum View<'a> {
 }
 
 impl Stored {
-    /// Values that stay in the mapped file, unless they lie there unaligned: then they are copied.
-    pub(crate) fn mapped(file: Arc<Mmap>, bytes: Range<usize>, format: Format) -> Self {
+    /// Values that stay where they are, unless they lie there unaligned: then they are copied.
+    pub(crate) fn mapped(file: Arc<Memory>, bytes: Range<usize>, format: Format) -> Self {
         let raw = &file[bytes.clone()];
         if (raw.as_ptr() as usize).is_multiple_of(format.size()) {
             return Self::Mapped { file, bytes, format };

@@ -71,10 +71,10 @@ fn formats(values: &mut [f32]) -> Vec<(&'static str, Stored)> {
     ]
 }
 
-fn mapped(bytes: &[u8]) -> (Arc<memmap2::Mmap>, std::ops::Range<usize>) {
+fn mapped(bytes: &[u8]) -> (Arc<Memory>, std::ops::Range<usize>) {
     let mut map = memmap2::MmapMut::map_anon(bytes.len()).unwrap();
     map.copy_from_slice(bytes);
-    (Arc::new(map.make_read_only().unwrap()), 0..bytes.len())
+    (Arc::new(Memory::File(map.make_read_only().unwrap())), 0..bytes.len())
 }
 
 #[test]

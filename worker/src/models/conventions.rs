@@ -1,0 +1,150 @@
+//! What a decoder's folder says beside `tokenizer.json`: its chat template, its named special tokens, what text begins with and
+//! what ends an answer.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::json;
+use super::tokenizer::Tokenizer;
+use crate::{Error, Result};
+
+/// The named tokens that chat templates may ask for, as Transformers calls them.
+const NAMED: [&str; 7] = [
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+];
+const BOS: &str = "bos_token";
+const EOS: &str = "eos_token";
+
+/// How a decoder's texts and turns begin and end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Conventions {
+    /// The folder or file that says so, for errors.
+    pub path: String,
+    /// In Jinja, as the model was published with it.
+    pub chat_template: Option<String>,
+    /// The named tokens, such as `bos_token`, by Transformers' names.
+    pub named: BTreeMap<String, String>,
+    /// What a text by itself begins with: see [`Conventions::read`].
+    pub begin: Option<u32>,
+    /// What the model's own files call an end.
+    pub end: Vec<u32>,
+}
+
+impl Conventions {
+    /// Reads the JSON files of `dir` and `chat_template.jinja`, none of which has to be there.
+    ///
+    /// The chat template is `chat_template.jinja`, else `chat_template` of `tokenizer_config.json`.
+    ///
+    /// A text begins with the model's BOS whether or not `tokenizer.json` has a template that adds it. The BOS is `bos_token` of
+    /// `tokenizer_config.json`, else of `special_tokens_map.json`, else `bos_token_id` of `config.json`. There is none where one
+    /// of the first two says null, where `add_bos_token` is false, and for Qwen, whose `bos_token_id` is the end of a text.
+    ///
+    /// # Errors
+    /// [`Error::Model`] for a file that is no JSON, or a BOS that the vocabulary lacks.
+    pub fn read(dir: &Path, tokenizer: &Tokenizer) -> Result<Self> {
+        let config = read_json(&dir.join("config.json"))?;
+        let generation = read_json(&dir.join("generation_config.json"))?;
+        let of_tokenizer = read_json(&dir.join("tokenizer_config.json"))?;
+        let map = read_json(&dir.join("special_tokens_map.json"))?;
+        // A key that is there decides, null included.
+        let said = |name: &str| of_tokenizer.get(name).or_else(|| map.get(name)).map(token_text);
+        let mut named: BTreeMap<String, String> = NAMED
+            .into_iter()
+            .filter_map(|name| Some((name.to_owned(), said(name)??)))
+            .collect();
+        let qwen = config["model_type"]
+            .as_str()
+            .is_some_and(|kind| kind.starts_with("qwen"));
+        if said(BOS).is_none()
+            && !qwen
+            && let Some(token) = first_id(&config["bos_token_id"]).and_then(|id| tokenizer.id_to_token(id))
+        {
+            named.insert(BOS.into(), token);
+        }
+        let mut end = ids(&generation["eos_token_id"]);
+        end.extend(ids(&config["eos_token_id"]));
+        if said(EOS).is_none()
+            && let Some(token) = ids(&config["eos_token_id"])
+                .first()
+                .and_then(|id| tokenizer.id_to_token(*id))
+        {
+            named.insert(EOS.into(), token);
+        }
+        let begin = match of_tokenizer["add_bos_token"].as_bool() {
+            Some(false) => None,
+            _ => named.get(BOS).map(|token| tokenizer.require(token)).transpose()?,
+        };
+        Ok(Self {
+            path: dir.display().to_string(),
+            chat_template: chat_template(dir, &of_tokenizer)?,
+            named,
+            begin,
+            end,
+        })
+    }
+
+    /// The end of a text by its name.
+    pub fn eos_token(&self) -> Option<&str> {
+        self.named.get(EOS).map(String::as_str)
+    }
+}
+
+/// The folder's chat template. Of several in `tokenizer_config.json` the one named `default`, else the first.
+fn chat_template(dir: &Path, of_tokenizer: &Value) -> Result<Option<String>> {
+    let path = dir.join("chat_template.jinja");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => return Ok(Some(text).filter(|text| !text.trim().is_empty())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(source) => {
+            return Err(Error::Io {
+                path: path.display().to_string(),
+                source,
+            });
+        }
+    }
+    let written = &of_tokenizer["chat_template"];
+    let text = match written.as_array() {
+        None => written.as_str(),
+        Some(several) => {
+            let default = several.iter().find(|one| one["name"] == "default");
+            default.or(several.first()).and_then(|one| one["template"].as_str())
+        }
+    };
+    Ok(text.filter(|text| !text.trim().is_empty()).map(str::to_owned))
+}
+
+/// A token as these files write it: its text, or an object that holds it.
+fn token_text(value: &Value) -> Option<String> {
+    let text = value.as_str().or_else(|| value["content"].as_str());
+    text.filter(|text| !text.is_empty()).map(str::to_owned)
+}
+
+/// One id or a list of them.
+fn ids(value: &Value) -> Vec<u32> {
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    match value.as_array() {
+        Some(several) => several.iter().filter_map(id).collect(),
+        None => id(value).into_iter().collect(),
+    }
+}
+
+fn first_id(value: &Value) -> Option<u32> {
+    ids(value).first().copied()
+}
+
+/// A file's JSON; null when there is no such file.
+fn read_json(path: &Path) -> Result<Value> {
+    if path.exists() {
+        json::read_with_nulls(path)
+    } else {
+        Ok(Value::Null)
+    }
+}
