@@ -34,9 +34,6 @@ pub struct Llama {
     path: String,
 }
 
-/// What stands before the tensors' names, by what the model was saved with.
-pub(crate) const PREFIXES: &[&str] = &["model.", ""];
-
 /// The rotary frequencies, divided by the factors that llama.cpp writes beside the weights of Llama 3.1 and later.
 fn frequencies(config: &LlamaConfig, weights: &Weights) -> Result<Vec<f32>> {
     let mut frequencies = config.rope_frequencies();
