@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use llink_datasets::shown::redacted;
 use llink_proto::shown;
 use llink_worker::cli::{self, BenchArgs, PretrainArgs, WorkerArgs};
 use tracing_subscriber::field::MakeExt;
@@ -39,7 +40,10 @@ fn main() -> ExitCode {
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
         )
         .with_writer(std::io::stderr)
-        .fmt_fields(debug_fn(|out, field, value| out.write_str(&shown::log_field(field.name(), value))).delimited(" "))
+        .fmt_fields(
+            debug_fn(|out, field, value| out.write_str(&redacted(&shown::log_field(field.name(), value))))
+                .delimited(" "),
+        )
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
     let args = match (cli.command, cli.args) {

@@ -25,6 +25,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use llink_datasets::shown::redacted;
 use llink_proto::shown;
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::format::debug_fn;
@@ -232,7 +233,10 @@ fn set_up_log(command: &Command) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .fmt_fields(debug_fn(|out, field, value| out.write_str(&shown::log_field(field.name(), value))).delimited(" "))
+        .fmt_fields(
+            debug_fn(|out, field, value| out.write_str(&redacted(&shown::log_field(field.name(), value))))
+                .delimited(" "),
+        )
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
 }

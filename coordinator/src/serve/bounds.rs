@@ -1,6 +1,7 @@
 //! How much a worker may say: its texts are stored and shown to people, so each has a limit. Explanations are cut and say so;
 //! a result with more names or files than any task has is refused.
 
+use llink_datasets::shown::redacted;
 use llink_proto::{Failure, HeartbeatRequest, RegisterRequest, TaskResult, shown};
 
 /// Of a failure: enough for the last lines of every rank.
@@ -104,10 +105,7 @@ pub(super) fn is_worker_name(name: &str) -> bool {
 }
 
 fn cut(text: String, most: usize) -> String {
-    match text.len() <= most {
-        true => text,
-        false => shown::bounded(&text, most).into_owned(),
-    }
+    shown::bounded(&redacted(&text), most).into_owned()
 }
 
 fn names<'a>(what: &str, names: impl ExactSizeIterator<Item = &'a String>) -> Result<(), String> {

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use llink_datasets::shown::redacted;
 use llink_proto::shown;
 
 /// A line for people on standard output. A reader that went away (`| head`) is no reason to fail.
@@ -16,5 +17,5 @@ pub(crate) fn say_json(line: &str) {
 
 /// A line for people on standard error. With that gone there is nobody left to tell.
 pub(crate) fn tell(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{}", shown::text(line));
+    let _ = writeln!(std::io::stderr(), "{}", shown::text(&redacted(line)));
 }
