@@ -1,4 +1,4 @@
-//! `config.json` of a Llama decoder.
+//! `config.json` of a decoder of Llama's form: Llama, Mistral, Qwen2 and Qwen3.
 
 use std::path::Path;
 

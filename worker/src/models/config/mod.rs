@@ -63,29 +63,6 @@ impl ConfigFile {
         Err(self.refuse(format!("quantized weights (quant_method {method:?}) are not supported")))
     }
 
-    fn check_architecture(
-        &self,
-        supported: &[&str],
-        architectures: &Option<Vec<String>>,
-        expected_type: &str,
-        model_type: &Option<String>,
-    ) -> Result<()> {
-        match (architectures, model_type) {
-            (Some(names), _) if !names.is_empty() => {
-                if names.iter().any(|name| supported.contains(&name.as_str())) {
-                    return Ok(());
-                }
-                let names = names.join(", ");
-                Err(self.refuse(format!(
-                    "architecture {names} is not supported (supported: {})",
-                    supported.join(", ")
-                )))
-            }
-            (_, Some(kind)) => self.refuse_unless(&[expected_type], "model_type", kind),
-            (_, None) => Err(self.refuse("neither architectures nor model_type says what the model is")),
-        }
-    }
-
     fn check_divides(&self, key: &str, divisor: usize, of: &str, value: usize) -> Result<()> {
         if divisor > 0 && value > 0 && value.is_multiple_of(divisor) {
             return Ok(());
