@@ -526,7 +526,7 @@ fn what_a_worker_says_is_bounded_and_obeyed_by_no_terminal() {
         .filter_map(|name| std::fs::metadata(place.path(".llink").join(name)).ok())
         .map(|file| file.len())
         .sum();
-    assert!(state < 4 << 20, "{state} bytes of state");
+    assert!(state < 16 << 20, "{state} bytes of state");
     assert!(
         !serve.log().contains(|c: char| llink_proto::shown::acts(c) && c != '\n'),
         "nor is the server's log"
@@ -566,8 +566,13 @@ fn connections_that_speak_no_http2_are_closed_within_seconds() {
 #[test]
 fn running_out_of_descriptors_is_said_and_survived() {
     let place = Place::new(SMALL);
+    // As many as it has open when it does nothing, and a few more.
+    let idle = place.start(&["serve", "--listen", "127.0.0.1:0"]);
+    url_of(&idle);
+    let open = std::fs::read_dir(format!("/proc/{}/fd", idle.child.id())).unwrap().count();
+    drop(idle);
     let log = std::fs::File::create(place.path("serve.log")).unwrap();
-    let limited = format!("ulimit -n 32; exec '{}' serve --listen 127.0.0.1:0", common::BINARY);
+    let limited = format!("ulimit -n {}; exec '{}' serve --listen 127.0.0.1:0", open + 6, common::BINARY);
     let child = std::process::Command::new("sh")
         .args(["-c", &limited])
         .current_dir(place.dir.path())
@@ -609,7 +614,7 @@ fn running_out_of_descriptors_is_said_and_survived() {
     std::thread::sleep(std::time::Duration::from_secs(1));
     assert!(spent() - before < 30, "hundredths of a second: {}", spent() - before);
     let said = serve.log().matches("no connection can be accepted").count();
-    assert!(said <= 3, "it is said {said} times");
+    assert_eq!(said, 1, "it is said once");
     drop(held);
     eventually("it answers again", || {
         place.run(&["list"]).status.success().then_some(())

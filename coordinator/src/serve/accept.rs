@@ -28,6 +28,8 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const PATIENCE: Duration = Duration::from_secs(5);
 /// While the system gives no descriptors, it is asked again so often.
 const PAUSE: Duration = Duration::from_millis(100);
+/// A shortage that lasts, or comes and goes, is told this often.
+const SHORTAGE_TOLD_EVERY: Duration = Duration::from_secs(60);
 /// Strangers can't fill the log: what they do wrong is told this often.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 
@@ -137,32 +139,23 @@ struct Door {
 
 impl Door {
     async fn keep(self, listener: TcpListener) {
-        let mut short_since = None;
+        let mut told: Option<Instant> = None;
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = self.ready.closed() => return,
             };
             match accepted {
-                Ok((tcp, from)) => {
-                    if let Some(since) = short_since.take() {
-                        let since: Instant = since;
-                        tracing::info!(
-                            "connections are accepted again after {:.1} s",
-                            since.elapsed().as_secs_f64()
-                        );
-                    }
-                    self.greet(tcp, from);
-                }
+                Ok((tcp, from)) => self.greet(tcp, from),
                 // Trying at once again would only spin.
                 Err(e) if is_shortage(&e) => {
-                    if short_since.is_none() {
+                    if told.is_none_or(|at| at.elapsed() > SHORTAGE_TOLD_EVERY) {
                         let open = self.connections.open();
                         tracing::error!(
                             "no connection can be accepted: {e} ({open} are open). It is tried again until descriptors are \
                              free; raise the limit of open files (ulimit -n) if this happens again"
                         );
-                        short_since = Some(Instant::now());
+                        told = Some(Instant::now());
                     }
                     self.connections.push_out_oldest();
                     tokio::time::sleep(PAUSE).await;

@@ -137,6 +137,7 @@ pub struct Running {
     pub engine: EngineHandle,
     stop: watch::Sender<bool>,
     server: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
+    audit: Option<Arc<AuditLog>>,
     // Held, not read: the kernel releases it with the process, however that ends.
     _lock: std::fs::File,
     endpoint_file: PathBuf,
@@ -229,7 +230,7 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
         .layer(AccessLayer(Arc::new(access)))
         .add_service(jobs)
         .add_service(workers);
-    if let Some(audit) = audit {
+    if let Some(audit) = audit.clone() {
         tokio::spawn(settle(audit, stopped.clone()));
     }
     if let Some(address) = options.health {
@@ -252,6 +253,7 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
         engine,
         stop,
         server,
+        audit,
         _lock: lock,
         endpoint_file: endpoint_file(&options.state_directory),
     })
@@ -270,7 +272,11 @@ impl Running {
         for release in self.engine.call(|engine| engine.releases()).await.unwrap_or_default() {
             let _ = tokio::time::timeout(Duration::from_secs(2), release).await;
         }
-        match tokio::time::timeout(Duration::from_secs(3), self.server).await {
+        let ended = tokio::time::timeout(Duration::from_secs(3), self.server).await;
+        if let Some(audit) = &self.audit {
+            audit.settle(i64::MAX);
+        }
+        match ended {
             Ok(Ok(ended)) => ended.map_err(ServeError::from),
             _ => Ok(()),
         }
@@ -287,7 +293,7 @@ async fn settle(audit: Arc<AuditLog>, stopped: watch::Receiver<bool>) {
     let mut stopped = std::pin::pin!(wait_for(stopped));
     loop {
         tokio::select! {
-            () = &mut stopped => return audit.settle(i64::MAX),
+            () = &mut stopped => return,
             () = tokio::time::sleep(Duration::from_secs(20)) => {}
         }
         let now = time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000;
