@@ -53,7 +53,7 @@ impl TeacherLayer {
     }
 }
 
-/// A loaded Llama decoder with its tokenizer.
+/// A loaded decoder of Llama's form with its tokenizer.
 pub struct Decoder {
     model: Llama,
     tokenizer: Tokenizer,
@@ -64,7 +64,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Loads a folder in Hugging Face layout and converts its weights to `dtype` on `device`.
+    /// Loads a folder in Hugging Face layout, or a GGUF file, and converts its weights to `dtype` on `device`.
     ///
     /// # Errors
     /// [`Error::Model`](crate::Error::Model) naming what is missing, misshapen or not supported, a chat template that can't be
