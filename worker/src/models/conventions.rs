@@ -44,7 +44,8 @@ impl Conventions {
     /// The chat template is `chat_template.jinja`, else `chat_template` of `tokenizer_config.json`.
     ///
     /// A text begins with the model's BOS whether or not `tokenizer.json` has a template that adds it. The BOS is `bos_token` of
-    /// `tokenizer_config.json`, else of `special_tokens_map.json`, else `bos_token_id` of `config.json`. There is none where one
+    /// `tokenizer_config.json`, else of `special_tokens_map.json`, else `bos_token_id` of `config.json`, if that is a
+    /// special token: some files have the default of a class. There is none where one
     /// of the first two says null, where `add_bos_token` is false, and for Qwen, whose `bos_token_id` is the end of a text.
     ///
     /// # Errors
@@ -65,7 +66,9 @@ impl Conventions {
             .is_some_and(|kind| kind.starts_with("qwen"));
         if said(BOS).is_none()
             && !qwen
-            && let Some(token) = first_id(&config["bos_token_id"]).and_then(|id| tokenizer.id_to_token(id))
+            && let Some(token) = first_id(&config["bos_token_id"])
+                .filter(|id| tokenizer.is_special(*id))
+                .and_then(|id| tokenizer.id_to_token(id))
         {
             named.insert(BOS.into(), token);
         }

@@ -226,6 +226,11 @@ fn what_a_text_begins_with_follows_the_folders_files() {
     assert_eq!(begins(&[]), None);
     assert_eq!(begins(&[config]), Some(1));
     assert_eq!(
+        begins(&[("config.json", r#"{"bos_token_id": 300}"#)]),
+        None,
+        "an ordinary token"
+    );
+    assert_eq!(
         begins(&[
             config,
             ("tokenizer_config.json", r#"{"bos_token": {"content": "</s>"}}"#)
