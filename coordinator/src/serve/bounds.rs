@@ -140,7 +140,7 @@ mod tests {
         assert!(long.text.len() < FAILURE_BYTES + 100, "{}", long.text.len());
         assert!(long.text.ends_with("more bytes were cut]"));
         let kept = result(TaskResult {
-            warnings: vec!["y".repeat(1 << 20); 1000],
+            warnings: vec!["y".repeat(1 << 14); 1000],
             ..TaskResult::default()
         });
         let warnings = kept.unwrap().warnings;

@@ -14,7 +14,10 @@ fn embedding(takes: &[u32], shards: usize) -> Simulation {
             .iter()
             .any(|stage| stage.name == StageName::Embed && stage.state == StageState::Running)
     };
+    let mut rounds = 0;
     while !embeds(&s) {
+        rounds += 1;
+        assert!(rounds < 1000, "it never embeds: {:?}", s.cluster.jobs["job-1"].failure);
         s.act();
         for worker in s.at_work.keys().cloned().collect::<Vec<_>>() {
             let task = s.at_work[&worker][0].task.clone().unwrap();

@@ -88,6 +88,16 @@ fn result_of(task: &Task) -> TaskResult {
             };
             result.facts.insert(format!("{name}.fingerprint"), name.into());
             result.facts.insert(format!("{name}.url"), p.path.clone());
+            for (fact, value) in [
+                ("pooling", "mean"),
+                ("normalize", "false"),
+                ("prefix", ""),
+                ("lowercase", "false"),
+                ("max_tokens", "512"),
+                ("dense", "[]"),
+            ] {
+                result.facts.insert(format!("{name}.{fact}"), value.into());
+            }
         }
         Kind::EmbedShard(e) => result.artifacts.push(artifact(&e.role, &e.path)),
         Kind::FitStatistics(f) => result.artifacts.push(artifact("statistics", &f.path)),
