@@ -15,6 +15,7 @@ fn a_stage_whose_files_were_deleted_is_computed_again_and_never_committed_from_m
     s.shelf.removed.insert(gone.clone());
     s.step(|c, now, fx| c.submit(new_job(), now, fx));
     while stage(&s, "job-1", StageName::Embed).pursuit != Pursuit::Computing {
+        still_runs(&s);
         s.act();
     }
     let open = |s: &Simulation| {
@@ -56,6 +57,7 @@ fn a_job_has_succeeded_once_its_report_is_written_and_not_before() {
         if let Some(at) = s.pending.iter().position(publishes) {
             break s.pending.remove(at);
         }
+        still_runs(&s);
         s.now += 100;
         s.step(|_, _, _| ());
         s.act();

@@ -56,6 +56,7 @@ fn training() -> (Simulation, Vec<String>) {
     s.join();
     s.join();
     while !trains(&s) || s.at_work.len() < 2 {
+        still_runs(&s);
         s.act();
         if trains(&s) {
             continue;

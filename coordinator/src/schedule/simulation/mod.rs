@@ -410,6 +410,12 @@ fn a_task_that_kills_its_workers_fails_the_job_in_the_end() {
     assert!(job.failure.unwrap().text.contains("lost its worker 3 times"));
 }
 
+/// A job that cannot be planned would be waited for without end.
+fn still_runs(s: &Simulation) {
+    let job = &s.cluster.jobs["job-1"];
+    assert_eq!(job.state, JobState::Running, "{}", job.reason);
+}
+
 /// Runs the job to its end with workers that do what they are told.
 fn run_calmly(s: &mut Simulation, id: &str) {
     for _ in 0..10_000 {
