@@ -569,10 +569,16 @@ fn running_out_of_descriptors_is_said_and_survived() {
     // As many as it has open when it does nothing, and a few more.
     let idle = place.start(&["serve", "--listen", "127.0.0.1:0"]);
     url_of(&idle);
-    let open = std::fs::read_dir(format!("/proc/{}/fd", idle.child.id())).unwrap().count();
+    let open = std::fs::read_dir(format!("/proc/{}/fd", idle.child.id()))
+        .unwrap()
+        .count();
     drop(idle);
     let log = std::fs::File::create(place.path("serve.log")).unwrap();
-    let limited = format!("ulimit -n {}; exec '{}' serve --listen 127.0.0.1:0", open + 6, common::BINARY);
+    let limited = format!(
+        "ulimit -n {}; exec '{}' serve --listen 127.0.0.1:0",
+        open + 6,
+        common::BINARY
+    );
     let child = std::process::Command::new("sh")
         .args(["-c", &limited])
         .current_dir(place.dir.path())

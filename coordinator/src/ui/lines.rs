@@ -51,7 +51,7 @@ impl Lines {
             }
             if (changed && !waiting && !running) || (running && due && stage.total > 0) {
                 let comma = if pace.is_empty() { "" } else { ", " };
-                tell(&format!("{}{comma}{pace}", stage_line(stage)));
+                tell(&super::indented(&format!("{}{comma}{pace}", stage_line(stage))));
                 self.mentioned = Some(Instant::now());
             }
         }

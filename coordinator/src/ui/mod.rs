@@ -221,7 +221,7 @@ pub fn job(job: &Job, style: Style) {
     print_line(&format!("{}: {} ({} workers)", job.id, state_word(job), job.workers));
     print_line(&format!("output {}", job.output_url));
     for stage in &job.stages {
-        print_line(&format!("  {}", lines::stage_line(stage)));
+        print_line(&format!("  {}", indented(&lines::stage_line(stage))));
     }
     if job.state() != JobState::Succeeded {
         for warning in &job.warnings {
