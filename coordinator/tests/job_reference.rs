@@ -15,14 +15,16 @@ struct Section {
     of: &'static str,
 }
 
-const SECTIONS: [Section; 13] = [
+const SECTIONS: [Section; 15] = [
     section("", "mod.rs", "JobFile"),
     section("corpus", "mod.rs", "CorpusSection"),
     section("corpus.source", "source.rs", "SourceEntry"),
     section("cleaning", "cleaning.rs", "CleaningSection"),
     section("instructions", "mod.rs", "InstructionsSection"),
     section("synthesize", "synthesize.rs", "SynthesizeSection"),
-    section("models", "mod.rs", "ModelsSection"),
+    section("models", "models.rs", "ModelsSection"),
+    section("models.encoder", "models.rs", "EncoderModel"),
+    section("models.decoder", "models.rs", "DecoderModel"),
     section("embed", "mod.rs", "EmbedSection"),
     section("align", "mod.rs", "AlignSection"),
     section("instruct", "instruct.rs", "InstructSection"),
