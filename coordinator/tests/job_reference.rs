@@ -87,11 +87,17 @@ fn page() -> String {
             name => format!("`[{name}]`"),
         };
         let about = description(section);
-        write!(page, "\n## {title}\n\n{about}\n\n| key | default | meaning |\n| --- | --- | --- |\n").unwrap();
+        write!(
+            page,
+            "\n## {title}\n\n{about}\n\n| key | default | meaning |\n| --- | --- | --- |\n"
+        )
+        .unwrap();
         let values = section.name.split('.').filter(|part| !part.is_empty());
         let values = values.fold(Some(&defaults), |value, part| value?.get(part));
         for (key, doc) in keys {
-            let default = values.and_then(|values| values.get(&key)).map_or_else(String::new, shown);
+            let default = values
+                .and_then(|values| values.get(&key))
+                .map_or_else(String::new, shown);
             writeln!(page, "| `{key}` | {default} | {doc} |").unwrap();
         }
     }
@@ -117,7 +123,10 @@ fn description(section: &Section) -> String {
     let opening = format!("pub struct {} {{", section.of);
     let before: Vec<&str> = source.lines().take_while(|line| *line != opening).collect();
     let comment = before.iter().rev().skip_while(|line| line.starts_with("#["));
-    let mut lines: Vec<&str> = comment.map_while(|line| line.strip_prefix("///")).map(str::trim).collect();
+    let mut lines: Vec<&str> = comment
+        .map_while(|line| line.strip_prefix("///"))
+        .map(str::trim)
+        .collect();
     lines.reverse();
     plain(&lines.join(" "))
 }
