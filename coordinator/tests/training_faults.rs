@@ -82,6 +82,12 @@ impl Cluster {
     }
 }
 
+/// Stage A in a job as `get --json` shows it.
+fn align_of(job: &serde_json::Value) -> &serde_json::Value {
+    let mut stages = job["stages"].as_array().unwrap().iter();
+    stages.find(|stage| stage["stage"] == "align").unwrap()
+}
+
 #[test]
 fn training_survives_ranks_that_are_killed_or_stopped_at_random() {
     let steps = 5_000;
