@@ -94,7 +94,7 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
         "| after Stage A | whitened |",
         "| after Stage B, by mean slot | whitened |",
         "| recipe | sharp |",
-        "whitened cosine, eps 0.001; encoder vectors standardized",
+        "whitened cosine, eps 0.01; encoder vectors standardized",
         "| after Stage B, by mean slot | cosine |",
     ] {
         assert!(card.contains(expected), "{expected} is not in {card}");
