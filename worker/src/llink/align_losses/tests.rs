@@ -69,16 +69,8 @@ fn definition(
     let seen = |row: &[f64]| -> Vec<f64> {
         let Some(metric) = metric else { return row.to_vec() };
         let centered: Vec<f64> = row.iter().zip(wide(metric.mean())).map(|(x, mean)| x - mean).collect();
-        let column = |j: usize| {
-            metric
-                .matrix()
-                .unwrap()
-                .iter()
-                .skip(j)
-                .step_by(D)
-                .copied()
-                .collect::<Vec<_>>()
-        };
+        let Some(matrix) = metric.matrix() else { return centered };
+        let column = |j: usize| matrix.iter().skip(j).step_by(D).copied().collect::<Vec<_>>();
         (0..D).map(|j| dot(&centered, &wide(&column(j)))).collect()
     };
     let raw = |rows: &[f64]| rows.chunks(D).map(unit).collect::<Vec<_>>();
