@@ -268,22 +268,21 @@ async fn a_store_that_refuses_says_so_in_words() {
 async fn all_that_follows_the_bucket_is_the_key() {
     let Some(moto) = moto() else { return };
     make_bucket(moto.port, "keys").await;
-    for (key, encoded) in [
-        ("run#3/a.tsv", "run%233/a.tsv"),
-        ("q?x/a.tsv", "q%3Fx/a.tsv"),
-        ("a%20b/c%3Ad.tsv", "a%2520b/c%253Ad.tsv"),
-        (
-            "my data/ក+&=~[1]{x}.tsv",
-            "my%20data/%E1%9E%80%2B%26%3D~%5B1%5D%7Bx%7D.tsv",
-        ),
+    let bucket = Store::open_with("s3://keys", settings(moto.port)).unwrap();
+    for key in [
+        "run#3/a.tsv",
+        "q?x/a.tsv",
+        "a%20b/c%3Ad.tsv",
+        "my data/ក+&=~[1]{x}.tsv",
+        "100%/a.tsv",
     ] {
         let url = format!("s3://keys/{key}");
         let (store, name) = Store::open_object_with(&url, settings(moto.port)).unwrap();
         store.put(&name, Bytes::from_static(b"1")).await.unwrap();
         assert_eq!(store.head(&name).await.unwrap().unwrap().bytes, 1, "{key}");
-        let answer = ask(moto.port, &format!("GET /keys/{encoded}")).await;
-        assert!(answer.starts_with("HTTP/1.1 200"), "{key}: {answer}");
         assert_eq!(store.list("").await.unwrap()[0].path, name, "{key}");
+        let listed = bucket.list("").await.unwrap();
+        assert!(listed.iter().any(|object| object.path == key), "{key}: {listed:?}");
     }
 }
 
