@@ -167,14 +167,6 @@ fn training_survives_ranks_that_are_killed_or_stopped_at_random() {
     assert!((with - without).abs() < 2e-2, "{with} {without}");
 }
 
-/// Stage A of a job as `get --json` shows it.
-fn align_of(job: &serde_json::Value) -> &serde_json::Value {
-    let mut stages = job["stages"].as_array().into_iter().flatten();
-    stages
-        .find(|stage| stage["stage"] == "align")
-        .unwrap_or(&serde_json::Value::Null)
-}
-
 /// Files of the checkpoints in a place, oldest first.
 fn checkpoints(place: &Place, ending: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
