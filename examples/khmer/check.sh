@@ -23,7 +23,7 @@ if [ ! -e data/km/menus.tsv ] && ! "$python" "$here/prepare.py" corpus data/km k
 fi
 
 # 300 pairs and a few steps of both stages.
-awk 'NR % 40 == 1' data/km/help.tsv | head -n 450 > data/km/few.tsv
+awk 'NR % 40 == 1 && ++kept <= 450' data/km/help.tsv > data/km/few.tsv
 "$python" "$here/prepare.py" instructions data/km/few.tsv data/km/few.jsonl
 sed -e 's#^source = .*#source = "data/km/few.tsv"#' -e 's/^train_pairs = 0.*/train_pairs = 300/' -e 's/^holdout_pairs = .*/holdout_pairs = 60/' \
     -e 's/^steps = .*/steps = 40/' -e 's/^warmup_steps = .*/warmup_steps = 8/' -e 's/^output = .*/output = "few-out"/' "$here/job.toml" > few.toml
@@ -48,7 +48,7 @@ rm -rf few-out few-state
 "$llink" submit few.toml --state few-state
 "$llink" submit few.toml --state few-state | grep -q 'nothing to do'
 "$llink" verify few-out
-"$llink" generate --bundle few-out --state few-state --max-tokens 8 "$(cut -f 2 data/km/few.tsv | head -n 1)"
+"$llink" generate --bundle few-out --state few-state --max-tokens 8 "$(awk -F '\t' 'NR == 1 { print $2 }' data/km/few.tsv)"
 if "$python" -c 'import torch, transformers, gguf' 2>/dev/null; then
     "$python" "$here/compare.py" few-out models
 else

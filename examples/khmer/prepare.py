@@ -241,7 +241,7 @@ def write_instructions(pairs, out):
     with out.open("w", encoding="utf-8") as file:
         for line in pairs.read_text(encoding="utf-8").splitlines():
             english, foreign = line.split("\t")
-            row = dict(task_type="translate", instruction="Translate the text to English.", output=english, foreign_raw=foreign, english_ref=english)
+            row = dict(task_type="translate", instruction="Translate the text to English.", input=foreign, output=english, foreign_raw=foreign, english_ref=english)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

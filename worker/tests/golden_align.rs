@@ -90,7 +90,7 @@ fn metric(file: &TensorFile<'_>, cases: &Value, case: &str) -> Whitening {
     moments.add(&teacher);
     let fitted = match case {
         "centre" => Whitening::centering(&moments),
-        _ => Whitening::whitening(&moments, cases[format!("align_{case}")]["eps"].as_f64().unwrap()),
+        _ => Whitening::from_moments(&moments, cases[format!("align_{case}")]["eps"].as_f64().unwrap()),
     };
     let fitted = fitted.unwrap();
     let golden = |part: &str| file.f32(&format!("{case}.{part}")).unwrap().1;

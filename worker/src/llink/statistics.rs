@@ -276,7 +276,7 @@ impl StatisticsFit {
             metric = match options.metric {
                 Metric::Cosine => None,
                 Metric::Centered => Some(Whitening::centering(&teacher)?),
-                Metric::Whitened => Some(Whitening::whitening(&teacher, options.whitening_eps)?),
+                Metric::Whitened => Some(Whitening::from_moments(&teacher, options.whitening_eps)?),
             };
         }
         Ok(Statistics {

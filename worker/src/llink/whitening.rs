@@ -55,7 +55,7 @@ impl Whitening {
     ///
     /// # Errors
     /// [`Error::Input`] when no covariance was kept or it is singular and `eps` is 0.
-    pub fn whitening(vectors: &Moments, eps: f64) -> Result<Self> {
+    pub fn from_moments(vectors: &Moments, eps: f64) -> Result<Self> {
         let mean = vectors.narrow_mean();
         let covariance = vectors
             .covariance()
