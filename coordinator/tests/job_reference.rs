@@ -1,6 +1,7 @@
 //! `docs/job-file.md` is made from the job file's own types: the doc comment of each key, and the value that it has when it is left out.
 //!
 //! `LLINK_BLESS=1 cargo test --release -p llink-coord --test job_reference` writes the page anew.
+#![allow(clippy::unwrap_used)]
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -92,8 +93,8 @@ fn page() -> String {
             "\n## {title}\n\n{about}\n\n| key | default | meaning |\n| --- | --- | --- |\n"
         )
         .unwrap();
-        let values = section.name.split('.').filter(|part| !part.is_empty());
-        let values = values.fold(Some(&defaults), |value, part| value?.get(part));
+        let mut parts = section.name.split('.').filter(|part| !part.is_empty());
+        let values = parts.try_fold(&defaults, |value, part| value.get(part));
         for (key, doc) in keys {
             let default = values
                 .and_then(|values| values.get(&key))

