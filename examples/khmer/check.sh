@@ -25,7 +25,7 @@ fi
 # 300 pairs and a few steps of both stages.
 awk 'NR % 40 == 1 && ++kept <= 450' data/km/help.tsv > data/km/few.tsv
 "$python" "$here/prepare.py" instructions data/km/few.tsv data/km/few.jsonl
-sed -e 's#^source = .*#source = "data/km/few.tsv"#' -e 's/^train_pairs = 0.*/train_pairs = 300/' -e 's/^holdout_pairs = .*/holdout_pairs = 60/' \
+sed -e 's#^source = .*#source = "data/km/few.tsv"#' -e 's/^train_pairs = .*/train_pairs = 300/' -e 's/^holdout_pairs = .*/holdout_pairs = 60/' \
     -e 's/^steps = .*/steps = 40/' -e 's/^warmup_steps = .*/warmup_steps = 8/' -e 's/^output = .*/output = "few-out"/' "$here/job.toml" > few.toml
 cat >> few.toml <<'JOB'
 

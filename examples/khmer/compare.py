@@ -44,7 +44,7 @@ encoder = AutoModel.from_pretrained(models / "e5-small").eval()
 with torch.no_grad():
     means = []
     for text in pairs["foreign"]:
-        ids = tokenizer("query: " + text[:256], return_tensors="pt", truncation=True, max_length=256)
+        ids = tokenizer(text[:256], return_tensors="pt", truncation=True, max_length=256)
         means.append(encoder(**{k: v for k, v in ids.items() if k != "token_type_ids"}).last_hidden_state[0].mean(0).numpy())
 check("encoder", cached("encoder", pairs), np.stack(means))
 
