@@ -1,6 +1,6 @@
 //! Corpora, synthesis, `verify` and `inspect`, as their user runs them.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
-#![cfg(feature = "inspect")]
+#![cfg(feature = "embedded")]
 
 mod common;
 

@@ -6,7 +6,7 @@ mod client;
 mod follow;
 #[cfg(feature = "embedded")]
 mod generate;
-#[cfg(feature = "inspect")]
+#[cfg(feature = "embedded")]
 mod inspect;
 mod keep;
 #[cfg(feature = "embedded")]
@@ -148,7 +148,7 @@ enum Command {
     #[cfg(feature = "embedded")]
     Verify(verify::Verify),
     /// Look into shards: schema, rows, lengths, samples, norms, SQL; count a corpus's tokens.
-    #[cfg(feature = "inspect")]
+    #[cfg(feature = "embedded")]
     Inspect(inspect::Inspect),
     /// Write a sample corpus: English–Khmer pairs and instructions from a grammar.
     #[cfg(feature = "embedded")]
@@ -255,7 +255,7 @@ async fn run(command: Command) -> Result<(), Failed> {
         Command::Generate(generate) => generate.run().await,
         #[cfg(feature = "embedded")]
         Command::Verify(verify) => verify.run().await,
-        #[cfg(feature = "inspect")]
+        #[cfg(feature = "embedded")]
         Command::Inspect(inspect) => inspect.run().await,
         #[cfg(feature = "embedded")]
         Command::Sample {

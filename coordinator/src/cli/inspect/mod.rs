@@ -1,10 +1,14 @@
-//! `inspect`: look into shards, and count tokens.
+//! `inspect`: looks into shards, and counts tokens.
 
-mod histogram;
-mod tables;
 mod tokens;
 
+use std::path::PathBuf;
+use std::process::Command;
+
 use super::{Exit, Failed, of_datasets, say};
+
+/// The program that shows shards. Polars takes longer to compile than all of llink, and a job needs none of it.
+const PROGRAM: &str = "llink-inspect";
 
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -32,11 +36,30 @@ impl Inspect {
     pub(super) async fn run(self) -> Result<(), Failed> {
         match (self.what, self.url) {
             (Some(What::Tokens(tokens)), _) => tokens.run().await,
-            (None, Some(url)) => match &self.sql {
-                Some(sql) => tables::query(&url, sql, self.rows).await,
-                None => tables::show(&url, self.rows).await,
-            },
+            (None, Some(url)) => Err(show(&url, self.sql.as_deref(), self.rows)),
             (None, None) => Err(Failed::new(Exit::Usage, "name a shard or a folder of them")),
         }
     }
+}
+
+/// Becomes [`PROGRAM`], and returns only where that is impossible.
+fn show(url: &str, sql: Option<&str>, rows: usize) -> Failed {
+    use std::os::unix::process::CommandExt;
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|own| Some(own.parent()?.join(PROGRAM)));
+    let program = beside
+        .filter(|path| path.is_file())
+        .unwrap_or_else(|| PathBuf::from(PROGRAM));
+    let mut command = Command::new(&program);
+    if let Some(sql) = sql {
+        command.arg(format!("--sql={sql}"));
+    }
+    let error = command.arg(format!("--rows={rows}")).arg("--").arg(url).exec();
+    let text = format!(
+        "cannot run {}: {error}. `inspect` is a program of its own, which lies beside llink-coord or on PATH; build it with \
+         `cargo build --release -p {PROGRAM}`",
+        program.display()
+    );
+    Failed::new(Exit::Usage, text)
 }

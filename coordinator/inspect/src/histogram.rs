@@ -8,18 +8,18 @@ const BAR: usize = 40;
 
 /// Values that are counted.
 #[derive(Debug, Default)]
-pub(super) struct Histogram {
+pub(crate) struct Histogram {
     values: Vec<f32>,
 }
 
 impl Histogram {
     /// Takes in further values.
-    pub(super) fn extend(&mut self, values: impl IntoIterator<Item = f64>) {
+    pub(crate) fn extend(&mut self, values: impl IntoIterator<Item = f64>) {
         self.values.extend(values.into_iter().map(|value| value as f32));
     }
 
     /// The title with the least, the greatest and the mean value, then the bars.
-    pub(super) fn lines(&self, title: &str) -> Vec<String> {
+    pub(crate) fn lines(&self, title: &str) -> Vec<String> {
         let finite = || {
             self.values
                 .iter()

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use llink_datasets::look::{ShardInfo, Values, columns, shard, shards};
+use llink_datasets::measured::thousands;
 use llink_datasets::store::Store;
 use polars::prelude::{Column, DataFrame, IntoLazy, NamedFrom, PolarsError, Series};
 use polars::sql::SQLContext;
 
-use super::histogram::Histogram;
-use super::{Exit, Failed, of_datasets, say};
-use llink_datasets::measured::thousands;
+use crate::histogram::Histogram;
+use crate::{Exit, Failed, say};
 
 /// Characters of a text that are shown.
 const SHOWN: usize = 100;
@@ -19,7 +19,7 @@ const SHOWN_VALUES: usize = 12;
 const CELL: usize = 36;
 
 /// Shows every table at or below `url`.
-pub(super) async fn show(url: &str, rows: usize) -> Result<(), Failed> {
+pub(crate) async fn show(url: &str, rows: usize) -> Result<(), Failed> {
     let (store, found) = find(url).await?;
     for (role, shards) in by_role(&found) {
         describe(&store, role, &shards, rows).await?;
@@ -28,7 +28,7 @@ pub(super) async fn show(url: &str, rows: usize) -> Result<(), Failed> {
 }
 
 /// Shows the answer to a query over the tables at or below `url`.
-pub(super) async fn query(url: &str, sql: &str, rows: usize) -> Result<(), Failed> {
+pub(crate) async fn query(url: &str, sql: &str, rows: usize) -> Result<(), Failed> {
     let (store, found) = find(url).await?;
     let roles = by_role(&found);
     let mut context = SQLContext::new();
@@ -47,7 +47,7 @@ pub(super) async fn query(url: &str, sql: &str, rows: usize) -> Result<(), Faile
 }
 
 async fn find(url: &str) -> Result<(Store, Vec<ShardInfo>), Failed> {
-    let found = find_shards(url).await.map_err(|e| of_datasets(&e))?;
+    let found = find_shards(url).await?;
     if found.1.is_empty() {
         let text = format!("{url}: no Parquet file at or below it; name a job's output, a stage's folder or a shard");
         return Err(Failed::new(Exit::Input, text));
@@ -86,7 +86,7 @@ fn refused(error: &PolarsError) -> Failed {
 }
 
 async fn frame(store: &Store, info: &ShardInfo) -> Result<DataFrame, Failed> {
-    let columns = columns(store, &info.path).await.map_err(|e| of_datasets(&e))?;
+    let columns = columns(store, &info.path).await?;
     let columns: Vec<Column> = columns
         .into_iter()
         .map(|(name, values)| match values {
@@ -280,8 +280,6 @@ fn is_mark(c: char) -> bool {
 /// A text on one line, cut where a character with its marks ends.
 fn shown(text: &str) -> String {
     let line = text.replace('\n', "⏎");
-    let is_mark =
-        |c: char| matches!(c, '\u{17B4}'..='\u{17D3}' | '\u{17DD}' | '\u{200B}'..='\u{200D}' | '\u{300}'..='\u{36F}');
     let chars: Vec<char> = line.chars().collect();
     let mut end = SHOWN.min(chars.len());
     while end > 0 && end < chars.len() && (is_mark(chars[end]) || chars[end - 1] == '\u{17D2}') {
