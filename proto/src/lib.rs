@@ -1,8 +1,8 @@
-//! The gRPC contract: what people ask of a coordinator ([`job_service_client`], [`job_service_server`]) and what
-//! a coordinator and its workers say to each other ([`worker_service_client`], [`worker_service_server`]).
+//! The gRPC contract. [`job_service_client`] and [`job_service_server`] are for people. [`worker_service_client`] and
+//! [`worker_service_server`] are between a coordinator and its workers.
 //!
-//! The messages are generated from `llink.proto`, whose comments are the documentation. [`reach`] is how a client opens a
-//! connection, [`shown`] makes text from elsewhere fit to be shown.
+//! The messages are generated from `llink.proto`, whose comments are the documentation. [`reach`] opens a client's
+//! connection. [`shown`] makes text from elsewhere safe to show.
 
 pub mod reach;
 pub mod shown;

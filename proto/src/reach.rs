@@ -1,4 +1,4 @@
-//! How a client reaches a coordinator: its URL, the authority it trusts, and who the client is.
+//! Connects a client to a coordinator: the URL, the certificate authority that it trusts, and the client's credentials.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,29 +9,30 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Request, Status};
 
-/// The metadata key of a worker's own secret: what shows that two calls come from the same process.
+/// The metadata key of a worker's own secret, which shows that two calls come from the same process.
 pub const INSTANCE_KEY: &str = "llink-instance";
 
-/// The environment variable of a token itself, for processes that another one starts.
+/// The environment variable that holds a token itself, for processes that another process starts.
 pub const TOKEN_VARIABLE: &str = "LLINK_TOKEN";
 
-/// A connection that says who calls.
+/// A connection whose calls carry the caller's credentials.
 pub type Connection = InterceptedService<Channel, Caller>;
 
-/// Who the client is and whom it trusts. The files are read at every connection, so that a changed one counts.
+/// The client's credentials, and the authority that it trusts. The files are read at every connection, so a changed
+/// file takes effect.
 #[derive(Debug, Clone, Default)]
 pub struct Credentials {
     /// The authority that signed the coordinator's certificate.
     pub authority: Option<PathBuf>,
     /// This client's certificate.
     pub certificate: Option<PathBuf>,
-    /// Its private key.
+    /// The private key of the client's certificate.
     pub key: Option<PathBuf>,
     /// A file that holds a token and nothing else.
     pub token: Option<PathBuf>,
-    /// The token itself, where no file is named.
+    /// The token itself, if no file is named.
     pub secret: Option<Secret>,
-    /// The name in the coordinator's certificate, where it is not that of the URL.
+    /// The name in the coordinator's certificate, if it differs from the host in the URL.
     pub server_name: Option<String>,
 }
 
@@ -40,13 +41,13 @@ pub struct Credentials {
 pub struct Secret(String);
 
 impl Secret {
-    /// Keeps a text to itself.
+    /// Wraps a secret text.
     #[must_use]
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// The text.
+    /// Returns the secret text.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.0
@@ -59,15 +60,15 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// A coordinator that cannot be reached as asked.
+/// The reason why a coordinator cannot be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum ReachError {
-    /// The URL is none.
+    /// The URL is invalid.
     #[error("{url}: not a URL such as http://host:7070 or https://host:7070 ({reason})")]
     Url {
-        /// What was given.
+        /// The URL as given.
         url: String,
-        /// What is wrong with it.
+        /// The reason, for people.
         reason: String,
     },
     /// A file of the credentials cannot be used.
@@ -75,15 +76,15 @@ pub enum ReachError {
     File {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason, for people.
         reason: String,
     },
-    /// Options that do not fit each other.
+    /// Options that exclude each other; the text says which.
     #[error("{0}")]
     Options(String),
 }
 
-/// Adds to every call what shows who makes it.
+/// Adds the caller's credentials to every call.
 #[derive(Debug, Clone, Default)]
 pub struct Caller {
     authorization: Option<MetadataValue<Ascii>>,
@@ -91,10 +92,10 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// The same caller, with a secret that marks this process.
+    /// Returns the same caller with a secret that marks this process.
     ///
     /// # Errors
-    /// When the secret is no printable ASCII.
+    /// When the secret is not printable ASCII.
     pub fn with_instance(mut self, secret: &str) -> Result<Self, ReachError> {
         let value = secret
             .parse()
@@ -117,7 +118,7 @@ impl Interceptor for Caller {
 }
 
 impl Credentials {
-    /// What to connect to, and as whom.
+    /// Builds the endpoint for a URL and the caller that goes with it.
     ///
     /// # Errors
     /// When the URL, a file or their combination is wrong.
@@ -170,7 +171,7 @@ impl Credentials {
         Ok(tls)
     }
 
-    /// Whether calls carry a token.
+    /// Returns true if calls carry a token.
     #[must_use]
     pub fn shows_a_token(&self) -> bool {
         self.token.is_some() || self.secret.is_some()
@@ -218,7 +219,7 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// An error's text with those of its causes, each once.
+/// Returns an error's text followed by the texts of its causes, each once.
 #[must_use]
 pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -1,14 +1,14 @@
-//! Text from elsewhere, made fit to be shown. Workers, file names, jobs and servers may send control characters, bidirectional
-//! overrides and texts of any length: whatever goes to a terminal, a log or a page passes through here.
+//! Makes text from elsewhere safe to show. Workers, file names, jobs and servers may send control characters,
+//! bidirectional overrides and texts of any length. All text for a terminal, a log or a page passes through here.
 
 use std::borrow::Cow;
 use std::fmt::{Debug, Write};
 
-/// The most of a field that is logged.
+/// The most bytes of a field that are logged.
 const LOGGED_BYTES: usize = 16 << 10;
 
-/// Whether a terminal or a page obeys the character instead of showing it. The zero-width space and joiners are not among
-/// them: Khmer and other scripts are written with those.
+/// Returns true if a terminal or a page would obey the character instead of showing it. The zero-width space and
+/// joiners are not among these characters, because Khmer and other scripts need them.
 #[must_use]
 pub fn acts(c: char) -> bool {
     c.is_control()
@@ -25,13 +25,13 @@ pub fn acts(c: char) -> bool {
         )
 }
 
-/// The text on one line: each character that acts is written as an escape, such as `\n` or `\u{1b}`.
+/// Returns the text on one line. Each control character is written as an escape, such as `\n` or `\u{1b}`.
 #[must_use]
 pub fn line(text: &str) -> Cow<'_, str> {
     escaped(text, |c| c == '\t', |c, out| out.extend(c.escape_debug()))
 }
 
-/// The text with its lines and tabs; every other character that acts is written as an escape.
+/// Returns the text with its line breaks and tabs. Every other control character is written as an escape.
 #[must_use]
 pub fn text(text: &str) -> Cow<'_, str> {
     escaped(
@@ -41,7 +41,7 @@ pub fn text(text: &str) -> Cow<'_, str> {
     )
 }
 
-/// JSON with each character that acts as an escape of JSON's own, so that programs read the same strings.
+/// Returns JSON in which each control character is a JSON escape, so that programs read the same strings.
 #[must_use]
 pub fn json(text: &str) -> Cow<'_, str> {
     escaped(
@@ -71,7 +71,7 @@ fn escaped<'a>(text: &'a str, stays: fn(char) -> bool, write: impl Fn(char, &mut
     Cow::Owned(out)
 }
 
-/// At most `most` bytes of the text, with a note of how many were cut.
+/// Returns at most `most` bytes of the text, with a note of how many were cut.
 #[must_use]
 pub fn bounded(text: &str, most: usize) -> Cow<'_, str> {
     if text.len() <= most {
@@ -81,7 +81,7 @@ pub fn bounded(text: &str, most: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{}… [{} more bytes were cut]", &text[..end], text.len() - end))
 }
 
-/// A field of a log's event as it is written: the message as it is, others with their names, each on one harmless line.
+/// Formats a field of a log event on one line: the message as it is, other fields with their names.
 #[must_use]
 pub fn log_field(name: &str, value: &dyn Debug) -> String {
     let value = format!("{value:?}");
@@ -92,7 +92,8 @@ pub fn log_field(name: &str, value: &dyn Debug) -> String {
     }
 }
 
-/// The first `most` characters of a text from elsewhere, its blanks drawn together, on one harmless line: for quoting.
+/// Returns the first `most` characters of a text from elsewhere, for quoting: on one line, with each run of blanks as
+/// one space.
 #[must_use]
 pub fn quoted(text: &str, most: usize) -> String {
     let mut words = String::new();
