@@ -1,5 +1,5 @@
-//! Feeds each reader mutated files and says how many it took. A panic, an input that takes longer than it may and memory
-//! beyond the bound end it with the input in a file.
+//! Feeds mutated files to each reader and prints how many inputs it read. A panic, an input that takes too long, or
+//! memory beyond the bound ends the program and leaves the input in a file.
 //!
 //!     cargo run --release -p llink-datasets --example fuzz_readers -- SECONDS [INPUTS [SEED [READER…]]]
 
@@ -17,9 +17,9 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::ZstdLevel;
 use parquet::file::properties::WriterProperties;
 
-/// Longer than any input of a few hundred bytes may take, on a machine that does other things too.
+/// The time limit for one input of a few hundred bytes, with room for a busy machine.
 const LONGEST: Duration = Duration::from_secs(20);
-/// What a reader may hold: a piece of a file, decoded, and what a decoder needs (xz up to 160 MiB, zstd 128 MiB).
+/// The memory limit: a piece of a file, decoded, and the buffers of a decoder (xz up to 160 MiB, zstd 128 MiB).
 const MOST_KIB: u64 = 768 << 10;
 
 const TSV: &str = "\u{FEFF}A fish.\tត្រី\r\nA cow.\tគោ\n";
@@ -100,7 +100,7 @@ fn parquet_seed(compression: parquet::basic::Compression) -> Result<Vec<u8>, Box
     Ok(content)
 }
 
-/// The most memory that the process has held, in KiB.
+/// Returns the most memory that the process has held, in KiB.
 fn peak_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -108,7 +108,7 @@ fn peak_kib() -> u64 {
         .unwrap_or(0)
 }
 
-/// A reader with what it is fed.
+/// A reader with its seed inputs.
 struct Case {
     name: &'static str,
     corpus: Corpus,
@@ -163,7 +163,7 @@ fn cases() -> Result<Vec<Case>, Box<dyn std::error::Error>> {
     Ok(cases)
 }
 
-/// What is being read now: its number, for the watcher, and the bytes, for who looks into what went wrong.
+/// The input that is being read: its number, for the watcher, and its bytes, for the saved file.
 #[derive(Default)]
 struct Now {
     number: AtomicU64,
@@ -171,7 +171,7 @@ struct Now {
 }
 
 impl Now {
-    /// Leaves the input where it can be looked at.
+    /// Saves the input to a file for inspection.
     fn save(&self, why: &str) {
         let path = std::env::temp_dir().join("fuzz_readers.input");
         let input = self.input.lock().map(|input| input.clone()).unwrap_or_default();
@@ -179,7 +179,7 @@ impl Now {
         let _ = writeln!(std::io::stderr(), "{why}: input in {} ({saved:?})", path.display());
     }
 
-    /// Ends the process where one input is read for too long, or memory is beyond the bound.
+    /// Ends the process if one input is read for too long or memory exceeds the bound.
     fn watch(self: Arc<Self>) {
         let (mut seen, mut since) = (0, Instant::now());
         loop {
@@ -212,7 +212,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let now = Arc::new(Now::default());
     let watched = Arc::clone(&now);
     std::thread::spawn(move || watched.watch());
-    // What is caught and becomes an error is counted; what is not ends the process.
+    // A panic that is caught counts as an error; one that is not ends the process.
     let (panics, panicked) = (Arc::new(AtomicU64::new(0)), Arc::clone(&now));
     let (counted, usual) = (Arc::clone(&panics), std::panic::take_hook());
     std::panic::set_hook(Box::new(move |panic| {

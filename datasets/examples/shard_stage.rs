@@ -1,4 +1,4 @@
-//! Runs the whole `shard` stage on made-up or real rows and says how long each step took and how much memory it held.
+//! Runs the whole `shard` stage on made-up or real rows and prints the time and peak memory of each step.
 //!
 //!     cargo run --release -p llink-datasets --example shard_stage -- FOLDER [TRAIN HOLDOUT [SOURCE [across|everywhere]]]
 
@@ -73,7 +73,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     );
 
     let started = Instant::now();
-    // As a job's workers do: shards are written independently.
+    // Shards are written independently, as by the workers of a job.
     let threads = std::thread::available_parallelism()?.get();
     let specs: Vec<WriteSpec> = split
         .shards
@@ -114,7 +114,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// The most memory that the process has held, in KiB.
+/// Returns the most memory that the process has held, in KiB.
 fn peak_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

@@ -1,4 +1,4 @@
-//! The bytes of an object, piece by piece.
+//! Reads the bytes of an object piece by piece.
 
 use std::sync::Arc;
 
@@ -10,17 +10,17 @@ use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore};
 use crate::store::Store;
 use crate::{Error, Result};
 
-/// The pieces of an object: from a local file in large blocks, or as the network brings them.
+/// The pieces of an object: large blocks of a local file, or whatever the network delivers.
 pub(crate) enum ByteStream {
     File(std::fs::File, String),
-    /// With the store and the path that it comes from.
+    /// A download, with the store and the path that name it in errors.
     Remote(BoxStream<'static, object_store::Result<Bytes>>, Store, String),
 }
 
 impl ByteStream {
     const BLOCK: usize = 1 << 20;
 
-    /// The next piece; `None` at the end. Reading a local file blocks.
+    /// Returns the next piece, or `None` at the end. Reading a local file blocks.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>> {
         match self {
             Self::File(file, name) => {
@@ -40,13 +40,13 @@ impl ByteStream {
     }
 }
 
-/// Bytes that are asked for at once.
+/// Bytes of one request.
 const PART: u64 = 8 << 20;
-/// Parts under way or waiting to be taken, besides the one that is used.
+/// Parts that are requested or waiting, besides the one in use.
 const AHEAD: usize = 2;
 
-/// An object part by part, the next ones fetched while one is used. All are of the object that `meta` describes: where it
-/// is replaced meanwhile, that is an error.
+/// Reads an object part by part and fetches the next parts while one is used. If the object that `meta` describes is
+/// replaced meanwhile, that is an error.
 pub(crate) fn parts(
     objects: Arc<dyn ObjectStore>,
     meta: ObjectMeta,
@@ -59,7 +59,7 @@ pub(crate) fn parts(
             if_match: meta.e_tag.clone(),
             ..GetOptions::default()
         };
-        // On its own, so that it goes on while whoever takes the parts is busy.
+        // A separate task, so that the download continues while the consumer of the parts is busy.
         let task = tokio::spawn(async move { objects.get_opts(&location, options).await?.bytes().await });
         async move {
             task.await

@@ -1,4 +1,4 @@
-//! Cleaning: which rows are kept, and why the others are not.
+//! Cleaning decides which rows are kept and counts the reason for each dropped row.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,35 +10,35 @@ use crate::rows::{InstructionExample, Pair};
 use crate::script::WritingSystem;
 use crate::text::{ZeroWidth, clean_line, clean_lines, comparison_form, cut, form_key, tidy};
 
-/// What stands in an instruction where the foreign text goes.
+/// The text in an instruction that marks the place of the foreign text.
 pub const FOREIGN_PLACEHOLDER: &str = "<foreign_emb>";
 
-/// The most characters that a foreign text may have on disk, where they are counted in 16 bits.
+/// The most characters of a foreign text on disk, where the count has 16 bits.
 pub const MOST_CHARS: u32 = u16::MAX as u32;
 
-/// What a row must satisfy. Lengths are those of the cleaned foreign text, in Unicode scalar values.
+/// The rules that a row must satisfy. Lengths are those of the cleaned foreign text, in Unicode scalar values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rules {
-    /// The fewest characters.
+    /// Shortest allowed length, in characters.
     pub min_chars: u32,
-    /// The most characters; 0 and anything above [`MOST_CHARS`] stand for that.
+    /// Longest allowed length, in characters. 0 and anything above [`MOST_CHARS`] stand for [`MOST_CHARS`].
     pub max_chars: u32,
-    /// What becomes of a longer text.
+    /// Whether a longer text is cut or dropped.
     pub too_long: TooLong,
-    /// In which scripts the two sides must be written.
+    /// The scripts in which the two sides must be written.
     pub scripts: Option<Scripts>,
-    /// How many times as many characters the longer side may have; `None`: any. Measured before the cut.
+    /// The greatest ratio of the sides' lengths; `None` allows any. It is measured before the cut.
     pub max_length_ratio: Option<f64>,
 }
 
-/// In which scripts the two sides must be written.
+/// The scripts in which the two sides must be written.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scripts {
-    /// The foreign side's.
+    /// The script of the foreign side.
     pub foreign: WritingSystem,
-    /// The English side's.
+    /// The script of the English side.
     pub english: WritingSystem,
-    /// The least share of a side's letters that must be of its script.
+    /// The least share of a side's letters that must be in its script.
     pub min_share: f64,
 }
 
@@ -52,7 +52,7 @@ impl Rules {
 }
 
 impl Default for Rules {
-    /// The paper's: any length, cut at 256 characters.
+    /// Returns the paper's rules: any length, cut at 256 characters.
     fn default() -> Self {
         Self {
             min_chars: 1,
@@ -64,61 +64,61 @@ impl Default for Rules {
     }
 }
 
-/// What becomes of a foreign text that is longer than the rules allow.
+/// The treatment of a foreign text that is longer than the rules allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TooLong {
-    /// Its beginning is kept.
+    /// The beginning of the text is kept.
     Cut,
     /// The row is dropped.
     Drop,
 }
 
-/// Why a row is not kept.
+/// The reason why a row is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum DropReason {
     /// The line has fewer columns, or the object lacks a key.
     MissingColumn,
-    /// The line is no JSON object.
+    /// The line is not a JSON object.
     BrokenJson,
-    /// A value is no text.
+    /// A value is not text.
     NotText,
-    /// A TMX unit is no XML.
+    /// A TMX unit is not valid XML.
     BrokenXml,
     /// A TMX unit lacks one of the languages, or leaves open which of several is meant.
     MissingLanguage,
-    /// A chat of more than one question and one answer, or with parts other than text.
+    /// A chat has more than one question and one answer, or parts other than text.
     ManyTurns,
-    /// The example's task is not among those that are allowed.
+    /// The example's task is not one of the allowed tasks.
     OtherTask,
     /// The line is broken in the file's encoding, which is UTF-8 unless the file says otherwise.
     BrokenUtf8,
     /// The line holds a NUL byte.
     NulByte,
-    /// The line is longer than a reader takes in.
+    /// The line is longer than a reader accepts.
     LineTooLong,
-    /// Nothing to be seen on the English side.
+    /// The English side holds no visible character.
     EmptyEnglish,
-    /// Nothing to be seen on the foreign side.
+    /// The foreign side holds no visible character.
     EmptyForeign,
-    /// An instruction without words.
+    /// The instruction has no words.
     EmptyInstruction,
-    /// An instruction without an answer.
+    /// The instruction has no answer.
     EmptyAnswer,
     /// An instruction's input does not say where the foreign text goes.
     NoPlaceholder,
     /// The foreign text has too few characters.
     TooShort,
-    /// The foreign text has too many characters, and the rules say to drop such rows.
+    /// The foreign text has too many characters, and the rules drop such rows.
     TooLong,
-    /// Too few of the foreign text's letters are of its script.
+    /// Too few letters of the foreign text are in its script.
     WrongScript,
-    /// Too few of the English text's letters are of its script.
+    /// Too few letters of the English text are in its script.
     WrongEnglishScript,
-    /// One side is too many times as long as the other.
+    /// One side is too long in relation to the other.
     LengthRatio,
-    /// Both sides are the same text: untranslated.
+    /// Both sides are the same text, so it is not translated.
     IdenticalSides,
     /// Another row has the same text on one of the sides.
     Duplicate,
@@ -128,7 +128,7 @@ pub enum DropReason {
     NearDuplicate,
     /// This training row says almost what a held-out one says.
     NearDuplicateInHoldout,
-    /// More rows than were asked for.
+    /// The row is beyond the number of rows that were asked for.
     Surplus,
 }
 
@@ -140,7 +140,7 @@ pub(crate) enum Language {
 }
 
 impl DropReason {
-    /// The side at fault, where it is one of the two.
+    /// Returns the side at fault, if only one side is.
     pub(crate) fn language(self) -> Option<Language> {
         match self {
             Self::EmptyEnglish | Self::WrongEnglishScript => Some(Language::English),
@@ -156,14 +156,14 @@ impl fmt::Display for DropReason {
     }
 }
 
-/// Rows counted: `read = kept + dropped` for every source, split and stage.
+/// Counts of rows: `read = kept + dropped` for every source, split and stage.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Rows whose text was cut; they are among the kept.
+    /// Number of kept rows whose text was cut.
     pub cut: u64,
-    /// Kept rows of which a side was not in NFC.
+    /// Number of kept rows with a side that was not in NFC.
     pub composed: u64,
-    /// Kept rows of which a side lost control or zero-width characters.
+    /// Number of kept rows with a side that lost control or zero-width characters.
     pub stripped: u64,
     kept: u64,
     dropped: BTreeMap<DropReason, u64>,
@@ -180,19 +180,20 @@ impl Tally {
         *self.dropped.entry(reason).or_default() += 1;
     }
 
-    /// Rows kept.
+    /// Returns the number of kept rows.
     #[must_use]
     pub fn kept(&self) -> u64 {
         self.kept
     }
 
-    /// Rows dropped, whatever the reason.
+    /// Returns the number of dropped rows, for any reason.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.dropped.values().sum()
     }
 
-    /// The counts by name: `rows`, `kept`, `cut`, `composed`, `stripped`, and `dropped_<reason>` for each reason that occurred.
+    /// Returns the counts by name: `rows`, `kept`, `cut`, `composed`, `stripped`, and `dropped_<reason>` for each
+    /// reason that occurred.
     #[must_use]
     pub fn counts(&self) -> BTreeMap<String, u64> {
         let mut counts: BTreeMap<_, _> = self
@@ -209,40 +210,40 @@ impl Tally {
     }
 }
 
-/// A kept row, what it compares by, and what was done to it.
+/// A kept row with its comparison keys and what cleaning changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept<T> {
     /// The cleaned row.
     pub row: T,
-    /// What it compares by, and what was done to it.
+    /// The comparison keys, and what cleaning changed.
     pub checked: Checked,
 }
 
-/// What a kept row compares by, and what was done to it.
+/// The comparison keys of a kept row, and what cleaning changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checked {
-    /// [`crate::text::comparison_key`] of the foreign text: the split key.
+    /// [`crate::text::comparison_key`] of the foreign text, which is the split key.
     pub foreign_key: u64,
     /// [`crate::text::comparison_key`] of the English text.
     pub english_key: u64,
-    /// Whether the rules shortened it.
+    /// True if the text was cut.
     pub was_cut: bool,
-    /// Whether a side was not in NFC.
+    /// True if a side was not in NFC.
     pub was_composed: bool,
-    /// Whether a side lost control or zero-width characters.
+    /// True if a side lost control or zero-width characters.
     pub was_stripped: bool,
-    /// The English and the foreign side's signature, where near-duplicates are looked for.
+    /// The signatures of the English and the foreign side, if near-duplicates are searched.
     pub(crate) signatures: Option<[Signature; 2]>,
 }
 
-/// The rules, and what they need to be applied.
+/// Applies the rules to rows.
 pub struct Cleaner {
     rules: Rules,
     signer: Option<Signer>,
 }
 
 impl Cleaner {
-    /// For rows that are kept, with what near-duplicates are found by or without it.
+    /// Makes a cleaner. `with_signatures` adds the signatures that find near-duplicates to the kept rows.
     #[must_use]
     pub fn new(rules: Rules, with_signatures: bool) -> Self {
         Self {
@@ -251,7 +252,7 @@ impl Cleaner {
         }
     }
 
-    /// Cleans a pair, or says why it is not kept.
+    /// Cleans a pair, or returns the reason why it is dropped.
     ///
     /// # Errors
     /// The first reason that applies, in the order of the [`DropReason`]s.
@@ -268,8 +269,8 @@ impl Cleaner {
         })
     }
 
-    /// Cleans an instruction example, or says why it is not kept. `raw.instruction` holds [`FOREIGN_PLACEHOLDER`] where
-    /// the foreign text goes; the kept one is without it.
+    /// Cleans an instruction example, or returns the reason why it is dropped. `raw.instruction` holds
+    /// [`FOREIGN_PLACEHOLDER`] in the place of the foreign text; the kept example does not.
     ///
     /// # Errors
     /// The first reason that applies, in the order of the [`DropReason`]s.
@@ -299,7 +300,7 @@ impl Cleaner {
         })
     }
 
-    /// The cleaned English and foreign text, if they are fit to be kept.
+    /// Returns the cleaned English and foreign text, or the reason why one of them is not usable.
     fn sides(&self, english: &str, foreign: &str) -> Result<(String, String, Checked), DropReason> {
         let rules = &self.rules;
         let english = tidy(english, ZeroWidth::Drop);

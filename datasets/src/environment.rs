@@ -1,18 +1,18 @@
-//! llink's own environment variables, `LLINK_…`.
+//! llink's own environment variables, whose names begin with `LLINK_`.
 
 use std::ffi::{OsStr, OsString};
 
-/// How their names begin.
+/// The prefix of the variables' names.
 const PREFIX: &str = "LLINK_";
 
-/// The names of llink's own variables that are set.
+/// Returns the names of llink's own variables that are set.
 #[must_use]
 pub fn own_variables() -> Vec<OsString> {
     own(std::env::vars_os()).map(|(name, _)| name).collect()
 }
 
-/// Removes own variables that are empty: a profile or a manifest that says `LLINK_STATE=` means that there is none. Whatever
-/// reads a variable afterwards, an option or a log filter, finds it unset.
+/// Removes llink's own variables that are empty. A profile or manifest with `LLINK_STATE=` means that the variable is
+/// not set, and options and log filters then treat it so.
 ///
 /// # Safety
 /// No other thread of the process may run yet: the environment is shared.
@@ -22,7 +22,7 @@ pub unsafe fn unset_empty() {
         .map(|(name, _)| name)
         .collect();
     for name in empty {
-        // SAFETY: the caller warrants that nobody else reads the environment meanwhile.
+        // SAFETY: the caller guarantees that no other thread reads the environment meanwhile.
         unsafe { std::env::remove_var(name) };
     }
 }

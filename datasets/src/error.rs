@@ -1,43 +1,43 @@
-//! What can go wrong with a corpus, a shard or an object store.
+//! The errors of corpora, shards and object stores.
 
 use crate::shown::{ShownUrl, redacted};
 
-/// An error of this crate. Every text names the object, row or key it is about, and holds nothing that authenticates a
-/// URL: neither of the URL that it names nor of those that a reason or a cause holds.
+/// An error of this crate. Each text names the object, row or key. No text holds credentials of a URL, whether the
+/// error names that URL or a reason or cause repeats it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A URL that cannot be opened at all: unknown scheme, missing part, a scheme this build leaves out.
+    /// A URL that cannot be opened: its scheme is unknown or not in this build, or a part is missing.
     #[error("{}: {}", ShownUrl::of(url), redacted(reason))]
     Url {
         /// The URL as given.
         url: String,
-        /// What is wrong with it and what to write instead.
+        /// The reason, and what to write instead.
         reason: String,
     },
-    /// The object or file is not there.
+    /// The object or file does not exist.
     #[error("{}: no such file or object", ShownUrl::of(path))]
     NotFound {
         /// The path or URL.
         path: String,
     },
-    /// The store refused or failed: permissions, disk full, network.
+    /// The store refused or failed, for example for missing permissions, a full disk or a network fault.
     #[error("{}: {}", ShownUrl::of(path), redacted(&source.to_string()))]
     Store {
         /// The path or URL.
         path: String,
-        /// What the store said.
+        /// The error of the store.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The content is not what it should be.
+    /// The content is invalid.
     #[error("{}: {}", ShownUrl::of(path), redacted(reason))]
     Content {
         /// The path or URL.
         path: String,
-        /// What is wrong, with the row or the column where there is one.
+        /// The reason, with the row or the column if there is one.
         reason: String,
     },
 }
 
-/// A result of this crate.
+/// The result type of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

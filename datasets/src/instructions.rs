@@ -1,28 +1,28 @@
-//! Shards of instruction examples, read back.
+//! Reads shards of instruction examples.
 
 use bytes::Bytes;
 
 use crate::Result;
 use crate::table::{decode, texts, u64s};
 
-/// An instruction example of a shard.
+/// An instruction example from a shard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstructionRow {
     /// The example's id.
     pub id: u64,
-    /// `translate`, `summarize`, …
+    /// The task: `translate`, `summarize`, …
     pub task: String,
-    /// What is asked, without the place where the foreign text stands.
+    /// The instruction, without the place of the foreign text.
     pub instruction: String,
-    /// The text that it is about.
+    /// The foreign text.
     pub foreign: String,
-    /// What the text says, in English.
+    /// The meaning of the foreign text, in English.
     pub english_ref: String,
-    /// What is to be answered.
+    /// The expected answer.
     pub answer: String,
 }
 
-/// Reads a shard of instructions. `name` is how errors call the shard.
+/// Reads a shard of instructions. Errors call the shard `name`.
 ///
 /// # Errors
 /// [`crate::Error::Content`] where the content is no such shard.

@@ -1,9 +1,9 @@
-//! Corpora in, trustworthy shards out.
+//! Reads corpora and writes verified shards.
 //!
-//! The flow of the `shard` stage: a reader yields rows, [`clean`] keeps or drops each with a reason, and [`shards`]
-//! decides over all sources which side each row stands on and writes them as Parquet. [`pairs`], [`instructions`] and
-//! [`vectors`] read what was written; [`sample`] makes up a corpus for trials. [`store`], [`manifest`] and [`measured`]
-//! need none of that and are all that the coordinator's core uses.
+//! In the `shard` stage a reader yields rows, and [`clean`] keeps each row or drops it with a reason. Then [`shards`]
+//! decides over all sources on which side each row stands, and writes Parquet. [`pairs`], [`instructions`] and
+//! [`vectors`] read the shards. [`sample`] makes up a corpus for trials. [`store`], [`manifest`] and [`measured`] need
+//! no reader and are all that the coordinator's core uses.
 
 pub mod environment;
 pub mod error;

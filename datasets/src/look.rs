@@ -1,4 +1,4 @@
-//! Shards as tables to be looked at: what is where, and their columns as plain values.
+//! Shows shards as tables: where they are, and their columns as plain values.
 
 use std::collections::BTreeMap;
 
@@ -9,31 +9,31 @@ use crate::Result;
 use crate::store::Store;
 use crate::table::{ROLE_KEY, StoredTable, bad, decode_all, texts};
 
-/// A Parquet file and what its footer says.
+/// A Parquet file with the contents of its footer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardInfo {
-    /// Relative to the store.
+    /// Path relative to the store.
     pub path: String,
-    /// `pairs/train`, `embeddings/teacher/holdout`, …; the file's folder where it does not say.
+    /// The role, such as `pairs/train` or `embeddings/teacher/holdout`; the name of the folder if the file has none.
     pub role: String,
-    /// Rows in it.
+    /// Number of rows.
     pub rows: u64,
-    /// Its size.
+    /// Size in bytes.
     pub bytes: u64,
-    /// Names and types of its columns.
+    /// Names and types of the columns.
     pub columns: Vec<(String, String)>,
-    /// Its key-value metadata.
+    /// The key-value metadata of the file.
     pub facts: BTreeMap<String, String>,
 }
 
-/// Every Parquet file at or below a store's URL, sorted by path.
+/// Lists every Parquet file at or below a store's URL, sorted by path.
 ///
 /// # Errors
 /// [`crate::Error`] where the store can't be listed or a footer can't be read.
 pub async fn shards(store: &Store) -> Result<Vec<ShardInfo>> {
     let mut found = Vec::new();
     for object in store.list("").await? {
-        // What an unfinished stage passes between its tasks is not for people.
+        // The files that an unfinished stage passes between its tasks are not shown to people.
         let is_work = object.path.contains("/work/") || object.path.starts_with("work/");
         if object.path.ends_with(".parquet") && !is_work {
             found.push(shard(store, &object.path, object.bytes).await?);
@@ -42,7 +42,7 @@ pub async fn shards(store: &Store) -> Result<Vec<ShardInfo>> {
     Ok(found)
 }
 
-/// One Parquet file.
+/// Reads the footer of one Parquet file.
 ///
 /// # Errors
 /// [`crate::Error`] where its footer can't be read.
@@ -73,11 +73,12 @@ pub enum Values {
     Numbers(Vec<u64>),
     /// Texts.
     Texts(Vec<String>),
-    /// Of a column of vectors: each one's Euclidean length.
+    /// The Euclidean norm of each vector in a column of vectors.
     Norms(Vec<f32>),
 }
 
-/// The columns of a shard, in its order; a column `vector` becomes `norm`. Columns of other types are left out.
+/// Reads the columns of a shard, in its order. A column `vector` becomes `norm`, and columns of other types are left
+/// out.
 ///
 /// # Errors
 /// [`crate::Error`] where the shard can't be read.

@@ -1,4 +1,5 @@
-//! Manifests: what a stage wrote, with hashes. A manifest is written last: where it stands, everything it lists stands.
+//! Manifests list what a stage wrote, with hashes. A manifest is written last: if it exists, everything that it lists
+//! exists.
 
 use std::collections::BTreeMap;
 
@@ -9,33 +10,33 @@ use sha2::{Digest, Sha256};
 use crate::store::Store;
 use crate::{Error, Result};
 
-/// The layout of manifests that this build reads and writes.
+/// The version of the manifest format that this build reads and writes.
 pub const MANIFEST_VERSION: u32 = 1;
-/// How the folder begins, below the stage's own, of an attempt that writes apart: another one may still be at work.
+/// The prefix of the folder of an attempt that writes apart because another attempt may still be running.
 pub const ATTEMPT_PREFIX: &str = "attempt-";
 
-/// What one stage of a job wrote and found.
+/// The results of one stage of a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// [`MANIFEST_VERSION`].
+    /// The format version, [`MANIFEST_VERSION`].
     pub version: u32,
     /// The stage's name.
     pub stage: String,
     /// The stage's key: the hash of everything its output depends on.
     pub key: String,
-    /// Every object it wrote, in a fixed order.
+    /// Every object that the stage wrote, in a fixed order.
     pub artifacts: Vec<ManifestArtifact>,
-    /// Rows read, kept, dropped by reason.
+    /// Rows read, kept, and dropped by reason.
     #[serde(default)]
     pub counts: BTreeMap<String, u64>,
     /// Measured numbers.
     #[serde(default)]
     pub figures: BTreeMap<String, f64>,
-    /// Fingerprints, widths and the like: what later stages depend on.
+    /// Fingerprints, widths and similar facts that later stages depend on.
     #[serde(default)]
     pub facts: BTreeMap<String, String>,
-    /// For people.
+    /// Warnings for people.
     #[serde(default)]
     pub warnings: Vec<String>,
 }
@@ -44,23 +45,23 @@ pub struct Manifest {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ManifestArtifact {
-    /// Relative to the job's output URL.
+    /// Path relative to the job's output URL.
     pub path: String,
-    /// What it is: `pairs/train`, `embeddings/teacher/holdout`, …
+    /// The role, such as `pairs/train` or `embeddings/teacher/holdout`.
     pub role: String,
-    /// Rows in it; 0 where it holds none.
+    /// Number of rows, or 0 if it holds none.
     pub rows: u64,
-    /// Its size.
+    /// Size in bytes.
     pub bytes: u64,
-    /// Of its bytes, lower-case hex.
+    /// SHA-256 of the bytes, as lower-case hex.
     pub sha256: String,
-    /// Further facts about it.
+    /// Further facts about the object.
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
 }
 
 impl ManifestArtifact {
-    /// Describes an object of which the whole content is at hand.
+    /// Describes an object whose whole content is in memory.
     #[must_use]
     pub fn of(path: &str, role: &str, rows: u64, content: &[u8], metadata: BTreeMap<String, String>) -> Self {
         Self {
@@ -75,8 +76,8 @@ impl ManifestArtifact {
 }
 
 impl Manifest {
-    /// The hash of what the stage's output *is*: its artifacts and facts, and neither its name, key, counts nor
-    /// warnings. Stages that read this one put the digest into their own keys.
+    /// Returns the hash of the stage's output: its artifacts and facts, without its name, key, counts and warnings.
+    /// Stages that read this output put the digest into their own keys.
     #[must_use]
     pub fn digest(&self) -> String {
         // Structs serialize in field order and maps are sorted, so these bytes are canonical.
@@ -85,10 +86,10 @@ impl Manifest {
         sha256_hex(&content)
     }
 
-    /// Reads a manifest; `None` where there is none.
+    /// Reads a manifest, or returns `None` if there is none.
     ///
     /// # Errors
-    /// [`Error::Store`], or [`Error::Content`] where it is broken or of another version.
+    /// [`Error::Store`], or [`Error::Content`] if it is broken or has another version.
     pub async fn read(store: &Store, path: &str) -> Result<Option<Self>> {
         let content = match store.get(path).await {
             Ok(content) => content,
@@ -110,7 +111,7 @@ impl Manifest {
         Ok(Some(manifest))
     }
 
-    /// Writes the manifest. Call it after everything that it lists is in the store.
+    /// Writes the manifest. Call this after every object that it lists is in the store.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -124,7 +125,7 @@ impl Manifest {
     }
 }
 
-/// The SHA-256 of some bytes as lower-case hex.
+/// Returns the SHA-256 of some bytes as lower-case hex.
 #[must_use]
 pub fn sha256_hex(content: &[u8]) -> String {
     let mut hasher = Sha256Stream::default();
@@ -132,7 +133,7 @@ pub fn sha256_hex(content: &[u8]) -> String {
     hasher.finish()
 }
 
-/// A SHA-256 over bytes that come piece by piece.
+/// A SHA-256 of bytes that come piece by piece.
 #[derive(Debug, Clone, Default)]
 pub struct Sha256Stream {
     hasher: Sha256,
@@ -140,19 +141,19 @@ pub struct Sha256Stream {
 }
 
 impl Sha256Stream {
-    /// Takes in the next piece.
+    /// Adds the next piece.
     pub fn update(&mut self, piece: &[u8]) {
         self.hasher.update(piece);
         self.bytes += piece.len() as u64;
     }
 
-    /// How many bytes were taken in.
+    /// Returns the number of bytes so far.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// The hash as lower-case hex.
+    /// Returns the hash as lower-case hex.
     #[must_use]
     pub fn finish(self) -> String {
         self.hasher

@@ -1,4 +1,4 @@
-//! What `evaluate` measures, as figures of its manifest, and the tables that are made of them.
+//! The figures that `evaluate` measures, as its manifest holds them, and the tables that are made of them.
 //!
 //! The terminal, `report.html` and the model card show the same [`Section`]s; only their rendering differs.
 
@@ -7,37 +7,37 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
-/// Measured numbers by name, as a manifest has them.
+/// Measured numbers by name, as in a manifest.
 pub type Figures = BTreeMap<String, f64>;
 
-/// The metric of vectors as they are.
+/// The name of the metric that compares vectors unchanged.
 pub const COSINE: &str = "cosine";
-/// The figure that says among how many held-out pairs retrieval was measured.
+/// The name of the figure that holds the number of held-out pairs in the retrieval.
 pub const PAIRS: &str = "pairs";
-/// The figure that says how many training pairs the encoder's means are of.
+/// The name of the figure that holds the number of training pairs behind the encoder's means.
 pub const CENTRED_ON: &str = "retrieval.centred_on";
-/// Mean tokens of an English and of a foreign sentence in the decoder's own tokenizer.
+/// The names of the figures with the mean number of decoder tokens in an English and in a foreign sentence.
 pub const TOKENS: [&str; 2] = ["decoder_tokens.english", "decoder_tokens.foreign"];
 
-/// What finds the English sentence of a foreign one.
+/// The vectors that find the English sentence of a foreign one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Retriever {
-    /// Guessing.
+    /// Random guessing.
     Chance,
-    /// The encoder's vectors of both sentences: no decoder and no training.
+    /// The encoder's vectors of both sentences, without decoder or training.
     Encoder,
-    /// The projected vector, against the teacher's.
+    /// The projected vector, compared with the teacher's.
     StageA,
-    /// The mean of the slots that Stage B makes, against the teacher's vector.
+    /// The mean of Stage B's slots, compared with the teacher's vector.
     StageB,
 }
 
 impl Retriever {
-    /// Every one, from the weakest baseline on.
+    /// All retrievers, from the weakest baseline on.
     pub const ALL: [Self; 4] = [Self::Chance, Self::Encoder, Self::StageA, Self::StageB];
 
-    /// The name in figures.
+    /// Returns the name in figures.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -48,7 +48,7 @@ impl Retriever {
         }
     }
 
-    /// The name in tables.
+    /// Returns the name in tables.
     #[must_use]
     pub fn title(self) -> &'static str {
         match self {
@@ -60,27 +60,27 @@ impl Retriever {
     }
 }
 
-/// How well held-out sentences find their translations: a row of the retrieval table.
+/// How well held-out sentences find their translations; a row of the retrieval table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Retrieval {
-    /// What finds them.
+    /// The vectors that find the translations.
     pub retriever: Retriever,
-    /// By what vectors are compared: [`COSINE`] or another metric of `[align]`. Empty for chance.
+    /// The metric that compares vectors: [`COSINE`] or another metric of `[align]`. Empty for chance.
     pub metric: String,
-    /// Share whose own translation comes first.
+    /// Share of sentences whose own translation comes first.
     pub r1: f64,
-    /// Share whose own translation is among the first 5.
+    /// Share of sentences whose own translation is among the first 5.
     pub r5: f64,
-    /// Share whose own translation is among the first 10.
+    /// Share of sentences whose own translation is among the first 10.
     pub r10: f64,
-    /// Mean of one over the rank.
+    /// Mean of the reciprocal rank.
     pub mrr: f64,
     /// Mean rank; 1 is best.
     pub mean_rank: f64,
 }
 
 impl Retrieval {
-    /// What the row is called in figures and in `benchmark.jsonl`: `stage_a.cosine`, or `chance`.
+    /// Returns the name of the row in figures and in `benchmark.jsonl`: `stage_a.cosine`, or `chance`.
     #[must_use]
     pub fn name(&self) -> String {
         match self.metric.as_str() {
@@ -89,7 +89,7 @@ impl Retrieval {
         }
     }
 
-    /// The row as figures: `retrieval.stage_a.cosine.r1` and so on.
+    /// Returns the row as figures: `retrieval.stage_a.cosine.r1` and so on.
     pub fn figures(&self) -> impl Iterator<Item = (String, f64)> {
         let name = self.name();
         let values = [
@@ -104,7 +104,7 @@ impl Retrieval {
             .map(move |(figure, value)| (format!("retrieval.{name}.{figure}"), value))
     }
 
-    /// The rows that figures hold: by retriever, plain cosine first.
+    /// Returns the rows that the figures hold, by retriever, plain cosine first.
     #[must_use]
     pub fn rows(figures: &Figures) -> Vec<Self> {
         let mut rows: Vec<Self> = figures.keys().filter_map(|name| Self::at(figures, name)).collect();
@@ -112,7 +112,7 @@ impl Retrieval {
         rows
     }
 
-    /// The row whose first figure is called `name`.
+    /// Returns the row whose figures begin with `name`.
     fn at(figures: &Figures, name: &str) -> Option<Self> {
         let of = name.strip_suffix(".r1")?;
         let row = of.strip_prefix("retrieval.")?;
@@ -130,18 +130,18 @@ impl Retrieval {
     }
 }
 
-/// A part of what was measured: a heading, a table if there is one, and remarks.
+/// A part of the measurements: a heading, an optional table, and notes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Section {
     /// The heading.
     pub title: String,
-    /// Its numbers.
+    /// The table of its numbers.
     pub table: Option<Table>,
-    /// What is to be known about them, a sentence or two each.
+    /// Notes on the numbers, of one or two sentences each.
     pub notes: Vec<String>,
 }
 
-/// Numbers with their names.
+/// A table of numbers with headings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
     /// Headings of the columns that hold words; the first is usually empty.
@@ -152,7 +152,7 @@ pub struct Table {
     pub rows: Vec<Vec<String>>,
 }
 
-/// Everything that `evaluate` measured, in the order in which it is read.
+/// Returns everything that `evaluate` measured, in reading order.
 #[must_use]
 pub fn sections(figures: &Figures) -> Vec<Section> {
     let answers = [
@@ -218,7 +218,7 @@ fn token_inflation(figures: &Figures) -> Option<Section> {
     })
 }
 
-/// Answers by what the decoder was given.
+/// Returns the section on answers, by the input of the decoder.
 fn answered(figures: &Figures, of: &str, title: &str) -> Option<Section> {
     let given = [
         ("slots", "with slots"),
@@ -261,7 +261,7 @@ fn answered(figures: &Figures, of: &str, title: &str) -> Option<Section> {
     })
 }
 
-/// Whose answers a judge preferred.
+/// Returns the section on the judge's preferences.
 fn judged(figures: &Figures) -> Option<Section> {
     let counts = ["win", "tie", "loss", "unclear"];
     let against = [("base", "the base decoder"), ("direct", "direct fine-tuning")];
@@ -287,12 +287,12 @@ fn judged(figures: &Figures) -> Option<Section> {
 }
 
 impl Table {
-    /// The headings of all columns.
+    /// Returns the headings of all columns.
     pub fn headings(&self) -> impl Iterator<Item = &'static str> {
         self.words.iter().chain(&self.numbers).copied()
     }
 
-    /// Lines for a terminal: words to the left, numbers to the right.
+    /// Returns the lines for a terminal, with words aligned left and numbers aligned right.
     #[must_use]
     pub fn text(&self) -> Vec<String> {
         let headings: Vec<String> = self.headings().map(str::to_owned).collect();
@@ -310,7 +310,7 @@ impl Table {
         all().map(line).collect()
     }
 
-    /// The table as Markdown.
+    /// Returns the table as Markdown.
     #[must_use]
     pub fn markdown(&self) -> String {
         let alignment = self
@@ -331,7 +331,7 @@ fn markdown_row<'a>(cells: impl Iterator<Item = &'a str>) -> String {
     format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "))
 }
 
-/// 12345 as 12,345.
+/// Formats a number with thousands separators: 12345 becomes 12,345.
 #[must_use]
 pub fn thousands(n: u64) -> String {
     let digits = n.to_string();

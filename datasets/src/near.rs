@@ -1,9 +1,9 @@
-//! Near-duplicates: texts that share most of their character 5-grams, found by MinHash and banding.
+//! Near-duplicates are texts that share most of their character 5-grams. They are found by MinHash and banding.
 //!
-//! A signature is 64 minima (by the `gaoya` crate), of which a byte each is kept. Texts that agree in one of 16 bands of
-//! four are compared: of two texts of Jaccard similarity 0.8 that are all but one in a thousand. The share of equal minima
-//! then estimates the similarity, with a standard deviation of 0.05; an estimate that is lower than asked for by no more
-//! than that still counts, as it is better to drop a row than to train on what is measured.
+//! A signature is 64 minima (by the `gaoya` crate), of which one byte each is kept. Texts that agree in one of 16 bands
+//! of four minima are compared. That compares two texts of Jaccard similarity 0.8 in all but one of a thousand cases.
+//! The share of equal minima then estimates the similarity, with a standard deviation of 0.05. An estimate up to one
+//! standard deviation too low still counts, because a dropped row costs less than training on held-out text.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -17,24 +17,24 @@ const HASHES: usize = 64;
 const BAND: usize = 4;
 /// Characters in a shingle.
 const SHINGLE: usize = 5;
-/// Rows of one band's bucket that are compared; texts made from one template fill a bucket without end.
+/// The most rows of a band's bucket that are compared, because texts from one template can fill a bucket without limit.
 const COMPARED: usize = 64;
-/// No row: the end of a bucket's chain.
+/// Marks the end of a bucket's chain.
 const NONE: u32 = u32::MAX;
 
-/// What is done about rows that say almost the same.
+/// The treatment of rows that say almost the same.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum NearDuplicates {
-    /// Nothing.
+    /// Near-duplicates are kept.
     Keep,
-    /// A training row that is this similar to a held-out one, on either side, is dropped.
+    /// Drops a training row whose similarity to a held-out row, on either side, is at least this.
     Across(f64),
-    /// Any row that is this similar to one that is kept already, on either side, is dropped.
+    /// Drops any row whose similarity to a row that is already kept, on either side, is at least this.
     Everywhere(f64),
 }
 
 impl NearDuplicates {
-    /// The least Jaccard similarity that counts; `None` where nothing is compared.
+    /// Returns the least Jaccard similarity that counts, or `None` if nothing is compared.
     #[must_use]
     pub fn similarity(self) -> Option<f64> {
         match self {
@@ -44,19 +44,18 @@ impl NearDuplicates {
     }
 }
 
-/// What texts are compared by.
+/// The signature by which texts are compared.
 pub(crate) type Signature = [u8; HASHES];
 
-/// Bytes of a signature on disk.
+/// Size of a signature on disk, in bytes.
 pub(crate) const SIGNATURE_BYTES: usize = HASHES;
 
-/// Makes signatures.
 pub(crate) struct Signer {
     hasher: MinHasher8<as_is::Build>,
 }
 
-/// gaoya's default hasher is FNV, which it does not name; shingles are hashed already, so that a hasher that takes
-/// them as they are is both faster and free of that.
+/// The default hasher of gaoya is FNV. Shingles are already hashed, so a hasher that passes them through is faster and
+/// depends on no default.
 mod as_is {
     use std::hash::{BuildHasher, Hasher};
 
@@ -95,7 +94,7 @@ impl Signer {
         }
     }
 
-    /// The signature of a text in its comparison form.
+    /// Returns the signature of a text in its comparison form.
     pub(crate) fn sign(&self, form: &str) -> Signature {
         let starts: Vec<usize> = form
             .char_indices()
@@ -113,21 +112,21 @@ impl Signer {
     }
 }
 
-/// Signatures of rows that are kept, to be asked about others.
+/// Signatures of kept rows, against which other rows are checked.
 pub(crate) struct NearIndex {
     least: usize,
     signatures: Vec<Signature>,
     bands: Vec<Band>,
 }
 
-/// Rows by their key in one band: the last of each key, and the one of the same key before each row.
+/// The rows by their key in one band: the last row of each key, and for each row the one before it with the same key.
 #[derive(Clone, Default)]
 struct Band {
     last: HashMap<u32, u32, BuildHasherDefault<Spread>>,
     before: Vec<u32>,
 }
 
-/// Keys are parts of hashes: one multiplication spreads them over a table.
+/// Spreads keys over a hash table by one multiplication; keys are parts of hashes already.
 #[derive(Default)]
 struct Spread(u64);
 
@@ -163,7 +162,7 @@ impl NearIndex {
         }
     }
 
-    /// Whether a text as similar as asked for is in it.
+    /// Returns true if the index holds a text that is similar enough.
     pub(crate) fn holds(&self, signature: &Signature) -> bool {
         let agrees = |row: usize| {
             let both = signature.iter().zip(&self.signatures[row]);

@@ -1,12 +1,12 @@
-//! What the pages of a Parquet column say of their size, read before they are decoded: the reader sets aside as much memory as a
-//! page's header asks for, and in a damaged or hostile file that is up to 2 GiB for a page of a few bytes.
+//! Checks the page headers of a Parquet column before its pages are decoded. The reader allocates the size that a
+//! page's header declares. In a damaged or hostile file that is up to 2 GiB for a page of a few bytes.
 
-/// The largest page, decompressed, that is taken in. Writers aim at 1 MiB.
+/// The largest decompressed page that is accepted. Writers aim at 1 MiB.
 const LARGEST_PAGE: i64 = 256 << 20;
 
-/// What is wrong with the first page of `chunk`, pages end to end, that must not be decoded: it declares more than
-/// [`LARGEST_PAGE`] bytes, or a field has not the type that it must have, at which readers that trust it go astray. Where a header
-/// ends too soon nothing is found: every reader refuses that.
+/// Returns why the first faulty page of `chunk`, a sequence of pages, must not be decoded. It declares more than
+/// [`LARGEST_PAGE`] bytes, or a field has the wrong type, which misleads readers that trust it. A header that ends too
+/// soon is not reported, because every reader refuses it.
 pub(crate) fn flaw(chunk: &[u8]) -> Option<String> {
     let mut rest = chunk;
     while !rest.is_empty() {
@@ -23,25 +23,26 @@ pub(crate) fn flaw(chunk: &[u8]) -> Option<String> {
     None
 }
 
-/// Why a header could not be read.
+/// The reason why a header could not be read.
 #[derive(Debug, PartialEq, Eq)]
 enum Unread {
-    /// It is not whole, or of no known form.
+    /// The header is not complete, or its form is unknown.
     Ended,
-    /// The field of this number is of another type than the format says.
+    /// The field with this number has another type than the format says.
     Mistyped(i64),
 }
 
-/// Of a `PageHeader`, Thrift's compact protocol: <https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift>.
+/// The sizes in a `PageHeader`, in Thrift's compact protocol:
+/// <https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift>.
 #[derive(Default)]
 struct PageSizes {
-    /// `uncompressed_page_size`
+    /// `uncompressed_page_size` of the header.
     decoded: i64,
-    /// `compressed_page_size`
+    /// `compressed_page_size` of the header.
     stored: i64,
 }
 
-/// The types of a field, in compact protocol.
+/// The types of a field in the compact protocol.
 const TRUE: u8 = 1;
 const FALSE: u8 = 2;
 const I8: u8 = 3;
@@ -55,8 +56,8 @@ const SET: u8 = 10;
 const MAP: u8 = 11;
 const STRUCT: u8 = 12;
 
-/// The types of the fields 1, 2, … of a `PageHeader`, and of those of its headers for data, index, dictionary and version-2 data
-/// pages, its fields 5 to 8. `TRUE` is either truth value.
+/// The types of the fields 1, 2, … of a `PageHeader`. The tables below are for fields 5 to 8: the headers of data,
+/// index, dictionary and version-2 data pages. `TRUE` stands for both truth values.
 const PAGE_HEADER: &[u8] = &[I32, I32, I32, I32, STRUCT, STRUCT, STRUCT, STRUCT];
 const INNER: [&[u8]; 4] = [
     &[I32, I32, I32, I32, STRUCT],
@@ -65,7 +66,7 @@ const INNER: [&[u8]; 4] = [
     &[I32, I32, I32, I32, I32, I32, TRUE, STRUCT],
 ];
 
-/// Whether a field is of the type that a table says; fields that are not in it may be of any.
+/// Returns true if the field has the type in the table; a field that is not in the table may have any type.
 fn is_typed(fields: &[u8], id: i64, kind: u8) -> bool {
     let index = usize::try_from(id - 1).unwrap_or(usize::MAX);
     let kind = if kind == FALSE { TRUE } else { kind };
@@ -73,7 +74,7 @@ fn is_typed(fields: &[u8], id: i64, kind: u8) -> bool {
 }
 
 impl PageSizes {
-    /// Reads a header and leaves `from` behind it.
+    /// Reads a header and advances `from` past it.
     fn read(from: &mut &[u8]) -> Result<Self, Unread> {
         let mut sizes = Self::default();
         let mut id = 0;
@@ -92,7 +93,7 @@ impl PageSizes {
     }
 }
 
-/// Leaves the header of a kind of page behind.
+/// Skips the header of one kind of page.
 fn inner(from: &mut &[u8], fields: &[u8]) -> Result<(), Unread> {
     let mut id = 0;
     while let Some(kind) = field(from, &mut id).ok_or(Unread::Ended)? {
@@ -104,7 +105,7 @@ fn inner(from: &mut &[u8], fields: &[u8]) -> Result<(), Unread> {
     Ok(())
 }
 
-/// The next field's type, and its number in `id`; `Some(None)` at the struct's end.
+/// Returns the type of the next field and puts its number into `id`; `Some(None)` is the end of the struct.
 fn field(from: &mut &[u8], id: &mut i64) -> Option<Option<u8>> {
     let byte = *from.split_off_first()?;
     if byte == 0 {
@@ -117,7 +118,7 @@ fn field(from: &mut &[u8], id: &mut i64) -> Option<Option<u8>> {
     Some(Some(byte & 0x0F))
 }
 
-/// Leaves a value behind.
+/// Skips a value.
 fn skip(from: &mut &[u8], kind: u8, depth: u8) -> Option<()> {
     const DEEPEST: u8 = 8;
     match kind {
@@ -157,7 +158,7 @@ fn skip(from: &mut &[u8], kind: u8, depth: u8) -> Option<()> {
     Some(())
 }
 
-/// Leaves an element of a list behind: other than a field's, a truth value is a byte of its own.
+/// Skips an element of a list. A truth value in a list, unlike one in a field, is a byte of its own.
 fn skip_element(from: &mut &[u8], kind: u8, depth: u8) -> Option<()> {
     match kind {
         TRUE | FALSE => from.split_off(..1).map(drop),
@@ -177,7 +178,7 @@ fn varint(from: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// A number whose sign stands in its lowest bit.
+/// Reads a number whose sign is in its lowest bit (zigzag).
 fn signed(from: &mut &[u8]) -> Option<i64> {
     let value = varint(from)?;
     Some((value >> 1) as i64 ^ -((value & 1) as i64))
@@ -195,7 +196,7 @@ mod tests {
 
     use super::*;
 
-    /// A column's chunk of several pages, and how long its file says that its pages are, decoded.
+    /// Returns a column chunk of several pages, and the decoded size of the pages according to the file.
     fn chunk(version: WriterVersion) -> (Vec<u8>, i64) {
         let texts: Vec<String> = (0..500)
             .map(|n| format!("sentence {n} {}", "x".repeat(n % 40)))
@@ -242,22 +243,24 @@ mod tests {
     fn a_page_that_asks_for_too_much_is_found_wherever_it_stands() {
         let (sound, _) = chunk(WriterVersion::PARQUET_1_0);
         let found = |parts: &[&[u8]]| flaw(&parts.concat()).unwrap_or_default();
-        // type: data page; 2^31 − 1 bytes decoded; 4 stored; the end; the page.
+        // The bytes are: type data page; 2^31 − 1 bytes decoded; 4 stored; the end; the page.
         let hostile = [0x15, 0, 0x15, 0xFE, 0xFF, 0xFF, 0xFF, 0x0F, 0x15, 8, 0, 1, 2, 3, 4];
         assert!(found(&[&hostile]).contains("2147483647 bytes"));
         assert!(found(&[&sound, &hostile]).contains("2147483647 bytes"));
         assert_eq!(found(&[&sound, &hostile[..6]]), "");
-        // Behind a list of two truth values, a map of a number to a text, and a set of none, that no page header has.
+        // The header follows a list of two truth values, a map of a number to a text, and a set of nothing, which no
+        // page header has.
         let odd = [0x99, 0x21, 1, 2, 0x1B, 1, 0x58, 6, 1, b'x', 0x1A, 0x05];
         assert!(found(&[&odd, &[0x05, 4], &hostile[3..]]).contains("2147483647 bytes"));
     }
 
     #[test]
     fn a_field_of_another_type_is_found() {
-        // A truth value where the decoded size should stand: readers that go by the number alone take what follows for it.
+        // A truth value replaces the decoded size; readers that only use the field's number take the next bytes for the
+        // size.
         let hostile = [0x15, 0, 0x11, 0xFE, 0xFF, 0xFF, 0xFF, 0x0F, 0x15, 8, 0];
         assert_eq!(flaw(&hostile).unwrap(), "field 2 of a page header has the wrong type");
-        // The same within a data page's header.
+        // The same fault inside the header of a data page.
         let hostile = [0x15, 0, 0x15, 8, 0x15, 8, 0x2C, 0x15, 2, 0x11, 0x15, 2];
         assert_eq!(flaw(&hostile).unwrap(), "field 2 of a page header has the wrong type");
     }

@@ -1,4 +1,4 @@
-//! Shards of pairs, read back.
+//! Reads shards of pairs.
 
 use bytes::Bytes;
 
@@ -10,12 +10,12 @@ use crate::table::{decode, texts, u64s};
 pub struct TextTable {
     /// Pair ids.
     pub ids: Vec<u64>,
-    /// Texts, one a row.
+    /// The text of each row.
     pub texts: Vec<String>,
 }
 
 impl TextTable {
-    /// Keeps the first `rows`.
+    /// Keeps only the first `rows` rows.
     pub fn truncate(&mut self, rows: usize) {
         self.ids.truncate(rows);
         self.texts.truncate(rows);
@@ -33,19 +33,19 @@ pub struct PairTable {
     pub foreign: Vec<String>,
 }
 
-/// Which side of a pair, or of an instruction.
+/// The text column of a pair or an instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Language {
-    /// What the decoder reads.
+    /// The English side, which the decoder reads.
     English,
-    /// What the encoder reads.
+    /// The foreign side, which the encoder reads.
     Foreign,
-    /// What an instruction's foreign text says in English.
+    /// The English reference of an instruction's foreign text.
     EnglishRef,
 }
 
 impl Language {
-    /// The side's column.
+    /// Returns the name of the side's column.
     #[must_use]
     pub fn column(self) -> &'static str {
         match self {
@@ -56,7 +56,7 @@ impl Language {
     }
 }
 
-/// Reads one side of a shard of pairs or instructions. No other column is decoded. `name` is how errors call the shard.
+/// Reads one side of a shard of pairs or instructions. No other column is decoded. Errors call the shard `name`.
 ///
 /// # Errors
 /// [`crate::Error::Content`] where the content is no such shard.
@@ -74,7 +74,7 @@ pub fn read_texts(name: &str, content: Bytes, language: Language) -> Result<Text
     Ok(table)
 }
 
-/// Reads both sides of a shard of pairs. `name` is how errors call the shard.
+/// Reads both sides of a shard of pairs. Errors call the shard `name`.
 ///
 /// # Errors
 /// [`crate::Error::Content`] where the content is no such shard.

@@ -1,4 +1,5 @@
-//! Where jobs may read and write: the roots that a coordinator or a worker was given, and whether a URL lies below one.
+//! Roots limit where jobs may read and write. A coordinator or a worker is given roots, and a URL must lie below one of
+//! them.
 
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
@@ -11,25 +12,25 @@ use crate::store::without_dots;
 /// Roots that URLs must lie below.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Roots {
-    /// Any URL will do.
+    /// Any URL is allowed.
     #[default]
     Any,
-    /// Only what lies below one of these; none admits nothing.
+    /// Only URLs below one of these roots; an empty list admits nothing.
     Below(Vec<Root>),
 }
 
-/// One of them.
+/// One root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Root {
     /// A local folder.
     Folder(PathBuf),
-    /// A place in a store or on a host: scheme, host with port, path without a trailing `/`.
+    /// A place in a store or on a host: scheme, host with port, and path without a trailing `/`.
     Place {
-        /// `s3`, `https`, …
+        /// The scheme, such as `s3` or `https`.
         scheme: String,
         /// The bucket, or the host with its port.
         authority: String,
-        /// Empty for all of it.
+        /// The path; empty for the whole bucket or host.
         path: String,
     },
 }
@@ -48,10 +49,10 @@ impl FromStr for Root {
 }
 
 impl Roots {
-    /// From what a person wrote: `any`, or roots.
+    /// Parses what a person wrote: `any`, or roots.
     ///
     /// # Errors
-    /// When one of them is no root; in words.
+    /// When one of the texts is not a root; the text says why.
     pub fn of(texts: &[String]) -> Result<Self, String> {
         if texts.iter().any(|t| t == "any") {
             return Ok(Self::Any);
@@ -63,10 +64,10 @@ impl Roots {
             .map(Self::Below)
     }
 
-    /// Whether the URL lies below one of the roots. Links in local folders are followed as far as they exist.
+    /// Checks that the URL lies below one of the roots. Links in local folders are followed as far as they exist.
     ///
     /// # Errors
-    /// Why not, in words that name the roots.
+    /// The reason for people, with the roots.
     pub fn admit(&self, url: &str) -> Result<(), String> {
         let Self::Below(roots) = self else { return Ok(()) };
         let wanted = parse(url)?;
@@ -85,11 +86,11 @@ impl Roots {
     }
 }
 
-/// Whether a job may have an endpoint's key taken from this environment variable: those that open stores, and llink's own,
-/// are sent to nobody.
+/// Checks that a job may take an endpoint's key from this environment variable. Variables that open stores, and llink's
+/// own, are sent to nobody.
 ///
 /// # Errors
-/// Why not, in words.
+/// The reason for people.
 pub fn check_key_variable(name: &str) -> Result<(), String> {
     let upper = name.to_ascii_uppercase();
     let own = ["AWS_", "AZURE_", "GOOGLE_", "KUBERNETES_", "LLINK_"];
@@ -140,7 +141,7 @@ fn below(root: &str, path: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Where a path leads once the links in the part of it that exists are followed.
+/// Returns the path with the links resolved in the part of it that exists.
 fn really(path: &Path) -> PathBuf {
     for ancestor in path.ancestors() {
         if let Ok(real) = ancestor.canonicalize() {
@@ -158,13 +159,13 @@ fn parse(text: &str) -> Result<Root, String> {
     let shown = ShownUrl::of(text);
     let parts: Vec<&str> = text.splitn(2, "://").collect();
     let after = parts.get(1).copied().unwrap_or_default();
-    // In a store of keys, `?` and `#` are characters of the key.
+    // In an object store, `?` and `#` are characters of the key.
     let is_place = matches!(scheme, "file" | "http" | "https");
     let path_part = match is_place {
         true => after.split(['?', '#']).next().unwrap_or_default(),
         false => after,
     };
-    // The parser takes `..` away in silence; whoever writes it means no good, or will be surprised.
+    // The parser removes `..` silently. A URL with `..` is hostile or a mistake.
     let decoded = match percent_decoded(path_part) {
         Some(decoded) => decoded,
         None if is_place => return Err(format!("{shown}: broken % sequence")),
@@ -209,8 +210,8 @@ fn parse(text: &str) -> Result<Root, String> {
     })
 }
 
-/// A place on the Hugging Face Hub: `hf://` is all of it, then come owners, and repositories at any revision. A data set's
-/// owner is another place than the same owner of models.
+/// Parses a place on the Hugging Face Hub: `hf://` is all of it, then come owners, and repositories at any revision.
+/// The owner of a data set is another place than the same owner of models.
 fn hub_place(text: &str, decoded: &str) -> Result<Root, String> {
     let mut parts: Vec<&str> = decoded.split('/').filter(|part| !part.is_empty()).collect();
     if parts.first() == Some(&"models") {
@@ -220,7 +221,7 @@ fn hub_place(text: &str, decoded: &str) -> Result<Root, String> {
     let revision = parts.get(name).and_then(|part| part.split_once('@'));
     if let Some((plain, revision)) = revision {
         parts[name] = plain;
-        // The Hub's own references have two parts more.
+        // The Hub's own references have two more parts.
         if revision == "refs" {
             parts.drain((name + 1).min(parts.len())..(name + 3).min(parts.len()));
         }
@@ -247,7 +248,7 @@ fn folder(text: &str, path: &Path) -> Result<Root, String> {
     Ok(Root::Folder(without_dots(path)))
 }
 
-/// Text with its `%41` decoded; `None` where that is broken or no UTF-8.
+/// Decodes `%41` and the like; `None` if an escape is broken or the result is not UTF-8.
 pub(crate) fn percent_decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -298,7 +299,7 @@ mod tests {
             "http://models.example:8443/v1",
             "http://169.254.169.254/latest/meta-data",
             "memory://x",
-            // Characters of the key, and not what follows a path.
+            // Here they are characters of the key and do not end the path.
             "s3://bucket/llink?x/secret",
             "s3://bucket/llink#x/secret",
         ] {

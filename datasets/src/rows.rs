@@ -1,4 +1,4 @@
-//! The rows that the crate deals in, and their ids.
+//! The rows of corpora, and their ids.
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -9,12 +9,12 @@ pub struct Pair {
     pub english: String,
     /// The other language's side.
     pub foreign: String,
-    /// Which source it came from: a file's name, or `sample`.
+    /// The source of the row: a file's name, or `sample`.
     pub source: String,
 }
 
 impl Pair {
-    /// [`row_id`] of `[english, foreign]`.
+    /// Returns [`row_id`] of `[english, foreign]`.
     #[must_use]
     pub fn id(&self) -> u64 {
         row_id(&[&self.english, &self.foreign])
@@ -24,22 +24,22 @@ impl Pair {
 /// An instruction about a foreign text, with the answer to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstructionExample {
-    /// `translate`, `summarize`, `bullet_points`, `question_answering`, or what the source calls it.
+    /// The task: `translate`, `summarize`, `bullet_points`, `question_answering`, or the source's own name.
     pub task: String,
-    /// What is asked, in English, without the place where the foreign text stands.
+    /// The instruction in English, without the place of the foreign text.
     pub instruction: String,
-    /// The text that it is about.
+    /// The foreign text.
     pub foreign: String,
-    /// What the text says, in English: what the decoder's teacher vector is made from.
+    /// The meaning of the foreign text in English, from which the decoder's teacher vector is made.
     pub english_ref: String,
-    /// What is to be answered.
+    /// The expected answer.
     pub answer: String,
-    /// Which source it came from: a file's name, or `sample`.
+    /// The source of the row: a file's name, or `sample`.
     pub source: String,
 }
 
 impl InstructionExample {
-    /// [`row_id`] of `[task, instruction, foreign, english_ref, answer]`.
+    /// Returns [`row_id`] of `[task, instruction, foreign, english_ref, answer]`.
     #[must_use]
     pub fn id(&self) -> u64 {
         row_id(&[
@@ -53,7 +53,7 @@ impl InstructionExample {
 }
 
 /// A row's id: XXH3 (64 bits, no seed) of its cleaned texts in UTF-8, joined by one NUL byte. Cleaned texts hold no
-/// NUL, so no two rows share the bytes. Where the row came from is no part of it.
+/// NUL, so no two rows share the bytes. The source of the row does not matter.
 ///
 /// In Python: `xxhash.xxh3_64_intdigest("\0".join(texts).encode())`.
 #[must_use]
@@ -61,17 +61,17 @@ pub fn row_id(texts: &[&str]) -> u64 {
     xxh3_64(texts.join("\0").as_bytes())
 }
 
-/// What kind of rows a corpus holds.
+/// The kind of rows in a corpus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Corpus {
-    /// [`Pair`]s.
+    /// The rows are [`Pair`]s.
     Pairs,
-    /// [`InstructionExample`]s.
+    /// The rows are [`InstructionExample`]s.
     Instructions,
 }
 
 impl Corpus {
-    /// The role of a shard of this corpus.
+    /// Returns the role of a shard of this corpus.
     #[must_use]
     pub fn role(self, side: Side) -> &'static str {
         match (self, side) {
@@ -83,12 +83,12 @@ impl Corpus {
     }
 }
 
-/// On which side of a split a row stands.
+/// The side of the split on which a row stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
-    /// What is trained on.
+    /// Rows for training.
     Train,
-    /// What is measured on, and never trained on.
+    /// Rows for measuring, which no training reads.
     Holdout,
 }
 
@@ -109,7 +109,7 @@ mod tests {
         assert_eq!(pair("a", "b", "x"), pair("a", "b", "y"));
         assert_ne!(pair("a", "b", "x"), pair("ab", "", "x"));
         assert_ne!(pair("a", "b", "x"), pair("b", "a", "x"));
-        // xxhash.xxh3_64_intdigest(b"a\0b") in Python.
+        // The value is that of xxhash.xxh3_64_intdigest(b"a\0b") in Python.
         assert_eq!(pair("a", "b", "x"), xxh3_64(b"a\0b"));
     }
 }

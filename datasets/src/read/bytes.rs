@@ -1,4 +1,4 @@
-//! The bytes of a corpus file, decompressed on the way, with bounded memory.
+//! Reads and decompresses the bytes of a corpus file, with bounded memory.
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -20,7 +20,8 @@ pub(crate) struct ByteSource {
 }
 
 impl ByteSource {
-    /// Opens a file. Its first bytes tell its compression; where they tell nothing, `compression` counts, or the name.
+    /// Opens a file. Its first bytes tell the compression. If they tell nothing, `compression` decides, and then the
+    /// name.
     pub(crate) async fn open(url: &str, compression: Option<Compression>) -> Result<Self> {
         let (store, name) = Store::open_object(url)?;
         let (total, mut stream) = store.stream(&name).await.map_err(|error| match error {
@@ -44,7 +45,7 @@ impl ByteSource {
         })
     }
 
-    /// Bytes of the file consumed so far and its size, both as they lie in the store.
+    /// Returns how many bytes of the file were read, and its size, both compressed.
     pub(crate) fn progress(&self) -> (u64, u64) {
         (self.read, self.total)
     }
@@ -53,17 +54,17 @@ impl ByteSource {
         &self.url
     }
 
-    /// What the reader of the rows is to be told of the file's compression.
+    /// Returns a note on the file's compression for the user.
     pub(crate) fn note(&self) -> Option<&str> {
         self.note.as_deref()
     }
 
-    /// Appends the next piece to `buffer`; false at the end of the file. A piece may be empty.
+    /// Appends the next piece, which may be empty, to `buffer`. Returns false at the end of the file.
     pub(crate) async fn read_into(&mut self, buffer: &mut Vec<u8>) -> Result<bool> {
         if self.pending.is_empty() {
             match self.stream.next().await? {
                 Some(piece) => self.pending = piece,
-                // An empty file is an empty corpus, and said so later.
+                // An empty file is an empty corpus, which is reported later.
                 None if self.read == 0 => return Ok(false),
                 None => {
                     self.decoder.finish(buffer).map_err(|e| corrupt(&self.url, &e))?;
@@ -81,12 +82,12 @@ impl ByteSource {
     }
 }
 
-/// The first pieces of a file, until they tell what it is.
+/// Reads the first pieces of a file, until they tell what it is.
 async fn first_bytes(stream: &mut ByteStream) -> Result<Bytes> {
     let mut head = BytesMut::new();
     while head.len() < HEAD {
         match stream.next().await? {
-            // A local file's block is taken as it is.
+            // A block of a local file is used without copying it.
             Some(piece) if head.is_empty() && piece.len() >= HEAD => return Ok(piece),
             Some(piece) => head.extend_from_slice(&piece),
             None => break,
@@ -95,7 +96,7 @@ async fn first_bytes(stream: &mut ByteStream) -> Result<Bytes> {
     Ok(head.freeze())
 }
 
-/// The first bytes of a file as it lies in the store; none where it can't be read.
+/// Returns the first bytes of a file as stored, or none if it can't be read.
 pub(super) async fn head_of(url: &str) -> Bytes {
     let read = async {
         let (store, name) = Store::open_object(url)?;

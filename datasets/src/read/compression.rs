@@ -1,4 +1,4 @@
-//! How a corpus file is compressed, and what undoes it piece by piece.
+//! The compression of corpus files, and the streaming decoders.
 
 use std::fmt;
 use std::io::Write;
@@ -9,26 +9,26 @@ use flate2::write::MultiGzDecoder;
 use liblzma::stream::{Action, CONCATENATED, Status, Stream as XzStream};
 use zstd::stream::raw::{Decoder as ZstdDecoder, InBuffer, Operation, OutBuffer};
 
-/// How much compressed input is decoded at once: bounds what a highly compressed file can blow up to in memory.
+/// Compressed bytes that are decoded at once. This limits the memory of a highly compressed file.
 const PIECE: usize = 16 << 10;
 const BLOCK: usize = 128 << 10;
-/// What an xz file may ask for; `xz -9` needs 65 MiB.
+/// The memory limit of the xz decoder, in bytes; `xz -9` needs 65 MiB.
 const XZ_MEMORY: u64 = 160 << 20;
-/// The largest zstd window, as a power of two: 128 MiB, which is what `zstd --long` makes at most.
+/// The largest zstd window, as a power of two: 128 MiB, the most that `zstd --long` makes.
 const ZSTD_WINDOW_LOG: u32 = 27;
 
-/// How a file is compressed.
+/// The compression of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// Not at all.
+    /// The file is not compressed.
     None,
-    /// gzip, of one member or several.
+    /// The file is gzip, with one member or several.
     Gzip,
-    /// zstd, of one frame or several.
+    /// The file is zstd, with one frame or several.
     Zstd,
-    /// xz, of one stream or several.
+    /// The file is xz, with one stream or several.
     Xz,
-    /// bzip2, of one stream or several.
+    /// The file is bzip2, with one stream or several.
     Bzip2,
 }
 
@@ -41,7 +41,7 @@ impl Compression {
         (Self::Bzip2, "bz2", "bzip2"),
     ];
 
-    /// The compression that a file's name tells, and the name without that ending.
+    /// Returns the compression that a file's name tells, and the name without that ending.
     #[must_use]
     pub fn of(name: &str) -> (Self, &str) {
         if let Some((stem, ending)) = name.rsplit_once('.') {
@@ -73,7 +73,7 @@ impl FromStr for Compression {
     }
 }
 
-/// Decodes what it is fed.
+/// Decodes the bytes that it is given.
 pub(super) enum Decoder {
     None,
     Gzip(Box<MultiGzDecoder<Vec<u8>>>),
@@ -87,7 +87,7 @@ pub(super) enum Decoder {
     },
     Bzip2 {
         stream: BzDecoder,
-        /// Whether a stream was begun and has not ended.
+        /// True if a stream has begun and not ended.
         stream_open: bool,
     },
 }
@@ -117,7 +117,7 @@ impl Decoder {
         })
     }
 
-    /// Takes in some of `input`, appends what comes out to `buffer`, and says how many bytes it took.
+    /// Reads some of `input`, appends the decoded bytes to `buffer`, and returns how many bytes of `input` it read.
     pub(super) fn feed(&mut self, input: &[u8], buffer: &mut Vec<u8>) -> Result<usize, String> {
         match self {
             Self::None => {
@@ -156,10 +156,10 @@ impl Decoder {
         }
     }
 
-    /// Appends what is still inside.
+    /// Appends the decoder's last bytes.
     ///
     /// # Errors
-    /// Where the file ends in the middle.
+    /// When the file ends within a stream.
     pub(super) fn finish(&mut self, buffer: &mut Vec<u8>) -> Result<(), String> {
         let torn = || "the file ends in the middle".to_owned();
         match self {
@@ -207,7 +207,7 @@ impl Decoder {
     }
 }
 
-/// Bytes taken and bytes made, and whether the stream has ended.
+/// Returns the bytes read, the bytes written, and whether the stream has ended.
 fn run_bzip2(stream: &mut BzDecoder, input: &[u8], buffer: &mut Vec<u8>) -> Result<(usize, usize, BzStatus), String> {
     let (start, taken, had) = (buffer.len(), stream.total_in(), stream.total_out());
     buffer.resize(start + BLOCK, 0);
@@ -224,7 +224,7 @@ fn run_bzip2(stream: &mut BzDecoder, input: &[u8], buffer: &mut Vec<u8>) -> Resu
     Ok((used, made, status))
 }
 
-/// Bytes taken and bytes made.
+/// Returns the bytes read and the bytes written.
 fn run_xz(
     stream: &mut XzStream,
     input: &[u8],

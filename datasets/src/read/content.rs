@@ -1,11 +1,11 @@
-//! What the first bytes of a file tell that it is, whatever its name says.
+//! Recognizes a file's type by its first bytes, whatever its name says.
 
 use super::compression::Compression;
 
-/// So many first bytes tell what there is to tell; a tar archive's mark ends at byte 262.
+/// The number of first bytes that decide a file's type; the mark of a tar archive ends at byte 262.
 pub(super) const HEAD: usize = 262;
 
-/// A kind of file that no reader of lines takes.
+/// A kind of file that the line readers do not accept.
 struct Kind {
     at: usize,
     mark: &'static [u8],
@@ -55,23 +55,23 @@ const KINDS: [Kind; 14] = [
     ),
 ];
 
-/// The compression that the first bytes tell.
+/// Returns the compression that the first bytes tell.
 pub(super) fn compression(head: &[u8]) -> Option<Compression> {
     match head {
         [0x1F, 0x8B, 0x08, ..] => Some(Compression::Gzip),
-        // A frame, or one that is to be skipped.
+        // A frame, or one that must be skipped.
         [0x28, 0xB5, 0x2F, 0xFD, ..] | [0x50..=0x5F, 0x2A, 0x4D, 0x18, ..] => Some(Compression::Zstd),
         [0xFD, b'7', b'z', b'X', b'Z', 0, ..] => Some(Compression::Xz),
-        // `BZh` alone might begin a text.
+        // A text may begin with `BZh`, so more bytes are compared.
         [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59, ..]
         | [b'B', b'Z', b'h', b'1'..=b'9', 0x17, 0x72, 0x45, 0x38, 0x50, 0x90, ..] => Some(Compression::Bzip2),
         _ => None,
     }
 }
 
-/// How a file is to be decompressed, and what its reader is to be told: its name, or the job file, may say otherwise.
+/// Decides how a file is decompressed, and the note for the user if its name or the job file says otherwise.
 ///
-/// `said` is where the compression stands that is expected: `compression` in the job file, or the name.
+/// `said` is the source of the expected compression: `compression` in the job file, or the name.
 pub(super) fn decide(head: &[u8], expected: Compression, said: &str) -> (Compression, Option<String>) {
     match compression(head) {
         Some(found) if found == expected => (found, None),
@@ -82,7 +82,7 @@ pub(super) fn decide(head: &[u8], expected: Compression, said: &str) -> (Compres
             };
             (found, Some(note))
         }
-        // What looks like text is text; anything else is for the decoder to refuse.
+        // Bytes that look like text are text. The decoder refuses anything else.
         None if expected != Compression::None && is_text(head) => (
             Compression::None,
             Some(format!(
@@ -97,13 +97,13 @@ fn is_text(head: &[u8]) -> bool {
     let is_wide = head.starts_with(&[0xFF, 0xFE]) || head.starts_with(&[0xFE, 0xFF]);
     let is_utf8 = match std::str::from_utf8(head) {
         Ok(_) => true,
-        // The head may end within a character.
+        // The head may end inside a character.
         Err(error) => error.error_len().is_none() && error.valid_up_to() > 0,
     };
     !head.is_empty() && (is_wide || (is_utf8 && !head.contains(&0)))
 }
 
-/// What decompressed bytes are that hold no lines of text, and what to do with them.
+/// Returns what a file is if its decompressed bytes are not lines of text, with advice.
 pub(super) fn refusal(head: &[u8]) -> Option<String> {
     if let Some(inner) = compression(head) {
         return Some(format!(
@@ -126,7 +126,7 @@ pub(super) fn refusal(head: &[u8]) -> Option<String> {
     })
 }
 
-/// What a JSON file is that does not hold one object a line, and what makes lines of it.
+/// Returns what a JSON file is if it does not hold one object in each line, with the command that converts it.
 pub(super) fn not_lines_of_json(head: &[u8]) -> Option<String> {
     let text = head.trim_ascii_start();
     let first = text

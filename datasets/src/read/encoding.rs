@@ -1,8 +1,8 @@
-//! The bytes of a corpus file as UTF-8, whatever encoding it is in.
+//! Converts the bytes of a corpus file to UTF-8, whatever its encoding is.
 //!
-//! A byte order mark tells UTF-8 and UTF-16. Without one, zeros at every other byte tell UTF-16, and an XML declaration
-//! tells any encoding of the [Encoding Standard](https://encoding.spec.whatwg.org/#names-and-labels). Everything else is
-//! UTF-8.
+//! A byte order mark means UTF-8 or UTF-16. Without one, zeros at every other byte mean UTF-16, and an XML declaration
+//! may name any encoding of the [Encoding Standard](https://encoding.spec.whatwg.org/#names-and-labels). Everything
+//! else is UTF-8.
 
 use encoding_rs::{Decoder, DecoderResult, Encoding, UTF_8, UTF_16BE, UTF_16LE};
 
@@ -11,18 +11,18 @@ use super::compression::Compression;
 use super::content;
 use crate::{Error, Result};
 
-/// So many first bytes are looked at before a declaration is believed.
+/// The number of first bytes that are checked before a declaration is trusted.
 const LOOKED_AT: usize = 64 << 10;
 /// Bytes that are decoded at once.
 const BLOCK: usize = 64 << 10;
-/// Stands for a sequence that is broken in the file's own encoding: no UTF-8 holds it.
+/// Replaces a sequence that is broken in the file's own encoding; this byte never occurs in UTF-8.
 const BROKEN: u8 = 0xFF;
-/// So many characters beyond ASCII show that bytes are UTF-8 in spite of a declaration.
+/// This many non-ASCII characters in valid UTF-8 overrule a declaration.
 const TELLING_CHARACTERS: usize = 4;
-/// Begins what is no ASCII in the encodings of seven bits.
+/// The first byte of a non-ASCII sequence in seven-bit encodings.
 const ESCAPE: u8 = 0x1B;
 
-/// Names of encodings that the standard leaves out, as code pages are often called.
+/// Common names of code pages that the standard leaves out.
 const ALIASES: [(&str, &str); 6] = [
     ("cp874", "windows-874"),
     ("cp932", "shift_jis"),
@@ -32,10 +32,10 @@ const ALIASES: [(&str, &str); 6] = [
     ("macroman", "macintosh"),
 ];
 
-/// A corpus file being read as UTF-8.
+/// A corpus file that is read as UTF-8.
 pub(super) struct TextSource {
     bytes: ByteSource,
-    /// Undecoded bytes: the file's first ones, later what is left of a block.
+    /// The undecoded bytes: first the head of the file, later the rest of a block.
     raw: Vec<u8>,
     decoder: Option<Decoder>,
     opened: bool,
@@ -59,13 +59,13 @@ impl TextSource {
         &self.bytes
     }
 
-    /// What the reader of the rows is to be told about how the file is read.
+    /// Returns notes for the user on how the file is read.
     pub(super) fn notes(&self) -> impl Iterator<Item = &str> {
         self.bytes.note().into_iter().chain(self.note.as_deref())
     }
 
-    /// Appends the next piece to `buffer`; false at the end of the file. What is broken in the file's encoding becomes
-    /// bytes that are no UTF-8.
+    /// Appends the next piece to `buffer`. Returns false at the end of the file. A sequence that is broken in the
+    /// file's encoding becomes bytes that are invalid UTF-8.
     pub(super) async fn read_into(&mut self, buffer: &mut Vec<u8>) -> Result<bool> {
         if !self.opened {
             self.tell_encoding().await?;
@@ -87,7 +87,7 @@ impl TextSource {
         Ok(!is_last)
     }
 
-    /// Looks at the first bytes: refuses what is no text, and finds the encoding.
+    /// Checks the first bytes: refuses a file that is not text, and finds the encoding.
     async fn tell_encoding(&mut self) -> Result<()> {
         self.opened = true;
         while self.raw.len() < LOOKED_AT && !self.ended {
@@ -110,11 +110,11 @@ impl TextSource {
     }
 }
 
-/// Appends what `bytes` say in UTF-8.
+/// Appends `bytes`, converted to UTF-8.
 fn decode(decoder: &mut Decoder, mut bytes: &[u8], buffer: &mut Vec<u8>, is_last: bool) {
     loop {
         let start = buffer.len();
-        // A block decodes to at most three times its size.
+        // The decoded block has at most three times the size.
         let room = decoder
             .max_utf8_buffer_length_without_replacement(bytes.len())
             .unwrap_or(4 * BLOCK);
@@ -130,16 +130,16 @@ fn decode(decoder: &mut Decoder, mut bytes: &[u8], buffer: &mut Vec<u8>, is_last
     }
 }
 
-/// The encoding of a file.
+/// The encoding of a file, and how it was found.
 #[derive(Debug, PartialEq)]
 struct Told {
     encoding: &'static Encoding,
-    /// Bytes of the byte order mark.
+    /// Size of the byte order mark, in bytes.
     mark: usize,
     note: Option<String>,
 }
 
-/// Tells the encoding from a file's first bytes.
+/// Finds the encoding by a file's first bytes.
 fn tell(head: &[u8]) -> std::result::Result<Told, String> {
     let told = |encoding, mark| {
         Ok(Told {
@@ -164,7 +164,7 @@ fn tell(head: &[u8]) -> std::result::Result<Told, String> {
     }
 }
 
-/// The encoding that an XML declaration names, of bytes that are no UTF-16.
+/// Returns the encoding that an XML declaration names, for bytes that are not UTF-16.
 fn believe(name: &str, head: &[u8]) -> std::result::Result<Told, String> {
     let label = ALIASES
         .iter()
@@ -185,9 +185,9 @@ fn believe(name: &str, head: &[u8]) -> std::result::Result<Told, String> {
     match (encoding, wide_characters(head)) {
         _ if is_ascii => plain(None),
         (Some(encoding), _) if encoding == UTF_8 => plain(None),
-        // The declaration was read as single bytes, so it can't be true.
+        // The declaration was read as single bytes, so the file can't be UTF-16.
         (Some(encoding), _) if encoding == UTF_16LE || encoding == UTF_16BE => plain(None),
-        // Whoever converts a file leaves its declaration as it was.
+        // Programs that convert a file often leave its declaration unchanged.
         (Some(_), Some(TELLING_CHARACTERS..)) => plain(note()),
         (Some(encoding), _) => Ok(Told {
             encoding,
@@ -201,7 +201,7 @@ fn believe(name: &str, head: &[u8]) -> std::result::Result<Told, String> {
     }
 }
 
-/// What `encoding=` says within `<?xml … ?>` at the very beginning.
+/// Returns the value of `encoding=` in `<?xml … ?>` at the very beginning.
 fn declared(head: &[u8]) -> Option<String> {
     let text = head.trim_ascii_start().strip_prefix(b"<?xml")?;
     let end = text.windows(2).position(|two| two == b"?>")?;
@@ -213,11 +213,11 @@ fn declared(head: &[u8]) -> Option<String> {
     Some(name.trim().to_owned())
 }
 
-/// How many characters beyond ASCII there are in what is UTF-8.
+/// Counts the non-ASCII characters, if the bytes are valid UTF-8.
 fn wide_characters(head: &[u8]) -> Option<usize> {
     let valid = match std::str::from_utf8(head) {
         Ok(text) => text,
-        // The head may end within a character.
+        // The head may end inside a character.
         Err(error) if error.error_len().is_none() => std::str::from_utf8(&head[..error.valid_up_to()]).ok()?,
         Err(_) => return None,
     };
@@ -277,7 +277,7 @@ mod tests {
         let converted = tell(after("iso-8859-1", "ទន្លេ").as_bytes()).unwrap();
         assert_eq!(converted.encoding, UTF_8);
         assert!(converted.note.unwrap().contains("iso-8859-1"));
-        // What the advice for an encoding that is not known leads to is read.
+        // A file that follows the advice for an unknown encoding is read.
         let mut foreign = after("IBM850", "").into_bytes();
         foreign.extend(b"caf\x82");
         let advice = tell(&foreign).unwrap_err();

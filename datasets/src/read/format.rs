@@ -1,4 +1,4 @@
-//! How a source's rows are written down, and where in it the two sides stand.
+//! The file formats of sources, and the columns of the two sides.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,16 +7,16 @@ use super::compression::Compression;
 use crate::store::object_name;
 use crate::{Error, Result};
 
-/// How a source's rows are written down.
+/// The file format of a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// One row a line, columns separated by tabs, no quoting, no header.
+    /// Tab-separated columns, one row in each line, without quoting or header.
     Tsv,
-    /// One JSON object a line.
+    /// One JSON object in each line.
     Jsonl,
-    /// Two files, one a language; line N of the one belongs to line N of the other.
+    /// Two files, one for each language. Line N of one belongs to line N of the other.
     Moses,
-    /// Translation Memory eXchange: XML with a `<tu>` a row and a `<tuv xml:lang>` a language.
+    /// Translation Memory eXchange: XML with one `<tu>` for each row and one `<tuv xml:lang>` for each language.
     Tmx,
     /// Apache Parquet.
     Parquet,
@@ -40,7 +40,7 @@ impl FromStr for Format {
 }
 
 impl Format {
-    /// The format that a file's name tells, the ending of its compression aside.
+    /// Returns the format that a file's name tells, without the ending of its compression.
     ///
     /// # Errors
     /// [`Error::Content`] for a name that tells none.
@@ -62,7 +62,7 @@ impl Format {
     }
 }
 
-/// Where one side stands.
+/// The column of one side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Column {
     /// A column of a TSV file, counted from 1.
@@ -75,7 +75,7 @@ impl Column {
     pub(super) fn name(&self, default: &str) -> String {
         match self {
             Self::Name(name) => name.clone(),
-            // Numbers are a TSV's; they are the default, so that they mean nothing here.
+            // Only TSV has numbers. They are the default and have no effect here.
             Self::Number(_) => default.to_owned(),
         }
     }
@@ -91,18 +91,18 @@ impl fmt::Display for Column {
 }
 
 impl From<&str> for Column {
-    /// Digits are a number, anything else a name.
+    /// Reads digits as a number and anything else as a name.
     fn from(text: &str) -> Self {
         text.parse().map_or_else(|_| Self::Name(text.to_owned()), Self::Number)
     }
 }
 
-/// Which columns or keys hold the two sides.
+/// The columns or keys of the two sides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Columns {
-    /// The English side's.
+    /// The column of the English side.
     pub english: Column,
-    /// The foreign side's.
+    /// The column of the foreign side.
     pub foreign: Column,
 }
 
@@ -115,12 +115,12 @@ impl Default for Columns {
     }
 }
 
-/// Which of a TMX file's languages are the two sides, as their codes begin: `en` stands for `en-US` too.
+/// The language codes of the two sides in a TMX file. A code is a prefix: `en` also matches `en-US`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Languages {
-    /// The English side's.
+    /// The language of the English side.
     pub english: String,
-    /// The foreign side's; `None`: the only other one of a unit.
+    /// The language of the foreign side; `None` is the only other language of a unit.
     pub foreign: Option<String>,
 }
 
@@ -133,27 +133,27 @@ impl Default for Languages {
     }
 }
 
-/// A source: where it lies and how it is to be read.
+/// The location of a source, and how to read it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Source {
-    /// A URL or path; of a Moses corpus the English file.
+    /// A URL or path; for a Moses corpus, the English file.
     pub url: String,
-    /// The foreign file of a Moses corpus.
+    /// For a Moses corpus, the foreign file.
     pub foreign_url: Option<String>,
-    /// How it is written down; `None`: by its name.
+    /// The file format; `None`: by its name.
     pub format: Option<Format>,
-    /// How it is compressed; `None`: by its name.
+    /// The compression; `None`: by its name.
     pub compression: Option<Compression>,
-    /// Where the two sides are in a TSV, JSONL or Parquet file.
+    /// The columns of the two sides in a TSV, JSONL or Parquet file.
     pub columns: Columns,
-    /// Which they are in a TMX file.
+    /// The languages of the two sides in a TMX file.
     pub languages: Languages,
-    /// How rows name it; `None`: the file's name, which says nothing of the machine it lay on.
+    /// The name of the source in its rows. `None` is the file's name, which says nothing about the machine.
     pub label: Option<String>,
 }
 
 impl Source {
-    /// A source of which the name tells everything.
+    /// Returns a source whose settings follow from its name.
     #[must_use]
     pub fn named(url: &str) -> Self {
         Self {
@@ -162,12 +162,12 @@ impl Source {
         }
     }
 
-    /// How rows name the source they came from.
+    /// Returns the name of the source in its rows.
     pub(crate) fn label(&self) -> String {
         self.label.clone().unwrap_or_else(|| object_name(&self.url))
     }
 
-    /// The format, given or told by the name.
+    /// Returns the format, as given or by the name.
     pub(super) fn format(&self) -> Result<Format> {
         match (self.format, &self.foreign_url) {
             (None, Some(_)) => Ok(Format::Moses),

@@ -1,4 +1,4 @@
-//! JSON lines that hold instruction examples, in any of three forms, told apart line by line.
+//! Reads JSON lines with instruction examples. Each line has one of three forms.
 //!
 //! - The authors': `task_type`, `input` with the placeholder, `output` (in older files `response`), `foreign_raw`,
 //!   `english_ref`.
@@ -6,8 +6,8 @@
 //! - Chat: `messages` of `role` and `content` (or `conversations` of `from` and `value`), one question and one answer,
 //!   with `foreign_raw`.
 //!
-//! The last two need an `english_ref` beside them, as the method trains against what the text says in English. Where a
-//! prompt holds the foreign text itself, that is where the placeholder goes.
+//! The last two also need an `english_ref`, because the method trains against the English meaning of the text. If a
+//! prompt contains the foreign text itself, the placeholder replaces it.
 
 use serde_json::Value;
 
@@ -16,10 +16,10 @@ use super::{Fault, RawRow, ReadRow};
 use crate::clean::{DropReason, FOREIGN_PLACEHOLDER};
 use crate::rows::InstructionExample;
 
-/// What an example is called whose line names no task.
+/// The task of an example whose line names none.
 const UNNAMED_TASK: &str = "instruction";
 
-/// An example from a line.
+/// Reads an example from a line.
 pub(super) fn instruction(line: &str, source: &str) -> ReadRow {
     let object = object(line)?;
     example(&object, source).map_err(|reason| Fault {
@@ -28,7 +28,7 @@ pub(super) fn instruction(line: &str, source: &str) -> ReadRow {
     })
 }
 
-/// The first key that an example needs and this one lacks, for its reader to be told of.
+/// Returns the first key that an example needs and this one lacks, for the note to the user.
 fn lacking(object: &Value) -> &'static str {
     let has = |key: &str| object.get(key).is_some_and(|v| !v.is_null());
     let has = |key: &str| has(key) || (key == "output" && has("response"));
@@ -104,7 +104,7 @@ fn alpaca(object: &Value) -> Result<Prompted, DropReason> {
     })
 }
 
-/// One question and one answer; what a system message says stands before the question.
+/// Reads a chat of one question and one answer. A system message is put before the question.
 fn chat(object: &Value) -> Result<Prompted, DropReason> {
     let turns = ["messages", "conversations"]
         .iter()
@@ -131,7 +131,7 @@ fn chat(object: &Value) -> Result<Prompted, DropReason> {
     })
 }
 
-/// The text under the first of the keys that is there.
+/// Returns the text under the first key that is present.
 fn first<'a>(object: &'a Value, keys: &[&str]) -> Result<&'a str, DropReason> {
     for key in keys {
         match object.get(*key) {

@@ -1,4 +1,4 @@
-//! JSON lines that hold pairs, under keys of the user's choice.
+//! Reads JSON lines with pairs, under keys that the user chooses.
 
 use std::borrow::Cow;
 
@@ -7,12 +7,12 @@ use serde_json::Value;
 use super::{Fault, RawRow, ReadRow};
 use crate::clean::{DropReason, Language};
 
-/// Keys that a warning names.
+/// The most keys that a warning names.
 const NAMED_KEYS: usize = 8;
-/// Characters of a key that a warning names.
+/// The most characters of a key that a warning shows.
 const KEY_CHARS: usize = 40;
 
-/// A pair from a line.
+/// Reads a pair from a line.
 pub(super) fn pair(line: &str, english: &str, foreign: &str) -> ReadRow {
     let object = object(line)?;
     let side = |key: &str, language| {
@@ -29,9 +29,9 @@ pub(super) fn pair(line: &str, english: &str, foreign: &str) -> ReadRow {
     })
 }
 
-/// The JSON object on a line.
+/// Reads the JSON object on a line.
 pub(super) fn object(line: &str) -> Result<Value, DropReason> {
-    // Files that were put together hold byte order marks in their midst.
+    // Concatenated files hold byte order marks in the middle.
     let line = line.trim_start_matches('\u{FEFF}');
     let value = json_value(line).map_err(|_| DropReason::BrokenJson)?;
     if value.is_object() {
@@ -41,11 +41,11 @@ pub(super) fn object(line: &str) -> Result<Value, DropReason> {
     }
 }
 
-/// What a line of JSON says, read as Python's `json` reads it: see [`strict_json`]. Numbers too large for a double are
-/// `null` too.
+/// Parses a line of JSON as Python's `json` does: see [`strict_json`]. Numbers too large for a double become `null`
+/// too.
 ///
 /// # Errors
-/// Where it is no JSON.
+/// When the line is not JSON.
 pub fn json_value(line: &str) -> serde_json::Result<Value> {
     serde_json::from_str(line).or_else(|error| match rewritten(line, LargeNumbers::Drop) {
         Cow::Borrowed(_) => Err(error),
@@ -53,14 +53,14 @@ pub fn json_value(line: &str) -> serde_json::Result<Value> {
     })
 }
 
-/// A line as JSON has it, of what Python's `json` writes beyond that: `NaN` and `Infinity` become `null`, half of a
+/// Converts a line that Python's `json` wrote to strict JSON. `NaN` and `Infinity` become `null`, and half of a
 /// surrogate pair becomes U+FFFD. Everything else stays as it is.
 #[must_use]
 pub fn strict_json(line: &str) -> Cow<'_, str> {
     rewritten(line, LargeNumbers::Keep)
 }
 
-/// What becomes of numbers beyond a double. They are JSON.
+/// The treatment of numbers beyond a double, which are valid JSON.
 #[derive(Clone, Copy, PartialEq)]
 enum LargeNumbers {
     Keep,
@@ -98,7 +98,7 @@ fn rewritten(line: &str, large: LargeNumbers) -> Cow<'_, str> {
     Cow::Owned(strict)
 }
 
-/// How many bytes a number takes, and what stands for it.
+/// Returns the length of a number in bytes, and its replacement.
 fn number(text: &str, large: LargeNumbers) -> (usize, Option<&'static str>) {
     let words = ["NaN", "Infinity", "-Infinity"];
     if let Some(word) = words.into_iter().find(|word| text.starts_with(word)) {
@@ -110,7 +110,8 @@ fn number(text: &str, large: LargeNumbers) -> (usize, Option<&'static str>) {
     (width, is_beyond.then_some("null"))
 }
 
-/// How many bytes an escape takes, and what stands for it where it is half of a pair. A pair is taken as a whole.
+/// Returns the length of an escape in bytes, and its replacement if it is half of a surrogate pair. A whole pair is one
+/// escape.
 fn surrogates(escape: &[u8]) -> (usize, Option<&'static str>) {
     let unit = |escape: &[u8]| {
         let digits = escape.strip_prefix(b"\\u")?.get(..4)?;
@@ -124,13 +125,13 @@ fn surrogates(escape: &[u8]) -> (usize, Option<&'static str>) {
     }
 }
 
-/// What to tell of an object that lacks a key.
+/// Returns the note on an object that lacks a key.
 pub(super) fn missing(object: &Value, key: &str) -> String {
     let keys = object.as_object().into_iter().flatten();
     let mut named: Vec<String> = Vec::new();
     for (name, value) in keys {
         match value.as_object() {
-            // How a key within a key is asked for.
+            // The form in which the user names a key inside a key.
             Some(inner) => named.extend(inner.keys().map(|inner| format!("{name}.{inner}"))),
             None => named.push(name.clone()),
         }
@@ -152,7 +153,7 @@ pub(super) fn missing(object: &Value, key: &str) -> String {
     format!("no text under `{key}`, it has {has}")
 }
 
-/// The text under a key; `a.b` is the key of that name or, failing that, `b` within `a`.
+/// Returns the text under a key. `a.b` is the key of that name or, if there is none, `b` within `a`.
 pub(super) fn text<'a>(object: &'a Value, key: &str) -> Result<&'a str, DropReason> {
     let value = match object.get(key) {
         Some(value) => Some(value),
@@ -165,7 +166,7 @@ pub(super) fn text<'a>(object: &'a Value, key: &str) -> Result<&'a str, DropReas
     }
 }
 
-/// JSON can spell a NUL that no byte of the line shows.
+/// Refuses a text with a NUL, which JSON can write as an escape.
 pub(super) fn no_nul(text: &str) -> Result<&str, DropReason> {
     if text.contains('\0') {
         Err(DropReason::NulByte)

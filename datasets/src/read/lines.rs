@@ -1,18 +1,18 @@
-//! The lines of any text file, read as a corpus's are.
+//! Reads the lines of any text file as the corpus readers do.
 
 use super::content;
 use super::pieces::{Piece, Pieces};
 use crate::clean::DropReason;
 use crate::{Error, Result};
 
-/// A text file or a file of JSON lines: decompressed, decoded, without byte order mark and carriage returns. Memory holds
-/// one line.
+/// The lines of a text file or a JSON Lines file: decompressed, decoded, without byte order mark and carriage returns.
+/// Memory holds one line.
 pub struct Lines {
     pieces: Pieces,
 }
 
 impl Lines {
-    /// Opens a file of texts, by its URL or path.
+    /// Opens a text file by its URL or path.
     ///
     /// # Errors
     /// [`Error`] where it can't be read or holds no text.
@@ -22,7 +22,7 @@ impl Lines {
         Ok(Self { pieces })
     }
 
-    /// Opens a file of JSON lines, by its URL or path.
+    /// Opens a JSON Lines file by its URL or path.
     ///
     /// # Errors
     /// [`Error`] where it can't be read, holds no text, or JSON in another form.
@@ -37,7 +37,7 @@ impl Lines {
         }
     }
 
-    /// The next line, or why it is none; `None` at the end.
+    /// Returns the next line, or why it can't be used; `None` at the end.
     ///
     /// # Errors
     /// [`Error`] where the file can't be read.
@@ -48,7 +48,7 @@ impl Lines {
         }))
     }
 
-    /// What is to be told of how the file is read, in sentences that have it as their subject.
+    /// Returns notes on how the file is read, as sentences whose subject is the file.
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
         self.pieces.notes()

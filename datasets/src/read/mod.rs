@@ -1,10 +1,10 @@
-//! Readers: a source's rows, one after the other, each with the place it came from.
+//! Reads the rows of a source one after the other, each with its place in the source.
 //!
-//! What becomes of faulty input is the same in every format: a row that can't be used is dropped and counted by its
-//! reason (broken UTF-8, a NUL byte, a missing column, …), and the next one is read; a file that can't be trusted as a
-//! whole (truncated or broken compression, an archive, two Moses files of different length, broken Parquet) is an error.
-//! Byte order marks and carriage returns at the end of a line are no part of a text. How a file is compressed and
-//! encoded is told by its first bytes; a name that says otherwise is reported and not followed.
+//! Faulty input is treated alike in every format. A row that can't be used is dropped and counted by its reason (broken
+//! UTF-8, a NUL byte, a missing column, …). A file that can't be trusted as a whole is an error: truncated or broken
+//! compression, an archive, two Moses files of different length, broken Parquet. Byte order marks and carriage returns
+//! at the end of a line are not part of a text. The first bytes of a file tell its compression and encoding. A name
+//! that says otherwise is reported and not followed.
 
 mod bytes;
 mod compression;
@@ -42,16 +42,16 @@ pub(crate) enum RawRow {
     Instruction(InstructionExample),
 }
 
-/// What a row is, or why it is none.
+/// A row, or the reason why there is none.
 pub(crate) type ReadRow = std::result::Result<RawRow, Fault>;
 
-/// Why a row is dropped, and what helps to find and mend it.
+/// The reason why a row is dropped, with a hint for finding and fixing it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Fault {
     pub(crate) reason: DropReason,
-    /// The side at fault; `None` where it is both, or the row as a whole.
+    /// The side at fault; `None` if it is both sides or the whole row.
     pub(crate) language: Option<Language>,
-    /// What stands there instead.
+    /// A hint about the actual content.
     pub(crate) hint: Option<String>,
 }
 
@@ -154,7 +154,7 @@ impl RowReader {
         })
     }
 
-    /// What is to be told of how the files are read: each file's URL and a sentence that has it as its subject.
+    /// Returns notes on how the files are read: each file's URL, and a sentence whose subject is the file.
     pub(crate) fn notes(&self) -> Vec<(String, String)> {
         let pieces = match &self.rows {
             Rows::Tsv { lines, .. } | Rows::Jsonl { lines, .. } | Rows::Instructions(lines) => lines,
@@ -166,7 +166,7 @@ impl RowReader {
         pieces.notes().into_iter().map(|note| (url.to_owned(), note)).collect()
     }
 
-    /// How much is read, and of how much: bytes, or rows of a Parquet file.
+    /// Returns how much is read, and of how much: bytes, or rows of a Parquet file.
     pub(crate) fn progress(&self) -> (u64, u64) {
         match &self.rows {
             Rows::Tsv { lines, .. } | Rows::Jsonl { lines, .. } | Rows::Instructions(lines) => lines.progress(),
@@ -176,7 +176,7 @@ impl RowReader {
         }
     }
 
-    /// Where the last row came from: the number of its line, unit or row, from 1.
+    /// Returns the number of the last row's line, unit or row, from 1.
     pub(crate) fn place(&self) -> u64 {
         match &self.rows {
             Rows::Tsv { lines, .. } | Rows::Jsonl { lines, .. } | Rows::Instructions(lines) => lines.number(),
@@ -186,7 +186,7 @@ impl RowReader {
         }
     }
 
-    /// The next row, or why it is none; `None` at the end.
+    /// Returns the next row, or the reason why there is none; `None` at the end.
     pub(crate) async fn next(&mut self) -> Result<Option<ReadRow>> {
         let (lines, parse): (&mut Pieces, &dyn Fn(&str) -> ReadRow) = match &mut self.rows {
             Rows::Moses(rows) => return rows.next().await,
@@ -211,7 +211,7 @@ impl RowReader {
     }
 }
 
-/// The two columns, counted from 0.
+/// Returns the two columns, counted from 0.
 fn tsv_columns(columns: &Columns) -> Option<[usize; 2]> {
     let number = |column: &Column| match column {
         Column::Number(number) => (*number as usize).checked_sub(1),
@@ -240,7 +240,7 @@ fn too_few_columns(line: &str) -> Fault {
     }
 }
 
-/// A whole small file, decompressed as its name tells.
+/// Reads a whole small file and decompresses it by its name.
 ///
 /// # Errors
 /// [`Error`] where it can't be read.
@@ -251,18 +251,18 @@ pub async fn read_whole(url: &str) -> Result<Vec<u8>> {
     Ok(content)
 }
 
-/// What a source holds, without cleaning it.
+/// Counts of a source's rows, without cleaning.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Survey {
-    /// All rows.
+    /// Number of all rows.
     pub rows: u64,
-    /// Those that can be read.
+    /// Number of rows that can be read.
     pub readable: u64,
-    /// The others, by their reason.
+    /// Number of the other rows, by reason.
     pub dropped: BTreeMap<DropReason, u64>,
 }
 
-/// Reads a source from its first row to its last and counts. Memory holds one row.
+/// Counts all rows of a source. Memory holds one row.
 ///
 /// # Errors
 /// [`Error`] where the source can't be read.
@@ -279,7 +279,7 @@ pub async fn survey(source: &Source, corpus: Corpus) -> Result<Survey> {
     Ok(found)
 }
 
-/// The pairs of a source as they stand there, English first; rows that are none are left out and counted.
+/// Returns the pairs of a source without cleaning, English first, and the number of rows that can't be read.
 ///
 /// # Errors
 /// [`Error`] where the source can't be read.

@@ -1,4 +1,4 @@
-//! Moses: two files, line N of the one belongs to line N of the other.
+//! Reads a Moses corpus: two files, where line N of one belongs to line N of the other.
 
 use super::compression::Compression;
 use super::pieces::{Piece, Pieces};
@@ -20,12 +20,12 @@ impl MosesRows {
         })
     }
 
-    /// The number of the last row's line, which is the same in both files.
+    /// Returns the line number of the last row, which is the same in both files.
     pub(super) fn number(&self) -> u64 {
         self.english.number()
     }
 
-    /// What is to be told of each file.
+    /// Returns the notes on each file.
     pub(super) fn notes(&self) -> Vec<(String, String)> {
         let of = |pieces: &Pieces| {
             let url = pieces.url().to_owned();
@@ -34,7 +34,7 @@ impl MosesRows {
         of(&self.english).chain(of(&self.foreign)).collect()
     }
 
-    /// Finds out how both files are to be read.
+    /// Finds out how to read both files.
     pub(super) async fn begin(&mut self) -> Result<()> {
         self.english.head().await?;
         self.foreign.head().await?;
@@ -46,8 +46,8 @@ impl MosesRows {
         (a + b, all_a + all_b)
     }
 
-    /// The next row. Where one file has more lines than the other, some line is missing, nobody knows which, and every
-    /// row after it would pair texts that do not belong together: that is an error, not a dropped row.
+    /// Returns the next row. Files of different length are an error: a line is missing at an unknown place, and every
+    /// later row could pair unrelated texts.
     pub(super) async fn next(&mut self) -> Result<Option<ReadRow>> {
         let row = match (self.english.next().await?, self.foreign.next().await?) {
             (None, None) => return Ok(None),

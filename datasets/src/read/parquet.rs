@@ -1,4 +1,4 @@
-//! Parquet as a corpus: two text columns, batch by batch.
+//! Reads Parquet as a corpus: two text columns, batch by batch.
 
 use std::panic::AssertUnwindSafe;
 
@@ -19,7 +19,7 @@ use crate::{Error, Result};
 
 /// Rows that are decoded at once.
 const BATCH_ROWS: usize = 1_024;
-/// The largest row group, decompressed, that is taken in: a reader holds the columns of one.
+/// The largest decompressed row group that is accepted, in bytes, because a reader holds the columns of one group.
 const LARGEST_GROUP: i64 = 1 << 30;
 
 pub(super) struct ParquetRows {
@@ -79,7 +79,7 @@ impl ParquetRows {
         })
     }
 
-    /// Rows read and rows in all.
+    /// Returns the number of rows read, and of all rows.
     pub(super) fn progress(&self) -> (u64, u64) {
         (self.done, self.total)
     }
@@ -119,7 +119,7 @@ impl ParquetRows {
     }
 }
 
-/// What a file is that can't be read as Parquet, if its first bytes tell.
+/// Returns an error that says what a file is, if it is not Parquet and its first bytes tell.
 async fn not_parquet(url: &str) -> Option<Error> {
     let head = bytes::head_of(url).await;
     let reason = match content::compression(&head) {
@@ -130,7 +130,7 @@ async fn not_parquet(url: &str) -> Option<Error> {
     Some(bad(url, reason))
 }
 
-/// Refuses row groups that are too large, and column chunks that do not lie within the file.
+/// Refuses row groups that are too large, and column chunks outside the file.
 fn check_groups(url: &str, metadata: &ParquetMetaData, bytes: u64) -> Result<()> {
     for group in metadata.row_groups() {
         if group.total_byte_size() > LARGEST_GROUP {
@@ -162,7 +162,8 @@ fn check_groups(url: &str, metadata: &ParquetMetaData, bytes: u64) -> Result<()>
     Ok(())
 }
 
-/// Corpora come from anywhere, and on some damaged files the Parquet reader panics: that is an error of the file.
+/// Turns a panic of the Parquet reader into an error, because corpora come from anywhere and some damaged files make
+/// the reader panic.
 async fn guarded<T>(url: &str, work: impl Future<Output = T>) -> Result<T> {
     AssertUnwindSafe(work).catch_unwind().await.map_err(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -173,7 +174,7 @@ async fn guarded<T>(url: &str, work: impl Future<Output = T>) -> Result<T> {
     })
 }
 
-/// The text column at a dotted path.
+/// Returns the text column at a dotted path.
 fn column(url: &str, batch: &RecordBatch, path: &str) -> Result<StringArray> {
     let missing = || bad(url, format!("has no column `{path}`"));
     let mut parts = path.split('.');

@@ -1,4 +1,4 @@
-//! A corpus file cut at a delimiter (a line break, `</tu>`): each piece either text or a counted fault.
+//! Cuts a corpus file at a delimiter (a line break, `</tu>`). Each piece is text or a counted fault.
 
 use memchr::memmem::Finder;
 
@@ -7,7 +7,7 @@ use super::encoding::TextSource;
 use crate::Result;
 use crate::clean::DropReason;
 
-/// The longest piece that is taken in.
+/// The longest piece that is accepted, in bytes.
 pub(crate) const LONGEST_PIECE: usize = 1 << 20;
 
 /// One piece, without its delimiter.
@@ -17,12 +17,12 @@ pub(crate) enum Piece<'a> {
     Fault(DropReason),
 }
 
-/// A file, piece by piece. Holds no more than the longest piece and one block of the file.
+/// Reads a file piece by piece. Memory holds no more than the longest piece and one block of the file.
 pub(crate) struct Pieces {
     source: TextSource,
     delimiter: Finder<'static>,
     buffer: Vec<u8>,
-    // What of `buffer` was handed out, and up to where no delimiter begins.
+    // The end of the part of `buffer` that was returned, and the position before which no delimiter begins.
     start: usize,
     searched: usize,
     number: u64,
@@ -52,13 +52,13 @@ impl Pieces {
         })
     }
 
-    /// How the file begins, as far as it was read to find where lines end.
+    /// Returns the beginning of the file, as far as it was read to find how lines end.
     pub(crate) async fn head(&mut self) -> Result<&[u8]> {
         self.begin().await?;
         Ok(&self.buffer[self.start..])
     }
 
-    /// What the reader of the rows is to be told about how the file is read.
+    /// Returns notes for the user on how the file is read.
     pub(crate) fn notes(&self) -> Vec<String> {
         let mut notes: Vec<String> = self.source.notes().map(str::to_owned).collect();
         if self.has_bare_returns {
@@ -75,17 +75,17 @@ impl Pieces {
         self.source.bytes().url()
     }
 
-    /// The number of the piece that was handed out last, from 1.
+    /// Returns the number of the last piece, from 1.
     pub(crate) fn number(&self) -> u64 {
         self.number
     }
 
-    /// Whether no delimiter stands after the piece that was handed out last.
+    /// Returns true if no delimiter follows the last piece.
     pub(crate) fn is_rest(&self) -> bool {
         self.rest
     }
 
-    /// The next piece; `None` at the end. A delimiter at the very end begins no piece.
+    /// Returns the next piece; `None` at the end. A delimiter at the very end begins no piece.
     pub(crate) async fn next(&mut self) -> Result<Option<Piece<'_>>> {
         self.begin().await?;
         let width = self.delimiter.needle().len();
@@ -127,8 +127,8 @@ impl Pieces {
         }))
     }
 
-    /// Reads as much as tells how lines end: where there is no line feed within the longest line, but carriage returns
-    /// are, they end the lines. A carriage return beside line feeds is a part of its line.
+    /// Reads enough to tell how lines end. If the longest line holds no line feed but carriage returns, they end the
+    /// lines. Beside line feeds, a carriage return is part of its line.
     async fn begin(&mut self) -> Result<()> {
         if self.opened {
             return Ok(());
@@ -139,7 +139,7 @@ impl Pieces {
             return Ok(());
         }
         let mut looked_at = 0;
-        // A line feed at the very end does not make lines of the rest.
+        // A line feed at the very end does not turn the rest into lines.
         let has_feeds = loop {
             let last = self.buffer.len().saturating_sub(1);
             if memchr::memchr(b'\n', &self.buffer[looked_at..last]).is_some() {
@@ -162,7 +162,7 @@ impl Pieces {
     }
 
     async fn fill(&mut self) -> Result<()> {
-        // Each byte is moved at most once: what is kept is less than a piece.
+        // Each byte is moved at most once, because the kept part is shorter than a piece.
         self.buffer.drain(..self.start);
         self.searched -= self.start;
         self.start = 0;

@@ -1,11 +1,11 @@
-//! TMX: translation units, one at a time, out of an XML file of any size.
+//! Reads translation units from a TMX file of any size, one at a time.
 //!
-//! The file is cut at `</tu>`, and each unit is parsed on its own: a broken unit is one counted row and not the end of
-//! the file, and memory holds one unit. A file that ends before `</tmx>` has one broken unit more, at its end.
+//! The file is cut at `</tu>`, and each unit is parsed on its own. A broken unit is one counted row and does not end
+//! the file, and memory holds one unit. A file that ends before `</tmx>` has one more broken unit at its end.
 //!
-//! Of a segment's inline elements, `<bpt>`, `<ept>`, `<it>`, `<ph>` and `<ut>` hold code of the tool that wrote the file
-//! (TMX 1.4b, 3.3) and are left out with their content, the sub-flows `<sub>` within them included. All others, those
-//! that TMX does not know too, wrap text and are left out alone.
+//! Of a segment's inline elements, `<bpt>`, `<ept>`, `<it>`, `<ph>` and `<ut>` hold code of the tool that wrote the
+//! file (TMX 1.4b, 3.3). They are left out with their content, including the sub-flows `<sub>`. All other elements wrap
+//! text: only their tags are left out, also those that TMX does not define.
 
 use quick_xml::Reader;
 use quick_xml::events::{BytesStart, Event};
@@ -26,7 +26,7 @@ pub(super) struct TmxRows {
     pieces: Pieces,
     languages: Languages,
     began: bool,
-    /// Whether what follows the last unit was looked at.
+    /// True if the text after the last unit was checked.
     ended: bool,
 }
 
@@ -44,7 +44,7 @@ impl TmxRows {
         &self.pieces
     }
 
-    /// Finds out how the file is to be read.
+    /// Finds out how to read the file.
     pub(super) async fn begin(&mut self) -> Result<()> {
         self.pieces.head().await.map(drop)
     }
@@ -54,7 +54,7 @@ impl TmxRows {
         let began = std::mem::replace(&mut self.began, true);
         let piece = match self.pieces.next().await? {
             None => {
-                // Nothing at all after a unit.
+                // The file ends right after a unit.
                 let is_torn = began && !std::mem::replace(&mut self.ended, true);
                 return Ok(is_torn.then_some(Err(DropReason::BrokenXml.into())));
             }
@@ -71,7 +71,7 @@ impl TmxRows {
             check_header(&url, &text)?;
         }
         match unit_start(&text) {
-            // What follows the last unit is the document's end; where that is not to be seen, something is missing.
+            // The end of the document follows the last unit. If it is missing, so may be other parts.
             None if is_rest && text.contains("</tmx>") => Ok(None),
             Some(start) if !is_rest => Ok(Some(unit(&text[start..], &self.languages))),
             _ => Ok(Some(Err(DropReason::BrokenXml.into()))),
@@ -79,7 +79,7 @@ impl TmxRows {
     }
 }
 
-/// Refuses what is no TMX.
+/// Refuses a file that is not TMX.
 fn check_header(url: &str, text: &str) -> Result<()> {
     let head = &text[..unit_start(text).unwrap_or(text.len())];
     if head.contains("<tmx") {
@@ -92,7 +92,7 @@ fn check_header(url: &str, text: &str) -> Result<()> {
     })
 }
 
-/// Where the last `<tu>` or `<tu …>` of the text begins.
+/// Returns the start of the last `<tu>` or `<tu …>` in the text.
 fn unit_start(text: &str) -> Option<usize> {
     text.rmatch_indices("<tu")
         .find(|(at, _)| {
@@ -102,7 +102,7 @@ fn unit_start(text: &str) -> Option<usize> {
         .map(|(at, _)| at)
 }
 
-/// The two sides of a unit, whose end tag is cut off.
+/// Returns the two sides of a unit, whose end tag is cut off.
 fn unit(text: &str, languages: &Languages) -> ReadRow {
     let mut variants = variants(text)?;
     let missing = |variants: &[(String, String)]| {
@@ -135,7 +135,7 @@ fn unit(text: &str, languages: &Languages) -> ReadRow {
     Ok(RawRow::Pair { english, foreign })
 }
 
-/// Whether a language's code is the wanted one, or begins with it: `en` stands for `en-US` too.
+/// Returns true if a language code equals the wanted one or begins with it: `en` matches `en-US`.
 fn is(language: &str, wanted: &str) -> bool {
     let head = language.get(..wanted.len()).unwrap_or("");
     head.eq_ignore_ascii_case(wanted)
@@ -145,10 +145,10 @@ fn is(language: &str, wanted: &str) -> bool {
             .is_none_or(|c| c == '-' || c == '_')
 }
 
-/// (language, segment) of each `<tuv>`.
+/// Returns (language, segment) for each `<tuv>`.
 fn variants(text: &str) -> std::result::Result<Vec<(String, String)>, DropReason> {
     let mut reader = Reader::from_str(text);
-    // The unit's own end tag is cut off.
+    // The end tag of the unit itself is cut off.
     reader.config_mut().check_end_names = true;
     reader.config_mut().allow_unmatched_ends = false;
     let mut variants: Vec<(String, String)> = Vec::new();
@@ -204,7 +204,7 @@ fn append(segment: &mut Option<String>, hidden: u32, text: &str) {
     }
 }
 
-/// `xml:lang`, in TMX 1.1 `lang`.
+/// Returns `xml:lang`, or `lang` in TMX 1.1.
 fn language(tag: &BytesStart<'_>) -> std::result::Result<String, DropReason> {
     for name in ["xml:lang", "lang"] {
         if let Some(attribute) = tag.try_get_attribute(name).map_err(|_| DropReason::BrokenXml)? {
