@@ -5,14 +5,14 @@ use std::str::FromStr;
 
 use unicode_script::{Script, UnicodeScript};
 
-/// A writing system, as a set of Unicode scripts: `Jpan` stands for three of them.
+/// A writing system as a set of Unicode scripts; `Jpan` stands for three of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WritingSystem {
     scripts: [Script; 3],
 }
 
 impl WritingSystem {
-    /// `Latn`.
+    /// The Latin script, `Latn`.
     pub const LATIN: Self = Self::of(Script::Latin);
 
     const fn of(script: Script) -> Self {
@@ -21,17 +21,17 @@ impl WritingSystem {
         }
     }
 
-    /// The share of a text's letters (and marks) that are of this system, from 0 to 1. Digits, punctuation and spaces
-    /// belong to none and do not count; a text without any letter has 0.
+    /// Returns the share of a text's letters (and marks) that are in this system, from 0 to 1. Digits, punctuation and
+    /// spaces do not count. A text without letters has 0.
     #[must_use]
     pub fn share(self, text: &str) -> f64 {
         let (mut own, mut all) = (0_u32, 0_u32);
         for c in text.chars() {
-            // What corpora mostly hold besides letters, without a look at the table.
+            // A fast path for common characters that are not letters, without a lookup in the table.
             let script = match c {
                 'a'..='z' | 'A'..='Z' => Script::Latin,
                 '\0'..='\u{A9}' => continue,
-                // Khmer's own block, of which everything but the currency sign is the script's.
+                // The block of Khmer, in which every character but the currency sign belongs to the script.
                 '\u{1780}'..='\u{17DA}' | '\u{17DC}'..='\u{17E9}' => Script::Khmer,
                 c => c.script(),
             };

@@ -1,8 +1,8 @@
-//! URLs as people may see them, and what must not be seen of them.
+//! URLs in a form that people may see, without secrets.
 //!
-//! A URL can authenticate whoever holds it: by a name and password before its host, by a query that is signed or holds a
-//! token. [`ShownUrl`] is the form of a URL that is printed, logged and stored; [`withheld`] is the form in which a plan
-//! names a URL whose secret part is kept in memory alone.
+//! A URL can authenticate its holder, by a name and password before its host or by a query with a signature or a token.
+//! [`ShownUrl`] is the form of a URL that is printed, logged and stored. [`withheld`] is the form in a plan, for a URL
+//! whose secret part is kept in memory only.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,19 +11,19 @@ use sha2::{Digest, Sha256};
 use url::Url;
 use url::form_urlencoded;
 
-/// Begins the fragment that stands for what was left out of a URL.
+/// The prefix of the fragment that replaces the withheld part of a URL.
 const WITHHELD: &str = "#withheld-";
 
-/// Stores whose URLs have no query: all that follows the bucket is the key.
+/// Stores whose URLs have no query, because everything after the bucket is the key.
 const KEYED: [&str; 9] = ["s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "file", "memory"];
 
-/// A URL or path without what authenticates it: without name and password, and of web addresses without query and
-/// fragment. Displays as `https://host/path`.
+/// A URL or path without its credentials: without name and password, and for web addresses without query and fragment.
+/// It displays as `https://host/path`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShownUrl(String);
 
 impl ShownUrl {
-    /// What may be shown of a URL or path.
+    /// Returns the part of a URL or path that may be shown.
     #[must_use]
     pub fn of(url: &str) -> Self {
         let Some((scheme, rest)) = url.split_once("://") else {
@@ -34,7 +34,7 @@ impl ShownUrl {
         let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(authority_end);
         let authority = match authority.rsplit_once('@') {
-            // `abfss://container@account/…` is how Azure writes its containers.
+            // Azure writes its containers as `abfss://container@account/…`.
             Some((container, _)) if lower.starts_with("abfs") && !container.contains(':') => authority,
             Some((_, host)) => host,
             None => authority,
@@ -46,7 +46,7 @@ impl ShownUrl {
         Self(format!("{scheme}://{authority}{path}"))
     }
 
-    /// The text.
+    /// Returns the text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -59,7 +59,7 @@ impl fmt::Display for ShownUrl {
     }
 }
 
-/// A text in which each URL is as it may be shown.
+/// Returns the text with each URL replaced by the form that may be shown.
 #[must_use]
 pub fn redacted(text: &str) -> Cow<'_, str> {
     if !text.contains("://") {
@@ -81,8 +81,8 @@ pub fn redacted(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// Whether a query's parameter is one by which requests are authenticated: of presigned URLs of S3, GCS, Azure, Alibaba
-/// and CloudFront, and tokens and keys by their usual names.
+/// Returns true if a query parameter authenticates requests: those of presigned URLs of S3, GCS, Azure, Alibaba and
+/// CloudFront, and the usual names of tokens and keys.
 #[must_use]
 pub fn is_credential(name: &str) -> bool {
     const EXACT: [&str; 27] = [
@@ -134,14 +134,14 @@ pub fn is_credential(name: &str) -> bool {
         || BEFORE.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Whether a query holds a signature.
+/// Returns true if a query holds a signature.
 fn is_signed(query: &str) -> bool {
     let signs = |name: &str| name == "sig" || name.to_ascii_lowercase().ends_with("signature");
     form_urlencoded::parse(query.as_bytes()).any(|(name, _)| signs(&name))
 }
 
-/// What authenticates a URL, in words; `None` where nothing is to be seen that does. For URLs that must hold no secret,
-/// because they are stored.
+/// Names the credential in a URL, or returns `None` if it shows none. This is for URLs that are stored and must hold no
+/// secret.
 #[must_use]
 pub fn credential_of(url: &str) -> Option<&'static str> {
     let (_, rest) = url.split_once("://")?;
@@ -152,16 +152,16 @@ pub fn credential_of(url: &str) -> Option<&'static str> {
         return Some("a name or password");
     }
     let query = rest.split_once('?').map_or("", |(_, query)| query);
-    // Google's interfaces take a key of this name, other servers a file's.
+    // Google's interfaces take a key in a parameter of this name; on other servers it may name a file.
     let tells = |name: &str| is_credential(name) || name.eq_ignore_ascii_case("key");
     let is_cut = shown_rest.len() < rest.len();
     let mut names = form_urlencoded::parse(query.as_bytes());
     (is_cut && names.any(|(name, _)| tells(&name))).then_some("a key, a token or a signature")
 }
 
-/// How a plan names a web address of which a part is kept in memory alone: by its shown form, and a fragment that tells
-/// resources apart whose shown forms are alike. A signature that is renewed changes nothing. `None` where nothing needs
-/// to be kept back.
+/// Returns the name that a plan gives to a web address of which a part is kept in memory only. It is the shown form
+/// with a fragment that distinguishes resources with the same shown form. A renewed signature changes nothing. The
+/// result is `None` if nothing must be withheld.
 #[must_use]
 pub fn withheld(url: &str) -> Option<String> {
     let (scheme, _) = url.split_once("://")?;
@@ -186,16 +186,16 @@ pub fn withheld(url: &str) -> Option<String> {
     Some(format!("{shown}{WITHHELD}{digest}"))
 }
 
-/// Whether a URL is one that [`withheld`] made, and can't be opened as it is.
+/// Returns true if [`withheld`] made the URL, which then can't be opened.
 #[must_use]
 pub fn is_withheld(url: &str) -> bool {
     url.contains(WITHHELD)
 }
 
-/// The parts of a web address that must not be seen anywhere, as a server may repeat them in what it answers.
+/// Returns the parts of a web address that must not be shown anywhere, because a server may repeat them in its answers.
 #[cfg(feature = "cloud")]
 pub(crate) fn secrets_of(url: &Url) -> Vec<String> {
-    /// Shorter values of parameters that say nothing of themselves are taken for harmless words.
+    /// A shorter value of a parameter of unknown meaning counts as a harmless word.
     const LONG: usize = 16;
     let mut secrets: Vec<String> = Vec::new();
     secrets.extend(url.password().map(str::to_owned));
@@ -210,7 +210,7 @@ pub(crate) fn secrets_of(url: &Url) -> Vec<String> {
             secrets.push(written.to_owned());
         }
     }
-    // The longest first, so that none is left in part.
+    // The longest secrets come first, so that no part of a secret remains.
     secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
     secrets.dedup();
     secrets

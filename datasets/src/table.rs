@@ -1,4 +1,4 @@
-//! Parquet in and out: writer settings that every table shares, and typed access to columns.
+//! Writes and reads Parquet, with the same writer settings for every table and typed access to columns.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,9 +20,9 @@ use crate::store::Store;
 use crate::table_reader::ObjectReader;
 use crate::{Error, Result};
 
-/// The layout of the tables that this build writes.
+/// The schema version of the tables that this build writes.
 pub const SCHEMA_VERSION: &str = "1";
-/// The metadata key under which [`SCHEMA_VERSION`] stands in every table.
+/// The metadata key of [`SCHEMA_VERSION`] in every table.
 pub const SCHEMA_VERSION_KEY: &str = "llink.schema_version";
 /// The metadata key of the stage's key.
 pub const STAGE_KEY: &str = "llink.stage_key";
@@ -36,21 +36,21 @@ pub const ROW_GROUP_ROWS: usize = 8_192;
 
 const CREATED_BY: &str = concat!("llink-datasets version ", env!("CARGO_PKG_VERSION"));
 
-/// How a table is written.
+/// The writer settings of a table.
 pub(crate) struct Layout<'a> {
     /// Columns with few distinct values.
     pub dictionary: &'a [&'a str],
-    /// Columns whose row groups and pages tell their least and greatest value.
+    /// Columns with minimum and maximum statistics in row groups and pages.
     pub statistics: &'a [&'a str],
     /// Key-value metadata; the schema's version is added.
     pub metadata: &'a BTreeMap<String, String>,
     /// The most rows in a page.
     pub page_rows: Option<usize>,
-    /// How hard to compress.
+    /// The zstd compression level.
     pub zstd_level: i32,
 }
 
-/// How hard shards are compressed.
+/// The compression level of shards.
 pub(crate) const ZSTD_LEVEL: i32 = 3;
 
 impl Layout<'_> {
@@ -92,7 +92,7 @@ pub(crate) fn encode(name: &str, schema: &SchemaRef, batches: &[RecordBatch], la
     encode_stream(name, schema, batches.iter().cloned().map(Ok), layout)
 }
 
-/// As [`encode`], with batches that are made one after the other.
+/// Does the same as [`encode`] for batches that are made one after the other.
 pub(crate) fn encode_stream(
     name: &str,
     schema: &SchemaRef,
@@ -110,14 +110,14 @@ pub(crate) fn encode_stream(
     Ok(content.into())
 }
 
-/// A table that is written batch by batch, each a row group.
+/// Writes a table batch by batch, each a row group.
 pub(crate) struct GroupWriter {
     name: String,
     writer: ArrowWriter<Vec<u8>>,
 }
 
 impl GroupWriter {
-    /// `dictionary`: columns with few distinct values.
+    /// Opens the writer; `dictionary` names the columns with few distinct values.
     pub(crate) fn new(name: &str, schema: &SchemaRef, dictionary: &[&str]) -> Result<Self> {
         let layout = Layout {
             dictionary,
@@ -169,7 +169,7 @@ impl StoredTable {
             location: store.location(path)?,
             bytes: info.bytes,
         };
-        // The offset index lets a selection of rows skip the pages between.
+        // With the offset index, a selection of rows can skip pages.
         let options = ArrowReaderOptions::new().with_offset_index_policy(PageIndexPolicy::Optional);
         let builder = ParquetRecordBatchStreamBuilder::new_with_options(reader, options)
             .await
@@ -185,12 +185,12 @@ impl StoredTable {
         self.builder.metadata()
     }
 
-    /// The file's size.
+    /// Returns the size of the file in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// The value of a metadata key.
+    /// Returns the value of a metadata key.
     pub(crate) fn fact(&self, key: &str) -> Option<String> {
         let pairs = self.metadata().file_metadata().key_value_metadata()?;
         pairs.iter().find(|pair| pair.key == key)?.value.clone()
@@ -200,7 +200,7 @@ impl StoredTable {
         u64::try_from(self.metadata().file_metadata().num_rows()).unwrap_or(0)
     }
 
-    /// Names and types of the columns.
+    /// Returns the names and types of the columns.
     pub(crate) fn columns(&self) -> Vec<(String, String)> {
         let fields = self.builder.schema().fields();
         fields
@@ -209,19 +209,19 @@ impl StoredTable {
             .collect()
     }
 
-    /// The reader itself.
+    /// Returns the reader itself.
     pub(crate) fn into_builder(self) -> ParquetRecordBatchStreamBuilder<ObjectReader> {
         self.builder
     }
 
-    /// Some columns of all rows, a row group at a time.
+    /// Reads some columns of all rows, a row group at a time.
     pub(crate) fn stream(self, columns: &[&str]) -> Result<ParquetRecordBatchStream<ObjectReader>> {
         let mask = ProjectionMask::columns(self.builder.parquet_schema(), columns.iter().copied());
         let builder = self.builder.with_projection(mask).with_batch_size(ROW_GROUP_ROWS);
         builder.build().map_err(|e| unreadable(&self.name, &e))
     }
 
-    /// Reads some columns, in the file's order, of one row group, one row group or selected rows.
+    /// Reads some columns, in the file's order, of all rows, one row group or selected rows.
     pub(crate) async fn read(self, columns: &[&str], part: Part) -> Result<Vec<RecordBatch>> {
         let name = self.name;
         let mask = ProjectionMask::columns(self.builder.parquet_schema(), columns.iter().copied());
@@ -242,13 +242,13 @@ impl StoredTable {
     }
 }
 
-/// Which rows of a table to read.
+/// The rows of a table to read.
 pub(crate) enum Part {
     RowGroup(usize),
     Rows(RowSelection),
 }
 
-/// Reads all columns of a table that is at hand.
+/// Reads all columns of a table in memory.
 pub(crate) fn decode_all(name: &str, content: Bytes) -> Result<Vec<RecordBatch>> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(content).map_err(|e| unreadable(name, &e))?;
     let reader = builder
@@ -260,7 +260,7 @@ pub(crate) fn decode_all(name: &str, content: Bytes) -> Result<Vec<RecordBatch>>
         .map_err(|e| undecodable(name, &e))
 }
 
-/// Reads some columns of a table that is at hand.
+/// Reads some columns of a table in memory.
 pub(crate) fn decode(name: &str, content: Bytes, columns: &[&str]) -> Result<Vec<RecordBatch>> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(content).map_err(|e| unreadable(name, &e))?;
     let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
@@ -293,7 +293,7 @@ pub(crate) fn require_columns(name: &str, batch: &RecordBatch, columns: &[&str])
     Ok(())
 }
 
-/// A column of 64-bit unsigned integers.
+/// Returns a column of 64-bit unsigned integers.
 pub(crate) fn u64s<'a>(name: &str, batch: &'a RecordBatch, column: &str) -> Result<&'a UInt64Array> {
     let array = array(name, batch, column)?;
     array
@@ -301,7 +301,7 @@ pub(crate) fn u64s<'a>(name: &str, batch: &'a RecordBatch, column: &str) -> Resu
         .ok_or_else(|| wrong_type(name, column, array, "u64"))
 }
 
-/// A column of 32-bit unsigned integers, as numbers.
+/// Returns a column of 32-bit unsigned integers.
 pub(crate) fn u32s<'a>(name: &str, batch: &'a RecordBatch, column: &str) -> Result<&'a [u32]> {
     let array = array(name, batch, column)?;
     let typed = array
@@ -310,7 +310,7 @@ pub(crate) fn u32s<'a>(name: &str, batch: &'a RecordBatch, column: &str) -> Resu
     Ok(typed.values())
 }
 
-/// A column of text, dictionary or not.
+/// Returns a column of text, with or without a dictionary.
 pub(crate) fn texts(name: &str, batch: &RecordBatch, column: &str) -> Result<StringArray> {
     let array = array(name, batch, column)?;
     let plain = arrow::compute::cast(array, &DataType::Utf8).map_err(|_| wrong_type(name, column, array, "text"))?;
@@ -333,7 +333,7 @@ fn wrong_type(name: &str, column: &str, array: &ArrayRef, wanted: &str) -> Error
     )
 }
 
-/// What a table's reader met: a store that failed, which may pass, or content that is no table.
+/// Makes an error of a reader's error: the store failed, which may be temporary, or the content is not a table.
 pub(crate) fn unreadable(name: &str, error: &ParquetError) -> Error {
     if let ParquetError::External(cause) = error
         && let Some(cause) = cause.downcast_ref::<Error>()

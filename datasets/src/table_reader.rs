@@ -1,4 +1,4 @@
-//! Parts of an object in a store, as the Parquet reader asks for them.
+//! Gives the Parquet reader the parts of an object that it asks for.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use crate::Error;
 use crate::page_headers::flaw;
 use crate::store::Store;
 
-/// One object, of which only the parts that are needed are fetched.
+/// An object of which only the needed parts are fetched.
 pub(crate) struct ObjectReader {
     pub store: Store,
-    /// Relative to the store.
+    /// Path relative to the store.
     pub path: String,
     pub location: Path,
     pub bytes: u64,
@@ -49,7 +49,7 @@ impl AsyncFileReader for ObjectReader {
         .boxed()
     }
 
-    /// Pages of columns. What would take too much memory is refused before it is decoded.
+    /// Reads pages of columns. A page that would need too much memory is refused before it is decoded.
     fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, Result<Vec<Bytes>>> {
         async move {
             let pages = self.store.objects().get_ranges(&self.location, &ranges).await;

@@ -1,4 +1,4 @@
-//! Cached sentence vectors: in memory as one f16 table, on disk as Parquet with a fixed-size list column.
+//! Cached sentence vectors. In memory they are one f16 table; on disk they are Parquet with a fixed-size list column.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,31 +11,31 @@ use half::f16;
 use crate::Result;
 use crate::table::{Layout, ROW_GROUP_ROWS, ZSTD_LEVEL, bad, decode, encode, u64s};
 
-/// Vectors of one model, row by row, each with the id of its pair.
+/// The vectors of one model, row by row, each with the id of its pair.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VectorTable {
-    /// Pair ids, one a row.
+    /// The pair id of each row.
     pub ids: Vec<u64>,
-    /// Numbers in a row.
+    /// The width of a row, in numbers.
     pub width: usize,
-    /// Row-major, `ids.len() * width` numbers.
+    /// The numbers in row-major order, `ids.len() * width` of them.
     pub values: Vec<f16>,
 }
 
 impl VectorTable {
-    /// Row `index` as a slice of `width` numbers.
+    /// Returns row `index`, a slice of `width` numbers.
     #[must_use]
     pub fn row(&self, index: usize) -> &[f16] {
         &self.values[index * self.width..(index + 1) * self.width]
     }
 
-    /// How many rows there are.
+    /// Returns the number of rows.
     #[must_use]
     pub fn len(&self) -> usize {
         self.ids.len()
     }
 
-    /// Whether there is no row.
+    /// Returns true if there is no row.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
@@ -89,7 +89,7 @@ pub fn write_vectors(table: &VectorTable, metadata: &BTreeMap<String, String>) -
     )
 }
 
-/// Reads what [`write_vectors`] wrote. `name` is how errors call it.
+/// Reads what [`write_vectors`] wrote. Errors call the content `name`.
 ///
 /// # Errors
 /// [`crate::Error::Content`] where the content is no table of vectors.
@@ -117,7 +117,7 @@ pub fn read_vectors(name: &str, content: Bytes) -> Result<VectorTable> {
     Ok(table)
 }
 
-/// The rows of all tables, one after the other.
+/// Concatenates the rows of all tables.
 ///
 /// # Errors
 /// [`crate::Error::Content`] where widths differ.

@@ -1,4 +1,4 @@
-//! Rereads what a job wrote and names everything that is not as its manifests say.
+//! Reads again what a job wrote and reports every difference from its manifests.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -14,31 +14,32 @@ use crate::text::comparison_key;
 use crate::vectors::read_vectors;
 use crate::{Error, Result};
 
-/// Rows of one object that are named; of the others the number is told.
+/// The most faulty rows of one object that are named; of the others, only the number is given.
 const NAMED_ROWS: usize = 3;
 
-/// What [`verify`] looked at and found.
+/// The result of [`verify`].
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Verified {
-    /// Manifests read.
+    /// Number of manifests read.
     pub manifests: u64,
-    /// Objects read again.
+    /// Number of objects read.
     pub objects: u64,
-    /// Rows in them.
+    /// Number of rows in the objects.
     pub rows: u64,
-    /// Bytes in them.
+    /// Number of bytes in the objects.
     pub bytes: u64,
-    /// Everything that is wrong, each with the object's name.
+    /// All faults, each with the object's name.
     pub faults: Vec<String>,
 }
 
-/// Checks every manifest at or below a URL, and every object that they list: that it is there, its size and SHA-256, its
-/// rows, schema version and stage key, that ids are the hashes of their texts, that vectors are finite numbers, that no
-/// text stands on both sides of a split, and that the counts add up. Memory holds one shard, and the keys of the held-out
-/// texts.
+/// Checks every manifest at or below a URL, and every object that it lists.
+///
+/// An object must exist with the right size, SHA-256, rows, schema version and stage key. Ids must be the hashes of
+/// their texts, and vectors must be finite. No text may be on both sides of a split, and the counts must add up. Memory
+/// holds one shard, and the keys of the held-out texts.
 ///
 /// # Errors
-/// [`Error::Store`] where the store can't be listed. What is wrong with an object is a fault, not an error.
+/// [`Error::Store`] where the store can't be listed. A faulty object is reported as a fault, not as an error.
 pub async fn verify(store: &Store) -> Result<Verified> {
     let mut found = Verified::default();
     for object in store.list("").await? {
@@ -71,11 +72,11 @@ async fn check_stage(store: &Store, manifest_path: &str, manifest: &Manifest, fo
     let folder = manifest_path.trim_end_matches("manifest.json");
     let own = format!("{}/{}/", manifest.stage, manifest.key);
     let mut held_out = HeldOut::default();
-    // What is held out first, so that training rows can be compared with it.
+    // Held-out rows come first, so that training rows can be compared with them.
     let mut artifacts: Vec<&ManifestArtifact> = manifest.artifacts.iter().collect();
     artifacts.sort_by_key(|artifact| artifact.role.ends_with("/train"));
     for artifact in artifacts {
-        // Paths are relative to the job's output; the stage's own folder may have been moved or named directly.
+        // Paths are relative to the job's output, but the stage's folder may have been moved or named directly.
         let path = match artifact.path.strip_prefix(&own) {
             Some(rest) => format!("{folder}{rest}"),
             None => artifact.path.clone(),
@@ -103,13 +104,13 @@ async fn check_stage(store: &Store, manifest_path: &str, manifest: &Manifest, fo
     }
 }
 
-/// What rereading an object showed.
+/// The result of reading an object again.
 enum Looked {
-    /// It is as the manifest says, and no table.
+    /// The bytes match the manifest, and the object is not a table.
     Whole,
-    /// Its bytes are as the manifest says; its rows are to be looked at.
+    /// The bytes match the manifest, and the rows are still to be checked.
     Table(Bytes),
-    /// Its bytes are others.
+    /// The bytes differ from the manifest.
     Damaged(String),
 }
 
@@ -119,7 +120,7 @@ async fn check_object(store: &Store, path: &str, artifact: &ManifestArtifact, fo
         let content = store.get(path).await?;
         (content.len() as u64, sha256_hex(&content), content)
     } else {
-        // Weights are larger than what should be held at once.
+        // Weights may be too large for memory, so they are read as a stream.
         let (_, mut stream) = store.stream(path).await?;
         let mut hash = Sha256Stream::default();
         while let Some(piece) = stream.next().await? {
@@ -139,11 +140,11 @@ async fn check_object(store: &Store, path: &str, artifact: &ManifestArtifact, fo
     })
 }
 
-/// What is wrong with the table's own metadata.
+/// Returns the faults in the table's metadata.
 async fn check_facts(store: &Store, path: &str, manifest: &Manifest) -> Vec<String> {
     let table = match StoredTable::open(store, path).await {
         Ok(table) => table,
-        // Told when its rows are read.
+        // The error is reported when the rows are read.
         Err(_) => return Vec::new(),
     };
     let mut faults = Vec::new();
@@ -165,7 +166,7 @@ async fn check_facts(store: &Store, path: &str, manifest: &Manifest) -> Vec<Stri
     faults
 }
 
-/// Rows of a table, and what is wrong with them.
+/// The rows of a table, and their faults.
 #[derive(Default)]
 struct Rows {
     number: u64,
@@ -190,14 +191,14 @@ impl Rows {
     }
 }
 
-/// Comparison keys of held-out texts, by column.
+/// The comparison keys of held-out texts, by column.
 #[derive(Default)]
 struct HeldOut {
     texts: BTreeMap<&'static str, HashSet<u64>>,
 }
 
 impl HeldOut {
-    /// Remembers a held-out text; of a training text, whether it is held out too.
+    /// Remembers a held-out text. For a training text, returns true if it is held out too.
     fn leaks(&mut self, column: &'static str, role: &str, text: &str) -> bool {
         let texts = self.texts.entry(column).or_default();
         let key = comparison_key(text);
@@ -222,7 +223,7 @@ fn check_rows(name: &str, content: Bytes, artifact: &ManifestArtifact, held_out:
         return rows;
     };
     match read {
-        // The name stands before every fault.
+        // The name precedes every fault.
         Err(Error::Content { reason, .. }) => rows.wrong(reason),
         Err(error) => rows.wrong(error.to_string()),
         Ok(()) if rows.number != artifact.rows => {
@@ -287,8 +288,8 @@ fn check_vectors(name: &str, content: Bytes, rows: &mut Rows) -> Result<()> {
     Ok(())
 }
 
-/// Counts of the `shard` stage that do not add up: every row that was read is kept or dropped for one reason, every row
-/// that was kept stands on a side or was dropped by the split.
+/// Returns the counts of the `shard` stage that do not add up. Every row that was read is kept or dropped for one
+/// reason. Every kept row is on a side or was dropped by the split.
 fn wrong_sums(manifest: &Manifest) -> Vec<String> {
     let mut faults = Vec::new();
     for corpus in ["pairs", "instructions", "synthesized"] {

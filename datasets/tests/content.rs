@@ -1,4 +1,4 @@
-//! A file is read as what it is, whatever its name says; what is not read is named with advice that works.
+//! A file is read by its content, whatever its name says. A refused file gets advice that works.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -24,7 +24,7 @@ async fn put(name: &str, content: &[u8]) -> Source {
     Source::named(&format!("{PLACE}/{name}"))
 }
 
-/// The rows that are kept, in their order by English, and what was said of the others.
+/// Returns the kept rows sorted by English, and what was reported of the others.
 async fn read(source: Source) -> Result<(Rows, Cleaned)> {
     let store = Store::open(PLACE).unwrap();
     let out = format!("{}.out", source.url.rsplit('/').next().unwrap());
@@ -62,7 +62,7 @@ const TSV: &str = "A river.\tទន្លេ\nA boat.\tទូក\nRice.\tអង�
 const JSONL: &str = "{\"english\":\"A river.\",\"foreign\":\"ទន្លេ\"}\n{\"english\":\"A boat.\",\"foreign\":\"ទូក\"}\n\
     {\"english\":\"Rice.\",\"foreign\":\"អង្ករ\"}\n";
 
-/// A memory of the given segments, in English and Khmer.
+/// Returns a translation memory of the given segments, in English and Khmer.
 fn memory(prolog: &str, segments: &[(&str, &str)]) -> String {
     let units = segments.iter().map(|(english, foreign)| {
         format!(
@@ -199,7 +199,7 @@ async fn utf16_is_read_in_every_format_with_a_mark_and_without() {
             utf16(&text, u16::to_le_bytes),
             utf16(&text, u16::to_be_bytes),
             gz(&utf16(&marked, u16::to_le_bytes)),
-            // What says UTF-16 and is UTF-8, as `iconv` leaves it.
+            // The declaration says UTF-16 and the content is UTF-8, as `iconv` leaves it.
             text.clone().into_bytes(),
             marked.clone().into_bytes(),
         ] {
@@ -264,13 +264,13 @@ async fn the_xml_declaration_alone_says_what_a_memory_is_in() {
         assert_eq!(rows, pairs(&segments), "{name}");
         assert_eq!(cleaned.warnings, [""; 0]);
     }
-    // Whoever converts such a file leaves its declaration as it was.
+    // Programs that convert such a file leave its declaration unchanged.
     let converted = memory(&prolog("iso-8859-1"), &SEGMENTS);
     let (rows, cleaned) = read_named("converted.tmx", converted.as_bytes()).await.unwrap();
     assert_eq!(rows, expected());
     assert!(cleaned.warnings[0].contains("read as UTF-8"), "{:?}", cleaned.warnings);
 
-    // An encoding that is not known is refused, and read once the advice is followed.
+    // An unknown encoding is refused, and the file is read after the advice is followed.
     let mut foreign = memory(&prolog("IBM850"), &[("A café", "x")]).into_bytes();
     let at = foreign.windows(2).position(|two| two == "é".as_bytes()).unwrap();
     foreign.splice(at..at + 2, [0x82]);
@@ -341,7 +341,7 @@ async fn carriage_returns_end_lines_where_there_are_no_line_feeds() {
         "{:?}",
         cleaned.warnings
     );
-    // Beside line feeds, a carriage return is a part of its line.
+    // Beside line feeds, a carriage return is part of its line.
     let (rows, _) = read_named("mixed.tsv", "A\rriver.\tទន្លេ\nA boat.\tទូក\r\nRice.\tអង្ករ".as_bytes())
         .await
         .unwrap();
@@ -352,7 +352,7 @@ async fn carriage_returns_end_lines_where_there_are_no_line_feeds() {
 async fn json_is_read_as_python_writes_it() {
     let lines = [
         "\u{FEFF}{\"english\":\"A river.\",\"foreign\":\"ទន្លេ\",\"score\":NaN}",
-        // Files that were put together have a mark in their midst.
+        // Concatenated files have byte order marks in the middle.
         "\u{FEFF}{\"english\":\"A boat.\",\"foreign\":\"ទូក\",\"score\":-Infinity,\"id\":1e400}",
         "{\"english\":\"Rice.\",\"foreign\":\"អង្ករ\",\"meta\":\"cut emoji \\ud83d\"}",
     ];
@@ -391,7 +391,7 @@ async fn warnings_name_the_side_at_fault_and_what_is_there_instead() {
     let (_, cleaned) = read_named("keys.jsonl", lines.as_bytes()).await.unwrap();
     let expected = "keys.jsonl:4: missing_column (no text under `english`, it has id, translation.en, translation.km)";
     assert!(cleaned.warnings[0].ends_with(expected), "{:?}", cleaned.warnings);
-    // The keys that are named work.
+    // The named keys work.
     let advised = Source {
         columns: Columns {
             english: "translation.en".into(),

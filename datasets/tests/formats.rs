@@ -152,7 +152,7 @@ async fn broken_units_of_a_tmx_are_counted_and_the_rest_is_read() {
         (3, 1)
     );
 
-    // Cut off between two units, or right after one.
+    // The file ends between two units, or right after one.
     let end = TMX.find("\n</body>").unwrap();
     for cut in [&TMX[..=end], &TMX[..end]] {
         let url = put("cut.tmx", cut.as_bytes()).await;

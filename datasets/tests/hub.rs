@@ -1,4 +1,4 @@
-//! Repositories of the Hugging Face Hub, against a small server that speaks its protocol.
+//! Tests repositories of the Hugging Face Hub against a small server with its protocol.
 #![cfg(feature = "cloud")]
 #![allow(clippy::unwrap_used)]
 
@@ -14,25 +14,25 @@ use tokio::net::{TcpListener, TcpStream};
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const NEWER: &str = "89abcdef0123456789abcdef0123456789abcdef";
 const TOKEN: &str = "hf_open_sesame";
-/// After so many bytes the server of large files hangs up.
+/// The server of large files closes the connection after this many bytes.
 const PART: usize = 40_000;
 
-/// The Hub and, beside it, the server of large files.
+/// The Hub and a second server for large files.
 struct Hub {
     endpoint: String,
     large: String,
-    /// Paths and contents; those that end in `.safetensors` lie on the other server.
+    /// Contents by path; paths that end in `.safetensors` are on the second server.
     files: BTreeMap<&'static str, Vec<u8>>,
     state: Mutex<State>,
 }
 
 struct State {
     commit: &'static str,
-    /// Requests, with a `+` behind those that brought the token.
+    /// The requests, with a `+` after those with the token.
     asked: Vec<String>,
     hangs_up: bool,
     busy: bool,
-    /// Sends other bytes than it announces.
+    /// True if the server sends other bytes than it announces.
     lies: bool,
 }
 
@@ -235,7 +235,7 @@ async fn a_repository_is_read_at_a_commit_into_the_usual_cache_once() {
     for (name, content) in &hub.files {
         assert_eq!(store.get(name).await.unwrap(), content, "{name}");
     }
-    // As huggingface_hub lays it out.
+    // The layout is that of huggingface_hub.
     let repo = home.path().join("hub/models--acme--small");
     assert_eq!(std::fs::read_to_string(repo.join("refs/v1")).unwrap(), COMMIT);
     let tag = sha256_hex(&hub.files["model.safetensors"]);
@@ -248,7 +248,7 @@ async fn a_repository_is_read_at_a_commit_into_the_usual_cache_once() {
         repo.join(format!("snapshots/{COMMIT}"))
     );
 
-    // What is there is not asked for again, and a later commit fetches what it changed alone.
+    // A cached file is not requested again, and a later commit fetches only the changed files.
     hub.asked();
     let again = hub.open(&store.pinned_url().await.unwrap(), home.path(), &[]);
     assert_eq!(again.get("config.json").await.unwrap(), hub.files["config.json"]);
@@ -407,7 +407,7 @@ async fn offline_the_cache_is_read_and_what_it_lacks_is_named() {
         );
     }
     assert!(hub.asked().is_empty());
-    // A Hub that can't be reached is as good as none, where the cache has what is asked for.
+    // A Hub that can't be reached is no problem if the cache has the files.
     let options = [
         ("HF_ENDPOINT".to_owned(), "http://127.0.0.1:9".to_owned()),
         ("HF_HOME".to_owned(), home.path().to_str().unwrap().to_owned()),

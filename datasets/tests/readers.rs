@@ -1,4 +1,4 @@
-//! Faulty input: every row is counted, none stops the rest, and whole-file faults are said plainly.
+//! Faulty input: every row is counted, no faulty row stops the others, and faults of a whole file are reported plainly.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
@@ -85,7 +85,7 @@ async fn compressed_files_give_the_same_rows() {
     gz.write_all(FAULTY).unwrap();
     let gz = gz.finish().unwrap();
     let zst = zstd::encode_all(FAULTY, 3).unwrap();
-    // Two members or frames after each other are one file.
+    // Two concatenated members or frames are one file.
     for (name, content) in [
         ("c.tsv.gz", gz.clone()),
         ("c.tsv.zst", zst.clone()),

@@ -1,5 +1,5 @@
-//! The store's promises against a real S3 server on loopback: moto's, in a Python that has it (`LLINK_PYTHON`, else
-//! `python3`). Where there is none the test says that it was skipped. The faults come from a proxy before the server.
+//! Tests the store's promises against a real S3 server on loopback, moto's, in a Python that has it (`LLINK_PYTHON`,
+//! else `python3`). Without it the test reports that it was skipped. A proxy before the server causes the faults.
 #![cfg(feature = "cloud")]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
@@ -58,7 +58,7 @@ fn moto() -> Option<Moto> {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    // What else it says on its start is of no interest.
+    // The other messages of its start are not read.
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let port = lines
         .find_map(|line| line.unwrap().strip_prefix("port ")?.parse().ok())
@@ -66,20 +66,21 @@ fn moto() -> Option<Moto> {
     Some(Moto { child, port })
 }
 
-/// What the proxy does to every n-th connection.
+/// The fault of every n-th connection.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
-    /// Answers 503 without asking the server.
+    /// The proxy answers 503 without asking the server.
     Unavailable,
-    /// Passes a part of the request on and hangs up: a torn write.
+    /// The proxy forwards a part of the request and closes the connection: a torn write.
     Torn,
-    /// Waits.
+    /// The proxy waits.
     Slow,
-    /// Passes the request on and a part of the answer back, and hangs up.
+    /// The proxy forwards the request and a part of the answer, and closes the connection.
     CutOff,
 }
 
-/// Passes bytes on to `port`, with a fault in one connection of three; says where it listens and how often it struck.
+/// Forwards bytes to `port`, with a fault in one connection of three. Returns its own port and the number of faults so
+/// far.
 async fn faulty_proxy(port: u16) -> (u16, Arc<AtomicU32>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let own = listener.local_addr().unwrap().port();
@@ -136,7 +137,7 @@ async fn faulty_proxy(port: u16) -> (u16, Arc<AtomicU32>) {
     (own, struck)
 }
 
-/// Options of a store behind `port`. They are given as the environment gives them.
+/// Returns the options of a store behind `port`, as the environment gives them.
 fn settings(port: u16) -> Vec<(String, String)> {
     [
         ("AWS_ENDPOINT", format!("http://127.0.0.1:{port}")),
@@ -144,7 +145,7 @@ fn settings(port: u16) -> Vec<(String, String)> {
         ("AWS_ACCESS_KEY_ID", "test".into()),
         ("AWS_SECRET_ACCESS_KEY", "test".into()),
         ("AWS_REGION", "us-east-1".into()),
-        // A connection a request, so that faults strike often.
+        // Each request has its own connection, so that faults are frequent.
         ("AWS_POOL_MAX_IDLE_PER_HOST", "0".into()),
     ]
     .map(|(key, value)| (key.to_owned(), value))
@@ -156,7 +157,7 @@ async fn make_bucket(port: u16, bucket: &str) {
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
 
-/// What the server answers to a method and a path.
+/// Returns the server's answer to a method and a path.
 async fn ask(port: u16, what: &str) -> String {
     let mut server = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let request = format!("{what} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
@@ -224,7 +225,7 @@ async fn shards_written_through_faults_are_the_same_bytes() {
 async fn a_large_object_is_read_whole_through_faults() {
     let Some(moto) = moto() else { return };
     make_bucket(moto.port, "large").await;
-    // Three parts, of bytes that show where one would stand in another's place.
+    // The content has three parts, and its bytes show if one is in the place of another.
     let content: Vec<u8> = (0_u32..5 << 20).flat_map(u32::to_le_bytes).collect();
     let content = Bytes::from(content);
     let straight = Store::open_with("s3://large/x", settings(moto.port)).unwrap();
@@ -307,7 +308,7 @@ async fn a_profile_of_the_home_folder_opens_a_bucket() {
         .unwrap_err()
         .to_string();
     assert!(text.contains("set AWS_ALLOW_HTTP=true"), "{text}");
-    // As the advice says.
+    // This is what the advice says.
     variables.push(("AWS_ALLOW_HTTP".to_owned(), "true".to_owned()));
     let store = Store::open_with("s3://profile/x", variables).unwrap();
     store.put("a", Bytes::from_static(b"1")).await.unwrap();

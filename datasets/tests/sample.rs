@@ -1,4 +1,4 @@
-//! The sample corpus: distinct, one-to-one, the same for the same seed, with exact answers.
+//! The sample corpus is distinct, one-to-one and the same for the same seed, and its answers are exact.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::collections::{HashMap, HashSet};

@@ -1,4 +1,4 @@
-//! Shards on disk: their schema, their bytes, and that they can't be made from the wrong tables.
+//! Shards on disk have their schema and stable bytes, and can't be made from the wrong tables.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
@@ -95,7 +95,7 @@ async fn the_sample_gives_as_many_instructions_of_the_wanted_kind_as_were_asked_
         "{:?}",
         cleaned.counts
     );
-    // What can't be had ends too.
+    // A request for an unknown task ends too.
     spec.tasks = vec!["sing".into()];
     let nothing = clean(&store, &spec, "nothing.parquet").await;
     assert!(nothing.is_err(), "{nothing:?}");
@@ -248,7 +248,7 @@ assert frame["vector"][2].to_list() == [8.0, 9.0, 10.0, 11.0], frame
 print("polars", pl.__version__, schema["vector"])
 "#;
 
-/// Runs where a Python with polars is: `LLINK_PYTHON`, else `python3`.
+/// This test runs where a Python has polars: `LLINK_PYTHON`, else `python3`.
 #[tokio::test]
 async fn polars_reads_shards_with_no_options() {
     let python = std::env::var("LLINK_PYTHON").unwrap_or_else(|_| "python3".into());

@@ -1,4 +1,4 @@
-//! Splits: nothing stands on both sides, nothing moves across, every row is accounted for.
+//! In a split, no text is on both sides, no row changes sides, and every row is accounted for.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
@@ -24,7 +24,7 @@ fn split(train_rows: u64, holdout_rows: u64) -> SplitSpec {
     }
 }
 
-/// A corpus in which sides repeat, now and then in another spelling.
+/// Writes a corpus in which sides repeat, sometimes in another spelling.
 async fn random_source(store: &Store, name: &str, random: &mut Random, rows: u64, texts: u64) -> CleanSpec {
     let mut content = String::new();
     for _ in 0..rows {
@@ -219,7 +219,8 @@ async fn several_tasks_about_one_text_stay_together() {
 #[tokio::test]
 async fn what_is_left_over_on_the_other_side_is_said() {
     let store = Store::open("memory://left-over").unwrap();
-    // As many rows as are asked for in all: by chance one side has a few too many, and the other lacks them.
+    // The source has exactly as many rows as are requested. By chance one side has a few too many, and the other side
+    // lacks them.
     let stage = run_stage(&store, "out", &[sample_spec(Corpus::Pairs, 1_000, 6)], &split(700, 300))
         .await
         .unwrap();
@@ -234,7 +235,7 @@ async fn what_is_left_over_on_the_other_side_is_said() {
     );
 }
 
-/// Words without meaning, of Latin or Khmer letters.
+/// Returns meaningless words of Latin or Khmer letters.
 fn sentence(random: &mut Random, letters: &str, words: u64) -> Vec<String> {
     let letters: Vec<char> = letters.chars().collect();
     let word = |random: &mut Random| -> String {
@@ -246,14 +247,14 @@ fn sentence(random: &mut Random, letters: &str, words: u64) -> Vec<String> {
     (0..words).map(|_| word(random)).collect()
 }
 
-/// Character 5-grams of a text, as hashes.
+/// Returns the character 5-grams of a text, as hashes.
 fn shingles(text: &str) -> HashSet<u64> {
     let chars: Vec<char> = comparison_form(text).chars().collect();
     let hash = |five: &[char]| llink_datasets::text::form_key(&five.iter().collect::<String>());
     chars.windows(5).map(hash).collect()
 }
 
-/// The share of character 5-grams that two texts have in common, counted and not estimated.
+/// Returns the share of character 5-grams that two texts have in common, counted and not estimated.
 fn jaccard(a: &HashSet<u64>, b: &HashSet<u64>) -> f64 {
     let common = a.intersection(b).count();
     common as f64 / (a.len() + b.len() - common) as f64
@@ -262,7 +263,7 @@ fn jaccard(a: &HashSet<u64>, b: &HashSet<u64>) -> f64 {
 const LATIN: &str = "abcdefghijklmnopqrstuvwxyz";
 const KHMER: &str = "កខគឃងចឆជឈញដឋឌឍណតថទធនបផពភមយរលវសហឡអ";
 
-/// Families of pairs whose members differ by a letter: their similarity is about 0.9.
+/// Writes families of pairs whose members differ by a letter: their similarity is about 0.9.
 async fn families(store: &Store, name: &str, families: u64) -> CleanSpec {
     let mut random = Random(77);
     let mut content = String::new();
@@ -270,7 +271,8 @@ async fn families(store: &Store, name: &str, families: u64) -> CleanSpec {
         let (english, foreign) = (sentence(&mut random, LATIN, 28), sentence(&mut random, KHMER, 28));
         for member in 0..6 {
             let (mut e, mut f) = (english.clone(), foreign.clone());
-            // By side: English stays near, foreign stays near, both do. The side that does not is another sentence.
+            // In turn, the English stays near, the foreign text stays near, or both do. The other side is another
+            // sentence.
             match family % 3 {
                 0 => f = sentence(&mut random, KHMER, 28),
                 1 => e = sentence(&mut random, LATIN, 28),
@@ -288,7 +290,7 @@ async fn families(store: &Store, name: &str, families: u64) -> CleanSpec {
     }
 }
 
-/// Of all pairs of a training and a held-out text, those that are at least so similar on a side.
+/// Returns the training texts that are similar to a held-out text on a side.
 fn leaks(train: &[(u64, String, String)], holdout: &[(u64, String, String)], similarity: f64) -> usize {
     let sides = |rows: &[(u64, String, String)]| -> Vec<[HashSet<u64>; 2]> {
         rows.iter()
@@ -324,7 +326,7 @@ async fn near_duplicates_of_held_out_texts_are_not_trained_on_whichever_side_the
     let after = leaks(&train, &holdout, 0.85);
     println!("{before} near pairs across the split, {after} after {dropped} rows were dropped");
     assert_eq!(after, 0);
-    // Members of families of which none is held out stay.
+    // Families without a held-out member stay.
     assert!(train.len() > 100, "{}", train.len());
 }
 
@@ -345,7 +347,8 @@ async fn near_duplicates_are_dropped_everywhere_where_asked() {
     assert!(rows.len() >= 30, "one of each family at the least: {}", rows.len());
 }
 
-/// Instructions about texts whose hashes all lie above the pairs' holdout, as they do when training pairs were asked about.
+/// Writes instructions about texts whose hashes all lie above the pairs' holdout, as they do when training pairs were
+/// asked about.
 async fn made_from_training_pairs(store: &Store, pairs: Share, texts: usize) -> CleanSpec {
     let mut content = String::new();
     let training = (0..).map(|n| format!("ប្រយោគ {n}")).filter(|text| {

@@ -1,4 +1,4 @@
-//! Promises of every store, run against each kind, and how local stores treat paths and faults.
+//! Tests the promises of every store on each backend, and how local stores treat paths and faults.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod promises;

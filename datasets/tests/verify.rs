@@ -1,4 +1,4 @@
-//! `verify` finds what is wrong with what a stage wrote, and nothing where nothing is.
+//! `verify` finds every fault in a stage's output, and none in a good output.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
@@ -30,7 +30,7 @@ async fn written(url: &str) -> (Store, Manifest) {
     let manifest = Manifest {
         version: MANIFEST_VERSION,
         stage: "shard".into(),
-        // The key that `run_stage` gives its shards.
+        // This is the key that `run_stage` gives its shards.
         key: "0123abcd".into(),
         artifacts: stage.shards,
         counts: BTreeMap::new(),
@@ -75,7 +75,7 @@ async fn each_fault_is_named_with_its_object() {
     fault("pairs/train/00000.parquet: no such file").await;
     store.put(&first.path, content.clone()).await.unwrap();
 
-    // A manifest that lists a training shard as held out: its hashes are right and its rows are not.
+    // This manifest lists a training shard as held out: its hashes are right and its rows are wrong.
     let mut twisted = manifest.clone();
     let copied = ManifestArtifact {
         role: "pairs/holdout".into(),

@@ -1,4 +1,4 @@
-//! Sources behind http://: every format that can be read from a web server, and what becomes of a server's faults.
+//! Tests sources behind http://: every format from a web server, and the faults of a server.
 #![cfg(feature = "cloud")]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
@@ -16,36 +16,36 @@ use llink_datasets::store::Store;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// How the server treats a file.
+/// The behavior of the server for a file.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Manner {
-    /// With an ETag, a date and ranges.
+    /// The server sends an ETag and a date, and supports ranges.
     Able,
-    /// Neither ETag nor ranges, as Python's `http.server`.
+    /// The server has neither ETag nor ranges, like Python's `http.server`.
     Plain,
-    /// Hangs up after a part of each answer that is longer, and knows ranges.
+    /// The server closes the connection after a part of each longer answer, and supports ranges.
     HangsUp,
-    /// Hangs up likewise, and knows neither ranges nor ETag.
+    /// The server closes the connection likewise, and has neither ranges nor ETag.
     HangsUpPlain,
-    /// Answers 503 the first time.
+    /// The server answers 503 the first time.
     Busy,
-    /// Sends the client elsewhere.
+    /// The server redirects the client.
     Moved,
-    /// Answers HEAD as the status line says, and GET as one that is able does.
+    /// The server answers HEAD with this status line, and GET like an able server.
     NoHead(&'static str),
-    /// Answers HEAD likewise, and knows no ranges either.
+    /// The server answers HEAD with this status line, and does not support ranges.
     NoHeadPlain(&'static str),
-    /// Refuses everything, and repeats what was asked.
+    /// The server refuses everything, and repeats the request in its answer.
     Refuses,
 }
 
-/// Bytes after which a server that hangs up does.
+/// The number of bytes after which a server that hangs up does so.
 const PART: usize = 3_000_000;
 
 struct Site {
     files: HashMap<&'static str, (Manner, Vec<u8>)>,
     asked: Mutex<Vec<String>>,
-    /// Each request as it came.
+    /// The requests as received.
     requests: Mutex<Vec<String>>,
 }
 
@@ -161,7 +161,7 @@ fn rows(rows: usize) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// Ten rows as zstd, made as long as asked for by a frame that is to be skipped.
+/// Makes ten rows as zstd, with a skippable frame that gives the wanted length.
 fn incompressible(bytes: u32) -> Vec<u8> {
     let mut content = vec![0x50, 0x2A, 0x4D, 0x18];
     content.extend(bytes.to_le_bytes());
@@ -262,7 +262,7 @@ async fn parquet_moses_and_tmx_are_read_from_web_servers_too() {
         ..named("m.en")
     };
     assert_eq!(count(moses).await.unwrap(), 2);
-    // Parquet is read in parts; a server that can't give them is named, with what to do.
+    // Parquet is read in parts. A server without ranges is named in the error, with advice.
     let text = count(named("plain.parquet")).await.unwrap_err().to_string();
     assert!(text.contains("plain.parquet") && text.contains("download it"), "{text}");
 }
@@ -364,7 +364,7 @@ async fn an_address_is_asked_for_as_it_is_written() {
     );
     assert_eq!(kept(&address).await.unwrap(), 10);
     let requests = site.requests.lock().unwrap();
-    // me:p@ss
+    // The credentials are me:p@ss.
     assert!(
         requests
             .iter()

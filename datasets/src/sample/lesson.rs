@@ -1,13 +1,13 @@
-//! What can be asked about a scene, and the exact answers.
+//! The questions that can be asked about a scene, and their exact answers.
 
 use super::scene::{Deed, Scene};
 use super::wording::capitalised;
 
 /// The teaching material of one scene.
 pub(super) struct Lesson {
-    /// What it says in short, in one sentence.
+    /// A one-sentence summary.
     pub gist: String,
-    /// What it says, point by point.
+    /// The facts, point by point.
     pub facts: Vec<(&'static str, String)>,
     /// Questions with their answers.
     pub questions: Vec<(String, String)>,

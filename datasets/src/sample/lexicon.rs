@@ -1,19 +1,19 @@
 //! The words of the sample corpus. Within a list, and between lists that share a place in a sentence, an English word
-//! has one Khmer word and the reverse, so that a sentence has one translation.
+//! has one Khmer word and the reverse. So every sentence has one translation.
 
-/// An English word or phrase, and the Khmer one.
+/// An English word or phrase with its Khmer translation.
 pub(super) type Word = (&'static str, &'static str);
 
 /// Things that can be counted.
 pub(super) struct Noun {
-    /// The plural.
+    /// The English plural.
     pub english: &'static str,
     pub khmer: &'static str,
-    /// What Khmer counts it by; empty where it counts it by itself.
+    /// The Khmer classifier; empty if the noun is counted without one.
     pub classifier: &'static str,
 }
 
-/// Nouns, and the adjectives that can be said of each of them.
+/// Nouns, and the adjectives that fit each of them.
 pub(super) struct NounClass {
     pub nouns: &'static [Noun],
     pub adjectives: &'static [Word],
@@ -21,11 +21,11 @@ pub(super) struct NounClass {
 
 /// A verb that takes an object.
 pub(super) struct Verb {
-    /// `buy`
+    /// The base form, such as `buy`.
     pub base: &'static str,
-    /// `buys`
+    /// The third person singular, such as `buys`.
     pub present: &'static str,
-    /// `bought`
+    /// The past tense, such as `bought`.
     pub past: &'static str,
     pub khmer: &'static str,
 }
@@ -303,7 +303,7 @@ pub(super) const PLACES: &[Word] = &[
     ("at the university", "នៅសាកលវិទ្យាល័យ"),
 ];
 
-/// Times of what is or will be.
+/// Time expressions for the present and the future.
 pub(super) const TIMES: &[Word] = &[
     ("today", "ថ្ងៃនេះ"),
     ("tomorrow", "ថ្ងៃស្អែក"),
@@ -334,7 +334,7 @@ pub(super) const TIMES: &[Word] = &[
     ("after sunset", "ក្រោយពេលថ្ងៃលិច"),
 ];
 
-/// Times of what was.
+/// Time expressions for the past.
 pub(super) const PAST_TIMES: &[Word] = &[
     ("yesterday", "ម្សិលមិញ"),
     ("yesterday morning", "ព្រឹកម្សិលមិញ"),

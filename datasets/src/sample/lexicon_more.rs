@@ -1,8 +1,8 @@
-//! The words of the shapes that are not about doing something with a number of things.
+//! The words of the sentence shapes that are not about an action on counted things.
 
 use super::lexicon::Word;
 
-/// What people do that takes no counted object.
+/// Actions of people without a counted object.
 pub(super) const ACTIONS: &[Word] = &[
     ("sleeps", "គេង"),
     ("sings", "ច្រៀង"),
@@ -85,7 +85,7 @@ pub(super) const VEHICLES: &[Word] = &[
     ("taxi", "តាក់ស៊ី"),
 ];
 
-/// Who one travels with, in the plural.
+/// Companions on a journey, in the plural.
 pub(super) const COMPANIONS: &[Word] = &[
     ("students", "សិស្ស"),
     ("teachers", "គ្រូបង្រៀន"),
@@ -116,7 +116,7 @@ pub(super) const OF_PEOPLE: &[Word] = &[
     ("lazy", "ខ្ជិល"),
 ];
 
-/// How many of something there are.
+/// Counts of things.
 pub(super) const NUMBERS: &[u64] = &[
     2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 25, 30, 36, 40, 45, 50, 60, 75, 80, 90, 100,
     120, 150, 200, 250, 300, 400, 500, 750, 1000,

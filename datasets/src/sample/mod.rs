@@ -1,8 +1,8 @@
 //! The sample corpus: made-up English-Khmer sentences and instructions about them, for trials without data.
 //!
-//! A row is a function of (seed, its number) alone. Ten sentence shapes over a few hundred real words give billions of
-//! distinct sentences, each with one translation; every slot (who, what, how many, what kind, where, when) is said on
-//! both sides.
+//! A row is a function of the seed and its number alone. Ten sentence shapes over a few hundred real words give
+//! billions of distinct sentences, each with one translation. Every variable part (who, what, how many, what kind,
+//! where, when) is expressed on both sides.
 
 mod lesson;
 mod lexicon;
@@ -23,15 +23,15 @@ use crate::{Error, Result};
 use scene::{Scene, Shape, WEIGHTS};
 use shuffle::{Shuffle, mix};
 
-/// What a job writes in place of a URL to have its corpus made up, and the `source` of such rows.
+/// The value that a job writes in place of a URL to get a made-up corpus; also the `source` of such rows.
 pub const SOURCE: &str = "sample";
 
-/// Sentences that an instruction example draws on at most.
+/// The most sentences in an instruction example.
 const MOST_SENTENCES: u64 = 3;
-/// The longest foreign text that is put together, so that the paper's limit of 256 characters never cuts it.
+/// The longest foreign text, so that the paper's limit of 256 characters never cuts it.
 const MOST_CHARS: usize = 250;
 
-/// How many distinct pairs there are.
+/// Returns the number of distinct pairs.
 #[must_use]
 pub fn most_pairs() -> u64 {
     let block: u64 = WEIGHTS.iter().map(|(_, weight)| weight).sum();
@@ -42,13 +42,13 @@ pub fn most_pairs() -> u64 {
         .unwrap_or(0)
 }
 
-/// How many distinct instruction examples there are.
+/// Returns the number of distinct instruction examples.
 #[must_use]
 pub fn most_instructions() -> u64 {
     most_pairs() / MOST_SENTENCES
 }
 
-/// `rows` distinct pairs, English and Khmer. No two share a side.
+/// Makes `rows` distinct pairs, English and Khmer. No two share a side.
 pub fn pairs(rows: u64, seed: u64) -> impl Iterator<Item = (String, String)> {
     let scenes = Scenes::new(seed);
     (0..rows.min(most_pairs())).map(move |row| {
@@ -57,16 +57,16 @@ pub fn pairs(rows: u64, seed: u64) -> impl Iterator<Item = (String, String)> {
     })
 }
 
-/// `rows` distinct instruction examples, each about one to three Khmer sentences that no other example has. The
-/// instruction holds [`FOREIGN_PLACEHOLDER`]; the answer follows exactly from the sentences.
+/// Makes `rows` distinct instruction examples. Each is about one to three Khmer sentences that no other example has.
+/// The instruction holds [`FOREIGN_PLACEHOLDER`], and the answer follows exactly from the sentences.
 pub fn instructions(rows: u64, seed: u64) -> impl Iterator<Item = InstructionExample> {
-    // Other sentences than those of the pairs of the same seed.
+    // The sentences differ from those of the pairs with the same seed.
     let scenes = Scenes::new(mix(seed) ^ 0x1257_8C71);
     (0..rows.min(most_instructions())).map(move |row| example(&scenes, row, seed))
 }
 
-/// Writes `pairs.tsv` (English, tab, Khmer) and `instructions.jsonl` (the form of LLINK's authors) into a folder, which
-/// is made. The same numbers and seed give the same bytes.
+/// Writes `pairs.tsv` (English, tab, Khmer) and `instructions.jsonl` (the form of LLINK's authors) into a folder, and
+/// creates the folder. The same numbers and seed give the same bytes.
 ///
 /// # Errors
 /// [`Error::Store`] where the files can't be written.
@@ -118,10 +118,10 @@ fn write_instructions(path: &Path, rows: u64, seed: u64) -> std::io::Result<()> 
         .sync_all()
 }
 
-/// All scenes in the order of a seed: blocks in which each shape comes as often as its weight says.
+/// All scenes in the order of a seed. Each block holds every shape as often as its weight says.
 struct Scenes {
     seed: u64,
-    /// The shape, its shuffle, and the number of its first place in a block, for each place of a block.
+    /// For each place of a block: the shape, its shuffle, and the number of its first place in a block.
     block: Vec<(Shape, Shuffle, u64, u64)>,
 }
 
@@ -138,7 +138,7 @@ impl Scenes {
     fn at(&self, index: u64) -> Scene {
         let size = self.block.len() as u64;
         let (block, place) = (index / size, index % size);
-        // Each block is turned by another angle, so that a shape's places follow no pattern.
+        // Each block is rotated by another offset, so that a shape's places follow no pattern.
         let place = (place + mix(self.seed ^ mix(block))) % size;
         let (shape, shuffle, place, weight) = self.block[place as usize];
         shape.scene(shuffle.at(block * weight + place))
@@ -214,13 +214,13 @@ fn example(scenes: &Scenes, row: u64, seed: u64) -> InstructionExample {
     }
 }
 
-/// A question about one of the scenes that no other of them answers too.
+/// Returns a question about one of the scenes whose answer no other scene gives.
 fn question(told: &[Scene], chance: u64) -> (String, String) {
     let mut questions: Vec<(String, String)> = told.iter().flat_map(|scene| scene.lesson().questions).collect();
     let asked = questions.clone();
     questions.retain(|(question, _)| asked.iter().filter(|(other, _)| other == question).count() == 1);
     let choice = chance as usize % questions.len().max(1);
-    // Two scenes of an example differ, and a scene's own questions do: the first of them is left at the least.
+    // Two scenes of an example differ, and so do a scene's own questions. At least the first question remains.
     questions
         .into_iter()
         .nth(choice)

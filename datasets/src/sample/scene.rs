@@ -1,9 +1,9 @@
-//! What the sample corpus can say: ten shapes of sentences, and a number for each scene that a shape can tell.
+//! The scenes of the sample corpus: ten sentence shapes, and a number for each scene of a shape.
 
 use super::lexicon::{NOUN_CLASSES, Noun, PAST_TIMES, PEOPLE, PLACES, TIMES, VERBS, Verb, Word};
 use super::lexicon_more::{ACTIONS, CITIES, COMPANIONS, NUMBERS, OF_PEOPLE, VEHICLES, WEATHER};
 
-/// A sentence's form. Each has so many sentences that a corpus uses a small part of them.
+/// The shape of a sentence. Each has so many sentences that a corpus uses a small part of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shape {
     Present,
@@ -18,7 +18,7 @@ pub(super) enum Shape {
     Sequence,
 }
 
-/// Shapes and how many sentences each gives to a block.
+/// The shapes, and the number of sentences of each in a block.
 pub(super) const WEIGHTS: [(Shape, u64); 10] = [
     (Shape::Present, 5),
     (Shape::Past, 3),
@@ -32,7 +32,7 @@ pub(super) const WEIGHTS: [(Shape, u64); 10] = [
     (Shape::Sequence, 1),
 ];
 
-/// Some number of some kind of thing.
+/// A number of things of one kind.
 #[derive(Clone, Copy)]
 pub(super) struct Things {
     pub noun: &'static Noun,
@@ -40,7 +40,7 @@ pub(super) struct Things {
     pub number: u64,
 }
 
-/// Who does something to some things.
+/// An action of a person on some things.
 #[derive(Clone, Copy)]
 pub(super) struct Deed {
     pub who: &'static Word,
@@ -53,7 +53,7 @@ pub(super) struct Deed {
 /// Two different people.
 pub(super) type Two = (&'static Word, &'static Word);
 
-/// What one sentence says.
+/// The content of one sentence.
 #[derive(Clone, Copy)]
 pub(super) enum Scene {
     Present(Deed),
@@ -119,7 +119,7 @@ const TEMPERATURES: u64 = 23;
 /// Durations are 5, 10, … minutes.
 const DURATIONS: u64 = 12;
 
-/// Digits of a number whose places have different bases.
+/// The digits of a number in a mixed radix.
 struct Digits(u64);
 
 impl Digits {
@@ -169,7 +169,7 @@ impl Digits {
     }
 }
 
-/// How many pairs of noun and adjective there are.
+/// Returns the number of pairs of noun and adjective.
 fn kinds() -> u64 {
     NOUN_CLASSES
         .iter()
@@ -178,7 +178,7 @@ fn kinds() -> u64 {
 }
 
 impl Shape {
-    /// How many sentences have this form.
+    /// Returns the number of sentences of this shape.
     pub(super) fn size(self) -> u64 {
         let of = |words: &[Word]| words.len() as u64;
         let things = kinds() * NUMBERS.len() as u64;
@@ -201,7 +201,7 @@ impl Shape {
         }
     }
 
-    /// The `index`-th scene of this form; different ones below [`Self::size`] are different scenes.
+    /// Returns the `index`-th scene of this shape. Different indexes below [`Self::size`] give different scenes.
     pub(super) fn scene(self, index: u64) -> Scene {
         let mut d = Digits(index);
         match self {

@@ -1,7 +1,7 @@
-//! A seeded shuffle of 0..size that needs no memory: the i-th element is computed alone.
+//! A seeded shuffle of 0..size that needs no memory: each element is computed alone.
 
-/// A permutation of `0..size`: a Feistel network on the least even number of bits that hold it, walked until it lands
-/// inside (at most a few steps on average).
+/// A permutation of `0..size`. It is a Feistel network on the smallest even number of bits that hold the range,
+/// repeated until the result lies inside (on average a few rounds at most).
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shuffle {
     size: u64,
@@ -21,7 +21,7 @@ impl Shuffle {
         }
     }
 
-    /// Where `index`, which is below the size, goes.
+    /// Returns the place of `index`, which must be below the size.
     pub(super) fn at(&self, index: u64) -> u64 {
         let mask = (1_u64 << self.half_bits) - 1;
         let mut value = index;
@@ -39,7 +39,7 @@ impl Shuffle {
     }
 }
 
-/// A 64-bit hash of a 64-bit number (the finaliser of SplitMix64, after one step).
+/// Returns a 64-bit hash of a 64-bit number (the finalizer of SplitMix64, after one step).
 pub(super) fn mix(value: u64) -> u64 {
     let mut z = value.wrapping_add(0x9E37_79B9_7F4A_7C15);
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

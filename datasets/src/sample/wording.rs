@@ -1,27 +1,27 @@
-//! Scenes in words, in both languages.
+//! Writes scenes as sentences in both languages.
 //!
-//! Khmer puts the time first, then who does what; a noun is followed by its adjective, the number and a classifier.
+//! Khmer puts the time first, then who does what. A noun is followed by its adjective, the number and a classifier.
 
 use super::scene::{Deed, Scene, Things};
 use crate::text::khmer_digits;
 
 impl Things {
-    /// `big mangoes`
+    /// Returns adjective and noun, such as `big mangoes`.
     pub(super) fn kind(&self) -> String {
         format!("{} {}", self.adjective.0, self.noun.english)
     }
 
-    /// `12 big mangoes`
+    /// Returns number, adjective and noun, such as `12 big mangoes`.
     pub(super) fn english(&self) -> String {
         format!("{} {} {}", self.number, self.adjective.0, self.noun.english)
     }
 
-    /// Noun and adjective: `ស្វាយធំ`
+    /// Returns noun and adjective, such as `ស្វាយធំ`.
     fn khmer_kind(&self) -> String {
         format!("{}{}", self.noun.khmer, self.adjective.1)
     }
 
-    /// Number and classifier: `១២ ផ្លែ`
+    /// Returns number and classifier, such as `១២ ផ្លែ`.
     fn khmer_count(&self) -> String {
         let number = khmer_digits(self.number);
         match self.noun.classifier {
@@ -30,14 +30,14 @@ impl Things {
         }
     }
 
-    /// `ស្វាយធំ ១២ ផ្លែ`
+    /// Returns noun, adjective, number and classifier, such as `ស្វាយធំ ១២ ផ្លែ`.
     fn khmer(&self) -> String {
         format!("{} {}", self.khmer_kind(), self.khmer_count())
     }
 }
 
 impl Scene {
-    /// The English sentence.
+    /// Returns the English sentence.
     pub(super) fn english(&self) -> String {
         capitalised(match *self {
             Self::Present(Deed {
@@ -160,7 +160,7 @@ impl Scene {
         })
     }
 
-    /// The Khmer sentence.
+    /// Returns the Khmer sentence.
     pub(super) fn khmer(&self) -> String {
         match *self {
             Self::Present(Deed {
@@ -300,7 +300,7 @@ impl Scene {
     }
 }
 
-/// The text with its first letter in upper case.
+/// Returns the text with its first letter in upper case.
 pub(super) fn capitalised(mut text: String) -> String {
     if let Some(first) = text.get_mut(..1) {
         first.make_ascii_uppercase();

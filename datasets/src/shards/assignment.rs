@@ -1,5 +1,5 @@
-//! The assignment: which row of which cleaned table stands where in which shard. Written as it is decided, so that memory
-//! holds one shard's rows and not all.
+//! The assignment says which row of which cleaned table goes to which place of which shard. It is written as it is
+//! decided, so memory holds the rows of one shard.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use crate::Result;
 use crate::rows::{Corpus, Side};
 use crate::table::{GroupWriter, bad};
 
-/// Where a kept row lies: (file, row).
+/// The location of a kept row: (file, row).
 pub(crate) type Place = (u32, u32);
 
-/// A table of (shard, position, file, row) with one row group a shard.
+/// A table of (shard, position, file, row) with one row group for each shard.
 pub(crate) struct Assignment {
     name: String,
     corpus: Corpus,
@@ -42,7 +42,7 @@ impl Assignment {
         })
     }
 
-    /// Takes in the next row of a side.
+    /// Adds the next row of a side.
     pub(crate) fn push(&mut self, side: Side, place: Place) -> Result<()> {
         self.waiting.push(place);
         if self.waiting.len() == self.shard_rows {
@@ -51,7 +51,7 @@ impl Assignment {
         Ok(())
     }
 
-    /// The side has no more rows.
+    /// Ends a side, which has no more rows.
     pub(crate) fn end_side(&mut self, side: Side) -> Result<()> {
         if self.waiting.is_empty() {
             return Ok(());

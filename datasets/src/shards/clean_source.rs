@@ -1,4 +1,5 @@
-//! Step one: read one source, clean each row, write what is kept sorted by the hash of its foreign text.
+//! Step one of the `shard` stage: reads one source, cleans each row, and writes the kept rows sorted by the hash of
+//! their foreign text.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,35 +18,35 @@ use crate::{Result, sample};
 
 use bytes::Bytes;
 
-/// Offenders that are named, for each reason; the counts tell of the others.
+/// The most faulty rows that are named for each reason; the counts cover all of them.
 const NAMED_OFFENDERS: u64 = 3;
 /// Rows that are cleaned at once, by all threads.
 const CHUNK_ROWS: usize = 8_192;
 
-/// So many examples are made up at most for one that is wanted.
+/// The most examples that are made up for one wanted example.
 const MADE_UP_FOR_ONE: u64 = 200;
 
-/// What to read and what to keep of it.
+/// The source to read and the rows to keep.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CleanSpec {
-    /// What the source holds.
+    /// The kind of rows in the source.
     pub corpus: Corpus,
-    /// Where it is and how it is to be read; the URL [`sample::SOURCE`] stands for made-up rows.
+    /// The location and format of the source. The URL [`sample::SOURCE`] stands for made-up rows.
     pub source: Source,
-    /// How many rows to make up, for [`sample::SOURCE`]: of instructions, so many of the wanted tasks and lengths.
+    /// For [`sample::SOURCE`], the number of rows to make. Instructions count only if their task and length are wanted.
     pub sample_rows: u64,
-    /// Which rows to make up.
+    /// The seed of made-up rows.
     pub seed: u64,
-    /// What to keep.
+    /// The cleaning rules.
     pub rules: Rules,
-    /// Tasks of instructions that are kept; empty: all.
+    /// The tasks of instructions that are kept; empty: all.
     pub tasks: Vec<String>,
-    /// Whether to write what near-duplicates are found by.
+    /// Whether to write the signatures that find near-duplicates.
     pub with_signatures: bool,
 }
 
 impl CleanSpec {
-    /// Whether an example that was made up is one to offer.
+    /// Returns true if a made-up example has a wanted task and length.
     fn keeps_made_up(&self, example: &InstructionExample) -> bool {
         let longest = match (self.rules.max_chars, self.rules.too_long) {
             (0, _) | (_, TooLong::Cut) => usize::MAX,
@@ -55,14 +56,15 @@ impl CleanSpec {
     }
 }
 
-/// What [`clean_source`] wrote and found.
+/// The result of [`clean_source`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cleaned {
     /// The cleaned rows: one table, or several for a large source.
     pub artifacts: Vec<ManifestArtifact>,
-    /// `rows = kept + Σ dropped_<reason>`; `cut`, `composed` and `stripped` are among the kept.
+    /// Counts with `rows = kept + Σ dropped_<reason>`; `cut`, `composed` and `stripped` are among the kept.
     pub counts: BTreeMap<String, u64>,
-    /// How files are read whose names say otherwise, and the first offenders of each reason as `file:line: reason`.
+    /// Notes on files whose names misstate their format, and the first faulty rows of each reason as `file:line:
+    /// reason`.
     pub warnings: Vec<String>,
 }
 
@@ -73,7 +75,7 @@ enum CleanRow {
 }
 
 impl CleanRow {
-    /// The texts in the order of [`super::text_columns`].
+    /// Adds the texts to the run in the order of [`super::text_columns`].
     fn push_to(&self, run: &mut Run, checked: &Checked) {
         match self {
             Self::Pair(row) => run.push(checked, &[&row.english, &row.foreign]),
@@ -85,20 +87,20 @@ impl CleanRow {
     }
 }
 
-/// A row that was read, and the line that it is from.
+/// A row that was read, with its line number.
 type Waiting = (ReadRow, u64);
-/// What became of a row, and the line that it is from.
+/// A cleaned row or its fault, with its line number.
 type Judged = (std::result::Result<(CleanRow, Checked), Fault>, u64);
 
-/// What cleaning a row needs.
+/// Cleans rows.
 struct Washer {
     cleaner: Cleaner,
     label: String,
     tasks: Vec<String>,
 }
 
-/// Reading, cleaning and writing go on at the same time: while a chunk is read the one before it is cleaned, and a run that is
-/// full is encoded while the next one fills.
+/// Reads, cleans and writes at the same time. While a chunk is read, the chunk before it is cleaned. A full run is
+/// encoded while the next one fills.
 struct Collector<'a> {
     spec: &'a CleanSpec,
     out: &'a Store,
@@ -115,10 +117,11 @@ struct Collector<'a> {
     warnings: Vec<String>,
 }
 
-/// Reads one source and writes its kept rows, as Parquet sorted by (`split_key`, `id`) with the columns `split_key`,
-/// `english_key`, `id`, the texts, and the source's name in the metadata: to `path`, and what does not fit into memory
-/// to `path` with a number before its ending. `split_key` and `english_key` are [`crate::text::comparison_key`]s of the
-/// two sides.
+/// Reads one source and writes its kept rows as Parquet, sorted by (`split_key`, `id`).
+///
+/// The columns are `split_key`, `english_key`, `id` and the texts. The keys are [`crate::text::comparison_key`]s of the
+/// two sides, and the metadata holds the source's name. The first table goes to `path`. A large source gets further
+/// tables, with a number before the ending of `path`.
 ///
 /// # Errors
 /// [`crate::Error`] where the source can't be read, holds no usable row, or the result can't be written.
@@ -132,7 +135,7 @@ pub async fn clean_source(spec: &CleanSpec, out: &Store, path: &str, progress: P
             label: spec.source.label(),
             tasks: spec.tasks.clone(),
         }),
-        // Often there is one source and the other cores have nothing to do.
+        // There is often one source only, and the other cores are idle.
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         waiting: Vec::with_capacity(CHUNK_ROWS),
         cleaning: Vec::new(),
@@ -210,7 +213,7 @@ impl Collector<'_> {
                 }
             }
             Corpus::Instructions => {
-                // Of the tasks that are wanted, and of a length that is kept: the others would only be dropped.
+                // Other tasks and lengths would only be dropped.
                 let wanted = |example: &InstructionExample| self.spec.keeps_made_up(example);
                 let looked_at = most.min(rows.saturating_mul(MADE_UP_FOR_ONE));
                 let made_up = sample::instructions(looked_at, seed).filter(wanted).take(rows as usize);
@@ -225,7 +228,7 @@ impl Collector<'_> {
         Ok(())
     }
 
-    /// Takes in a row; true where a chunk of them was cleaned.
+    /// Adds a row. Returns true if a chunk of rows was cleaned.
     async fn offer(&mut self, row: ReadRow, line: u64) -> Result<bool> {
         self.waiting.push((row, line));
         if self.waiting.len() < CHUNK_ROWS {
@@ -238,7 +241,7 @@ impl Collector<'_> {
         Ok(true)
     }
 
-    /// Has the rows that were read cleaned, and takes those that were given to be cleaned before.
+    /// Starts cleaning the rows that were read, and collects the chunk before them.
     fn clean_waiting(&mut self) {
         self.take_cleaned();
         let mut rows = std::mem::replace(&mut self.waiting, Vec::with_capacity(CHUNK_ROWS));
@@ -290,7 +293,7 @@ impl Collector<'_> {
             .push(format!("{}:{line}: {reason}{hint}", ShownUrl::of(file)));
     }
 
-    /// Has the run encoded, after the one before it is written.
+    /// Starts encoding the run, after the run before it is written.
     async fn finish_run(&mut self) -> Result<()> {
         self.write_encoded().await?;
         let rows = self.run.len() as u64;
@@ -345,12 +348,12 @@ impl Washer {
     }
 }
 
-/// What a thread made; a panic goes on in this one.
+/// Returns the result of a thread; a panic of the thread continues in this one.
 fn joined<T>(thread: JoinHandle<T>) -> T {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-/// Why no row of a source is kept, with one of the offenders.
+/// Says why no row of a source is kept, with one of the faulty rows.
 fn nothing_kept(tally: &Tally, warnings: &[String]) -> String {
     if tally.dropped() == 0 {
         return "is empty".to_owned();

@@ -1,4 +1,4 @@
-//! Which rows are kept and on which side they stand: decided row by row, in the order of their split keys.
+//! Decides row by row, in the order of their split keys, which rows are kept and on which side.
 
 use std::collections::HashSet;
 
@@ -10,29 +10,29 @@ use crate::clean::{DropReason, Tally};
 use crate::near::{NearDuplicates, NearIndex};
 use crate::rows::{Corpus, Side};
 
-/// With `train_rows` 0, one row in this many is held out.
+/// If `train_rows` is 0, one row in this many is held out.
 const HOLDOUT_ONE_IN: u64 = 10;
-/// Sets [`SidesBy::SecondHash`] apart from the key itself.
+/// Makes the hash of [`SidesBy::SecondHash`] independent of the key itself.
 const SECOND_HASH: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// How much of the key range the holdout part takes.
+/// The sizes of the two sides, which give the holdout part's share of the key range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
-    /// Rows to train on. 0: all there are, and a tenth is held out.
+    /// Number of training rows; 0 stands for all rows, of which a tenth is held out.
     pub train_rows: u64,
-    /// Rows to hold out.
+    /// Number of held-out rows.
     pub holdout_rows: u64,
 }
 
 impl Share {
-    /// Whether a split key belongs to the holdout part: `key / 2^64 < holdout / (train + holdout)`.
+    /// Returns true if a split key belongs to the holdout part: `key / 2^64 < holdout / (train + holdout)`.
     #[must_use]
     pub fn holds_out(self, key: u64) -> bool {
         let (part, whole) = self.fraction();
         u128::from(key) * u128::from(whole) < u128::from(part) << 64
     }
 
-    /// The holdout part as a share of the key range.
+    /// Returns the holdout part's share of the key range.
     #[must_use]
     pub fn of_keys(self) -> f64 {
         let (part, whole) = self.fraction();
@@ -47,19 +47,19 @@ impl Share {
     }
 }
 
-/// What decides the side of a row.
+/// The value that decides the side of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SidesBy {
-    /// Its split key, so that a text stands on the same side in every corpus that holds out the same share.
+    /// The split key, so that a text is on the same side in every corpus with the same holdout share.
     #[default]
     Key,
-    /// A second hash of its split key. Rows that all lie on one side by their keys are divided by it, and rows of one text still
-    /// stay together.
+    /// A second hash of the split key. It divides rows that are all on one side by their keys. Rows with the same text
+    /// still stay together.
     SecondHash,
 }
 
 impl SidesBy {
-    /// Whether a row of this split key is held out.
+    /// Returns true if a row with this split key is held out.
     pub(crate) fn holds_out(self, key: u64, share: Share) -> bool {
         share.holds_out(match self {
             Self::Key => key,
@@ -68,23 +68,24 @@ impl SidesBy {
     }
 }
 
-/// Keeps or drops rows. The holdout part is offered first, and either part in the order of (split key, id). Memory
-/// grows with the English texts that occur more than once and, where near-duplicates are looked for, with the rows that
-/// others are compared with.
+/// Keeps or drops rows. The holdout part is offered first, and each part in the order of (split key, id). Memory grows
+/// with the English texts that occur more than once. If near-duplicates are searched, it also grows with the rows that
+/// are compared.
 pub(crate) struct Decider<'a> {
     spec: &'a SplitSpec,
-    /// English keys that more than one row has; no other can be a duplicate.
+    /// English keys that occur in more than one row; only these can be duplicates.
     repeated: HashSet<u64>,
     pub train: u64,
     pub holdout: u64,
     pub tally: Tally,
     /// Rows of the training and of the holdout part, kept or not.
     pub offered: [u64; 2],
-    /// Of them, those that came after as many as were asked for.
+    /// Rows of each part that came after the wanted number was reached.
     pub surplus: [u64; 2],
     /// Held-out instructions whose text lies in the training part of the pairs.
     pub trained_as_pairs: u64,
-    /// The whole part's English, kept or not: what is trained on then does not hang on how many rows are held out.
+    /// English keys of the whole holdout part, kept or not, so that the training rows do not depend on how many rows
+    /// are held out.
     holdout_english: HashSet<u64>,
     english: HashSet<u64>,
     last_kept: Option<(u64, u64)>,
@@ -110,7 +111,7 @@ impl<'a> Decider<'a> {
         }
     }
 
-    /// The side on which the row is kept; `None` where it is dropped.
+    /// Returns the side on which the row is kept, or `None` if it is dropped.
     pub(crate) fn offer(&mut self, row: &KeyRow) -> Option<Side> {
         let in_holdout = self.spec.holds_out(row.split_key);
         self.offered[usize::from(in_holdout)] += 1;
@@ -150,7 +151,7 @@ impl<'a> Decider<'a> {
             (false, 0) => (self.train, u64::MAX),
             (false, most) => (self.train, most),
         };
-        // First, so that what is remembered is bounded by what is kept.
+        // This check comes first, so that the kept rows limit the remembered ones.
         if kept >= most {
             return Err(DropReason::Surplus);
         }

@@ -1,4 +1,4 @@
-//! Instruction examples that are at hand, as one shard.
+//! Encodes instruction examples in memory as one shard.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The keys of all cleaned tables, merged into one sorted stream. Memory holds one batch of each table.
+//! Merges the keys of all cleaned tables into one sorted stream. Memory holds one batch of each table.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -15,7 +15,7 @@ use crate::store::Store;
 use crate::table::{StoredTable, bad, require_columns, u64s, unreadable};
 use crate::table_reader::ObjectReader;
 
-/// A row's keys and where it lies.
+/// The keys of a row, and its location.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct KeyRow {
     pub split_key: u64,
@@ -23,11 +23,11 @@ pub(crate) struct KeyRow {
     pub english_key: u64,
     pub file: u32,
     pub row: u32,
-    /// The English and the foreign side's, where they were asked for.
+    /// The signatures of the English and the foreign side, if they were requested.
     pub signatures: Option<[Signature; 2]>,
 }
 
-/// One table, read from its first row to its last.
+/// A cursor over one table, from its first row to its last.
 struct Cursor {
     name: String,
     stream: ParquetRecordBatchStream<ObjectReader>,
@@ -35,7 +35,7 @@ struct Cursor {
     batch: Option<Batch>,
     file: u32,
     next_row: u32,
-    /// Rows of `batch` that were handed out.
+    /// Number of rows of `batch` that were returned.
     used: usize,
 }
 
@@ -103,14 +103,14 @@ fn signature(bytes: &[u8]) -> Signature {
     signature
 }
 
-/// (split key, id, source's rank, file, row): what rows are sorted by. Where rows are equal, the one from the source
-/// whose name sorts first stands first, so that the order of the sources decides nothing.
+/// The sort key of a row: (split key, id, rank of the source, file, row). Among equal rows, the one from the source
+/// whose name sorts first comes first, so the order of the sources does not matter.
 type Order = (u64, u64, u32, u32, u32);
 
-/// All rows of some cleaned tables in their order.
+/// All rows of several cleaned tables in order.
 pub(crate) struct Merged {
     cursors: Vec<Cursor>,
-    /// Each source's place among the sources' names.
+    /// The rank of each table's source among the sorted names.
     ranks: Vec<u32>,
     heads: Vec<Option<KeyRow>>,
     heap: BinaryHeap<Reverse<Order>>,
@@ -158,7 +158,7 @@ impl Merged {
         Ok(merged)
     }
 
-    /// How many rows there are in all.
+    /// Returns the number of rows.
     pub(crate) fn total(&self) -> u64 {
         self.total
     }
@@ -172,7 +172,7 @@ impl Merged {
         Ok(())
     }
 
-    /// The next row.
+    /// Returns the next row.
     pub(crate) async fn next(&mut self) -> Result<Option<KeyRow>> {
         let Some(Reverse((.., file, _))) = self.heap.pop() else {
             return Ok(None);

@@ -1,7 +1,7 @@
-//! The three steps of the `shard` stage: [`clean_source`] once a source, [`split_corpus`] once a corpus,
-//! [`write_shard`] once a shard. What passes between them lies in the store.
+//! The three steps of the `shard` stage: [`clean_source`] for each source, [`split_corpus`] for each corpus,
+//! [`write_shard`] for each shard. The steps pass their results through the store.
 //!
-//! The futures block while they decode, sort and compress: run them on a thread that may.
+//! The futures block while they decode, sort and compress. Run them on a thread that may block.
 
 mod assignment;
 mod clean_source;
@@ -23,10 +23,10 @@ pub use crate::near::NearDuplicates;
 
 use crate::rows::Corpus;
 
-/// Takes how much is done, and of how much. Both in a unit that a step keeps to: bytes read or rows.
+/// Receives the progress: how much is done, and of how much. Each step uses one unit, bytes or rows.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 
-/// The text columns of a cleaned table, in the order in which [`crate::rows::row_id`] hashes them.
+/// Returns the text columns of a cleaned table, in the order in which [`crate::rows::row_id`] hashes them.
 fn text_columns(corpus: Corpus) -> &'static [&'static str] {
     match corpus {
         Corpus::Pairs => &["english", "foreign"],
@@ -34,5 +34,5 @@ fn text_columns(corpus: Corpus) -> &'static [&'static str] {
     }
 }
 
-/// The metadata key under which a cleaned table names the source that its rows came from.
+/// The metadata key that holds the name of the source in a cleaned table.
 const SOURCE_KEY: &str = "llink.source";

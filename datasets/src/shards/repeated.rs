@@ -1,5 +1,5 @@
-//! English texts that more than one row has: found by sorting, a part of the keys at a time, so that memory does not grow
-//! with the corpus.
+//! Finds English texts that occur in more than one row. It sorts one part of the keys at a time, so that memory does
+//! not grow with the corpus.
 
 use std::collections::HashSet;
 
@@ -9,11 +9,11 @@ use crate::Result;
 use crate::store::Store;
 use crate::table::{StoredTable, require_columns, u64s, unreadable};
 
-/// Keys that are sorted at once: 16 MiB.
+/// Keys that are sorted at once, 16 MiB.
 const KEYS_AT_ONCE: u64 = 2 << 20;
 const COLUMN: &str = "english_key";
 
-/// The English keys that stand in more than one row of some cleaned tables.
+/// Returns the English keys that occur in more than one row of some cleaned tables.
 pub(crate) async fn repeated_keys(store: &Store, cleaned: &[String]) -> Result<HashSet<u64>> {
     let mut rows = 0;
     for path in cleaned {

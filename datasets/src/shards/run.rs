@@ -1,5 +1,5 @@
-//! A sorted run: cleaned rows in memory, up to a budget, then written as one table. However large a source is, memory
-//! holds one run of it.
+//! A sorted run collects cleaned rows in memory, up to a budget, and is then written as one table. Memory holds one run
+//! of a source.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,29 +15,29 @@ use crate::near::{SIGNATURE_BYTES, Signature};
 use crate::rows::{Corpus, row_id};
 use crate::table::{Layout, ROW_GROUP_ROWS, bad, encode_stream};
 
-/// Bytes of text in a run.
+/// The most bytes of text in a run.
 const RUN_BYTES: usize = 64 << 20;
-/// Rows in a run.
+/// The most rows in a run.
 const RUN_ROWS: usize = 1 << 19;
-/// Rows in a page: a shard takes a few hundred rows of each run, and what lies in the same page is read for nothing.
+/// Rows in a page. A shard takes a few hundred rows of each run, and all other rows of the same pages are read in vain.
 const PAGE_ROWS: usize = 1_024;
 
-/// The columns of the two sides' signatures.
+/// The columns of the signatures of the two sides.
 pub(super) const SIGNATURE_COLUMNS: [&str; 2] = ["english_signature", "foreign_signature"];
 
 struct RunRow {
     split_key: u64,
     english_key: u64,
     id: u64,
-    /// Which row this was as they came.
+    /// The position of the row in the input.
     index: u32,
 }
 
-/// Rows of one corpus that are not written yet.
+/// The rows of one corpus that are not written yet.
 pub(super) struct Run {
     corpus: Corpus,
     rows: Vec<RunRow>,
-    /// All texts, one after the other, and where each ends.
+    /// All texts, one after the other; `ends` holds where each ends.
     texts: String,
     ends: Vec<u32>,
     signatures: Vec<[Signature; 2]>,
@@ -62,7 +62,7 @@ impl Run {
         self.texts.len() >= RUN_BYTES || self.rows.len() >= RUN_ROWS
     }
 
-    /// Takes in a row; `texts` in the order of [`text_columns`].
+    /// Adds a row, with `texts` in the order of [`text_columns`].
     pub(super) fn push(&mut self, checked: &Checked, texts: &[&str]) {
         self.rows.push(RunRow {
             split_key: checked.foreign_key,
@@ -72,7 +72,7 @@ impl Run {
         });
         for text in texts {
             self.texts.push_str(text);
-            // A run ends soon after 64 MiB, and a row has a few MiB at most.
+            // The cast is exact: a run ends soon after 64 MiB, and a row has a few MiB at most.
             self.ends.push(self.texts.len() as u32);
         }
         if let Some(signatures) = &checked.signatures {
@@ -86,9 +86,9 @@ impl Run {
         &self.texts[start as usize..self.ends[position] as usize]
     }
 
-    /// The rows as a table sorted by (`split_key`, `id`).
+    /// Encodes the rows as a table sorted by (`split_key`, `id`).
     pub(super) fn encode(mut self, name: &str, metadata: &BTreeMap<String, String>) -> Result<Bytes> {
-        // Rows with equal ids are equal in every column, so that the order is total where it can be seen.
+        // Rows with equal ids are equal in every column, so no difference in their order can be seen.
         self.rows.sort_unstable_by_key(|row| (row.split_key, row.id));
         let mut fields: Vec<_> = ["split_key", "english_key", "id"]
             .iter()

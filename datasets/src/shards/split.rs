@@ -1,8 +1,9 @@
-//! Step two: decide over all sources which rows are kept and where they stand. Only keys are read, no text.
+//! Step two of the `shard` stage: decides over all sources which rows are kept, on which side, and in which shard. It
+//! reads keys and no text.
 //!
-//! A row's side follows from its split key alone: it stands in the holdout part when the key, as a share of the 64-bit
-//! range, is below `holdout / (train + holdout)`. So a pair's side changes with the job's two numbers and with nothing
-//! else: not with other rows, other sources or their order. [`SidesBy::SecondHash`] puts a hash of the key in its place.
+//! A row's side follows from its split key alone. The row is held out if the key, as a share of the 64-bit range, is
+//! below `holdout / (train + holdout)`. So a pair's side depends on the job's two numbers, and not on other rows, other
+//! sources or their order. [`SidesBy::SecondHash`] uses a hash of the key instead.
 
 use std::collections::BTreeMap;
 
@@ -24,22 +25,23 @@ pub const TRAINED_AS_PAIRS: &str = "trained_as_pairs";
 /// Rows between two reports of progress.
 const REPORT_EVERY: u64 = 65_536;
 
-/// How to split a corpus.
+/// The rules for splitting a corpus.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SplitSpec {
-    /// What the corpus holds.
+    /// The kind of rows in the corpus.
     pub corpus: Corpus,
-    /// How many rows to train on. 0: all there are, and a tenth of the key range is the holdout part.
+    /// Number of training rows; 0 stands for all rows, with a tenth of the key range held out.
     pub train_rows: u64,
-    /// How many rows to hold out; at least 1.
+    /// Number of held-out rows, at least 1.
     pub holdout_rows: u64,
-    /// How many rows a shard has; the last of a role may have fewer.
+    /// Number of rows in a shard; the last shard of a role may have fewer.
     pub shard_rows: u32,
-    /// What is done about rows that say almost the same; the cleaned tables hold signatures unless they are kept.
+    /// The treatment of near-duplicates. If they are searched, the cleaned tables must hold signatures.
     pub near_duplicates: NearDuplicates,
-    /// What decides a row's side.
+    /// The value that decides a row's side.
     pub sides_by: SidesBy,
-    /// Of instructions: how the pairs that Stage A trains on are split, so that held-out texts it may have seen are counted.
+    /// For instructions, the split of the pairs that Stage A trains on, to count held-out texts that Stage A may have
+    /// seen.
     pub pairs: Option<Share>,
 }
 
@@ -51,7 +53,7 @@ impl SplitSpec {
         }
     }
 
-    /// Whether rows of this split key belong to the holdout part.
+    /// Returns true if rows with this split key belong to the holdout part.
     pub(crate) fn holds_out(&self, key: u64) -> bool {
         self.sides_by.holds_out(key, self.share())
     }
@@ -60,34 +62,34 @@ impl SplitSpec {
 /// A shard that [`split_corpus`] planned and [`super::write_shard`] writes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedShard {
-    /// Among the assignment's shards.
+    /// The index of the shard in the assignment.
     pub index: u32,
-    /// `pairs/train`, `pairs/holdout`, `instructions/train` or `instructions/validation`.
+    /// The role: `pairs/train`, `pairs/holdout`, `instructions/train` or `instructions/validation`.
     pub role: String,
-    /// Where it belongs, relative to the stage's folder: `<role>/NNNNN.parquet`.
+    /// The path relative to the stage's folder: `<role>/NNNNN.parquet`.
     pub path: String,
-    /// How many rows it will have.
+    /// Number of rows.
     pub rows: u64,
 }
 
-/// What [`split_corpus`] decided.
+/// The result of [`split_corpus`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Split {
-    /// The assignment: a table of (shard, position, file, row) with one row group a shard.
+    /// The assignment: a table of (shard, position, file, row) with one row group for each shard.
     pub artifact: ManifestArtifact,
-    /// Training shards first.
+    /// The shards, training shards first.
     pub shards: Vec<PlannedShard>,
-    /// `rows = train + holdout + Σ dropped_<reason>`.
+    /// Counts with `rows = train + holdout + Σ dropped_<reason>`.
     pub counts: BTreeMap<String, u64>,
-    /// Where there is less than was asked for.
+    /// Warnings if there are fewer rows than requested.
     pub warnings: Vec<String>,
 }
 
 /// Reads the keys of all cleaned tables, decides, and writes the assignment to `path`.
 ///
-/// Among pairs, rows that share an id, a foreign text or an English text (in the form in which texts compare) are
-/// duplicates: the one with the lowest (split key, id) is kept. Instructions are duplicates only where they share an id:
-/// several tasks may be asked of one text, and as the text decides the side, all of them stand on one.
+/// Pairs are duplicates if they share an id, a foreign text or an English text, compared in comparison form. The pair
+/// with the lowest (split key, id) is kept. Instructions are duplicates only if they share an id: several tasks may be
+/// about one text. The text decides the side, so all of them are on one side.
 ///
 /// # Errors
 /// [`Error::Content`] where either side would be empty, or a cleaned table is not what it should be.
@@ -111,10 +113,10 @@ pub async fn split_corpus(
     let repeated = repeated_keys(store, cleaned).await?;
     let mut sides = Decider::new(spec, repeated);
     let mut assignment = Assignment::new(&store.describe(path), spec.corpus, spec.shard_rows)?;
-    // They come first, and their shards stand last.
+    // Held-out rows come first, but their shards are listed last.
     let mut holdout_places = Vec::new();
     let mut all = 0;
-    // By their keys the held-out rows come first of themselves; by a second hash they are spread over the range.
+    // By their keys, held-out rows come first in the order. By a second hash they are spread over the range.
     let parts: &[Option<bool>] = match spec.sides_by {
         SidesBy::Key => &[None],
         SidesBy::SecondHash => &[Some(true), Some(false)],
@@ -186,7 +188,7 @@ pub async fn split_corpus(
     })
 }
 
-/// Why `side` has no row although there are `all` of them, and what to do.
+/// Says why `side` has no row although there are `all` rows, and what to do.
 fn all_on_the_other_side(spec: &SplitSpec, side: Side, all: u64) -> String {
     let held_out = 100.0 * spec.share().of_keys();
     let other = match side {
@@ -217,7 +219,7 @@ fn all_on_the_other_side(spec: &SplitSpec, side: Side, all: u64) -> String {
     why
 }
 
-/// What is to be known of held-out instructions whose texts lie in the training part of the pairs.
+/// Returns a warning about held-out instructions whose texts are in the training part of the pairs.
 fn seen_by_stage_a(sides: &Decider<'_>) -> Option<String> {
     let (seen, all) = (sides.trained_as_pairs, sides.holdout);
     (seen > 0).then(|| {
@@ -228,7 +230,7 @@ fn seen_by_stage_a(sides: &Decider<'_>) -> Option<String> {
     })
 }
 
-/// Counts in words: `3 duplicate, 1 train`.
+/// Lists counts in words: `3 duplicate, 1 train`.
 fn listed(counts: &BTreeMap<String, u64>) -> String {
     let one =
         |(name, rows): (&String, &u64)| format!("{rows} {}", name.trim_start_matches("dropped_").replace('_', " "));
@@ -240,7 +242,7 @@ fn listed(counts: &BTreeMap<String, u64>) -> String {
         .join(", ")
 }
 
-/// Where a side has fewer rows than were asked for: how many, why, and what to do.
+/// Returns warnings for a side with fewer rows than requested: how many, why, and what to do.
 fn shortfalls(spec: &SplitSpec, sides: &Decider<'_>) -> Vec<String> {
     let mut warnings = Vec::new();
     let [train_key, holdout_key] = match spec.corpus {

@@ -1,4 +1,4 @@
-//! Step three: write one shard as the assignment says.
+//! Step three of the `shard` stage: writes one shard of the assignment.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,22 +18,22 @@ use crate::table::{
     u32s, u64s,
 };
 
-/// Which shard to write, and as what.
+/// The shard to write, and its role and metadata.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WriteSpec {
-    /// What the corpus holds.
+    /// The kind of rows in the corpus.
     pub corpus: Corpus,
-    /// The cleaned tables, in the order in which [`super::split_corpus`] had them.
+    /// The cleaned tables, in the order that [`super::split_corpus`] was given.
     pub cleaned: Vec<String>,
-    /// The assignment that it wrote.
+    /// The path of the assignment.
     pub assignment: String,
     /// The shard's index in the assignment.
     pub shard: u32,
-    /// Where the shard goes.
+    /// The path of the shard.
     pub path: String,
     /// Its role.
     pub role: String,
-    /// The stage's key, for the metadata.
+    /// The key of the stage, for the metadata.
     pub stage_key: String,
 }
 
@@ -80,7 +80,7 @@ pub async fn write_shard(spec: &WriteSpec, store: &Store, progress: Progress<'_>
     Ok(artifact)
 }
 
-/// (file, row) of each of the shard's rows, in their order.
+/// Returns (file, row) of each row of the shard, in order.
 async fn read_assignment(spec: &WriteSpec, store: &Store) -> Result<Vec<(u32, u32)>> {
     let name = store.describe(&spec.assignment);
     let table = StoredTable::open(store, &spec.assignment).await?;
@@ -110,7 +110,7 @@ async fn read_assignment(spec: &WriteSpec, store: &Store) -> Result<Vec<(u32, u3
     Ok(places)
 }
 
-/// The source's name, and the selected rows of a cleaned table in their order.
+/// Returns the source's name, and the selected rows of a cleaned table in order.
 async fn read_rows(
     corpus: Corpus,
     store: &Store,
@@ -149,7 +149,7 @@ async fn read_rows(
     Ok((source, batch))
 }
 
-/// Puts the rows of all tables into the shard's order and columns.
+/// Puts the rows of all tables into the order and columns of the shard.
 fn gather(
     spec: &WriteSpec,
     name: &str,
@@ -201,7 +201,7 @@ fn gather(
     RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(|e| bad(name, e.to_string()))
 }
 
-/// For each of the shard's rows, which of the tables that give rows it is in, and where among the rows read from it.
+/// Returns for each row of the shard the table that holds it, and its position among the rows read from that table.
 fn interleaving(places: &[(u32, u32)], parts: &[Option<(String, RecordBatch)>]) -> Vec<(usize, usize)> {
     let mut sorted: Vec<usize> = (0..places.len()).collect();
     sorted.sort_unstable_by_key(|index| places[*index]);
@@ -218,7 +218,7 @@ fn interleaving(places: &[(u32, u32)], parts: &[Option<(String, RecordBatch)>]) 
     order
 }
 
-/// Ids are hashes of the texts: a table that was damaged or mixed up shows here.
+/// Checks that ids are the hashes of the texts, which finds a damaged table or a wrong one.
 fn verify_ids(corpus: Corpus, name: &str, batch: &RecordBatch) -> Result<()> {
     let ids: &UInt64Array = u64s(name, batch, "id")?;
     let columns: Vec<StringArray> = text_columns(corpus)

@@ -1,7 +1,7 @@
-//! Profiles of `~/.aws`, as `aws configure` writes them: keys, region and endpoint.
+//! Reads the profiles of `~/.aws`, as `aws configure` writes them: keys, region and endpoint.
 //!
-//! What needs a program or a login of its own (SSO, roles, `credential_process`) is refused with the command that makes
-//! keys of it.
+//! A profile that needs a program or a login (SSO, roles, `credential_process`) is refused. The error names the command
+//! that makes keys of it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use std::path::PathBuf;
 type Variables = BTreeMap<String, String>;
 type Section = BTreeMap<String, String>;
 
-/// Settings of a profile from which keys can't be taken.
+/// The settings of a profile that hold no keys but need a login.
 const LOGINS: [&str; 7] = [
     "sso_session",
     "sso_start_url",
@@ -19,7 +19,7 @@ const LOGINS: [&str; 7] = [
     "credential_process",
     "web_identity_token_file",
 ];
-/// Variables that say by themselves how requests are signed.
+/// The variables that already say how requests are signed.
 const OWN: [&str; 6] = [
     "AWS_ACCESS_KEY_ID",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
@@ -29,10 +29,10 @@ const OWN: [&str; 6] = [
     "AWS_METADATA_ENDPOINT",
 ];
 
-/// Adds to the environment's variables what the profile of `AWS_PROFILE`, or `default`, says beyond them.
+/// Adds the settings of the profile of `AWS_PROFILE`, or `default`, that the environment does not set.
 ///
 /// # Errors
-/// Where the profile is not there, or has no keys and no variable has; in words.
+/// When the profile does not exist, or neither it nor a variable has keys. The text is for people.
 pub(super) fn apply(variables: &mut Variables) -> Result<(), String> {
     let home = variables.get("HOME").map(|home| PathBuf::from(home).join(".aws"));
     let file = |variable: &str, name: &str| {
@@ -43,7 +43,7 @@ pub(super) fn apply(variables: &mut Variables) -> Result<(), String> {
         file("AWS_CONFIG_FILE", "config"),
         file("AWS_SHARED_CREDENTIALS_FILE", "credentials"),
     );
-    // A file that is not there says nothing.
+    // A missing file has no settings.
     let read = |path: &PathBuf| std::fs::read_to_string(path).unwrap_or_default();
     let places = format!("{} and {}", config.display(), credentials.display());
     settle(variables, &read(&config), &read(&credentials), &places)
@@ -89,7 +89,7 @@ fn add_keys(variables: &mut Variables, settings: &Section, profile: &str, is_nam
         variables.insert("AWS_SECRET_ACCESS_KEY".to_owned(), secret.clone());
         match settings.get("aws_session_token") {
             Some(token) => variables.insert("AWS_SESSION_TOKEN".to_owned(), token.clone()),
-            // One of another key would spoil this one.
+            // The session token of another key would make this key invalid.
             None => variables.remove("AWS_SESSION_TOKEN"),
         };
         return Ok(());
@@ -106,12 +106,12 @@ fn add_keys(variables: &mut Variables, settings: &Section, profile: &str, is_nam
     ))
 }
 
-/// A section of a file of AWS; in `config`, all but the default one are called `profile NAME`.
+/// Returns a section of an AWS file. In `config`, all sections but the default one are called `profile NAME`.
 fn section(text: &str, profile: &str, is_config: bool) -> Option<Section> {
     let mut found = None::<Section>;
     let mut is_in = false;
     for line in text.trim_start_matches('\u{FEFF}').lines() {
-        // Indented lines belong to a setting that has settings of its own.
+        // Indented lines belong to a setting with settings of its own.
         if line.starts_with([' ', '\t', '#', ';']) {
             continue;
         }
@@ -129,7 +129,7 @@ fn section(text: &str, profile: &str, is_config: bool) -> Option<Section> {
                 found.get_or_insert_default();
             }
         } else if is_in && let Some((name, value)) = line.split_once('=') {
-            // A remark may follow a value.
+            // A comment may follow a value.
             let value = value.split(" #").next().unwrap_or_default().trim();
             if !value.is_empty() {
                 found
@@ -193,7 +193,7 @@ mod tests {
         for (profile, said) in [("sso", "sso_session"), ("bare", "no keys"), ("absent", "the files")] {
             let text = settled(&[("AWS_PROFILE", profile)]).unwrap_err();
             assert!(text.contains(profile) && text.contains(said), "{text}");
-            // As the advice says.
+            // This is what the advice says.
             let keys = [
                 ("AWS_ACCESS_KEY_ID", "a"),
                 ("AWS_SECRET_ACCESS_KEY", "b"),

@@ -1,4 +1,4 @@
-//! S3, GCS and Azure: which bucket and key a URL names, and with which options they are asked.
+//! S3, GCS and Azure: the bucket and key in a URL, and the options of the requests.
 
 use std::collections::BTreeMap;
 
@@ -11,19 +11,19 @@ use super::{Store, Transfer, with_causes};
 use crate::Result;
 use crate::shown::credential_of;
 
-/// How long one request may take, unless `AWS_TIMEOUT` and its like say otherwise. Large objects are read in parts, each
-/// a request; the largest that is written is a run of the `shard` stage or a model's weights.
+/// The time limit of one request, unless `AWS_TIMEOUT` and similar variables say otherwise. Large objects are read in
+/// parts, one request each. The largest writes are a run of the `shard` stage and a model's weights.
 const REQUEST_TIMEOUT: &str = "120 seconds";
 
-/// What the variables of one cloud are called.
+/// The names of one cloud's variables.
 struct Cloud {
-    /// How its variables begin.
+    /// The prefix of the variables.
     prefix: &'static str,
-    /// Those that name another server than the cloud's own.
+    /// The variables that name another server than the cloud's own.
     endpoints: &'static [&'static str],
-    /// The one that lets it be asked without encryption.
+    /// The variable that allows requests without encryption.
     allow_http: &'static str,
-    /// Where its keys are taken from, in words.
+    /// The places that keys are taken from, for people.
     keys: &'static str,
 }
 
@@ -65,7 +65,7 @@ impl Store {
         if let Some(credential) = credential_of(url) {
             return Err(refuse(&format!("holds {credential}; set {} instead", cloud.keys)));
         }
-        // Not by the rules of web addresses: all that follows the bucket is the key, as the clouds' own tools take it.
+        // The rules of web addresses do not apply: everything after the bucket is the key, as in the clouds' own tools.
         let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
         let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
         if bucket.contains(['?', '#']) {
@@ -74,14 +74,14 @@ impl Store {
         let root = Url::parse(&format!("{scheme}://{bucket}/")).map_err(|e| refuse(&e.to_string()))?;
         let prefix = Path::parse(key).map_err(|e| refuse(&with_causes(&e)))?;
         let options = settled(cloud, options).map_err(|reason| refuse(&reason))?;
-        // First, so that what is given stands.
+        // The default comes first, so that a given value replaces it.
         let options = std::iter::once(("timeout".to_owned(), REQUEST_TIMEOUT.to_owned())).chain(options);
         let (objects, _) = object_store::parse_url_opts(&root, options).map_err(|e| refuse(&with_causes(&e)))?;
         Ok(Self::with_objects(url, objects.into(), prefix, Transfer::Parts))
     }
 }
 
-/// The options that a cloud is asked with, from variables: a variable that is empty is not set.
+/// Returns a cloud's options from variables; an empty variable is not set.
 fn settled(
     cloud: &Cloud,
     variables: impl IntoIterator<Item = (String, String)>,
@@ -114,9 +114,9 @@ fn settled(
     Ok(variables)
 }
 
-/// What to do where a cloud was asked without keys; `None` for other errors.
+/// Returns advice for a request that was made without keys; `None` for other errors.
 pub(super) fn without_keys(url: &str, error: &str) -> Option<String> {
-    // Where a cloud's own machines find the keys of their role.
+    // The hosts from which a cloud's own machines get the keys of their role.
     let own = ["169.254.169.254", "metadata.google.internal"];
     let keys = cloud(url.split_once("://")?.0).keys;
     own.iter().any(|server| error.contains(server)).then(|| {

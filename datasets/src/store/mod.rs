@@ -1,7 +1,7 @@
-//! One store for every place: local disk, memory, S3, GCS, Azure, HTTP.
+//! One interface for every place of objects: local disk, memory, S3, GCS, Azure, HTTP, the Hugging Face Hub.
 //!
-//! A [`Store`] is a folder-like URL. Paths handed to it are relative to that URL and use `/`. Local writes are atomic
-//! (staged, then renamed) and reach the disk before the call returns, so that an object that can be seen is whole.
+//! A [`Store`] is a folder-like URL. Paths are relative to that URL and use `/`. Local writes are atomic (staged, then
+//! renamed) and reach the disk before the call returns, so every visible object is complete.
 
 #[cfg(feature = "cloud")]
 mod aws_profile;
@@ -36,9 +36,10 @@ pub struct Store {
     url: Arc<str>,
     local: Option<Arc<FsPath>>,
     transfer: Transfer,
-    /// What authenticates its URL, and must not be seen in what a server answers.
+    /// The secrets of its URL, which must not be shown when a server repeats them.
     secrets: Arc<[String]>,
-    /// The repository of the Hugging Face Hub that it is; its objects are read from the Hub's cache on this machine.
+    /// The repository of the Hugging Face Hub, if the store is one; its objects are read from the Hub's cache on this
+    /// machine.
     #[cfg(feature = "cloud")]
     hub: Option<Arc<hub::HubRepo>>,
 }
@@ -46,12 +47,13 @@ pub struct Store {
 /// How an object is read from its first byte to its last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Transfer {
-    /// As one stream.
+    /// The object is read as one stream.
     Whole,
-    /// Part by part, each a request with retries and a deadline of its own: a connection over which gigabytes come while
-    /// they are cleaned breaks sooner or later.
+    /// The object is read part by part, each a request with its own retries and deadline. A single connection for
+    /// gigabytes breaks sooner or later while they are cleaned.
     Parts,
-    /// Part by part where the server can do that and says by a tag that all are of the same object.
+    /// The object is read part by part if the server supports it and tags the content, so that all parts are of one
+    /// object.
     #[cfg_attr(
         not(feature = "shards"),
         expect(dead_code, reason = "only corpora lie on web servers")
@@ -59,46 +61,46 @@ enum Transfer {
     PartsIfAble,
 }
 
-/// How often a listing whose answer breaks off is asked for, and how long is waited between.
+/// The number of tries of a listing whose answer breaks off, and the wait between them.
 const LISTING_TRIES: u32 = 5;
 const LISTING_PAUSE: Duration = Duration::from_millis(250);
 
-/// What a store knows about one object without reading it.
+/// The metadata of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectInfo {
-    /// Relative to the store.
+    /// Path relative to the store.
     pub path: String,
     /// Size in bytes.
     pub bytes: u64,
-    /// When it was written, in milliseconds since the Unix epoch.
+    /// Time of the last write, in milliseconds since the Unix epoch.
     pub modified_ms: i64,
-    /// The store's tag of this content, where it has one.
+    /// The store's tag of the content, if it has one.
     pub e_tag: Option<String>,
 }
 
-/// What [`Store::create`] found.
+/// The result of [`Store::create`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Created {
     /// The object was written by this call.
     Written,
-    /// Another writer was first; its content stands untouched.
+    /// Another writer was first, and its content is unchanged.
     AlreadyThere,
 }
 
 impl Store {
-    /// The URL or path that the store was opened with, without a trailing `/` and a web address's query.
+    /// Returns the URL or path of the store, without a trailing `/` and without the query of a web address.
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Where an object lies on the local disk; `None` for stores that are elsewhere.
+    /// Returns the path of an object on the local disk, or `None` if the store is not local.
     #[must_use]
     pub fn local_path(&self, path: &str) -> Option<PathBuf> {
         self.local.as_ref().map(|folder| folder.join(path))
     }
 
-    /// How errors and warnings name an object of this store.
+    /// Returns the name of an object of this store in errors and warnings.
     #[must_use]
     pub fn describe(&self, path: &str) -> String {
         if path.is_empty() {
@@ -108,7 +110,7 @@ impl Store {
         }
     }
 
-    /// The URL with what it means today: an `hf://` URL with its commit, any other as it is.
+    /// Returns an `hf://` URL with its current commit, and any other URL unchanged.
     ///
     /// # Errors
     /// [`Error::Url`] when there is no such repository or revision, or nobody may read it; [`Error::Store`] when the Hub
@@ -120,10 +122,10 @@ impl Store {
         }
     }
 
-    /// As [`Store::pinned`], of a store that is open.
+    /// Does the same as [`Store::pinned`] for an open store.
     ///
     /// # Errors
-    /// As [`Store::pinned`].
+    /// Those of [`Store::pinned`].
     pub async fn pinned_url(&self) -> Result<String> {
         #[cfg(feature = "cloud")]
         if let Some(hub) = &self.hub {
@@ -136,8 +138,8 @@ impl Store {
         Ok(self.url.to_string())
     }
 
-    /// The folder on this machine in which the objects lie that were read: that of a local store, and that in the Hub's
-    /// cache of an `hf://` URL, where [`Store::get`] and [`Store::keep`] bring them. `None` for other stores.
+    /// Returns the folder on this machine that holds the objects that were read. For an `hf://` URL it is in the Hub's
+    /// cache, which [`Store::get`] and [`Store::keep`] fill. The result is `None` for stores that are not local.
     ///
     /// # Errors
     /// Those of [`Store::pinned`].
@@ -153,10 +155,10 @@ impl Store {
         Ok(self.local_path(""))
     }
 
-    /// Brings an object of an `hf://` URL into the Hub's cache; of other stores, does nothing.
+    /// Downloads an object of an `hf://` URL into the Hub's cache. For other stores it does nothing.
     ///
     /// # Errors
-    /// As [`Store::get`].
+    /// Those of [`Store::get`].
     pub async fn keep(&self, path: &str) -> Result<()> {
         #[cfg(feature = "cloud")]
         if let Some(hub) = &self.hub {
@@ -180,10 +182,10 @@ impl Store {
         result.bytes().await.map_err(|e| self.failed(path, e))
     }
 
-    /// Reads a part of an object; what lies beyond its end is left out. The rest is not fetched.
+    /// Reads a part of an object, up to the object's end. The rest is not fetched.
     ///
     /// # Errors
-    /// As [`Store::get`].
+    /// Those of [`Store::get`].
     pub async fn get_range(&self, path: &str, range: std::ops::Range<u64>) -> Result<Bytes> {
         let location = self.location(path)?;
         #[cfg(feature = "cloud")]
@@ -194,7 +196,7 @@ impl Store {
         read.map_err(|e| self.failed(path, e))
     }
 
-    /// What the store knows about an object; `None` where it is not there.
+    /// Returns the metadata of an object, or `None` if it does not exist.
     ///
     /// # Errors
     /// [`Error::Store`] with what the store said.
@@ -206,7 +208,8 @@ impl Store {
         }
     }
 
-    /// All objects under a folder (the empty prefix lists the whole store), sorted by path. None is no error.
+    /// Lists all objects under a folder, sorted by path. The empty prefix lists the whole store. An empty result is not
+    /// an error.
     ///
     /// # Errors
     /// [`Error::Store`] with what the store said.
@@ -217,7 +220,7 @@ impl Store {
             tries -= 1;
             match self.objects.list(Some(&location)).try_collect().await {
                 Ok(metas) => break metas,
-                // Requests are tried again below this, but not an answer that is cut off.
+                // The store retries failed requests itself, but not an answer that breaks off.
                 Err(object_store::Error::Generic { .. }) if tries > 0 && self.transfer == Transfer::Parts => {
                     tokio::time::sleep(LISTING_PAUSE).await;
                 }
@@ -229,7 +232,7 @@ impl Store {
         Ok(found)
     }
 
-    /// Writes an object, replacing what was there. Readers see the old content or the new one, never a part.
+    /// Writes an object and replaces an existing one. Readers see the old content or the new one, never a part.
     ///
     /// # Errors
     /// [`Error::Store`] with what the store said: disk full, permissions, network.
@@ -242,7 +245,7 @@ impl Store {
         Ok(())
     }
 
-    /// Writes an object unless there is one already: of any number of writers exactly one gets [`Created::Written`].
+    /// Writes an object unless it exists. Of any number of writers, exactly one gets [`Created::Written`].
     ///
     /// # Errors
     /// [`Error::Store`] with what the store said.
@@ -259,7 +262,7 @@ impl Store {
         }
     }
 
-    /// Removes an object; one that is not there is no error.
+    /// Removes an object. A missing object is not an error.
     ///
     /// # Errors
     /// [`Error::Store`] with what the store said.
@@ -270,7 +273,7 @@ impl Store {
         }
     }
 
-    /// An object's bytes, piece by piece, and its size.
+    /// Returns the size of an object, and its bytes piece by piece.
     #[cfg(feature = "shards")]
     pub(crate) async fn stream(&self, path: &str) -> Result<(u64, crate::byte_stream::ByteStream)> {
         use crate::byte_stream::{ByteStream, parts};
@@ -303,7 +306,7 @@ impl Store {
         ))
     }
 
-    /// What is asked for parts of an object.
+    /// Returns the object store, for requests for parts of an object.
     #[cfg(feature = "shards")]
     pub(crate) fn objects(&self) -> &dyn ObjectStore {
         &*self.objects
@@ -328,13 +331,13 @@ impl Store {
         }
     }
 
-    /// What the store said of an object, without what authenticates its URL: servers repeat it.
+    /// Makes an error of the store's error, without the secrets of its URL, which servers may repeat.
     pub(crate) fn failed(&self, path: &str, error: object_store::Error) -> Error {
         let path = self.describe(path);
         if let object_store::Error::NotFound { .. } = error {
             return Error::NotFound { path };
         }
-        // The Hub's own errors name what they are about, and what to do.
+        // The Hub's own errors already name their object and give advice.
         let error = match error {
             object_store::Error::Generic { store, source } => match source.downcast::<Error>() {
                 Ok(error) => return *error,
@@ -357,7 +360,7 @@ impl Store {
     }
 }
 
-/// An error's text with the texts of its causes, each once: the operating system's words are often the innermost.
+/// Returns an error's text with the texts of its causes, each once. The innermost is often the operating system's.
 fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

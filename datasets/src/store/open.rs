@@ -1,4 +1,4 @@
-//! From a URL or path to the store behind it.
+//! Opens the store behind a URL or path.
 
 use std::collections::HashMap;
 use std::path::{Path as FsPath, PathBuf};
@@ -16,26 +16,29 @@ use crate::{Error, Result};
 
 const CLOUD_SCHEMES: [&str; 10] = ["s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "hf", "http", "https"];
 
-/// Stores named `memory://name`, which live as long as the process.
+/// The stores named `memory://name`, which live as long as the process.
 static MEMORY: LazyLock<Mutex<HashMap<String, Arc<InMemory>>>> = LazyLock::new(Mutex::default);
 
 impl Store {
-    /// Opens a store. `url` is a path (relative to the working folder, or absolute; the folder is made on the first
-    /// write), `file://…`, `memory://name`, or with the `cloud` feature `s3://`, `gs://`, `az://`, which take their
-    /// credentials from the usual environment variables (S3's also from a profile of `~/.aws`), or `http(s)://` and `hf://`,
-    /// of which objects are only read.
+    /// Opens a store. `url` is one of these:
+    ///
+    /// - a path, relative to the working folder or absolute, or `file://…`; the first write creates the folder
+    /// - `memory://name`
+    /// - with the `cloud` feature, `s3://`, `gs://` or `az://`, with credentials from the usual environment variables
+    /// (for S3 also from a profile of `~/.aws`)
+    /// - with the `cloud` feature, `http(s)://` or `hf://`, which are read-only
     ///
     /// # Errors
-    /// [`Error::Url`] for a scheme that is unknown or left out of this build, and for what can't be asked as it stands.
+    /// [`Error::Url`] for a scheme that is unknown or left out of this build, and for a URL that can't be requested.
     pub fn open(url: &str) -> Result<Self> {
         Self::open_with(url, std::env::vars())
     }
 
-    /// As [`Store::open`], with the options of a cloud store (`AWS_…`, `GOOGLE_…`, `AZURE_…`) from elsewhere than the
-    /// environment.
+    /// Does the same as [`Store::open`], with the given options of a cloud store (`AWS_…`, `GOOGLE_…`, `AZURE_…`)
+    /// instead of the environment.
     ///
     /// # Errors
-    /// As [`Store::open`].
+    /// Those of [`Store::open`].
     pub fn open_with(url: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
         check_whole(url)?;
         match url.split_once("://") {
@@ -64,18 +67,18 @@ impl Store {
     }
 
     /// Splits the URL or path of one object into the store that holds it and its name there. The query of a web address
-    /// goes with every request.
+    /// is sent with every request.
     ///
     /// # Errors
-    /// As [`Store::open`], and [`Error::Url`] where there is no name after the last `/`.
+    /// Those of [`Store::open`], and [`Error::Url`] if no name follows the last `/`.
     pub fn open_object(url: &str) -> Result<(Self, String)> {
         Self::open_object_with(url, std::env::vars())
     }
 
-    /// As [`Store::open_object`], with options as [`Store::open_with`] takes them.
+    /// Does the same as [`Store::open_object`], with options as in [`Store::open_with`].
     ///
     /// # Errors
-    /// As [`Store::open_object`].
+    /// Those of [`Store::open_object`].
     pub fn open_object_with(url: &str, options: impl IntoIterator<Item = (String, String)>) -> Result<(Self, String)> {
         check_whole(url)?;
         let address = without_query(url);
@@ -100,7 +103,7 @@ impl Store {
 
     fn open_folder(url: &str, folder: &FsPath) -> Result<Self> {
         let folder = std::path::absolute(folder).map_err(|e| bad_url(url, &e.to_string()))?;
-        // `absolute` keeps `..`; object paths may not hold it.
+        // `absolute` keeps `..`, which object paths may not hold.
         let folder = without_dots(&folder);
         let prefix = Path::from_absolute_path(&folder).map_err(|e| bad_url(url, &e.to_string()))?;
         let objects = Arc::new(LocalFileSystem::new().with_fsync(true));
@@ -153,7 +156,7 @@ impl Store {
     }
 }
 
-/// Refuses a URL of which a part was kept back.
+/// Refuses a URL of which a part was withheld.
 fn check_whole(url: &str) -> Result<()> {
     match is_withheld(url) {
         false => Ok(()),
@@ -169,8 +172,8 @@ fn is_web(url: &str) -> bool {
     url.starts_with("http://") || url.starts_with("https://")
 }
 
-/// What the file or object behind a URL or path is called: what stands after the last `/`, decoded in web addresses and
-/// file URLs, without a web address's query.
+/// Returns the name of the file or object behind a URL or path: the part after the last `/`. Web addresses and file
+/// URLs are decoded, and the query of a web address is left out.
 #[must_use]
 pub fn object_name(url: &str) -> String {
     let name = without_query(url)
@@ -184,7 +187,7 @@ pub fn object_name(url: &str) -> String {
     }
 }
 
-/// A web address up to its query; any other URL as it stands.
+/// Returns a web address without its query, and any other URL unchanged.
 #[must_use]
 pub fn without_query(url: &str) -> &str {
     let end = url.find(['?', '#']).filter(|_| is_web(url));

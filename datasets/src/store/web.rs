@@ -1,4 +1,4 @@
-//! Web servers, of which files are read.
+//! Reads files from web servers.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -19,15 +19,15 @@ use crate::Result;
 use crate::roots::percent_decoded;
 use crate::shown::{ShownUrl, secrets_of};
 
-/// How long a web server may take to answer a connection.
+/// The time limit for connecting to a web server.
 const CONNECTING: Duration = Duration::from_secs(10);
-/// How long it may send nothing; a download as a whole may take any time.
+/// The longest silence of a server. A whole download may take any time.
 const SILENCE: Duration = Duration::from_secs(60);
-/// How often a request is tried again.
+/// The number of retries of a request.
 const RETRIES: usize = 6;
 
 impl Store {
-    /// A folder on a web server, whose query goes with every request.
+    /// Opens a folder on a web server, whose query is sent with every request.
     pub(super) fn open_web(url: &str) -> Result<Self> {
         let address = parsed(url)?;
         let prefix = Path::from_url_path(address.path().trim_start_matches('/'));
@@ -37,8 +37,8 @@ impl Store {
         Self::on_web(url, &address, Web::new(&address, None), &root, prefix)
     }
 
-    /// One file on a web server, under whatever name. Its address is asked for as it was given: how it is escaped may be
-    /// part of a signature.
+    /// Opens one file on a web server. Its address is requested exactly as given, because a signature may cover the way
+    /// it is escaped.
     pub(super) fn open_web_file(url: &str, folder: &str) -> Result<Self> {
         let address = parsed(url)?;
         let mut root = address.clone();
@@ -77,19 +77,19 @@ fn parsed(url: &str) -> Result<Url> {
 
 fn without_user(address: &Url) -> Url {
     let mut address = address.clone();
-    // They fail for URLs without a host, which have neither.
+    // These calls fail only for URLs without a host, which have no credentials.
     let _ = address.set_username("");
     let _ = address.set_password(None);
     address
 }
 
-/// Asks a web server, and tells nobody else how it was asked.
+/// Sends requests to a web server, without a referrer that would reveal the query.
 #[derive(Debug, Clone)]
 struct Web {
     client: reqwest::Client,
-    /// The address of every request; `None`: as the request says.
+    /// The address of every request; `None` leaves the request's own.
     address: Option<String>,
-    /// From the name and password of the URL. It is left behind when a server sends the client elsewhere.
+    /// The credentials from the name and password of the URL. They are not sent to the target of a redirect.
     authorization: Option<HeaderValue>,
 }
 
@@ -97,11 +97,11 @@ impl Web {
     fn new(given: &Url, address: Option<String>) -> reqwest::Result<Self> {
         let client = reqwest::Client::builder()
             .user_agent(concat!("llink/", env!("CARGO_PKG_VERSION")))
-            // A signed query would be told to where a server sends the client.
+            // A referrer would reveal a signed query to the target of a redirect.
             .referer(false)
             .connect_timeout(CONNECTING)
             .read_timeout(SILENCE)
-            // Sizes and ranges are those of the file as it lies there.
+            // Sizes and ranges are those of the stored file.
             .no_gzip()
             .no_brotli()
             .no_zstd()
@@ -150,7 +150,7 @@ impl HttpService for Web {
         if answer.status().is_success() || answer.status().is_redirection() {
             return Ok(answer);
         }
-        // Signed for GET alone, or a server that knows nothing else.
+        // The URL is signed for GET alone, or the server supports no other method.
         let mut first = HttpRequest::from_parts(parts, HttpRequestBody::empty());
         *first.method_mut() = Method::GET;
         first.headers_mut().insert(RANGE, HeaderValue::from_static("bytes=0-0"));
@@ -158,7 +158,7 @@ impl HttpService for Web {
     }
 }
 
-/// What a server would have said to HEAD, from its answer to GET for the first byte.
+/// Makes the answer to HEAD from the answer to GET for the first byte.
 fn as_head(answer: HttpResponse) -> HttpResponse {
     if !answer.status().is_success() {
         return answer;

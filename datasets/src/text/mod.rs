@@ -1,18 +1,17 @@
-//! Normalisation: how text is stored, and the stricter form under which two texts count as the same.
+//! Normalizes text: the form in which text is stored, and the stricter form by which two texts are compared.
 
 mod quick;
 
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick, is_nfkc_quick};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// What becomes of U+200B..U+200D (zero-width space, non-joiner, joiner) inside a text.
+/// The treatment of U+200B..U+200D (zero-width space, non-joiner, joiner) inside a text.
 ///
-/// Khmer is written without spaces between words: writers mark where a word ends, and where a line may break, with
-/// U+200B, and keep signs apart or together with the other two. There they carry meaning and stay. In Latin text they
-/// are debris of copying.
+/// Khmer is written without spaces between words. U+200B marks where a word ends or a line may break, and the other two
+/// join or separate signs. There they carry meaning and stay. In Latin text they are remains of copying.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ZeroWidth {
-    /// Kept between other characters, dropped at both ends.
+    /// Kept between other characters, and dropped at both ends.
     Keep,
     /// Dropped everywhere.
     Drop,
@@ -22,32 +21,33 @@ fn is_zero_width(c: char) -> bool {
     matches!(c, '\u{200B}'..='\u{200D}')
 }
 
-/// Controls other than white space, and characters that show nothing and join nothing: the byte order mark, the soft
-/// hyphen, U+2060..U+2064 and the interlinear marks. Marks of direction stay: right-to-left text needs them.
+/// Returns true for controls other than white space, and for invisible characters that join nothing: the byte order
+/// mark, the soft hyphen, U+2060..U+2064 and the interlinear marks. Marks of direction stay, because right-to-left text
+/// needs them.
 fn is_debris(c: char) -> bool {
     (c.is_control() && !c.is_whitespace())
         || matches!(c, '\u{FEFF}' | '\u{AD}' | '\u{2060}'..='\u{2064}' | '\u{FFF9}'..='\u{FFFB}')
 }
 
-/// A cleaned line and what was done to it.
+/// A cleaned line, with what was changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tidied {
     /// The line.
     pub text: String,
-    /// Whether it was not in NFC.
+    /// True if the input was not in NFC.
     pub was_composed: bool,
-    /// Whether it held controls or zero-width characters that are no part of it.
+    /// True if controls or zero-width characters were removed.
     pub was_stripped: bool,
 }
 
-/// One line in NFC: trimmed, runs of white space (line breaks too) made one space, controls and U+FEFF dropped.
-/// Cleaning a clean line changes nothing.
+/// Returns one line in NFC: trimmed, with each run of white space (line breaks too) as one space, and without controls
+/// and U+FEFF. Cleaning a clean line changes nothing.
 #[must_use]
 pub fn clean_line(text: &str, zero_width: ZeroWidth) -> String {
     tidy(text, zero_width).text
 }
 
-/// [`clean_line`], with what it did.
+/// Does the same as [`clean_line`] and returns what it changed.
 #[must_use]
 pub fn tidy(text: &str, zero_width: ZeroWidth) -> Tidied {
     if quick::is_tidy(text) && quick::is_composed(text) {
@@ -60,7 +60,7 @@ pub fn tidy(text: &str, zero_width: ZeroWidth) -> Tidied {
     tidy_slowly(text, zero_width)
 }
 
-/// Whether a text is in NFC, as far as a look at each character tells.
+/// Checks by a look at each character whether a text is in NFC.
 fn quick_nfc(text: &str) -> IsNormalized {
     if quick::is_composed(text) {
         return IsNormalized::Yes;
@@ -69,7 +69,7 @@ fn quick_nfc(text: &str) -> IsNormalized {
 }
 
 fn tidy_slowly(text: &str, zero_width: ZeroWidth) -> Tidied {
-    // Most text is composed already, and looking costs less than composing.
+    // Most text is already composed, and the check is cheaper than composing.
     let (mut line, mut was_composed) = match quick_nfc(text) {
         IsNormalized::Yes => (tidied(text.chars(), zero_width, text.len()), false),
         _ => (tidied(text.nfc(), zero_width, text.len()), !text.nfc().eq(text.chars())),
@@ -78,7 +78,7 @@ fn tidy_slowly(text: &str, zero_width: ZeroWidth) -> Tidied {
     line.1 |= line.0[seen..].chars().any(is_zero_width);
     line.0.truncate(seen);
     let (mut text, was_stripped) = line;
-    // What was dropped may have stood between characters that now compose.
+    // The dropped character may have stood between two that now compose.
     if quick_nfc(&text) != IsNormalized::Yes {
         let composed: String = text.nfc().collect();
         was_composed |= composed != text;
@@ -91,7 +91,7 @@ fn tidy_slowly(text: &str, zero_width: ZeroWidth) -> Tidied {
     }
 }
 
-/// The line, and whether more than white space was dropped.
+/// Returns the line, and whether more than white space was dropped.
 fn tidied(composed: impl Iterator<Item = char>, zero_width: ZeroWidth, bytes: usize) -> (String, bool) {
     let mut line = String::with_capacity(bytes);
     let (mut gap, mut stripped) = (false, false);
@@ -104,7 +104,7 @@ fn tidied(composed: impl Iterator<Item = char>, zero_width: ZeroWidth, bytes: us
             gap = true;
             continue;
         }
-        // At the start, white space is no gap, and a zero-width character parts or joins nothing.
+        // At the start there is no gap, and a zero-width character separates or joins nothing.
         if line.is_empty() && is_zero_width(c) {
             stripped = true;
             continue;
@@ -118,8 +118,8 @@ fn tidied(composed: impl Iterator<Item = char>, zero_width: ZeroWidth, bytes: us
     (line, stripped)
 }
 
-/// Text whose line breaks matter (answers with bullet points): each line as [`clean_line`] makes it, no empty lines at
-/// either end, at most one between others.
+/// Cleans text whose line breaks matter, such as answers with bullet points. Each line is cleaned by [`clean_line`].
+/// Empty lines are removed at both ends, and at most one remains between others.
 #[must_use]
 pub fn clean_lines(text: &str) -> String {
     let mut lines: Vec<String> = Vec::new();
@@ -135,8 +135,8 @@ pub fn clean_lines(text: &str) -> String {
     lines.join("\n")
 }
 
-/// The form under which two texts are the same text: NFKC, lower case, without any white space, zero-width or control
-/// character. Empty for a text that holds nothing that can be seen.
+/// Returns the form by which texts are compared: NFKC, lower case, without white space, zero-width and control
+/// characters. It is empty for a text without visible characters.
 #[must_use]
 pub fn comparison_form(text: &str) -> String {
     quick::form(text).unwrap_or_else(|| comparison_form_slowly(text))
@@ -156,25 +156,25 @@ fn comparison_form_slowly(text: &str) -> String {
     if is_nfkc_quick(seen()) == IsNormalized::Yes {
         seen().for_each(&mut push_lower);
     } else {
-        // Compatibility forms may bring in spaces of their own.
+        // Compatibility forms may contain spaces.
         seen().nfkc().filter(|c| !unseen(c)).for_each(&mut push_lower);
     }
     form
 }
 
-/// XXH3 (64 bits, no seed) of a text's [`comparison_form`], in UTF-8. Of the foreign text it is the split key.
+/// Returns XXH3 (64 bits, no seed) of a text's [`comparison_form`] in UTF-8. For the foreign text it is the split key.
 #[must_use]
 pub fn comparison_key(text: &str) -> u64 {
     form_key(&comparison_form(text))
 }
 
-/// [`comparison_key`] of a text whose [`comparison_form`] is at hand.
+/// Returns the [`comparison_key`] of a text from its [`comparison_form`].
 #[must_use]
 pub fn form_key(form: &str) -> u64 {
     xxh3_64(form.as_bytes())
 }
 
-/// The first `max_chars` Unicode scalar values of a text, trimmed at the end; the whole text where it has no more.
+/// Returns the first `max_chars` Unicode scalar values of a text, trimmed at the end. A shorter text is returned whole.
 #[must_use]
 pub fn cut(text: &str, max_chars: usize) -> &str {
     match text.char_indices().nth(max_chars) {
@@ -183,7 +183,7 @@ pub fn cut(text: &str, max_chars: usize) -> &str {
     }
 }
 
-/// A number in Khmer digits, U+17E0..U+17E9.
+/// Writes a number in Khmer digits, U+17E0..U+17E9.
 #[must_use]
 pub fn khmer_digits(number: u64) -> String {
     let digits = number.to_string();
@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn cleaning_twice_changes_nothing() {
-        // Pieces that compose once what stands between them is dropped, and pieces that decompose.
+        // Some pieces compose once the characters between them are dropped, and some decompose.
         let pieces = [
             "e", "\u{301}", "\u{0}", "\u{200B}", "\u{200D}", " ", "\n", "\u{FEFF}", "ក", "្", "ោ", "\u{1100}",
             "\u{1161}", "\u{11A8}", "\u{2000}", "ﬁ", "Å", "\u{85}", "\u{9F}", "\u{17DD}", "Q", "b", "\u{1680}", "’",

@@ -1,4 +1,4 @@
-//! What the integration tests share: running the stage's three steps, and a small random generator.
+//! Code that the integration tests share: the three steps of the stage, and a small random generator.
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use llink_datasets::shards::{
 use llink_datasets::store::Store;
 use llink_datasets::{Result, sample};
 
-/// XorShift: enough to draw test cases.
+/// A XorShift generator, which is enough to draw test cases.
 pub struct Random(pub u64);
 
 impl Random {
@@ -51,7 +51,7 @@ pub async fn clean(store: &Store, spec: &CleanSpec, path: &str) -> Result<Cleane
     clean_source(spec, store, path, &silent).await
 }
 
-/// What the whole stage made of some sources.
+/// The output of the whole stage for some sources.
 pub struct Stage {
     pub cleaned: Vec<Cleaned>,
     pub split: Split,
@@ -87,7 +87,7 @@ pub async fn run_stage(store: &Store, folder: &str, sources: &[CleanSpec], spec:
     Ok(Stage { cleaned, split, shards })
 }
 
-/// Rows of one role, over all its shards.
+/// Returns the rows of one role, over all its shards.
 pub async fn pairs_of(store: &Store, stage: &Stage, role: &str) -> Vec<(u64, String, String)> {
     let mut rows = Vec::new();
     for shard in stage.shards.iter().filter(|shard| shard.role == role) {
@@ -99,7 +99,7 @@ pub async fn pairs_of(store: &Store, stage: &Stage, role: &str) -> Vec<(u64, Str
     rows
 }
 
-/// That `rows` is the sum of the named parts and of everything dropped.
+/// Asserts that `rows` is the sum of the named parts and of everything dropped.
 pub fn assert_sums(counts: &BTreeMap<String, u64>, parts: &[&str]) {
     let kept: u64 = parts.iter().map(|part| counts[*part]).sum();
     let dropped: u64 = counts

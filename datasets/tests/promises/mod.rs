@@ -1,4 +1,4 @@
-//! What every store promises, whatever is behind it.
+//! The promises of every store, on any backend.
 #![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;

@@ -1,5 +1,5 @@
-//! The Hub's cache on this machine, laid out as `huggingface_hub` does, which shares it: `refs/` from names to commits,
-//! `blobs/` by content, `snapshots/COMMIT/` with links to blobs.
+//! The cache of the Hub on this machine, in the layout of `huggingface_hub`, which shares it. `refs/` maps names to
+//! commits, `blobs/` holds contents, and `snapshots/COMMIT/` links to blobs.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,12 +22,12 @@ impl RepoCache {
         }
     }
 
-    /// The folder of a commit's files.
+    /// Returns the folder of a commit's files.
     pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
         self.folder.join("snapshots").join(commit)
     }
 
-    /// The commit that a revision stood for when it was last asked about.
+    /// Returns the commit of a revision at the last request.
     pub(super) fn commit_of(&self, revision: &str) -> Option<String> {
         if is_commit(revision) {
             return self.snapshot(revision).is_dir().then(|| revision.to_owned());
@@ -37,20 +37,20 @@ impl RepoCache {
         is_commit(&commit).then_some(commit)
     }
 
-    /// Remembers what a revision stands for.
+    /// Saves the commit of a revision.
     pub(super) fn remember(&self, revision: &str, commit: &str) -> io::Result<()> {
         let file = self.folder.join("refs").join(revision);
         std::fs::create_dir_all(file.parent().unwrap_or(&file))?;
         std::fs::write(file, commit)
     }
 
-    /// A file of a commit, if it is there.
+    /// Returns the path of a commit's file, if the cache has it.
     pub(super) fn file(&self, commit: &str, path: &str) -> Option<PathBuf> {
         let file = self.snapshot(commit).join(path);
         file.is_file().then_some(file)
     }
 
-    /// All files of a commit that are there, by their paths in it, with their sizes.
+    /// Returns all cached files of a commit with their sizes, by their paths in it.
     pub(super) fn files(&self, commit: &str) -> Vec<(String, u64)> {
         let root = self.snapshot(commit);
         let (mut found, mut folders) = (Vec::new(), vec![root.clone()]);
@@ -69,12 +69,12 @@ impl RepoCache {
         found
     }
 
-    /// Where the content of this tag is kept; while it comes it lies beside it, ending in `.incomplete`.
+    /// Returns the path of the content with this tag. A download has `.incomplete` at the end of its name.
     pub(super) fn blob(&self, tag: &str) -> PathBuf {
         self.folder.join("blobs").join(tag)
     }
 
-    /// Held by whoever fetches a blob.
+    /// Locks a blob during its download.
     pub(super) fn lock(&self, tag: &str) -> io::Result<std::fs::File> {
         std::fs::create_dir_all(&self.locks)?;
         let file = std::fs::File::options()
@@ -86,7 +86,7 @@ impl RepoCache {
         Ok(file)
     }
 
-    /// Makes the file of a commit a link to its blob, in one step.
+    /// Links the file of a commit to its blob, in one step.
     pub(super) fn link(&self, commit: &str, path: &str, tag: &str) -> io::Result<PathBuf> {
         let file = self.snapshot(commit).join(path);
         let folder = file.parent().unwrap_or(&file);

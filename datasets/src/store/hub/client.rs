@@ -1,4 +1,4 @@
-//! Requests to the Hub.
+//! Sends requests to the Hub.
 
 use std::time::Duration;
 
@@ -12,22 +12,22 @@ use super::name::RepoName;
 use super::settings::Settings;
 use crate::{Error, Result};
 
-/// Requests that fail for a while are tried so often.
+/// The number of tries of a request that fails temporarily.
 const TRIES: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// How long the Hub may send nothing.
+/// The longest silence of the Hub during a request.
 const SILENCE: Duration = Duration::from_secs(60);
 const REDIRECTS: usize = 10;
 
-/// A client that sends the token to the Hub and to nobody else.
+/// A client that sends the token to the Hub and to no other host.
 #[derive(Debug)]
 pub(super) struct Client {
     http: reqwest::Client,
     settings: Settings,
 }
 
-/// What the Hub says of a repository at a revision.
+/// The Hub's description of a repository at a revision.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct RepoInfo {
     pub(super) sha: String,
@@ -35,7 +35,7 @@ pub(super) struct RepoInfo {
     pub(super) siblings: Vec<Sibling>,
 }
 
-/// A file of it.
+/// A file of the repository.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Sibling {
     #[serde(rename = "rfilename")]
@@ -45,10 +45,10 @@ pub(super) struct Sibling {
     pub(super) blob: Option<String>,
 }
 
-/// What the Hub says of a file without sending it.
+/// The Hub's description of a file, without its content.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct FileInfo {
-    /// Names the content; of large files its SHA-256.
+    /// The tag of the content; for large files, its SHA-256.
     pub(super) tag: Option<String>,
     pub(super) bytes: Option<u64>,
 }
@@ -71,7 +71,7 @@ impl Client {
         &self.settings
     }
 
-    /// What is in a repository.
+    /// Asks for the contents of a repository.
     pub(super) async fn repo(&self, repo: &RepoName) -> Result<RepoInfo> {
         let (kind, id, revision) = (repo.kind.plural(), repo.id(), repo.revision().replace('/', "%2F"));
         let address = format!(
@@ -89,13 +89,13 @@ impl Client {
         })
     }
 
-    /// What a file is, before it is fetched.
+    /// Asks for the description of a file, before it is downloaded.
     pub(super) async fn file_info(&self, repo: &RepoName, path: &str) -> Result<FileInfo> {
         let address = self.file_address(repo, path)?;
         Ok(self.ask(Method::HEAD, &address, None, repo, path).await?.1)
     }
 
-    /// The bytes of a file from `start` on, up to and without `end`. The answer may begin at 0 where its status is 200.
+    /// Requests the bytes of a file from `start` to `end`, exclusive. If the status is 200, the answer begins at 0.
     pub(super) async fn file(&self, repo: &RepoName, path: &str, start: u64, end: Option<u64>) -> Result<Response> {
         let address = self.file_address(repo, path)?;
         let range = match (start, end) {
@@ -106,14 +106,14 @@ impl Client {
         Ok(self.ask(Method::GET, &address, range, repo, path).await?.0)
     }
 
-    /// A part of a file.
+    /// Reads a part of a file.
     pub(super) async fn part(&self, repo: &RepoName, path: &str, start: u64, end: u64) -> Result<Bytes> {
         let failed = |e| unreachable(&describe(repo, path), &e);
         let mut response = self.file(repo, path, start, Some(end)).await?;
         if response.status() == StatusCode::PARTIAL_CONTENT {
             return response.bytes().await.map_err(failed);
         }
-        // A server that knows no ranges: what comes after the part is not waited for.
+        // A server without ranges sends the whole file; nothing after the part is read.
         let mut content = Vec::new();
         while (content.len() as u64) < end {
             match response.chunk().await.map_err(failed)? {
@@ -149,8 +149,8 @@ impl Client {
         Ok(address.into())
     }
 
-    /// An answer that is no refusal, and what the Hub said of the file on the way to it. HEAD goes no further than the Hub:
-    /// elsewhere is content, which is not asked for.
+    /// Returns an answer that is not a refusal, and the Hub's headers from before any redirect. HEAD requests do not
+    /// follow redirects away from the Hub, because only the content is elsewhere.
     async fn ask(
         &self,
         method: Method,
@@ -224,7 +224,7 @@ impl Client {
         Ok((response, info))
     }
 
-    /// Whether an address is the Hub's own.
+    /// Returns true if an address is the Hub's own.
     fn is_own(&self, address: &str) -> bool {
         let origin = |address: &str| Url::parse(address).ok().map(|url| url.origin());
         origin(address).is_some_and(|of| Some(of) == origin(&self.settings.endpoint))
@@ -235,7 +235,7 @@ impl FileInfo {
     fn add(&mut self, status: StatusCode, headers: &HeaderMap) {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let plain = |tag: &str| tag.trim_start_matches("W/").trim_matches('"').to_owned();
-        // Of a file that lies elsewhere the Hub says these two itself.
+        // For a file on another server, the Hub's own answer holds these two.
         if let Some(tag) = text("x-linked-etag").or_else(|| self.tag.is_none().then(|| text(ETAG.as_str())).flatten()) {
             self.tag = Some(plain(tag));
         }
@@ -265,7 +265,7 @@ pub(super) fn unreachable(what: &str, error: &reqwest::Error) -> Error {
     }
 }
 
-/// The Hub's refusal with what to do.
+/// Describes the Hub's refusal, with advice.
 fn refused(response: &Response, repo: &RepoName, path: &str, settings: &Settings) -> Error {
     let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
     let status = response.status();

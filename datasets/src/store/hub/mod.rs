@@ -1,7 +1,7 @@
-//! Repositories of the Hugging Face Hub as places to read from: `hf://owner/name[@revision]`. What is read is downloaded
-//! into the cache that `huggingface_hub` uses, once.
+//! Reads repositories of the Hugging Face Hub: `hf://owner/name[@revision]`. Files are downloaded once, into the cache
+//! that `huggingface_hub` uses.
 //!
-//! An own client: the `hf-hub` crate brings the Xet protocol with 200 crates, and knows no offline mode.
+//! This client exists because the `hf-hub` crate adds the Xet protocol with 200 crates and has no offline mode.
 
 mod cache;
 mod client;
@@ -27,7 +27,7 @@ use self::settings::Settings;
 use super::ObjectInfo;
 use crate::{Error, Result};
 
-/// Broken downloads in a row, none of which brought anything, before it is given up.
+/// The number of failed downloads in a row without progress before giving up.
 const FRUITLESS: u32 = 5;
 
 /// A repository at a revision.
@@ -36,7 +36,7 @@ pub(super) struct HubRepo {
     name: RepoName,
     cache: RepoCache,
     client: Client,
-    /// The same repository at its commit, and what is in it.
+    /// The repository at its commit, with its list of files.
     resolved: OnceCell<Resolved>,
 }
 
@@ -44,13 +44,13 @@ pub(super) struct HubRepo {
 struct Resolved {
     name: RepoName,
     commit: String,
-    /// None where only the cache is known.
+    /// The files, or `None` if only the cache is known.
     files: Option<Vec<Sibling>>,
 }
 
 impl HubRepo {
-    /// The repository of an `hf://` URL and the path within it, by what the environment says of the Hub. Nothing is asked
-    /// yet.
+    /// Parses an `hf://` URL into its repository and the path inside it, with the Hub's settings from the environment.
+    /// No request is sent.
     pub(super) fn open(url: &str, variable: impl Fn(&str) -> Option<String>) -> Result<(Arc<Self>, String)> {
         let (name, path) = RepoName::parse(url).map_err(|reason| super::open::bad_url(url, &reason))?;
         let settings = Settings::of(variable);
@@ -63,17 +63,17 @@ impl HubRepo {
         Ok((Arc::new(repo), path))
     }
 
-    /// The repository at its commit, which never changes.
+    /// Returns the repository's URL with its commit, whose content never changes.
     pub(super) async fn pinned(&self) -> Result<String> {
         Ok(self.resolved().await?.name.to_string())
     }
 
-    /// The folder in the cache where its files lie, as far as they were read.
+    /// Returns the cache folder that holds the files that were read.
     pub(super) async fn folder(&self) -> Result<PathBuf> {
         Ok(self.cache.snapshot(&self.resolved().await?.commit))
     }
 
-    /// Its files.
+    /// Lists the files.
     pub(super) async fn list(&self) -> Result<Vec<ObjectInfo>> {
         let resolved = self.resolved().await?;
         let Some(files) = &resolved.files else {
@@ -84,7 +84,7 @@ impl HubRepo {
         for file in files {
             let bytes = match file.size {
                 Some(bytes) => bytes,
-                // A mirror that does not say: the file does.
+                // A mirror may not send the size; the file has it.
                 None => self
                     .client
                     .file_info(&resolved.name, &file.path)
@@ -97,12 +97,12 @@ impl HubRepo {
         Ok(found)
     }
 
-    /// One of its files; `None` if there is no such.
+    /// Describes one file; `None` if it does not exist.
     pub(super) async fn head(&self, path: &str) -> Result<Option<ObjectInfo>> {
         Ok(self.list().await?.into_iter().find(|object| object.path == path))
     }
 
-    /// A part of a file. What is not in the cache is not kept either.
+    /// Reads a part of a file. A file that is not in the cache is not added to it.
     pub(super) async fn part(&self, path: &str, range: std::ops::Range<u64>) -> Result<Bytes> {
         let resolved = self.resolved().await?;
         match self.cache.file(&resolved.commit, path) {
@@ -115,7 +115,7 @@ impl HubRepo {
         }
     }
 
-    /// Where a file lies on this machine, downloaded if it was not there.
+    /// Returns the path of a file on this machine, downloaded if it was not there.
     pub(super) async fn file(&self, path: &str) -> Result<PathBuf> {
         let resolved = self.resolved().await?;
         if let Some(file) = self.cache.file(&resolved.commit, path) {
@@ -175,7 +175,7 @@ impl HubRepo {
                 path: self.name.to_string(),
                 reason: format!("the Hub names a commit {:?}, which is none", info.sha),
             }),
-            // The Hub can't be reached: what was read before will do.
+            // If the Hub can't be reached, the cached files are used.
             Err(error @ Error::Store { .. }) => match cached() {
                 Some(commit) => {
                     tracing::warn!("{error}; going on with what the cache has of {}", self.name);
@@ -241,7 +241,7 @@ impl HubRepo {
         self.keep(&what, part, blob, tag).await
     }
 
-    /// Makes a whole download the blob, if it is what the tag says.
+    /// Turns a complete download into the blob, if its content matches the tag.
     async fn keep(&self, what: &str, part: PathBuf, blob: PathBuf, tag: &str) -> Result<()> {
         let expected = (tag.len() == 64).then(|| tag.to_owned());
         let whole = blocking(what, move || {

@@ -1,4 +1,4 @@
-//! `hf://owner/name[@revision][/path]`, and `hf://datasets/…` for data sets: the Hub's own way to write its addresses.
+//! Parses the Hub's addresses: `hf://owner/name[@revision][/path]`, and `hf://datasets/…` for data sets.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ pub(super) struct RepoName {
     pub(super) revision: Option<String>,
 }
 
-/// The kinds of repositories that are read.
+/// The supported kinds of repositories.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RepoKind {
     Model,
@@ -19,7 +19,7 @@ pub(super) enum RepoKind {
 }
 
 impl RepoKind {
-    /// In the Hub's API and in the names of cached folders.
+    /// Returns the name in the Hub's API and in the names of cached folders.
     pub(super) fn plural(self) -> &'static str {
         match self {
             Self::Model => "models",
@@ -29,7 +29,7 @@ impl RepoKind {
 }
 
 impl RepoName {
-    /// The repository of an `hf://` URL, and the path within it, empty for all of it.
+    /// Parses an `hf://` URL into its repository and the path inside it, which is empty for the whole repository.
     pub(super) fn parse(url: &str) -> Result<(Self, String), String> {
         let expected = "write hf://owner/name, hf://owner/name@revision, or hf://datasets/owner/name/path/to/file";
         let rest = url.strip_prefix("hf://").ok_or(expected)?;
@@ -47,7 +47,7 @@ impl RepoName {
         };
         let (name, revision) = match name.split_once('@') {
             None => (name, None),
-            // The Hub's own references are written as they are; other slashes as %2F.
+            // The Hub's own references are written unchanged; other slashes become %2F.
             Some((name, "refs")) => {
                 let [kind, of] = [parts.next(), parts.next()].map(Option::unwrap_or_default);
                 (name, Some(format!("refs/{kind}/{of}")))
@@ -73,17 +73,17 @@ impl RepoName {
         Ok((repo, path.join("/")))
     }
 
-    /// The name without the revision.
+    /// Returns the name without the revision.
     pub(super) fn id(&self) -> String {
         format!("{}/{}", self.owner, self.name)
     }
 
-    /// The revision, or the branch that is meant where none is given.
+    /// Returns the revision, or the default branch if none is given.
     pub(super) fn revision(&self) -> &str {
         self.revision.as_deref().unwrap_or("main")
     }
 
-    /// The revision, if it is a commit: its content never changes.
+    /// Returns the revision if it is a commit, whose content never changes.
     pub(super) fn commit(&self) -> Option<&str> {
         self.revision.as_deref().filter(|revision| is_commit(revision))
     }
@@ -111,7 +111,7 @@ pub(super) fn is_commit(revision: &str) -> bool {
             .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
-/// A part of a name: one that leads nowhere else when it becomes a part of a path.
+/// Returns true if a part of a name is safe as a part of a path.
 fn is_plain(part: &str) -> bool {
     let letters = part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
     letters && !part.is_empty() && !part.starts_with('.')

@@ -1,4 +1,4 @@
-//! A repository of the Hub as an object store, of which objects are only read.
+//! A repository of the Hub as a read-only object store.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use super::HubRepo;
 
 const STORE: &str = "Hub";
 
-/// What is read comes into the Hub's cache, and from there.
+/// Reads objects through the Hub's cache.
 #[derive(Debug)]
 pub(in super::super) struct HubObjects(pub(in super::super) Arc<HubRepo>);
 
@@ -90,7 +90,7 @@ impl ObjectStore for HubObjects {
 
 fn meta(info: ObjectInfo) -> ObjectMeta {
     ObjectMeta {
-        // As it is called there: `#` and `%` are characters like others.
+        // The path is as on the Hub, where `#` and `%` are ordinary characters.
         location: Path::parse(&info.path).unwrap_or_else(|_| Path::from(info.path.as_str())),
         last_modified: Default::default(),
         size: info.bytes,

@@ -1,11 +1,11 @@
-//! What the Hub's usual environment variables say.
+//! The settings of the Hub from its usual environment variables.
 
 use std::path::{Path, PathBuf};
 
-/// Where the Hub is, who asks, and where its files are kept.
+/// The Hub's address, the caller's token, and the cache folder.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Settings {
-    /// Without a trailing `/`.
+    /// The URL of the Hub, without a trailing `/`.
     pub(super) endpoint: String,
     pub(super) token: Option<String>,
     pub(super) cache: PathBuf,
@@ -13,8 +13,8 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// From `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_CACHE`, `HF_HOME` and `HF_HUB_OFFLINE`, as
-    /// `huggingface_hub` reads them. An empty variable is an unset one.
+    /// Reads `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_CACHE`, `HF_HOME` and `HF_HUB_OFFLINE` as
+    /// `huggingface_hub` does. An empty variable counts as unset.
     pub(super) fn of(variable: impl Fn(&str) -> Option<String>) -> Self {
         let get = |names: &[&str]| {
             let mut given = names.iter().filter_map(|name| variable(name));
@@ -44,7 +44,7 @@ impl Settings {
     }
 }
 
-/// The token is left out: a log shows no secret.
+/// The token is left out, so that no log shows it.
 impl std::fmt::Debug for Settings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Settings")
