@@ -1,4 +1,4 @@
-//! Who gets in, and what they may do there.
+//! Who may call a coordinator, and what each role may do.
 #![allow(clippy::unwrap_used)]
 
 #[path = "common/secure.rs"]
@@ -17,7 +17,7 @@ use secure::{Trial, jobs, register, registered, wanted, workers};
 use time::Duration;
 use tonic::Code;
 
-/// Whether `List` is answered; else the code, or what hindered the connection.
+/// Calls `List`, and returns an error with the code or the reason of the connection's failure.
 async fn lists(url: &str, credentials: &Credentials) -> Result<(), String> {
     let mut client = jobs(url, credentials).await?;
     let listed = client.list(ListRequest {}).await;
@@ -54,7 +54,7 @@ async fn certificates_of_another_authority_and_none_at_all_are_refused() {
         said.contains("Unauthenticated") && said.contains("--tls-cert"),
         "{said}"
     );
-    // And the other way round: a coordinator of another authority is not spoken to.
+    // Conversely, a client refuses a coordinator of another authority.
     let fooled = Credentials {
         authority: Some(trial.path("others/ca.crt")),
         ..trial.certificate("ada")
@@ -64,7 +64,7 @@ async fn certificates_of_another_authority_and_none_at_all_are_refused() {
     coordinator.stop().await.unwrap();
 }
 
-/// How `llink-coord worker` ends, and what it says.
+/// Returns the exit code and output of `llink-coord worker`.
 async fn worker_ends(arguments: &[&str]) -> (Option<i32>, String) {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_llink-coord"));
     command.arg("worker").args(arguments).kill_on_drop(true);
@@ -250,7 +250,7 @@ async fn tokens_count_until_they_run_out_and_a_join_token_admits_one_process() {
         .expect("the same process comes back");
     coordinator.stop().await.unwrap();
 
-    // What was used is remembered by the next coordinator.
+    // The next coordinator remembers the used token.
     let coordinator = trial.serve().await;
     let (code, _) = registered(&mut workers(&coordinator.url, &join, "b").await, "second")
         .await
@@ -272,7 +272,7 @@ async fn a_worker_cannot_act_in_the_name_of_another() {
     let mut honest = workers(url, &trial.certificate("worker"), "a").await;
     let id = registered(&mut honest, "honest").await.unwrap().worker_id;
     let assignments = AssignmentsRequest { worker_id: id.clone() };
-    // Another process with the same certificate, which pods of one Deployment share.
+    // Another process uses the same certificate, which pods of one Deployment share.
     let mut thief = workers(url, &trial.certificate("worker"), "b").await;
     let status = thief.assignments(assignments.clone()).await.unwrap_err();
     assert_eq!(status.code(), Code::PermissionDenied, "{status}");
@@ -309,7 +309,7 @@ async fn a_worker_cannot_act_in_the_name_of_another() {
         thief.rendezvous(meet()).await.unwrap_err().code(),
         Code::PermissionDenied
     );
-    // One that stole the secret of the process, and comes with a token of its own.
+    // This process has stolen the secret and has a token of its own.
     let other = trial.token("other", Role::Worker, None, TokenUse::Any);
     let began = Instant::now();
     let status = loop {
@@ -321,7 +321,7 @@ async fn a_worker_cannot_act_in_the_name_of_another() {
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     };
     assert_eq!(status.code(), Code::PermissionDenied, "{status}");
-    // Nor does the holder's word count for what lies elsewhere.
+    // The holder cannot report files outside the job's output either.
     let artifact = |path: &str| Artifact {
         path: path.into(),
         ..Artifact::default()
@@ -416,11 +416,11 @@ async fn plain_text_on_a_tls_port_gets_nowhere_and_harms_nobody() {
     let address = coordinator.url.trim_start_matches("https://");
     let mut silent = Vec::new();
     for _ in 0..20 {
-        // Some say something that is no TLS, some say nothing at all and hold their connection.
+        // Some clients send bytes that are not TLS, and some send nothing and keep their connection.
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
         stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
         let mut answer = Vec::new();
-        // A reset is an answer as good as an alert.
+        // A reset is as good an answer as an alert.
         let _ = stream.read_to_end(&mut answer).await;
         assert!(!answer.starts_with(b"HTTP/"), "nothing is served in plain text");
         silent.push(tokio::net::TcpStream::connect(address).await.unwrap());
@@ -445,7 +445,7 @@ async fn certificates_and_tokens_that_change_are_read_anew() {
     assert_eq!(lists(url, &old).await, Ok(()));
     let mut open = jobs(url, &old).await.unwrap();
     open.list(ListRequest {}).await.unwrap();
-    // A new authority: the old certificates are kept aside.
+    // With a new authority, the old certificates are kept aside.
     let aside = trial.path("aside");
     std::fs::rename(trial.path("certs"), &aside).unwrap();
     trial.write("certs", &authority::make(&wanted(Duration::days(1)), None).unwrap());
@@ -482,7 +482,7 @@ async fn certificates_and_tokens_that_change_are_read_anew() {
     coordinator.stop().await.unwrap();
 }
 
-/// Connections to a coordinator that say nothing, from an address of loopback.
+/// Opens connections to a coordinator from an address of loopback, and sends nothing.
 async fn silent(url: &str, from: &str, count: usize) -> Vec<tokio::net::TcpStream> {
     let address: std::net::SocketAddr = url.split_once("//").unwrap().1.parse().unwrap();
     let mut streams = Vec::new();
@@ -494,7 +494,7 @@ async fn silent(url: &str, from: &str, count: usize) -> Vec<tokio::net::TcpStrea
     streams
 }
 
-/// Whether the other side closes a connection in time.
+/// Returns true if the other side closes a connection in time.
 async fn is_closed(stream: &mut tokio::net::TcpStream) -> bool {
     use tokio::io::AsyncReadExt;
     let patience = std::time::Duration::from_secs(10);
@@ -507,13 +507,13 @@ async fn silent_connections_lock_nobody_out_and_are_closed_within_seconds() {
     let trial = Trial::new();
     let coordinator = trial.serve().await;
     let url = &coordinator.url;
-    // Six hundred from the person's own address, and as many from another one.
+    // Six hundred come from the person's own address, and as many from another one.
     let mut held = silent(url, "127.0.0.1", 600).await;
     held.extend(silent(url, "127.0.0.2", 600).await);
     let began = Instant::now();
     assert_eq!(lists(url, &trial.certificate("ada")).await, Ok(()));
     assert!(began.elapsed().as_secs() < 3, "{:?}", began.elapsed());
-    // While more of them come all the time.
+    // More of them come all the time.
     let flood = async {
         loop {
             held.extend(silent(url, "127.0.0.1", 10).await);

@@ -1,4 +1,4 @@
-//! Corpora, synthesis, `verify` and `inspect`, as their user runs them.
+//! Corpora, synthesis, `verify` and `inspect`, as a user runs them.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 #![cfg(feature = "embedded")]
 
@@ -14,13 +14,13 @@ use std::time::Duration;
 
 use common::{Place, SMALL, eventually, python_with_polars};
 
-/// An endpoint that fails every third request, refuses or says nothing now and then, and takes note.
+/// An endpoint that fails every third request, sometimes refuses or says nothing, and records its requests.
 #[derive(Default)]
 struct Endpoint {
     asked: AtomicUsize,
     in_flight: AtomicUsize,
     most_in_flight: AtomicUsize,
-    /// How often each question was answered with 200.
+    /// How many times each question was answered with 200.
     answered: Mutex<HashMap<String, usize>>,
     keys: Mutex<HashSet<String>>,
 }
@@ -67,7 +67,7 @@ impl Endpoint {
             "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
             body.len()
         );
-        // Before the answer goes out, as what was sent may be used at once.
+        // The count changes before the answer is sent, because its reader may act at once.
         self.in_flight.fetch_sub(1, Ordering::SeqCst);
         if stream.write_all(format!("{head}{body}").as_bytes()).is_ok() && status.starts_with("200") {
             *self.answered.lock().unwrap().entry(question.to_owned()).or_default() += 1;
@@ -78,7 +78,7 @@ impl Endpoint {
         self.asked.load(Ordering::SeqCst)
     }
 
-    /// Questions that were answered more than once.
+    /// Returns the number of questions that were answered more than once.
     fn again(&self) -> usize {
         self.answered
             .lock()
@@ -120,7 +120,7 @@ fn answers_are_asked_for_once_and_counted_and_the_key_is_nowhere() {
         count("dropped_refusal") > 0 && count("dropped_empty_answer") > 0,
         "{report:#}"
     );
-    // In place of the answers that can't be used, others were asked for.
+    // Others were asked for, to replace the answers that can't be used.
     assert_eq!(
         (count("split.train"), count("split.validation")),
         (60, 20),
@@ -140,7 +140,7 @@ fn answers_are_asked_for_once_and_counted_and_the_key_is_nowhere() {
         let holds = content.windows(KEY.len()).any(|part| part == KEY.as_bytes());
         assert!(!holds, "the key is in {}", file.display());
     }
-    // The same again under another key asks for nothing.
+    // The same job under another key asks for nothing.
     std::fs::remove_dir_all(place.path("out/synthesize")).unwrap();
     submit(&["submit", "job.toml", "--state", "other"]);
     assert_eq!(endpoint.asked(), once, "every answer was in the cache");
@@ -165,7 +165,7 @@ fn a_synthesis_that_is_killed_asks_nothing_twice() {
     submit.kill().unwrap();
     submit.wait().unwrap();
     for worker in workers {
-        // It may have ended by itself, now that nobody answers it.
+        // The process may have ended by itself, because no coordinator answers it.
         let _ = Command::new("kill").args(["-9", &worker.to_string()]).status();
     }
     let before = endpoint.asked();
@@ -176,7 +176,7 @@ fn a_synthesis_that_is_killed_asks_nothing_twice() {
         .unwrap();
     assert!(output.status.success(), "{}", common::text(&output));
     assert!(endpoint.asked() > before, "it was killed before it was done");
-    // What was under way when it died: four requests at each of two workers.
+    // Each of two workers had four requests under way when it died.
     assert!(
         endpoint.again() <= 8,
         "{} answers were asked for again",
@@ -269,7 +269,7 @@ print('port', port, flush=True)
 sys.stdin.read()
 ";
 
-/// moto's S3 on loopback, with a bucket `jobs`; `None` where no Python has it.
+/// Starts moto's S3 on loopback, with a bucket `jobs`; `None` if no Python has it.
 fn moto() -> Option<(common::Running, Vec<(String, String)>)> {
     let python = std::env::var("LLINK_PYTHON").unwrap_or_else(|_| "python3".into());
     let can = Command::new(&python).args(["-c", "import moto.server"]).output();
@@ -284,7 +284,7 @@ fn moto() -> Option<(common::Running, Vec<(String, String)>)> {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    // What else it says on its start is of no interest.
+    // The other messages of its start are not read.
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let port = lines
         .find_map(|line| line.unwrap().strip_prefix("port ").map(str::to_owned))
@@ -332,14 +332,14 @@ fn the_same_job_reads_from_and_writes_to_an_object_store() {
     assert!(run(&["submit", "s3.toml", "--state", "s3-state"]).contains("succeeded in"));
     assert!(run(&["submit", "s3.toml", "--state", "s3-state"]).contains("nothing to do"));
     assert!(run(&["verify", "s3://jobs/out"]).contains("all as the manifests say"));
-    // The rows are those of the job on the local disk, bit by bit: the source has the same name.
+    // The rows equal those of the job on the local disk, because the source has the same name.
     let query = "select sum(id % 1000003) as ids, count(*) as n from pairs_train";
     let there = run(&["inspect", "s3://jobs/out", "--sql", query]);
     assert_eq!(there, place.ok(&["inspect", "out", "--sql", query]));
     assert!(there.contains("1200"), "{there}");
 }
 
-/// Files below a folder: those of a name, or all.
+/// Returns the files below a folder, all or those with a name.
 fn walk(folder: &std::path::Path, name: &str) -> Vec<std::path::PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap().flatten() {
@@ -353,7 +353,7 @@ fn walk(folder: &std::path::Path, name: &str) -> Vec<std::path::PathBuf> {
     found
 }
 
-/// Serves one file to who asks with the right query, by GET alone, and takes note of nothing.
+/// Serves one file to requests with the right query, by GET alone.
 fn signed_file(query: &'static str, content: Vec<u8>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -402,7 +402,7 @@ fn signed_file(query: &'static str, content: Vec<u8>) -> String {
     url
 }
 
-/// A corpus of a hundred pairs as TSV.
+/// Returns a corpus of a hundred pairs as TSV.
 fn hundred_pairs() -> String {
     let words = [
         "river", "boat", "market", "rice", "school", "teacher", "water", "child", "house", "road",
@@ -455,7 +455,7 @@ fn a_signed_url_is_read_and_its_signature_is_nowhere() {
         let holds = content.windows(SECRET.len()).any(|part| part == SECRET.as_bytes());
         assert!(!holds, "the signature is in {}", file.display());
     }
-    // With a new signature it is the same job, and nothing is done again.
+    // With a new signature it is the same job, and nothing is computed again.
     let again = format!("{url}/corpora/km.tsv?sv=2024&sig=5ecretsignature&se=2030");
     std::fs::write(place.path("job.toml"), own_corpus(&format!("{again:?}"))).unwrap();
     let plan = place.ok(&["submit", "job.toml", "--dry-run"]);

@@ -1,4 +1,4 @@
-//! What `submit --dry-run` tells of a job, before and after anything of it has run.
+//! The plan that `submit --dry-run` shows, before and after parts of the job have run.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -8,7 +8,7 @@ use common::{Place, SMALL, eventually};
 /// The job file that comes with llink.
 const SHIPPED: &str = include_str!("../../job.toml");
 
-/// State of each stage, in order.
+/// Returns the state of each stage, in order.
 fn states(plan: &str) -> Vec<(String, String)> {
     let plan: serde_json::Value = serde_json::from_str(plan.trim()).unwrap();
     let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();

@@ -35,7 +35,7 @@ fn a_job_runs_end_to_end_and_again_does_nothing() {
         before
     );
 
-    // Another job beside it shares what has the same key.
+    // Another job with this output shares the stages with the same key.
     let longer = SMALL.replace("steps = 60", "steps = 70");
     std::fs::write(place.path("longer.toml"), longer).unwrap();
     let plan = place.ok(&["submit", "longer.toml", "--dry-run"]);
@@ -50,7 +50,7 @@ fn a_job_runs_end_to_end_and_again_does_nothing() {
         .collect();
     assert_eq!(states, ["cached", "cached", "cached", "cached", "done", "done", "done"]);
 
-    // Looking works without a coordinator too.
+    // The commands that only read work without a coordinator too.
     let list = place.ok(&["list"]);
     assert_eq!(list.lines().count(), 2, "{list}");
     assert!(list.contains("small-") && list.contains("succeeded"), "{list}");

@@ -1,11 +1,11 @@
-//! What llink makes of its environment: variables that are empty, and variables that are meant for a cluster.
+//! How llink treats its environment variables, both empty ones and those that are meant for a cluster.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
 use common::{BINARY, Place, SMALL, text};
 
-/// Every variable that some option of this program is set by, as its help pages say.
+/// Returns every variable that sets some option of this program, according to its help pages.
 fn variables() -> Vec<String> {
     let help = |args: &[&str]| text(&std::process::Command::new(BINARY).args(args).output().unwrap());
     let commands = help(&["--help"]);

@@ -1,4 +1,4 @@
-//! A job with Stage B leaves a bundle; `generate` answers from it, and so does the model card's own Python.
+//! A job with Stage B writes a bundle, from which `generate` and the model card's own Python answer.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod common;
@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use common::{Place, text};
 use serde_json::Value;
 
-/// A job whose Stage B takes seconds, with all that Stage A can fit.
+/// A job whose Stage B takes seconds, with everything that Stage A can fit.
 const WITH_STAGE_B: &str = "
 name = \"bundled\"
 recipe = \"sharp\"
@@ -49,7 +49,7 @@ decoder = \"somebody/tiny-decoder\"
 license = \"apache-2.0\"
 ";
 
-/// Where the job's bundle lies, from the place's folder.
+/// Returns the path of the job's bundle, relative to the place's folder.
 fn bundle(place: &Place) -> String {
     let report: Value = serde_json::from_slice(&std::fs::read(place.path("out/report.json")).unwrap()).unwrap();
     format!("out/{}", report["bundle"].as_str().unwrap())
@@ -63,7 +63,7 @@ fn piped(place: &Place, args: &[&str], input: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The rows of a file of JSON lines.
+/// Returns the rows of a JSON Lines file.
 fn rows(path: PathBuf) -> Vec<Value> {
     let content = std::fs::read_to_string(path).unwrap();
     content
@@ -101,7 +101,8 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
     }
     assert!(place.path(&folder).join("statistics.safetensors").is_file());
 
-    // The encoder is asked alone here and in a batch there: its vectors agree to rounding, so most answers are the same.
+    // The encoder reads one text here and a batch there, so its vectors agree to rounding, and most answers are the
+    // same.
     let evaluated = std::fs::read_dir(place.path("out/evaluate"))
         .unwrap()
         .next()
@@ -121,7 +122,7 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
         "{equal} of 4 answers are those that were evaluated: {answered:#?}"
     );
 
-    // One text, from the command line, a pipe, in a dialogue.
+    // A single text comes from the command line, a pipe and a dialogue.
     let (foreign, instruction) = (
         evaluated[0]["foreign"].as_str().unwrap(),
         evaluated[0]["instruction"].as_str().unwrap(),
@@ -141,7 +142,7 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
         "the text is read once, and never again: {heard}"
     );
 
-    // A batch that was stopped goes on, and one with other settings is not mixed with it.
+    // A batch that was stopped continues, and one with other settings is not mixed with it.
     let whole = std::fs::read_to_string(place.path("answers.jsonl")).unwrap();
     std::fs::write(place.path("answers.jsonl"), &whole[..whole.len() - 30]).unwrap();
     assert!(
@@ -157,7 +158,7 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
     .unwrap();
     faulty_lines_cost_no_others_their_answer(&place, &ask, foreign);
 
-    // What is wrong is said.
+    // Errors are reported.
     assert!(
         place
             .fails(2, &[&ask[..], &["--task", "rhyme", foreign]].concat())
@@ -198,7 +199,7 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
     the_cards_python_answers_alike(&place, &folder, foreign, instruction, answer.trim_end());
 }
 
-/// Marks, white space, Python's own JSON and lines with nothing to read, in each way of giving many texts.
+/// Tests byte order marks, white space, Python's own JSON and lines without text, in each way of giving many texts.
 fn faulty_lines_cost_no_others_their_answer(place: &Place, ask: &[&str], foreign: &str) {
     let quoted = Value::from(foreign).to_string();
     let lines = [
@@ -227,7 +228,7 @@ fn faulty_lines_cost_no_others_their_answer(place: &Place, ask: &[&str], foreign
     let found = rows(place.path("faulty.out"));
     let generated: Vec<bool> = found.iter().map(|row| row["generated"].is_string()).collect();
     assert_eq!(generated, [true, false, false, false, true]);
-    // It goes on after a stop, over faulty lines too.
+    // The run continues after a stop, also over faulty lines.
     let kept: String = answers.lines().take(3).map(|line| format!("{line}\n")).collect();
     std::fs::write(place.path("faulty.out"), kept).unwrap();
     assert!(place.ok(&batch).contains("2 answers"));
@@ -297,7 +298,7 @@ fn the_cards_python_answers_alike(place: &Place, folder: &str, foreign: &str, in
     );
     let (code, _) = code.split_once("\nprint(").unwrap();
     let code = code.replace("max_new_tokens=128", "max_new_tokens=12");
-    // A string is written in JSON as in Python.
+    // A string has the same form in JSON and in Python.
     let (foreign, instruction) = (Value::from(foreign), Value::from(instruction));
     let ask =
         format!("\nimport sys\nsys.stdout.reconfigure(encoding='utf-8')\nprint(answer({foreign}, {instruction}))\n");
@@ -316,6 +317,6 @@ fn the_plan_knows_the_tiny_models_that_are_shipped() {
     let files = SHIPPED_ENCODER.iter().chain(&SHIPPED_DECODER);
     let bytes: Vec<u8> = files.flat_map(|(_, content)| content.iter().copied()).collect();
     let found = llink_datasets::manifest::sha256_hex(&bytes);
-    // Other models are another input: what was made with the old ones must not pass for theirs.
+    // Other models are another input: results of the old ones must not pass for theirs.
     assert_eq!(&found[..16], llink_coord::plan::TINY_MODELS_STAMP);
 }

@@ -1,4 +1,4 @@
-//! What breaks, and what it costs.
+//! Faults in the middle of a job, and what they cost.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use common::{Place, SMALL, eventually, figure, signal, workers_of};
 
-/// Long enough in every stage to be caught in the middle of it.
+/// Returns a job that is long enough to be interrupted in every stage.
 fn longer() -> String {
     SMALL
         .replace("train_pairs = 1200", "train_pairs = 4000")

@@ -1,4 +1,4 @@
-//! `docs/job-file.md` is made from the job file's own types: the doc comment of each key, and the value that it has when it is left out.
+//! Checks that `docs/job-file.md` matches the job file's own types: the doc comment and the default of each key.
 //!
 //! `LLINK_BLESS=1 cargo test --release -p llink-coord --test job_reference` writes the page anew.
 #![allow(clippy::unwrap_used)]
@@ -9,7 +9,7 @@ use std::path::Path;
 use llink_coord::job::parse;
 use serde_json::Value;
 
-/// A table of the job file: its name, what it is for, and the struct with its keys.
+/// A table of the job file: its name, its source file, and the struct with its keys.
 struct Section {
     name: &'static str,
     file: &'static str,
@@ -38,7 +38,7 @@ const fn section(name: &'static str, file: &'static str, of: &'static str) -> Se
     Section { name, file, of }
 }
 
-/// A job that names every table, so that each key without a value of its own shows its default.
+/// A job that names every table, so that each optional key shows its default.
 const EVERY_TABLE: &str = r#"
 [corpus]
 source = "sample"
@@ -105,7 +105,7 @@ fn page() -> String {
     page
 }
 
-/// A default as TOML writes it; nothing for a table, which has a section of its own.
+/// Formats a default as TOML; empty for a table, which has its own section.
 fn shown(value: &Value) -> String {
     match value {
         Value::Object(_) | Value::Null => String::new(),
@@ -118,7 +118,7 @@ fn source(section: &Section) -> String {
     std::fs::read_to_string(path).unwrap()
 }
 
-/// The doc comment of the section's struct.
+/// Returns the doc comment of the section's struct.
 fn description(section: &Section) -> String {
     let source = source(section);
     let opening = format!("pub struct {} {{", section.of);
@@ -132,7 +132,7 @@ fn description(section: &Section) -> String {
     plain(&lines.join(" "))
 }
 
-/// The section's keys in their order, each with its doc comment in one line.
+/// Returns the section's keys in order, each with its doc comment on one line.
 fn keys(section: &Section) -> Vec<(String, String)> {
     let source = source(section);
     let opening = format!("pub struct {} {{", section.of);
@@ -149,7 +149,7 @@ fn keys(section: &Section) -> Vec<(String, String)> {
     found
 }
 
-/// A doc comment without rustdoc's links.
+/// Returns a doc comment without rustdoc's links.
 fn plain(doc: &str) -> String {
     doc.replace("[`", "`").replace("`]", "`")
 }

@@ -1,4 +1,4 @@
-//! A judge on loopback that speaks the protocol prefers answers; the report says whose, in tables and on a page.
+//! A judge on loopback prefers answers. The report shows whose, in tables and on a page.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -48,7 +48,7 @@ examples = 5
 attempts = 2
 ";
 
-/// Serves verdicts for ever; its URL, and how often it was asked. `judge` is given answers A and B.
+/// Serves verdicts, and returns the URL and the number of requests. `judge` gets answers A and B.
 fn serve(judge: fn(&str, &str) -> &'static str) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/v1", listener.local_addr().unwrap());
@@ -109,7 +109,7 @@ fn judgements(place: &Place) -> Vec<Value> {
 
 #[test]
 fn answers_are_judged_in_both_orders_and_the_report_counts_them() {
-    // Takes the answer whose text is greater, wherever it stands.
+    // This judge takes the answer whose text is greater, in either position.
     let (url, asked) = serve(|a, b| match a.cmp(b) {
         std::cmp::Ordering::Greater => "A",
         std::cmp::Ordering::Less => "B.",
@@ -149,7 +149,7 @@ fn answers_are_judged_in_both_orders_and_the_report_counts_them() {
     assert!(page.matches("<svg").count() >= 7, "curves of both trainings");
     assert!(!page.contains("http://") || page.matches("http://").count() == page.matches("http://www.w3.org/").count());
 
-    // What was judged once is not asked again, and a judge who always takes the first prefers nobody.
+    // Earlier judgments are not asked for again, and a judge who always takes the first answer prefers neither side.
     let slots = found
         .iter()
         .map(|row| row["ours"].as_str().unwrap().to_owned())

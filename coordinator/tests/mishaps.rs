@@ -1,4 +1,5 @@
-//! What people meet: a connection that breaks, a job that was corrected, a damaged database, files that others could read.
+//! Mishaps of users: a connection that breaks, a job that was corrected, a damaged database, files that others could
+//! read.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -35,7 +36,7 @@ fn when_the_connection_breaks_the_job_goes_on_and_the_advice_follows_it() {
             .contains("running")
             .then_some(())
     });
-    // It is killed while no worker is there: the job can't have ended.
+    // The coordinator is killed while it has no worker, so the job can't have ended.
     drop(coordinator);
     let output = submit.wait_with_output().unwrap();
     let said = text(&output);

@@ -1,4 +1,4 @@
-//! Instructions whose texts all lie on the training side: what the error says, and that its advice works to the end.
+//! Instructions whose texts are all on the training side: the error's text, and a run that follows its advice.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -43,7 +43,7 @@ answers = 4
 max_answer_tokens = 4
 ";
 
-/// 420 pairs, and two instructions about each of those that are trained on.
+/// Writes 420 pairs, and two instructions about each training pair.
 fn write_corpus(place: &Place) {
     let share = Share {
         train_rows: 300,

@@ -1,4 +1,4 @@
-//! What an operator does: serve beyond loopback, make certificates and tokens, look at health and metrics, back up.
+//! The work of an operator: serve beyond loopback, make certificates and tokens, check health and metrics, back up.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -13,7 +13,7 @@ fn free_address() -> String {
     taken.local_addr().unwrap().to_string()
 }
 
-/// Where a started `serve` listens.
+/// Returns the address of a started `serve`.
 fn url_of(serve: &Running) -> String {
     eventually("the server is up", || {
         let log = serve.log();
@@ -107,7 +107,7 @@ fn keys_and_tokens_are_for_their_owner_alone_and_an_authority_signs_again() {
         .map(|s| s["metadata"]["name"].as_str().unwrap())
         .collect();
     assert_eq!(names, ["llink-coordinator-tls", "llink-worker-tls"]);
-    // Keys of one kind begin alike; what tells them apart is further on.
+    // Keys of one kind begin alike and differ further on.
     let authority = std::fs::read_to_string(place.path("certs/ca.key")).unwrap();
     let secret_part = &authority.lines().nth(2).unwrap()[..20];
     assert!(
@@ -257,7 +257,7 @@ fn a_whole_job_runs_over_mutual_tls_with_workers_that_joined_by_certificate_and_
         "{audit}"
     );
 
-    // The job is over: the worker that was told to leave when idle does, with success.
+    // The job is over, so a worker that should leave when idle ends with success.
     let ended = eventually("the idle worker ends", || workers[1].child.try_wait().unwrap());
     assert!(ended.success(), "{}", workers[1].log());
     signal(workers[0].child.id(), "-TERM");
@@ -272,7 +272,7 @@ fn get(address: &str, path: &str) -> String {
     answer
 }
 
-/// Every metric is explained in the run book, and every one that an alert asks for is there.
+/// Checks that the run book explains every metric, and that every metric of an alert exists.
 fn documented(scraped: &str) {
     let types = scraped.lines().filter_map(|l| l.strip_prefix("# TYPE "));
     let names: Vec<&str> = types
@@ -339,7 +339,7 @@ fn a_backup_taken_while_jobs_run_restores_them_elsewhere() {
         "the job goes on from the backup: {followed}"
     );
 
-    // Through a pipe, as out of a pod and into one.
+    // A pipe copies the backup, as out of a pod and into one.
     let piped = place.run(&["backup", "-"]);
     assert!(piped.status.success(), "{piped:?}");
     std::fs::write(place.path("piped.db"), piped.stdout).unwrap();
@@ -364,7 +364,7 @@ fn a_backup_taken_while_jobs_run_restores_them_elsewhere() {
 fn a_state_of_an_older_version_is_brought_up_to_date() {
     let place = Place::new(SMALL);
     place.ok(&["submit", "job.toml"]);
-    // As version 2 left it: without the tables that version 3 brought, and the column of version 4.
+    // The database is as version 2 left it: without the tables of version 3 and the column of version 4.
     let python = "import sqlite3; c = sqlite3.connect('.llink/state.db'); c.executescript('DROP TABLE owners; \
                   DROP TABLE used_tokens; ALTER TABLE stages DROP COLUMN claim; PRAGMA user_version = 2')";
     let made = std::process::Command::new("python3")
@@ -380,7 +380,7 @@ fn a_state_of_an_older_version_is_brought_up_to_date() {
     assert!(again.contains("nothing to do"), "{again}");
 }
 
-/// What a coordinator notes in its state directory: process, URL, and the token of its own user.
+/// Returns the entries of the coordinator's file in the state directory: process, URL, and the token of its own user.
 fn endpoint(place: &Place) -> Vec<String> {
     let text = eventually("the endpoint file", || {
         std::fs::read_to_string(place.path(".llink/coordinator.endpoint")).ok()
@@ -402,7 +402,7 @@ fn a_local_submit_serves_its_own_user_alone() {
         .permissions()
         .mode();
     assert_eq!(mode & 0o777, 0o600);
-    // Its workers have come, and their arguments, which every user of the machine sees, do not give the token away.
+    // Its workers have joined, and the token is not in their arguments, which every user of the machine sees.
     eventually("the worker is at work", || {
         place.ok(&["list"]).contains("running").then_some(())
     });
@@ -415,7 +415,7 @@ fn a_local_submit_serves_its_own_user_alone() {
     }
     // Commands of the same user find it, by the state directory and by its URL.
     assert!(place.ok(&["list", "--coordinator", url]).contains("running"));
-    // Who cannot read the state directory gets nowhere, neither as a person nor as a worker.
+    // A caller who cannot read the state directory is refused, both as a person and as a worker.
     let stranger = Place::new(SMALL);
     for args in [
         &["list", "--coordinator", url][..],
@@ -438,7 +438,7 @@ fn a_local_submit_serves_its_own_user_alone() {
     }
 }
 
-/// What a hostile worker reports, to a `serve` on loopback that a job was submitted to.
+/// Reports as a hostile worker would, to a `serve` on loopback that has a job.
 fn report_failures(url: &str, text: &str) {
     use llink_proto::worker_service_client::WorkerServiceClient;
     use llink_proto::{
@@ -566,7 +566,7 @@ fn connections_that_speak_no_http2_are_closed_within_seconds() {
 #[test]
 fn running_out_of_descriptors_is_said_and_survived() {
     let place = Place::new(SMALL);
-    // The lowest number that is free when it does nothing, and a few more.
+    // The limit is the lowest number that is free when it is idle, plus a few.
     let idle = place.start(&["serve", "--listen", "127.0.0.1:0"]);
     url_of(&idle);
     let folder = std::path::PathBuf::from(format!("/proc/{}/fd", idle.child.id()));
@@ -604,7 +604,7 @@ fn running_out_of_descriptors_is_said_and_survived() {
         std::thread::sleep(std::time::Duration::from_millis(20));
         serve.log().contains("no connection can be accepted").then_some(())
     });
-    // It waits: what it spends in a second is a small part of one.
+    // The coordinator waits, so it uses a small part of a second.
     let spent = || {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", serve.child.id())).unwrap();
         let (_, rest) = stat.rsplit_once(") ").unwrap();

@@ -1,4 +1,4 @@
-//! Jobs that share stages: on one coordinator, and as processes of their own on one output.
+//! Jobs that share stages, on one coordinator, and as separate processes with one output.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
@@ -64,7 +64,7 @@ fn ended(child: Child) -> Output {
     child.wait_with_output().unwrap()
 }
 
-/// How often each shard was given to a worker to embed, over all jobs that a state knows.
+/// Returns how many times each shard was leased for embedding, over all jobs in a state.
 fn embedded(place: &Place, reach: &[&str]) -> Vec<String> {
     let list = place.ok(&[&["list", "--json"], reach].concat());
     let mut found = Vec::new();
@@ -93,7 +93,7 @@ fn once(mut shards: Vec<String>) {
     let all = shards.len();
     shards.dedup();
     assert_eq!(shards.len(), all, "a shard was embedded twice: {shards:?}");
-    // 8 shards of training pairs and one held out: through two models, and their English through the encoder.
+    // There are 8 shards of training pairs and one held out, through two models, and their English through the encoder.
     assert_eq!(all, 27, "{shards:?}");
 }
 
@@ -177,7 +177,7 @@ fn processes_of_their_own_on_one_output_share_what_is_the_same() {
     place.ok(&["verify", "out"]);
 }
 
-/// What `list` says of a state that may be about to be made.
+/// Returns the output of `list` for a state that may not exist yet.
 fn listed(place: &Place, state: &str) -> String {
     text(&place.run(&["list", "--state", state]))
 }

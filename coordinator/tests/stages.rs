@@ -1,4 +1,4 @@
-//! What counts as done: a stage whose files are there, a job whose report is written.
+//! When a stage or a job counts as done: its files exist, and its report is written.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use common::{Place, SMALL, text};
 
-/// How each stage of the last `submit --json` ended.
+/// Returns how each stage of the last `submit --json` ended.
 fn states(json: &str) -> Vec<(String, String)> {
     let last: serde_json::Value = serde_json::from_str(json.trim().lines().last().unwrap()).unwrap();
     let word = |stage: &serde_json::Value, name: &str| stage[name].as_str().unwrap().to_owned();
@@ -20,7 +20,7 @@ fn computed(json: &str) -> Vec<String> {
     done.map(|(stage, _)| stage).collect()
 }
 
-/// The first artifact of a stage whose path ends so.
+/// Returns the first artifact of a stage whose path has this ending.
 fn artifact(place: &Place, stage: &str, end: &str) -> PathBuf {
     let artefacts = place.artefacts(&[stage]);
     let found = artefacts.into_iter().find(|(path, _)| path.ends_with(end));
@@ -32,7 +32,7 @@ fn a_deleted_stage_is_computed_again_and_exit_code_0_means_that_its_files_are_th
     let place = Place::new(SMALL);
     place.ok(&["submit", "job.toml"]);
     let first = place.artefacts(&["shard", "models", "embed", "export"]);
-    // What the error texts advise: the stage's folder is deleted, the job submitted again.
+    // This follows the advice of the error texts: delete the stage's folder and submit the job again.
     for stage in ["align", "shard"] {
         std::fs::remove_dir_all(place.path("out").join(stage)).unwrap();
         let said = place.ok(&["submit", "job.toml", "--json"]);
@@ -82,7 +82,7 @@ fn another_state_directory_trusts_the_files_and_not_what_the_first_one_remembers
 #[test]
 fn a_report_that_cannot_be_written_is_an_error_and_writing_it_later_costs_nothing() {
     let place = Place::new(SMALL);
-    // Where report.json is to go, something else stands.
+    // A folder is in the place of report.json.
     std::fs::create_dir_all(place.path("out/report.json/in-the-way")).unwrap();
     let said = place.fails(4, &["submit", "job.toml"]);
     assert!(

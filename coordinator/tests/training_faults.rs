@@ -1,4 +1,4 @@
-//! Training that loses its ranks, its coordinator, its checkpoints and its senses.
+//! Training that loses ranks, its coordinator or its checkpoints, or whose loss diverges.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
@@ -71,7 +71,7 @@ impl Cluster {
         self.place.ok(&["logs", &self.id, "--coordinator", &self.url])
     }
 
-    /// Steps done so far; `None` once the job has ended.
+    /// Returns the number of steps so far; `None` once the job has ended.
     fn steps(&self) -> Option<u64> {
         let job = self.job();
         (job["state"] == "running").then(|| match align_of(&job) {
@@ -82,7 +82,7 @@ impl Cluster {
     }
 }
 
-/// Stage A in a job as `get --json` shows it.
+/// Returns Stage A of a job from `get --json`.
 fn align_of(job: &serde_json::Value) -> &serde_json::Value {
     let mut stages = job["stages"].as_array().unwrap().iter();
     stages.find(|stage| stage["stage"] == "align").unwrap()
@@ -96,7 +96,7 @@ fn training_survives_ranks_that_are_killed_or_stopped_at_random() {
     let mut cluster = Cluster::new(&job, 3);
     let (mut kills, mut stops, mut slowest) = (0, 0, Duration::ZERO);
     for fault in 0..FAULTS {
-        // Somewhere in this fault's share of the training.
+        // The fault comes at a random step in its share of the training.
         let at = fault * steps / (FAULTS + 1) + random.below(steps / (FAULTS + 1)) + 1;
         eventually("training goes on", || {
             let done = cluster.steps().expect("the job ended before its faults did");
@@ -117,7 +117,7 @@ fn training_survives_ranks_that_are_killed_or_stopped_at_random() {
             let took = began.elapsed();
             slowest = slowest.max(took);
             assert!(took < Duration::from_secs_f64(LEASE_S + 3.0), "given up after {took:?}");
-            // It comes late, with an old generation, and is turned away; then it may join the next.
+            // The process continues late with an old generation and is refused. Then it may join the next one.
             signal(pid, "-CONT");
         } else {
             kills += 1;
@@ -144,7 +144,7 @@ fn training_survives_ranks_that_are_killed_or_stopped_at_random() {
     );
     assert!(generations > FAULTS as usize / 2, "{logs}");
     assert!(effective > 0.0 && effective <= 1.0);
-    // Every step counts once, and nothing else was learnt than without faults.
+    // Every step counts once, and the result is that of a run without faults.
     let trained = trained_steps(&cluster.place);
     assert_eq!(
         trained.iter().map(|(step, _)| *step).collect::<Vec<_>>(),
@@ -167,7 +167,7 @@ fn training_survives_ranks_that_are_killed_or_stopped_at_random() {
     assert!((with - without).abs() < 2e-2, "{with} {without}");
 }
 
-/// Files of the checkpoints in a place, oldest first.
+/// Returns the checkpoint files in a place, oldest first.
 fn checkpoints(place: &Place, ending: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for stage in std::fs::read_dir(place.path("out/align"))
@@ -190,7 +190,7 @@ fn checkpoints(place: &Place, ending: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Starts a job and cancels it in the middle of training; what it said.
+/// Starts a job, cancels it in the middle of training, and returns its output.
 fn cancelled(place: &Place) -> String {
     let mut submit = place.start(&["submit", "job.toml"]);
     let id = eventually("training is under way", || {
@@ -216,7 +216,7 @@ fn a_cancelled_training_saves_first_and_goes_on_to_the_same_bits_past_damaged_ch
     let newest = states.last().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
     let steps: u64 = newest["step-".len()..][..9].parse().unwrap();
     println!("saved after {steps} steps");
-    // The newest is cut short, the one before it has one bit turned: the third is whole.
+    // The newest is cut short, the one before it has a flipped bit, and the third is whole.
     assert!(states.len() >= 3, "{states:?}");
     let [.., before, newest] = &states[..] else { panic!() };
     let content = std::fs::read(newest).unwrap();

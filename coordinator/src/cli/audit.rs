@@ -1,4 +1,4 @@
-//! `audit`: who did what, from the log that `serve` writes.
+//! The `audit` command shows who did what, from the log that `serve` writes.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -15,25 +15,25 @@ pub(super) struct Audit {
     /// Directory of the state store, whose audit.jsonl is read.
     #[arg(long, env = "LLINK_STATE", value_name = "DIR", default_value = ".llink")]
     state: PathBuf,
-    /// The log, where it is not there.
+    /// The log file, if it is not in the state directory.
     #[arg(long, env = "LLINK_AUDIT", value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Refused calls alone.
+    /// Show refused calls only.
     #[arg(long)]
     denied: bool,
-    /// Of one person or worker.
+    /// Show only the calls of this person or worker.
     #[arg(long, value_name = "NAME")]
     who: Option<String>,
-    /// About one job or worker.
+    /// Show only the calls about this job or worker.
     #[arg(long, value_name = "ID")]
     about: Option<String>,
-    /// The last so many.
+    /// How many of the last entries to show.
     #[arg(long, default_value_t = 100)]
     last: usize,
 }
 
 impl Audit {
-    /// Prints the entries as they stand in the log.
+    /// Prints the entries as they are in the log.
     pub(super) fn run(&self) -> Result<(), Failed> {
         let file = self.file.clone().unwrap_or_else(|| self.state.join("audit.jsonl"));
         if !file.exists() {
@@ -59,7 +59,7 @@ impl Audit {
     fn read(&self, file: &Path, found: &mut VecDeque<String>) -> std::io::Result<()> {
         for line in BufReader::new(File::open(file)?).lines() {
             let line = line?;
-            // One that was cut off by a full disk tells nothing.
+            // An entry that a full disk cut off is not valid JSON and is skipped.
             if serde_json::from_str(&line).is_ok_and(|entry| self.asked_for(&entry)) {
                 found.push_back(line);
                 if found.len() > self.last {

@@ -1,4 +1,4 @@
-//! `certs` and `token`: a private authority for trials, and tokens.
+//! The `certs` and `token` commands make a private certificate authority for trials, and tokens.
 
 use std::fs::File;
 use std::io::Write;
@@ -11,39 +11,40 @@ use crate::serve::access::{Role, Token, TokenUse};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Certs {
-    /// Where the authority and the certificates go. An authority that lies there already signs again.
+    /// Folder of the authority and the certificates. An existing authority is used again.
     dir: PathBuf,
-    /// A further name or address under which the coordinator is reached; again for more.
+    /// A further name or address of the coordinator; may be given several times.
     #[arg(long, value_name = "NAME")]
     name: Vec<String>,
-    /// Days that certificates last (the authority: ten times as long).
+    /// Days that certificates last. The authority lasts ten times as long.
     #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
     days: u32,
-    /// A certificate for a person, beside those of the coordinator, the workers and one administrator; again for more.
+    /// Make a certificate for this person too, beside the coordinator, the workers and one administrator; may be given
+    /// several times.
     #[arg(long, value_name = "NAME:ROLE")]
     user: Vec<String>,
     /// Print Kubernetes Secrets for `kubectl apply -f -`.
     #[arg(long)]
     kubernetes: bool,
-    /// The namespace of those.
+    /// The namespace of the Secrets.
     #[arg(long, default_value = "llink")]
     namespace: String,
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct MakeToken {
-    /// The file of hashed tokens that `serve --tokens` reads; the new one is added.
+    /// The file of hashed tokens that `serve --tokens` reads. The new token is added.
     file: PathBuf,
-    /// Whose it is.
+    /// The name of the token's owner.
     #[arg(long)]
     name: String,
-    /// read, submit, administer or worker.
+    /// The role: read, submit, administer or worker.
     #[arg(long)]
     role: Role,
-    /// Days that it counts; 0: it does not run out.
+    /// Days that the token is valid; 0: without end.
     #[arg(long, default_value_t = 90)]
     days: u32,
-    /// It lets one worker process join, and no other.
+    /// Let only one worker process join with the token.
     #[arg(long)]
     once: bool,
 }
@@ -53,7 +54,7 @@ fn usage(text: impl Into<String>) -> Failed {
 }
 
 impl MakeToken {
-    /// Adds the hash to the file and prints the token, once.
+    /// Adds the hash to the file and prints the token once.
     pub(super) fn run(&self) -> Result<(), Failed> {
         let lasts = (self.days > 0).then(|| time::Duration::days(i64::from(self.days)));
         let uses = if self.once { TokenUse::Once } else { TokenUse::Any };
@@ -70,7 +71,7 @@ impl MakeToken {
 }
 
 impl Certs {
-    /// Makes what is missing of the authority, then certificates.
+    /// Makes the missing parts of the authority, then certificates.
     pub(super) fn run(&self) -> Result<(), Failed> {
         let mut users = vec![("admin".to_owned(), Role::Administer)];
         for user in &self.user {
@@ -144,7 +145,7 @@ fn write_all(dir: &Path, made: &Made) -> Result<(), Failed> {
     }
     for (name, content, mode) in files {
         let path = dir.join(&name);
-        // Beside, then renamed: whoever reads it meanwhile sees the old one or the new one.
+        // The file is written beside and renamed, so a reader sees the old one or the new one.
         let beside = dir.join(format!(".{name}.new"));
         let _ = std::fs::remove_file(&beside);
         let mut options = File::options();

@@ -1,4 +1,4 @@
-//! Reaching a coordinator: by its URL, or through the state directory it uses.
+//! Connects to a coordinator, by its URL or through the state directory that it uses.
 
 use llink_proto::job_service_client::JobServiceClient;
 use llink_proto::reach::{Connection, Credentials, with_causes};
@@ -27,20 +27,20 @@ pub(super) async fn connect(url: &str, credentials: &Credentials) -> Result<Clie
     Ok(JobServiceClient::with_interceptor(channel, caller).max_decoding_message_size(serve::MAX_MESSAGE_BYTES))
 }
 
-/// The coordinator that was named, or the one that uses the state directory now; `None` if nobody does.
+/// Returns the coordinator that was named, or the one that uses the state directory now; `None` if there is neither.
 pub(super) async fn find(reach: &Reach) -> Result<Option<Client>, Failed> {
     if let Some(url) = &reach.coordinator {
         return connect(url, &reach.credentials(url)).await.map(Some);
     }
     match Endpoint::read(&reach.state) {
-        // It may have stopped a moment ago.
+        // The coordinator may have just stopped.
         Some(Endpoint { url, .. }) => Ok(connect(&url, &for_own(&url, reach.credentials(&url))).await.ok()),
         None => Ok(None),
     }
 }
 
-/// What is shown to the coordinator that uses the state directory. Certificates that an environment names for a cluster are
-/// not for one that speaks plain text.
+/// Returns the credentials for the coordinator that uses the state directory. Certificates in the environment are for a
+/// cluster, and not for a coordinator without TLS.
 fn for_own(url: &str, credentials: Credentials) -> Credentials {
     match url.starts_with("http://") {
         true => Credentials {
@@ -52,7 +52,7 @@ fn for_own(url: &str, credentials: Credentials) -> Credentials {
     }
 }
 
-/// Like [`find`], for commands that need somebody there.
+/// Like [`find`], but a missing coordinator is an error.
 pub(super) async fn require(reach: &Reach) -> Result<Client, Failed> {
     find(reach).await?.ok_or_else(|| {
         Failed::new(
@@ -65,7 +65,7 @@ pub(super) async fn require(reach: &Reach) -> Result<Client, Failed> {
     })
 }
 
-/// Whether a call ended because of what lies between here and the coordinator, and not by its word.
+/// Returns true if a call failed because of the connection, and not by the coordinator's answer.
 pub(super) fn is_of_the_connection(status: &Status) -> bool {
     let by_its_word = status.metadata().contains_key(serve::FAILURE_KIND_KEY);
     let may_be = matches!(
@@ -75,7 +75,7 @@ pub(super) fn is_of_the_connection(status: &Status) -> bool {
     may_be && !by_its_word
 }
 
-/// A refusal as a failed command.
+/// Turns a refusal into a failed command.
 pub(super) fn refused(status: &Status) -> Failed {
     if is_of_the_connection(status) {
         let text = format!("the connection to the coordinator broke ({})", status.message());
@@ -94,7 +94,7 @@ pub(super) fn refused(status: &Status) -> Failed {
     Failed::new(exit, status.message())
 }
 
-/// A job's failure as a failed command.
+/// Turns a job's failure into a failed command.
 pub(super) fn job_failed(failure: &Failure) -> Failed {
     Failed::new(exit_of(failure.kind()), failure.text.clone())
 }

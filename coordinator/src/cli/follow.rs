@@ -1,4 +1,4 @@
-//! Following a job to its end.
+//! Follows a job to its end.
 
 use llink_proto::{Job, JobState, WatchRequest};
 use tonic::Status;
@@ -13,8 +13,8 @@ pub(super) struct Ended {
     pub(super) job: Job,
 }
 
-/// Shows the job as it goes; `seen` is told of each change. `left` says what becomes of the job when the connection breaks,
-/// and how it is followed again.
+/// Shows the job while it runs, and calls `seen` at each change. `left` says what becomes of the job when the
+/// connection breaks, and how to follow it again.
 pub(super) async fn follow(
     client: &mut Client,
     id: &str,
@@ -61,12 +61,12 @@ fn ended_by(status: &Status, left: &str) -> Failed {
     }
 }
 
-/// What becomes of a job whose coordinator is reached with `options`.
+/// Says what becomes of a job whose coordinator is reached with `options`.
 pub(super) fn goes_on(id: &str, options: &str) -> String {
     format!("The job goes on where its coordinator runs: `llink-coord watch {id}{options}` follows it")
 }
 
-/// The report of a job that succeeded, or why it did not.
+/// Prints the report of a job that succeeded, or returns the failure.
 pub(super) fn conclude(ended: &Ended, style: Style) -> Result<(), Failed> {
     let job = &ended.job;
     match job.state() {

@@ -1,4 +1,4 @@
-//! `backup`, `restore` and `health`: what an operator does to a coordinator.
+//! The `backup`, `restore` and `health` commands, for the operator of a coordinator.
 
 use std::fs::File;
 use std::io::Write;
@@ -25,21 +25,21 @@ pub(super) struct Backup {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Restore {
-    /// What `backup` wrote; `-` is standard input.
+    /// The file that `backup` wrote; `-` is standard input.
     file: PathBuf,
     /// Directory of the state store. No coordinator may be using it.
     #[arg(long, env = "LLINK_STATE", value_name = "DIR", default_value = ".llink")]
     state: PathBuf,
-    /// Put a state that is there aside, as state.db.replaced.
+    /// Keep an existing state as state.db.replaced and restore in its place.
     #[arg(long)]
     replace: bool,
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Health {
-    /// Where the health service listens, such as http://127.0.0.1:7071.
+    /// The URL of the health service, such as http://127.0.0.1:7071.
     url: String,
-    /// `ready`, or nothing for the process itself.
+    /// The service to ask for: `ready`; without it, the process itself.
     #[arg(long, default_value = "")]
     service: String,
 }
@@ -59,7 +59,7 @@ fn of_backup(error: &StateError) -> Failed {
 }
 
 impl Backup {
-    /// Copies the state, beside a coordinator that may be at work, and rereads the copy.
+    /// Copies the state, even while a coordinator uses it, and reads the copy again.
     pub(super) fn run(&self) -> Result<(), Failed> {
         if is_standard(&self.file) {
             let folder = scratch()?;
@@ -70,7 +70,7 @@ impl Backup {
             std::io::copy(&mut from, &mut out)
                 .and_then(|_| out.flush())
                 .map_err(|e| of_file(Path::new("standard output"), &e))?;
-            // Standard output is the backup.
+            // Standard output is the backup, so this goes to the log.
             tracing::info!(jobs, "the whole state was written");
             return Ok(());
         }
@@ -93,7 +93,7 @@ impl Backup {
 }
 
 impl Restore {
-    /// Puts a backup where there is no state yet.
+    /// Puts a backup into a directory without a state.
     pub(super) fn run(&self) -> Result<(), Failed> {
         if !is_standard(&self.file) {
             return self.put(&self.file);
@@ -122,7 +122,7 @@ impl Restore {
         private::file(&beside).map_err(failed)?;
         File::open(&beside).and_then(|f| f.sync_all()).map_err(failed)?;
         if database.exists() {
-            // With what was not yet written into it.
+            // The write-ahead log belongs to the state.
             for part in ["-wal", "-shm", ""] {
                 let of = |name: &str| self.state.join(format!("{name}{part}"));
                 match std::fs::rename(of("state.db"), of("state.db.replaced")) {
@@ -145,12 +145,12 @@ fn of_file(file: &Path, error: &std::io::Error) -> Failed {
     Failed::new(Exit::Storage, format!("{}: {error}", file.display()))
 }
 
-/// A folder for a copy on its way, gone with the value.
+/// Makes a temporary folder for a copy; it is removed with the value.
 fn scratch() -> Result<tempfile::TempDir, Failed> {
     tempfile::tempdir().map_err(|e| of_file(&std::env::temp_dir(), &e))
 }
 
-/// How many jobs the file remembers, once all of it was read.
+/// Reads the whole file and returns the number of jobs in it.
 fn checked(file: &Path) -> Result<usize, Failed> {
     let store = StateStore::open_file(file).map_err(|e| of_backup(&e))?;
     store.check().map_err(|e| of_backup(&e))?;
@@ -158,7 +158,7 @@ fn checked(file: &Path) -> Result<usize, Failed> {
 }
 
 impl Health {
-    /// Asks a health service; what is not serving is a failure.
+    /// Asks a health service. A service that is not serving is a failure.
     pub(super) async fn run(self) -> Result<(), Failed> {
         let unavailable = |text: String| Failed::new(Exit::Unavailable, format!("{}: {text}", self.url));
         let endpoint = Endpoint::from_shared(self.url.clone())

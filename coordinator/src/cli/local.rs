@@ -1,4 +1,4 @@
-//! The local half of `submit`: worker processes of the same binary, and the sample corpus.
+//! The local part of `submit`: worker processes of the same binary, and the sample corpus.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -16,47 +16,47 @@ use super::{Exit, Failed, say};
 use crate::job::JobFile;
 use crate::state::private;
 
-/// A worker that dies this often in a row has a cause that starting it again does not cure.
+/// After this many deaths in a row, a worker is not started again: a restart does not help.
 const MAX_RESTARTS: u32 = 10;
-/// A worker that lived for so long did not die of its start.
+/// A worker that lived this long did not die at its start.
 const LIVED: Duration = Duration::from_secs(30);
-/// Workers that are told to stop in the middle of their work save what they have; who takes longer than this is killed.
+/// The time that a worker has to save its work before it is killed.
 const SAVE_PATIENCE: Duration = Duration::from_secs(30);
-/// Workers that have nothing to do just end.
+/// The time that an idle worker has to end.
 const IDLE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Of llink's own variables in this process's environment, those that are meant for local workers too: where to compute and
-/// what to log. The others configure a worker of a cluster, or this command, which tells its workers what it decides.
+/// llink's own variables that are meant for local workers too: where to compute and what to log. All others configure a
+/// worker of a cluster, or this command.
 const FOR_WORKERS: [&str; 2] = ["LLINK_DEVICE", "LLINK_LOG"];
 
 /// How workers are told to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stop {
-    /// They go on.
+    /// The workers go on.
     NotYet,
     /// The job is over.
     Idle,
-    /// In the middle of the job.
+    /// The job is still running.
     Busy,
 }
 
-/// Worker processes on this machine, started when there is work, started again when they die.
+/// Worker processes on this machine. They start when there is work, and start again when they die.
 pub(super) struct LocalWorkers {
     url: String,
-    /// What they show: this coordinator serves its own user alone.
+    /// The token of the workers, because this coordinator serves its own user only.
     token: Option<Secret>,
     count: u32,
     logs: PathBuf,
-    /// Variables that workers do not see.
+    /// The variables that workers do not see.
     hidden: Vec<OsString>,
     stop: watch::Sender<Stop>,
-    /// Why a worker is no longer started again.
+    /// The reason why a worker is no longer started again.
     given_up: watch::Sender<Option<String>>,
     keepers: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl LocalWorkers {
-    /// Workers for `job`, which may read the variables that it names.
+    /// Prepares workers for `job`, which may read the variables that it names.
     pub(super) fn new(url: &str, token: Option<Secret>, count: u32, state: &Path, job: &JobFile) -> Self {
         let named = job.key_variables();
         let meant = |name: &OsString| named.iter().chain(&FOR_WORKERS).any(|known| *name == **known);
@@ -74,7 +74,7 @@ impl LocalWorkers {
         }
     }
 
-    /// Starts the workers once a stage of the job has tasks: a job that is cached throughout needs none.
+    /// Starts the workers once a stage of the job has tasks. A job whose stages are all cached needs none.
     pub(super) fn start_if_needed(&mut self, job: &Job) -> Result<(), Failed> {
         let has_work = |s: &llink_proto::Stage| s.state() == StageState::Running && s.tasks_total > 0;
         if !self.keepers.is_empty() || !job.stages.iter().any(has_work) {
@@ -106,7 +106,7 @@ impl LocalWorkers {
         Ok(())
     }
 
-    /// Resolves when a worker dies each time it is started: with what to look at.
+    /// Resolves when a worker dies at each start, with advice.
     pub(super) fn given_up(&self) -> impl Future<Output = String> + use<> {
         let mut given_up = self.given_up.subscribe();
         async move {
@@ -121,7 +121,7 @@ impl LocalWorkers {
     pub(super) async fn stop(self, how: Stop) {
         self.stop.send_replace(how);
         for keeper in self.keepers {
-            // A keeper that panicked leaves its child to `kill_on_drop`.
+            // If a keeper panicked, `kill_on_drop` ends its child.
             let _ = keeper.await;
         }
     }
@@ -161,13 +161,13 @@ impl Template {
                     .iter()
                     .filter_map(|gpu| Some(("NCCL_HOSTID", gpu.host.as_deref()?))),
             )
-            // Not an argument: those are shown to every user of the machine.
+            // The token is not an argument, because every user of the machine can see arguments.
             .envs(self.token.iter().map(|token| (TOKEN_VARIABLE, token.text())))
-            // The worker's end of this pipe closes when this process ends, however it ends.
+            // The worker's end of this pipe closes when this process ends for any reason.
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log)
-            // Ctrl-C is for this process, which tells the workers in its own time.
+            // Ctrl-C goes to this process only, which then stops the workers.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
@@ -186,7 +186,7 @@ async fn keep(template: Template, mut stop: watch::Receiver<Stop>, given_up: wat
                 return;
             }
         };
-        // Taken out because `wait` would close it.
+        // `wait` would close standard input, so it is taken out.
         let leash = child.stdin.take();
         tokio::select! {
             ended = child.wait() => {
@@ -205,7 +205,7 @@ async fn keep(template: Template, mut stop: watch::Receiver<Stop>, given_up: wat
                 drop(leash);
                 let patience = if how == Stop::Busy { SAVE_PATIENCE } else { IDLE_PATIENCE };
                 if tokio::time::timeout(patience, child.wait()).await.is_err() {
-                    // It may have ended between the two.
+                    // The process may have ended in between.
                     let _ = child.kill().await;
                 }
                 return;
@@ -217,7 +217,7 @@ async fn keep(template: Template, mut stop: watch::Receiver<Stop>, given_up: wat
     }
 }
 
-/// Waits until the workers are to stop; a sender that is gone says so too.
+/// Waits until the workers must stop; a dropped sender also means that.
 async fn told(stop: &mut watch::Receiver<Stop>) -> Stop {
     let told = stop.wait_for(|how| *how != Stop::NotYet).await;
     told.map_or(Stop::Idle, |how| *how)

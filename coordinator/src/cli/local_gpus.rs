@@ -1,15 +1,16 @@
-//! Which GPU each local worker takes.
+//! Assigns a GPU to each local worker.
 
-/// What a worker is told of its GPU.
+/// The settings of a worker for its GPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LocalGpu {
-    /// For `--device`.
+    /// The value of `--device`.
     pub(super) device: String,
-    /// For `NCCL_HOSTID`: NCCL refuses two ranks of one host on one GPU, so workers that share one pass for hosts of their own.
+    /// The value of `NCCL_HOSTID`. NCCL refuses two ranks of one host on one GPU, so workers that share a GPU get
+    /// different host ids.
     pub(super) host: Option<String>,
 }
 
-/// The GPU of worker `index` of `workers` on a machine with `gpus`: they take them in turn. None where there is no GPU.
+/// Returns the GPU of worker `index` of `workers` on a machine with `gpus`, in turn; `None` if there is no GPU.
 pub(super) fn gpu_of(index: usize, workers: usize, gpus: usize) -> Option<LocalGpu> {
     let round = index.checked_div(gpus)?;
     Some(LocalGpu {
@@ -18,7 +19,7 @@ pub(super) fn gpu_of(index: usize, workers: usize, gpus: usize) -> Option<LocalG
     })
 }
 
-/// GPUs of this machine that workers can use; 0 where whoever starts this chose a device for all (`LLINK_DEVICE`).
+/// Returns the number of usable GPUs of this machine, or 0 if `LLINK_DEVICE` chooses a device for all workers.
 pub(super) fn gpus() -> usize {
     if std::env::var_os("LLINK_DEVICE").is_some() {
         return 0;

@@ -1,4 +1,4 @@
-//! Looking at jobs and stopping them: `list`, `get`, `watch`, `logs`, `cancel`, `resume`.
+//! The commands `list`, `get`, `watch`, `logs`, `cancel` and `resume` show and control jobs.
 //!
 //! `list`, `get` and `logs` also work when no coordinator runs: they read the state store.
 
@@ -14,36 +14,36 @@ use crate::ui::{self, Style};
 pub(super) struct List {
     #[command(flatten)]
     reach: Reach,
-    /// JSON, for programs.
+    /// Print JSON, for programs.
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Get {
-    /// The job's id, or the beginning of one.
+    /// The job's id, or its first characters.
     job: String,
     #[command(flatten)]
     reach: Reach,
-    /// JSON, for programs.
+    /// Print JSON, for programs.
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Watch {
-    /// The job's id, or the beginning of one.
+    /// The job's id, or its first characters.
     job: String,
     #[command(flatten)]
     reach: Reach,
-    /// One JSON object a line, for programs.
+    /// Print one JSON object on each line, for programs.
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Logs {
-    /// The job's id, or the beginning of one.
+    /// The job's id, or its first characters.
     job: String,
     #[command(flatten)]
     reach: Reach,
@@ -51,7 +51,7 @@ pub(super) struct Logs {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Cancel {
-    /// The job's id, or the beginning of one.
+    /// The job's id, or its first characters.
     job: String,
     #[command(flatten)]
     reach: Reach,
@@ -59,7 +59,7 @@ pub(super) struct Cancel {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Resume {
-    /// The job's id, or the beginning of one.
+    /// The job's id, or its first characters.
     job: String,
     #[command(flatten)]
     reach: Reach,
@@ -185,7 +185,7 @@ fn open(reach: &Reach) -> Result<StateStore, Failed> {
     StateStore::open_read_only(&reach.state).map_err(|e| Failed::new(Exit::Storage, e.to_string()))
 }
 
-/// Every job, asked of the coordinator or read from the state store.
+/// Returns every job, from the coordinator or from the state store.
 async fn jobs(reach: &Reach) -> Result<Vec<Job>, Failed> {
     if let Some(mut client) = client::find(reach).await? {
         return Ok(client

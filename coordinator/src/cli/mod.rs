@@ -1,4 +1,4 @@
-//! The command line: arguments in, exit code out.
+//! The command line: parses the arguments, runs a command, and returns the exit code.
 
 mod audit;
 mod certs;
@@ -37,13 +37,13 @@ use reach::Reach;
 /// A command that failed: what to print, and the exit code that tells programs why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failed {
-    /// What went wrong, where, and what to do.
+    /// The fault, its place, and what to do.
     pub text: String,
-    /// See [`Exit`].
+    /// The exit code, see [`Exit`].
     pub exit: Exit,
 }
 
-/// Exit codes. The README documents them.
+/// Exit codes. `docs/running.md` documents them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
@@ -53,22 +53,22 @@ pub enum Exit {
     Usage = 2,
     /// A corpus or a model is missing or wrong.
     Input = 3,
-    /// The disk or the object store refused: full, no permission.
+    /// The disk or the object store refused, for example because it is full or permissions are missing.
     Storage = 4,
-    /// Out of memory, no such device.
+    /// Memory is exhausted, or the device does not exist.
     Resources = 5,
-    /// The coordinator cannot be reached, the port is taken, the state directory is in use.
+    /// The coordinator cannot be reached, the port is taken, or the state directory is in use.
     Unavailable = 6,
     /// The job was cancelled.
     Cancelled = 7,
-    /// The coordinator refuses this caller: no certificate or token that counts, or a role that is not enough.
+    /// The coordinator refuses this caller: no valid certificate or token, or a role without the permission.
     Denied = 8,
-    /// Ctrl-C.
+    /// Ctrl-C ended the command.
     Interrupted = 130,
 }
 
 impl Exit {
-    /// A worker's code among these.
+    /// Returns the exit code for a worker's exit code.
     #[cfg(feature = "embedded")]
     fn of_worker(code: u8) -> Self {
         let known = [Self::Usage, Self::Resources, Self::Unavailable, Self::Denied];
@@ -88,7 +88,7 @@ impl Failed {
     }
 }
 
-/// What failed with a corpus, a shard or a store.
+/// Turns an error of a corpus, a shard or a store into a failed command.
 #[cfg(feature = "embedded")]
 fn of_datasets(error: &llink_datasets::Error) -> Failed {
     let exit = match error {
@@ -111,7 +111,7 @@ impl From<ServeError> for Failed {
     }
 }
 
-/// Reads a language its tokenizer shatters: parallel corpus in, aligned model out.
+/// Trains a frozen decoder to read a language through a frozen multilingual encoder.
 #[derive(Debug, Parser)]
 #[command(name = "llink-coord", version, about, after_help = EXIT_CODES)]
 struct Cli {
@@ -125,56 +125,56 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 fault, 2 wrong command or job fi
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a job, follow it, print its report. Without --coordinator, serves itself with local workers.
+    /// Run a job, follow it, and print its report. Without --coordinator, it runs its own coordinator and workers.
     Submit(submit::Submit),
     /// Run a coordinator until it is stopped.
     Serve(serve::Serve),
     /// List jobs.
     List(look::List),
-    /// Show one job: its stages, what it waits for, its report.
+    /// Show one job: its stages, why it waits, its report.
     Get(look::Get),
     /// Follow a job until it ends.
     Watch(look::Watch),
-    /// Print what happened to a job: leases, failures, retries.
+    /// Print the events of a job: leases, failures, retries.
     Logs(look::Logs),
-    /// Stop a job; what it finished is kept.
+    /// Stop a job; finished work is kept.
     Cancel(look::Cancel),
     /// Start a failed or cancelled job again from where it stopped.
     Resume(look::Resume),
-    /// Ask a bundle about sentences: answers word by word, in a dialogue, or for a whole file.
+    /// Ask a bundle about sentences: one, a dialogue, or a whole file.
     #[cfg(feature = "embedded")]
     Generate(Box<generate::Generate>),
-    /// Reread everything that jobs wrote below a URL and name each fault.
+    /// Read again everything that jobs wrote below a URL, and name each fault.
     #[cfg(feature = "embedded")]
     Verify(verify::Verify),
-    /// Look into shards: schema, rows, lengths, samples, norms, SQL; count a corpus's tokens.
+    /// Show shards (schema, rows, lengths, samples, norms, SQL), or count a corpus's tokens.
     #[cfg(feature = "embedded")]
     Inspect(inspect::Inspect),
     /// Write a sample corpus: English–Khmer pairs and instructions from a grammar.
     #[cfg(feature = "embedded")]
     Sample {
-        /// Where `pairs.tsv` and `instructions.jsonl` go.
+        /// Folder for `pairs.tsv` and `instructions.jsonl`.
         dir: PathBuf,
-        /// How many pairs.
+        /// Number of pairs.
         #[arg(long, default_value_t = 140_000)]
         pairs: u64,
-        /// How many instructions.
+        /// Number of instructions.
         #[arg(long, default_value_t = 42_000)]
         instructions: u64,
-        /// The same seed writes the same bytes.
+        /// The seed; the same seed writes the same bytes.
         #[arg(long, default_value_t = 7)]
         seed: u64,
     },
-    /// Run a worker (what `llink-worker` does).
+    /// Run a worker, like `llink-worker`.
     #[cfg(feature = "embedded")]
     Worker(llink_worker::cli::WorkerArgs),
-    /// Copy the state into a file, beside a coordinator that may be at work.
+    /// Copy the state into a file, even while a coordinator uses it.
     Backup(keep::Backup),
     /// Put a backup into a state directory.
     Restore(keep::Restore),
-    /// Make a private authority, certificates for the coordinator, the workers and people: for trials.
+    /// Make a private certificate authority for trials, with certificates for the coordinator, the workers and people.
     Certs(certs::Certs),
-    /// Make a token: its hash is added to the file, itself is printed once.
+    /// Make a token: its hash is added to the file, and the token is printed once.
     Token(certs::MakeToken),
     /// Show who did what.
     Audit(audit::Audit),
@@ -182,12 +182,12 @@ enum Command {
     Health(keep::Health),
     /// Print a completion script for a shell.
     Completions {
-        /// Which shell.
+        /// The shell.
         shell: clap_complete::Shell,
     },
 }
 
-/// Parses the arguments, runs the command, prints what failed.
+/// Parses the arguments, runs the command, and prints the error of a failed one.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -219,7 +219,7 @@ fn complain(text: &str) {
 }
 
 fn set_up_log(command: &Command) {
-    // What a person sees is the command's business; servers and workers log.
+    // Commands print to the terminal themselves; servers and workers log.
     let quiet = match command {
         Command::Serve(_) => "info",
         #[cfg(feature = "embedded")]
@@ -284,7 +284,7 @@ async fn run(command: Command) -> Result<(), Failed> {
 /// Waits for Ctrl-C or SIGTERM.
 async fn interrupted() {
     let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) else {
-        // No handler can be had: then only Ctrl-C counts.
+        // Without a handler, only Ctrl-C has an effect.
         let _ = tokio::signal::ctrl_c().await;
         return;
     };

@@ -1,4 +1,4 @@
-//! Where the coordinator is, and who asks.
+//! The options that say where the coordinator is, and who asks.
 
 use std::path::PathBuf;
 
@@ -6,10 +6,10 @@ use llink_proto::reach::Credentials;
 
 use crate::serve::Endpoint;
 
-/// Where the coordinator is.
+/// The location of the coordinator.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Reach {
-    /// URL of a running coordinator. Without it: the one that uses the state directory.
+    /// URL of a running coordinator. By default, the one that uses the state directory.
     #[arg(long, env = "LLINK_COORDINATOR", value_name = "URL")]
     pub(super) coordinator: Option<String>,
     /// Directory of the state store.
@@ -19,19 +19,20 @@ pub(super) struct Reach {
     pub(super) who: Who,
 }
 
-/// Who asks, and whom they trust.
+/// The caller's credentials, and the authority that the caller trusts.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Who {
-    /// The authority that signed the coordinator's certificate, for https:// URLs.
+    /// The certificate authority that signed the coordinator's certificate, for https:// URLs.
     #[arg(long, env = "LLINK_TLS_CA", value_name = "FILE")]
     tls_ca: Option<PathBuf>,
     /// Your certificate.
     #[arg(long, env = "LLINK_TLS_CERT", value_name = "FILE")]
     tls_cert: Option<PathBuf>,
-    /// Its private key.
+    /// The private key of your certificate.
     #[arg(long, env = "LLINK_TLS_KEY", value_name = "FILE")]
     tls_key: Option<PathBuf>,
-    /// The name in the coordinator's certificate, where it is not the URL's (a tunnel, for one).
+    /// The name in the coordinator's certificate, if it differs from the host in the URL (for example through a
+    /// tunnel).
     #[arg(long, env = "LLINK_TLS_SERVER_NAME", value_name = "NAME")]
     tls_server_name: Option<String>,
     /// A file with your token.
@@ -40,7 +41,7 @@ pub(super) struct Who {
 }
 
 impl Reach {
-    /// The options by which another command reaches the same coordinator.
+    /// Returns the options by which another command reaches the same coordinator.
     pub(super) fn options(&self) -> String {
         match &self.coordinator {
             Some(url) => format!(" --coordinator {url}"),
@@ -63,12 +64,12 @@ impl Who {
 }
 
 impl Reach {
-    /// Who asks the coordinator at `url`. Where it is the one of the state directory and serves its own user alone, the token
-    /// stands there.
+    /// Returns the credentials for the coordinator at `url`. If it is the one of the state directory and serves its own
+    /// user only, the token is in the state directory.
     pub(super) fn credentials(&self, url: &str) -> Credentials {
         let noted = Endpoint::read(&self.state).filter(|noted| noted.url == url.trim_end_matches('/'));
         match noted.and_then(|noted| noted.token) {
-            // What an environment names for another coordinator is not for this one.
+            // Credentials in the environment are for another coordinator.
             Some(token) => Credentials {
                 secret: Some(token),
                 ..Credentials::default()

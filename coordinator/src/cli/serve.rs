@@ -1,4 +1,4 @@
-//! `serve`: a coordinator until it is stopped.
+//! The `serve` command runs a coordinator until it is stopped.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,7 +11,8 @@ use crate::serve::{self, Security, ServeOptions, TlsFiles, Unfinished};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Serve {
-    /// Where to listen. Beyond loopback it takes --tls-cert, --tls-key, a way to know callers, and --allow-root.
+    /// Address to listen on. Beyond loopback this needs --tls-cert, --tls-key, a way to identify callers, and
+    /// --allow-root.
     #[arg(
         long,
         env = "LLINK_LISTEN",
@@ -22,38 +23,39 @@ pub(super) struct Serve {
     /// Directory of the state store.
     #[arg(long, env = "LLINK_STATE", value_name = "DIR", default_value = ".llink")]
     state: PathBuf,
-    /// Seconds without a heartbeat after which a worker's leases are given to others.
+    /// Seconds without a heartbeat after which a worker loses its leases.
     #[arg(long, env = "LLINK_LEASE_S", value_name = "SECONDS", default_value_t = 15.0)]
     lease: f64,
-    /// Seconds that training waits for ranks that it lost before it goes on with fewer.
+    /// Seconds that training waits for lost ranks before it continues with fewer.
     #[arg(long, env = "LLINK_GATHER_S", value_name = "SECONDS", default_value_t = 10.0)]
     gather: f64,
-    /// The coordinator's certificate (PEM); read anew when it changes.
+    /// The coordinator's certificate (PEM), which is read again when it changes.
     #[arg(long, env = "LLINK_TLS_CERT", value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
-    /// Its private key (PEM).
+    /// The private key of the certificate (PEM).
     #[arg(long, env = "LLINK_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// The authority that signs the certificates of workers and users (PEM).
+    /// The certificate authority that signs the certificates of workers and users (PEM).
     #[arg(long, env = "LLINK_TLS_CLIENT_CA", value_name = "FILE", requires = "tls_cert")]
     tls_client_ca: Option<PathBuf>,
-    /// Hashed tokens, as `llink-coord token` writes them; read anew when they change.
+    /// File of hashed tokens from `llink-coord token`, which is read again when it changes.
     #[arg(long, env = "LLINK_TOKENS", value_name = "FILE")]
     tokens: Option<PathBuf>,
-    /// A URL or absolute path below which jobs may read and write; again for more, or `any`.
+    /// A URL or absolute path below which jobs may read and write, or `any`; may be given several times.
     #[arg(long, env = "LLINK_ALLOW_ROOT", value_name = "URL", value_delimiter = ',')]
     allow_root: Vec<String>,
-    /// Listen beyond loopback without what the above asks for, and on loopback to every user of this machine. For networks and
-    /// machines that you trust.
+    /// Listen beyond loopback without TLS, credentials and roots, and on loopback to every user of this machine. Only
+    /// for networks and machines that you trust.
     #[arg(long, env = "LLINK_INSECURE")]
     insecure: bool,
-    /// Who did what, as JSON lines. By default audit.jsonl in the state directory, once callers are asked who they are.
+    /// File for the audit log, as JSON lines. By default audit.jsonl in the state directory, if callers must identify
+    /// themselves.
     #[arg(long, env = "LLINK_AUDIT", value_name = "FILE")]
     audit: Option<PathBuf>,
-    /// Where gRPC's health service listens, for probes, in plain text.
+    /// Address of gRPC's health service for probes, in plain text.
     #[arg(long, env = "LLINK_HEALTH", value_name = "ADDR:PORT")]
     health: Option<SocketAddr>,
-    /// Where Prometheus finds /metrics, in plain text.
+    /// Address of Prometheus's /metrics, in plain text.
     #[arg(long, env = "LLINK_METRICS", value_name = "ADDR:PORT")]
     metrics: Option<SocketAddr>,
 }

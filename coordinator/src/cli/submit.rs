@@ -1,4 +1,4 @@
-//! `submit`: run a job here or elsewhere, follow it, print its report.
+//! The `submit` command runs a job here or on a coordinator, follows it, and prints its report.
 
 use std::path::{Path, PathBuf};
 
@@ -18,13 +18,14 @@ pub(super) struct Submit {
     job: PathBuf,
     #[command(flatten)]
     reach: Reach,
-    /// Local worker processes (overrides `[workers] local`). Of the variables LLINK_… they see LLINK_DEVICE and LLINK_LOG.
+    /// Number of local worker processes (overrides `[workers] local`). Of the LLINK_… variables they see LLINK_DEVICE
+    /// and LLINK_LOG.
     #[arg(long, value_name = "N")]
     workers: Option<u32>,
-    /// Print the plan and what is cached; start nothing.
+    /// Print the plan and what is cached, and start nothing.
     #[arg(long)]
     dry_run: bool,
-    /// One JSON object a line, for programs.
+    /// Print one JSON object on each line, for programs.
     #[arg(long)]
     json: bool,
     /// Return once the job is accepted (needs --coordinator).
@@ -60,7 +61,7 @@ impl Submit {
         }
     }
 
-    /// The request, after the file was checked here: a wrong one starts nothing.
+    /// Builds the request. The file is checked here first, so a wrong file starts nothing.
     fn read(&self) -> Result<(SubmitRequest, job::JobFile), Failed> {
         let name = self.job.display().to_string();
         let text = std::fs::read_to_string(&self.job).map_err(|e| {
@@ -145,7 +146,7 @@ impl Submit {
         let in_hurry = outcome.as_ref().is_err_and(|failed| failed.exit == Exit::Interrupted);
         tokio::select! {
             () = workers.stop(if outcome.is_ok() { Stop::Idle } else { Stop::Busy }) => {}
-            // What was being saved does not count until it is whole, so nothing is spoilt.
+            // A checkpoint counts only when it is complete, so a second interrupt does no harm.
             () = super::interrupted(), if in_hurry => complain("workers are killed"),
         }
         let stopped = running.stop().await;
@@ -184,7 +185,7 @@ fn left(url: &str, id: &str) -> Failed {
 #[cfg(feature = "embedded")]
 async fn stop(client: &mut Client, id: &str, job: &Path) -> Failed {
     let cancel = client.cancel(llink_proto::CancelRequest { job_id: id.into() });
-    // Cancelled or not, the state on disk is whole and the next run goes on from it.
+    // The state on disk is complete in any case, and the next run continues from it.
     let _ = tokio::time::timeout(std::time::Duration::from_secs(2), cancel).await;
     Failed::new(
         Exit::Interrupted,

@@ -1,4 +1,4 @@
-//! `verify`: reread what jobs wrote and name every fault.
+//! The `verify` command reads again what jobs wrote, and names every fault.
 
 use llink_datasets::store::Store;
 use llink_datasets::verify::verify;
@@ -8,7 +8,7 @@ use llink_datasets::measured::thousands;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Verify {
-    /// A job's output, a stage's folder, or anything above: a path or an object-store URL.
+    /// A job's output, a stage's folder, or a folder above: a path or an object-store URL.
     url: String,
 }
 

@@ -1,7 +1,8 @@
-//! The `baseline` stage: English sentences through the encoder, with which `evaluate` measures what the encoder finds without a decoder.
+//! The `baseline` stage embeds English sentences with the encoder. `evaluate` uses them to measure what the encoder
+//! finds without a decoder.
 //!
-//! It is a stage of its own so that a sweep over training settings embeds them once, and so that another benchmark size embeds
-//! nothing else again.
+//! It is a separate stage, so that a sweep over training settings embeds the sentences once, and another benchmark size
+//! embeds nothing else again.
 
 use llink_datasets::manifest::Manifest;
 use llink_proto::task::Kind;
@@ -11,7 +12,8 @@ use super::embed::{max_tokens, model_ref, reading_key};
 use super::{Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, earlier, fact, json, manifest_of, with_role};
 
 const STAGE: StageName = StageName::Baseline;
-/// Training pairs that each language's mean is taken of. More change it little: the error of a mean of so many is a 64th of the spread.
+/// Number of training pairs behind the mean of each language. More pairs change little: the error of this mean is a
+/// 64th of the spread.
 const CENTRED_ON: u64 = 4_096;
 
 /// The first rows of a shard.
@@ -20,7 +22,8 @@ struct Portion {
     rows: u64,
 }
 
-/// The first `rows` of the shards of a role, which stand in the order of their texts' hash: a fixed, fair sample.
+/// Returns the first `rows` of the shards of a role. They are in the order of their texts' hash, so they are a fixed,
+/// fair sample.
 fn first(manifest: &Manifest, role: &str, rows: u64) -> Vec<Portion> {
     let mut left = rows;
     let mut portions = Vec::new();
@@ -34,7 +37,7 @@ fn first(manifest: &Manifest, role: &str, rows: u64) -> Vec<Portion> {
     portions
 }
 
-/// The benchmark's pairs, and those that the means are taken of: name of the side and its portions.
+/// Returns the portions of the benchmark's pairs and of the pairs behind the means, each with the name of its side.
 fn sides(inputs: &Inputs<'_>) -> Result<[(&'static str, Vec<Portion>); 2], PlanError> {
     let shard = earlier(STAGE, StageName::Shard, inputs)?;
     Ok([

@@ -1,4 +1,4 @@
-//! The `embed` stage: one task for each shard and model.
+//! The `embed` stage has one task for each shard and model.
 
 use llink_proto::task::Kind;
 use llink_proto::{EmbedShard, EncoderReading, ModelRef, ModelRole, PooledTeacher, Task, TaskResult, pooled_teacher};
@@ -11,14 +11,14 @@ use super::{
 use crate::job::{Teacher, TeacherLayer};
 
 const STAGE: StageName = StageName::Embed;
-/// The two models that read a pair: the encoder its foreign side, the teacher its English one. The teacher is usually the slower one:
-/// it comes first, so that the time left is known early and the last tasks are short.
+/// The two models that read a pair: the encoder reads its foreign side, the teacher its English side. The teacher is
+/// usually the slower model. It comes first, so that the remaining time is known early and the last tasks are short.
 const TOWERS: [(&str, &str, ModelRole); 2] = [
     ("teacher", "decoder", ModelRole::Decoder),
     ("encoder", "encoder", ModelRole::Encoder),
 ];
 
-/// Which shards are read, and what their vectors are called.
+/// The roles of the shards, and the roles of their vectors.
 const SIDES: [(&str, &str); 4] = [
     ("pairs/train", "train"),
     ("pairs/holdout", "holdout"),
@@ -44,14 +44,14 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
     ])
 }
 
-/// How many tokens the encoder reads: as the job says, and no more than the model does.
+/// Returns the most tokens that the encoder reads: the job's limit or the model's, whichever is lower.
 pub(super) fn max_tokens(stage: StageName, inputs: &Inputs<'_>) -> Result<u32, PlanError> {
     let models = earlier(stage, StageName::Models, inputs)?;
     let most = fact(stage, models, "encoder.max_tokens")?.parse().unwrap_or(u32::MAX);
     Ok(inputs.job.embed.max_tokens.min(most))
 }
 
-/// How the encoder reads texts, for the keys of the stages that follow it.
+/// Returns the encoder's reading settings, for the keys of later stages.
 pub(super) fn reading_key(stage: StageName, inputs: &Inputs<'_>) -> Result<String, PlanError> {
     let reading = reading(stage, inputs)?;
     let EncoderReading {
@@ -74,7 +74,7 @@ fn reading(stage: StageName, inputs: &Inputs<'_>) -> Result<EncoderReading, Plan
     })
 }
 
-/// The model that stage `models` made or checked.
+/// Returns the model that stage `models` made or checked.
 pub(super) fn model_ref(
     stage: StageName,
     inputs: &Inputs<'_>,
@@ -91,7 +91,7 @@ pub(super) fn model_ref(
     })
 }
 
-/// How the decoder's states are pooled; none reads them at the slot token.
+/// Returns how the decoder's states are pooled; `None` reads them at the slot token.
 fn pooled(inputs: &Inputs<'_>) -> Result<Option<PooledTeacher>, PlanError> {
     let Teacher::Pooled(pooled) = inputs.job.embed.teacher else {
         return Ok(None);
@@ -127,7 +127,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
     for (tower, model_name, model_role) in TOWERS {
         let model = model_ref(STAGE, inputs, model_name, model_role)?;
         for (of, role) in SIDES {
-            // Instructions are read only by Stage B.
+            // Only Stage B reads instructions.
             if inputs.job.instruct.is_none() && of.starts_with("instructions/") {
                 continue;
             }

@@ -1,4 +1,4 @@
-//! The `instruct` stage, and what `evaluate` asks of what it made.
+//! The `instruct` stage, and what `evaluate` needs of its results.
 
 use llink_proto::task::Kind;
 use llink_proto::{Answers, Artifact, Instruct, InstructOptions, ModelRole, TaskResult, Upkeep};
@@ -21,7 +21,7 @@ fn section<'a>(inputs: &Inputs<'a>) -> Result<&'a InstructSection, PlanError> {
 }
 
 pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
-    // How often it is saved and measured and by how many it is run changes nothing in what is learnt, but for rounding.
+    // The checkpoint and validation intervals and the number of ranks change the result only by rounding.
     let standard = InstructSection::default();
     let section = InstructSection {
         token_budget: standard.token_budget,
@@ -102,12 +102,12 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
     Ok(one_task(phase, kind, steps, ranks, inputs, label))
 }
 
-/// Whether this arm stands beside the slots that a job is about.
+/// Returns true if this arm is trained in addition to the slots of a job.
 fn is_second(arm: InstructArm, mode: InstructMode) -> bool {
     arm == InstructArm::Direct && mode == InstructMode::Both
 }
 
-/// An arm's result under the names that it has in the stage's manifest: `direct` stands before those of a second arm.
+/// Renames the result of an arm as in the stage's manifest: the names of a second arm begin with `direct`.
 fn named(result: &TaskResult, arm: InstructArm, mode: InstructMode) -> TaskResult {
     let mut result = result.clone();
     if is_second(arm, mode) {
@@ -149,7 +149,7 @@ fn options(section: &InstructSection, arm: InstructArm, steps: u64, seed: u64) -
     }
 }
 
-/// The projector that Stage B's slots are expanded from: its own where it trained one, else Stage A's.
+/// Returns the projector from which Stage B's slots are expanded: Stage B's own if it trained one, otherwise Stage A's.
 pub(super) fn projector(stage: StageName, inputs: &Inputs<'_>) -> Result<Artifact, PlanError> {
     let own = match inputs.job.instruct {
         Some(_) => with_role(earlier(stage, STAGE, inputs)?, "projector")
@@ -163,7 +163,7 @@ pub(super) fn projector(stage: StageName, inputs: &Inputs<'_>) -> Result<Artifac
     }
 }
 
-/// What Stage B made, as far as `evaluate` reads it.
+/// Returns the results of Stage B that `evaluate` reads, as text for its key.
 pub(super) fn evaluated(inputs: &Inputs<'_>) -> Result<String, PlanError> {
     if inputs.job.instruct.is_none() {
         return Ok(String::new());
@@ -180,7 +180,7 @@ pub(super) fn evaluated(inputs: &Inputs<'_>) -> Result<String, PlanError> {
     Ok(roles.map(|role| content_of(manifest, role)).join("\n"))
 }
 
-/// The answers that `evaluate` is asked for; they go into `directory`.
+/// Returns the task for the answers that `evaluate` generates into `directory`.
 pub(super) fn answers(directory: &str, inputs: &Inputs<'_>) -> Result<Option<Answers>, PlanError> {
     let stage = StageName::Evaluate;
     let Some(section) = &inputs.job.instruct else {
@@ -213,7 +213,7 @@ pub(super) fn answers(directory: &str, inputs: &Inputs<'_>) -> Result<Option<Ans
         max_tokens: section.max_tokens,
         path: format!("{directory}/answers.jsonl"),
         trained_as_pairs: match inputs.job.synthesize {
-            // Its validation examples are made from held-out pairs.
+            // Synthesized validation examples are made from held-out pairs.
             Some(_) => 0,
             None => {
                 let counts = &earlier(stage, StageName::Shard, inputs)?.counts;

@@ -1,14 +1,14 @@
-//! What the `evaluate` stage asks a judge.
+//! The judge's part of the `evaluate` stage.
 
 use llink_proto::{Judge, ModelEndpoint};
 
 use super::Inputs;
 use crate::job::{EvaluateSection, JobFile, JudgeSection};
 
-/// Where replies are kept, below the job's output: shared by all jobs that write there.
+/// The folder of cached replies, below the job's output. All jobs with this output share it.
 const CACHE: &str = "judge-cache";
 
-/// The section without what changes no result: where the judge is reached and how fast it is asked.
+/// Returns the section without the settings that change no result: the judge's URL and the speed of its requests.
 pub(super) fn evaluate_section(job: &JobFile) -> EvaluateSection {
     let judge = job.evaluate.judge.as_ref().map(|judge| JudgeSection {
         url: String::new(),
@@ -26,14 +26,14 @@ pub(super) fn evaluate_section(job: &JobFile) -> EvaluateSection {
     }
 }
 
-/// The stamp of the direct answers, if there are any.
+/// Returns the stamp of the direct answers, if there are any.
 pub(super) fn stamp(inputs: &Inputs<'_>) -> String {
     let judge = inputs.job.evaluate.judge.as_ref();
     let url = judge.and_then(|judge| judge.direct_answers.as_ref());
     url.and_then(|url| inputs.stamps.get(url)).cloned().unwrap_or_default()
 }
 
-/// What the judge is asked, if the job has one; what it said goes into `directory`.
+/// Returns the judge's part of the task, if the job has a judge; its judgments go into `directory`.
 pub(super) fn judge(directory: &str, job: &JobFile) -> Option<Judge> {
     let judge = job.evaluate.judge.as_ref()?;
     let section = job.instruct.as_ref()?;

@@ -1,8 +1,8 @@
-//! From a job file to stages and tasks: pure functions, no clock, no network, no disk.
+//! Turns a job file into stages and tasks by pure functions, without clock, network or disk.
 //!
-//! A stage's key is the hash of what it reads (the content of earlier stages' artefacts, the models' fingerprints, the
-//! sources' stamps), of its own part of the job file, and of its version here. The same key is the same result, so a
-//! stage whose key has a committed manifest is not run again.
+//! A stage's key is the hash of its inputs (the content of earlier stages' artifacts, the models' fingerprints, the
+//! sources' stamps), its own part of the job file, and its version here. The same key means the same result, so a stage
+//! with a committed manifest under its key is not run again.
 
 mod baseline;
 mod embed;
@@ -30,28 +30,28 @@ pub use outline::outline;
 /// The stages of a job, in the order in which they run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StageName {
-    /// Sources to Parquet shards.
+    /// Cleans and splits sources into Parquet shards.
     Shard,
-    /// Pairs to instruction examples, by a large model.
+    /// Makes instruction examples of pairs with a large model.
     Synthesize,
-    /// Model folders to fingerprints; tiny models are made.
+    /// Fingerprints model folders, and makes tiny models.
     Models,
-    /// Sentences to cached vectors.
+    /// Computes and caches the vectors of sentences.
     Embed,
-    /// English sentences through the encoder: what it finds alone.
+    /// Embeds English sentences with the encoder, for the encoder-only baseline.
     Baseline,
-    /// Stage A: the projector.
+    /// Trains the projector (Stage A).
     Align,
-    /// Stage B: slots and LoRA.
+    /// Trains slots and LoRA (Stage B).
     Instruct,
-    /// Held-out retrieval and answers.
+    /// Measures held-out retrieval and answers.
     Evaluate,
-    /// What was learnt, as a folder that other programs load.
+    /// Writes the trained parts as a folder that other programs load.
     Export,
 }
 
 impl StageName {
-    /// Every stage, in order.
+    /// All stages, in order.
     pub const ALL: [Self; 9] = [
         Self::Shard,
         Self::Synthesize,
@@ -64,7 +64,7 @@ impl StageName {
         Self::Export,
     ];
 
-    /// The stages of this job: synthesis and Stage B are for those that ask for them.
+    /// Returns the stages of this job. Synthesis and Stage B are optional.
     #[must_use]
     pub fn of(job: &JobFile) -> Vec<Self> {
         let wanted = |stage: &Self| match stage {
@@ -75,7 +75,8 @@ impl StageName {
         Self::ALL.into_iter().filter(wanted).collect()
     }
 
-    /// The stages whose results this one's key and tasks follow from. [`stage_key`] and [`phase`] need all of them.
+    /// Returns the stages whose results determine this stage's key and tasks. [`stage_key`] and [`phase`] need all of
+    /// them.
     #[must_use]
     pub fn reads(self, job: &JobFile) -> Vec<Self> {
         let random = job.models.paths().iter().any(|(_, path)| *path == RANDOM_MODEL);
@@ -110,29 +111,30 @@ impl StageName {
         stages
     }
 
-    /// Raised whenever the stage's code computes something else from the same inputs, so that old results are not reused.
+    /// Returns the stage's version. It is raised when the stage's code computes another result from the same inputs, so
+    /// that old results are not reused.
     fn version(self) -> u32 {
         match self {
             // 2: near-duplicates, and more than one table for a large source. 3: near-duplicates by longer signatures.
-            // 4: inline elements and encodings of TMX, what Python writes beyond JSON, sources of one name.
+            // 4: inline elements and encodings of TMX, Python's extensions of JSON, sources with the same name.
             Self::Shard => 4,
-            // 2: the report as a page. 3: word recall without numbers. 4: the encoder alone, chrF, ranks of the benchmark.
-            // 5: prompts by the decoder's own template, and the judge's thoughts are cut off.
+            // 2: an HTML report. 3: word recall without numbers. 4: the encoder alone, chrF, ranks of the benchmark.
+            // 5: prompts in the decoder's own template; the judge's thoughts are cut off.
             Self::Evaluate => 5,
-            // 2: tiny models that know the sample corpus. 3: how the encoder reads texts, the decoder's layers.
-            // 4: fingerprints of what says how a decoder is spoken to.
+            // 2: tiny models that know the sample corpus. 3: the encoder's reading settings, the decoder's layers.
+            // 4: fingerprints include the decoder's chat template.
             Self::Models => 4,
-            // 2: thoughts are cut off, answers that are not whole are dropped.
+            // 2: thoughts are cut off, and incomplete answers are dropped.
             Self::Synthesize => 2,
             // 2: teacher sentences begin with BOS.
             Self::Embed => 2,
-            // 2: prompts by the decoder's own template.
+            // 2: prompts in the decoder's own template.
             Self::Instruct | Self::Export => 2,
             Self::Baseline | Self::Align => 1,
         }
     }
 
-    /// The name in job output, paths and messages.
+    /// Returns the name in job output, paths and messages.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -148,7 +150,7 @@ impl StageName {
         }
     }
 
-    /// What the stage's progress counts.
+    /// Returns the unit of the stage's progress.
     #[must_use]
     pub fn unit(self) -> &'static str {
         match self {
@@ -180,12 +182,12 @@ impl FromStr for StageName {
     }
 }
 
-/// How many ranks a task is run by.
+/// The number of ranks that run a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ranks {
-    /// Fewest.
+    /// The fewest ranks.
     pub min: u32,
-    /// Most; 0 is as many as there are workers.
+    /// The most ranks; 0 is as many as there are workers.
     pub max: u32,
 }
 
@@ -197,45 +199,45 @@ impl Ranks {
 /// A task to be leased.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlannedTask {
-    /// What a worker is told.
+    /// The specification for the worker.
     pub spec: Task,
-    /// Its share of the stage's progress, in the stage's unit; 0 when only the worker will know.
+    /// The task's share of the stage's progress, in the stage's unit; 0 if only the worker will know.
     pub weight: u64,
-    /// Who runs it.
+    /// The number of ranks that run it.
     pub ranks: Ranks,
-    /// What people call it: `clean dev.tsv`.
+    /// The name for people, such as `clean dev.tsv`.
     pub label: String,
 }
 
-/// What comes next in a stage.
+/// The next phase of a stage.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Phase {
-    /// These tasks, in any order and at the same time.
+    /// Tasks that may run in any order and at the same time.
     Tasks {
-        /// What people call the phase.
+        /// The phase's name for people.
         label: String,
-        /// The work.
+        /// The tasks.
         tasks: Vec<PlannedTask>,
     },
-    /// Nothing: this is what the stage made.
+    /// The stage is complete, with this manifest.
     Complete(Manifest),
 }
 
-/// What planning looks at.
+/// The inputs of planning.
 #[derive(Debug, Clone, Copy)]
 pub struct Inputs<'a> {
-    /// The job, its paths absolute.
+    /// The job, with absolute paths.
     pub job: &'a JobFile,
-    /// A stamp (size, time, tag) of each file that the job reads from outside, by its URL.
+    /// A stamp (size, time, tag) of each external file that the job reads, by its URL.
     pub stamps: &'a BTreeMap<String, String>,
-    /// What the stages before made.
+    /// The manifests of earlier stages.
     pub done: &'a BTreeMap<StageName, Manifest>,
-    /// What the tasks of this stage are computed under; none while only its key is asked for.
+    /// The claim for the stage's tasks; `None` if only the key is needed.
     pub claim: Option<&'a Claim>,
 }
 
 impl Inputs<'_> {
-    /// Where tasks write what the stage makes.
+    /// Returns the folder for the stage's results.
     fn directory(&self, stage: StageName, key: &str) -> String {
         let directory = directory(stage, key);
         match self.claim.filter(|claim| claim.apart) {
@@ -244,36 +246,36 @@ impl Inputs<'_> {
         }
     }
 
-    /// Where tasks write what only tasks of the same stage and attempt read.
+    /// Returns the folder for files that only tasks of the same stage and attempt read.
     fn work_directory(&self, stage: StageName, key: &str) -> String {
         let attempt = self.claim.map_or("", |claim| claim.attempt.as_str());
         format!("{}/{WORK_DIRECTORY}/{attempt}", directory(stage, key))
     }
 }
 
-/// What a stage's tasks are computed under: one attempt's claim to it.
+/// An attempt's claim to compute a stage.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
-    /// A name that no other attempt has.
+    /// The unique name of the attempt.
     pub attempt: String,
-    /// An attempt before may only have been held up, and still be writing: this one writes into a folder of its own.
+    /// True if this attempt writes into a folder of its own, because an earlier attempt may still be writing.
     pub apart: bool,
 }
 
-/// Where a stage keeps what only its own tasks read, attempt by attempt; removed once it is committed.
+/// The folder for files that only the stage's own tasks read, attempt by attempt. It is removed after the commit.
 pub const WORK_DIRECTORY: &str = "work";
 
-/// A plan that cannot be made: an earlier stage's result lacks something.
+/// The error of a plan that cannot be made, because an earlier stage's result lacks something.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("cannot plan stage {stage}: {reason}")]
 pub struct PlanError {
     /// The stage.
     pub stage: StageName,
-    /// What is missing.
+    /// The missing part.
     pub reason: String,
 }
 
-/// The key of `stage`, 16 hex digits.
+/// Returns the key of `stage`, 16 hex digits.
 ///
 /// # Errors
 /// When a stage that it reads has no result yet.
@@ -293,7 +295,7 @@ pub fn stage_key(stage: StageName, inputs: &Inputs<'_>) -> Result<String, PlanEr
     Ok(short_hash(&text))
 }
 
-/// What phase `number` of `stage` consists of, given the results of the phases before it.
+/// Returns phase `number` of `stage`, given the results of the phases before it.
 ///
 /// # Errors
 /// When a stage that it reads, or an earlier phase, lacks what it should have made.
@@ -316,19 +318,19 @@ pub fn phase(
     }
 }
 
-/// Where the artefacts of a stage lie, below the job's output.
+/// Returns the folder of a stage's artifacts, below the job's output.
 #[must_use]
 pub fn directory(stage: StageName, key: &str) -> String {
     format!("{stage}/{key}")
 }
 
-/// Where the manifest that commits a stage lies.
+/// Returns the path of the manifest that commits a stage.
 #[must_use]
 pub fn manifest_path(stage: StageName, key: &str) -> String {
     format!("{stage}/{key}/manifest.json")
 }
 
-/// The first 16 hex digits of the SHA-256 of `text`.
+/// Returns the first 16 hex digits of the SHA-256 of `text`.
 #[must_use]
 pub fn short_hash(text: &str) -> String {
     let mut digest = llink_datasets::manifest::sha256_hex(text.as_bytes());
@@ -336,7 +338,7 @@ pub fn short_hash(text: &str) -> String {
     digest
 }
 
-/// What made the job's instruction examples.
+/// Returns the manifest with the job's instruction examples, and its stage.
 fn instructions_of<'a>(stage: StageName, inputs: &Inputs<'a>) -> Result<&'a Manifest, PlanError> {
     earlier(stage, instructions_stage(inputs.job), inputs)
 }
@@ -362,12 +364,12 @@ fn fact<'a>(stage: StageName, manifest: &'a Manifest, name: &str) -> Result<&'a 
     })
 }
 
-/// The content of what a stage made, whatever its paths: roles, rows and hashes.
+/// Returns the content of a stage's results without paths: roles, rows and hashes.
 fn content(manifest: &Manifest) -> String {
     content_of(manifest, "")
 }
 
-/// The same of the artefacts whose role begins with `role`.
+/// Returns the same for the artifacts whose role begins with `role`.
 fn content_of(manifest: &Manifest, role: &str) -> String {
     let of_role = manifest.artifacts.iter().filter(|a| a.role.starts_with(role));
     let lines: Vec<String> = of_role.map(|a| format!("{} {} {}", a.role, a.rows, a.sha256)).collect();
@@ -378,7 +380,7 @@ fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("a job file's sections are plain data")
 }
 
-/// A manifest of the artefacts, counts, figures, facts and warnings of `results`, in their order.
+/// Merges the artifacts, counts, figures, facts and warnings of `results`, in order, into a manifest.
 fn manifest_of<'a>(stage: StageName, key: &str, results: impl IntoIterator<Item = &'a TaskResult>) -> Manifest {
     let mut manifest = Manifest {
         version: llink_datasets::manifest::MANIFEST_VERSION,
@@ -424,7 +426,7 @@ fn from_manifest(a: &ManifestArtifact) -> Artifact {
     }
 }
 
-/// The artefacts of `role`, in the manifest's order.
+/// Returns the artifacts of `role`, in the manifest's order.
 fn with_role(manifest: &Manifest, role: &str) -> Vec<Artifact> {
     manifest
         .artifacts

@@ -1,14 +1,14 @@
-//! What a job file alone tells about each stage, for a plan that is shown before anything has run.
+//! Describes each stage from the job file alone, for a plan that is shown before anything has run.
 
 use llink_datasets::measured::thousands;
 
 use super::StageName;
 use crate::job::{InstructSection, InstructionsSection, JobFile, SourceEntry, Sources, SynthesizeSection};
 
-/// Sources that are named; of more, the rest is counted.
+/// The most sources that are named; the rest is counted.
 const SOURCES_NAMED: usize = 4;
 
-/// What is known of `stage` before it is planned, a line each.
+/// Returns what is known of `stage` before it is planned, one item on each line.
 #[must_use]
 pub fn outline(stage: StageName, job: &JobFile) -> Vec<String> {
     match stage {
@@ -89,7 +89,7 @@ fn synthesized(section: &SynthesizeSection) -> String {
     )
 }
 
-/// How many instructions train Stage B, where the job file says: training and validation rows.
+/// Returns the numbers of training and validation instructions of Stage B, if the job file gives them.
 fn instructions(job: &JobFile) -> Option<(u64, u64)> {
     job.instruct.as_ref()?;
     match (&job.synthesize, &job.instructions) {

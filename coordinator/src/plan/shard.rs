@@ -12,7 +12,7 @@ use crate::job::{
     NearDuplicates, RANDOM_MODEL, SourceEntry, Sources, TINY_MODEL, TooLong, ValidationFrom,
 };
 
-/// The role under which the split hands its assignment to the shards.
+/// The role of the split's assignment, which the shards read.
 pub const ASSIGNMENT_ROLE: &str = "assignment";
 
 pub(super) fn key_parts(inputs: &Inputs<'_>) -> Vec<String> {
@@ -38,12 +38,12 @@ fn stamps(sources: &Sources, inputs: &Inputs<'_>) -> String {
     files.map(stamp).collect::<Vec<_>>().join(" ")
 }
 
-/// What both corpora have in common, so that their tasks are planned by the same code.
+/// The settings of a corpus in a common form, so that both corpora are planned by the same code.
 struct CorpusPlan<'a> {
     corpus: Corpus,
     name: &'static str,
     sources: &'a Sources,
-    /// How sources are read that do not say themselves.
+    /// The reading settings of sources that give none.
     defaults: SourceEntry,
     cleaning: &'a CleaningSection,
     chars: (u32, u32),
@@ -53,7 +53,7 @@ struct CorpusPlan<'a> {
     holdout: u64,
     shard_rows: u32,
     validation_from: ValidationFrom,
-    /// Of instructions: training and held-out pairs.
+    /// For instructions, the numbers of training and held-out pairs.
     pairs: (u64, u64),
 }
 
@@ -102,9 +102,9 @@ impl<'a> CorpusPlan<'a> {
         }
     }
 
-    /// How many sample rows to make: enough that the holdout's share of the hash space, which is fixed before any row
-    /// is seen, holds what is asked for on both sides (five standard deviations of slack), and for the rows that are
-    /// dropped as duplicates or for sharing their English side.
+    /// Returns how many sample rows to make. The holdout's share of the hash space is fixed before any row is seen. So
+    /// there must be enough rows for both sides (five standard deviations of slack), and for rows that are dropped as
+    /// duplicates or for sharing their English side.
     fn sample_rows(&self) -> u64 {
         let wanted = self.train + self.holdout;
         let smaller = self.train.min(self.holdout).max(1) as f64;
@@ -112,7 +112,7 @@ impl<'a> CorpusPlan<'a> {
         wanted + (wanted as f64 * (0.02 + spread)).ceil() as u64 + 64
     }
 
-    /// Where the corpus's tasks write what only the tasks after them read.
+    /// Returns a path for files that only later tasks of the corpus read.
     fn work_path(&self, key: &str, inputs: &Inputs<'_>, name: &str) -> String {
         let work = inputs.work_directory(StageName::Shard, key);
         format!("{work}/{}/{name}.parquet", self.name)
@@ -146,7 +146,7 @@ impl<'a> CorpusPlan<'a> {
                 .or(all.as_ref())
                 .map_or_else(String::new, ToString::to_string)
         };
-        // A format for all sources is not meant for those that are two files.
+        // A common format does not apply to sources of two files.
         let format = own.format.or(all.format.filter(|_| own.url.is_some()));
         Source {
             url: own.name().to_owned(),
@@ -178,7 +178,7 @@ impl<'a> CorpusPlan<'a> {
         }
     }
 
-    /// Rows read and kept of each source, where there are several.
+    /// Returns the rows read and kept of each source, if there are several.
     fn source_counts(&self, own: &[TaskResult]) -> Vec<(String, u64)> {
         let labels = match self.sources.as_slice() {
             [_] => Vec::new(),
@@ -232,12 +232,12 @@ impl<'a> CorpusPlan<'a> {
     }
 }
 
-/// What the sources' tasks wrote, in the sources' order.
+/// Returns the paths that the sources' tasks wrote, in the sources' order.
 fn cleaned_paths(own: &[TaskResult]) -> Vec<String> {
     own.iter().flat_map(|r| &r.artifacts).map(|a| a.path.clone()).collect()
 }
 
-/// Each corpus with the results of its own sources' tasks.
+/// Returns each corpus with the results of its own sources' tasks.
 fn with_own<'a, 'r>(
     corpora: &'a [CorpusPlan<'a>],
     mut cleaned: &'r [TaskResult],
@@ -317,7 +317,7 @@ fn cleaned_warnings(results: &[Vec<TaskResult>]) -> Vec<String> {
     early.flat_map(|r| r.warnings.iter().cloned()).collect()
 }
 
-/// Of the tiny models that come with this llink: how the SHA-256 of their files, one after another, begins. A test holds it to them.
+/// The first hex digits of the SHA-256 of the built-in tiny models' files, concatenated. A test checks it.
 pub const TINY_MODELS_STAMP: &str = "d62ed951d20b9699";
 
 pub(super) fn models_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
@@ -336,7 +336,7 @@ pub(super) fn models_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanE
     Ok(parts)
 }
 
-/// What is wrong with reading this corpus with these models.
+/// Says why these models cannot read this corpus.
 fn unfit_models(job: &JobFile) -> Option<String> {
     let mut models = job.models.paths().into_iter();
     let own_text = job.corpus.source.as_slice().iter().any(|source| !source.is_sample());

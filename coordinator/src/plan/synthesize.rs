@@ -1,4 +1,4 @@
-//! The `synthesize` stage: a task for each shard of pairs that is asked about.
+//! The `synthesize` stage has a task for each shard of pairs that the model is asked about.
 
 use llink_datasets::manifest::Manifest;
 use llink_proto::task::Kind;
@@ -10,7 +10,7 @@ use super::{
 use crate::job::SynthesizeSection;
 
 const STAGE: StageName = StageName::Synthesize;
-/// Where answers are kept, below the job's output: shared by all jobs that write there.
+/// The folder of cached answers, below the job's output. All jobs with this output share it.
 const CACHE: &str = "synthesize-cache";
 
 fn section<'a>(inputs: &Inputs<'a>) -> Result<&'a SynthesizeSection, PlanError> {
@@ -22,7 +22,7 @@ fn section<'a>(inputs: &Inputs<'a>) -> Result<&'a SynthesizeSection, PlanError> 
 
 pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
     let shard = earlier(STAGE, StageName::Shard, inputs)?;
-    // Where the model is reached and how fast it is asked changes no answer.
+    // The model's URL and the speed of its requests change no answer.
     let section = SynthesizeSection {
         url: String::new(),
         api_key_env: String::new(),
@@ -39,22 +39,22 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
     ])
 }
 
-/// What counts say of how many pairs a task asked about.
+/// The count that holds the number of pairs that a task asked about.
 const ASKED: &str = "synthesized.rows";
-/// Pairs that are asked about at most, for each example that is wanted: a model that refuses most of what it is asked
-/// would otherwise be asked about everything.
+/// The most pairs that are asked about for each wanted example. Without this limit, a model that refuses most requests
+/// would be asked about every pair.
 const MOST_ASKED: u64 = 2;
 
-/// Pairs of one shard that are asked about.
+/// A part of a shard's pairs to ask about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Portion {
     shard: usize,
-    /// Pairs of a fit length that were asked about before.
+    /// Number of pairs of a fitting length that were asked about before.
     skip: u64,
     rows: u64,
 }
 
-/// The examples of one side: which are wanted, and how far the pairs they are made from are used up.
+/// The examples of one side: how many are wanted, and which pairs are used up.
 struct SidePlan {
     side: &'static str,
     pairs: Vec<Artifact>,
@@ -63,7 +63,7 @@ struct SidePlan {
     asked: u64,
     shard: usize,
     skip: u64,
-    /// Portions of the phases before.
+    /// Number of portions of earlier phases.
     portions: usize,
 }
 
@@ -81,7 +81,7 @@ impl SidePlan {
         }
     }
 
-    /// What is asked about next: as many pairs as examples are missing, if there are so many.
+    /// Returns the next portions: as many pairs as examples are missing, if there are so many.
     fn next(&self) -> Vec<Portion> {
         let may_ask = (self.wanted * MOST_ASKED).saturating_sub(self.asked);
         let mut left = self.wanted.saturating_sub(self.kept).min(may_ask);
@@ -97,8 +97,8 @@ impl SidePlan {
         portions
     }
 
-    /// Takes in what came of [`SidePlan::next`]. Of a shard in which fewer pairs than planned were of a fit length,
-    /// nothing is left.
+    /// Adds the results of [`SidePlan::next`]. A shard that had fewer pairs of a fitting length than planned is used
+    /// up.
     fn take(&mut self, portions: &[Portion], results: &[TaskResult]) {
         for (portion, result) in portions.iter().zip(results) {
             let asked = result.counts.get(ASKED).copied().unwrap_or(0);
@@ -157,8 +157,7 @@ impl SidePlan {
     }
 }
 
-/// Asks about as many pairs as examples are wanted, then about further ones in place of those whose answers can't be
-/// used.
+/// Asks about as many pairs as examples are wanted, then about further pairs for the answers that can't be used.
 pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>]) -> Result<Phase, PlanError> {
     let section = section(inputs)?;
     let shard = earlier(STAGE, StageName::Shard, inputs)?;
@@ -191,7 +190,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
         return Err(PlanError { stage: STAGE, reason });
     }
     let mut manifest = manifest_of(STAGE, key, results.iter().flatten());
-    // In the order of their roles, whichever phase they are from.
+    // The artifacts are sorted by their paths, whatever phase they are from.
     manifest.artifacts.sort_by(|a, b| a.path.cmp(&b.path));
     manifest.warnings.extend(sides.iter().filter_map(SidePlan::shortfall));
     Ok(Phase::Complete(manifest))

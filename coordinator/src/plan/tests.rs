@@ -1,4 +1,4 @@
-//! Keys change with what they stand for and with nothing else.
+//! Keys change with their inputs and with nothing else.
 
 use super::*;
 use crate::job::parse;
@@ -55,7 +55,7 @@ fn keys(job: &JobFile, stamps: &BTreeMap<String, String>, done: &BTreeMap<StageN
     stages.iter().map(|s| stage_key(*s, &inputs).unwrap()).collect()
 }
 
-/// Which stages' keys differ.
+/// Returns the stages whose keys differ.
 fn changed(a: &[String], b: &[String]) -> Vec<&'static str> {
     let names = StageName::of(&job("")).into_iter().map(StageName::as_str);
     names
@@ -160,7 +160,7 @@ fn what_is_fitted_is_fitted_once_before_the_training_and_read_by_it() {
             ..TaskResult::default()
         }]
     };
-    // The paper's job fits nothing.
+    // The paper's job fits no statistics.
     let paper = job("");
     assert!(matches!(kind(&paper, &[]), Some(Kind::Align(task)) if task.statistics.is_none()));
     assert!(kind(&paper, &[made("projector")]).is_none());
@@ -311,7 +311,7 @@ fn shard_counts_are_summed_over_sources_by_corpus() {
     assert_eq!(manifest.counts["pairs.split.train"], 7);
 }
 
-/// The portions (shard, skip, rows) that a phase of `synthesize` asks about, with the side of each.
+/// Returns the portions (shard, skip, rows) that a phase of `synthesize` asks about, with the side of each.
 fn portions(phase: &Phase) -> Vec<(String, String, u64, u64)> {
     let Phase::Tasks { tasks, .. } = phase else {
         return Vec::new();
@@ -372,7 +372,7 @@ fn synthesis_asks_about_further_pairs_in_place_of_those_that_gave_nothing() {
             ("validation", 0, "holdout/0", 0, 5)
         ])
     );
-    // Of the first shard only 15 pairs were of a fit length, and of the 20 answers two can't be used.
+    // In the first shard only 15 pairs had a fitting length, and two of the 20 answers can't be used.
     let first = vec![
         answered(path("train", 0), 15, 14),
         answered(path("train", 1), 5, 4),
@@ -387,7 +387,7 @@ fn synthesis_asks_about_further_pairs_in_place_of_those_that_gave_nothing() {
     assert!(manifest.warnings.is_empty(), "{:?}", manifest.warnings);
     assert_eq!(manifest.artifacts.iter().map(|a| a.rows).sum::<u64>(), 30);
 
-    // Where the pairs are used up, that is said.
+    // A warning says that the pairs are used up.
     let second = vec![answered(path("train", 2), 6, 1)];
     let Phase::Complete(manifest) = plan(&[first, second]) else {
         panic!("nothing is left to be asked about")
@@ -399,7 +399,7 @@ fn synthesis_asks_about_further_pairs_in_place_of_those_that_gave_nothing() {
     );
 }
 
-/// A stage can be planned when the stages that it says it reads are done, and not while one of them is missing.
+/// A stage can be planned when all stages in `reads` are done, and not while one of them is missing.
 #[test]
 fn a_stage_reads_what_it_says_and_nothing_else() {
     let instruct = "[instructions]\nsource = \"sample\"\n[instruct]\n";

@@ -13,7 +13,7 @@ use crate::job::{AlignSection, Metric};
 
 pub(super) fn align_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
     let embed = earlier(StageName::Align, StageName::Embed, inputs)?;
-    // How often it is saved and measured and by how many it is run changes nothing in what is learnt, but for rounding.
+    // The checkpoint and validation intervals and the number of ranks change the result only by rounding.
     let given = &inputs.job.align;
     let standard = AlignSection::default();
     let section = AlignSection {
@@ -36,7 +36,7 @@ pub(super) fn align_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanEr
     ])
 }
 
-/// What is fitted first, where anything is, then the training.
+/// Returns the next phase: first the fit of the statistics, if there is one, then the training.
 pub(super) fn align_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>]) -> Result<Phase, PlanError> {
     let fits = inputs.job.align.fits_statistics();
     match (results, fits) {
@@ -54,10 +54,10 @@ pub(super) fn align_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskRes
     }
 }
 
-/// The role of what was fitted before the first step. A stage `align` whose job fits nothing has none.
+/// The role of the statistics that are fitted before the first step. A stage `align` whose job fits nothing has none.
 const STATISTICS: &str = "statistics";
 
-/// What stage `align` fitted.
+/// Returns the statistics that stage `align` fitted.
 pub(super) fn statistics(stage: StageName, inputs: &Inputs<'_>) -> Result<Option<Artifact>, PlanError> {
     let align = earlier(stage, StageName::Align, inputs)?;
     Ok(with_role(align, STATISTICS).into_iter().next())
@@ -154,7 +154,7 @@ fn train_phase(key: &str, inputs: &Inputs<'_>, statistics: Option<Artifact>) -> 
     ))
 }
 
-/// The artefact of a role of which there is one.
+/// Returns the only artifact of a role.
 pub(super) fn the_one(stage: StageName, manifest: &Manifest, role: &str) -> Result<Artifact, PlanError> {
     let first = with_role(manifest, role).into_iter().next();
     first.ok_or_else(|| PlanError {

@@ -1,4 +1,4 @@
-//! Bars with rates and the time that remains.
+//! Progress bars with rates and the remaining time.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -9,7 +9,7 @@ use llink_proto::{Event, Job, Stage, StageState, shown};
 use super::lines;
 use super::pace::Pace;
 
-/// A bar for each stage that has begun.
+/// One bar for each stage that has begun.
 #[derive(Debug)]
 pub struct Bars {
     screen: MultiProgress,
@@ -28,7 +28,7 @@ impl Bars {
 
     pub(super) fn show(&mut self, job: &Job, events: &[Event]) {
         for event in events.iter().filter(|e| e.level != "info") {
-            // Lines above the bars; a terminal that went away is no reason to fail.
+            // The line goes above the bars. A closed terminal is not an error.
             let _ = self.screen.println(super::event_line(event));
         }
         for stage in &job.stages {

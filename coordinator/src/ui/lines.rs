@@ -1,4 +1,4 @@
-//! A line now and then, for output that goes to a file or a pipe.
+//! Progress lines at intervals, for output to a file or a pipe.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,10 +10,10 @@ use super::output::tell;
 use super::pace::Pace;
 use super::{seconds, stage_word, thousands};
 
-/// How often a running stage is mentioned.
+/// The interval between two lines about a running stage.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// What was shown last.
+/// The last state that was shown.
 #[derive(Debug)]
 pub struct Lines {
     began: Instant,
@@ -58,7 +58,7 @@ impl Lines {
     }
 }
 
-/// `align     running  1,200/2,000 steps  loss 1.234`
+/// Formats a stage: `align running 1,200/2,000 steps loss 1.234`.
 pub(super) fn stage_line(stage: &Stage) -> String {
     match stage.state() {
         StageState::Running => {
@@ -75,7 +75,7 @@ pub(super) fn stage_line(stage: &Stage) -> String {
     }
 }
 
-/// How a stage ended.
+/// Says how a stage ended.
 pub(super) fn outcome(stage: &Stage) -> String {
     match stage.state() {
         StageState::Done => {
@@ -93,11 +93,11 @@ pub(super) fn outcome(stage: &Stage) -> String {
     }
 }
 
-/// The figures worth a place beside a bar.
+/// Returns the figures that are shown beside a bar.
 pub(super) fn figures(stage: &Stage) -> String {
     let worth = ["loss", "temperature", "pairs_per_s", "ranks"];
     let figure = |name: &&str| stage.figures.get(*name).map(|v| format!("{name} {}", short(*v)));
-    // In the metric that was trained in, which comes after plain cosine.
+    // The metric of the training comes after plain cosine.
     let rows = Retrieval::rows(&stage.figures);
     let aligned = rows.iter().rfind(|row| row.retriever == Retriever::StageA);
     let aligned = aligned.map(|row| format!("R@1 {:.3}", row.r1));

@@ -1,4 +1,4 @@
-//! What a person sees: bars while it runs, a report at the end; or JSON lines for programs.
+//! Output for people (progress bars while a job runs, a report at the end), or JSON lines for programs.
 
 mod bars;
 mod lines;
@@ -14,19 +14,19 @@ use llink_proto::{Event, Job, JobState, Stage, StageState, shown};
 use output::{say as print_line, say_json, tell};
 pub use report::report;
 
-/// How to show things.
+/// The style of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
-    /// Bars that move.
+    /// Moving progress bars.
     Terminal,
-    /// A line now and then: the output goes to a file or a pipe.
+    /// A line at intervals, for output to a file or a pipe.
     Lines,
-    /// One JSON object a line.
+    /// One JSON object on each line.
     Json,
 }
 
 impl Style {
-    /// JSON if asked for, else what suits the output.
+    /// Returns JSON if requested, otherwise the style that fits the output.
     #[must_use]
     pub fn of(json: bool) -> Self {
         match json {
@@ -37,19 +37,19 @@ impl Style {
     }
 }
 
-/// A job being followed.
+/// The view of a job that is followed.
 #[derive(Debug)]
 pub enum View {
-    /// Bars.
+    /// A view with progress bars.
     Bars(bars::Bars),
-    /// Lines.
+    /// A view with lines.
     Lines(lines::Lines),
-    /// JSON lines.
+    /// A view with JSON lines.
     Json,
 }
 
 impl View {
-    /// A view in that style.
+    /// Opens a view in that style.
     #[must_use]
     pub fn new(style: Style) -> Self {
         match style {
@@ -59,7 +59,7 @@ impl View {
         }
     }
 
-    /// Shows the job as it is now, and what has happened.
+    /// Shows the job's current state and the new events.
     pub fn show(&mut self, job: &Job, events: &[Event]) {
         match self {
             Self::Bars(bars) => bars.show(job, events),
@@ -68,7 +68,7 @@ impl View {
         }
     }
 
-    /// Leaves the terminal as it was.
+    /// Restores the terminal.
     pub fn close(self) {
         if let Self::Bars(bars) = self {
             bars.close();
@@ -76,7 +76,7 @@ impl View {
     }
 }
 
-/// Where a job stands, in a word.
+/// Returns the job's state in one word.
 #[must_use]
 pub fn state_word(job: &Job) -> &'static str {
     match job.state() {
@@ -130,7 +130,7 @@ fn job_json(job: &Job, events: &[Event]) -> serde_json::Value {
     })
 }
 
-/// An event as the log shows it. Further lines of its text stand indented, so that none looks like an event of its own.
+/// Formats an event of the log. Further lines of its text are indented, so that none looks like another event.
 #[must_use]
 pub fn event_line(event: &Event) -> String {
     let since_midnight = event.at.rem_euclid(86_400_000);
@@ -146,12 +146,12 @@ pub fn event_line(event: &Event) -> String {
     format!("{h:02}:{m:02}:{s:02}.{ms:03}Z {level:5} {stage:8} {text}")
 }
 
-/// A text from elsewhere whose further lines stand indented, so that none looks like a line of ours.
+/// Indents the further lines of a text from elsewhere, so that none looks like a line of llink's own.
 fn indented(text: &str) -> String {
     shown::text(text).replace('\n', "\n    ")
 }
 
-/// The plan of a dry run.
+/// Shows the plan of a dry run.
 pub fn plan(job: &Job, style: Style) {
     if style == Style::Json {
         return say_json(&job_json(job, &[]).to_string());
@@ -170,7 +170,7 @@ pub fn plan(job: &Job, style: Style) {
     }
 }
 
-/// What a job asks for and will not get, before it starts. In JSON the job itself has it.
+/// Shows, before the job starts, what it asks for and will not get. In JSON, the job itself holds this.
 pub fn warnings(job: &Job, style: Style) {
     if style != Style::Json {
         for warning in &job.warnings {
@@ -179,7 +179,7 @@ pub fn warnings(job: &Job, style: Style) {
     }
 }
 
-/// Jobs, a line each.
+/// Lists jobs, one on each line.
 pub fn list(jobs: &[Job], style: Style) {
     if style == Style::Json {
         for job in jobs {
@@ -213,7 +213,7 @@ pub fn list(jobs: &[Job], style: Style) {
     }
 }
 
-/// One job, stage by stage.
+/// Shows one job, stage by stage.
 pub fn job(job: &Job, style: Style) {
     if style == Style::Json {
         return say_json(&job_json(job, &[]).to_string());

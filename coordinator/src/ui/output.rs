@@ -1,21 +1,21 @@
-//! The way out to terminals and files: whatever is written for people passes through here and is made harmless.
+//! Writes to terminals and files. All text for people passes through here, and control characters are escaped.
 
 use std::io::Write;
 
 use llink_datasets::shown::redacted;
 use llink_proto::shown;
 
-/// A line for people on standard output. A reader that went away (`| head`) is no reason to fail.
+/// Prints a line for people on standard output. A closed pipe (`| head`) is not an error.
 pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{}", shown::text(line));
 }
 
-/// A line of JSON on standard output; programs read the same strings.
+/// Prints a line of JSON on standard output. Programs read the same strings.
 pub(crate) fn say_json(line: &str) {
     let _ = writeln!(std::io::stdout(), "{}", shown::json(line));
 }
 
-/// A line for people on standard error. With that gone there is nobody left to tell.
+/// Prints a line for people on standard error. A closed standard error is ignored.
 pub(crate) fn tell(line: &str) {
     let _ = writeln!(std::io::stderr(), "{}", shown::text(&redacted(line)));
 }

@@ -1,4 +1,4 @@
-//! How fast a stage goes and how long it still takes.
+//! Estimates the speed of a stage and its remaining time.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -6,23 +6,23 @@ use std::time::Duration;
 use llink_datasets::measured::thousands;
 use llink_proto::{Stage, StagePart};
 
-/// A rate is that of so many seconds, or of the last advance where that took longer.
+/// A rate covers this many seconds, or the last advance if that took longer.
 const HORIZON: f64 = 30.0;
 
-/// What was seen of a stage's progress.
+/// The observed progress of a stage.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     phase: String,
     all: Window,
-    /// Parts that go through another model each, whose speeds differ.
+    /// Parts of the stage that use different models, whose speeds differ.
     parts: BTreeMap<String, Window>,
     now: f64,
 }
 
 impl Pace {
-    /// Takes in the stage as it is `at` this time, counted from any moment.
+    /// Adds the state of the stage at the time `at`, which counts from any fixed moment.
     pub(super) fn see(&mut self, stage: &Stage, at: Duration) {
-        // A new phase counts anew.
+        // A new phase starts a new count.
         if self.phase != stage.reason {
             *self = Self {
                 phase: stage.reason.clone(),
@@ -39,7 +39,7 @@ impl Pace {
         }
     }
 
-    /// `1,234 rows/s, 12 s left` or `3.2 s/step, 25 min left`; empty until something has advanced.
+    /// Returns `1,234 rows/s, 12 s left` or `3.2 s/step, 25 min left`; empty until there was an advance.
     pub(super) fn text(&self, stage: &Stage) -> String {
         let Some(rate) = self.all.rate(self.now) else {
             return String::new();
@@ -51,7 +51,7 @@ impl Pace {
         format!("{}, {left}", speed(rate, &stage.unit))
     }
 
-    /// Each part at its own rate. Parts that advance at the same time share the workers.
+    /// Estimates each part at its own rate. Parts that advance at the same time share the workers.
     fn left_of(&self, parts: &[StagePart]) -> String {
         let (mut together, mut active, mut paused) = (0.0, 0_u32, 0.0);
         let mut not_begun = Vec::new();
@@ -84,7 +84,7 @@ fn remaining(done: u64, total: u64) -> f64 {
 #[derive(Debug, Default)]
 struct Window {
     last: Option<u64>,
-    /// When the count came to how much. Where it stood before its first advance is left out: how long it had been there is unknown.
+    /// The time and value of each advance. The value before the first advance is left out, because its age is unknown.
     advances: VecDeque<(f64, u64)>,
 }
 
@@ -92,7 +92,7 @@ impl Window {
     fn see(&mut self, done: u64, now: f64) {
         match self.last.replace(done) {
             Some(last) if last < done => self.advances.push_back((now, done)),
-            // What goes back was taken up again from a checkpoint.
+            // A count goes back if training continues from a checkpoint.
             Some(last) if last > done => self.advances.clear(),
             _ => {}
         }
@@ -105,18 +105,18 @@ impl Window {
         self.advances.back().map_or(0.0, |(at, _)| *at)
     }
 
-    /// Units a second; `None` before two advances were seen.
+    /// Returns units per second, or `None` before the second advance.
     fn rate(&self, now: f64) -> Option<f64> {
         let ((began, first), (ended, last)) = (self.advances.front()?, self.advances.back()?);
         let intervals = self.advances.len().checked_sub(1).filter(|n| *n > 0)?;
         let usual = (ended - began) / intervals as f64;
-        // An advance that is overdue makes the rate lower.
+        // An overdue advance lowers the rate.
         let until = if now - ended > usual { now } else { *ended };
         Some((last - first) as f64 / (until - began).max(1e-3))
     }
 }
 
-/// `1,234 rows/s`, `3.4 steps/s`, `3.2 s/step`, `2 min 5 s/step`.
+/// Formats a speed: `1,234 rows/s`, `3.4 steps/s`, `3.2 s/step`, `2 min 5 s/step`.
 fn speed(rate: f64, unit: &str) -> String {
     let one = unit.strip_suffix('s').unwrap_or(unit);
     match rate {
@@ -127,7 +127,7 @@ fn speed(rate: f64, unit: &str) -> String {
     }
 }
 
-/// `45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`.
+/// Formats a duration: `45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`.
 fn duration(seconds: f64) -> String {
     let minutes = (seconds / 60.0).round() as u64;
     match seconds {
@@ -205,7 +205,7 @@ mod tests {
         assert_eq!(pace.text(&next), "");
     }
 
-    /// The stage after so many sentences of each model.
+    /// Returns the stage after the given number of sentences of each model.
     fn embed(teacher: u64, encoder: u64) -> Stage {
         let part = |name: &str, done| StagePart {
             name: name.into(),
@@ -248,7 +248,7 @@ mod tests {
         for second in 0..=10 {
             pace.see(&embed(10 * second, 50 * second), seconds(second));
         }
-        // 90 s of the teacher's and 10 s of the encoder's, of which two workers take half each.
+        // The rest is 90 s of the teacher's work and 10 s of the encoder's; two workers do half each.
         let told = pace.text(&embed(100, 500));
         assert!(told.ends_with(", 50 s left"), "{told}");
     }

@@ -1,4 +1,4 @@
-//! The report at the end of a job.
+//! Prints the report at the end of a job.
 
 use llink_datasets::measured::{self, Figures};
 use llink_proto::{Job, StageState};
@@ -75,7 +75,7 @@ pub fn report(job: &Job, style: Style) {
     }
 }
 
-/// Rows read, kept and dropped by reason, for each corpus.
+/// Prints the rows read, kept and dropped by reason, for each corpus.
 fn rows(counts: &Value) {
     let Some(counts) = counts.as_object() else { return };
     for corpus in ["pairs", "instructions", "synthesized"] {
@@ -114,7 +114,7 @@ fn rows(counts: &Value) {
     }
 }
 
-/// What `evaluate` measured.
+/// Prints what `evaluate` measured.
 fn measured(figures: &Value) {
     let figures: Figures = serde_json::from_value(figures.clone()).unwrap_or_default();
     for section in measured::sections(&figures) {

@@ -1,4 +1,4 @@
-//! What the tests of the real binary share: a folder of its own for each, jobs to put in it, commands with their output.
+//! Code that the tests of the real binary share: a folder for each test, job files, and commands with their output.
 #![allow(dead_code, clippy::unwrap_used, clippy::print_stdout)]
 
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 /// The real binary.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_llink-coord");
 
-/// A folder with a job file; state and output lie in it too.
+/// A folder with a job file, the state and the output.
 pub struct Place {
     pub dir: tempfile::TempDir,
 }
@@ -71,7 +71,7 @@ impl Place {
         self.command(args).output().unwrap()
     }
 
-    /// Runs a command that must succeed; its standard output.
+    /// Runs a command that must succeed, and returns its standard output.
     pub fn ok(&self, args: &[&str]) -> String {
         let output = self.run(args);
         assert!(
@@ -83,7 +83,7 @@ impl Place {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Runs a command that must fail with `code`; what it said.
+    /// Runs a command that must fail with `code`, and returns its output.
     pub fn fails(&self, code: i32, args: &[&str]) -> String {
         let output = self.run(args);
         let said = text(&output);
@@ -98,7 +98,7 @@ impl Place {
         Running { child, log }
     }
 
-    /// SHA-256 (by the manifests) of every artefact of the stages, by its path.
+    /// Returns the SHA-256 (by the manifests) of every artifact of the stages, by its path.
     pub fn artefacts(&self, stages: &[&str]) -> Vec<(String, String)> {
         let mut found = Vec::new();
         for stage in stages {
@@ -116,7 +116,7 @@ impl Place {
     }
 }
 
-/// A process that is killed when the test is over, however that ends.
+/// A process that is killed when the test ends, however it ends.
 pub struct Running {
     pub child: Child,
     pub log: PathBuf,
@@ -143,7 +143,7 @@ pub fn text(output: &Output) -> String {
     )
 }
 
-/// Waits until `f` gives something.
+/// Waits until `f` returns a value.
 pub fn eventually<T>(what: &str, mut f: impl FnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
@@ -155,7 +155,7 @@ pub fn eventually<T>(what: &str, mut f: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Process ids of the workers that `parent` started.
+/// Returns the process ids of the workers that `parent` started.
 pub fn workers_of(parent: u32) -> Vec<u32> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
@@ -163,7 +163,7 @@ pub fn workers_of(parent: u32) -> Vec<u32> {
             continue;
         };
         let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        // pid (comm) state ppid …
+        // The fields are: pid (comm) state ppid …
         let Some((_, rest)) = stat.rsplit_once(") ") else {
             continue;
         };
@@ -178,7 +178,7 @@ pub fn workers_of(parent: u32) -> Vec<u32> {
     found
 }
 
-/// A small generator for what happens when; its seed is printed, and can be given.
+/// A small random generator for the times of faults. Its seed is printed, and can be given.
 pub struct Random(u64);
 
 impl Random {
@@ -195,7 +195,7 @@ impl Random {
         Self(seed | 1)
     }
 
-    /// At least 0 and below `n`.
+    /// Returns a number from 0 to `n` − 1.
     pub fn below(&mut self, n: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -204,7 +204,7 @@ impl Random {
     }
 }
 
-/// The steps of a training that came to its end, as its metrics have them: number and loss.
+/// Returns number and loss of each step of a finished training, from its metrics.
 pub fn trained_steps(place: &Place) -> Vec<(u64, f64)> {
     let mut found = Vec::new();
     for (path, _) in place.artefacts(&["align"]) {
@@ -219,7 +219,7 @@ pub fn trained_steps(place: &Place) -> Vec<(u64, f64)> {
     found
 }
 
-/// SHA-256 of the projector that training left.
+/// Returns the SHA-256 of the trained projector.
 pub fn projector(place: &Place) -> String {
     let artefacts = place.artefacts(&["align"]);
     let found = artefacts
@@ -233,7 +233,7 @@ pub fn signal(pid: u32, signal: &str) {
     assert!(status.success(), "kill {signal} {pid}");
 }
 
-/// One figure of the evaluate stage, from `out/report.json`.
+/// Returns one figure of the evaluate stage, from `out/report.json`.
 pub fn figure(place: &Place, name: &str) -> f64 {
     let report = std::fs::read(place.path("out/report.json")).unwrap();
     let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
@@ -242,7 +242,7 @@ pub fn figure(place: &Place, name: &str) -> f64 {
         .unwrap_or_else(|| panic!("{name} is not in {report:#}"))
 }
 
-/// A Python that has polars: `LLINK_PYTHON`, else `python3`, if it can import it.
+/// Returns a Python that can import polars: `LLINK_PYTHON`, else `python3`.
 pub fn python_with_polars() -> Option<PathBuf> {
     let python = std::env::var_os("LLINK_PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from);
     let can = Command::new(&python).args(["-c", "import polars"]).output();

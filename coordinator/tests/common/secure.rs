@@ -1,4 +1,4 @@
-//! A coordinator inside the test, with an authority of its own, and clients of every kind.
+//! A coordinator inside the test, with its own certificate authority, and clients of every kind.
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::net::SocketAddr;
@@ -94,7 +94,7 @@ impl Trial {
         serve::start(self.options()).await.unwrap()
     }
 
-    /// Credentials by a certificate of `certs`.
+    /// Returns credentials with a certificate of `certs`.
     pub fn certificate(&self, name: &str) -> Credentials {
         self.certificate_of("certs", name)
     }
@@ -108,7 +108,7 @@ impl Trial {
         }
     }
 
-    /// Credentials by a new token.
+    /// Returns credentials with a new token.
     pub fn token(&self, name: &str, role: Role, lasts: Option<Duration>, uses: TokenUse) -> Credentials {
         use std::io::Write;
         let (token, secret) = Token::make(name, role, lasts, uses).unwrap();
@@ -127,7 +127,7 @@ impl Trial {
         }
     }
 
-    /// The audit log's lines.
+    /// Returns the lines of the audit log.
     pub fn audit(&self) -> Vec<serde_json::Value> {
         let text = std::fs::read_to_string(self.path("audit.jsonl")).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()

@@ -1,4 +1,4 @@
-//! Answers to each line of a JSON-lines file. What was answered before is kept, so that a run that was stopped goes on.
+//! Answers each line of a JSON Lines file. Existing answers are kept, so that a stopped run can continue.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};
@@ -17,10 +17,11 @@ use super::{Asking, failed};
 use crate::cli::{Exit, Failed, say};
 use llink_datasets::measured::thousands;
 
-/// Texts that the encoder reads together.
+/// Texts that the encoder reads in one batch.
 const TOGETHER: usize = 64;
 
-/// Answers `input` into `output`, or onto standard output. A line that can't be answered gets null and is named at the end.
+/// Answers `input` into `output`, or to standard output. A line that can't be answered gets null and is named at the
+/// end.
 pub(super) fn run(asking: &mut Asking, input: Input, output: Option<&Path>) -> Result<(), Failed> {
     let began = Instant::now();
     let mut faults = Faults::of(&input);
@@ -36,7 +37,7 @@ pub(super) fn run(asking: &mut Asking, input: Input, output: Option<&Path>) -> R
     let name = output.unwrap_or(Path::new("standard output"));
     let mut answered = 0;
     loop {
-        // What stands before a place where the input can't be read is answered first.
+        // The rows before an unreadable place are answered first.
         let (mut together, mut broken) = (Vec::new(), None);
         for row in rows.by_ref().take(TOGETHER) {
             match row {
@@ -52,7 +53,7 @@ pub(super) fn run(asking: &mut Asking, input: Input, output: Option<&Path>) -> R
             let written = writeln!(out, "{}", line?).and_then(|()| out.flush());
             match written {
                 Ok(()) => answered += 1,
-                // The reader of standard output has enough.
+                // The reader of standard output has closed it.
                 Err(_) if output.is_none() => return Ok(()),
                 Err(e) => return Err(Failed::new(Exit::Storage, format!("{}: {e}", name.display()))),
             }
@@ -77,7 +78,7 @@ pub(super) fn run(asking: &mut Asking, input: Input, output: Option<&Path>) -> R
     faults.conclude()
 }
 
-/// The answered rows, one after another.
+/// Answers the rows, one after another.
 fn answers<'a>(
     asking: &'a mut Asking,
     rows: &'a [Row],
@@ -110,7 +111,8 @@ fn answers<'a>(
     }))
 }
 
-/// What every answer of this run is made by: answers of another bundle, or otherwise sampled, do not belong into the same file.
+/// Describes what determines the answers of this run. Answers of another bundle or other sampling settings do not
+/// belong in the same file.
 fn made_by(asking: &Asking) -> Value {
     let sampling = match asking.answering.sampling {
         Sampling::Greedy => json!("greedy"),
@@ -127,7 +129,7 @@ fn made_by(asking: &Asking) -> Value {
     })
 }
 
-/// The lines of the input, without those that are blank.
+/// The lines of the input, without blank lines.
 struct Rows {
     input: Input,
     instructions: Instructions,
@@ -160,7 +162,7 @@ impl Iterator for Rows {
     }
 }
 
-/// Opens the output behind the answers that it holds, and reads over as many rows.
+/// Opens the output after its existing answers, and skips as many rows.
 fn go_on(output: &Path, rows: &mut Rows, made_by: &Value, faults: &mut Faults) -> Result<(File, u64), Failed> {
     let refused = |e: std::io::Error| Failed::new(Exit::Storage, format!("{}: {e}", output.display()));
     let mut file = File::options()
@@ -174,7 +176,7 @@ fn go_on(output: &Path, rows: &mut Rows, made_by: &Value, faults: &mut Faults) -
     loop {
         line.clear();
         reader.read_until(b'\n', &mut line).map_err(refused)?;
-        // The last line may have been cut off in the middle: it is written again.
+        // The last line may be incomplete and is then written again.
         if line.pop() != Some(b'\n') {
             break;
         }

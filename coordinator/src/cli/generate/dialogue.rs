@@ -1,4 +1,4 @@
-//! One question after another about a text, which is read once.
+//! Answers one question after another about a text, which is read once.
 
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use super::{Asking, is_readable, unreadable};
 use crate::cli::{Failed, complain};
 
-/// Asks until the input ends.
+/// Answers questions until the input ends.
 pub(super) fn run(asking: &mut Asking, first: Option<&str>) -> Result<(), Failed> {
     let mut lines = Lines::new();
     if lines.shown {
@@ -41,7 +41,7 @@ pub(super) fn run(asking: &mut Asking, first: Option<&str>) -> Result<(), Failed
     }
 }
 
-/// Lines of standard input; a person is told what is waited for.
+/// Lines of standard input. A terminal gets a prompt that says what to enter.
 struct Lines {
     input: std::io::Lines<std::io::StdinLock<'static>>,
     shown: bool,
@@ -58,7 +58,7 @@ impl Lines {
     fn next(&mut self, waited_for: &str) -> Result<Option<String>, Failed> {
         if self.shown {
             let mut err = std::io::stderr();
-            // Nobody is told what can't be written.
+            // An error in writing the prompt is ignored.
             let _ = write!(err, "{waited_for}> ").and_then(|()| err.flush());
         }
         let line = self.input.next().transpose();

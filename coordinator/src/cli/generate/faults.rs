@@ -1,9 +1,9 @@
-//! Lines that have no answer: counted as they come, named at the end.
+//! Counts the lines that have no answer, and names them at the end.
 
 use super::input::Input;
 use crate::cli::{Exit, Failed, complain};
 
-/// Lines that are named; the others are counted.
+/// The most lines that are named; the others are counted.
 const NAMED: usize = 10;
 
 /// The lines of an input that could not be answered.
@@ -29,7 +29,7 @@ impl Faults {
         self.has_answers = true;
     }
 
-    /// Notes what is wrong with a line.
+    /// Notes the fault of a line.
     pub(super) fn add(&mut self, line: u64, fault: String) {
         self.count += 1;
         if self.named.len() < NAMED {
@@ -37,7 +37,7 @@ impl Faults {
         }
     }
 
-    /// Names the lines. Where no line at all was answered, that is an error.
+    /// Names the lines. It is an error if no line at all was answered.
     pub(super) fn conclude(self) -> Result<(), Failed> {
         if self.count == 0 {
             return Ok(());

@@ -1,4 +1,4 @@
-//! What there is to answer, line by line, read as a corpus's lines are.
+//! Reads the texts to answer, line by line, as the corpus readers do.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -11,9 +11,9 @@ use tokio::runtime::Handle;
 use super::{complain, of_datasets, unreadable};
 use crate::cli::Failed;
 
-/// How standard input is named on the command line.
+/// The name of standard input on the command line.
 pub(super) const STANDARD_INPUT: &str = "-";
-/// What is wrong with a text of which nothing can be seen.
+/// The fault of a text without visible characters.
 pub(super) const NOTHING_TO_READ: &str = "has nothing to read in its text";
 
 const BYTE_ORDER_MARK: &str = "\u{FEFF}";
@@ -32,12 +32,12 @@ enum Source {
 }
 
 impl Input {
-    /// A file of texts, one a line.
+    /// Opens a file of texts, one on each line.
     pub(super) fn of_text(file: &Path, runtime: &Handle) -> Result<Self, Failed> {
         Self::open(file, runtime, |url| runtime.block_on(Lines::of_text(url)))
     }
 
-    /// A file of JSON lines.
+    /// Opens a JSON Lines file.
     pub(super) fn of_json(file: &Path, runtime: &Handle) -> Result<Self, Failed> {
         Self::open(file, runtime, |url| runtime.block_on(Lines::of_json(url)))
     }
@@ -68,17 +68,17 @@ impl Input {
         Ok(Self { name, number: 0, lines })
     }
 
-    /// How people call it.
+    /// Returns the name for people.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// The number of the last line, from 1.
+    /// Returns the number of the last line, from 1.
     pub(super) fn number(&self) -> u64 {
         self.number
     }
 
-    /// The next line, or what is wrong with it; `None` at the end.
+    /// Returns the next line, or its fault; `None` at the end.
     pub(super) fn next(&mut self) -> Result<Option<Result<String, String>>, Failed> {
         let line = match &mut self.lines {
             Source::File(lines, runtime) => {
@@ -95,7 +95,7 @@ impl Input {
     }
 }
 
-/// The next line of a stream.
+/// Returns the next line of a stream.
 fn next_of(reader: &mut dyn BufRead, is_first: bool) -> std::io::Result<Option<Result<String, String>>> {
     let mut line = Vec::new();
     if reader.read_until(b'\n', &mut line)? == 0 {
@@ -126,7 +126,7 @@ fn in_words(reason: DropReason) -> String {
     }
 }
 
-/// Whether there is anything to be seen in a text.
+/// Returns true if a text has a visible character.
 pub(super) fn is_readable(text: &str) -> bool {
     !clean_line(text, ZeroWidth::Keep).is_empty()
 }

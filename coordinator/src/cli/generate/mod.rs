@@ -1,4 +1,4 @@
-//! `generate`: ask a bundle about sentences.
+//! The `generate` command asks a bundle about sentences.
 
 mod batch;
 mod dialogue;
@@ -20,7 +20,7 @@ use super::{Exit, Failed, complain, of_datasets};
 use faults::Faults;
 use input::{Input, is_readable};
 
-/// What is asked when nothing else is said, if the bundle was trained on it.
+/// The default task, if the bundle was trained on it.
 const TASK: &str = "translate";
 
 #[derive(Debug, clap::Args)]
@@ -28,45 +28,46 @@ pub(super) struct Generate {
     /// The bundle: its folder or URL, or the output of the job that exported it.
     #[arg(long, value_name = "URL")]
     bundle: String,
-    /// The text to read. Without it, each line of --file or of standard input is one.
+    /// The text to read. Without it, each line of --file or of standard input is a text.
     text: Option<String>,
-    /// Read texts from a file, one a line.
+    /// Read texts from a file, one on each line.
     #[arg(long, value_name = "FILE", conflicts_with = "text")]
     file: Option<PathBuf>,
-    /// What to do with the text: a task that the bundle was trained on, `translate` unless said otherwise.
+    /// The task, one that the bundle was trained on; `translate` by default.
     #[arg(long, conflicts_with = "instruction")]
     task: Option<String>,
-    /// What to do with the text, in words of your own.
+    /// The instruction, in your own words.
     #[arg(long, value_name = "WORDS")]
     instruction: Option<String>,
     /// Ask one question after another about a text.
     #[arg(long, short, conflicts_with_all = ["file", "jsonl"])]
     interactive: bool,
-    /// Answer each line of a JSON-lines file: {"text": …}, with "instruction" or "task" where it is another; - is standard input.
+    /// Answer each line of a JSON Lines file: {"text": …}, with its own "instruction" or "task" if it differs; - is
+    /// standard input.
     #[arg(long, value_name = "IN", conflicts_with_all = ["text", "file"])]
     jsonl: Option<PathBuf>,
-    /// Where the answers go. A file that holds some of them already is gone on with.
+    /// The file for the answers. Answers that it already holds are kept, and the rest is added.
     #[arg(long, value_name = "OUT", requires = "jsonl")]
     output: Option<PathBuf>,
-    /// Sample at this temperature; 0 takes the likeliest token each time, which is the default.
+    /// Sample at this temperature; the default 0 takes the likeliest token each time.
     #[arg(long, value_name = "T")]
     temperature: Option<f32>,
-    /// Sample among the likeliest tokens that have this share of the probability together.
+    /// Sample among the likeliest tokens that together have this share of the probability.
     #[arg(long, value_name = "P")]
     top_p: Option<f32>,
-    /// The same seed samples the same answer.
+    /// The seed of the sampling; the same seed gives the same answer.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// The longest answer.
+    /// The longest answer, in tokens.
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_tokens: usize,
-    /// The encoder's folder or URL, where it is elsewhere than the bundle says.
+    /// The encoder's folder or URL, if it is not where the bundle says.
     #[arg(long, value_name = "URL")]
     encoder: Option<String>,
-    /// The decoder's folder or URL, where it is elsewhere than the bundle says.
+    /// The decoder's folder or URL, if it is not where the bundle says.
     #[arg(long, value_name = "URL")]
     decoder: Option<String>,
-    /// Where vectors of texts, and models from object stores, are kept.
+    /// Folder for vectors of texts, and for models from object stores.
     #[arg(long, env = "LLINK_STATE", value_name = "DIR", default_value = ".llink")]
     state: PathBuf,
     /// Keep no vectors on disk.
@@ -98,7 +99,7 @@ impl Generate {
         if self.max_tokens == 0 {
             return wrong("--max-tokens 0: expected at least 1".into());
         }
-        // Who asks for a share of the probability wants to sample.
+        // A share of the probability only has an effect with sampling.
         let temperature = self.temperature.unwrap_or(if self.top_p.is_some() { 1.0 } else { 0.0 });
         let sampling = match temperature {
             0.0 => Sampling::Greedy,
@@ -149,7 +150,7 @@ impl Generate {
         }
     }
 
-    /// What is asked unless a line says otherwise.
+    /// Returns the instruction for all lines that give none.
     fn instruction(&self, generator: &Generator) -> Result<String, Failed> {
         if let Some(words) = &self.instruction {
             return Ok(words.clone());
@@ -165,7 +166,7 @@ impl Generate {
     }
 }
 
-/// A bundle, and how it is asked.
+/// A bundle with the settings of its answers.
 struct Asking {
     generator: Generator,
     instruction: String,
@@ -173,7 +174,8 @@ struct Asking {
 }
 
 impl Asking {
-    /// Each line of a file, as it comes. One that can't be answered is answered with an empty line and named at the end.
+    /// Answers each line of a file as it comes. A line that can't be answered gets an empty line and is named at the
+    /// end.
     fn each_line(&mut self, mut input: Input) -> Result<(), Failed> {
         let mut faults = Faults::of(&input);
         while let Some(line) = input.next()? {
@@ -197,7 +199,7 @@ impl Asking {
         faults.conclude()
     }
 
-    /// Reads a text, then says the answer.
+    /// Reads a text and prints the answer.
     fn tell(&mut self, text: &str) -> Result<ControlFlow<()>, Failed> {
         let sentence = self.read(text)?;
         self.say(&sentence, &self.instruction)
@@ -214,7 +216,7 @@ impl Asking {
         Ok(sentence)
     }
 
-    /// Says the answer word by word as it comes. Ends when nobody listens any more.
+    /// Prints the answer word by word. It stops when the output is closed.
     fn say(&self, sentence: &Sentence, instruction: &str) -> Result<ControlFlow<()>, Failed> {
         let mut out = std::io::stdout().lock();
         let mut heard = ControlFlow::Continue(());
@@ -231,7 +233,7 @@ impl Asking {
         self.generator
             .answer(sentence, instruction, self.answering, &mut tell)
             .map_err(failed)?;
-        // Ends the line, and shows whether somebody still listens.
+        // This ends the line, and shows whether the output is still open.
         let _ = tell("\n");
         Ok(heard)
     }
@@ -241,7 +243,7 @@ fn unreadable(file: &Path, error: &std::io::Error) -> Failed {
     Failed::new(Exit::Input, format!("{}: {error}", file.display()))
 }
 
-/// What failed with a bundle, its models or its store.
+/// Turns an error of a bundle, its models or its store into a failed command.
 fn failed(error: Error) -> Failed {
     let exit = match &error {
         Error::Datasets(error) => return of_datasets(error),

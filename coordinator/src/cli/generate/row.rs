@@ -1,4 +1,4 @@
-//! A line of JSON that asks for an answer, and the line that gives it.
+//! A line of JSON that asks for an answer, and the line with the answer.
 
 use std::collections::BTreeMap;
 
@@ -7,10 +7,10 @@ use serde_json::{Map, Value};
 
 use super::input::{NOTHING_TO_READ, is_readable};
 
-/// Keys that an answer sets, whatever the line held under them.
+/// The keys that an answer sets, even if the line already held them.
 const SET: [&str; 4] = ["instruction", "generated", "error", "made_by"];
 
-/// What a line asks.
+/// The question in a line.
 #[derive(Debug, PartialEq)]
 pub(super) struct Question {
     pub(super) text: String,
@@ -20,17 +20,17 @@ pub(super) struct Question {
 /// A line of the input.
 #[derive(Debug)]
 pub(super) struct Row {
-    /// Its number in the input.
+    /// The line's number in the input.
     pub(super) number: u64,
-    /// What it asks, or what is wrong with it.
+    /// The question, or the fault of the line.
     pub(super) asked: Result<Question, String>,
-    /// What it holds, to compare by.
+    /// The line's members, for comparison.
     given: Map<String, Value>,
-    /// What it holds as it is written there, so that no number loses a digit.
+    /// The line's members as written, so that no number loses a digit.
     members: Vec<(String, String)>,
 }
 
-/// What is asked: by task, and unless a line says otherwise.
+/// The instruction of each task, and the default instruction.
 #[derive(Debug)]
 pub(super) struct Instructions {
     pub(super) of_tasks: BTreeMap<String, String>,
@@ -38,7 +38,7 @@ pub(super) struct Instructions {
 }
 
 impl Row {
-    /// Takes a line as it was read.
+    /// Parses a line.
     pub(super) fn parse(number: u64, line: Result<String, String>, instructions: &Instructions) -> Self {
         let faulty = |fault: String| Self {
             number,
@@ -63,7 +63,7 @@ impl Row {
         }
     }
 
-    /// The line with its answer, or with why it has none.
+    /// Returns the line with its answer, or with the reason for having none.
     pub(super) fn answered(&self, answer: Result<String, String>, made_by: &Value) -> String {
         let kept = self.members.iter().filter(|(key, _)| !SET.contains(&key.as_str()));
         let mut members: Vec<String> = kept
@@ -84,7 +84,7 @@ impl Row {
         format!("{{{}}}", members.join(","))
     }
 
-    /// Whether a line is an answer to this one by the same bundle with the same settings.
+    /// Returns true if a line is an answer to this one by the same bundle with the same settings.
     pub(super) fn is_answered_by(&self, line: &str, made_by: &Value) -> bool {
         let found = json_value(line).unwrap_or_default();
         let same = |(key, value): (&String, &Value)| SET.contains(&key.as_str()) || found[key] == *value;
@@ -122,7 +122,7 @@ fn question(given: &Map<String, Value>, instructions: &Instructions) -> Result<Q
     })
 }
 
-/// The members of a JSON object, each value as it is written. The text is known to be an object.
+/// Returns the members of a JSON object, each value as it is written. The text must be an object.
 fn members(object: &str) -> Vec<(String, String)> {
     let inner = object.trim().trim_start_matches('{');
     let inner = inner.strip_suffix('}').unwrap_or(inner);

@@ -1,4 +1,4 @@
-//! `inspect`: looks into shards, and counts tokens.
+//! The `inspect` command shows shards and counts tokens.
 
 mod tokens;
 
@@ -7,7 +7,8 @@ use std::process::Command;
 
 use super::{Exit, Failed, of_datasets, say};
 
-/// The program that shows shards. Polars takes longer to compile than all of llink, and a job needs none of it.
+/// The program that shows shards. It is separate because polars takes longer to compile than all of llink, and no job
+/// needs it.
 const PROGRAM: &str = "llink-inspect";
 
 #[derive(Debug, clap::Args)]
@@ -16,10 +17,11 @@ pub(super) struct Inspect {
     /// A shard, or a folder of them: a path or an object-store URL.
     #[arg(required = true)]
     url: Option<String>,
-    /// Ask with SQL. Tables are named by role (pairs_train, embeddings_teacher_holdout, …); of vectors there is `norm`.
+    /// Run an SQL query. Tables are named by role (pairs_train, embeddings_teacher_holdout, …). A vector column appears
+    /// as `norm`.
     #[arg(long, value_name = "SELECT")]
     sql: Option<String>,
-    /// Rows to show of each table, or of the answer.
+    /// Rows to show of each table, or of the query's result.
     #[arg(long, default_value_t = 10)]
     rows: usize,
     #[command(subcommand)]
@@ -28,7 +30,7 @@ pub(super) struct Inspect {
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
-    /// Tokens that a tokenizer spends on each side of a corpus, and the inflation between them.
+    /// Count a tokenizer's tokens on each side of a corpus, and the inflation between them.
     Tokens(tokens::Tokens),
 }
 
@@ -42,7 +44,7 @@ impl Inspect {
     }
 }
 
-/// Becomes [`PROGRAM`], and returns only where that is impossible.
+/// Replaces this process with [`PROGRAM`]. It returns only if that fails.
 fn show(url: &str, sql: Option<&str>, rows: usize) -> Failed {
     use std::os::unix::process::CommandExt;
     let beside = std::env::current_exe()

@@ -1,4 +1,4 @@
-//! `inspect tokens`: what a tokenizer makes of each side of a corpus.
+//! The `inspect tokens` command counts a tokenizer's tokens on each side of a corpus.
 
 use std::path::Path;
 
@@ -15,19 +15,19 @@ const BATCH: usize = 4_096;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Tokens {
-    /// tokenizer.json, plain or compressed, or a folder that holds it.
+    /// A tokenizer.json, plain or compressed, or a folder that holds it.
     #[arg(long, value_name = "FILE")]
     tokenizer: String,
-    /// Count the tokens that the tokenizer's template adds too (`<|begin_of_text|>`).
+    /// Also count the tokens that the tokenizer's template adds (`<|begin_of_text|>`).
     #[arg(long)]
     special: bool,
-    /// tsv, jsonl, tmx or parquet; by the name when absent.
+    /// The format: tsv, jsonl, tmx or parquet; by default from the name.
     #[arg(long)]
     format: Option<String>,
     /// The English column: a number (TSV) or a name (JSONL, Parquet).
     #[arg(long, value_name = "COLUMN")]
     english_column: Option<String>,
-    /// The foreign column.
+    /// The foreign column: a number (TSV) or a name (JSONL, Parquet).
     #[arg(long, value_name = "COLUMN")]
     foreign_column: Option<String>,
     /// Corpus files, or folders of them.

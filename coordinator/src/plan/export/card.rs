@@ -1,4 +1,4 @@
-//! The model card: what the bundle is, what it was trained on and with, how good it is, how it is loaded.
+//! The model card of a bundle: its data, its training, its quality, and how to load it.
 
 use std::fmt::Write;
 
@@ -9,17 +9,17 @@ use super::super::{Inputs, PlanError, StageName, earlier, fact, instructions_of}
 use super::{STAGE, arm, names};
 use crate::job::{AlignSection, ExportSection, InstructArm, InstructSection, Metric};
 
-/// Loads a bundle with slots, and answers.
+/// Python code that loads a bundle with slots and answers.
 const WITH_SLOTS: &str = include_str!("load_slots.py");
-/// Loads a bundle of a direct fine-tuning.
+/// Python code that loads a bundle of a direct fine-tuning.
 const DIRECT: &str = include_str!("load_direct.py");
-/// Reads a text with the encoder, and the dense layers that some encoders have.
+/// Python code that reads a text with the encoder, and with the dense layers that some encoders have.
 const READ_TEXT: &str = include_str!("read_text.py");
 const READ_DENSE: &str = include_str!("read_dense.py");
-/// Loads a projector.
+/// Python code that loads a projector.
 const PROJECTOR: &str = include_str!("load_projector.py");
 
-/// `README.md` as the Hugging Face hub reads it. Nothing in it depends on when or where the job ran.
+/// Returns `README.md` for the Hugging Face hub. It does not depend on when or where the job ran.
 pub(super) fn card(inputs: &Inputs<'_>) -> Result<String, PlanError> {
     let job = inputs.job;
     let (encoder, decoder) = names(inputs);
@@ -62,7 +62,7 @@ fn front_matter(inputs: &Inputs<'_>, encoder: &str, decoder: &str, language: Opt
     if let Some(license) = &inputs.job.export.license {
         let _ = writeln!(yaml, "license: {}", quoted(license));
     }
-    // Others than the hub's own names lead nowhere there.
+    // Names that are not the hub's would be dead links there.
     let on_the_hub: Vec<&str> = [decoder, encoder].into_iter().filter(|n| n.contains('/')).collect();
     if !on_the_hub.is_empty() {
         yaml.push_str("base_model:\n");
@@ -83,7 +83,7 @@ fn front_matter(inputs: &Inputs<'_>, encoder: &str, decoder: &str, language: Opt
     yaml
 }
 
-/// Rows that were trained on and held out.
+/// Describes the training and held-out rows.
 fn data(inputs: &Inputs<'_>) -> Result<String, PlanError> {
     let rows = |manifest: &Manifest, role: &str| -> String {
         let rows = manifest.artifacts.iter().filter(|a| a.role == role).map(|a| a.rows);
@@ -153,7 +153,7 @@ fn settings(inputs: &Inputs<'_>) -> String {
     text
 }
 
-/// What vectors are compared in, and what was fitted on the training split for it.
+/// Describes the metric, and what was fitted on the training split for it.
 fn metric(a: &AlignSection) -> String {
     let mut text = match a.metric {
         Metric::Cosine => "cosine".to_owned(),
@@ -207,7 +207,7 @@ fn stage_b(i: &InstructSection, with_slots: bool) -> String {
     text
 }
 
-/// What `evaluate` found.
+/// Returns the results of `evaluate`.
 fn measured(evaluate: &Manifest) -> String {
     let mut text = "## Evaluation\n\n".to_owned();
     for section in measured::sections(&evaluate.figures) {

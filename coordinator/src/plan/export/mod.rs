@@ -1,4 +1,4 @@
-//! The `export` stage: what was learnt as a folder that other programs load.
+//! The `export` stage writes the trained parts as a folder that other programs load.
 
 mod card;
 
@@ -23,7 +23,7 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
         content_of(earlier(STAGE, StageName::Align, inputs)?, "statistics"),
         fact(STAGE, models, "encoder.fingerprint")?.into(),
         fact(STAGE, models, "decoder.fingerprint")?.into(),
-        // The bundle says where the models are.
+        // The bundle records the locations of the models.
         json(&(
             source("encoder", "export/key", inputs)?,
             source("decoder", "export/key", inputs)?,
@@ -78,12 +78,12 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
     Ok(one_task("write", kind, 1, Ranks::ONE, inputs, "write the bundle"))
 }
 
-/// What is exported of Stage B: its first arm, with which the others are only compared.
+/// Returns the arm of Stage B that is exported: the first one. The others are only compared with it.
 fn arm(job: &JobFile) -> Option<InstructArm> {
     job.instruct.as_ref()?.mode.arms().first().copied()
 }
 
-/// What people call encoder and decoder.
+/// Returns the names of encoder and decoder for people.
 fn names(inputs: &Inputs<'_>) -> (String, String) {
     let (section, models) = (&inputs.job.export, &inputs.job.models);
     let name = |given: &Option<String>, source: &str, role: &str| match (given, source) {
@@ -97,7 +97,8 @@ fn names(inputs: &Inputs<'_>) -> (String, String) {
     )
 }
 
-/// Where a model is found. One in the job's own output is named from the bundle's `directory`, so that the output can be moved.
+/// Returns the location of a model. A model in the job's own output gets a path relative to the bundle's `directory`,
+/// so that the output can be moved.
 fn source(name: &str, directory: &str, inputs: &Inputs<'_>) -> Result<String, PlanError> {
     let models = earlier(STAGE, StageName::Models, inputs)?;
     let url = fact(STAGE, models, &format!("{name}.url"))?;
