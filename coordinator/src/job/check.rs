@@ -1,13 +1,13 @@
-//! Values that parse but cannot be meant.
+//! Finds values that parse but are invalid.
 
 use llink_datasets::script::WritingSystem;
 
 use super::{CleaningSection, ColumnName, JobFile, Problem, Sources};
 
-/// Notes a key whose value is not what is expected: (holds, key, given, expected).
+/// Records a key whose value is not as expected: (holds, key, given, expected).
 pub(super) type Expect<'a> = &'a mut dyn FnMut(bool, &str, &dyn std::fmt::Display, &str);
 
-/// Every value out of range, by its key. Places are filled in by the parser.
+/// Returns every value out of range, by its key. The parser fills in the places.
 pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
     let mut found = Vec::new();
     let mut expect = |holds: bool, key: &str, given: &dyn std::fmt::Display, expected: &str| {

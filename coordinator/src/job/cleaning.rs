@@ -1,21 +1,21 @@
-//! What rows of a corpus must satisfy.
+//! The cleaning rules of a corpus.
 
 use serde::{Deserialize, Serialize};
 
-/// What is done about rows that say almost the same.
+/// The treatment of near-duplicates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NearDuplicates {
-    /// Nothing.
+    /// Near-duplicates are kept.
     Keep,
-    /// Training rows that say almost what a held-out row says are dropped.
+    /// A training row that says almost the same as a held-out row is dropped.
     Across,
-    /// All but the first of rows that say almost the same are dropped.
+    /// Of rows that say almost the same, all but the first are dropped.
     Everywhere,
 }
 
 impl NearDuplicates {
-    /// The name in job files and tasks.
+    /// Returns the name in job files and tasks.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -26,22 +26,23 @@ impl NearDuplicates {
     }
 }
 
-/// `[cleaning]`: rules for pairs and instructions alike.
+/// The cleaning rules for pairs and instructions (`[cleaning]`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CleaningSection {
-    /// ISO 15924 code of the foreign side's script, such as Khmr; absent: neither side's script is looked at.
+    /// ISO 15924 code of the foreign side's script, such as Khmr. Absent: no script is checked on either side.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub script: Option<String>,
-    /// ISO 15924 code of the English side's.
+    /// ISO 15924 code of the English side's script.
     pub english_script: String,
-    /// The least share of a side's letters that must be of its script.
+    /// The least share of a side's letters that must be in its script.
     pub min_script_share: f64,
-    /// How many times as many characters the longer side may have; 0: any.
+    /// The greatest ratio of the two sides' lengths in characters; 0 allows any.
     pub max_length_ratio: f64,
-    /// What is done about rows that say almost the same.
+    /// `keep` keeps near-duplicates, `across` drops training rows close to a held-out row, and `everywhere` drops all
+    /// but the first.
     pub near_duplicates: NearDuplicates,
-    /// The Jaccard similarity of character 5-grams from which on two texts say almost the same.
+    /// The least Jaccard similarity of character 5-grams at which two texts are near-duplicates.
     pub similarity: f64,
 }
 

@@ -1,4 +1,4 @@
-//! What is wrong with a job file, for people: line, column, key, what was expected, the nearest name.
+//! The faults of a job file, for people: line, column, key, what was expected, the nearest name.
 
 use std::fmt;
 use std::ops::Range;
@@ -10,15 +10,15 @@ use llink_datasets::shown::redacted;
 pub struct Problem {
     /// Dotted path of the key, or empty for the file as a whole.
     pub key: String,
-    /// Bytes of the text that are at fault.
+    /// The byte range of the fault in the text.
     pub span: Option<Range<usize>>,
-    /// What is wrong.
+    /// The fault, for people.
     pub what: String,
-    /// What to do about it.
+    /// Advice for people.
     pub help: Option<String>,
 }
 
-/// Every fault found in a job file, ready to print with the lines they stand on.
+/// All faults of a job file, ready to print with their lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobFileError {
     file_name: String,
@@ -27,7 +27,7 @@ pub struct JobFileError {
 }
 
 impl JobFileError {
-    /// Faults of the job file `file_name`, whose content is `text`.
+    /// Collects the faults of the job file `file_name`, whose content is `text`.
     pub(super) fn new(file_name: &str, text: &str, problems: Vec<Problem>) -> Self {
         Self {
             file_name: file_name.into(),
@@ -36,14 +36,14 @@ impl JobFileError {
         }
     }
 
-    /// The faults, in the order of the file.
+    /// Returns the faults, in the order of the file.
     #[must_use]
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
 }
 
-/// Line and column, both from 1; the column counts characters.
+/// Returns line and column, both from 1; the column counts characters.
 pub(super) fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
     let before = &text[..offset.min(text.len())];
     let line_start = before.rfind('\n').map_or(0, |i| i + 1);
@@ -72,7 +72,7 @@ impl fmt::Display for JobFileError {
                 .text
                 .get(span.clone())
                 .map_or(1, |s| s.lines().next().unwrap_or("").chars().count());
-            // What is not shown is not underlined.
+            // Only the visible part of the line is underlined.
             let underlined = underlined.min((source.chars().count() + 1).saturating_sub(column));
             let margin = line.to_string().len();
             writeln!(f, "{}:{line}:{column}: {}", self.file_name, redacted(&problem.what))?;

@@ -1,25 +1,25 @@
-//! `[export]`: what the bundle says of itself.
+//! The description of the bundle (`[export]`).
 
 use serde::{Deserialize, Serialize};
 
 use super::JobFile;
 use super::check::Expect;
 
-/// `[export]`: how the bundle names what it was made from and for. All of it is for people and for the hub.
+/// The names in the bundle's model card (`[export]`). All of them are for people and for the hub.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExportSection {
-    /// The foreign language, such as `km`; absent: as the corpus or its script says.
+    /// The foreign language, such as `km`. Absent: taken from the corpus or its script.
     pub language: Option<String>,
-    /// What people call the encoder, such as `FacebookAI/xlm-roberta-base`; absent: by its folder.
+    /// The encoder's name for people, such as `FacebookAI/xlm-roberta-base`. Absent: the name of its folder.
     pub encoder: Option<String>,
-    /// What people call the decoder, such as `meta-llama/Llama-3.2-1B-Instruct`; absent: by its folder.
+    /// The decoder's name for people, such as `meta-llama/Llama-3.2-1B-Instruct`. Absent: the name of its folder.
     pub decoder: Option<String>,
-    /// Under which license the bundle is given on, as the hub writes it; absent: none is named.
+    /// The license of the bundle, as the hub writes it. Absent: none is named.
     pub license: Option<String>,
 }
 
-/// Languages that are the usual ones of their script.
+/// The usual language of a script.
 const LANGUAGES: [(&str, &str); 12] = [
     ("Khmr", "km"),
     ("Laoo", "lo"),
@@ -36,7 +36,7 @@ const LANGUAGES: [(&str, &str); 12] = [
 ];
 
 impl ExportSection {
-    /// The foreign language, if anything tells it.
+    /// Returns the foreign language, if it is known.
     #[must_use]
     pub fn language_of(job: &JobFile) -> Option<&str> {
         let by_script = || {
@@ -54,8 +54,8 @@ impl ExportSection {
     }
 }
 
-/// What people call the model of a source: the last part of its path, or the hub's name where the source is an `hf://` URL or lies
-/// in the hub's cache.
+/// Returns the name of a model for people: the last part of its path, or the hub's name if the source is an `hf://` URL
+/// or in the hub's cache.
 #[must_use]
 pub fn model_name(source: &str) -> String {
     let hub = source
@@ -76,7 +76,7 @@ pub fn model_name(source: &str) -> String {
     }
 }
 
-/// Refuses values that can't be meant.
+/// Reports invalid values.
 pub(super) fn problems(job: &JobFile, expect: Expect<'_>) {
     for (key, value) in [
         ("export.language", &job.export.language),

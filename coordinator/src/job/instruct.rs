@@ -1,23 +1,23 @@
-//! `[instruct]`: Stage B.
+//! The settings of Stage B (`[instruct]`).
 
 use serde::{Deserialize, Serialize};
 
 use super::{JobFile, check::Expect};
 
-/// What the decoder is given of the foreign text.
+/// The form in which the decoder gets the foreign text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InstructMode {
-    /// Soft slots, expanded from its projected vector.
+    /// Soft slots, expanded from the projected vector of the text.
     Slots,
-    /// Its own tokens and no slots: LoRA fine-tuning as it is usually done, for comparison.
+    /// The tokens of the text and no slots: the usual LoRA fine-tuning, for comparison.
     Direct,
-    /// Slots first, then direct with the same budget, so that the report can compare them.
+    /// First `slots`, then `direct` with the same budget, so that the report can compare them.
     Both,
 }
 
 impl InstructMode {
-    /// What is trained, one after the other.
+    /// Returns the arms to train, one after the other.
     #[must_use]
     pub fn arms(self) -> &'static [InstructArm] {
         match self {
@@ -31,83 +31,84 @@ impl InstructMode {
 /// One training of Stage B.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InstructArm {
-    /// With soft slots.
+    /// The decoder gets soft slots.
     Slots,
-    /// On the foreign text's own tokens.
+    /// The decoder gets the tokens of the foreign text.
     Direct,
 }
 
-/// `[instruct]`: Stage B. The defaults are the paper's.
+/// Stage B (`[instruct]`). The defaults are the paper's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct InstructSection {
     /// `slots`, `direct` for LoRA on the foreign text's own tokens, or `both` to compare them.
     pub mode: InstructMode,
-    /// Times through the instructions.
+    /// Passes over the instructions.
     pub epochs: f64,
-    /// Optimiser steps; 0 is as many as `epochs` take.
+    /// Optimizer steps; 0 is as many as `epochs` needs.
     pub steps: u64,
     /// Examples in a step, over all ranks.
     pub batch: u32,
     /// Soft slots in a prompt.
     pub slots: u32,
-    /// The slot expander's hidden width; 0 is twice the decoder's.
+    /// The slot expander's hidden width; 0 is twice the decoder's width.
     pub expander_hidden: u32,
-    /// LoRA's rank.
+    /// The rank of LoRA.
     pub lora_rank: u32,
-    /// LoRA's corrections are scaled by this over the rank.
+    /// The LoRA update is scaled by this value over the rank.
     pub lora_alpha: f64,
-    /// Dropout before LoRA.
+    /// Dropout on the input of LoRA.
     pub lora_dropout: f64,
-    /// LoRA's peak learning rate.
+    /// The peak learning rate of LoRA.
     pub learning_rate: f64,
-    /// The slot expander's.
+    /// The peak learning rate of the slot expander.
     pub expander_learning_rate: f64,
-    /// Its scale's.
+    /// The peak learning rate of the slots' scale.
     pub scale_learning_rate: f64,
-    /// The projector's; 0 leaves it as Stage A made it.
+    /// A value above 0 keeps training the projector in Stage B at this peak learning rate. By default it is frozen.
     pub projector_learning_rate: f64,
-    /// Share of the steps that warm up.
+    /// The share of the steps with linear warm-up.
     pub warmup_share: f64,
-    /// AdamW's decoupled decay; the scale has none.
+    /// The decoupled weight decay of AdamW, which the scale does not have.
     pub weight_decay: f64,
     /// AdamW's β₁.
     pub beta1: f64,
     /// AdamW's β₂.
     pub beta2: f64,
-    /// Gradients are scaled down to this norm.
+    /// Gradients are clipped to this norm.
     pub gradient_clip: f64,
-    /// Steps from one usage contrast to the next; 0 never contrasts.
+    /// Steps from one usage contrast to the next; 0 turns it off.
     pub usage_every: u64,
-    /// Weight of max(0, L_sft − L_zero).
+    /// The weight of the usage contrast, max(0, L_sft − L_zero).
     pub usage_weight: f64,
-    /// Weight of 1 − cos(mean slot, teacher).
+    /// The weight of 1 − cos(mean slot, teacher).
     pub cosine_weight: f64,
-    /// Weight of the slots' InfoNCE.
+    /// The weight of the slots' InfoNCE loss.
     pub info_nce_weight: f64,
-    /// Its τ.
+    /// The temperature τ of the slots' InfoNCE loss.
     pub info_nce_temperature: f64,
-    /// Longer examples, prompt and answer in tokens, are left out and counted.
+    /// Examples with more tokens in prompt and answer are left out and counted.
     pub max_tokens: u32,
-    /// Tokens that go through the decoder at once; a rank's share of the batch is taken in as many passes as that needs.
+    /// Tokens that go through the decoder at once. A rank splits its share of the batch into as many passes as needed.
     pub token_budget: u32,
-    /// Keep each layer's input only and run the layer again in the backward pass: less memory, a third more time.
+    /// Keep only the input of each layer and run the layer again in the backward pass. This takes less memory and a
+    /// third more time.
     pub recompute: bool,
-    /// Steps between checkpoints; 0 leaves it to `checkpoint_minutes`.
+    /// Steps between checkpoints; with 0, only `checkpoint_minutes` decides.
     pub checkpoint_every: u64,
-    /// Minutes between checkpoints; 0 leaves it to `checkpoint_every`.
+    /// Minutes between checkpoints; with 0, only `checkpoint_every` decides.
     pub checkpoint_minutes: f64,
-    /// How many of the newest checkpoints are kept, beside the best.
+    /// The number of newest checkpoints that are kept, beside the best.
     pub checkpoints_kept: u32,
-    /// Steps between looks at held-out instructions; 0 never looks.
+    /// Steps between validations on held-out instructions; 0 turns them off.
     pub validate_every: u64,
-    /// Held-out instructions that are looked at.
+    /// Held-out instructions in a validation.
     pub validation_examples: u32,
-    /// Seconds that a step may take before it is taken for hung and the gang is formed anew.
+    /// The longest time of a step, in seconds. A longer step counts as hung, and the gang is formed again.
     pub step_timeout_s: f64,
-    /// Fewest ranks to train with.
+    /// The fewest ranks to train with.
     pub min_ranks: u32,
-    /// Most ranks to train with; 0 takes every worker.
+    /// The most ranks to train with; 0 takes every worker.
     pub max_ranks: u32,
 }
 
@@ -153,7 +154,7 @@ impl Default for InstructSection {
 }
 
 impl InstructSection {
-    /// Optimiser steps for so many instructions.
+    /// Returns the optimizer steps for this many instructions.
     #[must_use]
     pub fn steps_for(&self, rows: u64) -> u64 {
         if self.steps > 0 {
@@ -164,7 +165,7 @@ impl InstructSection {
     }
 }
 
-/// Refuses values that can't be meant.
+/// Reports invalid values.
 pub(super) fn problems(job: &JobFile, expect: Expect<'_>) {
     let Some(i) = &job.instruct else { return };
     let positive = |x: f64| x.is_finite() && x > 0.0;

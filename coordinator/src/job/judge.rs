@@ -1,41 +1,41 @@
-//! `[evaluate.judge]`: a large model that prefers one answer to another.
+//! The judge (`[evaluate.judge]`): a large model that prefers one answer to another.
 
 use serde::{Deserialize, Serialize};
 
 use super::JobFile;
 use super::check::Expect;
 
-/// `[evaluate.judge]`: which endpoint judges, and what.
+/// The judge's endpoint and the answers that it compares (`[evaluate.judge]`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JudgeSection {
-    /// An OpenAI-compatible endpoint, up to and with `/v1`.
+    /// The base URL of an OpenAI-compatible endpoint, which ends in `/v1`.
     pub url: String,
-    /// The model's name there.
+    /// The name of the model at the endpoint.
     pub model: String,
-    /// The environment variable, on each worker, that holds the key; absent: none is sent.
+    /// The environment variable, on each worker, that holds the key. Absent: no key is sent.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub api_key_env: String,
-    /// Of the answers, the first so many are judged: each against the base decoder's, twice.
+    /// The number of answers to judge, from the first on. Each is compared with the base decoder's answer, twice.
     #[serde(default = "default_examples")]
     pub examples: u32,
-    /// The `answers.jsonl` of another job with the same instructions and `mode = "direct"`, to be compared with. A job whose mode is
-    /// `both` compares with its own.
+    /// The `answers.jsonl` of another job with the same instructions and `mode = "direct"`, for comparison. A job with
+    /// mode `both` compares with its own direct answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direct_answers: Option<String>,
-    /// Requests under way at once.
+    /// Requests at the same time.
     #[serde(default = "default_concurrency")]
     pub concurrency: u32,
-    /// Requests begun in a minute; 0: any number.
+    /// The most requests that start in a minute; 0 sets no limit.
     #[serde(default)]
     pub requests_per_minute: f64,
-    /// Seconds that one request may take.
+    /// The time limit of a request, in seconds.
     #[serde(default = "default_timeout")]
     pub timeout_s: f64,
-    /// Tries before a request is given up.
+    /// The number of tries of a request.
     #[serde(default = "default_attempts")]
     pub attempts: u32,
-    /// Tokens in a reply; models that think aloud need more.
+    /// The most tokens in a reply. Models that think aloud need more.
     #[serde(default = "default_max_tokens")]
     pub max_tokens: u32,
 }
@@ -60,7 +60,7 @@ fn default_max_tokens() -> u32 {
     16
 }
 
-/// Refuses values that can't be meant.
+/// Reports invalid values.
 pub(super) fn problems(job: &JobFile, expect: Expect<'_>) {
     let Some(judge) = &job.evaluate.judge else { return };
     expect(

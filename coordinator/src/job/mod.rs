@@ -1,6 +1,6 @@
-//! The job file: its keys, their defaults, and what makes one wrong.
+//! The job file: its keys, their defaults, and their checks.
 //!
-//! Parsed once by [`parse`], checked once by [`check`], then trusted everywhere.
+//! It is parsed once by [`parse`], checked once by [`check`], and then trusted everywhere.
 
 mod check;
 mod cleaning;
@@ -33,58 +33,58 @@ pub use warnings::warnings;
 
 use serde::{Deserialize, Serialize};
 
-/// A whole job file. Only `corpus` must be given; every other key has a default.
+/// A whole job file. Only `corpus` is required; every other key has a default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JobFile {
-    /// What people call the job.
+    /// The job's name for people.
     #[serde(default = "default_name")]
     pub name: String,
-    /// A named set of defaults: `paper` or `sharp`. A key given beside it overrides it.
+    /// A named set of defaults: `paper` or `sharp`. A key in the job file overrides it.
     #[serde(default)]
     pub recipe: Recipe,
-    /// Where every artefact goes: a folder or an object-store URL.
+    /// The location of every artifact: a folder or an object-store URL.
     #[serde(default = "default_output")]
     pub output: String,
-    /// Drives everything random: the sample corpus, tiny models, batches, dropout.
+    /// The seed of everything random: the sample corpus, tiny models, batches, dropout.
     #[serde(default = "default_seed")]
     pub seed: u64,
     /// The parallel corpus.
     pub corpus: CorpusSection,
-    /// What rows must satisfy.
+    /// The cleaning rules.
     #[serde(default)]
     pub cleaning: CleaningSection,
-    /// Instruction examples, if there are any.
+    /// Instruction examples. Absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instructions: Option<InstructionsSection>,
-    /// Instruction examples made by a large model, in the place of those of `[instructions]`.
+    /// Instruction examples that a large model makes, instead of those of `[instructions]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub synthesize: Option<SynthesizeSection>,
     /// The frozen models.
     #[serde(default)]
     pub models: ModelsSection,
-    /// How sentences become cached vectors.
+    /// The settings for the cached vectors of sentences.
     #[serde(default)]
     pub embed: EmbedSection,
-    /// Stage A.
+    /// The settings of Stage A.
     #[serde(default)]
     pub align: AlignSection,
-    /// Stage B, if it is wanted; it needs `[instructions]`.
+    /// The settings of Stage B, which needs `[instructions]`. Absent: no Stage B.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instruct: Option<InstructSection>,
-    /// What is measured.
+    /// The settings of the evaluation.
     #[serde(default)]
     pub evaluate: EvaluateSection,
-    /// What the bundle says of itself.
+    /// The description of the exported bundle.
     #[serde(default)]
     pub export: ExportSection,
-    /// Local worker processes, when the job serves itself.
+    /// Local worker processes of a job that runs its own coordinator.
     #[serde(default)]
     pub workers: WorkersSection,
 }
 
 impl JobFile {
-    /// The environment variables that it names: they hold the keys of its endpoints.
+    /// Returns the environment variables that the job names for the keys of its endpoints.
     #[must_use]
     pub fn key_variables(&self) -> Vec<&str> {
         let synthesize = self.synthesize.iter().map(|section| &section.api_key_env);
@@ -105,54 +105,54 @@ fn default_seed() -> u64 {
     7
 }
 
-/// What is done with a text longer than `max_chars`.
+/// The treatment of a text longer than `max_chars`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TooLong {
-    /// Keep its first `max_chars` characters.
+    /// Keeps the first `max_chars` characters.
     Cut,
-    /// Drop the row and count it.
+    /// Drops the row and counts it.
     Drop,
 }
 
-/// `[corpus]`: the parallel corpus and its split.
+/// The parallel corpus and its split (`[corpus]`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CorpusSection {
-    /// `"sample"`, or files: plain or compressed, each with a table of its own where their names do not tell how to
-    /// read them.
+    /// `"sample"`, or files, plain or compressed. A source whose name does not tell how to read it gets a table of its
+    /// own.
     pub source: Sources,
-    /// How sources are written down that do not say themselves.
+    /// The format of sources that name none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<FormatName>,
-    /// How they are compressed.
+    /// The compression of sources that name none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<CompressionName>,
-    /// Their English column.
+    /// The English column of sources that name none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub english_column: Option<ColumnName>,
-    /// Their foreign column.
+    /// The foreign column of sources that name none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub foreign_column: Option<ColumnName>,
-    /// Their English language code, in TMX.
+    /// The English language code of TMX sources that name none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub english_language: Option<String>,
-    /// Their foreign language code, in TMX.
+    /// The foreign language code of TMX sources that name none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub foreign_language: Option<String>,
-    /// Pairs to train on; 0 takes all there are.
+    /// Training pairs; 0 takes all.
     #[serde(default = "default_train_pairs")]
     pub train_pairs: u64,
-    /// Pairs held out.
+    /// Held-out pairs.
     #[serde(default = "default_holdout_pairs")]
     pub holdout_pairs: u64,
-    /// Shorter foreign texts are dropped (characters).
+    /// Foreign texts with fewer characters are dropped.
     #[serde(default = "one")]
     pub min_chars: u32,
-    /// Longer foreign texts are cut or dropped (characters).
+    /// Foreign texts with more characters are cut or dropped, as `too_long` says.
     #[serde(default = "default_max_chars")]
     pub max_chars: u32,
-    /// Which of the two.
+    /// `cut` keeps the first `max_chars` characters of a longer text, and `drop` drops the row.
     #[serde(default = "cut")]
     pub too_long: TooLong,
     /// Rows in a shard.
@@ -160,15 +160,16 @@ pub struct CorpusSection {
     pub shard_rows: u32,
 }
 
-/// Which texts validation examples are taken from.
+/// The source of the validation texts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ValidationFrom {
-    /// Texts on the held-out side of the corpus: the lowest hashes, as among the pairs.
+    /// Texts on the held-out side of the corpus, which have the lowest hashes, as among the pairs.
     #[default]
     Holdout,
-    /// A share of the instructions' own texts, drawn by a second hash: for instructions that were made from training pairs alone.
-    /// No text stands in both splits, but Stage A may have been trained on a validation text as a pair. The report counts them.
+    /// A share of the instructions' own texts, by a second hash. This is for instructions that were all made from
+    /// training pairs. No text is in both splits, but Stage A may have been trained on a validation text as a pair. The
+    /// report counts these texts.
     Train,
 }
 
@@ -178,28 +179,29 @@ impl ValidationFrom {
     }
 }
 
-/// `[instructions]`: examples for Stage B.
+/// Examples for Stage B (`[instructions]`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InstructionsSection {
-    /// `"sample"`, or JSONL files.
+    /// `"sample"`, or JSON Lines files.
     pub source: Sources,
-    /// Tasks that are kept; none given: all.
+    /// The tasks to keep; an empty list keeps all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<String>,
-    /// Examples to train on; 0 takes all there are.
+    /// Training examples; 0 takes all.
     #[serde(default = "default_instruction_train")]
     pub train: u64,
-    /// Examples held out for validation.
+    /// Held-out examples for validation.
     #[serde(default = "default_instruction_validation")]
     pub validation: u64,
-    /// Which texts they are taken from: `"holdout"`, or `"train"` where all instructions were made from training pairs.
+    /// The texts of the validation examples: `"holdout"`, or `"train"` if all instructions were made from training
+    /// pairs.
     #[serde(default, skip_serializing_if = "ValidationFrom::is_default")]
     pub validation_from: ValidationFrom,
-    /// Shorter foreign texts are dropped (characters).
+    /// Foreign texts with fewer characters are dropped.
     #[serde(default = "default_instruction_min_chars")]
     pub min_chars: u32,
-    /// Longer foreign texts are dropped (characters).
+    /// Foreign texts with more characters are dropped.
     #[serde(default = "default_max_chars")]
     pub max_chars: u32,
     /// Rows in a shard.
@@ -207,17 +209,17 @@ pub struct InstructionsSection {
     pub shard_rows: u32,
 }
 
-/// `[embed]`: batching of sentences through the frozen models.
+/// The batching of sentences through the frozen models (`[embed]`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EmbedSection {
-    /// Tokens in a batch, padding included.
+    /// Tokens in a batch, including padding.
     pub token_budget: u32,
-    /// Characters of the foreign text that the encoder reads.
+    /// The most characters of a foreign text that the encoder reads.
     pub max_chars: u32,
-    /// Tokens that the encoder reads.
+    /// The most tokens of a text that the encoder reads.
     pub max_tokens: u32,
-    /// What of the decoder's states stands for an English sentence: `"slot"`, or `{ pool = "mean", layer = 0.33 }`.
+    /// The decoder states that represent an English sentence: `"slot"`, or `{ pool = "mean", layer = 0.33 }`.
     pub teacher: Teacher,
 }
 
@@ -232,85 +234,87 @@ impl Default for EmbedSection {
     }
 }
 
-/// What Stage A compares vectors in.
+/// The metric in which Stage A compares vectors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
-    /// Cosines of the vectors themselves.
+    /// Cosine similarity of the vectors themselves.
     Cosine,
-    /// Cosines around the teachers' mean.
+    /// Cosine similarity after the teachers' mean is subtracted.
     #[serde(alias = "centered")]
     Centred,
-    /// Cosines around the teachers' mean, with their deviations along each direction divided out.
+    /// Cosine similarity after the teachers' mean is subtracted and each direction is divided by its deviation.
     Whitened,
 }
 
-/// `[align]`: Stage A. The defaults are the paper's.
+/// Stage A (`[align]`). The defaults are the paper's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AlignSection {
-    /// Optimiser steps.
+    /// Optimizer steps.
     pub steps: u64,
     /// Pairs in a step, over all ranks.
     pub batch: u32,
-    /// Teacher vectors remembered for mining.
+    /// Teacher vectors in the queue for mining.
     pub queue: u32,
-    /// The hardest of the queue that join the batch's negatives.
+    /// The number of hardest negatives from the queue that join the batch.
     pub hard_negatives: u32,
-    /// τ at the first step.
+    /// The temperature τ at the first step.
     pub temperature_start: f64,
-    /// τ at the last step.
+    /// The temperature τ at the last step.
     pub temperature_end: f64,
-    /// Peak learning rate.
+    /// The peak learning rate.
     pub learning_rate: f64,
-    /// Learning rate at the end.
+    /// The learning rate at the end.
     pub learning_rate_floor: f64,
     /// Steps of linear warm-up.
     pub warmup_steps: u64,
-    /// AdamW's decoupled decay.
+    /// The decoupled weight decay of AdamW.
     pub weight_decay: f64,
     /// AdamW's β₁.
     pub beta1: f64,
     /// AdamW's β₂.
     pub beta2: f64,
-    /// Gradients are scaled down to this norm.
+    /// Gradients are clipped to this norm.
     pub gradient_clip: f64,
     /// Dropout in the projector.
     pub dropout: f64,
-    /// Weight of 1 − cos(p, t).
+    /// The weight of the direction loss, 1 − cos(p, t).
     pub direction_weight: f64,
-    /// Weight of (ln|p| − ln|t|)².
+    /// The weight of the log-norm loss, (ln|p| − ln|t|)².
     pub log_norm_weight: f64,
-    /// The projector's hidden width; 0 is four times the encoder's.
+    /// The projector's hidden width; 0 is four times the encoder's width.
     pub projector_hidden: u32,
-    /// What InfoNCE, mining, the queue and retrieval compare vectors in: `cosine`, `centred` or `whitened`. The direction and log-norm
-    /// losses always look at the vectors themselves. Statistics are fitted once, on the training split's teachers.
+    /// The metric of InfoNCE, mining, the queue and retrieval: `cosine`, `centred` or `whitened`. The direction and
+    /// log-norm losses always use the vectors themselves. Statistics are fitted once, on the training split's teachers.
     pub metric: Metric,
-    /// What the whitening adds to every variance, as a share of the largest one. Less of it tells apart what varies little.
+    /// The share of the largest variance that whitening adds to every variance. A smaller value distinguishes
+    /// directions of small variance better.
     pub whitening_eps: f64,
-    /// Whether each dimension of the encoder's vectors is brought to mean 0 and deviation 1 before the projector.
+    /// Scale each dimension of the encoder's vectors to mean 0 and deviation 1 before the projector.
     pub standardize: bool,
-    /// Whether the projector's LayerNorm starts at the teachers' deviation and mean instead of 1 and 0. Not given: unless the metric is
-    /// `cosine`. A middle layer's states are so long that a whitened loss sees the vectors of a fresh LayerNorm as one point.
+    /// Start the projector's LayerNorm at the teachers' deviation and mean instead of 1 and 0. Absent: true unless the
+    /// metric is `cosine`. A middle layer's states are so long that a whitened loss cannot distinguish the outputs of a
+    /// fresh LayerNorm.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_at_teachers: Option<bool>,
-    /// Pairs of a rank whose activations are held at once; 0 is all. Less takes less memory and more time.
+    /// Pairs of a rank that are computed at once; 0 is all. A smaller value takes less memory and more time.
     pub micro_batch: u32,
-    /// Steps between checkpoints; 0 leaves it to `checkpoint_minutes`.
+    /// Steps between checkpoints; with 0, only `checkpoint_minutes` decides.
     pub checkpoint_every: u64,
-    /// Minutes between checkpoints; 0 leaves it to `checkpoint_every`.
+    /// Minutes between checkpoints; with 0, only `checkpoint_every` decides.
     pub checkpoint_minutes: f64,
-    /// How many of the newest checkpoints are kept, beside the best.
+    /// The number of newest checkpoints that are kept, beside the best.
     pub checkpoints_kept: u32,
-    /// Steps between looks at held-out pairs; 0 never looks, and no checkpoint is the best.
+    /// Steps between validations on held-out pairs; 0 turns them off, and then no checkpoint is the best.
     pub validate_every: u64,
-    /// Held-out pairs that are looked at.
+    /// Held-out pairs in a validation.
     pub validation_pairs: u32,
-    /// Seconds that a step may take before it is taken for hung and the gang is formed anew.
+    /// The longest time of a step, in seconds. A longer step counts as hung, and the gang is formed again.
     pub step_timeout_s: f64,
-    /// Fewest ranks to train with.
+    /// The fewest ranks to train with.
     pub min_ranks: u32,
-    /// Most ranks to train with; 0 takes every worker.
+    /// The most ranks to train with; 0 takes every worker.
     pub max_ranks: u32,
 }
 
@@ -352,30 +356,30 @@ impl Default for AlignSection {
 }
 
 impl AlignSection {
-    /// Whether the projector's LayerNorm starts at the teachers' statistics.
+    /// Returns true if the projector's LayerNorm starts at the teachers' statistics.
     #[must_use]
     pub fn starts_at_teachers(&self) -> bool {
         self.start_at_teachers.unwrap_or(self.metric != Metric::Cosine)
     }
 
-    /// Whether anything is fitted on the training split before the first step.
+    /// Returns true if statistics are fitted on the training split before the first step.
     #[must_use]
     pub fn fits_statistics(&self) -> bool {
         self.metric != Metric::Cosine || self.standardize || self.starts_at_teachers()
     }
 }
 
-/// `[evaluate]`: what is measured at the end.
+/// The final evaluation (`[evaluate]`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvaluateSection {
-    /// Held-out pairs that retrieval is measured on.
+    /// Held-out pairs in the retrieval benchmark.
     pub benchmark_pairs: u64,
     /// Held-out instructions to answer, if the job has Stage B.
     pub answers: u32,
-    /// The longest answer.
+    /// The longest answer, in tokens.
     pub max_answer_tokens: u32,
-    /// Who prefers one answer to another, if anybody does.
+    /// The model that compares answers. Absent: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub judge: Option<JudgeSection>,
 }
@@ -391,11 +395,11 @@ impl Default for EvaluateSection {
     }
 }
 
-/// `[workers]`: the local processes of a job that serves itself.
+/// The local processes of a job that runs its own coordinator (`[workers]`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WorkersSection {
-    /// How many.
+    /// The number of local worker processes.
     pub local: u32,
 }
 

@@ -10,40 +10,40 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::JobFile;
 use super::check::Expect;
 
-/// Tiny models that come with llink and know the grammar of the sample corpus.
+/// The name of the tiny models that come with llink and know the grammar of the sample corpus.
 pub const TINY_MODEL: &str = "tiny";
-/// Tiny models with random weights, their tokenizers made from the job's own text.
+/// The name of tiny models with random weights, whose tokenizers are made from the job's own text.
 pub const RANDOM_MODEL: &str = "random";
 
-/// A longer prefix is a mistake: it would take the place of the text.
+/// A longer prefix is an error, because it would replace the text.
 const LONGEST_PREFIX: usize = 1_000;
 
-/// Whether a model is made by llink itself and is no folder.
+/// Returns true if llink makes the model itself, so that it is not a folder.
 #[must_use]
 pub fn is_built_in(model: &str) -> bool {
     [TINY_MODEL, RANDOM_MODEL].contains(&model)
 }
 
-/// Whether a model is one GGUF file and no folder.
+/// Returns true if a model is one GGUF file and not a folder.
 #[must_use]
 pub fn is_gguf(model: &str) -> bool {
     model.to_ascii_lowercase().ends_with(".gguf")
 }
 
-/// `[models]`: of each a path as a string, or a table with `path` and more.
+/// The two frozen models (`[models]`). Each is a path as a string, or a table with `path` and more.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelsSection {
-    /// What reads the foreign text: XLM-R, RoBERTa or BERT.
+    /// The model that reads the foreign text: XLM-R, RoBERTa or BERT.
     #[serde(deserialize_with = "path_or_table")]
     pub encoder: EncoderModel,
-    /// What answers: Llama, Mistral, Qwen2 or Qwen3.
+    /// The model that answers: Llama, Mistral, Qwen2 or Qwen3.
     #[serde(deserialize_with = "path_or_table")]
     pub decoder: DecoderModel,
 }
 
 impl ModelsSection {
-    /// Both models' keys and paths.
+    /// Returns the keys and paths of both models.
     pub fn paths(&self) -> [(&'static str, &str); 2] {
         [
             ("models.encoder", self.encoder.path.as_str()),
@@ -51,37 +51,39 @@ impl ModelsSection {
         ]
     }
 
-    /// Both models' paths, to be changed.
+    /// Returns the paths of both models for changes.
     pub fn paths_mut(&mut self) -> [&mut String; 2] {
         [&mut self.encoder.path, &mut self.decoder.path]
     }
 }
 
-/// `[models.encoder]`. What is not given is as the folder's `modules.json` and `1_Pooling/config.json` say; without them a
-/// text's vector is the mean of its last hidden states, as in the paper.
+/// The encoder (`[models.encoder]`). Absent settings are taken from the folder's `modules.json` and
+/// `1_Pooling/config.json`. Without these files, a text's vector is the mean of its last hidden states, as in the
+/// paper.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EncoderModel {
     /// A folder in Hugging Face layout, `"tiny"` or `"random"`.
     #[serde(alias = "url")]
     pub path: String,
-    /// Which of the last hidden states make a text's vector: `"mean"` of all, or `"cls"`, the first token's.
+    /// The pooling of the last hidden states: `"mean"` of all, or `"cls"` for the first token's.
     pub pooling: Option<PoolingName>,
-    /// Whether vectors are scaled to length 1.
+    /// Scale vectors to length 1.
     pub normalize: Option<bool>,
-    /// Put before each text after it was cut at `[embed] max_chars`, such as `"query: "` for E5.
+    /// The text before each text, such as `"query: "` for E5. It is added after the cut at `[embed] max_chars`.
     pub prefix: Option<String>,
 }
 
-/// `[models.decoder]`: a folder, or a GGUF file, which is unpacked to bf16 where it is loaded.
+/// The decoder (`[models.decoder]`): a folder, or a GGUF file, which is unpacked to bf16 when it is loaded.
 ///
-/// It is spoken to by its own chat template (`chat_template.jinja`, else `chat_template` of `tokenizer_config.json`), to the
-/// token as Transformers' `apply_chat_template` does. Templates that ask for the date are told 26 Jul 2024, so that a job stays
-/// the same job; those that may think are told not to. Without a template, Llama 3's turns are used where the vocabulary has
-/// its tokens, else a plain form: instruction, text, an empty line, the answer, the end of the text.
+/// Prompts use the decoder's own chat template (`chat_template.jinja`, else `chat_template` of
+/// `tokenizer_config.json`), and match Transformers' `apply_chat_template` token by token. Templates that ask for the
+/// date get 26 Jul 2024, so that a job stays the same job. Templates with a thinking mode get it turned off. Without a
+/// template, Llama 3's turns are used if the vocabulary has their tokens, else a plain form: instruction, text, an
+/// empty line, the answer, the end of the text.
 ///
-/// A teacher's sentence begins with the model's BOS whether or not `tokenizer.json` adds it. A model whose files name no
-/// `bos_token`, or say `add_bos_token = false`, gets none.
+/// A teacher's sentence begins with the model's BOS, even if `tokenizer.json` does not add it. A model whose files name
+/// no `bos_token`, or say `add_bos_token = false`, gets none.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DecoderModel {
@@ -90,18 +92,18 @@ pub struct DecoderModel {
     pub path: String,
 }
 
-/// Which hidden states make a text's vector.
+/// The pooling of hidden states into the vector of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PoolingName {
-    /// The mean of all, special tokens included.
+    /// The mean of all states, including special tokens.
     Mean,
-    /// The first token's.
+    /// The state of the first token.
     Cls,
 }
 
 impl PoolingName {
-    /// The name in job files and tasks.
+    /// Returns the name in job files and tasks.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -140,7 +142,7 @@ impl Default for DecoderModel {
     }
 }
 
-/// As a job file has it: a string where there is nothing but a path.
+/// Serializes as in a job file: a string if there is only a path.
 impl Serialize for EncoderModel {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
@@ -205,7 +207,7 @@ where
     deserializer.deserialize_any(PathOrTable(PhantomData))
 }
 
-/// Refuses values that can't be meant.
+/// Reports invalid values.
 pub(super) fn problems(job: &JobFile, expect: Expect<'_>) {
     let models = &job.models;
     for (key, path) in models.paths() {
@@ -257,7 +259,7 @@ mod tests {
             (Some(true), Some("query: "))
         );
         assert_eq!(full.decoder.path, "m/d");
-        // What is stored is read again as the same.
+        // A stored section is read back unchanged.
         for section in [plain, full] {
             let text = serde_json::to_string(&section).unwrap();
             assert_eq!(serde_json::from_str::<ModelsSection>(&text).unwrap(), section, "{text}");

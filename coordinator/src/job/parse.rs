@@ -1,4 +1,4 @@
-//! Text to [`JobFile`], with errors that name the line, the key and the nearest name.
+//! Parses a text to a [`JobFile`], with errors that name the line, the key and the nearest name.
 
 use std::ops::Range;
 
@@ -7,14 +7,14 @@ use toml::de::{DeTable, DeValue};
 
 use super::{JobFile, JobFileError, Problem, check};
 
-/// Reads and checks a job file. `file_name` is only for the errors.
+/// Reads and checks a job file. Only the errors use `file_name`.
 ///
 /// # Errors
 /// Syntax errors, unknown or missing keys, wrong types and values out of range, each with its place.
 pub fn parse(file_name: &str, text: &str) -> Result<JobFile, JobFileError> {
     let fail = |problems| JobFileError::new(file_name, text, problems);
     let document = DeTable::parse(text).map_err(|e| fail(vec![syntax_problem(&e)]))?;
-    // Once as it stands, so that what is wrong has its place in the text; then with its recipe's defaults.
+    // The text is parsed once unchanged, so that faults have their place in it, and then with the recipe's defaults.
     let shape = |e: toml::de::Error| fail(vec![shape_problem(&document, &e)]);
     let given: JobFile = toml::from_str(text).map_err(shape)?;
     let job = given.recipe.complete(text).map_err(shape)?;
@@ -38,7 +38,7 @@ fn syntax_problem(error: &toml::de::Error) -> Problem {
     }
 }
 
-/// What serde found: an unknown key, a missing one, or a value of the wrong type.
+/// Converts an error of serde: an unknown key, a missing one, or a value of the wrong type.
 fn shape_problem(document: &Spanned<DeTable<'_>>, error: &toml::de::Error) -> Problem {
     let message = error.message().trim();
     let key = error
@@ -66,7 +66,7 @@ fn shape_problem(document: &Spanned<DeTable<'_>>, error: &toml::de::Error) -> Pr
     }
     if let Some(rest) = message.strip_prefix("missing field ") {
         let missing = backticked(rest).into_iter().next().unwrap_or_default();
-        // serde gives a missing top-level key the place of the whole document, which no line stands for.
+        // For a missing top-level key, serde gives the span of the whole document, which is no useful place.
         let top_level = error.span().is_none_or(|s| s.start == 0) && !document.get_ref().contains_key(missing.as_str());
         let full = if key.is_empty() || top_level {
             missing.clone()
@@ -106,12 +106,12 @@ fn example_for(key: &str) -> Option<&'static str> {
     }
 }
 
-/// The names between backticks.
+/// Returns the names between backticks.
 fn backticked(message: &str) -> Vec<String> {
     message.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
-/// The known name that a typing mistake away from `given` could be.
+/// Returns the known name that differs from `given` by a typing mistake.
 fn nearest<'a>(given: &str, known: &'a [String]) -> Option<&'a str> {
     known
         .iter()
@@ -121,7 +121,7 @@ fn nearest<'a>(given: &str, known: &'a [String]) -> Option<&'a str> {
         .map(|(_, name)| name)
 }
 
-/// The dotted path of the innermost key whose name or value covers `span`.
+/// Returns the dotted path of the innermost key whose name or value covers `span`.
 fn path_at(table: &DeTable<'_>, span: &Range<usize>) -> String {
     let covers = |s: Range<usize>| s.start <= span.start && span.end <= s.end;
     for (key, value) in table {
@@ -129,7 +129,8 @@ fn path_at(table: &DeTable<'_>, span: &Range<usize>) -> String {
             return key.get_ref().to_string();
         }
         if let DeValue::Table(inner) = value.get_ref() {
-            // A table's span is its header's or braces'; its entries may lie beyond, so look inside first.
+            // The span of a table covers only its header or braces, and its entries may be outside. So the inner tables
+            // come first.
             let path = path_at(inner, span);
             if !path.is_empty() {
                 return format!("{}.{path}", key.get_ref());
@@ -148,7 +149,8 @@ fn path_at(table: &DeTable<'_>, span: &Range<usize>) -> String {
     String::new()
 }
 
-/// Where the value of the dotted `path` stands; the deepest existing part of it when it was left to its default.
+/// Returns the span of the value at the dotted `path`, or of the deepest existing part of the path if the value is a
+/// default.
 fn span_of(table: &DeTable<'_>, path: &str) -> Option<Range<usize>> {
     let (first, rest) = path.split_once('.').map_or((path, None), |(a, b)| (a, Some(b)));
     let (key, value) = table.iter().find(|(key, _)| key.get_ref().as_ref() == first)?;

@@ -1,4 +1,4 @@
-//! `recipe`: a named set of defaults. A key that the job file gives overrides its recipe's.
+//! A recipe is a named set of defaults. A key in the job file overrides its recipe's value.
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -9,16 +9,16 @@ use super::JobFile;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Recipe {
-    /// The paper's: the teacher is read at the slot token, and vectors are compared by cosine.
+    /// The paper's settings: the teacher is read at the slot token, and vectors are compared by cosine.
     #[default]
     Paper,
-    /// What retrieves best on real text: the teacher is the mean of a layer at a third of the depth, vectors are compared whitened, and
-    /// the encoder's are standardized.
+    /// The settings that retrieve best on real text: the teacher is the mean of a layer at a third of the depth,
+    /// vectors are compared whitened, and the encoder's vectors are standardized.
     Sharp,
 }
 
 impl Recipe {
-    /// The name in job files.
+    /// Returns the name in job files.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -27,7 +27,7 @@ impl Recipe {
         }
     }
 
-    /// Where it differs from the keys' own defaults, as a job file says it.
+    /// Returns the recipe's differences from the keys' own defaults, as a job file.
     const fn defaults(self) -> &'static str {
         match self {
             Self::Paper => "",
@@ -39,7 +39,7 @@ impl Recipe {
         }
     }
 
-    /// The job that `text` describes, with this recipe's value for each key that it does not give.
+    /// Parses the job `text`, with this recipe's value for each absent key.
     pub(super) fn complete(self, text: &str) -> Result<JobFile, toml::de::Error> {
         let (mut given, defaults) = (text.parse::<Table>()?, self.defaults().parse::<Table>()?);
         for (section, keys) in defaults {

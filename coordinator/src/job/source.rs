@@ -1,4 +1,4 @@
-//! Where a corpus comes from: a path or URL, or a table that also says how it is to be read.
+//! The sources of a corpus: a path or URL, or a table that also says how to read it.
 
 use std::fmt;
 
@@ -10,14 +10,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// One source or several.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sources {
-    /// `source = …`
+    /// A single source, `source = …`.
     One(SourceEntry),
-    /// `source = […, …]`
+    /// Several sources, `source = […, …]`.
     Several(Vec<SourceEntry>),
 }
 
 impl Sources {
-    /// The sources in the job's order.
+    /// Returns the sources in the job's order.
     #[must_use]
     pub fn as_slice(&self) -> &[SourceEntry] {
         match self {
@@ -26,7 +26,7 @@ impl Sources {
         }
     }
 
-    /// Passes each of the sources' paths through `f`.
+    /// Passes the path of each source through `f`.
     pub fn change_paths(&mut self, mut f: impl FnMut(&str) -> String) {
         let entries = match self {
             Self::One(source) => std::slice::from_mut(source),
@@ -42,8 +42,8 @@ impl Sources {
         }
     }
 
-    /// How rows name the source they came from: by its file, and where several are called alike by as many folders more as
-    /// tell them apart.
+    /// Returns the names of the sources in their rows. A name is that of the file, with as many of its folders as
+    /// distinguish equal names.
     #[must_use]
     pub fn labels(&self) -> Vec<String> {
         let sources = self.as_slice();
@@ -57,7 +57,7 @@ impl Sources {
                     longer[i] += 1;
                 }
             }
-            // A whole address longer than all of its parts gets no longer.
+            // A name that is already the whole address does not grow.
             let grows = (0..sources.len()).any(|i| sources[i].label(longer[i]) != labels[i]);
             if !grows {
                 return labels;
@@ -66,22 +66,22 @@ impl Sources {
         }
     }
 
-    /// Whether the sample corpus is among them.
+    /// Returns true if one of the sources is the sample corpus.
     #[must_use]
     pub fn has_sample(&self) -> bool {
         self.as_slice().iter().any(SourceEntry::is_sample)
     }
 }
 
-/// How a source's rows are written down.
+/// The format of a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FormatName {
     /// Columns separated by tabs.
     Tsv,
-    /// One JSON object a line.
+    /// One JSON object on each line.
     Jsonl,
-    /// Two files, line by line.
+    /// Two files that match line by line.
     Moses,
     /// Translation Memory eXchange.
     Tmx,
@@ -90,7 +90,7 @@ pub enum FormatName {
 }
 
 impl FormatName {
-    /// The name in job files and tasks.
+    /// Returns the name in job files and tasks.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -103,24 +103,24 @@ impl FormatName {
     }
 }
 
-/// How a source is compressed.
+/// The compression of a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CompressionName {
-    /// Not at all.
+    /// The source is not compressed.
     None,
-    /// gzip.
+    /// The source is compressed with gzip.
     Gz,
-    /// zstd.
+    /// The source is compressed with zstd.
     Zst,
-    /// xz.
+    /// The source is compressed with xz.
     Xz,
-    /// bzip2.
+    /// The source is compressed with bzip2.
     Bz2,
 }
 
 impl CompressionName {
-    /// The name in job files and tasks.
+    /// Returns the name in job files and tasks.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -137,7 +137,7 @@ impl CompressionName {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "a column's number (TSV) or its name (JSONL, Parquet)")]
 pub enum ColumnName {
-    /// Counted from 1.
+    /// A column number, from 1.
     Number(u32),
     /// A key or a column's name; `a.b` is `b` within `a`.
     Name(String),
@@ -152,11 +152,13 @@ impl fmt::Display for ColumnName {
     }
 }
 
-/// How a source is to be read; what is absent is told by its name, or by the section for all its sources.
+/// The location of a source and its reading settings. An absent setting follows from the name, or from the section for
+/// all sources.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceEntry {
-    /// A path, a URL or `sample`. The query, name and password of a web address go to its server and are never saved.
+    /// A path, a URL or `sample`. The query, name and password of a web address are sent to its server and are never
+    /// saved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
     /// The English file of a Moses corpus.
@@ -171,22 +173,22 @@ pub struct SourceEntry {
     /// `none`, `gz`, `zst`, `xz` or `bz2`. The first bytes of the file overrule it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<CompressionName>,
-    /// The English column: a TSV's by number, a JSONL's or Parquet's by name.
+    /// The English column: a number for TSV, a name for JSON Lines or Parquet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub english_column: Option<ColumnName>,
-    /// The foreign column.
+    /// The foreign column: a number for TSV, a name for JSON Lines or Parquet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub foreign_column: Option<ColumnName>,
-    /// The language code that a TMX has on the English side; `en` when absent.
+    /// The language code of the English side in TMX. Absent: `en`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub english_language: Option<String>,
-    /// The language code that a TMX has on the foreign side; the only other one when absent.
+    /// The language code of the foreign side in TMX. Absent: the only other language.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub foreign_language: Option<String>,
 }
 
 impl SourceEntry {
-    /// A path or URL and nothing else.
+    /// Returns a source with a path or URL and no other setting.
     #[must_use]
     pub fn of(url: &str) -> Self {
         Self {
@@ -195,13 +197,14 @@ impl SourceEntry {
         }
     }
 
-    /// Its URL, or the English file's of a Moses corpus. What people see is a [`llink_datasets::shown::ShownUrl`] of it.
+    /// Returns its URL, or the URL of the English file of a Moses corpus. People are shown a
+    /// [`llink_datasets::shown::ShownUrl`] of it.
     #[must_use]
     pub fn name(&self) -> &str {
         self.url.as_deref().or(self.english.as_deref()).unwrap_or_default()
     }
 
-    /// The last parts of its path, so many.
+    /// Returns the last `parts` parts of its path.
     fn label(&self, parts: usize) -> String {
         let file = object_name(self.name());
         let address = without_query(self.name());
@@ -212,20 +215,20 @@ impl SourceEntry {
         named.join("/")
     }
 
-    /// Every file of it.
+    /// Returns every file of the source.
     pub fn files(&self) -> impl Iterator<Item = &str> {
         [&self.url, &self.english, &self.foreign]
             .into_iter()
             .filter_map(|file| file.as_deref())
     }
 
-    /// Whether it stands for made-up rows.
+    /// Returns true if the source stands for made-up rows.
     #[must_use]
     pub fn is_sample(&self) -> bool {
         self.url.as_deref() == Some("sample")
     }
 
-    /// What is wrong with it, if anything.
+    /// Returns the fault of the entry, if it has one.
     pub(super) fn fault(&self) -> Option<&'static str> {
         let given = self.files().all(|file| !file.is_empty());
         match (&self.url, &self.english, &self.foreign) {
@@ -329,7 +332,7 @@ mod tests {
             labels(&["s3://one/train.tsv", "https://two/train.tsv?sig=x"]),
             ["one/train.tsv", "two/train.tsv"]
         );
-        // The same file twice can't be told apart.
+        // The same file twice can't be distinguished.
         assert_eq!(labels(&["/a/train.tsv", "/a/train.tsv"]), ["train.tsv", "train.tsv"]);
     }
 }

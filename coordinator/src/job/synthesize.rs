@@ -1,65 +1,65 @@
-//! `[synthesize]`: instruction examples made by a large model from the job's own pairs.
+//! Instruction examples that a large model makes from the job's own pairs (`[synthesize]`).
 
 use serde::{Deserialize, Serialize};
 
-/// A task that examples are made for.
+/// A task for which examples are made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PromptEntry {
-    /// What the task is called.
+    /// The name of the task.
     pub task: String,
-    /// What the example asks about the foreign text.
+    /// The instruction of the example about the foreign text.
     pub instruction: String,
-    /// What the model is asked, with `{instruction}` and `{english}`; absent: the instruction, then the text.
+    /// The prompt for the model, with `{instruction}` and `{english}`. Absent: the instruction, then the text.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub prompt: String,
 }
 
-/// `[synthesize]`: which endpoint, what to ask, how fast.
+/// The endpoint, the prompts and the speed of the synthesis (`[synthesize]`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SynthesizeSection {
-    /// An OpenAI-compatible endpoint, up to and with `/v1`.
+    /// The base URL of an OpenAI-compatible endpoint, which ends in `/v1`.
     pub url: String,
-    /// The model's name there.
+    /// The name of the model at the endpoint.
     pub model: String,
-    /// The environment variable, on each worker, that holds the key; absent: none is sent.
+    /// The environment variable, on each worker, that holds the key. Absent: no key is sent.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub api_key_env: String,
-    /// Examples to train on: as many training pairs are asked about.
+    /// Training examples, made from as many training pairs.
     #[serde(default = "default_train")]
     pub train: u64,
-    /// Examples to validate on: as many held-out pairs are asked about.
+    /// Validation examples, made from as many held-out pairs.
     #[serde(default = "default_validation")]
     pub validation: u64,
-    /// What is asked; of each pair one, drawn by its id.
+    /// The prompts. Each pair gets one of them, drawn by its id.
     #[serde(default = "default_prompts")]
     pub prompts: Vec<PromptEntry>,
-    /// Pairs with a shorter foreign side are not asked about (characters).
+    /// Pairs whose foreign side has fewer characters are not used.
     #[serde(default = "default_min_chars")]
     pub min_chars: u32,
-    /// Nor those with a longer one.
+    /// Pairs whose foreign side has more characters are not used.
     #[serde(default = "default_max_chars")]
     pub max_chars: u32,
-    /// Requests under way at once, on each worker.
+    /// Requests at the same time, on each worker.
     #[serde(default = "default_concurrency")]
     pub concurrency: u32,
-    /// Requests begun in a minute, on each worker; 0: any number.
+    /// The most requests that start in a minute, on each worker; 0 sets no limit.
     #[serde(default)]
     pub requests_per_minute: f64,
-    /// Seconds that one request may take.
+    /// The time limit of a request, in seconds.
     #[serde(default = "default_timeout")]
     pub timeout_s: f64,
-    /// Tries before a request is given up.
+    /// The number of tries of a request.
     #[serde(default = "default_attempts")]
     pub attempts: u32,
-    /// Tokens in an answer; one that needs more is dropped.
+    /// The most tokens in an answer. A longer answer is dropped.
     #[serde(default = "default_max_tokens")]
     pub max_tokens: u32,
-    /// 0 asks for the likeliest answer.
+    /// The sampling temperature; 0 asks for the likeliest answer.
     #[serde(default)]
     pub temperature: f64,
-    /// Further beginnings of answers that are refusals.
+    /// Further beginnings that mark an answer as a refusal.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refusals: Vec<String>,
 }
@@ -96,7 +96,7 @@ fn default_max_tokens() -> u32 {
     256
 }
 
-/// The four tasks of the paper.
+/// Returns the four tasks of the paper.
 fn default_prompts() -> Vec<PromptEntry> {
     [
         ("translate", "Translate the text into English."),
@@ -112,7 +112,7 @@ fn default_prompts() -> Vec<PromptEntry> {
     .to_vec()
 }
 
-/// Every value that cannot be meant: key, what was given, what was expected.
+/// Returns every invalid value: key, what was given, what was expected.
 pub(super) fn faults(s: &SynthesizeSection) -> Vec<(&'static str, String, &'static str)> {
     let mut found = Vec::new();
     let mut expect = |holds: bool, key: &'static str, given: String, expected: &'static str| {

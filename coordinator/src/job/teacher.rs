@@ -1,4 +1,4 @@
-//! `[embed] teacher`: what of the decoder's states stands for an English sentence.
+//! The decoder states that represent an English sentence (`[embed] teacher`).
 
 use std::fmt;
 
@@ -8,42 +8,45 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::check::Expect;
 
-/// What of the decoder's states stands for an English sentence. English references of instructions are read the same way.
+/// The decoder states that represent an English sentence. English references of instructions are read in the same way.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum Teacher {
-    /// `"slot"`: the last hidden state, after the final norm, at a slot token behind the sentence. The paper's form.
+    /// `"slot"`: the last hidden state, after the final norm, at a slot token behind the sentence. This is the paper's
+    /// form.
     #[default]
     Slot,
     /// `{ pool = "mean", layer = … }`: the mean of one hidden layer over the sentence's tokens.
     Pooled(PooledTeacher),
 }
 
-/// The mean of one hidden layer over the sentence's tokens (at most 127). The first token is left out unless it is the only one:
-/// decoders use it as an attention sink, and its norm drowns the others.
+/// The mean of one hidden layer over the sentence's tokens (at most 127). The first token is left out unless it is the
+/// only one, because decoders use it as an attention sink and its norm dominates the others.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PooledTeacher {
-    /// How tokens are pooled.
+    /// The pooling of the tokens.
     pub pool: Pool,
-    /// Which layer.
+    /// The hidden layer.
     pub layer: TeacherLayer,
 }
 
-/// How tokens are pooled.
+/// The pooling of the tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Pool {
-    /// Their mean.
+    /// The mean of the tokens.
     Mean,
 }
 
-/// A layer of the decoder, as Transformers counts `hidden_states`: 0 is the embedding, the last is after the final norm.
+/// A layer of the decoder, as Transformers counts `hidden_states`: 0 is the embedding, the last is after the final
+/// norm.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "a layer's number (10), or a share of the depth (0.33)")]
 pub enum TeacherLayer {
-    /// A whole number counts layers.
+    /// The number of the layer, a whole number.
     Number(u32),
-    /// A number with a decimal point, 0.0 to 1.0, is a share of the depth, rounded to the nearest layer: 0.33 of 30 layers is layer 10.
+    /// A share of the depth, a number with a decimal point from 0.0 to 1.0. It is rounded to the nearest layer: 0.33 of
+    /// 30 layers is layer 10.
     Share(f64),
 }
 

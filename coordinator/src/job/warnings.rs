@@ -1,8 +1,9 @@
-//! What a job file asks for and cannot get, as far as the file alone tells: said before the job starts.
+//! Warnings about settings that can have no effect, as far as the job file alone tells. They are shown before the job
+//! starts.
 
 use super::{AlignSection, InstructSection, JobFile};
 
-/// A warning for each setting that has another effect than its value says.
+/// Returns a warning for each setting with another effect than its value says.
 #[must_use]
 pub fn warnings(job: &JobFile) -> Vec<String> {
     let mut found = Vec::new();
@@ -65,7 +66,7 @@ fn instruct(i: &InstructSection, job: &JobFile, found: &mut Vec<String>) {
     }
 }
 
-/// How many instructions are held out, and the key that says so.
+/// Returns the number of held-out instructions, and the key that sets it.
 fn validation_rows(job: &JobFile) -> Option<(&'static str, u64)> {
     match (&job.synthesize, &job.instructions) {
         (Some(section), _) => Some(("synthesize.validation", section.validation)),
@@ -96,7 +97,7 @@ fn evaluate(job: &JobFile, found: &mut Vec<String>) {
     }
 }
 
-/// Sections that are read and then used by nothing.
+/// Warns about sections that are read and not used.
 fn unused(job: &JobFile, found: &mut Vec<String>) {
     let trained = job.instruct.is_some();
     if job.instructions.is_some() && !trained {
@@ -120,7 +121,7 @@ fn unused(job: &JobFile, found: &mut Vec<String>) {
     }
 }
 
-/// Gangs that a job which serves itself never gathers.
+/// Warns about gangs that a job with its own coordinator cannot form.
 fn ranks(job: &JobFile, found: &mut Vec<String>) {
     let local = job.workers.local;
     let align = ("align.min_ranks", job.align.min_ranks);
@@ -140,7 +141,7 @@ mod tests {
     use super::*;
     use crate::job::parse;
 
-    /// The warnings of a job that gives none but for `change`.
+    /// Returns the additional warnings that `change` causes.
     fn said(change: &str) -> Vec<String> {
         warnings(&parse("job.toml", &format!("[corpus]\nsource = \"sample\"\n{change}")).unwrap())
     }
