@@ -17,77 +17,79 @@ use crate::models::{Activations, Backend};
 use crate::pretrain::{self, Look, PretrainOptions};
 use crate::train::bench::InstructBench;
 
-/// How a worker is started.
+/// The options of a worker.
 #[derive(Debug, Clone, clap::Args)]
 pub struct WorkerArgs {
     /// The coordinator's URL, such as http://coordinator:7070.
     #[arg(long, env = "LLINK_COORDINATOR", value_name = "URL")]
     pub coordinator: String,
-    /// What people call this worker; by default its host's name.
+    /// The worker's name for people; by default the name of its host.
     #[arg(long, env = "LLINK_WORKER_NAME")]
     pub name: Option<String>,
-    /// Threads to compute with; by default one for each core.
+    /// Number of computing threads; by default one for each core.
     #[arg(long, env = "LLINK_THREADS", value_name = "N")]
     pub threads: Option<usize>,
-    /// Where to compute: `auto` (a GPU if there is one that can be used), `cpu`, `cuda` or `cuda:N`.
+    /// The device: `auto` (a GPU if one can be used), `cpu`, `cuda` or `cuda:N`.
     #[arg(long, env = "LLINK_DEVICE", value_name = "DEVICE", default_value_t = DeviceChoice::Auto)]
     pub device: DeviceChoice,
-    /// Seconds to go on trying when the coordinator cannot be reached; 0 tries for ever.
+    /// Seconds without the coordinator before giving up; 0 never gives up.
     #[arg(long, env = "LLINK_CONNECT_TIMEOUT_S", value_name = "SECONDS", default_value_t = 0)]
     pub connect_timeout: u64,
-    /// The authority that signed the coordinator's certificate, for https:// URLs.
+    /// The certificate authority that signed the coordinator's certificate, for https:// URLs.
     #[arg(long, env = "LLINK_TLS_CA", value_name = "FILE")]
     pub tls_ca: Option<PathBuf>,
-    /// This worker's certificate. Read anew whenever it connects.
+    /// This worker's certificate, which is read again at every connection.
     #[arg(long, env = "LLINK_TLS_CERT", value_name = "FILE")]
     pub tls_cert: Option<PathBuf>,
-    /// Its private key.
+    /// The private key of the certificate.
     #[arg(long, env = "LLINK_TLS_KEY", value_name = "FILE")]
     pub tls_key: Option<PathBuf>,
-    /// The name in the coordinator's certificate, where it is not the URL's.
+    /// The name in the coordinator's certificate, if it differs from the host in the URL.
     #[arg(long, env = "LLINK_TLS_SERVER_NAME", value_name = "NAME")]
     pub tls_server_name: Option<String>,
-    /// A file with a token to join by. A process that starts workers can hand them the token itself as LLINK_TOKEN.
+    /// A file with a join token. A process that starts workers can pass the token itself as LLINK_TOKEN.
     #[arg(long, env = "LLINK_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
-    /// A URL or absolute path below which tasks may read and write; again for more. Without it: anything.
+    /// A URL or absolute path below which tasks may read and write; may be given several times. Without it, everything
+    /// is allowed.
     #[arg(long, env = "LLINK_ALLOW_ROOT", value_name = "URL", value_delimiter = ',')]
     pub allow_root: Vec<String>,
-    /// Seconds that tasks may save what they have once this worker is told to stop; platforms kill some time later.
+    /// Seconds that tasks have to save their state after this worker is told to stop. The platform must not kill it
+    /// sooner.
     #[arg(long, env = "LLINK_GRACE_S", value_name = "SECONDS", default_value_t = 25)]
     pub grace: u64,
-    /// End once no job has run for so many seconds; 0 waits for ever.
+    /// End after this many seconds without a running job; 0 waits forever.
     #[arg(long, env = "LLINK_IDLE_EXIT_S", value_name = "SECONDS", default_value_t = 0)]
     pub idle_exit: u64,
-    /// Where gRPC's health service listens, for probes, in plain text.
+    /// Address of gRPC's health service for probes, in plain text.
     #[arg(long, env = "LLINK_HEALTH", value_name = "ADDR:PORT")]
     pub health: Option<SocketAddr>,
-    /// End when standard input closes: the process that started this one is gone.
+    /// End when standard input closes, which means that the parent process has ended.
     #[arg(long, hide = true)]
     pub exit_with_parent: bool,
 }
 
-/// What is timed, and on what.
+/// The operation to time, and its settings.
 #[derive(Debug, Clone, clap::Args)]
 pub struct BenchArgs {
-    /// Which job.
+    /// The operation to time.
     #[arg(value_enum)]
     pub job: BenchJob,
     /// A folder with `encoder/`, `decoder/`, `encoder_ids.json` and `decoder_ids.json`; `align` makes its own inputs.
     pub dir: PathBuf,
-    /// Sentences, for `embed` and `teacher`.
+    /// Number of sentences, for `embed` and `teacher`.
     #[arg(long, default_value_t = 256)]
     pub n: usize,
     /// Tokens in a batch, for `embed` and `teacher`.
     #[arg(long, default_value_t = 4096)]
     pub budget: usize,
-    /// Where to compute.
+    /// The device to compute on.
     #[arg(long, value_name = "DEVICE", default_value_t = DeviceChoice::Cpu)]
     pub device: DeviceChoice,
-    /// What to compute in; on the CPU `align` is f32.
+    /// The number format; on the CPU `align` always uses f32.
     #[arg(long, value_enum, default_value_t = BenchDtype::F32)]
     pub dtype: BenchDtype,
-    /// On the CPU: compute in tensors, as GPUs do.
+    /// Compute in tensors on the CPU too, as on a GPU.
     #[arg(long)]
     pub tensors: bool,
     /// A safetensors file to write the vectors to, for `embed` and `teacher`.
@@ -96,40 +98,40 @@ pub struct BenchArgs {
     /// Pairs in a step of `align` (128 by default) or examples in one of `instruct` (4).
     #[arg(long)]
     pub batch: Option<usize>,
-    /// Steps, for `align` and `instruct`.
+    /// Number of steps, for `align` and `instruct`.
     #[arg(long, default_value_t = 5)]
     pub steps: usize,
-    /// Keep each layer's input only and run it forward again, for `instruct`.
+    /// Keep only the input of each layer and run the layer again in the backward pass, for `instruct`.
     #[arg(long)]
     pub recompute: bool,
-    /// Ranks that share a step of `instruct`, and this machine's threads.
+    /// Number of ranks that share a step of `instruct`, and this machine's threads.
     #[arg(long, default_value_t = 1)]
     pub ranks: usize,
 }
 
-/// The heavy jobs.
+/// The compute-heavy operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum BenchJob {
-    /// Sentences through the encoder.
+    /// Embed sentences with the encoder.
     Embed,
-    /// Sentences through the decoder.
+    /// Embed sentences with the decoder.
     Teacher,
-    /// A step of Stage A.
+    /// Run steps of Stage A.
     Align,
-    /// A step of Stage B.
+    /// Run steps of Stage B.
     Instruct,
 }
 
-/// Number formats to compute in.
+/// The number formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum BenchDtype {
-    /// 32 bits.
+    /// 32-bit floats.
     F32,
-    /// 16 bits, with sums in 32.
+    /// 16-bit floats (bfloat16), with sums in 32 bits.
     Bf16,
 }
 
-/// Times a job; the result is one JSON object.
+/// Times an operation. The result is one JSON object.
 ///
 /// # Errors
 /// When the folder lacks something or a model is not supported.
@@ -172,32 +174,32 @@ pub fn bench(args: &BenchArgs) -> crate::Result<serde_json::Value> {
     }
 }
 
-/// How tiny models are trained from scratch.
+/// The options for training tiny models from scratch.
 #[derive(Debug, Clone, clap::Args)]
 pub struct PretrainArgs {
-    /// A folder that gets `encoder/` and `decoder/`.
+    /// The folder for `encoder/` and `decoder/`.
     pub dir: PathBuf,
-    /// Of the initial weights, the texts and the batches.
+    /// The seed of the initial weights, the texts and the batches.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Sentences of the sample corpus to train on.
+    /// Number of sentences of the sample corpus to train on.
     #[arg(long, default_value_t = 60_000)]
     pub sentences: u64,
     /// Sentences in a step.
     #[arg(long, default_value_t = 64)]
     pub batch: usize,
-    /// The encoder's steps.
+    /// Number of the encoder's steps.
     #[arg(long, default_value_t = 3_000)]
     pub encoder_steps: u64,
-    /// The decoder's steps.
+    /// Number of the decoder's steps.
     #[arg(long, default_value_t = 2_500)]
     pub decoder_steps: u64,
-    /// Threads; by default one for each core.
+    /// Number of threads; by default one for each core.
     #[arg(long)]
     pub threads: Option<usize>,
 }
 
-/// Trains tiny models that know the sample grammar; `told` gets a line about each look at held-out text.
+/// Trains tiny models that know the sample grammar; `told` gets a line at each validation on held-out text.
 ///
 /// # Errors
 /// When a file can't be written.
@@ -222,8 +224,8 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// What a worker's end tells programs, as `llink-coord` does: 2 a wrong option, 5 no such device, 6 no coordinator or a taken port, 8 refused by it,
-/// 1 anything else.
+/// Returns the exit code of a worker, with the meaning that it has for `llink-coord`: 2 a wrong option, 5 no such
+/// device, 6 no coordinator or a taken port, 8 refused by it, 1 anything else.
 #[must_use]
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<ReachError>() || error.is::<WrongRoots>() {
@@ -240,18 +242,18 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// `--allow-root` is none.
+/// A value of `--allow-root` is not a root.
 #[derive(Debug, thiserror::Error)]
 #[error("--allow-root: {0}")]
 struct WrongRoots(String);
 
-/// Works until SIGTERM or Ctrl-C; then gives its leases back.
+/// Runs tasks until SIGTERM or Ctrl-C, then returns the leases.
 ///
 /// # Errors
 /// When the URL is wrong, the coordinator refuses this worker, or cannot be reached for the time given.
 pub async fn run(args: WorkerArgs) -> anyhow::Result<()> {
     let threads = args.threads.filter(|n| *n > 0).unwrap_or_else(cores);
-    // Refused only when a pool exists already, which then has its own idea of how many.
+    // This fails only if a thread pool exists already, which then keeps its own size.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     let options = AgentOptions {
         coordinator: args.coordinator,
@@ -287,7 +289,7 @@ async fn stop_signal(with_parent: bool) {
     let (closed, parent_gone) = tokio::sync::oneshot::channel::<()>();
     if with_parent {
         std::thread::spawn(move || {
-            // Nothing is ever written to it: it ends, or fails, when the parent is gone.
+            // Nothing is ever written to standard input. It ends or fails when the parent process has ended.
             let _ = std::io::stdin().read_to_end(&mut Vec::new());
             let _ = closed.send(());
         });

@@ -1,38 +1,38 @@
-//! What can go wrong in a worker.
+//! The errors of a worker.
 
-/// An error of this crate. Every text names the file, tensor, step or rank it is about.
+/// An error of this crate. Every text names the file, tensor, step or rank.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A model folder that is missing, broken or not supported.
+    /// A model folder is missing, broken or not supported.
     #[error("{path}: {reason}")]
     Model {
         /// The folder or file.
         path: String,
-        /// What is wrong: the architecture, dtype, rope type or tensor by its name and shapes.
+        /// The reason: the architecture, dtype, rope type or tensor, by its name and shapes.
         reason: String,
     },
-    /// Inputs that do not fit each other or the options.
+    /// Inputs do not fit each other or the options.
     #[error("{0}")]
     Input(String),
-    /// Reading or writing shards.
+    /// A shard could not be read or written.
     #[error(transparent)]
     Datasets(#[from] llink_datasets::Error),
-    /// A tensor operation.
+    /// A tensor operation failed.
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),
-    /// A GPU that was asked for and can't be used.
+    /// A GPU was asked for and can't be used.
     #[error("{0}")]
     Device(String),
-    /// A device without room for even the smallest piece of work.
+    /// A device has no room for even the smallest piece of work.
     #[error("out of memory: {0}")]
     OutOfMemory(String),
-    /// A local file.
+    /// A local file could not be read or written.
     #[error("{path}: {source}")]
     Io {
         /// The file.
         path: String,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// Another rank was lost or fell silent: the fault is probably there.
@@ -40,11 +40,11 @@ pub enum Error {
     Peer {
         /// This rank.
         rank: usize,
-        /// How many ranks there are.
+        /// Number of ranks.
         world_size: usize,
         /// The collective and the step.
         during: String,
-        /// What was seen.
+        /// What was observed.
         reason: String,
     },
     /// The task was told to stop.
@@ -53,22 +53,22 @@ pub enum Error {
     /// Training produced NaN or infinity.
     #[error("training diverged at step {step}: {reason}")]
     Diverged {
-        /// Steps count from 0.
+        /// The step, counted from 0.
         step: u64,
-        /// Which number was not finite, and the first pairs of the batch.
+        /// The number that was not finite, and the first pairs of the batch.
         reason: String,
-        /// All pairs of the batch.
+        /// The ids of all pairs in the batch.
         ids: Vec<u64>,
     },
-    /// A checkpoint that is not what was written.
+    /// A checkpoint differs from what was written.
     #[error("{path}: {reason}")]
     Checkpoint {
         /// The file.
         path: String,
-        /// How it differs.
+        /// The difference.
         reason: String,
     },
 }
 
-/// A result of this crate.
+/// The result type of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

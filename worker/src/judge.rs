@@ -1,61 +1,61 @@
-//! Which of two answers is better, by a large model that sees them in either order.
+//! Compares two answers with a large model, which sees them in both orders.
 
 use serde::Serialize;
 
-/// Keeps the judge to the question.
+/// The system message, which restricts the judge to the question.
 pub const SYSTEM: &str = "You compare two answers to the same task about a text. Prefer the one that does the task better and \
 says what the text says, numbers and names included; length and style count little. Reply with one letter: A, B, or T for a tie.";
 
-/// Whose answers are compared.
+/// The two answers to compare.
 #[derive(Debug, Clone, Copy)]
 pub struct Comparison<'a> {
-    /// What was asked about the text.
+    /// The instruction about the text.
     pub instruction: &'a str,
-    /// What the text says, in English.
+    /// The meaning of the text, in English.
     pub english: &'a str,
-    /// The answer that wins or loses.
+    /// The job's own answer, which wins or loses.
     pub ours: &'a str,
-    /// The one it is compared with.
+    /// The answer that it is compared with.
     pub theirs: &'a str,
 }
 
-/// Which of the two stands first.
+/// The order of the two answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
-    /// Ours is A.
+    /// The job's own answer is A.
     OursFirst,
-    /// Theirs is A.
+    /// The other answer is A.
     TheirsFirst,
 }
 
-/// What the judge made of one order.
+/// The judge's verdict in one order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// Ours is better.
+    /// The job's own answer is better.
     Ours,
-    /// Theirs is better.
+    /// The other answer is better.
     Theirs,
-    /// Neither is.
+    /// Neither answer is better.
     Tie,
 }
 
-/// Both orders together.
+/// The verdicts of both orders together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Preference {
-    /// Ours, in both orders or in one against a tie.
+    /// The job's own answer wins in both orders, or in one against a tie.
     Win,
-    /// The orders balance each other.
+    /// The two orders balance each other.
     Tie,
-    /// Theirs, in both orders or in one against a tie.
+    /// The job's own answer loses in both orders, or in one against a tie.
     Loss,
-    /// The judge did not say in one of the orders.
+    /// The judge gave no verdict in one of the orders.
     Unclear,
 }
 
 impl Comparison<'_> {
-    /// What the judge is asked.
+    /// Returns the prompt for the judge.
     #[must_use]
     pub fn prompt(&self, order: Order) -> String {
         let (a, b) = match order {
@@ -69,7 +69,7 @@ impl Comparison<'_> {
     }
 }
 
-/// What a reply names as better.
+/// The letter that a reply names as better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Letter {
     A,
@@ -77,7 +77,7 @@ enum Letter {
     Tie,
 }
 
-/// Words around a verdict that say nothing by themselves.
+/// Words around a verdict that have no meaning of their own.
 const FILLERS: [&str; 27] = [
     "answer",
     "verdict",
@@ -107,12 +107,13 @@ const FILLERS: [&str; 27] = [
     "overall",
     "it",
 ];
-/// Words after a letter at the beginning of a reply that make it the winner.
+/// Words after a letter at the beginning of a reply that make the letter the winner.
 const WINS: [&str; 6] = ["better", "best", "wins", "preferred", "preferable", "stronger"];
 
 impl Verdict {
-    /// What a reply says; none where it says nothing of the kind. A letter alone in the last sentence counts before one in the
-    /// first, as models reason before they decide; a letter elsewhere counts where no other is named.
+    /// Reads the verdict of a reply, or returns `None` if there is none. A letter alone in the last sentence takes
+    /// precedence over one in the first, because models reason before they decide. A letter elsewhere counts if no
+    /// other letter is named.
     #[must_use]
     pub fn of(reply: &str, order: Order) -> Option<Self> {
         let sentences = reply.split(['\n', '.', '!', '?']).map(words);
@@ -134,7 +135,8 @@ fn words(sentence: &str) -> Vec<&str> {
     parts.filter(|word| !word.is_empty()).collect()
 }
 
-/// The letter of a sentence that holds one and fillers: `A`, `**Verdict:** B`, `The better answer is T.`, `{"answer": "A"}`.
+/// Returns the letter of a sentence with only a letter and fillers: `A`, `**Verdict:** B`, `The better answer is T.`,
+/// `{"answer": "A"}`.
 fn only_letter(sentence: &[&str]) -> Option<Letter> {
     let filler = |word: &&&str| FILLERS.contains(&word.to_lowercase().as_str());
     let mut rest = sentence.iter().filter(|word| !filler(word));
@@ -147,7 +149,7 @@ fn only_letter(sentence: &[&str]) -> Option<Letter> {
     rest.next().is_none().then_some(letter)
 }
 
-/// The letter that a text names, if it names no other. `A` as the article of a sentence is none.
+/// Returns the letter that a text names, if it names no other. An `A` that is the article of a sentence does not count.
 fn one_letter(words: &[&str]) -> Option<Letter> {
     let letters = words.iter().enumerate().filter_map(|(at, word)| match *word {
         "A" if is_article(words, at) => None,
@@ -162,7 +164,7 @@ fn one_letter(words: &[&str]) -> Option<Letter> {
     letters.all(|letter| letter == first).then_some(first)
 }
 
-/// `A is better than B`: the letter at the beginning, if the sentence says that it wins.
+/// Returns the letter at the beginning of a sentence that says that it wins, such as `A is better than B`.
 fn winner(sentence: &[&str]) -> Option<Letter> {
     let at = sentence
         .iter()
@@ -178,7 +180,7 @@ fn winner(sentence: &[&str]) -> Option<Letter> {
     wins.then_some(letter)
 }
 
-/// Whether the `A` there is an article: a noun or an adjective follows, and no verb.
+/// Returns true if the `A` there is an article, because a noun or an adjective follows and no verb.
 fn is_article(words: &[&str], at: usize) -> bool {
     let after = words.get(at + 1).copied().unwrap_or_default();
     let verbs = [
@@ -194,7 +196,7 @@ fn is_article(words: &[&str], at: usize) -> bool {
 }
 
 impl Preference {
-    /// The mean of both orders: who profits from standing first in one loses by it in the other.
+    /// Combines both orders. An answer that profits from the first position in one order loses by it in the other.
     #[must_use]
     pub fn of(one: Option<Verdict>, other: Option<Verdict>) -> Self {
         let score = |verdict| match verdict {
@@ -212,7 +214,7 @@ impl Preference {
         }
     }
 
-    /// Its name in figures.
+    /// Returns the name in figures.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -223,7 +225,7 @@ impl Preference {
         }
     }
 
-    /// All of them, in the order in which they are reported.
+    /// All preferences, in the order of the report.
     pub const ALL: [Self; 4] = [Self::Win, Self::Tie, Self::Loss, Self::Unclear];
 }
 

@@ -1,9 +1,10 @@
-//! llink's worker: it takes tasks from a coordinator and runs them.
+//! llink's worker takes tasks from a coordinator and runs them.
 //!
-//! [`models`] holds the frozen encoder and decoder, [`llink`] the method's own modules and losses, [`train`] the loops,
-//! [`device`] where it is computed, [`collective`] what ranks say to each other, [`pretrain`] tiny models from scratch, [`bundle`] what a job leaves for other
-//! programs, [`report`] what it leaves for people, [`synthesize`] and [`judge`] what large models are asked, [`tasks`] one file
-//! for each kind of task, [`agent`] the conversation with the coordinator.
+//! [`models`] holds the frozen encoder and decoder, [`llink`] the method's own modules and losses, and [`train`] the
+//! training loops. [`device`] opens a CPU or GPU, and [`collective`] connects ranks. [`pretrain`] makes tiny models
+//! from scratch. [`bundle`] is a job's result for other programs, and [`report`] its report for people. [`synthesize`]
+//! and [`judge`] ask large models. [`tasks`] has one file for each kind of task, and [`agent`] is the connection to the
+//! coordinator.
 
 pub mod agent;
 pub mod bundle;

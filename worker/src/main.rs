@@ -22,7 +22,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Time one of the heavy jobs on this machine; prints one JSON line.
+    /// Time one of the compute-heavy operations on this machine and print one JSON line.
     Bench(BenchArgs),
     /// Train tiny models that know the sample grammar, from scratch.
     PretrainTiny(PretrainArgs),
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     let args = match (cli.command, cli.args) {
         (Some(Command::Bench(bench)), _) => {
             return match cli::bench(&bench) {
-                // A reader that went away is no fault of the job's.
+                // A closed standard output is not a fault of the job.
                 Ok(line) => {
                     let _ = writeln!(std::io::stdout(), "{line}");
                     ExitCode::SUCCESS
@@ -91,7 +91,7 @@ fn ends(error: &anyhow::Error) -> ExitCode {
 }
 
 fn failed(text: &str) -> ExitCode {
-    // With standard error gone there is nobody left to tell.
+    // An error in writing to standard error is ignored.
     let _ = writeln!(std::io::stderr(), "llink-worker: {}", shown::text(text));
     ExitCode::FAILURE
 }

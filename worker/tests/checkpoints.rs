@@ -1,4 +1,4 @@
-//! Checkpoints in a store: what is whole is found, what is damaged is passed over by name, what is needed is kept.
+//! Checkpoints in a store: complete ones are found, damaged ones are skipped and named, and needed ones are kept.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -9,7 +9,7 @@ use llink_worker::train::checkpoints::{CheckpointWriter, Checkpoints, Save};
 use llink_worker::train::metrics::MetricsPiece;
 use llink_worker::train::step_record::{StepRecord, StepSeconds};
 
-/// What is done to the files of a state and of its manifest.
+/// The damage to the files of a state and of its manifest.
 type Damage = fn(&Path, &Path);
 
 struct Bench {
@@ -34,7 +34,7 @@ impl Bench {
         Checkpoints::new(store, self.runtime.handle().clone(), directory.into(), generation, kept)
     }
 
-    /// Files of the checkpoints, by name.
+    /// Returns the names of the checkpoint files.
     fn files(&self) -> Vec<String> {
         let folder = std::fs::read_dir(self.folder.path().join("align/k/checkpoints")).unwrap();
         let mut names: Vec<String> = folder.map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
@@ -189,7 +189,7 @@ fn a_store_that_refuses_once_costs_nothing_and_one_that_goes_on_ends_training() 
     writer.save(save(0..10, None)).unwrap();
     writer.wait().unwrap();
     assert!(writer.failure().is_some() && writer.newest().is_none());
-    // The store is back: nothing of the metrics is missing.
+    // The store works again, and no metrics are missing.
     std::fs::remove_file(&blocked).unwrap();
     writer.save(save(10..20, None)).unwrap();
     writer.wait().unwrap();
@@ -197,7 +197,7 @@ fn a_store_that_refuses_once_costs_nothing_and_one_that_goes_on_ends_training() 
     let manifest = writer.newest().unwrap();
     let (lines, _) = bench.checkpoints(1, 3).read_lines(&manifest.metrics);
     assert_eq!((lines.lines().count(), manifest.step_seconds), (20, 10.0));
-    // And gone for good.
+    // The store fails for good.
     std::fs::remove_dir_all(&blocked).unwrap();
     std::fs::write(&blocked, b"again").unwrap();
     let failed = (2..10).find_map(|i| {

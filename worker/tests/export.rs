@@ -1,4 +1,4 @@
-//! What `export` writes is whole, loads strictly, and gives what was trained; PEFT reads the adapter.
+//! A bundle from `export` is complete, loads strictly, and gives the trained results. PEFT reads the adapter.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 use std::collections::{BTreeMap, HashMap};
@@ -37,7 +37,7 @@ fn golden(model: &str) -> PathBuf {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/seed8")).join(model)
 }
 
-/// A job's output in which everything up to `export` is done.
+/// A job's output in which all stages before `export` are done.
 struct Job {
     folder: tempfile::TempDir,
     runtime: tokio::runtime::Runtime,
@@ -52,7 +52,7 @@ impl Job {
         let encoder = Encoder::load(&golden("encoder"), &Device::Cpu, DType::F32).unwrap();
         let width = decoder.hidden_size();
         let mut adapter = LoraAdapter::new(decoder.config(), LoraOptions::default(), 3).unwrap();
-        // As after training: B is not zero.
+        // As after training, B is not zero.
         for (index, value) in (0..).zip(&mut adapter.parameters) {
             *value += 0.2 * (uniform(5, index) - 0.5);
         }
@@ -124,7 +124,7 @@ impl Job {
         )
     }
 
-    /// The task as the coordinator would hand it out.
+    /// Returns the task as the coordinator would assign it.
     fn task(&self) -> Export {
         let model = |role: ModelRole, name: &str| ModelRef {
             role: role.into(),
@@ -237,7 +237,7 @@ fn silent(_: &str) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-/// What was trained, asked without any bundle.
+/// Returns the answer of the trained parts without any bundle.
 fn expected_answer(job: &Job, text: &str, instruction: &str) -> String {
     let encoder = Encoder::load(&golden("encoder"), &Device::Cpu, DType::F32).unwrap();
     let decoder = Decoder::load(&golden("decoder"), &Device::Cpu, DType::F32).unwrap();
@@ -331,7 +331,7 @@ fn a_sentence_that_was_read_needs_no_encoder_any_more() {
         ..job.opening()
     };
     let mut again = job.open(&job.bundle(), without.clone()).unwrap();
-    // White space and broken accents are made one, as in training.
+    // White space and accents are normalized, as in training.
     assert_eq!(again.read(&[&format!("  {TEXT}\n")]).unwrap(), read);
     let error = again.read(&["ត្រី"]).unwrap_err().to_string();
     assert!(error.contains("/nowhere") && error.contains("--encoder"), "{error}");
@@ -352,7 +352,7 @@ fn a_sentence_that_was_read_needs_no_encoder_any_more() {
     assert_eq!(first.read(&[&long]).unwrap()[0].unread_chars, 44);
 }
 
-/// The file with one tensor less, or one more.
+/// Returns the file with one tensor removed, or one added.
 fn changed(content: &[u8], remove: Option<&str>, add: Option<&str>) -> Bytes {
     let file = TensorFile::new("x", content).unwrap();
     let names: Vec<&str> = file.names().filter(|name| Some(*name) != remove).collect();
@@ -460,7 +460,7 @@ fn a_damaged_bundle_and_other_models_are_refused_by_name() {
     assert!(error.contains("slots.safetensors"), "{error}");
     std::fs::write(&slots, &whole).unwrap();
 
-    // Moved, it is whole where it is; of another version, it says by what it is read.
+    // A moved bundle is still complete. A bundle of another version says which version of llink reads it.
     let moved = job.folder.path().join("moved");
     std::fs::rename(&folder, &moved).unwrap();
     let moved = moved.to_str().unwrap();
@@ -543,7 +543,7 @@ fn what_stage_a_fitted_travels_with_the_bundle_and_is_checked() {
     );
 }
 
-/// Loads the adapter with PEFT; prints the largest difference of its logits from ours, beside the largest of ours.
+/// Loads the adapter with PEFT and prints the largest difference of its logits from ours, and the largest of ours.
 const WITH_PEFT: &str = r#"
 import json, sys, torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict

@@ -1,5 +1,5 @@
-//! A gang over NCCL, driven against a fake of its calls: the right sums, and an error that names the first fault instead of a hang,
-//! wherever a rank dies.
+//! A gang over NCCL, driven against a fake of its calls. The sums are right, and the death of a rank gives an error
+//! that names the first fault instead of a hang.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod fake_nccl;
@@ -15,7 +15,7 @@ use fake_nccl::{Fabric, FakeNccl, Fate};
 use llink_worker::collective::{AbortHandle, Collective, Nccl, RingOptions, UniqueId};
 use llink_worker::{Error, Result};
 
-/// Long enough that a test which waits for it fails by its own clock.
+/// A timeout so long that a test which waits for it fails by its own clock.
 const LONG: Duration = Duration::from_secs(60);
 const SOON: Duration = Duration::from_secs(10);
 const SECRET: &[u8] = b"of this gang";
@@ -30,7 +30,7 @@ fn listeners(world_size: usize) -> (Vec<TcpListener>, Vec<String>) {
     (listeners, addresses)
 }
 
-/// What became of a rank: none when it died.
+/// The end of a rank: none when it died.
 type End<T> = Option<Result<T>>;
 
 struct Run<'a> {
@@ -52,7 +52,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Runs `work` on every rank, each a thread of its own.
+    /// Runs `work` on every rank, each on its own thread.
     fn on_all<T: Send>(&self, work: impl Fn(&mut Gang) -> Result<T> + Sync) -> Vec<End<T>> {
         let (listeners, addresses) = listeners(self.fates.len());
         let rank = &|rank: usize, listener: &TcpListener| {
@@ -81,10 +81,10 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Calls of [`lesson`] that a fate can strike at, that of making the communicator included, that of its end not.
+/// The number of calls in [`lesson`] at which a fault can occur. Making the communicator counts, ending it does not.
 const CALLS: usize = 7;
 
-/// One of each collective; what came of them.
+/// Runs one of each collective and returns the results.
 fn lesson(gang: &mut Gang) -> Result<Vec<f32>> {
     let (rank, ranks) = (gang.rank(), gang.world_size());
     gang.begin_step(5);
@@ -133,7 +133,7 @@ fn every_collective_gives_every_rank_the_same() {
     }
 }
 
-/// Kills `victim` at one of its calls and looks at what the others say.
+/// Kills `victim` at one of its calls and checks the errors of the others.
 fn after_a_death(ranks: usize, victim: usize, fate: Fate, noisy: bool) {
     let context = format!("{ranks} ranks, rank {victim} {fate:?}, noisy {noisy}");
     let mut fabric = Fabric::default();
@@ -156,7 +156,7 @@ fn after_a_death(ranks: usize, victim: usize, fate: Fate, noisy: bool) {
                     "{context}: rank {rank} says {reason}"
                 );
             }
-            // The victim had brought its part to all that was to be done.
+            // The victim had contributed to all calls.
             Ok(values) => {
                 assert!(matches!(fate, Fate::DiesAfter(call) if call + 1 == CALLS), "{context}");
                 assert_eq!(*values, expected(ranks));
@@ -174,7 +174,7 @@ fn after_a_death(ranks: usize, victim: usize, fate: Fate, noisy: bool) {
 
 #[test]
 fn wherever_a_rank_dies_the_others_end_at_once_and_name_it() {
-    // The victims' panics are the test's own.
+    // The panics of the victims are part of the test.
     std::panic::set_hook(Box::new(|_| {}));
     for ranks in [2, 3, 4] {
         for victim in 0..ranks {
@@ -262,7 +262,7 @@ fn an_abort_from_another_thread_ends_what_waits() {
     let fates = [Fate::Lives, Fate::Lives];
     let ends = Run::new(&fabric, &fates, LONG).on_all(|gang| {
         if gang.rank() == 1 {
-            // Comes to no collective; hears that rank 0 gave up.
+            // This rank joins no collective, and hears that rank 0 gave up.
             thread::sleep(Duration::from_millis(300));
             return gang.barrier();
         }
@@ -306,7 +306,7 @@ fn survivors_go_on_in_the_next_generation_and_a_straggler_is_turned_away() {
         assert_eq!(end.unwrap().unwrap(), expected(2));
     }
 
-    // A rank of generation 7 that woke up late calls at the door of generation 8.
+    // A rank of generation 7 that woke up late calls the listener of generation 8.
     let (mut doors, addresses) = listeners(2);
     let (door, own) = (doors.remove(0), doors.remove(0));
     let options = |rank, generation, timeout| RingOptions {

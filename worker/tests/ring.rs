@@ -1,4 +1,5 @@
-//! The TCP ring: the right sums, the same bits on every rank, and an error instead of a hang whatever happens to a member.
+//! The TCP ring gives the right sums and the same bits on every rank, and an error instead of a hang, whatever happens
+//! to a member.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::net::{TcpListener, TcpStream};
@@ -12,7 +13,7 @@ use llink_worker::collective::{AbortHandle, Collective, Ring, RingOptions};
 const TIMEOUT: Duration = Duration::from_secs(20);
 const SECRET: &[u8] = b"of this gang";
 
-/// What opens a connection by hand: who calls, a nonce, and the proof that the secret is known.
+/// Makes the opening of a connection by hand: the caller's hello, a nonce, and the proof that the secret is known.
 fn hello(generation: u64, rank: u64, listener: u64, world_size: u64, secret: &[u8]) -> Vec<u8> {
     let mut hello = Vec::new();
     for word in [u64::from_le_bytes(*b"llinkgng"), generation, rank, world_size] {
@@ -49,7 +50,7 @@ fn on_ring<T: Send>(world_size: usize, timeout: Duration, work: impl Fn(Ring) ->
     on_ring_of(world_size, false, timeout, work)
 }
 
-/// The same, of a ring whose words are encrypted where it is `sealed`.
+/// Does the same for a ring that is encrypted if `sealed`.
 fn on_ring_of<T: Send>(world_size: usize, sealed: bool, timeout: Duration, work: impl Fn(Ring) -> T + Sync) -> Vec<T> {
     let (listeners, addresses) = listeners(world_size);
     thread::scope(|scope| {
@@ -73,7 +74,7 @@ fn on_ring_of<T: Send>(world_size: usize, sealed: bool, timeout: Duration, work:
     })
 }
 
-/// A small generator for sizes and values; its seed is printed.
+/// A small random generator for sizes and values; its seed is printed.
 struct Random(u64);
 
 impl Random {
@@ -99,7 +100,7 @@ impl Random {
     }
 }
 
-/// What rank `rank` brings to the call `call`.
+/// Returns the values of rank `rank` in call `call`.
 fn values(call: usize, rank: usize, length: usize) -> Vec<f32> {
     (0..length)
         .map(|i| ((i * 31 + rank * 17 + call * 7) as f32 * 0.37).sin())
@@ -259,7 +260,7 @@ fn a_rank_that_falls_silent_gives_the_others_an_error_within_the_timeout() {
         let done = std::sync::Mutex::new(Some(done));
         on_ring_of(3, sealed, timeout, |mut ring| {
             if ring.rank() == 2 {
-                // Alive, connected, and saying nothing until the others have given up.
+                // The rank is alive and connected, and says nothing until the others have given up.
                 let _ = wait.lock().unwrap().recv();
                 return;
             }
@@ -278,7 +279,7 @@ fn a_rank_that_falls_silent_gives_the_others_an_error_within_the_timeout() {
 
 #[test]
 fn a_trickle_does_not_extend_the_timeout() {
-    // The peer takes part in the ring by hand: it says hello, then one byte every 50 ms.
+    // The peer takes part in the ring by hand: it says hello, then sends one byte every 50 ms.
     let (mut listeners, addresses) = listeners(2);
     let (mine, theirs) = (listeners.remove(0), listeners.remove(0));
     let target = addresses[0].clone();
@@ -326,7 +327,7 @@ fn an_abort_from_another_thread_wakes_who_waits() {
         let handle = ring.abort_handle();
         if ring.rank() == 1 {
             thread::sleep(Duration::from_millis(200));
-            // Its own ring stays open: what wakes rank 0 is its own abort.
+            // Its own ring stays open, so only its own abort wakes rank 0.
             thread::sleep(Duration::from_millis(400));
             return;
         }
@@ -379,7 +380,7 @@ fn ranks_in_different_calls_find_out() {
         0 => ring.all_reduce_sum(&mut [1.0; 8]).unwrap_err().to_string(),
         _ => ring.all_reduce_sum(&mut [1.0; 9]).unwrap_err().to_string(),
     });
-    // One names what it saw; the other may see that, or that the first one left.
+    // One rank names the fault. The other may name the same, or that the first one left.
     assert!(
         results
             .iter()
@@ -400,7 +401,7 @@ fn late_comers_of_another_generation_are_turned_away() {
         sealed: false,
         timeout,
     };
-    // The late comer dials rank 0 before the true rank 1 does.
+    // The late caller dials rank 0 before the true rank 1 does.
     let mut late = TcpStream::connect(&addresses[0]).unwrap();
     {
         use std::io::Write;
@@ -449,13 +450,13 @@ fn who_does_not_know_the_secret_neither_calls_nor_answers() {
         timeout: Duration::from_secs(5),
     };
     let ring = thread::spawn(move || Ring::connect(mine, &options, AbortHandle::new()).map(drop));
-    // All that it says is right, only the secret is not.
+    // Everything in its message is right but the secret.
     let mut caller = TcpStream::connect(&addresses[0]).unwrap();
     caller.write_all(&hello(7, 1, 0, 2, b"of another gang")).unwrap();
     let mut verdict = [0];
     caller.read_exact(&mut verdict).unwrap();
     assert_eq!(verdict, [4], "the caller is turned away");
-    // And one that answers in rank 1's place without it is found out.
+    // A listener in rank 1's place without the secret is detected too.
     let (mut inbound, _) = theirs.accept().unwrap();
     let mut heard = [0; 80];
     inbound.read_exact(&mut heard).unwrap();
@@ -471,7 +472,7 @@ fn who_does_not_know_the_secret_neither_calls_nor_answers() {
     assert!(error.contains("does not know the gang's secret"), "{error}");
 }
 
-/// Stands between rank 0 and rank 1: passes everything on, keeps what rank 0 says, and alters the byte that it is told to.
+/// Relays between rank 0 and rank 1: forwards everything, records rank 0's bytes, and alters the chosen byte.
 fn listen_in(listener: TcpListener, to: String, alter: Option<usize>) -> thread::JoinHandle<Vec<u8>> {
     use std::io::{Read, Write};
     thread::spawn(move || {
@@ -496,7 +497,7 @@ fn listen_in(listener: TcpListener, to: String, alter: Option<usize>) -> thread:
     })
 }
 
-/// Sums ones over two ranks with somebody in between: what each rank gets, and what was overheard.
+/// Sums ones over two ranks through the relay, and returns each rank's result and the recorded bytes.
 fn overheard(sealed: bool, alter: Option<usize>) -> (Vec<llink_worker::Result<Vec<f32>>>, Vec<u8>) {
     let (listeners, addresses) = listeners(2);
     let between = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -541,7 +542,8 @@ fn a_sealed_ring_shows_no_number_and_notices_what_was_altered() {
     let (sums, heard) = overheard(true, None);
     assert!(sums.iter().all(|sum| sum.as_ref().unwrap() == &vec![2.0; 20_000]));
     assert!(heard.len() > 80_000 && !shows(&heard));
-    // In the middle of the numbers: unnoticed in plain text, the end of the ring where it is sealed.
+    // The byte is in the middle of the numbers. In plain text the change is unnoticed; in a sealed ring it ends the
+    // ring.
     let (sums, _) = overheard(false, Some(5_000));
     assert!(
         sums.iter()
@@ -588,7 +590,8 @@ fn a_rank_of_another_generation_learns_why() {
     assert!(started.elapsed() < timeout + Duration::from_secs(2));
 }
 
-/// Not a promise of the library but of the machine it runs on: a generous bound that a stray sleep or delayed packet breaks.
+/// Checks the machine rather than the library. The bound is generous, and only a stray sleep or delayed packet exceeds
+/// it.
 #[test]
 fn small_sums_take_no_longer_than_a_network_needs() {
     let times = on_ring(2, TIMEOUT, |mut ring| {

@@ -1,4 +1,4 @@
-//! The client against an endpoint on loopback that speaks the protocol and misbehaves.
+//! The client against an endpoint on loopback that follows the protocol and misbehaves.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,12 +13,12 @@ use tokio::net::TcpListener;
 /// One answer of the endpoint.
 #[derive(Clone)]
 enum Step {
-    /// Status, headers (each with its line end), body.
+    /// The server sends status, headers (each with its line end) and body.
     Reply(&'static str, String, String),
-    /// The first bytes of a whole answer.
+    /// The server sends the first bytes of an answer only.
     Torn(usize),
     Silent(Duration),
-    /// A model that refuses parameters as OpenAI's do, and answers a request without them.
+    /// The server refuses parameters as OpenAI's models do, and answers a request without them.
     Picky,
 }
 
@@ -34,7 +34,7 @@ fn fish() -> Step {
     reply("200 OK", chat("A fish swims.", "stop"))
 }
 
-/// What the endpoint was asked.
+/// The requests to the endpoint.
 #[derive(Default)]
 struct Asked {
     count: AtomicUsize,
@@ -48,7 +48,7 @@ impl Asked {
     }
 }
 
-/// Answers the n-th request with the n-th of `script`, the last one for ever.
+/// Answers the n-th request with the n-th step of `script`, and repeats the last one.
 async fn server(script: Vec<Step>) -> (String, Arc<Asked>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/v1", listener.local_addr().unwrap());
@@ -141,7 +141,7 @@ fn request() -> Request {
     Request::new("m", &prompt, "a fish", 64, 0.0)
 }
 
-/// The answer of a fresh client.
+/// Returns the answer that a new client gets.
 async fn ask(url: &str) -> Result<Answer, String> {
     let client = Client::new(endpoint(url)).unwrap();
     client.ask(&request()).await.map_err(|e| e.to_string())
@@ -334,7 +334,7 @@ async fn parameters_of_the_url_stay_behind_the_path() {
 
 #[tokio::test]
 async fn the_key_comes_from_the_environment_and_is_never_shown() {
-    // Cargo sets this for every test, so that no test has to change the environment of all of them.
+    // Cargo sets this variable for every test, so no test has to change the shared environment.
     let name = "CARGO_PKG_NAME";
     let key = env!("CARGO_PKG_NAME");
     let echo = json!({ "error": { "message": format!("Incorrect API key provided: {key}") } });

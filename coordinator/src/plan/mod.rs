@@ -338,7 +338,7 @@ pub fn short_hash(text: &str) -> String {
     digest
 }
 
-/// Returns the manifest with the job's instruction examples, and its stage.
+/// Returns the manifest that holds the job's instruction examples.
 fn instructions_of<'a>(stage: StageName, inputs: &Inputs<'a>) -> Result<&'a Manifest, PlanError> {
     earlier(stage, instructions_stage(inputs.job), inputs)
 }

@@ -1,4 +1,4 @@
-//! What a running task and the agent share: progress one way, the order to stop the other.
+//! The state that a running task shares with the agent: its progress, and the order to stop.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,20 +7,20 @@ use std::time::{Duration, Instant};
 use crate::collective::Position;
 use crate::{Error, Result};
 
-/// How far a task is.
+/// The progress of a task.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Progress {
-    /// Of `total`, in the stage's unit.
+    /// How much of `total` is done, in the stage's unit.
     pub done: u64,
-    /// 0 while it is not known.
+    /// The whole amount, or 0 while it is not known.
     pub total: u64,
-    /// Newest loss, temperature, …
+    /// The newest loss, temperature, …
     pub figures: BTreeMap<String, f64>,
-    /// Where a rank is in its training; empty elsewhere.
+    /// The position of a rank in its training; empty for other tasks.
     pub place: String,
 }
 
-/// Called once, when the task is told to stop.
+/// A callback that runs once, when the task is told to stop.
 type OnStop = Box<dyn FnOnce(&str) + Send>;
 
 #[derive(Default)]
@@ -31,10 +31,10 @@ struct State {
     position: Option<Position>,
 }
 
-/// Shared by a task's thread and the agent.
+/// The state that a task's thread and the agent share.
 #[derive(Default)]
 pub struct TaskControl {
-    // A task writes it a few times a second and the agent reads it at each heartbeat.
+    // The task writes it a few times a second, and the agent reads it at each heartbeat.
     state: Mutex<State>,
 }
 
@@ -50,17 +50,17 @@ impl std::fmt::Debug for TaskControl {
 
 impl TaskControl {
     fn state(&self) -> MutexGuard<'_, State> {
-        // Every write leaves it whole, so a panic elsewhere spoils nothing.
+        // Each write leaves the state complete, so a panic of another thread is harmless.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes how far the task is.
+    /// Sets the progress of the task.
     pub fn advance(&self, done: u64, total: u64) {
         let mut state = self.state();
         (state.progress.done, state.progress.total) = (done, total);
     }
 
-    /// Notes figures worth showing.
+    /// Sets figures that are shown to people.
     pub fn show(&self, figures: impl IntoIterator<Item = (&'static str, f64)>) {
         let mut state = self.state();
         for (name, value) in figures {
@@ -68,12 +68,12 @@ impl TaskControl {
         }
     }
 
-    /// From now on the task's place is what `position` says.
+    /// From now on, reports `position` as the task's place.
     pub fn is_at(&self, position: Position) {
         self.state().position = Some(position);
     }
 
-    /// How far the task is.
+    /// Returns the progress of the task.
     #[must_use]
     pub fn progress(&self) -> Progress {
         let state = self.state();
@@ -83,7 +83,7 @@ impl TaskControl {
         }
     }
 
-    /// Tells the task to stop; only the first reason counts.
+    /// Tells the task to stop. Only the first reason counts.
     pub fn stop(&self, reason: &str) {
         let callbacks = {
             let mut state = self.state();
@@ -98,13 +98,13 @@ impl TaskControl {
         }
     }
 
-    /// How long ago the task was told to stop, if it was.
+    /// Returns the time since the task was told to stop, if it was.
     #[must_use]
     pub fn stopped_for(&self) -> Option<Duration> {
         self.state().stopped.as_ref().map(|(_, at)| at.elapsed())
     }
 
-    /// Calls `f` when the task is told to stop, or at once if it has been: to wake what blocks.
+    /// Calls `f` when the task is told to stop, or at once if it already was. It wakes blocked calls.
     pub fn on_stop(&self, f: impl FnOnce(&str) + Send + 'static) {
         let reason = {
             let mut state = self.state();
@@ -116,7 +116,7 @@ impl TaskControl {
         f(&reason);
     }
 
-    /// Fails once the task was told to stop. Tasks call it between pieces of work.
+    /// Fails after the task was told to stop. Tasks call it between pieces of work.
     ///
     /// # Errors
     /// [`Error::Aborted`] with the reason.

@@ -1,4 +1,4 @@
-//! The health service of gRPC, for probes: the process lives; it is registered.
+//! gRPC's health service for probes: whether the process lives, and whether it is registered.
 
 use std::net::SocketAddr;
 
@@ -8,16 +8,16 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-/// The service whose health says that the coordinator knows this worker. The empty name says that the process lives: it
-/// does not hang on the coordinator's fate, or a coordinator that is away for a minute would have all workers restarted.
+/// The service that is healthy while the coordinator knows this worker. The empty service name is healthy while the
+/// process lives. It must not depend on the coordinator, whose short absence would otherwise restart all workers.
 const READY: &str = "ready";
 
-/// Where the service was to listen.
+/// The address of the service is not free.
 #[derive(Debug, thiserror::Error)]
 #[error("--health {0}")]
 pub struct NotFree(SocketAddr);
 
-/// Says whether this worker is registered; nobody hears where no address was given.
+/// Reports whether this worker is registered. Without an address it reports to nobody.
 #[derive(Clone, Default)]
 pub(super) struct Readiness(Option<HealthReporter>);
 

@@ -1,4 +1,4 @@
-//! Heartbeats: they renew leases and carry progress, on a task of their own so that nothing delays them.
+//! Heartbeats renew leases and carry progress. They run on a task of their own, so that nothing delays them.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use super::{Client, LeaseId, TaskControl};
 
 type Leases = Arc<Mutex<HashMap<LeaseId, Arc<TaskControl>>>>;
 
-/// The heartbeat of one registration; it ends with this value.
+/// The heartbeats of one registration, which end when this value is dropped.
 pub(super) struct Heartbeats {
     leases: Leases,
     work_left: Arc<AtomicBool>,
@@ -20,11 +20,11 @@ pub(super) struct Heartbeats {
     beating: tokio::task::JoinHandle<()>,
 }
 
-/// Starts to beat.
+/// Starts the heartbeats.
 pub(super) fn start(client: Client, registered: &RegisterResponse) -> Heartbeats {
     let leases = Leases::default();
     let (lose, lost) = oneshot::channel();
-    // Until the first answer there may be work.
+    // Before the first answer, work is assumed.
     let work_left = Arc::new(AtomicBool::new(true));
     let beating = tokio::spawn(beat(
         client,
@@ -42,7 +42,7 @@ pub(super) fn start(client: Client, registered: &RegisterResponse) -> Heartbeats
 }
 
 impl Heartbeats {
-    /// From now on this lease is renewed.
+    /// Adds a lease to the heartbeats, which renew it.
     pub(super) fn renew(&self, lease: LeaseId, control: Arc<TaskControl>) {
         self.leases
             .lock()
@@ -50,7 +50,7 @@ impl Heartbeats {
             .insert(lease, control);
     }
 
-    /// It is over.
+    /// Removes a lease that is over.
     pub(super) fn forget(&self, lease: LeaseId) {
         self.leases
             .lock()
@@ -58,12 +58,13 @@ impl Heartbeats {
             .remove(&lease);
     }
 
-    /// Whether a job was running when the coordinator answered last.
+    /// Returns true if a job was running at the coordinator's last answer.
     pub(super) fn work_left(&self) -> bool {
         self.work_left.load(Ordering::Relaxed)
     }
 
-    /// Resolves when the coordinator no longer knows this worker, or cannot be reached for as long as a lease lasts.
+    /// Resolves with the reason when the coordinator no longer knows this worker, or cannot be reached for as long as a
+    /// lease lasts.
     pub(super) async fn lost(&mut self) -> String {
         match (&mut self.lost).await {
             Ok(why) => why,
@@ -118,7 +119,7 @@ async fn beat(
             Ok(Err(e)) => tracing::warn!("heartbeat: {e}"),
         }
     };
-    // The session may have ended meanwhile.
+    // The session may have ended already.
     let _ = lose.send(why);
 }
 

@@ -1,8 +1,8 @@
-//! The conversation with the coordinator: register, take assignments, keep leases alive, report.
+//! The connection to the coordinator: registers, takes assignments, renews leases, and reports.
 //!
-//! Tasks run on threads of their own; this side only talks. When the stream breaks every task is told to stop and the
-//! worker registers anew: the coordinator has given its leases to others by then. A worker that is told to stop lets its
-//! tasks save what they have, and gives the leases back.
+//! Tasks run on threads of their own. When the stream breaks, every task is told to stop and the worker registers
+//! again, because the coordinator gives its leases to others. A worker that is told to stop lets its tasks save their
+//! state, and returns the leases.
 
 mod control;
 mod health;
@@ -33,40 +33,40 @@ use health::Readiness;
 use session::{Session, Stuck};
 
 type Client = WorkerServiceClient<Connection>;
-/// Task and token: one lease.
+/// A lease, identified by task and token.
 type LeaseId = (u64, u64);
 
-/// Large enough for a stage of a hundred thousand artefacts.
+/// The message limit, which is large enough for a stage of a hundred thousand artifacts.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
-/// Between two tries to reach the coordinator.
+/// The wait between two tries to reach the coordinator.
 const RETRY: Duration = Duration::from_millis(300);
 
-/// How an agent is started.
+/// The options of an agent.
 #[derive(Debug, Clone)]
 pub struct AgentOptions {
     /// The coordinator's URL.
     pub coordinator: String,
-    /// What people call this worker.
+    /// The worker's name for people.
     pub name: String,
-    /// Threads to compute with.
+    /// Number of computing threads.
     pub threads: usize,
-    /// Where to compute.
+    /// The device to compute on.
     pub compute: Compute,
-    /// Give up when the coordinator was out of reach for so long; `None` never does.
+    /// The longest time without the coordinator before giving up; `None` never gives up.
     pub connect_timeout: Option<Duration>,
-    /// Who this worker is, and whom it trusts.
+    /// The worker's credentials, and the authority that it trusts.
     pub credentials: Credentials,
-    /// How long tasks may save what they have once this worker is told to stop.
+    /// The time that tasks have to save their state after this worker is told to stop.
     pub grace: Duration,
-    /// End once no job has run for so long; `None` waits for ever.
+    /// The worker ends after this long without a running job; `None` waits forever.
     pub idle_exit: Option<Duration>,
-    /// What tasks may read and write.
+    /// The roots below which tasks may read and write.
     pub roots: Roots,
-    /// Where the health service listens.
+    /// The address of the health service.
     pub health: Option<SocketAddr>,
 }
 
-/// Works until `stop` resolves.
+/// Runs tasks until `stop` resolves.
 ///
 /// # Errors
 /// When the URL is wrong, the coordinator refuses this worker, or is out of reach for too long.
@@ -98,21 +98,21 @@ pub async fn run(options: AgentOptions, stop: impl Future<Output = ()>) -> anyho
     }
 }
 
-/// No coordinator answered for as long as the worker was to try.
+/// No coordinator answered within the time limit.
 #[derive(Debug, thiserror::Error)]
 #[error("no coordinator at {0}")]
 pub struct OutOfReach(String);
 
-/// How a registration came to its end.
+/// The reason for the end of a registration.
 #[derive(Debug, PartialEq, Eq)]
 enum Ended {
-    /// The coordinator closed it; another one may be opened.
+    /// The coordinator closed it, and the worker may register again.
     Closed,
-    /// This worker was told to stop, and has.
+    /// This worker was told to stop, and has stopped.
     Left,
 }
 
-/// Whether trying again is pointless.
+/// Returns true if another try is pointless.
 fn refused(error: &anyhow::Error) -> bool {
     let status = error.downcast_ref::<tonic::Status>();
     status.is_some_and(|s| {
@@ -123,7 +123,7 @@ fn refused(error: &anyhow::Error) -> bool {
     })
 }
 
-/// One registration, until the stream ends or this worker is told to stop; no task of it is at work afterwards.
+/// Runs one registration, until the stream ends or this worker is told to stop. None of its tasks runs afterwards.
 async fn session(
     options: &AgentOptions,
     secret: &str,
@@ -189,8 +189,8 @@ async fn session(
     };
     let told = why.as_ref().map_or_else(ToString::to_string, Clone::clone);
     session.stop_all(&told);
-    // The coordinator has given its leases to others, or will: nobody waits for the outcomes. But what still runs would
-    // share this machine with what comes next.
+    // The coordinator gives the leases to others, so nobody waits for these results. But running tasks would compete
+    // with the next ones for this machine.
     while !session.running.is_empty() && !session.has_left() {
         tokio::select! {
             Some((lease, _)) = endings.recv() => drop(session.running.remove(&lease)),
@@ -209,7 +209,7 @@ async fn join(
     options: &AgentOptions,
     secret: &str,
 ) -> anyhow::Result<(Client, RegisterResponse, tonic::Streaming<Instruction>)> {
-    // Made anew each time, so that certificates that were replaced meanwhile count.
+    // The endpoint is built again each time, so that replaced certificates take effect.
     let (endpoint, caller) = options.credentials.endpoint(&options.coordinator)?;
     let caller = caller.with_instance(secret)?;
     let endpoint = endpoint
@@ -233,7 +233,7 @@ async fn join(
     Ok((client, registered, instructions))
 }
 
-/// What shows the coordinator that two calls come from the same process: 256 random bits.
+/// Returns 256 random bits that show the coordinator that two calls come from the same process.
 fn instance_secret() -> anyhow::Result<String> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(|e| anyhow::anyhow!("the system gives no random bytes: {e}"))?;
@@ -258,7 +258,7 @@ fn description(options: &AgentOptions) -> RegisterRequest {
     }
 }
 
-/// This machine's name, or `worker`.
+/// Returns this machine's name, or `worker`.
 #[must_use]
 pub fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();

@@ -1,4 +1,4 @@
-//! One registration: the tasks at work under it, and what is said about them.
+//! One registration: its running tasks, and their reports.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,12 +17,12 @@ use crate::collective::Met;
 use crate::device::Compute;
 use crate::tasks::{self, ModelCache, TaskContext, Turns};
 
-/// A report is tried again for this long before the worker registers anew.
+/// A report is retried for this long before the worker registers again.
 const REPORT_PATIENCE: Duration = Duration::from_secs(20);
-/// A task that goes on for so long after it was told to stop is hung.
+/// A task that runs this long after it was told to stop counts as hung.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
 
-/// A task goes on though it was told to stop: only ending the process ends it.
+/// A task that ignores the order to stop. Only the end of the process ends it.
 #[derive(Debug, thiserror::Error)]
 #[error("task {task} does not stop: it was told to {} s ago. This process ends, so that it is started anew", STUCK_AFTER.as_secs())]
 pub(super) struct Stuck {
@@ -36,7 +36,7 @@ pub(super) struct Session {
     pub(super) registered: RegisterResponse,
     pub(super) threads: usize,
     pub(super) compute: Compute,
-    /// A worker that was told to stop gives its tasks this long to save what they have.
+    /// The time that tasks have to save their state after this worker is told to stop.
     pub(super) grace: Duration,
     pub(super) roots: Roots,
     pub(super) models: Arc<ModelCache>,
@@ -44,12 +44,12 @@ pub(super) struct Session {
     pub(super) running: HashMap<LeaseId, Arc<TaskControl>>,
     pub(super) ended: mpsc::UnboundedSender<(LeaseId, Outcome)>,
     pub(super) coordinator: String,
-    /// Since when this worker is on its way out.
+    /// The time at which this worker was told to stop.
     pub(super) leaving: Option<Instant>,
 }
 
 impl Session {
-    /// Whether nothing keeps a worker that was told to stop: no task, or no more patience with the tasks there are.
+    /// Returns true if a worker that was told to stop can end: no task is left, or their time is up.
     pub(super) fn has_left(&self) -> bool {
         let patience_is_over = |since: Instant| since.elapsed() > self.grace;
         self.leaving
@@ -124,12 +124,12 @@ impl Session {
                 Ok(outcome) => outcome.map_err(|e| tasks::failure(&e)),
                 Err(panic) => Err(internal(format!("the task panicked: {}", panic_text(&*panic)))),
             };
-            // A session that ended has given the lease back; nobody waits for the outcome.
+            // A session that has ended has returned the lease, so nobody waits for the outcome.
             let _ = ended.send((lease, outcome));
         });
     }
 
-    /// What a gang's task calls to meet the other ranks.
+    /// Returns the function with which a task of a gang meets the other ranks.
     fn rendezvous(
         &self,
         lease: LeaseId,
@@ -166,7 +166,7 @@ impl Session {
     pub(super) async fn report(&mut self, lease: LeaseId, outcome: Outcome) -> anyhow::Result<()> {
         let outcome = match outcome {
             Ok(result) => report_request::Outcome::Done(result),
-            // Whatever it ended with: it was stopped, it did not fail.
+            // Whatever the error is, the task was stopped and did not fail.
             Err(_) if self.leaving.is_some() => report_request::Outcome::Failed(stopped()),
             Err(failure) => {
                 tracing::warn!(task = lease.0, "{}", failure.text);
@@ -189,7 +189,7 @@ impl Session {
                     }
                     return Ok(());
                 }
-                // Saying the same again changes nothing.
+                // The same report would be refused again.
                 Err(e) if e.code() == Code::InvalidArgument && !has_failed(&request) => {
                     let text = format!("the coordinator does not take what the task made: {}", e.message());
                     tracing::warn!(task = lease.0, "{text}");
@@ -244,12 +244,12 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
         .unwrap_or_else(|| "no message".into())
 }
 
-/// The address under which the coordinator's network sees this machine; other ranks reach it there.
+/// Returns this machine's address in the coordinator's network, at which other ranks reach it.
 fn local_address(coordinator: &str) -> std::net::IpAddr {
     let loopback = std::net::IpAddr::from([127, 0, 0, 1]);
     let authority = coordinator.split("://").last().unwrap_or("").trim_end_matches('/');
     let probe = || -> std::io::Result<std::net::IpAddr> {
-        // Connecting a datagram socket sends nothing; it only asks the routing table.
+        // Connecting a datagram socket sends nothing and only consults the routing table.
         let socket = std::net::UdpSocket::bind(("0.0.0.0", 0))?;
         socket.connect(authority)?;
         Ok(socket.local_addr()?.ip())

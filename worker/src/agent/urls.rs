@@ -1,8 +1,8 @@
-//! What a task reads and writes outside of its own output, checked against the roots that this worker was given: a
-//! coordinator that was taken over gets no further than they reach.
+//! Checks every URL of a task outside its output against this worker's roots. This limits the damage of a compromised
+//! coordinator.
 //!
-//! Every field of every task is named here, so that a new one does not compile before somebody has thought about it. Paths
-//! and artefacts are relative to the output; the store refuses those that would leave it.
+//! Every field of every task is named here, so that a new field does not compile before somebody decides about it.
+//! Paths and artifacts are relative to the output, and the store refuses paths that leave it.
 
 #[cfg(test)]
 mod tests;
@@ -14,7 +14,7 @@ use llink_proto::{
     PrepareModel, Source, SplitCorpus, Synthesize, Task, WriteShard,
 };
 
-/// What a task names outside of its output.
+/// The URLs that a task names outside its output.
 #[derive(Default)]
 struct Named<'a> {
     urls: Vec<&'a str>,
@@ -22,7 +22,7 @@ struct Named<'a> {
     key_variables: Vec<&'a str>,
 }
 
-/// Refuses a task that names what lies below none of the roots.
+/// Refuses a task that names a URL outside the roots.
 pub(super) fn check(task: &Task, roots: &Roots) -> Result<(), String> {
     let named = Named::of(task);
     // A fingerprint names a folder on this machine.
@@ -97,7 +97,7 @@ impl<'a> Named<'a> {
             foreign_language: _,
             label: _,
         } = source;
-        // Not a place: rows that are made.
+        // This source is not a place, because its rows are made up.
         self.urls.extend(
             [url, foreign_url]
                 .map(String::as_str)
@@ -150,7 +150,7 @@ impl<'a> Named<'a> {
             normalize: _,
             prefix: _,
         } = task;
-        // Models that are made, or come with this program.
+        // These models are made, or come with this program.
         self.urls
             .extend(Some(source.as_str()).filter(|source| !matches!(*source, "tiny" | "random")));
     }
@@ -251,13 +251,13 @@ impl<'a> Named<'a> {
             model_card: _,
             statistics: _,
         } = task;
-        // The sources are written into the bundle and not opened here.
+        // The sources are written into the bundle and are not opened here.
         self.models.extend(encoder);
         self.models.extend(decoder);
     }
 }
 
-// Nothing of these lies outside of the output.
+// All of these are inside the output.
 
 fn within_split_corpus(task: &SplitCorpus) {
     let SplitCorpus {

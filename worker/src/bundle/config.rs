@@ -1,4 +1,4 @@
-//! `config.json`: everything that a loader has to know of a bundle.
+//! The file `config.json` holds everything that a loader needs to know about a bundle.
 
 use std::collections::BTreeMap;
 
@@ -7,69 +7,69 @@ use serde::{Deserialize, Serialize};
 use crate::models::Reading;
 use crate::{Error, Result};
 
-/// The file's name.
+/// The name of the file.
 pub const CONFIG: &str = "config.json";
-/// The projector's file.
+/// The name of the projector's file.
 pub const PROJECTOR: &str = "projector.safetensors";
-/// The slot expander's file.
+/// The name of the slot expander's file.
 pub const SLOTS: &str = "slots.safetensors";
-/// What Stage A fitted before its first step.
+/// The name of the file with the statistics that Stage A fitted before its first step.
 pub const STATISTICS: &str = "statistics.safetensors";
-/// The model card.
+/// The name of the model card.
 pub const CARD: &str = "README.md";
-/// What `model_type` says.
+/// The value of `model_type`.
 pub const MODEL_TYPE: &str = "llink";
-/// The layout of bundles that this build writes and reads.
+/// The version of the bundle format that this build writes and reads.
 pub const BUNDLE_VERSION: u32 = 2;
 
-/// A bundle's `config.json`.
+/// The contents of a bundle's `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BundleConfig {
-    /// [`MODEL_TYPE`].
+    /// The model type, always [`MODEL_TYPE`].
     pub model_type: String,
-    /// [`BUNDLE_VERSION`].
+    /// The format version, [`BUNDLE_VERSION`].
     pub bundle_version: u32,
-    /// What wrote it.
+    /// The version of llink that wrote the bundle.
     pub llink_version: String,
-    /// What reads the foreign text.
+    /// The encoder, which reads the foreign text.
     pub encoder: EncoderEntry,
-    /// What answers.
+    /// The decoder, which answers.
     pub decoder: DecoderEntry,
-    /// From the one's vectors to the other's.
+    /// The projector from encoder vectors to decoder vectors.
     pub projector: ProjectorEntry,
-    /// What Stage A fitted on its training split; none where it fitted nothing.
+    /// The statistics that Stage A fitted on its training split, if it fitted any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub statistics: Option<StatisticsEntry>,
-    /// The soft slots; none without Stage B or when it trained on the text's own tokens.
+    /// The soft slots; none without Stage B or in direct mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slots: Option<SlotsEntry>,
-    /// LoRA on the decoder; none without Stage B.
+    /// The LoRA adapter of the decoder; none without Stage B.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<AdapterEntry>,
-    /// What the decoder is given; none without Stage B.
+    /// The prompt of the decoder; none without Stage B.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt: Option<PromptEntry>,
 }
 
-/// The frozen encoder, how much of a text it reads, and how its hidden states become the text's vector, whose numbers are
+/// The frozen encoder, its limits, and how its hidden states become the vector of a text. The vector's numbers are
 /// rounded to 16-bit floats.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EncoderEntry {
-    /// What people call it.
+    /// The name for people.
     pub name: String,
-    /// Where it was found: a path, a URL, or a path from the bundle's own folder.
+    /// The location: a path, a URL, or a path relative to the bundle's folder.
     pub source: String,
-    /// SHA-256 over its files.
+    /// SHA-256 of its files.
     pub fingerprint: String,
     /// Width of its vectors.
     pub hidden_size: usize,
-    /// A text is cut after so many characters.
+    /// The most characters of a text; the rest is cut.
     pub max_chars: usize,
-    /// Its tokens, special ones included, are cut after so many.
+    /// The most tokens of a text, including special tokens; the rest is cut.
     pub max_tokens: usize,
-    /// Pooling, normalization, and the prefix that comes before a text after it is cut.
+    /// Pooling, normalization, and the prefix that is added to a text after the cut.
     pub reading: Reading,
 }
 
@@ -77,91 +77,92 @@ pub struct EncoderEntry {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DecoderEntry {
-    /// What people call it.
+    /// The name for people.
     pub name: String,
-    /// As [`EncoderEntry::source`].
+    /// The location, as in [`EncoderEntry::source`].
     pub source: String,
-    /// SHA-256 over its files.
+    /// SHA-256 of its files.
     pub fingerprint: String,
     /// Width of its hidden states.
     pub hidden_size: usize,
 }
 
-/// Linear, GELU (erf), Linear, LayerNorm (eps 1e-5).
+/// The projector: Linear, GELU (erf), Linear, LayerNorm (eps 1e-5).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProjectorEntry {
-    /// Its weights.
+    /// The file of its weights.
     pub file: String,
-    /// Width between its two Linears.
+    /// Width between its two Linear layers.
     pub hidden_size: usize,
 }
 
-/// What projected and teacher vectors are compared in: cosines of (x − `metric.mean`) · `metric.matrix`, of which the file has what the
-/// metric needs. `encoder.mean` and `encoder.deviation`, where they are, are folded into the projector's file already: it takes the
-/// encoder's own vectors.
+/// The metric for projected and teacher vectors: cosines of (x − `metric.mean`) · `metric.matrix`. The file holds what
+/// the metric needs. The projector's file already includes `encoder.mean` and `encoder.deviation`, if they exist, and
+/// takes the encoder's own vectors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StatisticsEntry {
-    /// The tensors.
+    /// The file of the tensors.
     pub file: String,
-    /// `cosine`, `centred` or `whitened`.
+    /// The name of the metric: `cosine`, `centred` or `whitened`.
     pub metric: String,
 }
 
-/// LayerNorm without weights times the scale, Linear, GELU (erf), Linear; then for each slot LayerNorm, and the norm of every slot.
+/// The slot expander: LayerNorm without weights times the scale, Linear, GELU (erf), Linear. Then each slot gets a
+/// LayerNorm and the common norm.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SlotsEntry {
-    /// The expander's weights, scale included.
+    /// The file of the expander's weights, including the scale.
     pub file: String,
-    /// Slots in a prompt.
+    /// Number of slots in a prompt.
     pub count: usize,
-    /// Width between its two Linears.
+    /// Width between its two Linear layers.
     pub hidden_size: usize,
-    /// Ids that no text uses and that hold the slots' places, in order; empty if the vocabulary has none to spare. A slot takes the
-    /// place of its token's embedding, so that any id does.
+    /// Ids of unused tokens that mark the places of the slots, in order; empty if the vocabulary has too few. A slot
+    /// replaces the embedding of its token, so any id works.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ids: Vec<u32>,
-    /// The norm of every slot: the median of those of the decoder's token embeddings.
+    /// The norm of every slot: the median norm of the decoder's token embeddings.
     pub median_norm: f32,
 }
 
-/// LoRA, in PEFT's layout.
+/// The LoRA adapter in PEFT's format.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdapterEntry {
-    /// Its options.
+    /// The file of its options.
     pub config: String,
-    /// Its weights.
+    /// The file of its weights.
     pub file: String,
-    /// r.
+    /// The rank r.
     pub rank: usize,
-    /// alpha.
+    /// The scale alpha.
     pub alpha: f64,
 }
 
-/// What the decoder is given.
+/// The prompt of the decoder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PromptEntry {
-    /// By the decoder's chat template, with `{instruction}`, and `{slots}` or `{text}`. It is tokenized as a whole; the K slots stand
-    /// where `{slots}` does, and part the text as a special token would.
+    /// The prompt in the decoder's chat template, with `{instruction}`, and `{slots}` or `{text}`. It is tokenized as a
+    /// whole. The K slots replace `{slots}`, which separates the text before and after it as a special token would.
     pub form: String,
-    /// The tokens that end an answer; the first one is the end of the turn.
+    /// The tokens that end an answer; the first one ends the turn.
     pub stop: Vec<u32>,
-    /// Of a text that stands in the prompt itself: its tokens are cut after so many. 0 when slots stand there.
+    /// The most tokens of a text inside the prompt; the rest is cut. 0 when the prompt holds slots.
     #[serde(default)]
     pub text_tokens: usize,
-    /// The instruction of each task that training saw most often.
+    /// The most frequent instruction of each task in training.
     pub instructions: BTreeMap<String, String>,
 }
 
 impl BundleConfig {
-    /// The config whose text is `content`; `name` is how errors call the file.
+    /// Parses the text `content`. Errors call the file `name`.
     ///
     /// # Errors
-    /// [`Error::Model`] for a file that is no bundle's, one of another version, and parts that do not fit each other.
+    /// [`Error::Model`] for another kind of file, another version, or parts that do not fit each other.
     pub fn parse(name: &str, content: &[u8]) -> Result<Self> {
         let refuse = |reason: String| Error::Model {
             path: name.into(),
@@ -191,14 +192,14 @@ impl BundleConfig {
         }
     }
 
-    /// As a file.
+    /// Returns the config as the text of a file.
     #[must_use]
     pub fn text(&self) -> String {
         let text = serde_json::to_string_pretty(self).expect("a config is plain data");
         format!("{text}\n")
     }
 
-    /// The first thing that does not fit.
+    /// Returns the first inconsistency.
     fn fault(&self) -> Option<String> {
         if let Some(slots) = &self.slots
             && !slots.ids.is_empty()

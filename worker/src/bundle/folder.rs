@@ -1,4 +1,4 @@
-//! A bundle's files, held to the hashes of its manifest.
+//! Reads the files of a bundle and checks them against the hashes of its manifest.
 
 use std::collections::BTreeMap;
 
@@ -14,19 +14,19 @@ use crate::{Error, Result};
 /// The stage that writes bundles.
 const STAGE: &str = "export";
 
-/// Where a bundle's files lie, and the hash of each.
+/// The location of a bundle's files, and the hash of each.
 pub struct BundleFolder {
     store: Store,
     runtime: Handle,
-    /// Between the store and the files.
+    /// The path from the store to the files.
     prefix: String,
     hashes: BTreeMap<String, String>,
-    /// What tells this bundle from others.
+    /// The key that identifies the bundle.
     key: String,
 }
 
 impl BundleFolder {
-    /// Opens a bundle, or the newest one of a job's output. `url` is a path or any URL that a store has.
+    /// Opens a bundle, or the newest bundle of a job's output. `url` is a path or any URL of a store.
     ///
     /// # Errors
     /// [`Error::Model`] when there is no bundle; those of the store.
@@ -53,7 +53,7 @@ impl BundleFolder {
                 manifest.stage
             )));
         }
-        // The manifest's paths are from the job's output; the folder may have been moved since.
+        // The manifest's paths are relative to the job's output, but the folder may have been moved.
         let own = format!("{STAGE}/{}/", manifest.key);
         let hashes = manifest.artifacts.into_iter().map(|a| {
             let name = a.path.strip_prefix(&own).unwrap_or(&a.path).to_owned();
@@ -68,7 +68,7 @@ impl BundleFolder {
         })
     }
 
-    /// A bundle that has no manifest yet: the files that were just written below `directory`.
+    /// Opens a bundle without a manifest, whose files were just written below `directory`.
     #[must_use]
     pub fn of(store: &Store, runtime: &Handle, directory: &str, written: &[Artifact]) -> Self {
         let prefix = format!("{directory}/");
@@ -85,28 +85,28 @@ impl BundleFolder {
         }
     }
 
-    /// What tells this bundle from others: the stage's key.
+    /// Returns the stage's key, which identifies the bundle.
     #[must_use]
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// The folder's URL.
+    /// Returns the URL of the folder.
     #[must_use]
     pub fn url(&self) -> String {
         self.store.describe(self.prefix.trim_end_matches('/'))
     }
 
-    /// How errors call a file.
+    /// Returns the name of a file in errors.
     #[must_use]
     pub fn describe(&self, file: &str) -> String {
         self.store.describe(&format!("{}{file}", self.prefix))
     }
 
-    /// A file's content.
+    /// Reads the content of a file.
     ///
     /// # Errors
-    /// [`Error::Model`] when the bundle has no such file; when it is missing or is not the one that was written.
+    /// [`Error::Model`] when the bundle has no such file; when it is missing or differs from the manifest.
     pub fn read(&self, file: &str) -> Result<Bytes> {
         let refuse = |reason: String| Error::Model {
             path: self.describe(file),
@@ -129,7 +129,7 @@ impl BundleFolder {
     }
 }
 
-/// Where the bundle of a job lies, by the report in its output.
+/// Returns the location of a job's bundle, by the report in its output.
 fn exported(output: &Store, runtime: &Handle) -> Result<Option<String>> {
     let report = match runtime.block_on(output.get("report.json")) {
         Ok(report) => report,

@@ -1,4 +1,4 @@
-//! Answers from a bundle: a sentence is read once, then asked about as often as one likes.
+//! Answers questions with a bundle. A sentence is read once and may then be asked about any number of times.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -19,28 +19,28 @@ use crate::llink::slot_expander::ExpanderActivations;
 use crate::models::{Backend, Decoder, Encoder, GenerateOptions, LoadedAdapter, PromptForm, Sampling, TextLimits};
 use crate::{Error, Result};
 
-/// Tokens that go through the encoder at once.
+/// The most tokens that go through the encoder at once.
 const TOKEN_BUDGET: usize = 4_096;
 
-/// Where the models are and what is kept on disk.
+/// The locations of the models and of the caches.
 #[derive(Debug, Clone)]
 pub struct Opening {
-    /// The encoder, if it is elsewhere than the bundle says.
+    /// The encoder's location, if it differs from the bundle's.
     pub encoder: Option<String>,
-    /// The decoder, if it is elsewhere than the bundle says.
+    /// The decoder's location, if it differs from the bundle's.
     pub decoder: Option<String>,
-    /// Where vectors of sentences are kept from run to run; nowhere if not given.
+    /// The folder of cached sentence vectors; `None` keeps none on disk.
     pub vectors: Option<PathBuf>,
-    /// Where models from object stores are kept.
+    /// The folder of models from object stores.
     pub downloads: PathBuf,
 }
 
-/// How an answer is made.
+/// The settings of an answer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Answering {
-    /// At most so many tokens.
+    /// The most tokens in an answer.
     pub max_tokens: usize,
-    /// How the next one is chosen.
+    /// How the next token is chosen.
     pub sampling: Sampling,
 }
 
@@ -48,9 +48,9 @@ pub struct Answering {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sentence {
     text: String,
-    /// [K, width]; none when the decoder is given the text itself.
+    /// The slots, [K, width]; none when the prompt holds the text itself.
     slots: Option<Vec<f32>>,
-    /// Characters that the encoder did not read: it takes only so many.
+    /// Number of characters beyond the encoder's limit, which were not read.
     pub unread_chars: usize,
 }
 
@@ -62,7 +62,7 @@ pub struct Generator {
     prompt: PromptEntry,
     decoder: Decoder,
     adapter: LoadedAdapter,
-    /// Loaded when a sentence comes that is not in the cache.
+    /// The encoder, loaded at the first sentence that is not in the cache.
     encoder: Option<Encoder>,
     vectors: VectorCache,
     opening: Opening,
@@ -70,10 +70,10 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Loads a bundle, its adapter and its decoder. Do not call it on a thread of the runtime's.
+    /// Loads a bundle, its adapter and its decoder. Do not call it on a thread of the runtime.
     ///
     /// # Errors
-    /// [`Error::Model`] for a bundle that is not whole, does not answer, or whose decoder is not found or is another; those of the store.
+    /// [`Error::Model`] for a bundle that is incomplete, has no Stage B, or whose decoder is missing or differs; those of the store.
     pub fn open(url: &str, opening: Opening, runtime: &Handle) -> Result<Self> {
         let folder = BundleFolder::open(url, runtime)?;
         let bundle = Bundle::read(&folder)?;
@@ -122,19 +122,19 @@ impl Generator {
         })
     }
 
-    /// What tells this bundle from others.
+    /// Returns the key that identifies the bundle.
     #[must_use]
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// The instruction of each task that training used most.
+    /// Returns the most frequent instruction of each task in training.
     #[must_use]
     pub fn instructions(&self) -> &BTreeMap<String, String> {
         &self.prompt.instructions
     }
 
-    /// The instruction that training used most for a task.
+    /// Returns the most frequent instruction of a task in training.
     ///
     /// # Errors
     /// [`Error::Input`] naming the tasks there are.
@@ -149,10 +149,10 @@ impl Generator {
         })
     }
 
-    /// Reads texts, or remembers what was read before. Each is taken as one line, as in training.
+    /// Reads texts, or takes their vectors from the cache. Each text is cleaned to one line, as in training.
     ///
     /// # Errors
-    /// [`Error::Input`] for a text in which nothing can be seen; when the encoder is not found, is another or fails.
+    /// [`Error::Input`] for a text without visible characters; when the encoder is missing, differs or fails.
     pub fn read(&mut self, texts: &[&str]) -> Result<Vec<Sentence>> {
         let lines: Vec<String> = texts.iter().map(|text| clean_line(text, ZeroWidth::Keep)).collect();
         if let Some(at) = lines.iter().position(String::is_empty) {
@@ -181,7 +181,7 @@ impl Generator {
             let encoder = self.encoder.as_ref().expect("it was loaded just now");
             let vectors = encoder.embed(&new, limits, TOKEN_BUDGET, &mut |_| {})?;
             for (at, vector) in unknown.into_iter().zip(vectors) {
-                // As the projector saw them in training.
+                // The vector is rounded as it was for the projector in training.
                 let vector: Vec<f16> = vector.into_iter().map(f16::from_f32).collect();
                 self.vectors.put(seen[at], &vector);
                 known[at] = Some(vector);
@@ -207,7 +207,7 @@ impl Generator {
         Ok(sentences)
     }
 
-    /// The answer to an instruction about a sentence. `told` is given each piece of its text as it comes and may end it.
+    /// Answers an instruction about a sentence. `told` gets each piece of the text as it comes and may end the answer.
     ///
     /// # Errors
     /// [`Error::Input`] for an instruction that is too long for the decoder; [`Error::Tensor`] when the device fails.
@@ -236,7 +236,7 @@ impl Generator {
         let mut next = |id: u32| {
             ids.push(id);
             match tokenizer.decode(&ids) {
-                // Half a character: the next token brings the rest.
+                // This is half a character, which the next token completes.
                 Ok(text) if text.ends_with(char::REPLACEMENT_CHARACTER) => ControlFlow::Continue(()),
                 Ok(text) => {
                     let told = text
@@ -263,7 +263,7 @@ impl Generator {
         if let Some(rest) = whole.strip_prefix(said.as_str())
             && !rest.is_empty()
         {
-            // It is over, whatever is said to it now.
+            // This is the last piece, so the result is ignored.
             let _ = told(rest);
         }
         Ok(whole)

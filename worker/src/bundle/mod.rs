@@ -1,9 +1,9 @@
-//! A bundle: what a job learnt, as a folder that other programs load.
+//! A bundle is the trained result of a job, as a folder that other programs load.
 //!
-//! `config.json` ([`config`]) says how the parts fit together and which models they belong to; beside it lie the projector, the
-//! slots and the adapter, the last in PEFT's layout, and a model card. [`folder`] reads the files and holds them to the
-//! manifest's hashes, [`parts`] loads them strictly: no tensor may be missing and none may be there that is not asked for.
-//! [`generator`] answers questions with them; [`sources`] finds the models, [`vectors`] remembers what the encoder read.
+//! `config.json` ([`config`]) says how the parts fit together and which models they need. Beside it are the projector,
+//! the slots, the adapter in PEFT's format, and a model card. [`folder`] reads the files and checks the manifest's
+//! hashes. [`parts`] loads them strictly: no tensor may be missing or unexpected. [`generator`] answers questions,
+//! [`sources`] finds the models, and [`vectors`] caches the encoder's vectors.
 
 pub mod config;
 pub mod folder;

@@ -1,4 +1,4 @@
-//! A bundle's parts, loaded strictly.
+//! Loads the parts of a bundle strictly.
 
 use std::collections::BTreeSet;
 
@@ -15,15 +15,15 @@ use crate::models::peft;
 use crate::train::tensor_file::TensorFile;
 use crate::{Error, Result};
 
-/// What a bundle holds.
+/// The parts of a bundle, without the adapter's weights.
 pub struct Bundle {
-    /// How its parts fit together.
+    /// The config, which says how the parts fit together.
     pub config: BundleConfig,
-    /// From Stage A, for the encoder's own vectors.
+    /// The projector of Stage A, for the encoder's own vectors.
     pub projector: Projector,
-    /// The metric that Stage A trained in, and what else it fitted.
+    /// The metric of Stage A, and its other statistics.
     pub statistics: Statistics,
-    /// From Stage B, if there are slots.
+    /// The slot expander of Stage B, if there are slots.
     pub expander: Option<SlotExpander>,
     adapter: Option<AdapterFiles>,
     url: String,
@@ -36,7 +36,7 @@ struct AdapterFiles {
 }
 
 impl Bundle {
-    /// Loads everything but the adapter's weights, which wait for the decoder's shape.
+    /// Loads everything but the adapter's weights, which need the decoder's shape.
     ///
     /// # Errors
     /// [`Error::Model`] naming the file and the first tensor that is missing, misshapen, not expected or not as the config says.
@@ -65,7 +65,7 @@ impl Bundle {
         })
     }
 
-    /// The adapter for a decoder of this shape.
+    /// Loads the adapter for a decoder of this shape.
     ///
     /// # Errors
     /// [`Error::Model`] when the bundle has none, or naming the first tensor that is missing, misshapen or not expected.
@@ -155,7 +155,7 @@ fn same(file: &TensorFile<'_>, key: &str, found: usize, expected: usize) -> Resu
     )))
 }
 
-/// Refuses a file that holds more than these tensors.
+/// Refuses a file with other tensors than these.
 fn expect_only<'a>(file: &TensorFile<'_>, expected: impl Iterator<Item = &'a str>) -> Result<()> {
     let expected: BTreeSet<&str> = expected.collect();
     match file.names().filter(|name| !expected.contains(name)).min() {

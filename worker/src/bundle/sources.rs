@@ -1,4 +1,4 @@
-//! The models that a bundle was made with, found again and recognised by their content.
+//! Finds the models of a bundle again and recognizes them by their content.
 
 use std::path::{Path, PathBuf};
 
@@ -10,21 +10,21 @@ use crate::{Error, Result};
 /// A model as a bundle names it.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted<'a> {
-    /// `encoder` or `decoder`.
+    /// The role, `encoder` or `decoder`.
     pub role: &'static str,
-    /// What people call it.
+    /// The name for people.
     pub name: &'a str,
-    /// Where it was found.
+    /// The location when the bundle was made.
     pub source: &'a str,
-    /// What it must be.
+    /// The required fingerprint.
     pub fingerprint: &'a str,
 }
 
-/// The folder, or GGUF file, of the wanted model on this machine: where `given` says, else where it was found when the bundle at `bundle_url` was
-/// made. One in an object store is fetched once and kept below `downloads`.
+/// Returns the folder, or GGUF file, of the wanted model on this machine. `given` overrides the location in the bundle
+/// at `bundle_url`. A model in an object store is fetched once and kept below `downloads`.
 ///
 /// # Errors
-/// [`Error::Model`] when it is not there, is not whole, or is another model; those of the store.
+/// [`Error::Model`] when the model is missing, incomplete or another one; those of the store.
 pub fn find(
     wanted: Wanted<'_>,
     given: Option<&str>,
@@ -59,7 +59,7 @@ pub fn find(
     )))
 }
 
-/// A source as the bundle at `bundle_url` means it: one that begins with `../` is from the bundle's own folder.
+/// Resolves a source of the bundle at `bundle_url`. One that begins with `../` is relative to the bundle's folder.
 fn resolve(source: &str, bundle_url: &str) -> String {
     if !source.starts_with("../") {
         return source.into();
@@ -70,7 +70,7 @@ fn resolve(source: &str, bundle_url: &str) -> String {
         rest = shorter;
         match base.rsplit_once('/') {
             Some((folder, last)) if ![".", ".."].contains(&last) => base.truncate(folder.len()),
-            // A relative path that has no more folders: let the file system go up.
+            // The relative path has no more folders, so the file system resolves the rest.
             _ => base.push_str("/.."),
         }
     }

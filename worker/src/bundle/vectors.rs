@@ -1,4 +1,4 @@
-//! What the encoder made of a sentence, remembered: in memory for the next question about it, on disk for the next run.
+//! Caches the encoder's vectors of sentences: in memory for the next question, on disk for the next run.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -8,10 +8,10 @@ use llink_datasets::manifest::sha256_hex;
 
 use super::config::EncoderEntry;
 
-/// Of a file: behind the numbers.
+/// Size of a file's checksum in bytes, behind the numbers.
 const CHECKSUM: usize = 4;
 
-/// Vectors by their text, of one encoder that reads so much of a text.
+/// The cached vectors by their text, for one encoder with one set of limits.
 #[derive(Debug)]
 pub struct VectorCache {
     folder: Option<PathBuf>,
@@ -21,7 +21,7 @@ pub struct VectorCache {
 }
 
 impl VectorCache {
-    /// A cache below `folder`, or in memory alone.
+    /// Opens a cache below `folder`, or in memory only.
     #[must_use]
     pub fn new(folder: Option<PathBuf>, encoder: &EncoderEntry) -> Self {
         Self {
@@ -32,7 +32,7 @@ impl VectorCache {
         }
     }
 
-    /// The vector of a text that was read before.
+    /// Returns the cached vector of a text.
     pub fn get(&mut self, text: &str) -> Option<Vec<f16>> {
         let key = self.key(text);
         if let Some(vector) = self.recent.get(&key) {
@@ -55,7 +55,7 @@ impl VectorCache {
         }
     }
 
-    /// Remembers the vector of a text. A disk that refuses costs time later and nothing else.
+    /// Caches the vector of a text. A disk error only costs time later.
     pub fn put(&mut self, text: &str, vector: &[f16]) {
         let key = self.key(text);
         if let Some(path) = self.path(&key)
@@ -86,7 +86,7 @@ impl VectorCache {
 fn write(path: &std::path::Path, content: &[u8]) -> std::io::Result<()> {
     let folder = path.parent().unwrap_or(path);
     std::fs::create_dir_all(folder)?;
-    // Another process may be at the same text: the last one's file stands, whole.
+    // Another process may write the same text. The last complete file stays.
     let staged = tempfile::NamedTempFile::new_in(folder)?;
     std::fs::write(staged.path(), content)?;
     staged.persist(path)?;

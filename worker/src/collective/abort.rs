@@ -1,12 +1,12 @@
-//! Ending a collective from outside.
+//! Aborts a collective from another thread.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{Error, Result};
 
-/// Ends a collective from any thread: what waits returns at once, and every later call fails.
+/// Aborts a collective from any thread: a waiting call returns at once, and every later call fails.
 ///
-/// It can be made before the ranks are connected, so that connecting can be aborted as well.
+/// It can be made before the ranks are connected, so that connecting can be aborted too.
 #[derive(Clone, Default)]
 pub struct AbortHandle {
     state: Arc<Mutex<State>>,
@@ -15,18 +15,18 @@ pub struct AbortHandle {
 #[derive(Default)]
 struct State {
     reason: Option<String>,
-    /// What wakes the transport: closing sockets, aborting a communicator.
+    /// Functions that wake the transport, by closing sockets or aborting a communicator.
     hooks: Vec<Box<dyn Fn() + Send>>,
 }
 
 impl AbortHandle {
-    /// A handle that nothing has been aborted with.
+    /// Makes a handle that is not aborted.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Ends the collective. The first reason stays.
+    /// Aborts the collective. The first reason stays.
     pub fn abort(&self, reason: impl Into<String>) {
         let mut state = self.lock();
         if state.reason.is_none() {
@@ -35,13 +35,13 @@ impl AbortHandle {
         }
     }
 
-    /// Why it was aborted, if it was.
+    /// Returns the reason of the abort, if there was one.
     #[must_use]
     pub fn reason(&self) -> Option<String> {
         self.lock().reason.clone()
     }
 
-    /// Fails once the collective has been aborted.
+    /// Fails after the collective was aborted.
     ///
     /// # Errors
     /// [`Error::Aborted`] with the reason.
@@ -52,7 +52,7 @@ impl AbortHandle {
         }
     }
 
-    /// Runs `hook` when the collective is aborted, or now if it has been.
+    /// Runs `hook` when the collective is aborted, or at once if it already was.
     pub fn on_abort(&self, hook: impl Fn() + Send + 'static) {
         let mut state = self.lock();
         if state.reason.is_some() {
@@ -62,7 +62,7 @@ impl AbortHandle {
         }
     }
 
-    /// A panic under the lock leaves nothing half-done, so a poisoned lock is taken all the same.
+    /// A panic under the lock leaves the state consistent, so a poisoned lock is used.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,4 +1,4 @@
-//! Tensors by way of the host, for transports that know nothing of devices.
+//! Collectives of tensors through host memory, for transports without device support.
 
 use candle_core::{DType, Tensor};
 
@@ -8,7 +8,7 @@ use crate::Result;
 /// Sums a contiguous tensor over all ranks, in place.
 pub(super) fn all_reduce(collective: &mut (impl Collective + ?Sized), tensor: &Tensor) -> Result<()> {
     if collective.world_size() == 1 {
-        // Nothing to add, and nothing to fetch: only whether it is over.
+        // There is nothing to add or to fetch, so only the ranks are synchronized.
         return collective.barrier();
     }
     let mut values = host(tensor)?;
@@ -17,7 +17,7 @@ pub(super) fn all_reduce(collective: &mut (impl Collective + ?Sized), tensor: &T
     Ok(tensor.flatten_all()?.slice_set(&sum, 0, 0)?)
 }
 
-/// All ranks' values one after another.
+/// Concatenates the values of all ranks.
 pub(super) fn all_gather(
     collective: &mut (impl Collective + ?Sized),
     mine: &Tensor,

@@ -1,4 +1,5 @@
-//! How a gang meets: each rank says where it listens and what it offers, all read the same lines, and the transport follows.
+//! Connects a gang: each rank publishes its address and its offer, all read the same lines, and the transport follows
+//! from them.
 
 use std::net::{IpAddr, TcpListener};
 use std::time::Duration;
@@ -8,38 +9,38 @@ use super::{AbortHandle, Collective, Ring, RingOptions};
 use crate::device::Compute;
 use crate::{Error, Result};
 
-/// What a gang's ranks are told once all are there.
+/// What each rank learns when all ranks have met.
 #[derive(Clone)]
 pub struct Met {
-    /// Where each listens and what it offers, by rank.
+    /// The address and offer of each rank, by rank.
     pub addresses: Vec<String>,
-    /// What they share and nobody else.
+    /// The gang's secret.
     pub secret: Vec<u8>,
-    /// Whether what they say to each other is encrypted, as what they say to the coordinator is.
+    /// True if the connections between ranks are encrypted, like those to the coordinator.
     pub sealed: bool,
 }
 
-/// A rank that is on its way to its gang.
+/// A rank that joins its gang.
 #[derive(Debug, Clone, Copy)]
 pub struct Joining<'a> {
     /// This rank, counted from 0.
     pub rank: usize,
-    /// What all members share and nobody else.
+    /// The generation of the gang, which all members share.
     pub generation: u64,
-    /// Where the others can reach this machine.
+    /// The address at which other ranks reach this machine.
     pub address: IpAddr,
-    /// How long meeting, and each collective, may take.
+    /// The time limit of the meeting, and of each collective.
     pub timeout: Duration,
-    /// Where this rank computes.
+    /// The device of this rank.
     pub compute: &'a Compute,
 }
 
 impl Joining<'_> {
-    /// Meets the others by `rendezvous`, which hands each rank's line and a secret to all, and connects: by NCCL when every rank has a GPU and
-    /// the library, else by TCP.
+    /// Meets the other ranks through `rendezvous`, which gives all lines and a secret to each rank, and connects. The
+    /// transport is NCCL if every rank has a GPU and the library, else TCP.
     ///
     /// # Errors
-    /// [`Error::Io`] when this machine can't be listened on; those of `rendezvous`; those of connecting.
+    /// [`Error::Io`] when this machine can't listen; those of `rendezvous`; those of connecting.
     pub fn connect(
         &self,
         rendezvous: &dyn Fn(String) -> Result<Met>,
@@ -90,7 +91,7 @@ mod library {
     use super::{AbortHandle, Collective, Joining, NcclOffer, Result, RingOptions, TcpListener};
     use crate::collective::{CudaNccl, Nccl, NcclApi, UniqueId};
 
-    /// What this rank can offer, and the library behind it.
+    /// Returns what this rank offers, and the library for it.
     pub(super) fn offer(joining: &Joining<'_>) -> (Option<NcclOffer>, Option<CudaNccl>) {
         if joining.compute.device.is_cpu() {
             return (None, None);
@@ -123,7 +124,7 @@ mod library {
     }
 }
 
-/// Without the feature there is nothing to offer, and nothing that could connect.
+/// Without the feature there is nothing to offer and nothing to connect with.
 #[cfg(not(feature = "nccl"))]
 mod library {
     use super::{AbortHandle, Collective, Joining, NcclOffer, Result, RingOptions, TcpListener};

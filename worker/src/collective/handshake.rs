@@ -1,9 +1,9 @@
-//! How the ranks of a ring find each other, and how ranks turn away who does not belong.
+//! Connects the ranks of a ring, and refuses callers that do not belong to it.
 //!
-//! Each rank dials the next one and says who it is; each rank listens for the previous one and answers with a verdict.
-//! A caller of another generation, out of place, or without the gang's secret is refused and the listener goes on waiting.
-//! Caller and listener prove that they know the secret without sending it: an HMAC over what was said, the listener's rank
-//! and the caller's nonce. Where the gang's words are sealed, each also sends its part of Noise's handshake.
+//! Each rank dials the next one and identifies itself. Each rank listens for the previous one and answers with a
+//! verdict. A caller of another generation, out of place, or without the gang's secret is refused, and the listener
+//! continues to wait. Both sides prove that they know the secret without sending it, by an HMAC over the messages, the
+//! listener's rank and the caller's nonce. In a sealed gang, each side also sends its part of Noise's handshake.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
@@ -26,9 +26,9 @@ const NO_PROOF: u8 = 4;
 const NONCE_BYTES: usize = 16;
 const PROOF_BYTES: usize = 32;
 const OPENING_BYTES: usize = HELLO_BYTES + NONCE_BYTES + PROOF_BYTES;
-/// How long a caller may take to introduce itself; meanwhile nobody else is heard.
+/// The time limit for a caller's introduction; meanwhile the listener hears nobody else.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often an abort is looked for while there are no sockets that it could close.
+/// The interval of the check for an abort, while there are no sockets that it could close.
 pub(super) const PATIENCE: Duration = Duration::from_millis(20);
 
 /// The two connections of a rank.
@@ -38,7 +38,7 @@ pub(super) struct Neighbours {
 }
 
 impl Neighbours {
-    /// To the next rank, from the previous one.
+    /// Returns the connections to the next rank and from the previous one.
     pub(super) fn streams(&self) -> [&TcpStream; 2] {
         [&self.next.stream, &self.previous.stream]
     }
@@ -103,7 +103,7 @@ pub(super) fn connect(listener: TcpListener, options: &RingOptions, abort: &Abor
     Ok(neighbours)
 }
 
-/// Connects to `rank`, again and again while it does not listen yet.
+/// Connects to `rank`, and retries while it does not listen yet.
 pub(super) fn dial(options: &RingOptions, rank: usize, deadline: Instant, abort: &AbortHandle) -> Result<TcpStream> {
     let address = &options.addresses[rank];
     loop {
@@ -126,9 +126,10 @@ pub(super) fn dial(options: &RingOptions, rank: usize, deadline: Instant, abort:
     }
 }
 
-/// What one rank says to another when it calls, and what the answer is checked against.
+/// A call from one rank to another, and the values for checking the answer.
 pub(super) struct Call {
-    /// Who calls, a nonce, and the proof that the caller knows the secret; then its part of the keys where they are wanted.
+    /// The caller's hello, a nonce, and the proof that it knows the secret; then its part of the keys if the gang is
+    /// sealed.
     pub(super) opening: Vec<u8>,
     listener: usize,
     greeting: Option<Greeting>,
@@ -156,7 +157,8 @@ impl Call {
         })
     }
 
-    /// What the listener's verdict means, once it has shown that it knows the secret as well: the keys, where they are wanted.
+    /// Interprets the listener's verdict after checking that it knows the secret, and returns the keys of a sealed
+    /// connection.
     pub(super) fn judge(&mut self, verdict: u8, stream: &mut TcpStream, options: &RingOptions) -> Result<Option<Keys>> {
         let rank = self.listener;
         let refused = |reason: String| Err(lost(options, reason));
@@ -189,7 +191,7 @@ impl Call {
     }
 }
 
-/// The rank that calls and its connection, if it is one of those that are expected and knows the secret.
+/// Returns the calling rank and its connection, if it is expected and knows the secret.
 pub(super) fn answer(
     mut stream: TcpStream,
     options: &RingOptions,
@@ -213,7 +215,7 @@ pub(super) fn answer(
     };
     let mut greeting = [0; sealed::MESSAGE_BYTES];
     if options.sealed {
-        // Whatever the verdict: one that is sent over unread words may not arrive.
+        // The rest is read in any case, because a verdict over unread bytes may not arrive.
         stream.read_exact(&mut greeting).ok()?;
     }
     let (mut said_back, mut keys) = (vec![verdict], None);
@@ -226,14 +228,14 @@ pub(super) fn answer(
             keys = Some(made);
         }
     }
-    // Who is turned away may not hear of it; that is its own affair.
+    // A refused caller may not receive the verdict.
     stream.write_all(&said_back).ok()?;
     let rank = caller.filter(|_| verdict == WELCOME)?;
     Some((rank, Line { stream, keys }))
 }
 
-/// What only members of the gang can compute: over who proves it, the listener's rank, what the caller said (its own rank is
-/// in there), and the caller's nonce.
+/// Computes a proof that only members of the gang can make. It covers who proves it, the listener's rank, the caller's
+/// message (which holds the caller's rank), and the caller's nonce.
 fn proof(options: &RingOptions, who: &[u8], listener: usize, said: &[u8], nonce: &[u8]) -> Hmac<Sha256> {
     let mut mac = Hmac::<Sha256>::new_from_slice(&options.secret).expect("HMAC takes a key of any length");
     for part in [who, (listener as u64).to_le_bytes().as_slice(), said, nonce] {
@@ -242,7 +244,7 @@ fn proof(options: &RingOptions, who: &[u8], listener: usize, said: &[u8], nonce:
     mac
 }
 
-/// Magic, generation, rank, world size: four little-endian u64.
+/// Returns magic, generation, rank and world size as four little-endian u64.
 fn hello(options: &RingOptions, rank: usize) -> [u8; HELLO_BYTES] {
     let mut bytes = [0; HELLO_BYTES];
     let words = [MAGIC, options.generation, rank as u64, options.addresses.len() as u64];

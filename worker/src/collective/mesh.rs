@@ -1,8 +1,8 @@
-//! Who of a gang is alive, and where: a connection between every two ranks beside the transport that carries the numbers.
+//! Monitors the members of a gang over a connection between every two ranks, beside the transport of the numbers.
 //!
-//! NCCL says that something is wrong and not who. A process that dies closes its sockets, so that the others hear of it within a
-//! moment; one that hangs does not answer when it is asked where it is. A rank that gives up says because of whom, so that the
-//! first fault is named everywhere and not the ones that follow from it.
+//! NCCL reports that something is wrong, but not which rank. A process that dies closes its sockets, and the others
+//! notice at once. A process that hangs does not answer questions about its place. A rank that gives up names the rank
+//! at fault, so every rank reports the first fault and not its consequences.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -14,7 +14,7 @@ use super::sealed::{Line, Messages};
 use super::{AbortHandle, RingOptions};
 use crate::Result;
 
-/// How long a rank that is asked where it is may take to answer.
+/// The time limit for a rank to report its place.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 const FRAME_BYTES: usize = 17;
 const ASK: u8 = 1;
@@ -22,41 +22,41 @@ const PLACE: u8 = 2;
 const GAVE_UP: u8 = 3;
 const FINISHED: u8 = 4;
 
-/// A rank that can't be counted on any more.
+/// A rank that is lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Lost {
     pub(super) rank: usize,
     pub(super) how: String,
 }
 
-/// How far a rank is.
+/// The progress of a rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Place {
-    /// Collectives that it has brought its part to.
+    /// Number of collectives to which it has contributed.
     pub(super) calls: u64,
     pub(super) step: Option<u64>,
 }
 
-/// This rank's connections to all others.
+/// The connections of this rank to all others.
 pub(super) struct Mesh {
     rank: usize,
-    /// By rank; none for this one.
+    /// The connection to each rank; none for this one.
     peers: Vec<Option<Arc<Mutex<Messages>>>>,
     shared: Arc<Shared>,
 }
 
 #[derive(Default)]
 struct Shared {
-    /// The first fault that was heard of.
+    /// The first fault that was reported.
     lost: Mutex<Option<Lost>>,
     own: Mutex<Place>,
-    /// Answers, by rank.
+    /// The answer of each rank.
     theirs: Mutex<Vec<Option<Place>>>,
-    /// By rank: it said that it is done.
+    /// For each rank, whether it said that it is done.
     finished: Mutex<Vec<bool>>,
 }
 
-/// Every write leaves the values whole.
+/// Each write leaves the values consistent, so a poisoned lock is used.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -71,7 +71,7 @@ impl Shared {
 }
 
 impl Mesh {
-    /// Connects to every other rank within the timeout: dials those before this one, waits for those after it.
+    /// Connects to every other rank within the timeout. It dials lower ranks and waits for higher ones.
     ///
     /// # Errors
     /// [`crate::Error::Peer`] naming the rank that did not come or belongs to another generation; [`crate::Error::Aborted`].
@@ -105,24 +105,24 @@ impl Mesh {
             let (reader, writer) = Messages::both_ends(line)?;
             let writer = Arc::new(Mutex::new(writer));
             let (answers, told) = (writer.clone(), shared.clone());
-            // Ends when either side closes the connection.
+            // The thread ends when either side closes the connection.
             std::thread::spawn(move || hear(reader, peer, &answers, &told));
             peers.push(Some(writer));
         }
         Ok(Self { rank, peers, shared })
     }
 
-    /// Where this rank is, for those who ask.
+    /// Sets the place of this rank, for ranks that ask.
     pub(super) fn is_at(&self, place: Place) {
         *lock(&self.shared.own) = place;
     }
 
-    /// The first fault that this rank has heard of.
+    /// Returns the first fault that this rank has heard of.
     pub(super) fn lost(&self) -> Option<Lost> {
         lock(&self.shared.lost).clone()
     }
 
-    /// Waits a little for the name of who is lost, when the transport has already noticed that somebody is.
+    /// Waits a moment for the name of the lost rank, after the transport has noticed a loss.
     pub(super) fn lost_within(&self, patience: Duration) -> Option<Lost> {
         let deadline = Instant::now() + patience;
         loop {
@@ -134,7 +134,8 @@ impl Mesh {
         }
     }
 
-    /// Asks everyone where they are; after a moment, who is behind `place` or does not answer: the first of them, and all in words.
+    /// Asks every rank for its place. After a moment it returns the first rank that is behind `place` or does not
+    /// answer, and a description of all of them.
     pub(super) fn laggards(&self, place: Place) -> (Option<usize>, String) {
         lock(&self.shared.theirs).fill(None);
         self.tell_all(ASK, 0, 0);
@@ -165,19 +166,19 @@ impl Mesh {
         (ranks.first().copied(), words.join(", "))
     }
 
-    /// Tells the others that this rank is done: what they hear next is no fault.
+    /// Tells the others that this rank is done, so that its closed connection is not a fault.
     pub(super) fn finish(&self) {
         self.tell_all(FINISHED, 0, 0);
     }
 
-    /// Tells the others that this rank gives up, and because of whom.
+    /// Tells the others that this rank gives up, and which rank is at fault.
     pub(super) fn give_up(&self, culprit: usize) {
         self.tell_all(GAVE_UP, culprit as u64, 0);
     }
 
     fn tell_all(&self, kind: u8, a: u64, b: u64) {
         for peer in self.peers.iter().flatten() {
-            // Who can't be told has gone, which is heard of elsewhere.
+            // A rank that can't be told has died, which is noticed elsewhere.
             let _ = lock(peer).say(&frame(kind, a, b));
         }
     }
@@ -191,7 +192,7 @@ impl Drop for Mesh {
     }
 }
 
-/// Reads what one rank says until the connection ends.
+/// Reads the messages of one rank until the connection ends.
 fn hear(mut reader: Messages, peer: usize, answers: &Mutex<Messages>, shared: &Shared) {
     let mut said = [0; FRAME_BYTES];
     loop {
@@ -219,7 +220,7 @@ fn hear(mut reader: Messages, peer: usize, answers: &Mutex<Messages>, shared: &S
             GAVE_UP if word(1) == peer as u64 => shared.lose(peer, "it gave up"),
             GAVE_UP => shared.lose(word(1) as usize, format!("rank {peer} gave up on it")),
             FINISHED => lock(&shared.finished)[peer] = true,
-            // A later version may say more.
+            // A later version may send other messages.
             _ => {}
         }
     }
@@ -232,7 +233,7 @@ fn frame(kind: u8, a: u64, b: u64) -> [u8; FRAME_BYTES] {
     bytes
 }
 
-/// Says who this rank is, proves that it belongs, and waits for the verdict.
+/// Identifies this rank, proves that it belongs, and waits for the verdict.
 fn introduce(
     mut stream: TcpStream,
     options: &RingOptions,
@@ -263,7 +264,7 @@ fn introduce(
     Ok(Line { stream, keys })
 }
 
-/// Waits for the ranks after this one.
+/// Waits for the connections of the higher ranks.
 fn accept(
     listener: &TcpListener,
     options: &RingOptions,

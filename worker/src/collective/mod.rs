@@ -1,10 +1,10 @@
-//! What ranks say to each other: sums, gathers and broadcasts over f32 buffers and over tensors, behind one trait. [`Ring`] speaks
-//! TCP and runs everywhere; [`Nccl`] joins GPUs.
+//! The communication of ranks: sums, gathers and broadcasts over f32 buffers and tensors, behind one trait. [`Ring`]
+//! uses TCP and runs everywhere; [`Nccl`] connects GPUs.
 //!
-//! Every rank of a gang makes the same calls in the same order. A rank that dies, falls silent or calls something else
-//! shows up on its neighbours as [`crate::Error::Peer`] within the collective's timeout; an [`AbortHandle`] ends what is
-//! pending at once. After an error a collective is broken for good: a gang that goes on does so in its next generation,
-//! over new connections.
+//! Every rank of a gang makes the same calls in the same order. If a rank dies, falls silent or makes another call, its
+//! neighbors get [`crate::Error::Peer`] within the collective's timeout. An [`AbortHandle`] ends a waiting call at
+//! once. After an error a collective is broken for good. The gang continues in its next generation, over new
+//! connections.
 
 mod abort;
 mod by_host;
@@ -35,10 +35,10 @@ use crate::Result;
 
 /// A gang of ranks that work in step. The results of every call are bit-identical on all ranks.
 pub trait Collective: Send {
-    /// This rank, counted from 0.
+    /// Returns this rank, counted from 0.
     fn rank(&self) -> usize;
 
-    /// How many ranks there are.
+    /// Returns the number of ranks.
     fn world_size(&self) -> usize;
 
     /// Names the training step that the following calls belong to. Errors carry it.
@@ -50,42 +50,43 @@ pub trait Collective: Send {
     /// [`crate::Error::Peer`] when a rank is lost, silent or elsewhere; [`crate::Error::Aborted`] after an abort.
     fn all_reduce_sum(&mut self, values: &mut [f32]) -> Result<()>;
 
-    /// The ranks' values one after another, by rank. `counts[r]` is how many rank `r` brings, known to all ranks.
+    /// Returns the values of all ranks, concatenated by rank. Rank `r` contributes `counts[r]` values, and every rank
+    /// knows all counts.
     ///
     /// # Errors
-    /// As [`Collective::all_reduce_sum`], and [`crate::Error::Input`] when `mine` or `counts` have the wrong length.
+    /// Those of [`Collective::all_reduce_sum`], and [`crate::Error::Input`] when `mine` or `counts` have the wrong length.
     fn all_gather(&mut self, mine: &[f32], counts: &[usize]) -> Result<Vec<f32>>;
 
     /// Replaces `values` by those of rank `root`.
     ///
     /// # Errors
-    /// As [`Collective::all_reduce_sum`], and [`crate::Error::Input`] when there is no such rank.
+    /// Those of [`Collective::all_reduce_sum`], and [`crate::Error::Input`] when there is no such rank.
     fn broadcast(&mut self, root: usize, values: &mut [f32]) -> Result<()>;
 
     /// Returns when every rank has called it.
     ///
     /// # Errors
-    /// As [`Collective::all_reduce_sum`].
+    /// Those of [`Collective::all_reduce_sum`].
     fn barrier(&mut self) -> Result<()>;
 
-    /// Begins to replace the values of a contiguous f32 or bf16 tensor by their sum over all ranks, on its device. Nobody may touch
-    /// them until [`Collective::settle`] has returned; what is computed meanwhile runs beside it.
+    /// Starts replacing the values of a contiguous f32 or bf16 tensor by their sum over all ranks, on its device. Do
+    /// not read or write the values before [`Collective::settle`] returns. Other computation may run at the same time.
     ///
     /// # Errors
-    /// As [`Collective::all_reduce_sum`].
+    /// Those of [`Collective::all_reduce_sum`].
     fn begin_all_reduce(&mut self, tensor: &Tensor) -> Result<()> {
         by_host::all_reduce(self, tensor)
     }
 
-    /// Returns when all sums that were begun are there.
+    /// Waits until all started sums are complete.
     ///
     /// # Errors
-    /// As [`Collective::all_reduce_sum`].
+    /// Those of [`Collective::all_reduce_sum`].
     fn settle(&mut self) -> Result<()> {
         Ok(())
     }
 
-    /// As [`Collective::all_gather`], on the device: a tensor of one dimension.
+    /// Does the same as [`Collective::all_gather`] on the device, with a one-dimensional tensor.
     ///
     /// # Errors
     /// As [`Collective::all_gather`].
@@ -93,11 +94,11 @@ pub trait Collective: Send {
         by_host::all_gather(self, mine, counts)
     }
 
-    /// What another thread needs to end this collective.
+    /// Returns a handle with which another thread ends this collective.
     fn abort_handle(&self) -> AbortHandle;
 }
 
-/// What an [`Collective::all_gather`] is told must fit the gang.
+/// Checks that the counts of an [`Collective::all_gather`] fit the gang.
 fn check_counts(mine: usize, counts: &[usize], rank: usize, world_size: usize) -> Result<()> {
     if counts.len() != world_size || counts[rank] != mine {
         return Err(crate::Error::Input(format!(

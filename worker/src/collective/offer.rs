@@ -1,14 +1,14 @@
-//! What a rank says of itself when a gang meets: where it listens, and whether it can speak NCCL.
+//! A rank's offer when a gang meets: its address, and whether it can use NCCL.
 //!
-//! The coordinator hands these lines from rank to rank and does not read them: `host:port`, then `;name=value` for a rank with a
-//! GPU. Rank 0's line carries the unique id that makes the ranks one communicator.
+//! The coordinator passes these lines from rank to rank without reading them: `host:port`, then `;name=value` for a
+//! rank with a GPU. The line of rank 0 carries the unique id of the communicator.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::{Error, Result};
 
-/// What NCCL needs to know a communicator by; made anew for each generation of a gang.
+/// The unique id of an NCCL communicator; each generation of a gang has a new one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct UniqueId(pub [u8; 128]);
 
@@ -40,21 +40,21 @@ impl FromStr for UniqueId {
     }
 }
 
-/// A rank that has a GPU and NCCL.
+/// The offer of a rank that has a GPU and NCCL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NcclOffer {
     /// The library's version, such as `2.30.1`.
     pub version: String,
     /// The GPU's name and place, for the log.
     pub gpu: String,
-    /// Set on rank 0.
+    /// The id of the communicator, set on rank 0.
     pub id: Option<UniqueId>,
 }
 
-/// A rank's line.
+/// The line of a rank.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offer {
-    /// `host:port` where it listens.
+    /// The address `host:port` at which it listens.
     pub address: String,
     /// What it offers beside TCP.
     pub nccl: Option<NcclOffer>,
@@ -86,7 +86,7 @@ impl FromStr for Offer {
                 Some(("nccl", value)) => version = Some(value.to_owned()),
                 Some(("gpu", value)) => gpu = value.to_owned(),
                 Some(("id", value)) => id = Some(value.parse()?),
-                // A later version may say more.
+                // A later version may add other fields.
                 _ => {}
             }
         }
@@ -95,17 +95,17 @@ impl FromStr for Offer {
     }
 }
 
-/// How the ranks of a gang speak to each other. All ranks come to the same answer, for all read the same lines.
+/// The transport between the ranks of a gang. All ranks choose the same one, because all read the same lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Transport {
-    /// Some rank has no GPU, or NCCL of another line: TCP is what all have.
+    /// TCP, because some rank has no GPU or a different version of NCCL.
     Ring,
-    /// NCCL, by the id that rank 0 made.
+    /// NCCL with the id that rank 0 made.
     Nccl(UniqueId),
 }
 
 impl Transport {
-    /// What `offers`, by rank, agree on.
+    /// Returns the transport for `offers`, which are in rank order.
     #[must_use]
     pub fn agreed(offers: &[Offer]) -> Self {
         let line = |offer: &Offer| {
@@ -120,7 +120,7 @@ impl Transport {
         }
     }
 
-    /// One line for the log: which rank sits where.
+    /// Returns one line for the log: the place of each rank.
     #[must_use]
     pub fn topology(offers: &[Offer]) -> String {
         let place = |(rank, offer): (usize, &Offer)| {

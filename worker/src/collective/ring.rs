@@ -1,8 +1,8 @@
-//! A deterministic ring over TCP: for laptops, tests and CI, and wherever there is no NCCL.
+//! A deterministic ring over TCP, for laptops, tests and CI, and for any machine without NCCL.
 //!
 //! A sum is a reduce-scatter followed by an all-gather, both in segments. Each segment is sent and received at the same
-//! time over non-blocking sockets, so that buffers of any size can't deadlock. Each call opens with a header, so that
-//! ranks that have lost step with each other find out instead of adding up the wrong numbers.
+//! time over non-blocking sockets, so that buffers of any size can't deadlock. Each call opens with a header. Ranks
+//! that are at different calls detect it and do not add wrong numbers.
 
 use std::net::{Shutdown, TcpListener};
 use std::time::{Duration, Instant};
@@ -14,37 +14,37 @@ use super::ring_call::{HEADER_BYTES, Kind, SEGMENT, chunk, describe, header, rou
 use super::{AbortHandle, Collective, check_counts};
 use crate::{Error, Result};
 
-/// What happened on the wire: an `Err` says what was seen, before it is known which call it ends.
+/// The result of a transfer; the error says what was observed, before it is known which call it ends.
 type Attempt<T> = std::result::Result<T, String>;
 
-/// A rank's place in a ring.
+/// The options of a rank in a ring.
 #[derive(Debug, Clone)]
 pub struct RingOptions {
     /// This rank, counted from 0.
     pub rank: usize,
-    /// `host:port` where each rank listens, by rank.
+    /// The address `host:port` of each rank, in rank order.
     pub addresses: Vec<String>,
-    /// Of the gang: a caller of another is turned away.
+    /// The generation of the gang; callers of another generation are refused.
     pub generation: u64,
-    /// What opens the connections: callers prove that they know it, and so does who answers them.
+    /// The gang's secret. Callers and listeners prove that they know it.
     pub secret: Vec<u8>,
-    /// Whether what the ring says is encrypted too.
+    /// True if the ring's data is encrypted.
     pub sealed: bool,
-    /// How long connecting, and each collective as a whole, may take.
+    /// The time limit for connecting, and for each collective as a whole.
     pub timeout: Duration,
 }
 
-/// One rank's end of the ring.
+/// The ring collective of one rank.
 pub struct Ring {
     rank: usize,
     world_size: usize,
     neighbours: Neighbours,
     timeout: Duration,
     abort: AbortHandle,
-    /// Calls so far; all ranks count alike.
+    /// Number of calls so far, which is equal on all ranks.
     sequence: u64,
     step: Option<u64>,
-    /// Why no further call can succeed.
+    /// The reason why every further call fails.
     broken: Option<String>,
     scratch: Vec<f32>,
 }
@@ -53,16 +53,17 @@ pub struct Ring {
 struct Call {
     header: [u8; HEADER_BYTES],
     deadline: Instant,
-    /// The header opens the first message to the next rank, and the first from the previous one.
+    /// True after the header was sent, which precedes the first values to the next rank.
     header_sent: bool,
+    /// True after the header of the previous rank was received.
     header_received: bool,
 }
 
 impl Ring {
-    /// Joins the ring: dials the next rank, waits for the previous one on `listener`, which is closed afterwards.
+    /// Joins the ring: dials the next rank, and waits for the previous one on `listener`, which is then closed.
     ///
     /// # Errors
-    /// [`Error::Input`] when the rank is not among the addresses; [`Error::Peer`] when a neighbour does not come within
+    /// [`Error::Input`] when the rank is not among the addresses; [`Error::Peer`] when a neighbor does not come within
     /// the timeout or is of another generation; [`Error::Aborted`].
     pub fn connect(listener: TcpListener, options: &RingOptions, abort: AbortHandle) -> Result<Self> {
         let (rank, world_size) = (options.rank, options.addresses.len());
@@ -75,7 +76,7 @@ impl Ring {
                 path: "a ring's socket".into(),
                 source,
             })?;
-            // Closing wakes whoever waits on the socket, on this side and on the other.
+            // Closing a socket wakes the threads that wait on it, on both sides.
             abort.on_abort(move || drop(stream.shutdown(Shutdown::Both)));
         }
         let (timeout, scratch) = (options.timeout, vec![0.0; SEGMENT]);
@@ -92,7 +93,7 @@ impl Ring {
         })
     }
 
-    /// Runs one collective; a failure breaks the ring and is seen by the neighbours at once.
+    /// Runs one collective. A failure breaks the ring, and the neighbors notice at once.
     fn call<T>(
         &mut self,
         kind: Kind,
@@ -136,12 +137,12 @@ impl Ring {
         (self.rank + 1) % self.world_size
     }
 
-    /// The rank `steps` places before this one.
+    /// Returns the rank `steps` places before this one.
     fn rank_before(&self, steps: usize) -> usize {
         (self.rank + 2 * self.world_size - steps) % self.world_size
     }
 
-    /// Sends and receives at the same time; `None` means not even a header.
+    /// Sends and receives at the same time. A direction that is `None` has no header either.
     fn exchange(&mut self, call: &mut Call, send: Option<&[f32]>, receive: Option<&mut [f32]>) -> Attempt<()> {
         let mut heard = [0; HEADER_BYTES];
         let expects_header = receive.is_some() && !call.header_received;
@@ -183,14 +184,14 @@ impl Ring {
         Ok(())
     }
 
-    /// Hands the socket what it takes now. Whether anything moved.
+    /// Sends as much as the socket accepts now. Returns true if any bytes were sent.
     fn send_some(&mut self, parts: &mut [&[u8]; 2]) -> Attempt<bool> {
         let rank = self.next_rank();
         let sent = self.neighbours.next.send_some(parts);
         sent.map_err(|error| format!("rank {rank} is gone: {error}"))
     }
 
-    /// Takes what the socket has now. Whether anything moved.
+    /// Receives what the socket has now. Returns true if any bytes came.
     fn receive_some(&mut self, parts: &mut [&mut [u8]; 2]) -> Attempt<bool> {
         let rank = self.rank_before(1);
         let received = self.neighbours.previous.receive_some(parts);
@@ -224,7 +225,7 @@ impl Ring {
         }
     }
 
-    /// Each chunk travels round the ring and is added to on its way; rank `r` ends with the sum of chunk `r + 1`.
+    /// Each chunk goes around the ring, and each rank adds its values. Rank `r` ends with the sum of chunk `r + 1`.
     fn reduce_scatter(&mut self, call: &mut Call, values: &mut [f32]) -> Attempt<()> {
         let mut scratch = std::mem::take(&mut self.scratch);
         for step in 0..self.world_size - 1 {
@@ -246,7 +247,7 @@ impl Ring {
         Ok(())
     }
 
-    /// Passes finished chunks round the ring until everyone has all.
+    /// Passes finished chunks around the ring until every rank has all of them.
     fn gather_chunks(&mut self, call: &mut Call, values: &mut [f32]) -> Attempt<()> {
         for step in 0..self.world_size - 1 {
             let chunk = |rank| chunk(values.len(), self.world_size, rank);
@@ -330,7 +331,7 @@ impl Collective for Ring {
 
     fn barrier(&mut self) -> Result<()> {
         self.call(Kind::Barrier, 0, |ring, call| {
-            // A token from each rank reaches every other one: who has them all knows that all are here.
+            // A token from each rank reaches every other one. A rank that has all tokens knows that all ranks are here.
             (1..ring.world_size).try_for_each(|_| ring.exchange(call, Some(&[0.0]), Some(&mut [0.0])))
         })
     }

@@ -1,12 +1,13 @@
-//! How the calls of a ring are named on the wire, and how their buffers are cut.
+//! The headers of a ring's calls, and the segments of their buffers.
 
 use std::ops::Range;
 
-/// Numbers sent before the sums of what came meanwhile are taken: large enough for the wire, small enough for the cache.
+/// Numbers in a segment, which is sent before the received sums are added. It is large for the network and small enough
+/// for the cache.
 pub(super) const SEGMENT: usize = 64 * 1024;
 pub(super) const HEADER_BYTES: usize = 32;
 
-/// What a call is, for its header and for errors.
+/// The kind of a call, for its header and for errors.
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
     AllReduce,
@@ -35,7 +36,7 @@ impl Kind {
     }
 }
 
-/// Sequence, kind, root, length: four little-endian u64.
+/// Returns sequence, kind, root and length as four little-endian u64.
 pub(super) fn header(sequence: u64, kind: Kind, length: usize) -> [u8; HEADER_BYTES] {
     let mut bytes = [0; HEADER_BYTES];
     let [code, root] = kind.code();
@@ -45,7 +46,7 @@ pub(super) fn header(sequence: u64, kind: Kind, length: usize) -> [u8; HEADER_BY
     bytes
 }
 
-/// A header in words.
+/// Describes a header for people.
 pub(super) fn describe(header: &[u8; HEADER_BYTES]) -> String {
     let word = |index: usize| u64::from_le_bytes(std::array::from_fn(|byte| header[8 * index + byte]));
     let kind = match word(1) {
@@ -58,12 +59,12 @@ pub(super) fn describe(header: &[u8; HEADER_BYTES]) -> String {
     format!("call {}, {kind} of {} values", word(0), word(3))
 }
 
-/// The part of a buffer that is rank `rank`'s when it is cut into `world_size` chunks.
+/// Returns the part of a buffer that belongs to `rank`, when it is cut into `world_size` chunks.
 pub(super) fn chunk(length: usize, world_size: usize, rank: usize) -> Range<usize> {
     rank * length / world_size..(rank + 1) * length / world_size
 }
 
-/// A range cut into segments, then empty ones without end.
+/// Cuts a range into segments, followed by empty ones without end.
 pub(super) fn segments(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     (0..).map(move |index| {
         let start = (range.start + index * SEGMENT).min(range.end);
@@ -71,7 +72,7 @@ pub(super) fn segments(range: Range<usize>) -> impl Iterator<Item = Range<usize>
     })
 }
 
-/// How many segments the longest chunk has; at least one, so that the header travels with an empty buffer too.
+/// Returns the number of segments in the longest chunk. It is at least one, so that an empty buffer has a header too.
 pub(super) fn rounds(length: usize, world_size: usize) -> usize {
     length.div_ceil(world_size).div_ceil(SEGMENT).max(1)
 }

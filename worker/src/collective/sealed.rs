@@ -1,8 +1,8 @@
-//! What neighbours say to each other, encrypted where the gang was told to: Noise's NNpsk0 over the gang's secret, so that only those
-//! who know it can read, and nobody can change, drop or repeat a part unnoticed.
+//! Encrypts the connections of a sealed gang with Noise's NNpsk0 over the gang's secret. Only members can read the
+//! data, and nobody can change, drop or repeat a part unnoticed.
 //!
-//! On the wire a sealed connection is a sequence of frames: two bytes of length, then as many of ciphertext. What goes in and comes out
-//! are the same bytes in the same order as without, so that the ring does not see a difference.
+//! A sealed connection is a sequence of frames: two bytes of length, then as many of ciphertext. The bytes and their
+//! order are the same as without encryption, so the ring code needs no difference.
 
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::net::TcpStream;
@@ -12,19 +12,19 @@ use sha2::{Digest, Sha256};
 use snow::{Builder, HandshakeState, StatelessTransportState, TransportState};
 
 const PATTERN: &str = "Noise_NNpsk0_25519_AESGCM_SHA256";
-/// Each of the handshake's two messages: a public key, and a tag.
+/// Size of each of the handshake's two messages: a public key, and a tag.
 pub(super) const MESSAGE_BYTES: usize = 32 + 16;
 const TAG_BYTES: usize = 16;
 const LENGTH_BYTES: usize = 2;
 const FRAME_BYTES: usize = u16::MAX as usize;
-/// Plain bytes in a frame, at most.
+/// The most plain bytes in a frame.
 const PART_BYTES: usize = FRAME_BYTES - TAG_BYTES;
 
-/// A caller that has said its part and waits for the answer.
+/// The state of a caller that has sent its message and waits for the answer.
 pub(super) struct Greeting(HandshakeState);
 
 impl Greeting {
-    /// The caller's message; `said` is what both have seen so far, and must agree on.
+    /// Makes the caller's message. `said` is the data that both sides have seen and must agree on.
     pub(super) fn new(secret: &[u8], said: &[u8]) -> io::Result<(Self, [u8; MESSAGE_BYTES])> {
         let key: [u8; 32] = Sha256::digest(secret).into();
         let mut state = builder(&key, said)?.build_initiator().map_err(other)?;
@@ -33,14 +33,14 @@ impl Greeting {
         Ok((Self(state), message))
     }
 
-    /// The keys, once the listener has answered.
+    /// Returns the keys after the listener's answer.
     pub(super) fn answered(mut self, message: &[u8]) -> io::Result<Keys> {
         self.0.read_message(message, &mut []).map_err(other)?;
         Ok(Keys(Box::new(self.0)))
     }
 }
 
-/// What two ranks agreed on.
+/// The keys that two ranks agreed on.
 pub(super) struct Keys(Box<HandshakeState>);
 
 fn transport(keys: Option<Keys>) -> io::Result<Option<Box<TransportState>>> {
@@ -48,7 +48,7 @@ fn transport(keys: Option<Keys>) -> io::Result<Option<Box<TransportState>>> {
         .transpose()
 }
 
-/// The listener's answer to a caller's message, and the keys.
+/// Returns the listener's answer to a caller's message, and the keys.
 pub(super) fn answer(secret: &[u8], said: &[u8], message: &[u8]) -> io::Result<([u8; MESSAGE_BYTES], Keys)> {
     let key: [u8; 32] = Sha256::digest(secret).into();
     let mut state = builder(&key, said)?.build_responder().map_err(other)?;
@@ -70,19 +70,19 @@ fn other(error: snow::Error) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, error.to_string())
 }
 
-/// A connection to a rank that has shown that it belongs, and its keys where it is sealed.
+/// A connection to a verified rank, with its keys if it is sealed.
 pub(super) struct Line {
     pub(super) stream: TcpStream,
     pub(super) keys: Option<Keys>,
 }
 
-/// The end of a connection that is written to.
+/// The sending side of a connection.
 pub(super) struct Outgoing {
     pub(super) stream: TcpStream,
     seal: Option<Box<TransportState>>,
     plain: Vec<u8>,
     frame: Vec<u8>,
-    /// Of the frame, what the socket has taken.
+    /// Number of bytes of the frame that were sent.
     sent: usize,
 }
 
@@ -97,12 +97,13 @@ impl Outgoing {
         })
     }
 
-    /// Whether the socket has taken all that was handed over.
+    /// Returns true if everything was sent.
     pub(super) fn is_flushed(&self) -> bool {
         self.sent == self.frame.len()
     }
 
-    /// Hands the socket what it takes now, and takes that off `parts`. Whether anything moved.
+    /// Sends as much of `parts` as the socket accepts now, and removes it from them. Returns true if any bytes were
+    /// sent.
     pub(super) fn send_some(&mut self, parts: &mut [&[u8]; 2]) -> io::Result<bool> {
         let Some(seal) = &mut self.seal else {
             if parts.iter().all(|part| part.is_empty()) {
@@ -140,15 +141,15 @@ impl Outgoing {
     }
 }
 
-/// The end of a connection that is read from.
+/// The receiving side of a connection.
 pub(super) struct Incoming {
     pub(super) stream: TcpStream,
     seal: Option<Box<TransportState>>,
     frame: Vec<u8>,
-    /// Of the frame, what has come.
+    /// Number of bytes of the frame that have arrived.
     come: usize,
     plain: Vec<u8>,
-    /// Of the plain bytes, what was taken.
+    /// Number of plain bytes that were used.
     taken: usize,
 }
 
@@ -164,7 +165,7 @@ impl Incoming {
         })
     }
 
-    /// Takes what has come by now into `parts`, and takes that off them. Whether anything moved.
+    /// Receives what has arrived into `parts`, and removes the filled part from them. Returns true if any bytes came.
     ///
     /// # Errors
     /// `UnexpectedEof` when the other side closed the connection, `InvalidData` when a frame was not sealed by it.
@@ -189,7 +190,7 @@ impl Incoming {
         Ok(self.give(parts) | moved)
     }
 
-    /// Reads on in the frame, and opens it once it is whole. Whether anything came.
+    /// Reads more of the frame, and opens it when it is complete. Returns true if any bytes came.
     fn next_frame(&mut self) -> io::Result<bool> {
         let length = usize::from(u16::from_le_bytes([self.frame[0], self.frame[1]]));
         let whole = match self.come {
@@ -224,7 +225,7 @@ impl Incoming {
     }
 }
 
-/// Nothing moved, where the socket only asks for patience.
+/// Turns `WouldBlock` and `Interrupted` into zero bytes.
 fn paused(moved: io::Result<usize>) -> io::Result<usize> {
     match moved {
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(0),
@@ -239,16 +240,16 @@ fn open(read: io::Result<usize>) -> io::Result<usize> {
     }
 }
 
-/// One end of a connection on which short messages go, each as long as the others.
+/// A connection for short messages of equal length.
 pub(super) struct Messages {
     stream: TcpStream,
     seal: Option<Arc<StatelessTransportState>>,
-    /// Messages so far: each is sealed under a number of its own.
+    /// Number of messages so far; each is sealed under its own number.
     count: u64,
 }
 
 impl Messages {
-    /// To read from and to write to.
+    /// Returns two handles of the connection, one for reading and one for writing.
     pub(super) fn both_ends(line: Line) -> io::Result<(Self, Self)> {
         let seal = line
             .keys

@@ -1,16 +1,16 @@
-//! A gang of one.
+//! The collective of a single rank.
 
 use super::{AbortHandle, Collective, check_counts};
 use crate::{Error, Result};
 
-/// The collective of a single rank: nothing is sent, and an abort is still heard.
+/// The collective of a single rank. It sends nothing, and an abort still works.
 #[derive(Debug, Clone, Default)]
 pub struct Solo {
     abort: AbortHandle,
 }
 
 impl Solo {
-    /// A gang of one that `abort` ends.
+    /// Makes a gang of one rank that `abort` ends.
     #[must_use]
     pub fn new(abort: AbortHandle) -> Self {
         Self { abort }

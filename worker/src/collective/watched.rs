@@ -1,4 +1,4 @@
-//! A collective whose place in the training can be seen from outside, and a deadline for each of its steps.
+//! A collective that reports its place in the training, with a deadline for each step.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -9,11 +9,11 @@ use candle_core::Tensor;
 use super::{AbortHandle, Collective};
 use crate::Result;
 
-/// A step that waits for others may take this much longer than one that computes: their transport has its own deadline,
-/// and says which rank is silent.
+/// A step that waits for other ranks may take this many times as long as one that computes. The transport has its own
+/// deadline, and names the silent rank.
 const PATIENCE: u32 = 2;
 
-/// Where a rank is: shared by its training, its heartbeats and its watchdog.
+/// The place of a rank, shared by its training, its heartbeats and its watchdog.
 #[derive(Debug, Clone, Default)]
 pub struct Position(Arc<Mutex<Place>>);
 
@@ -21,7 +21,7 @@ pub struct Position(Arc<Mutex<Place>>);
 struct Place {
     step: Option<u64>,
     step_since: Option<Instant>,
-    /// The collective that it is in, of so many values.
+    /// The current collective, and its number of values.
     call: Option<(&'static str, usize)>,
     calls: u64,
     since: Option<Instant>,
@@ -29,7 +29,7 @@ struct Place {
 
 impl Position {
     fn lock(&self) -> MutexGuard<'_, Place> {
-        // Every write leaves it whole.
+        // Each write leaves the place consistent, so a poisoned lock is used.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -50,7 +50,7 @@ impl Position {
         (place.call, place.since) = (None, Some(Instant::now()));
     }
 
-    /// Why the step is taken for hung, if it is.
+    /// Returns why the step counts as hung, if it does.
     fn overdue(&self, deadline: Duration) -> Option<String> {
         let place = self.lock();
         let (whole, last) = (place.step_since?.elapsed(), place.since?.elapsed());
@@ -86,16 +86,16 @@ impl fmt::Display for Position {
     }
 }
 
-/// Notes where its rank is, and aborts when a step takes too long.
+/// Records the place of its rank, and aborts a step that takes too long.
 pub struct Watched {
     inner: Box<dyn Collective>,
     position: Position,
-    // The watchdog ends when this is gone.
+    // The watchdog ends when this is dropped.
     _alive: Arc<()>,
 }
 
 impl Watched {
-    /// Watches `inner`, whose place is told at `position`; a step that takes longer than `deadline` is aborted.
+    /// Watches `inner` and reports its place in `position`. A step that takes longer than `deadline` is aborted.
     #[must_use]
     pub fn new(inner: Box<dyn Collective>, position: Position, deadline: Duration) -> Self {
         let alive = Arc::new(());
@@ -117,7 +117,7 @@ impl Watched {
     ) -> Result<T> {
         self.position.enter(call, values);
         let result = run(self.inner.as_mut());
-        // After a failure the place stays: it is what people ask for.
+        // After a failure the place stays, because people ask for it.
         if result.is_ok() {
             self.position.leave();
         }

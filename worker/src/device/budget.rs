@@ -1,18 +1,18 @@
-//! How many tokens go through a model at once: as many as the free memory holds, and half of that after every time that it was too
-//! many.
+//! Decides how many tokens go through a model at once: as many as the free memory holds, and half as many after each
+//! out-of-memory error.
 
 use candle_core::Device;
 
 use crate::{Error, Result};
 
-/// Memory that is left to others: the allocator's slack, cuBLAS's workspace, what NCCL takes.
+/// The share of memory that is reserved for the allocator's slack, cuBLAS's workspace and NCCL.
 const RESERVED_SHARE: f64 = 0.2;
-/// More tokens at once than this keep no device busier.
+/// The largest useful budget. More tokens at once do not use a device better.
 const MOST_TOKENS: usize = 1 << 18;
-/// Fewer than this are not worth a try: a single sequence of usual length is as long.
+/// The smallest budget that is tried, about one sequence of usual length.
 const FEWEST_TOKENS: usize = 64;
 
-/// What a token costs while it goes through a model, at its dearest point.
+/// The memory of a token in a model, at its peak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenCost {
     /// Bytes of activations for each token.
@@ -20,8 +20,8 @@ pub struct TokenCost {
 }
 
 impl TokenCost {
-    /// Of a forward pass that keeps nothing: a few rows of the hidden size, the feed-forward block twice, and attention's scores
-    /// against `longest` tokens in f32 and once more in the model's own format.
+    /// Returns the cost in a forward pass that keeps nothing. It counts a few rows of the hidden size, the feed-forward
+    /// block twice, and attention's scores against `longest` tokens in f32 and in the model's own format.
     #[must_use]
     pub fn forward(hidden: usize, inner: usize, heads: usize, longest: usize, value_bytes: usize) -> Self {
         let rows = (8 * hidden + 3 * inner) * value_bytes;
@@ -29,7 +29,8 @@ impl TokenCost {
         Self { bytes: rows + scores }
     }
 
-    /// Of a training pass: what [`TokenCost::forward`] takes, and what each of `layers` keeps for the way back.
+    /// Returns the cost in a training pass: [`TokenCost::forward`], and what each of `layers` keeps for the backward
+    /// pass.
     #[must_use]
     pub fn training(self, layers: usize, hidden: usize, inner: usize, value_bytes: usize) -> Self {
         Self {
@@ -38,7 +39,8 @@ impl TokenCost {
     }
 }
 
-/// Tokens that fit into `free` bytes, at most `wished`; `free` 0 is not known and leaves the wish as it is.
+/// Returns how many tokens fit into `free` bytes, at most `wished`. If `free` is 0, it is not known, and the result is
+/// `wished`.
 #[must_use]
 pub fn token_budget(free: u64, cost: TokenCost, wished: usize) -> usize {
     if free == 0 || cost.bytes == 0 {
@@ -49,7 +51,8 @@ pub fn token_budget(free: u64, cost: TokenCost, wished: usize) -> usize {
     wished.min(fitting).max(1)
 }
 
-/// Free bytes on a device: what the GPU's driver says, or what the system says is available, within the limits of a container.
+/// Returns the free bytes of a device: the GPU driver's number, or the system's available memory within the limits of a
+/// container.
 #[must_use]
 pub fn free_memory(device: &Device) -> u64 {
     match device {
@@ -68,7 +71,7 @@ pub fn free_memory(device: &Device) -> u64 {
     }
 }
 
-/// Bytes of memory in this machine; 0 when the system does not say.
+/// Returns the memory of this machine in bytes, or 0 if the system does not say.
 pub(crate) fn total_memory() -> u64 {
     meminfo("MemTotal:")
 }
@@ -80,7 +83,7 @@ fn meminfo(field: &str) -> u64 {
         .map_or(0, |kib| kib * 1024)
 }
 
-/// What a container's limit leaves, if there is one (cgroup version 2).
+/// Returns the rest of a container's memory limit, if there is one (cgroup version 2).
 fn cgroup_room() -> Option<u64> {
     let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok();
     room_below(&read("memory.max")?, &read("memory.current")?)
@@ -91,7 +94,7 @@ fn room_below(limit: &str, used: &str) -> Option<u64> {
     Some(limit.saturating_sub(used.trim().parse().ok()?))
 }
 
-/// Whether an error says that a device has no memory left.
+/// Returns true if an error means that a device has no memory left.
 #[must_use]
 pub fn is_out_of_memory(error: &Error) -> bool {
     let Error::Tensor(error) = error else {
@@ -103,8 +106,8 @@ pub fn is_out_of_memory(error: &Error) -> bool {
         .any(|words| text.contains(words))
 }
 
-/// Does work within a budget of tokens. When the device runs out of memory the budget is halved, for good, and the work done again;
-/// `told` hears of the new budget. Gives up when not even the smallest budget fits.
+/// Runs `work` within a budget of tokens. When the device runs out of memory, the budget is halved permanently, `told`
+/// gets the new budget, and the work runs again.
 ///
 /// # Errors
 /// Those of the work; [`Error::OutOfMemory`] when there is no smaller budget.

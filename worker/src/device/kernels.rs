@@ -1,4 +1,4 @@
-//! This crate's own CUDA kernels, `cuda/kernels.cu`: loaded when first used, launched on candle's stream.
+//! The CUDA kernels of this crate, `cuda/kernels.cu`. They are loaded at first use and launched on candle's stream.
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::{CudaDType, WrapErr};
@@ -9,15 +9,15 @@ use half::bf16;
 const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
 const MODULE: &str = "llink";
 
-/// Dropout masks of rows.
+/// The dropout masks of some rows.
 pub(crate) struct Masks<'a> {
     /// Key and salt of each row, u32.
     pub(crate) keys: &'a Tensor,
-    /// Below which number a column is dropped, and what the others are multiplied with.
+    /// The threshold below which a column is dropped, and the factor of the others.
     pub(crate) constants: (u32, f32),
 }
 
-/// Contiguous rows times their masks.
+/// Multiplies contiguous rows by their masks.
 pub(crate) fn mask_rows(storage: &CudaStorage, layout: &Layout, masks: &Masks<'_>) -> Result<(CudaStorage, Shape)> {
     let out = match storage.dtype() {
         DType::F32 => masked::<f32>("mask_rows_f32", storage, layout, masks)?,
@@ -56,12 +56,12 @@ fn masked<T: CudaDType + DeviceRepr>(
         .arg(&width)
         .arg(&threshold)
         .arg(&scale);
-    // SAFETY: the arguments are those of the kernel, and all spans hold `count` values, the keys two for each row.
+    // SAFETY: the arguments match the kernel, and all spans hold `count` values, the keys two for each row.
     unsafe { launch.launch(LaunchConfig::for_num_elems(count as u32)) }.w()?;
     Ok(CudaStorage::wrap_cuda_slice(out, device.clone()))
 }
 
-/// AdamW on `state` [3, n] with `gradient` [n] and the constants of [`crate::train::optimizer::Update`].
+/// Applies AdamW to `state` [3, n] with `gradient` [n] and the constants of [`crate::train::optimizer::Update`].
 pub(crate) fn adamw(
     state: &mut CudaStorage,
     state_layout: &Layout,
@@ -82,7 +82,7 @@ pub(crate) fn adamw(
     for constant in &constants {
         launch.arg(constant);
     }
-    // SAFETY: the arguments are those of the kernel, the spans were checked.
+    // SAFETY: the arguments match the kernel, and the spans were checked.
     unsafe { launch.launch(LaunchConfig::for_num_elems(count as u32)) }.w()?;
     Ok(())
 }

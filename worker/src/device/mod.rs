@@ -1,4 +1,4 @@
-//! Where a worker computes: the device that it was told to use, or the best that it finds, and how much fits there at once.
+//! The device of a worker: the one that it was told to use, or the best that it finds, and its memory.
 
 mod budget;
 #[cfg(feature = "cuda")]
@@ -24,12 +24,12 @@ use crate::{Error, Result};
 /// The device that a person asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeviceChoice {
-    /// A GPU if there is one that can be used, else the CPU.
+    /// A GPU if one can be used, else the CPU.
     #[default]
     Auto,
     /// The CPU.
     Cpu,
-    /// A GPU by its number, and nothing else.
+    /// The GPU with this number only.
     Cuda(usize),
 }
 
@@ -64,23 +64,23 @@ impl FromStr for DeviceChoice {
     }
 }
 
-/// A device that was opened, and what is known of it.
+/// An open device with its properties.
 #[derive(Debug, Clone)]
 pub struct Compute {
-    /// Where tensors lie.
+    /// The device of the tensors.
     pub device: Device,
-    /// What frozen models compute in: bf16 on GPUs, f32 on the CPU.
+    /// The number format of frozen models: bf16 on GPUs, f32 on the CPU.
     pub dtype: DType,
-    /// What people call it, and where it sits.
+    /// The name for people, and its place.
     pub name: String,
-    /// Its number among its kind.
+    /// The number among devices of its kind.
     pub index: usize,
-    /// All of its memory in bytes; 0 when the system does not say.
+    /// All of its memory in bytes, or 0 if the system does not say.
     pub memory: u64,
 }
 
 impl Compute {
-    /// The CPU.
+    /// Returns the CPU.
     #[must_use]
     pub fn cpu() -> Self {
         Self {
@@ -92,10 +92,10 @@ impl Compute {
         }
     }
 
-    /// What `choice` asks for.
+    /// Opens the device of `choice`.
     ///
     /// # Errors
-    /// [`Error::Device`] when a GPU was asked for and can't be used; the text says what is missing and what to do.
+    /// [`Error::Device`] when a GPU was asked for and can't be used; The text says what is missing and what to do.
     pub fn open(choice: DeviceChoice) -> Result<Self> {
         if choice == DeviceChoice::Cpu {
             return Ok(Self::cpu());
@@ -117,13 +117,13 @@ impl Compute {
         }
     }
 
-    /// Where training computes in tensors; none on the CPU, where it computes on slices.
+    /// Returns the device on which training computes in tensors, or none on the CPU, where training computes on slices.
     #[must_use]
     pub fn training_backend(&self) -> Option<Backend> {
         (!self.device.is_cpu()).then(|| Backend::new(&self.device, self.dtype))
     }
 
-    /// `cpu` or `cuda`.
+    /// Returns `cpu` or `cuda`.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         if self.device.is_cpu() { "cpu" } else { "cuda" }
@@ -132,7 +132,7 @@ impl Compute {
 
 #[cfg(feature = "cuda")]
 fn open_cuda(index: usize) -> Result<Compute> {
-    // cudarc panics at a function that an old driver lacks.
+    // cudarc panics if an old driver lacks a function.
     let opened = std::panic::catch_unwind(|| probe::open(index));
     opened.unwrap_or_else(|_| {
         Err(Error::Device(format!(

@@ -1,29 +1,29 @@
-//! Whether this machine has a GPU that this binary can use, and what is missing if not.
+//! Checks whether this machine has a GPU that this binary can use, and what is missing if not.
 //!
-//! The driver and CUDA's libraries are loaded when they are needed. They are looked for here first, because what stands above them
-//! panics when they are not there.
+//! The driver and CUDA's libraries are loaded at run time. They are checked here first, because the layers above panic
+//! if they are missing.
 
 use super::DeviceChoice;
 use crate::{Error, Result};
 
-/// What driver a binary made with CUDA 13.0 needs, as `cuDriverGetVersion` counts.
+/// The driver that a binary built with CUDA 13.0 needs, as in `cuDriverGetVersion`.
 const DRIVER_NEEDED: i32 = 13_000;
 
-/// What was found on a machine.
+/// The properties of a machine.
 #[derive(Debug, Clone, Default)]
 pub struct Probe {
-    /// The binary has the feature `cuda`.
+    /// True if the binary has the feature `cuda`.
     pub built_with_cuda: bool,
-    /// The newest CUDA that the driver knows (13000 is 13.0), or why it could not be loaded.
+    /// The newest CUDA version of the driver (13000 is 13.0), or why it could not be loaded.
     pub driver: Option<std::result::Result<i32, String>>,
-    /// Libraries that could not be loaded, and why.
+    /// The libraries that could not be loaded, with reasons.
     pub missing: Vec<String>,
-    /// GPUs that the driver shows.
+    /// Number of GPUs that the driver shows.
     pub devices: usize,
 }
 
 impl Probe {
-    /// Looks at this machine.
+    /// Examines this machine.
     #[must_use]
     pub fn of_this_machine() -> Self {
         #[cfg(feature = "cuda")]
@@ -32,7 +32,7 @@ impl Probe {
         Self::default()
     }
 
-    /// Why no GPU can be used; none when one can.
+    /// Returns why no GPU can be used, or `None` if one can.
     #[must_use]
     pub fn why_not(&self) -> Option<String> {
         if !self.built_with_cuda {
@@ -67,7 +67,7 @@ fn words(version: i32) -> String {
     format!("{}.{}", version / 1_000, version % 1_000 / 10)
 }
 
-/// The GPU to use, or none for the CPU.
+/// Returns the GPU to use, or none for the CPU.
 ///
 /// # Errors
 /// [`Error::Device`] when a GPU was asked for that can't be used.
@@ -84,8 +84,8 @@ pub fn choose(choice: DeviceChoice, probe: &Probe) -> Result<Option<usize>> {
     }
 }
 
-/// Of why a library could not be loaded under each of its names, the reason that says most: a file that is there and lacks another one
-/// is told of before those that are not there.
+/// Returns the most helpful of the reasons why a library could not be loaded under each of its names. A file that
+/// exists but needs a missing one comes before files that do not exist.
 #[cfg(any(feature = "cuda", test))]
 fn telling(names: &[String], reasons: Vec<String>) -> String {
     let is_absent = |(name, reason): (&String, &String)| reason.starts_with(&format!("{name}: cannot open"));
@@ -109,7 +109,7 @@ mod cuda {
     use crate::device::Compute;
     use crate::{Error, Result};
 
-    /// What candle computes with; each under the names that cudarc tries.
+    /// The libraries that candle needs, each under the names that cudarc tries.
     const LIBRARIES: [&str; 3] = ["cublas", "cublasLt", "curand"];
 
     pub(super) fn probe() -> Probe {
@@ -132,7 +132,7 @@ mod cuda {
     fn driver_version() -> std::result::Result<i32, String> {
         let library = load("cuda")?;
         let mut version = 0;
-        // SAFETY: the function's type is that of the driver's header; it may be called before anything else.
+        // SAFETY: the function's type matches the driver's header, and it may be called before anything else.
         let status = unsafe {
             let get = library.get::<unsafe extern "C" fn(*mut i32) -> i32>(b"cuDriverGetVersion\0");
             get.map_err(|error| error.to_string())?(&raw mut version)
@@ -160,7 +160,7 @@ mod cuda {
             }
         }
         let reason = super::telling(&names, reasons);
-        // NCCL's own name, which cudarc does not try.
+        // This is NCCL's own name, which cudarc does not try.
         // SAFETY: as above.
         if unsafe { Library::new(format!("lib{name}.so.2")) }.is_ok() {
             return Err(format!(
@@ -170,7 +170,7 @@ mod cuda {
         Err(format!("lib{name} ({reason})"))
     }
 
-    /// Refuses to go on without a library.
+    /// Returns an error if a library is missing.
     pub(crate) fn require_library(name: &str) -> Result<()> {
         load(name)
             .map(drop)
@@ -180,10 +180,10 @@ mod cuda {
     /// Opens a GPU.
     pub(crate) fn open(index: usize) -> Result<Compute> {
         let failed = |what: &str, error: &dyn std::fmt::Display| Error::Device(format!("GPU {index}: {what}: {error}"));
-        // A stream of its own: candle's usual one is another in each thread, and tasks hand tensors between threads.
+        // The stream is shared: candle's default stream differs in each thread, and tasks pass tensors between threads.
         let cuda = CudaDevice::new_with_stream(index).map_err(|error| failed("it could not be opened", &error))?;
-        // SAFETY: all of candle's work is in that one stream; NCCL's stream is joined to it before and after each use, and what it
-        // works on is kept until it is done. Tracking would cost two events for every tensor.
+        // SAFETY: all of candle's work is in that one stream. NCCL's stream is joined to it before and after each use,
+        // and its tensors are kept until the work is done. Tracking would cost two events for every tensor.
         unsafe { cuda.disable_event_tracking() };
         let context = cuda.cuda_stream().context().clone();
         let model = context.name().map_err(|error| failed("its name", &error))?;

@@ -1,10 +1,10 @@
-//! Numbers on their way to a device: copied to page-locked memory first, from where a GPU fetches them while it works.
+//! Copies numbers to a device through page-locked memory, from which a GPU reads while it works.
 
 use candle_core::{Device, Shape, Tensor};
 
 use crate::Result;
 
-/// Buffers that are used over and over. On the CPU there is nothing to be staged.
+/// Page-locked buffers that are used again. The CPU needs none.
 #[derive(Default)]
 pub struct Staging {
     #[cfg(feature = "cuda")]
@@ -12,7 +12,7 @@ pub struct Staging {
 }
 
 impl Staging {
-    /// `values` as a tensor on `device`. The copy may still be under way when this returns; `values` are free.
+    /// Returns `values` as a tensor on `device`. The copy may still be under way, but `values` may be changed.
     ///
     /// # Errors
     /// [`crate::Error::Tensor`] when shape and values do not fit, or the device fails.
@@ -36,13 +36,13 @@ mod cuda {
     use candle_core::{CudaDevice, CudaStorage, Result, Shape, Storage, Tensor, bail};
     use cudarc::driver::{CudaEvent, PinnedHostSlice};
 
-    /// Two buffers of each length: one is filled while the other is on its way.
+    /// Two buffers of each length: one is filled while the other is copied.
     #[derive(Default)]
     pub(super) struct Pinned(HashMap<usize, Vec<Buffer>>);
 
     struct Buffer {
         memory: PinnedHostSlice<f32>,
-        /// When the last copy out of it has come to pass.
+        /// The event of the last copy out of the buffer.
         copied: Option<CudaEvent>,
     }
 

@@ -1,4 +1,4 @@
-//! Curves as an SVG.
+//! Draws curves as SVG.
 
 use std::fmt::Display;
 
@@ -7,13 +7,13 @@ use plotters::prelude::*;
 use super::Curve;
 use crate::{Error, Result};
 
-/// As wide as the page, so that labels have the size that they are drawn in.
+/// Width and height. The width is that of the page, so that labels keep their size.
 const SIZE: (u32, u32) = (1024, 300);
-/// Curves of fewer points show each of them: one alone would be no line.
+/// Curves with fewer points show each point, because a single point is not a line.
 const DOTTED_BELOW: usize = 40;
-/// The room to the right of several curves, as a share of theirs: their legend stands there and not on them.
+/// The width of the legend to the right of several curves, as a share of theirs, so that it does not cover them.
 const LEGEND: f64 = 0.17;
-/// Labels on an axis, about.
+/// The approximate number of labels on an axis.
 const LABELS: usize = 7;
 const COLOURS: [RGBColor; 4] = [
     RGBColor(31, 119, 180),
@@ -22,14 +22,14 @@ const COLOURS: [RGBColor; 4] = [
     RGBColor(148, 103, 189),
 ];
 
-/// A chart of curves over the steps.
+/// Draws curves over the steps.
 ///
 /// # Errors
-/// None that a finite curve gives: the drawing library's, which would be a fault of this code.
+/// Those of the drawing library. A finite curve causes none.
 pub fn chart(title: &str, curves: &[Curve]) -> Result<String> {
     let mut svg = String::new();
     draw(&mut svg, title, curves).map_err(|reason| Error::Input(format!("drawing {title}: {reason}")))?;
-    // Its size is the page's business; the view box keeps its proportions.
+    // The page decides the size, and the view box keeps the proportions.
     let (width, height) = SIZE;
     Ok(svg.replacen(&format!("width=\"{width}\" height=\"{height}\" "), "", 1))
 }
@@ -62,7 +62,7 @@ fn draw(svg: &mut String, title: &str, curves: &[Curve]) -> std::result::Result<
     chart
         .configure_mesh()
         .light_line_style(WHITE)
-        // Steps are whole numbers: no more labels than there are.
+        // Steps are whole numbers, so there are no more labels than steps.
         .x_labels((steps as usize + 1).min(LABELS))
         .y_labels(LABELS)
         .label_style(("sans-serif", 13))
@@ -96,7 +96,7 @@ fn draw(svg: &mut String, title: &str, curves: &[Curve]) -> std::result::Result<
     area.present().map_err(said)
 }
 
-/// From the least to the most, with a little room; never empty.
+/// Returns the range from the least to the greatest value with some margin; it is never empty.
 fn range(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
     let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| {
         (low.min(x), high.max(x))
@@ -111,10 +111,10 @@ fn range(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
     low - room..high + room
 }
 
-/// A value on an axis that spans so much, with the digits that tell it from the next label.
+/// Formats a value on an axis of this span, with enough digits to distinguish it from the next label.
 fn label(value: f64, span: f64) -> String {
     let step = span / LABELS as f64;
-    // Ticks are sums of steps: what is left of rounding beside zero is zero.
+    // Ticks are sums of steps, so a rounding error beside zero is shown as zero.
     if value.abs() < step * 1e-3 {
         return "0".into();
     }
@@ -172,7 +172,7 @@ mod tests {
             ("2.0e-6".into(), "4.0e-6".into())
         );
         assert_eq!((label(100.0, 900.0), label(200.0, 900.0)), ("100".into(), "200".into()));
-        // A learning rate that warms up from nothing and comes back to it.
+        // The learning rate warms up from zero and decays to it.
         let rate = |step: u32| 3e-3 * f64::from(step.min(100 - step)) / 50.0;
         let svg = chart(
             "learning rate",

@@ -1,21 +1,21 @@
-//! A training's numbers over its steps, thinned so that a chart stays small.
+//! Reads the numbers of a training over its steps, thinned so that a chart stays small.
 
 use serde_json::Value;
 
-/// Points of a curve at most: each is then the mean of a few steps.
+/// The most points of a curve; each is then the mean of several steps.
 const POINTS: usize = 300;
 
 /// One number over the steps.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Curve {
-    /// What it is.
+    /// The name of the number.
     pub name: String,
-    /// Step and value, by step.
+    /// Step and value of each point, sorted by step.
     pub points: Vec<(f64, f64)>,
 }
 
-/// The numbers of these names in `metrics.jsonl`; one in a table is named `table/number`. Lines that are none are read over, and
-/// numbers that no line has are left out.
+/// Reads the numbers with these names from `metrics.jsonl`. A number in a table is named `table/number`. Invalid lines
+/// are skipped, and numbers that no line has are left out.
 #[must_use]
 pub fn curves(lines: &str, names: &[&str]) -> Vec<Curve> {
     let mut found: Vec<Curve> = names

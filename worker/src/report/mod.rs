@@ -1,6 +1,6 @@
-//! The report as a page for people: one HTML file that needs no other.
+//! The report for people, as one HTML file without external parts.
 //!
-//! [`curves`] reads a training's numbers, [`chart`] draws them, [`page`] puts tables, charts and answers together.
+//! [`curves`] reads a training's numbers, [`chart`] draws them, and [`page`] combines tables, charts and answers.
 
 pub mod chart;
 pub mod curves;

@@ -1,4 +1,4 @@
-//! Tables, charts and examples as one HTML page.
+//! Builds an HTML page from tables, charts and examples.
 
 use std::fmt::Write;
 
@@ -14,27 +14,27 @@ th.n,td.n{text-align:right;font-variant-numeric:tabular-nums}p.note{color:var(--
 figure{margin:1rem 0}svg{display:block;width:100%;height:auto}svg text{fill:var(--ink)}\
 svg [stroke=\"#000000\"]{stroke:var(--ink)}svg [stroke=\"#FFFFFF\"]{stroke:var(--paper)}svg rect[fill=\"#FFFFFF\"]{fill:var(--paper)}";
 
-/// A page in the making.
+/// A page under construction.
 #[derive(Debug, Default)]
 pub struct Page {
     title: String,
     body: String,
 }
 
-/// A table in the making.
+/// A table under construction.
 #[derive(Debug)]
 pub struct Table {
     rows: String,
 }
 
 impl Table {
-    /// A table with these columns of words.
+    /// Makes a table with these columns of words.
     #[must_use]
     pub fn new(columns: &[&str]) -> Self {
         Self::with_numbers(columns, &[])
     }
 
-    /// A table with columns of words, then columns of numbers.
+    /// Makes a table with columns of words, then columns of numbers.
     fn with_numbers(words: &[&str], numbers: &[&str]) -> Self {
         let heading = |class: &str, name: &&str| format!("<th{class}>{}</th>", escape(name));
         let words = words.iter().map(|name| heading("", name));
@@ -63,7 +63,7 @@ impl Table {
 }
 
 impl Page {
-    /// A page of this title.
+    /// Makes a page with this title.
     #[must_use]
     pub fn new(title: &str) -> Self {
         Self {
@@ -77,7 +77,7 @@ impl Page {
         let _ = writeln!(self.body, "<h2>{}</h2>", escape(title));
     }
 
-    /// Adds a part of what was measured.
+    /// Adds a part of the measurements.
     pub fn measured(&mut self, section: &Section) {
         self.section(&section.title);
         if let Some(numbers) = &section.table {
@@ -100,12 +100,12 @@ impl Page {
         let _ = writeln!(self.body, "<div><table>\n{}</table></div>", table.rows);
     }
 
-    /// Adds a chart, as it is.
+    /// Adds a chart unchanged.
     pub fn svg(&mut self, svg: &str) {
         let _ = writeln!(self.body, "<figure>{svg}</figure>");
     }
 
-    /// The whole page.
+    /// Returns the whole page.
     #[must_use]
     pub fn html(self) -> String {
         let (title, body) = (escape(&self.title), self.body);
@@ -117,7 +117,7 @@ impl Page {
     }
 }
 
-/// Text that a browser shows as it is.
+/// Escapes a text, so that a browser shows it unchanged.
 fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {

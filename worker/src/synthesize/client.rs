@@ -1,4 +1,4 @@
-//! An OpenAI-compatible endpoint, asked patiently: retries with back-off, and never faster than allowed.
+//! Sends requests to an OpenAI-compatible endpoint, with retries and back-off, and never faster than allowed.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -15,33 +15,33 @@ use super::retry_after::asked_wait;
 use super::said::{Meaning, Said};
 use crate::{Error, Result};
 
-/// The most of an answer that is read: an endpoint that sends without end is broken.
+/// The most bytes of an answer that are read. An endpoint that sends more is broken.
 const LARGEST_ANSWER: usize = 4 << 20;
-/// The longest that a `Retry-After` is obeyed.
+/// The longest `Retry-After` that is obeyed.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// Where to ask and how often to try.
+/// The endpoint's URL, and the limits of requests to it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Endpoint {
-    /// The part of the job file that it stands in, for errors.
+    /// The endpoint's section in the job file, for errors.
     pub section: &'static str,
-    /// Up to and with `/v1`.
+    /// The base URL, which ends in `/v1`.
     pub url: String,
-    /// The environment variable that holds the key; empty: none is sent.
+    /// The environment variable that holds the key; empty: no key is sent.
     pub api_key_env: String,
-    /// Requests begun in a minute; 0: any number.
+    /// The most requests that start in a minute; 0 sets no limit.
     pub requests_per_minute: f64,
-    /// How long one request may take.
+    /// The time limit of one request.
     pub timeout: Duration,
-    /// How faults are met.
+    /// The retries of a failed request.
     pub patience: Patience,
 }
 
-/// Before the second try of what a job asks.
+/// The wait before the second try of a job's request.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 
 impl Endpoint {
-    /// What a job says in `section` of an endpoint.
+    /// Makes an endpoint from the settings in `section` of a job.
     #[must_use]
     pub fn of(section: &'static str, endpoint: &ModelEndpoint) -> Self {
         Self {
@@ -58,26 +58,26 @@ impl Endpoint {
     }
 }
 
-/// How often a request is tried, and how long the first wait is; each further one is twice as long.
+/// The number of tries of a request, and the first wait. Each further wait is twice as long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
-    /// Tries in all.
+    /// The number of tries, the first one included.
     pub attempts: u32,
-    /// Before the second try.
+    /// The wait before the second try.
     pub first_wait: Duration,
 }
 
-/// Why one try brought nothing.
+/// The fault of one try.
 enum Fault {
-    /// Worth another try, after at least this long.
+    /// A later try may succeed, after at least this wait.
     Passing { reason: String, wait: Option<Duration> },
-    /// Of no use to try again, now or with another text.
+    /// No further try can succeed, even with another text.
     Lasting(String),
-    /// The request as it is written is refused, with what was said of it.
+    /// The endpoint refuses the request in this form; its text says why.
     Refused(Said),
 }
 
-/// Asks. The key is in no message, event or debug output.
+/// A client of an endpoint. The key is in no message, event or debug output.
 pub struct Client {
     http: reqwest::Client,
     endpoint: Endpoint,
@@ -86,14 +86,14 @@ pub struct Client {
     dialect: Mutex<Dialect>,
 }
 
-/// The endpoint's key, and the header that shows it.
+/// The endpoint's key, and the header that carries it.
 struct Key {
     text: String,
     header: HeaderValue,
 }
 
 impl Key {
-    /// From an environment variable of this worker; an empty one is an unset one.
+    /// Reads the key from an environment variable of this worker. An empty variable counts as unset.
     fn from_variable(name: &str) -> std::result::Result<Self, String> {
         let value = std::env::var(name).unwrap_or_default();
         let text = value.trim();
@@ -121,10 +121,10 @@ impl std::fmt::Debug for Client {
 }
 
 impl Client {
-    /// Reads the key and makes ready to ask.
+    /// Makes a client and reads the key.
     ///
     /// # Errors
-    /// [`Error::Input`] where the key's variable is not set or the URL is none.
+    /// [`Error::Input`] where the key's variable is not set or the URL is invalid.
     pub fn new(endpoint: Endpoint) -> Result<Self> {
         let refuse = |reason: String| Error::Input(format!("{}: {reason}", ShownUrl::of(&endpoint.url)));
         let key = match endpoint.api_key_env.as_str() {
@@ -134,7 +134,7 @@ impl Client {
         let http = reqwest::Client::builder()
             .timeout(endpoint.timeout)
             .connect_timeout(endpoint.timeout.min(Duration::from_secs(10)))
-            // The job's URL was checked; where it would send us was not.
+            // The job's URL was checked, but not the target of a redirect.
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|e| refuse(e.to_string()))?;
@@ -147,7 +147,7 @@ impl Client {
         })
     }
 
-    /// What the endpoint does otherwise than the job asks for, to be told to people.
+    /// Returns warnings for people about differences between the endpoint's behavior and the job's settings.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let left_out = self.dialect().temperature == Temperature::LeftOut;
@@ -161,13 +161,13 @@ impl Client {
         left_out.then(warning).into_iter().collect()
     }
 
-    /// The answer to a request, however often it takes.
+    /// Returns the answer to a request, after as many tries as allowed.
     ///
     /// # Errors
     /// [`Error::Input`] where the endpoint refuses every request alike (no such model, no access), or every try failed.
     pub async fn ask(&self, request: &Request) -> Result<Answer> {
         let Patience { attempts, first_wait } = self.endpoint.patience;
-        // Requests that failed together are not tried again together.
+        // The factor spreads the retries of requests that failed together.
         let apart = first_wait.mul_f64(request.fraction());
         let mut backoff = first_wait;
         let mut attempt = 1;
@@ -179,7 +179,7 @@ impl Client {
                 Err(Fault::Lasting(reason)) => {
                     return Err(Error::Input(format!("{}: {reason}", self.shown())));
                 }
-                // Not counted as a try: there are as many dialects as there are wishes.
+                // This does not count as a try. The number of dialects is limited.
                 Err(Fault::Refused(said)) if self.learn(dialect, &said) => {}
                 Err(Fault::Refused(said)) => return Ok(Answer::Rejected(said.described())),
                 Err(Fault::Passing { reason, wait }) => {
@@ -202,7 +202,7 @@ impl Client {
         )))
     }
 
-    /// The endpoint's URL without what authenticates it.
+    /// Returns the endpoint's URL without credentials.
     fn shown(&self) -> ShownUrl {
         ShownUrl::of(&self.endpoint.url)
     }
@@ -211,7 +211,7 @@ impl Client {
         *self.dialect.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes on what a refusal asks for. Whether there is another way of writing the request that was refused.
+    /// Changes the dialect as a refusal asks. Returns true if the refused request can be written in another way.
     fn learn(&self, used: Dialect, said: &Said) -> bool {
         let mut dialect = self.dialect.lock().unwrap_or_else(PoisonError::into_inner);
         if *dialect == used {
@@ -224,7 +224,7 @@ impl Client {
         true
     }
 
-    /// Waits for this request's turn.
+    /// Waits until this request may start.
     async fn keep_pace(&self) {
         let rate = self.endpoint.requests_per_minute;
         let apart = if rate > 0.0 {
@@ -241,7 +241,7 @@ impl Client {
         tokio::time::sleep_until(turn).await;
     }
 
-    /// Begins no request before an endpoint wants to be asked again.
+    /// Starts no request before the endpoint's requested wait is over.
     fn hold_back(&self, wait: Duration) {
         let mut next = self.next_start.lock().unwrap_or_else(PoisonError::into_inner);
         *next = (*next).max(Instant::now() + wait);
@@ -292,7 +292,7 @@ impl Client {
     }
 }
 
-/// Where chats are completed below a URL, which may carry parameters (`?api-version=…`).
+/// Returns the URL for chat completions below a URL, which may have parameters (`?api-version=…`).
 fn completions_url(url: &str) -> String {
     let (path, query) = url
         .split_once('?')
@@ -301,7 +301,7 @@ fn completions_url(url: &str) -> String {
     query.map_or(path.clone(), |query| format!("{path}?{query}"))
 }
 
-/// An error's text with its causes, without the URL, which may hold a password.
+/// Returns an error's text with its causes, without the URL, which may hold a password.
 fn causes(error: &reqwest::Error) -> String {
     let mut text = if error.is_timeout() {
         "it took too long".to_owned()

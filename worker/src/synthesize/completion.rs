@@ -1,44 +1,44 @@
-//! What a whole, final answer is: the one place that decides it, for synthesis and for the judge.
+//! Decides what counts as a complete, final answer, for synthesis and for the judge.
 
 use llink_proto::shown;
 use serde_json::{Value, json};
 
 use super::thoughts::without_thoughts;
 
-/// Characters of an unusable answer that are kept for quoting.
+/// The most characters of an unusable answer that are kept for quoting.
 const QUOTED: usize = 200;
 
-/// What came of a request.
+/// The result of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// A whole, final answer, without thoughts. It may be empty.
+    /// A complete, final answer, without thoughts. It may be empty.
     Text(String),
-    /// An answer that is not whole, or none: why, and how it began.
+    /// An incomplete answer or none, with the reason and its beginning.
     Unusable(Unusable, String),
-    /// The endpoint takes the request itself for wrong (too long, for instance), with what it said: asking again at once
-    /// changes nothing.
+    /// The endpoint refuses the request itself, for example because it is too long, with this text. Asking again at
+    /// once changes nothing.
     Rejected(String),
 }
 
-/// Why what an endpoint sent is not an answer.
+/// The reason why an endpoint's reply is not an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Unusable {
-    /// It ended at a limit of tokens, or inside its thoughts.
+    /// The reply ended at a token limit, or inside the thoughts.
     CutOff,
-    /// A content filter took it, or a part of it.
+    /// A content filter removed the reply or a part of it.
     Filtered,
-    /// The model declined, in the field that is there for it.
+    /// The model declined in the field for refusals.
     Refusal,
-    /// The model asked for a tool, and none was offered.
+    /// The model called a tool, although none was offered.
     ToolCall,
-    /// It was ended by something else than the model.
+    /// Something other than the model ended the reply.
     Interrupted,
-    /// There is no text at all.
+    /// The reply has no text.
     Empty,
 }
 
 impl Unusable {
-    /// Its name in counts, after `dropped_`.
+    /// Returns the name in counts, after `dropped_`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -52,13 +52,13 @@ impl Unusable {
     }
 }
 
-/// What the body of a success holds.
+/// The content of a successful reply's body.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Body {
     Answer(Answer),
-    /// Gateways send errors in a 200 too, once they have begun to answer.
+    /// Gateways also send errors with status 200, once they have started to answer.
     Error(Value),
-    /// No chat completion, or a part of one.
+    /// The body is not a complete chat completion.
     Unreadable,
 }
 
@@ -99,7 +99,7 @@ fn answer(finish_reason: Option<&Value>, message: &Value) -> Answer {
     }
 }
 
-/// Whether the model itself ended its answer; servers have many words for it.
+/// Returns `Ok` if the model itself ended its answer. Servers name this in different ways.
 fn ended(finish_reason: Option<&Value>) -> Result<(), Unusable> {
     let reason = match finish_reason {
         None | Some(Value::Null) => return Ok(()),
@@ -137,7 +137,7 @@ fn ended(finish_reason: Option<&Value>) -> Result<(), Unusable> {
     }
 }
 
-/// A message's text, and the words in which the model declined. `None` where it has neither.
+/// Returns a message's text, and the words in which the model declined, or `None` if it has neither.
 fn text_of(message: &Value) -> Option<(String, Option<String>)> {
     let words = |value: Option<&Value>| {
         value
@@ -151,7 +151,7 @@ fn text_of(message: &Value) -> Option<(String, Option<String>)> {
         Some(Value::Array(parts)) => {
             let mut text = None;
             for part in parts {
-                // Thoughts are parts of other types.
+                // Thoughts are in parts of other types.
                 match (part, part.get("type").and_then(Value::as_str)) {
                     (Value::String(more), _) => text.get_or_insert_with(String::new).push_str(more),
                     (_, None | Some("text" | "output_text")) => {
@@ -174,8 +174,8 @@ fn text_of(message: &Value) -> Option<(String, Option<String>)> {
     }
 }
 
-/// A stream of events as the completion that it spells out: some gateways stream whether they are asked to or not. `None`
-/// where it is none, or ended before its end.
+/// Joins a stream of events into its completion, because some gateways always stream. Returns `None` if it is not a
+/// stream or ended too soon.
 fn joined(body: &[u8]) -> Option<Value> {
     let body = std::str::from_utf8(body).ok()?;
     let mut events = body

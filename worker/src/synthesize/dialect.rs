@@ -1,19 +1,19 @@
-//! How a request is written: endpoints agree on most of it, and say what they want otherwise.
+//! The form of a request. Endpoints agree on most of it, and report their differences.
 
 use super::said::Said;
 
-/// What an endpoint wants otherwise, as far as it has said so. It is found out once and then holds for the whole task.
+/// The differences that an endpoint has reported. They are found out once and then hold for the whole task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Dialect {
-    /// OpenAI's o and gpt-5 models know `max_completion_tokens` alone.
+    /// The name of the token limit. OpenAI's o and gpt-5 models accept only `max_completion_tokens`.
     pub(super) limit: Limit,
-    /// They have one temperature, which is not to be named.
+    /// Whether the temperature is sent. Those models have a fixed temperature and refuse the field.
     pub(super) temperature: Temperature,
-    /// Gemma and o1-mini know no system message.
+    /// The place of the system message. Gemma and o1-mini have none.
     pub(super) system: System,
 }
 
-/// The name of the limit of tokens.
+/// The name of the token limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Limit {
     #[default]
@@ -21,7 +21,7 @@ pub(super) enum Limit {
     MaxCompletionTokens,
 }
 
-/// Whether the temperature is named.
+/// Whether the temperature is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Temperature {
     #[default]
@@ -29,7 +29,7 @@ pub(super) enum Temperature {
     LeftOut,
 }
 
-/// Where the system's words stand.
+/// The place of the system message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum System {
     #[default]
@@ -37,7 +37,7 @@ pub(super) enum System {
     BeforeTheQuestion,
 }
 
-/// How endpoints say that a parameter is not for them.
+/// Phrases by which endpoints refuse a parameter.
 const UNWANTED: [&str; 12] = [
     "unsupported",
     "not supported",
@@ -54,7 +54,7 @@ const UNWANTED: [&str; 12] = [
 ];
 
 impl Dialect {
-    /// The dialect that a refusal asks for; `None` where it asks for none, or for what it was given.
+    /// Returns the dialect that a refusal asks for, or `None` if it asks for none or for the current one.
     pub(super) fn wanted_by(self, said: &Said) -> Option<Self> {
         let unwanted = UNWANTED.iter().any(|word| said.speaks_of(&[word]));
         if unwanted && self.limit == Limit::MaxTokens && said.speaks_of(&["max_completion_tokens"]) {

@@ -1,6 +1,6 @@
-//! Asking a large model over an OpenAI-compatible endpoint, for instruction examples and for a judge's verdicts.
+//! Asks a large model over an OpenAI-compatible endpoint, for instruction examples and for a judge's verdicts.
 //!
-//! [`Client`] asks patiently; what a whole, final answer is stands in `completion`, and nowhere else.
+//! [`Client`] sends the requests and retries. Only `completion` decides what a complete, final answer is.
 
 mod client;
 mod completion;

@@ -1,28 +1,28 @@
-//! What is asked.
+//! The requests to a large model.
 
 use llink_datasets::manifest::sha256_hex;
 use serde_json::json;
 
 use super::dialect::{Dialect, Limit, System, Temperature};
 
-/// What is asked when the job says nothing else.
+/// The default prompt.
 const TEMPLATE: &str = "{instruction}\n\nText: {english}";
-/// Keeps answers to what the text says.
+/// The system message, which limits answers to the content of the text.
 const SYSTEM: &str = "You are given a text. Do what is asked, from what the text says and nothing else. Answer in English, \
 with the answer alone.";
 
-/// A task that examples are made for.
+/// A task for which examples are made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
-    /// `summarize`, …
+    /// The task's name, such as `summarize`.
     pub task: String,
-    /// What the example asks.
+    /// The instruction of the example.
     pub instruction: String,
-    /// What the model is asked, with `{instruction}` and `{english}`; empty: the usual.
+    /// The prompt for the model, with `{instruction}` and `{english}`; empty: the default.
     pub template: String,
 }
 
-/// What is asked. Equal requests have equal answers: answers are cached by [`Request::hash`].
+/// A request to a model. Equal requests have equal answers: answers are cached by [`Request::hash`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
     model: String,
@@ -33,7 +33,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// Asks `model` about an English text.
+    /// Makes a request to `model` about an English text.
     #[must_use]
     pub fn new(model: &str, prompt: &Prompt, english: &str, max_tokens: u32, temperature: f64) -> Self {
         let template = if prompt.template.is_empty() {
@@ -41,14 +41,14 @@ impl Request {
         } else {
             &prompt.template
         };
-        // The text last: what it says is not looked at for placeholders.
+        // The text is inserted last, so that placeholders in it have no effect.
         let asked = template
             .replace("{instruction}", &prompt.instruction)
             .replace("{english}", english);
         Self::chat(model, SYSTEM, &asked, max_tokens, temperature)
     }
 
-    /// Asks `model` anything.
+    /// Makes a request to `model` with any question.
     #[must_use]
     pub fn chat(model: &str, system: &str, asked: &str, max_tokens: u32, temperature: f64) -> Self {
         Self {
@@ -60,7 +60,7 @@ impl Request {
         }
     }
 
-    /// As it is sent in a dialect.
+    /// Returns the request's body in a dialect.
     pub(super) fn body(&self, dialect: Dialect) -> String {
         let messages = match dialect.system {
             System::OwnMessage => json!([
@@ -83,13 +83,13 @@ impl Request {
         body.to_string()
     }
 
-    /// A number from 0 to 1 that differs between requests.
+    /// Returns a number from 0 to 1 that differs between requests.
     pub(super) fn fraction(&self) -> f64 {
         let hash = self.hash();
         u8::from_str_radix(&hash[..2], 16).map_or(0.0, |byte| f64::from(byte) / 255.0)
     }
 
-    /// SHA-256 of what is asked, whatever the endpoint's dialect.
+    /// Returns the SHA-256 of the request, which does not depend on the endpoint's dialect.
     #[must_use]
     pub fn hash(&self) -> String {
         sha256_hex(self.body(Dialect::default()).as_bytes())

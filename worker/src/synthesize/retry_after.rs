@@ -1,11 +1,12 @@
-//! How long an endpoint asks to be left alone.
+//! Reads how long an endpoint asks clients to wait.
 
 use std::time::{Duration, SystemTime};
 
 use reqwest::header::HeaderMap;
 
-/// From the headers of a refusal: `retry-after-ms`, `Retry-After` (RFC 9110, 10.2.3: seconds or a date; gateways write fractions
-/// too), else the `x-ratelimit-reset` family. A date counts from the server's own clock where it tells it.
+/// Reads the headers of a refusal: `retry-after-ms`, `Retry-After` (RFC 9110, 10.2.3: seconds or a date; gateways also
+/// write fractions), else the `x-ratelimit-reset` family. A date is compared with the server's own clock if it sends
+/// one.
 pub(super) fn asked_wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let get = |name: &str| Some(headers.get(name)?.to_str().ok()?.trim());
     let now = get("date")
@@ -20,14 +21,14 @@ pub(super) fn asked_wait(headers: &HeaderMap, now: SystemTime) -> Option<Duratio
         .or_else(|| reset("ratelimit-reset"))
 }
 
-/// From a number of seconds, a span such as `1m30.5s`, a date, or a time since the Unix epoch.
+/// Parses a number of seconds, a span such as `1m30.5s`, a date, or a time since the Unix epoch.
 fn until(text: &str, now: SystemTime) -> Option<Duration> {
     if let Ok(date) = httpdate::parse_http_date(text) {
-        // One that has passed asks for no wait.
+        // A date in the past asks for no wait.
         return Some(date.duration_since(now).unwrap_or_default());
     }
     let Some(wait) = seconds(text) else { return span(text) };
-    // Nobody asks for a wait of a year: these are points in time, in seconds or milliseconds.
+    // No endpoint asks for a wait of a year. Such numbers are points in time, in seconds or milliseconds.
     let point = match wait.as_secs() {
         0..31_536_000 => return Some(wait),
         31_536_000..100_000_000_000 => wait,
@@ -39,13 +40,13 @@ fn until(text: &str, now: SystemTime) -> Option<Duration> {
 fn seconds(text: &str) -> Option<Duration> {
     let is_number = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
     let number = text.parse::<f64>().ok().filter(|_| is_number)?;
-    // More digits than a time has.
+    // The number may have more digits than a duration can hold.
     Duration::try_from_secs_f64(number)
         .ok()
         .filter(|wait| wait.as_secs() < 1 << 50)
 }
 
-/// `6m0s`, `8.64s`, `20ms`, `1h2m`.
+/// Parses spans such as `6m0s`, `8.64s`, `20ms` or `1h2m`.
 fn span(text: &str) -> Option<Duration> {
     let mut total = Duration::ZERO;
     let mut rest = text;
@@ -118,10 +119,10 @@ mod tests {
             ]),
             Some(360.0)
         );
-        // 12:00:30 since the epoch, in seconds and in milliseconds.
+        // This is 12:00:30 since the epoch, in seconds and in milliseconds.
         assert_eq!(wait(&[("x-ratelimit-reset", "1795867230")]), Some(30.0));
         assert_eq!(wait(&[("x-ratelimit-reset", "1795867230000")]), Some(30.0));
-        // A server whose clock is an hour ahead of ours.
+        // The server's clock is an hour ahead of ours.
         let skewed = [
             ("date", "Sat, 28 Nov 2026 13:00:00 GMT"),
             ("retry-after", "Sat, 28 Nov 2026 13:00:09 GMT"),

@@ -1,41 +1,41 @@
-//! What an endpoint says instead of an answer, and what follows from it.
+//! Interprets what an endpoint sends instead of an answer.
 
 use llink_proto::shown;
 use reqwest::StatusCode;
 use serde_json::Value;
 
-/// Characters of it that are shown.
+/// The most characters of it that are shown.
 const SHOWN: usize = 300;
-/// Characters of a body that are looked through for what is refused.
+/// The most characters of a body that are searched for the refused part.
 const READ: usize = 16 << 10;
 
-/// A refusal: the status of the answer or the one that its error names, and the error's parts.
+/// A refusal: the status of the answer or of the error in it, and the parts of the error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Said {
     pub(super) status: StatusCode,
-    /// `code` and `type` of the error, in lower case.
+    /// The error's `code` and `type`, in lower case.
     kinds: Vec<String>,
-    /// The whole of it, in lower case.
+    /// The whole text, in lower case.
     whole: String,
-    /// In its own words, fit to be shown.
+    /// The endpoint's own text, safe to show.
     pub(super) text: String,
 }
 
-/// What a refusal means for the task.
+/// The meaning of a refusal for the task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Meaning {
-    /// The request, or the answer to it, met a content filter.
+    /// A content filter blocked the request or the answer.
     Filtered,
-    /// The request itself is refused: another one may be answered.
+    /// This request is refused; another one may be answered.
     Rejected,
-    /// It may be answered some time later.
+    /// The request may succeed later.
     Passing,
     /// Neither time nor another text helps.
     Lasting,
 }
 
 impl Said {
-    /// From an answer whose status is no success. What repeats `key` is shown without it.
+    /// Reads an answer whose status is not a success. Parts that repeat `key` are removed.
     pub(super) fn of(status: StatusCode, body: &[u8], key: Option<&str>) -> Self {
         match serde_json::from_slice::<Value>(body) {
             Ok(value) => Self::of_value(status, &value, key),
@@ -51,7 +51,7 @@ impl Said {
         }
     }
 
-    /// From the value of an error, which may name a status of its own.
+    /// Reads the JSON value of an error, which may hold its own status.
     pub(super) fn of_value(status: StatusCode, value: &Value, key: Option<&str>) -> Self {
         let error = match value.get("error") {
             Some(error) if !error.is_null() => error,
@@ -88,7 +88,7 @@ impl Said {
         }
     }
 
-    /// `429 Too Many Requests: rate limited`.
+    /// Describes the refusal, such as `429 Too Many Requests: rate limited`.
     pub(super) fn described(&self) -> String {
         let status = match self.status.is_success() {
             true => format!("{} with an error", self.status),
@@ -100,7 +100,7 @@ impl Said {
         }
     }
 
-    /// Whether it speaks of all of `words`, in lower case.
+    /// Returns true if the text contains all of `words`, which are in lower case.
     pub(super) fn speaks_of(&self, words: &[&str]) -> bool {
         words.iter().all(|word| self.whole.contains(word))
     }
@@ -114,13 +114,13 @@ impl Said {
         }
         match self.status.as_u16() {
             400 | 413 | 422 => Meaning::Rejected,
-            // An error in a 200 that names no status is a fault of the moment, as far as anybody knows.
+            // An error with status 200 and no status of its own counts as temporary.
             200..=299 | 408 | 409 | 425 | 429 | 500..=599 => Meaning::Passing,
             _ => Meaning::Lasting,
         }
     }
 
-    /// Azure refuses with 400 what its filter finds in a request, OpenRouter with 403.
+    /// For a filtered request, Azure answers 400 and OpenRouter 403.
     fn is_filter(&self) -> bool {
         let named = [
             "content_filter",
@@ -132,8 +132,8 @@ impl Said {
             || (self.status == StatusCode::FORBIDDEN && self.speaks_of(&["flagged"]))
     }
 
-    /// A quota or balance that is used up does not come back by waiting. Gemini's words for a limit per minute are those for a
-    /// quota, so the words alone don't count.
+    /// Returns true if a quota or balance is used up, which waiting does not restore. Gemini uses the same words for a
+    /// limit per minute, so the words alone don't count.
     fn is_quota(&self) -> bool {
         let named = [
             "insufficient_quota",
@@ -150,7 +150,7 @@ impl Said {
             || (self.status.is_client_error() && self.speaks_of(&["credit balance is too low"]))
     }
 
-    /// What to do where waiting does not help.
+    /// Returns advice where waiting does not help.
     pub(super) fn advice(&self, section: &str) -> Option<String> {
         if self.is_quota() {
             return Some("the account's quota or balance is used up, which waiting does not cure".into());
@@ -170,7 +170,7 @@ impl Said {
     }
 }
 
-/// An error's own words, with those of the provider behind a gateway.
+/// Returns an error's own text, with that of the provider behind a gateway.
 fn words_of(error: &Value) -> String {
     let text = |value: &Value| match value {
         Value::String(text) => text.clone(),
@@ -188,7 +188,7 @@ fn words_of(error: &Value) -> String {
     words
 }
 
-/// The title of an HTML page, or what stands between its tags.
+/// Returns the title of an HTML page, or the text between its tags.
 fn page_text(html: &str) -> String {
     let lower = html.to_ascii_lowercase();
     if let Some((from, to)) = lower.find("<title>").zip(lower.find("</title>"))

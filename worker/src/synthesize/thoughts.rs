@@ -1,7 +1,7 @@
-//! Thoughts that a model writes before its answer, in the marks that models and their servers use.
+//! Removes the thoughts that a model writes before its answer, by the marks of models and their servers.
 
-/// How thoughts begin and end, in lower case: DeepSeek, Qwen and most others; Seed; Magistral; Kimi; OpenThinker; Command A;
-/// Gemma; MedGemma.
+/// The beginning and end marks of thoughts, in lower case: DeepSeek, Qwen and most others; Seed; Magistral; Kimi;
+/// OpenThinker; Command A; Gemma; MedGemma.
 const MARKS: [(&str, &str); 15] = [
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
@@ -19,13 +19,13 @@ const MARKS: [(&str, &str); 15] = [
     ("<|channel>thought", "<channel|>"),
     ("<unused94>thought", "<unused95>"),
 ];
-/// What some models put around the answer itself.
+/// The marks that some models put around the answer itself.
 const WRAPPERS: [(&str, &str); 3] = [
     ("<answer>", "</answer>"),
     ("<|begin_of_solution|>", "<|end_of_solution|>"),
     ("<|start_response|>", "<|end_response|>"),
 ];
-/// Ends of a turn that servers were seen to leave in the text.
+/// End-of-turn marks that servers have left in the text.
 const ENDS: [&str; 8] = [
     "<|return|>",
     "<|end|>",
@@ -37,7 +37,7 @@ const ENDS: [&str; 8] = [
     "</s>",
 ];
 
-/// The answer without the thoughts before, within and after it. `None`: the text ends inside its thoughts.
+/// Returns the answer without the thoughts before, within and after it, or `None` if the text ends inside its thoughts.
 pub(super) fn without_thoughts(text: &str) -> Option<String> {
     let mut rest = final_channel(text)?.to_owned();
     for (open, close) in MARKS {
@@ -56,8 +56,8 @@ pub(super) fn without_thoughts(text: &str) -> Option<String> {
     Some(answer.trim().to_owned())
 }
 
-/// Removes what stands between the marks. A template may have opened the thoughts in the prompt, so whatever comes before
-/// a lone closing mark is thoughts too.
+/// Removes the text between the marks. A template may have opened the thoughts in the prompt, so the text before a lone
+/// closing mark counts as thoughts too.
 fn cut(text: &str, open: &str, close: &str) -> Option<String> {
     let mut kept = String::new();
     let mut rest = text;
@@ -79,8 +79,8 @@ fn cut(text: &str, open: &str, close: &str) -> Option<String> {
     }
 }
 
-/// The final channel of gpt-oss, whose analysis comes first: with its special tokens, or with what is left of them in servers
-/// that drop special tokens. Any other text as it is.
+/// Returns the final channel of gpt-oss, which follows its analysis. The channel's special tokens may be incomplete,
+/// because some servers drop them. Any other text is returned unchanged.
 fn final_channel(text: &str) -> Option<&str> {
     const CHANNEL: &str = "<|channel|>";
     const MESSAGE: &str = "<|message|>";
@@ -94,7 +94,7 @@ fn final_channel(text: &str) -> Option<&str> {
     }
 }
 
-/// Where `mark`, which is in lower case, stands in whichever case.
+/// Returns the position of `mark`, which is in lower case, in any case.
 fn find(text: &str, mark: &str) -> Option<usize> {
     text.to_ascii_lowercase().find(mark)
 }

@@ -1,4 +1,4 @@
-//! Stage A as a task: this rank's vectors, collective and checkpoints around the training loop.
+//! The task of Stage A: gives this rank's vectors, collective and checkpoints to the training loop.
 
 use std::collections::HashMap;
 
@@ -59,7 +59,7 @@ pub(super) fn run(context: &TaskContext, task: &Align) -> Result<TaskResult> {
     if collective.rank() > 0 {
         return Ok(TaskResult::default());
     }
-    // Under the lease's token: a rank 0 that was given up on and comes late cannot touch what its successor writes.
+    // The path contains the lease's token, so a rank 0 that was given up on cannot write over its successor's files.
     let directory = format!("{}/generation-{}", task.directory, context.token);
     let projector = outcome.projector.to_safetensors(HashMap::new())?;
     let path = format!("{directory}/projector.safetensors");

@@ -1,4 +1,4 @@
-//! Answers to held-out instructions: with slots, with zeros in their place, and by the decoder alone.
+//! Generates answers to held-out instructions: with slots, with zeroed slots, and by the decoder alone.
 
 use std::ops::ControlFlow;
 
@@ -16,7 +16,7 @@ use crate::llink::slot_expander::{ExpanderActivations, SlotExpander};
 use crate::models::{Decoder, GenerateOptions, LoadedAdapter, Sampling, peft};
 use crate::{Error, Result};
 
-/// What an answer is made from.
+/// The parts that make an answer.
 struct Answerer<'a> {
     context: &'a TaskContext,
     decoder: &'a Decoder,
@@ -126,14 +126,15 @@ impl Answerer<'_> {
     }
 }
 
-/// What makes slots of a vector.
+/// The modules that turn a vector into slots.
 pub(super) struct Slots {
     projector: Projector,
     expander: SlotExpander,
 }
 
 impl Slots {
-    /// As Stage B left them, the projector being `aligned` where it left that as it was. None in direct mode.
+    /// Reads the modules after Stage B. If Stage B left the projector unchanged, it is `aligned`. The result is `None`
+    /// in direct mode.
     pub(super) fn read(
         context: &TaskContext,
         store: &Store,
@@ -151,7 +152,7 @@ impl Slots {
         }))
     }
 
-    /// Of encoder vectors `[n, d_e]`, `[n, K, d]`.
+    /// Returns the slots of encoder vectors `[n, d_e]`, as `[n, K, d]`.
     fn of(&self, vectors: &[f32]) -> Result<Vec<f32>> {
         let mut activations = ExpanderActivations::default();
         self.expander
@@ -159,7 +160,7 @@ impl Slots {
         Ok(activations.slots)
     }
 
-    /// The mean of the slots of each vector, `[n, d]`: what Stage B holds near the teacher.
+    /// Returns the mean of the slots of each vector, `[n, d]`, which Stage B keeps near the teacher.
     pub(super) fn means(&self, vectors: &[f32]) -> Result<Vec<f32>> {
         let shape = self.expander.shape();
         let slots = self.of(vectors)?;
@@ -173,7 +174,7 @@ impl Slots {
     }
 }
 
-/// Over all answers, and over translations alone.
+/// Adds the scores over all answers, and over translations alone.
 fn add_scores(result: &mut TaskResult, name: &str, rows: &[InstructionRow], answers: &[String]) {
     let pairs = || rows.iter().zip(answers);
     let all = answer_scores(pairs().map(|(row, answer)| (answer.as_str(), row.answer.as_str())));

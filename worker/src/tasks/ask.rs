@@ -1,4 +1,4 @@
-//! Asking a large model about many things: each question once, with the answers kept in the job's output.
+//! Asks a large model many questions, each once, and keeps the answers in the job's output.
 
 use std::time::Duration;
 
@@ -10,27 +10,27 @@ use super::TaskContext;
 use crate::synthesize::{Answer, Client, Request};
 use crate::{Error, Result};
 
-/// How often the order to stop is looked for: an endpoint may take minutes.
+/// The interval of the check for the order to stop, because an endpoint may take minutes.
 const STOP_LOOKED_FOR: Duration = Duration::from_millis(200);
 
-/// A whole, final answer as it lies in the cache. Nothing else is kept: what was cut, refused or filtered may be answered the
-/// next time.
+/// A complete, final answer in the cache. Answers that were cut, refused or filtered are not kept, because another try
+/// may succeed.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Kept {
     answer: String,
 }
 
-/// Asks an endpoint what was not answered before.
+/// Asks an endpoint the questions that are not in the cache.
 pub(super) struct Asker<'a> {
     pub(super) context: &'a TaskContext,
     pub(super) store: &'a Store,
     pub(super) client: &'a Client,
-    /// The folder of answers that were given before.
+    /// The folder of answers from earlier runs.
     pub(super) cache: &'a str,
 }
 
-/// Where an answer comes from.
+/// The origin of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum From {
     Cache,
@@ -38,7 +38,7 @@ pub(super) enum From {
 }
 
 impl Asker<'_> {
-    /// The answer to a request. A whole one is kept if it is `worth` that.
+    /// Returns the answer to a request. A complete answer is kept if `worth` returns true.
     ///
     /// # Errors
     /// When the endpoint or the store fails, or the task is told to stop.
@@ -47,7 +47,7 @@ impl Asker<'_> {
         let hash = request.hash();
         let path = format!("{}/{}/{hash}.json", self.cache, &hash[..2]);
         match self.store.get(&path).await {
-            // What cannot be read is asked again.
+            // An unreadable entry is asked for again.
             Ok(content) => {
                 if let Ok(Kept { answer }) = serde_json::from_slice(&content) {
                     return Ok((Answer::Text(answer), From::Cache));

@@ -1,5 +1,5 @@
-//! One shard through one model: sentences in, cached f16 vectors out. Tokenizing, computing and rounding overlap; reading and writing
-//! do with another shard's computing, since a worker holds the next shard meanwhile.
+//! Embeds one shard with one model and caches the vectors in f16. Tokenizing, computing and rounding overlap. Reading
+//! and writing overlap with the computation of another shard, because a worker holds the next shard meanwhile.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use super::turn::Busy;
 use crate::models::{Decoder, Encoder, TeacherLayer, TextLimits};
 use crate::{Error, Result};
 
-/// Sentences that go through together: batches are sorted by length within them, and between them it is looked whether the task is to
-/// stop.
+/// Sentences that are embedded together. Batches are sorted by length within a chunk, and the order to stop is checked
+/// between chunks.
 const CHUNK: usize = 4_096;
-/// A GPU takes larger batches, and sorts more of them apart.
+/// The chunk size on a GPU, which takes larger batches and sorts more sentences.
 const CHUNK_ON_DEVICE: usize = 16_384;
 
 pub(super) fn run(context: &TaskContext, task: &EmbedShard) -> Result<TaskResult> {
@@ -78,12 +78,12 @@ pub(super) fn run(context: &TaskContext, task: &EmbedShard) -> Result<TaskResult
     })
 }
 
-/// A model, and how it reads texts.
+/// A model with its pooling.
 enum Reader {
     Encoder(Arc<Encoder>, TextLimits),
-    /// Its last state at the slot token.
+    /// The decoder's last state at the slot token.
     Slot(Arc<Decoder>),
-    /// The mean of a layer.
+    /// The mean of a layer of the decoder.
     Pooled(Arc<Decoder>, TeacherLayer),
 }
 
@@ -137,7 +137,7 @@ fn layer(pooled: &PooledTeacher) -> Result<TeacherLayer> {
     }
 }
 
-/// What shards of one pass share, and when this one was begun with.
+/// The state that the shards of one pass share, and the start time of this one.
 struct Pass<'a> {
     reader: &'a Reader,
     url: &'a str,
@@ -145,7 +145,7 @@ struct Pass<'a> {
     began: Instant,
 }
 
-/// A vector for each text in f16, one after another, and how busy the device was.
+/// Returns a vector for each text in f16, concatenated, and how busy the device was.
 fn vectors(
     context: &TaskContext,
     task: &EmbedShard,
@@ -191,7 +191,7 @@ fn vectors(
             context.control.show([("idle_share", busy.idle_share())]);
             chunks -= 1;
             if chunks == 0 {
-                // The next shard computes while this one is put away.
+                // The next shard computes while this one is written.
                 turn = None;
             }
             Ok(vectors)
@@ -215,7 +215,7 @@ fn vectors(
     Ok((values, busy))
 }
 
-/// How many tokens there are so far, in how many texts.
+/// Number of tokens so far, and of their texts.
 #[derive(Default)]
 struct Tokenized {
     texts: AtomicU64,
@@ -229,7 +229,7 @@ impl Tokenized {
         self.tokens.fetch_add(tokens, Ordering::Relaxed);
     }
 
-    /// Tokens of so many texts, as the first ones let expect.
+    /// Estimates the tokens of this many texts from the first ones.
     fn total(&self, texts: usize) -> u64 {
         let (seen, tokens) = (self.texts.load(Ordering::Relaxed), self.tokens.load(Ordering::Relaxed));
         match seen {

@@ -1,5 +1,5 @@
-//! Held-out retrieval, by the encoder alone and after each stage, beside chance; answers to held-out instructions; and what the
-//! decoder's tokenizer does to each language.
+//! Evaluates held-out retrieval (by chance, by the encoder alone and after each stage), answers to held-out
+//! instructions, and the decoder's token inflation.
 
 mod benchmark;
 
@@ -75,7 +75,7 @@ pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> 
     Ok(result)
 }
 
-/// Mean tokens that the decoder's tokenizer spends on an English and on a foreign sentence.
+/// Returns the mean number of decoder tokens in an English and in a foreign sentence.
 fn tokens(context: &TaskContext, store: &Store, task: &Evaluate, pairs: usize) -> Result<Option<[f64; 2]>> {
     let (Some(model), Some(shard)) = (&task.decoder, task.pair_shards.first()) else {
         return Ok(None);

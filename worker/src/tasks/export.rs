@@ -1,4 +1,4 @@
-//! What was learnt as a bundle, which is loaded again before the task is done.
+//! Writes the trained parts as a bundle, and loads it again before the task ends.
 
 use std::collections::BTreeMap;
 
@@ -22,22 +22,22 @@ use crate::models::{Decoder, LoadedAdapter, peft};
 use crate::train::random::uniform;
 use crate::{Error, Result};
 
-/// How far what was loaded may be from what was trained, beside the largest number.
+/// The largest difference between loaded and trained numbers, relative to the largest number.
 const TOLERANCE: f32 = 1e-6;
-/// An instruction is usual if one in so many examples of its task has it.
+/// An instruction is usual if at least one in this many examples of its task has it.
 const USUAL: usize = 10;
-/// What the adapters are compared on.
+/// The text on which the adapters are compared.
 const PROBE: &str = "Translate the following text into English.";
 
-/// What the stages before left.
+/// The trained parts of the earlier stages.
 struct Trained {
     projector: Projector,
     projector_file: Bytes,
-    /// None where Stage A fitted nothing.
+    /// The statistics; none if Stage A fitted nothing.
     statistics: Option<(Statistics, Bytes)>,
-    /// None without Stage B.
+    /// The adapter; none without Stage B.
     adapter: Option<(LoraAdapter, Bytes)>,
-    /// None in direct mode.
+    /// The slot expander; none in direct mode.
     slots: Option<(SlotExpander, Bytes)>,
 }
 
@@ -123,8 +123,8 @@ fn read_trained(
     })
 }
 
-/// Of each task the instruction that most examples have; of equals the first in order. A task whose examples each ask something of
-/// their own, as questions do, has none.
+/// Returns the most frequent instruction of each task; of equally frequent ones, the first in order. A task whose
+/// examples all have their own instruction, like questions, has none.
 fn instructions(context: &TaskContext, store: &Store, task: &Export) -> Result<BTreeMap<String, String>> {
     let mut tasks: BTreeMap<String, BTreeMap<String, usize>> = BTreeMap::new();
     for row in read_rows(context, store, &task.instructions, usize::MAX)? {
@@ -205,7 +205,7 @@ fn config(
     })
 }
 
-/// Holds what was loaded to what was trained: the same vector, slots and logits from the same input.
+/// Checks that the loaded parts give the same vector, slots and logits as the trained ones for the same input.
 fn check(bundle: &Bundle, trained: &Trained, decoder: &Decoder, folder: &BundleFolder) -> Result<()> {
     let input: Vec<f32> = (0..trained.projector.shape().input as u64)
         .map(|i| 2.0 * uniform(1, i) - 1.0)

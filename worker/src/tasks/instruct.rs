@@ -1,4 +1,4 @@
-//! Stage B as a task: this rank's instructions, vectors, decoder and checkpoints around the training loop.
+//! The task of Stage B: gives this rank's instructions, vectors, decoder and checkpoints to the training loop.
 
 use std::collections::HashMap;
 
@@ -88,7 +88,7 @@ pub(super) fn run(context: &TaskContext, task: &Instruct) -> Result<TaskResult> 
     if collective.rank() > 0 {
         return Ok(TaskResult::default());
     }
-    // Under the lease's token: a rank 0 that was given up on and comes late cannot touch what its successor writes.
+    // The path contains the lease's token, so a rank 0 that was given up on cannot write over its successor's files.
     let directory = format!("{}/generation-{}", task.directory, context.token);
     let mut result = training::result(context, &store, &directory, run.finish()?, collective.world_size())?;
     let artifacts = write(context, &store, &directory, &options, &trained, &model.url)?;
@@ -133,13 +133,13 @@ fn write(
     Ok(artifacts)
 }
 
-/// The projector that a stage left.
+/// Reads the projector of an earlier stage.
 pub(super) fn read_projector(context: &TaskContext, store: &Store, artifact: &Artifact) -> Result<Projector> {
     let content = context.read(store, artifact)?;
     Projector::from_safetensors(&store.describe(&artifact.path), &content)
 }
 
-/// The first rows of several shards of instructions.
+/// Reads the first rows of several shards of instructions.
 pub(super) fn read_rows(
     context: &TaskContext,
     store: &Store,
@@ -161,28 +161,28 @@ pub(super) fn read_rows(
     Ok(rows)
 }
 
-/// The first rows of a table.
+/// Returns the first rows of a table.
 pub(super) fn first(mut table: VectorTable, at_most: usize) -> VectorTable {
     table.ids.truncate(at_most);
     table.values.truncate(table.ids.len() * table.width);
     table
 }
 
-/// The vectors of a table in f32.
+/// Returns the vectors of a table in f32.
 pub(super) fn widened(table: &VectorTable) -> Vec<f32> {
     let mut values = vec![0.0; table.values.len()];
     table.values.convert_to_f32_slice(&mut values);
     values
 }
 
-/// The lower median of the norms of the decoder's token embeddings.
+/// Returns the lower median of the norms of the decoder's token embeddings.
 fn median_norm(decoder: &Decoder) -> Result<f32> {
     let embedding = decoder.embedding()?;
     if embedding.device().is_cpu() {
         let values = embedding.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
         return median_embedding_norm(&values, decoder.hidden_size());
     }
-    // The norms are reckoned on the device; their median is that of rows of one number.
+    // The norms are computed on the device.
     let norms = embedding.to_dtype(DType::F32)?.sqr()?.sum(1)?.sqrt()?;
     median_embedding_norm(&norms.to_vec1()?, 1)
 }

@@ -1,4 +1,4 @@
-//! Our answers against those of the base decoder, and of a direct fine-tuning, judged by a large model.
+//! Compares the job's answers with those of the base decoder and of a direct fine-tuning, by a large model.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -16,19 +16,19 @@ use crate::models::{Decoder, GenerateOptions, LoadedAdapter, Sampling};
 use crate::synthesize::{Answer, Client, Endpoint, Request, Unusable};
 use crate::{Error, Result};
 
-/// Characters of a reply that says no verdict, in an error.
+/// The most characters of a reply without a verdict that an error quotes.
 const QUOTED: usize = 200;
 
-/// An answer of ours, and one that it is compared with.
+/// An answer of the job, and the one that it is compared with.
 struct Pair {
-    /// `base` or `direct`.
+    /// The other answer's source, `base` or `direct`.
     against: &'static str,
     row: Value,
     ours: String,
     theirs: String,
 }
 
-/// Adds wins, ties and losses to `result`, and the judgements themselves as JSON lines.
+/// Adds wins, ties and losses to `result`, and the judgments themselves as JSON lines.
 pub(super) fn run(
     context: &TaskContext,
     store: &Store,
@@ -104,14 +104,14 @@ fn rows(name: &str, content: &[u8], at_most: usize) -> Result<Vec<Value>> {
     rows.collect()
 }
 
-/// What the job's own decoder said, as text.
+/// Returns the answer of the job's own decoder.
 fn ours(row: &Value) -> String {
     let answers = &row["answers"];
     let answer = answers["slots"].as_str().or_else(|| answers["direct"].as_str());
     answer.unwrap_or_default().to_owned()
 }
 
-/// The decoder without any adapter, given the foreign text itself.
+/// Pairs the answers with those of the decoder without any adapter, which gets the foreign text itself.
 fn against_base(context: &TaskContext, task: &Judge, model: &ModelRef, rows: &[Value]) -> Result<Vec<Pair>> {
     let decoder = context.models.decoder(context, model)?;
     let options = GenerateOptions {
@@ -140,7 +140,7 @@ fn base_answer(decoder: &Decoder, row: &Value, max_tokens: usize, options: &Gene
     decoder.tokenizer().decode(&ids)
 }
 
-/// The answer of the job's own direct fine-tuning, where it trained both.
+/// Pairs the answer with that of the job's own direct fine-tuning, if both arms were trained.
 fn against_other_arm(row: &Value) -> Option<Pair> {
     let answers = &row["answers"];
     Some(Pair {
@@ -151,7 +151,7 @@ fn against_other_arm(row: &Value) -> Option<Pair> {
     })
 }
 
-/// The answers that another job, whose mode is direct, gave to the same examples.
+/// Pairs the answers with those of another job in direct mode to the same examples.
 fn against_direct(context: &TaskContext, task: &Judge, rows: &[Value]) -> Result<Vec<Pair>> {
     let (store, name) = Store::open_object(&task.direct_answers)?;
     let content = context.wait(store.get(&name))?;
@@ -182,10 +182,10 @@ fn against_direct(context: &TaskContext, task: &Judge, rows: &[Value]) -> Result
     Ok(pairs)
 }
 
-/// What came of asking the judge once.
+/// The result of one request to the judge.
 enum Reply {
     Verdict(Verdict),
-    /// No verdict, with what came instead.
+    /// No verdict, with the reply or the reason.
     None(String),
 }
 
@@ -231,10 +231,10 @@ async fn ask(asker: &Asker<'_>, endpoint: &ModelEndpoint, pair: &Pair, order: Or
     })
 }
 
-/// What to say of replies that hold no verdict: nothing where there are none, a warning where there are some.
+/// Returns a warning about replies without a verdict, if there are any.
 ///
 /// # Errors
-/// When not one reply can be read: then nothing was judged.
+/// When no reply holds a verdict, so that nothing was judged.
 fn unread(url: &ShownUrl, replies: &[[Reply; 2]]) -> Result<Option<String>> {
     let total = 2 * replies.len();
     let unread: Vec<&str> = replies

@@ -1,4 +1,4 @@
-//! One file for each kind of task, and what they share: the store, progress, checked reads.
+//! The tasks, one file for each kind, and their common code: the store, progress, checked reads.
 
 mod align;
 mod answers;
@@ -35,32 +35,32 @@ use crate::{Error, Result};
 pub use models::ModelCache;
 pub use turn::Turns;
 
-/// The most of a failure's text that is reported: it may quote what others sent.
+/// The most bytes of a failure's text that are reported, because it may quote other programs.
 const FAILURE_BYTES: usize = 16 << 10;
 
-/// What a running task is given.
+/// The context of a running task.
 pub struct TaskContext {
     /// The job's output; paths in the task are relative to it.
     pub output_url: String,
-    /// For the store's futures: tasks themselves run on plain threads.
+    /// The runtime for the store's futures; tasks themselves run on plain threads.
     pub runtime: tokio::runtime::Handle,
-    /// Progress one way, the order to stop the other.
+    /// The task's progress, and the order to stop.
     pub control: Arc<TaskControl>,
-    /// The place in a gang.
+    /// The place in a gang, for a gang's task.
     pub seat: Option<Seat>,
-    /// Says where this rank listens; answers, once all are there, with every rank's line and the gang's secret.
+    /// Publishes this rank's line, waits for all ranks, and returns every rank's line and the gang's secret.
     pub rendezvous: Box<dyn Fn(String) -> Result<Met> + Send + Sync>,
-    /// Where other ranks can reach this machine.
+    /// The address at which other ranks reach this machine.
     pub local_address: IpAddr,
-    /// Threads to compute with.
+    /// Number of computing threads.
     pub threads: usize,
-    /// Where to compute.
+    /// The device to compute on.
     pub compute: Compute,
-    /// Whose turn it is to compute.
+    /// The turns of tasks on the device.
     pub turns: Arc<Turns>,
-    /// Models that an earlier task loaded.
+    /// The models that an earlier task loaded.
     pub models: Arc<ModelCache>,
-    /// The lease's token.
+    /// The token of the lease.
     pub token: u64,
 }
 
@@ -75,17 +75,17 @@ impl std::fmt::Debug for TaskContext {
 }
 
 impl TaskContext {
-    /// The job's output.
+    /// Opens the job's output.
     fn store(&self) -> Result<Store> {
         Ok(Store::open(&self.output_url)?)
     }
 
-    /// Runs a future of the store's on the agent's runtime.
+    /// Runs a future of the store on the agent's runtime.
     fn wait<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime.block_on(work)
     }
 
-    /// Reads an artefact and checks that it is the one that was committed.
+    /// Reads an artifact and checks that it is the committed one.
     fn read(&self, store: &Store, artifact: &Artifact) -> Result<Bytes> {
         let content = self.wait(store.get(&artifact.path))?;
         let found = sha256_hex(&content);
@@ -103,7 +103,7 @@ impl TaskContext {
         .into())
     }
 
-    /// Writes an artefact, atomically.
+    /// Writes an artifact atomically.
     fn write(&self, store: &Store, path: &str, role: &str, rows: u64, content: Bytes) -> Result<Artifact> {
         let artifact = Artifact {
             path: path.into(),
@@ -121,7 +121,7 @@ impl TaskContext {
 /// Runs a task to its end.
 ///
 /// # Errors
-/// Whatever the task meets; [`failure`] says what kind it is.
+/// Any error of the task; [`failure`] tells its kind.
 pub fn run(context: &TaskContext, task: Task) -> Result<TaskResult> {
     match task.kind {
         Some(Kind::CleanSource(spec)) => shard::clean(context, &spec),
@@ -141,7 +141,7 @@ pub fn run(context: &TaskContext, task: Task) -> Result<TaskResult> {
     }
 }
 
-/// An error as the coordinator is told: what kind it is decides whether trying again makes sense.
+/// Converts an error to a failure for the coordinator. Its kind decides whether another try makes sense.
 #[must_use]
 pub fn failure(error: &Error) -> Failure {
     let kind = match error {

@@ -1,4 +1,4 @@
-//! Models: made or fingerprinted by the `models` stage, found and loaded by the others.
+//! Models: the `models` stage makes or fingerprints them, and other tasks find and load them.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,15 +13,15 @@ use crate::models::{
 };
 use crate::{Error, Result};
 
-/// Texts that a random model's tokenizer is trained on, at most: more changes little and takes time.
+/// The most texts on which a random model's tokenizer is trained; more change little and take time.
 const TOKENIZER_TEXTS: usize = 20_000;
 
 /// The source of the models that come with llink.
 const TINY: &str = "tiny";
-/// The source of models with random weights, their tokenizers made from the job's text.
+/// The source of models with random weights, whose tokenizers are made from the job's text.
 const RANDOM: &str = "random";
 
-/// The model that the last task used, so that the next one need not load it again.
+/// The model of the last task, so that the next one need not load it again.
 #[derive(Default)]
 pub struct ModelCache {
     encoder: Mutex<Option<(String, Arc<Encoder>)>>,
@@ -35,7 +35,7 @@ impl std::fmt::Debug for ModelCache {
 }
 
 impl ModelCache {
-    /// The encoder of `model`, loaded unless it is the one at hand.
+    /// Returns the encoder of `model`, and loads it unless it is in memory.
     pub(super) fn encoder(&self, context: &TaskContext, model: &ModelRef) -> Result<Arc<Encoder>> {
         let reading = reading_of(model)?;
         let key = format!("{} {reading:?}", model.fingerprint);
@@ -45,7 +45,7 @@ impl ModelCache {
         })
     }
 
-    /// The decoder of `model`, loaded unless it is the one at hand.
+    /// Returns the decoder of `model`, and loads it unless it is in memory.
     pub(super) fn decoder(&self, context: &TaskContext, model: &ModelRef) -> Result<Arc<Decoder>> {
         cached(&self.decoder, &model.fingerprint, || {
             Decoder::load(&folder(context, model)?, &context.compute.device, context.compute.dtype)
@@ -54,21 +54,21 @@ impl ModelCache {
 }
 
 fn cached<M>(slot: &Mutex<Option<(String, Arc<M>)>>, key: &str, load: impl FnOnce() -> Result<M>) -> Result<Arc<M>> {
-    // A load that panicked left the old model or none, both whole.
+    // After a panic during loading, the slot holds the old model or none.
     let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((of, loaded)) = &*slot
         && of == key
     {
         return Ok(loaded.clone());
     }
-    // Make room first: two large models need not fit at once.
+    // The old model is dropped first, because two large models may not fit at once.
     *slot = None;
     let loaded = Arc::new(load()?);
     *slot = Some((key.to_owned(), loaded.clone()));
     Ok(loaded)
 }
 
-/// How a task's encoder reads texts.
+/// Returns the encoder's reading settings.
 pub(super) fn reading_of(model: &ModelRef) -> Result<Reading> {
     let EncoderReading {
         pooling,
@@ -96,21 +96,21 @@ fn to_message(reading: &Reading) -> EncoderReading {
     }
 }
 
-/// The model's folder, or its GGUF file, on this machine. One in an object store is fetched once and kept under its fingerprint, one
-/// of the Hub in its cache.
+/// Returns the model's folder, or its GGUF file, on this machine. A model in an object store is fetched once and kept
+/// under its fingerprint. A model of the Hub is kept in the Hub's cache.
 pub(super) fn folder(context: &TaskContext, model: &ModelRef) -> Result<PathBuf> {
     let place = ModelPlace::open(&model.url)?;
     let target = kept_models().join(&model.fingerprint);
     place.fetch(&target, &context.runtime, &|| context.control.check())
 }
 
-/// Where models of object stores are kept on this machine.
+/// Returns the folder of models from object stores on this machine.
 fn kept_models() -> PathBuf {
     std::env::temp_dir().join("llink-models")
 }
 
-/// The fingerprint of a model that nothing is known of yet. One in an object store is fetched to a place of its own, and moved to
-/// where it is kept once its fingerprint is known.
+/// Computes the fingerprint of an unknown model. A model in an object store is downloaded to a temporary folder, and
+/// moved when its fingerprint is known.
 fn identify(context: &TaskContext, url: &str) -> Result<String> {
     let place = ModelPlace::open(url)?;
     if let Some(found) = place.in_place(&context.runtime, &|| context.control.check())? {
@@ -126,7 +126,7 @@ fn identify(context: &TaskContext, url: &str) -> Result<String> {
     let fetched = place.fetch(&folder, &context.runtime, &|| context.control.check())?;
     let print = fingerprint(&fetched)?;
     let kept = kept_models().join(&print);
-    // Where it is kept already, that copy is as good.
+    // If the model is already kept, that copy is used.
     match std::fs::rename(&folder, &kept) {
         Err(source) if !kept.is_dir() => Err(failed(source)),
         _ => Ok(print),
@@ -150,7 +150,7 @@ pub(super) fn prepare(context: &TaskContext, task: &PrepareModel) -> Result<Task
         fingerprint: print.clone(),
         reading: None,
     };
-    // Loading it here refuses what cannot be used before a corpus is embedded with half of it.
+    // Loading the model here refuses an unusable one before half a corpus is embedded.
     let width = match task.role() {
         ModelRole::Encoder => {
             let found = FolderReading::of(&folder(context, &checked)?, &wishes(task)?)?;
@@ -183,7 +183,7 @@ fn wishes(task: &PrepareModel) -> Result<ReadingWishes> {
     })
 }
 
-/// What the stages after this one are told of an encoder that reads so many tokens.
+/// Returns the facts for later stages about an encoder that reads this many tokens.
 fn reading_facts(found: &FolderReading, max_tokens: usize) -> impl Iterator<Item = (String, String)> {
     let reading = &found.reading;
     let dense = found.dense.iter().filter_map(|folder| folder.file_name());
@@ -200,7 +200,7 @@ fn reading_facts(found: &FolderReading, max_tokens: usize) -> impl Iterator<Item
     .map(|(name, value)| (format!("encoder.{name}"), value))
 }
 
-/// Makes a model of llink's own and writes it to the store.
+/// Makes one of llink's own models and writes it to the store.
 fn make(context: &TaskContext, task: &PrepareModel, role: &str) -> Result<TaskResult> {
     let store = context.store()?;
     let made = tempfile::tempdir().map_err(|source| Error::Io {
@@ -236,8 +236,8 @@ fn make(context: &TaskContext, task: &PrepareModel, role: &str) -> Result<TaskRe
     Ok(result)
 }
 
-/// What a random model's tokenizer reads: the encoder's both sides, as XLM-R read many languages; the decoder's English
-/// alone, which is what makes its tokenizer shatter the other.
+/// Returns the training texts of a random model's tokenizer. The encoder's reads both sides, as XLM-R read many
+/// languages. The decoder's reads English only, so that it splits the other language into many tokens.
 fn training_texts(context: &TaskContext, store: &Store, task: &PrepareModel) -> Result<Vec<String>> {
     let mut texts = Vec::with_capacity(TOKENIZER_TEXTS);
     for path in &task.text_shards {

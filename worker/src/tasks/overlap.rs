@@ -1,17 +1,17 @@
-//! Three workers in a row: one makes ready, one computes, one puts away. Each works while the others do.
+//! A pipeline of three workers: prepare, compute and write. All three work at the same time.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use crate::Result;
 
-/// Pieces that may wait between two workers: enough to smooth out, few enough to hold in memory.
+/// The most pieces that wait between two workers: enough for a steady flow, and few enough for memory.
 const WAITING: usize = 2;
 
-/// Sends every piece through `ready`, `compute` and `away`, in order; `compute` runs on the caller's thread. The first error, by the
-/// order of the workers, ends it all.
+/// Sends every piece through `ready`, `compute` and `away`, in order. `compute` runs on the caller's thread. The first
+/// error, in the order of the workers, ends all three.
 ///
 /// # Errors
-/// Those of the three.
+/// Those of the three functions.
 pub(super) fn overlapped<P: Send, A: Send, B: Send>(
     pieces: impl Iterator<Item = P> + Send,
     mut ready: impl FnMut(P) -> Result<A> + Send,
@@ -21,7 +21,7 @@ pub(super) fn overlapped<P: Send, A: Send, B: Send>(
     std::thread::scope(|scope| {
         let (prepared, to_compute): (SyncSender<A>, Receiver<A>) = sync_channel(WAITING);
         let (computed, to_put_away): (SyncSender<B>, Receiver<B>) = sync_channel(WAITING);
-        // A worker whose neighbour has gone stops too; the neighbour's error says why.
+        // A worker stops when its neighbor has ended; the neighbor's error says why.
         let first = scope.spawn(move || -> Result<()> {
             for piece in pieces {
                 if prepared.send(ready(piece)?).is_err() {
@@ -73,7 +73,7 @@ mod tests {
                 Ok(piece * 2)
             },
             |piece| {
-                // The first is computed only once the second was made ready, …
+                // The first piece is computed only after the second was prepared, …
                 if piece == 0 {
                     while is_ready.recv_timeout(patience).unwrap() < 1 {}
                 }
@@ -81,7 +81,7 @@ mod tests {
                 Ok(piece + 1)
             },
             move |piece| {
-                // … and put away only once the second was computed.
+                // … and written only after the second was computed.
                 if piece == 1 {
                     while is_computed.recv_timeout(patience).unwrap() < 2 {}
                 }

@@ -1,4 +1,4 @@
-//! What was measured as a page for people.
+//! Writes the measurements as a page for people.
 
 use llink_datasets::measured;
 use llink_datasets::store::Store;
@@ -9,9 +9,9 @@ use super::TaskContext;
 use crate::Result;
 use crate::report::{Page, Table, chart, curves};
 
-/// Answers that are shown.
+/// The most answers that are shown.
 const EXAMPLES: usize = 12;
-/// Charts of each training: their titles and the numbers in them.
+/// The charts of each training: their titles and the numbers in them.
 type Charts = &'static [(&'static str, &'static [&'static str])];
 const ALIGN: Charts = &[
     ("loss", &["loss", "info_nce"]),
@@ -36,7 +36,7 @@ const INSTRUCT: Charts = &[
     ("gradient norm", &["grad_norm"]),
 ];
 
-/// The page of an evaluation whose figures are in `result`.
+/// Returns the page of an evaluation whose figures are in `result`.
 pub(super) fn page(context: &TaskContext, store: &Store, task: &Evaluate, result: &TaskResult) -> Result<String> {
     let mut page = Page::new("llink: what was learnt");
     for (number, section) in measured::sections(&result.figures).iter().enumerate() {
@@ -60,7 +60,7 @@ pub(super) fn page(context: &TaskContext, store: &Store, task: &Evaluate, result
     Ok(page.html())
 }
 
-/// The first answers, beside what was wanted.
+/// Adds the first answers, beside the expected ones.
 fn examples(page: &mut Page, lines: &[u8]) {
     let lines = String::from_utf8_lossy(lines);
     let rows: Vec<Value> = lines

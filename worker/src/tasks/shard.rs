@@ -1,4 +1,4 @@
-//! The `shard` stage's tasks: thin calls into the datasets crate.
+//! The tasks of the `shard` stage, which call the datasets crate.
 
 use llink_datasets::clean::{Rules, Scripts, TooLong};
 use llink_datasets::read::{Columns, Languages, Source};
@@ -9,7 +9,7 @@ use llink_proto::{Artifact, CleanSource, CleaningRules, SplitCorpus, TaskResult,
 use super::{TaskContext, to_proto};
 use crate::{Error, Result};
 
-/// The role under which the planner looks for the assignment.
+/// The role of the assignment, which the planner looks for.
 const ASSIGNMENT_ROLE: &str = "assignment";
 
 fn corpus(corpus: i32) -> Result<Corpus> {
@@ -22,7 +22,7 @@ fn corpus(corpus: i32) -> Result<Corpus> {
     }
 }
 
-/// What a text that may be empty says.
+/// Parses a text, which may be empty.
 fn told<T: std::str::FromStr<Err = String>>(text: &str) -> Result<Option<T>> {
     match text {
         "" => Ok(None),

@@ -1,4 +1,5 @@
-//! What Stage A fits on the training split before its first step, as a task of its own: one worker fits it, every rank reads the file.
+//! Fits Stage A's statistics on the training split, as a separate task: one worker fits them, and every rank reads the
+//! file.
 
 use llink_datasets::store::Store;
 use llink_datasets::vectors::{VectorTable, read_vectors};
@@ -47,7 +48,7 @@ pub(super) fn run(context: &TaskContext, task: &FitStatistics) -> Result<TaskRes
     })
 }
 
-/// What was fitted; nothing where no file was written.
+/// Reads the fitted statistics; without a file, returns the defaults.
 pub(super) fn read(context: &TaskContext, store: &Store, artifact: Option<&Artifact>) -> Result<Statistics> {
     let Some(artifact) = artifact else {
         return Ok(Statistics::default());

@@ -1,4 +1,4 @@
-//! One shard of pairs to one shard of instructions, by asking a large model.
+//! Makes one shard of instructions from one shard of pairs, by asking a large model.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,9 +16,9 @@ use super::{TaskContext, shard};
 use crate::synthesize::{Answer, Client, Endpoint, Prompt, Request, is_refusal};
 use crate::{Error, Result};
 
-/// Answers of which not one can be used by chance.
+/// After this many answers without a usable one, it is not chance.
 const ENOUGH_TO_JUDGE: usize = 16;
-/// Characters of an answer that can't be used, in an error.
+/// The most characters of an unusable answer that an error quotes.
 const QUOTED: usize = 200;
 
 /// A pair that is asked about.
@@ -49,7 +49,7 @@ pub(super) fn run(context: &TaskContext, task: &Synthesize) -> Result<TaskResult
         .skip(task.skip as usize)
         .take(task.rows as usize)
         .map(|(id, (english, foreign))| {
-            // By the pair's own id, so that neither its place nor other pairs decide what is asked of it.
+            // The pair's own id chooses the prompt, so that its place and other pairs do not matter.
             let prompt = &task.prompts[(id % task.prompts.len() as u64) as usize];
             Asked {
                 english,
@@ -76,8 +76,8 @@ pub(super) fn run(context: &TaskContext, task: &Synthesize) -> Result<TaskResult
     Ok(result)
 }
 
-/// What came of each question, in their order. Once one fails no other is begun, but those under way come to their end, so
-/// that their answers are not lost.
+/// Asks all questions and returns the results in order. After a failure no other request starts, but those under way
+/// finish, so that their answers are kept.
 async fn ask_all(asker: &Asker<'_>, endpoint: &ModelEndpoint, asked: &[Asked]) -> Result<Vec<(Answer, From)>> {
     let (total, failed) = (asked.len() as u64, &AtomicBool::new(false));
     let mut answers: Vec<(usize, Result<(Answer, From)>)> = futures::stream::iter(asked.iter().enumerate())
@@ -106,7 +106,7 @@ async fn ask_all(asker: &Asker<'_>, endpoint: &ModelEndpoint, asked: &[Asked]) -
     answers.into_iter().map(|(_, answer)| answer).collect()
 }
 
-/// Filters the answers, writes what is left, counts the rest.
+/// Filters the answers, writes the usable ones, and counts the rest.
 fn finish(
     task: &Synthesize,
     store: &Store,
@@ -186,7 +186,7 @@ fn finish(
     })
 }
 
-/// Says that not one of many answers can be used: why, with an example, and what to do.
+/// Makes the error for many answers without a usable one: why, with an example, and what to do.
 fn nothing_usable(
     task: &Synthesize,
     counts: &BTreeMap<String, u64>,
@@ -207,7 +207,7 @@ fn nothing_usable(
     )
 }
 
-/// What was dropped, in words: `3 refusal, 1 cut off`.
+/// Lists the dropped answers: `3 refusal, 1 cut off`.
 fn dropped(counts: &BTreeMap<String, u64>) -> String {
     let reason = |(name, rows): (&String, &u64)| {
         let reason = name.strip_prefix("synthesized.dropped_")?;

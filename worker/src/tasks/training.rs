@@ -1,4 +1,4 @@
-//! What the training tasks share: the gang's collective, and the watch over the loop.
+//! The common code of the training tasks: the gang's collective, and the supervision of the loop.
 
 use llink_datasets::store::Store;
 use llink_datasets::vectors::{self, VectorTable, read_vectors};
@@ -11,7 +11,7 @@ use crate::train::checkpoints::Checkpoints;
 use crate::train::training_run::Finished;
 use crate::train::upkeep::Upkeep;
 
-/// The vectors of several files, one after another.
+/// Reads the vectors of several files and concatenates them.
 pub(super) fn read_tables(context: &TaskContext, store: &Store, artifacts: &[Artifact]) -> Result<VectorTable> {
     let mut tables = Vec::with_capacity(artifacts.len());
     for artifact in artifacts {
@@ -22,7 +22,7 @@ pub(super) fn read_tables(context: &TaskContext, store: &Store, artifacts: &[Art
     Ok(vectors::concat(tables)?)
 }
 
-/// The first `rows` of several files of vectors. Files beyond them are not read.
+/// Reads the first `rows` vectors of several files. Files beyond them are not read.
 pub(super) fn read_first(
     context: &TaskContext,
     store: &Store,
@@ -42,7 +42,7 @@ pub(super) fn read_first(
     Ok(table)
 }
 
-/// The collective of this gang: its place is told with the heartbeats, steps have a deadline, and it is aborted when the
+/// Joins the collective of this gang. Heartbeats report its place, steps have a deadline, and it is aborted when the
 /// task is told to stop.
 pub(super) fn join(context: &TaskContext, upkeep: &Upkeep) -> Result<Watched> {
     let abort = AbortHandle::default();
@@ -70,7 +70,7 @@ pub(super) fn join(context: &TaskContext, upkeep: &Upkeep) -> Result<Watched> {
     Ok(Watched::new(inner, position, upkeep.step_timeout))
 }
 
-/// Where a training in `directory` keeps its checkpoints and metrics.
+/// Returns the place of checkpoints and metrics of a training in `directory`.
 pub(super) fn checkpoints(context: &TaskContext, store: &Store, directory: &str, upkeep: &Upkeep) -> Checkpoints {
     Checkpoints::new(
         store.clone(),
@@ -81,7 +81,7 @@ pub(super) fn checkpoints(context: &TaskContext, store: &Store, directory: &str,
     )
 }
 
-/// What a training says of itself beside what it made: its metrics, how long its steps took, by how many ranks.
+/// Returns the common part of a training's result: its metrics, the time of its steps, and the number of ranks.
 pub(super) fn result(
     context: &TaskContext,
     store: &Store,

@@ -1,25 +1,25 @@
-//! Whose turn it is on the device. A worker holds the next shard while it computes one: the next one's reading and tokenizing, and the
-//! last one's writing, happen beside the computing, but two shards never compute at once.
+//! Schedules the shards of a worker on the device. While one shard is computed, the next one is read and tokenized and
+//! the last one is written. Two shards never compute at once.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::Result;
 
-/// A task that waits looks this often whether it is to stop.
+/// The interval at which a waiting task checks the order to stop.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// How the device spent a shard's time.
+/// The use of the device during a shard.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Busy {
-    /// From when nobody computed any more, though this shard was at hand, to its last batch.
+    /// The time to this shard's last batch, counted from when the shard was ready and the device was idle.
     pub(super) total: Duration,
-    /// Of that, computing.
+    /// The part of it spent on computing.
     pub(super) computing: Duration,
 }
 
 impl Busy {
-    /// The share of the time in which it had nothing to compute.
+    /// Returns the share of the time in which the device had nothing to compute.
     pub(super) fn idle_share(&self) -> f64 {
         let total = self.total.as_secs_f64();
         if total == 0.0 {
@@ -30,7 +30,7 @@ impl Busy {
     }
 }
 
-/// One device's turns.
+/// The turns on one device.
 #[derive(Debug, Default)]
 pub struct Turns {
     state: Mutex<State>,
@@ -40,24 +40,25 @@ pub struct Turns {
 #[derive(Debug, Default)]
 struct State {
     taken: bool,
-    /// Who computed last, and until when.
+    /// The last pass that computed, and when it ended.
     last: Option<(String, Instant)>,
 }
 
-/// The device, until this is dropped.
+/// The exclusive use of the device, until this is dropped.
 #[derive(Debug)]
 pub(super) struct Turn<'a> {
     turns: &'a Turns,
     work: String,
-    /// For how long nobody computed before, though this work was at hand.
+    /// The time before this turn in which nobody computed although this work was waiting.
     pub(super) idle: Duration,
 }
 
 impl Turns {
-    /// Waits for the device. `work` is what shards of one pass have in common, `began` when this one was taken on.
+    /// Waits for the device. `work` names the pass, which its shards share, and `began` is the time when this shard was
+    /// started.
     ///
     /// # Errors
-    /// Whatever `check` says in the meantime.
+    /// The error of `check`, which is called meanwhile.
     pub(super) fn take(&self, work: &str, began: Instant, check: impl Fn() -> Result<()>) -> Result<Turn<'_>> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         while state.taken {
@@ -103,23 +104,23 @@ mod tests {
         let first = turns.take("pass", began, || Ok(())).unwrap();
         assert!(first.idle >= Duration::from_millis(20), "its reading: {:?}", first.idle);
         std::thread::scope(|scope| {
-            // This one is read while the first computes, and begins when that ends.
+            // This shard is read while the first computes, and begins when that ends.
             let second = scope.spawn(|| turns.take("pass", Instant::now(), || Ok(())).unwrap().idle);
             nap(400);
             drop(first);
             let idle = second.join().unwrap();
             assert!(idle < Duration::from_millis(300), "{idle:?}");
         });
-        // Nobody was there while the last one was put away.
+        // No shard was waiting while the last one was written.
         nap(30);
         let third = turns.take("pass", Instant::now(), || Ok(())).unwrap();
         assert!(third.idle >= Duration::from_millis(30), "{:?}", third.idle);
         drop(third);
-        // Another stage's pause is not this one's.
+        // Another stage's pause does not count.
         nap(300);
         let other = turns.take("another pass", Instant::now(), || Ok(())).unwrap();
         assert!(other.idle < Duration::from_millis(200), "{:?}", other.idle);
-        // Nor is idle what another pass computed while a shard of this one was at hand.
+        // The time in which another pass computed is not idle either.
         let began = Instant::now();
         nap(400);
         drop(other);

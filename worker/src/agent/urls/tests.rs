@@ -1,4 +1,4 @@
-//! A worker goes no further than its roots reach, whatever it is told.
+//! A worker accesses nothing outside its roots, whatever it is told.
 
 use super::*;
 
@@ -29,7 +29,7 @@ fn endpoint(url: &str, api_key_env: &str) -> Option<ModelEndpoint> {
     })
 }
 
-/// Tasks of every kind that name something outside, with `url` in one place each.
+/// Returns tasks of every kind with an outside URL, `url` in one field each.
 fn tasks_with(url: &str) -> Vec<(&'static str, Task)> {
     let source = |url: &str, foreign: &str| {
         let source = Some(Source {

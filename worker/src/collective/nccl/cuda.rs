@@ -1,5 +1,5 @@
-//! The library itself, by the thin layer of cudarc that returns what NCCL returns. Its safe layer is not used: it waits while it
-//! makes a communicator, and panics when one is dropped.
+//! NCCL itself, through cudarc's thin layer over its functions. cudarc's safe layer is not used, because it waits while
+//! it makes a communicator, and panics when one is dropped.
 
 use std::cell::OnceCell;
 use std::ffi::CStr;
@@ -15,34 +15,34 @@ use half::bf16;
 use super::{Attempt, CommunicatorState, NcclApi, UniqueId};
 use crate::{Error, Result};
 
-/// NCCL's mark of a configuration that was filled in.
+/// NCCL's mark of a valid configuration.
 const MAGIC: u32 = 0xcafe_beef;
-/// The version whose configuration this one is; a newer library reads as much of it as it has.
+/// The version of this configuration; a newer library reads the fields of this version.
 const CONFIG_VERSION: u32 = 23_000;
-/// NCCL's "left to the library".
+/// NCCL's value for "undefined", which leaves a choice to the library.
 const UNDEFINED: i32 = i32::MIN;
 
-/// NCCL on one GPU. Its work runs on a stream of its own, beside what the device computes.
+/// NCCL on one GPU. Its work runs on its own stream, concurrent with the device's computation.
 pub struct CudaNccl {
     device: Device,
     cuda: CudaDevice,
     stream: Arc<CudaStream>,
 }
 
-/// A communicator's handle.
+/// The handle of a communicator.
 pub struct Communicator(sys::ncclComm_t);
 
-// SAFETY: NCCL lets any thread use a communicator, one at a time; the owner is the only one who does.
+// SAFETY: NCCL allows a communicator on any thread, one thread at a time, and only the owner uses it.
 unsafe impl Send for Communicator {}
 
-/// Work on the stream; done when the event behind it has come to pass.
+/// Work on the stream, which is done when the event behind it has occurred.
 pub struct Ticket(OnceCell<CudaEvent>);
 
 impl CudaNccl {
-    /// NCCL for a CUDA device.
+    /// Opens NCCL for a CUDA device.
     ///
     /// # Errors
-    /// [`Error::Device`] when the device is none of CUDA's, or the library can't be loaded.
+    /// [`Error::Device`] when the device is not a CUDA device, or the library can't be loaded.
     pub fn new(device: &Device) -> Result<Self> {
         let Device::Cuda(cuda) = device else {
             return Err(Error::Device("NCCL is for GPUs".into()));
@@ -56,16 +56,16 @@ impl CudaNccl {
         })
     }
 
-    /// A new communicator's id, for rank 0 to hand round.
+    /// Makes the id of a new communicator, which rank 0 distributes.
     ///
     /// # Errors
-    /// [`Error::Device`] with what NCCL says.
+    /// [`Error::Device`] with NCCL's text.
     pub fn unique_id(&self) -> Result<UniqueId> {
         let id = result::get_uniqueid().map_err(|error| Error::Device(format!("NCCL: {}", describe(error.0))))?;
         Ok(UniqueId(id.internal.map(|byte| byte as u8)))
     }
 
-    /// Runs a collective behind what the device has been given to compute.
+    /// Runs a collective after the device's earlier work.
     fn enqueue(&self, run: impl FnOnce() -> candle_core::Result<()>) -> Attempt<Ticket> {
         self.stream
             .join(&self.cuda.cuda_stream())
@@ -125,7 +125,7 @@ impl NcclApi for CudaNccl {
 
     fn state(&self, communicator: &Communicator) -> CommunicatorState {
         let mut state = sys::ncclResult_t::ncclSuccess;
-        // SAFETY: the communicator lives until it is destroyed or aborted, which takes it over.
+        // SAFETY: the communicator lives until it is destroyed or aborted, and both consume it.
         let asked = unsafe { sys::ncclCommGetAsyncError(communicator.0, &raw mut state) };
         match (asked, state) {
             (sys::ncclResult_t::ncclSuccess, sys::ncclResult_t::ncclSuccess) => CommunicatorState::Ready,
@@ -156,7 +156,7 @@ impl NcclApi for CudaNccl {
     fn is_done(&self, ticket: &Ticket) -> Attempt<bool> {
         let event = match ticket.0.get() {
             Some(event) => event,
-            // Only now is it sure that the work stands in the stream.
+            // Only now is the work certainly in the stream.
             None => {
                 let event = self.stream.record_event(None).map_err(|error| error.to_string())?;
                 ticket.0.get_or_init(|| event)
@@ -172,14 +172,14 @@ impl NcclApi for CudaNccl {
     }
 
     fn destroy(&self, communicator: Communicator) {
-        // SAFETY: taken over, so nobody uses it afterwards.
+        // SAFETY: the communicator is consumed, so nobody uses it afterwards.
         if let Err(error) = unsafe { result::comm_destroy(communicator.0) } {
             tracing::warn!("an NCCL communicator was not freed: {}", describe(error.0));
         }
     }
 
     fn abort(&self, communicator: Communicator) {
-        // SAFETY: taken over, so nobody uses it afterwards.
+        // SAFETY: the communicator is consumed, so nobody uses it afterwards.
         if let Err(error) = unsafe { result::comm_abort(communicator.0) } {
             tracing::warn!("an NCCL communicator was not aborted cleanly: {}", describe(error.0));
         }
@@ -195,7 +195,7 @@ impl CudaNccl {
     }
 }
 
-/// What every collective is given.
+/// The common arguments of every collective.
 struct Call<'a> {
     communicator: sys::ncclComm_t,
     stream: &'a CudaStream,
@@ -213,14 +213,14 @@ struct AllGather<'a>(Call<'a>);
 
 struct Broadcast<'a>(Call<'a>, i32);
 
-/// A contiguous tensor's values on the device: where, how many, of which kind.
+/// The values of a contiguous tensor on the device: address, number and type.
 struct Span {
     address: u64,
     count: usize,
     kind: sys::ncclDataType_t,
 }
 
-/// The values to be written by `stream`.
+/// Returns the values for writing by `stream`.
 fn written(storage: &mut CudaStorage, layout: &Layout, stream: &CudaStream) -> candle_core::Result<Span> {
     fn span<T: DeviceRepr>(slice: &mut CudaSlice<T>, start: usize, stream: &CudaStream) -> u64 {
         slice.device_ptr_mut(stream).0 + (start * size_of::<T>()) as u64
@@ -233,7 +233,7 @@ fn written(storage: &mut CudaStorage, layout: &Layout, stream: &CudaStream) -> c
     Ok(Span { address, count, kind })
 }
 
-/// The values to be read by `stream`.
+/// Returns the values for reading by `stream`.
 fn read(storage: &CudaStorage, layout: &Layout, stream: &CudaStream) -> candle_core::Result<Span> {
     fn span<T: DeviceRepr>(slice: &CudaSlice<T>, start: usize, stream: &CudaStream) -> u64 {
         slice.device_ptr(stream).0 + (start * size_of::<T>()) as u64
@@ -279,7 +279,7 @@ impl InplaceOp1 for AllReduce<'_> {
     fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> candle_core::Result<()> {
         let values = written(storage, layout, self.0.stream)?;
         let (address, sum) = (values.address as *mut std::ffi::c_void, sys::ncclRedOp_t::ncclSum);
-        // SAFETY: the span is the tensor's own, which the caller keeps until the work is done.
+        // SAFETY: the span belongs to the tensor, which the caller keeps until the work is done.
         checked(unsafe {
             result::all_reduce(
                 address,
@@ -312,7 +312,8 @@ impl InplaceOp2 for AllGather<'_> {
     ) -> candle_core::Result<()> {
         let mine = read(mine, mine_layout, self.0.stream)?;
         let all = written(all, all_layout, self.0.stream)?;
-        // SAFETY: the spans are the tensors' own, which the caller keeps until the work is done; `all` has room for every rank's.
+        // SAFETY: the spans belong to the tensors, which the caller keeps until the work is done; `all` has room for
+        // every rank's values.
         checked(unsafe {
             result::all_gather(
                 mine.address as *const _,
@@ -353,7 +354,7 @@ impl InplaceOp1 for Broadcast<'_> {
     }
 }
 
-/// A configuration that leaves all to the library but that no call may wait.
+/// Returns a configuration in which no call may wait, and everything else is the library's choice.
 fn non_blocking() -> sys::ncclConfig_t {
     sys::ncclConfig_t {
         size: size_of::<sys::ncclConfig_t>(),
@@ -379,13 +380,13 @@ fn non_blocking() -> sys::ncclConfig_t {
     }
 }
 
-/// NCCL's words for a result.
+/// Returns NCCL's text for a result.
 fn describe(code: sys::ncclResult_t) -> String {
     // SAFETY: the text is static.
     text(unsafe { sys::ncclGetErrorString(code) }).unwrap_or_else(|| format!("{code:?}"))
 }
 
-/// The same, and what the library last noted.
+/// Returns NCCL's text for a result, and its last error message.
 fn describe_last(communicator: &Communicator, code: sys::ncclResult_t) -> String {
     // SAFETY: the text is copied before any other call.
     let last = text(unsafe { sys::ncclGetLastError(communicator.0) });
@@ -396,6 +397,6 @@ fn describe_last(communicator: &Communicator, code: sys::ncclResult_t) -> String
 }
 
 fn text(words: *const std::ffi::c_char) -> Option<String> {
-    // SAFETY: NCCL's texts end with a zero.
+    // SAFETY: NCCL's texts end with a zero byte.
     (!words.is_null()).then(|| unsafe { CStr::from_ptr(words) }.to_string_lossy().into_owned())
 }

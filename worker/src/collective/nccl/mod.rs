@@ -1,11 +1,11 @@
-//! NCCL between GPUs: never a wait without end.
+//! NCCL between GPUs, without any unbounded wait.
 //!
-//! The communicator is non-blocking: every call only begins something. This side polls, and while it does it looks at four things:
-//! whether the work is done, whether NCCL reports an asynchronous error, whether a rank is known to be lost (by [`Mesh`]), and the
-//! clock. Whatever ends the wait but the first aborts the communicator; a gang that goes on does so in its next generation, with a
-//! communicator of its own.
+//! The communicator is non-blocking: every call only starts an operation. This code polls four things: whether the work
+//! is done, whether NCCL reports an asynchronous error, whether a rank is known to be lost (by [`Mesh`]), and the
+//! clock. If the wait ends for any reason but the first, the communicator is aborted. The gang continues in its next
+//! generation, with a new communicator.
 //!
-//! [`NcclApi`] is all that is asked of the library, so that this life cycle is tested where there is no GPU.
+//! [`NcclApi`] is the used part of the library, so that this life cycle can be tested without a GPU.
 
 #[cfg(feature = "nccl")]
 mod cuda;
@@ -22,95 +22,96 @@ use super::mesh::{Mesh, Place};
 use super::{AbortHandle, Collective, RingOptions, UniqueId, check_counts};
 use crate::{Error, Result};
 
-/// What was seen to go wrong, before it is known which call it ends.
+/// The result of a step; the error says what was observed, before it is known which call it ends.
 pub type Attempt<T> = std::result::Result<T, String>;
 
-/// Polls in a row before the thread sleeps between them.
+/// The number of polls in a row before the thread sleeps between them.
 const SPINS: u32 = 2_000;
 const NAP: Duration = Duration::from_micros(100);
-/// After NCCL has reported an error, the name of the rank that is lost may take so long to arrive.
+/// The wait for the name of the lost rank, after NCCL has reported an error.
 const NAME_PATIENCE: Duration = Duration::from_millis(500);
-/// A communicator that is given up in peace may take so long to end.
+/// The time limit for an orderly end of a communicator.
 const FINALIZE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Where a communicator stands.
+/// The state of a communicator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CommunicatorState {
-    /// A call is still being set up.
+    /// An operation is still being set up.
     Busy,
     /// The next call may be made.
     Ready,
-    /// It is broken; what the library says.
+    /// It is broken, with the library's text.
     Failed(String),
 }
 
-/// The few calls of NCCL that a gang needs. None of them waits for another rank. Tensors are contiguous, f32 or bf16, on
+/// The calls of NCCL that a gang needs. None of them waits for another rank. Tensors are contiguous, f32 or bf16, on
 /// [`NcclApi::device`].
 pub trait NcclApi: Send {
-    /// A communicator.
+    /// The handle of a communicator.
     type Communicator: Send;
-    /// Work that has been begun.
+    /// An operation that was started.
     type Ticket: Send;
 
-    /// The library's version, such as `2.30.1`.
+    /// Returns the library's version, such as `2.30.1`.
     ///
     /// # Errors
-    /// What the library says.
+    /// The library's text.
     fn version(&self) -> Attempt<String>;
 
-    /// Where buffers lie.
+    /// Returns the device of the buffers.
     fn device(&self) -> &Device;
 
-    /// Begins to make a communicator of `world_size` ranks, of which this is `rank`.
+    /// Starts making a communicator of `world_size` ranks, of which this is `rank`.
     ///
     /// # Errors
-    /// What the library says.
+    /// The library's text.
     fn begin_init(&self, id: &UniqueId, rank: usize, world_size: usize) -> Attempt<Self::Communicator>;
 
-    /// Where it stands, asynchronous errors included.
+    /// Returns the communicator's state, including asynchronous errors.
     fn state(&self, communicator: &Self::Communicator) -> CommunicatorState;
 
-    /// Begins to replace `values` by their sum over all ranks.
+    /// Starts replacing `values` by their sum over all ranks.
     ///
     /// # Errors
-    /// What the library says.
+    /// The library's text.
     fn all_reduce(&self, communicator: &Self::Communicator, values: &Tensor) -> Attempt<Self::Ticket>;
 
-    /// Begins to write all ranks' `mine`, which are of one length, to `all`.
+    /// Starts writing the `mine` of all ranks, which have the same length, to `all`.
     ///
     /// # Errors
-    /// What the library says.
+    /// The library's text.
     fn all_gather(&self, communicator: &Self::Communicator, mine: &Tensor, all: &Tensor) -> Attempt<Self::Ticket>;
 
-    /// Begins to replace `values` by those of `root`.
+    /// Starts replacing `values` by those of `root`.
     ///
     /// # Errors
-    /// What the library says.
+    /// The library's text.
     fn broadcast(&self, communicator: &Self::Communicator, root: usize, values: &Tensor) -> Attempt<Self::Ticket>;
 
-    /// Whether it is done, and its values may be read on the device. Asked only while the communicator is ready.
+    /// Returns true if the operation is done, so that its values may be read on the device. It is called only while the
+    /// communicator is ready.
     ///
     /// # Errors
-    /// What the device says.
+    /// The device's text.
     fn is_done(&self, ticket: &Self::Ticket) -> Attempt<bool>;
 
-    /// Begins to end the communicator in peace.
+    /// Starts the orderly end of the communicator.
     ///
     /// # Errors
-    /// What the library says.
+    /// The library's text.
     fn begin_finalize(&self, communicator: &Self::Communicator) -> Attempt<()>;
 
-    /// Frees a communicator whose end has come.
+    /// Frees a communicator that has ended.
     fn destroy(&self, communicator: Self::Communicator);
 
-    /// Ends a communicator at once, whatever it waits for.
+    /// Ends a communicator at once, even if it waits.
     fn abort(&self, communicator: Self::Communicator);
 }
 
-/// One rank's end of an NCCL gang.
+/// The NCCL collective of one rank.
 pub struct Nccl<A: NcclApi> {
     api: A,
-    /// None once it is broken.
+    /// The communicator; none after an error.
     communicator: Option<A::Communicator>,
     mesh: Mesh,
     rank: usize,
@@ -118,14 +119,15 @@ pub struct Nccl<A: NcclApi> {
     timeout: Duration,
     abort: AbortHandle,
     place: Place,
-    /// Begun and not yet seen to be done; the tensors stay alive as long.
+    /// Operations that are not yet known to be done. Their tensors are kept alive.
     begun: Vec<(A::Ticket, Tensor)>,
-    /// Why no further call can succeed.
+    /// The reason why every further call fails.
     broken: Option<String>,
 }
 
 impl<A: NcclApi> Nccl<A> {
-    /// Joins a gang: meets the others on `listener`, then makes the communicator `id` with them, both within the timeout.
+    /// Joins a gang: meets the other ranks on `listener`, then makes the communicator `id` with them, both within the
+    /// timeout.
     ///
     /// # Errors
     /// [`Error::Input`] when the rank is not among the addresses; [`Error::Peer`] when a rank does not come within the timeout, is
@@ -173,7 +175,7 @@ impl<A: NcclApi> Nccl<A> {
         Ok(gang)
     }
 
-    /// Polls until the communicator is ready and `done` says yes.
+    /// Polls until the communicator is ready and `done` returns true.
     fn wait(&mut self, during: &str, done: impl Fn(&A) -> Attempt<bool>) -> Result<()> {
         let deadline = Instant::now() + self.timeout;
         let mut polls = 0;
@@ -210,7 +212,7 @@ impl<A: NcclApi> Nccl<A> {
         }
     }
 
-    /// Makes one call: begins it, and waits until it is done.
+    /// Makes one call: starts it, and waits until it is done.
     fn call(
         &mut self,
         what: &str,
@@ -223,7 +225,7 @@ impl<A: NcclApi> Nccl<A> {
         self.wait(&during, |api| api.is_done(&ticket))
     }
 
-    /// Counts a call and says what it is.
+    /// Counts a call and describes it.
     fn enter(&mut self, what: &str, values: usize) -> Result<String> {
         if let Some(reason) = &self.broken {
             return Err(self.peer_error(what, reason.clone()));
@@ -254,12 +256,12 @@ impl<A: NcclApi> Nccl<A> {
             None => Err("there is no communicator".into()),
         };
         let ticket = begun.map_err(|reason| self.failed(during, reason))?;
-        // Who asks from now on hears that this rank has brought its part.
+        // From now on, this rank reports that it has contributed.
         self.mesh.is_at(self.place);
         Ok(ticket)
     }
 
-    /// The end after NCCL reported an error: who is behind it is known a moment later, if a rank is.
+    /// Ends the gang after an error of NCCL. If a rank is at fault, its name arrives a moment later.
     fn failed(&mut self, during: &str, reason: String) -> Error {
         match self.mesh.lost_within(NAME_PATIENCE) {
             Some(lost) => {
@@ -280,7 +282,7 @@ impl<A: NcclApi> Nccl<A> {
         )
     }
 
-    /// The end because this rank was told to stop.
+    /// Ends the gang because this rank was told to stop.
     fn give_up(&mut self, error: Error) -> Error {
         self.end(error.to_string(), self.rank);
         error
@@ -310,7 +312,7 @@ impl<A: NcclApi> Nccl<A> {
     }
 
     fn upload(&self, values: &[f32]) -> Result<Tensor> {
-        // A GPU has no place for nothing.
+        // A GPU has no buffer of length zero.
         let device = if values.is_empty() {
             &Device::Cpu
         } else {
@@ -319,7 +321,7 @@ impl<A: NcclApi> Nccl<A> {
         Ok(Tensor::from_slice(values, values.len(), device)?)
     }
 
-    /// All ranks' rows: each brings as many as the longest, and what is too much is left out.
+    /// Gathers the rows of all ranks. Each sends as many rows as the longest, and the excess is left out.
     fn gather(&mut self, mine: &Tensor, counts: &[usize]) -> Result<Tensor> {
         check_counts(mine.elem_count(), counts, self.rank, self.world_size)?;
         let longest = counts.iter().copied().max().unwrap_or(0);
@@ -402,7 +404,7 @@ impl<A: NcclApi> Collective for Nccl<A> {
     fn begin_all_reduce(&mut self, tensor: &Tensor) -> Result<()> {
         let during = self.enter("all_reduce_sum", tensor.elem_count())?;
         let ticket = self.begin(&during, |api, communicator| api.all_reduce(communicator, tensor))?;
-        // A non-blocking communicator takes the next call once this one is set up; its sum may still be on its way.
+        // A non-blocking communicator accepts the next call once this one is set up, before its sum is complete.
         self.wait(&during, |api| api.is_done(&ticket).map(|_| true))?;
         self.begun.push((ticket, tensor.clone()));
         Ok(())
@@ -427,7 +429,7 @@ impl<A: NcclApi> Collective for Nccl<A> {
 }
 
 impl<A: NcclApi> Drop for Nccl<A> {
-    /// A healthy communicator ends in peace, within a few seconds; any other is aborted.
+    /// A working communicator gets a few seconds for an orderly end; any other is aborted.
     fn drop(&mut self) {
         let Some(communicator) = self.communicator.take() else {
             return;

@@ -1,4 +1,4 @@
-//! The held-out pairs that retrieval is measured on, and the rank that each way to find its English sentence gives every pair.
+//! Measures retrieval on held-out pairs: the rank of the right English sentence for each pair, by each retriever.
 
 use std::collections::BTreeMap;
 
@@ -17,10 +17,10 @@ use crate::llink::retrieval::{RetrievalMetrics, retrieval_ranks};
 use crate::llink::whitening::Whitening;
 use crate::{Error, Result};
 
-/// The metric of the encoder's vectors less the mean of their language.
+/// The name of the metric that subtracts the mean of each language from the encoder's vectors.
 const CENTRED: &str = "centred";
 
-/// The pairs, their vectors, and what was measured so far.
+/// The pairs, their vectors, and the results so far.
 pub(super) struct Benchmark {
     ids: Vec<u64>,
     /// The encoder's vectors of the foreign sides, `[n, d_e]`.
@@ -28,7 +28,7 @@ pub(super) struct Benchmark {
     /// The teacher's vectors of the English sides, `[n, width]`.
     taught: Vec<f32>,
     width: usize,
-    /// What Stage A trained in, unless that is cosine.
+    /// The metric of Stage A, unless it is cosine.
     metric: Option<Whitening>,
     measured: Vec<Measured>,
 }
@@ -41,7 +41,8 @@ struct Measured {
 }
 
 impl Benchmark {
-    /// The first held-out pairs: shards stand in the order of the hash of their text, so these are a fixed, fair sample.
+    /// Reads the first held-out pairs. Shards are in the order of their texts' hash, so these pairs are a fixed, fair
+    /// sample.
     pub(super) fn read(context: &TaskContext, store: &Store, task: &Evaluate) -> Result<Self> {
         let pairs = task.benchmark_pairs as usize;
         let encoder = read_first(context, store, &task.encoder_vectors, pairs)?;
@@ -61,8 +62,8 @@ impl Benchmark {
         self.ids.len()
     }
 
-    /// The encoder's own vectors of both sides. In the second row each side is taken less its mean over training pairs, which are
-    /// no part of the benchmark; over how many is returned.
+    /// Adds the rows of the encoder's own vectors of both sides. The second row subtracts from each side its mean over
+    /// training pairs, which are not part of the benchmark. The result is the number of these pairs.
     pub(super) fn encoder_alone(
         &mut self,
         context: &TaskContext,
@@ -89,13 +90,13 @@ impl Benchmark {
         Ok(Some(rows))
     }
 
-    /// Stage A's projector against the teacher.
+    /// Adds the row of Stage A's projector against the teacher.
     pub(super) fn projected(&mut self, projector: &Projector) -> Result<()> {
         let students = projector.project(&self.foreign)?;
         self.against_teacher(Retriever::StageA, &students)
     }
 
-    /// The mean of Stage B's slots against the teacher.
+    /// Adds the row of the mean of Stage B's slots against the teacher.
     pub(super) fn by_mean_slot(&mut self, slots: &Slots) -> Result<()> {
         let students = slots.means(&self.foreign)?;
         self.against_teacher(Retriever::StageB, &students)
@@ -120,7 +121,7 @@ impl Benchmark {
         });
     }
 
-    /// The table's rows, chance first.
+    /// Returns the rows of the table, chance first.
     pub(super) fn rows(&self) -> Vec<Retrieval> {
         let chance = row(Retriever::Chance, "", RetrievalMetrics::chance(self.pairs()));
         let measured = self.measured.iter();
@@ -128,7 +129,7 @@ impl Benchmark {
         std::iter::once(chance).chain(measured).collect()
     }
 
-    /// A JSON line for each pair: its id, and the rank of its English sentence by each row of the table.
+    /// Returns a JSON line for each pair: its id, and the rank of its English sentence in each row of the table.
     pub(super) fn lines(&self) -> String {
         let names: Vec<String> = self.rows().iter().skip(1).map(Retrieval::name).collect();
         let mut lines = String::new();
@@ -162,7 +163,7 @@ fn same_pairs(what: &str, ids: &[u64], others: &[u64]) -> Result<()> {
     }
 }
 
-/// The mean of rows `[n, width]`.
+/// Returns the mean of rows `[n, width]`.
 fn mean(rows: &[f32], width: usize) -> Vec<f64> {
     let mut sum = vec![0.0_f64; width];
     for row in rows.chunks_exact(width) {
@@ -184,7 +185,7 @@ mod tests {
 
     #[test]
     fn centring_finds_what_a_common_direction_hides() {
-        // Two languages that differ by a large offset each: by cosine all rows look alike.
+        // The two languages each have a large offset, so by cosine all rows look alike.
         let (n, width) = (40, 4);
         let sentence = |i: usize, c: usize| ((i * 7 + c * 3) as f32).sin();
         let side = |offset: &[f32; 4]| -> Vec<f32> {
