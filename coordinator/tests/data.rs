@@ -487,7 +487,7 @@ fn sources_of_one_name_are_told_apart_and_a_lost_ending_is_reported() {
     }
     let warnings = report["warnings"].to_string();
     assert!(
-        warnings.contains("b/train.tsv ends its lines by carriage returns"),
+        warnings.contains("b/train.tsv ends its lines with carriage returns"),
         "{warnings}"
     );
     let table = place.ok(&[

@@ -95,7 +95,9 @@ pub fn check_key_variable(name: &str) -> Result<(), String> {
     let upper = name.to_ascii_uppercase();
     let own = ["AWS_", "AZURE_", "GOOGLE_", "KUBERNETES_", "LLINK_"];
     match own.iter().any(|prefix| upper.starts_with(prefix)) {
-        true => Err(format!("{name} is the workers' own, and sent to nobody")),
+        true => Err(format!(
+            "{name} is one of the workers' own variables, which are never sent"
+        )),
         false => Ok(()),
     }
 }
@@ -173,7 +175,7 @@ fn parse(text: &str) -> Result<Root, String> {
     };
     let is_dotted = |path: &str| path.split(['/', '\\']).any(|part| part == ".." || part == ".");
     if is_dotted(&decoded) || is_dotted(path_part) || decoded.contains(['\\', '\0']) {
-        return Err(format!("{shown}: a URL of a job holds no `.`, `..` or `\\`"));
+        return Err(format!("{shown}: a job's URL may not contain `.`, `..` or `\\`"));
     }
     if scheme == "file" {
         let path = Url::parse(text).ok().and_then(|url| url.to_file_path().ok());
@@ -196,7 +198,7 @@ fn parse(text: &str) -> Result<Root, String> {
     }
     if let Some(credential) = credential_of(text) {
         return Err(format!(
-            "{shown}: a URL of a job holds no key, and this one holds {credential}"
+            "{shown}: a job's URL may not hold a key, and this one holds {credential}"
         ));
     }
     if scheme == "hf" {
@@ -239,11 +241,11 @@ fn hub_place(text: &str, decoded: &str) -> Result<Root, String> {
 
 fn folder(text: &str, path: &Path) -> Result<Root, String> {
     if text.is_empty() || text.contains('\0') {
-        return Err(format!("{text:?} is no path"));
+        return Err(format!("{text:?} is not a path"));
     }
     let dots = path.components().any(|part| matches!(part, Component::ParentDir));
     if dots {
-        return Err(format!("{text}: a path of a job holds no `..`"));
+        return Err(format!("{text}: a job's path may not contain `..`"));
     }
     Ok(Root::Folder(without_dots(path)))
 }

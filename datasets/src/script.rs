@@ -58,7 +58,7 @@ impl FromStr for WritingSystem {
                 let script = Script::from_short_name(code)
                     .filter(|script| !matches!(script, Script::Common | Script::Inherited | Script::Unknown));
                 let unknown =
-                    || format!("`{code}` is no ISO 15924 code of a script that Unicode has, such as Khmr or Latn");
+                    || format!("`{code}` is not the ISO 15924 code of a Unicode script, such as Khmr or Latn");
                 [script.ok_or_else(unknown)?; 3]
             }
         };

@@ -55,7 +55,7 @@ pub fn write_vectors(table: &VectorTable, metadata: &BTreeMap<String, String>) -
         .filter(|width| *width > 0 && table.values.len() == table.ids.len() * table.width)
         .ok_or_else(|| {
             let (values, rows) = (table.values.len(), table.ids.len());
-            refuse(format!("{values} numbers are no {rows} rows of {}", table.width))
+            refuse(format!("{values} numbers do not make {rows} rows of {}", table.width))
         })?;
     let item = Arc::new(Field::new("item", DataType::Float16, false));
     let schema = Arc::new(Schema::new(vec![
@@ -100,7 +100,7 @@ pub fn read_vectors(name: &str, content: Bytes) -> Result<VectorTable> {
         values: Vec::new(),
     };
     for batch in decode(name, content, &["id", "vector"])? {
-        let wrong = || bad(name, "column `vector` is no fixed-size list of f16".to_owned());
+        let wrong = || bad(name, "column `vector` is not a fixed-size list of f16".to_owned());
         let column = batch.column_by_name("vector").ok_or_else(wrong)?;
         let vectors = column.as_fixed_size_list_opt().ok_or_else(wrong)?;
         let values = vectors.values().as_primitive_opt::<Float16Type>().ok_or_else(wrong)?;

@@ -305,9 +305,7 @@ fn wrong_sums(manifest: &Manifest) -> Vec<String> {
             let parts = ["kept", "train", "holdout"].map(|name| count(name).unwrap_or(0));
             let sum = parts.iter().sum::<u64>() + dropped.map(|(_, rows)| rows).sum::<u64>();
             if sum != rows {
-                faults.push(format!(
-                    "{prefix}rows is {rows}, but what became of them adds up to {sum}"
-                ));
+                faults.push(format!("{prefix}rows is {rows}, but its parts add up to {sum}"));
             }
         }
     }

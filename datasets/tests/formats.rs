@@ -181,7 +181,7 @@ async fn broken_units_of_a_tmx_are_counted_and_the_rest_is_read() {
     assert_eq!(rows(source).await.unwrap(), expected());
 
     for (content, expects) in [
-        ("not xml at all", "is no TMX"),
+        ("not xml at all", "is not TMX"),
         ("<html><body>404</body></html>", "is a web page"),
     ] {
         let url = put("wrong.tmx", content.as_bytes()).await;

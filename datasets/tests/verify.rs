@@ -97,7 +97,7 @@ async fn each_fault_is_named_with_its_object() {
     let counts = [("pairs.rows", 9), ("pairs.kept", 5), ("pairs.dropped_duplicate", 3)];
     other_sums.counts = counts.map(|(name, rows)| (name.to_owned(), rows)).into();
     other_sums.write(&store, "shard/0123abcd/manifest.json").await.unwrap();
-    fault("pairs.rows is 9, but what became of them adds up to 8").await;
+    fault("pairs.rows is 9, but its parts add up to 8").await;
     let other_key = Manifest {
         key: "other".into(),
         ..manifest.clone()

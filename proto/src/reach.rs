@@ -79,7 +79,7 @@ pub enum ReachError {
         /// The reason, for people.
         reason: String,
     },
-    /// Options that exclude each other; the text says which.
+    /// Options that do not fit each other; the text says which.
     #[error("{0}")]
     Options(String),
 }
@@ -182,7 +182,7 @@ impl Credentials {
             return Ok(Caller::default());
         };
         let value: Result<MetadataValue<Ascii>, _> = format!("Bearer {token}").parse();
-        let mut value = value.map_err(|_| ReachError::Options("the token is no printable ASCII".into()))?;
+        let mut value = value.map_err(|_| ReachError::Options("the token is not printable ASCII".into()))?;
         value.set_sensitive(true);
         Ok(Caller {
             authorization: Some(value),

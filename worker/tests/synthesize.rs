@@ -249,7 +249,7 @@ async fn what_does_not_pass_is_said_in_the_endpoints_words_and_not_tried_for_eve
         (
             reply("200 OK", "<html><title>Sign in</title></html>"),
             4,
-            ["no chat completion", "Sign in"],
+            ["not a chat completion", "Sign in"],
         ),
         (
             reply("307 Temporary Redirect", ""),

@@ -103,7 +103,7 @@ impl Certs {
             ));
         }
         say(&format!(
-            "{}/ca.crt: whom all of them trust. Keep ca.key to yourself",
+            "{}/ca.crt: the authority that all of them trust. Keep ca.key secret",
             self.dir.display()
         ));
         Ok(())

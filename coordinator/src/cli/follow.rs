@@ -77,7 +77,7 @@ pub(super) fn conclude(ended: &Ended, style: Style) -> Result<(), Failed> {
         JobState::Cancelled => Err(Failed::new(
             Exit::Cancelled,
             format!(
-                "job {} was cancelled. What was finished is kept: submit it again to go on",
+                "job {} was cancelled. Finished work is kept: submit it again to continue",
                 job.id
             ),
         )),

@@ -188,7 +188,7 @@ pub(super) fn problems(job: &JobFile, expect: Expect<'_>) {
         (1..=10).contains(&i.slots) || i.mode == InstructMode::Direct,
         "instruct.slots",
         &i.slots,
-        "1 to 10: as many reserved tokens has the decoder",
+        "1 to 10, the number of the decoder's reserved tokens",
     );
     expect(i.lora_rank >= 1, "instruct.lora_rank", &i.lora_rank, "at least 1");
     for (key, value) in [

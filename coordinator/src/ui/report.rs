@@ -59,7 +59,7 @@ pub fn report(job: &Job, style: Style) {
         let output = job.output_url.trim_end_matches('/');
         print_line(&format!("the report with its curves: {output}/report.html"));
     }
-    print_line(&format!("artefacts in {}", job.output_url));
+    print_line(&format!("artifacts in {}", job.output_url));
     for stage in report["stages"].as_array().into_iter().flatten() {
         let text = |key: &str| stage[key].as_str().unwrap_or_default().to_owned();
         let seconds = stage["seconds"].as_f64().unwrap_or_default();

@@ -219,7 +219,7 @@ fn run_bzip2(stream: &mut BzDecoder, input: &[u8], buffer: &mut Vec<u8>) -> Resu
     buffer.truncate(start + made);
     let status = status.map_err(|e| e.to_string())?;
     if used == 0 && made == 0 && status != BzStatus::StreamEnd && !input.is_empty() {
-        return Err("the decoder stands still".to_owned());
+        return Err("the decoder makes no progress".to_owned());
     }
     Ok((used, made, status))
 }
@@ -250,7 +250,7 @@ fn run_xz(
         Err(error) => return Err(error.to_string()),
     }
     if used == 0 && made == 0 && !*ended && matches!(action, Action::Run) {
-        return Err("the decoder stands still".to_owned());
+        return Err("the decoder makes no progress".to_owned());
     }
     Ok((used, made))
 }

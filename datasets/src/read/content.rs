@@ -77,7 +77,7 @@ pub(super) fn decide(head: &[u8], expected: Compression, said: &str) -> (Compres
         Some(found) if found == expected => (found, None),
         Some(found) => {
             let note = match expected {
-                Compression::None => format!("is {found}, which {said} does not tell; it is read as {found}"),
+                Compression::None => format!("is {found}, although {said} does not say so; it is read as {found}"),
                 expected => format!("is {found}, and not {expected} as {said} says; it is read as {found}"),
             };
             (found, Some(note))

@@ -135,7 +135,7 @@ fn check_groups(url: &str, metadata: &ParquetMetaData, bytes: u64) -> Result<()>
     for group in metadata.row_groups() {
         if group.total_byte_size() > LARGEST_GROUP {
             let reason = format!(
-                "has a row group of {} MiB, of which only up to {} MiB are taken in; write it again with smaller ones",
+                "has a row group of {} MiB, more than the limit of {} MiB; write it again with smaller row groups",
                 group.total_byte_size() >> 20,
                 LARGEST_GROUP >> 20
             );

@@ -62,7 +62,7 @@ impl Pieces {
     pub(crate) fn notes(&self) -> Vec<String> {
         let mut notes: Vec<String> = self.source.notes().map(str::to_owned).collect();
         if self.has_bare_returns {
-            notes.push("ends its lines by carriage returns alone, as old Mac files do; it is read so".to_owned());
+            notes.push("ends its lines with carriage returns only, like old Mac files; it is read that way".to_owned());
         }
         notes
     }

@@ -87,8 +87,7 @@ fn check_header(url: &str, text: &str) -> Result<()> {
     }
     Err(Error::Content {
         path: url.to_owned(),
-        reason: "is no TMX: `<tmx` does not stand before the first unit; set `format` if it is something else"
-            .to_owned(),
+        reason: "is not TMX: no `<tmx` precedes the first unit; set `format` if it is something else".to_owned(),
     })
 }
 

@@ -129,7 +129,7 @@ impl Merged {
             let table = StoredTable::open(store, path).await?;
             total += table.rows();
             let source = table.fact(SOURCE_KEY);
-            sources.push(source.ok_or_else(|| bad(&name, "is no cleaned table".into()))?);
+            sources.push(source.ok_or_else(|| bad(&name, "is not a cleaned table".into()))?);
             cursors.push(Cursor {
                 stream: table.stream(&columns)?,
                 name,

@@ -129,7 +129,7 @@ async fn read_rows(
     }
     let source = table
         .fact(SOURCE_KEY)
-        .ok_or_else(|| bad(&name, "is no cleaned table".into()))?;
+        .ok_or_else(|| bad(&name, "is not a cleaned table".into()))?;
     let total = table.rows() as usize;
     let ranges = rows
         .chunk_by(|a, b| a + 1 == *b)

@@ -58,9 +58,7 @@ fn settle(variables: &mut Variables, config: &str, credentials: &str, places: &s
     let keys = section(credentials, &profile, false);
     let has_own = OWN.iter().any(|name| variables.contains_key(*name));
     if named.is_some() && configured.is_none() && keys.is_none() && !has_own {
-        return Err(format!(
-            "AWS_PROFILE names {profile:?}, of which nothing stands in {places}"
-        ));
+        return Err(format!("AWS_PROFILE names {profile:?}, which is not in {places}"));
     }
     let mut settings = configured.unwrap_or_default();
     settings.extend(keys.unwrap_or_default());
@@ -96,7 +94,7 @@ fn add_keys(variables: &mut Variables, settings: &Section, profile: &str, is_nam
     }
     let login = LOGINS.iter().find(|setting| settings.contains_key(**setting));
     let reason = match login {
-        Some(setting) => format!("takes its keys by `{setting}`, which is not done here"),
+        Some(setting) => format!("takes its keys by `{setting}`, which is not supported"),
         None if is_named => "has no keys".to_owned(),
         None => return Ok(()),
     };

@@ -120,7 +120,7 @@ pub(super) fn without_keys(url: &str, error: &str) -> Option<String> {
     let own = ["169.254.169.254", "metadata.google.internal"];
     let keys = cloud(url.split_once("://")?.0).keys;
     own.iter().any(|server| error.contains(server)).then(|| {
-        format!("there are no keys for it, and this machine has no role of its own: set {keys}. It was said: {error}")
+        format!("there are no keys for it, and this machine has no role of its own: set {keys}. The error was: {error}")
     })
 }
 

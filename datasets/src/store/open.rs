@@ -25,7 +25,7 @@ impl Store {
     /// - a path, relative to the working folder or absolute, or `file://…`; the first write creates the folder
     /// - `memory://name`
     /// - with the `cloud` feature, `s3://`, `gs://` or `az://`, with credentials from the usual environment variables
-    /// (for S3 also from a profile of `~/.aws`)
+    ///   (for S3 also from a profile of `~/.aws`)
     /// - with the `cloud` feature, `http(s)://` or `hf://`, which are read-only
     ///
     /// # Errors
@@ -162,7 +162,7 @@ fn check_whole(url: &str) -> Result<()> {
         false => Ok(()),
         true => Err(bad_url(
             url,
-            "its query was kept in the coordinator's memory alone, and the coordinator was started anew: submit the job \
+            "its query was kept in the coordinator's memory only, and the coordinator was started anew: submit the job \
              again, and it goes on from what is finished",
         )),
     }

@@ -24,7 +24,7 @@ const STUCK_AFTER: Duration = Duration::from_secs(60);
 
 /// A task that ignores the order to stop. Only the end of the process ends it.
 #[derive(Debug, thiserror::Error)]
-#[error("task {task} does not stop: it was told to {} s ago. This process ends, so that it is started anew", STUCK_AFTER.as_secs())]
+#[error("task {task} does not stop: it was told to {} s ago. This process ends, so that it can be started again", STUCK_AFTER.as_secs())]
 pub(super) struct Stuck {
     pub(super) task: u64,
 }
@@ -80,7 +80,7 @@ impl Session {
                     control.stop(&abort.reason);
                 }
             }
-            None => tracing::warn!("an instruction that this version does not know was left alone"),
+            None => tracing::warn!("an instruction that this version does not know was ignored"),
         }
         Ok(())
     }
@@ -191,7 +191,7 @@ impl Session {
                 }
                 // The same report would be refused again.
                 Err(e) if e.code() == Code::InvalidArgument && !has_failed(&request) => {
-                    let text = format!("the coordinator does not take what the task made: {}", e.message());
+                    let text = format!("the coordinator refuses the result of the task: {}", e.message());
                     tracing::warn!(task = lease.0, "{text}");
                     request.outcome = Some(report_request::Outcome::Failed(internal(text)));
                 }

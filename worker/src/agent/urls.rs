@@ -34,7 +34,7 @@ pub(super) fn check(task: &Task, roots: &Roots) -> Result<(), String> {
     } in &named.models
     {
         if fingerprint.is_empty() || !fingerprint.bytes().all(|b| b.is_ascii_alphanumeric()) {
-            return Err(format!("{url}: {fingerprint:?} is no model's fingerprint"));
+            return Err(format!("{url}: {fingerprint:?} is not a model's fingerprint"));
         }
     }
     if *roots == Roots::Any {

@@ -172,7 +172,7 @@ impl BundleConfig {
             serde_json::from_slice(content).map_err(|e| refuse(format!("is not JSON: {e}")))?;
         if value["model_type"] != MODEL_TYPE {
             return Err(refuse(format!(
-                "`model_type` is {}, not \"{MODEL_TYPE}\": this is no bundle of llink's",
+                "`model_type` is {}, not \"{MODEL_TYPE}\": this is not a bundle of llink",
                 value["model_type"]
             )));
         }

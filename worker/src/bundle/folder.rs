@@ -49,7 +49,7 @@ impl BundleFolder {
         };
         if manifest.stage != STAGE {
             return Err(refuse(format!(
-                "is what stage `{}` left, not a bundle: that lies in {STAGE}/ of the job's output",
+                "is the result of stage `{}`, not a bundle: the bundle is in {STAGE}/ of the job's output",
                 manifest.stage
             )));
         }

@@ -83,8 +83,7 @@ impl Generator {
         };
         let Some(prompt) = bundle.config.prompt.clone() else {
             return Err(refuse(
-                "the bundle holds a projector and no more: the job that exported it has no [instruct], so there is nothing that \
-                 answers",
+                "the bundle holds only a projector: the job that exported it has no [instruct], so it cannot answer",
             ));
         };
         let place = if bundle.expander.is_some() { "{slots}" } else { "{text}" };

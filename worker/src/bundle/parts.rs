@@ -72,8 +72,7 @@ impl Bundle {
     pub fn adapter(&self, decoder: &LlamaConfig) -> Result<LoraAdapter> {
         let files = self.adapter.as_ref().ok_or_else(|| Error::Model {
             path: self.url.clone(),
-            reason: "holds a projector and no more: the job that exported it has no [instruct], so there is nothing that answers"
-                .into(),
+            reason: "holds only a projector: the job that exported it has no [instruct], so it cannot answer".into(),
         })?;
         let adapter = peft::read(decoder, &self.url, &files.config, &files.weights)?;
         let places = adapter.tensor_places();

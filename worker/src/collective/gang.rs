@@ -80,7 +80,9 @@ impl Joining<'_> {
         }
         match (transport, library) {
             (Transport::Nccl(id), Some(library)) => library::connect(library, &listener, &options, &id, abort),
-            (Transport::Nccl(_), None) => Err(Error::Device("the gang speaks NCCL and this rank has none".into())),
+            (Transport::Nccl(_), None) => Err(Error::Device(
+                "the gang uses NCCL, which this rank does not have".into(),
+            )),
             (Transport::Ring, _) => Ok(Box::new(Ring::connect(listener, &options, abort)?)),
         }
     }
@@ -99,7 +101,7 @@ mod library {
         match load(joining) {
             Ok((offer, library)) => (Some(offer), Some(library)),
             Err(error) => {
-                tracing::warn!("no NCCL, so this gang speaks TCP: {error}");
+                tracing::warn!("NCCL is not available, so this gang uses TCP: {error}");
                 (None, None)
             }
         }

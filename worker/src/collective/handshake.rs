@@ -176,7 +176,7 @@ impl Call {
         let (said, rest) = self.opening.split_at(HELLO_BYTES);
         let expected = proof(options, b"listener", rank, said, &rest[..NONCE_BYTES]);
         let stranger = || {
-            let reason = format!("who answers for rank {rank} does not know the gang's secret");
+            let reason = format!("the process that answers for rank {rank} does not know the gang's secret");
             lost(options, reason)
         };
         expected.verify_slice(&shown).map_err(|_| stranger())?;

@@ -28,7 +28,11 @@ impl FromStr for UniqueId {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = || Error::Input(format!("`{text}` is no NCCL id: 256 hexadecimal digits are expected"));
+        let wrong = || {
+            Error::Input(format!(
+                "`{text}` is not an NCCL id: 256 hexadecimal digits are expected"
+            ))
+        };
         if text.len() != 256 || !text.is_ascii() {
             return Err(wrong());
         }

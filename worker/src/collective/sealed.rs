@@ -205,7 +205,12 @@ impl Incoming {
         {
             self.plain.resize(length.saturating_sub(TAG_BYTES), 0);
             seal.read_message(&self.frame[LENGTH_BYTES..whole], &mut self.plain)
-                .map_err(|_| io::Error::new(ErrorKind::InvalidData, "what came was altered, or is not the gang's"))?;
+                .map_err(|_| {
+                    io::Error::new(
+                        ErrorKind::InvalidData,
+                        "the received data was altered, or is not from the gang",
+                    )
+                })?;
             (self.come, self.taken) = (0, 0);
         }
         Ok(read > 0)

@@ -49,7 +49,7 @@ impl FromStr for DeviceChoice {
     fn from_str(text: &str) -> Result<Self> {
         let wrong = || {
             Error::Input(format!(
-                "`{text}` is no device: `auto`, `cpu`, `cuda` or `cuda:N` is expected"
+                "`{text}` is not a device: `auto`, `cpu`, `cuda` or `cuda:N` is expected"
             ))
         };
         match text {

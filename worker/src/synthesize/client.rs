@@ -99,11 +99,11 @@ impl Key {
         let text = value.trim();
         if text.is_empty() {
             return Err(format!(
-                "the environment variable {name}, which is to hold its key, is not set on this worker"
+                "the environment variable {name}, which must hold its key, is not set on this worker"
             ));
         }
         let mut header = HeaderValue::from_str(&format!("Bearer {text}"))
-            .map_err(|_| format!("the environment variable {name} holds characters that no key has"))?;
+            .map_err(|_| format!("the environment variable {name} holds characters that a key cannot contain"))?;
         header.set_sensitive(true);
         Ok(Self {
             text: text.into(),
@@ -153,7 +153,7 @@ impl Client {
         let left_out = self.dialect().temperature == Temperature::LeftOut;
         let warning = || {
             format!(
-                "{}: the model takes no temperature from outside: its answers are drawn at its own, and may differ from one \
+                "{}: the model accepts no temperature: it samples at its own, and its answers may differ from one \
                  run to the next",
                 self.shown()
             )
@@ -197,7 +197,7 @@ impl Client {
         };
         Err(Error::Input(format!(
             "{}: no answer after {attempts} tries, the last time because {last}. The answers so far are kept: submit the \
-             job again when the endpoint is well",
+             job again when the endpoint works again",
             self.shown()
         )))
     }
@@ -218,7 +218,7 @@ impl Client {
             let Some(wanted) = used.wanted_by(said) else {
                 return false;
             };
-            tracing::info!(?wanted, "the endpoint wants requests written otherwise: {}", said.text);
+            tracing::info!(?wanted, "the endpoint asks for another form of request: {}", said.text);
             *dialect = wanted;
         }
         true
@@ -274,7 +274,7 @@ impl Client {
             Some(Body::Error(error)) => Said::of_value(status, &error, key),
             Some(Body::Unreadable) => {
                 let text = Said::of(status, &content, key).text;
-                return Err(passing(format!("its answer is no chat completion: {text}")));
+                return Err(passing(format!("its answer is not a chat completion: {text}")));
             }
         };
         match said.meaning() {

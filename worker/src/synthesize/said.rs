@@ -153,7 +153,7 @@ impl Said {
     /// Returns advice where waiting does not help.
     pub(super) fn advice(&self, section: &str) -> Option<String> {
         if self.is_quota() {
-            return Some("the account's quota or balance is used up, which waiting does not cure".into());
+            return Some("the account's quota or balance is used up, and waiting does not help".into());
         }
         match self.status.as_u16() {
             401 | 403 => Some(format!(

@@ -212,7 +212,7 @@ fn check(bundle: &Bundle, trained: &Trained, decoder: &Decoder, folder: &BundleF
         .collect();
     let differ = |file: &str, what: &str| Error::Model {
         path: folder.describe(file),
-        reason: format!("gives other {what} than what was trained does: it is not what was to be written"),
+        reason: format!("gives other {what} than the trained parts do: the bundle is wrong"),
     };
     let projected = trained.projector.project(&input)?;
     if !agree(&bundle.projector.project(&input)?, &projected) {

@@ -185,7 +185,7 @@ fn go_on(output: &Path, rows: &mut Rows, made_by: &Value, faults: &mut Faults) -
         let row = expected.filter(|row| row.is_answered_by(&found, made_by));
         let Some(row) = row else {
             let text = format!(
-                "{}:{}: is no answer to that line of the input by this bundle with these settings: name another --output, or \
+                "{}:{}: is not an answer to that line of the input by this bundle with these settings: name another --output, or \
                  remove it",
                 output.display(),
                 kept + 1

@@ -45,7 +45,7 @@ impl Faults {
         let unnamed = self.count - self.named.len();
         let mut text = self.named.join("\n");
         if unnamed > 0 {
-            text.push_str(&format!("\n{}: {unnamed} lines more", self.name));
+            text.push_str(&format!("\n{}: {unnamed} more lines", self.name));
         }
         if !self.has_answers {
             return Err(Failed::new(Exit::Input, format!("no line could be answered:\n{text}")));

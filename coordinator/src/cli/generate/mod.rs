@@ -81,7 +81,7 @@ impl Generate {
         let runtime = Handle::current();
         let work = tokio::task::spawn_blocking(move || self.work(answering, &runtime));
         work.await
-            .map_err(|e| Failed::new(Exit::Internal, format!("answering broke down: {e}")))?
+            .map_err(|e| Failed::new(Exit::Internal, format!("the generator failed: {e}")))?
     }
 
     fn answering(&self) -> Result<Answering, Failed> {

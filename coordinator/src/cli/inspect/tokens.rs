@@ -48,7 +48,7 @@ impl Tokens {
             let (pairs, left_out) = read_raw_pairs(&source).await.map_err(|e| of_datasets(&e))?;
             if left_out > 0 {
                 let url = ShownUrl::of(&source.url);
-                say(&format!("{url}: {left_out} rows are no pairs and left out"));
+                say(&format!("{url}: {left_out} rows are not pairs and were left out"));
             }
             for pairs in pairs.chunks(BATCH) {
                 let count = |side: fn(&(String, String)) -> &str| -> Result<Vec<usize>, Failed> {

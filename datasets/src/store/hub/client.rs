@@ -83,7 +83,7 @@ impl Client {
         serde_json::from_slice(&content).map_err(|e| Error::Content {
             path: repo.to_string(),
             reason: format!(
-                "{} does not answer as the Hub does ({e}): look at HF_ENDPOINT",
+                "{} does not answer as the Hub does ({e}): check HF_ENDPOINT",
                 self.settings.endpoint
             ),
         })
@@ -143,7 +143,7 @@ impl Client {
         let mut address = Url::parse(&base).map_err(|e| wrong(format!("{base}: {e}")))?;
         let mut segments = address
             .path_segments_mut()
-            .map_err(|()| wrong(format!("{base} is no web address")))?;
+            .map_err(|()| wrong(format!("{base} is not a web address")))?;
         segments.pop_if_empty().extend(path.split('/'));
         drop(segments);
         Ok(address.into())

@@ -258,9 +258,8 @@ impl HubRepo {
         }
         Err(Error::Content {
             path: what.to_owned(),
-            reason:
-                "came otherwise than the Hub says it is (another SHA-256): submit the job again to download it anew"
-                    .into(),
+            reason: "differs from what the Hub says it is (another SHA-256): submit the job again to download it anew"
+                .into(),
         })
     }
 

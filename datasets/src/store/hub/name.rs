@@ -58,7 +58,7 @@ impl RepoName {
             return Err(format!("names no repository; {expected}"));
         }
         if revision.as_deref().is_some_and(|r| !r.split('/').all(is_plain)) {
-            return Err("its revision is no branch, tag or commit".into());
+            return Err("its revision is not a branch, tag or commit".into());
         }
         let path: Vec<&str> = parts.collect();
         if path.iter().any(|part| matches!(*part, "." | "..")) {
