@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compares what a job of examples/khmer cached and exported with what Transformers computes on the same models.
+"""Compares the cached vectors of a job of examples/khmer with those of Transformers on the same models.
 
     python compare.py OUTPUT MODELS      OUTPUT is the job's output folder, MODELS holds e5-small and smollm2.gguf
 """

