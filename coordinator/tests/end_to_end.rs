@@ -1,4 +1,4 @@
-//! The real binary, as its user runs it.
+//! Runs the real binary as a user does.
 #![allow(clippy::unwrap_used)]
 
 mod common;

@@ -1,6 +1,6 @@
 //! Checks that `docs/job-file.md` matches the job file's own types: the doc comment and the default of each key.
 //!
-//! `LLINK_BLESS=1 cargo test --release -p llink-coord --test job_reference` writes the page anew.
+//! `LLINK_BLESS=1 cargo test --release -p llink-coord --test job_reference` writes the page again.
 #![allow(clippy::unwrap_used)]
 
 use std::fmt::Write as _;

@@ -213,7 +213,7 @@ fn a_whole_job_runs_over_mutual_tls_with_workers_that_joined_by_certificate_and_
             .trim(),
         "serving"
     );
-    // With the wrong person's certificate the exit code says why.
+    // With the wrong certificate, the exit code says why.
     let said = place.fails(
         8,
         &[

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::{Place, Random, Running, SMALL, eventually, figure, projector, signal, trained_steps};
 
-/// Random faults that one training must survive.
+/// The number of random faults that one training must survive.
 const FAULTS: u64 = 22;
 const LEASE_S: f64 = 1.0;
 

@@ -45,7 +45,7 @@ impl Random {
     }
 }
 
-/// Changes, removes, repeats and inserts a few bytes.
+/// Returns the seed with a few bytes changed, removed, repeated and inserted.
 fn mutated(seed: &[u8], random: &mut Random) -> Vec<u8> {
     let mut bytes = seed.to_vec();
     for _ in 0..=random.below(6) {

@@ -86,7 +86,7 @@ pub enum DropReason {
     NotText,
     /// A TMX unit is not valid XML.
     BrokenXml,
-    /// A TMX unit lacks one of the languages, or leaves open which of several is meant.
+    /// A TMX unit lacks one of the languages, or has several candidates for one.
     MissingLanguage,
     /// A chat has more than one question and one answer, or parts other than text.
     ManyTurns,
@@ -122,11 +122,11 @@ pub enum DropReason {
     IdenticalSides,
     /// Another row has the same text on one of the sides.
     Duplicate,
-    /// The English of this training row stands in the holdout part too.
+    /// The English text of this training row is also in the holdout part.
     EnglishInHoldout,
-    /// Another row says almost the same.
+    /// Another row is a near-duplicate of this one.
     NearDuplicate,
-    /// This training row says almost what a held-out one says.
+    /// This training row is a near-duplicate of a held-out row.
     NearDuplicateInHoldout,
     /// The row is beyond the number of rows that were asked for.
     Surplus,

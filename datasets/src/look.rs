@@ -66,12 +66,12 @@ pub async fn shard(store: &Store, path: &str, bytes: u64) -> Result<ShardInfo> {
     })
 }
 
-/// A column's values.
+/// The values of a column.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Values {
-    /// Whole numbers.
+    /// A column of whole numbers.
     Numbers(Vec<u64>),
-    /// Texts.
+    /// A column of texts.
     Texts(Vec<String>),
     /// The Euclidean norm of each vector in a column of vectors.
     Norms(Vec<f32>),

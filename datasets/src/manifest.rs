@@ -21,7 +21,7 @@ pub const ATTEMPT_PREFIX: &str = "attempt-";
 pub struct Manifest {
     /// The format version, [`MANIFEST_VERSION`].
     pub version: u32,
-    /// The stage's name.
+    /// The name of the stage.
     pub stage: String,
     /// The stage's key: the hash of everything its output depends on.
     pub key: String,
@@ -30,7 +30,7 @@ pub struct Manifest {
     /// Rows read, kept, and dropped by reason.
     #[serde(default)]
     pub counts: BTreeMap<String, u64>,
-    /// Measured numbers.
+    /// Measured numbers by name.
     #[serde(default)]
     pub figures: BTreeMap<String, f64>,
     /// Fingerprints, widths and similar facts that later stages depend on.

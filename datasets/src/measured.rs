@@ -23,7 +23,7 @@ pub const TOKENS: [&str; 2] = ["decoder_tokens.english", "decoder_tokens.foreign
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Retriever {
-    /// Random guessing.
+    /// Random guessing finds the sentence.
     Chance,
     /// The encoder's vectors of both sentences, without decoder or training.
     Encoder,
@@ -133,7 +133,7 @@ impl Retrieval {
 /// A part of the measurements: a heading, an optional table, and notes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Section {
-    /// The heading.
+    /// The heading of the section.
     pub title: String,
     /// The table of its numbers.
     pub table: Option<Table>,
@@ -148,7 +148,7 @@ pub struct Table {
     pub words: Vec<&'static str>,
     /// Headings of the columns that hold numbers.
     pub numbers: Vec<&'static str>,
-    /// Rows: a cell for each column.
+    /// The rows, with a cell for each column.
     pub rows: Vec<Vec<String>>,
 }
 

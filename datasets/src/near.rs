@@ -11,11 +11,11 @@ use std::hash::{BuildHasherDefault, Hasher};
 use gaoya::minhash::{MinHasher, MinHasher8};
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Minima in a signature.
+/// The number of minima in a signature.
 const HASHES: usize = 64;
-/// Minima in a band; four bytes are a 32-bit key.
+/// The number of minima in a band; their four bytes are a 32-bit key.
 const BAND: usize = 4;
-/// Characters in a shingle.
+/// The number of characters in a shingle.
 const SHINGLE: usize = 5;
 /// The most rows of a band's bucket that are compared, because texts from one template can fill a bucket without limit.
 const COMPARED: usize = 64;

@@ -248,8 +248,8 @@ mod tests {
         assert!(found(&[&hostile]).contains("2147483647 bytes"));
         assert!(found(&[&sound, &hostile]).contains("2147483647 bytes"));
         assert_eq!(found(&[&sound, &hostile[..6]]), "");
-        // The header follows a list of two truth values, a map of a number to a text, and a set of nothing, which no
-        // page header has.
+        // The header follows a list of two truth values, a map of a number to a text, and an empty set. No real page
+        // header has these.
         let odd = [0x99, 0x21, 1, 2, 0x1B, 1, 0x58, 6, 1, b'x', 0x1A, 0x05];
         assert!(found(&[&odd, &[0x05, 4], &hostile[3..]]).contains("2147483647 bytes"));
     }

@@ -8,7 +8,7 @@ use crate::table::{decode, texts, u64s};
 /// One side of the pairs of a shard, row by row.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TextTable {
-    /// Pair ids.
+    /// The pair id of each row.
     pub ids: Vec<u64>,
     /// The text of each row.
     pub texts: Vec<String>,
@@ -25,11 +25,11 @@ impl TextTable {
 /// Both sides of the pairs of a shard, row by row.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PairTable {
-    /// Pair ids.
+    /// The pair id of each row.
     pub ids: Vec<u64>,
-    /// English sides.
+    /// The English side of each row.
     pub english: Vec<String>,
-    /// Foreign sides.
+    /// The foreign side of each row.
     pub foreign: Vec<String>,
 }
 

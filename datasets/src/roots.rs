@@ -9,7 +9,7 @@ use url::Url;
 use crate::shown::{ShownUrl, credential_of};
 use crate::store::without_dots;
 
-/// Roots that URLs must lie below.
+/// The roots below which URLs must lie.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Roots {
     /// Any URL is allowed.
@@ -19,7 +19,7 @@ pub enum Roots {
     Below(Vec<Root>),
 }
 
-/// One root.
+/// A root, below which URLs are admitted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Root {
     /// A local folder.

@@ -31,7 +31,7 @@ pub const ROLE_KEY: &str = "llink.role";
 /// The metadata key of the fingerprint of the model that made the vectors.
 pub const MODEL_FINGERPRINT_KEY: &str = "llink.model_fingerprint";
 
-/// Rows in a row group of a shard.
+/// The number of rows in a row group of a shard.
 pub const ROW_GROUP_ROWS: usize = 8_192;
 
 const CREATED_BY: &str = concat!("llink-datasets version ", env!("CARGO_PKG_VERSION"));

@@ -22,9 +22,9 @@ pub type Connection = InterceptedService<Channel, Caller>;
 /// file takes effect.
 #[derive(Debug, Clone, Default)]
 pub struct Credentials {
-    /// The authority that signed the coordinator's certificate.
+    /// The file of the authority that signed the coordinator's certificate.
     pub authority: Option<PathBuf>,
-    /// This client's certificate.
+    /// The file of this client's certificate.
     pub certificate: Option<PathBuf>,
     /// The private key of the client's certificate.
     pub key: Option<PathBuf>,
@@ -74,7 +74,7 @@ pub enum ReachError {
     /// A file of the credentials cannot be used.
     #[error("{path}: {reason}")]
     File {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
         /// The reason, for people.
         reason: String,

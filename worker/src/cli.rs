@@ -125,7 +125,7 @@ pub enum BenchJob {
 /// The number formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum BenchDtype {
-    /// 32-bit floats.
+    /// 32-bit floating point.
     F32,
     /// 16-bit floats (bfloat16), with sums in 32 bits.
     Bf16,

@@ -7,7 +7,7 @@ pub enum Error {
     /// A model folder is missing, broken or not supported.
     #[error("{path}: {reason}")]
     Model {
-        /// The folder or file.
+        /// The path of the folder or file.
         path: String,
         /// The reason: the architecture, dtype, rope type or tensor, by its name and shapes.
         reason: String,
@@ -30,7 +30,7 @@ pub enum Error {
     /// A local file could not be read or written.
     #[error("{path}: {source}")]
     Io {
-        /// The file.
+        /// The path of the file.
         path: String,
         /// The system's error.
         source: std::io::Error,
@@ -38,13 +38,13 @@ pub enum Error {
     /// Another rank was lost or fell silent: the fault is probably there.
     #[error("rank {rank} of {world_size} lost its peer during {during}: {reason}")]
     Peer {
-        /// This rank.
+        /// The rank of this worker.
         rank: usize,
         /// Number of ranks.
         world_size: usize,
         /// The collective and the step.
         during: String,
-        /// What was observed.
+        /// The observation.
         reason: String,
     },
     /// The task was told to stop.
@@ -63,9 +63,9 @@ pub enum Error {
     /// A checkpoint differs from what was written.
     #[error("{path}: {reason}")]
     Checkpoint {
-        /// The file.
+        /// The path of the file.
         path: String,
-        /// The difference.
+        /// The difference from what was written.
         reason: String,
     },
 }

@@ -1,5 +1,5 @@
-//! The TCP ring gives the right sums and the same bits on every rank, and an error instead of a hang, whatever happens
-//! to a member.
+//! The TCP ring gives the right sums and the same bits on every rank. If a member fails, it gives an error and does not
+//! hang.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::net::{TcpListener, TcpStream};

@@ -12,7 +12,7 @@ use crate::ui::output::say_json;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Audit {
-    /// Directory of the state store, whose audit.jsonl is read.
+    /// Directory of the state store, which holds audit.jsonl.
     #[arg(long, env = "LLINK_STATE", value_name = "DIR", default_value = ".llink")]
     state: PathBuf,
     /// The log file, if it is not in the state directory.

@@ -29,7 +29,7 @@ const IDLE_PATIENCE: Duration = Duration::from_secs(2);
 /// worker of a cluster, or this command.
 const FOR_WORKERS: [&str; 2] = ["LLINK_DEVICE", "LLINK_LOG"];
 
-/// How workers are told to stop.
+/// The order to stop, as the workers get it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stop {
     /// The workers go on.

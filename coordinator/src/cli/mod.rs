@@ -47,7 +47,7 @@ pub struct Failed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// A fault in llink, or something unforeseen.
+    /// A fault in llink occurred, or something unforeseen.
     Internal = 1,
     /// The command line or the job file is wrong; nothing was started.
     Usage = 2,

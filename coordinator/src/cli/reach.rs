@@ -25,7 +25,7 @@ pub(super) struct Who {
     /// The certificate authority that signed the coordinator's certificate, for https:// URLs.
     #[arg(long, env = "LLINK_TLS_CA", value_name = "FILE")]
     tls_ca: Option<PathBuf>,
-    /// Your certificate.
+    /// The file of your certificate.
     #[arg(long, env = "LLINK_TLS_CERT", value_name = "FILE")]
     tls_cert: Option<PathBuf>,
     /// The private key of your certificate.
@@ -35,7 +35,7 @@ pub(super) struct Who {
     /// tunnel).
     #[arg(long, env = "LLINK_TLS_SERVER_NAME", value_name = "NAME")]
     tls_server_name: Option<String>,
-    /// A file with your token.
+    /// The file of your token.
     #[arg(long, env = "LLINK_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
 }

@@ -14,7 +14,7 @@ use crate::ui::{self, Style};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Submit {
-    /// The job file.
+    /// The job file to run.
     job: PathBuf,
     #[command(flatten)]
     reach: Reach,

@@ -8,7 +8,7 @@ use llink_datasets::shown::redacted;
 /// One fault in a job file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// Dotted path of the key, or empty for the file as a whole.
+    /// The dotted path of the key, or empty for the file as a whole.
     pub key: String,
     /// The byte range of the fault in the text.
     pub span: Option<Range<usize>>,

@@ -47,9 +47,9 @@ pub struct InstructSection {
     pub epochs: f64,
     /// Optimizer steps; 0 is as many as `epochs` needs.
     pub steps: u64,
-    /// Examples in a step, over all ranks.
+    /// The number of examples in a step, over all ranks.
     pub batch: u32,
-    /// Soft slots in a prompt.
+    /// The number of soft slots in a prompt.
     pub slots: u32,
     /// The slot expander's hidden width; 0 is twice the decoder's width.
     pub expander_hidden: u32,
@@ -71,9 +71,9 @@ pub struct InstructSection {
     pub warmup_share: f64,
     /// The decoupled weight decay of AdamW, which the scale does not have.
     pub weight_decay: f64,
-    /// AdamW's β₁.
+    /// The decay β₁ of AdamW's first moment.
     pub beta1: f64,
-    /// AdamW's β₂.
+    /// The decay β₂ of AdamW's second moment.
     pub beta2: f64,
     /// Gradients are clipped to this norm.
     pub gradient_clip: f64,

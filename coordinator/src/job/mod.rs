@@ -140,10 +140,10 @@ pub struct CorpusSection {
     /// The foreign language code of TMX sources that name none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub foreign_language: Option<String>,
-    /// Training pairs; 0 takes all.
+    /// The number of training pairs; 0 takes all.
     #[serde(default = "default_train_pairs")]
     pub train_pairs: u64,
-    /// Held-out pairs.
+    /// The number of held-out pairs.
     #[serde(default = "default_holdout_pairs")]
     pub holdout_pairs: u64,
     /// Foreign texts with fewer characters are dropped.
@@ -155,7 +155,7 @@ pub struct CorpusSection {
     /// `cut` keeps the first `max_chars` characters of a longer text, and `drop` drops the row.
     #[serde(default = "cut")]
     pub too_long: TooLong,
-    /// Rows in a shard.
+    /// The number of rows in a shard.
     #[serde(default = "default_shard_rows")]
     pub shard_rows: u32,
 }
@@ -188,10 +188,10 @@ pub struct InstructionsSection {
     /// The tasks to keep; an empty list keeps all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<String>,
-    /// Training examples; 0 takes all.
+    /// The number of training examples; 0 takes all.
     #[serde(default = "default_instruction_train")]
     pub train: u64,
-    /// Held-out examples for validation.
+    /// The number of held-out examples for validation.
     #[serde(default = "default_instruction_validation")]
     pub validation: u64,
     /// The texts of the validation examples: `"holdout"`, or `"train"` if all instructions were made from training
@@ -204,7 +204,7 @@ pub struct InstructionsSection {
     /// Foreign texts with more characters are dropped.
     #[serde(default = "default_max_chars")]
     pub max_chars: u32,
-    /// Rows in a shard.
+    /// The number of rows in a shard.
     #[serde(default = "default_shard_rows")]
     pub shard_rows: u32,
 }
@@ -213,7 +213,7 @@ pub struct InstructionsSection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EmbedSection {
-    /// Tokens in a batch, including padding.
+    /// The number of tokens in a batch, including padding.
     pub token_budget: u32,
     /// The most characters of a foreign text that the encoder reads.
     pub max_chars: u32,
@@ -251,11 +251,11 @@ pub enum Metric {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AlignSection {
-    /// Optimizer steps.
+    /// The number of optimizer steps.
     pub steps: u64,
-    /// Pairs in a step, over all ranks.
+    /// The number of pairs in a step, over all ranks.
     pub batch: u32,
-    /// Teacher vectors in the queue for mining.
+    /// The number of teacher vectors in the queue for mining.
     pub queue: u32,
     /// The number of hardest negatives from the queue that join the batch.
     pub hard_negatives: u32,
@@ -267,17 +267,17 @@ pub struct AlignSection {
     pub learning_rate: f64,
     /// The learning rate at the end.
     pub learning_rate_floor: f64,
-    /// Steps of linear warm-up.
+    /// The number of steps with linear warm-up.
     pub warmup_steps: u64,
     /// The decoupled weight decay of AdamW.
     pub weight_decay: f64,
-    /// AdamW's β₁.
+    /// The decay β₁ of AdamW's first moment.
     pub beta1: f64,
-    /// AdamW's β₂.
+    /// The decay β₂ of AdamW's second moment.
     pub beta2: f64,
     /// Gradients are clipped to this norm.
     pub gradient_clip: f64,
-    /// Dropout in the projector.
+    /// The dropout rate in the projector.
     pub dropout: f64,
     /// The weight of the direction loss, 1 − cos(p, t).
     pub direction_weight: f64,
@@ -308,7 +308,7 @@ pub struct AlignSection {
     pub checkpoints_kept: u32,
     /// Steps between validations on held-out pairs; 0 turns them off, and then no checkpoint is the best.
     pub validate_every: u64,
-    /// Held-out pairs in a validation.
+    /// The number of held-out pairs in a validation.
     pub validation_pairs: u32,
     /// The longest time of a step, in seconds. A longer step counts as hung, and the gang is formed again.
     pub step_timeout_s: f64,
@@ -373,9 +373,9 @@ impl AlignSection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvaluateSection {
-    /// Held-out pairs in the retrieval benchmark.
+    /// The number of held-out pairs in the retrieval benchmark.
     pub benchmark_pairs: u64,
-    /// Held-out instructions to answer, if the job has Stage B.
+    /// The number of held-out instructions to answer, if the job has Stage B.
     pub answers: u32,
     /// The longest answer, in tokens.
     pub max_answer_tokens: u32,

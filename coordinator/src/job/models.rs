@@ -1,4 +1,4 @@
-//! `[models]`: the frozen encoder and the frozen decoder.
+//! The frozen encoder and the frozen decoder (`[models]`).
 
 use std::fmt;
 use std::marker::PhantomData;

@@ -77,7 +77,7 @@ impl Sources {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FormatName {
-    /// Columns separated by tabs.
+    /// Tab-separated columns.
     Tsv,
     /// One JSON object on each line.
     Jsonl,
@@ -85,7 +85,7 @@ pub enum FormatName {
     Moses,
     /// Translation Memory eXchange.
     Tmx,
-    /// Apache Parquet.
+    /// Apache Parquet files.
     Parquet,
 }
 

@@ -20,7 +20,7 @@ pub enum Teacher {
 }
 
 /// The mean of one hidden layer over the sentence's tokens (at most 127). The first token is left out unless it is the
-/// only one, because decoders use it as an attention sink and its norm dominates the others.
+/// only one. Decoders use it as an attention sink, and its norm dominates the others.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PooledTeacher {

@@ -1,8 +1,8 @@
 //! Turns a job file into stages and tasks by pure functions, without clock, network or disk.
 //!
-//! A stage's key is the hash of its inputs (the content of earlier stages' artifacts, the models' fingerprints, the
-//! sources' stamps), its own part of the job file, and its version here. The same key means the same result, so a stage
-//! with a committed manifest under its key is not run again.
+//! A stage's key is the hash of its inputs, its own part of the job file, and its version here. The inputs are the
+//! content of earlier stages' artifacts, the models' fingerprints and the sources' stamps. The same key means the same
+//! result, so a stage with a committed manifest under its key is not run again.
 
 mod baseline;
 mod embed;
@@ -269,7 +269,7 @@ pub const WORK_DIRECTORY: &str = "work";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("cannot plan stage {stage}: {reason}")]
 pub struct PlanError {
-    /// The stage.
+    /// The stage that cannot be planned.
     pub stage: StageName,
     /// The missing part.
     pub reason: String,

@@ -103,8 +103,8 @@ impl<'a> CorpusPlan<'a> {
     }
 
     /// Returns how many sample rows to make. The holdout's share of the hash space is fixed before any row is seen. So
-    /// there must be enough rows for both sides (five standard deviations of slack), and for rows that are dropped as
-    /// duplicates or for sharing their English side.
+    /// both sides need enough rows, with five standard deviations of slack. Rows that are dropped as duplicates or for
+    /// sharing their English side need more.
     fn sample_rows(&self) -> u64 {
         let wanted = self.train + self.holdout;
         let smaller = self.train.min(self.holdout).max(1) as f64;

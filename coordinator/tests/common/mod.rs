@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// The real binary.
+/// The path of the real binary.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_llink-coord");
 
 /// A folder with a job file, the state and the output.

@@ -13,7 +13,7 @@ use crate::{Error, Result};
 
 /// The number of first bytes that are checked before a declaration is trusted.
 const LOOKED_AT: usize = 64 << 10;
-/// Bytes that are decoded at once.
+/// The number of bytes that are decoded at once.
 const BLOCK: usize = 64 << 10;
 /// Replaces a sequence that is broken in the file's own encoding; this byte never occurs in UTF-8.
 const BROKEN: u8 = 0xFF;

@@ -18,7 +18,7 @@ pub enum Format {
     Moses,
     /// Translation Memory eXchange: XML with one `<tu>` for each row and one `<tuv xml:lang>` for each language.
     Tmx,
-    /// Apache Parquet.
+    /// Apache Parquet files.
     Parquet,
 }
 

@@ -17,7 +17,7 @@ use crate::table::{StoredTable, bad, unreadable};
 use crate::table_reader::ObjectReader;
 use crate::{Error, Result};
 
-/// Rows that are decoded at once.
+/// The number of rows that are decoded at once.
 const BATCH_ROWS: usize = 1_024;
 /// The largest decompressed row group that is accepted, in bytes, because a reader holds the columns of one group.
 const LARGEST_GROUP: i64 = 1 << 30;

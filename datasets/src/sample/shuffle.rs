@@ -1,7 +1,7 @@
 //! A seeded shuffle of 0..size that needs no memory: each element is computed alone.
 
-/// A permutation of `0..size`. It is a Feistel network on the smallest even number of bits that hold the range,
-/// repeated until the result lies inside (on average a few rounds at most).
+/// A permutation of `0..size`. It is a Feistel network on the smallest even number of bits that hold the range. It is
+/// repeated until the result lies inside, on average a few times at most.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shuffle {
     size: u64,

@@ -20,7 +20,7 @@ use bytes::Bytes;
 
 /// The most faulty rows that are named for each reason; the counts cover all of them.
 const NAMED_OFFENDERS: u64 = 3;
-/// Rows that are cleaned at once, by all threads.
+/// The number of rows that are cleaned at once, by all threads.
 const CHUNK_ROWS: usize = 8_192;
 
 /// The most examples that are made up for one wanted example.
@@ -92,7 +92,7 @@ type Waiting = (ReadRow, u64);
 /// A cleaned row or its fault, with its line number.
 type Judged = (std::result::Result<(CleanRow, Checked), Fault>, u64);
 
-/// Cleans rows.
+/// Cleans rows on several threads.
 struct Washer {
     cleaner: Cleaner,
     label: String,

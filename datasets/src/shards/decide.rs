@@ -78,11 +78,11 @@ pub(crate) struct Decider<'a> {
     pub train: u64,
     pub holdout: u64,
     pub tally: Tally,
-    /// Rows of the training and of the holdout part, kept or not.
+    /// The number of rows of the training and of the holdout part, kept or not.
     pub offered: [u64; 2],
     /// Rows of each part that came after the wanted number was reached.
     pub surplus: [u64; 2],
-    /// Held-out instructions whose text lies in the training part of the pairs.
+    /// The number of held-out instructions whose text is in the training part of the pairs.
     pub trained_as_pairs: u64,
     /// English keys of the whole holdout part, kept or not, so that the training rows do not depend on how many rows
     /// are held out.

@@ -22,7 +22,7 @@ use crate::{Error, Result};
 
 /// The count of held-out instructions whose text lies in the training part of the pairs.
 pub const TRAINED_AS_PAIRS: &str = "trained_as_pairs";
-/// Rows between two reports of progress.
+/// The number of rows between two reports of progress.
 const REPORT_EVERY: u64 = 65_536;
 
 /// The rules for splitting a corpus.

@@ -31,7 +31,7 @@ pub struct WriteSpec {
     pub shard: u32,
     /// The path of the shard.
     pub path: String,
-    /// Its role.
+    /// The role of the shard.
     pub role: String,
     /// The key of the stage, for the metadata.
     pub stage_key: String,

@@ -44,7 +44,7 @@ pub struct Store {
     hub: Option<Arc<hub::HubRepo>>,
 }
 
-/// How an object is read from its first byte to its last.
+/// The way to read an object from its first byte to its last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Transfer {
     /// The object is read as one stream.

@@ -11,9 +11,9 @@ use xxhash_rust::xxh3::xxh3_64;
 /// join or separate signs. There they carry meaning and stay. In Latin text they are remains of copying.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ZeroWidth {
-    /// Kept between other characters, and dropped at both ends.
+    /// The characters are kept between others, and dropped at both ends.
     Keep,
-    /// Dropped everywhere.
+    /// The characters are dropped everywhere.
     Drop,
 }
 
@@ -32,7 +32,7 @@ fn is_debris(c: char) -> bool {
 /// A cleaned line, with what was changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tidied {
-    /// The line.
+    /// The cleaned line.
     pub text: String,
     /// True if the input was not in NFC.
     pub was_composed: bool,

@@ -63,7 +63,7 @@ pub struct EncoderEntry {
     pub source: String,
     /// SHA-256 of its files.
     pub fingerprint: String,
-    /// Width of its vectors.
+    /// Width of the encoder's vectors.
     pub hidden_size: usize,
     /// The most characters of a text; the rest is cut.
     pub max_chars: usize,
@@ -83,7 +83,7 @@ pub struct DecoderEntry {
     pub source: String,
     /// SHA-256 of its files.
     pub fingerprint: String,
-    /// Width of its hidden states.
+    /// Width of the decoder's hidden states.
     pub hidden_size: usize,
 }
 

@@ -63,7 +63,7 @@ pub trait Collective: Send {
     /// Those of [`Collective::all_reduce_sum`], and [`crate::Error::Input`] when there is no such rank.
     fn broadcast(&mut self, root: usize, values: &mut [f32]) -> Result<()>;
 
-    /// Returns when every rank has called it.
+    /// Waits until every rank has called it.
     ///
     /// # Errors
     /// Those of [`Collective::all_reduce_sum`].

@@ -20,8 +20,9 @@ pub struct TokenCost {
 }
 
 impl TokenCost {
-    /// Returns the cost in a forward pass that keeps nothing. It counts a few rows of the hidden size, the feed-forward
-    /// block twice, and attention's scores against `longest` tokens in f32 and in the model's own format.
+    /// Returns the cost in a forward pass that keeps nothing. It counts a few rows of the hidden size, and the
+    /// feed-forward block twice. It also counts attention's scores against `longest` tokens, in f32 and in the model's
+    /// own format.
     #[must_use]
     pub fn forward(hidden: usize, inner: usize, heads: usize, longest: usize, value_bytes: usize) -> Self {
         let rows = (8 * hidden + 3 * inner) * value_bytes;

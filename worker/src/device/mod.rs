@@ -27,7 +27,7 @@ pub enum DeviceChoice {
     /// A GPU if one can be used, else the CPU.
     #[default]
     Auto,
-    /// The CPU.
+    /// The CPU only.
     Cpu,
     /// The GPU with this number only.
     Cuda(usize),
@@ -95,7 +95,7 @@ impl Compute {
     /// Opens the device of `choice`.
     ///
     /// # Errors
-    /// [`Error::Device`] when a GPU was asked for and can't be used; The text says what is missing and what to do.
+    /// [`Error::Device`] when a GPU was asked for and can't be used. The text says what is missing and what to do.
     pub fn open(choice: DeviceChoice) -> Result<Self> {
         if choice == DeviceChoice::Cpu {
             return Ok(Self::cpu());

@@ -185,7 +185,7 @@ fn against_direct(context: &TaskContext, task: &Judge, rows: &[Value]) -> Result
 /// The result of one request to the judge.
 enum Reply {
     Verdict(Verdict),
-    /// No verdict, with the reply or the reason.
+    /// The reply holds no verdict; the text is the reply or the reason.
     None(String),
 }
 

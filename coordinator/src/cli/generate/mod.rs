@@ -70,7 +70,7 @@ pub(super) struct Generate {
     /// Folder for vectors of texts, and for models from object stores.
     #[arg(long, env = "LLINK_STATE", value_name = "DIR", default_value = ".llink")]
     state: PathBuf,
-    /// Keep no vectors on disk.
+    /// Do not keep vectors on disk.
     #[arg(long)]
     no_cache: bool,
 }

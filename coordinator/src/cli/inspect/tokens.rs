@@ -10,7 +10,7 @@ use llink_worker::models::{SpecialTokens, Tokenizer};
 use super::{Exit, Failed, of_datasets, say};
 use llink_datasets::measured::thousands;
 
-/// Sentences that are tokenized at once.
+/// The number of sentences that are tokenized in one batch.
 const BATCH: usize = 4_096;
 
 #[derive(Debug, clap::Args)]
