@@ -15,6 +15,7 @@ use llink_proto::{
 };
 use secure::{Trial, jobs, register, registered, wanted, workers};
 use time::Duration;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tonic::Code;
 
 /// Calls `List`, and returns an error with the code or the reason of the connection's failure.
@@ -111,6 +112,48 @@ async fn a_workers_exit_code_says_why_it_does_not_work() {
     assert_eq!(code, Some(2), "{said}");
     let (code, said) = worker_ends(&["--coordinator", nobody, "--allow-root", "not/absolute"]).await;
     assert!(code == Some(2) && said.contains("--allow-root"), "{code:?}: {said}");
+}
+
+#[tokio::test]
+async fn a_worker_that_is_told_to_stop_ends_with_0_only_if_no_job_runs() {
+    // Nobody has said that no job runs.
+    let (code, said) = worker_is_stopped("http://127.0.0.1:9", "cannot reach").await;
+    assert!(code == Some(75) && said.contains("another worker"), "{code:?}: {said}");
+    let trial = Trial::new();
+    let coordinator = trial.serve().await;
+    let cert = |name: &str| trial.path("certs").join(name).to_string_lossy().into_owned();
+    let (ca, crt, key) = (cert("ca.crt"), cert("worker.crt"), cert("worker.key"));
+    let idle = format!("{} --tls-ca {ca} --tls-cert {crt} --tls-key {key}", coordinator.url);
+    let (code, said) = worker_is_stopped(&idle, "registered").await;
+    assert_eq!(code, Some(0), "{said}");
+    coordinator.stop().await.unwrap();
+}
+
+/// How a worker ends that gets SIGTERM once it has said `word`, and what it said.
+async fn worker_is_stopped(coordinator: &str, word: &str) -> (Option<i32>, String) {
+    let mut worker = tokio::process::Command::new(env!("CARGO_BIN_EXE_llink-coord"))
+        .args(["worker", "--coordinator"])
+        .args(coordinator.split(' '))
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(worker.stderr.take().unwrap()).lines();
+    let mut said = String::new();
+    while !said.contains(word) {
+        said += &lines.next_line().await.unwrap().expect(word);
+    }
+    // The answer to its first heartbeat, two seconds later at most, says whether a job runs.
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    let pid = worker.id().unwrap().to_string();
+    std::process::Command::new("kill")
+        .args(["-TERM", &pid])
+        .status()
+        .unwrap();
+    while let Some(line) = lines.next_line().await.unwrap() {
+        said += &line;
+    }
+    (worker.wait().await.unwrap().code(), said)
 }
 
 #[tokio::test]

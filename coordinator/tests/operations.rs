@@ -284,7 +284,7 @@ fn documented(scraped: &str) {
     for name in &names {
         assert!(book.contains(&format!("`{name}")), "RUNBOOK.md does not explain {name}");
     }
-    let alerts = include_str!("../../k8s/alerts.yaml");
+    let alerts = include_str!("../../k8s/components/monitoring/rules.yaml");
     for alert in alerts.lines().filter_map(|l| l.trim().strip_prefix("- alert: ")) {
         assert!(
             book.contains(&format!("| {alert} |")),

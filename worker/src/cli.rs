@@ -11,7 +11,7 @@ use llink_proto::reach::{Credentials, ReachError, Secret, TOKEN_VARIABLE};
 use tonic::{Code, Status};
 
 use crate::Error;
-use crate::agent::{self, AgentOptions, NotFree, OutOfReach};
+use crate::agent::{self, AgentOptions, NotFree, OutOfReach, WorkLeft};
 use crate::device::{Compute, DeviceChoice};
 use crate::models::{Activations, Backend};
 use crate::pretrain::{self, Look, PretrainOptions};
@@ -225,7 +225,8 @@ fn cores() -> usize {
 }
 
 /// Returns the exit code of a worker, with the meaning that it has for `llink-coord`: 2 a wrong option, 5 no such
-/// device, 6 no coordinator or a taken port, 8 refused by it, 1 anything else.
+/// device, 6 no coordinator or a taken port, 8 refused by it, 75 (`EX_TEMPFAIL`) stopped while a job runs,
+/// 1 anything else.
 #[must_use]
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<ReachError>() || error.is::<WrongRoots>() {
@@ -233,6 +234,9 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     }
     if error.is::<OutOfReach>() || error.is::<NotFree>() {
         return 6;
+    }
+    if error.is::<WorkLeft>() {
+        return 75;
     }
     let denied = |s: &Status| matches!(s.code(), Code::PermissionDenied | Code::Unauthenticated);
     match (error.downcast_ref::<Error>(), error.downcast_ref::<Status>()) {
@@ -250,7 +254,7 @@ struct WrongRoots(String);
 /// Runs tasks until SIGTERM or Ctrl-C, then returns the leases.
 ///
 /// # Errors
-/// When the URL is wrong, the coordinator refuses this worker, or cannot be reached for the time given.
+/// When the URL is wrong, the coordinator refuses this worker, cannot be reached for the time given, or a job runs as it is told to stop.
 pub async fn run(args: WorkerArgs) -> anyhow::Result<()> {
     let threads = args.threads.filter(|n| *n > 0).unwrap_or_else(cores);
     // This fails only if a thread pool exists already, which then keeps its own size.

@@ -63,6 +63,8 @@ pub enum Exit {
     Cancelled = 7,
     /// The coordinator refuses this caller: no valid certificate or token, or a role without the permission.
     Denied = 8,
+    /// A worker was told to stop while a job runs: another one has to take its place.
+    WorkLeft = 75,
     /// Ctrl-C ended the command.
     Interrupted = 130,
 }
@@ -71,7 +73,13 @@ impl Exit {
     /// Returns the exit code for a worker's exit code.
     #[cfg(feature = "embedded")]
     fn of_worker(code: u8) -> Self {
-        let known = [Self::Usage, Self::Resources, Self::Unavailable, Self::Denied];
+        let known = [
+            Self::Usage,
+            Self::Resources,
+            Self::Unavailable,
+            Self::Denied,
+            Self::WorkLeft,
+        ];
         known
             .into_iter()
             .find(|exit| *exit as u8 == code)
@@ -121,7 +129,7 @@ struct Cli {
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 fault, 2 wrong command or job file, 3 corpus or model missing or wrong, \
 4 disk or object store refused, 5 out of memory or no device, 6 coordinator not reachable or port taken, \
-7 job cancelled, 8 not allowed, 130 interrupted.";
+7 job cancelled, 8 not allowed, 75 a worker that was told to stop while a job runs, 130 interrupted.";
 
 #[derive(Debug, Subcommand)]
 enum Command {

@@ -20,7 +20,8 @@ use tokio::sync::watch;
 use super::ServeError;
 use super::engine::EngineHandle;
 use super::pages::FewPages;
-use crate::schedule::{Cluster, TaskState};
+use crate::plan::Ranks;
+use crate::schedule::{Cluster, TaskRecord, TaskState};
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -77,6 +78,7 @@ pub(super) struct Snapshot {
     tasks: [(&'static str, i64); 4],
     workers: [(&'static str, i64); 2],
     stages_waiting_for_workers: i64,
+    wanted_workers: i64,
     failures: u64,
     losses: u64,
 }
@@ -105,10 +107,27 @@ impl Snapshot {
             ],
             workers: [("busy", busy), ("idle", cluster.workers.len() as i64 - busy)],
             stages_waiting_for_workers: cluster.jobs.values().filter(|j| waits(j)).count() as i64,
+            wanted_workers: wanted_workers(jobs(JobState::Running), cluster.workers.len(), cluster.tasks.values()),
             failures: cluster.tasks.values().map(|t| u64::from(t.failures)).sum(),
             losses: cluster.tasks.values().map(|t| u64::from(t.losses)).sum(),
         }
     }
+}
+
+/// How many workers have something to do: one for each lease that is held, and as many as each waiting task takes at most. A running
+/// job wants one between its tasks too. 0 means that nobody holds a lease, and that every worker may go.
+fn wanted_workers<'a>(running_jobs: i64, workers: usize, tasks: impl Iterator<Item = &'a TaskRecord>) -> i64 {
+    // Without a limit a gang takes whoever is there.
+    let most = |ranks: Ranks| match ranks.max {
+        0 => i64::from(ranks.min.max(1)).max(workers as i64),
+        max => i64::from(max),
+    };
+    let wanted = tasks.map(|task| match &task.state {
+        TaskState::Waiting { .. } => most(task.ranks),
+        TaskState::Leased(lease) => lease.members.len() as i64,
+        TaskState::Done(_) | TaskState::Failed(_) | TaskState::Cancelled => 0,
+    });
+    wanted.sum::<i64>().max(running_jobs.min(1))
 }
 
 impl Collector for Snapshot {
@@ -134,6 +153,11 @@ impl Collector for Snapshot {
                 "llink_jobs_without_worker",
                 "Running jobs while no worker does anything",
                 self.stages_waiting_for_workers,
+            ),
+            (
+                "llink_wanted_workers",
+                "Workers that have something to do, those that hold a lease included",
+                self.wanted_workers,
             ),
             (
                 "llink_task_failures",
@@ -212,4 +236,74 @@ fn text(snapshot: Snapshot, calls: &Calls, saves: &Saves) -> Result<String, Stri
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).map_err(|e| e.to_string())?;
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use llink_proto::{Failure, Task};
+
+    use super::*;
+    use crate::plan::StageName;
+    use crate::schedule::{Lease, Member, MemberState};
+
+    fn task(state: TaskState, min: u32, max: u32) -> TaskRecord {
+        TaskRecord {
+            id: 1,
+            job: String::new(),
+            stage: StageName::Align,
+            phase: 0,
+            index: 0,
+            label: String::new(),
+            spec: Task::default(),
+            weight: 0,
+            ranks: Ranks { min, max },
+            state,
+            token: 0,
+            failures: 0,
+            losses: 0,
+            last_world_size: 0,
+            furthest: 0,
+        }
+    }
+
+    fn waiting() -> TaskState {
+        TaskState::Waiting {
+            since: 0,
+            not_before: 0,
+            reason: String::new(),
+        }
+    }
+
+    fn leased(ranks: usize) -> TaskState {
+        let member = Member {
+            worker: String::new(),
+            deadline: 0,
+            state: MemberState::Running,
+            address: None,
+            progress: (0, 0),
+            figures: std::collections::BTreeMap::new(),
+            place: String::new(),
+        };
+        TaskState::Leased(Lease {
+            members: vec![member; ranks],
+            breaking_since: None,
+            ended: Vec::new(),
+        })
+    }
+
+    #[test]
+    fn workers_are_wanted_for_each_lease_and_each_task_that_waits() {
+        assert_eq!(wanted_workers(0, 4, [].iter()), 0, "nothing runs: all may go");
+        assert_eq!(wanted_workers(3, 4, [].iter()), 1, "between two tasks of a job");
+        let ended = [
+            task(TaskState::Failed(Failure::default()), 1, 1),
+            task(TaskState::Cancelled, 1, 8),
+        ];
+        assert_eq!(wanted_workers(0, 4, ended.iter()), 0);
+        let open = [task(waiting(), 1, 1), task(waiting(), 2, 8), task(leased(3), 1, 8)];
+        assert_eq!(wanted_workers(1, 4, open.iter()), 12);
+        let without_limit = [task(waiting(), 2, 0)];
+        assert_eq!(wanted_workers(1, 0, without_limit.iter()), 2);
+        assert_eq!(wanted_workers(1, 5, without_limit.iter()), 5);
+    }
 }

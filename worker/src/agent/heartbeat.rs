@@ -20,12 +20,12 @@ pub(super) struct Heartbeats {
     beating: tokio::task::JoinHandle<()>,
 }
 
-/// Starts the heartbeats.
-pub(super) fn start(client: Client, registered: &RegisterResponse) -> Heartbeats {
+/// Starts the heartbeats. They keep `work_left` at what the coordinator says.
+pub(super) fn start(client: Client, registered: &RegisterResponse, work_left: Arc<AtomicBool>) -> Heartbeats {
     let leases = Leases::default();
     let (lose, lost) = oneshot::channel();
     // Before the first answer, work is assumed.
-    let work_left = Arc::new(AtomicBool::new(true));
+    work_left.store(true, Ordering::Relaxed);
     let beating = tokio::spawn(beat(
         client,
         registered.clone(),
@@ -44,6 +44,7 @@ pub(super) fn start(client: Client, registered: &RegisterResponse) -> Heartbeats
 impl Heartbeats {
     /// Adds a lease to the heartbeats, which renew it.
     pub(super) fn renew(&self, lease: LeaseId, control: Arc<TaskControl>) {
+        self.work_left.store(true, Ordering::Relaxed);
         self.leases
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use llink_datasets::roots::Roots;
@@ -69,18 +70,21 @@ pub struct AgentOptions {
 /// Runs tasks until `stop` resolves.
 ///
 /// # Errors
-/// When the URL is wrong, the coordinator refuses this worker, or is out of reach for too long.
+/// When the URL is wrong, the coordinator refuses this worker, or is out of reach for too long. [`WorkLeft`] when `stop` resolves while a
+/// job runs.
 pub async fn run(options: AgentOptions, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
     let readiness = Readiness::serve(options.health).await?;
     let secret = instance_secret()?;
     let models = Arc::new(ModelCache::default());
+    // Until the coordinator says otherwise there may be work.
+    let work_left = Arc::new(AtomicBool::new(true));
     let mut unreachable_since = None;
     tokio::pin!(stop);
     loop {
-        let ended = session(&options, &secret, &readiness, &models, stop.as_mut()).await;
+        let ended = session(&options, &secret, &readiness, &models, &work_left, stop.as_mut()).await;
         readiness.set(ServingStatus::NotServing).await;
         match ended {
-            Ok(Ended::Left) => return Ok(()),
+            Ok(Ended::Left) => return leave(&work_left),
             Ok(Ended::Closed) => unreachable_since = None,
             Err(e) if refused(&e) || e.is::<Stuck>() || e.is::<ReachError>() => return Err(e),
             Err(e) => {
@@ -93,10 +97,22 @@ pub async fn run(options: AgentOptions, stop: impl Future<Output = ()>) -> anyho
         }
         tokio::select! {
             () = tokio::time::sleep(RETRY) => {}
-            () = stop.as_mut() => return Ok(()),
+            () = stop.as_mut() => return leave(&work_left),
         }
     }
 }
+
+fn leave(work_left: &AtomicBool) -> anyhow::Result<()> {
+    match work_left.load(Ordering::Relaxed) {
+        true => Err(WorkLeft.into()),
+        false => Ok(()),
+    }
+}
+
+/// The worker was told to stop while a job was running. Another one has to be started in its place.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped on request while a job may still run: start another worker in its place")]
+pub struct WorkLeft;
 
 /// No coordinator answered within the time limit.
 #[derive(Debug, thiserror::Error)]
@@ -129,6 +145,7 @@ async fn session(
     secret: &str,
     readiness: &Readiness,
     models: &Arc<ModelCache>,
+    work_left: &Arc<AtomicBool>,
     mut stop: Pin<&mut impl Future<Output = ()>>,
 ) -> anyhow::Result<Ended> {
     let joined = tokio::select! {
@@ -152,7 +169,7 @@ async fn session(
         coordinator: options.coordinator.clone(),
         leaving: None,
     };
-    let mut beats = heartbeat::start(client, &registered);
+    let mut beats = heartbeat::start(client, &registered, work_left.clone());
     let mut looks = tokio::time::interval(Duration::from_secs(1));
     let mut busy = Instant::now();
     let why = loop {
