@@ -24,7 +24,11 @@ pub(crate) fn check(set: &Set) -> Vec<String> {
     for policy in set.of_kind("NetworkPolicy") {
         let mut tell = |text: String| faults.push(format!("{}: {text}", name(policy)));
         let own = set.selected(&policy["spec"]["podSelector"]["matchLabels"]);
-        if own.is_empty() {
+        let from_outside = |labels: &Value| {
+            let labels = labels.as_object();
+            labels.is_some_and(|l| !l.is_empty() && l.keys().all(|k| FROM_OUTSIDE.contains(&k.as_str())))
+        };
+        if own.is_empty() && !from_outside(&policy["spec"]["podSelector"]["matchLabels"]) {
             tell("its selector picks no pod".into());
         }
         for (rules, peers, direction) in [("ingress", "from", "Ingress"), ("egress", "to", "Egress")] {
@@ -41,10 +45,7 @@ pub(crate) fn check(set: &Set) -> Vec<String> {
                         continue;
                     };
                     let picked = set.selected(labels);
-                    let theirs = labels
-                        .as_object()
-                        .is_some_and(|l| l.keys().all(|k| FROM_OUTSIDE.contains(&k.as_str())));
-                    if picked.is_empty() && !theirs {
+                    if picked.is_empty() && !from_outside(labels) {
                         tell(format!("an {rules} rule picks no pod: {labels}"));
                     }
                     far.extend(picked);
@@ -60,6 +61,7 @@ pub(crate) fn check(set: &Set) -> Vec<String> {
         }
     }
     reachable(set, &mut faults);
+    ways_out(set, &mut faults);
     faults
 }
 
@@ -93,6 +95,72 @@ fn reachable(set: &Set, faults: &mut Vec<String>) {
         (
             opens(&worker, "ingress", "from", &worker, &all_ports),
             "workers may not be called by each other on every port",
+        ),
+    ];
+    faults.extend(
+        wanted
+            .into_iter()
+            .filter(|(open, _)| !open)
+            .map(|(_, text)| text.to_owned()),
+    );
+}
+
+/// Whoever is let in by a label of its own gets out too: to the coordinator, and, as every pod, to its cluster's names.
+fn ways_out(set: &Set, faults: &mut Vec<String>) {
+    let coordinator = serde_json::json!({ "app.kubernetes.io/name": "llink-coordinator" });
+    for label in FROM_OUTSIDE {
+        let admits = |rule: &Value| list(&rule["from"]).any(|p| p["podSelector"]["matchLabels"].get(label).is_some());
+        let let_in = set
+            .of_kind("NetworkPolicy")
+            .any(|p| list(&p["spec"]["ingress"]).any(admits));
+        let calls = |policy: &&Value| {
+            let selector = &policy["spec"]["podSelector"]["matchLabels"];
+            let grpc = |rule: &Value| list(&rule["ports"]).any(|p| p["port"] == "grpc" || p["port"] == 7070);
+            selector.get(label).is_some()
+                && list(&policy["spec"]["egress"])
+                    .any(|rule| grpc(rule) && list(&rule["to"]).any(|p| p["podSelector"]["matchLabels"] == coordinator))
+        };
+        if let_in && set.of_kind("NetworkPolicy").find(calls).is_none() {
+            faults.push(format!(
+                "pods with the label {label} may not call the coordinator: nothing lets them out"
+            ));
+        }
+    }
+    let for_all = |p: &&Value| p["spec"]["podSelector"] == serde_json::json!({});
+    let rules: Vec<&Value> = set
+        .of_kind("NetworkPolicy")
+        .filter(for_all)
+        .flat_map(|p| list(&p["spec"]["egress"]))
+        .collect();
+    let opens = |port: u16, is: &dyn Fn(&Value) -> bool| {
+        let both = |rule: &Value| {
+            let named = |protocol: &str| list(&rule["ports"]).any(|p| p["port"] == port && p["protocol"] == protocol);
+            named("UDP") && named("TCP")
+        };
+        rules.iter().any(|rule| both(rule) && list(&rule["to"]).any(is))
+    };
+    let namespace =
+        |peer: &Value, name: &str| peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] == name;
+    let wanted = [
+        (
+            opens(53, &|p| {
+                namespace(p, "kube-system") && p["podSelector"]["matchLabels"]["k8s-app"] == "kube-dns"
+            }),
+            "no pod may ask kube-dns",
+        ),
+        (
+            opens(53, &|p| p["ipBlock"]["cidr"] == "169.254.20.10/32"),
+            "no pod may ask NodeLocal DNSCache at 169.254.20.10",
+        ),
+        (
+            opens(53, &|p| {
+                namespace(p, "kube-system") && p["podSelector"]["matchLabels"]["k8s-app"] == "node-local-dns"
+            }),
+            "no pod may ask the pods of NodeLocal DNSCache",
+        ),
+        (
+            opens(5353, &|p| namespace(p, "openshift-dns")),
+            "no pod may ask OpenShift's DNS on port 5353",
         ),
     ];
     faults.extend(

@@ -19,7 +19,9 @@ pub(crate) fn check(set: &Set) -> Vec<String> {
             probed(container, &mut tell);
             fixed_image(container, &mut tell);
             resources(container, &mut tell);
+            environment(container, &mut tell);
         }
+        spread(&pod, &mut tell);
         memory_volumes(&pod, &mut tell);
         grace(&pod, &mut tell);
     }
@@ -55,12 +57,53 @@ fn locked_down(pod: &Pod<'_>, tell: &mut impl FnMut(String)) {
         tell("runAsUser must be a user other than root".into());
     }
     for key in ["hostNetwork", "hostPID", "hostIPC"] {
-        if spec[key] == true {
+        if spec[key] == true && !(key == "hostNetwork" && asks_for_rdma(pod)) {
             tell(format!("{key} opens the node"));
         }
     }
+    if spec["hostNetwork"] == true && spec["dnsPolicy"] != "ClusterFirstWithHostNet" {
+        tell("on the node's network it does not find Services: dnsPolicy must be ClusterFirstWithHostNet".into());
+    }
     if list(&spec["volumes"]).any(|v| v.get("hostPath").is_some()) {
         tell("a hostPath volume opens the node".into());
+    }
+}
+
+fn asks_for_rdma(pod: &Pod<'_>) -> bool {
+    pod.containers().any(|c| {
+        let limits = c["resources"]["limits"].as_object();
+        limits.is_some_and(|l| l.keys().any(|key| key.starts_with("rdma/")))
+    })
+}
+
+/// Listens on addresses of both families, and keeps models where it may write.
+fn environment(container: &Value, tell: &mut impl FnMut(String)) {
+    let variables: Vec<&Value> = list(&container["env"]).collect();
+    for variable in &variables {
+        let value = variable["value"].as_str().unwrap_or_default();
+        if ["LLINK_LISTEN", "LLINK_HEALTH", "LLINK_METRICS"]
+            .iter()
+            .any(|v| variable["name"] == *v)
+            && !value.starts_with("[::]:")
+        {
+            tell(format!(
+                "{} is {value:?}: only [::] serves IPv6 and IPv4",
+                variable["name"]
+            ));
+        }
+    }
+    if !variables.iter().any(|v| v["name"] == "HF_HOME") {
+        tell("HF_HOME is not set: models would be kept on the read-only root".into());
+    }
+}
+
+/// A rollout counts its own pods only, or new ones keep away from where old ones end.
+fn spread(pod: &Pod<'_>, tell: &mut impl FnMut(String)) {
+    let by_rollout = |c: &Value| list(&c["matchLabelKeys"]).any(|key| key == "pod-template-hash");
+    if pod.owner["kind"] == "Deployment" && !list(&pod.spec()["topologySpreadConstraints"]).all(by_rollout) {
+        tell(
+            "topologySpreadConstraints without matchLabelKeys pod-template-hash count pods of the last rollout".into(),
+        );
     }
 }
 

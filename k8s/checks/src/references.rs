@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::set::{Pod, Set, list, matches, name};
+use crate::set::{GENERATED, Pod, Set, list, matches, name};
 
 /// Secrets that people make: `llink-coord certs --kubernetes` prints them.
 const MADE_BY_HAND: [&str; 2] = ["llink-coordinator-tls", "llink-worker-tls"];
@@ -10,10 +10,16 @@ const MADE_BY_HAND: [&str; 2] = ["llink-coordinator-tls", "llink-worker-tls"];
 pub(crate) fn check(set: &Set) -> Vec<String> {
     let mut faults = Vec::new();
     let mut tell = |object: &Value, text: String| faults.push(format!("{}: {text}", name(object)));
-    let namespace = set.of_kind("Namespace").next().map(|n| &n["metadata"]["name"]);
+    let namespace = set.of_kind("StatefulSet").next().map(|s| &s["metadata"]["namespace"]);
     for (i, object) in set.objects.iter().enumerate() {
         if object["kind"] != "Namespace" && namespace.is_some_and(|n| *n != object["metadata"]["namespace"]) {
             tell(object, "lies in another namespace than the rest".into());
+        }
+        if object["kind"] == "Namespace" && set.of_kind("StatefulSet").next().is_some() {
+            tell(
+                object,
+                "stands in one set with the state: who deletes the set deletes the state".into(),
+            );
         }
         if set.objects[..i].iter().any(|other| name(other) == name(object)) {
             tell(object, "stands there twice".into());
@@ -116,6 +122,9 @@ fn sources(set: &Set, pod: &Pod<'_>, tell: &mut impl FnMut(String)) {
         );
         match set.find("ConfigMap", map) {
             None => tell(format!("there is no ConfigMap {map:?}")),
+            Some(found) if !reaches_pods(found, pod) => tell(format!(
+                "ConfigMap {map} may change and the pods keep the old values: no hash in its name, no checksum in the template"
+            )),
             Some(found) if found["data"].get(key).is_none() => tell(format!("ConfigMap {map} has no key {key:?}")),
             Some(_) => {}
         }
@@ -128,6 +137,18 @@ fn sources(set: &Set, pod: &Pod<'_>, tell: &mut impl FnMut(String)) {
         }
         Some(_) => {}
     }
+}
+
+/// Whether a changed ConfigMap is a changed pod template, by a hash in its name or a checksum beside it.
+fn reaches_pods(map: &Value, pod: &Pod<'_>) -> bool {
+    let hashed = |name: &str| {
+        let suffix = name.rsplit_once('-').map_or("", |(_, suffix)| suffix);
+        suffix.len() == 10 && suffix.chars().all(|c| c.is_ascii_digit() || "bcdfghkmt".contains(c))
+    };
+    let annotations = pod.template["metadata"]["annotations"].as_object();
+    map["metadata"]["annotations"][GENERATED] == "true"
+        || map["metadata"]["name"].as_str().is_some_and(hashed)
+        || annotations.is_some_and(|a| a.keys().any(|key| key.starts_with("checksum/")))
 }
 
 fn services(set: &Set, service: &Value, tell: &mut impl FnMut(String)) {
@@ -153,6 +174,15 @@ fn budgets(set: &Set, tell: &mut impl FnMut(&Value, String)) {
         let pods = set.selected(&budget["spec"]["selector"]["matchLabels"]);
         if pods.is_empty() {
             tell(budget, "its selector picks no pod".into());
+        }
+        for pod in pods.iter().filter(|p| p.owner["kind"] == "Job") {
+            tell(
+                budget,
+                format!(
+                    "picks pods of {}, which has no scale: every eviction is refused",
+                    name(pod.owner)
+                ),
+            );
         }
         for pod in pods.iter().filter(|p| p.owner["kind"] == "StatefulSet") {
             tell(

@@ -19,7 +19,10 @@ pub(crate) struct Pod<'a> {
     pub(crate) template: &'a Value,
 }
 
-/// Reads a file of YAML documents, or all YAML files of a folder but its kustomization.
+/// Marks a ConfigMap that kustomize generates, in a folder that is read without kustomize.
+pub(crate) const GENERATED: &str = "llink/generated";
+
+/// Reads a file of YAML documents, or all YAML files of a folder and the ConfigMaps that its kustomization generates from literals.
 ///
 /// # Errors
 /// What cannot be read; in words.
@@ -31,7 +34,7 @@ pub fn read(path: &Path) -> Result<Set, String> {
         files.retain(|p| p.extension().is_some_and(|e| e == "yaml") && !p.ends_with("kustomization.yaml"));
         files.sort();
     }
-    let mut objects = Vec::new();
+    let mut objects = generated(path)?;
     for file in files {
         let text = std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
         for document in serde_yaml_ng::Deserializer::from_str(&text) {
@@ -45,6 +48,29 @@ pub fn read(path: &Path) -> Result<Set, String> {
         return Err(format!("{}: no objects", path.display()));
     }
     Ok(Set { objects })
+}
+
+fn generated(folder: &Path) -> Result<Vec<Value>, String> {
+    let file = folder.join("kustomization.yaml");
+    let Ok(text) = std::fs::read_to_string(&file) else {
+        return Ok(Vec::new());
+    };
+    let kustomization: Value = serde_yaml_ng::from_str(&text).map_err(|e| format!("{}: {e}", file.display()))?;
+    let made = list(&kustomization["configMapGenerator"]).map(|generator| {
+        let pairs = list(&generator["literals"]).filter_map(|l| l.as_str()?.split_once('='));
+        let data: serde_json::Map<String, Value> = pairs.map(|(key, value)| (key.to_owned(), value.into())).collect();
+        serde_json::json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {
+                "name": generator["name"],
+                "namespace": kustomization["namespace"],
+                "annotations": { GENERATED: "true" },
+            },
+            "data": data,
+        })
+    });
+    Ok(made.collect())
 }
 
 impl Set {

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use llink_k8s_checks::{Set, faults, read};
+use llink_k8s_checks::{Set, differences, document_faults, faults, read, refused};
 use serde_json::{Value, json};
 
 fn base() -> Set {
@@ -76,7 +76,7 @@ fn planted() -> Vec<(
         ),
         (
             WORKER,
-            pod("/volumes/2/emptyDir"),
+            pod("/volumes/3/emptyDir"),
             "medium",
             Some(json!("memory")),
             "none of",
@@ -97,7 +97,7 @@ fn planted() -> Vec<(
         ),
         (
             WORKER,
-            pod("/volumes/2/emptyDir"),
+            pod("/volumes/3/emptyDir"),
             "sizeLimit",
             Some(json!("8 Gi")),
             "no quantity",
@@ -222,7 +222,7 @@ fn planted() -> Vec<(
         ),
         (
             WORKER,
-            pod("/volumes/2/emptyDir"),
+            pod("/volumes/3/emptyDir"),
             "sizeLimit",
             Some(json!("64Gi")),
             "as large as the memory limit",
@@ -274,14 +274,14 @@ fn planted() -> Vec<(
         (WORKER, container("/envFrom/0/secretRef"), "optional", None, "no Secret"),
         (
             WORKER,
-            container("/env/8/valueFrom/configMapKeyRef"),
+            container("/env/9/valueFrom/configMapKeyRef"),
             "key",
             Some(json!("allow-roots")),
             "no key",
         ),
         (
             WORKER,
-            container("/env/8/valueFrom/configMapKeyRef"),
+            container("/env/9/valueFrom/configMapKeyRef"),
             "name",
             Some(json!("llink-setting")),
             "no ConfigMap",
@@ -330,9 +330,9 @@ fn planted() -> Vec<(
         ),
         (
             ("PodDisruptionBudget", "llink-worker"),
-            top("/spec/selector/matchLabels"),
-            "app.kubernetes.io/name",
-            Some(json!("llink-coordinator")),
+            top("/spec/selector"),
+            "matchLabels",
+            Some(json!({ "app.kubernetes.io/name": "llink-coordinator" })),
             "blocks the drain",
         ),
         (
@@ -349,7 +349,85 @@ fn planted() -> Vec<(
             Some(json!("default")),
             "another namespace",
         ),
+        // What a real control plane showed.
+        (
+            WORKER,
+            pod("/topologySpreadConstraints/0"),
+            "matchLabelKeys",
+            None,
+            "pods of the last rollout",
+        ),
+        (
+            COORDINATOR,
+            container("/env/0"),
+            "value",
+            Some(json!("0.0.0.0:7070")),
+            "only [::] serves",
+        ),
+        (
+            WORKER,
+            container("/env/5"),
+            "value",
+            Some(json!("0.0.0.0:7071")),
+            "only [::] serves",
+        ),
+        (
+            WORKER,
+            container("/env/7"),
+            "name",
+            Some(json!("HF_HOMES")),
+            "HF_HOME is not set",
+        ),
+        (
+            ("ConfigMap", "llink-settings"),
+            top("/metadata"),
+            "annotations",
+            None,
+            "keep the old values",
+        ),
+        (
+            ("ServiceAccount", "llink-worker"),
+            top(""),
+            "kind",
+            Some(json!("Namespace")),
+            "deletes the state",
+        ),
         // Network.
+        (
+            ("NetworkPolicy", "clients"),
+            top("/spec/egress/0/to/0/podSelector/matchLabels"),
+            "app.kubernetes.io/name",
+            Some(json!("llink-worker")),
+            "nothing lets them out",
+        ),
+        (
+            ("NetworkPolicy", "names"),
+            top("/spec/egress/0/to/0/podSelector/matchLabels"),
+            "k8s-app",
+            Some(json!("coredns")),
+            "no pod may ask kube-dns",
+        ),
+        (
+            ("NetworkPolicy", "names"),
+            top("/spec/egress/0/to/1/podSelector/matchLabels"),
+            "k8s-app",
+            Some(json!("nodelocaldns")),
+            "the pods of NodeLocal DNSCache",
+        ),
+        (
+            ("NetworkPolicy", "names"),
+            top("/spec/egress/0/to/2/ipBlock"),
+            "cidr",
+            Some(json!("169.254.20.0/32")),
+            "NodeLocal DNSCache at",
+        ),
+        (
+            ("NetworkPolicy", "names"),
+            top("/spec/egress/1/ports/0"),
+            "port",
+            Some(json!(53)),
+            "OpenShift",
+        ),
         (
             ("NetworkPolicy", "default-deny"),
             top("/spec/podSelector"),
@@ -431,4 +509,122 @@ fn an_object_that_stands_there_twice_is_named() {
     let twice = set.objects[1].clone();
     set.objects.push(twice);
     assert!(faults(&set).iter().any(|f| f.contains("twice")));
+}
+
+/// The base beside the Job of the Kueue overlay, as the overlay has them.
+fn queued() -> Set {
+    let mut set = base();
+    let job = Path::new(env!("CARGO_MANIFEST_DIR")).join("../overlays/kueue/workers.yaml");
+    set.objects.extend(read(&job).unwrap().objects);
+    object(&mut set, "Deployment", "llink-worker")["spec"]["replicas"] = json!(0);
+    set
+}
+
+#[test]
+fn faults_of_a_job_in_a_queue_are_named() {
+    assert_eq!(faults(&queued()), Vec::<String>::new());
+    let job = |change: &dyn Fn(&mut Value)| {
+        let mut set = queued();
+        change(object(&mut set, "Job", "llink-worker"));
+        faults(&set)
+    };
+    let cases = [
+        (
+            job(&|j| j["spec"]["suspend"] = json!(true)),
+            "what the queue has admitted",
+        ),
+        (
+            job(&|j| drop(j["spec"]["podFailurePolicy"]["rules"].as_array_mut().unwrap().remove(0))),
+            "drains count as failures",
+        ),
+        (
+            job(&|j| j["spec"]["podFailurePolicy"]["rules"][1]["onExitCodes"]["values"] = json!([1])),
+            "exit code 75",
+        ),
+        (
+            job(&|j| j["spec"]["podReplacementPolicy"] = json!("TerminatingOrFailed")),
+            "still has",
+        ),
+        (
+            job(&|j| j["spec"]["template"]["metadata"]["labels"]["llink/workload"] = json!("deployment")),
+            "every eviction is refused",
+        ),
+    ];
+    for (found, word) in cases {
+        assert!(found.iter().any(|f| f.contains(word)), "{word}: {found:#?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_applied_over_the_base_is_named() {
+    let before = base();
+    assert_eq!(refused(&before, &queued()), Vec::<String>::new());
+    let mut after = base();
+    object(&mut after, "StatefulSet", "llink-coordinator")["spec"]["volumeClaimTemplates"][0]["metadata"]["labels"] =
+        json!({ "a": "b" });
+    object(&mut after, "Deployment", "llink-worker")["spec"]["selector"]["matchLabels"]["a"] = json!("b");
+    let found = refused(&before, &after);
+    for field in ["volumeClaimTemplates", "/spec/selector"] {
+        assert!(found.iter().any(|f| f.contains(field)), "{field}: {found:#?}");
+    }
+    let mut job = queued();
+    object(&mut job, "Job", "llink-worker")["spec"]["template"]["spec"]["containers"][0]["image"] =
+        json!("llink-cuda:0.2.0");
+    assert!(
+        refused(&queued(), &job)
+            .iter()
+            .any(|f| f.contains("/spec/template is immutable"))
+    );
+    let mut left = queued();
+    left.objects.retain(|o| o["kind"] != "Deployment");
+    assert!(refused(&before, &left).iter().any(|f| f.contains("keeps its GPUs")));
+}
+
+#[test]
+fn two_sets_that_differ_are_told_apart() {
+    let mut other = base();
+    let settings = object(&mut other, "ConfigMap", "llink-settings");
+    settings["metadata"]["name"] = json!("llink-settings-6fmgbk4dd8");
+    let worker = object(&mut other, "Deployment", "llink-worker");
+    worker["metadata"]["labels"]["helm.sh/chart"] = json!("llink-0.1.0");
+    worker["spec"]["template"]["metadata"]["annotations"] = json!({ "checksum/settings": "1" });
+    worker["spec"]["template"]["spec"]["containers"][0]["env"]
+        .as_array_mut()
+        .unwrap()
+        .reverse();
+    assert_eq!(differences(&base(), &other), Vec::<String>::new());
+    object(&mut other, "Deployment", "llink-worker")["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"] =
+        json!("x");
+    other.objects.retain(|o| o["kind"] != "PodDisruptionBudget");
+    let found = differences(&base(), &other);
+    assert!(found.iter().any(|f| f.contains("/env/")), "{found:#?}");
+    assert!(found.iter().any(|f| f.contains("in the first alone")), "{found:#?}");
+}
+
+#[test]
+fn commands_that_name_what_is_not_there_are_named() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let read_up = |text: &str| document_faults(&root, text, &[base()]);
+    let sound = "    kubectl apply -k k8s/overlays/cpu   # all of it\n    kubectl -n llink get pod llink-coordinator-0\n        ```\nkubectl label namespace ingress llink/ingress=true\n```\n";
+    assert_eq!(read_up(sound), Vec::<String>::new());
+    for (command, word) in [
+        ("kubectl apply -k k8s/overlays/gpus", "overlays/gpus"),
+        ("kubectl apply -f k8s/example/restore.yaml", "example/restore.yaml"),
+        (
+            "kubectl -n llink scale statefulset llink-coord --replicas 0",
+            "no StatefulSet llink-coord",
+        ),
+        (
+            "kubectl -n llink port-forward service/llink-coordinators 7070",
+            "no Service",
+        ),
+        ("kubectl label namespace monitoring llink/monitor=true", "llink/monitor"),
+        ("helm upgrade --install llink k8s/charts", "k8s/charts"),
+    ] {
+        let found = read_up(&format!("Text.\n\n    {command}\n"));
+        assert!(
+            found.iter().any(|f| f.contains(word) && f.starts_with("line 3")),
+            "{command}: {found:#?}"
+        );
+    }
 }
