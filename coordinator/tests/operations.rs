@@ -272,7 +272,7 @@ fn get(address: &str, path: &str) -> String {
     answer
 }
 
-/// Checks that the run book explains every metric, and that every metric of an alert exists.
+/// Checks that the run book explains every metric, and that every metric of an alert, the dashboard or the autoscaler exists.
 fn documented(scraped: &str) {
     let types = scraped.lines().filter_map(|l| l.strip_prefix("# TYPE "));
     let names: Vec<&str> = types
@@ -291,7 +291,10 @@ fn documented(scraped: &str) {
             "RUNBOOK.md does not explain {alert}"
         );
     }
-    let asked = alerts
+    let dashboard = include_str!("../../k8s/components/monitoring/dashboard.json");
+    let autoscaler = include_str!("../../k8s/components/autoscale/scaled-object.yaml");
+    let all = [alerts, dashboard, autoscaler].join("\n");
+    let asked = all
         .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
         .filter(|w| w.starts_with("llink_"));
     for name in asked {
@@ -301,7 +304,7 @@ fn documented(scraped: &str) {
                     .iter()
                     .any(|s| name == format!("{n}{s}"))
         });
-        assert!(known, "alerts.yaml asks for {name}, which is none of {names:?}");
+        assert!(known, "{name} is asked for, and is none of {names:?}");
     }
 }
 
