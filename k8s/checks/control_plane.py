@@ -287,7 +287,21 @@ class Cluster:
             raise SystemExit(f"{e}\n{self.state()}") from None
         return found if count else []
 
+    def rolled_out(self):
+        """Whether controllers have seen what was applied, and are done with it."""
+        for kind in ("deployments", "statefulsets"):
+            for owner in self.api.list(f"/apis/apps/v1/namespaces/llink/{kind}"):
+                wanted, status = owner["spec"]["replicas"], owner["status"]
+                counts = [status.get(k, 0) for k in ("replicas", "updatedReplicas", "availableReplicas")]
+                if status.get("observedGeneration", 0) < owner["metadata"]["generation"] or counts != [wanted] * 3:
+                    return False
+        return True
+
     def settled(self, workers):
+        try:
+            self.plane.wait("rollouts to end", self.rolled_out)
+        except SystemExit as e:
+            raise SystemExit(f"{e}\n{self.state()}") from None
         coordinator = self.running("llink-coordinator", 1)
         return {p["metadata"]["uid"] for p in coordinator + self.running("llink-worker", workers)}
 
@@ -329,7 +343,7 @@ def blocks(document):
 
 
 # What a played kubelet cannot do, or what needs an image.
-LEFT_OUT = re.compile(r"\b(port-forward|exec|attach|docker|kind load|llink-coord (submit|backup|restore|health|logs)|export|sed)\b")
+LEFT_OUT = re.compile(r"\b(port-forward|exec|attach|docker|kind load|llink-coord (submit|backup|restore|health|logs)|export)\b")
 
 
 class Documents:
@@ -418,6 +432,9 @@ def play(cluster):
         raise SystemExit("kubectl delete -k deletes the state")
     print("delete: the namespace, the Secrets and the state stay; applied again, it goes on with them")
 
+    documents.run(only(readme, "port-forward"))
+    if '\noutput = "s3://llink/first"\n' not in (cluster.home / "first.toml").read_text():
+        raise SystemExit("README's sed leaves the job's output as it was")
     documents.run(only(readme, "llink-authority"))
     cluster.say("kubectl delete -k k8s/")
     cluster.running("llink-coordinator", 0)
@@ -518,6 +535,7 @@ def queue(cluster, documents, readme):
 
 
 def restore(cluster, documents, book):
+    documents.run(only(book, "backup -"))
     documents.run(only(book, "examples/restore.yaml"))
     cluster.settled(2)
     print("restore: the run book's commands, each waits for what the next one needs")
