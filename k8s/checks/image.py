@@ -102,7 +102,7 @@ def cargo_features(text):
     for line in re.findall(r"(?:cargo|build\.sh) build ([^\n&]+)", text):
         packages, features = re.findall(r"-p (\S+)", line), re.findall(r"--features (\S+)", line)
         for package in packages:
-            folder = {"llink-coord": "coordinator", "llink-worker": "worker"}.get(package)
+            folder = {"llink-coord": "coordinator", "llink-inspect": "coordinator/inspect", "llink-worker": "worker"}.get(package)
             if not folder:
                 faults.append(f"cargo build -p {package}: no such package")
                 continue
