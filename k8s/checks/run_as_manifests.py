@@ -255,6 +255,13 @@ class Cluster:
             time.sleep(probe.get("periodSeconds", 10) / 10)
         raise SystemExit(f"{name}: {which} fails: {done.stderr}\n{self.log(name)}")
 
+    def families(self, name, space):
+        """Its health port answers over IPv4 and IPv6."""
+        for host in ("127.0.0.1", "[::1]"):
+            done = self.inside(space, self.binaries / "llink-coord", "health", f"http://{host}:7071", check=False)
+            if done.returncode != 0:
+                raise SystemExit(f"{name} does not answer on {host}: {done.stderr}")
+
     def ports(self, owner, name, space):
         """What it listens on is what the manifest names, no more and no less."""
         said = self.inside(space, "ss", "-ltnH").stdout
@@ -276,6 +283,8 @@ def missing():
                 check=False)
     if probe.returncode != 0:
         return f"no overlay file systems here: {probe.stderr.strip()}"
+    if not Path("/proc/net/if_inet6").exists():
+        return "no IPv6 here"
     probe = run("ip", "netns", "add", f"llkprobe{os.getpid()}", check=False)
     if probe.returncode != 0:
         return f"no network namespaces here: {probe.stderr.strip()}"
@@ -351,7 +360,9 @@ def play(cluster, place):
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             cluster.probe(worker, name, worker_address, probe)
         cluster.ports(worker, name, space)
-    print(f"pods: coordinator and {len(workers)} workers are up, probed, and listen on the ports that they name")
+        cluster.families(name, space)
+    cluster.families("coordinator", coordinator_space)
+    print(f"pods: coordinator and {len(workers)} workers are up, probed, and listen on the ports that they name, over IPv4 and IPv6")
 
     client_space, _ = cluster.add_pod_space("client")
     user = (65532, 65532, 65532)
