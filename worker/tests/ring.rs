@@ -3,10 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::net::{TcpListener, TcpStream};
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use candle_core::{Device, Tensor};
 use llink_worker::Error;
 use llink_worker::collective::{AbortHandle, Collective, Ring, RingOptions};
 
@@ -162,6 +163,60 @@ fn a_sum_repeats_bit_for_bit() {
 }
 
 #[test]
+fn sums_of_tensors_run_beside_what_is_computed_meanwhile() {
+    let (gone_on, waits) = mpsc::channel();
+    let (gone_on, waits) = (Mutex::new(Some(gone_on)), Mutex::new(waits));
+    let sums = on_ring(2, TIMEOUT, |mut ring| {
+        let rank = ring.rank();
+        if rank == 1 {
+            // Its part comes only once the other rank has gone on without it.
+            waits.lock().unwrap().recv_timeout(TIMEOUT).unwrap();
+        }
+        let own: Vec<Tensor> = (1..4).map(|n| tensor(rank, 50_000 * n)).collect();
+        own.iter().for_each(|tensor| ring.begin_all_reduce(tensor).unwrap());
+        if rank == 0 {
+            gone_on.lock().unwrap().take().unwrap().send(()).unwrap();
+        }
+        ring.settle().unwrap();
+        // Another call after them keeps its place among them.
+        ring.begin_all_reduce(&own[0]).unwrap();
+        ring.barrier().unwrap();
+        own.iter()
+            .map(|tensor| tensor.to_vec1::<f32>().unwrap())
+            .collect::<Vec<_>>()
+    });
+    assert_eq!(sums[0], sums[1]);
+    for (n, sum) in (1..4).zip(&sums[0]) {
+        let [a, b] = [0, 1].map(|rank| values(n, rank, 50_000 * n));
+        let times = if n == 1 { 2.0 } else { 1.0 };
+        let expected: Vec<f32> = a.iter().zip(&b).map(|(a, b)| times * (a + b)).collect();
+        assert_eq!(sum, &expected);
+    }
+}
+
+/// The values of one rank's n-th tensor.
+fn tensor(rank: usize, length: usize) -> Tensor {
+    Tensor::from_vec(values(length / 50_000, rank, length), length, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn a_rank_that_gives_up_amid_begun_sums_keeps_nobody_waiting() {
+    let started = Instant::now();
+    let errors = on_ring(2, TIMEOUT, |mut ring| {
+        ring.begin_all_reduce(&tensor(ring.rank(), 50_000)).unwrap();
+        if ring.rank() == 1 {
+            return None;
+        }
+        // The other has begun one sum and never the second.
+        let sums = ring.begin_all_reduce(&tensor(0, 50_000)).and_then(|()| ring.settle());
+        sums.err().map(|error| error.to_string())
+    });
+    let error = errors[0].as_ref().unwrap();
+    assert!(error.contains("rank 1 is gone"), "{error}");
+    assert!(started.elapsed() < TIMEOUT / 2, "{:?}", started.elapsed());
+}
+
+#[test]
 fn gathers_and_broadcasts_bring_everyone_the_same() {
     let mut random = Random::seeded();
     for world_size in [2, 3, 4] {
@@ -255,9 +310,9 @@ fn a_rank_that_falls_silent_gives_the_others_an_error_within_the_timeout() {
     let timeout = Duration::from_millis(700);
     for (length, sealed) in [(10, false), (4_000_000, false), (4_000_000, true)] {
         let (done, wait) = mpsc::channel::<()>();
-        let wait = std::sync::Mutex::new(wait);
+        let wait = Mutex::new(wait);
         let left = std::sync::atomic::AtomicUsize::new(2);
-        let done = std::sync::Mutex::new(Some(done));
+        let done = Mutex::new(Some(done));
         on_ring_of(3, sealed, timeout, |mut ring| {
             if ring.rank() == 2 {
                 // The rank is alive and connected, and says nothing until the others have given up.

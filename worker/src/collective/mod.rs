@@ -18,6 +18,7 @@ mod ring_call;
 mod sealed;
 mod solo;
 mod watched;
+mod wire;
 
 pub use abort::AbortHandle;
 pub use gang::{Joining, Met};

@@ -1,21 +1,18 @@
 //! A deterministic ring over TCP, for laptops, tests and CI, and for any machine without NCCL.
 //!
-//! A sum is a reduce-scatter followed by an all-gather, both in segments. Each segment is sent and received at the same
-//! time over non-blocking sockets, so that buffers of any size can't deadlock. Each call opens with a header. Ranks
-//! that are at different calls detect it and do not add wrong numbers.
+//! Sums of tensors run on a thread of their own, in the order in which they were begun, while the caller computes.
 
-use std::net::{Shutdown, TcpListener};
-use std::time::{Duration, Instant};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use candle_core::Tensor;
 
-use super::handshake::{Neighbours, connect};
-use super::ring_call::{HEADER_BYTES, Kind, SEGMENT, chunk, describe, header, rounds, segments};
-use super::{AbortHandle, Collective, check_counts};
+use super::wire::Wire;
+use super::{AbortHandle, Collective, by_host};
 use crate::{Error, Result};
-
-/// The result of a transfer; the error says what was observed, before it is known which call it ends.
-type Attempt<T> = std::result::Result<T, String>;
 
 /// The options of a rank in a ring.
 #[derive(Debug, Clone)]
@@ -34,238 +31,76 @@ pub struct RingOptions {
     pub timeout: Duration,
 }
 
-/// The ring collective of one rank.
+/// The end of one rank in the ring.
 pub struct Ring {
     rank: usize,
     world_size: usize,
-    neighbours: Neighbours,
-    timeout: Duration,
     abort: AbortHandle,
-    /// Number of calls so far, which is equal on all ranks.
-    sequence: u64,
-    step: Option<u64>,
-    /// The reason why every further call fails.
-    broken: Option<String>,
-    scratch: Vec<f32>,
+    wire: Arc<Mutex<Wire>>,
+    /// The connections of the wire, so that they can be closed while it is in use.
+    streams: Vec<TcpStream>,
+    sums: Option<Sums>,
 }
 
-/// One collective under way.
-struct Call {
-    header: [u8; HEADER_BYTES],
-    deadline: Instant,
-    /// True after the header was sent, which precedes the first values to the next rank.
-    header_sent: bool,
-    /// True after the header of the previous rank was received.
-    header_received: bool,
+/// Sums that were begun. Every rank begins the same sums in the same order.
+struct Sums {
+    tensors: Sender<Tensor>,
+    thread: JoinHandle<Result<()>>,
+}
+
+impl Sums {
+    fn on(wire: Arc<Mutex<Wire>>) -> Self {
+        let (tensors, to_sum) = channel::<Tensor>();
+        let sum = move || {
+            to_sum
+                .into_iter()
+                .try_for_each(|tensor| by_host::all_reduce(&mut *lock(&wire), &tensor))
+        };
+        Self {
+            tensors,
+            thread: std::thread::spawn(sum),
+        }
+    }
+}
+
+/// A panic during a call leaves the connections as they are, and the next call fails.
+fn lock(wire: &Mutex<Wire>) -> MutexGuard<'_, Wire> {
+    wire.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Ring {
-    /// Joins the ring: dials the next rank, and waits for the previous one on `listener`, which is then closed.
+    /// Joins the ring: dials the next rank, waits for the previous one on `listener`, which is closed afterwards.
     ///
     /// # Errors
     /// [`Error::Input`] when the rank is not among the addresses; [`Error::Peer`] when a neighbor does not come within
     /// the timeout or is of another generation; [`Error::Aborted`].
     pub fn connect(listener: TcpListener, options: &RingOptions, abort: AbortHandle) -> Result<Self> {
-        let (rank, world_size) = (options.rank, options.addresses.len());
-        if rank >= world_size || world_size < 2 {
-            return Err(Error::Input(format!("rank {rank} of {world_size} can't join a ring")));
-        }
-        let neighbours = connect(listener, options, &abort)?;
-        for stream in neighbours.streams() {
-            let stream = stream.try_clone().map_err(|source| Error::Io {
-                path: "a ring's socket".into(),
-                source,
-            })?;
-            // Closing a socket wakes the threads that wait on it, on both sides.
-            abort.on_abort(move || drop(stream.shutdown(Shutdown::Both)));
-        }
-        let (timeout, scratch) = (options.timeout, vec![0.0; SEGMENT]);
+        let wire = Wire::connect(listener, options, abort.clone())?;
         Ok(Self {
-            rank,
-            world_size,
-            neighbours,
-            timeout,
+            rank: options.rank,
+            world_size: options.addresses.len(),
             abort,
-            sequence: 0,
-            step: None,
-            broken: None,
-            scratch,
+            streams: wire.streams()?,
+            wire: Arc::new(Mutex::new(wire)),
+            sums: None,
         })
     }
 
-    /// Runs one collective. A failure breaks the ring, and the neighbors notice at once.
-    fn call<T>(
-        &mut self,
-        kind: Kind,
-        length: usize,
-        run: impl FnOnce(&mut Self, &mut Call) -> Attempt<T>,
-    ) -> Result<T> {
-        self.abort.check()?;
-        let result = match self.broken.take() {
-            Some(reason) => Err(reason),
-            None => {
-                let mut call = Call {
-                    header: header(self.sequence, kind, length),
-                    deadline: Instant::now() + self.timeout,
-                    header_sent: false,
-                    header_received: false,
-                };
-                run(self, &mut call)
-            }
-        };
-        self.sequence += 1;
-        result.map_err(|reason| {
-            self.broken = Some(reason.clone());
-            for stream in self.neighbours.streams() {
+    /// The wire, after all sums that were begun have ended.
+    fn wire(&mut self) -> Result<MutexGuard<'_, Wire>> {
+        self.settle()?;
+        Ok(lock(&self.wire))
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        if self.sums.is_some() {
+            // Nobody waits for these sums any more. The other ranks must not wait for this one.
+            for stream in &self.streams {
                 drop(stream.shutdown(Shutdown::Both));
             }
-            let step = self
-                .step
-                .map_or_else(|| "before the first step".to_owned(), |step| format!("at step {step}"));
-            let during = format!("{} {step}", kind.name());
-            let (rank, world_size) = (self.rank, self.world_size);
-            self.abort.check().err().unwrap_or(Error::Peer {
-                rank,
-                world_size,
-                during,
-                reason,
-            })
-        })
-    }
-
-    fn next_rank(&self) -> usize {
-        (self.rank + 1) % self.world_size
-    }
-
-    /// Returns the rank `steps` places before this one.
-    fn rank_before(&self, steps: usize) -> usize {
-        (self.rank + 2 * self.world_size - steps) % self.world_size
-    }
-
-    /// Sends and receives at the same time. A direction that is `None` has no header either.
-    fn exchange(&mut self, call: &mut Call, send: Option<&[f32]>, receive: Option<&mut [f32]>) -> Attempt<()> {
-        let mut heard = [0; HEADER_BYTES];
-        let expects_header = receive.is_some() && !call.header_received;
-        let header_out: &[u8] = if send.is_some() && !call.header_sent {
-            &call.header
-        } else {
-            &[]
-        };
-        let header_in: &mut [u8] = if expects_header { &mut heard } else { &mut [] };
-        call.header_sent |= send.is_some();
-        call.header_received |= receive.is_some();
-        let mut outgoing = [header_out, bytemuck::cast_slice(send.unwrap_or_default())];
-        let mut incoming = [header_in, bytemuck::cast_slice_mut(receive.unwrap_or_default())];
-        let unfinished = |sending: &[&[u8]; 2], receiving: &[&mut [u8]; 2]| {
-            (
-                sending.iter().any(|part| !part.is_empty()),
-                receiving.iter().any(|part| !part.is_empty()),
-            )
-        };
-        loop {
-            let moved = self.send_some(&mut outgoing)? | self.receive_some(&mut incoming)?;
-            let (sending, receiving) = unfinished(&outgoing, &incoming);
-            let sending = sending || !self.neighbours.next.is_flushed();
-            if !sending && !receiving {
-                break;
-            }
-            if !moved {
-                self.wait(call, sending, receiving)?;
-            }
         }
-        if expects_header && heard != call.header {
-            return Err(format!(
-                "rank {} is at {}, this rank at {}",
-                self.rank_before(1),
-                describe(&heard),
-                describe(&call.header)
-            ));
-        }
-        Ok(())
-    }
-
-    /// Sends as much as the socket accepts now. Returns true if any bytes were sent.
-    fn send_some(&mut self, parts: &mut [&[u8]; 2]) -> Attempt<bool> {
-        let rank = self.next_rank();
-        let sent = self.neighbours.next.send_some(parts);
-        sent.map_err(|error| format!("rank {rank} is gone: {error}"))
-    }
-
-    /// Receives what the socket has now. Returns true if any bytes came.
-    fn receive_some(&mut self, parts: &mut [&mut [u8]; 2]) -> Attempt<bool> {
-        let rank = self.rank_before(1);
-        let received = self.neighbours.previous.receive_some(parts);
-        received.map_err(|error| format!("rank {rank} is gone: {error}"))
-    }
-
-    /// Sleeps until a socket is ready or the call's time is up.
-    fn wait(&self, call: &Call, sending: bool, receiving: bool) -> Attempt<()> {
-        let left = call.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            let (action, rank) = if receiving {
-                ("sent nothing", self.rank_before(1))
-            } else {
-                ("took nothing", self.next_rank())
-            };
-            let seconds = self.timeout.as_secs_f64();
-            return Err(format!(
-                "rank {rank} {action} within {seconds} s ({})",
-                describe(&call.header)
-            ));
-        }
-        let [next, previous] = self.neighbours.streams();
-        let mut waiting = [PollFd::new(next, PollFlags::OUT), PollFd::new(previous, PollFlags::IN)];
-        let timeout = Timespec::try_from(left).map_err(|error| error.to_string())?;
-        match poll(
-            &mut waiting[usize::from(!sending)..1 + usize::from(receiving)],
-            Some(&timeout),
-        ) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(error) => Err(format!("waiting for a socket: {error}")),
-        }
-    }
-
-    /// Each chunk goes around the ring, and each rank adds its values. Rank `r` ends with the sum of chunk `r + 1`.
-    fn reduce_scatter(&mut self, call: &mut Call, values: &mut [f32]) -> Attempt<()> {
-        let mut scratch = std::mem::take(&mut self.scratch);
-        for step in 0..self.world_size - 1 {
-            let chunk = |rank| chunk(values.len(), self.world_size, rank);
-            let (send, receive) = (chunk(self.rank_before(step)), chunk(self.rank_before(step + 1)));
-            for (send, receive) in segments(send)
-                .zip(segments(receive))
-                .take(rounds(values.len(), self.world_size))
-            {
-                let heard = &mut scratch[..receive.len()];
-                self.exchange(call, Some(&values[send]), Some(heard))?;
-                values[receive]
-                    .iter_mut()
-                    .zip(heard)
-                    .for_each(|(own, heard)| *own += *heard);
-            }
-        }
-        self.scratch = scratch;
-        Ok(())
-    }
-
-    /// Passes finished chunks around the ring until every rank has all of them.
-    fn gather_chunks(&mut self, call: &mut Call, values: &mut [f32]) -> Attempt<()> {
-        for step in 0..self.world_size - 1 {
-            let chunk = |rank| chunk(values.len(), self.world_size, rank);
-            let (send, receive) = (
-                chunk(self.rank_before(step + self.world_size - 1)),
-                chunk(self.rank_before(step)),
-            );
-            for (send, receive) in segments(send)
-                .zip(segments(receive))
-                .take(rounds(values.len(), self.world_size))
-            {
-                let [send, receive] = values
-                    .get_disjoint_mut([send, receive])
-                    .expect("two chunks share nothing");
-                self.exchange(call, Some(send), Some(receive))?;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -279,61 +114,42 @@ impl Collective for Ring {
     }
 
     fn begin_step(&mut self, step: u64) {
-        self.step = Some(step);
+        lock(&self.wire).begin_step(step);
     }
 
     fn all_reduce_sum(&mut self, values: &mut [f32]) -> Result<()> {
-        self.call(Kind::AllReduce, values.len(), |ring, call| {
-            ring.reduce_scatter(call, values)?;
-            ring.gather_chunks(call, values)
-        })
+        self.wire()?.all_reduce_sum(values)
     }
 
     fn all_gather(&mut self, mine: &[f32], counts: &[usize]) -> Result<Vec<f32>> {
-        check_counts(mine.len(), counts, self.rank, self.world_size)?;
-        let start = |rank: usize| counts[..rank].iter().sum::<usize>();
-        let mut values = vec![0.0; counts.iter().sum()];
-        values[start(self.rank)..][..mine.len()].copy_from_slice(mine);
-        self.call(Kind::AllGather, values.len(), |ring, call| {
-            for step in 0..ring.world_size - 1 {
-                let block = |rank: usize| start(rank)..start(rank) + counts[rank];
-                let (send, receive) = (block(ring.rank_before(step)), block(ring.rank_before(step + 1)));
-                let [send, receive] = values
-                    .get_disjoint_mut([send, receive])
-                    .expect("two blocks share nothing");
-                ring.exchange(call, Some(send), Some(receive))?;
-            }
-            Ok(())
-        })?;
-        Ok(values)
+        self.wire()?.all_gather(mine, counts)
     }
 
     fn broadcast(&mut self, root: usize, values: &mut [f32]) -> Result<()> {
-        if root >= self.world_size {
-            return Err(Error::Input(format!(
-                "broadcast from rank {root} of {}",
-                self.world_size
-            )));
-        }
-        let distance = self.rank_before(root);
-        self.call(Kind::Broadcast { root }, values.len(), |ring, call| {
-            for segment in segments(0..values.len()).take(values.len().div_ceil(SEGMENT).max(1)) {
-                if distance > 0 {
-                    ring.exchange(call, None, Some(&mut values[segment.clone()]))?;
-                }
-                if distance + 1 < ring.world_size {
-                    ring.exchange(call, Some(&values[segment]), None)?;
-                }
-            }
-            Ok(())
-        })
+        self.wire()?.broadcast(root, values)
     }
 
     fn barrier(&mut self) -> Result<()> {
-        self.call(Kind::Barrier, 0, |ring, call| {
-            // A token from each rank reaches every other one. A rank that has all tokens knows that all ranks are here.
-            (1..ring.world_size).try_for_each(|_| ring.exchange(call, Some(&[0.0]), Some(&mut [0.0])))
-        })
+        self.wire()?.barrier()
+    }
+
+    fn begin_all_reduce(&mut self, tensor: &Tensor) -> Result<()> {
+        self.abort.check()?;
+        let sums = self.sums.get_or_insert_with(|| Sums::on(self.wire.clone()));
+        if sums.tensors.send(tensor.clone()).is_ok() {
+            return Ok(());
+        }
+        // The thread has ended because a sum failed.
+        self.settle()?;
+        Err(Error::Aborted("the ring sums no more tensors".into()))
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        let Some(Sums { tensors, thread }) = self.sums.take() else {
+            return Ok(());
+        };
+        drop(tensors);
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
     fn abort_handle(&self) -> AbortHandle {

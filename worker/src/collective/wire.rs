@@ -1,0 +1,336 @@
+//! What the ranks of a ring say to their neighbors over TCP.
+//!
+//! A sum is a reduce-scatter followed by an all-gather, both in segments. Each segment is sent and received at the same
+//! time over non-blocking sockets, so that buffers of any size can't deadlock. Each call opens with a header. Ranks
+//! that are at different calls detect it and do not add wrong numbers.
+
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::handshake::{Neighbours, connect};
+use super::ring_call::{HEADER_BYTES, Kind, SEGMENT, chunk, describe, header, rounds, segments};
+use super::{AbortHandle, Collective, RingOptions, check_counts};
+use crate::{Error, Result};
+
+/// The result of a transfer; the error says what was observed, before it is known which call it ends.
+type Attempt<T> = std::result::Result<T, String>;
+
+/// The connections of one rank, and the calls over them, one after another.
+pub(super) struct Wire {
+    rank: usize,
+    world_size: usize,
+    neighbours: Neighbours,
+    timeout: Duration,
+    abort: AbortHandle,
+    /// Number of calls so far, which is equal on all ranks.
+    sequence: u64,
+    step: Option<u64>,
+    /// The reason why every further call fails.
+    broken: Option<String>,
+    scratch: Vec<f32>,
+}
+
+/// One collective under way.
+struct Call {
+    header: [u8; HEADER_BYTES],
+    deadline: Instant,
+    /// True after the header was sent, which precedes the first values to the next rank.
+    header_sent: bool,
+    /// True after the header of the previous rank was received.
+    header_received: bool,
+}
+
+impl Wire {
+    /// Joins the ring: dials the next rank, and waits for the previous one on `listener`, which is then closed.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the rank is not among the addresses; [`Error::Peer`] when a neighbor does not come within
+    /// the timeout or is of another generation; [`Error::Aborted`].
+    pub(super) fn connect(listener: TcpListener, options: &RingOptions, abort: AbortHandle) -> Result<Self> {
+        let (rank, world_size) = (options.rank, options.addresses.len());
+        if rank >= world_size || world_size < 2 {
+            return Err(Error::Input(format!("rank {rank} of {world_size} can't join a ring")));
+        }
+        let neighbours = connect(listener, options, &abort)?;
+        for stream in clones(&neighbours)? {
+            // Closing a socket wakes the threads that wait on it, on both sides.
+            abort.on_abort(move || drop(stream.shutdown(Shutdown::Both)));
+        }
+        let (timeout, scratch) = (options.timeout, vec![0.0; SEGMENT]);
+        Ok(Self {
+            rank,
+            world_size,
+            neighbours,
+            timeout,
+            abort,
+            sequence: 0,
+            step: None,
+            broken: None,
+            scratch,
+        })
+    }
+
+    /// Another handle of each connection, for who has to close it from elsewhere.
+    pub(super) fn streams(&self) -> Result<Vec<TcpStream>> {
+        clones(&self.neighbours)
+    }
+
+    /// Runs one collective. A failure breaks the ring, and the neighbors notice at once.
+    fn call<T>(
+        &mut self,
+        kind: Kind,
+        length: usize,
+        run: impl FnOnce(&mut Self, &mut Call) -> Attempt<T>,
+    ) -> Result<T> {
+        self.abort.check()?;
+        let result = match self.broken.take() {
+            Some(reason) => Err(reason),
+            None => {
+                let mut call = Call {
+                    header: header(self.sequence, kind, length),
+                    deadline: Instant::now() + self.timeout,
+                    header_sent: false,
+                    header_received: false,
+                };
+                run(self, &mut call)
+            }
+        };
+        self.sequence += 1;
+        result.map_err(|reason| {
+            self.broken = Some(reason.clone());
+            for stream in self.neighbours.streams() {
+                drop(stream.shutdown(Shutdown::Both));
+            }
+            let step = self
+                .step
+                .map_or_else(|| "before the first step".to_owned(), |step| format!("at step {step}"));
+            let during = format!("{} {step}", kind.name());
+            let (rank, world_size) = (self.rank, self.world_size);
+            self.abort.check().err().unwrap_or(Error::Peer {
+                rank,
+                world_size,
+                during,
+                reason,
+            })
+        })
+    }
+
+    fn next_rank(&self) -> usize {
+        (self.rank + 1) % self.world_size
+    }
+
+    /// Returns the rank `steps` places before this one.
+    fn rank_before(&self, steps: usize) -> usize {
+        (self.rank + 2 * self.world_size - steps) % self.world_size
+    }
+
+    /// Sends and receives at the same time. A direction that is `None` has no header either.
+    fn exchange(&mut self, call: &mut Call, send: Option<&[f32]>, receive: Option<&mut [f32]>) -> Attempt<()> {
+        let mut heard = [0; HEADER_BYTES];
+        let expects_header = receive.is_some() && !call.header_received;
+        let header_out: &[u8] = if send.is_some() && !call.header_sent {
+            &call.header
+        } else {
+            &[]
+        };
+        let header_in: &mut [u8] = if expects_header { &mut heard } else { &mut [] };
+        call.header_sent |= send.is_some();
+        call.header_received |= receive.is_some();
+        let mut outgoing = [header_out, bytemuck::cast_slice(send.unwrap_or_default())];
+        let mut incoming = [header_in, bytemuck::cast_slice_mut(receive.unwrap_or_default())];
+        let unfinished = |sending: &[&[u8]; 2], receiving: &[&mut [u8]; 2]| {
+            (
+                sending.iter().any(|part| !part.is_empty()),
+                receiving.iter().any(|part| !part.is_empty()),
+            )
+        };
+        loop {
+            let moved = self.send_some(&mut outgoing)? | self.receive_some(&mut incoming)?;
+            let (sending, receiving) = unfinished(&outgoing, &incoming);
+            let sending = sending || !self.neighbours.next.is_flushed();
+            if !sending && !receiving {
+                break;
+            }
+            if !moved {
+                self.wait(call, sending, receiving)?;
+            }
+        }
+        if expects_header && heard != call.header {
+            return Err(format!(
+                "rank {} is at {}, this rank at {}",
+                self.rank_before(1),
+                describe(&heard),
+                describe(&call.header)
+            ));
+        }
+        Ok(())
+    }
+
+    /// Sends as much as the socket accepts now. Returns true if any bytes were sent.
+    fn send_some(&mut self, parts: &mut [&[u8]; 2]) -> Attempt<bool> {
+        let rank = self.next_rank();
+        let sent = self.neighbours.next.send_some(parts);
+        sent.map_err(|error| format!("rank {rank} is gone: {error}"))
+    }
+
+    /// Receives what the socket has now. Returns true if any bytes came.
+    fn receive_some(&mut self, parts: &mut [&mut [u8]; 2]) -> Attempt<bool> {
+        let rank = self.rank_before(1);
+        let received = self.neighbours.previous.receive_some(parts);
+        received.map_err(|error| format!("rank {rank} is gone: {error}"))
+    }
+
+    /// Sleeps until a socket is ready or the call's time is up.
+    fn wait(&self, call: &Call, sending: bool, receiving: bool) -> Attempt<()> {
+        let left = call.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let (action, rank) = if receiving {
+                ("sent nothing", self.rank_before(1))
+            } else {
+                ("took nothing", self.next_rank())
+            };
+            let seconds = self.timeout.as_secs_f64();
+            return Err(format!(
+                "rank {rank} {action} within {seconds} s ({})",
+                describe(&call.header)
+            ));
+        }
+        let [next, previous] = self.neighbours.streams();
+        let mut waiting = [PollFd::new(next, PollFlags::OUT), PollFd::new(previous, PollFlags::IN)];
+        let timeout = Timespec::try_from(left).map_err(|error| error.to_string())?;
+        match poll(
+            &mut waiting[usize::from(!sending)..1 + usize::from(receiving)],
+            Some(&timeout),
+        ) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(format!("waiting for a socket: {error}")),
+        }
+    }
+
+    /// Each chunk goes around the ring, and each rank adds its values. Rank `r` ends with the sum of chunk `r + 1`.
+    fn reduce_scatter(&mut self, call: &mut Call, values: &mut [f32]) -> Attempt<()> {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        for step in 0..self.world_size - 1 {
+            let chunk = |rank| chunk(values.len(), self.world_size, rank);
+            let (send, receive) = (chunk(self.rank_before(step)), chunk(self.rank_before(step + 1)));
+            for (send, receive) in segments(send)
+                .zip(segments(receive))
+                .take(rounds(values.len(), self.world_size))
+            {
+                let heard = &mut scratch[..receive.len()];
+                self.exchange(call, Some(&values[send]), Some(heard))?;
+                values[receive]
+                    .iter_mut()
+                    .zip(heard)
+                    .for_each(|(own, heard)| *own += *heard);
+            }
+        }
+        self.scratch = scratch;
+        Ok(())
+    }
+
+    /// Passes finished chunks around the ring until every rank has all of them.
+    fn gather_chunks(&mut self, call: &mut Call, values: &mut [f32]) -> Attempt<()> {
+        for step in 0..self.world_size - 1 {
+            let chunk = |rank| chunk(values.len(), self.world_size, rank);
+            let (send, receive) = (
+                chunk(self.rank_before(step + self.world_size - 1)),
+                chunk(self.rank_before(step)),
+            );
+            for (send, receive) in segments(send)
+                .zip(segments(receive))
+                .take(rounds(values.len(), self.world_size))
+            {
+                let [send, receive] = values
+                    .get_disjoint_mut([send, receive])
+                    .expect("two chunks share nothing");
+                self.exchange(call, Some(send), Some(receive))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn clones(neighbours: &Neighbours) -> Result<Vec<TcpStream>> {
+    let clone = |stream: &TcpStream| {
+        stream.try_clone().map_err(|source| Error::Io {
+            path: "a ring's socket".into(),
+            source,
+        })
+    };
+    neighbours.streams().into_iter().map(clone).collect()
+}
+
+impl Collective for Wire {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn world_size(&self) -> usize {
+        self.world_size
+    }
+
+    fn begin_step(&mut self, step: u64) {
+        self.step = Some(step);
+    }
+
+    fn all_reduce_sum(&mut self, values: &mut [f32]) -> Result<()> {
+        self.call(Kind::AllReduce, values.len(), |ring, call| {
+            ring.reduce_scatter(call, values)?;
+            ring.gather_chunks(call, values)
+        })
+    }
+
+    fn all_gather(&mut self, mine: &[f32], counts: &[usize]) -> Result<Vec<f32>> {
+        check_counts(mine.len(), counts, self.rank, self.world_size)?;
+        let start = |rank: usize| counts[..rank].iter().sum::<usize>();
+        let mut values = vec![0.0; counts.iter().sum()];
+        values[start(self.rank)..][..mine.len()].copy_from_slice(mine);
+        self.call(Kind::AllGather, values.len(), |ring, call| {
+            for step in 0..ring.world_size - 1 {
+                let block = |rank: usize| start(rank)..start(rank) + counts[rank];
+                let (send, receive) = (block(ring.rank_before(step)), block(ring.rank_before(step + 1)));
+                let [send, receive] = values
+                    .get_disjoint_mut([send, receive])
+                    .expect("two blocks share nothing");
+                ring.exchange(call, Some(send), Some(receive))?;
+            }
+            Ok(())
+        })?;
+        Ok(values)
+    }
+
+    fn broadcast(&mut self, root: usize, values: &mut [f32]) -> Result<()> {
+        if root >= self.world_size {
+            return Err(Error::Input(format!(
+                "broadcast from rank {root} of {}",
+                self.world_size
+            )));
+        }
+        let distance = self.rank_before(root);
+        self.call(Kind::Broadcast { root }, values.len(), |ring, call| {
+            for segment in segments(0..values.len()).take(values.len().div_ceil(SEGMENT).max(1)) {
+                if distance > 0 {
+                    ring.exchange(call, None, Some(&mut values[segment.clone()]))?;
+                }
+                if distance + 1 < ring.world_size {
+                    ring.exchange(call, Some(&values[segment]), None)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn barrier(&mut self) -> Result<()> {
+        self.call(Kind::Barrier, 0, |ring, call| {
+            // A token from each rank reaches every other one. A rank that has all tokens knows that all ranks are here.
+            (1..ring.world_size).try_for_each(|_| ring.exchange(call, Some(&[0.0]), Some(&mut [0.0])))
+        })
+    }
+
+    fn abort_handle(&self) -> AbortHandle {
+        self.abort.clone()
+    }
+}
