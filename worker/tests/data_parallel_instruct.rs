@@ -17,10 +17,10 @@ use llink_worker::collective::{AbortHandle, Collective, Ring, RingOptions, Solo}
 use llink_worker::llink::projector::{Projector, ProjectorShape};
 use llink_worker::models::lora::LoraOptions;
 use llink_worker::models::{Activations, Decoder};
+use llink_worker::train::instruct::data::{ExampleOptions, InstructData};
+use llink_worker::train::instruct::options::{InstructMode, InstructOptions};
+use llink_worker::train::instruct::state::InstructState;
 use llink_worker::train::instruct::{InstructRun, InstructTrained, instruct};
-use llink_worker::train::instruct_data::{ExampleOptions, InstructData};
-use llink_worker::train::instruct_options::{InstructMode, InstructOptions};
-use llink_worker::train::instruct_state::InstructState;
 use llink_worker::train::observer::each;
 use llink_worker::train::random::{mix, uniform};
 use llink_worker::train::step_record::StepRecord;
@@ -223,11 +223,12 @@ fn ranks_see_the_same_losses(options: &InstructOptions) {
     }
 }
 
+/// What GPUs compute: weights in tensors, in f32 as close as another order of addition allows, in bf16 coarser.
 #[test]
-fn tensors_take_the_steps_of_slices_with_the_same_masks() {
+fn weights_in_tensors_give_the_same_steps_with_the_same_masks() {
     for options in kinds() {
         let (mode, moves) = (options.mode, options.moves_projector());
-        let (slices, ..) = train(&options, usize::MAX, 20, None, &mut Solo::default());
+        let (mapped, ..) = train(&options, usize::MAX, 20, None, &mut Solo::default());
         for (dtype, budget, tolerance) in [
             (DType::F32, usize::MAX, 1e-3),
             (DType::F32, 60, 1e-3),
@@ -235,37 +236,11 @@ fn tensors_take_the_steps_of_slices_with_the_same_masks() {
         ] {
             let decoder = decoder_in_tensors(dtype);
             let (tensors, ..) = train_with(&decoder, &options, budget, 20, None, &mut Solo::default());
-            let worst = apart(&slices, &tensors);
+            let worst = apart(&mapped, &tensors);
             println!("{mode:?} {moves} {dtype:?} {budget}: losses within {worst:.1e}");
             assert!(worst < tolerance, "{mode:?} {moves} {dtype:?}: {worst}");
         }
     }
-}
-
-#[test]
-fn ranks_that_compute_in_tensors_see_the_losses_of_one_and_go_on_from_a_checkpoint() {
-    let [_, options, _] = kinds();
-    let decoder = decoder_in_tensors(DType::F32);
-    let (alone, ..) = train_with(&decoder, &options, 100, 16, None, &mut Solo::default());
-    for world_size in [2, 4] {
-        let ranks = on_ring(world_size, |ring| {
-            train_with(&decoder_in_tensors(DType::F32), &options, 100, 16, None, ring)
-        });
-        let worst = apart(&alone, &ranks[0].0);
-        println!("{world_size} ranks: losses within {worst:.1e}");
-        assert!(worst < 1e-3, "{world_size} ranks differ from one by {worst}");
-        for (_, other, _) in &ranks[1..] {
-            assert!(
-                other.adapter == ranks[0].1.adapter
-                    && other.expander == ranks[0].1.expander
-                    && other.projector == ranks[0].1.projector
-            );
-        }
-    }
-    let (_, _, saved) = train_with(&decoder, &options, 100, 7, None, &mut Solo::default());
-    let state = InstructState::from_safetensors(decoder.config(), "saved", &saved).unwrap();
-    let (after, ..) = train_with(&decoder, &options, 100, 16, Some(state), &mut Solo::default());
-    assert!(apart(&alone[7..], &after) < 1e-6);
 }
 
 #[test]

@@ -20,7 +20,7 @@ use llink_worker::agent::TaskControl;
 use llink_worker::bundle::{Answering, Bundle, BundleFolder, Generator, Opening};
 use llink_worker::device::Compute;
 use llink_worker::llink::projector::{Projector, ProjectorShape};
-use llink_worker::llink::slot_expander::{ExpanderActivations, SlotExpander, SlotExpanderShape};
+use llink_worker::llink::slot_expander::{SlotExpander, SlotExpanderShape};
 use llink_worker::llink::statistics::Statistics;
 use llink_worker::llink::whitening::Whitening;
 use llink_worker::models::lora::{LoraAdapter, LoraOptions};
@@ -247,9 +247,7 @@ fn expected_answer(job: &Job, text: &str, instruction: &str) -> String {
     };
     let vector = encoder.embed(&[text], limits, 4096, &mut |_| {}).unwrap().remove(0);
     let vector: Vec<f32> = vector.into_iter().map(|x| f16::from_f32(x).to_f32()).collect();
-    let mut activations = ExpanderActivations::default();
-    job.expander
-        .forward(&job.projector.project(&vector).unwrap(), &mut activations);
+    let slots = job.expander.expand(&job.projector.project(&vector).unwrap()).unwrap();
     let options = GenerateOptions {
         max_tokens: GREEDY.max_tokens,
         stop: vec![decoder.tokenizer().require("<|eot_id|>").unwrap()],
@@ -259,7 +257,7 @@ fn expected_answer(job: &Job, text: &str, instruction: &str) -> String {
         .model()
         .generate(
             &decoder.slot_prompt(instruction, SLOTS).unwrap(),
-            Some(&activations.slots),
+            Some(&slots),
             &LoadedAdapter::new(&job.adapter, decoder.model()).unwrap(),
             &options,
             &mut |_| ControlFlow::Continue(()),
@@ -594,15 +592,11 @@ fn peft_loads_the_adapter_and_gives_our_logits() {
     let vector: Vec<f32> = (0..bundle.projector.shape().input as u64)
         .map(|i| uniform(8, i))
         .collect();
-    let mut activations = ExpanderActivations::default();
     let expander = bundle.expander.as_ref().unwrap();
-    expander.forward(&bundle.projector.project(&vector).unwrap(), &mut activations);
+    let expanded = expander.expand(&bundle.projector.project(&vector).unwrap()).unwrap();
     let adapter = LoadedAdapter::new(&bundle.adapter(decoder.config()).unwrap(), decoder.model()).unwrap();
-    let logits = decoder
-        .model()
-        .next_logits(&prompt, Some(&activations.slots), &adapter)
-        .unwrap();
-    let slots: Vec<&[f32]> = activations.slots.chunks_exact(decoder.hidden_size()).collect();
+    let logits = decoder.model().next_logits(&prompt, Some(&expanded), &adapter).unwrap();
+    let slots: Vec<&[f32]> = expanded.chunks_exact(decoder.hidden_size()).collect();
     let probe = job.folder.path().join("probe.json");
     let content = serde_json::json!({
         "ids": prompt.ids, "places": prompt.slots, "slots": slots, "logits": logits,

@@ -8,18 +8,16 @@ use std::path::PathBuf;
 
 use candle_core::DType;
 use candle_core::Device;
-use llink_worker::Result;
 use llink_worker::collective::{Collective, Solo};
 use llink_worker::llink::slot_expander::SlotExpander;
 use llink_worker::llink::slot_losses::SlotWeights;
 use llink_worker::llink::usage_contrast::UsageContrast;
 use llink_worker::models::lora::{LoraAdapter, LoraOptions};
 use llink_worker::models::{Activations, Backend, Decoder};
-use llink_worker::train::instruct_batch::InstructExample;
-use llink_worker::train::instruct_step::{
-    InstructInput, InstructOutcome, InstructTrainer, InstructWeights, LearningRates,
-};
-use llink_worker::train::on_device::DeviceInstructTrainer;
+use llink_worker::train::instruct::InstructTrainer;
+use llink_worker::train::instruct::batch::InstructExample;
+use llink_worker::train::instruct::state::InstructParts;
+use llink_worker::train::instruct::step::{InstructInput, InstructWeights, LearningRates};
 use llink_worker::train::optimizer::{AdamW, AdamWOptions};
 use llink_worker::train::tensor_file::TensorFile;
 use serde_json::Value;
@@ -31,64 +29,21 @@ fn golden() -> PathBuf {
     std::env::var_os("LLINK_GOLDEN").map_or_else(fixture, PathBuf::from)
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Kind {
-    Slices,
-    Tensors,
-}
-
-/// On slices, or in tensors.
-enum Trainer {
-    Slices(Box<InstructTrainer>),
-    Tensors(Box<DeviceInstructTrainer>),
-}
-
-impl Trainer {
-    fn step(
-        &mut self,
-        case: &Case,
-        input: &InstructInput<'_>,
-        collective: &mut dyn Collective,
-    ) -> Result<InstructOutcome> {
-        let decoder = case.decoder.model();
-        match self {
-            Self::Slices(trainer) => trainer.step(decoder, input, collective),
-            Self::Tensors(trainer) => trainer.step(decoder, input, collective),
-        }
-    }
-
-    fn trained(self) -> (LoraAdapter, SlotExpander) {
-        match self {
-            Self::Slices(trainer) => (trainer.adapter, trainer.expander),
-            Self::Tensors(trainer) => {
-                let (adapter, expander, _) = trainer.to_host().unwrap();
-                (adapter, expander)
-            }
-        }
-    }
-}
-
 /// What the golden set says of Stage B.
 struct Case {
-    kind: Kind,
     instruct: Value,
     tensors: Vec<u8>,
     decoder: Decoder,
 }
 
 impl Case {
-    fn load(kind: Kind) -> Self {
+    fn load(backend: &Backend) -> Self {
         let folder = golden();
-        let backend = match kind {
-            Kind::Slices => Backend::new(&Device::Cpu, DType::F32),
-            Kind::Tensors => place::tensors(DType::F32),
-        };
         let cases: Value = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
         Self {
-            kind,
             instruct: cases["instruct"].clone(),
             tensors: std::fs::read(folder.join("tensors.safetensors")).unwrap(),
-            decoder: Decoder::load_on(&folder.join("decoder"), &backend).unwrap(),
+            decoder: Decoder::load_on(&folder.join("decoder"), backend).unwrap(),
         }
     }
 
@@ -103,8 +58,8 @@ impl Case {
             .unwrap()
     }
 
-    /// Adapter, expander, their optimizers and the losses' weights before the first step.
-    fn parts(&self) -> (LoraAdapter, SlotExpander, [AdamW; 3], InstructWeights) {
+    /// A trainer before the first step.
+    fn trainer(&self) -> InstructTrainer {
         let bytes = std::fs::read(golden().join("lora_init/adapter_model.safetensors")).unwrap();
         let mut adapter = LoraAdapter::new(self.decoder.config(), LoraOptions::default(), 1).unwrap();
         adapter
@@ -117,7 +72,7 @@ impl Case {
             beta2: 0.999,
             weight_decay: self.number(&["weight_decay", "lora"]),
         };
-        let optimizers = InstructTrainer::optimizers(&adapter, &expander, options);
+        let parts = InstructParts::new(adapter, expander, None, options);
         let weights = InstructWeights {
             slots: SlotWeights {
                 cosine: 0.05,
@@ -130,19 +85,7 @@ impl Case {
             },
             gradient_clip: self.number(&["clip"]),
         };
-        (adapter, expander, optimizers, weights)
-    }
-
-    fn trainer(&self) -> Trainer {
-        let (adapter, expander, optimizers, weights) = self.parts();
-        match self.kind {
-            Kind::Slices => Trainer::Slices(Box::new(InstructTrainer::new(adapter, expander, optimizers, weights))),
-            Kind::Tensors => {
-                let decoder = self.decoder.model();
-                let trainer = DeviceInstructTrainer::new(decoder, adapter, &expander, &optimizers, weights);
-                Trainer::Tensors(Box::new(trainer.unwrap()))
-            }
-        }
+        InstructTrainer::new(self.decoder.model(), parts, weights).unwrap()
     }
 
     /// The examples as they stand in the padded tensors.
@@ -178,8 +121,8 @@ fn trajectory(
     case: &Case,
     token_budget: usize,
     activations: Activations,
-    after: &mut dyn FnMut(usize, &Trainer, &Value),
-) -> (LoraAdapter, SlotExpander) {
+    after: &mut dyn FnMut(usize, &InstructTrainer, &Value),
+) -> InstructParts {
     let file = case.file();
     let mut trainer = case.trainer();
     let examples = case.examples();
@@ -210,7 +153,7 @@ fn trajectory(
             token_budget,
             activations,
         };
-        let outcome = trainer.step(case, &input, &mut collective).unwrap();
+        let outcome = trainer.step(case.decoder.model(), &input, &mut collective).unwrap();
         let losses = outcome.losses;
         let found = serde_json::json!({
             "loss": losses.loss, "sft": losses.sft, "usage": losses.usage, "cosine": losses.cosine,
@@ -218,7 +161,7 @@ fn trajectory(
         });
         after(step, &trainer, &found);
     }
-    trainer.trained()
+    trainer.to_host().unwrap()
 }
 
 fn relative(found: &[f32], expected: &[f32]) -> f64 {
@@ -257,16 +200,16 @@ fn compare(case: &Case, prefix: &str, of: (&LoraAdapter, &SlotExpander), adapter
 
 #[test]
 fn stage_b_takes_the_references_steps() {
-    follow(Kind::Slices);
+    follow(&Backend::new(&Device::Cpu, DType::F32));
 }
 
 #[test]
-fn stage_b_takes_the_references_steps_in_tensors() {
-    follow(Kind::Tensors);
+fn stage_b_takes_the_references_steps_with_weights_in_tensors() {
+    follow(&place::tensors(DType::F32));
 }
 
-fn follow(kind: Kind) {
-    let case = Case::load(kind);
+fn follow(backend: &Backend) {
+    let case = Case::load(backend);
     // All at once; in several passes; with layers run again in the backward pass.
     for (token_budget, activations) in [
         (usize::MAX, Activations::Kept),
@@ -275,48 +218,37 @@ fn follow(kind: Kind) {
     ] {
         let mut worst_loss: f64 = 0.0;
         let mut worst_gradient = 0.0;
-        let (adapter, expander) = trajectory(&case, token_budget, activations, &mut |step, trainer, found| {
-            let expected = &case.instruct["trace"][step];
-            for key in ["loss", "sft", "usage", "cosine", "info_nce"] {
-                let error = (found[key].as_f64().unwrap() - expected[key].as_f64().unwrap()).abs();
-                assert!(
-                    error < 1e-4,
-                    "step {step}: {key} {} against {}",
-                    found[key],
-                    expected[key]
-                );
-                worst_loss = worst_loss.max(error);
-            }
-            let (norm, reference) = (
-                found["grad_norm"].as_f64().unwrap(),
-                expected["grad_norm"].as_f64().unwrap(),
-            );
-            assert!(
-                (norm / reference - 1.0).abs() < 1e-3,
-                "step {step}: norm {norm} against {reference}"
-            );
-            match (step, trainer) {
-                (0, Trainer::Slices(trainer)) => {
-                    let (by_adapter, by_expander) = trainer.gradient();
-                    let of = (&trainer.adapter, &trainer.expander);
-                    worst_gradient = compare(&case, "instruct.grad0.", of, by_adapter, by_expander);
-                }
-                (0, Trainer::Tensors(trainer)) => {
-                    let (adapter, expander, optimizers) = trainer.to_host().unwrap();
-                    let clipped = (case.number(&["clip"]) / (norm + 1e-6)).min(1.0);
-                    let [by_adapter, by_others, by_scale] = optimizers.map(|optimizer| gradient(&optimizer, clipped));
-                    let by_expander = [by_scale, by_others].concat();
-                    worst_gradient = compare(
-                        &case,
-                        "instruct.grad0.",
-                        (&adapter, &expander),
-                        &by_adapter,
-                        &by_expander,
+        let InstructParts { adapter, expander, .. } =
+            trajectory(&case, token_budget, activations, &mut |step, trainer, found| {
+                let expected = &case.instruct["trace"][step];
+                for key in ["loss", "sft", "usage", "cosine", "info_nce"] {
+                    let error = (found[key].as_f64().unwrap() - expected[key].as_f64().unwrap()).abs();
+                    assert!(
+                        error < 1e-4,
+                        "step {step}: {key} {} against {}",
+                        found[key],
+                        expected[key]
                     );
+                    worst_loss = worst_loss.max(error);
                 }
-                _ => {}
-            }
-        });
+                let (norm, reference) = (
+                    found["grad_norm"].as_f64().unwrap(),
+                    expected["grad_norm"].as_f64().unwrap(),
+                );
+                assert!(
+                    (norm / reference - 1.0).abs() < 1e-3,
+                    "step {step}: norm {norm} against {reference}"
+                );
+                if step == 0 {
+                    let parts = trainer.to_host().unwrap();
+                    let clipped = (case.number(&["clip"]) / (norm + 1e-6)).min(1.0);
+                    let [by_adapter, by_others, by_scale] =
+                        parts.optimizers.map(|optimizer| gradient(&optimizer, clipped));
+                    let by_expander = [by_scale, by_others].concat();
+                    let of = (&parts.adapter, &parts.expander);
+                    worst_gradient = compare(&case, "instruct.grad0.", of, &by_adapter, &by_expander);
+                }
+            });
         let worst = compare(
             &case,
             "instruct.final.",

@@ -4,9 +4,10 @@
 
 use std::path::PathBuf;
 
+use candle_core::{Device, Tensor};
 use llink_worker::llink::next_token_loss::AnswerTokens;
-use llink_worker::llink::slot_expander::{ExpanderActivations, SlotExpander, median_embedding_norm};
-use llink_worker::llink::slot_losses::{SlotWeights, slot_losses};
+use llink_worker::llink::slot_expander::{SlotExpander, median_embedding_norm};
+use llink_worker::llink::slot_losses::{SlotLosses, SlotWeights};
 use llink_worker::train::tensor_file::TensorFile;
 use serde_json::Value;
 
@@ -40,10 +41,9 @@ fn the_first_steps_slots_and_their_losses_are_the_references() {
     let (slots_shape, expected) = file.f32("instruct.slots0").unwrap();
     let (pairs, slots, width) = (slots_shape[0], slots_shape[1], slots_shape[2]);
     assert_eq!((expander.shape().slots, expander.shape().width), (slots, width));
-    let mut activations = ExpanderActivations::default();
-    expander.forward(&projected, &mut activations);
+    let found = expander.expand(&projected).unwrap();
     let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-    let difference = norm(&mut activations.slots.iter().zip(&expected).map(|(a, b)| a - b));
+    let difference = norm(&mut found.iter().zip(&expected).map(|(a, b)| a - b));
     let error = difference / norm(&mut expected.iter().copied());
     assert!(error < 1e-4, "slots differ by {error}");
 
@@ -53,17 +53,11 @@ fn the_first_steps_slots_and_their_losses_are_the_references() {
         info_nce: 1e-3,
         temperature: 0.07,
     };
-    let mut by_slots = vec![0.0; expected.len()];
-    let losses = slot_losses(
-        &activations.slots,
-        &teacher,
-        width,
-        0..pairs,
-        &slot_weights,
-        &mut by_slots,
-    );
+    let rows = |values: Vec<f32>| Tensor::from_vec(values, ((), width), &Device::Cpu).unwrap();
+    let losses = SlotLosses::new(&rows(found), &rows(teacher), 0..pairs, &slot_weights).unwrap();
+    let losses: Vec<f32> = losses.shares.to_vec1().unwrap();
     let trace = &instruct["trace"][0];
-    for (name, found) in [("cosine", losses.cosine), ("info_nce", losses.info_nce)] {
+    for (name, found) in [("cosine", f64::from(losses[0])), ("info_nce", f64::from(losses[1]))] {
         let expected = trace[name].as_f64().unwrap();
         println!(
             "slots within {error:.1e}; {name} within {:.1e}",

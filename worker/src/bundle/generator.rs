@@ -15,7 +15,6 @@ use super::folder::BundleFolder;
 use super::parts::Bundle;
 use super::sources::{Wanted, find};
 use super::vectors::VectorCache;
-use crate::llink::slot_expander::ExpanderActivations;
 use crate::models::{Backend, Decoder, Encoder, GenerateOptions, LoadedAdapter, PromptForm, Sampling, TextLimits};
 use crate::{Error, Result};
 
@@ -191,19 +190,19 @@ impl Generator {
             .zip(&seen)
             .map(|(line, seen)| line[seen.len()..].chars().count())
             .collect();
-        let mut activations = ExpanderActivations::default();
-        let mut sentences = Vec::with_capacity(lines.len());
-        for ((text, vector), unread_chars) in lines.into_iter().zip(known.into_iter().flatten()).zip(unread) {
-            let mut wide = vec![0.0; vector.len()];
-            vector.convert_to_f32_slice(&mut wide);
-            expander.forward(&self.bundle.projector.project(&wide)?, &mut activations);
-            sentences.push(Sentence {
-                text,
-                slots: Some(activations.slots.clone()),
-                unread_chars,
-            });
-        }
-        Ok(sentences)
+        let vectors = known.into_iter().flatten().flatten().collect::<Vec<f16>>();
+        let mut wide = vec![0.0; vectors.len()];
+        vectors.convert_to_f32_slice(&mut wide);
+        let slots = expander.expand(&self.bundle.projector.project(&wide)?)?;
+        let shape = expander.shape();
+        let each = slots.chunks_exact(shape.slots * shape.width);
+        let sentences = lines.into_iter().zip(each).zip(unread);
+        let sentence = |((text, slots), unread_chars): ((String, &[f32]), usize)| Sentence {
+            text,
+            slots: Some(slots.to_vec()),
+            unread_chars,
+        };
+        Ok(sentences.map(sentence).collect())
     }
 
     /// Answers an instruction about a sentence. `told` gets each piece of the text as it comes and may end the answer.

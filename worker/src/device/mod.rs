@@ -117,7 +117,7 @@ impl Compute {
         }
     }
 
-    /// Returns the device on which training computes in tensors, or none on the CPU, where training computes on slices.
+    /// Returns the device on which Stage A computes in tensors, or none on the CPU, where Stage A computes on slices.
     #[must_use]
     pub fn training_backend(&self) -> Option<Backend> {
         (!self.device.is_cpu()).then(|| Backend::new(&self.device, self.dtype))

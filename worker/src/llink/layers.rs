@@ -41,13 +41,6 @@ vectorized! {
     }
 }
 
-vectorized! {
-    /// A LayerNorm without weights of one row, in place. One over the deviation.
-    pub(super) fn standardize(x: &mut [f32]) -> f32 {
-        standardize_in_place(x)
-    }
-}
-
 /// Takes away the mean and divides by the deviation. One over the deviation.
 #[inline(always)]
 fn standardize_in_place(x: &mut [f32]) -> f32 {
@@ -76,12 +69,7 @@ vectorized! {
     }
 }
 
-/// The sum of each column of `values`, or of its product with `factors`, over all rows.
-pub(super) fn sum_columns(values: &[f32], factors: Option<&[f32]>, sums: &mut [f32]) {
-    sum_columns_into(values, factors, sums, Existing::Overwritten);
-}
-
-/// As [`sum_columns`]; the sums are added to those that are there if these are kept.
+/// The sum of each column of `values`, or of its product with `factors`, over all rows; added to the sums that are there if these are kept.
 pub(super) fn sum_columns_into(values: &[f32], factors: Option<&[f32]>, sums: &mut [f32], existing: Existing) {
     let width = sums.len();
     let blocks = sums.par_chunks_mut(COLUMN_BLOCK).enumerate();

@@ -6,15 +6,15 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-use super::align_losses::through_normalization;
-use super::kernels::{dot, multiply, normalize, rows_per_task};
-use super::layers::{activate, layer_norm, layer_norm_backward, standardize, sum_columns};
-use super::matrix::{Matrix, Target, matmul};
-use super::parameters::{self, initialize_linear, split, split_mut};
+use super::kernels::dot;
+use super::mlp::{Mlp, MlpGradient, MlpShapes, MlpTape};
+use super::parameters::{self, initialize_linear};
+use super::rows::{normalized, standardized, through_normalization, through_standardization};
 use crate::train::random::key;
-use crate::train::tensor_file::{self, Tensor, TensorFile};
+use crate::train::tensor_file::{self, TensorFile};
 use crate::{Error, Result};
 
 /// The key under which a file keeps the median norm.
@@ -40,31 +40,6 @@ pub struct SlotExpander {
     pub parameters: Vec<f32>,
 }
 
-/// What a forward pass leaves for the backward pass. Kept from step to step, so that nothing is allocated anew.
-#[derive(Debug, Default)]
-pub struct ExpanderActivations {
-    /// LN(v), `[b, d]`.
-    standardized: Vec<f32>,
-    /// One over the deviation of v, `[b]`.
-    input_inverse: Vec<f32>,
-    /// u, `[b, d]`.
-    scaled: Vec<f32>,
-    /// After GELU, `[b, h]`.
-    hidden: Vec<f32>,
-    /// The derivative of `hidden` by what went into the GELU, `[b, h]`.
-    slope: Vec<f32>,
-    /// The LayerNorm's input less its mean, over its deviation, `[b · K, d]`.
-    normalized: Vec<f32>,
-    /// One over the deviation, `[b · K]`.
-    inverse_deviation: Vec<f32>,
-    /// x / |x|, `[b · K, d]`.
-    directions: Vec<f32>,
-    /// |x|, `[b · K]`.
-    norms: Vec<f32>,
-    /// The slots, `[b, K, d]`.
-    pub slots: Vec<f32>,
-}
-
 impl SlotExpanderShape {
     /// Names and shapes of the parameters, in the order in which they lie in the flat buffer. `scale` is the first number: its
     /// learning rate is its own.
@@ -88,20 +63,10 @@ impl SlotExpanderShape {
         parameters::ranges(&self.tensors())
     }
 
-    /// How many of the parameters are the scale's and the first Linear's: they come first.
-    #[must_use]
-    pub fn first_linear(&self) -> usize {
-        parameters::count(&self.first_half())
-    }
-
-    fn first_half(&self) -> [(&'static str, Vec<usize>); 3] {
-        let [scale, up, up_bias, ..] = self.tensors();
-        [scale, up, up_bias]
-    }
-
-    fn second_half(&self) -> [(&'static str, Vec<usize>); 4] {
-        let [_, _, _, down, down_bias, norm, norm_bias] = self.tensors();
-        [down, down_bias, norm, norm_bias]
+    /// All but the scale.
+    pub(crate) fn mlp(&self) -> MlpShapes {
+        let [_, up, up_bias, down, down_bias, norm, norm_bias] = self.tensors();
+        [up, up_bias, down, down_bias, norm, norm_bias]
     }
 
     /// How many parameters there are.
@@ -135,7 +100,7 @@ impl SlotExpander {
 
     /// The parameters as tensors of a file, their names after `prefix`.
     #[must_use]
-    pub fn tensors(&self, prefix: &str) -> Vec<Tensor<'_>> {
+    pub fn tensors(&self, prefix: &str) -> Vec<tensor_file::Tensor<'_>> {
         parameters::tensors(&self.shape.tensors(), &self.parameters, prefix)
     }
 
@@ -201,189 +166,101 @@ impl SlotExpander {
         self.median_norm
     }
 
-    /// Expands projected vectors `[b, d]` into slots `[b, K, d]`, which are left in `activations`.
-    pub fn forward(&self, projected: &[f32], activations: &mut ExpanderActivations) {
-        let SlotExpanderShape {
-            width: d,
-            hidden: h,
-            slots: k,
-        } = self.shape;
-        let [scale, up, up_bias, down, down_bias, norm, norm_bias] = split(&self.shape.tensors(), &self.parameters);
-        let (b, outputs) = (projected.len() / d, k * d);
-        let ExpanderActivations {
-            standardized,
-            input_inverse,
-            scaled,
-            hidden,
-            slope,
-            normalized,
-            ..
-        } = activations;
-        standardized.clear();
-        standardized.extend_from_slice(projected);
-        input_inverse.clear();
-        input_inverse.extend(standardized.chunks_exact_mut(d).map(standardize));
-        scaled.clear();
-        scaled.extend(standardized.iter().map(|x| scale[0] * x));
-        hidden.resize(b * h, 0.0);
-        slope.resize(b * h, 0.0);
-        normalized.resize(b * outputs, 0.0);
-
-        // [b, d] · [d, h]
-        matmul(
-            Matrix::new(scaled, b, d),
-            Matrix::new(up, h, d).transposed(),
-            Target::new(slope, h),
-        );
-        let block = rows_per_task(b, h) * h;
-        hidden
-            .par_chunks_mut(block)
-            .zip(slope.par_chunks_mut(block))
-            .for_each(|(hidden, slope)| {
-                let rows = hidden.chunks_exact_mut(h).zip(slope.chunks_exact_mut(h));
-                rows.for_each(|(hidden, slope)| activate(hidden, slope, up_bias, None));
-            });
-
-        // [b, h] · [h, K d], whose rows are K slots each
-        let down = Matrix::new(down, outputs, h).transposed();
-        matmul(Matrix::new(hidden, b, h), down, Target::new(normalized, outputs));
-        let ExpanderActivations {
-            normalized,
-            inverse_deviation,
-            directions,
-            norms,
-            slots,
-            ..
-        } = activations;
-        inverse_deviation.resize(b * k, 0.0);
-        norms.resize(b * k, 0.0);
-        directions.resize(b * outputs, 0.0);
-        slots.resize(b * outputs, 0.0);
-        let rows = normalized
-            .par_chunks_mut(d)
-            .zip(slots.par_chunks_mut(d))
-            .zip(directions.par_chunks_mut(d));
-        let numbers = inverse_deviation.par_iter_mut().zip(norms.par_iter_mut());
-        rows.zip(numbers)
-            .enumerate()
-            .for_each(|(row, (((x, slot), direction), (inverse, length)))| {
-                let bias = &down_bias[row % k * d..][..d];
-                *inverse = layer_norm(x, slot, bias, norm, norm_bias);
-                *length = normalize(slot, direction);
-                slot.iter_mut()
-                    .zip(direction)
-                    .for_each(|(slot, x)| *slot = self.median_norm * *x);
-            });
-    }
-
-    /// From the gradient by the slots (`[b, K, d]`, overwritten) to that by the parameters, which replaces `gradient`. The projected
-    /// vectors come from a frozen projector and get none.
-    pub fn backward(&self, activations: &mut ExpanderActivations, by_slots: &mut [f32], gradient: &mut [f32]) {
-        let (up, down) = gradient.split_at_mut(self.shape.first_linear());
-        self.backward_down(activations, by_slots, down);
-        self.backward_up(activations, by_slots, up);
-    }
-
-    /// The first half: the gradient by the LayerNorm and the second Linear, which lie from
-    /// [`SlotExpanderShape::first_linear`] on. Leaves in `by_slots` what [`SlotExpander::backward_up`] goes on with.
-    pub fn backward_down(&self, activations: &mut ExpanderActivations, by_slots: &mut [f32], gradient: &mut [f32]) {
-        let SlotExpanderShape {
-            width: d,
-            hidden: h,
-            slots: k,
-        } = self.shape;
-        let [_, _, _, _, _, norm, _] = split(&self.shape.tensors(), &self.parameters);
-        let [by_down, by_down_bias, by_norm, by_norm_bias] = split_mut(&self.shape.second_half(), gradient);
-        let (b, outputs) = (by_slots.len() / (k * d), k * d);
-        let ExpanderActivations {
-            hidden,
-            normalized,
-            inverse_deviation,
-            directions,
-            norms,
-            ..
-        } = activations;
-
-        let rows = by_slots
-            .par_chunks_mut(d)
-            .zip(directions.par_chunks(d))
-            .zip(norms.par_iter());
-        rows.for_each(|((by, direction), norm)| {
-            by.iter_mut().for_each(|x| *x *= self.median_norm);
-            through_normalization(by, direction, 1.0 / norm.max(1e-12));
-        });
-        sum_columns(by_slots, Some(normalized), by_norm);
-        sum_columns(by_slots, None, by_norm_bias);
-        let rows = by_slots
-            .par_chunks_mut(d)
-            .zip(normalized.par_chunks(d))
-            .zip(inverse_deviation.par_iter());
-        rows.for_each(|((by, x), inverse)| layer_norm_backward(by, x, norm, *inverse));
-
-        sum_columns(by_slots, None, by_down_bias);
-        // [K d, b] · [b, h]
-        matmul(
-            Matrix::new(by_slots, b, outputs).transposed(),
-            Matrix::new(hidden, b, h),
-            Target::new(by_down, h),
-        );
-    }
-
-    /// The second half: the gradient by the scale and the first Linear, which lie before
-    /// [`SlotExpanderShape::first_linear`].
-    pub fn backward_up(&self, activations: &mut ExpanderActivations, by_output: &[f32], gradient: &mut [f32]) {
-        let SlotExpanderShape {
-            width: d,
-            hidden: h,
-            slots: k,
-        } = self.shape;
-        let [_, up, _, down, _, _, _] = split(&self.shape.tensors(), &self.parameters);
-        let [by_scale, by_up, by_up_bias] = split_mut(&self.shape.first_half(), gradient);
-        let (b, outputs) = (by_output.len() / (k * d), k * d);
-        let ExpanderActivations {
-            standardized,
-            scaled,
-            hidden,
-            slope,
-            ..
-        } = activations;
-        // [b, K d] · [K d, h], into the place of the activations that are no longer needed
-        matmul(
-            Matrix::new(by_output, b, outputs),
-            Matrix::new(down, outputs, h),
-            Target::new(hidden, h),
-        );
-        multiply(hidden, slope);
-        let by_up_output = &*hidden;
-
-        sum_columns(by_up_output, None, by_up_bias);
-        // [h, b] · [b, d]
-        let by_up_matrix = Matrix::new(by_up_output, b, h);
-        matmul(
-            by_up_matrix.transposed(),
-            Matrix::new(scaled, b, d),
-            Target::new(by_up, d),
-        );
-        // [b, h] · [h, d]
-        matmul(by_up_matrix, Matrix::new(up, h, d), Target::new(scaled, d));
-        by_scale[0] = dot(scaled, standardized);
-    }
-
-    /// After [`SlotExpander::backward_up`]: the gradient by the projected vectors, `[b, d]`.
-    pub fn by_projected<'a>(&self, activations: &'a mut ExpanderActivations) -> &'a mut [f32] {
-        let d = self.shape.width;
-        let scale = vec![self.parameters[0]; d];
-        let ExpanderActivations {
-            standardized,
-            input_inverse,
-            scaled,
-            ..
-        } = activations;
-        let rows = scaled.chunks_exact_mut(d).zip(standardized.chunks_exact(d));
-        for ((by, x), inverse) in rows.zip(input_inverse) {
-            layer_norm_backward(by, x, &scale, *inverse);
+    /// Expands projected vectors `[b, d]` into slots `[b, K, d]`, on the CPU.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the vectors are of another width.
+    pub fn expand(&self, projected: &[f32]) -> Result<Vec<f32>> {
+        let width = self.shape.width;
+        if !projected.len().is_multiple_of(width) {
+            let count = projected.len();
+            return Err(Error::Input(format!(
+                "{count} numbers are no projected vectors of {width}"
+            )));
         }
-        scaled
+        if projected.is_empty() {
+            return Ok(Vec::new());
+        }
+        let tensor = |values: &[f32]| Tensor::from_slice(values, values.len(), &Device::Cpu);
+        let (scale, others) = self.parameters.split_at(1);
+        let (scale, others) = (tensor(scale)?, tensor(others)?);
+        let expander = Expansion::new(self.shape, self.median_norm, (&scale, &others), DType::F32)?;
+        let tape = expander.forward(&tensor(projected)?.reshape(((), width))?)?;
+        Ok(tape.slots.flatten_all()?.to_vec1()?)
+    }
+}
+
+/// A slot expander at work on a device, its products in one dtype.
+pub(crate) struct Expansion {
+    median_norm: f32,
+    scale: Tensor, // [1]
+    mlp: Mlp,
+}
+
+/// What a forward pass leaves for the backward pass, f32.
+pub(crate) struct ExpansionTape {
+    standardized: Tensor, // [b, d]
+    inverse: Tensor,      // [b, 1] one over the deviation
+    mlp: MlpTape,
+    directions: Tensor, // [b·K, d]
+    norms: Tensor,      // [b·K, 1]
+    /// The slots, [b·K, d].
+    pub(crate) slots: Tensor,
+}
+
+/// Gradients by the parameters and by what came in, f32.
+pub(crate) struct ExpansionGradient {
+    pub(crate) scale: Tensor, // [1]
+    pub(crate) mlp: MlpGradient,
+    pub(crate) projected: Tensor, // [b, d]
+}
+
+impl Expansion {
+    /// Of the scale [1] and the other parameters [n], both in f32.
+    pub(crate) fn new(
+        shape: SlotExpanderShape,
+        median_norm: f32,
+        (scale, others): (&Tensor, &Tensor),
+        dtype: DType,
+    ) -> Result<Self> {
+        Ok(Self {
+            median_norm,
+            scale: scale.clone(),
+            mlp: Mlp::new(&shape.mlp(), others, dtype)?,
+        })
+    }
+
+    /// Expands projected vectors [b, d] in f32.
+    pub(crate) fn forward(&self, projected: &Tensor) -> Result<ExpansionTape> {
+        let (standardized, inverse) = standardized(projected)?;
+        let (x, mlp) = self.mlp.forward(&standardized.broadcast_mul(&self.scale)?)?;
+        let (directions, norms) = normalized(&x)?;
+        Ok(ExpansionTape {
+            slots: (&directions * f64::from(self.median_norm))?,
+            standardized,
+            inverse,
+            mlp,
+            directions,
+            norms,
+        })
+    }
+
+    /// From the gradient by the slots [b·K, d] to that by all else. `ready` is given the gradient by each parameter as soon as it is
+    /// whole: as [`Mlp::backward`] does, then by the scale.
+    pub(crate) fn backward(
+        &self,
+        tape: &ExpansionTape,
+        grad_slots: &Tensor,
+        ready: &mut dyn FnMut(&Tensor) -> Result<()>,
+    ) -> Result<ExpansionGradient> {
+        let grad = (grad_slots * f64::from(self.median_norm))?;
+        let grad = through_normalization(&grad, &tape.directions, &tape.norms)?;
+        let (mlp, grad) = self.mlp.backward(&tape.mlp, &grad, ready)?;
+        let scale = (&grad * &tape.standardized)?.sum_all()?.reshape(1)?;
+        ready(&scale)?;
+        let grad = grad.broadcast_mul(&self.scale)?;
+        let projected = through_standardization(&grad, &tape.standardized, &tape.inverse)?;
+        Ok(ExpansionGradient { scale, mlp, projected })
     }
 }
 

@@ -5,10 +5,10 @@
 
 use std::ops::Range;
 
-use super::align_losses::{normalize_rows, through_normalization};
-use super::kernels::add;
-use super::matrix::{Matrix, Target, matmul};
-use super::softmax::softmax;
+use candle_core::Tensor;
+
+use super::rows::{normalized, through_normalization};
+use crate::Result;
 
 /// How the losses of the slots are weighed in the total.
 #[derive(Debug, Clone, Copy)]
@@ -21,88 +21,53 @@ pub struct SlotWeights {
     pub temperature: f64,
 }
 
-/// The losses of the slots; or a rank's share of each, which add up to them.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+/// A rank's share of the losses: those of all ranks add up to the global batch's.
 pub struct SlotLosses {
-    /// Mean of 1 − cosine between mean slot and teacher.
-    pub cosine: f64,
-    /// InfoNCE of mean slots against the batch's teachers.
-    pub info_nce: f64,
+    /// `cosine` and `info_nce`, f32 [2].
+    pub shares: Tensor,
+    /// The gradient of the weighted losses by the slots, f32 [b·K, d].
+    pub grad_slots: Tensor,
 }
 
-/// This rank's share of the losses. Its slots are `[b, K, d]`, those of rows `own` of the global batch, whose teachers are
-/// `[B, d]`. The weighted gradient by the slots is added to `by_slots`.
-///
-/// # Panics
-/// When the buffers' lengths do not fit each other.
-pub fn slot_losses(
-    slots: &[f32],
-    teacher: &[f32],
-    width: usize,
-    own: Range<usize>,
-    weights: &SlotWeights,
-    by_slots: &mut [f32],
-) -> SlotLosses {
-    assert_eq!(slots.len(), by_slots.len(), "one gradient for each slot");
-    let (rows, pairs) = (own.len(), teacher.len() / width);
-    if rows == 0 {
-        return SlotLosses::default();
-    }
-    let slots_per_row = slots.len() / (rows * width);
-    let mut means = vec![0.0; rows * width];
-    for (mean, slots) in means
-        .chunks_exact_mut(width)
-        .zip(slots.chunks_exact(slots_per_row * width))
-    {
-        slots.chunks_exact(width).for_each(|slot| add(mean, slot));
-        mean.iter_mut().for_each(|x| *x /= slots_per_row as f32);
-    }
-    let (mut students, mut student_norms, mut teachers, mut teacher_norms) = (vec![], vec![], vec![], vec![]);
-    normalize_rows(&means, width, &mut students, &mut student_norms);
-    normalize_rows(teacher, width, &mut teachers, &mut teacher_norms);
+impl SlotLosses {
+    /// Those of a rank whose slots are `[b·K, d]`, of rows `own` of the global batch, whose teachers are `[B, d]`, both in f32.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](crate::Error::Tensor) when the shapes do not fit each other, or the device fails.
+    pub fn new(slots: &Tensor, teacher: &Tensor, own: Range<usize>, weights: &SlotWeights) -> Result<Self> {
+        let (batch, (pairs, width)) = (own.len(), teacher.dims2()?);
+        let slots = slots.reshape((batch, (), width))?; // [b, K, d]
+        let (students, norms) = normalized(&slots.mean(1)?)?;
+        let (teachers, _) = normalized(teacher)?;
+        let cosines = students.matmul(&teachers.t()?)?; // [b, B]
+        let labels: Vec<u32> = (own.start as u32..own.end as u32).collect();
+        let labels = Tensor::from_vec(labels, (batch, 1), cosines.device())?;
+        let of_own = cosines.gather(&labels, 1)?;
+        let largest = cosines.max_keepdim(1)?;
+        let (each, tau) = (1.0 / pairs as f64, weights.temperature);
+        let exponentials = (cosines.broadcast_sub(&largest)? / tau)?.exp()?;
+        let sums = exponentials.sum_keepdim(1)?;
+        let cosine = ((1.0 - &of_own)?.sum_all()? * each)?;
+        let info_nce = ((sums.log()? + ((largest - of_own)? / tau)?)?.sum_all()? * each)?;
 
-    // [b, d] · [d, B]
-    let mut logits = vec![0.0; rows * pairs];
-    let by_teachers = Matrix::new(&teachers, pairs, width);
-    matmul(
-        Matrix::new(&students, rows, width),
-        by_teachers.transposed(),
-        Target::new(&mut logits, pairs),
-    );
-    let (b, temperature) = (pairs as f64, weights.temperature);
-    let of_info_nce = weights.info_nce / (b * temperature);
-    let mut losses = SlotLosses::default();
-    for (row, label) in logits.chunks_exact_mut(pairs).zip(own) {
-        let cosine = row[label];
-        let (max, sum) = softmax(row, (1.0 / temperature) as f32, of_info_nce as f32);
-        row[label] -= (of_info_nce + weights.cosine / b) as f32;
-        losses.cosine += (1.0 - f64::from(cosine)) / b;
-        losses.info_nce += (f64::from(sum).ln() + f64::from(max - cosine) / temperature) / b;
+        let of_info_nce = weights.info_nce * each / tau;
+        let softmax = exponentials.broadcast_mul(&(sums.recip()? * of_info_nce)?)?;
+        let label = -(of_info_nce + weights.cosine * each) as f32;
+        let label = Tensor::full(label, (batch, 1), softmax.device())?;
+        let grad_students = softmax.scatter_add(&labels, &label, 1)?.matmul(&teachers)?;
+        let grad_means = through_normalization(&grad_students, &students, &norms)?;
+        let grad_slot = (grad_means / slots.dim(1)? as f64)?.unsqueeze(1)?;
+        Ok(Self {
+            shares: Tensor::stack(&[cosine, info_nce], 0)?,
+            grad_slots: grad_slot.broadcast_as(slots.shape())?.reshape(((), width))?,
+        })
     }
-
-    // [b, B] · [B, d]
-    let by_means = &mut means;
-    matmul(
-        Matrix::new(&logits, rows, pairs),
-        by_teachers,
-        Target::new(by_means, width),
-    );
-    let students = students.chunks_exact(width).zip(&student_norms);
-    let per_row = by_means
-        .chunks_exact_mut(width)
-        .zip(by_slots.chunks_exact_mut(slots_per_row * width));
-    for ((by_mean, by_slots), (student, norm)) in per_row.zip(students) {
-        through_normalization(by_mean, student, 1.0 / norm.max(1e-12));
-        by_mean.iter_mut().for_each(|x| *x /= slots_per_row as f32);
-        by_slots
-            .chunks_exact_mut(width)
-            .for_each(|by_slot| add(by_slot, by_mean));
-    }
-    losses
 }
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
 
     const D: usize = 5;
@@ -121,7 +86,7 @@ mod tests {
         values.iter().map(|x| *x as f32).collect()
     }
 
-    fn definition(slots: &[f64], teacher: &[f64]) -> SlotLosses {
+    fn definition(slots: &[f64], teacher: &[f64]) -> [f64; 2] {
         let unit = |row: Vec<f64>| {
             let norm = row.iter().map(|x| x * x).sum::<f64>().sqrt();
             row.iter().map(|x| x / norm).collect::<Vec<_>>()
@@ -134,11 +99,11 @@ mod tests {
         };
         let s: Vec<_> = slots.chunks(K * D).map(|row| unit(mean(row))).collect();
         let t: Vec<_> = teacher.chunks(D).map(|row| unit(row.to_vec())).collect();
-        let mut losses = SlotLosses::default();
+        let mut losses = [0.0; 2];
         for (i, s) in s.iter().enumerate() {
             let sum: f64 = t.iter().map(|t| (dot(s, t) / WEIGHTS.temperature).exp()).sum();
-            losses.cosine += (1.0 - dot(s, &t[i])) / t.len() as f64;
-            losses.info_nce += (sum.ln() - dot(s, &t[i]) / WEIGHTS.temperature) / t.len() as f64;
+            losses[0] += (1.0 - dot(s, &t[i])) / t.len() as f64;
+            losses[1] += (sum.ln() - dot(s, &t[i]) / WEIGHTS.temperature) / t.len() as f64;
         }
         losses
     }
@@ -146,24 +111,22 @@ mod tests {
     #[test]
     fn losses_and_gradient_follow_the_definition_and_ranks_add_up() {
         let (mut slots, teacher) = (numbers(4 * K * D, 0.77), numbers(4 * D, 1.9));
-        let (narrow_slots, narrow_teacher) = (narrow(&slots), narrow(&teacher));
-        let mut gradient = vec![1.0; 4 * K * D];
-        let (first, second) = (3 * K * D, 3);
-        let mut sum = SlotLosses::default();
-        for (part, rows) in [(0..first, 0..second), (first..4 * K * D, second..4), (0..0, 4..4)] {
-            let by_slots = &mut gradient[part.clone()];
-            let share = slot_losses(&narrow_slots[part], &narrow_teacher, D, rows, &WEIGHTS, by_slots);
-            sum = SlotLosses {
-                cosine: sum.cosine + share.cosine,
-                info_nce: sum.info_nce + share.info_nce,
-            };
+        let tensor = |values: &[f64]| Tensor::from_vec(narrow(values), (values.len() / D, D), &Device::Cpu).unwrap();
+        let (mut gradient, mut sum) = (Vec::new(), [0.0; 2]);
+        for rows in [0..3, 3..4] {
+            let own = tensor(&slots[rows.start * K * D..rows.end * K * D]);
+            let share = SlotLosses::new(&own, &tensor(&teacher), rows, &WEIGHTS).unwrap();
+            let losses: Vec<f32> = share.shares.to_vec1().unwrap();
+            sum = [sum[0] + f64::from(losses[0]), sum[1] + f64::from(losses[1])];
+            gradient.extend(share.grad_slots.flatten_all().unwrap().to_vec1::<f32>().unwrap());
         }
         let expected = definition(&slots, &teacher);
-        assert!((sum.cosine - expected.cosine).abs() < 1e-5, "{sum:?} {expected:?}");
-        assert!((sum.info_nce - expected.info_nce).abs() < 1e-5, "{sum:?} {expected:?}");
+        for (found, expected) in sum.iter().zip(&expected) {
+            assert!((found - expected).abs() < 1e-5, "{sum:?} {expected:?}");
+        }
         let total = |slots: &[f64]| {
-            let losses = definition(slots, &teacher);
-            WEIGHTS.cosine * losses.cosine + WEIGHTS.info_nce * losses.info_nce
+            let [cosine, info_nce] = definition(slots, &teacher);
+            WEIGHTS.cosine * cosine + WEIGHTS.info_nce * info_nce
         };
         for (index, derivative) in gradient.iter().enumerate() {
             let at = slots[index];
@@ -172,7 +135,7 @@ mod tests {
             slots[index] = at - 1e-5;
             let difference = (above - total(&slots)) / 2e-5;
             slots[index] = at;
-            let error = (difference + 1.0 - f64::from(*derivative)).abs();
+            let error = (difference - f64::from(*derivative)).abs();
             assert!(error < 1e-5, "{index}: {derivative} {difference}");
         }
     }

@@ -1,6 +1,9 @@
 //! The usage contrast: on every n-th step the decoder must do better with the slots than with zeros in their place.
 
+use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
+
+use crate::Result;
 
 /// `weight · max(0, sft − zero)` on every `every`-th step, where `zero` is the next-token loss with zero vectors in the slots,
 /// taken without gradient.
@@ -25,15 +28,20 @@ impl UsageContrast {
         (sft - zero).max(0.0)
     }
 
-    /// What the gradient of `sft` is multiplied with in the total, its own part included.
-    #[must_use]
-    pub fn sft_factor(&self, sft: f64, zero: f64) -> f64 {
-        if sft > zero { 1.0 + self.weight } else { 1.0 }
+    /// What the gradient of `sft` is multiplied with in the total, its own part included. All three are f32 [1]: the device need not be
+    /// waited for.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
+    pub fn sft_factor(&self, sft: &Tensor, zero: &Tensor) -> Result<Tensor> {
+        Ok(sft.gt(zero)?.to_dtype(DType::F32)?.affine(self.weight, 1.0)?)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
 
     const CONTRAST: UsageContrast = UsageContrast { every: 3, weight: 0.05 };
@@ -47,12 +55,13 @@ mod tests {
 
     #[test]
     fn slots_that_help_cost_nothing_and_slots_that_harm_do() {
-        assert_eq!((CONTRAST.loss(1.0, 1.5), CONTRAST.sft_factor(1.0, 1.5)), (0.0, 1.0));
-        assert_eq!((CONTRAST.loss(1.5, 1.0), CONTRAST.sft_factor(1.5, 1.0)), (0.5, 1.05));
-        assert_eq!((CONTRAST.loss(1.0, 1.0), CONTRAST.sft_factor(1.0, 1.0)), (0.0, 1.0));
-        assert!(
-            CONTRAST.sft_factor(f64::NAN, 1.0).is_finite(),
-            "the loss itself shows NaN"
-        );
+        let factor = |sft: f32, zero: f32| {
+            let [sft, zero] = [sft, zero].map(|loss| Tensor::new(&[loss], &Device::Cpu).unwrap());
+            CONTRAST.sft_factor(&sft, &zero).unwrap().to_vec1::<f32>().unwrap()[0]
+        };
+        assert_eq!((CONTRAST.loss(1.0, 1.5), factor(1.0, 1.5)), (0.0, 1.0));
+        assert_eq!((CONTRAST.loss(1.5, 1.0), factor(1.5, 1.0)), (0.5, 1.05));
+        assert_eq!((CONTRAST.loss(1.0, 1.0), factor(1.0, 1.0)), (0.0, 1.0));
+        assert!(factor(f32::NAN, 1.0).is_finite(), "the loss itself shows NaN");
     }
 }

@@ -2,35 +2,45 @@
 
 use candle_core::{DType, Device};
 
-use super::ops::Form;
-
-/// A device, a number format, and the operations to compute with.
+/// A device, a number format, and how weights are held there.
 #[derive(Debug, Clone)]
 pub struct Backend {
     device: Device,
     dtype: DType,
-    form: Form,
+    weights: WeightsIn,
+}
+
+/// Where a model's matrices and embeddings lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WeightsIn {
+    /// In the mapped file, from where the CPU's products read them.
+    File,
+    /// In tensors on the device.
+    Tensors,
 }
 
 impl Backend {
-    /// The fastest for a device: this crate's kernels on the CPU, tensor operations elsewhere. On the CPU bf16 means products in bf16
-    /// of what is otherwise f32.
+    /// The fastest for a device: on the CPU weights stay in their mapped file, elsewhere they are tensors. On the CPU bf16 means
+    /// products in bf16 of what is otherwise f32.
     #[must_use]
     pub fn new(device: &Device, dtype: DType) -> Self {
-        let form = if device.is_cpu() { Form::Slices } else { Form::Tensors };
+        let weights = match device.is_cpu() {
+            true => WeightsIn::File,
+            false => WeightsIn::Tensors,
+        };
         Self {
-            form,
+            weights,
             ..Self::of_tensors(device, dtype)
         }
     }
 
-    /// Tensor operations on any device, every value in `dtype`: what GPUs do, so that it can be compared elsewhere.
+    /// Weights as tensors on any device, and every value in `dtype`: what GPUs hold, so that it can be compared elsewhere.
     #[must_use]
     pub fn of_tensors(device: &Device, dtype: DType) -> Self {
         Self {
             device: device.clone(),
             dtype,
-            form: Form::Tensors,
+            weights: WeightsIn::Tensors,
         }
     }
 
@@ -48,13 +58,13 @@ impl Backend {
 
     /// Bytes of a number that flows between layers.
     pub(crate) fn value_bytes(&self) -> usize {
-        match self.form {
-            Form::Slices => 4,
-            Form::Tensors => self.dtype.size_in_bytes(),
+        match self.weights {
+            WeightsIn::File => DType::F32.size_in_bytes(),
+            WeightsIn::Tensors => self.dtype.size_in_bytes(),
         }
     }
 
-    pub(crate) const fn form(&self) -> Form {
-        self.form
+    pub(crate) const fn weights(&self) -> WeightsIn {
+        self.weights
     }
 }

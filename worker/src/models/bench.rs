@@ -7,11 +7,11 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
-use super::backend::Backend;
+use super::backend::{Backend, WeightsIn};
 use super::batches::token_batches;
 use super::bert::Bert;
 use super::llama::Llama;
-use super::ops::{Form, FrozenMatrix, Precision, Stored};
+use super::ops::{FrozenMatrix, Precision, Stored};
 use super::random::Normal;
 use super::sentence::{Head, Reading};
 use crate::{Error, Result};
@@ -75,7 +75,7 @@ pub fn run(job: Job, dir: &Path, options: &Options) -> Result<Value> {
         let warm_up: Vec<Vec<u32>> = first.iter().map(|&index| ids[index].clone()).collect();
         model.vectors(&warm_up, token_budget)?;
     }
-    let floor = (backend.form() == Form::Slices).then(|| model.product_gflops(dtype));
+    let floor = (backend.weights() == WeightsIn::File).then(|| model.product_gflops(dtype));
     let (products, floor) = floor.map_or((None, None), |(precision, floor)| (Some(precision), Some(floor)));
     let start = Instant::now();
     let vectors = model.vectors(&ids, token_budget)?;

@@ -8,7 +8,7 @@ use super::backend::Backend;
 use super::batches::{Batching, Packed, check_ids, in_batches};
 use super::config::{EncoderConfig, EncoderFamily};
 use super::ops::{
-    Attention, AttentionSpans, Causality, Embedding, Form, FrozenLinear, MeanOf, add_layer_norm, gelu, layer_norm,
+    Attention, AttentionSpans, Causality, Embedding, FrozenLinear, MeanOf, add_layer_norm, gelu, layer_norm,
 };
 use super::sentence::{Head, Pooling};
 use super::weights::Weights;
@@ -136,9 +136,9 @@ impl Bert {
     }
 
     fn spans(&self, packed: &Packed) -> Result<AttentionSpans> {
-        let (form, offsets) = (self.norm.form, || packed.offsets.clone());
+        let offsets = || packed.offsets.clone();
         let (dtype, device) = (self.positions.dtype(), self.positions.device());
-        AttentionSpans::new(form, offsets(), offsets(), Causality::Bidirectional, dtype, device)
+        AttentionSpans::new(offsets(), offsets(), Causality::Bidirectional, dtype, device)
     }
 
     /// The last hidden states, [T, hidden].
@@ -172,7 +172,6 @@ fn first_rows(x: &Tensor, offsets: &[usize]) -> Result<Tensor> {
 }
 
 struct LayerNorm {
-    form: Form,
     gamma: Tensor,
     beta: Tensor,
     eps: f64,
@@ -182,7 +181,6 @@ impl LayerNorm {
     fn load(weights: &Weights, name: &str, config: &EncoderConfig) -> Result<Self> {
         let width = &[config.hidden_size];
         Ok(Self {
-            form: weights.form(),
             gamma: weights.tensor(&format!("{name}.weight"), width)?,
             beta: weights.tensor(&format!("{name}.bias"), width)?,
             eps: config.layer_norm_eps,
@@ -190,11 +188,11 @@ impl LayerNorm {
     }
 
     fn forward(&self, x: Tensor) -> Result<Tensor> {
-        layer_norm(self.form, x, &self.gamma, &self.beta, self.eps)
+        layer_norm(x, &self.gamma, &self.beta, self.eps)
     }
 
     fn forward_sum(&self, x: Tensor, residual: &Tensor) -> Result<Tensor> {
-        add_layer_norm(self.form, x, residual, &self.gamma, &self.beta, self.eps)
+        add_layer_norm(x, residual, &self.gamma, &self.beta, self.eps)
     }
 }
 
@@ -242,7 +240,7 @@ impl Layer {
             .attention_output
             .forward(&self.attention.attend(&q, &k, &v, spans)?)?;
         let x = self.attention_norm.forward_sum(attended, x)?;
-        let inner = gelu(self.output_norm.form, self.intermediate.forward(&x)?)?; // [T, intermediate]
+        let inner = gelu(self.intermediate.forward(&x)?)?; // [T, intermediate]
         self.output_norm.forward_sum(self.output.forward(&inner)?, &x)
     }
 }

@@ -49,7 +49,7 @@ impl LoadedAdapter {
     /// # Errors
     /// [`Error::Tensor`] when the device fails.
     pub fn new(adapter: &LoraAdapter, model: &Llama) -> Result<Self> {
-        Ok(Self(adapter.on(&model.adapter_place(), None)?))
+        Ok(Self(adapter.on(&model.adapter_place())?))
     }
 }
 
@@ -109,17 +109,30 @@ impl Llama {
     }
 
     fn with_slots(&self, prompt: &ChatPrompt, slots: &[f32]) -> Result<Tensor> {
-        let width = self.config().hidden_size;
+        let (width, (device, dtype)) = (self.config().hidden_size, self.activations());
         if slots.len() != prompt.slots.len() * width {
             let (found, places) = (slots.len() / width, prompt.slots.len());
             return Err(Error::Input(format!("{found} slots for a prompt with {places} places")));
         }
-        let mut embeddings = self.embed_f32(&prompt.ids)?;
-        for (place, slot) in prompt.slots.iter().zip(slots.chunks_exact(width)) {
-            embeddings[place * width..(place + 1) * width].copy_from_slice(slot);
-        }
-        self.on_device(&embeddings)
+        let slots = Tensor::from_slice(slots, (prompt.slots.len(), width), device)?.to_dtype(dtype)?;
+        replaced_rows(&self.embed(&prompt.ids)?, &slots, &prompt.slots, |slot| slot)
     }
+}
+
+/// `tokens` [T, d] with rows of `others` in the place of `rows`; `of` says which for the n-th of them.
+pub(crate) fn replaced_rows(
+    tokens: &Tensor,
+    others: &Tensor,
+    rows: &[usize],
+    of: impl Fn(usize) -> usize,
+) -> Result<Tensor> {
+    let count = tokens.dim(0)?;
+    let mut from: Vec<u32> = (0..count as u32).collect();
+    for (n, row) in rows.iter().enumerate() {
+        from[*row] = (count + of(n)) as u32;
+    }
+    let both = Tensor::cat(&[tokens, others], 0)?;
+    Ok(both.index_select(&Tensor::from_vec(from, count, tokens.device())?, 0)?)
 }
 
 fn choose(logits: &[f32], sampling: Sampling, place: u64) -> u32 {

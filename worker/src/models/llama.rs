@@ -10,7 +10,7 @@ use super::config::LlamaConfig;
 use super::llama_layer::{CachedLayer, LastRows, Layer, Place};
 use super::lora::{AdapterPlace, LayerAdapter};
 use super::model_files::ModelFiles;
-use super::ops::{AttentionSpans, Causality, Embedding, Form, FrozenLinear, MeanOf, Rope, rms_norm, rms_norm_backward};
+use super::ops::{AttentionSpans, Causality, Embedding, FrozenLinear, MeanOf, Rope, rms_norm, rms_norm_backward};
 use super::weights::Weights;
 use crate::device::TokenCost;
 use crate::{Error, Result};
@@ -24,7 +24,6 @@ const USUAL_LENGTH: usize = 128;
 /// Llama without its tokenizer: token ids in, hidden states and logits out.
 pub struct Llama {
     config: LlamaConfig,
-    form: Form,
     embedding: Embedding, // [vocab, hidden]
     pub(super) layers: Vec<Layer>,
     norm: Tensor,
@@ -114,7 +113,6 @@ impl Llama {
             .map(|index| Layer::load(&weights, &format!("layers.{index}"), &config))
             .collect::<Result<_>>()?;
         Ok(Self {
-            form: weights.form(),
             norm: weights.tensor("norm.weight", &[config.hidden_size])?,
             head: weights.linear(head, shape, None)?,
             embedding: weights.embedding(embedding, shape)?,
@@ -209,11 +207,6 @@ impl Llama {
         Ok(())
     }
 
-    /// Refuses ids that are no tokens, however many there are.
-    pub(super) fn check_vocabulary(&self, ids: &[u32]) -> Result<()> {
-        check_ids(&[ids], self.config.vocab_size, usize::MAX, &self.path)
-    }
-
     /// The embeddings of token ids, [T, hidden].
     pub(crate) fn embed(&self, ids: &[u32]) -> Result<Tensor> {
         self.embedding.rows(ids)
@@ -262,10 +255,10 @@ impl Llama {
             0 => queries.clone(),
             _ => vec![0, past + packed.ids.len()],
         };
-        let spans = AttentionSpans::new(self.form, queries, keys.clone(), Causality::Causal, dtype, &device)?;
+        let spans = AttentionSpans::new(queries, keys.clone(), Causality::Causal, dtype, &device)?;
         let last = match rows {
             Rows::All => None,
-            Rows::LastOfEach => Some(LastRows::new(self.form, packed, keys, &rope, dtype, &device)?),
+            Rows::LastOfEach => Some(LastRows::new(packed, keys, &rope, dtype, &device)?),
         };
         if let Some(cache) = cache.as_deref_mut() {
             cache.layers.resize_with(self.layers.len(), || None);
@@ -286,12 +279,7 @@ impl Llama {
 
     /// The turns of packed sequences whose first position is `past`.
     pub(super) fn rope(&self, packed: &Packed, past: usize, dtype: DType, device: &Device) -> Result<Rope> {
-        Rope::new(self.form, &packed.positions(past), &self.frequencies, dtype, device)
-    }
-
-    /// How operations are carried out.
-    pub(crate) fn form(&self) -> Form {
-        self.form
+        Rope::new(&packed.positions(past), &self.frequencies, dtype, device)
     }
 
     /// Where and in what the layers compute.
@@ -302,20 +290,16 @@ impl Llama {
     /// Where and in what an adapter's corrections are computed.
     pub(crate) fn adapter_place(&self) -> AdapterPlace<'_> {
         let (device, dtype) = self.activations();
-        AdapterPlace {
-            form: self.form,
-            dtype,
-            device,
-        }
+        AdapterPlace { dtype, device }
     }
 
     /// The norm before the output head.
     pub(super) fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
-        rms_norm(self.form, x, &self.norm, self.config.rms_norm_eps)
+        rms_norm(x, &self.norm, self.config.rms_norm_eps)
     }
 
     /// The gradient by what [`Llama::final_norm`] was given.
     pub(super) fn final_norm_backward(&self, x: &Tensor, by: &Tensor) -> Result<Tensor> {
-        rms_norm_backward(self.form, x, &self.norm, self.config.rms_norm_eps, by)
+        rms_norm_backward(x, &self.norm, self.config.rms_norm_eps, by)
     }
 }

@@ -6,7 +6,7 @@ use super::batches::Packed;
 use super::config::LlamaConfig;
 use super::lora::{LayerAdapter, Projection};
 use super::ops::{
-    AdapterGradient, Attention, AttentionSpans, Causality, Form, FrozenLinear, Rope, add_rms_norm, rms_norm,
+    Attention, AttentionSpans, Causality, FrozenLinear, LowRankGradient, Rope, add_rms_norm, rms_norm,
     rms_norm_backward, silu_mul, silu_mul_backward,
 };
 use super::weights::Weights;
@@ -14,7 +14,6 @@ use crate::{Error, Result};
 
 /// A loaded layer.
 pub(super) struct Layer {
-    form: Form,
     input_norm: Tensor,
     post_norm: Tensor,
     /// In the order of [`Projection::ALL`].
@@ -49,17 +48,10 @@ pub(super) struct LastRows {
 }
 
 impl LastRows {
-    pub(super) fn new(
-        form: Form,
-        packed: &Packed,
-        keys: Vec<usize>,
-        rope: &Rope,
-        dtype: DType,
-        device: &Device,
-    ) -> Result<Self> {
+    pub(super) fn new(packed: &Packed, keys: Vec<usize>, rope: &Rope, dtype: DType, device: &Device) -> Result<Self> {
         let rows = Tensor::new(packed.last_rows(), device)?;
         let queries = (0..packed.offsets.len()).collect();
-        let spans = AttentionSpans::new(form, queries, keys, Causality::Causal, dtype, device)?;
+        let spans = AttentionSpans::new(queries, keys, Causality::Causal, dtype, device)?;
         let rope = rope.select(&rows)?;
         Ok(Self { rows, spans, rope })
     }
@@ -106,7 +98,6 @@ impl Layer {
         };
         let linears: Vec<_> = Projection::ALL.into_iter().map(linear).collect::<Result<_>>()?;
         Ok(Self {
-            form: weights.form(),
             input_norm,
             post_norm,
             linears: linears
@@ -134,9 +125,8 @@ impl Layer {
     ) -> Result<Tensor> {
         use Projection::{DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
         let Place { spans, rope, only } = *place;
-        let taped = tape.is_some();
         let apply = |projection: Projection, x: &Tensor| self.apply(projection, x, adapter);
-        let normed = rms_norm(self.form, &x, &self.input_norm, self.eps)?;
+        let normed = rms_norm(&x, &self.input_norm, self.eps)?;
         let norms = self.head_norms.as_ref();
         let (k, raw_k) = self.norm_heads(apply(KProj, &normed)?, norms.map(|norms| &norms.k))?; // [T, kv_heads·head_dim]
         let mut k = rope.turn(k)?;
@@ -160,22 +150,20 @@ impl Layer {
         let q = rope.turn(q)?;
         let attended = self.attention.attend(&q, &k, &v, spans)?;
         let out = apply(OProj, &attended)?;
-        let input = taped.then(|| self.kept(&x)).transpose()?;
-        let (x, normed) = add_rms_norm(self.form, x, &out, &self.post_norm, self.eps)?;
+        let (middle, normed) = add_rms_norm(&x, &out, &self.post_norm, self.eps)?;
         let (gate, up) = (apply(GateProj, &normed)?, apply(UpProj, &normed)?);
-        let raw_gate = taped.then(|| self.kept(&gate)).transpose()?;
-        let gated = silu_mul(self.form, gate, &up)?;
-        let y = (&x + apply(DownProj, &gated)?)?;
-        if let (Some(tape), Some(input), Some(gate)) = (tape, input, raw_gate) {
+        let gated = silu_mul(&gate, &up)?;
+        let y = (&middle + apply(DownProj, &gated)?)?;
+        if let Some(tape) = tape {
             *tape = Some(LayerTape {
-                input,
+                input: x,
                 q,
                 k,
                 v,
                 raw_q,
                 raw_k,
                 attended,
-                middle: x,
+                middle,
                 gate,
                 up,
             });
@@ -183,30 +171,30 @@ impl Layer {
         Ok(y)
     }
 
-    /// The gradient by the layer's input from `by`, that by its output; the gradient by the adapter's parameters goes to
-    /// `gradient`.
+    /// From `by`, the gradient by the layer's output: that by its input, and that by the layer's part of the adapter, f32 [n].
     pub(super) fn backward(
         &self,
         tape: LayerTape,
         by: Tensor,
         place: &Place<'_>,
-        adapter: Option<&LayerAdapter>,
-        gradient: &mut AdapterGradient<'_>,
-    ) -> Result<Tensor> {
+        adapter: &LayerAdapter,
+    ) -> Result<(Tensor, Tensor)> {
         use Projection::{DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
-        let mut through =
-            |projection: Projection, x: &Tensor, by: &Tensor| self.apply_backward(projection, x, by, adapter, gradient);
-        let by_gated = through(DownProj, &silu_mul(self.form, self.kept(&tape.gate)?, &tape.up)?, &by)?;
-        let (by_gate, by_up) = silu_mul_backward(self.form, &tape.gate, &tape.up, &by_gated)?;
-        let normed = rms_norm(self.form, &tape.middle, &self.post_norm, self.eps)?;
+        let mut gradients = Vec::new();
+        let mut through = |projection: Projection, x: &Tensor, by: &Tensor| {
+            self.apply_backward(projection, x, by, adapter, &mut gradients)
+        };
+        let by_gated = through(DownProj, &silu_mul(&tape.gate, &tape.up)?, &by)?;
+        let (by_gate, by_up) = silu_mul_backward(&tape.gate, &tape.up, &by_gated)?;
+        let normed = rms_norm(&tape.middle, &self.post_norm, self.eps)?;
         let by_normed = (through(GateProj, &normed, &by_gate)? + through(UpProj, &normed, &by_up)?)?;
-        let by = (by + rms_norm_backward(self.form, &tape.middle, &self.post_norm, self.eps, &by_normed)?)?;
+        let by = (by + rms_norm_backward(&tape.middle, &self.post_norm, self.eps, &by_normed)?)?;
 
         let by_attended = through(OProj, &tape.attended, &by)?;
         let (by_q, by_k, by_v) = self
             .attention
             .backward(&tape.q, &tape.k, &tape.v, place.spans, &by_attended)?;
-        let normed = rms_norm(self.form, &tape.input, &self.input_norm, self.eps)?;
+        let normed = rms_norm(&tape.input, &self.input_norm, self.eps)?;
         let norms = self.head_norms.as_ref();
         let by_q = self.norm_heads_backward(place.rope.turn_back(by_q)?, tape.raw_q, norms.map(|norms| &norms.q))?;
         let by_k = self.norm_heads_backward(place.rope.turn_back(by_k)?, tape.raw_k, norms.map(|norms| &norms.k))?;
@@ -214,13 +202,16 @@ impl Layer {
         let by_k = through(KProj, &normed, &by_k)?;
         let by_v = through(VProj, &normed, &by_v)?;
         let by_normed = ((by_q + by_k)? + by_v)?;
-        Ok((by + rms_norm_backward(self.form, &tape.input, &self.input_norm, self.eps, &by_normed)?)?)
+        let by_input = (by + rms_norm_backward(&tape.input, &self.input_norm, self.eps, &by_normed)?)?;
+        gradients.sort_by_key(|(start, _)| *start);
+        let gradients: Vec<Tensor> = gradients.into_iter().flat_map(|(_, matrices)| matrices).collect();
+        Ok((by_input, Tensor::cat(&gradients, 0)?))
     }
 
     /// x [T, n·head_dim] with each head normed, and x as it was for the backward pass; x alone where there is no norm.
     fn norm_heads(&self, x: Tensor, gamma: Option<&Tensor>) -> Result<(Tensor, Option<Tensor>)> {
         let Some(gamma) = gamma else { return Ok((x, None)) };
-        let normed = rms_norm(self.form, &self.heads(&x)?, gamma, self.eps)?.reshape(x.shape())?;
+        let normed = rms_norm(&self.heads(&x)?, gamma, self.eps)?.reshape(x.shape())?;
         Ok((normed, Some(x)))
     }
 
@@ -229,21 +220,13 @@ impl Layer {
         let (Some(raw), Some(gamma)) = (raw, gamma) else {
             return Ok(by);
         };
-        let by_raw = rms_norm_backward(self.form, &self.heads(&raw)?, gamma, self.eps, &self.heads(&by)?)?;
+        let by_raw = rms_norm_backward(&self.heads(&raw)?, gamma, self.eps, &self.heads(&by)?)?;
         Ok(by_raw.reshape(by.shape())?)
     }
 
     /// x [T, n·head_dim] as [T·n, head_dim].
     fn heads(&self, x: &Tensor) -> Result<Tensor> {
         Ok(x.contiguous()?.reshape(((), self.attention.head_dim))?)
-    }
-
-    /// x, safe from operations that take it over: on slices they change it in place.
-    fn kept(&self, x: &Tensor) -> Result<Tensor> {
-        match self.form {
-            Form::Slices => Ok(x.copy()?),
-            Form::Tensors => Ok(x.clone()),
-        }
     }
 
     fn apply(&self, projection: Projection, x: &Tensor, adapter: Option<&LayerAdapter>) -> Result<Tensor> {
@@ -259,13 +242,15 @@ impl Layer {
         projection: Projection,
         x: &Tensor,
         by: &Tensor,
-        adapter: Option<&LayerAdapter>,
-        gradient: &mut AdapterGradient<'_>,
+        adapter: &LayerAdapter,
+        gradients: &mut Vec<(usize, [Tensor; 2])>,
     ) -> Result<Tensor> {
         let by_x = self.linears[projection as usize].input_gradient(by)?;
-        match adapter.and_then(|adapter| adapter.get(projection)) {
-            Some((correction, place)) => correction.backward(x, by, by_x, place.clone(), gradient),
-            None => Ok(by_x),
-        }
+        let Some((correction, start)) = adapter.get(projection) else {
+            return Ok(by_x);
+        };
+        let LowRankGradient { by_x, by_a, by_b } = correction.backward(x, by, by_x)?;
+        gradients.push((*start, [by_a.flatten_all()?, by_b.flatten_all()?]));
+        Ok(by_x)
     }
 }

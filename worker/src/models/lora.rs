@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::config::LlamaConfig;
-use super::ops::{Form, LowRank, RowMasks};
+use super::ops::{LowRank, RowMasks};
 use crate::train::dropout::Dropout;
 use crate::train::random::{key, uniform};
 use crate::train::tensor_file::{self, TensorFile, Values};
@@ -233,23 +233,24 @@ impl LoraAdapter {
         }
     }
 
-    /// The corrections of all layers, where and in what the model computes. `dropout` is for training.
-    pub(crate) fn on(&self, place: &AdapterPlace<'_>, dropout: Option<&RowDropout<'_>>) -> Result<Vec<LayerAdapter>> {
-        let parameters = Tensor::from_slice(&self.parameters, self.parameters.len(), place.device)?;
-        self.layers_of(&parameters, place, dropout)
+    /// The corrections of all layers, where and in what the model computes.
+    pub(crate) fn on(&self, place: &AdapterPlace<'_>) -> Result<Vec<LayerAdapter>> {
+        self.layers_of(&self.parameters_on(place.device)?, place, None)
     }
 
-    /// As [`LoraAdapter::on`], of parameters [n] that are on the device already.
+    /// The parameters [n] on a device, f32.
+    pub(crate) fn parameters_on(&self, device: &Device) -> Result<Tensor> {
+        Ok(Tensor::from_slice(&self.parameters, self.parameters.len(), device)?)
+    }
+
+    /// The corrections of all layers, of parameters [n] that are on the device already. `dropout` is for training.
     pub(crate) fn layers_of(
         &self,
         parameters: &Tensor,
         place: &AdapterPlace<'_>,
         dropout: Option<&RowDropout<'_>>,
     ) -> Result<Vec<LayerAdapter>> {
-        let parameters = match place.form {
-            Form::Slices => parameters.clone(),
-            Form::Tensors => parameters.to_dtype(place.dtype)?,
-        };
+        let parameters = parameters.to_dtype(place.dtype)?;
         (0..self.layers)
             .map(|layer| self.layer(layer, &parameters, place, dropout))
             .collect()
@@ -278,13 +279,12 @@ impl LoraAdapter {
                 parameters.narrow(0, range.start, range.len())?.reshape((rows, columns))
             };
             let low_rank = LowRank {
-                form: place.form,
                 a: matrix(&a, rank, *inner)?,
                 b: matrix(&b, *outer, rank)?,
                 scale: (self.options.alpha / rank as f64) as f32,
                 dropout: masks.transpose()?,
             };
-            adapter.corrections[*target as usize] = Some((low_rank, a.start - start..b.end - start));
+            adapter.corrections[*target as usize] = Some((low_rank, a.start - start));
         }
         Ok(adapter)
     }
@@ -293,7 +293,6 @@ impl LoraAdapter {
 /// Where and in what an adapter's corrections are computed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AdapterPlace<'a> {
-    pub(crate) form: Form,
     pub(crate) dtype: DType,
     pub(crate) device: &'a Device,
 }
@@ -305,14 +304,14 @@ pub(crate) struct RowDropout<'a> {
     pub(crate) keys: &'a [u64],
 }
 
-/// One layer's corrections, and where in the layer's parameters each stands.
+/// One layer's corrections, and where in the layer's parameters each begins.
 pub(crate) struct LayerAdapter {
-    corrections: [Option<(LowRank, Range<usize>)>; 7],
+    corrections: [Option<(LowRank, usize)>; 7],
 }
 
 impl LayerAdapter {
     /// The correction of one linear layer, if it has one.
-    pub(crate) fn get(&self, projection: Projection) -> Option<&(LowRank, Range<usize>)> {
+    pub(crate) fn get(&self, projection: Projection) -> Option<&(LowRank, usize)> {
         self.corrections[projection as usize].as_ref()
     }
 }

@@ -15,10 +15,10 @@ use safetensors::{SafeTensors, View as _};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::backend::Backend;
+use super::backend::{Backend, WeightsIn};
 use super::gguf::Gguf;
 use super::json;
-use super::ops::{Embedding, Form, Format, FrozenLinear, FrozenMatrix, Memory, Precision, Stored};
+use super::ops::{Embedding, Format, FrozenLinear, FrozenMatrix, Memory, Precision, Stored};
 use super::placeholder::placeholder;
 use crate::{Error, Result};
 
@@ -85,15 +85,10 @@ impl Weights {
         }
     }
 
-    /// How operations are carried out.
-    pub(crate) fn form(&self) -> Form {
-        self.backend.form()
-    }
-
-    /// What products on the CPU are done in; none where tensors compute, and in dtypes that the matrices don't know.
+    /// What products with weights in their file are done in; none where weights are tensors, and in dtypes that the matrices don't know.
     fn precision(&self) -> Option<Precision> {
         match self.backend.dtype() {
-            _ if self.form() == Form::Tensors => None,
+            _ if self.backend.weights() == WeightsIn::Tensors => None,
             DType::BF16 => Some(Precision::Bf16),
             DType::F32 | DType::F16 => Some(Precision::F32),
             _ => None,

@@ -6,8 +6,8 @@ use super::documents::Document;
 use super::variables::Padded;
 use crate::Result;
 use crate::llink::slot_expander::median_embedding_norm;
+use crate::models::replaced_rows;
 use crate::models::token_batches;
-use crate::train::on_device::in_slots;
 
 /// Tokens, padding included, that go through a model at once.
 pub(super) const SHARE_TOKENS: usize = 1_536;
@@ -95,6 +95,6 @@ impl Packed {
         let usual = words.detach().to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         let usual = f64::from(median_embedding_norm(&usual, width)?);
         let packed = (means.broadcast_div(&norms)? * usual)?;
-        in_slots(&embedded, &packed, &self.rows, |slot| slot)
+        replaced_rows(&embedded, &packed, &self.rows, |slot| slot)
     }
 }

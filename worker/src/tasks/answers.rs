@@ -12,7 +12,7 @@ use super::instruct::{first, read_projector, read_rows, widened};
 use super::training::read_tables;
 use crate::llink::answers::{AnswerScores, answer_scores};
 use crate::llink::projector::Projector;
-use crate::llink::slot_expander::{ExpanderActivations, SlotExpander};
+use crate::llink::slot_expander::SlotExpander;
 use crate::models::{Decoder, GenerateOptions, LoadedAdapter, Sampling, peft};
 use crate::{Error, Result};
 
@@ -154,10 +154,7 @@ impl Slots {
 
     /// Returns the slots of encoder vectors `[n, d_e]`, as `[n, K, d]`.
     fn of(&self, vectors: &[f32]) -> Result<Vec<f32>> {
-        let mut activations = ExpanderActivations::default();
-        self.expander
-            .forward(&self.projector.project(vectors)?, &mut activations);
-        Ok(activations.slots)
+        self.expander.expand(&self.projector.project(vectors)?)
     }
 
     /// Returns the mean of the slots of each vector, `[n, d]`, which Stage B keeps near the teacher.

@@ -15,7 +15,7 @@ use crate::bundle::config::{
 };
 use crate::bundle::{Bundle, BundleConfig, BundleFolder};
 use crate::llink::projector::Projector;
-use crate::llink::slot_expander::{ExpanderActivations, SlotExpander};
+use crate::llink::slot_expander::SlotExpander;
 use crate::llink::statistics::Statistics;
 use crate::models::lora::LoraAdapter;
 use crate::models::{Decoder, LoadedAdapter, peft};
@@ -225,13 +225,13 @@ fn check(bundle: &Bundle, trained: &Trained, decoder: &Decoder, folder: &BundleF
     {
         return Err(differ(STATISTICS, "statistics"));
     }
-    let slots = |expander: &SlotExpander| {
-        let mut activations = ExpanderActivations::default();
-        expander.forward(&projected, &mut activations);
-        activations.slots
-    };
-    let expected = trained.slots.as_ref().map(|(expander, _)| slots(expander));
-    let found = bundle.expander.as_ref().map(slots);
+    let slots = |expander: &SlotExpander| expander.expand(&projected);
+    let expected = trained
+        .slots
+        .as_ref()
+        .map(|(expander, _)| slots(expander))
+        .transpose()?;
+    let found = bundle.expander.as_ref().map(slots).transpose()?;
     let same = match (&found, &expected) {
         (Some(found), Some(expected)) => agree(found, expected),
         (found, expected) => found.is_none() && expected.is_none(),

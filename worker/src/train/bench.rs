@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::align_options::AlignOptions;
 use super::align_step::{AlignTrainer, StepInput, StepOutcome};
-pub use super::bench_instruct::{InstructBench, bench_instruct};
 use super::dropout::Dropout;
+pub use super::instruct::bench::{InstructBench, bench_instruct};
 use super::on_device::DeviceAlignTrainer;
 use super::optimizer::AdamW;
 use super::random::{key, mix, uniform};

@@ -1,8 +1,8 @@
 //! The training loops and what they are made of.
 //!
-//! [`align`] is Stage A's loop. What a step does depends on the seed and the step alone: [`batch`] and [`dropout`] have no
+//! [`align`] is Stage A's loop, [`instruct`] Stage B's. What a step does depends on the seed and the step alone: [`batch`] and [`dropout`] have no
 //! state to lose, and a [`checkpoint`] holds the rest. Around a loop, whatever the stage: [`training_run`] watches it,
-//! [`on_device`] takes the same steps in tensors, [`checkpoints`] keeps a training's states, [`metrics`] its numbers, [`upkeep`] says how often.
+//! [`on_device`] takes Stage A's steps in tensors, [`checkpoints`] keeps a training's states, [`metrics`] its numbers, [`upkeep`] says how often.
 
 mod agreement;
 mod ahead;
@@ -14,19 +14,12 @@ pub mod align_step;
 pub mod align_validation;
 pub mod batch;
 pub mod bench;
-mod bench_instruct;
 pub mod checkpoint;
 pub mod checkpoints;
 pub mod dropout;
 pub mod event_file;
 pub mod instruct;
-pub mod instruct_batch;
-pub mod instruct_data;
-pub mod instruct_options;
-pub mod instruct_state;
-pub mod instruct_step;
 pub mod metrics;
-pub mod moving_projector;
 pub mod observer;
 pub mod on_device;
 pub mod optimizer;

@@ -10,13 +10,65 @@ fn projected(rows: usize) -> Vec<f32> {
     (0..rows * SHAPE.width).map(|i| (i as f32 * 1.3).sin() * 2.0).collect()
 }
 
+/// The expander's slots and their gradients, in tensors.
+struct Case {
+    scale: Tensor,
+    others: Tensor,
+}
+
+impl Case {
+    fn new(scale: f32, seed: u64) -> Self {
+        let parameters = SlotExpander::new(SHAPE, 0.8, seed).parameters;
+        Self {
+            scale: tensor(&[scale], 1).squeeze(0).unwrap(),
+            others: tensor(&parameters[1..], 1).flatten_all().unwrap(),
+        }
+    }
+
+    fn expansion(&self) -> Expansion {
+        Expansion::new(SHAPE, 0.8, (&self.scale, &self.others), DType::F32).unwrap()
+    }
+
+    /// Σ (slots · weights).
+    fn loss(&self, vectors: &Tensor, weights: &Tensor) -> f64 {
+        let slots = self.expansion().forward(vectors).unwrap().slots;
+        let terms: Vec<f32> = (slots * weights).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        terms.iter().map(|term| f64::from(*term)).sum()
+    }
+}
+
+fn tensor(values: &[f32], width: usize) -> Tensor {
+    Tensor::from_slice(values, (values.len() / width, width), &Device::Cpu).unwrap()
+}
+
+fn numbers(x: &Tensor) -> Vec<f32> {
+    x.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Holds a gradient to central differences of `loss`, which is given the values with one of them moved.
+fn hold_to_differences(what: &str, values: &[f32], gradient: &[f32], loss: impl Fn(&[f32]) -> f64) {
+    assert_eq!(values.len(), gradient.len(), "{what}");
+    let (mut values, width) = (values.to_vec(), 2e-3);
+    for (index, derivative) in gradient.iter().enumerate() {
+        let at = values[index];
+        values[index] = at + width;
+        let above = loss(&values);
+        values[index] = at - width;
+        let difference = (above - loss(&values)) / f64::from(2.0 * width);
+        values[index] = at;
+        let error = (difference - f64::from(*derivative)).abs();
+        assert!(
+            error < 3e-3 + 3e-3 * difference.abs(),
+            "{what} {index}: {derivative} against {difference}"
+        );
+    }
+}
+
 #[test]
 fn every_slot_has_the_median_norm() {
-    let expander = SlotExpander::new(SHAPE, 0.8, 3);
-    let mut activations = ExpanderActivations::default();
-    expander.forward(&projected(4), &mut activations);
-    assert_eq!(activations.slots.len(), 4 * 3 * 6);
-    for slot in activations.slots.chunks(SHAPE.width) {
+    let slots = SlotExpander::new(SHAPE, 0.8, 3).expand(&projected(4)).unwrap();
+    assert_eq!(slots.len(), 4 * 3 * 6);
+    for slot in slots.chunks(SHAPE.width) {
         assert!((dot(slot, slot).sqrt() - 0.8).abs() < 1e-6);
     }
 }
@@ -24,83 +76,53 @@ fn every_slot_has_the_median_norm() {
 #[test]
 fn the_scale_of_what_comes_in_does_not_matter() {
     let expander = SlotExpander::new(SHAPE, 0.8, 3);
-    let (mut small, mut large) = (ExpanderActivations::default(), ExpanderActivations::default());
-    expander.forward(&projected(2), &mut small);
-    expander.forward(&projected(2).iter().map(|x| 100.0 * x).collect::<Vec<_>>(), &mut large);
-    assert!(small.slots.iter().zip(&large.slots).all(|(a, b)| (a - b).abs() < 1e-4));
+    let large: Vec<f32> = projected(2).iter().map(|x| 100.0 * x).collect();
+    let (small, large) = (
+        expander.expand(&projected(2)).unwrap(),
+        expander.expand(&large).unwrap(),
+    );
+    assert!(small.iter().zip(&large).all(|(a, b)| (a - b).abs() < 1e-4));
 }
 
-/// The gradient of Σ (slots · weights) against central differences, parameter by parameter.
+#[test]
+fn vectors_of_another_width_are_refused() {
+    assert!(SlotExpander::new(SHAPE, 0.8, 3).expand(&[0.5; 7]).is_err());
+}
+
+/// The gradient of Σ (slots · weights) by each parameter and by the vectors that come in.
 #[test]
 fn backward_agrees_with_finite_differences() {
-    let vectors = projected(4);
+    let vectors = tensor(&projected(4), SHAPE.width);
     let weights: Vec<f32> = (0..4 * SHAPE.slots * SHAPE.width)
         .map(|i| (i as f32 * 0.9).cos())
         .collect();
-    let loss = |expander: &SlotExpander| {
-        let mut activations = ExpanderActivations::default();
-        expander.forward(&vectors, &mut activations);
-        activations
-            .slots
-            .iter()
-            .zip(&weights)
-            .map(|(x, w)| f64::from(*x) * f64::from(*w))
-            .sum::<f64>()
+    let weights = tensor(&weights, SHAPE.width);
+    let case = Case::new(1.2, 5);
+    let expansion = case.expansion();
+    let tape = expansion.forward(&vectors).unwrap();
+    let mut told = 0;
+    let gradient = expansion
+        .backward(&tape, &weights, &mut |part| {
+            told += part.elem_count();
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(told, SHAPE.parameter_count(), "every part is told of once");
+    let of = |scale: &[f32], others: &[f32]| Case {
+        scale: tensor(scale, 1).squeeze(0).unwrap(),
+        others: tensor(others, 1).flatten_all().unwrap(),
     };
-    let mut expander = SlotExpander::new(SHAPE, 0.8, 5);
-    expander.parameters[0] = 1.2;
-    let mut activations = ExpanderActivations::default();
-    expander.forward(&vectors, &mut activations);
-    let mut gradient = vec![f32::NAN; SHAPE.parameter_count()];
-    expander.backward(&mut activations, &mut weights.clone(), &mut gradient);
-    for (index, derivative) in gradient.iter().enumerate() {
-        let (at, width) = (expander.parameters[index], 2e-3);
-        expander.parameters[index] = at + width;
-        let above = loss(&expander);
-        expander.parameters[index] = at - width;
-        let difference = (above - loss(&expander)) / f64::from(2.0 * width);
-        expander.parameters[index] = at;
-        let error = (difference - f64::from(*derivative)).abs();
-        assert!(
-            error < 3e-3 + 3e-3 * difference.abs(),
-            "parameter {index}: {derivative} against {difference}"
-        );
-    }
-}
-
-/// The same by the vectors that come in.
-#[test]
-fn the_gradient_by_the_vectors_agrees_with_finite_differences() {
-    let mut vectors = projected(3);
-    let weights: Vec<f32> = (0..3 * SHAPE.slots * SHAPE.width)
-        .map(|i| (i as f32 * 0.7).sin())
-        .collect();
-    let mut expander = SlotExpander::new(SHAPE, 0.8, 6);
-    expander.parameters[0] = 0.9;
-    let loss = |vectors: &[f32]| {
-        let mut activations = ExpanderActivations::default();
-        expander.forward(vectors, &mut activations);
-        let terms = activations.slots.iter().zip(&weights);
-        terms.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>()
-    };
-    let mut activations = ExpanderActivations::default();
-    expander.forward(&vectors, &mut activations);
-    let mut gradient = vec![f32::NAN; SHAPE.parameter_count()];
-    expander.backward(&mut activations, &mut weights.clone(), &mut gradient);
-    let by_projected = expander.by_projected(&mut activations).to_vec();
-    for (index, derivative) in by_projected.iter().enumerate() {
-        let (at, width) = (vectors[index], 2e-3);
-        vectors[index] = at + width;
-        let above = loss(&vectors);
-        vectors[index] = at - width;
-        let difference = (above - loss(&vectors)) / f64::from(2.0 * width);
-        vectors[index] = at;
-        let error = (difference - f64::from(*derivative)).abs();
-        assert!(
-            error < 3e-3 + 3e-3 * difference.abs(),
-            "vector {index}: {derivative} against {difference}"
-        );
-    }
+    let (scale, others) = (numbers(&case.scale), numbers(&case.others));
+    hold_to_differences("scale", &scale, &numbers(&gradient.scale), |scale| {
+        of(scale, &others).loss(&vectors, &weights)
+    });
+    let by_others: Vec<f32> = gradient.mlp.pieces().iter().flat_map(numbers).collect();
+    hold_to_differences("parameter", &others, &by_others, |others| {
+        of(&scale, others).loss(&vectors, &weights)
+    });
+    hold_to_differences("vector", &numbers(&vectors), &numbers(&gradient.projected), |vectors| {
+        case.loss(&tensor(vectors, SHAPE.width), &weights)
+    });
 }
 
 #[test]

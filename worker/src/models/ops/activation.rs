@@ -4,38 +4,37 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::simd::{erf, exp, vectorised};
-use super::{Form, Values, edit, fused};
+use super::{Values, edit, fused};
 use crate::Result;
 
 const CHUNK: usize = 8_192;
 
 /// GELU with the error function, x·Φ(x). Takes x over: nobody else may hold its values.
-pub(crate) fn gelu(form: Form, x: Tensor) -> Result<Tensor> {
-    if !fused(form, &[&x]) {
+pub(crate) fn gelu(x: Tensor) -> Result<Tensor> {
+    if !fused(&[&x]) {
         return Ok(x.gelu_erf()?);
     }
     edit(&x, |x| x.par_chunks_mut(CHUNK).for_each(gelu_slice))?;
     Ok(x)
 }
 
-/// silu(gate) · up, the middle of Llama's feed-forward block. Takes gate over: nobody else may hold its values.
-pub(crate) fn silu_mul(form: Form, gate: Tensor, up: &Tensor) -> Result<Tensor> {
-    if !fused(form, &[&gate, up]) {
+/// silu(gate) · up, the middle of Llama's feed-forward block.
+pub(crate) fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if !fused(&[gate, up]) {
         return Ok((gate.silu()? * up)?);
     }
-    let values = Values::of(up)?;
-    let up = values.get()?;
-    edit(&gate, |gate| {
-        gate.par_chunks_mut(CHUNK)
-            .zip(up.par_chunks(CHUNK))
-            .for_each(|(gate, up)| silu_mul_slice(gate, up));
-    })?;
-    Ok(gate)
+    let (gate_values, up) = (Values::of(gate)?, Values::of(up)?);
+    let (gate_values, up) = (gate_values.get()?, up.get()?);
+    let mut out = vec![0f32; gate_values.len()];
+    out.par_chunks_mut(CHUNK)
+        .zip(gate_values.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)))
+        .for_each(|(out, (gate, up))| silu_mul_slice(out, gate, up));
+    Ok(Tensor::from_vec(out, gate.shape(), gate.device())?)
 }
 
 /// The gradients by gate and up from that by silu(gate) · up, all of one shape.
-pub(crate) fn silu_mul_backward(form: Form, gate: &Tensor, up: &Tensor, by: &Tensor) -> Result<(Tensor, Tensor)> {
-    if !fused(form, &[gate, up, by]) {
+pub(crate) fn silu_mul_backward(gate: &Tensor, up: &Tensor, by: &Tensor) -> Result<(Tensor, Tensor)> {
+    if !fused(&[gate, up, by]) {
         let sigmoid = candle_nn::ops::sigmoid(gate)?;
         let silu = (gate * &sigmoid)?;
         // silu' = σ + silu · (1 − σ)
@@ -77,9 +76,9 @@ vectorised! {
 }
 
 vectorised! {
-    fn silu_mul_slice(gate: &mut [f32], up: &[f32]) {
-        for (g, u) in gate.iter_mut().zip(up) {
-            *g = *g / (1.0 + exp(-*g)) * u;
+    fn silu_mul_slice(out: &mut [f32], gate: &[f32], up: &[f32]) {
+        for ((out, g), u) in out.iter_mut().zip(gate).zip(up) {
+            *out = *g / (1.0 + exp(-*g)) * u;
         }
     }
 }
@@ -96,8 +95,8 @@ mod tests {
         let vars = [&gate, &up].map(|x| Var::from_tensor(x).unwrap());
         let out = (vars[0].silu().unwrap() * vars[1].as_tensor()).unwrap();
         let graph = (out * &by).unwrap().sum_all().unwrap().backward().unwrap();
-        let composed = silu_mul_backward(Form::Slices, &gate.t().unwrap(), &up.t().unwrap(), &by.t().unwrap()).unwrap();
-        let fused = silu_mul_backward(Form::Slices, &gate, &up, &by).unwrap();
+        let composed = silu_mul_backward(&gate.t().unwrap(), &up.t().unwrap(), &by.t().unwrap()).unwrap();
+        let fused = silu_mul_backward(&gate, &up, &by).unwrap();
         for (by_gate, by_up) in [(composed.0.t().unwrap(), composed.1.t().unwrap()), fused] {
             assert!(relative_error(&by_gate, graph.get(&vars[0]).unwrap()) < 1e-6);
             assert!(relative_error(&by_up, graph.get(&vars[1]).unwrap()) < 1e-6);
@@ -108,8 +107,8 @@ mod tests {
     fn fused_activations_agree_with_the_composed_ones() {
         let (x, up) = (random(70, 257, 1), random(70, 257, 2));
         let composed = x.gelu_erf().unwrap();
-        assert!(relative_error(&gelu(Form::Slices, x.copy().unwrap()).unwrap(), &composed) < 1e-6);
+        assert!(relative_error(&gelu(x.copy().unwrap()).unwrap(), &composed) < 1e-6);
         let composed = (x.silu().unwrap() * &up).unwrap();
-        assert!(relative_error(&silu_mul(Form::Slices, x.copy().unwrap(), &up).unwrap(), &composed) < 1e-6);
+        assert!(relative_error(&silu_mul(&x, &up).unwrap(), &composed) < 1e-6);
     }
 }

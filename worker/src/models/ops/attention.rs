@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::simd::softmax;
 use super::strided::product;
-use super::{Form, Values, fused};
+use super::{Values, fused};
 use crate::Result;
 use crate::llink::matrix::Existing;
 
@@ -38,7 +38,7 @@ pub(crate) struct AttentionSpans {
     flash: Option<super::flash::Flash>,
 }
 
-/// What the composed form needs: sequences side by side in [B, longest].
+/// What attention needs where it is composed of tensor operations: sequences side by side in [B, longest].
 pub(super) struct Padded {
     queries: Places,
     keys: Places,
@@ -90,17 +90,16 @@ impl Places {
 impl AttentionSpans {
     /// From offsets, each list one longer than there are sequences. `dtype` is that of the queries to come.
     pub(crate) fn new(
-        form: Form,
         queries: Vec<usize>,
         keys: Vec<usize>,
         causality: Causality,
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        let composed = form == Form::Tensors || !(device.is_cpu() && dtype == DType::F32);
-        let padded = composed
-            .then(|| Padded::new(&queries, &keys, causality, device))
-            .transpose()?;
+        let padded = match device.is_cpu() && dtype == DType::F32 {
+            true => None,
+            false => Some(Padded::new(&queries, &keys, causality, device)?),
+        };
         Ok(Self {
             #[cfg(feature = "flash-attn")]
             flash: super::flash::Flash::new(&queries, &keys, causality, dtype, device)?,
@@ -109,6 +108,17 @@ impl AttentionSpans {
             causality,
             padded,
         })
+    }
+
+    /// Side by side on the CPU too, as on other devices.
+    #[cfg(test)]
+    pub(super) fn side_by_side(queries: Vec<usize>, keys: Vec<usize>, causality: Causality) -> Self {
+        let padded = Padded::new(&queries, &keys, causality, &Device::Cpu).unwrap();
+        let padded = Some(padded);
+        Self {
+            padded,
+            ..Self::new(queries, keys, causality, DType::F32, &Device::Cpu).unwrap()
+        }
     }
 
     /// The mean of each sequence's rows of `x` [Tq, width], in f32: [B, width]. A sequence without rows gives zeros.
@@ -227,7 +237,7 @@ impl Attention {
         }
         match &spans.padded {
             Some(padded) => self.composed(q, k, v, padded),
-            None if fused(Form::Slices, &[q, k, v]) => self.fused(q, k, v, spans),
+            None if fused(&[q, k, v]) => self.fused(q, k, v, spans),
             None => Err(candle_core::Error::Msg("attention spans made for another dtype or device".into()).into()),
         }
     }
@@ -410,17 +420,8 @@ mod tests {
                 let q = random(queries[4], 96, 1);
                 let (k, v) = (random(keys[4], 32, 2), random(keys[4], 32, 3));
                 let device = &Device::Cpu;
-                let fused = AttentionSpans::new(
-                    Form::Slices,
-                    queries.clone(),
-                    keys.clone(),
-                    causality,
-                    DType::F32,
-                    device,
-                )
-                .unwrap();
-                let composed =
-                    AttentionSpans::new(Form::Tensors, queries, keys.clone(), causality, DType::F32, device).unwrap();
+                let composed = AttentionSpans::side_by_side(queries.clone(), keys.clone(), causality);
+                let fused = AttentionSpans::new(queries, keys, causality, DType::F32, device).unwrap();
                 let expected = attention.attend(&q, &k, &v, &composed).unwrap();
                 let found = attention.attend(&q, &k, &v, &fused).unwrap();
                 assert!(relative_error(&found, &expected) < 1e-5, "{causality:?}");

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::attention::{Attention, AttentionSpans, Padded};
 use super::simd::{dot, vectorised};
 use super::strided::product;
-use super::{Form, Values, fused};
+use super::{Values, fused};
 use crate::Result;
 use crate::llink::matrix::Existing;
 
@@ -35,7 +35,7 @@ impl Attention {
     ) -> Result<ByAttention> {
         match &spans.padded {
             Some(padded) => self.backward_composed(q, k, v, padded, by),
-            None if fused(Form::Slices, &[q, k, v, by]) => self.backward_fused(q, k, v, spans, by),
+            None if fused(&[q, k, v, by]) => self.backward_fused(q, k, v, spans, by),
             None => Err(candle_core::Error::Msg("attention spans made for another dtype or device".into()).into()),
         }
     }
@@ -220,17 +220,8 @@ mod tests {
                 let (k, v) = (random(57, 32, 2), random(57, 32, 3));
                 let vars = [&q, &k, &v].map(|x| Var::from_tensor(x).unwrap());
                 let device = &Device::Cpu;
-                let composed = AttentionSpans::new(
-                    Form::Tensors,
-                    queries.clone(),
-                    keys.clone(),
-                    causality,
-                    DType::F32,
-                    device,
-                )
-                .unwrap();
-                let fused =
-                    AttentionSpans::new(Form::Slices, queries, keys.clone(), causality, DType::F32, device).unwrap();
+                let composed = AttentionSpans::side_by_side(queries.clone(), keys.clone(), causality);
+                let fused = AttentionSpans::new(queries, keys.clone(), causality, DType::F32, device).unwrap();
                 let out = attention.attend(&vars[0], &vars[1], &vars[2], &composed).unwrap();
                 let graph = (out * &by).unwrap().sum_all().unwrap().backward().unwrap();
                 for spans in [composed, fused] {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{D, Device, Tensor};
 
 use super::product::FrozenMatrix;
-use super::{Form, Values, fused};
+use super::{Values, fused};
 use crate::Result;
 
 /// x·Wᵀ + b with frozen weight W [out, in] and optional bias b [out].
@@ -50,7 +50,7 @@ impl FrozenLinear {
         Self { weight, bias }
     }
 
-    /// The weight on slices, when it is on the CPU.
+    /// The weight as the CPU's products read it, where it is on the CPU.
     pub(crate) fn matrix(&self) -> Option<&FrozenMatrix> {
         match &self.weight {
             Weight::Host(matrix) => Some(matrix),
@@ -61,8 +61,8 @@ impl FrozenLinear {
     /// x [T, in] → [T, out].
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if let Some(matrix) = self.matrix()
-            && fused(Form::Slices, &[x])
-            && self.bias.as_ref().is_none_or(|bias| fused(Form::Slices, &[bias]))
+            && fused(&[x])
+            && self.bias.as_ref().is_none_or(|bias| fused(&[bias]))
             && x.dim(D::Minus1)? == matrix.inner()
         {
             return self.forward_fused(x, matrix);
@@ -77,7 +77,7 @@ impl FrozenLinear {
     /// The gradient by x [T, in] from that by x·Wᵀ [T, out]. W gets none.
     pub(crate) fn input_gradient(&self, by: &Tensor) -> Result<Tensor> {
         if let Weight::Host(matrix) = &self.weight
-            && fused(Form::Slices, &[by])
+            && fused(&[by])
             && by.dim(D::Minus1)? == matrix.outer()
         {
             let out = matrix.gradient(Values::of(by)?.get()?);

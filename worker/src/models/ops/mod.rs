@@ -1,7 +1,7 @@
-//! The models' operations. Each exists in two forms that compute the same: a fused one on slices, for f32 on the CPU
-//! outside gradient graphs, and one composed of tensor operations, for every device and dtype and for training.
-//! The composed form is the definition; the tests hold the fused one to it. On GPUs it is the only one: candle's own kernels
-//! stand in for norms, softmax and rope, each with its sums in f32.
+//! The models' operations: tensors in, tensors out. How an operation runs is its own business: f32 on the CPU goes to this crate's
+//! fused kernels on slices, everything else to candle's. The tests hold both to a definition by tensor operations.
+//!
+//! None of them takes part in a gradient graph: the backward pass of the frozen models is written by hand.
 
 mod activation;
 mod attention;
@@ -22,7 +22,7 @@ pub(crate) use activation::{gelu, silu_mul, silu_mul_backward};
 pub(crate) use attention::{Attention, AttentionSpans, Causality, MeanOf};
 pub(crate) use embedding::Embedding;
 pub(crate) use frozen_linear::FrozenLinear;
-pub(crate) use low_rank::{AdapterGradient, LowRank};
+pub(crate) use low_rank::{LowRank, LowRankGradient};
 pub(crate) use norm::{add_layer_norm, add_rms_norm, layer_norm, rms_norm, rms_norm_backward};
 pub(crate) use product::{Format, FrozenMatrix, Memory, Precision, Stored};
 pub(crate) use rope::Rope;
@@ -34,37 +34,27 @@ use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, StorageRef, Te
 
 use crate::Result;
 
-/// How operations are carried out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Form {
-    /// On slices in f32, by this crate's own kernels for the CPU; composed where they don't apply.
-    Slices,
-    /// Composed of tensor operations, on any device.
-    Tensors,
-}
-
-/// Whether the fused form applies to these inputs.
-fn fused(form: Form, inputs: &[&Tensor]) -> bool {
-    form == Form::Slices
-        && inputs
-            .iter()
-            .all(|x| x.device().is_cpu() && x.dtype() == DType::F32 && !x.track_op() && x.is_contiguous())
+/// Whether the CPU's fused kernels apply to these inputs.
+pub(crate) fn fused(inputs: &[&Tensor]) -> bool {
+    inputs
+        .iter()
+        .all(|x| x.device().is_cpu() && x.dtype() == DType::F32 && !x.track_op() && x.is_contiguous())
 }
 
 /// Read access to the values of a contiguous f32 tensor on the CPU.
-struct Values<'a> {
+pub(crate) struct Values<'a> {
     storage: StorageRef<'a>,
     range: Range<usize>,
 }
 
 impl<'a> Values<'a> {
-    fn of(x: &'a Tensor) -> Result<Self> {
+    pub(crate) fn of(x: &'a Tensor) -> Result<Self> {
         let (storage, layout) = x.storage_and_layout();
         let range = contiguous(layout)?;
         Ok(Self { storage, range })
     }
 
-    fn get(&self) -> Result<&[f32]> {
+    pub(crate) fn get(&self) -> Result<&[f32]> {
         match &*self.storage {
             Storage::Cpu(CpuStorage::F32(values)) => Ok(&values[self.range.clone()]),
             _ => Err(candle_core::Error::Msg("expected f32 values on the CPU".into()).into()),
@@ -82,7 +72,7 @@ fn contiguous(layout: &Layout) -> candle_core::Result<Range<usize>> {
 }
 
 /// Changes the values of a contiguous f32 tensor on the CPU in place. The caller holds the only view of them.
-fn edit(x: &Tensor, change: impl Fn(&mut [f32])) -> Result<()> {
+pub(crate) fn edit(x: &Tensor, change: impl Fn(&mut [f32])) -> Result<()> {
     struct Edit<F>(F);
     impl<F: Fn(&mut [f32])> InplaceOp1 for Edit<F> {
         fn name(&self) -> &'static str {

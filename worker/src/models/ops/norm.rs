@@ -4,13 +4,13 @@ use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
 use super::simd::{dot, sum, vectorised};
-use super::{Form, Values, edit, fused, rows_per_chunk};
+use super::{Values, edit, fused, rows_per_chunk};
 use crate::Result;
 
 /// (x − mean) / √(variance + eps) · gamma + beta over rows [T, width]. Takes x over: nobody else may hold its values.
-pub(crate) fn layer_norm(form: Form, x: Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
-    if !fused(form, &[&x, gamma, beta]) {
-        return layer_norm_by_tensors(form, &x, gamma, beta, eps);
+pub(crate) fn layer_norm(x: Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
+    if !fused(&[&x, gamma, beta]) {
+        return layer_norm_by_kernel(&x, gamma, beta, eps);
     }
     let width = x.dim(D::Minus1)?;
     let (gamma, beta) = (Values::of(gamma)?, Values::of(beta)?);
@@ -25,16 +25,9 @@ pub(crate) fn layer_norm(form: Form, x: Tensor, gamma: &Tensor, beta: &Tensor, e
 }
 
 /// layer_norm(x + residual). Takes x over.
-pub(crate) fn add_layer_norm(
-    form: Form,
-    x: Tensor,
-    residual: &Tensor,
-    gamma: &Tensor,
-    beta: &Tensor,
-    eps: f64,
-) -> Result<Tensor> {
-    if !fused(form, &[&x, residual, gamma, beta]) {
-        return layer_norm_by_tensors(form, &(x + residual)?, gamma, beta, eps);
+pub(crate) fn add_layer_norm(x: Tensor, residual: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
+    if !fused(&[&x, residual, gamma, beta]) {
+        return layer_norm_by_kernel(&(x + residual)?, gamma, beta, eps);
     }
     let width = x.dim(D::Minus1)?;
     let (residual, gamma, beta) = (Values::of(residual)?, Values::of(gamma)?, Values::of(beta)?);
@@ -54,9 +47,9 @@ pub(crate) fn add_layer_norm(
 }
 
 /// x / √(mean square + eps) · gamma over rows [T, width].
-pub(crate) fn rms_norm(form: Form, x: &Tensor, gamma: &Tensor, eps: f64) -> Result<Tensor> {
-    if !fused(form, &[x, gamma]) {
-        return rms_norm_by_tensors(form, x, gamma, eps);
+pub(crate) fn rms_norm(x: &Tensor, gamma: &Tensor, eps: f64) -> Result<Tensor> {
+    if !fused(&[x, gamma]) {
+        return rms_norm_by_kernel(x, gamma, eps);
     }
     let width = x.dim(D::Minus1)?;
     let (values, gamma) = (Values::of(x)?, Values::of(gamma)?);
@@ -73,41 +66,35 @@ pub(crate) fn rms_norm(form: Form, x: &Tensor, gamma: &Tensor, eps: f64) -> Resu
     Ok(Tensor::from_vec(out, x.shape(), x.device())?)
 }
 
-/// The residual sum x + y and its RMSNorm. Takes x over.
-pub(crate) fn add_rms_norm(form: Form, x: Tensor, y: &Tensor, gamma: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
-    if !fused(form, &[&x, y, gamma]) {
-        let x = (x + y)?;
-        let normed = rms_norm_by_tensors(form, &x, gamma, eps)?;
-        return Ok((x, normed));
+/// The residual sum x + y and its RMSNorm.
+pub(crate) fn add_rms_norm(x: &Tensor, y: &Tensor, gamma: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
+    if !fused(&[x, y, gamma]) {
+        let sum = (x + y)?;
+        let normed = rms_norm_by_kernel(&sum, gamma, eps)?;
+        return Ok((sum, normed));
     }
     let width = x.dim(D::Minus1)?;
-    let (y, gamma) = (Values::of(y)?, Values::of(gamma)?);
-    let (y, gamma) = (y.get()?, gamma.get()?);
-    let normed = Tensor::zeros(x.shape(), DType::F32, x.device())?;
+    let (x_values, y, gamma) = (Values::of(x)?, Values::of(y)?, Values::of(gamma)?);
+    let (x_values, y, gamma) = (x_values.get()?, y.get()?, gamma.get()?);
+    let (mut sums, mut normed) = (vec![0f32; y.len()], vec![0f32; y.len()]);
     let chunk = rows_per_chunk(width) * width;
-    edit(&x, |x| {
-        x.par_chunks_mut(chunk)
-            .zip(y.par_chunks(chunk))
-            .for_each(|(x, y)| add(x, y));
-    })?;
-    let sums = Values::of(&x)?;
-    let rows = sums.get()?;
-    edit(&normed, |out| {
-        out.par_chunks_mut(chunk)
-            .zip(rows.par_chunks(chunk))
-            .for_each(|(out, rows)| {
-                for (out, row) in out.chunks_exact_mut(width).zip(rows.chunks_exact(width)) {
-                    rms_norm_row(out, row, gamma, eps as f32);
-                }
-            });
-    })?;
-    drop(sums);
-    Ok((x, normed))
+    sums.par_chunks_mut(chunk)
+        .zip(normed.par_chunks_mut(chunk))
+        .zip(x_values.par_chunks(chunk).zip(y.par_chunks(chunk)))
+        .for_each(|((sums, normed), (x, y))| {
+            sums.copy_from_slice(x);
+            add(sums, y);
+            for (normed, row) in normed.chunks_exact_mut(width).zip(sums.chunks_exact(width)) {
+                rms_norm_row(normed, row, gamma, eps as f32);
+            }
+        });
+    let tensor = |values| Tensor::from_vec(values, x.shape(), x.device());
+    Ok((tensor(sums)?, tensor(normed)?))
 }
 
 /// The gradient by x from that by rms_norm(x), rows [T, width]. The weights get none.
-pub(crate) fn rms_norm_backward(form: Form, x: &Tensor, gamma: &Tensor, eps: f64, by: &Tensor) -> Result<Tensor> {
-    if !fused(form, &[x, gamma, by]) {
+pub(crate) fn rms_norm_backward(x: &Tensor, gamma: &Tensor, eps: f64, by: &Tensor) -> Result<Tensor> {
+    if !fused(&[x, gamma, by]) {
         return rms_norm_backward_composed(x, gamma, eps, by);
     }
     let width = x.dim(D::Minus1)?;
@@ -137,22 +124,16 @@ fn rms_norm_backward_composed(x: &Tensor, gamma: &Tensor, eps: f64, by: &Tensor)
     Ok(out.to_dtype(dtype)?)
 }
 
-/// In one kernel of candle's where no gradient is asked for.
-fn layer_norm_by_tensors(form: Form, x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
-    match form {
-        Form::Tensors if !x.track_op() => Ok(candle_nn::ops::layer_norm(&x.contiguous()?, gamma, beta, eps as f32)?),
-        _ => layer_norm_composed(x, gamma, beta, eps),
-    }
+fn layer_norm_by_kernel(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
+    Ok(candle_nn::ops::layer_norm(&x.contiguous()?, gamma, beta, eps as f32)?)
 }
 
-/// In one kernel of candle's where no gradient is asked for.
-fn rms_norm_by_tensors(form: Form, x: &Tensor, gamma: &Tensor, eps: f64) -> Result<Tensor> {
-    match form {
-        Form::Tensors if !x.track_op() => Ok(candle_nn::ops::rms_norm(&x.contiguous()?, gamma, eps as f32)?),
-        _ => rms_norm_composed(x, gamma, eps),
-    }
+fn rms_norm_by_kernel(x: &Tensor, gamma: &Tensor, eps: f64) -> Result<Tensor> {
+    Ok(candle_nn::ops::rms_norm(&x.contiguous()?, gamma, eps as f32)?)
 }
 
+/// The definition.
+#[cfg(test)]
 fn layer_norm_composed(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
     let dtype = x.dtype();
     let x = x.to_dtype(DType::F32)?;
@@ -162,6 +143,8 @@ fn layer_norm_composed(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> R
     Ok(normed.broadcast_mul(gamma)?.broadcast_add(beta)?)
 }
 
+/// The definition.
+#[cfg(test)]
 fn rms_norm_composed(x: &Tensor, gamma: &Tensor, eps: f64) -> Result<Tensor> {
     let dtype = x.dtype();
     let x = x.to_dtype(DType::F32)?;
@@ -226,10 +209,10 @@ mod tests {
             let (x, by) = (random(rows, width, 1), random(rows, width, 2));
             let gamma = random(1, width, 3).squeeze(0).unwrap();
             let var = Var::from_tensor(&x).unwrap();
-            let out = rms_norm(Form::Slices, var.as_tensor(), &gamma, 1e-5).unwrap();
+            let out = rms_norm_composed(var.as_tensor(), &gamma, 1e-5).unwrap();
             let graph = (out * &by).unwrap().sum_all().unwrap().backward().unwrap();
             let expected = graph.get(&var).unwrap();
-            let found = rms_norm_backward(Form::Slices, &x, &gamma, 1e-5, &by).unwrap();
+            let found = rms_norm_backward(&x, &gamma, 1e-5, &by).unwrap();
             assert!(relative_error(&found, expected) < 1e-5, "{rows}×{width}");
             let found = rms_norm_backward_composed(&x, &gamma, 1e-5, &by).unwrap();
             assert!(relative_error(&found, expected) < 1e-5, "{rows}×{width}");
@@ -245,10 +228,10 @@ mod tests {
             let cast = |x: &Tensor| x.to_dtype(dtype).unwrap();
             let wide = |x: &Tensor| x.to_dtype(DType::F32).unwrap();
             let expected = layer_norm_composed(&(&x + &y).unwrap(), &gamma, &beta, 1e-5).unwrap();
-            let found = add_layer_norm(Form::Tensors, cast(&x), &cast(&y), &cast(&gamma), &cast(&beta), 1e-5).unwrap();
+            let found = layer_norm_by_kernel(&cast(&(&x + &y).unwrap()), &cast(&gamma), &cast(&beta), 1e-5).unwrap();
             assert!(relative_error(&wide(&found), &expected) < tolerance, "{dtype:?}");
             let expected = rms_norm_composed(&x, &gamma, 1e-5).unwrap();
-            let found = rms_norm(Form::Tensors, &cast(&x), &cast(&gamma), 1e-5).unwrap();
+            let found = rms_norm_by_kernel(&cast(&x), &cast(&gamma), 1e-5).unwrap();
             assert!(relative_error(&wide(&found), &expected) < tolerance, "{dtype:?}");
         }
     }
@@ -261,13 +244,13 @@ mod tests {
             let beta = random(1, width, 4).squeeze(0).unwrap();
             let both = (&x + &y).unwrap();
             let expected = layer_norm_composed(&both, &gamma, &beta, 1e-5).unwrap();
-            let found = add_layer_norm(Form::Slices, x.copy().unwrap(), &y, &gamma, &beta, 1e-5).unwrap();
+            let found = add_layer_norm(x.copy().unwrap(), &y, &gamma, &beta, 1e-5).unwrap();
             assert!(relative_error(&found, &expected) < 1e-5, "{rows}×{width}");
-            let found = layer_norm(Form::Slices, both.copy().unwrap(), &gamma, &beta, 1e-5).unwrap();
+            let found = layer_norm(both.copy().unwrap(), &gamma, &beta, 1e-5).unwrap();
             assert!(relative_error(&found, &expected) < 1e-5, "{rows}×{width}");
             let expected = rms_norm_composed(&both, &gamma, 1e-5).unwrap();
-            assert!(relative_error(&rms_norm(Form::Slices, &both, &gamma, 1e-5).unwrap(), &expected) < 1e-5);
-            let (sum, normed) = add_rms_norm(Form::Slices, x.copy().unwrap(), &y, &gamma, 1e-5).unwrap();
+            assert!(relative_error(&rms_norm(&both, &gamma, 1e-5).unwrap(), &expected) < 1e-5);
+            let (sum, normed) = add_rms_norm(&x, &y, &gamma, 1e-5).unwrap();
             assert!(relative_error(&sum, &both) < 1e-6 && relative_error(&normed, &expected) < 1e-5);
         }
     }

@@ -4,26 +4,18 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::simd::vectorised;
-use super::{Form, Values, edit, fused, rows_per_chunk};
+use super::{Values, edit, fused, rows_per_chunk};
 use crate::Result;
 
-/// cos and sin of each row's position times each frequency, [T, head_dim / 2].
+/// cos and sin of each row's position times each frequency, [T, head_dim / 2], in the dtype of what is turned.
 pub(crate) struct Rope {
     cos: Tensor,
     sin: Tensor,
-    dtype: DType,
-    form: Form,
 }
 
 impl Rope {
     /// The turns of T rows at `positions`. Angles are f32 products, as in the reference.
-    pub(crate) fn new(
-        form: Form,
-        positions: &[u32],
-        frequencies: &[f32],
-        dtype: DType,
-        device: &Device,
-    ) -> Result<Self> {
+    pub(crate) fn new(positions: &[u32], frequencies: &[f32], dtype: DType, device: &Device) -> Result<Self> {
         let angles = || {
             positions
                 .iter()
@@ -32,22 +24,14 @@ impl Rope {
         let shape = (positions.len(), frequencies.len());
         let cos = Tensor::from_vec(angles().map(|a| a.cos() as f32).collect::<Vec<_>>(), shape, device)?;
         let sin = Tensor::from_vec(angles().map(|a| a.sin() as f32).collect::<Vec<_>>(), shape, device)?;
-        Ok(Self::of(form, cos, sin, dtype)?)
-    }
-
-    fn of(form: Form, cos: Tensor, sin: Tensor, dtype: DType) -> candle_core::Result<Self> {
-        // Slices are turned in f32; tensors in what they hold, once for all layers.
-        let (cos, sin) = match form {
-            Form::Slices => (cos, sin),
-            Form::Tensors => (cos.to_dtype(dtype)?, sin.to_dtype(dtype)?),
-        };
-        Ok(Self { cos, sin, dtype, form })
+        let (cos, sin) = (cos.to_dtype(dtype)?, sin.to_dtype(dtype)?);
+        Ok(Self { cos, sin })
     }
 
     /// The turns of `rows` only.
     pub(crate) fn select(&self, rows: &Tensor) -> Result<Self> {
         let (cos, sin) = (self.cos.index_select(rows, 0)?, self.sin.index_select(rows, 0)?);
-        Ok(Self::of(self.form, cos, sin, self.dtype)?)
+        Ok(Self { cos, sin })
     }
 
     /// Turns each head of x [T, heads·head_dim]. Takes x over: nobody else may hold its values.
@@ -61,11 +45,8 @@ impl Rope {
     }
 
     fn turn_by(&self, x: Tensor, sin: &Tensor) -> Result<Tensor> {
-        if self.form == Form::Tensors && !x.track_op() {
+        if !fused(&[&x, &self.cos, sin]) {
             return self.turn_by_kernel(&x, sin);
-        }
-        if !fused(self.form, &[&x, &self.cos, sin]) {
-            return self.turn_composed(&x, sin);
         }
         let (width, half) = (x.dim(1)?, self.cos.dim(1)?);
         let (cos, sin) = (Values::of(&self.cos)?, Values::of(sin)?);
@@ -93,12 +74,14 @@ impl Rope {
         Ok(turned.reshape((rows, width))?)
     }
 
-    fn turn_composed(&self, x: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    /// The definition.
+    #[cfg(test)]
+    fn turn_composed(&self, x: &Tensor) -> Result<Tensor> {
         let (rows, width) = x.dims2()?;
         let half = self.cos.dim(1)?;
         let x = x.reshape((rows, width / (2 * half), 2 * half))?; // [T, heads, head_dim]
-        let cos = self.cos.to_dtype(self.dtype)?.unsqueeze(1)?; // [T, 1, head_dim / 2]
-        let sin = sin.to_dtype(self.dtype)?.unsqueeze(1)?;
+        let cos = self.cos.unsqueeze(1)?; // [T, 1, head_dim / 2]
+        let sin = self.sin.unsqueeze(1)?;
         let (a, b) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
         let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
         let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
@@ -121,16 +104,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fused_turns_agree_with_the_composed_ones() {
+    fn both_kernels_turn_as_the_definition_does() {
         let frequencies = [1.0, 0.3, 0.05, 0.002];
         let positions: Vec<u32> = (0..50).map(|i| i * 3 % 41).collect();
-        let rope = Rope::new(Form::Slices, &positions, &frequencies, DType::F32, &Device::Cpu).unwrap();
+        let rope = Rope::new(&positions, &frequencies, DType::F32, &Device::Cpu).unwrap();
         let x = random(50, 6 * 8, 9);
-        let expected = rope.turn_composed(&x, &rope.sin).unwrap();
+        let expected = rope.turn_composed(&x).unwrap();
         let turned = rope.turn(x.copy().unwrap()).unwrap();
         assert!(relative_error(&turned, &expected) < 1e-6);
-        let by_kernel = Rope::new(Form::Tensors, &positions, &frequencies, DType::F32, &Device::Cpu).unwrap();
-        assert!(relative_error(&by_kernel.turn(x.copy().unwrap()).unwrap(), &expected) < 1e-6);
+        let by_kernel = rope.turn_by_kernel(&x, &rope.sin).unwrap();
+        assert!(relative_error(&by_kernel, &expected) < 1e-6);
         // A turn keeps lengths and scalar products, so its gradient is the turn backwards.
         assert!(relative_error(&rope.turn_back(turned).unwrap(), &x) < 1e-6);
     }

@@ -7,7 +7,7 @@ use crate::Result;
 use crate::train::optimizer::{AdamW, AdamWOptions, Update, apply};
 
 /// Parameters with their moments, f32.
-pub(super) struct DeviceAdamW {
+pub(crate) struct DeviceAdamW {
     options: AdamWOptions,
     steps: u64,
     /// Parameters, first moments, second moments, each with zeros behind: [3, padded].
@@ -17,7 +17,7 @@ pub(super) struct DeviceAdamW {
 
 impl DeviceAdamW {
     /// What is on the host, put on a device.
-    pub(super) fn new(parameters: &[f32], optimizer: &AdamW, device: &Device) -> Result<Self> {
+    pub(crate) fn new(parameters: &[f32], optimizer: &AdamW, device: &Device) -> Result<Self> {
         let (count, width) = (parameters.len(), padded(parameters.len()));
         let mut state = vec![0f32; 3 * width];
         let rows = [parameters, &optimizer.first_moment, &optimizer.second_moment];
@@ -33,19 +33,19 @@ impl DeviceAdamW {
     }
 
     /// The parameters [n], f32: a view that changes with each step.
-    pub(super) fn parameters(&self) -> Result<Tensor> {
+    pub(crate) fn parameters(&self) -> Result<Tensor> {
         Ok(self.state.get(0)?.narrow(0, 0, self.count)?)
     }
 
     /// Moves the parameters against `gradient`, a flat buffer, times `scale`.
-    pub(super) fn step(&mut self, gradient: &Tensor, scale: f32, learning_rate: f64) -> Result<()> {
+    pub(crate) fn step(&mut self, gradient: &Tensor, scale: f32, learning_rate: f64) -> Result<()> {
         self.steps += 1;
         let update = self.options.update(self.steps, scale, learning_rate);
         Ok(self.state.inplace_op2(gradient, &Step(update))?)
     }
 
     /// Parameters and moments on the host.
-    pub(super) fn to_host(&self) -> Result<(Vec<f32>, AdamW)> {
+    pub(crate) fn to_host(&self) -> Result<(Vec<f32>, AdamW)> {
         let row = |row: usize| -> Result<Vec<f32>> { Ok(self.state.get(row)?.narrow(0, 0, self.count)?.to_vec1()?) };
         let mut optimizer = AdamW::new(self.options, 0);
         optimizer.steps = self.steps;

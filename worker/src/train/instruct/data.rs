@@ -4,8 +4,8 @@ use half::slice::HalfFloatSliceExt;
 use llink_datasets::instructions::InstructionRow;
 use llink_datasets::vectors::VectorTable;
 
-use super::instruct_batch::InstructExample;
-use super::instruct_options::InstructMode;
+use super::batch::InstructExample;
+use super::options::InstructMode;
 use crate::llink::projector::Projector;
 use crate::models::Decoder;
 use crate::{Error, Result};

@@ -2,12 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::instruct_step::{InstructWeights, LearningRates};
-use super::optimizer::AdamWOptions;
-use super::schedule::linear_lr;
+use super::step::{InstructWeights, LearningRates};
 use crate::llink::slot_losses::SlotWeights;
 use crate::llink::usage_contrast::UsageContrast;
 use crate::models::lora::LoraOptions;
+use crate::train::optimizer::AdamWOptions;
+use crate::train::schedule::linear_lr;
 use crate::{Error, Result};
 
 /// What the decoder is given of the foreign text.

@@ -1,30 +1,39 @@
 //! Stage B: training slots and LoRA on a frozen decoder.
 
-use std::borrow::Cow;
+pub mod batch;
+pub mod bench;
+pub mod data;
+mod extent;
+pub mod moving_projector;
+pub mod options;
+mod runs;
+pub mod state;
+pub mod step;
+mod trainer;
+
 use std::ops::{ControlFlow, Range};
 use std::thread::Scope;
 use std::time::Instant;
 
+pub use trainer::InstructTrainer;
+
+use self::batch::{InstructExample, micro_batches};
+use self::data::InstructData;
+use self::options::{InstructMode, InstructOptions};
+use self::state::{InstructParts, InstructState};
+use self::step::{InstructInput, InstructOutcome, LearningRates};
 use super::agreement::{agree_on, hash, same_options};
 use super::ahead::{Ahead, Reading};
 use super::batch::{BatchPlan, rank_slice};
 use super::dropout::Dropout;
-use super::instruct_batch::{InstructBatch, InstructExample, micro_batches};
-use super::instruct_data::InstructData;
-use super::instruct_options::{InstructMode, InstructOptions};
-use super::instruct_state::{self, InstructState};
-use super::instruct_step::{InstructInput, InstructOutcome, InstructTrainer, LearningRates};
-use super::moving_projector::MovingProjector;
 use super::observer::Observer;
-use super::on_device::DeviceInstructTrainer;
-use super::optimizer::AdamW;
 use super::step_record::{StepRecord, StepSeconds, Validation};
 use super::upkeep::Upkeep;
 use crate::collective::Collective;
 use crate::llink::projector::Projector;
-use crate::llink::slot_expander::{ExpanderActivations, SlotExpander, SlotExpanderShape};
+use crate::llink::slot_expander::{SlotExpander, SlotExpanderShape};
 use crate::models::lora::LoraAdapter;
-use crate::models::{Activations, Decoder, Form, Llama, TrainingBatch};
+use crate::models::{Activations, Decoder};
 use crate::{Error, Result};
 
 /// What is trained, on what, from where.
@@ -84,9 +93,9 @@ fn instruct_within<'scope, 'env: 'scope>(
     let plan = BatchPlan::new(options.seed, data.len(), options.batch.min(data.len()))?;
     let (mut next_step, mut trainer) = start(&run)?;
     agree(options, data, next_step, &trainer, collective)?;
-    let reading = match trainer {
-        Trainer::Slices(_) => Reading::InTurn,
-        Trainer::Tensors(_) => Reading::Ahead,
+    let reading = match run.decoder.model().activations().0.is_cpu() {
+        true => Reading::InTurn,
+        false => Reading::Ahead,
     };
     let (rank, ranks) = (collective.rank(), collective.world_size());
     let mut inputs = Ahead::new(scope, reading, move |step| {
@@ -117,7 +126,7 @@ fn instruct_within<'scope, 'env: 'scope>(
         let looks =
             |(_, upkeep): &(_, &Upkeep)| collective.rank() == 0 && upkeep.validation_due(next_step, options.steps);
         let validation = match run.validation.filter(looks) {
-            Some((held_out, _)) => Some(validate(&run, held_out, &trainer)?),
+            Some((held_out, _)) => Some(validate(&run, held_out, &mut trainer)?),
             None => None,
         };
         let examples = || rows.iter().map(|row| &data.examples()[*row]);
@@ -144,106 +153,46 @@ fn instruct_within<'scope, 'env: 'scope>(
             }
         }
     }
-    let parts = trainer.parts()?;
+    let InstructParts {
+        adapter,
+        expander,
+        projector,
+        ..
+    } = trainer.to_host()?;
     Ok(InstructTrained {
-        adapter: parts.adapter.into_owned(),
-        expander: parts.expander.into_owned(),
-        projector: parts.projector.map(|moving| moving.into_owned().projector),
+        adapter,
+        expander,
+        projector: projector.map(|moving| moving.projector),
         last,
     })
 }
 
-/// The checkpoint after `steps` steps.
-fn snapshot(options: &InstructOptions, steps: u64, trainer: &Trainer) -> Result<Vec<u8>> {
-    let parts = trainer.parts()?;
-    let projector = parts.projector.as_deref();
-    instruct_state::to_safetensors(
-        options,
-        steps,
-        &parts.adapter,
-        &parts.expander,
-        &parts.optimizers,
-        projector,
-    )
-}
-
-/// What takes the steps: on slices or in tensors, as the decoder computes.
-enum Trainer {
-    Slices(Box<InstructTrainer>),
-    Tensors(Box<DeviceInstructTrainer>),
-}
-
-/// What moves with the steps, on the host.
-struct Parts<'a> {
-    adapter: Cow<'a, LoraAdapter>,
-    expander: Cow<'a, SlotExpander>,
-    optimizers: Cow<'a, [AdamW; 3]>,
-    projector: Option<Cow<'a, MovingProjector>>,
-}
-
-impl Trainer {
-    fn new(
-        run: &InstructRun<'_>,
-        adapter: LoraAdapter,
-        expander: SlotExpander,
-        optimizers: [AdamW; 3],
-        projector: Option<MovingProjector>,
-    ) -> Result<Self> {
-        let (decoder, weights) = (run.decoder.model(), run.options.weights());
-        Ok(match decoder.form() {
-            Form::Slices => {
-                let trainer = InstructTrainer::new(adapter, expander, optimizers, weights);
-                Self::Slices(Box::new(trainer.with_projector(projector)))
-            }
-            Form::Tensors => {
-                let trainer = DeviceInstructTrainer::new(decoder, adapter, &expander, &optimizers, weights)?;
-                Self::Tensors(Box::new(trainer.with_projector(projector)?))
-            }
-        })
-    }
-
-    fn step(
-        &mut self,
-        decoder: &Llama,
-        input: &InstructInput<'_>,
-        collective: &mut dyn Collective,
-    ) -> Result<InstructOutcome> {
-        match self {
-            Self::Slices(trainer) => trainer.step(decoder, input, collective),
-            Self::Tensors(trainer) => trainer.step(decoder, input, collective),
-        }
-    }
-
-    fn parts(&self) -> Result<Parts<'_>> {
-        Ok(match self {
-            Self::Slices(trainer) => Parts {
-                adapter: Cow::Borrowed(&trainer.adapter),
-                expander: Cow::Borrowed(&trainer.expander),
-                optimizers: Cow::Borrowed(&trainer.optimizers),
-                projector: trainer.projector.as_ref().map(Cow::Borrowed),
-            },
-            Self::Tensors(trainer) => {
-                let (adapter, expander, optimizers) = trainer.to_host()?;
-                Parts {
-                    adapter: Cow::Owned(adapter),
-                    expander: Cow::Owned(expander),
-                    optimizers: Cow::Owned(optimizers),
-                    projector: trainer.projector()?.map(Cow::Owned),
-                }
-            }
-        })
-    }
+/// The checkpoint after `step` steps.
+fn snapshot(options: &InstructOptions, step: u64, trainer: &InstructTrainer) -> Result<Vec<u8>> {
+    let state = InstructState {
+        options: options.clone(),
+        step,
+        parts: trainer.to_host()?,
+    };
+    state.to_safetensors()
 }
 
 /// The step to begin with, and what moves: as a checkpoint says, or anew.
-fn start(run: &InstructRun<'_>) -> Result<(u64, Trainer)> {
+fn start(run: &InstructRun<'_>) -> Result<(u64, InstructTrainer)> {
     let InstructRun { options, decoder, .. } = run;
-    if let Some(state) = &run.resume {
-        same_options(*options, &state.options)?;
-        let state = state.clone();
-        let trainer = Trainer::new(run, state.adapter, state.expander, state.optimizers, state.projector)?;
-        return Ok((state.step, trainer));
-    }
+    let (step, parts) = match &run.resume {
+        Some(state) => {
+            same_options(*options, &state.options)?;
+            (state.step, state.parts.clone())
+        }
+        None => (0, fresh(run)?),
+    };
+    Ok((step, InstructTrainer::new(decoder.model(), parts, options.weights())?))
+}
+
+/// What moves, before the first step.
+fn fresh(run: &InstructRun<'_>) -> Result<InstructParts> {
+    let InstructRun { options, decoder, .. } = run;
     let width = decoder.hidden_size();
     let shape = SlotExpanderShape {
         width,
@@ -255,10 +204,8 @@ fn start(run: &InstructRun<'_>) -> Result<(u64, Trainer)> {
     };
     let adapter = LoraAdapter::new(decoder.config(), options.lora.clone(), options.seed)?;
     let expander = SlotExpander::new(shape, run.median_norm, options.seed);
-    let optimizers = InstructTrainer::optimizers(&adapter, &expander, options.adamw());
-    let moving = || MovingProjector::new(run.data.projector().clone(), options.adamw());
-    let projector = options.moves_projector().then(moving);
-    Ok((0, Trainer::new(run, adapter, expander, optimizers, projector)?))
+    let projector = options.moves_projector().then(|| run.data.projector().clone());
+    Ok(InstructParts::new(adapter, expander, projector, options.adamw()))
 }
 
 /// What a step is fed with.
@@ -271,10 +218,10 @@ struct StepRows {
 
 impl StepRows {
     fn read(data: &InstructData, options: &InstructOptions, rows: Vec<usize>, own: Range<usize>) -> Result<Self> {
-        let (vectors, teacher) = match options.mode {
-            InstructMode::Slots if options.moves_projector() => (data.encoder(&rows[own.clone()]), data.teacher(&rows)),
-            InstructMode::Slots => (data.projected(&rows[own.clone()])?, data.teacher(&rows)),
-            InstructMode::Direct => (Vec::new(), Vec::new()),
+        let vectors = vectors(data, options, &rows[own.clone()])?;
+        let teacher = match options.mode {
+            InstructMode::Slots => data.teacher(&rows),
+            InstructMode::Direct => Vec::new(),
         };
         Ok(Self {
             rows,
@@ -285,9 +232,18 @@ impl StepRows {
     }
 }
 
+/// What the slots of some examples are made from: see [`InstructInput::vectors`].
+fn vectors(data: &InstructData, options: &InstructOptions, rows: &[usize]) -> Result<Vec<f32>> {
+    match options.mode {
+        InstructMode::Slots if options.moves_projector() => Ok(data.encoder(rows)),
+        InstructMode::Slots => data.projected(rows),
+        InstructMode::Direct => Ok(Vec::new()),
+    }
+}
+
 fn take_step(
     run: &InstructRun<'_>,
-    trainer: &mut Trainer,
+    trainer: &mut InstructTrainer,
     step: u64,
     read: &StepRows,
     learning_rates: LearningRates,
@@ -339,46 +295,21 @@ fn numbers(outcome: &InstructOutcome, rates: LearningRates, mode: InstructMode) 
 }
 
 /// The loss on held-out examples, with slots and with zeros in their place.
-fn validate(run: &InstructRun<'_>, data: &InstructData, trainer: &Trainer) -> Result<Validation> {
-    let parts = trainer.parts()?;
+fn validate(run: &InstructRun<'_>, data: &InstructData, trainer: &mut InstructTrainer) -> Result<Validation> {
     let rows: Vec<usize> = (0..data.len()).collect();
     let lengths: Vec<usize> = data.examples().iter().map(InstructExample::tokens).collect();
     let answer_tokens = data.examples().iter().map(|example| example.answer.len()).sum();
-    let width = run.decoder.hidden_size();
-    let (mut sft, mut zero) = (0.0, 0.0);
-    let mut activations = ExpanderActivations::default();
+    let (mut sft, mut zero) = (0.0, None);
     for part in micro_batches(&lengths, run.token_budget) {
-        let batch = InstructBatch::new(&data.examples()[part.clone()]);
-        let answer = batch.answer();
-        let training = TrainingBatch {
-            ids: &batch.ids,
-            offsets: &batch.offsets,
-            answer: &answer,
-            answer_tokens,
-            dropout: None,
-        };
-        let mut embeddings = run.decoder.model().embed_f32(&batch.ids)?;
-        let loss = |embeddings: &[f32]| run.decoder.model().answer_loss(&parts.adapter, &training, embeddings);
-        if run.options.mode == InstructMode::Slots {
-            for row in &batch.slot_rows {
-                embeddings[row * width..(row + 1) * width].fill(0.0);
-            }
-            zero += loss(&embeddings)?;
-            let projected = match &parts.projector {
-                Some(moving) => moving.projector.project(&data.encoder(&rows[part]))?,
-                None => data.projected(&rows[part])?,
-            };
-            parts.expander.forward(&projected, &mut activations);
-            for (row, slot) in batch.slot_rows.iter().zip(activations.slots.chunks_exact(width)) {
-                embeddings[row * width..(row + 1) * width].copy_from_slice(slot);
-            }
+        let vectors = vectors(data, run.options, &rows[part.clone()])?;
+        let losses = trainer.held_out(run.decoder.model(), &data.examples()[part], &vectors, answer_tokens)?;
+        sft += losses.0;
+        if let Some(of_part) = losses.1 {
+            zero = Some(zero.unwrap_or(0.0) + of_part);
         }
-        sft += loss(&embeddings)?;
     }
     let mut numbers = vec![("sft", sft)];
-    if run.options.mode == InstructMode::Slots {
-        numbers.push(("usage_gap", zero - sft));
-    }
+    numbers.extend(zero.map(|zero| ("usage_gap", zero - sft)));
     Ok(Validation { numbers, score: sft })
 }
 
@@ -386,11 +317,11 @@ fn agree(
     options: &InstructOptions,
     data: &InstructData,
     step: u64,
-    trainer: &Trainer,
+    trainer: &InstructTrainer,
     collective: &mut dyn Collective,
 ) -> Result<()> {
     let text = serde_json::to_vec(options).map_err(|error| Error::Input(error.to_string()))?;
-    let parts = trainer.parts()?;
+    let parts = trainer.to_host()?;
     let projector = parts
         .projector
         .as_ref()

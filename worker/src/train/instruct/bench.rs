@@ -8,21 +8,22 @@ use std::time::{Duration, Instant};
 use candle_core::DType;
 use serde_json::{Value, json};
 
-use super::batch::rank_slice;
-use super::bench::noise;
-use super::instruct_batch::InstructExample;
-use super::instruct_step::{InstructInput, InstructOutcome, InstructTrainer, InstructWeights, LearningRates};
-use super::on_device::DeviceInstructTrainer;
-use super::optimizer::{AdamW, AdamWOptions};
-use super::random::{key, mix};
-use super::step::StepSeconds;
+use super::InstructTrainer;
+use super::batch::InstructExample;
+use super::state::InstructParts;
+use super::step::{InstructInput, InstructWeights, LearningRates};
 use crate::collective::{AbortHandle, Collective, Ring, RingOptions, Solo};
 use crate::llink::slot_expander::{SlotExpander, SlotExpanderShape, median_embedding_norm};
 use crate::llink::slot_losses::SlotWeights;
 use crate::llink::usage_contrast::UsageContrast;
 use crate::models::bench::memory_mib;
 use crate::models::lora::{LoraAdapter, LoraOptions};
-use crate::models::{Activations, Backend, Form, Llama};
+use crate::models::{Activations, Backend, Llama};
+use crate::train::batch::rank_slice;
+use crate::train::bench::noise;
+use crate::train::optimizer::AdamWOptions;
+use crate::train::random::{key, mix};
+use crate::train::step::StepSeconds;
 use crate::{Error, Result};
 
 const LENGTH: usize = 96;
@@ -135,18 +136,9 @@ fn on_ranks(decoder: &Llama, options: InstructBench, ranks: usize) -> Result<Tim
 
 fn time_steps(decoder: &Llama, options: InstructBench, collective: &mut dyn Collective) -> Result<Timed> {
     let (width, vocabulary) = (decoder.config().hidden_size, decoder.config().vocab_size as u64);
-    let (adapter, expander, optimizers, weights) = parts(decoder)?;
-    let trainable = adapter.parameters.len() + expander.parameters.len();
-    let mut take_step: StepTaker<'_> = match decoder.form() {
-        Form::Slices => {
-            let mut trainer = InstructTrainer::new(adapter, expander, optimizers, weights);
-            Box::new(move |input, collective| trainer.step(decoder, input, collective))
-        }
-        Form::Tensors => {
-            let mut trainer = DeviceInstructTrainer::new(decoder, adapter, &expander, &optimizers, weights)?;
-            Box::new(move |input, collective| trainer.step(decoder, input, collective))
-        }
-    };
+    let (parts, weights) = parts(decoder)?;
+    let trainable = parts.adapter.parameters.len() + parts.expander.parameters.len();
+    let mut trainer = InstructTrainer::new(decoder, parts, weights)?;
     let batch = options.batch;
     let own = rank_slice(batch, collective.rank(), collective.world_size());
     let mut steps = Vec::with_capacity(options.steps + 1);
@@ -175,17 +167,13 @@ fn time_steps(decoder: &Llama, options: InstructBench, collective: &mut dyn Coll
             token_budget: batch * LENGTH,
             activations: options.activations,
         };
-        let outcome = take_step(&input, collective)?;
+        let outcome = trainer.step(decoder, &input, collective)?;
         steps.push((started.elapsed().as_secs_f64(), outcome.seconds));
     }
-    drop(take_step);
     Ok(Timed { steps, trainable })
 }
 
-/// Takes a step, whatever computes it.
-type StepTaker<'a> = Box<dyn FnMut(&InstructInput<'_>, &mut dyn Collective) -> Result<InstructOutcome> + 'a>;
-
-fn parts(decoder: &Llama) -> Result<(LoraAdapter, SlotExpander, [AdamW; 3], InstructWeights)> {
+fn parts(decoder: &Llama) -> Result<(InstructParts, InstructWeights)> {
     let width = decoder.config().hidden_size;
     let options = LoraOptions {
         dropout: 0.0,
@@ -198,14 +186,20 @@ fn parts(decoder: &Llama) -> Result<(LoraAdapter, SlotExpander, [AdamW; 3], Inst
         slots: SLOTS,
     };
     let some_rows: Vec<u32> = (0..1024.min(decoder.config().vocab_size as u32)).collect();
-    let median = median_embedding_norm(&decoder.embed_f32(&some_rows)?, width)?;
+    let median = median_embedding_norm(
+        &decoder
+            .embed(&some_rows)?
+            .to_dtype(DType::F32)?
+            .flatten_all()?
+            .to_vec1::<f32>()?,
+        width,
+    )?;
     let expander = SlotExpander::new(shape, median, 0);
     let adamw = AdamWOptions {
         beta1: 0.9,
         beta2: 0.999,
         weight_decay: 0.01,
     };
-    let optimizers = InstructTrainer::optimizers(&adapter, &expander, adamw);
     let weights = InstructWeights {
         slots: SlotWeights {
             cosine: 0.05,
@@ -215,7 +209,7 @@ fn parts(decoder: &Llama) -> Result<(LoraAdapter, SlotExpander, [AdamW; 3], Inst
         usage: UsageContrast { every: 3, weight: 0.05 },
         gradient_clip: 1.0,
     };
-    Ok((adapter, expander, optimizers, weights))
+    Ok((InstructParts::new(adapter, expander, None, adamw), weights))
 }
 
 fn example(step: u64, id: u64, vocabulary: u64) -> InstructExample {

@@ -1,0 +1,160 @@
+//! Stage B's state between two steps, as one safetensors file.
+
+use serde::{Deserialize, Serialize};
+
+use super::moving_projector::MovingProjector;
+use super::options::InstructOptions;
+use crate::Result;
+use crate::llink::projector::Projector;
+use crate::llink::slot_expander::SlotExpander;
+use crate::models::config::LlamaConfig;
+use crate::models::lora::LoraAdapter;
+use crate::train::checkpoint;
+use crate::train::optimizer::{AdamW, AdamWOptions};
+use crate::train::tensor_file::{TensorFile, Values};
+
+const EXPANDER: &str = "expander.";
+const PROJECTOR: &str = "projector.";
+const GROUPS: [&str; 4] = ["lora", "expander", "scale", "projector"];
+
+/// All that a step changes, and what it was trained with. It does not depend on the number of ranks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InstructState {
+    /// The options of the run.
+    pub options: InstructOptions,
+    /// The step to take next.
+    pub step: u64,
+    /// What a step changes.
+    pub parts: InstructParts,
+}
+
+/// All that a step changes, on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InstructParts {
+    /// LoRA so far.
+    pub adapter: LoraAdapter,
+    /// The slot expander so far.
+    pub expander: SlotExpander,
+    /// LoRA's, the expander's, the scale's.
+    pub optimizers: [AdamW; 3],
+    /// The projector so far, where it moves.
+    pub projector: Option<MovingProjector>,
+}
+
+impl InstructParts {
+    /// These before the first step. The weight decay of `options` is LoRA's, the expander's and the projector's; the scale has none.
+    #[must_use]
+    pub fn new(
+        adapter: LoraAdapter,
+        expander: SlotExpander,
+        projector: Option<Projector>,
+        options: AdamWOptions,
+    ) -> Self {
+        let without_decay = AdamWOptions {
+            weight_decay: 0.0,
+            ..options
+        };
+        let optimizers = [
+            AdamW::new(options, adapter.parameters.len()),
+            AdamW::new(options, expander.parameters.len() - 1),
+            AdamW::new(without_decay, 1),
+        ];
+        Self {
+            adapter,
+            expander,
+            optimizers,
+            projector: projector.map(|projector| MovingProjector::new(projector, options)),
+        }
+    }
+}
+
+/// What is in the file beside the tensors.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Metadata {
+    options: InstructOptions,
+    step: u64,
+    median_norm: f32,
+    /// Of each group.
+    optimizer_steps: Vec<u64>,
+}
+
+impl InstructState {
+    /// The state as a file.
+    ///
+    /// # Errors
+    /// None that the parts' invariants allow.
+    pub fn to_safetensors(&self) -> Result<Vec<u8>> {
+        let InstructParts {
+            adapter,
+            expander,
+            optimizers,
+            projector,
+        } = &self.parts;
+        let mut tensors = adapter.tensors();
+        tensors.extend(expander.tensors(EXPANDER));
+        if let Some(MovingProjector { projector, .. }) = projector {
+            tensors.extend(projector.tensors(PROJECTOR));
+        }
+        let optimizers = || {
+            let moving = projector.as_ref().map(|moving| &moving.optimizer);
+            optimizers.iter().chain(moving)
+        };
+        for (group, optimizer) in GROUPS.iter().zip(optimizers()) {
+            for (moment, values) in [("first", &optimizer.first_moment), ("second", &optimizer.second_moment)] {
+                tensors.push((
+                    format!("optimizer.{group}.{moment}_moment"),
+                    vec![values.len()],
+                    Values::F32(values),
+                ));
+            }
+        }
+        let metadata = Metadata {
+            options: self.options.clone(),
+            step: self.step,
+            median_norm: expander.median_norm(),
+            optimizer_steps: optimizers().map(|optimizer| optimizer.steps).collect(),
+        };
+        checkpoint::write(&tensors, &metadata)
+    }
+
+    /// From the checkpoint `name`, whose content is `bytes`, for a decoder of this shape.
+    ///
+    /// # Errors
+    /// [`Error::Model`](crate::Error::Model) when it is no such file, or its parts do not fit each other or the decoder.
+    pub fn from_safetensors(config: &LlamaConfig, name: &str, bytes: &[u8]) -> Result<Self> {
+        let file = TensorFile::new(name, bytes)?;
+        let metadata: Metadata = checkpoint::metadata(&file)?;
+        let mut adapter = LoraAdapter::new(config, metadata.options.lora.clone(), 0)?;
+        adapter.read(&file)?;
+        let expander = SlotExpander::from_tensors(&file, EXPANDER, metadata.median_norm)?;
+        let projector = match metadata.options.moves_projector() {
+            true => Some(Projector::from_tensors(&file, PROJECTOR)?),
+            false => None,
+        };
+        let mut parts = InstructParts::new(adapter, expander, projector, metadata.options.adamw());
+        let of_projector = parts.projector.as_mut().map(|moving| &mut moving.optimizer);
+        let mut steps = metadata.optimizer_steps.into_iter();
+        for (group, optimizer) in GROUPS.iter().zip(parts.optimizers.iter_mut().chain(of_projector)) {
+            optimizer.steps = steps
+                .next()
+                .ok_or_else(|| file.error(format!("it does not say how many steps `{group}` took")))?;
+            for (moment, values) in [
+                ("first", &mut optimizer.first_moment),
+                ("second", &mut optimizer.second_moment),
+            ] {
+                let tensor = format!("optimizer.{group}.{moment}_moment");
+                let (shape, found) = file.f32(&tensor)?;
+                if found.len() != values.len() {
+                    return Err(file.error(format!("{tensor} has shape {shape:?}, not [{}]", values.len())));
+                }
+                *values = found;
+            }
+        }
+        Ok(Self {
+            options: metadata.options,
+            step: metadata.step,
+            parts,
+        })
+    }
+}

@@ -1,0 +1,309 @@
+//! One step of Stage B, and all that moves with it: LoRA on the frozen decoder, the slot expander and its scale, and the projector
+//! where it is not left as it is.
+//!
+//! Everything is a tensor on the decoder's device. Masters and moments are f32, products in what the decoder computes in.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::batch::InstructExample;
+use super::moving_projector::MovingProjector;
+use super::runs::{Pass, Runs, Sums, held_out_losses};
+use super::state::InstructParts;
+use super::step::{InstructInput, InstructLosses, InstructOutcome, InstructWeights};
+use crate::Result;
+use crate::collective::Collective;
+use crate::device::Staging;
+use crate::llink::mlp::{Mlp, MlpGradient, MlpTape};
+use crate::llink::projector::{Projector, ProjectorShape};
+use crate::llink::slot_expander::{Expansion, ExpansionTape, SlotExpander, SlotExpanderShape};
+use crate::llink::slot_losses::SlotLosses;
+use crate::models::lora::LoraAdapter;
+use crate::models::{Adapter, Llama};
+use crate::train::on_device::{DeviceAdamW, flat, sum_of_squares};
+use crate::train::step::{Clock, StepSeconds, check_finite};
+
+/// Adapter, expander and their optimizers in training. The same on all ranks after each step.
+pub struct InstructTrainer {
+    device: Device,
+    dtype: DType,
+    /// What the adapter is like; its parameters are with the optimizer, and not here.
+    adapter: LoraAdapter,
+    shape: SlotExpanderShape,
+    median_norm: f32,
+    of_adapter: DeviceAdamW,
+    of_expander: DeviceAdamW,
+    of_scale: DeviceAdamW,
+    /// The projector, where it moves.
+    of_projector: Option<(ProjectorShape, DeviceAdamW)>,
+    weights: InstructWeights,
+    staging: Staging,
+    runs: Runs,
+}
+
+/// This rank's slots, and what their backward pass needs.
+struct Slots {
+    expansion: Expansion,
+    tape: ExpansionTape,
+    projector: Option<(Mlp, MlpTape)>,
+}
+
+/// Gradients of the groups beside the adapter, each a flat buffer, and the losses of the slots, [2].
+struct SlotGradients {
+    expander: Tensor,
+    scale: Tensor,
+    projector: Option<Tensor>,
+    losses: Tensor,
+}
+
+impl InstructTrainer {
+    /// A trainer that goes on from these, where `decoder` computes.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
+    pub fn new(decoder: &Llama, parts: InstructParts, weights: InstructWeights) -> Result<Self> {
+        let (device, dtype) = decoder.activations();
+        let InstructParts {
+            mut adapter,
+            expander,
+            optimizers: [of_adapter, of_expander, of_scale],
+            projector,
+        } = parts;
+        let parameters = std::mem::take(&mut adapter.parameters);
+        let (scale, others) = expander.parameters.split_at(1);
+        let moving = |MovingProjector { projector, optimizer }: MovingProjector| {
+            let moving = DeviceAdamW::new(&projector.parameters, &optimizer, device)?;
+            Ok::<_, crate::Error>((projector.shape(), moving))
+        };
+        Ok(Self {
+            of_adapter: DeviceAdamW::new(&parameters, &of_adapter, device)?,
+            of_expander: DeviceAdamW::new(others, &of_expander, device)?,
+            of_scale: DeviceAdamW::new(scale, &of_scale, device)?,
+            of_projector: projector.map(moving).transpose()?,
+            device: device.clone(),
+            dtype,
+            adapter,
+            shape: expander.shape(),
+            median_norm: expander.median_norm(),
+            weights,
+            staging: Staging::default(),
+            runs: Runs::default(),
+        })
+    }
+
+    /// What moved, on the host.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
+    pub fn to_host(&self) -> Result<InstructParts> {
+        let mut adapter = self.adapter.clone();
+        let (parameters, of_adapter) = self.of_adapter.to_host()?;
+        adapter.parameters = parameters;
+        let mut expander = SlotExpander::new(self.shape, self.median_norm, 0);
+        let (others, of_expander) = self.of_expander.to_host()?;
+        let (scale, of_scale) = self.of_scale.to_host()?;
+        expander.parameters = [scale, others].concat();
+        let projector = match &self.of_projector {
+            Some((shape, moving)) => {
+                let (parameters, optimizer) = moving.to_host()?;
+                let mut projector = Projector::new(*shape, 0);
+                projector.parameters = parameters;
+                Some(MovingProjector { projector, optimizer })
+            }
+            None => None,
+        };
+        Ok(InstructParts {
+            adapter,
+            expander,
+            optimizers: [of_adapter, of_expander, of_scale],
+            projector,
+        })
+    }
+
+    /// Trains on one global batch, of which each rank runs its own rows. All ranks take the same step.
+    ///
+    /// # Errors
+    /// Those of the decoder and the collective; [`Error::Diverged`](crate::Error::Diverged) on NaN or infinity, with nothing changed
+    /// by this step; [`Error::OutOfMemory`](crate::Error::OutOfMemory) when not even one example fits.
+    pub fn step(
+        &mut self,
+        decoder: &Llama,
+        input: &InstructInput<'_>,
+        collective: &mut dyn Collective,
+    ) -> Result<InstructOutcome> {
+        let mut clock = Clock::start();
+        let mut seconds = StepSeconds::default();
+        // Of the global batch, so that a rank without rows of its own takes the same step.
+        let with_slots = !input.teacher.is_empty();
+        let slots = match with_slots && !input.own.is_empty() {
+            true => Some(self.slots(input.vectors, input.own.len())?),
+            false => None,
+        };
+        let due = with_slots && self.weights.usage.is_due(input.step);
+        let pass = Pass {
+            decoder,
+            shape: &self.adapter,
+            adapter: Adapter::of_tensor(&self.adapter, self.of_adapter.parameters()?),
+            input,
+            slots: match &slots {
+                Some(slots) => Some(slots.tape.slots.to_dtype(self.dtype)?),
+                None => None,
+            },
+            due,
+        };
+        let sums = self.runs.all(&pass, collective, (&mut clock, &mut seconds))?;
+
+        // Whether slots did worse than zeros is asked of the global batch.
+        collective.begin_all_reduce(&sums.losses)?;
+        collective.settle()?;
+        seconds.reduce += clock.lap();
+        let factor = match due {
+            true => {
+                let loss = |index: usize| sums.losses.narrow(0, index, 1);
+                self.weights.usage.sft_factor(&loss(0)?, &loss(1)?)?
+            }
+            false => Tensor::ones(1, DType::F32, &self.device)?,
+        };
+        let slots = match with_slots {
+            true => Some(self.slot_gradients(input, slots, &sums, &factor, collective)?),
+            false => None,
+        };
+        let by_adapter = flat(&sums.layers)?.broadcast_mul(&factor)?;
+        let mut squares = sum_of_squares(&by_adapter)?;
+        for part in slots.iter().flat_map(SlotGradients::parts) {
+            squares = (squares + sum_of_squares(part)?)?;
+        }
+        let mut numbers = vec![sums.losses, squares.reshape(1)?];
+        numbers.extend(slots.as_ref().map(|slots| slots.losses.clone()));
+        // The one wait for the device: for the losses, before anything is changed.
+        let numbers: Vec<f32> = Tensor::cat(&numbers, 0)?.to_vec1()?;
+        seconds.backward += clock.lap();
+
+        let number = |index: usize| numbers.get(index).copied().map_or(0.0, f64::from);
+        let zero = due.then(|| number(1));
+        let losses = InstructLosses::new(&self.weights, number(0), zero, [number(3), number(4)]);
+        let grad_norm = number(2).sqrt();
+        check_finite(input.step, input.ids, losses.loss, grad_norm)?;
+        let scale = (self.weights.gradient_clip / (grad_norm + 1e-6)).min(1.0) as f32;
+        let rates = &input.learning_rates;
+        self.of_adapter.step(&by_adapter, scale, rates.lora)?;
+        if let Some(slots) = slots {
+            self.of_expander.step(&slots.expander, scale, rates.expander)?;
+            self.of_scale.step(&slots.scale, scale, rates.scale)?;
+            if let (Some(by_projector), Some((_, moving))) = (slots.projector, &mut self.of_projector) {
+                moving.step(&by_projector, scale, rates.projector)?;
+            }
+        }
+        seconds.optimizer += clock.lap();
+        Ok(InstructOutcome {
+            losses,
+            grad_norm,
+            seconds,
+        })
+    }
+
+    /// The losses of held-out examples, `answer_tokens` in all, without gradient: with the slots of their `vectors`, which are as in
+    /// [`InstructInput::vectors`], and with zeros in their place. Without vectors there is only the first.
+    ///
+    /// # Errors
+    /// Those of the decoder.
+    pub fn held_out(
+        &mut self,
+        decoder: &Llama,
+        examples: &[InstructExample],
+        vectors: &[f32],
+        answer_tokens: usize,
+    ) -> Result<(f64, Option<f64>)> {
+        let slots = match vectors.is_empty() {
+            true => None,
+            false => Some(self.slots(vectors, examples.len())?.tape.slots.to_dtype(self.dtype)?),
+        };
+        let adapter = Adapter::of_tensor(&self.adapter, self.of_adapter.parameters()?);
+        let (sft, zero) = held_out_losses((decoder, &adapter), examples, answer_tokens, slots.as_ref())?;
+        let number = |loss: &Tensor| Ok::<_, crate::Error>(f64::from(loss.to_scalar::<f32>()?));
+        Ok((number(&sft)?, zero.as_ref().map(number).transpose()?))
+    }
+
+    /// The slots of `rows` vectors: projected ones, or the encoder's where the projector moves.
+    fn slots(&mut self, vectors: &[f32], rows: usize) -> Result<Slots> {
+        let width = match &self.of_projector {
+            Some((shape, _)) => shape.input,
+            None => self.shape.width,
+        };
+        let vectors = self.staging.upload(vectors, (rows, width), &self.device)?;
+        let (projected, projector) = match &self.of_projector {
+            Some((shape, moving)) => {
+                let projector = Mlp::new(&shape.tensors(), &moving.parameters()?, self.dtype)?;
+                let (projected, tape) = projector.forward(&vectors)?;
+                (projected, Some((projector, tape)))
+            }
+            None => (vectors, None),
+        };
+        let parameters = (&self.of_scale.parameters()?, &self.of_expander.parameters()?);
+        let expansion = Expansion::new(self.shape, self.median_norm, parameters, self.dtype)?;
+        Ok(Slots {
+            tape: expansion.forward(&projected)?,
+            expansion,
+            projector,
+        })
+    }
+
+    /// The gradients of the slots' groups and the losses of the slots, summed over all ranks. What is whole crosses the network
+    /// while the rest is computed. A rank without rows takes part with zeros.
+    fn slot_gradients(
+        &mut self,
+        input: &InstructInput<'_>,
+        slots: Option<Slots>,
+        sums: &Sums,
+        factor: &Tensor,
+        collective: &mut dyn Collective,
+    ) -> Result<SlotGradients> {
+        let mut sum = |part: &Tensor| collective.begin_all_reduce(part);
+        let (losses, expander, scale, projector) = match slots {
+            Some(slots) => {
+                let width = self.shape.width;
+                let shape = (input.teacher.len() / width, width);
+                let teacher = self.staging.upload(input.teacher, shape, &self.device)?;
+                let losses = SlotLosses::new(&slots.tape.slots, &teacher, input.own.clone(), &self.weights.slots)?;
+                sum(&losses.shares)?;
+                let grad_slots = Tensor::cat(&sums.grad_slots, 0)?.broadcast_mul(factor)?;
+                let grad_slots = (grad_slots + losses.grad_slots)?;
+                let found = slots.expansion.backward(&slots.tape, &grad_slots, &mut sum)?;
+                let projector = match slots.projector {
+                    Some((projector, tape)) => Some(projector.backward(&tape, &found.projected, &mut sum)?.0),
+                    None => None,
+                };
+                (losses.shares, found.mlp, found.scale, projector)
+            }
+            None => {
+                let zeros = |count: usize| Tensor::zeros(count, DType::F32, &self.device);
+                let (losses, scale) = (zeros(2)?, zeros(1)?);
+                let expander = MlpGradient::zeros(&self.shape.mlp(), &self.device)?;
+                sum(&losses)?;
+                expander.in_order().try_for_each(&mut sum)?;
+                sum(&scale)?;
+                let projector = match &self.of_projector {
+                    Some((shape, _)) => {
+                        let projector = MlpGradient::zeros(&shape.tensors(), &self.device)?;
+                        projector.in_order().try_for_each(&mut sum)?;
+                        Some(projector)
+                    }
+                    None => None,
+                };
+                (losses, expander, scale, projector)
+            }
+        };
+        collective.settle()?;
+        Ok(SlotGradients {
+            losses,
+            expander: flat(&expander.pieces())?,
+            scale: flat(&[scale])?,
+            projector: projector.map(|gradient| flat(&gradient.pieces())).transpose()?,
+        })
+    }
+}
+
+impl SlotGradients {
+    fn parts(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.expander, &self.scale].into_iter().chain(&self.projector)
+    }
+}
