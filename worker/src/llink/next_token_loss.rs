@@ -62,18 +62,18 @@ impl AnswerTokens {
     }
 }
 
-/// Whether a loss is wanted alone.
+/// The results that are needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
-    /// Nothing but the loss.
+    /// Only the loss.
     Loss,
-    /// Its gradient by the logits too.
+    /// The loss and its gradient by the logits.
     LossAndGradient,
 }
 
 /// The sum of the cross entropies of `targets` given `logits` [n, V], over `total`: a number in f32, and its gradient by the logits
 /// where it is wanted. `total` is the number of answer tokens in the global batch, so that the shares of all ranks add up to the mean.
-/// Softmax and loss are f32 whatever the logits are. Takes the logits over: nobody else may hold their values.
+/// Softmax and loss are f32 in every dtype of the logits. The values of `logits` may be overwritten.
 ///
 /// # Errors
 /// [`Error::Input`] when logits and targets do not fit each other, or there are none in the whole batch.
@@ -97,7 +97,7 @@ pub fn next_token_loss(
     }
 }
 
-/// On the CPU the gradient takes the logits' place.
+/// On the CPU the gradient overwrites the logits.
 fn fused_loss(logits: Tensor, targets: &[u32], total: usize, wanted: Wanted) -> Result<(Tensor, Option<Tensor>)> {
     let (vocabulary, factor) = (logits.dim(1)?, (1.0 / total as f64) as f32);
     let sum = Cell::new(0.0);

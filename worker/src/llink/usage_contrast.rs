@@ -28,8 +28,8 @@ impl UsageContrast {
         (sft - zero).max(0.0)
     }
 
-    /// What the gradient of `sft` is multiplied with in the total, its own part included. All three are f32 [1]: the device need not be
-    /// waited for.
+    /// The factor of the gradient of `sft` in the total loss: 1, or 1 + weight if the slots are worse than zeros. Losses and factor are
+    /// f32 [1] on the device, so that nothing waits for it.
     ///
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.

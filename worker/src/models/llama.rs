@@ -299,7 +299,7 @@ impl Llama {
     }
 
     /// The gradient by what [`Llama::final_norm`] was given.
-    pub(super) fn final_norm_backward(&self, x: &Tensor, by: &Tensor) -> Result<Tensor> {
-        rms_norm_backward(x, &self.norm, self.config.rms_norm_eps, by)
+    pub(super) fn final_norm_backward(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        rms_norm_backward(x, &self.norm, self.config.rms_norm_eps, grad)
     }
 }

@@ -171,41 +171,43 @@ impl Layer {
         Ok(y)
     }
 
-    /// From `by`, the gradient by the layer's output: that by its input, and that by the layer's part of the adapter, f32 [n].
+    /// Takes the gradient by the layer's output. Returns the gradients by its input and by the layer's part of the adapter, f32 [n].
     pub(super) fn backward(
         &self,
         tape: LayerTape,
-        by: Tensor,
+        grad: Tensor,
         place: &Place<'_>,
         adapter: &LayerAdapter,
     ) -> Result<(Tensor, Tensor)> {
         use Projection::{DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
         let mut gradients = Vec::new();
-        let mut through = |projection: Projection, x: &Tensor, by: &Tensor| {
-            self.apply_backward(projection, x, by, adapter, &mut gradients)
+        let mut through = |projection: Projection, x: &Tensor, grad: &Tensor| {
+            self.apply_backward(projection, x, grad, adapter, &mut gradients)
         };
-        let by_gated = through(DownProj, &silu_mul(&tape.gate, &tape.up)?, &by)?;
-        let (by_gate, by_up) = silu_mul_backward(&tape.gate, &tape.up, &by_gated)?;
+        let grad_gated = through(DownProj, &silu_mul(&tape.gate, &tape.up)?, &grad)?;
+        let (grad_gate, grad_up) = silu_mul_backward(&tape.gate, &tape.up, &grad_gated)?;
         let normed = rms_norm(&tape.middle, &self.post_norm, self.eps)?;
-        let by_normed = (through(GateProj, &normed, &by_gate)? + through(UpProj, &normed, &by_up)?)?;
-        let by = (by + rms_norm_backward(&tape.middle, &self.post_norm, self.eps, &by_normed)?)?;
+        let grad_normed = (through(GateProj, &normed, &grad_gate)? + through(UpProj, &normed, &grad_up)?)?;
+        let grad = (grad + rms_norm_backward(&tape.middle, &self.post_norm, self.eps, &grad_normed)?)?;
 
-        let by_attended = through(OProj, &tape.attended, &by)?;
-        let (by_q, by_k, by_v) = self
-            .attention
-            .backward(&tape.q, &tape.k, &tape.v, place.spans, &by_attended)?;
+        let grad_attended = through(OProj, &tape.attended, &grad)?;
+        let (grad_q, grad_k, grad_v) =
+            self.attention
+                .backward(&tape.q, &tape.k, &tape.v, place.spans, &grad_attended)?;
         let normed = rms_norm(&tape.input, &self.input_norm, self.eps)?;
         let norms = self.head_norms.as_ref();
-        let by_q = self.norm_heads_backward(place.rope.turn_back(by_q)?, tape.raw_q, norms.map(|norms| &norms.q))?;
-        let by_k = self.norm_heads_backward(place.rope.turn_back(by_k)?, tape.raw_k, norms.map(|norms| &norms.k))?;
-        let by_q = through(QProj, &normed, &by_q)?;
-        let by_k = through(KProj, &normed, &by_k)?;
-        let by_v = through(VProj, &normed, &by_v)?;
-        let by_normed = ((by_q + by_k)? + by_v)?;
-        let by_input = (by + rms_norm_backward(&tape.input, &self.input_norm, self.eps, &by_normed)?)?;
+        let grad_q =
+            self.norm_heads_backward(place.rope.turn_back(grad_q)?, tape.raw_q, norms.map(|norms| &norms.q))?;
+        let grad_k =
+            self.norm_heads_backward(place.rope.turn_back(grad_k)?, tape.raw_k, norms.map(|norms| &norms.k))?;
+        let grad_q = through(QProj, &normed, &grad_q)?;
+        let grad_k = through(KProj, &normed, &grad_k)?;
+        let grad_v = through(VProj, &normed, &grad_v)?;
+        let grad_normed = ((grad_q + grad_k)? + grad_v)?;
+        let grad_input = (grad + rms_norm_backward(&tape.input, &self.input_norm, self.eps, &grad_normed)?)?;
         gradients.sort_by_key(|(start, _)| *start);
         let gradients: Vec<Tensor> = gradients.into_iter().flat_map(|(_, matrices)| matrices).collect();
-        Ok((by_input, Tensor::cat(&gradients, 0)?))
+        Ok((grad_input, Tensor::cat(&gradients, 0)?))
     }
 
     /// x [T, n·head_dim] with each head normed, and x as it was for the backward pass; x alone where there is no norm.
@@ -216,12 +218,12 @@ impl Layer {
     }
 
     /// The gradient by what [`Layer::norm_heads`] was given.
-    fn norm_heads_backward(&self, by: Tensor, raw: Option<Tensor>, gamma: Option<&Tensor>) -> Result<Tensor> {
+    fn norm_heads_backward(&self, grad: Tensor, raw: Option<Tensor>, gamma: Option<&Tensor>) -> Result<Tensor> {
         let (Some(raw), Some(gamma)) = (raw, gamma) else {
-            return Ok(by);
+            return Ok(grad);
         };
-        let by_raw = rms_norm_backward(&self.heads(&raw)?, gamma, self.eps, &self.heads(&by)?)?;
-        Ok(by_raw.reshape(by.shape())?)
+        let grad_raw = rms_norm_backward(&self.heads(&raw)?, gamma, self.eps, &self.heads(&grad)?)?;
+        Ok(grad_raw.reshape(grad.shape())?)
     }
 
     /// x [T, n·head_dim] as [T·n, head_dim].
@@ -241,16 +243,16 @@ impl Layer {
         &self,
         projection: Projection,
         x: &Tensor,
-        by: &Tensor,
+        grad: &Tensor,
         adapter: &LayerAdapter,
         gradients: &mut Vec<(usize, [Tensor; 2])>,
     ) -> Result<Tensor> {
-        let by_x = self.linears[projection as usize].input_gradient(by)?;
+        let grad_x = self.linears[projection as usize].input_gradient(grad)?;
         let Some((correction, start)) = adapter.get(projection) else {
-            return Ok(by_x);
+            return Ok(grad_x);
         };
-        let LowRankGradient { by_x, by_a, by_b } = correction.backward(x, by, by_x)?;
-        gradients.push((*start, [by_a.flatten_all()?, by_b.flatten_all()?]));
-        Ok(by_x)
+        let LowRankGradient { grad_x, grad_a, grad_b } = correction.backward(x, grad, grad_x)?;
+        gradients.push((*start, [grad_a.flatten_all()?, grad_b.flatten_all()?]));
+        Ok(grad_x)
     }
 }

@@ -57,7 +57,7 @@ impl<'a> Adapter<'a> {
         Ok(Self::of_tensor(adapter, parameters))
     }
 
-    /// An adapter shaped like `shape`, of parameters [n] in f32 that are on the device already.
+    /// An adapter with the layout of `shape` and with parameters [n] in f32 that are already on the device.
     pub(crate) const fn of_tensor(shape: &'a LoraAdapter, parameters: Tensor) -> Self {
         Self { shape, parameters }
     }
@@ -69,7 +69,7 @@ pub struct TrainingPass<'a> {
     setup: Setup,
     layers: Vec<Kept>,
     /// By the last layer's output, [T, hidden].
-    by_output: Tensor,
+    grad_output: Tensor,
     loss: Tensor,
 }
 
@@ -128,7 +128,7 @@ impl Llama {
         TrainingPass::forward(self, adapter, batch, embeddings, activations)
     }
 
-    /// The loss of [`Llama::train`] alone, nothing kept: a number in f32 that the device may still be working on.
+    /// Only the loss of [`Llama::train`]: a number in f32 that the device may still be computing.
     ///
     /// # Errors
     /// As [`Llama::train`].
@@ -167,29 +167,29 @@ impl<'a> TrainingPass<'a> {
                 }
             }
         }
-        let (loss, by_output) = answer_loss(model, &x, batch, Wanted::LossAndGradient)?;
+        let (loss, grad_output) = answer_loss(model, &x, batch, Wanted::LossAndGradient)?;
         Ok(Self {
             model,
             setup,
             layers,
-            by_output,
+            grad_output,
             loss,
         })
     }
 
-    /// This rank's share of the mean next-token loss: a number in f32 that the device may still be working on.
+    /// This rank's share of the mean next-token loss: a number in f32 that the device may still be computing.
     #[must_use]
     pub const fn loss(&self) -> &Tensor {
         &self.loss
     }
 
     /// The gradient by the embeddings, [T, hidden]. `ready` is given the index of each layer, from the last to the first, and the
-    /// gradient by its part of the adapter, f32 [n], as soon as it is whole.
+    /// gradient by its part of the adapter, f32 [n], as soon as it is complete.
     ///
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) when the device fails; those of `ready`.
     pub fn backward(self, ready: &mut dyn FnMut(usize, Tensor) -> Result<()>) -> Result<Tensor> {
-        let (setup, mut by) = (self.setup, self.by_output);
+        let (setup, mut grad) = (self.setup, self.grad_output);
         let place = setup.place();
         let layers = self.model.layers.iter().zip(&setup.adapter).zip(self.layers);
         for (index, ((weights, corrections), kept)) in layers.enumerate().rev() {
@@ -201,11 +201,11 @@ impl<'a> TrainingPass<'a> {
                     tape.ok_or_else(|| candle_core::Error::Msg("a layer left no tape".into()))?
                 }
             };
-            let (by_input, by_adapter) = weights.backward(tape, by, &place, corrections)?;
-            ready(index, by_adapter)?;
-            by = by_input;
+            let (grad_input, grad_adapter) = weights.backward(tape, grad, &place, corrections)?;
+            ready(index, grad_adapter)?;
+            grad = grad_input;
         }
-        Ok(by)
+        Ok(grad)
     }
 }
 
@@ -221,11 +221,11 @@ fn answer_loss(model: &Llama, x: &Tensor, batch: &TrainingBatch<'_>, wanted: Wan
         let rows: Vec<u32> = positions.iter().map(|row| *row as u32).collect();
         let hidden = x.index_select(&Tensor::from_vec(rows, positions.len(), device)?, 0)?;
         let logits = model.logits(&model.final_norm(&hidden)?)?;
-        let (of_rows, by_logits) = next_token_loss(logits, targets, batch.answer_tokens, wanted)?;
+        let (of_rows, grad_logits) = next_token_loss(logits, targets, batch.answer_tokens, wanted)?;
         loss = (loss + of_rows)?;
-        if let Some(by_logits) = by_logits {
-            let by_normed = model.head.input_gradient(&by_logits)?;
-            gradients.push(model.final_norm_backward(&hidden, &by_normed)?);
+        if let Some(grad_logits) = grad_logits {
+            let grad_normed = model.head.input_gradient(&grad_logits)?;
+            gradients.push(model.final_norm_backward(&hidden, &grad_normed)?);
         }
     }
     Ok((loss, spread(&gradients, positions, x)?))

@@ -33,36 +33,36 @@ pub(crate) fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 }
 
 /// The gradients by gate and up from that by silu(gate) · up, all of one shape.
-pub(crate) fn silu_mul_backward(gate: &Tensor, up: &Tensor, by: &Tensor) -> Result<(Tensor, Tensor)> {
-    if !fused(&[gate, up, by]) {
+pub(crate) fn silu_mul_backward(gate: &Tensor, up: &Tensor, grad: &Tensor) -> Result<(Tensor, Tensor)> {
+    if !fused(&[gate, up, grad]) {
         let sigmoid = candle_nn::ops::sigmoid(gate)?;
         let silu = (gate * &sigmoid)?;
         // silu' = σ + silu · (1 − σ)
         let slope = (&sigmoid + &silu * (1.0 - &sigmoid)?)?;
-        return Ok(((by * up)?.mul(&slope)?, (by * silu)?));
+        return Ok(((grad * up)?.mul(&slope)?, (grad * silu)?));
     }
-    let (gate, up_values, by) = (Values::of(gate)?, Values::of(up)?, Values::of(by)?);
-    let (gate, up_values, by) = (gate.get()?, up_values.get()?, by.get()?);
-    let (mut by_gate, mut by_up) = (vec![0f32; gate.len()], vec![0f32; gate.len()]);
-    by_gate
+    let (gate, up_values, grad) = (Values::of(gate)?, Values::of(up)?, Values::of(grad)?);
+    let (gate, up_values, grad) = (gate.get()?, up_values.get()?, grad.get()?);
+    let (mut grad_gate, mut grad_up) = (vec![0f32; gate.len()], vec![0f32; gate.len()]);
+    grad_gate
         .par_chunks_mut(CHUNK)
-        .zip(by_up.par_chunks_mut(CHUNK))
+        .zip(grad_up.par_chunks_mut(CHUNK))
         .enumerate()
-        .for_each(|(chunk, (by_gate, by_up))| {
-            let at = chunk * CHUNK..chunk * CHUNK + by_gate.len();
-            silu_mul_backward_slice(by_gate, by_up, &gate[at.clone()], &up_values[at.clone()], &by[at]);
+        .for_each(|(chunk, (grad_gate, grad_up))| {
+            let at = chunk * CHUNK..chunk * CHUNK + grad_gate.len();
+            silu_mul_backward_slice(grad_gate, grad_up, &gate[at.clone()], &up_values[at.clone()], &grad[at]);
         });
     let tensor = |values| Tensor::from_vec(values, up.shape(), up.device());
-    Ok((tensor(by_gate)?, tensor(by_up)?))
+    Ok((tensor(grad_gate)?, tensor(grad_up)?))
 }
 
 vectorised! {
-    fn silu_mul_backward_slice(by_gate: &mut [f32], by_up: &mut [f32], gate: &[f32], up: &[f32], by: &[f32]) {
-        for ((((by_gate, by_up), g), u), by) in by_gate.iter_mut().zip(by_up).zip(gate).zip(up).zip(by) {
+    fn silu_mul_backward_slice(grad_gate: &mut [f32], grad_up: &mut [f32], gate: &[f32], up: &[f32], grad: &[f32]) {
+        for ((((grad_gate, grad_up), g), u), grad) in grad_gate.iter_mut().zip(grad_up).zip(gate).zip(up).zip(grad) {
             let sigmoid = 1.0 / (1.0 + exp(-*g));
             let silu = g * sigmoid;
-            *by_gate = by * u * (sigmoid + silu * (1.0 - sigmoid));
-            *by_up = by * silu;
+            *grad_gate = grad * u * (sigmoid + silu * (1.0 - sigmoid));
+            *grad_up = grad * silu;
         }
     }
 }
@@ -91,15 +91,15 @@ mod tests {
 
     #[test]
     fn the_gradient_of_the_gated_product_is_that_of_its_graph() {
-        let (gate, up, by) = (random(70, 257, 1), random(70, 257, 2), random(70, 257, 3));
+        let (gate, up, grad) = (random(70, 257, 1), random(70, 257, 2), random(70, 257, 3));
         let vars = [&gate, &up].map(|x| Var::from_tensor(x).unwrap());
         let out = (vars[0].silu().unwrap() * vars[1].as_tensor()).unwrap();
-        let graph = (out * &by).unwrap().sum_all().unwrap().backward().unwrap();
-        let composed = silu_mul_backward(&gate.t().unwrap(), &up.t().unwrap(), &by.t().unwrap()).unwrap();
-        let fused = silu_mul_backward(&gate, &up, &by).unwrap();
-        for (by_gate, by_up) in [(composed.0.t().unwrap(), composed.1.t().unwrap()), fused] {
-            assert!(relative_error(&by_gate, graph.get(&vars[0]).unwrap()) < 1e-6);
-            assert!(relative_error(&by_up, graph.get(&vars[1]).unwrap()) < 1e-6);
+        let graph = (out * &grad).unwrap().sum_all().unwrap().backward().unwrap();
+        let composed = silu_mul_backward(&gate.t().unwrap(), &up.t().unwrap(), &grad.t().unwrap()).unwrap();
+        let fused = silu_mul_backward(&gate, &up, &grad).unwrap();
+        for (grad_gate, grad_up) in [(composed.0.t().unwrap(), composed.1.t().unwrap()), fused] {
+            assert!(relative_error(&grad_gate, graph.get(&vars[0]).unwrap()) < 1e-6);
+            assert!(relative_error(&grad_up, graph.get(&vars[1]).unwrap()) < 1e-6);
         }
     }
 

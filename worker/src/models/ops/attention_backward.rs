@@ -14,7 +14,7 @@ use crate::Result;
 use crate::llink::matrix::Existing;
 
 /// Gradients by q, k and v.
-pub(crate) type ByAttention = (Tensor, Tensor, Tensor);
+pub(crate) type AttentionGradients = (Tensor, Tensor, Tensor);
 
 /// One sequence's values, or its gradients: q rows, k rows, v rows.
 struct Rows<Q, K> {
@@ -31,11 +31,11 @@ impl Attention {
         k: &Tensor,
         v: &Tensor,
         spans: &AttentionSpans,
-        by: &Tensor,
-    ) -> Result<ByAttention> {
+        grad: &Tensor,
+    ) -> Result<AttentionGradients> {
         match &spans.padded {
-            Some(padded) => self.backward_composed(q, k, v, padded, by),
-            None if fused(&[q, k, v, by]) => self.backward_fused(q, k, v, spans, by),
+            Some(padded) => self.backward_composed(q, k, v, padded, grad),
+            None if fused(&[q, k, v, grad]) => self.backward_fused(q, k, v, spans, grad),
             None => Err(candle_core::Error::Msg("attention spans made for another dtype or device".into()).into()),
         }
     }
@@ -46,32 +46,32 @@ impl Attention {
         k: &Tensor,
         v: &Tensor,
         padded: &Padded,
-        by: &Tensor,
-    ) -> Result<ByAttention> {
+        grad: &Tensor,
+    ) -> Result<AttentionGradients> {
         let dtype = q.dtype();
         let (q, k, v) = (
             self.side_by_side(q, padded)?,
             self.keys_side_by_side(k, padded)?,
             self.keys_side_by_side(v, padded)?,
         );
-        let mut by = self.side_by_side(by, padded)?;
+        let mut grad = self.side_by_side(grad, padded)?;
         if let Some(real) = &padded.real {
             // What stands in the place of a query that is not there must not reach keys and values.
-            by = by.broadcast_mul(&self.real_places(real, padded)?.to_dtype(dtype)?)?;
+            grad = grad.broadcast_mul(&self.real_places(real, padded)?.to_dtype(dtype)?)?;
         }
         // Products in the model's dtype, softmax and its gradient in f32.
         let weights = self.weights(&q, &k, padded)?;
-        let by_v = weights.to_dtype(dtype)?.t()?.matmul(&by)?;
-        let by_weights = by.matmul(&v.t()?)?.to_dtype(DType::F32)?;
-        let along = (&by_weights * &weights)?.sum_keepdim(D::Minus1)?;
-        let by_scores =
-            (by_weights.broadcast_sub(&along)?.mul(&weights)? * f64::from(self.scale()))?.to_dtype(dtype)?;
-        let by_q = by_scores.matmul(&k)?;
-        let by_k = by_scores.t()?.matmul(&q)?;
+        let grad_v = weights.to_dtype(dtype)?.t()?.matmul(&grad)?;
+        let grad_weights = grad.matmul(&v.t()?)?.to_dtype(DType::F32)?;
+        let along = (&grad_weights * &weights)?.sum_keepdim(D::Minus1)?;
+        let grad_scores =
+            (grad_weights.broadcast_sub(&along)?.mul(&weights)? * f64::from(self.scale()))?.to_dtype(dtype)?;
+        let grad_q = grad_scores.matmul(&k)?;
+        let grad_k = grad_scores.t()?.matmul(&q)?;
         Ok((
-            self.end_to_end(&by_q, padded)?,
-            self.keys_end_to_end(&by_k, padded)?,
-            self.keys_end_to_end(&by_v, padded)?,
+            self.end_to_end(&grad_q, padded)?,
+            self.keys_end_to_end(&grad_k, padded)?,
+            self.keys_end_to_end(&grad_v, padded)?,
         ))
     }
 
@@ -88,17 +88,17 @@ impl Attention {
         k: &Tensor,
         v: &Tensor,
         spans: &AttentionSpans,
-        by: &Tensor,
-    ) -> Result<ByAttention> {
+        grad: &Tensor,
+    ) -> Result<AttentionGradients> {
         let (q_values, k_values) = (Values::of(q)?, Values::of(k)?);
-        let (v_values, by_values) = (Values::of(v)?, Values::of(by)?);
+        let (v_values, grad_values) = (Values::of(v)?, Values::of(grad)?);
         let (q_values, k_values) = (q_values.get()?, k_values.get()?);
-        let (v_values, by_values) = (v_values.get()?, by_values.get()?);
+        let (v_values, grad_values) = (v_values.get()?, grad_values.get()?);
         let (q_width, k_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let mut by_q = vec![0f32; q_values.len()];
-        let (mut by_k, mut by_v) = (vec![0f32; k_values.len()], vec![0f32; v_values.len()]);
+        let mut grad_q = vec![0f32; q_values.len()];
+        let (mut grad_k, mut grad_v) = (vec![0f32; k_values.len()], vec![0f32; v_values.len()]);
         let mut sequences = Vec::with_capacity(spans.queries.len());
-        let mut rest = (by_q.as_mut_slice(), by_k.as_mut_slice(), by_v.as_mut_slice());
+        let mut rest = (grad_q.as_mut_slice(), grad_k.as_mut_slice(), grad_v.as_mut_slice());
         for (queries, keys) in spans.queries.windows(2).zip(spans.keys.windows(2)) {
             let queries = queries[0] * q_width..queries[1] * q_width;
             let keys = keys[0] * k_width..keys[1] * k_width;
@@ -118,25 +118,25 @@ impl Attention {
                 k: &k_values[keys.clone()],
                 v: &v_values[keys],
             };
-            sequences.push((gradients, values, &by_values[queries]));
+            sequences.push((gradients, values, &grad_values[queries]));
         }
         sequences.into_par_iter().for_each_init(
             || (Vec::new(), Vec::new()),
-            |scratch, (gradients, values, by)| {
-                self.backward_sequence(gradients, &values, by, spans.causality, scratch);
+            |scratch, (gradients, values, grad)| {
+                self.backward_sequence(gradients, &values, grad, spans.causality, scratch);
             },
         );
         let tensor = |values, like: &Tensor| Tensor::from_vec(values, like.shape(), like.device());
-        Ok((tensor(by_q, q)?, tensor(by_k, k)?, tensor(by_v, v)?))
+        Ok((tensor(grad_q, q)?, tensor(grad_k, k)?, tensor(grad_v, v)?))
     }
 
     fn backward_sequence(
         &self,
         gradients: Rows<&mut [f32], &mut [f32]>,
         values: &Rows<&[f32], &[f32]>,
-        by: &[f32],
+        grad: &[f32],
         causality: super::Causality,
-        (weights, by_scores): &mut (Vec<f32>, Vec<f32>),
+        (weights, grad_scores): &mut (Vec<f32>, Vec<f32>),
     ) {
         let (q_width, k_width, width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim, self.head_dim);
         let (nq, nk) = (values.q.len() / q_width, values.k.len() / k_width);
@@ -144,8 +144,8 @@ impl Attention {
             return;
         }
         weights.resize(nq * nk, 0.0);
-        by_scores.resize(nq * nk, 0.0);
-        let (weights, by_scores) = (&mut weights[..nq * nk], &mut by_scores[..nq * nk]);
+        grad_scores.resize(nq * nk, 0.0);
+        let (weights, grad_scores) = (&mut weights[..nq * nk], &mut grad_scores[..nq * nk]);
         for head in 0..self.heads {
             let (q_at, k_at) = self.columns(head);
             self.probabilities(weights, &values.q[q_at..], &values.k[k_at..], (nq, nk), causality);
@@ -154,25 +154,25 @@ impl Attention {
                 (nk, width, nq),
                 (&mut gradients.v[k_at..], k_width, Existing::Kept),
                 (weights, nk, 1),
-                (&by[q_at..], 1, q_width),
+                (&grad[q_at..], 1, q_width),
                 1.0,
             );
             // dP [nq, nk] = dO · vᵀ
             product(
                 (nq, nk, width),
-                (by_scores, nk, Existing::Overwritten),
-                (&by[q_at..], 1, q_width),
+                (grad_scores, nk, Existing::Overwritten),
+                (&grad[q_at..], 1, q_width),
                 (&values.v[k_at..], k_width, 1),
                 1.0,
             );
-            for (by_scores, weights) in by_scores.chunks_exact_mut(nk).zip(weights.chunks_exact(nk)) {
-                softmax_backward(by_scores, weights);
+            for (grad_scores, weights) in grad_scores.chunks_exact_mut(nk).zip(weights.chunks_exact(nk)) {
+                softmax_backward(grad_scores, weights);
             }
             // dQ [nq, head_dim] = dS · k
             product(
                 (nq, width, nk),
                 (&mut gradients.q[q_at..], q_width, Existing::Overwritten),
-                (by_scores, 1, nk),
+                (grad_scores, 1, nk),
                 (&values.k[k_at..], 1, k_width),
                 self.scale(),
             );
@@ -180,7 +180,7 @@ impl Attention {
             product(
                 (nk, width, nq),
                 (&mut gradients.k[k_at..], k_width, Existing::Kept),
-                (by_scores, nk, 1),
+                (grad_scores, nk, 1),
                 (&values.q[q_at..], 1, q_width),
                 self.scale(),
             );
@@ -190,10 +190,10 @@ impl Attention {
 
 vectorised! {
     /// One row: the gradient by the weights becomes that by the scores.
-    fn softmax_backward(by: &mut [f32], weights: &[f32]) {
-        let along = dot(by, weights);
-        for (by, weight) in by.iter_mut().zip(weights) {
-            *by = weight * (*by - along);
+    fn softmax_backward(grad: &mut [f32], weights: &[f32]) {
+        let along = dot(grad, weights);
+        for (grad, weight) in grad.iter_mut().zip(weights) {
+            *grad = weight * (*grad - along);
         }
     }
 }
@@ -216,17 +216,17 @@ mod tests {
         let last = vec![0usize, 1, 2, 3, 4];
         for causality in [Causality::Bidirectional, Causality::Causal] {
             for queries in [keys.clone(), last.clone()] {
-                let (q, by) = (random(queries[4], 96, 1), random(queries[4], 96, 4));
+                let (q, grad) = (random(queries[4], 96, 1), random(queries[4], 96, 4));
                 let (k, v) = (random(57, 32, 2), random(57, 32, 3));
                 let vars = [&q, &k, &v].map(|x| Var::from_tensor(x).unwrap());
                 let device = &Device::Cpu;
                 let composed = AttentionSpans::side_by_side(queries.clone(), keys.clone(), causality);
                 let fused = AttentionSpans::new(queries, keys.clone(), causality, DType::F32, device).unwrap();
                 let out = attention.attend(&vars[0], &vars[1], &vars[2], &composed).unwrap();
-                let graph = (out * &by).unwrap().sum_all().unwrap().backward().unwrap();
+                let graph = (out * &grad).unwrap().sum_all().unwrap().backward().unwrap();
                 for spans in [composed, fused] {
-                    let (by_q, by_k, by_v) = attention.backward(&q, &k, &v, &spans, &by).unwrap();
-                    for (found, var) in [by_q, by_k, by_v].iter().zip(&vars) {
+                    let (grad_q, grad_k, grad_v) = attention.backward(&q, &k, &v, &spans, &grad).unwrap();
+                    for (found, var) in [grad_q, grad_k, grad_v].iter().zip(&vars) {
                         assert!(relative_error(found, graph.get(var).unwrap()) < 1e-5, "{causality:?}");
                     }
                 }

@@ -75,15 +75,15 @@ impl FrozenLinear {
     }
 
     /// The gradient by x [T, in] from that by x·Wᵀ [T, out]. W gets none.
-    pub(crate) fn input_gradient(&self, by: &Tensor) -> Result<Tensor> {
+    pub(crate) fn input_gradient(&self, grad: &Tensor) -> Result<Tensor> {
         if let Weight::Host(matrix) = &self.weight
-            && fused(&[by])
-            && by.dim(D::Minus1)? == matrix.outer()
+            && fused(&[grad])
+            && grad.dim(D::Minus1)? == matrix.outer()
         {
-            let out = matrix.gradient(Values::of(by)?.get()?);
-            return Ok(Tensor::from_vec(out, (by.dim(0)?, matrix.inner()), by.device())?);
+            let out = matrix.gradient(Values::of(grad)?.get()?);
+            return Ok(Tensor::from_vec(out, (grad.dim(0)?, matrix.inner()), grad.device())?);
         }
-        Ok(by.matmul(&self.weight()?)?)
+        Ok(grad.matmul(&self.weight()?)?)
     }
 
     /// W as a tensor; a copy when it is mapped.
@@ -131,11 +131,11 @@ mod tests {
 
     #[test]
     fn the_inputs_gradient_is_that_of_the_product() {
-        let (weight, by) = (random(9, 12, 2), random(7, 9, 3));
+        let (weight, grad) = (random(9, 12, 2), random(7, 9, 3));
         let linear = FrozenLinear::new(weight.clone(), None).unwrap();
-        let expected = by.matmul(&weight).unwrap();
-        assert!(relative_error(&linear.input_gradient(&by).unwrap(), &expected) < 1e-5);
-        let strided = by.t().unwrap().contiguous().unwrap().t().unwrap();
+        let expected = grad.matmul(&weight).unwrap();
+        assert!(relative_error(&linear.input_gradient(&grad).unwrap(), &expected) < 1e-5);
+        let strided = grad.t().unwrap().contiguous().unwrap().t().unwrap();
         assert!(relative_error(&linear.input_gradient(&strided).unwrap(), &expected) < 1e-5);
     }
 

@@ -22,11 +22,11 @@ pub(crate) struct LowRank {
 /// What [`LowRank::backward`] finds.
 pub(crate) struct LowRankGradient {
     /// By x, the frozen layer's part included, [T, in].
-    pub(crate) by_x: Tensor,
+    pub(crate) grad_x: Tensor,
     /// By A [rank, in], f32.
-    pub(crate) by_a: Tensor,
+    pub(crate) grad_a: Tensor,
     /// By B [out, rank], f32.
-    pub(crate) by_b: Tensor,
+    pub(crate) grad_b: Tensor,
 }
 
 impl LowRank {
@@ -47,77 +47,78 @@ impl LowRank {
         Ok(y)
     }
 
-    /// The gradients by A and B, and `by_x` with the correction's part of the gradient by x. `by` [T, out] is the gradient by y.
-    /// Takes `by_x` over: nobody else may hold its values.
-    pub(crate) fn backward(&self, x: &Tensor, by: &Tensor, by_x: Tensor) -> Result<LowRankGradient> {
-        match self.is_fused(&[x, by, &by_x]) {
-            true => self.backward_fused(x, by, by_x),
-            false => self.backward_composed(x, by, &by_x),
+    /// The gradients by A and B, and `grad_x` with the correction's part of the gradient by x. `grad` [T, out] is the gradient by y.
+    /// Takes `grad_x` over: nobody else may hold its values.
+    pub(crate) fn backward(&self, x: &Tensor, grad: &Tensor, grad_x: Tensor) -> Result<LowRankGradient> {
+        match self.is_fused(&[x, grad, &grad_x]) {
+            true => self.backward_fused(x, grad, grad_x),
+            false => self.backward_composed(x, grad, &grad_x),
         }
     }
 
-    fn backward_fused(&self, x: &Tensor, by: &Tensor, by_x: Tensor) -> Result<LowRankGradient> {
+    fn backward_fused(&self, x: &Tensor, grad: &Tensor, grad_x: Tensor) -> Result<LowRankGradient> {
         let (rank, outer, (rows, inner)) = (self.a.dim(0)?, self.b.dim(0)?, x.dims2()?);
-        let (a, b, by) = (Values::of(&self.a)?, Values::of(&self.b)?, Values::of(by)?);
+        let (a, b, grad) = (Values::of(&self.a)?, Values::of(&self.b)?, Values::of(grad)?);
         let (a, b) = (Matrix::new(a.get()?, rank, inner), Matrix::new(b.get()?, outer, rank));
-        let by = Matrix::new(by.get()?, rows, outer);
-        let (mut by_a, mut by_b) = (vec![0f32; rank * inner], vec![0f32; outer * rank]);
+        let grad = Matrix::new(grad.get()?, rows, outer);
+        let (mut grad_a, mut grad_b) = (vec![0f32; rank * inner], vec![0f32; outer * rank]);
         // [out, T] · [T, rank]
         let thin = self.thin(x)?;
         matmul_add(
-            by.transposed(),
+            grad.transposed(),
             Matrix::new(&thin, rows, rank),
-            Target::new(&mut by_b, rank),
+            Target::new(&mut grad_b, rank),
             self.scale,
         );
         // [T, out] · [out, rank]
-        let mut by_thin = thin;
-        matmul(by, b, Target::new(&mut by_thin, rank));
-        let by_thin = Matrix::new(&by_thin, rows, rank);
+        let mut grad_thin = thin;
+        matmul(grad, b, Target::new(&mut grad_thin, rank));
+        let grad_thin = Matrix::new(&grad_thin, rows, rank);
         // [rank, T] · [T, in]
         let dropped = self.dropped(x)?;
         let dropped = Values::of(&dropped)?;
         matmul_add(
-            by_thin.transposed(),
+            grad_thin.transposed(),
             Matrix::new(dropped.get()?, rows, inner),
-            Target::new(&mut by_a, inner),
+            Target::new(&mut grad_a, inner),
             self.scale,
         );
         // [T, rank] · [rank, in]
         match &self.dropout {
-            None => edit(&by_x, |by_x| {
-                matmul_add(by_thin, a, Target::new(by_x, inner), self.scale);
+            None => edit(&grad_x, |grad_x| {
+                matmul_add(grad_thin, a, Target::new(grad_x, inner), self.scale);
             })?,
             Some(masks) => {
                 let mut part = vec![0f32; rows * inner];
-                matmul_add(by_thin, a, Target::new(&mut part, inner), self.scale);
+                matmul_add(grad_thin, a, Target::new(&mut part, inner), self.scale);
                 mask_rows(&mut part, masks.rows(), inner);
-                edit(&by_x, |by_x| {
+                edit(&grad_x, |grad_x| {
                     let chunk = rows_per_chunk(inner) * inner;
-                    by_x.par_chunks_mut(chunk)
+                    grad_x
+                        .par_chunks_mut(chunk)
                         .zip(part.par_chunks(chunk))
-                        .for_each(|(by_x, part)| add(by_x, part));
+                        .for_each(|(grad_x, part)| add(grad_x, part));
                 })?;
             }
         }
         let tensor = |values: Vec<f32>, like: &Tensor| Tensor::from_vec(values, like.shape(), like.device());
         Ok(LowRankGradient {
-            by_a: tensor(by_a, &self.a)?,
-            by_b: tensor(by_b, &self.b)?,
-            by_x,
+            grad_a: tensor(grad_a, &self.a)?,
+            grad_b: tensor(grad_b, &self.b)?,
+            grad_x,
         })
     }
 
-    fn backward_composed(&self, x: &Tensor, by: &Tensor, by_x: &Tensor) -> Result<LowRankGradient> {
-        let by = (by.to_dtype(self.a.dtype())? * f64::from(self.scale))?;
+    fn backward_composed(&self, x: &Tensor, grad: &Tensor, grad_x: &Tensor) -> Result<LowRankGradient> {
+        let grad = (grad.to_dtype(self.a.dtype())? * f64::from(self.scale))?;
         let dropped = self.dropped(x)?;
         let thin = dropped.matmul(&self.a.t()?)?;
-        let by_thin = by.matmul(&self.b)?;
-        let part = self.masked(by_thin.matmul(&self.a)?)?;
+        let grad_thin = grad.matmul(&self.b)?;
+        let part = self.masked(grad_thin.matmul(&self.a)?)?;
         Ok(LowRankGradient {
-            by_x: (by_x + part.to_dtype(by_x.dtype())?)?,
-            by_a: by_thin.t()?.matmul(&dropped)?.to_dtype(DType::F32)?,
-            by_b: by.t()?.matmul(&thin)?.to_dtype(DType::F32)?,
+            grad_x: (grad_x + part.to_dtype(grad_x.dtype())?)?,
+            grad_a: grad_thin.t()?.matmul(&dropped)?.to_dtype(DType::F32)?,
+            grad_b: grad.t()?.matmul(&thin)?.to_dtype(DType::F32)?,
         })
     }
 
@@ -173,8 +174,8 @@ mod tests {
         let dropout = Dropout::new(0.25, 5, 9);
         let masks: Arc<[RowMask]> = (0..rows as u64).map(|row| dropout.row(row)).collect();
         for masks in [None, Some(masks)] {
-            let (x, y, by) = (random(rows, inner, 1), random(rows, outer, 2), random(rows, outer, 3));
-            let by_x = random(rows, inner, 6);
+            let (x, y, grad) = (random(rows, inner, 1), random(rows, outer, 2), random(rows, outer, 3));
+            let grad_x = random(rows, inner, 6);
             let mut factors = vec![1f32; rows * inner];
             masks.iter().for_each(|masks| mask_rows(&mut factors, masks, inner));
             let factors = Tensor::from_vec(factors, (rows, inner), x.device()).unwrap();
@@ -187,8 +188,8 @@ mod tests {
             let vars = [&x, &low_rank.a, &low_rank.b].map(|x| Var::from_tensor(x).unwrap());
             let out = definition(&vars[0], &vars[1], &vars[2], 0.75, &factors);
             let expected = (&y + &out).unwrap().detach();
-            let graph = (out * &by).unwrap().sum_all().unwrap().backward().unwrap();
-            let expected_by_x = (&by_x + graph.get(&vars[0]).unwrap()).unwrap();
+            let graph = (out * &grad).unwrap().sum_all().unwrap().backward().unwrap();
+            let expected_by_x = (&grad_x + graph.get(&vars[0]).unwrap()).unwrap();
 
             // What the CPU does, and what other devices do: a strided operand is composed on the CPU too.
             let strided = x.t().unwrap().contiguous().unwrap().t().unwrap();
@@ -196,11 +197,11 @@ mod tests {
                 let found = low_rank.add_to(y.copy().unwrap(), x).unwrap();
                 assert!(relative_error(&found, &expected) < 1e-5);
             }
-            let fused = low_rank.backward_fused(&x, &by, by_x.copy().unwrap()).unwrap();
-            let composed = low_rank.backward_composed(&x, &by, &by_x).unwrap();
+            let fused = low_rank.backward_fused(&x, &grad, grad_x.copy().unwrap()).unwrap();
+            let composed = low_rank.backward_composed(&x, &grad, &grad_x).unwrap();
             for found in [fused, composed] {
-                assert!(relative_error(&found.by_x, &expected_by_x) < 1e-5);
-                for (found, var) in [(found.by_a, &vars[1]), (found.by_b, &vars[2])] {
+                assert!(relative_error(&found.grad_x, &expected_by_x) < 1e-5);
+                for (found, var) in [(found.grad_a, &vars[1]), (found.grad_b, &vars[2])] {
                     assert!(relative_error(&found, graph.get(var).unwrap()) < 1e-5);
                 }
             }

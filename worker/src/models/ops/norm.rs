@@ -93,31 +93,31 @@ pub(crate) fn add_rms_norm(x: &Tensor, y: &Tensor, gamma: &Tensor, eps: f64) -> 
 }
 
 /// The gradient by x from that by rms_norm(x), rows [T, width]. The weights get none.
-pub(crate) fn rms_norm_backward(x: &Tensor, gamma: &Tensor, eps: f64, by: &Tensor) -> Result<Tensor> {
-    if !fused(&[x, gamma, by]) {
-        return rms_norm_backward_composed(x, gamma, eps, by);
+pub(crate) fn rms_norm_backward(x: &Tensor, gamma: &Tensor, eps: f64, grad: &Tensor) -> Result<Tensor> {
+    if !fused(&[x, gamma, grad]) {
+        return rms_norm_backward_composed(x, gamma, eps, grad);
     }
     let width = x.dim(D::Minus1)?;
-    let (values, gamma, by) = (Values::of(x)?, Values::of(gamma)?, Values::of(by)?);
-    let (values, gamma, by) = (values.get()?, gamma.get()?, by.get()?);
+    let (values, gamma, grad) = (Values::of(x)?, Values::of(gamma)?, Values::of(grad)?);
+    let (values, gamma, grad) = (values.get()?, gamma.get()?, grad.get()?);
     let mut out = vec![0f32; values.len()];
     let chunk = rows_per_chunk(width) * width;
     out.par_chunks_mut(chunk)
-        .zip(values.par_chunks(chunk).zip(by.par_chunks(chunk)))
-        .for_each(|(out, (rows, by))| {
-            let rows = rows.chunks_exact(width).zip(by.chunks_exact(width));
-            for (out, (row, by)) in out.chunks_exact_mut(width).zip(rows) {
-                rms_norm_backward_row(out, row, gamma, by, eps as f32);
+        .zip(values.par_chunks(chunk).zip(grad.par_chunks(chunk)))
+        .for_each(|(out, (rows, grad))| {
+            let rows = rows.chunks_exact(width).zip(grad.chunks_exact(width));
+            for (out, (row, grad)) in out.chunks_exact_mut(width).zip(rows) {
+                rms_norm_backward_row(out, row, gamma, grad, eps as f32);
             }
         });
     Ok(Tensor::from_vec(out, x.shape(), x.device())?)
 }
 
 /// With s = 1 / √(mean x² + eps) and g = by · gamma: s · g − x · s³ · mean(g · x).
-fn rms_norm_backward_composed(x: &Tensor, gamma: &Tensor, eps: f64, by: &Tensor) -> Result<Tensor> {
+fn rms_norm_backward_composed(x: &Tensor, gamma: &Tensor, eps: f64, grad: &Tensor) -> Result<Tensor> {
     let dtype = x.dtype();
     let x = x.to_dtype(DType::F32)?;
-    let g = by.to_dtype(DType::F32)?.broadcast_mul(&gamma.to_dtype(DType::F32)?)?;
+    let g = grad.to_dtype(DType::F32)?.broadcast_mul(&gamma.to_dtype(DType::F32)?)?;
     let s = (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
     let along = ((&g * &x)?.mean_keepdim(D::Minus1)? * s.powf(3.0)?)?;
     let out = (g.broadcast_mul(&s)? - x.broadcast_mul(&along)?)?;
@@ -184,10 +184,10 @@ vectorised! {
 }
 
 vectorised! {
-    fn rms_norm_backward_row(out: &mut [f32], row: &[f32], gamma: &[f32], by: &[f32], eps: f32) {
+    fn rms_norm_backward_row(out: &mut [f32], row: &[f32], gamma: &[f32], grad: &[f32], eps: f32) {
         let width = row.len() as f32;
-        for ((out, by), g) in out.iter_mut().zip(by).zip(gamma) {
-            *out = by * g;
+        for ((out, grad), g) in out.iter_mut().zip(grad).zip(gamma) {
+            *out = grad * g;
         }
         let scale = 1.0 / (sum(row, |x| x * x) / width + eps).sqrt();
         let along = dot(out, row) / width * scale * scale * scale;
@@ -206,15 +206,15 @@ mod tests {
     #[test]
     fn the_gradient_of_rms_norm_is_that_of_its_graph() {
         for (rows, width) in [(1, 7), (41, 96), (30, 768)] {
-            let (x, by) = (random(rows, width, 1), random(rows, width, 2));
+            let (x, grad) = (random(rows, width, 1), random(rows, width, 2));
             let gamma = random(1, width, 3).squeeze(0).unwrap();
             let var = Var::from_tensor(&x).unwrap();
             let out = rms_norm_composed(var.as_tensor(), &gamma, 1e-5).unwrap();
-            let graph = (out * &by).unwrap().sum_all().unwrap().backward().unwrap();
+            let graph = (out * &grad).unwrap().sum_all().unwrap().backward().unwrap();
             let expected = graph.get(&var).unwrap();
-            let found = rms_norm_backward(&x, &gamma, 1e-5, &by).unwrap();
+            let found = rms_norm_backward(&x, &gamma, 1e-5, &grad).unwrap();
             assert!(relative_error(&found, expected) < 1e-5, "{rows}×{width}");
-            let found = rms_norm_backward_composed(&x, &gamma, 1e-5, &by).unwrap();
+            let found = rms_norm_backward_composed(&x, &gamma, 1e-5, &grad).unwrap();
             assert!(relative_error(&found, expected) < 1e-5, "{rows}×{width}");
         }
     }

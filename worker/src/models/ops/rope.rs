@@ -40,8 +40,8 @@ impl Rope {
     }
 
     /// The gradient by what [`Rope::turn`] was given from that by what it returned: the turn backwards. Takes it over.
-    pub(crate) fn turn_back(&self, by: Tensor) -> Result<Tensor> {
-        self.turn_by(by, &self.sin.neg()?)
+    pub(crate) fn turn_back(&self, grad: Tensor) -> Result<Tensor> {
+        self.turn_by(grad, &self.sin.neg()?)
     }
 
     fn turn_by(&self, x: Tensor, sin: &Tensor) -> Result<Tensor> {
@@ -112,8 +112,8 @@ mod tests {
         let expected = rope.turn_composed(&x).unwrap();
         let turned = rope.turn(x.copy().unwrap()).unwrap();
         assert!(relative_error(&turned, &expected) < 1e-6);
-        let by_kernel = rope.turn_by_kernel(&x, &rope.sin).unwrap();
-        assert!(relative_error(&by_kernel, &expected) < 1e-6);
+        let from_kernel = rope.turn_by_kernel(&x, &rope.sin).unwrap();
+        assert!(relative_error(&from_kernel, &expected) < 1e-6);
         // A turn keeps lengths and scalar products, so its gradient is the turn backwards.
         assert!(relative_error(&rope.turn_back(turned).unwrap(), &x) < 1e-6);
     }

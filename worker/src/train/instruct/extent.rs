@@ -1,15 +1,15 @@
-//! How large a run of examples is, by what its memory grows with.
+//! The size of a run of examples, in the units that its memory grows with.
 
-/// Memory of a run: tokens hold activations, pairs of places hold attention's weights.
+/// The size of a run. Activations grow with tokens, attention weights with places.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Extent {
     tokens: usize,
-    /// Examples times the longest one's square: attention pads to it.
+    /// The number of examples times the square of the longest length, because attention pads to it.
     places: usize,
 }
 
 impl Extent {
-    /// Of sequences that begin at `offsets`, one more than there are sequences.
+    /// The size of sequences that begin at `offsets`. The last offset is the end.
     pub(super) fn of(offsets: &[usize]) -> Self {
         let longest = offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
         Self {
@@ -23,17 +23,17 @@ impl Extent {
     }
 }
 
-/// Runs that have fitted, but for those that others say more than.
+/// Sizes of runs that have fitted, without those that a larger one covers.
 #[derive(Debug, Default)]
 pub(super) struct Proven(Vec<Extent>);
 
 impl Proven {
-    /// Whether a run is known to fit: one that was larger in both respects has.
+    /// Whether a run is known to fit: a run that was at least as large in both units has fitted.
     pub(super) fn holds(&self, run: Extent) -> bool {
         self.0.iter().any(|fitted| fitted.holds(run))
     }
 
-    /// This one has fitted.
+    /// Records that a run has fitted.
     pub(super) fn add(&mut self, run: Extent) {
         if !self.holds(run) {
             self.0.retain(|fitted| !run.holds(*fitted));

@@ -1,4 +1,4 @@
-//! A rank's examples through the decoder, run by run: as many tokens at once as the budget allows and the memory holds.
+//! Runs the examples of a rank through the decoder. A run holds as many tokens as the budget allows and the memory holds.
 
 use std::ops::Range;
 
@@ -14,48 +14,48 @@ use crate::models::lora::LoraAdapter;
 use crate::models::{Adapter, Llama, TrainingBatch, TrainingPass, replaced_rows};
 use crate::train::step::{Clock, StepSeconds};
 
-/// What the runs of a step share.
+/// The inputs that all runs of a step share.
 pub(super) struct Pass<'a> {
     pub(super) decoder: &'a Llama,
-    /// Where the parameters' layers lie.
+    /// The layout of the adapter's parameters.
     pub(super) shape: &'a LoraAdapter,
     pub(super) adapter: Adapter<'a>,
     pub(super) input: &'a InstructInput<'a>,
-    /// Of all of the rank's examples, [b·K, d] in what the decoder computes in; none when no prompt has slots.
+    /// The slots of all examples of the rank, [b·K, d], in the decoder's dtype. None if no prompt has slots.
     pub(super) slots: Option<Tensor>,
-    /// Whether the loss with zeros in the slots is wanted too.
+    /// True if the loss with zeros in the slots is needed too.
     pub(super) due: bool,
 }
 
-/// Gradients and losses as they come together over the runs of a step.
+/// The gradients and losses of a step, summed over its runs.
 pub(super) struct Sums {
-    /// Of each decoder layer, f32.
+    /// The gradient by the adapter of each decoder layer, f32.
     pub(super) layers: Vec<Tensor>,
-    /// By the slots, run by run: [b·K, d] in all, f32.
+    /// The gradient by the slots, one tensor for each run: [b·K, d] in total, f32.
     pub(super) grad_slots: Vec<Tensor>,
-    /// Next-token loss and the same with zeros in the slots, this rank's shares: f32 [2].
+    /// This rank's shares of the next-token loss and of the same loss with zeros in the slots: f32 [2].
     pub(super) losses: Tensor,
 }
 
-/// Memory that runs have taken so far.
+/// Knowledge about which runs fit into the memory.
 #[derive(Default)]
 pub(super) struct Runs {
-    /// Tokens at once that are known to fit, once some did not.
+    /// The number of tokens that fit, after a larger run did not.
     fits: Option<usize>,
-    /// The largest runs that have fitted. Of a larger one nothing goes to the other ranks before all of it has fitted, so that it can
-    /// be tried again with less.
+    /// The largest runs that have fitted. A larger run sends nothing to the other ranks until all of it has fitted. It can then be
+    /// repeated with fewer tokens.
     proven: Proven,
 }
 
-/// How far a run went within the memory that there is.
+/// The part of a run that was done under the memory check.
 enum Passed<'a> {
-    /// Forward: backward is known to fit as well.
+    /// The forward pass. The backward pass is known to fit.
     Forward(Box<Run<'a>>),
-    /// All the way; each layer's gradient.
+    /// Both passes, with the gradient of each layer.
     Back(Range<usize>, Extent, Vec<(usize, Tensor)>, Found),
 }
 
-/// What a run's forward pass left.
+/// A run after its forward pass.
 struct Run<'a> {
     rows: Range<usize>,
     batch: InstructBatch,
@@ -63,14 +63,14 @@ struct Run<'a> {
     zero: Option<Tensor>,
 }
 
-/// What a run found beside the gradients of the layers.
+/// The results of a run without the gradients of the layers.
 struct Found {
     sft: Tensor,
     zero: Option<Tensor>,
     grad_slots: Option<Tensor>,
 }
 
-/// The sums while they are made.
+/// The sums while runs are added.
 struct Adding<'a> {
     layers: Vec<Option<Tensor>>,
     grad_slots: Vec<Tensor>,
@@ -80,7 +80,7 @@ struct Adding<'a> {
 }
 
 impl Adding<'_> {
-    /// Adds a run's gradient of a layer. After the last run its sum goes to the other ranks.
+    /// Adds the gradient of a layer. After the last run the sum over all ranks begins.
     fn layer(&mut self, layer: usize, gradient: Tensor, last: bool) -> Result<()> {
         let sum = match self.layers[layer].take() {
             Some(before) => (before + gradient)?,
@@ -93,7 +93,7 @@ impl Adding<'_> {
         Ok(())
     }
 
-    /// Adds the rest of what a run found.
+    /// Adds the other results of a run.
     fn rest(&mut self, found: Found) -> Result<()> {
         self.sft = (&self.sft + found.sft)?;
         if let Some(zero) = found.zero {
@@ -105,8 +105,8 @@ impl Adding<'_> {
 }
 
 impl Runs {
-    /// All of this rank's examples forward and back. In the last run each layer's gradient goes to the other ranks as soon as it is
-    /// whole, beside the layers before it.
+    /// Runs the forward and backward pass of all examples of this rank. In the last run the sum of each layer's gradient begins as soon
+    /// as it is complete, while the layers before it are computed.
     pub(super) fn all(
         &mut self,
         of: &Pass<'_>,
@@ -167,7 +167,7 @@ impl Runs {
             seconds.backward += clock.lap();
         }
         if count == 0 {
-            // A rank without rows takes part with zeros.
+            // A rank without rows contributes zeros.
             for layer in (0..of.shape.layers()).rev() {
                 let zeros = Tensor::zeros(of.shape.layer_range(layer).len(), DType::F32, device)?;
                 sums.layer(layer, zeros, true)?;
@@ -186,7 +186,7 @@ impl<'a> Pass<'a> {
         self.decoder.activations().0
     }
 
-    /// The examples from `from` that fit into the budget: with zeros in the slots, if due, and with the slots.
+    /// Runs the examples from `from` that fit into the budget: with zeros in the slots if needed, then with the slots.
     fn forward(&self, from: usize, budget: usize) -> Result<Run<'a>> {
         let Self { decoder, input, .. } = self;
         let lengths: Vec<usize> = input.examples[from..].iter().map(|example| example.tokens()).collect();
@@ -219,7 +219,7 @@ impl<'a> Pass<'a> {
         })
     }
 
-    /// A run's way back; `each` is given every layer's gradient, the last layer's first.
+    /// Runs the backward pass. `each` is given the gradient of every layer, from the last to the first.
     fn backward(&self, run: Run<'_>, each: &mut dyn FnMut(usize, Tensor) -> Result<()>) -> Result<Found> {
         let Run { batch, pass, zero, .. } = run;
         let sft = pass.loss().clone();
@@ -236,8 +236,8 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// The losses of `examples`, `answer_tokens` in all, without gradient: with `slots` [n·K, d], and with zeros in their place. Without
-/// slots there is only the first.
+/// The losses of `examples` without gradient: with `slots` [n·K, d], and with zeros in their place. Without slots there is only the
+/// first. `answer_tokens` is the number of answer tokens that the mean is over.
 pub(super) fn held_out_losses(
     (decoder, adapter): (&Llama, &Adapter<'_>),
     examples: &[InstructExample],
@@ -265,13 +265,14 @@ pub(super) fn held_out_losses(
     ))
 }
 
-/// `tokens` [T, d] with zeros in the batch's slots.
+/// Returns `tokens` [T, d] with zeros in the slots of the batch.
 fn without_slots(tokens: &Tensor, batch: &InstructBatch) -> Result<Tensor> {
     let nothing = Tensor::zeros((1, tokens.dim(1)?), tokens.dtype(), tokens.device())?;
     replaced_rows(tokens, &nothing, &batch.slot_rows, |_| 0)
 }
 
-/// `tokens` [T, d] with those of `slots` in the batch's slots that are of the examples `rows`, K of each.
+/// Returns `tokens` [T, d] with rows of `slots` in the slots of the batch. `slots` holds K rows for each example, and the batch holds the
+/// examples `rows`.
 fn with_slots(tokens: &Tensor, batch: &InstructBatch, slots: &Tensor, rows: Range<usize>) -> Result<Tensor> {
     let each = batch.slot_rows.len() / rows.len().max(1);
     let own = slots.narrow(0, rows.start * each, rows.len() * each)?;

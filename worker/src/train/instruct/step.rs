@@ -1,4 +1,4 @@
-//! What a step of Stage B is given and what it finds.
+//! The input and the result of one step of Stage B.
 
 use std::ops::Range;
 
@@ -9,76 +9,77 @@ use crate::models::Activations;
 use crate::train::dropout::Dropout;
 use crate::train::step::StepSeconds;
 
-/// How the losses are weighed and taken.
+/// The weights of the losses, and the largest gradient.
 #[derive(Debug, Clone, Copy)]
 pub struct InstructWeights {
-    /// Of the slots against the teacher.
+    /// Weights of the losses that compare the slots with the teacher.
     pub slots: SlotWeights,
-    /// Slots against zeros.
+    /// The loss that compares the slots with zeros.
     pub usage: UsageContrast,
-    /// The largest norm of a gradient.
+    /// The largest norm of a gradient; longer gradients are clipped.
     pub gradient_clip: f64,
 }
 
 /// A learning rate for each group of parameters.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LearningRates {
-    /// Of LoRA.
+    /// The learning rate of LoRA.
     pub lora: f64,
-    /// Of the slot expander but for its scale.
+    /// The learning rate of the slot expander without its scale.
     pub expander: f64,
-    /// Of the scale.
+    /// The learning rate of the scale.
     pub scale: f64,
-    /// Of the projector, where it moves.
+    /// The learning rate of the projector; 0 if it is frozen.
     pub projector: f64,
 }
 
-/// What one step is given.
+/// The input of one step.
 #[derive(Debug, Clone)]
 pub struct InstructInput<'a> {
-    /// Counts from 0.
+    /// The number of the step, counted from 0.
     pub step: u64,
-    /// Ids of the global batch, `[B]`; for errors.
+    /// The ids of the global batch, `[B]`. Errors name them.
     pub ids: &'a [u64],
-    /// Which rows of the global batch are this rank's.
+    /// The rows of the global batch that belong to this rank.
     pub own: Range<usize>,
-    /// This rank's examples, b of them.
+    /// The b examples of this rank.
     pub examples: &'a [&'a InstructExample],
-    /// Their projected vectors, `[b, d]`, or the encoder's, `[b, d_e]`, where the projector moves; none when no prompt has slots.
+    /// The projected vectors of the examples, `[b, d]`. If the projector is trained, these are encoder vectors, `[b, d_e]`. Empty if no
+    /// prompt has slots.
     pub vectors: &'a [f32],
-    /// Teacher vectors of the global batch, `[B, d]`; none when no prompt has slots.
+    /// The teacher vectors of the global batch, `[B, d]`. Empty if no prompt has slots.
     pub teacher: &'a [f32],
-    /// Answer tokens in the global batch.
+    /// The number of answer tokens in the global batch.
     pub answer_tokens: usize,
-    /// Of each group.
+    /// The learning rate of each group.
     pub learning_rates: LearningRates,
-    /// LoRA's.
+    /// The dropout of LoRA in this step.
     pub dropout: Option<Dropout>,
-    /// Tokens that go through the decoder at once; more make several passes.
+    /// The number of tokens that go through the decoder at once. A larger batch takes several passes.
     pub token_budget: usize,
-    /// What the forward pass keeps.
+    /// The activations that the forward pass keeps.
     pub activations: Activations,
 }
 
-/// Over the global batch, before the step. The same on all ranks.
+/// The losses of the global batch before the step. They are the same on all ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct InstructLosses {
     /// The weighted sum.
     pub loss: f64,
-    /// Next-token loss of the answers.
+    /// The next-token loss of the answers.
     pub sft: f64,
-    /// The same with zeros in the slots, on steps that contrast.
+    /// The same loss with zeros in the slots, on steps that compare the two.
     pub zero: Option<f64>,
     /// max(0, sft − zero).
     pub usage: f64,
-    /// Of mean slot and teacher.
+    /// Mean of 1 − cosine between mean slot and teacher.
     pub cosine: f64,
-    /// Of mean slots among the batch's teachers.
+    /// InfoNCE of the mean slots against the teachers of the batch.
     pub info_nce: f64,
 }
 
 impl InstructLosses {
-    /// Weighs what was found.
+    /// Combines the losses with their weights.
     pub(super) fn new(weights: &InstructWeights, sft: f64, zero: Option<f64>, [cosine, info_nce]: [f64; 2]) -> Self {
         let usage = zero.map_or(0.0, |zero| weights.usage.loss(sft, zero));
         Self {
@@ -95,13 +96,13 @@ impl InstructLosses {
     }
 }
 
-/// What a step found.
+/// The result of one step.
 #[derive(Debug, Clone, Copy)]
 pub struct InstructOutcome {
-    /// Over the global batch.
+    /// The losses of the global batch.
     pub losses: InstructLosses,
-    /// Before clipping.
+    /// The norm of the gradient before clipping.
     pub grad_norm: f64,
-    /// Where the time went.
+    /// The time of each phase.
     pub seconds: StepSeconds,
 }
