@@ -16,7 +16,7 @@ struct Section {
     of: &'static str,
 }
 
-const SECTIONS: [Section; 15] = [
+const SECTIONS: [Section; 16] = [
     section("", "mod.rs", "JobFile"),
     section("corpus", "mod.rs", "CorpusSection"),
     section("corpus.source", "source.rs", "SourceEntry"),
@@ -32,6 +32,7 @@ const SECTIONS: [Section; 15] = [
     section("evaluate", "mod.rs", "EvaluateSection"),
     section("evaluate.judge", "judge.rs", "JudgeSection"),
     section("export", "export.rs", "ExportSection"),
+    section("workers", "mod.rs", "WorkersSection"),
 ];
 
 const fn section(name: &'static str, file: &'static str, of: &'static str) -> Section {

@@ -12,7 +12,7 @@ use tonic::{Code, Status};
 
 use crate::Error;
 use crate::agent::{self, AgentOptions, NotFree, OutOfReach, WorkLeft};
-use crate::device::{Compute, DeviceChoice};
+use crate::device::{Arithmetic, Compute, DeviceChoice};
 use crate::models::{Activations, Backend};
 use crate::pretrain::{self, Look, PretrainOptions};
 use crate::train::bench::InstructBench;
@@ -32,6 +32,9 @@ pub struct WorkerArgs {
     /// The device: `auto` (a GPU if one can be used), `cpu`, `cuda` or `cuda:N`.
     #[arg(long, env = "LLINK_DEVICE", value_name = "DEVICE", default_value_t = DeviceChoice::Auto)]
     pub device: DeviceChoice,
+    /// The number format of products with frozen weights: `f32`, `bf16`, or the faster of the two on this machine (`auto`).
+    #[arg(long, env = "LLINK_COMPUTE", value_name = "FORMAT", default_value_t = Arithmetic::Auto)]
+    pub compute: Arithmetic,
     /// Seconds without the coordinator before giving up; 0 never gives up.
     #[arg(long, env = "LLINK_CONNECT_TIMEOUT_S", value_name = "SECONDS", default_value_t = 0)]
     pub connect_timeout: u64,
@@ -140,7 +143,7 @@ pub fn bench(args: &BenchArgs) -> crate::Result<serde_json::Value> {
         BenchDtype::F32 => DType::F32,
         BenchDtype::Bf16 => DType::BF16,
     };
-    let device = Compute::open(args.device)?.device;
+    let device = Compute::open(args.device, Arithmetic::F32)?.device;
     let backend = match args.tensors {
         true => Backend::of_tensors(&device, dtype),
         false => Backend::new(&device, dtype),
@@ -263,7 +266,7 @@ pub async fn run(args: WorkerArgs) -> anyhow::Result<()> {
         coordinator: args.coordinator,
         name: args.name.unwrap_or_else(agent::host_name),
         threads,
-        compute: Compute::open(args.device)?,
+        compute: Compute::open(args.device, args.compute)?,
         connect_timeout: (args.connect_timeout > 0).then(|| Duration::from_secs(args.connect_timeout)),
         credentials: Credentials {
             authority: args.tls_ca,

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::local_gpus::{LocalGpu, gpu_of, gpus};
 use super::{Exit, Failed, say};
-use crate::job::JobFile;
+use crate::job::{Compute, JobFile};
 use crate::state::private;
 
 /// After this many deaths in a row, a worker is not started again: a restart does not help.
@@ -27,7 +27,7 @@ const IDLE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// llink's own variables that are meant for local workers too: where to compute and what to log. All others configure a
 /// worker of a cluster, or this command.
-const FOR_WORKERS: [&str; 2] = ["LLINK_DEVICE", "LLINK_LOG"];
+const FOR_WORKERS: [&str; 4] = ["LLINK_COMPUTE", "LLINK_DEVICE", "LLINK_LOG", "LLINK_ONEDNN"];
 
 /// The order to stop, as the workers get it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +46,7 @@ pub(super) struct LocalWorkers {
     /// The token of the workers, because this coordinator serves its own user only.
     token: Option<Secret>,
     count: u32,
+    compute: Compute,
     logs: PathBuf,
     /// The variables that workers do not see.
     hidden: Vec<OsString>,
@@ -67,6 +68,7 @@ impl LocalWorkers {
             url: url.into(),
             token,
             count,
+            compute: job.workers.compute,
             logs: state.join("logs"),
             stop: watch::Sender::new(Stop::NotYet),
             given_up: watch::Sender::new(None),
@@ -95,6 +97,7 @@ impl LocalWorkers {
                 token: self.token.clone(),
                 name: format!("local-{index}"),
                 threads,
+                compute: self.compute,
                 gpu: gpu_of(index as usize, self.count as usize, gpus),
                 log,
                 hidden: self.hidden.clone(),
@@ -133,6 +136,7 @@ struct Template {
     token: Option<Secret>,
     name: String,
     threads: usize,
+    compute: Compute,
     gpu: Option<LocalGpu>,
     log: PathBuf,
     hidden: Vec<OsString>,
@@ -155,6 +159,13 @@ impl Template {
                 "--exit-with-parent",
             ])
             .args(["--threads", &self.threads.to_string()])
+            // `auto` leaves it to LLINK_COMPUTE, where that is set.
+            .args(
+                (self.compute != Compute::Auto)
+                    .then_some(["--compute", self.compute.name()])
+                    .into_iter()
+                    .flatten(),
+            )
             .args(self.gpu.iter().flat_map(|gpu| ["--device", &gpu.device]))
             .envs(
                 self.gpu

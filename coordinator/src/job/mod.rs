@@ -401,11 +401,41 @@ impl Default for EvaluateSection {
 pub struct WorkersSection {
     /// The number of local worker processes.
     pub local: u32,
+    /// The number format of products with frozen weights: `f32`, `bf16` or `auto`. On the CPU `auto` takes bf16 where oneDNN makes it faster.
+    pub compute: Compute,
+}
+
+/// The number format of products with frozen weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compute {
+    /// The faster of the two on the worker's machine.
+    #[default]
+    Auto,
+    /// 32 bits.
+    F32,
+    /// 16 bits, with sums in 32.
+    Bf16,
+}
+
+impl Compute {
+    /// Returns its name in the job file and for `llink-worker --compute`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
 }
 
 impl Default for WorkersSection {
     fn default() -> Self {
-        Self { local: 2 }
+        Self {
+            local: 2,
+            compute: Compute::Auto,
+        }
     }
 }
 

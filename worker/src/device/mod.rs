@@ -18,7 +18,7 @@ pub(crate) use probe::require_library;
 pub use probe::{Probe, choose};
 pub use staging::Staging;
 
-use crate::models::Backend;
+use crate::models::{Backend, bf16_on_cpu};
 use crate::{Error, Result};
 
 /// The device that a person asks for.
@@ -64,12 +64,91 @@ impl FromStr for DeviceChoice {
     }
 }
 
+/// The wanted number format of products with frozen weights. Sums are f32 in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Arithmetic {
+    /// bf16 on GPUs. On the CPU bf16 where oneDNN is installed and a fifth faster in it than in f32, else f32.
+    #[default]
+    Auto,
+    /// 32 bits.
+    F32,
+    /// Values rounded to bf16.
+    Bf16,
+}
+
+impl fmt::Display for Arithmetic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+impl FromStr for Arithmetic {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err(Error::Input(format!(
+                "`{text}` is no number format: `auto`, `f32` or `bf16` is expected"
+            ))),
+        }
+    }
+}
+
+impl Arithmetic {
+    /// The dtype of products on the CPU. `Auto` measures both.
+    fn on_cpu(self) -> Result<DType> {
+        if self == Self::F32 {
+            return Ok(DType::F32);
+        }
+        match (bf16_on_cpu(), self) {
+            (Err(reason), Self::Bf16) => Err(Error::Device(format!(
+                "products in bf16 were asked for, and the CPU can't: {reason}. Install oneDNN 3 (Debian's libdnnl3, PyPI's onednn) and name its \
+                 file in LLINK_ONEDNN where the loader doesn't find it, or compute in f32"
+            ))),
+            (Err(reason), _) => {
+                tracing::debug!("products in f32: {reason}");
+                Ok(DType::F32)
+            }
+            (Ok(bf16), Self::Bf16) => {
+                tracing::info!("products in bf16 by {}", bf16.library);
+                Ok(DType::BF16)
+            }
+            (Ok(bf16), _) => {
+                let speedup = bf16.speedup();
+                tracing::info!(
+                    "{} multiplies {speedup:.1} times as fast in bf16 as llink in f32",
+                    bf16.library
+                );
+                Ok(if speedup >= WORTHWHILE { DType::BF16 } else { DType::F32 })
+            }
+        }
+    }
+
+    /// The dtype of models on a GPU.
+    fn on_gpu(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Auto | Self::Bf16 => DType::BF16,
+        }
+    }
+}
+
+/// The least speedup over f32 for which `auto` takes bf16 on the CPU.
+const WORTHWHILE: f64 = 1.2;
+
 /// An open device with its properties.
 #[derive(Debug, Clone)]
 pub struct Compute {
     /// The device of the tensors.
     pub device: Device,
-    /// The number format of frozen models: bf16 on GPUs, f32 on the CPU.
+    /// The number format of frozen models. On the CPU bf16 means products in bf16 of activations in f32.
     pub dtype: DType,
     /// The name for people, and its place.
     pub name: String,
@@ -92,11 +171,20 @@ impl Compute {
         }
     }
 
-    /// Opens the device of `choice`.
+    /// Opens the device of `choice`, to compute as `arithmetic` says.
     ///
     /// # Errors
-    /// [`Error::Device`] when a GPU was asked for and can't be used. The text says what is missing and what to do.
-    pub fn open(choice: DeviceChoice) -> Result<Self> {
+    /// [`Error::Device`] when a GPU or bf16 was asked for and can't be used. The text says what is missing and what to do.
+    pub fn open(choice: DeviceChoice, arithmetic: Arithmetic) -> Result<Self> {
+        let mut compute = Self::device(choice)?;
+        compute.dtype = match compute.device.is_cpu() {
+            true => arithmetic.on_cpu()?,
+            false => arithmetic.on_gpu(),
+        };
+        Ok(compute)
+    }
+
+    fn device(choice: DeviceChoice) -> Result<Self> {
         if choice == DeviceChoice::Cpu {
             return Ok(Self::cpu());
         }
@@ -151,6 +239,30 @@ fn open_cuda(index: usize) -> Result<Compute> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn number_formats_are_named_as_they_are_read() {
+        for arithmetic in [Arithmetic::Auto, Arithmetic::F32, Arithmetic::Bf16] {
+            assert_eq!(arithmetic.to_string().parse::<Arithmetic>().unwrap(), arithmetic);
+        }
+        let text = "fp8".parse::<Arithmetic>().unwrap_err().to_string();
+        assert!(text.contains("`bf16`"), "{text}");
+    }
+
+    #[test]
+    fn the_cpu_computes_in_what_was_asked_for_or_says_what_is_missing() {
+        let dtype = |arithmetic| Compute::open(DeviceChoice::Cpu, arithmetic).map(|compute| compute.dtype);
+        assert_eq!(dtype(Arithmetic::F32).unwrap(), DType::F32);
+        let bf16 = dtype(Arithmetic::Bf16);
+        match bf16_on_cpu() {
+            Ok(_) => assert_eq!(bf16.unwrap(), DType::BF16),
+            Err(_) => {
+                let text = bf16.unwrap_err().to_string();
+                assert!(text.contains("libdnnl3") && text.contains("LLINK_ONEDNN"), "{text}");
+                assert_eq!(dtype(Arithmetic::Auto).unwrap(), DType::F32);
+            }
+        }
+    }
 
     #[test]
     fn devices_are_named_as_they_are_read() {

@@ -42,7 +42,7 @@ pub use generate::{GenerateOptions, LoadedAdapter, Sampling};
 pub use gguf::is_gguf;
 pub use llama::Llama;
 pub use model_files::check_gguf;
-pub(crate) use ops::{RowMasks, edit, fused};
+pub(crate) use ops::{RowMasks, bf16_on_cpu, edit, fused};
 pub(crate) use random::Normal;
 pub use sentence::{FolderReading, Pooling, Reading, ReadingWishes};
 pub use tokenizer::{NO_TOKEN, SpecialTokens, Tokenizer};

@@ -1,12 +1,12 @@
 //! Where the tests of the tensor form compute: the CPU, or the GPU when `LLINK_TEST_DEVICE` is `cuda`.
 
 use candle_core::{DType, Device};
-use llink_worker::device::{Compute, DeviceChoice};
+use llink_worker::device::{Arithmetic, Compute, DeviceChoice};
 use llink_worker::models::Backend;
 
 pub fn device() -> Device {
     match std::env::var("LLINK_TEST_DEVICE") {
-        Ok(choice) => Compute::open(choice.parse::<DeviceChoice>().unwrap()).unwrap().device,
+        Ok(choice) => Compute::open(choice.parse::<DeviceChoice>().unwrap(), Arithmetic::Auto).unwrap().device,
         Err(_) => Device::Cpu,
     }
 }

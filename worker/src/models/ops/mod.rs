@@ -24,7 +24,7 @@ pub(crate) use embedding::Embedding;
 pub(crate) use frozen_linear::FrozenLinear;
 pub(crate) use low_rank::{LowRank, LowRankGradient};
 pub(crate) use norm::{add_layer_norm, add_rms_norm, layer_norm, rms_norm, rms_norm_backward};
-pub(crate) use product::{Format, FrozenMatrix, Memory, Precision, Stored};
+pub(crate) use product::{Format, FrozenMatrix, Memory, Precision, Stored, bf16_on_cpu};
 pub(crate) use rope::Rope;
 pub(crate) use row_masks::RowMasks;
 

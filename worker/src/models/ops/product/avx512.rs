@@ -1,13 +1,10 @@
 //! Tiles of a product in AVX-512: twelve rows of inputs by thirty-two columns, in registers.
 //!
-//! A unit is 32 bits along the depth: one f32, or a pair of bf16 whose two products `vdpbf16ps` adds at once. So both
-//! precisions share their panels' layout and everything but the one instruction.
-
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::pack;
-use super::{Direction, Precision, View};
+use super::{Direction, View};
 
 /// Columns of a panel: two vectors.
 pub(super) const COLUMNS: usize = 32;
@@ -24,41 +21,23 @@ pub(super) fn available() -> bool {
         && is_x86_feature_detected!("avx512dq")
 }
 
-/// Whether it also multiplies bf16.
-pub(super) fn multiplies_bf16() -> bool {
-    available() && is_x86_feature_detected!("avx512bf16")
-}
-
-/// W [outer, inner] as the right side of a product. Made only where [`available`], with bf16 only where
-/// [`multiplies_bf16`] and the values are bf16.
+/// W [outer, inner] as the right side of a product. It is made only where [`available`].
 pub(super) struct Operand<'a> {
     view: View<'a>,
     outer: usize,
     inner: usize,
     direction: Direction,
-    precision: Precision,
 }
 
 impl<'a> Operand<'a> {
     /// The operand, where the processor can multiply it; W's values are `view`, outer × inner of them.
-    pub(super) fn new(
-        view: View<'a>,
-        (outer, inner): (usize, usize),
-        direction: Direction,
-        precision: Precision,
-    ) -> Option<Self> {
-        let able = match (precision, view) {
-            (Precision::F32, _) => available(),
-            (Precision::Bf16, View::Bf16(_)) => multiplies_bf16(),
-            (Precision::Bf16, _) => false,
-        };
+    pub(super) fn new(view: View<'a>, (outer, inner): (usize, usize), direction: Direction) -> Option<Self> {
         assert_eq!(view.len(), outer * inner, "a value for each place");
-        able.then_some(Self {
+        available().then_some(Self {
             view,
             outer,
             inner,
             direction,
-            precision,
         })
     }
 
@@ -78,20 +57,12 @@ impl<'a> Operand<'a> {
         }
     }
 
-    /// Units along the depth.
-    pub(super) fn depth(&self) -> usize {
-        match self.precision {
-            Precision::F32 => self.width(),
-            Precision::Bf16 => self.width().div_ceil(2),
-        }
-    }
-
     /// Unpacks a block of W into panels of [units, 32 columns] each.
     pub(super) fn pack(&self, columns: Range<usize>, units: Range<usize>, panels: &mut [u32]) {
         let size = units.len() * COLUMNS;
         let panels = &mut panels[..columns.len().div_ceil(COLUMNS) * size];
         assert!(
-            columns.end <= self.columns() && units.end <= self.depth(),
+            columns.end <= self.columns() && units.end <= self.width(),
             "the block is within W"
         );
         for (index, panel) in panels.chunks_exact_mut(size).enumerate() {
@@ -99,34 +70,16 @@ impl<'a> Operand<'a> {
             let columns = first..(first + COLUMNS).min(columns.end);
             // SAFETY: an operand exists only where its instructions do; the block is within W, as just checked.
             unsafe {
-                match (self.direction, self.precision, self.view) {
-                    (Direction::Product, Precision::Bf16, View::Bf16(bits)) => {
-                        pack::product_bf16(bits, self.inner, columns, units.clone(), panel);
+                match self.direction {
+                    Direction::Product => {
+                        pack::product_f32(self.view, self.inner, columns, units.clone(), panel);
                     }
-                    (Direction::Gradient, Precision::Bf16, View::Bf16(bits)) => {
-                        pack::gradient_bf16(bits, (self.outer, self.inner), columns, units.clone(), panel);
-                    }
-                    (Direction::Product, _, view) => {
-                        pack::product_f32(view, self.inner, columns, units.clone(), panel);
-                    }
-                    (Direction::Gradient, _, view) => {
-                        pack::gradient_f32(view, self.inner, columns, units.clone(), panel);
+                    Direction::Gradient => {
+                        pack::gradient_f32(self.view, self.inner, columns, units.clone(), panel);
                     }
                 }
             }
         }
-    }
-
-    /// Whether a unit is not simply an input.
-    pub(super) fn rounds_inputs(&self) -> bool {
-        self.precision == Precision::Bf16
-    }
-
-    /// Rounds a row of inputs [width] to bf16 [depth].
-    pub(super) fn round(&self, x: &[f32], units: &mut [u32]) {
-        assert!(self.rounds_inputs(), "only where the instructions are");
-        // SAFETY: such an operand exists only where the instructions do.
-        unsafe { pack::round_pairs(x, units) }
     }
 }
 
@@ -148,7 +101,6 @@ pub(super) enum Start<'a> {
 /// # Panics
 /// When inputs, panels or the bias are too short.
 pub(super) unsafe fn tiles(
-    operand: &Operand<'_>,
     (rows, columns, units): (usize, usize, usize),
     inputs: &[u32],
     panels: &[u32],
@@ -183,12 +135,7 @@ pub(super) unsafe fn tiles(
             masks: [bits as u16, (bits >> 16) as u16],
         };
         // SAFETY: an operand exists only where its instructions do; the sizes are checked above.
-        unsafe {
-            match operand.precision {
-                Precision::F32 => tile_f32(rows, &tile),
-                Precision::Bf16 => tile_bf16(rows, &tile),
-            }
-        }
+        unsafe { self::tile(rows, &tile) }
     }
 }
 
@@ -203,76 +150,63 @@ struct Tile<'a> {
     masks: [__mmask16; 2],
 }
 
-/// Defines a tile's product: one function for each number of rows, so that all sums stay in registers.
-macro_rules! tile_product {
-    ($name:ident, $features:literal, $multiply:expr) => {
-        #[target_feature(enable = $features)]
-        unsafe fn $name(rows: usize, tile: &Tile<'_>) {
-            #[target_feature(enable = $features)]
-            unsafe fn of_rows<const ROWS: usize>(tile: &Tile<'_>) {
-                // SAFETY: the caller of `tiles` vouches for out, `tiles` itself for inputs and panel.
-                unsafe {
-                    let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
-                    for unit in 0..tile.units {
-                        let w0 = _mm512_load_ps(tile.panel.add(unit * COLUMNS).cast());
-                        let w1 = _mm512_load_ps(tile.panel.add(unit * COLUMNS + 16).cast());
-                        for (row, sums) in sums.iter_mut().enumerate() {
-                            let x = _mm512_set1_ps(*tile.inputs.add(row * DEPTH + unit).cast::<f32>());
-                            sums[0] = $multiply(sums[0], x, w0);
-                            sums[1] = $multiply(sums[1], x, w1);
-                        }
-                    }
-                    for (row, sums) in sums.iter().enumerate() {
-                        for (half, sum) in sums.iter().enumerate() {
-                            let out = tile.out.wrapping_add(row * tile.stride + half * 16);
-                            let mask = tile.masks[half];
-                            let sum = match tile.start {
-                                Start::Zero => *sum,
-                                Start::Sum => _mm512_add_ps(*sum, _mm512_maskz_loadu_ps(mask, out)),
-                                Start::Bias(bias) => {
-                                    let bias = bias.as_ptr().wrapping_add(half * 16);
-                                    _mm512_add_ps(*sum, _mm512_maskz_loadu_ps(mask, bias))
-                                }
-                            };
-                            _mm512_mask_storeu_ps(out, mask, sum);
-                        }
-                    }
-                }
-            }
-            // SAFETY: the same features, and what the caller promised.
-            unsafe {
-                match rows {
-                    1 => of_rows::<1>(tile),
-                    2 => of_rows::<2>(tile),
-                    3 => of_rows::<3>(tile),
-                    4 => of_rows::<4>(tile),
-                    5 => of_rows::<5>(tile),
-                    6 => of_rows::<6>(tile),
-                    7 => of_rows::<7>(tile),
-                    8 => of_rows::<8>(tile),
-                    9 => of_rows::<9>(tile),
-                    10 => of_rows::<10>(tile),
-                    11 => of_rows::<11>(tile),
-                    _ => of_rows::<12>(tile),
-                }
-            }
+/// A tile's product.
+///
+/// # Safety
+/// The processor has these instructions; inputs, panel and output are as [`tiles`] has checked.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+unsafe fn tile(rows: usize, tile: &Tile<'_>) {
+    // SAFETY: the same features, and what the caller promised.
+    unsafe {
+        match rows {
+            1 => tile_of::<1>(tile),
+            2 => tile_of::<2>(tile),
+            3 => tile_of::<3>(tile),
+            4 => tile_of::<4>(tile),
+            5 => tile_of::<5>(tile),
+            6 => tile_of::<6>(tile),
+            7 => tile_of::<7>(tile),
+            8 => tile_of::<8>(tile),
+            9 => tile_of::<9>(tile),
+            10 => tile_of::<10>(tile),
+            11 => tile_of::<11>(tile),
+            _ => tile_of::<12>(tile),
         }
-    };
+    }
 }
 
-tile_product!(tile_f32, "avx512f,avx512bw,avx512vl,avx512dq", |sum, x, w| {
-    _mm512_fmadd_ps(x, w, sum)
-});
-tile_product!(
-    tile_bf16,
-    "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16",
-    |sum, x, w| { _mm512_dpbf16_ps(sum, pairs(x), pairs(w)) }
-);
-
-/// The same bits as pairs of bf16.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bf16")]
-fn pairs(x: __m512) -> __m512bh {
-    // SAFETY: both are 512 bits of plain data.
-    unsafe { std::mem::transmute(x) }
+/// The product of `ROWS` rows of inputs with a panel: one function for each number, so that all sums stay in registers.
+///
+/// # Safety
+/// As [`tile`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+unsafe fn tile_of<const ROWS: usize>(tile: &Tile<'_>) {
+    // SAFETY: the caller of `tiles` vouches for out, `tiles` itself for inputs and panel.
+    unsafe {
+        let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+        for unit in 0..tile.units {
+            let w0 = _mm512_load_ps(tile.panel.add(unit * COLUMNS).cast());
+            let w1 = _mm512_load_ps(tile.panel.add(unit * COLUMNS + 16).cast());
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let x = _mm512_set1_ps(*tile.inputs.add(row * DEPTH + unit).cast::<f32>());
+                sums[0] = _mm512_fmadd_ps(x, w0, sums[0]);
+                sums[1] = _mm512_fmadd_ps(x, w1, sums[1]);
+            }
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            for (half, sum) in sums.iter().enumerate() {
+                let out = tile.out.wrapping_add(row * tile.stride + half * 16);
+                let mask = tile.masks[half];
+                let sum = match tile.start {
+                    Start::Zero => *sum,
+                    Start::Sum => _mm512_add_ps(*sum, _mm512_maskz_loadu_ps(mask, out)),
+                    Start::Bias(bias) => {
+                        let bias = bias.as_ptr().wrapping_add(half * 16);
+                        _mm512_add_ps(*sum, _mm512_maskz_loadu_ps(mask, bias))
+                    }
+                };
+                _mm512_mask_storeu_ps(out, mask, sum);
+            }
+        }
+    }
 }

@@ -1,14 +1,12 @@
 //! The products by panels, on processors with AVX-512: how the work is cut.
 //!
-//! Everything is counted in 32-bit units along the depth: one f32, or a pair of bf16. A task is a stripe of output
-//! columns for a run of rows. For each block of the depth it unpacks its part of W into panels (they stay in the
+//! A task is a stripe of output columns for a run of rows. For each block of the depth it unpacks its part of W into panels (they stay in the
 //! second-level cache), then takes few rows of x at a time (first-level cache) past all of them.
 
 use rayon::prelude::*;
 
 use super::avx512::{self, COLUMNS, DEPTH, Operand, ROWS, Start};
 use super::scratch::with_scratch;
-use crate::models::ops::rows_per_chunk;
 
 /// Columns of a stripe: 4 panels.
 const STRIPE: usize = 4 * COLUMNS;
@@ -40,15 +38,11 @@ impl Output {
 /// # Panics
 /// When a slice has another size.
 pub(super) fn multiply(operand: &Operand<'_>, x: &[f32], rows: usize, bias: Option<&[f32]>, out: &mut [f32]) {
-    let (width, columns, depth) = (operand.width(), operand.columns(), operand.depth());
+    let (width, columns) = (operand.width(), operand.columns());
     assert_eq!(x.len(), rows * width, "x is rows × width");
     assert_eq!(out.len(), rows * columns, "out is rows × columns");
     assert!(bias.is_none_or(|bias| bias.len() == columns), "a bias for each column");
-    let rounded = operand.rounds_inputs().then(|| round(operand, x));
-    let x: &[u32] = match &rounded {
-        Some(units) => units,
-        None => bytemuck::cast_slice(x),
-    };
+    let x: &[u32] = bytemuck::cast_slice(x);
     let output = Output(out.as_mut_ptr());
     let stripes = columns.div_ceil(STRIPE);
     let runs = (2 * rayon::current_num_threads())
@@ -64,8 +58,8 @@ pub(super) fn multiply(operand: &Operand<'_>, x: &[f32], rows: usize, bias: Opti
         let n = STRIPE.min(columns - first_column);
         with_scratch(|scratch| {
             let (panels, inputs) = scratch.parts(STRIPE * DEPTH, ROWS * DEPTH);
-            for from in (0..depth).step_by(DEPTH) {
-                let units = from..(from + DEPTH).min(depth);
+            for from in (0..width).step_by(DEPTH) {
+                let units = from..(from + DEPTH).min(width);
                 operand.pack(first_column..first_column + n, units.clone(), panels);
                 let start = match bias {
                     _ if from > 0 => Start::Sum,
@@ -76,31 +70,15 @@ pub(super) fn multiply(operand: &Operand<'_>, x: &[f32], rows: usize, bias: Opti
                     let m = ROWS.min(task_rows.end - row);
                     // Rows as far apart as in x would often share the cache's few places for one address modulo 4096.
                     for (row, inputs) in (row..row + m).zip(inputs.chunks_exact_mut(DEPTH)) {
-                        inputs[..units.len()].copy_from_slice(&x[row * depth..][units.clone()]);
+                        inputs[..units.len()].copy_from_slice(&x[row * width..][units.clone()]);
                     }
                     // SAFETY: the tile's rows and columns are within the output, and no other task has them.
                     unsafe {
                         let to = output.at(row * columns + first_column);
-                        avx512::tiles(operand, (m, n, units.len()), inputs, panels, &start, to, columns);
+                        avx512::tiles((m, n, units.len()), inputs, panels, &start, to, columns);
                     }
                 }
             }
         });
     });
-}
-
-/// x in units, rounded once for all stripes.
-fn round(operand: &Operand<'_>, x: &[f32]) -> Vec<u32> {
-    let (width, depth) = (operand.width(), operand.depth());
-    let mut units = vec![0u32; x.len() / width * depth];
-    let rows = rows_per_chunk(width);
-    units
-        .par_chunks_mut(rows * depth)
-        .zip(x.par_chunks(rows * width))
-        .for_each(|(units, x)| {
-            for (units, x) in units.chunks_exact_mut(depth).zip(x.chunks_exact(width)) {
-                operand.round(x, units);
-            }
-        });
-    units
 }

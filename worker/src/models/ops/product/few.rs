@@ -3,7 +3,6 @@
 
 use rayon::prelude::*;
 
-use super::stored::round_to_bf16;
 use super::{FrozenMatrix, Precision, View};
 use crate::models::ops::simd::vectorised;
 
@@ -19,17 +18,9 @@ pub(super) fn suits(precision: Precision, rows: usize) -> bool {
 /// Sums that a dot product keeps side by side.
 const LANES: usize = 32;
 
-/// x [rows, inner] · Wᵀ + bias into out [rows, outer], W [outer, inner]. In bf16 x is rounded as the panels would.
+/// x [rows, inner] · Wᵀ + bias into out [rows, outer], W [outer, inner].
 pub(super) fn multiply(weight: &FrozenMatrix, x: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
     let (view, outer, inner) = (weight.view(), weight.outer, weight.inner);
-    let rounded: Vec<f32>;
-    let x = match weight.precision {
-        Precision::F32 => x,
-        Precision::Bf16 => {
-            rounded = x.iter().map(|x| bf16_to_f32(round_to_bf16(*x))).collect();
-            &rounded
-        }
-    };
     let rows = x.len() / inner;
     let block = (65_536 / inner).max(8); // rows of W that a thread takes at a time
     let mut turned = vec![0f32; out.len()]; // [outer, rows]

@@ -8,6 +8,7 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod blocked;
 mod few;
+mod onednn;
 #[cfg(target_arch = "x86_64")]
 mod pack;
 mod portable;
@@ -17,6 +18,9 @@ mod stored;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+use std::time::Instant;
+
 pub(crate) use stored::{Format, Memory, Stored, View};
 
 /// What the multiplications are done in; sums are f32 either way.
@@ -24,7 +28,7 @@ pub(crate) use stored::{Format, Memory, Stored, View};
 pub(crate) enum Precision {
     /// Products of f32 values.
     F32,
-    /// Products of values rounded to bf16, on processors that multiply those natively.
+    /// Products of values rounded to bf16, by oneDNN.
     Bf16,
 }
 
@@ -40,14 +44,14 @@ pub(crate) struct FrozenMatrix {
 }
 
 impl FrozenMatrix {
-    /// W [outer, inner] from its values row by row. `Precision::Bf16` is a wish: without such a processor it is f32.
+    /// W [outer, inner] from its values row by row. `Precision::Bf16` is a wish: where oneDNN can't, it is f32.
     ///
     /// # Panics
     /// When there are not outer × inner values.
     pub(crate) fn new(stored: Stored, outer: usize, inner: usize, wish: Precision) -> Self {
         assert_eq!(stored.view().len(), outer * inner, "a value for each place");
         let precision = match wish {
-            Precision::Bf16 if multiplies_bf16() => Precision::Bf16,
+            Precision::Bf16 if onednn::available() => Precision::Bf16,
             _ => Precision::F32,
         };
         let stored = match precision {
@@ -98,7 +102,9 @@ impl FrozenMatrix {
         }
         if few::suits(self.precision, rows) {
             few::multiply(self, x, bias, &mut out);
-        } else if !self.multiply_blocked(Direction::Product, x, rows, bias, &mut out) {
+        } else if !self.multiply_bf16(Direction::Product, x, bias, &mut out)
+            && !self.multiply_blocked(Direction::Product, x, rows, bias, &mut out)
+        {
             if let Some(bias) = bias {
                 out.chunks_exact_mut(self.outer)
                     .for_each(|row| row.copy_from_slice(bias));
@@ -115,10 +121,25 @@ impl FrozenMatrix {
     pub(crate) fn gradient(&self, g: &[f32]) -> Vec<f32> {
         let rows = whole_rows(g, self.outer);
         let mut out = vec![0.0; rows * self.inner];
-        if rows > 0 && !self.multiply_blocked(Direction::Gradient, g, rows, None, &mut out) {
+        if rows > 0
+            && !self.multiply_bf16(Direction::Gradient, g, None, &mut out)
+            && !self.multiply_blocked(Direction::Gradient, g, rows, None, &mut out)
+        {
             portable::gradient(self, g, rows, &mut out);
         }
         out
+    }
+
+    /// By oneDNN, where the product is to be done in bf16; false where it is not.
+    fn multiply_bf16(&self, direction: Direction, x: &[f32], bias: Option<&[f32]>, out: &mut [f32]) -> bool {
+        let (Precision::Bf16, View::Bf16(bits)) = (self.precision, self.view()) else {
+            return false;
+        };
+        let (shape, strides) = match direction {
+            Direction::Product => ([self.inner, self.outer], [1, self.inner]),
+            Direction::Gradient => ([self.outer, self.inner], [self.inner, 1]),
+        };
+        onednn::multiply(x, onednn::Strided { bits, shape, strides }, bias, out)
     }
 
     /// By the panels of AVX-512; false where the processor lacks it.
@@ -131,7 +152,7 @@ impl FrozenMatrix {
         out: &mut [f32],
     ) -> bool {
         #[cfg(target_arch = "x86_64")]
-        if let Some(operand) = avx512::Operand::new(self.view(), (self.outer, self.inner), direction, self.precision) {
+        if let Some(operand) = avx512::Operand::new(self.view(), (self.outer, self.inner), direction) {
             blocked::multiply(&operand, x, rows, bias, out);
             return true;
         }
@@ -149,12 +170,38 @@ enum Direction {
     Gradient,
 }
 
-/// Whether this processor multiplies bf16 natively.
-fn multiplies_bf16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return avx512::multiplies_bf16();
-    #[cfg(not(target_arch = "x86_64"))]
-    false
+/// Products in bf16 on this CPU.
+pub(crate) struct Bf16OnCpu {
+    /// By what they are done, with its version.
+    pub(crate) library: String,
+}
+
+/// Whether this CPU can do products in bf16; if not, why.
+pub(crate) fn bf16_on_cpu() -> Result<Bf16OnCpu, &'static str> {
+    onednn::version().map(|library| Bf16OnCpu { library })
+}
+
+impl Bf16OnCpu {
+    /// How many times as fast they are as products in f32. It takes some tens of milliseconds.
+    pub(crate) fn speedup(&self) -> f64 {
+        const ROWS: usize = 256;
+        const WIDTH: usize = 1_024;
+        let bits: Vec<u16> = (0..WIDTH * WIDTH)
+            .map(|at| half::bf16::from_f32((at % 97) as f32 / 97.0).to_bits())
+            .collect();
+        let weights = Stored::Bf16(Arc::new(bits));
+        let x = vec![0.5; ROWS * WIDTH];
+        let best = |precision| {
+            let matrix = FrozenMatrix::new(weights.clone(), WIDTH, WIDTH, precision);
+            let times = (0..4).map(|_| {
+                let start = Instant::now();
+                hint::black_box(matrix.product(&x, None));
+                start.elapsed().as_secs_f64()
+            });
+            times.fold(f64::MAX, f64::min)
+        };
+        best(Precision::F32) / best(Precision::Bf16)
+    }
 }
 
 fn whole_rows(x: &[f32], width: usize) -> usize {
