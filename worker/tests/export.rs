@@ -11,6 +11,7 @@ use bytes::Bytes;
 use candle_core::{DType, Device};
 use half::f16;
 use llink_datasets::manifest::{Manifest, ManifestArtifact, sha256_hex};
+use llink_datasets::roots::Roots;
 use llink_datasets::rows::InstructionExample;
 use llink_datasets::shards::encode_instructions;
 use llink_datasets::store::Store;
@@ -169,6 +170,7 @@ impl Job {
     fn run(&self, task: Export) -> llink_worker::Result<TaskResult> {
         let context = TaskContext {
             output_url: self.url(),
+            roots: Roots::Any,
             runtime: self.runtime.handle().clone(),
             control: Arc::new(TaskControl::default()),
             seat: None,

@@ -8,7 +8,6 @@ mod control;
 mod health;
 mod heartbeat;
 mod session;
-mod urls;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

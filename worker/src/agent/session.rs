@@ -12,7 +12,7 @@ use llink_proto::{
 use tokio::sync::mpsc;
 use tonic::Code;
 
-use super::{Client, LeaseId, RETRY, TaskControl, heartbeat, urls};
+use super::{Client, LeaseId, RETRY, TaskControl, heartbeat};
 use crate::collective::Met;
 use crate::device::Compute;
 use crate::tasks::{self, ModelCache, TaskContext, Turns};
@@ -97,16 +97,9 @@ impl Session {
             let _ = ended.send((lease, Err(failure)));
             return;
         };
-        if let Err(text) = urls::check(&task, &self.roots) {
-            let failure = Failure {
-                kind: FailureKind::Input.into(),
-                text: format!("this worker's --allow-root: {text}"),
-            };
-            let _ = ended.send((lease, Err(failure)));
-            return;
-        }
         let context = TaskContext {
             output_url: task.output_url.clone(),
+            roots: self.roots.clone(),
             runtime: tokio::runtime::Handle::current(),
             control,
             seat: assignment.seat,

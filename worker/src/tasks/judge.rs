@@ -13,7 +13,7 @@ use super::TaskContext;
 use super::ask::Asker;
 use crate::judge::{Comparison, Order, Preference, SYSTEM, Verdict};
 use crate::models::{Decoder, GenerateOptions, LoadedAdapter, Sampling};
-use crate::synthesize::{Answer, Client, Endpoint, Request, Unusable};
+use crate::synthesize::{Answer, Request, Unusable};
 use crate::{Error, Result};
 
 /// The most characters of a reply without a verdict that an error quotes.
@@ -41,7 +41,7 @@ pub(super) fn run(
         .endpoint
         .as_ref()
         .ok_or_else(|| Error::Input("a judge without its endpoint".into()))?;
-    let client = Client::new(Endpoint::of("evaluate.judge", endpoint))?;
+    let client = context.client("evaluate.judge", endpoint)?;
     let content = context.read(store, answers)?;
     let rows = rows(&store.describe(&answers.path), &content, task.examples as usize)?;
     let mut pairs = against_base(context, task, model, &rows)?;
@@ -153,7 +153,7 @@ fn against_other_arm(row: &Value) -> Option<Pair> {
 
 /// Pairs the answers with those of another job in direct mode to the same examples.
 fn against_direct(context: &TaskContext, task: &Judge, rows: &[Value]) -> Result<Vec<Pair>> {
-    let (store, name) = Store::open_object(&task.direct_answers)?;
+    let (store, name) = context.open(&task.direct_answers)?;
     let content = context.wait(store.get(&name))?;
     let direct = self::rows(&task.direct_answers, &content, usize::MAX)?;
     let by_id: HashMap<u64, &Value> = direct

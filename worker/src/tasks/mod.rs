@@ -14,6 +14,8 @@ mod report;
 mod shard;
 mod statistics;
 mod synthesize;
+#[cfg(test)]
+mod tests;
 mod training;
 mod turn;
 
@@ -22,14 +24,17 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use llink_datasets::manifest::{ManifestArtifact, sha256_hex};
-use llink_datasets::shown::redacted;
+use llink_datasets::roots::{Roots, check_key_variable};
+use llink_datasets::shown::{ShownUrl, redacted};
 use llink_datasets::store::Store;
 use llink_proto::task::Kind;
-use llink_proto::{Artifact, Failure, FailureKind, Seat, Task, TaskResult, shown};
+use llink_proto::{Artifact, Failure, FailureKind, ModelEndpoint, ModelRef, Seat, Task, TaskResult, shown};
 
 use crate::agent::TaskControl;
 use crate::collective::Met;
 use crate::device::{Compute, is_out_of_memory};
+use crate::models::ModelPlace;
+use crate::synthesize::{Client, Endpoint};
 use crate::{Error, Result};
 
 pub use models::ModelCache;
@@ -42,6 +47,8 @@ const FAILURE_BYTES: usize = 16 << 10;
 pub struct TaskContext {
     /// The job's output; paths in the task are relative to it.
     pub output_url: String,
+    /// The places that this worker may read and write, whatever a coordinator tells it.
+    pub roots: Roots,
     /// The runtime for the store's futures; tasks themselves run on plain threads.
     pub runtime: tokio::runtime::Handle,
     /// The task's progress, and the order to stop.
@@ -77,7 +84,48 @@ impl std::fmt::Debug for TaskContext {
 impl TaskContext {
     /// Opens the job's output.
     fn store(&self) -> Result<Store> {
+        self.admit(&self.output_url)?;
         Ok(Store::open(&self.output_url)?)
+    }
+
+    /// Opens the store of an object outside of the output, and returns the object's name in it.
+    fn open(&self, url: &str) -> Result<(Store, String)> {
+        self.admit(url)?;
+        Ok(Store::open_object(url)?)
+    }
+
+    /// Returns the place of a model. Its fingerprint names a folder on this machine, so it must be a plain word.
+    fn place_of(&self, model: &ModelRef) -> Result<ModelPlace> {
+        let print = &model.fingerprint;
+        if print.is_empty() || !print.bytes().all(|b| b.is_ascii_alphanumeric()) {
+            return Err(Error::Input(format!(
+                "{}: {print:?} is no model's fingerprint",
+                ShownUrl::of(&model.url)
+            )));
+        }
+        self.place(&model.url)
+    }
+
+    /// Returns the place of a model whose fingerprint is not known yet.
+    fn place(&self, url: &str) -> Result<ModelPlace> {
+        self.admit(url)?;
+        ModelPlace::open(url)
+    }
+
+    /// Connects to the endpoint that the job's `section` names.
+    fn client(&self, section: &'static str, endpoint: &ModelEndpoint) -> Result<Client> {
+        self.admit(&endpoint.url)?;
+        if self.roots != Roots::Any {
+            check_key_variable(&endpoint.api_key_env).map_err(Error::Input)?;
+        }
+        Client::new(Endpoint::of(section, endpoint))
+    }
+
+    /// Refuses a URL that lies below none of the roots. Everything that opens a URL asks here first, so a coordinator that was taken
+    /// over gets no further than the roots reach.
+    fn admit(&self, url: &str) -> Result<()> {
+        let refused = |text| Error::Input(format!("this worker's --allow-root: {text}"));
+        self.roots.admit(url).map_err(refused)
     }
 
     /// Runs a future of the store on the agent's runtime.

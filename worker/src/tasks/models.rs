@@ -9,7 +9,7 @@ use llink_proto::{EncoderReading, ModelRef, ModelRole, PrepareModel, TaskResult}
 
 use super::TaskContext;
 use crate::models::{
-    Backend, Decoder, Encoder, FolderReading, ModelPlace, Pooling, Reading, ReadingWishes, fingerprint, tiny,
+    Backend, Decoder, Encoder, FolderReading, Pooling, Reading, ReadingWishes, fingerprint, tiny,
 };
 use crate::{Error, Result};
 
@@ -99,7 +99,7 @@ fn to_message(reading: &Reading) -> EncoderReading {
 /// Returns the model's folder, or its GGUF file, on this machine. A model in an object store is fetched once and kept
 /// under its fingerprint. A model of the Hub is kept in the Hub's cache.
 pub(super) fn folder(context: &TaskContext, model: &ModelRef) -> Result<PathBuf> {
-    let place = ModelPlace::open(&model.url)?;
+    let place = context.place_of(model)?;
     let target = kept_models().join(&model.fingerprint);
     place.fetch(&target, &context.runtime, &|| context.control.check())
 }
@@ -112,7 +112,7 @@ fn kept_models() -> PathBuf {
 /// Computes the fingerprint of an unknown model. A model in an object store is downloaded to a temporary folder, and
 /// moved when its fingerprint is known.
 fn identify(context: &TaskContext, url: &str) -> Result<String> {
-    let place = ModelPlace::open(url)?;
+    let place = context.place(url)?;
     if let Some(found) = place.in_place(&context.runtime, &|| context.control.check())? {
         return fingerprint(&found);
     }

@@ -3,6 +3,7 @@
 use llink_datasets::clean::{Rules, Scripts, TooLong};
 use llink_datasets::read::{Columns, Languages, Source};
 use llink_datasets::rows::Corpus;
+use llink_datasets::sample::SOURCE as SAMPLE;
 use llink_datasets::shards::{self, CleanSpec, NearDuplicates, Share, SidesBy, SplitSpec, WriteSpec};
 use llink_proto::{Artifact, CleanSource, CleaningRules, SplitCorpus, TaskResult, WriteShard};
 
@@ -80,6 +81,10 @@ pub(super) fn clean(context: &TaskContext, task: &CleanSource) -> Result<TaskRes
         tasks: given.tasks.clone(),
         with_signatures: task.with_signatures,
     };
+    let urls = [Some(&spec.source.url), spec.source.foreign_url.as_ref()];
+    // `sample` is no place: its rows are made.
+    let mut urls = urls.into_iter().flatten().filter(|url| *url != SAMPLE);
+    urls.try_for_each(|url| context.admit(url))?;
     let store = context.store()?;
     let progress = |done, total| context.control.advance(done, total);
     let cleaned = context.wait(shards::clean_source(&spec, &store, &task.path, &progress))?;

@@ -13,7 +13,7 @@ use llink_proto::{ModelEndpoint, Synthesize, TaskResult, shown};
 
 use super::ask::{Asker, From};
 use super::{TaskContext, shard};
-use crate::synthesize::{Answer, Client, Endpoint, Prompt, Request, is_refusal};
+use crate::synthesize::{Answer, Prompt, Request, is_refusal};
 use crate::{Error, Result};
 
 /// After this many answers without a usable one, it is not chance.
@@ -62,7 +62,7 @@ pub(super) fn run(context: &TaskContext, task: &Synthesize) -> Result<TaskResult
             }
         })
         .collect();
-    let client = Client::new(Endpoint::of("synthesize", endpoint))?;
+    let client = context.client("synthesize", endpoint)?;
     let asker = Asker {
         context,
         store: &store,

@@ -18,6 +18,7 @@ mod stored;
 #[cfg(test)]
 mod tests;
 
+use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -195,7 +196,7 @@ impl Bf16OnCpu {
             let matrix = FrozenMatrix::new(weights.clone(), WIDTH, WIDTH, precision);
             let times = (0..4).map(|_| {
                 let start = Instant::now();
-                hint::black_box(matrix.product(&x, None));
+                black_box(matrix.product(&x, None));
                 start.elapsed().as_secs_f64()
             });
             times.fold(f64::MAX, f64::min)
