@@ -163,7 +163,7 @@ fn products_are_fast() {
             let rate = |run: &dyn Fn() -> Vec<f32>| {
                 let mut best = f64::MAX;
                 for _ in 0..5 {
-                    let start = std::time::Instant::now();
+                    let start = Instant::now();
                     black_box(run());
                     best = best.min(start.elapsed().as_secs_f64());
                 }
