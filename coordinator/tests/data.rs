@@ -3,6 +3,8 @@
 #![cfg(feature = "embedded")]
 
 mod common;
+#[path = "../../datasets/tests/support/skip.rs"]
+mod skip;
 
 use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,7 +14,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{Place, SMALL, eventually, python_with_polars};
+use common::{Place, SMALL, eventually};
+use skip::python_with;
 
 /// An endpoint that fails every third request, sometimes refuses or says nothing, and records its requests.
 #[derive(Default)]
@@ -234,10 +237,7 @@ fn verify_names_what_is_damaged_and_inspect_shows_what_is_there() {
 
 #[test]
 fn the_readmes_python_runs_as_it_stands() {
-    let Some(python) = python_with_polars() else {
-        eprintln!("skipped: no Python with polars (set LLINK_PYTHON to one)");
-        return;
-    };
+    let Some(python) = python_with(&["polars"]) else { return };
     let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
     let snippets: Vec<&str> = readme
         .split("```python\n")
@@ -271,12 +271,7 @@ sys.stdin.read()
 
 /// Starts moto's S3 on loopback, with a bucket `jobs`; `None` if no Python has it.
 fn moto() -> Option<(common::Running, Vec<(String, String)>)> {
-    let python = std::env::var("LLINK_PYTHON").unwrap_or_else(|_| "python3".into());
-    let can = Command::new(&python).args(["-c", "import moto.server"]).output();
-    if !can.is_ok_and(|o| o.status.success()) {
-        println!("skipped: {python} has no moto; set LLINK_PYTHON to one that has (pip install 'moto[server]')");
-        return None;
-    }
+    let python = python_with(&["moto.server"])?;
     let mut child = Command::new(python)
         .args(["-c", MOTO])
         .stdin(Stdio::piped())

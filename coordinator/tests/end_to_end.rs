@@ -2,10 +2,13 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "../../datasets/tests/support/skip.rs"]
+mod skip;
 
 use std::time::{Duration, Instant};
 
-use common::{Place, SMALL, eventually, figure, python_with_polars};
+use common::{Place, SMALL, eventually, figure};
+use skip::python_with;
 
 #[test]
 fn a_job_runs_end_to_end_and_again_does_nothing() {
@@ -128,10 +131,7 @@ fn cancel_stops_a_running_job_and_submitting_again_goes_on() {
 
 #[test]
 fn python_polars_opens_every_shard() {
-    let Some(python) = python_with_polars() else {
-        eprintln!("skipped: no Python with polars (set LLINK_PYTHON to one)");
-        return;
-    };
+    let Some(python) = python_with(&["polars"]) else { return };
     let place = Place::new(SMALL);
     place.ok(&["submit", "job.toml"]);
     let script = r#"

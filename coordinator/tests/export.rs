@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod common;
+#[path = "../../datasets/tests/support/skip.rs"]
+mod skip;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -9,6 +11,7 @@ use std::process::{Command, Stdio};
 
 use common::{Place, text};
 use serde_json::Value;
+use skip::python_with;
 
 /// A job whose Stage B takes seconds, with everything that Stage A can fit.
 const WITH_STAGE_B: &str = "
@@ -267,17 +270,9 @@ fn faulty_lines_cost_no_others_their_answer(place: &Place, ask: &[&str], foreign
 
 /// Runs the model card's own Python, with the models' folders in it.
 fn the_cards_python_answers_alike(place: &Place, folder: &str, foreign: &str, instruction: &str, answer: &str) {
-    let Some(python) = std::env::var_os("LLINK_PYTHON") else {
-        eprintln!("skipped: LLINK_PYTHON names no Python with torch, transformers and peft");
+    let Some(python) = python_with(&["torch", "transformers", "peft"]) else {
         return;
     };
-    let has_peft = Command::new(&python)
-        .args(["-c", "import peft, torch, transformers"])
-        .output();
-    if !has_peft.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: LLINK_PYTHON cannot import torch, transformers and peft");
-        return;
-    }
     let card = std::fs::read_to_string(place.path(folder).join("README.md")).unwrap();
     let (_, code) = card.split_once("```python\n").unwrap();
     let (code, _) = code.split_once("```").unwrap();

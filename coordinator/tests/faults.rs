@@ -2,10 +2,13 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "../../datasets/tests/support/skip.rs"]
+mod skip;
 
 use std::path::Path;
 
 use common::{Place, SMALL, eventually, figure, signal, workers_of};
+use skip::skip;
 
 /// Returns a job that is long enough to be interrupted in every stage.
 fn longer() -> String {
@@ -203,7 +206,7 @@ fn a_full_disk_is_told_plainly() {
         .arg(&disk)
         .output();
     if !mounted.is_ok_and(|o| o.status.success()) {
-        eprintln!("skipped: a small file system cannot be mounted here");
+        skip("mount");
         return;
     }
     let job = SMALL.replace("output = \"out\"", "output = \"disk/out\"");

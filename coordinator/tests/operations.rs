@@ -2,11 +2,14 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "../../datasets/tests/support/skip.rs"]
+mod skip;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
 use common::{Place, Running, SMALL, eventually, signal};
+use skip::skip;
 
 fn free_address() -> String {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -375,7 +378,7 @@ fn a_state_of_an_older_version_is_brought_up_to_date() {
         .current_dir(place.dir.path())
         .status();
     if !made.is_ok_and(|s| s.success()) {
-        println!("skipped: python3 with sqlite3 is needed to make an old state");
+        skip("sqlite3");
         return;
     }
     assert!(place.ok(&["list"]).contains("small"), "it can be looked at as it is");

@@ -5,6 +5,8 @@
 
 mod common;
 mod promises;
+#[path = "support/skip.rs"]
+mod skip;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -19,6 +21,7 @@ use llink_datasets::rows::Corpus;
 use llink_datasets::shards::{NearDuplicates, SidesBy, SplitSpec};
 use llink_datasets::store::{Created, Store};
 use llink_datasets::verify::verify;
+use skip::python_with;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -45,12 +48,7 @@ impl Drop for Moto {
 }
 
 fn moto() -> Option<Moto> {
-    let python = std::env::var("LLINK_PYTHON").unwrap_or_else(|_| "python3".into());
-    let can = Command::new(&python).args(["-c", "import moto.server"]).output();
-    if !can.is_ok_and(|o| o.status.success()) {
-        println!("skipped: {python} has no moto; set LLINK_PYTHON to one that has (pip install 'moto[server]')");
-        return None;
-    }
+    let python = python_with(&["moto.server"])?;
     let mut child = Command::new(python)
         .args(["-c", SERVER])
         .stdin(Stdio::piped())

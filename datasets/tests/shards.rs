@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
+#[path = "support/skip.rs"]
+mod skip;
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -16,6 +18,7 @@ use llink_datasets::shards::{NearDuplicates, SidesBy, SplitSpec, WriteSpec, writ
 use llink_datasets::store::Store;
 use llink_datasets::vectors::{VectorTable, write_vectors};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use skip::python_with;
 
 fn split(corpus: Corpus) -> SplitSpec {
     SplitSpec {
@@ -251,12 +254,7 @@ print("polars", pl.__version__, schema["vector"])
 /// This test runs where a Python has polars: `LLINK_PYTHON`, else `python3`.
 #[tokio::test]
 async fn polars_reads_shards_with_no_options() {
-    let python = std::env::var("LLINK_PYTHON").unwrap_or_else(|_| "python3".into());
-    let found = Command::new(&python).args(["-c", "import polars"]).output();
-    if !found.is_ok_and(|output| output.status.success()) {
-        println!("skipped: {python} has no polars; set LLINK_PYTHON to one that has");
-        return;
-    }
+    let Some(python) = python_with(&["polars"]) else { return };
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path().to_str().unwrap()).unwrap();
     let spec = SplitSpec {

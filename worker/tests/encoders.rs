@@ -1,6 +1,9 @@
 //! Encoders as they are published: BERT's positions, pooling, dense layers and prefixes against PyTorch.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+#[path = "../../datasets/tests/support/skip.rs"]
+mod skip;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -8,6 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use llink_worker::models::{Backend, Encoder, FolderReading, Pooling, Reading, ReadingWishes, TextLimits, fingerprint};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use skip::python_with;
 
 const TOLERANCE: f64 = 1e-5;
 
@@ -372,8 +376,7 @@ for i, (config, kind) in enumerate(kinds):
 
 #[test]
 fn every_published_form_equals_transformers() {
-    let Some(python) = std::env::var_os("LLINK_PYTHON") else {
-        println!("skipped: LLINK_PYTHON names no Python with torch and transformers");
+    let Some(python) = python_with(&["torch", "transformers"]) else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();

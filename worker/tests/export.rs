@@ -1,6 +1,9 @@
 //! A bundle from `export` is complete, loads strictly, and gives the trained results. PEFT reads the adapter.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
+#[path = "../../datasets/tests/support/skip.rs"]
+mod skip;
+
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -29,6 +32,7 @@ use llink_worker::models::{Decoder, Encoder, GenerateOptions, LoadedAdapter, Sam
 use llink_worker::tasks::{self, ModelCache, TaskContext};
 use llink_worker::train::random::uniform;
 use llink_worker::train::tensor_file::{self, TensorFile, Values};
+use skip::python_with;
 
 const KEY: &str = "0123456789abcdef";
 const SLOTS: usize = 4;
@@ -574,17 +578,9 @@ print(json.dumps({"apart": ((logits - ours).abs().max() / scale).item(),
 
 #[test]
 fn peft_loads_the_adapter_and_gives_our_logits() {
-    let Some(python) = std::env::var_os("LLINK_PYTHON") else {
-        eprintln!("skipped: LLINK_PYTHON names no Python with torch, transformers and peft");
+    let Some(python) = python_with(&["torch", "transformers", "peft"]) else {
         return;
     };
-    let has_peft = Command::new(&python)
-        .args(["-c", "import peft, torch, transformers"])
-        .output();
-    if !has_peft.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: LLINK_PYTHON cannot import torch, transformers and peft");
-        return;
-    }
     let job = Job::new();
     job.export(job.task());
     let decoder = Decoder::load(&golden("decoder"), &Device::Cpu, DType::F32).unwrap();

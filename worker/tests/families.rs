@@ -2,6 +2,9 @@
 //! `fixtures/families/make.py` wrote the models and what is expected.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
+#[path = "../../datasets/tests/support/skip.rs"]
+mod skip;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +13,7 @@ use llink_worker::llink::next_token_loss::AnswerTokens;
 use llink_worker::models::lora::{LoraAdapter, LoraOptions};
 use llink_worker::models::{Activations, Adapter, Backend, Decoder, TrainingBatch};
 use serde_json::{Value, json};
+use skip::python_with;
 
 const FAMILIES: [(&str, &str); 3] = [("qwen2", "qwen2.5"), ("qwen3", "qwen2.5"), ("mistral", "mistral")];
 /// The answer's first token.
@@ -212,8 +216,7 @@ fn other_families_are_refused_by_name() {
 
 #[test]
 fn transformers_and_peft_still_compute_what_is_expected() {
-    let Some(python) = std::env::var_os("LLINK_PYTHON") else {
-        eprintln!("skipped: LLINK_PYTHON names no Python with torch, transformers and peft");
+    let Some(python) = python_with(&["torch", "transformers", "peft"]) else {
         return;
     };
     let made = std::process::Command::new(python)
@@ -221,10 +224,6 @@ fn transformers_and_peft_still_compute_what_is_expected() {
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&made.stderr);
-    if said.contains("No module named") {
-        eprintln!("skipped: LLINK_PYTHON cannot import torch, transformers and peft");
-        return;
-    }
     assert!(made.status.success(), "{said}");
     let apart: HashMap<String, f64> = serde_json::from_slice(&made.stdout).unwrap();
     println!("{apart:?}");

@@ -1,6 +1,9 @@
 //! A GGUF file is the decoder that it was made from: the golden decoder, written as llama.cpp writes it.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
+#[path = "../../datasets/tests/support/skip.rs"]
+mod skip;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,6 +13,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
 use llink_worker::models::{Decoder, fingerprint};
 use serde_json::{Value, json};
+use skip::python_with;
 
 const TEXTS: [&str; 3] = [
     "The fisherman likes 4 small fish at the market today.",
@@ -339,17 +343,9 @@ with torch.no_grad():
 
 #[test]
 fn transformers_reads_the_same_logits_from_the_same_file() {
-    let Some(python) = std::env::var_os("LLINK_PYTHON") else {
-        eprintln!("skipped: LLINK_PYTHON names no Python with torch, transformers and gguf");
+    let Some(python) = python_with(&["torch", "transformers", "gguf"]) else {
         return;
     };
-    let importable = Command::new(&python)
-        .args(["-c", "import gguf, torch, transformers"])
-        .output();
-    if !importable.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: LLINK_PYTHON cannot import torch, transformers and gguf");
-        return;
-    }
     for kind in [GgmlDType::Q4_1, GgmlDType::Q4K, GgmlDType::Q6K] {
         let path = Both::of(kind).keep();
         let decoder = load(&path).unwrap();

@@ -2,11 +2,15 @@
 //! compute is held to what the slices compute; where there is no C++ compiler the test says so.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+#[path = "../../datasets/tests/support/skip.rs"]
+mod skip;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use llink_worker::train::dropout::Dropout;
 use llink_worker::train::optimizer::{AdamW, AdamWOptions};
+use skip::skip;
 
 const MAIN: &str = r#"
 #include "cuda_on_cpu.hpp"
@@ -62,7 +66,8 @@ fn program(dir: &Path) -> Option<PathBuf> {
             Some(program)
         }
         Err(error) => {
-            println!("skipped: no C++ compiler ({error})");
+            println!("{error}");
+            skip("c++");
             None
         }
     }

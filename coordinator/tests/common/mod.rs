@@ -243,12 +243,6 @@ pub fn figure(place: &Place, name: &str) -> f64 {
 }
 
 /// Returns a Python that can import polars: `LLINK_PYTHON`, else `python3`.
-pub fn python_with_polars() -> Option<PathBuf> {
-    let python = std::env::var_os("LLINK_PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from);
-    let can = Command::new(&python).args(["-c", "import polars"]).output();
-    can.is_ok_and(|o| o.status.success()).then_some(python)
-}
-
 pub fn exists(path: &Path) -> bool {
     path.exists()
 }

@@ -1,8 +1,12 @@
 //! Prompts against Transformers' `apply_chat_template`: `tests/fixtures/chat/make.py` wrote the folders and what is expected.
 
+#[path = "../../../../datasets/tests/support/skip.rs"]
+mod skip;
+
 use std::path::PathBuf;
 
 use serde_json::Value;
+use skip::python_with;
 
 use super::super::conventions::Conventions;
 use super::super::tokenizer::{NO_TOKEN, SpecialTokens, Tokenizer};
@@ -69,8 +73,7 @@ fn prompts_equal_those_of_transformers_to_the_token() {
 
 #[test]
 fn transformers_still_makes_the_prompts_that_are_expected() {
-    let Some(python) = std::env::var_os("LLINK_PYTHON") else {
-        eprintln!("skipped: LLINK_PYTHON names no Python with transformers");
+    let Some(python) = python_with(&["transformers", "jinja2"]) else {
         return;
     };
     let made = std::process::Command::new(python)
@@ -78,10 +81,6 @@ fn transformers_still_makes_the_prompts_that_are_expected() {
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&made.stderr);
-    if said.contains("No module named") {
-        eprintln!("skipped: LLINK_PYTHON cannot import transformers");
-        return;
-    }
     assert!(made.status.success(), "{said}");
     let made: Value = serde_json::from_slice(&made.stdout).unwrap();
     assert_eq!(made, expected());
