@@ -46,7 +46,7 @@ fn clean(url: &str, foreign: &str) -> Kind {
             ..Source::default()
         }),
         rules: Some(CleaningRules {
-            max_chars: 9,
+            max_chars: 300,
             ..CleaningRules::default()
         }),
         ..CleanSource::default()
