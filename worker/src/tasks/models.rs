@@ -8,9 +8,7 @@ use llink_datasets::store::Store;
 use llink_proto::{EncoderReading, ModelRef, ModelRole, PrepareModel, TaskResult};
 
 use super::TaskContext;
-use crate::models::{
-    Backend, Decoder, Encoder, FolderReading, Pooling, Reading, ReadingWishes, fingerprint, tiny,
-};
+use crate::models::{Backend, Decoder, Encoder, FolderReading, Pooling, Reading, ReadingWishes, fingerprint, tiny};
 use crate::{Error, Result};
 
 /// The most texts on which a random model's tokenizer is trained; more change little and take time.
