@@ -92,7 +92,7 @@ pub struct BenchArgs {
     /// The number format; on the CPU `align` always uses f32.
     #[arg(long, value_enum, default_value_t = BenchDtype::F32)]
     pub dtype: BenchDtype,
-    /// Compute in tensors on the CPU too, as on a GPU.
+    /// Hold weights in tensors on the CPU too, as on a GPU; `align` always does.
     #[arg(long)]
     pub tensors: bool,
     /// A safetensors file to write the vectors to, for `embed` and `teacher`.
@@ -158,10 +158,7 @@ pub fn bench(args: &BenchArgs) -> crate::Result<serde_json::Value> {
     match args.job {
         BenchJob::Embed => vectors(crate::models::bench::Job::Embed),
         BenchJob::Teacher => vectors(crate::models::bench::Job::Teacher),
-        BenchJob::Align => {
-            let in_tensors = (args.tensors || !device.is_cpu()).then_some(&backend);
-            crate::train::bench::bench_align(args.batch.unwrap_or(128), args.steps, in_tensors)
-        }
+        BenchJob::Align => crate::train::bench::bench_align(args.batch.unwrap_or(128), args.steps, &backend),
         BenchJob::Instruct => {
             let options = InstructBench {
                 batch: args.batch.unwrap_or(4),

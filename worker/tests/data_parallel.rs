@@ -9,16 +9,17 @@ use std::ops::ControlFlow;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use half::f16;
 use llink_datasets::vectors::VectorTable;
 use llink_worker::Error;
 use llink_worker::collective::{AbortHandle, Collective, Ring, RingOptions, Solo};
 use llink_worker::llink::statistics::{Metric, Statistics, StatisticsFit, StatisticsOptions};
+use llink_worker::models::Backend;
+use llink_worker::train::align::data::AlignData;
+use llink_worker::train::align::options::AlignOptions;
+use llink_worker::train::align::state::AlignState;
 use llink_worker::train::align::{AlignOutcome, AlignRun, align};
-use llink_worker::train::align_data::AlignData;
-use llink_worker::train::align_options::AlignOptions;
-use llink_worker::train::align_state::AlignState;
 use llink_worker::train::observer::each;
 use llink_worker::train::random::{mix, uniform};
 use llink_worker::train::step_record::StepRecord;
@@ -92,52 +93,74 @@ fn options() -> AlignOptions {
 }
 
 /// A run from the beginning, or from a state.
-fn run<'a>(options: &'a AlignOptions, data: &'a AlignData, resume: Option<AlignState>) -> AlignRun<'a> {
+fn run<'a>(
+    options: &'a AlignOptions,
+    data: &'a AlignData,
+    backend: &'a Backend,
+    resume: Option<AlignState>,
+) -> AlignRun<'a> {
     AlignRun {
         options,
         data,
         statistics: &NOTHING,
         resume,
-        backend: None,
+        backend,
         micro_batch: 0,
         validation: None,
     }
 }
 
-/// Trains without a checkpoint and returns each step's record.
-fn train(options: &AlignOptions, collective: &mut dyn Collective) -> (Vec<StepRecord>, AlignOutcome) {
-    train_in_pieces(options, 0, collective)
+/// How the tests train: by default on the CPU, as the paper does, all rows at once.
+struct Training {
+    statistics: Statistics,
+    backend: Backend,
+    micro_batch: usize,
 }
 
-/// The same with at most `micro_batch` rows' activations at once.
-fn train_in_pieces(
-    options: &AlignOptions,
-    micro_batch: usize,
-    collective: &mut dyn Collective,
-) -> (Vec<StepRecord>, AlignOutcome) {
-    train_with(&NOTHING, options, micro_batch, collective)
+impl Default for Training {
+    fn default() -> Self {
+        Self {
+            statistics: NOTHING,
+            backend: on_cpu(),
+            micro_batch: 0,
+        }
+    }
 }
 
-/// The same with what was fitted.
-fn train_with(
-    statistics: &Statistics,
-    options: &AlignOptions,
-    micro_batch: usize,
-    collective: &mut dyn Collective,
-) -> (Vec<StepRecord>, AlignOutcome) {
-    let mut records = Vec::new();
-    let data = data();
-    let work = AlignRun {
-        micro_batch,
-        statistics,
-        ..run(options, &data, None)
-    };
-    let mut watch = each(|record, _| {
-        records.push(record.clone());
-        Ok(ControlFlow::Continue(()))
-    });
-    let outcome = align(work, collective, &mut watch).unwrap();
-    (records, outcome)
+impl Training {
+    fn in_metric(statistics: &Statistics) -> Self {
+        Self {
+            statistics: statistics.clone(),
+            ..Self::default()
+        }
+    }
+
+    fn in_pieces(micro_batch: usize) -> Self {
+        Self {
+            micro_batch,
+            ..Self::default()
+        }
+    }
+
+    /// Trains without a checkpoint and returns each step's record.
+    fn run(&self, options: &AlignOptions, collective: &mut dyn Collective) -> (Vec<StepRecord>, AlignOutcome) {
+        let (mut records, data) = (Vec::new(), data());
+        let work = AlignRun {
+            micro_batch: self.micro_batch,
+            statistics: &self.statistics,
+            ..run(options, &data, &self.backend, None)
+        };
+        let mut watch = each(|record, _| {
+            records.push(record.clone());
+            Ok(ControlFlow::Continue(()))
+        });
+        let outcome = align(work, collective, &mut watch).unwrap();
+        (records, outcome)
+    }
+}
+
+fn on_cpu() -> Backend {
+    Backend::new(&Device::Cpu, DType::F32)
 }
 
 fn grad_norm(record: &StepRecord) -> f64 {
@@ -167,58 +190,37 @@ fn on_ring<T: Send>(world_size: usize, timeout: Duration, work: impl Fn(&mut dyn
     })
 }
 
-/// As [`train_in_pieces`], in tensors.
-fn train_in_pieces_of_tensors(
-    dtype: DType,
-    micro_batch: usize,
-    options: &AlignOptions,
-    collective: &mut dyn Collective,
-) -> Vec<StepRecord> {
-    train_in_tensors_with(&NOTHING, dtype, micro_batch, options, collective)
-}
-
-/// As [`train_with`], in tensors.
-fn train_in_tensors_with(
-    statistics: &Statistics,
-    dtype: DType,
-    micro_batch: usize,
-    options: &AlignOptions,
-    collective: &mut dyn Collective,
-) -> Vec<StepRecord> {
-    let (mut records, data, backend) = (Vec::new(), data(), place::tensors(dtype));
-    let work = AlignRun {
-        micro_batch,
-        backend: Some(&backend),
-        statistics,
-        ..run(options, &data, None)
-    };
-    let mut watch = each(|record, _| {
-        records.push(record.clone());
-        Ok(ControlFlow::Continue(()))
-    });
-    align(work, collective, &mut watch).unwrap();
-    records
+#[test]
+fn composed_operations_take_the_steps_of_fused_ones_with_the_same_masks_and_negatives() {
+    composed_follows_fused(&NOTHING);
 }
 
 #[test]
-fn tensors_take_the_steps_of_slices_with_the_same_masks_and_negatives() {
-    tensors_follow_slices(&NOTHING, [1e-4, 0.05]);
+fn composed_operations_take_the_steps_of_fused_ones_in_a_fitted_metric() {
+    composed_follows_fused(&sharp());
 }
 
-#[test]
-fn tensors_take_the_steps_of_slices_in_a_fitted_metric() {
-    tensors_follow_slices(&sharp(), [1e-4, 0.05]);
+/// As GPUs compute.
+fn composed(dtype: DType) -> Training {
+    Training {
+        backend: place::tensors(dtype),
+        ..Training::default()
+    }
 }
 
-/// Within these differences of the losses, in f32 and in bf16.
-fn tensors_follow_slices(statistics: &Statistics, [of_loss, of_loss_bf16]: [f64; 2]) {
+fn composed_follows_fused(statistics: &Statistics) {
     let options = AlignOptions { steps: 60, ..options() };
-    let (slices, _) = train_with(statistics, &options, 0, &mut Solo::default());
-    for (dtype, of_loss, of_norm) in [(DType::F32, of_loss, 1e-3), (DType::BF16, of_loss_bf16, 0.2)] {
+    let fused = Training::in_metric(statistics);
+    let (expected, _) = fused.run(&options, &mut Solo::default());
+    for (dtype, of_loss, of_norm) in [(DType::F32, 1e-4, 1e-3), (DType::BF16, 0.05, 0.2)] {
         let (mut worst, mut worst_norm) = (0.0_f64, 0.0_f64);
-        let tensors = train_in_tensors_with(statistics, dtype, 0, &options, &mut Solo::default());
-        assert_eq!(tensors.len(), slices.len());
-        for (a, b) in tensors.iter().zip(&slices) {
+        let training = Training {
+            statistics: statistics.clone(),
+            ..composed(dtype)
+        };
+        let (found, _) = training.run(&options, &mut Solo::default());
+        assert_eq!(found.len(), expected.len());
+        for (a, b) in found.iter().zip(&expected) {
             worst = worst.max((a.loss() - b.loss()).abs());
             worst_norm = worst_norm.max((grad_norm(a) / grad_norm(b) - 1.0).abs());
         }
@@ -231,14 +233,16 @@ fn tensors_follow_slices(statistics: &Statistics, [of_loss, of_loss_bf16]: [f64;
 }
 
 #[test]
-fn ranks_that_compute_in_tensors_see_the_losses_of_one() {
+fn ranks_that_compose_their_operations_see_the_losses_of_one() {
     let options = AlignOptions { steps: 40, ..options() };
     for statistics in [NOTHING, sharp()] {
-        let train =
-            |collective: &mut dyn Collective| train_in_tensors_with(&statistics, DType::F32, 0, &options, collective);
-        let alone = train(&mut Solo::default());
+        let training = Training {
+            statistics,
+            ..composed(DType::F32)
+        };
+        let (alone, _) = training.run(&options, &mut Solo::default());
         for world_size in [2, 4] {
-            for records in on_ring(world_size, Duration::from_secs(60), |ring| train(ring)) {
+            for (records, _) in on_ring(world_size, Duration::from_secs(60), |ring| training.run(&options, ring)) {
                 for (single, shared) in alone.iter().zip(&records) {
                     assert!((single.loss() - shared.loss()).abs() < 1e-4, "step {}", single.step);
                 }
@@ -259,7 +263,8 @@ fn any_number_of_ranks_sees_the_same_losses_in_a_fitted_metric() {
 
 /// Within this difference of the losses.
 fn ranks_follow_one(statistics: &Statistics, tolerance: f64) {
-    let train = |collective: &mut dyn Collective| train_with(statistics, &options(), 0, collective);
+    let training = Training::in_metric(statistics);
+    let train = |collective: &mut dyn Collective| training.run(&options(), collective);
     let (alone, _) = train(&mut Solo::default());
     assert_eq!(alone.len(), 200);
     assert!(
@@ -295,7 +300,7 @@ fn ranks_follow_one(statistics: &Statistics, tolerance: f64) {
 
 #[test]
 fn accumulating_over_micro_batches_changes_nothing_but_memory() {
-    let (whole, _) = train(&options(), &mut Solo::default());
+    let (whole, _) = Training::default().run(&options(), &mut Solo::default());
     let compare = |cut: &[StepRecord], how: &str| {
         let mut worst = 0.0_f64;
         for (whole, cut) in whole.iter().zip(cut) {
@@ -306,19 +311,23 @@ fn accumulating_over_micro_batches_changes_nothing_but_memory() {
     };
     // Cuts that fit, that do not, one row at a time, and more than there are.
     for micro_batch in [10, 7, 1, 1000] {
-        let (cut, _) = train_in_pieces(&options(), micro_batch, &mut Solo::default());
+        let (cut, _) = Training::in_pieces(micro_batch).run(&options(), &mut Solo::default());
         assert_eq!(cut.len(), whole.len());
         compare(&cut, &format!("micro-batches of {micro_batch}"));
     }
-    let ranks = on_ring(2, Duration::from_secs(30), |ring| train_in_pieces(&options(), 8, ring));
+    let ranks = on_ring(2, Duration::from_secs(30), |ring| {
+        Training::in_pieces(8).run(&options(), ring)
+    });
     compare(&ranks[0].0, "2 ranks, micro-batches of 8");
     assert_eq!(ranks[0].1.projector, ranks[1].1.projector);
-    let cut = train_in_pieces_of_tensors(DType::F32, 7, &options(), &mut Solo::default());
-    compare(&cut, "in tensors, micro-batches of 7");
-    let ranks = on_ring(2, Duration::from_secs(60), |ring| {
-        train_in_pieces_of_tensors(DType::F32, 8, &options(), ring)
-    });
-    compare(&ranks[0], "in tensors on 2 ranks, micro-batches of 8");
+    let training = Training {
+        micro_batch: 7,
+        ..composed(DType::F32)
+    };
+    let (cut, _) = training.run(&options(), &mut Solo::default());
+    compare(&cut, "composed operations, micro-batches of 7");
+    let ranks = on_ring(2, Duration::from_secs(60), |ring| training.run(&options(), ring));
+    compare(&ranks[0].0, "composed operations on 2 ranks, micro-batches of 7");
 }
 
 #[test]
@@ -328,8 +337,10 @@ fn ranks_without_rows_take_part() {
         steps: 5,
         ..options()
     };
-    let (alone, _) = train(&options, &mut Solo::default());
-    let ranks = on_ring(3, Duration::from_secs(30), |ring| train(&options, ring));
+    let (alone, _) = Training::default().run(&options, &mut Solo::default());
+    let ranks = on_ring(3, Duration::from_secs(30), |ring| {
+        Training::default().run(&options, ring)
+    });
     for (single, shared) in alone.iter().zip(&ranks[0].0) {
         assert!((single.loss() - shared.loss()).abs() < 1e-4, "{single:?} {shared:?}");
     }
@@ -345,10 +356,10 @@ fn a_resumed_run_ends_with_the_same_bits_at_any_step() {
 fn resumes_with_the_same_bits(statistics: &Statistics) {
     let options = AlignOptions { steps: 40, ..options() };
     let mut checkpoints = Vec::new();
-    let data = data();
+    let (data, backend) = (data(), on_cpu());
     let run = |resume| AlignRun {
         statistics,
-        ..run(&options, &data, resume)
+        ..run(&options, &data, &backend, resume)
     };
     let mut watch = each(|_, snapshot| {
         checkpoints.push(snapshot()?);
@@ -388,7 +399,7 @@ fn a_run_may_go_on_with_another_number_of_ranks() {
         losses.push(record.loss());
         Ok(ControlFlow::Continue(()))
     });
-    align(run(&options, &data, None), &mut Solo::default(), &mut watch).unwrap();
+    align(run(&options, &data, &on_cpu(), None), &mut Solo::default(), &mut watch).unwrap();
     let ranks = on_ring(3, Duration::from_secs(30), |ring| {
         let state = AlignState::from_safetensors("checkpoint", &checkpoint).unwrap();
         let mut losses = Vec::new();
@@ -396,7 +407,7 @@ fn a_run_may_go_on_with_another_number_of_ranks() {
             losses.push(record.loss());
             Ok(ControlFlow::Continue(()))
         });
-        align(run(&options, &data, Some(state)), ring, &mut watch).unwrap();
+        align(run(&options, &data, &on_cpu(), Some(state)), ring, &mut watch).unwrap();
         losses
     });
     let resumed: &Vec<f64> = &ranks[0];
@@ -415,7 +426,7 @@ fn a_checkpoint_of_another_training_is_refused_by_name() {
         checkpoint = snapshot()?;
         Ok(ControlFlow::Break(()))
     });
-    let outcome = align(run(&options, &data, None), &mut Solo::default(), &mut watch);
+    let outcome = align(run(&options, &data, &on_cpu(), None), &mut Solo::default(), &mut watch);
     assert_eq!(outcome.unwrap().next_step, 1, "the observer ended it after one step");
     let other = AlignOptions {
         weight_decay: 0.2,
@@ -423,18 +434,22 @@ fn a_checkpoint_of_another_training_is_refused_by_name() {
     };
     let state = AlignState::from_safetensors("checkpoint", &checkpoint).unwrap();
     let proceed = &mut each(|_, _| Ok(ControlFlow::Continue(())));
-    let text = align(run(&other, &data, Some(state)), &mut Solo::default(), proceed)
-        .unwrap_err()
-        .to_string();
+    let text = align(
+        run(&other, &data, &on_cpu(), Some(state)),
+        &mut Solo::default(),
+        proceed,
+    )
+    .unwrap_err()
+    .to_string();
     assert!(
         text.contains("weight_decay") && text.contains("0.05") && text.contains("0.2"),
         "{text}"
     );
     let state = AlignState::from_safetensors("checkpoint", &checkpoint).unwrap();
-    let fitted = sharp();
+    let (fitted, backend) = (sharp(), on_cpu());
     let work = AlignRun {
         statistics: &fitted,
-        ..run(&state.options, &data, Some(state.clone()))
+        ..run(&state.options, &data, &backend, Some(state.clone()))
     };
     let proceed = &mut each(|_, _| Ok(ControlFlow::Continue(())));
     let text = align(work, &mut Solo::default(), proceed).unwrap_err().to_string();
@@ -451,7 +466,7 @@ fn ranks_that_start_from_different_places_are_refused() {
             ..options()
         };
         let proceed = &mut each(|_, _| Ok(ControlFlow::Continue(())));
-        align(run(&options, &data(), None), ring, proceed)
+        align(run(&options, &data(), &on_cpu(), None), ring, proceed)
             .unwrap_err()
             .to_string()
     });
@@ -471,7 +486,7 @@ fn a_member_that_is_lost_ends_the_gang_with_errors() {
             (1, 20) => Err(Error::Input("the disk is full".into())),
             _ => Ok(ControlFlow::Continue(())),
         });
-        let result = align(run(&options(), &data(), None), ring, &mut watch);
+        let result = align(run(&options(), &data(), &on_cpu(), None), ring, &mut watch);
         (result.unwrap_err(), started.elapsed())
     });
     assert!(matches!(&results[1].0, Error::Input(text) if text == "the disk is full"));
@@ -492,7 +507,7 @@ fn numbers_that_run_away_are_named_with_step_and_pairs() {
         ..options()
     };
     let proceed = &mut each(|_, _| Ok(ControlFlow::Continue(())));
-    let error = align(run(&options, &data(), None), &mut Solo::default(), proceed).unwrap_err();
+    let error = align(run(&options, &data(), &on_cpu(), None), &mut Solo::default(), proceed).unwrap_err();
     let Error::Diverged { step, reason, ids } = &error else {
         panic!("{error}")
     };

@@ -5,18 +5,17 @@ mod place;
 
 use std::path::PathBuf;
 
-use candle_core::DType;
-use llink_worker::Result;
+use candle_core::{DType, Device};
 use llink_worker::collective::Solo;
 use llink_worker::llink::align_losses::AlignWeights;
 use llink_worker::llink::moments::{Moments, Spread};
 use llink_worker::llink::projector::{Projector, ProjectorShape};
 use llink_worker::llink::retrieval::retrieval_metrics;
-use llink_worker::llink::teacher_queue::TeacherQueue;
+use llink_worker::llink::teacher_queue::StoredQueue;
 use llink_worker::llink::whitening::Whitening;
-use llink_worker::train::align_step::{AlignTrainer, StepInput, StepOutcome};
-use llink_worker::train::on_device::DeviceAlignTrainer;
-use llink_worker::train::optimizer::{AdamW, AdamWOptions};
+use llink_worker::models::Backend;
+use llink_worker::train::align::step::{AlignTrainer, StepInput};
+use llink_worker::train::optimizer::{AdamWOptions, AdamWState};
 use llink_worker::train::schedule::{cosine_lr, temperature};
 use llink_worker::train::tensor_file::TensorFile;
 use serde_json::Value;
@@ -34,52 +33,24 @@ fn relative(found: &[f32], expected: &[f32]) -> f64 {
     difference / norm(&mut expected.iter().map(|x| f64::from(*x)))
 }
 
-/// On slices, or in tensors.
-enum Trainer {
-    Slices(Box<AlignTrainer>),
-    Tensors(Box<DeviceAlignTrainer>),
-}
-
-impl Trainer {
-    fn step(&mut self, input: &StepInput<'_>) -> Result<StepOutcome> {
-        match self {
-            Self::Slices(trainer) => trainer.step(input, &mut Solo::default()),
-            Self::Tensors(trainer) => trainer.step(input, &mut Solo::default()),
-        }
-    }
-
-    fn projector(self) -> Projector {
-        match self {
-            Self::Slices(trainer) => trainer.projector,
-            Self::Tensors(trainer) => trainer.to_host().unwrap().0,
-        }
-    }
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Kind {
-    Slices,
-    Tensors,
-}
-
 /// What the vectors are compared in: the golden set's name of it, none for cosines.
 type Case = Option<&'static str>;
 
 #[test]
 fn the_golden_trajectory_is_followed() {
-    follow(Kind::Slices, None);
+    follow(&Backend::new(&Device::Cpu, DType::F32), None);
 }
 
 #[test]
-fn the_golden_trajectory_is_followed_in_tensors() {
-    follow(Kind::Tensors, None);
+fn the_golden_trajectory_is_followed_by_composed_operations() {
+    follow(&place::tensors(DType::F32), None);
 }
 
 #[test]
 fn the_golden_trajectory_is_followed_in_each_metric() {
     for case in ["centre", "whiten"] {
-        follow(Kind::Slices, Some(case));
-        follow(Kind::Tensors, Some(case));
+        follow(&Backend::new(&Device::Cpu, DType::F32), Some(case));
+        follow(&place::tensors(DType::F32), Some(case));
     }
 }
 
@@ -103,7 +74,7 @@ fn metric(file: &TensorFile<'_>, cases: &Value, case: &str) -> Whitening {
     fitted
 }
 
-fn follow(kind: Kind, case: Case) {
+fn follow(backend: &Backend, case: Case) {
     let folder = golden();
     let cases: Value = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
     let bytes = std::fs::read(folder.join("tensors.safetensors")).unwrap();
@@ -134,21 +105,12 @@ fn follow(kind: Kind, case: Case) {
         direction: 0.05,
         log_norm: 0.02,
     };
-    let queue = TeacherQueue::new(align["queue_capacity"].as_u64().unwrap() as usize, d);
-    let optimizer = AdamW::new(adamw, shape.parameter_count());
+    let queue = StoredQueue::new(align["queue_capacity"].as_u64().unwrap() as usize, d);
+    let optimizer = AdamWState::new(adamw, shape.parameter_count());
     let clip = number(&align["clip"]);
     let metric = case.map(|case| metric(&file, &cases, case));
-    let mut trainer = match kind {
-        Kind::Slices => {
-            let trainer = AlignTrainer::new(projector, optimizer, queue, weights, clip);
-            Trainer::Slices(Box::new(trainer.with_metric(metric.clone())))
-        }
-        Kind::Tensors => {
-            let backend = place::tensors(DType::F32);
-            let trainer = DeviceAlignTrainer::new(&backend, &projector, &optimizer, &queue, weights, clip).unwrap();
-            Trainer::Tensors(Box::new(trainer.with_metric(metric.as_ref()).unwrap()))
-        }
-    };
+    let trainer = AlignTrainer::new(backend, &projector, &optimizer, &queue, weights, clip).unwrap();
+    let mut trainer = trainer.with_metric(metric.as_ref()).unwrap();
 
     let trace = align["trace"].as_array().unwrap();
     let results = case.map_or(align, |case| &cases[format!("align_{case}")]);
@@ -181,7 +143,7 @@ fn follow(kind: Kind, case: Case) {
             learning_rate,
             dropout: None,
         };
-        let outcome = trainer.step(&input).unwrap();
+        let outcome = trainer.step(&input, &mut Solo::default()).unwrap();
         for (name, found) in [
             ("loss", outcome.losses.total(&weights)),
             ("info_nce", outcome.losses.info_nce),
@@ -200,17 +162,18 @@ fn follow(kind: Kind, case: Case) {
             outcome.grad_norm,
             expected["grad_norm"]
         );
-        if let (4, Trainer::Slices(trainer), None) = (step, &trainer, case) {
+        if let (4, None) = (step, case) {
+            let gradient = trainer.gradient().unwrap();
             for ((name, _), range) in shape.tensors().into_iter().zip(shape.ranges()) {
                 let expected = file.f32(&format!("align.grad4.{name}")).unwrap().1;
-                let error = relative(&trainer.gradient()[range], &expected);
+                let error = relative(&gradient[range], &expected);
                 println!("gradient of {name} at step 4: {error:.1e}");
                 assert!(error < 1e-3, "gradient of {name} at step 4: {error}");
             }
         }
     }
     println!("losses within {worst_loss:.1e}, gradient norms within {worst_norm:.1e}");
-    let projector = trainer.projector();
+    let projector = trainer.projector().unwrap();
     for ((name, _), range) in shape.tensors().into_iter().zip(shape.ranges()) {
         let expected = file
             .f32(&format!("{}.final.{name}", case.unwrap_or("align")))
@@ -221,7 +184,11 @@ fn follow(kind: Kind, case: Case) {
         assert!(error < 1e-3, "{name} after {total} steps: {error}");
     }
 
-    let seen = |rows: &[f32]| metric.as_ref().map_or(rows.to_vec(), |metric| metric.apply(rows));
+    let seen = |rows: &[f32]| {
+        metric
+            .as_ref()
+            .map_or(rows.to_vec(), |metric| metric.apply(rows).unwrap())
+    };
     let projected = projector.project(&encoder).unwrap();
     let metrics = retrieval_metrics(&seen(&projected), &seen(&teacher), d).unwrap();
     let retrieval = case.map_or(&cases["retrieval"], |_| &results["retrieval"]);

@@ -18,7 +18,7 @@ use llink_worker::train::instruct::InstructTrainer;
 use llink_worker::train::instruct::batch::InstructExample;
 use llink_worker::train::instruct::state::InstructParts;
 use llink_worker::train::instruct::step::{InstructInput, InstructWeights, LearningRates};
-use llink_worker::train::optimizer::{AdamW, AdamWOptions};
+use llink_worker::train::optimizer::{AdamWOptions, AdamWState};
 use llink_worker::train::tensor_file::TensorFile;
 use serde_json::Value;
 
@@ -161,7 +161,7 @@ fn trajectory(
         });
         after(step, &trainer, &found);
     }
-    trainer.to_host().unwrap()
+    trainer.store().unwrap()
 }
 
 fn relative(found: &[f32], expected: &[f32]) -> f64 {
@@ -172,7 +172,7 @@ fn relative(found: &[f32], expected: &[f32]) -> f64 {
 }
 
 /// The gradient behind the first moments after one step, which clipping scaled by `clipped`.
-fn gradient(after_one_step: &AdamW, clipped: f64) -> Vec<f32> {
+fn gradient(after_one_step: &AdamWState, clipped: f64) -> Vec<f32> {
     let share = (1.0 - BETA1) * clipped;
     let moments = after_one_step.first_moment.iter();
     moments.map(|moment| (f64::from(*moment) / share) as f32).collect()
@@ -240,7 +240,7 @@ fn follow(backend: &Backend) {
                     "step {step}: norm {norm} against {reference}"
                 );
                 if step == 0 {
-                    let parts = trainer.to_host().unwrap();
+                    let parts = trainer.store().unwrap();
                     let clipped = (case.number(&["clip"]) / (norm + 1e-6)).min(1.0);
                     let [by_adapter, by_others, by_scale] =
                         parts.optimizers.map(|optimizer| gradient(&optimizer, clipped));

@@ -1,5 +1,5 @@
 //! The CUDA kernels, run on the CPU: `cuda_on_cpu.hpp` stands in for CUDA's headers, and the C++ compiler for nvcc. What the kernels
-//! compute is held to what the slices compute; where there is no C++ compiler the test says so.
+//! compute is held to what the CPU computes; where there is no C++ compiler the test says so.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 #[path = "../../datasets/tests/support/skip.rs"]
@@ -8,8 +8,9 @@ mod skip;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use candle_core::{Device, Tensor};
 use llink_worker::train::dropout::Dropout;
-use llink_worker::train::optimizer::{AdamW, AdamWOptions};
+use llink_worker::train::optimizer::{AdamW, AdamWOptions, AdamWState, flat};
 use skip::skip;
 
 const MAIN: &str = r#"
@@ -96,7 +97,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 }
 
 #[test]
-fn kernels_compute_what_slices_compute() {
+fn kernels_compute_what_the_cpu_computes() {
     let dir = tempfile::tempdir().unwrap();
     let Some(program) = program(dir.path()) else { return };
 
@@ -130,15 +131,18 @@ fn kernels_compute_what_slices_compute() {
         weight_decay: 0.05,
     };
     let mut parameters: Vec<f32> = (0..count).map(|i| (i as f32 * 0.1).sin()).collect();
-    let mut optimizer = AdamW::new(options, count);
+    let mut state = AdamWState::new(options, count);
     for step in 0..3 {
         let gradient: Vec<f32> = (0..count).map(|i| (i as f32 * 0.3 + step as f32).cos()).collect();
-        let constants = options.constants(optimizer.steps + 1, 0.5, 0.01);
-        let state = [bits(&constants), bits(&parameters), bits(&optimizer.first_moment)].concat();
-        let input = [state, bits(&optimizer.second_moment), bits(&gradient)].concat();
+        let constants = options.constants(state.steps + 1, 0.5, 0.01);
+        let input = [bits(&constants), bits(&parameters), bits(&state.first_moment)].concat();
+        let input = [input, bits(&state.second_moment), bits(&gradient)].concat();
         let found = run(&program, &["adamw".into(), count.to_string()], &input);
-        optimizer.step(&mut parameters, &gradient, 0.5, 0.01);
-        let expected = [&parameters[..], &optimizer.first_moment, &optimizer.second_moment].concat();
+        let mut optimizer = AdamW::new(&parameters, &state, &Device::Cpu).unwrap();
+        let gradient = flat(&[Tensor::new(gradient, &Device::Cpu).unwrap()]).unwrap();
+        optimizer.step(&gradient, 0.5, 0.01).unwrap();
+        (parameters, state) = optimizer.store().unwrap();
+        let expected = [&parameters[..], &state.first_moment, &state.second_moment].concat();
         for (found, expected) in found.iter().zip(&expected) {
             assert!(
                 (found - expected).abs() <= 1e-6 * expected.abs().max(1e-3),

@@ -205,10 +205,10 @@ impl Compute {
         }
     }
 
-    /// Returns the device on which Stage A computes in tensors, or none on the CPU, where Stage A computes on slices.
+    /// Returns where and how this device trains.
     #[must_use]
-    pub fn training_backend(&self) -> Option<Backend> {
-        (!self.device.is_cpu()).then(|| Backend::new(&self.device, self.dtype))
+    pub fn training_backend(&self) -> Backend {
+        Backend::new(&self.device, self.dtype)
     }
 
     /// Returns `cpu` or `cuda`.

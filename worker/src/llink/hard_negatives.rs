@@ -1,157 +1,180 @@
 //! Hard negatives: the teachers in the queue that the batch is nearest to.
 //!
 //! The mean cosine of a queue row to the batch is its product with the mean of the batch's normalized rows, so mining is
-//! one matrix-vector product over the queue. Ranks score a part of the queue each and merge their best.
+//! one matrix-vector product over the queue.
 
-use std::ops::Range;
-
+use candle_core::{CpuStorage, DType, Storage, Tensor};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use super::kernels::{dot_rows_f16, rows_per_task};
-use super::teacher_queue::TeacherQueue;
-use crate::train::random::mix;
+use super::matrix::Existing;
+use crate::Result;
+use crate::models::ops::{Values, fused, sum_rows_into};
 
-/// A queue row that may be used as a negative.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Candidate {
-    /// Mean cosine to the batch, up to a factor common to all rows.
-    pub score: f32,
-    /// Its position in the queue.
-    pub position: usize,
+/// Rows that are sorted at once: more do not fit into what a block of a GPU shares.
+const SORTED_AT_ONCE: usize = 4_096;
+/// Of so many times the wanted negatives, chosen by cosines in f16, the best by cosines in f32 are taken.
+const CANDIDATES: usize = 2;
+
+/// The `n` of the queue's `vectors` [m, d], f16, with the highest mean cosine to `students` [B, d], normalized f32, best first, ties to
+/// the lower position: [at most n, d] in f32, none when there are none. The positions `left_out`, which are in order, and rows without a
+/// finite score do not count; at least `n` others are there.
+pub(super) fn hardest(vectors: &Tensor, students: &Tensor, left_out: &[usize], n: usize) -> Result<Option<Tensor>> {
+    if !fused(&[students]) {
+        return composed(vectors, students, left_out, n).map(Some);
+    }
+    let width = vectors.dim(1)?;
+    // The sum of the students: that it is no mean does not change the order.
+    let direction = Tensor::zeros(width, DType::F32, students.device())?;
+    sum_rows_into(&direction, students, None, Existing::Overwritten)?;
+    let direction = Values::of(&direction)?;
+    let (storage, layout) = vectors.storage_and_layout();
+    let (Storage::Cpu(CpuStorage::F16(halves)), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+        return Err(candle_core::Error::Msg("the queue is in f16".into()).into());
+    };
+    let rows = &halves[start..end];
+    let positions = mine(rows, direction.get()?, left_out, n);
+    if positions.is_empty() {
+        return Ok(None);
+    }
+    let mut found = vec![0f32; positions.len() * width];
+    for (position, row) in positions.iter().zip(found.chunks_exact_mut(width)) {
+        rows[position * width..][..width].convert_to_f32_slice(row);
+    }
+    Ok(Some(Tensor::from_vec(
+        found,
+        (positions.len(), width),
+        students.device(),
+    )?))
 }
 
-/// The `n` rows among `positions` that score highest against `direction`, the sum or mean of the batch's normalized rows;
-/// best first, ties to the lower position. Rows of the batch's own pairs and rows without a finite score are left out, so
-/// there may be fewer.
-#[must_use]
-pub fn mine(
-    queue: &TeacherQueue,
-    positions: Range<usize>,
-    direction: &[f32],
-    batch_ids: &[u64],
-    n: usize,
-) -> Vec<Candidate> {
-    let width = queue.width();
-    let vectors = &queue.vectors()[positions.start * width..positions.end * width];
-    let mut scores = vec![0.0; positions.len()];
-    let block = rows_per_task(positions.len(), width);
-    let blocks = vectors.par_chunks(block * width).zip(scores.par_chunks_mut(block));
+/// The positions of the `n` rows that score highest against `direction`.
+fn mine(rows: &[f16], direction: &[f32], left_out: &[usize], n: usize) -> Vec<usize> {
+    let width = direction.len();
+    let mut scores = vec![0f32; rows.len() / width];
+    let block = rows_per_task(scores.len(), width);
+    let blocks = rows.par_chunks(block * width).zip(scores.par_chunks_mut(block));
     blocks.for_each(|(rows, scores)| dot_rows_f16(rows, direction, scores));
-    let batch = IdSet::new(batch_ids);
-    let candidates = positions.clone().zip(scores).zip(&queue.ids()[positions]);
-    let usable = candidates.filter(|((_, score), id)| score.is_finite() && !batch.contains(**id));
-    best(
-        usable
-            .map(|((position, score), _)| Candidate { score, position })
-            .collect(),
-        n,
-    )
-}
-
-/// The best `n` candidates in order.
-#[must_use]
-pub fn best(mut candidates: Vec<Candidate>, n: usize) -> Vec<Candidate> {
-    let order = |a: &Candidate, b: &Candidate| b.score.total_cmp(&a.score).then(a.position.cmp(&b.position));
-    if n == 0 {
-        return Vec::new();
+    left_out
+        .iter()
+        .for_each(|position| scores[*position] = f32::NEG_INFINITY);
+    let mut best: Vec<usize> = (0..scores.len())
+        .filter(|position| scores[*position].is_finite())
+        .collect();
+    let order = |a: &usize, b: &usize| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b));
+    if best.len() > n {
+        best.select_nth_unstable_by(n - 1, order);
+        best.truncate(n);
     }
-    if candidates.len() > n {
-        candidates.select_nth_unstable_by(n - 1, order);
-        candidates.truncate(n);
+    best.sort_unstable_by(order);
+    best
+}
+
+fn composed(vectors: &Tensor, students: &Tensor, left_out: &[usize], n: usize) -> Result<Tensor> {
+    let count = vectors.dim(0)?;
+    let direction = students.mean(0)?;
+    // Of length 1, so that halves resolve the cosines as well as they can; it does not change their order.
+    let length = direction.sqr()?.sum_all()?.sqrt()?;
+    let coarse = direction.broadcast_div(&length.maximum(1e-30)?)?.to_dtype(DType::F16)?;
+    let mut scores = vectors
+        .matmul(&coarse.unsqueeze(1)?)?
+        .squeeze(1)?
+        .to_dtype(DType::F32)?;
+    if !left_out.is_empty() {
+        let mut mask = vec![0f32; count];
+        left_out.iter().for_each(|position| mask[*position] = f32::NEG_INFINITY);
+        scores = (scores + Tensor::from_vec(mask, count, students.device())?)?;
     }
-    candidates.sort_unstable_by(order);
-    candidates
+    let candidates = top(&scores, (CANDIDATES * n).min(count - left_out.len()))?;
+    // In the order of their positions, so that of equals the lower one comes first.
+    let (candidates, _) = candidates.sort_last_dim(true)?;
+    let rows = vectors.index_select(&candidates, 0)?.to_dtype(DType::F32)?;
+    let fine = rows.matmul(&direction.unsqueeze(1)?)?.squeeze(1)?;
+    Ok(rows.index_select(&top(&fine, n)?, 0)?)
 }
 
-/// A set of ids that says no quickly: nearly every row of the queue is not of the batch.
-struct IdSet {
-    /// Bit `mix(id) % bits` is set for each id.
-    bits: Vec<u64>,
-    sorted: Vec<u64>,
-}
-
-impl IdSet {
-    fn new(ids: &[u64]) -> Self {
-        let mut sorted = ids.to_vec();
-        sorted.sort_unstable();
-        let mut set = Self {
-            bits: vec![0; (ids.len() / 2).next_power_of_two().max(1)],
-            sorted,
-        };
-        for id in ids {
-            let (word, bit) = set.place(*id);
-            set.bits[word] |= bit;
+/// Where the k largest of `scores` [m] stand, the largest first: u32 [k].
+fn top(scores: &Tensor, k: usize) -> Result<Tensor> {
+    let count = scores.dim(0)?;
+    if count <= SORTED_AT_ONCE {
+        let order = scores.unsqueeze(0)?.arg_sort_last_dim(false)?;
+        return Ok(order.squeeze(0)?.narrow(0, 0, k)?.contiguous()?);
+    }
+    if k > SORTED_AT_ONCE / 2 {
+        // So many that rounds would not make them fewer.
+        let values: Vec<f32> = scores.to_vec1()?;
+        let mut order: Vec<u32> = (0..count as u32).collect();
+        order.sort_by(|a, b| values[*b as usize].total_cmp(&values[*a as usize]));
+        return Ok(Tensor::new(&order[..k], scores.device())?);
+    }
+    let rows = count.div_ceil(SORTED_AT_ONCE);
+    let missing = rows * SORTED_AT_ONCE - count;
+    let scores = match missing {
+        0 => scores.clone(),
+        _ => {
+            let rest = Tensor::full(f32::NEG_INFINITY, missing, scores.device())?;
+            Tensor::cat(&[scores, &rest], 0)?
         }
-        set
-    }
-
-    const fn place(&self, id: u64) -> (usize, u64) {
-        let hash = mix(id);
-        ((hash >> 6) as usize & (self.bits.len() - 1), 1 << (hash & 63))
-    }
-
-    fn contains(&self, id: u64) -> bool {
-        let (word, bit) = self.place(id);
-        self.bits[word] & bit != 0 && self.sorted.binary_search(&id).is_ok()
-    }
+    };
+    let apart = scores.reshape((rows, SORTED_AT_ONCE))?;
+    let order = apart.arg_sort_last_dim(false)?.narrow(1, 0, k)?.contiguous()?;
+    let best = apart.gather(&order, 1)?.flatten_all()?;
+    let starts: Vec<u32> = (0..rows as u32).map(|row| row * SORTED_AT_ONCE as u32).collect();
+    let places = order.broadcast_add(&Tensor::from_vec(starts, (rows, 1), scores.device())?)?;
+    Ok(places.flatten_all()?.index_select(&top(&best, k)?, 0)?)
 }
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
+    use crate::models::ops::UnitRows;
+    use crate::models::ops::testing::tracked;
+    use crate::train::bench::noise;
 
-    fn queue(rows: &[[f32; 2]], ids: &[u64]) -> TeacherQueue {
-        let mut queue = TeacherQueue::new(rows.len(), 2);
-        queue.push(rows.as_flattened(), ids);
-        queue
-    }
-
-    fn positions(found: &[Candidate]) -> Vec<usize> {
-        found.iter().map(|candidate| candidate.position).collect()
+    fn halves(rows: &[[f32; 2]]) -> Vec<f16> {
+        rows.as_flattened().iter().map(|x| f16::from_f32(*x)).collect()
     }
 
     #[test]
     fn the_best_come_first_and_ties_go_to_the_lower_position() {
-        let queue = queue(
-            &[[0.0, 1.0], [0.6, 0.8], [1.0, 0.0], [0.6, 0.8], [0.8, 0.6]],
-            &[0, 1, 2, 3, 4],
-        );
-        assert_eq!(positions(&mine(&queue, 0..5, &[1.0, 0.0], &[], 3)), [2, 4, 1]);
-        assert_eq!(positions(&mine(&queue, 0..5, &[1.0, 0.0], &[], 4)), [2, 4, 1, 3]);
-        assert!(mine(&queue, 0..5, &[1.0, 0.0], &[], 0).is_empty());
+        let rows = halves(&[[0.0, 1.0], [0.6, 0.8], [1.0, 0.0], [0.6, 0.8], [0.8, 0.6]]);
+        assert_eq!(mine(&rows, &[1.0, 0.0], &[], 3), [2, 4, 1]);
+        assert_eq!(mine(&rows, &[1.0, 0.0], &[], 4), [2, 4, 1, 3]);
+        assert_eq!(mine(&rows, &[1.0, 0.0], &[1, 2], 3), [4, 3, 0]);
+        assert!(mine(&rows, &[f32::NAN, 0.0], &[], 3).is_empty());
     }
 
     #[test]
-    fn pairs_of_the_batch_are_left_out_and_fewer_usable_give_fewer() {
-        let queue = queue(&[[0.0, 1.0], [0.6, 0.8], [1.0, 0.0], [0.8, 0.6]], &[7, 8, 9, 8]);
-        assert_eq!(positions(&mine(&queue, 0..4, &[1.0, 0.0], &[9, 8], 3)), [0]);
-        assert!(mine(&TeacherQueue::new(4, 2), 0..0, &[1.0, 0.0], &[1], 3).is_empty());
-        assert!(mine(&queue, 0..4, &[f32::NAN, 0.0], &[], 3).is_empty());
+    fn both_forms_find_the_same_rows_in_the_same_order() {
+        let (count, width) = (9_000, 24);
+        let unit = |seed, rows: usize| {
+            let rows = Tensor::from_vec(noise(seed, rows * width), (rows, width), &Device::Cpu).unwrap();
+            UnitRows::of(&rows).unwrap().unit
+        };
+        let vectors = unit(1, count).to_dtype(DType::F16).unwrap();
+        for step in 0..10 {
+            let students = unit(100 + step, 50);
+            let left_out: Vec<usize> = (0..count).skip(step as usize).step_by(7).collect();
+            let [fused, composed] = [students.clone(), tracked(&students)].map(|students| {
+                let found = hardest(&vectors, &students, &left_out, 32).unwrap().unwrap();
+                found.to_vec2::<f32>().unwrap()
+            });
+            assert_eq!(fused, composed, "step {step}");
+        }
     }
 
     #[test]
-    fn parts_of_the_queue_merge_into_what_the_whole_gives() {
-        let rows: Vec<[f32; 2]> = (0..500).map(|i| [((i * 37) % 101) as f32 / 101.0, 0.3]).collect();
-        let ids: Vec<u64> = (0..500).map(|i| i % 60).collect();
-        let queue = queue(&rows, &ids);
-        let whole = mine(&queue, 0..500, &[1.0, 0.5], &[3, 44, 59], 32);
-        let parts = [0..123, 123..123, 123..500]
-            .map(|part| mine(&queue, part, &[1.0, 0.5], &[3, 44, 59], 32))
-            .concat();
-        assert_eq!(best(parts, 32), whole);
-        assert!(
-            whole
-                .iter()
-                .all(|found| ![3, 44, 59].contains(&queue.ids()[found.position]))
-        );
-    }
-
-    #[test]
-    fn a_set_of_ids_holds_what_was_put_in() {
-        let ids: Vec<u64> = (0..1000).map(|i| i * i).collect();
-        let set = IdSet::new(&ids);
-        for id in 0..5000 {
-            assert_eq!(set.contains(id), ids.contains(&id), "{id}");
+    fn the_largest_are_found_among_more_than_fit_at_once() {
+        let scores = noise(5, 20_000);
+        let mut order: Vec<u32> = (0..20_000).collect();
+        order.sort_by(|a, b| scores[*b as usize].total_cmp(&scores[*a as usize]));
+        let tensor = Tensor::new(scores.as_slice(), &Device::Cpu).unwrap();
+        for k in [1, 256, 2_000, 7_000] {
+            assert_eq!(top(&tensor, k).unwrap().to_vec1::<u32>().unwrap(), order[..k]);
         }
     }
 }

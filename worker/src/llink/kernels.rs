@@ -104,6 +104,16 @@ vectorized! {
 }
 
 vectorized! {
+    /// One row: from the gradient by x / |x|, which is `unit`, to that by x.
+    pub fn through_normalization(gradient: &mut [f32], unit: &[f32], inverse_norm: f32) {
+        let along = -reduce(gradient, unit, |by, x| by * x) * inverse_norm;
+        for (by, x) in gradient.iter_mut().zip(unit) {
+            *by = *by * inverse_norm + along * x;
+        }
+    }
+}
+
+vectorized! {
     /// `sums += values`
     pub fn add(sums: &mut [f32], values: &[f32]) {
         for (sum, x) in sums.iter_mut().zip(values) {
@@ -126,6 +136,15 @@ vectorized! {
     pub fn multiply(values: &mut [f32], factors: &[f32]) {
         for (x, factor) in values.iter_mut().zip(factors) {
             *x *= factor;
+        }
+    }
+}
+
+vectorized! {
+    /// `out = values - others`, number by number.
+    pub fn subtract(out: &mut [f32], values: &[f32], others: &[f32]) {
+        for ((out, x), other) in out.iter_mut().zip(values).zip(others) {
+            *out = x - other;
         }
     }
 }

@@ -7,13 +7,13 @@ use super::matrix::Existing;
 use super::vectorized::vectorized;
 use crate::train::dropout::RowMask;
 
-const LAYER_NORM_EPSILON: f32 = 1e-5;
+pub(crate) const LAYER_NORM_EPSILON: f32 = 1e-5;
 /// Columns that one task sums at a time.
 const COLUMN_BLOCK: usize = 256;
 
 vectorized! {
     /// GELU and dropout of one row: `slope` holds the product with the weights and is left as the derivative.
-    pub(super) fn activate(hidden: &mut [f32], slope: &mut [f32], bias: &[f32], mask: Option<RowMask>) {
+    pub(crate) fn activate(hidden: &mut [f32], slope: &mut [f32], bias: &[f32], mask: Option<RowMask>) {
         for ((hidden, slope), bias) in hidden.iter_mut().zip(slope.iter_mut()).zip(bias) {
             (*hidden, *slope) = gelu(*slope + bias);
         }
@@ -29,7 +29,7 @@ vectorized! {
 
 vectorized! {
     /// One row: `x` holds the product with the weights and is left normalized, `y` is the result. One over the deviation.
-    pub(super) fn layer_norm(x: &mut [f32], y: &mut [f32], bias: &[f32], weight: &[f32], shift: &[f32]) -> f32 {
+    pub(crate) fn layer_norm(x: &mut [f32], y: &mut [f32], bias: &[f32], weight: &[f32], shift: &[f32]) -> f32 {
         for (x, bias) in x.iter_mut().zip(bias) {
             *x += bias;
         }
@@ -56,7 +56,7 @@ fn standardize_in_place(x: &mut [f32]) -> f32 {
 
 vectorized! {
     /// One row: the gradient by the LayerNorm's output becomes that by its input.
-    pub(super) fn layer_norm_backward(by: &mut [f32], normalized: &[f32], weight: &[f32], inverse: f32) {
+    pub(crate) fn layer_norm_backward(by: &mut [f32], normalized: &[f32], weight: &[f32], inverse: f32) {
         let width = by.len() as f32;
         for (by, weight) in by.iter_mut().zip(weight) {
             *by *= weight;
@@ -70,7 +70,7 @@ vectorized! {
 }
 
 /// The sum of each column of `values`, or of its product with `factors`, over all rows; added to the sums that are there if these are kept.
-pub(super) fn sum_columns_into(values: &[f32], factors: Option<&[f32]>, sums: &mut [f32], existing: Existing) {
+pub(crate) fn sum_columns_into(values: &[f32], factors: Option<&[f32]>, sums: &mut [f32], existing: Existing) {
     let width = sums.len();
     let blocks = sums.par_chunks_mut(COLUMN_BLOCK).enumerate();
     blocks

@@ -1,12 +1,26 @@
 //! Linear, GELU, Linear, LayerNorm: what the projector and the slot expander have in common, with the gradient derived by hand.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
-use super::rows::{gelu_with_slope, standardized, through_standardization};
+use super::matrix::Existing;
 use crate::Result;
+use crate::models::ops::{
+    Normed, RowMasks, gelu_dropout, layer_norm_backward, layer_norm_kept, matmul, matmul_into, multiply, sum_rows_into,
+};
 
 /// Names and shapes of the parameters, in the order in which they lie in a flat buffer.
 pub(crate) type MlpShapes = [(&'static str, Vec<usize>); 6];
+
+/// The views of a flat gradient that the backward pass finds one after the other: by the second Linear and the LayerNorm, then by the first
+/// Linear, which stands before them.
+pub(crate) fn halves(shapes: &MlpShapes, gradient: &Tensor) -> Result<[Tensor; 2]> {
+    let count = |shapes: &[(&str, Vec<usize>)]| -> usize {
+        let counts = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>());
+        counts.sum()
+    };
+    let (first, second) = (count(&shapes[..2]), count(&shapes[2..]));
+    Ok([gradient.narrow(0, first, second)?, gradient.narrow(0, 0, first)?])
+}
 
 /// The parameters, those of the Linears in the dtype of the products. An output row of the second Linear is K rows of `d` numbers,
 /// each of which the LayerNorm takes for itself.
@@ -19,46 +33,18 @@ pub(crate) struct Mlp {
     norm_bias: Tensor, // [d], f32
 }
 
-/// What the forward pass leaves for the backward pass.
+/// What the forward pass of b rows leaves for the backward pass.
 pub(crate) struct MlpTape {
-    input: Tensor,        // [b, i]
-    slope: Tensor,        // [b, h] the derivative of GELU
-    hidden: Tensor,       // [b, h] after GELU
-    standardized: Tensor, // [b·K, d] f32
-    inverse: Tensor,      // [b·K, 1] one over the deviation, f32
-}
-
-/// Gradients by the parameters, f32.
-pub(crate) struct MlpGradient {
-    /// By weight and bias of the second Linear, then by those of the LayerNorm.
-    pub(crate) down: [Tensor; 4],
-    /// By weight and bias of the first Linear.
-    pub(crate) up: [Tensor; 2],
-}
-
-impl MlpGradient {
-    /// That of a rank without rows.
-    pub(crate) fn zeros(shapes: &MlpShapes, device: &Device) -> Result<Self> {
-        let zeros = |index: usize| Tensor::zeros(shapes[index].1.as_slice(), DType::F32, device);
-        Ok(Self {
-            down: [zeros(2)?, zeros(3)?, zeros(4)?, zeros(5)?],
-            up: [zeros(0)?, zeros(1)?],
-        })
-    }
-
-    /// In the order in which [`Mlp::backward`] finds them.
-    pub(crate) fn in_order(&self) -> impl Iterator<Item = &Tensor> {
-        self.down.iter().chain(&self.up)
-    }
-
-    /// In the order of the flat buffer.
-    pub(crate) fn pieces(self) -> Vec<Tensor> {
-        self.up.into_iter().chain(self.down).collect()
-    }
+    input: Tensor,  // [b, i]
+    slope: Tensor,  // [b, h] the derivative of `hidden` by what went into the GELU
+    hidden: Tensor, // [b, h] after GELU and dropout
+    normed: Normed, // [b·K, d]
+    /// [b·K, d] in f32.
+    pub(crate) output: Tensor,
 }
 
 impl Mlp {
-    /// Of a flat buffer [n] in f32; products are in `dtype`.
+    /// Of a flat buffer [n] in f32; products are in `dtype`. Where that is f32 nothing is copied.
     pub(crate) fn new(shapes: &MlpShapes, parameters: &Tensor, dtype: DType) -> Result<Self> {
         let mut start = 0;
         let mut next = |index: usize, dtype: DType| {
@@ -80,50 +66,78 @@ impl Mlp {
         })
     }
 
-    /// x [b, i] in f32 → [b·K, d] in f32.
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<(Tensor, MlpTape)> {
+    /// x [b, i] in f32 → [b·K, d] in f32. Training may mask what the GELU gives, row by row.
+    pub(crate) fn forward(&self, x: &Tensor, masks: Option<&RowMasks>) -> Result<MlpTape> {
         let input = x.to_dtype(self.up.dtype())?;
-        let before = input.matmul(&self.up.t()?)?.broadcast_add(&self.up_bias)?; // [b, h]
-        let (hidden, slope) = gelu_with_slope(&before)?;
-        let out = hidden.matmul(&self.down.t()?)?.broadcast_add(&self.down_bias)?; // [b, K·d]
-        let rows = out.to_dtype(DType::F32)?.reshape(((), self.norm.dim(0)?))?;
-        let (standardized, inverse) = standardized(&rows)?;
-        let y = standardized.broadcast_mul(&self.norm)?.broadcast_add(&self.norm_bias)?;
-        let tape = MlpTape {
+        let before = matmul(&input, &self.up.t()?)?; // [b, h]
+        let (hidden, slope) = gelu_dropout(before, &self.up_bias, masks)?;
+        let out = matmul(&hidden, &self.down.t()?)?; // [b, K·d]
+        let (output, normed) = layer_norm_kept(out, &self.down_bias, &self.norm, &self.norm_bias)?;
+        Ok(MlpTape {
             input,
             slope,
             hidden,
-            standardized,
-            inverse,
-        };
-        Ok((y, tape))
+            normed,
+            output,
+        })
     }
 
-    /// From the gradient by the output [b·K, d] to those by the parameters and by the input [b, i], in f32. `ready` is given each of
-    /// [`MlpGradient::down`] and then of [`MlpGradient::up`] as soon as it is whole.
+    /// From the gradient by the output [b·K, d] to that by the parameters, which is written to the [`halves`] of a gradient, and by the
+    /// input [b, i], in f32. `ready` is given each of them as soon as it is whole. Takes `grad` over.
     pub(crate) fn backward(
         &self,
         tape: &MlpTape,
-        grad: &Tensor,
+        grad: Tensor,
+        [down, up]: &[Tensor; 2],
         ready: &mut dyn FnMut(&Tensor) -> Result<()>,
-    ) -> Result<(MlpGradient, Tensor)> {
-        let (batch, dtype) = (tape.input.dim(0)?, self.up.dtype());
-        let grad_norm = (grad * &tape.standardized)?.sum(0)?;
-        let grad_norm_bias = grad.sum(0)?;
-        let grad = through_standardization(&grad.broadcast_mul(&self.norm)?, &tape.standardized, &tape.inverse)?;
-        let grad = grad.reshape((batch, ()))?; // [b, K·d]
-        let grad_down_bias = grad.sum(0)?;
-        let grad = grad.to_dtype(dtype)?;
-        let grad_down = grad.t()?.matmul(&tape.hidden)?.to_dtype(DType::F32)?;
-        let down = [grad_down, grad_down_bias, grad_norm, grad_norm_bias];
-        down.iter().try_for_each(&mut *ready)?;
+    ) -> Result<Tensor> {
+        let grad = self.backward_down(tape, grad, down, Existing::Overwritten)?;
+        ready(down)?;
+        let grad = self.backward_up(tape, &grad, up, Existing::Overwritten)?;
+        ready(up)?;
+        Ok(matmul(&grad, &self.up)?.to_dtype(DType::F32)?)
+    }
 
-        let grad = (grad.matmul(&self.down)? * &tape.slope)?; // [b, h]
-        let grad_up = grad.t()?.matmul(&tape.input)?.to_dtype(DType::F32)?;
-        let grad_up_bias = grad.to_dtype(DType::F32)?.sum(0)?;
-        let up = [grad_up, grad_up_bias];
-        up.iter().try_for_each(&mut *ready)?;
-        let grad_input = grad.matmul(&self.up)?.to_dtype(DType::F32)?;
-        Ok((MlpGradient { down, up }, grad_input))
+    /// From the gradient by the output [b·K, d] to that by the first of [`halves`], which is written there, or added. Returns the
+    /// gradient by the second Linear's output [b, K·d], with which [`Mlp::backward_up`] goes on. Takes `grad` over.
+    pub(crate) fn backward_down(
+        &self,
+        tape: &MlpTape,
+        grad: Tensor,
+        gradient: &Tensor,
+        existing: Existing,
+    ) -> Result<Tensor> {
+        let (outputs, hidden) = self.down.dims2()?;
+        let width = self.norm.elem_count();
+        let bias = outputs * hidden;
+        let norm = bias + outputs;
+        let normalized = &tape.normed.normalized;
+        sum_rows_into(&gradient.narrow(0, norm, width)?, &grad, Some(normalized), existing)?;
+        sum_rows_into(&gradient.narrow(0, norm + width, width)?, &grad, None, existing)?;
+        let grad = layer_norm_backward(grad, &tape.normed, &self.norm)?.reshape(((), outputs))?;
+        sum_rows_into(&gradient.narrow(0, bias, outputs)?, &grad, None, existing)?;
+        let grad = grad.to_dtype(self.down.dtype())?;
+        matmul_into(&gradient.narrow(0, 0, bias)?, &grad.t()?, &tape.hidden, existing)?;
+        Ok(grad)
+    }
+
+    /// The gradient by the second of [`halves`], which is written there, or added. Returns that by the first Linear's output [b, h].
+    pub(crate) fn backward_up(
+        &self,
+        tape: &MlpTape,
+        grad: &Tensor,
+        gradient: &Tensor,
+        existing: Existing,
+    ) -> Result<Tensor> {
+        let (hidden, inputs) = self.up.dims2()?;
+        let grad = multiply(matmul(grad, &self.down)?, &tape.slope)?;
+        sum_rows_into(&gradient.narrow(0, hidden * inputs, hidden)?, &grad, None, existing)?;
+        matmul_into(
+            &gradient.narrow(0, 0, hidden * inputs)?,
+            &grad.t()?,
+            &tape.input,
+            existing,
+        )?;
+        Ok(grad)
     }
 }

@@ -6,14 +6,11 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use rayon::prelude::*;
+use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 
-use super::kernels::{multiply, rows_per_task};
-use super::layers::{activate, layer_norm, layer_norm_backward, sum_columns_into};
-use super::matrix::{Existing, Matrix, Target, matmul, multiply_into};
-use super::parameters::{self, initialize_linear, split, split_mut};
-use crate::train::dropout::Dropout;
+use super::mlp::Mlp;
+use super::parameters::{self, initialize_linear, split_mut};
 use crate::train::random::key;
 use crate::train::tensor_file::{self, Tensor, TensorFile};
 use crate::{Error, Result};
@@ -40,21 +37,6 @@ pub struct Projector {
     pub parameters: Vec<f32>,
 }
 
-/// What a forward pass leaves for the backward pass. Kept from step to step, so that nothing is allocated anew.
-#[derive(Debug, Default)]
-pub struct Activations {
-    /// After GELU and dropout, `[b, h]`.
-    hidden: Vec<f32>,
-    /// The derivative of `hidden` by what went into the GELU, `[b, h]`.
-    slope: Vec<f32>,
-    /// The LayerNorm's input less its mean, over its deviation, `[b, d]`.
-    normalized: Vec<f32>,
-    /// One over the deviation, `[b]`.
-    inverse_deviation: Vec<f32>,
-    /// The projected rows, `[b, d]`.
-    pub projected: Vec<f32>,
-}
-
 impl ProjectorShape {
     /// Names and shapes of the parameters, in the order in which they lie in the flat buffer. Weights are
     /// `[outputs, inputs]`, as PyTorch keeps them.
@@ -74,22 +56,6 @@ impl ProjectorShape {
     #[must_use]
     pub fn ranges(&self) -> [Range<usize>; 6] {
         parameters::ranges(&self.tensors())
-    }
-
-    /// How many of the parameters are the first Linear's: they come first.
-    #[must_use]
-    pub fn first_linear(&self) -> usize {
-        parameters::count(&self.first_half())
-    }
-
-    fn first_half(&self) -> [(&'static str, Vec<usize>); 2] {
-        let [up, up_bias, ..] = self.tensors();
-        [up, up_bias]
-    }
-
-    fn second_half(&self) -> [(&'static str, Vec<usize>); 4] {
-        let [_, _, down, down_bias, norm, norm_bias] = self.tensors();
-        [down, down_bias, norm, norm_bias]
     }
 
     /// How many parameters there are.
@@ -113,6 +79,16 @@ impl Projector {
             );
         }
         parameters[ranges[4].clone()].fill(1.0);
+        Self { shape, parameters }
+    }
+
+    /// A projector of these parameters, as [`ProjectorShape::tensors`] lists them.
+    ///
+    /// # Panics
+    /// When there are more or fewer of them.
+    #[must_use]
+    pub fn from_parameters(shape: ProjectorShape, parameters: Vec<f32>) -> Self {
+        assert_eq!(parameters.len(), shape.parameter_count(), "a projector's parameters");
         Self { shape, parameters }
     }
 
@@ -197,179 +173,16 @@ impl Projector {
                 "{numbers} numbers are not whole rows of {width} for the projector"
             )));
         }
-        let mut activations = Activations::default();
+        let count = self.parameters.len();
+        let parameters = candle_core::Tensor::from_slice(&self.parameters, count, &Device::Cpu)?;
+        let mlp = Mlp::new(&self.shape.tensors(), &parameters, DType::F32)?;
         let mut projected = Vec::with_capacity(rows.len() / self.shape.input * self.shape.output);
         for rows in rows.chunks(PROJECT_ROWS * self.shape.input) {
-            self.forward(rows, None, &mut activations);
-            projected.extend_from_slice(&activations.projected);
+            let shape = (rows.len() / self.shape.input, self.shape.input);
+            let tape = mlp.forward(&candle_core::Tensor::from_slice(rows, shape, &Device::Cpu)?, None)?;
+            projected.extend(tape.output.flatten_all()?.to_vec1::<f32>()?);
         }
         Ok(projected)
-    }
-
-    /// Projects rows `[b, d_e]` into `activations`. For training, `dropout` comes with the pair id of each row.
-    pub fn forward(&self, rows: &[f32], dropout: Option<(&Dropout, &[u64])>, activations: &mut Activations) {
-        let ProjectorShape {
-            input,
-            hidden: h,
-            output: d,
-        } = self.shape;
-        let [up, up_bias, down, down_bias, norm, norm_bias] = split(&self.shape.tensors(), &self.parameters);
-        let b = rows.len() / input;
-        let Activations {
-            hidden,
-            slope,
-            normalized,
-            inverse_deviation,
-            projected,
-        } = activations;
-        hidden.resize(b * h, 0.0);
-        slope.resize(b * h, 0.0);
-        normalized.resize(b * d, 0.0);
-        inverse_deviation.resize(b, 0.0);
-        projected.resize(b * d, 0.0);
-
-        // [b, d_e] · [d_e, h]
-        matmul(
-            Matrix::new(rows, b, input),
-            Matrix::new(up, h, input).transposed(),
-            Target::new(slope, h),
-        );
-        let block = rows_per_task(b, h);
-        let blocks = hidden
-            .par_chunks_mut(block * h)
-            .zip(slope.par_chunks_mut(block * h))
-            .enumerate();
-        blocks.for_each(|(at, (hidden, slope))| {
-            for (row, (hidden, slope)) in hidden.chunks_exact_mut(h).zip(slope.chunks_exact_mut(h)).enumerate() {
-                let mask = dropout.map(|(dropout, ids)| dropout.row(ids[at * block + row]));
-                activate(hidden, slope, up_bias, mask);
-            }
-        });
-
-        // [b, h] · [h, d]
-        matmul(
-            Matrix::new(hidden, b, h),
-            Matrix::new(down, d, h).transposed(),
-            Target::new(normalized, d),
-        );
-        let block = rows_per_task(b, d);
-        let blocks = normalized
-            .par_chunks_mut(block * d)
-            .zip(projected.par_chunks_mut(block * d));
-        blocks
-            .zip(inverse_deviation.par_chunks_mut(block))
-            .for_each(|((normalized, projected), inverse_deviation)| {
-                let rows = normalized
-                    .chunks_exact_mut(d)
-                    .zip(projected.chunks_exact_mut(d))
-                    .zip(inverse_deviation);
-                rows.for_each(|((x, y), inverse)| *inverse = layer_norm(x, y, down_bias, norm, norm_bias));
-            });
-    }
-
-    /// From the gradient by the projected rows (`[b, d]`, overwritten) to that by the parameters, which replaces `gradient`.
-    pub fn backward(
-        &self,
-        rows: &[f32],
-        activations: &mut Activations,
-        by_projected: &mut [f32],
-        gradient: &mut [f32],
-    ) {
-        let (up, down) = gradient.split_at_mut(self.shape.first_linear());
-        self.backward_down(rows, activations, by_projected, down, Existing::Overwritten);
-        self.backward_up(rows, activations, by_projected, up, Existing::Overwritten);
-    }
-
-    /// The first half: the gradient by the LayerNorm and the second Linear, which lie from
-    /// [`ProjectorShape::first_linear`] on. Leaves in `by_projected` what [`Projector::backward_up`] goes on with.
-    pub fn backward_down(
-        &self,
-        rows: &[f32],
-        activations: &mut Activations,
-        by_projected: &mut [f32],
-        gradient: &mut [f32],
-        existing: Existing,
-    ) {
-        let (h, d) = (self.shape.hidden, self.shape.output);
-        let [_, _, _, _, norm, _] = split(&self.shape.tensors(), &self.parameters);
-        let b = rows.len() / self.shape.input;
-        let Activations {
-            hidden,
-            normalized,
-            inverse_deviation,
-            ..
-        } = activations;
-        let [by_down, by_down_bias, by_norm, by_norm_bias] = split_mut(&self.shape.second_half(), gradient);
-
-        sum_columns_into(by_projected, Some(normalized), by_norm, existing);
-        sum_columns_into(by_projected, None, by_norm_bias, existing);
-        let block = rows_per_task(b, d);
-        let blocks = by_projected
-            .par_chunks_mut(block * d)
-            .zip(normalized.par_chunks(block * d));
-        blocks
-            .zip(inverse_deviation.par_chunks(block))
-            .for_each(|((by_projected, normalized), inverse_deviation)| {
-                let rows = by_projected
-                    .chunks_exact_mut(d)
-                    .zip(normalized.chunks_exact(d))
-                    .zip(inverse_deviation);
-                rows.for_each(|((by, x), inverse)| layer_norm_backward(by, x, norm, *inverse));
-            });
-
-        sum_columns_into(by_projected, None, by_down_bias, existing);
-        // [d, b] · [b, h]
-        let by_output = Matrix::new(by_projected, b, d);
-        multiply_into(
-            by_output.transposed(),
-            Matrix::new(hidden, b, h),
-            Target::new(by_down, h),
-            existing,
-            1.0,
-        );
-    }
-
-    /// The second half: the gradient by the first Linear, which lies before [`ProjectorShape::first_linear`].
-    pub fn backward_up(
-        &self,
-        rows: &[f32],
-        activations: &mut Activations,
-        by_output: &[f32],
-        gradient: &mut [f32],
-        existing: Existing,
-    ) {
-        let ProjectorShape {
-            input,
-            hidden: h,
-            output: d,
-        } = self.shape;
-        let [_, _, down, _, _, _] = split(&self.shape.tensors(), &self.parameters);
-        let b = rows.len() / input;
-        let Activations { hidden, slope, .. } = activations;
-        let [by_up, by_up_bias] = split_mut(&self.shape.first_half(), gradient);
-
-        // [b, d] · [d, h], into the place of the activations that are no longer needed
-        matmul(
-            Matrix::new(by_output, b, d),
-            Matrix::new(down, d, h),
-            Target::new(hidden, h),
-        );
-        let block = rows_per_task(b, h) * h;
-        hidden
-            .par_chunks_mut(block)
-            .zip(slope.par_chunks(block))
-            .for_each(|(by_hidden, slope)| multiply(by_hidden, slope));
-        let by_up_output = &*hidden;
-
-        sum_columns_into(by_up_output, None, by_up_bias, existing);
-        // [h, b] · [b, d_e]
-        multiply_into(
-            Matrix::new(by_up_output, b, h).transposed(),
-            Matrix::new(rows, b, input),
-            Target::new(by_up, input),
-            existing,
-            1.0,
-        );
     }
 }
 

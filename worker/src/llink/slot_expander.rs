@@ -10,9 +10,9 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::kernels::dot;
-use super::mlp::{Mlp, MlpGradient, MlpShapes, MlpTape};
+use super::mlp::{Mlp, MlpShapes, MlpTape};
 use super::parameters::{self, initialize_linear};
-use super::rows::{normalized, standardized, through_normalization, through_standardization};
+use crate::models::ops::{Normed, UnitRows, standardized};
 use crate::train::random::key;
 use crate::train::tensor_file::{self, TensorFile};
 use crate::{Error, Result};
@@ -199,19 +199,16 @@ pub(crate) struct Expansion {
 
 /// What a forward pass leaves for the backward pass, f32.
 pub(crate) struct ExpansionTape {
-    standardized: Tensor, // [b, d]
-    inverse: Tensor,      // [b, 1] one over the deviation
+    normed: Normed, // [b, d]
     mlp: MlpTape,
-    directions: Tensor, // [b·K, d]
-    norms: Tensor,      // [b·K, 1]
+    directions: UnitRows, // [b·K, d]
     /// The slots, [b·K, d].
     pub(crate) slots: Tensor,
 }
 
-/// Gradients by the parameters and by what came in, f32.
+/// Gradients by the scale and by what came in, f32.
 pub(crate) struct ExpansionGradient {
-    pub(crate) scale: Tensor, // [1]
-    pub(crate) mlp: MlpGradient,
+    pub(crate) scale: Tensor,     // [1]
     pub(crate) projected: Tensor, // [b, d]
 }
 
@@ -232,35 +229,32 @@ impl Expansion {
 
     /// Expands projected vectors [b, d] in f32.
     pub(crate) fn forward(&self, projected: &Tensor) -> Result<ExpansionTape> {
-        let (standardized, inverse) = standardized(projected)?;
-        let (x, mlp) = self.mlp.forward(&standardized.broadcast_mul(&self.scale)?)?;
-        let (directions, norms) = normalized(&x)?;
+        let normed = standardized(projected)?;
+        let mlp = self.mlp.forward(&normed.normalized.broadcast_mul(&self.scale)?, None)?;
+        let directions = UnitRows::of(&mlp.output)?;
         Ok(ExpansionTape {
-            slots: (&directions * f64::from(self.median_norm))?,
-            standardized,
-            inverse,
+            slots: (&directions.unit * f64::from(self.median_norm))?,
+            normed,
             mlp,
             directions,
-            norms,
         })
     }
 
-    /// From the gradient by the slots [b·K, d] to that by all else. `ready` is given the gradient by each parameter as soon as it is
-    /// whole: as [`Mlp::backward`] does, then by the scale.
+    /// From the gradient by the slots [b·K, d] to that by all else; that by the parameters beside the scale is written to the [`halves`](super::mlp::halves)
+    /// of a gradient. `ready` is given the gradient by each parameter as soon as it is whole: as [`Mlp::backward`] does, then by the scale.
     pub(crate) fn backward(
         &self,
         tape: &ExpansionTape,
         grad_slots: &Tensor,
+        halves: &[Tensor; 2],
         ready: &mut dyn FnMut(&Tensor) -> Result<()>,
     ) -> Result<ExpansionGradient> {
-        let grad = (grad_slots * f64::from(self.median_norm))?;
-        let grad = through_normalization(&grad, &tape.directions, &tape.norms)?;
-        let (mlp, grad) = self.mlp.backward(&tape.mlp, &grad, ready)?;
-        let scale = (&grad * &tape.standardized)?.sum_all()?.reshape(1)?;
+        let grad = tape.directions.backward((grad_slots * f64::from(self.median_norm))?)?;
+        let grad = self.mlp.backward(&tape.mlp, grad, halves, ready)?;
+        let scale = (&grad * &tape.normed.normalized)?.sum_all()?.reshape(1)?;
         ready(&scale)?;
-        let grad = grad.broadcast_mul(&self.scale)?;
-        let projected = through_standardization(&grad, &tape.standardized, &tape.inverse)?;
-        Ok(ExpansionGradient { scale, mlp, projected })
+        let projected = tape.normed.backward(&grad.broadcast_mul(&self.scale)?)?;
+        Ok(ExpansionGradient { scale, projected })
     }
 }
 

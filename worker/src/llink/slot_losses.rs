@@ -7,8 +7,8 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 
-use super::rows::{normalized, through_normalization};
 use crate::Result;
+use crate::models::ops::UnitRows;
 
 /// How the losses of the slots are weighed in the total.
 #[derive(Debug, Clone, Copy)]
@@ -37,9 +37,9 @@ impl SlotLosses {
     pub fn new(slots: &Tensor, teacher: &Tensor, own: Range<usize>, weights: &SlotWeights) -> Result<Self> {
         let (batch, (pairs, width)) = (own.len(), teacher.dims2()?);
         let slots = slots.reshape((batch, (), width))?; // [b, K, d]
-        let (students, norms) = normalized(&slots.mean(1)?)?;
-        let (teachers, _) = normalized(teacher)?;
-        let cosines = students.matmul(&teachers.t()?)?; // [b, B]
+        let students = UnitRows::of(&slots.mean(1)?)?;
+        let teachers = UnitRows::of(teacher)?.unit;
+        let cosines = students.unit.matmul(&teachers.t()?)?; // [b, B]
         let labels: Vec<u32> = (own.start as u32..own.end as u32).collect();
         let labels = Tensor::from_vec(labels, (batch, 1), cosines.device())?;
         let of_own = cosines.gather(&labels, 1)?;
@@ -55,7 +55,7 @@ impl SlotLosses {
         let label = -(of_info_nce + weights.cosine * each) as f32;
         let label = Tensor::full(label, (batch, 1), softmax.device())?;
         let grad_students = softmax.scatter_add(&labels, &label, 1)?.matmul(&teachers)?;
-        let grad_means = through_normalization(&grad_students, &students, &norms)?;
+        let grad_means = students.backward(grad_students)?;
         let grad_slot = (grad_means / slots.dim(1)? as f64)?.unsqueeze(1)?;
         Ok(Self {
             shares: Tensor::stack(&[cosine, info_nce], 0)?,

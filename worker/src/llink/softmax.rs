@@ -1,4 +1,4 @@
-//! Softmax along the rows and along the columns of logits, when each rank holds some of the rows.
+//! Softmax along the rows and along the columns of logits.
 
 use rayon::prelude::*;
 
@@ -15,7 +15,7 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    /// Of the rows at hand: the first `n` columns of a buffer that is `width` wide.
+    /// Of all rows: the first `n` columns of a buffer that is `width` wide.
     pub(super) fn of(logits: &[f32], width: usize, n: usize, temperature: f32) -> Self {
         let mut columns = Self {
             maxima: vec![f32::NEG_INFINITY; n],
@@ -38,23 +38,6 @@ impl Columns {
             }
         });
         columns
-    }
-
-    /// Takes in the statistics of other rows.
-    pub(super) fn merge(&mut self, maxima: &[f32], sums: &[f32], temperature: f32) {
-        for (((max, sum), other_max), other_sum) in self.maxima.iter_mut().zip(&mut self.sums).zip(maxima).zip(sums) {
-            let highest = max.max(*other_max);
-            // A rank without rows has a maximum of -∞, whose difference from itself is no number.
-            let weight = |max: f32| {
-                if max == highest {
-                    1.0
-                } else {
-                    exp((max - highest) / temperature)
-                }
-            };
-            *sum = *sum * weight(*max) + *other_sum * weight(*other_max);
-            *max = highest;
-        }
     }
 }
 

@@ -1,13 +1,18 @@
 //! The teacher queue: the last teacher vectors that training has seen, from which hard negatives are drawn.
 
-use half::f16;
-use half::slice::HalfFloatSliceExt;
+use std::collections::HashMap;
 
+use candle_core::{DType, Tensor};
+use half::f16;
+
+use super::hard_negatives::hardest;
+use crate::models::Backend;
+use crate::models::ops::to_halves;
 use crate::{Error, Result};
 
-/// Ring buffer of L2-normalized teacher vectors in f16, each with the id of the pair it came from.
+/// A queue at rest, as a checkpoint holds it: L2-normalized teacher vectors in f16, each with the id of the pair it came from.
 #[derive(Debug, Clone, PartialEq)]
-pub struct TeacherQueue {
+pub struct StoredQueue {
     capacity: usize,
     width: usize,
     /// `[filled, width]`.
@@ -17,7 +22,7 @@ pub struct TeacherQueue {
     next: usize,
 }
 
-impl TeacherQueue {
+impl StoredQueue {
     /// An empty queue for `capacity` vectors of `width` numbers.
     #[must_use]
     pub const fn new(capacity: usize, width: usize) -> Self {
@@ -30,7 +35,7 @@ impl TeacherQueue {
         }
     }
 
-    /// A queue as [`TeacherQueue::vectors`], [`TeacherQueue::ids`] and [`TeacherQueue::next`] described it.
+    /// A queue as [`StoredQueue::vectors`], [`StoredQueue::ids`] and [`StoredQueue::next`] described it.
     ///
     /// # Errors
     /// [`Error::Input`] when they do not fit each other.
@@ -55,29 +60,6 @@ impl TeacherQueue {
             ids,
             next,
         })
-    }
-
-    /// Puts normalized rows `[n, width]` in, over the oldest once the queue is full.
-    pub fn push(&mut self, normalized: &[f32], ids: &[u64]) {
-        if self.capacity == 0 {
-            return;
-        }
-        for (row, id) in normalized.chunks_exact(self.width).zip(ids) {
-            if self.ids.len() < self.capacity {
-                self.ids.push(*id);
-                self.vectors.resize(self.ids.len() * self.width, f16::ZERO);
-            } else {
-                self.ids[self.next] = *id;
-            }
-            self.vectors[self.next * self.width..][..self.width].convert_from_f32_slice(row);
-            self.next = (self.next + 1) % self.capacity;
-        }
-    }
-
-    /// How many vectors it can hold.
-    #[must_use]
-    pub const fn capacity(&self) -> usize {
-        self.capacity
     }
 
     /// How many vectors it holds.
@@ -115,47 +97,156 @@ impl TeacherQueue {
     pub const fn next(&self) -> usize {
         self.next
     }
+}
 
-    /// Writes the vector at `position` to `row`.
-    pub fn read(&self, position: usize, row: &mut [f32]) {
-        self.vectors[position * self.width..][..self.width].convert_to_f32_slice(row);
+/// Ring buffer of L2-normalized teacher vectors in f16 on a device. Which pair each came from is known on the host.
+pub(crate) struct TeacherQueue {
+    vectors: Tensor, // [capacity, d] f16
+    ids: Vec<u64>,
+    /// The positions of each pair's vectors.
+    positions: HashMap<u64, Vec<usize>>,
+    capacity: usize,
+    width: usize,
+    next: usize,
+}
+
+impl TeacherQueue {
+    /// Puts a queue on a device.
+    pub(crate) fn new(stored: &StoredQueue, backend: &Backend) -> Result<Self> {
+        let (capacity, width, device) = (stored.capacity, stored.width, backend.device());
+        let vectors = Tensor::zeros((capacity.max(1), width), DType::F16, device)?;
+        if !stored.is_empty() {
+            let filled = Tensor::from_slice(&stored.vectors, (stored.len(), width), device)?;
+            vectors.slice_set(&filled, 0, 0)?;
+        }
+        let mut positions: HashMap<u64, Vec<usize>> = HashMap::new();
+        for (position, id) in stored.ids.iter().enumerate() {
+            positions.entry(*id).or_default().push(position);
+        }
+        Ok(Self {
+            vectors,
+            ids: stored.ids.clone(),
+            positions,
+            capacity,
+            width,
+            next: stored.next,
+        })
+    }
+
+    /// The queue as it is now.
+    pub(crate) fn store(&self) -> Result<StoredQueue> {
+        let vectors = match self.ids.len() {
+            0 => Vec::new(),
+            count => self.vectors.narrow(0, 0, count)?.flatten_all()?.to_vec1()?,
+        };
+        StoredQueue::restore(self.capacity, self.width, vectors, self.ids.clone(), self.next)
+    }
+
+    /// Puts normalized rows [n, d] in, over the oldest once the queue is full.
+    pub(crate) fn push(&mut self, normalized: &Tensor, ids: &[u64]) -> Result<()> {
+        if self.capacity == 0 {
+            return Ok(());
+        }
+        let rows = to_halves(normalized)?;
+        let mut from = 0;
+        while from < ids.len() {
+            let count = (ids.len() - from).min(self.capacity - self.next);
+            self.vectors.slice_set(&rows.narrow(0, from, count)?, 0, self.next)?;
+            for (position, id) in (self.next..).zip(&ids[from..from + count]) {
+                self.note(position, *id);
+            }
+            self.next = (self.next + count) % self.capacity;
+            from += count;
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, position: usize, id: u64) {
+        if position < self.ids.len() {
+            let old = std::mem::replace(&mut self.ids[position], id);
+            if let Some(positions) = self.positions.get_mut(&old) {
+                positions.retain(|known| *known != position);
+                if positions.is_empty() {
+                    self.positions.remove(&old);
+                }
+            }
+        } else {
+            self.ids.push(id);
+        }
+        self.positions.entry(id).or_default().push(position);
+    }
+
+    /// The n vectors with the highest mean cosine to `students` [B, d] (normalized), best first, in f32: [at most n, d]; none when
+    /// there are none. Those of the batch's own pairs are left out.
+    pub(crate) fn hardest(&self, students: &Tensor, batch_ids: &[u64], n: usize) -> Result<Option<Tensor>> {
+        let mut own: Vec<usize> = batch_ids
+            .iter()
+            .filter_map(|id| self.positions.get(id))
+            .flatten()
+            .copied()
+            .collect();
+        own.sort_unstable();
+        own.dedup();
+        let n = n.min(self.ids.len() - own.len());
+        if n == 0 {
+            return Ok(None);
+        }
+        let vectors = self.vectors.narrow(0, 0, self.ids.len())?;
+        hardest(&vectors, students, &own, n)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
+
+    fn queue(capacity: usize) -> TeacherQueue {
+        TeacherQueue::new(&StoredQueue::new(capacity, 2), &Backend::new(&Device::Cpu, DType::F32)).unwrap()
+    }
+
+    fn push(queue: &mut TeacherQueue, rows: &[[f32; 2]], ids: &[u64]) {
+        let rows = Tensor::from_slice(rows.as_flattened(), (rows.len(), 2), &Device::Cpu).unwrap();
+        queue.push(&rows, ids).unwrap();
+    }
 
     #[test]
     fn wraps_over_the_oldest() {
-        let mut queue = TeacherQueue::new(3, 2);
-        queue.push(&[1.0, 0.0, 0.0, 1.0], &[10, 11]);
-        assert_eq!((queue.len(), queue.next(), queue.ids()), (2, 2, &[10, 11][..]));
-        queue.push(&[0.6, 0.8, -1.0, 0.0], &[12, 13]);
-        assert_eq!((queue.len(), queue.next(), queue.ids()), (3, 1, &[13, 11, 12][..]));
-        let mut row = [0.0; 2];
-        queue.read(0, &mut row);
-        assert_eq!(row, [-1.0, 0.0]);
-        queue.read(2, &mut row);
-        assert_eq!(row, [f16::from_f32(0.6).to_f32(), f16::from_f32(0.8).to_f32()]);
+        let mut queue = queue(3);
+        push(&mut queue, &[[1.0, 0.0], [0.0, 1.0]], &[10, 11]);
+        let stored = queue.store().unwrap();
+        assert_eq!((stored.len(), stored.next(), stored.ids()), (2, 2, &[10, 11][..]));
+        push(&mut queue, &[[0.6, 0.8], [-1.0, 0.0]], &[12, 13]);
+        let stored = queue.store().unwrap();
+        assert_eq!((stored.len(), stored.next(), stored.ids()), (3, 1, &[13, 11, 12][..]));
+        let halves = [-1.0, 0.0, 0.0, 1.0, 0.6, 0.8].map(f16::from_f32);
+        assert_eq!(stored.vectors(), halves);
     }
 
     #[test]
     fn restores_what_it_was_and_refuses_what_does_not_fit() {
-        let mut queue = TeacherQueue::new(3, 2);
-        queue.push(&[1.0, 0.0, 0.0, 1.0, 0.6, 0.8, 0.8, 0.6], &[1, 2, 3, 4]);
-        let (vectors, ids) = (queue.vectors().to_vec(), queue.ids().to_vec());
-        let restored = TeacherQueue::restore(3, 2, vectors.clone(), ids.clone(), queue.next()).unwrap();
-        assert_eq!(restored, queue);
-        assert!(TeacherQueue::restore(2, 2, vectors.clone(), ids.clone(), 1).is_err());
-        assert!(TeacherQueue::restore(4, 2, vectors.clone(), ids.clone(), 1).is_err());
-        assert!(TeacherQueue::restore(3, 1, vectors, ids, 1).is_err());
+        let mut queue = queue(3);
+        push(
+            &mut queue,
+            &[[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.8, 0.6]],
+            &[1, 2, 3, 4],
+        );
+        let stored = queue.store().unwrap();
+        let again = TeacherQueue::new(&stored, &Backend::new(&Device::Cpu, DType::F32)).unwrap();
+        assert_eq!(again.store().unwrap(), stored);
+        let (vectors, ids) = (stored.vectors().to_vec(), stored.ids().to_vec());
+        let restore = |capacity, width| StoredQueue::restore(capacity, width, vectors.clone(), ids.clone(), 1);
+        assert_eq!(restore(3, 2).unwrap(), stored);
+        assert!(restore(2, 2).is_err() && restore(4, 2).is_err() && restore(3, 1).is_err());
     }
 
     #[test]
     fn a_queue_without_room_stays_empty() {
-        let mut queue = TeacherQueue::new(0, 2);
-        queue.push(&[1.0, 0.0], &[1]);
-        assert!(queue.is_empty());
+        let mut queue = queue(0);
+        push(&mut queue, &[[1.0, 0.0]], &[1]);
+        assert!(queue.store().unwrap().is_empty());
+        let students = Tensor::new(&[[1.0_f32, 0.0]], &Device::Cpu).unwrap();
+        assert!(queue.hardest(&students, &[2], 3).unwrap().is_none());
     }
 }

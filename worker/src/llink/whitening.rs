@@ -4,15 +4,17 @@
 //! tell sentences apart. InfoNCE, mining, the teacher queue and retrieval see whitened vectors instead. The direction and the log-norm
 //! loss see raw ones, which keeps the projector in the decoder's own space.
 
+use candle_core::{DType, Device, Tensor};
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::evd::{self, ComputeEigenvectors};
 use faer::linalg::matmul::matmul as product;
 use faer::{Accum, Mat, MatRef, Par};
 
-use super::matrix::{Matrix, Target, matmul};
 use super::moments::Moments;
-use crate::train::tensor_file::{Tensor, TensorFile, Values};
+use crate::models::Backend;
+use crate::models::ops::{matmul, subtract_row};
+use crate::train::tensor_file::{self, TensorFile, Values};
 use crate::{Error, Result};
 
 /// (x − mean) · matrix. Fitted once on the training split's teachers, constant from then on, without a gradient of its own.
@@ -92,42 +94,18 @@ impl Whitening {
     }
 
     /// Rows `[n, d]` as the metric sees them: cosines of the result are the metric.
-    #[must_use]
-    pub fn apply(&self, rows: &[f32]) -> Vec<f32> {
-        let width = self.width();
-        let mut centered = rows.to_vec();
-        for row in centered.chunks_exact_mut(width) {
-            row.iter_mut().zip(&self.mean).for_each(|(x, mean)| *x -= mean);
-        }
-        let Some(matrix) = &self.matrix else { return centered };
-        let mut seen = vec![0.0; rows.len()];
-        // [n, d] · [d, d]
-        matmul(
-            Matrix::new(&centered, rows.len() / width, width),
-            Matrix::new(matrix, width, width),
-            Target::new(&mut seen, width),
-        );
-        seen
-    }
-
-    /// From the gradient by [`Whitening::apply`]'s result `[n, d]` to that by its argument.
-    pub(crate) fn backward(&self, grad_seen: &mut Vec<f32>) {
-        let (width, Some(matrix)) = (self.width(), &self.matrix) else {
-            return;
-        };
-        let mut grad_rows = vec![0.0; grad_seen.len()];
-        // [n, d] · [d, d]ᵀ
-        matmul(
-            Matrix::new(grad_seen, grad_seen.len() / width, width),
-            Matrix::new(matrix, width, width).transposed(),
-            Target::new(&mut grad_rows, width),
-        );
-        *grad_seen = grad_rows;
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when these are not whole rows.
+    pub fn apply(&self, rows: &[f32]) -> Result<Vec<f32>> {
+        let backend = Backend::new(&Device::Cpu, DType::F32);
+        let rows = Tensor::from_slice(rows, (rows.len() / self.width(), self.width()), &Device::Cpu)?;
+        Ok(Metric::new(self, &backend)?.apply(&rows)?.flatten_all()?.to_vec1()?)
     }
 
     /// As tensors of a file: `{prefix}mean`, and `{prefix}matrix` where there is one.
     #[must_use]
-    pub fn tensors(&self, prefix: &str) -> Vec<Tensor<'_>> {
+    pub fn tensors(&self, prefix: &str) -> Vec<tensor_file::Tensor<'_>> {
         let width = self.width();
         let mean = (format!("{prefix}mean"), vec![width], Values::F32(&self.mean));
         let matrix = self
@@ -149,6 +127,42 @@ impl Whitening {
         Self::new(mean, matrix)
             .map(Some)
             .map_err(|error| file.error(error.to_string()))
+    }
+}
+
+/// A [`Whitening`] where vectors are compared, f32.
+pub(crate) struct Metric {
+    mean: Tensor,           // [d]
+    matrix: Option<Tensor>, // [d, d]
+}
+
+impl Metric {
+    pub(crate) fn new(whitening: &Whitening, backend: &Backend) -> Result<Self> {
+        let (width, device) = (whitening.width(), backend.device());
+        let matrix = whitening
+            .matrix()
+            .map(|matrix| Tensor::from_slice(matrix, (width, width), device));
+        Ok(Self {
+            mean: Tensor::from_slice(whitening.mean(), width, device)?,
+            matrix: matrix.transpose()?,
+        })
+    }
+
+    /// Rows [n, d] as the metric sees them.
+    pub(crate) fn apply(&self, rows: &Tensor) -> Result<Tensor> {
+        let centered = subtract_row(rows, &self.mean)?;
+        match &self.matrix {
+            Some(matrix) => matmul(&centered, matrix),
+            None => Ok(centered),
+        }
+    }
+
+    /// From the gradient by [`Metric::apply`]'s result [n, d] to that by its argument.
+    pub(crate) fn backward(&self, grad_seen: &Tensor) -> Result<Tensor> {
+        match &self.matrix {
+            Some(matrix) => matmul(grad_seen, &matrix.t()?),
+            None => Ok(grad_seen.clone()),
+        }
     }
 }
 
@@ -203,15 +217,15 @@ mod tests {
     #[test]
     fn the_gradient_goes_back_through_the_matrix() {
         let whitening = Whitening::new(vec![1.0, -2.0], Some(vec![2.0, 1.0, 0.0, 3.0])).unwrap();
-        assert_eq!(whitening.apply(&[2.0, 1.0, 1.0, -2.0]), [2.0, 10.0, 0.0, 0.0]);
-        let mut gradient = vec![1.0, 10.0];
-        whitening.backward(&mut gradient);
-        // d/dx0 of 1·seen0 + 10·seen1 is 2 + 10, d/dx1 is 30.
-        assert_eq!(gradient, [12.0, 30.0]);
+        assert_eq!(whitening.apply(&[2.0, 1.0, 1.0, -2.0]).unwrap(), [2.0, 10.0, 0.0, 0.0]);
         let centering = Whitening::new(vec![1.0, -2.0], None).unwrap();
-        assert_eq!(centering.apply(&[2.0, 1.0]), [1.0, 3.0]);
-        centering.backward(&mut gradient);
-        assert_eq!(gradient, [12.0, 30.0]);
+        assert_eq!(centering.apply(&[2.0, 1.0]).unwrap(), [1.0, 3.0]);
+        let gradient = Tensor::new(&[[1.0_f32, 10.0]], &Device::Cpu).unwrap();
+        let backend = Backend::new(&Device::Cpu, DType::F32);
+        let back = |whitening| Metric::new(whitening, &backend).unwrap().backward(&gradient).unwrap();
+        // d/dx0 of 1·seen0 + 10·seen1 is 2 + 10, d/dx1 is 30.
+        assert_eq!(back(&whitening).to_vec2::<f32>().unwrap(), [[12.0, 30.0]]);
+        assert_eq!(back(&centering).to_vec2::<f32>().unwrap(), [[1.0, 10.0]]);
     }
 
     #[test]

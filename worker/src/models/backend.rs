@@ -56,12 +56,17 @@ impl Backend {
         self.dtype
     }
 
+    /// What flows between layers.
+    pub(crate) const fn activations(&self) -> DType {
+        match self.weights {
+            WeightsIn::File => DType::F32,
+            WeightsIn::Tensors => self.dtype,
+        }
+    }
+
     /// Bytes of a number that flows between layers.
     pub(crate) fn value_bytes(&self) -> usize {
-        match self.weights {
-            WeightsIn::File => DType::F32.size_in_bytes(),
-            WeightsIn::Tensors => self.dtype.size_in_bytes(),
-        }
+        self.activations().size_in_bytes()
     }
 
     pub(crate) const fn weights(&self) -> WeightsIn {

@@ -19,7 +19,7 @@ mod llama;
 mod llama_layer;
 pub mod lora;
 mod model_files;
-mod ops;
+pub(crate) mod ops;
 pub mod peft;
 mod placeholder;
 mod random;

@@ -7,11 +7,11 @@ use llink_proto::{Align, TaskResult};
 use super::training::{self, read_tables};
 use super::{TaskContext, statistics};
 use crate::collective::Collective;
+use crate::train::align::data::AlignData;
+use crate::train::align::options::AlignOptions;
+use crate::train::align::state::AlignState;
+use crate::train::align::validation::AlignValidation;
 use crate::train::align::{AlignRun, align};
-use crate::train::align_data::AlignData;
-use crate::train::align_options::AlignOptions;
-use crate::train::align_state::AlignState;
-use crate::train::align_validation::AlignValidation;
 use crate::train::training_run::TrainingRun;
 use crate::train::upkeep::Upkeep;
 use crate::{Error, Result};
@@ -50,7 +50,7 @@ pub(super) fn run(context: &TaskContext, task: &Align) -> Result<TaskResult> {
         data: &data,
         statistics: &statistics,
         resume,
-        backend: backend.as_ref(),
+        backend: &backend,
         micro_batch: task.micro_batch as usize,
         validation: validation.as_ref().map(|pairs| (pairs, &upkeep)),
     };

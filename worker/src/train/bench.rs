@@ -3,21 +3,21 @@
 
 use std::time::Instant;
 
+use half::f16;
 use serde_json::{Value, json};
 
-use super::align_options::AlignOptions;
-use super::align_step::{AlignTrainer, StepInput, StepOutcome};
+use super::align::options::AlignOptions;
+use super::align::step::{AlignTrainer, StepInput};
 use super::dropout::Dropout;
 pub use super::instruct::bench::{InstructBench, bench_instruct};
-use super::on_device::DeviceAlignTrainer;
-use super::optimizer::AdamW;
+use super::optimizer::AdamWState;
 use super::random::{key, mix, uniform};
 use super::step::StepSeconds;
 use crate::Result;
 use crate::collective::Solo;
 use crate::llink::kernels::normalize;
 use crate::llink::projector::{Projector, ProjectorShape};
-use crate::llink::teacher_queue::TeacherQueue;
+use crate::llink::teacher_queue::StoredQueue;
 use crate::models::Backend;
 
 const SHAPE: ProjectorShape = ProjectorShape {
@@ -28,31 +28,21 @@ const SHAPE: ProjectorShape = ProjectorShape {
 const ROWS: usize = 20_000;
 const TEMPERATURE: f64 = 0.1;
 
-/// Times `steps` steps of `batch` pairs after one to warm up, on one rank: on slices, or in tensors where a backend says so. One JSON
-/// object whose fields are those of
+/// Times `steps` steps of `batch` pairs after one to warm up. On one rank. One JSON object whose fields are those of
 /// `bench_reference.py align`; `phases_ms` says where a median step's time went.
 ///
 /// # Errors
 /// Those of a step.
-pub fn bench_align(batch: usize, steps: usize, backend: Option<&Backend>) -> Result<Value> {
+pub fn bench_align(batch: usize, steps: usize, backend: &Backend) -> Result<Value> {
     let options = AlignOptions {
         batch,
         ..AlignOptions::default()
     };
     let (encoder, teacher) = (noise(1, ROWS * SHAPE.input), noise(2, ROWS * SHAPE.output));
-    let queue = full_queue(options.queue_capacity);
-    let optimizer = AdamW::new(options.adamw(), SHAPE.parameter_count());
+    let queue = full_queue(options.queue_capacity)?;
+    let optimizer = AdamWState::new(options.adamw(), SHAPE.parameter_count());
     let (projector, weights, clip) = (Projector::new(SHAPE, 0), options.weights(), options.gradient_clip);
-    let mut take_step: StepTaker = match backend {
-        Some(backend) => {
-            let mut trainer = DeviceAlignTrainer::new(backend, &projector, &optimizer, &queue, weights, clip)?;
-            Box::new(move |input| trainer.step(input, &mut Solo::default()))
-        }
-        None => {
-            let mut trainer = AlignTrainer::new(projector, optimizer, queue, weights, clip);
-            Box::new(move |input| trainer.step(input, &mut Solo::default()))
-        }
-    };
+    let mut trainer = AlignTrainer::new(backend, &projector, &optimizer, &queue, weights, clip)?;
     let mut timed = Vec::with_capacity(steps);
     for step in 0..=steps as u64 {
         let rows: Vec<usize> = (0..batch as u64)
@@ -77,7 +67,7 @@ pub fn bench_align(batch: usize, steps: usize, backend: Option<&Backend>) -> Res
             dropout: Some(Dropout::new(options.dropout, 0, step)),
         };
         let data = started.elapsed().as_secs_f64();
-        let outcome = take_step(&input)?;
+        let outcome = trainer.step(&input, &mut Solo::default())?;
         timed.push((
             started.elapsed().as_secs_f64(),
             StepSeconds {
@@ -92,8 +82,8 @@ pub fn bench_align(batch: usize, steps: usize, backend: Option<&Backend>) -> Res
     Ok(json!({
         "job": "align",
         "engine": concat!("llink ", env!("CARGO_PKG_VERSION")),
-        "device": backend.map_or("cpu", |backend| if backend.device().is_cpu() { "cpu" } else { "cuda" }),
-        "dtype": backend.map_or("f32", |backend| backend.dtype().as_str()),
+        "device": if backend.device().is_cpu() { "cpu" } else { "cuda" },
+        "dtype": backend.activations().as_str(),
         "threads": rayon::current_num_threads(),
         "batch": batch,
         "queue": options.queue_capacity,
@@ -108,9 +98,6 @@ pub fn bench_align(batch: usize, steps: usize, backend: Option<&Backend>) -> Res
     }))
 }
 
-/// Takes a step, whatever computes it.
-type StepTaker = Box<dyn FnMut(&StepInput<'_>) -> Result<StepOutcome>>;
-
 /// Normal numbers, near enough: the sum of four uniform ones, scaled to variance 1.
 pub(crate) fn noise(seed: u64, count: usize) -> Vec<f32> {
     let key = key(&[seed]);
@@ -119,25 +106,21 @@ pub(crate) fn noise(seed: u64, count: usize) -> Vec<f32> {
     (0..count as u64).map(|i| sum(i) * 3.0_f32.sqrt()).collect()
 }
 
-/// A queue of random directions, of no pair that is trained on.
-fn full_queue(capacity: usize) -> TeacherQueue {
-    let mut queue = TeacherQueue::new(capacity, SHAPE.output);
+/// A full queue of random directions, of no pair that is trained on.
+fn full_queue(capacity: usize) -> Result<StoredQueue> {
     let mut rows = noise(3, 1024 * SHAPE.output);
     for row in rows.chunks_exact_mut(SHAPE.output) {
         let raw = row.to_vec();
         normalize(&raw, row);
     }
-    for first in (0..capacity).step_by(1024) {
-        // The same directions with signs flipped by block: no two rows are alike, and making them takes no time.
+    let rows: Vec<f16> = rows.into_iter().map(f16::from_f32).collect();
+    // The same directions with signs flipped by block: no two rows are alike, and making them takes no time.
+    let vectors = (0..capacity).step_by(1024).flat_map(|first| {
         let flips = mix(first as u64);
-        let flipped: Vec<f32> = rows
-            .iter()
-            .enumerate()
-            .map(|(i, x)| if flips >> (i % 61) & 1 == 0 { *x } else { -*x })
-            .collect();
-        let count = (capacity - first).min(1024);
-        let ids: Vec<u64> = (0..count).map(|i| (ROWS + first + i) as u64).collect();
-        queue.push(&flipped[..count * SHAPE.output], &ids);
-    }
-    queue
+        let flipped = rows.iter().enumerate();
+        flipped.map(move |(i, x)| if flips >> (i % 61) & 1 == 0 { *x } else { -*x })
+    });
+    let vectors = vectors.take(capacity * SHAPE.output).collect();
+    let ids = (0..capacity).map(|i| (ROWS + i) as u64).collect();
+    StoredQueue::restore(capacity, SHAPE.output, vectors, ids, 0)
 }

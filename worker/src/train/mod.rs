@@ -2,16 +2,11 @@
 //!
 //! [`align`] is Stage A's loop, [`instruct`] Stage B's. What a step does depends on the seed and the step alone: [`batch`] and [`dropout`] have no
 //! state to lose, and a [`checkpoint`] holds the rest. Around a loop, whatever the stage: [`training_run`] watches it,
-//! [`on_device`] takes Stage A's steps in tensors, [`checkpoints`] keeps a training's states, [`metrics`] its numbers, [`upkeep`] says how often.
+//! [`checkpoints`] keeps a training's states, [`metrics`] its numbers, [`upkeep`] says how often.
 
 mod agreement;
 mod ahead;
 pub mod align;
-pub mod align_data;
-pub mod align_options;
-pub mod align_state;
-pub mod align_step;
-pub mod align_validation;
 pub mod batch;
 pub mod bench;
 pub mod checkpoint;
@@ -21,11 +16,10 @@ pub mod event_file;
 pub mod instruct;
 pub mod metrics;
 pub mod observer;
-pub mod on_device;
 pub mod optimizer;
-pub mod overlap;
 pub mod random;
 pub mod schedule;
+mod stage;
 pub mod step;
 pub mod step_record;
 pub mod tensor_file;

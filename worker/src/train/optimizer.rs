@@ -1,14 +1,40 @@
-//! AdamW and gradient clipping, as PyTorch defines them, over flat f32 buffers.
+//! AdamW and gradient clipping, as PyTorch defines them, over flat f32 tensors.
 
+use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Tensor};
 use rayon::prelude::*;
 
-use crate::llink::kernels::dot;
+use crate::Result;
 use crate::llink::vectorized::vectorized;
 
 /// Numbers in a parallel task; also the length over which a norm is summed in f32.
 const BLOCK: usize = 1 << 14;
+/// Gradients are padded to whole pieces of so many numbers.
+pub(super) const PIECE: usize = 1024;
 /// PyTorch's default.
 const EPSILON: f32 = 1e-8;
+
+/// How many numbers a flat gradient by `count` parameters has: whole pieces.
+pub(super) const fn padded(count: usize) -> usize {
+    count.div_ceil(PIECE) * PIECE
+}
+
+/// Pieces one after another as a flat gradient in f32, with zeros behind them.
+///
+/// # Errors
+/// [`Error::Tensor`](crate::Error::Tensor) when they lie on different devices.
+pub fn flat(pieces: &[Tensor]) -> Result<Tensor> {
+    let mut parts = Vec::with_capacity(pieces.len() + 1);
+    for piece in pieces {
+        parts.push(piece.flatten_all()?.to_dtype(DType::F32)?);
+    }
+    let count: usize = parts.iter().map(Tensor::elem_count).sum();
+    let missing = padded(count) - count;
+    let device = pieces.first().map(Tensor::device);
+    if let (Some(device), 1..) = (device, missing) {
+        parts.push(Tensor::zeros(missing, DType::F32, device)?);
+    }
+    Ok(Tensor::cat(&parts, 0)?)
+}
 
 /// What AdamW does to its parameters apart from the learning rate.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,9 +47,9 @@ pub struct AdamWOptions {
     pub weight_decay: f64,
 }
 
-/// Adam with decoupled weight decay and bias correction (Loshchilov and Hutter, 2019).
+/// AdamW between two steps, as a checkpoint holds it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct AdamW {
+pub struct AdamWState {
     pub(super) options: AdamWOptions,
     /// Steps taken.
     pub steps: u64,
@@ -33,7 +59,7 @@ pub struct AdamW {
     pub second_moment: Vec<f32>,
 }
 
-impl AdamW {
+impl AdamWState {
     /// For `parameters` parameters, before the first step.
     #[must_use]
     pub fn new(options: AdamWOptions, parameters: usize) -> Self {
@@ -44,35 +70,11 @@ impl AdamW {
             second_moment: vec![0.0; parameters],
         }
     }
-
-    /// Moves `parameters` against `gradient` times `gradient_scale`, which is what clipping asks for.
-    ///
-    /// # Panics
-    /// When the lengths differ from the number of parameters.
-    pub fn step(&mut self, parameters: &mut [f32], gradient: &[f32], gradient_scale: f32, learning_rate: f64) {
-        assert_eq!(
-            (parameters.len(), gradient.len()),
-            (self.first_moment.len(), self.first_moment.len())
-        );
-        self.steps += 1;
-        let update = self.options.update(self.steps, gradient_scale, learning_rate);
-        let moments = self
-            .first_moment
-            .par_chunks_mut(BLOCK)
-            .zip(self.second_moment.par_chunks_mut(BLOCK));
-        let blocks = parameters
-            .par_chunks_mut(BLOCK)
-            .zip(gradient.par_chunks(BLOCK))
-            .zip(moments);
-        blocks
-            .with_min_len(4)
-            .for_each(|((parameters, gradient), (first, second))| apply(&update, parameters, gradient, first, second));
-    }
 }
 
 impl AdamWOptions {
     /// The constants of the `steps`-th step, counted from 1.
-    pub(super) fn update(&self, steps: u64, gradient_scale: f32, learning_rate: f64) -> Update {
+    fn update(&self, steps: u64, gradient_scale: f32, learning_rate: f64) -> Update {
         let Self {
             beta1,
             beta2,
@@ -92,9 +94,111 @@ impl AdamWOptions {
     }
 }
 
+/// Adam with decoupled weight decay and bias correction (Loshchilov and Hutter, 2019). Parameters and moments are tensors in f32 that
+/// stay on their device.
+pub struct AdamW {
+    options: AdamWOptions,
+    steps: u64,
+    /// Parameters, first moments, second moments, each with zeros behind: [3, padded].
+    state: Tensor,
+    count: usize,
+}
+
+impl AdamW {
+    /// Goes on from these, on a device.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
+    pub fn new(parameters: &[f32], optimizer: &AdamWState, device: &Device) -> Result<Self> {
+        let (count, width) = (parameters.len(), padded(parameters.len()));
+        let mut state = vec![0f32; 3 * width];
+        let rows = [parameters, &optimizer.first_moment, &optimizer.second_moment];
+        for (row, values) in state.chunks_exact_mut(width).zip(rows) {
+            row[..count].copy_from_slice(values);
+        }
+        Ok(Self {
+            options: optimizer.options,
+            steps: optimizer.steps,
+            state: Tensor::from_vec(state, (3, width), device)?,
+            count,
+        })
+    }
+
+    /// The parameters `[n]`, f32: a view that changes with each step.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
+    pub fn parameters(&self) -> Result<Tensor> {
+        Ok(self.state.get(0)?.narrow(0, 0, self.count)?)
+    }
+
+    /// Moves the parameters against `gradient`, as [`flat`] makes it, times `scale`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](crate::Error::Tensor) when the gradient is of another length, or the device fails.
+    pub fn step(&mut self, gradient: &Tensor, scale: f32, learning_rate: f64) -> Result<()> {
+        self.steps += 1;
+        let update = self.options.update(self.steps, scale, learning_rate);
+        Ok(self.state.inplace_op2(gradient, &Step(update))?)
+    }
+
+    /// Parameters and moments as they are now.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
+    pub fn store(&self) -> Result<(Vec<f32>, AdamWState)> {
+        let row = |row: usize| -> Result<Vec<f32>> { Ok(self.state.get(row)?.narrow(0, 0, self.count)?.to_vec1()?) };
+        let mut optimizer = AdamWState::new(self.options, 0);
+        optimizer.steps = self.steps;
+        optimizer.first_moment = row(1)?;
+        optimizer.second_moment = row(2)?;
+        Ok((row(0)?, optimizer))
+    }
+}
+
+struct Step(Update);
+
+impl InplaceOp2 for Step {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(
+        &self,
+        state: &mut CpuStorage,
+        state_layout: &Layout,
+        gradient: &CpuStorage,
+        gradient_layout: &Layout,
+    ) -> candle_core::Result<()> {
+        let spans = (state_layout.contiguous_offsets(), gradient_layout.contiguous_offsets());
+        let (CpuStorage::F32(state), CpuStorage::F32(gradient), (Some(own), Some(given))) = (state, gradient, spans)
+        else {
+            candle_core::bail!("AdamW is for contiguous f32, not {:?}", DType::F32);
+        };
+        let gradient = &gradient[given.0..given.1];
+        if own.1 - own.0 != 3 * gradient.len() {
+            candle_core::bail!("AdamW with {} numbers for {} gradients", own.1 - own.0, gradient.len());
+        }
+        let (parameters, moments) = state[own.0..own.1].split_at_mut(gradient.len());
+        apply_to_all(&self.0, parameters, gradient, moments.split_at_mut(gradient.len()));
+        Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        state: &mut candle_core::CudaStorage,
+        state_layout: &Layout,
+        gradient: &candle_core::CudaStorage,
+        gradient_layout: &Layout,
+    ) -> candle_core::Result<()> {
+        crate::device::kernels::adamw(state, state_layout, gradient, gradient_layout, self.0.constants())
+    }
+}
+
 /// One step's constants.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Update {
+struct Update {
     gradient_scale: f32,
     /// What weight decay leaves of a parameter.
     decay: f32,
@@ -119,7 +223,7 @@ impl AdamWOptions {
 
 impl Update {
     /// In the order in which the kernel takes them.
-    pub(super) const fn constants(&self) -> [f32; 8] {
+    const fn constants(&self) -> [f32; 8] {
         [
             self.gradient_scale,
             self.decay,
@@ -133,9 +237,21 @@ impl Update {
     }
 }
 
+/// AdamW on all parameters, shared out over threads.
+fn apply_to_all(update: &Update, parameters: &mut [f32], gradient: &[f32], (first, second): (&mut [f32], &mut [f32])) {
+    let moments = first.par_chunks_mut(BLOCK).zip(second.par_chunks_mut(BLOCK));
+    let blocks = parameters
+        .par_chunks_mut(BLOCK)
+        .zip(gradient.par_chunks(BLOCK))
+        .zip(moments);
+    blocks
+        .with_min_len(4)
+        .for_each(|((parameters, gradient), (first, second))| apply(update, parameters, gradient, first, second));
+}
+
 vectorized! {
     /// AdamW on a block of parameters.
-    pub(super) fn apply(update: &Update, parameters: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32]) {
+    fn apply(update: &Update, parameters: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32]) {
         let moments = first.iter_mut().zip(second);
         for ((parameter, gradient), (first, second)) in parameters.iter_mut().zip(gradient).zip(moments) {
             let gradient = gradient * update.gradient_scale;
@@ -147,42 +263,46 @@ vectorized! {
     }
 }
 
-/// The L2 norm of a gradient and what to multiply it with so that the norm is at most `max_norm` (PyTorch's
-/// `clip_grad_norm_`).
+/// What a gradient of this norm is multiplied with so that its norm is at most `max_norm`.
 #[must_use]
-pub fn clip_grad_norm(gradient: &[f32], max_norm: f64) -> (f64, f32) {
-    let blocks = gradient.par_chunks(BLOCK).with_min_len(4);
-    let squares: Vec<f64> = blocks.map(|block| f64::from(dot(block, block))).collect();
-    let norm = squares.iter().sum::<f64>().sqrt();
-    (norm, (max_norm / (norm + 1e-6)).min(1.0) as f32)
+pub fn clip_factor(norm: f64, max_norm: f64) -> f32 {
+    (max_norm / (norm + 1e-6)).min(1.0) as f32
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Three steps in f64 by the textbook.
+    const OPTIONS: AdamWOptions = AdamWOptions {
+        beta1: 0.9,
+        beta2: 0.98,
+        weight_decay: 0.05,
+    };
+
+    /// Three steps in f64 by the textbook, with a rest after each.
     #[test]
-    fn follows_the_definition() {
-        let options = AdamWOptions {
-            beta1: 0.9,
-            beta2: 0.98,
-            weight_decay: 0.05,
-        };
+    fn follows_the_definition_and_goes_on_from_where_it_was() {
         let count = BLOCK * 9 + 5;
         let start = |i: usize| (i as f64 * 0.1).sin();
         let gradient = |i: usize, step: u64| (i as f64 * 0.3 + step as f64).cos() * 10.0_f64.powi((i % 7) as i32 - 4);
         let mut parameters: Vec<f32> = (0..count).map(|i| start(i) as f32).collect();
-        let mut optimizer = AdamW::new(options, count);
+        let mut state = AdamWState::new(OPTIONS, count);
         for step in 1..=3 {
             let gradients: Vec<f32> = (0..count).map(|i| gradient(i, step) as f32).collect();
-            optimizer.step(&mut parameters, &gradients, 0.5, 0.01 * step as f64);
+            let pieces = [&gradients[..700], &gradients[700..]].map(|part| Tensor::new(part, &Device::Cpu).unwrap());
+            let mut optimizer = AdamW::new(&parameters, &state, &Device::Cpu).unwrap();
+            optimizer
+                .step(&flat(&pieces).unwrap(), 0.5, 0.01 * step as f64)
+                .unwrap();
+            (parameters, state) = optimizer.store().unwrap();
+            assert_eq!(optimizer.parameters().unwrap().to_vec1::<f32>().unwrap(), parameters);
+            assert_eq!(state.steps, step);
         }
         for (i, parameter) in parameters.iter().enumerate() {
             let (mut p, mut m, mut v) = (start(i), 0.0, 0.0);
             for step in 1..=3 {
                 let (g, lr) = (0.5 * gradient(i, step), 0.01 * step as f64);
-                p *= 1.0 - lr * options.weight_decay;
+                p *= 1.0 - lr * OPTIONS.weight_decay;
                 m = 0.9 * m + 0.1 * g;
                 v = 0.98 * v + 0.02 * g * g;
                 let (m_hat, v_hat) = (
@@ -199,11 +319,16 @@ mod tests {
     }
 
     #[test]
+    fn a_gradient_of_another_length_is_refused() {
+        let state = AdamWState::new(OPTIONS, 2_500);
+        let mut optimizer = AdamW::new(&vec![0.5; 2_500], &state, &Device::Cpu).unwrap();
+        let short = Tensor::zeros(5, DType::F32, &Device::Cpu).unwrap();
+        assert!(optimizer.step(&short, 1.0, 0.1).is_err());
+    }
+
+    #[test]
     fn clipping_leaves_small_gradients_alone() {
-        let (norm, scale) = clip_grad_norm(&[0.3, -0.4], 1.0);
-        assert!((norm - 0.5).abs() < 1e-7 && scale == 1.0);
-        let (norm, scale) = clip_grad_norm(&[3.0, -4.0], 1.0);
-        assert!((norm - 5.0).abs() < 1e-6 && (f64::from(scale) - 1.0 / (5.0 + 1e-6)).abs() < 1e-7);
-        assert!(clip_grad_norm(&[f32::NAN, 1.0], 1.0).0.is_nan());
+        assert_eq!(clip_factor(0.5, 1.0), 1.0);
+        assert!((f64::from(clip_factor(5.0, 1.0)) - 1.0 / (5.0 + 1e-6)).abs() < 1e-7);
     }
 }

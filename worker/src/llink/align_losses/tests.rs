@@ -1,5 +1,12 @@
+use candle_core::{DType, Device};
+use half::f16;
+
 use super::*;
-use crate::collective::Solo;
+use crate::llink::kernels::normalize;
+use crate::llink::teacher_queue::StoredQueue;
+use crate::llink::whitening::Whitening;
+use crate::models::Backend;
+use crate::models::ops::testing::tracked;
 
 const D: usize = 6;
 const WEIGHTS: AlignWeights = AlignWeights {
@@ -14,35 +21,65 @@ fn numbers(count: usize, key: f32) -> Vec<f32> {
 }
 
 /// Twelve teachers of other pairs, one of a pair in the batch.
-fn queue() -> TeacherQueue {
+fn queue() -> StoredQueue {
     let mut rows = numbers(13 * D, 1.37);
     for row in rows.chunks_exact_mut(D) {
         let copy = row.to_vec();
         normalize(&copy, row);
     }
-    let mut queue = TeacherQueue::new(13, D);
-    queue.push(&rows, &[100, 101, 102, 103, 2, 105, 106, 107, 108, 109, 110, 111, 112]);
-    queue
+    let vectors = rows.into_iter().map(f16::from_f32).collect();
+    let ids = vec![100, 101, 102, 103, 2, 105, 106, 107, 108, 109, 110, 111, 112];
+    StoredQueue::restore(13, D, vectors, ids, 0).unwrap()
 }
 
+/// By our kernels and by composed operations; the losses, the gradient by all rows, and what the queue takes in, of the former.
 fn run(
     projected: &[f32],
     teacher: &[f32],
     ids: &[u64],
-    queue: &TeacherQueue,
+    queue: &StoredQueue,
     metric: Option<&Whitening>,
-) -> (AlignLosses, Vec<f32>) {
-    let batch = AlignBatch {
-        ids,
-        teacher,
-        own: 0..ids.len(),
-        projected,
-        temperature: TAU,
-        metric,
-    };
-    let mut buffers = LossBuffers::default();
-    let losses = align_losses(&batch, queue, &WEIGHTS, &mut Solo::default(), &mut buffers).unwrap();
-    (losses, buffers.gradient)
+) -> (AlignLosses, Vec<f32>, Vec<f32>) {
+    let backend = Backend::new(&Device::Cpu, DType::F32);
+    let [fused, composed] = [Tensor::clone, tracked].map(|form| {
+        let rows = |values: &[f32]| form(&Tensor::from_slice(values, (ids.len(), D), &Device::Cpu).unwrap());
+        let numbers = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let metric = metric.map(|metric| Metric::new(metric, &backend).unwrap());
+        let batch = AlignBatch {
+            ids,
+            projected: &rows(projected),
+            teacher: &rows(teacher),
+            own: 0..ids.len(),
+            temperature: TAU,
+            metric: metric.as_ref(),
+        };
+        let queue = TeacherQueue::new(queue, &backend).unwrap();
+        let found = align_losses(&batch, &queue, &WEIGHTS).unwrap();
+        let own = AlignBatch {
+            own: 1..ids.len(),
+            ..batch
+        };
+        let of_own = align_losses(&own, &queue, &WEIGHTS).unwrap();
+        for (part, whole) in numbers(&of_own.gradient).iter().zip(&numbers(&found.gradient)[D..]) {
+            assert!(
+                whole.is_nan() || (part - whole).abs() < 1e-6,
+                "a rank's part: {part} {whole}"
+            );
+        }
+        let [info_nce, direction, log_norm] = found.losses.map(|loss| f64::from(loss.to_scalar::<f32>().unwrap()));
+        let losses = AlignLosses {
+            info_nce,
+            direction,
+            log_norm,
+        };
+        (losses, numbers(&found.gradient), numbers(&found.teachers))
+    });
+    let total = fused.0.total(&WEIGHTS);
+    assert!(total.is_nan() || (total - composed.0.total(&WEIGHTS)).abs() < 1e-5);
+    for (a, b) in fused.1.iter().zip(&composed.1).chain(fused.2.iter().zip(&composed.2)) {
+        assert!(total.is_nan() || (a - b).abs() < 1e-5, "{a} {b}");
+    }
+    fused
 }
 
 /// A mean far from zero and a matrix that is not symmetric.
@@ -56,7 +93,7 @@ fn definition(
     projected: &[f64],
     teacher: &[f32],
     ids: &[u64],
-    queue: &TeacherQueue,
+    queue: &StoredQueue,
     metric: Option<&Whitening>,
     mined_at: &[f32],
 ) -> [f64; 3] {
@@ -79,9 +116,8 @@ fn definition(
     let t: Vec<_> = teacher.chunks(D).map(|row| unit(&seen(&wide(row)))).collect();
     let students: Vec<_> = mined_at.chunks(D).map(|row| unit(&seen(&wide(row))).0).collect();
     let stored = |position: usize| {
-        let mut row = vec![0.0; D];
-        queue.read(position, &mut row);
-        wide(&row)
+        let row = &queue.vectors()[position * D..][..D];
+        row.iter().map(|x| x.to_f64()).collect::<Vec<_>>()
     };
     let mean = |position: usize| students.iter().map(|s| dot(s, &stored(position))).sum::<f64>();
     let mut usable: Vec<usize> = (0..queue.len()).filter(|i| !ids.contains(&queue.ids()[*i])).collect();
@@ -119,7 +155,7 @@ fn in_a_metric_only_info_nce_and_the_mining_change() {
 fn losses_and_gradient(metric: Option<&Whitening>) {
     let (ids, queue) = ([1, 2, 3, 4], queue());
     let (projected, teacher) = (numbers(4 * D, 0.71), numbers(4 * D, 2.13));
-    let (losses, gradient) = run(&projected, &teacher, &ids, &queue, metric);
+    let (losses, gradient, _) = run(&projected, &teacher, &ids, &queue, metric);
     let total = |values: &[f64]| {
         let [info_nce, direction, log_norm] = definition(values, &teacher, &ids, &queue, metric, &projected);
         AlignLosses {
@@ -159,8 +195,8 @@ fn losses_and_gradient(metric: Option<&Whitening>) {
 #[test]
 fn an_empty_queue_leaves_the_batch_alone_as_negatives() {
     let (projected, teacher) = (numbers(3 * D, 0.71), numbers(3 * D, 2.13));
-    let empty = TeacherQueue::new(8, D);
-    let (losses, _) = run(&projected, &teacher, &[1, 2, 3], &empty, None);
+    let empty = StoredQueue::new(8, D);
+    let (losses, ..) = run(&projected, &teacher, &[1, 2, 3], &empty, None);
     let wide: Vec<f64> = projected.iter().map(|x| f64::from(*x)).collect();
     let expected = definition(&wide, &teacher, &[1, 2, 3], &empty, None, &projected);
     assert!((losses.info_nce - expected[0]).abs() < 1e-5, "{losses:?} {expected:?}");
@@ -169,18 +205,9 @@ fn an_empty_queue_leaves_the_batch_alone_as_negatives() {
 #[test]
 fn what_the_queue_takes_in_is_the_normalized_teacher_in_the_metric() {
     let (projected, teacher, metric) = (numbers(2 * D, 0.71), numbers(2 * D, 2.13), metric());
-    let batch = AlignBatch {
-        ids: &[1, 2],
-        teacher: &teacher,
-        own: 0..2,
-        projected: &projected,
-        temperature: TAU,
-        metric: Some(&metric),
-    };
-    let mut buffers = LossBuffers::default();
-    align_losses(&batch, &queue(), &WEIGHTS, &mut Solo::default(), &mut buffers).unwrap();
-    let seen = metric.apply(&teacher);
-    for (row, source) in buffers.normalized_teacher(D).chunks(D).zip(seen.chunks(D)) {
+    let (.., taken_in) = run(&projected, &teacher, &[1, 2], &queue(), Some(&metric));
+    let seen = metric.apply(&teacher).unwrap();
+    for (row, source) in taken_in.chunks(D).zip(seen.chunks(D)) {
         let norm = source.iter().map(|x| x * x).sum::<f32>().sqrt();
         assert!(
             row.iter()
@@ -194,6 +221,6 @@ fn what_the_queue_takes_in_is_the_normalized_teacher_in_the_metric() {
 fn a_nan_shows_in_the_losses() {
     let mut projected = numbers(2 * D, 0.71);
     projected[3] = f32::NAN;
-    let (losses, _) = run(&projected, &numbers(2 * D, 2.13), &[1, 2], &queue(), None);
+    let (losses, ..) = run(&projected, &numbers(2 * D, 2.13), &[1, 2], &queue(), None);
     assert!(losses.total(&WEIGHTS).is_nan());
 }

@@ -1,4 +1,11 @@
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
 use super::*;
+use crate::llink::mlp::halves;
+use crate::models::RowMasks;
+use crate::train::dropout::Dropout;
 
 const SHAPE: ProjectorShape = ProjectorShape {
     input: 5,
@@ -39,24 +46,32 @@ fn starts_within_pytorchs_bounds() {
 /// The gradient of Σ (projected · weights) against central differences, parameter by parameter, dropout on.
 #[test]
 fn backward_agrees_with_finite_differences() {
-    let (rows, ids) = (rows(4), [3, 1, 4, 1]);
+    let rows = Tensor::from_vec(rows(4), (4, SHAPE.input), &Device::Cpu).unwrap();
     let dropout = Dropout::new(0.3, 9, 2);
+    let masks = [3, 1, 4, 1].map(|id| dropout.row(id));
+    let masks = RowMasks::new(Arc::new(masks), &Device::Cpu).unwrap();
     let weights: Vec<f32> = (0..4 * SHAPE.output).map(|i| (i as f32 * 0.9).cos()).collect();
+    let forward = |projector: &Projector| {
+        let parameters = Tensor::new(projector.parameters.as_slice(), &Device::Cpu).unwrap();
+        let mlp = Mlp::new(&SHAPE.tensors(), &parameters, DType::F32).unwrap();
+        let tape = mlp.forward(&rows, Some(&masks)).unwrap();
+        (mlp, tape)
+    };
     let loss = |projector: &Projector| {
-        let mut activations = Activations::default();
-        projector.forward(&rows, Some((&dropout, &ids)), &mut activations);
-        activations
-            .projected
+        let projected: Vec<f32> = forward(projector).1.output.flatten_all().unwrap().to_vec1().unwrap();
+        let terms = projected
             .iter()
             .zip(&weights)
-            .map(|(x, w)| f64::from(*x) * f64::from(*w))
-            .sum::<f64>()
+            .map(|(x, w)| f64::from(*x) * f64::from(*w));
+        terms.sum::<f64>()
     };
     let mut projector = Projector::new(SHAPE, 5);
-    let mut activations = Activations::default();
-    projector.forward(&rows, Some((&dropout, &ids)), &mut activations);
-    let mut gradient = vec![f32::NAN; SHAPE.parameter_count()];
-    projector.backward(&rows, &mut activations, &mut weights.clone(), &mut gradient);
+    let (mlp, tape) = forward(&projector);
+    let grad = Tensor::from_slice(&weights, (4, SHAPE.output), &Device::Cpu).unwrap();
+    let gradient = Tensor::zeros(SHAPE.parameter_count(), DType::F32, &Device::Cpu).unwrap();
+    let halves = halves(&SHAPE.tensors(), &gradient).unwrap();
+    mlp.backward(&tape, grad, &halves, &mut |_| Ok(())).unwrap();
+    let gradient: Vec<f32> = gradient.to_vec1().unwrap();
     for (index, derivative) in gradient.iter().enumerate() {
         let (at, width) = (projector.parameters[index], 4e-3);
         projector.parameters[index] = at + width;

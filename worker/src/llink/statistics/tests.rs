@@ -51,7 +51,7 @@ fn widened(table: &VectorTable) -> Vec<f32> {
 fn whitened_vectors_have_no_covariance_left() {
     let teachers = teachers();
     let statistics = fit(whitened(1e-9), &teachers, &teachers).unwrap();
-    let seen = statistics.metric.as_ref().unwrap().apply(&widened(&teachers));
+    let seen = statistics.metric.as_ref().unwrap().apply(&widened(&teachers)).unwrap();
     for i in 0..D {
         for j in 0..D {
             let products = seen.chunks(D).map(|row| f64::from(row[i]) * f64::from(row[j]));
@@ -67,7 +67,7 @@ fn eps_keeps_what_hardly_varies_small() {
     let teachers = teachers();
     let spread = |eps: f64| {
         let statistics = fit(whitened(eps), &teachers, &teachers).unwrap();
-        let seen = statistics.metric.unwrap().apply(&widened(&teachers));
+        let seen = statistics.metric.unwrap().apply(&widened(&teachers)).unwrap();
         seen.chunks(D).map(|row| row[0] * row[0]).sum::<f32>()
     };
     assert!(spread(1e-1) < 0.1 * spread(1e-6));

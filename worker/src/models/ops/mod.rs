@@ -6,10 +6,14 @@
 mod activation;
 mod attention;
 mod attention_backward;
+mod dense;
+mod elementwise;
 mod embedding;
 #[cfg(feature = "flash-attn")]
 mod flash;
 mod frozen_linear;
+mod gelu_dropout;
+mod layer_norm;
 mod low_rank;
 mod norm;
 mod product;
@@ -17,17 +21,24 @@ mod rope;
 mod row_masks;
 mod simd;
 mod strided;
+mod unit_rows;
 
 pub(crate) use activation::{gelu, silu_mul, silu_mul_backward};
 pub(crate) use attention::{Attention, AttentionSpans, Causality, MeanOf};
+pub(crate) use dense::{matmul, matmul_into, sum_rows_into};
+pub(crate) use elementwise::{multiply, subtract_row, sum_of_squares, to_halves};
 pub(crate) use embedding::Embedding;
 pub(crate) use frozen_linear::FrozenLinear;
+pub(crate) use gelu_dropout::gelu_dropout;
+pub(crate) use layer_norm::{Normed, layer_norm_backward, layer_norm_kept, standardized};
 pub(crate) use low_rank::{LowRank, LowRankGradient};
 pub(crate) use norm::{add_layer_norm, add_rms_norm, layer_norm, rms_norm, rms_norm_backward};
 pub(crate) use product::{Format, FrozenMatrix, Memory, Precision, Stored, bf16_on_cpu};
 pub(crate) use rope::Rope;
 pub(crate) use row_masks::RowMasks;
+pub(crate) use unit_rows::UnitRows;
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, StorageRef, Tensor};
@@ -72,9 +83,9 @@ fn contiguous(layout: &Layout) -> candle_core::Result<Range<usize>> {
 }
 
 /// Changes the values of a contiguous f32 tensor on the CPU in place. The caller holds the only view of them.
-pub(crate) fn edit(x: &Tensor, change: impl Fn(&mut [f32])) -> Result<()> {
-    struct Edit<F>(F);
-    impl<F: Fn(&mut [f32])> InplaceOp1 for Edit<F> {
+pub(crate) fn edit(x: &Tensor, change: impl FnMut(&mut [f32])) -> Result<()> {
+    struct Edit<F>(RefCell<F>);
+    impl<F: FnMut(&mut [f32])> InplaceOp1 for Edit<F> {
         fn name(&self) -> &'static str {
             "edit"
         }
@@ -83,14 +94,14 @@ pub(crate) fn edit(x: &Tensor, change: impl Fn(&mut [f32])) -> Result<()> {
             let range = contiguous(layout)?;
             match storage {
                 CpuStorage::F32(values) => {
-                    (self.0)(&mut values[range]);
+                    (self.0.borrow_mut())(&mut values[range]);
                     Ok(())
                 }
                 _ => Err(candle_core::Error::Msg("expected f32 values".into())),
             }
         }
     }
-    Ok(x.inplace_op1(&Edit(change))?)
+    Ok(x.inplace_op1(&Edit(RefCell::new(change)))?)
 }
 
 /// How many rows of `width` values one thread takes at a time: enough to be worth the hand-over.
@@ -99,8 +110,8 @@ fn rows_per_chunk(width: usize) -> usize {
 }
 
 #[cfg(test)]
-mod testing {
-    use candle_core::{Device, Tensor};
+pub(crate) mod testing {
+    use candle_core::{Device, Tensor, Var};
 
     use crate::models::random::Normal;
 
@@ -111,6 +122,11 @@ mod testing {
             .map(|x| x as f32)
             .collect::<Vec<_>>();
         Tensor::from_vec(values, (rows, width), &Device::Cpu).unwrap()
+    }
+
+    /// The same values in a gradient graph, where operations are composed.
+    pub fn tracked(x: &Tensor) -> Tensor {
+        Var::from_tensor(x).unwrap().into_inner()
     }
 
     /// ‖a − b‖ / ‖b‖.

@@ -36,13 +36,18 @@ impl RowMasks {
         &self.rows
     }
 
+    /// The masks, where there are so many.
+    pub(super) fn of_rows(&self, rows: usize) -> Result<&[RowMask]> {
+        match self.rows.len() {
+            masks if masks == rows => Ok(&self.rows),
+            masks => Err(candle_core::Error::Msg(format!("{masks} masks for {rows} rows")).into()),
+        }
+    }
+
     /// x [T, width] times its masks.
     pub(crate) fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let (rows, _) = x.dims2()?;
-        if rows != self.rows.len() {
-            let masks = self.rows.len();
-            return Err(candle_core::Error::Msg(format!("{masks} masks for {rows} rows")).into());
-        }
+        let rows = x.dim(0)?;
+        self.of_rows(rows)?;
         if rows == 0 {
             return Ok(x.clone());
         }

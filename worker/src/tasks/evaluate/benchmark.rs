@@ -106,7 +106,7 @@ impl Benchmark {
         let ranks = retrieval_ranks(students, &self.taught, self.width)?;
         self.add(retriever, COSINE, ranks);
         if let Some(metric) = &self.metric {
-            let (name, students, taught) = (metric.name(), metric.apply(students), metric.apply(&self.taught));
+            let (name, students, taught) = (metric.name(), metric.apply(students)?, metric.apply(&self.taught)?);
             self.add(retriever, name, retrieval_ranks(&students, &taught, self.width)?);
         }
         Ok(())

@@ -11,9 +11,8 @@ pub mod state;
 pub mod step;
 mod trainer;
 
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::thread::Scope;
-use std::time::Instant;
 
 pub use trainer::InstructTrainer;
 
@@ -27,7 +26,8 @@ use super::ahead::{Ahead, Reading};
 use super::batch::{BatchPlan, rank_slice};
 use super::dropout::Dropout;
 use super::observer::Observer;
-use super::step_record::{StepRecord, StepSeconds, Validation};
+use super::stage::{Ended, Stage, take_steps};
+use super::step_record::{StepRecord, Validation};
 use super::upkeep::Upkeep;
 use crate::collective::Collective;
 use crate::llink::projector::Projector;
@@ -91,8 +91,8 @@ fn instruct_within<'scope, 'env: 'scope>(
     let InstructRun { options, data, .. } = run;
     options.check()?;
     let plan = BatchPlan::new(options.seed, data.len(), options.batch.min(data.len()))?;
-    let (mut next_step, mut trainer) = start(&run)?;
-    agree(options, data, next_step, &trainer, collective)?;
+    let (first_step, trainer) = start(&run)?;
+    agree(options, data, first_step, &trainer, collective)?;
     let reading = match run.decoder.model().activations().0.is_cpu() {
         true => Reading::InTurn,
         false => Reading::Ahead,
@@ -103,62 +103,15 @@ fn instruct_within<'scope, 'env: 'scope>(
         let own = rank_slice(rows.len(), rank, ranks);
         StepRows::read(data, options, rows, own)
     });
-    let mut last = None;
-    while next_step < options.steps {
-        let step = next_step;
-        collective.begin_step(step);
-        let started = Instant::now();
-        let rates = options.learning_rates(step);
-        let taken = inputs.take(step, options.steps).and_then(|input| {
-            let read = started.elapsed().as_secs_f64();
-            let mut outcome = take_step(&run, &mut trainer, step, &input, rates, collective)?;
-            outcome.seconds.data = read;
-            Ok((input, outcome))
-        });
-        let (StepRows { rows, .. }, outcome) = match taken {
-            Ok(outcome) => outcome,
-            Err(error) => {
-                observer.interrupted(&error, next_step, &|| snapshot(options, next_step, &trainer));
-                return Err(error);
-            }
-        };
-        next_step = step + 1;
-        let looks =
-            |(_, upkeep): &(_, &Upkeep)| collective.rank() == 0 && upkeep.validation_due(next_step, options.steps);
-        let validation = match run.validation.filter(looks) {
-            Some((held_out, _)) => Some(validate(&run, held_out, &mut trainer)?),
-            None => None,
-        };
-        let examples = || rows.iter().map(|row| &data.examples()[*row]);
-        let record = StepRecord {
-            step,
-            numbers: numbers(&outcome, rates, options.mode),
-            pairs: rows.len() as u64,
-            tokens: examples().map(|example| example.tokens() as u64).sum(),
-            seconds: StepSeconds {
-                total: started.elapsed().as_secs_f64(),
-                ..outcome.seconds
-            },
-            validation,
-        };
-        let state = || snapshot(options, next_step, &trainer);
-        let told = observer.stepped(&record, &state);
-        last = Some(record);
-        match told {
-            Ok(ControlFlow::Continue(())) => {}
-            Ok(ControlFlow::Break(())) => break,
-            Err(error) => {
-                observer.interrupted(&error, next_step, &state);
-                return Err(error);
-            }
-        }
-    }
+    let validation = run.validation.map(|(_, upkeep)| upkeep);
+    let mut stage = InstructStage { run, trainer };
+    let Ended { last, .. } = take_steps(&mut stage, first_step, &mut inputs, validation, collective, observer)?;
     let InstructParts {
         adapter,
         expander,
         projector,
         ..
-    } = trainer.to_host()?;
+    } = stage.trainer.store()?;
     Ok(InstructTrained {
         adapter,
         expander,
@@ -167,14 +120,49 @@ fn instruct_within<'scope, 'env: 'scope>(
     })
 }
 
-/// The checkpoint after `step` steps.
-fn snapshot(options: &InstructOptions, step: u64, trainer: &InstructTrainer) -> Result<Vec<u8>> {
-    let state = InstructState {
-        options: options.clone(),
-        step,
-        parts: trainer.to_host()?,
-    };
-    state.to_safetensors()
+/// Stage B at work.
+struct InstructStage<'a> {
+    run: InstructRun<'a>,
+    trainer: InstructTrainer,
+}
+
+impl Stage for InstructStage<'_> {
+    type Input = StepRows;
+
+    fn steps(&self) -> u64 {
+        self.run.options.steps
+    }
+
+    fn take_step(&mut self, step: u64, input: &StepRows, collective: &mut dyn Collective) -> Result<StepRecord> {
+        let InstructRun { options, data, .. } = self.run;
+        let rates = options.learning_rates(step);
+        let outcome = take_step(&self.run, &mut self.trainer, step, input, rates, collective)?;
+        let examples = input.rows.iter().map(|row| &data.examples()[*row]);
+        Ok(StepRecord {
+            step,
+            numbers: numbers(&outcome, rates, options.mode),
+            pairs: input.rows.len() as u64,
+            tokens: examples.map(|example| example.tokens() as u64).sum(),
+            seconds: outcome.seconds,
+            validation: None,
+        })
+    }
+
+    fn validate(&mut self) -> Result<Validation> {
+        match self.run.validation {
+            Some((held_out, _)) => validate(&self.run, held_out, &mut self.trainer),
+            None => Ok(Validation::default()),
+        }
+    }
+
+    fn snapshot(&self, step: u64) -> Result<Vec<u8>> {
+        let state = InstructState {
+            options: self.run.options.clone(),
+            step,
+            parts: self.trainer.store()?,
+        };
+        state.to_safetensors()
+    }
 }
 
 /// The step to begin with, and what moves: as a checkpoint says, or anew.
@@ -321,7 +309,7 @@ fn agree(
     collective: &mut dyn Collective,
 ) -> Result<()> {
     let text = serde_json::to_vec(options).map_err(|error| Error::Input(error.to_string()))?;
-    let parts = trainer.to_host()?;
+    let parts = trainer.store()?;
     let projector = parts
         .projector
         .as_ref()

@@ -10,7 +10,7 @@ use crate::llink::slot_expander::SlotExpander;
 use crate::models::config::LlamaConfig;
 use crate::models::lora::LoraAdapter;
 use crate::train::checkpoint;
-use crate::train::optimizer::{AdamW, AdamWOptions};
+use crate::train::optimizer::{AdamWOptions, AdamWState};
 use crate::train::tensor_file::{TensorFile, Values};
 
 const EXPANDER: &str = "expander.";
@@ -36,7 +36,7 @@ pub struct InstructParts {
     /// The slot expander so far.
     pub expander: SlotExpander,
     /// LoRA's, the expander's, the scale's.
-    pub optimizers: [AdamW; 3],
+    pub optimizers: [AdamWState; 3],
     /// The projector so far, where it moves.
     pub projector: Option<MovingProjector>,
 }
@@ -55,9 +55,9 @@ impl InstructParts {
             ..options
         };
         let optimizers = [
-            AdamW::new(options, adapter.parameters.len()),
-            AdamW::new(options, expander.parameters.len() - 1),
-            AdamW::new(without_decay, 1),
+            AdamWState::new(options, adapter.parameters.len()),
+            AdamWState::new(options, expander.parameters.len() - 1),
+            AdamWState::new(without_decay, 1),
         ];
         Self {
             adapter,

@@ -13,13 +13,14 @@ use super::step::{InstructInput, InstructLosses, InstructOutcome, InstructWeight
 use crate::Result;
 use crate::collective::Collective;
 use crate::device::Staging;
-use crate::llink::mlp::{Mlp, MlpGradient, MlpTape};
+use crate::llink::mlp::{Mlp, MlpTape, halves};
 use crate::llink::projector::{Projector, ProjectorShape};
 use crate::llink::slot_expander::{Expansion, ExpansionTape, SlotExpander, SlotExpanderShape};
 use crate::llink::slot_losses::SlotLosses;
 use crate::models::lora::LoraAdapter;
+use crate::models::ops::sum_of_squares;
 use crate::models::{Adapter, Llama};
-use crate::train::on_device::{DeviceAdamW, flat, sum_of_squares};
+use crate::train::optimizer::{AdamW, PIECE, clip_factor, flat, padded};
 use crate::train::step::{Clock, StepSeconds, check_finite};
 
 /// Adapter, expander and their optimizers in training. The same on all ranks after each step.
@@ -30,11 +31,11 @@ pub struct InstructTrainer {
     adapter: LoraAdapter,
     shape: SlotExpanderShape,
     median_norm: f32,
-    of_adapter: DeviceAdamW,
-    of_expander: DeviceAdamW,
-    of_scale: DeviceAdamW,
+    of_adapter: AdamW,
+    of_expander: AdamW,
+    of_scale: AdamW,
     /// The projector, where it moves.
-    of_projector: Option<(ProjectorShape, DeviceAdamW)>,
+    of_projector: Option<(ProjectorShape, AdamW)>,
     weights: InstructWeights,
     staging: Staging,
     runs: Runs,
@@ -71,13 +72,13 @@ impl InstructTrainer {
         let parameters = std::mem::take(&mut adapter.parameters);
         let (scale, others) = expander.parameters.split_at(1);
         let moving = |MovingProjector { projector, optimizer }: MovingProjector| {
-            let moving = DeviceAdamW::new(&projector.parameters, &optimizer, device)?;
+            let moving = AdamW::new(&projector.parameters, &optimizer, device)?;
             Ok::<_, crate::Error>((projector.shape(), moving))
         };
         Ok(Self {
-            of_adapter: DeviceAdamW::new(&parameters, &of_adapter, device)?,
-            of_expander: DeviceAdamW::new(others, &of_expander, device)?,
-            of_scale: DeviceAdamW::new(scale, &of_scale, device)?,
+            of_adapter: AdamW::new(&parameters, &of_adapter, device)?,
+            of_expander: AdamW::new(others, &of_expander, device)?,
+            of_scale: AdamW::new(scale, &of_scale, device)?,
             of_projector: projector.map(moving).transpose()?,
             device: device.clone(),
             dtype,
@@ -94,17 +95,17 @@ impl InstructTrainer {
     ///
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
-    pub fn to_host(&self) -> Result<InstructParts> {
+    pub fn store(&self) -> Result<InstructParts> {
         let mut adapter = self.adapter.clone();
-        let (parameters, of_adapter) = self.of_adapter.to_host()?;
+        let (parameters, of_adapter) = self.of_adapter.store()?;
         adapter.parameters = parameters;
         let mut expander = SlotExpander::new(self.shape, self.median_norm, 0);
-        let (others, of_expander) = self.of_expander.to_host()?;
-        let (scale, of_scale) = self.of_scale.to_host()?;
+        let (others, of_expander) = self.of_expander.store()?;
+        let (scale, of_scale) = self.of_scale.store()?;
         expander.parameters = [scale, others].concat();
         let projector = match &self.of_projector {
             Some((shape, moving)) => {
-                let (parameters, optimizer) = moving.to_host()?;
+                let (parameters, optimizer) = moving.store()?;
                 let mut projector = Projector::new(*shape, 0);
                 projector.parameters = parameters;
                 Some(MovingProjector { projector, optimizer })
@@ -168,9 +169,9 @@ impl InstructTrainer {
             false => None,
         };
         let by_adapter = flat(&sums.layers)?.broadcast_mul(&factor)?;
-        let mut squares = sum_of_squares(&by_adapter)?;
+        let mut squares = sum_of_squares(&by_adapter, PIECE)?;
         for part in slots.iter().flat_map(SlotGradients::parts) {
-            squares = (squares + sum_of_squares(part)?)?;
+            squares = (squares + sum_of_squares(part, PIECE)?)?;
         }
         let mut numbers = vec![sums.losses, squares.reshape(1)?];
         numbers.extend(slots.as_ref().map(|slots| slots.losses.clone()));
@@ -183,7 +184,7 @@ impl InstructTrainer {
         let losses = InstructLosses::new(&self.weights, number(0), zero, [number(3), number(4)]);
         let grad_norm = number(2).sqrt();
         check_finite(input.step, input.ids, losses.loss, grad_norm)?;
-        let scale = (self.weights.gradient_clip / (grad_norm + 1e-6)).min(1.0) as f32;
+        let scale = clip_factor(grad_norm, self.weights.gradient_clip);
         let rates = &input.learning_rates;
         self.of_adapter.step(&by_adapter, scale, rates.lora)?;
         if let Some(slots) = slots {
@@ -233,8 +234,8 @@ impl InstructTrainer {
         let (projected, projector) = match &self.of_projector {
             Some((shape, moving)) => {
                 let projector = Mlp::new(&shape.tensors(), &moving.parameters()?, self.dtype)?;
-                let (projected, tape) = projector.forward(&vectors)?;
-                (projected, Some((projector, tape)))
+                let tape = projector.forward(&vectors, None)?;
+                (tape.output.clone(), Some((projector, tape)))
             }
             None => (vectors, None),
         };
@@ -257,8 +258,18 @@ impl InstructTrainer {
         factor: &Tensor,
         collective: &mut dyn Collective,
     ) -> Result<SlotGradients> {
+        let zeros = |count: usize| Tensor::zeros(count, DType::F32, &self.device);
         let mut sum = |part: &Tensor| collective.begin_all_reduce(part);
-        let (losses, expander, scale, projector) = match slots {
+        let expander = zeros(padded(self.shape.parameter_count() - 1))?;
+        let halves_of_expander = halves(&self.shape.mlp(), &expander)?;
+        let projector = match &self.of_projector {
+            Some((shape, _)) => {
+                let gradient = zeros(padded(shape.parameter_count()))?;
+                Some((halves(&shape.tensors(), &gradient)?, gradient))
+            }
+            None => None,
+        };
+        let (losses, scale) = match slots {
             Some(slots) => {
                 let width = self.shape.width;
                 let shape = (input.teacher.len() / width, width);
@@ -267,37 +278,29 @@ impl InstructTrainer {
                 sum(&losses.shares)?;
                 let grad_slots = Tensor::cat(&sums.grad_slots, 0)?.broadcast_mul(factor)?;
                 let grad_slots = (grad_slots + losses.grad_slots)?;
-                let found = slots.expansion.backward(&slots.tape, &grad_slots, &mut sum)?;
-                let projector = match slots.projector {
-                    Some((projector, tape)) => Some(projector.backward(&tape, &found.projected, &mut sum)?.0),
-                    None => None,
-                };
-                (losses.shares, found.mlp, found.scale, projector)
+                let expansion = &slots.expansion;
+                let found = expansion.backward(&slots.tape, &grad_slots, &halves_of_expander, &mut sum)?;
+                if let (Some((mlp, tape)), Some((halves, _))) = (&slots.projector, &projector) {
+                    mlp.backward(tape, found.projected, halves, &mut sum)?;
+                }
+                (losses.shares, found.scale)
             }
             None => {
-                let zeros = |count: usize| Tensor::zeros(count, DType::F32, &self.device);
                 let (losses, scale) = (zeros(2)?, zeros(1)?);
-                let expander = MlpGradient::zeros(&self.shape.mlp(), &self.device)?;
                 sum(&losses)?;
-                expander.in_order().try_for_each(&mut sum)?;
+                halves_of_expander.iter().try_for_each(&mut sum)?;
                 sum(&scale)?;
-                let projector = match &self.of_projector {
-                    Some((shape, _)) => {
-                        let projector = MlpGradient::zeros(&shape.tensors(), &self.device)?;
-                        projector.in_order().try_for_each(&mut sum)?;
-                        Some(projector)
-                    }
-                    None => None,
-                };
-                (losses, expander, scale, projector)
+                let of_projector = projector.iter().flat_map(|(halves, _)| halves);
+                of_projector.into_iter().try_for_each(&mut sum)?;
+                (losses, scale)
             }
         };
         collective.settle()?;
         Ok(SlotGradients {
             losses,
-            expander: flat(&expander.pieces())?,
+            expander,
             scale: flat(&[scale])?,
-            projector: projector.map(|gradient| flat(&gradient.pieces())).transpose()?,
+            projector: projector.map(|(_, gradient)| gradient),
         })
     }
 }

@@ -2,14 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::align_options::AlignOptions;
-use super::checkpoint;
-use super::optimizer::AdamW;
-use super::tensor_file::{TensorFile, Values};
+use super::options::AlignOptions;
 use crate::Result;
 use crate::llink::projector::Projector;
 use crate::llink::statistics::Statistics;
-use crate::llink::teacher_queue::TeacherQueue;
+use crate::llink::teacher_queue::StoredQueue;
+use crate::train::checkpoint;
+use crate::train::optimizer::AdamWState;
+use crate::train::tensor_file::{TensorFile, Values};
 
 /// Before the names of what was fitted.
 const STATISTICS: &str = "statistics.";
@@ -26,9 +26,9 @@ pub struct AlignState {
     /// The projector so far, for standardized encoder vectors where the training standardizes them.
     pub projector: Projector,
     /// AdamW's moments.
-    pub optimizer: AdamW,
+    pub optimizer: AdamWState,
     /// The teacher queue.
-    pub queue: TeacherQueue,
+    pub queue: StoredQueue,
 }
 
 /// [`AlignState`] as a file, from borrowed parts.
@@ -40,8 +40,8 @@ pub fn to_safetensors(
     step: u64,
     statistics: &Statistics,
     projector: &Projector,
-    optimizer: &AdamW,
-    queue: &TeacherQueue,
+    optimizer: &AdamWState,
+    queue: &StoredQueue,
 ) -> Result<Vec<u8>> {
     let count = projector.parameters.len();
     let mut tensors = projector.tensors("projector.");
@@ -103,13 +103,13 @@ impl AlignState {
             }
             Ok(values)
         };
-        let mut optimizer = AdamW::new(options.adamw(), 0);
+        let mut optimizer = AdamWState::new(options.adamw(), 0);
         optimizer.steps = optimizer_steps;
         optimizer.first_moment = moments("optimizer.first_moment")?;
         optimizer.second_moment = moments("optimizer.second_moment")?;
         let width = projector.shape().output;
         let (vectors, ids) = (file.f16("queue.vectors")?.1, file.u64("queue.ids")?.1);
-        let queue = TeacherQueue::restore(options.queue_capacity, width, vectors, ids, queue_next)
+        let queue = StoredQueue::restore(options.queue_capacity, width, vectors, ids, queue_next)
             .map_err(|error| file.error(error.to_string()))?;
         Ok(Self {
             step,

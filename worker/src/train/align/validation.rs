@@ -1,15 +1,16 @@
 //! Held-out pairs that Stage A is measured on while it trains.
 
+use candle_core::{DType, Device, Tensor};
 use half::slice::HalfFloatSliceExt;
 use llink_datasets::vectors::VectorTable;
 
-use super::step_record::Validation;
-use crate::collective::Solo;
-use crate::llink::align_losses::{AlignBatch, AlignWeights, LossBuffers, align_losses};
+use crate::llink::align_losses::{AlignBatch, AlignWeights, align_losses};
 use crate::llink::projector::Projector;
 use crate::llink::retrieval::retrieval_metrics;
-use crate::llink::teacher_queue::TeacherQueue;
-use crate::llink::whitening::Whitening;
+use crate::llink::teacher_queue::{StoredQueue, TeacherQueue};
+use crate::llink::whitening::{Metric, Whitening};
+use crate::models::Backend;
+use crate::train::step_record::Validation;
 use crate::{Error, Result};
 
 /// A small fixed set of pairs that training does not see.
@@ -66,37 +67,38 @@ impl AlignValidation {
     /// [`Error::Input`] when the projector gives NaN or infinity.
     pub fn measure(&self, projector: &Projector) -> Result<Validation> {
         let projected = projector.project(&self.encoder)?;
+        let backend = Backend::new(&Device::Cpu, DType::F32);
+        let rows = |values: &[f32]| Tensor::from_slice(values, (self.ids.len(), self.width), backend.device());
+        let metric = self
+            .metric
+            .as_ref()
+            .map(|metric| Metric::new(metric, &backend))
+            .transpose()?;
         let batch = AlignBatch {
             ids: &self.ids,
-            teacher: &self.teacher,
+            projected: &rows(&projected)?,
+            teacher: &rows(&self.teacher)?,
             own: 0..self.ids.len(),
-            projected: &projected,
             temperature: self.temperature,
-            metric: self.metric.as_ref(),
+            metric: metric.as_ref(),
         };
-        let (queue, weights) = (
-            TeacherQueue::new(0, self.width),
-            AlignWeights {
-                hard_negatives: 0,
-                direction: 0.0,
-                log_norm: 0.0,
-            },
-        );
-        let losses = align_losses(
-            &batch,
-            &queue,
-            &weights,
-            &mut Solo::default(),
-            &mut LossBuffers::default(),
-        )?;
+        let queue = TeacherQueue::new(&StoredQueue::new(0, self.width), &backend)?;
+        let weights = AlignWeights {
+            hard_negatives: 0,
+            direction: 0.0,
+            log_norm: 0.0,
+        };
+        let found = align_losses(&batch, &queue, &weights)?;
+        let [info_nce, direction, _] = found.losses;
+        let [info_nce, direction] = [info_nce.to_scalar::<f32>()?, direction.to_scalar()?].map(f64::from);
         let plain = retrieval_metrics(&projected, &self.teacher, self.width)?;
         let retrieval = match &self.metric {
-            Some(metric) => retrieval_metrics(&metric.apply(&projected), &metric.apply(&self.teacher), self.width)?,
+            Some(metric) => retrieval_metrics(&metric.apply(&projected)?, &metric.apply(&self.teacher)?, self.width)?,
             None => plain,
         };
         let mut numbers = vec![
-            ("info_nce", losses.info_nce),
-            ("direction", losses.direction),
+            ("info_nce", info_nce),
+            ("direction", direction),
             ("r1", retrieval.r1),
             ("mrr", retrieval.mrr),
         ];
@@ -105,7 +107,7 @@ impl AlignValidation {
         }
         Ok(Validation {
             numbers,
-            score: losses.info_nce,
+            score: info_nce,
         })
     }
 }

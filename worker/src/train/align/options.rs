@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::optimizer::AdamWOptions;
 use crate::llink::align_losses::AlignWeights;
+use crate::train::optimizer::AdamWOptions;
 use crate::{Error, Result};
 
 /// Queue positions travel between ranks as f32, which is exact up to here.

@@ -1,30 +1,34 @@
 //! Stage A: training the projector on cached vectors.
 
-use std::borrow::Cow;
-use std::ops::ControlFlow;
-use std::thread::Scope;
-use std::time::Instant;
+pub mod data;
+pub mod options;
+pub mod state;
+pub mod step;
+pub mod validation;
 
-use super::agreement::{agree_on, hash, same_options};
-use super::ahead::{Ahead, Reading};
-use super::align_data::{AlignBatchRows, AlignData};
-use super::align_options::AlignOptions;
-use super::align_state::{self, AlignState};
-use super::align_step::{AlignTrainer, StepInput, StepOutcome};
-use super::align_validation::AlignValidation;
-use super::batch::{BatchPlan, rank_slice};
-use super::dropout::Dropout;
-use super::observer::Observer;
-use super::on_device::DeviceAlignTrainer;
-use super::optimizer::AdamW;
-use super::schedule::{cosine_lr, temperature};
-use super::step_record::{StepRecord, StepSeconds};
-use super::upkeep::Upkeep;
+use std::ops::Range;
+use std::thread::Scope;
+
+use self::data::{AlignBatchRows, AlignData};
+use self::options::AlignOptions;
+use self::state::AlignState;
+use self::step::{AlignTrainer, StepInput};
+use self::validation::AlignValidation;
 use crate::collective::Collective;
 use crate::llink::projector::Projector;
 use crate::llink::statistics::Statistics;
-use crate::llink::teacher_queue::TeacherQueue;
+use crate::llink::teacher_queue::StoredQueue;
 use crate::models::Backend;
+use crate::train::agreement::{agree_on, hash, same_options};
+use crate::train::ahead::{Ahead, Reading};
+use crate::train::batch::{BatchPlan, rank_slice};
+use crate::train::dropout::Dropout;
+use crate::train::observer::Observer;
+use crate::train::optimizer::AdamWState;
+use crate::train::schedule::{cosine_lr, temperature};
+use crate::train::stage::{Ended, Stage, take_steps};
+use crate::train::step_record::{StepRecord, Validation};
+use crate::train::upkeep::Upkeep;
 use crate::{Error, Result};
 
 /// What training left.
@@ -49,9 +53,9 @@ pub struct AlignRun<'a> {
     pub statistics: &'a Statistics,
     /// The state to go on from.
     pub resume: Option<AlignState>,
-    /// Trains in tensors there; none: on slices on the CPU.
-    pub backend: Option<&'a Backend>,
-    /// On slices: pairs of this rank whose activations are held at once; 0: all. It changes what memory is needed, and nothing else
+    /// Where and how the steps are computed.
+    pub backend: &'a Backend,
+    /// Pairs of this rank whose activations are held at once; 0: all. It changes what memory is needed, and nothing else
     /// but rounding.
     pub micro_batch: usize,
     /// Held-out pairs, and the steps after which rank 0 looks at them.
@@ -89,12 +93,28 @@ fn align_within<'scope, 'env: 'scope>(
         None => fresh(&run)?,
     };
     agree(data, &state, collective)?;
-    let mut next_step = state.step;
-    let mut trainer = Trainer::new(&run, state)?;
+    let first_step = state.step;
+    let AlignState {
+        projector,
+        optimizer,
+        queue,
+        ..
+    } = &state;
+    let trainer = AlignTrainer::new(
+        run.backend,
+        projector,
+        optimizer,
+        queue,
+        options.weights(),
+        options.gradient_clip,
+    )?;
+    let trainer = trainer.with_metric(statistics.metric.as_ref())?;
+    let trainer = trainer.with_micro_batch(run.micro_batch);
+    drop(state);
     let own = rank_slice(options.batch, collective.rank(), collective.world_size());
-    let reading = match run.backend {
-        Some(_) => Reading::Ahead,
-        None => Reading::InTurn,
+    let reading = match run.backend.device().is_cpu() {
+        true => Reading::InTurn,
+        false => Reading::Ahead,
     };
     let rows_of = own.clone();
     let mut batches = Ahead::new(scope, reading, move |step| {
@@ -104,53 +124,57 @@ fn align_within<'scope, 'env: 'scope>(
         if let Some(standardization) = &statistics.standardization {
             standardization.standardize(&mut batch.encoder);
         }
-        batch
+        Ok(batch)
     });
-    let mut last = None;
-    while next_step < options.steps {
-        let step = next_step;
-        collective.begin_step(step);
-        let started = Instant::now();
-        let batch = batches.take(step, options.steps);
-        let data_seconds = started.elapsed().as_secs_f64();
+    let validation = run.validation.map(|(_, upkeep)| upkeep);
+    let mut stage = AlignStage { run, trainer, own };
+    let Ended { next_step, last } = take_steps(&mut stage, first_step, &mut batches, validation, collective, observer)?;
+    Ok(AlignOutcome {
+        projector: stage.projector()?,
+        next_step,
+        last,
+    })
+}
 
+/// Stage A at work.
+struct AlignStage<'a> {
+    run: AlignRun<'a>,
+    trainer: AlignTrainer,
+    /// This rank's rows of the global batch.
+    own: Range<usize>,
+}
+
+impl AlignStage<'_> {
+    /// The projector for the encoder's own vectors.
+    fn projector(&self) -> Result<Projector> {
+        Ok(self.run.statistics.folded(&self.trainer.projector()?))
+    }
+}
+
+impl Stage for AlignStage<'_> {
+    type Input = AlignBatchRows;
+
+    fn steps(&self) -> u64 {
+        self.run.options.steps
+    }
+
+    fn take_step(&mut self, step: u64, batch: &AlignBatchRows, collective: &mut dyn Collective) -> Result<StepRecord> {
+        let options = self.run.options;
         let temperature = temperature(step, options.steps, options.temperature_start, options.temperature_end);
         let (base, floor) = (options.learning_rate, options.learning_rate_floor);
         let learning_rate = cosine_lr(step + 1, options.steps + 1, options.warmup_steps, base, floor);
-        let dropout = (options.dropout > 0.0).then(|| Dropout::new(options.dropout, options.seed, step));
         let input = StepInput {
             step,
             ids: &batch.ids,
-            own: own.clone(),
+            own: self.own.clone(),
             encoder: &batch.encoder,
             teacher: &batch.teacher,
             temperature,
             learning_rate,
-            dropout,
+            dropout: (options.dropout > 0.0).then(|| Dropout::new(options.dropout, options.seed, step)),
         };
-        let outcome = match trainer.step(&input, collective) {
-            Ok(outcome) => outcome,
-            Err(error) => {
-                observer.interrupted(&error, next_step, &|| {
-                    snapshot(options, statistics, next_step, &trainer)
-                });
-                return Err(error);
-            }
-        };
-        next_step = step + 1;
-
-        let seconds = StepSeconds {
-            data: data_seconds,
-            total: started.elapsed().as_secs_f64(),
-            ..outcome.seconds
-        };
-        let looks =
-            |(_, upkeep): &(_, &Upkeep)| collective.rank() == 0 && upkeep.validation_due(next_step, options.steps);
-        let validation = run
-            .validation
-            .filter(looks)
-            .map(|(pairs, _)| pairs.measure(&statistics.folded(&trainer.parts()?.projector)));
-        let record = StepRecord {
+        let outcome = self.trainer.step(&input, collective)?;
+        Ok(StepRecord {
             step,
             numbers: vec![
                 ("loss", outcome.losses.total(&options.weights())),
@@ -162,95 +186,24 @@ fn align_within<'scope, 'env: 'scope>(
                 ("temperature", temperature),
             ],
             pairs: batch.ids.len() as u64,
-            tokens: 0,
-            seconds,
-            validation: validation.transpose()?,
-        };
-        let state = || snapshot(options, statistics, next_step, &trainer);
-        let told = observer.stepped(&record, &state);
-        last = Some(record);
-        match told {
-            Ok(ControlFlow::Continue(())) => {}
-            Ok(ControlFlow::Break(())) => break,
-            Err(error) => {
-                observer.interrupted(&error, next_step, &state);
-                return Err(error);
-            }
-        }
-    }
-    Ok(AlignOutcome {
-        projector: statistics.folded(&trainer.parts()?.projector),
-        next_step,
-        last,
-    })
-}
-
-/// The checkpoint after `steps` steps.
-fn snapshot(options: &AlignOptions, statistics: &Statistics, steps: u64, trainer: &Trainer) -> Result<Vec<u8>> {
-    let parts = trainer.parts()?;
-    let (projector, optimizer, queue) = (&parts.projector, &parts.optimizer, &parts.queue);
-    align_state::to_safetensors(options, steps, statistics, projector, optimizer, queue)
-}
-
-/// What takes the steps.
-enum Trainer {
-    Slices(Box<AlignTrainer>),
-    Tensors(Box<DeviceAlignTrainer>),
-}
-
-/// What moves with the steps, on the host.
-struct Parts<'a> {
-    projector: Cow<'a, Projector>,
-    optimizer: Cow<'a, AdamW>,
-    queue: Cow<'a, TeacherQueue>,
-}
-
-impl Trainer {
-    fn new(run: &AlignRun<'_>, state: AlignState) -> Result<Self> {
-        let (weights, clip) = (run.options.weights(), run.options.gradient_clip);
-        let AlignState {
-            projector,
-            optimizer,
-            queue,
-            ..
-        } = state;
-        let metric = run.statistics.metric.as_ref();
-        Ok(match run.backend {
-            Some(backend) => {
-                let trainer = DeviceAlignTrainer::new(backend, &projector, &optimizer, &queue, weights, clip)?;
-                Self::Tensors(Box::new(trainer.with_metric(metric)?.with_micro_batch(run.micro_batch)))
-            }
-            None => {
-                let trainer = AlignTrainer::new(projector, optimizer, queue, weights, clip);
-                let trainer = trainer.with_metric(metric.cloned());
-                Self::Slices(Box::new(trainer.with_micro_batch(run.micro_batch)))
-            }
+            seconds: outcome.seconds,
+            ..StepRecord::default()
         })
     }
 
-    fn step(&mut self, input: &StepInput<'_>, collective: &mut dyn Collective) -> Result<StepOutcome> {
-        match self {
-            Self::Slices(trainer) => trainer.step(input, collective),
-            Self::Tensors(trainer) => trainer.step(input, collective),
+    fn validate(&mut self) -> Result<Validation> {
+        match self.run.validation {
+            Some((pairs, _)) => pairs.measure(&self.projector()?),
+            None => Ok(Validation::default()),
         }
     }
 
-    fn parts(&self) -> Result<Parts<'_>> {
-        Ok(match self {
-            Self::Slices(trainer) => Parts {
-                projector: Cow::Borrowed(&trainer.projector),
-                optimizer: Cow::Borrowed(&trainer.optimizer),
-                queue: Cow::Borrowed(&trainer.queue),
-            },
-            Self::Tensors(trainer) => {
-                let (projector, optimizer, queue) = trainer.to_host()?;
-                Parts {
-                    projector: Cow::Owned(projector),
-                    optimizer: Cow::Owned(optimizer),
-                    queue: Cow::Owned(queue),
-                }
-            }
-        })
+    fn snapshot(&self, steps: u64) -> Result<Vec<u8>> {
+        let (projector, optimizer, queue) = self.trainer.store()?;
+        let AlignRun {
+            options, statistics, ..
+        } = self.run;
+        state::to_safetensors(options, steps, statistics, &projector, &optimizer, &queue)
     }
 }
 
@@ -266,8 +219,8 @@ fn fresh(run: &AlignRun<'_>) -> Result<AlignState> {
         step: 0,
         statistics: statistics.clone(),
         projector,
-        optimizer: AdamW::new(options.adamw(), shape.parameter_count()),
-        queue: TeacherQueue::new(options.queue_capacity, shape.output),
+        optimizer: AdamWState::new(options.adamw(), shape.parameter_count()),
+        queue: StoredQueue::new(options.queue_capacity, shape.output),
     })
 }
 

@@ -1,0 +1,157 @@
+//! Products of matrices and sums of rows in training, where both sides change from step to step.
+
+use std::ops::Range;
+
+use candle_core::{CpuStorage, DType, Device, Storage, StorageRef, Tensor};
+
+use super::{Values, edit, fused};
+use crate::Result;
+use crate::llink::layers::sum_columns_into;
+use crate::llink::matrix::{Existing, Matrix, Target, multiply_into};
+
+/// lhs [m, k] · rhs [k, n]. Either may be the transpose of a contiguous matrix.
+pub(crate) fn matmul(lhs: &Tensor, rhs: &Tensor) -> Result<Tensor> {
+    let (Some(left), Some(right)) = (Factor::of(lhs)?, Factor::of(rhs)?) else {
+        return Ok(lhs.matmul(rhs)?);
+    };
+    let (rows, columns) = (lhs.dim(0)?, rhs.dim(1)?);
+    let mut out = vec![0f32; rows * columns];
+    let target = Target::new(&mut out, columns);
+    multiply_into(left.matrix()?, right.matrix()?, target, Existing::Overwritten, 1.0);
+    Ok(Tensor::from_vec(out, (rows, columns), &Device::Cpu)?)
+}
+
+/// Writes lhs [m, k] · rhs [k, n] to `into` [m · n], a contiguous view in f32, or adds it to what is there.
+pub(crate) fn matmul_into(into: &Tensor, lhs: &Tensor, rhs: &Tensor, existing: Existing) -> Result<()> {
+    let (Some(left), Some(right)) = (Factor::of(lhs)?, Factor::of(rhs)?) else {
+        return put(into, &lhs.matmul(rhs)?, existing);
+    };
+    let (left, right, columns) = (left.matrix()?, right.matrix()?, rhs.dim(1)?);
+    edit(into, |out| {
+        multiply_into(left, right, Target::new(out, columns), existing, 1.0)
+    })
+}
+
+/// Writes the sum of each column of `values` [b, d], or of its product with `factors` [b, d], to `into` [d], a contiguous view in f32,
+/// or adds it to what is there.
+pub(crate) fn sum_rows_into(
+    into: &Tensor,
+    values: &Tensor,
+    factors: Option<&Tensor>,
+    existing: Existing,
+) -> Result<()> {
+    let inputs: Vec<&Tensor> = [into, values].into_iter().chain(factors).collect();
+    if !fused(&inputs) {
+        let values = values.to_dtype(DType::F32)?;
+        let sums = match factors {
+            Some(factors) => (values * factors)?.sum(0)?,
+            None => values.sum(0)?,
+        };
+        return put(into, &sums, existing);
+    }
+    let factors = factors.map(Values::of).transpose()?;
+    let factors = factors.as_ref().map(Values::get).transpose()?;
+    let values = Values::of(values)?;
+    let values = values.get()?;
+    edit(into, |sums| sum_columns_into(values, factors, sums, existing))
+}
+
+/// Replaces the values of a contiguous f32 view, or adds to them.
+fn put(into: &Tensor, values: &Tensor, existing: Existing) -> Result<()> {
+    let values = values.to_dtype(DType::F32)?.reshape(into.shape())?;
+    let values = match existing {
+        Existing::Overwritten => values,
+        Existing::Kept => (into + values)?,
+    };
+    Ok(into.slice_set(&values, 0, 0)?)
+}
+
+/// Read access to a matrix that is contiguous, or the transpose of one.
+struct Factor<'a> {
+    storage: StorageRef<'a>,
+    range: Range<usize>,
+    rows: usize,
+    columns: usize,
+    transposed: bool,
+}
+
+impl<'a> Factor<'a> {
+    /// None where the fused form does not apply.
+    fn of(x: &'a Tensor) -> Result<Option<Self>> {
+        let suits = x.device().is_cpu() && x.dtype() == DType::F32 && !x.track_op();
+        if !suits {
+            return Ok(None);
+        }
+        let (rows, columns) = x.dims2()?;
+        let (storage, layout) = x.storage_and_layout();
+        let straight = layout.contiguous_offsets();
+        let turned = layout.transpose(0, 1)?.contiguous_offsets();
+        Ok(straight.or(turned).map(|(start, end)| Self {
+            storage,
+            range: start..end,
+            rows,
+            columns,
+            transposed: straight.is_none(),
+        }))
+    }
+
+    fn matrix(&self) -> Result<Matrix<'_>> {
+        let Storage::Cpu(CpuStorage::F32(values)) = &*self.storage else {
+            return Err(candle_core::Error::Msg("expected f32 values on the CPU".into()).into());
+        };
+        let values = &values[self.range.clone()];
+        Ok(match self.transposed {
+            false => Matrix::new(values, self.rows, self.columns),
+            true => Matrix::new(values, self.columns, self.rows).transposed(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{random, relative_error, tracked};
+    use super::*;
+
+    #[test]
+    fn products_and_their_sums_are_those_of_tensors_for_every_transposition() {
+        let (m, n, k) = (37, 50, 29);
+        let turned = |x: &Tensor| x.t().unwrap().contiguous().unwrap().t().unwrap();
+        let (lhs, rhs) = (random(m, k, 1), random(k, n, 2));
+        let expected = lhs.matmul(&rhs).unwrap();
+        for (lhs, rhs) in [
+            (lhs.clone(), rhs.clone()),
+            (turned(&lhs), rhs.clone()),
+            (lhs.clone(), turned(&rhs)),
+        ] {
+            assert!(relative_error(&matmul(&lhs, &rhs).unwrap(), &expected) < 1e-6);
+            for lhs in [lhs.clone(), tracked(&lhs)] {
+                let buffer = random(1, m * n + 10, 3).flatten_all().unwrap();
+                let before: Vec<f32> = buffer.to_vec1().unwrap();
+                let into = buffer.narrow(0, 7, m * n).unwrap();
+                matmul_into(&into, &lhs, &rhs, Existing::Overwritten).unwrap();
+                matmul_into(&into, &lhs, &rhs, Existing::Kept).unwrap();
+                let found = into.reshape((m, n)).unwrap();
+                assert!(relative_error(&found, &(&expected * 2.0).unwrap()) < 1e-6);
+                let after: Vec<f32> = buffer.to_vec1().unwrap();
+                assert_eq!((&after[..7], &after[7 + m * n..]), (&before[..7], &before[7 + m * n..]));
+            }
+        }
+    }
+
+    #[test]
+    fn sums_of_rows_are_those_of_tensors() {
+        for (rows, width) in [(1, 7), (33, 700)] {
+            let (values, factors) = (random(rows, width, 1), random(rows, width, 2));
+            for factors in [None, Some(&factors)] {
+                let [fused, composed] = [values.clone(), tracked(&values)].map(|values| {
+                    let buffer = Tensor::ones(width + 9, DType::F32, &Device::Cpu).unwrap();
+                    let into = buffer.narrow(0, 5, width).unwrap();
+                    sum_rows_into(&into, &values, factors, Existing::Overwritten).unwrap();
+                    sum_rows_into(&into, &values, factors, Existing::Kept).unwrap();
+                    buffer
+                });
+                assert!(relative_error(&fused, &composed) < 1e-5, "{rows}×{width}");
+            }
+        }
+    }
+}

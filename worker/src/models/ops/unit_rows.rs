@@ -1,0 +1,103 @@
+//! Rows of norm 1, forth and back.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::{Values, edit, fused};
+use crate::Result;
+use crate::llink::kernels::{normalize, rows_per_task, through_normalization};
+
+/// No row is divided by less.
+const SMALLEST_NORM: f64 = 1e-12;
+
+/// Normalized rows, f32.
+pub(crate) struct UnitRows {
+    /// [b, d]
+    pub(crate) unit: Tensor,
+    /// What they were divided by [b, 1].
+    pub(crate) norms: Tensor,
+}
+
+impl UnitRows {
+    /// Rows [b, d] over their norms.
+    pub(crate) fn of(rows: &Tensor) -> Result<Self> {
+        if !fused(&[rows]) {
+            let norms = rows.sqr()?.sum_keepdim(1)?.sqrt()?;
+            let unit = rows.broadcast_div(&norms.maximum(SMALLEST_NORM)?)?;
+            return Ok(Self { unit, norms });
+        }
+        let (count, width) = rows.dims2()?;
+        let values = Values::of(rows)?;
+        let values = values.get()?;
+        let (mut unit, mut norms) = (vec![0f32; count * width], vec![0f32; count]);
+        let block = rows_per_task(count, width);
+        let blocks = values.par_chunks(block * width).zip(unit.par_chunks_mut(block * width));
+        blocks
+            .zip(norms.par_chunks_mut(block))
+            .for_each(|((rows, unit), norms)| {
+                let rows = rows.chunks_exact(width).zip(unit.chunks_exact_mut(width)).zip(norms);
+                rows.for_each(|((row, unit), norm)| *norm = normalize(row, unit));
+            });
+        Ok(Self {
+            unit: Tensor::from_vec(unit, (count, width), rows.device())?,
+            norms: Tensor::from_vec(norms, (count, 1), rows.device())?,
+        })
+    }
+
+    /// Some of the rows.
+    pub(crate) fn narrow(&self, from: usize, count: usize) -> Result<Self> {
+        Ok(Self {
+            unit: self.unit.narrow(0, from, count)?,
+            norms: self.norms.narrow(0, from, count)?,
+        })
+    }
+
+    /// From the gradient by the normalized rows x̂ to that by the rows: (g − (g·x̂) x̂) / |x|. Takes `by` over.
+    pub(crate) fn backward(&self, by: Tensor) -> Result<Tensor> {
+        let Self { unit, norms } = self;
+        if !fused(&[&by, unit, norms]) {
+            let along = (&by * unit)?.sum_keepdim(1)?;
+            let across = (by - unit.broadcast_mul(&along)?)?;
+            return Ok(across.broadcast_div(&norms.maximum(SMALLEST_NORM)?)?);
+        }
+        let (count, width) = by.dims2()?;
+        let (unit, norms) = (Values::of(unit)?, Values::of(norms)?);
+        let (unit, norms) = (unit.get()?, norms.get()?);
+        let block = rows_per_task(count, width);
+        edit(&by, |by| {
+            let blocks = by.par_chunks_mut(block * width).zip(unit.par_chunks(block * width));
+            blocks.zip(norms.par_chunks(block)).for_each(|((by, unit), norms)| {
+                let rows = by.chunks_exact_mut(width).zip(unit.chunks_exact(width)).zip(norms);
+                rows.for_each(|((by, unit), norm)| {
+                    through_normalization(by, unit, 1.0 / norm.max(SMALLEST_NORM as f32))
+                });
+            });
+        })?;
+        Ok(by)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Var;
+
+    use super::super::testing::{random, relative_error, tracked};
+    use super::*;
+
+    #[test]
+    fn forth_and_back_are_those_of_the_graph() {
+        for (rows, width) in [(1, 7), (41, 96), (130, 768)] {
+            let (x, by) = (random(rows, width, 1), random(rows, width, 2));
+            let var = Var::from_tensor(&x).unwrap();
+            let norms = var.sqr().unwrap().sum_keepdim(1).unwrap().sqrt().unwrap();
+            let expected = var.broadcast_div(&norms).unwrap();
+            let graph = (&expected * &by).unwrap().sum_all().unwrap().backward().unwrap();
+            for (x, by) in [(x.clone(), by.copy().unwrap()), (tracked(&x), tracked(&by))] {
+                let rows = UnitRows::of(&x).unwrap();
+                assert!(relative_error(&rows.unit, &expected) < 1e-6 && relative_error(&rows.norms, &norms) < 1e-6);
+                let found = rows.backward(by).unwrap();
+                assert!(relative_error(&found, graph.get(&var).unwrap()) < 1e-5);
+            }
+        }
+    }
+}

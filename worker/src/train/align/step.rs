@@ -1,0 +1,318 @@
+//! One step of Stage A, and all that moves with it.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::collective::Collective;
+use crate::device::{Staging, is_out_of_memory};
+use crate::llink::align_losses::{AlignBatch, AlignLosses, AlignWeights, align_losses};
+use crate::llink::matrix::Existing;
+use crate::llink::mlp::{Mlp, MlpTape, halves};
+use crate::llink::projector::{Projector, ProjectorShape};
+use crate::llink::teacher_queue::{StoredQueue, TeacherQueue};
+use crate::llink::whitening::{Metric, Whitening};
+use crate::models::ops::sum_of_squares;
+use crate::models::{Backend, RowMasks};
+use crate::train::batch::rank_slice;
+use crate::train::dropout::Dropout;
+use crate::train::optimizer::{AdamW, AdamWState, PIECE, clip_factor, padded};
+use crate::train::step::{Clock, StepSeconds, check_finite};
+use crate::{Error, Result};
+
+/// What one step is given.
+#[derive(Debug, Clone)]
+pub struct StepInput<'a> {
+    /// Counts from 0; for errors.
+    pub step: u64,
+    /// Pair ids of the global batch, `[B]`.
+    pub ids: &'a [u64],
+    /// Which rows of the global batch are this rank's.
+    pub own: Range<usize>,
+    /// Encoder vectors of this rank's rows, `[b, d_e]`, standardized where the training does so.
+    pub encoder: &'a [f32],
+    /// Teacher vectors of the global batch, `[B, d]`.
+    pub teacher: &'a [f32],
+    /// τ of the InfoNCE.
+    pub temperature: f64,
+    /// Of AdamW.
+    pub learning_rate: f64,
+    /// The step's masks.
+    pub dropout: Option<Dropout>,
+}
+
+/// What a step found. The same on all ranks.
+#[derive(Debug, Clone, Copy)]
+pub struct StepOutcome {
+    /// Over the global batch, before the step.
+    pub losses: AlignLosses,
+    /// The gradient's L2 norm before clipping.
+    pub grad_norm: f64,
+    /// Where the time went.
+    pub seconds: StepSeconds,
+}
+
+/// Projector, optimizer and queue in training. The same on all ranks after each step.
+pub struct AlignTrainer {
+    backend: Backend,
+    shape: ProjectorShape,
+    optimizer: AdamW,
+    queue: TeacherQueue,
+    weights: AlignWeights,
+    metric: Option<Metric>,
+    gradient_clip: f64,
+    staging: Staging,
+    /// Rows whose activations are held at once; 0: all.
+    micro_batch: usize,
+    /// By the parameters, in their order, with zeros behind; f32.
+    gradient: Tensor,
+}
+
+/// A range of this rank's rows.
+type Piece = Range<usize>;
+
+/// How a rank's rows are cut so that the activations of one piece, `micro_batch` rows, fit; 0 takes all at once. At least one
+/// piece, for a rank without rows takes part too.
+fn pieces(rows: usize, micro_batch: usize) -> Vec<Piece> {
+    let size = if micro_batch == 0 { rows } else { micro_batch };
+    let starts = (0..rows.max(1)).step_by(size.max(1));
+    starts.map(|start| start..(start + size).min(rows)).collect()
+}
+
+impl AlignTrainer {
+    /// A trainer that goes on from these, on the backend's device.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when the device fails.
+    pub fn new(
+        backend: &Backend,
+        projector: &Projector,
+        optimizer: &AdamWState,
+        queue: &StoredQueue,
+        weights: AlignWeights,
+        gradient_clip: f64,
+    ) -> Result<Self> {
+        let (shape, device) = (projector.shape(), backend.device());
+        Ok(Self {
+            backend: backend.clone(),
+            shape,
+            optimizer: AdamW::new(&projector.parameters, optimizer, device)?,
+            queue: TeacherQueue::new(queue, backend)?,
+            weights,
+            metric: None,
+            gradient_clip,
+            staging: Staging::default(),
+            micro_batch: 0,
+            gradient: Tensor::zeros(padded(shape.parameter_count()), DType::F32, device)?,
+        })
+    }
+
+    /// Holds the activations of so many rows at once, and computes them a second time for the backward pass; 0 holds all.
+    #[must_use]
+    pub const fn with_micro_batch(mut self, rows: usize) -> Self {
+        self.micro_batch = rows;
+        self
+    }
+
+    /// Compares vectors in this metric; none compares them as they are.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when the device fails.
+    pub fn with_metric(mut self, metric: Option<&Whitening>) -> Result<Self> {
+        self.metric = metric.map(|metric| Metric::new(metric, &self.backend)).transpose()?;
+        Ok(self)
+    }
+
+    /// The projector as it is now.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when the device fails.
+    pub fn projector(&self) -> Result<Projector> {
+        let parameters = self.optimizer.parameters()?.to_vec1()?;
+        Ok(Projector::from_parameters(self.shape, parameters))
+    }
+
+    /// All that moves, as it is now.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when the device fails.
+    pub fn store(&self) -> Result<(Projector, AdamWState, StoredQueue)> {
+        let (parameters, optimizer) = self.optimizer.store()?;
+        Ok((
+            Projector::from_parameters(self.shape, parameters),
+            optimizer,
+            self.queue.store()?,
+        ))
+    }
+
+    /// The last step's gradient over the global batch, before clipping; in the parameters' order.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when the device fails.
+    pub fn gradient(&self) -> Result<Vec<f32>> {
+        Ok(self.gradient.narrow(0, 0, self.shape.parameter_count())?.to_vec1()?)
+    }
+
+    /// Trains on one global batch, of which each rank projects its own rows. All ranks take the same step. One wait for the device:
+    /// for the losses, before anything is changed.
+    ///
+    /// # Errors
+    /// Those of the collective and the device; [`Error::Diverged`] on NaN or infinity, with nothing changed by this step;
+    /// [`Error::OutOfMemory`], which says what to set.
+    pub fn step(&mut self, input: &StepInput<'_>, collective: &mut dyn Collective) -> Result<StepOutcome> {
+        let (pairs, own) = (input.ids.len(), input.own.len());
+        let rows = if self.micro_batch == 0 {
+            own
+        } else {
+            own.min(self.micro_batch)
+        };
+        self.try_step(input, collective).map_err(|error| match is_out_of_memory(&error) {
+            true => Error::OutOfMemory(format!(
+                "a step of Stage A with {pairs} pairs does not fit on the device ({error}). Set align.micro_batch below {rows}, take a \
+                 smaller align.batch, or give the device to this worker alone"
+            )),
+            false => error,
+        })
+    }
+
+    fn try_step(&mut self, input: &StepInput<'_>, collective: &mut dyn Collective) -> Result<StepOutcome> {
+        let mut clock = Clock::start();
+        let mut seconds = StepSeconds::default();
+        let device = self.backend.device().clone();
+        let width = self.shape.output;
+        let teacher = self.staging.upload(input.teacher, (input.ids.len(), width), &device)?;
+        let projection = Mlp::new(
+            &self.shape.tensors(),
+            &self.optimizer.parameters()?,
+            self.backend.activations(),
+        )?;
+        let pieces = pieces(input.own.len(), self.micro_batch);
+        let (own, tape) = self.project(&projection, input, &pieces)?;
+        let batch = AlignBatch {
+            ids: input.ids,
+            projected: &gathered(own, input, width, collective, &device)?,
+            teacher: &teacher,
+            own: input.own.clone(),
+            temperature: input.temperature,
+            metric: self.metric.as_ref(),
+        };
+        let found = align_losses(&batch, &self.queue, &self.weights)?;
+        seconds.forward = clock.lap();
+
+        self.backward(&projection, (&pieces, tape), &found.gradient, input, collective)?;
+        seconds.backward = clock.lap();
+        collective.settle()?;
+        seconds.reduce = clock.lap();
+
+        let [info_nce, direction, log_norm] = found.losses;
+        let numbers = [info_nce, direction, log_norm, sum_of_squares(&self.gradient, PIECE)?];
+        let numbers: Vec<f32> = Tensor::stack(&numbers, 0)?.to_vec1()?;
+        let losses = AlignLosses {
+            info_nce: f64::from(numbers[0]),
+            direction: f64::from(numbers[1]),
+            log_norm: f64::from(numbers[2]),
+        };
+        let grad_norm = f64::from(numbers[3]).sqrt();
+        check_finite(input.step, input.ids, losses.total(&self.weights), grad_norm)?;
+        let scale = clip_factor(grad_norm, self.gradient_clip);
+        self.optimizer.step(&self.gradient, scale, input.learning_rate)?;
+        self.queue.push(&found.teachers, input.ids)?;
+        seconds.optimizer = clock.lap();
+        Ok(StepOutcome {
+            losses,
+            grad_norm,
+            seconds,
+        })
+    }
+
+    /// Projects this rank's rows; none where it has none. The tape of the last piece stays.
+    fn project(
+        &mut self,
+        projection: &Mlp,
+        input: &StepInput<'_>,
+        pieces: &[Piece],
+    ) -> Result<(Option<Tensor>, Option<MlpTape>)> {
+        let (mut projected, mut last) = (Vec::new(), None);
+        for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
+            drop(last.take());
+            let tape = self.forward(projection, input, piece)?;
+            projected.push(tape.output.clone());
+            last = Some(tape);
+        }
+        let projected = match projected.len() {
+            0 | 1 => projected.pop(),
+            _ => Some(Tensor::cat(&projected, 0)?),
+        };
+        Ok((projected, last))
+    }
+
+    /// Projects some of this rank's rows.
+    fn forward(&mut self, projection: &Mlp, input: &StepInput<'_>, piece: &Piece) -> Result<MlpTape> {
+        let (width, device) = (self.shape.input, self.backend.device());
+        let rows = &input.encoder[piece.start * width..piece.end * width];
+        let rows = self.staging.upload(rows, (piece.len(), width), device)?;
+        let masks = input.dropout.map(|dropout| {
+            let ids = &input.ids[input.own.clone()][piece.clone()];
+            let masks: Arc<[_]> = ids.iter().map(|id| dropout.row(*id)).collect();
+            RowMasks::new(masks, device)
+        });
+        projection.forward(&rows, masks.transpose()?.as_ref())
+    }
+
+    /// The gradient by the parameters, summed over all ranks once the collective is settled. What is found first, that of the second
+    /// Linear and the LayerNorm, crosses while that of the first Linear is computed. From the last piece, whose tape is there, to the
+    /// first.
+    fn backward(
+        &mut self,
+        projection: &Mlp,
+        (pieces, mut tape): (&[Piece], Option<MlpTape>),
+        grad_projected: &Tensor,
+        input: &StepInput<'_>,
+        collective: &mut dyn Collective,
+    ) -> Result<()> {
+        let [down, up] = halves(&self.shape.tensors(), &self.gradient)?;
+        let mut existing = Existing::Overwritten;
+        for (at, piece) in pieces.iter().enumerate().rev() {
+            if piece.is_empty() {
+                // A rank without rows takes part with zeros.
+                self.gradient.zero_set()?;
+                collective.begin_all_reduce(&down)?;
+                continue;
+            }
+            let tape = match tape.take() {
+                Some(tape) => tape,
+                None => self.forward(projection, input, piece)?,
+            };
+            let grad_piece = grad_projected.narrow(0, piece.start, piece.len())?;
+            let grad_down = projection.backward_down(&tape, grad_piece, &down, existing)?;
+            if at == 0 {
+                collective.begin_all_reduce(&down)?;
+            }
+            projection.backward_up(&tape, &grad_down, &up, existing)?;
+            existing = Existing::Kept;
+        }
+        collective.begin_all_reduce(&up)
+    }
+}
+
+/// All ranks' projected rows [B, d].
+fn gathered(
+    own: Option<Tensor>,
+    input: &StepInput<'_>,
+    width: usize,
+    collective: &mut dyn Collective,
+    device: &Device,
+) -> Result<Tensor> {
+    let (batch, ranks) = (input.ids.len(), collective.world_size());
+    let own = match own {
+        Some(own) if ranks == 1 => return Ok(own),
+        Some(own) => own,
+        None => Tensor::zeros((0, width), DType::F32, &Device::Cpu)?,
+    };
+    let counts: Vec<usize> = (0..ranks)
+        .map(|rank| rank_slice(batch, rank, ranks).len() * width)
+        .collect();
+    let all = collective.all_gather_tensor(&own, &counts)?;
+    Ok(all.reshape((batch, width))?.to_device(device)?)
+}
