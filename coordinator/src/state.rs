@@ -3,43 +3,21 @@
 //! One writer (the engine's thread), write-ahead log, full sync. Heartbeats are not written. Never put it on NFS.
 
 mod access;
+mod old;
 pub mod private;
 mod rows;
+mod schema;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, Row, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
 
-use access::ACCESS_SCHEMA;
 pub use access::Claimed;
-use rows::{read_event, read_job, read_stage, read_task, save_job, save_task};
+use rows::{Spec, read_event, read_job, read_pack, read_stage, read_task, save_job, save_pack, save_task};
+use schema::{OLDEST_VERSION, SCHEMA_VERSION};
 
 use crate::schedule::{Cluster, Effects, Job, TaskRecord};
-
-const SCHEMA: &str = "
-CREATE TABLE IF NOT EXISTS jobs (
-    id TEXT PRIMARY KEY, file TEXT NOT NULL, stamps TEXT NOT NULL, state INTEGER NOT NULL, reason TEXT NOT NULL,
-    submitted_at INTEGER NOT NULL, ended_at INTEGER NOT NULL, failure_kind INTEGER, failure_text TEXT, report TEXT);
-CREATE TABLE IF NOT EXISTS stages (
-    job TEXT NOT NULL, position INTEGER NOT NULL, name TEXT NOT NULL, state INTEGER NOT NULL, reason TEXT NOT NULL,
-    key TEXT NOT NULL, phases TEXT NOT NULL, manifest TEXT, started_at INTEGER NOT NULL, ended_at INTEGER NOT NULL,
-    spent_before INTEGER NOT NULL DEFAULT 0, claim TEXT, PRIMARY KEY (job, position));
-CREATE TABLE IF NOT EXISTS tasks (
-    id INTEGER PRIMARY KEY, job TEXT NOT NULL, stage TEXT NOT NULL, phase INTEGER NOT NULL, position INTEGER NOT NULL,
-    label TEXT NOT NULL, spec BLOB NOT NULL, weight INTEGER NOT NULL, min_ranks INTEGER NOT NULL,
-    max_ranks INTEGER NOT NULL, state TEXT NOT NULL, token INTEGER NOT NULL, failures INTEGER NOT NULL,
-    losses INTEGER NOT NULL, last_world_size INTEGER NOT NULL, reason TEXT NOT NULL, result BLOB);
-CREATE TABLE IF NOT EXISTS attempts (
-    task INTEGER NOT NULL, token INTEGER NOT NULL, rank INTEGER NOT NULL, worker TEXT NOT NULL,
-    started_at INTEGER NOT NULL, ended_at INTEGER, outcome TEXT, PRIMARY KEY (task, token, rank));
-CREATE TABLE IF NOT EXISTS events (
-    sequence INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, job TEXT NOT NULL, stage TEXT NOT NULL,
-    task INTEGER NOT NULL, level TEXT NOT NULL, text TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS events_by_job ON events (job, sequence);
-";
-const SCHEMA_VERSION: i64 = 4;
-/// The oldest version that [`StateStore::open`] brings up to date, and that can be looked at as it is.
-const OLDEST_VERSION: i64 = 1;
 
 /// A state store that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +64,8 @@ pub enum StateError {
 pub struct StateStore {
     path: PathBuf,
     connection: Connection,
+    /// Sequence numbers of the newest events, of jobs that had one since the start.
+    newest_events: HashMap<String, i64>,
 }
 
 /// Texts of this many bytes fill a page of events.
@@ -115,9 +95,9 @@ impl StateStore {
         // SQLite gives the files beside it the same mode.
         private::file(&path).map_err(|e| failed(&path, e))?;
         let connection = Connection::open(&path).map_err(|e| sqlite(&path, e))?;
-        let store = Self { path, connection };
+        let mut store = Self::on(path, connection);
         store.check_pages()?;
-        store.set_up().map_err(|e| sqlite(&store.path, e))?;
+        schema::set_up(&mut store.connection).map_err(|e| sqlite(&store.path, e))?;
         store.check_version()?;
         Ok(store)
     }
@@ -138,9 +118,17 @@ impl StateStore {
         let path = path.to_owned();
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(&path, flags).map_err(|e| sqlite(&path, e))?;
-        let store = Self { path, connection };
+        let store = Self::on(path, connection);
         store.check_version()?;
         Ok(store)
+    }
+
+    fn on(path: PathBuf, connection: Connection) -> Self {
+        Self {
+            path,
+            connection,
+            newest_events: HashMap::new(),
+        }
     }
 
     /// Rereads every page, so that damage is named now and not in the middle of a job.
@@ -158,36 +146,8 @@ impl StateStore {
         })
     }
 
-    fn set_up(&self) -> rusqlite::Result<()> {
-        self.connection.busy_timeout(std::time::Duration::from_secs(5))?;
-        self.connection.pragma_update(None, "journal_mode", "WAL")?;
-        self.connection.pragma_update(None, "synchronous", "FULL")?;
-        let version: i64 = self.connection.query_row("PRAGMA user_version", [], |r| r.get(0))?;
-        if version == 0 {
-            let whole = format!("BEGIN; {SCHEMA} {ACCESS_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;");
-            self.connection.execute_batch(&whole)?;
-        }
-        if version == 1 {
-            let upgrade = "BEGIN; ALTER TABLE stages ADD COLUMN spent_before INTEGER NOT NULL DEFAULT 0;
-                           PRAGMA user_version = 2; COMMIT;";
-            self.connection.execute_batch(upgrade)?;
-        }
-        if version == 1 || version == 2 {
-            let upgrade = format!("BEGIN; {ACCESS_SCHEMA} PRAGMA user_version = 3; COMMIT;");
-            self.connection.execute_batch(&upgrade)?;
-        }
-        if (1..4).contains(&version) {
-            let upgrade = "BEGIN; ALTER TABLE stages ADD COLUMN claim TEXT; PRAGMA user_version = 4; COMMIT;";
-            self.connection.execute_batch(upgrade)?;
-        }
-        Ok(())
-    }
-
     fn check_version(&self) -> Result<(), StateError> {
-        let version: i64 = self
-            .connection
-            .query_row("PRAGMA user_version", [], |r| r.get(0))
-            .map_err(|e| sqlite(&self.path, e))?;
+        let version = schema::version(&self.connection).map_err(|e| sqlite(&self.path, e))?;
         if (OLDEST_VERSION..=SCHEMA_VERSION).contains(&version) {
             return Ok(());
         }
@@ -206,49 +166,78 @@ impl StateStore {
         })
     }
 
-    /// Saves what a step changed, in one transaction.
+    /// Saves what steps changed, in one transaction.
     ///
     /// # Errors
-    /// When SQLite cannot write: disk full, for one. Then nothing of the step is saved.
+    /// When SQLite cannot write: disk full, for one. Then nothing of the steps is saved.
     pub fn save(&mut self, cluster: &Cluster, fx: &Effects) -> Result<(), StateError> {
         let path = self.path.clone();
         self.try_save(cluster, fx).map_err(|e| sqlite(&path, e))
     }
 
     fn try_save(&mut self, cluster: &Cluster, fx: &Effects) -> rusqlite::Result<()> {
-        let nothing = fx.jobs.is_empty() && fx.tasks.is_empty() && fx.dropped_tasks.is_empty();
-        if nothing && fx.events.is_empty() && fx.attempts.is_empty() {
+        if fx.change_nothing() {
             return Ok(());
         }
         let tx = self.connection.transaction()?;
         for job in fx.jobs.iter().filter_map(|id| cluster.jobs.get(id)) {
-            save_job(&tx, job)?;
+            save_job(&tx, job, |stage| fx.manifests.contains(&(job.id.clone(), stage)))?;
+        }
+        for job in &fx.folded {
+            tx.prepare_cached("DELETE FROM events WHERE job = ?1 AND task > 0 AND level = 'info'")?
+                .execute([job])?;
         }
         for id in &fx.dropped_tasks {
-            tx.execute("DELETE FROM tasks WHERE id = ?1", [*id as i64])?;
+            tx.prepare_cached("DELETE FROM attempts WHERE task = ?1")?
+                .execute([*id as i64])?;
+            tx.prepare_cached("DELETE FROM tasks WHERE id = ?1")?
+                .execute([*id as i64])?;
+            tx.prepare_cached("DELETE FROM results WHERE task = ?1")?
+                .execute([*id as i64])?;
+        }
+        for id in &fx.dropped_packs {
+            tx.prepare_cached("DELETE FROM packs WHERE id = ?1")?
+                .execute([*id as i64])?;
+        }
+        for pack in &fx.packs {
+            save_pack(&tx, pack)?;
         }
         for task in fx.tasks.iter().filter_map(|id| cluster.tasks.get(id)) {
             save_task(&tx, task)?;
         }
         for a in &fx.attempts {
-            tx.prepare_cached(
-                "INSERT INTO attempts (task, token, rank, worker, started_at) VALUES (?1, ?2, ?3, ?4, ?5)
-                 ON CONFLICT DO UPDATE SET ended_at = ?5, outcome = ?6",
-            )?
-            .execute(params![
-                a.task as i64,
-                a.token as i64,
-                a.rank,
-                a.worker,
-                a.at,
-                a.outcome
-            ])?;
+            tx.prepare_cached("INSERT OR REPLACE INTO attempts VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
+                .execute(params![
+                    a.task as i64,
+                    a.token as i64,
+                    a.rank,
+                    a.worker,
+                    a.began,
+                    a.ended,
+                    a.outcome
+                ])?;
         }
         for e in &fx.events {
-            tx.prepare_cached(
-                "INSERT INTO events (at, job, stage, task, level, text) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            )?
-            .execute(params![e.at, e.job, e.stage, e.task as i64, e.level.as_str(), e.text])?;
+            let sequence = match self.newest_events.get_mut(&e.job) {
+                Some(newest) => newest,
+                None => {
+                    let newest = tx.query_row("SELECT MAX(sequence) FROM events WHERE job = ?1", [&e.job], |row| {
+                        row.get::<_, Option<i64>>(0)
+                    })?;
+                    self.newest_events.entry(e.job.clone()).or_insert(newest.unwrap_or(0))
+                }
+            };
+            *sequence += 1;
+            tx.prepare_cached("INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
+                .execute(params![
+                    e.job,
+                    *sequence,
+                    e.at,
+                    e.stage,
+                    e.task as i64,
+                    e.level.as_str(),
+                    e.text
+                ])?;
         }
         tx.commit()
     }
@@ -258,37 +247,56 @@ impl StateStore {
     /// # Errors
     /// When the database cannot be read or holds what this version does not know.
     pub fn load(&self) -> Result<(Vec<Job>, Vec<TaskRecord>), StateError> {
-        let rows = |sql: &str| -> Result<Vec<Job>, StateError> {
-            let mut statement = self.connection.prepare(sql).map_err(|e| sqlite(&self.path, e))?;
-            let jobs = statement.query_map([], read_job).map_err(|e| sqlite(&self.path, e))?;
-            jobs.collect::<Result<_, _>>().map_err(|e| sqlite(&self.path, e))
+        let loaded = match schema::version(&self.connection) {
+            Ok(version) if version < SCHEMA_VERSION => old::load(&self.connection),
+            _ => self.try_load(),
         };
-        let mut jobs = rows("SELECT * FROM jobs ORDER BY submitted_at")?;
-        for job in &mut jobs {
-            job.stages = self.collect(
-                "SELECT * FROM stages WHERE job = ?1 ORDER BY position",
-                &job.id,
-                read_stage,
-            )?;
-        }
-        let mut tasks = Vec::new();
-        for job in &jobs {
-            tasks.extend(self.collect("SELECT * FROM tasks WHERE job = ?1 ORDER BY id", &job.id, read_task)?);
-        }
-        Ok((jobs, tasks))
+        loaded.map_err(|e| sqlite(&self.path, e))
     }
 
-    fn collect<T>(
-        &self,
-        sql: &str,
-        key: &str,
-        read: fn(&Row<'_>) -> rusqlite::Result<T>,
-    ) -> Result<Vec<T>, StateError> {
-        let run = || -> rusqlite::Result<Vec<T>> {
-            let mut statement = self.connection.prepare_cached(sql)?;
-            statement.query_map([key], read)?.collect()
-        };
-        run().map_err(|e| sqlite(&self.path, e))
+    fn try_load(&self) -> rusqlite::Result<(Vec<Job>, Vec<TaskRecord>)> {
+        let mut statement = self.connection.prepare("SELECT * FROM jobs ORDER BY submitted_at")?;
+        let mut jobs: Vec<Job> = statement.query_map([], read_job)?.collect::<Result<_, _>>()?;
+        let mut stages = self
+            .connection
+            .prepare("SELECT * FROM stages WHERE job = ?1 ORDER BY position")?;
+        let mut manifest = self
+            .connection
+            .prepare("SELECT manifest FROM manifests WHERE job = ?1 AND stage = ?2")?;
+        for job in &mut jobs {
+            job.owner = self.find_owner(&job.id)?;
+            let mut rows = stages.query([&job.id])?;
+            while let Some(row) = rows.next()? {
+                let mut stage = read_stage(row)?;
+                stage.phases = vec![Vec::new(); row.get::<_, i64>("phases")? as usize];
+                let text = manifest.query_row([&job.id, stage.name.as_str()], |row| row.get::<_, String>(0));
+                if let Some(text) = text.optional()? {
+                    let read = serde_json::from_str(&text);
+                    stage.manifest = Some(read.map_err(|e| rows::unreadable(format!("manifest: {e}")))?);
+                }
+                job.stages.push(stage);
+            }
+        }
+        let mut statement = self.connection.prepare("SELECT id, specs FROM packs")?;
+        let packs: HashMap<i64, Vec<Spec>> = statement.query_map([], read_pack)?.collect::<Result<_, _>>()?;
+        let places: HashMap<String, usize> = jobs.iter().enumerate().map(|(at, job)| (job.id.clone(), at)).collect();
+        let mut statement = self.connection.prepare(
+            "SELECT tasks.*, results.result FROM tasks LEFT JOIN results ON results.task = tasks.id ORDER BY tasks.id",
+        )?;
+        let mut rows = statement.query([])?;
+        let mut tasks = Vec::new();
+        while let Some(row) = rows.next()? {
+            let spec = |pack: i64, place: u32| packs.get(&pack)?.get(place as usize).cloned();
+            let task = read_task(row, spec)?;
+            let job = places.get(&*task.job).map(|at| &mut jobs[*at]);
+            let stage = job.and_then(|job| job.stages.iter_mut().find(|stage| stage.name == task.stage));
+            // Tasks are numbered in the order of their places.
+            if let Some(phase) = stage.and_then(|stage| stage.phases.get_mut(task.phase)) {
+                phase.push(task.id);
+                tasks.push(task);
+            }
+        }
+        Ok((jobs, tasks))
     }
 
     /// What happened to a job after `sequence`: the first `limit` events, fewer where their texts are long.
@@ -316,6 +324,22 @@ impl StateStore {
             Ok(page)
         };
         run().map_err(|e| sqlite(&self.path, e))
+    }
+}
+
+#[cfg(test)]
+impl StateStore {
+    /// For tests that have many steps and no power cut.
+    pub fn without_sync(self) -> Self {
+        self.connection.pragma_update(None, "synchronous", "OFF").unwrap();
+        self
+    }
+
+    /// A disk that has room for so many pages more.
+    pub fn leave_room_for(&self, pages: i64) -> rusqlite::Result<()> {
+        let used: i64 = self.connection.query_row("PRAGMA page_count", [], |row| row.get(0))?;
+        let most = format!("PRAGMA max_page_count = {}", used + pages);
+        self.connection.query_row(&most, [], |_| Ok(()))
     }
 }
 

@@ -21,7 +21,7 @@ use tonic::Code;
 /// Calls `List`, and returns an error with the code or the reason of the connection's failure.
 async fn lists(url: &str, credentials: &Credentials) -> Result<(), String> {
     let mut client = jobs(url, credentials).await?;
-    let listed = client.list(ListRequest {}).await;
+    let listed = client.list(ListRequest::default()).await;
     listed.map(drop).map_err(|s| format!("{:?}: {}", s.code(), s.message()))
 }
 
@@ -178,11 +178,11 @@ async fn a_certificate_that_runs_out_stops_counting_on_an_open_connection_too() 
     let mut client = jobs(&coordinator.url, &trial.certificate_of("brief", "ada"))
         .await
         .unwrap();
-    client.list(ListRequest {}).await.unwrap();
+    client.list(ListRequest::default()).await.unwrap();
     let began = Instant::now();
     let status = loop {
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-        match client.list(ListRequest {}).await {
+        match client.list(ListRequest::default()).await {
             Ok(_) => assert!(began.elapsed().as_secs() < 10, "it still counts"),
             Err(status) => break status,
         }
@@ -220,7 +220,10 @@ async fn roles_are_held_to_their_calls_and_people_to_their_own_jobs() {
         "nor by its file"
     );
     assert_eq!(eve.cancel(cancel()).await.unwrap_err().code(), Code::PermissionDenied);
-    assert_eq!(eve.list(ListRequest {}).await.unwrap().into_inner().jobs.len(), 1);
+    assert_eq!(
+        eve.list(ListRequest::default()).await.unwrap().into_inner().jobs.len(),
+        1
+    );
     ada.cancel(cancel()).await.unwrap();
     root.resume(llink_proto::ResumeRequest { job_id: id.clone() })
         .await
@@ -228,7 +231,7 @@ async fn roles_are_held_to_their_calls_and_people_to_their_own_jobs() {
     // Workers see no jobs, and people take no tasks.
     let mut worker = jobs(url, &trial.certificate("worker")).await.unwrap();
     assert_eq!(
-        worker.list(ListRequest {}).await.unwrap_err().code(),
+        worker.list(ListRequest::default()).await.unwrap_err().code(),
         Code::PermissionDenied
     );
     let mut person = workers(url, &trial.certificate("root"), "a").await;
@@ -487,7 +490,7 @@ async fn certificates_and_tokens_that_change_are_read_anew() {
     tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
     assert_eq!(lists(url, &old).await, Ok(()));
     let mut open = jobs(url, &old).await.unwrap();
-    open.list(ListRequest {}).await.unwrap();
+    open.list(ListRequest::default()).await.unwrap();
     // With a new authority, the old certificates are kept aside.
     let aside = trial.path("aside");
     std::fs::rename(trial.path("certs"), &aside).unwrap();
@@ -501,7 +504,7 @@ async fn certificates_and_tokens_that_change_are_read_anew() {
         lists(url, &trial.certificate_of("aside", "ada")).await.is_err(),
         "the old authority is nobody's now"
     );
-    let status = open.list(ListRequest {}).await.unwrap_err();
+    let status = open.list(ListRequest::default()).await.unwrap_err();
     assert_eq!(
         status.code(),
         Code::Unauthenticated,
@@ -595,7 +598,7 @@ async fn wrong_tokens_slow_down_and_fill_no_log() {
     let mut guesser = jobs(url, &forged).await.unwrap();
     let (began, mut tried) = (Instant::now(), 0);
     while began.elapsed().as_secs() < 3 {
-        let status = guesser.list(ListRequest {}).await.unwrap_err();
+        let status = guesser.list(ListRequest::default()).await.unwrap_err();
         assert_eq!(status.code(), Code::Unauthenticated);
         tried += 1;
     }

@@ -188,12 +188,19 @@ fn open(reach: &Reach) -> Result<StateStore, Failed> {
 /// Returns every job, from the coordinator or from the state store.
 async fn jobs(reach: &Reach) -> Result<Vec<Job>, Failed> {
     if let Some(mut client) = client::find(reach).await? {
-        return Ok(client
-            .list(ListRequest {})
-            .await
-            .map_err(|s| refused(&s))?
-            .into_inner()
-            .jobs);
+        let mut jobs: Vec<Job> = Vec::new();
+        loop {
+            let request = ListRequest {
+                after_job_id: jobs.last().map(|job| job.id.clone()).unwrap_or_default(),
+                limit: 0,
+            };
+            let page = client.list(request).await.map_err(|s| refused(&s))?.into_inner();
+            let is_last = !page.more || page.jobs.is_empty();
+            jobs.extend(page.jobs);
+            if is_last {
+                return Ok(jobs);
+            }
+        }
     }
     let (jobs, tasks) = open(reach)?
         .load()

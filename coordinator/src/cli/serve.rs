@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use llink_datasets::roots::Roots;
 
 use super::{Exit, Failed, interrupted, say};
-use crate::schedule::Timing;
+use crate::schedule::{Keep, Timing};
 use crate::serve::{self, Security, ServeOptions, TlsFiles, Unfinished};
 
 #[derive(Debug, clap::Args)]
@@ -29,6 +29,15 @@ pub(super) struct Serve {
     /// Seconds that training waits for lost ranks before it continues with fewer.
     #[arg(long, env = "LLINK_GATHER_S", value_name = "SECONDS", default_value_t = 10.0)]
     gather: f64,
+    /// Days after a job's end for which its tasks, attempts and events are kept. What it was and how it ended stays.
+    #[arg(long, env = "LLINK_KEEP_DAYS", value_name = "DAYS", default_value_t = 30.0)]
+    keep: f64,
+    /// Ended jobs of which tasks, attempts and events are kept at most: the newest.
+    #[arg(long, env = "LLINK_KEEP_JOBS", value_name = "JOBS", default_value_t = 1_000)]
+    keep_jobs: usize,
+    /// Workers that the jobs of one person hold at the same time, where callers say who they are; 0 is any number.
+    #[arg(long, env = "LLINK_AT_MOST_PER_PERSON", value_name = "WORKERS", default_value_t = 0)]
+    at_most_per_person: usize,
     /// The coordinator's certificate (PEM), which is read again when it changes.
     #[arg(long, env = "LLINK_TLS_CERT", value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
@@ -80,6 +89,14 @@ impl Serve {
             gather: milliseconds("--gather", self.gather, 0.0)?,
             ..Timing::default()
         };
+        if !(0.0..=36_500.0).contains(&self.keep) {
+            let text = format!("--keep {}: expected 0 to 36500 days", self.keep);
+            return Err(Failed::new(Exit::Usage, text));
+        }
+        let keep = Keep {
+            millis: (self.keep * 86_400_000.0) as i64,
+            jobs: self.keep_jobs,
+        };
         let roots_named = !self.allow_root.is_empty();
         let roots = match roots_named {
             true => Roots::of(&self.allow_root).map_err(|e| Failed::new(Exit::Usage, format!("--allow-root: {e}")))?,
@@ -98,6 +115,8 @@ impl Serve {
             timing,
             unfinished: Unfinished::GoesOn,
             expected_workers: 0,
+            keep,
+            at_most_per_person: self.at_most_per_person,
             security: Security {
                 tls,
                 tokens: self.tokens,

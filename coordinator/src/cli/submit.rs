@@ -92,7 +92,7 @@ impl Submit {
         use llink_proto::reach::Credentials;
 
         use super::local::{LocalWorkers, Stop};
-        use crate::schedule::Timing;
+        use crate::schedule::{Keep, Timing};
         use crate::serve::{self, ServeOptions, Unfinished};
 
         let count = self.workers.unwrap_or(file.workers.local).max(1);
@@ -102,6 +102,8 @@ impl Submit {
             timing: Timing::default(),
             unfinished: Unfinished::IsEnded,
             expected_workers: count as usize,
+            keep: Keep::default(),
+            at_most_per_person: 0,
             security: serve::Security::default(),
             health: None,
             metrics: None,

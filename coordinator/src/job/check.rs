@@ -290,6 +290,23 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
         &job.workers.local,
         "1 to 256",
     );
+    expect(
+        (-100..=100).contains(&job.workers.priority),
+        "workers.priority",
+        &job.workers.priority,
+        "-100 to 100",
+    );
+    let fewest = job
+        .instruct
+        .as_ref()
+        .map_or(1, |instruct| instruct.min_ranks)
+        .max(a.min_ranks);
+    expect(
+        job.workers.at_most == 0 || job.workers.at_most >= fewest,
+        "workers.at_most",
+        &job.workers.at_most,
+        "0 for any number, or at least the `min_ranks` of `align` and `instruct`",
+    );
     found
 }
 

@@ -78,7 +78,7 @@ pub struct JobFile {
     /// The description of the exported bundle.
     #[serde(default)]
     pub export: ExportSection,
-    /// Local worker processes of a job that runs its own coordinator.
+    /// Local worker processes, and the job's share of a coordinator's workers.
     #[serde(default)]
     pub workers: WorkersSection,
 }
@@ -395,7 +395,7 @@ impl Default for EvaluateSection {
     }
 }
 
-/// The local processes of a job that runs its own coordinator (`[workers]`).
+/// The local processes of a job that runs its own coordinator, and the job's share of a coordinator's workers (`[workers]`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WorkersSection {
@@ -403,6 +403,12 @@ pub struct WorkersSection {
     pub local: u32,
     /// The number format of products with frozen weights: `f32`, `bf16` or `auto`. On the CPU `auto` takes bf16 where oneDNN makes it faster.
     pub compute: Compute,
+    /// The priority among the jobs of one coordinator, from -100 to 100: a higher one gets workers first. Absent: 0.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub priority: i32,
+    /// The largest number of workers that work for this job at the same time. Absent or 0: no limit.
+    #[serde(skip_serializing_if = "is_none_at_all")]
+    pub at_most: u32,
 }
 
 /// The number format of products with frozen weights.
@@ -435,8 +441,18 @@ impl Default for WorkersSection {
         Self {
             local: 2,
             compute: Compute::Auto,
+            priority: 0,
+            at_most: 0,
         }
     }
+}
+
+fn is_zero(priority: &i32) -> bool {
+    *priority == 0
+}
+
+fn is_none_at_all(workers: &u32) -> bool {
+    *workers == 0
 }
 
 fn one() -> u32 {

@@ -1,50 +1,73 @@
 //! Which waiting task goes to which idle worker.
 
-use llink_proto::task::Kind;
+use std::collections::BTreeSet;
+use std::fmt;
+
 use llink_proto::{Assignment, Seat};
 
-use super::{
-    Action, Attempt, Cluster, Effects, Lease, Level, Member, MemberState, Millis, Pursuit, TaskRecord, TaskState,
-    Worker,
-};
+use super::timers::Due;
+use super::turns::Limit;
+use super::{Action, Cluster, Effects, Lease, Level, Member, MemberState, Millis, TaskRecord, TaskState};
 
-/// What to do with a waiting task, given who is idle.
+/// Why a task that waits is not leased.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
-    Lease(usize),
-    Wait(String),
+enum Wait {
+    /// It failed a moment ago, and is tried again after so long.
+    Backoff(Millis),
+    /// Nobody is there.
+    NoWorker { expected: bool },
+    /// So many workers are there, all of them busy.
+    Busy(usize),
+    /// Its job has all the workers that it may have.
+    Held(Limit),
+    /// A gang waits for ranks.
+    Gathers {
+        wanted: usize,
+        idle: usize,
+        workers: usize,
+        min: usize,
+    },
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Backoff(millis) => write!(f, "failed a moment ago, tried again in {millis} ms"),
+            Self::NoWorker { expected: false } => f.write_str("no worker is connected"),
+            Self::NoWorker { expected: true } => f.write_str("local workers are starting"),
+            Self::Held(limit) => limit.fmt(f),
+            Self::Busy(workers) => write!(f, "all {workers} workers are busy"),
+            Self::Gathers {
+                wanted,
+                idle,
+                workers,
+                min,
+            } => write!(
+                f,
+                "gathers {wanted} ranks: {idle} of {workers} workers are idle, {min} will do after a while"
+            ),
+        }
+    }
 }
 
 impl Cluster {
-    /// Leases every waiting task that can be, oldest job first, and gives each other one its reason for waiting.
+    /// Leases every task that can be. Costs nothing while nobody is free.
     pub fn dispatch(&mut self, now: Millis, fx: &mut Effects) {
-        let mut idle: Vec<String> = self
-            .workers
-            .iter()
-            .filter(|(_, w)| w.listening && w.seats.is_empty())
-            .map(|(id, _)| id.clone())
-            .collect();
-        let mut in_turn = self.waiting_in_order();
-        if idle.is_empty() {
-            self.lease_ahead(&mut in_turn, now, fx);
+        self.tasks.pass(now);
+        if self.workers.idle().is_empty() {
+            return self.lease_ahead(now, fx);
         }
-        for id in in_turn {
-            match self.verdict(id, idle.len(), now) {
-                Verdict::Lease(ranks) => {
-                    let members: Vec<String> = idle.drain(..ranks).collect();
-                    self.lease(id, members, now, fx);
+        let mut passed = BTreeSet::new();
+        while !self.workers.idle().is_empty() {
+            let Some(task) = self.next_in_turn(&passed) else { return };
+            match self.ranks_for(task, now) {
+                Ok(ranks) => {
+                    let members = self.workers.idle().iter().take(ranks).cloned().collect();
+                    self.lease(task.id, members, now, fx);
                 }
-                Verdict::Wait(why) => {
-                    // Younger jobs' small tasks would otherwise take each worker as it comes free, for ever.
-                    if self.gathers(id, now) {
-                        idle.clear();
-                    }
-                    if let Some(task) = self.tasks.get_mut(&id)
-                        && let TaskState::Waiting { reason, .. } = &mut task.state
-                    {
-                        *reason = why;
-                    }
-                }
+                // Other jobs' small tasks would otherwise take each worker as it comes free, for ever.
+                Err(Wait::Gathers { workers, min, .. }) if workers >= min => return,
+                Err(_) => drop(passed.insert(task.job.clone())),
             }
         }
     }
@@ -52,163 +75,141 @@ impl Cluster {
     /// Gives workers that embed their next shard, so that reading, tokenizing and writing happen while the device computes. Only by the
     /// model that is loaded there, for two may not fit at once; and only while more shards wait than there are workers: the last ones
     /// go to whoever is free first.
-    fn lease_ahead(&mut self, in_turn: &mut Vec<u64>, now: Millis, fx: &mut Effects) {
-        let ready = |id: &u64| self.is_ready(*id, now).then(|| self.model(*id)).flatten();
-        let Some(model) = in_turn.first().and_then(ready) else {
+    fn lease_ahead(&mut self, now: Millis, fx: &mut Effects) {
+        if !self.workers.anybody_takes_ahead() {
+            return;
+        }
+        let next = self.next_in_turn(&BTreeSet::new());
+        let Some((job, model)) = next.and_then(|task| Some((task.job.clone(), task.model.clone()?))) else {
             return;
         };
-        let shards = in_turn.iter().take_while(|id| ready(id) == Some(model)).count();
-        let takers: Vec<String> = self
-            .workers
-            .iter()
-            .filter(|(_, w)| self.takes_ahead(w, model))
-            .map(|(id, _)| id.clone())
-            .take(shards.saturating_sub(self.workers.len()))
-            .collect();
-        for (id, worker) in in_turn.drain(..takers.len()).zip(takers) {
+        let spare = self.tasks.ready_for(&job, &model).saturating_sub(self.workers.len());
+        let spare = spare.min(self.room_of(&job).0);
+        let takers: Vec<String> = self.workers.ahead(&model).take(spare).cloned().collect();
+        for worker in takers {
+            let next = self.tasks.of_job(&job).and_then(|of_job| of_job.ready.first().copied());
+            let alike = |id: &u64| {
+                self.tasks
+                    .get(id)
+                    .is_some_and(|task| task.model.as_ref() == Some(&model))
+            };
+            let Some(id) = next.filter(alike) else { return };
             self.lease(id, vec![worker], now, fx);
         }
     }
 
-    fn is_ready(&self, id: u64, now: Millis) -> bool {
-        let task = self.tasks.get(&id);
-        task.is_some_and(|task| matches!(task.state, TaskState::Waiting { not_before, .. } if not_before <= now))
+    /// Whether a waiting task's job has all the workers that it may have.
+    pub(super) fn is_held(&self, task: &TaskRecord) -> bool {
+        matches!(self.ranks_for(task, self.tasks.now()), Err(Wait::Held(_)))
     }
 
-    /// The fingerprint of the model that a shard goes through; none for other tasks.
-    fn model(&self, id: u64) -> Option<&str> {
-        match &self.tasks.get(&id)?.spec.kind {
-            Some(Kind::EmbedShard(shard)) => Some(shard.model.as_ref()?.fingerprint.as_str()),
-            _ => None,
-        }
+    /// What a waiting task waits for, in words.
+    pub(super) fn waits_for(&self, task: &TaskRecord) -> String {
+        let waits = self.ranks_for(task, self.tasks.now()).err();
+        waits.map_or_else(
+            || "waits for its turn: jobs that come first take the workers that are idle".to_owned(),
+            |wait| wait.to_string(),
+        )
     }
 
-    fn takes_ahead(&self, worker: &Worker, model: &str) -> bool {
-        worker.listening
-            && (1..=worker.info.leases_ahead as usize).contains(&worker.seats.len())
-            && worker.seats.iter().all(|(task, _)| self.model(*task) == Some(model))
-    }
-
-    /// Whether a task waits for nothing but more ranks, and enough of them are connected to come.
-    fn gathers(&self, id: u64, now: Millis) -> bool {
-        let connected = self.workers.values().filter(|w| w.listening).count();
-        self.tasks.get(&id).is_some_and(|task| {
-            self.is_ready(id, now) && task.ranks.max != 1 && connected >= task.ranks.min.max(1) as usize
-        })
-    }
-
-    fn waiting_in_order(&self) -> Vec<u64> {
-        let submitted = |id: &u64| {
-            let job = self.tasks.get(id).and_then(|t| self.jobs.get(&t.job));
-            (job.map_or(Millis::MAX, |j| j.submitted_at), *id)
-        };
-        let computing = |task: &TaskRecord| {
-            let stages = self.jobs.get(&task.job).map(|job| job.stages.iter());
-            let own = stages.and_then(|mut stages| stages.find(|stage| stage.name == task.stage));
-            own.is_some_and(|stage| stage.pursuit == Pursuit::Computing)
-        };
-        let waiting = self
-            .tasks
-            .values()
-            .filter(|t| matches!(t.state, TaskState::Waiting { .. }) && computing(t));
-        let mut ids: Vec<u64> = waiting.map(|t| t.id).collect();
-        ids.sort_by_key(submitted);
-        ids
-    }
-
-    fn verdict(&self, id: u64, idle: usize, now: Millis) -> Verdict {
-        let Some(task) = self.tasks.get(&id) else {
-            return Verdict::Wait(String::new());
-        };
-        let TaskState::Waiting { since, not_before, .. } = task.state else {
-            return Verdict::Wait(String::new());
+    /// How many of the workers that are idle now run the task.
+    fn ranks_for(&self, task: &TaskRecord, now: Millis) -> Result<usize, Wait> {
+        let TaskState::Waiting { since, not_before } = task.state else {
+            return Err(Wait::Busy(0));
         };
         if now < not_before {
-            return Verdict::Wait(format!("failed a moment ago, tried again in {} ms", not_before - now));
+            return Err(Wait::Backoff(not_before - now));
         }
-        let workers = self.workers.values().filter(|w| w.listening).count();
+        let workers = self.workers.listening();
         if workers == 0 {
-            let why = match self.expected_workers {
-                0 => "no worker is connected",
-                _ => "local workers are starting",
-            };
-            return Verdict::Wait(why.into());
+            let expected = self.expected_workers > 0;
+            return Err(Wait::NoWorker { expected });
         }
+        let idle = self.workers.idle().len();
         let min = task.ranks.min.max(1) as usize;
         let wanted = match task.ranks.max {
             0 => workers.max(task.last_world_size as usize).max(self.expected_workers),
             max => max as usize,
         }
         .max(min);
+        let (room, limit) = self.room_of(&task.job);
+        let wanted = wanted.min(room);
+        if let Some(limit) = limit.filter(|_| wanted < min) {
+            return Err(Wait::Held(limit));
+        }
         if idle >= wanted {
-            return Verdict::Lease(wanted);
+            return Ok(wanted);
         }
-        let waited = now - since;
-        if wanted > 1 && idle >= min && waited >= self.timing.gather {
-            return Verdict::Lease(idle);
+        if wanted == 1 {
+            return Err(Wait::Busy(workers));
         }
-        Verdict::Wait(match wanted {
-            1 => format!("all {workers} workers are busy"),
-            _ => format!("gathers {wanted} ranks: {idle} of {workers} workers are idle, {min} will do after a while"),
+        if idle >= min && now - since >= self.timing.gather {
+            return Ok(idle);
+        }
+        Err(Wait::Gathers {
+            wanted,
+            idle,
+            workers,
+            min,
         })
     }
 
     fn lease(&mut self, id: u64, workers: Vec<String>, now: Millis, fx: &mut Effects) {
-        let Some(task) = self.tasks.get_mut(&id) else { return };
-        task.token += 1;
-        task.last_world_size = workers.len() as u32;
-        let world_size = workers.len() as u32;
-        let attempt = u32::try_from(task.token).unwrap_or(u32::MAX);
-        let who = workers.join(", ");
-        for (rank, worker) in workers.iter().enumerate() {
-            let seat = (task.ranks.max != 1).then_some(Seat {
-                rank: rank as u32,
-                world_size,
-                generation: task.token,
-            });
-            let assignment = Assignment {
-                task_id: id,
-                token: task.token,
-                attempt,
-                task: Some(task.spec.clone()),
-                seat,
-            };
-            fx.actions.push(Action::Start {
-                worker: worker.clone(),
-                assignment: Box::new(assignment),
-            });
-            fx.attempts.push(Attempt {
-                task: id,
-                token: task.token,
-                worker: worker.clone(),
-                rank: rank as u32,
-                at: now,
-                outcome: String::new(),
-            });
-            if let Some(worker) = self.workers.get_mut(worker) {
-                worker.seats.push((id, task.token));
-            }
-        }
-        let member = |worker| Member {
-            worker,
-            deadline: now + self.timing.lease,
+        let deadline = now + self.timing.lease;
+        let member = |worker: &String| Member {
+            worker: worker.clone(),
+            deadline,
             state: MemberState::Running,
             address: None,
             progress: (0, 0),
             figures: std::collections::BTreeMap::new(),
             place: String::new(),
         };
-        task.state = TaskState::Leased(Lease {
-            members: workers.into_iter().map(member).collect(),
+        let lease = Lease {
+            since: now,
+            members: workers.iter().map(member).collect(),
             breaking_since: None,
             ended: Vec::new(),
+        };
+        let world_size = workers.len() as u32;
+        self.tasks.change(id, |task| {
+            task.token += 1;
+            task.last_world_size = world_size;
+            task.state = TaskState::Leased(Box::new(lease));
         });
+        let Some(task) = self.tasks.get(&id) else { return };
+        let token = task.token;
+        let attempt = u32::try_from(token).unwrap_or(u32::MAX);
+        let (spec, label) = task.read();
+        let text = format!("{label}: attempt {attempt} on {}", workers.join(", "));
+        fx.happened(now, task, Level::Info, text);
         fx.tasks.insert(id);
-        fx.happened(
-            now,
-            task,
-            Level::Info,
-            format!("{}: attempt {attempt} on {who}", task.label),
-        );
+        self.timers.set(deadline, Due::Lease { task: id, token });
+        for (rank, worker) in workers.into_iter().enumerate() {
+            let seat = (task.ranks.max != 1).then_some(Seat {
+                rank: rank as u32,
+                world_size,
+                generation: token,
+            });
+            self.workers.change(&worker, |worker| {
+                let first = worker.seats.is_empty();
+                worker.model = task
+                    .model
+                    .clone()
+                    .filter(|model| first || worker.model.as_ref() == Some(model));
+                worker.seats.push((id, token));
+            });
+            let assignment = Assignment {
+                task_id: id,
+                token,
+                attempt,
+                task: Some(spec.clone()),
+                seat,
+            };
+            fx.actions.push(Action::Start {
+                worker,
+                assignment: Box::new(assignment),
+            });
+        }
     }
 }

@@ -1,13 +1,14 @@
 //! What a step leaves to be saved and done.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use llink_datasets::manifest::Manifest;
 use llink_datasets::shown::redacted;
 use llink_proto::{Abort, Assignment};
 
-use super::{Lease, Member, Millis, TaskRecord, Work};
-use crate::plan::Claim;
+use super::{Lease, Member, MemberState, Millis, Pack, Packed, TaskRecord, Work};
+use crate::plan::{Claim, StageName};
 
 /// What a step leaves to be saved and done, in this order.
 #[derive(Debug, Default)]
@@ -16,11 +17,19 @@ pub struct Effects {
     pub jobs: BTreeSet<String>,
     /// Tasks to save.
     pub tasks: BTreeSet<u64>,
+    /// Stages whose manifest is to be saved, and is not what it was.
+    pub manifests: BTreeSet<(String, StageName)>,
+    /// Specs to save, of tasks that are new.
+    pub packs: Vec<Arc<Pack>>,
     /// Tasks to forget: their stage is planned anew.
     pub dropped_tasks: BTreeSet<u64>,
+    /// Specs that no task has any more.
+    pub dropped_packs: BTreeSet<u64>,
+    /// Jobs of which the events about single tasks are to be forgotten.
+    pub folded: BTreeSet<String>,
     /// Things that happened.
     pub events: Vec<Happening>,
-    /// Leases that began or ended.
+    /// Leases that ended.
     pub attempts: Vec<Attempt>,
     /// What to do once all that is saved.
     pub actions: Vec<Action>,
@@ -66,7 +75,7 @@ impl Level {
     }
 }
 
-/// A lease's beginning or a member's end, for the record.
+/// A member's part in a lease, for the record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt {
     /// The task.
@@ -77,9 +86,11 @@ pub struct Attempt {
     pub worker: String,
     /// Its rank.
     pub rank: u32,
-    /// When this was.
-    pub at: Millis,
-    /// Empty when it began; how it ended otherwise.
+    /// When it began.
+    pub began: Millis,
+    /// When it ended.
+    pub ended: Millis,
+    /// How it ended.
     pub outcome: String,
 }
 
@@ -145,6 +156,62 @@ pub enum Action {
 }
 
 impl Effects {
+    /// Whether there is nothing to save.
+    #[must_use]
+    pub fn change_nothing(&self) -> bool {
+        let Self {
+            jobs,
+            tasks,
+            manifests,
+            packs,
+            dropped_tasks,
+            dropped_packs,
+            folded,
+            events,
+            attempts,
+            actions: _,
+        } = self;
+        let same = jobs.is_empty() && tasks.is_empty() && manifests.is_empty() && packs.is_empty();
+        same && dropped_tasks.is_empty()
+            && dropped_packs.is_empty()
+            && folded.is_empty()
+            && events.is_empty()
+            && attempts.is_empty()
+    }
+
+    /// Specs of tasks that are new, once for each pack.
+    pub(super) fn add_packs(&mut self, packed: &[Packed]) {
+        for packed in packed {
+            if self.packs.last().is_none_or(|last| !Arc::ptr_eq(last, &packed.pack)) {
+                self.packs.push(packed.pack.clone());
+            }
+        }
+    }
+
+    /// A task has its spec no more: its pack is dropped when it was the last of it.
+    pub(super) fn drop_pack(&mut self, of_task: Option<Packed>) {
+        let Some(Packed { pack, .. }) = of_task else { return };
+        self.packs.retain(|new| new.id != pack.id || Arc::strong_count(new) > 2);
+        if Arc::strong_count(&pack) == 1 {
+            self.dropped_packs.insert(pack.id);
+        }
+    }
+
+    /// A lease ends for the members that still are at work.
+    pub(super) fn ended(&mut self, task: u64, token: u64, lease: &Lease, now: Millis, outcome: &str) {
+        let at_work = lease.members.iter().enumerate();
+        let at_work = at_work.filter(|(_, member)| member.state == MemberState::Running);
+        self.attempts.extend(at_work.map(|(rank, member)| Attempt {
+            task,
+            token,
+            worker: member.worker.clone(),
+            rank: rank as u32,
+            began: lease.since,
+            ended: now,
+            outcome: outcome.into(),
+        }));
+    }
+
     /// Every member of a lease is told to stop.
     pub(super) fn abort(&mut self, task_id: u64, token: u64, lease: &Lease, reason: &str) {
         let abort = |member: &Member| Action::Abort {
@@ -162,7 +229,7 @@ impl Effects {
         let text: String = text.into();
         self.events.push(Happening {
             at,
-            job: task.job.clone(),
+            job: task.job.to_string(),
             stage: task.stage.to_string(),
             task: task.id,
             level,

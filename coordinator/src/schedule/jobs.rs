@@ -15,6 +15,8 @@ use crate::report;
 pub struct NewJob {
     /// Derived from its content.
     pub id: String,
+    /// Who submitted it first, where callers say who they are.
+    pub owner: Option<String>,
     /// The file, its paths absolute.
     pub file: JobFile,
     /// Stamps of the files it reads from outside.
@@ -30,7 +32,11 @@ impl Cluster {
             return;
         }
         // Keys and tasks stay: a stage whose key comes out the same goes on where it stopped.
-        let mut old = self.jobs.remove(&id).map(|old| old.stages).unwrap_or_default();
+        let old = self.jobs.remove(&id);
+        if let Some(old) = &old {
+            self.ended.remove(&(old.ended_at, id.clone()));
+        }
+        let mut old = old.map(|old| old.stages).unwrap_or_default();
         let stage = |name| match old.iter().position(|stage| stage.name == name) {
             Some(at) => reset(old.swap_remove(at), now),
             None => Stage::new(name),
@@ -42,10 +48,12 @@ impl Cluster {
             "submitted"
         };
         fx.happened_to_job(now, &id, "", Level::Info, text);
+        self.running.insert(id.clone());
         self.jobs.insert(
             id.clone(),
             Job {
                 id: id.clone(),
+                owner: new.owner,
                 file: new.file,
                 stamps: new.stamps,
                 state: JobState::Running,
@@ -68,6 +76,7 @@ impl Cluster {
         let job = self.jobs.get(id).ok_or_else(|| format!("there is no job {id}"))?;
         let again = NewJob {
             id: id.into(),
+            owner: job.owner.clone(),
             file: job.file.clone(),
             stamps: job.stamps.clone(),
         };
@@ -77,8 +86,7 @@ impl Cluster {
 
     /// Jobs that were running when the coordinator stopped go on.
     pub fn wake(&mut self, now: Millis, fx: &mut Effects) {
-        let running: Vec<_> = self.jobs.values().filter(|j| j.state == JobState::Running).collect();
-        for id in running.into_iter().map(|j| j.id.clone()).collect::<Vec<_>>() {
+        for id in self.running.clone() {
             if let Some(job) = self.jobs.get_mut(&id) {
                 for stage in job.stages.iter_mut().filter(|s| !s.is_complete()) {
                     *stage = reset(stage.clone(), now);
@@ -90,8 +98,7 @@ impl Cluster {
 
     /// Jobs that were running when the coordinator stopped are ended: nobody asked this one to go on with them.
     pub fn interrupt(&mut self, now: Millis, fx: &mut Effects) {
-        let running = self.jobs.values().filter(|j| j.state == JobState::Running);
-        for id in running.map(|j| j.id.clone()).collect::<Vec<_>>() {
+        for id in self.running.clone() {
             let why = "its coordinator ended before it did: submit it again to go on";
             fx.happened_to_job(now, &id, "", Level::Warn, why);
             self.end(&id, JobState::Cancelled, why.into(), now, fx);
@@ -212,10 +219,12 @@ impl Cluster {
                 }
             }
         }
+        self.running.remove(id);
+        self.ended.insert((now, id.to_owned()));
         self.hand_over(id, now, fx);
-        let own: Vec<u64> = self.tasks.values().filter(|t| t.job == id).map(|t| t.id).collect();
-        for task in own {
-            self.stop_task(task, &reason, fx);
+        let own = self.tasks.of_job(id).map(|own| own.leased.union(&own.waiting).copied());
+        for task in own.into_iter().flatten().collect::<Vec<_>>() {
+            self.stop_task(task, &reason, now, fx);
         }
     }
 }

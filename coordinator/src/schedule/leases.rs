@@ -2,7 +2,8 @@
 
 use llink_proto::{Abort, Failure, FailureKind, RegisterRequest, TaskProgress, TaskResult};
 
-use super::{Action, Attempt, Cluster, Effects, Level, MemberState, Millis, TaskState, Worker};
+use super::timers::Due;
+use super::{Action, Cluster, Effects, Level, MemberState, Millis, TaskState, Worker};
 
 /// Leases that a worker may hold beside the one at work, whatever it asks for: others would wait for what it does not begin.
 pub const MOST_LEASES_AHEAD: u32 = 4;
@@ -49,17 +50,17 @@ impl Cluster {
                 info,
                 listening: false,
                 seats: Vec::new(),
+                model: None,
                 deadline,
             },
         );
+        self.timers.set(deadline, Due::Worker(id.clone()));
         id
     }
 
     /// A worker's stream is open: from now on it is given work.
     pub fn listens(&mut self, worker: &str) {
-        if let Some(worker) = self.workers.get_mut(worker) {
-            worker.listening = true;
-        }
+        self.workers.change(worker, |worker| worker.listening = true);
     }
 
     /// A worker is gone: it broke the connection, or said goodbye.
@@ -80,28 +81,20 @@ impl Cluster {
     /// Renews leases. Answers with the leases that the worker no longer holds, or `None` if it is not known.
     pub fn heartbeat(&mut self, worker: &str, running: &[TaskProgress], now: Millis) -> Option<Vec<Abort>> {
         let deadline = now + self.timing.lease;
-        let mut seats = {
-            let worker = self.workers.get_mut(worker)?;
-            worker.deadline = deadline;
-            worker.seats.clone()
-        };
+        let seats = self.workers.beat(worker, deadline)?.to_vec();
         // A lease that is over, and that the worker does not speak of: it holds its worker no longer.
-        seats.retain(|&(task, token)| {
+        let holds = |&(task, token): &(u64, u64)| {
             running.iter().any(|p| (p.task_id, p.token) == (task, token)) || self.works_on(worker, task, token)
-        });
-        self.workers.get_mut(worker)?.seats = seats;
+        };
+        let held: Vec<(u64, u64)> = seats.iter().copied().filter(holds).collect();
+        if held.len() < seats.len() {
+            self.workers.change(worker, |worker| worker.seats = held);
+        }
         let mut aborts = Vec::new();
         for progress in running {
-            let member = self
-                .tasks
-                .get_mut(&progress.task_id)
-                .and_then(|task| match &mut task.state {
-                    TaskState::Leased(lease) if task.token == progress.token && lease.breaking_since.is_none() => {
-                        lease.members.iter_mut().find(|m| m.worker == worker)
-                    }
-                    _ => None,
-                });
-            match member {
+            let lease = self.tasks.lease_mut(progress.task_id, progress.token);
+            let whole = lease.filter(|lease| lease.breaking_since.is_none());
+            match whole.and_then(|lease| lease.members.iter_mut().find(|m| m.worker == worker)) {
                 Some(member) => {
                     member.deadline = deadline;
                     member.progress = (progress.done, progress.total);
@@ -138,14 +131,12 @@ impl Cluster {
         now: Millis,
         fx: &mut Effects,
     ) -> Reported {
-        if let Some(w) = self.workers.get_mut(worker) {
-            w.seats.retain(|seat| *seat != (task, token));
-        }
         let leaves = matches!(&outcome, Outcome::Failed(f) if f.kind() == FailureKind::Stopped);
-        if leaves && let Some(w) = self.workers.get_mut(worker) {
-            // It is on its way out: no more work for it.
-            w.listening = false;
-        }
+        self.workers.change(worker, |worker| {
+            worker.seats.retain(|seat| *seat != (task, token));
+            // Who leaves is on its way out: no more work for it.
+            worker.listening &= !leaves;
+        });
         let Some(record) = self.tasks.get(&task) else {
             return Reported::Refused(format!("there is no task {task}"));
         };
@@ -164,7 +155,7 @@ impl Cluster {
         match outcome {
             // Rank 0 writes what the gang made, so its word decides.
             Outcome::Done(result) if rank == 0 && lease.breaking_since.is_none() => {
-                self.task_done(task, worker, result, now, fx);
+                self.task_done(task, result, now, fx);
             }
             Outcome::Done(_) => self.member_ended(task, token, worker, MemberState::Finished, now, fx),
             Outcome::Failed(_) if leaves => self.member_ended(task, token, worker, MemberState::Left, now, fx),
@@ -178,10 +169,7 @@ impl Cluster {
     /// A rank says where it listens; once all have, each is told of the others.
     pub fn rendezvous(&mut self, worker: &str, task: u64, token: u64, address: &str) -> Rendezvous {
         let over = || Rendezvous::Refused(format!("the lease of task {task} with token {token} is over"));
-        let Some(record) = self.tasks.get_mut(&task).filter(|t| t.token == token) else {
-            return over();
-        };
-        let TaskState::Leased(lease) = &mut record.state else {
+        let Some(lease) = self.tasks.lease_mut(task, token) else {
             return over();
         };
         if lease.breaking_since.is_some() {
@@ -195,32 +183,41 @@ impl Cluster {
         all.map_or(Rendezvous::Waiting, Rendezvous::Complete)
     }
 
-    /// Time passes: silent workers are given up, leases that broke are decided on.
+    /// Time passes: silent workers are given up, leases that ran out are broken, and other coordinators' work is looked at again.
+    /// Costs nothing for what is not due.
     pub fn tick(&mut self, now: Millis, fx: &mut Effects) {
         self.forgive_own_absence(now);
-        self.look_again(now, fx);
-        let silent: Vec<String> = self
-            .workers
-            .iter()
-            .filter(|(_, w)| w.deadline < now)
-            .map(|(id, _)| id.clone())
-            .collect();
-        for worker in silent {
-            let why = format!("no heartbeat for {} s", self.timing.lease / 1000);
-            self.worker_gone(&worker, &why, now, fx);
-            fx.actions.push(Action::Forget { worker });
-        }
-        let mut expired = Vec::new();
-        for task in self.tasks.values() {
-            if let TaskState::Leased(lease) = &task.state {
-                let overdue = lease
-                    .members
-                    .iter()
-                    .filter(|m| m.state == MemberState::Running && m.deadline < now);
-                expired.extend(overdue.map(|m| (task.id, task.token, m.worker.clone())));
+        for due in self.timers.take_due(now) {
+            match due {
+                Due::Worker(id) => self.look_at_worker(id, now, fx),
+                Due::Lease { task, token } => self.look_at_lease(task, token, now, fx),
+                Due::Stage { job, stage } => self.look_again(&job, stage, fx),
             }
         }
-        for (task, token, worker) in expired {
+        self.fold_ended(now, fx);
+    }
+
+    fn look_at_worker(&mut self, id: String, now: Millis, fx: &mut Effects) {
+        let Some(worker) = self.workers.get(&id) else { return };
+        if worker.deadline >= now {
+            return self.timers.set(worker.deadline, Due::Worker(id));
+        }
+        let why = format!("no heartbeat for {} s", self.timing.lease / 1000);
+        self.worker_gone(&id, &why, now, fx);
+        fx.actions.push(Action::Forget { worker: id });
+    }
+
+    fn look_at_lease(&mut self, task: u64, token: u64, now: Millis, fx: &mut Effects) {
+        let Some(lease) = self.tasks.lease_mut(task, token) else {
+            return;
+        };
+        let at_work = lease.members.iter().filter(|m| m.state == MemberState::Running);
+        let (overdue, others): (Vec<_>, Vec<_>) = at_work.partition(|m| m.deadline < now);
+        if let Some(next) = others.iter().map(|m| m.deadline).min() {
+            self.timers.set(next, Due::Lease { task, token });
+        }
+        let overdue: Vec<String> = overdue.into_iter().map(|m| m.worker.clone()).collect();
+        for worker in overdue {
             let why = MemberState::Lost("its lease ran out".into());
             self.member_ended(task, token, &worker, why, now, fx);
         }
@@ -235,30 +232,24 @@ impl Cluster {
             return;
         }
         tracing::warn!("the coordinator was away for {away} ms: leases last that much longer");
-        self.workers.values_mut().for_each(|worker| worker.deadline += away);
-        for task in self.tasks.values_mut() {
-            if let TaskState::Leased(lease) = &mut task.state {
-                lease.members.iter_mut().for_each(|member| member.deadline += away);
-            }
+        self.workers.forgive(away);
+        for lease in self.tasks.leases_mut() {
+            lease.members.iter_mut().for_each(|member| member.deadline += away);
         }
     }
 
-    fn task_done(&mut self, id: u64, worker: &str, result: TaskResult, now: Millis, fx: &mut Effects) {
-        let Some(task) = self.tasks.get_mut(&id) else { return };
+    fn task_done(&mut self, id: u64, result: TaskResult, now: Millis, fx: &mut Effects) {
+        let Some(task) = self.tasks.get(&id) else { return };
         for warning in &result.warnings {
             fx.happened(now, task, Level::Warn, warning.clone());
         }
-        fx.attempts.push(Attempt {
-            task: id,
-            token: task.token,
-            worker: worker.into(),
-            rank: 0,
-            at: now,
-            outcome: "done".into(),
-        });
-        task.state = TaskState::Done(result);
-        fx.tasks.insert(id);
+        if let TaskState::Leased(lease) = &task.state {
+            fx.ended(id, task.token, lease, now, "done");
+        }
         let (job, stage) = (task.job.clone(), task.stage);
+        self.tasks
+            .change(id, |task| task.state = TaskState::Done(result.into()));
+        fx.tasks.insert(id);
         self.next_phase(&job, stage, now, fx);
     }
 }

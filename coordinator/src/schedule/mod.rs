@@ -6,24 +6,38 @@
 mod dispatch;
 mod effects;
 mod jobs;
+mod keep;
 mod leases;
 mod outcome;
+mod pack;
 mod stages;
+mod tasks;
+mod timers;
+mod turns;
 mod view;
 mod work;
+mod workers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use llink_datasets::manifest::Manifest;
-use llink_proto::{Failure, JobState, RegisterRequest, StageState, Task, TaskResult};
+use llink_proto::task::Kind;
+use llink_proto::{Failure, JobState, ModelRole, RegisterRequest, StageState, Task, TaskResult};
+use prost::Message;
 
 use crate::job::JobFile;
 use crate::plan::{Claim, Ranks, StageName};
 
 pub use effects::{Action, Attempt, Effects, Happening, Level};
 pub use jobs::NewJob;
+pub use keep::Keep;
 pub use leases::{MOST_LEASES_AHEAD, Outcome, Rendezvous, Reported};
+pub use pack::{Pack, Packed};
 pub use stages::LookedUp;
+pub use tasks::{Counts, Tasks};
+use timers::Timers;
+pub use workers::Workers;
 
 /// Milliseconds since the Unix epoch.
 pub type Millis = i64;
@@ -60,17 +74,27 @@ impl Default for Timing {
 pub struct Cluster {
     /// Jobs by id.
     pub jobs: BTreeMap<String, Job>,
+    /// Ids of the jobs that run.
+    running: BTreeSet<String>,
+    /// Jobs that have ended and of which everything is known, by the time of their end.
+    ended: BTreeSet<(Millis, String)>,
+    /// How long that is so.
+    pub keep: Keep,
     /// Tasks by id, of all jobs.
-    pub tasks: BTreeMap<u64, TaskRecord>,
+    pub tasks: Tasks,
     /// Workers that are connected.
-    pub workers: BTreeMap<String, Worker>,
+    pub workers: Workers,
+    timers: Timers,
     /// How patient it is.
     pub timing: Timing,
     /// Workers that are on their way: a gang waits for them as for those that are here.
     pub expected_workers: usize,
+    /// Workers that the jobs of one person hold at the same time; 0 is any number.
+    pub at_most_per_person: usize,
     /// When time last passed.
     ticked: Millis,
     next_task: u64,
+    next_pack: u64,
     next_worker: u64,
 }
 
@@ -79,6 +103,8 @@ pub struct Cluster {
 pub struct Job {
     /// Derived from the job's content, so that the same job has the same id.
     pub id: String,
+    /// Who submitted it first, where callers say who they are.
+    pub owner: Option<String>,
     /// The file, its paths absolute.
     pub file: JobFile,
     /// Stamps of the files it reads from outside.
@@ -134,11 +160,8 @@ pub enum Pursuit {
     Idle,
     /// The store is asked for it, and for the claim to compute it.
     LookingUp,
-    /// Another coordinator has the claim.
-    Elsewhere {
-        /// When the store is asked again.
-        ask_at: Millis,
-    },
+    /// Another coordinator has the claim; the store is asked again in a while.
+    Elsewhere,
     /// By its own tasks, and then the commit.
     Computing,
     /// That job, which has the same output and key, computes it.
@@ -194,17 +217,19 @@ pub struct TaskRecord {
     /// Unique in this coordinator.
     pub id: u64,
     /// The job.
-    pub job: String,
+    pub job: Arc<str>,
     /// The stage.
     pub stage: StageName,
     /// The phase within it.
     pub phase: usize,
     /// The place within the phase.
     pub index: usize,
-    /// What people call it.
-    pub label: String,
-    /// What workers are told.
-    pub spec: Task,
+    /// What people call it, and what workers are told.
+    pub packed: Packed,
+    /// The fingerprint of the model that a shard goes through; none for other tasks.
+    pub model: Option<Arc<str>>,
+    /// The part of its stage's progress that it belongs to: shards to embed go through one of two models.
+    pub part: Option<&'static str>,
     /// Its share of the stage's progress.
     pub weight: u64,
     /// How many run it.
@@ -233,22 +258,73 @@ pub enum TaskState {
         since: Millis,
         /// Not before then: it failed a moment ago.
         not_before: Millis,
-        /// What it waits for.
-        reason: String,
     },
     /// Somebody works on it.
-    Leased(Lease),
+    Leased(Box<Lease>),
     /// It is done.
-    Done(TaskResult),
+    Done(Encoded),
     /// It failed for good.
     Failed(Failure),
     /// Its job was cancelled or failed elsewhere.
     Cancelled,
 }
 
+/// A task's result, as it was reported, in the contract's encoding: most are never looked at one by one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded(pub Box<[u8]>);
+
+impl Encoded {
+    /// The result.
+    #[must_use]
+    pub fn decode(&self) -> TaskResult {
+        TaskResult::decode(&*self.0).expect("it was encoded by this process, or decoded once when it was loaded")
+    }
+}
+
+impl From<TaskResult> for Encoded {
+    fn from(result: TaskResult) -> Self {
+        Self(result.encode_to_vec().into())
+    }
+}
+
+impl TaskRecord {
+    /// What people call it.
+    #[must_use]
+    pub fn label(&self) -> String {
+        self.read().1
+    }
+
+    /// What workers are told.
+    #[must_use]
+    pub fn spec(&self) -> Task {
+        self.read().0
+    }
+
+    fn read(&self) -> (Task, String) {
+        let read = self.packed.read();
+        read.expect("it was packed by this process, or read once when it was loaded")
+    }
+}
+
+/// What scheduling looks at in a task's spec: the fingerprint of a shard's model, and the part of the progress.
+pub(crate) fn traits(spec: &Task) -> (Option<&str>, Option<&'static str>) {
+    let Some(Kind::EmbedShard(shard)) = &spec.kind else {
+        return (None, None);
+    };
+    let Some(model) = &shard.model else { return (None, None) };
+    let part = match model.role() {
+        ModelRole::Encoder => Some("encoder"),
+        ModelRole::Decoder => Some("teacher"),
+        ModelRole::Unspecified => None,
+    };
+    (Some(&model.fingerprint), part)
+}
+
 /// A task in somebody's hands.
 #[derive(Debug, Clone)]
 pub struct Lease {
+    /// When it began.
+    pub since: Millis,
     /// By rank.
     pub members: Vec<Member>,
     /// Set once a member failed or was lost: the others are told to stop, and the task is decided on when all have.
@@ -302,6 +378,8 @@ pub struct Worker {
     pub listening: bool,
     /// The leases it holds, task and token, in the order in which it was given them: the first is the one at work, as a rule.
     pub seats: Vec<(u64, u64)>,
+    /// The model that all of them go through.
+    pub model: Option<Arc<str>>,
     /// It is given up then, unless a heartbeat comes before.
     pub deadline: Millis,
 }
@@ -313,6 +391,7 @@ impl Cluster {
         Self {
             timing,
             next_task: 1,
+            next_pack: 1,
             next_worker: 1,
             ..Self::default()
         }
@@ -323,24 +402,47 @@ impl Cluster {
     pub fn restore(timing: Timing, jobs: Vec<Job>, tasks: Vec<TaskRecord>, now: Millis) -> Self {
         let mut cluster = Self::new(timing);
         cluster.next_task = tasks.iter().map(|t| t.id + 1).max().unwrap_or(1);
+        cluster.next_pack = tasks.iter().map(|t| t.packed.pack.id + 1).max().unwrap_or(1);
+        let running = jobs.iter().filter(|job| job.state == JobState::Running);
+        cluster.running = running.map(|job| job.id.clone()).collect();
         cluster.jobs = jobs.into_iter().map(|j| (j.id.clone(), j)).collect();
+        cluster.tasks.pass(now);
         for mut task in tasks {
             // Waiting counts anew: workers are on their way back, and a gang is to wait for all of them.
             if let TaskState::Leased(_) | TaskState::Waiting { .. } = task.state {
                 task.state = TaskState::Waiting {
                     since: now,
                     not_before: now,
-                    reason: "the coordinator was restarted".into(),
                 };
             }
-            cluster.tasks.insert(task.id, task);
+            task.job = cluster.tasks.name(&task.job);
+            task.model = task.model.map(|model| cluster.tasks.name(&model));
+            cluster.tasks.insert(task);
         }
+        let ended = cluster.jobs.values().filter(|job| job.state != JobState::Running);
+        let whole = ended.filter(|job| cluster.tasks.of_job(&job.id).is_some());
+        cluster.ended = whole.map(|job| (job.ended_at, job.id.clone())).collect();
         cluster
+    }
+
+    /// Whether any job runs.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        !self.running.is_empty()
+    }
+
+    /// The jobs that run.
+    fn running_jobs(&self) -> impl Iterator<Item = &Job> {
+        self.running.iter().filter_map(|id| self.jobs.get(id))
     }
 
     /// The job's stage of that name.
     fn stage_mut(&mut self, job: &str, name: StageName) -> Option<&mut Stage> {
         self.jobs.get_mut(job)?.stages.iter_mut().find(|s| s.name == name)
+    }
+
+    fn stage(&self, job: &str, name: StageName) -> Option<&Stage> {
+        self.jobs.get(job)?.stages.iter().find(|s| s.name == name)
     }
 }
 

@@ -36,10 +36,7 @@ impl Cluster {
         now: Millis,
         fx: &mut Effects,
     ) {
-        let Some(task) = self.tasks.get_mut(&id).filter(|t| t.token == token) else {
-            return;
-        };
-        let TaskState::Leased(lease) = &mut task.state else {
+        let Some(lease) = self.tasks.lease_mut(id, token) else {
             return;
         };
         let Some(rank) = lease.members.iter().position(|m| m.worker == worker) else {
@@ -62,7 +59,8 @@ impl Cluster {
             token,
             worker: worker.into(),
             rank: rank as u32,
-            at: now,
+            began: lease.since,
+            ended: now,
             outcome: text.clone(),
         });
         if breaks && lease.breaking_since.is_none() {
@@ -83,39 +81,47 @@ impl Cluster {
 
     /// A lease that broke, once nobody works on it any more.
     fn decide(&mut self, id: u64, now: Millis, fx: &mut Effects) {
-        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let Some(task) = self.tasks.get(&id) else { return };
         let TaskState::Leased(lease) = &task.state else { return };
         if lease.breaking_since.is_none() || lease.members.iter().any(|m| m.state == MemberState::Running) {
             return;
         }
         let cause = cause(lease);
-        let (told, places) = (tell(lease, &cause), places(lease));
-        forget_failures_after_progress(task);
-        let verdict = judge(task, &cause, &self.timing);
+        let (told, places, label) = (tell(lease, &cause), places(lease), task.label());
+        let timing = self.timing;
+        let verdict = self.tasks.change(id, |task| {
+            forget_failures_after_progress(task);
+            let verdict = judge(task, &label, &cause, &timing);
+            task.state = match &verdict {
+                Verdict::Hopeless(failure) => TaskState::Failed(failure.clone()),
+                Verdict::Again { wait } => TaskState::Waiting {
+                    since: now,
+                    not_before: now + wait,
+                },
+            };
+            verdict
+        });
         fx.tasks.insert(id);
+        let (Some(verdict), Some(task)) = (verdict, self.tasks.get(&id)) else {
+            return;
+        };
         match verdict {
             Verdict::Hopeless(failure) => {
                 // The failure itself is told as the job's.
                 if !places.is_empty() {
-                    fx.happened(now, task, Level::Warn, format!("{}: {places}", task.label));
+                    fx.happened(now, task, Level::Warn, format!("{label}: {places}"));
                 }
-                task.state = TaskState::Failed(failure.clone());
                 let job = task.job.clone();
                 self.fail(&job, failure, now, fx);
             }
-            Verdict::Again { wait } => {
-                let text = format!("{}: {told}", task.label);
+            Verdict::Again { .. } => {
+                let text = format!("{label}: {told}");
                 let text = if places.is_empty() {
                     text
                 } else {
                     format!("{text}. {places}")
                 };
                 fx.happened(now, task, Level::Warn, text);
-                task.state = TaskState::Waiting {
-                    since: now,
-                    not_before: now + wait,
-                    reason: "to be tried again".into(),
-                };
             }
         }
     }
@@ -193,8 +199,8 @@ fn forget_failures_after_progress(task: &mut TaskRecord) {
 }
 
 /// Counts the failure, and says whether the task is tried again.
-fn judge(task: &mut TaskRecord, cause: &Cause, timing: &super::Timing) -> Verdict {
-    let labelled = |text: &str| format!("{}: {text}", task.label);
+fn judge(task: &mut TaskRecord, label: &str, cause: &Cause, timing: &super::Timing) -> Verdict {
+    let labelled = |text: &str| format!("{label}: {text}");
     let failure = match cause {
         Cause::Left(_) | Cause::LostAhead(..) => return Verdict::Again { wait: 0 },
         Cause::Lost(_, why) => {
@@ -207,7 +213,7 @@ fn judge(task: &mut TaskRecord, cause: &Cause, timing: &super::Timing) -> Verdic
                 format!("lost its worker {times}, last because of: {why}; it may be what kills them (out of memory?)");
             Failure {
                 kind: FailureKind::Internal.into(),
-                text: format!("{}: {text}", task.label),
+                text: labelled(&text),
             }
         }
         Cause::Failed(_, failure) | Cause::Parted(_, failure) => {

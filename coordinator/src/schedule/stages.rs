@@ -6,7 +6,9 @@ use llink_datasets::manifest::Manifest;
 use llink_proto::{Artifact, Failure, StageState, TaskResult};
 
 use super::jobs::{results_before, unplanned};
-use super::{Action, Cluster, Effects, Job, Level, Millis, Pursuit, Stage, TaskRecord, TaskState, Work};
+use super::{
+    Action, Cluster, Effects, Job, Level, Millis, Packed, Pursuit, Stage, TaskRecord, TaskState, Work, traits,
+};
 use crate::plan::{self, Claim, Inputs, Phase, PlanError, StageName};
 
 /// What the store holds of a stage.
@@ -34,7 +36,7 @@ impl Cluster {
     /// What the store holds of a stage.
     pub fn looked_up(&mut self, work: &Work, found: Result<LookedUp, Failure>, now: Millis, fx: &mut Effects) {
         let (leader, name) = (self.leader(work), work.stage);
-        let waits = |s: &Stage| matches!(s.pursuit, Pursuit::LookingUp | Pursuit::Elsewhere { .. });
+        let waits = |s: &Stage| matches!(s.pursuit, Pursuit::LookingUp | Pursuit::Elsewhere);
         let stage = leader.as_ref().and_then(|id| self.stage_mut(id, name));
         let held = stage.as_ref().and_then(|stage| stage.claim.clone());
         // An answer that came too late for who asked is as good for who leads now, if that one waits for it.
@@ -76,6 +78,7 @@ impl Cluster {
         let Some(stage) = self.stage_mut(id, name) else { return };
         stage.pursuit = Pursuit::Computing;
         let before = stage.claim.replace(claim.clone());
+        fx.jobs.insert(id.into());
         if before.is_some_and(|before| before.apart != claim.apart) {
             // Somebody else may have written where the old tasks wrote.
             let stale = std::mem::take(&mut stage.phases).concat();
@@ -119,8 +122,9 @@ impl Cluster {
         (stage.pursuit, stage.claim) = (Pursuit::Idle, None);
         stage.ended_at = now;
         stage.manifest = Some(manifest);
+        fx.manifests.insert((id.into(), name));
         for task in stage.phases.concat() {
-            self.stop_task(task, "the stage is finished", fx);
+            self.stop_task(task, "the stage is finished", now, fx);
         }
         let followers = self.followers(id, name);
         self.advance(id, now, fx);
@@ -128,17 +132,20 @@ impl Cluster {
     }
 
     /// What a finished task wrote. Artifacts without a hash are plans of a later phase.
-    pub(super) fn files_of(&self, task: u64) -> impl Iterator<Item = &Artifact> {
+    pub(super) fn files_of(&self, task: u64) -> impl Iterator<Item = Artifact> + use<> {
         let result = match self.tasks.get(&task).map(|t| &t.state) {
-            Some(TaskState::Done(result)) => Some(result),
+            Some(TaskState::Done(result)) => Some(result.decode()),
             _ => None,
         };
-        let artifacts = result.into_iter().flat_map(|result| &result.artifacts);
+        let artifacts = result.into_iter().flat_map(|result| result.artifacts);
         artifacts.filter(|artifact| !artifact.sha256.is_empty())
     }
 
     /// Tasks whose files are gone are done again, and what was planned from their results is planned anew.
     fn forget_lost(&mut self, id: &str, name: StageName, lost: &BTreeSet<String>, now: Millis, fx: &mut Effects) {
+        if lost.is_empty() {
+            return;
+        }
         let Some(job) = self.jobs.get(id) else { return };
         let Some(stage) = job.stages.iter().find(|s| s.name == name) else {
             return;
@@ -170,8 +177,7 @@ impl Cluster {
         let Some((last, before)) = stage.phases.split_last() else {
             return;
         };
-        let results: Option<Vec<Vec<TaskResult>>> = before.iter().map(|p| self.results(p)).collect();
-        let (Some(results), None) = (results, self.results(last)) else {
+        let (Some(results), None) = (self.results(before), self.results(std::slice::from_ref(last))) else {
             return;
         };
         let last = last.clone();
@@ -183,32 +189,51 @@ impl Cluster {
                 return self.drop_tasks(last, fx);
             }
         };
-        for (id, planned) in last.into_iter().zip(planned) {
-            let differs = |task: &TaskRecord| task.spec != planned.spec || task.ranks != planned.ranks;
-            let open = |task: &TaskRecord| !matches!(task.state, TaskState::Done(_));
-            if !self.tasks.get(&id).is_some_and(|task| open(task) && differs(task)) {
-                continue;
-            }
-            self.stop_task(id, "the task is planned anew", fx);
-            if let Some(task) = self.tasks.get_mut(&id) {
-                (task.spec, task.ranks) = (planned.spec, planned.ranks);
-                (task.label, task.weight) = (planned.label, planned.weight);
-            }
+        let differs = |(id, planned): &(u64, plan::PlannedTask)| {
+            let open = self
+                .tasks
+                .get(id)
+                .filter(|task| !matches!(task.state, TaskState::Done(_)));
+            open.is_some_and(|task| task.spec() != planned.spec || task.ranks != planned.ranks)
+        };
+        let anew: Vec<(u64, plan::PlannedTask)> = last.into_iter().zip(planned).filter(differs).collect();
+        let specs = anew.iter().map(|(_, planned)| (&planned.spec, planned.label.as_str()));
+        let packed = Packed::all(specs, &mut self.next_pack);
+        fx.add_packs(&packed);
+        for ((id, planned), packed) in anew.into_iter().zip(packed) {
+            self.stop_task(id, "the task is planned anew", now, fx);
+            let (model, part) = traits(&planned.spec);
+            let model = model.map(|model| self.tasks.name(model));
+            let before = self.tasks.change(id, |task| {
+                (task.model, task.part) = (model, part);
+                (task.ranks, task.weight) = (planned.ranks, planned.weight);
+                std::mem::replace(&mut task.packed, packed)
+            });
+            fx.drop_pack(before);
             self.requeue(id, now, fx);
         }
     }
 
     /// Plans phases until one has tasks that are not done, or the stage is complete.
     pub(super) fn next_phase(&mut self, id: &str, name: StageName, now: Millis, fx: &mut Effects) {
-        fx.jobs.insert(id.into());
         loop {
             let Some(job) = self.jobs.get(id) else { return };
             let computing = |s: &&Stage| s.name == name && s.pursuit == Pursuit::Computing;
             let Some(stage) = job.stages.iter().find(computing) else {
                 return;
             };
-            let results: Option<Vec<Vec<TaskResult>>> = stage.phases.iter().map(|p| self.results(p)).collect();
-            let Some(results) = results else { return };
+            let is_done = |phase| {
+                self.tasks
+                    .tally(id, name, phase)
+                    .is_none_or(|tally| tally.done == tally.tasks)
+            };
+            if !(0..stage.phases.len()).all(is_done) {
+                return;
+            }
+            fx.jobs.insert(id.into());
+            let Some(results) = self.results(&stage.phases) else {
+                return;
+            };
             match plan_phase(job, stage, &results) {
                 Err(e) => return self.fail(id, unplanned(&e), now, fx),
                 Ok(Phase::Complete(mut manifest)) => {
@@ -242,16 +267,22 @@ impl Cluster {
         fx: &mut Effects,
     ) {
         let phase = self.stage_mut(id, name).map_or(0, |s| s.phases.len());
+        let specs = tasks.iter().map(|planned| (&planned.spec, planned.label.as_str()));
+        let packed = Packed::all(specs, &mut self.next_pack);
+        fx.add_packs(&packed);
+        let job = self.tasks.name(id);
         let mut ids = Vec::with_capacity(tasks.len());
-        for (index, planned) in tasks.into_iter().enumerate() {
+        for (index, (planned, packed)) in tasks.into_iter().zip(packed).enumerate() {
+            let (model, part) = traits(&planned.spec);
             let task = TaskRecord {
                 id: self.next_task,
-                job: id.into(),
+                job: job.clone(),
                 stage: name,
                 phase,
                 index,
-                label: planned.label,
-                spec: planned.spec,
+                packed,
+                model: model.map(|model| self.tasks.name(model)),
+                part,
                 weight: planned.weight,
                 ranks: planned.ranks,
                 state: to_be_leased(now),
@@ -264,7 +295,7 @@ impl Cluster {
             self.next_task += 1;
             ids.push(task.id);
             fx.tasks.insert(task.id);
-            self.tasks.insert(task.id, task);
+            self.tasks.insert(task);
         }
         if let Some(stage) = self.stage_mut(id, name) {
             stage.reason = label;
@@ -272,15 +303,13 @@ impl Cluster {
         }
     }
 
-    /// The results of a phase, if every task of it is done.
-    fn results(&self, phase: &[u64]) -> Option<Vec<TaskResult>> {
-        phase
-            .iter()
-            .map(|id| match self.tasks.get(id).map(|t| &t.state) {
-                Some(TaskState::Done(result)) => Some(result.clone()),
-                _ => None,
-            })
-            .collect()
+    /// The results of phases, if every task of them is done.
+    fn results(&self, phases: &[Vec<u64>]) -> Option<Vec<Vec<TaskResult>>> {
+        let result = |id: &u64| match self.tasks.get(id).map(|t| &t.state) {
+            Some(TaskState::Done(result)) => Some(result.decode()),
+            _ => None,
+        };
+        phases.iter().map(|phase| phase.iter().map(result).collect()).collect()
     }
 
     fn requeue_unless_done(&mut self, id: u64, now: Millis, fx: &mut Effects) {
@@ -291,9 +320,10 @@ impl Cluster {
     }
 
     fn requeue(&mut self, id: u64, now: Millis, fx: &mut Effects) {
-        let Some(task) = self.tasks.get_mut(&id) else { return };
-        (task.failures, task.losses) = (0, 0);
-        task.state = to_be_leased(now);
+        self.tasks.change(id, |task| {
+            (task.failures, task.losses) = (0, 0);
+            task.state = to_be_leased(now);
+        });
         fx.tasks.insert(id);
     }
 }
@@ -313,6 +343,5 @@ fn to_be_leased(now: Millis) -> TaskState {
     TaskState::Waiting {
         since: now,
         not_before: now,
-        reason: "waits for a worker".into(),
     }
 }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use llink_proto as proto;
-use llink_proto::task::Kind;
 
+use super::tasks::{PartTally, Tally};
 use super::{Cluster, Job, Pursuit, Stage, TaskRecord, TaskState};
+use crate::plan::StageName;
 
 /// Warnings of a stage that are shown; its manifest has all of them.
 const MOST_WARNINGS: usize = 200;
@@ -39,35 +40,35 @@ impl Cluster {
         };
         let led = leader.and_then(|job| job.stages.iter().find(|led| led.name == stage.name));
         let shown = led.unwrap_or(stage);
-        let newest = shown.phases.last().map(Vec::as_slice).unwrap_or_default();
-        let tasks: Vec<&TaskRecord> = newest.iter().filter_map(|id| self.tasks.get(id)).collect();
-        let (mut done, mut total, mut tasks_done) = (0, 0, 0);
+        // The tasks of the stage that is shown belong to the job that computes it.
+        let of = if led.is_some() { leader.unwrap_or(job) } else { job };
+        let phase = shown.phases.len().wrapping_sub(1);
+        let tally = self.tasks.tally(&of.id, stage.name, phase);
+        let mut parts: Vec<Part> = tally.into_iter().flat_map(Tally::parts).map(Part::of).collect();
         let mut figures = BTreeMap::new();
-        let mut parts: Vec<proto::StagePart> = Vec::new();
-        for task in &tasks {
+        for task in self.at_work(of, stage.name, phase) {
             let (task_done, task_total) = progress(task);
-            done += task_done;
-            total += task_total;
-            if let Some(name) = part(task) {
-                add_to(&mut parts, name, task_done, task_total);
+            if let Some(part) = parts.iter_mut().find(|part| part.name == task.part) {
+                (part.done, part.total) = (part.done + task_done, part.total + task_total);
             }
-            tasks_done += u32::from(matches!(task.state, TaskState::Done(_)));
             if let TaskState::Leased(lease) = &task.state
                 && let Some(first) = lease.members.first()
             {
                 figures.extend(first.figures.clone());
             }
         }
+        let done = parts.iter().map(|part| part.done).sum();
+        let total = parts.iter().map(|part| part.total).sum();
         proto::Stage {
             name: stage.name.to_string(),
             state: stage.state.into(),
-            reason: self.reason(job, stage, &tasks),
+            reason: self.reason(job, stage, of, phase),
             key: stage.key.clone(),
             done,
             total,
             unit: stage.name.unit().into(),
-            tasks_done,
-            tasks_total: tasks.len() as u32,
+            tasks_done: tally.map_or(0, |tally| tally.done) as u32,
+            tasks_total: tally.map_or(0, |tally| tally.tasks) as u32,
             started_at: stage.started_at,
             ended_at: stage.ended_at,
             figures: match &stage.manifest {
@@ -79,12 +80,20 @@ impl Cluster {
                 None => Vec::new(),
             },
             details: Vec::new(),
-            parts,
+            parts: parts.into_iter().filter_map(Part::shown).collect(),
         }
     }
 
-    /// What a stage waits for: the stage before it, or what its waiting tasks wait for when none is at work.
-    fn reason(&self, job: &Job, stage: &Stage, tasks: &[&TaskRecord]) -> String {
+    /// Tasks of a phase that are in somebody's hands.
+    fn at_work(&self, job: &Job, stage: StageName, phase: usize) -> impl Iterator<Item = &TaskRecord> {
+        let leased = self.tasks.of_job(&job.id).into_iter().flat_map(|own| &own.leased);
+        let tasks = leased.filter_map(|id| self.tasks.get(id));
+        tasks.filter(move |task| task.stage == stage && task.phase == phase)
+    }
+
+    /// What a stage waits for: the stage before it, or what its waiting tasks wait for when none is at work or its
+    /// job may have no more workers.
+    fn reason(&self, job: &Job, stage: &Stage, of: &Job, phase: usize) -> String {
         if stage.state == proto::StageState::Waiting {
             let before = job
                 .stages
@@ -95,45 +104,48 @@ impl Cluster {
                 .last()
                 .map_or_else(String::new, |s| format!("waits for {}", s.name));
         }
-        let at_work = tasks.iter().any(|t| matches!(t.state, TaskState::Leased(_)));
-        let waiting = tasks.iter().find_map(|t| match &t.state {
-            TaskState::Waiting { reason, .. } => Some(format!("{}: {reason}", stage.reason)),
-            _ => None,
-        });
-        match waiting {
-            Some(waiting) if !at_work && stage.state == proto::StageState::Running => waiting,
+        if stage.state != proto::StageState::Running {
+            return stage.reason.clone();
+        }
+        let is_at_work = self.at_work(of, stage.name, phase).next().is_some();
+        let waiting = self.tasks.of_job(&of.id).and_then(|own| own.waiting.first());
+        let waiting = waiting.and_then(|id| self.tasks.get(id));
+        match waiting.filter(|task| task.stage == stage.name && task.phase == phase) {
+            Some(task) if !is_at_work || self.is_held(task) => format!("{}: {}", stage.reason, self.waits_for(task)),
             _ => stage.reason.clone(),
         }
     }
 }
 
-/// The part of its stage's progress that a task belongs to: shards to embed go through one of two models.
-fn part(task: &TaskRecord) -> Option<&'static str> {
-    match &task.spec.kind {
-        Some(Kind::EmbedShard(shard)) => match shard.model.as_ref()?.role() {
-            proto::ModelRole::Encoder => Some("encoder"),
-            proto::ModelRole::Decoder => Some("teacher"),
-            proto::ModelRole::Unspecified => None,
-        },
-        _ => None,
-    }
+/// How far a part of a stage is.
+struct Part {
+    name: Option<&'static str>,
+    done: u64,
+    total: u64,
 }
 
-fn add_to(parts: &mut Vec<proto::StagePart>, name: &str, done: u64, total: u64) {
-    match parts.iter_mut().find(|part| part.name == name) {
-        Some(part) => (part.done, part.total) = (part.done + done, part.total + total),
-        None => parts.push(proto::StagePart {
-            name: name.into(),
-            done,
-            total,
-        }),
+impl Part {
+    /// Without the tasks that are at work.
+    fn of(tally: &PartTally) -> Self {
+        Self {
+            name: tally.name,
+            done: tally.done,
+            total: tally.done + tally.open,
+        }
+    }
+
+    fn shown(self) -> Option<proto::StagePart> {
+        Some(proto::StagePart {
+            name: self.name?.into(),
+            done: self.done,
+            total: self.total,
+        })
     }
 }
 
 /// Done and total of a task, in the stage's unit.
 fn progress(task: &TaskRecord) -> (u64, u64) {
     match &task.state {
-        TaskState::Done(_) => (task.weight.max(1), task.weight.max(1)),
         TaskState::Leased(lease) => {
             let (done, total) = lease.members.first().map_or((0, 0), |m| m.progress);
             if task.weight == 0 {

@@ -4,8 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use llink_proto::{JobState, StageState};
+use llink_proto::StageState;
 
+use super::timers::Due;
 use super::{Action, Cluster, Effects, Job, Level, Millis, Pursuit, Stage, TaskState, Work};
 use crate::plan::StageName;
 
@@ -16,7 +17,7 @@ impl Pursuit {
     /// Whether the stage's job is the one that looks, claims and computes.
     fn leads(&self) -> bool {
         match self {
-            Self::LookingUp | Self::Elsewhere { .. } | Self::Computing => true,
+            Self::LookingUp | Self::Elsewhere | Self::Computing => true,
             Self::Idle | Self::Follows(_) => false,
         }
     }
@@ -38,22 +39,18 @@ impl Cluster {
     pub(super) fn leader(&self, work: &Work) -> Option<String> {
         let leads = |job: &&Job| {
             let stage = job.stages.iter().find(|s| s.name == work.stage);
-            job.state == JobState::Running && stage.is_some_and(|s| s.pursuit.leads() && Work::of(job, s) == *work)
+            stage.is_some_and(|s| s.pursuit.leads() && Work::of(job, s) == *work)
         };
-        self.jobs.values().find(leads).map(|job| job.id.clone())
+        self.running_jobs().find(leads).map(|job| job.id.clone())
     }
 
     /// The jobs that follow `leader` in a stage, the oldest first.
     pub(super) fn followers(&self, leader: &str, stage: StageName) -> Vec<String> {
         let follows = |job: &&Job| {
-            let running = job.state == JobState::Running;
-            running
-                && job
-                    .stages
-                    .iter()
-                    .any(|s| s.name == stage && s.pursuit == Pursuit::Follows(leader.into()))
+            let mut stages = job.stages.iter();
+            stages.any(|s| s.name == stage && s.pursuit == Pursuit::Follows(leader.into()))
         };
-        let mut found: Vec<&Job> = self.jobs.values().filter(follows).collect();
+        let mut found: Vec<&Job> = self.running_jobs().filter(follows).collect();
         found.sort_by_key(|job| job.submitted_at);
         found.into_iter().map(|job| job.id.clone()).collect()
     }
@@ -94,10 +91,13 @@ impl Cluster {
 
     /// Another coordinator computes the stage: it is looked at again in a while.
     pub(super) fn is_elsewhere(&mut self, id: &str, name: StageName, who: &str, now: Millis, fx: &mut Effects) {
-        let Some(stage) = self.stage_mut(id, name) else { return };
-        stage.pursuit = Pursuit::Elsewhere {
-            ask_at: now + LOOK_AGAIN,
+        let due = Due::Stage {
+            job: id.into(),
+            stage: name,
         };
+        self.timers.set(now + LOOK_AGAIN, due);
+        let Some(stage) = self.stage_mut(id, name) else { return };
+        stage.pursuit = Pursuit::Elsewhere;
         let reason = format!("another coordinator, {who}, is computing this stage");
         if stage.reason != reason {
             let text = format!("{reason}: its result is waited for");
@@ -107,18 +107,13 @@ impl Cluster {
         }
     }
 
-    /// Looks again at the stages that other coordinators compute.
-    pub(super) fn look_again(&mut self, now: Millis, fx: &mut Effects) {
-        let is_due = |stage: &&Stage| matches!(stage.pursuit, Pursuit::Elsewhere { ask_at } if ask_at <= now);
-        let running = self.jobs.values().filter(|job| job.state == JobState::Running);
-        let due = running.flat_map(|job| {
-            job.stages
-                .iter()
-                .filter(is_due)
-                .map(|stage| (job.id.clone(), stage.name))
-        });
-        for (id, name) in due.collect::<Vec<_>>() {
-            self.look_up(&id, name, fx);
+    /// Looks again at a stage that another coordinator computes.
+    pub(super) fn look_again(&mut self, id: &str, name: StageName, fx: &mut Effects) {
+        if self
+            .stage(id, name)
+            .is_some_and(|stage| stage.pursuit == Pursuit::Elsewhere)
+        {
+            self.look_up(id, name, fx);
         }
     }
 
@@ -142,6 +137,7 @@ impl Cluster {
                 stage.reason = format!("job {leader} computed it");
                 stage.manifest.clone_from(&manifest);
                 stage.ended_at = now;
+                fx.manifests.insert((id.clone(), name));
             }
         }
         for id in followers {
@@ -197,9 +193,11 @@ impl Cluster {
         };
         let (phases, claim) = (std::mem::take(&mut stage.phases), stage.claim.take());
         let spent = stage.spent(now);
+        let job = self.tasks.name(to);
         for id in phases.iter().flatten() {
-            if let Some(task) = self.tasks.get_mut(id) {
-                task.job = to.into();
+            if let Some(mut task) = self.tasks.remove(*id) {
+                task.job = job.clone();
+                self.tasks.insert(task);
                 fx.tasks.insert(*id);
             }
         }
@@ -213,10 +211,12 @@ impl Cluster {
 
     pub(super) fn drop_tasks(&mut self, tasks: Vec<u64>, fx: &mut Effects) {
         for task in tasks {
-            self.tasks.remove(&task);
+            let dropped = self.tasks.remove(task);
+            fx.drop_pack(dropped.map(|task| task.packed));
             fx.tasks.remove(&task);
             fx.dropped_tasks.insert(task);
         }
+        self.tasks.forget_names();
     }
 
     /// Another coordinator took the stage over while this one was held up: its tasks end, and the store is asked again.
@@ -232,20 +232,23 @@ impl Cluster {
         let text = "another coordinator took this stage over";
         fx.happened_to_job(now, &id, work.stage.as_str(), Level::Warn, text);
         for task in tasks {
-            self.stop_task(task, text, fx);
+            self.stop_task(task, text, now, fx);
         }
         self.look_up(&id, work.stage, fx);
     }
 
     /// A task that is open is not to be done now.
-    pub(super) fn stop_task(&mut self, id: u64, why: &str, fx: &mut Effects) {
-        let Some(task) = self.tasks.get_mut(&id) else { return };
+    pub(super) fn stop_task(&mut self, id: u64, why: &str, now: Millis, fx: &mut Effects) {
+        let Some(task) = self.tasks.get(&id) else { return };
         match &task.state {
-            TaskState::Leased(lease) => fx.abort(id, task.token, lease, why),
+            TaskState::Leased(lease) => {
+                fx.abort(id, task.token, lease, why);
+                fx.ended(id, task.token, lease, now, why);
+            }
             TaskState::Waiting { .. } => {}
             TaskState::Done(_) | TaskState::Failed(_) | TaskState::Cancelled => return,
         }
-        task.state = TaskState::Cancelled;
+        self.tasks.change(id, |task| task.state = TaskState::Cancelled);
         fx.tasks.insert(id);
     }
 
@@ -262,6 +265,6 @@ impl Cluster {
         let stage = self.jobs.get(id).and_then(|j| j.stages.iter().find(|s| s.name == name));
         let tasks = stage.into_iter().flat_map(|stage| stage.phases.iter().flatten());
         let files = tasks.flat_map(|task| self.files_of(*task));
-        files.map(|file| (file.path.clone(), file.bytes)).collect()
+        files.map(|file| (file.path, file.bytes)).collect()
     }
 }

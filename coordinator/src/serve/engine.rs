@@ -1,8 +1,8 @@
 //! The engine: one thread that owns the cluster and the state store. A step changes the cluster, is saved, and only
-//! then acted on and answered.
+//! then acted on and answered. Steps that have queued up are saved together, so that one write to the disk is for many.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use llink_proto::{Failure, FailureKind, Instruction, instruction};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -19,11 +19,17 @@ use crate::schedule::{Action, Cluster, Effects, LookedUp, Millis, Work};
 use crate::state::{Claimed, EventPage, StateError, StateStore};
 
 type Call = Box<dyn FnOnce(&mut Engine) + Send>;
+/// Calls that wait for the engine at most; whoever has another waits until there is room.
+const CALLS_QUEUED: usize = 1024;
+/// Calls whose steps are saved together at most.
+const CALLS_AT_ONCE: usize = 256;
+/// How often time passes.
+const TICK: Duration = Duration::from_millis(100);
 
 /// Reaches the engine from anywhere.
 #[derive(Debug, Clone)]
 pub struct EngineHandle {
-    calls: mpsc::UnboundedSender<Call>,
+    calls: mpsc::Sender<Call>,
     broken: watch::Receiver<Option<String>>,
 }
 
@@ -33,7 +39,7 @@ pub struct EngineHandle {
 pub struct EngineStopped(pub String);
 
 impl EngineHandle {
-    /// Runs `f` on the engine's thread and waits for its answer.
+    /// Runs `f` on the engine's thread and waits for its answer, which comes once what `f` changed is saved.
     ///
     /// # Errors
     /// When the engine has stopped.
@@ -43,8 +49,9 @@ impl EngineHandle {
     ) -> Result<R, EngineStopped> {
         let (reply, answer) = oneshot::channel();
         let call: Call = Box::new(move |engine| {
+            let answer = f(engine);
             // The caller may have gone away; the step stands all the same.
-            let _ = reply.send(f(engine));
+            engine.answers.push(Box::new(move || drop(reply.send(answer))));
         });
         let stopped = || {
             EngineStopped(
@@ -54,14 +61,17 @@ impl EngineHandle {
                     .unwrap_or_else(|| "the coordinator stops".into()),
             )
         };
-        self.calls.send(call).map_err(|_| stopped())?;
+        self.calls.send(call).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())
     }
 
     /// Runs `f` some time, without an answer.
     pub fn tell(&self, f: impl FnOnce(&mut Engine) + Send + 'static) {
-        // A stopped engine needs to be told nothing.
-        let _ = self.calls.send(Box::new(f));
+        let calls = self.calls.clone();
+        // A stopped engine needs to be told nothing, nor does one whose process ends.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { drop(calls.send(Box::new(f)).await) });
+        }
     }
 
     /// Waits until the state store breaks; why.
@@ -75,7 +85,6 @@ impl EngineHandle {
 }
 
 /// What the coordinator's thread owns.
-#[derive(Debug)]
 pub struct Engine {
     /// The state machine.
     pub cluster: Cluster,
@@ -83,7 +92,11 @@ pub struct Engine {
     outboxes: HashMap<String, Outbox>,
     clock: Clock,
     runtime: tokio::runtime::Handle,
-    handle: mpsc::WeakUnboundedSender<Call>,
+    handle: mpsc::WeakSender<Call>,
+    /// What the steps since the last save changed, and what is to be done once that is saved.
+    unsaved: Effects,
+    steps: u32,
+    answers: Vec<Box<dyn FnOnce() + Send>>,
     broken: watch::Sender<Option<String>>,
     saves: Saves,
     /// What of jobs' addresses is not saved.
@@ -132,8 +145,10 @@ pub(super) fn start(options: &ServeOptions, saves: Saves) -> Result<EngineHandle
     let clock = Clock::start();
     let mut cluster = Cluster::restore(options.timing, jobs, tasks, clock.now());
     cluster.expected_workers = options.expected_workers;
+    cluster.keep = options.keep;
+    cluster.at_most_per_person = options.at_most_per_person;
     let unfinished = options.unfinished;
-    let (calls, mut inbox) = mpsc::unbounded_channel::<Call>();
+    let (calls, inbox) = mpsc::channel::<Call>(CALLS_QUEUED);
     let (broken, is_broken) = watch::channel(None);
     let mut engine = Engine {
         cluster,
@@ -142,39 +157,22 @@ pub(super) fn start(options: &ServeOptions, saves: Saves) -> Result<EngineHandle
         clock,
         runtime: tokio::runtime::Handle::current(),
         handle: calls.downgrade(),
+        unsaved: Effects::default(),
+        steps: 0,
+        answers: Vec::new(),
         broken,
         saves,
         withheld: Withheld::default(),
         keepers: HashMap::new(),
         releases: Vec::new(),
     };
-    let ticks = calls.downgrade();
-    tokio::spawn(async move {
-        let mut interval = tokio::time::interval(std::time::Duration::from_millis(100));
-        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            interval.tick().await;
-            let Some(calls) = ticks.upgrade() else { return };
-            let tick: Call = Box::new(|engine| {
-                // A store that cannot save has been announced already.
-                let _ = engine.step(|cluster, now, fx| cluster.tick(now, fx));
-            });
-            if calls.send(tick).is_err() {
-                return;
-            }
-        }
-    });
+    tokio::spawn(tick(calls.downgrade()));
     std::thread::spawn(move || {
-        let _ = engine.step(|cluster, now, fx| match unfinished {
+        engine.step(|cluster, now, fx| match unfinished {
             Unfinished::GoesOn => cluster.wake(now, fx),
             Unfinished::IsEnded => cluster.interrupt(now, fx),
         });
-        while let Some(call) = inbox.blocking_recv() {
-            call(&mut engine);
-            if engine.broken.borrow().is_some() {
-                return;
-            }
-        }
+        engine.run(inbox);
     });
     Ok(EngineHandle {
         calls,
@@ -182,24 +180,65 @@ pub(super) fn start(options: &ServeOptions, saves: Saves) -> Result<EngineHandle
     })
 }
 
+/// Lets time pass, one tick after the other: those that the engine is late for do not queue up.
+async fn tick(calls: mpsc::WeakSender<Call>) {
+    let mut interval = tokio::time::interval(TICK);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        let (done, is_done) = oneshot::channel();
+        let tick: Call = Box::new(move |engine| {
+            engine.step(|cluster, now, fx| cluster.tick(now, fx));
+            engine.answers.push(Box::new(move || {
+                let _ = done.send(());
+            }));
+        });
+        let Some(calls) = calls.upgrade() else { return };
+        if calls.send(tick).await.is_err() {
+            return;
+        }
+        drop(calls);
+        if is_done.await.is_err() {
+            return;
+        }
+    }
+}
+
 impl Engine {
-    /// One step: change, save, act. What is answered after this has been saved.
-    ///
-    /// # Errors
-    /// When the state store cannot save; then the engine stops, and nothing of the step is acted on.
-    pub fn step<R>(&mut self, f: impl FnOnce(&mut Cluster, Millis, &mut Effects) -> R) -> Result<R, EngineStopped> {
+    /// Runs calls, and saves after those that have queued up, until nobody can call any more or the store cannot save.
+    fn run(mut self, mut inbox: mpsc::Receiver<Call>) {
+        while self.settle() {
+            let Some(first) = inbox.blocking_recv() else { return };
+            first(&mut self);
+            for _ in 1..CALLS_AT_ONCE {
+                let Ok(call) = inbox.try_recv() else { break };
+                call(&mut self);
+            }
+        }
+    }
+
+    /// One step: what it changes is saved, and acted on and answered after that.
+    pub fn step<R>(&mut self, f: impl FnOnce(&mut Cluster, Millis, &mut Effects) -> R) -> R {
         let now = self.clock.now();
-        let mut fx = Effects::default();
-        let answer = f(&mut self.cluster, now, &mut fx);
-        self.cluster.dispatch(now, &mut fx);
+        let answer = f(&mut self.cluster, now, &mut self.unsaved);
+        self.cluster.dispatch(now, &mut self.unsaved);
+        self.steps += 1;
+        answer
+    }
+
+    /// Saves what the steps so far changed, then acts and answers. When the store cannot save, nothing of that is done: the
+    /// engine stops, and whoever waits for an answer is told why.
+    fn settle(&mut self) -> bool {
+        let fx = std::mem::take(&mut self.unsaved);
         let began = Instant::now();
         let saved = self.store.save(&self.cluster, &fx);
-        self.saves.0.observe(began.elapsed().as_secs_f64());
+        let seconds = began.elapsed().as_secs_f64();
+        (0..std::mem::take(&mut self.steps)).for_each(|_| self.saves.0.observe(seconds));
         if let Err(e) = saved {
             let text = format!("{e}. Nothing that was acknowledged is lost: free the cause and start again");
             tracing::error!("{text}");
-            self.broken.send_replace(Some(text.clone()));
-            return Err(EngineStopped(text));
+            self.broken.send_replace(Some(text));
+            return false;
         }
         for event in &fx.events {
             tracing::info!(
@@ -213,7 +252,10 @@ impl Engine {
         for action in fx.actions {
             self.act(action);
         }
-        Ok(answer)
+        std::mem::take(&mut self.answers)
+            .into_iter()
+            .for_each(|answer| answer());
+        true
     }
 
     /// What happened to a job after `sequence`, at most `limit` events of it.
@@ -278,7 +320,7 @@ impl Engine {
         match action {
             Action::Start { worker, mut assignment } => {
                 let job = self.cluster.tasks.get(&assignment.task_id).map(|task| &task.job);
-                if let (Some(job), Some(task)) = (job, &mut assignment.task) {
+                if let (Some(job), Some(task)) = (job, assignment.task.as_mut()) {
                     self.withheld.fill(job, task);
                 }
                 self.instruct(&worker, instruction::Kind::Start(*assignment));
@@ -295,7 +337,7 @@ impl Engine {
                             // With the commit the claims are gone.
                             engine.keepers.remove(&work);
                         }
-                        let _ = engine.step(|c, now, fx| c.committed(&work, written, now, fx));
+                        engine.step(|c, now, fx| c.committed(&work, written, now, fx));
                     },
                 );
             }
@@ -308,7 +350,7 @@ impl Engine {
             } => self.spawn(
                 async move { stages::publish(&output, report, &files).await },
                 move |engine, written| {
-                    let _ = engine.step(|c, now, fx| c.published(&job, written, now, fx));
+                    engine.step(|c, now, fx| c.published(&job, written, now, fx));
                 },
             ),
         }
@@ -323,7 +365,7 @@ impl Engine {
                 if let Ok(LookedUp::Claimed { claim, .. }) = &found {
                     engine.keep(&work, claim);
                 }
-                let _ = engine.step(|c, now, fx| c.looked_up(&work, found, now, fx));
+                engine.step(|c, now, fx| c.looked_up(&work, found, now, fx));
             },
         );
     }
@@ -338,12 +380,12 @@ impl Engine {
             return;
         }
         let (calls, of, attempt) = (self.handle.clone(), work.clone(), claim.attempt.clone());
-        let lost = move || {
+        let lost = async move {
             let call: Call = Box::new(move |engine| {
-                let _ = engine.step(|c, now, fx| c.claim_lost(&of, &attempt, now, fx));
+                engine.step(|c, now, fx| c.claim_lost(&of, &attempt, now, fx));
             });
             if let Some(calls) = calls.upgrade() {
-                let _ = calls.send(call);
+                let _ = calls.send(call).await;
             }
         };
         let keeper = Keeper::start(&self.runtime, work.clone(), claim.clone(), lost);
@@ -384,7 +426,8 @@ impl Engine {
         self.runtime.spawn(async move {
             let result = work.await;
             if let Some(calls) = calls.upgrade() {
-                let _ = calls.send(Box::new(move |engine| then(engine, result)));
+                let call: Call = Box::new(move |engine| then(engine, result));
+                let _ = calls.send(call).await;
             }
         });
     }
@@ -399,5 +442,88 @@ pub(super) fn failure(error: &llink_datasets::Error) -> Failure {
     Failure {
         kind: kind.into(),
         text: error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+    use crate::schedule::{Keep, NewJob, Timing};
+    use crate::serve::Security;
+
+    fn started(directory: &Path) -> EngineHandle {
+        let options = ServeOptions {
+            listen: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
+            state_directory: directory.into(),
+            timing: Timing::default(),
+            unfinished: Unfinished::GoesOn,
+            expected_workers: 0,
+            keep: Keep::default(),
+            at_most_per_person: 0,
+            security: Security::default(),
+            health: None,
+            metrics: None,
+        };
+        start(&options, Saves::default()).unwrap()
+    }
+
+    /// Submits a job; its id, and whether that was answered.
+    async fn submit(engine: EngineHandle, number: usize) -> (String, bool) {
+        let text = format!("output = \"memory://engine\"\nseed = {number}\n[corpus]\nsource = \"/none.tsv\"\n");
+        let id = format!("job-{number:03}");
+        let new = NewJob {
+            id: id.clone(),
+            owner: None,
+            file: crate::job::parse("job.toml", &text).unwrap(),
+            stamps: BTreeMap::new(),
+        };
+        let answer = engine.call(move |e| e.step(|c, now, fx| c.submit(new, now, fx))).await;
+        (id, answer.is_ok())
+    }
+
+    fn on_disk(directory: &Path) -> BTreeSet<String> {
+        let (jobs, _) = StateStore::open_read_only(directory).unwrap().load().unwrap();
+        jobs.into_iter().map(|job| job.id).collect()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn of_many_calls_at_once_each_is_on_disk_before_it_is_answered() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine = started(directory.path());
+        let calls = (0..100).map(|number| {
+            let (engine, directory) = (engine.clone(), directory.path().to_owned());
+            async move {
+                let (id, answered) = submit(engine, number).await;
+                assert!(answered && on_disk(&directory).contains(&id), "{id}");
+            }
+        });
+        futures::future::join_all(calls).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn when_the_disk_is_full_what_is_not_saved_is_not_answered_and_the_rest_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine = started(directory.path());
+        assert!(submit(engine.clone(), 0).await.1);
+        let calls = async {
+            let full = engine.call(|e| e.store.leave_room_for(64));
+            full.await.unwrap().unwrap();
+            let calls = (1..200).map(|number| submit(engine.clone(), number));
+            futures::future::join_all(calls).await
+        };
+        let answers = calls.await;
+        let answered: BTreeSet<String> = answers.iter().filter(|(_, ok)| *ok).map(|(id, _)| id.clone()).collect();
+        assert!(answered.len() < answers.len(), "the disk was to be full");
+        let mut kept = on_disk(directory.path());
+        assert!(kept.remove("job-000"));
+        assert_eq!(kept, answered);
+        let why = engine.broken().await;
+        assert!(
+            why.contains("full") && why.contains("Nothing that was acknowledged is lost"),
+            "{why}"
+        );
     }
 }

@@ -43,7 +43,13 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path, roots: &Roots) -> Re
     }
     let content = serde_json::to_string(&file).expect("a job file is plain data");
     let id = format!("{}-{}", file.name, &short_hash(&content)[..8]);
-    Ok((NewJob { id, file, stamps }, addresses))
+    let new = NewJob {
+        id,
+        owner: None,
+        file,
+        stamps,
+    };
+    Ok((new, addresses))
 }
 
 /// Refuses URLs that hold a key and are saved, or shown, as they are.

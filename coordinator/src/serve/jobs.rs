@@ -19,13 +19,15 @@ use llink_datasets::roots::Roots;
 use super::access::{Peer, Subject};
 use super::engine::{Engine, EngineHandle, EngineStopped};
 use super::{dry_run, inputs};
-use crate::job;
 use crate::state::{EventPage, StateError};
+use crate::{job, schedule};
 
 /// The metadata key under which a refusal carries its [`FailureKind`].
 pub const FAILURE_KIND_KEY: &str = "llink-failure-kind";
 /// Events that one answer carries at most.
 const EVENTS_AT_ONCE: usize = 1000;
+/// Jobs that one answer carries at most.
+const JOBS_AT_ONCE: usize = 200;
 /// How often a watched job is looked at.
 const WATCH_INTERVAL: Duration = Duration::from_millis(150);
 
@@ -117,7 +119,7 @@ impl JobService for Jobs {
         let request = request.into_inner();
         let file = job::parse(&request.file_name, &request.job_toml)
             .map_err(|e| refused(Code::InvalidArgument, FailureKind::Input, e.to_string()))?;
-        let (new, addresses) = inputs::resolve(file, &PathBuf::from(request.base_dir), &self.roots)
+        let (mut new, addresses) = inputs::resolve(file, &PathBuf::from(request.base_dir), &self.roots)
             .await
             .map_err(failed)?;
         if request.dry_run {
@@ -131,8 +133,10 @@ impl JobService for Jobs {
         let saved = self.engine.call(move |e| {
             may_change(e, &new.id, &peer)?;
             e.set_owner(&new.id, &peer.name).map_err(unreadable)?;
+            new.owner = e.owner(&new.id).map_err(unreadable)?;
             e.withheld.keep(&new.id, addresses);
-            e.step(|c, now, fx| c.submit(new, now, fx)).map_err(stopped)
+            e.step(|c, now, fx| c.submit(new, now, fx));
+            Ok::<_, Status>(())
         });
         saved.await.map_err(stopped)??;
         let mut response = Response::new(SubmitResponse {
@@ -147,14 +151,23 @@ impl JobService for Jobs {
         Ok(Response::new(self.view(request.into_inner().job_id).await?))
     }
 
-    async fn list(&self, _: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
-        let all = self.engine.call(|e| {
-            let mut jobs: Vec<Job> = e.cluster.jobs.keys().filter_map(|id| e.cluster.view(id)).collect();
-            jobs.sort_by_key(|j| j.submitted_at);
-            jobs
+    async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
+        let ListRequest { after_job_id, limit } = request.into_inner();
+        let limit = at_once(limit, JOBS_AT_ONCE);
+        let page = self.engine.call(move |e| {
+            let age = |job: &schedule::Job| (job.submitted_at, job.id.clone());
+            let after = e.cluster.jobs.get(&after_job_id).map(age);
+            let mut ages: Vec<_> = e.cluster.jobs.values().map(age).collect();
+            ages.retain(|age| after.as_ref().is_none_or(|after| age > after));
+            ages.sort_unstable();
+            let more = ages.len() > limit;
+            let jobs = ages.into_iter().take(limit).filter_map(|(_, id)| e.cluster.view(&id));
+            ListResponse {
+                jobs: jobs.collect(),
+                more,
+            }
         });
-        let jobs = all.await.map_err(stopped)?;
-        Ok(Response::new(ListResponse { jobs }))
+        Ok(Response::new(page.await.map_err(stopped)?))
     }
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<JobUpdate, Status>> + Send>>;
@@ -174,7 +187,7 @@ impl JobService for Jobs {
         let wanted = id.clone();
         let saved = self.engine.call(move |e| {
             may_change(e, &wanted, &peer)?;
-            e.step(|c, now, fx| c.cancel(&wanted, now, fx)).map_err(stopped)
+            Ok::<_, Status>(e.step(|c, now, fx| c.cancel(&wanted, now, fx)))
         });
         saved.await.map_err(stopped)??.map_err(|_| no_such_job(&id))?;
         self.changed(id).await
@@ -186,7 +199,7 @@ impl JobService for Jobs {
         let wanted = id.clone();
         let saved = self.engine.call(move |e| {
             may_change(e, &wanted, &peer)?;
-            e.step(|c, now, fx| c.resume(&wanted, now, fx)).map_err(stopped)
+            Ok::<_, Status>(e.step(|c, now, fx| c.resume(&wanted, now, fx)))
         });
         saved.await.map_err(stopped)??.map_err(|_| no_such_job(&id))?;
         self.changed(id).await
@@ -195,16 +208,21 @@ impl JobService for Jobs {
     async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<LogsResponse>, Status> {
         let request = request.into_inner();
         self.view(request.job_id.clone()).await?;
-        let limit = match request.limit as usize {
-            0 => EVENTS_AT_ONCE,
-            limit => limit.min(EVENTS_AT_ONCE),
-        };
+        let limit = at_once(request.limit, EVENTS_AT_ONCE);
         let read = self
             .engine
             .call(move |e| e.events(&request.job_id, request.after_sequence, limit))
             .await;
         let EventPage { events, more } = read.map_err(stopped)?.map_err(unreadable)?;
         Ok(Response::new(LogsResponse { events, more }))
+    }
+}
+
+/// The length of a page: as asked for, 0 or too much is `most`.
+fn at_once(asked: u32, most: usize) -> usize {
+    match asked as usize {
+        0 => most,
+        asked => asked.min(most),
     }
 }
 

@@ -25,8 +25,13 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// Keeps a claim that was taken; `lost` is called when it is another's, or the stage is committed.
-    pub(super) fn start(runtime: &Handle, work: Work, claim: Claim, lost: impl FnOnce() + Send + 'static) -> Self {
+    /// Keeps a claim that was taken; `lost` runs when it is another's, or the stage is committed.
+    pub(super) fn start(
+        runtime: &Handle,
+        work: Work,
+        claim: Claim,
+        lost: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
         let (end, ended) = oneshot::channel();
         Self {
             attempt: claim.attempt.clone(),
@@ -34,7 +39,7 @@ impl Keeper {
             ended: runtime.spawn(async move {
                 match keep(&work, &claim, ended).await {
                     Ok(Kept::Released) => {}
-                    Ok(Kept::Lost) => lost(),
+                    Ok(Kept::Lost) => lost.await,
                     Err(e) => tracing::warn!("the claim to stage {} is left to run out: {e}", work.stage),
                 }
             }),

@@ -86,7 +86,7 @@ pub(super) struct Snapshot {
 impl Snapshot {
     pub(super) fn of(cluster: &Cluster) -> Self {
         let jobs = |state: JobState| cluster.jobs.values().filter(|j| j.state == state).count() as i64;
-        let tasks = |is: fn(&TaskState) -> bool| cluster.tasks.values().filter(|t| is(&t.state)).count() as i64;
+        let tasks = cluster.tasks.counts();
         let busy = cluster.workers.values().filter(|w| !w.seats.is_empty()).count() as i64;
         let running = |s: &&crate::schedule::Stage| s.state == StageState::Running;
         let waits = |j: &crate::schedule::Job| {
@@ -100,16 +100,16 @@ impl Snapshot {
                 ("cancelled", jobs(JobState::Cancelled)),
             ],
             tasks: [
-                ("waiting", tasks(|s| matches!(s, TaskState::Waiting { .. }))),
-                ("leased", tasks(|s| matches!(s, TaskState::Leased(_)))),
-                ("done", tasks(|s| matches!(s, TaskState::Done(_)))),
-                ("failed", tasks(|s| matches!(s, TaskState::Failed(_)))),
+                ("waiting", tasks.waiting as i64),
+                ("leased", tasks.leased as i64),
+                ("done", tasks.done as i64),
+                ("failed", tasks.failed as i64),
             ],
             workers: [("busy", busy), ("idle", cluster.workers.len() as i64 - busy)],
             stages_waiting_for_workers: cluster.jobs.values().filter(|j| waits(j)).count() as i64,
             wanted_workers: wanted_workers(jobs(JobState::Running), cluster.workers.len(), cluster.tasks.values()),
-            failures: cluster.tasks.values().map(|t| u64::from(t.failures)).sum(),
-            losses: cluster.tasks.values().map(|t| u64::from(t.losses)).sum(),
+            failures: tasks.failures,
+            losses: tasks.losses,
         }
     }
 }
@@ -240,21 +240,22 @@ fn text(snapshot: Snapshot, calls: &Calls, saves: &Saves) -> Result<String, Stri
 
 #[cfg(test)]
 mod tests {
-    use llink_proto::{Failure, Task};
+    use llink_proto::Failure;
 
     use super::*;
     use crate::plan::StageName;
-    use crate::schedule::{Lease, Member, MemberState};
+    use crate::schedule::{Lease, Member, MemberState, Packed};
 
     fn task(state: TaskState, min: u32, max: u32) -> TaskRecord {
         TaskRecord {
             id: 1,
-            job: String::new(),
+            job: "job".into(),
             stage: StageName::Align,
             phase: 0,
             index: 0,
-            label: String::new(),
-            spec: Task::default(),
+            packed: Packed::default(),
+            model: None,
+            part: None,
             weight: 0,
             ranks: Ranks { min, max },
             state,
@@ -270,7 +271,6 @@ mod tests {
         TaskState::Waiting {
             since: 0,
             not_before: 0,
-            reason: String::new(),
         }
     }
 
@@ -284,11 +284,12 @@ mod tests {
             figures: std::collections::BTreeMap::new(),
             place: String::new(),
         };
-        TaskState::Leased(Lease {
+        TaskState::Leased(Box::new(Lease {
+            since: 0,
             members: vec![member; ranks],
             breaking_since: None,
             ended: Vec::new(),
-        })
+        }))
     }
 
     #[test]

@@ -32,7 +32,7 @@ use llink_proto::worker_service_server::WorkerServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::schedule::Timing;
+use crate::schedule::{Keep, Timing};
 use crate::state::{StateError, private};
 
 use accept::Protection;
@@ -62,6 +62,10 @@ pub struct ServeOptions {
     pub unfinished: Unfinished,
     /// Workers that will come: the first gang waits for them.
     pub expected_workers: usize,
+    /// How long everything is known of jobs that have ended.
+    pub keep: Keep,
+    /// Workers that the jobs of one person hold at the same time; 0 is any number.
+    pub at_most_per_person: usize,
     /// Who is let in, and what jobs may read and write.
     pub security: Security,
     /// Where the health service listens, for probes.

@@ -8,9 +8,9 @@ use llink_proto::reach::INSTANCE_KEY;
 use llink_proto::task::Kind;
 use llink_proto::worker_service_server::WorkerService;
 use llink_proto::{
-    AssignmentsRequest, Failure, FailureKind, HeartbeatRequest, HeartbeatResponse, Instruction, JobState,
-    RegisterRequest, RegisterResponse, RendezvousRequest, RendezvousResponse, ReportRequest, ReportResponse,
-    TaskResult, report_request, shown,
+    AssignmentsRequest, Failure, FailureKind, HeartbeatRequest, HeartbeatResponse, Instruction, RegisterRequest,
+    RegisterResponse, RendezvousRequest, RendezvousResponse, ReportRequest, ReportResponse, TaskResult, report_request,
+    shown,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
@@ -79,13 +79,13 @@ fn check_session(engine: &Engine, worker: &str, session: &Session) -> Result<(),
 /// The first artefact that lies outside of the folder of the task's stage: no task writes there.
 fn stray<'a>(cluster: &Cluster, task: u64, result: &'a TaskResult) -> Option<&'a str> {
     let record = cluster.tasks.get(&task)?;
-    let job = cluster.jobs.get(&record.job)?;
+    let job = cluster.jobs.get(&*record.job)?;
     let stage = job.stages.iter().find(|s| s.name == record.stage)?;
     let folder = format!("{}/", plan::directory(stage.name, &stage.key));
     // A split says what the shards that others write will be called within the folder.
-    let splits = matches!(record.spec.kind, Some(Kind::SplitCorpus(_)));
+    let splits = || matches!(record.spec().kind, Some(Kind::SplitCorpus(_)));
     let lies_there = |path: &str| {
-        let within = path.strip_prefix(&folder).or(splits.then_some(path));
+        let within = path.strip_prefix(&folder).or_else(|| splits().then_some(path));
         within.is_some_and(|rest| rest.split('/').all(|part| !matches!(part, "" | "." | "..")))
     };
     result
@@ -144,7 +144,7 @@ impl WorkerService for Workers {
                     peer.name
                 )));
             }
-            let id = e.step(|c, now, _| c.register(info, now)).map_err(stopped)?;
+            let id = e.step(|c, now, _| c.register(info, now));
             e.open_outbox(&id, session);
             Ok(id)
         });
@@ -169,9 +169,8 @@ impl WorkerService for Workers {
         let taken = self.engine.call(move |e| {
             check_session(e, &wanted, &session)?;
             let instructions = e.take_outbox(&wanted);
-            e.step(|c, _, _| c.listens(&wanted))
-                .map(|()| instructions)
-                .map_err(stopped)
+            e.step(|c, _, _| c.listens(&wanted));
+            Ok::<_, Status>(instructions)
         });
         let instructions = taken.await.map_err(stopped)??;
         let Some(instructions) = instructions else {
@@ -199,11 +198,8 @@ impl WorkerService for Workers {
         let HeartbeatRequest { worker_id, running } = request;
         let renewed = self.engine.call(move |e| {
             check_session(e, &worker_id, &session)?;
-            let aborts = e
-                .step(|c, now, _| c.heartbeat(&worker_id, &running, now))
-                .map_err(stopped)?;
-            let work_left = e.cluster.jobs.values().any(|j| j.state == JobState::Running);
-            Ok::<_, Status>((aborts, work_left))
+            let aborts = e.step(|c, now, _| c.heartbeat(&worker_id, &running, now));
+            Ok::<_, Status>((aborts, e.cluster.has_work()))
         });
         let (aborts, work_left) = renewed.await.map_err(stopped)??;
         Ok(Response::new(HeartbeatResponse {
@@ -240,8 +236,7 @@ impl WorkerService for Workers {
                     "{path:?} lies outside of the task's stage"
                 )));
             }
-            e.step(|c, now, fx| c.report(&worker, task, token, outcome, now, fx))
-                .map_err(stopped)
+            Ok(e.step(|c, now, fx| c.report(&worker, task, token, outcome, now, fx)))
         });
         let mut response = Response::new(match told.await.map_err(stopped)?? {
             Reported::Accepted => ReportResponse {
@@ -308,8 +303,7 @@ impl Drop for StreamGuard {
         let worker = std::mem::take(&mut self.worker);
         self.engine.tell(move |e| {
             e.close_outbox(&worker);
-            // A store that cannot save has been announced already.
-            let _ = e.step(|c, now, fx| c.worker_gone(&worker, "its connection closed", now, fx));
+            e.step(|c, now, fx| c.worker_gone(&worker, "its connection closed", now, fx));
         });
     }
 }

@@ -28,10 +28,14 @@ impl StateStore {
     /// # Errors
     /// When the database cannot be read.
     pub fn owner(&self, job: &str) -> Result<Option<String>, StateError> {
-        self.connection
-            .query_row("SELECT name FROM owners WHERE job = ?1", [job], |row| row.get(0))
-            .optional()
-            .map_err(|e| sqlite(&self.path, e))
+        self.find_owner(job).map_err(|e| sqlite(&self.path, e))
+    }
+
+    pub(super) fn find_owner(&self, job: &str) -> rusqlite::Result<Option<String>> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT name FROM owners WHERE job = ?1")?;
+        statement.query_row([job], |row| row.get(0)).optional()
     }
 
     /// Notes who submitted a job, unless somebody did before.

@@ -1,17 +1,20 @@
 //! Jobs, stages, tasks and events as rows, both ways.
 
-use llink_proto::{Failure, FailureKind, JobState, StageState, Task, TaskResult};
+use std::sync::Arc;
+
+use llink_proto::{Failure, FailureKind, JobState, StageState, TaskResult};
 use prost::Message;
 use rusqlite::{Row, Transaction, params};
 
-use crate::plan::Ranks;
-use crate::schedule::{Job, Pursuit, Stage, TaskRecord, TaskState};
+use crate::plan::{Ranks, StageName};
+use crate::schedule::{Encoded, Job, Pack, Packed, Pursuit, Stage, TaskRecord, TaskState, traits};
 
 fn to_json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).expect("jobs and manifests are plain data")
 }
 
-pub(super) fn save_job(tx: &Transaction<'_>, job: &Job) -> rusqlite::Result<()> {
+/// Saves a job and its stages; of their manifests those that `is_new` names.
+pub(super) fn save_job(tx: &Transaction<'_>, job: &Job, is_new: impl Fn(StageName) -> bool) -> rusqlite::Result<()> {
     tx.prepare_cached("INSERT OR REPLACE INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?
         .execute(params![
             job.id,
@@ -26,7 +29,7 @@ pub(super) fn save_job(tx: &Transaction<'_>, job: &Job) -> rusqlite::Result<()> 
             job.report,
         ])?;
     for (position, stage) in job.stages.iter().enumerate() {
-        tx.prepare_cached("INSERT OR REPLACE INTO stages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)")?
+        tx.prepare_cached("INSERT OR REPLACE INTO stages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)")?
             .execute(params![
                 job.id,
                 position as i64,
@@ -34,40 +37,52 @@ pub(super) fn save_job(tx: &Transaction<'_>, job: &Job) -> rusqlite::Result<()> 
                 i32::from(stage.state),
                 stage.reason,
                 stage.key,
-                to_json(&stage.phases),
-                stage.manifest.as_ref().map(to_json),
+                stage.phases.len() as i64,
                 stage.started_at,
                 stage.ended_at,
                 stage.spent_before,
                 stage.claim.as_ref().map(to_json),
             ])?;
+        match &stage.manifest {
+            Some(manifest) if is_new(stage.name) => {
+                tx.prepare_cached("INSERT OR REPLACE INTO manifests VALUES (?1, ?2, ?3)")?
+                    .execute(params![job.id, stage.name.as_str(), to_json(manifest)])?;
+            }
+            Some(_) => {}
+            None => {
+                tx.prepare_cached("DELETE FROM manifests WHERE job = ?1 AND stage = ?2")?
+                    .execute(params![job.id, stage.name.as_str()])?;
+            }
+        }
     }
     Ok(())
 }
 
+pub(super) fn save_pack(tx: &Transaction<'_>, pack: &Pack) -> rusqlite::Result<()> {
+    tx.prepare_cached("INSERT OR REPLACE INTO packs VALUES (?1, ?2)")?
+        .execute(params![pack.id as i64, &*pack.bytes])
+        .map(|_| ())
+}
+
 pub(super) fn save_task(tx: &Transaction<'_>, task: &TaskRecord) -> rusqlite::Result<()> {
-    let (state, reason, result) = match &task.state {
-        TaskState::Waiting { reason, .. } => ("waiting", reason.clone(), None),
-        TaskState::Leased(lease) => {
-            let who: Vec<&str> = lease.members.iter().map(|m| m.worker.as_str()).collect();
-            ("leased", who.join(" "), None)
-        }
-        TaskState::Done(result) => ("done", String::new(), Some(result.encode_to_vec())),
-        TaskState::Failed(failure) => ("failed", failure.text.clone(), Some(failure.encode_to_vec())),
-        TaskState::Cancelled => ("cancelled", String::new(), None),
+    let (state, result) = match &task.state {
+        TaskState::Waiting { .. } => (WAITING, None),
+        TaskState::Leased(_) => (LEASED, None),
+        TaskState::Done(result) => (DONE, Some(result.0.to_vec())),
+        TaskState::Failed(failure) => (FAILED, Some(failure.encode_to_vec())),
+        TaskState::Cancelled => (CANCELLED, None),
     };
     tx.prepare_cached(
-        "INSERT OR REPLACE INTO tasks VALUES
-         (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
+        "INSERT OR REPLACE INTO tasks VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
     )?
     .execute(params![
         task.id as i64,
-        task.job,
+        &*task.job,
         task.stage.as_str(),
         task.phase as i64,
         task.index as i64,
-        task.label,
-        task.spec.encode_to_vec(),
+        task.packed.pack.id as i64,
+        task.packed.at,
         task.weight as i64,
         task.ranks.min,
         task.ranks.max,
@@ -76,17 +91,20 @@ pub(super) fn save_task(tx: &Transaction<'_>, task: &TaskRecord) -> rusqlite::Re
         task.failures,
         task.losses,
         task.last_world_size,
-        reason,
-        result,
     ])?;
+    // A result that is no longer one stays until there is another: the state says whether it counts.
+    if let Some(result) = result {
+        tx.prepare_cached("INSERT OR REPLACE INTO results VALUES (?1, ?2)")?
+            .execute(params![task.id as i64, result])?;
+    }
     Ok(())
 }
 
-fn unreadable(what: String) -> rusqlite::Error {
+pub(super) fn unreadable(what: String) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, what.into())
 }
 
-fn from_json<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: &str) -> rusqlite::Result<T> {
+pub(super) fn from_json<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: &str) -> rusqlite::Result<T> {
     let text: String = row.get(column)?;
     serde_json::from_str(&text).map_err(|e| unreadable(format!("{column}: {e}")))
 }
@@ -100,6 +118,7 @@ pub(super) fn read_job(row: &Row<'_>) -> rusqlite::Result<Job> {
     });
     Ok(Job {
         id: row.get("id")?,
+        owner: None,
         file: from_json(row, "file")?,
         stamps: from_json(row, "stamps")?,
         state: JobState::try_from(row.get::<_, i32>("state")?).unwrap_or(JobState::Failed),
@@ -114,7 +133,6 @@ pub(super) fn read_job(row: &Row<'_>) -> rusqlite::Result<Job> {
 
 pub(super) fn read_stage(row: &Row<'_>) -> rusqlite::Result<Stage> {
     let name: String = row.get("name")?;
-    let manifest: Option<String> = row.get("manifest")?;
     // Version 3 had no such column.
     let claim: Option<String> = row.get("claim").unwrap_or(None);
     Ok(Stage {
@@ -122,10 +140,8 @@ pub(super) fn read_stage(row: &Row<'_>) -> rusqlite::Result<Stage> {
         state: StageState::try_from(row.get::<_, i32>("state")?).unwrap_or(StageState::Waiting),
         reason: row.get("reason")?,
         key: row.get("key")?,
-        phases: from_json(row, "phases")?,
-        manifest: manifest
-            .map(|m| serde_json::from_str(&m).map_err(|e| unreadable(format!("manifest: {e}"))))
-            .transpose()?,
+        phases: Vec::new(),
+        manifest: None,
         started_at: row.get("started_at")?,
         ended_at: row.get("ended_at")?,
         // Version 1 had no such column.
@@ -135,44 +151,96 @@ pub(super) fn read_stage(row: &Row<'_>) -> rusqlite::Result<Stage> {
     })
 }
 
-pub(super) fn read_task(row: &Row<'_>) -> rusqlite::Result<TaskRecord> {
-    let stage: String = row.get("stage")?;
-    let state: String = row.get("state")?;
-    let spec: Vec<u8> = row.get("spec")?;
-    let result: Option<Vec<u8>> = row.get("result")?;
+const WAITING: i64 = 1;
+const LEASED: i64 = 2;
+const DONE: i64 = 3;
+const FAILED: i64 = 4;
+const CANCELLED: i64 = 5;
+
+/// A task's state, and its result or failure.
+pub(super) fn state_of(state: i64, result: Option<Vec<u8>>) -> rusqlite::Result<TaskState> {
+    let damaged = |e: prost::DecodeError| unreadable(format!("result: {e}"));
     let blob = result.unwrap_or_default();
-    let decode_error = |e: prost::DecodeError| unreadable(e.to_string());
-    let state = match state.as_str() {
-        "done" => TaskState::Done(TaskResult::decode(blob.as_slice()).map_err(decode_error)?),
-        "failed" => TaskState::Failed(Failure::decode(blob.as_slice()).map_err(decode_error)?),
-        "cancelled" => TaskState::Cancelled,
+    Ok(match state {
+        DONE => {
+            TaskResult::decode(blob.as_slice()).map_err(damaged)?;
+            TaskState::Done(Encoded(blob.into()))
+        }
+        FAILED => TaskState::Failed(Failure::decode(blob.as_slice()).map_err(damaged)?),
+        CANCELLED => TaskState::Cancelled,
         // A lease does not outlive the coordinator that gave it.
         _ => TaskState::Waiting {
             since: 0,
             not_before: 0,
-            reason: row.get("reason")?,
         },
+    })
+}
+
+/// A task's row, in the order of the columns, with its result behind them. Its job and its spec are looked up.
+pub(super) fn read_task(row: &Row<'_>, found: impl FnOnce(i64, u32) -> Option<Spec>) -> rusqlite::Result<TaskRecord> {
+    let (pack, place) = (row.get(5)?, row.get(6)?);
+    let Some(Spec { packed, model, part }) = found(pack, place) else {
+        return Err(unreadable(format!(
+            "pack {pack} of specs has no place {place}, or is damaged"
+        )));
     };
+    let stage = row.get_ref(2)?.as_str()?;
     Ok(TaskRecord {
-        id: row.get::<_, i64>("id")? as u64,
-        job: row.get("job")?,
+        id: row.get::<_, i64>(0)? as u64,
+        job: row.get_ref(1)?.as_str()?.into(),
         stage: stage.parse().map_err(unreadable)?,
-        phase: row.get::<_, i64>("phase")? as usize,
-        index: row.get::<_, i64>("position")? as usize,
-        label: row.get("label")?,
-        spec: Task::decode(spec.as_slice()).map_err(decode_error)?,
-        weight: row.get::<_, i64>("weight")? as u64,
+        phase: row.get::<_, i64>(3)? as usize,
+        index: row.get::<_, i64>(4)? as usize,
+        packed,
+        model,
+        part,
+        weight: row.get::<_, i64>(7)? as u64,
         ranks: Ranks {
-            min: row.get("min_ranks")?,
-            max: row.get("max_ranks")?,
+            min: row.get(8)?,
+            max: row.get(9)?,
         },
-        state,
-        token: row.get::<_, i64>("token")? as u64,
-        failures: row.get("failures")?,
-        losses: row.get("losses")?,
-        last_world_size: row.get("last_world_size")?,
+        state: state_of(row.get(10)?, row.get(15)?)?,
+        token: row.get::<_, i64>(11)? as u64,
+        failures: row.get(12)?,
+        losses: row.get(13)?,
+        last_world_size: row.get(14)?,
         furthest: 0,
     })
+}
+
+/// A task's spec, and what scheduling looks at in it.
+#[derive(Debug, Clone)]
+pub(super) struct Spec {
+    packed: Packed,
+    model: Option<Arc<str>>,
+    part: Option<&'static str>,
+}
+
+/// The specs of a pack, each read once to see that it can be.
+pub(super) fn read_pack(row: &Row<'_>) -> rusqlite::Result<(i64, Vec<Spec>)> {
+    let (id, bytes): (i64, Vec<u8>) = (row.get(0)?, row.get(1)?);
+    let pack = Arc::new(Pack {
+        id: id as u64,
+        bytes: bytes.into(),
+    });
+    let mut known: Vec<Arc<str>> = Vec::new();
+    let mut specs = Vec::new();
+    for (at, (spec, _)) in pack.iter().enumerate() {
+        let (model, part) = traits(&spec);
+        let model = model.map(|model| match known.iter().find(|name| ***name == *model) {
+            Some(name) => name.clone(),
+            None => {
+                known.push(model.into());
+                model.into()
+            }
+        });
+        let packed = Packed {
+            pack: pack.clone(),
+            at: at as u32,
+        };
+        specs.push(Spec { packed, model, part });
+    }
+    Ok((id, specs))
 }
 
 pub(super) fn read_event(row: &Row<'_>) -> rusqlite::Result<llink_proto::Event> {

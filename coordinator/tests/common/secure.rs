@@ -73,6 +73,8 @@ impl Trial {
             timing: Timing::default(),
             unfinished: Unfinished::GoesOn,
             expected_workers: 0,
+            keep: llink_coord::schedule::Keep::default(),
+            at_most_per_person: 0,
             security: Security {
                 tls: Some(TlsFiles {
                     certificate: certs.join("coordinator.crt"),

@@ -20,7 +20,7 @@ fn a_stage_whose_files_were_deleted_is_computed_again_and_never_committed_from_m
     }
     let open = |s: &Simulation| {
         let tasks = s.cluster.tasks.values();
-        let open = tasks.filter(|t| t.job == "job-1" && !matches!(t.state, TaskState::Done(_)));
+        let open = tasks.filter(|t| *t.job == *"job-1" && !matches!(t.state, TaskState::Done(_)));
         open.count()
     };
     assert_eq!(open(&s), 1, "what is there is kept, what is gone is made again");
@@ -34,7 +34,9 @@ fn a_stage_whose_files_were_deleted_is_computed_again_and_never_committed_from_m
     s.shelf.committed.remove(&shard.key);
     for task in shard.phases.concat() {
         if let TaskState::Done(result) = &s.cluster.tasks[&task].state {
-            s.shelf.removed.extend(result.artifacts.iter().map(|a| a.path.clone()));
+            s.shelf
+                .removed
+                .extend(result.decode().artifacts.into_iter().map(|a| a.path));
         }
     }
     s.step(|c, now, fx| c.submit(new_job(), now, fx));

@@ -216,7 +216,6 @@ fn after_a_restart_of_the_coordinator_a_gang_waits_for_the_workers_that_come_bac
             task.state = TaskState::Waiting {
                 since: 0,
                 not_before: 0,
-                reason: String::new(),
             };
         }
     }
@@ -278,6 +277,7 @@ fn younger_jobs_do_not_starve_an_older_gang() {
     s.step(|c, now, fx| c.worker_gone(&workers[1], "killed", now, fx));
     let younger = NewJob {
         id: "job-2".into(),
+        owner: None,
         file: parse("job.toml", "[corpus]\nsource = [\"/x.tsv\", \"/y.tsv\"]\n").unwrap(),
         stamps: BTreeMap::new(),
     };
@@ -290,7 +290,7 @@ fn younger_jobs_do_not_starve_an_older_gang() {
         .at_work
         .values()
         .flatten()
-        .map(|a| s.cluster.tasks[&a.task_id].job.clone())
+        .map(|a| s.cluster.tasks[&a.task_id].job.to_string())
         .collect();
     assert_eq!(
         jobs,

@@ -10,11 +10,15 @@ use llink_proto::{
 
 use super::*;
 use crate::job::parse;
+use crate::state::StateStore;
 use shelf::Shelf;
 
 mod ahead;
+mod crashes;
 mod deleted;
+mod fair;
 mod gangs;
+mod kept;
 mod shared;
 mod shelf;
 
@@ -45,12 +49,15 @@ struct Simulation {
     /// How often each task's result counted, by what it wrote.
     counted: BTreeMap<String, u32>,
     pending: Vec<Action>,
+    /// Where each step is saved, if it is.
+    store: Option<StateStore>,
 }
 
 fn new_job() -> NewJob {
     let text = "[corpus]\nsource = [\"/a.tsv\", \"/b.tsv\", \"/c.tsv\"]\n[align]\nmax_ranks = 2\n";
     NewJob {
         id: "job-1".into(),
+        owner: None,
         file: parse("job.toml", text).unwrap(),
         stamps: BTreeMap::new(),
     }
@@ -81,7 +88,7 @@ fn result_of(task: &Task) -> TaskResult {
         }
         Kind::WriteShard(s) => result.artifacts.push(artifact(&s.role, &s.path)),
         Kind::PrepareModel(p) => {
-            let name = if p.role == i32::from(llink_proto::ModelRole::Encoder) {
+            let name = if p.role == i32::from(ModelRole::Encoder) {
                 "encoder"
             } else {
                 "decoder"
@@ -137,6 +144,7 @@ impl Simulation {
             shelf: Shelf::default(),
             counted: BTreeMap::new(),
             pending: Vec::new(),
+            store: None,
         }
     }
 
@@ -144,6 +152,9 @@ impl Simulation {
         let mut fx = Effects::default();
         let answer = f(&mut self.cluster, self.now, &mut fx);
         self.cluster.dispatch(self.now, &mut fx);
+        if let Some(store) = &mut self.store {
+            store.save(&self.cluster, &fx).unwrap();
+        }
         self.pending.extend(fx.actions);
         answer
     }
@@ -287,6 +298,9 @@ impl Simulation {
         }
         self.step(|c, now, fx| c.tick(now, fx));
         self.act();
+        let told = format!("at {}", self.now);
+        self.cluster.tasks.check(&told);
+        self.cluster.workers.check(&told);
     }
 }
 

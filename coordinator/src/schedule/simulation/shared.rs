@@ -8,6 +8,7 @@ fn job_of(number: usize) -> NewJob {
         format!("[corpus]\nsource = [\"/a.tsv\", \"/b.tsv\"]\n[align]\nlearning_rate = 0.{number:03}\nmax_ranks = 2\n");
     NewJob {
         id: format!("job-{number}"),
+        owner: None,
         file: parse("job.toml", &text).unwrap(),
         stamps: BTreeMap::new(),
     }
@@ -61,7 +62,7 @@ fn check(s: &Simulation, told: &str) {
             assert!(
                 matches!(stage.pursuit, Pursuit::Computing | Pursuit::LookingUp),
                 "{told}: task {} is at work for a job that does not lead: {:?}",
-                task.label,
+                task.label(),
                 stage.pursuit
             );
         }
@@ -217,6 +218,7 @@ fn tasks_that_another_job_planned_are_planned_anew_where_they_differ() {
     s.join();
     let job = |number: usize, every: u32| NewJob {
         id: format!("job-{number}"),
+        owner: None,
         file: parse(
             "job.toml",
             &format!("[corpus]\nsource = \"/a.tsv\"\n[align]\ncheckpoint_every = {every}\n"),

@@ -1,0 +1,171 @@
+//! Jobs that share the workers: who is given how many, who waits, and what they are told.
+
+use super::*;
+
+/// A job of so many tasks that all are ready at once.
+fn wide(number: usize, tasks: usize, workers: &str, owner: Option<&str>) -> NewJob {
+    let sources: Vec<String> = (0..tasks).map(|i| format!("\"/{number}/{i}.tsv\"")).collect();
+    let text = format!(
+        "[corpus]\nsource = [{}]\n[align]\nmax_ranks = 2\n[workers]\n{workers}",
+        sources.join(", ")
+    );
+    NewJob {
+        id: format!("job-{number}"),
+        owner: owner.map(str::to_owned),
+        file: parse("job.toml", &text).unwrap(),
+        stamps: BTreeMap::new(),
+    }
+}
+
+fn submit(s: &mut Simulation, job: NewJob) {
+    s.now += 1;
+    s.step(|c, now, fx| c.submit(job, now, fx));
+    s.act();
+    s.act();
+}
+
+/// How many workers each job has.
+fn at_work(s: &Simulation) -> BTreeMap<String, usize> {
+    let mut held = BTreeMap::new();
+    for assignment in s.at_work.values().flatten() {
+        let job = s.cluster.tasks[&assignment.task_id].job.to_string();
+        *held.entry(job).or_default() += 1;
+    }
+    held
+}
+
+/// The worker that has been at work longest is done.
+fn one_ends(s: &mut Simulation) {
+    let oldest = s.at_work.iter().min_by_key(|(_, held)| held[0].task_id);
+    let (worker, task) = oldest
+        .map(|(w, held)| (w.clone(), held[0].task.clone().unwrap()))
+        .unwrap();
+    s.end(&worker, Outcome::Done(result_of(&task)));
+    s.act();
+}
+
+fn expect(pairs: &[(&str, usize)]) -> BTreeMap<String, usize> {
+    pairs
+        .iter()
+        .map(|(job, workers)| ((*job).to_owned(), *workers))
+        .collect()
+}
+
+fn reason(s: &Simulation, id: &str) -> String {
+    s.cluster.view(id).unwrap().stages[0].reason.clone()
+}
+
+#[test]
+fn a_long_job_does_not_starve_a_short_one() {
+    let mut s = Simulation::new(1);
+    (0..4).for_each(|_| s.join());
+    submit(&mut s, wide(1, 100, "", None));
+    assert_eq!(at_work(&s), expect(&[("job-1", 4)]));
+    submit(&mut s, wide(2, 10, "", None));
+    assert!(
+        reason(&s, "job-2").contains("all 4 workers are busy"),
+        "{}",
+        reason(&s, "job-2")
+    );
+    one_ends(&mut s);
+    one_ends(&mut s);
+    for _ in 0..6 {
+        assert_eq!(at_work(&s), expect(&[("job-1", 2), ("job-2", 2)]));
+        one_ends(&mut s);
+    }
+}
+
+#[test]
+fn on_one_worker_jobs_take_turns() {
+    let mut s = Simulation::new(1);
+    s.join();
+    (1..=3).for_each(|number| submit(&mut s, wide(number, 20, "", None)));
+    one_ends(&mut s);
+    let mut served = Vec::new();
+    for _ in 0..6 {
+        served.extend(at_work(&s).into_keys());
+        one_ends(&mut s);
+    }
+    assert_eq!(served, ["job-2", "job-3", "job-1", "job-2", "job-3", "job-1"]);
+}
+
+#[test]
+fn a_higher_priority_goes_first_whoever_came_before() {
+    let mut s = Simulation::new(1);
+    (0..2).for_each(|_| s.join());
+    submit(&mut s, wide(1, 20, "", None));
+    submit(&mut s, wide(2, 20, "priority = 1", None));
+    one_ends(&mut s);
+    one_ends(&mut s);
+    for _ in 0..10 {
+        assert_eq!(at_work(&s), expect(&[("job-2", 2)]));
+        one_ends(&mut s);
+    }
+}
+
+#[test]
+fn a_job_holds_no_more_workers_than_it_may_and_says_so() {
+    let mut s = Simulation::new(1);
+    (0..5).for_each(|_| s.join());
+    submit(&mut s, wide(1, 20, "at_most = 2", None));
+    assert_eq!(at_work(&s), expect(&[("job-1", 2)]));
+    assert!(
+        reason(&s, "job-1").contains("`workers.at_most` = 2"),
+        "{}",
+        reason(&s, "job-1")
+    );
+    submit(&mut s, wide(2, 20, "", None));
+    for _ in 0..10 {
+        assert_eq!(at_work(&s), expect(&[("job-1", 2), ("job-2", 3)]));
+        one_ends(&mut s);
+    }
+}
+
+#[test]
+fn one_persons_jobs_leave_workers_to_others_and_say_whose_they_are() {
+    let mut s = Simulation::new(1);
+    s.cluster.at_most_per_person = 3;
+    (0..5).for_each(|_| s.join());
+    submit(&mut s, wide(1, 20, "", Some("ada")));
+    submit(&mut s, wide(2, 20, "", Some("ada")));
+    assert_eq!(at_work(&s), expect(&[("job-1", 3)]));
+    let told = reason(&s, "job-2");
+    assert!(
+        told.contains("the jobs of ada") && told.contains("limit of 3"),
+        "{told}"
+    );
+    submit(&mut s, wide(3, 20, "", Some("eve")));
+    assert_eq!(at_work(&s), expect(&[("job-1", 3), ("job-3", 2)]));
+    // Ada's second job has its share of her workers.
+    one_ends(&mut s);
+    assert_eq!(at_work(&s), expect(&[("job-1", 2), ("job-2", 1), ("job-3", 2)]));
+}
+
+#[test]
+fn a_gang_is_no_larger_than_its_job_may_be() {
+    let mut s = Simulation::new(1);
+    (0..4).for_each(|_| s.join());
+    let text = "[corpus]\nsource = \"/a.tsv\"\n[workers]\nat_most = 3\n";
+    let job = NewJob {
+        id: "job-1".into(),
+        owner: None,
+        file: parse("job.toml", text).unwrap(),
+        stamps: BTreeMap::new(),
+    };
+    submit(&mut s, job);
+    for _ in 0..1_000 {
+        s.act();
+        let gang = s.at_work.values().flatten().find_map(|held| held.seat);
+        if let Some(seat) = gang {
+            assert_eq!((seat.world_size, s.at_work.len()), (3, 3));
+            return;
+        }
+        s.now += 100;
+        s.step(|c, now, fx| c.tick(now, fx));
+        for worker in s.at_work.keys().cloned().collect::<Vec<_>>() {
+            let task = s.at_work[&worker][0].task.clone().unwrap();
+            s.end(&worker, Outcome::Done(result_of(&task)));
+        }
+    }
+    panic!("it never trains: {:?}", s.cluster.view("job-1"));
+}

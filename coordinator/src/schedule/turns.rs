@@ -1,0 +1,112 @@
+//! Whose turn it is: jobs share the workers. A higher priority comes first. Of jobs of one priority the one that has the fewest
+//! workers comes first, so that a long job does not starve a short one; of those that have as many, the one that was served longest
+//! ago. A job and a person may be held to a number of workers.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+use super::tasks::OfJob;
+use super::{Cluster, Job, Pursuit, TaskRecord};
+
+/// What holds a job back although workers may be idle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Limit {
+    /// `workers.at_most` of the job.
+    OfJob(usize),
+    /// The coordinator's limit for each person.
+    OfPerson { name: String, workers: usize },
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OfJob(workers) => write!(
+                f,
+                "the job has as many workers as its `workers.at_most` = {workers} leaves room for"
+            ),
+            Self::OfPerson { name, workers } => write!(
+                f,
+                "the jobs of {name} have as many workers as this coordinator's limit of {workers} for each person leaves room for"
+            ),
+        }
+    }
+}
+
+impl Cluster {
+    /// The job that is next to have a task leased, and that task. Jobs in `passed` are passed over.
+    pub(super) fn next_in_turn(&self, passed: &BTreeSet<Arc<str>>) -> Option<&TaskRecord> {
+        let people = self.workers_of_people();
+        let turns = self.tasks.ready_jobs().filter(|(id, _)| !passed.contains(*id));
+        let turns = turns.filter_map(|(id, of_job)| {
+            let job = self.jobs.get(&**id)?;
+            let task = self.tasks.get(of_job.ready.first()?)?;
+            let may = self.is_computing(task) && room(self, &people, job, of_job).0 > 0;
+            may.then(|| (turn(job, of_job, task), task))
+        });
+        turns.min_by_key(|(turn, _)| *turn).map(|(_, task)| task)
+    }
+
+    /// How many more workers a job may have, and what sets that limit.
+    pub(super) fn room_of(&self, job: &str) -> (usize, Option<Limit>) {
+        match (self.jobs.get(job), self.tasks.of_job(job)) {
+            (Some(job), Some(of_job)) => room(self, &self.workers_of_people(), job, of_job),
+            _ => (usize::MAX, None),
+        }
+    }
+
+    /// How many workers the running jobs of each person have; nothing where nobody asks.
+    fn workers_of_people(&self) -> HashMap<&str, usize> {
+        let mut people = HashMap::new();
+        if self.at_most_per_person > 0 {
+            for job in self.running_jobs() {
+                if let (Some(owner), Some(of_job)) = (&job.owner, self.tasks.of_job(&job.id)) {
+                    *people.entry(owner.as_str()).or_default() += of_job.at_work;
+                }
+            }
+        }
+        people
+    }
+
+    /// Whether the task's stage is the one that its job computes.
+    fn is_computing(&self, task: &TaskRecord) -> bool {
+        let stage = self.stage(&task.job, task.stage);
+        stage.is_some_and(|stage| stage.pursuit == Pursuit::Computing)
+    }
+}
+
+fn room(cluster: &Cluster, people: &HashMap<&str, usize>, job: &Job, of_job: &OfJob) -> (usize, Option<Limit>) {
+    let at_most = job.file.workers.at_most as usize;
+    let own = match at_most {
+        0 => (usize::MAX, None),
+        at_most => (at_most.saturating_sub(of_job.at_work), Some(Limit::OfJob(at_most))),
+    };
+    let workers = cluster.at_most_per_person;
+    let Some(name) = job.owner.as_deref().filter(|_| workers > 0) else {
+        return own;
+    };
+    let left = workers.saturating_sub(people.get(name).copied().unwrap_or(0));
+    if own.0 <= left {
+        return own;
+    }
+    let limit = Limit::OfPerson {
+        name: name.to_owned(),
+        workers,
+    };
+    (left, Some(limit))
+}
+
+/// The least goes first.
+fn turn<'a>(job: &'a Job, of_job: &OfJob, first: &TaskRecord) -> impl Ord + Copy + use<'a> {
+    // A gang that broke holds what it did only as long as it forms again soon.
+    let forms_again = first.ranks.max != 1 && first.token > 0;
+    (
+        Reverse(job.file.workers.priority),
+        Reverse(forms_again),
+        of_job.at_work,
+        of_job.served,
+        job.submitted_at,
+        job.id.as_str(),
+    )
+}

@@ -1,0 +1,235 @@
+//! The tables, and how a database of an older version is brought up to date.
+
+use rusqlite::{Connection, Transaction};
+
+use super::access::ACCESS_SCHEMA;
+use super::old;
+use super::rows::{save_job, save_pack, save_task};
+
+/// What a finished task and the lease after it change lies together: rows of one size, and everything else appended. So
+/// many steps that are saved at once share their pages.
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS jobs (
+    id TEXT PRIMARY KEY, file TEXT NOT NULL, stamps TEXT NOT NULL, state INTEGER NOT NULL, reason TEXT NOT NULL,
+    submitted_at INTEGER NOT NULL, ended_at INTEGER NOT NULL, failure_kind INTEGER, failure_text TEXT, report TEXT);
+CREATE TABLE IF NOT EXISTS stages (
+    job TEXT NOT NULL, position INTEGER NOT NULL, name TEXT NOT NULL, state INTEGER NOT NULL, reason TEXT NOT NULL,
+    key TEXT NOT NULL, phases INTEGER NOT NULL, started_at INTEGER NOT NULL, ended_at INTEGER NOT NULL,
+    spent_before INTEGER NOT NULL, claim TEXT, PRIMARY KEY (job, position)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS manifests (
+    job TEXT NOT NULL, stage TEXT NOT NULL, manifest TEXT NOT NULL, PRIMARY KEY (job, stage));
+CREATE TABLE IF NOT EXISTS tasks (
+    id INTEGER PRIMARY KEY, job TEXT NOT NULL, stage TEXT NOT NULL, phase INTEGER NOT NULL, position INTEGER NOT NULL,
+    pack INTEGER NOT NULL, place INTEGER NOT NULL, weight INTEGER NOT NULL, min_ranks INTEGER NOT NULL,
+    max_ranks INTEGER NOT NULL, state INTEGER NOT NULL, token INTEGER NOT NULL, failures INTEGER NOT NULL,
+    losses INTEGER NOT NULL, last_world_size INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS packs (id INTEGER PRIMARY KEY, specs BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS results (task INTEGER PRIMARY KEY, result BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS attempts (
+    task INTEGER NOT NULL, token INTEGER NOT NULL, rank INTEGER NOT NULL, worker TEXT NOT NULL,
+    started_at INTEGER NOT NULL, ended_at INTEGER, outcome TEXT, PRIMARY KEY (task, token, rank)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS events (
+    job TEXT NOT NULL, sequence INTEGER NOT NULL, at INTEGER NOT NULL, stage TEXT NOT NULL, task INTEGER NOT NULL,
+    level TEXT NOT NULL, text TEXT NOT NULL, PRIMARY KEY (job, sequence)) WITHOUT ROWID;
+";
+pub(super) const SCHEMA_VERSION: i64 = 5;
+/// The oldest version that is brought up to date, and that can be looked at as it is.
+pub(super) const OLDEST_VERSION: i64 = 1;
+
+/// Pages of a new database: a step changes a few rows here and there, and each costs its page.
+const PAGE_BYTES: i64 = 1024;
+/// So many pages are gathered in the log before they are written to their places.
+const PAGES_IN_LOG: i64 = 8 << 10;
+
+/// The version of the tables; 0 where there are none.
+pub(super) fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.query_row("PRAGMA user_version", [], |row| row.get(0))
+}
+
+/// Makes the tables, or brings those of an older version up to date.
+pub(super) fn set_up(connection: &mut Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    let found = version(connection)?;
+    if found == 0 {
+        connection.pragma_update(None, "page_size", PAGE_BYTES)?;
+    }
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "wal_autocheckpoint", PAGES_IN_LOG)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    match found {
+        0 => {
+            let whole = format!("BEGIN; {SCHEMA} {ACCESS_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;");
+            connection.execute_batch(&whole)
+        }
+        OLDEST_VERSION..SCHEMA_VERSION => bring_up_to_date(connection),
+        // Another is refused.
+        _ => Ok(()),
+    }
+}
+
+/// Version 5 keeps apart what changes with each task and what does not.
+fn bring_up_to_date(connection: &mut Connection) -> rusqlite::Result<()> {
+    let (jobs, tasks) = old::load(connection)?;
+    let tx = connection.transaction()?;
+    tx.execute_batch(
+        "DROP TABLE stages; DROP TABLE tasks; ALTER TABLE attempts RENAME TO old_attempts;
+         ALTER TABLE events RENAME TO old_events; DROP INDEX events_by_job;",
+    )?;
+    tx.execute_batch(SCHEMA)?;
+    tx.execute_batch(ACCESS_SCHEMA)?;
+    tx.execute_batch(
+        "INSERT INTO attempts SELECT task, token, rank, worker, started_at, ended_at, outcome FROM old_attempts;
+         INSERT INTO events SELECT job, sequence, at, stage, task, level, text FROM old_events;
+         DROP TABLE old_attempts; DROP TABLE old_events;",
+    )?;
+    for job in &jobs {
+        save_job(&tx, job, |_| true)?;
+    }
+    let mut last_pack = 0;
+    for task in &tasks {
+        let pack = &task.packed.pack;
+        if pack.id > last_pack {
+            save_pack(&tx, pack)?;
+            last_pack = pack.id;
+        }
+        save_task(&tx, task)?;
+    }
+    set_version(&tx)?;
+    tx.commit()
+}
+
+fn set_version(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+    tx.pragma_update(None, "user_version", SCHEMA_VERSION)
+}
+
+#[cfg(test)]
+mod tests {
+    use llink_proto::task::Kind;
+    use llink_proto::{Artifact, EmbedShard, Failure, ModelRef, ModelRole, Task, TaskResult};
+    use prost::Message;
+    use rusqlite::params;
+
+    use super::super::StateStore;
+    use crate::plan::StageName;
+    use crate::schedule::TaskState;
+
+    /// The tables as version 4 left them.
+    const VERSION_4: &str = "
+    CREATE TABLE jobs (
+        id TEXT PRIMARY KEY, file TEXT NOT NULL, stamps TEXT NOT NULL, state INTEGER NOT NULL, reason TEXT NOT NULL,
+        submitted_at INTEGER NOT NULL, ended_at INTEGER NOT NULL, failure_kind INTEGER, failure_text TEXT, report TEXT);
+    CREATE TABLE stages (
+        job TEXT NOT NULL, position INTEGER NOT NULL, name TEXT NOT NULL, state INTEGER NOT NULL, reason TEXT NOT NULL,
+        key TEXT NOT NULL, phases TEXT NOT NULL, manifest TEXT, started_at INTEGER NOT NULL, ended_at INTEGER NOT NULL,
+        spent_before INTEGER NOT NULL DEFAULT 0, claim TEXT, PRIMARY KEY (job, position));
+    CREATE TABLE tasks (
+        id INTEGER PRIMARY KEY, job TEXT NOT NULL, stage TEXT NOT NULL, phase INTEGER NOT NULL, position INTEGER NOT NULL,
+        label TEXT NOT NULL, spec BLOB NOT NULL, weight INTEGER NOT NULL, min_ranks INTEGER NOT NULL,
+        max_ranks INTEGER NOT NULL, state TEXT NOT NULL, token INTEGER NOT NULL, failures INTEGER NOT NULL,
+        losses INTEGER NOT NULL, last_world_size INTEGER NOT NULL, reason TEXT NOT NULL, result BLOB);
+    CREATE TABLE attempts (
+        task INTEGER NOT NULL, token INTEGER NOT NULL, rank INTEGER NOT NULL, worker TEXT NOT NULL,
+        started_at INTEGER NOT NULL, ended_at INTEGER, outcome TEXT, PRIMARY KEY (task, token, rank));
+    CREATE TABLE events (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, job TEXT NOT NULL, stage TEXT NOT NULL,
+        task INTEGER NOT NULL, level TEXT NOT NULL, text TEXT NOT NULL);
+    CREATE INDEX events_by_job ON events (job, sequence);
+    PRAGMA user_version = 4;
+    ";
+
+    fn spec(number: usize) -> Task {
+        let model = ModelRef {
+            role: ModelRole::Decoder.into(),
+            fingerprint: "decoder".into(),
+            ..ModelRef::default()
+        };
+        let kind = Kind::EmbedShard(EmbedShard {
+            path: format!("embed/key/{number:05}"),
+            model: Some(model),
+            ..EmbedShard::default()
+        });
+        Task {
+            output_url: "out".into(),
+            kind: Some(kind),
+        }
+    }
+
+    #[test]
+    fn a_database_of_version_4_keeps_its_jobs_tasks_results_and_events() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.db");
+        let old = rusqlite::Connection::open(&path).unwrap();
+        old.execute_batch(VERSION_4).unwrap();
+        let file = crate::job::parse("job.toml", "[corpus]\nsource = \"/a.tsv\"\n").unwrap();
+        old.execute(
+            "INSERT INTO jobs VALUES ('j', ?1, '{}', 1, '', 5, 0, NULL, NULL, NULL)",
+            [serde_json::to_string(&file).unwrap()],
+        )
+        .unwrap();
+        old.execute(
+            "INSERT INTO stages VALUES ('j', 0, 'embed', 2, 'embed', 'key', '[[1,2,3]]', NULL, 7, 0, 11, NULL)",
+            [],
+        )
+        .unwrap();
+        let artifact = Artifact {
+            path: "embed/key/00001".into(),
+            ..Artifact::default()
+        };
+        let result = TaskResult {
+            artifacts: vec![artifact],
+            ..TaskResult::default()
+        };
+        let failure = Failure {
+            text: "no".into(),
+            ..Failure::default()
+        };
+        let states = [
+            ("done", Some(result.encode_to_vec())),
+            ("leased", None),
+            ("failed", Some(failure.encode_to_vec())),
+        ];
+        for (place, (state, result)) in states.into_iter().enumerate() {
+            old.execute(
+                "INSERT INTO tasks VALUES (?1, 'j', 'embed', 0, ?2, ?3, ?4, 9, 1, 1, ?5, 4, 1, 2, 1, '', ?6)",
+                params![
+                    place as i64 + 1,
+                    place as i64,
+                    format!("label {place}"),
+                    spec(place).encode_to_vec(),
+                    state,
+                    result
+                ],
+            )
+            .unwrap();
+        }
+        old.execute("INSERT INTO events VALUES (41, 1, 'j', '', 0, 'info', 'submitted')", [])
+            .unwrap();
+        drop(old);
+
+        let looked_at = StateStore::open_file(&path).unwrap();
+        let before = looked_at.load().unwrap();
+        let events = looked_at.events("j", 0, 10).unwrap();
+        drop(looked_at);
+        for _ in 0..2 {
+            let store = StateStore::open(directory.path()).unwrap();
+            let (jobs, tasks) = store.load().unwrap();
+            assert_eq!(format!("{:?}", (&jobs, &tasks)), format!("{before:?}"));
+            assert_eq!(jobs[0].stages[0].phases, [[1, 2, 3]]);
+            assert_eq!(
+                (jobs[0].stages[0].name, jobs[0].stages[0].spent_before),
+                (StageName::Embed, 11)
+            );
+            for (place, task) in tasks.iter().enumerate() {
+                assert_eq!((task.spec(), task.label()), (spec(place), format!("label {place}")));
+                assert_eq!((task.model.as_deref(), task.part), (Some("decoder"), Some("teacher")));
+                assert_eq!((task.token, task.failures, task.losses, task.weight), (4, 1, 2, 9));
+            }
+            assert!(matches!(&tasks[0].state, TaskState::Done(found) if found.decode() == result));
+            assert!(matches!(&tasks[1].state, TaskState::Waiting { .. }));
+            assert!(matches!(&tasks[2].state, TaskState::Failed(found) if found.text == "no"));
+            assert_eq!(store.events("j", 0, 10).unwrap(), events);
+            assert_eq!(events.events[0].sequence, 41);
+        }
+    }
+}
