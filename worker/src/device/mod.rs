@@ -205,10 +205,14 @@ impl Compute {
         }
     }
 
-    /// Returns where and how this device trains.
+    /// Returns where and how this device trains a projector: on the CPU in f32, whatever the products of frozen models are computed in.
     #[must_use]
     pub fn training_backend(&self) -> Backend {
-        Backend::new(&self.device, self.dtype)
+        let dtype = match self.device.is_cpu() {
+            true => DType::F32,
+            false => self.dtype,
+        };
+        Backend::new(&self.device, dtype)
     }
 
     /// Returns `cpu` or `cuda`.
@@ -261,6 +265,15 @@ mod tests {
                 assert!(text.contains("libdnnl3") && text.contains("LLINK_ONEDNN"), "{text}");
                 assert_eq!(dtype(Arithmetic::Auto).unwrap(), DType::F32);
             }
+        }
+    }
+
+    #[test]
+    fn a_projector_trains_in_f32_on_the_cpu_whatever_models_compute_in() {
+        let mut compute = Compute::cpu();
+        for dtype in [DType::F32, DType::BF16] {
+            compute.dtype = dtype;
+            assert_eq!(compute.training_backend().dtype(), DType::F32);
         }
     }
 
