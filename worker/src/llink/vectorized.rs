@@ -1,4 +1,4 @@
-//! Loops compiled twice: for any processor, and for one with AVX2, which is chosen when it is there.
+//! A macro for loops that are compiled twice: for any processor, and for one with AVX2, which is chosen where it is there.
 
 /// Defines a function whose loops use 256-bit vectors where the processor has them. Without fused multiply-add and with sums over
 /// a fixed number of lanes, its results are the same bits either way.

@@ -3,9 +3,10 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::simd::{erf, exp, vectorised};
+use super::simd::{erf, exp};
 use super::{Values, edit, fused};
 use crate::Result;
+use crate::llink::vectorized::vectorized;
 
 const CHUNK: usize = 8_192;
 
@@ -56,7 +57,7 @@ pub(crate) fn silu_mul_backward(gate: &Tensor, up: &Tensor, grad: &Tensor) -> Re
     Ok((tensor(grad_gate)?, tensor(grad_up)?))
 }
 
-vectorised! {
+vectorized! {
     fn silu_mul_backward_slice(grad_gate: &mut [f32], grad_up: &mut [f32], gate: &[f32], up: &[f32], grad: &[f32]) {
         for ((((grad_gate, grad_up), g), u), grad) in grad_gate.iter_mut().zip(grad_up).zip(gate).zip(up).zip(grad) {
             let sigmoid = 1.0 / (1.0 + exp(-*g));
@@ -67,7 +68,7 @@ vectorised! {
     }
 }
 
-vectorised! {
+vectorized! {
     fn gelu_slice(x: &mut [f32]) {
         for x in x.iter_mut() {
             *x = 0.5 * *x * (1.0 + erf(*x * std::f32::consts::FRAC_1_SQRT_2));
@@ -75,7 +76,7 @@ vectorised! {
     }
 }
 
-vectorised! {
+vectorized! {
     fn silu_mul_slice(out: &mut [f32], gate: &[f32], up: &[f32]) {
         for ((out, g), u) in out.iter_mut().zip(gate).zip(up) {
             *out = *g / (1.0 + exp(-*g)) * u;

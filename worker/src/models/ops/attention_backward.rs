@@ -7,11 +7,12 @@ use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
 use super::attention::{Attention, AttentionSpans, Padded};
-use super::simd::{dot, vectorised};
+use super::simd::dot;
 use super::strided::product;
 use super::{Values, fused};
 use crate::Result;
 use crate::llink::matrix::Existing;
+use crate::llink::vectorized::vectorized;
 
 /// Gradients by q, k and v.
 pub(crate) type AttentionGradients = (Tensor, Tensor, Tensor);
@@ -188,7 +189,7 @@ impl Attention {
     }
 }
 
-vectorised! {
+vectorized! {
     /// One row: the gradient by the weights becomes that by the scores.
     fn softmax_backward(grad: &mut [f32], weights: &[f32]) {
         let along = dot(grad, weights);

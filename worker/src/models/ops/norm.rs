@@ -3,9 +3,10 @@
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
-use super::simd::{dot, sum, vectorised};
+use super::simd::{dot, sum};
 use super::{Values, edit, fused, rows_per_chunk};
 use crate::Result;
+use crate::llink::vectorized::vectorized;
 
 /// (x − mean) / √(variance + eps) · gamma + beta over rows [T, width]. Takes x over: nobody else may hold its values.
 pub(crate) fn layer_norm(x: Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
@@ -153,7 +154,7 @@ fn rms_norm_composed(x: &Tensor, gamma: &Tensor, eps: f64) -> Result<Tensor> {
     Ok(normed.broadcast_mul(gamma)?)
 }
 
-vectorised! {
+vectorized! {
     fn add(x: &mut [f32], y: &[f32]) {
         for (x, y) in x.iter_mut().zip(y) {
             *x += y;
@@ -161,7 +162,7 @@ vectorised! {
     }
 }
 
-vectorised! {
+vectorized! {
     fn layer_norm_row(row: &mut [f32], gamma: &[f32], beta: &[f32], eps: f32) {
         let width = row.len() as f32;
         let mean = sum(row, |x| x) / width;
@@ -173,7 +174,7 @@ vectorised! {
     }
 }
 
-vectorised! {
+vectorized! {
     fn rms_norm_row(out: &mut [f32], row: &[f32], gamma: &[f32], eps: f32) {
         let mean_square = sum(row, |x| x * x) / row.len() as f32;
         let scale = 1.0 / (mean_square + eps).sqrt();
@@ -183,7 +184,7 @@ vectorised! {
     }
 }
 
-vectorised! {
+vectorized! {
     fn rms_norm_backward_row(out: &mut [f32], row: &[f32], gamma: &[f32], grad: &[f32], eps: f32) {
         let width = row.len() as f32;
         for ((out, grad), g) in out.iter_mut().zip(grad).zip(gamma) {

@@ -3,9 +3,9 @@
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-use super::simd::vectorised;
 use super::{Values, edit, fused, rows_per_chunk};
 use crate::Result;
+use crate::llink::vectorized::vectorized;
 
 /// cos and sin of each row's position times each frequency, [T, head_dim / 2], in the dtype of what is turned.
 pub(crate) struct Rope {
@@ -89,7 +89,7 @@ impl Rope {
     }
 }
 
-vectorised! {
+vectorized! {
     fn turn_head(head: &mut [f32], cos: &[f32], sin: &[f32]) {
         let (first, second) = head.split_at_mut(cos.len());
         for (((a, b), c), s) in first.iter_mut().zip(second).zip(cos).zip(sin) {

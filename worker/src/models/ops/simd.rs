@@ -1,29 +1,6 @@
-//! Loops over f32 slices that the compiler turns into vector instructions, compiled for AVX2 beside the baseline.
+//! Loops over f32 slices that the compiler turns into vector instructions.
 
-/// Defines a function whose body is compiled twice on x86-64, once with AVX2, and chosen when it runs.
-macro_rules! vectorised {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
-        $(#[$meta])*
-        $vis fn $name($($arg: $ty),*) $(-> $ret)? {
-            #[inline(always)]
-            fn body($($arg: $ty),*) $(-> $ret)? $body
-
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx2")]
-                fn avx2($($arg: $ty),*) $(-> $ret)? {
-                    body($($arg),*)
-                }
-                if std::arch::is_x86_feature_detected!("avx2") {
-                    // SAFETY: the processor has AVX2.
-                    return unsafe { avx2($($arg),*) };
-                }
-            }
-            body($($arg),*)
-        }
-    };
-}
-pub(super) use vectorised;
+use crate::llink::vectorized::vectorized;
 
 const LANES: usize = 16;
 
@@ -107,7 +84,7 @@ fn max(x: &[f32]) -> f32 {
     lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
-vectorised! {
+vectorized! {
     /// Softmax of the first `valid` values; the others become 0.
     pub(super) fn softmax(row: &mut [f32], valid: usize) {
         let (row, masked) = row.split_at_mut(valid);

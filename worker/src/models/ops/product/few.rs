@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::{FrozenMatrix, Precision, View};
-use crate::models::ops::simd::vectorised;
+use crate::llink::vectorized::vectorized;
 
 /// Whether so many rows are better off here than with panels. A sum's order differs from theirs, which bf16 may show
 /// as a unit in the last place of a rounded activation: there only generation's single rows come here.
@@ -51,13 +51,13 @@ fn bf16_to_f32(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
-vectorised! {
+vectorized! {
     fn dot_f32(w: &[f32], x: &[f32]) -> f32 {
         dot(w, x, |w| w)
     }
 }
 
-vectorised! {
+vectorized! {
     fn dot_bf16(w: &[u16], x: &[f32]) -> f32 {
         dot(w, x, bf16_to_f32)
     }
