@@ -1,12 +1,13 @@
-//! Stage A's loss over the global batch, and its gradient by the projected vectors.
+//! Stage A's loss over the global batch, and its gradient with respect to the projected vectors.
 //!
-//! With p̂ and t̂ the projected and teacher rows as the metric sees them, normalized, s = p̂ t̂ᵀ, h = p̂ qᵀ over the hard negatives q, and
-//! B pairs:
+//! Let p̂ and t̂ be the normalized projected and teacher rows in the metric, s = p̂ t̂ᵀ, and h = p̂ qᵀ over the hard
+//! negatives q. For B pairs:
 //!
 //! - `info_nce` = ½ (mean CE of row i of [s | h] / τ, label i  +  mean CE of column j of s / τ, label j)
-//! - `direction` = mean (1 − cos(p, t));  `log_norm` = mean (ln(|p| + ε) − ln(|t| + ε))², both of the rows themselves
+//! - `direction` = mean (1 − cos(p, t)) of the vectors outside the metric
+//! - `log_norm` = mean (ln(|p| + ε) − ln(|t| + ε))² of the vectors outside the metric
 //!
-//! Every rank takes the losses of all rows, which were gathered, and the gradient of its own.
+//! Every rank computes the losses of all gathered rows, and the gradient of its own rows.
 
 use std::ops::Range;
 
@@ -23,63 +24,63 @@ use crate::models::ops::{UnitRows, Values, edit, fused, matmul};
 
 const NORM_EPSILON: f64 = 1e-8;
 
-/// How the parts of the loss are weighed.
+/// The weights of the parts of the loss.
 #[derive(Debug, Clone, Copy)]
 pub struct AlignWeights {
-    /// How many hard negatives are drawn from the queue.
+    /// The number of hard negatives that are drawn from the queue.
     pub hard_negatives: usize,
-    /// Of `direction`.
+    /// The weight of `direction`.
     pub direction: f64,
-    /// Of `log_norm`.
+    /// The weight of `log_norm`.
     pub log_norm: f64,
 }
 
-/// The loss's parts.
+/// The parts of the loss.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct AlignLosses {
-    /// Symmetric InfoNCE.
+    /// The symmetric InfoNCE.
     pub info_nce: f64,
-    /// Mean of 1 − cosine.
+    /// The mean of 1 − cosine.
     pub direction: f64,
-    /// Mean squared difference of the logarithms of the norms.
+    /// The mean squared difference of the logarithms of the norms.
     pub log_norm: f64,
 }
 
 impl AlignLosses {
-    /// The weighted sum that training minimizes.
+    /// Returns the weighted sum that training minimizes.
     #[must_use]
     pub fn total(&self, weights: &AlignWeights) -> f64 {
         self.info_nce + weights.direction * self.direction + weights.log_norm * self.log_norm
     }
 }
 
-/// One step's vectors, of the global batch, in f32.
+/// The vectors of one step's global batch, in f32.
 pub(crate) struct AlignBatch<'a> {
-    /// Pair ids, `[B]`.
+    /// The pair ids, `[B]`.
     pub(crate) ids: &'a [u64],
-    /// [B, d]
+    /// The projected vectors, `[B, d]`.
     pub(crate) projected: &'a Tensor,
-    /// [B, d]
+    /// The teacher vectors, `[B, d]`.
     pub(crate) teacher: &'a Tensor,
-    /// Which rows are this rank's, b of them.
+    /// The b rows of this rank.
     pub(crate) own: Range<usize>,
-    /// τ.
+    /// The temperature τ.
     pub(crate) temperature: f64,
-    /// What `info_nce` and the mining see of a vector; none sees it as it is.
+    /// The metric in which `info_nce` and the mining compare vectors. `None` compares the vectors themselves.
     pub(crate) metric: Option<&'a Metric>,
 }
 
-/// What a batch comes to, where its tensors lie.
+/// The losses and the gradient of a batch, as tensors on its device.
 pub(crate) struct AlignFound {
-    /// `info_nce`, `direction` and `log_norm`, one number each.
+    /// `info_nce`, `direction` and `log_norm`, each a scalar.
     pub(crate) losses: [Tensor; 3],
-    /// By this rank's projected rows [b, d].
+    /// The gradient with respect to this rank's projected rows, `[b, d]`.
     pub(crate) gradient: Tensor,
-    /// The teachers as the metric sees them, normalized [B, d]: what the queue takes in after the step.
+    /// The normalized teachers in the metric, `[B, d]`. The queue takes them after the step.
     pub(crate) teachers: Tensor,
 }
 
-/// The losses of a batch, with hard negatives from `queue`, and the gradient of their weighted sum.
+/// Computes the losses of a batch with hard negatives from `queue`, and the gradient of their weighted sum.
 pub(crate) fn align_losses(batch: &AlignBatch<'_>, queue: &TeacherQueue, weights: &AlignWeights) -> Result<AlignFound> {
     let seen = |rows: &Tensor| match batch.metric {
         Some(metric) => UnitRows::of(&metric.apply(rows)?),
@@ -108,7 +109,7 @@ pub(crate) fn align_losses(batch: &AlignBatch<'_>, queue: &TeacherQueue, weights
     })
 }
 
-/// `direction` and `log_norm`, and `gradient` with theirs by this rank's rows. Takes `gradient` over.
+/// Computes `direction` and `log_norm`, and adds their gradient with respect to this rank's rows to `gradient`.
 fn of_vectors_themselves(
     batch: &AlignBatch<'_>,
     weights: &AlignWeights,
@@ -138,7 +139,7 @@ fn of_vectors_themselves(
             .zip(&found[batch.own.clone()]);
         rows.with_min_len(block)
             .for_each(|(((gradient, projected), teacher), found)| {
-                // −cos(p, t) by p is (cos · p̂ − t̂) / |p|; ln(|p| + ε) by p is p̂ / (|p| + ε).
+                // The gradient of −cos(p, t) is (cos · p̂ − t̂) / |p|, and that of ln(|p| + ε) is p̂ / (|p| + ε).
                 let inverse = 1.0 / found.norm.max(1e-12);
                 let of_direction = (weights.direction / n) as f32 * inverse;
                 let of_log_norm =
@@ -178,12 +179,12 @@ fn of_vectors_composed(
     Ok(([direction, log_norm], ((gradient + of_direction)? + of_log_norm)?))
 }
 
-/// A projected row beside its teacher.
+/// A projected row compared with its teacher.
 struct Compared {
     norm: f32,
     teacher_norm: f32,
     cosine: f32,
-    /// Of the logarithms of the norms.
+    /// The difference of the logarithms of the norms.
     difference: f64,
 }
 
@@ -199,7 +200,7 @@ fn compare(projected: &[f32], teacher: &[f32]) -> Compared {
 }
 
 vectorized! {
-    /// `sums += a · factor_a + b · factor_b`
+    /// Computes `sums += a · factor_a + b · factor_b`.
     fn add_two(sums: &mut [f32], a: &[f32], factor_a: f32, b: &[f32], factor_b: f32) {
         for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
             *sum += a * factor_a + b * factor_b;

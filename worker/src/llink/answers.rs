@@ -1,27 +1,28 @@
-//! How good an answer is beside the one that was wanted.
+//! Scores that compare answers with their references.
 
 use std::collections::HashMap;
 
 use super::chrf::chrf;
 
-/// What was found over a set of answers. Shares are of those answers whose reference has what is asked about.
+/// The scores of a set of answers. Each share counts only the references that it applies to.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct AnswerScores {
-    /// Answers in all.
+    /// The number of answers.
     pub answers: usize,
-    /// Share of answers that are the reference word for word.
+    /// The share of answers that equal the reference word for word.
     pub exact: f64,
-    /// Mean share of the reference's words, numbers aside, that the answer has, each as often as it stands there.
+    /// The mean share of the reference's words that the answer has. Numbers are left out, and a repeated word counts
+    /// each time.
     pub word_recall: f64,
-    /// Share of the references with numbers whose numbers the answer has all, and no others.
+    /// The share of the references with numbers whose answer has exactly the same numbers.
     pub numbers: f64,
-    /// References with numbers.
+    /// The number of references with numbers.
     pub with_numbers: usize,
-    /// chrF2 over all answers, from 0 to 100.
+    /// The chrF2 over all answers, from 0 to 100.
     pub chrf: f64,
 }
 
-/// Scores of (answer, reference) pairs.
+/// Scores (answer, reference) pairs.
 #[must_use]
 pub fn answer_scores<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> AnswerScores {
     let pairs: Vec<(&str, &str)> = pairs.into_iter().collect();
@@ -46,7 +47,7 @@ pub fn answer_scores<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) ->
     scores
 }
 
-/// Words without their punctuation, in lower case.
+/// Returns the words in lower case, without their punctuation.
 fn words(text: &str) -> Vec<String> {
     text.split(|c: char| !(c.is_alphanumeric() || c == '\''))
         .filter(|word| !word.is_empty())
@@ -77,7 +78,7 @@ fn is_number(word: &str) -> bool {
     word.chars().all(char::is_numeric)
 }
 
-/// The words that are numbers, sorted.
+/// Returns the words that are numbers, sorted.
 fn numbers(words: &[String]) -> Vec<&str> {
     let mut numbers: Vec<&str> = words
         .iter()

@@ -1,16 +1,18 @@
-//! chrF: how many character n-grams an answer and its reference share (Popović 2015), as sacrebleu computes it for a corpus.
+//! chrF, the share of character n-grams that an answer has in common with its reference (Popović 2015). It is computed
+//! over a corpus as sacrebleu does.
 //!
-//! Signature `nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no`: n-grams of 1 to 6 characters without white space, precision and recall
-//! from counts over all answers, averaged over the orders that both sides have, and F with recall weighted by β = 2.
+//! The signature is `nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no`. N-grams have 1 to 6 characters without white
+//! space. Precision and recall come from counts over all answers, and are averaged over the orders that both sides
+//! have. The F score weights recall by β = 2.
 
 use std::collections::HashMap;
 
-/// The longest n-grams.
+/// The length of the longest n-grams.
 const ORDER: usize = 6;
-/// Recall counts this many times as much as precision.
+/// The weight of recall against precision, β.
 const BETA: f64 = 2.0;
 
-/// Counts of one order over a corpus.
+/// The counts of one order over a corpus.
 #[derive(Debug, Clone, Copy, Default)]
 struct Counts {
     answer: usize,
@@ -18,7 +20,7 @@ struct Counts {
     matches: usize,
 }
 
-/// chrF2 of (answer, reference) pairs, from 0 to 100.
+/// Returns the chrF2 of (answer, reference) pairs, from 0 to 100.
 #[must_use]
 pub fn chrf<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> f64 {
     let mut orders = [Counts::default(); ORDER];
@@ -31,7 +33,8 @@ pub fn chrf<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> f64 {
     f_score(&orders)
 }
 
-/// The characters of a text that are no white space, as Python's `str.split` knows it: with the four information separators.
+/// Returns the characters that are not white space. Like Python's `str.split`, it takes the four information separators
+/// for white space.
 fn characters(text: &str) -> Vec<char> {
     let is_space = |c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c);
     text.chars().filter(|c| !is_space(*c)).collect()
@@ -43,7 +46,7 @@ fn add(counts: &mut Counts, answer: &[char], reference: &[char], n: usize) {
         *left.entry(ngram).or_default() += 1;
         counts.reference += 1;
     }
-    // An answer to a reference too short for this order counts for nothing in it.
+    // An order that the reference is too short for does not count.
     if left.is_empty() {
         return;
     }
@@ -75,7 +78,7 @@ fn f_score(orders: &[Counts]) -> f64 {
 mod tests {
     use super::*;
 
-    /// Pairs with the scores of sacrebleu 2.6.0: `CHRF().corpus_score(answers, [references]).score`.
+    /// Pairs with the scores that `CHRF().corpus_score(answers, [references]).score` of sacrebleu 2.6.0 gives them.
     const SACREBLEU: &str = include_str!("../../tests/fixtures/chrf.json");
 
     #[test]

@@ -1,7 +1,7 @@
-//! Hard negatives: the teachers in the queue that the batch is nearest to.
+//! Hard negatives, the teachers in the queue that are nearest to the batch.
 //!
-//! The mean cosine of a queue row to the batch is its product with the mean of the batch's normalized rows, so mining is
-//! one matrix-vector product over the queue.
+//! The mean cosine of a queue row to the batch is its product with the mean of the batch's normalized rows. Mining is
+//! therefore one matrix-vector product over the queue.
 
 use candle_core::{CpuStorage, DType, Storage, Tensor};
 use half::f16;
@@ -13,20 +13,24 @@ use super::matrix::Existing;
 use crate::Result;
 use crate::models::ops::{Values, fused, sum_rows_into};
 
-/// Rows that are sorted at once: more do not fit into what a block of a GPU shares.
+/// The number of rows that one sort takes. More do not fit into the shared memory of a GPU's block.
 const SORTED_AT_ONCE: usize = 4_096;
-/// Of so many times the wanted negatives, chosen by cosines in f16, the best by cosines in f32 are taken.
+/// The number of candidates for each wanted negative. Cosines in f16 choose the candidates, and cosines in f32 choose
+/// among them.
 const CANDIDATES: usize = 2;
 
-/// The `n` of the queue's `vectors` [m, d], f16, with the highest mean cosine to `students` [B, d], normalized f32, best first, ties to
-/// the lower position: [at most n, d] in f32, none when there are none. The positions `left_out`, which are in order, and rows without a
-/// finite score do not count; at least `n` others are there.
+/// Returns the `n` rows with the highest mean cosine to `students`, best first, in f32: `[at most n, d]`. Returns
+/// `None` when there are none.
+///
+/// `vectors` is `[m, d]` in f16, and `students` is `[B, d]`, normalized, in f32. Of equal rows the one at the lower
+/// position comes first. The sorted positions `left_out` and rows without a finite score do not count. At least `n`
+/// other rows must exist.
 pub(super) fn hardest(vectors: &Tensor, students: &Tensor, left_out: &[usize], n: usize) -> Result<Option<Tensor>> {
     if !fused(&[students]) {
         return composed(vectors, students, left_out, n).map(Some);
     }
     let width = vectors.dim(1)?;
-    // The sum of the students: that it is no mean does not change the order.
+    // The sum of the students gives the same order as their mean.
     let direction = Tensor::zeros(width, DType::F32, students.device())?;
     sum_rows_into(&direction, students, None, Existing::Overwritten)?;
     let direction = Values::of(&direction)?;
@@ -50,7 +54,7 @@ pub(super) fn hardest(vectors: &Tensor, students: &Tensor, left_out: &[usize], n
     )?))
 }
 
-/// The positions of the `n` rows that score highest against `direction`.
+/// Returns the positions of the `n` rows with the highest scores against `direction`.
 fn mine(rows: &[f16], direction: &[f32], left_out: &[usize], n: usize) -> Vec<usize> {
     let width = direction.len();
     let mut scores = vec![0f32; rows.len() / width];
@@ -75,7 +79,7 @@ fn mine(rows: &[f16], direction: &[f32], left_out: &[usize], n: usize) -> Vec<us
 fn composed(vectors: &Tensor, students: &Tensor, left_out: &[usize], n: usize) -> Result<Tensor> {
     let count = vectors.dim(0)?;
     let direction = students.mean(0)?;
-    // Of length 1, so that halves resolve the cosines as well as they can; it does not change their order.
+    // A vector of length 1 uses the precision of f16 best. Its length does not change the order.
     let length = direction.sqr()?.sum_all()?.sqrt()?;
     let coarse = direction.broadcast_div(&length.maximum(1e-30)?)?.to_dtype(DType::F16)?;
     let mut scores = vectors
@@ -88,14 +92,14 @@ fn composed(vectors: &Tensor, students: &Tensor, left_out: &[usize], n: usize) -
         scores = (scores + Tensor::from_vec(mask, count, students.device())?)?;
     }
     let candidates = top(&scores, (CANDIDATES * n).min(count - left_out.len()))?;
-    // In the order of their positions, so that of equals the lower one comes first.
+    // The candidates are put in the order of their positions, so that among equals the lower position comes first.
     let (candidates, _) = candidates.sort_last_dim(true)?;
     let rows = vectors.index_select(&candidates, 0)?.to_dtype(DType::F32)?;
     let fine = rows.matmul(&direction.unsqueeze(1)?)?.squeeze(1)?;
     Ok(rows.index_select(&top(&fine, n)?, 0)?)
 }
 
-/// Where the k largest of `scores` [m] stand, the largest first: u32 [k].
+/// Returns the positions of the k largest of `scores` `[m]`, the largest first, as u32 `[k]`.
 fn top(scores: &Tensor, k: usize) -> Result<Tensor> {
     let count = scores.dim(0)?;
     if count <= SORTED_AT_ONCE {
@@ -103,7 +107,7 @@ fn top(scores: &Tensor, k: usize) -> Result<Tensor> {
         return Ok(order.squeeze(0)?.narrow(0, 0, k)?.contiguous()?);
     }
     if k > SORTED_AT_ONCE / 2 {
-        // So many that rounds would not make them fewer.
+        // Rounds would not reduce the number of rows for so large a k, so the host sorts them all.
         let values: Vec<f32> = scores.to_vec1()?;
         let mut order: Vec<u32> = (0..count as u32).collect();
         order.sort_by(|a, b| values[*b as usize].total_cmp(&values[*a as usize]));

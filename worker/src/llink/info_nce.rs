@@ -1,4 +1,4 @@
-//! The symmetric InfoNCE of one batch, and its gradient by the cosines.
+//! The symmetric InfoNCE of one batch, and its gradient with respect to the cosines.
 
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
@@ -8,8 +8,9 @@ use super::softmax::{Columns, softmaxes};
 use crate::Result;
 use crate::models::ops::{edit, fused};
 
-/// ½ (mean CE of row i of [s | h] / τ, label i  +  mean CE of column j of s / τ, label j), where `cosines` [B, B + H] holds s and h, and its
-/// gradient by the cosines, which replaces them: nobody else may hold their values.
+/// Returns ½ (mean CE of row i of [s | h] / τ, label i + mean CE of column j of s / τ, label j) and its gradient.
+///
+/// `cosines` `[B, B + H]` holds s and h. The gradient overwrites it, so nothing else may share its values.
 pub(crate) fn info_nce(cosines: Tensor, temperature: f64) -> Result<(Tensor, Tensor)> {
     if !fused(&[&cosines]) {
         return composed(&cosines, temperature);
@@ -54,7 +55,7 @@ fn composed(cosines: &Tensor, temperature: f64) -> Result<(Tensor, Tensor)> {
     Ok((((row_entropy + column_entropy)? * (0.5 / n))?, gradient))
 }
 
-/// softmax(cosines / τ) along `dim`, and the sum of the cross entropies whose labels have the cosines `own`.
+/// Returns softmax(cosines / τ) along `dim`, and the sum of the cross entropies. `own` holds the cosines of the labels.
 fn cross_entropy(cosines: &Tensor, own: &Tensor, tau: f64, dim: D) -> Result<(Tensor, Tensor)> {
     let largest = cosines.max_keepdim(dim)?;
     let exponentials = (cosines.broadcast_sub(&largest)? * (1.0 / tau))?.exp()?;

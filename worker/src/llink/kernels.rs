@@ -1,29 +1,30 @@
-//! The loops beneath the losses and the optimizer, compiled for the widest vectors of the processor they run on.
+//! The loops of the losses and the optimizer, compiled for the widest vectors of the processor.
 //!
-//! Sums run over a fixed number of lanes, so that a result depends on the input alone and not on the processor's width.
+//! Sums run over a fixed number of lanes. A result therefore depends on the input alone, not on the width of the
+//! processor's vectors.
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use super::vectorized::vectorized;
 
-/// Independent partial sums of a reduction.
+/// The number of independent partial sums of a reduction.
 const LANES: usize = 32;
-/// What a parallel task is at least worth, in numbers.
+/// The smallest number of values that is worth a parallel task.
 const TASK: usize = 1 << 16;
 
-/// How many rows of `width` numbers a parallel task should take: all of them when there is little to do.
+/// Returns the number of rows of `width` values that a parallel task should take. A small input is one task.
 #[must_use]
 pub fn rows_per_task(rows: usize, width: usize) -> usize {
     let tasks = (rows * width / TASK).clamp(1, 4 * rayon::current_num_threads());
     rows.div_ceil(tasks).max(1)
 }
 
-/// e^x to about 2 units in the last place. Results below 2^-126 are cut off there.
+/// Computes e^x to about 2 units in the last place. Results are at least 2^-126.
 #[inline(always)]
 #[must_use]
 pub fn exp(x: f32) -> f32 {
-    // Adding 1.5 * 2^23 rounds to the nearest integer, which then stands in the low bits.
+    // Adding 1.5 · 2^23 rounds to the nearest integer, which is then in the low bits.
     const ROUND: f32 = 12_582_912.0;
     let x = if x < -87.0 { -87.0 } else { x };
     let x = if x > 88.0 { 88.0 } else { x };
@@ -39,9 +40,9 @@ pub fn exp(x: f32) -> f32 {
     (p * r * r + r + 1.0) * power
 }
 
-/// GELU by the error function and its derivative: `(x Φ(x), Φ(x) + x φ(x))`, to 2e-7.
+/// Computes the GELU by the error function and its derivative, `(x Φ(x), Φ(x) + x φ(x))`, to 2e-7.
 ///
-/// Φ by Abramowitz and Stegun 7.1.26, whose exponential is the density's as well.
+/// Φ is formula 7.1.26 of Abramowitz and Stegun. Its exponential also gives the density.
 #[inline(always)]
 #[must_use]
 pub fn gelu(x: f32) -> (f32, f32) {
@@ -57,7 +58,7 @@ pub fn gelu(x: f32) -> (f32, f32) {
     (x * phi, phi + x * density)
 }
 
-/// The sum of `term(a[i], b[i])`, for use inside vectorized functions.
+/// Sums `term(a[i], b[i])`, for use inside vectorized functions.
 #[inline(always)]
 pub fn reduce(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0.0_f32; LANES];
@@ -84,7 +85,7 @@ pub fn reduce(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
 }
 
 vectorized! {
-    /// The scalar product of two vectors.
+    /// Computes the dot product of two vectors.
     #[must_use]
     pub fn dot(a: &[f32], b: &[f32]) -> f32 {
         reduce(a, b, |a, b| a * b)
@@ -104,7 +105,7 @@ vectorized! {
 }
 
 vectorized! {
-    /// One row: from the gradient by x / |x|, which is `unit`, to that by x.
+    /// Turns the gradient of one row's normalized vector x / |x|, given as `unit`, into the gradient of x, in place.
     pub fn through_normalization(gradient: &mut [f32], unit: &[f32], inverse_norm: f32) {
         let along = -reduce(gradient, unit, |by, x| by * x) * inverse_norm;
         for (by, x) in gradient.iter_mut().zip(unit) {
@@ -114,7 +115,7 @@ vectorized! {
 }
 
 vectorized! {
-    /// `sums += values`
+    /// Computes `sums += values`.
     pub fn add(sums: &mut [f32], values: &[f32]) {
         for (sum, x) in sums.iter_mut().zip(values) {
             *sum += x;
@@ -123,7 +124,7 @@ vectorized! {
 }
 
 vectorized! {
-    /// `sums += values · factors`, number by number.
+    /// Computes `sums += values · factors` elementwise.
     pub fn add_product(sums: &mut [f32], values: &[f32], factors: &[f32]) {
         for ((sum, x), factor) in sums.iter_mut().zip(values).zip(factors) {
             *sum += x * factor;
@@ -132,7 +133,7 @@ vectorized! {
 }
 
 vectorized! {
-    /// `values *= factors`, number by number.
+    /// Computes `values *= factors` elementwise.
     pub fn multiply(values: &mut [f32], factors: &[f32]) {
         for (x, factor) in values.iter_mut().zip(factors) {
             *x *= factor;
@@ -141,7 +142,7 @@ vectorized! {
 }
 
 vectorized! {
-    /// `out = values - others`, number by number.
+    /// Computes `out = values - others` elementwise.
     pub fn subtract(out: &mut [f32], values: &[f32], others: &[f32]) {
         for ((out, x), other) in out.iter_mut().zip(values).zip(others) {
             *out = x - other;
@@ -149,11 +150,11 @@ vectorized! {
     }
 }
 
-/// The scalar product of each f16 row of `rows` with `direction`.
+/// Computes the dot product of each f16 row of `rows` with `direction`.
 pub fn dot_rows_f16(rows: &[f16], direction: &[f32], scores: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx") && is_x86_feature_detected!("f16c") && is_x86_feature_detected!("fma") {
-        // SAFETY: the processor has all that the function is compiled for.
+        // SAFETY: the processor has the features that the function is compiled for.
         return unsafe { dot_rows_f16c(rows, direction, scores) };
     }
     let mut converted = vec![0.0; direction.len()];
@@ -163,7 +164,7 @@ pub fn dot_rows_f16(rows: &[f16], direction: &[f32], scores: &mut [f32]) {
     }
 }
 
-/// [`dot_rows_f16`] with conversions in hardware.
+/// Does what [`dot_rows_f16`] does, with conversions in hardware.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx,f16c,fma")]
 fn dot_rows_f16c(rows: &[f16], direction: &[f32], scores: &mut [f32]) {
@@ -194,7 +195,7 @@ fn dot_rows_f16c(rows: &[f16], direction: &[f32], scores: &mut [f32]) {
 mod tests {
     use super::*;
 
-    /// erf by its series, in f64.
+    /// Computes erf by its series, in f64.
     fn erf(x: f64) -> f64 {
         let mut term = x;
         let mut sum = x;

@@ -1,4 +1,4 @@
-//! The layers of the projector and the slot expander, one row at a time, forth and back.
+//! The layers of the projector and the slot expander, forward and backward, one row at a time.
 
 use rayon::prelude::*;
 
@@ -8,11 +8,12 @@ use super::vectorized::vectorized;
 use crate::train::dropout::RowMask;
 
 pub(crate) const LAYER_NORM_EPSILON: f32 = 1e-5;
-/// Columns that one task sums at a time.
+/// The number of columns that one task sums.
 const COLUMN_BLOCK: usize = 256;
 
 vectorized! {
-    /// GELU and dropout of one row: `slope` holds the product with the weights and is left as the derivative.
+    /// Applies the GELU and dropout to one row. `slope` holds the product with the weights and is replaced by the
+    /// derivative.
     pub(crate) fn activate(hidden: &mut [f32], slope: &mut [f32], bias: &[f32], mask: Option<RowMask>) {
         for ((hidden, slope), bias) in hidden.iter_mut().zip(slope.iter_mut()).zip(bias) {
             (*hidden, *slope) = gelu(*slope + bias);
@@ -28,7 +29,8 @@ vectorized! {
 }
 
 vectorized! {
-    /// One row: `x` holds the product with the weights and is left normalized, `y` is the result. One over the deviation.
+    /// Normalizes one row and returns 1 / deviation. `x` holds the product with the weights and is left normalized. `y`
+    /// is the output.
     pub(crate) fn layer_norm(x: &mut [f32], y: &mut [f32], bias: &[f32], weight: &[f32], shift: &[f32]) -> f32 {
         for (x, bias) in x.iter_mut().zip(bias) {
             *x += bias;
@@ -41,7 +43,7 @@ vectorized! {
     }
 }
 
-/// Takes away the mean and divides by the deviation. One over the deviation.
+/// Subtracts the mean and divides by the standard deviation. Returns 1 / deviation.
 #[inline(always)]
 fn standardize_in_place(x: &mut [f32]) -> f32 {
     let width = x.len() as f32;
@@ -55,7 +57,7 @@ fn standardize_in_place(x: &mut [f32]) -> f32 {
 }
 
 vectorized! {
-    /// One row: the gradient by the LayerNorm's output becomes that by its input.
+    /// Turns the gradient of the LayerNorm's output into that of its input, for one row, in place.
     pub(crate) fn layer_norm_backward(by: &mut [f32], normalized: &[f32], weight: &[f32], inverse: f32) {
         let width = by.len() as f32;
         for (by, weight) in by.iter_mut().zip(weight) {
@@ -69,7 +71,8 @@ vectorized! {
     }
 }
 
-/// The sum of each column of `values`, or of its product with `factors`, over all rows; added to the sums that are there if these are kept.
+/// Sums each column of `values`, or of its product with `factors`, over all rows. `existing` says whether `sums` is
+/// overwritten.
 pub(crate) fn sum_columns_into(values: &[f32], factors: Option<&[f32]>, sums: &mut [f32], existing: Existing) {
     let width = sums.len();
     let blocks = sums.par_chunks_mut(COLUMN_BLOCK).enumerate();

@@ -1,11 +1,11 @@
-//! Products of f32 matrices that lie in flat buffers.
+//! Products of f32 matrices in flat buffers.
 
 use gemm::Parallelism;
 
-/// Products with fewer multiplications than this are not worth waking other threads for.
+/// The number of multiplications from which a product runs in parallel.
 const PARALLEL_FROM: usize = 1 << 23;
 
-/// A matrix to read: a row-major buffer, or the transpose of one.
+/// A matrix to read, which is a row-major buffer or the transpose of one.
 #[derive(Debug, Clone, Copy)]
 pub struct Matrix<'a> {
     values: &'a [f32],
@@ -16,7 +16,7 @@ pub struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// The row-major matrix `[rows, columns]` that `values` holds.
+    /// Returns the row-major matrix `[rows, columns]` that `values` holds.
     ///
     /// # Panics
     /// When `values` has another length.
@@ -32,7 +32,7 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// The same numbers with rows and columns exchanged; nothing moves.
+    /// Returns the transpose, a view of the same values.
     #[must_use]
     pub const fn transposed(self) -> Self {
         Self {
@@ -45,7 +45,7 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// Where a product goes: `[rows, columns]` at an offset in a row-major buffer whose rows are `stride` apart.
+/// The target of a product: `[rows, columns]` at an offset in a row-major buffer whose rows are `stride` apart.
 #[derive(Debug)]
 pub struct Target<'a> {
     values: &'a mut [f32],
@@ -53,7 +53,7 @@ pub struct Target<'a> {
 }
 
 impl<'a> Target<'a> {
-    /// A buffer that the product fills, its columns side by side.
+    /// Returns a target that fills the whole buffer with rows of `columns`.
     #[must_use]
     pub const fn new(values: &'a mut [f32], columns: usize) -> Self {
         Self {
@@ -62,7 +62,7 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// A block of columns that starts at column `first` of a wider buffer whose rows have `width` columns.
+    /// Returns a block of columns that starts at column `first` of a buffer whose rows have `width` columns.
     ///
     /// # Panics
     /// When `first` is beyond the buffer.
@@ -75,35 +75,35 @@ impl<'a> Target<'a> {
     }
 }
 
-/// Writes `left · right` to `target`, with all of rayon's threads when the product is large.
+/// Writes `left · right` to `target`. A large product uses all of rayon's threads.
 ///
 /// # Panics
-/// When the shapes do not fit each other or the target.
+/// When the shapes of the factors and the target do not match.
 pub fn matmul(left: Matrix<'_>, right: Matrix<'_>, target: Target<'_>) {
     multiply_into(left, right, target, Existing::Overwritten, 1.0);
 }
 
-/// Adds `factor · left · right` to `target`; otherwise as [`matmul`].
+/// Adds `factor · left · right` to `target`. See also [`matmul`].
 ///
 /// # Panics
-/// When the shapes do not fit each other or the target.
+/// When the shapes of the factors and the target do not match.
 pub fn matmul_add(left: Matrix<'_>, right: Matrix<'_>, target: Target<'_>, factor: f32) {
     multiply_into(left, right, target, Existing::Kept, factor);
 }
 
-/// What becomes of the numbers that stand where a product goes.
+/// Whether a product replaces the values of its target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Existing {
-    /// The product replaces them.
+    /// The product replaces the values.
     Overwritten,
-    /// The product is added to them.
+    /// The product is added to the values.
     Kept,
 }
 
-/// Writes `factor · left · right` to `target`, or adds it to what is there.
+/// Writes `factor · left · right` to `target`, or adds it to the values of `target`.
 ///
 /// # Panics
-/// When the shapes do not fit each other or the target.
+/// When the shapes of the factors and the target do not match.
 pub fn multiply_into(left: Matrix<'_>, right: Matrix<'_>, target: Target<'_>, existing: Existing, factor: f32) {
     let (m, n, k) = (left.rows, right.columns, left.columns);
     assert_eq!(k, right.rows, "the inner sizes of a product");
@@ -120,8 +120,8 @@ pub fn multiply_into(left: Matrix<'_>, right: Matrix<'_>, target: Target<'_>, ex
     } else {
         Parallelism::Rayon(0)
     };
-    // SAFETY: `Matrix::new` and `transposed` keep all of `rows x columns` within `values`; the assertion above does so for
-    // the target, which is borrowed mutably and so overlaps neither factor.
+    // SAFETY: `Matrix::new` and `transposed` keep all of `rows x columns` within `values`. The assertion above does the
+    // same for the target. The target is borrowed mutably, so it overlaps neither factor.
     unsafe {
         gemm::gemm(
             m,
@@ -182,7 +182,7 @@ mod tests {
                 assert_eq!(
                     (wide[i * (n + 2)], wide[i * (n + 2) + n + 1]),
                     (9.0, 9.0),
-                    "a neighbouring column changed"
+                    "a neighboring column changed"
                 );
                 for j in 0..n {
                     let expected: f32 = (0..k).map(|x| a[i * k + x] * b[x * n + j]).sum();

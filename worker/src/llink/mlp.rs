@@ -1,4 +1,5 @@
-//! Linear, GELU, Linear, LayerNorm: what the projector and the slot expander have in common, with the gradient derived by hand.
+//! The layers that the projector and the slot expander share: Linear, GELU, Linear, LayerNorm. Their gradient is
+//! derived by hand.
 
 use candle_core::{DType, Tensor};
 
@@ -8,11 +9,11 @@ use crate::models::ops::{
     Normed, RowMasks, gelu_dropout, layer_norm_backward, layer_norm_kept, matmul, matmul_into, multiply, sum_rows_into,
 };
 
-/// Names and shapes of the parameters, in the order in which they lie in a flat buffer.
+/// The names and shapes of the parameters, in the order of the flat buffer.
 pub(crate) type MlpShapes = [(&'static str, Vec<usize>); 6];
 
-/// The views of a flat gradient that the backward pass finds one after the other: by the second Linear and the LayerNorm, then by the first
-/// Linear, which stands before them.
+/// Splits a flat gradient into the two views that the backward pass fills one after the other. The first has the second
+/// Linear and the LayerNorm; the second has the first Linear.
 pub(crate) fn halves(shapes: &MlpShapes, gradient: &Tensor) -> Result<[Tensor; 2]> {
     let count = |shapes: &[(&str, Vec<usize>)]| -> usize {
         let counts = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>());
@@ -22,8 +23,8 @@ pub(crate) fn halves(shapes: &MlpShapes, gradient: &Tensor) -> Result<[Tensor; 2
     Ok([gradient.narrow(0, first, second)?, gradient.narrow(0, 0, first)?])
 }
 
-/// The parameters, those of the Linears in the dtype of the products. An output row of the second Linear is K rows of `d` numbers,
-/// each of which the LayerNorm takes for itself.
+/// The parameters. The Linears are in the dtype of the products. An output row of the second Linear is K rows of `d`
+/// values, and the LayerNorm normalizes each.
 pub(crate) struct Mlp {
     up: Tensor,        // [h, i]
     up_bias: Tensor,   // [h]
@@ -33,18 +34,19 @@ pub(crate) struct Mlp {
     norm_bias: Tensor, // [d], f32
 }
 
-/// What the forward pass of b rows leaves for the backward pass.
+/// The values of the forward pass of b rows that the backward pass needs.
 pub(crate) struct MlpTape {
     input: Tensor,  // [b, i]
-    slope: Tensor,  // [b, h] the derivative of `hidden` by what went into the GELU
-    hidden: Tensor, // [b, h] after GELU and dropout
+    slope: Tensor,  // [b, h], the derivative of the GELU and dropout
+    hidden: Tensor, // [b, h], after the GELU and dropout
     normed: Normed, // [b·K, d]
-    /// [b·K, d] in f32.
+    /// The output in f32, `[b·K, d]`.
     pub(crate) output: Tensor,
 }
 
 impl Mlp {
-    /// Of a flat buffer [n] in f32; products are in `dtype`. Where that is f32 nothing is copied.
+    /// Reads the parameters from a flat buffer `[n]` in f32. Products are computed in `dtype`, and f32 parameters are
+    /// not copied.
     pub(crate) fn new(shapes: &MlpShapes, parameters: &Tensor, dtype: DType) -> Result<Self> {
         let mut start = 0;
         let mut next = |index: usize, dtype: DType| {
@@ -66,7 +68,7 @@ impl Mlp {
         })
     }
 
-    /// x [b, i] in f32 → [b·K, d] in f32. Training may mask what the GELU gives, row by row.
+    /// Maps x `[b, i]` in f32 to `[b·K, d]` in f32. `masks` apply dropout to the output of the GELU, row by row.
     pub(crate) fn forward(&self, x: &Tensor, masks: Option<&RowMasks>) -> Result<MlpTape> {
         let input = x.to_dtype(self.up.dtype())?;
         let before = matmul(&input, &self.up.t()?)?; // [b, h]
@@ -82,8 +84,11 @@ impl Mlp {
         })
     }
 
-    /// From the gradient by the output [b·K, d] to that by the parameters, which is written to the [`halves`] of a gradient, and by the
-    /// input [b, i], in f32. `ready` is given each of them as soon as it is whole. Takes `grad` over.
+    /// Computes the gradients of the parameters and of the input `[b, i]`, in f32, from the gradient of the output
+    /// `[b·K, d]`.
+    ///
+    /// The parameters' gradient is written to the [`halves`] of a gradient. `ready` is called with each half once it is
+    /// complete. `grad` is consumed.
     pub(crate) fn backward(
         &self,
         tape: &MlpTape,
@@ -98,8 +103,10 @@ impl Mlp {
         Ok(matmul(&grad, &self.up)?.to_dtype(DType::F32)?)
     }
 
-    /// From the gradient by the output [b·K, d] to that by the first of [`halves`], which is written there, or added. Returns the
-    /// gradient by the second Linear's output [b, K·d], with which [`Mlp::backward_up`] goes on. Takes `grad` over.
+    /// Writes or adds the gradient of the first of the [`halves`], given the gradient of the output `[b·K, d]`.
+    ///
+    /// Returns the gradient of the second Linear's output `[b, K·d]`, which [`Mlp::backward_up`] takes. `grad` is
+    /// consumed.
     pub(crate) fn backward_down(
         &self,
         tape: &MlpTape,
@@ -121,7 +128,8 @@ impl Mlp {
         Ok(grad)
     }
 
-    /// The gradient by the second of [`halves`], which is written there, or added. Returns that by the first Linear's output [b, h].
+    /// Writes or adds the gradient of the second of the [`halves`]. Returns the gradient of the first Linear's output,
+    /// `[b, h]`.
     pub(crate) fn backward_up(
         &self,
         tape: &MlpTape,

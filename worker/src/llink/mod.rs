@@ -1,10 +1,13 @@
-//! The method: projector, losses, negatives, retrieval.
+//! The paper's modules and losses: the projector, the losses, the hard negatives and retrieval.
 //!
-//! Both stages are in tensors with gradients derived by hand. In Stage A the [`projector`] maps encoder vectors, [`align_losses`] compares
-//! them with the teacher's and with [`hard_negatives`] from the [`teacher_queue`].
-//! Beyond the paper, both are compared in the metric of a [`whitening`], which [`statistics`] fits on the training split's [`moments`].
-//! Stage B expands a projected vector into slots with the [`slot_expander`], and adds [`slot_losses`] and the [`usage_contrast`] to the
-//! [`next_token_loss`]. [`matrix`] and [`kernels`] are the matrix products and the loops beneath the operations on the CPU.
+//! Both stages are in tensors, with gradients derived by hand. In Stage A the [`projector`] maps encoder vectors.
+//! [`align_losses`] compares them with the teacher's vectors and with [`hard_negatives`] from the [`teacher_queue`].
+//! Beyond the paper, both can be compared in the metric of a [`whitening`]. [`statistics`] fits it on the [`moments`]
+//! of the training split.
+//!
+//! Stage B expands a projected vector into slots with the [`slot_expander`]. It adds [`slot_losses`] and the
+//! [`usage_contrast`] to the [`next_token_loss`]. [`matrix`] and [`kernels`] are the matrix products and the loops
+//! beneath the operations on the CPU.
 
 pub mod align_losses;
 pub mod answers;

@@ -1,35 +1,36 @@
-//! Mean and spread of a stream of vectors, in f64 and in one pass.
+//! The mean and the spread of a stream of vectors, in f64 and in one pass.
 
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, MatMut, MatRef, Par};
 
-/// Vectors that are centered on their own mean before they join the others.
+/// The number of vectors that are centered on their own mean before they join the others.
 const BLOCK: usize = 1_024;
 
-/// What is kept of the spread around the mean.
+/// The measure of spread around the mean that is collected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spread {
     /// The variance of each dimension.
     Variances,
-    /// The covariance of each two dimensions.
+    /// The covariance of every two dimensions.
     Covariance,
 }
 
-/// Mean and spread of the vectors so far.
+/// The mean and the spread of the vectors so far.
 ///
-/// A block of vectors joins by the pairwise update of Chan, Golub and LeVeque (1979), which does not cancel where the mean is far from
-/// zero. The sums depend on the order of the vectors alone, not on the number of threads.
+/// A block of vectors joins by the pairwise update of Chan, Golub and LeVeque (1979). It does not lose precision where
+/// the mean is far from zero. The sums depend on the order of the vectors alone, not on the number of threads.
 #[derive(Debug, Clone)]
 pub struct Moments {
     rows: usize,
     mean: Vec<f64>,
     spread: Spread,
-    /// Sums of squares around the mean: `[d]`, or of products `[d, d]`, the lower triangle in column-major order.
+    /// The sums of squares around the mean, `[d]`. For the covariance, the sums of products, `[d, d]`: the lower
+    /// triangle in column-major order.
     scatter: Vec<f64>,
 }
 
 impl Moments {
-    /// The moments of no vector.
+    /// Returns the moments of no vectors.
     #[must_use]
     pub fn new(width: usize, spread: Spread) -> Self {
         let numbers = match spread {
@@ -44,25 +45,25 @@ impl Moments {
         }
     }
 
-    /// How many vectors there were.
+    /// Returns the number of vectors so far.
     #[must_use]
     pub const fn rows(&self) -> usize {
         self.rows
     }
 
-    /// The vectors' mean, `[d]`.
+    /// Returns the mean, `[d]`.
     #[must_use]
     pub fn mean(&self) -> &[f64] {
         &self.mean
     }
 
-    /// The vectors' mean as it is applied, `[d]`.
+    /// Returns the mean in f32, `[d]`.
     #[must_use]
     pub(super) fn narrow_mean(&self) -> Vec<f32> {
         self.mean.iter().map(|x| *x as f32).collect()
     }
 
-    /// Takes in vectors `[n, d]`.
+    /// Adds vectors `[n, d]`.
     pub fn add<T: Copy + Into<f64>>(&mut self, vectors: &[T]) {
         for block in vectors.chunks(BLOCK * self.mean.len()) {
             self.add_block(block);
@@ -83,7 +84,7 @@ impl Moments {
         }
         let (before, all) = (self.rows as f64, (self.rows + rows) as f64);
         let shift: Vec<f64> = mean.iter().zip(&self.mean).map(|(new, old)| new - old).collect();
-        // The distance of the two means adds to the spread as one more centered vector does.
+        // The distance of the two means adds to the spread as one more centered vector.
         let weight = (before * rows as f64 / all).sqrt();
         values.extend(shift.iter().map(|x| weight * x));
         for (mean, shift) in self.mean.iter_mut().zip(&shift) {
@@ -113,7 +114,7 @@ impl Moments {
         }
     }
 
-    /// The variance of each dimension, n − 1 below, `[d]`. One vector has none.
+    /// Returns the variance of each dimension with the divisor n − 1, `[d]`. It is 0 for a single vector.
     #[must_use]
     pub fn variances(&self) -> Vec<f64> {
         let width = self.mean.len();
@@ -125,7 +126,8 @@ impl Moments {
         self.scatter.iter().step_by(stride).map(|sum| sum / freedom).collect()
     }
 
-    /// The covariance, n − 1 below: `[d, d]` column-major, the lower triangle alone. None where only variances were kept.
+    /// Returns the covariance with the divisor n − 1, `[d, d]`: the lower triangle in column-major order. `None` where
+    /// only variances are collected.
     #[must_use]
     pub fn covariance(&self) -> Option<Vec<f64>> {
         let freedom = (self.rows.max(2) - 1) as f64;
@@ -143,7 +145,7 @@ mod tests {
 
     const WIDTH: usize = 7;
 
-    /// Far from zero, as a decoder's outlier dimensions are.
+    /// Returns vectors far from zero, like the outlier dimensions of a decoder.
     fn vectors(rows: usize) -> Vec<f16> {
         let value = |i: usize| uniform(5, i as u64) + 300.0 * (i % WIDTH) as f32;
         (0..rows * WIDTH).map(|i| f16::from_f32(value(i))).collect()
@@ -153,7 +155,7 @@ mod tests {
     fn blocks_give_what_two_passes_over_all_vectors_give() {
         let vectors = vectors(3 * BLOCK + 77);
         let mut moments = Moments::new(WIDTH, Spread::Covariance);
-        // Pieces that end within blocks, as shards do.
+        // The pieces end within blocks, as shards do.
         vectors.chunks(700 * WIDTH).for_each(|piece| moments.add(piece));
         let rows: Vec<Vec<f64>> = vectors
             .chunks(WIDTH)

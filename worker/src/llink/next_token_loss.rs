@@ -1,6 +1,7 @@
-//! The next-token loss of Stage B: cross entropy of the answer's tokens, each given what stands before it.
+//! The next-token loss of Stage B: the cross entropy of the answer's tokens, each given the tokens before it.
 //!
-//! Only positions that are followed by an answer token need logits: with a vocabulary of 128,256 that is most of the memory.
+//! Only positions that an answer token follows need logits. With a vocabulary of 128,256 tokens, logits take most of
+//! the memory.
 
 use std::cell::Cell;
 
@@ -11,23 +12,23 @@ use super::softmax::softmax;
 use crate::models::{edit, fused};
 use crate::{Error, Result};
 
-/// A label that is no token to be learnt.
+/// The label of a token that is not learned.
 pub const IGNORED: i64 = -100;
 
-/// Which positions of a batch predict answer tokens, and which tokens.
+/// The positions of a batch that predict answer tokens, and those tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AnswerTokens {
-    /// Positions `b · T + t` whose logits are needed, ascending.
+    /// The positions `b · T + t` whose logits are needed, ascending.
     pub positions: Vec<usize>,
-    /// The token that follows each.
+    /// The token that follows each position.
     pub targets: Vec<u32>,
 }
 
 impl AnswerTokens {
-    /// From labels `[B, T]`: position `t` predicts the label at `t + 1`, unless that is [`IGNORED`].
+    /// Reads labels `[B, T]`. Position `t` predicts the label at `t + 1`, unless that label is [`IGNORED`].
     ///
     /// # Errors
-    /// [`Error::Input`] when the labels are not whole rows, or one of them is no token of the vocabulary.
+    /// [`Error::Input`] when the labels are not whole rows, or a label is not a token of the vocabulary.
     pub fn new(labels: &[i64], length: usize, vocabulary: usize) -> Result<Self> {
         if length == 0 || !labels.len().is_multiple_of(length) {
             return Err(Error::Input(format!(
@@ -51,7 +52,7 @@ impl AnswerTokens {
                     .filter(|token| (*token as usize) < vocabulary);
                 let token = token.ok_or_else(|| {
                     Error::Input(format!(
-                        "label {label} in row {row} is no token of a vocabulary of {vocabulary}"
+                        "label {label} in row {row} is not a token of a vocabulary of {vocabulary}"
                     ))
                 })?;
                 answer.positions.push(row * length + position);
@@ -62,21 +63,23 @@ impl AnswerTokens {
     }
 }
 
-/// The results that are needed.
+/// The results that a caller needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
-    /// Only the loss.
+    /// The loss alone.
     Loss,
-    /// The loss and its gradient by the logits.
+    /// The loss and its gradient with respect to the logits.
     LossAndGradient,
 }
 
-/// The sum of the cross entropies of `targets` given `logits` [n, V], over `total`: a number in f32, and its gradient by the logits
-/// where it is wanted. `total` is the number of answer tokens in the global batch, so that the shares of all ranks add up to the mean.
-/// Softmax and loss are f32 in every dtype of the logits. The values of `logits` may be overwritten.
+/// Sums the cross entropies of `targets` given `logits` `[n, V]` and divides by `total`. Returns a scalar in f32, and
+/// its gradient with respect to the logits if wanted.
+///
+/// `total` is the number of answer tokens in the global batch, so the shares of all ranks add up to the mean. Softmax
+/// and loss are f32 for every dtype of the logits. The values of `logits` may be overwritten.
 ///
 /// # Errors
-/// [`Error::Input`] when logits and targets do not fit each other, or there are none in the whole batch.
+/// [`Error::Input`] when logits and targets do not match, or the global batch has no answer tokens.
 pub fn next_token_loss(
     logits: Tensor,
     targets: &[u32],
@@ -97,7 +100,7 @@ pub fn next_token_loss(
     }
 }
 
-/// On the CPU the gradient overwrites the logits.
+/// Computes the loss on the CPU. The gradient overwrites the logits.
 fn fused_loss(logits: Tensor, targets: &[u32], total: usize, wanted: Wanted) -> Result<(Tensor, Option<Tensor>)> {
     let (vocabulary, factor) = (logits.dim(1)?, (1.0 / total as f64) as f32);
     let sum = Cell::new(0.0);
@@ -110,7 +113,7 @@ fn fused_loss(logits: Tensor, targets: &[u32], total: usize, wanted: Wanted) -> 
             row[target] -= factor;
             f64::from(sum).ln() + f64::from(max - logit)
         });
-        // Collected before they are summed, so that the order of addition is that of the rows.
+        // The losses are collected before they are summed, so that the order of addition is that of the rows.
         sum.set(losses.collect::<Vec<_>>().into_iter().sum::<f64>());
     })?;
     let loss = Tensor::new((sum.get() / total as f64) as f32, logits.device())?;

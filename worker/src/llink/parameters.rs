@@ -1,4 +1,4 @@
-//! Named parameters in one flat buffer: where each lies, how they start, and how files hold them.
+//! Named parameters in one flat buffer: their positions, their initial values, and their form in files.
 
 use std::ops::Range;
 
@@ -6,10 +6,10 @@ use crate::Result;
 use crate::train::random::uniform;
 use crate::train::tensor_file::{Tensor, TensorFile, Values};
 
-/// Names and shapes of a module's parameters in the order of its flat buffer.
+/// The names and shapes of a module's parameters, in the order of its flat buffer.
 pub(super) type Shapes<const N: usize> = [(&'static str, Vec<usize>); N];
 
-/// Where each parameter lies.
+/// Returns the position of each parameter.
 pub(super) fn ranges<const N: usize>(shapes: &Shapes<N>) -> [Range<usize>; N] {
     let mut end = 0;
     shapes.each_ref().map(|(_, shape)| {
@@ -19,17 +19,17 @@ pub(super) fn ranges<const N: usize>(shapes: &Shapes<N>) -> [Range<usize>; N] {
     })
 }
 
-/// How many numbers there are in all.
+/// Returns the number of values of all parameters.
 pub(super) fn count<const N: usize>(shapes: &Shapes<N>) -> usize {
     ranges(shapes).last().map_or(0, |range| range.end)
 }
 
-/// The parameters one by one.
+/// Returns each parameter's values.
 pub(super) fn split<'a, const N: usize>(shapes: &Shapes<N>, values: &'a [f32]) -> [&'a [f32]; N] {
     ranges(shapes).map(|range| &values[range])
 }
 
-/// The parameters one by one, to be written to.
+/// Returns each parameter's values, to be written to.
 pub(super) fn split_mut<'a, const N: usize>(shapes: &Shapes<N>, mut values: &'a mut [f32]) -> [&'a mut [f32]; N] {
     ranges(shapes).map(|range| {
         values
@@ -38,7 +38,7 @@ pub(super) fn split_mut<'a, const N: usize>(shapes: &Shapes<N>, mut values: &'a 
     })
 }
 
-/// The parameters as tensors of a file, their names after `prefix`.
+/// Returns the parameters as tensors of a file. Their names begin with `prefix`.
 pub(super) fn tensors<'a, const N: usize>(shapes: &Shapes<N>, values: &'a [f32], prefix: &str) -> Vec<Tensor<'a>> {
     let named = shapes.iter().zip(split(shapes, values));
     named
@@ -46,14 +46,14 @@ pub(super) fn tensors<'a, const N: usize>(shapes: &Shapes<N>, values: &'a [f32],
         .collect()
 }
 
-/// The parameters that a file holds under names after `prefix`.
+/// Reads the parameters whose names begin with `prefix` from a file.
 pub(super) fn read<const N: usize>(shapes: &Shapes<N>, file: &TensorFile<'_>, prefix: &str) -> Result<Vec<f32>> {
     let mut values = Vec::with_capacity(count(shapes));
     for (name, expected) in shapes {
         let (found, tensor) = file.f32(&format!("{prefix}{name}"))?;
         if found != *expected {
             return Err(file.error(format!(
-                "{prefix}{name} has shape {found:?}, the others ask for {expected:?}"
+                "{prefix}{name} has shape {found:?}, but the other tensors need {expected:?}"
             )));
         }
         values.extend(tensor);
@@ -61,7 +61,7 @@ pub(super) fn read<const N: usize>(shapes: &Shapes<N>, file: &TensorFile<'_>, pr
     Ok(values)
 }
 
-/// PyTorch's default for weights and biases of a Linear: uniform within ±1/√inputs.
+/// Draws weights and biases of a Linear uniformly within ±1/√inputs, PyTorch's default.
 pub(super) fn initialize_linear(values: &mut [f32], inputs: usize, key: u64) {
     let bound = 1.0 / (inputs as f32).sqrt();
     for (value, index) in values.iter_mut().zip(0..) {

@@ -1,7 +1,8 @@
-//! The projector: encoder vectors into the decoder's hidden space.
+//! The projector, which maps encoder vectors into the decoder's hidden space.
 //!
-//! Linear `d_e → h`, GELU (erf), dropout, Linear `h → d`, LayerNorm (eps 1e-5). All parameters lie in one flat buffer, in the
-//! order of [`ProjectorShape::tensors`], so that gradients are reduced, clipped and applied in one pass each.
+//! Its layers are Linear `d_e → h`, GELU (erf), dropout, Linear `h → d`, LayerNorm (eps 1e-5). All parameters lie in
+//! one flat buffer, in the order of [`ProjectorShape::tensors`]. Gradients are therefore reduced, clipped and applied
+//! in one pass each.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -15,17 +16,17 @@ use crate::train::random::key;
 use crate::train::tensor_file::{self, Tensor, TensorFile};
 use crate::{Error, Result};
 
-/// Rows that are projected at once when nothing is kept for a backward pass.
+/// The number of rows that are projected together when there is no backward pass.
 const PROJECT_ROWS: usize = 1024;
 
-/// Widths of a projector.
+/// The widths of a projector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProjectorShape {
-    /// `d_e`, the encoder's width.
+    /// The encoder's width, `d_e`.
     pub input: usize,
-    /// `h`, four times the encoder's width by default.
+    /// The hidden width, `h`. The default is four times the encoder's width.
     pub hidden: usize,
-    /// `d`, the decoder's width.
+    /// The decoder's width, `d`.
     pub output: usize,
 }
 
@@ -33,13 +34,13 @@ pub struct ProjectorShape {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Projector {
     shape: ProjectorShape,
-    /// As [`ProjectorShape::tensors`] lists them, one after another.
+    /// The parameters, in the order of [`ProjectorShape::tensors`].
     pub parameters: Vec<f32>,
 }
 
 impl ProjectorShape {
-    /// Names and shapes of the parameters, in the order in which they lie in the flat buffer. Weights are
-    /// `[outputs, inputs]`, as PyTorch keeps them.
+    /// Returns the names and shapes of the parameters, in the order of the flat buffer. Weights are `[outputs,
+    /// inputs]`, as in PyTorch.
     #[must_use]
     pub fn tensors(&self) -> [(&'static str, Vec<usize>); 6] {
         [
@@ -52,13 +53,13 @@ impl ProjectorShape {
         ]
     }
 
-    /// Where each parameter lies in the flat buffer.
+    /// Returns the position of each parameter in the flat buffer.
     #[must_use]
     pub fn ranges(&self) -> [Range<usize>; 6] {
         parameters::ranges(&self.tensors())
     }
 
-    /// How many parameters there are.
+    /// Returns the number of parameters.
     #[must_use]
     pub fn parameter_count(&self) -> usize {
         parameters::count(&self.tensors())
@@ -66,7 +67,8 @@ impl ProjectorShape {
 }
 
 impl Projector {
-    /// PyTorch's default: weights and biases of a Linear uniform within ±1/√inputs, a LayerNorm of ones and zeros.
+    /// Initializes a projector as PyTorch does: Linears are uniform within ±1/√inputs, and the LayerNorm is ones and
+    /// zeros.
     #[must_use]
     pub fn new(shape: ProjectorShape, seed: u64) -> Self {
         let mut parameters = vec![0.0; shape.parameter_count()];
@@ -82,27 +84,27 @@ impl Projector {
         Self { shape, parameters }
     }
 
-    /// A projector of these parameters, as [`ProjectorShape::tensors`] lists them.
+    /// Returns a projector with these parameters, in the order of [`ProjectorShape::tensors`].
     ///
     /// # Panics
-    /// When there are more or fewer of them.
+    /// When the number of parameters does not match the shape.
     #[must_use]
     pub fn from_parameters(shape: ProjectorShape, parameters: Vec<f32>) -> Self {
         assert_eq!(parameters.len(), shape.parameter_count(), "a projector's parameters");
         Self { shape, parameters }
     }
 
-    /// Starts the LayerNorm at the training teachers' deviation and mean of each dimension, `[d]` each.
+    /// Starts the LayerNorm at the deviation and the mean of the training teachers, `[d]` each.
     ///
-    /// A fresh LayerNorm gives vectors of norm √d. Teachers of a middle layer are many times longer, and a whitened loss would see all
-    /// projected vectors as one point.
+    /// A fresh LayerNorm gives vectors of norm √d. The teachers of a middle layer are many times longer, so a whitened
+    /// loss would see all projected vectors as one point.
     pub fn start_at(&mut self, deviation: &[f32], mean: &[f32]) {
         let [.., norm, norm_bias] = split_mut(&self.shape.tensors(), &mut self.parameters);
         norm.copy_from_slice(deviation);
         norm_bias.copy_from_slice(mean);
     }
 
-    /// The projector that gives for x what this one gives for (x − mean) / deviation, `[d_e]` each.
+    /// Returns the projector that maps x as this one maps (x − mean) / deviation. Mean and deviation are `[d_e]`.
     #[must_use]
     pub fn folded(&self, mean: &[f32], deviation: &[f32]) -> Self {
         let mut folded = self.clone();
@@ -119,16 +121,16 @@ impl Projector {
         folded
     }
 
-    /// The parameters as tensors of a file, their names after `prefix`.
+    /// Returns the parameters as tensors of a file. Their names begin with `prefix`.
     #[must_use]
     pub fn tensors(&self, prefix: &str) -> Vec<Tensor<'_>> {
         parameters::tensors(&self.shape.tensors(), &self.parameters, prefix)
     }
 
-    /// The projector whose tensors a file holds, their names after `prefix`. The file decides the widths.
+    /// Reads a projector from the tensors of a file whose names begin with `prefix`. The file decides the widths.
     ///
     /// # Errors
-    /// [`Error::Model`] when a tensor is missing, or has a shape that does not fit the others.
+    /// [`Error::Model`] when a tensor is missing, or its shape does not match the others.
     pub fn from_tensors(file: &TensorFile<'_>, prefix: &str) -> Result<Self> {
         let shape = |name: &str| file.f32(&format!("{prefix}{name}")).map(|(shape, _)| shape);
         let (up, down) = (shape("up.weight")?, shape("down.weight")?);
@@ -140,7 +142,7 @@ impl Projector {
         Ok(Self { shape, parameters })
     }
 
-    /// As a safetensors file, with a few strings.
+    /// Returns a safetensors file of the projector with `metadata`.
     ///
     /// # Errors
     /// None that its invariants allow.
@@ -148,15 +150,15 @@ impl Projector {
         tensor_file::write(&self.tensors(""), metadata)
     }
 
-    /// From the safetensors file `name`, whose content is `bytes`.
+    /// Reads a projector from the safetensors file `name` with content `bytes`.
     ///
     /// # Errors
-    /// [`Error::Model`] when it is no such file or holds no projector.
+    /// [`Error::Model`] when the content is not such a file or holds no projector.
     pub fn from_safetensors(name: &str, bytes: &[u8]) -> Result<Self> {
         Self::from_tensors(&TensorFile::new(name, bytes)?, "")
     }
 
-    /// Its widths.
+    /// Returns the widths.
     #[must_use]
     pub const fn shape(&self) -> ProjectorShape {
         self.shape

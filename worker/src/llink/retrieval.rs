@@ -1,4 +1,4 @@
-//! Retrieval: how well a projected sentence finds its own translation among all.
+//! The retrieval metrics: how well a projected sentence finds its own translation among all.
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -7,26 +7,26 @@ use super::kernels::normalize;
 use super::matrix::{Matrix, Target, matmul};
 use crate::{Error, Result};
 
-/// Students whose similarities are held at once.
+/// The number of students whose similarities are held at once.
 const BLOCK: usize = 256;
 
-/// Means over all students of how high each ranks its own teacher.
+/// Means over all students of the rank that each gives its own teacher.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct RetrievalMetrics {
-    /// Share whose own teacher comes first.
+    /// The share of students whose own teacher comes first.
     pub r1: f64,
-    /// Share whose own teacher is among the first 5.
+    /// The share of students whose own teacher is among the first 5.
     pub r5: f64,
-    /// Share whose own teacher is among the first 10.
+    /// The share of students whose own teacher is among the first 10.
     pub r10: f64,
-    /// Mean of one over the rank.
+    /// The mean reciprocal rank.
     pub mrr: f64,
-    /// Mean rank; 1 is best.
+    /// The mean rank. The best is 1.
     pub mean_rank: f64,
 }
 
 impl RetrievalMetrics {
-    /// What guessing gives among `n` teachers.
+    /// Returns the metrics of a random order of `n` teachers.
     #[must_use]
     pub fn chance(n: usize) -> Self {
         let share = |k: usize| k.min(n) as f64 / n as f64;
@@ -40,7 +40,7 @@ impl RetrievalMetrics {
         }
     }
 
-    /// What so many ranks come to.
+    /// Returns the metrics of these ranks.
     #[must_use]
     pub fn of_ranks(ranks: &[usize]) -> Self {
         let mean =
@@ -56,19 +56,19 @@ impl RetrievalMetrics {
     }
 }
 
-/// Ranks each student row against every teacher row by cosine; student `i` belongs to teacher `i`. Both `[n, width]`. Ties
-/// count against the student.
+/// Ranks each student row against every teacher row by cosine. Student `i` belongs to teacher `i`, and both are `[n,
+/// width]`. Ties count against the student.
 ///
 /// # Errors
-/// [`Error::Input`] when the two do not fit each other, are empty, or hold NaN or infinity.
+/// [`Error::Input`] when the two do not match, are empty, or hold NaN or infinity.
 pub fn retrieval_metrics(students: &[f32], teachers: &[f32], width: usize) -> Result<RetrievalMetrics> {
     Ok(RetrievalMetrics::of_ranks(&retrieval_ranks(students, teachers, width)?))
 }
 
-/// The rank that each student gives its own teacher, from 1; as [`retrieval_metrics`] otherwise.
+/// Returns the rank, from 1, that each student gives its own teacher. See [`retrieval_metrics`].
 ///
 /// # Errors
-/// As [`retrieval_metrics`].
+/// Those of [`retrieval_metrics`].
 pub fn retrieval_ranks(students: &[f32], teachers: &[f32], width: usize) -> Result<Vec<usize>> {
     if students.is_empty() || students.len() != teachers.len() || !students.len().is_multiple_of(width) {
         let (students, teachers) = (students.len(), teachers.len());
@@ -124,7 +124,8 @@ mod tests {
         // Student 0 finds its teacher first; student 1 is nearer to teacher 0; student 2 ties with teacher 3.
         let students = [1.0, 0.0, 1.0, 0.2, -1.0, 0.0, 0.0, -5.0];
         let teachers = [2.0, 0.0, 0.0, 3.0, -1.0, 0.0, -4.0, 0.0];
-        // By student: teachers at 1, 0, -1, -1; 0.98, 0.2, ...; -1, 0, 1, 1; 0, -1, 0, 0 with its own at 0 thrice.
+        // The cosines are 1, 0, -1, -1; then 0.98, 0.2, ...; then -1, 0, 1, 1. The last student's own teacher ties with
+        // two others at 0.
         let metrics = retrieval_metrics(&students, &teachers, 2).unwrap();
         assert_eq!(metrics, RetrievalMetrics::of_ranks(&[1, 2, 2, 3]));
         assert_eq!((metrics.r1, metrics.r5, metrics.mean_rank), (0.25, 1.0, 2.0));

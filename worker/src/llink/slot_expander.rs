@@ -1,7 +1,7 @@
-//! The slot expander: one projected vector into K soft tokens for the decoder.
+//! The slot expander, which turns one projected vector into K slots for the decoder.
 //!
-//! u = scale · LN(v) (no weights); x = LN(W₂ gelu(W₁ u)) for each slot; slot = m · x / |x|, where m is the median norm of the
-//! decoder's embeddings, so that slots look to the decoder like tokens.
+//! u = scale · LN(v), without weights; x = LN(W₂ gelu(W₁ u)) for each slot; slot = m · x / |x|. The norm m is the
+//! median norm of the decoder's embeddings, so slots resemble tokens.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -17,17 +17,17 @@ use crate::train::random::key;
 use crate::train::tensor_file::{self, TensorFile};
 use crate::{Error, Result};
 
-/// The key under which a file keeps the median norm.
+/// The key of the median norm in a file.
 const MEDIAN_NORM: &str = "median_norm";
 
-/// Widths of a slot expander.
+/// The widths of a slot expander.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SlotExpanderShape {
-    /// `d`, the decoder's width.
+    /// The decoder's width, `d`.
     pub width: usize,
-    /// `h`, twice the decoder's width by default.
+    /// The hidden width, `h`. The default is twice the decoder's width.
     pub hidden: usize,
-    /// K.
+    /// The number of slots, K.
     pub slots: usize,
 }
 
@@ -36,13 +36,13 @@ pub struct SlotExpanderShape {
 pub struct SlotExpander {
     shape: SlotExpanderShape,
     median_norm: f32,
-    /// As [`SlotExpanderShape::tensors`] lists them, one after another.
+    /// The parameters, in the order of [`SlotExpanderShape::tensors`].
     pub parameters: Vec<f32>,
 }
 
 impl SlotExpanderShape {
-    /// Names and shapes of the parameters, in the order in which they lie in the flat buffer. `scale` is the first number: its
-    /// learning rate is its own.
+    /// Returns the names and shapes of the parameters, in the order of the flat buffer. `scale` is the first value and
+    /// has its own learning rate.
     #[must_use]
     pub fn tensors(&self) -> [(&'static str, Vec<usize>); 7] {
         let outputs = self.slots * self.width;
@@ -57,19 +57,19 @@ impl SlotExpanderShape {
         ]
     }
 
-    /// Where each parameter lies in the flat buffer.
+    /// Returns the position of each parameter in the flat buffer.
     #[must_use]
     pub fn ranges(&self) -> [Range<usize>; 7] {
         parameters::ranges(&self.tensors())
     }
 
-    /// All but the scale.
+    /// Returns the shapes of all parameters but the scale.
     pub(crate) fn mlp(&self) -> MlpShapes {
         let [_, up, up_bias, down, down_bias, norm, norm_bias] = self.tensors();
         [up, up_bias, down, down_bias, norm, norm_bias]
     }
 
-    /// How many parameters there are.
+    /// Returns the number of parameters.
     #[must_use]
     pub fn parameter_count(&self) -> usize {
         parameters::count(&self.tensors())
@@ -77,7 +77,7 @@ impl SlotExpanderShape {
 }
 
 impl SlotExpander {
-    /// As PyTorch starts its layers, and a scale of 1.
+    /// Initializes a slot expander as PyTorch does, with a scale of 1.
     #[must_use]
     pub fn new(shape: SlotExpanderShape, median_norm: f32, seed: u64) -> Self {
         let mut parameters = vec![0.0; shape.parameter_count()];
@@ -98,16 +98,16 @@ impl SlotExpander {
         }
     }
 
-    /// The parameters as tensors of a file, their names after `prefix`.
+    /// Returns the parameters as tensors of a file. Their names begin with `prefix`.
     #[must_use]
     pub fn tensors(&self, prefix: &str) -> Vec<tensor_file::Tensor<'_>> {
         parameters::tensors(&self.shape.tensors(), &self.parameters, prefix)
     }
 
-    /// The expander whose tensors a file holds, their names after `prefix`. The file decides the widths.
+    /// Reads a slot expander from the tensors of a file whose names begin with `prefix`. The file decides the widths.
     ///
     /// # Errors
-    /// [`Error::Model`] when a tensor is missing, or has a shape that does not fit the others.
+    /// [`Error::Model`] when a tensor is missing, or its shape does not match the others.
     pub fn from_tensors(file: &TensorFile<'_>, prefix: &str, median_norm: f32) -> Result<Self> {
         let shape = |name: &str| file.f32(&format!("{prefix}{name}")).map(|(shape, _)| shape);
         let (up, down) = (shape("up.weight")?, shape("down.weight")?);
@@ -132,7 +132,7 @@ impl SlotExpander {
         })
     }
 
-    /// As a safetensors file, with a few strings beside the median norm.
+    /// Returns a safetensors file of the slot expander with the median norm and `metadata`.
     ///
     /// # Errors
     /// None that its invariants allow.
@@ -141,10 +141,10 @@ impl SlotExpander {
         tensor_file::write(&self.tensors(""), metadata)
     }
 
-    /// From the safetensors file `name`, whose content is `bytes`.
+    /// Reads a slot expander from the safetensors file `name` with content `bytes`.
     ///
     /// # Errors
-    /// [`Error::Model`] when it is no such file or holds no slot expander.
+    /// [`Error::Model`] when the content is not such a file or holds no slot expander.
     pub fn from_safetensors(name: &str, bytes: &[u8]) -> Result<Self> {
         let file = TensorFile::new(name, bytes)?;
         let text = file.text(MEDIAN_NORM)?;
@@ -154,28 +154,28 @@ impl SlotExpander {
         Self::from_tensors(&file, "", median_norm)
     }
 
-    /// Its widths.
+    /// Returns the widths.
     #[must_use]
     pub const fn shape(&self) -> SlotExpanderShape {
         self.shape
     }
 
-    /// The norm of every slot.
+    /// Returns the norm of every slot.
     #[must_use]
     pub const fn median_norm(&self) -> f32 {
         self.median_norm
     }
 
-    /// Expands projected vectors `[b, d]` into slots `[b, K, d]`, on the CPU.
+    /// Expands projected vectors `[b, d]` into slots `[b, K, d]` on the CPU.
     ///
     /// # Errors
-    /// [`Error::Input`] when the vectors are of another width.
+    /// [`Error::Input`] when the vectors have another width.
     pub fn expand(&self, projected: &[f32]) -> Result<Vec<f32>> {
         let width = self.shape.width;
         if !projected.len().is_multiple_of(width) {
             let count = projected.len();
             return Err(Error::Input(format!(
-                "{count} numbers are no projected vectors of {width}"
+                "{count} numbers are not whole projected vectors of {width}"
             )));
         }
         if projected.is_empty() {
@@ -190,14 +190,14 @@ impl SlotExpander {
     }
 }
 
-/// A slot expander at work on a device, its products in one dtype.
+/// A slot expander on a device, with products in one dtype.
 pub(crate) struct Expansion {
     median_norm: f32,
     scale: Tensor, // [1]
     mlp: Mlp,
 }
 
-/// What a forward pass leaves for the backward pass, f32.
+/// The values of the forward pass that the backward pass needs, in f32.
 pub(crate) struct ExpansionTape {
     normed: Normed, // [b, d]
     mlp: MlpTape,
@@ -206,14 +206,14 @@ pub(crate) struct ExpansionTape {
     pub(crate) slots: Tensor,
 }
 
-/// Gradients by the scale and by what came in, f32.
+/// The gradients of the scale and of the projected vectors, in f32.
 pub(crate) struct ExpansionGradient {
     pub(crate) scale: Tensor,     // [1]
     pub(crate) projected: Tensor, // [b, d]
 }
 
 impl Expansion {
-    /// Of the scale [1] and the other parameters [n], both in f32.
+    /// Takes the scale `[1]` and the other parameters `[n]`, both in f32.
     pub(crate) fn new(
         shape: SlotExpanderShape,
         median_norm: f32,
@@ -227,7 +227,7 @@ impl Expansion {
         })
     }
 
-    /// Expands projected vectors [b, d] in f32.
+    /// Expands projected vectors `[b, d]` in f32.
     pub(crate) fn forward(&self, projected: &Tensor) -> Result<ExpansionTape> {
         let normed = standardized(projected)?;
         let mlp = self.mlp.forward(&normed.normalized.broadcast_mul(&self.scale)?, None)?;
@@ -240,8 +240,11 @@ impl Expansion {
         })
     }
 
-    /// From the gradient by the slots [b·K, d] to that by all else; that by the parameters beside the scale is written to the [`halves`](super::mlp::halves)
-    /// of a gradient. `ready` is given the gradient by each parameter as soon as it is whole: as [`Mlp::backward`] does, then by the scale.
+    /// Computes all gradients from the gradient of the slots, `[b·K, d]`.
+    ///
+    /// The gradient of the parameters beside the scale is written to the [`halves`](super::mlp::halves) of a gradient.
+    /// `ready` is called with each gradient once it is complete: as [`Mlp::backward`] does, then with that of the
+    /// scale.
     pub(crate) fn backward(
         &self,
         tape: &ExpansionTape,
@@ -258,7 +261,7 @@ impl Expansion {
     }
 }
 
-/// The lower median of the norms of an embedding's rows (`[V, width]`), as `torch.median` takes it.
+/// Returns the lower median of the norms of an embedding's rows (`[V, width]`), as `torch.median` does.
 ///
 /// # Errors
 /// [`Error::Input`] when there are no rows.

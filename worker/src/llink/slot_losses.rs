@@ -1,7 +1,8 @@
-//! What Stage B asks of the slots themselves: that their mean points at the teacher's vector, and at no other pair's.
+//! The losses of the slots in Stage B. The mean of a pair's slots must point at its teacher's vector, and not at
+//! another pair's.
 //!
-//! With ŝ the normalized mean of a pair's slots and t̂ the normalized teachers of the global batch of B pairs:
-//! `cosine` = mean (1 − ŝ·t̂);  `info_nce` = mean CE of row i of ŝ t̂ᵀ / τ, label i.
+//! Let ŝ be the normalized mean of a pair's slots, and t̂ the normalized teachers of the global batch of B pairs. Then
+//! `cosine` = mean (1 − ŝ·t̂), and `info_nce` = mean CE of row i of ŝ t̂ᵀ / τ, label i.
 
 use std::ops::Range;
 
@@ -10,30 +11,31 @@ use candle_core::Tensor;
 use crate::Result;
 use crate::models::ops::UnitRows;
 
-/// How the losses of the slots are weighed in the total.
+/// The weights of the slots' losses in the total.
 #[derive(Debug, Clone, Copy)]
 pub struct SlotWeights {
-    /// Of `cosine`.
+    /// The weight of `cosine`.
     pub cosine: f64,
-    /// Of `info_nce`.
+    /// The weight of `info_nce`.
     pub info_nce: f64,
-    /// τ of `info_nce`.
+    /// The temperature τ of `info_nce`.
     pub temperature: f64,
 }
 
-/// A rank's share of the losses: those of all ranks add up to the global batch's.
+/// A rank's shares of the losses. The shares of all ranks add up to the losses of the global batch.
 pub struct SlotLosses {
-    /// `cosine` and `info_nce`, f32 [2].
+    /// The shares of `cosine` and `info_nce`, f32 `[2]`.
     pub shares: Tensor,
-    /// The gradient of the weighted losses by the slots, f32 [b·K, d].
+    /// The gradient of the weighted losses with respect to the slots, f32 `[b·K, d]`.
     pub grad_slots: Tensor,
 }
 
 impl SlotLosses {
-    /// Those of a rank whose slots are `[b·K, d]`, of rows `own` of the global batch, whose teachers are `[B, d]`, both in f32.
+    /// Computes the losses of a rank with slots `[b·K, d]`, which are rows `own` of the global batch. The global batch
+    /// has teachers `[B, d]`. Both are f32.
     ///
     /// # Errors
-    /// [`Error::Tensor`](crate::Error::Tensor) when the shapes do not fit each other, or the device fails.
+    /// [`Error::Tensor`](crate::Error::Tensor) when the shapes do not match, or the device fails.
     pub fn new(slots: &Tensor, teacher: &Tensor, own: Range<usize>, weights: &SlotWeights) -> Result<Self> {
         let (batch, (pairs, width)) = (own.len(), teacher.dims2()?);
         let slots = slots.reshape((batch, (), width))?; // [b, K, d]

@@ -1,21 +1,21 @@
-//! Softmax along the rows and along the columns of logits.
+//! The softmax along the rows and along the columns of logits.
 
 use rayon::prelude::*;
 
 use super::kernels::{exp, reduce};
 use super::vectorized::vectorized;
 
-/// Columns whose statistics one task takes.
+/// The number of columns whose statistics one task computes.
 const COLUMN_BLOCK: usize = 256;
 
-/// Of each column of s: its maximum, and Σ exp((s − maximum) / τ).
+/// The maximum of each column of s, and Σ exp((s − maximum) / τ).
 pub(super) struct Columns {
     pub(super) maxima: Vec<f32>,
     pub(super) sums: Vec<f32>,
 }
 
 impl Columns {
-    /// Of all rows: the first `n` columns of a buffer that is `width` wide.
+    /// Computes the statistics of the first `n` columns of a buffer that is `width` wide, over all rows.
     pub(super) fn of(logits: &[f32], width: usize, n: usize, temperature: f32) -> Self {
         let mut columns = Self {
             maxima: vec![f32::NEG_INFINITY; n],
@@ -42,7 +42,7 @@ impl Columns {
 }
 
 vectorized! {
-    /// `maxima = max(maxima, row)`, number by number. NaN is passed over; it shows in the losses.
+    /// Computes `maxima = max(maxima, row)` elementwise. It ignores NaN, which the losses show.
     fn raise(maxima: &mut [f32], row: &[f32]) {
         for (max, x) in maxima.iter_mut().zip(row) {
             *max = if *x > *max { *x } else { *max };
@@ -51,7 +51,7 @@ vectorized! {
 }
 
 vectorized! {
-    /// `sums += exp((row - maxima) · inverse)`, number by number.
+    /// Computes `sums += exp((row - maxima) · inverse)` elementwise.
     fn add_exponentials(sums: &mut [f32], row: &[f32], maxima: &[f32], inverse: f32) {
         for ((sum, x), max) in sums.iter_mut().zip(row).zip(maxima) {
             *sum += exp((x - max) * inverse);
@@ -60,9 +60,10 @@ vectorized! {
 }
 
 vectorized! {
-    /// One row of [s | h], its first columns being those of `columns`: softmax along the row and along the columns of s, both
-    /// times `factor`, replace it; `inverse_sums` are `factor` over the columns' sums. The row's maximum and
-    /// Σ exp((x − maximum) / τ).
+    /// Replaces one row of [s | h] by the sum of its softmax and, for the columns of s, the softmax along `columns`,
+    /// both times `factor`.
+    ///
+    /// `inverse_sums` are `factor` over the columns' sums. Returns the row's maximum and Σ exp((x − maximum) / τ).
     pub(super) fn softmaxes(
         row: &mut [f32],
         columns: &Columns,
@@ -86,7 +87,7 @@ vectorized! {
 }
 
 vectorized! {
-    /// Softmax of one row, times `factor`, replaces it. The row's maximum and Σ exp((x − maximum) / τ).
+    /// Replaces one row by its softmax times `factor`. Returns the row's maximum and Σ exp((x − maximum) / τ).
     pub(super) fn softmax(row: &mut [f32], inverse_temperature: f32, factor: f32) -> (f32, f32) {
         let max = highest(row);
         let sum = reduce(row, row, |x, _| exp((x - max) * inverse_temperature));
@@ -98,7 +99,7 @@ vectorized! {
     }
 }
 
-/// The largest number of a row.
+/// Returns the largest value of a row.
 #[inline(always)]
 fn highest(row: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; 32];

@@ -1,4 +1,5 @@
-//! What Stage A fits on the training split before its first step: the metric, the encoder's standardization, the LayerNorm's start.
+//! The statistics that Stage A fits on the training split before its first step: the metric, the encoder's
+//! standardization, and the LayerNorm's start.
 
 use std::collections::HashMap;
 
@@ -10,27 +11,28 @@ use super::whitening::Whitening;
 use crate::train::tensor_file::{self, Tensor, TensorFile, Values};
 use crate::{Error, Result};
 
-/// A dimension that hardly varies is divided as if it had this share of the mean variance.
+/// The smallest variance of a dimension, as a share of the mean variance. Smaller variances are raised to it before the
+/// division.
 const LEAST_VARIANCE: f64 = 1e-6;
 
-/// What vectors are compared in.
+/// The metric in which vectors are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Metric {
-    /// Cosines of the vectors themselves: the paper's.
+    /// The cosine of the vectors themselves, as in the paper.
     #[default]
     Cosine,
-    /// Cosines around the teachers' mean.
+    /// The cosine around the teachers' mean.
     Centered,
-    /// Cosines around the teachers' mean, with their deviations along each direction divided out.
+    /// The cosine around the teachers' mean, with the deviation along each direction divided out.
     Whitened,
 }
 
-/// What is to be fitted. The default fits nothing, as in the paper.
+/// The statistics to fit. The default fits nothing, as in the paper.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct StatisticsOptions {
-    /// What InfoNCE, mining and retrieval compare vectors in.
+    /// The metric in which InfoNCE, mining and retrieval compare vectors.
     pub metric: Metric,
-    /// The share of the covariance's largest eigenvalue that is added to all before the whitening divides by them; above 0.
+    /// The share of the covariance's largest eigenvalue that the whitening adds to all eigenvalues. Above 0.
     pub whitening_eps: f64,
     /// Whether the projector's LayerNorm starts at the teachers' deviation and mean.
     pub start_at_teachers: bool,
@@ -38,18 +40,19 @@ pub struct StatisticsOptions {
     pub standardize: bool,
 }
 
-/// What was fitted, constant while training runs. The same on all ranks, for all read one file.
+/// The fitted statistics, constant during training. All ranks read them from one file.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Statistics {
-    /// What InfoNCE, mining and retrieval see of a vector; none sees it as it is.
+    /// The metric in which InfoNCE, mining and retrieval compare vectors. `None` compares the vectors themselves.
     pub metric: Option<Whitening>,
-    /// What is done to the encoder's vectors before the projector. Exported projectors have it folded in.
+    /// The standardization of the encoder's vectors before the projector. Exported projectors include it in their
+    /// weights.
     pub standardization: Option<PerDimension>,
-    /// The teachers' mean and deviation, which the projector's LayerNorm starts at.
+    /// The mean and the deviation of the teachers, at which the projector's LayerNorm starts.
     pub start: Option<PerDimension>,
 }
 
-/// Mean and deviation of each dimension of some vectors.
+/// The mean and the standard deviation of each dimension of a set of vectors.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PerDimension {
     mean: Vec<f32>,
@@ -57,8 +60,10 @@ pub struct PerDimension {
 }
 
 impl PerDimension {
+    /// Checks and holds a mean and a deviation, `[width]` each.
+    ///
     /// # Errors
-    /// [`Error::Input`] when the two differ in length or a deviation is no positive number.
+    /// [`Error::Input`] when the two differ in length or a deviation is not positive.
     pub fn new(mean: Vec<f32>, deviation: Vec<f32>) -> Result<Self> {
         let sound = mean.len() == deviation.len()
             && mean.iter().all(|x| x.is_finite())
@@ -78,19 +83,19 @@ impl PerDimension {
         Self::new(moments.narrow_mean(), deviation.collect())
     }
 
-    /// The means, `[width]`.
+    /// Returns the means, `[width]`.
     #[must_use]
     pub fn mean(&self) -> &[f32] {
         &self.mean
     }
 
-    /// The deviations, `[width]`: all above 0.
+    /// Returns the deviations, `[width]`, all above 0.
     #[must_use]
     pub fn deviation(&self) -> &[f32] {
         &self.deviation
     }
 
-    /// Takes the mean from rows `[n, width]` and divides by the deviation.
+    /// Subtracts the mean from rows `[n, width]` and divides by the deviation.
     pub fn standardize(&self, rows: &mut [f32]) {
         for row in rows.chunks_exact_mut(self.mean.len()) {
             for ((x, mean), deviation) in row.iter_mut().zip(&self.mean).zip(&self.deviation) {
@@ -115,8 +120,8 @@ impl PerDimension {
 }
 
 impl Statistics {
-    /// The tensors of a file, their names after `prefix`: `metric.mean`, `metric.matrix`, `encoder.mean`, `encoder.deviation`,
-    /// `teacher.mean`, `teacher.deviation`. Those are left out that nothing uses.
+    /// Returns the fitted statistics as tensors of a file. After `prefix` they are named `metric.mean`,
+    /// `metric.matrix`, `encoder.mean`, `encoder.deviation`, `teacher.mean` and `teacher.deviation`.
     #[must_use]
     pub fn tensors(&self, prefix: &str) -> Vec<Tensor<'_>> {
         let metric = self.metric.iter().flat_map(|m| m.tensors(&format!("{prefix}metric.")));
@@ -129,10 +134,10 @@ impl Statistics {
         metric.chain(encoder).chain(teacher).collect()
     }
 
-    /// What [`Statistics::tensors`] put into a file.
+    /// Reads what [`Statistics::tensors`] wrote to a file.
     ///
     /// # Errors
-    /// [`Error::Model`] when tensors do not fit each other.
+    /// [`Error::Model`] when tensors do not match each other.
     pub fn from_tensors(file: &TensorFile<'_>, prefix: &str) -> Result<Self> {
         Ok(Self {
             metric: Whitening::from_tensors(file, &format!("{prefix}metric."))?,
@@ -141,7 +146,7 @@ impl Statistics {
         })
     }
 
-    /// As the file `statistics.safetensors`.
+    /// Returns the content of `statistics.safetensors`.
     ///
     /// # Errors
     /// None that its invariants allow.
@@ -150,26 +155,26 @@ impl Statistics {
         tensor_file::write(&self.tensors(""), metadata)
     }
 
-    /// From the safetensors file `name`, whose content is `bytes`.
+    /// Reads statistics from the safetensors file `name` with content `bytes`.
     ///
     /// # Errors
-    /// [`Error::Model`] when it is no such file.
+    /// [`Error::Model`] when the content is not such a file.
     pub fn from_safetensors(name: &str, bytes: &[u8]) -> Result<Self> {
         let file = TensorFile::new(name, bytes)?;
         file.text("metric")?;
         Self::from_tensors(&file, "")
     }
 
-    /// What job files and reports call the metric: `cosine`, `centred` or `whitened`.
+    /// Returns the metric's name in job files and reports: `cosine`, `centred` or `whitened`.
     #[must_use]
     pub fn metric_name(&self) -> &'static str {
         self.metric.as_ref().map_or("cosine", Whitening::name)
     }
 
-    /// Refuses statistics of vectors of other widths.
+    /// Checks the widths of the statistics.
     ///
     /// # Errors
-    /// [`Error::Input`] naming the widths.
+    /// [`Error::Input`] naming the widths when they differ.
     pub fn check(&self, encoder: usize, teacher: usize) -> Result<()> {
         let of_metric = self.metric.as_ref().map(Whitening::width);
         let widths = [
@@ -187,14 +192,14 @@ impl Statistics {
         Ok(())
     }
 
-    /// The projector as it starts: its LayerNorm at the teachers' deviation and mean where that was fitted.
+    /// Starts the projector's LayerNorm at the teachers' deviation and mean, if these were fitted.
     pub fn start(&self, projector: &mut Projector) {
         if let Some(PerDimension { mean, deviation }) = &self.start {
             projector.start_at(deviation, mean);
         }
     }
 
-    /// The projector as every loader takes it: for the encoder's own vectors, the standardization folded into its first Linear.
+    /// Returns the projector for the encoder's own vectors, with the standardization folded into its first Linear.
     #[must_use]
     pub fn folded(&self, projector: &Projector) -> Projector {
         match &self.standardization {
@@ -204,7 +209,7 @@ impl Statistics {
     }
 }
 
-/// Fits [`Statistics`] in one pass over the training split's vectors.
+/// Fits [`Statistics`] in one pass over the vectors of the training split.
 #[derive(Debug)]
 pub struct StatisticsFit {
     options: StatisticsOptions,
@@ -213,7 +218,7 @@ pub struct StatisticsFit {
 }
 
 impl StatisticsFit {
-    /// A fit that has seen no vector.
+    /// Returns a fit that has seen no vectors.
     #[must_use]
     pub const fn new(options: StatisticsOptions) -> Self {
         Self {
@@ -223,30 +228,30 @@ impl StatisticsFit {
         }
     }
 
-    /// Whether the encoder's vectors are needed.
+    /// Returns whether the encoder's vectors are needed.
     #[must_use]
     pub const fn reads_encoder(&self) -> bool {
         self.options.standardize
     }
 
-    /// Whether the teacher's vectors are needed.
+    /// Returns whether the teacher's vectors are needed.
     #[must_use]
     pub fn reads_teacher(&self) -> bool {
         self.options.metric != Metric::Cosine || self.options.start_at_teachers
     }
 
-    /// Takes in encoder vectors.
+    /// Adds encoder vectors.
     ///
     /// # Errors
-    /// [`Error::Input`] when a vector holds NaN or infinity; by id.
+    /// [`Error::Input`] naming the pair when a vector holds NaN or infinity.
     pub fn add_encoder(&mut self, table: &VectorTable) -> Result<()> {
         add("encoder", &mut self.encoder, Spread::Variances, table)
     }
 
-    /// Takes in teacher vectors.
+    /// Adds teacher vectors.
     ///
     /// # Errors
-    /// As [`StatisticsFit::add_encoder`].
+    /// Those of [`StatisticsFit::add_encoder`].
     pub fn add_teacher(&mut self, table: &VectorTable) -> Result<()> {
         let spread = match self.options.metric {
             Metric::Whitened => Spread::Covariance,
@@ -255,10 +260,10 @@ impl StatisticsFit {
         add("teacher", &mut self.teacher, spread, table)
     }
 
-    /// What the vectors so far give.
+    /// Returns the statistics of the vectors so far.
     ///
     /// # Errors
-    /// [`Error::Input`] when there were fewer than two vectors or all were the same.
+    /// [`Error::Input`] when there were fewer than two vectors or all were equal.
     pub fn finish(self) -> Result<Statistics> {
         let options = self.options;
         let (reads_encoder, reads_teacher) = (self.reads_encoder(), self.reads_teacher());
@@ -306,7 +311,7 @@ fn add(whose: &str, moments: &mut Option<Moments>, spread: Spread, table: &Vecto
     Ok(())
 }
 
-/// Moments that a deviation can be taken of.
+/// Checks that the vectors differ, so that a deviation exists.
 fn varied(whose: &str, moments: Option<Moments>) -> Result<Moments> {
     let rows = moments.as_ref().map_or(0, Moments::rows);
     match moments {

@@ -1,4 +1,4 @@
-//! The teacher queue: the last teacher vectors that training has seen, from which hard negatives are drawn.
+//! The teacher queue, which holds the last teacher vectors of the training. Hard negatives are drawn from it.
 
 use std::collections::HashMap;
 
@@ -10,20 +10,20 @@ use crate::models::Backend;
 use crate::models::ops::to_halves;
 use crate::{Error, Result};
 
-/// A queue at rest, as a checkpoint holds it: L2-normalized teacher vectors in f16, each with the id of the pair it came from.
+/// A queue in a checkpoint: L2-normalized teacher vectors in f16, each with the id of its pair.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredQueue {
     capacity: usize,
     width: usize,
-    /// `[filled, width]`.
+    /// The vectors by position, `[filled, width]`.
     vectors: Vec<f16>,
     ids: Vec<u64>,
-    /// The position that the next vector goes to.
+    /// The position of the next vector.
     next: usize,
 }
 
 impl StoredQueue {
-    /// An empty queue for `capacity` vectors of `width` numbers.
+    /// Returns an empty queue for `capacity` vectors of `width` numbers.
     #[must_use]
     pub const fn new(capacity: usize, width: usize) -> Self {
         Self {
@@ -35,10 +35,10 @@ impl StoredQueue {
         }
     }
 
-    /// A queue as [`StoredQueue::vectors`], [`StoredQueue::ids`] and [`StoredQueue::next`] described it.
+    /// Restores a queue from its [`StoredQueue::vectors`], [`StoredQueue::ids`] and [`StoredQueue::next`].
     ///
     /// # Errors
-    /// [`Error::Input`] when they do not fit each other.
+    /// [`Error::Input`] when these do not match.
     pub fn restore(capacity: usize, width: usize, vectors: Vec<f16>, ids: Vec<u64>, next: usize) -> Result<Self> {
         let full = ids.len() == capacity;
         let cursor_fits = if full {
@@ -62,48 +62,48 @@ impl StoredQueue {
         })
     }
 
-    /// How many vectors it holds.
+    /// Returns the number of vectors in the queue.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.ids.len()
     }
 
-    /// Whether it holds none.
+    /// Returns whether the queue is empty.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
-    /// Numbers in a vector.
+    /// Returns the width of a vector.
     #[must_use]
     pub const fn width(&self) -> usize {
         self.width
     }
 
-    /// The vectors by position, `[len, width]`.
+    /// Returns the vectors by position, `[len, width]`.
     #[must_use]
     pub fn vectors(&self) -> &[f16] {
         &self.vectors
     }
 
-    /// The pair ids by position.
+    /// Returns the pair ids by position.
     #[must_use]
     pub fn ids(&self) -> &[u64] {
         &self.ids
     }
 
-    /// The position that the next vector goes to.
+    /// Returns the position of the next vector.
     #[must_use]
     pub const fn next(&self) -> usize {
         self.next
     }
 }
 
-/// Ring buffer of L2-normalized teacher vectors in f16 on a device. Which pair each came from is known on the host.
+/// A ring buffer of L2-normalized teacher vectors in f16 on a device. The host knows the pair of each vector.
 pub(crate) struct TeacherQueue {
     vectors: Tensor, // [capacity, d] f16
     ids: Vec<u64>,
-    /// The positions of each pair's vectors.
+    /// The positions of the vectors of each pair.
     positions: HashMap<u64, Vec<usize>>,
     capacity: usize,
     width: usize,
@@ -111,7 +111,7 @@ pub(crate) struct TeacherQueue {
 }
 
 impl TeacherQueue {
-    /// Puts a queue on a device.
+    /// Copies a queue to a device.
     pub(crate) fn new(stored: &StoredQueue, backend: &Backend) -> Result<Self> {
         let (capacity, width, device) = (stored.capacity, stored.width, backend.device());
         let vectors = Tensor::zeros((capacity.max(1), width), DType::F16, device)?;
@@ -133,7 +133,7 @@ impl TeacherQueue {
         })
     }
 
-    /// The queue as it is now.
+    /// Copies the queue to the host.
     pub(crate) fn store(&self) -> Result<StoredQueue> {
         let vectors = match self.ids.len() {
             0 => Vec::new(),
@@ -142,7 +142,7 @@ impl TeacherQueue {
         StoredQueue::restore(self.capacity, self.width, vectors, self.ids.clone(), self.next)
     }
 
-    /// Puts normalized rows [n, d] in, over the oldest once the queue is full.
+    /// Adds normalized rows `[n, d]`. A full queue drops its oldest rows.
     pub(crate) fn push(&mut self, normalized: &Tensor, ids: &[u64]) -> Result<()> {
         if self.capacity == 0 {
             return Ok(());
@@ -176,8 +176,8 @@ impl TeacherQueue {
         self.positions.entry(id).or_default().push(position);
     }
 
-    /// The n vectors with the highest mean cosine to `students` [B, d] (normalized), best first, in f32: [at most n, d]; none when
-    /// there are none. Those of the batch's own pairs are left out.
+    /// Returns the n vectors with the highest mean cosine to the normalized `students` `[B, d]`, best first, in f32:
+    /// `[at most n, d]`. Vectors of the batch's own pairs are left out. Returns `None` when no vector is left.
     pub(crate) fn hardest(&self, students: &Tensor, batch_ids: &[u64], n: usize) -> Result<Option<Tensor>> {
         let mut own: Vec<usize> = batch_ids
             .iter()

@@ -1,35 +1,35 @@
-//! The usage contrast: on every n-th step the decoder must do better with the slots than with zeros in their place.
+//! The usage contrast. On every n-th step, the loss with the slots must be lower than with zeros in their place.
 
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
 
-/// `weight · max(0, sft − zero)` on every `every`-th step, where `zero` is the next-token loss with zero vectors in the slots,
-/// taken without gradient.
+/// The loss `weight · max(0, sft − zero)` on every `every`-th step. `zero` is the next-token loss with zero vectors in
+/// the slots, without a gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct UsageContrast {
-    /// Steps from one contrast to the next; 0 never contrasts.
+    /// The number of steps from one contrast to the next. 0 turns it off.
     pub every: u64,
-    /// Of the contrast in the total.
+    /// The weight of the contrast in the total.
     pub weight: f64,
 }
 
 impl UsageContrast {
-    /// Whether `step` needs a second pass with zeros in the slots.
+    /// Returns whether `step` needs a second pass with zeros in the slots.
     #[must_use]
     pub const fn is_due(&self, step: u64) -> bool {
         self.every > 0 && step.is_multiple_of(self.every)
     }
 
-    /// The contrast before weighing: how much worse the slots are than zeros, if they are.
+    /// Returns the contrast without its weight: how much worse the slots are than zeros, at least 0.
     #[must_use]
     pub const fn loss(&self, sft: f64, zero: f64) -> f64 {
         (sft - zero).max(0.0)
     }
 
-    /// The factor of the gradient of `sft` in the total loss: 1, or 1 + weight if the slots are worse than zeros. Losses and factor are
-    /// f32 [1] on the device, so that nothing waits for it.
+    /// Returns the factor of the gradient of `sft` in the total loss. It is 1, or 1 + weight if the slots are worse
+    /// than zeros. Losses and factor are f32 `[1]` on the device, so the host does not wait.
     ///
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.

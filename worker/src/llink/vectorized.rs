@@ -1,9 +1,10 @@
-//! A macro for loops that are compiled twice: for any processor, and for one with AVX2, which is chosen where it is there.
+//! A macro that compiles loops twice, for any processor and for one with AVX2. The processor decides at run time.
 
-/// Defines a function whose loops use 256-bit vectors where the processor has them. Without fused multiply-add and with sums over
-/// a fixed number of lanes, its results are the same bits either way.
+/// Defines a function whose loops use 256-bit vectors where the processor has them. It has no fused multiply-add and
+/// sums over a fixed number of lanes, so both forms give the same bits.
 ///
-/// What the body calls takes part only when it is inlined: mark it `#[inline(always)]`, and keep closures small.
+/// Functions that the body calls are compiled this way only when they are inlined. Mark them `#[inline(always)]`, and
+/// keep closures small.
 macro_rules! vectorized {
     ($(#[$meta:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
         $(#[$meta])*
@@ -18,7 +19,7 @@ macro_rules! vectorized {
                     body($($argument),*)
                 }
                 if is_x86_feature_detected!("avx2") {
-                    // SAFETY: the processor has what the function is compiled for.
+                    // SAFETY: the processor has the features that the function is compiled for.
                     return unsafe { wide($($argument),*) };
                 }
             }

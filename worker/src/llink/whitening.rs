@@ -1,8 +1,8 @@
-//! The metric that Stage A compares vectors in: cosines of (x − mean) · matrix.
+//! The metric in which Stage A compares vectors: the cosine of (x − mean) · matrix.
 //!
-//! A decoder's states are anisotropic: those of different sentences have a mean cosine of about 0.84, so cosines of raw vectors hardly
-//! tell sentences apart. InfoNCE, mining, the teacher queue and retrieval see whitened vectors instead. The direction and the log-norm
-//! loss see raw ones, which keeps the projector in the decoder's own space.
+//! A decoder's states are anisotropic. Those of different sentences have a mean cosine of about 0.84, so cosines of raw
+//! vectors hardly tell sentences apart. InfoNCE, mining, the teacher queue and retrieval compare whitened vectors
+//! instead. The direction and the log-norm loss use raw vectors, which keeps the projector in the decoder's own space.
 
 use candle_core::{DType, Device, Tensor};
 use faer::diag::Diag;
@@ -17,17 +17,17 @@ use crate::models::ops::{matmul, subtract_row};
 use crate::train::tensor_file::{self, TensorFile, Values};
 use crate::{Error, Result};
 
-/// (x − mean) · matrix. Fitted once on the training split's teachers, constant from then on, without a gradient of its own.
+/// The map (x − mean) · matrix. It is fitted once on the teachers of the training split and is constant afterwards.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Whitening {
-    /// `[d]`
+    /// The mean, `[d]`.
     mean: Vec<f32>,
-    /// `[d, d]`, row-major. None is the identity: vectors are centered and no more.
+    /// The matrix, `[d, d]`, row-major. `None` is the identity, which only centers vectors.
     matrix: Option<Vec<f32>>,
 }
 
 impl Whitening {
-    /// From a mean `[d]` and a matrix `[d, d]`; none only centers.
+    /// Checks and holds a mean `[d]` and a matrix `[d, d]`. `None` only centers vectors.
     ///
     /// # Errors
     /// [`Error::Input`] when the matrix has another size, or a number is NaN or infinite.
@@ -44,19 +44,19 @@ impl Whitening {
         Ok(Self { mean, matrix })
     }
 
-    /// Takes the vectors' mean away.
+    /// Returns the map that subtracts the vectors' mean.
     ///
     /// # Errors
-    /// [`Error::Input`] when it is not finite.
+    /// [`Error::Input`] when the mean is not finite.
     pub fn centering(vectors: &Moments) -> Result<Self> {
         Self::new(vectors.narrow_mean(), None)
     }
 
-    /// Takes the vectors' mean away and divides by their deviations along the eigenvectors of the covariance, whose eigenvalues have
-    /// `eps` times the largest one added.
+    /// Returns the map that subtracts the mean and divides by the deviation along each eigenvector of the covariance.
+    /// `eps` times the largest eigenvalue is added to all eigenvalues.
     ///
     /// # Errors
-    /// [`Error::Input`] when no covariance was kept or it is singular and `eps` is 0.
+    /// [`Error::Input`] when no covariance was collected, or it is singular and `eps` is 0.
     pub fn from_moments(vectors: &Moments, eps: f64) -> Result<Self> {
         let mean = vectors.narrow_mean();
         let covariance = vectors
@@ -66,25 +66,25 @@ impl Whitening {
         Self::new(mean, Some(matrix))
     }
 
-    /// `d`, the decoder's width.
+    /// Returns the decoder's width, `d`.
     #[must_use]
     pub const fn width(&self) -> usize {
         self.mean.len()
     }
 
-    /// The mean that is taken away, `[d]`.
+    /// Returns the mean that is subtracted, `[d]`.
     #[must_use]
     pub fn mean(&self) -> &[f32] {
         &self.mean
     }
 
-    /// The matrix `[d, d]` that centered vectors are multiplied by; none where they are not.
+    /// Returns the matrix `[d, d]` by which centered vectors are multiplied. `None` if they are only centered.
     #[must_use]
     pub fn matrix(&self) -> Option<&[f32]> {
         self.matrix.as_deref()
     }
 
-    /// What job files and reports call it.
+    /// Returns the metric's name in job files and reports.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self.matrix {
@@ -93,7 +93,7 @@ impl Whitening {
         }
     }
 
-    /// Rows `[n, d]` as the metric sees them: cosines of the result are the metric.
+    /// Maps rows `[n, d]`. The cosines of the result are the metric.
     ///
     /// # Errors
     /// [`Error::Tensor`] when these are not whole rows.
@@ -103,7 +103,7 @@ impl Whitening {
         Ok(Metric::new(self, &backend)?.apply(&rows)?.flatten_all()?.to_vec1()?)
     }
 
-    /// As tensors of a file: `{prefix}mean`, and `{prefix}matrix` where there is one.
+    /// Returns the tensors of a file: `{prefix}mean`, and `{prefix}matrix` if there is one.
     #[must_use]
     pub fn tensors(&self, prefix: &str) -> Vec<tensor_file::Tensor<'_>> {
         let width = self.width();
@@ -115,10 +115,10 @@ impl Whitening {
         std::iter::once(mean).chain(matrix).collect()
     }
 
-    /// What [`Whitening::tensors`] wrote; none where the file has no such tensors.
+    /// Reads what [`Whitening::tensors`] wrote. Returns `None` if the file has no such tensors.
     ///
     /// # Errors
-    /// [`Error::Model`] when the tensors do not fit each other.
+    /// [`Error::Model`] when the tensors do not match.
     pub fn from_tensors(file: &TensorFile<'_>, prefix: &str) -> Result<Option<Self>> {
         let Some(mean) = file.optional_f32(&format!("{prefix}mean"))? else {
             return Ok(None);
@@ -130,7 +130,7 @@ impl Whitening {
     }
 }
 
-/// A [`Whitening`] where vectors are compared, f32.
+/// A [`Whitening`] in f32 on a device.
 pub(crate) struct Metric {
     mean: Tensor,           // [d]
     matrix: Option<Tensor>, // [d, d]
@@ -148,7 +148,7 @@ impl Metric {
         })
     }
 
-    /// Rows [n, d] as the metric sees them.
+    /// Maps rows `[n, d]`.
     pub(crate) fn apply(&self, rows: &Tensor) -> Result<Tensor> {
         let centered = subtract_row(rows, &self.mean)?;
         match &self.matrix {
@@ -157,7 +157,7 @@ impl Metric {
         }
     }
 
-    /// From the gradient by [`Metric::apply`]'s result [n, d] to that by its argument.
+    /// Turns the gradient of the result of [`Metric::apply`], `[n, d]`, into that of its argument.
     pub(crate) fn backward(&self, grad_seen: &Tensor) -> Result<Tensor> {
         match &self.matrix {
             Some(matrix) => matmul(grad_seen, &matrix.t()?),
@@ -166,9 +166,11 @@ impl Metric {
     }
 }
 
-/// U diag((l + eps · max l)^-½) Uᵀ of the covariance U diag(l) Uᵀ, `[d, d]`, of which the lower triangle is given in column-major order.
+/// Returns U diag((l + eps · max l)^-½) Uᵀ of the covariance U diag(l) Uᵀ, `[d, d]`. The covariance is given as its
+/// lower triangle in column-major order.
 ///
-/// The decomposition runs on one thread, so that no bit depends on their number: 2,048 dimensions take 2 seconds, 4,096 take 20.
+/// The decomposition runs on one thread, so its bits do not depend on the number of threads. 2,048 dimensions take 2
+/// seconds, and 4,096 take 20.
 fn inverse_root(covariance: &[f64], width: usize, eps: f64) -> Result<Vec<f32>> {
     let failed = |reason: &str| Error::Input(format!("the whitening of {width} dimensions failed: {reason}"));
     let covariance = MatRef::from_column_major_slice(covariance, width, width);
@@ -185,7 +187,7 @@ fn inverse_root(covariance: &[f64], width: usize, eps: f64) -> Result<Vec<f32>> 
     .map_err(|_| failed("the eigenvalues were not found"))?;
     let values: Vec<f64> = values.column_vector().iter().copied().collect();
     let largest = values.iter().fold(0.0_f64, |most, l| most.max(*l));
-    // Rounding may leave a vanishing eigenvalue below zero.
+    // Rounding may leave a tiny eigenvalue below zero.
     let factors: Vec<f64> = values
         .iter()
         .map(|l| (l.max(0.0) + eps * largest).sqrt().recip())

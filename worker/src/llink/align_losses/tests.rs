@@ -20,7 +20,7 @@ fn numbers(count: usize, key: f32) -> Vec<f32> {
     (0..count).map(|i| ((i as f32 + 1.0) * key).sin() * 2.0).collect()
 }
 
-/// Twelve teachers of other pairs, one of a pair in the batch.
+/// Returns a queue of twelve teachers of other pairs and one of a pair in the batch.
 fn queue() -> StoredQueue {
     let mut rows = numbers(13 * D, 1.37);
     for row in rows.chunks_exact_mut(D) {
@@ -32,7 +32,8 @@ fn queue() -> StoredQueue {
     StoredQueue::restore(13, D, vectors, ids, 0).unwrap()
 }
 
-/// By our kernels and by composed operations; the losses, the gradient by all rows, and what the queue takes in, of the former.
+/// Computes with the fused kernels and with composed operations. Returns the losses, the gradient of all rows, and the
+/// teachers for the queue.
 fn run(
     projected: &[f32],
     teacher: &[f32],
@@ -82,13 +83,14 @@ fn run(
     fused
 }
 
-/// A mean far from zero and a matrix that is not symmetric.
+/// Returns a metric with a mean far from zero and a matrix that is not symmetric.
 fn metric() -> Whitening {
     let matrix = (0..D * D).map(|at| (at as f32 * 0.7).cos() + if at % (D + 1) == 0 { 2.0 } else { 0.0 });
     Whitening::new(numbers(D, 0.31), Some(matrix.collect())).unwrap()
 }
 
-/// The losses by their definition, in f64, with the negatives that the f32 code would choose at `mined_at`.
+/// Computes the losses by their definition in f64. The negatives are those that the f32 code would choose at
+/// `mined_at`.
 fn definition(
     projected: &[f64],
     teacher: &[f32],

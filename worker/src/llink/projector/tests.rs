@@ -43,7 +43,7 @@ fn starts_within_pytorchs_bounds() {
     assert_ne!(projector, Projector::new(shape, 2));
 }
 
-/// The gradient of Σ (projected · weights) against central differences, parameter by parameter, dropout on.
+/// Compares the gradient of Σ (projected · weights) with central differences for each parameter, with dropout.
 #[test]
 fn backward_agrees_with_finite_differences() {
     let rows = Tensor::from_vec(rows(4), (4, SHAPE.input), &Device::Cpu).unwrap();

@@ -29,7 +29,7 @@ impl Case {
         Expansion::new(SHAPE, 0.8, (&self.scale, &self.others), DType::F32).unwrap()
     }
 
-    /// Σ (slots · weights).
+    /// Computes Σ (slots · weights).
     fn loss(&self, vectors: &Tensor, weights: &Tensor) -> f64 {
         let slots = self.expansion().forward(vectors).unwrap().slots;
         let terms: Vec<f32> = (slots * weights).unwrap().flatten_all().unwrap().to_vec1().unwrap();
@@ -45,7 +45,7 @@ fn numbers(x: &Tensor) -> Vec<f32> {
     x.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// Holds a gradient to central differences of `loss`, which is given the values with one of them moved.
+/// Compares a gradient with central differences of `loss`, which gets the values with one of them changed.
 fn hold_to_differences(what: &str, values: &[f32], gradient: &[f32], loss: impl Fn(&[f32]) -> f64) {
     assert_eq!(values.len(), gradient.len(), "{what}");
     let (mut values, width) = (values.to_vec(), 2e-3);
@@ -89,7 +89,7 @@ fn vectors_of_another_width_are_refused() {
     assert!(SlotExpander::new(SHAPE, 0.8, 3).expand(&[0.5; 7]).is_err());
 }
 
-/// The gradient of Σ (slots · weights) by each parameter and by the vectors that come in.
+/// Checks the gradient of Σ (slots · weights) with respect to each parameter and to the projected vectors.
 #[test]
 fn backward_agrees_with_finite_differences() {
     let vectors = tensor(&projected(4), SHAPE.width);
@@ -109,7 +109,7 @@ fn backward_agrees_with_finite_differences() {
             Ok(())
         })
         .unwrap();
-    assert_eq!(told, SHAPE.parameter_count(), "every part is told of once");
+    assert_eq!(told, SHAPE.parameter_count(), "every part is reported once");
     let of = |scale: &[f32], others: &[f32]| Case {
         scale: tensor(scale, 1).squeeze(0).unwrap(),
         others: tensor(others, 1).flatten_all().unwrap(),

@@ -14,7 +14,7 @@ fn table(width: usize, value: impl Fn(usize, usize) -> f32) -> VectorTable {
     }
 }
 
-/// Dimensions that go together, far from zero, of very different scales.
+/// Returns correlated dimensions, far from zero and of very different scales.
 fn teachers() -> VectorTable {
     table(D, |row, column| {
         let noise = |k: usize| uniform(row as u64, k as u64) - 0.5;
@@ -112,7 +112,7 @@ fn what_is_written_is_read() {
 #[test]
 fn a_folded_projector_gives_for_raw_vectors_what_the_other_gives_for_standardized_ones() {
     use crate::llink::projector::ProjectorShape;
-    // As an encoder's outlier dimensions are: far from zero by their own measure.
+    // These resemble an encoder's outlier dimensions, which are far from zero in units of their deviation.
     let encoder = table(5, |row, column| {
         (uniform(row as u64, column as u64) - 0.5) * 0.02 + if column == 3 { 4.0 } else { 0.05 }
     });
