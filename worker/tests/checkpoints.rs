@@ -125,7 +125,7 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken() {
         ("step-000000030-generation-000001.safetensors", |state, _| {
             std::fs::remove_file(state).unwrap()
         }),
-        ("its seal does not fit", |_, manifest| {
+        ("its seal does not match", |_, manifest| {
             let text = std::fs::read_to_string(manifest).unwrap();
             std::fs::write(manifest, text.replace("\"steps\": 30", "\"steps\": 29")).unwrap();
         }),

@@ -1,21 +1,21 @@
-//! Whether those who train together, or one after the other, train the same.
+//! Checks that all ranks, and a run and its checkpoint, train in the same way.
 
 use serde::Serialize;
 
 use crate::collective::Collective;
 use crate::{Error, Result};
 
-/// A fingerprint of bytes.
+/// Returns a fingerprint of bytes.
 pub(super) fn hash(bytes: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(bytes)
 }
 
-/// Makes sure that these facts are the same on all ranks: a difference would go unseen and spoil all.
+/// Checks that these facts are the same on all ranks. An undetected difference would spoil the training.
 ///
 /// # Errors
 /// [`Error::Input`] naming the first fact that differs and two ranks; those of the collective.
 pub(super) fn agree_on(facts: &[(&str, u64)], collective: &mut dyn Collective) -> Result<()> {
-    // 16 bits fit an f32 exactly.
+    // An f32 holds 16 bits exactly.
     let words = |value: u64| [0, 16, 32, 48].map(|shift| (value >> shift & 0xffff) as f32);
     let mine: Vec<f32> = facts.iter().flat_map(|(_, value)| words(*value)).collect();
     let all = collective.all_gather(&mine, &vec![mine.len(); collective.world_size()])?;
@@ -31,7 +31,7 @@ pub(super) fn agree_on(facts: &[(&str, u64)], collective: &mut dyn Collective) -
     Ok(())
 }
 
-/// Refuses to go on from a checkpoint that was trained with other options.
+/// Refuses a checkpoint that was trained with other options.
 ///
 /// # Errors
 /// [`Error::Input`] naming the first option that differs.
@@ -48,6 +48,6 @@ pub(super) fn same_options<T: Serialize>(now: &T, then: &T) -> Result<()> {
         .get(field.as_str())
         .map_or_else(|| "nothing".to_owned(), ToString::to_string);
     Err(Error::Input(format!(
-        "the checkpoint was trained with `{field}` {then}, this run asks for {value}"
+        "the checkpoint was trained with `{field}` {then}, but this run has {value}"
     )))
 }

@@ -1,18 +1,18 @@
-//! The next step's input, made ready while this step is at work.
+//! Prepares the next step's input while the current step runs.
 
 use std::sync::Arc;
 use std::thread::{Scope, ScopedJoinHandle};
 
-/// Whether there is somebody to work beside.
+/// Whether inputs are prepared during a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reading {
-    /// A device works while the host reads.
+    /// The host prepares inputs while a device computes.
     Ahead,
     /// The host does both, one after the other.
     InTurn,
 }
 
-/// Makes inputs ready, one step ahead.
+/// Prepares inputs, one step ahead.
 pub(super) struct Ahead<'scope, 'env, T> {
     scope: &'scope Scope<'scope, 'env>,
     reading: Reading,
@@ -21,7 +21,7 @@ pub(super) struct Ahead<'scope, 'env, T> {
 }
 
 impl<'scope, 'env, T: Send + 'scope> Ahead<'scope, 'env, T> {
-    /// `prepare` makes the input of a step.
+    /// Takes a function that prepares the input of a step.
     pub(super) fn new(
         scope: &'scope Scope<'scope, 'env>,
         reading: Reading,
@@ -35,7 +35,7 @@ impl<'scope, 'env, T: Send + 'scope> Ahead<'scope, 'env, T> {
         }
     }
 
-    /// The input of `step`; that of the step after it is begun, if there is one before `steps`.
+    /// Returns the input of `step`, and begins to prepare that of the next step if it is below `steps`.
     pub(super) fn take(&mut self, step: u64, steps: u64) -> T {
         let ready = match self.next.take() {
             Some((next, thread)) if next == step => {
@@ -62,7 +62,7 @@ mod tests {
                 let mut ahead = Ahead::new(scope, reading, |step| step * step);
                 let found: Vec<u64> = (3..9).map(|step| ahead.take(step, 9)).collect();
                 assert_eq!(found, [9, 16, 25, 36, 49, 64]);
-                assert_eq!(ahead.take(4, 9), 16, "a step that nobody reckoned with");
+                assert_eq!(ahead.take(4, 9), 16, "a step out of order");
             });
         }
     }

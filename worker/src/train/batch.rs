@@ -1,14 +1,14 @@
-//! Which pairs a step trains on: a function of the seed and the step, with no state.
+//! The pairs of each step, a function of the seed and the step without state.
 //!
-//! Each epoch goes once through all rows in an order of its own, a keyed permutation; what is left over after the last whole
-//! batch of an epoch waits for the next one. So no batch holds a row twice, and a restart needs to know nothing but the step.
+//! Each epoch goes once through all rows in the order of a keyed permutation. Rows that remain after the last whole
+//! batch of an epoch are left out of that epoch. So no batch holds a row twice, and a restart needs only the step.
 
 use std::ops::Range;
 
 use super::random::{key, mix};
 use crate::{Error, Result};
 
-/// The global batches of a training run.
+/// The global batches of a training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchPlan {
     seed: u64,
@@ -17,10 +17,10 @@ pub struct BatchPlan {
 }
 
 impl BatchPlan {
-    /// Batches of `batch` out of `rows` rows.
+    /// Plans batches of `batch` out of `rows` rows.
     ///
     /// # Errors
-    /// [`Error::Input`] when there are fewer rows than one batch takes.
+    /// [`Error::Input`] when there are fewer rows than a batch takes.
     pub fn new(seed: u64, rows: usize, batch: usize) -> Result<Self> {
         if batch == 0 || batch > rows {
             return Err(Error::Input(format!(
@@ -35,7 +35,7 @@ impl BatchPlan {
         })
     }
 
-    /// The rows of `step`'s global batch, in order.
+    /// Returns the rows of the global batch of `step`, in order.
     #[must_use]
     pub fn rows(&self, step: u64) -> Vec<usize> {
         let steps_per_epoch = self.rows / self.batch;
@@ -47,13 +47,14 @@ impl BatchPlan {
     }
 }
 
-/// Which part of a global batch of `batch` rows is rank `rank`'s.
+/// Returns the part of a global batch of `batch` rows that belongs to `rank`.
 #[must_use]
 pub const fn rank_slice(batch: usize, rank: usize, world_size: usize) -> Range<usize> {
     rank * batch / world_size..(rank + 1) * batch / world_size
 }
 
-/// A keyed bijection of `0..length`: a Feistel network over the next even power of two, walked until it lands inside.
+/// A keyed bijection of `0..length`. It is a Feistel network over the next even power of two, repeated until the result
+/// is in range.
 struct Permutation {
     key: u64,
     length: u64,
@@ -143,7 +144,7 @@ mod tests {
             .iter()
             .map(|count| (f64::from(*count) - expected).powi(2) / expected)
             .sum();
-        // 63 degrees of freedom: mean 63, deviation 11.
+        // A chi-squared value with 63 degrees of freedom has the mean 63 and the standard deviation 11.
         assert!((25.0..120.0).contains(&chi), "{chi}");
     }
 

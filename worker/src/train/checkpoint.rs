@@ -1,4 +1,5 @@
-//! A training's state between two steps, as one safetensors file: named tensors, and a JSON object of everything else.
+//! A training's state between two steps as one safetensors file. It holds named tensors and a JSON object of everything
+//! else.
 
 use std::collections::HashMap;
 
@@ -8,23 +9,23 @@ use serde::de::DeserializeOwned;
 use super::tensor_file::{self, Tensor, TensorFile};
 use crate::{Error, Result};
 
-/// The one string among the file's metadata.
+/// The key of the JSON object in the file's metadata.
 const METADATA: &str = "training";
 
-/// A checkpoint's file of these tensors, and of what `metadata` says.
+/// Returns the file of a checkpoint with these tensors and this metadata.
 ///
 /// # Errors
-/// [`Error::Input`] when a tensor's shape does not fit its numbers, or the metadata are no JSON.
+/// [`Error::Input`] when a tensor's shape does not match its values, or the metadata cannot be written as JSON.
 pub fn write(tensors: &[Tensor<'_>], metadata: &impl Serialize) -> Result<Vec<u8>> {
     let json =
         serde_json::to_string(metadata).map_err(|error| Error::Input(format!("writing a checkpoint: {error}")))?;
     tensor_file::write(tensors, HashMap::from([(METADATA.to_owned(), json)]))
 }
 
-/// What a checkpoint's file says beside its tensors.
+/// Reads the metadata of a checkpoint's file.
 ///
 /// # Errors
-/// [`Error::Model`] when it says something else than is looked for.
+/// [`Error::Model`] when the metadata is missing or has another form.
 pub fn metadata<T: DeserializeOwned>(file: &TensorFile<'_>) -> Result<T> {
     serde_json::from_str(file.text(METADATA)?)
         .map_err(|error| file.error(format!("its metadata can't be read: {error}")))

@@ -1,16 +1,16 @@
 //! Dropout whose masks depend on the seed, the step and the pair alone.
 //!
-//! So a pair meets the same mask on whichever rank it falls, and again after a restart.
+//! A pair therefore has the same mask on every rank, and again after a restart.
 
 use super::random::key;
 use crate::llink::vectorized::vectorized;
 
-/// Drops each number with a probability and scales up the rest, so that the mean stays.
+/// Drops each number with a probability and scales up the rest, so that the mean stays the same.
 #[derive(Debug, Clone, Copy)]
 pub struct Dropout {
     /// A number is dropped when its random 32 bits are below this.
     threshold: u32,
-    /// What is kept is multiplied by this.
+    /// The factor of the numbers that are kept.
     scale: f32,
     seed: u64,
     step: u64,
@@ -26,7 +26,7 @@ pub struct RowMask {
 }
 
 impl Dropout {
-    /// Masks of one step. `probability` is in [0, 1).
+    /// Returns the dropout of one step. `probability` is in [0, 1).
     #[must_use]
     pub fn new(probability: f64, seed: u64, step: u64) -> Self {
         let threshold = (probability * f64::from(u32::MAX)) as u32;
@@ -38,7 +38,7 @@ impl Dropout {
         }
     }
 
-    /// The mask of the row of pair `id`.
+    /// Returns the mask of the row of pair `id`.
     #[must_use]
     pub fn row(&self, id: u64) -> RowMask {
         let key = key(&[self.seed, self.step, id]);
@@ -52,11 +52,12 @@ impl Dropout {
 }
 
 impl RowMask {
-    /// What column `column` is multiplied with: 0, or what keeps the mean.
+    /// Returns the factor of a column: 0, or the scale that keeps the mean.
     #[inline(always)]
     #[must_use]
     pub fn factor(&self, column: u32) -> f32 {
-        // "lowbias32" by Chris Wellons, salted in the middle: three multiplications, and loops over columns vectorize.
+        // This is "lowbias32" by Chris Wellons with the key added. It has three multiplications, so loops over columns
+        // vectorize.
         let mut x = column.wrapping_mul(0x9e37_79b9) ^ self.key;
         x = (x ^ (x >> 16)).wrapping_mul(0x7feb_352d) ^ self.salt;
         x = (x ^ (x >> 15)).wrapping_mul(0x846c_a68b);
@@ -66,19 +67,20 @@ impl RowMask {
 }
 
 impl RowMask {
-    /// What tells this row from others, in two words.
+    /// Returns the key of this row in two words.
     #[must_use]
     pub const fn key(&self) -> [u32; 2] {
         [self.key, self.salt]
     }
 
-    /// What all rows of a step share: below which number a column is dropped, and what the others are multiplied with.
+    /// Returns the threshold below which a column is dropped, and the factor of the others. All rows of a step share
+    /// them.
     #[must_use]
     pub const fn constants(&self) -> (u32, f32) {
         (self.threshold, self.scale)
     }
 
-    /// Multiplies a row with its mask.
+    /// Multiplies a row by its mask.
     pub fn apply(&self, row: &mut [f32]) {
         mask_row(row, self);
     }

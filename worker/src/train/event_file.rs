@@ -1,14 +1,14 @@
-//! TensorBoard event files: TFRecords of `Event` messages that hold scalars.
+//! TensorBoard event files, which are TFRecords of `Event` messages with scalars.
 //!
-//! Written here because no crate fits: `tensorboard-rs` panics when the disk is full and brings `image` 0.23 and
-//! `protobuf` 2, `tboard` needs a protoc to build, `tfrecord` brings prost 0.12 and `num` for one framing. The messages
-//! below are the parts of TensorFlow's `event.proto` and `summary.proto` that scalars need, under the same field numbers.
+//! No crate fits. `tensorboard-rs` panics when the disk is full and brings `image` 0.23 and `protobuf` 2. `tboard`
+//! needs a protoc to build, and `tfrecord` brings prost 0.12 and `num` for one framing. The messages below are the
+//! parts of TensorFlow's `event.proto` and `summary.proto` that scalars need, with the same field numbers.
 
 use prost::Message;
 
 #[derive(Clone, PartialEq, Message)]
 struct Event {
-    /// Seconds since the Unix epoch.
+    /// The seconds since the Unix epoch.
     #[prost(double, tag = "1")]
     wall_time: f64,
     #[prost(int64, tag = "2")]
@@ -39,7 +39,7 @@ struct SummaryValue {
     simple_value: f32,
 }
 
-/// The record that every event file begins with.
+/// Returns the first record of an event file.
 #[must_use]
 pub fn opening(wall_time: f64) -> Vec<u8> {
     framed(&Event {
@@ -49,7 +49,7 @@ pub fn opening(wall_time: f64) -> Vec<u8> {
     })
 }
 
-/// One step's scalars as a record.
+/// Returns the scalars of one step as a record.
 #[must_use]
 pub fn scalars(wall_time: f64, step: u64, scalars: &[(String, f64)]) -> Vec<u8> {
     let value = |(tag, value): &(String, f64)| SummaryValue {
@@ -65,7 +65,7 @@ pub fn scalars(wall_time: f64, step: u64, scalars: &[(String, f64)]) -> Vec<u8> 
     })
 }
 
-/// Length, its checksum, the message, its checksum; all little-endian.
+/// Returns a record: length, its checksum, message, its checksum, all little-endian.
 fn framed(event: &Event) -> Vec<u8> {
     let message = event.encode_to_vec();
     let length = (message.len() as u64).to_le_bytes();
@@ -77,7 +77,7 @@ fn framed(event: &Event) -> Vec<u8> {
     record
 }
 
-/// CRC-32C, rotated and shifted as TFRecords have it, so that the checksum of data that hold checksums is no trouble.
+/// Returns the CRC-32C, rotated and shifted as in TFRecords. The change protects checksums of data that hold checksums.
 fn masked_checksum(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn records_are_framed_as_tensorflow_frames_them() {
-        // Known answer from TensorFlow's own crc32c tests: 32 zero bytes.
+        // TensorFlow's own crc32c tests have this value for 32 zero bytes.
         assert_eq!(crc32c::crc32c(&[0; 32]), 0x8a91_36aa);
         let record = scalars(1.5, 42, &[("loss".into(), 0.5), ("seconds/total".into(), 2.0)]);
         let length = u64::from_le_bytes(record[..8].try_into().unwrap()) as usize;
@@ -103,7 +103,7 @@ mod tests {
         };
         assert_eq!(summary.value[1].tag, "seconds/total");
         assert_eq!(summary.value[0].simple_value, 0.5);
-        // wall_time (double, field 1) comes first on the wire, then step.
+        // The field wall_time (double, field 1) comes first, then step.
         assert_eq!(message[0], 0x09);
         assert_eq!(message[9..11], [0x10, 42]);
     }

@@ -1,25 +1,25 @@
-//! The numbers of a training in the making: JSON lines and TensorBoard records since they were last handed on.
+//! The metrics of a training since they were last saved, as JSON lines and TensorBoard records.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::event_file;
 use super::step_record::StepRecord;
 
-/// Numbers of some consecutive steps.
+/// The metrics of some consecutive steps.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct MetricsPiece {
-    /// The first step in it, the last step in it.
+    /// The first step and the last step.
     pub steps: Option<(u64, u64)>,
-    /// A line for each step.
+    /// The JSON lines, one for each step.
     pub lines: String,
-    /// A TensorBoard event file.
+    /// The content of a TensorBoard event file.
     pub events: Vec<u8>,
-    /// Seconds that the steps took.
+    /// The seconds that the steps took.
     pub step_seconds: f64,
 }
 
 impl MetricsPiece {
-    /// Notes a step.
+    /// Adds a step.
     pub fn push(&mut self, record: &StepRecord, ranks: usize) {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = since.as_secs_f64();
@@ -34,12 +34,12 @@ impl MetricsPiece {
         self.step_seconds += record.seconds.total;
     }
 
-    /// Adds the piece that comes next.
+    /// Adds the next piece.
     pub fn append(&mut self, next: Self) {
         let Some((first, last)) = next.steps else { return };
         self.steps = Some((self.steps.map_or(first, |(first, _)| first), last));
         self.lines.push_str(&next.lines);
-        // A second opening record in the middle of a file is read over.
+        // TensorBoard skips a second opening record in the middle of a file.
         self.events.extend(next.events);
         self.step_seconds += next.step_seconds;
     }

@@ -1,8 +1,8 @@
-//! The training loops and what they are made of.
+//! The training loops and their parts.
 //!
-//! [`align`] is Stage A's loop, [`instruct`] Stage B's. What a step does depends on the seed and the step alone: [`batch`] and [`dropout`] have no
-//! state to lose, and a [`checkpoint`] holds the rest. Around a loop, whatever the stage: [`training_run`] watches it,
-//! [`checkpoints`] keeps a training's states, [`metrics`] its numbers, [`upkeep`] says how often.
+//! [`align`] is the loop of Stage A, and [`instruct`] that of Stage B. A step depends on the seed and the number of the
+//! step alone. [`batch`] and [`dropout`] have no state, and a [`checkpoint`] holds the rest. Both loops share
+//! [`training_run`], which observes them, the [`checkpoints`], the [`metrics`] and the intervals in [`upkeep`].
 
 mod agreement;
 mod ahead;

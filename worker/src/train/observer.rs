@@ -1,31 +1,31 @@
-//! Whoever watches a training loop.
+//! The observer of a training loop.
 
 use std::ops::ControlFlow;
 
 use super::step_record::StepRecord;
 use crate::{Error, Result};
 
-/// Makes a checkpoint's file of the state after the last whole step; costs nothing when it is not called.
+/// Returns a checkpoint's file of the state after the last whole step. It costs nothing unless it is called.
 pub type Snapshot<'a> = &'a dyn Fn() -> Result<Vec<u8>>;
 
-/// Told of each step of a training loop, and of the error that ended it.
+/// Receives each step of a training loop, and the error that ended it.
 pub trait Observer {
-    /// After a step. May end training; all ranks must then do so at the same step.
+    /// Receives a step. It may end training, if it does so at the same step on all ranks.
     ///
     /// # Errors
-    /// What ends training.
+    /// An error that ends training.
     fn stepped(&mut self, record: &StepRecord, snapshot: Snapshot<'_>) -> Result<ControlFlow<()>>;
 
-    /// A step did not come about. The state, which `snapshot` gives, is that after the last whole one; `next_step` is
-    /// the step to take next.
+    /// Receives the error of a step that failed. `snapshot` gives the state after the last whole step, and `next_step`
+    /// is the step to take next.
     fn interrupted(&mut self, _error: &Error, _next_step: u64, _snapshot: Snapshot<'_>) {}
 }
 
-/// A function as an [`Observer`] of steps.
+/// An [`Observer`] that calls a function after each step.
 #[derive(Debug)]
 pub struct Each<F>(F);
 
-/// Calls `f` after each step.
+/// Returns an observer that calls `f` after each step.
 pub fn each<F: FnMut(&StepRecord, Snapshot<'_>) -> Result<ControlFlow<()>>>(f: F) -> Each<F> {
     Each(f)
 }

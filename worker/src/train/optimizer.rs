@@ -6,22 +6,22 @@ use rayon::prelude::*;
 use crate::Result;
 use crate::llink::vectorized::vectorized;
 
-/// Numbers in a parallel task; also the length over which a norm is summed in f32.
+/// The number of values in a parallel task. A norm is summed in f32 over the same length.
 const BLOCK: usize = 1 << 14;
-/// Gradients are padded to whole pieces of so many numbers.
+/// Gradients are padded to a multiple of this length.
 pub(super) const PIECE: usize = 1024;
-/// PyTorch's default.
+/// The default of PyTorch.
 const EPSILON: f32 = 1e-8;
 
-/// How many numbers a flat gradient by `count` parameters has: whole pieces.
+/// Returns the length of a flat gradient of `count` parameters with its padding.
 pub(super) const fn padded(count: usize) -> usize {
     count.div_ceil(PIECE) * PIECE
 }
 
-/// Pieces one after another as a flat gradient in f32, with zeros behind them.
+/// Concatenates gradients to a flat gradient in f32, padded with zeros.
 ///
 /// # Errors
-/// [`Error::Tensor`](crate::Error::Tensor) when they lie on different devices.
+/// [`Error::Tensor`](crate::Error::Tensor) when the gradients lie on different devices.
 pub fn flat(pieces: &[Tensor]) -> Result<Tensor> {
     let mut parts = Vec::with_capacity(pieces.len() + 1);
     for piece in pieces {
@@ -36,31 +36,31 @@ pub fn flat(pieces: &[Tensor]) -> Result<Tensor> {
     Ok(Tensor::cat(&parts, 0)?)
 }
 
-/// What AdamW does to its parameters apart from the learning rate.
+/// The hyperparameters of AdamW besides the learning rate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWOptions {
-    /// Decay of the first moment.
+    /// The decay of the first moment.
     pub beta1: f64,
-    /// Decay of the second moment.
+    /// The decay of the second moment.
     pub beta2: f64,
-    /// Decoupled weight decay.
+    /// The decoupled weight decay.
     pub weight_decay: f64,
 }
 
-/// AdamW between two steps, as a checkpoint holds it.
+/// The state of AdamW in a checkpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdamWState {
     pub(super) options: AdamWOptions,
-    /// Steps taken.
+    /// The number of steps that were taken.
     pub steps: u64,
-    /// Running mean of the gradients, one for each parameter.
+    /// The running mean of the gradients, one value for each parameter.
     pub first_moment: Vec<f32>,
-    /// Running mean of their squares.
+    /// The running mean of the squared gradients, one value for each parameter.
     pub second_moment: Vec<f32>,
 }
 
 impl AdamWState {
-    /// For `parameters` parameters, before the first step.
+    /// Returns the state of `parameters` parameters before the first step.
     #[must_use]
     pub fn new(options: AdamWOptions, parameters: usize) -> Self {
         Self {
@@ -73,7 +73,7 @@ impl AdamWState {
 }
 
 impl AdamWOptions {
-    /// The constants of the `steps`-th step, counted from 1.
+    /// Returns the constants of the `steps`-th step, counted from 1.
     fn update(&self, steps: u64, gradient_scale: f32, learning_rate: f64) -> Update {
         let Self {
             beta1,
@@ -94,18 +94,18 @@ impl AdamWOptions {
     }
 }
 
-/// Adam with decoupled weight decay and bias correction (Loshchilov and Hutter, 2019). Parameters and moments are tensors in f32 that
-/// stay on their device.
+/// Adam with decoupled weight decay and bias correction (Loshchilov and Hutter, 2019). Parameters and moments are f32
+/// tensors that stay on their device.
 pub struct AdamW {
     options: AdamWOptions,
     steps: u64,
-    /// Parameters, first moments, second moments, each with zeros behind: [3, padded].
+    /// The parameters, the first moments and the second moments, each padded with zeros: `[3, padded]`.
     state: Tensor,
     count: usize,
 }
 
 impl AdamW {
-    /// Goes on from these, on a device.
+    /// Continues from these parameters and this state, on a device.
     ///
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
@@ -124,7 +124,7 @@ impl AdamW {
         })
     }
 
-    /// The parameters `[n]`, f32: a view that changes with each step.
+    /// Returns a view of the parameters, f32 `[n]`, which changes with each step.
     ///
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
@@ -132,17 +132,17 @@ impl AdamW {
         Ok(self.state.get(0)?.narrow(0, 0, self.count)?)
     }
 
-    /// Moves the parameters against `gradient`, as [`flat`] makes it, times `scale`.
+    /// Updates the parameters with `scale` times `gradient`, which has the form of [`flat`].
     ///
     /// # Errors
-    /// [`Error::Tensor`](crate::Error::Tensor) when the gradient is of another length, or the device fails.
+    /// [`Error::Tensor`](crate::Error::Tensor) when the gradient has another length, or the device fails.
     pub fn step(&mut self, gradient: &Tensor, scale: f32, learning_rate: f64) -> Result<()> {
         self.steps += 1;
         let update = self.options.update(self.steps, scale, learning_rate);
         Ok(self.state.inplace_op2(gradient, &Step(update))?)
     }
 
-    /// Parameters and moments as they are now.
+    /// Returns copies of the parameters and the moments.
     ///
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
@@ -196,25 +196,25 @@ impl InplaceOp2 for Step {
     }
 }
 
-/// One step's constants.
+/// The constants of one step.
 #[derive(Debug, Clone, Copy)]
 struct Update {
     gradient_scale: f32,
-    /// What weight decay leaves of a parameter.
+    /// The factor of a parameter under weight decay.
     decay: f32,
-    /// The new gradient's weight in the first moment.
+    /// The weight of the new gradient in the first moment.
     keep1: f32,
-    /// And in the second.
+    /// The weight of the new squared gradient in the second moment.
     keep2: f32,
     beta2: f32,
-    /// One over the root of the second moment's bias correction.
+    /// The factor 1 / √(bias correction of the second moment).
     inverse_root: f32,
-    /// The learning rate over the first moment's bias correction.
+    /// The learning rate divided by the bias correction of the first moment.
     step_size: f32,
 }
 
 impl AdamWOptions {
-    /// The constants of the `steps`-th step, counted from 1, as `cuda/kernels.cu` takes them.
+    /// Returns the constants of the `steps`-th step, counted from 1, as `cuda/kernels.cu` takes them.
     #[must_use]
     pub fn constants(&self, steps: u64, gradient_scale: f32, learning_rate: f64) -> [f32; 8] {
         self.update(steps, gradient_scale, learning_rate).constants()
@@ -222,7 +222,7 @@ impl AdamWOptions {
 }
 
 impl Update {
-    /// In the order in which the kernel takes them.
+    /// Returns the constants in the order in which the kernel takes them.
     const fn constants(&self) -> [f32; 8] {
         [
             self.gradient_scale,
@@ -237,7 +237,7 @@ impl Update {
     }
 }
 
-/// AdamW on all parameters, shared out over threads.
+/// Applies AdamW to all parameters, with all threads.
 fn apply_to_all(update: &Update, parameters: &mut [f32], gradient: &[f32], (first, second): (&mut [f32], &mut [f32])) {
     let moments = first.par_chunks_mut(BLOCK).zip(second.par_chunks_mut(BLOCK));
     let blocks = parameters
@@ -250,7 +250,7 @@ fn apply_to_all(update: &Update, parameters: &mut [f32], gradient: &[f32], (firs
 }
 
 vectorized! {
-    /// AdamW on a block of parameters.
+    /// Applies AdamW to a block of parameters.
     fn apply(update: &Update, parameters: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32]) {
         let moments = first.iter_mut().zip(second);
         for ((parameter, gradient), (first, second)) in parameters.iter_mut().zip(gradient).zip(moments) {
@@ -263,7 +263,7 @@ vectorized! {
     }
 }
 
-/// What a gradient of this norm is multiplied with so that its norm is at most `max_norm`.
+/// Returns the factor that reduces a gradient of this norm to a norm of at most `max_norm`.
 #[must_use]
 pub fn clip_factor(norm: f64, max_norm: f64) -> f32 {
     (max_norm / (norm + 1e-6)).min(1.0) as f32
@@ -279,7 +279,7 @@ mod tests {
         weight_decay: 0.05,
     };
 
-    /// Three steps in f64 by the textbook, with a rest after each.
+    /// Compares three steps with the definition in f64, and restores the state from a copy after each.
     #[test]
     fn follows_the_definition_and_goes_on_from_where_it_was() {
         let count = BLOCK * 9 + 5;

@@ -1,6 +1,7 @@
-//! Numbers that depend on a key alone: no state, so that any rank, at any step, after any restart, draws the same.
+//! Random numbers that depend on a key alone. Without state, every rank draws the same numbers at every step and after
+//! every restart.
 
-/// The finalizer of SplitMix64: a bijection whose every output bit depends on every input bit.
+/// The finalizer of SplitMix64, a bijection in which every output bit depends on every input bit.
 #[must_use]
 pub const fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -8,7 +9,7 @@ pub const fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// One key of several words; their order matters.
+/// Returns one key of several words, whose order matters.
 #[must_use]
 pub fn key(words: &[u64]) -> u64 {
     words.iter().fold(0, |state, word| {
@@ -16,7 +17,7 @@ pub fn key(words: &[u64]) -> u64 {
     })
 }
 
-/// The `index`-th number of a key's stream, uniform in [0, 1) with 24 bits.
+/// Returns the `index`-th number of a key's stream, uniform in [0, 1) with 24 bits.
 #[must_use]
 pub fn uniform(key: u64, index: u64) -> f32 {
     (mix(key.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15))) >> 40) as f32 / (1_u64 << 24) as f32

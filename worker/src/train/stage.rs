@@ -1,4 +1,4 @@
-//! The loop over a stage's steps: read the input, take the step, look at held-out data, tell the observer.
+//! The loop over a stage's steps: read the input, take the step, validate, call the observer.
 
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -10,34 +10,34 @@ use super::upkeep::Upkeep;
 use crate::Result;
 use crate::collective::Collective;
 
-/// What a stage does where the loop is the same for all.
+/// The parts of a stage that the common loop calls.
 pub(super) trait Stage {
-    /// What a step is fed with.
+    /// The input of a step.
     type Input;
 
-    /// How many steps the stage has.
+    /// Returns the number of steps.
     fn steps(&self) -> u64;
 
-    /// Takes a step. The record lacks validation, and of the seconds `data` and `total`.
+    /// Takes a step. The loop adds the validation and the seconds `data` and `total` to the record.
     fn take_step(&mut self, step: u64, input: &Self::Input, collective: &mut dyn Collective) -> Result<StepRecord>;
 
-    /// Looks at the held-out data.
+    /// Measures on the held-out data.
     fn validate(&mut self) -> Result<Validation>;
 
-    /// The checkpoint after `steps` steps.
+    /// Returns the checkpoint after `steps` steps.
     fn snapshot(&self, steps: u64) -> Result<Vec<u8>>;
 }
 
-/// Where a stage's steps ended.
+/// The end of a loop.
 pub(super) struct Ended {
-    /// The step that would come next.
+    /// The next step.
     pub(super) next_step: u64,
-    /// The last step taken here, if any was.
+    /// The last step that this call took, if any.
     pub(super) last: Option<StepRecord>,
 }
 
-/// Takes the steps from `first_step` on, until all are taken or the observer ends them. Rank 0 looks at held-out data when `validation`
-/// says so.
+/// Takes the steps from `first_step` on, until all are taken or the observer ends training. Rank 0 validates when
+/// `validation` says so.
 pub(super) fn take_steps<'scope, S: Stage>(
     stage: &mut S,
     first_step: u64,

@@ -1,17 +1,17 @@
-//! What the steps of both stages share: where the time went, and the check that the numbers are numbers.
+//! The parts that the steps of both stages share: a clock for their phases, and a check for NaN and infinity.
 
 use std::time::Instant;
 
 pub use super::step_record::StepSeconds;
 use crate::{Error, Result};
 
-/// Ids that a divergence names before it only counts.
+/// The number of ids that the error of a divergence names.
 const IDS_NAMED: usize = 16;
 
-/// Refuses a step whose loss or gradient is NaN or infinite, naming the step and the batch's ids.
+/// Refuses a step whose loss or gradient is NaN or infinite.
 ///
 /// # Errors
-/// [`Error::Diverged`].
+/// [`Error::Diverged`] naming the step and the batch's ids.
 pub(super) fn check_finite(step: u64, ids: &[u64], loss: f64, grad_norm: f64) -> Result<()> {
     if loss.is_finite() && grad_norm.is_finite() {
         return Ok(());
@@ -32,7 +32,7 @@ pub(super) fn check_finite(step: u64, ids: &[u64], loss: f64, grad_norm: f64) ->
     })
 }
 
-/// Measures phases one after another.
+/// Measures consecutive phases.
 pub(super) struct Clock(Instant);
 
 impl Clock {
@@ -40,7 +40,7 @@ impl Clock {
         Self(Instant::now())
     }
 
-    /// Seconds since the last call.
+    /// Returns the seconds since the last call.
     pub(super) fn lap(&mut self) -> f64 {
         let now = Instant::now();
         std::mem::replace(&mut self.0, now).elapsed().as_secs_f64()

@@ -1,65 +1,66 @@
-//! What one training step is to those who watch it: named numbers, whatever the stage.
+//! The record of one training step for observers, with named numbers for every stage.
 
 use serde_json::{Map, Value, json};
 
-/// Seconds of one step on this rank.
+/// The seconds of one step on this rank.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct StepSeconds {
-    /// Reading the batch.
+    /// The time to read the batch.
     pub data: f64,
-    /// Up to the loss.
+    /// The time from the batch to the loss.
     pub forward: f64,
-    /// Gradients by the parameters.
+    /// The time to compute the gradients of the parameters.
     pub backward: f64,
-    /// Waiting for gradients to be summed over ranks.
+    /// The time to wait for the sums of gradients over the ranks.
     pub reduce: f64,
-    /// Clipping, the optimizer, and what else a step changes.
+    /// The time for clipping, the optimizer, and other changes of the state.
     pub optimizer: f64,
-    /// The whole step.
+    /// The time of the whole step.
     pub total: f64,
 }
 
-/// What a held-out set said after a step.
+/// The result of a measurement on held-out data.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Validation {
-    /// By name.
+    /// The numbers, each with its name.
     pub numbers: Vec<(&'static str, f64)>,
-    /// What checkpoints are compared by: less is better.
+    /// The score by which checkpoints are compared. Lower is better.
     pub score: f64,
 }
 
-/// One step. Numbers are over the global batch, before the step changed anything, and the same on all ranks.
+/// The record of one step. Its numbers are over the global batch before the step, and the same on all ranks.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepRecord {
-    /// Counts from 0.
+    /// The number of the step, counted from 0.
     pub step: u64,
-    /// By name: the loss that is minimized first, then its terms, the gradient's norm, learning rates, temperatures.
+    /// The numbers, each with its name. The minimized loss is first, then its terms, the gradient's norm, learning
+    /// rates and temperatures.
     pub numbers: Vec<(&'static str, f64)>,
-    /// Pairs or examples in the global batch.
+    /// The number of pairs or examples in the global batch.
     pub pairs: u64,
-    /// Tokens in the global batch; 0 where a stage counts none.
+    /// The number of tokens in the global batch; 0 if the stage does not count them.
     pub tokens: u64,
-    /// Where the time went.
+    /// The time of each phase.
     pub seconds: StepSeconds,
-    /// On the steps after which held-out data were looked at, on rank 0.
+    /// The validation after this step, on rank 0.
     pub validation: Option<Validation>,
 }
 
 impl StepRecord {
-    /// The loss that is minimized; NaN when the step named no number.
+    /// Returns the minimized loss, or NaN if the step has no numbers.
     #[must_use]
     pub fn loss(&self) -> f64 {
         self.numbers.first().map_or(f64::NAN, |(_, loss)| *loss)
     }
 
-    /// One of the numbers.
+    /// Returns one of the numbers.
     #[must_use]
     pub fn number(&self, name: &str) -> Option<f64> {
         let found = self.numbers.iter().find(|(known, _)| *known == name);
         found.map(|(_, value)| *value)
     }
 
-    /// Everything by name, as charts show it: losses as they are, rates by the second, `seconds/…`, `validation/…`.
+    /// Returns all numbers by name as charts show them: losses, rates per second, `seconds/…` and `validation/…`.
     #[must_use]
     pub fn scalars(&self) -> Vec<(String, f64)> {
         let seconds = &self.seconds;
@@ -75,7 +76,7 @@ impl StepRecord {
         all
     }
 
-    /// As a JSON line, newline included. `ranks` is how many took the step.
+    /// Returns a JSON line with its newline. `ranks` is the number of ranks that took the step.
     #[must_use]
     pub fn line(&self, ranks: usize) -> String {
         let mut line = Map::new();

@@ -1,4 +1,4 @@
-//! safetensors files: named tensors and a few strings, read with errors that name the file and the tensor.
+//! The safetensors format: named tensors and a few strings. Errors name the file and the tensor.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use crate::{Error, Result};
 
-/// Numbers of a tensor to be written.
+/// The values of a tensor to write.
 #[derive(Debug, Clone, Copy)]
 pub enum Values<'a> {
     /// 32-bit floats.
@@ -20,13 +20,13 @@ pub enum Values<'a> {
     U64(&'a [u64]),
 }
 
-/// A tensor to be written: name, shape, numbers.
+/// A tensor to write: name, shape, values.
 pub type Tensor<'a> = (String, Vec<usize>, Values<'a>);
 
-/// A safetensors file of these tensors.
+/// Returns a safetensors file of these tensors.
 ///
 /// # Errors
-/// [`Error::Input`] when a tensor's shape does not fit its numbers.
+/// [`Error::Input`] when a tensor's shape does not match its values.
 pub fn write(tensors: &[Tensor<'_>], metadata: HashMap<String, String>) -> Result<Vec<u8>> {
     let failed = |error| Error::Input(format!("writing safetensors: {error}"));
     let views = tensors.iter().map(|(name, shape, values)| {
@@ -49,7 +49,7 @@ pub struct TensorFile<'a> {
 }
 
 impl<'a> TensorFile<'a> {
-    /// The file `name`, whose content is `bytes`.
+    /// Reads the file `name` with content `bytes`.
     ///
     /// # Errors
     /// [`Error::Model`] when it is not a safetensors file.
@@ -67,7 +67,7 @@ impl<'a> TensorFile<'a> {
         })
     }
 
-    /// An error about this file.
+    /// Returns an error about this file.
     pub fn error(&self, reason: impl Into<String>) -> Error {
         Error::Model {
             path: self.name.into(),
@@ -75,7 +75,7 @@ impl<'a> TensorFile<'a> {
         }
     }
 
-    /// One of the file's strings.
+    /// Returns one of the file's strings.
     ///
     /// # Errors
     /// [`Error::Model`] when it is missing.
@@ -83,10 +83,10 @@ impl<'a> TensorFile<'a> {
         self.metadata
             .get(key)
             .map(String::as_str)
-            .ok_or_else(|| self.error(format!("its metadata lack `{key}`")))
+            .ok_or_else(|| self.error(format!("its metadata lacks `{key}`")))
     }
 
-    /// Shape and numbers of a tensor of 32-bit floats.
+    /// Returns the shape and the values of a tensor of 32-bit floats.
     ///
     /// # Errors
     /// [`Error::Model`] when it is missing or of another type.
@@ -103,7 +103,7 @@ impl<'a> TensorFile<'a> {
         ))
     }
 
-    /// The numbers of a tensor of 32-bit floats; none where there is no such tensor.
+    /// Returns the values of a tensor of 32-bit floats, or `None` if there is no such tensor.
     ///
     /// # Errors
     /// [`Error::Model`] when it is of another type.
@@ -114,7 +114,7 @@ impl<'a> TensorFile<'a> {
         }
     }
 
-    /// Shape and numbers of a tensor of 16-bit floats.
+    /// Returns the shape and the values of a tensor of 16-bit floats.
     ///
     /// # Errors
     /// [`Error::Model`] when it is missing or of another type.
@@ -131,7 +131,7 @@ impl<'a> TensorFile<'a> {
         ))
     }
 
-    /// Shape and numbers of a tensor of unsigned integers.
+    /// Returns the shape and the values of a tensor of unsigned integers.
     ///
     /// # Errors
     /// [`Error::Model`] when it is missing or of another type.
@@ -148,7 +148,7 @@ impl<'a> TensorFile<'a> {
         ))
     }
 
-    /// Shape and numbers of a tensor of signed integers.
+    /// Returns the shape and the values of a tensor of signed integers.
     ///
     /// # Errors
     /// [`Error::Model`] when it is missing or of another type.
@@ -165,7 +165,7 @@ impl<'a> TensorFile<'a> {
         ))
     }
 
-    /// The names of all tensors.
+    /// Returns the names of all tensors.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.names().into_iter()
     }

@@ -1,5 +1,4 @@
-//! What stands around a training loop, whatever the stage: progress, metrics, checkpoints, and what is saved when it ends
-//! before its time.
+//! The surroundings of every stage's training loop: progress, metrics, checkpoints, and a last save when training ends early.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -16,10 +15,10 @@ use crate::agent::TaskControl;
 use crate::collective::Collective;
 use crate::{Error, Result};
 
-/// Between two looks at the figures that people see.
+/// The interval between two updates of the figures that people see.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
 
-/// Watches a training loop: an [`Observer`]. Rank 0 saves; the others only say how far they are.
+/// The [`Observer`] of a training. Rank 0 saves; the other ranks only report their progress.
 #[derive(Debug)]
 pub struct TrainingRun {
     upkeep: Upkeep,
@@ -31,12 +30,12 @@ pub struct TrainingRun {
     pairs_since: u64,
 }
 
-/// Rank 0's part.
+/// The part that rank 0 alone has.
 #[derive(Debug)]
 struct Saver {
     checkpoints: Checkpoints,
     writer: CheckpointWriter,
-    /// Of the steps since the last save.
+    /// The metrics of the steps since the last save.
     metrics: MetricsPiece,
     saved: u64,
     saved_at: Instant,
@@ -44,22 +43,23 @@ struct Saver {
     warnings: Vec<String>,
 }
 
-/// What a training that came to its end leaves.
+/// The files and figures of a completed training.
 #[derive(Debug, Default)]
 pub struct Finished {
-    /// JSON lines of all steps, each once.
+    /// The JSON lines of all steps, each once.
     pub lines: String,
-    /// Seconds that those steps took on rank 0.
+    /// The seconds that those steps took on rank 0.
     pub step_seconds: f64,
-    /// Damaged checkpoints, lost metrics, writes that failed.
+    /// The warnings about damaged checkpoints, lost metrics and failed writes.
     pub warnings: Vec<String>,
 }
 
 impl TrainingRun {
-    /// Finds the newest whole checkpoint, the same on all ranks, and starts to watch a training of `steps` steps.
+    /// Finds the newest whole checkpoint, the same on all ranks, and observes a training of `steps` steps.
     ///
     /// # Errors
-    /// Those of the collective; when rank 0 can't list the store, or another rank can't read what rank 0 can.
+    /// Those of the collective; when rank 0 cannot list the store, or another rank cannot read a checkpoint that rank 0
+    /// can.
     pub fn begin(
         checkpoints: Checkpoints,
         upkeep: Upkeep,
@@ -92,7 +92,8 @@ impl TrainingRun {
         Ok((run, restored))
     }
 
-    /// Ends the watch over a training that took all its steps. Rank 0's answer counts, the others' is empty.
+    /// Ends the observation of a training that took all its steps. Rank 0 returns the result, and the other ranks an
+    /// empty one.
     ///
     /// # Errors
     /// When the store refuses the last of the metrics.
@@ -115,16 +116,15 @@ impl TrainingRun {
         })
     }
 
-    /// The error that ended training, as the person who reads it needs it: numbers that ran away name the last good
-    /// checkpoint.
+    /// Adds what a person needs to know to the error that ended training. A divergence names the last good checkpoint.
     #[must_use]
     pub fn explain(&self, error: Error) -> Error {
         let Error::Diverged { step, reason, ids } = error else {
             return error;
         };
         let Some(saver) = &self.saver else {
-            // Every rank saw the same; rank 0 knows what is saved.
-            return Error::Aborted(format!("training diverged at step {step}; rank 0 says more"));
+            // Every rank has the same error, but rank 0 knows what is saved.
+            return Error::Aborted(format!("training diverged at step {step}; see the error of rank 0"));
         };
         let newest = saver.writer.newest();
         let good = newest.as_ref().map_or_else(
@@ -147,7 +147,7 @@ impl TrainingRun {
         };
         Error::Diverged {
             step,
-            reason: format!("{reason}; {noted}; {good}. A lower learning_rate or a longer warm-up is the usual cure"),
+            reason: format!("{reason}; {noted}; {good}. A lower learning_rate or a longer warm-up usually helps"),
             ids,
         }
     }
@@ -174,7 +174,7 @@ impl Observer for TrainingRun {
             saver.metrics.push(record, self.world_size);
             let done = record.step + 1;
             let score = record.validation.as_ref().map(|v| v.score);
-            // A state that held-out data like better than any before is saved at once, whatever is still being written.
+            // A state with a better score than any before is saved at once, even if another write is in progress.
             let better = score.is_some_and(|score| saver.best.is_none_or(|best| score < best));
             if better {
                 saver.best = score;
@@ -188,11 +188,11 @@ impl Observer for TrainingRun {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Whatever ended training but numbers that ran away: the state is sound, and saved so that little is lost.
+    /// Saves the state after every error but a divergence. The state is sound, so little is lost.
     fn interrupted(&mut self, error: &Error, next_step: u64, snapshot: Snapshot<'_>) {
         let Some(saver) = &mut self.saver else { return };
         if matches!(error, Error::Diverged { .. }) {
-            // What led there is worth seeing, though no checkpoint takes it with it.
+            // The metrics before a divergence are worth keeping, although no checkpoint includes them.
             if let Err(error) = saver
                 .writer
                 .wait()
@@ -203,7 +203,7 @@ impl Observer for TrainingRun {
             return;
         }
         if next_step <= saver.saved {
-            // It may still be on its way.
+            // An earlier save may still be in progress.
             let _ = saver.writer.wait();
             return;
         }
@@ -230,12 +230,12 @@ impl Saver {
     }
 }
 
-/// Rank 0 looks for the newest whole checkpoint and tells the others which one it is. What it has to say of others.
+/// Rank 0 finds the newest whole checkpoint and tells the other ranks. Returns it with rank 0's warnings about others.
 fn agree_on_checkpoint(
     checkpoints: &Checkpoints,
     collective: &mut dyn Collective,
 ) -> Result<(Option<Restored>, Vec<String>)> {
-    // 16 bits fit an f32 exactly. A first word of 0 says that there is none.
+    // An f32 holds 16 bits exactly. A first word of 0 means that there is no checkpoint.
     const WORDS: [u32; 4] = [0, 16, 32, 48];
     let mut words = [0.0_f32; 9];
     let mut own = (None, Vec::new());

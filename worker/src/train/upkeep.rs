@@ -1,19 +1,19 @@
-//! How a training is watched and saved. Nothing here changes what is learnt.
+//! The intervals at which a training is observed and saved. They do not change what is learned.
 
 use std::time::Duration;
 
-/// How often a training is saved and measured, and how long a step may take.
+/// The intervals at which a training is saved and measured, and the time limit of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Upkeep {
-    /// Steps between checkpoints; 0: the clock alone decides.
+    /// The number of steps between checkpoints. With 0 the time alone decides.
     pub checkpoint_steps: u64,
-    /// Time between checkpoints; zero: the steps alone decide.
+    /// The time between checkpoints. With zero the steps alone decide.
     pub checkpoint_interval: Duration,
-    /// How many of the newest checkpoints are kept, beside the best.
+    /// The number of newest checkpoints that are kept besides the best.
     pub checkpoints_kept: usize,
-    /// Steps between looks at held-out data; 0: never.
+    /// The number of steps between validations; 0 never validates.
     pub validate_steps: u64,
-    /// A step that takes longer than this is taken for hung.
+    /// The time limit of a step. A longer step counts as hung.
     pub step_timeout: Duration,
 }
 
@@ -42,7 +42,7 @@ impl From<&llink_proto::Upkeep> for Upkeep {
 }
 
 impl Upkeep {
-    /// Whether a checkpoint is due after `done` steps when the last was made after `saved` steps, `since` ago.
+    /// Returns whether a checkpoint is due after `done` steps. The last one was made after `saved` steps, `since` ago.
     #[must_use]
     pub fn checkpoint_due(&self, done: u64, saved: u64, since: Duration) -> bool {
         let by_steps = self.checkpoint_steps > 0 && done / self.checkpoint_steps > saved / self.checkpoint_steps;
@@ -50,7 +50,7 @@ impl Upkeep {
         done > saved && (by_steps || by_time)
     }
 
-    /// Whether held-out data are looked at after `done` steps of `steps`: every so often, and at the end.
+    /// Returns whether a validation is due after `done` of `steps` steps. The end always has one.
     #[must_use]
     pub const fn validation_due(&self, done: u64, steps: u64) -> bool {
         self.validate_steps > 0 && (done.is_multiple_of(self.validate_steps) || done == steps)

@@ -6,7 +6,7 @@ use llink_datasets::vectors::VectorTable;
 use crate::llink::projector::ProjectorShape;
 use crate::{Error, Result};
 
-/// Cached vectors to train on: row `i` of both tables is the same pair.
+/// The cached vectors to train on. Row `i` of both tables is the same pair.
 #[derive(Debug, Clone)]
 pub struct AlignData {
     encoder: VectorTable,
@@ -14,10 +14,10 @@ pub struct AlignData {
 }
 
 impl AlignData {
-    /// Pairs the tables up.
+    /// Checks that the tables hold the same pairs.
     ///
     /// # Errors
-    /// [`Error::Input`] when they differ in length or order, or a vector holds NaN or infinity; by id.
+    /// [`Error::Input`] naming the pair when they differ in length or order, or a vector holds NaN or infinity.
     pub fn new(encoder: VectorTable, teacher: VectorTable) -> Result<Self> {
         if let Some(row) = encoder.ids.iter().zip(&teacher.ids).position(|(a, b)| a != b) {
             return Err(Error::Input(format!(
@@ -49,25 +49,25 @@ impl AlignData {
         Ok(Self { encoder, teacher })
     }
 
-    /// How many pairs there are.
+    /// Returns the number of pairs.
     #[must_use]
     pub fn len(&self) -> usize {
         self.encoder.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no pairs.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.encoder.is_empty()
     }
 
-    /// The pairs' ids, row by row.
+    /// Returns the pair ids by row.
     #[must_use]
     pub fn ids(&self) -> &[u64] {
         &self.encoder.ids
     }
 
-    /// The projector's shape for these vectors; `hidden` 0 is four times the encoder's width.
+    /// Returns the projector's shape for these vectors. A `hidden` of 0 is four times the encoder's width.
     #[must_use]
     pub const fn projector_shape(&self, hidden: usize) -> ProjectorShape {
         let (input, output) = (self.encoder.width, self.teacher.width);
@@ -82,16 +82,16 @@ impl AlignData {
 /// A batch in f32.
 #[derive(Debug, Default)]
 pub(super) struct AlignBatchRows {
-    /// Of the global batch, `[B]`.
+    /// The pair ids of the global batch, `[B]`.
     pub(super) ids: Vec<u64>,
-    /// Of this rank's part, `[b, d_e]`.
+    /// The encoder vectors of this rank's rows, `[b, d_e]`.
     pub(super) encoder: Vec<f32>,
-    /// Of the global batch, `[B, d]`.
+    /// The teacher vectors of the global batch, `[B, d]`.
     pub(super) teacher: Vec<f32>,
 }
 
 impl AlignBatchRows {
-    /// Teachers of the global batch, encoder vectors of this rank's part.
+    /// Reads the teachers of the global batch and the encoder vectors of this rank's rows.
     pub(super) fn read(&mut self, data: &AlignData, rows: &[usize], own: &[usize]) {
         self.ids.clear();
         self.ids.extend(rows.iter().map(|row| data.encoder.ids[*row]));

@@ -1,4 +1,4 @@
-//! Stage A: training the projector on cached vectors.
+//! Stage A, which trains the projector on cached vectors.
 
 pub mod data;
 pub mod options;
@@ -31,45 +31,45 @@ use crate::train::step_record::{StepRecord, Validation};
 use crate::train::upkeep::Upkeep;
 use crate::{Error, Result};
 
-/// What training left.
+/// The result of the training.
 #[derive(Debug, Clone)]
 pub struct AlignOutcome {
-    /// The trained projector for the encoder's own vectors: a standardization is folded into it. The same on all ranks.
+    /// The trained projector for the encoder's own vectors, with the standardization folded in. The same on all ranks.
     pub projector: Projector,
-    /// The step that would come next; all steps are done when it is the options' `steps`.
+    /// The next step. It equals the options' `steps` when training is complete.
     pub next_step: u64,
-    /// The last step taken here, if any was.
+    /// The last step that this call took, if any.
     pub last: Option<StepRecord>,
 }
 
-/// What is trained, on what, from where.
+/// The input of the training.
 #[derive(Debug)]
 pub struct AlignRun<'a> {
-    /// What it is trained with.
+    /// The hyperparameters.
     pub options: &'a AlignOptions,
-    /// Cached vectors.
+    /// The cached vectors.
     pub data: &'a AlignData,
-    /// What was fitted on them; [`Statistics::default`] trains as the paper does.
+    /// The statistics of these vectors. [`Statistics::default`] trains as in the paper.
     pub statistics: &'a Statistics,
-    /// The state to go on from.
+    /// The state to continue from.
     pub resume: Option<AlignState>,
-    /// Where and how the steps are computed.
+    /// The device and the number format of the steps.
     pub backend: &'a Backend,
-    /// Pairs of this rank whose activations are held at once; 0: all. It changes what memory is needed, and nothing else
-    /// but rounding.
+    /// The number of this rank's pairs whose activations are held at once; 0 holds all. It changes the memory that is
+    /// needed, and the results only by rounding.
     pub micro_batch: usize,
-    /// Held-out pairs, and the steps after which rank 0 looks at them.
+    /// The held-out pairs, and the steps after which rank 0 measures on them.
     pub validation: Option<(&'a AlignValidation, &'a Upkeep)>,
 }
 
-/// Trains the projector. Every rank calls this with the same options, data and state; `observer` is called after each step and
-/// may end training, on all ranks at the same step.
+/// Trains the projector. Every rank calls this with the same options, data and state. `observer` is called after each
+/// step and may end training, on all ranks at the same step.
 ///
-/// Products of matrices use the rayon pool that this runs in: ranks that share a machine should share out its cores.
+/// Matrix products use the current rayon pool. Ranks on one machine should divide its cores.
 ///
 /// # Errors
-/// [`Error::Input`] when options, data and state do not fit each other; [`Error::Diverged`]; those of the collective and of
-/// the observer.
+/// [`Error::Input`] when options, data and state do not match; [`Error::Diverged`]; those of the collective and of the
+/// observer.
 pub fn align(run: AlignRun<'_>, collective: &mut dyn Collective, observer: &mut dyn Observer) -> Result<AlignOutcome> {
     std::thread::scope(|scope| align_within(scope, run, collective, observer))
 }
@@ -136,16 +136,16 @@ fn align_within<'scope, 'env: 'scope>(
     })
 }
 
-/// Stage A at work.
+/// A training of Stage A.
 struct AlignStage<'a> {
     run: AlignRun<'a>,
     trainer: AlignTrainer,
-    /// This rank's rows of the global batch.
+    /// The rows of the global batch that belong to this rank.
     own: Range<usize>,
 }
 
 impl AlignStage<'_> {
-    /// The projector for the encoder's own vectors.
+    /// Returns the projector for the encoder's own vectors.
     fn projector(&self) -> Result<Projector> {
         Ok(self.run.statistics.folded(&self.trainer.projector()?))
     }
@@ -207,7 +207,7 @@ impl Stage for AlignStage<'_> {
     }
 }
 
-/// The state before the first step.
+/// Returns the state before the first step.
 fn fresh(run: &AlignRun<'_>) -> Result<AlignState> {
     let (options, statistics) = (run.options, run.statistics);
     let shape = run.data.projector_shape(options.projector_hidden);
@@ -224,25 +224,25 @@ fn fresh(run: &AlignRun<'_>) -> Result<AlignState> {
     })
 }
 
-/// The state to go on from, unless it belongs to another training.
+/// Checks that the state belongs to this training.
 fn continued(run: &AlignRun<'_>, state: AlignState) -> Result<AlignState> {
     let AlignRun { options, data, .. } = run;
     same_options(*options, &state.options)?;
     if state.statistics != *run.statistics {
         return Err(Error::Input(
-            "the checkpoint was trained with other statistics than this run is given".into(),
+            "the checkpoint was trained with other statistics than those of this run".into(),
         ));
     }
     let (shape, found) = (data.projector_shape(options.projector_hidden), state.projector.shape());
     if shape != found {
         return Err(Error::Input(format!(
-            "the checkpoint holds a projector {found:?}, the vectors ask for {shape:?}"
+            "the checkpoint holds a projector {found:?}, but the vectors need {shape:?}"
         )));
     }
     Ok(state)
 }
 
-/// Makes sure that all ranks start from the same step, weights and data.
+/// Checks that all ranks start with the same step, weights and data.
 fn agree(data: &AlignData, state: &AlignState, collective: &mut dyn Collective) -> Result<()> {
     let options = serde_json::to_vec(&state.options).map_err(|error| Error::Input(error.to_string()))?;
     let facts = [

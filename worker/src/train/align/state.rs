@@ -1,4 +1,5 @@
-//! Stage A's state between two steps, as one safetensors file: whoever goes on from it computes what would have been computed.
+//! Stage A's state between two steps, as one safetensors file. Training that continues from it on the same number of ranks
+//! gives the same bits.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,27 +12,27 @@ use crate::train::checkpoint;
 use crate::train::optimizer::AdamWState;
 use crate::train::tensor_file::{TensorFile, Values};
 
-/// Before the names of what was fitted.
+/// The prefix of the names of the statistics.
 const STATISTICS: &str = "statistics.";
 
-/// All that a step changes, and what it was trained with. It does not depend on the number of ranks.
+/// Everything that a step changes, and the options of the training. It does not depend on the number of ranks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AlignState {
     /// The options of the run.
     pub options: AlignOptions,
-    /// The step to take next.
+    /// The next step.
     pub step: u64,
-    /// What was fitted before the first step.
+    /// The statistics that were fitted before the first step.
     pub statistics: Statistics,
-    /// The projector so far, for standardized encoder vectors where the training standardizes them.
+    /// The projector so far. Its input is standardized if the training standardizes it.
     pub projector: Projector,
-    /// AdamW's moments.
+    /// The moments of AdamW.
     pub optimizer: AdamWState,
     /// The teacher queue.
     pub queue: StoredQueue,
 }
 
-/// [`AlignState`] as a file, from borrowed parts.
+/// Returns the file of an [`AlignState`], given its parts.
 ///
 /// # Errors
 /// None that the parts' invariants allow.
@@ -71,7 +72,7 @@ pub fn to_safetensors(
     checkpoint::write(&tensors, &metadata)
 }
 
-/// What is in the file beside the tensors.
+/// The content of the file besides the tensors.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Metadata {
@@ -82,10 +83,10 @@ struct Metadata {
 }
 
 impl AlignState {
-    /// From the checkpoint `name`, whose content is `bytes`.
+    /// Reads the checkpoint `name` with content `bytes`.
     ///
     /// # Errors
-    /// [`Error::Model`] when it is no such file, or its parts do not fit each other.
+    /// [`Error::Model`] when it is not such a file, or its parts do not match.
     pub fn from_safetensors(name: &str, bytes: &[u8]) -> Result<Self> {
         let file = TensorFile::new(name, bytes)?;
         let Metadata {
@@ -99,7 +100,7 @@ impl AlignState {
         let moments = |name: &str| -> Result<Vec<f32>> {
             let (shape, values) = file.f32(name)?;
             if values.len() != projector.parameters.len() {
-                return Err(file.error(format!("{name} has shape {shape:?}, the projector another")));
+                return Err(file.error(format!("{name} has shape {shape:?}, but the projector has another")));
             }
             Ok(values)
         };

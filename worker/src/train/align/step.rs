@@ -1,4 +1,4 @@
-//! One step of Stage A, and all that moves with it.
+//! One step of Stage A, and the state that it changes.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,39 +21,39 @@ use crate::train::optimizer::{AdamW, AdamWState, PIECE, clip_factor, padded};
 use crate::train::step::{Clock, StepSeconds, check_finite};
 use crate::{Error, Result};
 
-/// What one step is given.
+/// The input of one step.
 #[derive(Debug, Clone)]
 pub struct StepInput<'a> {
-    /// Counts from 0; for errors.
+    /// The number of the step, counted from 0. Errors name it.
     pub step: u64,
-    /// Pair ids of the global batch, `[B]`.
+    /// The pair ids of the global batch, `[B]`.
     pub ids: &'a [u64],
-    /// Which rows of the global batch are this rank's.
+    /// The rows of the global batch that belong to this rank.
     pub own: Range<usize>,
-    /// Encoder vectors of this rank's rows, `[b, d_e]`, standardized where the training does so.
+    /// The encoder vectors of this rank's rows, `[b, d_e]`, standardized if the training standardizes them.
     pub encoder: &'a [f32],
-    /// Teacher vectors of the global batch, `[B, d]`.
+    /// The teacher vectors of the global batch, `[B, d]`.
     pub teacher: &'a [f32],
-    /// τ of the InfoNCE.
+    /// The temperature τ of InfoNCE.
     pub temperature: f64,
-    /// Of AdamW.
+    /// The learning rate of AdamW.
     pub learning_rate: f64,
-    /// The step's masks.
+    /// The dropout of this step.
     pub dropout: Option<Dropout>,
 }
 
-/// What a step found. The same on all ranks.
+/// The result of one step. It is the same on all ranks.
 #[derive(Debug, Clone, Copy)]
 pub struct StepOutcome {
-    /// Over the global batch, before the step.
+    /// The losses of the global batch before the step.
     pub losses: AlignLosses,
     /// The gradient's L2 norm before clipping.
     pub grad_norm: f64,
-    /// Where the time went.
+    /// The time of each phase.
     pub seconds: StepSeconds,
 }
 
-/// Projector, optimizer and queue in training. The same on all ranks after each step.
+/// The projector, its optimizer and the queue in training. They are the same on all ranks after each step.
 pub struct AlignTrainer {
     backend: Backend,
     shape: ProjectorShape,
@@ -63,17 +63,17 @@ pub struct AlignTrainer {
     metric: Option<Metric>,
     gradient_clip: f64,
     staging: Staging,
-    /// Rows whose activations are held at once; 0: all.
+    /// The number of rows whose activations are held at once; 0 holds all.
     micro_batch: usize,
-    /// By the parameters, in their order, with zeros behind; f32.
+    /// The gradient of the parameters in their order, padded with zeros, in f32.
     gradient: Tensor,
 }
 
 /// A range of this rank's rows.
 type Piece = Range<usize>;
 
-/// How a rank's rows are cut so that the activations of one piece, `micro_batch` rows, fit; 0 takes all at once. At least one
-/// piece, for a rank without rows takes part too.
+/// Divides a rank's rows into pieces of `micro_batch` rows, whose activations fit into memory; 0 makes one piece. A
+/// rank without rows has one empty piece, because it takes part too.
 fn pieces(rows: usize, micro_batch: usize) -> Vec<Piece> {
     let size = if micro_batch == 0 { rows } else { micro_batch };
     let starts = (0..rows.max(1)).step_by(size.max(1));
@@ -81,7 +81,7 @@ fn pieces(rows: usize, micro_batch: usize) -> Vec<Piece> {
 }
 
 impl AlignTrainer {
-    /// A trainer that goes on from these, on the backend's device.
+    /// Returns a trainer that continues from these parts, on the backend's device.
     ///
     /// # Errors
     /// [`Error::Tensor`] when the device fails.
@@ -108,14 +108,15 @@ impl AlignTrainer {
         })
     }
 
-    /// Holds the activations of so many rows at once, and computes them a second time for the backward pass; 0 holds all.
+    /// Sets the number of rows whose activations are held at once; 0 holds all. Others are computed a second time for
+    /// the backward pass.
     #[must_use]
     pub const fn with_micro_batch(mut self, rows: usize) -> Self {
         self.micro_batch = rows;
         self
     }
 
-    /// Compares vectors in this metric; none compares them as they are.
+    /// Sets the metric in which vectors are compared. `None` compares the vectors themselves.
     ///
     /// # Errors
     /// [`Error::Tensor`] when the device fails.
@@ -124,7 +125,7 @@ impl AlignTrainer {
         Ok(self)
     }
 
-    /// The projector as it is now.
+    /// Returns a copy of the projector.
     ///
     /// # Errors
     /// [`Error::Tensor`] when the device fails.
@@ -133,7 +134,7 @@ impl AlignTrainer {
         Ok(Projector::from_parameters(self.shape, parameters))
     }
 
-    /// All that moves, as it is now.
+    /// Returns a copy of everything that a step changes.
     ///
     /// # Errors
     /// [`Error::Tensor`] when the device fails.
@@ -146,7 +147,7 @@ impl AlignTrainer {
         ))
     }
 
-    /// The last step's gradient over the global batch, before clipping; in the parameters' order.
+    /// Returns the last step's gradient over the global batch before clipping, in the order of the parameters.
     ///
     /// # Errors
     /// [`Error::Tensor`] when the device fails.
@@ -154,12 +155,12 @@ impl AlignTrainer {
         Ok(self.gradient.narrow(0, 0, self.shape.parameter_count())?.to_vec1()?)
     }
 
-    /// Trains on one global batch, of which each rank projects its own rows. All ranks take the same step. One wait for the device:
-    /// for the losses, before anything is changed.
+    /// Trains on one global batch, of which each rank projects its own rows. All ranks take the same step. The host
+    /// waits for the device once, for the losses, before anything changes.
     ///
     /// # Errors
-    /// Those of the collective and the device; [`Error::Diverged`] on NaN or infinity, with nothing changed by this step;
-    /// [`Error::OutOfMemory`], which says what to set.
+    /// Those of the collective and the device; [`Error::Diverged`] on NaN or infinity, before this step changes
+    /// anything; [`Error::OutOfMemory`], which names the setting to change.
     pub fn step(&mut self, input: &StepInput<'_>, collective: &mut dyn Collective) -> Result<StepOutcome> {
         let (pairs, own) = (input.ids.len(), input.own.len());
         let rows = if self.micro_batch == 0 {
@@ -226,7 +227,7 @@ impl AlignTrainer {
         })
     }
 
-    /// Projects this rank's rows; none where it has none. The tape of the last piece stays.
+    /// Projects this rank's rows, if it has any. The tape of the last piece is kept.
     fn project(
         &mut self,
         projection: &Mlp,
@@ -247,7 +248,7 @@ impl AlignTrainer {
         Ok((projected, last))
     }
 
-    /// Projects some of this rank's rows.
+    /// Projects a piece of this rank's rows.
     fn forward(&mut self, projection: &Mlp, input: &StepInput<'_>, piece: &Piece) -> Result<MlpTape> {
         let (width, device) = (self.shape.input, self.backend.device());
         let rows = &input.encoder[piece.start * width..piece.end * width];
@@ -260,9 +261,10 @@ impl AlignTrainer {
         projection.forward(&rows, masks.transpose()?.as_ref())
     }
 
-    /// The gradient by the parameters, summed over all ranks once the collective is settled. What is found first, that of the second
-    /// Linear and the LayerNorm, crosses while that of the first Linear is computed. From the last piece, whose tape is there, to the
-    /// first.
+    /// Computes the gradient of the parameters. Once the collective is settled, it is summed over all ranks.
+    ///
+    /// The gradient of the second Linear and the LayerNorm is sent while that of the first Linear is computed. The
+    /// pieces run from the last one, whose tape is kept, to the first.
     fn backward(
         &mut self,
         projection: &Mlp,
@@ -275,7 +277,7 @@ impl AlignTrainer {
         let mut existing = Existing::Overwritten;
         for (at, piece) in pieces.iter().enumerate().rev() {
             if piece.is_empty() {
-                // A rank without rows takes part with zeros.
+                // A rank without rows contributes zeros.
                 self.gradient.zero_set()?;
                 collective.begin_all_reduce(&down)?;
                 continue;
@@ -296,7 +298,7 @@ impl AlignTrainer {
     }
 }
 
-/// All ranks' projected rows [B, d].
+/// Gathers the projected rows of all ranks, `[B, d]`.
 fn gathered(
     own: Option<Tensor>,
     input: &StepInput<'_>,

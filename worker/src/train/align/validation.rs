@@ -1,4 +1,4 @@
-//! Held-out pairs that Stage A is measured on while it trains.
+//! The held-out pairs on which Stage A is measured during training.
 
 use candle_core::{DType, Device, Tensor};
 use half::slice::HalfFloatSliceExt;
@@ -25,11 +25,11 @@ pub struct AlignValidation {
 }
 
 impl AlignValidation {
-    /// The last `pairs` of the tables (retrieval at the end is measured on the first), or all there are. InfoNCE is taken
-    /// at `temperature`, the same at every step, so that steps can be compared.
+    /// Takes the last `pairs` of the tables, or all if there are fewer. Retrieval at the end uses the first ones.
+    /// InfoNCE has the same `temperature` at every step, so that steps can be compared.
     ///
     /// # Errors
-    /// [`Error::Input`] when the tables are of different pairs.
+    /// [`Error::Input`] when the tables hold different pairs.
     pub fn new(encoder: &VectorTable, teacher: &VectorTable, pairs: usize, temperature: f64) -> Result<Self> {
         if encoder.ids != teacher.ids {
             return Err(Error::Input(
@@ -53,15 +53,15 @@ impl AlignValidation {
         })
     }
 
-    /// Measures InfoNCE and retrieval in this metric; none takes cosines of the vectors as they are.
+    /// Measures InfoNCE and retrieval in this metric. `None` compares the vectors themselves.
     #[must_use]
     pub fn in_metric(mut self, metric: Option<Whitening>) -> Self {
         self.metric = metric;
         self
     }
 
-    /// Symmetric InfoNCE among these pairs alone, which is the score, and retrieval; the latter in plain cosine too (`cosine_r1`,
-    /// `cosine_mrr`) where there is a metric. The projector is for the encoder's own vectors.
+    /// Measures symmetric InfoNCE, which is the score, and retrieval among these pairs alone. With a metric, retrieval
+    /// is measured in plain cosine too (`cosine_r1`, `cosine_mrr`). The projector is for the encoder's own vectors.
     ///
     /// # Errors
     /// [`Error::Input`] when the projector gives NaN or infinity.

@@ -1,36 +1,37 @@
-//! What makes a checkpoint count: a manifest with every file's hash, written after the files, and sealed with its own.
+//! The manifest of a checkpoint, which makes it count. It has the hash of every file, is written after them, and is
+//! sealed with its own hash.
 
 use llink_datasets::manifest::sha256_hex;
 use serde::{Deserialize, Serialize};
 
-/// Of the format below.
+/// The version of this format.
 const VERSION: u32 = 1;
-/// How an open manifest ends.
+/// The end of a manifest without a seal.
 const EMPTY_SEAL: &str = "\"seal\": \"\"";
 
 /// A file of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileRecord {
-    /// Below the job's output.
+    /// The path below the job's output.
     pub path: String,
-    /// Its size.
+    /// The size in bytes.
     pub bytes: u64,
-    /// Lower-case hex.
+    /// The SHA-256 in lower-case hex.
     pub sha256: String,
 }
 
-/// Metrics of some consecutive steps.
+/// The metrics of some consecutive steps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PieceRecord {
-    /// The first step in it.
+    /// The first step.
     pub first: u64,
-    /// The last step in it.
+    /// The last step.
     pub last: u64,
-    /// JSON lines.
+    /// The file of JSON lines.
     pub lines: FileRecord,
-    /// A TensorBoard event file.
+    /// The TensorBoard event file.
     pub events: FileRecord,
 }
 
@@ -39,26 +40,26 @@ pub struct PieceRecord {
 #[serde(deny_unknown_fields)]
 pub struct CheckpointManifest {
     version: u32,
-    /// Steps that are in it; the step to take next.
+    /// The number of steps that were taken, which is the next step.
     pub steps: u64,
-    /// The lease under which it was written.
+    /// The generation of the gang that wrote it.
     pub generation: u64,
-    /// What held-out data said of it, where they were asked: less is better.
+    /// The score on held-out data, if it was measured. Lower is better.
     pub score: Option<f64>,
-    /// Seconds that its steps took, over all generations.
+    /// The seconds that its steps took, over all generations.
     pub step_seconds: f64,
     /// The safetensors file.
     pub state: FileRecord,
-    /// In the order of their steps.
+    /// The metrics in the order of their steps.
     pub metrics: Vec<PieceRecord>,
-    /// What the person who reads the report should know of the way here.
+    /// The warnings for the report.
     pub warnings: Vec<String>,
-    /// Of this manifest with this field empty.
+    /// The SHA-256 of this manifest with this field empty.
     seal: String,
 }
 
 impl FileRecord {
-    /// Of a file with this content.
+    /// Describes a file with this content.
     #[must_use]
     pub fn of(path: String, content: &[u8]) -> Self {
         Self {
@@ -68,10 +69,10 @@ impl FileRecord {
         }
     }
 
-    /// What is wrong with `content`, if it is not the file's.
+    /// Compares `content` with the recorded size and hash.
     ///
     /// # Errors
-    /// How the content differs.
+    /// The difference, in words.
     pub fn check(&self, content: &[u8]) -> Result<(), String> {
         if content.len() as u64 != self.bytes {
             return Err(format!(
@@ -82,14 +83,14 @@ impl FileRecord {
             ));
         }
         if sha256_hex(content) != self.sha256 {
-            return Err(format!("{} was altered: its SHA-256 is another", self.path));
+            return Err(format!("{} was altered: its SHA-256 differs", self.path));
         }
         Ok(())
     }
 }
 
 impl CheckpointManifest {
-    /// Sealed when it is written.
+    /// Returns a manifest without a seal. [`Self::to_json`] adds the seal.
     #[must_use]
     pub const fn new(
         steps: u64,
@@ -113,7 +114,7 @@ impl CheckpointManifest {
         }
     }
 
-    /// As JSON, with its seal.
+    /// Returns the manifest as JSON with its seal.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
         let open = Self {
@@ -127,19 +128,19 @@ impl CheckpointManifest {
         format!("{}{seal}{}", &text[..end], &text[end..]).into_bytes()
     }
 
-    /// Reads what [`Self::to_json`] wrote.
+    /// Reads a manifest that [`Self::to_json`] wrote.
     ///
     /// # Errors
-    /// Why it is not that.
+    /// The reason why the text is not such a manifest.
     pub fn from_json(json: &[u8]) -> Result<Self, String> {
         let manifest: Self = serde_json::from_slice(json).map_err(|error| format!("it can't be read: {error}"))?;
         if manifest.version != VERSION {
             return Err(format!(
-                "it has version {}, this program reads {VERSION}",
+                "it has version {}, but this program reads {VERSION}",
                 manifest.version
             ));
         }
-        // Over the text itself: numbers that are read and written again may differ in their last digit.
+        // The seal is over the text itself, because a parsed number may be written with another last digit.
         let text = String::from_utf8_lossy(json);
         let open = match text.rfind(&manifest.seal) {
             Some(at) if !manifest.seal.is_empty() => {
@@ -148,13 +149,14 @@ impl CheckpointManifest {
             _ => return Err("it has no seal".into()),
         };
         if manifest.seal != sha256_hex(open.as_bytes()) {
-            return Err("it was altered: its seal does not fit".into());
+            return Err("it was altered: its seal does not match".into());
         }
         Ok(manifest)
     }
 }
 
-/// Which of `checkpoints` are no longer needed: all but the newest `kept` and the best. They are in order, oldest first.
+/// Returns the `checkpoints` that are no longer needed: all but the newest `kept` and the best. The input is in order,
+/// oldest first.
 #[must_use]
 pub fn superseded(checkpoints: &[CheckpointManifest], kept: usize) -> Vec<&CheckpointManifest> {
     let best = best(checkpoints).map(|best| (best.steps, best.generation));
@@ -165,7 +167,7 @@ pub fn superseded(checkpoints: &[CheckpointManifest], kept: usize) -> Vec<&Check
         .collect()
 }
 
-/// The checkpoint that held-out data liked best; the older one when two are alike.
+/// Returns the checkpoint with the best score. The older one wins a tie.
 #[must_use]
 pub fn best(checkpoints: &[CheckpointManifest]) -> Option<&CheckpointManifest> {
     let scored = checkpoints.iter().filter_map(|c| c.score.map(|score| (score, c)));

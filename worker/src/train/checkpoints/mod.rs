@@ -1,9 +1,10 @@
 //! Checkpoints in the object store.
 //!
-//! Below a training's directory: `checkpoints/step-N-generation-G.safetensors` with its manifest beside it,
-//! `checkpoints/best.json`, and the metrics of the steps between two checkpoints under `metrics/` and `tensorboard/`. A
-//! checkpoint counts once its manifest is there, which is written last. Names hold the generation of the gang, so that a
-//! rank that was given up on and comes late writes over nothing.
+//! A training's directory holds `checkpoints/step-N-generation-G.safetensors` with its manifest beside it, and
+//! `checkpoints/best.json`. The metrics of the steps between two checkpoints are under `metrics/` and `tensorboard/`.
+//!
+//! A checkpoint counts once its manifest is there, which is written last. Names hold the generation of the gang, so
+//! that a late rank of an earlier generation overwrites nothing.
 
 mod manifest;
 mod writer;
@@ -18,32 +19,32 @@ use crate::{Error, Result};
 pub use manifest::{CheckpointManifest, FileRecord, PieceRecord, best, superseded};
 pub use writer::{CheckpointWriter, Save};
 
-/// Where one training keeps its checkpoints and metrics.
+/// The place of one training's checkpoints and metrics.
 #[derive(Debug, Clone)]
 pub struct Checkpoints {
     store: Store,
     runtime: tokio::runtime::Handle,
     directory: String,
-    /// Where the attempts before wrote, if this one writes apart from them.
+    /// The directory of earlier attempts, if this attempt has a directory of its own.
     before: Option<String>,
     generation: u64,
     kept: usize,
 }
 
-/// A checkpoint that was read back whole.
+/// A whole checkpoint that was read.
 #[derive(Debug, Clone)]
 pub struct Restored {
-    /// How errors name it.
+    /// The name in errors.
     pub name: String,
-    /// What was written with it.
+    /// The manifest.
     pub manifest: CheckpointManifest,
-    /// The safetensors file.
+    /// The content of the safetensors file.
     pub state: Vec<u8>,
 }
 
 impl Checkpoints {
-    /// Below `directory` of `store`, written under the lease `generation`, of which the newest `kept` stay. An attempt that
-    /// writes apart from those before it goes on from their checkpoints.
+    /// Uses `directory` of `store` under the given `generation`, and keeps the newest `kept` checkpoints. An attempt
+    /// with a directory of its own continues from the checkpoints of earlier attempts.
     #[must_use]
     pub fn new(store: Store, runtime: tokio::runtime::Handle, directory: String, generation: u64, kept: usize) -> Self {
         Self {
@@ -56,10 +57,10 @@ impl Checkpoints {
         }
     }
 
-    /// The newest checkpoint that is whole, and what is to be said of newer ones that are damaged.
+    /// Reads the newest whole checkpoint. Returns warnings about newer ones that are damaged.
     ///
     /// # Errors
-    /// When the store can't be listed.
+    /// When the store cannot be listed.
     pub fn newest(&self) -> Result<(Option<Restored>, Vec<String>)> {
         let mut warnings = Vec::new();
         let mut paths = match &self.before {
@@ -87,7 +88,7 @@ impl Checkpoints {
         Ok((None, warnings))
     }
 
-    /// The checkpoint after `steps` steps that was written under `generation`.
+    /// Reads the checkpoint after `steps` steps that `generation` wrote.
     ///
     /// # Errors
     /// When it is missing or damaged.
@@ -99,8 +100,8 @@ impl Checkpoints {
         }
     }
 
-    /// Writes a checkpoint: its state, the metrics since the one before, and its manifest, last. Then removes those that
-    /// are no longer needed.
+    /// Writes the state, the metrics since the previous checkpoint, and then the manifest. Removes checkpoints that are
+    /// no longer needed.
     fn save(&self, save: &Save, pieces: &mut Vec<PieceRecord>, step_seconds: f64) -> Result<CheckpointManifest> {
         let stem = stem(&self.directory, save.steps, self.generation);
         let state = self.put(format!("{stem}.safetensors"), save.state.clone())?;
@@ -122,7 +123,7 @@ impl Checkpoints {
         Ok(manifest)
     }
 
-    /// Writes the metrics of some steps; nothing when there are none.
+    /// Writes the metrics of some steps, if there are any.
     ///
     /// # Errors
     /// When the store refuses.
@@ -132,7 +133,7 @@ impl Checkpoints {
         };
         let (directory, generation) = (&self.directory, self.generation);
         let lines = format!("{directory}/metrics/steps-{first:09}-{last:09}-generation-{generation:06}.jsonl");
-        // TensorBoard takes whatever has `tfevents` in its name, in the order of names.
+        // TensorBoard reads every file with `tfevents` in its name, in the order of names.
         let events =
             format!("{directory}/tensorboard/events.out.tfevents.{first:09}-{last:09}.generation-{generation:06}");
         Ok(Some(PieceRecord {
@@ -143,7 +144,7 @@ impl Checkpoints {
         }))
     }
 
-    /// The lines of all pieces, one after another, and what is wrong with those that are missing.
+    /// Returns the lines of all pieces in order, and warnings about missing pieces.
     #[must_use]
     pub fn read_lines(&self, pieces: &[PieceRecord]) -> (String, Vec<String>) {
         let (mut lines, mut warnings) = (String::new(), Vec::new());
@@ -162,7 +163,7 @@ impl Checkpoints {
         (lines, warnings)
     }
 
-    /// Writes a note beside the checkpoints; where it is.
+    /// Writes a note beside the checkpoints. Returns its path.
     ///
     /// # Errors
     /// When the store refuses.
@@ -173,13 +174,13 @@ impl Checkpoints {
         Ok(self.store.describe(&path))
     }
 
-    /// How messages name a checkpoint.
+    /// Returns the name of a checkpoint in messages.
     #[must_use]
     pub fn describe(&self, manifest: &CheckpointManifest) -> String {
         self.store.describe(&manifest.state.path)
     }
 
-    /// The manifests of all checkpoints in a training's directory, oldest first.
+    /// Returns the paths of all manifests in a training's directory, oldest first.
     fn manifest_paths(&self, directory: &str) -> Result<Vec<String>> {
         let below = format!("{directory}/checkpoints");
         let objects = self.runtime.block_on(self.store.list(&below))?;
@@ -214,9 +215,9 @@ impl Checkpoints {
         Ok(record)
     }
 
-    /// Keeps the newest and the best, and notes which one is the best.
+    /// Removes all but the newest and the best checkpoints, and notes which one is the best.
     fn remove_superseded(&self) -> Result<()> {
-        // One that can't be read is left to whoever resumes, who says so.
+        // The run that resumes reports manifests that cannot be read.
         let paths = self.manifest_paths(&self.directory)?;
         let whole: Vec<CheckpointManifest> = paths.iter().filter_map(|path| self.manifest(path).ok()).collect();
         if let Some(best) = best(&whole) {
@@ -226,7 +227,7 @@ impl Checkpoints {
         }
         for old in superseded(&whole, self.kept) {
             let stem = stem(&self.directory, old.steps, old.generation);
-            // The manifest first: what is left without one does not count.
+            // The manifest is removed first, because files without a manifest do not count.
             for path in [format!("{stem}.json"), old.state.path.clone()] {
                 self.runtime.block_on(self.store.delete(&path))?;
             }
@@ -242,12 +243,13 @@ impl Checkpoints {
     }
 }
 
-/// Names sort by step, then by generation.
+/// Returns a name that sorts by step, then by generation.
 fn stem(directory: &str, steps: u64, generation: u64) -> String {
     format!("{directory}/checkpoints/step-{steps:09}-generation-{generation:06}")
 }
 
-/// `align/key` of `align/key/attempt-x`, and what lies below it in the same way; none for a directory without an attempt.
+/// Returns `align/key` for `align/key/attempt-x`, and the same for paths below it. Returns `None` for a directory
+/// without an attempt.
 fn without_attempt(directory: &str) -> Option<String> {
     let parts = directory.split('/');
     let (attempt, rest): (Vec<&str>, Vec<&str>) = parts.partition(|part| part.starts_with(ATTEMPT_PREFIX));

@@ -1,4 +1,4 @@
-//! Checkpoints are written in the background: training goes on meanwhile.
+//! Writes checkpoints in the background while training continues.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 
@@ -8,21 +8,21 @@ use super::{CheckpointManifest, Checkpoints, PieceRecord};
 use crate::train::metrics::MetricsPiece;
 use crate::{Error, Result};
 
-/// Writing may fail this often one after the other before training ends: stores have bad minutes.
+/// The number of consecutive failures that ends training. A store may fail for a while.
 const MAX_FAILURES: u32 = 3;
 
-/// What is to be written.
+/// A checkpoint to write.
 #[derive(Debug)]
 pub struct Save {
-    /// Steps that are in it.
+    /// The number of steps that were taken.
     pub steps: u64,
-    /// The state's file.
+    /// The content of the state's file.
     pub state: Bytes,
-    /// What held-out data said of this state, if they were asked.
+    /// The score on held-out data, if it was measured.
     pub score: Option<f64>,
-    /// Of the steps since the save before.
+    /// The metrics of the steps since the previous save.
     pub metrics: MetricsPiece,
-    /// What the person who reads the report should know of the way here.
+    /// The warnings for the report.
     pub warnings: Vec<String>,
 }
 
@@ -37,18 +37,18 @@ pub struct CheckpointWriter {
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
-    // Told whenever a write has ended.
+    // Notified when a write has ended.
     ended: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
     busy: bool,
-    /// The newest that was written or restored.
+    /// The newest checkpoint that was written or restored.
     newest: Option<CheckpointManifest>,
     pieces: Vec<PieceRecord>,
     step_seconds: f64,
-    /// Metrics whose checkpoint could not be written.
+    /// The metrics of checkpoints that could not be written.
     unwritten: MetricsPiece,
     failures: u32,
     failed: Option<Error>,
@@ -56,13 +56,13 @@ struct State {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Every write leaves it whole, so a panic elsewhere spoils nothing.
+        // Every change leaves the state consistent, so it is valid after a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl CheckpointWriter {
-    /// A writer that goes on after `restored`.
+    /// Returns a writer that continues after `restored`.
     #[must_use]
     pub fn start(checkpoints: Checkpoints, restored: Option<&CheckpointManifest>) -> Self {
         let shared = Arc::new(Shared {
@@ -80,7 +80,7 @@ impl CheckpointWriter {
             while let Ok(save) = inbox.recv() {
                 let save = std::panic::AssertUnwindSafe(|| write(&checkpoints, &worker, save));
                 if std::panic::catch_unwind(save).is_err() {
-                    // Whoever waits must not wait for ever.
+                    // The waiting threads must not wait forever.
                     let mut state = worker.lock();
                     (state.busy, state.failures, state.failed) = (false, MAX_FAILURES, Some(gone()));
                     worker.ended.notify_all();
@@ -95,13 +95,13 @@ impl CheckpointWriter {
         }
     }
 
-    /// Whether nothing is being written.
+    /// Returns whether nothing is being written.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         !self.shared.lock().busy
     }
 
-    /// Writes in the background, after what is being written now.
+    /// Writes in the background, after the current write.
     ///
     /// # Errors
     /// When writing has failed too often.
@@ -115,7 +115,7 @@ impl CheckpointWriter {
         saves.send(save).map_err(|_| gone())
     }
 
-    /// Returns when nothing is being written.
+    /// Waits until nothing is being written.
     ///
     /// # Errors
     /// When writing has failed too often.
@@ -133,20 +133,20 @@ impl CheckpointWriter {
         }
     }
 
-    /// The newest checkpoint that is whole.
+    /// Returns the newest whole checkpoint.
     #[must_use]
     pub fn newest(&self) -> Option<CheckpointManifest> {
         self.shared.lock().newest.clone()
     }
 
-    /// The metrics written so far, those that no checkpoint took with it, and the seconds of all steps in both.
+    /// Returns the written metrics, those that no checkpoint has taken yet, and the seconds of all steps in both.
     #[must_use]
     pub fn metrics(&self) -> (Vec<PieceRecord>, MetricsPiece, f64) {
         let state = self.shared.lock();
         (state.pieces.clone(), state.unwritten.clone(), state.step_seconds)
     }
 
-    /// The last failure, when what was to be saved last was not.
+    /// Returns the last failure, if the latest save failed.
     #[must_use]
     pub fn failure(&self) -> Option<String> {
         self.shared.lock().failed.as_ref().map(ToString::to_string)
@@ -157,7 +157,7 @@ impl Drop for CheckpointWriter {
     fn drop(&mut self) {
         self.saves = None;
         if let Some(thread) = self.thread.take() {
-            // A panic in it has been shown already.
+            // A panic of the thread has been reported already.
             let _ = thread.join();
         }
     }

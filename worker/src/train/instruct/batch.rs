@@ -1,4 +1,4 @@
-//! Examples of Stage B laid end to end: prompts with slots, answers whose tokens are learnt.
+//! Examples of Stage B laid end to end: prompts with slots, and answers whose tokens are learned.
 
 use crate::llink::next_token_loss::AnswerTokens;
 use crate::train::random::key;
@@ -8,36 +8,36 @@ use crate::train::random::key;
 pub struct InstructExample {
     /// The instruction's id.
     pub id: u64,
-    /// What the decoder is given, slots included.
+    /// The prompt, with the slots.
     pub prompt: Vec<u32>,
-    /// Where in the prompt the K slots stand.
+    /// The positions of the K slots in the prompt.
     pub slots: Vec<usize>,
-    /// What it is to say, the end of its turn included.
+    /// The answer, with the token that ends the turn.
     pub answer: Vec<u32>,
 }
 
 impl InstructExample {
-    /// Tokens in all.
+    /// Returns the number of tokens of prompt and answer.
     #[must_use]
     pub fn tokens(&self) -> usize {
         self.prompt.len() + self.answer.len()
     }
 }
 
-/// Examples laid end to end without padding, T tokens in all.
+/// Examples laid end to end without padding, T tokens in total.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InstructBatch {
-    /// Token ids, T of them.
+    /// The token ids, `[T]`.
     pub ids: Vec<u32>,
-    /// Where each example starts, then T.
+    /// The start of each example, then T.
     pub offsets: Vec<usize>,
-    /// The rows where slots stand, K for each example.
+    /// The rows of the slots, K for each example.
     pub slot_rows: Vec<usize>,
-    /// A key for each row: of its example and its place in it.
+    /// A key for each row, made from its example and its place there.
     pub row_keys: Vec<u64>,
-    /// Which rows predict answer tokens.
+    /// The rows that predict answer tokens.
     pub positions: Vec<usize>,
-    /// Which tokens.
+    /// The answer tokens that these rows predict.
     pub targets: Vec<u32>,
 }
 
@@ -57,7 +57,7 @@ impl InstructBatch {
             batch
                 .row_keys
                 .extend((0..example.tokens() as u64).map(|place| key(&[example.id, place])));
-            // The first answer token is predicted at the prompt's last.
+            // The last token of the prompt predicts the first answer token.
             let first = start + example.prompt.len() - 1;
             batch.positions.extend(first..first + example.answer.len());
             batch.targets.extend(&example.answer);
@@ -65,7 +65,7 @@ impl InstructBatch {
         batch
     }
 
-    /// The rows that predict answer tokens, and these.
+    /// Returns the rows that predict answer tokens, and those tokens.
     #[must_use]
     pub fn answer(&self) -> AnswerTokens {
         AnswerTokens {
@@ -75,7 +75,7 @@ impl InstructBatch {
     }
 }
 
-/// Splits examples, whose lengths these are, into runs of at most `token_budget` tokens, at least one example each, in order.
+/// Splits examples of these lengths into consecutive runs of at most `token_budget` tokens, but at least one example.
 #[must_use]
 pub fn micro_batches(lengths: &[usize], token_budget: usize) -> Vec<std::ops::Range<usize>> {
     let mut runs: Vec<std::ops::Range<usize>> = Vec::new();

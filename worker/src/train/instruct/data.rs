@@ -1,4 +1,4 @@
-//! What Stage B trains on: instructions in tokens, and the cached vectors of the texts that they are about.
+//! The training data of Stage B: instructions in tokens, and the cached vectors of their texts.
 
 use half::slice::HalfFloatSliceExt;
 use llink_datasets::instructions::InstructionRow;
@@ -10,33 +10,33 @@ use crate::llink::projector::Projector;
 use crate::models::Decoder;
 use crate::{Error, Result};
 
-/// Examples, and for each the vectors of its foreign text and of what that says in English.
+/// The examples, each with the vectors of its foreign text and of the English translation.
 pub struct InstructData {
     examples: Vec<InstructExample>,
-    /// Of the examples, in their order.
+    /// The encoder vectors in the order of the examples.
     encoder: VectorTable,
     teacher: VectorTable,
     projector: Projector,
-    /// Examples that were left out because they have more tokens than are allowed.
+    /// The number of examples that were left out because they have too many tokens.
     pub too_long: usize,
 }
 
-/// How rows become examples.
+/// The settings that turn rows into examples.
 #[derive(Debug, Clone, Copy)]
 pub struct ExampleOptions {
-    /// What the decoder is given.
+    /// The kind of prompt.
     pub mode: InstructMode,
-    /// K.
+    /// The number of slots, K.
     pub slots: usize,
-    /// Longer examples, prompt and answer together, are left out.
+    /// The largest number of tokens of prompt and answer together. Longer examples are left out.
     pub max_tokens: usize,
 }
 
 impl InstructData {
-    /// Pairs rows and vectors up and turns the rows into tokens.
+    /// Matches rows and vectors, and turns the rows into tokens.
     ///
     /// # Errors
-    /// [`Error::Input`] when they do not belong together, by id; those of the tokenizer.
+    /// [`Error::Input`] naming the id when they do not belong together; those of the tokenizer.
     pub fn new(
         decoder: &Decoder,
         options: ExampleOptions,
@@ -77,37 +77,37 @@ impl InstructData {
         })
     }
 
-    /// How many examples there are.
+    /// Returns the number of examples.
     #[must_use]
     pub fn len(&self) -> usize {
         self.examples.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no examples.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.examples.is_empty()
     }
 
-    /// All examples.
+    /// Returns all examples.
     #[must_use]
     pub fn examples(&self) -> &[InstructExample] {
         &self.examples
     }
 
-    /// The projector as Stage A left it.
+    /// Returns the projector of Stage A.
     #[must_use]
     pub const fn projector(&self) -> &Projector {
         &self.projector
     }
 
-    /// The examples' ids.
+    /// Returns the ids of the examples.
     #[must_use]
     pub fn ids(&self) -> &[u64] {
         &self.encoder.ids
     }
 
-    /// The projected vectors of some examples, `[b, d]`.
+    /// Returns the projected vectors of some examples, `[b, d]`.
     ///
     /// # Errors
     /// [`Error::Input`] when the projector is for vectors of another width.
@@ -115,20 +115,20 @@ impl InstructData {
         self.projector.project(&gather(&self.encoder, rows))
     }
 
-    /// The encoder's vectors of some examples, `[b, d_e]`.
+    /// Returns the encoder vectors of some examples, `[b, d_e]`.
     #[must_use]
     pub fn encoder(&self, rows: &[usize]) -> Vec<f32> {
         gather(&self.encoder, rows)
     }
 
-    /// The teacher vectors of some examples, `[b, d]`.
+    /// Returns the teacher vectors of some examples, `[b, d]`.
     #[must_use]
     pub fn teacher(&self, rows: &[usize]) -> Vec<f32> {
         gather(&self.teacher, rows)
     }
 }
 
-/// One row as prompt and answer.
+/// Turns one row into prompt and answer.
 fn example(decoder: &Decoder, options: ExampleOptions, row: &InstructionRow) -> Result<InstructExample> {
     let prompt = match options.mode {
         InstructMode::Slots => decoder.slot_prompt(&row.instruction, options.slots)?,

@@ -9,7 +9,7 @@ pub(super) struct Extent {
 }
 
 impl Extent {
-    /// The size of sequences that begin at `offsets`. The last offset is the end.
+    /// Returns the size of sequences that begin at `offsets`. The last offset is the end.
     pub(super) fn of(offsets: &[usize]) -> Self {
         let longest = offsets.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
         Self {
@@ -23,12 +23,12 @@ impl Extent {
     }
 }
 
-/// Sizes of runs that have fitted, without those that a larger one covers.
+/// The sizes of runs that have fitted, without those that a larger one covers.
 #[derive(Debug, Default)]
 pub(super) struct Proven(Vec<Extent>);
 
 impl Proven {
-    /// Whether a run is known to fit: a run that was at least as large in both units has fitted.
+    /// Returns whether a run is known to fit, because one that was at least as large in both units has fitted.
     pub(super) fn holds(&self, run: Extent) -> bool {
         self.0.iter().any(|fitted| fitted.holds(run))
     }
@@ -56,10 +56,10 @@ mod tests {
         assert!(!proven.holds(long), "fewer tokens, but more for attention");
         proven.add(long);
         assert!(proven.holds(long) && proven.holds(short));
-        // The most tokens of one and the longest of another may be too much together.
+        // The most tokens of one run and the longest example of another may be too large together.
         let both = Extent::of(&[0, 35, 40]);
         assert!(!proven.holds(both));
         proven.add(both);
-        assert_eq!(proven.0, [both], "it says all that the others did");
+        assert_eq!(proven.0, [both], "it covers the others");
     }
 }

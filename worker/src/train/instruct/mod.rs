@@ -1,4 +1,4 @@
-//! Stage B: training slots and LoRA on a frozen decoder.
+//! Stage B, which trains slots and LoRA on a frozen decoder.
 
 pub mod batch;
 pub mod bench;
@@ -36,44 +36,44 @@ use crate::models::lora::LoraAdapter;
 use crate::models::{Activations, Decoder};
 use crate::{Error, Result};
 
-/// What is trained, on what, from where.
+/// The input of the training.
 pub struct InstructRun<'a> {
-    /// What it is trained with.
+    /// The hyperparameters.
     pub options: &'a InstructOptions,
     /// The frozen decoder.
     pub decoder: &'a Decoder,
-    /// The lower median of its embeddings' norms.
+    /// The lower median of the norms of the decoder's embeddings.
     pub median_norm: f32,
-    /// Examples and vectors.
+    /// The examples and their vectors.
     pub data: &'a InstructData,
-    /// The state to go on from.
+    /// The state to continue from.
     pub resume: Option<InstructState>,
-    /// Tokens that go through the decoder at once.
+    /// The number of tokens that go through the decoder at once.
     pub token_budget: usize,
-    /// What a forward pass keeps.
+    /// The activations that a forward pass keeps.
     pub activations: Activations,
-    /// Held-out examples, and the steps after which rank 0 looks at them.
+    /// The held-out examples, and the steps after which rank 0 measures on them.
     pub validation: Option<(&'a InstructData, &'a Upkeep)>,
 }
 
-/// What training left.
+/// The result of the training. It is the same on all ranks.
 pub struct InstructTrained {
-    /// The same on all ranks.
+    /// The trained adapter.
     pub adapter: LoraAdapter,
-    /// The same on all ranks.
+    /// The trained slot expander.
     pub expander: SlotExpander,
-    /// The same on all ranks, where it was trained.
+    /// The trained projector, if Stage B trains it.
     pub projector: Option<Projector>,
-    /// The last step taken here, if any was.
+    /// The last step that this call took, if any.
     pub last: Option<StepRecord>,
 }
 
-/// Trains adapter and slots. Every rank calls this with the same options, data and state; `observer` is called after each step
-/// and may end training, on all ranks at the same step.
+/// Trains adapter and slots. Every rank calls this with the same options, data and state. `observer` is called after
+/// each step and may end training, on all ranks at the same step.
 ///
 /// # Errors
-/// [`Error::Input`] when options, data and state do not fit each other; [`Error::Diverged`]; those of the decoder, the collective
-/// and the observer.
+/// [`Error::Input`] when options, data and state do not match; [`Error::Diverged`]; those of the decoder, the
+/// collective and the observer.
 pub fn instruct(
     run: InstructRun<'_>,
     collective: &mut dyn Collective,
@@ -120,7 +120,7 @@ fn instruct_within<'scope, 'env: 'scope>(
     })
 }
 
-/// Stage B at work.
+/// A training of Stage B.
 struct InstructStage<'a> {
     run: InstructRun<'a>,
     trainer: InstructTrainer,
@@ -165,7 +165,7 @@ impl Stage for InstructStage<'_> {
     }
 }
 
-/// The step to begin with, and what moves: as a checkpoint says, or anew.
+/// Returns the first step and the trainer, from a checkpoint or newly initialized.
 fn start(run: &InstructRun<'_>) -> Result<(u64, InstructTrainer)> {
     let InstructRun { options, decoder, .. } = run;
     let (step, parts) = match &run.resume {
@@ -178,7 +178,7 @@ fn start(run: &InstructRun<'_>) -> Result<(u64, InstructTrainer)> {
     Ok((step, InstructTrainer::new(decoder.model(), parts, options.weights())?))
 }
 
-/// What moves, before the first step.
+/// Initializes the trained parts before the first step.
 fn fresh(run: &InstructRun<'_>) -> Result<InstructParts> {
     let InstructRun { options, decoder, .. } = run;
     let width = decoder.hidden_size();
@@ -196,7 +196,7 @@ fn fresh(run: &InstructRun<'_>) -> Result<InstructParts> {
     Ok(InstructParts::new(adapter, expander, projector, options.adamw()))
 }
 
-/// What a step is fed with.
+/// The input of a step.
 struct StepRows {
     rows: Vec<usize>,
     own: Range<usize>,
@@ -220,7 +220,7 @@ impl StepRows {
     }
 }
 
-/// What the slots of some examples are made from: see [`InstructInput::vectors`].
+/// Returns the vectors of the slots of some examples. See [`InstructInput::vectors`].
 fn vectors(data: &InstructData, options: &InstructOptions, rows: &[usize]) -> Result<Vec<f32>> {
     match options.mode {
         InstructMode::Slots if options.moves_projector() => Ok(data.encoder(rows)),
@@ -268,7 +268,7 @@ fn numbers(outcome: &InstructOutcome, rates: LearningRates, mode: InstructMode) 
             ("info_nce", losses.info_nce),
         ]);
     }
-    // How much the slots are worth: L_zero − L_sft, on the steps that compare.
+    // The usage gap, L_zero − L_sft, is the benefit of the slots. Steps that compare the two have it.
     numbers.extend(losses.zero.map(|zero| ("usage_gap", zero - losses.sft)));
     numbers.extend([
         ("grad_norm", outcome.grad_norm),
@@ -282,7 +282,7 @@ fn numbers(outcome: &InstructOutcome, rates: LearningRates, mode: InstructMode) 
     numbers
 }
 
-/// The loss on held-out examples, with slots and with zeros in their place.
+/// Measures the loss on held-out examples, with slots and with zeros in their place.
 fn validate(run: &InstructRun<'_>, data: &InstructData, trainer: &mut InstructTrainer) -> Result<Validation> {
     let rows: Vec<usize> = (0..data.len()).collect();
     let lengths: Vec<usize> = data.examples().iter().map(InstructExample::tokens).collect();

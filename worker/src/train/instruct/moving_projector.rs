@@ -1,19 +1,19 @@
-//! The projector where Stage B trains it too, instead of leaving it as Stage A made it.
+//! The projector when Stage B trains it. By default it is frozen.
 
 use crate::llink::projector::Projector;
 use crate::train::optimizer::{AdamWOptions, AdamWState};
 
-/// The projector with its optimizer. The same on all ranks after each step.
+/// The projector with its optimizer. Both are the same on all ranks after each step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MovingProjector {
-    /// Trained in place.
+    /// The projector so far.
     pub projector: Projector,
-    /// With the weight decay of the slot expander.
+    /// The optimizer, with the weight decay of the slot expander.
     pub optimizer: AdamWState,
 }
 
 impl MovingProjector {
-    /// One that was not moved yet.
+    /// Returns a projector before its first step.
     #[must_use]
     pub fn new(projector: Projector, options: AdamWOptions) -> Self {
         let optimizer = AdamWState::new(options, projector.parameters.len());

@@ -21,19 +21,19 @@ pub(super) struct Pass<'a> {
     pub(super) shape: &'a LoraAdapter,
     pub(super) adapter: Adapter<'a>,
     pub(super) input: &'a InstructInput<'a>,
-    /// The slots of all examples of the rank, [b·K, d], in the decoder's dtype. None if no prompt has slots.
+    /// The slots of all examples of the rank, `[b·K, d]`, in the decoder's dtype. `None` if no prompt has slots.
     pub(super) slots: Option<Tensor>,
-    /// True if the loss with zeros in the slots is needed too.
+    /// Whether the loss with zeros in the slots is needed too.
     pub(super) due: bool,
 }
 
 /// The gradients and losses of a step, summed over its runs.
 pub(super) struct Sums {
-    /// The gradient by the adapter of each decoder layer, f32.
+    /// The gradient of each decoder layer's adapter, f32.
     pub(super) layers: Vec<Tensor>,
-    /// The gradient by the slots, one tensor for each run: [b·K, d] in total, f32.
+    /// The gradient of the slots, f32, one tensor for each run, `[b·K, d]` in total.
     pub(super) grad_slots: Vec<Tensor>,
-    /// This rank's shares of the next-token loss and of the same loss with zeros in the slots: f32 [2].
+    /// This rank's shares of the next-token loss and of the same loss with zeros in the slots, f32 `[2]`.
     pub(super) losses: Tensor,
 }
 
@@ -130,7 +130,7 @@ impl Runs {
                 &mut |budget| {
                     tracing::warn!(
                         budget,
-                        "out of memory on the device: going on with half as many tokens at once"
+                        "out of memory on the device: continuing with half as many tokens at once"
                     );
                     self.fits = Some(budget);
                 },
@@ -219,7 +219,7 @@ impl<'a> Pass<'a> {
         })
     }
 
-    /// Runs the backward pass. `each` is given the gradient of every layer, from the last to the first.
+    /// Runs the backward pass. `each` is called with the gradient of every layer, from the last to the first.
     fn backward(&self, run: Run<'_>, each: &mut dyn FnMut(usize, Tensor) -> Result<()>) -> Result<Found> {
         let Run { batch, pass, zero, .. } = run;
         let sft = pass.loss().clone();
@@ -236,8 +236,8 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// The losses of `examples` without gradient: with `slots` [n·K, d], and with zeros in their place. Without slots there is only the
-/// first. `answer_tokens` is the number of answer tokens that the mean is over.
+/// Computes the losses of `examples` without a gradient: with `slots` `[n·K, d]`, and with zeros in their place.
+/// Without slots there is only the first loss. `answer_tokens` is the number of answer tokens that the mean is over.
 pub(super) fn held_out_losses(
     (decoder, adapter): (&Llama, &Adapter<'_>),
     examples: &[InstructExample],

@@ -17,32 +17,33 @@ const EXPANDER: &str = "expander.";
 const PROJECTOR: &str = "projector.";
 const GROUPS: [&str; 4] = ["lora", "expander", "scale", "projector"];
 
-/// All that a step changes, and what it was trained with. It does not depend on the number of ranks.
+/// Everything that a step changes, and the options of the training. It does not depend on the number of ranks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct InstructState {
     /// The options of the run.
     pub options: InstructOptions,
-    /// The step to take next.
+    /// The next step.
     pub step: u64,
-    /// What a step changes.
+    /// The parts that a step changes.
     pub parts: InstructParts,
 }
 
-/// All that a step changes, on the host.
+/// The parts that a step changes, on the host.
 #[derive(Debug, Clone, PartialEq)]
 pub struct InstructParts {
-    /// LoRA so far.
+    /// The LoRA adapter so far.
     pub adapter: LoraAdapter,
     /// The slot expander so far.
     pub expander: SlotExpander,
-    /// LoRA's, the expander's, the scale's.
+    /// The optimizers of LoRA, the expander and the scale.
     pub optimizers: [AdamWState; 3],
-    /// The projector so far, where it moves.
+    /// The projector so far, if Stage B trains it.
     pub projector: Option<MovingProjector>,
 }
 
 impl InstructParts {
-    /// These before the first step. The weight decay of `options` is LoRA's, the expander's and the projector's; the scale has none.
+    /// Returns the parts before the first step. The weight decay of `options` applies to LoRA, the expander and the
+    /// projector. The scale has none.
     #[must_use]
     pub fn new(
         adapter: LoraAdapter,
@@ -68,19 +69,19 @@ impl InstructParts {
     }
 }
 
-/// What is in the file beside the tensors.
+/// The content of the file besides the tensors.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Metadata {
     options: InstructOptions,
     step: u64,
     median_norm: f32,
-    /// Of each group.
+    /// The number of optimizer steps of each group.
     optimizer_steps: Vec<u64>,
 }
 
 impl InstructState {
-    /// The state as a file.
+    /// Returns the state as a file.
     ///
     /// # Errors
     /// None that the parts' invariants allow.
@@ -118,10 +119,11 @@ impl InstructState {
         checkpoint::write(&tensors, &metadata)
     }
 
-    /// From the checkpoint `name`, whose content is `bytes`, for a decoder of this shape.
+    /// Reads the checkpoint `name` with content `bytes`, for a decoder of this shape.
     ///
     /// # Errors
-    /// [`Error::Model`](crate::Error::Model) when it is no such file, or its parts do not fit each other or the decoder.
+    /// [`Error::Model`](crate::Error::Model) when it is not such a file, or its parts do not match each other or the
+    /// decoder.
     pub fn from_safetensors(config: &LlamaConfig, name: &str, bytes: &[u8]) -> Result<Self> {
         let file = TensorFile::new(name, bytes)?;
         let metadata: Metadata = checkpoint::metadata(&file)?;

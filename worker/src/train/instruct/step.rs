@@ -64,17 +64,17 @@ pub struct InstructInput<'a> {
 /// The losses of the global batch before the step. They are the same on all ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct InstructLosses {
-    /// The weighted sum.
+    /// The weighted sum of the losses.
     pub loss: f64,
     /// The next-token loss of the answers.
     pub sft: f64,
     /// The same loss with zeros in the slots, on steps that compare the two.
     pub zero: Option<f64>,
-    /// max(0, sft − zero).
+    /// The usage contrast, max(0, sft − zero).
     pub usage: f64,
-    /// Mean of 1 − cosine between mean slot and teacher.
+    /// The mean of 1 − cosine between the mean slot and the teacher.
     pub cosine: f64,
-    /// InfoNCE of the mean slots against the teachers of the batch.
+    /// The InfoNCE of the mean slots against the teachers of the batch.
     pub info_nce: f64,
 }
 

@@ -1,7 +1,7 @@
-//! One step of Stage B, and all that moves with it: LoRA on the frozen decoder, the slot expander and its scale, and the projector
-//! where it is not left as it is.
+//! One step of Stage B and the state that it changes: LoRA on the frozen decoder, the slot expander, its scale, and
+//! optionally the projector.
 //!
-//! Everything is a tensor on the decoder's device. Masters and moments are f32, products in what the decoder computes in.
+//! Everything is a tensor on the decoder's device. Parameters and moments are f32. Products are in the decoder's dtype.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -23,32 +23,32 @@ use crate::models::{Adapter, Llama};
 use crate::train::optimizer::{AdamW, PIECE, clip_factor, flat, padded};
 use crate::train::step::{Clock, StepSeconds, check_finite};
 
-/// Adapter, expander and their optimizers in training. The same on all ranks after each step.
+/// The adapter, the expander and their optimizers in training. They are the same on all ranks after each step.
 pub struct InstructTrainer {
     device: Device,
     dtype: DType,
-    /// What the adapter is like; its parameters are with the optimizer, and not here.
+    /// The adapter's shape. Its parameters are with the optimizer.
     adapter: LoraAdapter,
     shape: SlotExpanderShape,
     median_norm: f32,
     of_adapter: AdamW,
     of_expander: AdamW,
     of_scale: AdamW,
-    /// The projector, where it moves.
+    /// The projector and its optimizer, if Stage B trains it.
     of_projector: Option<(ProjectorShape, AdamW)>,
     weights: InstructWeights,
     staging: Staging,
     runs: Runs,
 }
 
-/// This rank's slots, and what their backward pass needs.
+/// This rank's slots, and the values that their backward pass needs.
 struct Slots {
     expansion: Expansion,
     tape: ExpansionTape,
     projector: Option<(Mlp, MlpTape)>,
 }
 
-/// Gradients of the groups beside the adapter, each a flat buffer, and the losses of the slots, [2].
+/// The gradients of the groups besides the adapter, each a flat buffer, and the losses of the slots, `[2]`.
 struct SlotGradients {
     expander: Tensor,
     scale: Tensor,
@@ -57,7 +57,7 @@ struct SlotGradients {
 }
 
 impl InstructTrainer {
-    /// A trainer that goes on from these, where `decoder` computes.
+    /// Returns a trainer that continues from these parts, on the decoder's device.
     ///
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
@@ -91,7 +91,7 @@ impl InstructTrainer {
         })
     }
 
-    /// What moved, on the host.
+    /// Returns a copy of the trained parts on the host.
     ///
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
@@ -123,8 +123,9 @@ impl InstructTrainer {
     /// Trains on one global batch, of which each rank runs its own rows. All ranks take the same step.
     ///
     /// # Errors
-    /// Those of the decoder and the collective; [`Error::Diverged`](crate::Error::Diverged) on NaN or infinity, with nothing changed
-    /// by this step; [`Error::OutOfMemory`](crate::Error::OutOfMemory) when not even one example fits.
+    /// Those of the decoder and the collective; [`Error::Diverged`](crate::Error::Diverged) on NaN or infinity, before
+    /// this step changes anything; [`Error::OutOfMemory`](crate::Error::OutOfMemory) when one example alone does not
+    /// fit.
     pub fn step(
         &mut self,
         decoder: &Llama,
@@ -133,7 +134,7 @@ impl InstructTrainer {
     ) -> Result<InstructOutcome> {
         let mut clock = Clock::start();
         let mut seconds = StepSeconds::default();
-        // Of the global batch, so that a rank without rows of its own takes the same step.
+        // The global batch decides, so that a rank without rows of its own takes the same step.
         let with_slots = !input.teacher.is_empty();
         let slots = match with_slots && !input.own.is_empty() {
             true => Some(self.slots(input.vectors, input.own.len())?),
@@ -153,7 +154,7 @@ impl InstructTrainer {
         };
         let sums = self.runs.all(&pass, collective, (&mut clock, &mut seconds))?;
 
-        // Whether slots did worse than zeros is asked of the global batch.
+        // The losses of the global batch decide whether slots are worse than zeros.
         collective.begin_all_reduce(&sums.losses)?;
         collective.settle()?;
         seconds.reduce += clock.lap();
@@ -175,7 +176,7 @@ impl InstructTrainer {
         }
         let mut numbers = vec![sums.losses, squares.reshape(1)?];
         numbers.extend(slots.as_ref().map(|slots| slots.losses.clone()));
-        // The one wait for the device: for the losses, before anything is changed.
+        // The host waits for the device once, for the losses, before anything changes.
         let numbers: Vec<f32> = Tensor::cat(&numbers, 0)?.to_vec1()?;
         seconds.backward += clock.lap();
 
@@ -202,8 +203,9 @@ impl InstructTrainer {
         })
     }
 
-    /// The losses of held-out examples, `answer_tokens` in all, without gradient: with the slots of their `vectors`, which are as in
-    /// [`InstructInput::vectors`], and with zeros in their place. Without vectors there is only the first.
+    /// Computes the losses of held-out examples without a gradient: with the slots of their `vectors`, and with zeros
+    /// in their place. `vectors` is as in [`InstructInput::vectors`]. Without vectors there is only the first loss.
+    /// `answer_tokens` is the number of all answer tokens.
     ///
     /// # Errors
     /// Those of the decoder.
@@ -224,7 +226,8 @@ impl InstructTrainer {
         Ok((number(&sft)?, zero.as_ref().map(number).transpose()?))
     }
 
-    /// The slots of `rows` vectors: projected ones, or the encoder's where the projector moves.
+    /// Computes the slots of `rows` vectors. These are encoder vectors if the projector is trained, else projected
+    /// ones.
     fn slots(&mut self, vectors: &[f32], rows: usize) -> Result<Slots> {
         let width = match &self.of_projector {
             Some((shape, _)) => shape.input,
@@ -248,8 +251,8 @@ impl InstructTrainer {
         })
     }
 
-    /// The gradients of the slots' groups and the losses of the slots, summed over all ranks. What is whole crosses the network
-    /// while the rest is computed. A rank without rows takes part with zeros.
+    /// Computes the losses of the slots and the gradients of their groups, summed over all ranks. A complete gradient
+    /// is sent while the rest is computed. A rank without rows contributes zeros.
     fn slot_gradients(
         &mut self,
         input: &InstructInput<'_>,
