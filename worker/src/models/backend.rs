@@ -1,8 +1,8 @@
-//! Where and how a model computes.
+//! The device and the number formats of a model's computation.
 
 use candle_core::{DType, Device};
 
-/// A device, a number format, and how weights are held there.
+/// A device, a number format, and the form in which weights are held.
 #[derive(Debug, Clone)]
 pub struct Backend {
     device: Device,
@@ -10,18 +10,18 @@ pub struct Backend {
     weights: WeightsIn,
 }
 
-/// Where a model's matrices and embeddings lie.
+/// The form in which a model's matrices and embeddings are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WeightsIn {
-    /// In the mapped file, from where the CPU's products read them.
+    /// In the mapped file, which the CPU's products read directly.
     File,
-    /// In tensors on the device.
+    /// As tensors on the device.
     Tensors,
 }
 
 impl Backend {
-    /// The fastest for a device: on the CPU weights stay in their mapped file, elsewhere they are tensors. On the CPU bf16 means
-    /// products in bf16 of what is otherwise f32.
+    /// Returns the fastest backend of a device. On the CPU weights stay in their mapped file; elsewhere they are
+    /// tensors. On the CPU, bf16 applies to products alone, and everything else is f32.
     #[must_use]
     pub fn new(device: &Device, dtype: DType) -> Self {
         let weights = match device.is_cpu() {
@@ -34,7 +34,8 @@ impl Backend {
         }
     }
 
-    /// Weights as tensors on any device, and every value in `dtype`: what GPUs hold, so that it can be compared elsewhere.
+    /// Returns a backend with weights as tensors on any device, and every value in `dtype`. This is the form of GPUs,
+    /// which tests compare on the CPU.
     #[must_use]
     pub fn of_tensors(device: &Device, dtype: DType) -> Self {
         Self {
@@ -44,19 +45,19 @@ impl Backend {
         }
     }
 
-    /// Where tensors lie.
+    /// Returns the device of tensors.
     #[must_use]
     pub const fn device(&self) -> &Device {
         &self.device
     }
 
-    /// What is computed in.
+    /// Returns the dtype of the products.
     #[must_use]
     pub const fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// What flows between layers.
+    /// Returns the dtype of the activations between layers.
     pub(crate) const fn activations(&self) -> DType {
         match self.weights {
             WeightsIn::File => DType::F32,
@@ -64,7 +65,7 @@ impl Backend {
         }
     }
 
-    /// Bytes of a number that flows between layers.
+    /// Returns the size in bytes of a value between layers.
     pub(crate) fn value_bytes(&self) -> usize {
         self.activations().size_in_bytes()
     }

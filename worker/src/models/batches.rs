@@ -9,12 +9,13 @@ use super::tokenizer::NO_TOKEN;
 use crate::device::{TokenCost, free_memory, token_budget, within_memory};
 use crate::{Error, Result};
 
-/// On the CPU larger batches than this only spill the caches.
+/// The largest batch on the CPU. Larger ones do not fit into its caches.
 const CPU_TOKENS: usize = 1_024;
 
-/// Indices of `lengths` in batches: longest first, each batch as many as `sequences × longest ≤ budget` allows, at least one.
+/// Divides the indices of `lengths` into batches, the longest first. Each batch holds as many as `sequences × longest ≤
+/// budget` allows, but at least one.
 ///
-/// Sequences of similar length share a batch, so padding for attention is rare; memory stays within the budget.
+/// Sequences of similar length share a batch, so attention needs little padding, and memory stays within the budget.
 /// Ties keep their order.
 pub fn token_batches(lengths: &[usize], budget: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
@@ -33,7 +34,7 @@ pub fn token_batches(lengths: &[usize], budget: usize) -> Vec<Vec<usize>> {
     batches
 }
 
-/// What a batch may hold, and what was learnt of it: a device that ran out of memory is not asked for as much again.
+/// The token budget of a model's batches. A budget that ran out of memory is not tried again.
 pub(crate) struct Batching {
     cost: TokenCost,
     /// The largest budget that is known to fit.
@@ -41,13 +42,13 @@ pub(crate) struct Batching {
 }
 
 impl Batching {
-    /// For a model whose tokens cost this.
+    /// Returns the batching of a model whose tokens have this cost.
     pub(crate) fn new(cost: TokenCost) -> Self {
         let fits = AtomicUsize::new(usize::MAX);
         Self { cost, fits }
     }
 
-    /// The budget to begin with: what was asked for, if the free memory allows it.
+    /// Returns the first budget to try, which is the wished one if the free memory allows it.
     fn budget(&self, device: &Device, wished: usize) -> usize {
         let wished = match device.is_cpu() {
             true => wished.min(CPU_TOKENS),
@@ -61,10 +62,10 @@ impl Batching {
     }
 }
 
-/// Computes one vector for each sequence, batch by batch, and gives them in the order of `ids`.
+/// Computes one vector for each sequence, batch by batch, and returns them in the order of `ids`.
 ///
-/// `vectors` maps packed sequences to [B, width]. `progress` is told after each batch how many tokens are done, or handed to the
-/// device, so far. Out of memory halves the budget and goes on.
+/// `vectors` maps packed sequences to `[B, width]`. After each batch, `progress` gets the number of tokens that are
+/// done or handed to the device. If memory runs out, the budget is halved.
 pub(crate) fn in_batches(
     ids: &[Vec<u32>],
     device: &Device,
@@ -81,7 +82,7 @@ pub(crate) fn in_batches(
     let mut told = |budget: usize| {
         tracing::warn!(
             budget,
-            "out of memory on the device: going on with half as many tokens at once"
+            "out of memory on the device: continuing with half as many tokens at once"
         );
         batching.learn(budget);
     };
@@ -96,7 +97,7 @@ pub(crate) fn in_batches(
             let rows = vectors(&packed)?.to_dtype(DType::F32)?;
             left = without(&left, &batch);
             done += packed.ids.len() as u64;
-            // Fetching a row waits for the device, which could be given the next batch meanwhile.
+            // Copying a row to the host waits for the device, so the next batch is started first.
             on_device.push(batch, rows);
             if device.is_cpu() {
                 on_device.fetch(&mut out)?;
@@ -109,13 +110,13 @@ pub(crate) fn in_batches(
     Ok(out)
 }
 
-/// What is left of `all` after `batch`; both hold each index once.
+/// Returns the indices of `all` that are not in `batch`. Both hold each index once.
 fn without(all: &[usize], batch: &[usize]) -> Vec<usize> {
     let batch: HashSet<usize> = batch.iter().copied().collect();
     all.iter().copied().filter(|index| !batch.contains(index)).collect()
 }
 
-/// Vectors that the device may still be working on.
+/// Vectors that the device may still be computing.
 #[derive(Default)]
 struct OnDevice {
     sequences: Vec<usize>,
@@ -140,31 +141,31 @@ impl OnDevice {
     }
 }
 
-/// Refuses sequences that a model can't read.
+/// Refuses sequences that the model cannot read.
 pub(crate) fn check_ids(ids: &[impl AsRef<[u32]>], vocab_size: usize, max_tokens: usize, path: &str) -> Result<()> {
     for (index, ids) in ids.iter().enumerate() {
         let ids = ids.as_ref();
         if ids.len() > max_tokens {
             let tokens = ids.len();
             return Err(Error::Input(format!(
-                "sequence {index} has {tokens} tokens, {path} has positions for {max_tokens}"
+                "sequence {index} has {tokens} tokens, but {path} has positions for {max_tokens}"
             )));
         }
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size && id != NO_TOKEN) {
             return Err(Error::Input(format!(
-                "sequence {index}: token id {id} is outside {path}'s {vocab_size}"
+                "sequence {index}: token id {id} is outside the {vocab_size} ids of {path}"
             )));
         }
     }
     Ok(())
 }
 
-/// Sequences laid end to end without padding: T tokens in all.
+/// Sequences laid end to end without padding, T tokens in total.
 #[derive(Debug, Clone)]
 pub(crate) struct Packed {
-    /// Token ids, T of them.
+    /// The token ids, `[T]`.
     pub(crate) ids: Vec<u32>,
-    /// Where each sequence starts, then T: one more than there are sequences.
+    /// The start of each sequence, then T.
     pub(crate) offsets: Vec<usize>,
 }
 
@@ -182,7 +183,7 @@ impl Packed {
         packed
     }
 
-    /// The position of each token in its own sequence, from `first`.
+    /// Returns the position of each token in its own sequence, counted from `first`.
     pub(crate) fn positions(&self, first: usize) -> Vec<u32> {
         self.offsets
             .windows(2)
@@ -190,7 +191,7 @@ impl Packed {
             .collect()
     }
 
-    /// The row of each sequence's last token.
+    /// Returns the row of each sequence's last token.
     pub(crate) fn last_rows(&self) -> Vec<u32> {
         self.offsets[1..].iter().map(|&end| end as u32 - 1).collect()
     }
@@ -242,7 +243,7 @@ mod tests {
         let (rows, sizes) = pass(100);
         assert_eq!(rows.unwrap(), expected);
         assert!(sizes.iter().all(|size| *size <= 100), "{sizes:?}");
-        // The next pass begins with what fitted.
+        // The next pass starts with the budget that fitted.
         let (rows, sizes) = pass(usize::MAX);
         assert_eq!(rows.unwrap(), expected);
         assert!(sizes.iter().all(|size| *size <= 100), "{sizes:?}");

@@ -1,4 +1,4 @@
-//! The frozen multilingual encoder: XLM-R, RoBERTa and BERT, which differ in where positions begin.
+//! The frozen multilingual encoder: XLM-R, RoBERTa and BERT. They differ in the first position.
 
 use std::path::Path;
 
@@ -15,14 +15,14 @@ use super::weights::Weights;
 use crate::Result;
 use crate::device::TokenCost;
 
-/// What stands before the tensors' names, by what the model was saved with.
+/// The prefixes of tensor names. They depend on the class that saved the model.
 pub(crate) const PREFIXES: &[&str] = &["", "bert.", "roberta.", "model."];
 
-/// The model without its tokenizer: token ids in, vectors out.
+/// The encoder without its tokenizer. It maps token ids to vectors.
 pub(crate) struct Bert {
     config: EncoderConfig,
     words: Embedding,  // [vocab, hidden]
-    positions: Tensor, // [max_position_embeddings, hidden], token type 0's row added
+    positions: Tensor, // [max_position_embeddings, hidden], with token type 0's row added
     norm: LayerNorm,
     layers: Vec<Layer>,
     head: Head,
@@ -30,7 +30,7 @@ pub(crate) struct Bert {
     path: String,
 }
 
-/// Tensors that tell whether weights are those that a configuration means; of each list one must be there.
+/// Returns tensors by which weights are recognized. One name of each list must exist.
 pub(crate) fn landmarks(config: &EncoderConfig) -> [Vec<String>; 2] {
     let last = config.num_hidden_layers.saturating_sub(1);
     [
@@ -40,7 +40,7 @@ pub(crate) fn landmarks(config: &EncoderConfig) -> [Vec<String>; 2] {
 }
 
 impl Bert {
-    /// Loads the weights of a folder in Hugging Face layout; `head` makes vectors of hidden states.
+    /// Loads the weights of a folder in Hugging Face layout. `head` turns hidden states into vectors.
     pub(crate) fn load(dir: &Path, head: Head, backend: &Backend) -> Result<Self> {
         let config = EncoderConfig::load(dir)?;
         let weights = Weights::open(dir, PREFIXES, backend)?;
@@ -82,12 +82,12 @@ impl Bert {
         &self.config
     }
 
-    /// Width of the vectors.
+    /// Returns the width of the vectors.
     pub(crate) fn width(&self) -> usize {
         self.head.width(self.config.hidden_size)
     }
 
-    /// The vector of each sequence, in the order of `ids`.
+    /// Returns the vector of each sequence, in the order of `ids`.
     pub(crate) fn vectors(
         &self,
         ids: &[Vec<u32>],
@@ -95,8 +95,8 @@ impl Bert {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Vec<Vec<f32>>> {
         check_ids(ids, self.config.vocab_size, self.config.max_tokens(), &self.path)?;
-        // To RoBERTa a padding token within a text is not attended, has no position and no part in the mean: as if not
-        // there. To BERT it is a token like others.
+        // RoBERTa does not attend to a padding token within a text, and gives it no position and no part in the mean.
+        // It is therefore removed. BERT treats it like any other token.
         let attended: Vec<Vec<u32>>;
         let ids = match self.config.family {
             EncoderFamily::Bert => ids,
@@ -119,7 +119,7 @@ impl Bert {
         )
     }
 
-    /// The vector of each sequence, [B, width], f32.
+    /// Returns the vector of each sequence, `[B, width]`, f32.
     fn pooled(&self, packed: &Packed) -> Result<Tensor> {
         if packed.ids.is_empty() {
             let shape = (packed.offsets.len() - 1, self.config.hidden_size);
@@ -141,7 +141,7 @@ impl Bert {
         AttentionSpans::new(offsets(), offsets(), Causality::Bidirectional, dtype, device)
     }
 
-    /// The last hidden states, [T, hidden].
+    /// Returns the last hidden states, `[T, hidden]`.
     fn hidden_states(&self, packed: &Packed, spans: &AttentionSpans) -> Result<Tensor> {
         let device = self.positions.device();
         let positions = packed.positions(self.config.first_position());
@@ -157,7 +157,8 @@ impl Bert {
     }
 }
 
-/// The first row of each sequence of `x` [T, width], in f32: [B, width]. A sequence without rows gives zeros.
+/// Returns the first row of each sequence of `x` `[T, width]`, in f32: `[B, width]`. A sequence without rows gives
+/// zeros.
 fn first_rows(x: &Tensor, offsets: &[usize]) -> Result<Tensor> {
     let (rows, width) = x.dims2()?;
     let zeros = Tensor::zeros((1, width), x.dtype(), x.device())?;
@@ -233,7 +234,7 @@ impl Layer {
         })
     }
 
-    /// x [T, hidden] → [T, hidden].
+    /// Maps x `[T, hidden]` to `[T, hidden]`.
     fn forward(&self, x: &Tensor, spans: &AttentionSpans) -> Result<Tensor> {
         let (q, k, v) = (self.query.forward(x)?, self.key.forward(x)?, self.value.forward(x)?);
         let attended = self

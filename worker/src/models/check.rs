@@ -1,5 +1,5 @@
-//! Whether a model folder can be used, told before anything is computed: its files, its configuration, its tokenizer and
-//! the beginnings of its weight files are looked at, wherever it lies, and everything that is wrong is said at once.
+//! Checks whether a model folder can be used, before anything is computed. The files may lie anywhere. It reads the
+//! configuration, the tokenizer and the headers of the weight files, and reports all problems at once.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -17,10 +17,10 @@ use super::weights::{INDEX, todays_name, weight_names};
 use super::{bert, json, llama, model_files};
 use crate::{Error, Result};
 
-/// Of a weight file: larger headers are no headers.
+/// The largest header of a weight file.
 const LARGEST_HEADER: u64 = 100_000_000;
 
-/// Everything that keeps the model in `store` from being used, each with what to do; none when it can be used.
+/// Returns all problems that keep the model in `store` from being used, each with what to do.
 ///
 /// # Errors
 /// Those of the store and of the disk.
@@ -36,7 +36,7 @@ pub async fn check(store: &Store, role: ModelRole, wishes: &ReadingWishes) -> Re
     let checked = tokio::task::spawn_blocking(move || check_files(&dir, &names, role, &wishes));
     let (mut problems, weights) = checked
         .await
-        .map_err(|e| Error::Input(format!("the check was cut off: {e}")))?;
+        .map_err(|e| Error::Input(format!("the check was interrupted: {e}")))?;
     let mut tensors = BTreeSet::new();
     for name in weights.files {
         let size = objects
@@ -62,7 +62,7 @@ pub async fn check(store: &Store, role: ModelRole, wishes: &ReadingWishes) -> Re
     Ok(problems.iter().map(|problem| folder.by_name(problem)).collect())
 }
 
-/// What a folder is that holds no model at its top.
+/// Describes a folder without a model at its top.
 fn no_model_folder(names: &BTreeSet<String>) -> Option<String> {
     if names.is_empty() {
         return Some("there is no such folder, or nothing in it".into());
@@ -87,14 +87,14 @@ fn no_model_folder(names: &BTreeSet<String>) -> Option<String> {
     (!models.is_empty()).then(|| format!("holds no config.json; a model lies in {} within it", models.join(", ")))
 }
 
-/// The weight files to look into, and tensors that must be in one of them.
+/// The weight files to check, and the tensors that one of them must have.
 #[derive(Default)]
 struct ExpectedWeights {
     files: Vec<String>,
     expected: Vec<ExpectedTensor>,
 }
 
-/// Names of which one must be there.
+/// The names of a tensor, one of which must exist.
 struct ExpectedTensor {
     names: Vec<String>,
 }
@@ -111,12 +111,14 @@ impl ExpectedTensor {
         let there = self.names.iter().any(|name| tensors.contains(name));
         (!there).then(|| {
             let name = &self.names[0];
-            format!("the weights lack the tensor {name}, which config.json asks for: they are another model's, or a part of one")
+            format!(
+                "the weights lack the tensor {name}, which config.json needs: they are incomplete or of another model"
+            )
         })
     }
 }
 
-/// Checks the files that lie below `dir`, among all `names` of the folder.
+/// Checks the files below `dir`, among all `names` of the folder.
 fn check_files(
     dir: &Path,
     names: &BTreeSet<String>,
@@ -125,7 +127,7 @@ fn check_files(
 ) -> (Vec<String>, ExpectedWeights) {
     let mut problems = Vec::new();
     let mut weights = ExpectedWeights::default();
-    // Errors name their file with its folder, which the message begins with.
+    // Errors name their file with its folder, which is removed from the start of the message.
     let mut note = |error: Error| problems.push(error.to_string());
     let mut rows = None;
     match role {
@@ -190,7 +192,7 @@ fn check_files(
     (problems, weights)
 }
 
-/// A folder within `dir` as the beginning of its files' names.
+/// Returns the prefix of the file names in a folder within `dir`.
 fn below(dir: &Path, folder: &Path) -> Option<String> {
     let name = folder.strip_prefix(dir).ok()?;
     Some(format!("{}/", name.to_str()?))
@@ -215,7 +217,7 @@ fn without_tokenizer(names: &BTreeSet<String>) -> String {
     }
 }
 
-/// The files of a model that are read as a whole to check it: where they lie, or copies of them.
+/// The files of a model that are read as a whole: in their place, or as copies.
 enum SmallFiles {
     Here(PathBuf),
     Copied { copies: tempfile::TempDir, url: String },
@@ -251,7 +253,7 @@ impl SmallFiles {
         }
     }
 
-    /// A problem's text with files named as the folder has them.
+    /// Returns a problem's text with the file names of the folder.
     fn by_name(&self, problem: &str) -> String {
         let text = match self {
             Self::Here(_) => problem.to_owned(),
@@ -265,7 +267,7 @@ impl SmallFiles {
     }
 }
 
-/// What a weight file says of its tensors.
+/// The tensors that a weight file's header lists.
 struct Header {
     tensors: Vec<HeaderTensor>,
 }
@@ -282,10 +284,10 @@ struct RawTensor {
 }
 
 impl Header {
-    /// What is wrong with the tensors' number formats.
+    /// Describes tensors with number formats that are not supported.
     fn unsupported(&self, file: &str) -> Option<String> {
         let known = |tensor: &&HeaderTensor| {
-            // Positions that are counted and not learnt.
+            // Position ids are integers, and nothing reads them.
             ["F32", "F16", "BF16"].contains(&tensor.dtype.as_str()) || tensor.name.ends_with("position_ids")
         };
         let (fine, other): (Vec<_>, Vec<_>) = self.tensors.iter().partition(known);
@@ -301,7 +303,7 @@ impl Header {
     }
 }
 
-/// The header of a safetensors file of so many bytes, or why it has none.
+/// Reads the header of a safetensors file of `size` bytes. The inner error says why it has none.
 async fn header(store: &Store, name: &str, size: u64) -> Result<std::result::Result<Header, String>> {
     let start = match size {
         0 => Default::default(),
@@ -312,20 +314,20 @@ async fn header(store: &Store, name: &str, size: u64) -> Result<std::result::Res
     }
     let damaged = |what: String| Ok(Err(format!("{what}: download or copy it again")));
     let Some(length) = start.first_chunk().map(|bytes| u64::from_le_bytes(*bytes)) else {
-        return damaged(format!("has {size} bytes and is no safetensors file"));
+        return damaged(format!("has {size} bytes and is not a safetensors file"));
     };
     if length > LARGEST_HEADER {
-        return damaged("is no safetensors file".into());
+        return damaged("is not a safetensors file".into());
     }
     if 8 + length > size {
         return damaged(format!(
-            "is cut off: it has {size} bytes and its header alone needs {}",
+            "is cut off: it has {size} bytes, but its header alone needs {}",
             8 + length
         ));
     }
     let text = store.get_range(name, 8..8 + length).await?;
     let Ok(Value::Object(mut entries)) = serde_json::from_slice(&text) else {
-        return damaged("is no safetensors file".into());
+        return damaged("is not a safetensors file".into());
     };
     entries.remove("__metadata__");
     let mut tensors = Vec::with_capacity(entries.len());
@@ -342,7 +344,7 @@ async fn header(store: &Store, name: &str, size: u64) -> Result<std::result::Res
     }
     let whole = 8 + length + end;
     if size < whole {
-        return damaged(format!("is cut off: {size} of {whole} bytes are there"));
+        return damaged(format!("is cut off: it has {size} of {whole} bytes"));
     }
     Ok(Ok(Header { tensors }))
 }

@@ -1,5 +1,5 @@
-//! What a decoder's folder says beside `tokenizer.json`: its chat template, its named special tokens, what text begins with and
-//! what ends an answer.
+//! The conventions in a decoder's folder besides `tokenizer.json`: its chat template, its named special tokens, and the
+//! tokens that begin a text and end an answer.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,7 +10,7 @@ use super::json;
 use super::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
-/// The named tokens that chat templates may ask for, as Transformers calls them.
+/// The named tokens that chat templates may use, with their names in Transformers.
 const NAMED: [&str; 7] = [
     "bos_token",
     "eos_token",
@@ -23,39 +23,41 @@ const NAMED: [&str; 7] = [
 const BOS: &str = "bos_token";
 const EOS: &str = "eos_token";
 
-/// How a decoder's texts and turns begin and end.
+/// The tokens and the template with which a decoder's texts and turns begin and end.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Conventions {
-    /// The folder or file that says so, for errors.
+    /// The folder or file that they were read from, for errors.
     pub path: String,
-    /// In Jinja, as the model was published with it.
+    /// The chat template in Jinja, as published with the model.
     pub chat_template: Option<String>,
     /// The named tokens, such as `bos_token`, by Transformers' names.
     pub named: BTreeMap<String, String>,
-    /// What a text by itself begins with: see [`Conventions::read`].
+    /// The token that begins a text; see [`Conventions::read`].
     pub begin: Option<u32>,
-    /// What the model's own files call an end.
+    /// The tokens that the model's own files name as an end.
     pub end: Vec<u32>,
 }
 
 impl Conventions {
-    /// Reads the JSON files of `dir` and `chat_template.jinja`, none of which has to be there.
+    /// Reads the JSON files of `dir` and `chat_template.jinja`. All of them are optional.
     ///
     /// The chat template is `chat_template.jinja`, else `chat_template` of `tokenizer_config.json`.
     ///
-    /// A text begins with the model's BOS whether or not `tokenizer.json` has a template that adds it. The BOS is `bos_token` of
-    /// `tokenizer_config.json`, else of `special_tokens_map.json`, else `bos_token_id` of `config.json`, if that is a
-    /// special token: some files have the default of a class. There is none where one
-    /// of the first two says null, where `add_bos_token` is false, and for Qwen, whose `bos_token_id` is the end of a text.
+    /// A text begins with the model's BOS, even if the template of `tokenizer.json` does not add it. The BOS is
+    /// `bos_token` of `tokenizer_config.json`, else of `special_tokens_map.json`. Otherwise it is `bos_token_id` of
+    /// `config.json` if that is a special token, because some files have the default of a class.
+    ///
+    /// There is no BOS if one of the first two is null or `add_bos_token` is false. Qwen has none either, because its
+    /// `bos_token_id` is the end of a text.
     ///
     /// # Errors
-    /// [`Error::Model`] for a file that is no JSON, or a BOS that the vocabulary lacks.
+    /// [`Error::Model`] for a file that is not JSON, or a BOS that the vocabulary lacks.
     pub fn read(dir: &Path, tokenizer: &Tokenizer) -> Result<Self> {
         let config = read_json(&dir.join("config.json"))?;
         let generation = read_json(&dir.join("generation_config.json"))?;
         let of_tokenizer = read_json(&dir.join("tokenizer_config.json"))?;
         let map = read_json(&dir.join("special_tokens_map.json"))?;
-        // A key that is there decides, null included.
+        // A key decides if it exists, even with the value null.
         let said = |name: &str| of_tokenizer.get(name).or_else(|| map.get(name)).map(token_text);
         let mut named: BTreeMap<String, String> = NAMED
             .into_iter()
@@ -94,13 +96,14 @@ impl Conventions {
         })
     }
 
-    /// The end of a text by its name.
+    /// Returns the name of the token that ends a text.
     pub fn eos_token(&self) -> Option<&str> {
         self.named.get(EOS).map(String::as_str)
     }
 }
 
-/// The folder's chat template. Of several in `tokenizer_config.json` the one named `default`, else the first.
+/// Returns the folder's chat template. Of several in `tokenizer_config.json`, it is the one named `default`, else the
+/// first.
 fn chat_template(dir: &Path, of_tokenizer: &Value) -> Result<Option<String>> {
     let path = dir.join("chat_template.jinja");
     match std::fs::read_to_string(&path) {
@@ -124,13 +127,13 @@ fn chat_template(dir: &Path, of_tokenizer: &Value) -> Result<Option<String>> {
     Ok(text.filter(|text| !text.trim().is_empty()).map(str::to_owned))
 }
 
-/// A token as these files write it: its text, or an object that holds it.
+/// Returns a token's text. These files write it as a string, or as an object that holds it.
 fn token_text(value: &Value) -> Option<String> {
     let text = value.as_str().or_else(|| value["content"].as_str());
     text.filter(|text| !text.is_empty()).map(str::to_owned)
 }
 
-/// One id or a list of them.
+/// Reads one id or a list of ids.
 fn ids(value: &Value) -> Vec<u32> {
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
     match value.as_array() {
@@ -143,7 +146,7 @@ fn first_id(value: &Value) -> Option<u32> {
     ids(value).first().copied()
 }
 
-/// A file's JSON; null when there is no such file.
+/// Reads a JSON file. Returns null if there is no such file.
 fn read_json(path: &Path) -> Result<Value> {
     if path.exists() {
         json::read_with_nulls(path)

@@ -1,4 +1,4 @@
-//! The decoder as tasks use it: teacher vectors, logits, greedy continuations.
+//! The decoder's interface for tasks: teacher vectors, logits, greedy continuations.
 //!
 //! A teacher vector is the last hidden state at a slot token after the sentence, or the mean of a hidden layer over it.
 
@@ -17,20 +17,20 @@ use super::model_files::ModelFiles;
 use super::tokenizer::{SpecialTokens, Tokenizer};
 use crate::{Error, Result};
 
-/// A teacher sentence has at most so many tokens before the slot, the beginning-of-text token included.
+/// The largest number of a teacher sentence's tokens before the slot, including the beginning-of-text token.
 pub const TEACHER_TOKENS: usize = 127;
 
-/// The mean of one hidden layer over a sentence: a teacher that needs no slot token.
+/// The hidden layer whose mean over a sentence is its teacher vector. Such a teacher needs no slot token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum TeacherLayer {
-    /// 0 is the embedding, the number of layers is the last one, after the final norm.
+    /// The number of the layer. 0 is the embedding, and the number of layers is the last one, after the final norm.
     Number(usize),
-    /// A share of the depth, rounded to the nearest layer.
+    /// The share of the depth, rounded to the nearest layer.
     Share(f64),
 }
 
 impl TeacherLayer {
-    /// Which of `layers` it is.
+    /// Returns the layer's number among `layers`.
     ///
     /// # Errors
     /// [`Error::Input`] when there is no such layer.
@@ -53,12 +53,12 @@ impl TeacherLayer {
     }
 }
 
-/// A loaded decoder of Llama's form with its tokenizer.
+/// A loaded decoder with Llama's architecture, and its tokenizer.
 pub struct Decoder {
     model: Llama,
     tokenizer: Tokenizer,
     chat: Chat,
-    /// What a text begins with.
+    /// The token that begins a text.
     begin: Option<u32>,
     teacher_slot: u32,
 }
@@ -67,16 +67,16 @@ impl Decoder {
     /// Loads a folder in Hugging Face layout, or a GGUF file, and converts its weights to `dtype` on `device`.
     ///
     /// # Errors
-    /// [`Error::Model`](crate::Error::Model) naming what is missing, misshapen or not supported, a chat template that can't be
-    /// rendered included; [`Error::Io`](crate::Error::Io) for unreadable files.
+    /// [`Error::Model`](crate::Error::Model) naming a part that is missing, has the wrong shape or is not supported, or
+    /// a chat template that cannot be rendered; [`Error::Io`](crate::Error::Io) for unreadable files.
     pub fn load(dir: &Path, device: &Device, dtype: DType) -> Result<Self> {
         Self::load_on(dir, &Backend::new(device, dtype))
     }
 
-    /// As [`Decoder::load`], for a backend of the caller's choice.
+    /// Loads a decoder as [`Decoder::load`] does, for another backend.
     ///
     /// # Errors
-    /// As [`Decoder::load`].
+    /// Those of [`Decoder::load`].
     pub fn load_on(dir: &Path, backend: &Backend) -> Result<Self> {
         let files = ModelFiles::open(dir)?;
         let rows = files.config()?.vocab_size;
@@ -92,22 +92,23 @@ impl Decoder {
         })
     }
 
-    /// How the decoder is spoken to.
+    /// Returns the chat format.
     pub fn chat(&self) -> &Chat {
         &self.chat
     }
 
-    /// Speaks by another form of prompt than the folder's own, such as the one that a bundle was trained with.
+    /// Replaces the folder's own prompt form, for example by that of a bundle's training.
     pub fn set_prompt_form(&mut self, form: PromptForm) {
         self.chat.set_form(form, &self.tokenizer);
     }
 
-    /// The token at which teacher vectors are read, [`NO_TOKEN`](super::NO_TOKEN) where the vocabulary has none to spare.
+    /// Returns the token at which teacher vectors are read, or [`NO_TOKEN`](super::NO_TOKEN) if the vocabulary has no
+    /// spare one.
     pub fn teacher_slot(&self) -> u32 {
         self.teacher_slot
     }
 
-    /// Reads teacher vectors at another token.
+    /// Sets another token at which teacher vectors are read.
     ///
     /// # Errors
     /// [`Error::Model`](crate::Error::Model) when the vocabulary lacks it.
@@ -116,47 +117,47 @@ impl Decoder {
         Ok(())
     }
 
-    /// The prompt for an instruction about a text that `slots` soft slots stand for.
+    /// Returns the prompt for an instruction about a text that `slots` slots represent.
     ///
     /// # Errors
-    /// [`Error::Model`](crate::Error::Model) when the tokenizer can't encode it.
+    /// [`Error::Model`](crate::Error::Model) when the tokenizer cannot encode it.
     pub fn slot_prompt(&self, instruction: &str, slots: usize) -> Result<ChatPrompt> {
         self.chat.slot_prompt(&self.tokenizer, instruction, slots)
     }
 
-    /// The prompt for an instruction about a text that stands there itself, cut to `max_tokens` tokens.
+    /// Returns the prompt for an instruction about a foreign text, which is cut to `max_tokens` tokens.
     ///
     /// # Errors
-    /// As [`Decoder::slot_prompt`].
+    /// Those of [`Decoder::slot_prompt`].
     pub fn direct_prompt(&self, instruction: &str, foreign: &str, max_tokens: usize) -> Result<ChatPrompt> {
         self.chat
             .direct_prompt(&self.tokenizer, instruction, foreign, max_tokens)
     }
 
-    /// An answer's tokens, the end of the turn included.
+    /// Returns an answer's tokens, with the token that ends the turn.
     ///
     /// # Errors
-    /// As [`Decoder::slot_prompt`].
+    /// Those of [`Decoder::slot_prompt`].
     pub fn answer_tokens(&self, answer: &str) -> Result<Vec<u32>> {
         self.chat.answer_tokens(&self.tokenizer, answer)
     }
 
-    /// Width of the hidden states.
+    /// Returns the width of the hidden states.
     pub fn hidden_size(&self) -> usize {
         self.config().hidden_size
     }
 
-    /// The model's shape.
+    /// Returns the model's shape.
     pub fn config(&self) -> &LlamaConfig {
         self.model.config()
     }
 
-    /// The model's tokenizer.
+    /// Returns the model's tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
 
-    /// The whole token embedding, [vocab, hidden]; on the CPU an f32 copy.
+    /// Returns the whole token embedding, `[vocab, hidden]`. On the CPU it is a copy in f32.
     ///
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
@@ -164,7 +165,7 @@ impl Decoder {
         self.model.embedding().table()
     }
 
-    /// The embeddings of `ids`, [T, hidden].
+    /// Returns the embeddings of `ids`, `[T, hidden]`.
     ///
     /// # Errors
     /// [`Error::Input`](crate::Error::Input) for an id outside the vocabulary.
@@ -172,11 +173,11 @@ impl Decoder {
         self.model.embedding().rows(ids)
     }
 
-    /// The token ids whose last hidden state is each text's teacher vector: at most [`TEACHER_TOKENS`], the first one BOS where the
-    /// model has one, then the slot token.
+    /// Returns the token ids whose last hidden state is each text's teacher vector. They are at most [`TEACHER_TOKENS`]
+    /// tokens, beginning with BOS if the model has one, and then the slot token.
     ///
     /// # Errors
-    /// [`Error::Model`](crate::Error::Model) when the tokenizer can't encode a text.
+    /// [`Error::Model`](crate::Error::Model) when the tokenizer cannot encode a text.
     pub fn tokenize_teacher(&self, texts: &[impl AsRef<str>]) -> Result<Vec<Vec<u32>>> {
         let mut ids = self.tokenize_sentences(texts)?;
         for ids in &mut ids {
@@ -185,10 +186,11 @@ impl Decoder {
         Ok(ids)
     }
 
-    /// The first [`TEACHER_TOKENS`] tokens of each text, which begins with BOS whether or not the tokenizer's template adds it.
+    /// Returns the first [`TEACHER_TOKENS`] tokens of each text. They begin with BOS, even if the tokenizer's template
+    /// does not add it.
     ///
     /// # Errors
-    /// [`Error::Model`](crate::Error::Model) when the tokenizer can't encode a text.
+    /// [`Error::Model`](crate::Error::Model) when the tokenizer cannot encode a text.
     pub fn tokenize_sentences(&self, texts: &[impl AsRef<str>]) -> Result<Vec<Vec<u32>>> {
         let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
         let mut ids = self.tokenizer.encode_batch(&texts, SpecialTokens::Add)?;
@@ -201,13 +203,13 @@ impl Decoder {
         Ok(ids)
     }
 
-    /// The teacher vector of each text, in the order of `texts`.
+    /// Returns the teacher vector of each text, in the order of `texts`.
     ///
-    /// A batch holds at most `token_budget` tokens, padding counted. `progress` is told after each batch how many
-    /// tokens are done so far.
+    /// A batch holds at most `token_budget` tokens, including padding. After each batch, `progress` gets the number of
+    /// tokens that are done.
     ///
     /// # Errors
-    /// As [`Decoder::tokenize_teacher`]; [`Error::Tensor`](crate::Error::Tensor) when the device fails.
+    /// Those of [`Decoder::tokenize_teacher`]; [`Error::Tensor`](crate::Error::Tensor) when the device fails.
     pub fn teacher(
         &self,
         texts: &[impl AsRef<str>],
@@ -218,11 +220,10 @@ impl Decoder {
         self.last_hidden(&ids, token_budget, progress)
     }
 
-    /// The last hidden state, after the final norm, at the last token of each sequence.
+    /// Returns the last hidden state, after the final norm, at the last token of each sequence.
     ///
     /// # Errors
-    /// [`Error::Input`](crate::Error::Input) for an empty sequence, one that is too long, or an id outside the
-    /// vocabulary.
+    /// [`Error::Input`](crate::Error::Input) for a sequence that is empty or too long, or an id outside the vocabulary.
     pub fn last_hidden(
         &self,
         ids: &[Vec<u32>],
@@ -232,11 +233,11 @@ impl Decoder {
         self.model.vectors(ids, token_budget, progress)
     }
 
-    /// The mean of a hidden layer over each sequence's tokens, without the first where there are others. Layers behind it are not
-    /// computed.
+    /// Returns the mean of a hidden layer over each sequence's tokens. The first token is left out unless it is the
+    /// only one. Later layers are not computed.
     ///
     /// # Errors
-    /// As [`Decoder::last_hidden`]; [`Error::Input`](crate::Error::Input) when the decoder has no such layer.
+    /// Those of [`Decoder::last_hidden`]; [`Error::Input`](crate::Error::Input) when the decoder has no such layer.
     pub fn pooled(
         &self,
         ids: &[Vec<u32>],
@@ -248,33 +249,33 @@ impl Decoder {
         self.model.pooled(ids, layer, token_budget, progress)
     }
 
-    /// The model without its tokenizer.
+    /// Returns the model without its tokenizer.
     pub fn model(&self) -> &Llama {
         &self.model
     }
 
-    /// The hidden states of one sequence after the final norm, [T, hidden].
+    /// Returns the hidden states of one sequence after the final norm, `[T, hidden]`.
     ///
     /// # Errors
-    /// As [`Decoder::last_hidden`].
+    /// Those of [`Decoder::last_hidden`].
     pub fn hidden_states(&self, ids: &[u32]) -> Result<Tensor> {
         self.model.check(&[ids])?;
         self.model.forward(&Packed::new([ids]), None, Rows::All, &[])
     }
 
-    /// The logits of each position of one sequence, [T, vocab].
+    /// Returns the logits of each position of one sequence, `[T, vocab]`.
     ///
     /// # Errors
-    /// As [`Decoder::last_hidden`].
+    /// Those of [`Decoder::last_hidden`].
     pub fn logits(&self, ids: &[u32]) -> Result<Tensor> {
         self.model.logits(&self.hidden_states(ids)?)
     }
 
-    /// The greedy continuation of `ids`: at most `max_tokens` tokens, up to and without the first of `stop`.
-    /// Of equal logits the lowest id wins.
+    /// Returns the greedy continuation of `ids`. It has at most `max_tokens` tokens and ends before the first token of
+    /// `stop`. Of equal logits the lowest id wins.
     ///
     /// # Errors
-    /// As [`Decoder::last_hidden`].
+    /// Those of [`Decoder::last_hidden`].
     pub fn generate(&self, ids: &[u32], max_tokens: usize, stop: &[u32]) -> Result<Vec<u32>> {
         let prompt = ChatPrompt {
             ids: ids.to_vec(),

@@ -1,4 +1,4 @@
-//! The encoder as tasks use it: texts in, vectors out.
+//! The encoder's interface for tasks, which maps texts to vectors.
 
 use std::path::Path;
 
@@ -11,12 +11,12 @@ use super::sentence::{FolderReading, Head, Reading, ReadingWishes};
 use super::tokenizer::{SpecialTokens, Tokenizer};
 use crate::Result;
 
-/// How much of a text the encoder reads.
+/// The limits of a text that the encoder reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TextLimits {
-    /// A text is cut after so many Unicode scalar values.
+    /// The largest number of Unicode scalar values of a text.
     pub max_chars: usize,
-    /// Its tokens, special ones included, are cut after so many.
+    /// The largest number of tokens, including special ones.
     pub max_tokens: usize,
 }
 
@@ -30,7 +30,7 @@ impl Default for TextLimits {
 }
 
 impl TextLimits {
-    /// The text's first `max_chars` characters.
+    /// Returns the text's first `max_chars` characters.
     pub fn cut<'a>(&self, text: &'a str) -> &'a str {
         match text.char_indices().nth(self.max_chars) {
             Some((end, _)) => &text[..end],
@@ -47,28 +47,29 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Loads a folder in Hugging Face layout and converts its weights to `dtype` on `device`. Texts are read as the folder's
-    /// sentence-transformers files say; where it has none the mean of all states is a text's vector.
+    /// Loads a folder in Hugging Face layout and converts its weights to `dtype` on `device`. The folder's
+    /// sentence-transformers files say how texts are read. Without such files, a text's vector is the mean of all
+    /// states.
     ///
     /// # Errors
-    /// [`Error::Model`](crate::Error::Model) naming what is missing, misshapen or not supported;
+    /// [`Error::Model`](crate::Error::Model) naming a part that is missing, has the wrong shape or is not supported;
     /// [`Error::Io`](crate::Error::Io) for unreadable files.
     pub fn load(dir: &Path, device: &Device, dtype: DType) -> Result<Self> {
         Self::load_on(dir, &Backend::new(device, dtype))
     }
 
-    /// As [`Encoder::load`], for a backend of the caller's choice.
+    /// Loads an encoder as [`Encoder::load`] does, for another backend.
     ///
     /// # Errors
-    /// As [`Encoder::load`].
+    /// Those of [`Encoder::load`].
     pub fn load_on(dir: &Path, backend: &Backend) -> Result<Self> {
         Self::with_wishes(dir, &ReadingWishes::default(), backend)
     }
 
-    /// As [`Encoder::load_on`], reading texts as `reading` says and not as the folder does.
+    /// Loads an encoder as [`Encoder::load_on`] does, but reads texts as `reading` says.
     ///
     /// # Errors
-    /// As [`Encoder::load`].
+    /// Those of [`Encoder::load`].
     pub fn load_as(dir: &Path, reading: &Reading, backend: &Backend) -> Result<Self> {
         let wishes = ReadingWishes {
             pooling: Some(reading.pooling),
@@ -94,30 +95,31 @@ impl Encoder {
         })
     }
 
-    /// Width of the vectors.
+    /// Returns the width of the vectors.
     pub fn width(&self) -> usize {
         self.model.width()
     }
 
-    /// How texts are read.
+    /// Returns how texts are read.
     pub fn reading(&self) -> &Reading {
         &self.reading
     }
 
-    /// The model's shape.
+    /// Returns the model's shape.
     pub fn config(&self) -> &EncoderConfig {
         self.model.config()
     }
 
-    /// The model's tokenizer.
+    /// Returns the model's tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
 
-    /// Token ids of each text, cut as `limits` says: characters first, then tokens. The prefix comes before what was cut.
+    /// Returns the token ids of each text. First its characters are cut to `limits`, then the prefix is added, and then
+    /// its tokens are cut.
     ///
     /// # Errors
-    /// When the tokenizer can't encode a text, or the model has no embedding for one of its tokens.
+    /// When the tokenizer cannot encode a text, or the model has no embedding for one of its tokens.
     pub fn tokenize(&self, texts: &[impl AsRef<str>], limits: TextLimits) -> Result<Vec<Vec<u32>>> {
         let texts: Vec<String> = texts
             .iter()
@@ -130,13 +132,13 @@ impl Encoder {
         Ok(ids)
     }
 
-    /// The vector of each text, in the order of `texts`.
+    /// Returns the vector of each text, in the order of `texts`.
     ///
-    /// A batch holds at most `token_budget` tokens, padding counted. `progress` is told after each batch how many
-    /// tokens are done so far.
+    /// A batch holds at most `token_budget` tokens, including padding. After each batch, `progress` gets the number of
+    /// tokens that are done.
     ///
     /// # Errors
-    /// As [`Encoder::tokenize`]; [`Error::Tensor`](crate::Error::Tensor) when the device fails.
+    /// Those of [`Encoder::tokenize`]; [`Error::Tensor`](crate::Error::Tensor) when the device fails.
     pub fn embed(
         &self,
         texts: &[impl AsRef<str>],
@@ -148,10 +150,10 @@ impl Encoder {
         self.embed_ids(&ids, token_budget, progress)
     }
 
-    /// As [`Encoder::embed`], from token ids.
+    /// Returns vectors as [`Encoder::embed`] does, from token ids.
     ///
     /// # Errors
-    /// As [`Encoder::embed`]; also [`Error::Input`](crate::Error::Input) for an id outside the vocabulary, and for more
+    /// Those of [`Encoder::embed`]; [`Error::Input`](crate::Error::Input) for an id outside the vocabulary, or more
     /// tokens than the model has positions.
     pub fn embed_ids(
         &self,

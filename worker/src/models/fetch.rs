@@ -1,4 +1,4 @@
-//! Models that lie elsewhere, brought to this machine.
+//! Fetches models from object stores and the Hub to this machine.
 
 use std::path::{Path, PathBuf};
 
@@ -9,16 +9,16 @@ use super::gguf::is_gguf;
 use super::weights::SINGLE;
 use crate::{Error, Result};
 
-/// Where a model lies: a folder, or one GGUF file.
+/// The place of a model: a folder, or one GGUF file.
 #[derive(Debug)]
 pub struct ModelPlace {
     store: Store,
-    /// The file's name in the store.
+    /// The GGUF file's name in the store.
     file: Option<String>,
 }
 
 impl ModelPlace {
-    /// The place that a path or URL names.
+    /// Opens the place that a path or URL names.
     ///
     /// # Errors
     /// Those of [`Store::open`].
@@ -32,17 +32,17 @@ impl ModelPlace {
         Ok(Self { store, file })
     }
 
-    /// The folder or file, if it is one of this machine's.
+    /// Returns the folder or file if it is on this machine.
     #[must_use]
     pub fn local_path(&self) -> Option<PathBuf> {
         self.store.local_path(self.file.as_deref().unwrap_or_default())
     }
 
-    /// The model that has a place of its own on this machine: a local one, or one of the Hub, whose files are brought into its
-    /// cache. `None` for one in an object store.
+    /// Returns the path of a local model, or of a model from the Hub, whose files are downloaded into its cache.
+    /// Returns `None` for a model in an object store.
     ///
     /// # Errors
-    /// As [`ModelPlace::fetch`].
+    /// Those of [`ModelPlace::fetch`].
     pub fn in_place(&self, runtime: &Handle, check: &dyn Fn() -> Result<()>) -> Result<Option<PathBuf>> {
         if let Some(local) = self.local_path() {
             return Ok(Some(local));
@@ -57,8 +57,8 @@ impl ModelPlace {
         Ok(Some(self.within(&folder)))
     }
 
-    /// The model as a folder or file of this machine: in its own place, else with its files in the folder `target`, fetched unless
-    /// that is there. `check` is asked between files whether to go on.
+    /// Returns the model as a folder or file on this machine: in its own place, else in the folder `target`. If that
+    /// folder does not exist, its files are fetched. `check` is called between files and may stop the fetching.
     ///
     /// # Errors
     /// Those of the store, of the disk, and of `check`.
@@ -86,21 +86,21 @@ impl ModelPlace {
         }
         match std::fs::rename(staging.path(), target) {
             Ok(()) => drop(staging.keep()),
-            // Another process on this machine was faster; its copy is as good.
+            // Another process on this machine was faster, and its copy is the same.
             Err(_) if target.is_dir() => {}
             Err(e) => return Err(failed(target, e)),
         }
         Ok(self.within(target))
     }
 
-    /// The model's path where `folder` holds its files.
+    /// Returns the model's path if `folder` holds its files.
     fn within(&self, folder: &Path) -> PathBuf {
         self.file
             .as_ref()
             .map_or_else(|| folder.into(), |file| folder.join(file))
     }
 
-    /// The names of the files that make up the model.
+    /// Returns the names of the model's files.
     fn files(&self, runtime: &Handle) -> Result<Vec<String>> {
         if let Some(file) = &self.file {
             return Ok(vec![file.clone()]);
@@ -110,7 +110,8 @@ impl ModelPlace {
     }
 }
 
-/// The files that a model is loaded from. Beside whole weights others are left: variants in other number formats.
+/// Returns the files that a model is loaded from. If there are whole weights, variants in other number formats are left
+/// out.
 fn wanted(objects: &[ObjectInfo]) -> impl Iterator<Item = &str> {
     let names = || objects.iter().map(|object| object.path.as_str());
     let whole = names().any(|name| name == SINGLE);
@@ -120,8 +121,8 @@ fn wanted(objects: &[ObjectInfo]) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Whether a file of a repository or folder is read when its model is loaded: those at its top, and those of an encoder's
-/// modules (`1_Pooling/config.json`).
+/// Returns whether a file of a repository or folder is read when its model is loaded. These are files at the top and
+/// those of an encoder's modules (`1_Pooling/config.json`).
 pub(crate) fn belongs(path: &str) -> bool {
     let read = [".json", ".safetensors", ".jinja"]
         .iter()
@@ -130,7 +131,7 @@ pub(crate) fn belongs(path: &str) -> bool {
     let module = folder
         .split_once('_')
         .is_some_and(|(number, rest)| number.parse::<u32>().is_ok() && !rest.contains('/'));
-    // The same weights once more, as their maker's own programs read them.
+    // These files hold the same weights for their maker's own programs.
     read && (folder.is_empty() || module) && !name.starts_with("consolidated")
 }
 

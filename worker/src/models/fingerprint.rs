@@ -1,4 +1,4 @@
-//! A model's identity: the hash of its content, wherever it lies.
+//! The fingerprint of a model, which is the hash of its content in any place.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use super::sentence::dense_folders;
 use super::weights::weight_files;
 use crate::{Error, Result};
 
-/// Files that need not be there and that say how a decoder is spoken to.
+/// The optional files that describe a decoder's chat format.
 const CONVENTIONS: [&str; 4] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -17,13 +17,13 @@ const CONVENTIONS: [&str; 4] = [
     "chat_template.jinja",
 ];
 
-/// Lower-case hex SHA-256 over the names and contents of `config.json`, `tokenizer.json`, the weight files, those of the
-/// dense layers that come after an encoder's pooling, and of what says how a decoder is spoken to.
+/// Returns the SHA-256 in lower-case hex over the names and contents of a model's files. These are `config.json`,
+/// `tokenizer.json`, the weight files, those of an encoder's dense layers, and the files of the chat format.
 ///
-/// Of a GGUF file its content alone counts.
+/// For a GGUF file, only its content counts.
 ///
-/// Two folders have the same fingerprint exactly when these files are the same. How an encoder pools is no part of it: a
-/// job's facts and a bundle's `config.json` say that.
+/// Two folders have the same fingerprint exactly when these files are the same. The encoder's pooling is not part of
+/// it, because a job's facts and a bundle's `config.json` record it.
 ///
 /// # Errors
 /// [`Error::Io`] for an unreadable file, [`Error::Model`] when there are no weights.
@@ -60,7 +60,7 @@ pub fn fingerprint(dir: &Path) -> Result<String> {
         };
         let mut file = std::fs::File::open(&path).map_err(io)?;
         let size = file.metadata().map_err(io)?.len();
-        // Lengths go first, so that no two different folders give the same bytes.
+        // Lengths are hashed first, so that two different folders never give the same bytes.
         hasher.update((name.len() as u64).to_le_bytes());
         hasher.update(name.as_bytes());
         hasher.update(size.to_le_bytes());

@@ -1,4 +1,4 @@
-//! Continuations token by token: greedy or sampled, with or without an adapter and with soft slots in the prompt.
+//! Continuations token by token: greedy or sampled, with or without an adapter and slots.
 
 use std::ops::ControlFlow;
 
@@ -11,31 +11,32 @@ use super::lora::{LayerAdapter, LoraAdapter};
 use crate::train::random::{key, uniform};
 use crate::{Error, Result};
 
-/// How the next token is chosen.
+/// The choice of the next token.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum Sampling {
-    /// The likeliest; of equals the lowest id.
+    /// The token with the largest logit. Of equal logits the lowest id wins.
     #[default]
     Greedy,
-    /// By chance, in proportion to e^(logit / temperature), among the likeliest tokens that together have `top_p`.
+    /// A random token with probability proportional to e^(logit / temperature), among the likeliest tokens whose share
+    /// is `top_p`.
     Nucleus {
-        /// Above 0.
+        /// The temperature, above 0.
         temperature: f32,
-        /// In (0, 1].
+        /// The share of the likeliest tokens, in (0, 1].
         top_p: f32,
-        /// Same seed, same continuation.
+        /// The seed. The same seed gives the same continuation.
         seed: u64,
     },
 }
 
-/// When to stop, and how to choose.
+/// The limits of a continuation, and the choice of its tokens.
 #[derive(Debug, Clone)]
 pub struct GenerateOptions {
-    /// At most so many tokens.
+    /// The largest number of tokens.
     pub max_tokens: usize,
-    /// Up to, and without, the first of these.
+    /// The tokens before the first of which the continuation ends.
     pub stop: Vec<u32>,
-    /// How the next token is chosen.
+    /// The choice of the next token.
     pub sampling: Sampling,
 }
 
@@ -44,7 +45,7 @@ pub struct GenerateOptions {
 pub struct LoadedAdapter(Vec<LayerAdapter>);
 
 impl LoadedAdapter {
-    /// Puts an adapter's matrices beside the model.
+    /// Copies an adapter's matrices to the model's device.
     ///
     /// # Errors
     /// [`Error::Tensor`] when the device fails.
@@ -54,11 +55,12 @@ impl LoadedAdapter {
 }
 
 impl Llama {
-    /// The continuation of `prompt`, whose slots are `slots` [K, hidden] (or nothing, for the prompt's own tokens). `told` sees
-    /// each token as it comes and may end it.
+    /// Returns the continuation of `prompt`. Its slots are `slots` `[K, hidden]`, or the prompt's own tokens if `None`.
+    /// `told` gets each token and may end the continuation.
     ///
     /// # Errors
-    /// [`Error::Input`] for ids outside the vocabulary, too long a prompt, or slots that are not as many as the prompt has places.
+    /// [`Error::Input`] for ids outside the vocabulary, a prompt that is too long, or a number of slots that does not
+    /// match the prompt.
     pub fn generate(
         &self,
         prompt: &ChatPrompt,
@@ -93,10 +95,10 @@ impl Llama {
         Ok(generated)
     }
 
-    /// The logits of the token after `prompt`, [vocab].
+    /// Returns the logits of the token after `prompt`, `[vocab]`.
     ///
     /// # Errors
-    /// As [`Llama::generate`].
+    /// Those of [`Llama::generate`].
     pub fn next_logits(&self, prompt: &ChatPrompt, slots: Option<&[f32]>, adapter: &LoadedAdapter) -> Result<Vec<f32>> {
         self.check(&[prompt.ids.as_slice()])?;
         let embeddings = match slots {
@@ -119,7 +121,8 @@ impl Llama {
     }
 }
 
-/// `tokens` [T, d] with rows of `others` in the place of `rows`; `of` says which for the n-th of them.
+/// Returns `tokens` `[T, d]` with its `rows` replaced by rows of `others`. `of` gives the row of `others` for the n-th
+/// of them.
 pub(crate) fn replaced_rows(
     tokens: &Tensor,
     others: &Tensor,
@@ -146,7 +149,7 @@ fn choose(logits: &[f32], sampling: Sampling, place: u64) -> u32 {
     }
 }
 
-/// The lowest index of the largest value.
+/// Returns the lowest index of the largest value.
 fn argmax(values: &[f32]) -> u32 {
     let mut best = 0;
     for (index, value) in values.iter().enumerate() {
@@ -157,7 +160,7 @@ fn argmax(values: &[f32]) -> u32 {
     best as u32
 }
 
-/// Draws from the likeliest tokens that together have `top_p`; `chance` is uniform in [0, 1).
+/// Draws from the likeliest tokens whose share is `top_p`. `chance` is uniform in [0, 1).
 fn nucleus(logits: &[f32], temperature: f32, top_p: f32, chance: f32) -> u32 {
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut weights: Vec<(u32, f32)> = (0..)

@@ -1,5 +1,5 @@
-//! The JSON files of a model folder, read as Python reads them: a byte order mark, `NaN` and `Infinity` are allowed, and
-//! a key whose value is null (or not a number) counts as not given.
+//! The JSON files of a model folder, read as in Python. A byte order mark, `NaN` and `Infinity` are allowed. A key
+//! whose value is null or not a number counts as missing.
 
 use std::path::Path;
 
@@ -12,16 +12,16 @@ use crate::{Error, Result};
 /// Reads a JSON file.
 ///
 /// # Errors
-/// [`Error::Io`] when it can't be read; [`Error::Model`] when it is no JSON, or stands in for a file that was not
+/// [`Error::Io`] when it cannot be read; [`Error::Model`] when it is not JSON, or a placeholder of a file that was not
 /// downloaded.
 pub(crate) fn read(path: &Path) -> Result<Value> {
     read_by(path, from_bytes)
 }
 
-/// As [`read`], of a file in which null says something.
+/// Reads a JSON file in which null has a meaning. See [`read`].
 ///
 /// # Errors
-/// As [`read`].
+/// Those of [`read`].
 pub(crate) fn read_with_nulls(path: &Path) -> Result<Value> {
     read_by(path, with_nulls)
 }
@@ -34,10 +34,10 @@ fn read_by(path: &Path, parse: fn(&[u8]) -> std::result::Result<Value, String>) 
     }
 }
 
-/// The value of a JSON text.
+/// Returns the value of a JSON text.
 ///
 /// # Errors
-/// In words: what stands there instead of JSON.
+/// A description of the content that is not JSON.
 pub(crate) fn from_bytes(bytes: &[u8]) -> std::result::Result<Value, String> {
     let mut value = with_nulls(bytes)?;
     drop_nulls(&mut value);
@@ -52,10 +52,10 @@ fn with_nulls(bytes: &[u8]) -> std::result::Result<Value, String> {
     serde_json::from_str(&finite(text)).map_err(|error| format!("is not JSON: {error}"))
 }
 
-/// `value` as a `T`.
+/// Returns `value` as a `T`.
 ///
 /// # Errors
-/// In words, with the key at fault.
+/// A description with the faulty key.
 pub(crate) fn parse<'a, T: Deserialize<'a>>(value: &'a Value) -> std::result::Result<T, String> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let key = error.path().to_string();
@@ -66,12 +66,12 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(value: &'a Value) -> std::result::Re
     })
 }
 
-/// A file's bytes without the byte order mark of UTF-8.
+/// Returns a file's bytes without the byte order mark of UTF-8.
 pub(crate) fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
 }
 
-/// The text with `null` where Python's own constants stand outside of strings.
+/// Returns the text with `null` in place of Python's own constants outside strings.
 fn finite(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -98,7 +98,7 @@ fn finite(text: &str) -> String {
     out
 }
 
-/// How long the string literal is that `text` begins with.
+/// Returns the length of the string literal at the beginning of `text`.
 fn string_end(text: &str) -> usize {
     let mut escaped = false;
     for (at, c) in text.char_indices().skip(1) {

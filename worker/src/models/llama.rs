@@ -1,4 +1,4 @@
-//! Llama: the frozen decoder's layers.
+//! The frozen decoder with Llama's architecture.
 
 use std::path::Path;
 
@@ -15,13 +15,13 @@ use super::weights::Weights;
 use crate::device::TokenCost;
 use crate::{Error, Result};
 
-/// A GGUF's factors of the rotary frequencies.
+/// The name of a GGUF file's factors of the rotary frequencies.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
 
-/// Attention's memory is reckoned for sequences of this length: teacher sentences have at most 128 tokens.
+/// The sequence length for estimates of attention's memory. Teacher sentences have at most 128 tokens.
 const USUAL_LENGTH: usize = 128;
 
-/// Llama without its tokenizer: token ids in, hidden states and logits out.
+/// Llama without its tokenizer. It maps token ids to hidden states and logits.
 pub struct Llama {
     config: LlamaConfig,
     embedding: Embedding, // [vocab, hidden]
@@ -33,7 +33,7 @@ pub struct Llama {
     path: String,
 }
 
-/// The rotary frequencies, divided by the factors that llama.cpp writes beside the weights of Llama 3.1 and later.
+/// Returns the rotary frequencies. llama.cpp writes divisors for them beside the weights of Llama 3.1 and later.
 fn frequencies(config: &LlamaConfig, weights: &Weights) -> Result<Vec<f32>> {
     let mut frequencies = config.rope_frequencies();
     if weights.has(ROPE_FACTORS) {
@@ -46,7 +46,7 @@ fn frequencies(config: &LlamaConfig, weights: &Weights) -> Result<Vec<f32>> {
     Ok(frequencies)
 }
 
-/// Keys and values of the tokens so far, one pair per layer: [tokens, kv_heads·head_dim] each.
+/// The key/value cache: the keys and values of the tokens so far, `[tokens, kv_heads·head_dim]` for each layer.
 #[derive(Default)]
 pub(crate) struct Cache {
     layers: Vec<CachedLayer>,
@@ -54,23 +54,23 @@ pub(crate) struct Cache {
 }
 
 impl Cache {
-    /// How many tokens it holds.
+    /// Returns the number of cached tokens.
     pub(crate) fn tokens(&self) -> usize {
         self.tokens
     }
 }
 
-/// Which rows the last layer has to give.
+/// The rows that the last layer computes.
 #[derive(Clone, Copy)]
 pub(crate) enum Rows {
     All,
     LastOfEach,
 }
 
-/// What stands before the tensors' names, by what the model was saved with.
+/// The prefixes of tensor names. They depend on the class that saved the model.
 pub(crate) const PREFIXES: &[&str] = &["model.", ""];
 
-/// Tensors that tell whether weights are those that a configuration means; of each list one must be there.
+/// Returns tensors by which weights are recognized. One name of each list must exist.
 pub(crate) fn landmarks(config: &LlamaConfig) -> [Vec<String>; 2] {
     let last = config.num_hidden_layers.saturating_sub(1);
     let mut embedding = vec!["embed_tokens.weight".to_owned()];
@@ -84,25 +84,26 @@ impl Llama {
     /// Loads the weights of a folder in Hugging Face layout.
     ///
     /// # Errors
-    /// [`Error::Model`] naming what is missing, misshapen or not supported; [`Error::Io`] for unreadable files.
+    /// [`Error::Model`] naming a part that is missing, has the wrong shape or is not supported; [`Error::Io`] for
+    /// unreadable files.
     pub fn load(dir: &Path, device: &Device, dtype: DType) -> Result<Self> {
         Self::load_on(dir, &Backend::new(device, dtype))
     }
 
-    /// As [`Llama::load`], for a backend of the caller's choice.
+    /// Loads a model as [`Llama::load`] does, for another backend.
     ///
     /// # Errors
-    /// As [`Llama::load`].
+    /// Those of [`Llama::load`].
     pub fn load_on(dir: &Path, backend: &Backend) -> Result<Self> {
         Self::of(&ModelFiles::open(dir)?, backend)
     }
 
-    /// As [`Llama::load_on`], of files that are open.
+    /// Loads a model from open files.
     pub(super) fn of(files: &ModelFiles, backend: &Backend) -> Result<Self> {
         let config = files.config()?;
         let weights = files.weights(backend)?;
         let shape = [config.vocab_size, config.hidden_size];
-        // Some were saved with one of the two that they share.
+        // Some models with a shared embedding were saved with only one of its two names.
         let tied = config.tie_word_embeddings;
         let embedding = match tied && !weights.has("embed_tokens.weight") && weights.has("lm_head.weight") {
             true => "lm_head.weight",
@@ -130,22 +131,22 @@ impl Llama {
         })
     }
 
-    /// The model's shape.
+    /// Returns the model's shape.
     pub fn config(&self) -> &LlamaConfig {
         &self.config
     }
 
-    /// The token embedding, [vocab, hidden].
+    /// Returns the token embedding, `[vocab, hidden]`.
     pub(crate) fn embedding(&self) -> &Embedding {
         &self.embedding
     }
 
-    /// The output head: hidden [T, hidden] → logits [T, vocab].
+    /// Applies the output head to hidden states `[T, hidden]`. Returns logits `[T, vocab]`.
     pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         self.head.forward(hidden)
     }
 
-    /// The last hidden state, after the final norm, at the last token of each sequence.
+    /// Returns the last hidden state, after the final norm, at the last token of each sequence.
     pub(crate) fn vectors(
         &self,
         ids: &[Vec<u32>],
@@ -163,8 +164,8 @@ impl Llama {
         )
     }
 
-    /// The mean of hidden layer `layer` over each sequence's tokens, the first left out where there are others. Layer 0 is the
-    /// embedding, the last one is after the final norm. No layer behind it is computed.
+    /// Returns the mean of hidden layer `layer` over each sequence's tokens. The first token is left out unless it is
+    /// the only one. Layer 0 is the embedding, and the last one is after the final norm. Later layers are not computed.
     pub(crate) fn pooled(
         &self,
         ids: &[Vec<u32>],
@@ -190,7 +191,7 @@ impl Llama {
         )
     }
 
-    /// Refuses sequences that can't be read.
+    /// Refuses sequences that the model cannot read.
     pub(crate) fn check(&self, ids: &[impl AsRef<[u32]>]) -> Result<()> {
         check_ids(
             ids,
@@ -207,13 +208,13 @@ impl Llama {
         Ok(())
     }
 
-    /// The embeddings of token ids, [T, hidden].
+    /// Returns the embeddings of token ids, `[T, hidden]`.
     pub(crate) fn embed(&self, ids: &[u32]) -> Result<Tensor> {
         self.embedding.rows(ids)
     }
 
-    /// Hidden states after the final norm: [T, hidden], or [B, hidden] for the last row of each sequence.
-    /// With a cache there is one sequence, which goes on from the cached tokens. `adapter` is empty or has all layers.
+    /// Returns hidden states after the final norm: `[T, hidden]`, or `[B, hidden]` for the last row of each sequence.
+    /// With a cache there is one sequence, which continues the cached tokens. `adapter` is empty or has all layers.
     pub(crate) fn forward(
         &self,
         packed: &Packed,
@@ -224,7 +225,7 @@ impl Llama {
         self.forward_from(self.embed(&packed.ids)?, packed, cache, rows, adapter)
     }
 
-    /// As [`Llama::forward`], with other embeddings [T, hidden] in the place of the tokens' own.
+    /// Computes [`Llama::forward`] with embeddings `[T, hidden]` in place of the tokens' own.
     pub(crate) fn forward_from(
         &self,
         embeddings: Tensor,
@@ -237,7 +238,7 @@ impl Llama {
         self.final_norm(&x)
     }
 
-    /// What the first `depth` layers make of the embeddings, without the final norm, and where each sequence stands.
+    /// Returns the output of the first `depth` layers without the final norm, and the place of each sequence.
     fn through(
         &self,
         depth: usize,
@@ -277,28 +278,28 @@ impl Llama {
         Ok((x, spans))
     }
 
-    /// The turns of packed sequences whose first position is `past`.
+    /// Returns the rotations of packed sequences whose first position is `past`.
     pub(super) fn rope(&self, packed: &Packed, past: usize, dtype: DType, device: &Device) -> Result<Rope> {
         Rope::new(&packed.positions(past), &self.frequencies, dtype, device)
     }
 
-    /// Where and in what the layers compute.
+    /// Returns the device and the dtype of the layers.
     pub(crate) fn activations(&self) -> (&Device, DType) {
         (self.norm.device(), self.norm.dtype())
     }
 
-    /// Where and in what an adapter's corrections are computed.
+    /// Returns the device and the dtypes of an adapter's corrections.
     pub(crate) fn adapter_place(&self) -> AdapterPlace<'_> {
         let (device, dtype) = self.activations();
         AdapterPlace { dtype, device }
     }
 
-    /// The norm before the output head.
+    /// Applies the norm before the output head.
     pub(super) fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
         rms_norm(x, &self.norm, self.config.rms_norm_eps)
     }
 
-    /// The gradient by what [`Llama::final_norm`] was given.
+    /// Returns the gradient of the input of [`Llama::final_norm`].
     pub(super) fn final_norm_backward(&self, x: &Tensor, grad: &Tensor) -> Result<Tensor> {
         rms_norm_backward(x, &self.norm, self.config.rms_norm_eps, grad)
     }

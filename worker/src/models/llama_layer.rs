@@ -1,4 +1,4 @@
-//! One layer of Llama: forward, and backward to its input and its adapter. Frozen weights get no gradient.
+//! One layer of Llama, forward, and backward to its input and its adapter. Frozen weights have no gradient.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -16,10 +16,10 @@ use crate::{Error, Result};
 pub(super) struct Layer {
     input_norm: Tensor,
     post_norm: Tensor,
-    /// In the order of [`Projection::ALL`].
+    /// The linear layers in the order of [`Projection::ALL`].
     linears: [FrozenLinear; 7],
     attention: Attention,
-    /// Of each head of queries and keys before they are turned, [head_dim] each: Qwen3's.
+    /// The norms of each head of queries and keys before the rotation, `[head_dim]` each, as in Qwen3.
     head_norms: Option<HeadNorms>,
     eps: f64,
 }
@@ -29,18 +29,18 @@ struct HeadNorms {
     k: Tensor,
 }
 
-/// What all layers of a pass share.
+/// The inputs that all layers of a pass share.
 pub(super) struct Place<'a> {
     pub(super) spans: &'a AttentionSpans,
     pub(super) rope: &'a Rope,
-    /// Set for the last layer when only each sequence's last row is wanted.
+    /// The last rows, set for the last layer if only these are needed.
     pub(super) only: Option<&'a LastRows>,
 }
 
-/// Keys and values of the tokens so far: [tokens, kv_heads·head_dim] each.
+/// The cached keys and values of one layer, `[tokens, kv_heads·head_dim]` each.
 pub(super) type CachedLayer = Option<(Tensor, Tensor)>;
 
-/// What a layer needs to compute the last row of each sequence and no other.
+/// The inputs with which a layer computes only the last row of each sequence.
 pub(super) struct LastRows {
     rows: Tensor, // [B]
     spans: AttentionSpans,
@@ -57,22 +57,22 @@ impl LastRows {
     }
 }
 
-/// What a forward pass leaves for the backward pass, T rows each. The rest is cheap to compute again.
+/// The values of the forward pass that the backward pass needs, T rows each. Other values are cheap to compute again.
 pub(super) struct LayerTape {
-    /// What went in, [T, hidden].
+    /// The layer's input, `[T, hidden]`.
     input: Tensor,
-    /// After rope.
+    /// The queries after the rotation.
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    /// Before the norms of heads, where there are any.
+    /// The queries before the norms of heads, if there are any.
     raw_q: Option<Tensor>,
     raw_k: Option<Tensor>,
-    /// Before the output projection.
+    /// The input of the output projection.
     attended: Tensor,
-    /// After the first residual sum, [T, hidden].
+    /// The result of the first residual sum, `[T, hidden]`.
     middle: Tensor,
-    /// Before SiLU, [T, intermediate].
+    /// The gate before SiLU, `[T, intermediate]`.
     gate: Tensor,
     up: Tensor,
 }
@@ -113,8 +113,8 @@ impl Layer {
         })
     }
 
-    /// x [T, hidden] → [T, hidden], or [B, hidden] when only each sequence's last row is wanted. A tape is for all rows and no
-    /// cache.
+    /// Maps x `[T, hidden]` to `[T, hidden]`, or to `[B, hidden]` if only each sequence's last row is needed. A tape
+    /// needs all rows and no cache.
     pub(super) fn forward(
         &self,
         x: Tensor,
@@ -171,7 +171,8 @@ impl Layer {
         Ok(y)
     }
 
-    /// Takes the gradient by the layer's output. Returns the gradients by its input and by the layer's part of the adapter, f32 [n].
+    /// Takes the gradient of the layer's output. Returns the gradients of its input and of the layer's part of the
+    /// adapter, f32 `[n]`.
     pub(super) fn backward(
         &self,
         tape: LayerTape,
@@ -210,14 +211,15 @@ impl Layer {
         Ok((grad_input, Tensor::cat(&gradients, 0)?))
     }
 
-    /// x [T, n·head_dim] with each head normed, and x as it was for the backward pass; x alone where there is no norm.
+    /// Normalizes each head of x `[T, n·head_dim]`. Returns x too for the backward pass. Without norms it returns x
+    /// alone.
     fn norm_heads(&self, x: Tensor, gamma: Option<&Tensor>) -> Result<(Tensor, Option<Tensor>)> {
         let Some(gamma) = gamma else { return Ok((x, None)) };
         let normed = rms_norm(&self.heads(&x)?, gamma, self.eps)?.reshape(x.shape())?;
         Ok((normed, Some(x)))
     }
 
-    /// The gradient by what [`Layer::norm_heads`] was given.
+    /// Returns the gradient of the input of [`Layer::norm_heads`].
     fn norm_heads_backward(&self, grad: Tensor, raw: Option<Tensor>, gamma: Option<&Tensor>) -> Result<Tensor> {
         let (Some(raw), Some(gamma)) = (raw, gamma) else {
             return Ok(grad);
@@ -226,7 +228,7 @@ impl Layer {
         Ok(grad_raw.reshape(grad.shape())?)
     }
 
-    /// x [T, n·head_dim] as [T·n, head_dim].
+    /// Returns x `[T, n·head_dim]` as `[T·n, head_dim]`.
     fn heads(&self, x: &Tensor) -> Result<Tensor> {
         Ok(x.contiguous()?.reshape(((), self.attention.head_dim))?)
     }

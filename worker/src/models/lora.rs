@@ -1,5 +1,5 @@
-//! LoRA on the decoder's linear layers: thin matrices whose product is added to frozen weights (Hu et al., 2021), named and
-//! started as PEFT does.
+//! LoRA on the decoder's linear layers: low-rank matrices whose product is added to frozen weights (Hu et al., 2021).
+//! Names and initial values are those of PEFT.
 
 use std::ops::Range;
 
@@ -17,24 +17,24 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Projection {
-    /// Queries.
+    /// The queries.
     QProj,
-    /// Keys.
+    /// The keys.
     KProj,
-    /// Values.
+    /// The values.
     VProj,
     /// The attention block's output.
     OProj,
     /// The feed-forward block's gate.
     GateProj,
-    /// What the gate lets through.
+    /// The feed-forward block's values, which the gate multiplies.
     UpProj,
     /// The feed-forward block's output.
     DownProj,
 }
 
 impl Projection {
-    /// All of them, in the order of the forward pass.
+    /// All projections, in the order of the forward pass.
     pub const ALL: [Self; 7] = [
         Self::QProj,
         Self::KProj,
@@ -45,7 +45,7 @@ impl Projection {
         Self::DownProj,
     ];
 
-    /// The module's name, such as `q_proj`.
+    /// Returns the module's name, such as `q_proj`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -59,7 +59,7 @@ impl Projection {
         }
     }
 
-    /// The module's name inside a decoder layer, such as `self_attn.q_proj`.
+    /// Returns the module's name inside a decoder layer, such as `self_attn.q_proj`.
     #[must_use]
     pub fn path(self) -> String {
         let block = match self {
@@ -69,7 +69,7 @@ impl Projection {
         format!("{block}.{}", self.name())
     }
 
-    /// Rows and columns of its weight: (out, in).
+    /// Returns the rows and columns of its weight: (out, in).
     #[must_use]
     pub const fn shape(self, config: &LlamaConfig) -> (usize, usize) {
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
@@ -85,16 +85,16 @@ impl Projection {
     }
 }
 
-/// What an adapter is like.
+/// The hyperparameters of an adapter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LoraOptions {
-    /// r, the thin side of A and B.
+    /// The rank r of A and B.
     pub rank: usize,
-    /// The correction is scaled by alpha / rank.
+    /// The numerator of the correction's scale, alpha / rank.
     pub alpha: f64,
-    /// Share of a layer's input that the correction does not see in training.
+    /// The dropout probability of the correction's input in training.
     pub dropout: f64,
-    /// Which layers are corrected.
+    /// The layers that are corrected.
     pub targets: Vec<Projection>,
 }
 
@@ -114,14 +114,14 @@ impl Default for LoraOptions {
 pub struct LoraAdapter {
     options: LoraOptions,
     layers: usize,
-    /// Of the targets, in their order: (out, in).
+    /// The shapes of the targets, in their order: (out, in).
     shapes: Vec<(usize, usize)>,
-    /// Layer by layer, target by target, A `[rank, in]` then B `[out, rank]`.
+    /// The parameters by layer and target: A `[rank, in]`, then B `[out, rank]`.
     pub parameters: Vec<f32>,
 }
 
 impl LoraAdapter {
-    /// As PEFT starts it: A uniform within ±1/√in, B zero, so that nothing is corrected yet.
+    /// Initializes an adapter as PEFT does. A is uniform within ±1/√in, and B is zero, so the correction is zero.
     ///
     /// # Errors
     /// [`Error::Input`] for a rank of 0 or no targets.
@@ -149,19 +149,19 @@ impl LoraAdapter {
         Ok(adapter)
     }
 
-    /// What it is like.
+    /// Returns the hyperparameters.
     #[must_use]
     pub const fn options(&self) -> &LoraOptions {
         &self.options
     }
 
-    /// How many decoder layers it corrects.
+    /// Returns the number of decoder layers that it corrects.
     #[must_use]
     pub const fn layers(&self) -> usize {
         self.layers
     }
 
-    /// Where a layer's parameters lie.
+    /// Returns the position of a layer's parameters.
     #[must_use]
     pub fn layer_range(&self, layer: usize) -> Range<usize> {
         layer * self.layer_len()..(layer + 1) * self.layer_len()
@@ -172,7 +172,7 @@ impl LoraAdapter {
         self.options.rank * widths.sum::<usize>()
     }
 
-    /// Where A and B of each of a layer's targets lie.
+    /// Returns the positions of A and B of each of a layer's targets.
     fn ranges(&self, layer: usize) -> Vec<(Range<usize>, Range<usize>)> {
         let mut at = self.layer_range(layer).start;
         let mut next = |len: usize| {
@@ -186,7 +186,7 @@ impl LoraAdapter {
             .collect()
     }
 
-    /// PEFT's name, shape and place of each tensor.
+    /// Returns PEFT's name, the shape and the position of each tensor.
     #[must_use]
     pub fn tensor_places(&self) -> Vec<(String, Vec<usize>, Range<usize>)> {
         let rank = self.options.rank;
@@ -202,7 +202,7 @@ impl LoraAdapter {
         places
     }
 
-    /// The parameters as tensors of a file.
+    /// Returns the parameters as tensors of a file.
     #[must_use]
     pub fn tensors(&self) -> Vec<tensor_file::Tensor<'_>> {
         self.tensor_places()
@@ -211,39 +211,41 @@ impl LoraAdapter {
             .collect()
     }
 
-    /// Takes the parameters from a file that holds them under PEFT's names and nothing else that is LoRA's.
+    /// Reads the parameters from a file under PEFT's names. The file must hold no other LoRA tensors.
     ///
     /// # Errors
-    /// [`Error::Model`] naming the first tensor that is missing, misshapen or not expected.
+    /// [`Error::Model`] naming the first tensor that is missing, unexpected or of another shape.
     pub fn read(&mut self, file: &TensorFile<'_>) -> Result<()> {
         let places = self.tensor_places();
         for (name, expected, place) in &places {
             let (found, values) = file.f32(name)?;
             if found != *expected {
                 return Err(file.error(format!(
-                    "tensor `{name}` has shape {found:?}, the decoder and the adapter's rank ask for {expected:?}"
+                    "tensor `{name}` has shape {found:?}, but the decoder and the rank need {expected:?}"
                 )));
             }
             self.parameters[place.clone()].copy_from_slice(&values);
         }
         let unexpected = |name: &&str| name.contains("lora_") && !places.iter().any(|(known, ..)| known == name);
         match file.names().filter(unexpected).min() {
-            Some(name) => Err(file.error(format!("tensor `{name}` belongs to no layer that the adapter corrects"))),
+            Some(name) => Err(file.error(format!(
+                "tensor `{name}` does not belong to a layer that the adapter corrects"
+            ))),
             None => Ok(()),
         }
     }
 
-    /// The corrections of all layers, where and in what the model computes.
+    /// Returns the corrections of all layers, on the model's device and in its dtype.
     pub(crate) fn on(&self, place: &AdapterPlace<'_>) -> Result<Vec<LayerAdapter>> {
         self.layers_of(&self.parameters_on(place.device)?, place, None)
     }
 
-    /// The parameters [n] on a device, f32.
+    /// Copies the parameters to a device, f32 `[n]`.
     pub(crate) fn parameters_on(&self, device: &Device) -> Result<Tensor> {
         Ok(Tensor::from_slice(&self.parameters, self.parameters.len(), device)?)
     }
 
-    /// The corrections of all layers, of parameters [n] that are on the device already. `dropout` is for training.
+    /// Returns the corrections of all layers, given parameters `[n]` on the device. `dropout` is for training.
     pub(crate) fn layers_of(
         &self,
         parameters: &Tensor,
@@ -290,27 +292,27 @@ impl LoraAdapter {
     }
 }
 
-/// Where and in what an adapter's corrections are computed.
+/// The device and the dtypes of an adapter's corrections.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AdapterPlace<'a> {
     pub(crate) dtype: DType,
     pub(crate) device: &'a Device,
 }
 
-/// Dropout of one training step, and a key for each of the rows it falls on.
+/// The dropout of one training step, and a key for each row.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RowDropout<'a> {
     pub(crate) dropout: Dropout,
     pub(crate) keys: &'a [u64],
 }
 
-/// One layer's corrections, and where in the layer's parameters each begins.
+/// One layer's corrections, each with its start in the layer's parameters.
 pub(crate) struct LayerAdapter {
     corrections: [Option<(LowRank, usize)>; 7],
 }
 
 impl LayerAdapter {
-    /// The correction of one linear layer, if it has one.
+    /// Returns the correction of one linear layer, if it has one.
     pub(crate) fn get(&self, projection: Projection) -> Option<&(LowRank, usize)> {
         self.corrections[projection as usize].as_ref()
     }

@@ -1,4 +1,5 @@
-//! The frozen models and their tokenizers: an encoder (XLM-R, BERT) reads the foreign sentence, Llama gives the teacher vectors.
+//! The frozen models and their tokenizers. An encoder (XLM-R, BERT) reads the foreign sentence, and Llama computes the
+//! teacher vectors.
 
 mod backend;
 mod batches;

@@ -1,4 +1,4 @@
-//! Where a decoder is read from: a folder in Hugging Face layout, or a GGUF file.
+//! The source of a decoder: a folder in Hugging Face layout, or a GGUF file.
 
 use std::path::{Path, PathBuf};
 
@@ -12,22 +12,22 @@ use super::tokenizer::Tokenizer;
 use super::weights::Weights;
 use crate::Result;
 
-/// Refuses a folder whose tokenizer and chat template can't be used with an embedding of `rows` rows.
+/// Refuses a folder whose tokenizer and chat template cannot be used with an embedding of `rows` rows.
 ///
 /// # Errors
-/// As [`Decoder::load`](super::Decoder::load).
+/// Those of [`Decoder::load`](super::Decoder::load).
 pub(super) fn check_folder(dir: &Path, tokenizer: Tokenizer, rows: usize) -> Result<()> {
     let tokenizer = tokenizer.for_rows(rows)?.guarded()?;
     let conventions = Conventions::read(dir, &tokenizer)?;
-    // Rows that no token has are of no matter here, and too many to list where nothing is known of them.
+    // Rows without a token do not matter here, and a large unknown `rows` would be too many to list.
     Chat::new(&conventions, &tokenizer, rows.min(tokenizer.vocab_size()))?;
     Ok(())
 }
 
-/// Refuses a GGUF file that can't be used as a decoder, without unpacking its weights.
+/// Refuses a GGUF file that cannot be used as a decoder, without unpacking its weights.
 ///
 /// # Errors
-/// As [`Decoder::load`](super::Decoder::load) has them, but for those of the weights.
+/// Those of [`Decoder::load`](super::Decoder::load) without those of the weights.
 pub fn check_gguf(path: &Path) -> Result<()> {
     let files = ModelFiles::Gguf(Gguf::open(path)?);
     let rows = files.config()?.vocab_size;
@@ -38,9 +38,9 @@ pub fn check_gguf(path: &Path) -> Result<()> {
 
 /// A decoder's files.
 pub(super) enum ModelFiles {
-    /// `config.json`, `tokenizer.json`, safetensors, and what goes with them.
+    /// A folder with `config.json`, `tokenizer.json`, safetensors and the files of the chat format.
     Folder(PathBuf),
-    /// All in one.
+    /// One file with everything.
     Gguf(Gguf),
 }
 
@@ -48,7 +48,7 @@ impl ModelFiles {
     /// Opens `path`, a folder or a file whose name ends in `.gguf`.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) and [`Error::Model`](crate::Error::Model) for a GGUF that can't be read.
+    /// [`Error::Io`](crate::Error::Io) and [`Error::Model`](crate::Error::Model) for a GGUF file that cannot be read.
     pub(super) fn open(path: &Path) -> Result<Self> {
         match path.to_str().is_some_and(is_gguf) && !path.is_dir() {
             true => Ok(Self::Gguf(Gguf::open(path)?)),
@@ -56,7 +56,7 @@ impl ModelFiles {
         }
     }
 
-    /// The model's shape.
+    /// Returns the model's shape.
     pub(super) fn config(&self) -> Result<LlamaConfig> {
         match self {
             Self::Folder(dir) => LlamaConfig::load(dir),
@@ -64,7 +64,7 @@ impl ModelFiles {
         }
     }
 
-    /// The tokenizer, guarded, for a model whose embedding has `rows` rows.
+    /// Returns the guarded tokenizer of a model whose embedding has `rows` rows.
     pub(super) fn tokenizer(&self, rows: usize) -> Result<Tokenizer> {
         let tokenizer = match self {
             Self::Folder(dir) => Tokenizer::load(dir)?,
@@ -73,7 +73,7 @@ impl ModelFiles {
         tokenizer.for_rows(rows)?.guarded()
     }
 
-    /// What is said beside the tokenizer.
+    /// Returns the conventions besides the tokenizer.
     pub(super) fn conventions(&self, tokenizer: &Tokenizer) -> Result<Conventions> {
         match self {
             Self::Folder(dir) => Conventions::read(dir, tokenizer),
@@ -81,7 +81,7 @@ impl ModelFiles {
         }
     }
 
-    /// The weights, for computing on `backend`.
+    /// Returns the weights for `backend`.
     pub(super) fn weights(&self, backend: &Backend) -> Result<Weights> {
         match self {
             Self::Folder(dir) => Weights::open(dir, PREFIXES, backend),

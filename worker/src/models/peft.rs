@@ -10,12 +10,12 @@ use super::lora::{LoraAdapter, LoraOptions, Projection};
 use crate::train::tensor_file::{self, TensorFile};
 use crate::{Error, Result};
 
-/// The name of the file of options.
+/// The name of the file with the options.
 pub const ADAPTER_CONFIG: &str = "adapter_config.json";
-/// The name of the file of weights.
+/// The name of the file with the weights.
 pub const ADAPTER_MODEL: &str = "adapter_model.safetensors";
 
-/// An adapter's options as PEFT reads them. `base_model` is what the adapter was trained on, as people call it.
+/// Returns an adapter's options as PEFT reads them. `base_model` names the model that the adapter was trained on.
 #[must_use]
 pub fn config_json(options: &LoraOptions, base_model: &str) -> String {
     let targets: Vec<&str> = options.targets.iter().map(|target| target.name()).collect();
@@ -36,23 +36,23 @@ pub fn config_json(options: &LoraOptions, base_model: &str) -> String {
     format!("{config:#}\n")
 }
 
-/// An adapter's weights under PEFT's names.
+/// Returns an adapter's weights under PEFT's names.
 ///
 /// # Errors
 /// None that its invariants allow.
 pub fn weights(adapter: &LoraAdapter) -> Result<Vec<u8>> {
-    // What Transformers looks for before it believes a file.
+    // Transformers refuses a file without this entry.
     tensor_file::write(
         &adapter.tensors(),
         HashMap::from([("format".to_owned(), "pt".to_owned())]),
     )
 }
 
-/// The adapter for a decoder of this shape; `name` is how errors call its folder.
+/// Reads the adapter of a decoder with this shape. Errors call its folder `name`.
 ///
 /// # Errors
-/// [`Error::Model`] naming what the options ask for and this build does not do, or the first tensor that is missing, misshapen or
-/// not expected.
+/// [`Error::Model`] naming an option that is not supported, or the first tensor that is missing, unexpected or of
+/// another shape.
 pub fn read(decoder: &LlamaConfig, name: &str, config: &[u8], weights: &[u8]) -> Result<LoraAdapter> {
     let options = read_options(&format!("{name}/{ADAPTER_CONFIG}"), config)?;
     let mut adapter = LoraAdapter::new(decoder, options, 0)?;
@@ -60,7 +60,7 @@ pub fn read(decoder: &LlamaConfig, name: &str, config: &[u8], weights: &[u8]) ->
     Ok(adapter)
 }
 
-/// What PEFT's files may ask for. Everything else is of no consequence once training is over.
+/// The options in PEFT's file that matter after training.
 #[derive(Deserialize)]
 struct Raw {
     peft_type: String,
@@ -104,7 +104,7 @@ fn read_options(name: &str, bytes: &[u8]) -> Result<LoraOptions> {
         ),
     ];
     if let Some((key, _)) = unsupported.iter().find(|(_, asked)| *asked) {
-        return Err(refuse(format!("`{key}` asks for what is not supported: plain LoRA is")));
+        return Err(refuse(format!("`{key}` is not supported: only plain LoRA is")));
     }
     let known = |target: &Projection| raw.target_modules.iter().any(|name| name == target.name());
     let targets: Vec<Projection> = Projection::ALL.into_iter().filter(known).collect();
@@ -114,7 +114,7 @@ fn read_options(name: &str, bytes: &[u8]) -> Result<LoraOptions> {
         .find(|name| !targets.iter().any(|target| target.name() == name.as_str()))
     {
         return Err(refuse(format!(
-            "`target_modules` names {other}, which the decoder's layers lack"
+            "`target_modules` names {other}, which is not a layer of the decoder"
         )));
     }
     // rsLoRA scales by alpha / √rank.

@@ -1,6 +1,6 @@
-//! Files that stand in for a model's file which was never downloaded.
+//! Files in place of a model's file that was never downloaded.
 
-/// What `content` is instead of a model's file, and what to do; only its beginning is looked at.
+/// Returns what `content` is instead of a model's file, and what to do. Only its beginning is read.
 pub(crate) fn placeholder(content: &[u8]) -> Option<String> {
     let head = &content[..content.len().min(256)];
     let head = super::json::without_mark(head).trim_ascii_start();
@@ -15,7 +15,7 @@ pub(crate) fn placeholder(content: &[u8]) -> Option<String> {
                 .into(),
         );
     }
-    // What the hub answers, in the file's place, to a download that is not allowed or has a wrong name.
+    // The Hub answers a refused download or a wrong name with these texts.
     let stubs: [&[u8]; 4] = [
         b"access to model",
         b"invalid username or password",

@@ -1,6 +1,6 @@
-//! Reproducible random numbers: the same seed and name give the same numbers on every machine.
+//! Reproducible random numbers. The same seed and name give the same numbers on every machine.
 
-/// Standard normal numbers, counter-based (splitmix64, then Box-Muller).
+/// Counter-based standard normal numbers (splitmix64, then Box-Muller).
 pub(crate) struct Normal {
     key: u64,
     counter: u64,
@@ -8,7 +8,7 @@ pub(crate) struct Normal {
 }
 
 impl Normal {
-    /// The stream that `name` has under `seed`.
+    /// Returns the stream of `name` under `seed`.
     pub(crate) fn new(seed: u64, name: &str) -> Self {
         let name = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
         Self {
@@ -18,7 +18,7 @@ impl Normal {
         }
     }
 
-    /// A number in (0, 1).
+    /// Returns a number in (0, 1).
     fn uniform(&mut self) -> f64 {
         self.counter = self.counter.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let bits = mix(self.key.wrapping_add(self.counter)) >> 11;

@@ -1,5 +1,5 @@
-//! From an encoder's hidden states to a text's vector: pooling, dense layers and normalization, as a job or the folder's
-//! sentence-transformers files (`modules.json` and what it names) say.
+//! The steps from an encoder's hidden states to a text's vector: pooling, dense layers and normalization. A job or the
+//! folder's sentence-transformers files (`modules.json` and the files it names) choose them.
 
 use std::path::{Path, PathBuf};
 
@@ -16,19 +16,19 @@ const TEXT_MODULE: &str = "sentence_bert_config.json";
 const TOKENIZER: &str = "tokenizer_config.json";
 const PROMPTS: &str = "config_sentence_transformers.json";
 
-/// Which hidden states make a text's vector.
+/// The pooling of hidden states to a text's vector.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Pooling {
-    /// The mean of all, special tokens included.
+    /// The mean of all states, including those of special tokens.
     #[default]
     Mean,
-    /// The first token's.
+    /// The state of the first token.
     Cls,
 }
 
 impl Pooling {
-    /// The name in job files, facts and bundles.
+    /// Returns the name in job files, facts and bundles.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -37,65 +37,67 @@ impl Pooling {
         }
     }
 
-    /// The pooling of that name.
+    /// Returns the pooling of that name.
     ///
     /// # Errors
-    /// [`Error::Input`] with the names there are.
+    /// [`Error::Input`] with the possible names.
     pub fn of(name: &str) -> Result<Self> {
         match name {
             "mean" => Ok(Self::Mean),
             "cls" => Ok(Self::Cls),
-            other => Err(Error::Input(format!("pooling {other:?} is not known: mean or cls"))),
+            other => Err(Error::Input(format!(
+                "pooling {other:?} is not supported: set it to mean or cls"
+            ))),
         }
     }
 }
 
-/// How a text becomes a vector, but for the encoder itself. The default is the paper's.
+/// The settings by which a text becomes a vector. The default is that of the paper.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Reading {
-    /// Which hidden states make the vector.
+    /// The pooling of the hidden states.
     pub pooling: Pooling,
     /// Whether the vector is scaled to length 1.
     pub normalize: bool,
-    /// Put before each text, after the text is cut.
+    /// The prefix of each text, which is added after the text is cut.
     pub prefix: String,
-    /// Whether texts are read in lower case.
+    /// Whether texts are converted to lower case.
     pub lowercase: bool,
 }
 
 impl Reading {
-    /// The text that the tokenizer is given.
+    /// Returns the text for the tokenizer.
     pub(crate) fn text(&self, text: &str) -> String {
         let text = format!("{}{text}", self.prefix);
         if self.lowercase { text.to_lowercase() } else { text }
     }
 }
 
-/// What a job asks of a reading; what is not given is as the folder says.
+/// The settings that a job chooses. The folder decides the others.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ReadingWishes {
-    /// As [`Reading::pooling`].
+    /// The choice of [`Reading::pooling`].
     pub pooling: Option<Pooling>,
-    /// As [`Reading::normalize`].
+    /// The choice of [`Reading::normalize`].
     pub normalize: Option<bool>,
-    /// As [`Reading::prefix`].
+    /// The choice of [`Reading::prefix`].
     pub prefix: Option<String>,
 }
 
-/// What a folder says of itself in its sentence-transformers files; the paper's reading where it has none.
+/// The settings in a folder's sentence-transformers files. Without such files they are those of the paper.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct FolderReading {
-    /// How its texts become vectors.
+    /// The settings by which its texts become vectors.
     pub reading: Reading,
-    /// How many tokens of a text it reads at most, if it says so.
+    /// The largest number of tokens of a text, if the folder has a limit.
     pub max_tokens: Option<usize>,
     /// The folders of its dense layers, in order.
     pub dense: Vec<PathBuf>,
 }
 
 impl FolderReading {
-    /// Reads the folder's files; `wishes` go before them.
+    /// Reads the folder's files. `wishes` override them.
     ///
     /// # Errors
     /// [`Error::Model`] naming the module or pooling mode that is not supported, and what to do.
@@ -125,7 +127,7 @@ impl FolderReading {
         let Some(modules) = Json::read_if_there(&dir.join(MODULES))? else {
             return Ok(found);
         };
-        // Newer versions of sentence-transformers keep the limit with the tokenizer; no limit is written as 10^30.
+        // Newer versions of sentence-transformers keep the limit with the tokenizer. They write 10^30 for no limit.
         if let (None, Some(file)) = (found.max_tokens, Json::read_if_there(&dir.join(TOKENIZER))?) {
             let most = file.value.get("model_max_length").and_then(|most| most.as_u64());
             found.max_tokens = most.and_then(|most| usize::try_from(most).ok());
@@ -171,7 +173,7 @@ impl FolderReading {
     }
 }
 
-/// The folders of a model's dense layers, in order, whatever else its modules are.
+/// Returns the folders of a model's dense layers, in order. Other modules are not checked.
 pub(crate) fn dense_folders(dir: &Path) -> Result<Vec<PathBuf>> {
     let Some(modules) = Json::read_if_there(&dir.join(MODULES))? else {
         return Ok(Vec::new());
@@ -181,7 +183,7 @@ pub(crate) fn dense_folders(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(dense.map(|module| dir.join(&module.path)).collect())
 }
 
-/// The one mode of a `Pooling` module that is on.
+/// Returns the one mode that a `Pooling` module turns on.
 fn pooling(file: &Json) -> Result<Pooling> {
     let object = file.value.as_object().into_iter().flatten();
     let on: Vec<&str> = object
@@ -207,7 +209,7 @@ fn pooling(file: &Json) -> Result<Pooling> {
     }
 }
 
-/// Pooling and what comes after it, loaded.
+/// The loaded pooling, dense layers and normalization.
 pub(crate) struct Head {
     pub(crate) pooling: Pooling,
     dense: Vec<Dense>,
@@ -229,19 +231,19 @@ impl Head {
         })
     }
 
-    /// Width of the vectors of an encoder that is `hidden` wide.
+    /// Returns the width of the vectors of an encoder with the width `hidden`.
     pub(crate) fn width(&self, hidden: usize) -> usize {
         self.dense.last().map_or(hidden, |dense| dense.width)
     }
 
-    /// Pooled [B, hidden] f32 → [B, width].
+    /// Maps pooled states `[B, hidden]` in f32 to `[B, width]`.
     pub(crate) fn forward(&self, pooled: Tensor) -> Result<Tensor> {
         let mut x = pooled;
         for dense in &self.dense {
             x = dense.forward(&x)?;
         }
         if self.normalize {
-            // As torch.nn.functional.normalize.
+            // This is the formula of torch.nn.functional.normalize.
             let norm = x.sqr()?.sum_keepdim(1)?.sqrt()?.maximum(1e-12)?;
             x = x.broadcast_div(&norm)?;
         }
@@ -249,7 +251,7 @@ impl Head {
     }
 }
 
-/// A linear map of the pooled vector, and tanh.
+/// A linear map of the pooled vector, optionally followed by tanh.
 struct Dense {
     weight: Tensor, // [out, in]
     bias: Option<Tensor>,
@@ -269,7 +271,7 @@ impl Dense {
             )));
         }
         if raw.in_features != input {
-            let reason = format!("in_features is {}, what comes before is {input} wide", raw.in_features);
+            let reason = format!("in_features is {}, but its input has width {input}", raw.in_features);
             return Err(file.refuse(reason));
         }
         let weights = Weights::open(folder, &[""], &Backend::of_tensors(device, DType::F32))?;

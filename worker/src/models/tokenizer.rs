@@ -1,9 +1,9 @@
-//! `tokenizer.json`: texts to token ids and back.
+//! The tokenizer of `tokenizer.json`, which maps texts to token ids and back.
 //!
-//! Text that merely looks like a control token must not become one: data could end a turn. A guarded tokenizer therefore
-//! recognizes no control token in text. It knows each of them by a mark instead, two characters that no text holds, which
-//! [`Tokenizer::marked`] puts where a chat template writes the token. Everything else, the merging of a template's text with
-//! the user's included, is left to the library.
+//! Text that merely looks like a control token must not become one, because data could end a turn. A guarded tokenizer
+//! therefore recognizes no control token in text. It recognizes marks instead, pairs of characters that no text
+//! contains. [`Tokenizer::marked`] puts them where a chat template writes control tokens. The library does everything
+//! else, including merges across the template and the user's text.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -14,39 +14,40 @@ use super::json;
 use super::placeholder::placeholder;
 use crate::{Error, Result};
 
-/// Begins a mark. It is no character: no text that is meant for exchange holds it.
+/// The first character of a mark. It is a noncharacter, which no text for exchange contains.
 const MARK: char = '\u{10ffff}';
-/// What follows it: private-use characters, the first for a slot, then one for each control token.
+/// The first of the characters that follow it. These are for private use: one for a slot, then one for each control
+/// token.
 const FIRST_INDEX: u32 = 0xf_0000;
 
-/// A position that holds no token, such as a slot of a vocabulary that has no token to spare.
+/// The id of a position without a token, such as a slot in a vocabulary without a spare token.
 pub const NO_TOKEN: u32 = u32::MAX - 1;
 
-/// A loaded tokenizer. Truncation and padding that the file may ask for are off: llink cuts token lists itself.
+/// A loaded tokenizer. It ignores the file's truncation and padding, because llink cuts token lists itself.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     path: String,
     vocab_size: usize,
-    /// Rows of the model's embedding: ids from here on can't be read.
+    /// The number of rows of the model's embedding. The model cannot read larger ids.
     rows: usize,
-    /// Left out of decoded text.
+    /// The tokens that decoded text leaves out.
     special: HashSet<u32>,
     controls: Controls,
 }
 
-/// The tokens that text never becomes.
+/// The control tokens, which text never becomes.
 #[derive(Default)]
 struct Controls {
-    /// With their ids, the longest text first.
+    /// The tokens with their ids, the longest text first.
     tokens: Vec<(String, u32)>,
-    /// What the slot's mark becomes, then the marks of `tokens` in their order.
+    /// The id of the slot's mark. The ids of the marks of `tokens` follow in their order.
     first_mark: u32,
 }
 
-/// Whether the tokens that the file's template adds (`<s>`, `<|begin_of_text|>`, …) come along.
+/// Whether the tokens that the file's template adds (`<s>`, `<|begin_of_text|>`, …) are included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SpecialTokens {
-    /// As the template says.
+    /// The template's tokens are added.
     Add,
     /// The text's own tokens only.
     Omit,
@@ -56,7 +57,7 @@ impl Tokenizer {
     /// Reads `dir/tokenizer.json`.
     ///
     /// # Errors
-    /// [`Error::Io`] when it can't be read, [`Error::Model`] when it is not a tokenizer that this build supports.
+    /// [`Error::Io`] when it cannot be read, [`Error::Model`] when it is not a supported tokenizer.
     pub fn load(dir: &Path) -> Result<Self> {
         let file = dir.join("tokenizer.json");
         let path = file.display().to_string();
@@ -67,10 +68,10 @@ impl Tokenizer {
         Self::from_bytes(&path, &bytes)
     }
 
-    /// The tokenizer whose `tokenizer.json` is at hand; `path` is how errors call it.
+    /// Reads the content of a `tokenizer.json`. Errors call it `path`.
     ///
     /// # Errors
-    /// [`Error::Model`] when it is not a tokenizer that this build supports.
+    /// [`Error::Model`] when it is not a supported tokenizer.
     pub fn from_bytes(path: &str, bytes: &[u8]) -> Result<Self> {
         if let Some(reason) = placeholder(bytes) {
             let path = path.to_owned();
@@ -80,7 +81,7 @@ impl Tokenizer {
         Self::of(path, inner.map_err(|error| refuse(path, &error))?)
     }
 
-    /// A tokenizer of the library's; `path` is how errors call it.
+    /// Wraps a tokenizer of the library. Errors call it `path`.
     ///
     /// # Errors
     /// [`Error::Model`] when the library refuses to turn truncation off.
@@ -99,8 +100,8 @@ impl Tokenizer {
         })
     }
 
-    /// The same tokenizer, guarded: special tokens and added tokens that look like markup (`<think>`, `[INST]`) are recognized
-    /// where [`Tokenizer::marked`] marks them and nowhere else.
+    /// Returns the tokenizer in its guarded form. It recognizes special tokens and added tokens that look like markup
+    /// (`<think>`, `[INST]`) only at the marks of [`Tokenizer::marked`].
     ///
     /// # Errors
     /// [`Error::Model`] when the library refuses the marks.
@@ -113,10 +114,10 @@ impl Tokenizer {
             .map(|(id, token)| (*id, token.clone()))
             .collect();
         controls.sort_by(|(a, one), (b, other)| (other.content.len(), a).cmp(&(one.content.len(), b)));
-        // The library numbers what is added from the count of tokens on, where a vocabulary with holes has ids of its own.
+        // The library numbers added tokens from the count of tokens on. A vocabulary with gaps already has ids there.
         let next = self.inner.get_vocab_size(false).max(highest_added(&self.inner));
         let fillers = (next..self.vocab_size).map(|id| AddedToken::from(format!("{MARK}{MARK}{id}"), false));
-        // The library passes over special tokens, and over no others.
+        // The library hides special tokens only.
         let hidden = controls.iter().map(|(_, token)| token.clone().special(true));
         let slot = AddedToken::from(mark(0), false).normalized(false);
         let marks = controls.iter().zip(1..).map(|((_, token), index)| AddedToken {
@@ -134,10 +135,10 @@ impl Tokenizer {
         Ok(self)
     }
 
-    /// Token ids of each text, in order, computed in parallel.
+    /// Returns the token ids of each text, in order, computed in parallel.
     ///
     /// # Errors
-    /// [`Error::Model`] when the tokenizer can't encode a text (no unknown token, for instance).
+    /// [`Error::Model`] when the tokenizer cannot encode a text, for example without an unknown token.
     pub fn encode_batch(&self, texts: &[&str], special: SpecialTokens) -> Result<Vec<Vec<u32>>> {
         let texts: Vec<String> = texts.iter().map(|text| self.unmarked(text)).collect();
         let encodings = self
@@ -150,10 +151,10 @@ impl Tokenizer {
             .collect()
     }
 
-    /// Token ids of one text.
+    /// Returns the token ids of one text.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode_batch`].
+    /// Those of [`Tokenizer::encode_batch`].
     pub fn encode(&self, text: &str, special: SpecialTokens) -> Result<Vec<u32>> {
         let encoding = self
             .inner
@@ -162,10 +163,11 @@ impl Tokenizer {
         self.readable(encoding.get_ids().to_vec())
     }
 
-    /// Token ids of a text with marks, and [`NO_TOKEN`] for each slot's mark. Nothing is added to it.
+    /// Returns the token ids of a text with marks, and [`NO_TOKEN`] for each slot's mark. The template's tokens are not
+    /// added.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode_batch`].
+    /// Those of [`Tokenizer::encode_batch`].
     pub(super) fn encode_marked(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self
             .inner
@@ -180,7 +182,7 @@ impl Tokenizer {
         self.readable(encoding.get_ids().iter().map(meant).collect())
     }
 
-    /// A template's text with marks where it writes control tokens; of two that begin at one place the longer one counts.
+    /// Returns a template's text with marks in place of control tokens. At each place the longest token counts.
     pub(super) fn marked(&self, template: &str) -> String {
         let mut marked = String::new();
         let mut rest = template;
@@ -204,27 +206,27 @@ impl Tokenizer {
         marked
     }
 
-    /// The first control token that a template's text writes, and its id.
+    /// Returns the first control token in a template's text, and its id.
     pub(super) fn first_control(&self, template: &str) -> Option<(&str, u32)> {
         let tokens = self.controls.tokens.iter().enumerate();
         let found = tokens.filter_map(|(index, (token, _))| Some((template.find(token.as_str())?, index)));
-        // Of those at one place the first is the longest.
+        // Among tokens at one place, the first is the longest.
         let (_, index) = found.min()?;
         let (token, id) = &self.controls.tokens[index];
         Some((token, *id))
     }
 
-    /// The control tokens, whose ids text never becomes.
+    /// Returns the control tokens and their ids.
     pub(super) fn controls(&self) -> &[(String, u32)] {
         &self.controls.tokens
     }
 
-    /// Whether decoded text leaves the token out.
+    /// Returns whether decoded text leaves the token out.
     pub(super) fn is_special(&self, id: u32) -> bool {
         self.special.contains(&id)
     }
 
-    /// A text that holds no mark. Without control tokens nothing is a mark.
+    /// Returns a text without marks. Without control tokens there are no marks.
     pub(super) fn unmarked(&self, text: &str) -> String {
         match self.controls.first_mark {
             0 => text.to_owned(),
@@ -232,12 +234,12 @@ impl Tokenizer {
         }
     }
 
-    /// The longest beginning of `text` that is at most `max_tokens` tokens and ends between two characters.
+    /// Returns the longest beginning of `text` that has at most `max_tokens` tokens and ends between two characters.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode_batch`].
+    /// Those of [`Tokenizer::encode_batch`].
     pub(super) fn cut<'a>(&self, text: &'a str, max_tokens: usize) -> Result<&'a str> {
-        // A token is at least a byte, but for one that a normalizer may put in front.
+        // A token has at least one byte, except for one that a normalizer may add at the front.
         if text.len() < max_tokens {
             return Ok(text);
         }
@@ -252,7 +254,7 @@ impl Tokenizer {
         Ok(&text[..count.checked_sub(1).map_or(0, |last| offsets[last].1)])
     }
 
-    /// The text of `ids`, special tokens left out.
+    /// Returns the text of `ids` without special tokens.
     ///
     /// # Errors
     /// [`Error::Model`] when the tokenizer's decoder fails.
@@ -262,17 +264,17 @@ impl Tokenizer {
         self.inner.decode(&said, false).map_err(|error| self.refuse(error))
     }
 
-    /// The id of a token by its text.
+    /// Returns the id of a token by its text.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
-    /// The text of a token by its id.
+    /// Returns the text of a token by its id.
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id).filter(|_| (id as usize) < self.vocab_size)
     }
 
-    /// The id of a token that has to be there.
+    /// Returns the id of a token that must exist.
     ///
     /// # Errors
     /// [`Error::Model`] with the token's name when the vocabulary lacks it.
@@ -283,23 +285,23 @@ impl Tokenizer {
         })
     }
 
-    /// The tokenizer of a model whose embedding has `rows` rows. A tokenizer may have more tokens (one for padding that was
-    /// added later, for instance) as long as none of them occurs.
+    /// Returns the tokenizer of a model whose embedding has `rows` rows. It may have more tokens, such as one for
+    /// padding that was added later, if none of them occurs.
     ///
     /// # Errors
-    /// [`Error::Model`] when the tokens that stand in every text have no row.
+    /// [`Error::Model`] when the tokens of every text have no row.
     pub(crate) fn for_rows(self, rows: usize) -> Result<Self> {
         let bounded = Self { rows, ..self };
         bounded.encode("", SpecialTokens::Add)?;
         Ok(bounded)
     }
 
-    /// One more than the highest id, added tokens included.
+    /// Returns one more than the highest id, including added tokens.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
 
-    /// Refuses a token that the model has no embedding for.
+    /// Refuses a token without an embedding.
     fn readable(&self, ids: Vec<u32>) -> Result<Vec<u32>> {
         let Some(id) = ids.iter().find(|id| **id as usize >= self.rows && **id != NO_TOKEN) else {
             return Ok(ids);
@@ -308,7 +310,7 @@ impl Tokenizer {
         Err(Error::Model {
             path: self.path.clone(),
             reason: format!(
-                "a text has the token {token:?} with id {id}, and the model has embeddings for ids below {rows} alone \
+                "a text has the token {token:?} with id {id}, but the model has embeddings for ids below {rows} only \
                  (config.json's vocab_size): enlarge its embedding, or take the tokenizer that belongs to it"
             ),
         })
@@ -330,19 +332,19 @@ fn highest_id(tokenizer: &tokenizers::Tokenizer) -> Option<u32> {
     tokenizer.get_vocab(true).into_values().max()
 }
 
-/// One more than the highest id of an added token.
+/// Returns one more than the highest id of an added token.
 fn highest_added(tokenizer: &tokenizers::Tokenizer) -> usize {
     let added = tokenizer.get_added_tokens_decoder();
     added.keys().max().map_or(0, |id| *id as usize + 1)
 }
 
-/// The mark of a slot, 0, or of a control token.
+/// Returns the mark of a slot, 0, or of a control token.
 pub(super) fn mark(index: u32) -> String {
     let index = char::from_u32(FIRST_INDEX + index).unwrap_or(char::REPLACEMENT_CHARACTER);
     format!("{MARK}{index}")
 }
 
-/// Whether a token stands for structure, not for text. Added tokens of text, such as runs of spaces, are recognized everywhere.
+/// Returns whether a token marks structure. Added tokens of text, such as runs of spaces, are recognized everywhere.
 fn is_control(token: &AddedToken) -> bool {
     let encloses = |open, close| token.content.starts_with(open) && token.content.ends_with(close);
     token.special || encloses('<', '>') || encloses('[', ']')

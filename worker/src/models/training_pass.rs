@@ -1,8 +1,8 @@
-//! The decoder in training: a forward pass that keeps what the backward pass needs, the loss of the answer's tokens, and a
-//! backward pass to the adapter and to the embeddings that went in, layer by layer.
+//! The decoder in training. The forward pass keeps what the backward pass needs and computes the loss of the answer's
+//! tokens. The backward pass returns the gradients of the adapter and of the embeddings, layer by layer.
 //!
-//! Frozen weights get no gradient. What is kept goes with each layer, and a layer's gradient is whole as soon as it is
-//! handed on, so that it can be summed over ranks while the layers before it are still at work.
+//! Frozen weights have no gradient. Each layer frees its values once its gradient is complete. The gradient can be
+//! summed over ranks while earlier layers are computed.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -15,28 +15,28 @@ use crate::Result;
 use crate::llink::next_token_loss::{AnswerTokens, Wanted, next_token_loss};
 use crate::train::dropout::Dropout;
 
-/// What the forward pass keeps for the backward pass.
+/// The activations that the forward pass keeps for the backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Activations {
-    /// All that is dear to compute: about 19 · hidden_size numbers for each token and layer of Llama 3.2 1B.
+    /// Everything that is expensive to compute: about 19 · hidden_size values for each token and layer of Llama 3.2 1B.
     #[default]
     Kept,
-    /// Each layer's input; the backward pass runs each layer forward again.
+    /// The input of each layer. The backward pass computes each layer's forward pass again.
     Recomputed,
 }
 
-/// Sequences laid end to end, T tokens in all.
+/// Sequences laid end to end, T tokens in total.
 #[derive(Debug, Clone)]
 pub struct TrainingBatch<'a> {
-    /// Token ids, T of them.
+    /// The token ids, `[T]`.
     pub ids: &'a [u32],
-    /// Where each sequence starts, then T.
+    /// The start of each sequence, then T.
     pub offsets: &'a [usize],
-    /// Which rows are followed by answer tokens.
+    /// The rows that an answer token follows.
     pub answer: &'a AnswerTokens,
-    /// Answer tokens in the global batch.
+    /// The number of answer tokens in the global batch.
     pub answer_tokens: usize,
-    /// LoRA's dropout in this step, and a key for each row.
+    /// The dropout of LoRA in this step, and a key for each row.
     pub dropout: Option<(Dropout, &'a [u64])>,
 }
 
@@ -48,7 +48,7 @@ pub struct Adapter<'a> {
 }
 
 impl<'a> Adapter<'a> {
-    /// Copies an adapter's parameters to where `model` computes.
+    /// Copies an adapter's parameters to the device of `model`.
     ///
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
@@ -57,23 +57,23 @@ impl<'a> Adapter<'a> {
         Ok(Self::of_tensor(adapter, parameters))
     }
 
-    /// An adapter with the layout of `shape` and with parameters [n] in f32 that are already on the device.
+    /// Returns an adapter with the layout of `shape`, given parameters in f32 `[n]` on the device.
     pub(crate) const fn of_tensor(shape: &'a LoraAdapter, parameters: Tensor) -> Self {
         Self { shape, parameters }
     }
 }
 
-/// A forward pass that is waiting for its backward pass.
+/// A forward pass before its backward pass.
 pub struct TrainingPass<'a> {
     model: &'a Llama,
     setup: Setup,
     layers: Vec<Kept>,
-    /// By the last layer's output, [T, hidden].
+    /// The gradient of the last layer's output, `[T, hidden]`.
     grad_output: Tensor,
     loss: Tensor,
 }
 
-/// What all layers of a pass need.
+/// The inputs that all layers of a pass share.
 struct Setup {
     adapter: Vec<LayerAdapter>,
     spans: AttentionSpans,
@@ -113,8 +113,8 @@ enum Kept {
 }
 
 impl Llama {
-    /// A forward pass in training, from embeddings [T, hidden]: the next-token loss of the answer's tokens, and what its backward
-    /// pass needs.
+    /// Runs the forward pass from embeddings `[T, hidden]`. Returns the next-token loss of the answer's tokens with
+    /// what its backward pass needs.
     ///
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
@@ -128,10 +128,10 @@ impl Llama {
         TrainingPass::forward(self, adapter, batch, embeddings, activations)
     }
 
-    /// Only the loss of [`Llama::train`]: a number in f32 that the device may still be computing.
+    /// Computes only the loss of [`Llama::train`], a scalar in f32 that the device may still be computing.
     ///
     /// # Errors
-    /// As [`Llama::train`].
+    /// Those of [`Llama::train`].
     pub fn answer_loss(&self, adapter: &Adapter<'_>, batch: &TrainingBatch<'_>, embeddings: Tensor) -> Result<Tensor> {
         let setup = Setup::new(self, adapter, batch, &embeddings)?;
         let mut x = embeddings;
@@ -143,7 +143,7 @@ impl Llama {
 }
 
 impl<'a> TrainingPass<'a> {
-    /// Runs `embeddings` [T, hidden] through the decoder and takes the loss of the answer's tokens.
+    /// Runs `embeddings` `[T, hidden]` through the decoder and computes the loss of the answer's tokens.
     fn forward(
         model: &'a Llama,
         adapter: &Adapter<'_>,
@@ -177,14 +177,15 @@ impl<'a> TrainingPass<'a> {
         })
     }
 
-    /// This rank's share of the mean next-token loss: a number in f32 that the device may still be computing.
+    /// Returns this rank's share of the mean next-token loss, a scalar in f32 that the device may still be computing.
     #[must_use]
     pub const fn loss(&self) -> &Tensor {
         &self.loss
     }
 
-    /// The gradient by the embeddings, [T, hidden]. `ready` is given the index of each layer, from the last to the first, and the
-    /// gradient by its part of the adapter, f32 [n], as soon as it is complete.
+    /// Returns the gradient of the embeddings, `[T, hidden]`. `ready` is called for each layer, from the last to the
+    /// first, once its gradient is complete. It gets the layer's index and the gradient of its part of the adapter, f32
+    /// `[n]`.
     ///
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) when the device fails; those of `ready`.
@@ -209,8 +210,8 @@ impl<'a> TrainingPass<'a> {
     }
 }
 
-/// The loss of the answer's tokens and its gradient by the last layer's output x [T, hidden] (zeros unless it is wanted).
-/// Logits are computed where an answer token follows and nowhere else, a few rows at a time.
+/// Returns the loss of the answer's tokens, and the gradient of the last layer's output x `[T, hidden]`, or zeros if it
+/// is not needed. Logits are computed only where an answer token follows, a few rows at a time.
 fn answer_loss(model: &Llama, x: &Tensor, batch: &TrainingBatch<'_>, wanted: Wanted) -> Result<(Tensor, Tensor)> {
     let device = x.device();
     let (positions, targets) = (&batch.answer.positions, &batch.answer.targets);
@@ -231,7 +232,7 @@ fn answer_loss(model: &Llama, x: &Tensor, batch: &TrainingBatch<'_>, wanted: Wan
     Ok((loss, spread(&gradients, positions, x)?))
 }
 
-/// Logits that are held at once: 64 MiB of them; more on GPUs, which need large pieces to be busy.
+/// Returns the number of logits that are held at once: 64 MiB of them, and more on GPUs, which need large pieces.
 fn logits_at_once(device: &Device) -> usize {
     match device.is_cpu() {
         true => 1 << 24,
@@ -239,7 +240,8 @@ fn logits_at_once(device: &Device) -> usize {
     }
 }
 
-/// Rows at `positions` of what is otherwise zeros like x [T, hidden]. A GPU reads many rows at once and adds them one by one.
+/// Writes rows to `positions` of a tensor of zeros like x `[T, hidden]`. A GPU gathers rows in parallel, but would add
+/// them one by one.
 fn spread(rows: &[Tensor], positions: &[usize], x: &Tensor) -> Result<Tensor> {
     if rows.is_empty() {
         return Ok(x.zeros_like()?);

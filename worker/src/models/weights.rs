@@ -1,7 +1,8 @@
 //! Weights by name from memory-mapped safetensors: one `model.safetensors`, or the shards that
 //! `model.safetensors.index.json` lists.
 //!
-//! On the CPU matrices and embeddings stay in the map; only norms and biases are copied, as f32. A GGUF file's are found alike.
+//! On the CPU, matrices and embeddings stay in the map. Only norms and biases are copied, as f32. A GGUF file works in
+//! the same way.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
@@ -25,7 +26,7 @@ use crate::{Error, Result};
 pub(crate) const SINGLE: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
-/// A model folder's weights, for computing in one dtype on one device.
+/// The weights of a model folder, for one dtype on one device.
 pub struct Weights {
     dir: String,
     entries: HashMap<String, Entry>,
@@ -33,7 +34,7 @@ pub struct Weights {
     backend: Backend,
 }
 
-/// Where a tensor lies.
+/// The place of a tensor.
 pub(super) struct Entry {
     pub(super) file: Arc<Memory>,
     pub(super) bytes: Range<usize>,
@@ -59,7 +60,7 @@ impl Weights {
         })
     }
 
-    /// Those of a GGUF file, by the names that a folder would have. What is in blocks is unpacked here, to bf16.
+    /// Returns the weights of a GGUF file, by the names of a folder. Values in blocks are unpacked to bf16.
     ///
     /// # Errors
     /// [`Error::Model`] for a file that is cut off.
@@ -72,12 +73,12 @@ impl Weights {
         })
     }
 
-    /// The folder or file, for errors.
+    /// Returns the folder or file for errors.
     pub(super) fn path(&self) -> &str {
         &self.dir
     }
 
-    /// The dtype of what flows between layers: on the CPU f32, whatever the products are done in.
+    /// Returns the dtype of the activations. On the CPU it is f32, whatever the dtype of the products is.
     pub fn activation_dtype(&self) -> DType {
         match self.precision() {
             Some(_) => DType::F32,
@@ -85,7 +86,8 @@ impl Weights {
         }
     }
 
-    /// What products with weights in their file are done in; none where weights are tensors, and in dtypes that the matrices don't know.
+    /// Returns the precision of products with weights in their file. `None` if weights are tensors, or the matrices do
+    /// not support the dtype.
     fn precision(&self) -> Option<Precision> {
         match self.backend.dtype() {
             _ if self.backend.weights() == WeightsIn::Tensors => None,
@@ -95,7 +97,7 @@ impl Weights {
         }
     }
 
-    /// The tensor `name`, in the activations' dtype, on the device.
+    /// Returns the tensor `name` on the device, in the dtype of the activations.
     ///
     /// # Errors
     /// [`Error::Model`] with the tensor's name when it is missing, has another shape, or is not f32, bf16 or f16.
@@ -106,25 +108,25 @@ impl Weights {
             Format::Bf16 => DType::BF16,
             Format::F16 => DType::F16,
         };
-        // The file's own dtype travels to the device, where it is converted.
+        // The values go to the device in the file's own dtype and are converted there.
         let tensor = Tensor::from_raw_buffer(&entry.file[entry.bytes.clone()], dtype, shape, self.backend.device())?;
         Ok(tensor.to_dtype(self.activation_dtype())?)
     }
 
-    /// The values of the tensor `name` in f32, whatever is computed in.
+    /// Returns the values of the tensor `name` in f32.
     ///
     /// # Errors
-    /// As [`Weights::tensor`].
+    /// Those of [`Weights::tensor`].
     pub(super) fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let mut values = vec![0.0; shape.iter().product()];
         self.stored(name, shape)?.view().read(0, &mut values);
         Ok(values)
     }
 
-    /// The linear map of the weight `name` [out, in] and of a bias [out].
+    /// Returns the linear map of the weight `name` `[out, in]` and a bias `[out]`.
     ///
     /// # Errors
-    /// As [`Weights::tensor`].
+    /// Those of [`Weights::tensor`].
     pub(crate) fn linear(&self, name: &str, [outer, inner]: [usize; 2], bias: Option<&str>) -> Result<FrozenLinear> {
         let bias = bias.map(|bias| self.tensor(bias, &[outer])).transpose()?;
         match self.precision() {
@@ -136,10 +138,10 @@ impl Weights {
         }
     }
 
-    /// The embedding `name` [vocab, width].
+    /// Returns the embedding `name` `[vocab, width]`.
     ///
     /// # Errors
-    /// As [`Weights::tensor`].
+    /// Those of [`Weights::tensor`].
     pub(crate) fn embedding(&self, name: &str, [vocab, width]: [usize; 2]) -> Result<Embedding> {
         match self.precision() {
             None => Ok(Embedding::of_tensor(self.tensor(name, &[vocab, width])?)),
@@ -155,7 +157,7 @@ impl Weights {
         Ok(Stored::mapped(entry.file.clone(), entry.bytes.clone(), format))
     }
 
-    /// Whether there is a tensor of this name.
+    /// Returns whether there is a tensor of this name.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.find(name).is_some()
     }
@@ -171,7 +173,9 @@ impl Weights {
         };
         if entry.shape != shape {
             let found = &entry.shape;
-            return Err(self.refuse(format!("tensor {name} has shape {found:?}, config.json says {shape:?}")));
+            return Err(self.refuse(format!(
+                "tensor {name} has shape {found:?}, but config.json says {shape:?}"
+            )));
         }
         let format = match entry.dtype {
             Dtype::F32 => Format::F32,
@@ -194,7 +198,7 @@ impl Weights {
     }
 }
 
-/// Maps one file and adds where its tensors lie.
+/// Maps one file and adds the places of its tensors.
 fn map_file(path: &Path, entries: &mut HashMap<String, Entry>) -> Result<()> {
     let io = |source| Error::Io {
         path: path.display().to_string(),
@@ -204,7 +208,7 @@ fn map_file(path: &Path, entries: &mut HashMap<String, Entry>) -> Result<()> {
     if file.metadata().map_err(io)?.len() == 0 {
         return Err(refuse(path, placeholder(&[]).unwrap_or_default()));
     }
-    // SAFETY: the files are read-only inputs of a task; nothing writes to them while they are mapped.
+    // SAFETY: the files are read-only inputs of a task, and nothing writes to them while they are mapped.
     let file = Arc::new(Memory::File(unsafe { Mmap::map(&file) }.map_err(io)?));
     if let Some(reason) = placeholder(&file) {
         return Err(refuse(path, reason));
@@ -225,13 +229,13 @@ fn map_file(path: &Path, entries: &mut HashMap<String, Entry>) -> Result<()> {
     Ok(())
 }
 
-/// What a file is whose header can't be read.
+/// Describes a file whose header cannot be read.
 fn damaged(error: &safetensors::SafeTensorError) -> String {
-    format!("is damaged or no safetensors file ({error}): download or copy it again")
+    format!("is damaged or not a safetensors file ({error}): download or copy it again")
 }
 
-/// The name that PyTorch gives to a tensor. Weights that came from TensorFlow keep its names of a LayerNorm's two, as
-/// BERT's own do.
+/// Returns PyTorch's name of a tensor. Weights from TensorFlow, such as those of BERT, keep its names of a LayerNorm's
+/// weight and bias.
 pub(crate) fn todays_name(name: &str) -> String {
     for (old, new) in [
         ("LayerNorm.gamma", "LayerNorm.weight"),
@@ -244,7 +248,7 @@ pub(crate) fn todays_name(name: &str) -> String {
     name.to_owned()
 }
 
-/// The weight files of a model folder, sorted by name: the single file, or the shards that the index lists.
+/// Returns the weight files of a model folder, sorted by name: the single file, or the shards that the index lists.
 ///
 /// # Errors
 /// [`Error::Model`] when there is neither, or shards that the index lists are missing.
@@ -262,7 +266,7 @@ pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(files.into_iter().map(|name| dir.join(name)).collect())
 }
 
-/// The weight files among a folder's `names`, sorted, or all reasons why there is no whole set of them. `index` reads
+/// Returns the weight files among a folder's `names`, sorted, or all reasons why they are not complete. `index` reads
 /// [`INDEX`].
 pub(crate) fn weight_names(
     names: &BTreeSet<String>,
@@ -280,9 +284,9 @@ pub(crate) fn weight_names(
     };
     let shards: BTreeSet<String> = index.weight_map.into_values().collect();
     if shards.is_empty() {
-        return Ok(Err(vec![format!("{INDEX} lists no shard")]));
+        return Ok(Err(vec![format!("{INDEX} lists no shards")]));
     }
-    // A name that leads out of the folder is among no folder's names.
+    // A path that leads out of the folder is not among its names.
     let missing: Vec<&str> = shards
         .iter()
         .filter(|s| !names.contains(*s))
@@ -299,7 +303,7 @@ pub(crate) fn weight_names(
     }
 }
 
-/// What a folder without weights that can be read holds instead, and what to do.
+/// Describes a folder without readable weights, and says what to do.
 fn without_weights(names: &BTreeSet<String>) -> String {
     let with = |ends: &[&str]| names.iter().find(|name| ends.iter().any(|end| name.ends_with(end)));
     if names.contains("adapter_model.safetensors") {

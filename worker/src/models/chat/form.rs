@@ -1,13 +1,13 @@
-//! A rendered prompt with places for what the user says.
+//! A rendered prompt with placeholders for the user's content.
 
 use super::super::tokenizer::Tokenizer;
 
-/// Stands for the instruction while a template is rendered. It is no text that a template could hold or change.
+/// The placeholder of the instruction while a template is rendered. Templates do not contain or change this text.
 pub(super) const INSTRUCTION: &str = "\u{10ffff}0";
-/// Stands for the slots, or the foreign text.
+/// The placeholder of the slots or the foreign text.
 pub(super) const PLACE: &str = "\u{10ffff}1";
 
-/// The texts around the instruction and around the slots, or the foreign text. Control tokens are written out.
+/// The texts around the instruction and around the slots or the foreign text. Control tokens are written out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PromptForm {
     before: String,
@@ -16,14 +16,13 @@ pub struct PromptForm {
 }
 
 impl PromptForm {
-    /// The form whose text is `text`, with `{instruction}` and `place` in it; nothing if it does not hold each once, in this order.
+    /// Parses a text with `{instruction}` and `place`. Returns `None` unless it contains each once, in this order.
     #[must_use]
     pub fn parse(text: &str, place: &str) -> Option<Self> {
         Self::split(text, "{instruction}", place)
     }
 
-    /// A prompt as a text, with `{instruction}` and `place` where the instruction and the slots or the foreign text stand: for other
-    /// programs.
+    /// Returns the prompt as a text for other programs, with `{instruction}` and `place` as placeholders.
     #[must_use]
     pub fn text(&self, place: &str) -> String {
         self.filled("{instruction}", place)
@@ -42,7 +41,7 @@ impl PromptForm {
         })
     }
 
-    /// The same form with marks where control tokens are written.
+    /// Returns the same form with marks in place of control tokens.
     pub(super) fn marked(&self, tokenizer: &Tokenizer) -> Self {
         Self {
             before: tokenizer.marked(&self.before),
@@ -51,7 +50,7 @@ impl PromptForm {
         }
     }
 
-    /// The prompt with `instruction` and `place` where they belong.
+    /// Returns the prompt with this instruction and this `place`.
     pub(super) fn filled(&self, instruction: &str, place: &str) -> String {
         let Self { before, between, after } = self;
         format!("{before}{instruction}{between}{place}{after}")

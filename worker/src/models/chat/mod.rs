@@ -1,8 +1,9 @@
-//! Prompts by the decoder's own chat template: the user's turn is the instruction and a line with the soft slots, or with the
-//! foreign text itself; the assistant's turn is the answer.
+//! Prompts in the decoder's own chat template. The user's turn is the instruction and a line with the slots or the
+//! foreign text. The assistant's turn is the answer.
 //!
-//! A template is rendered once, with places for what the user says. A prompt is tokenized as a whole, so that it is what
-//! Transformers' `apply_chat_template` gives, but for text that looks like a control token: that stays text.
+//! A template is rendered once, with placeholders for the user's content. A prompt is tokenized as a whole, so it
+//! equals the result of Transformers' `apply_chat_template`. The exception is text that looks like a control token,
+//! which stays text.
 
 mod form;
 mod spare;
@@ -20,7 +21,7 @@ use super::conventions::Conventions;
 use super::tokenizer::{NO_TOKEN, SpecialTokens, Tokenizer, mark};
 use crate::{Error, Result};
 
-/// Llama 3's turns without a system prompt: for folders with its tokens and no template.
+/// Llama 3's turns without a system prompt, for folders with its tokens but without a template.
 const LLAMA3: &str = include_str!("llama3.jinja");
 const LLAMA3_TOKENS: [&str; 4] = [
     "<|begin_of_text|>",
@@ -28,42 +29,42 @@ const LLAMA3_TOKENS: [&str; 4] = [
     "<|end_header_id|>",
     "<|eot_id|>",
 ];
-/// For base models, which know no turns: the user's lines, an empty line, the answer, the end of the text.
+/// The form for base models, which have no turns: the user's lines, an empty line, the answer, the end of the text.
 const PLAIN: &str = include_str!("plain.jinja");
-/// Stands for what the assistant says.
+/// The placeholder of the assistant's answer.
 const ANSWER: &str = "\u{10ffff}2";
 
-/// How a decoder is spoken to.
+/// The chat format of a decoder.
 #[derive(Debug, Clone)]
 pub struct Chat {
     form: PromptForm,
-    /// As the tokenizer reads it.
+    /// The prompt's form with marks in place of control tokens.
     marked: PromptForm,
-    /// Ends an answer in training.
+    /// The token that ends an answer in training.
     end_of_turn: u32,
     stop: Vec<u32>,
-    /// Ids that no text uses: see [`Chat::teacher_slot`] and [`Chat::slot_ids`].
+    /// The ids that no text uses. See [`Chat::teacher_slot`] and [`Chat::slot_ids`].
     spare: Vec<u32>,
 }
 
-/// What the decoder is given before its answer.
+/// The input of the decoder before its answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChatPrompt {
-    /// Token ids; [`NO_TOKEN`] where a slot has none.
+    /// The token ids, with [`NO_TOKEN`] for a slot without a token.
     pub ids: Vec<u32>,
-    /// Where the slots stand; none in a direct prompt.
+    /// The positions of the slots. Empty in a direct prompt.
     pub slots: Vec<usize>,
 }
 
 impl Chat {
-    /// Renders the template of `conventions`. Without one, Llama 3's turns are used where the vocabulary has Llama 3's tokens,
-    /// else a plain form: the user's lines, an empty line, the answer and the end of the text.
+    /// Renders the template of `conventions`. Without a template, Llama 3's turns are used if the vocabulary has Llama
+    /// 3's tokens. Otherwise the form is plain: the user's lines, an empty line, the answer and the end of the text.
     ///
-    /// `rows` is how many rows the embedding has.
+    /// `rows` is the number of rows of the embedding.
     ///
     /// # Errors
-    /// [`Error::Model`] when the template can't be rendered or does not show what the user says, and when nothing is known that
-    /// ends an answer.
+    /// [`Error::Model`] when the template cannot be rendered or does not show the user's content, or no token is known
+    /// to end an answer.
     pub(super) fn new(conventions: &Conventions, tokenizer: &Tokenizer, rows: usize) -> Result<Self> {
         let refuse = |reason: String| Error::Model {
             path: conventions.path.clone(),
@@ -93,14 +94,14 @@ impl Chat {
         })?;
         let form = PromptForm::split(&rendered, INSTRUCTION, PLACE).ok_or_else(|| {
             refuse(format!(
-                "the chat template does not show what the user says once and in order: it gives {rendered:?}"
+                "the chat template does not show the user's content once and in order: it gives {rendered:?}"
             ))
         })?;
         let answer = Message {
             role: "assistant",
             content: ANSWER,
         };
-        // A template that can't show an answer does not say what ends one either.
+        // A template that cannot show an answer has no end of an answer either.
         let whole = render(template, &named, &[user, answer], GenerationPrompt::Omit).unwrap_or_default();
         let after_answer = whole
             .rsplit_once(ANSWER)
@@ -131,40 +132,42 @@ impl Chat {
         })
     }
 
-    /// The prompt, with places for the instruction and for the slots or the foreign text.
+    /// Returns the prompt with placeholders for the instruction and for the slots or the foreign text.
     pub fn form(&self) -> &PromptForm {
         &self.form
     }
 
-    /// Speaks by another form, such as a bundle's.
+    /// Sets another form, such as that of a bundle.
     pub(super) fn set_form(&mut self, form: PromptForm, tokenizer: &Tokenizer) {
         self.marked = form.marked(tokenizer);
         self.form = form;
     }
 
-    /// Any of these ends an answer: the end of the turn, and what the model's files call an end.
+    /// Returns the tokens that end an answer: the end of the turn, and the ends that the model's files name.
     pub fn stop(&self) -> &[u32] {
         &self.stop
     }
 
-    /// The token at which the teacher vectors are read: a reserved token of the vocabulary, else a special token that the chat
-    /// template does not use, else a row of the embedding that no token has. Where there is none it is [`NO_TOKEN`], whose
-    /// embedding is the mean of the table: what an untrained row tends to, and no word's.
+    /// Returns the token at which the teacher vectors are read. It is a reserved token, else a special token that the
+    /// chat template does not use, else a row without a token.
+    ///
+    /// If there is none, it is [`NO_TOKEN`], whose embedding is the mean of the table. Untrained rows are near this
+    /// mean, and no word has it.
     pub fn teacher_slot(&self) -> u32 {
         self.spare.first().copied().unwrap_or(NO_TOKEN)
     }
 
-    /// Other tokens of the same kind that hold the places of `count` slots, in order; none unless there are enough. The one after
-    /// the teacher's stays free. A slot's own embedding takes the place of the token's, so that prompts do well without.
+    /// Returns further such tokens for `count` slots, in order, or nothing if there are not enough. The token after the
+    /// teacher's stays free. The slots replace the embeddings of these tokens, so prompts work without them.
     pub fn slot_ids(&self, count: usize) -> &[u32] {
         const FIRST: usize = 2;
         self.spare.get(FIRST..FIRST + count).unwrap_or_default()
     }
 
-    /// The prompt for an instruction about a text that `slots` soft slots stand for.
+    /// Returns the prompt for an instruction about a text that `slots` slots represent.
     ///
     /// # Errors
-    /// [`Error::Model`] when the tokenizer can't encode it.
+    /// [`Error::Model`] when the tokenizer cannot encode it.
     pub(super) fn slot_prompt(&self, tokenizer: &Tokenizer, instruction: &str, slots: usize) -> Result<ChatPrompt> {
         let mut ids = self.encode(tokenizer, instruction, &mark(0).repeat(slots))?;
         let places: Vec<usize> = (0..ids.len()).filter(|at| ids[*at] == NO_TOKEN).collect();
@@ -174,10 +177,10 @@ impl Chat {
         Ok(ChatPrompt { ids, slots: places })
     }
 
-    /// The prompt for an instruction about a text that stands there itself, cut to `max_tokens` tokens.
+    /// Returns the prompt for an instruction about a foreign text, which is cut to `max_tokens` tokens.
     ///
     /// # Errors
-    /// As [`Chat::slot_prompt`].
+    /// Those of [`Chat::slot_prompt`].
     pub(super) fn direct_prompt(
         &self,
         tokenizer: &Tokenizer,
@@ -192,17 +195,17 @@ impl Chat {
         })
     }
 
-    /// An answer's tokens, the end of the turn included.
+    /// Returns an answer's tokens, with the token that ends the turn.
     ///
     /// # Errors
-    /// As [`Chat::slot_prompt`].
+    /// Those of [`Chat::slot_prompt`].
     pub(super) fn answer_tokens(&self, tokenizer: &Tokenizer, answer: &str) -> Result<Vec<u32>> {
         let mut ids = tokenizer.encode(answer, SpecialTokens::Omit)?;
         ids.push(self.end_of_turn);
         Ok(ids)
     }
 
-    /// The prompt's tokens; marks count in `place`.
+    /// Returns the prompt's tokens. `place` may contain marks.
     fn encode(&self, tokenizer: &Tokenizer, instruction: &str, place: &str) -> Result<Vec<u32>> {
         let instruction = tokenizer.unmarked(instruction.trim());
         tokenizer.encode_marked(&self.marked.filled(&instruction, place))

@@ -1,14 +1,14 @@
-//! Ids that no text uses.
+//! Token ids that no text uses.
 
 use std::collections::HashSet;
 
 use super::super::tokenizer::Tokenizer;
 
-/// What tokens that were set aside are called in published vocabularies.
+/// Parts of the names of reserved tokens in published vocabularies.
 const SET_ASIDE: [&str; 4] = ["reserved", "unused", "control", "extra"];
 
-/// What tokens are called that stand at the ends of texts, whether or not the model's files say so. A token with a number in its
-/// name is none of these: llama.cpp calls the rows that no token has `[PAD151665]`.
+/// The names of tokens at the ends of texts, even if the model's files do not name them. A name with a number is none
+/// of these: llama.cpp calls rows without a token `[PAD151665]`.
 const OF_TEXTS: [&str; 9] = [
     "of_text",
     "oftext",
@@ -21,8 +21,8 @@ const OF_TEXTS: [&str; 9] = [
     "bos",
 ];
 
-/// Ids below `rows` that neither a text nor the chat template uses: special tokens that were set aside, in the order of their
-/// numbers, then other special tokens, then rows of the embedding that no token has.
+/// Returns the ids below `rows` that neither a text nor the chat template uses: reserved tokens in the order of their
+/// numbers, other special tokens, and rows without a token.
 pub(super) fn ids(tokenizer: &Tokenizer, template: &str, used: &HashSet<u32>, rows: usize) -> Vec<u32> {
     let mut tokens: Vec<(bool, Option<u64>, u32)> = tokenizer
         .controls()
@@ -43,7 +43,7 @@ pub(super) fn ids(tokenizer: &Tokenizer, template: &str, used: &HashSet<u32>, ro
     tokens.into_iter().map(|(.., id)| id).chain(without_token).collect()
 }
 
-/// The number in a token such as `<|reserved_special_token_7|>`.
+/// Returns the number in a token such as `<|reserved_special_token_7|>`.
 fn number(token: &str) -> Option<u64> {
     let digits = token.trim_end_matches(|c: char| !c.is_ascii_digit());
     let start = digits.trim_end_matches(|c: char| c.is_ascii_digit()).len();

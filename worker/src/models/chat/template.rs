@@ -1,4 +1,4 @@
-//! Chat templates in Jinja, rendered as Transformers does.
+//! Chat templates in Jinja, rendered as in Transformers.
 
 use std::collections::BTreeMap;
 
@@ -9,11 +9,11 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter};
 
-/// The date that Llama 3.2's template falls back to where it does not know today's. Every template is told this one, in every
-/// year: a prompt that changes overnight would make of one job another.
+/// The default date of Llama 3.2's template. Every template gets this date, because a prompt that changes with the day
+/// would change a job's result.
 pub(super) const DATE: &str = "26 Jul 2024";
 
-/// What `strftime_now` gives for each directive, at midnight of [`DATE`].
+/// The results of `strftime_now` for each directive, at midnight of [`DATE`].
 const DIRECTIVES: [(&str, &str); 20] = [
     ("%-d", "26"),
     ("%-m", "7"),
@@ -50,17 +50,18 @@ impl Message<'_> {
     }
 }
 
-/// Whether the prompt goes on to where the assistant's answer begins: `add_generation_prompt`.
+/// Whether the prompt includes the beginning of the assistant's turn (`add_generation_prompt`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum GenerationPrompt {
     Add,
     Omit,
 }
 
-/// `template` with these messages, and `named` tokens such as `bos_token`. Where a template can think or not, it is told not to.
+/// Renders `template` with these messages, and with `named` tokens such as `bos_token`. Thinking is turned off if a
+/// template allows it.
 ///
 /// # Errors
-/// What Jinja objects to, or what the template itself raises.
+/// The errors of Jinja, and those that the template raises.
 pub(super) fn render(
     template: &str,
     named: &BTreeMap<String, String>,
@@ -99,7 +100,7 @@ pub(super) fn render(
     template.render(context)
 }
 
-/// `{% generation %}` marks what an assistant says for training's sake and renders what it holds, as a condition that is met does.
+/// Replaces `{% generation %}`, which marks the assistant's text for training, by a condition that is always true.
 fn without_generation_blocks(template: &str) -> String {
     let mut source = template.to_owned();
     for (tag, instead) in [("generation", "if true"), ("endgeneration", "endif")] {
@@ -128,7 +129,8 @@ fn strftime_now(format: String) -> String {
     text
 }
 
-/// `json.dumps(value, ensure_ascii=False, indent=indent)`: nothing is escaped for HTML, and separators are followed by a space.
+/// Implements `json.dumps(value, ensure_ascii=False, indent=indent)`. It does not escape for HTML, and puts a space
+/// after separators.
 fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let mut bytes = Vec::new();
@@ -145,7 +147,7 @@ fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
     String::from_utf8(bytes).map_err(|error| failed(error.to_string()))
 }
 
-/// JSON on one line as Python writes it.
+/// Formats JSON on one line as Python does.
 struct OneLine;
 
 impl OneLine {

@@ -1,4 +1,5 @@
-//! Prompts against Transformers' `apply_chat_template`: `tests/fixtures/chat/make.py` wrote the folders and what is expected.
+//! Compares prompts with Transformers' `apply_chat_template`. `tests/fixtures/chat/make.py` wrote the folders and the
+//! expected results.
 
 #[path = "../../../../datasets/tests/support/skip.rs"]
 mod skip;
@@ -161,7 +162,7 @@ fn a_folder_without_a_template_speaks_llama_3_or_plainly() {
     conventions.named.remove("eos_token");
     let error = Chat::new(&conventions, &tokenizer, tokenizer.vocab_size()).unwrap_err();
     assert!(error.to_string().contains("`eos_token`"), "{error}");
-    // The advice helps.
+    // The advice of the error works.
     conventions.chat_template = Some(PLAIN.replace("{{ eos_token }}", "</s>"));
     assert!(Chat::new(&conventions, &tokenizer, tokenizer.vocab_size()).is_ok());
 }

@@ -1,4 +1,4 @@
-//! `config.json` of an encoder: BERT, RoBERTa, XLM-R.
+//! The `config.json` of an encoder: BERT, RoBERTa or XLM-R.
 
 use std::path::Path;
 
@@ -7,16 +7,16 @@ use serde::Deserialize;
 use super::ConfigFile;
 use crate::Result;
 
-/// The published forms of one architecture. They differ in where positions begin.
+/// The published forms of the architecture. They differ in the first position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EncoderFamily {
-    /// BERT: the first token has position 0.
+    /// BERT, whose first token has position 0.
     Bert,
-    /// RoBERTa, CamemBERT and XLM-R: the first token has the position after the padding token's id.
+    /// RoBERTa, CamemBERT and XLM-R, whose first token has the position after the padding token's id.
     Roberta,
 }
 
-/// `model_type`, how the names of its `architectures` begin, and its form.
+/// The `model_type`, the prefix of the names in `architectures`, and the form.
 const FAMILIES: [(&str, &str, EncoderFamily); 4] = [
     ("xlm-roberta", "XLMRoberta", EncoderFamily::Roberta),
     ("roberta", "Roberta", EncoderFamily::Roberta),
@@ -28,25 +28,25 @@ const SUPPORTED: &str = "XLMRobertaModel, RobertaModel, CamembertModel, BertMode
 /// The shape of an encoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderConfig {
-    /// Which of the published forms it has.
+    /// The published form.
     pub family: EncoderFamily,
-    /// Rows of the word embedding.
+    /// The number of rows of the word embedding.
     pub vocab_size: usize,
-    /// Width of the hidden states.
+    /// The width of the hidden states.
     pub hidden_size: usize,
-    /// How many transformer layers.
+    /// The number of transformer layers.
     pub num_hidden_layers: usize,
-    /// Attention heads; the head width is `hidden_size / num_attention_heads`.
+    /// The number of attention heads. A head's width is `hidden_size / num_attention_heads`.
     pub num_attention_heads: usize,
-    /// Width inside the feed-forward block.
+    /// The width inside the feed-forward block.
     pub intermediate_size: usize,
-    /// Rows of the position embedding, RoBERTa's padding offset included.
+    /// The number of rows of the position embedding, including RoBERTa's padding offset.
     pub max_position_embeddings: usize,
-    /// Rows of the token type embedding; only row 0 is read.
+    /// The number of rows of the token type embedding. Only row 0 is used.
     pub type_vocab_size: usize,
-    /// Added to the variance in each LayerNorm.
+    /// The value that each LayerNorm adds to the variance.
     pub layer_norm_eps: f64,
-    /// The padding token.
+    /// The id of the padding token.
     pub pad_token_id: u32,
 }
 
@@ -60,7 +60,7 @@ impl EncoderConfig {
     }
 
     pub(super) fn of(file: &ConfigFile) -> Result<Self> {
-        // First, so that a model of another kind is called that and not a BERT without its fields.
+        // This check is first, so that a model of another kind is refused by its name.
         let kind: RawKind = file.parse()?;
         let family = file.encoder_family(&kind)?;
         file.refuse_quantized(&kind.quantization_config)?;
@@ -102,12 +102,12 @@ impl EncoderConfig {
         Ok(config)
     }
 
-    /// Width of one attention head.
+    /// Returns the width of one attention head.
     pub fn head_dim(&self) -> usize {
         self.hidden_size / self.num_attention_heads
     }
 
-    /// The position of a sequence's first token.
+    /// Returns the position of a sequence's first token.
     pub fn first_position(&self) -> usize {
         match self.family {
             EncoderFamily::Bert => 0,
@@ -115,7 +115,7 @@ impl EncoderConfig {
         }
     }
 
-    /// The longest sequence that has a position embedding for each token.
+    /// Returns the largest number of tokens for which there are position embeddings.
     pub fn max_tokens(&self) -> usize {
         self.max_position_embeddings.saturating_sub(self.first_position())
     }
@@ -157,7 +157,7 @@ struct RawKind {
     quantization_config: Option<serde_json::Value>,
 }
 
-/// Defaults are those of Transformers' configuration classes.
+/// The fields of `config.json`, with the defaults of Transformers' configuration classes.
 #[derive(Deserialize)]
 struct RawEncoder {
     #[serde(default = "gelu")]

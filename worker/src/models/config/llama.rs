@@ -1,4 +1,4 @@
-//! `config.json` of a decoder of Llama's form: Llama, Mistral, Qwen2 and Qwen3.
+//! The `config.json` of a decoder with Llama's architecture: Llama, Mistral, Qwen2 or Qwen3.
 
 use std::path::Path;
 
@@ -9,56 +9,57 @@ use super::ConfigFile;
 use crate::Result;
 use crate::models::lora::Projection;
 
-/// A sliding window that is shorter than this would cut teacher sentences: 127 tokens and a slot.
+/// The shortest sliding window. A shorter one would cut teacher sentences of 127 tokens and a slot.
 const SHORTEST_WINDOW: usize = 128;
 
-/// The shape of a decoder of Llama's form.
+/// The shape of a decoder with Llama's architecture.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LlamaConfig {
-    /// Rows of the embedding, and of the output head.
+    /// The number of rows of the embedding and of the output head.
     pub vocab_size: usize,
-    /// Width of the hidden states.
+    /// The width of the hidden states.
     pub hidden_size: usize,
-    /// Width inside the feed-forward block.
+    /// The width inside the feed-forward block.
     pub intermediate_size: usize,
-    /// How many transformer layers.
+    /// The number of transformer layers.
     pub num_hidden_layers: usize,
-    /// Query heads.
+    /// The number of query heads.
     pub num_attention_heads: usize,
-    /// Key and value heads: each serves `num_attention_heads / num_key_value_heads` query heads.
+    /// The number of key and value heads. Each serves `num_attention_heads / num_key_value_heads` query heads.
     pub num_key_value_heads: usize,
-    /// Width of one head.
+    /// The width of one head.
     pub head_dim: usize,
-    /// The longest sequence. Where attention slides, its window: within it every token sees all before it.
+    /// The longest sequence. With sliding-window attention it is the window, within which every token sees all earlier
+    /// ones.
     pub max_position_embeddings: usize,
-    /// Added to the mean square in each RMSNorm.
+    /// The value that each RMSNorm adds to the mean square.
     pub rms_norm_eps: f64,
-    /// Base of the rotary frequencies.
+    /// The base of the rotary frequencies.
     pub rope_theta: f64,
-    /// How the rotary frequencies are scaled for long contexts.
+    /// The scaling of the rotary frequencies for long contexts.
     pub rope_scaling: RopeScaling,
-    /// The output head is the embedding itself.
+    /// Whether the output head is the embedding itself.
     pub tie_word_embeddings: bool,
-    /// Which linear layers add a bias.
+    /// The linear layers that add a bias.
     pub biases: Biases,
-    /// Each head of queries and keys has its RMSNorm: Qwen3's.
+    /// Whether each head of queries and keys has an RMSNorm, as in Qwen3.
     pub head_norms: bool,
-    /// What the weights were saved in.
+    /// The dtype of the saved weights.
     pub dtype: Option<DType>,
 }
 
-/// Which linear layers of a decoder layer add a bias.
+/// The linear layers of a decoder layer that add a bias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Biases {
-    /// Queries, keys and values: Qwen2's.
+    /// Queries, keys and values have a bias, as in Qwen2.
     pub qkv: bool,
-    /// The attention block's output.
+    /// The attention block's output has a bias.
     pub output: bool,
-    /// The feed-forward block.
+    /// The feed-forward block has biases.
     pub mlp: bool,
 }
 
-/// Whose form of a decoder a model has: they differ in what is not said in `config.json`.
+/// The model family. Families differ in properties that `config.json` does not name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Family {
     Llama,
@@ -75,7 +76,7 @@ impl Family {
         (Self::Qwen3, "qwen3", ["Qwen3ForCausalLM", "Qwen3Model"]),
     ];
 
-    /// By `architectures`, else by `model_type`.
+    /// Reads the family from `architectures`, else from `model_type`.
     fn of(file: &ConfigFile, raw: &RawLlama) -> Result<Self> {
         let names = raw.architectures.as_deref().unwrap_or_default();
         let supported = || Self::ALL.map(|(.., [name, _])| name).join(", ");
@@ -103,27 +104,28 @@ impl Family {
     }
 }
 
-/// Scaling of the rotary frequencies.
+/// The scaling of the rotary frequencies.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum RopeScaling {
-    /// Frequencies as they are.
+    /// The frequencies are not scaled.
     Default,
-    /// Llama 3.1 and later: low frequencies are divided by `factor`, high ones kept, those between interpolated.
+    /// The scaling of Llama 3.1 and later. Low frequencies are divided by `factor`, high ones are kept, and those
+    /// between are interpolated.
     Llama3 {
-        /// What low frequencies are divided by.
+        /// The divisor of low frequencies.
         factor: f64,
         /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are low frequencies.
         low_freq_factor: f64,
         /// Wavelengths below `original_max_position_embeddings / high_freq_factor` are high frequencies.
         high_freq_factor: f64,
-        /// Context length before scaling.
+        /// The context length before the scaling.
         original_max_position_embeddings: usize,
     },
 }
 
 impl LlamaConfig {
-    /// Reads and checks `dir/config.json`, in today's layout (`rope_parameters`, `dtype`) or the one that Llama 3.2 was
-    /// published with (`rope_theta`, `rope_scaling`, `torch_dtype`).
+    /// Reads and checks `dir/config.json`. It reads today's layout (`rope_parameters`, `dtype`) and that of Llama 3.2's
+    /// publication (`rope_theta`, `rope_scaling`, `torch_dtype`).
     ///
     /// # Errors
     /// [`Error::Model`] naming the architecture, rope type, dtype, activation or field that is not supported.
@@ -131,7 +133,7 @@ impl LlamaConfig {
         Self::of_file(&ConfigFile::read(dir)?)
     }
 
-    /// As [`LlamaConfig::load`], of what a `config.json` would say; `path` is how errors call it.
+    /// Checks the content of a `config.json` as [`LlamaConfig::load`] does. Errors name it `path`.
     pub(in crate::models) fn of(path: &str, value: serde_json::Value) -> Result<Self> {
         Self::of_file(&ConfigFile {
             path: path.to_owned(),
@@ -198,7 +200,7 @@ impl LlamaConfig {
         })
     }
 
-    /// Whether a linear layer adds a bias.
+    /// Returns whether a linear layer adds a bias.
     #[must_use]
     pub(in crate::models) const fn has_bias(&self, projection: Projection) -> bool {
         match projection {
@@ -208,7 +210,7 @@ impl LlamaConfig {
         }
     }
 
-    /// The rotary angular frequency of each pair of a head, `head_dim / 2` of them, scaling applied.
+    /// Returns the rotary angular frequency of each pair of a head, `[head_dim / 2]`, with the scaling applied.
     pub fn rope_frequencies(&self) -> Vec<f32> {
         let half = self.head_dim / 2;
         let plain = (0..half).map(|i| {
@@ -246,7 +248,7 @@ impl LlamaConfig {
 }
 
 impl RawLlama {
-    /// The longest sequence whose tokens all see each other. A sliding window counts where the model uses one.
+    /// Returns the longest sequence whose tokens all see each other. A sliding window counts if the model uses it.
     fn longest(&self, file: &ConfigFile, family: Family) -> Result<usize> {
         let slides = match (family, &self.layer_types) {
             (_, Some(kinds)) => kinds.iter().any(|kind| kind == "sliding_attention"),

@@ -1,4 +1,4 @@
-//! `config.json` of the supported architectures, checked once: what is not supported is refused by its name.
+//! The `config.json` of the supported architectures, checked once. Errors name what is not supported.
 
 mod encoder;
 mod llama;
@@ -14,14 +14,14 @@ use crate::{Error, Result};
 pub use encoder::{EncoderConfig, EncoderFamily};
 pub use llama::{Biases, LlamaConfig, RopeScaling};
 
-/// A `config.json` and where it came from, for errors.
+/// A `config.json` and its path for errors.
 pub(super) struct ConfigFile {
     path: String,
     value: Value,
 }
 
 impl ConfigFile {
-    /// Reads `dir/config.json` as Python does: see [`json`]. A key whose value is null counts as not given.
+    /// Reads `dir/config.json` as Python does; see [`json`]. A key with the value null counts as missing.
     pub(super) fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         let value = json::read(&path)?;

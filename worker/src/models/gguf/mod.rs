@@ -1,5 +1,5 @@
-//! GGUF, llama.cpp's single file of weights, configuration, tokenizer and chat template, read as a folder in Hugging Face layout
-//! is: by Hugging Face's names, unpacked.
+//! GGUF, llama.cpp's single file of weights, configuration, tokenizer and chat template. It is read like a folder in
+//! Hugging Face layout, with Hugging Face's names and unpacked weights.
 
 mod tensors;
 mod tokenizer;
@@ -18,20 +18,20 @@ use super::conventions::Conventions;
 use super::ops::Memory;
 use crate::{Error, Result};
 
-/// What the file calls the named tokens, beside their names in Transformers.
+/// The keys of the named tokens in the file, and their names in Transformers.
 const NAMED: [(&str, &str); 4] = [
     ("bos_token", "tokenizer.ggml.bos_token_id"),
     ("eos_token", "tokenizer.ggml.eos_token_id"),
     ("unk_token", "tokenizer.ggml.unknown_token_id"),
     ("pad_token", "tokenizer.ggml.padding_token_id"),
 ];
-/// Ends of a text, of a turn, of a message.
+/// The keys of the ends of a text, a turn and a message.
 const ENDS: [&str; 3] = [
     "tokenizer.ggml.eos_token_id",
     "tokenizer.ggml.eot_token_id",
     "tokenizer.ggml.eom_token_id",
 ];
-/// Architectures that can be read, and what they are in Transformers.
+/// The supported architectures, and their names in Transformers.
 const ARCHITECTURES: [(&str, &str); 3] = [
     ("llama", "LlamaForCausalLM"),
     ("qwen2", "Qwen2ForCausalLM"),
@@ -45,7 +45,7 @@ pub(super) struct Gguf {
     content: Content,
 }
 
-/// Whether a model's path or URL names a GGUF file.
+/// Returns whether a model's path or URL names a GGUF file.
 #[must_use]
 pub fn is_gguf(path: &str) -> bool {
     let (path, _) = path.split_once('?').unwrap_or((path, ""));
@@ -53,10 +53,10 @@ pub fn is_gguf(path: &str) -> bool {
 }
 
 impl Gguf {
-    /// Maps a file and reads all but its tensors.
+    /// Maps a file and reads everything but its tensors.
     ///
     /// # Errors
-    /// [`Error::Io`] when it can't be read, [`Error::Model`] when it is no GGUF, or of another kind than this build reads.
+    /// [`Error::Io`] when it cannot be read, [`Error::Model`] when it is not a GGUF file of a supported kind.
     pub(super) fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let io = |source| Error::Io {
@@ -64,7 +64,7 @@ impl Gguf {
             source,
         };
         let file = File::open(path).map_err(io)?;
-        // SAFETY: the files are read-only inputs of a task; nothing writes to them while they are mapped.
+        // SAFETY: the files are read-only inputs of a task, and nothing writes to them while they are mapped.
         let file = Memory::File(unsafe { Mmap::map(&file) }.map_err(io)?);
         let content = Content::read(&mut Cursor::new(&*file)).map_err(|error| Error::Model {
             path: name.clone(),
@@ -77,15 +77,15 @@ impl Gguf {
         })
     }
 
-    /// The file's path, for errors.
+    /// Returns the file's path for errors.
     pub(super) fn path(&self) -> &str {
         &self.path
     }
 
-    /// The model's configuration as `config.json` has it.
+    /// Returns the model's configuration in the form of `config.json`.
     ///
     /// # Errors
-    /// [`Error::Model`] for another architecture, a scaling of positions that this build lacks, and what is missing.
+    /// [`Error::Model`] for an architecture or a scaling of positions that is not supported, or a missing field.
     pub(super) fn config(&self) -> Result<Value> {
         let kind = self.text("general.architecture")?;
         let Some((_, architecture)) = ARCHITECTURES.iter().find(|(name, _)| *name == kind) else {
@@ -137,11 +137,11 @@ impl Gguf {
         }))
     }
 
-    /// What the file says beside its vocabulary. A text begins with the BOS unless `tokenizer.ggml.add_bos_token` is false or the
-    /// model is a Qwen, as [`Conventions::read`] has it.
+    /// Returns the conventions besides the vocabulary. As in [`Conventions::read`], a text begins with the BOS unless
+    /// `tokenizer.ggml.add_bos_token` is false or the model is a Qwen.
     ///
     /// # Errors
-    /// [`Error::Model`] for an id that is none of its tokens.
+    /// [`Error::Model`] for an id outside the vocabulary.
     pub(super) fn conventions(&self) -> Result<Conventions> {
         let tokens = self.list("tokenizer.ggml.tokens")?;
         let id = |key: &str| self.optional(key).map(|id| id.map(|id| id as u32));
@@ -149,8 +149,8 @@ impl Gguf {
         for (name, key) in NAMED {
             if let Some(id) = id(key)? {
                 let token = tokens.get(id as usize).and_then(|token| token.to_string().ok());
-                let token =
-                    token.ok_or_else(|| self.refuse(format!("{key} {id} is none of its {} tokens", tokens.len())))?;
+                let token = token
+                    .ok_or_else(|| self.refuse(format!("{key} {id} is not one of its {} tokens", tokens.len())))?;
                 named.insert(name.to_owned(), token.clone());
             }
         }
@@ -188,14 +188,14 @@ impl Gguf {
         let field = self.required(key)?.to_string();
         field
             .map(String::as_str)
-            .map_err(|_| self.refuse(format!("{key} is no text")))
+            .map_err(|_| self.refuse(format!("{key} is not a text")))
     }
 
     fn list(&self, key: &str) -> Result<&[Field]> {
         let field = self.required(key)?.to_vec();
         field
             .map(Vec::as_slice)
-            .map_err(|_| self.refuse(format!("{key} is no list")))
+            .map_err(|_| self.refuse(format!("{key} is not a list")))
     }
 
     fn number(&self, key: &str) -> Result<usize> {
@@ -204,7 +204,7 @@ impl Gguf {
             .ok_or_else(|| self.refuse(format!("{key} is missing")))
     }
 
-    /// A whole number of any width; of one for each layer all must be the same.
+    /// Returns a whole number of any width. If there is one for each layer, all must be equal.
     fn optional(&self, key: &str) -> Result<Option<usize>> {
         let whole = |field: &Field| match field {
             Field::I8(n) => u64::try_from(*n).ok(),
@@ -221,13 +221,13 @@ impl Gguf {
             }
             Some(field) => whole(field),
         };
-        let value = value.ok_or_else(|| self.refuse(format!("{key} is no whole number, the same for every layer")))?;
+        let value = value.ok_or_else(|| self.refuse(format!("{key} is not one whole number for all layers")))?;
         Ok(Some(value as usize))
     }
 
-    /// A number in f32 by its shortest decimals: 1e-5, not 9.999999747378752e-6.
+    /// Returns a number in f32 by its shortest decimals, so 1e-5 instead of 9.999999747378752e-6.
     fn decimal(&self, key: &str) -> Result<f64> {
-        let refuse = || self.refuse(format!("{key} is no number"));
+        let refuse = || self.refuse(format!("{key} is not a number"));
         match self.required(key)? {
             Field::F32(value) => value.to_string().parse().map_err(|_| refuse()),
             Field::F64(value) => Ok(*value),

@@ -1,4 +1,5 @@
-//! The file's tensors by Hugging Face's names: whole numbers of bits where they lie, blocks unpacked to bf16.
+//! The file's tensors under Hugging Face's names. Whole-value formats are read in place, and blocks are unpacked to
+//! bf16.
 
 use std::collections::HashMap;
 use std::io::Cursor;
@@ -16,7 +17,7 @@ use super::super::weights::Entry;
 use super::Gguf;
 use crate::Result;
 
-/// Parts of names, and what they are in Hugging Face's layout.
+/// Parts of names in GGUF, and their counterparts in Hugging Face's layout.
 const NAMES: [(&str, &str); 15] = [
     ("token_embd", "embed_tokens"),
     ("output_norm", "norm"),
@@ -36,12 +37,14 @@ const NAMES: [(&str, &str); 15] = [
 ];
 
 impl Gguf {
-    /// Where each tensor lies, by Hugging Face's name without `model.`. Others than a Llama's are left out.
+    /// Returns the place of each tensor, by Hugging Face's name without `model.`. Tensors that Llama does not use are
+    /// left out.
     ///
     /// # Errors
     /// [`Error::Model`](crate::Error::Model) with the name of a tensor that is cut off.
     pub(in crate::models) fn entries(&self) -> Result<HashMap<String, Entry>> {
-        // llama.cpp turns pairs of neighbours, Transformers the halves of a head: the rows of q and k are in another order.
+        // llama.cpp rotates adjacent pairs, Transformers the halves of a head. The rows of q and k are therefore in
+        // another order.
         let reordered = self.text("general.architecture")? == "llama";
         let heads = self.number("llama.attention.head_count").unwrap_or(1);
         let kv_heads = self.optional("llama.attention.head_count_kv")?.unwrap_or(heads);
@@ -58,7 +61,7 @@ impl Gguf {
         entries.collect()
     }
 
-    /// One tensor; `heads` are those whose rows are brought into Hugging Face's order.
+    /// Returns one tensor. If `heads` is set, its rows are put into Hugging Face's order.
     fn entry(&self, name: &str, info: &TensorInfo, heads: Option<usize>) -> Result<Entry> {
         let shape = info.shape.dims().to_vec();
         let (elements, block) = (info.shape.elem_count(), info.ggml_dtype.block_size());
@@ -70,7 +73,7 @@ impl Gguf {
             .map(|end| start..end)
         else {
             return Err(self.refuse(format!(
-                "is cut off: tensor {name} ends at byte {}, the file has {}. Download it again",
+                "is cut off: tensor {name} ends at byte {}, but the file has {}. Download it again",
                 start.saturating_add(len),
                 self.file.len()
             )));
@@ -106,7 +109,7 @@ impl Gguf {
         })
     }
 
-    /// The values of a tensor in blocks, rounded to bf16.
+    /// Returns the values of a tensor in blocks, rounded to bf16.
     fn unpacked(&self, name: &str) -> Result<Vec<u8>> {
         let refuse = |error: candle_core::Error| self.refuse(format!("tensor {name}: {error}"));
         let packed = self
@@ -119,7 +122,7 @@ impl Gguf {
     }
 }
 
-/// The rows of a head as its two halves, where they were pairs of neighbours: Transformers' `_reverse_permute_weights`.
+/// Reorders the rows of a head from adjacent pairs to two halves, like Transformers' `_reverse_permute_weights`.
 fn by_halves(values: &[u8], rows: usize, heads: usize) -> Vec<u8> {
     let (row, head) = (values.len() / rows.max(1), rows / heads.max(1));
     let mut out = Vec::with_capacity(values.len());
@@ -134,7 +137,7 @@ fn by_halves(values: &[u8], rows: usize, heads: usize) -> Vec<u8> {
     out
 }
 
-/// `blk.3.attn_q.weight` is `layers.3.self_attn.q_proj.weight`.
+/// Returns the name in Hugging Face's layout: `layers.3.self_attn.q_proj.weight` for `blk.3.attn_q.weight`.
 fn hugging_face_name(name: &str) -> Option<String> {
     let (stem, kind) = name.rsplit_once('.')?;
     let known = |part: &str| NAMES.iter().find(|(theirs, _)| *theirs == part).map(|(_, ours)| *ours);

@@ -21,7 +21,7 @@ use super::super::tokenizer::Tokenizer;
 use super::{Field, Gguf};
 use crate::Result;
 
-/// What `tokenizer.ggml.token_type` says of tokens that are no ordinary ones.
+/// The value of `tokenizer.ggml.token_type` for control tokens. Ordinary tokens have another one.
 const CONTROL: usize = 3;
 const USER_DEFINED: usize = 4;
 const UNUSED: usize = 5;
@@ -31,15 +31,15 @@ const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// How a byte-level vocabulary parts text before it merges, by `tokenizer.ggml.pre`.
+/// The pre-tokenization of a byte-level vocabulary, which `tokenizer.ggml.pre` names.
 enum Parting {
-    /// GPT-2's words.
+    /// The pattern of GPT-2.
     Words,
-    /// The same, each digit by itself.
+    /// The pattern of GPT-2, with each digit by itself.
     DigitsAndWords,
-    /// By a regular expression. A piece that is a token needs no merges.
+    /// A regular expression. A piece that is a token needs no merges.
     Pattern(&'static str),
-    /// By a regular expression, after Unicode's NFC.
+    /// A regular expression after Unicode's NFC.
     Composed(&'static str),
 }
 
@@ -57,10 +57,10 @@ impl Parting {
 }
 
 impl Gguf {
-    /// The tokenizer.
+    /// Returns the tokenizer.
     ///
     /// # Errors
-    /// [`Error::Model`](crate::Error::Model) naming the kind of tokenizer that this build lacks.
+    /// [`Error::Model`](crate::Error::Model) naming the kind of tokenizer that is not supported.
     pub(in crate::models) fn tokenizer(&self) -> Result<Tokenizer> {
         let kind = self.text("tokenizer.ggml.model")?;
         let tokens = self.texts("tokenizer.ggml.tokens")?;
@@ -86,7 +86,7 @@ impl Gguf {
         Tokenizer::of(self.path(), tokenizer)
     }
 
-    /// Byte-level BPE by the file's merges.
+    /// Returns a byte-level BPE with the file's merges.
     fn byte_level(&self, tokens: &[&str]) -> Result<Library> {
         let name = match self.field("tokenizer.ggml.pre") {
             Some(_) => self.text("tokenizer.ggml.pre")?,
@@ -137,7 +137,8 @@ impl Gguf {
         Ok(tokenizer)
     }
 
-    /// SentencePiece's BPE, as Transformers' `LlamaTokenizer` reads it. Where the file has no merges, they follow from the scores.
+    /// Returns SentencePiece's BPE, as Transformers' `LlamaTokenizer` reads it. If the file has no merges, they are
+    /// derived from the scores.
     fn sentence_piece(&self, tokens: &[&str]) -> Result<Library> {
         let scores = self.list("tokenizer.ggml.scores")?;
         let scores = scores.iter().map(|score| score.to_f32().unwrap_or(0.0));
@@ -170,7 +171,7 @@ impl Gguf {
     fn texts(&self, key: &str) -> Result<Vec<&str>> {
         let texts = self.list(key)?.iter().map(|field| match field {
             Field::String(text) => Ok(text.as_str()),
-            _ => Err(self.refuse(format!("{key} is no list of texts"))),
+            _ => Err(self.refuse(format!("{key} is not a list of texts"))),
         });
         texts.collect()
     }
@@ -184,7 +185,7 @@ fn vocabulary(tokens: &[&str]) -> Vocab {
     tokens.iter().map(|token| (*token).to_owned()).zip(0..).collect()
 }
 
-/// Each way to make a token of two others, the best token first: Transformers' `generate_merges`.
+/// Returns each way to merge two tokens into a third, the best result first, like Transformers' `generate_merges`.
 fn merges_by_score(tokens: &[&str], scores: &[f32]) -> Vec<(String, String)> {
     let ids: HashMap<&str, usize> = tokens.iter().copied().zip(0..).collect();
     let mut merges: Vec<(f32, &str, &str)> = Vec::new();
