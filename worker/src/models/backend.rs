@@ -13,9 +13,9 @@ pub struct Backend {
 /// The form in which a model's matrices and embeddings are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WeightsIn {
-    /// In the mapped file, which the CPU's products read directly.
+    /// The weights are in the mapped file, which the CPU's products read directly.
     File,
-    /// As tensors on the device.
+    /// The weights are tensors on the device.
     Tensors,
 }
 

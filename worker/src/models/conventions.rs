@@ -1,5 +1,5 @@
 //! The conventions in a decoder's folder besides `tokenizer.json`: its chat template, its named special tokens, and the
-//! tokens that begin a text and end an answer.
+//! ends of texts and answers.
 
 use std::collections::BTreeMap;
 use std::path::Path;

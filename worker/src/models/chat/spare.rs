@@ -21,8 +21,8 @@ const OF_TEXTS: [&str; 9] = [
     "bos",
 ];
 
-/// Returns the ids below `rows` that neither a text nor the chat template uses: reserved tokens in the order of their
-/// numbers, other special tokens, and rows without a token.
+/// Returns the ids below `rows` that neither a text nor the chat template uses. Reserved tokens come first in the order
+/// of their numbers, then other special tokens, and then rows without a token.
 pub(super) fn ids(tokenizer: &Tokenizer, template: &str, used: &HashSet<u32>, rows: usize) -> Vec<u32> {
     let mut tokens: Vec<(bool, Option<u64>, u32)> = tokenizer
         .controls()

@@ -1,4 +1,4 @@
-//! GELU and SiLU.
+//! The activations GELU and SiLU.
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -10,7 +10,7 @@ use crate::llink::vectorized::vectorized;
 
 const CHUNK: usize = 8_192;
 
-/// GELU with the error function, x·Φ(x). Takes x over: nobody else may hold its values.
+/// Computes GELU with the error function, x·Φ(x). It consumes x, whose values nothing else may share.
 pub(crate) fn gelu(x: Tensor) -> Result<Tensor> {
     if !fused(&[&x]) {
         return Ok(x.gelu_erf()?);
@@ -19,7 +19,7 @@ pub(crate) fn gelu(x: Tensor) -> Result<Tensor> {
     Ok(x)
 }
 
-/// silu(gate) · up, the middle of Llama's feed-forward block.
+/// Computes silu(gate) · up, the middle of Llama's feed-forward block.
 pub(crate) fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if !fused(&[gate, up]) {
         return Ok((gate.silu()? * up)?);
@@ -33,7 +33,7 @@ pub(crate) fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     Ok(Tensor::from_vec(out, gate.shape(), gate.device())?)
 }
 
-/// The gradients by gate and up from that by silu(gate) · up, all of one shape.
+/// Returns the gradients of gate and up from that of silu(gate) · up. All have one shape.
 pub(crate) fn silu_mul_backward(gate: &Tensor, up: &Tensor, grad: &Tensor) -> Result<(Tensor, Tensor)> {
     if !fused(&[gate, up, grad]) {
         let sigmoid = candle_nn::ops::sigmoid(gate)?;

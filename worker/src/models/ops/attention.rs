@@ -9,26 +9,26 @@ use super::{Values, fused};
 use crate::Result;
 use crate::llink::matrix::Existing;
 
-/// Which keys a query sees.
+/// The keys that a query attends to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Causality {
-    /// All of its sequence.
+    /// All keys of its sequence.
     Bidirectional,
-    /// Those up to its own position. Queries are the last of their sequence's positions.
+    /// The keys up to its own position. Queries are at the last positions of their sequence.
     Causal,
 }
 
-/// Which of a sequence's rows a mean is of.
+/// The rows of a sequence that a mean is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MeanOf {
-    /// All of them.
+    /// All rows.
     All,
-    /// All but the first, unless there is no other.
+    /// All rows but the first, unless it is the only one.
     AllButFirst,
 }
 
-/// Where each sequence's query rows and key rows stand, sequences end to end. For a whole forward pass the two are
-/// the same; the last layer of a teacher pass has one query row each, a generation step has cached keys.
+/// The query rows and key rows of each sequence, with sequences end to end. In a whole forward pass the two are the
+/// same. The last layer of a teacher pass has one query row for each sequence, and a generation step has cached keys.
 pub(crate) struct AttentionSpans {
     pub(super) queries: Vec<usize>,
     pub(super) keys: Vec<usize>,
@@ -38,16 +38,16 @@ pub(crate) struct AttentionSpans {
     flash: Option<super::flash::Flash>,
 }
 
-/// What attention needs where it is composed of tensor operations: sequences side by side in [B, longest].
+/// The form of sequences for attention by tensor operations, which pads them to `[B, longest]`.
 pub(super) struct Padded {
     queries: Places,
     keys: Places,
-    mask: Option<Tensor>, // [B or 1, 1, 1, Lq or 1, Lk] 0 or −∞, f32; none when all is seen
-    pub(super) real: Option<Tensor>, // [B·Lq, 1] 1 for real queries, 0 for others, f32; none when all are real
+    mask: Option<Tensor>, // [B or 1, 1, 1, Lq or 1, Lk], 0 or −∞, f32; `None` if every query attends to all keys
+    pub(super) real: Option<Tensor>, // [B·Lq, 1], 1 for real queries, 0 for padding, f32; `None` without padding
     pub(super) size: (usize, usize, usize),
 }
 
-/// Where rows stand side by side; none when sequences of one length already do.
+/// The indices between packed and padded rows. `None` if all sequences have one length.
 struct Places(Option<(Tensor, Tensor)>);
 
 impl Places {
@@ -56,8 +56,8 @@ impl Places {
         if offsets[batch] == batch * longest {
             return Ok(Self(None));
         }
-        let mut from = vec![0u32; batch * longest]; // [B·L] row to read for each place; row 0 where there is none
-        let mut to = Vec::with_capacity(offsets[batch]); // [T] place of each row
+        let mut from = vec![0u32; batch * longest]; // [B·L] row to read for each padded row; 0 for padding
+        let mut to = Vec::with_capacity(offsets[batch]); // [T] padded row of each row
         for (b, w) in offsets.windows(2).enumerate() {
             for (i, row) in (w[0]..w[1]).enumerate() {
                 from[b * longest + i] = row as u32;
@@ -70,7 +70,7 @@ impl Places {
         ))))
     }
 
-    /// [T, width] → [B·L, width].
+    /// Maps `[T, width]` to `[B·L, width]`.
     fn side_by_side(&self, x: &Tensor) -> Result<Tensor> {
         match &self.0 {
             Some((from, _)) => Ok(x.index_select(from, 0)?),
@@ -78,7 +78,7 @@ impl Places {
         }
     }
 
-    /// [B·L, width] → [T, width].
+    /// Maps `[B·L, width]` to `[T, width]`.
     fn end_to_end(&self, x: &Tensor) -> Result<Tensor> {
         match &self.0 {
             Some((_, to)) => Ok(x.index_select(to, 0)?),
@@ -88,7 +88,7 @@ impl Places {
 }
 
 impl AttentionSpans {
-    /// From offsets, each list one longer than there are sequences. `dtype` is that of the queries to come.
+    /// Takes offsets, each list one longer than there are sequences. `dtype` is that of the queries.
     pub(crate) fn new(
         queries: Vec<usize>,
         keys: Vec<usize>,
@@ -110,7 +110,7 @@ impl AttentionSpans {
         })
     }
 
-    /// Side by side on the CPU too, as on other devices.
+    /// Uses the padded form on the CPU too, as on other devices.
     #[cfg(test)]
     pub(super) fn side_by_side(queries: Vec<usize>, keys: Vec<usize>, causality: Causality) -> Self {
         let padded = Padded::new(&queries, &keys, causality, &Device::Cpu).unwrap();
@@ -121,9 +121,10 @@ impl AttentionSpans {
         }
     }
 
-    /// The mean of each sequence's rows of `x` [Tq, width], in f32: [B, width]. A sequence without rows gives zeros.
+    /// Returns the mean of each sequence's rows of `x` `[Tq, width]`, in f32: `[B, width]`. A sequence without rows
+    /// gives zeros.
     pub(crate) fn mean_rows(&self, x: &Tensor, of: MeanOf) -> Result<Tensor> {
-        // Which of a sequence's rows take part: all from here on.
+        // The mean is over the rows of a sequence from this one on.
         let first = |rows: usize| usize::from(of == MeanOf::AllButFirst && rows > 1);
         let Some(padded) = &self.padded else {
             let means = self.queries.windows(2).map(|w| {
@@ -153,7 +154,7 @@ impl AttentionSpans {
         Ok(rows.reshape((batch, longest, width))?.sum(1)?)
     }
 
-    /// How many keys query `i` of `n` sees among `keys`.
+    /// Returns the number of keys, out of `keys`, that query `i` of `queries` attends to.
     fn visible(causality: Causality, i: usize, queries: usize, keys: usize) -> usize {
         match causality {
             Causality::Bidirectional => keys,
@@ -183,7 +184,8 @@ impl Padded {
     }
 }
 
-/// What each query sees, in the fewest numbers: every sequence alike, or every query alike, where they are.
+/// Returns the attention mask with the fewest values: one for all sequences if they are alike, and one for all queries
+/// if they are.
 fn mask(queries: &[usize], keys: &[usize], causality: Causality, device: &Device) -> Result<Option<Tensor>> {
     let length = |offsets: &[usize], b: usize| offsets[b + 1] - offsets[b];
     let batch = queries.len() - 1;
@@ -192,8 +194,8 @@ fn mask(queries: &[usize], keys: &[usize], causality: Causality, device: &Device
     });
     let same_keys = (0..batch).all(|b| length(keys, b) == lk);
     let from_the_start = (0..batch).all(|b| length(queries, b) == length(keys, b));
-    // A query that is not there sees the first key, so that its softmax stays finite; nobody reads the result. In a causal pass over
-    // whole sequences no query sees what follows it, be it there or not.
+    // A query of padding attends to the first key, so that its softmax stays finite; the result is not read. In a
+    // causal pass over whole sequences the mask already hides the padding, because it comes after all real tokens.
     let (sequences, rows) = match causality {
         Causality::Bidirectional if same_keys => return Ok(None),
         Causality::Bidirectional => (batch, 1),
@@ -220,16 +222,17 @@ fn mask(queries: &[usize], keys: &[usize], causality: Causality, device: &Device
 /// The heads of one attention block. Each key head serves `heads / kv_heads` query heads.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Attention {
-    /// Query heads.
+    /// The number of query heads.
     pub(crate) heads: usize,
-    /// Key and value heads.
+    /// The number of key and value heads.
     pub(crate) kv_heads: usize,
-    /// Width of a head.
+    /// The width of a head.
     pub(crate) head_dim: usize,
 }
 
 impl Attention {
-    /// softmax(q·kᵀ / √head_dim)·v for each head: q [Tq, heads·head_dim], k and v [Tk, kv_heads·head_dim] → as q.
+    /// Computes softmax(q·kᵀ / √head_dim)·v for each head. q is `[Tq, heads·head_dim]`, k and v are `[Tk,
+    /// kv_heads·head_dim]`, and the result is like q.
     pub(crate) fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, spans: &AttentionSpans) -> Result<Tensor> {
         #[cfg(feature = "flash-attn")]
         if let Some(flash) = spans.flash.as_ref().filter(|flash| flash.suits(self)) {
@@ -265,7 +268,7 @@ impl Attention {
         Ok(Tensor::from_vec(out, q.shape(), q.device())?)
     }
 
-    /// One sequence: q and out [nq, heads·head_dim], k and v [nk, kv_heads·head_dim].
+    /// Computes one sequence, with q and out `[nq, heads·head_dim]`, k and v `[nk, kv_heads·head_dim]`.
     fn attend_sequence(
         &self,
         out: &mut [f32],
@@ -295,13 +298,13 @@ impl Attention {
         }
     }
 
-    /// Where a query head's columns start, and those of its key head.
+    /// Returns the first column of a query head, and that of its key head.
     pub(super) fn columns(&self, head: usize) -> (usize, usize) {
         let key_head = head / (self.heads / self.kv_heads);
         (head * self.head_dim, key_head * self.head_dim)
     }
 
-    /// softmax(q·kᵀ / √head_dim) [nq, nk] of one head, whose columns `q` and `k` start with.
+    /// Computes softmax(q·kᵀ / √head_dim) `[nq, nk]` of one head, whose columns are the first of `q` and `k`.
     pub(super) fn probabilities(
         &self,
         out: &mut [f32],
@@ -324,7 +327,7 @@ impl Attention {
         }
     }
 
-    /// 1 / √head_dim.
+    /// Returns 1 / √head_dim.
     pub(super) fn scale(&self) -> f32 {
         1.0 / (self.head_dim as f32).sqrt()
     }
@@ -339,7 +342,7 @@ impl Attention {
         self.end_to_end(&out, padded)
     }
 
-    /// Query rows [Tq, heads·head_dim] → [B, kv_heads, group·Lq, head_dim].
+    /// Maps query rows `[Tq, heads·head_dim]` to `[B, kv_heads, group·Lq, head_dim]`.
     pub(super) fn side_by_side(&self, q: &Tensor, padded: &Padded) -> Result<Tensor> {
         let (batch, lq, _) = padded.size;
         let (kv_heads, group, width) = (self.kv_heads, self.heads / self.kv_heads, self.head_dim);
@@ -351,7 +354,7 @@ impl Attention {
             .reshape((batch, kv_heads, group * lq, width))?)
     }
 
-    /// Key or value rows [Tk, kv_heads·head_dim] → [B, kv_heads, Lk, head_dim].
+    /// Maps key or value rows `[Tk, kv_heads·head_dim]` to `[B, kv_heads, Lk, head_dim]`.
     pub(super) fn keys_side_by_side(&self, x: &Tensor, padded: &Padded) -> Result<Tensor> {
         let (batch, _, lk) = padded.size;
         let x = padded
@@ -361,7 +364,7 @@ impl Attention {
         Ok(x.transpose(1, 2)?.contiguous()?)
     }
 
-    /// softmax(q·kᵀ / √head_dim) in f32, [B, kv_heads, group·Lq, Lk].
+    /// Computes softmax(q·kᵀ / √head_dim) in f32, `[B, kv_heads, group·Lq, Lk]`.
     pub(super) fn weights(&self, q: &Tensor, k: &Tensor, padded: &Padded) -> Result<Tensor> {
         let (batch, lq, lk) = padded.size;
         let group = self.heads / self.kv_heads;
@@ -378,7 +381,7 @@ impl Attention {
         Ok(weights.reshape((batch, self.kv_heads, group * lq, lk))?)
     }
 
-    /// [B, kv_heads, group·Lq, head_dim] → query rows [Tq, heads·head_dim].
+    /// Maps `[B, kv_heads, group·Lq, head_dim]` to query rows `[Tq, heads·head_dim]`.
     pub(super) fn end_to_end(&self, out: &Tensor, padded: &Padded) -> Result<Tensor> {
         let (batch, lq, _) = padded.size;
         let (kv_heads, group, width) = (self.kv_heads, self.heads / self.kv_heads, self.head_dim);
@@ -389,7 +392,7 @@ impl Attention {
         padded.queries.end_to_end(&out)
     }
 
-    /// [B, kv_heads, Lk, head_dim] → key rows [Tk, kv_heads·head_dim].
+    /// Maps `[B, kv_heads, Lk, head_dim]` to key rows `[Tk, kv_heads·head_dim]`.
     pub(super) fn keys_end_to_end(&self, x: &Tensor, padded: &Padded) -> Result<Tensor> {
         let (batch, _, lk) = padded.size;
         let x = x

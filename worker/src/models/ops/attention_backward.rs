@@ -1,7 +1,8 @@
-//! The gradient of attention. Probabilities are computed again from q and k, so that nothing of size [Lq, Lk] is kept.
+//! The gradient of attention. Probabilities are computed again from q and k, so that nothing of size `[Lq, Lk]` is
+//! kept.
 //!
-//! With P = softmax(q·kᵀ / √head_dim) and the gradient dO by P·v: dV = Pᵀ·dO, dP = dO·vᵀ,
-//! dS = P ∘ (dP − Σ P ∘ dP) / √head_dim, dQ = dS·k, dK = dSᵀ·q.
+//! With P = softmax(q·kᵀ / √head_dim) and the gradient dO of P·v: dV = Pᵀ·dO, dP = dO·vᵀ, dS = P ∘ (dP − Σ P ∘ dP) /
+//! √head_dim, dQ = dS·k, dK = dSᵀ·q.
 
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
@@ -14,10 +15,10 @@ use crate::Result;
 use crate::llink::matrix::Existing;
 use crate::llink::vectorized::vectorized;
 
-/// Gradients by q, k and v.
+/// The gradients of q, k and v.
 pub(crate) type AttentionGradients = (Tensor, Tensor, Tensor);
 
-/// One sequence's values, or its gradients: q rows, k rows, v rows.
+/// The values of one sequence, or their gradients: q rows, k rows, v rows.
 struct Rows<Q, K> {
     q: Q,
     k: K,
@@ -25,7 +26,8 @@ struct Rows<Q, K> {
 }
 
 impl Attention {
-    /// The gradients by q [Tq, heads·head_dim], k and v [Tk, kv_heads·head_dim] from that by [`Attention::attend`].
+    /// Returns the gradients of q `[Tq, heads·head_dim]`, k and v `[Tk, kv_heads·head_dim]` from that of
+    /// [`Attention::attend`].
     pub(crate) fn backward(
         &self,
         q: &Tensor,
@@ -57,10 +59,10 @@ impl Attention {
         );
         let mut grad = self.side_by_side(grad, padded)?;
         if let Some(real) = &padded.real {
-            // What stands in the place of a query that is not there must not reach keys and values.
+            // The gradient of padded queries must not reach keys and values.
             grad = grad.broadcast_mul(&self.real_places(real, padded)?.to_dtype(dtype)?)?;
         }
-        // Products in the model's dtype, softmax and its gradient in f32.
+        // Products are in the model's dtype; softmax and its gradient are in f32.
         let weights = self.weights(&q, &k, padded)?;
         let grad_v = weights.to_dtype(dtype)?.t()?.matmul(&grad)?;
         let grad_weights = grad.matmul(&v.t()?)?.to_dtype(DType::F32)?;
@@ -76,7 +78,7 @@ impl Attention {
         ))
     }
 
-    /// 1 for places of real queries: [B, 1, group·Lq, 1].
+    /// Returns 1 for real queries and 0 for padding, `[B, 1, group·Lq, 1]`.
     fn real_places(&self, real: &Tensor, padded: &Padded) -> Result<Tensor> {
         let (batch, lq, _) = padded.size;
         let group = self.heads / self.kv_heads;
@@ -190,7 +192,7 @@ impl Attention {
 }
 
 vectorized! {
-    /// One row: the gradient by the weights becomes that by the scores.
+    /// Turns the gradient of one row's weights into that of its scores.
     fn softmax_backward(grad: &mut [f32], weights: &[f32]) {
         let along = dot(grad, weights);
         for (grad, weight) in grad.iter_mut().zip(weights) {

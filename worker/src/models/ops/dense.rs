@@ -1,4 +1,4 @@
-//! Products of matrices and sums of rows in training, where both sides change from step to step.
+//! Matrix products and sums of rows in training, where both factors change from step to step.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use crate::Result;
 use crate::llink::layers::sum_columns_into;
 use crate::llink::matrix::{Existing, Matrix, Target, multiply_into};
 
-/// lhs [m, k] · rhs [k, n]. Either may be the transpose of a contiguous matrix.
+/// Computes lhs `[m, k]` · rhs `[k, n]`. Either may be the transpose of a contiguous matrix.
 pub(crate) fn matmul(lhs: &Tensor, rhs: &Tensor) -> Result<Tensor> {
     let (Some(left), Some(right)) = (Factor::of(lhs)?, Factor::of(rhs)?) else {
         return Ok(lhs.matmul(rhs)?);
@@ -21,7 +21,7 @@ pub(crate) fn matmul(lhs: &Tensor, rhs: &Tensor) -> Result<Tensor> {
     Ok(Tensor::from_vec(out, (rows, columns), &Device::Cpu)?)
 }
 
-/// Writes lhs [m, k] · rhs [k, n] to `into` [m · n], a contiguous view in f32, or adds it to what is there.
+/// Writes lhs `[m, k]` · rhs `[k, n]` to `into` `[m · n]`, a contiguous view in f32, or adds it there.
 pub(crate) fn matmul_into(into: &Tensor, lhs: &Tensor, rhs: &Tensor, existing: Existing) -> Result<()> {
     let (Some(left), Some(right)) = (Factor::of(lhs)?, Factor::of(rhs)?) else {
         return put(into, &lhs.matmul(rhs)?, existing);
@@ -32,8 +32,8 @@ pub(crate) fn matmul_into(into: &Tensor, lhs: &Tensor, rhs: &Tensor, existing: E
     })
 }
 
-/// Writes the sum of each column of `values` [b, d], or of its product with `factors` [b, d], to `into` [d], a contiguous view in f32,
-/// or adds it to what is there.
+/// Writes the sum of each column of `values` `[b, d]`, or of its product with `factors` `[b, d]`, to `into` `[d]`, or
+/// adds it there. `into` is a contiguous view in f32.
 pub(crate) fn sum_rows_into(
     into: &Tensor,
     values: &Tensor,
@@ -76,7 +76,7 @@ struct Factor<'a> {
 }
 
 impl<'a> Factor<'a> {
-    /// None where the fused form does not apply.
+    /// Returns `None` if the fused form does not apply.
     fn of(x: &'a Tensor) -> Result<Option<Self>> {
         let suits = x.device().is_cpu() && x.dtype() == DType::F32 && !x.track_op();
         if !suits {

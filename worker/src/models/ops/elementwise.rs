@@ -1,4 +1,4 @@
-//! Small loops over tensors: number by number, or one row with each of many.
+//! Small loops over tensors, elementwise or with one row for all rows.
 
 use candle_core::{DType, Tensor};
 use half::f16;
@@ -11,7 +11,7 @@ use crate::llink::kernels;
 
 const CHUNK: usize = 1 << 14;
 
-/// x · factors, number by number. Takes x over: nobody else may hold its values.
+/// Computes x · factors elementwise. It consumes x, whose values nothing else may share.
 pub(crate) fn multiply(x: Tensor, factors: &Tensor) -> Result<Tensor> {
     if !fused(&[&x, factors]) {
         return Ok((x * factors)?);
@@ -25,7 +25,7 @@ pub(crate) fn multiply(x: Tensor, factors: &Tensor) -> Result<Tensor> {
     Ok(x)
 }
 
-/// Each of `rows` [n, d] less `row` [d].
+/// Subtracts `row` `[d]` from each of `rows` `[n, d]`.
 pub(crate) fn subtract_row(rows: &Tensor, row: &Tensor) -> Result<Tensor> {
     if !fused(&[rows, row]) {
         return Ok(rows.broadcast_sub(row)?);
@@ -40,7 +40,7 @@ pub(crate) fn subtract_row(rows: &Tensor, row: &Tensor) -> Result<Tensor> {
     Ok(Tensor::from_vec(out, rows.shape(), rows.device())?)
 }
 
-/// f32 rounded to f16.
+/// Rounds f32 to f16.
 pub(crate) fn to_halves(x: &Tensor) -> Result<Tensor> {
     if !fused(&[x]) {
         return Ok(x.to_dtype(DType::F16)?.contiguous()?);
@@ -53,10 +53,10 @@ pub(crate) fn to_halves(x: &Tensor) -> Result<Tensor> {
     Ok(Tensor::from_vec(out, x.shape(), x.device())?)
 }
 
-/// Σ x² of a flat buffer in f32, whose length is a multiple of `piece`.
+/// Computes Σ x² of a flat buffer in f32, whose length is a multiple of `piece`.
 pub(crate) fn sum_of_squares(x: &Tensor, piece: usize) -> Result<Tensor> {
     if !fused(&[x]) {
-        // A long row is summed in pieces: a GPU gives each sum to one of its blocks.
+        // A long row is summed in pieces, because a GPU gives each sum to one of its blocks.
         return Ok(x.sqr()?.reshape((x.elem_count() / piece, piece))?.sum(1)?.sum_all()?);
     }
     let values = Values::of(x)?;

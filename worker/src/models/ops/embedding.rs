@@ -1,4 +1,4 @@
-//! Rows of a frozen table.
+//! The rows of a frozen embedding.
 
 use std::sync::OnceLock;
 
@@ -9,29 +9,29 @@ use super::product::Stored;
 use crate::models::tokenizer::NO_TOKEN;
 use crate::{Error, Result};
 
-/// Rows that are summed at once where the mean is taken.
+/// The number of rows that are summed at once for the mean.
 const SUMMED: usize = 1_024;
 
-/// A table [vocab, width] whose rows are looked up by token id. A position without a token has the mean of all rows.
+/// A table `[vocab, width]` whose rows are looked up by token id. A position without a token has the mean of all rows.
 pub(crate) struct Embedding {
     table: Table,
     mean: OnceLock<Tensor>, // [1, width]
 }
 
 enum Table {
-    /// On the CPU, read where it lies; rows come out as f32.
+    /// The table on the CPU, read in place. Rows are returned as f32.
     Host { stored: Stored, vocab: usize, width: usize },
-    /// Anywhere else, in its own dtype.
+    /// The table on any other device, in its own dtype.
     Tensor(Tensor),
 }
 
 impl Embedding {
-    /// Of a table [vocab, width] on any device.
+    /// Wraps a table `[vocab, width]` on any device.
     pub(crate) fn of_tensor(table: Tensor) -> Self {
         Self::of(Table::Tensor(table))
     }
 
-    /// Of a table [vocab, width] on the CPU.
+    /// Wraps a table `[vocab, width]` on the CPU.
     pub(crate) fn of_stored(stored: Stored, [vocab, width]: [usize; 2]) -> Self {
         Self::of(Table::Host { stored, vocab, width })
     }
@@ -41,7 +41,7 @@ impl Embedding {
         Self { table, mean }
     }
 
-    /// The rows of `ids`, [T, width].
+    /// Returns the rows of `ids`, `[T, width]`.
     ///
     /// # Errors
     /// [`Error::Input`] for an id outside the vocabulary.
@@ -73,7 +73,7 @@ impl Embedding {
         }
     }
 
-    /// The whole table, [vocab, width]: a copy when it is mapped.
+    /// Returns the whole table, `[vocab, width]`. A mapped table is copied.
     ///
     /// # Errors
     /// [`Error::Tensor`] when the device fails.
@@ -91,7 +91,7 @@ impl Embedding {
         }
     }
 
-    /// `count` rows from `first` on.
+    /// Returns `count` rows from `first` on.
     fn part(&self, first: usize, count: usize) -> Result<Tensor> {
         match &self.table {
             Table::Tensor(table) => Ok(table.narrow(0, first, count)?),
@@ -103,7 +103,7 @@ impl Embedding {
         }
     }
 
-    /// The mean of all rows, in their dtype.
+    /// Returns the mean of all rows, in their dtype.
     fn mean(&self) -> Result<Tensor> {
         if let Some(mean) = self.mean.get() {
             return Ok(mean.clone());
@@ -124,7 +124,7 @@ impl Embedding {
     }
 }
 
-/// A GPU reads beyond the table without a word.
+/// Refuses ids outside the table. A GPU would read beyond it without an error.
 fn check(ids: &[u32], vocab: usize) -> Result<()> {
     match ids.iter().find(|id| **id as usize >= vocab && **id != NO_TOKEN) {
         Some(id) => Err(Error::Input(format!("token id {id} is outside the {vocab} embeddings"))),

@@ -1,13 +1,15 @@
-//! Attention over packed sequences by candle-flash-attn: one kernel in the place of some ten, no padding, and no scores in memory.
+//! Attention over packed sequences by candle-flash-attn: one kernel instead of about ten, without padding and without
+//! scores in memory.
 //!
-//! For what computes in bf16 or f16 on a GPU, forward only. The gradient is computed again from q, k and v, as everywhere.
+//! It applies to bf16 and f16 on a GPU, and to the forward pass only. The gradient is computed again from q, k and v,
+//! as on other devices.
 
 use candle_core::{DType, Device, Tensor};
 
 use super::attention::{Attention, Causality};
 use crate::Result;
 
-/// Where sequences begin, on the device.
+/// The start of each sequence, on the device.
 pub(super) struct Flash {
     queries: Tensor, // [B + 1], u32
     keys: Tensor,
@@ -17,7 +19,7 @@ pub(super) struct Flash {
 }
 
 impl Flash {
-    /// None where the kernel does not apply.
+    /// Returns `None` if the kernel does not apply.
     pub(super) fn new(
         queries: &[usize],
         keys: &[usize],
@@ -38,17 +40,17 @@ impl Flash {
             keys: offsets(keys)?,
             longest_query: longest(queries),
             longest_key: longest(keys),
-            // Queries are the last of their sequence's positions, which is how the kernel aligns them too.
+            // The kernel, too, puts queries at the last positions of their sequence.
             causal: causality == Causality::Causal,
         }))
     }
 
-    /// Whether the kernel knows heads of this width.
+    /// Returns whether the kernel supports heads of this width.
     pub(super) fn suits(&self, attention: &Attention) -> bool {
         attention.head_dim.is_multiple_of(8) && attention.head_dim <= 256
     }
 
-    /// As [`Attention::attend`].
+    /// Computes [`Attention::attend`].
     pub(super) fn attend(&self, attention: &Attention, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         let heads = |x: &Tensor, heads: usize| x.contiguous()?.reshape((x.dim(0)?, heads, attention.head_dim));
         let out = candle_flash_attn::flash_attn_varlen(

@@ -8,21 +8,21 @@ use super::product::FrozenMatrix;
 use super::{Values, fused};
 use crate::Result;
 
-/// x·Wᵀ + b with frozen weight W [out, in] and optional bias b [out].
+/// The map x·Wᵀ + b with a frozen weight W `[out, in]` and an optional bias b `[out]`.
 pub(crate) struct FrozenLinear {
     weight: Weight,
     bias: Option<Tensor>,
 }
 
 enum Weight {
-    /// On the CPU, for f32 inputs.
+    /// The weight on the CPU, for f32 inputs.
     Host(Arc<FrozenMatrix>),
-    /// Anywhere else, or in the inputs' own dtype.
+    /// The weight on any other device, or for inputs in its own dtype.
     Tensor(Tensor),
 }
 
 impl FrozenLinear {
-    /// From a weight [out, in] and a bias [out].
+    /// Takes a weight `[out, in]` and a bias `[out]`.
     #[cfg(test)]
     pub(crate) fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
         use super::product::{Precision, Stored};
@@ -38,19 +38,19 @@ impl FrozenLinear {
         ))
     }
 
-    /// From a weight [out, in] that stays a tensor, and a bias [out].
+    /// Takes a weight `[out, in]` that stays a tensor, and a bias `[out]`.
     pub(crate) fn of_tensor(weight: Tensor, bias: Option<Tensor>) -> Self {
         let weight = Weight::Tensor(weight);
         Self { weight, bias }
     }
 
-    /// On the CPU, from a matrix [out, in] and an f32 bias [out].
+    /// Takes a matrix `[out, in]` on the CPU and an f32 bias `[out]`.
     pub(crate) fn from_matrix(weight: FrozenMatrix, bias: Option<Tensor>) -> Self {
         let weight = Weight::Host(Arc::new(weight));
         Self { weight, bias }
     }
 
-    /// The weight as the CPU's products read it, where it is on the CPU.
+    /// Returns the weight in the form of the CPU's products, if it is on the CPU.
     pub(crate) fn matrix(&self) -> Option<&FrozenMatrix> {
         match &self.weight {
             Weight::Host(matrix) => Some(matrix),
@@ -58,7 +58,7 @@ impl FrozenLinear {
         }
     }
 
-    /// x [T, in] → [T, out].
+    /// Maps x `[T, in]` to `[T, out]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if let Some(matrix) = self.matrix()
             && fused(&[x])
@@ -74,7 +74,7 @@ impl FrozenLinear {
         }
     }
 
-    /// The gradient by x [T, in] from that by x·Wᵀ [T, out]. W gets none.
+    /// Returns the gradient of x `[T, in]` from that of x·Wᵀ `[T, out]`. W has no gradient.
     pub(crate) fn input_gradient(&self, grad: &Tensor) -> Result<Tensor> {
         if let Weight::Host(matrix) = &self.weight
             && fused(&[grad])
@@ -86,7 +86,7 @@ impl FrozenLinear {
         Ok(grad.matmul(&self.weight()?)?)
     }
 
-    /// W as a tensor; a copy when it is mapped.
+    /// Returns W as a tensor. A mapped W is copied.
     fn weight(&self) -> Result<Tensor> {
         match &self.weight {
             Weight::Tensor(weight) => Ok(weight.clone()),

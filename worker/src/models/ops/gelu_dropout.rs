@@ -1,4 +1,4 @@
-//! A bias, GELU and dropout in training, with the derivative that the backward pass multiplies by.
+//! Bias, GELU and dropout in training, with the derivative that the backward pass multiplies by.
 
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
@@ -8,7 +8,8 @@ use crate::Result;
 use crate::llink::kernels::rows_per_task;
 use crate::llink::layers::activate;
 
-/// GELU (erf) of x + bias [b, h] times its masks, and the derivative of that by x. Takes x over: nobody else may hold its values.
+/// Computes GELU (erf) of x + bias `[b, h]` times its masks, and its derivative. It consumes x, whose values nothing
+/// else may share.
 pub(crate) fn gelu_dropout(x: Tensor, bias: &Tensor, masks: Option<&RowMasks>) -> Result<(Tensor, Tensor)> {
     if !fused(&[&x, bias]) {
         return composed(&x, bias, masks);
@@ -33,7 +34,7 @@ pub(crate) fn gelu_dropout(x: Tensor, bias: &Tensor, masks: Option<&RowMasks>) -
     Ok((Tensor::from_vec(hidden, (rows, width), x.device())?, x))
 }
 
-/// GELU is x·Φ(x), its derivative Φ(x) + x·φ(x); both are reckoned in f32.
+/// Computes GELU as x·Φ(x) and its derivative as Φ(x) + x·φ(x), both in f32.
 fn composed(x: &Tensor, bias: &Tensor, masks: Option<&RowMasks>) -> Result<(Tensor, Tensor)> {
     let x = x.broadcast_add(bias)?;
     let wide = x.to_dtype(DType::F32)?;

@@ -1,4 +1,4 @@
-//! A LayerNorm in training: what the forward pass leaves, and the way back.
+//! LayerNorm in training, forward and backward.
 
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
@@ -8,16 +8,16 @@ use crate::Result;
 use crate::llink::kernels::rows_per_task;
 use crate::llink::layers::{self, LAYER_NORM_EPSILON};
 
-/// What the forward pass leaves for the backward pass, f32.
+/// The values of the forward pass that the backward pass needs, in f32.
 pub(crate) struct Normed {
-    /// Rows less their mean, over their deviation [b, d].
+    /// The rows minus their mean, divided by their deviation, `[b, d]`.
     pub(crate) normalized: Tensor,
-    /// One over the deviation [b, 1].
+    /// The inverse of the deviation, `[b, 1]`.
     pub(crate) inverse: Tensor,
 }
 
-/// The LayerNorm of each of the K rows of `d` numbers in a row of x + bias [b, K·d]: [b·K, d] in f32. Takes x over: nobody else may hold
-/// its values.
+/// Normalizes each of the K rows of `d` numbers in a row of x + bias `[b, K·d]`. The result is `[b·K, d]` in f32. It
+/// consumes x, whose values nothing else may share.
 pub(crate) fn layer_norm_kept(x: Tensor, bias: &Tensor, weight: &Tensor, shift: &Tensor) -> Result<(Tensor, Normed)> {
     let width = weight.elem_count();
     if !fused(&[&x, bias, weight, shift]) {
@@ -45,7 +45,7 @@ pub(crate) fn layer_norm_kept(x: Tensor, bias: &Tensor, weight: &Tensor, shift: 
     Ok((out, Normed { normalized, inverse }))
 }
 
-/// A LayerNorm without weights of f32 rows [b, d].
+/// Applies a LayerNorm without weights to f32 rows `[b, d]`.
 pub(crate) fn standardized(rows: &Tensor) -> Result<Normed> {
     let centered = rows.broadcast_sub(&rows.mean_keepdim(D::Minus1)?)?;
     let variance = centered.sqr()?.mean_keepdim(D::Minus1)?;
@@ -55,7 +55,8 @@ pub(crate) fn standardized(rows: &Tensor) -> Result<Normed> {
 }
 
 impl Normed {
-    /// From the gradient by the normalized rows to that by the rows: (g − mean(g) − x̂ · mean(g ∘ x̂)) / deviation.
+    /// Returns the gradient of the rows from that of the normalized rows: (g − mean(g) − x̂ · mean(g ∘ x̂)) /
+    /// deviation.
     pub(crate) fn backward(&self, grad: &Tensor) -> Result<Tensor> {
         let along = (grad * &self.normalized)?.mean_keepdim(D::Minus1)?;
         let inner = grad
@@ -65,7 +66,7 @@ impl Normed {
     }
 }
 
-/// From the gradient by the LayerNorm's output [b, d] to that by its input. Takes `grad` over.
+/// Turns the gradient of the LayerNorm's output `[b, d]` into that of its input. It consumes `grad`.
 pub(crate) fn layer_norm_backward(grad: Tensor, normed: &Normed, weight: &Tensor) -> Result<Tensor> {
     let Normed { normalized, inverse } = normed;
     if !fused(&[&grad, normalized, inverse, weight]) {

@@ -1,4 +1,4 @@
-//! LoRA's correction of a linear layer (Hu et al., 2021): y += scale · dropout(x)·Aᵀ·Bᵀ.
+//! The correction of a linear layer by LoRA (Hu et al., 2021): y += scale · dropout(x)·Aᵀ·Bᵀ.
 
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
@@ -9,28 +9,28 @@ use crate::Result;
 use crate::llink::kernels::add;
 use crate::llink::matrix::{Matrix, Target, matmul, matmul_add};
 
-/// The two thin matrices of one layer, A [rank, in] and B [out, rank], in what the model computes in.
+/// The low-rank matrices of one layer, A `[rank, in]` and B `[out, rank]`, in the model's dtype.
 pub(crate) struct LowRank {
     pub(crate) a: Tensor,
     pub(crate) b: Tensor,
-    /// alpha / rank.
+    /// The scale, alpha / rank.
     pub(crate) scale: f32,
-    /// What the correction does not see of x, a mask for each row.
+    /// The dropout of x, with a mask for each row.
     pub(crate) dropout: Option<RowMasks>,
 }
 
-/// What [`LowRank::backward`] finds.
+/// The result of [`LowRank::backward`].
 pub(crate) struct LowRankGradient {
-    /// By x, the frozen layer's part included, [T, in].
+    /// The gradient of x, including that of the frozen layer, `[T, in]`.
     pub(crate) grad_x: Tensor,
-    /// By A [rank, in], f32.
+    /// The gradient of A, `[rank, in]`, f32.
     pub(crate) grad_a: Tensor,
-    /// By B [out, rank], f32.
+    /// The gradient of B, `[out, rank]`, f32.
     pub(crate) grad_b: Tensor,
 }
 
 impl LowRank {
-    /// y + correction of x: x [T, in], y [T, out]. Takes y over: nobody else may hold its values.
+    /// Adds the correction of x `[T, in]` to y `[T, out]`. It consumes y, whose values nothing else may share.
     pub(crate) fn add_to(&self, y: Tensor, x: &Tensor) -> Result<Tensor> {
         if !self.is_fused(&[x, &y]) {
             let thin = self.dropped(x)?.matmul(&self.a.t()?)?;
@@ -47,8 +47,8 @@ impl LowRank {
         Ok(y)
     }
 
-    /// The gradients by A and B, and `grad_x` with the correction's part of the gradient by x. `grad` [T, out] is the gradient by y.
-    /// Takes `grad_x` over: nobody else may hold its values.
+    /// Returns the gradients of A and B, and adds the correction's part of the gradient of x to `grad_x`. `grad` `[T,
+    /// out]` is the gradient of y. It consumes `grad_x`, whose values nothing else may share.
     pub(crate) fn backward(&self, x: &Tensor, grad: &Tensor, grad_x: Tensor) -> Result<LowRankGradient> {
         match self.is_fused(&[x, grad, &grad_x]) {
             true => self.backward_fused(x, grad, grad_x),
@@ -126,7 +126,7 @@ impl LowRank {
         fused(others) && fused(&[&self.a, &self.b])
     }
 
-    /// dropout(x)·Aᵀ [T, rank].
+    /// Computes dropout(x)·Aᵀ `[T, rank]`.
     fn thin(&self, x: &Tensor) -> Result<Vec<f32>> {
         let (rank, (rows, inner)) = (self.a.dim(0)?, x.dims2()?);
         let dropped = self.dropped(x)?;
@@ -140,12 +140,12 @@ impl LowRank {
         Ok(thin)
     }
 
-    /// dropout(x) in the matrices' dtype.
+    /// Computes dropout(x) in the matrices' dtype.
     fn dropped(&self, x: &Tensor) -> Result<Tensor> {
         self.masked(x.to_dtype(self.a.dtype())?)
     }
 
-    /// x times its masks.
+    /// Multiplies x by its masks.
     fn masked(&self, x: Tensor) -> Result<Tensor> {
         match &self.dropout {
             Some(masks) => masks.apply(&x),
@@ -162,7 +162,7 @@ mod tests {
     use candle_core::Var;
     use std::sync::Arc;
 
-    /// The correction by tensor operations, inside a graph.
+    /// Computes the correction by tensor operations with gradients.
     fn definition(x: &Tensor, a: &Tensor, b: &Tensor, scale: f32, factors: &Tensor) -> Tensor {
         let thin = (x * factors).unwrap().matmul(&a.t().unwrap()).unwrap();
         (thin.matmul(&b.t().unwrap()).unwrap() * f64::from(scale)).unwrap()
@@ -191,7 +191,7 @@ mod tests {
             let graph = (out * &grad).unwrap().sum_all().unwrap().backward().unwrap();
             let expected_by_x = (&grad_x + graph.get(&vars[0]).unwrap()).unwrap();
 
-            // What the CPU does, and what other devices do: a strided operand is composed on the CPU too.
+            // This compares the fused form and that of other devices. A strided operand uses the latter on the CPU too.
             let strided = x.t().unwrap().contiguous().unwrap().t().unwrap();
             for x in [&x, &strided] {
                 let found = low_rank.add_to(y.copy().unwrap(), x).unwrap();

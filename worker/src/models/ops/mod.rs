@@ -1,7 +1,7 @@
-//! The models' operations: tensors in, tensors out. How an operation runs is its own business: f32 on the CPU goes to this crate's
-//! fused kernels on slices, everything else to candle's. The tests hold both to a definition by tensor operations.
+//! The models' operations on tensors. Each operation decides how it runs. On the CPU, f32 uses this crate's fused
+//! kernels on slices; everything else uses candle's. Tests compare both with a definition by tensor operations.
 //!
-//! None of them takes part in a gradient graph: the backward pass of the frozen models is written by hand.
+//! No operation takes part in candle's gradients, because the backward pass of the frozen models is written by hand.
 
 mod activation;
 mod attention;
@@ -45,7 +45,7 @@ use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, StorageRef, Te
 
 use crate::Result;
 
-/// Whether the CPU's fused kernels apply to these inputs.
+/// Returns whether the CPU's fused kernels apply to these inputs.
 pub(crate) fn fused(inputs: &[&Tensor]) -> bool {
     inputs
         .iter()
@@ -104,7 +104,7 @@ pub(crate) fn edit(x: &Tensor, change: impl FnMut(&mut [f32])) -> Result<()> {
     Ok(x.inplace_op1(&Edit(RefCell::new(change)))?)
 }
 
-/// How many rows of `width` values one thread takes at a time: enough to be worth the hand-over.
+/// Returns the number of rows of `width` values that one thread takes at a time. Fewer would not be worth the overhead.
 fn rows_per_chunk(width: usize) -> usize {
     (16_384 / width.max(1)).max(1)
 }
@@ -115,7 +115,7 @@ pub(crate) mod testing {
 
     use crate::models::random::Normal;
 
-    /// A random tensor [rows, width].
+    /// Returns a random tensor `[rows, width]`.
     pub fn random(rows: usize, width: usize, seed: u64) -> Tensor {
         let values = Normal::new(seed, "testing")
             .take(rows * width)
@@ -124,12 +124,12 @@ pub(crate) mod testing {
         Tensor::from_vec(values, (rows, width), &Device::Cpu).unwrap()
     }
 
-    /// The same values in a gradient graph, where operations are composed.
+    /// Returns the same values with candle's gradients, for which operations are composed.
     pub fn tracked(x: &Tensor) -> Tensor {
         Var::from_tensor(x).unwrap().into_inner()
     }
 
-    /// ‖a − b‖ / ‖b‖.
+    /// Returns ‖a − b‖ / ‖b‖.
     pub fn relative_error(a: &Tensor, b: &Tensor) -> f64 {
         let a: Vec<f32> = a.flatten_all().unwrap().to_vec1().unwrap();
         let b: Vec<f32> = b.flatten_all().unwrap().to_vec1().unwrap();

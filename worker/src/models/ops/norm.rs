@@ -8,7 +8,8 @@ use super::{Values, edit, fused, rows_per_chunk};
 use crate::Result;
 use crate::llink::vectorized::vectorized;
 
-/// (x − mean) / √(variance + eps) · gamma + beta over rows [T, width]. Takes x over: nobody else may hold its values.
+/// Computes (x − mean) / √(variance + eps) · gamma + beta over rows `[T, width]`. It consumes x, whose values nothing
+/// else may share.
 pub(crate) fn layer_norm(x: Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
     if !fused(&[&x, gamma, beta]) {
         return layer_norm_by_kernel(&x, gamma, beta, eps);
@@ -25,7 +26,7 @@ pub(crate) fn layer_norm(x: Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> 
     Ok(x)
 }
 
-/// layer_norm(x + residual). Takes x over.
+/// Computes layer_norm(x + residual). It consumes x.
 pub(crate) fn add_layer_norm(x: Tensor, residual: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
     if !fused(&[&x, residual, gamma, beta]) {
         return layer_norm_by_kernel(&(x + residual)?, gamma, beta, eps);
@@ -47,7 +48,7 @@ pub(crate) fn add_layer_norm(x: Tensor, residual: &Tensor, gamma: &Tensor, beta:
     Ok(x)
 }
 
-/// x / √(mean square + eps) · gamma over rows [T, width].
+/// Computes x / √(mean square + eps) · gamma over rows `[T, width]`.
 pub(crate) fn rms_norm(x: &Tensor, gamma: &Tensor, eps: f64) -> Result<Tensor> {
     if !fused(&[x, gamma]) {
         return rms_norm_by_kernel(x, gamma, eps);
@@ -67,7 +68,7 @@ pub(crate) fn rms_norm(x: &Tensor, gamma: &Tensor, eps: f64) -> Result<Tensor> {
     Ok(Tensor::from_vec(out, x.shape(), x.device())?)
 }
 
-/// The residual sum x + y and its RMSNorm.
+/// Returns the residual sum x + y and its RMSNorm.
 pub(crate) fn add_rms_norm(x: &Tensor, y: &Tensor, gamma: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
     if !fused(&[x, y, gamma]) {
         let sum = (x + y)?;
@@ -93,7 +94,7 @@ pub(crate) fn add_rms_norm(x: &Tensor, y: &Tensor, gamma: &Tensor, eps: f64) -> 
     Ok((tensor(sums)?, tensor(normed)?))
 }
 
-/// The gradient by x from that by rms_norm(x), rows [T, width]. The weights get none.
+/// Returns the gradient of x from that of rms_norm(x), rows `[T, width]`. The weights have no gradient.
 pub(crate) fn rms_norm_backward(x: &Tensor, gamma: &Tensor, eps: f64, grad: &Tensor) -> Result<Tensor> {
     if !fused(&[x, gamma, grad]) {
         return rms_norm_backward_composed(x, gamma, eps, grad);
@@ -114,7 +115,7 @@ pub(crate) fn rms_norm_backward(x: &Tensor, gamma: &Tensor, eps: f64, grad: &Ten
     Ok(Tensor::from_vec(out, x.shape(), x.device())?)
 }
 
-/// With s = 1 / √(mean x² + eps) and g = by · gamma: s · g − x · s³ · mean(g · x).
+/// Computes s · g − x · s³ · mean(g · x) with s = 1 / √(mean x² + eps) and g = grad · gamma.
 fn rms_norm_backward_composed(x: &Tensor, gamma: &Tensor, eps: f64, grad: &Tensor) -> Result<Tensor> {
     let dtype = x.dtype();
     let x = x.to_dtype(DType::F32)?;
@@ -133,7 +134,7 @@ fn rms_norm_by_kernel(x: &Tensor, gamma: &Tensor, eps: f64) -> Result<Tensor> {
     Ok(candle_nn::ops::rms_norm(&x.contiguous()?, gamma, eps as f32)?)
 }
 
-/// The definition.
+/// Computes the LayerNorm by its definition.
 #[cfg(test)]
 fn layer_norm_composed(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
     let dtype = x.dtype();
@@ -144,7 +145,7 @@ fn layer_norm_composed(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> R
     Ok(normed.broadcast_mul(gamma)?.broadcast_add(beta)?)
 }
 
-/// The definition.
+/// Computes the RMSNorm by its definition.
 #[cfg(test)]
 fn rms_norm_composed(x: &Tensor, gamma: &Tensor, eps: f64) -> Result<Tensor> {
     let dtype = x.dtype();

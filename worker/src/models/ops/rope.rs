@@ -1,4 +1,4 @@
-//! Rotary position embedding in Llama's layout: the first half of a head turns against the second.
+//! The rotary position embedding in Llama's layout, which rotates the first half of a head against the second.
 
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
@@ -7,14 +7,15 @@ use super::{Values, edit, fused, rows_per_chunk};
 use crate::Result;
 use crate::llink::vectorized::vectorized;
 
-/// cos and sin of each row's position times each frequency, [T, head_dim / 2], in the dtype of what is turned.
+/// The cos and sin of each row's position times each frequency, `[T, head_dim / 2]`, in the dtype of the rotated
+/// tensor.
 pub(crate) struct Rope {
     cos: Tensor,
     sin: Tensor,
 }
 
 impl Rope {
-    /// The turns of T rows at `positions`. Angles are f32 products, as in the reference.
+    /// Returns the rotations of T rows at `positions`. Angles are f32 products, as in the reference.
     pub(crate) fn new(positions: &[u32], frequencies: &[f32], dtype: DType, device: &Device) -> Result<Self> {
         let angles = || {
             positions
@@ -28,18 +29,19 @@ impl Rope {
         Ok(Self { cos, sin })
     }
 
-    /// The turns of `rows` only.
+    /// Returns the rotations of `rows` only.
     pub(crate) fn select(&self, rows: &Tensor) -> Result<Self> {
         let (cos, sin) = (self.cos.index_select(rows, 0)?, self.sin.index_select(rows, 0)?);
         Ok(Self { cos, sin })
     }
 
-    /// Turns each head of x [T, heads·head_dim]. Takes x over: nobody else may hold its values.
+    /// Rotates each head of x `[T, heads·head_dim]`. It consumes x, whose values nothing else may share.
     pub(crate) fn turn(&self, x: Tensor) -> Result<Tensor> {
         self.turn_by(x, &self.sin)
     }
 
-    /// The gradient by what [`Rope::turn`] was given from that by what it returned: the turn backwards. Takes it over.
+    /// Returns the gradient of the input of [`Rope::turn`] from that of its result, by the inverse rotation. It
+    /// consumes `grad`.
     pub(crate) fn turn_back(&self, grad: Tensor) -> Result<Tensor> {
         self.turn_by(grad, &self.sin.neg()?)
     }
@@ -65,7 +67,7 @@ impl Rope {
         Ok(x)
     }
 
-    /// By candle's kernel: all rows as one sequence, whose angles are each row's own.
+    /// Rotates with candle's kernel, which takes all rows as one sequence with an angle for each row.
     fn turn_by_kernel(&self, x: &Tensor, sin: &Tensor) -> Result<Tensor> {
         let (rows, width) = x.dims2()?;
         let head_dim = 2 * self.cos.dim(1)?;
@@ -74,7 +76,7 @@ impl Rope {
         Ok(turned.reshape((rows, width))?)
     }
 
-    /// The definition.
+    /// Rotates by the definition.
     #[cfg(test)]
     fn turn_composed(&self, x: &Tensor) -> Result<Tensor> {
         let (rows, width) = x.dims2()?;
@@ -114,7 +116,7 @@ mod tests {
         assert!(relative_error(&turned, &expected) < 1e-6);
         let from_kernel = rope.turn_by_kernel(&x, &rope.sin).unwrap();
         assert!(relative_error(&from_kernel, &expected) < 1e-6);
-        // A turn keeps lengths and scalar products, so its gradient is the turn backwards.
+        // A rotation keeps lengths and dot products, so its gradient is the inverse rotation.
         assert!(relative_error(&rope.turn_back(turned).unwrap(), &x) < 1e-6);
     }
 }

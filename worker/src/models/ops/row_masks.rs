@@ -1,4 +1,4 @@
-//! Dropout masks of rows, drawn where the rows lie.
+//! The dropout masks of rows, drawn on the device of the rows.
 
 use std::sync::Arc;
 
@@ -15,13 +15,13 @@ use crate::train::dropout::RowMask;
 #[derive(Clone)]
 pub(crate) struct RowMasks {
     rows: Arc<[RowMask]>,
-    /// On a GPU: key and salt of each row, [2·T].
+    /// The key and the salt of each row, `[2·T]`, on a GPU.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "read by the kernel"))]
     keys: Option<Tensor>,
 }
 
 impl RowMasks {
-    /// Masks for rows on `device`.
+    /// Returns the masks of rows on `device`.
     pub(crate) fn new(rows: Arc<[RowMask]>, device: &Device) -> Result<Self> {
         let keys = (!device.is_cpu()).then(|| {
             let keys: Vec<u32> = rows.iter().flat_map(RowMask::key).collect();
@@ -36,7 +36,7 @@ impl RowMasks {
         &self.rows
     }
 
-    /// The masks, where there are so many.
+    /// Returns the masks if their number is `rows`.
     pub(super) fn of_rows(&self, rows: usize) -> Result<&[RowMask]> {
         match self.rows.len() {
             masks if masks == rows => Ok(&self.rows),
@@ -44,7 +44,7 @@ impl RowMasks {
         }
     }
 
-    /// x [T, width] times its masks.
+    /// Multiplies x `[T, width]` by its masks.
     pub(crate) fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let rows = x.dim(0)?;
         self.of_rows(rows)?;
@@ -97,7 +97,7 @@ impl CustomOp1 for RowMasks {
     }
 }
 
-/// Multiplies rows of `width` values with their masks.
+/// Multiplies rows of `width` values by their masks.
 pub(super) fn mask_rows(values: &mut [f32], masks: &[RowMask], width: usize) {
     let rows = rows_per_chunk(width);
     values

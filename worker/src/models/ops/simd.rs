@@ -4,17 +4,17 @@ use crate::llink::vectorized::vectorized;
 
 const LANES: usize = 16;
 
-/// e^x to a few units in the last place, for x within [-87, 88]; beyond, the value at the bound.
+/// Computes e^x to a few units in the last place for x within [-87, 88]. Beyond, it returns the value at the bound.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
-    // 1.5 · 2^23: adding it rounds to an integer, which then stands in the low bits.
+    // Adding 1.5 · 2^23 rounds to an integer, which is then in the low bits.
     const ROUND: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 88.0);
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
-    // x − n·ln 2, with ln 2 in two parts so that the product is exact.
+    // This is x − n·ln 2. ln 2 is in two parts, so that the product is exact.
     let r = (x - n * 0.693_359_4) + n * 2.121_944_4e-4;
-    // Cephes' polynomial for e^r on [−ln 2 / 2, ln 2 / 2].
+    // This is Cephes' polynomial for e^r on [−ln 2 / 2, ln 2 / 2].
     let mut p = 1.987_569_1e-4;
     p = p * r + 1.398_199_9e-3;
     p = p * r + 8.333_452e-3;
@@ -25,7 +25,7 @@ pub(super) fn exp(x: f32) -> f32 {
     value * f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000))
 }
 
-/// The error function to about 1e-7 (the rational approximation of Eigen and XLA).
+/// Computes the error function to about 1e-7, by the rational approximation of Eigen and XLA.
 #[inline(always)]
 pub(super) fn erf(x: f32) -> f32 {
     let x = x.clamp(-4.0, 4.0);
@@ -45,7 +45,7 @@ pub(super) fn erf(x: f32) -> f32 {
     x * p / q
 }
 
-/// Σ f(x), summed in lanes.
+/// Computes Σ f(x) in partial sums.
 #[inline(always)]
 pub(super) fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0f32; LANES];
@@ -58,7 +58,7 @@ pub(super) fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     lanes.iter().sum::<f32>() + rest.iter().map(|value| f(*value)).sum::<f32>()
 }
 
-/// Σ a·b, summed in lanes.
+/// Computes Σ a·b in partial sums.
 #[inline(always)]
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [0f32; LANES];
@@ -71,7 +71,7 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     lanes.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
 }
 
-/// The largest value; −∞ when there is none.
+/// Returns the largest value, or −∞ if there is none.
 #[inline(always)]
 fn max(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -85,7 +85,7 @@ fn max(x: &[f32]) -> f32 {
 }
 
 vectorized! {
-    /// Softmax of the first `valid` values; the others become 0.
+    /// Computes the softmax of the first `valid` values. The others become 0.
     pub(super) fn softmax(row: &mut [f32], valid: usize) {
         let (row, masked) = row.split_at_mut(valid);
         let top = max(row);

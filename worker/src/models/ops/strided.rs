@@ -1,11 +1,11 @@
-//! Small products of matrices that lie strided in larger buffers, as an attention head's do.
+//! Small products of matrices with strides in larger buffers, such as those of an attention head.
 
 use gemm::Parallelism;
 
 use crate::llink::matrix::Existing;
 
-/// dst [m, n] (rows `stride` apart) = scale · lhs [m, k] · rhs [k, n], or its sum with what stands there; each operand
-/// with its column and row strides. On one thread.
+/// Computes dst `[m, n]` (rows `stride` apart) = scale · lhs `[m, k]` · rhs `[k, n]`, or adds it to dst. Each operand
+/// has a column stride and a row stride. It runs on one thread.
 pub(super) fn product(
     (m, n, k): (usize, usize, usize),
     (dst, stride, existing): (&mut [f32], usize, Existing),
@@ -16,11 +16,11 @@ pub(super) fn product(
     assert!((m - 1) * stride + n <= dst.len(), "the product fits its destination");
     assert!(
         (m - 1) * lhs_rows + (k - 1) * lhs_columns < lhs.len(),
-        "the left operand is there"
+        "the left operand is complete"
     );
     assert!(
         (k - 1) * rhs_rows + (n - 1) * rhs_columns < rhs.len(),
-        "the right operand is there"
+        "the right operand is complete"
     );
     // SAFETY: the last element of each operand is within its slice, as just checked.
     unsafe {

@@ -1,4 +1,4 @@
-//! Rows of norm 1, forth and back.
+//! Normalized rows, forward and backward.
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -7,19 +7,19 @@ use super::{Values, edit, fused};
 use crate::Result;
 use crate::llink::kernels::{normalize, rows_per_task, through_normalization};
 
-/// No row is divided by less.
+/// The smallest divisor of a row.
 const SMALLEST_NORM: f64 = 1e-12;
 
-/// Normalized rows, f32.
+/// The normalized rows, f32.
 pub(crate) struct UnitRows {
-    /// [b, d]
+    /// The rows of norm 1, `[b, d]`.
     pub(crate) unit: Tensor,
-    /// What they were divided by [b, 1].
+    /// The divisors of the rows, `[b, 1]`.
     pub(crate) norms: Tensor,
 }
 
 impl UnitRows {
-    /// Rows [b, d] over their norms.
+    /// Normalizes rows `[b, d]`.
     pub(crate) fn of(rows: &Tensor) -> Result<Self> {
         if !fused(&[rows]) {
             let norms = rows.sqr()?.sum_keepdim(1)?.sqrt()?;
@@ -44,7 +44,7 @@ impl UnitRows {
         })
     }
 
-    /// Some of the rows.
+    /// Returns some of the rows.
     pub(crate) fn narrow(&self, from: usize, count: usize) -> Result<Self> {
         Ok(Self {
             unit: self.unit.narrow(0, from, count)?,
@@ -52,7 +52,7 @@ impl UnitRows {
         })
     }
 
-    /// From the gradient by the normalized rows x̂ to that by the rows: (g − (g·x̂) x̂) / |x|. Takes `by` over.
+    /// Returns the gradient of the rows from that of the normalized rows x̂: (g − (g·x̂) x̂) / |x|. It consumes `by`.
     pub(crate) fn backward(&self, by: Tensor) -> Result<Tensor> {
         let Self { unit, norms } = self;
         if !fused(&[&by, unit, norms]) {

@@ -1,19 +1,19 @@
 //! Tiles of a product in AVX-512: twelve rows of inputs by thirty-two columns, in registers.
-//!
+
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::pack;
 use super::{Direction, View};
 
-/// Columns of a panel: two vectors.
+/// The number of columns of a panel, which is two vectors.
 pub(super) const COLUMNS: usize = 32;
-/// Rows of a tile.
+/// The number of rows of a tile.
 pub(super) const ROWS: usize = 12;
-/// Units of depth that are unpacked at a time.
+/// The number of units of depth that are unpacked at a time.
 pub(super) const DEPTH: usize = 384;
 
-/// Whether the processor has what this file needs.
+/// Returns whether the processor has the instructions of this file.
 pub(super) fn available() -> bool {
     is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
@@ -21,7 +21,7 @@ pub(super) fn available() -> bool {
         && is_x86_feature_detected!("avx512dq")
 }
 
-/// W [outer, inner] as the right side of a product. It is made only where [`available`].
+/// The matrix W `[outer, inner]` as the right factor of a product. It exists only if [`available`] is true.
 pub(super) struct Operand<'a> {
     view: View<'a>,
     outer: usize,
@@ -30,9 +30,9 @@ pub(super) struct Operand<'a> {
 }
 
 impl<'a> Operand<'a> {
-    /// The operand, where the processor can multiply it; W's values are `view`, outer × inner of them.
+    /// Returns the operand if the processor can multiply it. `view` holds the outer × inner values of W.
     pub(super) fn new(view: View<'a>, (outer, inner): (usize, usize), direction: Direction) -> Option<Self> {
-        assert_eq!(view.len(), outer * inner, "a value for each place");
+        assert_eq!(view.len(), outer * inner, "a value for each element");
         available().then_some(Self {
             view,
             outer,
@@ -41,7 +41,7 @@ impl<'a> Operand<'a> {
         })
     }
 
-    /// Values of one row of inputs.
+    /// Returns the length of one row of inputs.
     pub(super) fn width(&self) -> usize {
         match self.direction {
             Direction::Product => self.inner,
@@ -49,7 +49,7 @@ impl<'a> Operand<'a> {
         }
     }
 
-    /// Values of one row of the output.
+    /// Returns the length of one row of the output.
     pub(super) fn columns(&self) -> usize {
         match self.direction {
             Direction::Product => self.outer,
@@ -57,7 +57,7 @@ impl<'a> Operand<'a> {
         }
     }
 
-    /// Unpacks a block of W into panels of [units, 32 columns] each.
+    /// Unpacks a block of W into panels of `[units, 32 columns]` each.
     pub(super) fn pack(&self, columns: Range<usize>, units: Range<usize>, panels: &mut [u32]) {
         let size = units.len() * COLUMNS;
         let panels = &mut panels[..columns.len().div_ceil(COLUMNS) * size];
@@ -68,7 +68,8 @@ impl<'a> Operand<'a> {
         for (index, panel) in panels.chunks_exact_mut(size).enumerate() {
             let first = columns.start + index * COLUMNS;
             let columns = first..(first + COLUMNS).min(columns.end);
-            // SAFETY: an operand exists only where its instructions do; the block is within W, as just checked.
+            // SAFETY: an operand exists only if the processor has its instructions; the block is within W, as just
+            // checked.
             unsafe {
                 match self.direction {
                     Direction::Product => {
@@ -83,20 +84,21 @@ impl<'a> Operand<'a> {
     }
 }
 
-/// What a tile's sums begin with.
+/// The initial value of a tile's sums.
 pub(super) enum Start<'a> {
-    /// Nothing.
+    /// The sums start at zero.
     Zero,
-    /// The bias of each column.
+    /// The sums start at the bias of each column.
     Bias(&'a [f32]),
-    /// What the output holds.
+    /// The sums start at the values of the output.
     Sum,
 }
 
-/// Multiplies `rows` rows of inputs with `columns` columns of panels, `units` deep, into `out` (rows `stride` apart).
+/// Multiplies `rows` rows of inputs by `columns` columns of panels, `units` deep, into `out`, whose rows are `stride`
+/// apart.
 ///
 /// # Safety
-/// `out` is valid for rows × columns values so far apart, and nobody else uses them.
+/// `out` is valid for rows × columns values at this stride, and nothing else uses them.
 ///
 /// # Panics
 /// When inputs, panels or the bias are too short.
@@ -129,17 +131,17 @@ pub(super) unsafe fn tiles(
             inputs: inputs.as_ptr(),
             panel: panels[first * units..].as_ptr(),
             start,
-            // SAFETY: within the output, by the caller's promise.
+            // SAFETY: the offset is within the output, as the caller promises.
             out: unsafe { out.add(first) },
             stride,
             masks: [bits as u16, (bits >> 16) as u16],
         };
-        // SAFETY: an operand exists only where its instructions do; the sizes are checked above.
+        // SAFETY: an operand exists only if the processor has its instructions; the sizes are checked above.
         unsafe { self::tile(rows, &tile) }
     }
 }
 
-/// One panel's part of [`tiles`].
+/// The part of [`tiles`] that one panel computes.
 struct Tile<'a> {
     units: usize,
     inputs: *const u32,
@@ -150,13 +152,13 @@ struct Tile<'a> {
     masks: [__mmask16; 2],
 }
 
-/// A tile's product.
+/// Computes a tile's product.
 ///
 /// # Safety
 /// The processor has these instructions; inputs, panel and output are as [`tiles`] has checked.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 unsafe fn tile(rows: usize, tile: &Tile<'_>) {
-    // SAFETY: the same features, and what the caller promised.
+    // SAFETY: the features are the same, and the caller keeps the conditions of `tile`.
     unsafe {
         match rows {
             1 => tile_of::<1>(tile),
@@ -175,13 +177,14 @@ unsafe fn tile(rows: usize, tile: &Tile<'_>) {
     }
 }
 
-/// The product of `ROWS` rows of inputs with a panel: one function for each number, so that all sums stay in registers.
+/// Computes the product of `ROWS` rows of inputs with a panel. Each number of rows has its own function, so that all
+/// sums stay in registers.
 ///
 /// # Safety
-/// As [`tile`].
+/// That of [`tile`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 unsafe fn tile_of<const ROWS: usize>(tile: &Tile<'_>) {
-    // SAFETY: the caller of `tiles` vouches for out, `tiles` itself for inputs and panel.
+    // SAFETY: the caller of `tiles` guarantees the output, and `tiles` itself checks inputs and panel.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
         for unit in 0..tile.units {

@@ -1,39 +1,40 @@
-//! The products by panels, on processors with AVX-512: how the work is cut.
+//! The division of products by panels into tasks, on processors with AVX-512.
 //!
-//! A task is a stripe of output columns for a run of rows. For each block of the depth it unpacks its part of W into panels (they stay in the
-//! second-level cache), then takes few rows of x at a time (first-level cache) past all of them.
+//! A task is a stripe of output columns for a run of rows. For each block of the depth it unpacks its part of W into
+//! panels, which stay in the second-level cache. Then it multiplies a few rows of x at a time, which stay in the
+//! first-level cache, by all panels.
 
 use rayon::prelude::*;
 
 use super::avx512::{self, COLUMNS, DEPTH, Operand, ROWS, Start};
 use super::scratch::with_scratch;
 
-/// Columns of a stripe: 4 panels.
+/// The number of columns of a stripe, which has 4 panels.
 const STRIPE: usize = 4 * COLUMNS;
-/// A run of rows is not cut shorter than so many: unpacking W has to be worth it.
+/// The smallest number of rows of a run. Fewer rows are not worth unpacking W.
 const FEW_ROWS: usize = 64;
 
-/// The output [rows, columns], shared by tasks that write disjoint parts of it.
+/// The output `[rows, columns]`, shared by tasks that write disjoint parts of it.
 #[derive(Clone, Copy)]
 struct Output(*mut f32);
 
-// SAFETY: each task writes its own columns of its own rows, and nobody reads until all have ended.
+// SAFETY: each task writes its own columns of its own rows, and nothing reads until all have ended.
 unsafe impl Send for Output {}
-// SAFETY: as above.
+// SAFETY: the same holds for shared references.
 unsafe impl Sync for Output {}
 
 impl Output {
-    /// The value at `index`.
+    /// Returns a pointer to the value at `index`.
     ///
     /// # Safety
-    /// It is within the output.
+    /// The index is within the output.
     unsafe fn at(self, index: usize) -> *mut f32 {
-        // SAFETY: the caller's.
+        // SAFETY: the caller keeps the index within the output.
         unsafe { self.0.add(index) }
     }
 }
 
-/// x [rows, width] times the operand, plus the bias, into out [rows, columns].
+/// Writes x `[rows, width]` times the operand, plus the bias, to out `[rows, columns]`.
 ///
 /// # Panics
 /// When a slice has another size.
@@ -68,11 +69,11 @@ pub(super) fn multiply(operand: &Operand<'_>, x: &[f32], rows: usize, bias: Opti
                 };
                 for row in task_rows.clone().step_by(ROWS) {
                     let m = ROWS.min(task_rows.end - row);
-                    // Rows as far apart as in x would often share the cache's few places for one address modulo 4096.
+                    // Rows are copied, because rows with the stride of x would often compete for the same cache sets.
                     for (row, inputs) in (row..row + m).zip(inputs.chunks_exact_mut(DEPTH)) {
                         inputs[..units.len()].copy_from_slice(&x[row * width..][units.clone()]);
                     }
-                    // SAFETY: the tile's rows and columns are within the output, and no other task has them.
+                    // SAFETY: the tile's rows and columns are within the output, and no other task writes them.
                     unsafe {
                         let to = output.at(row * columns + first_column);
                         avx512::tiles((m, n, units.len()), inputs, panels, &start, to, columns);

@@ -1,13 +1,13 @@
-//! Products of few rows, as in a generation step: W is read once, row by row, and nothing is unpacked, for memory is
-//! what they wait for.
+//! Products of few rows, as in a generation step. Memory limits their speed, so W is read once, row by row, without
+//! unpacking.
 
 use rayon::prelude::*;
 
 use super::{FrozenMatrix, Precision, View};
 use crate::llink::vectorized::vectorized;
 
-/// Whether so many rows are better off here than with panels. A sum's order differs from theirs, which bf16 may show
-/// as a unit in the last place of a rounded activation: there only generation's single rows come here.
+/// Returns whether so few rows are faster here than with panels. The order of the sums differs, which bf16 may show in
+/// the last place of a rounded activation. In bf16, only the single rows of generation use this form.
 pub(super) fn suits(precision: Precision, rows: usize) -> bool {
     match precision {
         Precision::F32 => rows <= 4,
@@ -15,14 +15,14 @@ pub(super) fn suits(precision: Precision, rows: usize) -> bool {
     }
 }
 
-/// Sums that a dot product keeps side by side.
+/// The number of partial sums of a dot product.
 const LANES: usize = 32;
 
-/// x [rows, inner] · Wᵀ + bias into out [rows, outer], W [outer, inner].
+/// Writes x `[rows, inner]` · Wᵀ + bias to out `[rows, outer]`, with W `[outer, inner]`.
 pub(super) fn multiply(weight: &FrozenMatrix, x: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
     let (view, outer, inner) = (weight.view(), weight.outer, weight.inner);
     let rows = x.len() / inner;
-    let block = (65_536 / inner).max(8); // rows of W that a thread takes at a time
+    let block = (65_536 / inner).max(8); // the rows of W that a thread takes at a time
     let mut turned = vec![0f32; out.len()]; // [outer, rows]
     turned
         .par_chunks_mut(block * rows)
@@ -74,7 +74,7 @@ fn dot_any(view: View<'_>, from: usize, x: &[f32]) -> f32 {
     sum
 }
 
-/// Σ value(w)·x, summed in lanes.
+/// Computes Σ value(w)·x in partial sums.
 #[inline(always)]
 fn dot<T: Copy>(w: &[T], x: &[f32], value: impl Fn(T) -> f32) -> f32 {
     let mut lanes = [0f32; LANES];

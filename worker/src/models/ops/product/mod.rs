@@ -1,7 +1,7 @@
-//! Products with a weight matrix that never changes, on the CPU.
+//! Products with a constant weight matrix on the CPU.
 //!
-//! The weights stay where they are, in the mapped file if they came from one; what the kernels need of them they unpack
-//! tile by tile into a small scratch of each thread.
+//! The weights stay in place, in the mapped file if they came from one. The kernels unpack them tile by tile into a
+//! small scratch buffer of each thread.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -24,7 +24,7 @@ use std::time::Instant;
 
 pub(crate) use stored::{Format, Memory, Stored, View};
 
-/// What the multiplications are done in; sums are f32 either way.
+/// The number format of the multiplications. Sums are f32 in both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Precision {
     /// Products of f32 values.
@@ -33,9 +33,10 @@ pub(crate) enum Precision {
     Bf16,
 }
 
-/// A weight matrix W [outer, inner] that never changes.
+/// A constant weight matrix W `[outer, inner]`.
 ///
-/// Inputs are f32 slices, rows end to end, outputs are new ones; all threads of the current rayon pool take part.
+/// Inputs are f32 slices with rows end to end, and outputs are new ones. All threads of the current rayon pool take
+/// part.
 #[derive(Clone)]
 pub(crate) struct FrozenMatrix {
     stored: Stored,
@@ -45,12 +46,13 @@ pub(crate) struct FrozenMatrix {
 }
 
 impl FrozenMatrix {
-    /// W [outer, inner] from its values row by row. `Precision::Bf16` is a wish: where oneDNN can't, it is f32.
+    /// Takes W `[outer, inner]` as its values row by row. `Precision::Bf16` is a wish, which becomes f32 if oneDNN is
+    /// not available.
     ///
     /// # Panics
     /// When there are not outer × inner values.
     pub(crate) fn new(stored: Stored, outer: usize, inner: usize, wish: Precision) -> Self {
-        assert_eq!(stored.view().len(), outer * inner, "a value for each place");
+        assert_eq!(stored.view().len(), outer * inner, "a value for each element");
         let precision = match wish {
             Precision::Bf16 if onednn::available() => Precision::Bf16,
             _ => Precision::F32,
@@ -67,27 +69,27 @@ impl FrozenMatrix {
         }
     }
 
-    /// Rows of W: the width of a product.
+    /// Returns the number of rows of W, which is the width of a product.
     pub(crate) fn outer(&self) -> usize {
         self.outer
     }
 
-    /// Columns of W: the width of what it is multiplied with.
+    /// Returns the number of columns of W, which is the width of its inputs.
     pub(crate) fn inner(&self) -> usize {
         self.inner
     }
 
-    /// What the multiplications are done in.
+    /// Returns the number format of the multiplications.
     pub(crate) fn precision(&self) -> Precision {
         self.precision
     }
 
-    /// The values of W.
+    /// Returns the values of W.
     pub(crate) fn view(&self) -> View<'_> {
         self.stored.view()
     }
 
-    /// x·Wᵀ + bias: x [rows, inner], bias [outer] → [rows, outer].
+    /// Computes x·Wᵀ + bias for x `[rows, inner]` and bias `[outer]`. The result is `[rows, outer]`.
     ///
     /// # Panics
     /// When x is not whole rows, or the bias has another width.
@@ -115,7 +117,7 @@ impl FrozenMatrix {
         out
     }
 
-    /// g·W, the gradient of x in x·Wᵀ: g [rows, outer] → [rows, inner].
+    /// Computes g·W, the gradient of x in x·Wᵀ, for g `[rows, outer]`. The result is `[rows, inner]`.
     ///
     /// # Panics
     /// When g is not whole rows.
@@ -131,7 +133,7 @@ impl FrozenMatrix {
         out
     }
 
-    /// By oneDNN, where the product is to be done in bf16; false where it is not.
+    /// Multiplies by oneDNN if the product is in bf16. Returns false otherwise.
     fn multiply_bf16(&self, direction: Direction, x: &[f32], bias: Option<&[f32]>, out: &mut [f32]) -> bool {
         let (Precision::Bf16, View::Bf16(bits)) = (self.precision, self.view()) else {
             return false;
@@ -143,7 +145,7 @@ impl FrozenMatrix {
         onednn::multiply(x, onednn::Strided { bits, shape, strides }, bias, out)
     }
 
-    /// By the panels of AVX-512; false where the processor lacks it.
+    /// Multiplies by the panels of AVX-512. Returns false if the processor lacks it.
     fn multiply_blocked(
         &self,
         direction: Direction,
@@ -162,28 +164,28 @@ impl FrozenMatrix {
     }
 }
 
-/// Which side of W the sums run along.
+/// The dimension of W that the sums run along.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Direction {
-    /// x·Wᵀ: along W's rows.
+    /// The product x·Wᵀ sums along W's rows.
     Product,
-    /// g·W: along W's columns.
+    /// The gradient g·W sums along W's columns.
     Gradient,
 }
 
-/// Products in bf16 on this CPU.
+/// The library for products in bf16 on this CPU.
 pub(crate) struct Bf16OnCpu {
-    /// By what they are done, with its version.
+    /// The library's name and version.
     pub(crate) library: String,
 }
 
-/// Whether this CPU can do products in bf16; if not, why.
+/// Returns whether this CPU can multiply in bf16, or the reason why not.
 pub(crate) fn bf16_on_cpu() -> Result<Bf16OnCpu, &'static str> {
     onednn::version().map(|library| Bf16OnCpu { library })
 }
 
 impl Bf16OnCpu {
-    /// How many times as fast they are as products in f32. It takes some tens of milliseconds.
+    /// Measures how many times as fast as f32 they are. It takes some tens of milliseconds.
     pub(crate) fn speedup(&self) -> f64 {
         const ROWS: usize = 256;
         const WIDTH: usize = 1_024;

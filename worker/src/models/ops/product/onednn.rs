@@ -1,7 +1,8 @@
-//! Products in bf16 by oneDNN, which is loaded at run time where it is installed.
+//! Products in bf16 by oneDNN, which is loaded at run time if it is installed.
 //!
-//! oneDNN knows the matrix units of each processor (AMX, `avx512_bf16`). Debian's `libdnnl3` and PyPI's `onednn` packages hold the library.
-//! `LLINK_ONEDNN` names its file where the loader doesn't find it. Only version 3 is used: version 2 has another interface.
+//! oneDNN uses the matrix units of each processor (AMX, `avx512_bf16`). Debian's `libdnnl3` and PyPI's `onednn`
+//! packages contain the library. `LLINK_ONEDNN` names its file if the loader does not find it. Only version 3 is
+//! supported, because version 2 has another interface.
 
 use std::ffi::{c_int, c_uint, c_void};
 use std::ptr;
@@ -11,12 +12,12 @@ use half::bf16;
 use libloading::Library;
 use rayon::prelude::*;
 
-/// The variable that names the library's file.
+/// The environment variable that names the library's file.
 const PATH_VARIABLE: &str = "LLINK_ONEDNN";
 const NAMES: [&str; 2] = ["libdnnl.so.3", "libdnnl.so"];
 const MAJOR: c_int = 3;
 
-// Constants of dnnl_types.h, version 3.
+// These are constants of dnnl_types.h, version 3.
 const CPU: c_int = 1;
 const IN_ORDER: c_uint = 1;
 const BF16: c_int = 2;
@@ -85,40 +86,41 @@ struct OneDnn {
     functions: Functions,
     set_threads: Option<unsafe extern "C" fn(c_int)>,
     engine: Handle,
-    // Dropped last, and in fact never: the static below keeps it.
+    // This field is never dropped, because the static below keeps it. It would be dropped last.
     _library: Library,
 }
 
-// SAFETY: oneDNN's engines may be used by several threads at once; all other handles stay within one call.
+// SAFETY: oneDNN's engines may be used by several threads at once, and all other handles stay within one call.
 unsafe impl Send for OneDnn {}
-// SAFETY: as above.
+// SAFETY: the same holds for shared references.
 unsafe impl Sync for OneDnn {}
 
-/// A matrix of bf16 values, as numbers and strides.
+/// A matrix of bf16 values with its strides.
 #[derive(Clone, Copy)]
 pub(super) struct Strided<'a> {
-    /// Its values' bits.
+    /// The bits of the values.
     pub(super) bits: &'a [u16],
-    /// Rows and columns.
+    /// The numbers of rows and columns.
     pub(super) shape: [usize; 2],
-    /// Values from one row, and from one column, to the next.
+    /// The distance in values from one row, and from one column, to the next.
     pub(super) strides: [usize; 2],
 }
 
-/// Whether products in bf16 can be done.
+/// Returns whether products in bf16 are available.
 pub(super) fn available() -> bool {
     library().is_some()
 }
 
-/// The library's name and version; or why there is none.
+/// Returns the library's name and version, or the reason why there is none.
 pub(super) fn version() -> Result<String, &'static str> {
     let library = loaded().as_ref().map_err(String::as_str)?;
-    // SAFETY: a loaded library has a version, which lives as long as it.
+    // SAFETY: a loaded library has a version, which lives as long as the library.
     let version = unsafe { &*(library.functions.version)() };
     Ok(format!("oneDNN {}.{}.{}", version.major, version.minor, version.patch))
 }
 
-/// x [rows, k] · w [k, columns] + bias [columns] into out [rows, columns]; x is rounded to bf16, sums are f32. False where oneDNN can't.
+/// Writes x `[rows, k]` · w `[k, columns]` + bias `[columns]` to out `[rows, columns]`. x is rounded to bf16, and sums
+/// are f32. Returns false if oneDNN cannot.
 pub(super) fn multiply(x: &[f32], w: Strided<'_>, bias: Option<&[f32]>, out: &mut [f32]) -> bool {
     let Some(library) = library() else { return false };
     let [k, columns] = w.shape;
@@ -127,12 +129,12 @@ pub(super) fn multiply(x: &[f32], w: Strided<'_>, bias: Option<&[f32]>, out: &mu
     assert_eq!(out.len(), rows * columns, "out is whole rows");
     assert!(bias.is_none_or(|bias| bias.len() == columns), "a bias for each column");
     let last = (k - 1) * w.strides[0] + (columns - 1) * w.strides[1];
-    assert!(last < w.bits.len(), "W has a value for each place");
+    assert!(last < w.bits.len(), "W has a value for each element");
     let rounded = round(x);
     library.multiply(&rounded, rows, w, bias, out).is_ok()
 }
 
-/// The bits of x rounded to bf16, by all threads.
+/// Returns the bits of x rounded to bf16, computed by all threads.
 fn round(x: &[f32]) -> Vec<u16> {
     let mut bits = vec![0; x.len()];
     let chunks = bits.par_chunks_mut(1 << 14).zip(x.par_chunks(1 << 14));
@@ -157,7 +159,7 @@ fn checked(status: Status) -> Result<(), Status> {
     if status == 0 { Ok(()) } else { Err(status) }
 }
 
-/// A handle, and what destroys it.
+/// A handle and the function that destroys it.
 struct Owned(Handle, unsafe extern "C" fn(Handle) -> Status);
 
 impl Owned {
@@ -173,7 +175,7 @@ impl Owned {
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        // SAFETY: the handle was created, and is used by nobody after this. A failure would leave it allocated.
+        // SAFETY: the handle was created, and nothing uses it after this. A failure would leave it allocated.
         unsafe { (self.1)(self.0) };
     }
 }
@@ -184,7 +186,7 @@ impl OneDnn {
         let names: Vec<&str> = named.as_deref().map_or(NAMES.to_vec(), |path| vec![path]);
         let mut reason = String::new();
         for name in names {
-            // SAFETY: oneDNN's initializers only look at the processor and at its own environment variables.
+            // SAFETY: oneDNN's initializers only read the processor's features and its own environment variables.
             match unsafe { Library::new(name) } {
                 Ok(library) => return Self::of(library, name),
                 Err(error) if reason.is_empty() => reason = format!("oneDNN cannot be loaded: {error}"),
@@ -196,7 +198,7 @@ impl OneDnn {
 
     fn of(library: Library, name: &str) -> Result<Self, String> {
         let functions = Functions::load(&library).map_err(|error| format!("{name} is not oneDNN {MAJOR}: {error}"))?;
-        // SAFETY: every version of oneDNN has this function, and what it returns lives as long as the library.
+        // SAFETY: every version of oneDNN has this function, and its result lives as long as the library.
         let version = unsafe { &*(functions.version)() };
         if version.major != MAJOR {
             return Err(format!(
@@ -204,7 +206,7 @@ impl OneDnn {
                 version.major, version.minor
             ));
         }
-        // Builds with OpenMP start as many threads as there are cores, whatever pool they are called from.
+        // Builds with OpenMP start as many threads as there are cores, whatever the caller's pool is.
         // SAFETY: the function is OpenMP's, which takes an int.
         let set_threads = unsafe { library.get(b"omp_set_num_threads").ok().map(|function| *function) };
         let mut engine = ptr::null_mut();
@@ -238,13 +240,13 @@ impl OneDnn {
         (dims[0], dims[1]) = (rows as i64, columns as i64);
         (steps[0], steps[1]) = (strides[0] as i64, strides[1] as i64);
         let create = self.functions.memory_desc_create_with_strides;
-        // SAFETY: both arrays have as many places as oneDNN reads.
+        // SAFETY: both arrays have as many elements as oneDNN reads.
         Owned::new(self.functions.memory_desc_destroy, |handle| unsafe {
             create(handle, 2, dims.as_ptr(), kind, steps.as_ptr())
         })
     }
 
-    /// x [rows, k] in bf16 times w [k, columns]. The caller has checked the sizes.
+    /// Multiplies x `[rows, k]` in bf16 by w `[k, columns]`. The caller has checked the sizes.
     fn multiply(
         &self,
         x: &[u16],
@@ -272,7 +274,7 @@ impl OneDnn {
                 ptr::null_mut(),
             )
         })?;
-        // SAFETY: as above. oneDNN keeps what it made for a shape, so that a second time is cheap.
+        // SAFETY: as above. oneDNN caches what it made for a shape, so that a second time is cheap.
         let primitive = Owned::new(f.primitive_destroy, |handle| unsafe {
             (f.primitive_create)(handle, plan.0)
         })?;
@@ -301,7 +303,7 @@ impl OneDnn {
         let stream = Owned::new(f.stream_destroy, |handle| unsafe {
             (f.stream_create)(handle, self.engine, IN_ORDER)
         })?;
-        // SAFETY: oneDNN reads x, w and the bias, and writes `out`, which nobody else uses until it has waited.
+        // SAFETY: oneDNN reads x, w and the bias, and writes `out`, which nothing else uses until the wait ends.
         unsafe {
             if let Some(set_threads) = self.set_threads {
                 set_threads(rayon::current_num_threads() as c_int);

@@ -1,4 +1,4 @@
-//! Unpacks W into panels of [units, 32 columns], in AVX-512. A unit is one f32.
+//! Unpacks W into panels of `[units, 32 columns]` with AVX-512. A unit is one f32.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -6,22 +6,22 @@ use std::ops::Range;
 use super::View;
 use super::avx512::COLUMNS;
 
-/// Units, or columns, of one vector.
+/// The number of units, or columns, of one vector.
 const LANES: usize = 16;
 
-/// The first `n` of 16 lanes.
+/// Returns the mask of the first `n` of 16 lanes.
 fn lanes(n: usize) -> __mmask16 {
     ((1u32 << n.min(LANES)) - 1) as __mmask16
 }
 
-/// Sixteen values from `at` on as f32; those that `mask` leaves out are 0 and not read.
+/// Loads sixteen values from `at` on as f32. Values outside `mask` are 0 and are not read.
 ///
 /// # Safety
-/// The values that the mask takes are within the view.
+/// The values in the mask are within the view.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn load_f32(view: View<'_>, at: usize, mask: __mmask16) -> __m512i {
-    // SAFETY: the caller's; a masked load does not touch what its mask leaves out.
+    // SAFETY: the caller keeps the mask within the view; a masked load does not touch other values.
     unsafe {
         match view {
             View::F32(values) => _mm512_maskz_loadu_epi32(mask, values.as_ptr().wrapping_add(at).cast()),
@@ -34,19 +34,19 @@ unsafe fn load_f32(view: View<'_>, at: usize, mask: __mmask16) -> __m512i {
     }
 }
 
-/// Sixteen 16-bit values from `at` on, each in 32 bits.
+/// Loads sixteen 16-bit values from `at` on, each into 32 bits.
 ///
 /// # Safety
-/// As [`load_f32`].
+/// That of [`load_f32`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn load_words(bits: &[u16], at: usize, mask: __mmask16) -> __m512i {
-    // SAFETY: the caller's.
+    // SAFETY: the caller keeps the mask within the bits.
     let words = unsafe { _mm256_maskz_loadu_epi16(mask, bits.as_ptr().wrapping_add(at).cast()) };
     _mm512_cvtepu16_epi32(words)
 }
 
-/// Turns sixteen vectors of sixteen units into sixteen of the same unit.
+/// Transposes sixteen vectors of sixteen units.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn transpose(rows: [__m512i; LANES]) -> [__m512i; LANES] {
@@ -78,10 +78,10 @@ fn transpose(rows: [__m512i; LANES]) -> [__m512i; LANES] {
     out
 }
 
-/// For x·Wᵀ, whose units run along W's rows: sixteen rows by sixteen units are transposed at a time.
+/// Packs for x·Wᵀ, whose units run along W's rows. Sixteen rows by sixteen units are transposed at a time.
 ///
 /// # Safety
-/// The processor has these instructions; columns and units are within W, the panel holds units × 32.
+/// The processor has these instructions; columns and units are within W, and the panel holds units × 32.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(super) unsafe fn product_f32(
     view: View<'_>,
@@ -96,7 +96,7 @@ pub(super) unsafe fn product_f32(
             let mask = lanes(inner - from);
             let mut rows = [_mm512_setzero_si512(); LANES];
             for (row, column) in rows.iter_mut().zip(first..columns.end) {
-                // SAFETY: row `column` of W has the values that the mask takes.
+                // SAFETY: row `column` of W has the values in the mask.
                 *row = unsafe { load_f32(view, column * inner + from, mask) };
             }
             let count = LANES.min(units.end - from);
@@ -110,10 +110,10 @@ pub(super) unsafe fn product_f32(
     }
 }
 
-/// For g·W, whose units run along W's columns: rows of W, as f32.
+/// Packs for g·W, whose units run along W's columns. The panel holds rows of W as f32.
 ///
 /// # Safety
-/// As [`product_f32`].
+/// That of [`product_f32`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(super) unsafe fn gradient_f32(
     view: View<'_>,
@@ -126,7 +126,7 @@ pub(super) unsafe fn gradient_f32(
     for (unit, line) in units.zip(panel.chunks_exact_mut(COLUMNS)) {
         for (half, mask) in masks.into_iter().enumerate() {
             let at = unit * inner + columns.start + half * LANES;
-            // SAFETY: row `unit` of W has the values that the mask takes; the line has two halves.
+            // SAFETY: row `unit` of W has the values in the mask; the line has two halves.
             unsafe {
                 let values = load_f32(view, at, mask);
                 _mm512_storeu_si512(line.as_mut_ptr().add(half * LANES).cast(), values);
@@ -135,7 +135,7 @@ pub(super) unsafe fn gradient_f32(
     }
 }
 
-/// Masks of the two halves of `n` columns.
+/// Returns the masks of the two halves of `n` columns.
 fn halves(n: usize) -> [__mmask16; 2] {
     [lanes(n), lanes(n.saturating_sub(LANES))]
 }

@@ -1,14 +1,14 @@
-//! The products by the `gemm` crate, for every processor: f32 weights are read where they lie, others are unpacked to
-//! f32 a block of rows at a time.
+//! The products by the `gemm` crate, for every processor. f32 weights are read in place; others are unpacked to f32, a
+//! block of rows at a time.
 
 use gemm::Parallelism;
 
 use super::{FrozenMatrix, View};
 
-/// Rows of W that are unpacked at a time.
+/// The number of rows of W that are unpacked at a time.
 const BLOCK: usize = 256;
 
-/// out [rows, outer] += x [rows, inner] · Wᵀ.
+/// Computes out `[rows, outer]` += x `[rows, inner]` · Wᵀ.
 pub(super) fn product(weight: &FrozenMatrix, x: &[f32], rows: usize, out: &mut [f32]) {
     let (outer, inner) = (weight.outer, weight.inner);
     blocks(weight, |first, block| {
@@ -22,7 +22,7 @@ pub(super) fn product(weight: &FrozenMatrix, x: &[f32], rows: usize, out: &mut [
     });
 }
 
-/// out [rows, inner] += g [rows, outer] · W.
+/// Computes out `[rows, inner]` += g `[rows, outer]` · W.
 pub(super) fn gradient(weight: &FrozenMatrix, g: &[f32], rows: usize, out: &mut [f32]) {
     let (outer, inner) = (weight.outer, weight.inner);
     blocks(weight, |first, block| {
@@ -50,7 +50,8 @@ fn blocks(weight: &FrozenMatrix, mut multiply: impl FnMut(usize, &[f32])) {
     }
 }
 
-/// dst [m, n] (rows `stride` apart) += lhs [m, k] · rhs [k, n]; each operand with its column and row strides.
+/// Computes dst `[m, n]` (rows `stride` apart) += lhs `[m, k]` · rhs `[k, n]`. Each operand has a column stride and a
+/// row stride.
 fn accumulate(
     (m, n, k): (usize, usize, usize),
     (dst, stride): (&mut [f32], usize),
@@ -64,11 +65,11 @@ fn accumulate(
     assert!(last(m, stride, n, 1) < dst.len(), "the product fits its destination");
     assert!(
         last(m, lhs_rows, k, lhs_columns) < lhs.len(),
-        "the left operand is there"
+        "the left operand is complete"
     );
     assert!(
         last(k, rhs_rows, n, rhs_columns) < rhs.len(),
-        "the right operand is there"
+        "the right operand is complete"
     );
     // SAFETY: the last element of each operand is within its slice, as just checked.
     unsafe {

@@ -1,4 +1,4 @@
-//! Memory that a thread keeps between tiles.
+//! The memory that a thread keeps between tiles.
 
 use std::cell::RefCell;
 
@@ -7,14 +7,14 @@ use std::cell::RefCell;
 #[derive(Clone, Copy)]
 struct Line([u32; 16]);
 
-/// Panels of W and rows of x of the tile at hand, aligned to cache lines.
+/// The panels of W and the rows of x of the current tile, aligned to cache lines.
 #[derive(Default)]
 pub(super) struct Scratch {
     lines: Vec<Line>,
 }
 
 impl Scratch {
-    /// Two parts of `weights` and `inputs` units; what stands in them is left from before.
+    /// Returns two parts of `weights` and `inputs` units. They hold values of earlier use.
     pub(super) fn parts(&mut self, weights: usize, inputs: usize) -> (&mut [u32], &mut [u32]) {
         let units = weights.next_multiple_of(16) + inputs;
         self.lines
@@ -31,7 +31,7 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Lends this thread's scratch to `f`, which must not ask for it again.
+/// Lends this thread's scratch memory to `f`, which must not call this function again.
 pub(super) fn with_scratch<T>(f: impl FnOnce(&mut Scratch) -> T) -> T {
     SCRATCH.with_borrow_mut(f)
 }

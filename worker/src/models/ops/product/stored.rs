@@ -1,4 +1,4 @@
-//! A weight matrix's values, row by row, where they already lie: in a mapped file, or in memory of their own.
+//! The values of a weight matrix, row by row and in place: in a mapped file, or in memory of their own.
 
 use std::ops::{Deref, Range};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use memmap2::Mmap;
 use rayon::prelude::*;
 
-/// The number formats a weight file may hold.
+/// The number formats that a weight file may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
     F32,
@@ -17,7 +17,7 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// Bytes of one value.
+    /// Returns the size of one value in bytes.
     pub(crate) fn size(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -26,16 +26,16 @@ impl Format {
     }
 }
 
-/// What weights lie in.
+/// The memory that holds weights.
 pub(crate) enum Memory {
     /// A mapped file.
     File(Mmap),
-    /// Bytes that were unpacked, in words so that they are aligned.
+    /// Unpacked bytes, in words so that they are aligned.
     Words(Vec<u32>),
 }
 
 impl Memory {
-    /// A copy of some bytes; it ends with zeros up to a whole word.
+    /// Copies bytes, padded with zeros to a whole word.
     pub(crate) fn of_bytes(bytes: &[u8]) -> Self {
         let mut words = vec![0u32; bytes.len().div_ceil(4)];
         bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
@@ -57,22 +57,22 @@ impl Deref for Memory {
 /// Values in row-major order.
 #[derive(Clone)]
 pub(crate) enum Stored {
-    /// Bytes where they lie, aligned for their format.
+    /// Bytes in place, aligned for their format.
     Mapped {
-        /// The file, or what was unpacked of it.
+        /// The file, or the values unpacked from it.
         file: Arc<Memory>,
-        /// Which of its bytes.
+        /// The range of the bytes.
         bytes: Range<usize>,
-        /// What they hold.
+        /// The number format.
         format: Format,
     },
-    /// Values of their own.
+    /// Values in memory of their own.
     F32(Arc<Vec<f32>>),
-    /// Values of their own, as bits.
+    /// Values in memory of their own, as bits.
     Bf16(Arc<Vec<u16>>),
 }
 
-/// A look at stored values; halves as their bits.
+/// A view of stored values, with 16-bit formats as their bits.
 #[derive(Clone, Copy)]
 pub(crate) enum View<'a> {
     F32(&'a [f32]),
@@ -81,7 +81,7 @@ pub(crate) enum View<'a> {
 }
 
 impl Stored {
-    /// Values that stay where they are, unless they lie there unaligned: then they are copied.
+    /// Returns values in place. Values that are not aligned there are copied.
     pub(crate) fn mapped(file: Arc<Memory>, bytes: Range<usize>, format: Format) -> Self {
         let raw = &file[bytes.clone()];
         if (raw.as_ptr() as usize).is_multiple_of(format.size()) {
@@ -98,7 +98,7 @@ impl Stored {
         }
     }
 
-    /// The values.
+    /// Returns a view of the values.
     pub(crate) fn view(&self) -> View<'_> {
         match self {
             Self::F32(values) => View::F32(values),
@@ -114,7 +114,8 @@ impl Stored {
         }
     }
 
-    /// The same values rounded to bf16: in place when they are bf16 already, else a copy of half the size of f32.
+    /// Returns the values rounded to bf16. They stay in place if they are bf16 already, and else are a copy of half the
+    /// size of f32.
     pub(crate) fn rounded_to_bf16(self) -> Self {
         const CHUNK: usize = 1 << 16;
         let convert = |n: usize, convert: &(dyn Fn(usize, &mut [u16]) + Sync)| {
@@ -141,7 +142,7 @@ impl Stored {
 }
 
 impl View<'_> {
-    /// How many values.
+    /// Returns the number of values.
     pub(crate) fn len(&self) -> usize {
         match self {
             Self::F32(values) => values.len(),
@@ -149,7 +150,7 @@ impl View<'_> {
         }
     }
 
-    /// As [`View::read`], by all threads.
+    /// Does what [`View::read`] does, with all threads.
     pub(crate) fn read_parallel(&self, from: usize, out: &mut [f32]) {
         const CHUNK: usize = 1 << 14;
         out.par_chunks_mut(CHUNK)
@@ -173,7 +174,7 @@ impl View<'_> {
     }
 }
 
-/// The bits of the nearest bf16, ties to even.
+/// Returns the bits of the nearest bf16, ties to even.
 #[inline(always)]
 pub(super) fn round_to_bf16(x: f32) -> u16 {
     bf16::from_f32(x).to_bits()

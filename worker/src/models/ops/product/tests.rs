@@ -1,4 +1,4 @@
-//! Every kernel against sums in f64, for shapes that fit no tile.
+//! Compares every kernel with sums in f64, for shapes that do not fit into whole tiles.
 
 use super::*;
 use crate::models::random::Normal;
@@ -9,7 +9,7 @@ fn draw(n: usize, seed: u64) -> Vec<f32> {
     Normal::new(seed, "product").take(n).map(|x| x as f32).collect()
 }
 
-/// ‖a − b‖ / ‖b‖.
+/// Returns ‖a − b‖ / ‖b‖.
 fn error(a: &[f32], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     let gap: f64 = a.iter().zip(b).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
@@ -17,7 +17,7 @@ fn error(a: &[f32], b: &[f64]) -> f64 {
     (gap / norm).sqrt()
 }
 
-/// lhs [m, k] · rhs, where `at` says where rhs [k, n] stands.
+/// Computes lhs `[m, k]` · rhs `[k, n]`. `at` gives the position of an element of rhs.
 fn exact(lhs: &[f32], rhs: &[f32], (m, n, k): (usize, usize, usize), at: impl Fn(usize, usize) -> usize) -> Vec<f64> {
     let mut out = vec![0f64; m * n];
     for i in 0..m {
@@ -46,10 +46,10 @@ const SHAPES: [(usize, usize, usize); 12] = [
     (7, 1601, 16),
 ];
 
-/// Matrices of each format whose values are exactly those in `values`, which are rounded to fit.
+/// Returns matrices of each format whose values equal those of `values`, which are rounded to fit.
 fn formats(values: &mut [f32]) -> Vec<(&'static str, Stored)> {
     for value in values.iter_mut() {
-        // Few enough bits for both halves.
+        // The value has few enough bits for both 16-bit formats.
         *value = bf16::from_f32(*value).to_f32().clamp(-4.0, 4.0);
         if value.abs() < 1e-3 {
             *value = 0.0;
