@@ -32,7 +32,7 @@ struct State {
     asked: Vec<String>,
     hangs_up: bool,
     busy: bool,
-    /// True if the server sends other bytes than it announces.
+    /// Whether the server sends other bytes than it announces.
     lies: bool,
 }
 

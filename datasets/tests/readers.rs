@@ -1,4 +1,5 @@
-//! Faulty input: every row is counted, no faulty row stops the others, and faults of a whole file are reported plainly.
+//! Tests faulty input. Every row is counted, no faulty row stops the others, and faults of a whole file are reported
+//! plainly.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;

@@ -161,7 +161,7 @@ async fn rows_keep_their_texts_ids_and_order() {
         .iter()
         .map(|row| llink_datasets::text::comparison_key(&row.2))
         .collect();
-    assert!(keys.is_sorted(), "rows stand in the order of their split keys");
+    assert!(keys.is_sorted(), "rows are in the order of their split keys");
     let made: BTreeMap<String, String> = [1, 2]
         .into_iter()
         .flat_map(|seed| llink_datasets::sample::pairs(2_000, seed))

@@ -1,4 +1,4 @@
-//! In a split, no text is on both sides, no row changes sides, and every row is accounted for.
+//! Tests that no text is on both sides of a split, no row changes sides, and every row is counted.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
@@ -344,7 +344,7 @@ async fn near_duplicates_are_dropped_everywhere_where_asked() {
     let rows = [train, holdout].concat();
     let near = leaks(&rows, &rows, 0.85) - rows.len();
     assert_eq!(near, 0, "{} rows are left", rows.len());
-    assert!(rows.len() >= 30, "one of each family at the least: {}", rows.len());
+    assert!(rows.len() >= 30, "at least one of each family: {}", rows.len());
 }
 
 /// Writes instructions about texts whose hashes all lie above the pairs' holdout, as they do when training pairs were
@@ -425,11 +425,7 @@ async fn instructions_from_training_pairs_alone_are_explained_and_the_advice_wor
         let rows = llink_datasets::instructions::read_instructions("x", store.get(&shard.path).await.unwrap()).unwrap();
         texts.push(rows.into_iter().map(|row| row.foreign).collect::<BTreeSet<_>>());
     }
-    assert_eq!(
-        texts[0].intersection(&texts[1]).count(),
-        0,
-        "no text stands in both splits"
-    );
+    assert_eq!(texts[0].intersection(&texts[1]).count(), 0, "no text is in both splits");
     assert_eq!(
         texts[0].len() + texts[1].len(),
         300,

@@ -1,4 +1,4 @@
-//! `verify` finds every fault in a stage's output, and none in a good output.
+//! Tests that `verify` finds every fault in a stage's output, and none in a good output.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;

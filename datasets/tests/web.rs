@@ -217,10 +217,7 @@ async fn corpora_are_read_from_web_servers_of_every_manner() {
     }
     let asked = site.asked.lock().unwrap();
     let long = asked.iter().filter(|one| one.as_str() == "GET /long.tsv.zst").count();
-    assert!(
-        long > 3,
-        "a broken download is taken up where it broke: {long} requests"
-    );
+    assert!(long > 3, "a broken download continues where it broke: {long} requests");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -231,7 +228,7 @@ async fn a_web_servers_faults_are_errors_that_name_the_file() {
     let text = kept(&format!("{url}/long.tsv")).await.unwrap_err().to_string();
     assert!(
         text.contains("/long.tsv"),
-        "a download that can't be taken up again is no short corpus: {text}"
+        "a download that cannot continue is not a short corpus: {text}"
     );
     let text = Store::open("http://[x/y").unwrap_err().to_string();
     assert!(text.contains("http://[x/y"), "{text}");

@@ -206,7 +206,7 @@ fn a_store_that_refuses_once_costs_nothing_and_one_that_goes_on_ends_training() 
             .and_then(|()| writer.wait());
         saved.err().map(|error| (i, error))
     });
-    let (when, error) = failed.expect("a store that refuses for ever ends training");
+    let (when, error) = failed.expect("a store that refuses forever ends training");
     assert_eq!(when, 4, "three failures in a row: {error}");
 }
 
@@ -231,7 +231,7 @@ fn an_attempt_that_writes_apart_goes_on_from_the_checkpoints_before_it_and_leave
         writer.save(save(steps, None)).unwrap();
     }
     writer.wait().unwrap();
-    assert_eq!(bench.files(), files, "who is held up there may go on");
+    assert_eq!(bench.files(), files, "a run from these checkpoints may continue");
     assert_eq!(apart().newest().unwrap().0.unwrap().manifest.steps, 40);
     assert_eq!(bench.checkpoints(1, 1).newest().unwrap().0.unwrap().manifest.steps, 20);
 }

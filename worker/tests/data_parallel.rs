@@ -1,4 +1,4 @@
-//! Stage A on several ranks trains as it does on one, goes on from a checkpoint as if nothing had happened, and a gang that
+//! Stage A on several ranks trains as on one. It continues from a checkpoint with the same results, and a gang that
 //! loses a member ends with errors.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
@@ -26,20 +26,21 @@ use llink_worker::train::step_record::StepRecord;
 
 const PAIRS: usize = 600;
 
-/// Trains as the paper does.
+/// The statistics of a training as in the paper.
 const NOTHING: Statistics = Statistics {
     metric: None,
     standardization: None,
     start: None,
 };
 
-/// Encoder vectors, and teachers that a projector can learn from them.
+/// Returns encoder vectors, and teachers that a projector can learn from them.
 fn data() -> AlignData {
     let (encoder, teacher) = tables();
     AlignData::new(encoder, teacher).unwrap()
 }
 
-/// All that Stage A can fit on them: a whitened metric, standardized encoder vectors, a LayerNorm that starts at the teachers.
+/// Fits everything that Stage A can fit: a whitened metric, standardized encoder vectors, and a LayerNorm that starts
+/// at the teachers.
 fn sharp() -> Statistics {
     let (encoder, teacher) = tables();
     let mut fit = StatisticsFit::new(StatisticsOptions {
@@ -82,7 +83,7 @@ fn options() -> AlignOptions {
     AlignOptions {
         seed: 17,
         steps: 200,
-        batch: 50, // not a multiple of 3 or 4: slices are uneven
+        batch: 50, // not a multiple of 3 or 4, so that slices are uneven
         queue_capacity: 301,
         hard_negatives: 20,
         learning_rate: 3e-3,
@@ -92,7 +93,7 @@ fn options() -> AlignOptions {
     }
 }
 
-/// A run from the beginning, or from a state.
+/// Returns a run from the beginning, or from a state.
 fn run<'a>(
     options: &'a AlignOptions,
     data: &'a AlignData,
@@ -110,7 +111,7 @@ fn run<'a>(
     }
 }
 
-/// How the tests train: by default on the CPU, as the paper does, all rows at once.
+/// The settings of a test's training. The default is the CPU, the paper's form, and all rows at once.
 struct Training {
     statistics: Statistics,
     backend: Backend,
@@ -142,7 +143,7 @@ impl Training {
         }
     }
 
-    /// Trains without a checkpoint and returns each step's record.
+    /// Trains without a checkpoint, and returns each step's record.
     fn run(&self, options: &AlignOptions, collective: &mut dyn Collective) -> (Vec<StepRecord>, AlignOutcome) {
         let (mut records, data) = (Vec::new(), data());
         let work = AlignRun {
@@ -200,7 +201,7 @@ fn composed_operations_take_the_steps_of_fused_ones_in_a_fitted_metric() {
     composed_follows_fused(&sharp());
 }
 
-/// As GPUs compute.
+/// Returns a training in the form of GPUs.
 fn composed(dtype: DType) -> Training {
     Training {
         backend: place::tensors(dtype),
@@ -261,7 +262,7 @@ fn any_number_of_ranks_sees_the_same_losses_in_a_fitted_metric() {
     ranks_follow_one(&sharp(), 1e-4);
 }
 
-/// Within this difference of the losses.
+/// Checks that the losses of several ranks are within `tolerance` of those of one.
 fn ranks_follow_one(statistics: &Statistics, tolerance: f64) {
     let training = Training::in_metric(statistics);
     let train = |collective: &mut dyn Collective| training.run(&options(), collective);
@@ -269,7 +270,7 @@ fn ranks_follow_one(statistics: &Statistics, tolerance: f64) {
     assert_eq!(alone.len(), 200);
     assert!(
         alone[199].loss() < 0.6 * alone[0].loss(),
-        "nothing was learnt: {} to {}",
+        "nothing was learned: {} to {}",
         alone[0].loss(),
         alone[199].loss()
     );
@@ -309,7 +310,7 @@ fn accumulating_over_micro_batches_changes_nothing_but_memory() {
         }
         println!("{how}: losses within {worst:.1e} over {} steps", cut.len());
     };
-    // Cuts that fit, that do not, one row at a time, and more than there are.
+    // The sizes divide the rows evenly, unevenly, one by one, and not at all.
     for micro_batch in [10, 7, 1, 1000] {
         let (cut, _) = Training::in_pieces(micro_batch).run(&options(), &mut Solo::default());
         assert_eq!(cut.len(), whole.len());
@@ -378,7 +379,7 @@ fn resumes_with_the_same_bits(statistics: &Statistics) {
         assert_eq!(state.statistics, *statistics);
         let resumed = align(run(Some(state)), &mut Solo::default(), &mut watch);
         assert_eq!(resumed.unwrap().projector, whole.projector, "from step {step}");
-        // Moments, queue and cursor as well: the last checkpoints are the same file.
+        // The last checkpoints are the same file, so moments, queue and cursor are equal too.
         if let Some(last) = last {
             let state = |bytes: &[u8]| AlignState::from_safetensors("checkpoint", bytes).unwrap();
             assert_eq!(state(&last), state(checkpoints.last().unwrap()), "from step {step}");

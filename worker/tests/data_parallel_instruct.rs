@@ -1,4 +1,4 @@
-//! Stage B on several ranks trains as it does on one, and goes on from a checkpoint as if nothing had happened.
+//! Stage B on several ranks trains as on one, and continues from a checkpoint with the same results.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod place;
@@ -43,7 +43,7 @@ fn decoder_in_tensors(dtype: DType) -> Decoder {
     Decoder::load_on(Path::new(dir), &place::tensors(dtype)).unwrap()
 }
 
-/// Instructions whose answers differ in length, with vectors at random.
+/// Returns instructions whose answers differ in length, with random vectors.
 fn data(decoder: &Decoder, mode: InstructMode) -> InstructData {
     let answers = [
         "the teacher reads",
@@ -86,7 +86,7 @@ fn options(mode: InstructMode) -> InstructOptions {
     InstructOptions {
         seed: 11,
         steps: 30,
-        batch: 10, // not a multiple of 4: slices are uneven
+        batch: 10, // not a multiple of 4, so that slices are uneven
         mode,
         slots: 4,
         lora: LoraOptions {
@@ -102,7 +102,7 @@ fn options(mode: InstructMode) -> InstructOptions {
     }
 }
 
-/// With slots, with slots and a projector that moves too, and without.
+/// Returns options with slots, with slots and a trained projector, and without slots.
 fn kinds() -> [InstructOptions; 3] {
     let moving = InstructOptions {
         projector_learning_rate: 2e-3,
@@ -111,7 +111,7 @@ fn kinds() -> [InstructOptions; 3] {
     [options(InstructMode::Slots), moving, options(InstructMode::Direct)]
 }
 
-/// Trains until `until` steps are done; every step's record, what was trained, and the last snapshot.
+/// Trains until `until` steps are done. Returns every step's record, the trained parts, and the last snapshot.
 fn train(
     options: &InstructOptions,
     token_budget: usize,
@@ -122,7 +122,7 @@ fn train(
     train_with(&decoder(), options, token_budget, until, resume, collective)
 }
 
-/// The same on a decoder of the caller's.
+/// Trains in the same way with another decoder.
 fn train_with(
     decoder: &Decoder,
     options: &InstructOptions,
@@ -178,7 +178,7 @@ fn on_ring<T: Send>(world_size: usize, work: impl Fn(&mut dyn Collective) -> T +
     })
 }
 
-/// The largest difference of two runs' losses.
+/// Returns the largest difference of two runs' losses.
 fn apart(a: &[StepRecord], b: &[StepRecord]) -> f64 {
     assert_eq!(a.len(), b.len());
     let gaps = a.iter().zip(b).map(|(a, b)| (a.loss() - b.loss()).abs());
@@ -197,7 +197,7 @@ fn ranks_see_the_same_losses(options: &InstructOptions) {
     let (alone, trained, _) = train(options, usize::MAX, 30, None, &mut Solo::default());
     assert_eq!(alone.len(), 30);
     let (first, last) = (alone[0].loss(), alone[29].loss());
-    assert!(last < 0.8 * first, "nothing was learnt: {first} to {last}");
+    assert!(last < 0.8 * first, "nothing was learned: {first} to {last}");
     for world_size in [2, 4] {
         let ranks = on_ring(world_size, |ring| train(options, usize::MAX, 30, None, ring));
         let worst = apart(&alone, &ranks[0].0);
@@ -223,7 +223,8 @@ fn ranks_see_the_same_losses(options: &InstructOptions) {
     }
 }
 
-/// What GPUs compute: weights in tensors, in f32 as close as another order of addition allows, in bf16 coarser.
+/// Weights are in tensors, as on GPUs. In f32 the difference is that of another order of addition; in bf16 it is
+/// larger.
 #[test]
 fn weights_in_tensors_give_the_same_steps_with_the_same_masks() {
     for options in kinds() {
@@ -250,7 +251,8 @@ fn ranks_with_no_rows_and_with_several_passes_sum_the_same_gradients() {
         let options = InstructOptions { batch: 3, ..options };
         let (alone, ..) = train(&options, usize::MAX, 10, None, &mut Solo::default());
         for world_size in [2, 4] {
-            // Of four the first has none; of two the one has a single example, the other two in two passes.
+            // Of four ranks, the first has no example. Of two ranks, one has a single example, and the other has two
+            // passes.
             let ranks = on_ring(world_size, |ring| train(&options, 30, 10, None, ring));
             for (records, other, _) in &ranks {
                 let worst = apart(&alone, records);

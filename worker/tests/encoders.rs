@@ -1,4 +1,4 @@
-//! Encoders as they are published: BERT's positions, pooling, dense layers and prefixes against PyTorch.
+//! Compares published encoders with PyTorch: BERT's positions, pooling, dense layers and prefixes.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 #[path = "../../datasets/tests/support/skip.rs"]
@@ -19,7 +19,7 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/bert")
 }
 
-/// What `make.py` wrote.
+/// The expected results that `make.py` wrote.
 #[derive(Deserialize)]
 struct Expected {
     texts: Vec<String>,
@@ -43,7 +43,7 @@ impl Expected {
     }
 }
 
-/// A copy of the model, without the files named.
+/// Returns a copy of the model without the named files.
 fn copy_without(left_out: &[&str]) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     let model = fixtures().join("labse");
@@ -70,7 +70,7 @@ fn cpu() -> Backend {
     Backend::new(&Device::Cpu, DType::F32)
 }
 
-/// ‖a − b‖ / ‖b‖.
+/// Returns ‖a − b‖ / ‖b‖.
 fn relative_error(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
     let widths = |rows: &[Vec<f32>]| rows.iter().map(Vec::len).collect::<Vec<_>>();
     assert_eq!(widths(a), widths(b));
@@ -177,7 +177,7 @@ fn a_prefix_comes_after_the_cut() {
 
 #[test]
 fn files_of_older_and_newer_versions_of_sentence_transformers_are_read() {
-    // As version 6 writes them.
+    // These are the files of sentence-transformers version 6.
     let dir = copy_without(&[]);
     change(&dir.path().join("modules.json"), |modules| {
         modules[0]["type"] = json!("sentence_transformers.base.modules.transformer.Transformer");
@@ -204,14 +204,14 @@ fn files_of_older_and_newer_versions_of_sentence_transformers_are_read() {
     assert_eq!((found.max_tokens, found.dense.len()), (Some(20), 1));
     assert_eq!(
         found.reading.prefix, "query: ",
-        "the prompt that is used when none is named"
+        "the prompt that is used if none is named"
     );
-    // A limit that means none.
+    // This value means that there is no limit.
     let no_limit = |config: &mut Value| config["model_max_length"] = json!(1e30);
     change(&dir.path().join("tokenizer_config.json"), no_limit);
     let found = FolderReading::of(dir.path(), &ReadingWishes::default()).unwrap();
     assert_eq!(found.max_tokens, None);
-    // BERT's own weights have the names that TensorFlow gave them.
+    // BERT's own weights have the names of TensorFlow.
     let path = dir.path().join("model.safetensors");
     let weights = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
     let old: HashMap<String, Tensor> = weights
@@ -343,7 +343,7 @@ fn a_tokenizer_with_more_tokens_than_the_model_is_refused_only_when_they_occur()
     }
 }
 
-/// Writes small random models as Transformers saves them, and what it computes of them.
+/// Writes small random models as Transformers saves them, and the results that it computes.
 const PYTHON: &str = r#"
 import json, sys, torch
 from pathlib import Path
@@ -380,7 +380,7 @@ fn every_published_form_equals_transformers() {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
-    // Neither BERT's padding token 0 nor RoBERTa's 1 is among them.
+    // The ids include neither BERT's padding token 0 nor RoBERTa's 1.
     let ids: Vec<Vec<u32>> = vec![
         vec![2, 17, 40, 99, 3],
         vec![2, 169, 3],

@@ -57,7 +57,7 @@ impl Job {
         let encoder = Encoder::load(&golden("encoder"), &Device::Cpu, DType::F32).unwrap();
         let width = decoder.hidden_size();
         let mut adapter = LoraAdapter::new(decoder.config(), LoraOptions::default(), 3).unwrap();
-        // As after training, B is not zero.
+        // B is not zero after training.
         for (index, value) in (0..).zip(&mut adapter.parameters) {
             *value += 0.2 * (uniform(5, index) - 0.5);
         }
@@ -178,7 +178,7 @@ impl Job {
             runtime: self.runtime.handle().clone(),
             control: Arc::new(TaskControl::default()),
             seat: None,
-            rendezvous: Box::new(|_| unreachable!("an export is no gang")),
+            rendezvous: Box::new(|_| unreachable!("an export has no gang")),
             local_address: std::net::Ipv4Addr::LOCALHOST.into(),
             threads: 1,
             compute: Compute::cpu(),
@@ -281,12 +281,12 @@ fn a_bundle_answers_as_what_was_trained_does_word_by_word() {
     assert_eq!(
         generator.instruction("translate").unwrap(),
         "Translate this.",
-        "the most usual"
+        "the most common"
     );
     let unknown = generator.instruction("rhyme").unwrap_err().to_string();
     assert!(
         unknown.contains("it knows summarize, translate."),
-        "no question stands for all: {unknown}"
+        "no question represents all tasks: {unknown}"
     );
     let sentence = generator.read(&[TEXT]).unwrap().remove(0);
     for instruction in ["Translate this.", "Who is it about?"] {
@@ -299,7 +299,7 @@ fn a_bundle_answers_as_what_was_trained_does_word_by_word() {
             .unwrap();
         assert_eq!(answer, expected_answer(&job, TEXT, instruction));
         assert_eq!(pieces.concat(), answer);
-        assert!(pieces.len() > 1, "it comes word by word: {pieces:?}");
+        assert!(pieces.len() > 1, "the answer comes word by word: {pieces:?}");
         let mut heard = 0;
         let cut = generator
             .answer(&sentence, instruction, GREEDY, &mut |_| {
@@ -307,7 +307,10 @@ fn a_bundle_answers_as_what_was_trained_does_word_by_word() {
                 ControlFlow::Break(())
             })
             .unwrap();
-        assert!(heard == 1 && cut.len() < answer.len(), "it ends when nobody listens");
+        assert!(
+            heard == 1 && cut.len() < answer.len(),
+            "the answer ends when the listener stops"
+        );
     }
     let sampled = |seed| {
         let sampling = Sampling::Nucleus {
@@ -547,7 +550,8 @@ fn what_stage_a_fitted_travels_with_the_bundle_and_is_checked() {
     );
 }
 
-/// Loads the adapter with PEFT and prints the largest difference of its logits from ours, and the largest of ours.
+/// Loads the adapter with PEFT. Prints the largest difference of its logits from those of llink, and the largest of
+/// llink's.
 const WITH_PEFT: &str = r#"
 import json, sys, torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict

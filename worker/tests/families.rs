@@ -1,5 +1,5 @@
-//! Decoders of Llama's form against Transformers and PEFT: Qwen2 (biases), Qwen3 (norms of heads), Mistral (a head width of its own).
-//! `fixtures/families/make.py` wrote the models and what is expected.
+//! Compares decoders with Llama's architecture with Transformers and PEFT: Qwen2 (biases), Qwen3 (norms of heads),
+//! Mistral (its own head width). `fixtures/families/make.py` wrote the models and the expected results.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 #[path = "../../datasets/tests/support/skip.rs"]
@@ -16,14 +16,14 @@ use serde_json::{Value, json};
 use skip::python_with;
 
 const FAMILIES: [(&str, &str); 3] = [("qwen2", "qwen2.5"), ("qwen3", "qwen2.5"), ("mistral", "mistral")];
-/// The answer's first token.
+/// The position of the answer's first token.
 const ANSWER: usize = 7;
 
 fn fixtures() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
-/// A family's weights with a tokenizer that they have rows for.
+/// Returns a family's weights with a tokenizer whose tokens have rows.
 fn folder(family: &str, tokenizer: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for source in [format!("families/{family}"), format!("chat/{tokenizer}")] {
@@ -88,7 +88,7 @@ fn states_logits_and_continuations_are_those_of_transformers() {
             let width = decoder.hidden_size();
             assert_close(&name("last state"), &last[0], &states[(prompt.len() - 1) * width..]);
             assert_close(&name("state in a batch"), &last[1], &states[4 * width..5 * width]);
-            // Token by token, with the keys and values of those before.
+            // This generates token by token, with the key/value cache.
             assert_eq!(
                 decoder.generate(&prompt, 8, &[]).unwrap(),
                 ids(&expected["greedy"]),
@@ -145,7 +145,7 @@ fn an_adapters_loss_and_gradients_are_those_of_peft() {
                 };
                 let grad_embeddings = pass.backward(&mut ready).unwrap();
                 assert_close(
-                    &name("gradient by the embeddings"),
+                    &name("gradient of the embeddings"),
                     &numbers(&grad_embeddings),
                     &numbers(&expected["grad_embeddings"]),
                 );
@@ -184,7 +184,7 @@ fn a_sliding_window_is_the_longest_sequence_and_refused_where_it_would_slide_wit
     let window = |config: &mut Value| config["sliding_window"] = json!(64);
     let error = longest("mistral", "mistral", window).unwrap_err().to_string();
     assert!(error.contains("sliding_window 64"), "{error}");
-    // Qwen names a window and does not use it, unless it says so.
+    // Qwen's configuration has a window, which is used only if another key says so.
     assert_eq!(longest("qwen2", "qwen2.5", window).unwrap(), 512);
     let error = longest("qwen2", "qwen2.5", |config| {
         config["sliding_window"] = json!(64);

@@ -1,4 +1,5 @@
-//! A GGUF file is the decoder that it was made from: the golden decoder, written as llama.cpp writes it.
+//! Tests that a GGUF file gives the same results as the decoder that it was made from. The golden decoder is written as
+//! llama.cpp writes it.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 #[path = "../../datasets/tests/support/skip.rs"]
@@ -20,7 +21,7 @@ const TEXTS: [&str; 3] = [
     "អ្នកនេសាទ 12345 — “don't”",
     "a  <|eot_id|>\n\n b",
 ];
-/// Every kind that weights may come in.
+/// All number formats of weights.
 const KINDS: [GgmlDType; 11] = [
     GgmlDType::F32,
     GgmlDType::F16,
@@ -46,7 +47,8 @@ fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// The golden decoder as a folder and as a file, the file's matrices of one kind and the folder's what they unpack to.
+/// The golden decoder as a folder and as a file. The file's matrices have one format, and the folder has their unpacked
+/// values.
 struct Both {
     dir: tempfile::TempDir,
     metadata: Vec<(String, Field)>,
@@ -199,7 +201,7 @@ fn llama_cpp_name(name: &str) -> String {
         .fold(name.to_owned(), |name, (theirs, ours)| name.replace(theirs, ours))
 }
 
-/// Rows of heads [heads, 2, half] as pairs of neighbours [heads, half, 2], and back.
+/// Reorders the rows of heads `[heads, 2, half]` to adjacent pairs `[heads, half, 2]`, or back.
 fn by_neighbours(x: &Tensor, heads: usize) -> Tensor {
     swapped(x, (heads, 2, x.dim(0).unwrap() / heads / 2))
 }
@@ -272,7 +274,7 @@ fn texts_and_prompts_have_the_tokens_that_the_folder_gives() {
 fn the_factors_of_rotary_frequencies_are_read_from_the_file() {
     let mut both = Both::of(GgmlDType::F32);
     let before = logits(&load(&both.write()).unwrap());
-    // Every angle halved is every frequency halved: a theta of 0 would do the same to one of them only.
+    // Halving every angle halves every frequency. A changed theta would not halve all of them.
     let factors = Tensor::full(2f32, 8, &Device::Cpu).unwrap();
     both.tensors.push((
         "rope_freqs.weight".into(),
@@ -331,7 +333,7 @@ fn a_files_fingerprint_follows_its_content() {
     assert_ne!(first, fingerprint(&both.write()).unwrap());
 }
 
-/// Prints the logits that Transformers has for a file.
+/// Prints the logits that Transformers computes for a file.
 const WITH_TRANSFORMERS: &str = r#"
 import json, os, sys, torch
 from transformers import AutoModelForCausalLM
@@ -364,14 +366,14 @@ fn transformers_reads_the_same_logits_from_the_same_file() {
         let norm: f32 = theirs.iter().map(|b| b * b).sum();
         let error = (gap / norm).sqrt();
         println!("{kind:?}: relative error {error:.1e}");
-        // Blocks are rounded to bf16 here, and not there.
+        // Here blocks are rounded to bf16; in Transformers they are not.
         assert!(error < 1e-2, "{kind:?}: {error:.1e}");
         std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
     }
 }
 
 impl Both {
-    /// The file, which stays when this is dropped.
+    /// Returns the file, which stays when this value is dropped.
     fn keep(self) -> PathBuf {
         let path = self.write();
         let _ = self.dir.keep();

@@ -1,4 +1,4 @@
-//! Stage A computes what the PyTorch reference computes: losses, gradients, weights and retrieval along a golden trajectory.
+//! Compares Stage A with the PyTorch reference: losses, gradients, weights and retrieval along a golden trajectory.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod place;
@@ -25,7 +25,7 @@ fn golden() -> PathBuf {
     std::env::var_os("LLINK_GOLDEN").map_or_else(fixture, PathBuf::from)
 }
 
-/// ‖found − expected‖ / ‖expected‖.
+/// Returns ‖found − expected‖ / ‖expected‖.
 fn relative(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
@@ -33,7 +33,7 @@ fn relative(found: &[f32], expected: &[f32]) -> f64 {
     difference / norm(&mut expected.iter().map(|x| f64::from(*x)))
 }
 
-/// What the vectors are compared in: the golden set's name of it, none for cosines.
+/// The metric's name in the golden set. `None` is the cosine of the vectors themselves.
 type Case = Option<&'static str>;
 
 #[test]
@@ -54,7 +54,7 @@ fn the_golden_trajectory_is_followed_in_each_metric() {
     }
 }
 
-/// The metric that is fitted on the golden teachers, held to the golden one.
+/// Fits the metric on the golden teachers and compares it with the golden one.
 fn metric(file: &TensorFile<'_>, cases: &Value, case: &str) -> Whitening {
     let (shape, teacher) = file.f32("align.teacher").unwrap();
     let mut moments = Moments::new(shape[1], Spread::Covariance);

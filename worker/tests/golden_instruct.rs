@@ -1,4 +1,4 @@
-//! Stage B computes what PyTorch with PEFT computes: every gradient of the first step, every loss, the weights after the last.
+//! Compares Stage B with PyTorch and PEFT: every gradient of the first step, every loss, and the final weights.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod place;
@@ -29,7 +29,7 @@ fn golden() -> PathBuf {
     std::env::var_os("LLINK_GOLDEN").map_or_else(fixture, PathBuf::from)
 }
 
-/// What the golden set says of Stage B.
+/// The part of the golden set for Stage B.
 struct Case {
     instruct: Value,
     tensors: Vec<u8>,
@@ -58,7 +58,7 @@ impl Case {
             .unwrap()
     }
 
-    /// A trainer before the first step.
+    /// Returns a trainer before the first step.
     fn trainer(&self) -> InstructTrainer {
         let bytes = std::fs::read(golden().join("lora_init/adapter_model.safetensors")).unwrap();
         let mut adapter = LoraAdapter::new(self.decoder.config(), LoraOptions::default(), 1).unwrap();
@@ -88,7 +88,7 @@ impl Case {
         InstructTrainer::new(self.decoder.model(), parts, weights).unwrap()
     }
 
-    /// The examples as they stand in the padded tensors.
+    /// Returns the examples of the padded tensors.
     fn examples(&self) -> Vec<InstructExample> {
         let file = self.file();
         let (shape, ids) = file.i64("instruct.ids").unwrap();
@@ -116,7 +116,7 @@ impl Case {
     }
 }
 
-/// Runs the trajectory on one rank; `after` sees each step.
+/// Runs the trajectory on one rank. `after` is called after each step.
 fn trajectory(
     case: &Case,
     token_budget: usize,
@@ -171,14 +171,14 @@ fn relative(found: &[f32], expected: &[f32]) -> f64 {
     gap / norm(&mut expected.iter().map(|b| f64::from(*b))).max(1e-12)
 }
 
-/// The gradient behind the first moments after one step, which clipping scaled by `clipped`.
+/// Returns the gradient from the first moments after one step. Clipping scaled it by `clipped`.
 fn gradient(after_one_step: &AdamWState, clipped: f64) -> Vec<f32> {
     let share = (1.0 - BETA1) * clipped;
     let moments = after_one_step.first_moment.iter();
     moments.map(|moment| (f64::from(*moment) / share) as f32).collect()
 }
 
-/// The largest difference of any tensor of adapter and expander from those named after `prefix`.
+/// Returns the largest difference between a tensor of adapter or expander and that named after `prefix`.
 fn compare(case: &Case, prefix: &str, of: (&LoraAdapter, &SlotExpander), adapter: &[f32], expander: &[f32]) -> f64 {
     let file = case.file();
     let mut worst: f64 = 0.0;
@@ -210,7 +210,7 @@ fn stage_b_takes_the_references_steps_with_weights_in_tensors() {
 
 fn follow(backend: &Backend) {
     let case = Case::load(backend);
-    // All at once; in several passes; with layers run again in the backward pass.
+    // The steps run in one pass, in several passes, and with layers recomputed in the backward pass.
     for (token_budget, activations) in [
         (usize::MAX, Activations::Kept),
         (100, Activations::Kept),

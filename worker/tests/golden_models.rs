@@ -1,4 +1,4 @@
-//! The models against PyTorch: token ids exactly, vectors and logits to rounding.
+//! Compares the models with PyTorch. Token ids must be equal, and vectors and logits must agree up to rounding.
 //!
 //! `LLINK_GOLDEN` names another golden set of the same kind.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
@@ -56,7 +56,7 @@ impl Golden {
     }
 }
 
-/// ‖a − b‖ / ‖b‖.
+/// Returns ‖a − b‖ / ‖b‖.
 fn relative_error(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
     assert_eq!(a.len(), b.len());
     let (mut gap, mut norm) = (0.0, 0.0);
@@ -153,7 +153,7 @@ fn pooled_teachers_agree_in_both_forms_and_stop_at_their_layer() {
                 TOLERANCE,
             );
         }
-        // The embedding itself, of one token, which stays though it is the first.
+        // A single token is not left out of the mean, although it is the first. The mean is then its embedding.
         let id = ids[0][1];
         let vectors = decoder
             .pooled(&[vec![id]], TeacherLayer::Share(0.0), 4096, &mut |_| {})
@@ -261,14 +261,15 @@ fn bf16_arithmetic_agrees() {
     );
 }
 
-/// The form that GPUs use. Its f32 on the CPU is as close to PyTorch as the fused one; on a GPU and in bf16 rounding is coarser.
+/// Tests the form of GPUs. In f32 on the CPU it is as close to PyTorch as the fused form; on a GPU and in bf16 it is
+/// less precise.
 #[test]
 fn the_tensor_form_agrees_in_f32_and_bf16() {
     let golden = Golden::load();
     for (dtype, tolerance) in [(DType::F32, TOLERANCE), (DType::BF16, TOLERANCE_BF16)] {
         let backend = place::tensors(dtype);
         let encoder = Encoder::load_on(&golden.dir.join("encoder"), &backend).unwrap();
-        // Budgets that make one batch, batches of several lengths, and batches of one.
+        // The budgets give one batch, batches of several lengths, and batches of one sequence.
         for budget in [4096, 200, 1] {
             let vectors = encoder
                 .embed(&golden.texts("encoder"), TextLimits::default(), budget, &mut |_| {})

@@ -1,5 +1,5 @@
-//! Stage B's parts without a decoder compute what the PyTorch reference computes: the slots of the first step, the decoder's median
-//! embedding norm, and the losses of the slots.
+//! Compares Stage B's parts without a decoder with the PyTorch reference: the first step's slots, the median embedding
+//! norm, and the losses of the slots.
 #![allow(clippy::unwrap_used)]
 
 use std::path::PathBuf;
@@ -67,7 +67,7 @@ fn the_first_steps_slots_and_their_losses_are_the_references() {
     }
 }
 
-/// The reference's batch, whose labels come as 64-bit integers that the slots' file holds among its tensors.
+/// The labels of the reference's batch are 64-bit integers among the tensors of the slots' file.
 #[test]
 fn answers_begin_after_the_prompt() {
     let bytes = std::fs::read(golden().join("tensors.safetensors")).unwrap();

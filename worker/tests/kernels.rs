@@ -1,5 +1,5 @@
-//! The CUDA kernels, run on the CPU: `cuda_on_cpu.hpp` stands in for CUDA's headers, and the C++ compiler for nvcc. What the kernels
-//! compute is held to what the CPU computes; where there is no C++ compiler the test says so.
+//! Compares the CUDA kernels, run on the CPU, with the CPU's own. `cuda_on_cpu.hpp` replaces CUDA's headers, and the
+//! C++ compiler replaces nvcc. Without a C++ compiler the test is skipped.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 #[path = "../../datasets/tests/support/skip.rs"]
@@ -45,7 +45,7 @@ int main(int argc, char **argv) {
 }
 "#;
 
-/// The program, unless there is no C++ compiler.
+/// Returns the compiled program, or `None` without a C++ compiler.
 fn program(dir: &Path) -> Option<PathBuf> {
     let source = dir.join("main.cpp");
     std::fs::write(&source, format!("#include <cstdlib>\n{MAIN}")).unwrap();

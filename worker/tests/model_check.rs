@@ -1,4 +1,5 @@
-//! A model that can't be used is told before anything is computed: all that is wrong with it, each with what to do.
+//! Tests that a model that cannot be used is refused before anything is computed. The refusal names all faults, each
+//! with what to do.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
@@ -44,7 +45,7 @@ async fn problems(store: &Store, role: ModelRole) -> Vec<String> {
     check(store, role, &ReadingWishes::default()).await.unwrap()
 }
 
-/// The folder as an object store holds it.
+/// Returns the folder in an object store.
 async fn in_memory(dir: &Path, name: &str) -> Store {
     let store = Store::open(&format!("memory://model-check-{name}/m")).unwrap();
     let mut folders = vec![dir.to_owned()];

@@ -1,4 +1,4 @@
-//! What the models promise whatever the batch, and what they refuse by name.
+//! Tests the properties of the models that hold for every batch, and their refusals.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ fn golden() -> PathBuf {
     )
 }
 
-/// A copy of one of the golden models, to be broken.
+/// Returns a copy of one of the golden models, for changes.
 fn copy_of(model: &str) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(golden().join(model)).unwrap() {
@@ -50,7 +50,7 @@ fn assert_refused<T>(loaded: llink_worker::Result<T>, words: &[&str]) {
     }
 }
 
-/// Pseudo-random numbers for the property tests; the seed is printed.
+/// Pseudo-random numbers for the property tests, which print the seed.
 struct Draw(u64);
 
 impl Draw {
@@ -104,11 +104,11 @@ fn assert_same(what: &str, a: &[f32], b: &[f32], tolerance: f64) {
     assert!(gap <= tolerance * norm, "{what}: differs by {:.2e}", gap / norm);
 }
 
-/// Vectors of `sequences` computed one by one, and in batches of every size and order, are the same to rounding.
+/// Checks that vectors are the same up to rounding when computed one by one, and in batches of every size and order.
 fn batches_change_nothing(vocab: usize, embed: impl Fn(&[Vec<u32>], usize) -> Vec<Vec<f32>>, tolerance: f64) {
     let mut draw = Draw::new();
     let mut sequences = draw.sequences(40, 90, vocab);
-    sequences.extend([1, 2, 3].map(|n| (0..n).map(|i| 2 + i).collect())); // few rows have a product of their own
+    sequences.extend([1, 2, 3].map(|n| (0..n).map(|i| 2 + i).collect())); // few rows have a form of their own
     let alone: Vec<Vec<f32>> = sequences
         .iter()
         .map(|ids| embed(std::slice::from_ref(ids), 4096).remove(0))
@@ -128,7 +128,8 @@ fn batches_change_nothing(vocab: usize, embed: impl Fn(&[Vec<u32>], usize) -> Ve
     }
 }
 
-/// In bf16 the product of a single row sums in another order, which may turn the rounding of an activation: one of them is 2⁻⁸.
+/// The tolerances. In bf16 the product of a single row sums in another order, which may round an activation
+/// differently, by up to 2⁻⁸.
 const BATCH_TOLERANCES: [(DType, f64); 2] = [(DType::F32, 1e-5), (DType::BF16, 1.0 / 256.0)];
 
 #[test]
@@ -325,7 +326,8 @@ fn rotary_frequencies_are_read_from_either_layout() {
         config["rope_parameters"]["rope_theta"] = json!(5e5);
     });
     assert_eq!(old, new);
-    // Llama 3.2: wavelengths up to 2048 stay, from 8192 on they are stretched 32 times, between them a blend.
+    // In Llama 3.2, wavelengths up to 2048 are kept, those from 8192 on are stretched 32 times, and those between are
+    // interpolated.
     let expected = plain(5e5).map(|f| {
         let wavelength = 2.0 * std::f64::consts::PI / f;
         let smooth = ((8192.0 / wavelength - 1.0) / 3.0).clamp(0.0, 1.0);
@@ -377,12 +379,12 @@ fn a_decoder_without_reserved_tokens_teaches_at_another_position() {
     let dir = copy_of("decoder");
     let path = dir.path().join("tokenizer.json");
     let text = std::fs::read_to_string(&path).unwrap();
-    // What special tokens are called is of no matter.
+    // The names of special tokens do not matter.
     std::fs::write(&path, text.replace("reserved_special_token", "other")).unwrap();
     let texts = ["The king counts 7 cheap chairs."];
     let teacher = |dir: &Path| load_decoder(dir).unwrap().teacher(&texts, 64, &mut |_| {}).unwrap();
     assert_eq!(teacher(dir.path()), teacher(&golden().join("decoder")));
-    // Without any, the position holds the mean of the embedding.
+    // Without special tokens, the position has the mean of the embedding.
     edit_json(&path, |tokenizer| {
         let added = tokenizer["added_tokens"].as_array_mut().unwrap();
         added.retain(|token| {
@@ -441,7 +443,7 @@ fn a_teacher_sentence_begins_with_bos_whether_or_not_the_template_adds_it() {
         });
         assert_eq!(ids(dir.path()), expected, "{other}");
     }
-    // 127 tokens with it.
+    // The text is cut to 127 tokens with BOS.
     let long = "chairs ".repeat(200);
     let cut = load_decoder(dir.path()).unwrap().tokenize_teacher(&[&long]).unwrap();
     assert_eq!(
@@ -509,7 +511,7 @@ fn sentences() -> impl Iterator<Item = String> {
     texts("teacher").into_iter().chain(texts("encoder"))
 }
 
-/// Run by [`tiny_models_are_the_same_bytes_in_every_process`] in a process of its own.
+/// Runs in a process of its own for [`tiny_models_are_the_same_bytes_in_every_process`].
 #[test]
 #[ignore = "writes what another test compares"]
 fn write_tiny_models() {

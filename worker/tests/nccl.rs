@@ -128,7 +128,7 @@ fn every_collective_gives_every_rank_the_same() {
         assert_eq!(
             fabric.aborted.load(std::sync::atomic::Ordering::SeqCst),
             0,
-            "they end in peace"
+            "they end without a fault"
         );
     }
 }
@@ -219,7 +219,7 @@ fn a_rank_that_hangs_is_named_after_the_timeout() {
                 assert!(error.contains(place), "{error}");
             }
         }
-        assert!(named >= 1, "the first to give up says where the hung rank is");
+        assert!(named >= 1, "the first to give up names the place of the hung rank");
     }
 }
 
@@ -367,6 +367,6 @@ fn who_does_not_know_the_secret_does_not_join() {
     assert_eq!(
         fabric.begun.load(std::sync::atomic::Ordering::SeqCst),
         0,
-        "NCCL was not asked"
+        "NCCL was not called"
     );
 }

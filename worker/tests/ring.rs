@@ -169,7 +169,7 @@ fn sums_of_tensors_run_beside_what_is_computed_meanwhile() {
     let sums = on_ring(2, TIMEOUT, |mut ring| {
         let rank = ring.rank();
         if rank == 1 {
-            // Its part comes only once the other rank has gone on without it.
+            // Its part comes only after the other rank has continued without it.
             waits.lock().unwrap().recv_timeout(TIMEOUT).unwrap();
         }
         let own: Vec<Tensor> = (1..4).map(|n| tensor(rank, 50_000 * n)).collect();
@@ -178,7 +178,7 @@ fn sums_of_tensors_run_beside_what_is_computed_meanwhile() {
             gone_on.lock().unwrap().take().unwrap().send(()).unwrap();
         }
         ring.settle().unwrap();
-        // Another call after them keeps its place among them.
+        // A later call stays in order with these sums.
         ring.begin_all_reduce(&own[0]).unwrap();
         ring.barrier().unwrap();
         own.iter()
@@ -194,7 +194,7 @@ fn sums_of_tensors_run_beside_what_is_computed_meanwhile() {
     }
 }
 
-/// The values of one rank's n-th tensor.
+/// Returns the n-th tensor of one rank.
 fn tensor(rank: usize, length: usize) -> Tensor {
     Tensor::from_vec(values(length / 50_000, rank, length), length, &Device::Cpu).unwrap()
 }
@@ -207,7 +207,7 @@ fn a_rank_that_gives_up_amid_begun_sums_keeps_nobody_waiting() {
         if ring.rank() == 1 {
             return None;
         }
-        // The other has begun one sum and never the second.
+        // The other rank has begun one sum and never begins the second.
         let sums = ring.begin_all_reduce(&tensor(0, 50_000)).and_then(|()| ring.settle());
         sums.err().map(|error| error.to_string())
     });
@@ -315,7 +315,7 @@ fn a_rank_that_falls_silent_gives_the_others_an_error_within_the_timeout() {
         let done = Mutex::new(Some(done));
         on_ring_of(3, sealed, timeout, |mut ring| {
             if ring.rank() == 2 {
-                // The rank is alive and connected, and says nothing until the others have given up.
+                // The rank is alive and connected, but sends nothing until the others have given up.
                 let _ = wait.lock().unwrap().recv();
                 return;
             }
@@ -486,7 +486,7 @@ fn late_comers_of_another_generation_are_turned_away() {
     assert_eq!(
         verdict,
         [2],
-        "the late comer must be told that it is of another generation"
+        "the late caller must be told that it belongs to another generation"
     );
 }
 
@@ -593,7 +593,7 @@ fn a_sealed_ring_shows_no_number_and_notices_what_was_altered() {
     let shows = |heard: &[u8]| heard.windows(ones.len()).any(|part| part == ones);
     let (sums, heard) = overheard(false, None);
     assert!(sums.iter().all(|sum| sum.as_ref().unwrap() == &vec![2.0; 20_000]));
-    assert!(shows(&heard), "in plain text everybody reads along");
+    assert!(shows(&heard), "in plain text everyone can read the values");
     let (sums, heard) = overheard(true, None);
     assert!(sums.iter().all(|sum| sum.as_ref().unwrap() == &vec![2.0; 20_000]));
     assert!(heard.len() > 80_000 && !shows(&heard));

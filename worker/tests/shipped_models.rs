@@ -1,4 +1,4 @@
-//! The tiny models that come with llink: small, and they know the sample grammar.
+//! Tests the tiny models that are shipped with llink: they are small, and they know the sample grammar.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use candle_core::{DType, Device};

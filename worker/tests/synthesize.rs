@@ -1,4 +1,4 @@
-//! The client against an endpoint on loopback that follows the protocol and misbehaves.
+//! Tests the client against an endpoint on loopback that follows the protocol but has faults.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -308,11 +308,7 @@ async fn a_model_that_takes_other_parameters_is_asked_its_way_from_then_on() {
             Answer::Text("A fish swims.".into())
         );
     }
-    assert_eq!(
-        asked.times(),
-        5,
-        "it says twice what it wants, and is asked three times"
-    );
+    assert_eq!(asked.times(), 5, "it names its wish twice, and gets three requests");
     let last = asked.bodies.lock().unwrap().pop().unwrap();
     assert_eq!(last["max_completion_tokens"], 64);
     assert!(

@@ -1,4 +1,4 @@
-//! Code that the integration tests share: the three steps of the stage, and a small random generator.
+//! The code that the integration tests share: the three steps of the stage, and a small random generator.
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;

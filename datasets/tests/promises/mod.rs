@@ -5,7 +5,7 @@ use bytes::Bytes;
 use llink_datasets::Error;
 use llink_datasets::store::{Created, Store};
 
-/// Runs against an empty store.
+/// Checks the promises on an empty store.
 pub async fn keeps_its_promises(store: &Store) {
     assert!(store.list("").await.unwrap().is_empty(), "an empty store lists nothing");
     assert_eq!(store.head("a/b").await.unwrap(), None);

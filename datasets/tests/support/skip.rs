@@ -1,24 +1,25 @@
-//! Tests that need more than Rust, such as a Python with some packages, and do not run where that is missing.
+//! Tests that need more than Rust, such as a Python with some packages, and are skipped if it is missing.
 //!
-//! `LLINK_MAY_SKIP` lists what may be missing, separated by commas. Where it is set, a test that misses anything else fails: CI sets it.
+//! `LLINK_MAY_SKIP` lists what may be missing, separated by commas. If it is set, a test that misses anything else
+//! fails. CI sets it.
 #![allow(dead_code, clippy::print_stdout, clippy::unwrap_used)]
 
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Says that a test does not run because `missing` is missing.
+/// Reports that a test is skipped because `missing` is missing.
 ///
 /// # Panics
 /// When `LLINK_MAY_SKIP` is set and does not list it.
 pub fn skip(missing: &str) {
     if let Ok(listed) = std::env::var("LLINK_MAY_SKIP") {
         let listed = listed.split(',').any(|name| name == missing);
-        assert!(listed, "this test must run here, and {missing} is missing");
+        assert!(listed, "this test must run here, but {missing} is missing");
     }
     println!("skipped: {missing} is missing");
 }
 
-/// A Python with these modules: `LLINK_PYTHON`, or else `python3`. Without one, the test is skipped.
+/// Returns a Python with these modules: `LLINK_PYTHON`, else `python3`. Without one, the test is skipped.
 pub fn python_with(modules: &[&str]) -> Option<PathBuf> {
     let python = std::env::var_os("LLINK_PYTHON").map_or_else(|| PathBuf::from("python3"), PathBuf::from);
     let imports = |module: &&&str| {

@@ -1,6 +1,6 @@
-//! NCCL's calls without a GPU: ranks are threads, and a rank can be made to die or to hang at any of its calls.
+//! NCCL's calls without a GPU. Ranks are threads, and a rank can be made to die or to hang at any of its calls.
 //!
-//! Like the library it never says who is missing: a collective that lacks a rank is simply never done.
+//! Like the library, it does not name a missing rank. A collective that lacks a rank never completes.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
@@ -10,19 +10,19 @@ use std::sync::{Arc, Mutex};
 use candle_core::{DType, Device, Tensor};
 use llink_worker::collective::{Attempt, CommunicatorState, NcclApi, UniqueId};
 
-/// What happens to a rank at its n-th call; making the communicator is call 0.
+/// The fate of a rank at its n-th call. The creation of the communicator is call 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
     Lives,
-    /// Ends before the call is made.
+    /// The rank ends before the call.
     DiesBefore(usize),
-    /// Ends when the call has been made and nobody has waited for it.
+    /// The rank ends after the call and before the wait for it.
     DiesAfter(usize),
-    /// Never returns from the call.
+    /// The rank never returns from the call.
     HangsAt(usize),
 }
 
-/// All communicators there are.
+/// All communicators of a test.
 #[derive(Default)]
 pub struct Fabric {
     communicators: Mutex<HashMap<[u8; 128], Shared>>,
@@ -30,7 +30,7 @@ pub struct Fabric {
     pub begun: AtomicUsize,
     pub destroyed: AtomicUsize,
     pub aborted: AtomicUsize,
-    /// Communicators report a remote error once a rank has died, as NCCL does over sockets.
+    /// Whether communicators report a remote error once a rank has died, as NCCL does over sockets.
     pub noisy: bool,
 }
 
@@ -38,7 +38,7 @@ pub struct Fabric {
 struct Shared {
     world_size: usize,
     joined: usize,
-    /// Of each call: what the ranks brought.
+    /// The contributions of the ranks to each call.
     calls: HashMap<u64, BTreeMap<usize, Vec<f32>>>,
     a_rank_died: bool,
 }
@@ -76,7 +76,7 @@ impl Fabric {
         UniqueId(id)
     }
 
-    /// How many communicators were neither destroyed nor aborted.
+    /// Returns the number of communicators that were neither destroyed nor aborted.
     pub fn left_over(&self) -> isize {
         let count = |counter: &AtomicUsize| counter.load(Ordering::SeqCst) as isize;
         count(&self.begun) - count(&self.destroyed) - count(&self.aborted)
@@ -100,7 +100,7 @@ impl FakeNccl {
         panic!("killed: rank {}", self.rank)
     }
 
-    /// One of the calls that a fate can strike at.
+    /// Makes one of the calls at which a fate can occur.
     fn call<T>(&self, id: &[u8; 128], make: impl FnOnce() -> T) -> T {
         let call = self.calls.replace(self.calls.get() + 1);
         match self.fate {

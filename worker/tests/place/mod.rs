@@ -1,4 +1,4 @@
-//! Where the tests of the tensor form compute: the CPU, or the GPU when `LLINK_TEST_DEVICE` is `cuda`.
+//! The device of the tests of the tensor form: the CPU, or the GPU if `LLINK_TEST_DEVICE` is `cuda`.
 
 use candle_core::{DType, Device};
 use llink_worker::device::{Arithmetic, Compute, DeviceChoice};
