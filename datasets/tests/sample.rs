@@ -12,8 +12,8 @@ fn there_are_half_a_million_pairs_and_no_two_share_a_side() {
     assert!(sample::most_pairs() > 100 * rows);
     let (mut english, mut khmer) = (HashSet::new(), HashSet::new());
     for (row, (e, k)) in sample::pairs(rows, 3).enumerate() {
-        assert!(english.insert(comparison_key(&e)), "row {row}: {e} stands twice");
-        assert!(khmer.insert(comparison_key(&k)), "row {row}: {k} ({e}) stands twice");
+        assert!(english.insert(comparison_key(&e)), "row {row}: {e} occurs twice");
+        assert!(khmer.insert(comparison_key(&k)), "row {row}: {k} ({e}) occurs twice");
     }
     assert_eq!((english.len() as u64, khmer.len() as u64), (rows, rows));
 }
@@ -65,7 +65,7 @@ fn instructions_are_distinct_and_of_four_tasks() {
     for example in sample::instructions(40_000, 1) {
         assert!(
             foreign.insert(comparison_key(&example.foreign)),
-            "{} stands twice",
+            "{} occurs twice",
             example.foreign
         );
         assert!((12..=256).contains(&example.foreign.chars().count()));

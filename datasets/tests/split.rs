@@ -76,11 +76,11 @@ async fn no_text_of_either_side_stands_in_both_parts_or_twice_in_one() {
         for (_, english, foreign) in train.iter().chain(&holdout) {
             assert!(
                 seen.insert(comparison_form(english)),
-                "seed {seed}: {english} stands twice"
+                "seed {seed}: {english} occurs twice"
             );
             assert!(
                 seen.insert(comparison_form(foreign)),
-                "seed {seed}: {foreign} stands twice"
+                "seed {seed}: {foreign} occurs twice"
             );
         }
     }

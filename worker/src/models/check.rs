@@ -77,14 +77,14 @@ fn no_model_folder(names: &BTreeSet<String>) -> Option<String> {
     if let Some(snapshot) = inner.iter().find(|folder| folder.starts_with("snapshots/")) {
         let snapshot: String = snapshot.split('/').take(2).collect::<Vec<_>>().join("/");
         return Some(format!(
-            "is a folder of the Hub's cache: the model itself lies in {snapshot} within it"
+            "is a folder of the Hub's cache: the model itself is in {snapshot} within it"
         ));
     }
     let models = inner
         .iter()
         .filter(|folder| names.contains(&format!("{folder}/tokenizer.json")));
     let models: Vec<&str> = models.copied().collect();
-    (!models.is_empty()).then(|| format!("holds no config.json; a model lies in {} within it", models.join(", ")))
+    (!models.is_empty()).then(|| format!("holds no config.json; a model is in {} within it", models.join(", ")))
 }
 
 /// The weight files to check, and the tensors that one of them must have.
@@ -334,7 +334,7 @@ async fn header(store: &Store, name: &str, size: u64) -> Result<std::result::Res
     let mut end = 0;
     for (tensor, value) in entries {
         let Ok(raw) = RawTensor::deserialize(value) else {
-            return damaged(format!("has a header that does not say where {tensor} lies"));
+            return damaged(format!("has a header that does not give the place of {tensor}"));
         };
         end = end.max(raw.data_offsets[1]);
         tensors.push(HeaderTensor {

@@ -143,7 +143,7 @@ impl FolderReading {
         match kind {
             "Transformer" if module.path.is_empty() => Ok(()),
             "Transformer" => Err(modules.refuse(format!(
-                "the encoder lies in the folder {0}: give that folder's path (…/{0}), and `pooling` beside it",
+                "the encoder is in the folder {0}: give that folder's path (…/{0}), and `pooling` beside it",
                 module.path
             ))),
             "Pooling" if wished.is_some() => Ok(()),
