@@ -36,7 +36,7 @@ pub(super) fn hardest(vectors: &Tensor, students: &Tensor, left_out: &[usize], n
     let direction = Values::of(&direction)?;
     let (storage, layout) = vectors.storage_and_layout();
     let (Storage::Cpu(CpuStorage::F16(halves)), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
-        return Err(candle_core::Error::Msg("the queue is in f16".into()).into());
+        return Err(candle_core::Error::Msg("expected a contiguous f16 queue on the CPU".into()).into());
     };
     let rows = &halves[start..end];
     let positions = mine(rows, direction.get()?, left_out, n);

@@ -1,4 +1,5 @@
-//! The surroundings of every stage's training loop: progress, metrics, checkpoints, and a last save when training ends early.
+//! The surroundings of every stage's training loop: progress, metrics, checkpoints, and a last save when training ends
+//! early.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;

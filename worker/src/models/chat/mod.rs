@@ -158,7 +158,7 @@ impl Chat {
     }
 
     /// Returns further such tokens for `count` slots, in order, or nothing if there are not enough. The token after the
-    /// teacher's stays free. The slots replace the embeddings of these tokens, so prompts work without them.
+    /// teacher's stays free. Prompts work without such tokens too, because slots replace their embeddings.
     pub fn slot_ids(&self, count: usize) -> &[u32] {
         const FIRST: usize = 2;
         self.spare.get(FIRST..FIRST + count).unwrap_or_default()

@@ -21,7 +21,7 @@ use super::super::tokenizer::Tokenizer;
 use super::{Field, Gguf};
 use crate::Result;
 
-/// The value of `tokenizer.ggml.token_type` for control tokens. Ordinary tokens have another one.
+// The values of `tokenizer.ggml.token_type` for tokens that are not ordinary.
 const CONTROL: usize = 3;
 const USER_DEFINED: usize = 4;
 const UNUSED: usize = 5;

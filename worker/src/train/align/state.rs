@@ -1,5 +1,5 @@
-//! Stage A's state between two steps, as one safetensors file. Training that continues from it on the same number of ranks
-//! gives the same bits.
+//! Stage A's state between two steps, as one safetensors file. Training that continues from it on the same number of
+//! ranks gives the same bits.
 
 use serde::{Deserialize, Serialize};
 

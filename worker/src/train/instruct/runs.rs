@@ -1,4 +1,5 @@
-//! Runs the examples of a rank through the decoder. A run holds as many tokens as the budget allows and the memory holds.
+//! Runs the examples of a rank through the decoder. A run holds as many tokens as the budget allows and the memory
+//! holds.
 
 use std::ops::Range;
 
@@ -42,8 +43,8 @@ pub(super) struct Sums {
 pub(super) struct Runs {
     /// The number of tokens that fit, after a larger run did not.
     fits: Option<usize>,
-    /// The largest runs that have fitted. A larger run sends nothing to the other ranks until all of it has fitted. It can then be
-    /// repeated with fewer tokens.
+    /// The largest runs that have fitted. A larger run sends nothing to the other ranks until all of it has fitted. It
+    /// can then be repeated with fewer tokens.
     proven: Proven,
 }
 
@@ -105,8 +106,8 @@ impl Adding<'_> {
 }
 
 impl Runs {
-    /// Runs the forward and backward pass of all examples of this rank. In the last run the sum of each layer's gradient begins as soon
-    /// as it is complete, while the layers before it are computed.
+    /// Runs the forward and backward pass of all examples of this rank. In the last run the sum of each layer's
+    /// gradient begins as soon as it is complete, while the layers before it are computed.
     pub(super) fn all(
         &mut self,
         of: &Pass<'_>,
@@ -271,8 +272,8 @@ fn without_slots(tokens: &Tensor, batch: &InstructBatch) -> Result<Tensor> {
     replaced_rows(tokens, &nothing, &batch.slot_rows, |_| 0)
 }
 
-/// Returns `tokens` [T, d] with rows of `slots` in the slots of the batch. `slots` holds K rows for each example, and the batch holds the
-/// examples `rows`.
+/// Returns `tokens` [T, d] with rows of `slots` in the slots of the batch. `slots` holds K rows for each example, and
+/// the batch holds the examples `rows`.
 fn with_slots(tokens: &Tensor, batch: &InstructBatch, slots: &Tensor, rows: Range<usize>) -> Result<Tensor> {
     let each = batch.slot_rows.len() / rows.len().max(1);
     let own = slots.narrow(0, rows.start * each, rows.len() * each)?;
