@@ -293,8 +293,9 @@ fn the_cards_python_answers_alike(place: &Place, folder: &str, foreign: &str, in
     );
     let (code, _) = code.split_once("\nprint(").unwrap();
     let code = code.replace("max_new_tokens=128", "max_new_tokens=12");
-    // A string has the same form in JSON and in Python.
-    let (foreign, instruction) = (Value::from(foreign), Value::from(instruction));
+    // A string has the same form in JSON and in Python. The card cleans a text as llink does.
+    let untidy = format!("  {foreign}\u{200B}\u{200B} ");
+    let (foreign, instruction) = (Value::from(untidy), Value::from(instruction));
     let ask =
         format!("\nimport sys\nsys.stdout.reconfigure(encoding='utf-8')\nprint(answer({foreign}, {instruction}))\n");
     let run = Command::new(&python)

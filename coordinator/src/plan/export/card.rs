@@ -13,6 +13,8 @@ use crate::job::{AlignSection, ExportSection, InstructArm, InstructSection, Metr
 const WITH_SLOTS: &str = include_str!("load_slots.py");
 /// Python code that loads a bundle of a direct fine-tuning.
 const DIRECT: &str = include_str!("load_direct.py");
+/// Python code that cleans a text as training did.
+const CLEAN_TEXT: &str = include_str!("clean_text.py");
 /// Python code that reads a text with the encoder, and with the dense layers that some encoders have.
 const READ_TEXT: &str = include_str!("read_text.py");
 const READ_DENSE: &str = include_str!("read_dense.py");
@@ -234,7 +236,8 @@ fn usage(mode: Option<InstructArm>, encoder: &str, decoder: &str, dense: &str) -
         folders => READ_DENSE.replace("DENSE", folders),
     };
     let python = python
-        .replace("# VECTOR\n", &READ_TEXT.replace("    # DENSE\n", &after_pooling))
+        .replace("# VECTOR\n", &format!("# CLEANED\n\n\n{}", READ_TEXT.replace("    # DENSE\n", &after_pooling)))
+        .replace("# CLEANED\n", CLEAN_TEXT)
         .replace("\"ENCODER\"", &quoted(encoder))
         .replace("\"DECODER\"", &quoted(decoder));
     let mut text = "## Use\n\n".to_owned();

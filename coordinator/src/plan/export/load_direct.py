@@ -1,5 +1,6 @@
 import json
 import os
+import unicodedata
 
 import torch
 from peft import PeftModel
@@ -8,14 +9,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 bundle, decoder_id = ".", "DECODER"
 
 
-def pretrained(kind, name):
+def pretrained(kind, name, **options):
+    if not name.endswith(".gguf"):
+        return kind.from_pretrained(name, **options)
     folder, file = os.path.split(name)
-    return kind.from_pretrained(folder or ".", gguf_file=file) if file.endswith(".gguf") else kind.from_pretrained(name)
+    model = kind.from_pretrained(folder or ".", gguf_file=file, **options)
+    for weight in getattr(model, "parameters", list)():
+        weight.data = weight.data.bfloat16().float()  # llink reads a GGUF file's weights in bf16
+    return model
 
 
 config = json.load(open(f"{bundle}/config.json"))
-decoder, speaker = pretrained(AutoModelForCausalLM, decoder_id).float(), pretrained(AutoTokenizer, decoder_id)
+decoder, speaker = pretrained(AutoModelForCausalLM, decoder_id, dtype=torch.float32), pretrained(AutoTokenizer, decoder_id)
 decoder = PeftModel.from_pretrained(decoder, bundle).eval()
+
+
+# CLEANED
 
 
 def cut(text):
@@ -30,7 +39,7 @@ def cut(text):
 
 def prompt(instruction, text):
     before, after = config["prompt"]["form"].split("{instruction}")
-    text = before + instruction.strip() + after.replace("{text}", cut(text))
+    text = before + instruction.strip() + after.replace("{text}", cut(cleaned(text)))
     return torch.tensor([speaker(text, add_special_tokens=False)["input_ids"]])
 
 

@@ -1,4 +1,5 @@
 import json
+import unicodedata
 
 import torch
 import torch.nn.functional as F

@@ -1,5 +1,6 @@
 import json
 import os
+import unicodedata
 
 import torch
 import torch.nn.functional as F
@@ -10,15 +11,20 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 bundle, encoder_id, decoder_id = ".", "ENCODER", "DECODER"
 
 
-def pretrained(kind, name):
+def pretrained(kind, name, **options):
+    if not name.endswith(".gguf"):
+        return kind.from_pretrained(name, **options)
     folder, file = os.path.split(name)
-    return kind.from_pretrained(folder or ".", gguf_file=file) if file.endswith(".gguf") else kind.from_pretrained(name)
+    model = kind.from_pretrained(folder or ".", gguf_file=file, **options)
+    for weight in getattr(model, "parameters", list)():
+        weight.data = weight.data.bfloat16().float()  # llink reads a GGUF file's weights in bf16
+    return model
 
 
 config = json.load(open(f"{bundle}/config.json"))
 projector, expander = load_file(f"{bundle}/projector.safetensors"), load_file(f"{bundle}/slots.safetensors")
 encoder, reader = AutoModel.from_pretrained(encoder_id).float().eval(), AutoTokenizer.from_pretrained(encoder_id)
-decoder, speaker = pretrained(AutoModelForCausalLM, decoder_id).float(), pretrained(AutoTokenizer, decoder_id)
+decoder, speaker = pretrained(AutoModelForCausalLM, decoder_id, dtype=torch.float32), pretrained(AutoTokenizer, decoder_id)
 decoder = PeftModel.from_pretrained(decoder, bundle).eval()
 
 

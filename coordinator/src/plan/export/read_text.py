@@ -1,5 +1,5 @@
 def vector(text):
-    reads = config["encoder"]
+    text, reads = cleaned(text), config["encoder"]
     text = reads["reading"]["prefix"] + text[: reads["max_chars"]]
     text = text.lower() if reads["reading"]["lowercase"] else text
     ids = reader(text)["input_ids"][: reads["max_tokens"]]
