@@ -39,8 +39,8 @@ pub struct Projector {
 }
 
 impl ProjectorShape {
-    /// Returns the names and shapes of the parameters, in the order of the flat buffer. Weights are `[outputs,
-    /// inputs]`, as in PyTorch.
+    /// Returns the names and shapes of the parameters, in the order of the flat buffer. Weights are
+    /// `[outputs, inputs]`, as in PyTorch.
     #[must_use]
     pub fn tensors(&self) -> [(&'static str, Vec<usize>); 6] {
         [

@@ -56,8 +56,8 @@ impl RetrievalMetrics {
     }
 }
 
-/// Ranks each student row against every teacher row by cosine. Student `i` belongs to teacher `i`, and both are `[n,
-/// width]`. Ties count against the student.
+/// Ranks each student row against every teacher row by cosine. Student `i` belongs to teacher `i`, and both are
+/// `[n, width]`. Ties count against the student.
 ///
 /// # Errors
 /// [`Error::Input`] when the two do not match, are empty, or hold NaN or infinity.

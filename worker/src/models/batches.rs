@@ -12,8 +12,8 @@ use crate::{Error, Result};
 /// The largest batch on the CPU. Larger ones do not fit into its caches.
 const CPU_TOKENS: usize = 1_024;
 
-/// Divides the indices of `lengths` into batches, the longest first. Each batch holds as many as `sequences × longest ≤
-/// budget` allows, but at least one.
+/// Divides the indices of `lengths` into batches, the longest first. Each batch holds as many as
+/// `sequences × longest ≤ budget` allows, but at least one.
 ///
 /// Sequences of similar length share a batch, so attention needs little padding, and memory stays within the budget.
 /// Ties keep their order.

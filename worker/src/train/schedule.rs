@@ -6,8 +6,8 @@ pub fn temperature(step: u64, total: u64, start: f64, end: f64) -> f64 {
     start + (end - start) * (step as f64 / total.max(1) as f64).min(1.0)
 }
 
-/// Returns a linear warm-up from 0, then half a cosine down to `floor`. `step` counts from 0. Training passes `step +
-/// 1` of `total + 1`, so that the first step has a positive learning rate.
+/// Returns a linear warm-up from 0, then half a cosine down to `floor`. `step` counts from 0. Training passes
+/// `step + 1` of `total + 1`, so that the first step has a positive learning rate.
 #[must_use]
 pub fn cosine_lr(step: u64, total: u64, warmup: u64, base: f64, floor: f64) -> f64 {
     if step < warmup {

@@ -231,8 +231,8 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
-    /// Computes softmax(q·kᵀ / √head_dim)·v for each head. q is `[Tq, heads·head_dim]`, k and v are `[Tk,
-    /// kv_heads·head_dim]`, and the result is like q.
+    /// Computes softmax(q·kᵀ / √head_dim)·v for each head. q is `[Tq, heads·head_dim]`, k and v are
+    /// `[Tk, kv_heads·head_dim]`, and the result is like q.
     pub(crate) fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, spans: &AttentionSpans) -> Result<Tensor> {
         #[cfg(feature = "flash-attn")]
         if let Some(flash) = spans.flash.as_ref().filter(|flash| flash.suits(self)) {

@@ -47,8 +47,8 @@ impl LowRank {
         Ok(y)
     }
 
-    /// Returns the gradients of A and B, and adds the correction's part of the gradient of x to `grad_x`. `grad` `[T,
-    /// out]` is the gradient of y. It consumes `grad_x`, whose values nothing else may share.
+    /// Returns the gradients of A and B, and adds the correction's part of the gradient of x to `grad_x`. `grad`
+    /// `[T, out]` is the gradient of y. It consumes `grad_x`, whose values nothing else may share.
     pub(crate) fn backward(&self, x: &Tensor, grad: &Tensor, grad_x: Tensor) -> Result<LowRankGradient> {
         match self.is_fused(&[x, grad, &grad_x]) {
             true => self.backward_fused(x, grad, grad_x),
