@@ -236,7 +236,10 @@ fn usage(mode: Option<InstructArm>, encoder: &str, decoder: &str, dense: &str) -
         folders => READ_DENSE.replace("DENSE", folders),
     };
     let python = python
-        .replace("# VECTOR\n", &format!("# CLEANED\n\n\n{}", READ_TEXT.replace("    # DENSE\n", &after_pooling)))
+        .replace(
+            "# VECTOR\n",
+            &format!("# CLEANED\n\n\n{}", READ_TEXT.replace("    # DENSE\n", &after_pooling)),
+        )
         .replace("# CLEANED\n", CLEAN_TEXT)
         .replace("\"ENCODER\"", &quoted(encoder))
         .replace("\"DECODER\"", &quoted(decoder));
