@@ -325,6 +325,22 @@ impl StateStore {
         };
         run().map_err(|e| sqlite(&self.path, e))
     }
+
+    /// The newest events of a job, the newest first.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn newest_events(&self, job: &str, limit: usize) -> Result<Vec<llink_proto::Event>, StateError> {
+        let run = || {
+            let mut statement = self
+                .connection
+                .prepare_cached("SELECT * FROM events WHERE job = ?1 ORDER BY sequence DESC LIMIT ?2")?;
+            statement
+                .query_map(params![job, limit as i64], read_event)?
+                .collect::<rusqlite::Result<_>>()
+        };
+        run().map_err(|e| sqlite(&self.path, e))
+    }
 }
 
 #[cfg(test)]

@@ -67,6 +67,9 @@ pub(super) struct Serve {
     /// Address of Prometheus's /metrics, in plain text.
     #[arg(long, env = "LLINK_METRICS", value_name = "ADDR:PORT")]
     metrics: Option<SocketAddr>,
+    /// Address of the page for browsers. Beyond loopback this needs what --listen needs.
+    #[arg(long, env = "LLINK_PAGE", value_name = "ADDR:PORT")]
+    page: Option<SocketAddr>,
 }
 
 impl Serve {
@@ -74,6 +77,9 @@ impl Serve {
         let options = self.options()?;
         let running = serve::start(options).await?;
         say(&format!("llink-coord listens on {}", running.url));
+        if let Some(page) = &running.page {
+            say(&format!("the page is at {page}"));
+        }
         tokio::select! {
             why = running.broken() => Err(Failed::new(Exit::Storage, why)),
             () = interrupted() => {
@@ -127,6 +133,7 @@ impl Serve {
             },
             health: self.health,
             metrics: self.metrics,
+            page: self.page,
         })
     }
 }

@@ -107,6 +107,7 @@ impl Submit {
             security: serve::Security::default(),
             health: None,
             metrics: None,
+            page: (!self.dry_run).then(|| std::net::SocketAddr::from(([127, 0, 0, 1], 0))),
         })
         .await?;
         let credentials = Credentials {
@@ -124,6 +125,9 @@ impl Submit {
             }
             Ok(job) => {
                 ui::warnings(&job, style);
+                if let Some(page) = &running.page {
+                    crate::ui::output::tell(&format!("watch it in a browser: {page}"));
+                }
                 let mut stopper = client.clone();
                 let given_up = workers.given_up();
                 let again = format!(

@@ -37,6 +37,7 @@ pub use pack::{Pack, Packed};
 pub use stages::LookedUp;
 pub use tasks::{Counts, Tasks};
 use timers::Timers;
+pub use view::{LeaseView, WorkerView};
 pub use workers::Workers;
 
 /// Milliseconds since the Unix epoch.

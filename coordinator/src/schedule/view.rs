@@ -5,13 +5,72 @@ use std::collections::BTreeMap;
 use llink_proto as proto;
 
 use super::tasks::{PartTally, Tally};
-use super::{Cluster, Job, Pursuit, Stage, TaskRecord, TaskState};
+use super::{Cluster, Job, Millis, Pursuit, Stage, TaskRecord, TaskState, Worker};
 use crate::plan::StageName;
 
 /// Warnings of a stage that are shown; its manifest has all of them.
 const MOST_WARNINGS: usize = 200;
 
+/// A worker as people see it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct WorkerView {
+    /// What it said it is.
+    pub info: proto::RegisterRequest,
+    /// Whether it can be told what to do.
+    pub listening: bool,
+    /// What it works on: the first, and those that it reads ahead for.
+    pub leases: Vec<LeaseView>,
+}
+
+/// A worker's lease as people see it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LeaseView {
+    /// The job's id.
+    pub job: String,
+    /// The stage.
+    pub stage: String,
+    /// What people call the task.
+    pub task: String,
+    /// When it began.
+    pub since: Millis,
+    /// Done and total, in the worker's unit.
+    pub progress: (u64, u64),
+    /// The rank and how many there are, in a gang.
+    pub rank: (usize, usize),
+}
+
 impl Cluster {
+    /// The first workers by id, at most so many.
+    #[must_use]
+    pub fn worker_views(&self, most: usize) -> Vec<WorkerView> {
+        let view = |(id, worker): (&String, &Worker)| WorkerView {
+            info: worker.info.clone(),
+            listening: worker.listening,
+            leases: worker
+                .seats
+                .iter()
+                .filter_map(|(task, _)| self.lease_view(id, *task))
+                .collect(),
+        };
+        self.workers.iter().take(most).map(view).collect()
+    }
+
+    fn lease_view(&self, worker: &str, task: u64) -> Option<LeaseView> {
+        let task = self.tasks.get(&task)?;
+        let TaskState::Leased(lease) = &task.state else {
+            return None;
+        };
+        let rank = lease.members.iter().position(|member| member.worker == worker)?;
+        Some(LeaseView {
+            job: task.job.to_string(),
+            stage: task.stage.to_string(),
+            task: task.label(),
+            since: lease.since,
+            progress: lease.members[rank].progress,
+            rank: (rank, lease.members.len()),
+        })
+    }
+
     /// A job as the gRPC contract shows it.
     #[must_use]
     pub fn view(&self, id: &str) -> Option<proto::Job> {

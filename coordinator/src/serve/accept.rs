@@ -1,4 +1,4 @@
-//! Connections up to the point where they have said that they speak HTTP/2: each has a few seconds for that, behind TLS or not,
+//! Connections up to the point where they have said that they speak HTTP: each has a few seconds for that, behind TLS or not,
 //! and there is a limit to how many wait at once, from one source and from all. A new one pushes the oldest silent one of the
 //! same source out, so silence locks nobody out: neither other sources nor a person at the same address.
 
@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
@@ -45,11 +46,11 @@ pub(super) struct Origin {
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-/// A connection that speaks HTTP/2.
+/// A connection that speaks HTTP.
 pub(super) struct Connection {
     io: Box<dyn Io>,
     /// What was read of it already and is to be read again.
-    unread: &'static [u8],
+    unread: Bytes,
     origin: Origin,
     // Held, not read: given back with the connection.
     _place: Place,
@@ -68,9 +69,8 @@ impl AsyncRead for Connection {
         if self.unread.is_empty() {
             return Pin::new(&mut self.io).poll_read(cx, buffer);
         }
-        let (now, later) = self.unread.split_at(self.unread.len().min(buffer.remaining()));
-        buffer.put_slice(now);
-        self.unread = later;
+        let length = self.unread.len().min(buffer.remaining());
+        buffer.put_slice(&self.unread.split_to(length));
         Poll::Ready(Ok(()))
     }
 }
@@ -112,16 +112,27 @@ pub(super) enum Protection {
     Tls(watch::Receiver<Arc<ServerConfig>>),
 }
 
+/// What is spoken behind a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spoken {
+    /// HTTP/1.1, by browsers.
+    Http1,
+    /// HTTP/2, by clients of gRPC.
+    Http2,
+}
+
 /// Accepts connections until nobody takes them any more.
 pub(super) fn incoming(
     listener: TcpListener,
     protection: Protection,
+    spoken: Spoken,
     limits: Limits,
 ) -> ReceiverStream<io::Result<Connection>> {
     let (ready, stream) = mpsc::channel(16);
     let door = Door {
         connections: Connections::new(limits),
         protection,
+        spoken,
         ready,
         complaints: Arc::default(),
     };
@@ -133,6 +144,7 @@ pub(super) fn incoming(
 struct Door {
     connections: Connections,
     protection: Protection,
+    spoken: Spoken,
     ready: mpsc::Sender<io::Result<Connection>>,
     complaints: Arc<Mutex<Complaints>>,
 }
@@ -172,17 +184,18 @@ impl Door {
         let door = self.clone();
         let pushed_out = self.connections.begin(source, |silent| -> AbortHandle {
             let greeting = async move {
-                let greeted = tokio::time::timeout(PATIENCE, shake_hands(tcp, from, &door.protection)).await;
-                let (io, origin) = match greeted {
+                let greeted =
+                    tokio::time::timeout(PATIENCE, shake_hands(tcp, from, &door.protection, door.spoken)).await;
+                let ((io, unread), origin) = match greeted {
                     Ok(Ok(greeted)) => greeted,
-                    Ok(Err(e)) => return door.complain(format!("{from} speaks no HTTP/2 here: {e}")),
+                    Ok(Err(e)) => return door.complain(format!("{from} speaks no {:?} here: {e}", door.spoken)),
                     Err(_) => return door.complain(format!("{from} has said nothing for {} s", PATIENCE.as_secs())),
                 };
                 match silent.speaks() {
                     Ok(place) => {
                         let connection = Connection {
                             io,
-                            unread: PREFACE,
+                            unread,
                             origin,
                             _place: place,
                         };
@@ -233,7 +246,8 @@ async fn shake_hands(
     tcp: TcpStream,
     address: SocketAddr,
     protection: &Protection,
-) -> io::Result<(Box<dyn Io>, Origin)> {
+    spoken: Spoken,
+) -> io::Result<(Greeted, Origin)> {
     // Small messages go at once: Nagle's algorithm would hold them back for 40 ms.
     tcp.set_nodelay(true)?;
     let mut origin = Origin {
@@ -243,32 +257,43 @@ async fn shake_hands(
     };
     let config = match protection {
         Protection::Tls(config) => config.borrow().clone(),
-        Protection::Plain => return Ok((read_preface(tcp).await?, origin)),
+        Protection::Plain => return Ok((read_start(tcp, spoken).await?, origin)),
         Protection::PlainOfUsers => {
             let own = tcp.local_addr()?;
-            let io = read_preface(tcp).await?;
+            let io = read_start(tcp, spoken).await?;
             origin.user = user_of(address, own);
             return Ok((io, origin));
+        }
+    };
+    let config = match spoken {
+        Spoken::Http2 => config,
+        Spoken::Http1 => {
+            let mut config = ServerConfig::clone(&config);
+            config.alpn_protocols = vec![b"http/1.1".to_vec()];
+            Arc::new(config)
         }
     };
     let tls = TlsAcceptor::from(config).accept(tcp).await?;
     let certificates = tls.get_ref().1.peer_certificates();
     origin.certificates = certificates.map(|chain| Arc::new(chain.to_vec()));
-    Ok((read_preface(tls).await?, origin))
+    Ok((read_start(tls, spoken).await?, origin))
 }
 
-async fn read_preface(mut io: impl Io + 'static) -> io::Result<Box<dyn Io>> {
+/// A connection, and what was read of it: HTTP/2's preface, or the first bytes of a request.
+type Greeted = (Box<dyn Io>, Bytes);
+
+async fn read_start(mut io: impl Io + 'static, spoken: Spoken) -> io::Result<Greeted> {
     let mut said = [0; PREFACE.len()];
     let mut length = 0;
-    while length < PREFACE.len() {
+    while length < said.len() {
         let more = io.read(&mut said[length..]).await?;
         length += more;
-        if more == 0 || said[..length] != PREFACE[..length] {
+        if more == 0 || (spoken == Spoken::Http2 && said[..length] != PREFACE[..length]) {
             let what = if more == 0 { "it hung up" } else { "it began otherwise" };
             return Err(io::Error::new(io::ErrorKind::InvalidData, what));
         }
     }
-    Ok(Box::new(io))
+    Ok((Box::new(io), Bytes::copy_from_slice(&said)))
 }
 
 /// Whether the system has nothing left to accept with: no descriptors, or no memory.

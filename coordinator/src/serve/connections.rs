@@ -27,7 +27,7 @@ pub(super) struct Limits {
     /// That have not said yet what they speak.
     silent: usize,
     silent_of_source: usize,
-    /// That speak HTTP/2.
+    /// That speak HTTP.
     spoken: usize,
     spoken_of_source: usize,
 }
@@ -39,6 +39,14 @@ impl Limits {
         silent_of_source: 16,
         spoken: 64,
         spoken_of_source: 48,
+    };
+
+    /// For people at browsers, each of which opens several.
+    pub(super) const BROWSERS: Self = Self {
+        silent: 64,
+        silent_of_source: 32,
+        spoken: 256,
+        spoken_of_source: 192,
     };
 
     /// As many as descriptors are left for, once the soft limit is as high as this process may set it.

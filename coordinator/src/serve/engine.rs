@@ -266,6 +266,14 @@ impl Engine {
         self.store.events(job, after, limit)
     }
 
+    /// The newest events of a job, the newest first.
+    ///
+    /// # Errors
+    /// When the state store cannot be read.
+    pub fn newest_events(&self, job: &str, limit: usize) -> Result<Vec<llink_proto::Event>, StateError> {
+        self.store.newest_events(job, limit)
+    }
+
     /// Makes the outbox of a new worker.
     pub(super) fn open_outbox(&mut self, worker: &str, session: Session) {
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -466,6 +474,7 @@ mod tests {
             security: Security::default(),
             health: None,
             metrics: None,
+            page: None,
         };
         start(&options, Saves::default()).unwrap()
     }

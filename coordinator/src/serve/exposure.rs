@@ -30,26 +30,35 @@ pub struct Security {
 /// # Errors
 /// What is missing, and what to do.
 pub fn check(listen: SocketAddr, security: &Security) -> Result<(), String> {
+    check_callers("--listen", listen, security)?;
+    if listen.ip().is_loopback() || security.insecure || security.roots_named {
+        return Ok(());
+    }
+    Err(format!(
+        "--listen {listen}: a job could read and write whatever this coordinator and its workers can. Name what jobs \
+         may use, as in --allow-root s3://bucket/llink, or --allow-root any"
+    ))
+}
+
+/// Refuses an address beyond loopback without TLS, or where callers cannot be told apart. `flag` names the address.
+///
+/// # Errors
+/// What is missing, and what to do.
+pub fn check_callers(flag: &str, listen: SocketAddr, security: &Security) -> Result<(), String> {
     if listen.ip().is_loopback() || security.insecure {
         return Ok(());
     }
     let Some(tls) = &security.tls else {
         return Err(format!(
-            "--listen {listen} is reached from other machines, and everything would go there in plain text: name \
+            "{flag} {listen} is reached from other machines, and everything would go there in plain text: name \
              --tls-cert and --tls-key (`llink-coord certs DIR` makes some), listen on 127.0.0.1, or say --insecure \
              where the network is trusted"
         ));
     };
     if tls.client_authority.is_none() && security.tokens.is_none() {
         return Err(format!(
-            "--listen {listen}: callers could not be told apart. Name the authority of their certificates \
+            "{flag} {listen}: callers could not be told apart. Name the authority of their certificates \
              (--tls-client-ca FILE), their tokens (--tokens FILE), or both"
-        ));
-    }
-    if !security.roots_named {
-        return Err(format!(
-            "--listen {listen}: a job could read and write whatever this coordinator and its workers can. Name what jobs \
-             may use, as in --allow-root s3://bucket/llink, or --allow-root any"
         ));
     }
     Ok(())

@@ -53,7 +53,7 @@ pub(super) async fn serve(
     tokio::spawn(async move {
         let served = server
             .serve_with_incoming_shutdown(
-                accept::incoming(listener, accept::Protection::Plain, Limits::FEW),
+                accept::incoming(listener, accept::Protection::Plain, accept::Spoken::Http2, Limits::FEW),
                 shutdown,
             )
             .await;

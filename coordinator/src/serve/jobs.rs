@@ -18,6 +18,7 @@ use llink_datasets::roots::Roots;
 
 use super::access::{Peer, Subject};
 use super::engine::{Engine, EngineHandle, EngineStopped};
+use super::page::Plans;
 use super::{dry_run, inputs};
 use crate::state::{EventPage, StateError};
 use crate::{job, schedule};
@@ -34,12 +35,19 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(150);
 pub(super) struct Jobs {
     engine: EngineHandle,
     roots: Roots,
+    /// Those of dry runs, for the page.
+    plans: Plans,
     stopped: watch::Receiver<bool>,
 }
 
 impl Jobs {
-    pub(super) fn new(engine: EngineHandle, roots: Roots, stopped: watch::Receiver<bool>) -> Self {
-        Self { engine, roots, stopped }
+    pub(super) fn new(engine: EngineHandle, roots: Roots, plans: Plans, stopped: watch::Receiver<bool>) -> Self {
+        Self {
+            engine,
+            roots,
+            plans,
+            stopped,
+        }
     }
 
     async fn view(&self, id: String) -> Result<Job, Status> {
@@ -124,6 +132,7 @@ impl JobService for Jobs {
             .map_err(failed)?;
         if request.dry_run {
             let job = dry_run::plan(&new).await.map_err(failed)?;
+            self.plans.add(job.clone());
             return Ok(Response::new(SubmitResponse {
                 job: Some(job),
                 already_complete: false,

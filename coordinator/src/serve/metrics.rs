@@ -38,7 +38,9 @@ pub(super) struct Calls(Family<CallLabels, Counter>);
 impl Calls {
     pub(super) fn count(&self, call: &str, outcome: &str) {
         // What nobody serves is one series, or a scanner would make thousands.
-        let known = call.starts_with("JobService/") || call.starts_with("WorkerService/");
+        let known = ["JobService/", "WorkerService/", "Page/"]
+            .iter()
+            .any(|of| call.starts_with(of));
         let call = if known && outcome != "Unimplemented" {
             call
         } else {

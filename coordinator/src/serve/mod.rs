@@ -15,6 +15,7 @@ mod jobs;
 mod keeper;
 mod local_user;
 mod metrics;
+mod page;
 mod pages;
 mod stages;
 mod tls;
@@ -35,7 +36,7 @@ use tokio::sync::watch;
 use crate::schedule::{Keep, Timing};
 use crate::state::{StateError, private};
 
-use accept::Protection;
+use accept::{Protection, Spoken};
 use access::{Access, AccessLayer, AuditError, AuditLog, Slowdown};
 use connections::Limits;
 pub use endpoint::{Endpoint, endpoint_file};
@@ -72,6 +73,8 @@ pub struct ServeOptions {
     pub health: Option<SocketAddr>,
     /// Where Prometheus finds `/metrics`.
     pub metrics: Option<SocketAddr>,
+    /// Where browsers find the page.
+    pub page: Option<SocketAddr>,
 }
 
 /// What becomes of jobs that were running when the last coordinator on this state ended.
@@ -135,12 +138,15 @@ pub enum ServeError {
 pub struct Running {
     /// Where it listens.
     pub url: String,
+    /// Where browsers find the page.
+    pub page: Option<String>,
     /// The token that callers show, where it serves the user alone who started it.
     pub token: Option<Secret>,
     /// The engine behind it.
     pub engine: EngineHandle,
     stop: watch::Sender<bool>,
     server: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
+    page_ended: Option<tokio::task::JoinHandle<()>>,
     audit: Option<Arc<AuditLog>>,
     // Held, not read: the kernel releases it with the process, however that ends.
     _lock: std::fs::File,
@@ -167,6 +173,9 @@ pub async fn start_for_own_user(options: ServeOptions) -> Result<Running, ServeE
 
 async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<Running, ServeError> {
     exposure::check(options.listen, &options.security).map_err(ServeError::Exposed)?;
+    if let Some(page) = options.page {
+        exposure::check_callers("--page", page, &options.security).map_err(ServeError::Exposed)?;
+    }
     let lock = lock(&options.state_directory)?;
     let listener = TcpListener::bind(options.listen)
         .await
@@ -194,10 +203,11 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
     let authority = tls.as_ref().and_then(|t| t.authority.clone());
     let open = authority.is_none() && tokens.is_none() && own_token.is_none();
     // On loopback other users of the machine are strangers too.
-    let own_user = (open && tls.is_none() && address.ip().is_loopback() && !security.insecure)
+    let asks_nobody = open || own_token.is_some();
+    let own_user = (asks_nobody && tls.is_none() && address.ip().is_loopback() && !security.insecure)
         .then(local_user::own_user)
         .flatten();
-    let access = Access {
+    let access = Arc::new(Access {
         open,
         own_user,
         own_token: own_token.as_ref().map(|token| access::sha256_of(token.text())),
@@ -207,7 +217,7 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
         calls: calls.clone(),
         slowdown: Slowdown::default(),
         token_file: security.tokens.clone(),
-    };
+    });
     let scheme = if tls.is_some() { "https" } else { "http" };
     let url = format!("{scheme}://{address}");
     let saves = metrics::Saves::default();
@@ -222,8 +232,9 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
         tracing::warn!(state = %options.state_directory.display(), "cannot write the endpoint file: {e}");
     }
     let (stop, stopped) = watch::channel(false);
-    let jobs = JobServiceServer::new(jobs::Jobs::new(engine.clone(), security.roots.clone(), stopped.clone()))
-        .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let plans = page::Plans::default();
+    let jobs = jobs::Jobs::new(engine.clone(), security.roots.clone(), plans.clone(), stopped.clone());
+    let jobs = JobServiceServer::new(jobs).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let gang_key = access::fresh_secret().map_err(ServeError::Random)?;
     let workers = workers::Workers::new(engine.clone(), options.timing, stopped.clone(), gang_key, tls.is_some());
     let workers = WorkerServiceServer::new(workers).max_decoding_message_size(MAX_MESSAGE_BYTES);
@@ -231,7 +242,7 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .tcp_nodelay(true)
-        .layer(AccessLayer(Arc::new(access)))
+        .layer(AccessLayer(access.clone()))
         .add_service(jobs)
         .add_service(workers);
     if let Some(audit) = audit.clone() {
@@ -243,20 +254,41 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
     if let Some(address) = options.metrics {
         metrics::serve(address, engine.clone(), calls, saves, stopped.clone()).await?;
     }
-    let protection = match tls {
-        Some(tls) => Protection::Tls(tls.server),
-        None if own_user.is_some() => Protection::PlainOfUsers,
-        None => Protection::Plain,
+    let protection = match (tls, own_user) {
+        (Some(tls), _) => Protection::Tls(tls.server),
+        (None, Some(_)) => Protection::PlainOfUsers,
+        (None, None) => Protection::Plain,
     };
-    let incoming = accept::incoming(listener, protection, Limits::of_this_process());
+    let page = match options.page {
+        None => None,
+        Some(address) => {
+            let parts = page::Parts {
+                engine: engine.clone(),
+                access,
+                protection: protection.clone(),
+                plans,
+                stopped: stopped.clone(),
+            };
+            Some(page::serve(address, parts).await?)
+        }
+    };
+    // A browser shows no token where the user is known; a client of gRPC always does.
+    let protection = if own_token.is_some() {
+        Protection::Plain
+    } else {
+        protection
+    };
+    let incoming = accept::incoming(listener, protection, Spoken::Http2, Limits::of_this_process());
     let server = tokio::spawn(router.serve_with_incoming_shutdown(incoming, wait_for(stopped)));
     tracing::info!(%url, state = %options.state_directory.display(), "coordinator listens");
     Ok(Running {
         url,
+        page: page.as_ref().map(|page| page.url.clone()),
         token: own_token,
         engine,
         stop,
         server,
+        page_ended: page.map(|page| page.ended),
         audit,
         _lock: lock,
         endpoint_file: endpoint_file(&options.state_directory),
@@ -275,6 +307,9 @@ impl Running {
         // Others need not wait for the end of a claim that nobody wants any more.
         for release in self.engine.call(|engine| engine.releases()).await.unwrap_or_default() {
             let _ = tokio::time::timeout(Duration::from_secs(2), release).await;
+        }
+        if let Some(page) = self.page_ended {
+            let _ = tokio::time::timeout(Duration::from_secs(2), page).await;
         }
         let ended = tokio::time::timeout(Duration::from_secs(3), self.server).await;
         if let Some(audit) = &self.audit {

@@ -76,7 +76,7 @@ pub(super) fn stage_line(stage: &Stage) -> String {
 }
 
 /// Says how a stage ended.
-pub(super) fn outcome(stage: &Stage) -> String {
+pub(crate) fn outcome(stage: &Stage) -> String {
     match stage.state() {
         StageState::Done => {
             let total = thousands(stage.total);
@@ -94,7 +94,7 @@ pub(super) fn outcome(stage: &Stage) -> String {
 }
 
 /// Returns the figures that are shown beside a bar.
-pub(super) fn figures(stage: &Stage) -> String {
+pub(crate) fn figures(stage: &Stage) -> String {
     let worth = ["loss", "temperature", "pairs_per_s", "ranks"];
     let figure = |name: &&str| stage.figures.get(*name).map(|v| format!("{name} {}", short(*v)));
     // The metric of the training comes after plain cosine.

@@ -1,10 +1,10 @@
 //! Output for people (progress bars while a job runs, a report at the end), or JSON lines for programs.
 
 mod bars;
-mod lines;
+pub(crate) mod lines;
 pub(crate) mod output;
-mod pace;
-mod report;
+pub(crate) mod pace;
+pub(crate) mod report;
 
 use std::io::IsTerminal;
 
@@ -88,7 +88,7 @@ pub fn state_word(job: &Job) -> &'static str {
     }
 }
 
-fn stage_word(stage: &Stage) -> &'static str {
+pub(crate) fn stage_word(stage: &Stage) -> &'static str {
     match stage.state() {
         StageState::Unspecified | StageState::Waiting => "waiting",
         StageState::Running => "running",

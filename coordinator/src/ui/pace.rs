@@ -11,7 +11,7 @@ const HORIZON: f64 = 30.0;
 
 /// The observed progress of a stage.
 #[derive(Debug, Default)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     phase: String,
     all: Window,
     /// Parts of the stage that use different models, whose speeds differ.
@@ -21,7 +21,7 @@ pub(super) struct Pace {
 
 impl Pace {
     /// Adds the state of the stage at the time `at`, which counts from any fixed moment.
-    pub(super) fn see(&mut self, stage: &Stage, at: Duration) {
+    pub(crate) fn see(&mut self, stage: &Stage, at: Duration) {
         // A new phase starts a new count.
         if self.phase != stage.reason {
             *self = Self {
@@ -40,7 +40,7 @@ impl Pace {
     }
 
     /// Returns `1,234 rows/s, 12 s left` or `3.2 s/step, 25 min left`; empty until there was an advance.
-    pub(super) fn text(&self, stage: &Stage) -> String {
+    pub(crate) fn text(&self, stage: &Stage) -> String {
         let Some(rate) = self.all.rate(self.now) else {
             return String::new();
         };

@@ -2,7 +2,7 @@
 
 use llink_datasets::measured::{self, Figures};
 use llink_proto::{Job, StageState};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{Style, job_json, print_line, say_json, thousands};
 
@@ -23,7 +23,9 @@ pub fn report(job: &Job, style: Style) {
         print_line(&format!("{}: succeeded in {took:.1} s", job.id));
     }
     print_line("");
-    rows(&report["counts"]);
+    for (corpus, rows) in rows(&report["counts"]) {
+        print_line(&format!("{corpus:13} {rows}"));
+    }
     measured(&report["figures"]["evaluate"]);
     if let (Some(share), Some(seconds)) = (
         report["training"]["effective_time"].as_f64(),
@@ -75,43 +77,49 @@ pub fn report(job: &Job, style: Style) {
     }
 }
 
-/// Prints the rows read, kept and dropped by reason, for each corpus.
-fn rows(counts: &Value) {
-    let Some(counts) = counts.as_object() else { return };
-    for corpus in ["pairs", "instructions", "synthesized"] {
-        let get = |name: &str| counts.get(&format!("{corpus}.{name}")).and_then(Value::as_u64);
-        let Some(read) = get("rows") else { continue };
-        let mut parts = vec![format!("{} read", thousands(read))];
-        for side in ["train", "holdout", "validation"] {
-            if let Some(rows) = get(&format!("split.{side}")) {
-                parts.push(format!("{} {side}", thousands(rows)));
-            }
+/// Returns the corpora, each with its rows read, kept and dropped by reason.
+pub(crate) fn rows(counts: &Value) -> Vec<(&'static str, String)> {
+    let Some(counts) = counts.as_object() else {
+        return Vec::new();
+    };
+    let corpora = ["pairs", "instructions", "synthesized"].into_iter();
+    corpora
+        .filter_map(|corpus| Some((corpus, rows_of(counts, corpus)?)))
+        .collect()
+}
+
+fn rows_of(counts: &Map<String, Value>, corpus: &str) -> Option<String> {
+    let get = |name: &str| counts.get(&format!("{corpus}.{name}")).and_then(Value::as_u64);
+    let mut parts = vec![format!("{} read", thousands(get("rows")?))];
+    for side in ["train", "holdout", "validation"] {
+        if let Some(rows) = get(&format!("split.{side}")) {
+            parts.push(format!("{} {side}", thousands(rows)));
         }
-        for (done, words) in [
-            ("cut", "cut to length"),
-            ("composed", "put in NFC"),
-            ("stripped", "freed of invisible characters"),
-        ] {
-            if let Some(rows) = get(done).filter(|rows| *rows > 0) {
-                parts.push(format!("{} {words}", thousands(rows)));
-            }
-        }
-        let dropped = counts.iter().filter(|(name, n)| {
-            name.strip_prefix(corpus)
-                .is_some_and(|n| n.contains("dropped_") || n.ends_with(".surplus"))
-                && n.as_u64().is_some_and(|n| n > 0)
-        });
-        for (name, count) in dropped {
-            let reason = name
-                .rsplit('.')
-                .next()
-                .unwrap_or(name)
-                .trim_start_matches("dropped_")
-                .replace('_', " ");
-            parts.push(format!("{} {reason}", thousands(count.as_u64().unwrap_or_default())));
-        }
-        print_line(&format!("{corpus:13} {}", parts.join(", ")));
     }
+    for (done, words) in [
+        ("cut", "cut to length"),
+        ("composed", "put in NFC"),
+        ("stripped", "freed of invisible characters"),
+    ] {
+        if let Some(rows) = get(done).filter(|rows| *rows > 0) {
+            parts.push(format!("{} {words}", thousands(rows)));
+        }
+    }
+    let dropped = counts.iter().filter(|(name, n)| {
+        name.strip_prefix(corpus)
+            .is_some_and(|n| n.contains("dropped_") || n.ends_with(".surplus"))
+            && n.as_u64().is_some_and(|n| n > 0)
+    });
+    for (name, count) in dropped {
+        let reason = name
+            .rsplit('.')
+            .next()
+            .unwrap_or(name)
+            .trim_start_matches("dropped_")
+            .replace('_', " ");
+        parts.push(format!("{} {reason}", thousands(count.as_u64().unwrap_or_default())));
+    }
+    Some(parts.join(", "))
 }
 
 /// Prints what `evaluate` measured.

@@ -89,6 +89,7 @@ impl Trial {
             },
             health: None,
             metrics: None,
+            page: None,
         }
     }
 

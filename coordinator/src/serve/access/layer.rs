@@ -53,11 +53,20 @@ pub(in crate::serve) struct Access {
 impl Access {
     /// Who calls.
     fn peer(&self, origin: Option<&Origin>, headers: &HeaderMap) -> Result<Peer, Status> {
+        let bearer = headers
+            .get("authorization")
+            .and_then(|v| v.to_str().ok()?.strip_prefix("Bearer "));
+        self.identify(origin, bearer.map(sha256_of).as_deref())
+    }
+
+    /// Who calls, by where they come from and the SHA-256 of the token that they show.
+    fn identify(&self, origin: Option<&Origin>, token: Option<&str>) -> Result<Peer, Status> {
+        let user = origin.and_then(|origin| origin.user);
+        let is_own_user = self.own_user.is_some_and(|own| user == Some(own) || user == Some(ROOT));
         if self.open {
-            let user = origin.and_then(|origin| origin.user);
-            return match self.own_user.is_some_and(|own| user != Some(own) && user != Some(ROOT)) {
-                false => Ok(Peer::anybody()),
-                true => Err(Status::unauthenticated(
+            return match is_own_user || self.own_user.is_none() {
+                true => Ok(Peer::anybody()),
+                false => Err(Status::unauthenticated(
                     "this coordinator serves the user alone who started it: it was started without --tokens FILE, by which it \
                      would know others, and without --insecure, by which it would serve every user of its machine",
                 )),
@@ -72,11 +81,8 @@ impl Access {
         if let Some(Ok(peer)) = by_certificate {
             return Ok(peer);
         }
-        let bearer = headers
-            .get("authorization")
-            .and_then(|v| v.to_str().ok()?.strip_prefix("Bearer "));
         if let Some(own) = &self.own_token {
-            return match bearer.is_some_and(|bearer| sha256_of(bearer) == *own) {
+            return match is_own_user || token == Some(own) {
                 true => Ok(Peer::anybody()),
                 false => Err(Status::unauthenticated(
                     "this coordinator lives for one `submit` and serves the user alone who started it: name that submit's \
@@ -84,15 +90,47 @@ impl Access {
                 )),
             };
         }
-        if let (Some(bearer), Some(tokens)) = (bearer, &self.tokens) {
-            let found = tokens.borrow().peer(bearer, OffsetDateTime::now_utc());
+        if let (Some(token), Some(tokens)) = (token, &self.tokens) {
+            let found = tokens.borrow().peer_by_hash(token, OffsetDateTime::now_utc());
             return found.map_err(Status::unauthenticated);
         }
         Err(Status::unauthenticated(match by_certificate {
             Some(Err(why)) => format!("the client's certificate does not count: {why}"),
-            _ if bearer.is_some() => "this coordinator knows no tokens: show a certificate".into(),
+            _ if token.is_some() => "this coordinator knows no tokens: show a certificate".into(),
             _ => format!("this coordinator wants to know who calls: {}", self.wanted()),
         }))
+    }
+
+    /// Lets a person look at the page `about`, who shows a token with that SHA-256 or none. A wrong token is slowed down, as that
+    /// of a call is.
+    pub(in crate::serve) async fn look(&self, origin: &Origin, token: Option<&str>, about: &str) -> Result<(), Status> {
+        let may = |peer: Peer| match peer.role.may(Need::Look) {
+            true => Ok(peer),
+            false => Err(Status::permission_denied(lacks(&peer, Need::Look))),
+        };
+        let found = self.identify(Some(origin), token).and_then(may);
+        let (outcome, reason) = match &found {
+            Ok(_) => ("ok", ""),
+            Err(status) => (DENIED, status.message()),
+        };
+        let call = Call {
+            peer: found.as_ref().map_or_else(|_| unknown(), Peer::clone),
+            from: origin.address.to_string(),
+            name: "Page/Look".into(),
+        };
+        self.note(&call, outcome, about, reason);
+        if found.is_err() && token.is_some() {
+            let wait = self
+                .slowdown
+                .wait(Some(Source::of(origin.address.ip())), Instant::now());
+            tokio::time::sleep(wait).await;
+        }
+        found.map(drop)
+    }
+
+    /// Whether a token may let somebody in.
+    pub(in crate::serve) fn knows_tokens(&self) -> bool {
+        self.tokens.is_some() || self.own_token.is_some()
     }
 
     fn wanted(&self) -> &'static str {

@@ -112,13 +112,17 @@ impl Tokens {
     /// # Errors
     /// In words that give nothing away.
     pub fn peer(&self, token: &str, now: OffsetDateTime) -> Result<Peer, String> {
-        let sha256 = sha256_of(token);
-        let (found, expires) = self.by_hash.get(&sha256).ok_or("the token is not known")?;
+        self.peer_by_hash(&sha256_of(token), now)
+    }
+
+    /// As [`Self::peer`], for who has the token's SHA-256 from the token itself.
+    pub(super) fn peer_by_hash(&self, sha256: &str, now: OffsetDateTime) -> Result<Peer, String> {
+        let (found, expires) = self.by_hash.get(sha256).ok_or("the token is not known")?;
         if expires.is_some_and(|at| at <= now) {
             return Err(format!("the token of {} has run out", found.name));
         }
         let by = Proof::Token {
-            sha256,
+            sha256: sha256.to_owned(),
             uses: found.uses,
         };
         Ok(Peer {

@@ -1,0 +1,208 @@
+//! What the page shows: looked up once a second for everybody who watches, so that watchers cost the engine nothing.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use llink_proto::{Job, JobState, StageState};
+use tokio::sync::watch;
+
+use super::curves::{Chart, Curves};
+use crate::schedule::{Cluster, Millis, WorkerView};
+use crate::serve::engine::EngineHandle;
+use crate::ui::pace::Pace;
+
+/// Between two looks.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Looks take this share of the engine's time at most.
+const SHARE: u32 = 20;
+/// The newest jobs are shown, at most so many.
+const JOBS: usize = 200;
+/// Workers that are shown at most.
+pub(super) const WORKERS: usize = 200;
+
+/// A job as it was seen last.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Seen {
+    pub(super) job: Job,
+    /// Speed and remaining time of running stages.
+    pub(super) paces: BTreeMap<String, String>,
+    /// By stage.
+    pub(super) charts: Vec<(String, Vec<Chart>)>,
+}
+
+/// Everything that was seen last.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Board {
+    /// The newest first.
+    pub(super) jobs: Vec<Arc<Seen>>,
+    /// Jobs that are not among them.
+    pub(super) older: usize,
+    pub(super) workers: Vec<WorkerView>,
+    /// How many there are.
+    pub(super) workers_total: usize,
+}
+
+impl Board {
+    pub(super) fn job(&self, id: &str) -> Option<&Arc<Seen>> {
+        self.jobs.iter().find(|seen| seen.job.id == id)
+    }
+}
+
+/// What one look finds. A job that had ended already is not looked at again.
+struct Look {
+    jobs: Vec<(String, Option<Job>)>,
+    older: usize,
+    workers: Vec<WorkerView>,
+    workers_total: usize,
+    took: Duration,
+}
+
+impl Look {
+    fn at(cluster: &Cluster, ended: &HashMap<String, Millis>) -> Self {
+        let began = Instant::now();
+        let mut ages: Vec<_> = cluster.jobs.values().map(|job| (job.submitted_at, &job.id)).collect();
+        ages.sort_unstable_by(|a, b| b.cmp(a));
+        let look = |(_, id): &(Millis, &String)| {
+            let job = cluster.jobs.get(*id)?;
+            let known = job.state != JobState::Running && ended.get(*id) == Some(&job.ended_at);
+            Some(((*id).clone(), if known { None } else { cluster.view(id) }))
+        };
+        Self {
+            jobs: ages.iter().take(JOBS).filter_map(look).collect(),
+            older: ages.len().saturating_sub(JOBS),
+            workers: cluster.worker_views(WORKERS),
+            workers_total: cluster.workers.len(),
+            took: began.elapsed(),
+        }
+    }
+}
+
+/// Remembers what earlier looks saw.
+#[derive(Default)]
+struct Watcher {
+    paces: HashMap<(String, String), Pace>,
+    curves: HashMap<String, BTreeMap<String, Curves>>,
+}
+
+impl Watcher {
+    /// The board after a look at the time `at`, which counts from any fixed moment.
+    fn see(&mut self, before: &Board, look: Look, at: Duration) -> Board {
+        let jobs = look.jobs.into_iter().filter_map(|(id, job)| match job {
+            Some(job) => Some(Arc::new(self.see_job(job, at))),
+            None => before.job(&id).cloned(),
+        });
+        let board = Board {
+            jobs: jobs.collect(),
+            older: look.older,
+            workers: look.workers,
+            workers_total: look.workers_total,
+        };
+        self.paces
+            .retain(|(id, _), _| board.job(id).is_some_and(|seen| is_running(&seen.job)));
+        self.curves.retain(|id, _| board.job(id).is_some());
+        board
+    }
+
+    fn see_job(&mut self, job: Job, at: Duration) -> Seen {
+        let mut paces = BTreeMap::new();
+        let curves = self.curves.entry(job.id.clone()).or_default();
+        for stage in job.stages.iter().filter(|stage| stage.state() == StageState::Running) {
+            let pace = self.paces.entry((job.id.clone(), stage.name.clone())).or_default();
+            pace.see(stage, at);
+            let text = pace.text(stage);
+            if !text.is_empty() {
+                paces.insert(stage.name.clone(), text);
+            }
+            curves.entry(stage.name.clone()).or_default().see(stage);
+        }
+        let charts = curves.iter().map(|(stage, curves)| (stage.clone(), curves.charts()));
+        Seen {
+            charts: charts.filter(|(_, charts)| !charts.is_empty()).collect(),
+            paces,
+            job,
+        }
+    }
+}
+
+fn is_running(job: &Job) -> bool {
+    job.state() == JobState::Running
+}
+
+/// Looks until `stopped`, and once more after that.
+pub(super) async fn keep(engine: EngineHandle, board: watch::Sender<Arc<Board>>, mut stopped: watch::Receiver<bool>) {
+    let (mut watcher, began) = (Watcher::default(), Instant::now());
+    loop {
+        let is_last = *stopped.borrow();
+        let before = board.borrow().clone();
+        let ended = before.jobs.iter().filter(|seen| !is_running(&seen.job));
+        let ended: HashMap<String, Millis> = ended.map(|seen| (seen.job.id.clone(), seen.job.ended_at)).collect();
+        let Ok(look) = engine.call(move |e| Look::at(&e.cluster, &ended)).await else {
+            return;
+        };
+        let wait = INTERVAL.max(look.took * SHARE);
+        board.send_replace(Arc::new(watcher.see(&before, look, began.elapsed())));
+        if is_last {
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            // Without a sender nobody serves any more.
+            changed = stopped.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use llink_proto::Stage;
+
+    use super::*;
+
+    fn look(done: u64, state: JobState) -> Look {
+        let stage = Stage {
+            name: "align".into(),
+            state: StageState::Running.into(),
+            unit: "steps".into(),
+            reason: "train".into(),
+            done,
+            total: 100,
+            figures: [("loss".to_owned(), 1.0 / done as f64)].into(),
+            ..Stage::default()
+        };
+        let job = Job {
+            id: "a".into(),
+            state: state.into(),
+            stages: vec![stage],
+            ..Job::default()
+        };
+        Look {
+            jobs: vec![("a".into(), Some(job))],
+            older: 0,
+            workers: Vec::new(),
+            workers_total: 0,
+            took: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn a_running_job_has_its_pace_and_curves_and_an_ended_one_keeps_its_curves() {
+        let (mut watcher, mut board) = (Watcher::default(), Board::default());
+        for second in 1..5 {
+            board = watcher.see(&board, look(second, JobState::Running), Duration::from_secs(second));
+        }
+        let seen = board.job("a").unwrap();
+        assert_eq!(seen.paces["align"], "1.0 steps/s, 2 min left");
+        assert_eq!(seen.charts[0].1[0].steps, [1, 2, 3, 4]);
+        let ended = watcher.see(&board, look(100, JobState::Succeeded), Duration::from_secs(9));
+        assert!(watcher.paces.is_empty());
+        // What ended is not looked at again.
+        let known = Look {
+            jobs: vec![("a".into(), None)],
+            ..look(0, JobState::Succeeded)
+        };
+        let later = watcher.see(&ended, known, Duration::from_secs(10));
+        assert_eq!(later.job("a"), ended.job("a"));
+        assert_eq!(later.job("a").unwrap().charts[0].1[0].steps.last(), Some(&100));
+    }
+}

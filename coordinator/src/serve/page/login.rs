@@ -1,0 +1,140 @@
+//! How a browser shows a token: by a form, once, and then by a cookie that only this coordinator's page takes.
+//!
+//! The cookie holds the token's SHA-256 and a seal of this process, so whoever gets hold of it can look at the page until the
+//! coordinator ends, and nothing else.
+
+use axum::http::HeaderMap;
+
+use crate::serve::access::sha256_of;
+
+/// Bytes of a form at most.
+pub(super) const FORM_BYTES: usize = 4 << 10;
+/// A working day.
+const LASTS_S: u32 = 12 * 60 * 60;
+
+/// Makes and reads cookies.
+#[derive(Debug)]
+pub(super) struct Cookies {
+    /// Cookies of one host go to all of its ports.
+    name: String,
+    key: String,
+    secure: bool,
+}
+
+impl Cookies {
+    /// For the page on `port`, behind TLS where `secure` says so. `key` is a secret of this process.
+    pub(super) fn new(port: u16, key: String, secure: bool) -> Self {
+        let name = format!("llink-{port}");
+        Self { name, key, secure }
+    }
+
+    /// The SHA-256 of the token that a request shows: by a cookie, or as calls do.
+    pub(super) fn token(&self, headers: &HeaderMap) -> Option<String> {
+        let bearer = headers
+            .get("authorization")
+            .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+        bearer.map(sha256_of).or_else(|| self.unsealed(headers))
+    }
+
+    fn unsealed(&self, headers: &HeaderMap) -> Option<String> {
+        let cookies = headers
+            .get_all("cookie")
+            .into_iter()
+            .filter_map(|value| value.to_str().ok());
+        let mut pairs = cookies
+            .flat_map(|value| value.split(';'))
+            .filter_map(|pair| pair.trim().split_once('='));
+        let (_, value) = pairs.find(|(name, _)| *name == self.name)?;
+        let (token, seal) = value.split_once('.')?;
+        // Hashes are compared, so that the time it takes tells nothing of the seal.
+        (sha256_of(seal) == sha256_of(&self.seal(token))).then(|| token.to_owned())
+    }
+
+    /// The cookie for who has shown this token.
+    pub(super) fn set(&self, token: &str) -> String {
+        let sha256 = sha256_of(token);
+        let seal = self.seal(&sha256);
+        let secure = if self.secure { "; Secure" } else { "" };
+        format!(
+            "{}={sha256}.{seal}; Path=/; Max-Age={LASTS_S}; HttpOnly; SameSite=Strict{secure}",
+            self.name
+        )
+    }
+
+    fn seal(&self, sha256: &str) -> String {
+        sha256_of(&format!("{} {sha256}", self.key))
+    }
+}
+
+/// The token in a form.
+pub(super) fn token_in(form: &[u8]) -> Option<String> {
+    let mut fields = url::form_urlencoded::parse(form);
+    let (_, token) = fields.find(|(name, _)| name == "token")?;
+    Some(token.trim().to_owned())
+}
+
+/// Whether a browser that asks for `host` means this machine by its number or as localhost. A page elsewhere whose name is
+/// turned to this address says its own name.
+pub(super) fn is_this_machine(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost") || address.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(name: &'static str, value: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(name, value.parse().unwrap());
+        headers
+    }
+
+    #[test]
+    fn a_cookie_stands_for_its_token_here_and_nowhere_else() {
+        let cookies = Cookies::new(7080, "key".into(), true);
+        let set = cookies.set("secret");
+        assert!(
+            set.ends_with("; HttpOnly; SameSite=Strict; Secure") && !set.contains("secret"),
+            "{set}"
+        );
+        let pair = set.split(';').next().unwrap();
+        let shown = with("cookie", &format!("other=1; {pair}"));
+        assert_eq!(cookies.token(&shown), Some(sha256_of("secret")));
+        assert_eq!(
+            cookies.token(&with("authorization", "Bearer secret")),
+            Some(sha256_of("secret"))
+        );
+        for other in [
+            Cookies::new(7081, "key".into(), true),
+            Cookies::new(7080, "other".into(), true),
+        ] {
+            assert_eq!(other.token(&shown), None);
+        }
+        // Whoever knows the hash alone, from the token file, has no seal.
+        let forged = format!("llink-7080={}.{}", sha256_of("secret"), sha256_of("guess"));
+        assert_eq!(cookies.token(&with("cookie", &forged)), None);
+    }
+
+    #[test]
+    fn a_form_holds_a_token_and_only_this_machine_is_meant_by_loopback() {
+        assert_eq!(token_in(b"token=+a%2Bb%0A&x=1"), Some("a+b".to_owned()));
+        assert_eq!(token_in(b"other=1"), None);
+        for here in ["127.0.0.1:7080", "[::1]:7080", "localhost", "LOCALHOST:1", "127.1.2.3"] {
+            assert!(is_this_machine(here), "{here}");
+        }
+        for elsewhere in [
+            "evil.example:7080",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example",
+            "",
+            "10.0.0.1",
+        ] {
+            assert!(!is_this_machine(elsewhere), "{elsewhere}");
+        }
+    }
+}
