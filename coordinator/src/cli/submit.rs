@@ -126,7 +126,7 @@ impl Submit {
             Ok(job) => {
                 ui::warnings(&job, style);
                 if let Some(page) = &running.page {
-                    crate::ui::output::tell(&format!("watch it in a browser: {page}"));
+                    ui::output::tell(&format!("watch it in a browser: {page}"));
                 }
                 let mut stopper = client.clone();
                 let given_up = workers.given_up();

@@ -61,7 +61,7 @@ impl TaskControl {
     }
 
     /// Sets figures that are shown to people.
-    pub fn show(&self, figures: impl IntoIterator<Item = (&'static str, f64)>) {
+    pub fn show(&self, figures: impl IntoIterator<Item = (impl Into<String>, f64)>) {
         let mut state = self.state();
         for (name, value) in figures {
             state.progress.figures.insert(name.into(), value);

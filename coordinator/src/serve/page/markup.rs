@@ -81,10 +81,9 @@ pub(super) fn overview(board: &Board, plans: &[(usize, Job)]) -> Vec<Part> {
         .iter()
         .filter(|seen| seen.job.state() == JobState::Running)
         .count();
+    let all = count(board.jobs.len() + board.older, "job");
     let said = format!(
-        "{} of {} run, {}",
-        running,
-        count(board.jobs.len() + board.older, "job"),
+        "{all}, {running} of them running; {}",
         count(board.workers_total, "worker")
     );
     let mut parts = vec![
@@ -298,7 +297,7 @@ fn said(job: &Job) -> String {
 fn summary(job: &Job) -> Markup {
     html! {
         dl {
-            dt { "State" } dd { (state(state_word(job))) @if !job.reason.is_empty() { " " (text(&job.reason)) } }
+            dt { "State" } dd { (state(state_word(job))) @if job.failure.is_none() && !job.reason.is_empty() { " " (text(&job.reason)) } }
             dt { "Job" } dd { code { (text(&job.id)) } }
             dt { "Output" } dd { code { (text(&job.output_url)) } }
             @if job.submitted_at > 0 { dt { "Submitted" } dd { (moment(job.submitted_at)) } }

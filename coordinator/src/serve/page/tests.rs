@@ -90,7 +90,7 @@ async fn the_page_brings_all_that_it_needs_and_ends_its_streams_when_the_coordin
     assert!(live.contains("text/event-stream"), "{live}");
     let at = address(&running).to_owned();
     let mut tcp = TcpStream::connect(&at).await.unwrap();
-    tcp.write_all(format!("GET /live/ HTTP/1.1\r\nHost: {at}\r\n\r\n").as_bytes())
+    tcp.write_all(format!("GET /live/ HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n").as_bytes())
         .await
         .unwrap();
     let mut first = [0; 64];
