@@ -1,4 +1,4 @@
-//! Which waiting task goes to which idle worker.
+//! The assignment of waiting tasks to idle workers.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -9,18 +9,18 @@ use super::timers::Due;
 use super::turns::Limit;
 use super::{Action, Cluster, Effects, Lease, Level, Member, MemberState, Millis, TaskRecord, TaskState};
 
-/// Why a task that waits is not leased.
+/// The reason why a waiting task is not leased.
 #[derive(Debug, PartialEq, Eq)]
 enum Wait {
-    /// It failed a moment ago, and is tried again after so long.
+    /// The task failed, and is tried again after this time.
     Backoff(Millis),
-    /// Nobody is there.
+    /// No worker is connected. `expected` says whether one is on its way.
     NoWorker { expected: bool },
-    /// So many workers are there, all of them busy.
+    /// All of this number of workers are busy.
     Busy(usize),
-    /// Its job has all the workers that it may have.
+    /// The task's job holds as many workers as it may.
     Held(Limit),
-    /// A gang waits for ranks.
+    /// A gang waits for more ranks.
     Gathers {
         wanted: usize,
         idle: usize,
@@ -51,7 +51,7 @@ impl fmt::Display for Wait {
 }
 
 impl Cluster {
-    /// Leases every task that can be. Costs nothing while nobody is free.
+    /// Leases every task that can be leased. It costs nothing while no worker is free.
     pub fn dispatch(&mut self, now: Millis, fx: &mut Effects) {
         self.tasks.pass(now);
         if self.workers.idle().is_empty() {
@@ -65,16 +65,17 @@ impl Cluster {
                     let members = self.workers.idle().iter().take(ranks).cloned().collect();
                     self.lease(task.id, members, now, fx);
                 }
-                // Other jobs' small tasks would otherwise take each worker as it comes free, for ever.
+                // Otherwise small tasks of other jobs would take each worker as it becomes free, and the gang would
+                // never form.
                 Err(Wait::Gathers { workers, min, .. }) if workers >= min => return,
                 Err(_) => drop(passed.insert(task.job.clone())),
             }
         }
     }
 
-    /// Gives workers that embed their next shard, so that reading, tokenizing and writing happen while the device computes. Only by the
-    /// model that is loaded there, for two may not fit at once; and only while more shards wait than there are workers: the last ones
-    /// go to whoever is free first.
+    /// Leases workers that embed their next shard, so that reading, tokenizing and writing overlap with the device's
+    /// work. The shard must use the model that is loaded, because two may not fit. More shards must wait than there are
+    /// workers, so that the last shards go to the first free workers.
     fn lease_ahead(&mut self, now: Millis, fx: &mut Effects) {
         if !self.workers.anybody_takes_ahead() {
             return;
@@ -98,12 +99,12 @@ impl Cluster {
         }
     }
 
-    /// Whether a waiting task's job has all the workers that it may have.
+    /// Returns whether a waiting task's job holds as many workers as it may.
     pub(super) fn is_held(&self, task: &TaskRecord) -> bool {
         matches!(self.ranks_for(task, self.tasks.now()), Err(Wait::Held(_)))
     }
 
-    /// What a waiting task waits for, in words.
+    /// Returns what a waiting task waits for, in words.
     pub(super) fn waits_for(&self, task: &TaskRecord) -> String {
         let waits = self.ranks_for(task, self.tasks.now()).err();
         waits.map_or_else(
@@ -112,7 +113,7 @@ impl Cluster {
         )
     }
 
-    /// How many of the workers that are idle now run the task.
+    /// Returns how many of the idle workers run the task now.
     fn ranks_for(&self, task: &TaskRecord, now: Millis) -> Result<usize, Wait> {
         let TaskState::Waiting { since, not_before } = task.state else {
             return Err(Wait::Busy(0));

@@ -1,4 +1,4 @@
-//! What a step leaves to be saved and done.
+//! The effects of a step: what must be saved, and the actions that follow.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,61 +10,61 @@ use llink_proto::{Abort, Assignment};
 use super::{Lease, Member, MemberState, Millis, Pack, Packed, TaskRecord, Work};
 use crate::plan::{Claim, StageName};
 
-/// What a step leaves to be saved and done, in this order.
+/// The effects of a step. The fields stand in the order in which they are saved and done.
 #[derive(Debug, Default)]
 pub struct Effects {
-    /// Jobs (with their stages) to save.
+    /// The ids of jobs to save with their stages.
     pub jobs: BTreeSet<String>,
-    /// Tasks to save.
+    /// The ids of tasks to save.
     pub tasks: BTreeSet<u64>,
-    /// Stages whose manifest is to be saved, and is not what it was.
+    /// The stages whose manifest has changed and is to be saved.
     pub manifests: BTreeSet<(String, StageName)>,
-    /// Specs to save, of tasks that are new.
+    /// The packs of new tasks' specs to save.
     pub packs: Vec<Arc<Pack>>,
-    /// Tasks to forget: their stage is planned anew.
+    /// The ids of tasks to delete, because their stage is planned anew.
     pub dropped_tasks: BTreeSet<u64>,
-    /// Specs that no task has any more.
+    /// The ids of packs that no task uses any more.
     pub dropped_packs: BTreeSet<u64>,
-    /// Jobs of which the events about single tasks are to be forgotten.
+    /// The ids of folded jobs, whose events about single tasks are deleted.
     pub folded: BTreeSet<String>,
-    /// Things that happened.
+    /// The events to record.
     pub events: Vec<Happening>,
-    /// Leases that ended.
+    /// The attempts that ended.
     pub attempts: Vec<Attempt>,
-    /// What to do once all that is saved.
+    /// The actions to take once all of that is saved.
     pub actions: Vec<Action>,
 }
 
-/// Something that happened, for the log.
+/// An event for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Happening {
-    /// When.
+    /// The time of the event.
     pub at: Millis,
-    /// To which job.
+    /// The id of the job.
     pub job: String,
-    /// In which stage, or empty.
+    /// The name of the stage, or an empty text.
     pub stage: String,
-    /// To which task, or 0.
+    /// The id of the task, or 0.
     pub task: u64,
-    /// How bad it is.
+    /// The severity.
     pub level: Level,
-    /// What.
+    /// The message.
     pub text: String,
 }
 
-/// How bad a happening is.
+/// The severity of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
-    /// As expected.
+    /// An expected event.
     Info,
-    /// Worth a look.
+    /// An event that deserves attention.
     Warn,
     /// A failure.
     Error,
 }
 
 impl Level {
-    /// The word in the log.
+    /// Returns the word for the level in the log.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -75,88 +75,89 @@ impl Level {
     }
 }
 
-/// A member's part in a lease, for the record.
+/// The record of one member's part in a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt {
-    /// The task.
+    /// The id of the task.
     pub task: u64,
-    /// The lease.
+    /// The token of the lease.
     pub token: u64,
-    /// The member.
+    /// The id of the worker.
     pub worker: String,
-    /// Its rank.
+    /// The rank of the member.
     pub rank: u32,
-    /// When it began.
+    /// The time when the lease began.
     pub began: Millis,
-    /// When it ended.
+    /// The time when the member ended.
     pub ended: Millis,
-    /// How it ended.
+    /// How the member ended, in words.
     pub outcome: String,
 }
 
-/// What the coordinator's edges must do.
+/// An action for the coordinator's edges.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     /// Tell a worker to start.
     Start {
-        /// The worker.
+        /// The id of the worker.
         worker: String,
-        /// The lease.
+        /// The assignment under the new lease.
         assignment: Box<Assignment>,
     },
     /// Tell a worker to stop.
     Abort {
-        /// The worker.
+        /// The id of the worker.
         worker: String,
-        /// Which lease, and why.
+        /// The lease to stop, and the reason.
         abort: Abort,
     },
-    /// Look whether a stage is committed under its key with all its files, and claim it if it is not; answer with
-    /// [`Cluster::looked_up`].
+    /// Look up whether a stage is committed under its key with all its files, and claim it if it is not. The answer
+    /// goes to [`Cluster::looked_up`].
     LookUp {
-        /// Which stage.
+        /// The work to look up.
         work: Work,
-        /// The claim under which its tasks were computed so far.
+        /// The claim under which the tasks ran so far.
         claim: Option<Claim>,
-        /// Files that tasks of this stage wrote before, with their sizes: they count only while they are there.
+        /// The files that tasks of this stage wrote before, with their sizes in bytes. They count only while they are
+        /// there.
         kept: BTreeMap<String, u64>,
     },
-    /// Look whether the stage's files are there and write its manifest, last of all; answer with [`Cluster::committed`].
+    /// Check the stage's files and write its manifest last. The answer goes to [`Cluster::committed`].
     Commit {
-        /// Which stage.
+        /// The work to commit.
         work: Work,
-        /// What it was computed under.
+        /// The claim under which the tasks ran.
         claim: Claim,
-        /// What the stage made.
+        /// The manifest to write.
         manifest: Box<Manifest>,
     },
-    /// Give up a claim: no job here wants the stage any more.
+    /// Give up a claim, because no job of this coordinator wants the stage any more.
     Release {
-        /// Which stage.
+        /// The work that is claimed.
         work: Work,
-        /// The claim.
+        /// The claim to give up.
         claim: Claim,
     },
-    /// A worker was given up: close its stream, if it has one.
+    /// Close the stream of a worker that was given up, if it has one.
     Forget {
-        /// The worker.
+        /// The id of the worker.
         worker: String,
     },
-    /// Write the job's report; answer with [`Cluster::published`].
+    /// Write the job's report. The answer goes to [`Cluster::published`].
     Publish {
-        /// The job.
+        /// The id of the job.
         job: String,
-        /// The job's output.
+        /// The job's output URL.
         output: String,
-        /// JSON.
+        /// The report as JSON.
         report: String,
-        /// What the job made, with sizes: it has succeeded only if all of it is there.
+        /// The files that the job made, with their sizes in bytes. The job has succeeded only if all of them are there.
         files: BTreeMap<String, u64>,
     },
 }
 
 impl Effects {
-    /// Whether there is nothing to save.
+    /// Returns whether there is nothing to save.
     #[must_use]
     pub fn change_nothing(&self) -> bool {
         let Self {
@@ -179,7 +180,7 @@ impl Effects {
             && attempts.is_empty()
     }
 
-    /// Specs of tasks that are new, once for each pack.
+    /// Adds the packs of new tasks, each pack once.
     pub(super) fn add_packs(&mut self, packed: &[Packed]) {
         for packed in packed {
             if self.packs.last().is_none_or(|last| !Arc::ptr_eq(last, &packed.pack)) {
@@ -188,7 +189,7 @@ impl Effects {
         }
     }
 
-    /// A task has its spec no more: its pack is dropped when it was the last of it.
+    /// Drops the pack of a task's spec if no other task uses it.
     pub(super) fn drop_pack(&mut self, of_task: Option<Packed>) {
         let Some(Packed { pack, .. }) = of_task else { return };
         self.packs.retain(|new| new.id != pack.id || Arc::strong_count(new) > 2);
@@ -197,7 +198,7 @@ impl Effects {
         }
     }
 
-    /// A lease ends for the members that still are at work.
+    /// Records the end of a lease for the members that are still at work.
     pub(super) fn ended(&mut self, task: u64, token: u64, lease: &Lease, now: Millis, outcome: &str) {
         let at_work = lease.members.iter().enumerate();
         let at_work = at_work.filter(|(_, member)| member.state == MemberState::Running);
@@ -212,7 +213,7 @@ impl Effects {
         }));
     }
 
-    /// Every member of a lease is told to stop.
+    /// Tells every member of a lease to stop.
     pub(super) fn abort(&mut self, task_id: u64, token: u64, lease: &Lease, reason: &str) {
         let abort = |member: &Member| Action::Abort {
             worker: member.worker.clone(),

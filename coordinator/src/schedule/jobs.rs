@@ -1,4 +1,4 @@
-//! A job's way through its stages.
+//! The course of a job through its stages.
 
 use std::collections::BTreeMap;
 
@@ -10,28 +10,28 @@ use crate::job::JobFile;
 use crate::plan::{self, Inputs, PlanError, StageName};
 use crate::report;
 
-/// A job as it is submitted.
+/// A submitted job.
 #[derive(Debug, Clone)]
 pub struct NewJob {
-    /// Derived from its content.
+    /// The id, derived from the job's content.
     pub id: String,
-    /// Who submitted it first, where callers say who they are.
+    /// The person who submitted the job first, where callers are authenticated.
     pub owner: Option<String>,
-    /// The file, its paths absolute.
+    /// The job file with absolute paths.
     pub file: JobFile,
-    /// Stamps of the files it reads from outside.
+    /// The stamps of the external files that the job reads.
     pub stamps: BTreeMap<String, String>,
 }
 
 impl Cluster {
-    /// Starts a job, or starts it again: what it finished before is kept. A job that runs already is left alone.
+    /// Starts a job, or starts it again with all that it finished before. A job that already runs is left alone.
     pub fn submit(&mut self, new: NewJob, now: Millis, fx: &mut Effects) {
         let id = new.id.clone();
         let known = self.jobs.get(&id).map(|j| j.state);
         if known == Some(JobState::Running) {
             return;
         }
-        // Keys and tasks stay: a stage whose key comes out the same goes on where it stopped.
+        // Keys and tasks stay. A stage whose key is the same continues where it stopped.
         let old = self.jobs.remove(&id);
         if let Some(old) = &old {
             self.ended.remove(&(old.ended_at, id.clone()));
@@ -71,7 +71,7 @@ impl Cluster {
     /// Starts a job that failed or was cancelled again.
     ///
     /// # Errors
-    /// When there is no such job.
+    /// An error says that there is no such job.
     pub fn resume(&mut self, id: &str, now: Millis, fx: &mut Effects) -> Result<(), String> {
         let job = self.jobs.get(id).ok_or_else(|| format!("there is no job {id}"))?;
         let again = NewJob {
@@ -84,7 +84,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Jobs that were running when the coordinator stopped go on.
+    /// Continues the jobs that were running when the coordinator stopped.
     pub fn wake(&mut self, now: Millis, fx: &mut Effects) {
         for id in self.running.clone() {
             if let Some(job) = self.jobs.get_mut(&id) {
@@ -96,7 +96,7 @@ impl Cluster {
         }
     }
 
-    /// Jobs that were running when the coordinator stopped are ended: nobody asked this one to go on with them.
+    /// Ends the jobs that were running when the coordinator stopped, because nobody asked this one to continue them.
     pub fn interrupt(&mut self, now: Millis, fx: &mut Effects) {
         for id in self.running.clone() {
             let why = "its coordinator ended before it did: submit it again to go on";
@@ -105,10 +105,10 @@ impl Cluster {
         }
     }
 
-    /// Stops a job.
+    /// Cancels a job.
     ///
     /// # Errors
-    /// When there is no such job.
+    /// An error says that there is no such job.
     pub fn cancel(&mut self, id: &str, now: Millis, fx: &mut Effects) -> Result<(), String> {
         let job = self.jobs.get(id).ok_or_else(|| format!("there is no job {id}"))?;
         if job.state == JobState::Running {
@@ -118,7 +118,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Begins the next stage that is not complete, or ends the job.
+    /// Starts the next stage that is not complete, or ends the job.
     pub(super) fn advance(&mut self, id: &str, now: Millis, fx: &mut Effects) {
         fx.jobs.insert(id.into());
         let Some(job) = self.jobs.get(id) else { return };
@@ -151,7 +151,7 @@ impl Cluster {
         self.pursue(id, name, now, fx);
     }
 
-    /// Every stage is complete: the report is written, and the job succeeds once it is there.
+    /// Writes the report, since every stage is complete. The job succeeds once the report is written.
     fn publish(&mut self, id: &str, now: Millis, fx: &mut Effects) {
         let Some(job) = self.jobs.get_mut(id) else { return };
         let report = report::build(job, now);
@@ -167,7 +167,7 @@ impl Cluster {
         });
     }
 
-    /// The job's report was written, or could not be.
+    /// Takes the outcome of writing the job's report.
     pub fn published(&mut self, id: &str, written: Result<(), Failure>, now: Millis, fx: &mut Effects) {
         let complete = |j: &Job| j.state == JobState::Running && j.stages.iter().all(Stage::is_complete);
         if !self.jobs.get(id).is_some_and(complete) {
@@ -209,7 +209,7 @@ impl Cluster {
         for stage in &mut job.stages {
             if matches!(stage.state, StageState::Running | StageState::Waiting) && state != JobState::Succeeded {
                 stage.state = StageState::Cancelled;
-                // The failure itself is told once, by the stage that it happened in.
+                // The stage where the failure happened reports it once.
                 stage.reason = match state {
                     JobState::Failed => "the job failed before".into(),
                     _ => format!("the job was stopped: {reason}"),
@@ -231,7 +231,7 @@ impl Cluster {
 
 fn reset(stage: Stage, now: Millis) -> Stage {
     Stage {
-        // What a complete stage took is told by its manifest.
+        // The manifest of a complete stage holds its time.
         spent_before: if stage.is_complete() { 0 } else { stage.spent(now) },
         state: StageState::Waiting,
         reason: String::new(),

@@ -1,19 +1,19 @@
-//! How long what is known of ended jobs is kept. After that a job is folded: its tasks, their attempts and the events about them
-//! are forgotten. What it was, how it ended, its stages, figures, warnings, failures and report stay.
+//! The limits on how long the tasks of ended jobs are kept. After that a job is folded: its tasks, their attempts and
+//! the events about them are deleted. The job's file, end, stages, figures, warnings, failures and report stay.
 
 use super::{Cluster, Effects, Millis};
 
-/// How long tasks of ended jobs are kept.
+/// The limits on how long the tasks of ended jobs are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keep {
-    /// So long after the job's end.
+    /// The time after the job's end.
     pub millis: Millis,
-    /// Of so many jobs, the newest that ended.
+    /// The number of jobs, the newest that ended.
     pub jobs: usize,
 }
 
 impl Default for Keep {
-    /// For ever.
+    /// Sets no limit.
     fn default() -> Self {
         Self {
             millis: Millis::MAX,
@@ -23,7 +23,7 @@ impl Default for Keep {
 }
 
 impl Cluster {
-    /// Folds the ended job that is due first, if one is. The others have their turn with the next ticks.
+    /// Folds the ended job that is due first, if one is due. Each tick folds one job at most.
     pub(super) fn fold_ended(&mut self, now: Millis, fx: &mut Effects) {
         let Some((ended_at, _)) = self.ended.first() else {
             return;
@@ -42,7 +42,7 @@ impl Cluster {
         for stage in &mut job.stages {
             tasks.extend(std::mem::take(&mut stage.phases).concat());
             if let Some(manifest) = &mut stage.manifest {
-                // The store has all of it.
+                // The manifest in the store has all of them.
                 manifest.artifacts = Vec::new();
                 fx.manifests.insert((id.to_owned(), stage.name));
             }

@@ -1,44 +1,45 @@
-//! What workers say, and what becomes of their leases.
+//! Reports of workers, and what they do to leases.
 
 use llink_proto::{Abort, Failure, FailureKind, RegisterRequest, TaskProgress, TaskResult};
 
 use super::timers::Due;
 use super::{Action, Cluster, Effects, Level, MemberState, Millis, TaskState, Worker};
 
-/// Leases that a worker may hold beside the one at work, whatever it asks for: others would wait for what it does not begin.
+/// The most leases that a worker may hold ahead of the one at work, whatever it asks for. More would keep tasks from
+/// workers that could begin them.
 pub const MOST_LEASES_AHEAD: u32 = 4;
 
-/// How a worker says a task ended.
+/// The outcome of a task as a worker reports it.
 #[derive(Debug, Clone)]
 pub enum Outcome {
-    /// Done, with what it wrote.
+    /// The task is done, with this result.
     Done(TaskResult),
-    /// Failed.
+    /// The task failed.
     Failed(Failure),
 }
 
-/// Whether a report counts.
+/// The answer to a worker's report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reported {
-    /// It does.
+    /// The report counts.
     Accepted,
-    /// It does not: the lease is over.
+    /// The report does not count, for this reason.
     Refused(String),
 }
 
-/// Where a gang's rendezvous stands.
+/// The state of a gang's rendezvous.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rendezvous {
-    /// Everybody is there: their addresses, by rank.
+    /// All ranks are there. The addresses are in rank order.
     Complete(Vec<String>),
-    /// Ranks are missing.
+    /// Some ranks are missing.
     Waiting,
-    /// The lease is over.
+    /// The lease is over. The text says so.
     Refused(String),
 }
 
 impl Cluster {
-    /// A worker joins. Its id, under which it asks for assignments.
+    /// Registers a worker and returns its id.
     pub fn register(&mut self, mut info: RegisterRequest, now: Millis) -> String {
         info.leases_ahead = info.leases_ahead.min(MOST_LEASES_AHEAD);
         let id = format!("w{}-{}", self.next_worker, info.name);
@@ -58,18 +59,18 @@ impl Cluster {
         id
     }
 
-    /// A worker's stream is open: from now on it is given work.
+    /// Notes that a worker's stream is open. From now on it is given work.
     pub fn listens(&mut self, worker: &str) {
         self.workers.change(worker, |worker| worker.listening = true);
     }
 
-    /// A worker is gone: it broke the connection, or said goodbye.
+    /// Removes a worker that closed its connection or said that it ends.
     pub fn worker_gone(&mut self, worker: &str, why: &str, now: Millis, fx: &mut Effects) {
         let Some(gone) = self.workers.remove(worker) else {
             return;
         };
         for (place, (task, token)) in gone.seats.into_iter().enumerate() {
-            // What it only held ahead is not what it was lost over.
+            // A lease that was only held ahead is not the cause of the loss.
             let ended = match place {
                 0 => MemberState::Lost(why.into()),
                 _ => MemberState::LostAhead(why.into()),
@@ -78,11 +79,12 @@ impl Cluster {
         }
     }
 
-    /// Renews leases. Answers with the leases that the worker no longer holds, or `None` if it is not known.
+    /// Renews the leases that a heartbeat names. Returns those that the worker no longer holds, or `None` for an
+    /// unknown worker.
     pub fn heartbeat(&mut self, worker: &str, running: &[TaskProgress], now: Millis) -> Option<Vec<Abort>> {
         let deadline = now + self.timing.lease;
         let seats = self.workers.beat(worker, deadline)?.to_vec();
-        // A lease that is over, and that the worker does not speak of: it holds its worker no longer.
+        // A lease that is over and that the worker does not name holds the worker no longer.
         let holds = |&(task, token): &(u64, u64)| {
             running.iter().any(|p| (p.task_id, p.token) == (task, token)) || self.works_on(worker, task, token)
         };
@@ -111,7 +113,7 @@ impl Cluster {
         Some(aborts)
     }
 
-    /// Whether `worker` is at work under that lease.
+    /// Returns whether `worker` is at work under that lease.
     fn works_on(&self, worker: &str, task: u64, token: u64) -> bool {
         let task = self.tasks.get(&task).filter(|t| t.token == token);
         let Some(TaskState::Leased(lease)) = task.map(|t| &t.state) else {
@@ -121,7 +123,7 @@ impl Cluster {
         lease.members.iter().any(at_work)
     }
 
-    /// A worker says how a task ended.
+    /// Takes the outcome of a task from a worker.
     pub fn report(
         &mut self,
         worker: &str,
@@ -134,7 +136,7 @@ impl Cluster {
         let leaves = matches!(&outcome, Outcome::Failed(f) if f.kind() == FailureKind::Stopped);
         self.workers.change(worker, |worker| {
             worker.seats.retain(|seat| *seat != (task, token));
-            // Who leaves is on its way out: no more work for it.
+            // A worker that is ending gets no more work.
             worker.listening &= !leaves;
         });
         let Some(record) = self.tasks.get(&task) else {
@@ -153,7 +155,7 @@ impl Cluster {
             return Reported::Refused(format!("worker {worker} holds no seat in task {task}"));
         };
         match outcome {
-            // Rank 0 writes what the gang made, so its word decides.
+            // Rank 0 writes the gang's result, so its report decides.
             Outcome::Done(result) if rank == 0 && lease.breaking_since.is_none() => {
                 self.task_done(task, result, now, fx);
             }
@@ -166,7 +168,7 @@ impl Cluster {
         Reported::Accepted
     }
 
-    /// A rank says where it listens; once all have, each is told of the others.
+    /// Takes the address of a rank. Once all ranks have one, each rank gets all addresses.
     pub fn rendezvous(&mut self, worker: &str, task: u64, token: u64, address: &str) -> Rendezvous {
         let over = || Rendezvous::Refused(format!("the lease of task {task} with token {token} is over"));
         let Some(lease) = self.tasks.lease_mut(task, token) else {
@@ -183,8 +185,8 @@ impl Cluster {
         all.map_or(Rendezvous::Waiting, Rendezvous::Complete)
     }
 
-    /// Time passes: silent workers are given up, leases that ran out are broken, and other coordinators' work is looked at again.
-    /// Costs nothing for what is not due.
+    /// Advances the time: gives up silent workers, breaks expired leases, and looks again at the work of other
+    /// coordinators. It costs nothing for entries that are not due.
     pub fn tick(&mut self, now: Millis, fx: &mut Effects) {
         self.forgive_own_absence(now);
         for due in self.timers.take_due(now) {
@@ -223,11 +225,11 @@ impl Cluster {
         }
     }
 
-    /// When this coordinator itself was away (stopped, suspended, starved), heartbeats could not come through: nobody is
-    /// given up for that time.
+    /// Extends all leases after the coordinator itself was stopped, suspended or starved. No heartbeat could reach it
+    /// then, so no worker is given up for that time.
     fn forgive_own_absence(&mut self, now: Millis) {
         let away = now - std::mem::replace(&mut self.ticked, now);
-        // The first tick has no one before it.
+        // The first tick has no tick before it.
         if away <= self.timing.lease / 2 || away == now {
             return;
         }

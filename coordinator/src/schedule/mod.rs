@@ -1,7 +1,7 @@
-//! Who does what, when: a state machine over jobs, tasks, leases and workers.
+//! The scheduler: a state machine over jobs, tasks, leases and workers.
 //!
-//! Every method takes the time and returns what must be saved and done; nothing in here reads a clock, a disk or a
-//! network, so a simulation can drive it with any order of events.
+//! Every method takes the time and returns what must be saved and done. No code here reads a clock, a disk or a
+//! network, so the simulation can drive it with any order of events.
 
 mod dispatch;
 mod effects;
@@ -40,21 +40,21 @@ use timers::Timers;
 pub use view::{LeaseView, WorkerView};
 pub use workers::Workers;
 
-/// Milliseconds since the Unix epoch.
+/// A time or a duration in milliseconds. Times count from the Unix epoch.
 pub type Millis = i64;
 
-/// How patient the scheduler is.
+/// The time limits and retry limits of the scheduler.
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
-    /// A lease ends this long after the last heartbeat that named it.
+    /// The time from the last heartbeat that named a lease to the lease's end.
     pub lease: Millis,
-    /// How long a gang waits for all the ranks it wants before it starts with fewer.
+    /// The time for which a gang waits for all the ranks it wants, before it starts with fewer.
     pub gather: Millis,
-    /// A failed task waits this long, doubled each time.
+    /// The delay before a failed task is tried again. It doubles with each failure.
     pub backoff: Millis,
-    /// A task that failed this often fails its job.
+    /// The number of failures of one task that fail its job.
     pub max_failures: u32,
-    /// A task that lost its worker this often fails its job: it may be what kills them.
+    /// The number of lost workers of one task that fail its job, because the task may be the cause.
     pub max_losses: u32,
 }
 
@@ -70,29 +70,29 @@ impl Default for Timing {
     }
 }
 
-/// Everything the coordinator knows.
+/// The state of the coordinator: jobs, tasks and workers.
 #[derive(Debug, Clone, Default)]
 pub struct Cluster {
-    /// Jobs by id.
+    /// All jobs by id.
     pub jobs: BTreeMap<String, Job>,
-    /// Ids of the jobs that run.
+    /// The ids of the running jobs.
     running: BTreeSet<String>,
-    /// Jobs that have ended and of which everything is known, by the time of their end.
+    /// The ended jobs whose tasks are still kept, by the time of their end.
     ended: BTreeSet<(Millis, String)>,
-    /// How long that is so.
+    /// The limits on how long the tasks of ended jobs are kept.
     pub keep: Keep,
-    /// Tasks by id, of all jobs.
+    /// The tasks of all jobs by id.
     pub tasks: Tasks,
-    /// Workers that are connected.
+    /// The connected workers.
     pub workers: Workers,
     timers: Timers,
-    /// How patient it is.
+    /// The time limits and retry limits.
     pub timing: Timing,
-    /// Workers that are on their way: a gang waits for them as for those that are here.
+    /// The number of workers that are still to connect. A gang waits for them as for connected ones.
     pub expected_workers: usize,
-    /// Workers that the jobs of one person hold at the same time; 0 is any number.
+    /// The most workers that the jobs of one person hold at the same time. 0 means no limit.
     pub at_most_per_person: usize,
-    /// When time last passed.
+    /// The time of the last tick.
     ticked: Millis,
     next_task: u64,
     next_pack: u64,
@@ -102,81 +102,81 @@ pub struct Cluster {
 /// A job and its stages.
 #[derive(Debug, Clone)]
 pub struct Job {
-    /// Derived from the job's content, so that the same job has the same id.
+    /// The id. It is derived from the job's content, so that the same job has the same id.
     pub id: String,
-    /// Who submitted it first, where callers say who they are.
+    /// The person who submitted the job first, where callers are authenticated.
     pub owner: Option<String>,
-    /// The file, its paths absolute.
+    /// The job file with absolute paths.
     pub file: JobFile,
-    /// Stamps of the files it reads from outside.
+    /// The stamps of the external files that the job reads.
     pub stamps: BTreeMap<String, String>,
     /// Where it stands.
     pub state: JobState,
-    /// Why it waits, failed or was cancelled.
+    /// The reason why the job waits, failed or was cancelled.
     pub reason: String,
-    /// In the order in which they run.
+    /// The stages in the order in which they run.
     pub stages: Vec<Stage>,
-    /// When it was submitted last.
+    /// The time of the last submission.
     pub submitted_at: Millis,
-    /// When it ended; 0 while it runs.
+    /// The time of the end, or 0 while the job runs.
     pub ended_at: Millis,
-    /// Why it failed.
+    /// The failure, if the job failed.
     pub failure: Option<Failure>,
-    /// What it found, once it has succeeded.
+    /// The report as JSON, once the job has succeeded.
     pub report: Option<String>,
 }
 
 /// A stage of a job.
 #[derive(Debug, Clone)]
 pub struct Stage {
-    /// Which one.
+    /// The name of the stage.
     pub name: StageName,
-    /// Where it stands.
+    /// The state of the stage.
     pub state: StageState,
-    /// What it waits for, or the phase it is in.
+    /// What the stage waits for, or its current phase.
     pub reason: String,
-    /// Known once its inputs are.
+    /// The key, which is empty until the stage's inputs are known.
     pub key: String,
-    /// Task ids, phase by phase.
+    /// The task ids of each phase.
     pub phases: Vec<Vec<u64>>,
-    /// What it made.
+    /// The manifest, once the stage is complete.
     pub manifest: Option<Manifest>,
-    /// When it began; 0 before.
+    /// The time when the stage began, or 0 before.
     pub started_at: Millis,
-    /// When it ended; 0 before.
+    /// The time when the stage ended, or 0 before.
     pub ended_at: Millis,
-    /// What earlier runs of it took that were cancelled, failed or interrupted, under the same key.
+    /// The time that cancelled, failed or interrupted runs under the same key took.
     pub spent_before: Millis,
-    /// What its tasks are computed under, once it was claimed.
+    /// The claim under which the tasks run, once the stage was claimed.
     pub claim: Option<Claim>,
-    /// How it comes by its result while it runs. Not saved.
+    /// How the stage obtains its result while it runs. It is not saved.
     pub pursuit: Pursuit,
 }
 
-/// How a running stage comes by its result.
+/// How a running stage obtains its result.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Pursuit {
-    /// It does not run.
+    /// The stage does not run.
     #[default]
     Idle,
-    /// The store is asked for it, and for the claim to compute it.
+    /// The store is asked for the result, and for the claim to compute it.
     LookingUp,
-    /// Another coordinator has the claim; the store is asked again in a while.
+    /// Another coordinator has the claim. The store is asked again after a delay.
     Elsewhere,
-    /// By its own tasks, and then the commit.
+    /// The stage's own tasks compute the result, and the commit follows.
     Computing,
-    /// That job, which has the same output and key, computes it.
+    /// The named job, which has the same output and key, computes the result.
     Follows(String),
 }
 
-/// A stage's work: what jobs share that come to the same key on one output.
+/// The work of a stage. Jobs with the same output and the same key share it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Work {
-    /// The jobs' output, without a trailing `/`.
+    /// The output URL of the jobs, without a trailing `/`.
     pub output: String,
-    /// The stage.
+    /// The name of the stage.
     pub stage: StageName,
-    /// The key.
+    /// The key of the stage.
     pub key: String,
 }
 
@@ -197,7 +197,7 @@ impl Stage {
         }
     }
 
-    /// How long it has been at work, over all its runs, until `now` or its end.
+    /// Returns the time that all runs of the stage took, until `now` or its end.
     #[must_use]
     pub fn spent(&self, now: Millis) -> Millis {
         let end = if self.ended_at > 0 { self.ended_at } else { now };
@@ -205,77 +205,77 @@ impl Stage {
         self.spent_before + this_run.max(0)
     }
 
-    /// Whether its result is there.
+    /// Returns whether the stage's result is there.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         matches!(self.state, StageState::Done | StageState::Cached)
     }
 }
 
-/// A task: what is leased to a worker, or to a gang of them.
+/// A task: the unit of work that is leased to a worker or a gang.
 #[derive(Debug, Clone)]
 pub struct TaskRecord {
-    /// Unique in this coordinator.
+    /// The id, which is unique in this coordinator.
     pub id: u64,
-    /// The job.
+    /// The id of the task's job.
     pub job: Arc<str>,
-    /// The stage.
+    /// The stage of the task.
     pub stage: StageName,
-    /// The phase within it.
+    /// The index of the phase in the stage.
     pub phase: usize,
-    /// The place within the phase.
+    /// The index of the task in its phase.
     pub index: usize,
-    /// What people call it, and what workers are told.
+    /// The place of the task's label and spec in a pack.
     pub packed: Packed,
-    /// The fingerprint of the model that a shard goes through; none for other tasks.
+    /// The fingerprint of the model that embeds the task's shard. Other tasks have none.
     pub model: Option<Arc<str>>,
-    /// The part of its stage's progress that it belongs to: shards to embed go through one of two models.
+    /// The part of the stage's progress that the task counts in. A stage that embeds has one part for each model.
     pub part: Option<&'static str>,
-    /// Its share of the stage's progress.
+    /// The task's share of the stage's progress.
     pub weight: u64,
-    /// How many run it.
+    /// The number of ranks that run the task.
     pub ranks: Ranks,
-    /// Where it stands.
+    /// The state of the task.
     pub state: TaskState,
-    /// Of the newest lease; grows with each.
+    /// The token of the newest lease. It grows with each lease.
     pub token: u64,
-    /// How often it failed.
+    /// The number of failures.
     pub failures: u32,
-    /// How often its workers were lost.
+    /// The number of lost workers.
     pub losses: u32,
-    /// Ranks of the last lease: a gang that broke waits for as many again.
+    /// The number of ranks of the last lease. A gang that broke waits for as many again.
     pub last_world_size: u32,
-    /// How far any lease got, of the worker's total. Getting further than ever before clears the counts of failures and
-    /// losses: a training of days may lose a worker now and then. Not saved.
+    /// The most progress of any lease, in the worker's unit. Progress beyond it clears the counts of failures and
+    /// losses, because a training of days may lose a worker now and then. It is not saved.
     pub furthest: u64,
 }
 
-/// Where a task stands.
+/// The state of a task.
 #[derive(Debug, Clone)]
 pub enum TaskState {
-    /// To be leased.
+    /// The task waits for a lease.
     Waiting {
-        /// Since when.
+        /// The time since which it waits.
         since: Millis,
-        /// Not before then: it failed a moment ago.
+        /// The time before which it is not leased, after a failure.
         not_before: Millis,
     },
-    /// Somebody works on it.
+    /// Workers run the task.
     Leased(Box<Lease>),
-    /// It is done.
+    /// The task is done.
     Done(Encoded),
-    /// It failed for good.
+    /// The task failed for good.
     Failed(Failure),
-    /// Its job was cancelled or failed elsewhere.
+    /// The task's job was cancelled, or another of its tasks failed.
     Cancelled,
 }
 
-/// A task's result, as it was reported, in the contract's encoding: most are never looked at one by one.
+/// A reported task result in the contract's encoding. Most results are never decoded one by one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encoded(pub Box<[u8]>);
 
 impl Encoded {
-    /// The result.
+    /// Decodes the result.
     #[must_use]
     pub fn decode(&self) -> TaskResult {
         TaskResult::decode(&*self.0).expect("it was encoded by this process, or decoded once when it was loaded")
@@ -289,13 +289,13 @@ impl From<TaskResult> for Encoded {
 }
 
 impl TaskRecord {
-    /// What people call it.
+    /// Returns the task's label for people.
     #[must_use]
     pub fn label(&self) -> String {
         self.read().1
     }
 
-    /// What workers are told.
+    /// Returns the task's spec for workers.
     #[must_use]
     pub fn spec(&self) -> Task {
         self.read().0
@@ -307,7 +307,8 @@ impl TaskRecord {
     }
 }
 
-/// What scheduling looks at in a task's spec: the fingerprint of a shard's model, and the part of the progress.
+/// Returns what scheduling reads from a task's spec: the fingerprint of the shard's model, and the part of the
+/// progress.
 pub(crate) fn traits(spec: &Task) -> (Option<&str>, Option<&'static str>) {
     let Some(Kind::EmbedShard(shard)) = &spec.kind else {
         return (None, None);
@@ -321,72 +322,74 @@ pub(crate) fn traits(spec: &Task) -> (Option<&str>, Option<&'static str>) {
     (Some(&model.fingerprint), part)
 }
 
-/// A task in somebody's hands.
+/// A lease of a task to one worker or a gang.
 #[derive(Debug, Clone)]
 pub struct Lease {
-    /// When it began.
+    /// The time when the lease began.
     pub since: Millis,
-    /// By rank.
+    /// The members by rank.
     pub members: Vec<Member>,
-    /// Set once a member failed or was lost: the others are told to stop, and the task is decided on when all have.
+    /// The time when a member failed or was lost. The others are told to stop, and the task is decided on when all have
+    /// stopped.
     pub breaking_since: Option<Millis>,
-    /// Ranks in the order in which they ended: the first that failed is the cause.
+    /// The ranks in the order in which they ended. The first that failed is the cause.
     pub ended: Vec<usize>,
 }
 
 /// One rank of a lease.
 #[derive(Debug, Clone)]
 pub struct Member {
-    /// The worker.
+    /// The id of the worker.
     pub worker: String,
-    /// The lease ends then, unless a heartbeat names it before.
+    /// The time when the lease ends, unless a heartbeat names it before.
     pub deadline: Millis,
-    /// Where it stands.
+    /// The state of the member.
     pub state: MemberState,
-    /// Where it listens for the other ranks.
+    /// The address where the member listens for the other ranks.
     pub address: Option<String>,
-    /// Done and total, in the worker's unit.
+    /// The done and total amounts, in the worker's unit.
     pub progress: (u64, u64),
-    /// Newest figures.
+    /// The newest figures.
     pub figures: BTreeMap<String, f64>,
-    /// Where it was in its training when it was last heard of.
+    /// The last reported position in the training.
     pub place: String,
 }
 
-/// Where a member stands.
+/// The state of a member.
 #[derive(Debug, Clone, PartialEq)]
 pub enum MemberState {
-    /// At work.
+    /// The member is at work.
     Running,
-    /// Reported done.
+    /// The member reported success.
     Finished,
-    /// Reported a failure.
+    /// The member reported a failure.
     Failed(Failure),
-    /// Fell silent or broke the connection.
+    /// The worker fell silent or closed its connection. The text is the cause.
     Lost(String),
-    /// Its worker was told to stop, and gave the lease back.
+    /// The worker was told to stop, and gave the lease back.
     Left,
-    /// Its worker was lost while it had only read ahead for this one.
+    /// The worker was lost while it had only read ahead for this task. The text is the cause.
     LostAhead(String),
 }
 
 /// A connected worker.
 #[derive(Debug, Clone)]
 pub struct Worker {
-    /// What it said it is.
+    /// What the worker said when it registered.
     pub info: RegisterRequest,
-    /// Whether its stream is open, so that it can be told what to do.
+    /// Whether the worker's stream is open, so that instructions reach it.
     pub listening: bool,
-    /// The leases it holds, task and token, in the order in which it was given them: the first is the one at work, as a rule.
+    /// The leases that the worker holds as (task, token), in the order in which they were given. As a rule the first is
+    /// at work.
     pub seats: Vec<(u64, u64)>,
-    /// The model that all of them go through.
+    /// The model that all of them use.
     pub model: Option<Arc<str>>,
-    /// It is given up then, unless a heartbeat comes before.
+    /// The time when the worker is given up, unless a heartbeat comes before.
     pub deadline: Millis,
 }
 
 impl Cluster {
-    /// An empty cluster.
+    /// Returns an empty cluster.
     #[must_use]
     pub fn new(timing: Timing) -> Self {
         Self {
@@ -398,8 +401,8 @@ impl Cluster {
         }
     }
 
-    /// A cluster as the state store remembers it. Leases of before are void: their workers register anew, and their
-    /// tasks wait again under the tokens they had, so that a late report is refused.
+    /// Restores a cluster from the state store. Earlier leases are void: workers register anew, and tasks wait under
+    /// their old tokens, so that a late report is refused.
     pub fn restore(timing: Timing, jobs: Vec<Job>, tasks: Vec<TaskRecord>, now: Millis) -> Self {
         let mut cluster = Self::new(timing);
         cluster.next_task = tasks.iter().map(|t| t.id + 1).max().unwrap_or(1);
@@ -409,7 +412,7 @@ impl Cluster {
         cluster.jobs = jobs.into_iter().map(|j| (j.id.clone(), j)).collect();
         cluster.tasks.pass(now);
         for mut task in tasks {
-            // Waiting counts anew: workers are on their way back, and a gang is to wait for all of them.
+            // The waiting time starts anew. Workers are on their way back, and a gang is to wait for all of them.
             if let TaskState::Leased(_) | TaskState::Waiting { .. } = task.state {
                 task.state = TaskState::Waiting {
                     since: now,
@@ -432,12 +435,12 @@ impl Cluster {
         !self.running.is_empty()
     }
 
-    /// The jobs that run.
+    /// Returns the running jobs.
     fn running_jobs(&self) -> impl Iterator<Item = &Job> {
         self.running.iter().filter_map(|id| self.jobs.get(id))
     }
 
-    /// The job's stage of that name.
+    /// Returns the named stage of a job.
     fn stage_mut(&mut self, job: &str, name: StageName) -> Option<&mut Stage> {
         self.jobs.get_mut(job)?.stages.iter_mut().find(|s| s.name == name)
     }

@@ -1,32 +1,32 @@
-//! What becomes of a lease whose members end: the first cause counts, the others stop, and the task is tried again or not.
+//! The end of a lease. The first cause counts, the other members stop, and the task is tried again or fails.
 
 use llink_proto::{Abort, Failure, FailureKind};
 
 use super::{Action, Attempt, Cluster, Effects, Lease, Level, MemberState, Millis, TaskRecord, TaskState};
 
-/// Why a lease broke, and the rank it began with.
+/// The cause of a broken lease, with the rank where it began.
 #[derive(Debug, Clone, PartialEq)]
 enum Cause {
-    /// A rank failed by itself.
+    /// The rank failed by itself.
     Failed(usize, Failure),
-    /// A rank was lost.
+    /// The rank's worker was lost.
     Lost(usize, String),
-    /// A rank's worker was told to stop.
+    /// The rank's worker was told to stop.
     Left(usize),
-    /// The worker that had only read ahead for it was lost.
+    /// The worker was lost while it had only read ahead for the task.
     LostAhead(usize, String),
-    /// Ranks lost each other, and each is still there: the network.
+    /// Ranks lost each other while all of them were alive, so the network is the cause.
     Parted(usize, Failure),
 }
 
-/// What a broken lease means for its task.
+/// The consequence of a broken lease for its task.
 enum Verdict {
     Again { wait: Millis },
     Hopeless(Failure),
 }
 
 impl Cluster {
-    /// A member's part in a lease is over.
+    /// Records the end of a member's part in a lease.
     pub(super) fn member_ended(
         &mut self,
         id: u64,
@@ -79,7 +79,7 @@ impl Cluster {
         self.decide(id, now, fx);
     }
 
-    /// A lease that broke, once nobody works on it any more.
+    /// Decides on a task whose lease broke, once no member is at work any more.
     fn decide(&mut self, id: u64, now: Millis, fx: &mut Effects) {
         let Some(task) = self.tasks.get(&id) else { return };
         let TaskState::Leased(lease) = &task.state else { return };
@@ -107,7 +107,7 @@ impl Cluster {
         };
         match verdict {
             Verdict::Hopeless(failure) => {
-                // The failure itself is told as the job's.
+                // The job's event reports the failure itself.
                 if !places.is_empty() {
                     fx.happened(now, task, Level::Warn, format!("{label}: {places}"));
                 }
@@ -127,7 +127,7 @@ impl Cluster {
     }
 }
 
-/// The first rank that failed by itself, else the first that was lost or left, else the first that missed another.
+/// Returns the first rank that failed by itself, else the first that was lost or left, else the first that lost a peer.
 fn cause(lease: &Lease) -> Cause {
     let in_order = || lease.ended.iter().map(|rank| (*rank, &lease.members[*rank].state));
     let own = in_order().find_map(|(rank, state)| match state {
@@ -154,7 +154,7 @@ fn cause(lease: &Lease) -> Cause {
         .unwrap_or_else(|| Cause::Lost(0, String::new()))
 }
 
-/// What happened, in words: the cause alone.
+/// Describes the cause in words.
 fn tell(lease: &Lease, cause: &Cause) -> String {
     let name = |rank: usize| match lease.members.len() {
         1 => String::new(),
@@ -171,7 +171,8 @@ fn tell(lease: &Lease, cause: &Cause) -> String {
     }
 }
 
-/// Where each rank of a gang was when it was last heard of; empty for a lease of one, and while nobody has said.
+/// Lists the last reported position of each rank. The text is empty for a lease of one, and before any rank has
+/// reported.
 fn places(lease: &Lease) -> String {
     let known = |(rank, member): (usize, &super::Member)| {
         let place = if member.place.is_empty() {
@@ -188,7 +189,7 @@ fn places(lease: &Lease) -> String {
     format!("Last heard of: {}", all.join("; "))
 }
 
-/// A lease that got further than any before it, by a hundredth of the whole, did not fail in vain.
+/// Clears the failures of a task whose lease got further than any before it, by at least a hundredth of the whole.
 fn forget_failures_after_progress(task: &mut TaskRecord) {
     let TaskState::Leased(lease) = &task.state else { return };
     let (done, total) = lease.members.iter().map(|m| m.progress).max().unwrap_or_default();
@@ -198,7 +199,7 @@ fn forget_failures_after_progress(task: &mut TaskRecord) {
     task.furthest = task.furthest.max(done);
 }
 
-/// Counts the failure, and says whether the task is tried again.
+/// Counts the failure and decides whether the task is tried again.
 fn judge(task: &mut TaskRecord, label: &str, cause: &Cause, timing: &super::Timing) -> Verdict {
     let labelled = |text: &str| format!("{label}: {text}");
     let failure = match cause {

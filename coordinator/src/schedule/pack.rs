@@ -1,38 +1,38 @@
-//! Tasks' specs in little space: those of a phase differ in a number and a hash, so a pack holds the first of them whole and
-//! the others by what differs.
+//! A compact form of tasks' specs. The specs of a phase differ in a number and a hash, so a pack holds the first spec
+//! whole and only the differences of the others.
 
 use std::sync::Arc;
 
 use llink_proto::Task;
 use prost::Message;
 
-/// Specs that share a pack.
+/// The most specs that share a pack.
 const PACKED_TOGETHER: usize = 256;
-/// As many equal bytes end a literal run.
+/// The number of equal bytes that end a literal run.
 const WORTH_COPYING: usize = 8;
-/// How far numbers of another length move what follows them.
+/// The offsets that are tried after a difference, since a number of another length moves the bytes that follow it.
 const SHIFTS: [isize; 9] = [0, 1, -1, 2, -2, 3, -3, 4, -4];
 
-/// Some tasks' specs and labels, one after another.
+/// The specs and labels of several tasks, one after another.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Pack {
-    /// Unique in this coordinator.
+    /// The id, which is unique in this coordinator.
     pub id: u64,
-    /// As the state store keeps it.
+    /// The packed bytes, as the state store keeps them.
     pub bytes: Box<[u8]>,
 }
 
-/// One task's place in a pack.
+/// The place of one task in a pack.
 #[derive(Debug, Clone, Default)]
 pub struct Packed {
-    /// Which pack.
+    /// The pack.
     pub pack: Arc<Pack>,
-    /// The place in it.
+    /// The index of the task in the pack.
     pub at: u32,
 }
 
 impl Packed {
-    /// Packs specs and labels in their order; ids of packs are taken from `next`.
+    /// Packs specs and labels in their order. The ids of packs are taken from `next`.
     pub fn all<'a>(tasks: impl IntoIterator<Item = (&'a Task, &'a str)>, next: &mut u64) -> Vec<Self> {
         let items: Vec<Vec<u8>> = tasks.into_iter().map(|(spec, label)| item(spec, label)).collect();
         let mut packed = Vec::with_capacity(items.len());
@@ -47,7 +47,7 @@ impl Packed {
         packed
     }
 
-    /// What workers are told, and what people call it. `None` when the bytes are no pack, or it has no such place.
+    /// Unpacks the spec and the label. `None` means that the bytes are no pack, or that the index is outside it.
     #[must_use]
     pub fn read(&self) -> Option<(Task, String)> {
         read(&unpack(&self.pack.bytes, self.at)?)
@@ -55,7 +55,7 @@ impl Packed {
 }
 
 impl Pack {
-    /// The specs and labels in their order, up to the first that cannot be read.
+    /// Returns the specs and labels in their order, up to the first that cannot be read.
     pub fn iter(&self) -> impl Iterator<Item = (Task, String)> {
         let mut bytes = &*self.bytes;
         let first = take(&mut bytes).and_then(|length| bytes.split_off(..length));
@@ -84,7 +84,7 @@ fn item(spec: &Task, label: &str) -> Vec<u8> {
     item
 }
 
-/// The first item whole, the others as [`difference`] writes them; each behind its length.
+/// Packs the first item whole and the others as [`difference`] writes them. A length precedes each of them.
 fn pack(items: &[Vec<u8>]) -> Box<[u8]> {
     let Some((first, others)) = items.split_first() else {
         return Box::default();
@@ -114,7 +114,8 @@ fn unpack(mut bytes: &[u8], at: u32) -> Option<Vec<u8>> {
     apply(first, bytes.split_off(..length)?)
 }
 
-/// Rounds of: so many bytes as in `first`, so many others, which follow, and how far the place in `first` moves after them.
+/// Encodes `item` as a list of rounds. A round holds the number of bytes to copy from `first`, the number of literal
+/// bytes, these bytes, and the shift of the position in `first` after them.
 fn difference(first: &[u8], item: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     let (mut at, mut from) = (0, 0_usize);
@@ -137,7 +138,7 @@ fn difference(first: &[u8], item: &[u8]) -> Vec<u8> {
         put(&mut out, same);
         put(&mut out, at - literal);
         out.extend(&item[literal..at]);
-        // Zigzag, so that small numbers stay small.
+        // Zigzag encoding keeps small numbers of either sign small.
         put(&mut out, ((shift << 1) ^ (shift >> 63)) as usize);
         from = from.saturating_add_signed(shift);
     }
@@ -155,7 +156,7 @@ fn apply(first: &[u8], mut difference: &[u8]) -> Option<Vec<u8>> {
         let zigzag = take(&mut difference)?;
         let shift = (zigzag >> 1) as isize ^ -((zigzag & 1) as isize);
         from = (from + same + literal).checked_add_signed(shift)?;
-        // What follows may lie wholly beyond the end of the first.
+        // The position may lie beyond the end of the first item.
         from = from.min(first.len());
     }
     Some(item)

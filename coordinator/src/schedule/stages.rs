@@ -1,4 +1,4 @@
-//! A stage's way from its key to its manifest.
+//! The course of a stage from its key to its manifest.
 
 use std::collections::BTreeSet;
 
@@ -11,35 +11,35 @@ use super::{
 };
 use crate::plan::{self, Claim, Inputs, Phase, PlanError, StageName};
 
-/// What the store holds of a stage.
+/// The state of a stage in the store.
 #[derive(Debug, Clone, PartialEq)]
 pub enum LookedUp {
-    /// It is committed, and all its files are there.
+    /// The stage is committed, and all its files are there.
     Whole(Box<Manifest>),
-    /// It is to be computed here.
+    /// The stage is to be computed here.
     Claimed {
-        /// Under this claim.
+        /// The claim to the stage.
         claim: Claim,
-        /// Of the files that the question named, those that are gone or have another size.
+        /// The files of the question that are gone or have another size.
         lost: BTreeSet<String>,
-        /// What is wrong with a result that is there all the same.
+        /// The damage of an earlier result, if there is one.
         damage: Option<String>,
     },
-    /// Another coordinator has the claim to it.
+    /// Another coordinator has the claim to the stage.
     Elsewhere {
-        /// Who, for people.
+        /// The owner of the claim, for people.
         who: String,
     },
 }
 
 impl Cluster {
-    /// What the store holds of a stage.
+    /// Takes the answer of the store about a stage.
     pub fn looked_up(&mut self, work: &Work, found: Result<LookedUp, Failure>, now: Millis, fx: &mut Effects) {
         let (leader, name) = (self.leader(work), work.stage);
         let waits = |s: &Stage| matches!(s.pursuit, Pursuit::LookingUp | Pursuit::Elsewhere);
         let stage = leader.as_ref().and_then(|id| self.stage_mut(id, name));
         let held = stage.as_ref().and_then(|stage| stage.claim.clone());
-        // An answer that came too late for who asked is as good for who leads now, if that one waits for it.
+        // An answer that comes too late for the job that asked also serves the present leader, if it waits for one.
         let (Some(id), true) = (leader, stage.is_some_and(|stage| waits(stage))) else {
             if let Ok(LookedUp::Claimed { claim, .. }) = found
                 && held.is_none_or(|held| held.attempt != claim.attempt)
@@ -65,7 +65,7 @@ impl Cluster {
         }
     }
 
-    /// Computes a stage that was claimed, from where it stopped.
+    /// Computes a claimed stage from where it stopped.
     fn compute(
         &mut self,
         id: &str,
@@ -80,7 +80,7 @@ impl Cluster {
         let before = stage.claim.replace(claim.clone());
         fx.jobs.insert(id.into());
         if before.is_some_and(|before| before.apart != claim.apart) {
-            // Somebody else may have written where the old tasks wrote.
+            // Another attempt may have written where the old tasks wrote.
             let stale = std::mem::take(&mut stage.phases).concat();
             self.drop_tasks(stale, fx);
         }
@@ -93,7 +93,7 @@ impl Cluster {
         self.next_phase(id, name, now, fx);
     }
 
-    /// A stage's manifest was written, or could not be.
+    /// Takes the outcome of writing a stage's manifest.
     pub fn committed(&mut self, work: &Work, written: Result<Manifest, Failure>, now: Millis, fx: &mut Effects) {
         let Some(id) = self.leader(work) else { return };
         match written {
@@ -105,7 +105,7 @@ impl Cluster {
         }
     }
 
-    /// The stage's result is there, for its job and for all that follow it.
+    /// Completes the stage for its job and for all jobs that follow it.
     #[expect(clippy::too_many_arguments, reason = "what is known of an end")]
     fn complete(
         &mut self,
@@ -131,7 +131,7 @@ impl Cluster {
         self.share_result(id, name, followers, now, fx);
     }
 
-    /// What a finished task wrote. Artifacts without a hash are plans of a later phase.
+    /// Returns the files that a finished task wrote. Artifacts without a hash are plans of a later phase.
     pub(super) fn files_of(&self, task: u64) -> impl Iterator<Item = Artifact> + use<> {
         let result = match self.tasks.get(&task).map(|t| &t.state) {
             Some(TaskState::Done(result)) => Some(result.decode()),
@@ -141,7 +141,7 @@ impl Cluster {
         artifacts.filter(|artifact| !artifact.sha256.is_empty())
     }
 
-    /// Tasks whose files are gone are done again, and what was planned from their results is planned anew.
+    /// Resets the tasks whose files are gone, and drops the phases that were planned from their results.
     fn forget_lost(&mut self, id: &str, name: StageName, lost: &BTreeSet<String>, now: Millis, fx: &mut Effects) {
         if lost.is_empty() {
             return;
@@ -167,8 +167,8 @@ impl Cluster {
         self.drop_tasks(later.unwrap_or_default().concat(), fx);
     }
 
-    /// Open tasks become those that this job would plan: it may be another job that planned them, which reaches an endpoint
-    /// elsewhere or saves more often, or an attempt that wrote elsewhere.
+    /// Replaces the open tasks by those that this job would plan. Another job with another endpoint or checkpoint
+    /// interval may have planned them, or an attempt that wrote elsewhere.
     fn plan_last_phase_anew(&mut self, id: &str, name: StageName, now: Millis, fx: &mut Effects) {
         let Some(job) = self.jobs.get(id) else { return };
         let Some(stage) = job.stages.iter().find(|s| s.name == name) else {
@@ -237,7 +237,7 @@ impl Cluster {
             match plan_phase(job, stage, &results) {
                 Err(e) => return self.fail(id, unplanned(&e), now, fx),
                 Ok(Phase::Complete(mut manifest)) => {
-                    // Of the time that training took, gangs that were lost and steps taken twice included.
+                    // The stage's whole time includes lost gangs and repeated steps.
                     if let Some(seconds) = manifest.figures.get("step_seconds") {
                         let share = seconds * 1000.0 / stage.spent(now).max(1) as f64;
                         manifest.figures.insert("effective_time".into(), share.min(1.0));
@@ -303,7 +303,7 @@ impl Cluster {
         }
     }
 
-    /// The results of phases, if every task of them is done.
+    /// Returns the results of the phases, if every task of them is done.
     fn results(&self, phases: &[Vec<u64>]) -> Option<Vec<Vec<TaskResult>>> {
         let result = |id: &u64| match self.tasks.get(id).map(|t| &t.state) {
             Some(TaskState::Done(result)) => Some(result.decode()),
@@ -328,7 +328,7 @@ impl Cluster {
     }
 }
 
-/// What comes after `results` in a job's stage.
+/// Plans what follows `results` in a job's stage.
 fn plan_phase(job: &Job, stage: &Stage, results: &[Vec<TaskResult>]) -> Result<Phase, PlanError> {
     let inputs = Inputs {
         job: &job.file,

@@ -1,5 +1,5 @@
-//! The tasks, and the indexes by which the scheduler finds them: what is ready for whom, what is done of a phase. Nothing
-//! that happens to one task costs time in proportion to the others.
+//! The tasks, and the indexes through which the scheduler finds ready tasks and the progress of phases. No event of one
+//! task costs time in proportion to the others.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Deref;
@@ -8,62 +8,62 @@ use std::sync::Arc;
 use super::{Lease, Millis, TaskRecord, TaskState};
 use crate::plan::StageName;
 
-/// Tasks by id, of all jobs. They are changed through [`Tasks::change`] alone, which keeps the indexes in step.
+/// The tasks of all jobs by id. Only [`Tasks::change`] changes them, which keeps the indexes consistent.
 #[derive(Debug, Clone, Default)]
 pub struct Tasks {
     records: BTreeMap<u64, TaskRecord>,
     index: Index,
-    /// Texts that many tasks have in common.
+    /// The texts that many tasks share.
     names: HashSet<Arc<str>>,
 }
 
-/// Where tasks are found by what they wait for, and what is known of all of them together.
+/// The indexes over all tasks.
 #[derive(Debug, Clone, Default)]
 struct Index {
     jobs: HashMap<Arc<str>, OfJob>,
-    /// Jobs that have a task which is ready.
+    /// The jobs that have a ready task.
     ready_jobs: BTreeSet<Arc<str>>,
-    /// Waiting tasks that are not ready before a time.
+    /// The waiting tasks that become ready at a later time.
     later: BTreeSet<(Millis, u64)>,
-    /// The newest time that was heard of.
+    /// The newest time that was seen.
     now: Millis,
     leases: u64,
     counts: Counts,
 }
 
-/// How many tasks are in which state, and what befell them.
+/// The number of tasks in each state, and of their failures and losses.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Waiting for a worker.
+    /// The tasks that wait for a worker.
     pub waiting: usize,
-    /// In somebody's hands.
+    /// The tasks that workers run.
     pub leased: usize,
-    /// Done.
+    /// The finished tasks.
     pub done: usize,
-    /// Failed for good.
+    /// The tasks that failed for good.
     pub failed: usize,
-    /// Failed attempts of all of them.
+    /// The failed attempts of all tasks.
     pub failures: u64,
-    /// Lost attempts of all of them.
+    /// The lost attempts of all tasks.
     pub losses: u64,
 }
 
-/// A job's tasks.
+/// The indexes of one job's tasks.
 #[derive(Debug, Clone, Default)]
 pub(super) struct OfJob {
     pub(super) waiting: BTreeSet<u64>,
     pub(super) ready: BTreeSet<u64>,
     pub(super) leased: BTreeSet<u64>,
-    /// Ready tasks by the model that they go through.
+    /// The number of ready tasks of each model.
     models: HashMap<Arc<str>, usize>,
-    /// Workers that hold its tasks.
+    /// The number of workers that hold tasks of the job.
     pub(super) at_work: usize,
-    /// Grows with each lease that anybody is given: the job with the least has waited longest for one.
+    /// The number of the newest lease of the job. The job with the lowest number has waited longest for a lease.
     pub(super) served: u64,
     phases: BTreeMap<(StageName, usize), Tally>,
 }
 
-/// What is done of a phase. Tasks that are at work are looked at one by one.
+/// The progress of a phase. Tasks at work are read one by one.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Tally {
     pub(super) tasks: usize,
@@ -71,13 +71,13 @@ pub(super) struct Tally {
     pub(super) parts: Vec<PartTally>,
 }
 
-/// The same of a part of the phase, in the stage's unit.
+/// The progress of a part of the phase, in the stage's unit.
 #[derive(Debug, Clone, Default)]
 pub(super) struct PartTally {
     pub(super) name: Option<&'static str>,
     tasks: usize,
     pub(super) done: u64,
-    /// Of tasks that are neither done nor at work.
+    /// The weight of tasks that are neither done nor at work.
     pub(super) open: u64,
 }
 
@@ -104,7 +104,7 @@ impl Tasks {
         Some(task)
     }
 
-    /// Changes a task, and where it is found.
+    /// Changes a task and updates the indexes.
     pub(super) fn change<R>(&mut self, id: u64, f: impl FnOnce(&mut TaskRecord) -> R) -> Option<R> {
         let task = self.records.get_mut(&id)?;
         self.index.leave(task);
@@ -113,7 +113,7 @@ impl Tasks {
         Some(answer)
     }
 
-    /// A task's newest lease, while it is at work. What its members do changes no index.
+    /// Returns a task's newest lease while it is at work. Changes of its members affect no index.
     pub(super) fn lease_mut(&mut self, id: u64, token: u64) -> Option<&mut Lease> {
         match self.records.get_mut(&id).filter(|task| task.token == token)?.state {
             TaskState::Leased(ref mut lease) => Some(lease),
@@ -121,7 +121,7 @@ impl Tasks {
         }
     }
 
-    /// All leases.
+    /// Returns all leases.
     pub(super) fn leases_mut(&mut self) -> impl Iterator<Item = &mut Lease> {
         self.records.values_mut().filter_map(|task| match &mut task.state {
             TaskState::Leased(lease) => Some(lease.as_mut()),
@@ -129,23 +129,23 @@ impl Tasks {
         })
     }
 
-    /// Time passes: tasks become ready.
+    /// Advances the time, which makes tasks ready.
     pub(super) fn pass(&mut self, now: Millis) {
         self.index.now = self.index.now.max(now);
         while let Some(&(at, id)) = self.index.later.first()
             && at <= self.index.now
         {
-            // To enter anew finds that it is ready.
+            // The task is indexed anew, now as a ready one.
             self.change(id, |_| ());
         }
     }
 
-    /// The newest time that was heard of.
+    /// Returns the newest time that was seen.
     pub(super) fn now(&self) -> Millis {
         self.index.now
     }
 
-    /// A text that is held once, however many tasks have it.
+    /// Returns the shared copy of a text.
     pub(super) fn name(&mut self, text: &str) -> Arc<str> {
         if let Some(known) = self.names.get(text) {
             return known.clone();
@@ -155,34 +155,34 @@ impl Tasks {
         name
     }
 
-    /// Forgets the texts that no task has any more.
+    /// Drops the texts that no task uses any more.
     pub(super) fn forget_names(&mut self) {
         self.names.retain(|name| Arc::strong_count(name) > 1);
     }
 
-    /// A job's tasks, if it has any.
+    /// Returns the indexes of a job's tasks, if it has any.
     pub(super) fn of_job(&self, job: &str) -> Option<&OfJob> {
         self.index.jobs.get(job)
     }
 
-    /// Jobs that have a task which is ready.
+    /// Returns the jobs that have a ready task.
     pub(super) fn ready_jobs(&self) -> impl Iterator<Item = (&Arc<str>, &OfJob)> {
         let of_job = |job| Some((job, self.index.jobs.get(job)?));
         self.index.ready_jobs.iter().filter_map(of_job)
     }
 
-    /// Ready tasks of a job that go through a model.
+    /// Returns the number of a job's ready tasks that use a model.
     pub(super) fn ready_for(&self, job: &str, model: &str) -> usize {
         let models = self.index.jobs.get(job).map(|of_job| &of_job.models);
         models.and_then(|models| models.get(model)).copied().unwrap_or(0)
     }
 
-    /// What is done of a phase.
+    /// Returns the progress of a phase.
     pub(super) fn tally(&self, job: &str, stage: StageName, phase: usize) -> Option<&Tally> {
         self.index.jobs.get(job)?.phases.get(&(stage, phase))
     }
 
-    /// How many are in which state.
+    /// Returns the number of tasks in each state.
     pub fn counts(&self) -> Counts {
         self.index.counts
     }
@@ -269,7 +269,7 @@ impl Index {
         }
     }
 
-    /// Forgets a phase and a job of which no task is left.
+    /// Drops the indexes of a phase and of a job that have no task left.
     fn forget_empty(&mut self, last: &TaskRecord) {
         let Some(of_job) = self.jobs.get_mut(&last.job) else {
             return;
@@ -285,7 +285,7 @@ impl Index {
 }
 
 impl Tally {
-    /// Parts that no task belongs to any more are shown no more.
+    /// Returns the parts that have tasks.
     pub(super) fn parts(&self) -> impl Iterator<Item = &PartTally> {
         self.parts.iter().filter(|part| part.tasks > 0)
     }
@@ -332,7 +332,7 @@ impl Counts {
 
 #[cfg(test)]
 impl Tasks {
-    /// What the indexes say is what the tasks say.
+    /// Asserts that the indexes agree with the tasks.
     pub(super) fn check(&self, told: &str) {
         let mut anew = Self::default();
         anew.pass(self.index.now);

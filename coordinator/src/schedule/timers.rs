@@ -1,23 +1,23 @@
-//! When to look at what: an entry for each worker, lease and stage that time may end. One that is renewed meanwhile is found
-//! when its entry comes up, which is then put off, so that renewing costs nothing.
+//! The timers of workers, leases and stages. A renewal changes no entry: when the entry is due, it is put off to the
+//! new deadline, so renewals cost nothing.
 
 use std::collections::BTreeSet;
 
 use super::Millis;
 use crate::plan::StageName;
 
-/// What is to be looked at.
+/// The object of a timer.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Due {
-    /// A worker, which may have fallen silent.
+    /// A worker that may have fallen silent.
     Worker(String),
-    /// A task's lease, by its token, of which a member may be overdue.
+    /// A task's lease, of which a member may be overdue.
     Lease { task: u64, token: u64 },
-    /// A job's stage, which another coordinator computes.
+    /// A job's stage that another coordinator computes.
     Stage { job: String, stage: StageName },
 }
 
-/// Entries by their time.
+/// The timers by their due time.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Timers(BTreeSet<(Millis, Due)>);
 
@@ -26,7 +26,7 @@ impl Timers {
         self.0.insert((at, due));
     }
 
-    /// What was to be looked at before `now`: workers first, as one that is lost is why its leases are.
+    /// Takes the entries due before `now`. Workers come first, because a lost worker is the cause for its leases.
     pub(super) fn take_due(&mut self, now: Millis) -> Vec<Due> {
         let mut due = Vec::new();
         while self.0.first().is_some_and(|(at, _)| *at < now) {

@@ -1,6 +1,6 @@
-//! Whose turn it is: jobs share the workers. A higher priority comes first. Of jobs of one priority the one that has the fewest
-//! workers comes first, so that a long job does not starve a short one; of those that have as many, the one that was served longest
-//! ago. A job and a person may be held to a number of workers.
+//! The order in which jobs get workers. A higher priority comes first, then the job with the fewest workers, so that a
+//! long job does not starve a short one. Among equals, the job that was served longest ago comes first. The workers of
+//! a job and of a person may be limited.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
@@ -10,10 +10,10 @@ use std::sync::Arc;
 use super::tasks::OfJob;
 use super::{Cluster, Job, Pursuit, TaskRecord};
 
-/// What holds a job back although workers may be idle.
+/// A limit that holds a job back although workers may be idle.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Limit {
-    /// `workers.at_most` of the job.
+    /// The job's own limit, `workers.at_most`.
     OfJob(usize),
     /// The coordinator's limit for each person.
     OfPerson { name: String, workers: usize },
@@ -35,7 +35,7 @@ impl fmt::Display for Limit {
 }
 
 impl Cluster {
-    /// The job that is next to have a task leased, and that task. Jobs in `passed` are passed over.
+    /// Returns the first task of the job whose turn it is. Jobs in `passed` are passed over.
     pub(super) fn next_in_turn(&self, passed: &BTreeSet<Arc<str>>) -> Option<&TaskRecord> {
         let people = self.workers_of_people();
         let turns = self.tasks.ready_jobs().filter(|(id, _)| !passed.contains(*id));
@@ -48,7 +48,7 @@ impl Cluster {
         turns.min_by_key(|(turn, _)| *turn).map(|(_, task)| task)
     }
 
-    /// How many more workers a job may have, and what sets that limit.
+    /// Returns how many more workers a job may have, and the limit that decides.
     pub(super) fn room_of(&self, job: &str) -> (usize, Option<Limit>) {
         match (self.jobs.get(job), self.tasks.of_job(job)) {
             (Some(job), Some(of_job)) => room(self, &self.workers_of_people(), job, of_job),
@@ -56,7 +56,7 @@ impl Cluster {
         }
     }
 
-    /// How many workers the running jobs of each person have; nothing where nobody asks.
+    /// Returns how many workers the running jobs of each person have. The map is empty where no limit is set.
     fn workers_of_people(&self) -> HashMap<&str, usize> {
         let mut people = HashMap::new();
         if self.at_most_per_person > 0 {
@@ -69,7 +69,7 @@ impl Cluster {
         people
     }
 
-    /// Whether the task's stage is the one that its job computes.
+    /// Returns whether the task's job computes the task's stage.
     fn is_computing(&self, task: &TaskRecord) -> bool {
         let stage = self.stage(&task.job, task.stage);
         stage.is_some_and(|stage| stage.pursuit == Pursuit::Computing)
@@ -97,9 +97,9 @@ fn room(cluster: &Cluster, people: &HashMap<&str, usize>, job: &Job, of_job: &Of
     (left, Some(limit))
 }
 
-/// The least goes first.
+/// Returns the sort key of a job. The least comes first.
 fn turn<'a>(job: &'a Job, of_job: &OfJob, first: &TaskRecord) -> impl Ord + Copy + use<'a> {
-    // A gang that broke holds what it did only as long as it forms again soon.
+    // A gang that broke goes first, so that it forms again before others get its workers.
     let forms_again = first.ranks.max != 1 && first.token > 0;
     (
         Reverse(job.file.workers.priority),

@@ -1,4 +1,4 @@
-//! The cluster as people see it.
+//! The views of the cluster for people.
 
 use std::collections::BTreeMap;
 
@@ -8,39 +8,39 @@ use super::tasks::{PartTally, Tally};
 use super::{Cluster, Job, Millis, Pursuit, Stage, TaskRecord, TaskState, Worker};
 use crate::plan::StageName;
 
-/// Warnings of a stage that are shown; its manifest has all of them.
+/// The most warnings of a stage that are shown. Its manifest has all of them.
 const MOST_WARNINGS: usize = 200;
 
-/// A worker as people see it.
+/// A worker for people.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct WorkerView {
-    /// What it said it is.
+    /// What the worker said when it registered.
     pub info: proto::RegisterRequest,
-    /// Whether it can be told what to do.
+    /// Whether the worker's stream is open.
     pub listening: bool,
-    /// What it works on: the first, and those that it reads ahead for.
+    /// The leases of the worker: the one at work first, then those that it reads ahead for.
     pub leases: Vec<LeaseView>,
 }
 
-/// A worker's lease as people see it.
+/// A worker's lease for people.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LeaseView {
-    /// The job's id.
+    /// The id of the job.
     pub job: String,
-    /// The stage.
+    /// The name of the stage.
     pub stage: String,
-    /// What people call the task.
+    /// The label of the task.
     pub task: String,
-    /// When it began.
+    /// The time when the lease began.
     pub since: Millis,
-    /// Done and total, in the worker's unit.
+    /// The done and total amounts, in the worker's unit.
     pub progress: (u64, u64),
-    /// The rank and how many there are, in a gang.
+    /// The rank and the world size.
     pub rank: (usize, usize),
 }
 
 impl Cluster {
-    /// The first workers by id, at most so many.
+    /// Returns the first workers by id, at most `most`.
     #[must_use]
     pub fn worker_views(&self, most: usize) -> Vec<WorkerView> {
         let view = |(id, worker): (&String, &Worker)| WorkerView {
@@ -71,7 +71,7 @@ impl Cluster {
         })
     }
 
-    /// A job as the gRPC contract shows it.
+    /// Returns a job in the form of the gRPC contract.
     #[must_use]
     pub fn view(&self, id: &str) -> Option<proto::Job> {
         let job = self.jobs.get(id)?;
@@ -92,14 +92,14 @@ impl Cluster {
     }
 
     fn stage_view(&self, job: &Job, stage: &Stage) -> proto::Stage {
-        // Who follows another job sees how far that one is.
+        // A job that follows another shows the progress of that one.
         let leader = match &stage.pursuit {
             Pursuit::Follows(leader) => self.jobs.get(leader),
             _ => None,
         };
         let led = leader.and_then(|job| job.stages.iter().find(|led| led.name == stage.name));
         let shown = led.unwrap_or(stage);
-        // The tasks of the stage that is shown belong to the job that computes it.
+        // The shown tasks belong to the job that computes the stage.
         let of = if led.is_some() { leader.unwrap_or(job) } else { job };
         let phase = shown.phases.len().wrapping_sub(1);
         let tally = self.tasks.tally(&of.id, stage.name, phase);
@@ -143,15 +143,15 @@ impl Cluster {
         }
     }
 
-    /// Tasks of a phase that are in somebody's hands.
+    /// Returns the tasks of a phase that workers run.
     fn at_work(&self, job: &Job, stage: StageName, phase: usize) -> impl Iterator<Item = &TaskRecord> {
         let leased = self.tasks.of_job(&job.id).into_iter().flat_map(|own| &own.leased);
         let tasks = leased.filter_map(|id| self.tasks.get(id));
         tasks.filter(move |task| task.stage == stage && task.phase == phase)
     }
 
-    /// What a stage waits for: the stage before it, or what its waiting tasks wait for when none is at work or its
-    /// job may have no more workers.
+    /// Returns what a stage waits for. It is the stage before it, or the wait of its tasks when none is at work or when
+    /// the job may have no more workers.
     fn reason(&self, job: &Job, stage: &Stage, of: &Job, phase: usize) -> String {
         if stage.state == proto::StageState::Waiting {
             let before = job
@@ -176,7 +176,7 @@ impl Cluster {
     }
 }
 
-/// How far a part of a stage is.
+/// The progress of a part of a stage.
 struct Part {
     name: Option<&'static str>,
     done: u64,
@@ -184,7 +184,7 @@ struct Part {
 }
 
 impl Part {
-    /// Without the tasks that are at work.
+    /// Returns the progress without the tasks at work.
     fn of(tally: &PartTally) -> Self {
         Self {
             name: tally.name,
@@ -202,7 +202,7 @@ impl Part {
     }
 }
 
-/// Done and total of a task, in the stage's unit.
+/// Returns the done and total amounts of a task, in the stage's unit.
 fn progress(task: &TaskRecord) -> (u64, u64) {
     match &task.state {
         TaskState::Leased(lease) => {

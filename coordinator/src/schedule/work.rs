@@ -1,6 +1,6 @@
-//! Work that jobs share: those on one output that come to the same key of a stage. One of them leads, which means that its
-//! tasks are computed; the others follow it and go on from its result. When the leader ends before that, a follower leads
-//! on, with all that is done and all that is being done.
+//! Shared work. Jobs with the same output and the same key of a stage share its result. One of them leads, and its
+//! tasks are computed. The others follow it and use its result. When the leader ends early, a follower takes the work
+//! over with all finished and running tasks.
 
 use std::collections::BTreeMap;
 
@@ -10,11 +10,11 @@ use super::timers::Due;
 use super::{Action, Cluster, Effects, Job, Level, Millis, Pursuit, Stage, TaskState, Work};
 use crate::plan::StageName;
 
-/// How often another coordinator's work is looked at.
+/// The interval at which the work of another coordinator is looked up.
 const LOOK_AGAIN: Millis = 1_000;
 
 impl Pursuit {
-    /// Whether the stage's job is the one that looks, claims and computes.
+    /// Returns whether the stage's job looks up, claims and computes the work.
     fn leads(&self) -> bool {
         match self {
             Self::LookingUp | Self::Elsewhere | Self::Computing => true,
@@ -24,7 +24,7 @@ impl Pursuit {
 }
 
 impl Work {
-    /// What a job's stage is about.
+    /// Returns the work of a job's stage.
     pub(super) fn of(job: &Job, stage: &Stage) -> Self {
         Self {
             output: job.file.output.trim_end_matches('/').to_owned(),
@@ -35,7 +35,7 @@ impl Work {
 }
 
 impl Cluster {
-    /// The job that leads the work.
+    /// Returns the job that leads the work.
     pub(super) fn leader(&self, work: &Work) -> Option<String> {
         let leads = |job: &&Job| {
             let stage = job.stages.iter().find(|s| s.name == work.stage);
@@ -44,7 +44,7 @@ impl Cluster {
         self.running_jobs().find(leads).map(|job| job.id.clone())
     }
 
-    /// The jobs that follow `leader` in a stage, the oldest first.
+    /// Returns the jobs that follow `leader` in a stage, the oldest first.
     pub(super) fn followers(&self, leader: &str, stage: StageName) -> Vec<String> {
         let follows = |job: &&Job| {
             let mut stages = job.stages.iter();
@@ -55,7 +55,7 @@ impl Cluster {
         found.into_iter().map(|job| job.id.clone()).collect()
     }
 
-    /// Goes after the result of a stage whose key is known: by following who leads, or by leading.
+    /// Starts to obtain the result of a stage with a known key, by following the leader or by leading.
     pub(super) fn pursue(&mut self, id: &str, name: StageName, now: Millis, fx: &mut Effects) {
         let Some(work) = self.work(id, name) else { return };
         if let Some(leader) = self.leader(&work) {
@@ -76,7 +76,7 @@ impl Cluster {
         }
     }
 
-    /// Asks what the store holds of a stage that the job leads.
+    /// Asks the store about a stage that the job leads.
     fn look_up(&mut self, id: &str, name: StageName, fx: &mut Effects) {
         let Some(work) = self.work(id, name) else { return };
         let kept = self.kept_files(id, name);
@@ -89,7 +89,7 @@ impl Cluster {
         });
     }
 
-    /// Another coordinator computes the stage: it is looked at again in a while.
+    /// Waits for another coordinator that computes the stage, and looks again after a delay.
     pub(super) fn is_elsewhere(&mut self, id: &str, name: StageName, who: &str, now: Millis, fx: &mut Effects) {
         let due = Due::Stage {
             job: id.into(),
@@ -117,7 +117,7 @@ impl Cluster {
         }
     }
 
-    /// The followers of a job that has completed a stage go on from its result.
+    /// Gives the result of a completed stage to the jobs that follow.
     pub(super) fn share_result(
         &mut self,
         leader: &str,
@@ -145,7 +145,7 @@ impl Cluster {
         }
     }
 
-    /// A job ends before the stage that it leads: the oldest follower leads on. Without one, the claim is given up.
+    /// Hands the stage of an ended job to its oldest follower. Without a follower, the claim is given up.
     pub(super) fn hand_over(&mut self, id: &str, now: Millis, fx: &mut Effects) {
         let Some(job) = self.jobs.get_mut(id) else { return };
         let Some(stage) = job.stages.iter_mut().find(|s| s.pursuit != Pursuit::Idle) else {
@@ -169,7 +169,7 @@ impl Cluster {
         self.look_up(next, name, fx);
     }
 
-    /// A job that began the work before, and is not after it now.
+    /// Returns a job that began the work earlier and does not pursue it now.
     fn left_by(&self, id: &str, work: &Work) -> Option<String> {
         let begun = |job: &&Job| {
             let left = |s: &Stage| !s.is_complete() && !s.phases.is_empty() && s.pursuit == Pursuit::Idle;
@@ -186,7 +186,7 @@ impl Cluster {
             .map(|job| job.id.clone())
     }
 
-    /// Hands a stage's tasks and its claim to another job. What is being done is done on for that one.
+    /// Moves a stage's tasks and its claim to another job. Running tasks go on for that job.
     fn move_work(&mut self, from: &str, to: &str, name: StageName, now: Millis, fx: &mut Effects) {
         let Some(stage) = self.stage_mut(from, name) else {
             return;
@@ -219,7 +219,7 @@ impl Cluster {
         self.tasks.forget_names();
     }
 
-    /// Another coordinator took the stage over while this one was held up: its tasks end, and the store is asked again.
+    /// Ends the tasks of a stage that another coordinator took over, and asks the store again.
     pub fn claim_lost(&mut self, work: &Work, attempt: &str, now: Millis, fx: &mut Effects) {
         let Some(id) = self.leader(work) else { return };
         let Some(stage) = self.stage_mut(&id, work.stage) else {
@@ -237,7 +237,7 @@ impl Cluster {
         self.look_up(&id, work.stage, fx);
     }
 
-    /// A task that is open is not to be done now.
+    /// Stops an open task.
     pub(super) fn stop_task(&mut self, id: u64, why: &str, now: Millis, fx: &mut Effects) {
         let Some(task) = self.tasks.get(&id) else { return };
         match &task.state {
@@ -260,7 +260,7 @@ impl Cluster {
             .map(|stage| Work::of(job, stage))
     }
 
-    /// The files that the stage's finished tasks wrote, with their sizes.
+    /// Returns the files that the stage's finished tasks wrote, with their sizes in bytes.
     fn kept_files(&self, id: &str, name: StageName) -> BTreeMap<String, u64> {
         let stage = self.jobs.get(id).and_then(|j| j.stages.iter().find(|s| s.name == name));
         let tasks = stage.into_iter().flat_map(|stage| stage.phases.iter().flatten());

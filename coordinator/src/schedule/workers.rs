@@ -1,4 +1,4 @@
-//! The workers, and who of them is free for what.
+//! The connected workers, and the indexes that find free ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use super::{Millis, Worker};
 
-/// Workers that are connected, by id. They are changed through [`Workers::change`] alone, which keeps the indexes in step.
+/// The connected workers by id. Only [`Workers::change`] changes them, which keeps the indexes consistent.
 #[derive(Debug, Clone, Default)]
 pub struct Workers {
     known: BTreeMap<String, Worker>,
-    /// Those that listen and hold nothing.
+    /// The workers that listen and hold no lease.
     idle: BTreeSet<String>,
-    /// Those that embed and take another shard ahead, by the model that is loaded there.
+    /// The workers that embed and take another shard ahead, by their loaded model.
     ahead: BTreeMap<Arc<str>, BTreeSet<String>>,
     listening: usize,
 }
@@ -38,7 +38,7 @@ impl Workers {
         Some(worker)
     }
 
-    /// Changes a worker, and where it is found.
+    /// Changes a worker and updates the indexes.
     pub(super) fn change(&mut self, id: &str, f: impl FnOnce(&mut Worker)) {
         if let Some((id, mut worker)) = self.known.remove_entry(id) {
             self.leave(&id, &worker);
@@ -48,34 +48,34 @@ impl Workers {
         }
     }
 
-    /// A worker lives until `deadline`. What it holds, if it is known.
+    /// Extends a worker's life to `deadline`. Returns its leases, if the worker is known.
     pub(super) fn beat(&mut self, id: &str, deadline: Millis) -> Option<&[(u64, u64)]> {
         let worker = self.known.get_mut(id)?;
         worker.deadline = deadline;
         Some(&worker.seats)
     }
 
-    /// Everybody lives so much longer.
+    /// Extends the life of every worker by `away`.
     pub(super) fn forgive(&mut self, away: Millis) {
         self.known.values_mut().for_each(|worker| worker.deadline += away);
     }
 
-    /// Those that listen and hold nothing.
+    /// Returns the workers that listen and hold no lease.
     pub(super) fn idle(&self) -> &BTreeSet<String> {
         &self.idle
     }
 
-    /// Whether anybody takes a shard ahead, of whichever model.
+    /// Returns whether any worker takes a shard ahead.
     pub(super) fn anybody_takes_ahead(&self) -> bool {
         !self.ahead.is_empty()
     }
 
-    /// Those that take another shard ahead that goes through `model`.
+    /// Returns the workers that take another shard of `model` ahead.
     pub(super) fn ahead(&self, model: &str) -> impl Iterator<Item = &String> {
         self.ahead.get(model).into_iter().flatten()
     }
 
-    /// How many listen.
+    /// Returns the number of workers that listen.
     pub(super) fn listening(&self) -> usize {
         self.listening
     }
@@ -110,7 +110,7 @@ impl Workers {
 }
 
 impl Worker {
-    /// The model of which it takes another shard ahead of the one at work.
+    /// Returns the model of which the worker takes another shard ahead.
     fn takes_ahead(&self) -> Option<&Arc<str>> {
         let has_room = (1..=self.info.leases_ahead as usize).contains(&self.seats.len());
         self.model.as_ref().filter(|_| has_room)
@@ -119,7 +119,7 @@ impl Worker {
 
 #[cfg(test)]
 impl Workers {
-    /// What the indexes say is what the workers say.
+    /// Asserts that the indexes agree with the workers.
     pub(super) fn check(&self, told: &str) {
         let mut anew = Self::default();
         let workers = self.known.iter();
