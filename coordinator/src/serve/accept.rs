@@ -1,6 +1,8 @@
-//! Connections up to the point where they have said that they speak HTTP: each has a few seconds for that, behind TLS or not,
-//! and there is a limit to how many wait at once, from one source and from all. A new one pushes the oldest silent one of the
-//! same source out, so silence locks nobody out: neither other sources nor a person at the same address.
+//! Connections until they have shown that they speak HTTP. Each has a few seconds for that, with or without TLS.
+//!
+//! The number of waiting connections is limited, for each source and for all. A new connection closes the oldest silent
+//! one of the same source. So silent connections lock nobody out, neither other sources nor a person at the same
+//! address.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,22 +25,22 @@ use tonic::transport::server::Connected;
 use super::connections::{Connections, Limits, Place, Source};
 use super::local_user::user_of;
 
-/// What every HTTP/2 client says first (RFC 9113, 3.4).
+/// The first bytes of every HTTP/2 client (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// A client that has not shaken hands and said it by then is dropped.
+/// The time in which a client must shake hands and send its first bytes. After that it is dropped.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// While the system gives no descriptors, it is asked again so often.
+/// The delay before the system is asked again for a descriptor.
 const PAUSE: Duration = Duration::from_millis(100);
-/// A shortage that lasts, or comes and goes, is told this often.
+/// The shortest interval between two log lines about a shortage.
 const SHORTAGE_TOLD_EVERY: Duration = Duration::from_secs(60);
-/// Strangers can't fill the log: what they do wrong is told this often.
+/// The shortest interval between two log lines about clients' errors, so that strangers cannot fill the log.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 
-/// Where a connection comes from, and the certificates that it was opened with.
+/// The origin of a connection: its address, and the certificates that it was opened with.
 #[derive(Debug, Clone)]
 pub(super) struct Origin {
     pub(super) address: SocketAddr,
-    /// The user at the other end, where that is asked for and known.
+    /// The user at the other end, where that is looked up and known.
     pub(super) user: Option<u32>,
     pub(super) certificates: Option<Arc<Vec<CertificateDer<'static>>>>,
 }
@@ -49,10 +51,10 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 /// A connection that speaks HTTP.
 pub(super) struct Connection {
     io: Box<dyn Io>,
-    /// What was read of it already and is to be read again.
+    /// The bytes that were read from the connection already and are to be read again.
     unread: Bytes,
     origin: Origin,
-    // Held, not read: given back with the connection.
+    // The place is released when the connection is dropped.
     _place: Place,
 }
 
@@ -101,27 +103,27 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// How connections are protected.
+/// The protection of connections.
 #[derive(Clone)]
 pub(super) enum Protection {
-    /// They are not.
+    /// There is no protection.
     Plain,
-    /// They are not, but come from this machine: which user opens one is looked up.
+    /// There is no protection, but connections come from this machine, and the user of each is looked up.
     PlainOfUsers,
-    /// By TLS; a newer certificate counts for newer connections.
+    /// TLS protects connections. A newer certificate counts for newer connections.
     Tls(watch::Receiver<Arc<ServerConfig>>),
 }
 
-/// What is spoken behind a listener.
+/// The protocol behind a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Spoken {
-    /// HTTP/1.1, by browsers.
+    /// HTTP/1.1, for browsers.
     Http1,
-    /// HTTP/2, by clients of gRPC.
+    /// HTTP/2, for gRPC clients.
     Http2,
 }
 
-/// Accepts connections until nobody takes them any more.
+/// Accepts connections until the receiver is dropped.
 pub(super) fn incoming(
     listener: TcpListener,
     protection: Protection,
@@ -159,7 +161,7 @@ impl Door {
             };
             match accepted {
                 Ok((tcp, from)) => self.greet(tcp, from),
-                // Trying at once again would only spin.
+                // An immediate retry would fail in the same way.
                 Err(e) if is_shortage(&e) => {
                     if told.is_none_or(|at| at.elapsed() > SHORTAGE_TOLD_EVERY) {
                         let open = self.connections.open();
@@ -172,13 +174,13 @@ impl Door {
                     self.connections.push_out_oldest();
                     tokio::time::sleep(PAUSE).await;
                 }
-                // The client was gone before it was accepted.
+                // The client closed the connection before it was accepted.
                 Err(e) => tracing::debug!("not accepted: {e}"),
             }
         }
     }
 
-    /// Waits, aside, for a client to say what it speaks.
+    /// Waits in a task of its own for a client's first bytes.
     fn greet(&self, tcp: TcpStream, from: SocketAddr) {
         let source = Source::of(from.ip());
         let door = self.clone();
@@ -199,7 +201,7 @@ impl Door {
                             origin,
                             _place: place,
                         };
-                        // Fails when the server has stopped meanwhile.
+                        // Sending fails when the server has stopped meanwhile.
                         let _ = door.ready.send(Ok(connection)).await;
                     }
                     Err(why) => door.complain(format!("{from} is turned away: {why}")),
@@ -221,7 +223,7 @@ impl Door {
     }
 }
 
-/// What strangers did wrong, told now and then.
+/// The limited reports of clients' errors.
 #[derive(Default)]
 struct Complaints {
     told: Option<Instant>,
@@ -248,7 +250,7 @@ async fn shake_hands(
     protection: &Protection,
     spoken: Spoken,
 ) -> io::Result<(Greeted, Origin)> {
-    // Small messages go at once: Nagle's algorithm would hold them back for 40 ms.
+    // Small messages are sent at once. Nagle's algorithm would hold them back for 40 ms.
     tcp.set_nodelay(true)?;
     let mut origin = Origin {
         address,
@@ -279,7 +281,7 @@ async fn shake_hands(
     Ok((read_start(tls, spoken).await?, origin))
 }
 
-/// A connection, and what was read of it: HTTP/2's preface, or the first bytes of a request.
+/// A connection with the bytes that were read of it: HTTP/2's preface, or the first bytes of a request.
 type Greeted = (Box<dyn Io>, Bytes);
 
 async fn read_start(mut io: impl Io + 'static, spoken: Spoken) -> io::Result<Greeted> {
@@ -296,9 +298,9 @@ async fn read_start(mut io: impl Io + 'static, spoken: Spoken) -> io::Result<Gre
     Ok((Box::new(io), Bytes::copy_from_slice(&said)))
 }
 
-/// Whether the system has nothing left to accept with: no descriptors, or no memory.
+/// Returns whether the system lacks descriptors or memory to accept with.
 fn is_shortage(error: &io::Error) -> bool {
-    // The standard library has no kinds for these.
+    // The standard library has no kinds for these errors.
     const ENFILE: i32 = 23;
     const EMFILE: i32 = 24;
     let no_buffers = if cfg!(target_os = "linux") { 105 } else { 55 };

@@ -1,23 +1,23 @@
-//! How much a worker may say: its texts are stored and shown to people, so each has a limit. Explanations are cut and say so;
-//! a result with more names or files than any task has is refused.
+//! Limits on what a worker may send, because its texts are stored and shown to people. Long explanations are cut and
+//! say so. A result with more names or files than any task has is refused.
 
 use llink_datasets::shown::redacted;
 use llink_proto::{Failure, HeartbeatRequest, RegisterRequest, TaskResult, shown};
 
-/// Of a failure: enough for the last lines of every rank.
+/// The most bytes of a failure's text, which is enough for the last lines of every rank.
 pub(super) const FAILURE_BYTES: usize = 16 << 10;
-/// Of a warning.
+/// The most bytes of a warning.
 const WARNING_BYTES: usize = 2 << 10;
 const WARNINGS: usize = 100;
-/// Of the name of a figure, a count or a fact, and of what people call things.
+/// The most bytes of the name of a figure, a count or a fact, and of a label.
 const NAME_BYTES: usize = 200;
 const NAMES: usize = 10_000;
-/// Of a path, an address, or a fact.
+/// The most bytes of a path, an address or a fact's value.
 const VALUE_BYTES: usize = 4 << 10;
 const ARTIFACTS: usize = 200_000;
 const METADATA: usize = 64;
 
-/// A failure as it is kept.
+/// Cuts a failure to the limits.
 pub(super) fn failure(failure: Failure) -> Failure {
     Failure {
         text: cut(failure.text, FAILURE_BYTES),
@@ -25,10 +25,10 @@ pub(super) fn failure(failure: Failure) -> Failure {
     }
 }
 
-/// A result as it is kept.
+/// Cuts a result's warnings to the limits.
 ///
 /// # Errors
-/// Where it holds more than a task's result can.
+/// An error says which part of the result is over its limit.
 pub(super) fn result(mut result: TaskResult) -> Result<TaskResult, String> {
     let more = result.warnings.len().saturating_sub(WARNINGS);
     result.warnings.truncate(WARNINGS);
@@ -69,7 +69,7 @@ pub(super) fn result(mut result: TaskResult) -> Result<TaskResult, String> {
     Ok(result)
 }
 
-/// What a worker says of itself, as it is kept.
+/// Cuts the description of a worker to the limits.
 pub(super) fn registration(mut info: RegisterRequest) -> RegisterRequest {
     info.host = cut(info.host, NAME_BYTES);
     if let Some(device) = &mut info.device {
@@ -79,10 +79,10 @@ pub(super) fn registration(mut info: RegisterRequest) -> RegisterRequest {
     info
 }
 
-/// The progress of a worker's tasks, as it is kept.
+/// Checks the progress of a worker's tasks.
 ///
 /// # Errors
-/// Where it holds more than progress can.
+/// An error says which part of the progress is over its limit.
 pub(super) fn progress(request: &mut HeartbeatRequest) -> Result<(), String> {
     for running in &mut request.running {
         names("figures", running.figures.keys())?;
@@ -91,15 +91,15 @@ pub(super) fn progress(request: &mut HeartbeatRequest) -> Result<(), String> {
     Ok(())
 }
 
-/// Where a rank listens.
+/// Checks the address where a rank listens.
 ///
 /// # Errors
-/// Where that is no address.
+/// An error says why the text is no address.
 pub(super) fn address(address: &str) -> Result<(), String> {
     fits("an address", [address], VALUE_BYTES)
 }
 
-/// Ids are made of names, and stand in logs.
+/// Returns whether a name can be part of an id and of a log line.
 pub(super) fn is_worker_name(name: &str) -> bool {
     name.len() <= 100 && !name.contains(|c: char| shown::acts(c) || c.is_whitespace())
 }

@@ -1,9 +1,9 @@
-//! Claims: which of several coordinators on one output computes a stage.
+//! Claims: they decide which of several coordinators on one output computes a stage.
 //!
 //! A claim is an object `STAGE/KEY/claims/NNNNNN.json`, which only one of any number of writers can create. The highest
-//! number counts. It names the attempt that it is for and when it ends; its owner renews it while it lives. Whoever finds it
-//! over creates the next number, which again only one can. So a store needs no more than "create unless it is there", which
-//! local disks and S3 both have. The commit removes the claims: from then on the manifest says whose result counts.
+//! number counts. The object names its attempt and its end, and its owner renews it. A coordinator that finds it over
+//! creates the next number, which again only one can. So a store needs only "create unless it is there", which local
+//! disks and S3 both have. The commit removes the claims. From then on the manifest says whose result counts.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,11 +15,11 @@ use serde::{Deserialize, Serialize};
 use crate::plan::{self, Claim};
 use crate::schedule::{Millis, Work};
 
-/// A claim ends so long after it was renewed last. Clocks of two machines may differ by almost as much.
+/// The time from the last renewal of a claim to its end. The clocks of two machines may differ by almost as much.
 pub(super) const LASTS: Millis = 60_000;
-/// A claim that ended so long ago is not somebody's who was only held up.
+/// The time after the end of a claim from which its owner is surely gone, not just held up.
 const LONG_AGO: Millis = 10 * LASTS;
-/// Rounds in which others were quicker, after which the store is taken for one that does not keep what is written.
+/// The rounds lost to other writers, after which the store counts as one that does not keep what is written.
 const ROUNDS: u32 = 50;
 
 /// The claims of one stage under its key.
@@ -30,22 +30,22 @@ pub(super) struct Claims {
     manifest: String,
 }
 
-/// What came of asking for a claim.
+/// The outcome of asking for a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Taken {
-    /// It is held, until it is released or no longer renewed.
+    /// The claim is held until it is released or no longer renewed.
     Mine(Claim),
-    /// Another one's is valid: whose.
+    /// Another attempt has a valid claim. The text names its owner.
     Theirs(String),
 }
 
-/// A claim as it lies in the store.
+/// A claim in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
     attempt: String,
     apart: bool,
     process: Process,
-    /// Milliseconds since the epoch; 0 once it was released.
+    /// The end in milliseconds since the Unix epoch, or 0 after a release.
     ends_at: Millis,
 }
 
@@ -63,9 +63,9 @@ struct Process {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Standing {
     Valid,
-    /// Its owner released it, or is gone for certain.
+    /// The owner released the claim, or is surely gone.
     Over,
-    /// It ended, and its owner may only have been held up: it may go on writing for a while.
+    /// The claim ended, but its owner may only have been held up and may write for a while.
     Stale,
 }
 
@@ -161,7 +161,7 @@ impl Claims {
         })
     }
 
-    /// Renews the attempt's claim; false once it is another's, or the stage is committed.
+    /// Renews the attempt's claim. Returns false once another attempt has it, or the stage is committed.
     ///
     /// # Errors
     /// When the store refuses.
@@ -173,12 +173,12 @@ impl Claims {
             }
             Some(_) => Ok(false),
             None if self.store.head(&self.manifest).await?.is_some() => Ok(false),
-            // Somebody removed the folder.
+            // The folder was removed.
             None => self.create(1, claim, now).await,
         }
     }
 
-    /// Gives the attempt's claim up, so that others need not wait for its end.
+    /// Releases the attempt's claim, so that others need not wait for its end.
     ///
     /// # Errors
     /// When the store refuses.
@@ -192,7 +192,7 @@ impl Claims {
         }
     }
 
-    /// Attempts that may still be writing, beside `claim`'s own.
+    /// Returns the attempts other than that of `claim` that may still be writing.
     ///
     /// # Errors
     /// When the store refuses.
@@ -203,7 +203,7 @@ impl Claims {
         Ok(entries.filter(may_write).map(|entry| entry.attempt).collect())
     }
 
-    /// Removes all claims: the stage is committed.
+    /// Removes all claims after the stage is committed.
     ///
     /// # Errors
     /// When the store refuses.
@@ -214,7 +214,7 @@ impl Claims {
         Ok(())
     }
 
-    /// Whether an attempt before `number` may only have been held up.
+    /// Returns whether an attempt before `number` may only have been held up.
     async fn any_stale(&self, number: u64, now: Millis) -> Result<bool> {
         let stale = |e: &Entry| e.standing(e.process.is_gone(), now) == Standing::Stale;
         let before = self.all().await?;
@@ -250,14 +250,14 @@ impl Claims {
                 path: self.store.describe(&path),
                 reason: format!("is no claim: {e}; delete it to have the stage computed"),
             }),
-            // Removed in between: the stage was committed.
+            // The claim was removed in between, because the stage was committed.
             Err(Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Creates a claim; whether it is this one that counts. A store that cannot "create unless it is there" is written to
-    /// and read back: of two writers the later one counts, and the other learns of it when it renews.
+    /// Creates a claim and returns whether it counts. A store without "create unless it is there" is written and read
+    /// back. Of two writers the later one counts, and the other learns of it when it renews.
     async fn create(&self, number: u64, claim: &Claim, now: Millis) -> Result<bool> {
         let path = self.path(number);
         let content = entry(&claim.attempt, claim.apart, now).content();
@@ -365,7 +365,7 @@ mod tests {
             claims.take(None, "second", 50_000 + LASTS).await.unwrap(),
             Taken::Theirs(_)
         ));
-        // Its owner may only have been held up, and still be writing: whoever comes next writes elsewhere.
+        // The owner may only have been held up and still be writing, so the next attempt writes elsewhere.
         let second = mine(claims.take(None, "second", 50_001 + LASTS).await.unwrap());
         assert!(second.apart);
         assert!(!claims.renew(&first, 50_002 + LASTS).await.unwrap(), "it is told");
@@ -383,7 +383,7 @@ mod tests {
     async fn a_claim_that_was_released_is_free_at_once_and_an_own_one_is_found_again() {
         let claims = claims("released");
         let first = mine(claims.take(None, "first", 1_000).await.unwrap());
-        // The same coordinator after a restart.
+        // The same coordinator returns after a restart.
         assert_eq!(mine(claims.take(Some(&first), "fresh", 2_000).await.unwrap()), first);
         claims.release(&first).await.unwrap();
         let second = mine(claims.take(None, "second", 3_000).await.unwrap());
@@ -395,7 +395,7 @@ mod tests {
         );
         claims.remove().await.unwrap();
         assert!(claims.numbers().await.unwrap().is_empty());
-        // A folder that somebody removed meanwhile is claimed again.
+        // A folder that was removed meanwhile is claimed again.
         assert!(claims.renew(&second, 5_000).await.unwrap());
     }
 

@@ -1,4 +1,4 @@
-//! How many connections there may be: pure bookkeeping, from which the oldest silent one is pushed out where a new one comes.
+//! The bookkeeping of connections and their limits. It is pure. A new connection may close the oldest silent one.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::task::AbortHandle;
 
-/// Who is taken for one and the same: an IPv4 address, or the /64 of an IPv6 address, which one machine can have all of.
+/// The source of connections: an IPv4 address, or the /64 network of an IPv6 address, because one machine can have all
+/// of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Source(IpAddr);
 
@@ -21,19 +22,19 @@ impl Source {
     }
 }
 
-/// Connections at once.
+/// The limits on simultaneous connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Limits {
-    /// That have not said yet what they speak.
+    /// The most connections that have not sent their first bytes.
     silent: usize,
     silent_of_source: usize,
-    /// That speak HTTP.
+    /// The most connections that speak HTTP.
     spoken: usize,
     spoken_of_source: usize,
 }
 
 impl Limits {
-    /// For what few ask, such as probes.
+    /// The limits for a service with few clients, such as probes.
     pub(super) const FEW: Self = Self {
         silent: 64,
         silent_of_source: 16,
@@ -41,7 +42,7 @@ impl Limits {
         spoken_of_source: 48,
     };
 
-    /// For people at browsers, each of which opens several.
+    /// The limits for browsers, each of which opens several connections.
     pub(super) const BROWSERS: Self = Self {
         silent: 64,
         silent_of_source: 32,
@@ -49,15 +50,15 @@ impl Limits {
         spoken_of_source: 192,
     };
 
-    /// As many as descriptors are left for, once the soft limit is as high as this process may set it.
+    /// Returns limits for the descriptors that this process can have, with its soft limit raised as far as allowed.
     pub(super) fn of_this_process() -> Self {
         let limit = rlimit::increase_nofile_limit(u64::MAX).ok();
         Self::of(limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(1024))
     }
 
-    /// For a process that may have so many files open.
+    /// Returns limits for a process that may have this number of files open.
     fn of(descriptors: usize) -> Self {
-        // The state store, logs, the object store and whoever asks for health.
+        // The state store, logs, the object store and the health service need descriptors too.
         let reserved = (descriptors / 4).clamp(16, 512);
         let left = descriptors.saturating_sub(reserved).max(16);
         let silent = (left / 4).min(1024);
@@ -66,7 +67,7 @@ impl Limits {
             silent,
             silent_of_source: (silent / 4).clamp(4, 64),
             spoken,
-            // Behind a proxy everybody comes from one address.
+            // Behind a proxy all connections come from one address.
             spoken_of_source: spoken - spoken / 4,
         }
     }
@@ -79,7 +80,7 @@ pub(super) struct Connections(Arc<Mutex<Table>>);
 #[derive(Debug)]
 struct Table {
     limits: Limits,
-    /// Oldest first.
+    /// The silent connections of each source, the oldest first.
     silent: HashMap<Source, VecDeque<(u64, AbortHandle)>>,
     silent_total: usize,
     spoken: HashMap<Source, usize>,
@@ -87,7 +88,7 @@ struct Table {
     next: u64,
 }
 
-/// A connection that has not said yet what it speaks.
+/// A connection that has not sent its first bytes.
 #[derive(Debug)]
 pub(super) struct Silent {
     connections: Connections,
@@ -95,7 +96,7 @@ pub(super) struct Silent {
     id: u64,
 }
 
-/// The place of a connection that speaks.
+/// The place of a connection that speaks HTTP.
 #[derive(Debug)]
 pub(super) struct Place {
     connections: Connections,
@@ -118,7 +119,7 @@ impl Connections {
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Takes in a connection, whose task `spawn` starts. Whether another one was pushed out for it.
+    /// Adds a connection, whose task `spawn` starts. Returns whether another one was closed for it.
     pub(super) fn begin(&self, source: Source, spawn: impl FnOnce(Silent) -> AbortHandle) -> bool {
         let pushed_out = self.with(|table| {
             let pushed_out = table.make_room(source);
@@ -129,7 +130,7 @@ impl Connections {
                 source,
                 id,
             };
-            // Under the lock: a task that ends at once finds itself in the table.
+            // The lock is held, so that a task that ends at once finds itself in the table.
             let task = spawn(silent);
             table.silent.entry(source).or_default().push_back((id, task));
             table.silent_total += 1;
@@ -138,7 +139,7 @@ impl Connections {
         pushed_out.inspect(AbortHandle::abort).is_some()
     }
 
-    /// Closes the silent connection that has waited longest at the source with most of them.
+    /// Closes the oldest silent connection of the source that has most of them.
     pub(super) fn push_out_oldest(&self) {
         let oldest = self.with(|table| {
             let crowded = table.most_crowded()?;
@@ -149,14 +150,14 @@ impl Connections {
         }
     }
 
-    /// How many there are.
+    /// Returns the number of open connections.
     pub(super) fn open(&self) -> usize {
         self.with(|table| table.silent_total + table.spoken_total)
     }
 }
 
 impl Table {
-    /// The task that is to end so that one more of `source` may wait.
+    /// Returns the task that must end so that one more connection of `source` may wait.
     fn make_room(&mut self, source: Source) -> Option<AbortHandle> {
         let own = self.silent.get(&source).map_or(0, VecDeque::len);
         if own >= self.limits.silent_of_source {
@@ -191,7 +192,7 @@ impl Table {
         let Some(waiting) = self.silent.get_mut(&source) else {
             return;
         };
-        // One that was pushed out is not there any more.
+        // A connection that was closed for a newer one is not in the table any more.
         let Some(at) = waiting.iter().position(|(waits, _)| *waits == id) else {
             return;
         };
@@ -204,10 +205,10 @@ impl Table {
 }
 
 impl Silent {
-    /// It has said what it speaks: a place among those that do.
+    /// Moves the connection to a place among those that speak HTTP.
     ///
     /// # Errors
-    /// Where there are too many of them.
+    /// An error says that there are too many connections.
     pub(super) fn speaks(self) -> Result<Place, String> {
         let source = self.source;
         self.connections.with(|table| {

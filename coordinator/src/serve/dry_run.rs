@@ -1,4 +1,4 @@
-//! The plan of a job: for each stage whether its result is there, whether it will run, or what that depends on.
+//! The plan of a job. It says for each stage whether its result is there, whether it will run, or what that depends on.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +12,10 @@ use crate::job::{self, JobFile, is_built_in};
 use crate::plan::{self, Inputs, Phase, StageName};
 use crate::schedule::NewJob;
 
-/// The plan of a job; nothing is recorded or started.
+/// Plans a job. Nothing is recorded or started.
 ///
 /// # Errors
-/// When the output cannot be read.
+/// An error says that the output cannot be read.
 pub(super) async fn plan(new: &NewJob) -> Result<Job, Failure> {
     let mut done = BTreeMap::new();
     let mut stages = Vec::new();
@@ -83,20 +83,20 @@ async fn plan_stage(name: StageName, new: &NewJob, done: &mut BTreeMap<StageName
     Ok(stage)
 }
 
-/// The stages without a result that `name` reads, less those that another of them reads itself.
+/// Returns the stages without a result that `name` reads, without those that another of them reads.
 fn awaited(name: StageName, job: &JobFile, done: &BTreeMap<StageName, Manifest>) -> Vec<StageName> {
     let missing: Vec<StageName> = name.reads(job).into_iter().filter(|s| !done.contains_key(s)).collect();
     let is_read = |stage: &StageName| missing.iter().any(|other| reaches(*other, *stage, job));
     missing.iter().copied().filter(|stage| !is_read(stage)).collect()
 }
 
-/// Whether `stage` reads `other`, itself or through the stages that it reads.
+/// Returns whether `stage` reads `other`, directly or through other stages.
 fn reaches(stage: StageName, other: StageName, job: &JobFile) -> bool {
     let reads = stage.reads(job);
     reads.contains(&other) || reads.into_iter().any(|read| reaches(read, other, job))
 }
 
-/// `stage shard is` or `stages shard and models are`.
+/// Returns `stage shard is` or `stages shard and models are`.
 fn are(stages: &[StageName]) -> String {
     let names: Vec<&str> = stages.iter().map(|stage| stage.as_str()).collect();
     match names.as_slice() {
@@ -106,7 +106,7 @@ fn are(stages: &[StageName]) -> String {
     }
 }
 
-/// Both models, with what their `config.json` says of their size.
+/// Describes both models with the sizes in their `config.json`.
 async fn models(job: &JobFile) -> Vec<String> {
     let mut lines = plan::outline(StageName::Models, job);
     for (line, (_, folder)) in lines.iter_mut().zip(job.models.paths()) {
@@ -117,8 +117,8 @@ async fn models(job: &JobFile) -> Vec<String> {
     lines
 }
 
-/// Architecture, width and depth of the model in a folder. `None` where they cannot be read: whether the model can be used is
-/// checked elsewhere.
+/// Reads the architecture, width and depth of a model from its folder. `None` means that they cannot be read, since
+/// another check decides whether the model can be used.
 async fn size(folder: &str) -> Option<String> {
     if is_built_in(folder) {
         return None;

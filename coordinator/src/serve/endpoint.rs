@@ -1,4 +1,4 @@
-//! The endpoint file: how commands of the same user find the coordinator that uses a state directory.
+//! The endpoint file. Commands of the same user find through it the coordinator that uses a state directory.
 
 use std::fs::File;
 use std::io::Write;
@@ -7,25 +7,25 @@ use std::path::{Path, PathBuf};
 
 use llink_proto::reach::Secret;
 
-/// What a coordinator notes of itself.
+/// The address of a coordinator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Its process.
+    /// The process id.
     pub process: u32,
-    /// Where it listens.
+    /// The URL where the coordinator listens.
     pub url: String,
-    /// What callers show, where it serves the user alone who started it.
+    /// The token that callers show, where the coordinator serves only the user who started it.
     pub token: Option<Secret>,
 }
 
-/// Where it is noted.
+/// Returns the path of the file.
 #[must_use]
 pub fn endpoint_file(state_directory: &Path) -> PathBuf {
     state_directory.join("coordinator.endpoint")
 }
 
 impl Endpoint {
-    /// What is noted in a state directory; `None` where nothing is, or it cannot be read.
+    /// Reads the file in a state directory. `None` means that there is none, or that it cannot be read.
     #[must_use]
     pub fn read(state_directory: &Path) -> Option<Self> {
         let text = std::fs::read_to_string(endpoint_file(state_directory)).ok()?;
@@ -37,7 +37,7 @@ impl Endpoint {
         })
     }
 
-    /// Notes it, readable by this user alone. A file that is there is replaced: its mode may be another.
+    /// Writes the file, readable by this user alone. An earlier file is replaced, because its mode may differ.
     pub(super) fn write(&self, state_directory: &Path) -> std::io::Result<()> {
         let path = endpoint_file(state_directory);
         let beside = path.with_extension("endpoint.new");

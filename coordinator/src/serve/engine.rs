@@ -1,5 +1,5 @@
 //! The engine: one thread that owns the cluster and the state store. A step changes the cluster, is saved, and only
-//! then acted on and answered. Steps that have queued up are saved together, so that one write to the disk is for many.
+//! then is acted on and answered. Queued steps are saved together in one write.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -19,30 +19,30 @@ use crate::schedule::{Action, Cluster, Effects, LookedUp, Millis, Work};
 use crate::state::{Claimed, EventPage, StateError, StateStore};
 
 type Call = Box<dyn FnOnce(&mut Engine) + Send>;
-/// Calls that wait for the engine at most; whoever has another waits until there is room.
+/// The most calls that wait for the engine. Further callers wait until there is room.
 const CALLS_QUEUED: usize = 1024;
-/// Calls whose steps are saved together at most.
+/// The most calls whose steps are saved together.
 const CALLS_AT_ONCE: usize = 256;
-/// How often time passes.
+/// The interval between two ticks.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Reaches the engine from anywhere.
+/// A handle through which any task calls the engine.
 #[derive(Debug, Clone)]
 pub struct EngineHandle {
     calls: mpsc::Sender<Call>,
     broken: watch::Receiver<Option<String>>,
 }
 
-/// The engine is gone, or can no longer save.
+/// The error of an engine that has stopped, or that can no longer save.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{0}")]
 pub struct EngineStopped(pub String);
 
 impl EngineHandle {
-    /// Runs `f` on the engine's thread and waits for its answer, which comes once what `f` changed is saved.
+    /// Runs `f` on the engine's thread and returns its answer, once what `f` changed is saved.
     ///
     /// # Errors
-    /// When the engine has stopped.
+    /// An error says that the engine has stopped.
     pub async fn call<R: Send + 'static>(
         &self,
         f: impl FnOnce(&mut Engine) -> R + Send + 'static,
@@ -50,7 +50,7 @@ impl EngineHandle {
         let (reply, answer) = oneshot::channel();
         let call: Call = Box::new(move |engine| {
             let answer = f(engine);
-            // The caller may have gone away; the step stands all the same.
+            // The caller may have gone away. The step stands all the same.
             engine.answers.push(Box::new(move || drop(reply.send(answer))));
         });
         let stopped = || {
@@ -65,7 +65,7 @@ impl EngineHandle {
         answer.await.map_err(|_| stopped())
     }
 
-    /// Runs `f` some time, without an answer.
+    /// Runs `f` on the engine's thread at some later time, without an answer.
     pub fn tell(&self, f: impl FnOnce(&mut Engine) + Send + 'static) {
         let calls = self.calls.clone();
         // A stopped engine needs to be told nothing, nor does one whose process ends.
@@ -74,7 +74,7 @@ impl EngineHandle {
         }
     }
 
-    /// Waits until the state store breaks; why.
+    /// Waits until the state store breaks, and returns the cause.
     pub async fn broken(&self) -> String {
         let mut broken = self.broken.clone();
         match broken.wait_for(Option::is_some).await {
@@ -84,7 +84,7 @@ impl EngineHandle {
     }
 }
 
-/// What the coordinator's thread owns.
+/// The state that the coordinator's thread owns.
 pub struct Engine {
     /// The state machine.
     pub cluster: Cluster,
@@ -93,24 +93,24 @@ pub struct Engine {
     clock: Clock,
     runtime: tokio::runtime::Handle,
     handle: mpsc::WeakSender<Call>,
-    /// What the steps since the last save changed, and what is to be done once that is saved.
+    /// The effects of the steps since the last save.
     unsaved: Effects,
     steps: u32,
     answers: Vec<Box<dyn FnOnce() + Send>>,
     broken: watch::Sender<Option<String>>,
     saves: Saves,
-    /// What of jobs' addresses is not saved.
+    /// The parts of jobs' addresses that are not saved.
     pub(super) withheld: Withheld,
     keepers: HashMap<Work, Keeper>,
     releases: Vec<JoinHandle<()>>,
 }
 
-/// Instructions for a worker, until its stream takes them.
+/// The instructions for a worker, until its stream takes them.
 #[derive(Debug)]
 struct Outbox {
     sender: mpsc::UnboundedSender<Instruction>,
     receiver: Option<mpsc::UnboundedReceiver<Instruction>>,
-    /// Who registered it.
+    /// The session that registered the worker.
     session: Session,
 }
 
@@ -217,7 +217,7 @@ impl Engine {
         }
     }
 
-    /// One step: what it changes is saved, and acted on and answered after that.
+    /// Runs one step. Its changes are saved, and acted on and answered after that.
     pub fn step<R>(&mut self, f: impl FnOnce(&mut Cluster, Millis, &mut Effects) -> R) -> R {
         let now = self.clock.now();
         let answer = f(&mut self.cluster, now, &mut self.unsaved);
@@ -258,23 +258,23 @@ impl Engine {
         true
     }
 
-    /// What happened to a job after `sequence`, at most `limit` events of it.
+    /// Returns at most `limit` events of a job after `sequence`.
     ///
     /// # Errors
-    /// When the state store cannot be read.
+    /// An error says that the state store cannot be read.
     pub fn events(&self, job: &str, after: u64, limit: usize) -> Result<EventPage, StateError> {
         self.store.events(job, after, limit)
     }
 
-    /// The newest events of a job, the newest first.
+    /// Returns the newest events of a job, the newest first.
     ///
     /// # Errors
-    /// When the state store cannot be read.
+    /// An error says that the state store cannot be read.
     pub fn newest_events(&self, job: &str, limit: usize) -> Result<Vec<llink_proto::Event>, StateError> {
         self.store.newest_events(job, limit)
     }
 
-    /// Makes the outbox of a new worker.
+    /// Creates the outbox of a new worker.
     pub(super) fn open_outbox(&mut self, worker: &str, session: Session) {
         let (sender, receiver) = mpsc::unbounded_channel();
         let outbox = Outbox {
@@ -285,41 +285,41 @@ impl Engine {
         self.outboxes.insert(worker.into(), outbox);
     }
 
-    /// Whose the worker's registration is; `None` when there is none.
+    /// Returns the session of the worker's registration, if there is one.
     pub(super) fn session(&self, worker: &str) -> Option<&Session> {
         self.outboxes.get(worker).map(|outbox| &outbox.session)
     }
 
-    /// Notes that a token of one use was used by a process, unless another one did so before.
+    /// Records that a process used a token of one use, unless another process did so before.
     ///
     /// # Errors
-    /// When the state store cannot be read or written.
+    /// An error says that the state store cannot be read or written.
     pub(super) fn claim_token(&mut self, token: &str, instance: &str) -> Result<Claimed, StateError> {
         self.store.claim_token(token, instance, self.clock.now())
     }
 
-    /// Who submitted a job first.
+    /// Returns the person who submitted a job first.
     ///
     /// # Errors
-    /// When the state store cannot be read.
+    /// An error says that the state store cannot be read.
     pub fn owner(&self, job: &str) -> Result<Option<String>, StateError> {
         self.store.owner(job)
     }
 
-    /// Notes who submitted a job, unless somebody did before.
+    /// Records who submitted a job, unless someone did before.
     ///
     /// # Errors
-    /// When the state store cannot be written.
+    /// An error says that the state store cannot be written.
     pub fn set_owner(&mut self, job: &str, owner: &str) -> Result<(), StateError> {
         self.store.set_owner(job, owner)
     }
 
-    /// Hands the worker's instructions to its stream; once.
+    /// Takes the worker's instructions for its stream. They can be taken once.
     pub fn take_outbox(&mut self, worker: &str) -> Option<mpsc::UnboundedReceiver<Instruction>> {
         self.outboxes.get_mut(worker)?.receiver.take()
     }
 
-    /// Forgets a worker that is gone.
+    /// Removes the outbox of a worker that is gone.
     pub fn close_outbox(&mut self, worker: &str) {
         self.outboxes.remove(worker);
     }
@@ -342,7 +342,7 @@ impl Engine {
                     async move { stages::commit(&of, &claim, *manifest).await },
                     move |engine, written| {
                         if written.is_ok() {
-                            // With the commit the claims are gone.
+                            // The commit removes the claims.
                             engine.keepers.remove(&work);
                         }
                         engine.step(|c, now, fx| c.committed(&work, written, now, fx));
@@ -378,7 +378,7 @@ impl Engine {
         );
     }
 
-    /// Renews a claim that was taken, unless that is done already.
+    /// Starts to renew a claim, unless that is done already.
     fn keep(&mut self, work: &Work, claim: &Claim) {
         if self
             .keepers
@@ -419,7 +419,7 @@ impl Engine {
 
     fn instruct(&self, worker: &str, kind: instruction::Kind) {
         if let Some(outbox) = self.outboxes.get(worker) {
-            // A closed stream is noticed by its own guard, which gives the lease back.
+            // The guard of a closed stream notices it and gives the lease back.
             let _ = outbox.sender.send(Instruction { kind: Some(kind) });
         }
     }
@@ -441,7 +441,7 @@ impl Engine {
     }
 }
 
-/// A dataset error as it is told to people and programs.
+/// Converts a dataset error to a failure for people and programs.
 pub(super) fn failure(error: &llink_datasets::Error) -> Failure {
     let kind = match error {
         llink_datasets::Error::Store { .. } => FailureKind::Storage,
@@ -479,7 +479,7 @@ mod tests {
         start(&options, Saves::default()).unwrap()
     }
 
-    /// Submits a job; its id, and whether that was answered.
+    /// Submits a job. Returns its id, and whether that was answered.
     async fn submit(engine: EngineHandle, number: usize) -> (String, bool) {
         let text = format!("output = \"memory://engine\"\nseed = {number}\n[corpus]\nsource = \"/none.tsv\"\n");
         let id = format!("job-{number:03}");

@@ -1,5 +1,5 @@
-//! Whether a coordinator may listen where it is told to: beyond loopback only behind TLS, to callers that can be told
-//! apart, and for jobs that are kept to their roots.
+//! The check of where a coordinator may listen. Beyond loopback it needs TLS, callers that can be told apart, and jobs
+//! that are confined to roots.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,27 +8,27 @@ use llink_datasets::roots::Roots;
 
 use super::TlsFiles;
 
-/// Who is let in, and what jobs may read and write. The default is for loopback: this user, anything.
+/// The rules for callers and jobs. The default is for loopback, where this user may do anything.
 #[derive(Debug, Clone, Default)]
 pub struct Security {
-    /// The certificate to show; `None`: plain text.
+    /// The certificate of the server. `None` means plain text.
     pub tls: Option<TlsFiles>,
     /// The file of hashed tokens.
     pub tokens: Option<PathBuf>,
-    /// Where calls are noted.
+    /// The file that records calls.
     pub audit: Option<PathBuf>,
-    /// What jobs may read and write.
+    /// The URLs below which jobs may read and write.
     pub roots: Roots,
-    /// Whether roots were named: beyond loopback a person decides.
+    /// Whether roots were named. Beyond loopback a person must decide on them.
     pub roots_named: bool,
-    /// Listen beyond loopback whatever is missing, and on loopback to every user.
+    /// Whether to listen beyond loopback without protection, and on loopback for every user.
     pub insecure: bool,
 }
 
-/// Refuses what would be open to whoever reaches the address.
+/// Refuses an address where everyone who reaches it could use the coordinator.
 ///
 /// # Errors
-/// What is missing, and what to do.
+/// An error says what is missing, and what to do.
 pub fn check(listen: SocketAddr, security: &Security) -> Result<(), String> {
     check_callers("--listen", listen, security)?;
     if listen.ip().is_loopback() || security.insecure || security.roots_named {
@@ -43,7 +43,7 @@ pub fn check(listen: SocketAddr, security: &Security) -> Result<(), String> {
 /// Refuses an address beyond loopback without TLS, or where callers cannot be told apart. `flag` names the address.
 ///
 /// # Errors
-/// What is missing, and what to do.
+/// An error says what is missing, and what to do.
 pub fn check_callers(flag: &str, listen: SocketAddr, security: &Security) -> Result<(), String> {
     if listen.ip().is_loopback() || security.insecure {
         return Ok(());

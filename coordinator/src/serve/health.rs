@@ -1,5 +1,5 @@
-//! The health service of gRPC, on a port of its own: Kubernetes' probes speak neither TLS nor tokens, and it tells nothing
-//! but whether this process serves.
+//! The health service of gRPC on a port of its own, because probes of Kubernetes speak neither TLS nor tokens. It tells
+//! only whether this process serves.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,11 +12,11 @@ use super::connections::Limits;
 use super::engine::EngineHandle;
 use super::{ServeError, accept};
 
-/// The service whose health says that calls are answered; the empty name says that the process lives.
+/// The service whose health says that calls are answered. The empty name says that the process lives.
 pub const READY: &str = "ready";
-/// How often the engine is asked.
+/// The interval between two questions to the engine.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
-/// An engine that has not answered by then waits for its disk.
+/// The time for an answer of the engine. A later answer means that the engine waits for its disk.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Serves the health service until `stopped`.

@@ -1,4 +1,4 @@
-//! What a job reads from outside: its paths made absolute, each file's stamp taken, each missing one named.
+//! The external inputs of a job. Paths are made absolute, each file gets a stamp, and a missing file is named.
 
 mod models;
 
@@ -16,11 +16,12 @@ use crate::job::{JobFile, SourceEntry, is_built_in, is_gguf};
 use crate::plan::short_hash;
 use crate::schedule::NewJob;
 
-/// A parsed job with its paths absolute, its inputs checked and its id, and the addresses that must not be saved with it.
+/// Resolves a parsed job. Its paths become absolute, its inputs are checked, and it gets an id. The result includes the
+/// addresses that must not be saved with the job.
 ///
 /// # Errors
-/// When a URL lies below none of the roots or holds a key that would be saved, or a source or a model folder is missing or
-/// cannot be reached.
+/// An error says which URL lies below none of the roots or holds a key that would be saved, or which source or model
+/// folder is missing or cannot be reached.
 pub(super) async fn resolve(file: JobFile, base_dir: &Path, roots: &Roots) -> Result<(NewJob, Addresses), Failure> {
     let file = absolute(file, base_dir);
     check_roots(&file, roots)?;
@@ -52,7 +53,7 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path, roots: &Roots) -> Re
     Ok((new, addresses))
 }
 
-/// Refuses URLs that hold a key and are saved, or shown, as they are.
+/// Refuses URLs that hold a key and are saved or shown.
 fn check_credentials(file: &JobFile) -> Result<(), Failure> {
     const STORES: &str = "set the variables of its store, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
     const ENDPOINTS: &str = "put the key into a variable that `api_key_env` names";
@@ -72,7 +73,7 @@ fn check_credentials(file: &JobFile) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Refuses a job that reads or writes where it may not, before anything is looked at.
+/// Refuses a job that reads or writes where it may not, before any file is read.
 fn check_roots(file: &JobFile, roots: &Roots) -> Result<(), Failure> {
     if *roots == Roots::Any {
         return Ok(());
@@ -119,7 +120,7 @@ async fn object_stamp(url: &str) -> Result<String, Failure> {
     }
 }
 
-/// A stamp of a GGUF file. One on this machine is looked into, all but its tensors.
+/// Returns the stamp of a GGUF file. A file on this machine is checked, except for its tensors.
 async fn gguf_stamp(url: &str) -> Result<String, Failure> {
     let stamp = object_stamp(url).await?;
     #[cfg(feature = "embedded")]
@@ -151,7 +152,7 @@ fn absolute(mut file: JobFile, base: &Path) -> JobFile {
     file
 }
 
-/// The job with a commit in each `hf://` URL, so that it reads the same today and when it is resumed.
+/// Pins each `hf://` URL to a commit, so that a resumed job reads the same content.
 async fn pinned(mut file: JobFile) -> Result<JobFile, Failure> {
     let mut pins = BTreeMap::new();
     for (key, url) in read_urls(&file) {
@@ -166,7 +167,7 @@ async fn pinned(mut file: JobFile) -> Result<JobFile, Failure> {
     Ok(file)
 }
 
-/// What a job reads from outside, with the keys that name it.
+/// Returns the URLs that a job reads from outside, with their keys in the job file.
 fn read_urls(file: &JobFile) -> Vec<(&'static str, &str)> {
     let mut sources = vec![("corpus.source", &file.corpus.source)];
     if let Some(instructions) = &file.instructions {
@@ -185,7 +186,7 @@ fn read_urls(file: &JobFile) -> Vec<(&'static str, &str)> {
     urls
 }
 
-/// Passes each of those through `f`.
+/// Replaces each of these URLs by what `f` returns for it.
 fn change_urls(file: &mut JobFile, f: &dyn Fn(&str) -> String) {
     let unless_sample = |path: &str| if path == "sample" { path.into() } else { f(path) };
     file.corpus.source.change_paths(unless_sample);

@@ -1,4 +1,4 @@
-//! `JobService`: what people and programs ask.
+//! `JobService`: the calls of people and programs.
 
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -25,17 +25,17 @@ use crate::{job, schedule};
 
 /// The metadata key under which a refusal carries its [`FailureKind`].
 pub const FAILURE_KIND_KEY: &str = "llink-failure-kind";
-/// Events that one answer carries at most.
+/// The most events in one answer.
 const EVENTS_AT_ONCE: usize = 1000;
-/// Jobs that one answer carries at most.
+/// The most jobs in one answer.
 const JOBS_AT_ONCE: usize = 200;
-/// How often a watched job is looked at.
+/// The interval at which a watched job is read.
 const WATCH_INTERVAL: Duration = Duration::from_millis(150);
 
 pub(super) struct Jobs {
     engine: EngineHandle,
     roots: Roots,
-    /// Those of dry runs, for the page.
+    /// The plans of dry runs, for the page.
     plans: Plans,
     stopped: watch::Receiver<bool>,
 }
@@ -68,13 +68,13 @@ impl Jobs {
     }
 }
 
-/// Who calls, as the gate found.
+/// Returns the caller that the gate identified.
 pub(super) fn peer_of<T>(request: &Request<T>) -> Result<Peer, Status> {
     let peer = request.extensions().get::<Peer>().cloned();
     peer.ok_or_else(|| Status::internal("the call did not come through the gate"))
 }
 
-/// Refuses to change another's job to who may only change their own.
+/// Refuses a change of another person's job to a caller who may only change their own.
 fn may_change(engine: &Engine, job: &str, peer: &Peer) -> Result<(), Status> {
     if peer.role.may_change_others() {
         return Ok(());
@@ -84,7 +84,7 @@ fn may_change(engine: &Engine, job: &str, peer: &Peer) -> Result<(), Status> {
             "job {job} is {owner}'s: {} may change their own jobs only",
             peer.name
         ))),
-        // A job from before there were owners is an administrator's to change.
+        // A job from before owners were recorded can only be changed by an administrator.
         None if engine.cluster.jobs.contains_key(job) => Err(Status::permission_denied(format!(
             "nobody is known to own job {job}: only an administrator may change it"
         ))),
@@ -227,7 +227,7 @@ impl JobService for Jobs {
     }
 }
 
-/// The length of a page: as asked for, 0 or too much is `most`.
+/// Returns the length of a page: the requested one, or `most` for 0 and for more than `most`.
 fn at_once(asked: u32, most: usize) -> usize {
     match asked as usize {
         0 => most,
@@ -235,7 +235,7 @@ fn at_once(asked: u32, most: usize) -> usize {
     }
 }
 
-/// Sends the job whenever it has changed, until it ends or nobody listens.
+/// Sends the job whenever it has changed, until it ends or the client is gone.
 async fn follow(
     engine: &EngineHandle,
     id: String,
@@ -254,7 +254,7 @@ async fn follow(
             Err(e) => return drop(updates.send(Err(stopped(e))).await),
         };
         sequence = events.last().map_or(sequence, |e| e.sequence);
-        // What came of it when it was submitted before is in its log.
+        // The log also has the events of earlier submissions.
         events.retain(|event| event.at >= job.submitted_at);
         let ended = job.state() != JobState::Running;
         if shown.as_ref() != Some(&job) || !events.is_empty() {

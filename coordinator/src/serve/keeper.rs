@@ -1,4 +1,4 @@
-//! A claim that this coordinator holds is renewed until it is given up or lost.
+//! The keeper renews a claim of this coordinator until the claim is released or lost.
 
 use std::time::Duration;
 
@@ -12,20 +12,20 @@ use super::claims::{Claims, now};
 use crate::plan::Claim;
 use crate::schedule::Work;
 
-/// A quarter of the time for which a claim lasts.
+/// The renewal interval, a quarter of the time for which a claim lasts.
 const RENEWED_EVERY: Duration = Duration::from_secs(15);
 
-/// Renews a claim until it is given up, by [`Keeper::release`], or lost.
+/// A task that renews a claim until [`Keeper::release`] gives it up, or until it is lost.
 #[derive(Debug)]
 pub(super) struct Keeper {
-    /// Whose claim it is.
+    /// The attempt that has the claim.
     pub(super) attempt: String,
     end: oneshot::Sender<()>,
     pub(super) ended: JoinHandle<()>,
 }
 
 impl Keeper {
-    /// Keeps a claim that was taken; `lost` runs when it is another's, or the stage is committed.
+    /// Starts to renew a claim that was taken. `lost` runs when another attempt has it, or the stage is committed.
     pub(super) fn start(
         runtime: &Handle,
         work: Work,
@@ -67,7 +67,7 @@ async fn keep(work: &Work, claim: &Claim, mut end: oneshot::Receiver<()>) -> Res
             () = tokio::time::sleep(RENEWED_EVERY) => match claims.renew(claim, now()).await {
                 Ok(true) => {}
                 Ok(false) => return Ok(Kept::Lost),
-                // It is tried again; others wait until the claim has ended.
+                // The renewal is tried again. Others wait until the claim has ended.
                 Err(e) => tracing::warn!("the claim to stage {} could not be renewed: {e}", work.stage),
             },
             ended = &mut end => {

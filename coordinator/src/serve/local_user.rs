@@ -1,11 +1,11 @@
-//! Which user of this machine a connection on loopback comes from: the kernel tells it in `/proc/net/tcp`.
+//! The user of this machine that a loopback connection comes from, as the kernel lists it in `/proc/net/tcp`.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 
-/// Where the kernel lists connections.
+/// The files in which the kernel lists connections.
 const TABLES: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
 
-/// The user of this process, as the kernel tells it of a connection of our own; `None` where it does not.
+/// Returns the user of this process as the kernel lists it for a connection of our own. `None` means that it does not.
 pub(super) fn own_user() -> Option<u32> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).ok()?;
     let server = listener.local_addr().ok()?;
@@ -13,13 +13,14 @@ pub(super) fn own_user() -> Option<u32> {
     user_of(client.local_addr().ok()?, server)
 }
 
-/// The user id of the process at the other end of a connection: `client` is its address and `server` ours.
+/// Returns the user id of the process at the other end of a connection. `client` is its address and `server` ours.
 pub(super) fn user_of(client: SocketAddr, server: SocketAddr) -> Option<u32> {
     let tables = TABLES.iter().filter_map(|path| std::fs::read_to_string(path).ok());
     tables.into_iter().find_map(|table| user_in(&table, client, server))
 }
 
-/// Columns are: number, local address, remote address, state, queues, timer, retransmits, user, …
+/// Finds the user in a table. The columns are: number, local address, remote address, state, queues, timer,
+/// retransmits, user, …
 fn user_in(table: &str, client: SocketAddr, server: SocketAddr) -> Option<u32> {
     let (client, server) = (written(client), written(server));
     table.lines().find_map(|line| {
@@ -29,7 +30,7 @@ fn user_in(table: &str, client: SocketAddr, server: SocketAddr) -> Option<u32> {
     })
 }
 
-/// An address as the kernel writes it: each 32 bits in the machine's own order, then the port.
+/// Formats an address as the kernel does: 32-bit words in the machine's byte order, then the port.
 fn written(address: SocketAddr) -> String {
     let words = |octets: &[u8]| -> String {
         let words = octets
@@ -65,7 +66,7 @@ mod tests {
     fn this_process_finds_itself() {
         use std::os::unix::fs::MetadataExt;
 
-        // A file that this process makes is its user's.
+        // A file that this process creates belongs to its user.
         let file = tempfile::NamedTempFile::new().unwrap();
         let uid = file.as_file().metadata().unwrap().uid();
         if std::path::Path::new(TABLES[0]).exists() {

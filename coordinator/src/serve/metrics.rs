@@ -1,5 +1,5 @@
-//! Metrics for Prometheus, off unless an address is given: what the cluster looks like when it is asked, and counters of
-//! calls. `k8s/RUNBOOK.md` says what each means.
+//! Metrics for Prometheus, which are off unless an address is given. They show the state of the cluster at each scrape,
+//! and count calls. `k8s/RUNBOOK.md` explains each of them.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,13 +31,13 @@ struct CallLabels {
     outcome: String,
 }
 
-/// Counts calls by what they were and how they ended.
+/// The counts of calls by their name and outcome.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Calls(Family<CallLabels, Counter>);
 
 impl Calls {
     pub(super) fn count(&self, call: &str, outcome: &str) {
-        // What nobody serves is one series, or a scanner would make thousands.
+        // All unknown calls share one series, or a scanner would create thousands.
         let known = ["JobService/", "WorkerService/", "Page/"]
             .iter()
             .any(|of| call.starts_with(of));
@@ -55,7 +55,7 @@ impl Calls {
     }
 }
 
-/// How long the state store takes to save a step.
+/// The time that the state store takes to save a step, in seconds.
 #[derive(Debug, Clone)]
 pub(super) struct Saves(pub(super) Histogram);
 
@@ -70,10 +70,10 @@ struct StateLabel {
     state: &'static str,
 }
 
-/// A state and how many are in it.
+/// A state and the number of objects in it.
 type ByState = (&'static str, i64);
 
-/// What the cluster looks like at one moment.
+/// The state of the cluster at one moment.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Snapshot {
     jobs: [(&'static str, i64); 4],
@@ -116,10 +116,11 @@ impl Snapshot {
     }
 }
 
-/// How many workers have something to do: one for each lease that is held, and as many as each waiting task takes at most. A running
-/// job wants one between its tasks too. 0 means that nobody holds a lease, and that every worker may go.
+/// Returns the number of workers that have something to do: one for each held lease, and as many as each waiting task
+/// takes at most. A running job counts as one between its tasks too. 0 means that no worker holds a lease and that
+/// every worker may go.
 fn wanted_workers<'a>(running_jobs: i64, workers: usize, tasks: impl Iterator<Item = &'a TaskRecord>) -> i64 {
-    // Without a limit a gang takes whoever is there.
+    // A gang without a limit takes all workers.
     let most = |ranks: Ranks| match ranks.max {
         0 => i64::from(ranks.min.max(1)).max(workers as i64),
         max => i64::from(max),
@@ -183,7 +184,7 @@ impl Collector for Snapshot {
 /// Serves `/metrics`.
 ///
 /// # Errors
-/// When the address cannot be had.
+/// An error says that the address cannot be bound.
 pub(super) async fn serve(
     address: SocketAddr,
     engine: EngineHandle,

@@ -1,4 +1,4 @@
-//! The server: gRPC in front, one engine behind, the object store beside.
+//! The server: the gRPC services, the engine behind them, and the access to the object store.
 
 mod accept;
 pub mod access;
@@ -47,54 +47,54 @@ pub use jobs::FAILURE_KIND_KEY;
 use tls::ClientCertificate;
 pub use tls::{FileError, TlsFiles};
 
-/// Large enough for a stage of a hundred thousand artefacts.
+/// The most bytes of a message, which is enough for a stage of a hundred thousand artifacts.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
-/// How a coordinator is started.
+/// The options of a coordinator.
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
-    /// Where to listen; port 0 takes a free one.
+    /// The address to listen on. Port 0 takes a free one.
     pub listen: SocketAddr,
-    /// Where the state store lies.
+    /// The directory of the state store.
     pub state_directory: PathBuf,
-    /// How patient the scheduler is.
+    /// The time limits and retry limits of the scheduler.
     pub timing: Timing,
-    /// What becomes of jobs that were running when the last coordinator here ended.
+    /// What happens to jobs that were running when the last coordinator on this state ended.
     pub unfinished: Unfinished,
-    /// Workers that will come: the first gang waits for them.
+    /// The number of workers that will connect. The first gang waits for them.
     pub expected_workers: usize,
-    /// How long everything is known of jobs that have ended.
+    /// The limits on how long the tasks of ended jobs are kept.
     pub keep: Keep,
-    /// Workers that the jobs of one person hold at the same time; 0 is any number.
+    /// The most workers that the jobs of one person hold at the same time. 0 means no limit.
     pub at_most_per_person: usize,
-    /// Who is let in, and what jobs may read and write.
+    /// The rules for callers and jobs.
     pub security: Security,
-    /// Where the health service listens, for probes.
+    /// The address of the health service for probes.
     pub health: Option<SocketAddr>,
-    /// Where Prometheus finds `/metrics`.
+    /// The address where Prometheus scrapes `/metrics`.
     pub metrics: Option<SocketAddr>,
-    /// Where browsers find the page.
+    /// The address of the page for browsers.
     pub page: Option<SocketAddr>,
 }
 
-/// What becomes of jobs that were running when the last coordinator on this state ended.
+/// What happens to jobs that were running when the last coordinator on this state ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unfinished {
-    /// They go on: this is a server, and they are its business.
+    /// They continue, because this coordinator is a server.
     GoesOn,
-    /// They are ended until they are submitted again: this coordinator lives for one job.
+    /// They are ended until they are submitted again, because this coordinator lives for one job.
     IsEnded,
 }
 
-/// A server that cannot start or go on.
+/// The error of a server that cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The address cannot be had.
+    /// The address cannot be bound.
     #[error("cannot listen on {address}: {source}")]
     Listen {
         /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// Another coordinator uses the state directory.
@@ -102,21 +102,21 @@ pub enum ServeError {
     InUse {
         /// The state directory.
         directory: PathBuf,
-        /// Its process and URL.
+        /// The process id and the URL of the other coordinator.
         holder: String,
     },
     /// The state store cannot be used.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The state directory's lock cannot be taken.
+    /// The lock of the state directory cannot be taken.
     #[error("{path}: {source}")]
     Lock {
         /// The lock file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// It would be open to whoever reaches the address.
+    /// The address would be open to everyone who reaches it.
     #[error("{0}")]
     Exposed(String),
     /// A certificate, key or token file cannot be used.
@@ -128,7 +128,7 @@ pub enum ServeError {
     /// The system gives no random bytes.
     #[error("{0}")]
     Random(String),
-    /// The transport broke.
+    /// The transport failed.
     #[error("server: {0}")]
     Transport(#[from] tonic::transport::Error),
 }
@@ -136,19 +136,19 @@ pub enum ServeError {
 /// A running coordinator.
 #[derive(Debug)]
 pub struct Running {
-    /// Where it listens.
+    /// The URL where the coordinator listens.
     pub url: String,
-    /// Where browsers find the page.
+    /// The URL of the page.
     pub page: Option<String>,
-    /// The token that callers show, where it serves the user alone who started it.
+    /// The token that callers show, where the coordinator serves only the user who started it.
     pub token: Option<Secret>,
-    /// The engine behind it.
+    /// The engine behind the server.
     pub engine: EngineHandle,
     stop: watch::Sender<bool>,
     server: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
     page_ended: Option<tokio::task::JoinHandle<()>>,
     audit: Option<Arc<AuditLog>>,
-    // Held, not read: the kernel releases it with the process, however that ends.
+    // The kernel releases the lock with the process, however the process ends.
     _lock: std::fs::File,
     endpoint_file: PathBuf,
 }
@@ -156,16 +156,16 @@ pub struct Running {
 /// Starts a coordinator.
 ///
 /// # Errors
-/// When the state directory is in use or broken, or the address is taken.
+/// An error says that the state directory is in use or broken, or that the address is taken.
 pub async fn start(options: ServeOptions) -> Result<Running, ServeError> {
     start_for(options, None).await
 }
 
-/// Starts a coordinator for the user alone who starts it: callers show a token, which stands in the endpoint file that no other
-/// user can read.
+/// Starts a coordinator for only the user who starts it. Callers show a token, which stands in the endpoint file that
+/// no other user can read.
 ///
 /// # Errors
-/// As [`start`].
+/// The errors are those of [`start`].
 pub async fn start_for_own_user(options: ServeOptions) -> Result<Running, ServeError> {
     let token = access::fresh_secret().map_err(ServeError::Random)?;
     start_for(options, Some(Secret::new(token))).await
@@ -227,7 +227,7 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
         url: url.clone(),
         token: own_token.clone(),
     };
-    // Only a hint for commands that name no coordinator; the lock is what counts.
+    // The file helps commands that name no coordinator. The lock alone decides who may run.
     if let Err(e) = endpoint.write(&options.state_directory) {
         tracing::warn!(state = %options.state_directory.display(), "cannot write the endpoint file: {e}");
     }
@@ -272,7 +272,7 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
             Some(page::serve(address, parts).await?)
         }
     };
-    // A browser shows no token where the user is known; a client of gRPC always does.
+    // A browser shows no token where its user is known. A gRPC client always shows one.
     let protection = if own_token.is_some() {
         Protection::Plain
     } else {
@@ -296,12 +296,12 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
 }
 
 impl Running {
-    /// Closes every stream, lets the server finish, forgets the endpoint.
+    /// Closes every stream, lets the server finish and removes the endpoint file.
     ///
     /// # Errors
-    /// When the transport broke before.
+    /// An error says that the transport failed before.
     pub async fn stop(self) -> Result<(), ServeError> {
-        // The receivers may be gone already; then there is nobody to tell.
+        // The receivers may be gone already.
         let _ = self.stop.send(true);
         let _ = std::fs::remove_file(&self.endpoint_file);
         // Others need not wait for the end of a claim that nobody wants any more.
@@ -321,13 +321,13 @@ impl Running {
         }
     }
 
-    /// Serves until the state store breaks; its error.
+    /// Serves until the state store breaks, and returns the error.
     pub async fn broken(&self) -> String {
         self.engine.broken().await
     }
 }
 
-/// Writes refused calls that were held back to be counted, now and then.
+/// Regularly writes the refused calls that were held back to be counted.
 async fn settle(audit: Arc<AuditLog>, stopped: watch::Receiver<bool>) {
     let mut stopped = std::pin::pin!(wait_for(stopped));
     loop {
@@ -345,7 +345,7 @@ async fn wait_for(mut stopped: watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stop| *stop).await;
 }
 
-/// Takes the state directory, which is made where there is none; it is given back with the file.
+/// Takes the lock of the state directory, which is created if needed. Dropping the file releases it.
 pub(crate) fn lock(directory: &std::path::Path) -> Result<std::fs::File, ServeError> {
     let path = directory.join("coordinator.lock");
     let failed = |source| ServeError::Lock {

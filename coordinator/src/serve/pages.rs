@@ -1,5 +1,5 @@
-//! A listener for a page that few ask for: so many connections at once and no more, each for some seconds, so that silent ones
-//! use up no descriptors.
+//! A listener for a page with few readers. The number of connections is limited, and each lasts some seconds, so that
+//! silent ones use up no descriptors.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,11 +13,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 
-/// Connections at once; further ones wait in the kernel's queue.
+/// The most simultaneous connections. Further ones wait in the kernel's queue.
 const AT_ONCE: usize = 64;
-/// After this a connection is at its end: whoever asks again opens another.
+/// The time after which a connection is closed. A reader opens another one.
 const LASTS: Duration = Duration::from_secs(5);
-/// While nothing can be accepted, it is tried again so often.
+/// The delay before the next attempt when nothing can be accepted.
 const PAUSE: Duration = Duration::from_millis(500);
 
 pub(super) struct FewPages {
@@ -64,18 +64,18 @@ impl axum::serve::Listener for FewPages {
     }
 }
 
-/// A connection that ends by itself.
+/// A connection that closes itself after some time.
 pub(super) struct Page {
     tcp: TcpStream,
     ends: Pin<Box<Sleep>>,
-    // Held, not read.
+    // The permit is released when the connection is dropped.
     _place: OwnedSemaphorePermit,
 }
 
 impl AsyncRead for Page {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.ends.as_mut().poll(cx) {
-            // As if the client had hung up.
+            // The end looks as if the client had closed the connection.
             Poll::Ready(()) => Poll::Ready(Ok(())),
             Poll::Pending => Pin::new(&mut self.tcp).poll_read(cx, buffer),
         }

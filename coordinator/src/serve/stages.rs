@@ -1,4 +1,4 @@
-//! Stages in the object store: whether one is there with all its files, its commit, and the job's report.
+//! Stages in the object store: the check for complete results, the commit, and the job's report.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,10 +12,10 @@ use super::engine::failure;
 use crate::plan::{self, Claim, StageName};
 use crate::schedule::{LookedUp, Work};
 
-/// Folders that are listed at the same time.
+/// The number of folders that are listed at the same time.
 const LISTINGS: usize = 8;
 
-/// The manifest of a stage under its key, if it was committed and its files are there, each with its size.
+/// Returns the manifest of a stage under its key, if it was committed and each of its files has its size.
 pub(super) async fn whole(output: &str, stage: StageName, key: &str) -> Result<Option<Manifest>, Failure> {
     let store = Store::open(output).map_err(|e| failure(&e))?;
     match committed(&store, stage, key).await? {
@@ -24,11 +24,11 @@ pub(super) async fn whole(output: &str, stage: StageName, key: &str) -> Result<O
     }
 }
 
-/// What the store holds of a stage's commit.
+/// The state of a stage's commit in the store.
 enum Committed {
     Not,
     Whole(Manifest),
-    /// There is a manifest, and files that it lists are lost: what is to be said of it.
+    /// There is a manifest, but files that it lists are lost. The text says so.
     Damaged(String),
 }
 
@@ -65,7 +65,7 @@ pub(super) async fn look_up(
         Taken::Theirs(who) => return Ok(LookedUp::Elsewhere { who }),
         Taken::Mine(claim) => claim,
     };
-    // Who had the claim before may have committed in between.
+    // The earlier owner of the claim may have committed in between.
     let damage = match committed(&store, work.stage, &work.key).await? {
         Committed::Whole(manifest) => {
             claims.remove().await.map_err(|e| failure(&e))?;
@@ -108,7 +108,8 @@ async fn clean_up(store: &Store, work: &Work, claim: &Claim, manifest: &Manifest
         let (first, rest) = below.trim_start_matches('/').split_once('/').unwrap_or_default();
         let attempt = match first {
             plan::WORK_DIRECTORY => rest.split('/').next(),
-            // Its own checkpoints and curves are kept, as those of who writes nowhere apart.
+            // The attempt's own checkpoints and curves are kept, as are those of attempts without a folder of their
+            // own.
             _ => first
                 .strip_prefix(ATTEMPT_PREFIX)
                 .filter(|attempt| *attempt != claim.attempt),
@@ -121,7 +122,7 @@ async fn clean_up(store: &Store, work: &Work, claim: &Claim, manifest: &Manifest
     claims.remove().await
 }
 
-/// Puts the report beside what the job made, once all of that is there; the page that `evaluate` drew comes along.
+/// Writes the report beside the job's files, once all of them are there, with the page that `evaluate` made.
 pub(super) async fn publish(output: &str, report: String, files: &BTreeMap<String, u64>) -> Result<(), Failure> {
     let store = Store::open(output).map_err(|e| failure(&e))?;
     all_there(&store, files).await?;
@@ -140,7 +141,7 @@ async fn put_report(store: &Store, report: String) -> Result<(), llink_datasets:
     store.put("report.json", report.into()).await
 }
 
-/// The files that a manifest lists, with their sizes.
+/// Returns the files that a manifest lists, with their sizes in bytes.
 fn files_of(manifest: &Manifest) -> BTreeMap<String, u64> {
     let files = manifest.artifacts.iter();
     files.map(|file| (file.path.clone(), file.bytes)).collect()
@@ -159,8 +160,8 @@ async fn all_there(store: &Store, files: &BTreeMap<String, u64>) -> Result<(), F
     }
 }
 
-/// Those of some files that are not there with their size. The folders of stages are listed, which takes fewer requests
-/// than asking for each file.
+/// Returns the files that are not there with their size. Stage folders are listed, which takes fewer requests than one
+/// for each file.
 async fn missing(store: &Store, files: &BTreeMap<String, u64>) -> Result<BTreeSet<String>, Failure> {
     let folders: BTreeSet<String> = files.keys().map(|path| stage_folder(path)).collect();
     let listings = futures::stream::iter(folders)
@@ -172,7 +173,7 @@ async fn missing(store: &Store, files: &BTreeMap<String, u64>) -> Result<BTreeSe
     Ok(files.iter().filter(is_missing).map(|(path, _)| path.clone()).collect())
 }
 
-/// `stage/key` of a path below it.
+/// Returns the `stage/key` folder of a path.
 fn stage_folder(path: &str) -> String {
     path.splitn(3, '/').take(2).collect::<Vec<_>>().join("/")
 }
@@ -270,7 +271,7 @@ mod tests {
         let left = store.list("align/k3").await.unwrap();
         let left: Vec<&str> = left.iter().map(|object| object.path.as_str()).collect();
         assert_eq!(left, ["align/k3/a", "align/k3/b/c", "align/k3/manifest.json"]);
-        // Who comes late to commit goes on from what counts already.
+        // A late commit returns the result that counts already.
         let mut late = manifest.clone();
         late.artifacts.pop();
         assert_eq!(commit(&work("k3"), &claim, late).await.unwrap(), manifest);

@@ -1,4 +1,5 @@
-//! TLS in front of the server: the certificate and the clients' authority from files, read anew when they change.
+//! TLS in front of the server. The certificate and the clients' authority are read from files, again whenever these
+//! change.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,26 +12,27 @@ use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
 
 use super::access::{Authority, Tokens};
 
-/// How often files are looked at: kubelet and cert-manager replace them without a signal.
+/// The interval at which files are read, because kubelet and cert-manager replace them without a signal.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
-/// The server's certificate and who signs those of clients.
+/// The files of the server's certificate and of the authority for clients.
 #[derive(Debug, Clone)]
 pub struct TlsFiles {
-    /// PEM, the server's own certificate first.
+    /// The PEM file of certificates, the server's own first.
     pub certificate: PathBuf,
-    /// PEM.
+    /// The PEM file of the private key.
     pub key: PathBuf,
-    /// PEM: the authority that signs the certificates of workers and users. `None`: they show tokens.
+    /// The PEM file of the authority that signs the certificates of workers and users. `None` means that they show
+    /// tokens.
     pub client_authority: Option<PathBuf>,
 }
 
-/// A TLS or token file that cannot be used.
+/// The error of a TLS or token file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {reason}")]
 pub struct FileError {
     /// The file.
     pub path: PathBuf,
-    /// Why.
+    /// The cause.
     pub reason: String,
 }
 
@@ -41,21 +43,21 @@ fn broken(path: &Path, reason: impl ToString) -> FileError {
     }
 }
 
-/// What the files say now.
+/// The present content of the files.
 #[derive(Debug, Clone)]
 pub(super) struct Tls {
     pub(super) server: watch::Receiver<Arc<ServerConfig>>,
     pub(super) authority: Option<watch::Receiver<Authority>>,
 }
 
-/// Whether a client may come without a certificate: where tokens are known.
+/// Whether a client needs a certificate. It is optional where tokens are known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ClientCertificate {
     Required,
     Optional,
 }
 
-/// Reads the files and goes on looking at them.
+/// Reads the files and keeps watching them.
 pub(super) fn watch_files(files: TlsFiles, client: ClientCertificate) -> Result<Tls, FileError> {
     let (config, authority) = load(&files, client)?;
     let (server, server_now) = watch::channel(config);
@@ -82,7 +84,7 @@ pub(super) fn watch_files(files: TlsFiles, client: ClientCertificate) -> Result<
     })
 }
 
-/// Reads the tokens and goes on looking at them.
+/// Reads the tokens and keeps watching the file.
 pub(super) fn watch_tokens(path: &Path) -> Result<watch::Receiver<Arc<Tokens>>, FileError> {
     let tokens = Tokens::read(path).map_err(|e| broken(path, e.reason))?;
     let (sender, receiver) = watch::channel(Arc::new(tokens));
@@ -95,8 +97,8 @@ pub(super) fn watch_tokens(path: &Path) -> Result<watch::Receiver<Arc<Tokens>>, 
     Ok(receiver)
 }
 
-/// Calls `reload` whenever a file's content has changed, until it says that nobody listens. One that cannot be used leaves
-/// what was there before in force.
+/// Calls `reload` whenever a file's content has changed, until it says that nobody listens. After a file that cannot be
+/// used, the earlier content stays in force.
 async fn on_change(paths: Vec<PathBuf>, mut reload: impl FnMut() -> Result<bool, String> + Send) {
     let look = || -> Vec<Option<Vec<u8>>> { paths.iter().map(|p| std::fs::read(p).ok()).collect() };
     let mut seen = look();

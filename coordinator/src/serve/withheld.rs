@@ -1,8 +1,8 @@
-//! Web addresses of which a part authenticates whoever asks: kept in memory, and never in the state.
+//! Web addresses with a part that authenticates the reader. They are kept in memory and never in the state.
 //!
-//! A job is planned and saved with each such address as [`llink_datasets::shown::withheld`] writes it. The address itself
-//! is put into a task when it is sent to a worker. After a restart of the coordinator it is no longer known: a task that
-//! still needs it fails and says that the job is to be submitted again.
+//! A job is planned and saved with each such address as [`llink_datasets::shown::withheld`] writes it. The address
+//! itself is put into a task when it is sent to a worker. After a restart of the coordinator the address is unknown. A
+//! task that still needs it fails and says that the job must be submitted again.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -13,17 +13,17 @@ use llink_proto::task::Kind;
 
 use crate::job::JobFile;
 
-/// Addresses by the names that stand for them.
+/// The addresses by their substitute names.
 pub(super) type Addresses = BTreeMap<String, String>;
 
-/// Puts names into the places of a job's addresses that must not be saved.
+/// Replaces a job's addresses that must not be saved by names, and returns them.
 pub(super) fn keep_back(file: &mut JobFile) -> Addresses {
     let mut addresses = Addresses::new();
     let mut keep = |url: &str| {
         let Some(name) = withheld(url) else {
             return url.to_owned();
         };
-        // Two that differ in what looks like a signature alone may be two files all the same.
+        // Two addresses that differ only in an apparent signature may still be two files.
         let mut unique = name.clone();
         let mut number = 1;
         while addresses.get(&unique).is_some_and(|other| other != url) {
@@ -50,14 +50,14 @@ pub(super) struct Withheld {
 }
 
 impl fmt::Debug for Withheld {
-    /// Tells nothing of what is kept.
+    /// Prints nothing of the addresses.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Withheld({} jobs)", self.of_jobs.len())
     }
 }
 
 impl Withheld {
-    /// Remembers a job's addresses, in the place of those that it had.
+    /// Keeps a job's addresses in place of its earlier ones.
     pub(super) fn keep(&mut self, job: &str, addresses: Addresses) {
         if addresses.is_empty() {
             self.of_jobs.remove(job);
@@ -66,7 +66,8 @@ impl Withheld {
         }
     }
 
-    /// Puts a job's addresses into a task of it. A name without an address stays: the worker refuses it in words.
+    /// Puts a job's addresses into one of its tasks. A name without an address stays, and the worker refuses it with an
+    /// error.
     pub(super) fn fill(&self, job: &str, task: &mut Task) {
         let Some(addresses) = self.of_jobs.get(job) else { return };
         let urls: Vec<&mut String> = match &mut task.kind {
@@ -136,7 +137,7 @@ mod tests {
         assert_eq!(filled("job-1", sources[0].name()), of("https://host/a.tsv?sig=5ecret"));
         assert_eq!(filled("job-1", sources[1].name()), of("https://host/a.tsv?sig=other"));
         assert_eq!(filled("job-1", sources[2].name()), of("https://me:5ecret@host/b.en"));
-        // Another's job gets nothing, whatever it names.
+        // A task of another job gets no address, whatever it names.
         assert!(is_withheld(&filled("job-2", sources[0].name()).unwrap().0));
     }
 }

@@ -1,4 +1,4 @@
-//! `WorkerService`: what workers say and are told.
+//! `WorkerService`: the calls of workers.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -24,23 +24,23 @@ use crate::plan;
 use crate::schedule::{Cluster, Outcome, Rendezvous, Reported, Timing};
 use crate::state::Claimed;
 
-/// How often a rendezvous looks whether everybody is there.
+/// The interval at which a rendezvous checks whether all ranks are there.
 const RENDEZVOUS_INTERVAL: Duration = Duration::from_millis(20);
-/// Heartbeats in the time that a lease lasts.
+/// The number of heartbeats in the duration of a lease.
 const HEARTBEATS_PER_LEASE: i64 = 10;
 
 pub(super) struct Workers {
     engine: EngineHandle,
     timing: Timing,
     stopped: watch::Receiver<bool>,
-    /// Mixed into the secrets of gangs; of this process alone, as leases do not outlive it.
+    /// The key of the gangs' secrets. It belongs to this process alone, since leases do not outlive it.
     gang_key: String,
-    /// Whether this coordinator speaks TLS: then gangs encrypt what they say too.
+    /// Whether this coordinator speaks TLS. Then gangs encrypt their traffic too.
     sealed: bool,
 }
 
-/// Whose a registration is: who showed which certificate or token, and the secret of the process. A worker's id is known
-/// to many; calls in its name count only with both of these.
+/// The owner of a registration: the caller with its certificate or token, and the secret of its process. Many know a
+/// worker's id, so calls in its name need both of these.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Session {
     peer: String,
@@ -66,7 +66,7 @@ fn session_of<T>(request: &Request<T>) -> Result<(Peer, Session), Status> {
     Ok((peer, session))
 }
 
-/// Refuses calls in the name of another's registration. One that is not there is the caller's to find out about.
+/// Refuses calls in the name of another's registration. The caller handles a registration that does not exist.
 fn check_session(engine: &Engine, worker: &str, session: &Session) -> Result<(), Status> {
     match engine.session(worker) {
         Some(owner) if owner != session => Err(Status::permission_denied(format!(
@@ -76,13 +76,13 @@ fn check_session(engine: &Engine, worker: &str, session: &Session) -> Result<(),
     }
 }
 
-/// The first artefact that lies outside of the folder of the task's stage: no task writes there.
+/// Returns the first artifact outside the folder of the task's stage, where no task writes.
 fn stray<'a>(cluster: &Cluster, task: u64, result: &'a TaskResult) -> Option<&'a str> {
     let record = cluster.tasks.get(&task)?;
     let job = cluster.jobs.get(&*record.job)?;
     let stage = job.stages.iter().find(|s| s.name == record.stage)?;
     let folder = format!("{}/", plan::directory(stage.name, &stage.key));
-    // A split says what the shards that others write will be called within the folder.
+    // The result of a split names shards that other tasks will write in the folder.
     let splits = || matches!(record.spec().kind, Some(Kind::SplitCorpus(_)));
     let lies_there = |path: &str| {
         let within = path.strip_prefix(&folder).or_else(|| splits().then_some(path));
@@ -178,7 +178,7 @@ impl WorkerService for Workers {
                 "worker {worker} is not registered, or has its stream already"
             )));
         };
-        // The stream itself ends with the server, so that a graceful shutdown does not wait for workers.
+        // The stream ends with the server, so that a graceful shutdown does not wait for workers.
         let mut stop = self.stopped.clone();
         let stop = Box::pin(async move { drop(stop.wait_for(|s| *s).await) });
         Ok(Response::new(Assignments {
@@ -279,16 +279,16 @@ impl WorkerService for Workers {
     }
 }
 
-/// What the ranks of one lease share, and nobody else.
+/// Returns the secret that only the ranks of one lease share.
 fn gang_secret(key: &str, task: u64, token: u64) -> Vec<u8> {
     sha256_of(&format!("{key} {task} {token}")).into_bytes()
 }
 
-/// A worker's stream of instructions. When it ends, for whatever reason, the worker's leases are given back.
+/// A worker's stream of instructions. When it ends for any reason, the worker's leases are given back.
 pub(super) struct Assignments {
     instructions: mpsc::UnboundedReceiver<Instruction>,
     stop: Pin<Box<dyn Future<Output = ()> + Send>>,
-    // Held for its drop alone.
+    // The field is held only for its drop.
     #[allow(dead_code)]
     guard: StreamGuard,
 }

@@ -1,7 +1,7 @@
-//! The audit log: one JSON object a line for every call but heartbeats, whoever made it and however it ended.
+//! The audit log. It has one line of JSON for every call but heartbeats, whoever made it and however it ended.
 //!
-//! Refused calls that are equal are counted and written together, and have a share of the file that is their own, so that
-//! nobody can push out what was done by making calls that are refused.
+//! Equal refused calls are counted and written together. Refused calls have their own share of the file, so that they
+//! cannot displace the records of admitted calls.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -9,86 +9,86 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-/// Calls that were let in fill a file up to this size; then it is put aside as `….1`, and what lay there is dropped.
+/// The most bytes of admitted calls in a file. After that the file is renamed to `….1`, in place of the earlier one.
 const KEPT_BYTES: u64 = 48 << 20;
-/// Refused calls of one file; what is beyond is not written.
+/// The most bytes of refused calls in a file. Further ones are not written.
 const REFUSED_BYTES: u64 = 16 << 20;
-/// Equal refused calls within this time are one line.
+/// The time within which equal refused calls share a line.
 const FOLDED_MS: i64 = 60_000;
-/// Kinds of refused calls that are told apart at once.
+/// The most kinds of refused calls that are counted separately.
 const MOST_KINDS: usize = 1000;
 
-/// An audit log that cannot be written.
+/// The error of an audit log that cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[error("audit log {path}: {source}")]
 pub struct AuditError {
     /// The file.
     pub path: PathBuf,
-    /// Why.
+    /// The cause.
     pub source: std::io::Error,
 }
 
-/// What the outcome of a refused call is called.
+/// The outcome of a refused call.
 pub(super) const DENIED: &str = "denied";
 
-/// A call, as it is noted.
+/// The record of a call.
 #[derive(Debug, Clone, serde::Serialize)]
 pub(super) struct Entry {
-    /// Milliseconds since the Unix epoch; of several calls, that of the last.
+    /// The time in milliseconds since the Unix epoch. Several calls have the time of the last.
     pub(super) at: i64,
     pub(super) who: String,
     pub(super) role: &'static str,
-    /// certificate, token, none.
+    /// The proof of identity: `certificate`, `token` or `none`.
     pub(super) by: &'static str,
     pub(super) from: String,
-    /// `JobService/Submit`.
+    /// The name of the call, such as `JobService/Submit`.
     pub(super) call: String,
-    /// The job or the worker that it was about, where that is known.
+    /// The id of the job or the worker of the call, where it is known.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) about: String,
-    /// `ok`, `denied`, or the code that gRPC has for it.
+    /// The outcome: `ok`, `denied`, or gRPC's code.
     pub(super) outcome: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) reason: String,
 }
 
-/// Several equal refused calls.
+/// Equal refused calls as one record.
 #[derive(Debug, serde::Serialize)]
 struct Folded {
     #[serde(flatten)]
     last: Entry,
     times: u64,
-    /// When the first of them was made.
+    /// The time of the first of them.
     since: i64,
 }
 
-/// What makes refused calls equal: who, from which address, what, why.
+/// The parts in which equal refused calls agree: caller, address, call and reason.
 type Kind = (String, String, String, String);
 
-/// The log.
+/// The audit log.
 #[derive(Debug)]
 pub struct AuditLog {
     path: PathBuf,
-    // Calls end on many threads, and a line is written in one piece.
+    // Calls end on many threads, and each line must be written in one piece.
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
     file: File,
-    /// Of calls that were let in, and of refused ones.
+    /// The bytes of admitted calls.
     kept: u64,
     refused: u64,
-    /// Refused calls of each kind since its last line, and when that was.
+    /// The counts of each kind of refused calls since its last line, and the time of that line.
     folded: HashMap<Kind, (i64, Option<Folded>)>,
     full_was_told: bool,
 }
 
 impl AuditLog {
-    /// Opens the log, or makes one.
+    /// Opens the log, or creates it.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// An error says that the log cannot be written.
     pub fn open(path: &Path) -> Result<Self, AuditError> {
         let failed = |source| AuditError {
             path: path.into(),
@@ -115,7 +115,7 @@ impl AuditLog {
         });
     }
 
-    /// Writes the refused calls that were held back for longer than a minute before `now`.
+    /// Writes the refused calls that were held back for more than a minute before `now`.
     pub fn settle(&self, now: i64) {
         self.with(|state| state.settle(now - FOLDED_MS));
     }
@@ -149,7 +149,7 @@ impl State {
         Ok(())
     }
 
-    /// Writes the first of its kind, and holds the others back.
+    /// Writes the first call of its kind, and holds the others back.
     fn refuse(&mut self, entry: Entry) -> std::io::Result<()> {
         let address = entry
             .from
@@ -188,7 +188,7 @@ impl State {
         }
     }
 
-    /// Writes what is held back since before `before`, and forgets kinds that have not come again.
+    /// Writes what is held back since before `before`, and forgets kinds without new calls.
     fn settle(&mut self, before: i64) -> std::io::Result<()> {
         let due = self.folded.iter().filter(|(_, (written, _))| *written <= before);
         let due: Vec<Kind> = due.map(|(kind, _)| kind.clone()).collect();
@@ -233,7 +233,7 @@ fn line_of(entry: &impl serde::Serialize) -> std::io::Result<Vec<u8>> {
     Ok(line)
 }
 
-/// Bytes of calls that were let in, and of refused ones, in a log that is there.
+/// Returns the bytes of admitted and of refused calls in an existing log.
 fn shares(path: &Path) -> std::io::Result<(u64, u64)> {
     let (mut kept, mut refused) = (0, 0);
     let mark = format!("\"outcome\":\"{DENIED}\"");
@@ -279,7 +279,7 @@ mod tests {
         let path = folder.path().join("audit.jsonl");
         let log = AuditLog::open(&path).unwrap();
         for at in 0..100_000 {
-            // On a new connection each time.
+            // Each call comes over a new connection.
             log.note(entry(
                 at,
                 &format!("10.0.0.1:{}", at % 60_000),
@@ -314,7 +314,7 @@ mod tests {
         let path = folder.path().join("audit.jsonl");
         let log = AuditLog::open(&path).unwrap();
         log.note(entry(0, "10.0.0.1:1", "ok", "this was done"));
-        // Each of a kind of its own and as large as they come.
+        // Each call is of its own kind and of the largest size.
         for n in 0..20_000_i64 {
             log.note(entry(
                 n * FOLDED_MS,
@@ -334,7 +334,7 @@ mod tests {
             (&found[0]["reason"], &found.last().unwrap()["reason"]),
             (&"this was done".into(), &"and this".into())
         );
-        // Opened again it knows what it holds.
+        // A log that is opened again knows its size.
         let again = AuditLog::open(&path).unwrap();
         again.note(entry(0, "10.0.0.9:1", DENIED, &"y".repeat(2000)));
         drop(again);

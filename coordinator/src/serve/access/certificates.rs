@@ -1,5 +1,5 @@
-//! What a client's certificate says: it is checked against the authority at every call, so that one that runs out, or
-//! whose authority was replaced, stops counting on open connections too.
+//! The check of clients' certificates. It runs at every call, so that an expired certificate or a replaced authority
+//! also counts on open connections.
 
 use std::sync::Arc;
 
@@ -10,17 +10,18 @@ use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 
 use super::{Peer, Proof, Role};
 
-/// Who signs the certificates of clients.
+/// The authority that signs the certificates of clients.
 #[derive(Debug, Clone)]
 pub struct Authority {
     pub(crate) verifier: Arc<dyn ClientCertVerifier>,
 }
 
 impl Authority {
-    /// Trusts these roots. With `optional`, a client may come without a certificate and show a token instead.
+    /// Creates an authority that trusts these roots. With `optional`, a client may show a token instead of a
+    /// certificate.
     ///
     /// # Errors
-    /// When the roots are none or broken; in words.
+    /// An error says that there are no roots, or that they are broken.
     pub fn new(roots: RootCertStore, optional: bool) -> Result<Self, String> {
         let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
         let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
@@ -34,10 +35,10 @@ impl Authority {
         })
     }
 
-    /// Who the certificate names, if the authority signed it and it counts now.
+    /// Returns the caller that the certificate names, if the authority signed it and it is valid now.
     ///
     /// # Errors
-    /// In words.
+    /// An error says why the certificate does not count.
     pub fn peer(&self, chain: &[CertificateDer<'_>]) -> Result<Peer, String> {
         let (leaf, rest) = chain.split_first().ok_or("no certificate")?;
         self.verifier
@@ -59,7 +60,8 @@ impl Authority {
     }
 }
 
-/// Role and name from a certificate's URI: `spiffe://llink/worker/NAME`, `spiffe://llink/user/ROLE/NAME`.
+/// Parses the role and the name from a certificate's URI: `spiffe://llink/worker/NAME`,
+/// `spiffe://llink/user/ROLE/NAME`.
 #[must_use]
 pub fn identity(uri: &str) -> Option<(Role, String)> {
     let mut parts = uri.strip_prefix("spiffe://llink/")?.split('/');
@@ -72,7 +74,7 @@ pub fn identity(uri: &str) -> Option<(Role, String)> {
     parts.next().is_none().then(|| (role, name.to_owned()))
 }
 
-/// Letters, digits, `.`, `-`, `_`, `@`: what can stand in a log and a URI as it is.
+/// Returns whether a name has only letters, digits, `.`, `-`, `_` and `@`, so that it fits in a log and a URI.
 #[must_use]
 pub(super) fn is_name(name: &str) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || ".-_@".contains(c);

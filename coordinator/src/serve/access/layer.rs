@@ -21,37 +21,37 @@ use crate::serve::accept::Origin;
 use crate::serve::connections::Source;
 use crate::serve::metrics::Calls;
 
-/// Who can act as any user anyway.
+/// The user who can act as any user anyway.
 const ROOT: u32 = 0;
-/// The most of a refusal that is sent: a client takes 16 KiB of headers, and most characters take three bytes there.
+/// The most bytes of a refusal's text. A client takes 16 KiB of headers, and most characters take three bytes there.
 const REFUSAL_BYTES: usize = 4 << 10;
-/// The most of a reason that is noted.
+/// The most bytes of a recorded reason.
 const REASON_BYTES: usize = 1 << 10;
 
-/// What an answer was about: a job's id or a worker's. Handlers put it into their answer for the audit log.
+/// The subject of an answer: the id of a job or a worker. Handlers put it into their answer for the audit log.
 #[derive(Debug, Clone)]
 pub(in crate::serve) struct Subject(pub(in crate::serve) String);
 
-/// Who is let in, and where it is noted.
+/// The rules for callers, and the records of their calls.
 #[derive(Debug)]
 pub(in crate::serve) struct Access {
-    /// Nobody is asked who they are.
+    /// Whether callers are not identified.
     pub(in crate::serve) open: bool,
-    /// Nobody is asked, but users of this machine other than this one and root are turned away.
+    /// The user who may call, beside root, where callers are not identified.
     pub(in crate::serve) own_user: Option<u32>,
-    /// SHA-256 of the one token that counts where this coordinator serves the user alone who started it.
+    /// The SHA-256 of the only token that counts, where this coordinator serves only the user who started it.
     pub(in crate::serve) own_token: Option<String>,
     pub(in crate::serve) authority: Option<watch::Receiver<Authority>>,
     pub(in crate::serve) tokens: Option<watch::Receiver<Arc<Tokens>>>,
     pub(in crate::serve) audit: Option<Arc<AuditLog>>,
     pub(in crate::serve) calls: Calls,
     pub(in crate::serve) slowdown: Slowdown,
-    /// For what is said to a client that cannot be told apart.
+    /// The token file that a refusal names.
     pub(in crate::serve) token_file: Option<PathBuf>,
 }
 
 impl Access {
-    /// Who calls.
+    /// Identifies the caller.
     fn peer(&self, origin: Option<&Origin>, headers: &HeaderMap) -> Result<Peer, Status> {
         let bearer = headers
             .get("authorization")
@@ -59,7 +59,7 @@ impl Access {
         self.identify(origin, bearer.map(sha256_of).as_deref())
     }
 
-    /// Who calls, by where they come from and the SHA-256 of the token that they show.
+    /// Identifies the caller from the connection's origin and the SHA-256 of the shown token.
     fn identify(&self, origin: Option<&Origin>, token: Option<&str>) -> Result<Peer, Status> {
         let user = origin.and_then(|origin| origin.user);
         let is_own_user = self.own_user.is_some_and(|own| user == Some(own) || user == Some(ROOT));
@@ -101,8 +101,8 @@ impl Access {
         }))
     }
 
-    /// Lets a person look at the page `about`, who shows a token with that SHA-256 or none. A wrong token is slowed down, as that
-    /// of a call is.
+    /// Admits a person to the page `about`, who shows a token with that SHA-256 or none. A wrong token is delayed like
+    /// that of a call.
     pub(in crate::serve) async fn look(&self, origin: &Origin, token: Option<&str>, about: &str) -> Result<(), Status> {
         let may = |peer: Peer| match peer.role.may(Need::Look) {
             true => Ok(peer),
@@ -128,7 +128,7 @@ impl Access {
         found.map(drop)
     }
 
-    /// Whether a token may let somebody in.
+    /// Returns whether a token may admit a caller.
     pub(in crate::serve) fn knows_tokens(&self) -> bool {
         self.tokens.is_some() || self.own_token.is_some()
     }
@@ -143,7 +143,7 @@ impl Access {
 
     fn note(&self, call: &Call, outcome: &str, about: &str, reason: &str) {
         self.calls.count(&call.name, outcome);
-        // Ten a second from each worker would bury the rest.
+        // Ten heartbeats a second from each worker would hide the other calls.
         if call.name.ends_with("/Heartbeat") && outcome == "ok" {
             return;
         }
@@ -175,7 +175,7 @@ struct Call {
     name: String,
 }
 
-/// Puts the gate before a service.
+/// The layer that puts the gate before a service.
 #[derive(Debug, Clone)]
 pub(in crate::serve) struct AccessLayer(pub(in crate::serve) Arc<Access>);
 
@@ -277,7 +277,7 @@ fn lacks(peer: &Peer, need: Need) -> String {
     format!("{} has the role {}: this call takes {needs}", peer.name, peer.role)
 }
 
-/// The answer with a refusal's text cut to what fits into a header: texts of jobs and workers stand in it.
+/// Cuts a refusal's text so that it fits in a header, because it may contain texts of jobs and workers.
 fn short(response: Response<Body>) -> Response<Body> {
     match Status::from_header_map(response.headers()) {
         Some(status) if status.message().len() > REFUSAL_BYTES => {
@@ -288,7 +288,7 @@ fn short(response: Response<Body>) -> Response<Body> {
     }
 }
 
-/// How a call ended, from the head of its answer. One that ends well, or a stream that began, has no status there yet.
+/// Returns how a call ended, from the head of its answer. A successful call or an open stream has no status there yet.
 fn ending(response: &Response<Body>) -> (String, String) {
     let Some(status) = Status::from_header_map(response.headers()) else {
         return ("ok".into(), String::new());

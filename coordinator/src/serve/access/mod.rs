@@ -1,5 +1,5 @@
-//! Who may do what. Every call passes [`layer`], which finds out who calls, asks [`needed`] what the call takes, and
-//! notes it in the audit log. A call that [`needed`] does not know is refused.
+//! Access control. Every call passes [`layer`], which identifies the caller, asks [`needed`] what the call requires,
+//! and records it in the audit log. A call that [`needed`] does not know is refused.
 
 mod audit;
 mod certificates;
@@ -15,25 +15,25 @@ pub(super) use layer::{Access, AccessLayer, Subject};
 pub(super) use slowdown::Slowdown;
 pub use tokens::{Token, TokenError, TokenUse, Tokens, fresh_secret, sha256_of};
 
-/// What a caller may do.
+/// The role of a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Looks at jobs.
+    /// The caller reads jobs.
     Read,
-    /// Also submits jobs, and cancels and resumes its own.
+    /// The caller also submits jobs, and cancels and resumes its own.
     Submit,
-    /// Also cancels and resumes the jobs of others.
+    /// The caller also cancels and resumes the jobs of others.
     Administer,
-    /// Takes tasks and reports them; sees no jobs.
+    /// The caller takes tasks and reports them, and sees no jobs.
     Worker,
-    /// This coordinator asks nobody who they are, or serves nobody but the user who started it.
+    /// The coordinator identifies no callers, or serves only the user who started it.
     #[serde(skip_deserializing)]
     Anybody,
 }
 
 impl Role {
-    /// The roles that a person can be given, as they are written.
+    /// The roles that a file can give, with their names.
     pub const WRITTEN: [(&'static str, Self); 4] = [
         ("read", Self::Read),
         ("submit", Self::Submit),
@@ -41,7 +41,7 @@ impl Role {
         ("worker", Self::Worker),
     ];
 
-    /// Whether this role is enough.
+    /// Returns whether this role is enough.
     #[must_use]
     pub fn may(self, need: Need) -> bool {
         match (self, need) {
@@ -53,13 +53,13 @@ impl Role {
         }
     }
 
-    /// Whether it may change the jobs of others.
+    /// Returns whether the caller may change the jobs of others.
     #[must_use]
     pub fn may_change_others(self) -> bool {
         matches!(self, Self::Administer | Self::Anybody)
     }
 
-    /// As it is written in tokens, certificates and the audit log.
+    /// Returns the role's name in tokens, certificates and the audit log.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         let written = Self::WRITTEN.iter().find(|(_, role)| *role == self);
@@ -84,18 +84,18 @@ impl std::str::FromStr for Role {
     }
 }
 
-/// What a call takes.
+/// The right that a call requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
-    /// To see jobs.
+    /// The right to see jobs.
     Look,
-    /// To start, stop or resume one.
+    /// The right to start, stop or resume a job.
     Change,
-    /// To be a worker.
+    /// The right to be a worker.
     Work,
 }
 
-/// What the call at this path takes; `None` for a path that no one may call.
+/// Returns the right that the call at this path requires, or `None` for a path that nobody may call.
 #[must_use]
 pub fn needed(path: &str) -> Option<Need> {
     let (service, method) = path.strip_prefix("/llink.v1.")?.split_once('/')?;
@@ -107,43 +107,43 @@ pub fn needed(path: &str) -> Option<Need> {
     }
 }
 
-/// What the call at this path is called in logs and metrics. All that there are not have one name: their paths are the caller's
-/// invention, and would fill both.
+/// Returns the name of a call in logs and metrics. All unknown calls share one name, because callers could fill both
+/// with invented paths.
 #[must_use]
 pub fn call_name(path: &str) -> &str {
     let known = needed(path).and_then(|_| path.strip_prefix("/llink.v1."));
     known.unwrap_or("unknown")
 }
 
-/// Who calls.
+/// The caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// As the certificate or the token names it.
+    /// The name in the certificate or the token.
     pub name: String,
-    /// What it may do.
+    /// The role.
     pub role: Role,
-    /// How that is known.
+    /// How the caller was identified.
     pub by: Proof,
 }
 
-/// How it is known who calls.
+/// How a caller was identified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Proof {
-    /// It is not.
+    /// The caller was not identified.
     None,
-    /// A certificate that the authority signed.
+    /// The caller showed a certificate that the authority signed.
     Certificate,
-    /// A token.
+    /// The caller showed a token.
     Token {
-        /// Of the token.
+        /// The SHA-256 of the token.
         sha256: String,
-        /// How often it counts.
+        /// The number of times that the token counts.
         uses: TokenUse,
     },
 }
 
 impl Peer {
-    /// Nobody was asked.
+    /// Returns the caller of a coordinator that identifies no callers.
     #[must_use]
     pub fn anybody() -> Self {
         Self {

@@ -1,5 +1,5 @@
-//! Callers that show nothing that counts wait for their refusal: the more of them come from one source, the longer. Callers
-//! that are known wait for nobody.
+//! The delay of refusals. Callers without valid credentials wait longer, the more of them come from one source. Callers
+//! that are known do not wait.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -7,21 +7,21 @@ use std::time::{Duration, Instant};
 
 use crate::serve::connections::Source;
 
-/// Refusals that come at once: a person who takes the wrong file tries again.
+/// The refusals that come at once, because a person who takes the wrong file tries again.
 const AT_ONCE: u32 = 10;
-/// Between further ones.
+/// The time between further refusals.
 const APART: Duration = Duration::from_secs(1);
-/// Nobody waits longer.
+/// The longest wait.
 const LONGEST: Duration = Duration::from_secs(10);
-/// Sources that are remembered; further ones share a place.
+/// The most sources that are remembered. Further ones share an entry.
 const MOST_SOURCES: usize = 4096;
 
-/// When the next refusal of each source is due, were they as far apart as they should be.
+/// The time of the next refusal of each source at the required distance.
 #[derive(Debug, Default)]
 pub(in crate::serve) struct Slowdown(Mutex<HashMap<Option<Source>, Instant>>);
 
 impl Slowdown {
-    /// How long a refusal to `source` is to wait.
+    /// Returns how long a refusal to `source` waits.
     pub(super) fn wait(&self, source: Option<Source>, now: Instant) -> Duration {
         let mut due = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut source = source;

@@ -1,5 +1,5 @@
-//! Tokens: 256 random bits that stand for a name and a role. The file holds their hashes only; as they are random and long,
-//! a plain SHA-256 cannot be turned round.
+//! Tokens: 256 random bits that stand for a name and a role. The file holds only their SHA-256 hashes. A plain hash
+//! cannot be inverted, because tokens are long and random.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -11,30 +11,30 @@ use time::format_description::well_known::Rfc3339;
 use super::certificates::is_name;
 use super::{Peer, Proof, Role};
 
-/// How often a token counts.
+/// The number of times that a token counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenUse {
-    /// As often as it is shown.
+    /// The token counts each time.
     #[default]
     Any,
-    /// It lets one worker process join: another one that shows it is refused.
+    /// The token lets one worker process join. Another process that shows it is refused.
     Once,
 }
 
-/// An entry of the file.
+/// An entry of the token file.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Token {
-    /// Whose it is.
+    /// The name of the token's owner.
     pub name: String,
-    /// What it lets them do.
+    /// The role of the owner.
     pub role: Role,
-    /// Lower-case hex, of the token's text.
+    /// The SHA-256 of the token's text in lower-case hex.
     pub sha256: String,
-    /// RFC 3339; absent: it does not run out.
+    /// The end of the token's validity as RFC 3339. `None` means that the token does not expire.
     pub expires: Option<String>,
-    /// How often it counts.
+    /// The number of times that the token counts.
     #[serde(default)]
     pub uses: TokenUse,
 }
@@ -46,27 +46,27 @@ struct TokenFile {
     token: Vec<Token>,
 }
 
-/// A token file that cannot be used.
+/// The error of a token file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {reason}")]
 pub struct TokenError {
     /// The file.
     pub path: PathBuf,
-    /// What is wrong.
+    /// The cause.
     pub reason: String,
 }
 
-/// The tokens that are known, by their hashes.
+/// The known tokens by their hashes.
 #[derive(Debug, Clone, Default)]
 pub struct Tokens {
     by_hash: HashMap<String, (Token, Option<OffsetDateTime>)>,
 }
 
 impl Tokens {
-    /// Reads the file. One that is not there holds no tokens: nobody is let in by one.
+    /// Reads the file. A missing file holds no tokens.
     ///
     /// # Errors
-    /// When it cannot be read or an entry makes no sense.
+    /// An error says that the file cannot be read, or which entry is invalid.
     pub fn read(path: &Path) -> Result<Self, TokenError> {
         let failed = |reason: String| TokenError {
             path: path.into(),
@@ -107,15 +107,15 @@ impl Tokens {
         Ok(Self { by_hash })
     }
 
-    /// Whose token this is, if it counts at `now`.
+    /// Returns the owner of a token that is valid at `now`.
     ///
     /// # Errors
-    /// In words that give nothing away.
+    /// An error says why the token does not count, without details that would help to guess one.
     pub fn peer(&self, token: &str, now: OffsetDateTime) -> Result<Peer, String> {
         self.peer_by_hash(&sha256_of(token), now)
     }
 
-    /// As [`Self::peer`], for who has the token's SHA-256 from the token itself.
+    /// Does the same as [`Self::peer`] with the token's SHA-256.
     pub(super) fn peer_by_hash(&self, sha256: &str, now: OffsetDateTime) -> Result<Peer, String> {
         let (found, expires) = self.by_hash.get(sha256).ok_or("the token is not known")?;
         if expires.is_some_and(|at| at <= now) {
@@ -134,7 +134,7 @@ impl Tokens {
 }
 
 impl Token {
-    /// The entry as it stands in the file.
+    /// Returns the entry as it stands in the file.
     #[must_use]
     pub fn entry(&self) -> String {
         let mut entry = format!(
@@ -150,10 +150,10 @@ impl Token {
         entry
     }
 
-    /// A new token for `name`: what to keep, and what to hand out once.
+    /// Makes a new token for `name`. Returns the entry to keep, and the token to hand out once.
     ///
     /// # Errors
-    /// When the name cannot be one, or the system gives no random bytes.
+    /// An error says that the name is not allowed, or that the system gives no random bytes.
     pub fn make(
         name: &str,
         role: Role,
@@ -186,17 +186,17 @@ impl Token {
     }
 }
 
-/// 256 random bits in hex.
+/// Returns 256 random bits in hex.
 ///
 /// # Errors
-/// When the system gives none.
+/// An error says that the system gives no random bytes.
 pub fn fresh_secret() -> Result<String, String> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(|e| format!("the system gives no random bytes: {e}"))?;
     Ok(hex(&bytes))
 }
 
-/// Lower-case hex SHA-256.
+/// Returns the SHA-256 in lower-case hex.
 #[must_use]
 pub fn sha256_of(text: &str) -> String {
     hex(&Sha256::digest(text.as_bytes()))
@@ -245,7 +245,7 @@ mod tests {
             (format!("{}{}", entry("read", ""), entry("submit", "")), "twice"),
         ] {
             let said = Tokens::parse(&text).unwrap_err();
-            // `anybody` is a state of the coordinator and no role that a file can give.
+            // `anybody` is a state of the coordinator and not a role that a file can give.
             assert!(said.contains(word), "{text}: {said}");
         }
     }

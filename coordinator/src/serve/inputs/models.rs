@@ -1,4 +1,4 @@
-//! A job's models, looked at before its first stage.
+//! The check of a job's models before its first stage.
 
 use std::path::Path;
 
@@ -9,10 +9,10 @@ use super::super::engine::failure;
 use super::{missing, stamp};
 use crate::job::ModelsSection;
 
-/// A stamp of the model's files.
+/// Returns a stamp of the model's files.
 ///
 /// # Errors
-/// Everything that keeps the model from being used, in one text, with what to do.
+/// An error lists every problem of the model in one text, with what to do.
 pub(super) async fn model_stamp(
     models: &ModelsSection,
     role: ModelRole,
@@ -76,13 +76,13 @@ async fn problems(store: &Store, models: &ModelsSection, role: ModelRole) -> Res
     })
 }
 
-/// Without the worker's code in it this program leaves the check to the worker that runs stage `models`.
+/// Without the worker's code, this program leaves the check to the worker that runs stage `models`.
 #[cfg(not(feature = "embedded"))]
 async fn problems(_: &Store, _: &ModelsSection, _: ModelRole) -> Result<Vec<String>, Failure> {
     Ok(Vec::new())
 }
 
-/// The Hub's name of what was meant by a path that leads nowhere, where it could be one: `owner/name`.
+/// Returns the Hub's name `owner/name` that a path to nowhere may have meant.
 fn hub_id(url: &str, base: &Path) -> Option<String> {
     let relative = Path::new(url).strip_prefix(base).ok()?.to_str()?;
     let (owner, name) = relative.split_once('/')?;
@@ -94,7 +94,7 @@ fn hub_id(url: &str, base: &Path) -> Option<String> {
     (plain(owner) && plain(name)).then(|| relative.to_owned())
 }
 
-/// The Hub's name of the model whose page this is.
+/// Returns the Hub's name of the model whose web page this is.
 fn on_the_hubs_site(url: &str) -> Option<String> {
     let (_, path) = ["https://huggingface.co/", "https://hf.co/", "http://huggingface.co/"]
         .iter()
