@@ -1,5 +1,5 @@
-//! A private authority for trials: it signs a certificate for the coordinator, one for the workers, and one for each
-//! person, all in one go. Clusters with a certificate manager use that, with the same names in the certificates.
+//! A private authority for trials. It signs a certificate for the coordinator, one for the workers, and one for each
+//! person in one run. Clusters with a certificate manager use that instead, with the same names in the certificates.
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -9,21 +9,21 @@ use time::{Duration, OffsetDateTime};
 
 use crate::serve::access::Role;
 
-/// Clocks differ: a certificate counts from a little before it was made.
+/// The time by which certificates are backdated, because clocks differ.
 const CLOCK_SLACK: Duration = Duration::minutes(5);
 
-/// What is to be made.
+/// The certificates to make.
 #[derive(Debug, Clone)]
 pub struct Wanted {
-    /// Names and addresses under which the coordinator is reached.
+    /// The names and addresses under which the coordinator is reached.
     pub server_names: Vec<String>,
-    /// People and what they may do.
+    /// The people with their roles.
     pub users: Vec<(String, Role)>,
-    /// How long certificates last; the authority lasts ten times as long.
+    /// The validity of certificates. The authority lasts ten times as long.
     pub lasts: Duration,
 }
 
-/// What was made, in PEM.
+/// The certificates that were made, in PEM.
 #[derive(Debug, Clone)]
 pub struct Made {
     /// The authority's certificate and key.
@@ -35,20 +35,20 @@ pub struct Made {
 /// A certificate and its key.
 #[derive(Debug, Clone)]
 pub struct Pair {
-    /// `coordinator`, `worker`, or the person's name.
+    /// The name: `coordinator`, `worker`, or the person's name.
     pub name: String,
-    /// What it is for, in words.
+    /// The purpose, in words.
     pub what: String,
-    /// PEM.
+    /// The certificate in PEM.
     pub certificate: String,
-    /// PEM.
+    /// The private key in PEM.
     pub key: String,
 }
 
-/// Makes certificates, by the authority that is given or by a new one.
+/// Makes certificates with the given authority, or with a new one.
 ///
 /// # Errors
-/// In words: a name that no certificate can hold, an authority that cannot be read.
+/// An error names what no certificate can hold, or the authority that cannot be read.
 pub fn make(wanted: &Wanted, kept: Option<&(String, String)>) -> Result<Made, String> {
     let now = OffsetDateTime::now_utc();
     let authority = match kept {
@@ -139,7 +139,7 @@ fn authority_params(now: OffsetDateTime, lasts: Duration) -> Result<CertificateP
     Ok(params)
 }
 
-/// The Secrets that `k8s/` mounts, under the keys that cert-manager uses too.
+/// Returns the Secrets that `k8s/` mounts, under the keys that cert-manager uses too.
 #[must_use]
 pub fn kubernetes_secrets(made: &Made, namespace: &str) -> serde_json::Value {
     let items: Vec<serde_json::Value> = made

@@ -1,7 +1,8 @@
-//! llink's coordinator: it plans a job into stages and tasks, leases the tasks to workers, records everything before it
-//! answers, and reports.
+//! The coordinator of llink. It plans a job into stages and tasks and leases the tasks to workers. It records
+//! everything before it answers, and writes reports.
 //!
-//! [`job`], [`plan`] and [`schedule`] are pure; [`state`] is the disk, [`serve`] the network, [`cli`] the person.
+//! [`job`], [`plan`] and [`schedule`] are pure. [`state`] uses the disk and [`serve`] the network. [`cli`] is the
+//! command line.
 
 pub mod authority;
 pub mod cli;

@@ -1,4 +1,4 @@
-//! The job's report: what it read, kept, learnt and measured, and where the artefacts are.
+//! The job's report: the data that it read and kept, its training and its figures, and where its artifacts are.
 
 use llink_datasets::measured::Retrieval;
 use serde_json::{Map, Value, json};
@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::plan::StageName;
 use crate::schedule::{Job, Millis};
 
-/// The report of a job whose stages are all complete, as JSON.
+/// Returns the report of a job whose stages are all complete, as JSON.
 #[must_use]
 pub fn build(job: &Job, now: Millis) -> String {
     let mut stages = Vec::new();
@@ -67,8 +67,8 @@ pub fn build(job: &Job, now: Millis) -> String {
     serde_json::to_string_pretty(&report).expect("a JSON value has a text")
 }
 
-/// The share of the time that training took, over all stages that train, that was spent in steps that counted; and that
-/// time in seconds. What was lost with ranks, waited for, or done twice does not count.
+/// Returns the share of the training time that was spent in steps that counted, over all stages that train, and that
+/// time in seconds. Lost ranks, waits and repeated steps do not count.
 fn effective_training_time(job: &Job) -> Option<(f64, f64)> {
     let (mut counted, mut whole) = (0.0, 0.0);
     for figures in job

@@ -1,6 +1,8 @@
-//! The state store: jobs, stages, tasks, attempts and events in SQLite, written before anything is acknowledged.
+//! The state store. It keeps jobs, stages, tasks, attempts and events in SQLite, and writes them before anything is
+//! acknowledged.
 //!
-//! One writer (the engine's thread), write-ahead log, full sync. Heartbeats are not written. Never put it on NFS.
+//! Only the engine's thread writes. The database uses a write-ahead log and a full sync. Heartbeats are not written.
+//! The directory must not be on NFS, whose file locks are not reliable.
 
 mod access;
 mod old;
@@ -19,18 +21,18 @@ use schema::{OLDEST_VERSION, SCHEMA_VERSION};
 
 use crate::schedule::{Cluster, Effects, Job, TaskRecord};
 
-/// A state store that cannot be used.
+/// The error of a state store that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// SQLite refused.
+    /// SQLite returned an error.
     #[error("state store {path}: {source}")]
     Sqlite {
         /// The database file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: rusqlite::Error,
     },
-    /// The database cannot be read as one.
+    /// The database file is damaged.
     #[error(
         "state store {path} is damaged ({reason}). Put a backup in its place with `llink-coord restore FILE --replace`, or \
          move it and its -wal and -shm away: finished stages are found again by their keys"
@@ -38,53 +40,53 @@ pub enum StateError {
     Damaged {
         /// The database file.
         path: PathBuf,
-        /// What SQLite found.
+        /// The damage that SQLite found.
         reason: String,
     },
-    /// The directory or a file in it cannot be made.
+    /// The directory or a file in it cannot be created.
     #[error("state directory: {path}: {source}")]
     Directory {
         /// The directory or file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// What it holds makes no sense to this version.
+    /// This version cannot read the content.
     #[error("state store {path}: {reason}")]
     Content {
         /// The database file.
         path: PathBuf,
-        /// What is wrong and what to do.
+        /// The problem, and what to do.
         reason: String,
     },
 }
 
-/// The database.
+/// The database of a coordinator's state.
 #[derive(Debug)]
 pub struct StateStore {
     path: PathBuf,
     connection: Connection,
-    /// Sequence numbers of the newest events, of jobs that had one since the start.
+    /// The sequence numbers of the newest events, for jobs with an event since the start.
     newest_events: HashMap<String, i64>,
 }
 
-/// Texts of this many bytes fill a page of events.
+/// The bytes of texts after which a page of events ends.
 const PAGE_BYTES: usize = 4 << 20;
 
-/// Events of a job, in their order.
+/// A page of a job's events in their order.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct EventPage {
     /// The events.
     pub events: Vec<llink_proto::Event>,
-    /// Whether others come after the last of these.
+    /// Whether further events follow.
     pub more: bool,
 }
 
 impl StateStore {
-    /// Opens the store in `directory`, or makes one.
+    /// Opens the store in `directory`, or creates it.
     ///
     /// # Errors
-    /// When the directory or the database cannot be opened, or was written by a newer version.
+    /// An error says that the directory or the database cannot be opened, or that a newer version wrote it.
     pub fn open(directory: &Path) -> Result<Self, StateError> {
         let failed = |path: &Path, source| StateError::Directory {
             path: path.into(),
@@ -102,18 +104,18 @@ impl StateStore {
         Ok(store)
     }
 
-    /// Opens the store to look at it, beside a coordinator that may be writing.
+    /// Opens the store for reading, while a coordinator may be writing.
     ///
     /// # Errors
-    /// When there is none, or it cannot be read.
+    /// An error says that there is no store, or that it cannot be read.
     pub fn open_read_only(directory: &Path) -> Result<Self, StateError> {
         Self::open_file(&directory.join("state.db"))
     }
 
-    /// Opens a database file, such as a backup, to look at it.
+    /// Opens a database file, such as a backup, for reading.
     ///
     /// # Errors
-    /// When there is none, or it cannot be read.
+    /// An error says that there is no file, or that it cannot be read.
     pub fn open_file(path: &Path) -> Result<Self, StateError> {
         let path = path.to_owned();
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -131,7 +133,7 @@ impl StateStore {
         }
     }
 
-    /// Rereads every page, so that damage is named now and not in the middle of a job.
+    /// Reads every page, so that damage is reported now and not during a job.
     fn check_pages(&self) -> Result<(), StateError> {
         let said: String = self
             .connection
@@ -242,10 +244,10 @@ impl StateStore {
         tx.commit()
     }
 
-    /// Every job and every task.
+    /// Loads every job and every task.
     ///
     /// # Errors
-    /// When the database cannot be read or holds what this version does not know.
+    /// An error says that the database cannot be read or holds content unknown to this version.
     pub fn load(&self) -> Result<(Vec<Job>, Vec<TaskRecord>), StateError> {
         let loaded = match schema::version(&self.connection) {
             Ok(version) if version < SCHEMA_VERSION => old::load(&self.connection),
@@ -290,7 +292,7 @@ impl StateStore {
             let task = read_task(row, spec)?;
             let job = places.get(&*task.job).map(|at| &mut jobs[*at]);
             let stage = job.and_then(|job| job.stages.iter_mut().find(|stage| stage.name == task.stage));
-            // Tasks are numbered in the order of their places.
+            // The numbers of tasks follow the order of their places.
             if let Some(phase) = stage.and_then(|stage| stage.phases.get_mut(task.phase)) {
                 phase.push(task.id);
                 tasks.push(task);
@@ -302,7 +304,7 @@ impl StateStore {
     /// What happened to a job after `sequence`: the first `limit` events, fewer where their texts are long.
     ///
     /// # Errors
-    /// When the database cannot be read.
+    /// An error says that the database cannot be read.
     pub fn events(&self, job: &str, after: u64, limit: usize) -> Result<EventPage, StateError> {
         let run = || -> rusqlite::Result<EventPage> {
             let mut statement = self
@@ -314,7 +316,7 @@ impl StateStore {
             while let Some(row) = rows.next()? {
                 let event = read_event(row)?;
                 bytes += event.text.len();
-                // One event is always sent, so that who asks gets on.
+                // A page has at least one event, so that the reader makes progress.
                 if page.events.len() >= limit.max(1) || (bytes > PAGE_BYTES && !page.events.is_empty()) {
                     page.more = true;
                     break;
@@ -326,10 +328,10 @@ impl StateStore {
         run().map_err(|e| sqlite(&self.path, e))
     }
 
-    /// The newest events of a job, the newest first.
+    /// Returns the newest events of a job, the newest first.
     ///
     /// # Errors
-    /// When the store cannot be read.
+    /// An error says that the store cannot be read.
     pub fn newest_events(&self, job: &str, limit: usize) -> Result<Vec<llink_proto::Event>, StateError> {
         let run = || {
             let mut statement = self
@@ -351,7 +353,7 @@ impl StateStore {
         self
     }
 
-    /// A disk that has room for so many pages more.
+    /// Limits the database to this number of further pages, as a full disk would.
     pub fn leave_room_for(&self, pages: i64) -> rusqlite::Result<()> {
         let used: i64 = self.connection.query_row("PRAGMA page_count", [], |row| row.get(0))?;
         let most = format!("PRAGMA max_page_count = {}", used + pages);

@@ -1,4 +1,4 @@
-//! Who submitted what, tokens that were used, and copies of the database.
+//! The owners of jobs, the used tokens, and backups of the database.
 
 use std::path::Path;
 
@@ -6,27 +6,27 @@ use rusqlite::{OptionalExtension, params};
 
 use super::{StateError, StateStore, private, sqlite};
 
-/// What version 3 brought: who submitted a job first, and which process used a token of one use.
+/// The tables of version 3: the person who submitted a job first, and the process that used a token of one use.
 pub(super) const ACCESS_SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS owners (job TEXT PRIMARY KEY, name TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS used_tokens (
     token_sha256 TEXT PRIMARY KEY, instance_sha256 TEXT NOT NULL, at INTEGER NOT NULL);
 ";
 
-/// Whose a token of one use is.
+/// The user of a token of one use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claimed {
-    /// This process's.
+    /// This process used the token.
     Ours,
     /// Another process used it before.
     ByAnother,
 }
 
 impl StateStore {
-    /// Who submitted a job first.
+    /// Returns the person who submitted a job first.
     ///
     /// # Errors
-    /// When the database cannot be read.
+    /// An error says that the database cannot be read.
     pub fn owner(&self, job: &str) -> Result<Option<String>, StateError> {
         self.find_owner(job).map_err(|e| sqlite(&self.path, e))
     }
@@ -38,10 +38,10 @@ impl StateStore {
         statement.query_row([job], |row| row.get(0)).optional()
     }
 
-    /// Notes who submitted a job, unless somebody did before.
+    /// Records who submitted a job, unless someone did before.
     ///
     /// # Errors
-    /// When the database cannot be written.
+    /// An error says that the database cannot be written.
     pub fn set_owner(&mut self, job: &str, name: &str) -> Result<(), StateError> {
         self.connection
             .execute("INSERT OR IGNORE INTO owners VALUES (?1, ?2)", [job, name])
@@ -49,10 +49,11 @@ impl StateStore {
             .map_err(|e| sqlite(&self.path, e))
     }
 
-    /// Notes that a process used a token of one use. The same process may show it again: its answer may have been lost.
+    /// Records that a process used a token of one use. The same process may show it again, because the answer may have
+    /// been lost.
     ///
     /// # Errors
-    /// When the database cannot be written.
+    /// An error says that the database cannot be written.
     pub fn claim_token(&mut self, token: &str, instance: &str, now: i64) -> Result<Claimed, StateError> {
         let run = || -> rusqlite::Result<Claimed> {
             self.connection.execute(
@@ -73,31 +74,31 @@ impl StateStore {
         run().map_err(|e| sqlite(&self.path, e))
     }
 
-    /// Copies the whole database into a new file, beside a coordinator that may be writing.
+    /// Copies the whole database into a new file, while a coordinator may be writing.
     ///
     /// # Errors
-    /// When the file exists or cannot be written.
+    /// An error says that the file exists or cannot be written.
     pub fn backup(&self, to: &Path) -> Result<(), StateError> {
         let failed = |source| StateError::Directory {
             path: to.into(),
             source,
         };
-        // SQLite takes an empty file for none.
+        // SQLite accepts an empty file as a new database.
         private::file(to).map_err(failed)?;
         let name = to.to_string_lossy().into_owned();
         self.connection
             .execute("VACUUM INTO ?1", [&name])
             .map(|_| ())
             .map_err(|e| sqlite(to, e))?;
-        // SQLite does not sync what it vacuums into.
+        // SQLite does not sync the file that it vacuums into.
         let synced = std::fs::File::open(to).and_then(|file| file.sync_all());
         synced.map_err(failed)
     }
 
-    /// Rereads the whole database.
+    /// Reads the whole database.
     ///
     /// # Errors
-    /// When it is damaged, or holds what this version does not know.
+    /// An error says that the database is damaged, or holds content unknown to this version.
     pub fn check(&self) -> Result<(), StateError> {
         let said: String = self
             .connection

@@ -1,5 +1,5 @@
-//! Reading databases of versions 1 to 4, in which a task's row held its spec and its result, and a stage's its manifest and
-//! its tasks.
+//! The reader of databases of versions 1 to 4. There the row of a task holds its spec and its result, and the row of a
+//! stage its manifest and its tasks.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use super::rows::{from_json, read_job, read_stage, state_of, unreadable};
 use crate::plan::{Ranks, StageName};
 use crate::schedule::{Job, Packed, Stage, TaskRecord, traits};
 
-/// Every job and every task.
+/// Loads every job and every task.
 pub(super) fn load(connection: &Connection) -> rusqlite::Result<(Vec<Job>, Vec<TaskRecord>)> {
     let mut statement = connection.prepare("SELECT * FROM jobs ORDER BY submitted_at")?;
     let mut jobs: Vec<Job> = statement.query_map([], read_job)?.collect::<Result<_, _>>()?;
@@ -83,7 +83,7 @@ fn read_old_task(row: &Row<'_>) -> rusqlite::Result<OldTask> {
     })
 }
 
-/// The tasks with their specs packed, phase by phase.
+/// Packs the specs of tasks, phase by phase.
 fn packed(tasks: Vec<OldTask>) -> Vec<TaskRecord> {
     let mut phases: BTreeMap<(std::sync::Arc<str>, StageName, usize), Vec<OldTask>> = BTreeMap::new();
     for old in tasks {

@@ -1,19 +1,19 @@
-//! Files that are their owner's alone: the state names people's data, and what reaches a coordinator.
+//! Files that only their owner can read, because the state holds people's data and addresses.
 
 use std::fs::{DirBuilder, File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-/// Opens a file for appending, or makes it; mode 0600 in both cases.
+/// Opens a file for appending, or creates it, with mode 0600 in both cases.
 ///
 /// # Errors
-/// When it cannot be opened or made.
+/// An error says that the file cannot be opened or created.
 pub fn file(path: &Path) -> io::Result<File> {
     let file = File::options().create(true).append(true).mode(0o600).open(path)?;
     let permissions = file.metadata()?.permissions();
     if permissions.mode() & 0o077 != 0 {
-        // Another user's file may still be one that can be written.
+        // A file of another user may still be writable.
         if let Err(e) = file.set_permissions(Permissions::from_mode(0o600)) {
             tracing::warn!("{} can be read by others: {e}", path.display());
         }
@@ -21,10 +21,10 @@ pub fn file(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Makes a directory, and those above it, with mode 0700. One that is there is left as it is.
+/// Creates a directory and its parents with mode 0700. An existing directory is left as it is.
 ///
 /// # Errors
-/// When it cannot be made.
+/// An error says that the directory cannot be created.
 pub fn directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }

@@ -1,4 +1,4 @@
-//! Jobs, stages, tasks and events as rows, both ways.
+//! The conversion of jobs, stages, tasks and events to rows and back.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ fn to_json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).expect("jobs and manifests are plain data")
 }
 
-/// Saves a job and its stages; of their manifests those that `is_new` names.
+/// Saves a job and its stages, with the manifests of those that `is_new` names.
 pub(super) fn save_job(tx: &Transaction<'_>, job: &Job, is_new: impl Fn(StageName) -> bool) -> rusqlite::Result<()> {
     tx.prepare_cached("INSERT OR REPLACE INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?
         .execute(params![
@@ -92,7 +92,7 @@ pub(super) fn save_task(tx: &Transaction<'_>, task: &TaskRecord) -> rusqlite::Re
         task.losses,
         task.last_world_size,
     ])?;
-    // A result that is no longer one stays until there is another: the state says whether it counts.
+    // An earlier result stays until there is a new one. The state of the task says whether it counts.
     if let Some(result) = result {
         tx.prepare_cached("INSERT OR REPLACE INTO results VALUES (?1, ?2)")?
             .execute(params![task.id as i64, result])?;
@@ -133,7 +133,7 @@ pub(super) fn read_job(row: &Row<'_>) -> rusqlite::Result<Job> {
 
 pub(super) fn read_stage(row: &Row<'_>) -> rusqlite::Result<Stage> {
     let name: String = row.get("name")?;
-    // Version 3 had no such column.
+    // Databases of version 3 have no such column.
     let claim: Option<String> = row.get("claim").unwrap_or(None);
     Ok(Stage {
         name: name.parse().map_err(unreadable)?,
@@ -144,7 +144,7 @@ pub(super) fn read_stage(row: &Row<'_>) -> rusqlite::Result<Stage> {
         manifest: None,
         started_at: row.get("started_at")?,
         ended_at: row.get("ended_at")?,
-        // Version 1 had no such column.
+        // Databases of version 1 have no such column.
         spent_before: row.get("spent_before").unwrap_or(0),
         claim: claim.and_then(|claim| serde_json::from_str(&claim).ok()),
         pursuit: Pursuit::Idle,
@@ -157,7 +157,7 @@ const DONE: i64 = 3;
 const FAILED: i64 = 4;
 const CANCELLED: i64 = 5;
 
-/// A task's state, and its result or failure.
+/// Returns a task's state with its result or failure.
 pub(super) fn state_of(state: i64, result: Option<Vec<u8>>) -> rusqlite::Result<TaskState> {
     let damaged = |e: prost::DecodeError| unreadable(format!("result: {e}"));
     let blob = result.unwrap_or_default();
@@ -168,7 +168,7 @@ pub(super) fn state_of(state: i64, result: Option<Vec<u8>>) -> rusqlite::Result<
         }
         FAILED => TaskState::Failed(Failure::decode(blob.as_slice()).map_err(damaged)?),
         CANCELLED => TaskState::Cancelled,
-        // A lease does not outlive the coordinator that gave it.
+        // A lease ends with the coordinator that gave it.
         _ => TaskState::Waiting {
             since: 0,
             not_before: 0,
@@ -176,7 +176,7 @@ pub(super) fn state_of(state: i64, result: Option<Vec<u8>>) -> rusqlite::Result<
     })
 }
 
-/// A task's row, in the order of the columns, with its result behind them. Its job and its spec are looked up.
+/// Reads a task from its row: the columns in their order, then the result. `found` looks up its job and spec.
 pub(super) fn read_task(row: &Row<'_>, found: impl FnOnce(i64, u32) -> Option<Spec>) -> rusqlite::Result<TaskRecord> {
     let (pack, place) = (row.get(5)?, row.get(6)?);
     let Some(Spec { packed, model, part }) = found(pack, place) else {
@@ -208,7 +208,7 @@ pub(super) fn read_task(row: &Row<'_>, found: impl FnOnce(i64, u32) -> Option<Sp
     })
 }
 
-/// A task's spec, and what scheduling looks at in it.
+/// A task's spec, with the parts that scheduling reads.
 #[derive(Debug, Clone)]
 pub(super) struct Spec {
     packed: Packed,
@@ -216,7 +216,7 @@ pub(super) struct Spec {
     part: Option<&'static str>,
 }
 
-/// The specs of a pack, each read once to see that it can be.
+/// Reads a pack's specs, each of them once as a check.
 pub(super) fn read_pack(row: &Row<'_>) -> rusqlite::Result<(i64, Vec<Spec>)> {
     let (id, bytes): (i64, Vec<u8>) = (row.get(0)?, row.get(1)?);
     let pack = Arc::new(Pack {

@@ -1,4 +1,4 @@
-//! The tables, and how a database of an older version is brought up to date.
+//! The tables, and the migration of older databases.
 
 use rusqlite::{Connection, Transaction};
 
@@ -6,8 +6,8 @@ use super::access::ACCESS_SCHEMA;
 use super::old;
 use super::rows::{save_job, save_pack, save_task};
 
-/// What a finished task and the lease after it change lies together: rows of one size, and everything else appended. So
-/// many steps that are saved at once share their pages.
+/// The rows that change when a task ends and the next is leased lie together. They have one size, and everything else
+/// is appended. So many steps that are saved together share their pages.
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, file TEXT NOT NULL, stamps TEXT NOT NULL, state INTEGER NOT NULL, reason TEXT NOT NULL,
@@ -36,17 +36,17 @@ pub(super) const SCHEMA_VERSION: i64 = 5;
 /// The oldest version that is brought up to date, and that can be looked at as it is.
 pub(super) const OLDEST_VERSION: i64 = 1;
 
-/// Pages of a new database: a step changes a few rows here and there, and each costs its page.
+/// The page size of a new database in bytes. A step changes a few scattered rows, and each costs a page.
 const PAGE_BYTES: i64 = 1024;
-/// So many pages are gathered in the log before they are written to their places.
+/// The number of pages that the log gathers before they are written to their places.
 const PAGES_IN_LOG: i64 = 8 << 10;
 
-/// The version of the tables; 0 where there are none.
+/// Returns the version of the tables, or 0 where there are none.
 pub(super) fn version(connection: &Connection) -> rusqlite::Result<i64> {
     connection.query_row("PRAGMA user_version", [], |row| row.get(0))
 }
 
-/// Makes the tables, or brings those of an older version up to date.
+/// Creates the tables, or migrates those of an older version.
 pub(super) fn set_up(connection: &mut Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
     let found = version(connection)?;
@@ -114,7 +114,7 @@ mod tests {
     use crate::plan::StageName;
     use crate::schedule::TaskState;
 
-    /// The tables as version 4 left them.
+    /// The tables of version 4.
     const VERSION_4: &str = "
     CREATE TABLE jobs (
         id TEXT PRIMARY KEY, file TEXT NOT NULL, stamps TEXT NOT NULL, state INTEGER NOT NULL, reason TEXT NOT NULL,
