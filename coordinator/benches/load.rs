@@ -1,7 +1,8 @@
-//! What one step, one save and a restart cost, by how many tasks wait: `cargo bench -p llink-coord --bench load`.
+//! The cost of a step, a save and a restart by the number of waiting tasks: `cargo bench -p llink-coord --bench load`.
 //!
-//! `LLINK_BENCH_TASKS="1000 100000"` names the sizes, `LLINK_BENCH_DIR` the folder of the state (a memory disk leaves the
-//! disk's own speed out). Every task is leased to a worker and reported done, as the engine does it: change, save, act.
+//! `LLINK_BENCH_TASKS="1000 100000"` sets the sizes, and `LLINK_BENCH_DIR` the folder of the state. A memory disk
+//! excludes the speed of the disk. Every task is leased to a worker and reported done, in the order of the engine:
+//! change, save, act.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::collections::BTreeMap;
@@ -16,10 +17,10 @@ use llink_proto::task::Kind;
 use llink_proto::{Artifact, Assignment, RegisterRequest, TaskResult};
 
 const WORKERS: usize = 100;
-/// Steps of each measurement.
+/// The steps of each measurement.
 const STEPS: usize = 2_000;
 
-/// A job of so many sources, which are so many tasks that are ready at once.
+/// Returns a job with this number of sources, each of which is a task that is ready at once.
 fn job_of(tasks: usize) -> NewJob {
     let sources: Vec<String> = (0..tasks).map(|i| format!("\"/src/{i:07}.tsv\"")).collect();
     let text = format!("[corpus]\nsource = [{}]\n", sources.join(", "));
@@ -57,7 +58,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// All tasks but those of the workers wait.
+    /// Starts with all tasks waiting but those of the workers.
     fn new(tasks: usize, workers: usize, directory: Option<&Path>) -> Self {
         let store = directory.map(|directory| StateStore::open(directory).unwrap());
         let mut bench = Self {
@@ -109,7 +110,7 @@ impl Bench {
         self.held.extend(started);
     }
 
-    /// So many tasks are reported done, so many at once, and others leased in their places.
+    /// Reports tasks as done, several at once, and leases others in their places.
     fn finish(&mut self, tasks: usize, at_once: usize) -> Duration {
         let mut took = Duration::ZERO;
         for _ in 0..tasks / at_once {
@@ -137,7 +138,7 @@ fn micros(took: Duration, times: usize) -> f64 {
     took.as_secs_f64() * 1e6 / times as f64
 }
 
-/// A figure of this process's own accounts in `/proc`.
+/// Reads a figure of this process from `/proc`.
 fn account(file: &str, name: &str) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/self/{file}")).ok()?;
     let line = text

@@ -129,7 +129,7 @@ async fn a_worker_that_is_told_to_stop_ends_with_0_only_if_no_job_runs() {
     coordinator.stop().await.unwrap();
 }
 
-/// How a worker ends that gets SIGTERM once it has said `word`, and what it said.
+/// Returns how a worker ends that gets SIGTERM once it has printed `word`, and its output.
 async fn worker_is_stopped(coordinator: &str, word: &str) -> (Option<i32>, String) {
     let mut worker = tokio::process::Command::new(env!("CARGO_BIN_EXE_llink-coord"))
         .args(["worker", "--coordinator"])
@@ -143,7 +143,7 @@ async fn worker_is_stopped(coordinator: &str, word: &str) -> (Option<i32>, Strin
     while !said.contains(word) {
         said += &lines.next_line().await.unwrap().expect(word);
     }
-    // The answer to its first heartbeat, two seconds later at most, says whether a job runs.
+    // The answer to its first heartbeat, after at most two seconds, says whether a job runs.
     tokio::time::sleep(std::time::Duration::from_secs(5)).await;
     let pid = worker.id().unwrap().to_string();
     std::process::Command::new("kill")

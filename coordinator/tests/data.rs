@@ -23,7 +23,7 @@ struct Endpoint {
     asked: AtomicUsize,
     in_flight: AtomicUsize,
     most_in_flight: AtomicUsize,
-    /// How many times each question was answered with 200.
+    /// The number of times that each question was answered with 200.
     answered: Mutex<HashMap<String, usize>>,
     keys: Mutex<HashSet<String>>,
 }
@@ -123,7 +123,7 @@ fn answers_are_asked_for_once_and_counted_and_the_key_is_nowhere() {
         count("dropped_refusal") > 0 && count("dropped_empty_answer") > 0,
         "{report:#}"
     );
-    // Others were asked for, to replace the answers that can't be used.
+    // Other pairs were asked for in place of the answers that can't be used.
     assert_eq!(
         (count("split.train"), count("split.validation")),
         (60, 20),
@@ -269,7 +269,7 @@ print('port', port, flush=True)
 sys.stdin.read()
 ";
 
-/// Starts moto's S3 on loopback, with a bucket `jobs`; `None` if no Python has it.
+/// Starts moto's S3 on loopback, with a bucket `jobs`. Returns `None` if no Python has it.
 fn moto() -> Option<(common::Running, Vec<(String, String)>)> {
     let python = python_with(&["moto.server"])?;
     let mut child = Command::new(python)
@@ -348,7 +348,7 @@ fn walk(folder: &std::path::Path, name: &str) -> Vec<std::path::PathBuf> {
     found
 }
 
-/// Serves one file to requests with the right query, by GET alone.
+/// Serves one file to GET requests with the right query only.
 fn signed_file(query: &'static str, content: Vec<u8>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());

@@ -202,7 +202,7 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
     the_cards_python_answers_alike(&place, &folder, foreign, instruction, answer.trim_end());
 }
 
-/// Tests byte order marks, white space, Python's own JSON and lines without text, in each way of giving many texts.
+/// Tests byte order marks, white space, Python's own JSON and lines without text, in each form of input for many texts.
 fn faulty_lines_cost_no_others_their_answer(place: &Place, ask: &[&str], foreign: &str) {
     let quoted = Value::from(foreign).to_string();
     let lines = [
@@ -313,6 +313,6 @@ fn the_plan_knows_the_tiny_models_that_are_shipped() {
     let files = SHIPPED_ENCODER.iter().chain(&SHIPPED_DECODER);
     let bytes: Vec<u8> = files.flat_map(|(_, content)| content.iter().copied()).collect();
     let found = llink_datasets::manifest::sha256_hex(&bytes);
-    // Other models are another input: results of the old ones must not pass for theirs.
+    // Other models are another input, so results of the old ones must not count for them.
     assert_eq!(&found[..16], llink_coord::plan::TINY_MODELS_STAMP);
 }

@@ -106,7 +106,7 @@ fn page() -> String {
     page
 }
 
-/// Formats a default as TOML; empty for a table, which has its own section.
+/// Formats a default as TOML. It is empty for a table, which has its own section.
 fn shown(value: &Value) -> String {
     match value {
         Value::Object(_) | Value::Null => String::new(),

@@ -275,7 +275,8 @@ fn get(address: &str, path: &str) -> String {
     answer
 }
 
-/// Checks that the run book explains every metric, and that every metric of an alert, the dashboard or the autoscaler exists.
+/// Checks that the run book explains every metric, and that each metric of an alert, the dashboard or the autoscaler
+/// exists.
 fn documented(scraped: &str) {
     let types = scraped.lines().filter_map(|l| l.strip_prefix("# TYPE "));
     let names: Vec<&str> = types
@@ -370,7 +371,8 @@ fn a_backup_taken_while_jobs_run_restores_them_elsewhere() {
 fn a_state_of_an_older_version_is_brought_up_to_date() {
     let place = Place::new(SMALL);
     place.ok(&["submit", "job.toml"]);
-    // The database is as version 2 left it: a stage's row held its manifest and its tasks, a task's its spec, events were numbered over all jobs.
+    // The database is in the form of version 2. A stage's row held its manifest and its tasks, a task's row its spec,
+    // and events were numbered over all jobs.
     let python = "import sqlite3; c = sqlite3.connect('.llink/state.db'); c.executescript('''
         DROP TABLE owners; DROP TABLE used_tokens; DROP TABLE packs; DROP TABLE results; DROP TABLE tasks; DROP TABLE attempts;
         CREATE TABLE old (job TEXT NOT NULL, position INTEGER NOT NULL, name TEXT NOT NULL, state INTEGER NOT NULL,

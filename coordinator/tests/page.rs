@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use common::{Place, SMALL, eventually, signal, workers_of};
 
-/// Debian's browser, where it is installed.
+/// Returns Debian's browser, where it is installed.
 fn chromium() -> Option<&'static str> {
     let found = ["/usr/bin/chromium", "/usr/bin/chromium-browser"];
     let found = found.into_iter().find(|path| std::path::Path::new(path).exists());

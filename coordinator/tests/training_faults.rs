@@ -71,7 +71,7 @@ impl Cluster {
         self.place.ok(&["logs", &self.id, "--coordinator", &self.url])
     }
 
-    /// Returns the number of steps so far; `None` once the job has ended.
+    /// Returns the number of steps so far, or `None` once the job has ended.
     fn steps(&self) -> Option<u64> {
         let job = self.job();
         (job["state"] == "running").then(|| match align_of(&job) {
