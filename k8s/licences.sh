@@ -1,6 +1,6 @@
 #!/bin/sh
-# Gathers the licences of everything that is linked into the programs: licences.sh FOLDER. It reads what cargo has already
-# fetched, and fails where a crate ships no text and is under none that stands in every copy of the others.
+# Gathers the licenses of all crates that are linked into the programs: licences.sh FOLDER. It reads the crates that
+# cargo has fetched. It fails if a crate names no license or has not been fetched.
 set -eu
 out=$1
 mkdir -p "$out/crates"
@@ -25,7 +25,7 @@ while IFS='|' read -r crate licence; do
     done
 done < "$out/list"
 rm "$out/list"
-# Debian has the text of Apache-2.0, which is llink's own.
+# Debian has the text of Apache-2.0, which is llink's own license.
 if [ -f /usr/share/common-licenses/Apache-2.0 ]; then
     cp /usr/share/common-licenses/Apache-2.0 "$out/LICENSE"
 fi

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Builds the image's targets with buildah and runs their programs as pods would, without a registry: clean Debian roots stand in
-# the place of the images that a registry would give, with this machine's Rust mounted into the one that builds.
+# Builds the image's targets with buildah and runs their programs as pods would, without a registry. Clean Debian roots
+# take the place of a registry's images. This machine's Rust is mounted into the one that builds.
 #
-#     build_images.sh FOLDER [cpu] [cuda]       roots are kept in FOLDER, images in buildah's own store; cuda takes as long as nvcc does
+#     build_images.sh FOLDER [cpu] [cuda]       keeps roots in FOLDER and images in buildah's store
 set -euo pipefail
 shopt -s inherit_errexit
 container=
@@ -13,7 +13,7 @@ targets=("${@:2}")
 [ ${#targets[@]} -gt 0 ] || targets=(cpu)
 export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=${STORAGE_DRIVER:-overlay}
 
-# A clean Debian 12 as an image: base NAME [PACKAGES]
+# Makes an image of a clean Debian 12: base NAME [PACKAGES]
 base() {
     local name=llink-check/$1 root=$out/root-$1
     local container
@@ -29,7 +29,8 @@ base() {
     echo "localhost/$name:12"
 }
 
-# A program of the image, with its environment and its user, as the manifests run it: nothing writable, no capabilities, no network.
+# Runs a program of the image with its environment and its user, as the manifests do: nothing writable, no capabilities,
+# no network.
 inside() {
     unshare --mount --net --pid --fork --kill-child sh -ec '
         root=$1 user=${2%%:*} group=${2##*:}
@@ -41,7 +42,7 @@ inside() {
             --no-new-privs /usr/bin/env -i "$@"' sh "$root" "$user" "${env[@]}" "$@"
 }
 
-# Whatever is there for the build: the compiler, what cargo has fetched, and whom this machine trusts.
+# The build uses this machine's compiler, the crates that cargo has fetched, and the trusted certificates.
 toolchain=$(rustc --print sysroot)
 registry=${CARGO_HOME:-$HOME/.cargo}/registry
 mkdir -p "$registry"
@@ -66,7 +67,7 @@ for target in "${targets[@]}"; do
     if [ "$target" = cpu ]; then
         inside llink-coord --version
     else
-        # Every library finds what it needs; the driver's is the node's.
+        # Every library finds its dependencies, except the driver, which the node provides.
         listed=$(inside sh -c 'ldd /usr/local/lib/llink-cuda/*.so*')
         [[ $listed == *libcublasLt* ]] || { echo "no libraries of CUDA in the image" >&2; exit 1; }
         if echo "$listed" | grep 'not found'; then echo "the image lacks these libraries" >&2; exit 1; fi

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The chart renders the same objects as the kustomizations that `run` has rendered into the folder: chart.sh HELM CHECKS FOLDER VALIDATE
+# Checks that the chart renders the same objects as the kustomizations that `run` has rendered into the folder: chart.sh
+# HELM CHECKS FOLDER VALIDATE
 set -euo pipefail
 helm=$1 checks=$2 out=$3 validate=$4
 fail() { echo "k8s checks: $*" >&2; exit 1; }
@@ -15,14 +16,14 @@ profile with-rdma gpu --set workers.rdma.enabled=true
 profile with-kueue-topology kueue --set workers.topology.podset-preferred-topology=cloud.provider.com/topology-rack
 for name in all cpu gpu kueue with-monitoring with-autoscale with-rdma with-kueue-topology; do
     except=()
-    # A release that was a Deployment loses it by Helm; the overlay scales it to 0.
+    # Helm deletes the Deployment of an earlier release, while the overlay scales it to 0.
     case $name in *kueue*) except=(Deployment/llink-worker PodDisruptionBudget/llink-worker) ;; esac
     "$checks" same "$out/$name.yaml" "$out/chart-$name.yaml" "${except[@]}" || fail "the chart differs from $name"
     "$checks" "$out/chart-$name.yaml"
 done
 "$validate" --strict "$out"/chart-{all,cpu,gpu,kueue,with-rdma,with-kueue-topology}.yaml 2>&1 | grep -v '^INFO' && fail "a schema is not met"
 
-# With every option it must render, and what is planted must be found.
+# The chart must render with every option, and planted faults must be found.
 render options --set ingress.enabled=true,coordinator.runtimeClassName=gvisor,workers.runtimeClassName=nvidia,workers.priorityClassName=low \
     --set 'image.pullSecrets[0].name=registry,workers.volumes.cacheClaim=models,coordinator.storage.className=fast' \
     --set 'workers.tolerations[0].key=spot,workers.tolerations[0].operator=Exists,coordinator.nodeSelector.pool=system'

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Applies the manifests and the chart to a real control plane, and asserts what only controllers show.
+"""Applies the manifests and the chart to a real control plane, and checks the behavior of its controllers.
 
-It starts etcd, kube-apiserver, kube-controller-manager and kube-scheduler on loopback. There is no kubelet: nodes and what runs on them are
-played here, by the status that a kubelet would report. So nothing is computed, and network policies, probes, `exec`, `attach` and
-`port-forward` are not tried: commands that need them are named as left out.
+It starts etcd, kube-apiserver, kube-controller-manager and kube-scheduler on loopback. There is no kubelet. The script
+reports the status of nodes and pods in its place. So nothing is computed, and network policies, probes, `exec`,
+`attach` and `port-forward` are not tested. Commands that need them are listed as left out.
 
     control_plane.py ASSETS BINARIES [--helm HELM]
 
-ASSETS has kube-apiserver, etcd and kubectl, as KUBEBUILDER_ASSETS names them for envtest. Without kube-controller-manager and kube-scheduler in
-it the sets are applied, and the rest is named as left out. BINARIES has llink-coord.
+ASSETS has kube-apiserver, etcd and kubectl, as KUBEBUILDER_ASSETS does for envtest. Without kube-controller-manager and
+kube-scheduler in it, the sets are applied, and the rest is listed as left out. BINARIES has llink-coord.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 NODES = ["node-a", "node-b", "node-c", "node-d"]
 TOKEN = "loopback-only"
-# `llink-worker` was told to stop while a job runs.
+# The exit code of `llink-worker` that was told to stop while a job runs.
 WORK_LEFT = 75
 
 
@@ -80,7 +80,7 @@ class Api:
 
 
 class Kubelet(threading.Thread):
-    """What kubelets report: bound pods run, deleted ones end."""
+    """Plays the kubelets: bound pods run, and deleted ones end."""
 
     def __init__(self, api):
         super().__init__(daemon=True)
@@ -95,7 +95,7 @@ class Kubelet(threading.Thread):
                     if pod["spec"].get("nodeName"):
                         self.look(pod)
             except urllib.error.HTTPError as e:
-                # The pod changed or went between the two calls.
+                # The pod changed or was deleted between the two calls.
                 if e.code not in (404, 409, 422):
                     self.error = e
             except OSError as e:
@@ -230,7 +230,7 @@ class ControlPlane:
 
 
 class Cluster:
-    """Commands as a person gives them, from the root of the project."""
+    """Runs commands as a person does, from the root of the project."""
 
     def __init__(self, plane, binaries, helm, place):
         self.plane, self.api, self.place = plane, plane.api, place
@@ -276,7 +276,7 @@ class Cluster:
         return [p for p in self.api.list("/api/v1/namespaces/llink/pods") if p["metadata"]["labels"].get("app.kubernetes.io/name") == label]
 
     def running(self, label, count):
-        """The pods of a label, once so many run and none of them ends."""
+        """Returns the pods of a label, once this number runs and none of them ends."""
         def settled():
             pods = self.pods(label)
             fit = [p for p in pods if p["status"]["phase"] == "Running" and not p["metadata"].get("deletionTimestamp")]
@@ -288,7 +288,7 @@ class Cluster:
         return found if count else []
 
     def rolled_out(self):
-        """Whether controllers have seen what was applied, and are done with it."""
+        """Returns whether controllers have processed what was applied."""
         for kind in ("deployments", "statefulsets"):
             for owner in self.api.list(f"/apis/apps/v1/namespaces/llink/{kind}"):
                 wanted, status = owner["spec"]["replicas"], owner["status"]
@@ -309,7 +309,7 @@ class Cluster:
         self.say(command)
         first = self.settled(workers)
         self.say(command)
-        # Controllers have seen it: a second is many of their rounds.
+        # A second is long enough for the controllers to react.
         time.sleep(1)
         if self.settled(workers) != first:
             raise SystemExit(f"{command}: applied again, it replaces pods")
@@ -326,7 +326,7 @@ class Cluster:
 
 
 def blocks(document):
-    """The code blocks of a document that call something, as lists of commands."""
+    """Returns the code blocks of a document that call programs, as lists of commands."""
     found, block, fenced, shell = [], [], False, False
     for line in (ROOT / document).read_text().splitlines() + [""]:
         if line.lstrip().startswith("```"):
@@ -342,7 +342,7 @@ def blocks(document):
     return [b for b in found if any(t in line for t in tools for line in b)]
 
 
-# What a played kubelet cannot do, or what needs an image.
+# The commands that need a real kubelet or an image.
 LEFT_OUT = re.compile(r"\b(port-forward|exec|attach|docker|kind load|llink-coord (submit|backup|restore|health|logs)|export)\b")
 
 
@@ -371,7 +371,7 @@ def only(blocks, word):
 
 
 def sets_alone(cluster):
-    """With the API server alone: everything is taken, without a warning, twice."""
+    """Checks with only the API server that everything is accepted twice without a warning."""
     for command in blocks("k8s/README.md")[0]:
         cluster.say(command)
     for _ in range(2):
@@ -463,7 +463,7 @@ def play(cluster):
 
 
 def queue(cluster, documents, readme):
-    """overlays/kueue over the base. What Kueue does is done by hand: it sets `suspend`."""
+    """Checks overlays/kueue over the base. The test sets `suspend` in place of Kueue."""
     api = "/apis/batch/v1"
     job = lambda: cluster.get("jobs", "llink-worker", api)
     command = "kubectl apply -k k8s/overlays/kueue"
@@ -471,7 +471,7 @@ def queue(cluster, documents, readme):
     cluster.settled(4)
     if cluster.get("deployments", "llink-worker", "/apis/apps/v1")["status"].get("replicas"):
         raise SystemExit("the old Deployment keeps its GPUs")
-    # As Kueue does it: out of the queue, and back.
+    # Kueue takes the Job out of the queue and puts it back.
     for suspended, count in ((True, 0), (False, 4)):
         cluster.api.patch(f"{api}/namespaces/llink/jobs/llink-worker", {"spec": {"suspend": suspended}})
         cluster.running("llink-worker", count)
@@ -512,7 +512,7 @@ def queue(cluster, documents, readme):
         raise SystemExit(f"after the upgrade the workers are {images}")
     print("overlays/kueue: README's commands upgrade it")
 
-    # What was found must be found again, where it is planted.
+    # The faults that were found before must be found again when they are planted.
     cluster.say("kubectl -n llink patch pdb llink-worker --type=json "
                 "-p='[{\"op\":\"remove\",\"path\":\"/spec/selector/matchLabels/llink~1workload\"}]'")
     node = cluster.running("llink-worker", 4)[0]["spec"]["nodeName"]

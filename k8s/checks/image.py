@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""The Dockerfile, as far as it can be checked in a moment; build_images.sh builds it.
+"""Checks the Dockerfile as far as possible without a build. build_images.sh builds it.
 
     image.py BINARIES
-    image.py --needed TARGET        prints the stages that a target stands on, and no other, as BuildKit would build them
+    image.py --needed TARGET        prints the stages that a target needs, as BuildKit would build them
 
-What it copies exists and is in the context, from which cargo would build; each stage that is named is there; the last stages end as
-a user that is not root, are of fixed images and run nothing; the licences can be gathered; the programs need no library that the
-runtime image lacks.
+The copied files exist and are in the context, from which cargo could build. Each named stage exists. The last stages
+have a user other than root, use fixed images and run no commands. The licenses can be gathered. The programs need no
+library that the runtime image lacks.
 """
 
 import fnmatch
@@ -22,10 +22,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = ROOT / "k8s/Dockerfile"
-# What gcr.io/distroless/cc-debian12 and every glibc system have.
+# The libraries of gcr.io/distroless/cc-debian12 and of every glibc system.
 RUNTIME_LIBRARIES = {"linux-vdso.so.1", "libgcc_s.so.1", "libm.so.6", "libc.so.6", "libpthread.so.0", "libdl.so.2",
                      "librt.so.1", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
-NEWEST_GLIBC = (2, 36)  # Debian 12's
+NEWEST_GLIBC = (2, 36)  # of Debian 12
 
 
 def instructions(text):
@@ -38,7 +38,7 @@ def instructions(text):
 
 
 def ignored(path, rules):
-    """As BuildKit reads `.dockerignore`: the last rule that matches decides."""
+    """Applies `.dockerignore` as BuildKit does: the last rule that matches decides."""
     out = False
     for rule in rules:
         keep, pattern = rule.startswith("!"), rule.lstrip("!")
@@ -97,7 +97,7 @@ def faults_of(text, rules):
 
 
 def cargo_features(text):
-    """The packages that the Dockerfile builds are there, and their features."""
+    """Checks that the packages that the Dockerfile builds exist, with their features."""
     faults = []
     for line in re.findall(r"(?:cargo|build\.sh) build ([^\n&]+)", text):
         packages, features = re.findall(r"-p (\S+)", line), re.findall(r"--features (\S+)", line)
@@ -114,7 +114,7 @@ def cargo_features(text):
 
 
 def context(text, rules, place):
-    """Copies what the build stage copies, as BuildKit would."""
+    """Copies the files of the build stage, as BuildKit would."""
     first = text[: text.index(" AS cpu")]
     copies = [shlex.split(rest) for word, rest in instructions(first) if word == "COPY" and "--from=" not in rest]
     for words in copies:
@@ -132,7 +132,7 @@ def context(text, rules, place):
 
 
 def builds_from(place):
-    """The lock file fits, every target's root is there, and so is each file that the sources take in as they are compiled."""
+    """Checks that the lock file fits, and that every target's root and every included file is in the context."""
     command = ["cargo", "metadata", "--format-version", "1", "--locked", "--offline", "--no-deps"]
     said = subprocess.run(command, cwd=place, capture_output=True, text=True)
     if said.returncode != 0:
@@ -143,7 +143,7 @@ def builds_from(place):
             if target["kind"][0] in ("bin", "lib", "custom-build") and not Path(target["src_path"]).exists():
                 faults.append(f"{target['src_path']} is not in the context")
     for file in place.rglob("*.rs"):
-        # Tests are compiled elsewhere, and may read more.
+        # Tests are compiled elsewhere, and may include more files.
         code = file.read_text().split("#[cfg(test)]")[0] if file.name != "tests.rs" else ""
         for named in re.findall(r'include_(?:str|bytes)!\(\s*"([^"]+)"', code):
             if not (file.parent / named).exists():
@@ -174,7 +174,7 @@ def needed(text, target):
 
 
 def self_test(text, rules):
-    """One fault of each kind is planted, to see it caught."""
+    """Plants one fault of each kind and checks that it is found."""
     planted = [
         (text.replace("COPY proto proto", "COPY porto porto"), "no such file"),
         (text.replace("COPY proto proto", "COPY k8s/base base"), "keeps it out"),
@@ -203,7 +203,7 @@ def main():
     with tempfile.TemporaryDirectory() as place:
         context(text, rules, Path(place))
         faults += builds_from(Path(place))
-        # A fault is planted, to see it caught.
+        # A planted fault must be found.
         shutil.rmtree(Path(place) / "worker/assets")
         assert any("takes in" in fault for fault in builds_from(Path(place))), "a planted gap in the context was not caught"
     with tempfile.TemporaryDirectory() as out:

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Runs the coordinator and the workers as the manifests say, without a cluster, and a small job across them.
 
-Each pod gets a network namespace with an address of its own, a root file system that is read-only but for its volumes, the
-manifest's user, environment, command and arguments, and no capabilities. Probes are asked from the node's side. What is
-compared on the way: the variables of the manifests with those that the programs know, the ports with those that they
-listen on, and the paths with those that they read and write.
+Each pod gets a network namespace with its own address, the manifest's user, environment, command and arguments, and no
+capabilities. Its root file system is read-only except for its volumes. Probes come from the node's side. The script
+compares the manifests' variables with those that the programs know, and the ports with those that they listen on. It
+also compares the paths with those that the programs read and write.
 
     run_as_manifests.py RENDERED.yaml BINARIES [OTHER_RENDERED.yaml ...]
 
-Needs root, iproute2 and util-linux; says so and ends well where they are missing.
+It needs root, iproute2 and util-linux. Where they are missing, it says so and exits with 0.
 """
 
 import json
@@ -27,7 +27,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUP = 65532
-# The quickstart at a size that takes seconds, on the volume that the pods share.
+# The quickstart with a size that takes seconds, on the volume that the pods share.
 SIZES = {"output": '"/data/out"', "train_pairs": 1200, "holdout_pairs": 300, "train": 150, "validation": 30, "batch": 64,
          "warmup_steps": 10, "epochs": 1, "benchmark_pairs": 200}
 ALIGN = "[align]\ncheckpoint_every = 20\nqueue = 512\nhard_negatives = 32"
@@ -64,7 +64,7 @@ def known_variables(binaries, command):
 
 
 def check_variables(objects, binaries, what):
-    """Every LLINK_ variable of a manifest must be one that its program reads."""
+    """Checks that the program of each manifest reads every LLINK_ variable in it."""
     faults = []
     for owner in pods_of(objects):
         for container in owner["spec"]["template"]["spec"]["containers"]:
@@ -79,7 +79,7 @@ def check_variables(objects, binaries, what):
 
 
 class Cluster:
-    """Namespaces, a bridge between them, and what runs in them."""
+    """Network namespaces, a bridge between them, and their processes."""
 
     def __init__(self, objects, binaries, place):
         self.objects, self.binaries, self.place = objects, binaries, place
@@ -125,7 +125,7 @@ class Cluster:
         return found[0] if found else None
 
     def volume(self, pod, volume, owner):
-        """The folder that stands for a volume, and the mount options where it is one in memory."""
+        """Returns the folder that stands for a volume, and the mount options of one in memory."""
         name = volume["name"]
         if "secret" in volume:
             content = self.secrets.get(volume["secret"]["secretName"])
@@ -178,7 +178,7 @@ class Cluster:
         self.spawn(pod_name, space, command, self.environment(container, pod_name), mounts, user)
 
     def spawn(self, name, space, command, env, mounts, user):
-        """A process in a root of its own, which it cannot write but for its volumes."""
+        """Starts a process in its own root, where only its volumes are writable."""
         root = f"{self.place}/root-{name}"
         Path(root).mkdir(exist_ok=True)
         hosts = "".join(f"{ip}\t{names}\n" for ip, names in self.hosts.items())
@@ -188,7 +188,7 @@ class Cluster:
             f"mount -t overlay overlay -o lowerdir=/,upperdir={q(root)}/up,workdir={q(root)}/work {q(root)}/all",
             f"cd {q(root)}/all", f"printf %s {q(hosts)} > etc/hosts",
             "mkdir -p tmp usr/local/bin", "mount --bind . .", f"cd {q(root)}/all",
-            # The image has none of what this machine has beside its system.
+            # The image has none of the further software of this machine.
             "for d in *; do case $d in bin|dev|etc|lib*|proc|sbin|sys|usr|var) ;; *) "
             '[ -L "$d" ] || [ ! -d "$d" ] || mount -t tmpfs -o size=4k,mode=755 hidden "$d" ;; esac; done',
         ]
@@ -256,14 +256,14 @@ class Cluster:
         raise SystemExit(f"{name}: {which} fails: {done.stderr}\n{self.log(name)}")
 
     def families(self, name, space):
-        """Its health port answers over IPv4 and IPv6."""
+        """Checks that the health port answers over IPv4 and IPv6."""
         for host in ("127.0.0.1", "[::1]"):
             done = self.inside(space, self.binaries / "llink-coord", "health", f"http://{host}:7071", check=False)
             if done.returncode != 0:
                 raise SystemExit(f"{name} does not answer on {host}: {done.stderr}")
 
     def ports(self, owner, name, space):
-        """What it listens on is what the manifest names, no more and no less."""
+        """Checks that the pod listens on exactly the ports that its manifest names."""
         said = self.inside(space, "ss", "-ltnH").stdout
         listening = {int(line.split()[3].rsplit(":", 1)[1]) for line in said.splitlines()}
         ports = owner["spec"]["template"]["spec"]["containers"][0].get("ports", [])
@@ -292,7 +292,7 @@ def missing():
     return None
 
 
-# Steps of the longer job: enough to be interrupted twice.
+# The steps of the longer job, which are enough for two interruptions.
 LONG = 12_000
 
 
@@ -376,7 +376,7 @@ def play(cluster, place):
         raise SystemExit(f"the ring between the workers is not encrypted\n{cluster.log('worker-0')}")
     print(f"job: succeeded across namespaces, {time.monotonic() - began:.0f} s since the start")
 
-    # In the midst of a longer training of both one worker is drained, then the coordinator is.
+    # During a longer training of both workers, one worker is drained, and then the coordinator.
     name, client = submit(cluster, client_space, certs, LONG, user)
     trained = place / "claims/llink-data/out/align"
     steps = lambda: [int(p.name.split("-")[1]) for p in trained.glob("*/checkpoints/step-*.safetensors")]
@@ -386,7 +386,7 @@ def play(cluster, place):
     code = cluster.end("worker-0", signal.SIGTERM)
     took = time.monotonic() - asked
     grace = worker["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
-    # A job runs: docs/running.md, "Exit codes".
+    # The job still runs (docs/running.md, "Exit codes").
     if code != 75 or took > grace:
         raise SystemExit(f"a drained worker: exit {code} after {took:.1f} s of {grace}\n{cluster.log('worker-0')}")
     wait_for(lambda: "worker-0 was told to stop" in cluster.log(name), "the lease that was handed back", cluster)
@@ -403,7 +403,7 @@ def play(cluster, place):
     cluster.start(coordinator, "coordinator", coordinator_space)
     cluster.probe(coordinator, "coordinator", address, "startupProbe")
     cluster.probe(worker, "worker-1", workers[1][2], "readinessProbe")
-    # Submitted again, the job is the same one: the client follows it to its end.
+    # The job is submitted again and is the same one. The client follows it to its end.
     name, client = submit(cluster, client_space, certs, LONG, user, "-again")
     code = client.wait(timeout=300)
     if code != 0 or "succeeded in" not in cluster.log(name):

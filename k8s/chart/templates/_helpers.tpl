@@ -1,4 +1,4 @@
-{{/* Labels of an object: (list ROOT NAME COMPONENT); NAME may be empty. */}}
+{{/* The labels of an object: (list ROOT NAME COMPONENT). NAME may be empty. */}}
 {{- define "llink.labels" -}}
 {{- $root := index . 0 -}}
 {{- with index . 1 }}
@@ -14,7 +14,7 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 helm.sh/chart: {{ $root.Chart.Name }}-{{ $root.Chart.Version }}
 {{- end }}
 
-{{/* Labels of pods, which do not change with the version. */}}
+{{/* The labels of pods, which do not change with the version. */}}
 {{- define "llink.podLabels" -}}
 {{- $root := index . 0 -}}
 app.kubernetes.io/name: {{ index . 1 }}
@@ -40,7 +40,7 @@ capabilities:
   drop: ["ALL"]
 {{- end }}
 
-{{/* Tolerations of nodes that are away: for SECONDS. */}}
+{{/* The tolerations of unreachable nodes for SECONDS. */}}
 {{- define "llink.away" -}}
 - key: node.kubernetes.io/unreachable
   operator: Exists
@@ -52,7 +52,7 @@ capabilities:
   tolerationSeconds: {{ . }}
 {{- end }}
 
-{{/* What a person may set of a pod: (list ROOT VALUES). */}}
+{{/* The settings of a pod from the values: (list ROOT VALUES). */}}
 {{- define "llink.placement" -}}
 {{- $root := index . 0 -}}
 {{- $values := index . 1 -}}
@@ -88,7 +88,7 @@ runtimeClassName: {{ . }}
     optional: true
 {{- end }}
 
-{{/* A changed setting is a changed template. */}}
+{{/* The checksum makes a changed setting change the template. */}}
 {{- define "llink.checksum" -}}
 checksum/settings: {{ join "," .Values.roots | sha256sum }}
 {{- end }}

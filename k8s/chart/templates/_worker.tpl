@@ -1,4 +1,4 @@
-{{/* The workers' pod template, of a Deployment or of a Job. */}}
+{{/* The pod template of the workers, for a Deployment or a Job. */}}
 {{- define "llink.worker" -}}
 {{- $job := eq .Values.workers.kind "Job" -}}
 metadata:
@@ -24,7 +24,7 @@ spec:
   serviceAccountName: llink-worker
   automountServiceAccountToken: false
   enableServiceLinks: false
-  # SIGTERM: the worker saves a checkpoint and gives its leases back, for which it has LLINK_GRACE_S.
+  # After SIGTERM the worker has LLINK_GRACE_S to save a checkpoint and give its leases back.
   terminationGracePeriodSeconds: 120
   {{- if .Values.workers.rdma.enabled }}
   hostNetwork: true
@@ -97,14 +97,14 @@ spec:
           port: 7071
         periodSeconds: 2
         failureThreshold: 60
-      # Ready: the coordinator knows it.
+      # Readiness means that the coordinator knows the worker.
       readinessProbe:
         grpc:
           port: 7071
           service: ready
         periodSeconds: 5
         timeoutSeconds: 2
-      # Alive: the process answers. A coordinator that is away must not get its workers restarted.
+      # Liveness means that the process answers. A coordinator that is away must not cause restarts of workers.
       livenessProbe:
         grpc:
           port: 7071
