@@ -1,10 +1,10 @@
-//! Two sets of which one is applied over the other, or that must say the same.
+//! Comparisons of two sets: whether one can be applied over the other, and whether both are the same.
 
 use serde_json::Value;
 
 use crate::set::{GENERATED, Set, name};
 
-/// What the API server refuses to change.
+/// The fields that the API server refuses to change.
 const IMMUTABLE: [(&str, &[&str]); 3] = [
     (
         "StatefulSet",
@@ -27,7 +27,7 @@ const IMMUTABLE: [(&str, &[&str]); 3] = [
     ),
 ];
 
-/// Why `after` cannot be applied over `before`.
+/// Returns the reasons why `after` cannot be applied over `before`.
 #[must_use]
 pub fn refused(before: &Set, after: &Set) -> Vec<String> {
     let mut faults = Vec::new();
@@ -41,7 +41,7 @@ pub fn refused(before: &Set, after: &Set) -> Vec<String> {
             }
         }
     }
-    // Pods of a workload that the second set does not name stay, with their GPUs.
+    // The pods of a workload that the second set does not name keep running, with their GPUs.
     for pod in before.pods().iter().filter(|p| p.asks_for("nvidia.com/gpu")) {
         let goes_on = after.objects.iter().any(|o| name(o) == name(pod.owner));
         let moved = after.pods().iter().any(|p| p.asks_for("nvidia.com/gpu"));
@@ -52,8 +52,8 @@ pub fn refused(before: &Set, after: &Set) -> Vec<String> {
     faults
 }
 
-/// How two sets differ that are to be the same, but for what their tools add: names that end in a hash, checksums, and the labels that
-/// say who manages them.
+/// Returns the differences of two sets that are meant to be the same. Additions of their tools do not count: names that
+/// end in a hash, checksums, and the labels for the managing tool.
 #[must_use]
 pub fn differences(first: &Set, second: &Set) -> Vec<String> {
     let (first, second) = (bare(first), bare(second));
@@ -98,7 +98,7 @@ fn bare_value(value: Value, key: &str) -> Value {
         }
         Value::Array(items) => {
             let mut items: Vec<Value> = items.into_iter().map(|item| bare_value(item, "")).collect();
-            // Patches put what they add first; the order of what has a name tells nothing.
+            // Patches put their additions first, and the order of named items has no meaning.
             items.sort_by_key(|item| {
                 let named = ["name", "mountPath", "key"].iter().find_map(|k| item.get(k)?.as_str());
                 named.map(|n| format!("{n} {}", item["mountPath"]))
@@ -114,7 +114,7 @@ fn is_empty(value: &Value) -> bool {
     value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty)
 }
 
-/// `llink-settings` of `llink-settings-6fmgbk4dd8`, `llink-worker` of `llink-worker-3b1f0c9d2a`.
+/// Returns `llink-settings` for `llink-settings-6fmgbk4dd8`, and `llink-worker` for `llink-worker-3b1f0c9d2a`.
 fn without_hash(name: &str) -> &str {
     match name.rsplit_once('-') {
         Some((rest, hash)) if hash.len() == 10 && hash.chars().any(|c| c.is_ascii_digit()) => rest,
@@ -160,7 +160,7 @@ impl crate::set::Pod<'_> {
     }
 }
 
-/// The set without the objects that these names (`KIND/NAME`) pick.
+/// Returns the set without the objects that these names (`KIND/NAME`) pick.
 #[must_use]
 pub fn without(set: &Set, names: &[String]) -> Set {
     let keeps = |o: &&Value| !names.contains(&name(o));

@@ -1,4 +1,4 @@
-//! The commands of documents: what they name must exist.
+//! The check of the commands in documents: whatever they name must exist.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::set::{Set, list};
 
-/// What commands make by hand before they name it: `certs --kubernetes` and README.md.
+/// The Secrets that `certs --kubernetes` and the commands of README.md make.
 const MADE: [&str; 4] = [
     "llink-coordinator-tls",
     "llink-worker-tls",
@@ -14,7 +14,7 @@ const MADE: [&str; 4] = [
     "llink-tokens",
 ];
 
-/// kubectl's short and long names of kinds.
+/// The short and long names of kinds in kubectl.
 const KINDS: [(&str, &str); 12] = [
     ("pod", "Pod"),
     ("pods", "Pod"),
@@ -30,7 +30,7 @@ const KINDS: [(&str, &str); 12] = [
     ("namespace", "Namespace"),
 ];
 
-/// The lines of a document's code that call kubectl or helm, with the number of each.
+/// Returns the code lines of a document that call kubectl or helm, each with its number.
 #[must_use]
 pub fn commands(text: &str) -> Vec<(usize, String)> {
     let (mut fenced, mut found) = (false, Vec::new());
@@ -59,7 +59,7 @@ pub fn commands(text: &str) -> Vec<(usize, String)> {
     found
 }
 
-/// Names in a document's commands that are nothing. `root` is the folder from which people run them.
+/// Returns the names in a document's commands that do not exist. `root` is the folder in which people run them.
 #[must_use]
 pub fn check(root: &Path, text: &str, sets: &[Set]) -> Vec<String> {
     let mut faults = Vec::new();
@@ -104,7 +104,7 @@ fn named(root: &Path, words: &[&str], sets: &[Set]) -> Vec<String> {
             faults.push(format!("there is no {kind} {name}"));
         }
     }
-    // Labels and annotations of ours.
+    // The labels and annotations of llink.
     for word in words.iter().filter(|w| w.starts_with("llink/")) {
         let key = word.split('=').next().unwrap_or(word);
         let known = sets

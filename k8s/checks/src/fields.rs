@@ -1,10 +1,10 @@
-//! Values that schemas take for any string: enums, quantities, names.
+//! The check of values for which schemas accept any string: enums, quantities and names.
 
 use serde_json::Value;
 
 use crate::set::{Set, name};
 
-/// Where only these values are known. The last parts of the path decide.
+/// The fields with their known values. The last parts of a path decide.
 const ENUMS: [(&str, &[&str]); 20] = [
     (".imagePullPolicy", &["Always", "IfNotPresent", "Never"]),
     (".restartPolicy", &["Always", "OnFailure", "Never"]),
@@ -34,7 +34,7 @@ const ENUMS: [(&str, &[&str]); 20] = [
     (".pathType", &["Exact", "Prefix", "ImplementationSpecific"]),
 ];
 
-/// Below these, each value is a quantity.
+/// The parts of paths below which each value is a quantity.
 const QUANTITIES: [&str; 2] = [".limits.", ".requests."];
 
 pub(crate) fn check(set: &Set) -> Vec<String> {
@@ -66,7 +66,7 @@ fn fault(path: &str, value: &Value) -> Option<String> {
     None
 }
 
-/// A quantity as a number, by the apimachinery's grammar.
+/// Parses a quantity as a number, by the grammar of apimachinery.
 pub(crate) fn quantity(value: &Value) -> Option<f64> {
     let text = match value {
         Value::String(text) => text.clone(),

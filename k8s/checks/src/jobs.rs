@@ -1,11 +1,11 @@
-//! What Jobs must say so that a queue may stop them and a drain may move their pods.
+//! The check of Jobs, so that a queue may stop them and a drain may move their pods.
 
 use serde_json::Value;
 
 use crate::set::{Set, list, name};
 
 const QUEUE: &str = "kueue.x-k8s.io/queue-name";
-/// `llink-worker` was told to stop while a job runs.
+/// The exit code of `llink-worker` that was told to stop while a job runs.
 const WORK_LEFT: u64 = 75;
 
 pub(crate) fn check(set: &Set) -> Vec<String> {
@@ -13,7 +13,7 @@ pub(crate) fn check(set: &Set) -> Vec<String> {
     for job in set.of_kind("Job") {
         let mut tell = |text: &str| faults.push(format!("{}: {text}", name(job)));
         if job["metadata"]["labels"].get(QUEUE).is_some() && job["spec"].get("suspend").is_some() {
-            tell("says suspend beside a queue's name: applied again, it stops what the queue has admitted");
+            tell("sets suspend beside a queue's name: applied again, it stops what the queue has admitted");
         }
         let ignores = |is: &dyn Fn(&Value) -> bool| {
             list(&job["spec"]["podFailurePolicy"]["rules"]).any(|rule| rule["action"] == "Ignore" && is(rule))

@@ -1,5 +1,5 @@
-//! Checks of Kubernetes manifests that need no cluster: what schemas miss because it is spread over several objects, and
-//! what they let pass because they know no better.
+//! Checks of Kubernetes manifests that need no cluster. They find faults across several objects, and values that
+//! schemas accept although they are wrong.
 
 mod between;
 mod documents;
@@ -15,7 +15,7 @@ pub use between::{differences, refused, without};
 pub use documents::{check as document_faults, commands};
 pub use set::{Set, read};
 
-/// Everything that is wrong with a set of objects that are applied together.
+/// Returns all faults of a set of objects that are applied together.
 #[must_use]
 pub fn faults(set: &Set) -> Vec<String> {
     let mut faults = typed::check(set);

@@ -1,11 +1,11 @@
-//! `llink-k8s-checks FILE…`: each file is a set of objects that are applied together, such as `kubectl kustomize` prints;
-//! a folder stands for the YAML files in it.
+//! `llink-k8s-checks FILE…` checks files. Each file is a set of objects that are applied together, such as
+//! `kubectl kustomize` prints. A folder stands for its YAML files.
 //!
-//! `llink-k8s-checks over BEFORE AFTER`: whether the second can be applied over the first.
+//! `llink-k8s-checks over BEFORE AFTER` checks whether the second set can be applied over the first.
 //!
-//! `llink-k8s-checks same FIRST SECOND [KIND/NAME…]`: whether they say the same, but for these objects.
+//! `llink-k8s-checks same FIRST SECOND [KIND/NAME…]` checks that both sets are the same, except for these objects.
 //!
-//! `llink-k8s-checks documents ROOT DOCUMENT… -- FILE…`: whether the documents' commands name what exists.
+//! `llink-k8s-checks documents ROOT DOCUMENT… -- FILE…` checks that the documents' commands name existing things.
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -1,10 +1,10 @@
-//! Who may talk to whom: all is denied, and what is opened picks pods and ports that are there.
+//! The check of network policies: all traffic is denied, and each exception names existing pods and ports.
 
 use serde_json::Value;
 
 use crate::set::{Set, list, name};
 
-/// Labels of pods that people bring: clients in the namespace.
+/// The labels of clients in the namespace, which people run.
 const FROM_OUTSIDE: [&str; 1] = ["llink/client"];
 
 pub(crate) fn check(set: &Set) -> Vec<String> {
@@ -50,11 +50,11 @@ pub(crate) fn check(set: &Set) -> Vec<String> {
                     }
                     far.extend(picked);
                 }
-                // A port's name is looked up on the pods that are called.
+                // The name of a port belongs to the called pods.
                 let called = if rules == "ingress" { &own } else { &far };
                 for port in list(&rule["ports"]).filter_map(|p| p["port"].as_str()) {
                     if !called.iter().all(|pod| pod.port_names().contains(&port)) {
-                        tell(format!("port {port:?} is no port of who is called"));
+                        tell(format!("port {port:?} is not a port of the called pods"));
                     }
                 }
             }
@@ -65,7 +65,7 @@ pub(crate) fn check(set: &Set) -> Vec<String> {
     faults
 }
 
-/// Workers reach the coordinator and each other, on all ports.
+/// Checks that workers reach the coordinator and each other on all ports.
 fn reachable(set: &Set, faults: &mut Vec<String>) {
     let worker = serde_json::json!({ "app.kubernetes.io/name": "llink-worker" });
     let coordinator = serde_json::json!({ "app.kubernetes.io/name": "llink-coordinator" });
@@ -105,7 +105,7 @@ fn reachable(set: &Set, faults: &mut Vec<String>) {
     );
 }
 
-/// Whoever is let in by a label of its own gets out too: to the coordinator, and, as every pod, to its cluster's names.
+/// Checks that pods with a client's label may also call the coordinator, and that all pods may ask the DNS.
 fn ways_out(set: &Set, faults: &mut Vec<String>) {
     let coordinator = serde_json::json!({ "app.kubernetes.io/name": "llink-coordinator" });
     for label in FROM_OUTSIDE {

@@ -1,4 +1,4 @@
-//! What every pod must be: locked down, probed, of a fixed image, within its memory.
+//! The check of every pod: it is locked down and probed, has a fixed image, and stays within its memory.
 
 use serde_json::Value;
 
@@ -76,7 +76,7 @@ fn asks_for_rdma(pod: &Pod<'_>) -> bool {
     })
 }
 
-/// Listens on addresses of both families, and keeps models where it may write.
+/// Checks that the container listens on addresses of both families, and keeps models where it may write.
 fn environment(container: &Value, tell: &mut impl FnMut(String)) {
     let variables: Vec<&Value> = list(&container["env"]).collect();
     for variable in &variables {
@@ -97,7 +97,7 @@ fn environment(container: &Value, tell: &mut impl FnMut(String)) {
     }
 }
 
-/// A rollout counts its own pods only, or new ones keep away from where old ones end.
+/// Checks that a rollout counts only its own pods. Otherwise new pods avoid the nodes of ending ones.
 fn spread(pod: &Pod<'_>, tell: &mut impl FnMut(String)) {
     let by_rollout = |c: &Value| list(&c["matchLabelKeys"]).any(|key| key == "pod-template-hash");
     if pod.owner["kind"] == "Deployment" && !list(&pod.spec()["topologySpreadConstraints"]).all(by_rollout) {
@@ -148,7 +148,7 @@ fn probed(container: &Value, tell: &mut impl FnMut(String)) {
         }
     }
     if container["livenessProbe"]["grpc"].get("service").is_some() {
-        tell("livenessProbe must ask for the process alone: readiness hangs on others".into());
+        tell("livenessProbe must ask for the process alone, because readiness depends on other services".into());
     }
 }
 
@@ -194,7 +194,7 @@ fn resources(container: &Value, tell: &mut impl FnMut(String)) {
     }
 }
 
-/// Volumes in memory count towards the memory limit of who uses them.
+/// Checks that volumes in memory fit into the memory limit, towards which they count.
 fn memory_volumes(pod: &Pod<'_>, tell: &mut impl FnMut(String)) {
     let limit: f64 = pod
         .containers()
@@ -216,7 +216,7 @@ fn memory_volumes(pod: &Pod<'_>, tell: &mut impl FnMut(String)) {
     }
 }
 
-/// What the worker allows its tasks must end before the platform kills it.
+/// Checks that the worker's own grace period ends 5 s before the platform kills the worker.
 fn grace(pod: &Pod<'_>, tell: &mut impl FnMut(String)) {
     let platform = pod.spec()["terminationGracePeriodSeconds"].as_u64().unwrap_or(30);
     for container in pod.containers() {

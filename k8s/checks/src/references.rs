@@ -1,10 +1,10 @@
-//! What objects say of each other: selectors, volumes, ConfigMaps, Secrets, claims, accounts, ports.
+//! The check of references between objects: selectors, volumes, ConfigMaps, Secrets, claims, accounts and ports.
 
 use serde_json::Value;
 
 use crate::set::{GENERATED, Pod, Set, list, matches, name};
 
-/// Secrets that people make: `llink-coord certs --kubernetes` prints them.
+/// The Secrets that people make with `llink-coord certs --kubernetes`.
 const MADE_BY_HAND: [&str; 2] = ["llink-coordinator-tls", "llink-worker-tls"];
 
 pub(crate) fn check(set: &Set) -> Vec<String> {
@@ -18,11 +18,11 @@ pub(crate) fn check(set: &Set) -> Vec<String> {
         if object["kind"] == "Namespace" && set.of_kind("StatefulSet").next().is_some() {
             tell(
                 object,
-                "stands in one set with the state: who deletes the set deletes the state".into(),
+                "is in one set with the state, so deleting the set deletes the state".into(),
             );
         }
         if set.objects[..i].iter().any(|other| name(other) == name(object)) {
-            tell(object, "stands there twice".into());
+            tell(object, "is in the set twice".into());
         }
     }
     for pod in set.pods() {
@@ -69,7 +69,7 @@ fn mounts(pod: &Pod<'_>, tell: &mut impl FnMut(String)) {
             paths.push(path);
             used.push(&mount["name"]);
         }
-        // Files that the environment names must lie in a volume: the image has none of them.
+        // Files that the environment names must be in a volume, because the image has none of them.
         for variable in list(&container["env"]) {
             let Some(path) = variable["value"].as_str().filter(|v| v.starts_with('/')) else {
                 continue;
@@ -139,7 +139,7 @@ fn sources(set: &Set, pod: &Pod<'_>, tell: &mut impl FnMut(String)) {
     }
 }
 
-/// Whether a changed ConfigMap is a changed pod template, by a hash in its name or a checksum beside it.
+/// Returns whether a changed ConfigMap changes the pod template, by a hash in its name or a checksum beside it.
 fn reaches_pods(map: &Value, pod: &Pod<'_>) -> bool {
     let hashed = |name: &str| {
         let suffix = name.rsplit_once('-').map_or("", |(_, suffix)| suffix);

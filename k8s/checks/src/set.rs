@@ -1,31 +1,32 @@
-//! A set of objects, and the pods that it makes.
+//! A set of objects, and its pods.
 
 use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Objects that are applied together.
+/// The objects that are applied together.
 #[derive(Debug, Clone, Default)]
 pub struct Set {
-    /// As they stand in the files.
+    /// The objects as they stand in the files.
     pub objects: Vec<Value>,
 }
 
-/// A pod template and the object that it stands in.
+/// A pod template with its object.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pod<'a> {
     pub(crate) owner: &'a Value,
     pub(crate) template: &'a Value,
 }
 
-/// Marks a ConfigMap that kustomize generates, in a folder that is read without kustomize.
+/// The annotation of a ConfigMap that kustomize generates, in a folder that is read without kustomize.
 pub(crate) const GENERATED: &str = "llink/generated";
 
-/// Reads a file of YAML documents, or all YAML files of a folder and the ConfigMaps that its kustomization generates from literals.
+/// Reads a file of YAML documents. Of a folder it reads all YAML files, and the ConfigMaps that its kustomization
+/// generates from literals.
 ///
 /// # Errors
-/// What cannot be read; in words.
+/// An error says what cannot be read.
 pub fn read(path: &Path) -> Result<Set, String> {
     let mut files = vec![path.to_owned()];
     if path.is_dir() {
@@ -84,7 +85,7 @@ impl Set {
             .find(|o| o["kind"] == kind && o["metadata"]["name"] == name)
     }
 
-    /// Every pod template.
+    /// Returns every pod template.
     pub(crate) fn pods(&self) -> Vec<Pod<'_>> {
         let makes_pods = |o: &&Value| o["spec"]["template"]["spec"]["containers"].is_array();
         let pod = |owner| Pod {
@@ -94,7 +95,7 @@ impl Set {
         self.objects.iter().filter(makes_pods).map(pod).collect()
     }
 
-    /// The pods that a selector of `matchLabels` picks.
+    /// Returns the pods that a selector of `matchLabels` picks.
     pub(crate) fn selected(&self, selector: &Value) -> Vec<Pod<'_>> {
         self.pods()
             .into_iter()
@@ -114,7 +115,7 @@ impl<'a> Pod<'a> {
         both.into_iter().flat_map(move |key| list(&spec[key]))
     }
 
-    /// The names of its ports.
+    /// Returns the names of the pod's ports.
     pub(crate) fn port_names(&self) -> Vec<&'a str> {
         self.containers()
             .flat_map(|c| list(&c["ports"]))
@@ -123,19 +124,19 @@ impl<'a> Pod<'a> {
     }
 }
 
-/// The items of a list; none where there is no list.
+/// Returns the items of a list, or none if the value is no list.
 pub(crate) fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-/// Whether all labels of the selector are among the labels. An empty one picks everything.
+/// Returns whether all labels of the selector are among the labels. An empty selector picks everything.
 pub(crate) fn matches(selector: &Value, labels: &Value) -> bool {
     selector
         .as_object()
         .is_none_or(|wanted| wanted.iter().all(|(key, value)| labels.get(key) == Some(value)))
 }
 
-/// How faults name an object.
+/// Returns the name of an object for faults.
 pub(crate) fn name(object: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
     format!("{}/{}", text(&object["kind"]), text(&object["metadata"]["name"]))

@@ -1,4 +1,5 @@
-//! Each object as k8s-openapi's types read and write it: what they do not know, they drop, and so it is found.
+//! The check of each object with k8s-openapi's types. They drop unknown fields when they read and write an object, so
+//! the check finds these.
 
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
@@ -28,7 +29,7 @@ pub(crate) fn check(set: &Set) -> Vec<String> {
             ("policy/v1", "PodDisruptionBudget") => round_trip::<PodDisruptionBudget>(object),
             ("networking.k8s.io/v1", "NetworkPolicy") => round_trip::<NetworkPolicy>(object),
             ("networking.k8s.io/v1", "Ingress") => round_trip::<Ingress>(object),
-            // Other people's: k8s/checks/run holds them against no schema.
+            // The kinds of other projects have no types here, and k8s/checks/run has no schema for them.
             ("monitoring.coreos.com/v1" | "keda.sh/v1alpha1", _) => Ok(object.clone()),
             (version, kind) => Err(format!("{version} {kind} is not known here")),
         };
@@ -47,7 +48,7 @@ fn round_trip<T: DeserializeOwned + Serialize>(object: &Value) -> Result<Value, 
     serde_json::to_value(typed).map_err(|e| e.to_string())
 }
 
-/// Names what stands in `before` and not in `after`. Empty maps and lists may go.
+/// Reports the values of `before` that are missing from `after`. Empty maps and lists may be missing.
 fn lost(before: &Value, after: &Value, path: &mut String, tell: &mut impl FnMut(&str)) {
     let length = path.len();
     match (before, after) {

@@ -1,4 +1,4 @@
-//! Each check catches the fault that it is for: the base is sound, and each fault that is planted into it is named.
+//! Tests that each check finds its fault. The base has no faults, and each planted fault is named.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -27,7 +27,8 @@ const WORKER: (&str, &str) = ("Deployment", "llink-worker");
 const POD: &str = "/spec/template/spec";
 const CONTAINER: &str = "/spec/template/spec/containers/0";
 
-/// Object, where in it, the key, what stands there instead (`None`: nothing), and a word of the fault that must follow.
+/// A fault: the object, the path in it, the key, the planted value (`None` removes the key), and a word of the expected
+/// text.
 #[allow(clippy::type_complexity)]
 fn planted() -> Vec<(
     (&'static str, &'static str),
@@ -109,7 +110,7 @@ fn planted() -> Vec<(
             Some(json!("llink_worker")),
             "not a name",
         ),
-        // Security of pods.
+        // The security of pods.
         (WORKER, pod("/securityContext"), "runAsNonRoot", None, "runAsNonRoot"),
         (
             WORKER,
@@ -349,7 +350,7 @@ fn planted() -> Vec<(
             Some(json!("default")),
             "another namespace",
         ),
-        // What a real control plane showed.
+        // Faults that a real control plane showed.
         (
             WORKER,
             pod("/topologySpreadConstraints/0"),
@@ -447,7 +448,7 @@ fn planted() -> Vec<(
             top("/spec/ingress/0/ports/0"),
             "port",
             Some(json!("grcp")),
-            "no port of who is called",
+            "not a port of the called pods",
         ),
         (
             ("NetworkPolicy", "coordinator"),
@@ -511,7 +512,7 @@ fn an_object_that_stands_there_twice_is_named() {
     assert!(faults(&set).iter().any(|f| f.contains("twice")));
 }
 
-/// The base beside the Job of the Kueue overlay, as the overlay has them.
+/// Returns the base with the Job of the Kueue overlay.
 fn queued() -> Set {
     let mut set = base();
     let job = Path::new(env!("CARGO_MANIFEST_DIR")).join("../overlays/kueue/workers.yaml");
