@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Builds llink for NVIDIA GPUs (features `cuda` and `nccl`), on a machine with or without a GPU or a CUDA of its own.
+# Builds llink for NVIDIA GPUs (features `cuda` and `nccl`). The machine needs no GPU and no installed CUDA.
 #
 #     worker/cuda/build.sh                      llink-coord and llink-worker, in target/cuda/x86_64-unknown-linux-gnu/release/
 #     worker/cuda/build.sh check                cargo check only: no kernel is linked
-#     worker/cuda/build.sh libraries FOLDER     what the binaries load beside the driver: cuBLAS, cuRAND (which needs the
-#                                               runtime) and NCCL, with their licences
-#     worker/cuda/build.sh ARGS…                cargo ARGS… with all that CUDA needs around it
+#     worker/cuda/build.sh libraries FOLDER     copies the libraries that the binaries load beside the driver: cuBLAS,
+#                                               cuRAND (which needs the runtime) and NCCL, with their licenses
+#     worker/cuda/build.sh ARGS…                cargo ARGS… in the environment that CUDA needs
 #
-# The toolkit is NVIDIA's own from PyPI, CUDA 13.0 (driver 580 or newer), kept in target/cuda/toolkit; LLINK_CUDA_HOME names another
-# one. The binaries find driver and libraries when they start (dlopen): the same file runs on machines that have none.
-# CUDA_COMPUTE_CAP is the GPU's generation: 90 (H100, H200) unless it is set. LLINK_CUDA_FEATURES is `nccl`; `nccl,flash-attn` adds
-# fused attention, over whose 53 kernels nvcc sits for minutes each (their headers, CUTLASS, come from GitHub).
+# The toolkit is CUDA 13.0 (driver 580 or newer) from NVIDIA's packages on PyPI, kept in target/cuda/toolkit. LLINK_CUDA_HOME
+# names another one. The binaries load driver and libraries at their start (dlopen), so the same file also runs without them.
+# CUDA_COMPUTE_CAP is the GPU's generation, by default 90 (H100, H200). LLINK_CUDA_FEATURES is by default `nccl`, and
+# `nccl,flash-attn` adds fused attention. nvcc needs minutes for each of its 53 kernels, whose headers (CUTLASS) come from GitHub.
 set -euo pipefail
 shopt -s inherit_errexit
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -66,7 +66,7 @@ home=$(toolkit)
 export CUDA_HOME=$home CUDA_PATH=$home CUDA_ROOT=$home CUDA_TOOLKIT_ROOT_DIR=$home
 export PATH=$home/bin:$PATH CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-90}
 
-# What the linker is shown: candle asks for the libraries by name though they are loaded at run time. The runtime is linked in; the
+# The libraries for the linker. candle names them although they are loaded at run time. The CUDA runtime is linked in, and the
 # others are empty and leave no trace in the binary.
 links=$place/link
 mkdir -p "$links"
@@ -78,12 +78,12 @@ for name in cuda nccl nvrtc curand cublas cublasLt; do
     [ -e "$links/lib$name.so" ] || echo | cc -shared -fPIC -x c - -o "$links/lib$name.so"
 done
 
-# candle builds cudarc for linking; the cfg makes it load instead. Flags reach the target's crates and no build script.
+# candle builds cudarc for linking, and the cfg makes it load the libraries instead. Flags reach only the target's crates.
 export CARGO_TARGET_DIR=$place
 export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="--cfg feature=\"dynamic-loading\" -L native=$links -C link-arg=-Wl,--as-needed ${RUSTFLAGS:-}"
-# Cargo would take it in the place of the target's own.
+# Cargo would use it in place of the target's own flags.
 unset RUSTFLAGS
-# Line tables of a hundred crates make a binary that nobody wants to copy about.
+# The line tables of a hundred crates would make the binary too large to copy.
 export CARGO_PROFILE_RELEASE_DEBUG=${CARGO_PROFILE_RELEASE_DEBUG:-false} CARGO_PROFILE_RELEASE_STRIP=${CARGO_PROFILE_RELEASE_STRIP:-symbols}
 
 features=()

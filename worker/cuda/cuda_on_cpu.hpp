@@ -1,4 +1,4 @@
-// What kernels.cu needs of CUDA, for a C++ compiler: a grid is two loops. Only for kernels whose threads know nothing of each other.
+// The parts of CUDA that kernels.cu needs, for a C++ compiler. A grid is two loops, so threads must be independent.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -21,7 +21,7 @@ static inline float __bfloat162float(__nv_bfloat16 x) {
     return out;
 }
 
-// To the nearest, ties to even; the tests give it no NaN.
+// Rounds to the nearest value, with ties to even. The tests pass no NaN.
 static inline __nv_bfloat16 __float2bfloat16(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, 4);

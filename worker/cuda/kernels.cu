@@ -1,5 +1,5 @@
-// Kernels that candle lacks. Each thread does one number, so that tests/kernels.rs can run them on the CPU with cuda_on_cpu.hpp in the
-// place of CUDA's headers.
+// Kernels that candle lacks. Each thread computes one number, so tests/kernels.rs can run them on the CPU with
+// cuda_on_cpu.hpp in place of CUDA's headers.
 #ifndef LLINK_CUDA_ON_CPU
 #include <cuda_bf16.h>
 #include <cstdint>

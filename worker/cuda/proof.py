@@ -1,19 +1,19 @@
-"""What only a GPU can show, measured and written to one JSON: run by proof.sh.
+"""Measures on a GPU what only a GPU can show, and writes it to one JSON. proof.sh runs it.
 
 golden             the tensor form against PyTorch's golden files, in f32 and bf16, on the device
 embed teacher      vectors at real size beside PyTorch in bf16, interleaved on the same weights and ids
 align instruct     steps at real size beside PyTorch
 ranks              2 and 4 NCCL ranks on one GPU: the losses of one rank
-kill               SIGKILL of a rank that the other waits for in an all-reduce: abort, next generation, the job's end
+kill               SIGKILL of a rank for which the other waits in an all-reduce: abort, next generation, the job's end
 job                the whole job at mission size with random weights at real size: seconds for each stage
 
-Each section writes DIR/SECTION.json as it ends; DIR/proof.json holds all that there are. Nothing but Python's own library is
-needed here; the peer needs torch, transformers and peft.
+Each section writes DIR/SECTION.json at its end, and DIR/proof.json holds all of them. This script needs only Python's own
+library. The peer needs torch, transformers and peft.
 """
 import argparse, datetime, glob, json, os, pathlib, re, shutil, signal, socket, statistics, subprocess, sys, tempfile, time
 
 SECTIONS = ["golden", "embed", "teacher", "align", "instruct", "ranks", "kill", "job"]
-# Dense bf16 operations a second, by NVIDIA's data sheets.
+# The dense bf16 operations per second, from NVIDIA's data sheets.
 PEAKS = {"H100 80GB HBM3": 989e12, "H100 PCIe": 756e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
 GOALS = {"embed": (">=", 1.0), "teacher": (">=", 1.0), "align": ("<=", 0.5), "instruct": ("<=", 1.0)}
 
@@ -23,7 +23,7 @@ def say(text):
 
 
 def run(command, timeout=540, env=None, check=True, **kw):
-    """Runs a command to its end; its output as text. A failure shows the end of what was said."""
+    """Runs a command and returns its output. A failure shows the end of the output."""
     command = [str(part) for part in command]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **(env or {})}, **kw)
     if check and done.returncode != 0:
@@ -32,7 +32,7 @@ def run(command, timeout=540, env=None, check=True, **kw):
 
 
 def last_json(text):
-    """The last line that is JSON."""
+    """Returns the last line that is JSON."""
     for line in reversed(text.strip().splitlines()):
         try:
             return json.loads(line)
@@ -84,7 +84,7 @@ def golden(a):
 
 
 def models(a):
-    """Random weights at real size, and inputs with the lengths of real sentences; made once."""
+    """Makes random weights at real size, and inputs with the lengths of real sentences, once."""
     folder = a.work / "models"
     if not (folder / "decoder_ids.json").exists():
         say("making random weights")
@@ -150,7 +150,7 @@ def instruct(a):
         case = interleaved(a, "instruct", flags, flags, "step_s")
         top = peak(a)
         if top:
-            # Forward, and backward to the inputs alone: two products each for every weight of the decoder.
+            # The forward pass and the backward pass to the inputs take two products each for every weight of the decoder.
             operations = 4 * 1.236e9 * case["runs"]["llink"][0]["batch"] * case["runs"]["llink"][0]["length"]
             case["share_of_peak"] = operations / case["median"]["llink"] / top
         cases[f"batch {batch}"] = case
@@ -204,7 +204,7 @@ SMALL_JOB = dict(pairs=1200, holdout=300, shard=400, instructions=150, validatio
 
 
 class Cluster:
-    """A coordinator and workers of its own, each a process; ranks on one GPU pass for hosts of their own."""
+    """A coordinator and its workers as processes. Ranks on one GPU count as separate hosts."""
 
     def __init__(self, a, name, workers, gather=3.0):
         self.a, self.dir = a, a.work / name
@@ -258,7 +258,7 @@ class Cluster:
         return "\n".join(self.log(name) for name, _ in self.processes if name.startswith("worker"))
 
     def losses(self, stage):
-        """Loss by step, of the training that counted."""
+        """Returns the loss by step, of the training that counted."""
         files = glob.glob(str(self.dir / f"out/{stage}/*/generation-*/metrics.jsonl"))
         if not files:
             raise RuntimeError(f"no metrics of {stage} in {self.dir}")
@@ -285,7 +285,7 @@ def transport(a):
 
 
 def patience(a):
-    """Seconds for a small job. A call on a lent GPU has 10 minutes; who emulates one has time."""
+    """Returns the time limit of a small job in seconds. A real GPU is used for at most 10 minutes, an emulated one for longer."""
     return 500 if not a.small else 1_500
 
 
@@ -306,7 +306,7 @@ def ranks(a):
                 entry["largest_difference"] = {
                     stage: max(abs(losses[step] - alone[stage][step]) for step in alone[stage]) for stage, losses in found.items()
                 }
-                # bf16 rounds sums in another order; on the CPU all is f32.
+                # In bf16, sums in another order round differently. On the CPU all is f32.
                 bounds = {"align": 1e-3, "instruct": 1e-3} if a.device == "cpu" else {"align": 5e-2, "instruct": 5e-2}
                 entry["ok"] = all(entry["largest_difference"][stage] < bound for stage, bound in bounds.items())
             out[f"{count} ranks"] = entry
@@ -323,7 +323,7 @@ def kill(a):
         deadline = time.time() + (240 if not a.small else 900)
         while time.time() < deadline and not glob.glob(str(cluster.dir / "out/align/*/checkpoints/*")):
             if submitted.poll() is not None:
-                raise RuntimeError(f"the job ended before it could be hurt\n{cluster.log('submit')[-2000:]}")
+                raise RuntimeError(f"the job ended before a rank could be killed\n{cluster.log('submit')[-2000:]}")
             time.sleep(0.1)
         if transport(a) not in cluster.worker_logs():
             raise RuntimeError(f"the gang does not speak {transport(a)!r}\n{cluster.worker_logs()[-3000:]}")
@@ -345,7 +345,7 @@ def kill(a):
 
 
 def job(a):
-    """The mission's size; random weights of the real models with tokenizers made from the sample corpus."""
+    """Runs the job at full size, with random weights of the real models and tokenizers made from the sample corpus."""
     with Cluster(a, "tokenizers", 1) as cluster:
         say("tokenizers")
         settings = {**SMALL_JOB, "align_steps": 20, "instruct_steps": 1, "answers": 0}

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# All that needs a GPU, in one command and one JSON (worker/cuda/proof.py says what).
+# Runs all measurements that need a GPU, and writes one JSON (worker/cuda/proof.py lists them).
 #
 #     worker/cuda/proof.sh pack                       on any machine: builds and writes target/proof/proof.tar.xz (under 64 MiB)
-#     worker/cuda/proof.sh run [SECTION…] [--out DIR] on the GPU machine, where that archive lies in the same place; a section takes
+#     worker/cuda/proof.sh run [SECTION…] [--out DIR] on the GPU machine, with that archive in the same place; a section takes
 #                                                     less than 10 minutes: golden embed teacher align instruct ranks kill job
-#     worker/cuda/proof.sh dry-run [SECTION…]         here, on the CPU, at the smallest size: finds the script's own mistakes
+#     worker/cuda/proof.sh dry-run [SECTION…]         here, on the CPU, at the smallest size: finds errors of the script
 #     worker/cuda/proof.sh emulated [SECTION…]        here, the CUDA build on the emulated GPU in the folder LLINK_CUDA_EMULATOR: golden ranks kill
 #
 # The peer's scripts are read from LLINK_REFERENCE, a folder with bench_reference.py and llink_reference.py.
@@ -15,7 +15,7 @@ place=$root/target/proof
 archive=$place/proof.tar.xz
 tests=(golden_models golden_align golden_instruct)
 
-# Binaries of a build, under plain names, in $place/bin.
+# Copies the binaries of a build under plain names to $place/bin.
 gather() {
     rm -rf "$place/bin" "$place/peer"
     mkdir -p "$place/bin" "$place/peer"
@@ -29,7 +29,7 @@ gather() {
     git rev-parse HEAD > "$place/commit" 2>/dev/null || true
 }
 
-# What cargo says it built: name and path, a line each.
+# Prints the name and the path of each binary that cargo built.
 built() {
     python3 -c '
 import json, sys
@@ -43,10 +43,10 @@ for line in sys.stdin:
 test_flags=()
 for name in "${tests[@]}"; do test_flags+=(--test "$name"); done
 
-# The CUDA build of all that the proof runs.
+# Builds all programs of the proof for CUDA.
 build() {
     local target=(--release --target x86_64-unknown-linux-gnu --message-format json-render-diagnostics)
-    # As build.sh has it; `nccl,flash-attn` adds fused attention.
+    # The default of build.sh. `nccl,flash-attn` adds fused attention.
     local features=${LLINK_CUDA_FEATURES:-nccl}
     {
         worker/cuda/build.sh build "${target[@]}" -p llink-worker --features "$features"
@@ -57,7 +57,7 @@ build() {
 
 pack() {
     build
-    # The binaries share most of their code: a large window finds it.
+    # The binaries share most of their code, which a large window finds.
     tar -C "$place" -c bin peer commit | xz -T2 --lzma2=preset=6,dict=192MiB > "$archive"
     local bytes
     bytes=$(stat -c %s "$archive")
@@ -65,7 +65,7 @@ pack() {
     [ "$bytes" -lt $((60 * 1048576)) ] || { echo "too large to be carried" >&2; exit 1; }
 }
 
-# Folders where CUDA's libraries may lie, and a folder with the names that the binaries look for.
+# Finds CUDA's libraries, and makes a folder with the names that the binaries look for.
 libraries() {
     local links=$place/libraries folder file name
     mkdir -p "$links"
@@ -76,7 +76,7 @@ libraries() {
             for file in "$folder/lib$name.so" "$folder/lib$name".so.*; do
                 if [ -e "$file" ] && [ ! -e "$links/lib$name.so" ]; then
                     ln -s "$file" "$links/lib$name.so"
-                    # cuBLAS asks for its other half by its own name.
+                    # cuBLAS loads cuBLASLt by its own name.
                     ln -sf "$file" "$links/$(basename "$file")"
                 fi
             done
