@@ -3,8 +3,8 @@
 #
 #     examples/khmer/check.sh FOLDER      keeps models and data in FOLDER, so that they are fetched once
 #
-# LLINK is the llink-coord to run; LLINK_PYTHON a Python with numpy, safetensors, sentencepiece, protobuf and polars, and for the comparison
-# torch and transformers. Ends with 0 and a line that begins with SKIPPED where the packages cannot be reached.
+# LLINK is the llink-coord to run. LLINK_PYTHON is a Python with numpy, safetensors, sentencepiece, protobuf and polars, and for the
+# comparison torch and transformers. If the packages cannot be reached, it prints a line that begins with SKIPPED and exits with 0.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 folder=${1:?a folder for models and data}
@@ -22,7 +22,7 @@ if [ ! -e data/km/menus.tsv ] && ! "$python" "$here/prepare.py" corpus data/km k
     exit 0
 fi
 
-# 300 pairs and a few steps of both stages.
+# The small form has 300 pairs and a few steps of both stages.
 awk 'NR % 40 == 1 && ++kept <= 450' data/km/help.tsv > data/km/few.tsv
 "$python" "$here/prepare.py" instructions data/km/few.tsv data/km/few.jsonl
 sed -e 's#^source = .*#source = "data/km/few.tsv"#' -e 's/^train_pairs = .*/train_pairs = 300/' -e 's/^holdout_pairs = .*/holdout_pairs = 60/' \

