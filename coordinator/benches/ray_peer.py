@@ -1,8 +1,8 @@
-"""Ray's rate of empty tasks on this machine, as one JSON line, to stand beside `cargo bench -p llink-coord --bench load`.
+"""Prints Ray's rate of empty tasks on this machine as one JSON line, for comparison with `cargo bench -p llink-coord --bench load`.
 
     pip install ray && python coordinator/benches/ray_peer.py [TASKS]
 
-Ray keeps its tasks in memory: it loses them with its head node. The coordinator saves each step before it answers.
+Ray keeps its tasks in memory and loses them with its head node. The coordinator saves each step before it answers.
 """
 import json
 import os

@@ -1,6 +1,6 @@
-"""Watches a job in a browser, from its start to its report: coordinator/tests/page.rs runs it with the page's address.
+"""Watches a job in a browser from its start to its report. coordinator/tests/page.rs runs it with the page's address.
 
-It prints `at work` once it sees a worker at work, and then waits until the page tells that this worker was lost."""
+It prints `at work` once it sees a worker at work, and then waits until the page shows that this worker was lost."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ faults = []
 
 
 def watched(page):
-    """Collects what must not happen: errors, dialogs, and requests to elsewhere."""
+    """Collects forbidden events: errors, dialogs, and requests to other servers."""
     page.on("console", lambda said: said.type in ("error", "warning") and faults.append(said.text))
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("dialog", lambda dialog: (faults.append(f"dialog {dialog.message}"), dialog.dismiss()))
@@ -29,7 +29,7 @@ def watched(page):
 
 
 def check(page):
-    """The page is accessible, and fits a phone."""
+    """Checks that the page is accessible and fits a phone."""
     for width, scheme in ((1280, "light"), (360, "dark")):
         page.emulate_media(color_scheme=scheme)
         page.set_viewport_size({"width": width, "height": 800})
@@ -53,7 +53,7 @@ def main(browser):
     assert "script-src 'self'" in answer.headers["content-security-policy"], answer.headers
     check(page)
 
-    # By keyboard alone: past the header, to the job.
+    # The keyboard alone leads past the header to the job.
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
     page.keyboard.press("Enter")
@@ -64,7 +64,7 @@ def main(browser):
     expect(page.get_by_role("heading", level=1, name="watched")).to_be_visible()
     expect(page.get_by_text(SCRIPT).first).to_be_visible()
 
-    # Charts grow, and a worker that is killed is told of.
+    # Charts grow, and the page reports a killed worker.
     loss = page.locator("figcaption", has_text="loss: loss from")
     expect(loss.first).to_be_visible()
     expect(page.locator(".chart canvas").first).to_be_visible()
@@ -82,7 +82,7 @@ def main(browser):
     expect(page.locator("#events").get_by_text("was lost").first).to_be_visible()
     picture(page, "lost")
 
-    # The report comes by itself, and stays when the coordinator has ended.
+    # The report appears without a reload, and stays after the coordinator has ended.
     expect(page.locator("#report").get_by_text("Retrieval among")).to_be_visible()
     expect(page.locator("#status")).to_contain_text("succeeded")
     expect(page.get_by_text("The coordinator has ended.")).to_be_visible()

@@ -1,4 +1,5 @@
-//! What the page shows: looked up once a second for everybody who watches, so that watchers cost the engine nothing.
+//! The board: the content of the page. It is read from the engine once a second for all watchers, so that watchers cost
+//! the engine nothing.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -12,34 +13,34 @@ use crate::schedule::{Cluster, Millis, WorkerView};
 use crate::serve::engine::EngineHandle;
 use crate::ui::pace::Pace;
 
-/// Between two looks.
+/// The interval between two reads.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Looks take this share of the engine's time at most.
+/// The divisor of the engine's time. Reads take at most 1 / `SHARE` of it.
 const SHARE: u32 = 20;
-/// The newest jobs are shown, at most so many.
+/// The most jobs that are shown, the newest.
 const JOBS: usize = 200;
-/// Workers that are shown at most.
+/// The most workers that are shown.
 pub(super) const WORKERS: usize = 200;
 
-/// A job as it was seen last.
+/// The latest view of a job.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Seen {
     pub(super) job: Job,
-    /// Speed and remaining time of running stages.
+    /// The speed and the remaining time of each running stage.
     pub(super) paces: BTreeMap<String, String>,
-    /// By stage.
+    /// The charts of each stage.
     pub(super) charts: Vec<(String, Vec<Chart>)>,
 }
 
-/// Everything that was seen last.
+/// The latest view of the cluster.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Board {
-    /// The newest first.
+    /// The newest jobs first.
     pub(super) jobs: Vec<Arc<Seen>>,
-    /// Jobs that are not among them.
+    /// The number of older jobs, which are not listed.
     pub(super) older: usize,
     pub(super) workers: Vec<WorkerView>,
-    /// How many there are.
+    /// The number of all workers.
     pub(super) workers_total: usize,
 }
 
@@ -49,7 +50,7 @@ impl Board {
     }
 }
 
-/// What one look finds. A job that had ended already is not looked at again.
+/// The result of one read. A job that had already ended is not read again.
 struct Look {
     jobs: Vec<(String, Option<Job>)>,
     older: usize,
@@ -78,7 +79,7 @@ impl Look {
     }
 }
 
-/// Remembers what earlier looks saw.
+/// The state between reads.
 #[derive(Default)]
 struct Watcher {
     paces: HashMap<(String, String), Pace>,
@@ -86,7 +87,7 @@ struct Watcher {
 }
 
 impl Watcher {
-    /// The board after a look at the time `at`, which counts from any fixed moment.
+    /// Returns the board after a read at the time `at`, which counts from any fixed moment.
     fn see(&mut self, before: &Board, look: Look, at: Duration) -> Board {
         let jobs = look.jobs.into_iter().filter_map(|(id, job)| match job {
             Some(job) => Some(Arc::new(self.see_job(job, at))),
@@ -129,7 +130,7 @@ fn is_running(job: &Job) -> bool {
     job.state() == JobState::Running
 }
 
-/// Looks until `stopped`, and once more after that.
+/// Updates the board until `stopped`, and once more after that.
 pub(super) async fn keep(engine: EngineHandle, board: watch::Sender<Arc<Board>>, mut stopped: watch::Receiver<bool>) {
     let (mut watcher, began) = (Watcher::default(), Instant::now());
     loop {
@@ -147,7 +148,7 @@ pub(super) async fn keep(engine: EngineHandle, board: watch::Sender<Arc<Board>>,
         }
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
-            // Without a sender nobody serves any more.
+            // Without a sender the server has ended.
             changed = stopped.changed() => if changed.is_err() { return },
         }
     }
@@ -196,7 +197,7 @@ mod tests {
         assert_eq!(seen.charts[0].1[0].steps, [1, 2, 3, 4]);
         let ended = watcher.see(&board, look(100, JobState::Succeeded), Duration::from_secs(9));
         assert!(watcher.paces.is_empty());
-        // What ended is not looked at again.
+        // An ended job is not read again.
         let known = Look {
             jobs: vec![("a".into(), None)],
             ..look(0, JobState::Succeeded)

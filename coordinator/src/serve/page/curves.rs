@@ -1,14 +1,14 @@
-//! Numbers of trainings over their steps, as they come with heartbeats, thinned so that they stay small.
+//! The figures of trainings by step, as heartbeats report them. They are thinned, so that they stay small.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use llink_proto::Stage;
 
-/// Points of a curve at most. Beyond that every second one goes.
+/// The most points of a curve. Beyond that, every second point is dropped.
 const POINTS: usize = 400;
-/// The step of the newest look at held-out data.
+/// The step of the newest validation on held-out data.
 const HELD_OUT_STEP: &str = "validation/step";
-/// The charts, with the figures that each shows where they are there.
+/// The charts, each with the figures that it shows if they exist.
 const CHARTS: [(&str, &[&str]); 4] = [
     ("loss", &["loss", "info_nce", "sft", "validation/sft"]),
     (
@@ -25,20 +25,20 @@ pub(super) struct Curves(BTreeMap<&'static str, Curve>);
 
 #[derive(Debug, Clone, PartialEq)]
 struct Curve {
-    /// Of how many points one is kept.
+    /// One of this number of points is kept.
     every: u64,
     seen: u64,
     points: Vec<(u64, f64)>,
     newest: (u64, f64),
 }
 
-/// Curves that share their steps.
+/// Curves with the same steps.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Chart {
     pub(super) title: &'static str,
     pub(super) names: Vec<&'static str>,
     pub(super) steps: Vec<u64>,
-    /// For each name a value at each step, or none.
+    /// For each name, the value at each step, where there is one.
     pub(super) values: Vec<Vec<Option<f64>>>,
 }
 
@@ -62,7 +62,7 @@ impl Curves {
         }
     }
 
-    /// The charts that have a point.
+    /// Returns the charts that have a point.
     pub(super) fn charts(&self) -> Vec<Chart> {
         CHARTS
             .iter()
@@ -100,7 +100,7 @@ impl Curve {
         if self.seen > 0 && step == self.newest.0 {
             return;
         }
-        // A training that goes on from a checkpoint takes some steps again.
+        // A training that continues from a checkpoint repeats some steps.
         self.points.retain(|(at, _)| *at < step);
         if self.seen % self.every == 0 {
             self.points.push((step, value));
@@ -123,7 +123,7 @@ impl Curve {
 }
 
 impl Chart {
-    /// What the chart shows, in words: the first and the newest value of each number.
+    /// Describes the chart in words, with the first and the newest value of each figure.
     pub(super) fn in_words(&self) -> String {
         let curve = |(name, values): (&&str, &Vec<Option<f64>>)| {
             let mut points = self

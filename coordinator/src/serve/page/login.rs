@@ -1,34 +1,35 @@
-//! How a browser shows a token: by a form, once, and then by a cookie that only this coordinator's page takes.
+//! The login of browsers. A person enters a token in a form once. After that a cookie shows it, which only the page of
+//! this coordinator accepts.
 //!
-//! The cookie holds the token's SHA-256 and a seal of this process, so whoever gets hold of it can look at the page until the
-//! coordinator ends, and nothing else.
+//! The cookie holds the token's SHA-256 and a seal of this process. Whoever gets the cookie can read the page until the
+//! coordinator ends, and can do nothing else.
 
 use axum::http::HeaderMap;
 
 use crate::serve::access::sha256_of;
 
-/// Bytes of a form at most.
+/// The most bytes of a form.
 pub(super) const FORM_BYTES: usize = 4 << 10;
-/// A working day.
+/// The lifetime of a cookie in seconds, a working day.
 const LASTS_S: u32 = 12 * 60 * 60;
 
-/// Makes and reads cookies.
+/// The maker and reader of cookies.
 #[derive(Debug)]
 pub(super) struct Cookies {
-    /// Cookies of one host go to all of its ports.
+    /// The name of the cookie has the port, because a browser sends cookies of a host to all of its ports.
     name: String,
     key: String,
     secure: bool,
 }
 
 impl Cookies {
-    /// For the page on `port`, behind TLS where `secure` says so. `key` is a secret of this process.
+    /// Creates a login for the page on `port`, which is behind TLS if `secure`. `key` is a secret of this process.
     pub(super) fn new(port: u16, key: String, secure: bool) -> Self {
         let name = format!("llink-{port}");
         Self { name, key, secure }
     }
 
-    /// The SHA-256 of the token that a request shows: by a cookie, or as calls do.
+    /// Returns the SHA-256 of the token in a request's cookie or authorization header.
     pub(super) fn token(&self, headers: &HeaderMap) -> Option<String> {
         let bearer = headers
             .get("authorization")
@@ -46,11 +47,11 @@ impl Cookies {
             .filter_map(|pair| pair.trim().split_once('='));
         let (_, value) = pairs.find(|(name, _)| *name == self.name)?;
         let (token, seal) = value.split_once('.')?;
-        // Hashes are compared, so that the time it takes tells nothing of the seal.
+        // Hashes are compared, so that the time of the comparison tells nothing of the seal.
         (sha256_of(seal) == sha256_of(&self.seal(token))).then(|| token.to_owned())
     }
 
-    /// The cookie for who has shown this token.
+    /// Returns the cookie for a browser that has shown this token.
     pub(super) fn set(&self, token: &str) -> String {
         let sha256 = sha256_of(token);
         let seal = self.seal(&sha256);
@@ -66,15 +67,15 @@ impl Cookies {
     }
 }
 
-/// The token in a form.
+/// Returns the token in a form.
 pub(super) fn token_in(form: &[u8]) -> Option<String> {
     let mut fields = url::form_urlencoded::parse(form);
     let (_, token) = fields.find(|(name, _)| name == "token")?;
     Some(token.trim().to_owned())
 }
 
-/// Whether a browser that asks for `host` means this machine by its number or as localhost. A page elsewhere whose name is
-/// turned to this address says its own name.
+/// Returns whether a browser's `host` header names this machine by address or as localhost. A foreign page whose name
+/// resolves to this address sends its own name.
 pub(super) fn is_this_machine(host: &str) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
@@ -115,7 +116,7 @@ mod tests {
         ] {
             assert_eq!(other.token(&shown), None);
         }
-        // Whoever knows the hash alone, from the token file, has no seal.
+        // The hash alone, which stands in the token file, is not enough for a seal.
         let forged = format!("llink-7080={}.{}", sha256_of("secret"), sha256_of("guess"));
         assert_eq!(cookies.token(&with("cookie", &forged)), None);
     }

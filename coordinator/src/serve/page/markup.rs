@@ -1,4 +1,5 @@
-//! The page's parts as HTML: pure functions of what was seen. Texts are escaped by maud, and control characters are made visible.
+//! The parts of the page as HTML, which are pure functions of the board. maud escapes texts, and control characters are
+//! made visible.
 
 use llink_datasets::measured::{self, Figures, Section, thousands};
 use llink_proto::{Event, Job, JobState, Stage, StageState, shown};
@@ -11,12 +12,12 @@ use super::curves::Chart;
 use crate::schedule::{LeaseView, WorkerView};
 use crate::ui::{lines, report, stage_word, state_word};
 
-/// Bytes of an event or a failure that are shown.
+/// The most bytes of an event or a failure that are shown.
 const TEXT_BYTES: usize = 4 << 10;
 
-/// A part of a page, which changes by itself.
+/// A part of a page that is updated by itself.
 pub(super) struct Part {
-    /// Of its element.
+    /// The id of the part's element.
     pub(super) id: &'static str,
     pub(super) body: Markup,
 }
@@ -26,7 +27,7 @@ fn part(id: &'static str, title: &str, body: Markup) -> Part {
     Part { id, body }
 }
 
-/// What a screen reader says when it changes.
+/// Returns the part whose changes a screen reader announces.
 fn status(text: &str) -> Part {
     Part {
         id: "status",
@@ -34,7 +35,7 @@ fn status(text: &str) -> Part {
     }
 }
 
-/// A whole page. `live` is where its changes come from; without one it has none.
+/// Renders a whole page. `live` is the URL of its updates, if it has any.
 pub(super) fn page(title: &str, live: Option<&str>, parts: &[Part]) -> String {
     let title = shown::line(title);
     let page = html! {
@@ -74,7 +75,7 @@ pub(super) fn page(title: &str, live: Option<&str>, parts: &[Part]) -> String {
     page.into_string()
 }
 
-/// Jobs, workers, and plans of dry runs.
+/// Renders jobs, workers, and plans of dry runs.
 pub(super) fn overview(board: &Board, plans: &[(usize, Job)]) -> Vec<Part> {
     let running = board
         .jobs
@@ -252,7 +253,7 @@ pub(super) fn job(seen: &Seen, workers: &[WorkerView], events: &[Event]) -> Vec<
     parts
 }
 
-/// The plan of a dry run.
+/// Renders the plan of a dry run.
 pub(super) fn plan(job: &Job) -> Vec<Part> {
     let seen = Seen {
         job: job.clone(),
@@ -265,7 +266,7 @@ pub(super) fn plan(job: &Job) -> Vec<Part> {
     ]
 }
 
-/// A page that only says something. With `form` a token can be shown.
+/// Renders a page with only a message. With `form` a token can be entered.
 pub(super) fn notice(said: &str, form: bool) -> Vec<Part> {
     let body = html! {
         p { (text(said)) }
@@ -332,7 +333,7 @@ fn stages(seen: &Seen) -> Markup {
     )
 }
 
-/// What a stage does or waits for, how fast, and its newest figures.
+/// Renders what a stage does or waits for, its speed, and its newest figures.
 fn doing(seen: &Seen, stage: &Stage) -> Markup {
     let pace = seen.paces.get(&stage.name).cloned().unwrap_or_default();
     let figures = lines::figures(stage);
@@ -552,7 +553,7 @@ mod tests {
         }
     }
 
-    /// A page with a line for each element that begins one.
+    /// Renders a page with each starting element on its own line.
     fn shown(title: &str, parts: &[Part]) -> String {
         let page = page(title, Some("/live/"), parts);
         assert!(!page.contains("<script>") && !page.contains('\u{202e}'), "{page}");

@@ -1,4 +1,5 @@
-//! The page: what the coordinator does, for a browser, read-only. [`board`] sees, [`markup`] says, and this file serves it.
+//! The page: a read-only view of the coordinator for browsers. [`board`] collects the content, [`markup`] renders it,
+//! and this file serves it.
 
 mod board;
 mod curves;
@@ -40,17 +41,17 @@ use board::{Board, Seen};
 use login::Cookies;
 use markup::Part;
 
-/// Events of a job that are shown.
+/// The most events of a job that are shown.
 const EVENTS: usize = 100;
-/// Plans of dry runs that are remembered.
+/// The most plans of dry runs that are kept.
 const PLANS: usize = 20;
-/// Pages that are kept current at once.
+/// The most open pages that are updated.
 const VIEWERS: usize = 128;
-/// A client that has not said what it wants by then is dropped.
+/// The time in which a client must send its request. After that it is dropped.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// After this a connection is at its end, whatever it does. A browser opens another.
+/// The time after which a connection is closed. A browser opens another one.
 const LASTS: Duration = Duration::from_secs(15 * 60);
-/// The page brings everything it needs, and nothing in it that a job says can become a script.
+/// The page loads only its own files, and no text of a job can become a script.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
     base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 const HEADERS: [(HeaderName, &str); 5] = [
@@ -61,12 +62,12 @@ const HEADERS: [(HeaderName, &str); 5] = [
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
 
-/// The plans of the last dry runs, with their numbers, the newest first.
+/// The plans of the last dry runs with their numbers, the newest first.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Plans(Arc<Mutex<VecDeque<(usize, Job)>>>);
 
 impl Plans {
-    /// Remembers a plan.
+    /// Keeps a plan.
     pub(super) fn add(&self, plan: Job) {
         let mut plans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let number = plans.front().map_or(1, |(number, _)| number + 1);
@@ -84,7 +85,7 @@ impl Plans {
     }
 }
 
-/// What the page is made of.
+/// The parts of the coordinator that the page reads.
 pub(super) struct Parts {
     pub(super) engine: EngineHandle,
     pub(super) access: Arc<Access>,
@@ -93,11 +94,11 @@ pub(super) struct Parts {
     pub(super) stopped: watch::Receiver<bool>,
 }
 
-/// A page that is served.
+/// A running page server.
 #[derive(Debug)]
 pub(super) struct Served {
     pub(super) url: String,
-    /// Ends after a stop, once watchers have seen the end of it.
+    /// The task that ends after a stop, once watchers have received the last update.
     pub(super) ended: JoinHandle<()>,
 }
 
@@ -108,14 +109,14 @@ struct Shared {
     plans: Plans,
     cookies: Cookies,
     viewers: Arc<Semaphore>,
-    /// Who listens on loopback is found under names of this machine alone.
+    /// Whether the page listens on loopback, where only names of this machine are accepted.
     loopback: bool,
 }
 
 /// Serves the page until `stopped`.
 ///
 /// # Errors
-/// When the address cannot be had, or the system gives no random bytes.
+/// An error says that the address cannot be bound, or that the system gives no random bytes.
 pub(super) async fn serve(address: SocketAddr, parts: Parts) -> Result<Served, ServeError> {
     let failed = |source| ServeError::Listen { address, source };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
@@ -140,7 +141,7 @@ pub(super) async fn serve(address: SocketAddr, parts: Parts) -> Result<Served, S
             () = accept_all(incoming, app) => {}
             () = super::wait_for(parts.stopped) => {}
         }
-        // The last look ends the streams of all who watch; they are given a moment to be read.
+        // The last update ends the streams of all watchers, which get a moment to read it.
         let _ = keeper.await;
         let all_gone = shared.viewers.acquire_many(VIEWERS as u32);
         let _ = tokio::time::timeout(Duration::from_millis(500), all_gone).await;
@@ -157,7 +158,7 @@ async fn accept_all(mut incoming: impl Stream<Item = std::io::Result<accept::Con
         let mut server = http1::Builder::new();
         server.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
         let served = server.serve_connection(TokioIo::new(connection), service);
-        // A client that breaks off is its own business.
+        // The error of a client that closes its connection is ignored.
         tokio::spawn(tokio::time::timeout(LASTS, served));
     }
 }
@@ -177,7 +178,7 @@ fn router(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
-/// Turns away who was sent here by a name that is not this machine's, and adds the headers that every answer has.
+/// Refuses requests with the name of another machine, and adds the headers that every answer has.
 async fn protect(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let host = request
         .headers()
@@ -201,7 +202,7 @@ async fn protect(State(shared): State<Arc<Shared>>, request: Request, next: Next
     response
 }
 
-/// Lets those in who may look at jobs.
+/// Admits callers who may read jobs.
 async fn admit(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let Some(origin) = request.extensions().get::<Origin>() else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
@@ -281,7 +282,7 @@ async fn plan(State(shared): State<Arc<Shared>>, Path(number): Path<usize>) -> R
 }
 
 impl Shared {
-    /// A job's name and what is known of it.
+    /// Returns a job's name and its parts.
     async fn job(&self, id: &str) -> Option<(String, Vec<Part>)> {
         let wanted = id.to_owned();
         let events = self.engine.call(move |e| e.newest_events(&wanted, EVENTS));
@@ -289,7 +290,7 @@ impl Shared {
         let board = self.board.borrow().clone();
         let seen = match board.job(id) {
             Some(seen) => seen.clone(),
-            // It is older than those on the board, or younger than the last look.
+            // The job is older than those on the board, or newer than the last read.
             None => {
                 let wanted = id.to_owned();
                 let job = self.engine.call(move |e| e.cluster.view(&wanted)).await.ok()??;
@@ -311,7 +312,7 @@ async fn live_job(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> 
     live(shared, Some(id))
 }
 
-/// Who keeps a page current.
+/// The stream of updates for one open page.
 struct Viewer {
     shared: Arc<Shared>,
     job: Option<String>,
@@ -345,7 +346,7 @@ fn live(shared: Arc<Shared>, job: Option<String>) -> Response {
 }
 
 impl Viewer {
-    /// The parts that have changed, as soon as some have; after the coordinator's last look, the end.
+    /// Returns the changed parts once some have changed. After the coordinator's last update it returns the end.
     async fn next(&mut self) -> Option<Event> {
         while !self.is_ended {
             if self.board.changed().await.is_err() {

@@ -80,7 +80,7 @@ async fn the_page_brings_all_that_it_needs_and_ends_its_streams_when_the_coordin
             "{missing}"
         );
     }
-    // A name of elsewhere that leads here is a trick.
+    // A foreign name that resolves to this machine is an attack.
     assert!(
         get(&running, "/", "Host: evil.example\r\n")
             .await
