@@ -99,7 +99,7 @@ impl Cluster {
     /// Ends the jobs that were running when the coordinator stopped, because nobody asked this one to continue them.
     pub fn interrupt(&mut self, now: Millis, fx: &mut Effects) {
         for id in self.running.clone() {
-            let why = "its coordinator ended before it did: submit it again to go on";
+            let why = "its coordinator ended before it did: submit it again to continue";
             fx.happened_to_job(now, &id, "", Level::Warn, why);
             self.end(&id, JobState::Cancelled, why.into(), now, fx);
         }

@@ -233,7 +233,7 @@ impl Cluster {
         if away <= self.timing.lease / 2 || away == now {
             return;
         }
-        tracing::warn!("the coordinator was away for {away} ms: leases last that much longer");
+        tracing::warn!("the coordinator did not run for {away} ms: leases are extended by that time");
         self.workers.forgive(away);
         for lease in self.tasks.leases_mut() {
             lease.members.iter_mut().for_each(|member| member.deadline += away);

@@ -211,7 +211,7 @@ fn judge(task: &mut TaskRecord, label: &str, cause: &Cause, timing: &super::Timi
                 n => format!("{n} times"),
             };
             let text =
-                format!("lost its worker {times}, last because of: {why}; it may be what kills them (out of memory?)");
+                format!("lost its worker {times}, last because of: {why}; the task may be the cause (out of memory?)");
             Failure {
                 kind: FailureKind::Internal.into(),
                 text: labelled(&text),

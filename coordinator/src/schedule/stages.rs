@@ -156,7 +156,7 @@ impl Cluster {
         };
         let again: Vec<u64> = stage.phases[first].iter().copied().filter(is_lost).collect();
         let text = format!(
-            "{} files that were written before are gone or have another size: they are made again",
+            "{} earlier files are gone or have another size: they are made again",
             lost.len()
         );
         fx.happened_to_job(now, id, name.as_str(), Level::Warn, text);

@@ -24,11 +24,11 @@ impl fmt::Display for Limit {
         match self {
             Self::OfJob(workers) => write!(
                 f,
-                "the job has as many workers as its `workers.at_most` = {workers} leaves room for"
+                "the job has all the workers that its `workers.at_most` = {workers} allows"
             ),
             Self::OfPerson { name, workers } => write!(
                 f,
-                "the jobs of {name} have as many workers as this coordinator's limit of {workers} for each person leaves room for"
+                "the jobs of {name} have all the workers that this coordinator's limit of {workers} for each person allows"
             ),
         }
     }

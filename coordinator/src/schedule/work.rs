@@ -162,7 +162,7 @@ impl Cluster {
             return;
         };
         self.move_work(id, next, name, now, fx);
-        let text = format!("job {id} has ended: this one goes on computing the stage");
+        let text = format!("job {id} has ended: this job continues to compute the stage");
         fx.happened_to_job(now, next, name.as_str(), Level::Info, text);
         others.iter().for_each(|other| self.follow(other, name, next));
         fx.jobs.extend(followers.iter().cloned());

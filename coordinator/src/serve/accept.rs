@@ -190,8 +190,8 @@ impl Door {
                     tokio::time::timeout(PATIENCE, shake_hands(tcp, from, &door.protection, door.spoken)).await;
                 let ((io, unread), origin) = match greeted {
                     Ok(Ok(greeted)) => greeted,
-                    Ok(Err(e)) => return door.complain(format!("{from} speaks no {:?} here: {e}", door.spoken)),
-                    Err(_) => return door.complain(format!("{from} has said nothing for {} s", PATIENCE.as_secs())),
+                    Ok(Err(e)) => return door.complain(format!("{from} did not speak {:?}: {e}", door.spoken)),
+                    Err(_) => return door.complain(format!("{from} has sent nothing for {} s", PATIENCE.as_secs())),
                 };
                 match silent.speaks() {
                     Ok(place) => {
@@ -204,14 +204,14 @@ impl Door {
                         // Sending fails when the server has stopped meanwhile.
                         let _ = door.ready.send(Ok(connection)).await;
                     }
-                    Err(why) => door.complain(format!("{from} is turned away: {why}")),
+                    Err(why) => door.complain(format!("{from} is refused: {why}")),
                 }
             };
             tokio::spawn(greeting).abort_handle()
         });
         if pushed_out {
             self.complain(format!(
-                "many connections from {} have said nothing: the oldest are closed",
+                "many connections from {} have sent nothing: the oldest are closed",
                 from.ip()
             ));
         }
@@ -291,7 +291,7 @@ async fn read_start(mut io: impl Io + 'static, spoken: Spoken) -> io::Result<Gre
         let more = io.read(&mut said[length..]).await?;
         length += more;
         if more == 0 || (spoken == Spoken::Http2 && said[..length] != PREFACE[..length]) {
-            let what = if more == 0 { "it hung up" } else { "it began otherwise" };
+            let what = if more == 0 { "it closed" } else { "it sent other bytes" };
             return Err(io::Error::new(io::ErrorKind::InvalidData, what));
         }
     }

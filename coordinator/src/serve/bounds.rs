@@ -46,7 +46,7 @@ pub(super) fn result(mut result: TaskResult) -> Result<TaskResult, String> {
     fits("a fact", result.facts.values(), VALUE_BYTES)?;
     if result.artifacts.len() > ARTIFACTS {
         return Err(format!(
-            "{} artifacts, at most {ARTIFACTS} are taken",
+            "{} artifacts, at most {ARTIFACTS} are accepted",
             result.artifacts.len()
         ));
     }
@@ -110,7 +110,7 @@ fn cut(text: String, most: usize) -> String {
 
 fn names<'a>(what: &str, names: impl ExactSizeIterator<Item = &'a String>) -> Result<(), String> {
     match names.len() {
-        count if count > NAMES => Err(format!("{count} {what}, at most {NAMES} are taken")),
+        count if count > NAMES => Err(format!("{count} {what}, at most {NAMES} are accepted")),
         _ => fits(&format!("the name of {what}"), names, NAME_BYTES),
     }
 }
@@ -119,7 +119,7 @@ fn fits(what: &str, texts: impl IntoIterator<Item = impl AsRef<str>>, most: usiz
     match texts.into_iter().find(|text| text.as_ref().len() > most) {
         None => Ok(()),
         Some(text) => Err(format!(
-            "{what} has {} bytes, at most {most} are taken",
+            "{what} has {} bytes, at most {most} are accepted",
             text.as_ref().len()
         )),
     }

@@ -235,7 +235,7 @@ impl Engine {
         let seconds = began.elapsed().as_secs_f64();
         (0..std::mem::take(&mut self.steps)).for_each(|_| self.saves.0.observe(seconds));
         if let Err(e) = saved {
-            let text = format!("{e}. Nothing that was acknowledged is lost: free the cause and start again");
+            let text = format!("{e}. Nothing that was acknowledged is lost: remove the cause and start again");
             tracing::error!("{text}");
             self.broken.send_replace(Some(text));
             return false;

@@ -86,7 +86,7 @@ fn may_change(engine: &Engine, job: &str, peer: &Peer) -> Result<(), Status> {
         ))),
         // A job from before owners were recorded can only be changed by an administrator.
         None if engine.cluster.jobs.contains_key(job) => Err(Status::permission_denied(format!(
-            "nobody is known to own job {job}: only an administrator may change it"
+            "the owner of job {job} is unknown: only an administrator may change it"
         ))),
         _ => Ok(()),
     }

@@ -139,7 +139,7 @@ impl Collector for Snapshot {
             ("llink_jobs", "Jobs by their state", &self.jobs),
             (
                 "llink_tasks",
-                "Tasks of the jobs that are remembered, by their state",
+                "Tasks of the jobs that are kept, by their state",
                 &self.tasks,
             ),
             ("llink_workers", "Workers that are registered now", &self.workers),
@@ -154,17 +154,17 @@ impl Collector for Snapshot {
         let single = [
             (
                 "llink_jobs_without_worker",
-                "Running jobs while no worker does anything",
+                "Running jobs while no worker is busy",
                 self.stages_waiting_for_workers,
             ),
             (
                 "llink_wanted_workers",
-                "Workers that have something to do, those that hold a lease included",
+                "Workers that have something to do, including those that hold a lease",
                 self.wanted_workers,
             ),
             (
                 "llink_task_failures",
-                "Failed attempts of the tasks that are remembered",
+                "Failed attempts of the tasks that are kept",
                 self.failures as i64,
             ),
             (
@@ -228,7 +228,7 @@ pub(super) async fn serve(
 
 fn text(snapshot: Snapshot, calls: &Calls, saves: &Saves) -> Result<String, String> {
     let mut registry = Registry::default();
-    registry.register("llink_calls", "Calls by their end", calls.0.clone());
+    registry.register("llink_calls", "Calls by their outcome", calls.0.clone());
     registry.register_with_unit(
         "llink_state_save",
         "Time to save a step to the state store",

@@ -128,7 +128,7 @@ pub(super) async fn publish(output: &str, report: String, files: &BTreeMap<Strin
     all_there(&store, files).await?;
     put_report(&store, report).await.map_err(|e| {
         storage(format!(
-            "the report can't be written: {e}. Every stage is kept: free the cause and submit again"
+            "the report can't be written: {e}. Every stage is kept: remove the cause and submit again"
         ))
     })
 }
@@ -152,8 +152,8 @@ async fn all_there(store: &Store, files: &BTreeMap<String, u64>) -> Result<(), F
     match missing.first() {
         None => Ok(()),
         Some(first) => Err(storage(format!(
-            "{}: gone, or of another size than was written, as are {} other files of this job: something removed them \
-             while it ran. Submit it again: what is missing is made anew",
+            "{} and {} other files of this job are gone or have another size: something changed them while it ran. \
+             Submit it again, and the missing files are made again",
             store.describe(first),
             missing.len() - 1
         ))),

@@ -111,9 +111,9 @@ async fn on_change(paths: Vec<PathBuf>, mut reload: impl FnMut() -> Result<bool,
         seen = now;
         let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
         match reload() {
-            Ok(true) => tracing::info!(files = names.join(" "), "read anew"),
+            Ok(true) => tracing::info!(files = names.join(" "), "read again"),
             Ok(false) => return,
-            Err(e) => tracing::warn!("{e}: what was there before stays in force"),
+            Err(e) => tracing::warn!("{e}: the earlier content stays in force"),
         }
     }
 }

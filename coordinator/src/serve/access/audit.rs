@@ -217,7 +217,7 @@ impl State {
         let line = line_of(entry)?;
         if self.refused + line.len() as u64 > REFUSED_BYTES {
             if !std::mem::replace(&mut self.full_was_told, true) {
-                tracing::warn!("refused calls have filled their share of the audit log: further ones are not in it");
+                tracing::warn!("refused calls have filled their share of the audit log: further ones are not recorded");
             }
             return Ok(());
         }

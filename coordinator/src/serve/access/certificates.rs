@@ -47,7 +47,7 @@ impl Authority {
         let certificate = webpki::EndEntityCert::try_from(leaf).map_err(|e| e.to_string())?;
         let mut named = certificate.valid_uri_names().filter_map(identity);
         let (role, name) = named.next().ok_or(
-            "the certificate names no one: expected a URI such as spiffe://llink/worker/NAME or spiffe://llink/user/ROLE/NAME",
+            "the certificate names nobody: expected a URI such as spiffe://llink/worker/NAME or spiffe://llink/user/ROLE/NAME",
         )?;
         match named.next() {
             None => Ok(Peer {

@@ -67,8 +67,8 @@ impl Access {
             return match is_own_user || self.own_user.is_none() {
                 true => Ok(Peer::anybody()),
                 false => Err(Status::unauthenticated(
-                    "this coordinator serves the user alone who started it: it was started without --tokens FILE, by which it \
-                     would know others, and without --insecure, by which it would serve every user of its machine",
+                    "this coordinator serves only the user who started it: start it with --tokens FILE to identify other callers, or \
+                     with --insecure to serve every user of its machine",
                 )),
             };
         }
@@ -85,7 +85,7 @@ impl Access {
             return match is_own_user || token == Some(own) {
                 true => Ok(Peer::anybody()),
                 false => Err(Status::unauthenticated(
-                    "this coordinator lives for one `submit` and serves the user alone who started it: name that submit's \
+                    "this coordinator lives for one `submit` and serves only the user who started it: name that submit's \
                      state directory (--state DIR), whose coordinator.endpoint holds its token",
                 )),
             };
@@ -97,7 +97,7 @@ impl Access {
         Err(Status::unauthenticated(match by_certificate {
             Some(Err(why)) => format!("the client's certificate does not count: {why}"),
             _ if token.is_some() => "this coordinator knows no tokens: show a certificate".into(),
-            _ => format!("this coordinator wants to know who calls: {}", self.wanted()),
+            _ => format!("this coordinator must identify its callers: {}", self.wanted()),
         }))
     }
 

@@ -80,7 +80,7 @@ impl std::str::FromStr for Role {
         let written = Self::WRITTEN.iter().find(|(name, _)| *name == text);
         written
             .map(|(_, role)| *role)
-            .ok_or_else(|| format!("{text:?} is no role: read, submit, administer or worker"))
+            .ok_or_else(|| format!("{text:?} is not a role: read, submit, administer or worker"))
     }
 }
 

@@ -101,7 +101,7 @@ impl Tokens {
                 .transpose()
                 .map_err(|e| format!("expires of {name}: {e}; expected such as 2027-01-31T00:00:00Z"))?;
             if by_hash.insert(token.sha256.clone(), (token, expires)).is_some() {
-                return Err(format!("the token of {name} stands there twice"));
+                return Err(format!("the token of {name} is in the file twice"));
             }
         }
         Ok(Self { by_hash })

@@ -21,7 +21,7 @@ pub(super) async fn model_stamp(
 ) -> Result<String, Failure> {
     if let Some(id) = on_the_hubs_site(url) {
         return Err(missing(format!(
-            "{url} is a web page and no folder: {}",
+            "{url} is a web page, not a folder: {}",
             how_to_fetch(&id)
         )));
     }
