@@ -90,7 +90,7 @@ pub struct Attempt {
     pub began: Millis,
     /// The time when the member ended.
     pub ended: Millis,
-    /// How the member ended, in words.
+    /// The outcome, in words.
     pub outcome: String,
 }
 

@@ -133,7 +133,7 @@ pub struct Stage {
     pub name: StageName,
     /// The state of the stage.
     pub state: StageState,
-    /// What the stage waits for, or its current phase.
+    /// The current phase, or what the stage waits for.
     pub reason: String,
     /// The key, which is empty until the stage's inputs are known.
     pub key: String,
@@ -149,11 +149,11 @@ pub struct Stage {
     pub spent_before: Millis,
     /// The claim under which the tasks run, once the stage was claimed.
     pub claim: Option<Claim>,
-    /// How the stage obtains its result while it runs. It is not saved.
+    /// The source of the stage's result while it runs. It is not saved.
     pub pursuit: Pursuit,
 }
 
-/// How a running stage obtains its result.
+/// The source of a running stage's result.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Pursuit {
     /// The stage does not run.
@@ -375,7 +375,7 @@ pub enum MemberState {
 /// A connected worker.
 #[derive(Debug, Clone)]
 pub struct Worker {
-    /// What the worker said when it registered.
+    /// The worker's description from its registration.
     pub info: RegisterRequest,
     /// Whether the worker's stream is open, so that instructions reach it.
     pub listening: bool,

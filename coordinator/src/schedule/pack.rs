@@ -1,5 +1,5 @@
-//! A compact form of tasks' specs. The specs of a phase differ in a number and a hash, so a pack holds the first spec
-//! whole and only the differences of the others.
+//! A compact form of tasks' specs. The specs of a phase differ in a number and a hash. So a pack holds the first spec
+//! whole, and only the differences of the others.
 
 use std::sync::Arc;
 
@@ -114,8 +114,8 @@ fn unpack(mut bytes: &[u8], at: u32) -> Option<Vec<u8>> {
     apply(first, bytes.split_off(..length)?)
 }
 
-/// Encodes `item` as a list of rounds. A round holds the number of bytes to copy from `first`, the number of literal
-/// bytes, these bytes, and the shift of the position in `first` after them.
+/// Encodes `item` as a list of rounds. A round starts with the number of bytes to copy from `first` and the number of
+/// literal bytes. The literal bytes follow, and then the shift of the position in `first`.
 fn difference(first: &[u8], item: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     let (mut at, mut from) = (0, 0_usize);

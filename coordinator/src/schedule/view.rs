@@ -14,7 +14,7 @@ const MOST_WARNINGS: usize = 200;
 /// A worker for people.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct WorkerView {
-    /// What the worker said when it registered.
+    /// The worker's description from its registration.
     pub info: proto::RegisterRequest,
     /// Whether the worker's stream is open.
     pub listening: bool,
@@ -150,8 +150,8 @@ impl Cluster {
         tasks.filter(move |task| task.stage == stage && task.phase == phase)
     }
 
-    /// Returns what a stage waits for. It is the stage before it, or the wait of its tasks when none is at work or when
-    /// the job may have no more workers.
+    /// Returns the reason of a stage's state. A waiting stage names the stage before it. A running stage adds the wait
+    /// of its tasks when none is at work, or when the job may have no more workers.
     fn reason(&self, job: &Job, stage: &Stage, of: &Job, phase: usize) -> String {
         if stage.state == proto::StageState::Waiting {
             let before = job

@@ -20,8 +20,8 @@ use crate::schedule::NewJob;
 /// addresses that must not be saved with the job.
 ///
 /// # Errors
-/// An error says which URL lies below none of the roots or holds a key that would be saved, or which source or model
-/// folder is missing or cannot be reached.
+/// An error says which URL lies below none of the roots or holds a key that would be saved. Otherwise it says which
+/// source or model folder is missing or cannot be reached.
 pub(super) async fn resolve(file: JobFile, base_dir: &Path, roots: &Roots) -> Result<(NewJob, Addresses), Failure> {
     let file = absolute(file, base_dir);
     check_roots(&file, roots)?;

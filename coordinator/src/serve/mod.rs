@@ -59,7 +59,7 @@ pub struct ServeOptions {
     pub state_directory: PathBuf,
     /// The time limits and retry limits of the scheduler.
     pub timing: Timing,
-    /// What happens to jobs that were running when the last coordinator on this state ended.
+    /// The treatment of jobs that were running when the last coordinator on this state ended.
     pub unfinished: Unfinished,
     /// The number of workers that will connect. The first gang waits for them.
     pub expected_workers: usize,
@@ -77,7 +77,7 @@ pub struct ServeOptions {
     pub page: Option<SocketAddr>,
 }
 
-/// What happens to jobs that were running when the last coordinator on this state ended.
+/// The treatment of jobs that were running when the last coordinator on this state ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unfinished {
     /// They continue, because this coordinator is a server.

@@ -122,11 +122,11 @@ pub struct Peer {
     pub name: String,
     /// The role.
     pub role: Role,
-    /// How the caller was identified.
+    /// The proof of the caller's identity.
     pub by: Proof,
 }
 
-/// How a caller was identified.
+/// The proof of a caller's identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Proof {
     /// The caller was not identified.

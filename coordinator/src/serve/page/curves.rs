@@ -25,7 +25,7 @@ pub(super) struct Curves(BTreeMap<&'static str, Curve>);
 
 #[derive(Debug, Clone, PartialEq)]
 struct Curve {
-    /// One of this number of points is kept.
+    /// The distance between kept points, in reported points.
     every: u64,
     seen: u64,
     points: Vec<(u64, f64)>,
@@ -38,7 +38,7 @@ pub(super) struct Chart {
     pub(super) title: &'static str,
     pub(super) names: Vec<&'static str>,
     pub(super) steps: Vec<u64>,
-    /// For each name, the value at each step, where there is one.
+    /// The value of each name at each step, where there is one.
     pub(super) values: Vec<Vec<Option<f64>>>,
 }
 
