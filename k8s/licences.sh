@@ -14,7 +14,7 @@ while IFS='|' read -r crate licence; do
     version=$(echo "$crate" | cut -d' ' -f2 | sed 's/^v//')
     case $name in '' | llink-*) continue ;; esac
     if [ -z "$licence" ]; then
-        echo "$name $version names no licence" >&2
+        echo "$name $version names no license" >&2
         missing=1
     fi
     for folder in "$registry"/*/"$name-$version"; do

@@ -47,7 +47,7 @@ def wait_for(what, true, limit=60):
         if found:
             return found
         if time.monotonic() - began > limit:
-            raise SystemExit(f"waited {limit} s in vain: {what}")
+            raise SystemExit(f"not reached within {limit} s: {what}")
         time.sleep(0.2)
 
 
@@ -379,7 +379,7 @@ def sets_alone(cluster):
             if overlay == "overlays/kueue":
                 cluster.say("kubectl -n llink delete job llink-worker --ignore-not-found")
             cluster.say(f"kubectl apply -k k8s/{overlay}")
-    print("API server: base and overlays are taken twice, without a warning")
+    print("API server: base and overlays are accepted twice without a warning")
 
 
 def play(cluster):

@@ -218,7 +218,7 @@ def main():
         faults += libraries(binaries / name)
     for fault in faults:
         print(fault)
-    print(f"Dockerfile: {texts} licence texts; " + ("faults above" if faults else "its copies, stages, users and libraries are sound"))
+    print(f"Dockerfile: {texts} license texts; " + ("faults above" if faults else "its copies, stages, users and libraries are sound"))
     sys.exit(1 if faults else 0)
 
 

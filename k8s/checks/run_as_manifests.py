@@ -421,7 +421,7 @@ def wait_for(true, what, cluster):
     while not true():
         if time.monotonic() - began > 120:
             logs = "\n".join(f"--- {n}\n{cluster.log(n)}" for n in cluster.running)
-            raise SystemExit(f"waited in vain for {what}\n{logs}")
+            raise SystemExit(f"not reached in time: {what}\n{logs}")
         time.sleep(0.1)
 
 
