@@ -13,6 +13,7 @@ use llink_coord::job;
 use llink_coord::plan::Claim;
 use llink_coord::schedule::{Action, Cluster, Effects, LookedUp, NewJob, Outcome, Timing};
 use llink_coord::state::StateStore;
+use llink_datasets::role::{Corpus, Role};
 use llink_proto::task::Kind;
 use llink_proto::{Artifact, Assignment, RegisterRequest, TaskResult};
 
@@ -39,7 +40,7 @@ fn result_of(assignment: &Assignment) -> TaskResult {
     TaskResult {
         artifacts: vec![Artifact {
             path: clean.path.clone(),
-            role: "cleaned".into(),
+            role: Role::Cleaned(Corpus::Pairs).into(),
             rows: 10,
             bytes: 100,
             sha256: "5".repeat(64),

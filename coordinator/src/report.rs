@@ -1,6 +1,7 @@
 //! The job's report: the data that it read and kept, its training and its figures, and where its artifacts are.
 
 use llink_datasets::measured::Retrieval;
+use llink_datasets::role::{Part, Role};
 use serde_json::{Map, Value, json};
 
 use crate::plan::StageName;
@@ -38,7 +39,7 @@ pub fn build(job: &Job, now: Millis) -> String {
         .flat_map(|m| m.facts.iter().map(|(k, v)| (k.clone(), json!(v))))
         .collect();
     let training = effective_training_time(job);
-    let artifact = |role: &str| {
+    let artifact = |role: Role| {
         let manifests = job.stages.iter().filter_map(|stage| stage.manifest.as_ref());
         let mut artifacts = manifests.flat_map(|manifest| &manifest.artifacts);
         artifacts
@@ -47,10 +48,10 @@ pub fn build(job: &Job, now: Millis) -> String {
     };
     let evaluate = job.stages.iter().find(|stage| stage.name == StageName::Evaluate);
     let evaluated = evaluate.and_then(|stage| stage.manifest.as_ref());
-    let config = artifact("bundle/config").and_then(|path| path.rsplit_once('/'));
+    let config = artifact(Role::Bundle(Part::Config)).and_then(|path| path.rsplit_once('/'));
     let report = json!({
-        "page": artifact("report-page"),
-        "benchmark": artifact("benchmark"),
+        "page": artifact(Role::ReportPage),
+        "benchmark": artifact(Role::Benchmark),
         "retrieval": evaluated.map(|manifest| Retrieval::rows(&manifest.figures)),
         "bundle": config.map(|(directory, _)| directory),
         "training": training.map(|(share, seconds)| json!({"effective_time": share, "seconds": seconds})),

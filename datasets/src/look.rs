@@ -6,6 +6,7 @@ use arrow::array::{Array, AsArray};
 use arrow::datatypes::{DataType, Float16Type, UInt16Type, UInt32Type, UInt64Type};
 
 use crate::Result;
+use crate::role::Role;
 use crate::store::Store;
 use crate::table::{ROLE_KEY, StoredTable, bad, decode_all, texts};
 
@@ -14,8 +15,8 @@ use crate::table::{ROLE_KEY, StoredTable, bad, decode_all, texts};
 pub struct ShardInfo {
     /// Path relative to the store.
     pub path: String,
-    /// The role, such as `pairs/train` or `embeddings/teacher/holdout`; the name of the folder if the file has none.
-    pub role: String,
+    /// The role; the name of the folder if the file has none.
+    pub role: Role,
     /// Number of rows.
     pub rows: u64,
     /// Size in bytes.
@@ -58,7 +59,7 @@ pub async fn shard(store: &Store, path: &str, bytes: u64) -> Result<ShardInfo> {
     let folder = path.rsplit_once('/').map_or("table", |(folder, _)| folder);
     Ok(ShardInfo {
         path: path.to_owned(),
-        role: facts.get(ROLE_KEY).map_or(folder, String::as_str).to_owned(),
+        role: facts.get(ROLE_KEY).map_or(folder, String::as_str).into(),
         rows: table.rows(),
         bytes,
         columns: table.columns(),

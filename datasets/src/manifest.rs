@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::role::Role;
 use crate::store::Store;
 use crate::{Error, Result};
 
@@ -42,13 +43,13 @@ pub struct Manifest {
 }
 
 /// One object that a stage wrote.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ManifestArtifact {
     /// Path relative to the job's output URL.
     pub path: String,
-    /// The role, such as `pairs/train` or `embeddings/teacher/holdout`.
-    pub role: String,
+    /// What the object holds.
+    pub role: Role,
     /// Number of rows, or 0 if it holds none.
     pub rows: u64,
     /// Size in bytes.
@@ -63,10 +64,10 @@ pub struct ManifestArtifact {
 impl ManifestArtifact {
     /// Describes an object whose whole content is in memory.
     #[must_use]
-    pub fn of(path: &str, role: &str, rows: u64, content: &[u8], metadata: BTreeMap<String, String>) -> Self {
+    pub fn of(path: &str, role: Role, rows: u64, content: &[u8], metadata: BTreeMap<String, String>) -> Self {
         Self {
             path: path.to_owned(),
-            role: role.to_owned(),
+            role,
             rows,
             bytes: content.len() as u64,
             sha256: sha256_hex(content),
@@ -173,7 +174,7 @@ mod tests {
             version: MANIFEST_VERSION,
             stage: "shard".into(),
             key: "k".into(),
-            artifacts: vec![ManifestArtifact::of("a", "pairs/train", 3, b"abc", BTreeMap::new())],
+            artifacts: vec![ManifestArtifact::of("a", Role::Assignment, 3, b"abc", BTreeMap::new())],
             counts: BTreeMap::from([("rows".into(), 3)]),
             figures: BTreeMap::new(),
             facts: BTreeMap::from([("width".into(), "768".into())]),

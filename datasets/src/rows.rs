@@ -2,6 +2,8 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
+pub use crate::role::{Corpus, Side};
+
 /// A sentence in both languages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pair {
@@ -59,37 +61,6 @@ impl InstructionExample {
 #[must_use]
 pub fn row_id(texts: &[&str]) -> u64 {
     xxh3_64(texts.join("\0").as_bytes())
-}
-
-/// The kind of rows in a corpus.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Corpus {
-    /// The rows are [`Pair`]s.
-    Pairs,
-    /// The rows are [`InstructionExample`]s.
-    Instructions,
-}
-
-impl Corpus {
-    /// Returns the role of a shard of this corpus.
-    #[must_use]
-    pub fn role(self, side: Side) -> &'static str {
-        match (self, side) {
-            (Self::Pairs, Side::Train) => "pairs/train",
-            (Self::Pairs, Side::Holdout) => "pairs/holdout",
-            (Self::Instructions, Side::Train) => "instructions/train",
-            (Self::Instructions, Side::Holdout) => "instructions/validation",
-        }
-    }
-}
-
-/// The side of the split on which a row stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Side {
-    /// Rows for training.
-    Train,
-    /// Rows for measuring, which no training reads.
-    Holdout,
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::instructions::read_instructions;
 use crate::manifest::{Manifest, ManifestArtifact, Sha256Stream, sha256_hex};
 use crate::pairs::read_pairs;
+use crate::role::{Corpus, Role, Side};
 use crate::rows::row_id;
 use crate::store::Store;
 use crate::table::{SCHEMA_VERSION, SCHEMA_VERSION_KEY, STAGE_KEY, StoredTable};
@@ -74,7 +75,7 @@ async fn check_stage(store: &Store, manifest_path: &str, manifest: &Manifest, fo
     let mut held_out = HeldOut::default();
     // Held-out rows come first, so that training rows can be compared with them.
     let mut artifacts: Vec<&ManifestArtifact> = manifest.artifacts.iter().collect();
-    artifacts.sort_by_key(|artifact| artifact.role.ends_with("/train"));
+    artifacts.sort_by_key(|artifact| matches!(artifact.role, Role::Shard(_, Side::Train)));
     for artifact in artifacts {
         // Paths are relative to the job's output, but the stage's folder may have been moved or named directly.
         let path = match artifact.path.strip_prefix(&own) {
@@ -199,10 +200,10 @@ struct HeldOut {
 
 impl HeldOut {
     /// Remembers a held-out text. For a training text, returns true if it is held out too.
-    fn leaks(&mut self, column: &'static str, role: &str, text: &str) -> bool {
+    fn leaks(&mut self, column: &'static str, side: Side, text: &str) -> bool {
         let texts = self.texts.entry(column).or_default();
         let key = comparison_key(text);
-        if role.ends_with("/train") {
+        if side == Side::Train {
             return texts.contains(&key);
         }
         texts.insert(key);
@@ -212,15 +213,11 @@ impl HeldOut {
 
 fn check_rows(name: &str, content: Bytes, artifact: &ManifestArtifact, held_out: &mut HeldOut) -> Rows {
     let mut rows = Rows::default();
-    let role = artifact.role.as_str();
-    let read = if role.starts_with("pairs/") {
-        check_pairs(name, content, role, held_out, &mut rows)
-    } else if role.starts_with("instructions/") {
-        check_instructions(name, content, role, held_out, &mut rows)
-    } else if role.starts_with("embeddings/") {
-        check_vectors(name, content, &mut rows)
-    } else {
-        return rows;
+    let read = match artifact.role {
+        Role::Shard(Corpus::Pairs, side) => check_pairs(name, content, side, held_out, &mut rows),
+        Role::Shard(Corpus::Instructions, side) => check_instructions(name, content, side, held_out, &mut rows),
+        Role::Vectors(..) => check_vectors(name, content, &mut rows),
+        _ => return rows,
     };
     match read {
         // The name precedes every fault.
@@ -243,7 +240,7 @@ fn leak(row: usize, text: &str) -> String {
     format!("row {row}: {text:?} stands on the other side of the split too")
 }
 
-fn check_pairs(name: &str, content: Bytes, role: &str, held_out: &mut HeldOut, rows: &mut Rows) -> Result<()> {
+fn check_pairs(name: &str, content: Bytes, side: Side, held_out: &mut HeldOut, rows: &mut Rows) -> Result<()> {
     let table = read_pairs(name, content)?;
     rows.number = table.ids.len() as u64;
     for (row, id) in table.ids.iter().enumerate() {
@@ -252,7 +249,7 @@ fn check_pairs(name: &str, content: Bytes, role: &str, held_out: &mut HeldOut, r
             rows.wrong(wrong_id(row, *id));
         }
         for (column, text) in [("english", english), ("foreign", foreign)] {
-            if held_out.leaks(column, role, text) {
+            if held_out.leaks(column, side, text) {
                 rows.wrong(leak(row, text));
             }
         }
@@ -260,7 +257,7 @@ fn check_pairs(name: &str, content: Bytes, role: &str, held_out: &mut HeldOut, r
     Ok(())
 }
 
-fn check_instructions(name: &str, content: Bytes, role: &str, held_out: &mut HeldOut, rows: &mut Rows) -> Result<()> {
+fn check_instructions(name: &str, content: Bytes, side: Side, held_out: &mut HeldOut, rows: &mut Rows) -> Result<()> {
     let table = read_instructions(name, content)?;
     rows.number = table.len() as u64;
     for (number, row) in table.iter().enumerate() {
@@ -269,7 +266,7 @@ fn check_instructions(name: &str, content: Bytes, role: &str, held_out: &mut Hel
             rows.wrong(wrong_id(number, row.id));
         }
         for (column, text) in [("instruction english", &row.english_ref), ("instruction", &row.foreign)] {
-            if held_out.leaks(column, role, text) {
+            if held_out.leaks(column, side, text) {
                 rows.wrong(leak(number, text));
             }
         }

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bytes::Bytes;
 use common::{Random, run_stage, sample_spec};
 use llink_datasets::manifest::{MANIFEST_VERSION, Manifest, ManifestArtifact};
-use llink_datasets::rows::Corpus;
+use llink_datasets::role::{Corpus, Part, Role};
 use llink_datasets::shards::{NearDuplicates, SidesBy, SplitSpec};
 use llink_datasets::store::{Created, Store};
 use llink_datasets::verify::verify;
@@ -228,7 +228,8 @@ async fn a_large_object_is_read_whole_through_faults() {
     let content = Bytes::from(content);
     let straight = Store::open_with("s3://large/x", settings(moto.port)).unwrap();
     straight.put("align/k/weights.bin", content.clone()).await.unwrap();
-    let artifact = ManifestArtifact::of("align/k/weights.bin", "weights", 0, &content, BTreeMap::new());
+    let role = Role::Trained(Part::Projector);
+    let artifact = ManifestArtifact::of("align/k/weights.bin", role, 0, &content, BTreeMap::new());
     let manifest = Manifest {
         version: MANIFEST_VERSION,
         stage: "align".into(),

@@ -13,7 +13,8 @@ use common::{clean, pairs_of, run_stage, sample_spec, silent};
 use half::f16;
 use llink_datasets::clean::TooLong;
 use llink_datasets::manifest::sha256_hex;
-use llink_datasets::rows::{Corpus, row_id};
+use llink_datasets::role::{Corpus, Role, Side};
+use llink_datasets::rows::row_id;
 use llink_datasets::shards::{NearDuplicates, SidesBy, SplitSpec, WriteSpec, write_shard};
 use llink_datasets::store::Store;
 use llink_datasets::vectors::{VectorTable, write_vectors};
@@ -81,7 +82,7 @@ async fn shards_are_as_the_design_says() {
         };
         assert_eq!(fact("llink.schema_version").as_deref(), Some("1"));
         assert_eq!(fact("llink.stage_key").as_deref(), Some("0123abcd"));
-        assert_eq!(fact("llink.role").as_deref(), Some(shard.role.as_str()));
+        assert_eq!(fact("llink.role"), Some(shard.role.to_string()));
     }
 }
 
@@ -150,8 +151,8 @@ async fn rows_keep_their_texts_ids_and_order() {
     };
     let stage = run_stage(&store, "out", &sources, &spec).await.unwrap();
     let mut found = Vec::new();
-    for role in ["pairs/holdout", "pairs/train"] {
-        found.extend(pairs_of(&store, &stage, role).await);
+    for side in [Side::Holdout, Side::Train] {
+        found.extend(pairs_of(&store, &stage, side).await);
     }
     assert_eq!(
         found.len() as u64,
@@ -196,7 +197,7 @@ async fn an_assignment_of_other_tables_is_refused() {
         assignment: "out/assignment.parquet".into(),
         shard,
         path: "shard.parquet".into(),
-        role: "pairs/train".into(),
+        role: Role::Shard(Corpus::Pairs, Side::Train),
         stage_key: String::new(),
     };
     let text = write_shard(&write("short.parquet", 0), &store, &silent)

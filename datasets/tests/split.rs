@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use bytes::Bytes;
 use common::{Random, Stage, assert_sums, pairs_of, run_stage, sample_spec, source_spec};
-use llink_datasets::rows::Corpus;
+use llink_datasets::role::{Corpus, Role, Side};
 use llink_datasets::shards::{CleanSpec, NearDuplicates, Share, SidesBy, SplitSpec};
 use llink_datasets::store::Store;
 use llink_datasets::text::comparison_form;
@@ -47,8 +47,8 @@ async fn random_source(store: &Store, name: &str, random: &mut Random, rows: u64
 
 async fn sides(store: &Store, stage: &Stage) -> [Vec<(u64, String, String)>; 2] {
     [
-        pairs_of(store, stage, "pairs/train").await,
-        pairs_of(store, stage, "pairs/holdout").await,
+        pairs_of(store, stage, Side::Train).await,
+        pairs_of(store, stage, Side::Holdout).await,
     ]
 }
 
@@ -206,7 +206,7 @@ async fn several_tasks_about_one_text_stay_together() {
         let rows = llink_datasets::instructions::read_instructions("x", store.get(&shard.path).await.unwrap()).unwrap();
         parts.push(rows.into_iter().map(|row| row.foreign).collect::<BTreeSet<_>>());
     }
-    assert_eq!(stage.shards[1].role, "instructions/validation");
+    assert_eq!(stage.shards[1].role, Role::Shard(Corpus::Instructions, Side::Holdout));
     assert_eq!(
         (
             parts[0].len() + parts[1].len(),

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use common::{run_stage, sample_spec};
 use llink_datasets::manifest::{MANIFEST_VERSION, Manifest, ManifestArtifact, sha256_hex};
-use llink_datasets::rows::Corpus;
+use llink_datasets::role::{Corpus, Role, Side};
 use llink_datasets::shards::{NearDuplicates, SidesBy, SplitSpec};
 use llink_datasets::store::Store;
 use llink_datasets::verify::verify;
@@ -78,7 +78,7 @@ async fn each_fault_is_named_with_its_object() {
     // This manifest lists a training shard as held out: its hashes are right and its rows are wrong.
     let mut twisted = manifest.clone();
     let copied = ManifestArtifact {
-        role: "pairs/holdout".into(),
+        role: Role::Shard(Corpus::Pairs, Side::Holdout),
         ..first.clone()
     };
     twisted.artifacts.push(copied);

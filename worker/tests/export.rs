@@ -14,6 +14,7 @@ use bytes::Bytes;
 use candle_core::{DType, Device};
 use half::f16;
 use llink_datasets::manifest::{Manifest, ManifestArtifact, sha256_hex};
+use llink_datasets::role::{Corpus, Role, Side};
 use llink_datasets::roots::Roots;
 use llink_datasets::rows::InstructionExample;
 use llink_datasets::shards::encode_instructions;
@@ -125,7 +126,7 @@ impl Job {
         let path = "shard/k/instructions/train/00000.parquet";
         self.put(
             path,
-            encode_instructions(&rows, path, "instructions/train", "k").unwrap(),
+            encode_instructions(&rows, path, &Role::Shard(Corpus::Instructions, Side::Train), "k").unwrap(),
         )
     }
 
@@ -200,7 +201,7 @@ impl Job {
         let written = self.run(task).unwrap();
         let artifacts = written.artifacts.into_iter().map(|a| ManifestArtifact {
             path: a.path,
-            role: a.role,
+            role: a.role.into(),
             rows: a.rows,
             bytes: a.bytes,
             sha256: a.sha256,

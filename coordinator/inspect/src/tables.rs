@@ -22,7 +22,7 @@ const CELL: usize = 36;
 pub(crate) async fn show(url: &str, rows: usize) -> Result<(), Failed> {
     let (store, found) = find(url).await?;
     for (role, shards) in by_role(&found) {
-        describe(&store, role, &shards, rows).await?;
+        describe(&store, &role, &shards, rows).await?;
     }
     Ok(())
 }
@@ -68,10 +68,10 @@ async fn find_shards(url: &str) -> llink_datasets::Result<(Store, Vec<ShardInfo>
     Ok((store, vec![info]))
 }
 
-fn by_role(found: &[ShardInfo]) -> BTreeMap<&str, Vec<&ShardInfo>> {
-    let mut roles: BTreeMap<&str, Vec<&ShardInfo>> = BTreeMap::new();
+fn by_role(found: &[ShardInfo]) -> BTreeMap<String, Vec<&ShardInfo>> {
+    let mut roles: BTreeMap<String, Vec<&ShardInfo>> = BTreeMap::new();
     for info in found {
-        roles.entry(&info.role).or_default().push(info);
+        roles.entry(info.role.to_string()).or_default().push(info);
     }
     roles
 }

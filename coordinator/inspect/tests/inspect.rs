@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
+use llink_datasets::role::{Corpus, Role, Side};
 use llink_datasets::rows::InstructionExample;
 use llink_datasets::shards::encode_instructions;
 
@@ -24,7 +25,7 @@ fn shard() -> tempfile::TempDir {
         example("summarize", "ឆ្កែឃើញឆ្មា។", "A dog sees a cat."),
     ];
     let name = "00000.parquet";
-    let bytes = encode_instructions(&rows, name, "instructions/train", "key").unwrap();
+    let bytes = encode_instructions(&rows, name, &Role::Shard(Corpus::Instructions, Side::Train), "key").unwrap();
     std::fs::write(dir.path().join(name), bytes).unwrap();
     dir
 }

@@ -5,6 +5,7 @@
 //! embeds nothing else again.
 
 use llink_datasets::manifest::Manifest;
+use llink_datasets::role::{Corpus, Role, Side, Tower};
 use llink_proto::task::Kind;
 use llink_proto::{Artifact, EmbedShard, ModelRole, Task, TaskResult};
 
@@ -22,12 +23,12 @@ struct Portion {
     rows: u64,
 }
 
-/// Returns the first `rows` of the shards of a role. They are in the order of their texts' hash, so they are a fixed,
+/// Returns the first `rows` of the pairs of a side. They are in the order of their texts' hash, so they are a fixed,
 /// fair sample.
-fn first(manifest: &Manifest, role: &str, rows: u64) -> Vec<Portion> {
+fn first(manifest: &Manifest, side: Side, rows: u64) -> Vec<Portion> {
     let mut left = rows;
     let mut portions = Vec::new();
-    for shard in with_role(manifest, role) {
+    for shard in with_role(manifest, Role::Shard(Corpus::Pairs, side)) {
         let rows = shard.rows.min(left);
         if rows > 0 {
             left -= rows;
@@ -37,16 +38,14 @@ fn first(manifest: &Manifest, role: &str, rows: u64) -> Vec<Portion> {
     portions
 }
 
-/// Returns the portions of the benchmark's pairs and of the pairs behind the means, each with the name of its side.
-fn sides(inputs: &Inputs<'_>) -> Result<[(&'static str, Vec<Portion>); 2], PlanError> {
+/// Returns the portions of the benchmark's pairs and of the pairs behind the means, each with its side.
+fn sides(inputs: &Inputs<'_>) -> Result<[(Side, Vec<Portion>); 2], PlanError> {
     let shard = earlier(STAGE, StageName::Shard, inputs)?;
-    Ok([
-        (
-            "holdout",
-            first(shard, "pairs/holdout", inputs.job.evaluate.benchmark_pairs),
-        ),
-        ("train", first(shard, "pairs/train", CENTRED_ON)),
-    ])
+    let wanted = [
+        (Side::Holdout, inputs.job.evaluate.benchmark_pairs),
+        (Side::Train, CENTRED_ON),
+    ];
+    Ok(wanted.map(|(side, rows)| (side, first(shard, side, rows))))
 }
 
 pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
@@ -55,7 +54,10 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
         .iter()
         .flat_map(|(side, portions)| portions.iter().map(move |p| (side, p)));
     let mut parts: Vec<String> = portions
-        .map(|(side, portion)| format!("{side} {} {}", portion.rows, portion.shard.sha256))
+        .map(|(side, portion)| {
+            let name = Corpus::Pairs.side(*side);
+            format!("{name} {} {}", portion.rows, portion.shard.sha256)
+        })
         .collect();
     let models = earlier(STAGE, StageName::Models, inputs)?;
     parts.push(fact(STAGE, models, "encoder.fingerprint")?.into());
@@ -74,12 +76,12 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
     let mut tasks = Vec::new();
     for (side, portions) in sides(inputs)? {
         for (i, portion) in portions.into_iter().enumerate() {
-            let role = format!("embeddings/encoder-english/{side}");
+            let role = Role::Vectors(Tower::EncoderEnglish, Corpus::Pairs, side);
             let kind = Kind::EmbedShard(EmbedShard {
                 model: Some(model.clone()),
                 shard: Some(portion.shard),
                 path: format!("{directory}/{role}/{i:05}.parquet"),
-                role,
+                role: role.into(),
                 token_budget: options.token_budget,
                 max_chars: options.max_chars,
                 max_tokens: max_tokens(STAGE, inputs)?,
@@ -95,7 +97,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
                 spec,
                 weight: portion.rows,
                 ranks: Ranks::ONE,
-                label: format!("encoder vectors of the English of {side}/{i:05}"),
+                label: format!("encoder vectors of the English of {}/{i:05}", Corpus::Pairs.side(side)),
             });
         }
     }

@@ -1,5 +1,6 @@
 //! The `embed` stage has one task for each shard and model.
 
+use llink_datasets::role::{Corpus, Role, Side, Tower};
 use llink_proto::task::Kind;
 use llink_proto::{EmbedShard, EncoderReading, ModelRef, ModelRole, PooledTeacher, Task, TaskResult, pooled_teacher};
 
@@ -13,17 +14,9 @@ use crate::job::{Teacher, TeacherLayer};
 const STAGE: StageName = StageName::Embed;
 /// The two models that read a pair: the encoder reads its foreign side, the teacher its English side. The teacher is
 /// usually the slower model. It comes first, so that the remaining time is known early and the last tasks are short.
-const TOWERS: [(&str, &str, ModelRole); 2] = [
-    ("teacher", "decoder", ModelRole::Decoder),
-    ("encoder", "encoder", ModelRole::Encoder),
-];
-
-/// The roles of the shards, and the roles of their vectors.
-const SIDES: [(&str, &str); 4] = [
-    ("pairs/train", "train"),
-    ("pairs/holdout", "holdout"),
-    ("instructions/train", "instructions-train"),
-    ("instructions/validation", "instructions-validation"),
+const TOWERS: [(Tower, &str, ModelRole); 2] = [
+    (Tower::Teacher, "decoder", ModelRole::Decoder),
+    (Tower::Encoder, "encoder", ModelRole::Encoder),
 ];
 
 pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
@@ -119,30 +112,32 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
     if let Some(embedded) = results.first() {
         return Ok(Phase::Complete(manifest_of(STAGE, key, embedded)));
     }
-    let shard = earlier(STAGE, StageName::Shard, inputs)?;
+    let mut corpora = vec![(Corpus::Pairs, earlier(STAGE, StageName::Shard, inputs)?)];
+    // Only Stage B reads instructions.
+    if inputs.job.instruct.is_some() {
+        corpora.push((Corpus::Instructions, instructions_of(STAGE, inputs)?));
+    }
+    let sides = [Side::Train, Side::Holdout];
+    let sets = || {
+        corpora
+            .iter()
+            .flat_map(|&(corpus, from)| sides.map(|side| (corpus, from, side)))
+    };
     let options = &inputs.job.embed;
     let directory = inputs.directory(STAGE, key);
     let teacher = pooled(inputs)?;
     let mut tasks = Vec::new();
     for (tower, model_name, model_role) in TOWERS {
         let model = model_ref(STAGE, inputs, model_name, model_role)?;
-        for (of, role) in SIDES {
-            // Only Stage B reads instructions.
-            if inputs.job.instruct.is_none() && of.starts_with("instructions/") {
-                continue;
-            }
-            let from = if of.starts_with("instructions/") {
-                instructions_of(STAGE, inputs)?
-            } else {
-                shard
-            };
-            for (i, artifact) in with_role(from, of).into_iter().enumerate() {
+        for (corpus, from, side) in sets() {
+            let role = Role::Vectors(tower, corpus, side);
+            for (i, artifact) in with_role(from, Role::Shard(corpus, side)).into_iter().enumerate() {
                 let weight = artifact.rows;
                 let kind = Kind::EmbedShard(EmbedShard {
                     model: Some(model.clone()),
                     shard: Some(artifact),
-                    path: format!("{directory}/embeddings/{tower}/{role}/{i:05}.parquet"),
-                    role: format!("embeddings/{tower}/{role}"),
+                    path: format!("{directory}/{role}/{i:05}.parquet"),
+                    role: role.to_string(),
                     token_budget: options.token_budget,
                     max_chars: options.max_chars,
                     max_tokens: max_tokens(STAGE, inputs)?,
@@ -158,7 +153,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
                     spec,
                     weight,
                     ranks: Ranks::ONE,
-                    label: format!("{tower} vectors of {role}/{i:05}"),
+                    label: format!("{tower} vectors of {}/{i:05}", corpus.set(side)),
                 });
             }
         }

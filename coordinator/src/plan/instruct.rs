@@ -1,5 +1,6 @@
 //! The `instruct` stage, and what `evaluate` needs of its results.
 
+use llink_datasets::role::{Corpus, Part, Role, Side, Tower};
 use llink_proto::task::Kind;
 use llink_proto::{Answers, Artifact, Instruct, InstructOptions, ModelRole, TaskResult, Upkeep};
 
@@ -40,7 +41,7 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
         content(instructions_of(STAGE, inputs)?),
         fact(STAGE, earlier(STAGE, StageName::Models, inputs)?, "decoder.fingerprint")?.into(),
         content(earlier(STAGE, StageName::Embed, inputs)?),
-        content_of(earlier(STAGE, StageName::Align, inputs)?, "projector"),
+        content_of(earlier(STAGE, StageName::Align, inputs)?, Part::Projector),
         json(&section),
         format!("seed {}", inputs.job.seed),
     ])
@@ -55,18 +56,21 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
         return Ok(Phase::Complete(manifest_of(STAGE, key, &trained)));
     };
     let embed = earlier(STAGE, StageName::Embed, inputs)?;
-    let instructions = with_role(instructions_of(STAGE, inputs)?, "instructions/train");
+    let align = earlier(STAGE, StageName::Align, inputs)?;
+    let all = instructions_of(STAGE, inputs)?;
+    let vectors = |tower, side| with_role(embed, Role::Vectors(tower, Corpus::Instructions, side));
+    let instructions = with_role(all, Role::Shard(Corpus::Instructions, Side::Train));
     let rows: u64 = instructions.iter().map(|a| a.rows).sum();
     let steps = section.steps_for(rows);
-    let held_out = |manifest, role: &str| match section.validate_every {
+    let held_out = |artifacts| match section.validate_every {
         0 => Vec::new(),
-        _ => with_role(manifest, role),
+        _ => artifacts,
     };
     let kind = Kind::Instruct(Instruct {
-        encoder_vectors: with_role(embed, "embeddings/encoder/instructions-train"),
-        teacher_vectors: with_role(embed, "embeddings/teacher/instructions-train"),
+        encoder_vectors: vectors(Tower::Encoder, Side::Train),
+        teacher_vectors: vectors(Tower::Teacher, Side::Train),
         instructions,
-        projector: Some(the_one(STAGE, earlier(STAGE, StageName::Align, inputs)?, "projector")?),
+        projector: Some(the_one(STAGE, align, Part::Projector)?),
         decoder: Some(model_ref(STAGE, inputs, "decoder", ModelRole::Decoder)?),
         options: Some(options(section, *arm, steps, inputs.job.seed)),
         directory: match is_second(*arm, section.mode) {
@@ -80,9 +84,9 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
             validate_steps: section.validate_every,
             step_timeout_s: section.step_timeout_s,
         }),
-        held_out_instructions: held_out(instructions_of(STAGE, inputs)?, "instructions/validation"),
-        held_out_encoder_vectors: held_out(embed, "embeddings/encoder/instructions-validation"),
-        held_out_teacher_vectors: held_out(embed, "embeddings/teacher/instructions-validation"),
+        held_out_instructions: held_out(with_role(all, Role::Shard(Corpus::Instructions, Side::Holdout))),
+        held_out_encoder_vectors: held_out(vectors(Tower::Encoder, Side::Holdout)),
+        held_out_teacher_vectors: held_out(vectors(Tower::Teacher, Side::Holdout)),
         validation_examples: match section.validate_every {
             0 => 0,
             _ => section.validation_examples,
@@ -111,10 +115,11 @@ fn is_second(arm: InstructArm, mode: InstructMode) -> bool {
 fn named(result: &TaskResult, arm: InstructArm, mode: InstructMode) -> TaskResult {
     let mut result = result.clone();
     if is_second(arm, mode) {
-        result
-            .artifacts
-            .iter_mut()
-            .for_each(|artifact| artifact.role.insert_str(0, "direct-"));
+        for artifact in &mut result.artifacts {
+            if let Role::Trained(part) = artifact.role.as_str().into() {
+                artifact.role = Role::Direct(part).into();
+            }
+        }
         let figures = result.figures.into_iter();
         result.figures = figures.map(|(name, value)| (format!("direct.{name}"), value)).collect();
     }
@@ -152,14 +157,14 @@ fn options(section: &InstructSection, arm: InstructArm, steps: u64, seed: u64) -
 /// Returns the projector from which Stage B's slots are expanded: Stage B's own if it trained one, otherwise Stage A's.
 pub(super) fn projector(stage: StageName, inputs: &Inputs<'_>) -> Result<Artifact, PlanError> {
     let own = match inputs.job.instruct {
-        Some(_) => with_role(earlier(stage, STAGE, inputs)?, "projector")
+        Some(_) => with_role(earlier(stage, STAGE, inputs)?, Part::Projector)
             .into_iter()
             .next(),
         None => None,
     };
     match own {
         Some(projector) => Ok(projector),
-        None => the_one(stage, earlier(stage, StageName::Align, inputs)?, "projector"),
+        None => the_one(stage, earlier(stage, StageName::Align, inputs)?, Part::Projector),
     }
 }
 
@@ -169,15 +174,11 @@ pub(super) fn evaluated(inputs: &Inputs<'_>) -> Result<String, PlanError> {
         return Ok(String::new());
     }
     let manifest = earlier(StageName::Evaluate, STAGE, inputs)?;
-    let roles = [
-        "adapter-config",
-        "adapter",
-        "slots",
-        "projector",
-        "direct-adapter-config",
-        "direct-adapter",
-    ];
-    Ok(roles.map(|role| content_of(manifest, role)).join("\n"))
+    let first = [Part::AdapterConfig, Part::Adapter, Part::Slots, Part::Projector].map(Role::Trained);
+    let second = [Part::AdapterConfig, Part::Adapter].map(Role::Direct);
+    let roles = first.into_iter().chain(second);
+    let contents: Vec<String> = roles.map(|role| content_of(manifest, role)).collect();
+    Ok(contents.join("\n"))
 }
 
 /// Returns the task for the answers that `evaluate` generates into `directory`.
@@ -192,22 +193,23 @@ pub(super) fn answers(directory: &str, inputs: &Inputs<'_>) -> Result<Option<Ans
     }
     let trained = earlier(stage, STAGE, inputs)?;
     let embed = earlier(stage, StageName::Embed, inputs)?;
-    let second = |role: &str| match section.mode {
-        InstructMode::Both => the_one(stage, trained, role).map(Some),
+    let (all, side) = (instructions_of(stage, inputs)?, Side::Holdout);
+    let second = |part| match section.mode {
+        InstructMode::Both => the_one(stage, trained, Role::Direct(part)).map(Some),
         InstructMode::Slots | InstructMode::Direct => Ok(None),
     };
     Ok(Some(Answers {
-        instructions: with_role(instructions_of(stage, inputs)?, "instructions/validation"),
-        encoder_vectors: with_role(embed, "embeddings/encoder/instructions-validation"),
-        adapter: Some(the_one(stage, trained, "adapter")?),
-        adapter_config: Some(the_one(stage, trained, "adapter-config")?),
+        instructions: with_role(all, Role::Shard(Corpus::Instructions, side)),
+        encoder_vectors: with_role(embed, Role::Vectors(Tower::Encoder, Corpus::Instructions, side)),
+        adapter: Some(the_one(stage, trained, Part::Adapter)?),
+        adapter_config: Some(the_one(stage, trained, Part::AdapterConfig)?),
         slots: match section.mode {
-            InstructMode::Slots | InstructMode::Both => Some(the_one(stage, trained, "slots")?),
+            InstructMode::Slots | InstructMode::Both => Some(the_one(stage, trained, Part::Slots)?),
             InstructMode::Direct => None,
         },
-        projector: with_role(trained, "projector").into_iter().next(),
-        direct_adapter: second("direct-adapter")?,
-        direct_adapter_config: second("direct-adapter-config")?,
+        projector: with_role(trained, Part::Projector).into_iter().next(),
+        direct_adapter: second(Part::Adapter)?,
+        direct_adapter_config: second(Part::AdapterConfig)?,
         examples: evaluate.answers,
         max_answer_tokens: evaluate.max_answer_tokens,
         max_tokens: section.max_tokens,

@@ -21,6 +21,7 @@ use std::str::FromStr;
 pub use shard::TINY_MODELS_STAMP;
 
 use llink_datasets::manifest::{ATTEMPT_PREFIX, Manifest, ManifestArtifact};
+use llink_datasets::role::Role;
 use llink_proto::{Artifact, Task, TaskResult};
 use serde::{Deserialize, Serialize};
 
@@ -366,14 +367,22 @@ fn fact<'a>(stage: StageName, manifest: &'a Manifest, name: &str) -> Result<&'a 
 
 /// Returns the content of a stage's results without paths: roles, rows and hashes.
 fn content(manifest: &Manifest) -> String {
-    content_of(manifest, "")
+    content_where(manifest, |_| true)
 }
 
-/// Returns the same for the artifacts whose role begins with `role`.
-fn content_of(manifest: &Manifest, role: &str) -> String {
-    let of_role = manifest.artifacts.iter().filter(|a| a.role.starts_with(role));
-    let lines: Vec<String> = of_role.map(|a| format!("{} {} {}", a.role, a.rows, a.sha256)).collect();
-    lines.join("\n")
+/// Returns the same for the artifacts whose role begins with the text of `role`, as in all keys so far: that of the
+/// adapter includes its configuration.
+fn content_of(manifest: &Manifest, role: impl Into<Role>) -> String {
+    let beginning = role.into().to_string();
+    content_where(manifest, |role| role.starts_with(&beginning))
+}
+
+fn content_where(manifest: &Manifest, wanted: impl Fn(&str) -> bool) -> String {
+    let lines = manifest.artifacts.iter().filter_map(|a| {
+        let role = a.role.to_string();
+        wanted(&role).then(|| format!("{role} {} {}", a.rows, a.sha256))
+    });
+    lines.collect::<Vec<String>>().join("\n")
 }
 
 fn json(value: &impl Serialize) -> String {
@@ -407,7 +416,7 @@ fn manifest_of<'a>(stage: StageName, key: &str, results: impl IntoIterator<Item 
 fn to_manifest(a: &Artifact) -> ManifestArtifact {
     ManifestArtifact {
         path: a.path.clone(),
-        role: a.role.clone(),
+        role: a.role.as_str().into(),
         rows: a.rows,
         bytes: a.bytes,
         sha256: a.sha256.clone(),
@@ -418,7 +427,7 @@ fn to_manifest(a: &Artifact) -> ManifestArtifact {
 fn from_manifest(a: &ManifestArtifact) -> Artifact {
     Artifact {
         path: a.path.clone(),
-        role: a.role.clone(),
+        role: a.role.to_string(),
         rows: a.rows,
         bytes: a.bytes,
         sha256: a.sha256.clone(),
@@ -427,7 +436,8 @@ fn from_manifest(a: &ManifestArtifact) -> Artifact {
 }
 
 /// Returns the artifacts of `role`, in the manifest's order.
-fn with_role(manifest: &Manifest, role: &str) -> Vec<Artifact> {
+fn with_role(manifest: &Manifest, role: impl Into<Role>) -> Vec<Artifact> {
+    let role = role.into();
     manifest
         .artifacts
         .iter()

@@ -1,5 +1,6 @@
 //! The `shard` stage (clean each source, split over all of them, write each shard) and the `models` stage.
 
+use llink_datasets::role::{self, Role};
 use llink_datasets::shown::ShownUrl;
 use llink_proto::task::Kind;
 use llink_proto::{
@@ -11,9 +12,6 @@ use crate::job::{
     CleaningSection, ColumnName, CompressionName, CorpusSection, FormatName, InstructionsSection, JobFile,
     NearDuplicates, RANDOM_MODEL, SourceEntry, Sources, TINY_MODEL, TooLong, ValidationFrom,
 };
-
-/// The role of the split's assignment, which the shards read.
-pub const ASSIGNMENT_ROLE: &str = "assignment";
 
 pub(super) fn key_parts(inputs: &Inputs<'_>) -> Vec<String> {
     let job = inputs.job;
@@ -201,7 +199,7 @@ impl<'a> CorpusPlan<'a> {
             train_rows: self.train,
             holdout_rows: self.holdout,
             shard_rows: self.shard_rows,
-            path: self.work_path(key, inputs, ASSIGNMENT_ROLE),
+            path: self.work_path(key, inputs, "assignment"),
             near_duplicates: self.cleaning.near_duplicates.as_str().into(),
             similarity: self.cleaning.similarity,
             second_hash: self.validation_from == ValidationFrom::Train,
@@ -213,7 +211,7 @@ impl<'a> CorpusPlan<'a> {
     }
 
     fn shard_tasks(&self, key: &str, inputs: &Inputs<'_>, own: &[TaskResult], split: &TaskResult) -> Vec<PlannedTask> {
-        let (assignment, shards): (Vec<_>, Vec<_>) = split.artifacts.iter().partition(|a| a.role == ASSIGNMENT_ROLE);
+        let (assignment, shards): (Vec<_>, Vec<_>) = split.artifacts.iter().partition(|a| a.role == Role::Assignment);
         let assignment = assignment.first().map(|a| a.path.clone()).unwrap_or_default();
         let directory = inputs.directory(StageName::Shard, key);
         let task = |(i, shard): (usize, &llink_proto::Artifact)| {
@@ -357,7 +355,10 @@ pub(super) fn models_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskRe
     let task = |role: ModelRole, source: &str, name: &str| -> Result<PlannedTask, PlanError> {
         let wishes = (role == ModelRole::Encoder).then_some(encoder);
         let text = match source {
-            RANDOM_MODEL => with_role(earlier(StageName::Models, StageName::Shard, inputs)?, "pairs/train"),
+            RANDOM_MODEL => {
+                let shard = earlier(StageName::Models, StageName::Shard, inputs)?;
+                with_role(shard, Role::Shard(role::Corpus::Pairs, role::Side::Train))
+            }
             _ => Vec::new(),
         };
         let kind = Kind::PrepareModel(PrepareModel {

@@ -1,6 +1,7 @@
 //! The `synthesize` stage has a task for each shard of pairs that the model is asked about.
 
 use llink_datasets::manifest::Manifest;
+use llink_datasets::role::{Corpus, Role, Side};
 use llink_proto::task::Kind;
 use llink_proto::{Artifact, CleaningRules, ModelEndpoint, SynthesisPrompt, Synthesize, Task, TaskResult};
 
@@ -33,8 +34,8 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
         ..section(inputs)?.clone()
     };
     Ok(vec![
-        content_of(shard, "pairs/train"),
-        content_of(shard, "pairs/holdout"),
+        content_of(shard, Role::Shard(Corpus::Pairs, Side::Train)),
+        content_of(shard, Role::Shard(Corpus::Pairs, Side::Holdout)),
         json(&section),
     ])
 }
@@ -56,7 +57,7 @@ struct Portion {
 
 /// The examples of one side: how many are wanted, and which pairs are used up.
 struct SidePlan {
-    side: &'static str,
+    side: Side,
     pairs: Vec<Artifact>,
     wanted: u64,
     kept: u64,
@@ -68,10 +69,10 @@ struct SidePlan {
 }
 
 impl SidePlan {
-    fn new(shard: &Manifest, from: &str, side: &'static str, wanted: u64) -> Self {
+    fn new(shard: &Manifest, side: Side, wanted: u64) -> Self {
         Self {
             side,
-            pairs: with_role(shard, from),
+            pairs: with_role(shard, Role::Shard(Corpus::Pairs, side)),
             wanted,
             kept: 0,
             asked: 0,
@@ -114,7 +115,7 @@ impl SidePlan {
     }
 
     fn tasks(&self, key: &str, inputs: &Inputs<'_>, section: &SynthesizeSection) -> Vec<PlannedTask> {
-        let role = format!("instructions/{}", self.side);
+        let role = self.role();
         let task = |(number, portion): (usize, Portion)| {
             let pairs = &self.pairs[portion.shard];
             let kind = Kind::Synthesize(Synthesize {
@@ -129,7 +130,7 @@ impl SidePlan {
                     ..CleaningRules::default()
                 }),
                 path: format!("{}/{role}/{number:05}.parquet", inputs.directory(STAGE, key)),
-                role: role.clone(),
+                role: role.to_string(),
                 stage_key: key.into(),
                 cache: CACHE.into(),
             });
@@ -146,12 +147,22 @@ impl SidePlan {
         (self.portions..).zip(self.next()).map(task).collect()
     }
 
+    /// Returns the role of the examples.
+    fn role(&self) -> Role {
+        Role::Shard(Corpus::Instructions, self.side)
+    }
+
     fn shortfall(&self) -> Option<String> {
-        (self.kept < self.wanted).then(|| {
+        let (
+            role,
+            Self {
+                kept, wanted, asked, ..
+            },
+        ) = (self.role(), self);
+        (kept < wanted).then(|| {
             format!(
-                "instructions/{} has {} rows of the {} asked for, after {} pairs were asked about: too few pairs of \
+                "{role} has {kept} rows of the {wanted} asked for, after {asked} pairs were asked about: too few pairs of \
                  `synthesize.min_chars` to `synthesize.max_chars` characters, or too many answers that can't be used",
-                self.side, self.kept, self.wanted, self.asked
             )
         })
     }
@@ -162,8 +173,8 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
     let section = section(inputs)?;
     let shard = earlier(STAGE, StageName::Shard, inputs)?;
     let mut sides = [
-        SidePlan::new(shard, "pairs/train", "train", section.train),
-        SidePlan::new(shard, "pairs/holdout", "validation", section.validation),
+        SidePlan::new(shard, Side::Train, section.train),
+        SidePlan::new(shard, Side::Holdout, section.validation),
     ];
     for answered in results {
         let mut rest = answered.as_slice();

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::job::parse;
+use llink_datasets::role::{Corpus, Part, Side};
 use llink_proto::task::Kind;
 
 fn job(text: &str) -> JobFile {
@@ -12,17 +13,16 @@ fn job(text: &str) -> JobFile {
     .unwrap()
 }
 
+fn artifact(path: &str, role: impl Into<Role>, rows: u64) -> ManifestArtifact {
+    ManifestArtifact::of(path, role.into(), rows, b"x", BTreeMap::new())
+}
+
 fn done() -> BTreeMap<StageName, Manifest> {
     let mut done = BTreeMap::new();
     for stage in StageName::ALL {
         let mut manifest = manifest_of(stage, "k", &[]);
-        manifest.artifacts.push(ManifestArtifact {
-            path: format!("{stage}/k/x"),
-            role: "pairs/train".into(),
-            rows: 3,
-            sha256: "aa".into(),
-            ..ManifestArtifact::default()
-        });
+        let role = Role::Shard(Corpus::Pairs, Side::Train);
+        manifest.artifacts.push(artifact(&format!("{stage}/k/x"), role, 3));
         for (name, value) in [
             ("pooling", "mean"),
             ("normalize", "false"),
@@ -150,11 +150,12 @@ fn what_is_fitted_is_fitted_once_before_the_training_and_read_by_it() {
             Phase::Complete(_) => None,
         }
     };
-    let made = |role: &str| {
+    let made = |part: Part| {
+        let role = Role::Trained(part).to_string();
         vec![TaskResult {
             artifacts: vec![Artifact {
-                role: role.into(),
                 path: format!("align/k/{role}"),
+                role,
                 ..Artifact::default()
             }],
             ..TaskResult::default()
@@ -163,7 +164,7 @@ fn what_is_fitted_is_fitted_once_before_the_training_and_read_by_it() {
     // The paper's job fits no statistics.
     let paper = job("");
     assert!(matches!(kind(&paper, &[]), Some(Kind::Align(task)) if task.statistics.is_none()));
-    assert!(kind(&paper, &[made("projector")]).is_none());
+    assert!(kind(&paper, &[made(Part::Projector)]).is_none());
 
     let whitened = job("[align]\nmetric = \"whitened\"\n");
     let Some(Kind::FitStatistics(fit)) = kind(&whitened, &[]) else {
@@ -171,13 +172,13 @@ fn what_is_fitted_is_fitted_once_before_the_training_and_read_by_it() {
     };
     assert!(fit.start_at_teachers && !fit.standardize);
     assert_eq!(fit.metric(), llink_proto::Metric::Whitened);
-    let fitted = [made("statistics")];
+    let fitted = [made(Part::Statistics)];
     let Some(Kind::Align(train)) = kind(&whitened, &fitted) else {
         panic!("no training follows")
     };
     assert_eq!(train.statistics.unwrap().path, "align/k/statistics");
     let [fitted] = fitted;
-    let results = [fitted, made("projector")];
+    let results = [fitted, made(Part::Projector)];
     let inputs = Inputs {
         job: &whitened,
         stamps: &stamps,
@@ -187,8 +188,11 @@ fn what_is_fitted_is_fitted_once_before_the_training_and_read_by_it() {
     let Phase::Complete(manifest) = phase(StageName::Align, "k", &inputs, &results).unwrap() else {
         panic!("the stage is not complete")
     };
-    let roles: Vec<&str> = manifest.artifacts.iter().map(|a| a.role.as_str()).collect();
-    assert_eq!(roles, ["statistics", "projector"]);
+    let roles: Vec<&Role> = manifest.artifacts.iter().map(|a| &a.role).collect();
+    assert_eq!(
+        roles,
+        [&Role::Trained(Part::Statistics), &Role::Trained(Part::Projector)]
+    );
 }
 
 #[test]
@@ -222,7 +226,7 @@ fn both_arms_are_trained_one_after_the_other_and_keep_their_names() {
     let job = job("[instructions]\nsource = \"sample\"\n[instruct]\nmode = \"both\"\n");
     let (stamps, mut done) = (BTreeMap::new(), done());
     if let Some(align) = done.get_mut(&StageName::Align) {
-        align.artifacts[0].role = "projector".into();
+        align.artifacts[0].role = Role::Trained(Part::Projector);
     }
     let inputs = Inputs {
         job: &job,
@@ -230,9 +234,9 @@ fn both_arms_are_trained_one_after_the_other_and_keep_their_names() {
         done: &done,
         claim: None,
     };
-    let trained = |role: &str| TaskResult {
+    let trained = |part: Part| TaskResult {
         artifacts: vec![Artifact {
-            role: role.into(),
+            role: Role::Trained(part).into(),
             ..Artifact::default()
         }],
         figures: BTreeMap::from([("loss".to_owned(), 1.0)]),
@@ -245,7 +249,7 @@ fn both_arms_are_trained_one_after_the_other_and_keep_their_names() {
         },
         Phase::Complete(_) => panic!("an arm is missing"),
     };
-    let first = vec![trained("adapter")];
+    let first = vec![trained(Part::Adapter)];
     assert_eq!(direct(&[]), (false, "instruct/k".to_owned()));
     assert_eq!(
         direct(std::slice::from_ref(&first)),
@@ -254,12 +258,8 @@ fn both_arms_are_trained_one_after_the_other_and_keep_their_names() {
     let Phase::Complete(manifest) = phase(StageName::Instruct, "k", &inputs, &[first.clone(), first]).unwrap() else {
         panic!("both arms are there")
     };
-    let roles: Vec<&str> = manifest
-        .artifacts
-        .iter()
-        .map(|artifact| artifact.role.as_str())
-        .collect();
-    assert_eq!(roles, ["adapter", "direct-adapter"]);
+    let roles: Vec<&Role> = manifest.artifacts.iter().map(|artifact| &artifact.role).collect();
+    assert_eq!(roles, [&Role::Trained(Part::Adapter), &Role::Direct(Part::Adapter)]);
     assert!(manifest.figures.contains_key("loss") && manifest.figures.contains_key("direct.loss"));
 }
 
@@ -331,13 +331,13 @@ fn synthesis_asks_about_further_pairs_in_place_of_those_that_gave_nothing() {
     let text = "[synthesize]\nurl = \"http://x/v1\"\nmodel = \"m\"\ntrain = 25\nvalidation = 5\n";
     let (job, stamps, mut done) = (job(text), BTreeMap::new(), BTreeMap::new());
     let mut shard = manifest_of(StageName::Shard, "s", &[]);
-    for (role, rows) in [("train/0", 20), ("train/1", 20), ("holdout/0", 10)] {
-        shard.artifacts.push(ManifestArtifact {
-            path: role.into(),
-            role: format!("pairs/{}", role.split('/').next().unwrap()),
-            rows,
-            ..ManifestArtifact::default()
-        });
+    for (path, side, rows) in [
+        ("train/0", Side::Train, 20),
+        ("train/1", Side::Train, 20),
+        ("holdout/0", Side::Holdout, 10),
+    ] {
+        let role = Role::Shard(Corpus::Pairs, side);
+        shard.artifacts.push(artifact(path, role, rows));
     }
     done.insert(StageName::Shard, shard);
     let inputs = Inputs {
@@ -357,7 +357,7 @@ fn synthesis_asks_about_further_pairs_in_place_of_those_that_gave_nothing() {
     let answered = |path: String, asked: u64, kept: u64| TaskResult {
         artifacts: vec![Artifact {
             path,
-            role: "instructions/train".into(),
+            role: Role::Shard(Corpus::Instructions, Side::Train).into(),
             rows: kept,
             ..Artifact::default()
         }],
@@ -412,12 +412,8 @@ fn a_stage_reads_what_it_says_and_nothing_else() {
             for missing in StageName::ALL {
                 let mut done = done();
                 for manifest in done.values_mut() {
-                    for role in ["projector", "adapter", "adapter-config", "slots"] {
-                        let role = role.to_owned();
-                        manifest.artifacts.push(ManifestArtifact {
-                            role,
-                            ..ManifestArtifact::default()
-                        });
+                    for part in [Part::Projector, Part::Adapter, Part::AdapterConfig, Part::Slots] {
+                        manifest.artifacts.push(artifact("", part, 0));
                     }
                 }
                 done.remove(&missing);

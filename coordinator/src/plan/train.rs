@@ -1,6 +1,7 @@
 //! The `align` and `evaluate` stages.
 
 use llink_datasets::manifest::Manifest;
+use llink_datasets::role::{Corpus, Part, Role, Side, Tower};
 use llink_proto::task::Kind;
 use llink_proto::{Align, AlignOptions, Artifact, Evaluate, FitStatistics, ModelRole, Task, TaskResult, Upkeep};
 
@@ -54,8 +55,8 @@ pub(super) fn align_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskRes
     }
 }
 
-/// The role of the statistics that are fitted before the first step. A stage `align` whose job fits nothing has none.
-const STATISTICS: &str = "statistics";
+/// The statistics that are fitted before the first step. A stage `align` whose job fits nothing has none.
+const STATISTICS: Part = Part::Statistics;
 
 /// Returns the statistics that stage `align` fitted.
 pub(super) fn statistics(stage: StageName, inputs: &Inputs<'_>) -> Result<Option<Artifact>, PlanError> {
@@ -72,8 +73,8 @@ fn fit_phase(key: &str, inputs: &Inputs<'_>) -> Result<Phase, PlanError> {
         Metric::Whitened => llink_proto::Metric::Whitened,
     };
     let kind = Kind::FitStatistics(FitStatistics {
-        encoder_vectors: with_role(embed, "embeddings/encoder/train"),
-        teacher_vectors: with_role(embed, "embeddings/teacher/train"),
+        encoder_vectors: with_role(embed, Role::Vectors(Tower::Encoder, Corpus::Pairs, Side::Train)),
+        teacher_vectors: with_role(embed, Role::Vectors(Tower::Teacher, Corpus::Pairs, Side::Train)),
         metric: metric.into(),
         whitening_eps: section.whitening_eps,
         start_at_teachers: section.starts_at_teachers(),
@@ -120,18 +121,19 @@ fn train_phase(key: &str, inputs: &Inputs<'_>, statistics: Option<Artifact>) -> 
         validate_steps: section.validate_every,
         step_timeout_s: section.step_timeout_s,
     };
-    let held_out = |tower: &str| match section.validate_every {
+    let vectors = |tower, side| with_role(embed, Role::Vectors(tower, Corpus::Pairs, side));
+    let held_out = |tower| match section.validate_every {
         0 => Vec::new(),
-        _ => with_role(embed, &format!("embeddings/{tower}/holdout")),
+        _ => vectors(tower, Side::Holdout),
     };
     let kind = Kind::Align(Align {
-        encoder_vectors: with_role(embed, "embeddings/encoder/train"),
-        teacher_vectors: with_role(embed, "embeddings/teacher/train"),
+        encoder_vectors: vectors(Tower::Encoder, Side::Train),
+        teacher_vectors: vectors(Tower::Teacher, Side::Train),
         options: Some(options),
         directory: inputs.directory(StageName::Align, key),
         upkeep: Some(upkeep),
-        held_out_encoder_vectors: held_out("encoder"),
-        held_out_teacher_vectors: held_out("teacher"),
+        held_out_encoder_vectors: held_out(Tower::Encoder),
+        held_out_teacher_vectors: held_out(Tower::Teacher),
         validation_pairs: if section.validate_every == 0 {
             0
         } else {
@@ -155,8 +157,9 @@ fn train_phase(key: &str, inputs: &Inputs<'_>, statistics: Option<Artifact>) -> 
 }
 
 /// Returns the only artifact of a role.
-pub(super) fn the_one(stage: StageName, manifest: &Manifest, role: &str) -> Result<Artifact, PlanError> {
-    let first = with_role(manifest, role).into_iter().next();
+pub(super) fn the_one(stage: StageName, manifest: &Manifest, role: impl Into<Role>) -> Result<Artifact, PlanError> {
+    let role = role.into();
+    let first = with_role(manifest, role.clone()).into_iter().next();
     first.ok_or_else(|| PlanError {
         stage,
         reason: format!("stage {} left no {role}", manifest.stage),
@@ -170,7 +173,7 @@ pub(super) fn evaluate_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, Pla
         fact(stage, earlier(stage, StageName::Models, inputs)?, "decoder.fingerprint")?.into(),
         content(earlier(stage, StageName::Embed, inputs)?),
         content(earlier(stage, StageName::Baseline, inputs)?),
-        content_of(earlier(stage, StageName::Align, inputs)?, "projector"),
+        content_of(earlier(stage, StageName::Align, inputs)?, Part::Projector),
         content_of(earlier(stage, StageName::Align, inputs)?, STATISTICS),
         super::instruct::evaluated(inputs)?,
         super::judge::stamp(inputs),
@@ -183,31 +186,33 @@ pub(super) fn evaluate_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<Task
     if let Some(measured) = results.first() {
         return Ok(Phase::Complete(manifest_of(stage, key, measured)));
     }
+    let shard = earlier(stage, StageName::Shard, inputs)?;
     let embed = earlier(stage, StageName::Embed, inputs)?;
     let baseline = earlier(stage, StageName::Baseline, inputs)?;
     let align = earlier(stage, StageName::Align, inputs)?;
-    let projector = the_one(stage, align, "projector")?;
+    let projector = the_one(stage, align, Part::Projector)?;
+    let vectors = |from, tower, side| with_role(from, Role::Vectors(tower, Corpus::Pairs, side));
     let benchmark_pairs = inputs.job.evaluate.benchmark_pairs;
     let directory = inputs.directory(stage, key);
     let kind = Kind::Evaluate(Evaluate {
-        encoder_vectors: with_role(embed, "embeddings/encoder/holdout"),
-        teacher_vectors: with_role(embed, "embeddings/teacher/holdout"),
-        pair_shards: with_role(earlier(stage, StageName::Shard, inputs)?, "pairs/holdout"),
+        encoder_vectors: vectors(embed, Tower::Encoder, Side::Holdout),
+        teacher_vectors: vectors(embed, Tower::Teacher, Side::Holdout),
+        pair_shards: with_role(shard, Role::Shard(Corpus::Pairs, Side::Holdout)),
         projector: Some(projector),
         statistics: statistics(stage, inputs)?,
         benchmark_pairs,
         decoder: Some(model_ref(stage, inputs, "decoder", ModelRole::Decoder)?),
         path: format!("{directory}/report.json"),
         benchmark: format!("{directory}/benchmark.jsonl"),
-        english_vectors: with_role(baseline, "embeddings/encoder-english/holdout"),
-        centre_english_vectors: with_role(baseline, "embeddings/encoder-english/train"),
-        centre_foreign_vectors: with_role(embed, "embeddings/encoder/train"),
+        english_vectors: vectors(baseline, Tower::EncoderEnglish, Side::Holdout),
+        centre_english_vectors: vectors(baseline, Tower::EncoderEnglish, Side::Train),
+        centre_foreign_vectors: vectors(embed, Tower::Encoder, Side::Train),
         answers: super::instruct::answers(&directory, inputs)?,
         judge: super::judge::judge(&directory, inputs.job),
         page: format!("{directory}/report.html"),
-        align_metrics: with_role(align, "metrics"),
+        align_metrics: with_role(align, Part::Metrics),
         instruct_metrics: match inputs.job.instruct {
-            Some(_) => with_role(earlier(stage, StageName::Instruct, inputs)?, "metrics"),
+            Some(_) => with_role(earlier(stage, StageName::Instruct, inputs)?, Part::Metrics),
             None => Vec::new(),
         },
     });

@@ -176,6 +176,7 @@ fn take(bytes: &mut &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use llink_datasets::role::{Corpus, Role, Side, Tower};
     use llink_proto::task::Kind;
     use llink_proto::{Artifact, EmbedShard};
 
@@ -192,7 +193,7 @@ mod tests {
         let kind = Kind::EmbedShard(EmbedShard {
             shard: Some(shard),
             path: format!("embed/0123456789abcdef/embeddings/encoder/train/{number}.parquet"),
-            role: "embeddings/encoder/train".into(),
+            role: Role::Vectors(Tower::Encoder, Corpus::Pairs, Side::Train).into(),
             token_budget: 8_192,
             ..EmbedShard::default()
         });

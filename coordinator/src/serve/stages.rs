@@ -189,6 +189,7 @@ fn storage(text: String) -> Failure {
 mod tests {
     use bytes::Bytes;
     use llink_datasets::manifest::ManifestArtifact;
+    use llink_datasets::role::Role;
 
     use super::*;
 
@@ -201,7 +202,7 @@ mod tests {
                 .unwrap();
         for name in ["a", "b/c"] {
             let path = format!("align/{key}/{name}");
-            let artifact = ManifestArtifact::of(&path, "x", 0, b"four", BTreeMap::new());
+            let artifact = ManifestArtifact::of(&path, Role::Assignment, 0, b"four", BTreeMap::new());
             store.put(&path, Bytes::from_static(b"four")).await.unwrap();
             manifest.artifacts.push(artifact);
         }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::split::PlannedShard;
 use crate::Result;
-use crate::rows::{Corpus, Side};
+use crate::role::{Corpus, Role, Side};
 use crate::table::{GroupWriter, bad};
 
 /// The location of a kept row: (file, row).
@@ -64,7 +64,7 @@ impl Assignment {
     }
 
     fn end_shard(&mut self, side: Side) -> Result<()> {
-        let role = self.corpus.role(side);
+        let role = Role::Shard(self.corpus, side);
         let number = self.shards.iter().filter(|shard| shard.role == role).count();
         let (index, rows) = (self.shards.len() as u32, self.waiting.len() as u32);
         let column =
@@ -79,8 +79,8 @@ impl Assignment {
         self.writer.write(&batch.map_err(|e| bad(&self.name, e.to_string()))?)?;
         self.shards.push(PlannedShard {
             index,
-            role: role.to_owned(),
             path: format!("{role}/{number:05}.parquet"),
+            role,
             rows: u64::from(rows),
         });
         self.waiting.clear();

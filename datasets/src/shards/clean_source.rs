@@ -10,7 +10,8 @@ use super::{Progress, SOURCE_KEY};
 use crate::clean::{Checked, Cleaner, DropReason, Language, Rules, Tally, TooLong};
 use crate::manifest::ManifestArtifact;
 use crate::read::{Fault, RawRow, ReadRow, RowReader, Source};
-use crate::rows::{Corpus, InstructionExample, Pair};
+use crate::role::{Corpus, Role};
+use crate::rows::{InstructionExample, Pair};
 use crate::shown::ShownUrl;
 use crate::store::Store;
 use crate::table::bad;
@@ -316,10 +317,7 @@ impl Collector<'_> {
             return Ok(());
         };
         let content = joined(thread)?;
-        let role = match self.spec.corpus {
-            Corpus::Pairs => "cleaned/pairs",
-            Corpus::Instructions => "cleaned/instructions",
-        };
+        let role = Role::Cleaned(self.spec.corpus);
         self.artifacts
             .push(ManifestArtifact::of(&path, role, rows, &content, self.metadata()));
         self.out.put(&path, content).await

@@ -8,6 +8,7 @@ use arrow::datatypes::{Field, Int32Type, Schema};
 use bytes::Bytes;
 
 use crate::Result;
+use crate::role::Role;
 use crate::rows::InstructionExample;
 use crate::table::{Layout, ROLE_KEY, SCHEMA_VERSION, SCHEMA_VERSION_KEY, STAGE_KEY, ZSTD_LEVEL, bad, encode};
 
@@ -16,7 +17,7 @@ use crate::table::{Layout, ROLE_KEY, SCHEMA_VERSION, SCHEMA_VERSION_KEY, STAGE_K
 ///
 /// # Errors
 /// [`crate::Error::Content`] where they can't be encoded.
-pub fn encode_instructions(rows: &[InstructionExample], name: &str, role: &str, stage_key: &str) -> Result<Bytes> {
+pub fn encode_instructions(rows: &[InstructionExample], name: &str, role: &Role, stage_key: &str) -> Result<Bytes> {
     let texts = |of: fn(&InstructionExample) -> &str| -> ArrayRef {
         Arc::new(StringArray::from_iter_values(rows.iter().map(of)))
     };
@@ -39,7 +40,7 @@ pub fn encode_instructions(rows: &[InstructionExample], name: &str, role: &str, 
     let metadata = BTreeMap::from([
         (SCHEMA_VERSION_KEY.to_owned(), SCHEMA_VERSION.to_owned()),
         (STAGE_KEY.to_owned(), stage_key.to_owned()),
-        (ROLE_KEY.to_owned(), role.to_owned()),
+        (ROLE_KEY.to_owned(), role.to_string()),
     ]);
     let layout = Layout {
         dictionary: &["task", "instruction"],

@@ -16,7 +16,7 @@ use super::merge::Merged;
 use super::repeated::repeated_keys;
 use crate::manifest::ManifestArtifact;
 use crate::near::NearDuplicates;
-use crate::rows::{Corpus, Side};
+use crate::role::{Corpus, Role, Side};
 use crate::store::Store;
 use crate::{Error, Result};
 
@@ -64,8 +64,8 @@ impl SplitSpec {
 pub struct PlannedShard {
     /// The index of the shard in the assignment.
     pub index: u32,
-    /// The role: `pairs/train`, `pairs/holdout`, `instructions/train` or `instructions/validation`.
-    pub role: String,
+    /// The role: [`Role::Shard`].
+    pub role: Role,
     /// The path relative to the stage's folder: `<role>/NNNNN.parquet`.
     pub path: String,
     /// Number of rows.
@@ -163,7 +163,7 @@ pub async fn split_corpus(
     }
     for (side, found) in [(Side::Train, train), (Side::Holdout, holdout)] {
         if found == 0 {
-            let role = spec.corpus.role(side);
+            let role = Role::Shard(spec.corpus, side);
             let why = match sides.offered[usize::from(side == Side::Holdout)] {
                 0 if all > 0 => all_on_the_other_side(spec, side, all),
                 _ => format!("{all} cleaned rows ({}); add a source", listed(&counts)),
@@ -178,7 +178,7 @@ pub async fn split_corpus(
     }
 
     let (content, shards) = assignment.finish()?;
-    let artifact = ManifestArtifact::of(path, "assignment", train + holdout, &content, BTreeMap::new());
+    let artifact = ManifestArtifact::of(path, Role::Assignment, train + holdout, &content, BTreeMap::new());
     store.put(path, content).await?;
     Ok(Split {
         artifact,
@@ -263,7 +263,7 @@ fn shortfalls(spec: &SplitSpec, sides: &Decider<'_>) -> Vec<String> {
         if found >= wanted {
             continue;
         }
-        let role = spec.corpus.role(side);
+        let role = Role::Shard(spec.corpus, side);
         let mut warning = format!(
             "{role} has {found} rows of the {wanted} asked for; add a source (or more sample rows), or lower `{key}`"
         );

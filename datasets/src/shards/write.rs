@@ -11,7 +11,8 @@ use parquet::arrow::arrow_reader::RowSelection;
 use super::{Progress, SOURCE_KEY, text_columns};
 use crate::Result;
 use crate::manifest::ManifestArtifact;
-use crate::rows::{Corpus, row_id};
+use crate::role::{Corpus, Role};
+use crate::rows::row_id;
 use crate::store::Store;
 use crate::table::{
     Layout, Part, ROLE_KEY, SCHEMA_VERSION, SCHEMA_VERSION_KEY, STAGE_KEY, StoredTable, ZSTD_LEVEL, bad, encode, texts,
@@ -32,7 +33,7 @@ pub struct WriteSpec {
     /// The path of the shard.
     pub path: String,
     /// The role of the shard.
-    pub role: String,
+    pub role: Role,
     /// The key of the stage, for the metadata.
     pub stage_key: String,
 }
@@ -63,7 +64,7 @@ pub async fn write_shard(spec: &WriteSpec, store: &Store, progress: Progress<'_>
     let metadata = BTreeMap::from([
         (SCHEMA_VERSION_KEY.to_owned(), SCHEMA_VERSION.to_owned()),
         (STAGE_KEY.to_owned(), spec.stage_key.clone()),
-        (ROLE_KEY.to_owned(), spec.role.clone()),
+        (ROLE_KEY.to_owned(), spec.role.to_string()),
     ]);
     let layout = Layout {
         dictionary: &["source", "task", "instruction"],
@@ -74,7 +75,7 @@ pub async fn write_shard(spec: &WriteSpec, store: &Store, progress: Progress<'_>
     };
     let rows = batch.num_rows() as u64;
     let content = encode(&name, &batch.schema(), &[batch], &layout)?;
-    let artifact = ManifestArtifact::of(&spec.path, &spec.role, rows, &content, metadata);
+    let artifact = ManifestArtifact::of(&spec.path, spec.role.clone(), rows, &content, metadata);
     store.put(&spec.path, content).await?;
     progress(steps, steps);
     Ok(artifact)

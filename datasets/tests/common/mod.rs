@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use llink_datasets::clean::Rules;
 use llink_datasets::manifest::ManifestArtifact;
 use llink_datasets::read::Source;
-use llink_datasets::rows::Corpus;
+use llink_datasets::role::{Corpus, Role, Side};
 use llink_datasets::shards::{
     CleanSpec, Cleaned, Split, SplitSpec, WriteSpec, clean_source, split_corpus, write_shard,
 };
@@ -87,9 +87,10 @@ pub async fn run_stage(store: &Store, folder: &str, sources: &[CleanSpec], spec:
     Ok(Stage { cleaned, split, shards })
 }
 
-/// Returns the rows of one role, over all its shards.
-pub async fn pairs_of(store: &Store, stage: &Stage, role: &str) -> Vec<(u64, String, String)> {
+/// Returns the pairs of one side, over all its shards.
+pub async fn pairs_of(store: &Store, stage: &Stage, side: Side) -> Vec<(u64, String, String)> {
     let mut rows = Vec::new();
+    let role = Role::Shard(Corpus::Pairs, side);
     for shard in stage.shards.iter().filter(|shard| shard.role == role) {
         let content = store.get(&shard.path).await.unwrap();
         let table = llink_datasets::pairs::read_pairs(&shard.path, content).unwrap();

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use llink_datasets::role::Part;
 use llink_proto::{Align, TaskResult};
 
 use super::training::{self, read_tables};
@@ -63,7 +64,7 @@ pub(super) fn run(context: &TaskContext, task: &Align) -> Result<TaskResult> {
     let directory = format!("{}/generation-{}", task.directory, context.token);
     let projector = outcome.projector.to_safetensors(HashMap::new())?;
     let path = format!("{directory}/projector.safetensors");
-    let projector = context.write(&store, &path, "projector", 0, projector.into())?;
+    let projector = context.write(&store, &path, Part::Projector, 0, projector.into())?;
     let mut result = training::result(context, &store, &directory, run.finish()?, collective.world_size())?;
     result.artifacts.insert(0, projector);
     for name in ["loss", "info_nce", "temperature"] {

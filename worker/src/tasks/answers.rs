@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use llink_datasets::instructions::InstructionRow;
+use llink_datasets::role::Role;
 use llink_datasets::store::Store;
 use llink_proto::{Answers, Artifact, ModelRef, TaskResult};
 use serde_json::json;
@@ -85,7 +86,7 @@ pub(super) fn run(
     }
     result
         .artifacts
-        .push(context.write(store, &task.path, "answers", rows.len() as u64, lines.into())?);
+        .push(context.write(store, &task.path, Role::Answers, rows.len() as u64, lines.into())?);
     let seen = task.trained_as_pairs as f64;
     result.figures.insert("answers.trained_as_pairs".into(), seen);
     for (name, answers) in &said {

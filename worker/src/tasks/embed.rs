@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use half::f16;
 use llink_datasets::pairs::{Language, read_texts};
+use llink_datasets::role::{Corpus, Role};
 use llink_datasets::vectors::{VectorTable, write_vectors};
 use llink_proto::{Artifact, EmbedShard, ModelRef, ModelRole, PooledTeacher, TaskResult, pooled_teacher};
 
@@ -30,11 +31,11 @@ pub(super) fn run(context: &TaskContext, task: &EmbedShard) -> Result<TaskResult
     let shard = task.shard.as_ref().ok_or_else(|| missing("shard"))?;
     let store = context.store()?;
     let content = context.read(&store, shard)?;
-    let language = match (model.role(), shard.role.starts_with("instructions/")) {
+    let language = match (model.role(), Role::from(shard.role.as_str())) {
         (ModelRole::Encoder, _) if task.english => Language::English,
         (ModelRole::Encoder, _) => Language::Foreign,
-        (_, true) => Language::EnglishRef,
-        (_, false) => Language::English,
+        (_, Role::Shard(Corpus::Instructions, _)) => Language::EnglishRef,
+        _ => Language::English,
     };
     let mut table = read_texts(&store.describe(&shard.path), content, language)?;
     if task.rows > 0 {
@@ -62,7 +63,7 @@ pub(super) fn run(context: &TaskContext, task: &EmbedShard) -> Result<TaskResult
     let content = write_vectors(&vectors, &metadata)?;
     let artifact = Artifact {
         metadata,
-        ..context.write(&store, &task.path, &task.role, rows, content)?
+        ..context.write(&store, &task.path, task.role.as_str(), rows, content)?
     };
     tracing::info!(
         role = task.role,

@@ -5,6 +5,7 @@ mod benchmark;
 
 use llink_datasets::measured::{CENTRED_ON, PAIRS, Retrieval, TOKENS};
 use llink_datasets::pairs::{PairTable, read_pairs};
+use llink_datasets::role::Role;
 use llink_datasets::store::Store;
 use llink_proto::{Evaluate, TaskResult};
 use serde_json::json;
@@ -45,14 +46,14 @@ pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> 
     let ranks = benchmark.lines();
     result
         .artifacts
-        .push(context.write(&store, &task.benchmark, "benchmark", pairs as u64, ranks.into())?);
+        .push(context.write(&store, &task.benchmark, Role::Benchmark, pairs as u64, ranks.into())?);
     if let Some(means) = tokens(context, &store, task, pairs)? {
         result.figures.extend(TOKENS.map(str::to_owned).into_iter().zip(means));
     }
     if let (Some(answers), Some(model)) = (&task.answers, &task.decoder) {
         super::answers::run(context, &store, answers, model, slots.as_ref(), &mut result)?;
         if let Some(judge) = &task.judge
-            && let Some(answered) = result.artifacts.iter().find(|a| a.role == "answers").cloned()
+            && let Some(answered) = result.artifacts.iter().find(|a| a.role == Role::Answers).cloned()
         {
             super::judge::run(context, &store, judge, &answered, model, &mut result)?;
         }
@@ -67,11 +68,11 @@ pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> 
     let report = serde_json::to_vec_pretty(&report).expect("figures are plain data");
     result
         .artifacts
-        .push(context.write(&store, &task.path, "report", 0, report.into())?);
+        .push(context.write(&store, &task.path, Role::Report, 0, report.into())?);
     let page = super::report::page(context, &store, task, &result)?;
     result
         .artifacts
-        .push(context.write(&store, &task.page, "report-page", 0, page.into())?);
+        .push(context.write(&store, &task.page, Role::ReportPage, 0, page.into())?);
     Ok(result)
 }
 

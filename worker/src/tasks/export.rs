@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use llink_datasets::role::{Part, Role};
 use llink_datasets::store::Store;
 use llink_proto::{Artifact, Export, ModelRef, TaskResult};
 
@@ -53,28 +54,28 @@ pub(super) fn run(context: &TaskContext, task: &Export) -> Result<TaskResult> {
     let config = config(task, &trained, encoder, model, &decoder, instructions)?;
 
     let mut result = TaskResult::default();
-    let mut put = |name: &str, role: &str, content: Bytes| -> Result<()> {
+    let mut put = |name: &str, part: Part, content: Bytes| -> Result<()> {
         context.control.check()?;
         let path = format!("{}/{name}", task.directory);
         result
             .artifacts
-            .push(context.write(&store, &path, &format!("bundle/{role}"), 0, content)?);
+            .push(context.write(&store, &path, Role::Bundle(part), 0, content)?);
         Ok(())
     };
-    put(CONFIG, "config", config.text().into())?;
-    put(PROJECTOR, "projector", trained.projector_file.clone())?;
+    put(CONFIG, Part::Config, config.text().into())?;
+    put(PROJECTOR, Part::Projector, trained.projector_file.clone())?;
     if let Some((_, file)) = &trained.statistics {
-        put(STATISTICS, "statistics", file.clone())?;
+        put(STATISTICS, Part::Statistics, file.clone())?;
     }
     if let Some((_, file)) = &trained.slots {
-        put(SLOTS, "slots", file.clone())?;
+        put(SLOTS, Part::Slots, file.clone())?;
     }
     if let Some((adapter, file)) = &trained.adapter {
         let options = peft::config_json(adapter.options(), &task.decoder_name);
-        put(peft::ADAPTER_CONFIG, "adapter-config", options.into())?;
-        put(peft::ADAPTER_MODEL, "adapter", file.clone())?;
+        put(peft::ADAPTER_CONFIG, Part::AdapterConfig, options.into())?;
+        put(peft::ADAPTER_MODEL, Part::Adapter, file.clone())?;
     }
-    put(CARD, "card", task.model_card.clone().into())?;
+    put(CARD, Part::Card, task.model_card.clone().into())?;
 
     let folder = BundleFolder::of(&store, &context.runtime, &task.directory, &result.artifacts);
     check(&Bundle::read(&folder)?, &trained, &decoder, &folder)?;

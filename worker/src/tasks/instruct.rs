@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use candle_core::DType;
 use half::slice::HalfFloatSliceExt;
 use llink_datasets::instructions::{InstructionRow, read_instructions};
+use llink_datasets::role::Part;
 use llink_datasets::store::Store;
 use llink_datasets::vectors::VectorTable;
 use llink_proto::{Artifact, Instruct, TaskResult};
@@ -23,9 +24,6 @@ use crate::train::instruct::{InstructRun, InstructTrained, instruct};
 use crate::train::training_run::TrainingRun;
 use crate::train::upkeep::Upkeep;
 use crate::{Error, Result};
-
-/// The role of the trained slot expander's file.
-const SLOTS_ROLE: &str = "slots";
 
 pub(super) fn run(context: &TaskContext, task: &Instruct) -> Result<TaskResult> {
     let missing = |what: &str| Error::Input(format!("an instruct task without its {what}"));
@@ -114,21 +112,21 @@ fn write(
     trained: &InstructTrained,
     base_model: &str,
 ) -> Result<Vec<Artifact>> {
-    let put = |name: &str, role: &str, content: Vec<u8>| {
-        context.write(store, &format!("{directory}/{name}"), role, 0, content.into())
+    let put = |name: &str, part: Part, content: Vec<u8>| {
+        context.write(store, &format!("{directory}/{name}"), part, 0, content.into())
     };
     let config = peft::config_json(trained.adapter.options(), base_model);
     let mut artifacts = vec![
-        put(peft::ADAPTER_CONFIG, "adapter-config", config.into_bytes())?,
-        put(peft::ADAPTER_MODEL, "adapter", peft::weights(&trained.adapter)?)?,
+        put(peft::ADAPTER_CONFIG, Part::AdapterConfig, config.into_bytes())?,
+        put(peft::ADAPTER_MODEL, Part::Adapter, peft::weights(&trained.adapter)?)?,
     ];
     if options.mode == InstructMode::Slots {
         let slots = trained.expander.to_safetensors(HashMap::new())?;
-        artifacts.push(put("slots.safetensors", SLOTS_ROLE, slots)?);
+        artifacts.push(put("slots.safetensors", Part::Slots, slots)?);
     }
     if let Some(projector) = &trained.projector {
         let projector = projector.to_safetensors(HashMap::new())?;
-        artifacts.push(put("projector.safetensors", "projector", projector)?);
+        artifacts.push(put("projector.safetensors", Part::Projector, projector)?);
     }
     Ok(artifacts)
 }

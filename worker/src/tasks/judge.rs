@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use futures::{StreamExt, TryStreamExt};
+use llink_datasets::role::Role;
 use llink_datasets::shown::ShownUrl;
 use llink_datasets::store::Store;
 use llink_proto::{Artifact, Judge, ModelEndpoint, ModelRef, TaskResult, shown};
@@ -88,7 +89,7 @@ pub(super) fn run(
             lines.push_str(&format!("{line}\n"));
         }
     }
-    let judgements = context.write(store, &task.path, "judgements", pairs.len() as u64, lines.into())?;
+    let judgements = context.write(store, &task.path, Role::Judgements, pairs.len() as u64, lines.into())?;
     result.artifacts.push(judgements);
     Ok(())
 }

@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use llink_datasets::manifest::{ManifestArtifact, sha256_hex};
+use llink_datasets::role::Role;
 use llink_datasets::roots::{Roots, check_key_variable};
 use llink_datasets::shown::{ShownUrl, redacted};
 use llink_datasets::store::Store;
@@ -152,10 +153,10 @@ impl TaskContext {
     }
 
     /// Writes an artifact atomically.
-    fn write(&self, store: &Store, path: &str, role: &str, rows: u64, content: Bytes) -> Result<Artifact> {
+    fn write(&self, store: &Store, path: &str, role: impl Into<Role>, rows: u64, content: Bytes) -> Result<Artifact> {
         let artifact = Artifact {
             path: path.into(),
-            role: role.into(),
+            role: role.into().into(),
             rows,
             bytes: content.len() as u64,
             sha256: sha256_hex(&content),
@@ -212,7 +213,7 @@ pub fn failure(error: &Error) -> Failure {
 fn to_proto(artifact: ManifestArtifact) -> Artifact {
     Artifact {
         path: artifact.path,
-        role: artifact.role,
+        role: artifact.role.into(),
         rows: artifact.rows,
         bytes: artifact.bytes,
         sha256: artifact.sha256,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use llink_datasets::pairs::{PairTable, read_pairs};
+use llink_datasets::role::{Model, Role};
 use llink_datasets::store::Store;
 use llink_proto::{EncoderReading, ModelRef, ModelRole, PrepareModel, TaskResult};
 
@@ -133,8 +134,8 @@ fn identify(context: &TaskContext, url: &str) -> Result<String> {
 
 pub(super) fn prepare(context: &TaskContext, task: &PrepareModel) -> Result<TaskResult> {
     let role = match task.role() {
-        ModelRole::Encoder => "encoder",
-        ModelRole::Decoder => "decoder",
+        ModelRole::Encoder => Model::Encoder,
+        ModelRole::Decoder => Model::Decoder,
         ModelRole::Unspecified => return Err(Error::Input("a model without a role".into())),
     };
     let (mut result, url) = match task.source.as_str() {
@@ -199,7 +200,7 @@ fn reading_facts(found: &FolderReading, max_tokens: usize) -> impl Iterator<Item
 }
 
 /// Makes one of llink's own models and writes it to the store.
-fn make(context: &TaskContext, task: &PrepareModel, role: &str) -> Result<TaskResult> {
+fn make(context: &TaskContext, task: &PrepareModel, role: Model) -> Result<TaskResult> {
     let store = context.store()?;
     let made = tempfile::tempdir().map_err(|source| Error::Io {
         path: std::env::temp_dir().display().to_string(),
@@ -229,7 +230,7 @@ fn make(context: &TaskContext, task: &PrepareModel, role: &str) -> Result<TaskRe
         let target = format!("{}/{name}", task.path);
         result
             .artifacts
-            .push(context.write(&store, &target, &format!("models/{role}"), 0, content.into())?);
+            .push(context.write(&store, &target, Role::Model(role), 0, content.into())?);
     }
     Ok(result)
 }

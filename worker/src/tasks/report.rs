@@ -1,6 +1,7 @@
 //! Writes the measurements as a page for people.
 
 use llink_datasets::measured;
+use llink_datasets::role::Role;
 use llink_datasets::store::Store;
 use llink_proto::{Artifact, Evaluate, TaskResult};
 use serde_json::Value;
@@ -48,7 +49,7 @@ pub(super) fn page(context: &TaskContext, store: &Store, task: &Evaluate, result
             ));
         }
     }
-    if let Some(artifact) = result.artifacts.iter().find(|a| a.role == "answers") {
+    if let Some(artifact) = result.artifacts.iter().find(|a| a.role == Role::Answers) {
         examples(&mut page, &context.read(store, artifact)?);
     }
     for (title, metrics, charts) in [

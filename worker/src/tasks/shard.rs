@@ -10,9 +10,6 @@ use llink_proto::{Artifact, CleanSource, CleaningRules, SplitCorpus, TaskResult,
 use super::{TaskContext, to_proto};
 use crate::{Error, Result};
 
-/// The role of the assignment, which the planner looks for.
-const ASSIGNMENT_ROLE: &str = "assignment";
-
 fn corpus(corpus: i32) -> Result<Corpus> {
     match llink_proto::Corpus::try_from(corpus) {
         Ok(llink_proto::Corpus::Pairs) => Ok(Corpus::Pairs),
@@ -132,18 +129,14 @@ pub(super) fn split(context: &TaskContext, task: &SplitCorpus) -> Result<TaskRes
         &progress,
     ))?;
     context.control.check()?;
-    let assignment = Artifact {
-        role: ASSIGNMENT_ROLE.into(),
-        ..to_proto(split.artifact)
-    };
     let planned = split.shards.into_iter().map(|shard| Artifact {
         path: shard.path,
-        role: shard.role,
+        role: shard.role.into(),
         rows: shard.rows,
         ..Artifact::default()
     });
     Ok(TaskResult {
-        artifacts: std::iter::once(assignment).chain(planned).collect(),
+        artifacts: std::iter::once(to_proto(split.artifact)).chain(planned).collect(),
         counts: split.counts,
         warnings: split.warnings,
         ..TaskResult::default()
@@ -157,7 +150,7 @@ pub(super) fn write(context: &TaskContext, task: &WriteShard) -> Result<TaskResu
         assignment: task.assignment.clone(),
         shard: task.shard,
         path: task.path.clone(),
-        role: task.role.clone(),
+        role: task.role.as_str().into(),
         stage_key: task.stage_key.clone(),
     };
     let store = context.store()?;

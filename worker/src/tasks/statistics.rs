@@ -1,6 +1,7 @@
 //! Fits Stage A's statistics on the training split, as a separate task: one worker fits them, and every rank reads the
 //! file.
 
+use llink_datasets::role::Part;
 use llink_datasets::store::Store;
 use llink_datasets::vectors::{VectorTable, read_vectors};
 use llink_proto::{Artifact, FitStatistics, TaskResult};
@@ -8,9 +9,6 @@ use llink_proto::{Artifact, FitStatistics, TaskResult};
 use super::TaskContext;
 use crate::Result;
 use crate::llink::statistics::{Metric, Statistics, StatisticsFit, StatisticsOptions};
-
-/// The role of the file, in the manifest of stage `align`.
-const ROLE: &str = "statistics";
 
 pub(super) fn run(context: &TaskContext, task: &FitStatistics) -> Result<TaskResult> {
     let mut fit = StatisticsFit::new(StatisticsOptions {
@@ -41,7 +39,7 @@ pub(super) fn run(context: &TaskContext, task: &FitStatistics) -> Result<TaskRes
         context.control.advance(done as u64 + 1, read.len() as u64);
     }
     let statistics = fit.finish()?.to_safetensors()?;
-    let artifact = context.write(&store, &task.path, ROLE, 0, statistics.into())?;
+    let artifact = context.write(&store, &task.path, Part::Statistics, 0, statistics.into())?;
     Ok(TaskResult {
         artifacts: vec![artifact],
         ..TaskResult::default()

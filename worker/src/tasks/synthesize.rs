@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures::StreamExt;
 use llink_datasets::clean::{Cleaner, FOREIGN_PLACEHOLDER};
 use llink_datasets::pairs::read_pairs;
+use llink_datasets::role::{Role, Side};
 use llink_datasets::rows::InstructionExample;
 use llink_datasets::shards::encode_instructions;
 use llink_datasets::store::Store;
@@ -115,6 +116,7 @@ fn finish(
     asked: &[Asked],
     answers: Vec<(Answer, From)>,
 ) -> Result<TaskResult> {
+    let role = Role::from(task.role.as_str());
     let refusals = task.endpoint.as_ref().map_or(&[][..], |e| &e.refusals);
     let mut counts = BTreeMap::<String, u64>::new();
     let mut count = |name: &str| *counts.entry(format!("synthesized.{name}")).or_default() += 1;
@@ -155,10 +157,9 @@ fn finish(
         match example {
             Ok(example) => {
                 count("kept");
-                count(if task.role.ends_with("train") {
-                    "split.train"
-                } else {
-                    "split.validation"
+                count(match role {
+                    Role::Shard(_, Side::Train) => "split.train",
+                    _ => "split.validation",
                 });
                 kept.push(example.row);
             }
@@ -176,8 +177,8 @@ fn finish(
     if kept.is_empty() {
         return Err(Error::Input(nothing_usable(task, &counts, rejected, unusable)));
     }
-    let content = encode_instructions(&kept, &task.path, &task.role, &task.stage_key)?;
-    let artifact = context.write(store, &task.path, &task.role, kept.len() as u64, content)?;
+    let content = encode_instructions(&kept, &task.path, &role, &task.stage_key)?;
+    let artifact = context.write(store, &task.path, role, kept.len() as u64, content)?;
     Ok(TaskResult {
         artifacts: vec![artifact],
         counts,

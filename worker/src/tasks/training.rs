@@ -1,5 +1,6 @@
 //! The common code of the training tasks: the gang's collective, and the supervision of the loop.
 
+use llink_datasets::role::Part;
 use llink_datasets::store::Store;
 use llink_datasets::vectors::{self, VectorTable, read_vectors};
 use llink_proto::{Artifact, Seat, TaskResult};
@@ -91,7 +92,7 @@ pub(super) fn result(
 ) -> Result<TaskResult> {
     let steps = finished.lines.lines().count() as u64;
     let path = format!("{directory}/metrics.jsonl");
-    let metrics = context.write(store, &path, "metrics", steps, finished.lines.into())?;
+    let metrics = context.write(store, &path, Part::Metrics, steps, finished.lines.into())?;
     let mut result = TaskResult {
         artifacts: vec![metrics],
         warnings: finished.warnings,

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use llink_datasets::manifest::Manifest;
 use llink_datasets::measured;
+use llink_datasets::role::{Corpus, Role, Side};
 
 use super::super::{Inputs, PlanError, StageName, earlier, fact, instructions_of};
 use super::{STAGE, arm, names};
@@ -87,7 +88,7 @@ fn front_matter(inputs: &Inputs<'_>, encoder: &str, decoder: &str, language: Opt
 
 /// Describes the training and held-out rows.
 fn data(inputs: &Inputs<'_>) -> Result<String, PlanError> {
-    let rows = |manifest: &Manifest, role: &str| -> String {
+    let rows = |manifest: &Manifest, role: Role| -> String {
         let rows = manifest.artifacts.iter().filter(|a| a.role == role).map(|a| a.rows);
         rows.sum::<u64>().to_string()
     };
@@ -97,8 +98,8 @@ fn data(inputs: &Inputs<'_>) -> Result<String, PlanError> {
     let _ = writeln!(
         text,
         "| sentence pairs | {} | {} | {} |",
-        rows(shard, "pairs/train"),
-        rows(shard, "pairs/holdout"),
+        rows(shard, Role::Shard(Corpus::Pairs, Side::Train)),
+        rows(shard, Role::Shard(Corpus::Pairs, Side::Holdout)),
         files(&inputs.job.corpus.source)
     );
     if inputs.job.instruct.is_some() {
@@ -111,8 +112,8 @@ fn data(inputs: &Inputs<'_>) -> Result<String, PlanError> {
         let _ = writeln!(
             text,
             "| instructions | {} | {} | {source} |",
-            rows(made, "instructions/train"),
-            rows(made, "instructions/validation"),
+            rows(made, Role::Shard(Corpus::Instructions, Side::Train)),
+            rows(made, Role::Shard(Corpus::Instructions, Side::Holdout)),
         );
     }
     text.push('\n');

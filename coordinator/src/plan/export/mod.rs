@@ -2,6 +2,7 @@
 
 mod card;
 
+use llink_datasets::role::{Corpus, Part, Role, Side};
 use llink_proto::task::Kind;
 use llink_proto::{Export, ModelRole, TaskResult};
 
@@ -14,13 +15,15 @@ use super::{
 use crate::job::{InstructArm, JobFile, model_name};
 
 const STAGE: StageName = StageName::Export;
+/// The examples that show the usual instruction of each task.
+const INSTRUCTIONS: Role = Role::Shard(Corpus::Instructions, Side::Train);
 
 pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
     let models = earlier(STAGE, StageName::Models, inputs)?;
     let embed = &inputs.job.embed;
     let mut parts = vec![
-        content_of(earlier(STAGE, StageName::Align, inputs)?, "projector"),
-        content_of(earlier(STAGE, StageName::Align, inputs)?, "statistics"),
+        content_of(earlier(STAGE, StageName::Align, inputs)?, Part::Projector),
+        content_of(earlier(STAGE, StageName::Align, inputs)?, Part::Statistics),
         fact(STAGE, models, "encoder.fingerprint")?.into(),
         fact(STAGE, models, "decoder.fingerprint")?.into(),
         // The bundle records the locations of the models.
@@ -35,9 +38,9 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
     ];
     if let Some(section) = &inputs.job.instruct {
         let trained = earlier(STAGE, StageName::Instruct, inputs)?;
-        let roles = ["adapter-config", "adapter", "slots", "projector"];
-        parts.extend(roles.map(|role| content_of(trained, role)));
-        parts.push(content_of(instructions_of(STAGE, inputs)?, "instructions/train"));
+        let read = [Part::AdapterConfig, Part::Adapter, Part::Slots, Part::Projector];
+        parts.extend(read.map(|part| content_of(trained, part)));
+        parts.push(content_of(instructions_of(STAGE, inputs)?, INSTRUCTIONS));
         parts.push(json(&(section.mode, section.max_tokens)));
     }
     Ok(parts)
@@ -66,11 +69,11 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
     };
     if let Some(section) = &inputs.job.instruct {
         let trained = earlier(STAGE, StageName::Instruct, inputs)?;
-        export.adapter = Some(the_one(STAGE, trained, "adapter")?);
-        export.adapter_config = Some(the_one(STAGE, trained, "adapter-config")?);
-        export.instructions = with_role(instructions_of(STAGE, inputs)?, "instructions/train");
+        export.adapter = Some(the_one(STAGE, trained, Part::Adapter)?);
+        export.adapter_config = Some(the_one(STAGE, trained, Part::AdapterConfig)?);
+        export.instructions = with_role(instructions_of(STAGE, inputs)?, INSTRUCTIONS);
         match arm(inputs.job) {
-            Some(InstructArm::Slots) => export.slots = Some(the_one(STAGE, trained, "slots")?),
+            Some(InstructArm::Slots) => export.slots = Some(the_one(STAGE, trained, Part::Slots)?),
             Some(InstructArm::Direct) | None => export.text_tokens = section.max_tokens,
         }
     }

@@ -23,10 +23,11 @@ fn embedding(takes: &[u32], shards: usize) -> Simulation {
             let task = s.at_work[&worker][0].task.clone().unwrap();
             let mut result = result_of(&task);
             if let Some(Kind::SplitCorpus(_)) = &task.kind {
-                result.artifacts.retain(|a| a.role != "pairs/train");
+                let role = Role::Shard(Corpus::Pairs, Side::Train);
+                result.artifacts.retain(|a| a.role != role);
                 result.artifacts.extend((0..shards).map(|i| Artifact {
                     path: format!("pairs/train/{i:05}.parquet"),
-                    role: "pairs/train".into(),
+                    role: role.to_string(),
                     rows: 10,
                     sha256: format!("hash of {i}"),
                     ..Artifact::default()

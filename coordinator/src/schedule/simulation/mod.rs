@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use llink_datasets::role::{Corpus, Part, Role, Side};
 use llink_proto::task::Kind;
 use llink_proto::{
     Artifact, Assignment, Failure, FailureKind, JobState, RegisterRequest, StageState, Task, TaskProgress, TaskResult,
@@ -65,7 +66,7 @@ fn new_job() -> NewJob {
 
 /// What a worker would have written.
 fn result_of(task: &Task) -> TaskResult {
-    let artifact = |role: &str, path: &str| Artifact {
+    let artifact = |role: Role, path: &str| Artifact {
         path: path.into(),
         role: role.into(),
         rows: 10,
@@ -74,19 +75,21 @@ fn result_of(task: &Task) -> TaskResult {
     };
     let mut result = TaskResult::default();
     match task.kind.as_ref().unwrap() {
-        Kind::CleanSource(c) => result.artifacts.push(artifact("cleaned", &c.path)),
+        Kind::CleanSource(c) => result.artifacts.push(artifact(Role::Cleaned(Corpus::Pairs), &c.path)),
         Kind::SplitCorpus(s) => {
-            result.artifacts.push(artifact("assignment", &s.path));
+            result.artifacts.push(artifact(Role::Assignment, &s.path));
             for i in 0..3 {
-                result
-                    .artifacts
-                    .push(artifact("pairs/train", &format!("pairs/train/{i:05}.parquet")));
+                result.artifacts.push(artifact(
+                    Role::Shard(Corpus::Pairs, Side::Train),
+                    &format!("pairs/train/{i:05}.parquet"),
+                ));
             }
-            result
-                .artifacts
-                .push(artifact("pairs/holdout", "pairs/holdout/00000.parquet"));
+            result.artifacts.push(artifact(
+                Role::Shard(Corpus::Pairs, Side::Holdout),
+                "pairs/holdout/00000.parquet",
+            ));
         }
-        Kind::WriteShard(s) => result.artifacts.push(artifact(&s.role, &s.path)),
+        Kind::WriteShard(s) => result.artifacts.push(artifact(s.role.as_str().into(), &s.path)),
         Kind::PrepareModel(p) => {
             let name = if p.role == i32::from(ModelRole::Encoder) {
                 "encoder"
@@ -106,23 +109,26 @@ fn result_of(task: &Task) -> TaskResult {
                 result.facts.insert(format!("{name}.{fact}"), value.into());
             }
         }
-        Kind::EmbedShard(e) => result.artifacts.push(artifact(&e.role, &e.path)),
-        Kind::FitStatistics(f) => result.artifacts.push(artifact("statistics", &f.path)),
+        Kind::EmbedShard(e) => result.artifacts.push(artifact(e.role.as_str().into(), &e.path)),
+        Kind::FitStatistics(f) => result
+            .artifacts
+            .push(artifact(Role::Trained(Part::Statistics), &f.path)),
         Kind::Align(a) => result
             .artifacts
-            .push(artifact("projector", &format!("{}/p", a.directory))),
+            .push(artifact(Role::Trained(Part::Projector), &format!("{}/p", a.directory))),
         Kind::Synthesize(_) => {}
         Kind::Instruct(i) => {
-            for role in ["adapter", "adapter-config", "slots"] {
+            for part in [Part::Adapter, Part::AdapterConfig, Part::Slots] {
                 result
                     .artifacts
-                    .push(artifact(role, &format!("{}/{role}", i.directory)));
+                    .push(artifact(Role::Trained(part), &format!("{}/{part}", i.directory)));
             }
         }
-        Kind::Evaluate(e) => result.artifacts.push(artifact("report", &e.path)),
-        Kind::Export(e) => result
-            .artifacts
-            .push(artifact("bundle/config", &format!("{}/config.json", e.directory))),
+        Kind::Evaluate(e) => result.artifacts.push(artifact(Role::Report, &e.path)),
+        Kind::Export(e) => result.artifacts.push(artifact(
+            Role::Bundle(Part::Config),
+            &format!("{}/config.json", e.directory),
+        )),
     }
     result
 }
