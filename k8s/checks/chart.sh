@@ -11,17 +11,18 @@ profile() { render "$1" --values "k8s/chart/profiles/$2.yaml" "${@:3}"; }
 render all
 for name in cpu gpu kueue; do profile "$name" "$name"; done
 profile with-monitoring gpu --set monitoring.enabled=true
+profile with-tracing gpu --set tracing.enabled=true
 profile with-autoscale gpu --set autoscale.enabled=true
 profile with-rdma gpu --set workers.rdma.enabled=true
 profile with-kueue-topology kueue --set workers.topology.podset-preferred-topology=cloud.provider.com/topology-rack
-for name in all cpu gpu kueue with-monitoring with-autoscale with-rdma with-kueue-topology; do
+for name in all cpu gpu kueue with-monitoring with-tracing with-autoscale with-rdma with-kueue-topology; do
     except=()
     # Helm deletes the Deployment of an earlier release, while the overlay scales it to 0.
     case $name in *kueue*) except=(Deployment/llink-worker PodDisruptionBudget/llink-worker) ;; esac
     "$checks" same "$out/$name.yaml" "$out/chart-$name.yaml" "${except[@]}" || fail "the chart differs from $name"
     "$checks" "$out/chart-$name.yaml"
 done
-"$validate" --strict "$out"/chart-{all,cpu,gpu,kueue,with-rdma,with-kueue-topology}.yaml 2>&1 | grep -v '^INFO' && fail "a schema is not met"
+"$validate" --strict "$out"/chart-{all,cpu,gpu,kueue,with-tracing,with-rdma,with-kueue-topology}.yaml 2>&1 | grep -v '^INFO' && fail "a schema is not met"
 
 # The chart must render with every option, and planted faults must be found.
 render options --set ingress.enabled=true,coordinator.runtimeClassName=gvisor,workers.runtimeClassName=nvidia,workers.priorityClassName=low \
@@ -39,4 +40,4 @@ first=$(sed -n 's/^  name: \(llink-worker-.*\)/\1/p' "$out/chart-kueue.yaml")
 profile planted kueue --set workers.image=llink-cuda:0.2.0
 second=$(sed -n 's/^  name: \(llink-worker-.*\)/\1/p' "$out/chart-planted.yaml")
 if [ -z "$first" ] || [ "$first" = "$second" ]; then fail "a Job of another image has the same name: ${first:-none}"; fi
-echo "the chart renders what eight kustomizations render; what was planted was found"
+echo "the chart renders what nine kustomizations render; what was planted was found"

@@ -80,6 +80,10 @@ runtimeClassName: {{ . }}
     configMapKeyRef:
       name: llink-settings
       key: allow-root
+{{- if .Values.tracing.enabled }}
+- name: OTEL_EXPORTER_OTLP_ENDPOINT
+  value: {{ .Values.tracing.endpoint }}
+{{- end }}
 {{- end }}
 
 {{- define "llink.envFrom" -}}
