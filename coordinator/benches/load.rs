@@ -30,6 +30,7 @@ fn job_of(tasks: usize) -> NewJob {
         owner: None,
         file: job::parse("job.toml", &text).unwrap(),
         stamps: BTreeMap::new(),
+        trace: String::new(),
     }
 }
 

@@ -17,7 +17,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
 
 pub use access::Claimed;
 use rows::{Spec, read_event, read_job, read_pack, read_stage, read_task, save_job, save_pack, save_task};
-use schema::{OLDEST_VERSION, SCHEMA_VERSION};
+use schema::{APART_VERSION, OLDEST_VERSION, SCHEMA_VERSION};
 
 use crate::schedule::{Cluster, Effects, Job, TaskRecord};
 
@@ -250,7 +250,7 @@ impl StateStore {
     /// An error says that the database cannot be read or holds content unknown to this version.
     pub fn load(&self) -> Result<(Vec<Job>, Vec<TaskRecord>), StateError> {
         let loaded = match schema::version(&self.connection) {
-            Ok(version) if version < SCHEMA_VERSION => old::load(&self.connection),
+            Ok(version) if version < APART_VERSION => old::load(&self.connection),
             _ => self.try_load(),
         };
         loaded.map_err(|e| sqlite(&self.path, e))

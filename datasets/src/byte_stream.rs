@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore};
+use tracing::Instrument;
 
 use crate::store::Store;
 use crate::{Error, Result};
@@ -60,7 +61,8 @@ pub(crate) fn parts(
             ..GetOptions::default()
         };
         // A separate task, so that the download continues while the consumer of the parts is busy.
-        let task = tokio::spawn(async move { objects.get_opts(&location, options).await?.bytes().await });
+        let part = async move { objects.get_opts(&location, options).await?.bytes().await };
+        let task = tokio::spawn(part.in_current_span());
         async move {
             task.await
                 .map_err(|source| object_store::Error::JoinError { source })

@@ -17,6 +17,9 @@ use crate::models::{Activations, Backend};
 use crate::pretrain::{self, Look, PretrainOptions};
 use crate::train::bench::InstructBench;
 
+/// The name of a worker in traces.
+pub const SERVICE: &str = "llink-worker";
+
 /// The options of a worker.
 #[derive(Debug, Clone, clap::Args)]
 pub struct WorkerArgs {

@@ -4,11 +4,8 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use llink_datasets::shown::redacted;
 use llink_proto::shown;
 use llink_worker::cli::{self, BenchArgs, PretrainArgs, WorkerArgs};
-use tracing_subscriber::field::MakeExt;
-use tracing_subscriber::fmt::format::debug_fn;
 
 /// Takes tasks from a coordinator and runs them.
 #[derive(Debug, Parser)]
@@ -34,18 +31,21 @@ fn main() -> ExitCode {
         llink_datasets::environment::unset_empty();
     }
     let cli = Cli::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("LLINK_LOG")
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
-        )
-        .with_writer(std::io::stderr)
-        .fmt_fields(
-            debug_fn(|out, field, value| out.write_str(&redacted(&shown::log_field(field.name(), value))))
-                .delimited(" "),
-        )
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(e) => return failed(&format!("cannot start: {e}")),
+    };
+    let telemetry = {
+        let _within = runtime.enter();
+        llink_telemetry::set_up(cli::SERVICE, "info")
+    };
+    if let Some(fault) = &telemetry.fault {
+        tell(fault);
+    }
     let args = match (cli.command, cli.args) {
         (Some(Command::Bench(bench)), _) => {
             return match cli::bench(&bench) {
@@ -69,15 +69,8 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(e) => return failed(&format!("cannot start: {e}")),
-    };
     let ended = runtime.block_on(cli::run(args));
+    telemetry.shut_down();
     runtime.shutdown_timeout(std::time::Duration::from_millis(500));
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -91,7 +84,11 @@ fn ends(error: &anyhow::Error) -> ExitCode {
 }
 
 fn failed(text: &str) -> ExitCode {
+    tell(text);
+    ExitCode::FAILURE
+}
+
+fn tell(text: &str) {
     // An error in writing to standard error is ignored.
     let _ = writeln!(std::io::stderr(), "llink-worker: {}", shown::text(text));
-    ExitCode::FAILURE
 }

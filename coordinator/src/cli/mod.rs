@@ -25,14 +25,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use llink_datasets::shown::redacted;
-use llink_proto::shown;
-use tracing_subscriber::field::MakeExt;
-use tracing_subscriber::fmt::format::debug_fn;
+use llink_telemetry::Telemetry;
 
 use crate::serve::ServeError;
 use crate::ui::output::{self, say};
 use reach::Reach;
+
+/// The name of this program in traces.
+const SERVICE: &str = "llink-coord";
 
 /// A command that failed: what to print, and the exit code that tells programs why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -199,7 +199,6 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    set_up_log(&cli.command);
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -211,7 +210,12 @@ pub fn main() -> ExitCode {
             return ExitCode::from(Exit::Internal as u8);
         }
     };
+    let telemetry = {
+        let _within = runtime.enter();
+        set_up_telemetry(&cli.command)
+    };
     let ended = runtime.block_on(run(cli.command));
+    telemetry.shut_down();
     runtime.shutdown_timeout(std::time::Duration::from_millis(500));
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -226,27 +230,21 @@ fn complain(text: &str) {
     output::tell(&format!("llink-coord: {text}"));
 }
 
-fn set_up_log(command: &Command) {
+fn set_up_telemetry(command: &Command) -> Telemetry {
     // Commands print to the terminal themselves; servers and workers log.
-    let quiet = match command {
-        Command::Serve(_) => "info",
+    let (service, level) = match command {
+        Command::Serve(_) => (SERVICE, "info"),
         #[cfg(feature = "embedded")]
-        Command::Generate(_) => "warn",
+        Command::Generate(_) => (SERVICE, "warn"),
         #[cfg(feature = "embedded")]
-        Command::Worker(_) => "info",
-        _ => "off",
+        Command::Worker(_) => (llink_worker::cli::SERVICE, "info"),
+        _ => (SERVICE, "off"),
     };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("LLINK_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(quiet));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .fmt_fields(
-            debug_fn(|out, field, value| out.write_str(&redacted(&shown::log_field(field.name(), value))))
-                .delimited(" "),
-        )
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
+    let telemetry = llink_telemetry::set_up(service, level);
+    if let Some(fault) = &telemetry.fault {
+        complain(fault);
+    }
+    telemetry
 }
 
 async fn run(command: Command) -> Result<(), Failed> {

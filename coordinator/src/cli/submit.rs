@@ -3,6 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use llink_proto::{Job, SubmitRequest};
+use llink_telemetry::{self as telemetry, SPANS};
+use tonic::Request;
+use tracing::Instrument;
+use tracing::field::Empty;
 
 use super::client::{self, Client, refused};
 #[cfg(feature = "embedded")]
@@ -34,8 +38,21 @@ pub(super) struct Submit {
 }
 
 impl Submit {
+    /// Runs the job in a trace: the one that `TRACEPARENT` names, as build systems set it, or a new one.
     pub(super) async fn run(self) -> Result<(), Failed> {
-        let (request, file) = self.read()?;
+        let given = telemetry::trace_in(|name| std::env::var(name.to_ascii_uppercase()).ok());
+        let span = tracing::info_span!(target: SPANS, parent: None, "submit", job = Empty);
+        telemetry::continue_trace(&span, &given);
+        let trace = telemetry::trace_with(&span, &given);
+        let ended = self.run_traced(trace).instrument(span.clone()).await;
+        if let Err(failed) = &ended {
+            telemetry::failed(&span, &failed.text);
+        }
+        ended
+    }
+
+    async fn run_traced(self, trace: String) -> Result<(), Failed> {
+        let (request, file) = self.read(&trace)?;
         let style = Style::of(self.json);
         match &self.reach.coordinator {
             Some(url) => {
@@ -62,7 +79,7 @@ impl Submit {
     }
 
     /// Builds the request. The file is checked here first, so a wrong file starts nothing.
-    fn read(&self) -> Result<(SubmitRequest, job::JobFile), Failed> {
+    fn read(&self, trace: &str) -> Result<(Request<SubmitRequest>, job::JobFile), Failed> {
         let name = self.job.display().to_string();
         let text = std::fs::read_to_string(&self.job).map_err(|e| {
             Failed::new(
@@ -78,17 +95,21 @@ impl Submit {
             .unwrap_or(Path::new("."));
         let base_dir =
             std::path::absolute(folder).map_err(|e| Failed::new(Exit::Usage, format!("{}: {e}", folder.display())))?;
-        let request = SubmitRequest {
+        let mut request = Request::new(SubmitRequest {
             job_toml: text,
             file_name: name,
             base_dir: base_dir.to_string_lossy().into_owned(),
             dry_run: self.dry_run,
-        };
+        });
+        for (name, value) in telemetry::headers(trace) {
+            let value = value.parse().expect("a trace is printable ASCII");
+            request.metadata_mut().insert(name, value);
+        }
         Ok((request, file))
     }
 
     #[cfg(feature = "embedded")]
-    async fn run_here(&self, request: SubmitRequest, file: &job::JobFile, style: Style) -> Result<(), Failed> {
+    async fn run_here(&self, request: Request<SubmitRequest>, file: &job::JobFile, style: Style) -> Result<(), Failed> {
         use llink_proto::reach::Credentials;
 
         use super::local::{LocalWorkers, Stop};
@@ -163,7 +184,7 @@ impl Submit {
     }
 
     #[cfg(not(feature = "embedded"))]
-    async fn run_here(&self, _: SubmitRequest, _: &job::JobFile, _: Style) -> Result<(), Failed> {
+    async fn run_here(&self, _: Request<SubmitRequest>, _: &job::JobFile, _: Style) -> Result<(), Failed> {
         Err(Failed::new(
             Exit::Usage,
             "this llink-coord was built without its embedded worker: name a coordinator with --coordinator URL",
@@ -171,11 +192,13 @@ impl Submit {
     }
 }
 
-async fn send(client: &mut Client, request: SubmitRequest) -> Result<Job, Failed> {
+async fn send(client: &mut Client, request: Request<SubmitRequest>) -> Result<Job, Failed> {
     let answer = client.submit(request).await.map_err(|s| refused(&s))?.into_inner();
-    answer
+    let job = answer
         .job
-        .ok_or_else(|| Failed::new(Exit::Internal, "the coordinator answered without a job"))
+        .ok_or_else(|| Failed::new(Exit::Internal, "the coordinator answered without a job"))?;
+    tracing::Span::current().record("job", &job.id);
+    Ok(job)
 }
 
 fn left(url: &str, id: &str) -> Failed {

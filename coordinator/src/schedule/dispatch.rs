@@ -181,6 +181,11 @@ impl Cluster {
         let Some(task) = self.tasks.get(&id) else { return };
         let token = task.token;
         let attempt = u32::try_from(token).unwrap_or(u32::MAX);
+        let trace = self
+            .jobs
+            .get(&*task.job)
+            .map(|job| job.trace.clone())
+            .unwrap_or_default();
         let (spec, label) = task.read();
         let text = format!("{label}: attempt {attempt} on {}", workers.join(", "));
         fx.happened(now, task, Level::Info, text);
@@ -206,6 +211,9 @@ impl Cluster {
                 attempt,
                 task: Some(spec.clone()),
                 seat,
+                job_id: task.job.to_string(),
+                stage: task.stage.to_string(),
+                trace: trace.clone(),
             };
             fx.actions.push(Action::Start {
                 worker,

@@ -21,6 +21,8 @@ pub struct NewJob {
     pub file: JobFile,
     /// The stamps of the external files that the job reads.
     pub stamps: BTreeMap<String, String>,
+    /// The trace of its submission, which leases carry to the workers; may be empty.
+    pub trace: String,
 }
 
 impl Cluster {
@@ -56,6 +58,7 @@ impl Cluster {
                 owner: new.owner,
                 file: new.file,
                 stamps: new.stamps,
+                trace: new.trace,
                 state: JobState::Running,
                 reason: String::new(),
                 stages,
@@ -79,6 +82,7 @@ impl Cluster {
             owner: job.owner.clone(),
             file: job.file.clone(),
             stamps: job.stamps.clone(),
+            trace: job.trace.clone(),
         };
         self.submit(again, now, fx);
         Ok(())

@@ -110,6 +110,8 @@ pub struct Job {
     pub file: JobFile,
     /// The stamps of the external files that the job reads.
     pub stamps: BTreeMap<String, String>,
+    /// The trace of its submission, as leases carry it; may be empty.
+    pub trace: String,
     /// Where it stands.
     pub state: JobState,
     /// The reason why the job waits, failed or was cancelled.

@@ -488,6 +488,7 @@ mod tests {
             owner: None,
             file: crate::job::parse("job.toml", &text).unwrap(),
             stamps: BTreeMap::new(),
+            trace: String::new(),
         };
         let answer = engine.call(move |e| e.step(|c, now, fx| c.submit(new, now, fx))).await;
         (id, answer.is_ok())

@@ -49,6 +49,7 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path, roots: &Roots) -> Re
         owner: None,
         file,
         stamps,
+        trace: String::new(),
     };
     Ok((new, addresses))
 }

@@ -15,6 +15,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
 use llink_datasets::roots::Roots;
+use llink_telemetry::{self as telemetry, SPANS};
+use tracing::Instrument;
+use tracing::field::Empty;
 
 use super::access::{Peer, Subject};
 use super::engine::{Engine, EngineHandle, EngineStopped};
@@ -58,6 +61,45 @@ impl Jobs {
             .await
             .map_err(stopped)?;
         found.ok_or_else(|| no_such_job(&id))
+    }
+
+    /// Takes a job in, which keeps the trace of its submission.
+    async fn accept(
+        &self,
+        request: SubmitRequest,
+        peer: Peer,
+        trace: String,
+    ) -> Result<Response<SubmitResponse>, Status> {
+        let file = job::parse(&request.file_name, &request.job_toml)
+            .map_err(|e| refused(Code::InvalidArgument, FailureKind::Input, e.to_string()))?;
+        let (mut new, addresses) = inputs::resolve(file, &PathBuf::from(request.base_dir), &self.roots)
+            .await
+            .map_err(failed)?;
+        if request.dry_run {
+            let job = dry_run::plan(&new).await.map_err(failed)?;
+            self.plans.add(job.clone());
+            return Ok(Response::new(SubmitResponse {
+                job: Some(job),
+                already_complete: false,
+            }));
+        }
+        let id = new.id.clone();
+        new.trace = trace;
+        let saved = self.engine.call(move |e| {
+            may_change(e, &new.id, &peer)?;
+            e.set_owner(&new.id, &peer.name).map_err(unreadable)?;
+            new.owner = e.owner(&new.id).map_err(unreadable)?;
+            e.withheld.keep(&new.id, addresses);
+            e.step(|c, now, fx| c.submit(new, now, fx));
+            Ok::<_, Status>(())
+        });
+        saved.await.map_err(stopped)??;
+        let mut response = Response::new(SubmitResponse {
+            job: Some(self.view(id.clone()).await?),
+            already_complete: false,
+        });
+        response.extensions_mut().insert(Subject(id));
+        Ok(response)
     }
 
     /// The job as it is after a change, with its id for the audit log.
@@ -124,36 +166,29 @@ pub(super) fn unreadable(error: StateError) -> Status {
 impl JobService for Jobs {
     async fn submit(&self, request: Request<SubmitRequest>) -> Result<Response<SubmitResponse>, Status> {
         let peer = peer_of(&request)?;
-        let request = request.into_inner();
-        let file = job::parse(&request.file_name, &request.job_toml)
-            .map_err(|e| refused(Code::InvalidArgument, FailureKind::Input, e.to_string()))?;
-        let (mut new, addresses) = inputs::resolve(file, &PathBuf::from(request.base_dir), &self.roots)
-            .await
-            .map_err(failed)?;
-        if request.dry_run {
-            let job = dry_run::plan(&new).await.map_err(failed)?;
-            self.plans.add(job.clone());
-            return Ok(Response::new(SubmitResponse {
-                job: Some(job),
-                already_complete: false,
-            }));
+        let metadata = request.metadata();
+        let asked = telemetry::trace_in(|name| Some(metadata.get(name)?.to_str().ok()?.to_owned()));
+        let span = tracing::info_span!(
+            target: SPANS,
+            parent: None,
+            "JobService/Submit",
+            otel.kind = "server",
+            rpc.system = "grpc",
+            job = Empty,
+        );
+        telemetry::continue_trace(&span, &asked);
+        let trace = telemetry::trace_with(&span, &asked);
+        let answer = self
+            .accept(request.into_inner(), peer, trace)
+            .instrument(span.clone())
+            .await;
+        match &answer {
+            Ok(answer) => {
+                span.record("job", answer.get_ref().job.as_ref().map(|job| &*job.id));
+            }
+            Err(refused) => telemetry::failed(&span, refused.message()),
         }
-        let id = new.id.clone();
-        let saved = self.engine.call(move |e| {
-            may_change(e, &new.id, &peer)?;
-            e.set_owner(&new.id, &peer.name).map_err(unreadable)?;
-            new.owner = e.owner(&new.id).map_err(unreadable)?;
-            e.withheld.keep(&new.id, addresses);
-            e.step(|c, now, fx| c.submit(new, now, fx));
-            Ok::<_, Status>(())
-        });
-        saved.await.map_err(stopped)??;
-        let mut response = Response::new(SubmitResponse {
-            job: Some(self.view(id.clone()).await?),
-            already_complete: false,
-        });
-        response.extensions_mut().insert(Subject(id));
-        Ok(response)
+        answer
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<Job>, Status> {

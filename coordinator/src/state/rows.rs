@@ -15,7 +15,7 @@ fn to_json(value: &impl serde::Serialize) -> String {
 
 /// Saves a job and its stages, with the manifests of those that `is_new` names.
 pub(super) fn save_job(tx: &Transaction<'_>, job: &Job, is_new: impl Fn(StageName) -> bool) -> rusqlite::Result<()> {
-    tx.prepare_cached("INSERT OR REPLACE INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?
+    tx.prepare_cached("INSERT OR REPLACE INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)")?
         .execute(params![
             job.id,
             to_json(&job.file),
@@ -27,6 +27,7 @@ pub(super) fn save_job(tx: &Transaction<'_>, job: &Job, is_new: impl Fn(StageNam
             job.failure.as_ref().map(|f| f.kind),
             job.failure.as_ref().map(|f| &f.text),
             job.report,
+            job.trace,
         ])?;
     for (position, stage) in job.stages.iter().enumerate() {
         tx.prepare_cached("INSERT OR REPLACE INTO stages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)")?
@@ -121,6 +122,8 @@ pub(super) fn read_job(row: &Row<'_>) -> rusqlite::Result<Job> {
         owner: None,
         file: from_json(row, "file")?,
         stamps: from_json(row, "stamps")?,
+        // Version 5 had no such column.
+        trace: row.get("trace").unwrap_or_default(),
         state: JobState::try_from(row.get::<_, i32>("state")?).unwrap_or(JobState::Failed),
         reason: row.get("reason")?,
         stages: Vec::new(),

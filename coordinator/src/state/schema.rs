@@ -5,13 +5,15 @@ use rusqlite::{Connection, Transaction};
 use super::access::ACCESS_SCHEMA;
 use super::old;
 use super::rows::{save_job, save_pack, save_task};
+use crate::schedule::{Job, TaskRecord};
 
 /// The rows that change when a task ends and the next is leased lie together. They have one size, and everything else
 /// is appended. So many steps that are saved together share their pages.
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, file TEXT NOT NULL, stamps TEXT NOT NULL, state INTEGER NOT NULL, reason TEXT NOT NULL,
-    submitted_at INTEGER NOT NULL, ended_at INTEGER NOT NULL, failure_kind INTEGER, failure_text TEXT, report TEXT);
+    submitted_at INTEGER NOT NULL, ended_at INTEGER NOT NULL, failure_kind INTEGER, failure_text TEXT, report TEXT,
+    trace TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS stages (
     job TEXT NOT NULL, position INTEGER NOT NULL, name TEXT NOT NULL, state INTEGER NOT NULL, reason TEXT NOT NULL,
     key TEXT NOT NULL, phases INTEGER NOT NULL, started_at INTEGER NOT NULL, ended_at INTEGER NOT NULL,
@@ -32,7 +34,9 @@ CREATE TABLE IF NOT EXISTS events (
     job TEXT NOT NULL, sequence INTEGER NOT NULL, at INTEGER NOT NULL, stage TEXT NOT NULL, task INTEGER NOT NULL,
     level TEXT NOT NULL, text TEXT NOT NULL, PRIMARY KEY (job, sequence)) WITHOUT ROWID;
 ";
-pub(super) const SCHEMA_VERSION: i64 = 5;
+pub(super) const SCHEMA_VERSION: i64 = 6;
+/// The first version that kept apart what changes with each task and what does not.
+pub(super) const APART_VERSION: i64 = 5;
 /// The oldest version that is brought up to date, and that can be looked at as it is.
 pub(super) const OLDEST_VERSION: i64 = 1;
 
@@ -62,16 +66,26 @@ pub(super) fn set_up(connection: &mut Connection) -> rusqlite::Result<()> {
             let whole = format!("BEGIN; {SCHEMA} {ACCESS_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;");
             connection.execute_batch(&whole)
         }
-        OLDEST_VERSION..SCHEMA_VERSION => bring_up_to_date(connection),
+        OLDEST_VERSION..SCHEMA_VERSION => bring_up_to_date(connection, found),
         // Another is refused.
         _ => Ok(()),
     }
 }
 
-/// Version 5 keeps apart what changes with each task and what does not.
-fn bring_up_to_date(connection: &mut Connection) -> rusqlite::Result<()> {
-    let (jobs, tasks) = old::load(connection)?;
+/// Version 6 keeps the trace of a job.
+fn bring_up_to_date(connection: &mut Connection, found: i64) -> rusqlite::Result<()> {
+    let old = (found < APART_VERSION).then(|| old::load(connection)).transpose()?;
     let tx = connection.transaction()?;
+    tx.execute_batch("ALTER TABLE jobs ADD COLUMN trace TEXT NOT NULL DEFAULT ''")?;
+    if let Some((jobs, tasks)) = old {
+        take_apart(&tx, &jobs, &tasks)?;
+    }
+    tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    tx.commit()
+}
+
+/// Version 5 keeps apart what changes with each task and what does not.
+fn take_apart(tx: &Transaction<'_>, jobs: &[Job], tasks: &[TaskRecord]) -> rusqlite::Result<()> {
     tx.execute_batch(
         "DROP TABLE stages; DROP TABLE tasks; ALTER TABLE attempts RENAME TO old_attempts;
          ALTER TABLE events RENAME TO old_events; DROP INDEX events_by_job;",
@@ -83,24 +97,19 @@ fn bring_up_to_date(connection: &mut Connection) -> rusqlite::Result<()> {
          INSERT INTO events SELECT job, sequence, at, stage, task, level, text FROM old_events;
          DROP TABLE old_attempts; DROP TABLE old_events;",
     )?;
-    for job in &jobs {
-        save_job(&tx, job, |_| true)?;
+    for job in jobs {
+        save_job(tx, job, |_| true)?;
     }
     let mut last_pack = 0;
-    for task in &tasks {
+    for task in tasks {
         let pack = &task.packed.pack;
         if pack.id > last_pack {
-            save_pack(&tx, pack)?;
+            save_pack(tx, pack)?;
             last_pack = pack.id;
         }
-        save_task(&tx, task)?;
+        save_task(tx, task)?;
     }
-    set_version(&tx)?;
-    tx.commit()
-}
-
-fn set_version(tx: &Transaction<'_>) -> rusqlite::Result<()> {
-    tx.pragma_update(None, "user_version", SCHEMA_VERSION)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -112,7 +121,7 @@ mod tests {
 
     use super::super::StateStore;
     use crate::plan::StageName;
-    use crate::schedule::TaskState;
+    use crate::schedule::{Cluster, Effects, TaskState, Timing};
 
     /// The tables of version 4.
     const VERSION_4: &str = "
@@ -231,5 +240,35 @@ mod tests {
             assert_eq!(store.events("j", 0, 10).unwrap(), events);
             assert_eq!(events.events[0].sequence, 41);
         }
+    }
+
+    #[test]
+    fn a_database_of_version_5_gets_the_traces_of_its_jobs() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.db");
+        drop(StateStore::open(directory.path()).unwrap());
+        let file = crate::job::parse("job.toml", "[corpus]\nsource = \"/a.tsv\"\n").unwrap();
+        let old = rusqlite::Connection::open(&path).unwrap();
+        old.execute_batch("ALTER TABLE jobs DROP COLUMN trace; PRAGMA user_version = 5;")
+            .unwrap();
+        old.execute(
+            "INSERT INTO jobs VALUES ('j', ?1, '{}', 1, '', 5, 0, NULL, NULL, NULL)",
+            [serde_json::to_string(&file).unwrap()],
+        )
+        .unwrap();
+        drop(old);
+        let (looked_at, _) = StateStore::open_file(&path).unwrap().load().unwrap();
+        assert_eq!(looked_at[0].trace, "");
+        let mut store = StateStore::open(directory.path()).unwrap();
+        let mut cluster = Cluster::restore(Timing::default(), looked_at, Vec::new(), 0);
+        cluster.jobs.get_mut("j").unwrap().trace = "00-1-2-01 ci=1".into();
+        let fx = Effects {
+            jobs: ["j".into()].into(),
+            ..Effects::default()
+        };
+        store.save(&cluster, &fx).unwrap();
+        drop(store);
+        let (jobs, _) = StateStore::open(directory.path()).unwrap().load().unwrap();
+        assert_eq!(jobs[0].trace, "00-1-2-01 ci=1");
     }
 }

@@ -1,12 +1,18 @@
 //! S3, GCS and Azure: the bucket and key in a URL, and the options of the requests.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use object_store::ObjectStore;
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::path::Path;
 use url::Url;
 
 use super::aws_profile;
 use super::open::bad_url;
+use super::traceparent::WithTrace;
 use super::{Store, Transfer, with_causes};
 use crate::Result;
 use crate::shown::credential_of;
@@ -76,9 +82,31 @@ impl Store {
         let options = settled(cloud, options).map_err(|reason| refuse(&reason))?;
         // The default comes first, so that a given value replaces it.
         let options = std::iter::once(("timeout".to_owned(), REQUEST_TIMEOUT.to_owned())).chain(options);
-        let (objects, _) = object_store::parse_url_opts(&root, options).map_err(|e| refuse(&with_causes(&e)))?;
-        Ok(Self::with_objects(url, objects.into(), prefix, Transfer::Parts))
+        let objects = built(cloud, &root, options).map_err(|e| refuse(&with_causes(&e)))?;
+        Ok(Self::with_objects(url, objects, prefix, Transfer::Parts))
     }
+}
+
+/// Builds the store, as `object_store::parse_url_opts` does, with requests that carry their trace.
+fn built(
+    cloud: &Cloud,
+    root: &Url,
+    options: impl Iterator<Item = (String, String)>,
+) -> object_store::Result<Arc<dyn ObjectStore>> {
+    macro_rules! built {
+        ($builder:ident) => {{
+            let known = options.filter_map(|(name, value)| Some((name.to_ascii_lowercase().parse().ok()?, value)));
+            let builder = $builder::new().with_url(root.as_str()).with_http_connector(WithTrace);
+            let builder = known.fold(builder, |builder, (key, value)| builder.with_config(key, value));
+            let store: Arc<dyn ObjectStore> = Arc::new(builder.build()?);
+            store
+        }};
+    }
+    Ok(match cloud.prefix {
+        "AWS_" => built!(AmazonS3Builder),
+        "GOOGLE_" => built!(GoogleCloudStorageBuilder),
+        _ => built!(MicrosoftAzureBuilder),
+    })
 }
 
 /// Returns a cloud's options from variables; an empty variable is not set.

@@ -10,6 +10,9 @@ mod cloud;
 #[cfg(feature = "cloud")]
 mod hub;
 mod open;
+mod traced;
+#[cfg(feature = "cloud")]
+mod traceparent;
 #[cfg(feature = "cloud")]
 mod web;
 
@@ -23,6 +26,7 @@ use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
 pub use open::{object_name, without_query};
+pub use traced::SPANS;
 
 use crate::{Error, Result};
 use open::bad_url;

@@ -10,6 +10,7 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use url::Url;
 
+use super::traced::traced;
 use super::{Store, Transfer};
 use crate::shown::is_withheld;
 use crate::{Error, Result};
@@ -115,7 +116,7 @@ impl Store {
 
     pub(super) fn with_objects(url: &str, objects: Arc<dyn ObjectStore>, prefix: Path, transfer: Transfer) -> Self {
         Self {
-            objects,
+            objects: traced(url, objects),
             prefix,
             url: without_query(url).trim_end_matches('/').into(),
             local: None,

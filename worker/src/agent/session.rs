@@ -9,8 +9,11 @@ use llink_proto::{
     Assignment, Failure, FailureKind, Instruction, RegisterResponse, RendezvousRequest, RendezvousResponse,
     ReportRequest, Seat, TaskResult, instruction, report_request,
 };
+use llink_telemetry::{self as telemetry, SPANS};
 use tokio::sync::mpsc;
 use tonic::Code;
+use tracing::Span;
+use tracing::field::Empty;
 
 use super::{Client, LeaseId, RETRY, TaskControl, heartbeat};
 use crate::collective::Met;
@@ -91,6 +94,7 @@ impl Session {
         self.running.insert(lease, control.clone());
         beats.renew(lease, control.clone());
         let ended = self.ended.clone();
+        let span = span_of(&assignment, &self.registered.worker_id);
         let Some(task) = assignment.task else {
             let failure = internal("the assignment holds no task".into());
             // The receiver lives as long as this session.
@@ -112,11 +116,12 @@ impl Session {
             token: assignment.token,
         };
         std::thread::spawn(move || {
-            let run = std::panic::AssertUnwindSafe(|| tasks::run(&context, task));
+            let run = std::panic::AssertUnwindSafe(|| span.in_scope(|| tasks::run(&context, task)));
             let outcome = match std::panic::catch_unwind(run) {
                 Ok(outcome) => outcome.map_err(|e| tasks::failure(&e)),
                 Err(panic) => Err(internal(format!("the task panicked: {}", panic_text(&*panic)))),
             };
+            end(span, &outcome);
             // A session that has ended has returned the lease, so nobody waits for the outcome.
             let _ = ended.send((lease, outcome));
         });
@@ -210,6 +215,40 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.stop_all("the worker is stopping");
+    }
+}
+
+/// Returns the span of a task, in the trace of its job.
+fn span_of(assignment: &Assignment, worker: &str) -> Span {
+    let seat = assignment.seat;
+    let span = tracing::info_span!(
+        target: SPANS,
+        parent: None,
+        "task",
+        otel.name = format!("task {}", assignment.stage),
+        otel.kind = "consumer",
+        job = assignment.job_id,
+        stage = assignment.stage,
+        task = assignment.task_id,
+        attempt = assignment.attempt,
+        rank = seat.map(|seat| seat.rank),
+        generation = seat.map(|seat| seat.generation),
+        worker,
+        rows = Empty,
+        bytes = Empty,
+    );
+    telemetry::continue_trace(&span, &assignment.trace);
+    span
+}
+
+/// Ends the span of a task with what the task wrote, or why it failed.
+fn end(span: Span, outcome: &Outcome) {
+    match outcome {
+        Ok(result) => {
+            span.record("rows", result.artifacts.iter().map(|file| file.rows).sum::<u64>());
+            span.record("bytes", result.artifacts.iter().map(|file| file.bytes).sum::<u64>());
+        }
+        Err(failure) => telemetry::failed(&span, &failure.text),
     }
 }
 

@@ -21,8 +21,12 @@ pub(super) fn overlapped<P: Send, A: Send, B: Send>(
     std::thread::scope(|scope| {
         let (prepared, to_compute): (SyncSender<A>, Receiver<A>) = sync_channel(WAITING);
         let (computed, to_put_away): (SyncSender<B>, Receiver<B>) = sync_channel(WAITING);
+        // What the other threads read and write belongs to the task's span too.
+        let span = tracing::Span::current();
+        let of_last = span.clone();
         // A worker stops when its neighbor has ended; the neighbor's error says why.
         let first = scope.spawn(move || -> Result<()> {
+            let _entered = span.enter();
             for piece in pieces {
                 if prepared.send(ready(piece)?).is_err() {
                     break;
@@ -30,7 +34,7 @@ pub(super) fn overlapped<P: Send, A: Send, B: Send>(
             }
             Ok(())
         });
-        let last = scope.spawn(move || to_put_away.into_iter().try_for_each(&mut away));
+        let last = scope.spawn(move || of_last.in_scope(|| to_put_away.into_iter().try_for_each(&mut away)));
         let middle = (|| -> Result<()> {
             for piece in to_compute {
                 if computed.send(compute(piece)?).is_err() {

@@ -14,6 +14,7 @@ fn wide(number: usize, tasks: usize, workers: &str, owner: Option<&str>) -> NewJ
         owner: owner.map(str::to_owned),
         file: parse("job.toml", &text).unwrap(),
         stamps: BTreeMap::new(),
+        trace: String::new(),
     }
 }
 
@@ -151,6 +152,7 @@ fn a_gang_is_no_larger_than_its_job_may_be() {
         owner: None,
         file: parse("job.toml", text).unwrap(),
         stamps: BTreeMap::new(),
+        trace: String::new(),
     };
     submit(&mut s, job);
     for _ in 0..1_000 {

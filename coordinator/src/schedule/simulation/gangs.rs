@@ -280,6 +280,7 @@ fn younger_jobs_do_not_starve_an_older_gang() {
         owner: None,
         file: parse("job.toml", "[corpus]\nsource = [\"/x.tsv\", \"/y.tsv\"]\n").unwrap(),
         stamps: BTreeMap::new(),
+        trace: String::new(),
     };
     s.now += 1;
     s.step(|c, now, fx| c.submit(younger, now, fx));

@@ -61,6 +61,7 @@ fn new_job() -> NewJob {
         owner: None,
         file: parse("job.toml", text).unwrap(),
         stamps: BTreeMap::new(),
+        trace: String::new(),
     }
 }
 

@@ -11,6 +11,7 @@ fn job_of(number: usize) -> NewJob {
         owner: None,
         file: parse("job.toml", &text).unwrap(),
         stamps: BTreeMap::new(),
+        trace: String::new(),
     }
 }
 
@@ -225,6 +226,7 @@ fn tasks_that_another_job_planned_are_planned_anew_where_they_differ() {
         )
         .unwrap(),
         stamps: BTreeMap::new(),
+        trace: String::new(),
     };
     s.step(|c, now, fx| c.submit(job(1, 100), now, fx));
     s.step(|c, now, fx| c.submit(job(2, 7), now, fx));

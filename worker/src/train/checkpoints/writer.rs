@@ -76,7 +76,10 @@ impl CheckpointWriter {
         });
         let (saves, inbox) = mpsc::channel();
         let worker = Arc::clone(&shared);
+        // What this thread writes belongs to the task's span.
+        let span = tracing::Span::current();
         let thread = std::thread::spawn(move || {
+            let _entered = span.enter();
             while let Ok(save) = inbox.recv() {
                 let save = std::panic::AssertUnwindSafe(|| write(&checkpoints, &worker, save));
                 if std::panic::catch_unwind(save).is_err() {
