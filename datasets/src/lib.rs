@@ -2,13 +2,14 @@
 //!
 //! In the `shard` stage a reader yields rows, and [`clean`] keeps each row or drops it with a reason. Then [`shards`]
 //! decides over all sources on which side each row stands, and writes Parquet. [`pairs`], [`instructions`] and
-//! [`vectors`] read the shards. [`sample`] makes up a corpus for trials. [`store`], [`manifest`], [`role`] and
-//! [`measured`] need no reader and are all that the coordinator's core uses.
+//! [`vectors`] read the shards. [`sample`] makes up a corpus for trials. [`store`], [`manifest`], [`role`],
+//! [`measured`] and [`report`] need no reader and are all that the coordinator's core uses.
 
 pub mod environment;
 pub mod error;
 pub mod manifest;
 pub mod measured;
+pub mod report;
 pub mod role;
 pub mod roots;
 pub mod script;

@@ -213,20 +213,6 @@ impl Preference {
             _ => Self::Unclear,
         }
     }
-
-    /// Returns the name in figures.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Win => "win",
-            Self::Tie => "tie",
-            Self::Loss => "loss",
-            Self::Unclear => "unclear",
-        }
-    }
-
-    /// All preferences, in the order of the report.
-    pub const ALL: [Self; 4] = [Self::Win, Self::Tie, Self::Loss, Self::Unclear];
 }
 
 #[cfg(test)]

@@ -15,8 +15,6 @@ mod synthesize;
 mod train;
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::str::FromStr;
 
 pub use shard::TINY_MODELS_STAMP;
 
@@ -24,12 +22,14 @@ use llink_datasets::manifest::{ATTEMPT_PREFIX, Manifest, ManifestArtifact};
 use llink_datasets::role::Role;
 use llink_proto::{Artifact, Task, TaskResult};
 use serde::{Deserialize, Serialize};
+use strum::{Display, EnumIter, EnumString, IntoEnumIterator, IntoStaticStr};
 
 use crate::job::{JobFile, RANDOM_MODEL};
 pub use outline::outline;
 
 /// The stages of a job, in the order in which they run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, EnumIter, EnumString, IntoStaticStr, Display)]
+#[strum(serialize_all = "lowercase", parse_err_ty = String, parse_err_fn = unknown_stage)]
 pub enum StageName {
     /// Cleans and splits sources into Parquet shards.
     Shard,
@@ -52,19 +52,6 @@ pub enum StageName {
 }
 
 impl StageName {
-    /// All stages, in order.
-    pub const ALL: [Self; 9] = [
-        Self::Shard,
-        Self::Synthesize,
-        Self::Models,
-        Self::Embed,
-        Self::Baseline,
-        Self::Align,
-        Self::Instruct,
-        Self::Evaluate,
-        Self::Export,
-    ];
-
     /// Returns the stages of this job. Synthesis and Stage B are optional.
     #[must_use]
     pub fn of(job: &JobFile) -> Vec<Self> {
@@ -73,7 +60,7 @@ impl StageName {
             Self::Instruct => job.instruct.is_some(),
             _ => true,
         };
-        Self::ALL.into_iter().filter(wanted).collect()
+        Self::iter().filter(wanted).collect()
     }
 
     /// Returns the stages whose results determine this stage's key and tasks. [`stage_key`] and [`phase`] need all of
@@ -138,17 +125,7 @@ impl StageName {
     /// Returns the name in job output, paths and messages.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Shard => "shard",
-            Self::Synthesize => "synthesize",
-            Self::Models => "models",
-            Self::Embed => "embed",
-            Self::Baseline => "baseline",
-            Self::Align => "align",
-            Self::Instruct => "instruct",
-            Self::Evaluate => "evaluate",
-            Self::Export => "export",
-        }
+        self.into()
     }
 
     /// Returns the unit of the stage's progress.
@@ -166,21 +143,8 @@ impl StageName {
     }
 }
 
-impl fmt::Display for StageName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for StageName {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|stage| stage.as_str() == s)
-            .ok_or_else(|| format!("unknown stage {s:?}"))
-    }
+fn unknown_stage(text: &str) -> String {
+    format!("unknown stage {text:?}")
 }
 
 /// The number of ranks that run a task.

@@ -19,7 +19,7 @@ fn artifact(path: &str, role: impl Into<Role>, rows: u64) -> ManifestArtifact {
 
 fn done() -> BTreeMap<StageName, Manifest> {
     let mut done = BTreeMap::new();
-    for stage in StageName::ALL {
+    for stage in StageName::iter() {
         let mut manifest = manifest_of(stage, "k", &[]);
         let role = Role::Shard(Corpus::Pairs, Side::Train);
         manifest.artifacts.push(artifact(&format!("{stage}/k/x"), role, 3));
@@ -409,7 +409,7 @@ fn a_stage_reads_what_it_says_and_nothing_else() {
         let (job, stamps) = (job(text), BTreeMap::new());
         for stage in StageName::of(&job) {
             let reads = stage.reads(&job);
-            for missing in StageName::ALL {
+            for missing in StageName::iter() {
                 let mut done = done();
                 for manifest in done.values_mut() {
                     for part in [Part::Projector, Part::Adapter, Part::AdapterConfig, Part::Slots] {

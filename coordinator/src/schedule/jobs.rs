@@ -158,7 +158,7 @@ impl Cluster {
     /// Writes the report, since every stage is complete. The job succeeds once the report is written.
     fn publish(&mut self, id: &str, now: Millis, fx: &mut Effects) {
         let Some(job) = self.jobs.get_mut(id) else { return };
-        let report = report::build(job, now);
+        let report = serde_json::to_string_pretty(&report::build(job, now)).expect("a report is plain data");
         job.reason = "writing the report".into();
         job.report = Some(report.clone());
         let manifests = job.stages.iter().filter_map(|stage| stage.manifest.as_ref());

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use llink_datasets::manifest::Manifest;
+use llink_datasets::measured::{self, TrainingTime};
 use llink_proto::{Artifact, Failure, StageState, TaskResult};
 
 use super::jobs::{results_before, unplanned};
@@ -238,9 +239,11 @@ impl Cluster {
                 Err(e) => return self.fail(id, unplanned(&e), now, fx),
                 Ok(Phase::Complete(mut manifest)) => {
                     // The stage's whole time includes lost gangs and repeated steps.
-                    if let Some(seconds) = manifest.figures.get("step_seconds") {
-                        let share = seconds * 1000.0 / stage.spent(now).max(1) as f64;
-                        manifest.figures.insert("effective_time".into(), share.min(1.0));
+                    if let Some(time) = measured::get::<TrainingTime>(&manifest.figures, "") {
+                        let share = time.step_seconds * 1000.0 / stage.spent(now).max(1) as f64;
+                        let effective_time = Some(share.min(1.0));
+                        let time = TrainingTime { effective_time, ..time };
+                        measured::put(&mut manifest.figures, "", &time);
                     }
                     fx.actions.push(Action::Commit {
                         work: Work::of(job, stage),

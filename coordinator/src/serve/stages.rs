@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures::{StreamExt, TryStreamExt};
 use llink_datasets::manifest::{ATTEMPT_PREFIX, Manifest};
+use llink_datasets::report::Report;
 use llink_datasets::store::Store;
 use llink_proto::{Failure, FailureKind};
 
@@ -134,9 +135,9 @@ pub(super) async fn publish(output: &str, report: String, files: &BTreeMap<Strin
 }
 
 async fn put_report(store: &Store, report: String) -> Result<(), llink_datasets::Error> {
-    let parsed: serde_json::Value = serde_json::from_str(&report).unwrap_or_default();
-    if let Some(page) = parsed["page"].as_str() {
-        store.put("report.html", store.get(page).await?).await?;
+    let parsed: Report = serde_json::from_str(&report).unwrap_or_default();
+    if let Some(page) = parsed.page {
+        store.put("report.html", store.get(&page).await?).await?;
     }
     store.put("report.json", report.into()).await
 }

@@ -1,8 +1,10 @@
 //! Prints the report at the end of a job.
 
-use llink_datasets::measured::{self, Figures};
+use std::collections::BTreeMap;
+
+use llink_datasets::measured::Table;
+use llink_datasets::report::Report;
 use llink_proto::{Job, StageState};
-use serde_json::{Map, Value};
 
 use super::{Style, job_json, print_line, say_json, thousands};
 
@@ -11,7 +13,8 @@ pub fn report(job: &Job, style: Style) {
     if style == Style::Json {
         return say_json(&job_json(job, &[]).to_string());
     }
-    let report: Value = serde_json::from_str(&job.report_json).unwrap_or_default();
+    let report: Report = serde_json::from_str(&job.report_json).unwrap_or_default();
+    let output = job.output_url.trim_end_matches('/');
     let cached = job.stages.iter().all(|s| s.state() == StageState::Cached);
     if cached {
         print_line(&format!(
@@ -19,77 +22,59 @@ pub fn report(job: &Job, style: Style) {
             job.id
         ));
     } else {
-        let took = report["seconds"].as_f64().unwrap_or_default();
-        print_line(&format!("{}: succeeded in {took:.1} s", job.id));
+        print_line(&format!("{}: succeeded in {:.1} s", job.id, report.seconds));
     }
     print_line("");
-    for (corpus, rows) in rows(&report["counts"]) {
+    for (corpus, rows) in rows(&report.counts) {
         print_line(&format!("{corpus:13} {rows}"));
     }
-    measured(&report["figures"]["evaluate"]);
-    if let (Some(share), Some(seconds)) = (
-        report["training"]["effective_time"].as_f64(),
-        report["training"]["seconds"].as_f64(),
-    ) {
+    measured(&report);
+    if let Some(training) = report.training {
         print_line(&format!(
-            "effective training time: {:.1} % of {seconds:.1} s were steps that counted",
-            100.0 * share
+            "effective training time: {:.1} % of {:.1} s were steps that counted",
+            100.0 * training.effective_time,
+            training.seconds
         ));
     }
-    for warning in report["warnings"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-    {
+    for warning in &report.warnings {
         print_line(&format!("warning: {warning}"));
     }
-    if let Some(bundle) = report["bundle"].as_str() {
-        let folder = format!("{}/{bundle}", job.output_url.trim_end_matches('/'));
+    if let Some(bundle) = &report.bundle {
+        let folder = format!("{output}/{bundle}");
         match job.stages.iter().any(|stage| stage.name == "instruct") {
             true => print_line(&format!("ask it: llink-coord generate --bundle {folder} \"…\"")),
             false => print_line(&format!("the projector as others load it: {folder}")),
         }
     }
-    if let Some(benchmark) = report["benchmark"].as_str() {
-        let output = job.output_url.trim_end_matches('/');
+    if let Some(benchmark) = &report.benchmark {
         print_line(&format!(
             "the pairs of the benchmark and their ranks: {output}/{benchmark}"
         ));
     }
-    if report["page"].is_string() {
-        let output = job.output_url.trim_end_matches('/');
+    if report.page.is_some() {
         print_line(&format!("the report with its curves: {output}/report.html"));
     }
     print_line(&format!("artifacts in {}", job.output_url));
-    for stage in report["stages"].as_array().into_iter().flatten() {
-        let text = |key: &str| stage[key].as_str().unwrap_or_default().to_owned();
-        let seconds = stage["seconds"].as_f64().unwrap_or_default();
-        let time = if stage["cached"] == true {
-            "cached".to_owned()
-        } else {
-            format!("{seconds:.1} s")
+    for stage in &report.stages {
+        let time = match stage.cached {
+            true => "cached".to_owned(),
+            false => format!("{:.1} s", stage.seconds),
         };
-        let bytes = thousands(stage["bytes"].as_u64().unwrap_or_default() / 1024);
-        let files = stage["artifacts"].as_u64().unwrap_or_default();
-        let directory = text("directory");
+        let (directory, files, bytes) = (&stage.directory, stage.artifacts, thousands(stage.bytes / 1024));
         print_line(&format!("  {directory:28} {files:4} files {bytes:>10} KiB  {time:>8}"));
     }
 }
 
 /// Returns the corpora, each with its rows read, kept and dropped by reason.
-pub(crate) fn rows(counts: &Value) -> Vec<(&'static str, String)> {
-    let Some(counts) = counts.as_object() else {
-        return Vec::new();
-    };
+pub(crate) fn rows(counts: &BTreeMap<String, u64>) -> Vec<(&'static str, String)> {
     let corpora = ["pairs", "instructions", "synthesized"].into_iter();
     corpora
         .filter_map(|corpus| Some((corpus, rows_of(counts, corpus)?)))
         .collect()
 }
 
-fn rows_of(counts: &Map<String, Value>, corpus: &str) -> Option<String> {
-    let get = |name: &str| counts.get(&format!("{corpus}.{name}")).and_then(Value::as_u64);
+fn rows_of(counts: &BTreeMap<String, u64>, corpus: &str) -> Option<String> {
+    let get = |name: &str| counts.get(&format!("{corpus}.{name}")).copied();
     let mut parts = vec![format!("{} read", thousands(get("rows")?))];
     for side in ["train", "holdout", "validation"] {
         if let Some(rows) = get(&format!("split.{side}")) {
@@ -108,7 +93,7 @@ fn rows_of(counts: &Map<String, Value>, corpus: &str) -> Option<String> {
     let dropped = counts.iter().filter(|(name, n)| {
         name.strip_prefix(corpus)
             .is_some_and(|n| n.contains("dropped_") || n.ends_with(".surplus"))
-            && n.as_u64().is_some_and(|n| n > 0)
+            && **n > 0
     });
     for (name, count) in dropped {
         let reason = name
@@ -117,18 +102,17 @@ fn rows_of(counts: &Map<String, Value>, corpus: &str) -> Option<String> {
             .unwrap_or(name)
             .trim_start_matches("dropped_")
             .replace('_', " ");
-        parts.push(format!("{} {reason}", thousands(count.as_u64().unwrap_or_default())));
+        parts.push(format!("{} {reason}", thousands(*count)));
     }
     Some(parts.join(", "))
 }
 
 /// Prints what `evaluate` measured.
-fn measured(figures: &Value) {
-    let figures: Figures = serde_json::from_value(figures.clone()).unwrap_or_default();
-    for section in measured::sections(&figures) {
+fn measured(report: &Report) {
+    for section in report.measured() {
         print_line("");
         print_line(&section.title);
-        let table = section.table.iter().flat_map(measured::Table::text);
+        let table = section.table.iter().flat_map(Table::text);
         table.for_each(|line| print_line(&line));
         section.notes.iter().for_each(|note| print_line(note));
     }

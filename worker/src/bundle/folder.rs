@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use llink_datasets::manifest::{Manifest, sha256_hex};
+use llink_datasets::report::Report;
 use llink_datasets::store::Store;
 use llink_proto::Artifact;
-use serde_json::Value;
 use tokio::runtime::Handle;
 
 use crate::{Error, Result};
@@ -136,11 +136,7 @@ fn exported(output: &Store, runtime: &Handle) -> Result<Option<String>> {
         Err(llink_datasets::Error::NotFound { .. }) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let report: Value = serde_json::from_slice(&report).unwrap_or_default();
-    let stages = report["stages"].as_array().into_iter().flatten();
-    let mut exports = stages.filter(|stage| stage["stage"] == STAGE);
-    Ok(exports
-        .next()
-        .and_then(|stage| stage["directory"].as_str())
-        .map(str::to_owned))
+    let report: Report = serde_json::from_slice(&report).unwrap_or_default();
+    let mut stages = report.stages.into_iter();
+    Ok(stages.find(|stage| stage.stage == STAGE).map(|stage| stage.directory))
 }

@@ -2,25 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::chrf::chrf;
+use llink_datasets::measured::AnswerScores;
 
-/// The scores of a set of answers. Each share counts only the references that it applies to.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct AnswerScores {
-    /// The number of answers.
-    pub answers: usize,
-    /// The share of answers that equal the reference word for word.
-    pub exact: f64,
-    /// The mean share of the reference's words that the answer has. Numbers are left out, and a repeated word counts
-    /// each time.
-    pub word_recall: f64,
-    /// The share of the references with numbers whose answer has exactly the same numbers.
-    pub numbers: f64,
-    /// The number of references with numbers.
-    pub with_numbers: usize,
-    /// The chrF2 over all answers, from 0 to 100.
-    pub chrf: f64,
-}
+use super::chrf::chrf;
 
 /// Scores (answer, reference) pairs.
 #[must_use]
@@ -31,7 +15,7 @@ pub fn answer_scores<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) ->
         ..AnswerScores::default()
     };
     for (answer, reference) in pairs {
-        scores.answers += 1;
+        scores.count += 1;
         let (said, wanted) = (words(answer), words(reference));
         scores.exact += f64::from(u8::from(said == wanted));
         scores.word_recall += recall(&said, &wanted);
@@ -41,8 +25,8 @@ pub fn answer_scores<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) ->
             scores.numbers += f64::from(u8::from(said == wanted));
         }
     }
-    scores.exact /= scores.answers.max(1) as f64;
-    scores.word_recall /= scores.answers.max(1) as f64;
+    scores.exact /= scores.count.max(1) as f64;
+    scores.word_recall /= scores.count.max(1) as f64;
     scores.numbers /= scores.with_numbers.max(1) as f64;
     scores
 }
@@ -100,7 +84,7 @@ mod tests {
             ("A dog eats 21 mangoes.", "The dog eats 12 mangoes."),
             ("", "yes"),
         ]);
-        assert_eq!((scores.answers, scores.with_numbers), (3, 2));
+        assert_eq!((scores.count, scores.with_numbers), (3, 2));
         assert!((scores.exact - 1.0 / 3.0).abs() < 1e-12);
         assert!((scores.word_recall - (1.0 + 0.75) / 3.0).abs() < 1e-12);
         assert!((scores.numbers - 0.5).abs() < 1e-12);

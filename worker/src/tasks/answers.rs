@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use llink_datasets::instructions::InstructionRow;
+use llink_datasets::measured::{self, Arm, Scored, TRAINED_AS_PAIRS};
 use llink_datasets::role::Role;
 use llink_datasets::store::Store;
 use llink_proto::{Answers, Artifact, ModelRef, TaskResult};
@@ -11,7 +12,7 @@ use serde_json::json;
 use super::TaskContext;
 use super::instruct::{first, read_projector, read_rows, widened};
 use super::training::read_tables;
-use crate::llink::answers::{AnswerScores, answer_scores};
+use crate::llink::answers::answer_scores;
 use crate::llink::projector::Projector;
 use crate::llink::slot_expander::SlotExpander;
 use crate::models::{Decoder, GenerateOptions, LoadedAdapter, Sampling, peft};
@@ -57,26 +58,26 @@ pub(super) fn run(
         max_tokens: task.max_tokens as usize,
     };
     let rows = read_rows(context, store, &task.instructions, task.examples as usize)?;
-    let mut said: Vec<(&str, Vec<String>)> = Vec::new();
+    let mut said: Vec<(Arm, Vec<String>)> = Vec::new();
     match slots {
         Some(slots) => {
             let vectors = first(read_tables(context, store, &task.encoder_vectors)?, rows.len());
             let values = slots.of(&widened(&vectors))?;
             let zeros = vec![0.0; values.len()];
-            said.push(("slots", answerer.with_slots(&rows, &slots.expander, &values)?));
-            said.push(("zeroed", answerer.with_slots(&rows, &slots.expander, &zeros)?));
+            said.push((Arm::Slots, answerer.with_slots(&rows, &slots.expander, &values)?));
+            said.push((Arm::Zeroed, answerer.with_slots(&rows, &slots.expander, &zeros)?));
         }
-        None => said.push(("direct", answerer.direct(&rows)?)),
+        None => said.push((Arm::Direct, answerer.direct(&rows)?)),
     }
     if task.direct_adapter.is_some() {
         answerer.adapter = loaded(&task.direct_adapter_config, &task.direct_adapter)?;
-        said.push(("direct", answerer.direct(&rows)?));
+        said.push((Arm::Direct, answerer.direct(&rows)?));
     }
     let mut lines = String::new();
     for (index, row) in rows.iter().enumerate() {
         let answers: serde_json::Map<_, _> = said
             .iter()
-            .map(|(name, answers)| ((*name).to_owned(), json!(answers[index])))
+            .map(|(arm, answers)| (arm.to_string(), json!(answers[index])))
             .collect();
         let line = json!({
             "id": row.id, "task": row.task, "instruction": row.instruction, "foreign": row.foreign,
@@ -88,9 +89,9 @@ pub(super) fn run(
         .artifacts
         .push(context.write(store, &task.path, Role::Answers, rows.len() as u64, lines.into())?);
     let seen = task.trained_as_pairs as f64;
-    result.figures.insert("answers.trained_as_pairs".into(), seen);
-    for (name, answers) in &said {
-        add_scores(result, name, &rows, answers);
+    result.figures.insert(TRAINED_AS_PAIRS.into(), seen);
+    for (arm, answers) in &said {
+        add_scores(result, *arm, &rows, answers);
     }
     Ok(())
 }
@@ -173,29 +174,11 @@ impl Slots {
 }
 
 /// Adds the scores over all answers, and over translations alone.
-fn add_scores(result: &mut TaskResult, name: &str, rows: &[InstructionRow], answers: &[String]) {
+fn add_scores(result: &mut TaskResult, arm: Arm, rows: &[InstructionRow], answers: &[String]) {
     let pairs = || rows.iter().zip(answers);
     let all = answer_scores(pairs().map(|(row, answer)| (answer.as_str(), row.answer.as_str())));
     let translations = pairs().filter(|(row, _)| row.task == "translate");
     let translations = answer_scores(translations.map(|(row, answer)| (answer.as_str(), row.answer.as_str())));
-    for (of, scores) in [("answers", all), ("translations", translations)] {
-        let AnswerScores {
-            answers,
-            exact,
-            word_recall,
-            numbers,
-            with_numbers,
-            chrf,
-        } = scores;
-        let figures = [
-            ("count", answers as f64),
-            ("exact", exact),
-            ("word_recall", word_recall),
-            ("numbers", numbers),
-            ("with_numbers", with_numbers as f64),
-            ("chrf", chrf),
-        ];
-        let named = figures.map(|(figure, value)| (format!("{of}.{name}.{figure}"), value));
-        result.figures.extend(named);
-    }
+    measured::put(&mut result.figures, &Scored::Answers.by(arm), &all);
+    measured::put(&mut result.figures, &Scored::Translations.by(arm), &translations);
 }

@@ -3,7 +3,7 @@
 
 mod benchmark;
 
-use llink_datasets::measured::{CENTRED_ON, PAIRS, Retrieval, TOKENS};
+use llink_datasets::measured::{self, CENTRED_ON, PAIRS, Tokens};
 use llink_datasets::pairs::{PairTable, read_pairs};
 use llink_datasets::role::Role;
 use llink_datasets::store::Store;
@@ -39,7 +39,7 @@ pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> 
     let mut result = TaskResult::default();
     let rows = benchmark.rows();
     result.figures.insert(PAIRS.into(), pairs as f64);
-    result.figures.extend(rows.iter().flat_map(Retrieval::figures));
+    rows.iter().for_each(|row| row.put(&mut result.figures));
     if let Some(rows) = centred_on {
         result.figures.insert(CENTRED_ON.into(), rows as f64);
     }
@@ -47,8 +47,8 @@ pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> 
     result
         .artifacts
         .push(context.write(&store, &task.benchmark, Role::Benchmark, pairs as u64, ranks.into())?);
-    if let Some(means) = tokens(context, &store, task, pairs)? {
-        result.figures.extend(TOKENS.map(str::to_owned).into_iter().zip(means));
+    if let Some(tokens) = tokens(context, &store, task, pairs)? {
+        measured::put(&mut result.figures, Tokens::NAME, &tokens);
     }
     if let (Some(answers), Some(model)) = (&task.answers, &task.decoder) {
         super::answers::run(context, &store, answers, model, slots.as_ref(), &mut result)?;
@@ -77,7 +77,7 @@ pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> 
 }
 
 /// Returns the mean number of decoder tokens in an English and in a foreign sentence.
-fn tokens(context: &TaskContext, store: &Store, task: &Evaluate, pairs: usize) -> Result<Option<[f64; 2]>> {
+fn tokens(context: &TaskContext, store: &Store, task: &Evaluate, pairs: usize) -> Result<Option<Tokens>> {
     let (Some(model), Some(shard)) = (&task.decoder, task.pair_shards.first()) else {
         return Ok(None);
     };
@@ -89,5 +89,8 @@ fn tokens(context: &TaskContext, store: &Store, task: &Evaluate, pairs: usize) -
         let ids = decoder.tokenizer().encode_batch(&texts, SpecialTokens::Omit)?;
         Ok(ids.iter().map(Vec::len).sum::<usize>() as f64 / ids.len().max(1) as f64)
     };
-    Ok(Some([mean(&english)?, mean(&foreign)?]))
+    Ok(Some(Tokens {
+        english: mean(&english)?,
+        foreign: mean(&foreign)?,
+    }))
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use futures::{StreamExt, TryStreamExt};
+use llink_datasets::measured::{self, Arm, Judged};
 use llink_datasets::role::Role;
 use llink_datasets::shown::ShownUrl;
 use llink_datasets::store::Store;
@@ -22,8 +23,8 @@ const QUOTED: usize = 200;
 
 /// An answer of the job, and the one that it is compared with.
 struct Pair {
-    /// The other answer's source, `base` or `direct`.
-    against: &'static str,
+    /// The other answer's source.
+    against: Arm,
     row: Value,
     ours: String,
     theirs: String,
@@ -67,7 +68,7 @@ pub(super) fn run(
     let judged = replies.iter().map(|both| both.each_ref().map(Reply::verdict));
     let judged: Vec<[Option<Verdict>; 2]> = judged.collect();
     let mut lines = String::new();
-    for against in ["base", "direct"] {
+    for against in [Arm::Base, Arm::Direct] {
         let own = pairs.iter().zip(&judged).filter(|(pair, _)| pair.against == against);
         let own: Vec<_> = own
             .map(|(pair, [one, other])| (pair, [one, other], Preference::of(*one, *other)))
@@ -75,14 +76,17 @@ pub(super) fn run(
         if own.is_empty() {
             continue;
         }
-        for preference in Preference::ALL {
-            let count = own.iter().filter(|(.., found)| *found == preference).count();
-            let name = format!("judged.{against}.{}", preference.name());
-            result.figures.insert(name, count as f64);
-        }
+        let count = |wanted| own.iter().filter(|(.., found)| *found == wanted).count() as u64;
+        let counts = Judged {
+            win: count(Preference::Win),
+            tie: count(Preference::Tie),
+            loss: count(Preference::Loss),
+            unclear: count(Preference::Unclear),
+        };
+        measured::put(&mut result.figures, &Judged::against(against), &counts);
         for (pair, verdicts, preference) in own {
             let line = json!({
-                "id": pair.row["id"], "against": against, "instruction": pair.row["instruction"],
+                "id": pair.row["id"], "against": against.to_string(), "instruction": pair.row["instruction"],
                 "english_ref": pair.row["english_ref"], "ours": pair.ours, "theirs": pair.theirs,
                 "verdicts": verdicts, "preference": preference,
             });
@@ -107,9 +111,12 @@ fn rows(name: &str, content: &[u8], at_most: usize) -> Result<Vec<Value>> {
 
 /// Returns the answer of the job's own decoder.
 fn ours(row: &Value) -> String {
-    let answers = &row["answers"];
-    let answer = answers["slots"].as_str().or_else(|| answers["direct"].as_str());
-    answer.unwrap_or_default().to_owned()
+    let answer = answer_of(row, Arm::Slots).or_else(|| answer_of(row, Arm::Direct));
+    answer.unwrap_or_default()
+}
+
+fn answer_of(row: &Value, arm: Arm) -> Option<String> {
+    row["answers"][arm.to_string()].as_str().map(str::to_owned)
 }
 
 /// Pairs the answers with those of the decoder without any adapter, which gets the foreign text itself.
@@ -123,7 +130,7 @@ fn against_base(context: &TaskContext, task: &Judge, model: &ModelRef, rows: &[V
     let pairs = rows.iter().map(|row| {
         context.control.check()?;
         Ok(Pair {
-            against: "base",
+            against: Arm::Base,
             theirs: base_answer(&decoder, row, task.max_tokens as usize, &options)?,
             ours: ours(row),
             row: row.clone(),
@@ -143,11 +150,10 @@ fn base_answer(decoder: &Decoder, row: &Value, max_tokens: usize, options: &Gene
 
 /// Pairs the answer with that of the job's own direct fine-tuning, if both arms were trained.
 fn against_other_arm(row: &Value) -> Option<Pair> {
-    let answers = &row["answers"];
     Some(Pair {
-        against: "direct",
-        ours: answers["slots"].as_str()?.to_owned(),
-        theirs: answers["direct"].as_str()?.to_owned(),
+        against: Arm::Direct,
+        ours: answer_of(row, Arm::Slots)?,
+        theirs: answer_of(row, Arm::Direct)?,
         row: row.clone(),
     })
 }
@@ -164,11 +170,10 @@ fn against_direct(context: &TaskContext, task: &Judge, rows: &[Value]) -> Result
     let pairs: Vec<Pair> = rows
         .iter()
         .filter_map(|row| {
-            let theirs = by_id.get(&row["id"].as_u64()?)?["answers"]["direct"].as_str()?;
             Some(Pair {
-                against: "direct",
+                against: Arm::Direct,
                 ours: ours(row),
-                theirs: theirs.to_owned(),
+                theirs: answer_of(by_id.get(&row["id"].as_u64()?)?, Arm::Direct)?,
                 row: row.clone(),
             })
         })

@@ -1,5 +1,6 @@
 //! The common code of the training tasks: the gang's collective, and the supervision of the loop.
 
+use llink_datasets::measured::{self, TrainingTime};
 use llink_datasets::role::Part;
 use llink_datasets::store::Store;
 use llink_datasets::vectors::{self, VectorTable, read_vectors};
@@ -99,6 +100,10 @@ pub(super) fn result(
         ..TaskResult::default()
     };
     result.figures.insert("ranks".into(), world_size as f64);
-    result.figures.insert("step_seconds".into(), finished.step_seconds);
+    let time = TrainingTime {
+        step_seconds: finished.step_seconds,
+        effective_time: None,
+    };
+    measured::put(&mut result.figures, "", &time);
     Ok(result)
 }

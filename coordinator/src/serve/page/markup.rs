@@ -1,10 +1,11 @@
 //! The parts of the page as HTML, which are pure functions of the board. maud escapes texts, and control characters are
 //! made visible.
 
-use llink_datasets::measured::{self, Figures, Section, thousands};
+use llink_datasets::measured::{Section, thousands};
+use llink_datasets::report::Report;
 use llink_proto::{Event, Job, JobState, Stage, StageState, shown};
 use maud::{DOCTYPE, Markup, html};
-use serde_json::{Value, json};
+use serde_json::json;
 use time::OffsetDateTime;
 
 use super::board::{Board, Seen, WORKERS};
@@ -370,28 +371,25 @@ fn chart(stage: &str, at: usize, chart: &Chart) -> Markup {
 }
 
 fn reported(job: &Job) -> Markup {
-    let report: Value = serde_json::from_str(&job.report_json).unwrap_or_default();
-    let figures: Figures = serde_json::from_value(report["figures"]["evaluate"].clone()).unwrap_or_default();
-    let said = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let artifacts = report["stages"].as_array().into_iter().flatten().map(|stage| {
-        let kib = thousands(stage["bytes"].as_u64().unwrap_or_default() / 1024);
-        let took = match stage["cached"] == true {
+    let report: Report = serde_json::from_str(&job.report_json).unwrap_or_default();
+    let artifacts = report.stages.iter().map(|stage| {
+        let took = match stage.cached {
             true => "cached".to_owned(),
-            false => format!("{:.1} s", stage["seconds"].as_f64().unwrap_or_default()),
+            false => format!("{:.1} s", stage.seconds),
         };
         vec![
-            text(&said(&stage["directory"])),
-            text(&stage["artifacts"].to_string()),
-            html! { (kib) " KiB" },
+            text(&stage.directory),
+            html! { (stage.artifacts) },
+            html! { (thousands(stage.bytes / 1024)) " KiB" },
             text(&took),
         ]
     });
     html! {
-        p { "It took " (format!("{:.1}", report["seconds"].as_f64().unwrap_or_default())) " s." }
-        dl { @for (corpus, rows) in report::rows(&report["counts"]) { dt { (corpus) } dd { (text(&rows)) } } }
-        @for section in measured::sections(&figures) { (measurement(&section)) }
-        @for warning in report["warnings"].as_array().into_iter().flatten() { p.warning { "Warning: " (text(&said(warning))) } }
-        @if report["page"].is_string() { p { "The report with examples and all curves is " code { (text(job.output_url.trim_end_matches('/'))) "/report.html" } "." } }
+        p { "It took " (format!("{:.1}", report.seconds)) " s." }
+        dl { @for (corpus, rows) in report::rows(&report.counts) { dt { (corpus) } dd { (text(&rows)) } } }
+        @for section in report.measured() { (measurement(&section)) }
+        @for warning in &report.warnings { p.warning { "Warning: " (text(warning)) } }
+        @if report.page.is_some() { p { "The report with examples and all curves is " code { (text(job.output_url.trim_end_matches('/'))) "/report.html" } "." } }
         (table("Artifacts below the output", &["folder", "files", "size", "took"], artifacts))
     }
 }

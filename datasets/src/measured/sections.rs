@@ -1,134 +1,12 @@
-//! The figures that `evaluate` measures, as its manifest holds them, and the tables that are made of them.
-//!
-//! The terminal, `report.html` and the model card show the same [`Section`]s; only their rendering differs.
+//! The tables that are made of the figures.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use serde::{Deserialize, Serialize};
+use strum::IntoEnumIterator;
 
-/// Measured numbers by name, as in a manifest.
-pub type Figures = BTreeMap<String, f64>;
-
-/// The name of the metric that compares vectors unchanged.
-pub const COSINE: &str = "cosine";
-/// The name of the figure that holds the number of held-out pairs in the retrieval.
-pub const PAIRS: &str = "pairs";
-/// The name of the figure that holds the number of training pairs behind the encoder's means.
-pub const CENTRED_ON: &str = "retrieval.centred_on";
-/// The names of the figures with the mean number of decoder tokens in an English and in a foreign sentence.
-pub const TOKENS: [&str; 2] = ["decoder_tokens.english", "decoder_tokens.foreign"];
-
-/// The vectors that find the English sentence of a foreign one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Retriever {
-    /// Random guessing finds the sentence.
-    Chance,
-    /// The encoder's vectors of both sentences, without decoder or training.
-    Encoder,
-    /// The projected vector, compared with the teacher's.
-    StageA,
-    /// The mean of Stage B's slots, compared with the teacher's vector.
-    StageB,
-}
-
-impl Retriever {
-    /// All retrievers, from the weakest baseline on.
-    pub const ALL: [Self; 4] = [Self::Chance, Self::Encoder, Self::StageA, Self::StageB];
-
-    /// Returns the name in figures.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Chance => "chance",
-            Self::Encoder => "encoder",
-            Self::StageA => "stage_a",
-            Self::StageB => "stage_b",
-        }
-    }
-
-    /// Returns the name in tables.
-    #[must_use]
-    pub fn title(self) -> &'static str {
-        match self {
-            Self::Chance => "chance",
-            Self::Encoder => "encoder alone",
-            Self::StageA => "after Stage A",
-            Self::StageB => "after Stage B, by mean slot",
-        }
-    }
-}
-
-/// How well held-out sentences find their translations; a row of the retrieval table.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Retrieval {
-    /// The vectors that find the translations.
-    pub retriever: Retriever,
-    /// The metric that compares vectors: [`COSINE`] or another metric of `[align]`. Empty for chance.
-    pub metric: String,
-    /// Share of sentences whose own translation comes first.
-    pub r1: f64,
-    /// Share of sentences whose own translation is among the first 5.
-    pub r5: f64,
-    /// Share of sentences whose own translation is among the first 10.
-    pub r10: f64,
-    /// Mean of the reciprocal rank.
-    pub mrr: f64,
-    /// Mean rank; 1 is best.
-    pub mean_rank: f64,
-}
-
-impl Retrieval {
-    /// Returns the name of the row in figures and in `benchmark.jsonl`: `stage_a.cosine`, or `chance`.
-    #[must_use]
-    pub fn name(&self) -> String {
-        match self.metric.as_str() {
-            "" => self.retriever.as_str().to_owned(),
-            metric => format!("{}.{metric}", self.retriever.as_str()),
-        }
-    }
-
-    /// Returns the row as figures: `retrieval.stage_a.cosine.r1` and so on.
-    pub fn figures(&self) -> impl Iterator<Item = (String, f64)> {
-        let name = self.name();
-        let values = [
-            ("r1", self.r1),
-            ("r5", self.r5),
-            ("r10", self.r10),
-            ("mrr", self.mrr),
-            ("mean_rank", self.mean_rank),
-        ];
-        values
-            .into_iter()
-            .map(move |(figure, value)| (format!("retrieval.{name}.{figure}"), value))
-    }
-
-    /// Returns the rows that the figures hold, by retriever, plain cosine first.
-    #[must_use]
-    pub fn rows(figures: &Figures) -> Vec<Self> {
-        let mut rows: Vec<Self> = figures.keys().filter_map(|name| Self::at(figures, name)).collect();
-        rows.sort_by_key(|row| (row.retriever, row.metric != COSINE, row.metric.clone()));
-        rows
-    }
-
-    /// Returns the row whose figures begin with `name`.
-    fn at(figures: &Figures, name: &str) -> Option<Self> {
-        let of = name.strip_suffix(".r1")?;
-        let row = of.strip_prefix("retrieval.")?;
-        let (retriever, metric) = row.split_once('.').unwrap_or((row, ""));
-        let get = |figure: &str| figures.get(&format!("{of}.{figure}")).copied();
-        Some(Self {
-            retriever: Retriever::ALL.into_iter().find(|r| r.as_str() == retriever)?,
-            metric: metric.to_owned(),
-            r1: get("r1")?,
-            r5: get("r5")?,
-            r10: get("r10")?,
-            mrr: get("mrr")?,
-            mean_rank: get("mean_rank")?,
-        })
-    }
-}
+use super::{
+    AnswerScores, Arm, CENTRED_ON, Figures, Judged, PAIRS, Retrieval, Retriever, Scored, TRAINED_AS_PAIRS, Tokens, get,
+};
 
 /// A part of the measurements: a heading, an optional table, and notes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -156,8 +34,8 @@ pub struct Table {
 #[must_use]
 pub fn sections(figures: &Figures) -> Vec<Section> {
     let answers = [
-        ("answers", "held-out instructions"),
-        ("translations", "held-out sentences to translate"),
+        (Scored::Answers, "held-out instructions"),
+        (Scored::Translations, "held-out sentences to translate"),
     ];
     let mut found = Vec::new();
     found.extend(retrieval(figures));
@@ -205,8 +83,7 @@ fn retrieval(figures: &Figures) -> Option<Section> {
 }
 
 fn token_inflation(figures: &Figures) -> Option<Section> {
-    let [english, foreign] = TOKENS.map(|name| figures.get(name).copied());
-    let (english, foreign) = (english?, foreign?);
+    let Tokens { english, foreign } = get(figures, Tokens::NAME)?;
     Some(Section {
         title: "Token inflation".to_owned(),
         table: None,
@@ -219,30 +96,23 @@ fn token_inflation(figures: &Figures) -> Option<Section> {
 }
 
 /// Returns the section on answers, by the input of the decoder.
-fn answered(figures: &Figures, of: &str, title: &str) -> Option<Section> {
-    let given = [
-        ("slots", "with slots"),
-        ("zeroed", "with zeroed slots"),
-        ("direct", "direct fine-tuning"),
-    ];
-    let get = |given: &str, figure: &str| figures.get(&format!("{of}.{given}.{figure}")).copied();
-    let rows: Vec<Vec<String>> = given
-        .iter()
-        .filter_map(|(name, title)| {
-            let shares = ["exact", "word_recall", "numbers"].map(|figure| get(name, figure));
-            let mut cells = vec![(*title).to_owned()];
-            for share in shares {
-                cells.push(format!("{:.4}", share?));
-            }
-            cells.push(format!("{:.2}", get(name, "chrf")?));
-            Some(cells)
-        })
-        .collect();
-    let count = given
-        .iter()
-        .find_map(|(name, _)| get(name, "count"))
-        .filter(|n| *n > 0.0)?;
-    let seen = figures.get("answers.trained_as_pairs").filter(|seen| **seen > 0.0);
+fn answered(figures: &Figures, of: Scored, title: &str) -> Option<Section> {
+    let scores = |arm: Arm| Some((arm, get::<AnswerScores>(figures, &of.by(arm))?));
+    let scores: Vec<(Arm, AnswerScores)> = Arm::iter().filter_map(scores).collect();
+    let cells = |(arm, s): &(Arm, AnswerScores)| {
+        let shares = [s.exact, s.word_recall, s.numbers].map(|share| format!("{share:.4}"));
+        let title = [arm.title().to_owned()];
+        title
+            .into_iter()
+            .chain(shares)
+            .chain([format!("{:.2}", s.chrf)])
+            .collect()
+    };
+    let count = scores
+        .first()
+        .map(|(_, scores)| scores.count)
+        .filter(|count| *count > 0)?;
+    let seen = figures.get(TRAINED_AS_PAIRS).filter(|seen| **seen > 0.0);
     let note = |seen: &f64| {
         format!(
             "{} of the validation instructions have a text that Stage A may have been trained on as a pair: on new text the answers \
@@ -255,7 +125,7 @@ fn answered(figures: &Figures, of: &str, title: &str) -> Option<Section> {
         table: Some(Table {
             words: vec![""],
             numbers: vec!["exact", "word recall", "numbers", "chrF2"],
-            rows,
+            rows: scores.iter().map(cells).collect(),
         }),
         notes: seen.map(note).into_iter().collect(),
     })
@@ -263,23 +133,27 @@ fn answered(figures: &Figures, of: &str, title: &str) -> Option<Section> {
 
 /// Returns the section on the judge's preferences.
 fn judged(figures: &Figures) -> Option<Section> {
-    let counts = ["win", "tie", "loss", "unclear"];
-    let against = [("base", "the base decoder"), ("direct", "direct fine-tuning")];
-    let rows: Vec<Vec<String>> = against
-        .iter()
-        .filter_map(|(name, title)| {
-            let mut cells = vec![(*title).to_owned()];
-            for count in counts {
-                cells.push(thousands(*figures.get(&format!("judged.{name}.{count}"))? as u64));
-            }
-            Some(cells)
-        })
-        .collect();
+    let cells = |arm: Arm| {
+        let Judged {
+            win,
+            tie,
+            loss,
+            unclear,
+        } = get(figures, &Judged::against(arm))?;
+        let title = [arm.title().to_owned()];
+        Some(
+            title
+                .into_iter()
+                .chain([win, tie, loss, unclear].map(thousands))
+                .collect(),
+        )
+    };
+    let rows: Vec<Vec<String>> = [Arm::Base, Arm::Direct].into_iter().filter_map(cells).collect();
     (!rows.is_empty()).then(|| Section {
         title: "Judged preference: our answers against those of".to_owned(),
         table: Some(Table {
             words: vec![""],
-            numbers: counts.to_vec(),
+            numbers: vec!["win", "tie", "loss", "unclear"],
             rows,
         }),
         notes: vec!["Each pair of answers was judged twice, in either order.".to_owned()],
@@ -347,6 +221,7 @@ pub fn thousands(n: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::COSINE;
     use super::*;
 
     fn row(retriever: Retriever, metric: &str, r1: f64) -> Retrieval {
@@ -362,25 +237,10 @@ mod tests {
     }
 
     #[test]
-    fn rows_come_back_from_figures_in_their_order() {
-        let rows = [
-            row(Retriever::Chance, "", 0.001),
-            row(Retriever::Encoder, COSINE, 0.67),
-            row(Retriever::Encoder, "centred", 0.818),
-            row(Retriever::StageA, COSINE, 0.61),
-            row(Retriever::StageA, "whitened", 0.83),
-            row(Retriever::StageB, COSINE, 0.4),
-        ];
-        let figures: Figures = rows.iter().rev().flat_map(Retrieval::figures).collect();
-        assert_eq!(figures["retrieval.stage_a.whitened.r1"], 0.83);
-        assert_eq!(figures["retrieval.chance.mean_rank"], 12.34);
-        assert_eq!(Retrieval::rows(&figures), rows);
-    }
-
-    #[test]
     fn a_table_is_aligned_in_a_terminal_and_in_markdown() {
-        let mut figures: Figures = row(Retriever::Encoder, "centred", 0.818).figures().collect();
-        figures.extend(row(Retriever::Chance, "", 0.001).figures());
+        let mut figures = Figures::new();
+        row(Retriever::Encoder, "centred", 0.818).put(&mut figures);
+        row(Retriever::Chance, "", 0.001).put(&mut figures);
         figures.extend([(PAIRS.to_owned(), 1024.0), (CENTRED_ON.to_owned(), 4096.0)]);
         let section = &sections(&figures)[0];
         assert_eq!(section.title, "Retrieval among 1,024 held-out pairs");
