@@ -46,7 +46,7 @@ max_answer_tokens = 4
 /// Writes 420 pairs, and two instructions about each training pair.
 fn write_corpus(place: &Place) {
     let share = Share {
-        train_rows: 300,
+        train_rows: Some(300),
         holdout_rows: 100,
     };
     let (mut pairs, mut instructions) = (String::new(), String::new());

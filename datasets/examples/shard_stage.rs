@@ -56,7 +56,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let paths: Vec<String> = cleaned.artifacts.into_iter().map(|a| a.path).collect();
     let spec = SplitSpec {
         corpus: Corpus::Pairs,
-        train_rows,
+        train_rows: Some(train_rows),
         holdout_rows,
         shard_rows: 16_384,
         near_duplicates: near,

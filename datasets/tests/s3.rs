@@ -191,7 +191,7 @@ async fn shards_written_through_faults_are_the_same_bytes() {
     let (port, struck) = faulty_proxy(moto.port).await;
     let spec = SplitSpec {
         corpus: Corpus::Pairs,
-        train_rows: 900,
+        train_rows: Some(900),
         holdout_rows: 200,
         shard_rows: 100,
         near_duplicates: NearDuplicates::Across(0.8),

@@ -24,7 +24,7 @@ use skip::python_with;
 fn split(corpus: Corpus) -> SplitSpec {
     SplitSpec {
         corpus,
-        train_rows: 9_000,
+        train_rows: Some(9_000),
         holdout_rows: 900,
         shard_rows: 10_000,
         near_duplicates: NearDuplicates::Keep,
@@ -116,7 +116,7 @@ async fn the_same_job_gives_the_same_bytes() {
         ];
         let spec = SplitSpec {
             corpus: Corpus::Pairs,
-            train_rows: 4_000,
+            train_rows: Some(4_000),
             holdout_rows: 500,
             shard_rows: 1_000,
             near_duplicates: NearDuplicates::Keep,
@@ -142,7 +142,7 @@ async fn rows_keep_their_texts_ids_and_order() {
     ];
     let spec = SplitSpec {
         corpus: Corpus::Pairs,
-        train_rows: 0,
+        train_rows: None,
         holdout_rows: 1_000,
         shard_rows: 700,
         near_duplicates: NearDuplicates::Keep,
@@ -178,7 +178,7 @@ async fn an_assignment_of_other_tables_is_refused() {
     let store = Store::open("memory://mixed-up").unwrap();
     let spec = SplitSpec {
         corpus: Corpus::Pairs,
-        train_rows: 80,
+        train_rows: Some(80),
         holdout_rows: 20,
         shard_rows: 1_000,
         near_duplicates: NearDuplicates::Keep,
@@ -260,7 +260,7 @@ async fn polars_reads_shards_with_no_options() {
     let store = Store::open(folder.path().to_str().unwrap()).unwrap();
     let spec = SplitSpec {
         corpus: Corpus::Pairs,
-        train_rows: 800,
+        train_rows: Some(800),
         holdout_rows: 100,
         shard_rows: 300,
         near_duplicates: NearDuplicates::Keep,

@@ -12,10 +12,10 @@ use llink_datasets::shards::{CleanSpec, NearDuplicates, Share, SidesBy, SplitSpe
 use llink_datasets::store::Store;
 use llink_datasets::text::comparison_form;
 
-fn split(train_rows: u64, holdout_rows: u64) -> SplitSpec {
+fn split(train_rows: impl Into<Option<u64>>, holdout_rows: u64) -> SplitSpec {
     SplitSpec {
         corpus: Corpus::Pairs,
-        train_rows,
+        train_rows: train_rows.into(),
         holdout_rows,
         shard_rows: 64,
         near_duplicates: NearDuplicates::Keep,
@@ -112,7 +112,7 @@ async fn a_new_source_moves_no_pair_across() {
     for round in 0..5 {
         sources.push(random_source(&store, &format!("{round}.tsv"), &mut random, 400, 5_000).await);
         sources.rotate_left(1);
-        let stage = run_stage(&store, &format!("out{round}"), &sources, &split(0, 10_000))
+        let stage = run_stage(&store, &format!("out{round}"), &sources, &split(None, 10_000))
             .await
             .unwrap();
         for (side, rows) in sides(&store, &stage).await.into_iter().enumerate() {
@@ -149,7 +149,7 @@ async fn surplus_is_left_out_and_shortfall_is_said() {
     assert_eq!(stage.split.warnings.len(), 2);
     assert!(stage.split.warnings[0].contains(&format!("pairs/train has {train} rows of the 5000")));
 
-    let everything = run_stage(&store, "all", &source, &split(0, 100)).await.unwrap();
+    let everything = run_stage(&store, "all", &source, &split(None, 100)).await.unwrap();
     let expected = everything.split.counts["train"] as f64 / 2_000.0;
     assert!((0.87..0.93).contains(&expected), "a tenth is held out: {expected}");
 }
@@ -192,7 +192,7 @@ async fn several_tasks_about_one_text_stay_together() {
     let source = [source_spec(Corpus::Instructions, "memory://tasks/i.jsonl")];
     let spec = SplitSpec {
         corpus: Corpus::Instructions,
-        train_rows: 0,
+        train_rows: None,
         holdout_rows: 600,
         shard_rows: 1_000,
         near_duplicates: NearDuplicates::Keep,
@@ -312,9 +312,9 @@ async fn near_duplicates_of_held_out_texts_are_not_trained_on_whichever_side_the
     let source = [families(&store, "families.tsv", 60).await];
     let spec = SplitSpec {
         near_duplicates: NearDuplicates::Across(0.8),
-        ..split(0, 500)
+        ..split(None, 500)
     };
-    let kept = run_stage(&store, "kept", &source, &split(0, 500)).await.unwrap();
+    let kept = run_stage(&store, "kept", &source, &split(None, 500)).await.unwrap();
     let [train, holdout] = sides(&store, &kept).await;
     let before = leaks(&train, &holdout, 0.85);
     assert!(before > 50, "the corpus is one that leaks: {before}");
@@ -336,7 +336,7 @@ async fn near_duplicates_are_dropped_everywhere_where_asked() {
     let source = [families(&store, "families.tsv", 30).await];
     let spec = SplitSpec {
         near_duplicates: NearDuplicates::Everywhere(0.8),
-        ..split(0, 500)
+        ..split(None, 500)
     };
     let stage = run_stage(&store, "out", &source, &spec).await.unwrap();
     assert_sums(&stage.split.counts, &["train", "holdout"]);
@@ -370,13 +370,13 @@ async fn made_from_training_pairs(store: &Store, pairs: Share, texts: usize) -> 
 async fn instructions_from_training_pairs_alone_are_explained_and_the_advice_works() {
     let store = Store::open("memory://one-side").unwrap();
     let pairs = Share {
-        train_rows: 1_000,
+        train_rows: Some(1_000),
         holdout_rows: 400,
     };
     let source = [made_from_training_pairs(&store, pairs, 300).await];
     let by_key = SplitSpec {
         corpus: Corpus::Instructions,
-        train_rows: 900,
+        train_rows: Some(900),
         holdout_rows: 100,
         shard_rows: 1_000,
         near_duplicates: NearDuplicates::Keep,

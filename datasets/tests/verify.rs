@@ -17,7 +17,7 @@ async fn written(url: &str) -> (Store, Manifest) {
     let store = Store::open(url).unwrap();
     let spec = SplitSpec {
         corpus: Corpus::Pairs,
-        train_rows: 300,
+        train_rows: Some(300),
         holdout_rows: 80,
         shard_rows: 100,
         near_duplicates: NearDuplicates::Keep,

@@ -123,7 +123,7 @@ fn endpoint(url: &str) -> Endpoint {
         section: "synthesize",
         url: url.into(),
         api_key_env: String::new(),
-        requests_per_minute: 0.0,
+        requests_per_minute: None,
         timeout: Duration::from_millis(500),
         patience: Patience {
             attempts: 4,
@@ -136,7 +136,7 @@ fn request() -> Request {
     let prompt = Prompt {
         task: "summarize".into(),
         instruction: "Summarize.".into(),
-        template: String::new(),
+        template: None,
     };
     Request::new("m", &prompt, "a fish", 64, 0.0)
 }
@@ -357,7 +357,7 @@ async fn the_key_comes_from_the_environment_and_is_never_shown() {
 async fn requests_keep_the_pace_that_is_allowed() {
     let (url, asked) = server(vec![fish()]).await;
     let paced = Endpoint {
-        requests_per_minute: 600.0,
+        requests_per_minute: Some(600.0),
         ..endpoint(&url)
     };
     let client = Client::new(paced).unwrap();

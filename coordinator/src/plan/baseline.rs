@@ -85,7 +85,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
                 token_budget: options.token_budget,
                 max_chars: options.max_chars,
                 max_tokens: max_tokens(STAGE, inputs)?,
-                rows: portion.rows,
+                rows: Some(portion.rows),
                 english: true,
                 pooled: None,
             });

@@ -141,7 +141,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
                     token_budget: options.token_budget,
                     max_chars: options.max_chars,
                     max_tokens: max_tokens(STAGE, inputs)?,
-                    rows: 0,
+                    rows: None,
                     english: false,
                     pooled: teacher.filter(|_| model_role == ModelRole::Decoder),
                 });

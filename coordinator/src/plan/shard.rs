@@ -9,8 +9,8 @@ use llink_proto::{
 
 use super::{Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, content, earlier, json, manifest_of, with_role};
 use crate::job::{
-    CleaningSection, ColumnName, CompressionName, CorpusSection, FormatName, InstructionsSection, JobFile,
-    NearDuplicates, RANDOM_MODEL, SourceEntry, Sources, TINY_MODEL, TooLong, ValidationFrom,
+    CleaningSection, ColumnName, CorpusSection, InstructionsSection, JobFile, NearDuplicates, RANDOM_MODEL,
+    SourceEntry, Sources, TINY_MODEL, TooLong, ValidationFrom,
 };
 
 pub(super) fn key_parts(inputs: &Inputs<'_>) -> Vec<String> {
@@ -137,29 +137,21 @@ impl<'a> CorpusPlan<'a> {
 
     fn source(&self, own: &SourceEntry, label: &str) -> Source {
         let all = &self.defaults;
-        let text =
-            |own: &Option<String>, all: &Option<String>| own.as_ref().or(all.as_ref()).cloned().unwrap_or_default();
-        let column = |own: &Option<ColumnName>, all: &Option<ColumnName>| {
-            own.as_ref()
-                .or(all.as_ref())
-                .map_or_else(String::new, ToString::to_string)
-        };
+        let text = |own: &Option<String>, all: &Option<String>| own.as_ref().or(all.as_ref()).cloned();
+        let column =
+            |own: &Option<ColumnName>, all: &Option<ColumnName>| own.as_ref().or(all.as_ref()).map(ToString::to_string);
         // A common format does not apply to sources of two files.
         let format = own.format.or(all.format.filter(|_| own.url.is_some()));
         Source {
             url: own.name().to_owned(),
-            foreign_url: own.foreign.clone().unwrap_or_default(),
-            format: format.map_or("", FormatName::as_str).into(),
-            compression: own
-                .compression
-                .or(all.compression)
-                .map_or("", CompressionName::as_str)
-                .into(),
+            foreign_url: own.foreign.clone(),
+            format: format.map(|format| format.as_str().into()),
+            compression: own.compression.or(all.compression).map(|form| form.as_str().into()),
             english_column: column(&own.english_column, &all.english_column),
             foreign_column: column(&own.foreign_column, &all.foreign_column),
             english_language: text(&own.english_language, &all.english_language),
             foreign_language: text(&own.foreign_language, &all.foreign_language),
-            label: label.to_owned(),
+            label: Some(label.to_owned()),
         }
     }
 
@@ -168,10 +160,10 @@ impl<'a> CorpusPlan<'a> {
             min_chars: self.chars.0,
             max_chars: self.chars.1,
             cut_long: self.too_long == TooLong::Cut,
-            script: self.cleaning.script.clone().unwrap_or_default(),
+            script: self.cleaning.script.clone(),
             english_script: self.cleaning.english_script.clone(),
             min_script_share: self.cleaning.min_script_share,
-            max_length_ratio: self.cleaning.max_length_ratio,
+            max_length_ratio: Some(self.cleaning.max_length_ratio).filter(|ratio| *ratio > 0.0),
             tasks: self.tasks.to_vec(),
         }
     }
@@ -196,14 +188,14 @@ impl<'a> CorpusPlan<'a> {
         let kind = Kind::SplitCorpus(SplitCorpus {
             corpus: self.corpus.into(),
             cleaned: cleaned_paths(own),
-            train_rows: self.train,
+            train_rows: unless_all(self.train),
             holdout_rows: self.holdout,
             shard_rows: self.shard_rows,
             path: self.work_path(key, inputs, "assignment"),
             near_duplicates: self.cleaning.near_duplicates.as_str().into(),
             similarity: self.cleaning.similarity,
             second_hash: self.validation_from == ValidationFrom::Train,
-            pairs_train_rows: self.pairs.0,
+            pairs_train_rows: unless_all(self.pairs.0),
             pairs_holdout_rows: self.pairs.1,
         });
         let kept = own.iter().filter_map(|r| r.counts.get("kept")).sum();
@@ -228,6 +220,11 @@ impl<'a> CorpusPlan<'a> {
         };
         shards.into_iter().enumerate().map(task).collect()
     }
+}
+
+/// Returns a number of training rows of the job file, where 0 stands for all.
+fn unless_all(rows: u64) -> Option<u64> {
+    (rows > 0).then_some(rows)
 }
 
 /// Returns the paths that the sources' tasks wrote, in the sources' order.

@@ -211,7 +211,7 @@ fn prompts(section: &SynthesizeSection) -> Vec<SynthesisPrompt> {
     let prompt = |p: &crate::job::PromptEntry| SynthesisPrompt {
         task: p.task.clone(),
         instruction: p.instruction.clone(),
-        prompt: p.prompt.clone(),
+        prompt: Some(p.prompt.clone()).filter(|prompt| !prompt.is_empty()),
     };
     section.prompts.iter().map(prompt).collect()
 }
@@ -222,7 +222,7 @@ fn endpoint(section: &SynthesizeSection) -> ModelEndpoint {
         model: section.model.clone(),
         api_key_env: section.api_key_env.clone(),
         concurrency: section.concurrency,
-        requests_per_minute: section.requests_per_minute,
+        requests_per_minute: Some(section.requests_per_minute).filter(|rate| *rate > 0.0),
         timeout_s: section.timeout_s,
         attempts: section.attempts,
         max_tokens: section.max_tokens,

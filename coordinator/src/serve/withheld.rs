@@ -74,10 +74,14 @@ impl Withheld {
             Some(Kind::CleanSource(task)) => {
                 let sources = task.source.iter_mut();
                 sources
-                    .flat_map(|source| [&mut source.url, &mut source.foreign_url])
+                    .flat_map(|source| std::iter::once(&mut source.url).chain(&mut source.foreign_url))
                     .collect()
             }
-            Some(Kind::Evaluate(task)) => task.judge.iter_mut().map(|judge| &mut judge.direct_answers).collect(),
+            Some(Kind::Evaluate(task)) => task
+                .judge
+                .iter_mut()
+                .flat_map(|judge| &mut judge.direct_answers)
+                .collect(),
             _ => Vec::new(),
         };
         for url in urls {
@@ -119,7 +123,7 @@ mod tests {
             kind: Some(Kind::CleanSource(llink_proto::CleanSource {
                 source: Some(llink_proto::Source {
                     url: url.to_owned(),
-                    foreign_url: foreign_url.to_owned(),
+                    foreign_url: Some(foreign_url.to_owned()),
                     ..Default::default()
                 }),
                 ..Default::default()
@@ -131,7 +135,7 @@ mod tests {
             let Some(Kind::CleanSource(task)) = task.kind else {
                 return None;
             };
-            task.source.map(|source| (source.url, source.foreign_url))
+            task.source.and_then(|source| Some((source.url, source.foreign_url?)))
         };
         let of = |url: &str| Some((url.to_owned(), "/data/b.km".to_owned()));
         assert_eq!(filled("job-1", sources[0].name()), of("https://host/a.tsv?sig=5ecret"));

@@ -288,4 +288,24 @@ mod tests {
         assert_eq!(figures["retrieval.chance.mean_rank"], 12.34);
         assert_eq!(Retrieval::rows(&figures), rows);
     }
+
+    #[test]
+    fn a_part_comes_back_whole_or_not_at_all() {
+        let mut figures = Figures::from([("loss".to_owned(), 1.5)]);
+        let time = TrainingTime {
+            step_seconds: 12.0,
+            effective_time: None,
+        };
+        put(&mut figures, "", &time);
+        let scores = AnswerScores {
+            count: 40,
+            chrf: 41.2,
+            ..AnswerScores::default()
+        };
+        let name = Scored::Answers.by(Arm::Slots);
+        put(&mut figures, &name, &scores);
+        assert_eq!((get(&figures, ""), get(&figures, &name)), (Some(time), Some(scores)));
+        figures.remove("answers.slots.exact").unwrap();
+        assert_eq!(get::<AnswerScores>(&figures, &name), None);
+    }
 }

@@ -221,7 +221,6 @@ pub fn thousands(n: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::COSINE;
     use super::*;
 
     fn row(retriever: Retriever, metric: &str, r1: f64) -> Retrieval {

@@ -10,7 +10,7 @@ use crate::clean::{DropReason, Tally};
 use crate::near::{NearDuplicates, NearIndex};
 use crate::rows::{Corpus, Side};
 
-/// If `train_rows` is 0, one row in this many is held out.
+/// If `train_rows` is `None`, one row in this many is held out.
 const HOLDOUT_ONE_IN: u64 = 10;
 /// Makes the hash of [`SidesBy::SecondHash`] independent of the key itself.
 const SECOND_HASH: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -18,8 +18,8 @@ const SECOND_HASH: u64 = 0x9e37_79b9_7f4a_7c15;
 /// The sizes of the two sides, which give the holdout part's share of the key range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
-    /// Number of training rows; 0 stands for all rows, of which a tenth is held out.
-    pub train_rows: u64,
+    /// Number of training rows; `None` stands for all rows, of which a tenth is held out.
+    pub train_rows: Option<u64>,
     /// Number of held-out rows.
     pub holdout_rows: u64,
 }
@@ -41,8 +41,8 @@ impl Share {
 
     fn fraction(self) -> (u64, u64) {
         match self.train_rows {
-            0 => (1, HOLDOUT_ONE_IN),
-            train => (self.holdout_rows, train.saturating_add(self.holdout_rows)),
+            None => (1, HOLDOUT_ONE_IN),
+            Some(train) => (self.holdout_rows, train.saturating_add(self.holdout_rows)),
         }
     }
 }
@@ -148,8 +148,8 @@ impl<'a> Decider<'a> {
     fn judge(&self, row: &KeyRow, in_holdout: bool) -> Result<(), DropReason> {
         let (kept, most) = match (in_holdout, self.spec.train_rows) {
             (true, _) => (self.holdout, self.spec.holdout_rows),
-            (false, 0) => (self.train, u64::MAX),
-            (false, most) => (self.train, most),
+            (false, None) => (self.train, u64::MAX),
+            (false, Some(most)) => (self.train, most),
         };
         // This check comes first, so that the kept rows limit the remembered ones.
         if kept >= most {

@@ -30,8 +30,8 @@ const REPORT_EVERY: u64 = 65_536;
 pub struct SplitSpec {
     /// The kind of rows in the corpus.
     pub corpus: Corpus,
-    /// Number of training rows; 0 stands for all rows, with a tenth of the key range held out.
-    pub train_rows: u64,
+    /// Number of training rows; `None` stands for all rows, with a tenth of the key range held out.
+    pub train_rows: Option<u64>,
     /// Number of held-out rows, at least 1.
     pub holdout_rows: u64,
     /// Number of rows in a shard; the last shard of a role may have fewer.
@@ -251,7 +251,13 @@ fn shortfalls(spec: &SplitSpec, sides: &Decider<'_>) -> Vec<String> {
     };
     let [train_surplus, holdout_surplus] = sides.surplus;
     for (side, found, wanted, key, others) in [
-        (Side::Train, sides.train, spec.train_rows, train_key, holdout_surplus),
+        (
+            Side::Train,
+            sides.train,
+            spec.train_rows.unwrap_or(0),
+            train_key,
+            holdout_surplus,
+        ),
         (
             Side::Holdout,
             sides.holdout,

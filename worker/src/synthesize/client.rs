@@ -29,8 +29,8 @@ pub struct Endpoint {
     pub url: String,
     /// The environment variable that holds the key; empty: no key is sent.
     pub api_key_env: String,
-    /// The most requests that start in a minute; 0 sets no limit.
-    pub requests_per_minute: f64,
+    /// The most requests that start in a minute; `None` sets no limit.
+    pub requests_per_minute: Option<f64>,
     /// The time limit of one request.
     pub timeout: Duration,
     /// The retries of a failed request.
@@ -227,11 +227,7 @@ impl Client {
     /// Waits until this request may start.
     async fn keep_pace(&self) {
         let rate = self.endpoint.requests_per_minute;
-        let apart = if rate > 0.0 {
-            Duration::from_secs_f64(60.0 / rate)
-        } else {
-            Duration::ZERO
-        };
+        let apart = rate.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(60.0 / rate));
         let turn = {
             let mut next = self.next_start.lock().unwrap_or_else(PoisonError::into_inner);
             let turn = (*next).max(Instant::now());

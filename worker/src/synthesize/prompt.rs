@@ -18,8 +18,8 @@ pub struct Prompt {
     pub task: String,
     /// The instruction of the example.
     pub instruction: String,
-    /// The prompt for the model, with `{instruction}` and `{english}`; empty: the default.
-    pub template: String,
+    /// The prompt for the model, with `{instruction}` and `{english}`; `None`: the default.
+    pub template: Option<String>,
 }
 
 /// A request to a model. Equal requests have equal answers: answers are cached by [`Request::hash`].
@@ -36,11 +36,7 @@ impl Request {
     /// Makes a request to `model` about an English text.
     #[must_use]
     pub fn new(model: &str, prompt: &Prompt, english: &str, max_tokens: u32, temperature: f64) -> Self {
-        let template = if prompt.template.is_empty() {
-            TEMPLATE
-        } else {
-            &prompt.template
-        };
+        let template = prompt.template.as_deref().unwrap_or(TEMPLATE);
         // The text is inserted last, so that placeholders in it have no effect.
         let asked = template
             .replace("{instruction}", &prompt.instruction)
@@ -105,7 +101,7 @@ mod tests {
         let prompt = Prompt {
             task: "summarize".into(),
             instruction: "Summarize.".into(),
-            template: String::new(),
+            template: None,
         };
         let request = |text: &str, temperature: f64| Request::new("m", &prompt, text, 64, temperature).hash();
         assert_eq!(request("a", 0.0), request("a", 0.0));

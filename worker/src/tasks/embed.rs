@@ -38,8 +38,8 @@ pub(super) fn run(context: &TaskContext, task: &EmbedShard) -> Result<TaskResult
         _ => Language::English,
     };
     let mut table = read_texts(&store.describe(&shard.path), content, language)?;
-    if task.rows > 0 {
-        table.truncate(task.rows as usize);
+    if let Some(rows) = task.rows {
+        table.truncate(rows as usize);
     }
     let reader = Reader::of(context, task, model)?;
     let pass = Pass {

@@ -48,8 +48,8 @@ pub(super) fn run(
     let rows = rows(&store.describe(&answers.path), &content, task.examples as usize)?;
     let mut pairs = against_base(context, task, model, &rows)?;
     pairs.extend(rows.iter().filter_map(against_other_arm));
-    if !task.direct_answers.is_empty() {
-        pairs.extend(against_direct(context, task, &rows)?);
+    if let Some(direct) = &task.direct_answers {
+        pairs.extend(against_direct(context, direct, &rows)?);
     }
     let asker = Asker {
         context,
@@ -159,10 +159,10 @@ fn against_other_arm(row: &Value) -> Option<Pair> {
 }
 
 /// Pairs the answers with those of another job in direct mode to the same examples.
-fn against_direct(context: &TaskContext, task: &Judge, rows: &[Value]) -> Result<Vec<Pair>> {
-    let (store, name) = context.open(&task.direct_answers)?;
+fn against_direct(context: &TaskContext, url: &str, rows: &[Value]) -> Result<Vec<Pair>> {
+    let (store, name) = context.open(url)?;
     let content = context.wait(store.get(&name))?;
-    let direct = self::rows(&task.direct_answers, &content, usize::MAX)?;
+    let direct = self::rows(url, &content, usize::MAX)?;
     let by_id: HashMap<u64, &Value> = direct
         .iter()
         .filter_map(|row| Some((row["id"].as_u64()?, row)))
@@ -180,9 +180,8 @@ fn against_direct(context: &TaskContext, task: &Judge, rows: &[Value]) -> Result
         .collect();
     if pairs.is_empty() {
         return Err(Error::Input(format!(
-            "{}: has no direct answers to the instructions that were evaluated: `evaluate.judge.direct_answers` is the \
-             answers.jsonl of a job with the same instructions and `mode = \"direct\"`",
-            task.direct_answers
+            "{url}: has no direct answers to the instructions that were evaluated: `evaluate.judge.direct_answers` is the \
+             answers.jsonl of a job with the same instructions and `mode = \"direct\"`"
         )));
     }
     Ok(pairs)

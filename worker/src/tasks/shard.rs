@@ -20,31 +20,29 @@ fn corpus(corpus: i32) -> Result<Corpus> {
     }
 }
 
-/// Parses a text, which may be empty.
-fn told<T: std::str::FromStr<Err = String>>(text: &str) -> Result<Option<T>> {
-    match text {
-        "" => Ok(None),
-        text => text.parse().map(Some).map_err(Error::Input),
-    }
+/// Parses a text, if there is one.
+fn told<T: std::str::FromStr<Err = String>>(text: &Option<String>) -> Result<Option<T>> {
+    let parsed = text.as_ref().map(|text| text.parse());
+    parsed.transpose().map_err(Error::Input)
 }
 
 fn source(source: &llink_proto::Source) -> Result<Source> {
-    let given = |text: &String| (!text.is_empty()).then(|| text.clone());
     let (columns, languages) = (Columns::default(), Languages::default());
+    let source = source.clone();
     Ok(Source {
-        url: source.url.clone(),
-        foreign_url: given(&source.foreign_url),
+        url: source.url,
+        foreign_url: source.foreign_url,
         format: told(&source.format)?,
         compression: told(&source.compression)?,
         columns: Columns {
-            english: given(&source.english_column).map_or(columns.english, |c| c.as_str().into()),
-            foreign: given(&source.foreign_column).map_or(columns.foreign, |c| c.as_str().into()),
+            english: source.english_column.map_or(columns.english, |c| c.as_str().into()),
+            foreign: source.foreign_column.map_or(columns.foreign, |c| c.as_str().into()),
         },
         languages: Languages {
-            english: given(&source.english_language).unwrap_or(languages.english),
-            foreign: given(&source.foreign_language),
+            english: source.english_language.unwrap_or(languages.english),
+            foreign: source.foreign_language,
         },
-        label: given(&source.label),
+        label: source.label,
     })
 }
 
@@ -62,7 +60,7 @@ pub(super) fn rules(rules: &CleaningRules) -> Result<Rules> {
         max_chars: rules.max_chars,
         too_long: if rules.cut_long { TooLong::Cut } else { TooLong::Drop },
         scripts,
-        max_length_ratio: (rules.max_length_ratio > 0.0).then_some(rules.max_length_ratio),
+        max_length_ratio: rules.max_length_ratio,
     })
 }
 
