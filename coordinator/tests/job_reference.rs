@@ -1,4 +1,4 @@
-//! Checks that `docs/job-file.md` matches the job file's own types: the doc comment and the default of each key.
+//! Checks that `docs/job-file.md` matches the job file's own types: the doc comment, the default and the bounds of each key.
 //!
 //! `LLINK_BLESS=1 cargo test --release -p llink-coord --test job_reference` writes the page again.
 #![allow(clippy::unwrap_used)]
@@ -6,37 +6,64 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use llink_coord::job::parse;
+use llink_coord::job::{CleaningSection, EvaluateSection, WorkersSection, parse};
+use llink_proto::settings::{AlignSettings, EmbedSettings, InstructSettings, Key};
 use serde_json::Value;
 
-/// A table of the job file: its name, its source file, and the struct with its keys.
+/// A table of the job file.
 struct Section {
     name: &'static str,
-    file: &'static str,
-    of: &'static str,
+    about: String,
+    keys: Vec<Row>,
 }
 
-const SECTIONS: [Section; 16] = [
-    section("", "mod.rs", "JobFile"),
-    section("corpus", "mod.rs", "CorpusSection"),
-    section("corpus.source", "source.rs", "SourceEntry"),
-    section("cleaning", "cleaning.rs", "CleaningSection"),
-    section("instructions", "mod.rs", "InstructionsSection"),
-    section("synthesize", "synthesize.rs", "SynthesizeSection"),
-    section("models", "models.rs", "ModelsSection"),
-    section("models.encoder", "models.rs", "EncoderModel"),
-    section("models.decoder", "models.rs", "DecoderModel"),
-    section("embed", "mod.rs", "EmbedSection"),
-    section("align", "mod.rs", "AlignSection"),
-    section("instruct", "instruct.rs", "InstructSection"),
-    section("evaluate", "mod.rs", "EvaluateSection"),
-    section("evaluate.judge", "judge.rs", "JudgeSection"),
-    section("export", "export.rs", "ExportSection"),
-    section("workers", "mod.rs", "WorkersSection"),
-];
+/// A key of a table: its name, its meaning, and its bounds, if there are any.
+struct Row {
+    name: String,
+    meaning: String,
+    bounds: String,
+}
 
-const fn section(name: &'static str, file: &'static str, of: &'static str) -> Section {
-    Section { name, file, of }
+/// Returns a table that [`llink_proto::settings!`] declares.
+macro_rules! declared {
+    ($name:literal, $of:ty) => {
+        Section {
+            name: $name,
+            about: plain(<$of>::ABOUT),
+            keys: <$of>::KEYS.iter().map(Row::from).collect(),
+        }
+    };
+}
+
+fn sections() -> [Section; 16] {
+    [
+        in_source("", "mod.rs", "JobFile"),
+        in_source("corpus", "mod.rs", "CorpusSection"),
+        in_source("corpus.source", "source.rs", "SourceEntry"),
+        declared!("cleaning", CleaningSection),
+        in_source("instructions", "mod.rs", "InstructionsSection"),
+        in_source("synthesize", "synthesize.rs", "SynthesizeSection"),
+        in_source("models", "models.rs", "ModelsSection"),
+        in_source("models.encoder", "models.rs", "EncoderModel"),
+        in_source("models.decoder", "models.rs", "DecoderModel"),
+        declared!("embed", EmbedSettings),
+        declared!("align", AlignSettings),
+        declared!("instruct", InstructSettings),
+        declared!("evaluate", EvaluateSection),
+        in_source("evaluate.judge", "judge.rs", "JudgeSection"),
+        in_source("export", "export.rs", "ExportSection"),
+        declared!("workers", WorkersSection),
+    ]
+}
+
+impl From<&Key> for Row {
+    fn from(key: &Key) -> Self {
+        Self {
+            name: key.name.to_owned(),
+            meaning: plain(key.meaning).replace('|', "\\|"),
+            bounds: key.bounds.iter().map(ToString::to_string).collect(),
+        }
+    }
 }
 
 /// A job that names every table, so that each optional key shows its default.
@@ -81,26 +108,25 @@ fn page() -> String {
     let job = parse("reference.toml", EVERY_TABLE).unwrap();
     let defaults = serde_json::to_value(job).unwrap();
     let mut page = OPENING.to_owned();
-    for section in &SECTIONS {
-        let keys = keys(section);
-        assert!(!keys.is_empty(), "{} has no key", section.of);
+    for section in sections() {
+        assert!(!section.keys.is_empty(), "[{}] has no key", section.name);
         let title = match section.name {
             "" => "Top level".to_owned(),
             name => format!("`[{name}]`"),
         };
-        let about = description(section);
-        write!(
-            page,
-            "\n## {title}\n\n{about}\n\n| key | default | meaning |\n| --- | --- | --- |\n"
-        )
-        .unwrap();
+        let bounded = section.keys.iter().any(|key| !key.bounds.is_empty());
+        let head = match bounded {
+            true => "| key | default | values | meaning |\n| --- | --- | --- | --- |",
+            false => "| key | default | meaning |\n| --- | --- | --- |",
+        };
+        writeln!(page, "\n## {title}\n\n{}\n\n{head}", section.about).unwrap();
         let mut parts = section.name.split('.').filter(|part| !part.is_empty());
         let values = parts.try_fold(&defaults, |value, part| value.get(part));
-        for (key, doc) in keys {
-            let default = values
-                .and_then(|values| values.get(&key))
-                .map_or_else(String::new, shown);
-            writeln!(page, "| `{key}` | {default} | {doc} |").unwrap();
+        for Row { name, meaning, bounds } in section.keys {
+            let default = values.and_then(|values| values.get(&name));
+            let default = default.map_or_else(String::new, shown);
+            let bounds = if bounded { format!(" {bounds} |") } else { String::new() };
+            writeln!(page, "| `{name}` | {default} |{bounds} {meaning} |").unwrap();
         }
     }
     page
@@ -114,43 +140,42 @@ fn shown(value: &Value) -> String {
     }
 }
 
-fn source(section: &Section) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/job").join(section.file);
-    std::fs::read_to_string(path).unwrap()
-}
-
-/// Returns the doc comment of the section's struct.
-fn description(section: &Section) -> String {
-    let source = source(section);
-    let opening = format!("pub struct {} {{", section.of);
-    let before: Vec<&str> = source.lines().take_while(|line| *line != opening).collect();
-    let comment = before.iter().rev().skip_while(|line| line.starts_with("#["));
-    let mut lines: Vec<&str> = comment
-        .map_while(|line| line.strip_prefix("///"))
-        .map(str::trim)
-        .collect();
-    lines.reverse();
-    plain(&lines.join(" "))
-}
-
-/// Returns the section's keys in order, each with its doc comment on one line.
-fn keys(section: &Section) -> Vec<(String, String)> {
-    let source = source(section);
-    let opening = format!("pub struct {} {{", section.of);
-    let body = source.lines().skip_while(|line| *line != opening).skip(1);
-    let (mut found, mut doc) = (Vec::new(), Vec::new());
-    for line in body.take_while(|line| *line != "}").map(str::trim) {
+/// Returns the table of a struct in the source file `file`.
+fn in_source(name: &'static str, file: &str, of: &str) -> Section {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/job").join(file);
+    let source = std::fs::read_to_string(path).unwrap();
+    let opening = format!("pub struct {of} {{");
+    let lines: Vec<&str> = source.lines().collect();
+    let at = lines.iter().position(|line| *line == opening).unwrap();
+    let comment = lines[..at].iter().rev().skip_while(|line| line.starts_with("#["));
+    let mut about: Vec<&str> = comment.map_while(|line| line.strip_prefix("///")).collect();
+    about.reverse();
+    let (mut keys, mut doc) = (Vec::new(), String::new());
+    for line in lines[at + 1..]
+        .iter()
+        .take_while(|line| **line != "}")
+        .map(|line| line.trim())
+    {
         if let Some(text) = line.strip_prefix("///") {
-            doc.push(text.trim().to_owned());
+            doc += text;
         } else if let Some((name, _)) = line.strip_prefix("pub ").and_then(|field| field.split_once(':')) {
-            found.push((name.to_owned(), plain(&doc.join(" ")).replace('|', "\\|")));
+            keys.push(Row {
+                name: name.to_owned(),
+                meaning: plain(&doc).replace('|', "\\|"),
+                bounds: String::new(),
+            });
             doc.clear();
         }
     }
-    found
+    Section {
+        name,
+        about: plain(&about.join("\n")),
+        keys,
+    }
 }
 
-/// Returns a doc comment without rustdoc's links.
+/// Returns a doc comment on one line, without rustdoc's links.
 fn plain(doc: &str) -> String {
-    doc.replace("[`", "`").replace("`]", "`")
+    let lines: Vec<&str> = doc.lines().map(str::trim).collect();
+    lines.join(" ").trim().replace("[`", "`").replace("`]", "`")
 }

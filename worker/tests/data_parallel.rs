@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use candle_core::{DType, Device};
 use half::f16;
 use llink_datasets::vectors::VectorTable;
+use llink_proto::settings::{AlignSettings, Metric};
 use llink_worker::Error;
 use llink_worker::collective::{AbortHandle, Collective, Ring, RingOptions, Solo};
-use llink_worker::llink::statistics::{Metric, Statistics, StatisticsFit, StatisticsOptions};
+use llink_worker::llink::statistics::{Statistics, StatisticsFit};
 use llink_worker::models::Backend;
 use llink_worker::train::align::data::AlignData;
 use llink_worker::train::align::options::AlignOptions;
@@ -43,11 +44,10 @@ fn data() -> AlignData {
 /// at the teachers.
 fn sharp() -> Statistics {
     let (encoder, teacher) = tables();
-    let mut fit = StatisticsFit::new(StatisticsOptions {
+    let mut fit = StatisticsFit::new(AlignSettings {
         metric: Metric::Whitened,
-        whitening_eps: 1e-3,
-        start_at_teachers: true,
         standardize: true,
+        ..AlignSettings::default()
     });
     fit.add_encoder(&encoder).unwrap();
     fit.add_teacher(&teacher).unwrap();
@@ -80,17 +80,24 @@ fn tables() -> (VectorTable, VectorTable) {
 }
 
 fn options() -> AlignOptions {
-    AlignOptions {
-        seed: 17,
+    let settings = AlignSettings {
         steps: 200,
         batch: 50, // not a multiple of 3 or 4, so that slices are uneven
-        queue_capacity: 301,
+        queue: 301,
         hard_negatives: 20,
         learning_rate: 3e-3,
         warmup_steps: 20,
         dropout: 0.1,
-        ..AlignOptions::default()
-    }
+        ..AlignSettings::default()
+    };
+    AlignOptions { seed: 17, settings }
+}
+
+/// The same options, except for some settings.
+fn with(change: impl FnOnce(&mut AlignSettings)) -> AlignOptions {
+    let mut options = options();
+    change(&mut options.settings);
+    options
 }
 
 /// Returns a run from the beginning, or from a state.
@@ -106,7 +113,6 @@ fn run<'a>(
         statistics: &NOTHING,
         resume,
         backend,
-        micro_batch: 0,
         validation: None,
     }
 }
@@ -115,7 +121,7 @@ fn run<'a>(
 struct Training {
     statistics: Statistics,
     backend: Backend,
-    micro_batch: usize,
+    micro_batch: Option<u32>,
 }
 
 impl Default for Training {
@@ -123,7 +129,7 @@ impl Default for Training {
         Self {
             statistics: NOTHING,
             backend: on_cpu(),
-            micro_batch: 0,
+            micro_batch: None,
         }
     }
 }
@@ -136,9 +142,9 @@ impl Training {
         }
     }
 
-    fn in_pieces(micro_batch: usize) -> Self {
+    fn in_pieces(micro_batch: u32) -> Self {
         Self {
-            micro_batch,
+            micro_batch: Some(micro_batch),
             ..Self::default()
         }
     }
@@ -146,10 +152,11 @@ impl Training {
     /// Trains without a checkpoint, and returns each step's record.
     fn run(&self, options: &AlignOptions, collective: &mut dyn Collective) -> (Vec<StepRecord>, AlignOutcome) {
         let (mut records, data) = (Vec::new(), data());
+        let mut options = options.clone();
+        options.settings.micro_batch = self.micro_batch;
         let work = AlignRun {
-            micro_batch: self.micro_batch,
             statistics: &self.statistics,
-            ..run(options, &data, &self.backend, None)
+            ..run(&options, &data, &self.backend, None)
         };
         let mut watch = each(|record, _| {
             records.push(record.clone());
@@ -210,7 +217,7 @@ fn composed(dtype: DType) -> Training {
 }
 
 fn composed_follows_fused(statistics: &Statistics) {
-    let options = AlignOptions { steps: 60, ..options() };
+    let options = with(|settings| settings.steps = 60);
     let fused = Training::in_metric(statistics);
     let (expected, _) = fused.run(&options, &mut Solo::default());
     for (dtype, of_loss, of_norm) in [(DType::F32, 1e-4, 1e-3), (DType::BF16, 0.05, 0.2)] {
@@ -235,7 +242,7 @@ fn composed_follows_fused(statistics: &Statistics) {
 
 #[test]
 fn ranks_that_compose_their_operations_see_the_losses_of_one() {
-    let options = AlignOptions { steps: 40, ..options() };
+    let options = with(|settings| settings.steps = 40);
     for statistics in [NOTHING, sharp()] {
         let training = Training {
             statistics,
@@ -322,7 +329,7 @@ fn accumulating_over_micro_batches_changes_nothing_but_memory() {
     compare(&ranks[0].0, "2 ranks, micro-batches of 8");
     assert_eq!(ranks[0].1.projector, ranks[1].1.projector);
     let training = Training {
-        micro_batch: 7,
+        micro_batch: Some(7),
         ..composed(DType::F32)
     };
     let (cut, _) = training.run(&options(), &mut Solo::default());
@@ -333,11 +340,7 @@ fn accumulating_over_micro_batches_changes_nothing_but_memory() {
 
 #[test]
 fn ranks_without_rows_take_part() {
-    let options = AlignOptions {
-        batch: 2,
-        steps: 5,
-        ..options()
-    };
+    let options = with(|settings| (settings.batch, settings.steps) = (2, 5));
     let (alone, _) = Training::default().run(&options, &mut Solo::default());
     let ranks = on_ring(3, Duration::from_secs(30), |ring| {
         Training::default().run(&options, ring)
@@ -355,7 +358,7 @@ fn a_resumed_run_ends_with_the_same_bits_at_any_step() {
 }
 
 fn resumes_with_the_same_bits(statistics: &Statistics) {
-    let options = AlignOptions { steps: 40, ..options() };
+    let options = with(|settings| settings.steps = 40);
     let mut checkpoints = Vec::new();
     let (data, backend) = (data(), on_cpu());
     let run = |resume| AlignRun {
@@ -389,7 +392,7 @@ fn resumes_with_the_same_bits(statistics: &Statistics) {
 
 #[test]
 fn a_run_may_go_on_with_another_number_of_ranks() {
-    let options = AlignOptions { steps: 60, ..options() };
+    let options = with(|settings| settings.steps = 60);
     let mut checkpoint = Vec::new();
     let mut losses: Vec<f64> = Vec::new();
     let data = data();
@@ -420,7 +423,7 @@ fn a_run_may_go_on_with_another_number_of_ranks() {
 
 #[test]
 fn a_checkpoint_of_another_training_is_refused_by_name() {
-    let options = AlignOptions { steps: 2, ..options() };
+    let options = with(|settings| settings.steps = 2);
     let mut checkpoint = Vec::new();
     let data = data();
     let mut watch = each(|_, snapshot| {
@@ -429,10 +432,7 @@ fn a_checkpoint_of_another_training_is_refused_by_name() {
     });
     let outcome = align(run(&options, &data, &on_cpu(), None), &mut Solo::default(), &mut watch);
     assert_eq!(outcome.unwrap().next_step, 1, "the observer ended it after one step");
-    let other = AlignOptions {
-        weight_decay: 0.2,
-        ..options
-    };
+    let other = with(|settings| (settings.steps, settings.weight_decay) = (2, 0.2));
     let state = AlignState::from_safetensors("checkpoint", &checkpoint).unwrap();
     let proceed = &mut each(|_, _| Ok(ControlFlow::Continue(())));
     let text = align(
@@ -501,12 +501,11 @@ fn a_member_that_is_lost_ends_the_gang_with_errors() {
 
 #[test]
 fn numbers_that_run_away_are_named_with_step_and_pairs() {
-    let options = AlignOptions {
-        learning_rate: 1e30,
-        warmup_steps: 0,
-        dropout: 0.0,
-        ..options()
-    };
+    let options = with(|settings| {
+        settings.learning_rate = 1e30;
+        settings.warmup_steps = 0;
+        settings.dropout = 0.0;
+    });
     let proceed = &mut each(|_, _| Ok(ControlFlow::Continue(())));
     let error = align(run(&options, &data(), &on_cpu(), None), &mut Solo::default(), proceed).unwrap_err();
     let Error::Diverged { step, reason, ids } = &error else {

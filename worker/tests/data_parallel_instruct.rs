@@ -13,12 +13,12 @@ use candle_core::{DType, Device};
 use half::f16;
 use llink_datasets::instructions::InstructionRow;
 use llink_datasets::vectors::VectorTable;
+use llink_proto::settings::InstructSettings;
 use llink_worker::collective::{AbortHandle, Collective, Ring, RingOptions, Solo};
 use llink_worker::llink::projector::{Projector, ProjectorShape};
-use llink_worker::models::lora::LoraOptions;
-use llink_worker::models::{Activations, Decoder};
-use llink_worker::train::instruct::data::{ExampleOptions, InstructData};
-use llink_worker::train::instruct::options::{InstructMode, InstructOptions};
+use llink_worker::models::Decoder;
+use llink_worker::train::instruct::data::InstructData;
+use llink_worker::train::instruct::options::{InstructArm, InstructOptions};
 use llink_worker::train::instruct::state::InstructState;
 use llink_worker::train::instruct::{InstructRun, InstructTrained, instruct};
 use llink_worker::train::observer::each;
@@ -44,7 +44,7 @@ fn decoder_in_tensors(dtype: DType) -> Decoder {
 }
 
 /// Returns instructions whose answers differ in length, with random vectors.
-fn data(decoder: &Decoder, mode: InstructMode) -> InstructData {
+fn data(decoder: &Decoder, options: &InstructOptions) -> InstructData {
     let answers = [
         "the teacher reads",
         "twelve mangoes",
@@ -73,48 +73,42 @@ fn data(decoder: &Decoder, mode: InstructMode) -> InstructData {
         hidden: 48,
         output: width,
     };
-    let options = ExampleOptions {
-        mode,
-        slots: 4,
-        max_tokens: 200,
-    };
     let (encoder, teacher) = (table(1, ENCODER_WIDTH), table(2, width));
     InstructData::new(decoder, options, &rows, encoder, teacher, Projector::new(shape, 5)).unwrap()
 }
 
-fn options(mode: InstructMode) -> InstructOptions {
-    InstructOptions {
-        seed: 11,
-        steps: 30,
+fn options(arm: InstructArm) -> InstructOptions {
+    let settings = InstructSettings {
         batch: 10, // not a multiple of 4, so that slices are uneven
-        mode,
         slots: 4,
-        lora: LoraOptions {
-            rank: 4,
-            alpha: 4.0,
-            dropout: 0.1,
-            ..LoraOptions::default()
-        },
+        lora_rank: 4,
+        lora_alpha: 4.0,
+        lora_dropout: 0.1,
+        max_tokens: 200,
         learning_rate: 3e-3,
         expander_learning_rate: 1e-3,
         usage_weight: 0.5,
-        ..InstructOptions::default()
+        ..InstructSettings::default()
+    };
+    InstructOptions {
+        seed: 11,
+        steps: 30,
+        arm,
+        settings,
     }
 }
 
 /// Returns options with slots, with slots and a trained projector, and without slots.
 fn kinds() -> [InstructOptions; 3] {
-    let moving = InstructOptions {
-        projector_learning_rate: 2e-3,
-        ..options(InstructMode::Slots)
-    };
-    [options(InstructMode::Slots), moving, options(InstructMode::Direct)]
+    let mut moving = options(InstructArm::Slots);
+    moving.settings.projector_learning_rate = 2e-3;
+    [options(InstructArm::Slots), moving, options(InstructArm::Direct)]
 }
 
 /// Trains until `until` steps are done. Returns every step's record, the trained parts, and the last snapshot.
 fn train(
     options: &InstructOptions,
-    token_budget: usize,
+    token_budget: u32,
     until: u64,
     resume: Option<InstructState>,
     collective: &mut dyn Collective,
@@ -126,20 +120,20 @@ fn train(
 fn train_with(
     decoder: &Decoder,
     options: &InstructOptions,
-    token_budget: usize,
+    token_budget: u32,
     until: u64,
     resume: Option<InstructState>,
     collective: &mut dyn Collective,
 ) -> (Vec<StepRecord>, InstructTrained, Vec<u8>) {
-    let data = data(decoder, options.mode);
+    let data = data(decoder, options);
+    let mut options = options.clone();
+    options.settings.token_budget = token_budget;
     let run = InstructRun {
-        options,
+        options: &options,
         decoder,
         median_norm: 0.8,
         data: &data,
         resume,
-        token_budget,
-        activations: Activations::Kept,
         validation: None,
     };
     let (mut records, mut saved) = (Vec::new(), Vec::new());
@@ -194,12 +188,12 @@ fn any_number_of_ranks_sees_the_same_losses() {
 }
 
 fn ranks_see_the_same_losses(options: &InstructOptions) {
-    let (alone, trained, _) = train(options, usize::MAX, 30, None, &mut Solo::default());
+    let (alone, trained, _) = train(options, u32::MAX, 30, None, &mut Solo::default());
     assert_eq!(alone.len(), 30);
     let (first, last) = (alone[0].loss(), alone[29].loss());
     assert!(last < 0.8 * first, "nothing was learned: {first} to {last}");
     for world_size in [2, 4] {
-        let ranks = on_ring(world_size, |ring| train(options, usize::MAX, 30, None, ring));
+        let ranks = on_ring(world_size, |ring| train(options, u32::MAX, 30, None, ring));
         let worst = apart(&alone, &ranks[0].0);
         println!("{world_size} ranks: losses within {worst:.1e}");
         assert!(worst < 1e-4, "{world_size} ranks differ from one by {worst}");
@@ -216,7 +210,7 @@ fn ranks_see_the_same_losses(options: &InstructOptions) {
     println!("in several passes: losses within {worst:.1e}");
     assert!(worst < 1e-4, "accumulating gradients changes the losses by {worst}");
     assert_eq!(in_pieces.adapter.parameters.len(), trained.adapter.parameters.len());
-    let as_it_was = data(&decoder(), options.mode).projector().clone();
+    let as_it_was = data(&decoder(), options).projector().clone();
     match trained.projector {
         Some(projector) => assert!(options.moves_projector() && projector != as_it_was),
         None => assert!(!options.moves_projector()),
@@ -228,18 +222,18 @@ fn ranks_see_the_same_losses(options: &InstructOptions) {
 #[test]
 fn weights_in_tensors_give_the_same_steps_with_the_same_masks() {
     for options in kinds() {
-        let (mode, moves) = (options.mode, options.moves_projector());
-        let (mapped, ..) = train(&options, usize::MAX, 20, None, &mut Solo::default());
+        let (arm, moves) = (options.arm, options.moves_projector());
+        let (mapped, ..) = train(&options, u32::MAX, 20, None, &mut Solo::default());
         for (dtype, budget, tolerance) in [
-            (DType::F32, usize::MAX, 1e-3),
+            (DType::F32, u32::MAX, 1e-3),
             (DType::F32, 60, 1e-3),
             (DType::BF16, 200, 0.15),
         ] {
             let decoder = decoder_in_tensors(dtype);
             let (tensors, ..) = train_with(&decoder, &options, budget, 20, None, &mut Solo::default());
             let worst = apart(&mapped, &tensors);
-            println!("{mode:?} {moves} {dtype:?} {budget}: losses within {worst:.1e}");
-            assert!(worst < tolerance, "{mode:?} {moves} {dtype:?}: {worst}");
+            println!("{arm:?} {moves} {dtype:?} {budget}: losses within {worst:.1e}");
+            assert!(worst < tolerance, "{arm:?} {moves} {dtype:?}: {worst}");
         }
     }
 }
@@ -247,16 +241,17 @@ fn weights_in_tensors_give_the_same_steps_with_the_same_masks() {
 #[test]
 fn ranks_with_no_rows_and_with_several_passes_sum_the_same_gradients() {
     for options in kinds() {
-        let mode = options.mode;
-        let options = InstructOptions { batch: 3, ..options };
-        let (alone, ..) = train(&options, usize::MAX, 10, None, &mut Solo::default());
+        let arm = options.arm;
+        let mut options = options;
+        options.settings.batch = 3;
+        let (alone, ..) = train(&options, u32::MAX, 10, None, &mut Solo::default());
         for world_size in [2, 4] {
             // Of four ranks, the first has no example. Of two ranks, one has a single example, and the other has two
             // passes.
             let ranks = on_ring(world_size, |ring| train(&options, 30, 10, None, ring));
             for (records, other, _) in &ranks {
                 let worst = apart(&alone, records);
-                assert!(worst < 1e-4, "{mode:?}: {world_size} ranks differ from one by {worst}");
+                assert!(worst < 1e-4, "{arm:?}: {world_size} ranks differ from one by {worst}");
                 assert!(other.adapter == ranks[0].1.adapter && other.expander == ranks[0].1.expander);
             }
         }
@@ -266,41 +261,37 @@ fn ranks_with_no_rows_and_with_several_passes_sum_the_same_gradients() {
 #[test]
 fn a_resumed_run_gives_the_same_bits() {
     for options in kinds() {
-        let mode = options.mode;
+        let arm = options.arm;
         let (whole, trained, _) = train(&options, 100, 30, None, &mut Solo::default());
         let (before, _, saved) = train(&options, 100, 13, None, &mut Solo::default());
         let state = InstructState::from_safetensors(decoder().config(), "saved", &saved).unwrap();
         assert_eq!((before.len(), state.step), (13, 13));
         let (after, resumed, _) = train(&options, 100, 30, Some(state), &mut Solo::default());
-        assert!(apart(&whole[13..], &after) == 0.0, "{mode:?}");
+        assert!(apart(&whole[13..], &after) == 0.0, "{arm:?}");
         assert!(
             trained.adapter == resumed.adapter
                 && trained.expander == resumed.expander
                 && trained.projector == resumed.projector,
-            "{mode:?}"
+            "{arm:?}"
         );
     }
 }
 
 #[test]
 fn a_checkpoint_of_another_training_is_refused() {
-    let trained_with = options(InstructMode::Slots);
+    let trained_with = options(InstructArm::Slots);
     let (_, _, saved) = train(&trained_with, 100, 2, None, &mut Solo::default());
     let state = InstructState::from_safetensors(decoder().config(), "saved", &saved).unwrap();
-    let other = InstructOptions {
-        usage_weight: 0.25,
-        ..trained_with
-    };
+    let mut other = trained_with;
+    other.settings.usage_weight = 0.25;
     let decoder = decoder();
-    let data = data(&decoder, other.mode);
+    let data = data(&decoder, &other);
     let run = InstructRun {
         options: &other,
         decoder: &decoder,
         median_norm: 0.8,
         data: &data,
         resume: Some(state),
-        token_budget: 100,
-        activations: Activations::Kept,
         validation: None,
     };
     let mut watch = each(|_, _| Ok(ControlFlow::Continue(())));

@@ -1,11 +1,9 @@
 //! Finds values that parse but are invalid.
 
 use llink_datasets::script::WritingSystem;
+use llink_proto::settings::{Expect, fault};
 
 use super::{CleaningSection, ColumnName, JobFile, Problem, Sources};
-
-/// Records a key whose value is not as expected: (holds, key, given, expected).
-pub(super) type Expect<'a> = &'a mut dyn FnMut(bool, &str, &dyn std::fmt::Display, &str);
 
 /// Returns every value out of range, by its key. The parser fills in the places.
 pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
@@ -15,7 +13,7 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
             found.push(Problem {
                 key: key.into(),
                 span: None,
-                what: format!("`{key}` is {given}: expected {expected}"),
+                what: fault(key, given, expected),
                 help: None,
             });
         }
@@ -137,176 +135,26 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
         );
     }
     super::models::problems(job, &mut expect);
-    expect(
-        job.embed.token_budget >= 256,
-        "embed.token_budget",
-        &job.embed.token_budget,
-        "at least 256",
-    );
-    expect(
-        job.embed.max_chars >= 1,
-        "embed.max_chars",
-        &job.embed.max_chars,
-        "at least 1",
-    );
-    expect(
-        (3..=512).contains(&job.embed.max_tokens),
-        "embed.max_tokens",
-        &job.embed.max_tokens,
-        "3 to 512",
-    );
-
-    job.embed.teacher.problems(&mut expect);
-
-    let a = &job.align;
-    let positive = |x: f64| x.is_finite() && x > 0.0;
-    let fraction = |x: f64| (0.0..1.0).contains(&x);
-    expect(a.steps >= 1, "align.steps", &a.steps, "at least 1");
-    expect(
-        a.batch >= 2,
-        "align.batch",
-        &a.batch,
-        "at least 2: a contrastive loss needs negatives",
-    );
-    let batch_fits = c.train_pairs == 0 || u64::from(a.batch) <= c.train_pairs;
-    expect(batch_fits, "align.batch", &a.batch, "at most `corpus.train_pairs`");
-    expect(
-        positive(a.temperature_start),
-        "align.temperature_start",
-        &a.temperature_start,
-        "above 0",
-    );
-    expect(
-        positive(a.temperature_end),
-        "align.temperature_end",
-        &a.temperature_end,
-        "above 0",
-    );
-    expect(
-        positive(a.learning_rate),
-        "align.learning_rate",
-        &a.learning_rate,
-        "above 0",
-    );
-    let floor_ok = (0.0..=a.learning_rate).contains(&a.learning_rate_floor);
-    expect(
-        floor_ok,
-        "align.learning_rate_floor",
-        &a.learning_rate_floor,
-        "0 to `align.learning_rate`",
-    );
-    expect(
-        a.weight_decay >= 0.0 && a.weight_decay.is_finite(),
-        "align.weight_decay",
-        &a.weight_decay,
-        "0 or more",
-    );
-    expect(fraction(a.beta1), "align.beta1", &a.beta1, "0 up to, not including, 1");
-    expect(fraction(a.beta2), "align.beta2", &a.beta2, "0 up to, not including, 1");
-    expect(
-        positive(a.gradient_clip),
-        "align.gradient_clip",
-        &a.gradient_clip,
-        "above 0",
-    );
-    expect(
-        fraction(a.dropout),
-        "align.dropout",
-        &a.dropout,
-        "0 up to, not including, 1",
-    );
-    expect(
-        a.direction_weight >= 0.0,
-        "align.direction_weight",
-        &a.direction_weight,
-        "0 or more",
-    );
-    expect(
-        a.log_norm_weight >= 0.0,
-        "align.log_norm_weight",
-        &a.log_norm_weight,
-        "0 or more",
-    );
-    expect(
-        a.whitening_eps > 0.0 && a.whitening_eps <= 1.0,
-        "align.whitening_eps",
-        &a.whitening_eps,
-        "above 0, at most 1",
-    );
-    let minutes_ok = (0.0..=10_000.0).contains(&a.checkpoint_minutes);
-    expect(
-        minutes_ok,
-        "align.checkpoint_minutes",
-        &a.checkpoint_minutes,
-        "0 to 10000",
-    );
-    expect(
-        a.checkpoints_kept >= 1,
-        "align.checkpoints_kept",
-        &a.checkpoints_kept,
-        "at least 1",
-    );
-    let measurable = a.validate_every == 0 || a.validation_pairs >= 2;
-    expect(
-        measurable,
-        "align.validation_pairs",
-        &a.validation_pairs,
-        "at least 2, or `align.validate_every = 0`",
-    );
-    expect(
-        positive(a.step_timeout_s),
-        "align.step_timeout_s",
-        &a.step_timeout_s,
-        "above 0",
-    );
-    expect(a.min_ranks >= 1, "align.min_ranks", &a.min_ranks, "at least 1");
-    let ranks_ok = a.max_ranks == 0 || a.max_ranks >= a.min_ranks;
-    expect(
-        ranks_ok,
-        "align.max_ranks",
-        &a.max_ranks,
-        "0, or at least `align.min_ranks`",
-    );
-    let batch_spreads = a.max_ranks <= a.batch && a.min_ranks <= a.batch;
-    expect(batch_spreads, "align.max_ranks", &a.max_ranks, "at most `align.batch`");
-    super::instruct::problems(job, &mut expect);
+    job.embed.check(&mut expect);
+    job.align.check(&mut expect);
+    let batch = u64::from(job.align.batch);
+    let batch_fits = c.train_pairs == 0 || batch <= c.train_pairs;
+    expect(batch_fits, "align.batch", &batch, "at most `corpus.train_pairs`");
+    if let Some(instruct) = &job.instruct {
+        let taught = job.instructions.is_some() || job.synthesize.is_some();
+        let expected = "an [instructions] section with what it trains on";
+        expect(taught, "instruct", &"given", expected);
+        instruct.check(&mut expect);
+    }
     super::export::problems(job, &mut expect);
     super::judge::problems(job, &mut expect);
-    expect(
-        job.evaluate.max_answer_tokens >= 1,
-        "evaluate.max_answer_tokens",
-        &job.evaluate.max_answer_tokens,
-        "at least 1",
-    );
-    expect(
-        job.evaluate.benchmark_pairs >= 2,
-        "evaluate.benchmark_pairs",
-        &job.evaluate.benchmark_pairs,
-        "at least 2",
-    );
-    expect(
-        (1..=256).contains(&job.workers.local),
-        "workers.local",
-        &job.workers.local,
-        "1 to 256",
-    );
-    expect(
-        (-100..=100).contains(&job.workers.priority),
-        "workers.priority",
-        &job.workers.priority,
-        "-100 to 100",
-    );
-    let fewest = job
-        .instruct
-        .as_ref()
-        .map_or(1, |instruct| instruct.min_ranks)
-        .max(a.min_ranks);
-    expect(
-        job.workers.at_most == 0 || job.workers.at_most >= fewest,
-        "workers.at_most",
-        &job.workers.at_most,
-        "0 for any number, or at least the `min_ranks` of `align` and `instruct`",
-    );
+    job.evaluate.check_bounds(&mut expect);
+    job.workers.check_bounds(&mut expect);
+    let instruct = job.instruct.as_ref().map_or(1, |instruct| instruct.min_ranks);
+    let fewest = instruct.max(job.align.min_ranks);
+    let at_most = job.workers.at_most.unwrap_or(fewest);
+    let expected = "0 for any number, or at least the `min_ranks` of `align` and `instruct`";
+    expect(at_most >= fewest, "workers.at_most", &at_most, expected);
     found
 }
 
@@ -342,22 +190,5 @@ fn cleaning(c: &CleaningSection, expect: Expect<'_>) {
         &format!("{:?}", c.english_script),
         expected,
     );
-    expect(
-        (0.0..=1.0).contains(&c.min_script_share),
-        "cleaning.min_script_share",
-        &c.min_script_share,
-        "0 to 1",
-    );
-    expect(
-        c.max_length_ratio == 0.0 || (c.max_length_ratio >= 1.0 && c.max_length_ratio.is_finite()),
-        "cleaning.max_length_ratio",
-        &c.max_length_ratio,
-        "0 for any ratio, or at least 1",
-    );
-    expect(
-        c.similarity > 0.0 && c.similarity <= 1.0,
-        "cleaning.similarity",
-        &c.similarity,
-        "above 0, at most 1",
-    );
+    c.check_bounds(expect);
 }

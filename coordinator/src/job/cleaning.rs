@@ -1,5 +1,6 @@
 //! The cleaning rules of a corpus.
 
+use llink_proto::settings::{ABOVE_0, at_least, between, zero};
 use serde::{Deserialize, Serialize};
 
 /// The treatment of near-duplicates.
@@ -26,35 +27,25 @@ impl NearDuplicates {
     }
 }
 
-/// The cleaning rules for pairs and instructions (`[cleaning]`).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct CleaningSection {
-    /// ISO 15924 code of the foreign side's script, such as Khmr. Absent: no script is checked on either side.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub script: Option<String>,
-    /// ISO 15924 code of the English side's script.
-    pub english_script: String,
-    /// The least share of a side's letters that must be in its script.
-    pub min_script_share: f64,
-    /// The greatest ratio of the two sides' lengths in characters; 0 allows any.
-    pub max_length_ratio: f64,
-    /// `keep` keeps near-duplicates, `across` drops training rows close to a held-out row, and `everywhere` drops all
-    /// but the first.
-    pub near_duplicates: NearDuplicates,
-    /// The least Jaccard similarity of character 5-grams at which two texts are near-duplicates.
-    pub similarity: f64,
-}
-
-impl Default for CleaningSection {
-    fn default() -> Self {
-        Self {
-            script: None,
-            english_script: "Latn".into(),
-            min_script_share: 0.5,
-            max_length_ratio: 0.0,
-            near_duplicates: NearDuplicates::Across,
-            similarity: 0.8,
+llink_proto::settings! {
+    /// The cleaning rules for pairs and instructions (`[cleaning]`).
+    pub struct CleaningSection = "cleaning" {
+        result {
+            /// ISO 15924 code of the foreign side's script, such as Khmr. Absent: no script is checked on either side.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            script: Option<String> = None;
+            /// ISO 15924 code of the English side's script.
+            english_script: String = "Latn".into();
+            /// The least share of a side's letters that must be in its script.
+            min_script_share: f64 = 0.5, between(0.0, 1.0);
+            /// The greatest ratio of the two sides' lengths in characters; 0 allows any.
+            #[serde(with = "zero")]
+            max_length_ratio: Option<f64> = None, at_least(1.0).because("0 allows any ratio");
+            /// `keep` keeps near-duplicates, `across` drops training rows close to a held-out row, and `everywhere` drops all
+            /// but the first.
+            near_duplicates: NearDuplicates = NearDuplicates::Across;
+            /// The least Jaccard similarity of character 5-grams at which two texts are near-duplicates.
+            similarity: f64 = 0.8, ABOVE_0.at_most(1.0);
         }
     }
 }

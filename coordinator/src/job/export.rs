@@ -1,9 +1,9 @@
 //! The description of the bundle (`[export]`).
 
+use llink_proto::settings::Expect;
 use serde::{Deserialize, Serialize};
 
 use super::JobFile;
-use super::check::Expect;
 
 /// The names in the bundle's model card (`[export]`). All of them are for people and for the hub.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,9 +1,9 @@
 //! The judge (`[evaluate.judge]`): a large model that prefers one answer to another.
 
+use llink_proto::settings::Expect;
 use serde::{Deserialize, Serialize};
 
 use super::JobFile;
-use super::check::Expect;
 
 /// The judge's endpoint and the answers that it compares (`[evaluate.judge]`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -6,20 +6,17 @@ mod check;
 mod cleaning;
 mod error;
 mod export;
-mod instruct;
 mod judge;
 mod models;
 mod parse;
 mod recipe;
 mod source;
 mod synthesize;
-mod teacher;
 mod warnings;
 
 pub use cleaning::{CleaningSection, NearDuplicates};
 pub use error::{JobFileError, Problem};
 pub use export::{ExportSection, model_name};
-pub use instruct::{InstructArm, InstructMode, InstructSection};
 pub use judge::JudgeSection;
 pub use models::{
     DecoderModel, EncoderModel, ModelsSection, PoolingName, RANDOM_MODEL, TINY_MODEL, is_built_in, is_gguf,
@@ -28,9 +25,9 @@ pub use parse::parse;
 pub use recipe::Recipe;
 pub use source::{ColumnName, CompressionName, FormatName, SourceEntry, Sources};
 pub use synthesize::{PromptEntry, SynthesizeSection};
-pub use teacher::{Pool, PooledTeacher, Teacher, TeacherLayer};
 pub use warnings::warnings;
 
+use llink_proto::settings::{AlignSettings, EmbedSettings, InstructSettings, at_least, between, zero};
 use serde::{Deserialize, Serialize};
 
 /// A whole job file. Only `corpus` is required; every other key has a default.
@@ -65,13 +62,13 @@ pub struct JobFile {
     pub models: ModelsSection,
     /// The settings for the cached vectors of sentences.
     #[serde(default)]
-    pub embed: EmbedSection,
+    pub embed: EmbedSettings,
     /// The settings of Stage A.
     #[serde(default)]
-    pub align: AlignSection,
+    pub align: AlignSettings,
     /// The settings of Stage B, which needs `[instructions]`. Absent: no Stage B.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub instruct: Option<InstructSection>,
+    pub instruct: Option<InstructSettings>,
     /// The settings of the evaluation.
     #[serde(default)]
     pub evaluate: EvaluateSection,
@@ -209,206 +206,39 @@ pub struct InstructionsSection {
     pub shard_rows: u32,
 }
 
-/// The batching of sentences through the frozen models (`[embed]`).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct EmbedSection {
-    /// The number of tokens in a batch, including padding.
-    pub token_budget: u32,
-    /// The most characters of a foreign text that the encoder reads.
-    pub max_chars: u32,
-    /// The most tokens of a text that the encoder reads.
-    pub max_tokens: u32,
-    /// The decoder states that represent an English sentence: `"slot"`, or `{ pool = "mean", layer = 0.33 }`.
-    pub teacher: Teacher,
-}
-
-impl Default for EmbedSection {
-    fn default() -> Self {
-        Self {
-            token_budget: 8192,
-            max_chars: 256,
-            max_tokens: 256,
-            teacher: Teacher::Slot,
+llink_proto::settings! {
+    /// The final evaluation (`[evaluate]`).
+    pub struct EvaluateSection = "evaluate" {
+        result {
+            /// The number of held-out pairs in the retrieval benchmark.
+            benchmark_pairs: u64 = 1024, at_least(2.0);
+            /// The number of held-out instructions to answer, if the job has Stage B.
+            answers: u32 = 200;
+            /// The longest answer, in tokens.
+            max_answer_tokens: u32 = 128, at_least(1.0);
+            /// The model that compares answers. Absent: none.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            judge: Option<JudgeSection> = None;
         }
     }
 }
 
-/// The metric in which Stage A compares vectors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Metric {
-    /// Cosine similarity of the vectors themselves.
-    Cosine,
-    /// Cosine similarity after the teachers' mean is subtracted.
-    #[serde(alias = "centered")]
-    Centred,
-    /// Cosine similarity after the teachers' mean is subtracted and each direction is divided by its deviation.
-    Whitened,
-}
-
-/// Stage A (`[align]`). The defaults are the paper's.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AlignSection {
-    /// The number of optimizer steps.
-    pub steps: u64,
-    /// The number of pairs in a step, over all ranks.
-    pub batch: u32,
-    /// The number of teacher vectors in the queue for mining.
-    pub queue: u32,
-    /// The number of hardest negatives from the queue that join the batch.
-    pub hard_negatives: u32,
-    /// The temperature τ at the first step.
-    pub temperature_start: f64,
-    /// The temperature τ at the last step.
-    pub temperature_end: f64,
-    /// The peak learning rate.
-    pub learning_rate: f64,
-    /// The learning rate at the end.
-    pub learning_rate_floor: f64,
-    /// The number of steps with linear warm-up.
-    pub warmup_steps: u64,
-    /// The decoupled weight decay of AdamW.
-    pub weight_decay: f64,
-    /// The decay β₁ of AdamW's first moment.
-    pub beta1: f64,
-    /// The decay β₂ of AdamW's second moment.
-    pub beta2: f64,
-    /// Gradients are clipped to this norm.
-    pub gradient_clip: f64,
-    /// The dropout rate in the projector.
-    pub dropout: f64,
-    /// The weight of the direction loss, 1 − cos(p, t).
-    pub direction_weight: f64,
-    /// The weight of the log-norm loss, (ln|p| − ln|t|)².
-    pub log_norm_weight: f64,
-    /// The projector's hidden width; 0 is four times the encoder's width.
-    pub projector_hidden: u32,
-    /// The metric of InfoNCE, mining, the queue and retrieval: `cosine`, `centred` or `whitened`. The direction and
-    /// log-norm losses always use the vectors themselves. Statistics are fitted once, on the training split's teachers.
-    pub metric: Metric,
-    /// The share of the largest variance that whitening adds to every variance. A smaller value distinguishes
-    /// directions of small variance better.
-    pub whitening_eps: f64,
-    /// Scale each dimension of the encoder's vectors to mean 0 and deviation 1 before the projector.
-    pub standardize: bool,
-    /// Start the projector's LayerNorm at the teachers' deviation and mean instead of 1 and 0. Absent: true unless the
-    /// metric is `cosine`. A middle layer's states are so long that a whitened loss cannot distinguish the outputs of a
-    /// fresh LayerNorm.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub start_at_teachers: Option<bool>,
-    /// Pairs of a rank that are computed at once; 0 is all. A smaller value takes less memory and more time.
-    pub micro_batch: u32,
-    /// Steps between checkpoints; with 0, only `checkpoint_minutes` decides.
-    pub checkpoint_every: u64,
-    /// Minutes between checkpoints; with 0, only `checkpoint_every` decides.
-    pub checkpoint_minutes: f64,
-    /// The number of newest checkpoints that are kept, beside the best.
-    pub checkpoints_kept: u32,
-    /// Steps between validations on held-out pairs; 0 turns them off, and then no checkpoint is the best.
-    pub validate_every: u64,
-    /// The number of held-out pairs in a validation.
-    pub validation_pairs: u32,
-    /// The longest time of a step, in seconds. A longer step counts as hung, and the gang is formed again.
-    pub step_timeout_s: f64,
-    /// The fewest ranks to train with.
-    pub min_ranks: u32,
-    /// The most ranks to train with; 0 takes every worker.
-    pub max_ranks: u32,
-}
-
-impl Default for AlignSection {
-    fn default() -> Self {
-        Self {
-            steps: 20_000,
-            batch: 128,
-            queue: 32_768,
-            hard_negatives: 256,
-            temperature_start: 0.17,
-            temperature_end: 0.08,
-            learning_rate: 1e-3,
-            learning_rate_floor: 1e-5,
-            warmup_steps: 3_000,
-            weight_decay: 0.05,
-            beta1: 0.9,
-            beta2: 0.98,
-            gradient_clip: 1.0,
-            dropout: 0.10,
-            direction_weight: 0.05,
-            log_norm_weight: 0.02,
-            projector_hidden: 0,
-            metric: Metric::Cosine,
-            whitening_eps: 1e-3,
-            standardize: false,
-            start_at_teachers: None,
-            micro_batch: 0,
-            checkpoint_every: 1_000,
-            checkpoint_minutes: 10.0,
-            checkpoints_kept: 3,
-            validate_every: 1_000,
-            validation_pairs: 512,
-            step_timeout_s: 60.0,
-            min_ranks: 1,
-            max_ranks: 0,
+llink_proto::settings! {
+    /// The local processes of a job that runs its own coordinator, and the job's share of a coordinator's workers (`[workers]`).
+    pub struct WorkersSection = "workers" {
+        run {
+            /// The number of local worker processes.
+            local: u32 = 2, between(1.0, 256.0);
+            /// The number format of products with frozen weights: `f32`, `bf16` or `auto`. On the CPU `auto` takes bf16 where oneDNN makes it faster.
+            compute: Compute = Compute::Auto;
+            /// The priority among the jobs of one coordinator, from -100 to 100: a higher one gets workers first. Absent: 0.
+            #[serde(skip_serializing_if = "is_zero")]
+            priority: i32 = 0, between(-100.0, 100.0);
+            /// The largest number of workers that work for this job at the same time. Absent or 0: no limit.
+            #[serde(with = "zero", skip_serializing_if = "Option::is_none")]
+            at_most: Option<u32> = None;
         }
     }
-}
-
-impl AlignSection {
-    /// Returns true if the projector's LayerNorm starts at the teachers' statistics.
-    #[must_use]
-    pub fn starts_at_teachers(&self) -> bool {
-        self.start_at_teachers.unwrap_or(self.metric != Metric::Cosine)
-    }
-
-    /// Returns true if statistics are fitted on the training split before the first step.
-    #[must_use]
-    pub fn fits_statistics(&self) -> bool {
-        self.metric != Metric::Cosine || self.standardize || self.starts_at_teachers()
-    }
-}
-
-/// The final evaluation (`[evaluate]`).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct EvaluateSection {
-    /// The number of held-out pairs in the retrieval benchmark.
-    pub benchmark_pairs: u64,
-    /// The number of held-out instructions to answer, if the job has Stage B.
-    pub answers: u32,
-    /// The longest answer, in tokens.
-    pub max_answer_tokens: u32,
-    /// The model that compares answers. Absent: none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub judge: Option<JudgeSection>,
-}
-
-impl Default for EvaluateSection {
-    fn default() -> Self {
-        Self {
-            benchmark_pairs: 1024,
-            answers: 200,
-            max_answer_tokens: 128,
-            judge: None,
-        }
-    }
-}
-
-/// The local processes of a job that runs its own coordinator, and the job's share of a coordinator's workers (`[workers]`).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct WorkersSection {
-    /// The number of local worker processes.
-    pub local: u32,
-    /// The number format of products with frozen weights: `f32`, `bf16` or `auto`. On the CPU `auto` takes bf16 where oneDNN makes it faster.
-    pub compute: Compute,
-    /// The priority among the jobs of one coordinator, from -100 to 100: a higher one gets workers first. Absent: 0.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub priority: i32,
-    /// The largest number of workers that work for this job at the same time. Absent or 0: no limit.
-    #[serde(skip_serializing_if = "is_none_at_all")]
-    pub at_most: u32,
 }
 
 /// The number format of products with frozen weights.
@@ -436,23 +266,8 @@ impl Compute {
     }
 }
 
-impl Default for WorkersSection {
-    fn default() -> Self {
-        Self {
-            local: 2,
-            compute: Compute::Auto,
-            priority: 0,
-            at_most: 0,
-        }
-    }
-}
-
 fn is_zero(priority: &i32) -> bool {
     *priority == 0
-}
-
-fn is_none_at_all(workers: &u32) -> bool {
-    *workers == 0
 }
 
 fn one() -> u32 {

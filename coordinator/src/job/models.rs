@@ -3,12 +3,12 @@
 use std::fmt;
 use std::marker::PhantomData;
 
+use llink_proto::settings::Expect;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::JobFile;
-use super::check::Expect;
 
 /// The name of the tiny models that come with llink and know the grammar of the sample corpus.
 pub const TINY_MODEL: &str = "tiny";

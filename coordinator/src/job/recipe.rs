@@ -57,7 +57,8 @@ impl Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::{Metric, PooledTeacher, Teacher, TeacherLayer, parse};
+    use crate::job::parse;
+    use llink_proto::settings::{Metric, PooledTeacher, Teacher, TeacherLayer};
 
     fn job(text: &str) -> JobFile {
         parse("job.toml", &format!("{text}\n[corpus]\nsource = \"sample\"\n")).unwrap()
@@ -87,7 +88,7 @@ mod tests {
             })
         ));
         let mixed = job("recipe = \"sharp\"\n[align]\nmetric = \"centered\"\nsteps = 5\n[embed]\nteacher = \"slot\"");
-        assert_eq!(mixed.align.metric, Metric::Centred);
+        assert_eq!(mixed.align.metric, Metric::Centered);
         assert_eq!((mixed.embed.teacher, mixed.align.steps), (Teacher::Slot, 5));
         assert!(mixed.align.standardize);
         let off = job("recipe = \"sharp\"\nalign.standardize = false\nalign.start_at_teachers = false");

@@ -1,7 +1,9 @@
 //! Warnings about settings that can have no effect, as far as the job file alone tells. They are shown before the job
 //! starts.
 
-use super::{AlignSection, InstructSection, JobFile};
+use llink_proto::settings::{AlignSettings, InstructSettings};
+
+use super::JobFile;
 
 /// Returns a warning for each setting with another effect than its value says.
 #[must_use]
@@ -17,7 +19,7 @@ pub fn warnings(job: &JobFile) -> Vec<String> {
     found
 }
 
-fn align(a: &AlignSection, holdout: u64, found: &mut Vec<String>) {
+fn align(a: &AlignSettings, holdout: u64, found: &mut Vec<String>) {
     let (steps, warmup) = (a.steps, a.warmup_steps);
     if warmup >= steps {
         found.push(format!(
@@ -40,7 +42,7 @@ fn align(a: &AlignSection, holdout: u64, found: &mut Vec<String>) {
         ));
     }
     let looked_at = u64::from(a.validation_pairs);
-    let looks = (1..=steps).contains(&a.validate_every);
+    let looks = a.validate_every.is_some_and(|every| every <= steps);
     if looks && looked_at > holdout {
         found.push(format!(
             "`align.validation_pairs` is {looked_at} and `corpus.holdout_pairs` {holdout}: validation looks at {holdout}"
@@ -48,12 +50,12 @@ fn align(a: &AlignSection, holdout: u64, found: &mut Vec<String>) {
     }
 }
 
-fn instruct(i: &InstructSection, job: &JobFile, found: &mut Vec<String>) {
+fn instruct(i: &InstructSettings, job: &JobFile, found: &mut Vec<String>) {
     let Some((key, validation)) = validation_rows(job) else {
         return;
     };
     let looked_at = u64::from(i.validation_examples);
-    if i.validate_every > 0 && looked_at > validation {
+    if i.validate_every.is_some() && looked_at > validation {
         found.push(format!(
             "`instruct.validation_examples` is {looked_at} and `{key}` {validation}: validation looks at {validation}"
         ));

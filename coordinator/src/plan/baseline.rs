@@ -9,7 +9,7 @@ use llink_datasets::role::{Corpus, Role, Side, Tower};
 use llink_proto::task::Kind;
 use llink_proto::{Artifact, EmbedShard, ModelRole, Task, TaskResult};
 
-use super::embed::{max_tokens, model_ref, reading_key};
+use super::embed::{max_tokens, model_ref, reading_key, settings};
 use super::{Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, earlier, fact, json, manifest_of, with_role};
 
 const STAGE: StageName = StageName::Baseline;
@@ -71,7 +71,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
         return Ok(Phase::Complete(manifest_of(STAGE, key, embedded)));
     }
     let model = model_ref(STAGE, inputs, "encoder", ModelRole::Encoder)?;
-    let options = &inputs.job.embed;
+    let settings = settings(STAGE, inputs)?;
     let directory = inputs.directory(STAGE, key);
     let mut tasks = Vec::new();
     for (side, portions) in sides(inputs)? {
@@ -82,12 +82,9 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
                 shard: Some(portion.shard),
                 path: format!("{directory}/{role}/{i:05}.parquet"),
                 role: role.into(),
-                token_budget: options.token_budget,
-                max_chars: options.max_chars,
-                max_tokens: max_tokens(STAGE, inputs)?,
+                settings: settings.clone(),
                 rows: Some(portion.rows),
                 english: true,
-                pooled: None,
             });
             let spec = Task {
                 output_url: inputs.job.output.clone(),

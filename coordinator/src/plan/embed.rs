@@ -1,15 +1,14 @@
 //! The `embed` stage has one task for each shard and model.
 
 use llink_datasets::role::{Corpus, Role, Side, Tower};
+use llink_proto::settings::{EmbedSettings, PooledTeacher, Teacher, TeacherLayer};
 use llink_proto::task::Kind;
-use llink_proto::{EmbedShard, EncoderReading, ModelRef, ModelRole, PooledTeacher, Task, TaskResult, pooled_teacher};
+use llink_proto::{EmbedShard, EncoderReading, ModelRef, ModelRole, Task, TaskResult};
 
 use super::{
     Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, content, earlier, fact, instructions_of, json,
     manifest_of, with_role,
 };
-
-use crate::job::{Teacher, TeacherLayer};
 
 const STAGE: StageName = StageName::Embed;
 /// The two models that read a pair: the encoder reads its foreign side, the teacher its English side. The teacher is
@@ -84,28 +83,35 @@ pub(super) fn model_ref(
     })
 }
 
-/// Returns how the decoder's states are pooled; `None` reads them at the slot token.
-fn pooled(inputs: &Inputs<'_>) -> Result<Option<PooledTeacher>, PlanError> {
-    let Teacher::Pooled(pooled) = inputs.job.embed.teacher else {
-        return Ok(None);
+/// Returns the settings of every embedding task, as JSON.
+pub(super) fn settings(stage: StageName, inputs: &Inputs<'_>) -> Result<String, PlanError> {
+    let settings = EmbedSettings {
+        max_tokens: max_tokens(stage, inputs)?,
+        ..inputs.job.embed.clone()
     };
-    let layer = match pooled.layer {
-        TeacherLayer::Share(share) => pooled_teacher::Layer::Share(share),
-        TeacherLayer::Number(number) => {
-            let layers = fact(STAGE, earlier(STAGE, StageName::Models, inputs)?, "decoder.layers")?;
-            if layers.parse().is_ok_and(|layers: u32| number > layers) {
-                return Err(PlanError {
-                    stage: STAGE,
-                    reason: format!(
-                        "embed.teacher.layer is {number}, but the decoder has {layers} layers (0 is its embedding, {layers} its last). Set \
-                         it to one of them, or to a share of the depth such as 0.33"
-                    ),
-                });
-            }
-            pooled_teacher::Layer::Number(number)
-        }
+    Ok(json(&settings))
+}
+
+/// Refuses a teacher's layer that the decoder lacks.
+fn check_teacher(inputs: &Inputs<'_>) -> Result<(), PlanError> {
+    let Teacher::Pooled(PooledTeacher {
+        layer: TeacherLayer::Number(number),
+        ..
+    }) = inputs.job.embed.teacher
+    else {
+        return Ok(());
     };
-    Ok(Some(PooledTeacher { layer: Some(layer) }))
+    let layers = fact(STAGE, earlier(STAGE, StageName::Models, inputs)?, "decoder.layers")?;
+    if layers.parse().is_ok_and(|layers: u32| number > layers) {
+        return Err(PlanError {
+            stage: STAGE,
+            reason: format!(
+                "embed.teacher.layer is {number}, but the decoder has {layers} layers (0 is its embedding, {layers} its last). Set \
+                 it to one of them, or to a share of the depth such as 0.33"
+            ),
+        });
+    }
+    Ok(())
 }
 
 pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>]) -> Result<Phase, PlanError> {
@@ -123,9 +129,9 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
             .iter()
             .flat_map(|&(corpus, from)| sides.map(|side| (corpus, from, side)))
     };
-    let options = &inputs.job.embed;
     let directory = inputs.directory(STAGE, key);
-    let teacher = pooled(inputs)?;
+    check_teacher(inputs)?;
+    let settings = settings(STAGE, inputs)?;
     let mut tasks = Vec::new();
     for (tower, model_name, model_role) in TOWERS {
         let model = model_ref(STAGE, inputs, model_name, model_role)?;
@@ -138,12 +144,9 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
                     shard: Some(artifact),
                     path: format!("{directory}/{role}/{i:05}.parquet"),
                     role: role.to_string(),
-                    token_budget: options.token_budget,
-                    max_chars: options.max_chars,
-                    max_tokens: max_tokens(STAGE, inputs)?,
+                    settings: settings.clone(),
                     rows: None,
                     english: false,
-                    pooled: teacher.filter(|_| model_role == ModelRole::Decoder),
                 });
                 let spec = Task {
                     output_url: inputs.job.output.clone(),

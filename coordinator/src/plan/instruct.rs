@@ -1,8 +1,9 @@
 //! The `instruct` stage, and what `evaluate` needs of its results.
 
 use llink_datasets::role::{Corpus, Part, Role, Side, Tower};
+use llink_proto::settings::{InstructArm, InstructMode, InstructSettings};
 use llink_proto::task::Kind;
-use llink_proto::{Answers, Artifact, Instruct, InstructOptions, ModelRole, TaskResult, Upkeep};
+use llink_proto::{Answers, Artifact, Instruct, ModelRole, TaskResult};
 
 use super::embed::model_ref;
 use super::train::{one_task, the_one};
@@ -10,11 +11,10 @@ use super::{
     Inputs, Phase, PlanError, Ranks, StageName, content, content_of, earlier, fact, instructions_of, json, manifest_of,
     with_role,
 };
-use crate::job::{InstructArm, InstructMode, InstructSection};
 
 const STAGE: StageName = StageName::Instruct;
 
-fn section<'a>(inputs: &Inputs<'a>) -> Result<&'a InstructSection, PlanError> {
+fn section<'a>(inputs: &Inputs<'a>) -> Result<&'a InstructSettings, PlanError> {
     inputs.job.instruct.as_ref().ok_or_else(|| PlanError {
         stage: STAGE,
         reason: "the job has no [instruct]".into(),
@@ -22,27 +22,12 @@ fn section<'a>(inputs: &Inputs<'a>) -> Result<&'a InstructSection, PlanError> {
 }
 
 pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
-    // The checkpoint and validation intervals and the number of ranks change the result only by rounding.
-    let standard = InstructSection::default();
-    let section = InstructSection {
-        token_budget: standard.token_budget,
-        recompute: standard.recompute,
-        checkpoint_every: standard.checkpoint_every,
-        checkpoint_minutes: standard.checkpoint_minutes,
-        checkpoints_kept: standard.checkpoints_kept,
-        validate_every: standard.validate_every,
-        validation_examples: standard.validation_examples,
-        step_timeout_s: standard.step_timeout_s,
-        min_ranks: standard.min_ranks,
-        max_ranks: standard.max_ranks,
-        ..section(inputs)?.clone()
-    };
     Ok(vec![
         content(instructions_of(STAGE, inputs)?),
         fact(STAGE, earlier(STAGE, StageName::Models, inputs)?, "decoder.fingerprint")?.into(),
         content(earlier(STAGE, StageName::Embed, inputs)?),
         content_of(earlier(STAGE, StageName::Align, inputs)?, Part::Projector),
-        json(&section),
+        json(&section(inputs)?.deciding()),
         format!("seed {}", inputs.job.seed),
     ])
 }
@@ -63,8 +48,8 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
     let rows: u64 = instructions.iter().map(|a| a.rows).sum();
     let steps = section.steps_for(rows);
     let held_out = |artifacts| match section.validate_every {
-        0 => Vec::new(),
-        _ => artifacts,
+        None => Vec::new(),
+        Some(_) => artifacts,
     };
     let kind = Kind::Instruct(Instruct {
         encoder_vectors: vectors(Tower::Encoder, Side::Train),
@@ -72,32 +57,20 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
         instructions,
         projector: Some(the_one(STAGE, align, Part::Projector)?),
         decoder: Some(model_ref(STAGE, inputs, "decoder", ModelRole::Decoder)?),
-        options: Some(options(section, *arm, steps, inputs.job.seed)),
+        settings: json(section),
+        seed: inputs.job.seed,
+        direct: *arm == InstructArm::Direct,
         directory: match is_second(*arm, section.mode) {
             true => format!("{}/direct", inputs.directory(STAGE, key)),
             false => inputs.directory(STAGE, key),
         },
-        upkeep: Some(Upkeep {
-            checkpoint_steps: section.checkpoint_every,
-            checkpoint_seconds: section.checkpoint_minutes * 60.0,
-            checkpoints_kept: section.checkpoints_kept,
-            validate_steps: section.validate_every,
-            step_timeout_s: section.step_timeout_s,
-        }),
         held_out_instructions: held_out(with_role(all, Role::Shard(Corpus::Instructions, Side::Holdout))),
         held_out_encoder_vectors: held_out(vectors(Tower::Encoder, Side::Holdout)),
         held_out_teacher_vectors: held_out(vectors(Tower::Teacher, Side::Holdout)),
-        validation_examples: match section.validate_every {
-            0 => 0,
-            _ => section.validation_examples,
-        },
-        token_budget: section.token_budget,
-        recompute: section.recompute,
-        max_tokens: section.max_tokens,
     });
     let ranks = Ranks {
         min: section.min_ranks,
-        max: section.max_ranks,
+        max: section.max_ranks.unwrap_or_default(),
     };
     let (phase, label) = match arm {
         InstructArm::Slots => ("slots", "train slots and adapter"),
@@ -124,34 +97,6 @@ fn named(result: &TaskResult, arm: InstructArm, mode: InstructMode) -> TaskResul
         result.figures = figures.map(|(name, value)| (format!("direct.{name}"), value)).collect();
     }
     result
-}
-
-fn options(section: &InstructSection, arm: InstructArm, steps: u64, seed: u64) -> InstructOptions {
-    InstructOptions {
-        seed,
-        steps,
-        batch: section.batch,
-        direct: arm == InstructArm::Direct,
-        slots: section.slots,
-        expander_hidden: section.expander_hidden,
-        lora_rank: section.lora_rank,
-        lora_alpha: section.lora_alpha,
-        lora_dropout: section.lora_dropout,
-        learning_rate: section.learning_rate,
-        expander_learning_rate: section.expander_learning_rate,
-        scale_learning_rate: section.scale_learning_rate,
-        projector_learning_rate: section.projector_learning_rate,
-        warmup_share: section.warmup_share,
-        weight_decay: section.weight_decay,
-        beta1: section.beta1,
-        beta2: section.beta2,
-        gradient_clip: section.gradient_clip,
-        usage_every: section.usage_every,
-        usage_weight: section.usage_weight,
-        cosine_weight: section.cosine_weight,
-        info_nce_weight: section.info_nce_weight,
-        info_nce_temperature: section.info_nce_temperature,
-    }
 }
 
 /// Returns the projector from which Stage B's slots are expanded: Stage B's own if it trained one, otherwise Stage A's.

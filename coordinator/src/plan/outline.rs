@@ -1,9 +1,10 @@
 //! Describes each stage from the job file alone, for a plan that is shown before anything has run.
 
 use llink_datasets::measured::thousands;
+use llink_proto::settings::InstructSettings;
 
 use super::StageName;
-use crate::job::{InstructSection, InstructionsSection, JobFile, SourceEntry, Sources, SynthesizeSection};
+use crate::job::{InstructionsSection, JobFile, SourceEntry, Sources, SynthesizeSection};
 
 /// The most sources that are named; the rest is counted.
 const SOURCES_NAMED: usize = 4;
@@ -113,18 +114,18 @@ fn embedded(job: &JobFile) -> String {
     )
 }
 
-fn trained(section: &InstructSection, job: &JobFile) -> String {
+fn trained(section: &InstructSettings, job: &JobFile) -> String {
     let batch = thousands(section.batch.into());
     let rows = instructions(job).map_or(0, |(train, _)| train);
     let steps = match (section.steps, rows) {
-        (0, 0) => format!("{} epochs in steps of {batch} examples", section.epochs),
-        (0, rows) => format!(
+        (None, 0) => format!("{} epochs in steps of {batch} examples", section.epochs),
+        (None, rows) => format!(
             "at most {} steps of {batch} examples: {} epochs of {}",
             thousands(section.steps_for(rows)),
             section.epochs,
             thousands(rows)
         ),
-        (steps, _) => format!("{} steps of {batch} examples", thousands(steps)),
+        (Some(steps), _) => format!("{} steps of {batch} examples", thousands(steps)),
     };
     match section.mode.arms().len() {
         1 => steps,

@@ -163,7 +163,7 @@ impl<'a> CorpusPlan<'a> {
             script: self.cleaning.script.clone(),
             english_script: self.cleaning.english_script.clone(),
             min_script_share: self.cleaning.min_script_share,
-            max_length_ratio: Some(self.cleaning.max_length_ratio).filter(|ratio| *ratio > 0.0),
+            max_length_ratio: self.cleaning.max_length_ratio,
             tasks: self.tasks.to_vec(),
         }
     }

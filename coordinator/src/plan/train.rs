@@ -3,36 +3,19 @@
 use llink_datasets::manifest::Manifest;
 use llink_datasets::role::{Corpus, Part, Role, Side, Tower};
 use llink_proto::task::Kind;
-use llink_proto::{Align, AlignOptions, Artifact, Evaluate, FitStatistics, ModelRole, Task, TaskResult, Upkeep};
+use llink_proto::{Align, Artifact, Evaluate, FitStatistics, ModelRole, Task, TaskResult};
 
 use super::embed::model_ref;
 use super::{
     Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, content, content_of, earlier, fact, json, manifest_of,
     with_role,
 };
-use crate::job::{AlignSection, Metric};
 
 pub(super) fn align_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
     let embed = earlier(StageName::Align, StageName::Embed, inputs)?;
-    // The checkpoint and validation intervals and the number of ranks change the result only by rounding.
-    let given = &inputs.job.align;
-    let standard = AlignSection::default();
-    let section = AlignSection {
-        start_at_teachers: Some(given.starts_at_teachers()),
-        micro_batch: standard.micro_batch,
-        checkpoint_every: standard.checkpoint_every,
-        checkpoint_minutes: standard.checkpoint_minutes,
-        checkpoints_kept: standard.checkpoints_kept,
-        validate_every: standard.validate_every,
-        validation_pairs: standard.validation_pairs,
-        step_timeout_s: standard.step_timeout_s,
-        min_ranks: standard.min_ranks,
-        max_ranks: standard.max_ranks,
-        ..given.clone()
-    };
     Ok(vec![
         content(embed),
-        json(&section),
+        json(&inputs.job.align.key()),
         format!("seed {}", inputs.job.seed),
     ])
 }
@@ -66,19 +49,10 @@ pub(super) fn statistics(stage: StageName, inputs: &Inputs<'_>) -> Result<Option
 
 fn fit_phase(key: &str, inputs: &Inputs<'_>) -> Result<Phase, PlanError> {
     let embed = earlier(StageName::Align, StageName::Embed, inputs)?;
-    let section = &inputs.job.align;
-    let metric = match section.metric {
-        Metric::Cosine => llink_proto::Metric::Cosine,
-        Metric::Centred => llink_proto::Metric::Centered,
-        Metric::Whitened => llink_proto::Metric::Whitened,
-    };
     let kind = Kind::FitStatistics(FitStatistics {
         encoder_vectors: with_role(embed, Role::Vectors(Tower::Encoder, Corpus::Pairs, Side::Train)),
         teacher_vectors: with_role(embed, Role::Vectors(Tower::Teacher, Corpus::Pairs, Side::Train)),
-        metric: metric.into(),
-        whitening_eps: section.whitening_eps,
-        start_at_teachers: section.starts_at_teachers(),
-        standardize: section.standardize,
+        settings: json(&inputs.job.align),
         path: format!("{}/statistics.safetensors", inputs.directory(StageName::Align, key)),
     });
     Ok(one_task(
@@ -94,57 +68,24 @@ fn fit_phase(key: &str, inputs: &Inputs<'_>) -> Result<Phase, PlanError> {
 fn train_phase(key: &str, inputs: &Inputs<'_>, statistics: Option<Artifact>) -> Result<Phase, PlanError> {
     let embed = earlier(StageName::Align, StageName::Embed, inputs)?;
     let section = &inputs.job.align;
-    let options = AlignOptions {
-        seed: inputs.job.seed,
-        steps: section.steps,
-        batch: section.batch,
-        queue_capacity: section.queue,
-        hard_negatives: section.hard_negatives,
-        temperature_start: section.temperature_start,
-        temperature_end: section.temperature_end,
-        learning_rate: section.learning_rate,
-        learning_rate_floor: section.learning_rate_floor,
-        warmup_steps: section.warmup_steps,
-        weight_decay: section.weight_decay,
-        beta1: section.beta1,
-        beta2: section.beta2,
-        gradient_clip: section.gradient_clip,
-        dropout: section.dropout,
-        weight_direction: section.direction_weight,
-        weight_log_norm: section.log_norm_weight,
-        projector_hidden: section.projector_hidden,
-    };
-    let upkeep = Upkeep {
-        checkpoint_steps: section.checkpoint_every,
-        checkpoint_seconds: section.checkpoint_minutes * 60.0,
-        checkpoints_kept: section.checkpoints_kept,
-        validate_steps: section.validate_every,
-        step_timeout_s: section.step_timeout_s,
-    };
     let vectors = |tower, side| with_role(embed, Role::Vectors(tower, Corpus::Pairs, side));
     let held_out = |tower| match section.validate_every {
-        0 => Vec::new(),
-        _ => vectors(tower, Side::Holdout),
+        None => Vec::new(),
+        Some(_) => vectors(tower, Side::Holdout),
     };
     let kind = Kind::Align(Align {
         encoder_vectors: vectors(Tower::Encoder, Side::Train),
         teacher_vectors: vectors(Tower::Teacher, Side::Train),
-        options: Some(options),
+        settings: json(section),
+        seed: inputs.job.seed,
         directory: inputs.directory(StageName::Align, key),
-        upkeep: Some(upkeep),
         held_out_encoder_vectors: held_out(Tower::Encoder),
         held_out_teacher_vectors: held_out(Tower::Teacher),
-        validation_pairs: if section.validate_every == 0 {
-            0
-        } else {
-            section.validation_pairs
-        },
-        micro_batch: section.micro_batch,
         statistics,
     });
     let ranks = Ranks {
         min: section.min_ranks,
-        max: section.max_ranks,
+        max: section.max_ranks.unwrap_or_default(),
     };
     Ok(one_task(
         "train",

@@ -177,6 +177,7 @@ fn take(bytes: &mut &[u8]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use llink_datasets::role::{Corpus, Role, Side, Tower};
+    use llink_proto::settings::EmbedSettings;
     use llink_proto::task::Kind;
     use llink_proto::{Artifact, EmbedShard};
 
@@ -194,7 +195,7 @@ mod tests {
             shard: Some(shard),
             path: format!("embed/0123456789abcdef/embeddings/encoder/train/{number}.parquet"),
             role: Role::Vectors(Tower::Encoder, Corpus::Pairs, Side::Train).into(),
-            token_budget: 8_192,
+            settings: serde_json::to_string(&EmbedSettings::default()).unwrap(),
             ..EmbedShard::default()
         });
         let task = Task {

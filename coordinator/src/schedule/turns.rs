@@ -77,10 +77,12 @@ impl Cluster {
 }
 
 fn room(cluster: &Cluster, people: &HashMap<&str, usize>, job: &Job, of_job: &OfJob) -> (usize, Option<Limit>) {
-    let at_most = job.file.workers.at_most as usize;
-    let own = match at_most {
-        0 => (usize::MAX, None),
-        at_most => (at_most.saturating_sub(of_job.at_work), Some(Limit::OfJob(at_most))),
+    let own = match job.file.workers.at_most {
+        None => (usize::MAX, None),
+        Some(at_most) => {
+            let at_most = at_most as usize;
+            (at_most.saturating_sub(of_job.at_work), Some(Limit::OfJob(at_most)))
+        }
     };
     let workers = cluster.at_most_per_person;
     let Some(name) = job.owner.as_deref().filter(|_| workers > 0) else {

@@ -12,6 +12,7 @@
 use std::ops::Range;
 
 use candle_core::Tensor;
+use llink_proto::settings::AlignSettings;
 use rayon::prelude::*;
 
 use super::info_nce::info_nce;
@@ -33,6 +34,16 @@ pub struct AlignWeights {
     pub direction: f64,
     /// The weight of `log_norm`.
     pub log_norm: f64,
+}
+
+impl From<&AlignSettings> for AlignWeights {
+    fn from(settings: &AlignSettings) -> Self {
+        Self {
+            hard_negatives: settings.hard_negatives as usize,
+            direction: settings.direction_weight,
+            log_norm: settings.log_norm_weight,
+        }
+    }
 }
 
 /// The parts of the loss.

@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use candle_core::Tensor;
+use llink_proto::settings::InstructSettings;
 
 use crate::Result;
 use crate::models::ops::UnitRows;
@@ -20,6 +21,16 @@ pub struct SlotWeights {
     pub info_nce: f64,
     /// The temperature τ of `info_nce`.
     pub temperature: f64,
+}
+
+impl From<&InstructSettings> for SlotWeights {
+    fn from(settings: &InstructSettings) -> Self {
+        Self {
+            cosine: settings.cosine_weight,
+            info_nce: settings.info_nce_weight,
+            temperature: settings.info_nce_temperature,
+        }
+    }
 }
 
 /// A rank's shares of the losses. The shares of all ranks add up to the losses of the global batch.

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use llink_datasets::vectors::VectorTable;
+use llink_proto::settings::{AlignSettings, Metric};
 
 use super::moments::{Moments, Spread};
 use super::projector::Projector;
@@ -14,31 +15,6 @@ use crate::{Error, Result};
 /// The smallest variance of a dimension, as a share of the mean variance. Smaller variances are raised to it before the
 /// division.
 const LEAST_VARIANCE: f64 = 1e-6;
-
-/// The metric in which vectors are compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Metric {
-    /// The cosine of the vectors themselves, as in the paper.
-    #[default]
-    Cosine,
-    /// The cosine around the teachers' mean.
-    Centered,
-    /// The cosine around the teachers' mean, with the deviation along each direction divided out.
-    Whitened,
-}
-
-/// The statistics to fit. The default fits nothing, as in the paper.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct StatisticsOptions {
-    /// The metric in which InfoNCE, mining and retrieval compare vectors.
-    pub metric: Metric,
-    /// The share of the covariance's largest eigenvalue that the whitening adds to all eigenvalues. Above 0.
-    pub whitening_eps: f64,
-    /// Whether the projector's LayerNorm starts at the teachers' deviation and mean.
-    pub start_at_teachers: bool,
-    /// Whether each dimension of the encoder's vectors is standardized before the projector.
-    pub standardize: bool,
-}
 
 /// The fitted statistics, constant during training. All ranks read them from one file.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -212,7 +188,7 @@ impl Statistics {
 /// Fits [`Statistics`] in one pass over the vectors of the training split.
 #[derive(Debug)]
 pub struct StatisticsFit {
-    options: StatisticsOptions,
+    settings: AlignSettings,
     encoder: Option<Moments>,
     teacher: Option<Moments>,
 }
@@ -220,9 +196,9 @@ pub struct StatisticsFit {
 impl StatisticsFit {
     /// Returns a fit that has seen no vectors.
     #[must_use]
-    pub const fn new(options: StatisticsOptions) -> Self {
+    pub const fn new(settings: AlignSettings) -> Self {
         Self {
-            options,
+            settings,
             encoder: None,
             teacher: None,
         }
@@ -231,13 +207,13 @@ impl StatisticsFit {
     /// Returns whether the encoder's vectors are needed.
     #[must_use]
     pub const fn reads_encoder(&self) -> bool {
-        self.options.standardize
+        self.settings.standardize
     }
 
     /// Returns whether the teacher's vectors are needed.
     #[must_use]
     pub fn reads_teacher(&self) -> bool {
-        self.options.metric != Metric::Cosine || self.options.start_at_teachers
+        self.settings.metric != Metric::Cosine || self.settings.starts_at_teachers()
     }
 
     /// Adds encoder vectors.
@@ -253,7 +229,7 @@ impl StatisticsFit {
     /// # Errors
     /// Those of [`StatisticsFit::add_encoder`].
     pub fn add_teacher(&mut self, table: &VectorTable) -> Result<()> {
-        let spread = match self.options.metric {
+        let spread = match self.settings.metric {
             Metric::Whitened => Spread::Covariance,
             Metric::Cosine | Metric::Centered => Spread::Variances,
         };
@@ -265,7 +241,6 @@ impl StatisticsFit {
     /// # Errors
     /// [`Error::Input`] when there were fewer than two vectors or all were equal.
     pub fn finish(self) -> Result<Statistics> {
-        let options = self.options;
         let (reads_encoder, reads_teacher) = (self.reads_encoder(), self.reads_teacher());
         let standardization = match reads_encoder {
             true => Some(PerDimension::of(&varied("encoder", self.encoder)?)?),
@@ -274,14 +249,14 @@ impl StatisticsFit {
         let (mut metric, mut start) = (None, None);
         if reads_teacher {
             let teacher = varied("teacher", self.teacher)?;
-            start = match options.start_at_teachers {
+            start = match self.settings.starts_at_teachers() {
                 true => Some(PerDimension::of(&teacher)?),
                 false => None,
             };
-            metric = match options.metric {
+            metric = match self.settings.metric {
                 Metric::Cosine => None,
                 Metric::Centered => Some(Whitening::centering(&teacher)?),
-                Metric::Whitened => Some(Whitening::from_moments(&teacher, options.whitening_eps)?),
+                Metric::Whitened => Some(Whitening::from_moments(&teacher, self.settings.whitening_eps)?),
             };
         }
         Ok(Statistics {

@@ -1,18 +1,27 @@
 //! The usage contrast. On every n-th step, the loss with the slots must be lower than with zeros in their place.
 
 use candle_core::{DType, Tensor};
-use serde::{Deserialize, Serialize};
+use llink_proto::settings::InstructSettings;
 
 use crate::Result;
 
 /// The loss `weight · max(0, sft − zero)` on every `every`-th step. `zero` is the next-token loss with zero vectors in
 /// the slots, without a gradient.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct UsageContrast {
     /// The number of steps from one contrast to the next. 0 turns it off.
     pub every: u64,
     /// The weight of the contrast in the total.
     pub weight: f64,
+}
+
+impl From<&InstructSettings> for UsageContrast {
+    fn from(settings: &InstructSettings) -> Self {
+        Self {
+            every: settings.usage_every,
+            weight: settings.usage_weight,
+        }
+    }
 }
 
 impl UsageContrast {

@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
+use llink_proto::settings;
 
 use super::backend::Backend;
 use super::batches::Packed;
@@ -27,6 +28,15 @@ pub enum TeacherLayer {
     Number(usize),
     /// The share of the depth, rounded to the nearest layer.
     Share(f64),
+}
+
+impl From<settings::TeacherLayer> for TeacherLayer {
+    fn from(layer: settings::TeacherLayer) -> Self {
+        match layer {
+            settings::TeacherLayer::Number(number) => Self::Number(number as usize),
+            settings::TeacherLayer::Share(share) => Self::Share(share),
+        }
+    }
 }
 
 impl TeacherLayer {

@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
+use llink_proto::settings::InstructSettings;
 use serde::{Deserialize, Serialize};
 
 use super::config::LlamaConfig;
@@ -86,7 +87,7 @@ impl Projection {
 }
 
 /// The hyperparameters of an adapter.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LoraOptions {
     /// The rank r of A and B.
     pub rank: usize,
@@ -105,6 +106,17 @@ impl Default for LoraOptions {
             alpha: 16.0,
             dropout: 0.05,
             targets: Projection::ALL.to_vec(),
+        }
+    }
+}
+
+impl From<&InstructSettings> for LoraOptions {
+    fn from(settings: &InstructSettings) -> Self {
+        Self {
+            rank: settings.lora_rank as usize,
+            alpha: settings.lora_alpha,
+            dropout: settings.lora_dropout,
+            ..Self::default()
         }
     }
 }

@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 
 use llink_datasets::role::Part;
+use llink_proto::settings::AlignSettings;
 use llink_proto::{Align, TaskResult};
 
 use super::training::{self, read_tables};
 use super::{TaskContext, statistics};
+use crate::Result;
 use crate::collective::Collective;
 use crate::train::align::data::AlignData;
 use crate::train::align::options::AlignOptions;
@@ -15,25 +17,28 @@ use crate::train::align::validation::AlignValidation;
 use crate::train::align::{AlignRun, align};
 use crate::train::training_run::TrainingRun;
 use crate::train::upkeep::Upkeep;
-use crate::{Error, Result};
 
 pub(super) fn run(context: &TaskContext, task: &Align) -> Result<TaskResult> {
-    let missing = |what: &str| Error::Input(format!("an align task without its {what}"));
-    let options = AlignOptions::from(task.options.as_ref().ok_or_else(|| missing("options"))?);
-    let upkeep = Upkeep::from(task.upkeep.as_ref().ok_or_else(|| missing("upkeep"))?);
+    let settings: AlignSettings = training::settings(&task.settings)?;
+    let upkeep = Upkeep::from(&settings);
+    let options = AlignOptions {
+        seed: task.seed,
+        settings,
+    };
+    let settings = &options.settings;
     let store = context.store()?;
     let data = AlignData::new(
         read_tables(context, &store, &task.encoder_vectors)?,
         read_tables(context, &store, &task.teacher_vectors)?,
     )?;
     let statistics = statistics::read(context, &store, task.statistics.as_ref())?;
-    let validation = match task.validation_pairs {
-        0 => None,
-        pairs => {
+    let validation = match settings.validate_every {
+        None => None,
+        Some(_) => {
             let encoder = read_tables(context, &store, &task.held_out_encoder_vectors)?;
             let teacher = read_tables(context, &store, &task.held_out_teacher_vectors)?;
-            let temperature = options.temperature_end;
-            let validation = AlignValidation::new(&encoder, &teacher, pairs as usize, temperature)?;
+            let pairs = settings.validation_pairs as usize;
+            let validation = AlignValidation::new(&encoder, &teacher, pairs, settings.temperature_end)?;
             Some(validation.in_metric(statistics.metric.clone()))
         }
     };
@@ -41,7 +46,7 @@ pub(super) fn run(context: &TaskContext, task: &Align) -> Result<TaskResult> {
     let mut collective = training::join(context, &upkeep)?;
     let checkpoints = training::checkpoints(context, &store, &task.directory, &upkeep);
     let control = context.control.clone();
-    let (mut run, restored) = TrainingRun::begin(checkpoints, upkeep, options.steps, &mut collective, control)?;
+    let (mut run, restored) = TrainingRun::begin(checkpoints, upkeep, settings.steps, &mut collective, control)?;
     let resume = restored
         .map(|r| AlignState::from_safetensors(&r.name, &r.state))
         .transpose()?;
@@ -52,8 +57,7 @@ pub(super) fn run(context: &TaskContext, task: &Align) -> Result<TaskResult> {
         statistics: &statistics,
         resume,
         backend: &backend,
-        micro_batch: task.micro_batch as usize,
-        validation: validation.as_ref().map(|pairs| (pairs, &upkeep)),
+        validation: validation.as_ref(),
     };
     let outcome = align(work, &mut collective, &mut run).map_err(|error| run.explain(error))?;
 

@@ -10,10 +10,12 @@ use half::f16;
 use llink_datasets::pairs::{Language, read_texts};
 use llink_datasets::role::{Corpus, Role};
 use llink_datasets::vectors::{VectorTable, write_vectors};
-use llink_proto::{Artifact, EmbedShard, ModelRef, ModelRole, PooledTeacher, TaskResult, pooled_teacher};
+use llink_proto::settings::{EmbedSettings, PooledTeacher, Teacher};
+use llink_proto::{Artifact, EmbedShard, ModelRef, ModelRole, TaskResult};
 
 use super::TaskContext;
 use super::overlap::overlapped;
+use super::training;
 use super::turn::Busy;
 use crate::models::{Decoder, Encoder, TeacherLayer, TextLimits};
 use crate::{Error, Result};
@@ -41,14 +43,16 @@ pub(super) fn run(context: &TaskContext, task: &EmbedShard) -> Result<TaskResult
     if let Some(rows) = task.rows {
         table.truncate(rows as usize);
     }
-    let reader = Reader::of(context, task, model)?;
+    let settings: EmbedSettings = training::settings(&task.settings)?;
+    let reader = Reader::of(context, &settings, model)?;
     let pass = Pass {
         reader: &reader,
         url: &model.url,
         name: format!("{} {} {}", context.output_url, task.role, model.fingerprint),
+        budget: settings.token_budget as usize,
         began,
     };
-    let (values, busy) = vectors(context, task, &pass, &table.ids, &table.texts)?;
+    let (values, busy) = vectors(context, &pass, &table.ids, &table.texts)?;
     let rows = table.ids.len() as u64;
     let vectors = VectorTable {
         ids: table.ids,
@@ -89,18 +93,18 @@ enum Reader {
 }
 
 impl Reader {
-    fn of(context: &TaskContext, task: &EmbedShard, model: &ModelRef) -> Result<Self> {
+    fn of(context: &TaskContext, settings: &EmbedSettings, model: &ModelRef) -> Result<Self> {
         let limits = TextLimits {
-            max_chars: task.max_chars as usize,
-            max_tokens: task.max_tokens as usize,
+            max_chars: settings.max_chars as usize,
+            max_tokens: settings.max_tokens as usize,
         };
         Ok(match model.role() {
             ModelRole::Encoder => Self::Encoder(context.models.encoder(context, model)?, limits),
             _ => {
                 let decoder = context.models.decoder(context, model)?;
-                match &task.pooled {
-                    None => Self::Slot(decoder),
-                    Some(pooled) => Self::Pooled(decoder, layer(pooled)?),
+                match settings.teacher {
+                    Teacher::Slot => Self::Slot(decoder),
+                    Teacher::Pooled(PooledTeacher { layer, .. }) => Self::Pooled(decoder, layer.into()),
                 }
             }
         })
@@ -130,32 +134,19 @@ impl Reader {
     }
 }
 
-fn layer(pooled: &PooledTeacher) -> Result<TeacherLayer> {
-    match pooled.layer {
-        Some(pooled_teacher::Layer::Number(number)) => Ok(TeacherLayer::Number(number as usize)),
-        Some(pooled_teacher::Layer::Share(share)) => Ok(TeacherLayer::Share(share)),
-        None => Err(Error::Input("an embed task with a pooled teacher and no layer".into())),
-    }
-}
-
 /// The state that the shards of one pass share, and the start time of this one.
 struct Pass<'a> {
     reader: &'a Reader,
     url: &'a str,
     name: String,
+    /// The number of tokens in a batch.
+    budget: usize,
     began: Instant,
 }
 
 /// Returns a vector for each text in f16, concatenated, and how busy the device was.
-fn vectors(
-    context: &TaskContext,
-    task: &EmbedShard,
-    pass: &Pass<'_>,
-    ids: &[u64],
-    texts: &[String],
-) -> Result<(Vec<f16>, Busy)> {
+fn vectors(context: &TaskContext, pass: &Pass<'_>, ids: &[u64], texts: &[String]) -> Result<(Vec<f16>, Busy)> {
     let reader = pass.reader;
-    let budget = task.token_budget as usize;
     let chunk = if context.compute.device.is_cpu() {
         CHUNK
     } else {
@@ -183,7 +174,7 @@ fn vectors(
             }
             let before = done;
             let started = Instant::now();
-            let vectors = reader.embed(&ids, budget, &mut |tokens| {
+            let vectors = reader.embed(&ids, pass.budget, &mut |tokens| {
                 done = before + tokens;
                 context.control.advance(done, tokenized.total(texts.len()));
             })?;

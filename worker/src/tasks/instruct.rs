@@ -8,6 +8,7 @@ use llink_datasets::instructions::{InstructionRow, read_instructions};
 use llink_datasets::role::Part;
 use llink_datasets::store::Store;
 use llink_datasets::vectors::VectorTable;
+use llink_proto::settings::InstructSettings;
 use llink_proto::{Artifact, Instruct, TaskResult};
 
 use super::TaskContext;
@@ -15,10 +16,9 @@ use super::training::{self, read_tables};
 use crate::collective::Collective;
 use crate::llink::projector::Projector;
 use crate::llink::slot_expander::median_embedding_norm;
-use crate::models::lora::LoraOptions;
-use crate::models::{Activations, Decoder, peft};
-use crate::train::instruct::data::{ExampleOptions, InstructData};
-use crate::train::instruct::options::{InstructMode, InstructOptions};
+use crate::models::{Decoder, peft};
+use crate::train::instruct::data::InstructData;
+use crate::train::instruct::options::{InstructArm, InstructOptions};
 use crate::train::instruct::state::InstructState;
 use crate::train::instruct::{InstructRun, InstructTrained, instruct};
 use crate::train::training_run::TrainingRun;
@@ -27,23 +27,28 @@ use crate::{Error, Result};
 
 pub(super) fn run(context: &TaskContext, task: &Instruct) -> Result<TaskResult> {
     let missing = |what: &str| Error::Input(format!("an instruct task without its {what}"));
-    let options = InstructOptions::from(task.options.as_ref().ok_or_else(|| missing("options"))?);
-    let upkeep = Upkeep::from(task.upkeep.as_ref().ok_or_else(|| missing("upkeep"))?);
+    let settings: InstructSettings = training::settings(&task.settings)?;
+    let upkeep = Upkeep::from(&settings);
+    let options = InstructOptions {
+        seed: task.seed,
+        steps: settings.steps_for(task.instructions.iter().map(|shard| shard.rows).sum()),
+        arm: match task.direct {
+            true => InstructArm::Direct,
+            false => InstructArm::Slots,
+        },
+        settings,
+    };
+    let settings = &options.settings;
     let model = task.decoder.as_ref().ok_or_else(|| missing("decoder"))?;
     let projector = task.projector.as_ref().ok_or_else(|| missing("projector"))?;
     let store = context.store()?;
     let decoder = context.models.decoder(context, model)?;
     let projector = read_projector(context, &store, projector)?;
-    let as_examples = ExampleOptions {
-        mode: options.mode,
-        slots: options.slots,
-        max_tokens: task.max_tokens as usize,
-    };
     let data = |shards: &[Artifact], encoder: &[Artifact], teacher: &[Artifact], at_most: usize| {
         let rows = read_rows(context, &store, shards, at_most)?;
         let encoder = first(read_tables(context, &store, encoder)?, at_most);
         let teacher = first(read_tables(context, &store, teacher)?, at_most);
-        InstructData::new(&decoder, as_examples, &rows, encoder, teacher, projector.clone())
+        InstructData::new(&decoder, &options, &rows, encoder, teacher, projector.clone())
     };
     let train = data(
         &task.instructions,
@@ -51,13 +56,13 @@ pub(super) fn run(context: &TaskContext, task: &Instruct) -> Result<TaskResult> 
         &task.teacher_vectors,
         usize::MAX,
     )?;
-    let held_out = match task.validation_examples {
-        0 => None,
-        examples => Some(data(
+    let held_out = match settings.validate_every.filter(|_| settings.validation_examples > 0) {
+        None => None,
+        Some(_) => Some(data(
             &task.held_out_instructions,
             &task.held_out_encoder_vectors,
             &task.held_out_teacher_vectors,
-            examples as usize,
+            settings.validation_examples as usize,
         )?),
     };
 
@@ -74,12 +79,7 @@ pub(super) fn run(context: &TaskContext, task: &Instruct) -> Result<TaskResult> 
         median_norm: median_norm(&decoder)?,
         data: &train,
         resume,
-        token_budget: task.token_budget as usize,
-        activations: match task.recompute {
-            true => Activations::Recomputed,
-            false => Activations::Kept,
-        },
-        validation: held_out.as_ref().map(|data| (data, &upkeep)),
+        validation: held_out.as_ref(),
     };
     let trained = instruct(work, &mut collective, &mut run).map_err(|error| run.explain(error))?;
 
@@ -94,7 +94,7 @@ pub(super) fn run(context: &TaskContext, task: &Instruct) -> Result<TaskResult> 
     if train.too_long > 0 {
         result.warnings.push(format!(
             "{} instructions have more than {} tokens and were left out (instruct.max_tokens)",
-            train.too_long, task.max_tokens
+            train.too_long, settings.max_tokens
         ));
     }
     for name in ["loss", "sft", "cosine"] {
@@ -120,7 +120,7 @@ fn write(
         put(peft::ADAPTER_CONFIG, Part::AdapterConfig, config.into_bytes())?,
         put(peft::ADAPTER_MODEL, Part::Adapter, peft::weights(&trained.adapter)?)?,
     ];
-    if options.mode == InstructMode::Slots {
+    if options.arm == InstructArm::Slots {
         let slots = trained.expander.to_safetensors(HashMap::new())?;
         artifacts.push(put("slots.safetensors", Part::Slots, slots)?);
     }
@@ -183,40 +183,4 @@ fn median_norm(decoder: &Decoder) -> Result<f32> {
     // The norms are computed on the device.
     let norms = embedding.to_dtype(DType::F32)?.sqr()?.sum(1)?.sqrt()?;
     median_embedding_norm(&norms.to_vec1()?, 1)
-}
-
-impl From<&llink_proto::InstructOptions> for InstructOptions {
-    fn from(o: &llink_proto::InstructOptions) -> Self {
-        Self {
-            seed: o.seed,
-            steps: o.steps,
-            batch: o.batch as usize,
-            mode: match o.direct {
-                true => InstructMode::Direct,
-                false => InstructMode::Slots,
-            },
-            slots: o.slots as usize,
-            expander_hidden: o.expander_hidden as usize,
-            lora: LoraOptions {
-                rank: o.lora_rank as usize,
-                alpha: o.lora_alpha,
-                dropout: o.lora_dropout,
-                ..LoraOptions::default()
-            },
-            learning_rate: o.learning_rate,
-            expander_learning_rate: o.expander_learning_rate,
-            scale_learning_rate: o.scale_learning_rate,
-            projector_learning_rate: o.projector_learning_rate,
-            warmup_share: o.warmup_share,
-            weight_decay: o.weight_decay,
-            beta1: o.beta1,
-            beta2: o.beta2,
-            gradient_clip: o.gradient_clip,
-            usage_every: o.usage_every,
-            usage_weight: o.usage_weight,
-            cosine_weight: o.cosine_weight,
-            info_nce_weight: o.info_nce_weight,
-            info_nce_temperature: o.info_nce_temperature,
-        }
-    }
 }

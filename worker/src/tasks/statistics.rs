@@ -6,21 +6,12 @@ use llink_datasets::store::Store;
 use llink_datasets::vectors::{VectorTable, read_vectors};
 use llink_proto::{Artifact, FitStatistics, TaskResult};
 
-use super::TaskContext;
+use super::{TaskContext, training};
 use crate::Result;
-use crate::llink::statistics::{Metric, Statistics, StatisticsFit, StatisticsOptions};
+use crate::llink::statistics::{Statistics, StatisticsFit};
 
 pub(super) fn run(context: &TaskContext, task: &FitStatistics) -> Result<TaskResult> {
-    let mut fit = StatisticsFit::new(StatisticsOptions {
-        metric: match task.metric() {
-            llink_proto::Metric::Unspecified | llink_proto::Metric::Cosine => Metric::Cosine,
-            llink_proto::Metric::Centered => Metric::Centered,
-            llink_proto::Metric::Whitened => Metric::Whitened,
-        },
-        whitening_eps: task.whitening_eps,
-        start_at_teachers: task.start_at_teachers,
-        standardize: task.standardize,
-    });
+    let mut fit = StatisticsFit::new(training::settings(&task.settings)?);
     let store = context.store()?;
     type Add = fn(&mut StatisticsFit, &VectorTable) -> Result<()>;
     let towers: [(bool, &[Artifact], Add); 2] = [

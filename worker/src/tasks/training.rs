@@ -5,13 +5,20 @@ use llink_datasets::role::Part;
 use llink_datasets::store::Store;
 use llink_datasets::vectors::{self, VectorTable, read_vectors};
 use llink_proto::{Artifact, Seat, TaskResult};
+use serde::de::DeserializeOwned;
 
 use super::TaskContext;
-use crate::Result;
 use crate::collective::{AbortHandle, Collective, Joining, Position, Solo, Watched};
 use crate::train::checkpoints::Checkpoints;
 use crate::train::training_run::Finished;
 use crate::train::upkeep::Upkeep;
+use crate::{Error, Result};
+
+/// Parses the settings that a task carries.
+pub(super) fn settings<T: DeserializeOwned>(json: &str) -> Result<T> {
+    let unreadable = |error| Error::Input(format!("the settings of the task cannot be read: {error}"));
+    serde_json::from_str(json).map_err(unreadable)
+}
 
 /// Reads the vectors of several files and concatenates them.
 pub(super) fn read_tables(context: &TaskContext, store: &Store, artifacts: &[Artifact]) -> Result<VectorTable> {

@@ -1,6 +1,8 @@
 //! Checks that all ranks, and a run and its checkpoint, train in the same way.
 
+use llink_proto::settings::{Expect, fault};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::collective::Collective;
 use crate::{Error, Result};
@@ -39,15 +41,38 @@ pub(super) fn same_options<T: Serialize>(now: &T, then: &T) -> Result<()> {
     let json = |options: &T| {
         serde_json::to_value(options).map_err(|error| Error::Input(format!("comparing options: {error}")))
     };
-    let (now, then) = (json(now)?, json(then)?);
-    let mut fields = now.as_object().into_iter().flatten();
-    let Some((field, value)) = fields.find(|(field, value)| then.get(field.as_str()) != Some(*value)) else {
-        return Ok(());
-    };
-    let then = then
-        .get(field.as_str())
-        .map_or_else(|| "nothing".to_owned(), ToString::to_string);
-    Err(Error::Input(format!(
-        "the checkpoint was trained with `{field}` {then}, but this run has {value}"
-    )))
+    match first_difference("options", &json(now)?, &json(then)?) {
+        Some(text) => Err(Error::Input(text)),
+        None => Ok(()),
+    }
+}
+
+fn first_difference(name: &str, now: &Value, then: &Value) -> Option<String> {
+    match (now, then) {
+        (Value::Object(now), Value::Object(then)) => now.iter().find_map(|(name, value)| {
+            let then = then.get(name).unwrap_or(&Value::Null);
+            first_difference(name, value, then)
+        }),
+        _ if now == then => None,
+        _ => Some(format!(
+            "the checkpoint was trained with `{name}` {then}, but this run has {now}"
+        )),
+    }
+}
+
+/// Refuses settings with a value that is not as expected.
+///
+/// # Errors
+/// [`Error::Input`] naming the first such key.
+pub(super) fn checked(check: impl FnOnce(Expect<'_>)) -> Result<()> {
+    let mut first = None;
+    check(&mut |holds, key, given, expected| {
+        if !holds && first.is_none() {
+            first = Some(fault(key, given, expected));
+        }
+    });
+    match first {
+        Some(text) => Err(Error::Input(text)),
+        None => Ok(()),
+    }
 }

@@ -34,14 +34,12 @@ const TEMPERATURE: f64 = 0.1;
 /// # Errors
 /// Those of a step.
 pub fn bench_align(batch: usize, steps: usize, backend: &Backend) -> Result<Value> {
-    let options = AlignOptions {
-        batch,
-        ..AlignOptions::default()
-    };
+    let options = AlignOptions::default();
+    let settings = &options.settings;
     let (encoder, teacher) = (noise(1, ROWS * SHAPE.input), noise(2, ROWS * SHAPE.output));
-    let queue = full_queue(options.queue_capacity)?;
+    let queue = full_queue(settings.queue as usize)?;
     let optimizer = AdamWState::new(options.adamw(), SHAPE.parameter_count());
-    let (projector, weights, clip) = (Projector::new(SHAPE, 0), options.weights(), options.gradient_clip);
+    let (projector, weights, clip) = (Projector::new(SHAPE, 0), settings.into(), settings.gradient_clip);
     let mut trainer = AlignTrainer::new(backend, &projector, &optimizer, &queue, weights, clip)?;
     let mut timed = Vec::with_capacity(steps);
     for step in 0..=steps as u64 {
@@ -63,8 +61,8 @@ pub fn bench_align(batch: usize, steps: usize, backend: &Backend) -> Result<Valu
             encoder: &gather(&encoder, SHAPE.input),
             teacher: &gather(&teacher, SHAPE.output),
             temperature: TEMPERATURE,
-            learning_rate: options.learning_rate,
-            dropout: Some(Dropout::new(options.dropout, 0, step)),
+            learning_rate: settings.learning_rate,
+            dropout: Some(Dropout::new(settings.dropout, 0, step)),
         };
         let data = started.elapsed().as_secs_f64();
         let outcome = trainer.step(&input, &mut Solo::default())?;
@@ -86,7 +84,7 @@ pub fn bench_align(batch: usize, steps: usize, backend: &Backend) -> Result<Valu
         "dtype": backend.activations().as_str(),
         "threads": rayon::current_num_threads(),
         "batch": batch,
-        "queue": options.queue_capacity,
+        "queue": settings.queue,
         "step_ms": seconds * 1e3,
         "pairs_per_s": batch as f64 / seconds,
         "phases_ms": {

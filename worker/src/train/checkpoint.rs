@@ -27,6 +27,9 @@ pub fn write(tensors: &[Tensor<'_>], metadata: &impl Serialize) -> Result<Vec<u8
 /// # Errors
 /// [`Error::Model`] when the metadata is missing or has another form.
 pub fn metadata<T: DeserializeOwned>(file: &TensorFile<'_>) -> Result<T> {
-    serde_json::from_str(file.text(METADATA)?)
-        .map_err(|error| file.error(format!("its metadata can't be read: {error}")))
+    serde_json::from_str(file.text(METADATA)?).map_err(|error| {
+        file.error(format!(
+            "its metadata can't be read: {error}. If another version of llink wrote it, remove its folder, and the training starts anew"
+        ))
+    })
 }

@@ -5,10 +5,11 @@ use std::fmt::Write;
 use llink_datasets::manifest::Manifest;
 use llink_datasets::measured;
 use llink_datasets::role::{Corpus, Role, Side};
+use llink_proto::settings::{AlignSettings, InstructArm, InstructSettings, Metric};
 
 use super::super::{Inputs, PlanError, StageName, earlier, fact, instructions_of};
 use super::{STAGE, arm, names};
-use crate::job::{AlignSection, ExportSection, InstructArm, InstructSection, Metric};
+use crate::job::ExportSection;
 
 /// Python code that loads a bundle with slots and answers.
 const WITH_SLOTS: &str = include_str!("load_slots.py");
@@ -157,10 +158,10 @@ fn settings(inputs: &Inputs<'_>) -> String {
 }
 
 /// Describes the metric, and what was fitted on the training split for it.
-fn metric(a: &AlignSection) -> String {
+fn metric(a: &AlignSettings) -> String {
     let mut text = match a.metric {
         Metric::Cosine => "cosine".to_owned(),
-        Metric::Centred => "cosine around the teachers' mean".to_owned(),
+        Metric::Centered => "cosine around the teachers' mean".to_owned(),
         Metric::Whitened => format!("whitened cosine, eps {}", a.whitening_eps),
     };
     if a.standardize {
@@ -172,10 +173,10 @@ fn metric(a: &AlignSection) -> String {
     text
 }
 
-fn stage_b(i: &InstructSection, with_slots: bool) -> String {
+fn stage_b(i: &InstructSettings, with_slots: bool) -> String {
     let length = match i.steps {
-        0 => format!("{} epochs, batch {}", i.epochs, i.batch),
-        steps => format!("{steps} steps, batch {}", i.batch),
+        None => format!("{} epochs, batch {}", i.epochs, i.batch),
+        Some(steps) => format!("{steps} steps, batch {}", i.batch),
     };
     let mut text = format!(
         "| | Stage B: adapter{} |\n| --- | --- |\n| length | {length} |\n\

@@ -3,6 +3,7 @@
 mod card;
 
 use llink_datasets::role::{Corpus, Part, Role, Side};
+use llink_proto::settings::InstructArm;
 use llink_proto::task::Kind;
 use llink_proto::{Export, ModelRole, TaskResult};
 
@@ -12,7 +13,7 @@ use super::{
     Inputs, Phase, PlanError, Ranks, StageName, content_of, earlier, fact, instructions_of, json, manifest_of,
     short_hash, with_role,
 };
-use crate::job::{InstructArm, JobFile, model_name};
+use crate::job::{JobFile, model_name};
 
 const STAGE: StageName = StageName::Export;
 /// The examples that show the usual instruction of each task.

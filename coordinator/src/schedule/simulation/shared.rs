@@ -1,5 +1,7 @@
 //! Jobs that share stages: each key is computed once, whoever is cancelled or fails.
 
+use llink_proto::settings::AlignSettings;
+
 use super::*;
 
 /// Jobs that differ in one setting of Stage A.
@@ -241,7 +243,10 @@ fn tasks_that_another_job_planned_are_planned_anew_where_they_differ() {
     run_until(&mut s, |s| {
         let held = s.at_work.values().flatten();
         let aligns = held.filter_map(|a| match a.task.as_ref()?.kind.as_ref()? {
-            Kind::Align(align) => align.upkeep.map(|upkeep| upkeep.checkpoint_steps),
+            Kind::Align(align) => {
+                let settings: AlignSettings = serde_json::from_str(&align.settings).unwrap();
+                settings.checkpoint_every
+            }
             _ => None,
         });
         aligns.into_iter().next() == Some(7)

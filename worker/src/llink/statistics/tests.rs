@@ -23,16 +23,16 @@ fn teachers() -> VectorTable {
     })
 }
 
-fn whitened(eps: f64) -> StatisticsOptions {
-    StatisticsOptions {
+fn whitened(eps: f64) -> AlignSettings {
+    AlignSettings {
         metric: Metric::Whitened,
         whitening_eps: eps,
-        start_at_teachers: true,
-        standardize: false,
+        start_at_teachers: Some(true),
+        ..AlignSettings::default()
     }
 }
 
-fn fit(options: StatisticsOptions, encoder: &VectorTable, teacher: &VectorTable) -> Result<Statistics> {
+fn fit(options: AlignSettings, encoder: &VectorTable, teacher: &VectorTable) -> Result<Statistics> {
     let mut fit = StatisticsFit::new(options);
     if fit.reads_encoder() {
         fit.add_encoder(encoder)?;
@@ -77,27 +77,27 @@ fn eps_keeps_what_hardly_varies_small() {
 fn what_is_written_is_read() {
     let teachers = teachers();
     let encoder = table(5, |row, column| uniform(row as u64, 50 + column as u64));
-    let all = StatisticsOptions {
+    let all = AlignSettings {
         standardize: true,
         ..whitened(1e-3)
     };
-    let centered = StatisticsOptions {
+    let centered = AlignSettings {
         metric: Metric::Centered,
-        ..StatisticsOptions::default()
+        ..AlignSettings::default()
     };
-    let standardized = StatisticsOptions {
+    let standardized = AlignSettings {
         standardize: true,
-        ..StatisticsOptions::default()
+        ..AlignSettings::default()
     };
     for options in [
-        all,
+        all.clone(),
         whitened(1e-3),
         centered,
         standardized,
-        StatisticsOptions::default(),
+        AlignSettings::default(),
     ] {
-        let statistics = fit(options, &encoder, &teachers).unwrap();
-        let nothing = options == StatisticsOptions::default();
+        let statistics = fit(options.clone(), &encoder, &teachers).unwrap();
+        let nothing = options == AlignSettings::default();
         assert_eq!(statistics == Statistics::default(), nothing);
         let bytes = statistics.to_safetensors().unwrap();
         assert_eq!(Statistics::from_safetensors("s", &bytes).unwrap(), statistics);
@@ -116,9 +116,9 @@ fn a_folded_projector_gives_for_raw_vectors_what_the_other_gives_for_standardize
     let encoder = table(5, |row, column| {
         (uniform(row as u64, column as u64) - 0.5) * 0.02 + if column == 3 { 4.0 } else { 0.05 }
     });
-    let options = StatisticsOptions {
+    let options = AlignSettings {
         standardize: true,
-        ..StatisticsOptions::default()
+        ..AlignSettings::default()
     };
     let statistics = fit(options, &encoder, &encoder).unwrap();
     let shape = ProjectorShape {
@@ -158,9 +158,9 @@ fn a_dimension_that_does_not_vary_stays_finite() {
             uniform(row as u64, column as u64)
         }
     });
-    let options = StatisticsOptions {
+    let options = AlignSettings {
         standardize: true,
-        ..StatisticsOptions::default()
+        ..AlignSettings::default()
     };
     let statistics = fit(options, &encoder, &encoder).unwrap();
     let mut rows = widened(&encoder);

@@ -67,13 +67,13 @@ impl AlignData {
         &self.encoder.ids
     }
 
-    /// Returns the projector's shape for these vectors. A `hidden` of 0 is four times the encoder's width.
+    /// Returns the projector's shape for these vectors. Without `hidden` it is four times as wide as the encoder.
     #[must_use]
-    pub const fn projector_shape(&self, hidden: usize) -> ProjectorShape {
+    pub fn projector_shape(&self, hidden: Option<u32>) -> ProjectorShape {
         let (input, output) = (self.encoder.width, self.teacher.width);
         ProjectorShape {
             input,
-            hidden: if hidden == 0 { 4 * input } else { hidden },
+            hidden: hidden.map_or(4 * input, |hidden| hidden as usize),
             output,
         }
     }

@@ -19,7 +19,7 @@ use crate::llink::projector::Projector;
 use crate::llink::statistics::Statistics;
 use crate::llink::teacher_queue::StoredQueue;
 use crate::models::Backend;
-use crate::train::agreement::{agree_on, hash, same_options};
+use crate::train::agreement::{agree_on, checked, hash, same_options};
 use crate::train::ahead::{Ahead, Reading};
 use crate::train::batch::{BatchPlan, rank_slice};
 use crate::train::dropout::Dropout;
@@ -55,11 +55,8 @@ pub struct AlignRun<'a> {
     pub resume: Option<AlignState>,
     /// The device and the number format of the steps.
     pub backend: &'a Backend,
-    /// The number of this rank's pairs whose activations are held at once; 0 holds all. It changes the memory that is
-    /// needed, and the results only by rounding.
-    pub micro_batch: usize,
-    /// The held-out pairs, and the steps after which rank 0 measures on them.
-    pub validation: Option<(&'a AlignValidation, &'a Upkeep)>,
+    /// The held-out pairs on which rank 0 measures.
+    pub validation: Option<&'a AlignValidation>,
 }
 
 /// Trains the projector. Every rank calls this with the same options, data and state. `observer` is called after each
@@ -86,8 +83,10 @@ fn align_within<'scope, 'env: 'scope>(
         statistics,
         ..
     } = run;
-    options.check()?;
-    let plan = BatchPlan::new(options.seed, data.len(), options.batch)?;
+    let settings = &options.settings;
+    checked(|expect| settings.check(expect))?;
+    let batch = settings.batch as usize;
+    let plan = BatchPlan::new(options.seed, data.len(), batch)?;
     let state = match &run.resume {
         Some(state) => continued(&run, state.clone())?,
         None => fresh(&run)?,
@@ -105,13 +104,13 @@ fn align_within<'scope, 'env: 'scope>(
         projector,
         optimizer,
         queue,
-        options.weights(),
-        options.gradient_clip,
+        settings.into(),
+        settings.gradient_clip,
     )?;
     let trainer = trainer.with_metric(statistics.metric.as_ref())?;
-    let trainer = trainer.with_micro_batch(run.micro_batch);
+    let trainer = trainer.with_micro_batch(settings.micro_batch.map(|rows| rows as usize));
     drop(state);
-    let own = rank_slice(options.batch, collective.rank(), collective.world_size());
+    let own = rank_slice(batch, collective.rank(), collective.world_size());
     let reading = match run.backend.device().is_cpu() {
         true => Reading::InTurn,
         false => Reading::Ahead,
@@ -126,7 +125,8 @@ fn align_within<'scope, 'env: 'scope>(
         }
         Ok(batch)
     });
-    let validation = run.validation.map(|(_, upkeep)| upkeep);
+    let upkeep = Upkeep::from(settings);
+    let validation = run.validation.map(|_| &upkeep);
     let mut stage = AlignStage { run, trainer, own };
     let Ended { next_step, last } = take_steps(&mut stage, first_step, &mut batches, validation, collective, observer)?;
     Ok(AlignOutcome {
@@ -155,14 +155,15 @@ impl Stage for AlignStage<'_> {
     type Input = AlignBatchRows;
 
     fn steps(&self) -> u64 {
-        self.run.options.steps
+        self.run.options.settings.steps
     }
 
     fn take_step(&mut self, step: u64, batch: &AlignBatchRows, collective: &mut dyn Collective) -> Result<StepRecord> {
-        let options = self.run.options;
-        let temperature = temperature(step, options.steps, options.temperature_start, options.temperature_end);
-        let (base, floor) = (options.learning_rate, options.learning_rate_floor);
-        let learning_rate = cosine_lr(step + 1, options.steps + 1, options.warmup_steps, base, floor);
+        let AlignOptions { seed, settings } = self.run.options;
+        let (start, end) = (settings.temperature_start, settings.temperature_end);
+        let temperature = temperature(step, settings.steps, start, end);
+        let (base, floor) = (settings.learning_rate, settings.learning_rate_floor);
+        let learning_rate = cosine_lr(step + 1, settings.steps + 1, settings.warmup_steps, base, floor);
         let input = StepInput {
             step,
             ids: &batch.ids,
@@ -171,13 +172,13 @@ impl Stage for AlignStage<'_> {
             teacher: &batch.teacher,
             temperature,
             learning_rate,
-            dropout: (options.dropout > 0.0).then(|| Dropout::new(options.dropout, options.seed, step)),
+            dropout: (settings.dropout > 0.0).then(|| Dropout::new(settings.dropout, *seed, step)),
         };
         let outcome = self.trainer.step(&input, collective)?;
         Ok(StepRecord {
             step,
             numbers: vec![
-                ("loss", outcome.losses.total(&options.weights())),
+                ("loss", outcome.losses.total(&settings.into())),
                 ("info_nce", outcome.losses.info_nce),
                 ("direction", outcome.losses.direction),
                 ("log_norm", outcome.losses.log_norm),
@@ -193,7 +194,7 @@ impl Stage for AlignStage<'_> {
 
     fn validate(&mut self) -> Result<Validation> {
         match self.run.validation {
-            Some((pairs, _)) => pairs.measure(&self.projector()?),
+            Some(pairs) => pairs.measure(&self.projector()?),
             None => Ok(Validation::default()),
         }
     }
@@ -210,7 +211,7 @@ impl Stage for AlignStage<'_> {
 /// Returns the state before the first step.
 fn fresh(run: &AlignRun<'_>) -> Result<AlignState> {
     let (options, statistics) = (run.options, run.statistics);
-    let shape = run.data.projector_shape(options.projector_hidden);
+    let shape = run.data.projector_shape(options.settings.projector_hidden);
     statistics.check(shape.input, shape.output)?;
     let mut projector = Projector::new(shape, options.seed);
     statistics.start(&mut projector);
@@ -220,20 +221,23 @@ fn fresh(run: &AlignRun<'_>) -> Result<AlignState> {
         statistics: statistics.clone(),
         projector,
         optimizer: AdamWState::new(options.adamw(), shape.parameter_count()),
-        queue: StoredQueue::new(options.queue_capacity, shape.output),
+        queue: StoredQueue::new(options.settings.queue as usize, shape.output),
     })
 }
 
 /// Checks that the state belongs to this training.
 fn continued(run: &AlignRun<'_>, state: AlignState) -> Result<AlignState> {
     let AlignRun { options, data, .. } = run;
-    same_options(*options, &state.options)?;
+    same_options(&options.deciding(), &state.options.deciding())?;
     if state.statistics != *run.statistics {
         return Err(Error::Input(
             "the checkpoint was trained with other statistics than those of this run".into(),
         ));
     }
-    let (shape, found) = (data.projector_shape(options.projector_hidden), state.projector.shape());
+    let (shape, found) = (
+        data.projector_shape(options.settings.projector_hidden),
+        state.projector.shape(),
+    );
     if shape != found {
         return Err(Error::Input(format!(
             "the checkpoint holds a projector {found:?}, but the vectors need {shape:?}"

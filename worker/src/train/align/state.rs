@@ -110,7 +110,7 @@ impl AlignState {
         optimizer.second_moment = moments("optimizer.second_moment")?;
         let width = projector.shape().output;
         let (vectors, ids) = (file.f16("queue.vectors")?.1, file.u64("queue.ids")?.1);
-        let queue = StoredQueue::restore(options.queue_capacity, width, vectors, ids, queue_next)
+        let queue = StoredQueue::restore(options.settings.queue as usize, width, vectors, ids, queue_next)
             .map_err(|error| file.error(error.to_string()))?;
         Ok(Self {
             step,

@@ -64,7 +64,7 @@ pub struct AlignTrainer {
     gradient_clip: f64,
     staging: Staging,
     /// The number of rows whose activations are held at once; 0 holds all.
-    micro_batch: usize,
+    micro_batch: Option<usize>,
     /// The gradient of the parameters in their order, padded with zeros, in f32.
     gradient: Tensor,
 }
@@ -72,11 +72,11 @@ pub struct AlignTrainer {
 /// A range of this rank's rows.
 type Piece = Range<usize>;
 
-/// Divides a rank's rows into pieces of `micro_batch` rows, whose activations fit into memory; 0 makes one piece. A
+/// Divides a rank's rows into pieces of `micro_batch` rows, whose activations fit into memory; `None` makes one piece. A
 /// rank without rows has one empty piece, because it takes part too.
-fn pieces(rows: usize, micro_batch: usize) -> Vec<Piece> {
-    let size = if micro_batch == 0 { rows } else { micro_batch };
-    let starts = (0..rows.max(1)).step_by(size.max(1));
+fn pieces(rows: usize, micro_batch: Option<usize>) -> Vec<Piece> {
+    let size = micro_batch.unwrap_or(rows).max(1);
+    let starts = (0..rows.max(1)).step_by(size);
     starts.map(|start| start..(start + size).min(rows)).collect()
 }
 
@@ -103,15 +103,15 @@ impl AlignTrainer {
             metric: None,
             gradient_clip,
             staging: Staging::default(),
-            micro_batch: 0,
+            micro_batch: None,
             gradient: Tensor::zeros(padded(shape.parameter_count()), DType::F32, device)?,
         })
     }
 
-    /// Sets the number of rows whose activations are held at once; 0 holds all. Others are computed a second time for
+    /// Sets the number of rows whose activations are held at once; `None` holds all. Others are computed a second time for
     /// the backward pass.
     #[must_use]
-    pub const fn with_micro_batch(mut self, rows: usize) -> Self {
+    pub const fn with_micro_batch(mut self, rows: Option<usize>) -> Self {
         self.micro_batch = rows;
         self
     }
@@ -163,11 +163,7 @@ impl AlignTrainer {
     /// anything; [`Error::OutOfMemory`], which names the setting to change.
     pub fn step(&mut self, input: &StepInput<'_>, collective: &mut dyn Collective) -> Result<StepOutcome> {
         let (pairs, own) = (input.ids.len(), input.own.len());
-        let rows = if self.micro_batch == 0 {
-            own
-        } else {
-            own.min(self.micro_batch)
-        };
+        let rows = self.micro_batch.map_or(own, |rows| rows.min(own));
         self.try_step(input, collective).map_err(|error| match is_out_of_memory(&error) {
             true => Error::OutOfMemory(format!(
                 "a step of Stage A with {pairs} pairs does not fit on the device ({error}). Set align.micro_batch below {rows}, take a \

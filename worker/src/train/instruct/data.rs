@@ -5,7 +5,7 @@ use llink_datasets::instructions::InstructionRow;
 use llink_datasets::vectors::VectorTable;
 
 use super::batch::InstructExample;
-use super::options::InstructMode;
+use super::options::{InstructArm, InstructOptions};
 use crate::llink::projector::Projector;
 use crate::models::Decoder;
 use crate::{Error, Result};
@@ -21,17 +21,6 @@ pub struct InstructData {
     pub too_long: usize,
 }
 
-/// The settings that turn rows into examples.
-#[derive(Debug, Clone, Copy)]
-pub struct ExampleOptions {
-    /// The kind of prompt.
-    pub mode: InstructMode,
-    /// The number of slots, K.
-    pub slots: usize,
-    /// The largest number of tokens of prompt and answer together. Longer examples are left out.
-    pub max_tokens: usize,
-}
-
 impl InstructData {
     /// Matches rows and vectors, and turns the rows into tokens.
     ///
@@ -39,7 +28,7 @@ impl InstructData {
     /// [`Error::Input`] naming the id when they do not belong together; those of the tokenizer.
     pub fn new(
         decoder: &Decoder,
-        options: ExampleOptions,
+        options: &InstructOptions,
         rows: &[InstructionRow],
         encoder: VectorTable,
         teacher: VectorTable,
@@ -57,7 +46,7 @@ impl InstructData {
         }
         let examples = rows.iter().map(|row| example(decoder, options, row));
         let examples: Vec<InstructExample> = examples.collect::<Result<_>>()?;
-        let longest = options.max_tokens.min(decoder.config().max_position_embeddings);
+        let longest = (options.settings.max_tokens as usize).min(decoder.config().max_position_embeddings);
         let fits: Vec<usize> = (0..examples.len())
             .filter(|index| examples[*index].tokens() <= longest)
             .collect();
@@ -129,10 +118,12 @@ impl InstructData {
 }
 
 /// Turns one row into prompt and answer.
-fn example(decoder: &Decoder, options: ExampleOptions, row: &InstructionRow) -> Result<InstructExample> {
-    let prompt = match options.mode {
-        InstructMode::Slots => decoder.slot_prompt(&row.instruction, options.slots)?,
-        InstructMode::Direct => decoder.direct_prompt(&row.instruction, &row.foreign, options.max_tokens)?,
+fn example(decoder: &Decoder, options: &InstructOptions, row: &InstructionRow) -> Result<InstructExample> {
+    let prompt = match options.arm {
+        InstructArm::Slots => decoder.slot_prompt(&row.instruction, options.settings.slots as usize)?,
+        InstructArm::Direct => {
+            decoder.direct_prompt(&row.instruction, &row.foreign, options.settings.max_tokens as usize)?
+        }
     };
     Ok(InstructExample {
         id: row.id,

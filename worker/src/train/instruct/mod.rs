@@ -18,10 +18,10 @@ pub use trainer::InstructTrainer;
 
 use self::batch::{InstructExample, micro_batches};
 use self::data::InstructData;
-use self::options::{InstructMode, InstructOptions};
+use self::options::{InstructArm, InstructOptions};
 use self::state::{InstructParts, InstructState};
 use self::step::{InstructInput, InstructOutcome, LearningRates};
-use super::agreement::{agree_on, hash, same_options};
+use super::agreement::{agree_on, checked, hash, same_options};
 use super::ahead::{Ahead, Reading};
 use super::batch::{BatchPlan, rank_slice};
 use super::dropout::Dropout;
@@ -48,12 +48,8 @@ pub struct InstructRun<'a> {
     pub data: &'a InstructData,
     /// The state to continue from.
     pub resume: Option<InstructState>,
-    /// The number of tokens that go through the decoder at once.
-    pub token_budget: usize,
-    /// The activations that a forward pass keeps.
-    pub activations: Activations,
-    /// The held-out examples, and the steps after which rank 0 measures on them.
-    pub validation: Option<(&'a InstructData, &'a Upkeep)>,
+    /// The held-out examples on which rank 0 measures.
+    pub validation: Option<&'a InstructData>,
 }
 
 /// The result of the training. It is the same on all ranks.
@@ -89,8 +85,9 @@ fn instruct_within<'scope, 'env: 'scope>(
     observer: &mut dyn Observer,
 ) -> Result<InstructTrained> {
     let InstructRun { options, data, .. } = run;
-    options.check()?;
-    let plan = BatchPlan::new(options.seed, data.len(), options.batch.min(data.len()))?;
+    let settings = &options.settings;
+    checked(|expect| settings.check(expect))?;
+    let plan = BatchPlan::new(options.seed, data.len(), data.len().min(settings.batch as usize))?;
     let (first_step, trainer) = start(&run)?;
     agree(options, data, first_step, &trainer, collective)?;
     let reading = match run.decoder.model().activations().0.is_cpu() {
@@ -103,7 +100,8 @@ fn instruct_within<'scope, 'env: 'scope>(
         let own = rank_slice(rows.len(), rank, ranks);
         StepRows::read(data, options, rows, own)
     });
-    let validation = run.validation.map(|(_, upkeep)| upkeep);
+    let upkeep = Upkeep::from(settings);
+    let validation = run.validation.map(|_| &upkeep);
     let mut stage = InstructStage { run, trainer };
     let Ended { last, .. } = take_steps(&mut stage, first_step, &mut inputs, validation, collective, observer)?;
     let InstructParts {
@@ -140,7 +138,7 @@ impl Stage for InstructStage<'_> {
         let examples = input.rows.iter().map(|row| &data.examples()[*row]);
         Ok(StepRecord {
             step,
-            numbers: numbers(&outcome, rates, options.mode),
+            numbers: numbers(&outcome, rates, options.arm),
             pairs: input.rows.len() as u64,
             tokens: examples.map(|example| example.tokens() as u64).sum(),
             seconds: outcome.seconds,
@@ -150,7 +148,7 @@ impl Stage for InstructStage<'_> {
 
     fn validate(&mut self) -> Result<Validation> {
         match self.run.validation {
-            Some((held_out, _)) => validate(&self.run, held_out, &mut self.trainer),
+            Some(held_out) => validate(&self.run, held_out, &mut self.trainer),
             None => Ok(Validation::default()),
         }
     }
@@ -170,27 +168,27 @@ fn start(run: &InstructRun<'_>) -> Result<(u64, InstructTrainer)> {
     let InstructRun { options, decoder, .. } = run;
     let (step, parts) = match &run.resume {
         Some(state) => {
-            same_options(*options, &state.options)?;
+            same_options(&options.deciding(), &state.options.deciding())?;
             (state.step, state.parts.clone())
         }
         None => (0, fresh(run)?),
     };
-    Ok((step, InstructTrainer::new(decoder.model(), parts, options.weights())?))
+    Ok((
+        step,
+        InstructTrainer::new(decoder.model(), parts, (&options.settings).into())?,
+    ))
 }
 
 /// Initializes the trained parts before the first step.
 fn fresh(run: &InstructRun<'_>) -> Result<InstructParts> {
     let InstructRun { options, decoder, .. } = run;
-    let width = decoder.hidden_size();
+    let (settings, width) = (&options.settings, decoder.hidden_size());
     let shape = SlotExpanderShape {
         width,
-        hidden: match options.expander_hidden {
-            0 => 2 * width,
-            hidden => hidden,
-        },
-        slots: options.slots.max(1),
+        hidden: settings.expander_hidden.map_or(2 * width, |hidden| hidden as usize),
+        slots: settings.slots.max(1) as usize,
     };
-    let adapter = LoraAdapter::new(decoder.config(), options.lora.clone(), options.seed)?;
+    let adapter = LoraAdapter::new(decoder.config(), settings.into(), options.seed)?;
     let expander = SlotExpander::new(shape, run.median_norm, options.seed);
     let projector = options.moves_projector().then(|| run.data.projector().clone());
     Ok(InstructParts::new(adapter, expander, projector, options.adamw()))
@@ -207,9 +205,9 @@ struct StepRows {
 impl StepRows {
     fn read(data: &InstructData, options: &InstructOptions, rows: Vec<usize>, own: Range<usize>) -> Result<Self> {
         let vectors = vectors(data, options, &rows[own.clone()])?;
-        let teacher = match options.mode {
-            InstructMode::Slots => data.teacher(&rows),
-            InstructMode::Direct => Vec::new(),
+        let teacher = match options.arm {
+            InstructArm::Slots => data.teacher(&rows),
+            InstructArm::Direct => Vec::new(),
         };
         Ok(Self {
             rows,
@@ -222,10 +220,10 @@ impl StepRows {
 
 /// Returns the vectors of the slots of some examples. See [`InstructInput::vectors`].
 fn vectors(data: &InstructData, options: &InstructOptions, rows: &[usize]) -> Result<Vec<f32>> {
-    match options.mode {
-        InstructMode::Slots if options.moves_projector() => Ok(data.encoder(rows)),
-        InstructMode::Slots => data.projected(rows),
-        InstructMode::Direct => Ok(Vec::new()),
+    match options.arm {
+        InstructArm::Slots if options.moves_projector() => Ok(data.encoder(rows)),
+        InstructArm::Slots => data.projected(rows),
+        InstructArm::Direct => Ok(Vec::new()),
     }
 }
 
@@ -241,7 +239,8 @@ fn take_step(
     let (rows, own) = (&read.rows, read.own.clone());
     let ids: Vec<u64> = rows.iter().map(|row| data.ids()[*row]).collect();
     let examples: Vec<&InstructExample> = rows[own.clone()].iter().map(|row| &data.examples()[*row]).collect();
-    let dropout = options.lora.dropout;
+    let settings = &options.settings;
+    let dropout = settings.lora_dropout;
     let input = InstructInput {
         step,
         ids: &ids,
@@ -252,16 +251,19 @@ fn take_step(
         answer_tokens: rows.iter().map(|row| data.examples()[*row].answer.len()).sum(),
         learning_rates,
         dropout: (dropout > 0.0).then(|| Dropout::new(dropout, options.seed, step)),
-        token_budget: run.token_budget,
-        activations: run.activations,
+        token_budget: settings.token_budget as usize,
+        activations: match settings.recompute {
+            true => Activations::Recomputed,
+            false => Activations::Kept,
+        },
     };
     trainer.step(run.decoder.model(), &input, collective)
 }
 
-fn numbers(outcome: &InstructOutcome, rates: LearningRates, mode: InstructMode) -> Vec<(&'static str, f64)> {
+fn numbers(outcome: &InstructOutcome, rates: LearningRates, arm: InstructArm) -> Vec<(&'static str, f64)> {
     let losses = &outcome.losses;
     let mut numbers = vec![("loss", losses.loss), ("sft", losses.sft)];
-    if mode == InstructMode::Slots {
+    if arm == InstructArm::Slots {
         numbers.extend([
             ("usage", losses.usage),
             ("cosine", losses.cosine),
@@ -276,7 +278,7 @@ fn numbers(outcome: &InstructOutcome, rates: LearningRates, mode: InstructMode) 
         ("expander_learning_rate", rates.expander),
         ("scale_learning_rate", rates.scale),
     ]);
-    if rates.projector > 0.0 && mode == InstructMode::Slots {
+    if rates.projector > 0.0 && arm == InstructArm::Slots {
         numbers.push(("projector_learning_rate", rates.projector));
     }
     numbers
@@ -288,7 +290,7 @@ fn validate(run: &InstructRun<'_>, data: &InstructData, trainer: &mut InstructTr
     let lengths: Vec<usize> = data.examples().iter().map(InstructExample::tokens).collect();
     let answer_tokens = data.examples().iter().map(|example| example.answer.len()).sum();
     let (mut sft, mut zero) = (0.0, None);
-    for part in micro_batches(&lengths, run.token_budget) {
+    for part in micro_batches(&lengths, run.options.settings.token_budget as usize) {
         let vectors = vectors(data, run.options, &rows[part.clone()])?;
         let losses = trainer.held_out(run.decoder.model(), &data.examples()[part], &vectors, answer_tokens)?;
         sft += losses.0;

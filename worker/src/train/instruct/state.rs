@@ -127,7 +127,7 @@ impl InstructState {
     pub fn from_safetensors(config: &LlamaConfig, name: &str, bytes: &[u8]) -> Result<Self> {
         let file = TensorFile::new(name, bytes)?;
         let metadata: Metadata = checkpoint::metadata(&file)?;
-        let mut adapter = LoraAdapter::new(config, metadata.options.lora.clone(), 0)?;
+        let mut adapter = LoraAdapter::new(config, (&metadata.options.settings).into(), 0)?;
         adapter.read(&file)?;
         let expander = SlotExpander::from_tensors(&file, EXPANDER, metadata.median_norm)?;
         let projector = match metadata.options.moves_projector() {

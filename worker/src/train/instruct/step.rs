@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use llink_proto::settings::InstructSettings;
+
 use super::batch::InstructExample;
 use crate::llink::slot_losses::SlotWeights;
 use crate::llink::usage_contrast::UsageContrast;
@@ -18,6 +20,16 @@ pub struct InstructWeights {
     pub usage: UsageContrast,
     /// The largest norm of a gradient; longer gradients are clipped.
     pub gradient_clip: f64,
+}
+
+impl From<&InstructSettings> for InstructWeights {
+    fn from(settings: &InstructSettings) -> Self {
+        Self {
+            slots: settings.into(),
+            usage: settings.into(),
+            gradient_clip: settings.gradient_clip,
+        }
+    }
 }
 
 /// A learning rate for each group of parameters.

@@ -1,4 +1,4 @@
-//! The decoder states that represent an English sentence (`[embed] teacher`).
+//! The settings of the cached vectors (`[embed]`).
 
 use std::fmt;
 
@@ -6,7 +6,25 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::check::Expect;
+use super::{Expect, at_least, between};
+
+crate::settings! {
+    /// The batching of sentences through the frozen models (`[embed]`).
+    pub struct EmbedSettings = "embed" {
+        result {
+            /// The most characters of a foreign text that the encoder reads.
+            max_chars: u32 = 256, at_least(1.0);
+            /// The most tokens of a text that the encoder reads.
+            max_tokens: u32 = 256, between(3.0, 512.0);
+            /// The decoder states that represent an English sentence: `"slot"`, or `{ pool = "mean", layer = 0.33 }`.
+            teacher: Teacher = Teacher::Slot;
+        }
+        run {
+            /// The number of tokens in a batch, including padding.
+            token_budget: u32 = 8192, at_least(256.0);
+        }
+    }
+}
 
 /// The decoder states that represent an English sentence. English references of instructions are read in the same way.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -50,19 +68,17 @@ pub enum TeacherLayer {
     Share(f64),
 }
 
-impl Teacher {
-    pub(super) fn problems(&self, expect: Expect<'_>) {
-        if let Self::Pooled(PooledTeacher {
+impl EmbedSettings {
+    /// Reports invalid values.
+    pub fn check(&self, expect: Expect<'_>) {
+        self.check_bounds(expect);
+        if let Teacher::Pooled(PooledTeacher {
             layer: TeacherLayer::Share(share),
             ..
-        }) = self
+        }) = &self.teacher
         {
-            expect(
-                (0.0..=1.0).contains(share),
-                "embed.teacher.layer",
-                share,
-                "a layer's number (10), or a share of the depth from 0.0 to 1.0",
-            );
+            let expected = "a layer's number (10), or a share of the depth from 0.0 to 1.0";
+            expect((0.0..=1.0).contains(share), "embed.teacher.layer", share, expected);
         }
     }
 }
