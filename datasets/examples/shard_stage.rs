@@ -8,11 +8,11 @@ use llink_datasets::clean::Rules;
 use llink_datasets::manifest::ManifestArtifact;
 use llink_datasets::read::Source;
 use llink_datasets::rows::Corpus;
-use llink_datasets::sample;
 use llink_datasets::shards::{
-    CleanSpec, NearDuplicates, SidesBy, SplitSpec, WriteSpec, clean_source, split_corpus, write_shard,
+    CleanSpec, MadeUp, NearDuplicates, SidesBy, SplitSpec, WriteSpec, clean_source, split_corpus, write_shard,
 };
 use llink_datasets::store::Store;
+use llink_quickstart::{Quickstart, sample};
 
 #[tokio::main(flavor = "current_thread")]
 #[allow(clippy::print_stdout)]
@@ -35,8 +35,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let spec = CleanSpec {
         corpus: Corpus::Pairs,
         source: Source::named(source),
-        sample_rows: (train_rows + holdout_rows) * 101 / 100,
-        seed: 17,
+        made_up: (source == sample::SOURCE).then_some(MadeUp {
+            by: &Quickstart,
+            rows: (train_rows + holdout_rows) * 101 / 100,
+            seed: 17,
+        }),
         rules: Rules::default(),
         tasks: Vec::new(),
         with_signatures: near != NearDuplicates::Keep,

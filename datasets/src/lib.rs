@@ -2,7 +2,7 @@
 //!
 //! In the `shard` stage a reader yields rows, and [`clean`] keeps each row or drops it with a reason. Then [`shards`]
 //! decides over all sources on which side each row stands, and writes Parquet. [`pairs`], [`instructions`] and
-//! [`vectors`] read the shards. [`sample`] makes up a corpus for trials. [`store`], [`manifest`], [`role`],
+//! [`vectors`] read the shards. [`built_in`] is the seam for made-up corpora. [`store`], [`manifest`], [`role`],
 //! [`measured`] and [`report`] need no reader and are all that the coordinator's core uses.
 
 pub mod environment;
@@ -16,6 +16,8 @@ pub mod script;
 pub mod shown;
 pub mod store;
 
+#[cfg(feature = "shards")]
+pub mod built_in;
 #[cfg(feature = "shards")]
 mod byte_stream;
 #[cfg(feature = "shards")]
@@ -34,8 +36,6 @@ pub mod pairs;
 pub mod read;
 #[cfg(feature = "shards")]
 pub mod rows;
-#[cfg(feature = "shards")]
-pub mod sample;
 #[cfg(feature = "shards")]
 pub mod shards;
 #[cfg(feature = "shards")]

@@ -165,7 +165,7 @@ async fn rows_keep_their_texts_ids_and_order() {
     assert!(keys.is_sorted(), "rows are in the order of their split keys");
     let made: BTreeMap<String, String> = [1, 2]
         .into_iter()
-        .flat_map(|seed| llink_datasets::sample::pairs(2_000, seed))
+        .flat_map(|seed| llink_quickstart::sample::pairs(2_000, seed))
         .collect();
     for (id, english, foreign) in &found {
         assert_eq!(made.get(english), Some(foreign));

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use candle_core::DType;
+use llink_datasets::built_in::BuiltIn;
 use llink_datasets::roots::Roots;
 use llink_proto::reach::{Credentials, ReachError, Secret, TOKEN_VARIABLE};
 use tonic::{Code, Status};
@@ -14,7 +15,6 @@ use crate::Error;
 use crate::agent::{self, AgentOptions, NotFree, OutOfReach, WorkLeft};
 use crate::device::{Arithmetic, Compute, DeviceChoice};
 use crate::models::{Activations, Backend};
-use crate::pretrain::{self, Look, PretrainOptions};
 use crate::train::bench::InstructBench;
 
 /// The name of a worker in traces.
@@ -177,52 +177,6 @@ pub fn bench(args: &BenchArgs) -> crate::Result<serde_json::Value> {
     }
 }
 
-/// The options for training tiny models from scratch.
-#[derive(Debug, Clone, clap::Args)]
-pub struct PretrainArgs {
-    /// The folder for `encoder/` and `decoder/`.
-    pub dir: PathBuf,
-    /// The seed of the initial weights, the texts and the batches.
-    #[arg(long, default_value_t = 1)]
-    pub seed: u64,
-    /// Number of sentences of the sample corpus to train on.
-    #[arg(long, default_value_t = 60_000)]
-    pub sentences: u64,
-    /// Sentences in a step.
-    #[arg(long, default_value_t = 64)]
-    pub batch: usize,
-    /// Number of the encoder's steps.
-    #[arg(long, default_value_t = 3_000)]
-    pub encoder_steps: u64,
-    /// Number of the decoder's steps.
-    #[arg(long, default_value_t = 2_500)]
-    pub decoder_steps: u64,
-    /// Number of threads; by default one for each core.
-    #[arg(long)]
-    pub threads: Option<usize>,
-}
-
-/// Trains tiny models that know the sample grammar; `told` gets a line at each validation on held-out text.
-///
-/// # Errors
-/// When a file can't be written.
-pub fn pretrain_tiny(args: &PretrainArgs, told: &mut dyn FnMut(String)) -> crate::Result<()> {
-    let options = PretrainOptions {
-        seed: args.seed,
-        sentences: args.sentences,
-        batch: args.batch,
-        encoder_steps: args.encoder_steps,
-        decoder_steps: args.decoder_steps,
-        threads: args.threads.unwrap_or_else(cores),
-    };
-    pretrain::pretrain_tiny(&args.dir, &options, &mut |model, step, look| {
-        let Look { loss, tokens, texts } = look;
-        told(format!(
-            "{model} step {step}: loss {loss:.4}, of held-out texts {tokens:.3} of the tokens and {texts:.3} whole"
-        ));
-    })
-}
-
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
@@ -254,11 +208,11 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 #[error("--allow-root: {0}")]
 struct WrongRoots(String);
 
-/// Runs tasks until SIGTERM or Ctrl-C, then returns the leases.
+/// Runs tasks until SIGTERM or Ctrl-C, then returns the leases. Jobs may ask for what is `built_in`.
 ///
 /// # Errors
 /// When the URL is wrong, the coordinator refuses this worker, cannot be reached for the time given, or a job runs as it is told to stop.
-pub async fn run(args: WorkerArgs) -> anyhow::Result<()> {
+pub async fn run(args: WorkerArgs, built_in: Option<&'static dyn BuiltIn>) -> anyhow::Result<()> {
     let threads = args.threads.filter(|n| *n > 0).unwrap_or_else(cores);
     // This fails only if a thread pool exists already, which then keeps its own size.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
@@ -285,6 +239,7 @@ pub async fn run(args: WorkerArgs) -> anyhow::Result<()> {
             true => Roots::Any,
             false => Roots::of(&args.allow_root).map_err(WrongRoots)?,
         },
+        built_in,
         health: args.health,
     };
     let stop = stop_signal(args.exit_with_parent);

@@ -1,8 +1,7 @@
 //! llink's worker takes tasks from a coordinator and runs them.
 //!
 //! [`models`] holds the frozen encoder and decoder, [`llink`] the method's own modules and losses, and [`train`] the
-//! training loops. [`device`] opens a CPU or GPU, and [`collective`] connects ranks. [`pretrain`] makes tiny models
-//! from scratch. [`bundle`] is a job's result for other programs, and [`report`] its report for people. [`synthesize`]
+//! training loops. [`device`] opens a CPU or GPU, and [`collective`] connects ranks. [`bundle`] is a job's result for other programs, and [`report`] its report for people. [`synthesize`]
 //! and [`judge`] ask large models. [`tasks`] has one file for each kind of task, and [`agent`] is the connection to the
 //! coordinator.
 
@@ -15,7 +14,6 @@ pub mod error;
 pub mod judge;
 pub mod llink;
 pub mod models;
-pub mod pretrain;
 pub mod report;
 pub mod synthesize;
 pub mod tasks;

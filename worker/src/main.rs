@@ -4,8 +4,15 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use llink_datasets::built_in::BuiltIn;
 use llink_proto::shown;
-use llink_worker::cli::{self, BenchArgs, PretrainArgs, WorkerArgs};
+use llink_worker::cli::{self, BenchArgs, WorkerArgs};
+
+/// What jobs without data ask for.
+#[cfg(feature = "quickstart")]
+const BUILT_IN: Option<&dyn BuiltIn> = Some(&llink_quickstart::Quickstart);
+#[cfg(not(feature = "quickstart"))]
+const BUILT_IN: Option<&dyn BuiltIn> = None;
 
 /// Takes tasks from a coordinator and runs them.
 #[derive(Debug, Parser)]
@@ -21,8 +28,6 @@ struct Cli {
 enum Command {
     /// Time one of the compute-heavy operations on this machine and print one JSON line.
     Bench(BenchArgs),
-    /// Train tiny models that know the sample grammar, from scratch.
-    PretrainTiny(PretrainArgs),
 }
 
 fn main() -> ExitCode {
@@ -57,19 +62,13 @@ fn main() -> ExitCode {
                 Err(e) => ends(&e.into()),
             };
         }
-        (Some(Command::PretrainTiny(args)), _) => {
-            return match cli::pretrain_tiny(&args, &mut |line| tracing::info!("{line}")) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(e) => failed(&e.to_string()),
-            };
-        }
         (None, Some(args)) => args,
         (None, None) => {
             failed("--coordinator URL is needed, such as http://head:7070");
             return ExitCode::from(2);
         }
     };
-    let ended = runtime.block_on(cli::run(args));
+    let ended = runtime.block_on(cli::run(args, BUILT_IN));
     telemetry.shut_down();
     runtime.shutdown_timeout(std::time::Duration::from_millis(500));
     match ended {

@@ -185,6 +185,7 @@ impl Job {
             compute: Compute::cpu(),
             models: Arc::new(ModelCache::default()),
             turns: Arc::default(),
+            built_in: None,
             token: 1,
         };
         tasks::run(

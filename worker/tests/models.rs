@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use llink_worker::models::config::LlamaConfig;
-use llink_worker::models::{Decoder, Encoder, NO_TOKEN, TextLimits, fingerprint, tiny};
+use llink_worker::models::{Decoder, Encoder, NO_TOKEN, TextLimits};
 use serde_json::{Value, json};
 
 fn golden() -> PathBuf {
@@ -503,73 +503,4 @@ fn an_untied_head_is_read() {
     };
     let tied: Vec<f32> = row(&golden().join("decoder"))[1].iter().map(|x| x * 2.0).collect();
     assert_same("untied logits", &row(dir.path())[1], &tied, 1e-5);
-}
-
-fn sentences() -> impl Iterator<Item = String> {
-    let golden: Value = serde_json::from_str(&std::fs::read_to_string(golden().join("cases.json")).unwrap()).unwrap();
-    let texts = |part: &str| serde_json::from_value::<Vec<String>>(golden[part]["texts"].clone()).unwrap();
-    texts("teacher").into_iter().chain(texts("encoder"))
-}
-
-/// Runs in a process of its own for [`tiny_models_are_the_same_bytes_in_every_process`].
-#[test]
-#[ignore = "writes what another test compares"]
-fn write_tiny_models() {
-    let Some(dir) = std::env::var_os("LLINK_TINY_OUT").map(PathBuf::from) else {
-        return;
-    };
-    tiny::write_tiny_encoder(&dir.join("encoder"), sentences(), 7).unwrap();
-    tiny::write_tiny_decoder(&dir.join("decoder"), sentences(), 7).unwrap();
-}
-
-#[test]
-fn tiny_models_are_the_same_bytes_in_every_process() {
-    let mut fingerprints = Vec::new();
-    for threads in ["1", "3", "2", "2"] {
-        let dir = tempfile::tempdir().unwrap();
-        let output = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["write_tiny_models", "--exact", "--ignored"])
-            .env("LLINK_TINY_OUT", dir.path())
-            .env("RAYON_NUM_THREADS", threads)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let read = |model: &str| fingerprint(&dir.path().join(model)).unwrap();
-        fingerprints.push((read("encoder"), read("decoder")));
-    }
-    assert!(
-        fingerprints.iter().all(|pair| *pair == fingerprints[0]),
-        "{fingerprints:?}"
-    );
-}
-
-#[test]
-fn tiny_models_follow_their_seed_and_load() {
-    let dir = tempfile::tempdir().unwrap();
-    let (encoder, decoder, other) = (
-        dir.path().join("encoder"),
-        dir.path().join("decoder"),
-        dir.path().join("other"),
-    );
-    tiny::write_tiny_encoder(&encoder, sentences(), 1).unwrap();
-    tiny::write_tiny_decoder(&decoder, sentences(), 1).unwrap();
-    tiny::write_tiny_encoder(&other, sentences(), 2).unwrap();
-    assert_ne!(fingerprint(&encoder).unwrap(), fingerprint(&other).unwrap());
-    let texts: Vec<String> = sentences().collect();
-    let vectors = load_encoder(&encoder)
-        .unwrap()
-        .embed(&texts, TextLimits::default(), 256, &mut |_| {})
-        .unwrap();
-    assert!(vectors.iter().flatten().all(|x| x.is_finite()));
-    let decoder = load_decoder(&decoder).unwrap();
-    let vectors = decoder.teacher(&texts, 256, &mut |_| {}).unwrap();
-    assert_eq!((vectors.len(), vectors[0].len()), (texts.len(), decoder.hidden_size()));
-    let text = "The king counts 7 cheap chairs.";
-    let ids = decoder
-        .tokenizer()
-        .encode(text, llink_worker::models::SpecialTokens::Add)
-        .unwrap();
-    assert_eq!(decoder.tokenizer().decode(&ids).unwrap(), text);
-    let none = tiny::write_tiny_encoder(&dir.path().join("none"), std::iter::empty(), 1);
-    assert_refused(none, &["no word"]);
 }

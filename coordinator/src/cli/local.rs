@@ -235,8 +235,9 @@ async fn told(stop: &mut watch::Receiver<Stop>) -> Stop {
 }
 
 /// Writes the sample corpus.
+#[cfg(feature = "quickstart")]
 pub(super) fn write_sample(dir: &Path, pairs: u64, instructions: u64, seed: u64) -> Result<(), Failed> {
-    llink_datasets::sample::write(dir, pairs, instructions, seed).map_err(|e| {
+    llink_quickstart::sample::write(dir, pairs, instructions, seed).map_err(|e| {
         let exit = match &e {
             llink_datasets::Error::Store { .. } => Exit::Storage,
             _ => Exit::Usage,

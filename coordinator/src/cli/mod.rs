@@ -20,11 +20,13 @@ mod submit;
 #[cfg(feature = "embedded")]
 mod verify;
 
-#[cfg(feature = "embedded")]
+#[cfg(feature = "quickstart")]
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+#[cfg(feature = "embedded")]
+use llink_datasets::built_in::BuiltIn;
 use llink_telemetry::Telemetry;
 
 use crate::serve::ServeError;
@@ -33,6 +35,12 @@ use reach::Reach;
 
 /// The name of this program in traces.
 const SERVICE: &str = "llink-coord";
+
+/// What jobs without data ask for.
+#[cfg(feature = "quickstart")]
+const BUILT_IN: Option<&dyn BuiltIn> = Some(&llink_quickstart::Quickstart);
+#[cfg(all(feature = "embedded", not(feature = "quickstart")))]
+const BUILT_IN: Option<&dyn BuiltIn> = None;
 
 /// A command that failed: what to print, and the exit code that tells programs why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,7 +167,7 @@ enum Command {
     #[cfg(feature = "embedded")]
     Inspect(inspect::Inspect),
     /// Write a sample corpus: English–Khmer pairs and instructions from a grammar.
-    #[cfg(feature = "embedded")]
+    #[cfg(feature = "quickstart")]
     Sample {
         /// Folder for `pairs.tsv` and `instructions.jsonl`.
         dir: PathBuf,
@@ -263,7 +271,7 @@ async fn run(command: Command) -> Result<(), Failed> {
         Command::Verify(verify) => verify.run().await,
         #[cfg(feature = "embedded")]
         Command::Inspect(inspect) => inspect.run().await,
-        #[cfg(feature = "embedded")]
+        #[cfg(feature = "quickstart")]
         Command::Sample {
             dir,
             pairs,
@@ -271,7 +279,7 @@ async fn run(command: Command) -> Result<(), Failed> {
             seed,
         } => local::write_sample(&dir, pairs, instructions, seed),
         #[cfg(feature = "embedded")]
-        Command::Worker(args) => llink_worker::cli::run(args)
+        Command::Worker(args) => llink_worker::cli::run(args, BUILT_IN)
             .await
             .map_err(|e| Failed::new(Exit::of_worker(llink_worker::cli::exit_code(&e)), format!("{e:#}"))),
         Command::Backup(backup) => backup.run(),

@@ -37,8 +37,15 @@ use tmx::TmxRows;
 
 /// A row as it stands in the source.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum RawRow {
-    Pair { english: String, foreign: String },
+pub enum RawRow {
+    /// A sentence in both languages.
+    Pair {
+        /// The English side.
+        english: String,
+        /// The other language's side.
+        foreign: String,
+    },
+    /// An instruction whose text still holds [`crate::clean::FOREIGN_PLACEHOLDER`].
     Instruction(InstructionExample),
 }
 

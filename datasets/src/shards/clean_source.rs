@@ -7,6 +7,8 @@ use std::thread::JoinHandle;
 
 use super::run::Run;
 use super::{Progress, SOURCE_KEY};
+use crate::Result;
+use crate::built_in::BuiltIn;
 use crate::clean::{Checked, Cleaner, DropReason, Language, Rules, Tally, TooLong};
 use crate::manifest::ManifestArtifact;
 use crate::read::{Fault, RawRow, ReadRow, RowReader, Source};
@@ -15,7 +17,6 @@ use crate::rows::{InstructionExample, Pair};
 use crate::shown::ShownUrl;
 use crate::store::Store;
 use crate::table::bad;
-use crate::{Result, sample};
 
 use bytes::Bytes;
 
@@ -27,17 +28,26 @@ const CHUNK_ROWS: usize = 8_192;
 /// The most examples that are made up for one wanted example.
 const MADE_UP_FOR_ONE: u64 = 200;
 
+/// Rows that are made up instead of read.
+#[derive(Debug, Clone, Copy)]
+pub struct MadeUp {
+    /// The maker of the rows.
+    pub by: &'static dyn BuiltIn,
+    /// The number of rows to make. Instructions count only if their task and length are wanted.
+    pub rows: u64,
+    /// The seed of the rows.
+    pub seed: u64,
+}
+
 /// The source to read and the rows to keep.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct CleanSpec {
     /// The kind of rows in the source.
     pub corpus: Corpus,
-    /// The location and format of the source. The URL [`sample::SOURCE`] stands for made-up rows.
+    /// The location and format of the source, which only names rows that are made up.
     pub source: Source,
-    /// For [`sample::SOURCE`], the number of rows to make. Instructions count only if their task and length are wanted.
-    pub sample_rows: u64,
-    /// The seed of made-up rows.
-    pub seed: u64,
+    /// Rows to make up in the place of those of the source.
+    pub made_up: Option<MadeUp>,
     /// The cleaning rules.
     pub rules: Rules,
     /// The tasks of instructions that are kept; empty: all.
@@ -47,8 +57,11 @@ pub struct CleanSpec {
 }
 
 impl CleanSpec {
-    /// Returns true if a made-up example has a wanted task and length.
-    fn keeps_made_up(&self, example: &InstructionExample) -> bool {
+    /// Returns true unless a made-up row is an example of another task or too long.
+    fn keeps_made_up(&self, row: &RawRow) -> bool {
+        let RawRow::Instruction(example) = row else {
+            return true;
+        };
         let longest = match (self.rules.max_chars, self.rules.too_long) {
             (0, _) | (_, TooLong::Cut) => usize::MAX,
             (longest, TooLong::Drop) => longest as usize,
@@ -147,10 +160,9 @@ pub async fn clean_source(spec: &CleanSpec, out: &Store, path: &str, progress: P
         named: BTreeMap::new(),
         warnings: Vec::new(),
     };
-    if spec.source.url == sample::SOURCE {
-        collector.make_up(progress).await?;
-    } else {
-        collector.read(progress).await?;
+    match spec.made_up {
+        Some(made_up) => collector.make_up(made_up, progress).await?,
+        None => collector.read(progress).await?,
     }
     collector.clean_waiting();
     collector.take_cleaned();
@@ -193,36 +205,15 @@ impl Collector<'_> {
         Ok(())
     }
 
-    async fn make_up(&mut self, progress: Progress<'_>) -> Result<()> {
-        let (rows, seed) = (self.spec.sample_rows, self.spec.seed);
-        let most = match self.spec.corpus {
-            Corpus::Pairs => sample::most_pairs(),
-            Corpus::Instructions => sample::most_instructions(),
-        };
-        if rows == 0 || rows > most {
-            return Err(bad(
-                sample::SOURCE,
-                format!("can make 1 to {most} distinct rows, not {rows}"),
-            ));
-        }
-        match self.spec.corpus {
-            Corpus::Pairs => {
-                for (line, (english, foreign)) in (1..).zip(sample::pairs(rows, seed)) {
-                    if self.offer(Ok(RawRow::Pair { english, foreign }), line).await? {
-                        progress(line, rows);
-                    }
-                }
-            }
-            Corpus::Instructions => {
-                // Other tasks and lengths would only be dropped.
-                let wanted = |example: &InstructionExample| self.spec.keeps_made_up(example);
-                let looked_at = most.min(rows.saturating_mul(MADE_UP_FOR_ONE));
-                let made_up = sample::instructions(looked_at, seed).filter(wanted).take(rows as usize);
-                for (line, example) in (1..).zip(made_up) {
-                    if self.offer(Ok(RawRow::Instruction(example)), line).await? {
-                        progress(line, rows);
-                    }
-                }
+    async fn make_up(&mut self, MadeUp { by, rows, seed }: MadeUp, progress: Progress<'_>) -> Result<()> {
+        let spec = self.spec;
+        let looked_at = rows.saturating_mul(MADE_UP_FOR_ONE) as usize;
+        let made_up = by.rows(spec.corpus, rows, seed)?.take(looked_at);
+        // Other tasks and lengths would only be dropped.
+        let wanted = made_up.filter(|row| spec.keeps_made_up(row)).take(rows as usize);
+        for (line, row) in (1..).zip(wanted) {
+            if self.offer(Ok(row), line).await? {
+                progress(line, rows);
             }
         }
         progress(rows, rows);

@@ -13,7 +13,7 @@ mod run;
 mod split;
 mod write;
 
-pub use clean_source::{CleanSpec, Cleaned, clean_source};
+pub use clean_source::{CleanSpec, Cleaned, MadeUp, clean_source};
 pub use decide::{Share, SidesBy};
 pub use examples::encode_instructions;
 pub use split::{PlannedShard, Split, SplitSpec, TRAINED_AS_PAIRS, split_corpus};

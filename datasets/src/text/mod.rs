@@ -183,16 +183,6 @@ pub fn cut(text: &str, max_chars: usize) -> &str {
     }
 }
 
-/// Writes a number in Khmer digits, U+17E0..U+17E9.
-#[must_use]
-pub fn khmer_digits(number: u64) -> String {
-    let digits = number.to_string();
-    digits
-        .bytes()
-        .filter_map(|b| char::from_u32(0x17E0 + u32::from(b - b'0')))
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,10 +257,5 @@ mod tests {
         assert_eq!(cut("ខ្មែរ", 5), "ខ្មែរ");
         assert_eq!(cut("ខ្មែរ", 3), "ខ្ម");
         assert_eq!(cut("ab cd", 3), "ab");
-    }
-
-    #[test]
-    fn numbers_are_written_in_khmer_digits() {
-        assert_eq!(khmer_digits(120), "១២០");
     }
 }

@@ -3,15 +3,16 @@
 
 use std::collections::BTreeMap;
 
+use llink_datasets::Result;
 use llink_datasets::clean::Rules;
 use llink_datasets::manifest::ManifestArtifact;
 use llink_datasets::read::Source;
 use llink_datasets::role::{Corpus, Role, Side};
 use llink_datasets::shards::{
-    CleanSpec, Cleaned, Split, SplitSpec, WriteSpec, clean_source, split_corpus, write_shard,
+    CleanSpec, Cleaned, MadeUp, Split, SplitSpec, WriteSpec, clean_source, split_corpus, write_shard,
 };
 use llink_datasets::store::Store;
-use llink_datasets::{Result, sample};
+use llink_quickstart::{Quickstart, sample};
 
 /// A XorShift generator, which is enough to draw test cases.
 pub struct Random(pub u64);
@@ -31,8 +32,7 @@ pub fn source_spec(corpus: Corpus, source: &str) -> CleanSpec {
     CleanSpec {
         corpus,
         source: Source::named(source),
-        sample_rows: 0,
-        seed: 0,
+        made_up: None,
         rules: Rules::default(),
         tasks: Vec::new(),
         with_signatures: false,
@@ -41,8 +41,11 @@ pub fn source_spec(corpus: Corpus, source: &str) -> CleanSpec {
 
 pub fn sample_spec(corpus: Corpus, rows: u64, seed: u64) -> CleanSpec {
     CleanSpec {
-        sample_rows: rows,
-        seed,
+        made_up: Some(MadeUp {
+            by: &Quickstart,
+            rows,
+            seed,
+        }),
         ..source_spec(corpus, sample::SOURCE)
     }
 }

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use llink_datasets::built_in::BuiltIn;
 use llink_datasets::roots::Roots;
 use llink_proto::reach::{Connection, Credentials, ReachError, with_causes};
 use llink_proto::worker_service_client::WorkerServiceClient;
@@ -62,6 +63,8 @@ pub struct AgentOptions {
     pub idle_exit: Option<Duration>,
     /// The roots below which tasks may read and write.
     pub roots: Roots,
+    /// The corpus and the models that the program carries inside.
+    pub built_in: Option<&'static dyn BuiltIn>,
     /// The address of the health service.
     pub health: Option<SocketAddr>,
 }
@@ -161,6 +164,7 @@ async fn session(
         compute: options.compute.clone(),
         grace: options.grace,
         roots: options.roots.clone(),
+        built_in: options.built_in,
         models: models.clone(),
         turns: Arc::default(),
         running: HashMap::new(),

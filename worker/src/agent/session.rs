@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use llink_datasets::built_in::BuiltIn;
 use llink_datasets::roots::Roots;
 use llink_proto::{
     Assignment, Failure, FailureKind, Instruction, RegisterResponse, RendezvousRequest, RendezvousResponse,
@@ -42,6 +43,7 @@ pub(super) struct Session {
     /// The time that tasks have to save their state after this worker is told to stop.
     pub(super) grace: Duration,
     pub(super) roots: Roots,
+    pub(super) built_in: Option<&'static dyn BuiltIn>,
     pub(super) models: Arc<ModelCache>,
     pub(super) turns: Arc<Turns>,
     pub(super) running: HashMap<LeaseId, Arc<TaskControl>>,
@@ -113,6 +115,7 @@ impl Session {
             compute: self.compute.clone(),
             models: self.models.clone(),
             turns: self.turns.clone(),
+            built_in: self.built_in,
             token: assignment.token,
         };
         std::thread::spawn(move || {

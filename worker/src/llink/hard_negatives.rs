@@ -137,7 +137,7 @@ mod tests {
     use super::*;
     use crate::models::ops::UnitRows;
     use crate::models::ops::testing::tracked;
-    use crate::train::bench::noise;
+    use crate::train::random::noise;
 
     fn halves(rows: &[[f32; 2]]) -> Vec<f16> {
         rows.as_flattened().iter().map(|x| f16::from_f32(*x)).collect()

@@ -73,7 +73,7 @@ mod tests {
 
     use super::*;
     use crate::models::ops::testing::tracked;
-    use crate::train::bench::noise;
+    use crate::train::random::noise;
 
     #[test]
     fn the_gradient_is_that_of_the_graph_with_and_without_negatives() {

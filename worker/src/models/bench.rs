@@ -12,8 +12,8 @@ use super::batches::token_batches;
 use super::bert::Bert;
 use super::llama::Llama;
 use super::ops::{FrozenMatrix, Precision, Stored};
-use super::random::Normal;
 use super::sentence::{Head, Reading};
+use crate::train::random::noise;
 use crate::{Error, Result};
 
 /// What to measure.
@@ -164,9 +164,9 @@ impl Model {
             DType::BF16 => Precision::Bf16,
             _ => Precision::F32,
         };
-        let weights = Normal::new(1, "floor").take(inner * outer).map(|x| x as f32).collect();
+        let weights = noise(1, inner * outer);
         let matrix = FrozenMatrix::new(Stored::F32(Arc::new(weights)), outer, inner, wish);
-        let x: Vec<f32> = Normal::new(2, "floor").take(ROWS * inner).map(|x| x as f32).collect();
+        let x: Vec<f32> = noise(2, ROWS * inner);
         let seconds = (0..8).map(|_| {
             let start = Instant::now();
             std::hint::black_box(matrix.product(&x, None));

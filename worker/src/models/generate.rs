@@ -123,7 +123,10 @@ impl Llama {
 
 /// Returns `tokens` `[T, d]` with its `rows` replaced by rows of `others`. `of` gives the row of `others` for the n-th
 /// of them.
-pub(crate) fn replaced_rows(
+///
+/// # Errors
+/// Those of the device.
+pub fn replaced_rows(
     tokens: &Tensor,
     others: &Tensor,
     rows: &[usize],

@@ -23,6 +23,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use llink_datasets::built_in::BuiltIn;
 use llink_datasets::manifest::{ManifestArtifact, sha256_hex};
 use llink_datasets::role::Role;
 use llink_datasets::roots::{Roots, check_key_variable};
@@ -68,6 +69,8 @@ pub struct TaskContext {
     pub turns: Arc<Turns>,
     /// The models that an earlier task loaded.
     pub models: Arc<ModelCache>,
+    /// The corpus and the models that the program carries inside.
+    pub built_in: Option<&'static dyn BuiltIn>,
     /// The token of the lease.
     pub token: u64,
 }
@@ -111,6 +114,15 @@ impl TaskContext {
     fn place(&self, url: &str) -> Result<ModelPlace> {
         self.admit(url)?;
         ModelPlace::open(url)
+    }
+
+    /// Returns what the program carries inside, of which `name` is a part.
+    fn built_in(&self, name: &str) -> Result<&'static dyn BuiltIn> {
+        self.built_in.ok_or_else(|| {
+            Error::Input(format!(
+                "this worker was built without {name:?}: build it with the feature `quickstart`, or give the job files and folders"
+            ))
+        })
     }
 
     /// Connects to the endpoint that the job's `section` names.

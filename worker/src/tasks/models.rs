@@ -9,16 +9,14 @@ use llink_datasets::store::Store;
 use llink_proto::{EncoderReading, ModelRef, ModelRole, PrepareModel, TaskResult};
 
 use super::TaskContext;
-use crate::models::{Backend, Decoder, Encoder, FolderReading, Pooling, Reading, ReadingWishes, fingerprint, tiny};
+use crate::models::{Backend, Decoder, Encoder, FolderReading, Pooling, Reading, ReadingWishes, fingerprint};
 use crate::{Error, Result};
 
 /// The most texts on which a random model's tokenizer is trained; more change little and take time.
 const TOKENIZER_TEXTS: usize = 20_000;
 
-/// The source of the models that come with llink.
-const TINY: &str = "tiny";
-/// The source of models with random weights, whose tokenizers are made from the job's text.
-const RANDOM: &str = "random";
+/// The sources of models that the program makes itself: shipped ones, and random ones with tokenizers made from the job's text.
+const BUILT_IN: [&str; 2] = ["tiny", "random"];
 
 /// The model of the last task, so that the next one need not load it again.
 #[derive(Default)]
@@ -138,9 +136,9 @@ pub(super) fn prepare(context: &TaskContext, task: &PrepareModel) -> Result<Task
         ModelRole::Decoder => Model::Decoder,
         ModelRole::Unspecified => return Err(Error::Input("a model without a role".into())),
     };
-    let (mut result, url) = match task.source.as_str() {
-        TINY | RANDOM => (make(context, task, role)?, context.store()?.describe(&task.path)),
-        folder => (TaskResult::default(), folder.to_owned()),
+    let (mut result, url) = match BUILT_IN.contains(&task.source.as_str()) {
+        true => (make(context, task, role)?, context.store()?.describe(&task.path)),
+        false => (TaskResult::default(), task.source.clone()),
     };
     let print = identify(context, &url)?;
     let mut checked = ModelRef {
@@ -201,36 +199,18 @@ fn reading_facts(found: &FolderReading, max_tokens: usize) -> impl Iterator<Item
 
 /// Makes one of llink's own models and writes it to the store.
 fn make(context: &TaskContext, task: &PrepareModel, role: Model) -> Result<TaskResult> {
-    let store = context.store()?;
-    let made = tempfile::tempdir().map_err(|source| Error::Io {
-        path: std::env::temp_dir().display().to_string(),
-        source,
-    })?;
-    let texts = || training_texts(context, &store, task);
-    match (task.source.as_str(), task.role()) {
-        (TINY, ModelRole::Encoder) => tiny::write_shipped(made.path(), &tiny::SHIPPED_ENCODER)?,
-        (TINY, _) => tiny::write_shipped(made.path(), &tiny::SHIPPED_DECODER)?,
-        (_, ModelRole::Encoder) => tiny::write_tiny_encoder(made.path(), texts()?.into_iter(), task.seed)?,
-        (_, _) => tiny::write_tiny_decoder(made.path(), texts()?.into_iter(), task.seed)?,
-    }
+    let (store, built_in) = (context.store()?, context.built_in(&task.source)?);
+    let texts = training_texts(context, &store, task)?;
+    let files = match task.role() {
+        ModelRole::Encoder => built_in.encoder(&task.source, texts, task.seed)?,
+        _ => built_in.decoder(&task.source, texts, task.seed)?,
+    };
     let mut result = TaskResult::default();
-    let mut names: Vec<PathBuf> = std::fs::read_dir(made.path())
-        .and_then(|entries| entries.map(|e| Ok(e?.path())).collect())
-        .map_err(|source| Error::Io {
-            path: made.path().display().to_string(),
-            source,
-        })?;
-    names.sort();
-    for path in names {
-        let content = std::fs::read(&path).map_err(|source| Error::Io {
-            path: path.display().to_string(),
-            source,
-        })?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let target = format!("{}/{name}", task.path);
+    for (name, content) in files {
+        let path = format!("{}/{name}", task.path);
         result
             .artifacts
-            .push(context.write(&store, &target, Role::Model(role), 0, content.into())?);
+            .push(context.write(&store, &path, Role::Model(role), 0, content)?);
     }
     Ok(result)
 }

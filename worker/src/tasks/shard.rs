@@ -3,8 +3,7 @@
 use llink_datasets::clean::{Rules, Scripts, TooLong};
 use llink_datasets::read::{Columns, Languages, Source};
 use llink_datasets::rows::Corpus;
-use llink_datasets::sample::SOURCE as SAMPLE;
-use llink_datasets::shards::{self, CleanSpec, NearDuplicates, Share, SidesBy, SplitSpec, WriteSpec};
+use llink_datasets::shards::{self, CleanSpec, MadeUp, NearDuplicates, Share, SidesBy, SplitSpec, WriteSpec};
 use llink_proto::{Artifact, CleanSource, CleaningRules, SplitCorpus, TaskResult, WriteShard};
 
 use super::{TaskContext, to_proto};
@@ -67,19 +66,27 @@ pub(super) fn rules(rules: &CleaningRules) -> Result<Rules> {
 pub(super) fn clean(context: &TaskContext, task: &CleanSource) -> Result<TaskResult> {
     let missing = |what: &str| Error::Input(format!("a clean task without its {what}"));
     let given = task.rules.as_ref().ok_or_else(|| missing("rules"))?;
+    let source = source(task.source.as_ref().ok_or_else(|| missing("source"))?)?;
+    let made_up = match task.sample_rows {
+        0 => None,
+        rows => Some(MadeUp {
+            by: context.built_in(&source.url)?,
+            rows,
+            seed: task.seed,
+        }),
+    };
     let spec = CleanSpec {
         corpus: corpus(task.corpus)?,
-        source: source(task.source.as_ref().ok_or_else(|| missing("source"))?)?,
-        sample_rows: task.sample_rows,
-        seed: task.seed,
+        source,
+        made_up,
         rules: rules(given)?,
         tasks: given.tasks.clone(),
         with_signatures: task.with_signatures,
     };
-    let urls = [Some(&spec.source.url), spec.source.foreign_url.as_ref()];
-    // `sample` is no place: its rows are made.
-    let mut urls = urls.into_iter().flatten().filter(|url| *url != SAMPLE);
-    urls.try_for_each(|url| context.admit(url))?;
+    if spec.made_up.is_none() {
+        let mut urls = std::iter::once(&spec.source.url).chain(&spec.source.foreign_url);
+        urls.try_for_each(|url| context.admit(url))?;
+    }
     let store = context.store()?;
     let progress = |done, total| context.control.advance(done, total);
     let cleaned = context.wait(shards::clean_source(&spec, &store, &task.path, &progress))?;

@@ -20,6 +20,7 @@ fn context(output: &str, roots: Roots) -> (tokio::runtime::Runtime, TaskContext)
         compute: Compute::cpu(),
         turns: Arc::default(),
         models: Arc::default(),
+        built_in: Some(&llink_quickstart::Quickstart),
         token: 1,
     };
     (runtime, context)

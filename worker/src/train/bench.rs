@@ -11,7 +11,7 @@ use super::align::step::{AlignTrainer, StepInput};
 use super::dropout::Dropout;
 pub use super::instruct::bench::{InstructBench, bench_instruct};
 use super::optimizer::AdamWState;
-use super::random::{key, mix, uniform};
+use super::random::{key, mix, noise};
 use super::step::StepSeconds;
 use crate::Result;
 use crate::collective::Solo;
@@ -94,14 +94,6 @@ pub fn bench_align(batch: usize, steps: usize, backend: &Backend) -> Result<Valu
             "optimizer": phases.optimizer * 1e3,
         },
     }))
-}
-
-/// Normal numbers, near enough: the sum of four uniform ones, scaled to variance 1.
-pub(crate) fn noise(seed: u64, count: usize) -> Vec<f32> {
-    let key = key(&[seed]);
-    let uniform = |i: u64| uniform(key, i) - 0.5;
-    let sum = |i: u64| uniform(4 * i) + uniform(4 * i + 1) + uniform(4 * i + 2) + uniform(4 * i + 3);
-    (0..count as u64).map(|i| sum(i) * 3.0_f32.sqrt()).collect()
 }
 
 /// A full queue of random directions, of no pair that is trained on.

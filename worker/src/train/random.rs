@@ -22,3 +22,12 @@ pub fn key(words: &[u64]) -> u64 {
 pub fn uniform(key: u64, index: u64) -> f32 {
     (mix(key.wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15))) >> 40) as f32 / (1_u64 << 24) as f32
 }
+
+/// Normal numbers, near enough: the sum of four uniform ones, scaled to variance 1.
+#[must_use]
+pub fn noise(seed: u64, count: usize) -> Vec<f32> {
+    let key = key(&[seed]);
+    let uniform = |i: u64| uniform(key, i) - 0.5;
+    let sum = |i: u64| uniform(4 * i) + uniform(4 * i + 1) + uniform(4 * i + 2) + uniform(4 * i + 3);
+    (0..count as u64).map(|i| sum(i) * 3.0_f32.sqrt()).collect()
+}

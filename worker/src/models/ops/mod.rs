@@ -113,15 +113,11 @@ fn rows_per_chunk(width: usize) -> usize {
 pub(crate) mod testing {
     use candle_core::{Device, Tensor, Var};
 
-    use crate::models::random::Normal;
+    use crate::train::random::noise;
 
     /// Returns a random tensor `[rows, width]`.
     pub fn random(rows: usize, width: usize, seed: u64) -> Tensor {
-        let values = Normal::new(seed, "testing")
-            .take(rows * width)
-            .map(|x| x as f32)
-            .collect::<Vec<_>>();
-        Tensor::from_vec(values, (rows, width), &Device::Cpu).unwrap()
+        Tensor::from_vec(noise(seed, rows * width), (rows, width), &Device::Cpu).unwrap()
     }
 
     /// Returns the same values with candle's gradients, for which operations are composed.

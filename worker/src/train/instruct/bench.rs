@@ -20,9 +20,8 @@ use crate::models::bench::memory_mib;
 use crate::models::lora::{LoraAdapter, LoraOptions};
 use crate::models::{Activations, Backend, Llama};
 use crate::train::batch::rank_slice;
-use crate::train::bench::noise;
 use crate::train::optimizer::AdamWOptions;
-use crate::train::random::{key, mix};
+use crate::train::random::{key, mix, noise};
 use crate::train::step::StepSeconds;
 use crate::{Error, Result};
 

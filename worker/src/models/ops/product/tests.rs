@@ -1,12 +1,12 @@
 //! Compares every kernel with sums in f64, for shapes that do not fit into whole tiles.
 
 use super::*;
-use crate::models::random::Normal;
+use crate::train::random::noise;
 use half::{bf16, f16};
 use std::sync::Arc;
 
 fn draw(n: usize, seed: u64) -> Vec<f32> {
-    Normal::new(seed, "product").take(n).map(|x| x as f32).collect()
+    noise(seed, n)
 }
 
 /// Returns ‖a − b‖ / ‖b‖.

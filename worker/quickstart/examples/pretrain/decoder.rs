@@ -1,4 +1,4 @@
-//! Llama as a graph to train: what [`crate::models::Decoder`] computes of a folder's weights, with a gradient for each.
+//! Llama as a graph to train: what [`llink_worker::models::Decoder`] computes of a folder's weights, with a gradient for each.
 
 use std::path::Path;
 
@@ -6,8 +6,8 @@ use candle_core::{Device, Tensor};
 
 use super::share::Share;
 use super::variables::{Variables, attend, heads};
-use crate::Result;
-use crate::models::config::LlamaConfig;
+use llink_worker::Result;
+use llink_worker::models::config::LlamaConfig;
 
 /// A decoder in training. Its head is its embedding.
 pub(super) struct TrainableDecoder {
@@ -68,8 +68,9 @@ impl TrainableDecoder {
         let (query_heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
         let normed = v.rms_norm(&name("input_layernorm"), x, eps)?;
         let of = |part: &str, count| heads(&v.product(&name(&format!("self_attn.{part}")), &normed)?, shape, count);
-        let turn =
-            |heads: Tensor| Ok::<_, crate::Error>(candle_nn::rotary_emb::rope_slow(&heads.contiguous()?, cos, sin)?);
+        let turn = |heads: Tensor| {
+            Ok::<_, llink_worker::Error>(candle_nn::rotary_emb::rope_slow(&heads.contiguous()?, cos, sin)?)
+        };
         let q = turn(of("q_proj", query_heads)?)?;
         let shared = |heads: Tensor| repeat(&heads, query_heads / kv_heads);
         let k = shared(turn(of("k_proj", kv_heads)?)?)?;

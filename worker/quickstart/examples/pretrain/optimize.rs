@@ -1,11 +1,11 @@
-//! One optimiser step on a batch that threads share: gradients summed in a fixed order, clipped, AdamW.
+//! One optimizer step on a batch that threads share: gradients summed in a fixed order, clipped, AdamW.
 
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 use candle_nn::{AdamW, Optimizer as _, ParamsAdamW};
 
-use crate::Result;
-use crate::train::schedule::cosine_lr;
+use llink_worker::Result;
+use llink_worker::train::schedule::cosine_lr;
 
 /// The largest norm of a gradient.
 const CLIP: f64 = 1.0;

@@ -1,7 +1,8 @@
 //! Reproducible random numbers. The same seed and name give the same numbers on every machine.
 
 /// Counter-based standard normal numbers (splitmix64, then Box-Muller).
-pub(crate) struct Normal {
+#[derive(Debug)]
+pub struct Normal {
     key: u64,
     counter: u64,
     spare: Option<f64>,
@@ -9,7 +10,8 @@ pub(crate) struct Normal {
 
 impl Normal {
     /// Returns the stream of `name` under `seed`.
-    pub(crate) fn new(seed: u64, name: &str) -> Self {
+    #[must_use]
+    pub fn new(seed: u64, name: &str) -> Self {
         let name = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
         Self {
             key: mix(seed ^ mix(name)),

@@ -9,7 +9,7 @@ use std::ops::Range;
 use candle_core::{Device, Tensor};
 
 use super::variables::{Padded, Variables};
-use crate::Result;
+use llink_worker::Result;
 
 /// Width inside the head.
 const INNER: usize = 384;

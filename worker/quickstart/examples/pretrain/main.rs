@@ -3,6 +3,9 @@
 //! in for XLM-R and Llama where those are too large: in trials, tests and the quickstart.
 //!
 //! Neither sees the other's language paired with its own: only Stage A and Stage B bring them together.
+//!
+//!     cargo run --release -p llink-quickstart --example pretrain -- worker/quickstart/assets
+#![allow(clippy::print_stdout)]
 
 mod decoder;
 mod documents;
@@ -12,14 +15,14 @@ mod reconstruction;
 mod share;
 mod variables;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{D, Tensor};
-use serde::Serialize;
+use clap::Parser;
+use llink_quickstart::models::{self, Shape};
+use llink_worker::models::{Decoder, Encoder, TEACHER_TOKENS, TextLimits};
+use llink_worker::{Error, Result};
 
-use crate::Result;
-use crate::models::tiny::{self, TinyShape};
-use crate::models::{Decoder, Encoder, TEACHER_TOKENS, TextLimits};
 use decoder::TrainableDecoder;
 use documents::{Document, Given, Kind, Texts, drawn};
 use encoder::TrainableEncoder;
@@ -35,40 +38,53 @@ const LOOK_EVERY: u64 = 100;
 /// Held-out texts that are looked at.
 const LOOKED_AT: u64 = 256;
 
-/// How the tiny models are trained.
-#[derive(Debug, Clone)]
-pub struct PretrainOptions {
-    /// Of the initial weights, the texts and the batches.
-    pub seed: u64,
-    /// Sentences of the sample corpus to train on.
-    pub sentences: u64,
+/// Trains tiny models that know the sample grammar, from scratch.
+#[derive(Debug, Clone, Parser)]
+struct Options {
+    /// The folder for `encoder/` and `decoder/`.
+    dir: PathBuf,
+    /// The seed of the initial weights, the texts and the batches.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Number of sentences of the sample corpus to train on.
+    #[arg(long, default_value_t = 60_000)]
+    sentences: u64,
     /// Sentences in a step.
-    pub batch: usize,
-    /// The encoder's steps.
-    pub encoder_steps: u64,
-    /// The decoder's.
-    pub decoder_steps: u64,
-    /// Threads, each with its share of a batch.
-    pub threads: usize,
+    #[arg(long, default_value_t = 64)]
+    batch: usize,
+    /// Number of the encoder's steps.
+    #[arg(long, default_value_t = 3_000)]
+    encoder_steps: u64,
+    /// Number of the decoder's steps.
+    #[arg(long, default_value_t = 2_500)]
+    decoder_steps: u64,
+    /// Number of threads, each with its share of a batch; by default one for each core.
+    #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, usize::from))]
+    threads: usize,
 }
 
 /// What a model can do with text that it was not trained on.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Look {
+#[derive(Debug, Clone, Copy)]
+struct Look {
     /// Of the batch that was just trained on.
-    pub loss: f64,
+    loss: f64,
     /// Share of tokens that are told right.
-    pub tokens: f64,
+    tokens: f64,
     /// Share of texts with every token right.
-    pub texts: f64,
+    texts: f64,
+}
+
+fn main() -> Result<()> {
+    pretrain(&Options::parse(), &mut |model, step, Look { loss, tokens, texts }| {
+        println!(
+            "{model} step {step}: loss {loss:.4}, of held-out texts {tokens:.3} of the tokens and {texts:.3} whole"
+        );
+    })
 }
 
 /// Trains both models and writes them to `dir/encoder` and `dir/decoder` in Hugging Face layout, weights in bf16. `told` is
 /// given the model's name, the step and what was found each time that held-out text is looked at.
-///
-/// # Errors
-/// [`Error::Io`](crate::Error::Io) where a file can't be written.
-pub fn pretrain_tiny(dir: &Path, options: &PretrainOptions, told: &mut dyn FnMut(&str, u64, Look)) -> Result<()> {
+fn pretrain(options: &Options, told: &mut dyn FnMut(&str, u64, Look)) -> Result<()> {
     let texts = Texts::new(options.sentences, options.seed);
     let foreign = || texts.pairs.iter().map(|(_, foreign)| foreign.clone());
     let told_of = texts
@@ -82,14 +98,11 @@ pub fn pretrain_tiny(dir: &Path, options: &PretrainOptions, told: &mut dyn FnMut
         .zip(told_of)
         .flat_map(|(a, b)| [a, b])
         .collect();
-    let (encoder, decoder) = (dir.join("encoder"), dir.join("decoder"));
-    tiny::write_encoder(&encoder, foreign(), options.seed, TinyShape::PRETRAINED_ENCODER)?;
-    tiny::write_decoder(
-        &decoder,
-        english.into_iter(),
-        options.seed,
-        TinyShape::PRETRAINED_DECODER,
-    )?;
+    let (encoder, decoder) = (options.dir.join("encoder"), options.dir.join("decoder"));
+    let untrained = models::random_encoder(foreign(), options.seed, Shape::PRETRAINED_ENCODER)?;
+    models::write(&encoder, &untrained)?;
+    let untrained = models::random_decoder(english.into_iter(), options.seed, Shape::PRETRAINED_DECODER)?;
+    models::write(&decoder, &untrained)?;
     let held_out = Texts::new(10 * LOOKED_AT, options.seed ^ HELD_OUT_SEED);
     train_encoder(&encoder, &texts, &held_out, options, &mut |step, look| {
         told("encoder", step, look)
@@ -105,7 +118,7 @@ const DECODER_RATE: f64 = 3e-3;
 
 type Told<'a> = &'a mut dyn FnMut(u64, Look);
 
-fn train_encoder(dir: &Path, texts: &Texts, held_out: &Texts, options: &PretrainOptions, told: Told<'_>) -> Result<()> {
+fn train_encoder(dir: &Path, texts: &Texts, held_out: &Texts, options: &Options, told: Told<'_>) -> Result<()> {
     let tokenizer = Encoder::load(dir, &candle_core::Device::Cpu, candle_core::DType::F32)?;
     let model = TrainableEncoder::read(dir)?;
     let head = Reconstruction::new(model.config.hidden_size, model.config.max_tokens(), options.seed)?;
@@ -124,7 +137,7 @@ fn train_encoder(dir: &Path, texts: &Texts, held_out: &Texts, options: &Pretrain
     let told_by = |batch: &Padded, every: usize| {
         let asked = Asked::new(batch, batch.lengths.iter().map(|length| 0..*length).enumerate(), every);
         let logits = head.logits(&model.vectors(batch)?, model.words()?, &asked)?;
-        Ok::<_, crate::Error>((logits, asked.wanted(batch)?))
+        Ok::<_, Error>((logits, asked.wanted(batch)?))
     };
     for step in 0..options.encoder_steps {
         let ids = tokenized(texts, &mut drawn(options.seed, step, options.batch))?;
@@ -145,13 +158,7 @@ fn train_encoder(dir: &Path, texts: &Texts, held_out: &Texts, options: &Pretrain
 /// What is told of the decoder, by the name that it is told under.
 type ToldOf<'a> = &'a mut dyn FnMut(&str, u64, Look);
 
-fn train_decoder(
-    dir: &Path,
-    texts: &Texts,
-    held_out: &Texts,
-    options: &PretrainOptions,
-    told: ToldOf<'_>,
-) -> Result<()> {
+fn train_decoder(dir: &Path, texts: &Texts, held_out: &Texts, options: &Options, told: ToldOf<'_>) -> Result<()> {
     let tokenizer = Decoder::load(dir, &candle_core::Device::Cpu, candle_core::DType::F32)?;
     let slot = tokenizer.teacher_slot();
     let model = TrainableDecoder::read(dir)?;
@@ -271,7 +278,15 @@ fn looked(loss: f64, logits: &Tensor, wanted: &Tensor, lengths: &[usize]) -> Res
 /// Replaces the folder's random weights, in bf16.
 fn write(dir: &Path, variables: &Variables) -> Result<()> {
     variables.write_bf16(&dir.join("model.safetensors"))?;
-    tiny::set_dtype(dir, "bfloat16")
+    let path = dir.join("config.json");
+    let failed = |source| Error::Io {
+        path: path.display().to_string(),
+        source,
+    };
+    let text = std::fs::read_to_string(&path).map_err(failed)?;
+    let mut config: serde_json::Value = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
+    config["dtype"] = "bfloat16".into();
+    std::fs::write(&path, format!("{config:#}\n")).map_err(failed)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use llink_datasets::Result;
 use tokenizers::models::unigram::{Unigram, UnigramTrainer};
 use tokenizers::normalizers::{NFKC, Sequence as Normalizers};
 use tokenizers::pre_tokenizers::metaspace::Metaspace;
@@ -14,7 +15,6 @@ use tokenizers::{
 };
 
 use super::untrainable;
-use crate::{Error, Result};
 
 const SPECIAL: [&str; 4] = ["<s>", "<pad>", "</s>", "<unk>"];
 const UNKNOWN: usize = 3;
@@ -34,21 +34,17 @@ pub(super) fn tokenizer(texts: &[String], vocab_size: usize) -> Result<Tokenizer
     let model = train(words, vocab_size)?;
     let template = TemplateProcessing::builder()
         .try_single("<s> $A </s>")
-        .map_err(Error::Input)?
+        .map_err(untrainable)?
         .special_tokens(vec![("<s>", 0), ("</s>", 2)])
         .build()
-        .map_err(|error| Error::Input(error.to_string()))?;
+        .map_err(untrainable)?;
     let mut tokenizer = Tokenizer::new(model);
-    tokenizer
-        .with_normalizer(Some(normalizer))
-        .map_err(|error| untrainable(&error))?;
+    tokenizer.with_normalizer(Some(normalizer)).map_err(untrainable)?;
     tokenizer.with_pre_tokenizer(Some(pre_tokenizer));
     tokenizer.with_post_processor(Some(template));
     tokenizer.with_decoder(Some(metaspace));
     let special = SPECIAL.map(|token| AddedToken::from(token, true));
-    tokenizer
-        .add_special_tokens(special)
-        .map_err(|error| untrainable(&error))?;
+    tokenizer.add_special_tokens(special).map_err(untrainable)?;
     Ok(tokenizer)
 }
 
@@ -59,15 +55,13 @@ pub(super) fn count_words(
 ) -> Result<BTreeMap<String, u32>> {
     let mut words = BTreeMap::new();
     for text in texts {
-        let pieces = split(text).map_err(|error| untrainable(&error))?;
+        let pieces = split(text).map_err(untrainable)?;
         for (word, _, _) in pieces.get_splits(OffsetReferential::Normalized, OffsetType::None) {
             *words.entry(word.to_string()).or_insert(0) += 1;
         }
     }
     if words.is_empty() {
-        return Err(Error::Input(
-            "no tokenizer can be made from the texts: they hold no word".into(),
-        ));
+        return Err(untrainable("they hold no word"));
     }
     Ok(words)
 }
@@ -82,17 +76,17 @@ fn train(words: BTreeMap<String, u32>, vocab_size: usize) -> Result<Unigram> {
         .special_tokens(SPECIAL.map(|token| AddedToken::from(token, true)).to_vec())
         .unk_token(Some(SPECIAL[UNKNOWN].to_string()))
         .build()
-        .map_err(|error| Error::Input(error.to_string()))?;
+        .map_err(untrainable)?;
     let one_thread = rayon::ThreadPoolBuilder::new()
         .num_threads(1)
         .build()
-        .map_err(|error| Error::Input(format!("no thread for the tokenizer's training: {error}")))?;
+        .map_err(untrainable)?;
     let mut model = Unigram::default();
     one_thread
         .install(|| trainer.do_train(words.into_iter().collect(), &mut model))
-        .map_err(|error| untrainable(&error))?;
+        .map_err(untrainable)?;
     let pieces = model.iter().cloned().collect();
-    Unigram::from(canonical(pieces), Some(UNKNOWN), false).map_err(|error| untrainable(&error))
+    Unigram::from(canonical(pieces), Some(UNKNOWN), false).map_err(untrainable)
 }
 
 /// The same pieces whatever order the trainer's hash set had.

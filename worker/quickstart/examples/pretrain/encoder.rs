@@ -1,12 +1,12 @@
-//! XLM-R as a graph to train: what [`crate::models::Encoder`] computes of a folder's weights, with a gradient for each.
+//! XLM-R as a graph to train: what [`llink_worker::models::Encoder`] computes of a folder's weights, with a gradient for each.
 
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
 
 use super::variables::{Padded, Variables, attend, heads};
-use crate::Result;
-use crate::models::config::EncoderConfig;
+use llink_worker::Result;
+use llink_worker::models::config::EncoderConfig;
 
 /// An encoder in training.
 pub(super) struct TrainableEncoder {

@@ -3,7 +3,6 @@
 //! Khmer puts the time first, then who does what. A noun is followed by its adjective, the number and a classifier.
 
 use super::scene::{Deed, Scene, Things};
-use crate::text::khmer_digits;
 
 impl Things {
     /// Returns adjective and noun, such as `big mangoes`.
@@ -306,4 +305,23 @@ pub(super) fn capitalised(mut text: String) -> String {
         first.make_ascii_uppercase();
     }
     text
+}
+
+/// Writes a number in Khmer digits, U+17E0..U+17E9.
+fn khmer_digits(number: u64) -> String {
+    let digits = number.to_string();
+    digits
+        .bytes()
+        .filter_map(|b| char::from_u32(0x17E0 + u32::from(b - b'0')))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_in_khmer_digits() {
+        assert_eq!(khmer_digits(120), "១២០");
+    }
 }

@@ -1,20 +1,20 @@
-//! Tiny random models in Hugging Face layout, with tokenizers made from the job's own text: what laptops, tests and
-//! CI run llink with. The files' bytes follow from the seed, the shape and the texts alone.
+//! Small models in Hugging Face layout: the tiny ones that are shipped, and random ones with tokenizers made from the job's own
+//! text. The bytes of a random model follow from the seed, the shape and the texts alone.
 
 mod bpe;
-mod shipped;
 mod unigram;
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::path::Path;
 
+use bytes::Bytes;
+use llink_datasets::built_in::ModelFiles;
+use llink_datasets::{Error, Result};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
-pub use shipped::{Files, SHIPPED_DECODER, SHIPPED_ENCODER, write_shipped};
-
-use super::random::Normal;
-use crate::{Error, Result};
+use crate::normal::Normal;
 
 /// Standard deviation of matrices.
 const MATRIX_STD: f64 = 0.08;
@@ -23,9 +23,9 @@ const VECTOR_STD: f64 = 0.05;
 /// No more than so many characters of text go into a tokenizer.
 const TRAINING_CHARS: usize = 200_000;
 
-/// The shape of a tiny model.
+/// The shape of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TinyShape {
+pub struct Shape {
     /// Width of the hidden states.
     pub hidden_size: usize,
     /// Width inside the feed-forward blocks.
@@ -45,8 +45,8 @@ pub struct TinyShape {
 }
 
 /// Two layers, not more: each random layer makes what a vector says of its text harder to read back.
-impl TinyShape {
-    /// The encoder that [`write_tiny_encoder`] makes.
+impl Shape {
+    /// The encoder `random`.
     pub const ENCODER: Self = Self {
         hidden_size: 192,
         intermediate_size: 512,
@@ -58,7 +58,7 @@ impl TinyShape {
         positions: 514,
     };
 
-    /// The decoder that [`write_tiny_decoder`] makes.
+    /// The decoder `random`.
     pub const DECODER: Self = Self {
         hidden_size: 192,
         intermediate_size: 512,
@@ -70,7 +70,7 @@ impl TinyShape {
         positions: 0,
     };
 
-    /// The encoder that [`crate::pretrain`] trains: small enough to be shipped.
+    /// The encoder `tiny`, small enough to be shipped.
     pub const PRETRAINED_ENCODER: Self = Self {
         hidden_size: 128,
         intermediate_size: 384,
@@ -82,7 +82,7 @@ impl TinyShape {
         positions: 258,
     };
 
-    /// The decoder that [`crate::pretrain`] trains.
+    /// The decoder `tiny`.
     pub const PRETRAINED_DECODER: Self = Self {
         hidden_size: 128,
         intermediate_size: 160,
@@ -95,20 +95,45 @@ impl TinyShape {
     };
 }
 
-/// Writes a tiny XLM-R of shape [`TinyShape::ENCODER`] into `dir`: `config.json`, `model.safetensors`, `tokenizer.json`.
-/// The tokenizer is made from the first 200,000 characters of `texts`.
-///
-/// # Errors
-/// [`Error::Input`] when the texts hold nothing to learn a tokenizer from, [`Error::Io`] when a file can't be written.
-pub fn write_tiny_encoder(dir: &Path, texts: impl Iterator<Item = String>, seed: u64) -> Result<()> {
-    write_encoder(dir, texts, seed, TinyShape::ENCODER)
+/// Returns the encoder `tiny`.
+#[must_use]
+pub fn tiny_encoder() -> ModelFiles {
+    shipped([
+        ("config.json", include_bytes!("../../assets/encoder/config.json")),
+        (
+            "model.safetensors",
+            include_bytes!("../../assets/encoder/model.safetensors"),
+        ),
+        ("tokenizer.json", include_bytes!("../../assets/encoder/tokenizer.json")),
+    ])
 }
 
-/// As [`write_tiny_encoder`], in another shape.
+/// Returns the decoder `tiny`.
+#[must_use]
+pub fn tiny_decoder() -> ModelFiles {
+    shipped([
+        ("config.json", include_bytes!("../../assets/decoder/config.json")),
+        (
+            "model.safetensors",
+            include_bytes!("../../assets/decoder/model.safetensors"),
+        ),
+        ("tokenizer.json", include_bytes!("../../assets/decoder/tokenizer.json")),
+        (
+            "tokenizer_config.json",
+            include_bytes!("../../assets/decoder/tokenizer_config.json"),
+        ),
+    ])
+}
+
+fn shipped<const N: usize>(files: [(&'static str, &'static [u8]); N]) -> ModelFiles {
+    files.map(|(name, content)| (name, Bytes::from_static(content))).into()
+}
+
+/// Makes an XLM-R with random weights. Its tokenizer is made from the first 200,000 characters of `texts`.
 ///
 /// # Errors
-/// As [`write_tiny_encoder`].
-pub fn write_encoder(dir: &Path, texts: impl Iterator<Item = String>, seed: u64, shape: TinyShape) -> Result<()> {
+/// [`Error::Content`] when the texts hold nothing to learn a tokenizer from.
+pub fn random_encoder(texts: impl Iterator<Item = String>, seed: u64, shape: Shape) -> Result<ModelFiles> {
     let tokenizer = unigram::tokenizer(&training_texts(texts), shape.vocab_size)?;
     let vocab_size = tokenizer.get_vocab_size(true);
     let hidden = shape.hidden_size;
@@ -135,23 +160,14 @@ pub fn write_encoder(dir: &Path, texts: impl Iterator<Item = String>, seed: u64,
         tensors.linear(&name("output.dense"), hidden, shape.intermediate_size);
         tensors.layer_norm(&name("output.LayerNorm"), hidden);
     }
-    write_model(dir, &config, &tensors, &tokenizer)
+    model(&config, &tensors, &tokenizer)
 }
 
-/// Writes a tiny Llama of shape [`TinyShape::DECODER`] into `dir`, as [`write_tiny_encoder`] does, with the special
-/// and twelve reserved tokens of Llama 3, and `tokenizer_config.json`.
+/// Makes a Llama with random weights, as [`random_encoder`] does, with the special and twelve reserved tokens of Llama 3.
 ///
 /// # Errors
-/// As [`write_tiny_encoder`].
-pub fn write_tiny_decoder(dir: &Path, texts: impl Iterator<Item = String>, seed: u64) -> Result<()> {
-    write_decoder(dir, texts, seed, TinyShape::DECODER)
-}
-
-/// As [`write_tiny_decoder`], in another shape.
-///
-/// # Errors
-/// As [`write_tiny_encoder`].
-pub fn write_decoder(dir: &Path, texts: impl Iterator<Item = String>, seed: u64, shape: TinyShape) -> Result<()> {
+/// As [`random_encoder`].
+pub fn random_decoder(texts: impl Iterator<Item = String>, seed: u64, shape: Shape) -> Result<ModelFiles> {
     let tokenizer = bpe::tokenizer(&training_texts(texts), shape.vocab_size)?;
     let vocab_size = tokenizer.get_vocab_size(true);
     let id = |token: &str| tokenizer.token_to_id(token);
@@ -185,25 +201,13 @@ pub fn write_decoder(dir: &Path, texts: impl Iterator<Item = String>, seed: u64,
         tensors.matrix(&name("mlp.down_proj"), hidden, inner);
     }
     tensors.vector("model.norm.weight", hidden, 1.0);
-    write_model(dir, &config, &tensors, &tokenizer)?;
+    let mut files = model(&config, &tensors, &tokenizer)?;
     let tokenizer_config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 131_072,
         "bos_token": bpe::BEGIN_OF_TEXT, "eos_token": bpe::END_OF_TURN,
     });
-    write_json(&dir.join("tokenizer_config.json"), &tokenizer_config)
-}
-
-/// Says in a folder's `config.json` what its weights are in.
-pub(crate) fn set_dtype(dir: &Path, dtype: &str) -> Result<()> {
-    let path = dir.join("config.json");
-    let failed = |source| Error::Io {
-        path: path.display().to_string(),
-        source,
-    };
-    let text = std::fs::read_to_string(&path).map_err(failed)?;
-    let mut config: Value = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
-    config["dtype"] = dtype.into();
-    write_json(&path, &config)
+    files.push(("tokenizer_config.json", pretty(&tokenizer_config)));
+    Ok(files)
 }
 
 /// The texts that a tokenizer is made from: the first ones, until there is enough.
@@ -259,51 +263,47 @@ impl RandomTensors {
         self.vector(&format!("{name}.bias"), width, 0.0);
     }
 
-    fn save(&self, path: &Path) -> Result<()> {
-        let refuse = |error: safetensors::SafeTensorError| Error::Model {
-            path: path.display().to_string(),
-            reason: error.to_string(),
-        };
+    fn file(&self) -> Result<Bytes> {
         let views = self
             .tensors
             .iter()
             .map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
-            .collect::<std::result::Result<Vec<_>, _>>()
-            .map_err(refuse)?;
+            .collect::<std::result::Result<Vec<_>, _>>();
         // Transformers asks for the framework that the tensors are meant for.
         let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-        let bytes = safetensors::serialize(views, Some(metadata)).map_err(refuse)?;
-        write(path, &bytes)
+        let file = views.and_then(|views| safetensors::serialize(views, Some(metadata)));
+        Ok(file.map_err(|error| crate::refused(self.model, error))?.into())
     }
 }
 
-fn write_model(dir: &Path, config: &Value, tensors: &RandomTensors, tokenizer: &tokenizers::Tokenizer) -> Result<()> {
-    make_folder(dir)?;
-    write_json(&dir.join("config.json"), config)?;
-    tensors.save(&dir.join("model.safetensors"))?;
-    let path = dir.join("tokenizer.json");
-    let text = tokenizer.to_string(true).map_err(|error| untrainable(&error))?;
-    write(&path, text.as_bytes())
+fn model(config: &Value, tensors: &RandomTensors, tokenizer: &tokenizers::Tokenizer) -> Result<ModelFiles> {
+    let tokenizer = tokenizer.to_string(true).map_err(untrainable)?;
+    Ok(vec![
+        ("config.json", pretty(config)),
+        ("model.safetensors", tensors.file()?),
+        ("tokenizer.json", tokenizer.into()),
+    ])
 }
 
-fn make_folder(dir: &Path) -> Result<()> {
-    std::fs::create_dir_all(dir).map_err(|source| Error::Io {
+fn pretty(value: &Value) -> Bytes {
+    format!("{value:#}\n").into()
+}
+
+/// Writes a model into a folder, and creates the folder.
+///
+/// # Errors
+/// [`Error::Store`] when a file can't be written.
+pub fn write(dir: &Path, files: &ModelFiles) -> Result<()> {
+    let written = std::fs::create_dir_all(dir).and_then(|()| {
+        let mut files = files.iter();
+        files.try_for_each(|(name, content)| std::fs::write(dir.join(name), content))
+    });
+    written.map_err(|error| Error::Store {
         path: dir.display().to_string(),
-        source,
+        source: Box::new(error),
     })
 }
 
-fn write_json(path: &Path, value: &Value) -> Result<()> {
-    write(path, format!("{value:#}\n").as_bytes())
-}
-
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    std::fs::write(path, bytes).map_err(|source| Error::Io {
-        path: path.display().to_string(),
-        source,
-    })
-}
-
-fn untrainable(error: &tokenizers::Error) -> Error {
-    Error::Input(format!("no tokenizer can be made from the texts: {error}"))
+fn untrainable(error: impl Display) -> Error {
+    crate::refused("random", format!("no tokenizer can be made from the texts: {error}"))
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use llink_datasets::Result;
 use tokenizers::models::bpe::{BPE, Vocab as LibraryVocabulary};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
@@ -11,7 +12,6 @@ use tokenizers::{AddedToken, PreTokenizedString, PreTokenizer, SplitDelimiterBeh
 
 use super::unigram::count_words;
 use super::untrainable;
-use crate::{Error, Result};
 
 pub(super) const BEGIN_OF_TEXT: &str = "<|begin_of_text|>";
 pub(super) const END_OF_TURN: &str = "<|eot_id|>";
@@ -32,7 +32,7 @@ pub(super) fn tokenizer(texts: &[String], vocab_size: usize) -> Result<Tokenizer
         SplitDelimiterBehavior::Isolated,
         false,
     )
-    .map_err(|error| untrainable(&error))?;
+    .map_err(untrainable)?;
     let bytes = ByteLevel::new(false, true, false);
     let pre_tokenizer = PreTokenizers::new(vec![split.into(), bytes.into()]);
     let words = count_words(texts, |text| {
@@ -45,7 +45,7 @@ pub(super) fn tokenizer(texts: &[String], vocab_size: usize) -> Result<Tokenizer
         .vocab_and_merges(vocab.into_iter().collect::<LibraryVocabulary>(), merges)
         .ignore_merges(true)
         .build()
-        .map_err(|error| untrainable(&error))?;
+        .map_err(untrainable)?;
     let mut tokenizer = Tokenizer::new(model);
     tokenizer.with_pre_tokenizer(Some(pre_tokenizer));
     tokenizer.with_decoder(Some(ByteLevel::default()));
@@ -53,14 +53,14 @@ pub(super) fn tokenizer(texts: &[String], vocab_size: usize) -> Result<Tokenizer
     let special = SPECIAL.iter().map(ToString::to_string).chain(reserved);
     tokenizer
         .add_special_tokens(special.map(|token| AddedToken::from(token, true)))
-        .map_err(|error| untrainable(&error))?;
+        .map_err(untrainable)?;
     let begin = tokenizer.token_to_id(BEGIN_OF_TEXT).unwrap_or_default();
     let template = TemplateProcessing::builder()
         .try_single(format!("{BEGIN_OF_TEXT} $A"))
-        .map_err(Error::Input)?
+        .map_err(untrainable)?
         .special_tokens(vec![(BEGIN_OF_TEXT, begin)])
         .build()
-        .map_err(|error| Error::Input(error.to_string()))?;
+        .map_err(untrainable)?;
     tokenizer.with_post_processor(Some(template));
     Ok(tokenizer)
 }

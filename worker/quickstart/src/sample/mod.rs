@@ -17,9 +17,10 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::clean::FOREIGN_PLACEHOLDER;
-use crate::rows::InstructionExample;
-use crate::{Error, Result};
+use llink_datasets::clean::FOREIGN_PLACEHOLDER;
+use llink_datasets::rows::InstructionExample;
+use llink_datasets::{Error, Result};
+
 use scene::{Scene, Shape, WEIGHTS};
 use shuffle::{Shuffle, mix};
 

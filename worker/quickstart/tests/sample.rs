@@ -3,8 +3,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use llink_datasets::sample;
 use llink_datasets::text::comparison_key;
+use llink_quickstart::sample;
 
 #[test]
 fn there_are_half_a_million_pairs_and_no_two_share_a_side() {

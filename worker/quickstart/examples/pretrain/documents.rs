@@ -2,11 +2,11 @@
 
 use llink_datasets::clean::FOREIGN_PLACEHOLDER;
 use llink_datasets::rows::InstructionExample;
-use llink_datasets::sample;
+use llink_quickstart::sample;
 
-use crate::Result;
-use crate::models::{Decoder, SpecialTokens};
-use crate::train::random::key;
+use llink_worker::Result;
+use llink_worker::models::{Decoder, SpecialTokens};
+use llink_worker::train::random::key;
 
 /// Soft slots that a text is packed into.
 const SLOTS: usize = 8;

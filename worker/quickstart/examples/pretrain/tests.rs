@@ -7,7 +7,7 @@ use super::*;
 
 fn fixture(model: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures/golden/seed8")
+        .join("../tests/fixtures/golden/seed8")
         .join(model)
 }
 
@@ -99,7 +99,8 @@ fn a_packed_place_holds_the_mean_of_its_tokens_at_the_usual_length() {
 #[test]
 fn a_few_steps_teach_something_and_leave_models_that_load() {
     let dir = tempfile::tempdir().unwrap();
-    let options = PretrainOptions {
+    let options = Options {
+        dir: dir.path().into(),
         seed: 5,
         sentences: 200,
         batch: 8,
@@ -108,7 +109,7 @@ fn a_few_steps_teach_something_and_leave_models_that_load() {
         threads: 2,
     };
     let mut looks = Vec::new();
-    pretrain_tiny(dir.path(), &options, &mut |model, step, look| {
+    pretrain(&options, &mut |model, step, look| {
         looks.push((model.to_owned(), step, look));
     })
     .unwrap();
@@ -120,7 +121,7 @@ fn a_few_steps_teach_something_and_leave_models_that_load() {
     );
     assert_eq!((last("encoder").1, last("decoder, from tokens").1), (40, 40));
     let encoder = Encoder::load(&dir.path().join("encoder"), &Device::Cpu, DType::F32).unwrap();
-    assert_eq!(encoder.width(), TinyShape::PRETRAINED_ENCODER.hidden_size);
+    assert_eq!(encoder.width(), Shape::PRETRAINED_ENCODER.hidden_size);
     let decoder = Decoder::load(&dir.path().join("decoder"), &Device::Cpu, DType::F32).unwrap();
     assert!(decoder.config().dtype == Some(DType::BF16));
 }

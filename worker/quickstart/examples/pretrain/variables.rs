@@ -6,7 +6,7 @@ use std::path::Path;
 
 use candle_core::{D, DType, Device, Tensor, Var};
 
-use crate::{Error, Result};
+use llink_worker::{Error, Result};
 
 /// A model's weights in f32, each a variable.
 pub(super) struct Variables {
@@ -29,7 +29,7 @@ impl Variables {
         let named = wanted
             .iter()
             .map(|(name, shape, std)| {
-                let numbers = crate::models::Normal::new(seed, name).map(|x| (x * std) as f32);
+                let numbers = llink_quickstart::normal::Normal::new(seed, name).map(|x| (x * std) as f32);
                 let numbers: Vec<f32> = numbers.take(shape.iter().product()).collect();
                 let tensor = Tensor::from_vec(numbers, *shape, &Device::Cpu)?;
                 Ok(((*name).to_owned(), Var::from_tensor(&tensor)?))

@@ -4,10 +4,10 @@ use candle_core::{DType, Device, Tensor};
 
 use super::documents::Document;
 use super::variables::Padded;
-use crate::Result;
-use crate::llink::slot_expander::median_embedding_norm;
-use crate::models::replaced_rows;
-use crate::models::token_batches;
+use llink_worker::Result;
+use llink_worker::llink::slot_expander::median_embedding_norm;
+use llink_worker::models::replaced_rows;
+use llink_worker::models::token_batches;
 
 /// Tokens, padding included, that go through a model at once.
 pub(super) const SHARE_TOKENS: usize = 1_536;
