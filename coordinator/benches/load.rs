@@ -1,4 +1,5 @@
 //! The cost of a step, a save and a restart by the number of waiting tasks: `cargo bench -p llink-coord --bench load`.
+//! Each figure is a line of JSON.
 //!
 //! `LLINK_BENCH_TASKS="1000 100000"` sets the sizes, and `LLINK_BENCH_DIR` the folder of the state. A memory disk
 //! excludes the speed of the disk. Every task is leased to a worker and reported done, in the order of the engine:
@@ -16,6 +17,7 @@ use llink_coord::state::StateStore;
 use llink_datasets::role::{Corpus, Role};
 use llink_proto::task::Kind;
 use llink_proto::{Artifact, Assignment, RegisterRequest, TaskResult};
+use serde_json::json;
 
 const WORKERS: usize = 100;
 /// The steps of each measurement.
@@ -149,31 +151,38 @@ fn account(file: &str, name: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
+/// Prints one figure, whose name ends in its unit.
+fn print(tasks: usize, name: &str, value: f64) {
+    println!(
+        "{}",
+        json!({ "job": "load", "tasks": tasks, name: (value * 100.0).round() / 100.0 })
+    );
+}
+
 fn measure(tasks: usize, parent: &Path) {
     let steps = STEPS.min(tasks / 2);
     let before = account("status", "VmRSS");
     let mut bench = Bench::new(tasks, WORKERS, None);
-    let memory = before.zip(account("status", "VmRSS"));
-    let memory = memory.map_or(0, |(before, after)| after.saturating_sub(before) * 1024 / tasks as u64);
+    if let (Some(before), Some(after)) = (before, account("status", "VmRSS")) {
+        print(
+            tasks,
+            "memory_per_task_bytes",
+            (after.saturating_sub(before) * 1024) as f64 / tasks as f64,
+        );
+    }
     let took = bench.finish(steps, 1);
-    println!(
-        "{tasks:>8} tasks: a report and the lease after it {:.1} µs, {memory} bytes a task",
-        micros(took, steps)
-    );
+    print(tasks, "report_and_next_lease_us", micros(took, steps));
     let began = Instant::now();
     for _ in 0..1_000 {
         bench.now += 1;
         bench.step(|c, now, fx| c.tick(now, fx));
     }
-    println!("{tasks:>8} tasks: a tick {:.2} µs", micros(began.elapsed(), 1_000));
+    print(tasks, "tick_us", micros(began.elapsed(), 1_000));
     let began = Instant::now();
     for _ in 0..1_000 {
         std::hint::black_box(bench.cluster.view("bench-1"));
     }
-    println!(
-        "{tasks:>8} tasks: a look at the job {:.1} µs",
-        micros(began.elapsed(), 1_000)
-    );
+    print(tasks, "view_of_the_job_us", micros(began.elapsed(), 1_000));
     drop(bench);
 
     for at_once in [1, 10, 100] {
@@ -181,24 +190,24 @@ fn measure(tasks: usize, parent: &Path) {
         let mut bench = Bench::new(tasks, WORKERS, Some(directory.path()));
         let written = account("io", "wchar");
         let took = bench.finish(steps, at_once);
-        let written = written
-            .zip(account("io", "wchar"))
-            .map_or(0, |(before, after)| after - before);
-        println!(
-            "{tasks:>8} tasks: saved {at_once} at once {:.0} tasks/s, {} bytes written a task",
+        print(
+            tasks,
+            &format!("saved_{at_once}_at_once_tasks_per_s"),
             steps as f64 / took.as_secs_f64(),
-            written / steps as u64
         );
+        if let (Some(before), Some(after)) = (written, account("io", "wchar")) {
+            print(
+                tasks,
+                &format!("saved_{at_once}_at_once_bytes_per_task"),
+                (after - before) as f64 / steps as f64,
+            );
+        }
         if at_once == 100 {
             drop(bench);
             let began = Instant::now();
             let (jobs, tasks_read) = StateStore::open(directory.path()).unwrap().load().unwrap();
             let cluster = Cluster::restore(Timing::default(), jobs, tasks_read, 0);
-            println!(
-                "{:>8} tasks: a restart {:.0} ms",
-                cluster.tasks.len(),
-                began.elapsed().as_secs_f64() * 1e3
-            );
+            print(cluster.tasks.len(), "restart_ms", began.elapsed().as_secs_f64() * 1e3);
         }
     }
 }

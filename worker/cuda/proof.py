@@ -100,8 +100,8 @@ def interleaved(a, job, ours, theirs, key):
     found = {"llink": [], "torch": []}
     for round in range(a.rounds):
         say(f"{job} {ours}: round {round + 1} of {a.rounds}")
-        own = ["bench", job, folder, "--device", a.device, "--dtype", dtype, *ours] + (["--tensors"] if a.device == "cpu" else [])
-        found["llink"].append(last_json(run([a.bin / "llink-worker", *own]).stdout))
+        own = [job, folder, "--device", a.device, "--dtype", dtype, *ours] + (["--tensors"] if a.device == "cpu" else [])
+        found["llink"].append(last_json(run([a.bin / "speed", *own]).stdout))
         peer = [sys.executable, a.place / "peer/bench_reference.py", job, folder, "--device", a.device, "--dtype", dtype, *theirs]
         found["torch"].append(last_json(run(peer).stdout))
     median = {engine: statistics.median(figure[key] for figure in figures) for engine, figures in found.items()}

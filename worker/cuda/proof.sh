@@ -49,7 +49,7 @@ build() {
     # The default of build.sh. `nccl,flash-attn` adds fused attention.
     local features=${LLINK_CUDA_FEATURES:-nccl}
     {
-        worker/cuda/build.sh build "${target[@]}" -p llink-worker --features "$features"
+        worker/cuda/build.sh build "${target[@]}" -p llink-worker --features "$features" --bins --bench speed
         worker/cuda/build.sh build "${target[@]}" -p llink-coord --no-default-features
         worker/cuda/build.sh test --no-run "${target[@]}" -p llink-worker --features "$features" "${test_flags[@]}"
     } | built | sort -u | gather
@@ -107,7 +107,7 @@ case ${1:-} in
     dry-run)
         shift
         {
-            cargo build --release --message-format json-render-diagnostics -p llink-worker -p llink-coord
+            cargo build --release --message-format json-render-diagnostics -p llink-worker -p llink-coord --bins --bench speed
             cargo test --no-run --release --message-format json-render-diagnostics -p llink-worker "${test_flags[@]}"
         } | built | sort -u | gather
         exec "${LLINK_PYTHON:-python3}" worker/cuda/proof.py --place "$place" --device cpu --small "$@"

@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use candle_core::DType;
 use llink_datasets::built_in::BuiltIn;
 use llink_datasets::roots::Roots;
 use llink_proto::reach::{Credentials, ReachError, Secret, TOKEN_VARIABLE};
@@ -14,8 +13,6 @@ use tonic::{Code, Status};
 use crate::Error;
 use crate::agent::{self, AgentOptions, NotFree, OutOfReach, WorkLeft};
 use crate::device::{Arithmetic, Compute, DeviceChoice};
-use crate::models::{Activations, Backend};
-use crate::train::bench::InstructBench;
 
 /// The name of a worker in traces.
 pub const SERVICE: &str = "llink-worker";
@@ -73,108 +70,6 @@ pub struct WorkerArgs {
     /// End when standard input closes, which means that the parent process has ended.
     #[arg(long, hide = true)]
     pub exit_with_parent: bool,
-}
-
-/// The operation to time, and its settings.
-#[derive(Debug, Clone, clap::Args)]
-pub struct BenchArgs {
-    /// The operation to time.
-    #[arg(value_enum)]
-    pub job: BenchJob,
-    /// A folder with `encoder/`, `decoder/`, `encoder_ids.json` and `decoder_ids.json`; `align` makes its own inputs.
-    pub dir: PathBuf,
-    /// Number of sentences, for `embed` and `teacher`.
-    #[arg(long, default_value_t = 256)]
-    pub n: usize,
-    /// Tokens in a batch, for `embed` and `teacher`.
-    #[arg(long, default_value_t = 4096)]
-    pub budget: usize,
-    /// The device to compute on.
-    #[arg(long, value_name = "DEVICE", default_value_t = DeviceChoice::Cpu)]
-    pub device: DeviceChoice,
-    /// The number format; on the CPU `align` always uses f32.
-    #[arg(long, value_enum, default_value_t = BenchDtype::F32)]
-    pub dtype: BenchDtype,
-    /// Hold weights in tensors on the CPU too, as on a GPU; `align` always does.
-    #[arg(long)]
-    pub tensors: bool,
-    /// A safetensors file to write the vectors to, for `embed` and `teacher`.
-    #[arg(long, value_name = "FILE")]
-    pub out: Option<PathBuf>,
-    /// Pairs in a step of `align` (128 by default) or examples in one of `instruct` (4).
-    #[arg(long)]
-    pub batch: Option<usize>,
-    /// Number of steps, for `align` and `instruct`.
-    #[arg(long, default_value_t = 5)]
-    pub steps: usize,
-    /// Keep only the input of each layer and run the layer again in the backward pass, for `instruct`.
-    #[arg(long)]
-    pub recompute: bool,
-    /// Number of ranks that share a step of `instruct`, and this machine's threads.
-    #[arg(long, default_value_t = 1)]
-    pub ranks: usize,
-}
-
-/// The compute-heavy operations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum BenchJob {
-    /// Embed sentences with the encoder.
-    Embed,
-    /// Embed sentences with the decoder.
-    Teacher,
-    /// Run steps of Stage A.
-    Align,
-    /// Run steps of Stage B.
-    Instruct,
-}
-
-/// The number formats.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum BenchDtype {
-    /// 32-bit floating point.
-    F32,
-    /// 16-bit floats (bfloat16), with sums in 32 bits.
-    Bf16,
-}
-
-/// Times an operation. The result is one JSON object.
-///
-/// # Errors
-/// When the folder lacks something or a model is not supported.
-pub fn bench(args: &BenchArgs) -> crate::Result<serde_json::Value> {
-    let dtype = match args.dtype {
-        BenchDtype::F32 => DType::F32,
-        BenchDtype::Bf16 => DType::BF16,
-    };
-    let device = Compute::open(args.device, Arithmetic::F32)?.device;
-    let backend = match args.tensors {
-        true => Backend::of_tensors(&device, dtype),
-        false => Backend::new(&device, dtype),
-    };
-    let options = crate::models::bench::Options {
-        n: args.n,
-        token_budget: args.budget,
-        backend: backend.clone(),
-        out: args.out.clone(),
-    };
-    let vectors = |job| crate::models::bench::run(job, &args.dir, &options);
-    match args.job {
-        BenchJob::Embed => vectors(crate::models::bench::Job::Embed),
-        BenchJob::Teacher => vectors(crate::models::bench::Job::Teacher),
-        BenchJob::Align => crate::train::bench::bench_align(args.batch.unwrap_or(128), args.steps, &backend),
-        BenchJob::Instruct => {
-            let options = InstructBench {
-                batch: args.batch.unwrap_or(4),
-                steps: args.steps,
-                activations: match args.recompute {
-                    true => Activations::Recomputed,
-                    false => Activations::Kept,
-                },
-                ranks: args.ranks,
-            };
-            crate::train::bench::bench_instruct(&args.dir.join("decoder"), options, &backend)
-        }
-    }
 }
 
 fn cores() -> usize {

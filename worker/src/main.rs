@@ -3,10 +3,10 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use llink_datasets::built_in::BuiltIn;
 use llink_proto::shown;
-use llink_worker::cli::{self, BenchArgs, WorkerArgs};
+use llink_worker::cli::{self, WorkerArgs};
 
 /// What jobs without data ask for.
 #[cfg(feature = "quickstart")]
@@ -16,18 +16,10 @@ const BUILT_IN: Option<&dyn BuiltIn> = None;
 
 /// Takes tasks from a coordinator and runs them.
 #[derive(Debug, Parser)]
-#[command(name = "llink-worker", version, about, args_conflicts_with_subcommands = true)]
+#[command(name = "llink-worker", version, about)]
 struct Cli {
     #[command(flatten)]
-    args: Option<WorkerArgs>,
-    #[command(subcommand)]
-    command: Option<Command>,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Time one of the compute-heavy operations on this machine and print one JSON line.
-    Bench(BenchArgs),
+    args: WorkerArgs,
 }
 
 fn main() -> ExitCode {
@@ -35,7 +27,7 @@ fn main() -> ExitCode {
     unsafe {
         llink_datasets::environment::unset_empty();
     }
-    let cli = Cli::parse();
+    let Cli { args } = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -51,35 +43,16 @@ fn main() -> ExitCode {
     if let Some(fault) = &telemetry.fault {
         tell(fault);
     }
-    let args = match (cli.command, cli.args) {
-        (Some(Command::Bench(bench)), _) => {
-            return match cli::bench(&bench) {
-                // A closed standard output is not a fault of the job.
-                Ok(line) => {
-                    let _ = writeln!(std::io::stdout(), "{line}");
-                    ExitCode::SUCCESS
-                }
-                Err(e) => ends(&e.into()),
-            };
-        }
-        (None, Some(args)) => args,
-        (None, None) => {
-            failed("--coordinator URL is needed, such as http://head:7070");
-            return ExitCode::from(2);
-        }
-    };
     let ended = runtime.block_on(cli::run(args, BUILT_IN));
     telemetry.shut_down();
     runtime.shutdown_timeout(std::time::Duration::from_millis(500));
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => ends(&e),
+        Err(e) => {
+            failed(&format!("{e:#}"));
+            ExitCode::from(cli::exit_code(&e))
+        }
     }
-}
-
-fn ends(error: &anyhow::Error) -> ExitCode {
-    failed(&format!("{error:#}"));
-    ExitCode::from(cli::exit_code(error))
 }
 
 fn failed(text: &str) -> ExitCode {

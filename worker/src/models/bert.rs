@@ -10,7 +10,7 @@ use super::config::{EncoderConfig, EncoderFamily};
 use super::ops::{
     Attention, AttentionSpans, Causality, Embedding, FrozenLinear, MeanOf, add_layer_norm, gelu, layer_norm,
 };
-use super::sentence::{Head, Pooling};
+use super::sentence::{Head, Pooling, Reading};
 use super::weights::Weights;
 use crate::Result;
 use crate::device::TokenCost;
@@ -19,7 +19,7 @@ use crate::device::TokenCost;
 pub(crate) const PREFIXES: &[&str] = &["", "bert.", "roberta.", "model."];
 
 /// The encoder without its tokenizer. It maps token ids to vectors.
-pub(crate) struct Bert {
+pub struct Bert {
     config: EncoderConfig,
     words: Embedding,  // [vocab, hidden]
     positions: Tensor, // [max_position_embeddings, hidden], with token type 0's row added
@@ -40,6 +40,15 @@ pub(crate) fn landmarks(config: &EncoderConfig) -> [Vec<String>; 2] {
 }
 
 impl Bert {
+    /// Loads a folder in Hugging Face layout. The vector of a sequence is the mean of its last hidden states.
+    ///
+    /// # Errors
+    /// As [`Encoder::load`](super::Encoder::load), except for the tokenizer.
+    pub fn load_with_mean(dir: &Path, backend: &Backend) -> Result<Self> {
+        let head = Head::load(&Reading::default(), &[], 0, backend.device())?;
+        Self::load(dir, head, backend)
+    }
+
     /// Loads the weights of a folder in Hugging Face layout. `head` turns hidden states into vectors.
     pub(crate) fn load(dir: &Path, head: Head, backend: &Backend) -> Result<Self> {
         let config = EncoderConfig::load(dir)?;
@@ -78,7 +87,8 @@ impl Bert {
         })
     }
 
-    pub(crate) fn config(&self) -> &EncoderConfig {
+    /// Returns the shape of the model.
+    pub fn config(&self) -> &EncoderConfig {
         &self.config
     }
 
@@ -88,7 +98,10 @@ impl Bert {
     }
 
     /// Returns the vector of each sequence, in the order of `ids`.
-    pub(crate) fn vectors(
+    ///
+    /// # Errors
+    /// [`crate::Error`] where a sequence can't be read, or the device fails.
+    pub fn vectors(
         &self,
         ids: &[Vec<u32>],
         token_budget: usize,

@@ -126,12 +126,7 @@ impl Llama {
 ///
 /// # Errors
 /// Those of the device.
-pub fn replaced_rows(
-    tokens: &Tensor,
-    others: &Tensor,
-    rows: &[usize],
-    of: impl Fn(usize) -> usize,
-) -> Result<Tensor> {
+pub fn replaced_rows(tokens: &Tensor, others: &Tensor, rows: &[usize], of: impl Fn(usize) -> usize) -> Result<Tensor> {
     let count = tokens.dim(0)?;
     let mut from: Vec<u32> = (0..count as u32).collect();
     for (n, row) in rows.iter().enumerate() {

@@ -147,7 +147,10 @@ impl Llama {
     }
 
     /// Returns the last hidden state, after the final norm, at the last token of each sequence.
-    pub(crate) fn vectors(
+    ///
+    /// # Errors
+    /// [`Error`] where a sequence can't be read, or the device fails.
+    pub fn vectors(
         &self,
         ids: &[Vec<u32>],
         token_budget: usize,
@@ -209,7 +212,10 @@ impl Llama {
     }
 
     /// Returns the embeddings of token ids, `[T, hidden]`.
-    pub(crate) fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] when the device fails.
+    pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
         self.embedding.rows(ids)
     }
 

@@ -3,7 +3,6 @@
 
 mod backend;
 mod batches;
-pub mod bench;
 mod bert;
 mod chat;
 mod check;
@@ -30,6 +29,7 @@ mod weights;
 
 pub use backend::Backend;
 pub use batches::token_batches;
+pub use bert::Bert;
 pub use chat::{Chat, ChatPrompt, PromptForm};
 pub use check::check;
 pub use decoder::{Decoder, TEACHER_TOKENS, TeacherLayer};

@@ -8,7 +8,6 @@ mod agreement;
 mod ahead;
 pub mod align;
 pub mod batch;
-pub mod bench;
 pub mod checkpoint;
 pub mod checkpoints;
 pub mod dropout;

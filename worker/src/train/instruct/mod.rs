@@ -1,7 +1,6 @@
 //! Stage B, which trains slots and LoRA on a frozen decoder.
 
 pub mod batch;
-pub mod bench;
 pub mod data;
 mod extent;
 pub mod moving_projector;

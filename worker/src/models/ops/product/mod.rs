@@ -79,11 +79,6 @@ impl FrozenMatrix {
         self.inner
     }
 
-    /// Returns the number format of the multiplications.
-    pub(crate) fn precision(&self) -> Precision {
-        self.precision
-    }
-
     /// Returns the values of W.
     pub(crate) fn view(&self) -> View<'_> {
         self.stored.view()

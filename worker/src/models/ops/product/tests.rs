@@ -93,7 +93,7 @@ fn products_and_gradients_agree_with_f64_whatever_the_shape_and_format() {
         for (name, stored) in formats {
             for wish in [Precision::F32, Precision::Bf16] {
                 let matrix = FrozenMatrix::new(stored.clone(), outer, inner, wish);
-                let bound = match matrix.precision() {
+                let bound = match matrix.precision {
                     Precision::F32 => 1e-6,
                     Precision::Bf16 => 1e-2,
                 };

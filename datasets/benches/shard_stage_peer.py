@@ -6,7 +6,9 @@ The same filters (NFC, controls, trimmed, empty sides, identical sides, 1 to 256
 duplicates of either side in the form in which texts compare, and Parquet with zstd.
 """
 
+import json
 import pathlib
+import resource
 import sys
 import time
 
@@ -40,4 +42,6 @@ rows = (
     .select("english", "foreign", "chars")
 )
 rows.sink_parquet(folder / "pairs.parquet", compression="zstd", compression_level=3, row_group_size=8192)
-print(f"polars {pl.__version__}: {time.perf_counter() - began:.2f} s")
+seconds = time.perf_counter() - began
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+print(json.dumps({"job": "shard_stage", "engine": f"polars {pl.__version__}", "source": source, "seconds": seconds, "peak_rss_mib": peak}))

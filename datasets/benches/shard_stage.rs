@@ -1,6 +1,7 @@
-//! Runs the whole `shard` stage on made-up or real rows and prints the time and peak memory of each step.
+//! Runs the whole `shard` stage on made-up or real rows and prints one JSON line with the time and peak memory of each step.
+//! `shard_stage_peer.py` beside it does the same in polars.
 //!
-//!     cargo run --release -p llink-datasets --example shard_stage -- FOLDER [TRAIN HOLDOUT [SOURCE [across|everywhere]]]
+//!     cargo bench -p llink-datasets --bench shard_stage -- FOLDER [TRAIN HOLDOUT [SOURCE [across|everywhere]]]
 
 use std::time::Instant;
 
@@ -13,11 +14,13 @@ use llink_datasets::shards::{
 };
 use llink_datasets::store::Store;
 use llink_quickstart::{Quickstart, sample};
+use serde_json::json;
 
 #[tokio::main(flavor = "current_thread")]
 #[allow(clippy::print_stdout)]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // Cargo adds `--bench`.
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|text| text != "--bench").collect();
     let folder = arguments.first().ok_or("name a folder to write to")?;
     let number = |index: usize, default: u64| arguments.get(index).map_or(Ok(default), |text| text.parse());
     let (train_rows, holdout_rows) = (number(1, 100_000)?, number(2, 40_000)?);
@@ -31,7 +34,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let silent = |_, _| {};
 
     let began = Instant::now();
-    let started = began;
     let spec = CleanSpec {
         corpus: Corpus::Pairs,
         source: Source::named(source),
@@ -45,15 +47,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         with_signatures: near != NearDuplicates::Keep,
     };
     let cleaned = clean_source(&spec, &store, "cleaned.parquet", &silent).await?;
-    println!(
-        "clean {:?} {:?}, peak {} MiB",
-        started.elapsed(),
-        cleaned.counts,
-        peak_kib() >> 10
-    );
-    for warning in &cleaned.warnings {
-        println!("  {warning}");
-    }
+    let rows = cleaned.counts["rows"];
+    let clean_step = json!({
+        "seconds": began.elapsed().as_secs_f64(),
+        "peak_rss_mib": peak_mib(),
+        "counts": cleaned.counts,
+        "warnings": cleaned.warnings,
+    });
 
     let started = Instant::now();
     let paths: Vec<String> = cleaned.artifacts.into_iter().map(|a| a.path).collect();
@@ -67,13 +67,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         pairs: None,
     };
     let split = split_corpus(&spec, &store, &paths, "assignment.parquet", &silent).await?;
-    println!(
-        "split {:?} {:?} {:?}, peak so far {} MiB",
-        started.elapsed(),
-        split.counts,
-        split.warnings,
-        peak_kib() >> 10
-    );
+    let split_step = json!({
+        "seconds": started.elapsed().as_secs_f64(),
+        "peak_rss_mib": peak_mib(),
+        "counts": split.counts,
+        "warnings": split.warnings,
+    });
 
     let started = Instant::now();
     // Shards are written independently, as by the workers of a job.
@@ -107,20 +106,29 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         Ok(())
     })?;
-    let bytes: u64 = shards.iter().map(|shard| shard.bytes).sum();
-    println!("write {:?} {} shards, {bytes} bytes", started.elapsed(), shards.len());
-    println!(
-        "in all {:.2} s, peak {} MiB",
-        began.elapsed().as_secs_f64(),
-        peak_kib() >> 10
-    );
+    let figures = json!({
+        "job": "shard_stage",
+        "engine": concat!("llink ", env!("CARGO_PKG_VERSION")),
+        "source": source,
+        "rows": rows,
+        "clean": clean_step,
+        "split": split_step,
+        "write": {
+            "seconds": started.elapsed().as_secs_f64(),
+            "shards": shards.len(),
+            "bytes": shards.iter().map(|shard| shard.bytes).sum::<u64>(),
+        },
+        "seconds": began.elapsed().as_secs_f64(),
+        "peak_rss_mib": peak_mib(),
+    });
+    println!("{figures}");
     Ok(())
 }
 
-/// Returns the most memory that the process has held, in KiB.
-fn peak_kib() -> u64 {
+/// Returns the most memory that the process has held, in MiB.
+fn peak_mib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok())
-        .unwrap_or(0)
+    let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.unwrap_or(0) >> 10
 }

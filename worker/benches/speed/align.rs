@@ -4,21 +4,21 @@
 use std::time::Instant;
 
 use half::f16;
+use llink_worker::Result;
+use llink_worker::collective::Solo;
+use llink_worker::llink::kernels::normalize;
+use llink_worker::llink::projector::{Projector, ProjectorShape};
+use llink_worker::llink::teacher_queue::StoredQueue;
+use llink_worker::models::Backend;
+use llink_worker::train::align::options::AlignOptions;
+use llink_worker::train::align::step::{AlignTrainer, StepInput};
+use llink_worker::train::dropout::Dropout;
+use llink_worker::train::optimizer::AdamWState;
+use llink_worker::train::random::{key, mix, noise};
+use llink_worker::train::step::StepSeconds;
 use serde_json::{Value, json};
 
-use super::align::options::AlignOptions;
-use super::align::step::{AlignTrainer, StepInput};
-use super::dropout::Dropout;
-pub use super::instruct::bench::{InstructBench, bench_instruct};
-use super::optimizer::AdamWState;
-use super::random::{key, mix, noise};
-use super::step::StepSeconds;
-use crate::Result;
-use crate::collective::Solo;
-use crate::llink::kernels::normalize;
-use crate::llink::projector::{Projector, ProjectorShape};
-use crate::llink::teacher_queue::StoredQueue;
-use crate::models::Backend;
+use super::Options;
 
 const SHAPE: ProjectorShape = ProjectorShape {
     input: 768,
@@ -28,12 +28,9 @@ const SHAPE: ProjectorShape = ProjectorShape {
 const ROWS: usize = 20_000;
 const TEMPERATURE: f64 = 0.1;
 
-/// Times `steps` steps of `batch` pairs after one to warm up. On one rank. One JSON object whose fields are those of
-/// `bench_reference.py align`; `phases_ms` says where a median step's time went.
-///
-/// # Errors
-/// Those of a step.
-pub fn bench_align(batch: usize, steps: usize, backend: &Backend) -> Result<Value> {
+/// Times steps of a batch of pairs on one rank, after one to warm up. `phases_ms` says where a median step's time went.
+pub(super) fn measure(asked: &Options, backend: &Backend) -> Result<Value> {
+    let (batch, steps) = (asked.batch.unwrap_or(128), asked.steps);
     let options = AlignOptions::default();
     let settings = &options.settings;
     let (encoder, teacher) = (noise(1, ROWS * SHAPE.input), noise(2, ROWS * SHAPE.output));
@@ -78,11 +75,7 @@ pub fn bench_align(batch: usize, steps: usize, backend: &Backend) -> Result<Valu
     timed.sort_by(|a, b| a.0.total_cmp(&b.0));
     let (seconds, phases) = timed[timed.len() / 2];
     Ok(json!({
-        "job": "align",
-        "engine": concat!("llink ", env!("CARGO_PKG_VERSION")),
-        "device": if backend.device().is_cpu() { "cpu" } else { "cuda" },
-        "dtype": backend.activations().as_str(),
-        "threads": rayon::current_num_threads(),
+        "dtype": backend.dtype().as_str(),
         "batch": batch,
         "queue": settings.queue,
         "step_ms": seconds * 1e3,

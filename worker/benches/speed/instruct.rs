@@ -2,55 +2,37 @@
 //! slots, a step without usage contrast.
 
 use std::net::TcpListener;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use candle_core::DType;
+use llink_worker::collective::{AbortHandle, Collective, Ring, RingOptions, Solo};
+use llink_worker::llink::slot_expander::{SlotExpander, SlotExpanderShape, median_embedding_norm};
+use llink_worker::llink::slot_losses::SlotWeights;
+use llink_worker::llink::usage_contrast::UsageContrast;
+use llink_worker::models::lora::{LoraAdapter, LoraOptions};
+use llink_worker::models::{Activations, Backend, Llama};
+use llink_worker::train::batch::rank_slice;
+use llink_worker::train::instruct::InstructTrainer;
+use llink_worker::train::instruct::batch::InstructExample;
+use llink_worker::train::instruct::state::InstructParts;
+use llink_worker::train::instruct::step::{InstructInput, InstructWeights, LearningRates};
+use llink_worker::train::optimizer::AdamWOptions;
+use llink_worker::train::random::{key, mix, noise};
+use llink_worker::train::step::StepSeconds;
+use llink_worker::{Error, Result};
 use serde_json::{Value, json};
 
-use super::InstructTrainer;
-use super::batch::InstructExample;
-use super::state::InstructParts;
-use super::step::{InstructInput, InstructWeights, LearningRates};
-use crate::collective::{AbortHandle, Collective, Ring, RingOptions, Solo};
-use crate::llink::slot_expander::{SlotExpander, SlotExpanderShape, median_embedding_norm};
-use crate::llink::slot_losses::SlotWeights;
-use crate::llink::usage_contrast::UsageContrast;
-use crate::models::bench::memory_mib;
-use crate::models::lora::{LoraAdapter, LoraOptions};
-use crate::models::{Activations, Backend, Llama};
-use crate::train::batch::rank_slice;
-use crate::train::optimizer::AdamWOptions;
-use crate::train::random::{key, mix, noise};
-use crate::train::step::StepSeconds;
-use crate::{Error, Result};
+use super::Options;
 
 const LENGTH: usize = 96;
 const SLOTS: usize = 8;
 const FIRST_SLOT: usize = 10;
 
-/// What to measure.
-#[derive(Debug, Clone, Copy)]
-pub struct InstructBench {
-    /// Examples in a step.
-    pub batch: usize,
-    /// Timed steps.
-    pub steps: usize,
-    /// What the forward pass keeps.
-    pub activations: Activations,
-    /// Ranks that share the batch.
-    pub ranks: usize,
-}
-
-/// Times steps of the decoder in `dir` after one to warm up. Several ranks share this machine's threads and talk over loopback.
-/// One JSON object whose fields are those of `bench_reference.py instruct`; `phases_s` says where a median step's time went on the
-/// first rank.
-///
-/// # Errors
-/// Those of loading the decoder, of connecting the ranks and of a step.
-pub fn bench_instruct(dir: &Path, options: InstructBench, backend: &Backend) -> Result<Value> {
-    let decoder = Llama::load_on(dir, backend)?;
-    let (device, dtype) = (backend.device(), backend.dtype());
+/// Times steps of the folder's decoder after one to warm up. Several ranks share this machine's threads and talk over loopback.
+/// `phases_s` says where a median step's time went on the first rank.
+pub(super) fn measure(options: &Options, backend: &Backend) -> Result<Value> {
+    let decoder = Llama::load_on(&options.dir.join("decoder"), backend)?;
+    let (device, dtype, batch) = (backend.device(), backend.dtype(), options.batch.unwrap_or(4));
     let ranks = options.ranks.max(1);
     let mut timed = match ranks {
         1 => time_steps(&decoder, options, &mut Solo::default())?,
@@ -59,14 +41,9 @@ pub fn bench_instruct(dir: &Path, options: InstructBench, backend: &Backend) -> 
     timed.steps.remove(0);
     timed.steps.sort_by(|a, b| a.0.total_cmp(&b.0));
     let (seconds, phases) = timed.steps[timed.steps.len() / 2];
-    let batch = options.batch;
     Ok(json!({
-        "job": "instruct",
-        "engine": concat!("llink ", env!("CARGO_PKG_VERSION")),
-        "device": if device.is_cpu() { "cpu" } else { "cuda" },
         "flash_attention": cfg!(feature = "flash-attn") && device.is_cuda() && dtype == DType::BF16,
-        "dtype": match dtype { DType::F32 => "f32", DType::BF16 => "bf16", _ => dtype.as_str() },
-        "threads": rayon::current_num_threads(),
+        "dtype": dtype.as_str(),
         "ranks": ranks,
         "batch": batch,
         "length": LENGTH,
@@ -79,8 +56,6 @@ pub fn bench_instruct(dir: &Path, options: InstructBench, backend: &Backend) -> 
             "reduce": phases.reduce,
             "optimizer": phases.optimizer,
         },
-        "peak_rss_mib": memory_mib("VmHWM:"),
-        "private_rss_mib": memory_mib("RssAnon:"),
     }))
 }
 
@@ -91,7 +66,7 @@ struct Timed {
 }
 
 /// Every rank's steps on a thread pool of its own; what the first one measured.
-fn on_ranks(decoder: &Llama, options: InstructBench, ranks: usize) -> Result<Timed> {
+fn on_ranks(decoder: &Llama, options: &Options, ranks: usize) -> Result<Timed> {
     let io = |source| Error::Io {
         path: "listening on 127.0.0.1".into(),
         source,
@@ -133,12 +108,12 @@ fn on_ranks(decoder: &Llama, options: InstructBench, ranks: usize) -> Result<Tim
     })
 }
 
-fn time_steps(decoder: &Llama, options: InstructBench, collective: &mut dyn Collective) -> Result<Timed> {
+fn time_steps(decoder: &Llama, options: &Options, collective: &mut dyn Collective) -> Result<Timed> {
     let (width, vocabulary) = (decoder.config().hidden_size, decoder.config().vocab_size as u64);
     let (parts, weights) = parts(decoder)?;
     let trainable = parts.adapter.parameters.len() + parts.expander.parameters.len();
     let mut trainer = InstructTrainer::new(decoder, parts, weights)?;
-    let batch = options.batch;
+    let batch = options.batch.unwrap_or(4);
     let own = rank_slice(batch, collective.rank(), collective.world_size());
     let mut steps = Vec::with_capacity(options.steps + 1);
     for step in 0..=options.steps as u64 {
@@ -164,7 +139,10 @@ fn time_steps(decoder: &Llama, options: InstructBench, collective: &mut dyn Coll
             },
             dropout: None,
             token_budget: batch * LENGTH,
-            activations: options.activations,
+            activations: match options.recompute {
+                true => Activations::Recomputed,
+                false => Activations::Kept,
+            },
         };
         let outcome = trainer.step(decoder, &input, collective)?;
         steps.push((started.elapsed().as_secs_f64(), outcome.seconds));
