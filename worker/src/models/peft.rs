@@ -170,7 +170,10 @@ mod tests {
         let error = read(&decoder(), "x", fewer.to_string().as_bytes(), &weights)
             .unwrap_err()
             .to_string();
-        assert!(error.contains("lora_A") && error.contains("no layer"), "{error}");
+        assert!(
+            error.contains("lora_A") && error.contains("does not belong to a layer"),
+            "{error}"
+        );
         let mut wider = config;
         wider["r"] = json!(8);
         let error = read(&decoder(), "x", wider.to_string().as_bytes(), &weights)
