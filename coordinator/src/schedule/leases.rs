@@ -16,6 +16,18 @@ pub enum Outcome {
     Done(TaskResult),
     /// The task failed.
     Failed(Failure),
+    /// The worker was told to stop, and gives the lease back.
+    Left,
+}
+
+impl From<Failure> for Outcome {
+    /// On the wire, a lease is given back as a failure of its own kind.
+    fn from(failure: Failure) -> Self {
+        match failure.kind() {
+            FailureKind::Stopped => Self::Left,
+            _ => Self::Failed(failure),
+        }
+    }
 }
 
 /// The answer to a worker's report.
@@ -133,7 +145,7 @@ impl Cluster {
         now: Millis,
         fx: &mut Effects,
     ) -> Reported {
-        let leaves = matches!(&outcome, Outcome::Failed(f) if f.kind() == FailureKind::Stopped);
+        let leaves = matches!(outcome, Outcome::Left);
         self.workers.change(worker, |worker| {
             worker.seats.retain(|seat| *seat != (task, token));
             // A worker that is ending gets no more work.
@@ -160,7 +172,7 @@ impl Cluster {
                 self.task_done(task, result, now, fx);
             }
             Outcome::Done(_) => self.member_ended(task, token, worker, MemberState::Finished, now, fx),
-            Outcome::Failed(_) if leaves => self.member_ended(task, token, worker, MemberState::Left, now, fx),
+            Outcome::Left => self.member_ended(task, token, worker, MemberState::Left, now, fx),
             Outcome::Failed(failure) => {
                 self.member_ended(task, token, worker, MemberState::Failed(failure), now, fx);
             }

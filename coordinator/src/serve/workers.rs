@@ -216,7 +216,7 @@ impl WorkerService for Workers {
             Some(report_request::Outcome::Done(result)) => {
                 Outcome::Done(bounds::result(result).map_err(Status::invalid_argument)?)
             }
-            Some(report_request::Outcome::Failed(failure)) => Outcome::Failed(bounds::failure(failure)),
+            Some(report_request::Outcome::Failed(failure)) => bounds::failure(failure).into(),
             None => Outcome::Failed(Failure {
                 kind: FailureKind::Internal.into(),
                 text: format!("worker {} reported no outcome", request.worker_id),

@@ -77,10 +77,8 @@ fn training() -> (Simulation, Vec<String>) {
 }
 
 fn failed(kind: FailureKind, text: &str) -> Outcome {
-    Outcome::Failed(Failure {
-        kind: kind.into(),
-        text: text.into(),
-    })
+    let (kind, text) = (kind.into(), text.into());
+    Failure { kind, text }.into()
 }
 
 fn align(s: &Simulation) -> llink_proto::Stage {

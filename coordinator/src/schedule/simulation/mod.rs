@@ -235,7 +235,7 @@ impl Simulation {
         }
         let wrote = match &outcome {
             Outcome::Done(result) => result.artifacts.first().map(|a| a.path.clone()),
-            Outcome::Failed(_) => None,
+            Outcome::Failed(_) | Outcome::Left => None,
         };
         let reported = self.step(|c, now, fx| c.report(worker, task, token, outcome, now, fx));
         if reported == Reported::Accepted
