@@ -1,5 +1,6 @@
 //! Generates answers to held-out instructions: with slots, with zeroed slots, and by the decoder alone.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use llink_datasets::instructions::InstructionRow;
@@ -7,6 +8,7 @@ use llink_datasets::measured::{self, Arm, Scored, TRAINED_AS_PAIRS};
 use llink_datasets::role::Role;
 use llink_datasets::store::Store;
 use llink_proto::{Answers, Artifact, ModelRef, TaskResult};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::TaskContext;
@@ -17,6 +19,19 @@ use crate::llink::projector::Projector;
 use crate::llink::slot_expander::SlotExpander;
 use crate::models::{Decoder, GenerateOptions, LoadedAdapter, Sampling, peft};
 use crate::{Error, Result};
+
+/// A line of `answers.jsonl`: an instruction with the expected answer and those of the arms.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Answered {
+    pub id: u64,
+    pub task: String,
+    pub instruction: String,
+    pub foreign: String,
+    pub english_ref: String,
+    pub expected: String,
+    pub answers: BTreeMap<Arm, String>,
+}
 
 /// The parts that make an answer.
 struct Answerer<'a> {
@@ -75,15 +90,20 @@ pub(super) fn run(
     }
     let mut lines = String::new();
     for (index, row) in rows.iter().enumerate() {
-        let answers: serde_json::Map<_, _> = said
-            .iter()
-            .map(|(arm, answers)| (arm.to_string(), json!(answers[index])))
-            .collect();
-        let line = json!({
-            "id": row.id, "task": row.task, "instruction": row.instruction, "foreign": row.foreign,
-            "english_ref": row.english_ref, "expected": row.answer, "answers": answers,
-        });
-        lines.push_str(&format!("{line}\n"));
+        let row = row.clone();
+        let line = Answered {
+            id: row.id,
+            task: row.task,
+            instruction: row.instruction,
+            foreign: row.foreign,
+            english_ref: row.english_ref,
+            expected: row.answer,
+            answers: said
+                .iter()
+                .map(|(arm, answers)| (*arm, answers[index].clone()))
+                .collect(),
+        };
+        lines.push_str(&format!("{}\n", json!(line)));
     }
     result
         .artifacts

@@ -9,9 +9,10 @@ use llink_datasets::role::Role;
 use llink_datasets::shown::ShownUrl;
 use llink_datasets::store::Store;
 use llink_proto::{Artifact, Judge, ModelEndpoint, ModelRef, TaskResult, shown};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::TaskContext;
+use super::answers::Answered;
 use super::ask::Asker;
 use crate::judge::{Comparison, Order, Preference, SYSTEM, Verdict};
 use crate::models::{Decoder, GenerateOptions, LoadedAdapter, Sampling};
@@ -25,7 +26,7 @@ const QUOTED: usize = 200;
 struct Pair {
     /// The other answer's source.
     against: Arm,
-    row: Value,
+    row: Answered,
     ours: String,
     theirs: String,
 }
@@ -86,8 +87,8 @@ pub(super) fn run(
         measured::put(&mut result.figures, &Judged::against(against), &counts);
         for (pair, verdicts, preference) in own {
             let line = json!({
-                "id": pair.row["id"], "against": against.to_string(), "instruction": pair.row["instruction"],
-                "english_ref": pair.row["english_ref"], "ours": pair.ours, "theirs": pair.theirs,
+                "id": pair.row.id, "against": against, "instruction": pair.row.instruction,
+                "english_ref": pair.row.english_ref, "ours": pair.ours, "theirs": pair.theirs,
                 "verdicts": verdicts, "preference": preference,
             });
             lines.push_str(&format!("{line}\n"));
@@ -98,7 +99,7 @@ pub(super) fn run(
     Ok(())
 }
 
-fn rows(name: &str, content: &[u8], at_most: usize) -> Result<Vec<Value>> {
+fn rows(name: &str, content: &[u8], at_most: usize) -> Result<Vec<Answered>> {
     let lines = content.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     let rows = lines.take(at_most).map(|line| {
         serde_json::from_slice(line).map_err(|e| Error::Model {
@@ -110,17 +111,13 @@ fn rows(name: &str, content: &[u8], at_most: usize) -> Result<Vec<Value>> {
 }
 
 /// Returns the answer of the job's own decoder.
-fn ours(row: &Value) -> String {
-    let answer = answer_of(row, Arm::Slots).or_else(|| answer_of(row, Arm::Direct));
-    answer.unwrap_or_default()
-}
-
-fn answer_of(row: &Value, arm: Arm) -> Option<String> {
-    row["answers"][arm.to_string()].as_str().map(str::to_owned)
+fn ours(row: &Answered) -> String {
+    let answer = [Arm::Slots, Arm::Direct].iter().find_map(|arm| row.answers.get(arm));
+    answer.cloned().unwrap_or_default()
 }
 
 /// Pairs the answers with those of the decoder without any adapter, which gets the foreign text itself.
-fn against_base(context: &TaskContext, task: &Judge, model: &ModelRef, rows: &[Value]) -> Result<Vec<Pair>> {
+fn against_base(context: &TaskContext, task: &Judge, model: &ModelRef, rows: &[Answered]) -> Result<Vec<Pair>> {
     let decoder = context.models.decoder(context, model)?;
     let options = GenerateOptions {
         max_tokens: task.max_answer_tokens as usize,
@@ -139,9 +136,8 @@ fn against_base(context: &TaskContext, task: &Judge, model: &ModelRef, rows: &[V
     pairs.collect()
 }
 
-fn base_answer(decoder: &Decoder, row: &Value, max_tokens: usize, options: &GenerateOptions) -> Result<String> {
-    let text = |key: &str| row[key].as_str().unwrap_or_default();
-    let prompt = decoder.direct_prompt(text("instruction"), text("foreign"), max_tokens)?;
+fn base_answer(decoder: &Decoder, row: &Answered, max_tokens: usize, options: &GenerateOptions) -> Result<String> {
+    let prompt = decoder.direct_prompt(&row.instruction, &row.foreign, max_tokens)?;
     let going_on = &mut |_| ControlFlow::Continue(());
     let plain = LoadedAdapter::default();
     let ids = decoder.model().generate(&prompt, None, &plain, options, going_on)?;
@@ -149,31 +145,28 @@ fn base_answer(decoder: &Decoder, row: &Value, max_tokens: usize, options: &Gene
 }
 
 /// Pairs the answer with that of the job's own direct fine-tuning, if both arms were trained.
-fn against_other_arm(row: &Value) -> Option<Pair> {
+fn against_other_arm(row: &Answered) -> Option<Pair> {
     Some(Pair {
         against: Arm::Direct,
-        ours: answer_of(row, Arm::Slots)?,
-        theirs: answer_of(row, Arm::Direct)?,
+        ours: row.answers.get(&Arm::Slots)?.clone(),
+        theirs: row.answers.get(&Arm::Direct)?.clone(),
         row: row.clone(),
     })
 }
 
 /// Pairs the answers with those of another job in direct mode to the same examples.
-fn against_direct(context: &TaskContext, url: &str, rows: &[Value]) -> Result<Vec<Pair>> {
+fn against_direct(context: &TaskContext, url: &str, rows: &[Answered]) -> Result<Vec<Pair>> {
     let (store, name) = context.open(url)?;
     let content = context.wait(store.get(&name))?;
     let direct = self::rows(url, &content, usize::MAX)?;
-    let by_id: HashMap<u64, &Value> = direct
-        .iter()
-        .filter_map(|row| Some((row["id"].as_u64()?, row)))
-        .collect();
+    let by_id: HashMap<u64, &Answered> = direct.iter().map(|row| (row.id, row)).collect();
     let pairs: Vec<Pair> = rows
         .iter()
         .filter_map(|row| {
             Some(Pair {
                 against: Arm::Direct,
                 ours: ours(row),
-                theirs: answer_of(by_id.get(&row["id"].as_u64()?)?, Arm::Direct)?,
+                theirs: by_id.get(&row.id)?.answers.get(&Arm::Direct)?.clone(),
                 row: row.clone(),
             })
         })
@@ -211,10 +204,9 @@ async fn both_orders(asker: &Asker<'_>, endpoint: &ModelEndpoint, pair: &Pair) -
 }
 
 async fn ask(asker: &Asker<'_>, endpoint: &ModelEndpoint, pair: &Pair, order: Order) -> Result<Reply> {
-    let text = |key: &str| pair.row[key].as_str().unwrap_or_default();
     let comparison = Comparison {
-        instruction: text("instruction"),
-        english: text("english_ref"),
+        instruction: &pair.row.instruction,
+        english: &pair.row.english_ref,
         ours: &pair.ours,
         theirs: &pair.theirs,
     };
