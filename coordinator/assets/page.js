@@ -7,13 +7,11 @@
   const colors = () => matchMedia("(prefers-color-scheme: dark)").matches
     ? ["#8ab8f0", "#ff9a92", "#7fd197", "#e6bd6a"] : ["#1f77b4", "#d62728", "#2ca02c", "#9467bd"];
 
-  function options(place, names, points) {
+  function options(place, names) {
     const style = getComputedStyle(document.body);
     const [ink, line] = [style.getPropertyValue("--soft"), style.getPropertyValue("--line")];
     const axis = { stroke: ink, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 } };
-    const series = names.map((label, at) => ({
-      label, stroke: colors()[at % 4], width: 2, spanGaps: true, points: { show: points < 40 },
-    }));
+    const series = names.map((label, at) => ({ label, stroke: colors()[at % 4], width: 2, spanGaps: true }));
     return {
       width: place.clientWidth, height: 220, scales: { x: { time: false } },
       axes: [axis, { ...axis, size: 60 }], series: [{ label: "step" }, ...series],
@@ -28,7 +26,7 @@
         place.append(known.root);
         known.setData(data);
       } else {
-        charts.set(place.id, new uPlot(options(place, names, data[0].length), data, place));
+        charts.set(place.id, new uPlot(options(place, names), data, place));
       }
     }
   }

@@ -16,6 +16,7 @@ SCRIPT = "<img src=x onerror=alert(1)>"
 PATIENCE = 120_000
 
 faults = []
+expect.set_options(timeout=PATIENCE)
 
 
 def watched(page):

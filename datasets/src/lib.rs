@@ -3,12 +3,13 @@
 //! In the `shard` stage a reader yields rows, and [`clean`] keeps each row or drops it with a reason. Then [`shards`]
 //! decides over all sources on which side each row stands, and writes Parquet. [`pairs`], [`instructions`] and
 //! [`vectors`] read the shards. [`built_in`] is the seam for made-up corpora. [`store`], [`manifest`], [`role`],
-//! [`measured`] and [`report`] need no reader and are all that the coordinator's core uses.
+//! [`measured`], [`report`] and [`page`] need no reader and are all that the coordinator's core uses.
 
 pub mod environment;
 pub mod error;
 pub mod manifest;
 pub mod measured;
+pub mod page;
 pub mod report;
 pub mod role;
 pub mod roots;

@@ -8,4 +8,4 @@ pub mod page;
 
 pub use chart::chart;
 pub use curves::{Curve, curves};
-pub use page::{Page, Table};
+pub use page::Page;

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::TaskContext;
 use crate::Result;
-use crate::report::{Page, Table, chart, curves};
+use crate::report::{Page, chart, curves};
 
 /// The most answers that are shown.
 const EXAMPLES: usize = 12;
@@ -76,14 +76,14 @@ fn examples(page: &mut Page, lines: &[u8]) {
     page.section("Some answers");
     let mut columns = vec!["instruction", "text", "wanted"];
     columns.extend(given.iter().map(|name| name.as_str()));
-    let mut table = Table::new(&columns);
-    for row in &rows {
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let mut cells = vec![text(&row["instruction"]), text(&row["foreign"]), text(&row["expected"])];
-        cells.extend(given.iter().map(|name| text(&row["answers"][name.as_str()])));
-        table.texts(&cells.iter().map(String::as_str).collect::<Vec<_>>());
-    }
-    page.table(table);
+    let cells = |row: &Value| {
+        let answers = given.iter().map(|name| &row["answers"][name.as_str()]);
+        let all = [&row["instruction"], &row["foreign"], &row["expected"]]
+            .into_iter()
+            .chain(answers);
+        all.map(|value| value.as_str().unwrap_or_default().to_owned()).collect()
+    };
+    page.table(&columns, rows.iter().map(cells));
 }
 
 fn trained(

@@ -1,7 +1,8 @@
 //! The parts of the page as HTML, which are pure functions of the board. maud escapes texts, and control characters are
 //! made visible.
 
-use llink_datasets::measured::{Section, thousands};
+use llink_datasets::measured::thousands;
+use llink_datasets::page::{self, table};
 use llink_datasets::report::Report;
 use llink_proto::{Event, Job, JobState, Stage, StageState, shown};
 use maud::{DOCTYPE, Markup, html};
@@ -23,8 +24,9 @@ pub(super) struct Part {
     pub(super) body: Markup,
 }
 
+/// A part under its title. One without content only keeps its place.
 fn part(id: &'static str, title: &str, body: Markup) -> Part {
-    let body = html! { h2 { (title) } (body) };
+    let body = html! { @if !body.0.is_empty() { h2 { (title) } (body) } };
     Part { id, body }
 }
 
@@ -88,10 +90,12 @@ pub(super) fn overview(board: &Board, plans: &[(usize, Job)]) -> Vec<Part> {
         "{all}, {running} of them running; {}",
         count(board.workers_total, "worker")
     );
+    let more = board.workers_total.saturating_sub(WORKERS);
+    let connected = html! { (workers(&board.workers, None)) @if more > 0 { p { (more) " more are not shown." } } };
     let mut parts = vec![
         status(&said),
         part("jobs", "Jobs", jobs(board)),
-        part("workers", "Workers", workers(board)),
+        part("workers", "Workers", connected),
     ];
     if !plans.is_empty() {
         let rows = plans.iter().map(|(number, job)| {
@@ -101,7 +105,7 @@ pub(super) fn overview(board: &Board, plans: &[(usize, Job)]) -> Vec<Part> {
                 .filter(|stage| stage.state() != StageState::Cached)
                 .count();
             vec![
-                link(&format!("/plans/{number}"), name(job)),
+                link(&format!("/plans/{number}"), &job.name),
                 text(&job.id),
                 html! { (will_run) " of " (count(job.stages.len(), "stage")) },
             ]
@@ -125,12 +129,14 @@ fn jobs(board: &Board) -> Markup {
         let done = job.stages.iter().filter(|stage| is_complete(stage)).count();
         let running = job.stages.iter().find(|stage| stage.state() == StageState::Running);
         let now = match (running, &job.failure) {
-            (Some(stage), _) => html! { (stage.name) " " (progress(stage)) " " (doing(seen, stage)) },
+            (Some(stage), _) => {
+                html! { (stage.name) " " (progress(stage)) " " (doing(seen, stage)) }
+            }
             (None, Some(failure)) => text(failure.text.lines().next().unwrap_or_default()),
             (None, None) => text(&job.reason),
         };
         vec![
-            html! { (link(&job_path(&job.id), name(job))) br; small { (text(&job.id)) } },
+            html! { (link(&job_path(&job.id), &job.name)) br; small { (text(&job.id)) } },
             state(state_word(job)),
             html! { (done) "/" (job.stages.len()) },
             now,
@@ -143,20 +149,25 @@ fn jobs(board: &Board) -> Markup {
     }
 }
 
-fn workers(board: &Board) -> Markup {
-    if board.workers.is_empty() {
-        return html! { p { "No worker is connected." } };
-    }
-    let rows = board.workers.iter().map(|worker| {
+/// All workers, or those that work on one job, and what they do.
+fn workers(workers: &[WorkerView], of: Option<&str>) -> Markup {
+    let row = |worker: &WorkerView| {
         let leases = worker
             .leases
             .iter()
-            .map(|lease| html! { (link(&job_path(&lease.job), &lease.job)) ": " (leased(lease)) });
-        vec![text(&worker.info.name), device(worker), does(worker, leases.collect())]
-    });
-    html! {
-        (table("Those that are connected", &["worker", "device", "works on"], rows))
-        @if board.workers_total > WORKERS { p { (board.workers_total - WORKERS) " more are not shown." } }
+            .filter(|lease| of.is_none_or(|job| lease.job == job));
+        let leases: Vec<Markup> = leases.map(|lease| leased(lease, of.is_none())).collect();
+        (of.is_none() || !leases.is_empty())
+            .then(|| vec![text(&worker.info.name), device(worker), does(worker, leases)])
+    };
+    let rows: Vec<_> = workers.iter().filter_map(row).collect();
+    let (none, caption) = match of {
+        None => ("No worker is connected.", "Those that are connected"),
+        Some(_) => ("No worker works on this job.", "Those that work on this job"),
+    };
+    match rows.is_empty() {
+        true => html! { p { (none) } },
+        false => table(caption, &["worker", "device", "works on"], rows),
     }
 }
 
@@ -169,10 +180,11 @@ fn does(worker: &WorkerView, leases: Vec<Markup>) -> Markup {
     }
 }
 
-fn leased(lease: &LeaseView) -> Markup {
+fn leased(lease: &LeaseView, with_job: bool) -> Markup {
     let (done, total) = lease.progress;
     let (rank, ranks) = lease.rank;
     html! {
+        @if with_job { (link(&job_path(&lease.job), &lease.job)) ": " }
         (text(&lease.stage)) ", " (text(&lease.task))
         @if ranks > 1 { ", rank " (rank) " of " (ranks) }
         @if total > 0 { ", " (thousands(done)) "/" (thousands(total)) }
@@ -194,64 +206,28 @@ fn device(worker: &WorkerView) -> Markup {
 }
 
 /// A job: its stages, curves, workers, report and newest events.
-pub(super) fn job(seen: &Seen, workers: &[WorkerView], events: &[Event]) -> Vec<Part> {
+pub(super) fn job(seen: &Seen, workers_now: &[WorkerView], events: &[Event]) -> Vec<Part> {
     let job = &seen.job;
-    let mut parts = vec![
-        status(&said(job)),
-        part("summary", "Summary", summary(job)),
-        part("stages", "Stages", stages(seen)),
-    ];
-    if job.state() == JobState::Succeeded {
-        parts.push(part("report", "Report", reported(job)));
-    } else {
-        // The place where the report will be.
-        parts.push(Part {
-            id: "report",
-            body: html! {},
-        });
-    }
-    let charts = html! { @for (stage, charts) in &seen.charts { h3 { (text(stage)) } div.charts { @for (at, drawn) in charts.iter().enumerate() { (chart(stage, at, drawn)) } } } };
-    parts.push(match seen.charts.is_empty() {
-        true => Part {
-            id: "curves",
-            body: html! {},
-        },
-        false => part("curves", "Curves", charts),
-    });
-    let leases = |worker: &WorkerView| {
-        worker
-            .leases
-            .iter()
-            .filter(|lease| lease.job == job.id)
-            .map(leased)
-            .collect::<Vec<_>>()
+    let charts = html! {
+        @for (stage, charts) in &seen.charts {
+            h3 { (text(stage)) }
+            div.charts { @for (at, drawn) in charts.iter().enumerate() { (chart(stage, at, drawn)) } }
+        }
     };
-    let at_work = workers
-        .iter()
-        .map(|worker| (worker, leases(worker)))
-        .filter(|(_, leases)| !leases.is_empty());
-    let rows: Vec<_> = at_work
-        .map(|(worker, leases)| vec![text(&worker.info.name), device(worker), does(worker, leases)])
-        .collect();
-    parts.push(part(
-        "workers",
-        "Workers",
-        match rows.is_empty() {
-            true => html! { p { "No worker works on this job." } },
-            false => table(
-                "Those that work on this job",
-                &["worker", "device", "works on"],
-                rows.into_iter(),
-            ),
-        },
-    ));
     let rows = events.iter().map(|event| {
         let stage = if event.stage.is_empty() { "job" } else { &event.stage };
         vec![moment(event.at), state(&event.level), text(stage), long(&event.text)]
     });
-    let rows = table("The newest first", &["time", "level", "stage", "what happened"], rows);
-    parts.push(part("events", "Events", rows));
-    parts
+    let events = table("The newest first", &["time", "level", "stage", "what happened"], rows);
+    vec![
+        status(&said(job)),
+        part("summary", "Summary", summary(job)),
+        part("stages", "Stages", stages(seen)),
+        part("report", "Report", reported(job)),
+        part("curves", "Curves", charts),
+        part("workers", "Workers", workers(workers_now, Some(&job.id))),
+        part("events", "Events", events),
+    ]
 }
 
 /// Renders the plan of a dry run.
@@ -306,7 +282,8 @@ fn summary(job: &Job) -> Markup {
             @if job.ended_at > 0 { dt { "Ended" } dd { (moment(job.ended_at)) } }
         }
         @if let Some(failure) = &job.failure { p.failure { "It failed: " (long(&failure.text)) } }
-        @for warning in &job.warnings { p.warning { "Warning: " (text(warning)) } }
+        // The report has the warnings of a job that succeeded.
+        @if job.state() != JobState::Succeeded { @for warning in &job.warnings { p.warning { "Warning: " (text(warning)) } } }
     }
 }
 
@@ -370,8 +347,11 @@ fn chart(stage: &str, at: usize, chart: &Chart) -> Markup {
     }
 }
 
+/// The report of a job that has one.
 fn reported(job: &Job) -> Markup {
-    let report: Report = serde_json::from_str(&job.report_json).unwrap_or_default();
+    let Ok(report) = serde_json::from_str::<Report>(&job.report_json) else {
+        return html! {};
+    };
     let artifacts = report.stages.iter().map(|stage| {
         let took = match stage.cached {
             true => "cached".to_owned(),
@@ -387,62 +367,16 @@ fn reported(job: &Job) -> Markup {
     html! {
         p { "It took " (format!("{:.1}", report.seconds)) " s." }
         dl { @for (corpus, rows) in report::rows(&report.counts) { dt { (corpus) } dd { (text(&rows)) } } }
-        @for section in report.measured() { (measurement(&section)) }
+        @for section in report.measured() { h3 { (text(&section.title)) } (page::measured(&section)) }
         @for warning in &report.warnings { p.warning { "Warning: " (text(warning)) } }
         @if report.page.is_some() { p { "The report with examples and all curves is " code { (text(job.output_url.trim_end_matches('/'))) "/report.html" } "." } }
         (table("Artifacts below the output", &["folder", "files", "size", "took"], artifacts))
     }
 }
 
-fn measurement(section: &Section) -> Markup {
-    html! {
-        h3 { (text(&section.title)) }
-        @if let Some(numbers) = &section.table {
-            @let heads: Vec<&str> = numbers.words.iter().chain(&numbers.numbers).copied().collect();
-            (table("", &heads, numbers.rows.iter().map(|row| row.iter().map(|cell| text(cell)).collect())))
-        }
-        @for note in &section.notes { p { (text(note)) } }
-    }
-}
-
-/// A table. Its roles are said, because a narrow screen shows each row as a block, which hides them.
-fn table(caption: &str, heads: &[&str], rows: impl Iterator<Item = Vec<Markup>>) -> Markup {
-    html! {
-        table role="table" {
-            @if !caption.is_empty() { caption { (caption) } }
-            thead role="rowgroup" { tr role="row" { @for head in heads { th role="columnheader" scope="col" { (head) } } } }
-            tbody role="rowgroup" {
-                @for row in rows {
-                    tr role="row" {
-                        @for (at, cell) in row.iter().enumerate() {
-                            @if at == 0 {
-                                th role="rowheader" scope="row" { (cell) }
-                            } @else {
-                                td role="cell" data-head=(heads.get(at).copied().unwrap_or_default()) { (cell) }
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// A job's name, or its id where it has none.
-pub(super) fn name(job: &Job) -> &str {
-    if job.name.is_empty() { &job.id } else { &job.name }
-}
-
-/// Where a job's page is.
+/// Where a job's page is. Ids are letters, digits and `-_.`.
 pub(super) fn job_path(id: &str) -> String {
-    let mut path = "/jobs/".to_owned();
-    for byte in id.bytes() {
-        match byte {
-            b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'_' => path.push(char::from(byte)),
-            other => path.push_str(&format!("%{other:02X}")),
-        }
-    }
-    path
+    format!("/jobs/{id}")
 }
 
 fn link(path: &str, said: &str) -> Markup {
@@ -593,6 +527,5 @@ mod tests {
     fn a_page_that_only_says_something_asks_for_a_token_where_one_helps() {
         insta::assert_snapshot!(shown("llink", &notice("Who?", true)));
         assert!(!shown("llink", &notice("No.", false)).contains("<form"));
-        assert_eq!(job_path("a/../<b>"), "/jobs/a%2F%2E%2E%2F%3Cb%3E");
     }
 }

@@ -247,7 +247,7 @@ fn no_such_job() -> Response {
 
 async fn asset(Path(name): Path<String>) -> Response {
     let (kind, content) = match name.as_str() {
-        "page.css" => ("text/css", include_str!("../../../assets/page.css")),
+        "page.css" => ("text/css", llink_datasets::page::STYLE),
         "page.js" => ("text/javascript", include_str!("../../../assets/page.js")),
         "uplot.css" => ("text/css", include_str!("../../../assets/uPlot.min.css")),
         "uplot.js" => ("text/javascript", include_str!("../../../assets/uPlot.iife.min.js")),
@@ -272,7 +272,7 @@ async fn job(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Respo
 async fn plan(State(shared): State<Arc<Shared>>, Path(number): Path<usize>) -> Response {
     let plans = shared.plans.all();
     match plans.iter().find(|(known, _)| *known == number) {
-        Some((_, job)) => Html(markup::page(markup::name(job), None, &markup::plan(job))).into_response(),
+        Some((_, job)) => Html(markup::page(&job.name, None, &markup::plan(job))).into_response(),
         None => notice(
             StatusCode::NOT_FOUND,
             "That plan is no longer known: `submit --dry-run` makes another.",
@@ -297,10 +297,7 @@ impl Shared {
                 Arc::new(Seen { job, ..Seen::default() })
             }
         };
-        Some((
-            markup::name(&seen.job).to_owned(),
-            markup::job(&seen, &board.workers, &events),
-        ))
+        Some((seen.job.name.clone(), markup::job(&seen, &board.workers, &events)))
     }
 }
 
