@@ -5,13 +5,14 @@
 //! creates the next number, which again only one can. So a store needs only "create unless it is there", which local
 //! disks and S3 both have. The commit removes the claims. From then on the manifest says whose result counts.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use llink_datasets::store::{Created, Store};
 use llink_datasets::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+use super::machine::{Machine, Process};
 use crate::plan::{self, Claim};
 use crate::schedule::{Millis, Work};
 
@@ -25,6 +26,7 @@ const ROUNDS: u32 = 50;
 /// The claims of one stage under its key.
 #[derive(Debug, Clone)]
 pub(super) struct Claims {
+    machine: Arc<dyn Machine>,
     store: Store,
     folder: String,
     manifest: String,
@@ -49,16 +51,6 @@ struct Entry {
     ends_at: Millis,
 }
 
-/// Who holds a claim.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Process {
-    host: String,
-    id: u32,
-    /// This boot of the machine and this space of process ids: processes of the same one see each other. Empty where that
-    /// cannot be known.
-    space: String,
-}
-
 /// How a claim of another attempt stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Standing {
@@ -67,32 +59,6 @@ enum Standing {
     Over,
     /// The claim ended, but its owner may only have been held up and may write for a while.
     Stale,
-}
-
-impl Process {
-    fn this() -> Self {
-        let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned());
-        let space = || -> std::io::Result<String> {
-            let ids = std::fs::read_link("/proc/self/ns/pid")?;
-            Ok(format!(
-                "{} {}",
-                read("/proc/sys/kernel/random/boot_id")?,
-                ids.display()
-            ))
-        };
-        Self {
-            host: read("/proc/sys/kernel/hostname").unwrap_or_else(|_| "unknown host".into()),
-            id: std::process::id(),
-            space: space().unwrap_or_default(),
-        }
-    }
-
-    /// Whether this process could see the other one, and it is not there.
-    fn is_gone(&self) -> bool {
-        let this = Self::this();
-        let seen = !self.space.is_empty() && self.space == this.space;
-        seen && self.id != this.id && !std::path::Path::new(&format!("/proc/{}", self.id)).exists()
-    }
 }
 
 impl Entry {
@@ -113,20 +79,21 @@ impl Entry {
 
 impl Claims {
     /// Those to a stage's work.
-    pub(super) fn new(store: &Store, work: &Work) -> Self {
+    pub(super) fn new(machine: &Arc<dyn Machine>, store: &Store, work: &Work) -> Self {
         Self {
+            machine: machine.clone(),
             store: store.clone(),
             folder: format!("{}/claims", plan::directory(work.stage, &work.key)),
             manifest: plan::manifest_path(work.stage, &work.key),
         }
     }
 
-    /// Takes the claim for an attempt, or finds whose it is. `held` is the claim that this coordinator had for the stage's
-    /// tasks before; `fresh` is a name that no attempt had before.
+    /// Takes the claim for an attempt, or returns its holder. `held` is the claim that the stage's tasks had before, and `own`
+    /// is the name of this coordinator's attempts.
     ///
     /// # Errors
     /// When the store refuses.
-    pub(super) async fn take(&self, held: Option<&Claim>, fresh: &str, now: Millis) -> Result<Taken> {
+    pub(super) async fn take(&self, held: Option<&Claim>, own: &str, now: Millis) -> Result<Taken> {
         for _ in 0..ROUNDS {
             let newest = self.newest().await?;
             let (number, apart) = match &newest {
@@ -138,7 +105,7 @@ impl Claims {
                         apart: entry.apart,
                     }));
                 }
-                Some((number, entry)) => match entry.standing(entry.process.is_gone(), now) {
+                Some((number, entry)) => match entry.standing(self.machine.is_gone(&entry.process), now) {
                     Standing::Valid => {
                         let Process { host, id, .. } = &entry.process;
                         return Ok(Taken::Theirs(format!("process {id} on {host}")));
@@ -148,7 +115,7 @@ impl Claims {
                 },
             };
             let claim = Claim {
-                attempt: held.map_or(fresh, |held| held.attempt.as_str()).to_owned(),
+                attempt: held.map_or(own, |held| held.attempt.as_str()).to_owned(),
                 apart,
             };
             if self.create(number, &claim, now).await? {
@@ -198,8 +165,9 @@ impl Claims {
     /// When the store refuses.
     pub(super) async fn others_at_work(&self, claim: &Claim, now: Millis) -> Result<Vec<String>> {
         let entries = self.all().await?.into_iter().map(|(_, entry)| entry);
-        let may_write =
-            |e: &Entry| e.attempt != claim.attempt && e.standing(e.process.is_gone(), now) != Standing::Over;
+        let may_write = |e: &Entry| {
+            e.attempt != claim.attempt && e.standing(self.machine.is_gone(&e.process), now) != Standing::Over
+        };
         Ok(entries.filter(may_write).map(|entry| entry.attempt).collect())
     }
 
@@ -216,7 +184,7 @@ impl Claims {
 
     /// Returns whether an attempt before `number` may only have been held up.
     async fn any_stale(&self, number: u64, now: Millis) -> Result<bool> {
-        let stale = |e: &Entry| e.standing(e.process.is_gone(), now) == Standing::Stale;
+        let stale = |e: &Entry| e.standing(self.machine.is_gone(&e.process), now) == Standing::Stale;
         let before = self.all().await?;
         Ok(before.iter().any(|(of, entry)| *of < number && stale(entry)))
     }
@@ -260,7 +228,7 @@ impl Claims {
     /// back. Of two writers the later one counts, and the other learns of it when it renews.
     async fn create(&self, number: u64, claim: &Claim, now: Millis) -> Result<bool> {
         let path = self.path(number);
-        let content = entry(&claim.attempt, claim.apart, now).content();
+        let content = self.entry(&claim.attempt, claim.apart, now).content();
         match self.store.create(&path, content.clone()).await {
             Ok(Created::Written) => {}
             Ok(Created::AlreadyThere) => return Ok(false),
@@ -272,8 +240,17 @@ impl Claims {
 
     async fn write(&self, number: u64, attempt: &str, apart: bool, now: Millis) -> Result<()> {
         self.store
-            .put(&self.path(number), entry(attempt, apart, now).content())
+            .put(&self.path(number), self.entry(attempt, apart, now).content())
             .await
+    }
+
+    fn entry(&self, attempt: &str, apart: bool, now: Millis) -> Entry {
+        Entry {
+            attempt: attempt.to_owned(),
+            apart,
+            process: self.machine.process(),
+            ends_at: now + LASTS,
+        }
     }
 
     fn path(&self, number: u64) -> String {
@@ -281,37 +258,9 @@ impl Claims {
     }
 }
 
-/// The time by this machine's clock, which claims are read by elsewhere.
-pub(super) fn now() -> Millis {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.unwrap_or_default().as_millis() as Millis
-}
-
-/// A name that no attempt at a stage had before, on whatever machine.
-pub(super) fn attempt_name() -> String {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let Process { host, id, space } = Process::this();
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let mut name = plan::short_hash(&format!(
-        "{host} {space} {id} {} {number}",
-        since.unwrap_or_default().as_nanos()
-    ));
-    name.truncate(8);
-    name
-}
-
-fn entry(attempt: &str, apart: bool, now: Millis) -> Entry {
-    Entry {
-        attempt: attempt.to_owned(),
-        apart,
-        process: Process::this(),
-        ends_at: now + LASTS,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::machine::ThisMachine;
     use super::*;
 
     fn work(output: &str) -> Work {
@@ -327,7 +276,8 @@ mod tests {
     }
 
     fn at(output: &str) -> Claims {
-        Claims::new(&Store::open(output).unwrap(), &work(output))
+        let machine: Arc<dyn Machine> = Arc::new(ThisMachine::new());
+        Claims::new(&machine, &Store::open(output).unwrap(), &work(output))
     }
 
     fn mine(taken: Taken) -> Claim {
@@ -404,15 +354,16 @@ mod tests {
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let id = child.id();
         child.wait().unwrap();
-        let gone = Process { id, ..Process::this() };
+        let this = ThisMachine::new();
+        let gone = Process { id, ..this.process() };
         if gone.space.is_empty() {
             return;
         }
-        assert!(gone.is_gone());
+        assert!(this.is_gone(&gone));
         let elsewhere = Process {
             space: "another machine".into(),
             ..gone
         };
-        assert!(!elsewhere.is_gone() && !Process::this().is_gone());
+        assert!(!this.is_gone(&elsewhere) && !this.is_gone(&this.process()));
     }
 }

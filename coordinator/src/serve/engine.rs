@@ -2,14 +2,15 @@
 //! then is acted on and answered. Queued steps are saved together in one write.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use llink_proto::{Failure, FailureKind, Instruction, instruction};
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
 
-use super::claims;
 use super::keeper::Keeper;
+use super::machine::Machine;
 use super::metrics::Saves;
 use super::withheld::Withheld;
 use super::workers::Session;
@@ -30,6 +31,7 @@ const TICK: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone)]
 pub struct EngineHandle {
     calls: mpsc::Sender<Call>,
+    machine: Arc<dyn Machine>,
     broken: watch::Receiver<Option<String>>,
 }
 
@@ -68,10 +70,14 @@ impl EngineHandle {
     /// Runs `f` on the engine's thread at some later time, without an answer.
     pub fn tell(&self, f: impl FnOnce(&mut Engine) + Send + 'static) {
         let calls = self.calls.clone();
-        // A stopped engine needs to be told nothing, nor does one whose process ends.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { drop(calls.send(Box::new(f)).await) });
-        }
+        // A stopped engine needs to be told nothing.
+        self.machine
+            .spawn(Box::pin(async move { drop(calls.send(Box::new(f)).await) }));
+    }
+
+    /// Waits by the clock of the engine's machine.
+    pub(super) async fn sleep(&self, time: Duration) {
+        self.machine.sleep(time).await;
     }
 
     /// Waits until the state store breaks, and returns the cause.
@@ -90,8 +96,9 @@ pub struct Engine {
     pub cluster: Cluster,
     store: StateStore,
     outboxes: HashMap<String, Outbox>,
-    clock: Clock,
-    runtime: tokio::runtime::Handle,
+    machine: Arc<dyn Machine>,
+    /// The name of this engine's attempts at stages.
+    attempt: Arc<str>,
     handle: mpsc::WeakSender<Call>,
     /// The effects of the steps since the last save.
     unsaved: Effects,
@@ -102,7 +109,7 @@ pub struct Engine {
     /// The parts of jobs' addresses that are not saved.
     pub(super) withheld: Withheld,
     keepers: HashMap<Work, Keeper>,
-    releases: Vec<JoinHandle<()>>,
+    releases: Vec<oneshot::Receiver<()>>,
 }
 
 /// The instructions for a worker, until its stream takes them.
@@ -114,78 +121,24 @@ struct Outbox {
     session: Session,
 }
 
-/// Time that never goes back, as milliseconds since the epoch.
-#[derive(Debug, Clone, Copy)]
-struct Clock {
-    began: Instant,
-    epoch: Millis,
-}
-
-impl Clock {
-    fn start() -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self {
-            began: Instant::now(),
-            epoch: since.as_millis() as Millis,
-        }
-    }
-
-    fn now(self) -> Millis {
-        self.epoch + self.began.elapsed().as_millis() as Millis
-    }
-}
-
 /// Starts the engine on what the state store remembers.
 ///
 /// # Errors
-/// When the store cannot be opened or read.
-pub(super) fn start(options: &ServeOptions, saves: Saves) -> Result<EngineHandle, StateError> {
-    let store = StateStore::open(&options.state_directory)?;
-    let (jobs, tasks) = store.load()?;
-    let clock = Clock::start();
-    let mut cluster = Cluster::restore(options.timing, jobs, tasks, clock.now());
-    cluster.expected_workers = options.expected_workers;
-    cluster.keep = options.keep;
-    cluster.at_most_per_person = options.at_most_per_person;
-    let unfinished = options.unfinished;
-    let (calls, inbox) = mpsc::channel::<Call>(CALLS_QUEUED);
-    let (broken, is_broken) = watch::channel(None);
-    let mut engine = Engine {
-        cluster,
-        store,
-        outboxes: HashMap::new(),
-        clock,
-        runtime: tokio::runtime::Handle::current(),
-        handle: calls.downgrade(),
-        unsaved: Effects::default(),
-        steps: 0,
-        answers: Vec::new(),
-        broken,
-        saves,
-        withheld: Withheld::default(),
-        keepers: HashMap::new(),
-        releases: Vec::new(),
-    };
-    tokio::spawn(tick(calls.downgrade()));
-    std::thread::spawn(move || {
-        engine.step(|cluster, now, fx| match unfinished {
-            Unfinished::GoesOn => cluster.wake(now, fx),
-            Unfinished::IsEnded => cluster.interrupt(now, fx),
-        });
-        engine.run(inbox);
-    });
-    Ok(EngineHandle {
-        calls,
-        broken: is_broken,
-    })
+/// When the store cannot be read.
+pub(super) fn start(
+    store: StateStore,
+    options: &ServeOptions,
+    saves: Saves,
+    machine: Arc<dyn Machine>,
+) -> Result<EngineHandle, StateError> {
+    let (engine, inbox, handle) = Engine::open(store, options, saves, machine)?;
+    std::thread::spawn(move || engine.run(inbox));
+    Ok(handle)
 }
 
 /// Lets time pass, one tick after the other: those that the engine is late for do not queue up.
-async fn tick(calls: mpsc::WeakSender<Call>) {
-    let mut interval = tokio::time::interval(TICK);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+async fn tick(machine: Arc<dyn Machine>, calls: mpsc::WeakSender<Call>) {
     loop {
-        interval.tick().await;
         let (done, is_done) = oneshot::channel();
         let tick: Call = Box::new(move |engine| {
             engine.step(|cluster, now, fx| cluster.tick(now, fx));
@@ -201,34 +154,86 @@ async fn tick(calls: mpsc::WeakSender<Call>) {
         if is_done.await.is_err() {
             return;
         }
+        machine.sleep(TICK).await;
     }
 }
 
 impl Engine {
-    /// Runs calls, and saves after those that have queued up, until nobody can call any more or the store cannot save.
+    /// Makes an engine on what the state store remembers. Its first step is not saved yet. Also returns the queue of its
+    /// calls, and the handle that fills the queue.
+    fn open(
+        store: StateStore,
+        options: &ServeOptions,
+        saves: Saves,
+        machine: Arc<dyn Machine>,
+    ) -> Result<(Self, mpsc::Receiver<Call>, EngineHandle), StateError> {
+        let (jobs, tasks) = store.load()?;
+        let mut cluster = Cluster::restore(options.timing, jobs, tasks, machine.now());
+        cluster.expected_workers = options.expected_workers;
+        cluster.keep = options.keep;
+        cluster.at_most_per_person = options.at_most_per_person;
+        let (calls, inbox) = mpsc::channel::<Call>(CALLS_QUEUED);
+        let (broken, is_broken) = watch::channel(None);
+        let mut engine = Self {
+            cluster,
+            store,
+            outboxes: HashMap::new(),
+            machine: machine.clone(),
+            attempt: machine.attempt_name().into(),
+            handle: calls.downgrade(),
+            unsaved: Effects::default(),
+            steps: 0,
+            answers: Vec::new(),
+            broken,
+            saves,
+            withheld: Withheld::default(),
+            keepers: HashMap::new(),
+            releases: Vec::new(),
+        };
+        let unfinished = options.unfinished;
+        engine.step(|cluster, now, fx| match unfinished {
+            Unfinished::GoesOn => cluster.wake(now, fx),
+            Unfinished::IsEnded => cluster.interrupt(now, fx),
+        });
+        machine.spawn(Box::pin(tick(machine.clone(), calls.downgrade())));
+        let handle = EngineHandle {
+            calls,
+            machine,
+            broken: is_broken,
+        };
+        Ok((engine, inbox, handle))
+    }
+
+    /// Runs calls until nobody can call any more or the store cannot save. It saves after all calls in the queue.
     fn run(mut self, mut inbox: mpsc::Receiver<Call>) {
-        while self.settle() {
+        while let Some(fx) = self.save() {
+            self.act_on(fx);
             let Some(first) = inbox.blocking_recv() else { return };
-            first(&mut self);
-            for _ in 1..CALLS_AT_ONCE {
-                let Ok(call) = inbox.try_recv() else { break };
-                call(&mut self);
-            }
+            self.run_queued(first, &mut inbox);
+        }
+    }
+
+    /// Runs a call and those behind it in the queue.
+    fn run_queued(&mut self, first: Call, inbox: &mut mpsc::Receiver<Call>) {
+        first(self);
+        for _ in 1..CALLS_AT_ONCE {
+            let Ok(call) = inbox.try_recv() else { return };
+            call(self);
         }
     }
 
     /// Runs one step. Its changes are saved, and acted on and answered after that.
     pub fn step<R>(&mut self, f: impl FnOnce(&mut Cluster, Millis, &mut Effects) -> R) -> R {
-        let now = self.clock.now();
+        let now = self.machine.now();
         let answer = f(&mut self.cluster, now, &mut self.unsaved);
         self.cluster.dispatch(now, &mut self.unsaved);
         self.steps += 1;
         answer
     }
 
-    /// Saves what the steps so far changed, then acts and answers. When the store cannot save, nothing of that is done: the
-    /// engine stops, and whoever waits for an answer is told why.
-    fn settle(&mut self) -> bool {
+    /// Saves what the steps so far changed, and returns their effects. If the store cannot save, it returns none: nothing is
+    /// done, the engine must stop, and those who wait for an answer are told why.
+    fn save(&mut self) -> Option<Effects> {
         let fx = std::mem::take(&mut self.unsaved);
         let began = Instant::now();
         let saved = self.store.save(&self.cluster, &fx);
@@ -238,8 +243,13 @@ impl Engine {
             let text = format!("{e}. Nothing that was acknowledged is lost: remove the cause and start again");
             tracing::error!("{text}");
             self.broken.send_replace(Some(text));
-            return false;
+            return None;
         }
+        Some(fx)
+    }
+
+    /// Carries out the actions of saved steps, and sends the answers.
+    fn act_on(&mut self, fx: Effects) {
         for event in &fx.events {
             tracing::info!(
                 job = event.job,
@@ -255,7 +265,6 @@ impl Engine {
         std::mem::take(&mut self.answers)
             .into_iter()
             .for_each(|answer| answer());
-        true
     }
 
     /// Returns at most `limit` events of a job after `sequence`.
@@ -295,7 +304,7 @@ impl Engine {
     /// # Errors
     /// An error says that the state store cannot be read or written.
     pub(super) fn claim_token(&mut self, token: &str, instance: &str) -> Result<Claimed, StateError> {
-        self.store.claim_token(token, instance, self.clock.now())
+        self.store.claim_token(token, instance, self.machine.now())
     }
 
     /// Returns the person who submitted a job first.
@@ -337,9 +346,9 @@ impl Engine {
             Action::Forget { worker } => self.close_outbox(&worker),
             Action::LookUp { work, claim, kept } => self.look_up(work, claim, kept),
             Action::Commit { work, claim, manifest } => {
-                let of = work.clone();
+                let (machine, of) = (self.machine.clone(), work.clone());
                 self.spawn(
-                    async move { stages::commit(&of, &claim, *manifest).await },
+                    async move { stages::commit(&machine, &of, &claim, *manifest).await },
                     move |engine, written| {
                         if written.is_ok() {
                             // The commit removes the claims.
@@ -365,10 +374,9 @@ impl Engine {
     }
 
     fn look_up(&mut self, work: Work, held: Option<Claim>, kept: BTreeMap<String, u64>) {
-        let fresh = claims::attempt_name();
-        let of = work.clone();
+        let (machine, own, of) = (self.machine.clone(), self.attempt.clone(), work.clone());
         self.spawn(
-            async move { stages::look_up(&of, held.as_ref(), &fresh, &kept).await },
+            async move { stages::look_up(&machine, &of, held.as_ref(), &own, &kept).await },
             move |engine, found| {
                 if let Ok(LookedUp::Claimed { claim, .. }) = &found {
                     engine.keep(&work, claim);
@@ -383,7 +391,7 @@ impl Engine {
         if self
             .keepers
             .get(work)
-            .is_some_and(|k| k.attempt == claim.attempt && !k.ended.is_finished())
+            .is_some_and(|k| k.attempt == claim.attempt && !k.has_ended())
         {
             return;
         }
@@ -396,7 +404,7 @@ impl Engine {
                 let _ = calls.send(call).await;
             }
         };
-        let keeper = Keeper::start(&self.runtime, work.clone(), claim.clone(), lost);
+        let keeper = Keeper::start(&self.machine, work.clone(), claim.clone(), lost);
         self.keepers.insert(work.clone(), keeper);
     }
 
@@ -407,13 +415,14 @@ impl Engine {
             .is_some_and(|keeper| keeper.attempt == claim.attempt)
             && let Some(keeper) = self.keepers.remove(work)
         {
-            self.releases.retain(|release| !release.is_finished());
+            self.releases
+                .retain_mut(|release| matches!(release.try_recv(), Err(TryRecvError::Empty)));
             self.releases.push(keeper.release());
         }
     }
 
     /// Claims that are being given up at the moment.
-    pub(super) fn releases(&mut self) -> Vec<JoinHandle<()>> {
+    pub(super) fn releases(&mut self) -> Vec<oneshot::Receiver<()>> {
         std::mem::take(&mut self.releases)
     }
 
@@ -431,13 +440,13 @@ impl Engine {
         then: impl FnOnce(&mut Self, T) + Send + 'static,
     ) {
         let calls = self.handle.clone();
-        self.runtime.spawn(async move {
+        self.machine.spawn(Box::pin(async move {
             let result = work.await;
             if let Some(calls) = calls.upgrade() {
                 let call: Call = Box::new(move |engine| then(engine, result));
                 let _ = calls.send(call).await;
             }
-        });
+        }));
     }
 }
 
@@ -458,6 +467,7 @@ mod tests {
     use std::collections::BTreeSet;
     use std::path::Path;
 
+    use super::super::machine::ThisMachine;
     use super::*;
     use crate::schedule::{Keep, NewJob, Timing};
     use crate::serve::Security;
@@ -476,7 +486,8 @@ mod tests {
             metrics: None,
             page: None,
         };
-        start(&options, Saves::default()).unwrap()
+        let store = StateStore::open(directory).unwrap();
+        start(store, &options, Saves::default(), Arc::new(ThisMachine::new())).unwrap()
     }
 
     /// Submits a job. Returns its id, and whether that was answered.

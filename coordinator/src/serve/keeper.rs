@@ -1,14 +1,14 @@
 //! The keeper renews a claim of this coordinator until the claim is released or lost.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use llink_datasets::Result;
 use llink_datasets::store::Store;
-use tokio::runtime::Handle;
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 
-use super::claims::{Claims, now};
+use super::claims::Claims;
+use super::machine::Machine;
 use crate::plan::Claim;
 use crate::schedule::Work;
 
@@ -21,33 +21,38 @@ pub(super) struct Keeper {
     /// The attempt that has the claim.
     pub(super) attempt: String,
     end: oneshot::Sender<()>,
-    pub(super) ended: JoinHandle<()>,
+    ended: oneshot::Receiver<()>,
 }
 
 impl Keeper {
     /// Starts to renew a claim that was taken. `lost` runs when another attempt has it, or the stage is committed.
     pub(super) fn start(
-        runtime: &Handle,
+        machine: &Arc<dyn Machine>,
         work: Work,
         claim: Claim,
         lost: impl Future<Output = ()> + Send + 'static,
     ) -> Self {
-        let (end, ended) = oneshot::channel();
-        Self {
-            attempt: claim.attempt.clone(),
-            end,
-            ended: runtime.spawn(async move {
-                match keep(&work, &claim, ended).await {
-                    Ok(Kept::Released) => {}
-                    Ok(Kept::Lost) => lost.await,
-                    Err(e) => tracing::warn!("the claim to stage {} is left to run out: {e}", work.stage),
-                }
-            }),
-        }
+        let (end, wanted) = oneshot::channel();
+        let (over, ended) = oneshot::channel();
+        let (attempt, of) = (claim.attempt.clone(), machine.clone());
+        machine.spawn(Box::pin(async move {
+            match keep(&of, &work, &claim, wanted).await {
+                Ok(Kept::Released) => {}
+                Ok(Kept::Lost) => lost.await,
+                Err(e) => tracing::warn!("the claim to stage {} is left to run out: {e}", work.stage),
+            }
+            drop(over);
+        }));
+        Self { attempt, end, ended }
     }
 
-    /// Gives the claim up; the task that does so.
-    pub(super) fn release(self) -> JoinHandle<()> {
+    /// Returns whether the claim is no longer renewed.
+    pub(super) fn has_ended(&self) -> bool {
+        self.end.is_closed()
+    }
+
+    /// Releases the claim. The returned receiver ends when that is done.
+    pub(super) fn release(self) -> oneshot::Receiver<()> {
         // A keeper that has ended has nothing to give up.
         let _ = self.end.send(());
         self.ended
@@ -60,22 +65,23 @@ enum Kept {
 }
 
 /// Renewing and giving up come one after the other, so that what was given up is not renewed.
-async fn keep(work: &Work, claim: &Claim, mut end: oneshot::Receiver<()>) -> Result<Kept> {
-    let claims = Claims::new(&Store::open(&work.output)?, work);
+async fn keep(machine: &Arc<dyn Machine>, work: &Work, claim: &Claim, mut end: oneshot::Receiver<()>) -> Result<Kept> {
+    let claims = Claims::new(machine, &Store::open(&work.output)?, work);
     loop {
         tokio::select! {
-            () = tokio::time::sleep(RENEWED_EVERY) => match claims.renew(claim, now()).await {
-                Ok(true) => {}
-                Ok(false) => return Ok(Kept::Lost),
-                // The renewal is tried again. Others wait until the claim has ended.
-                Err(e) => tracing::warn!("the claim to stage {} could not be renewed: {e}", work.stage),
-            },
+            biased;
             ended = &mut end => {
                 if ended.is_ok() {
                     claims.release(claim).await?;
                 }
                 return Ok(Kept::Released);
             }
+            () = machine.sleep(RENEWED_EVERY) => match claims.renew(claim, machine.wall_clock()).await {
+                Ok(true) => {}
+                Ok(false) => return Ok(Kept::Lost),
+                // The renewal is tried again. Others wait until the claim has ended.
+                Err(e) => tracing::warn!("the claim to stage {} could not be renewed: {e}", work.stage),
+            },
         }
     }
 }

@@ -14,6 +14,7 @@ mod inputs;
 mod jobs;
 mod keeper;
 mod local_user;
+mod machine;
 mod metrics;
 mod page;
 mod pages;
@@ -34,7 +35,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::schedule::{Keep, Timing};
-use crate::state::{StateError, private};
+use crate::state::{StateError, StateStore, private};
 
 use accept::{Protection, Spoken};
 use access::{Access, AccessLayer, AuditError, AuditLog, Slowdown};
@@ -44,6 +45,7 @@ pub use engine::EngineHandle;
 pub use exposure::Security;
 pub use health::READY;
 pub use jobs::FAILURE_KIND_KEY;
+use machine::ThisMachine;
 use tls::ClientCertificate;
 pub use tls::{FileError, TlsFiles};
 
@@ -221,7 +223,8 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
     let scheme = if tls.is_some() { "https" } else { "http" };
     let url = format!("{scheme}://{address}");
     let saves = metrics::Saves::default();
-    let engine = engine::start(&options, saves.clone())?;
+    let store = StateStore::open(&options.state_directory)?;
+    let engine = engine::start(store, &options, saves.clone(), Arc::new(ThisMachine::new()))?;
     let endpoint = Endpoint {
         process: std::process::id(),
         url: url.clone(),

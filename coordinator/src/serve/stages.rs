@@ -1,6 +1,7 @@
 //! Stages in the object store: the check for complete results, the commit, and the job's report.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
 use llink_datasets::manifest::{ATTEMPT_PREFIX, Manifest};
@@ -8,8 +9,9 @@ use llink_datasets::report::Report;
 use llink_datasets::store::Store;
 use llink_proto::{Failure, FailureKind};
 
-use super::claims::{self, Claims, Taken};
+use super::claims::{Claims, Taken};
 use super::engine::failure;
+use super::machine::Machine;
 use crate::plan::{self, Claim, StageName};
 use crate::schedule::{LookedUp, Work};
 
@@ -50,19 +52,21 @@ async fn committed(store: &Store, stage: StageName, key: &str) -> Result<Committ
 }
 
 /// What the store holds of a stage. One that is not there is claimed, unless another coordinator has the claim: `held` is
-/// the claim that this one had before, `fresh` a name for a new one. Of the files in `kept`, those that are lost are told.
+/// the claim that this one had before, `own` the name of its attempts. Of the files in `kept`, those that are lost are told.
 pub(super) async fn look_up(
+    machine: &Arc<dyn Machine>,
     work: &Work,
     held: Option<&Claim>,
-    fresh: &str,
+    own: &str,
     kept: &BTreeMap<String, u64>,
 ) -> Result<LookedUp, Failure> {
     let store = Store::open(&work.output).map_err(|e| failure(&e))?;
     if let Committed::Whole(manifest) = committed(&store, work.stage, &work.key).await? {
         return Ok(LookedUp::Whole(Box::new(manifest)));
     }
-    let claims = Claims::new(&store, work);
-    let claim = match claims.take(held, fresh, claims::now()).await.map_err(|e| failure(&e))? {
+    let claims = Claims::new(machine, &store, work);
+    let taken = claims.take(held, own, machine.wall_clock()).await;
+    let claim = match taken.map_err(|e| failure(&e))? {
         Taken::Theirs(who) => return Ok(LookedUp::Elsewhere { who }),
         Taken::Mine(claim) => claim,
     };
@@ -81,7 +85,12 @@ pub(super) async fn look_up(
 
 /// Writes the manifest, once all that it lists is there, and removes what only the stage's own tasks read. What another
 /// attempt committed before counts in its place.
-pub(super) async fn commit(work: &Work, claim: &Claim, manifest: Manifest) -> Result<Manifest, Failure> {
+pub(super) async fn commit(
+    machine: &Arc<dyn Machine>,
+    work: &Work,
+    claim: &Claim,
+    manifest: Manifest,
+) -> Result<Manifest, Failure> {
     let store = Store::open(&work.output).map_err(|e| failure(&e))?;
     all_there(&store, &files_of(&manifest)).await?;
     let manifest = match committed(&store, work.stage, &work.key).await? {
@@ -92,16 +101,22 @@ pub(super) async fn commit(work: &Work, claim: &Claim, manifest: Manifest) -> Re
             manifest
         }
     };
-    if let Err(e) = clean_up(&store, work, claim, &manifest).await {
+    if let Err(e) = clean_up(machine, &store, work, claim, &manifest).await {
         tracing::warn!("what only the tasks of stage {} read is left there: {e}", work.stage);
     }
     Ok(manifest)
 }
 
 /// Removes the claims, and what attempts left that nobody reads any more. Who may still be writing keeps its own.
-async fn clean_up(store: &Store, work: &Work, claim: &Claim, manifest: &Manifest) -> Result<(), llink_datasets::Error> {
-    let claims = Claims::new(store, work);
-    let at_work = claims.others_at_work(claim, claims::now()).await?;
+async fn clean_up(
+    machine: &Arc<dyn Machine>,
+    store: &Store,
+    work: &Work,
+    claim: &Claim,
+    manifest: &Manifest,
+) -> Result<(), llink_datasets::Error> {
+    let claims = Claims::new(machine, store, work);
+    let at_work = claims.others_at_work(claim, machine.wall_clock()).await?;
     let committed = files_of(manifest);
     let directory = plan::directory(work.stage, &work.key);
     for object in store.list(&directory).await? {
@@ -192,6 +207,7 @@ mod tests {
     use llink_datasets::manifest::ManifestArtifact;
     use llink_datasets::role::Role;
 
+    use super::super::machine::ThisMachine;
     use super::*;
 
     const OUTPUT: &str = "memory://stages";
@@ -210,6 +226,10 @@ mod tests {
         (store, manifest)
     }
 
+    fn machine() -> Arc<dyn Machine> {
+        Arc::new(ThisMachine::new())
+    }
+
     fn work(key: &str) -> Work {
         Work {
             output: OUTPUT.into(),
@@ -223,12 +243,14 @@ mod tests {
         let (store, manifest) = stage("k1").await;
         let found = || whole(OUTPUT, StageName::Align, "k1");
         assert_eq!(found().await.unwrap(), None);
-        commit(&work("k1"), &Claim::default(), manifest.clone()).await.unwrap();
+        commit(&machine(), &work("k1"), &Claim::default(), manifest.clone())
+            .await
+            .unwrap();
         assert_eq!(found().await.unwrap(), Some(manifest));
         store.put("align/k1/b/c", Bytes::from_static(b"fo")).await.unwrap();
         assert_eq!(found().await.unwrap(), None);
         let kept = BTreeMap::from([("align/k1/a".to_owned(), 4), ("align/k1/b/c".to_owned(), 4)]);
-        let looked_up = look_up(&work("k1"), None, "fresh", &kept).await.unwrap();
+        let looked_up = look_up(&machine(), &work("k1"), None, "own", &kept).await.unwrap();
         let LookedUp::Claimed { lost, damage, .. } = looked_up else {
             panic!("{looked_up:?}");
         };
@@ -240,7 +262,7 @@ mod tests {
     async fn nothing_is_committed_or_reported_whose_files_are_not_there() {
         let (store, manifest) = stage("k2").await;
         store.delete("align/k2/a").await.unwrap();
-        let refused = commit(&work("k2"), &Claim::default(), manifest.clone())
+        let refused = commit(&machine(), &work("k2"), &Claim::default(), manifest.clone())
             .await
             .unwrap_err();
         assert_eq!(refused.kind(), FailureKind::Storage);
@@ -257,11 +279,15 @@ mod tests {
     #[tokio::test]
     async fn a_commit_leaves_what_counts_and_what_others_may_be_writing() {
         let (store, manifest) = stage("k3").await;
-        let LookedUp::Claimed { claim, .. } = look_up(&work("k3"), None, "mine", &BTreeMap::new()).await.unwrap()
+        let LookedUp::Claimed { claim, .. } = look_up(&machine(), &work("k3"), None, "mine", &BTreeMap::new())
+            .await
+            .unwrap()
         else {
             panic!("nobody else is there");
         };
-        let waits = look_up(&work("k3"), None, "other", &BTreeMap::new()).await.unwrap();
+        let waits = look_up(&machine(), &work("k3"), None, "other", &BTreeMap::new())
+            .await
+            .unwrap();
         assert!(matches!(waits, LookedUp::Elsewhere { .. }), "{waits:?}");
         for left in ["work/mine/x", "work/gone/x", "attempt-gone/x"] {
             store
@@ -269,15 +295,17 @@ mod tests {
                 .await
                 .unwrap();
         }
-        commit(&work("k3"), &claim, manifest.clone()).await.unwrap();
+        commit(&machine(), &work("k3"), &claim, manifest.clone()).await.unwrap();
         let left = store.list("align/k3").await.unwrap();
         let left: Vec<&str> = left.iter().map(|object| object.path.as_str()).collect();
         assert_eq!(left, ["align/k3/a", "align/k3/b/c", "align/k3/manifest.json"]);
         // A late commit returns the result that counts already.
         let mut late = manifest.clone();
         late.artifacts.pop();
-        assert_eq!(commit(&work("k3"), &claim, late).await.unwrap(), manifest);
-        let found = look_up(&work("k3"), None, "other", &BTreeMap::new()).await.unwrap();
+        assert_eq!(commit(&machine(), &work("k3"), &claim, late).await.unwrap(), manifest);
+        let found = look_up(&machine(), &work("k3"), None, "other", &BTreeMap::new())
+            .await
+            .unwrap();
         assert_eq!(found, LookedUp::Whole(Box::new(manifest)));
     }
 

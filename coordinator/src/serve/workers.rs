@@ -273,7 +273,7 @@ impl WorkerService for Workers {
                     }));
                 }
                 Rendezvous::Refused(reason) => return Err(Status::aborted(reason)),
-                Rendezvous::Waiting => tokio::time::sleep(RENDEZVOUS_INTERVAL).await,
+                Rendezvous::Waiting => self.engine.sleep(RENDEZVOUS_INTERVAL).await,
             }
         }
     }
