@@ -89,7 +89,8 @@ impl Claims {
     }
 
     /// Takes the claim for an attempt, or returns its holder. `held` is the claim that the stage's tasks had before, and `own`
-    /// is the name of this coordinator's attempts.
+    /// is the name of this coordinator's attempts. A claim of that name is this coordinator's, even if the answer that said
+    /// so was lost.
     ///
     /// # Errors
     /// When the store refuses.
@@ -98,7 +99,9 @@ impl Claims {
             let newest = self.newest().await?;
             let (number, apart) = match &newest {
                 None => (1, false),
-                Some((number, entry)) if held.is_some_and(|held| held.attempt == entry.attempt) => {
+                Some((number, entry))
+                    if entry.attempt == own || held.is_some_and(|held| held.attempt == entry.attempt) =>
+                {
                     self.write(*number, &entry.attempt, entry.apart, now).await?;
                     return Ok(Taken::Mine(Claim {
                         attempt: entry.attempt.clone(),
@@ -347,6 +350,17 @@ mod tests {
         assert!(claims.numbers().await.unwrap().is_empty());
         // A folder that was removed meanwhile is claimed again.
         assert!(claims.renew(&second, 5_000).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_claim_whose_answer_was_lost_is_the_coordinators_own_all_the_same() {
+        let claims = claims("unheard");
+        let first = mine(claims.take(None, "own", 1_000).await.unwrap());
+        assert_eq!(mine(claims.take(None, "own", 2_000).await.unwrap()), first);
+        assert!(matches!(
+            claims.take(None, "other", 2_000).await.unwrap(),
+            Taken::Theirs(_)
+        ));
     }
 
     #[tokio::test]
