@@ -197,6 +197,12 @@ impl StateStore {
             tx.prepare_cached("DELETE FROM results WHERE task = ?1")?
                 .execute([*id as i64])?;
         }
+        if let Some(highest) = fx.dropped_tasks.last() {
+            tx.prepare_cached(
+                "INSERT INTO forgotten VALUES (1, ?1) ON CONFLICT DO UPDATE SET highest_task = MAX(highest_task, ?1)",
+            )?
+            .execute([*highest as i64])?;
+        }
         for id in &fx.dropped_packs {
             tx.prepare_cached("DELETE FROM packs WHERE id = ?1")?
                 .execute([*id as i64])?;
@@ -299,6 +305,21 @@ impl StateStore {
             }
         }
         Ok((jobs, tasks))
+    }
+
+    /// Returns the highest number of a deleted task, or 0.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn highest_forgotten_task(&self) -> Result<u64, StateError> {
+        let sql = "SELECT highest_task FROM forgotten";
+        let found = self
+            .connection
+            .query_row(sql, [], |row| row.get::<_, i64>(0))
+            .optional();
+        found
+            .map(|highest| highest.unwrap_or(0) as u64)
+            .map_err(|e| sqlite(&self.path, e))
     }
 
     /// What happened to a job after `sequence`: the first `limit` events, fewer where their texts are long.

@@ -431,6 +431,12 @@ impl Cluster {
         cluster
     }
 
+    /// Numbers new tasks above `forgotten`, the highest number of a deleted task. A late message about a deleted task must
+    /// not be taken for one about another task.
+    pub fn number_tasks_after(&mut self, forgotten: u64) {
+        self.next_task = self.next_task.max(forgotten + 1);
+    }
+
     /// Whether any job runs.
     #[must_use]
     pub fn has_work(&self) -> bool {

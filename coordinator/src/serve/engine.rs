@@ -169,6 +169,7 @@ impl Engine {
     ) -> Result<(Self, mpsc::Receiver<Call>, EngineHandle), StateError> {
         let (jobs, tasks) = store.load()?;
         let mut cluster = Cluster::restore(options.timing, jobs, tasks, machine.now());
+        cluster.number_tasks_after(store.highest_forgotten_task()?);
         cluster.expected_workers = options.expected_workers;
         cluster.keep = options.keep;
         cluster.at_most_per_person = options.at_most_per_person;

@@ -34,6 +34,9 @@ CREATE TABLE IF NOT EXISTS events (
     job TEXT NOT NULL, sequence INTEGER NOT NULL, at INTEGER NOT NULL, stage TEXT NOT NULL, task INTEGER NOT NULL,
     level TEXT NOT NULL, text TEXT NOT NULL, PRIMARY KEY (job, sequence)) WITHOUT ROWID;
 ";
+/// The highest number of a deleted task. Other versions need not read it, and may lack it.
+const FORGOTTEN: &str =
+    "CREATE TABLE IF NOT EXISTS forgotten (one INTEGER PRIMARY KEY CHECK (one = 1), highest_task INTEGER NOT NULL);";
 pub(super) const SCHEMA_VERSION: i64 = 6;
 /// The first version that kept apart what changes with each task and what does not.
 pub(super) const APART_VERSION: i64 = 5;
@@ -67,9 +70,11 @@ pub(super) fn set_up(connection: &mut Connection) -> rusqlite::Result<()> {
             connection.execute_batch(&whole)
         }
         OLDEST_VERSION..SCHEMA_VERSION => bring_up_to_date(connection, found),
+        SCHEMA_VERSION => Ok(()),
         // Another is refused.
-        _ => Ok(()),
-    }
+        _ => return Ok(()),
+    }?;
+    connection.execute_batch(FORGOTTEN)
 }
 
 /// Version 6 keeps the trace of a job.
