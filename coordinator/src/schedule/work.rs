@@ -60,6 +60,11 @@ impl Cluster {
         let Some(work) = self.work(id, name) else { return };
         if let Some(leader) = self.leader(&work) {
             self.follow(id, name, &leader);
+            // Nobody leases the tasks that it planned before a restart, and later tasks would wait behind them forever.
+            let own = self.stage(id, name).map(|stage| stage.phases.concat());
+            for task in own.into_iter().flatten() {
+                self.stop_task(task, "another job computes the stage", now, fx);
+            }
             let text = format!("job {leader} is computing this stage: its result is waited for");
             return fx.happened_to_job(now, id, name.as_str(), Level::Info, text);
         }
