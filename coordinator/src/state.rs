@@ -369,9 +369,8 @@ impl StateStore {
 #[cfg(test)]
 impl StateStore {
     /// For tests that have many steps and no power cut.
-    pub fn without_sync(self) -> Self {
+    pub fn without_sync(&self) {
         self.connection.pragma_update(None, "synchronous", "OFF").unwrap();
-        self
     }
 
     /// Limits the database to this number of further pages, as a full disk would.

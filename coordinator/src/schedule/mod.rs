@@ -459,4 +459,4 @@ impl Cluster {
 }
 
 #[cfg(test)]
-mod simulation;
+mod tests;

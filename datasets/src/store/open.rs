@@ -1,5 +1,6 @@
 //! Opens the store behind a URL or path.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -19,6 +20,20 @@ const CLOUD_SCHEMES: [&str; 10] = ["s3", "s3a", "gs", "az", "azure", "abfs", "ab
 
 /// The stores named `memory://name`, which live as long as the process.
 static MEMORY: LazyLock<Mutex<HashMap<String, Arc<InMemory>>>> = LazyLock::new(Mutex::default);
+
+thread_local! {
+    /// The stores that only this thread sees.
+    static MOUNTED: RefCell<HashMap<String, Arc<dyn ObjectStore>>> = RefCell::default();
+}
+
+/// Returns the objects of `memory://name`.
+fn in_memory(name: &str) -> Arc<dyn ObjectStore> {
+    if let Some(mounted) = MOUNTED.with_borrow(|mounted| mounted.get(name).cloned()) {
+        return mounted;
+    }
+    let mut stores = MEMORY.lock().unwrap_or_else(PoisonError::into_inner);
+    Arc::<InMemory>::clone(stores.entry(name.to_owned()).or_default())
+}
 
 impl Store {
     /// Opens a store. `url` is one of these:
@@ -54,8 +69,7 @@ impl Store {
             }
             Some(("memory", rest)) => {
                 let (name, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-                let mut stores = MEMORY.lock().unwrap_or_else(PoisonError::into_inner);
-                let objects = Arc::clone(stores.entry(name.to_owned()).or_default());
+                let objects = in_memory(name);
                 let prefix = Path::parse(prefix).map_err(|e| bad_url(url, &e.to_string()))?;
                 Ok(Self::with_objects(url, objects, prefix, Transfer::Whole))
             }
@@ -65,6 +79,12 @@ impl Store {
             Some((scheme, _)) if !CLOUD_SCHEMES.contains(&scheme) => Err(unknown_scheme(url, scheme)),
             Some((scheme, _)) => Self::open_cloud(url, scheme, options),
         }
+    }
+
+    /// Replaces the objects of `memory://name` for stores that this thread opens from then on. Tests pass in objects that
+    /// fail or are slow.
+    pub fn mount(name: &str, objects: Arc<dyn ObjectStore>) {
+        MOUNTED.with_borrow_mut(|mounted| mounted.insert(name.to_owned(), objects));
     }
 
     /// Splits the URL or path of one object into the store that holds it and its name there. The query of a web address

@@ -18,7 +18,7 @@ fn wide(number: usize, tasks: usize, workers: &str, owner: Option<&str>) -> NewJ
     }
 }
 
-fn submit(s: &mut Simulation, job: NewJob) {
+fn submit(s: &mut Scene, job: NewJob) {
     s.now += 1;
     s.step(|c, now, fx| c.submit(job, now, fx));
     s.act();
@@ -26,7 +26,7 @@ fn submit(s: &mut Simulation, job: NewJob) {
 }
 
 /// How many workers each job has.
-fn at_work(s: &Simulation) -> BTreeMap<String, usize> {
+fn at_work(s: &Scene) -> BTreeMap<String, usize> {
     let mut held = BTreeMap::new();
     for assignment in s.at_work.values().flatten() {
         let job = s.cluster.tasks[&assignment.task_id].job.to_string();
@@ -36,7 +36,7 @@ fn at_work(s: &Simulation) -> BTreeMap<String, usize> {
 }
 
 /// The worker that has been at work longest is done.
-fn one_ends(s: &mut Simulation) {
+fn one_ends(s: &mut Scene) {
     let oldest = s.at_work.iter().min_by_key(|(_, held)| held[0].task_id);
     let (worker, task) = oldest
         .map(|(w, held)| (w.clone(), held[0].task.clone().unwrap()))
@@ -52,13 +52,13 @@ fn expect(pairs: &[(&str, usize)]) -> BTreeMap<String, usize> {
         .collect()
 }
 
-fn reason(s: &Simulation, id: &str) -> String {
+fn reason(s: &Scene, id: &str) -> String {
     s.cluster.view(id).unwrap().stages[0].reason.clone()
 }
 
 #[test]
 fn a_long_job_does_not_starve_a_short_one() {
-    let mut s = Simulation::new(1);
+    let mut s = Scene::new();
     (0..4).for_each(|_| s.join());
     submit(&mut s, wide(1, 100, "", None));
     assert_eq!(at_work(&s), expect(&[("job-1", 4)]));
@@ -78,7 +78,7 @@ fn a_long_job_does_not_starve_a_short_one() {
 
 #[test]
 fn on_one_worker_jobs_take_turns() {
-    let mut s = Simulation::new(1);
+    let mut s = Scene::new();
     s.join();
     (1..=3).for_each(|number| submit(&mut s, wide(number, 20, "", None)));
     one_ends(&mut s);
@@ -92,7 +92,7 @@ fn on_one_worker_jobs_take_turns() {
 
 #[test]
 fn a_higher_priority_goes_first_whoever_came_before() {
-    let mut s = Simulation::new(1);
+    let mut s = Scene::new();
     (0..2).for_each(|_| s.join());
     submit(&mut s, wide(1, 20, "", None));
     submit(&mut s, wide(2, 20, "priority = 1", None));
@@ -106,7 +106,7 @@ fn a_higher_priority_goes_first_whoever_came_before() {
 
 #[test]
 fn a_job_holds_no_more_workers_than_it_may_and_says_so() {
-    let mut s = Simulation::new(1);
+    let mut s = Scene::new();
     (0..5).for_each(|_| s.join());
     submit(&mut s, wide(1, 20, "at_most = 2", None));
     assert_eq!(at_work(&s), expect(&[("job-1", 2)]));
@@ -124,7 +124,7 @@ fn a_job_holds_no_more_workers_than_it_may_and_says_so() {
 
 #[test]
 fn one_persons_jobs_leave_workers_to_others_and_say_whose_they_are() {
-    let mut s = Simulation::new(1);
+    let mut s = Scene::new();
     s.cluster.at_most_per_person = 3;
     (0..5).for_each(|_| s.join());
     submit(&mut s, wide(1, 20, "", Some("ada")));
@@ -144,7 +144,7 @@ fn one_persons_jobs_leave_workers_to_others_and_say_whose_they_are() {
 
 #[test]
 fn a_gang_is_no_larger_than_its_job_may_be() {
-    let mut s = Simulation::new(1);
+    let mut s = Scene::new();
     (0..4).for_each(|_| s.join());
     let text = "[corpus]\nsource = \"/a.tsv\"\n[workers]\nat_most = 3\n";
     let job = NewJob {

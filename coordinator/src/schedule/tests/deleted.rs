@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn a_stage_whose_files_were_deleted_is_computed_again_and_never_committed_from_memory() {
-    let mut s = Simulation::new(1);
+    let mut s = Scene::new();
     s.join();
     s.step(|c, now, fx| c.submit(new_job(), now, fx));
     run_calmly(&mut s, "job-1");
@@ -18,7 +18,7 @@ fn a_stage_whose_files_were_deleted_is_computed_again_and_never_committed_from_m
         still_runs(&s);
         s.act();
     }
-    let open = |s: &Simulation| {
+    let open = |s: &Scene| {
         let tasks = s.cluster.tasks.values();
         let open = tasks.filter(|t| *t.job == *"job-1" && !matches!(t.state, TaskState::Done(_)));
         open.count()
@@ -51,7 +51,7 @@ fn a_stage_whose_files_were_deleted_is_computed_again_and_never_committed_from_m
 
 #[test]
 fn a_job_has_succeeded_once_its_report_is_written_and_not_before() {
-    let mut s = Simulation::new(1);
+    let mut s = Scene::new();
     s.join();
     s.step(|c, now, fx| c.submit(new_job(), now, fx));
     let publish = loop {

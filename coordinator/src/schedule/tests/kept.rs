@@ -5,8 +5,8 @@ use super::*;
 const HOUR: Millis = 3_600_000;
 
 /// A cluster that keeps one hour and so many jobs, in which the job has succeeded.
-fn ended(jobs: usize) -> Simulation {
-    let mut s = Simulation::new(1);
+fn ended(jobs: usize) -> Scene {
+    let mut s = Scene::new();
     s.cluster.keep = Keep { millis: HOUR, jobs };
     s.join();
     s.step(|c, now, fx| c.submit(new_job(), now, fx));
@@ -15,7 +15,7 @@ fn ended(jobs: usize) -> Simulation {
     s
 }
 
-fn tick_after(s: &mut Simulation, millis: Millis) -> Effects {
+fn tick_after(s: &mut Scene, millis: Millis) -> Effects {
     s.now += millis;
     let mut fx = Effects::default();
     s.cluster.tick(s.now, &mut fx);
@@ -24,7 +24,7 @@ fn tick_after(s: &mut Simulation, millis: Millis) -> Effects {
 }
 
 /// What people see, but for the counts of tasks.
-fn shown(s: &Simulation) -> Vec<(String, StageState, BTreeMap<String, f64>, Millis)> {
+fn shown(s: &Scene) -> Vec<(String, StageState, BTreeMap<String, f64>, Millis)> {
     let stages = s.cluster.view("job-1").unwrap().stages.into_iter();
     stages
         .map(|stage| (stage.name.clone(), stage.state(), stage.figures, stage.ended_at))
@@ -67,7 +67,7 @@ fn of_more_jobs_than_are_kept_the_oldest_is_folded() {
 
 #[test]
 fn a_job_that_runs_again_is_not_folded_for_its_earlier_end() {
-    let mut s = Simulation::new(1);
+    let mut s = Scene::new();
     s.cluster.keep = Keep { millis: HOUR, jobs: 9 };
     s.step(|c, now, fx| c.submit(new_job(), now, fx));
     s.act();
@@ -84,7 +84,7 @@ fn after_a_restart_what_was_due_meanwhile_is_folded() {
     let s = ended(usize::MAX);
     let jobs = s.cluster.jobs.values().cloned().collect();
     let tasks = s.cluster.tasks.values().cloned().collect();
-    let mut again = Simulation::new(1);
+    let mut again = Scene::new();
     again.now = s.now;
     again.cluster = Cluster::restore(Timing::default(), jobs, tasks, s.now);
     again.cluster.keep = s.cluster.keep;

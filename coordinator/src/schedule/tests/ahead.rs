@@ -3,12 +3,12 @@
 use super::*;
 
 /// A cluster in the middle of embedding, of workers that take so many shards ahead.
-fn embedding(takes: &[u32], shards: usize) -> Simulation {
-    let mut s = Simulation::new(1);
+fn embedding(takes: &[u32], shards: usize) -> Scene {
+    let mut s = Scene::new();
     s.step(|c, now, fx| c.submit(new_job(), now, fx));
     s.act();
     s.join_with(0);
-    let embeds = |s: &Simulation| {
+    let embeds = |s: &Scene| {
         s.cluster.jobs["job-1"]
             .stages
             .iter()
@@ -44,7 +44,7 @@ fn embedding(takes: &[u32], shards: usize) -> Simulation {
 }
 
 /// How many leases each worker holds, in the order in which they came.
-fn held(s: &Simulation) -> Vec<usize> {
+fn held(s: &Scene) -> Vec<usize> {
     s.cluster.workers.values().map(|w| w.seats.len()).collect()
 }
 

@@ -17,17 +17,17 @@ fn job_of(number: usize) -> NewJob {
     }
 }
 
-fn submit(s: &mut Simulation, number: usize) {
+fn submit(s: &mut Scene, number: usize) {
     s.now += 1;
     s.step(|c, now, fx| c.submit(job_of(number), now, fx));
 }
 
-fn cancel(s: &mut Simulation, id: &str) {
+fn cancel(s: &mut Scene, id: &str) {
     s.step(|c, now, fx| c.cancel(id, now, fx)).unwrap();
 }
 
 /// The stage that the job is at, as people see it.
-fn at(s: &Simulation, id: &str) -> llink_proto::Stage {
+fn at(s: &Scene, id: &str) -> llink_proto::Stage {
     let stages = s.cluster.view(id).unwrap().stages;
     stages
         .into_iter()
@@ -35,62 +35,11 @@ fn at(s: &Simulation, id: &str) -> llink_proto::Stage {
         .unwrap()
 }
 
-/// What must hold at any time, whatever happens.
-fn check(s: &Simulation, told: &str) {
-    let mut led = BTreeSet::new();
-    for job in s.cluster.jobs.values().filter(|job| job.state == JobState::Running) {
-        for stage in &job.stages {
-            match &stage.pursuit {
-                Pursuit::Idle => {}
-                Pursuit::Follows(leader) => {
-                    let work = Work::of(job, stage);
-                    assert_eq!(
-                        s.cluster.leader(&work).as_ref(),
-                        Some(leader),
-                        "{told}: {} follows",
-                        job.id
-                    );
-                }
-                _ => assert!(
-                    led.insert((stage.name, stage.key.clone())),
-                    "{told}: {} has two leaders",
-                    stage.name
-                ),
-            }
-        }
-    }
-    for task in s.cluster.tasks.values() {
-        if let TaskState::Leased(_) = task.state {
-            let stage = stage(s, &task.job, task.stage);
-            assert!(
-                matches!(stage.pursuit, Pursuit::Computing | Pursuit::LookingUp),
-                "{told}: task {} is at work for a job that does not lead: {:?}",
-                task.label(),
-                stage.pursuit
-            );
-        }
-    }
-    let listed = s
-        .cluster
-        .jobs
-        .values()
-        .flat_map(|job| &job.stages)
-        .flat_map(|stage| stage.phases.concat());
-    let listed: Vec<u64> = listed.collect();
-    let once: BTreeSet<u64> = listed.iter().copied().collect();
-    assert_eq!(listed.len(), once.len(), "{told}: a task belongs to two jobs");
-    assert_eq!(
-        once,
-        s.cluster.tasks.keys().copied().collect(),
-        "{told}: each task belongs to a stage"
-    );
-}
-
 /// Runs until `until` holds.
-fn run_until(s: &mut Simulation, until: impl Fn(&Simulation) -> bool) {
+fn run_until(s: &mut Scene, until: impl Fn(&Scene) -> bool) {
     for _ in 0..10_000 {
         s.act();
-        check(s, "calm");
+        s.cluster.check();
         if until(s) {
             return;
         }
@@ -109,11 +58,11 @@ fn run_until(s: &mut Simulation, until: impl Fn(&Simulation) -> bool) {
     panic!("waited in vain: {states:#?}");
 }
 
-fn all_ended(s: &Simulation) -> bool {
+fn all_ended(s: &Scene) -> bool {
     s.cluster.jobs.values().all(|job| job.state != JobState::Running)
 }
 
-fn computed_once(s: &Simulation, told: &str) {
+fn computed_once(s: &Scene, told: &str) {
     for (path, times) in s.counted.iter().filter(|(path, _)| path.starts_with("embed/")) {
         assert_eq!(*times, 1, "{told}: {path}");
     }
@@ -121,7 +70,7 @@ fn computed_once(s: &Simulation, told: &str) {
 
 #[test]
 fn a_sweep_of_20_jobs_computes_what_they_share_once() {
-    let mut s = Simulation::new(1);
+    let mut s = Scene::new();
     (0..3).for_each(|_| s.join());
     (1..=9).for_each(|n| submit(&mut s, n));
     run_until(&mut s, |s| at_embed(s, "job-1"));
@@ -143,14 +92,14 @@ fn a_sweep_of_20_jobs_computes_what_they_share_once() {
     assert!(s.shelf.claims.is_empty());
 }
 
-fn at_embed(s: &Simulation, id: &str) -> bool {
+fn at_embed(s: &Scene, id: &str) -> bool {
     let stage = stage(s, id, StageName::Embed);
     stage.pursuit == Pursuit::Computing && s.at_work.len() == s.cluster.workers.len()
 }
 
 #[test]
 fn a_cancel_harms_no_job_that_waits_for_the_same_stage_and_stops_no_work() {
-    let mut s = Simulation::new(1);
+    let mut s = Scene::new();
     s.join_with(0);
     s.join_with(0);
     (1..=3).for_each(|n| submit(&mut s, n));
@@ -176,7 +125,7 @@ fn a_cancel_harms_no_job_that_waits_for_the_same_stage_and_stops_no_work() {
 
 #[test]
 fn when_the_first_fails_the_next_takes_over_what_is_finished() {
-    let mut s = Simulation::new(1);
+    let mut s = Scene::new();
     s.join_with(0);
     s.join_with(0);
     submit(&mut s, 1);
@@ -199,7 +148,7 @@ fn when_the_first_fails_the_next_takes_over_what_is_finished() {
 
 #[test]
 fn a_job_that_comes_after_a_cancelled_one_goes_on_where_that_one_stopped() {
-    let mut s = Simulation::new(1);
+    let mut s = Scene::new();
     s.join_with(0);
     submit(&mut s, 1);
     run_until(&mut s, |s| at_embed(s, "job-1"));
@@ -217,7 +166,7 @@ fn a_job_that_comes_after_a_cancelled_one_goes_on_where_that_one_stopped() {
 
 #[test]
 fn tasks_that_another_job_planned_are_planned_anew_where_they_differ() {
-    let mut s = Simulation::new(1);
+    let mut s = Scene::new();
     s.join();
     let job = |number: usize, every: u32| NewJob {
         id: format!("job-{number}"),
@@ -257,7 +206,7 @@ fn tasks_that_another_job_planned_are_planned_anew_where_they_differ() {
 
 #[test]
 fn what_another_coordinator_computes_is_waited_for_and_taken_over_when_it_gives_up() {
-    let mut s = Simulation::new(1);
+    let mut s = Scene::new();
     s.join();
     submit(&mut s, 1);
     let work = s.cluster.work("job-1", StageName::Shard).unwrap();
@@ -275,7 +224,7 @@ fn what_another_coordinator_computes_is_waited_for_and_taken_over_when_it_gives_
         s.now += 100;
         s.step(|c, now, fx| c.tick(now, fx));
         s.act();
-        check(&s, "elsewhere");
+        s.cluster.check();
     }
     assert!(s.cluster.tasks.is_empty());
     let theirs = Claim {
@@ -289,7 +238,7 @@ fn what_another_coordinator_computes_is_waited_for_and_taken_over_when_it_gives_
 
 #[test]
 fn a_stage_that_another_coordinator_took_over_is_left_to_it() {
-    let mut s = Simulation::new(1);
+    let mut s = Scene::new();
     s.join_with(0);
     submit(&mut s, 1);
     run_until(&mut s, |s| at_embed(s, "job-1"));
@@ -308,67 +257,4 @@ fn a_stage_that_another_coordinator_took_over_is_left_to_it() {
     s.shelf.claims.clear();
     run_until(&mut s, all_ended);
     assert_eq!(s.cluster.jobs["job-1"].state, JobState::Succeeded);
-}
-
-#[test]
-fn whoever_is_cancelled_or_fails_at_random_each_key_is_computed_once_and_all_succeed_in_the_end() {
-    let alone = |number: usize| {
-        let mut s = Simulation::new(0);
-        s.join();
-        submit(&mut s, number);
-        run_until(&mut s, all_ended);
-        made(&s, number)
-    };
-    let expected: Vec<Vec<Manifest>> = (1..=4).map(alone).collect();
-    for seed in 0..200 {
-        let mut s = Simulation::new(seed);
-        (1..=4).for_each(|n| submit(&mut s, n));
-        let mut ticks = 0;
-        while !s.cluster.jobs.values().all(|job| job.state == JobState::Succeeded) {
-            s.tick();
-            let told = format!("seed {seed}, tick {ticks}");
-            check(&s, &told);
-            let number = (s.random.next() % 4 + 1) as usize;
-            // Trouble ends, so that the run does.
-            if ticks < 2_000 && s.random.one_in(40) {
-                cancel(&mut s, &format!("job-{number}"));
-            } else if ticks < 2_000 && s.random.one_in(60) {
-                fail_somebody(&mut s);
-            } else if s.random.one_in(20) {
-                submit(&mut s, number);
-            }
-            check(&s, &told);
-            ticks += 1;
-            assert!(ticks < 50_000, "seed {seed}: no end");
-        }
-        for (number, expected) in (1..=4).zip(&expected) {
-            assert_eq!(&made(&s, number), expected, "seed {seed}");
-        }
-        computed_once(&s, &format!("seed {seed}"));
-        s.act();
-        assert!(s.shelf.claims.is_empty(), "seed {seed}: {:?}", s.shelf.claims);
-    }
-}
-
-/// A task fails for good.
-fn fail_somebody(s: &mut Simulation) {
-    let wrong = Failure {
-        kind: FailureKind::Input.into(),
-        text: "cannot be read".into(),
-    };
-    if let Some(worker) = s.at_work.keys().next().cloned() {
-        s.end(&worker, Outcome::Failed(wrong));
-    }
-}
-
-/// What a job's stages made, by whomever.
-fn made(s: &Simulation, number: usize) -> Vec<Manifest> {
-    let stages = s.cluster.jobs[&format!("job-{number}")].stages.iter();
-    let manifests = stages.map(|stage| stage.manifest.clone().unwrap());
-    manifests
-        .map(|manifest| Manifest {
-            figures: BTreeMap::new(),
-            ..manifest
-        })
-        .collect()
 }

@@ -44,14 +44,14 @@ fn a_gang_waits_for_a_lost_member_then_goes_on_with_fewer() {
     assert_eq!((seat.rank, seat.world_size, seat.generation), (0, 1, 2));
 }
 
-fn trains(s: &Simulation) -> bool {
+fn trains(s: &Scene) -> bool {
     let mut stages = s.cluster.jobs["job-1"].stages.iter();
     stages.any(|stage| stage.name == StageName::Align && stage.state == StageState::Running)
 }
 
 /// A cluster of two workers that are in the middle of training.
-fn training() -> (Simulation, Vec<String>) {
-    let mut s = Simulation::new(1);
+fn training() -> (Scene, Vec<String>) {
+    let mut s = Scene::new();
     s.step(|c, now, fx| c.submit(new_job(), now, fx));
     s.join();
     s.join();
@@ -81,18 +81,18 @@ fn failed(kind: FailureKind, text: &str) -> Outcome {
     Failure { kind, text }.into()
 }
 
-fn align(s: &Simulation) -> llink_proto::Stage {
+fn align(s: &Scene) -> llink_proto::Stage {
     let stages = s.cluster.view("job-1").unwrap().stages;
     stages.into_iter().find(|stage| stage.name == "align").unwrap()
 }
 
-fn align_task(s: &Simulation) -> TaskRecord {
+fn align_task(s: &Scene) -> TaskRecord {
     let found = s.cluster.tasks.values().find(|t| t.stage == StageName::Align);
     found.unwrap().clone()
 }
 
 /// Everybody who lives says so, time passes.
-fn pass(s: &mut Simulation, millis: Millis) {
+fn pass(s: &mut Scene, millis: Millis) {
     let mut left = millis;
     while left > 0 {
         let now = left.min(1_000);
@@ -218,7 +218,7 @@ fn after_a_restart_of_the_coordinator_a_gang_waits_for_the_workers_that_come_bac
         }
     }
     let jobs = s.cluster.jobs.values().cloned().collect();
-    let mut again = Simulation::new(1);
+    let mut again = Scene::new();
     again.now = 1_000_000;
     again.shelf = s.shelf;
     again.cluster = Cluster::restore(Timing::default(), jobs, tasks, again.now);
@@ -300,7 +300,7 @@ fn younger_jobs_do_not_starve_an_older_gang() {
 
 #[test]
 fn an_answer_about_another_key_is_not_taken() {
-    let mut s = Simulation::new(1);
+    let mut s = Scene::new();
     s.step(|c, now, fx| c.submit(new_job(), now, fx));
     let other = calm().remove(0);
     let stale = Manifest {

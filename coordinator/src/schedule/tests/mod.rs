@@ -1,5 +1,4 @@
-//! The scheduler driven by a simulated cluster: workers die, fall silent, come late and fail; the job still succeeds,
-//! and every task's result is counted once.
+//! Tests of the scheduler in single situations. `serve/engine/simulation` tests it with random faults.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,47 +10,27 @@ use llink_proto::{
 
 use super::*;
 use crate::job::parse;
-use crate::state::StateStore;
 use shelf::Shelf;
 
 mod ahead;
-mod crashes;
 mod deleted;
 mod fair;
 mod gangs;
+mod invariants;
 mod kept;
 mod shared;
 mod shelf;
 
-/// splitmix64: the seed is printed when a run fails, and the same seed is the same run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.next().is_multiple_of(n)
-    }
-}
-
-struct Simulation {
+/// A cluster with its workers and its store, and the actions that are left.
+struct Scene {
     cluster: Cluster,
-    random: Random,
     now: Millis,
     at_work: BTreeMap<String, Vec<Assignment>>,
-    silent: BTreeSet<String>,
     tokens: BTreeMap<u64, u64>,
     shelf: Shelf,
     /// How often each task's result counted, by what it wrote.
     counted: BTreeMap<String, u32>,
     pending: Vec<Action>,
-    /// Where each step is saved, if it is.
-    store: Option<StateStore>,
 }
 
 fn new_job() -> NewJob {
@@ -134,8 +113,8 @@ fn result_of(task: &Task) -> TaskResult {
     result
 }
 
-impl Simulation {
-    fn new(seed: u64) -> Self {
+impl Scene {
+    fn new() -> Self {
         let timing = Timing {
             max_failures: 1000,
             max_losses: 1000,
@@ -143,15 +122,12 @@ impl Simulation {
         };
         Self {
             cluster: Cluster::new(timing),
-            random: Random(seed),
             now: 1_000,
             at_work: BTreeMap::new(),
-            silent: BTreeSet::new(),
             tokens: BTreeMap::new(),
             shelf: Shelf::default(),
             counted: BTreeMap::new(),
             pending: Vec::new(),
-            store: None,
         }
     }
 
@@ -159,9 +135,6 @@ impl Simulation {
         let mut fx = Effects::default();
         let answer = f(&mut self.cluster, self.now, &mut fx);
         self.cluster.dispatch(self.now, &mut fx);
-        if let Some(store) = &mut self.store {
-            store.save(&self.cluster, &fx).unwrap();
-        }
         self.pending.extend(fx.actions);
         answer
     }
@@ -189,9 +162,8 @@ impl Simulation {
                     );
                 }
                 Action::Abort { worker, abort } => {
-                    // A silent worker hears nothing.
                     let lease = (abort.task_id, abort.token);
-                    if self.holds(&worker, lease) && !self.silent.contains(&worker) {
+                    if self.holds(&worker, lease) {
                         let failure = Failure {
                             kind: FailureKind::Peer.into(),
                             text: "stopped".into(),
@@ -265,50 +237,6 @@ impl Simulation {
             c.listens(&id);
         });
     }
-
-    /// A tenth of a second in which anything may happen.
-    fn tick(&mut self) {
-        self.now += 100;
-        let workers: Vec<String> = self.cluster.workers.keys().cloned().collect();
-        if workers.len() < 3 && self.random.one_in(5) {
-            let ahead = self.random.next() % 3;
-            self.join_with(ahead as u32);
-        }
-        for worker in workers {
-            let at_work = self.at_work.contains_key(&worker);
-            if self.random.one_in(60) {
-                self.at_work.remove(&worker);
-                self.step(|c, now, fx| c.worker_gone(&worker, "killed", now, fx));
-            } else if self.random.one_in(80) {
-                self.silent.insert(worker.clone());
-            } else if !self.silent.contains(&worker) {
-                let (running, now) = (self.running(&worker), self.now);
-                for abort in self.cluster.heartbeat(&worker, &running, now).unwrap_or_default() {
-                    let held = self.at_work.entry(worker.clone()).or_default();
-                    held.retain(|a| (a.task_id, a.token) != (abort.task_id, abort.token));
-                }
-                self.at_work.retain(|_, held| !held.is_empty());
-            }
-            if at_work && self.random.one_in(8) {
-                let task = self.at_work.get(&worker).map(|held| held[0].task.clone().unwrap());
-                let outcome = match task {
-                    _ if self.random.one_in(10) => Outcome::Failed(Failure {
-                        kind: FailureKind::Internal.into(),
-                        text: "bad luck".into(),
-                    }),
-                    Some(task) => Outcome::Done(result_of(&task)),
-                    None => continue,
-                };
-                // A silent worker's report may come through all the same, late.
-                self.end(&worker, outcome);
-            }
-        }
-        self.step(|c, now, fx| c.tick(now, fx));
-        self.act();
-        let told = format!("at {}", self.now);
-        self.cluster.tasks.check(&told);
-        self.cluster.workers.check(&told);
-    }
 }
 
 /// The model that a shard goes through; none for other tasks.
@@ -336,7 +264,7 @@ fn manifests(cluster: &Cluster) -> Vec<Manifest> {
 }
 
 fn calm() -> Vec<Manifest> {
-    let mut s = Simulation::new(0);
+    let mut s = Scene::new();
     s.step(|c, now, fx| c.submit(new_job(), now, fx));
     s.join();
     s.join();
@@ -356,24 +284,7 @@ fn calm() -> Vec<Manifest> {
     panic!("the calm run did not end")
 }
 
-#[test]
-fn whatever_dies_the_job_succeeds_with_the_same_result() {
-    let expected = calm();
-    for seed in 0..300 {
-        let mut s = Simulation::new(seed);
-        s.step(|c, now, fx| c.submit(new_job(), now, fx));
-        let mut ticks = 0;
-        while s.cluster.jobs["job-1"].state == JobState::Running {
-            s.tick();
-            ticks += 1;
-            assert!(ticks < 50_000, "seed {seed}: no end: {:?}", s.cluster.view("job-1"));
-        }
-        assert_eq!(s.cluster.jobs["job-1"].state, JobState::Succeeded, "seed {seed}");
-        assert_eq!(manifests(&s.cluster), expected, "seed {seed}");
-    }
-}
-
-fn leased(s: &mut Simulation, name: &str) -> (String, Assignment) {
+fn leased(s: &mut Scene, name: &str) -> (String, Assignment) {
     s.act();
     let found = s.at_work.iter().find(|(worker, _)| worker.contains(name));
     found.map(|(w, held)| (w.clone(), held[0].clone())).unwrap()
@@ -381,7 +292,7 @@ fn leased(s: &mut Simulation, name: &str) -> (String, Assignment) {
 
 #[test]
 fn a_late_report_is_refused() {
-    let mut s = Simulation::new(1);
+    let mut s = Scene::new();
     s.step(|c, now, fx| c.submit(new_job(), now, fx));
     s.act();
     s.join();
@@ -396,7 +307,7 @@ fn a_late_report_is_refused() {
 
 #[test]
 fn wrong_input_fails_the_job_at_once_and_says_where() {
-    let mut s = Simulation::new(1);
+    let mut s = Scene::new();
     s.step(|c, now, fx| c.submit(new_job(), now, fx));
     s.act();
     s.join();
@@ -417,7 +328,7 @@ fn wrong_input_fails_the_job_at_once_and_says_where() {
 
 #[test]
 fn a_task_that_kills_its_workers_fails_the_job_in_the_end() {
-    let mut s = Simulation::new(1);
+    let mut s = Scene::new();
     s.cluster.timing.max_losses = 3;
     s.step(|c, now, fx| c.submit(new_job(), now, fx));
     s.act();
@@ -434,13 +345,13 @@ fn a_task_that_kills_its_workers_fails_the_job_in_the_end() {
 }
 
 /// A job that cannot be planned would be waited for without end.
-fn still_runs(s: &Simulation) {
+fn still_runs(s: &Scene) {
     let job = &s.cluster.jobs["job-1"];
     assert_eq!(job.state, JobState::Running, "{}", job.reason);
 }
 
 /// Runs the job to its end with workers that do what they are told.
-fn run_calmly(s: &mut Simulation, id: &str) {
+fn run_calmly(s: &mut Scene, id: &str) {
     for _ in 0..10_000 {
         if s.cluster.jobs[id].state != JobState::Running {
             return;
@@ -456,7 +367,7 @@ fn run_calmly(s: &mut Simulation, id: &str) {
     panic!("no end: {:?}", s.cluster.view(id));
 }
 
-fn stage(s: &Simulation, id: &str, name: StageName) -> Stage {
+fn stage(s: &Scene, id: &str, name: StageName) -> Stage {
     let stages = &s.cluster.jobs[id].stages;
     stages.iter().find(|stage| stage.name == name).unwrap().clone()
 }
