@@ -7,6 +7,7 @@
 mod access;
 mod old;
 pub mod private;
+pub mod replica;
 mod rows;
 mod schema;
 
@@ -59,6 +60,23 @@ pub enum StateError {
         /// The problem, and what to do.
         reason: String,
     },
+    /// The replica cannot be read or written.
+    #[error("the state's replica: {0}")]
+    Replica(#[from] llink_datasets::Error),
+    /// The replica's store does not answer.
+    #[error("the state's replica {0} does not answer")]
+    Silent(String),
+    /// The replica's store replaces objects that it was to keep.
+    #[error("{0} cannot hold a replica: its store does not support creating an object only where there is none")]
+    NotKept(String),
+    /// Another coordinator leads on the replica now.
+    #[error("{by} leads on the state's replica {url} now")]
+    Succeeded {
+        /// The replica.
+        url: String,
+        /// The other one's process.
+        by: String,
+    },
 }
 
 /// The database of a coordinator's state.
@@ -68,6 +86,8 @@ pub struct StateStore {
     connection: Connection,
     /// The sequence numbers of the newest events, for jobs with an event since the start.
     newest_events: HashMap<String, i64>,
+    /// Where everything that is saved is copied to.
+    replica: Option<replica::Replica>,
 }
 
 /// The bytes of texts after which a page of events ends.
@@ -130,6 +150,7 @@ impl StateStore {
             path,
             connection,
             newest_events: HashMap::new(),
+            replica: None,
         }
     }
 
@@ -168,13 +189,18 @@ impl StateStore {
         })
     }
 
-    /// Saves what steps changed, in one transaction.
+    /// Saves what steps changed, in one transaction, and copies it to the replica.
     ///
     /// # Errors
-    /// When SQLite cannot write: disk full, for one. Then nothing of the steps is saved.
+    /// When SQLite cannot write: disk full, for one. Then nothing of the steps is saved. When the replica cannot be written,
+    /// or another coordinator leads on it: then nothing of the steps may be acknowledged.
     pub fn save(&mut self, cluster: &Cluster, fx: &Effects) -> Result<(), StateError> {
         let path = self.path.clone();
-        self.try_save(cluster, fx).map_err(|e| sqlite(&path, e))
+        self.try_save(cluster, fx).map_err(|e| sqlite(&path, e))?;
+        match &mut self.replica {
+            Some(replica) => replica.ship(&mut self.connection, &path),
+            None => Ok(()),
+        }
     }
 
     fn try_save(&mut self, cluster: &Cluster, fx: &Effects) -> rusqlite::Result<()> {

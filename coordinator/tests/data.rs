@@ -300,6 +300,49 @@ fn moto() -> Option<(common::Running, Vec<(String, String)>)> {
 }
 
 #[test]
+fn a_coordinator_whose_volume_is_lost_restores_itself_from_an_object_store() {
+    let Some((_server, settings)) = moto() else { return };
+    let place = Place::new(SMALL);
+    let serve = |state: &str| {
+        let log = place.path(&format!("{state}.log"));
+        let file = || std::fs::File::options().create(true).append(true).open(&log).unwrap();
+        let args = [
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--state",
+            state,
+            "--replica",
+            "s3://jobs/state",
+        ];
+        let mut command = place.command(&args);
+        let child = command
+            .envs(settings.clone())
+            .stdout(file())
+            .stderr(file())
+            .spawn()
+            .unwrap();
+        let running = common::Running { child, log };
+        let url = eventually("the coordinator's URL", || {
+            let log = running.log();
+            let url = log.split("llink-coord listens on ").nth(1)?.lines().next()?;
+            Some(url.to_owned())
+        });
+        (running, url)
+    };
+    let (first, url) = serve("first");
+    let id = place.ok(&["submit", "job.toml", "--coordinator", &url, "--detach"]);
+    drop(first);
+    let (second, url) = serve("second");
+    assert!(
+        second.log().contains("is restored from s3://jobs/state"),
+        "{}",
+        second.log()
+    );
+    assert!(place.ok(&["list", "--coordinator", &url]).contains(id.trim()));
+}
+
+#[test]
 fn the_same_job_reads_from_and_writes_to_an_object_store() {
     let Some((_server, settings)) = moto() else { return };
     let place = Place::new(&SMALL.replace(

@@ -12,7 +12,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use super::{Exit, Failed, say};
 use crate::serve;
-use crate::state::{StateError, StateStore, private};
+use crate::state::{StateError, StateStore, private, replica};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Backup {
@@ -121,17 +121,8 @@ impl Restore {
         std::fs::copy(file, &beside).map_err(failed)?;
         private::file(&beside).map_err(failed)?;
         File::open(&beside).and_then(|f| f.sync_all()).map_err(failed)?;
-        if database.exists() {
-            // The write-ahead log belongs to the state.
-            for part in ["-wal", "-shm", ""] {
-                let of = |name: &str| self.state.join(format!("{name}{part}"));
-                match std::fs::rename(of("state.db"), of("state.db.replaced")) {
-                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
-                    _ => {}
-                }
-            }
-        }
-        std::fs::rename(&beside, &database).map_err(failed)?;
+        replica::put_in_place(&self.state, &beside).map_err(failed)?;
+        replica::forget(&self.state);
         say(&format!("{}: {jobs} jobs", database.display()));
         Ok(())
     }

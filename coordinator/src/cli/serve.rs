@@ -70,12 +70,20 @@ pub(super) struct Serve {
     /// Address of the page for browsers. Beyond loopback this needs what --listen needs.
     #[arg(long, env = "LLINK_PAGE", value_name = "ADDR:PORT")]
     page: Option<SocketAddr>,
+    /// Folder or URL to which the state is copied before anything is acknowledged, and from which it is restored. Another
+    /// coordinator that is started with it waits, and takes over when this one is gone.
+    #[arg(long, env = "LLINK_REPLICA", value_name = "URL")]
+    replica: Option<String>,
 }
 
 impl Serve {
     pub(super) async fn run(self) -> Result<(), Failed> {
         let options = self.options()?;
-        let running = serve::start(options).await?;
+        let running = tokio::select! {
+            started = serve::start(options) => started?,
+            // A standby waits for as long as another one leads.
+            () = interrupted() => return Ok(()),
+        };
         say(&format!("llink-coord listens on {}", running.url));
         if let Some(page) = &running.page {
             say(&format!("the page is at {page}"));
@@ -134,6 +142,7 @@ impl Serve {
             health: self.health,
             metrics: self.metrics,
             page: self.page,
+            replica: self.replica,
         })
     }
 }

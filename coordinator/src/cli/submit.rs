@@ -129,6 +129,7 @@ impl Submit {
             health: None,
             metrics: None,
             page: (!self.dry_run).then(|| std::net::SocketAddr::from(([127, 0, 0, 1], 0))),
+            replica: None,
         })
         .await?;
         let credentials = Credentials {

@@ -486,6 +486,7 @@ mod tests {
             health: None,
             metrics: None,
             page: None,
+            replica: None,
         };
         let store = StateStore::open(directory).unwrap();
         start(store, &options, Saves::default(), Arc::new(ThisMachine::new())).unwrap()

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tonic_health::ServingStatus;
 
 use super::connections::Limits;
@@ -19,10 +19,10 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// The time for an answer of the engine. A later answer means that the engine waits for its disk.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Serves the health service until `stopped`.
+/// Serves the health service until `stopped`. Calls are not answered before there is an engine.
 pub(super) async fn serve(
     address: SocketAddr,
-    engine: EngineHandle,
+    engine: oneshot::Receiver<EngineHandle>,
     stopped: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
     let listener = TcpListener::bind(address)
@@ -30,9 +30,10 @@ pub(super) async fn serve(
         .map_err(|source| ServeError::Listen { address, source })?;
     let (reporter, service) = tonic_health::server::health_reporter();
     reporter.set_service_status("", ServingStatus::Serving).await;
-    reporter.set_service_status(READY, ServingStatus::Serving).await;
+    reporter.set_service_status(READY, ServingStatus::NotServing).await;
     let mut stop = stopped.clone();
     tokio::spawn(async move {
+        let Ok(engine) = engine.await else { return };
         loop {
             let answers = tokio::time::timeout(PATIENCE, engine.call(|_| ())).await;
             let ready = matches!(answers, Ok(Ok(()))) && !*stop.borrow();

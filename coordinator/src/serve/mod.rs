@@ -32,10 +32,10 @@ use llink_proto::job_service_server::JobServiceServer;
 use llink_proto::reach::Secret;
 use llink_proto::worker_service_server::WorkerServiceServer;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::schedule::{Keep, Timing};
-use crate::state::{StateError, StateStore, private};
+use crate::state::{StateError, StateStore, private, replica};
 
 use accept::{Protection, Spoken};
 use access::{Access, AccessLayer, AuditError, AuditLog, Slowdown};
@@ -77,6 +77,8 @@ pub struct ServeOptions {
     pub metrics: Option<SocketAddr>,
     /// The address of the page for browsers.
     pub page: Option<SocketAddr>,
+    /// The folder or URL to which the state is copied before a step is acknowledged.
+    pub replica: Option<String>,
 }
 
 /// The treatment of jobs that were running when the last coordinator on this state ended.
@@ -179,16 +181,6 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
         exposure::check_callers("--page", page, &options.security).map_err(ServeError::Exposed)?;
     }
     let lock = lock(&options.state_directory)?;
-    let listener = TcpListener::bind(options.listen)
-        .await
-        .map_err(|source| ServeError::Listen {
-            address: options.listen,
-            source,
-        })?;
-    let address = listener.local_addr().map_err(|source| ServeError::Listen {
-        address: options.listen,
-        source,
-    })?;
     let security = &options.security;
     let tokens = security.tokens.as_deref().map(tls::watch_tokens).transpose()?;
     let client = match tokens {
@@ -206,7 +198,7 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
     let open = authority.is_none() && tokens.is_none() && own_token.is_none();
     // On loopback other users of the machine are strangers too.
     let asks_nobody = open || own_token.is_some();
-    let own_user = (asks_nobody && tls.is_none() && address.ip().is_loopback() && !security.insecure)
+    let own_user = (asks_nobody && tls.is_none() && options.listen.ip().is_loopback() && !security.insecure)
         .then(local_user::own_user)
         .flatten();
     let access = Arc::new(Access {
@@ -220,11 +212,28 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
         slowdown: Slowdown::default(),
         token_file: security.tokens.clone(),
     });
+    let (stop, stopped) = watch::channel(false);
+    let (leads, led) = oneshot::channel();
+    if let Some(address) = options.health {
+        health::serve(address, led, stopped.clone()).await?;
+    }
+    let store = open_state(&options).await?;
+    let listener = TcpListener::bind(options.listen)
+        .await
+        .map_err(|source| ServeError::Listen {
+            address: options.listen,
+            source,
+        })?;
+    let address = listener.local_addr().map_err(|source| ServeError::Listen {
+        address: options.listen,
+        source,
+    })?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let url = format!("{scheme}://{address}");
     let saves = metrics::Saves::default();
-    let store = StateStore::open(&options.state_directory)?;
     let engine = engine::start(store, &options, saves.clone(), Arc::new(ThisMachine::new()))?;
+    // Without a health service there is no receiver.
+    let _ = leads.send(engine.clone());
     let endpoint = Endpoint {
         process: std::process::id(),
         url: url.clone(),
@@ -234,7 +243,6 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
     if let Err(e) = endpoint.write(&options.state_directory) {
         tracing::warn!(state = %options.state_directory.display(), "cannot write the endpoint file: {e}");
     }
-    let (stop, stopped) = watch::channel(false);
     let plans = page::Plans::default();
     let jobs = jobs::Jobs::new(engine.clone(), security.roots.clone(), plans.clone(), stopped.clone());
     let jobs = JobServiceServer::new(jobs).max_decoding_message_size(MAX_MESSAGE_BYTES);
@@ -250,9 +258,6 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
         .add_service(workers);
     if let Some(audit) = audit.clone() {
         tokio::spawn(settle(audit, stopped.clone()));
-    }
-    if let Some(address) = options.health {
-        health::serve(address, engine.clone(), stopped.clone()).await?;
     }
     if let Some(address) = options.metrics {
         metrics::serve(address, engine.clone(), calls, saves, stopped.clone()).await?;
@@ -298,6 +303,17 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
     })
 }
 
+/// Opens the state. With a replica, this waits while another coordinator leads on it.
+async fn open_state(options: &ServeOptions) -> Result<StateStore, StateError> {
+    match &options.replica {
+        Some(url) => replica::open(&options.state_directory, url).await,
+        None => {
+            replica::forget(&options.state_directory);
+            StateStore::open(&options.state_directory)
+        }
+    }
+}
+
 impl Running {
     /// Closes every stream, lets the server finish and removes the endpoint file.
     ///
@@ -307,10 +323,14 @@ impl Running {
         // The receivers may be gone already.
         let _ = self.stop.send(true);
         let _ = std::fs::remove_file(&self.endpoint_file);
-        // Others need not wait for the end of a claim that nobody wants any more.
-        for release in self.engine.call(|engine| engine.releases()).await.unwrap_or_default() {
-            let _ = tokio::time::timeout(Duration::from_secs(2), release).await;
-        }
+        // Others need not wait for the end of a claim that nobody wants any more. An engine that waits for its disk or its
+        // replica is not waited for.
+        let releases = async {
+            for release in self.engine.call(|engine| engine.releases()).await.unwrap_or_default() {
+                let _ = release.await;
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(2), releases).await;
         if let Some(page) = self.page_ended {
             let _ = tokio::time::timeout(Duration::from_secs(2), page).await;
         }

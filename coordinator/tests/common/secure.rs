@@ -90,6 +90,7 @@ impl Trial {
             health: None,
             metrics: None,
             page: None,
+            replica: None,
         }
     }
 

@@ -196,11 +196,15 @@ fn budgets(set: &Set, tell: &mut impl FnMut(&Value, String)) {
     }
 }
 
-/// The coordinator is one, and its state has one writer.
+/// The coordinator is one, unless others wait on a replica of its state, and its volume has one writer.
 fn coordinator(set: &Set, tell: &mut impl FnMut(&Value, String)) {
     for owner in set.of_kind("StatefulSet") {
-        if owner["spec"]["replicas"] != 1 {
-            tell(owner, "there is one coordinator: replicas must be 1".into());
+        let mut variables = list(&owner["spec"]["template"]["spec"]["containers"]).flat_map(|c| list(&c["env"]));
+        if owner["spec"]["replicas"] != 1 && !variables.any(|variable| variable["name"] == "LLINK_REPLICA") {
+            tell(
+                owner,
+                "there is one coordinator without LLINK_REPLICA: replicas must be 1".into(),
+            );
         }
         for claim in list(&owner["spec"]["volumeClaimTemplates"]) {
             if claim["spec"]["accessModes"] != serde_json::json!(["ReadWriteOncePod"]) {

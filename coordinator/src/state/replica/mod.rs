@@ -1,0 +1,252 @@
+//! A replica of the state in an object store, from which it is restored, and which one coordinator at a time leads.
+//!
+//! What a group of steps changes is an entry of a log there before any of the steps is acknowledged. So the replica is the
+//! state, and the database in the state directory is a copy of it. Whoever takes the lead makes its copy anew.
+
+mod lead;
+mod objects;
+mod pages;
+mod restore;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+use llink_datasets::store::Store;
+use rusqlite::{Connection, MAIN_DB};
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+
+use super::{StateError, StateStore, private, sqlite};
+use lead::{Lead, Pace};
+use objects::{Kind, Objects, Position, Writer};
+use pages::{Pages, WriteAheadLog};
+
+/// After so many entries there is a snapshot, so that a restore takes seconds.
+const ENTRIES: u32 = 1_000;
+/// The write-ahead log is brought into the database once it is so large.
+const LOG_BYTES: u64 = 8 << 20;
+/// Names the replica that a state directory holds a copy of.
+const MARK: &str = "replica.json";
+
+/// Copies what a database commits to its replica.
+#[derive(Debug)]
+pub(super) struct Replica {
+    lead: Lead,
+    log: WriteAheadLog,
+    runtime: Handle,
+    /// Entries since the last snapshot.
+    entries: u32,
+    snapshot_after: u32,
+    snapshot: Option<JoinHandle<()>>,
+}
+
+/// What the state directory is a copy of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Mark {
+    url: String,
+    /// A name that no other state directory has.
+    directory: String,
+}
+
+/// Opens the state that a replica holds, in a directory whose lock is held: waits until no other coordinator leads on the
+/// replica, takes the lead, and makes the directory's database anew. A replica that holds nothing gets the directory's state.
+///
+/// # Errors
+/// When the replica or the directory cannot be read or written, or the directory holds another state than the replica.
+pub async fn open(directory: &Path, url: &str) -> Result<StateStore, StateError> {
+    let objects = Objects::new(Store::open(url)?);
+    open_with(directory, objects, Pace::default(), ENTRIES).await
+}
+
+async fn open_with(
+    directory: &Path,
+    objects: Objects,
+    pace: Pace,
+    snapshot_after: u32,
+) -> Result<StateStore, StateError> {
+    let writer = Writer {
+        process: process(),
+        directory: mark(directory, &objects).await?,
+        id: random_name()?,
+    };
+    let mut lead = Lead::take(objects.clone(), writer, pace).await?;
+    let (seal, into) = (lead.seal, directory.to_owned());
+    let opened = async {
+        let beside = into.join("state.db.restoring");
+        let is_restored = restore::restore(&objects, seal, &beside).await?;
+        let opening = tokio::task::spawn_blocking(move || {
+            let (from, to) = (beside.clone(), into.join("state.db"));
+            let placed = match is_restored {
+                true => put_in_place(&into, &beside),
+                false => std::fs::remove_file(&beside),
+            };
+            placed.map_err(|source| StateError::Directory { path: from, source })?;
+            StateStore::open(&into).map(|store| (store, to))
+        });
+        let (store, path) = opening.await.map_err(|e| StateError::Content {
+            path: directory.into(),
+            reason: format!("it could not be opened: {e}"),
+        })??;
+        Ok((store, path, is_restored))
+    };
+    let (mut store, path, is_restored) = lead.beat_during(opened).await?;
+    let url = objects.url();
+    match is_restored {
+        true => tracing::info!("{} is restored from {url}; this coordinator leads now", path.display()),
+        false => tracing::info!(
+            "{url} held no state: {} is copied there; this coordinator leads now",
+            path.display()
+        ),
+    }
+    store.replica = Some(Replica::start(lead, &mut store.connection, &path, is_restored, snapshot_after).await?);
+    Ok(store)
+}
+
+/// Forgets that a directory holds a copy: what is in it goes on by itself.
+pub fn forget(directory: &Path) {
+    // Without the mark, a replica with a state is refused and not taken for newer than this one.
+    if std::fs::remove_file(directory.join(MARK)).is_ok() {
+        tracing::warn!(
+            "{} is no longer a copy of a replica: it goes on by itself",
+            directory.display()
+        );
+    }
+}
+
+/// Puts a database file into a directory, and what is there aside as `state.db.replaced`.
+///
+/// # Errors
+/// When a file cannot be moved.
+pub fn put_in_place(directory: &Path, file: &Path) -> std::io::Result<()> {
+    // The write-ahead log belongs to the state.
+    for part in ["-wal", "-shm", ""] {
+        let of = |name: &str| directory.join(format!("{name}{part}"));
+        match std::fs::rename(of("state.db"), of("state.db.replaced")) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    std::fs::rename(file, directory.join("state.db"))
+}
+
+/// The name of the state directory. It is refused where it holds a state of its own and the replica another one.
+async fn mark(directory: &Path, objects: &Objects) -> Result<String, StateError> {
+    let path = directory.join(MARK);
+    let failed = |source| StateError::Directory {
+        path: path.clone(),
+        source,
+    };
+    let known: Option<Mark> = std::fs::read(&path)
+        .ok()
+        .and_then(|mark| serde_json::from_slice(&mark).ok());
+    if let Some(known) = known.filter(|known| known.url == objects.url()) {
+        return Ok(known.directory);
+    }
+    let database = directory.join("state.db");
+    if database.exists() && !objects.log().await?.is_empty() {
+        let url = objects.url();
+        return Err(StateError::Content {
+            path: database,
+            reason: format!(
+                "it is no copy of {url}, which holds another state. To go on with that one, move state.db and its -wal and \
+                 -shm away; to go on with this one, name an empty folder with --replica"
+            ),
+        });
+    }
+    let mark = Mark {
+        url: objects.url().to_owned(),
+        directory: random_name()?,
+    };
+    private::directory(directory).map_err(failed)?;
+    let beside = directory.join("replica.json.new");
+    std::fs::write(&beside, serde_json::to_vec(&mark).expect("a mark is plain data")).map_err(failed)?;
+    std::fs::rename(&beside, &path).map_err(failed)?;
+    Ok(mark.directory)
+}
+
+fn random_name() -> Result<String, StateError> {
+    let number = getrandom::u64().map_err(|e| StateError::Content {
+        path: "the system".into(),
+        reason: format!("it gives no random bytes: {e}"),
+    })?;
+    Ok(format!("{number:016x}"))
+}
+
+fn process() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("process {} on {}", std::process::id(), host.trim())
+}
+
+impl Replica {
+    async fn start(
+        mut lead: Lead,
+        connection: &mut Connection,
+        path: &Path,
+        is_restored: bool,
+        snapshot_after: u32,
+    ) -> Result<Self, StateError> {
+        let failed = |e| sqlite(path, e);
+        // What is committed goes to the replica. A power cut may cost the copy here its newest steps, and never more.
+        connection
+            .pragma_update(None, "synchronous", "NORMAL")
+            .map_err(failed)?;
+        connection
+            .pragma_update(None, "wal_autocheckpoint", 0)
+            .map_err(failed)?;
+        let mut log = WriteAheadLog::new(PathBuf::from(format!("{}-wal", path.display())));
+        let changed = log.committed().map_err(|source| directory_error(path, source))?;
+        // A new database, or one that was brought up to date.
+        if !is_restored || changed.is_some() {
+            let all = Pages::all(&connection.serialize(MAIN_DB).map_err(failed)?).encode();
+            lead.put(Kind::Pages, &all).await?;
+        }
+        Ok(Self {
+            lead,
+            log,
+            runtime: Handle::current(),
+            entries: 0,
+            snapshot_after,
+            snapshot: None,
+        })
+    }
+
+    /// Copies what was committed since the last call. What was committed counts once this returns.
+    pub(super) fn ship(&mut self, connection: &mut Connection, path: &Path) -> Result<(), StateError> {
+        let committed = self.log.committed().map_err(|source| directory_error(path, source))?;
+        let put = match committed {
+            Some(pages) => self.runtime.block_on(self.lead.put(Kind::Pages, &pages.encode())),
+            None if self.lead.is_silent() => self.runtime.block_on(self.lead.put(Kind::Beat, &[])),
+            None => return Ok(()),
+        };
+        let at = put?;
+        if self.log.read() > LOG_BYTES {
+            let checkpoint = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+            checkpoint.map_err(|e| sqlite(path, e))?;
+        }
+        self.entries += 1;
+        if self.entries >= self.snapshot_after && self.snapshot.as_ref().is_none_or(JoinHandle::is_finished) {
+            self.entries = 0;
+            let image = connection.serialize(MAIN_DB).map_err(|e| sqlite(path, e))?.to_vec();
+            self.snapshot = Some(self.runtime.spawn(put_snapshot(self.lead.objects.clone(), at, image)));
+        }
+        Ok(())
+    }
+}
+
+async fn put_snapshot(objects: Objects, at: Position, image: Vec<u8>) {
+    let packed = tokio::task::spawn_blocking(move || objects::packed(&image)).await;
+    let Ok(packed) = packed else { return };
+    // The log is still whole: another snapshot follows after as many entries.
+    if let Err(e) = objects.put_snapshot(at, packed.into()).await {
+        tracing::warn!("no snapshot of the state: {e}");
+    }
+}
+
+fn directory_error(path: &Path, source: std::io::Error) -> StateError {
+    StateError::Directory {
+        path: path.into(),
+        source,
+    }
+}
