@@ -16,6 +16,10 @@ use llink_datasets::read::{Column, Columns, Format, Source};
 use llink_datasets::rows::Corpus;
 use llink_datasets::shards::{CleanSpec, Cleaned};
 use llink_datasets::store::Store;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+use tokio::runtime::Runtime;
 
 async fn clean_bytes(name: &str, content: &[u8], spec: CleanSpec) -> (Store, Result<Cleaned>) {
     let store = Store::open("memory://readers").unwrap();
@@ -142,26 +146,24 @@ async fn endless_lines_are_counted_and_left_behind() {
     );
 }
 
-#[tokio::test]
-async fn random_bytes_never_stop_a_reader() {
-    let mut random = common::Random(0x5EED);
-    for round in 0..200 {
-        let alphabet = b"\t\n\r\0\"{}:,ab\xE1\x9E\x80\xEF\xBB\xBF";
-        let mut content: Vec<u8> = b"ok\t\xE1\x9E\x80\n{\"english\":\"a\",\"foreign\":\"b\"}\n".to_vec();
-        for _ in 0..random.below(400) {
-            content.push(alphabet[random.below(alphabet.len() as u64) as usize]);
-        }
-        for format in [Format::Tsv, Format::Jsonl] {
-            let spec = CleanSpec {
-                source: Source {
-                    format: Some(format),
-                    ..Source::default()
-                },
-                ..pairs_spec()
-            };
-            let (_, cleaned) = clean_bytes("random", &content, spec).await;
-            assert!(cleaned.is_ok(), "round {round} of seed 0x5EED: {cleaned:?}");
-        }
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_bytes_never_stop_a_reader(
+        noise in vec(select(&b"\t\n\r\0\"{}:,ab\xE1\x9E\x80\xEF\xBB\xBF"[..]), 0..400),
+        format in select(&[Format::Tsv, Format::Jsonl][..]),
+    ) {
+        let content = [b"ok\t\xE1\x9E\x80\n{\"english\":\"a\",\"foreign\":\"b\"}\n".as_slice(), &noise].concat();
+        let spec = CleanSpec {
+            source: Source {
+                format: Some(format),
+                ..Source::default()
+            },
+            ..pairs_spec()
+        };
+        let (_, cleaned) = Runtime::new().unwrap().block_on(clean_bytes("random", &content, spec));
+        prop_assert!(cleaned.is_ok(), "{cleaned:?}");
     }
 }
 

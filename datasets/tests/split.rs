@@ -11,6 +11,10 @@ use llink_datasets::role::{Corpus, Role, Side};
 use llink_datasets::shards::{CleanSpec, NearDuplicates, Share, SidesBy, SplitSpec};
 use llink_datasets::store::Store;
 use llink_datasets::text::comparison_form;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+use tokio::runtime::Runtime;
 
 fn split(train_rows: impl Into<Option<u64>>, holdout_rows: u64) -> SplitSpec {
     SplitSpec {
@@ -24,25 +28,38 @@ fn split(train_rows: impl Into<Option<u64>>, holdout_rows: u64) -> SplitSpec {
     }
 }
 
-/// Writes a corpus in which sides repeat, sometimes in another spelling.
-async fn random_source(store: &Store, name: &str, random: &mut Random, rows: u64, texts: u64) -> CleanSpec {
-    let mut content = String::new();
-    for _ in 0..rows {
-        let (e, k) = (random.below(texts), random.below(texts));
-        let english = match random.below(3) {
-            0 => format!("Sentence  number {e}"),
-            1 => format!("sentence number {e}"),
-            _ => format!("SENTENCE NUMBER {e}\u{200B}"),
-        };
-        let foreign = if random.below(2) == 0 {
-            format!("ប្រយោគ {k}")
-        } else {
-            format!("ប្រយោគ\u{200B}{k} ")
-        };
-        content.push_str(&format!("{english}\t{foreign}\n"));
+/// Up to three corpora in which sides repeat, sometimes in another spelling.
+fn corpora() -> impl Strategy<Value = Vec<String>> {
+    let corpus = |texts: u64| {
+        let english = select(&["Sentence  number #", "sentence number #", "SENTENCE NUMBER #\u{200B}"][..]);
+        let foreign = select(&["ប្រយោគ #", "ប្រយោគ\u{200B}# "][..]);
+        let row = (english, 0..texts, foreign, 0..texts).prop_map(|(english, e, foreign, f)| {
+            let side = |text: &str, number: u64| text.replace('#', &number.to_string());
+            format!("{}\t{}\n", side(english, e), side(foreign, f))
+        });
+        vec(row, 20..320).prop_map(|rows| rows.concat())
+    };
+    (10..410_u64).prop_flat_map(move |texts| vec(corpus(texts), 1..=3))
+}
+
+/// Writes each corpus to a file of its own.
+async fn write(store: &Store, corpora: Vec<String>) -> Vec<CleanSpec> {
+    let mut sources = Vec::new();
+    for (index, corpus) in corpora.into_iter().enumerate() {
+        let name = format!("{index}.tsv");
+        store.put(&name, Bytes::from(corpus)).await.unwrap();
+        sources.push(source_spec(Corpus::Pairs, &store.describe(&name)));
     }
-    store.put(name, Bytes::from(content)).await.unwrap();
-    source_spec(Corpus::Pairs, &store.describe(name))
+    sources
+}
+
+/// Runs the stage. A tiny corpus may leave a side empty, which is an error and leaks nothing.
+async fn run_unless_empty(store: &Store, sources: &[CleanSpec], spec: &SplitSpec) -> Option<Stage> {
+    let stage = run_stage(store, "out", sources, spec).await;
+    if let Err(error) = &stage {
+        assert!(error.to_string().contains("no row is left for pairs/"), "{error}");
+    }
+    stage.ok()
 }
 
 async fn sides(store: &Store, stage: &Stage) -> [Vec<(u64, String, String)>; 2] {
@@ -52,77 +69,62 @@ async fn sides(store: &Store, stage: &Stage) -> [Vec<(u64, String, String)>; 2] 
     ]
 }
 
-#[tokio::test]
-async fn no_text_of_either_side_stands_in_both_parts_or_twice_in_one() {
-    for seed in 1..=40_u64 {
-        println!("seed {seed}");
-        let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        let store = Store::open(&format!("memory://leak{seed}")).unwrap();
-        let mut sources = Vec::new();
-        for source in 0..=random.below(3) {
-            let (rows, texts) = (20 + random.below(300), 10 + random.below(400));
-            sources.push(random_source(&store, &format!("{source}.tsv"), &mut random, rows, texts).await);
-        }
-        let spec = split(1 + random.below(200), 1 + random.below(60));
-        // A tiny corpus may leave a side empty, which is an error and leaks nothing.
-        let Ok(stage) = run_stage(&store, "out", &sources, &spec).await else {
-            continue;
-        };
-        assert_sums(&stage.split.counts, &["train", "holdout"]);
-        let [train, holdout] = sides(&store, &stage).await;
-        assert_eq!(train.len() as u64, stage.split.counts["train"]);
-        assert_eq!(holdout.len() as u64, stage.split.counts["holdout"]);
-        let mut seen = HashSet::new();
-        for (_, english, foreign) in train.iter().chain(&holdout) {
-            assert!(
-                seen.insert(comparison_form(english)),
-                "seed {seed}: {english} occurs twice"
-            );
-            assert!(
-                seen.insert(comparison_form(foreign)),
-                "seed {seed}: {foreign} occurs twice"
-            );
-        }
-    }
-}
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 30, failure_persistence: None, ..ProptestConfig::default() })]
 
-#[tokio::test]
-async fn the_order_of_sources_changes_nothing() {
-    let store = Store::open("memory://order").unwrap();
-    let mut random = Random(11);
-    let mut sources = Vec::new();
-    for name in ["a.tsv", "b.tsv", "c.tsv"] {
-        sources.push(random_source(&store, name, &mut random, 300, 250).await);
-    }
-    let spec = split(150, 50);
-    let first = run_stage(&store, "first", &sources, &spec).await.unwrap();
-    sources.reverse();
-    let second = run_stage(&store, "second", &sources, &spec).await.unwrap();
-    assert_eq!(first.split.counts, second.split.counts);
-    let hashes = |stage: &Stage| -> Vec<String> { stage.shards.iter().map(|s| s.sha256.clone()).collect() };
-    assert_eq!(hashes(&first), hashes(&second), "shards are the same bytes");
-}
-
-#[tokio::test]
-async fn a_new_source_moves_no_pair_across() {
-    let store = Store::open("memory://grow").unwrap();
-    let mut random = Random(12);
-    let mut sources = Vec::new();
-    let mut before: HashMap<u64, usize> = HashMap::new();
-    for round in 0..5 {
-        sources.push(random_source(&store, &format!("{round}.tsv"), &mut random, 400, 5_000).await);
-        sources.rotate_left(1);
-        let stage = run_stage(&store, &format!("out{round}"), &sources, &split(None, 10_000))
-            .await
-            .unwrap();
-        for (side, rows) in sides(&store, &stage).await.into_iter().enumerate() {
-            for (id, english, _) in rows {
-                let stood = *before.entry(id).or_insert(side);
-                assert_eq!(stood, side, "{english} moved in round {round}");
+    #[test]
+    fn no_text_of_either_side_stands_in_both_parts_or_twice_in_one(
+        corpora in corpora(), train in 1..200_u64, holdout in 1..60_u64,
+    ) {
+        Runtime::new().unwrap().block_on(async {
+            let store = Store::open("memory://leak").unwrap();
+            let sources = write(&store, corpora).await;
+            let Some(stage) = run_unless_empty(&store, &sources, &split(train, holdout)).await else { return };
+            assert_sums(&stage.split.counts, &["train", "holdout"]);
+            let [train, holdout] = sides(&store, &stage).await;
+            assert_eq!(train.len() as u64, stage.split.counts["train"]);
+            assert_eq!(holdout.len() as u64, stage.split.counts["holdout"]);
+            let mut seen = HashSet::new();
+            for (_, english, foreign) in train.iter().chain(&holdout) {
+                assert!(seen.insert(comparison_form(english)), "{english} occurs twice");
+                assert!(seen.insert(comparison_form(foreign)), "{foreign} occurs twice");
             }
-        }
+        });
     }
-    assert!(before.values().filter(|side| **side == 1).count() > 100);
+
+    #[test]
+    fn the_order_of_sources_changes_nothing(corpora in corpora()) {
+        Runtime::new().unwrap().block_on(async {
+            let store = Store::open("memory://order").unwrap();
+            let mut sources = write(&store, corpora).await;
+            let first = run_unless_empty(&store, &sources, &split(150, 50)).await;
+            sources.reverse();
+            let second = run_unless_empty(&store, &sources, &split(150, 50)).await;
+            let outcome = |stage: Stage| {
+                let hashes: Vec<String> = stage.shards.into_iter().map(|shard| shard.sha256).collect();
+                (stage.split.counts, hashes)
+            };
+            assert_eq!(first.map(outcome), second.map(outcome), "shards are the same bytes");
+        });
+    }
+
+    #[test]
+    fn a_new_source_moves_no_pair_across(corpora in corpora()) {
+        Runtime::new().unwrap().block_on(async {
+            let store = Store::open("memory://grow").unwrap();
+            let sources = write(&store, corpora).await;
+            let mut before: HashMap<u64, usize> = HashMap::new();
+            for first in (0..sources.len()).rev() {
+                let stage = run_unless_empty(&store, &sources[first..], &split(None, 10_000)).await;
+                let Some(stage) = stage else { continue };
+                for (side, rows) in sides(&store, &stage).await.into_iter().enumerate() {
+                    for (id, english, _) in rows {
+                        assert_eq!(*before.entry(id).or_insert(side), side, "{english} moved");
+                    }
+                }
+            }
+        });
+    }
 }
 
 #[tokio::test]
