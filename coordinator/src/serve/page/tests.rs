@@ -21,6 +21,7 @@ fn options(directory: &Path) -> ServeOptions {
         security: Security::default(),
         health: None,
         metrics: None,
+        replica: None,
         page: Some(local),
     }
 }
