@@ -23,11 +23,11 @@ use lead::{Lead, Pace};
 use objects::{Kind, Objects, Position, Writer};
 use pages::{Pages, WriteAheadLog};
 
-/// After so many entries there is a snapshot, so that a restore takes seconds.
+/// The number of entries after which a snapshot is written. It bounds the time of a restore.
 const ENTRIES: u32 = 1_000;
-/// The write-ahead log is brought into the database once it is so large.
+/// The size in bytes from which the write-ahead log is moved into the database.
 const LOG_BYTES: u64 = 8 << 20;
-/// Names the replica that a state directory holds a copy of.
+/// The file in a state directory that names its replica.
 const MARK: &str = "replica.json";
 
 /// Copies what a database commits to its replica.
@@ -42,7 +42,7 @@ pub(super) struct Replica {
     snapshot: Option<JoinHandle<()>>,
 }
 
-/// What the state directory is a copy of.
+/// The replica that a state directory holds a copy of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Mark {
     url: String,
@@ -77,28 +77,24 @@ async fn open_with(
         let beside = into.join("state.db.restoring");
         let is_restored = restore::restore(&objects, seal, &beside).await?;
         let opening = tokio::task::spawn_blocking(move || {
-            let (from, to) = (beside.clone(), into.join("state.db"));
             let placed = match is_restored {
                 true => put_in_place(&into, &beside),
                 false => std::fs::remove_file(&beside),
             };
-            placed.map_err(|source| StateError::Directory { path: from, source })?;
-            StateStore::open(&into).map(|store| (store, to))
+            placed.map_err(|source| directory_error(&beside, source))?;
+            StateStore::open(&into)
         });
-        let (store, path) = opening.await.map_err(|e| StateError::Content {
+        let store = opening.await.map_err(|e| StateError::Content {
             path: directory.into(),
             reason: format!("it could not be opened: {e}"),
         })??;
-        Ok((store, path, is_restored))
+        Ok((store, is_restored))
     };
-    let (mut store, path, is_restored) = lead.beat_during(opened).await?;
-    let url = objects.url();
+    let (mut store, is_restored) = lead.beat_during(opened).await?;
+    let (path, url) = (store.path.clone(), objects.url());
     match is_restored {
         true => tracing::info!("{} is restored from {url}; this coordinator leads now", path.display()),
-        false => tracing::info!(
-            "{url} held no state: {} is copied there; this coordinator leads now",
-            path.display()
-        ),
+        false => tracing::info!("{url} held no state: {} is copied there", path.display()),
     }
     store.replica = Some(Replica::start(lead, &mut store.connection, &path, is_restored, snapshot_after).await?);
     Ok(store)
@@ -120,12 +116,16 @@ pub fn forget(directory: &Path) {
 /// # Errors
 /// When a file cannot be moved.
 pub fn put_in_place(directory: &Path, file: &Path) -> std::io::Result<()> {
-    // The write-ahead log belongs to the state.
-    for part in ["-wal", "-shm", ""] {
-        let of = |name: &str| directory.join(format!("{name}{part}"));
-        match std::fs::rename(of("state.db"), of("state.db.replaced")) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
-            _ => {}
+    let missing_is_fine = |done: std::io::Result<()>| match done {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    };
+    if directory.join("state.db").exists() {
+        // The write-ahead log belongs to the state. One of an earlier state must not stay beside this one.
+        for part in ["-wal", "-shm", ""] {
+            let of = |name: &str| directory.join(format!("{name}{part}"));
+            missing_is_fine(std::fs::remove_file(of("state.db.replaced")))?;
+            missing_is_fine(std::fs::rename(of("state.db"), of("state.db.replaced")))?;
         }
     }
     std::fs::rename(file, directory.join("state.db"))
@@ -134,10 +134,7 @@ pub fn put_in_place(directory: &Path, file: &Path) -> std::io::Result<()> {
 /// The name of the state directory. It is refused where it holds a state of its own and the replica another one.
 async fn mark(directory: &Path, objects: &Objects) -> Result<String, StateError> {
     let path = directory.join(MARK);
-    let failed = |source| StateError::Directory {
-        path: path.clone(),
-        source,
-    };
+    let failed = |source| directory_error(&path, source);
     let known: Option<Mark> = std::fs::read(&path)
         .ok()
         .and_then(|mark| serde_json::from_slice(&mark).ok());
