@@ -25,6 +25,9 @@ while IFS='|' read -r crate licence; do
     done
 done < "$out/list"
 rm "$out/list"
+# The chart library of the page is no crate.
+echo "uPlot v1.6.32  MIT" >> "$out/THIRD-PARTY.txt"
+cp coordinator/assets/uPlot.LICENSE "$out/crates/uPlot-1.6.32-LICENSE"
 # Debian has the text of Apache-2.0, which is llink's own license.
 if [ -f /usr/share/common-licenses/Apache-2.0 ]; then
     cp /usr/share/common-licenses/Apache-2.0 "$out/LICENSE"
