@@ -158,8 +158,12 @@ impl TrainingRun {
         self.control.advance(done, self.steps);
         self.pairs_since += record.pairs;
         if let Some(held_out) = &record.validation {
-            let numbers = held_out.numbers.iter().map(|(name, value)| (format!("validation/{name}"), *value));
-            self.control.show(numbers.chain([("validation/step".to_owned(), done as f64)]));
+            let numbers = held_out
+                .numbers
+                .iter()
+                .map(|(name, value)| (format!("validation/{name}"), *value));
+            self.control
+                .show(numbers.chain([("validation/step".to_owned(), done as f64)]));
         }
         if self.saver.is_none() || (self.shown.elapsed() < SHOW_EVERY && done < self.steps) {
             return;

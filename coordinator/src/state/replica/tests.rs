@@ -65,8 +65,9 @@ impl Coordinator {
         let mut objects = Objects::new(Store::open(url).unwrap());
         objects.faults = faults;
         let store = runtime().block_on(open_with(directory, objects, AT_ONCE, snapshot_after))?;
+        store.without_sync();
         Ok(Self {
-            store: store.without_sync(),
+            store,
             cluster: Cluster::new(Timing::default()),
         })
     }

@@ -80,7 +80,7 @@ fn of_stage(sim: &Sim, path: &str) -> Results {
             "{} is not what its manifest says",
             file.path
         );
-        (manifest.stage.clone(), file.role, file.rows, file.sha256)
+        (manifest.stage.clone(), file.role.to_string(), file.rows, file.sha256)
     });
     files.collect()
 }

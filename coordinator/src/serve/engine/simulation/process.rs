@@ -114,6 +114,7 @@ impl Sim {
             health: None,
             metrics: None,
             page: None,
+            replica: None,
         }
     }
 }
