@@ -370,7 +370,14 @@ fn manifest_of<'a>(stage: StageName, key: &str, results: impl IntoIterator<Item 
         for (name, count) in &result.counts {
             *manifest.counts.entry(name.clone()).or_default() += count;
         }
-        manifest.figures.extend(result.figures.clone());
+        for (name, figure) in &result.figures {
+            // JSON has no such numbers: a manifest that holds one could not be read again.
+            if figure.is_finite() {
+                manifest.figures.insert(name.clone(), *figure);
+            } else {
+                manifest.warnings.push(format!("{name} is {figure}, so it is not among the figures"));
+            }
+        }
         manifest.facts.extend(result.facts.clone());
         manifest.warnings.extend(result.warnings.iter().cloned());
     }

@@ -457,3 +457,16 @@ fn a_stage_reads_what_it_says_and_nothing_else() {
         }
     }
 }
+
+#[test]
+fn a_manifest_holds_finite_figures_alone_and_warns_of_others() {
+    let result = TaskResult {
+        figures: [("train_loss".to_owned(), 0.5), ("val_loss".to_owned(), f64::NAN)].into(),
+        ..TaskResult::default()
+    };
+    let manifest = manifest_of(StageName::Align, "k", &[result]);
+    assert_eq!(manifest.figures, [("train_loss".to_owned(), 0.5)].into());
+    assert_eq!(manifest.warnings, ["val_loss is NaN, so it is not among the figures"]);
+    let text = serde_json::to_string(&manifest).unwrap();
+    assert_eq!(serde_json::from_str::<Manifest>(&text).unwrap(), manifest);
+}
