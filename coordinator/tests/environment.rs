@@ -8,14 +8,8 @@ use common::{BINARY, Place, SMALL, text};
 /// Returns every variable that sets some option of this program, according to its help pages.
 fn variables() -> Vec<String> {
     let help = |args: &[&str]| text(&std::process::Command::new(BINARY).args(args).output().unwrap());
-    let commands = help(&["--help"]);
-    let commands = commands.lines().skip_while(|line| *line != "Commands:").skip(1);
-    let commands = commands.take_while(|line| line.starts_with(' '));
-    let names = commands
-        .filter_map(|line| line.split_whitespace().next())
-        .map(str::to_owned);
     let mut found = Vec::new();
-    for command in names {
+    for command in common::commands() {
         let page = help(&[&command, "--help"]);
         let mentioned = page.split("[env:").skip(1);
         found.extend(mentioned.filter_map(|rest| Some(rest.trim_start().split_once('=')?.0.to_owned())));

@@ -28,7 +28,7 @@ pub(super) struct Audit {
     #[arg(long, value_name = "ID")]
     about: Option<String>,
     /// How many of the last entries to show.
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100)]
     last: usize,
 }
 

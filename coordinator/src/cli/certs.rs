@@ -79,7 +79,7 @@ impl Certs {
                 .split_once(':')
                 .and_then(|(name, role)| Some((name.to_owned(), role.parse().ok()?)));
             let parsed = parsed.filter(|(_, role)| *role != Role::Worker);
-            users.push(parsed.ok_or_else(|| usage(format!("--user {user}: expected such as ada:submit")))?);
+            users.push(parsed.ok_or_else(|| usage(format!("--user {user}: expected NAME:ROLE, such as ada:submit")))?);
         }
         let wanted = Wanted {
             server_names: self.server_names(),

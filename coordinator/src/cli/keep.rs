@@ -40,7 +40,7 @@ pub(super) struct Health {
     /// The URL of the health service, such as http://127.0.0.1:7071.
     url: String,
     /// The service to ask for: `ready`; without it, the process itself.
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     service: String,
 }
 
@@ -86,6 +86,13 @@ impl Backup {
     }
 
     fn copy_to(&self, file: &Path) -> Result<usize, Failed> {
+        if !self.state.join("state.db").exists() {
+            let text = format!(
+                "there is no state in {}: name its directory with --state DIR",
+                self.state.display()
+            );
+            return Err(Failed::new(Exit::Usage, text));
+        }
         let store = StateStore::open_read_only(&self.state).map_err(|e| of_state(&e))?;
         store.backup(file).map_err(|e| of_state(&e))?;
         checked(file)
@@ -107,6 +114,7 @@ impl Restore {
     }
 
     fn put(&self, file: &Path) -> Result<(), Failed> {
+        File::open(file).map_err(|e| of_file(file, &e))?;
         let jobs = checked(file)?;
         let _held = serve::lock(&self.state)?;
         let database = self.state.join("state.db");

@@ -218,6 +218,10 @@ fn one(jobs: Vec<Job>, wanted: &str) -> Result<Job, Failed> {
     }
     match matching.len() {
         1 => Ok(matching.swap_remove(0)),
+        0 if known.is_empty() => Err(Failed::new(
+            Exit::Usage,
+            format!("there is no job {wanted:?}: none was submitted yet"),
+        )),
         0 => Err(Failed::new(
             Exit::Usage,
             format!("there is no job {wanted:?}; known: {known}"),

@@ -129,7 +129,7 @@ impl From<ServeError> for Failed {
 
 /// Trains a frozen decoder to read a language through a frozen multilingual encoder.
 #[derive(Debug, Parser)]
-#[command(name = "llink-coord", version, about, after_help = EXIT_CODES)]
+#[command(name = "llink-coord", version, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -19,6 +19,7 @@ use crate::ui::{self, Style};
 #[derive(Debug, clap::Args)]
 pub(super) struct Submit {
     /// The job file to run.
+    #[arg(value_name = "FILE")]
     job: PathBuf,
     #[command(flatten)]
     reach: Reach,

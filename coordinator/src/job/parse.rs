@@ -82,10 +82,13 @@ fn shape_problem(document: &Spanned<DeTable<'_>>, error: &toml::de::Error) -> Pr
             key: full,
         };
     }
-    let what = message.strip_prefix("invalid type: ").map_or_else(
-        || message.replacen("unknown variant", "unknown value", 1),
-        |rest| rest.replacen(", expected ", ": expected ", 1),
-    );
+    let wrong = message
+        .strip_prefix("invalid type: ")
+        .or(message.strip_prefix("invalid value: "));
+    let what = match wrong.and_then(|wrong| wrong.split_once(", expected ")) {
+        Some((given, expected)) => format!("{given}: expected {}", in_words(expected)),
+        None => message.replacen("unknown variant", "unknown value", 1),
+    };
     let candidates = backticked(message);
     let help = candidates
         .split_first()
@@ -95,6 +98,15 @@ fn shape_problem(document: &Spanned<DeTable<'_>>, error: &toml::de::Error) -> Pr
         what: format!("`{key}`: {what}"),
         help,
         key,
+    }
+}
+
+/// Returns what serde expects in words that do not take a knowledge of Rust.
+fn in_words(expected: &str) -> &str {
+    match expected {
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number of at least 0",
+        "f32" | "f64" => "a number",
+        _ => expected,
     }
 }
 
@@ -181,60 +193,28 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_is_placed_and_the_nearest_name_is_offered() {
-        let text = "[corpus]\nsource = \"sample\"\ntrian_pairs = 3\n";
-        let message = error(text);
-        assert!(
-            message.starts_with("job.toml:3:1: unknown key `trian_pairs` in [corpus]"),
-            "{message}"
-        );
-        assert!(message.contains("3 | trian_pairs = 3"), "{message}");
-        assert!(message.contains("did you mean `train_pairs`?"), "{message}");
+    fn faults_are_placed_and_what_to_write_is_said() {
+        let faulty = [
+            "[corpus\nsource = 1\n",
+            "name = \"x\"\n",
+            "[corpus]\nsource = \"sample\"\ntrian_pairs = 3\n",
+            "[corpus]\nsource = \"sample\"\n[alingn]\nsteps = 3\n",
+            "[corpus]\nsource = \"sample\"\n[align]\nsteps = \"many\"\n",
+            "[corpus]\nsource = \"sample\"\ntrain_pairs = -1\n",
+            "[corpus]\nsource = \"sample\"\n[align]\nbatch = 1\ndropout = 1.5\n",
+            "[corpus]\nsource = \"sample\"\n[align]\ndropout = \"low\"\n",
+            "[corpus]\nsource = \"sample\"\ntoo_long = \"drpo\"\n",
+            "[corpus]\nsource = 3\n",
+            "[corpus]\nsource = [\"a\", { url = \"b\", fromat = \"tsv\" }]\n",
+            "[corpus]\nsource = { url = \"b\", format = \"tvs\" }\n",
+            "[corpus]\nsource = { english = \"b\" }\n",
+            "[corpus]\nsource = \"a\"\nenglish_column = 0\n[cleaning]\nscript = \"Khmer\"\n",
+        ];
+        insta::assert_snapshot!(faulty.map(error).join("\n\n"));
     }
 
     #[test]
-    fn an_unknown_table_is_placed() {
-        let message = error("[corpus]\nsource = \"sample\"\n[alingn]\nsteps = 3\n");
-        assert!(
-            message.starts_with("job.toml:3:2: unknown key `alingn` at the top level"),
-            "{message}"
-        );
-        assert!(message.contains("did you mean `align`?"), "{message}");
-    }
-
-    #[test]
-    fn a_wrong_type_says_what_was_expected() {
-        let message = error("[corpus]\nsource = \"sample\"\n[align]\nsteps = \"many\"\n");
-        assert!(
-            message.starts_with("job.toml:4:9: `align.steps`: string \"many\": expected u64"),
-            "{message}"
-        );
-    }
-
-    #[test]
-    fn a_value_out_of_range_is_placed() {
-        let message = error("[corpus]\nsource = \"sample\"\n[align]\nbatch = 1\ndropout = 1.5\n");
-        assert!(message.contains("job.toml:4:9: `align.batch`"), "{message}");
-        assert!(message.contains("job.toml:5:11: `align.dropout`"), "{message}");
-    }
-
-    #[test]
-    fn a_missing_corpus_shows_what_to_write() {
-        let message = error("name = \"x\"\n");
-        assert!(message.starts_with("job.toml: `corpus` is missing"), "{message}");
-        assert!(message.contains("source = \"sample\""), "{message}");
-    }
-
-    #[test]
-    fn a_wrong_source_and_a_wrong_choice_are_explained() {
-        let message = error("[corpus]\nsource = 3\n");
-        assert!(message.starts_with("job.toml:2:10: `corpus.source`"), "{message}");
-        let message = error("[corpus]\nsource = \"sample\"\ntoo_long = \"drpo\"\n");
-        assert!(message.contains("did you mean `drop`?"), "{message}");
-    }
-
-    #[test]
-    fn sources_may_be_tables_and_their_faults_are_placed() {
+    fn sources_may_be_tables() {
         let job = parse(
             "job.toml",
             "[corpus]\nsource = [\"a.tsv\", { english = \"b.en.gz\", foreign = \"b.km.gz\" },\n  \
@@ -243,27 +223,5 @@ mod tests {
         .unwrap();
         let files: Vec<_> = job.corpus.source.as_slice().iter().flat_map(|s| s.files()).collect();
         assert_eq!(files, ["a.tsv", "b.en.gz", "b.km.gz", "c"]);
-        let message = error("[corpus]\nsource = [\"a\", { url = \"b\", fromat = \"tsv\" }]\n");
-        assert!(
-            message.starts_with("job.toml:2:29: unknown key `fromat` in [corpus.source]"),
-            "{message}"
-        );
-        assert!(message.contains("did you mean `format`?"), "{message}");
-        let message = error("[corpus]\nsource = { url = \"b\", format = \"tvs\" }\n");
-        assert!(message.contains("did you mean `tsv`?"), "{message}");
-        let message = error("[corpus]\nsource = { english = \"b\" }\n");
-        assert!(message.contains("both `english` and `foreign`"), "{message}");
-        let message = error("[corpus]\nsource = \"a\"\nenglish_column = 0\n[cleaning]\nscript = \"Khmer\"\n");
-        assert!(
-            message.contains("job.toml:3:18: `corpus.english_column` is 0"),
-            "{message}"
-        );
-        assert!(message.contains("job.toml:5:10: `cleaning.script`"), "{message}");
-    }
-
-    #[test]
-    fn broken_toml_is_placed() {
-        let message = error("[corpus\nsource = 1\n");
-        assert!(message.starts_with("job.toml:1:8: not valid TOML"), "{message}");
     }
 }

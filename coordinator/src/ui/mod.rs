@@ -218,7 +218,11 @@ pub fn job(job: &Job, style: Style) {
     if style == Style::Json {
         return say_json(&job_json(job, &[]).to_string());
     }
-    print_line(&format!("{}: {} ({} workers)", job.id, state_word(job), job.workers));
+    let workers = match job.state() {
+        JobState::Running => format!(" ({} workers)", job.workers),
+        _ => String::new(),
+    };
+    print_line(&format!("{}: {}{workers}", job.id, state_word(job)));
     print_line(&format!("output {}", job.output_url));
     for stage in &job.stages {
         print_line(&format!("  {}", indented(&lines::stage_line(stage))));

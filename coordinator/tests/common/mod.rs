@@ -143,6 +143,47 @@ pub fn text(output: &Output) -> String {
     )
 }
 
+/// Returns the names of all commands, according to the help page.
+pub fn commands() -> Vec<String> {
+    let help = text(&Command::new(BINARY).arg("--help").output().unwrap());
+    let lines = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    // A description goes on in lines that are indented further.
+    let lines = lines
+        .take_while(|line| line.starts_with(' '))
+        .filter(|line| !line.starts_with("   "));
+    lines
+        .filter_map(|line| line.split_whitespace().next())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Replaces each hash by `#`.
+pub fn without_hashes(said: &str) -> String {
+    hidden(said, |part| part.len() >= 8 && !part.contains(['.', ',']))
+}
+
+/// Replaces each number and hash by `#`, and the spaces that align them by one.
+pub fn without_figures(said: &str) -> String {
+    let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    let lines: Vec<String> = hidden(said, |_| true).lines().map(words).collect();
+    lines.join("\n")
+}
+
+/// Replaces the parts of a text that look like a number or a hash, where `is_hidden` says so.
+fn hidden(said: &str, is_hidden: fn(&str) -> bool) -> String {
+    let parts = said.split_inclusive(|c: char| !c.is_ascii_hexdigit() && c != '.' && c != ',');
+    let shown = |part: &str| {
+        let (number, next) = part.split_at(part.char_indices().last().map_or(0, |(at, _)| at));
+        let is_number = number.contains(|c: char| c.is_ascii_digit());
+        if is_number && is_hidden(number) {
+            format!("#{next}")
+        } else {
+            part.to_owned()
+        }
+    };
+    parts.map(shown).collect()
+}
+
 /// Waits until `f` returns a value.
 pub fn eventually<T>(what: &str, mut f: impl FnMut() -> Option<T>) -> T {
     let began = Instant::now();

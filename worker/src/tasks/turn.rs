@@ -67,17 +67,21 @@ impl Turns {
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         state.taken = true;
-        let since = match &state.last {
-            Some((last, until)) if last == work => *until,
-            // Another pass computed while this shard was read ahead.
-            Some((_, until)) => began.max(*until),
-            None => began,
-        };
         Ok(Turn {
             turns: self,
             work: work.to_owned(),
-            idle: since.elapsed(),
+            idle: idle_since(state.last.as_ref(), work, began).elapsed(),
         })
+    }
+}
+
+/// Returns since when the device is idle for a shard of `work` that began at `began`, after the last turn.
+fn idle_since(last: Option<&(String, Instant)>, work: &str, began: Instant) -> Instant {
+    match last {
+        Some((last, until)) if last == work => *until,
+        // Another pass computed while this shard was read ahead.
+        Some((_, until)) => began.max(*until),
+        None => began,
     }
 }
 
@@ -92,40 +96,44 @@ impl Drop for Turn<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
     use crate::Error;
 
     #[test]
-    fn one_computes_at_a_time_and_what_lies_between_two_is_idle() {
+    fn one_computes_at_a_time() {
         let turns = Turns::default();
-        let nap = |ms: u64| std::thread::sleep(Duration::from_millis(ms));
-        let began = Instant::now();
-        nap(20);
-        let first = turns.take("pass", began, || Ok(())).unwrap();
-        assert!(first.idle >= Duration::from_millis(20), "its reading: {:?}", first.idle);
+        let first = turns.take("pass", Instant::now(), || Ok(())).unwrap();
+        let (asks, asked) = mpsc::channel();
+        let check = || {
+            asks.send(()).expect("the receiver lives as long as this test");
+            Ok(())
+        };
         std::thread::scope(|scope| {
-            // This shard is read while the first computes, and begins when that ends.
-            let second = scope.spawn(|| turns.take("pass", Instant::now(), || Ok(())).unwrap().idle);
-            nap(400);
+            let second = scope.spawn(|| turns.take("pass", Instant::now(), check).map(drop));
+            asked.recv().unwrap();
+            asked.recv().unwrap();
+            assert!(!second.is_finished(), "it waits for the first");
             drop(first);
-            let idle = second.join().unwrap();
-            assert!(idle < Duration::from_millis(300), "{idle:?}");
+            second.join().unwrap().unwrap();
         });
-        // No shard was waiting while the last one was written.
-        nap(30);
-        let third = turns.take("pass", Instant::now(), || Ok(())).unwrap();
-        assert!(third.idle >= Duration::from_millis(30), "{:?}", third.idle);
-        drop(third);
-        // Another stage's pause does not count.
-        nap(300);
-        let other = turns.take("another pass", Instant::now(), || Ok(())).unwrap();
-        assert!(other.idle < Duration::from_millis(200), "{:?}", other.idle);
-        // The time in which another pass computed is not idle either.
-        let began = Instant::now();
-        nap(400);
-        drop(other);
-        let fourth = turns.take("pass", began, || Ok(())).unwrap();
-        assert!(fourth.idle < Duration::from_millis(300), "{:?}", fourth.idle);
+    }
+
+    #[test]
+    fn what_lies_between_two_shards_of_a_pass_is_idle() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let last = ("pass".to_owned(), at(5));
+        assert_eq!(idle_since(None, "pass", at(1)), at(1), "the first shard is read");
+        assert_eq!(idle_since(Some(&last), "pass", at(3)), at(5), "a shard is read ahead");
+        assert_eq!(idle_since(Some(&last), "pass", at(9)), at(5), "the last one is written");
+        assert_eq!(idle_since(Some(&last), "another pass", at(9)), at(9), "no pass waits");
+        assert_eq!(
+            idle_since(Some(&last), "another pass", at(3)),
+            at(5),
+            "another pass computes"
+        );
     }
 
     #[test]
