@@ -375,7 +375,9 @@ fn manifest_of<'a>(stage: StageName, key: &str, results: impl IntoIterator<Item 
             if figure.is_finite() {
                 manifest.figures.insert(name.clone(), *figure);
             } else {
-                manifest.warnings.push(format!("{name} is {figure}, so it is not among the figures"));
+                manifest
+                    .warnings
+                    .push(format!("{name} is {figure}, so it is not among the figures"));
             }
         }
         manifest.facts.extend(result.facts.clone());
