@@ -102,13 +102,19 @@ impl Cluster {
         };
         self.timers.set(now + LOOK_AGAIN, due);
         let Some(stage) = self.stage_mut(id, name) else { return };
-        stage.pursuit = Pursuit::Elsewhere;
+        let open = match std::mem::replace(&mut stage.pursuit, Pursuit::Elsewhere) {
+            Pursuit::Elsewhere => Vec::new(),
+            _ => stage.phases.concat(),
+        };
         let reason = format!("another coordinator, {who}, is computing this stage");
         if stage.reason != reason {
             let text = format!("{reason}: its result is waited for");
             stage.reason = reason;
             fx.jobs.insert(id.into());
             fx.happened_to_job(now, id, name.as_str(), Level::Warn, text);
+        }
+        for task in open {
+            self.stop_task(task, "another coordinator computes this stage", now, fx);
         }
     }
 

@@ -26,7 +26,7 @@ use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
 pub use open::{object_name, without_query};
-pub use traced::SPANS;
+pub use traced::{SPANS, trace_requests};
 
 use crate::{Error, Result};
 use open::bad_url;

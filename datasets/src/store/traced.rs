@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use async_trait::async_trait;
@@ -13,16 +14,25 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use tracing::field::Empty;
-use tracing::{Instrument, Level, Span};
+use tracing::{Instrument, Span};
 
 use crate::shown::ShownUrl;
 
 /// The target of the spans that belong in traces.
 pub const SPANS: &str = "llink_span";
 
+/// True if this process collects spans. `tracing::span_enabled!` would tell it too, but it makes a log with a filter of its
+/// own lose the next event.
+static COLLECTED: AtomicBool = AtomicBool::new(false);
+
+/// Makes stores that are opened from now on make a span of each request.
+pub fn trace_requests() {
+    COLLECTED.store(true, Ordering::Relaxed);
+}
+
 /// Returns a store that makes a span of each request, or `objects` itself where nobody collects spans.
 pub(super) fn traced(url: &str, objects: Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore> {
-    match tracing::span_enabled!(target: SPANS, Level::INFO) {
+    match COLLECTED.load(Ordering::Relaxed) {
         true => Arc::new(Traced {
             url: ShownUrl::of(url),
             objects,

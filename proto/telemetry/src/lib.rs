@@ -51,6 +51,7 @@ pub fn set_up(service: &'static str, level: &str) -> Telemetry {
         Err(fault) => (None, Some(format!("no traces are sent: {fault}"))),
     };
     let spans = provider.as_ref().map(|provider| {
+        llink_datasets::store::trace_requests();
         global::set_text_map_propagator(TraceContextPropagator::new());
         tracing_opentelemetry::layer()
             .with_tracer(provider.tracer("llink"))
