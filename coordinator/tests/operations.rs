@@ -374,7 +374,8 @@ fn a_state_of_an_older_version_is_brought_up_to_date() {
     // The database is in the form of version 2. A stage's row held its manifest and its tasks, a task's row its spec,
     // and events were numbered over all jobs.
     let python = "import sqlite3; c = sqlite3.connect('.llink/state.db'); c.executescript('''
-        DROP TABLE owners; DROP TABLE used_tokens; DROP TABLE packs; DROP TABLE results; DROP TABLE tasks; DROP TABLE attempts;
+        ALTER TABLE jobs DROP COLUMN trace; DROP TABLE owners; DROP TABLE used_tokens;
+        DROP TABLE packs; DROP TABLE results; DROP TABLE tasks; DROP TABLE attempts;
         CREATE TABLE old (job TEXT NOT NULL, position INTEGER NOT NULL, name TEXT NOT NULL, state INTEGER NOT NULL,
             reason TEXT NOT NULL, key TEXT NOT NULL, phases TEXT NOT NULL, manifest TEXT, started_at INTEGER NOT NULL,
             ended_at INTEGER NOT NULL, spent_before INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (job, position));
