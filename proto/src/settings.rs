@@ -70,7 +70,9 @@ macro_rules! settings {
             /// Returns the settings with the defaults in place of those that do not decide the result.
             #[must_use]
             pub fn deciding(&self) -> Self {
-                Self { $($run_key: $run_default,)* ..self.clone() }
+                let mut deciding = self.clone();
+                $(deciding.$run_key = $run_default;)*
+                deciding
             }
         })?
     };

@@ -102,7 +102,7 @@ impl Curve {
         }
         // A training that continues from a checkpoint repeats some steps.
         self.points.retain(|(at, _)| *at < step);
-        if self.seen % self.every == 0 {
+        if self.seen.is_multiple_of(self.every) {
             self.points.push((step, value));
         }
         self.seen += 1;
@@ -132,7 +132,7 @@ impl Chart {
                 .zip(values)
                 .filter_map(|(step, value)| Some((step, (*value)?)));
             let (first, value) = points.next()?;
-            Some(match points.last() {
+            Some(match points.next_back() {
                 None => format!("{name} {value:.4} at step {first}"),
                 Some((last, newest)) => format!("{name} from {value:.4} at step {first} to {newest:.4} at step {last}"),
             })
