@@ -276,15 +276,19 @@ impl StateStore {
         tx.commit()
     }
 
-    /// Loads every job and every task.
+    /// Loads every job and every task, as they were at one point in time.
     ///
     /// # Errors
     /// An error says that the database cannot be read or holds content unknown to this version.
     pub fn load(&self) -> Result<(Vec<Job>, Vec<TaskRecord>), StateError> {
-        let loaded = match schema::version(&self.connection) {
-            Ok(version) if version < APART_VERSION => old::load(&self.connection),
-            _ => self.try_load(),
-        };
+        // A coordinator may save between two of these queries. Of one transaction all see the same rows.
+        let loaded =
+            self.connection
+                .unchecked_transaction()
+                .and_then(|_snapshot| match schema::version(&self.connection) {
+                    Ok(version) if version < APART_VERSION => old::load(&self.connection),
+                    _ => self.try_load(),
+                });
         loaded.map_err(|e| sqlite(&self.path, e))
     }
 

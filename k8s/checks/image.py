@@ -204,7 +204,7 @@ def main():
         context(text, rules, Path(place))
         faults += builds_from(Path(place))
         # A planted fault must be found.
-        shutil.rmtree(Path(place) / "worker/assets")
+        shutil.rmtree(Path(place) / "worker/quickstart/assets")
         assert any("takes in" in fault for fault in builds_from(Path(place))), "a planted gap in the context was not caught"
     with tempfile.TemporaryDirectory() as out:
         done = subprocess.run(["sh", str(ROOT / "k8s/licences.sh"), out], cwd=ROOT, capture_output=True, text=True)
