@@ -94,12 +94,12 @@ pub(super) fn problems(job: &JobFile, expect: Expect<'_>) {
         };
         expect((1..=most).contains(&value), key, &value, &expected);
     }
-    let rate = judge.requests_per_minute >= 0.0 && judge.requests_per_minute.is_finite();
+    let rate = judge.requests_per_minute == 0.0 || (0.001..=1e9).contains(&judge.requests_per_minute);
     expect(
         rate,
         "evaluate.judge.requests_per_minute",
         &judge.requests_per_minute,
-        "0 or more",
+        "0, or 0.001 to 1000000000",
     );
     let timeout = judge.timeout_s > 0.0 && judge.timeout_s <= 86_400.0;
     expect(

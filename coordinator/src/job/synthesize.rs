@@ -181,12 +181,12 @@ pub(super) fn faults(s: &SynthesizeSection) -> Vec<(&'static str, String, &'stat
         s.concurrency.to_string(),
         "1 to 1024",
     );
-    let rate = s.requests_per_minute >= 0.0 && s.requests_per_minute.is_finite();
+    let rate = s.requests_per_minute == 0.0 || (0.001..=1e9).contains(&s.requests_per_minute);
     expect(
         rate,
         "synthesize.requests_per_minute",
         s.requests_per_minute.to_string(),
-        "0 or more",
+        "0, or 0.001 to 1000000000",
     );
     let timeout = s.timeout_s > 0.0 && s.timeout_s <= 86_400.0;
     expect(

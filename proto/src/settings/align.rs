@@ -92,7 +92,7 @@ crate::settings! {
             /// The number of held-out pairs in a validation.
             validation_pairs: u32 = 512;
             /// The longest time of a step, in seconds. A longer step counts as hung, and the gang is formed again.
-            step_timeout_s: f64 = 60.0, ABOVE_0;
+            step_timeout_s: f64 = 60.0, ABOVE_0.at_most(86_400.0);
             /// The fewest ranks to train with.
             min_ranks: u32 = 1, at_least(1.0);
             /// The most ranks to train with; 0 takes every worker.

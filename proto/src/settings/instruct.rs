@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ABOVE_0, Expect, FRACTION, at_least, zero};
+use super::{ABOVE_0, Expect, FRACTION, at_least, between, zero};
 
 /// The form in which the decoder gets the foreign text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,7 +104,7 @@ crate::settings! {
             checkpoint_every: Option<u64> = Some(100);
             /// Minutes between checkpoints; with 0, only `checkpoint_every` decides.
             #[serde(with = "zero")]
-            checkpoint_minutes: Option<f64> = Some(10.0), at_least(0.0);
+            checkpoint_minutes: Option<f64> = Some(10.0), between(0.0, 10_000.0);
             /// The number of newest checkpoints that are kept, beside the best.
             checkpoints_kept: u32 = 3, at_least(1.0);
             /// Steps between validations on held-out instructions; 0 turns them off.
@@ -113,7 +113,7 @@ crate::settings! {
             /// Held-out instructions in a validation.
             validation_examples: u32 = 64;
             /// The longest time of a step, in seconds. A longer step counts as hung, and the gang is formed again.
-            step_timeout_s: f64 = 600.0, ABOVE_0;
+            step_timeout_s: f64 = 600.0, ABOVE_0.at_most(86_400.0);
             /// The fewest ranks to train with.
             min_ranks: u32 = 1, at_least(1.0);
             /// The most ranks to train with; 0 takes every worker.
