@@ -316,3 +316,67 @@ fn the_plan_knows_the_tiny_models_that_are_shipped() {
     // Other models are another input, so results of the old ones must not count for them.
     assert_eq!(&found[..16], llink_coord::plan::TINY_MODELS_STAMP);
 }
+
+/// The bundle that comes with llink.
+const SAMPLE_BUNDLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/sample-bundle");
+
+#[test]
+fn the_sample_bundle_answers_before_any_training() {
+    let place = Place::new("");
+    // No training had this seed.
+    let short = |(_, khmer): &(String, String)| khmer.chars().count() <= 70;
+    let pairs: Vec<(String, String)> = llink_quickstart::sample::pairs(400, 123_456)
+        .filter(short)
+        .take(40)
+        .collect();
+    let input: String = pairs.iter().map(|(_, khmer)| format!("{khmer}\n")).collect();
+    let said = piped(&place, &["generate", "--bundle", SAMPLE_BUNDLE], &input);
+    let right = said.lines().zip(&pairs).filter(|(said, (english, _))| said == english);
+    let right = right.count();
+    assert!(
+        right >= 12,
+        "{right} of 40 sentences are translated word for word: {said}"
+    );
+}
+
+#[test]
+fn stage_b_starts_from_a_bundle_and_follows_its_content() {
+    let job = WITH_STAGE_B.replace("recipe = \"sharp\"\n", "").replace(
+        "[instruct]\nsteps = 12\n",
+        &format!(
+            "projector_hidden = 512\n[instruct]\nsteps = 1\nfrom = {SAMPLE_BUNDLE:?}\nexpander_hidden = 512\nprojector_learning_rate = 1e-5\n"
+        ),
+    );
+    let job = job.replace(
+        "train = 120\n",
+        "train = 120\ntasks = [\"translate\"]\nmax_chars = 70\n",
+    );
+    let job = job.replace("learning_rate = 2e-3", "learning_rate = 1e-5");
+    let job = job.replace("answers = 4\nmax_answer_tokens = 12", "answers = 20");
+    let place = Place::new(&job);
+    let said = place.ok(&["submit", "job.toml"]);
+    let answers = said
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("with slots"))
+        .unwrap();
+    let recall: f64 = answers.split_whitespace().nth(1).unwrap().parse().unwrap();
+    assert!(
+        recall > 0.7,
+        "one step from random numbers gives no such answers: {said}"
+    );
+    assert!(place.ok(&["submit", "job.toml"]).contains("nothing to do"));
+
+    // A bundle of other shapes is refused with the key that differs.
+    let other = job.replace("expander_hidden = 512", "expander_hidden = 256");
+    std::fs::write(place.path("job.toml"), other).unwrap();
+    let said = place.fails(3, &["submit", "job.toml"]);
+    assert!(
+        said.contains("`instruct.from`") && said.contains("instruct.expander_hidden"),
+        "{said}"
+    );
+    // A folder without a bundle is refused before anything runs.
+    let missing = job.replace(SAMPLE_BUNDLE, "out/align");
+    std::fs::write(place.path("job.toml"), missing).unwrap();
+    let said = place.fails(3, &["submit", "job.toml"]);
+    assert!(said.contains("`instruct.from`") && said.contains("no bundle"), "{said}");
+}

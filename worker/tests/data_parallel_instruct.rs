@@ -133,6 +133,7 @@ fn train_with(
         decoder,
         median_norm: 0.8,
         data: &data,
+        start: None,
         resume,
         validation: None,
     };
@@ -291,6 +292,7 @@ fn a_checkpoint_of_another_training_is_refused() {
         decoder: &decoder,
         median_norm: 0.8,
         data: &data,
+        start: None,
         resume: Some(state),
         validation: None,
     };

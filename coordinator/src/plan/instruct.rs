@@ -22,14 +22,20 @@ fn section<'a>(inputs: &Inputs<'a>) -> Result<&'a InstructSettings, PlanError> {
 }
 
 pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
-    Ok(vec![
+    let section = section(inputs)?;
+    let mut parts = vec![
         content(instructions_of(STAGE, inputs)?),
         fact(STAGE, earlier(STAGE, StageName::Models, inputs)?, "decoder.fingerprint")?.into(),
         content(earlier(STAGE, StageName::Embed, inputs)?),
         content_of(earlier(STAGE, StageName::Align, inputs)?, Part::Projector),
-        json(&section(inputs)?.deciding()),
+        json(&section.deciding()),
         format!("seed {}", inputs.job.seed),
-    ])
+    ];
+    if let Some(url) = &section.from {
+        let stamp = inputs.stamps.get(url).map_or("", String::as_str);
+        parts.push(format!("from {stamp}"));
+    }
+    Ok(parts)
 }
 
 pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>]) -> Result<Phase, PlanError> {

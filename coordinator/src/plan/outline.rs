@@ -128,6 +128,7 @@ fn trained(section: &InstructSettings, job: &JobFile) -> String {
         (Some(steps), _) => format!("{} steps of {batch} examples", thousands(steps)),
     };
     match section.mode.arms().len() {
+        1 if section.from.is_some() => format!("{steps}, from the parts of a bundle"),
         1 => steps,
         arms => format!("{steps}, {arms} times: with slots, then on the text itself"),
     }

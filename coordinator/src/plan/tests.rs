@@ -148,6 +148,30 @@ fn a_key_follows_content_and_not_paths() {
 }
 
 #[test]
+fn stage_b_follows_the_content_of_the_bundle_that_it_starts_from() {
+    let (mut stamps, done) = (BTreeMap::new(), done());
+    let with_b = |from: &str| job(&format!("[instructions]\nsource = \"sample\"\n[instruct]\n{from}"));
+    let (without, job) = (with_b(""), with_b("from = \"/bundle\"\n"));
+    stamps.insert("/bundle".to_owned(), "one".to_owned());
+    let before = keys(&job, &stamps, &done);
+    let differ = |a: &[String], b: &[String]| a.iter().zip(b).filter(|(a, b)| a != b).count();
+    assert_eq!(
+        differ(&before, &keys(&without, &stamps, &done)),
+        2,
+        "instruct and export"
+    );
+    let moved = with_b("from = \"/moved\"\n");
+    stamps.insert("/moved".to_owned(), "one".to_owned());
+    assert_eq!(
+        differ(&before, &keys(&moved, &stamps, &done)),
+        0,
+        "the path does not matter"
+    );
+    stamps.insert("/bundle".to_owned(), "two".to_owned());
+    assert_eq!(differ(&before, &keys(&job, &stamps, &done)), 1, "instruct");
+}
+
+#[test]
 fn only_random_models_follow_the_corpus() {
     let stamps = BTreeMap::new();
     let changed_by_text = |models: &str| {

@@ -5,6 +5,7 @@ mod models;
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
+use llink_datasets::manifest::Manifest;
 use llink_datasets::roots::{Roots, check_key_variable};
 use llink_datasets::shown::{ShownUrl, credential_of, redacted};
 use llink_datasets::store::{ObjectInfo, Store};
@@ -13,7 +14,7 @@ use llink_proto::{Failure, FailureKind, ModelRole};
 use super::engine::failure;
 use super::withheld::{self, Addresses};
 use crate::job::{JobFile, SourceEntry, is_built_in, is_gguf};
-use crate::plan::short_hash;
+use crate::plan::{StageName, short_hash};
 use crate::schedule::NewJob;
 
 /// Resolves a parsed job. Its paths become absolute, its inputs are checked, and it gets an id. The result includes the
@@ -38,6 +39,7 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path, roots: &Roots) -> Re
             ))),
             "models.encoder" => models::model_stamp(&file.models, ModelRole::Encoder, url, base_dir).await,
             "models.decoder" => models::model_stamp(&file.models, ModelRole::Decoder, url, base_dir).await,
+            "instruct.from" => bundle_stamp(url).await,
             _ => object_stamp(addresses.get(url).map_or(url, String::as_str)).await,
         };
         stamps.insert(url.to_owned(), stamp.map_err(|f| of_key(key, &f))?);
@@ -60,6 +62,7 @@ fn check_credentials(file: &JobFile) -> Result<(), Failure> {
     const ENDPOINTS: &str = "put the key into a variable that `api_key_env` names";
     let mut urls = vec![("output", file.output.as_str(), STORES)];
     urls.extend(file.models.paths().map(|(key, folder)| (key, folder, STORES)));
+    urls.extend(start_of(file).map(|url| ("instruct.from", url, STORES)));
     let endpoint = file.synthesize.iter();
     urls.extend(endpoint.map(|s| ("synthesize.url", s.url.as_str(), ENDPOINTS)));
     let judge = file.evaluate.judge.iter();
@@ -138,6 +141,22 @@ async fn gguf_stamp(url: &str) -> Result<String, Failure> {
     Ok(stamp)
 }
 
+/// Returns the stamp of a bundle, which is the hash of its files' hashes. A copy of the bundle has the same stamp.
+async fn bundle_stamp(url: &str) -> Result<String, Failure> {
+    let store = Store::open(url).map_err(|e| failure(&e))?;
+    let manifest = Manifest::read(&store, "manifest.json").await.map_err(|e| failure(&e))?;
+    match manifest.filter(|manifest| manifest.stage == StageName::Export.to_string()) {
+        Some(manifest) => {
+            let hashes: Vec<&str> = manifest.artifacts.iter().map(|file| file.sha256.as_str()).collect();
+            Ok(short_hash(&hashes.join("\n")))
+        }
+        None => Err(missing(format!(
+            "{}: there is no bundle here: name a folder below export/ in the output of a job that came to its end",
+            ShownUrl::of(url)
+        ))),
+    }
+}
+
 fn stamp(info: &ObjectInfo) -> String {
     format!(
         "{} {} {}",
@@ -181,10 +200,16 @@ fn read_urls(file: &JobFile) -> Vec<(&'static str, &str)> {
     }
     let folders = file.models.paths().into_iter();
     urls.extend(folders.filter(|(_, folder)| !is_built_in(folder)));
+    urls.extend(start_of(file).map(|url| ("instruct.from", url)));
     let judge = file.evaluate.judge.as_ref();
     let direct = judge.and_then(|judge| judge.direct_answers.as_deref());
     urls.extend(direct.map(|url| ("evaluate.judge.direct_answers", url)));
     urls
+}
+
+/// Returns the URL of the bundle from which Stage B starts.
+fn start_of(file: &JobFile) -> Option<&str> {
+    file.instruct.as_ref()?.from.as_deref()
 }
 
 /// Replaces each of these URLs by what `f` returns for it.
@@ -198,6 +223,9 @@ fn change_urls(file: &mut JobFile, f: &dyn Fn(&str) -> String) {
         if !is_built_in(model) {
             *model = f(model);
         }
+    }
+    if let Some(instruct) = &mut file.instruct {
+        instruct.from = instruct.from.as_deref().map(f);
     }
     if let Some(judge) = &mut file.evaluate.judge {
         judge.direct_answers = judge.direct_answers.as_deref().map(f);

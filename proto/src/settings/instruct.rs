@@ -94,6 +94,11 @@ crate::settings! {
             max_tokens: u32 = 512, at_least(1.0);
         }
         run {
+            /// A bundle from whose parts the training starts: its folder or URL. It must have been made with the same decoder
+            /// and shapes. If `projector_learning_rate` is above 0, the projector starts from the bundle too, and not from Stage
+            /// A. The bundle's content is part of the stage's key. Absent: the parts start from random numbers.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            from: Option<String> = None;
             /// Tokens that go through the decoder at once. A rank splits its share of the batch into as many passes as needed.
             token_budget: u32 = 4_096, at_least(1.0);
             /// Keep only the input of each layer and run the layer again in the backward pass. This takes less memory and a
@@ -139,6 +144,10 @@ impl InstructSettings {
         let reserved = (1..=10).contains(&self.slots) || self.mode == InstructMode::Direct;
         let expected = "1 to 10, the number of the decoder's reserved tokens";
         expect(reserved, "instruct.slots", &self.slots, expected);
+        let from = self.from.as_deref().unwrap_or_default();
+        let has_slots = self.mode == InstructMode::Slots || self.from.is_none();
+        let expected = "no bundle unless `instruct.mode` is \"slots\": a bundle holds no adapter for the direct arm";
+        expect(has_slots, "instruct.from", &from, expected);
         let ranks = self.max_ranks.unwrap_or(self.min_ranks);
         expect(
             ranks >= self.min_ranks,

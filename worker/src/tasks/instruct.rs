@@ -6,13 +6,15 @@ use candle_core::DType;
 use half::slice::HalfFloatSliceExt;
 use llink_datasets::instructions::{InstructionRow, read_instructions};
 use llink_datasets::role::Part;
+use llink_datasets::shown::ShownUrl;
 use llink_datasets::store::Store;
 use llink_datasets::vectors::VectorTable;
 use llink_proto::settings::InstructSettings;
-use llink_proto::{Artifact, Instruct, TaskResult};
+use llink_proto::{Artifact, Instruct, ModelRef, TaskResult};
 
 use super::TaskContext;
 use super::training::{self, read_tables};
+use crate::bundle::{Bundle, BundleFolder};
 use crate::collective::Collective;
 use crate::llink::projector::Projector;
 use crate::llink::slot_expander::median_embedding_norm;
@@ -20,7 +22,7 @@ use crate::models::{Decoder, peft};
 use crate::train::instruct::data::InstructData;
 use crate::train::instruct::options::{InstructArm, InstructOptions};
 use crate::train::instruct::state::InstructState;
-use crate::train::instruct::{InstructRun, InstructTrained, instruct};
+use crate::train::instruct::{InstructRun, InstructStart, InstructTrained, instruct};
 use crate::train::training_run::TrainingRun;
 use crate::train::upkeep::Upkeep;
 use crate::{Error, Result};
@@ -73,11 +75,16 @@ pub(super) fn run(context: &TaskContext, task: &Instruct) -> Result<TaskResult> 
     let resume = restored
         .map(|r| InstructState::from_safetensors(decoder.config(), &r.name, &r.state))
         .transpose()?;
+    let start = match (&resume, settings.from.as_deref()) {
+        (None, Some(url)) => Some(start(context, url, model, &decoder)?),
+        _ => None,
+    };
     let work = InstructRun {
         options: &options,
         decoder: &decoder,
         median_norm: median_norm(&decoder)?,
         data: &train,
+        start,
         resume,
         validation: held_out.as_ref(),
     };
@@ -102,6 +109,32 @@ pub(super) fn run(context: &TaskContext, task: &Instruct) -> Result<TaskResult> 
         result.figures.extend(value.map(|value| (name.to_owned(), value)));
     }
     Ok(result)
+}
+
+/// Reads the parts of the bundle at `url`, from which the training starts.
+fn start(context: &TaskContext, url: &str, model: &ModelRef, decoder: &Decoder) -> Result<InstructStart> {
+    context.admit(url)?;
+    let bundle = Bundle::read(&BundleFolder::open(url, &context.runtime)?)?;
+    let name = ShownUrl::of(url).to_string();
+    let entry = &bundle.config.decoder;
+    if entry.fingerprint != model.fingerprint {
+        return Err(Error::Input(format!(
+            "`instruct.from`: the bundle {name} was made with another decoder ({}, fingerprint {}) than the job's, {}",
+            entry.name, entry.fingerprint, model.fingerprint
+        )));
+    }
+    let adapter = bundle.adapter(decoder.config())?;
+    let expander = bundle.expander.ok_or_else(|| {
+        Error::Input(format!(
+            "`instruct.from`: the bundle {name} has no slots, because it was trained in direct mode"
+        ))
+    })?;
+    Ok(InstructStart {
+        bundle: name,
+        adapter,
+        expander,
+        projector: bundle.projector,
+    })
 }
 
 fn write(

@@ -86,11 +86,15 @@ impl<'a> TensorFile<'a> {
             .ok_or_else(|| self.error(format!("its metadata lacks `{key}`")))
     }
 
-    /// Returns the shape and the values of a tensor of 32-bit floats.
+    /// Returns the shape and the values of a tensor of 32-bit floats, or of 16-bit floats, which are widened.
     ///
     /// # Errors
     /// [`Error::Model`] when it is missing or of another type.
     pub fn f32(&self, tensor: &str) -> Result<(Vec<usize>, Vec<f32>)> {
+        if self.tensors.tensor(tensor).is_ok_and(|view| view.dtype() == Dtype::F16) {
+            let (shape, halves) = self.f16(tensor)?;
+            return Ok((shape, halves.into_iter().map(f16::to_f32).collect()));
+        }
         let (shape, bytes) = self.bytes(tensor, Dtype::F32)?;
         Ok((
             shape,
@@ -198,6 +202,7 @@ mod tests {
         let file = TensorFile::new("x.safetensors", &bytes).unwrap();
         assert_eq!(file.f32("a").unwrap(), (vec![2, 1], vec![1.5, f32::MIN]));
         assert_eq!(file.f16("b").unwrap(), (vec![2], halves.to_vec()));
+        assert_eq!(file.f32("b").unwrap(), (vec![2], vec![0.5, -2.0]));
         assert_eq!(file.u64("c").unwrap(), (vec![1], vec![u64::MAX]));
         assert_eq!(file.text("step").unwrap(), "7");
     }

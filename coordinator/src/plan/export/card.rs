@@ -174,10 +174,13 @@ fn metric(a: &AlignSettings) -> String {
 }
 
 fn stage_b(i: &InstructSettings, with_slots: bool) -> String {
-    let length = match i.steps {
+    let mut length = match i.steps {
         None => format!("{} epochs, batch {}", i.epochs, i.batch),
         Some(steps) => format!("{steps} steps, batch {}", i.batch),
     };
+    if i.from.is_some() {
+        length.push_str(", from the parts of another bundle");
+    }
     let mut text = format!(
         "| | Stage B: adapter{} |\n| --- | --- |\n| length | {length} |\n\
          | LoRA | rank {}, alpha {}, dropout {} on q, k, v, o, gate, up and down |\n\

@@ -45,10 +45,24 @@ pub struct InstructRun<'a> {
     pub median_norm: f32,
     /// The examples and their vectors.
     pub data: &'a InstructData,
+    /// Trained parts to start from, instead of random numbers.
+    pub start: Option<InstructStart>,
     /// The state to continue from.
     pub resume: Option<InstructState>,
     /// The held-out examples on which rank 0 measures.
     pub validation: Option<&'a InstructData>,
+}
+
+/// The trained parts of a bundle, from which a training starts.
+pub struct InstructStart {
+    /// The name of the bundle in errors.
+    pub bundle: String,
+    /// The adapter.
+    pub adapter: LoraAdapter,
+    /// The slot expander.
+    pub expander: SlotExpander,
+    /// The projector, which is used if the training trains it.
+    pub projector: Projector,
 }
 
 /// The result of the training. It is the same on all ranks.
@@ -187,10 +201,47 @@ fn fresh(run: &InstructRun<'_>) -> Result<InstructParts> {
         hidden: settings.expander_hidden.map_or(2 * width, |hidden| hidden as usize),
         slots: settings.slots.max(1) as usize,
     };
-    let adapter = LoraAdapter::new(decoder.config(), settings.into(), options.seed)?;
-    let expander = SlotExpander::new(shape, run.median_norm, options.seed);
-    let projector = options.moves_projector().then(|| run.data.projector().clone());
+    let mut adapter = LoraAdapter::new(decoder.config(), settings.into(), options.seed)?;
+    let mut expander = SlotExpander::new(shape, run.median_norm, options.seed);
+    let mut projector = options.moves_projector().then(|| run.data.projector().clone());
+    if let Some(start) = &run.start {
+        start.check(&adapter, shape, projector.as_ref())?;
+        adapter.parameters.clone_from(&start.adapter.parameters);
+        expander.parameters.clone_from(&start.expander.parameters);
+        projector = projector.map(|_| start.projector.clone());
+    }
     Ok(InstructParts::new(adapter, expander, projector, options.adamw()))
+}
+
+impl InstructStart {
+    /// Refuses a bundle whose parts have other shapes than those of the job.
+    fn check(&self, adapter: &LoraAdapter, slots: SlotExpanderShape, projector: Option<&Projector>) -> Result<()> {
+        let (own, found) = (adapter.options(), self.adapter.options());
+        let expander = self.expander.shape();
+        let mut pairs = vec![
+            ("instruct.slots", slots.slots as f64, expander.slots as f64),
+            ("instruct.expander_hidden", slots.hidden as f64, expander.hidden as f64),
+            ("the decoder's width", slots.width as f64, expander.width as f64),
+            ("instruct.lora_rank", own.rank as f64, found.rank as f64),
+            ("instruct.lora_alpha", own.alpha, found.alpha),
+        ];
+        if let Some(projector) = projector {
+            let (own, found) = (projector.shape(), self.projector.shape());
+            pairs.push(("the encoder's width", own.input as f64, found.input as f64));
+            pairs.push(("align.projector_hidden", own.hidden as f64, found.hidden as f64));
+        }
+        match pairs.iter().find(|(_, own, found)| own != found) {
+            Some((key, own, found)) => Err(Error::Input(format!(
+                "`instruct.from`: the bundle {} was trained with {found} as {key}, and the job has {own}: give both the same",
+                self.bundle
+            ))),
+            None if own.targets != found.targets => Err(Error::Input(format!(
+                "`instruct.from`: the adapter of the bundle {} corrects other layers of the decoder than llink trains",
+                self.bundle
+            ))),
+            None => Ok(()),
+        }
+    }
 }
 
 /// The input of a step.
