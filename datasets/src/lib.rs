@@ -30,6 +30,8 @@ pub mod look;
 #[cfg(feature = "shards")]
 pub mod near;
 #[cfg(feature = "shards")]
+pub mod numbers;
+#[cfg(feature = "shards")]
 mod page_headers;
 #[cfg(feature = "shards")]
 pub mod pairs;
