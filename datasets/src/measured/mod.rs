@@ -147,13 +147,40 @@ pub struct AnswerScores {
     /// The mean share of the reference's words that the answer has. Numbers are left out, and a repeated word counts
     /// each time.
     pub word_recall: f64,
-    /// The share of the references with numbers whose answer has exactly the same numbers.
+    /// The share of the references with numbers whose answer has exactly the same numbers, each with its magnitude and unit.
     pub numbers: f64,
     /// The number of references with numbers.
     #[serde(default)]
     pub with_numbers: usize,
     /// The chrF2 over all answers, from 0 to 100.
     pub chrf: f64,
+    /// The chrF2++ over all answers, from 0 to 100.
+    #[serde(default)]
+    pub chrf_pp: f64,
+    /// The BLEU over all answers, from 0 to 100.
+    #[serde(default)]
+    pub bleu: f64,
+    /// The number of references in Chinese script.
+    #[serde(default)]
+    pub chinese: usize,
+}
+
+impl AnswerScores {
+    /// Returns whether most references are Chinese, so that BLEU counts characters.
+    #[must_use]
+    pub fn is_chinese(&self) -> bool {
+        self.chinese * 2 > self.count
+    }
+
+    /// Returns sacrebleu's signatures of the public measures.
+    #[must_use]
+    pub fn signatures(&self) -> String {
+        let tokens = if self.is_chinese() { "zh" } else { "13a" };
+        format!(
+            "chrF2 is `nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:2.6.0` of sacrebleu, chrF2++ the same with `nw:2`, and BLEU \
+             `nrefs:1|case:mixed|eff:no|tok:{tokens}|smooth:exp|version:2.6.0`."
+        )
+    }
 }
 
 /// How often the judge preferred our answers to those of another arm.

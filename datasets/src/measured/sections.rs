@@ -105,13 +105,14 @@ fn answered(figures: &Figures, of: Scored, title: &str) -> Option<Section> {
         title
             .into_iter()
             .chain(shares)
-            .chain([format!("{:.2}", s.chrf)])
+            .chain([s.chrf, s.chrf_pp, s.bleu].map(|score| format!("{score:.2}")))
             .collect()
     };
     let count = scores
         .first()
         .map(|(_, scores)| scores.count)
         .filter(|count| *count > 0)?;
+    let signatures = scores.first().map(|(_, scores)| scores.signatures());
     let seen = figures.get(TRAINED_AS_PAIRS).filter(|seen| **seen > 0.0);
     let note = |seen: &f64| {
         format!(
@@ -124,10 +125,10 @@ fn answered(figures: &Figures, of: Scored, title: &str) -> Option<Section> {
         title: format!("Answers to {} {title}", thousands(count as u64)),
         table: Some(Table {
             words: vec![""],
-            numbers: vec!["exact", "word recall", "numbers", "chrF2"],
+            numbers: vec!["exact", "word recall", "numbers", "chrF2", "chrF2++", "BLEU"],
             rows: scores.iter().map(cells).collect(),
         }),
-        notes: seen.map(note).into_iter().collect(),
+        notes: signatures.into_iter().chain(seen.map(note)).collect(),
     })
 }
 
@@ -272,6 +273,8 @@ mod tests {
             ("word_recall", 0.5),
             ("numbers", 0.25),
             ("chrf", 41.234),
+            ("chrf_pp", 43.5),
+            ("bleu", 12.0),
         ];
         let figures: Figures = answered.map(|(name, x)| (format!("answers.slots.{name}"), x)).into();
         let found = sections(&figures);
@@ -280,9 +283,10 @@ mod tests {
         let rows = &found[0].table.as_ref().unwrap().rows;
         assert_eq!(
             rows,
-            &[["with slots", "0.1000", "0.5000", "0.2500", "41.23"].map(str::to_owned)]
+            &[["with slots", "0.1000", "0.5000", "0.2500", "41.23", "43.50", "12.00"].map(str::to_owned)]
         );
-        assert_eq!(found[0].notes, [""; 0]);
+        assert_eq!(found[0].notes.len(), 1);
+        assert!(found[0].notes[0].contains("tok:13a"), "{:?}", found[0].notes);
     }
 
     #[test]

@@ -3,26 +3,38 @@
 use std::collections::HashMap;
 
 use llink_datasets::measured::AnswerScores;
+use llink_datasets::numbers;
+use llink_datasets::script::WritingSystem;
 
-use super::chrf::chrf;
+use super::bleu::{Tokens, bleu};
+use super::chrf::{Words, chrf};
 
 /// Scores (answer, reference) pairs.
 #[must_use]
 pub fn answer_scores<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> AnswerScores {
     let pairs: Vec<(&str, &str)> = pairs.into_iter().collect();
+    let chinese = pairs.iter().filter(|(_, reference)| is_chinese(reference)).count();
     let mut scores = AnswerScores {
-        chrf: chrf(pairs.iter().copied()),
+        chrf: chrf(pairs.iter().copied(), Words::None),
+        chrf_pp: chrf(pairs.iter().copied(), Words::Two),
+        chinese,
         ..AnswerScores::default()
     };
+    scores.count = pairs.len();
+    let tokens = if scores.is_chinese() {
+        Tokens::Chinese
+    } else {
+        Tokens::V13a
+    };
+    scores.bleu = bleu(pairs.iter().copied(), tokens);
     for (answer, reference) in pairs {
-        scores.count += 1;
         let (said, wanted) = (words(answer), words(reference));
         scores.exact += f64::from(u8::from(said == wanted));
         scores.word_recall += recall(&said, &wanted);
-        let (said, wanted) = (numbers(&said), numbers(&wanted));
+        let (said, wanted) = (numbers::read(answer), numbers::read(reference));
         if !wanted.is_empty() {
             scores.with_numbers += 1;
-            scores.numbers += f64::from(u8::from(said == wanted));
+            scores.numbers += f64::from(u8::from(numbers::same(&said, &wanted)));
         }
     }
     scores.exact /= scores.count.max(1) as f64;
@@ -62,15 +74,8 @@ fn is_number(word: &str) -> bool {
     word.chars().all(char::is_numeric)
 }
 
-/// Returns the words that are numbers, sorted.
-fn numbers(words: &[String]) -> Vec<&str> {
-    let mut numbers: Vec<&str> = words
-        .iter()
-        .map(String::as_str)
-        .filter(|word| is_number(word))
-        .collect();
-    numbers.sort_unstable();
-    numbers
+fn is_chinese(text: &str) -> bool {
+    "Hans".parse::<WritingSystem>().is_ok_and(|han| han.share(text) > 0.5)
 }
 
 #[cfg(test)]
@@ -83,10 +88,12 @@ mod tests {
             ("The dog eats 12 mangoes.", "the dog eats 12 mangoes"),
             ("A dog eats 21 mangoes.", "The dog eats 12 mangoes."),
             ("", "yes"),
+            ("It makes 1.5 kW.", "It makes 30 MW."),
+            ("It makes 1,500 W.", "It makes 1.5 kW."),
         ]);
-        assert_eq!((scores.count, scores.with_numbers), (3, 2));
-        assert!((scores.exact - 1.0 / 3.0).abs() < 1e-12);
-        assert!((scores.word_recall - (1.0 + 0.75) / 3.0).abs() < 1e-12);
+        assert_eq!((scores.count, scores.with_numbers), (5, 4));
+        assert!((scores.exact - 1.0 / 5.0).abs() < 1e-12);
+        assert!((scores.word_recall - (1.75 + 4.0 / 3.0) / 5.0).abs() < 1e-12);
         assert!((scores.numbers - 0.5).abs() < 1e-12);
         assert_eq!(answer_scores([]), AnswerScores::default());
     }

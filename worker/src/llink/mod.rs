@@ -11,6 +11,7 @@
 
 pub mod align_losses;
 pub mod answers;
+pub mod bleu;
 pub mod chrf;
 pub mod hard_negatives;
 mod info_nce;
