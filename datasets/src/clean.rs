@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::near::{Signature, Signer};
+use crate::numbers::agree;
 use crate::rows::{InstructionExample, Pair};
 use crate::script::WritingSystem;
 use crate::text::{ZeroWidth, clean_line, clean_lines, comparison_form, cut, form_key, tidy};
@@ -29,6 +30,18 @@ pub struct Rules {
     pub scripts: Option<Scripts>,
     /// The greatest ratio of the sides' lengths; `None` allows any. It is measured before the cut.
     pub max_length_ratio: Option<f64>,
+    /// Whether the sides must have the same numbers. They are compared before the cut.
+    pub numbers: Numbers,
+}
+
+/// The treatment of pairs whose numbers differ.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Numbers {
+    /// They are kept.
+    #[default]
+    Any,
+    /// They are dropped.
+    MustAgree,
 }
 
 /// The scripts in which the two sides must be written.
@@ -60,6 +73,7 @@ impl Default for Rules {
             too_long: TooLong::Cut,
             scripts: None,
             max_length_ratio: None,
+            numbers: Numbers::Any,
         }
     }
 }
@@ -120,6 +134,8 @@ pub enum DropReason {
     LengthRatio,
     /// Both sides are the same text, so it is not translated.
     IdenticalSides,
+    /// The two sides have other numbers.
+    NumbersDiffer,
     /// Another row has the same text on one of the sides.
     Duplicate,
     /// The English text of this training row is also in the holdout part.
@@ -338,6 +354,9 @@ impl Cleaner {
         if english_form == foreign_form {
             return Err(DropReason::IdenticalSides);
         }
+        if rules.numbers == Numbers::MustAgree && !agree(&english.text, &foreign.text) {
+            return Err(DropReason::NumbersDiffer);
+        }
         if was_cut {
             foreign.text.truncate(cut(&foreign.text, rules.most()).len());
             foreign_form = comparison_form(&foreign.text);
@@ -420,6 +439,17 @@ mod tests {
             Err(DropReason::LengthRatio)
         );
         assert!(outcome("a fish", "ត្រី OK", rules).is_ok());
+    }
+
+    #[test]
+    fn pairs_with_other_numbers_are_dropped_where_asked() {
+        let rules = Rules {
+            numbers: Numbers::MustAgree,
+            ..Rules::default()
+        };
+        assert_eq!(outcome("3 fish", "ត្រី ៤", rules), Err(DropReason::NumbersDiffer));
+        assert!(outcome("3 fish", "ត្រី ៣", rules).is_ok());
+        assert!(outcome("3 fish", "ត្រី ៤", Rules::default()).is_ok());
     }
 
     #[test]

@@ -27,6 +27,23 @@ impl NearDuplicates {
     }
 }
 
+/// The treatment of rows whose two sides have other numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Numbers {
+    /// They are kept.
+    Any,
+    /// They are dropped.
+    MustAgree,
+}
+
+impl Numbers {
+    /// Keeps the default out of the stages' keys.
+    fn is_any(&self) -> bool {
+        *self == Self::Any
+    }
+}
+
 llink_proto::settings! {
     /// The cleaning rules for pairs and instructions (`[cleaning]`).
     pub struct CleaningSection = "cleaning" {
@@ -41,6 +58,9 @@ llink_proto::settings! {
             /// The greatest ratio of the two sides' lengths in characters; 0 allows any.
             #[serde(with = "zero")]
             max_length_ratio: Option<f64> = None, at_least(1.0).because("0 allows any ratio");
+            /// `must_agree` drops rows whose two sides have other numbers; `any`, the default, keeps them.
+            #[serde(skip_serializing_if = "Numbers::is_any")]
+            numbers: Numbers = Numbers::Any;
             /// `keep` keeps near-duplicates, `across` drops training rows close to a held-out row, and `everywhere` drops all
             /// but the first.
             near_duplicates: NearDuplicates = NearDuplicates::Across;

@@ -14,7 +14,7 @@ mod source;
 mod synthesize;
 mod warnings;
 
-pub use cleaning::{CleaningSection, NearDuplicates};
+pub use cleaning::{CleaningSection, NearDuplicates, Numbers};
 pub use error::{JobFileError, Problem};
 pub use export::{ExportSection, model_name};
 pub use judge::JudgeSection;

@@ -9,7 +9,7 @@ use llink_proto::{
 
 use super::{Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, content, earlier, json, manifest_of, with_role};
 use crate::job::{
-    CleaningSection, ColumnName, CorpusSection, InstructionsSection, JobFile, NearDuplicates, RANDOM_MODEL,
+    CleaningSection, ColumnName, CorpusSection, InstructionsSection, JobFile, NearDuplicates, Numbers, RANDOM_MODEL,
     SourceEntry, Sources, TINY_MODEL, TooLong, ValidationFrom,
 };
 
@@ -165,6 +165,7 @@ impl<'a> CorpusPlan<'a> {
             min_script_share: self.cleaning.min_script_share,
             max_length_ratio: self.cleaning.max_length_ratio,
             tasks: self.tasks.to_vec(),
+            same_numbers: self.cleaning.numbers == Numbers::MustAgree,
         }
     }
 

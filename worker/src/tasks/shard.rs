@@ -1,6 +1,6 @@
 //! The tasks of the `shard` stage, which call the datasets crate.
 
-use llink_datasets::clean::{Rules, Scripts, TooLong};
+use llink_datasets::clean::{Numbers, Rules, Scripts, TooLong};
 use llink_datasets::read::{Columns, Languages, Source};
 use llink_datasets::rows::Corpus;
 use llink_datasets::shards::{self, CleanSpec, MadeUp, NearDuplicates, Share, SidesBy, SplitSpec, WriteSpec};
@@ -60,6 +60,10 @@ pub(super) fn rules(rules: &CleaningRules) -> Result<Rules> {
         too_long: if rules.cut_long { TooLong::Cut } else { TooLong::Drop },
         scripts,
         max_length_ratio: rules.max_length_ratio,
+        numbers: match rules.same_numbers {
+            true => Numbers::MustAgree,
+            false => Numbers::Any,
+        },
     })
 }
 
