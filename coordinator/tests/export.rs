@@ -41,6 +41,7 @@ warmup_steps = 4
 steps = 12
 batch = 8
 learning_rate = 2e-3
+numbers = true
 
 [evaluate]
 benchmark_pairs = 100
@@ -97,6 +98,7 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
         "| after Stage A | whitened |",
         "| after Stage B, by mean slot | whitened |",
         "| recipe | sharp |",
+        "the text's numbers in ASCII behind the slots",
         "whitened cosine, eps 0.01; encoder vectors standardized",
         "| after Stage B, by mean slot | cosine |",
     ] {

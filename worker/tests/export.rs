@@ -169,6 +169,7 @@ impl Job {
             instructions: vec![self.instructions()],
             model_card: "# A card\n".into(),
             statistics: None,
+            numbers: false,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Warnings about settings that can have no effect, as far as the job file alone tells. They are shown before the job
 //! starts.
 
-use llink_proto::settings::{AlignSettings, InstructSettings};
+use llink_proto::settings::{AlignSettings, InstructMode, InstructSettings};
 
 use super::JobFile;
 
@@ -51,6 +51,12 @@ fn align(a: &AlignSettings, holdout: u64, found: &mut Vec<String>) {
 }
 
 fn instruct(i: &InstructSettings, job: &JobFile, found: &mut Vec<String>) {
+    if i.numbers && i.mode == InstructMode::Direct {
+        found.push(
+            "`instruct.numbers` is true and `instruct.mode` is direct: without slots, no numbers stand beside them"
+                .to_owned(),
+        );
+    }
     let Some((key, validation)) = validation_rows(job) else {
         return;
     };
@@ -176,6 +182,10 @@ mod tests {
             (
                 format!("{with_b}validation_examples = 2001\n"),
                 "validation looks at 2000",
+            ),
+            (
+                format!("{with_b}numbers = true\nmode = \"direct\"\n"),
+                "without slots, no numbers",
             ),
             (
                 format!("[evaluate]\nanswers = 2\n{judge}{with_b}"),

@@ -164,6 +164,7 @@ pub(super) fn answers(directory: &str, inputs: &Inputs<'_>) -> Result<Option<Ans
         examples: evaluate.answers,
         max_answer_tokens: evaluate.max_answer_tokens,
         max_tokens: section.max_tokens,
+        numbers: section.numbers,
         path: format!("{directory}/answers.jsonl"),
         trained_as_pairs: match inputs.job.synthesize {
             // Synthesized validation examples are made from held-out pairs.

@@ -38,6 +38,11 @@ pub enum InstructArm {
     Direct,
 }
 
+/// Keeps a switch that is off out of the stages' keys.
+fn is_false(switch: &bool) -> bool {
+    !switch
+}
+
 crate::settings! {
     /// Stage B (`[instruct]`). The defaults are the paper's.
     pub struct InstructSettings = "instruct" {
@@ -53,6 +58,9 @@ crate::settings! {
             batch: u32 = 128, at_least(1.0);
             /// The number of soft slots in a prompt.
             slots: u32 = 8;
+            /// `true` writes the foreign text's numbers in ASCII behind the slots. They are left out by default.
+            #[serde(skip_serializing_if = "is_false")]
+            numbers: bool = false;
             /// The slot expander's hidden width; 0 is twice the decoder's width.
             #[serde(with = "zero")]
             expander_hidden: Option<u32> = None;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use llink_datasets::numbers::Rules;
 use serde::{Deserialize, Serialize};
 
 use crate::models::Reading;
@@ -154,6 +155,9 @@ pub struct PromptEntry {
     /// The most tokens of a text inside the prompt; the rest is cut. 0 when the prompt holds slots.
     #[serde(default)]
     pub text_tokens: usize,
+    /// The rules for the numbers of the text, which stand on a line of their own behind the slots; none if none do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numbers: Option<Rules>,
     /// The most frequent instruction of each task in training.
     pub instructions: BTreeMap<String, String>,
 }

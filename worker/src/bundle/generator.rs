@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use candle_core::{DType, Device};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use llink_datasets::numbers::Scanner;
 use llink_datasets::text::{ZeroWidth, clean_line};
 use tokio::runtime::Handle;
 
@@ -59,6 +60,8 @@ pub struct Generator {
     key: String,
     url: String,
     prompt: PromptEntry,
+    /// Finds the numbers that stand behind the slots, if any do.
+    numbers: Option<Scanner>,
     decoder: Decoder,
     adapter: LoadedAdapter,
     /// The encoder, loaded at the first sentence that is not in the cache.
@@ -89,6 +92,8 @@ impl Generator {
         let form = PromptForm::parse(&prompt.form, place).ok_or_else(|| {
             refuse("`prompt.form` does not hold `{instruction}`, then the slots or the text, once each")
         })?;
+        let numbers = prompt.numbers.as_ref().map(Scanner::new).transpose();
+        let numbers = numbers.map_err(|fault| refuse(&fault))?;
         let entry = &bundle.config.decoder;
         let wanted = Wanted {
             role: "decoder",
@@ -112,12 +117,20 @@ impl Generator {
             adapter: LoadedAdapter::new(&adapter, decoder.model())?,
             vectors: VectorCache::new(opening.vectors.clone(), &bundle.config.encoder),
             prompt,
+            numbers,
             decoder,
             bundle,
             encoder: None,
             opening,
             runtime: runtime.clone(),
         })
+    }
+
+    fn limits(&self) -> TextLimits {
+        TextLimits {
+            max_chars: self.bundle.config.encoder.max_chars,
+            max_tokens: self.bundle.config.encoder.max_tokens,
+        }
     }
 
     /// Returns the key that identifies the bundle.
@@ -164,10 +177,7 @@ impl Generator {
             };
             return Ok(lines.into_iter().map(sentence).collect());
         };
-        let limits = TextLimits {
-            max_chars: self.bundle.config.encoder.max_chars,
-            max_tokens: self.bundle.config.encoder.max_tokens,
-        };
+        let limits = self.limits();
         let seen: Vec<&str> = lines.iter().map(|line| limits.cut(line)).collect();
         let mut known: Vec<Option<Vec<f16>>> = seen.iter().map(|text| self.vectors.get(text)).collect();
         let unknown: Vec<usize> = (0..seen.len()).filter(|at| known[*at].is_none()).collect();
@@ -217,7 +227,11 @@ impl Generator {
         told: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<String> {
         let prompt = match &self.bundle.expander {
-            Some(expander) => self.decoder.slot_prompt(instruction, expander.shape().slots)?,
+            Some(expander) => {
+                let (slots, seen) = (expander.shape().slots, self.limits().cut(&sentence.text));
+                self.decoder
+                    .prompt_about(instruction, slots, seen, self.numbers.as_ref())?
+            }
             None => {
                 let most = self.prompt.text_tokens;
                 self.decoder.direct_prompt(instruction, &sentence.text, most)?

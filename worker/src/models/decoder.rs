@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
+use llink_datasets::numbers::Scanner;
 use llink_proto::settings;
 
 use super::backend::Backend;
@@ -132,7 +133,22 @@ impl Decoder {
     /// # Errors
     /// [`Error::Model`](crate::Error::Model) when the tokenizer cannot encode it.
     pub fn slot_prompt(&self, instruction: &str, slots: usize) -> Result<ChatPrompt> {
-        self.chat.slot_prompt(&self.tokenizer, instruction, slots)
+        self.chat.slot_prompt(&self.tokenizer, instruction, slots, "")
+    }
+
+    /// Returns the same prompt for the text `foreign`, with the numbers that `numbers` finds in it behind the slots.
+    ///
+    /// # Errors
+    /// Those of [`Decoder::slot_prompt`].
+    pub fn prompt_about(
+        &self,
+        instruction: &str,
+        slots: usize,
+        foreign: &str,
+        numbers: Option<&Scanner>,
+    ) -> Result<ChatPrompt> {
+        let numbers = numbers.map(|scanner| scanner.ascii(foreign)).unwrap_or_default();
+        self.chat.slot_prompt(&self.tokenizer, instruction, slots, &numbers)
     }
 
     /// Returns the prompt for an instruction about a foreign text, which is cut to `max_tokens` tokens.

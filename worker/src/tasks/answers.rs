@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 
 use llink_datasets::instructions::InstructionRow;
 use llink_datasets::measured::{self, Arm, Scored, TRAINED_AS_PAIRS};
+use llink_datasets::numbers::Scanner;
 use llink_datasets::role::Role;
 use llink_datasets::store::Store;
 use llink_proto::{Answers, Artifact, ModelRef, TaskResult};
@@ -40,6 +41,8 @@ struct Answerer<'a> {
     adapter: LoadedAdapter,
     options: GenerateOptions,
     max_tokens: usize,
+    /// Finds the numbers that stand behind the slots, if any do.
+    numbers: Option<Scanner>,
 }
 
 /// Adds the scores to `result`, and the answers themselves as JSON lines.
@@ -71,6 +74,7 @@ pub(super) fn run(
             sampling: Sampling::Greedy,
         },
         max_tokens: task.max_tokens as usize,
+        numbers: task.numbers.then(Scanner::default),
     };
     let rows = read_rows(context, store, &task.instructions, task.examples as usize)?;
     let mut said: Vec<(Arm, Vec<String>)> = Vec::new();
@@ -121,7 +125,10 @@ impl Answerer<'_> {
         let shape = expander.shape();
         let each = slots.chunks_exact(shape.slots * shape.width);
         let answers = rows.iter().zip(each).map(|(row, slots)| {
-            let prompt = self.decoder.slot_prompt(&row.instruction, shape.slots)?;
+            let numbers = self.numbers.as_ref();
+            let prompt = self
+                .decoder
+                .prompt_about(&row.instruction, shape.slots, &row.foreign, numbers)?;
             self.answer(&prompt, Some(slots))
         });
         answers.collect()

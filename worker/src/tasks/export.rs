@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use llink_datasets::numbers::Rules;
 use llink_datasets::role::{Part, Role};
 use llink_datasets::store::Store;
 use llink_proto::{Artifact, Export, ModelRef, TaskResult};
@@ -199,6 +200,7 @@ fn config(
             form: loaded.chat().form().text(if direct { "{text}" } else { "{slots}" }),
             stop: loaded.chat().stop().to_vec(),
             text_tokens: if direct { task.text_tokens as usize } else { 0 },
+            numbers: task.numbers.then(Rules::default),
             instructions,
         }),
         slots,

@@ -20,6 +20,8 @@ const CLEAN_TEXT: &str = include_str!("clean_text.py");
 /// Python code that reads a text with the encoder, and with the dense layers that some encoders have.
 const READ_TEXT: &str = include_str!("read_text.py");
 const READ_DENSE: &str = include_str!("read_dense.py");
+/// Python code that writes a text's numbers in ASCII.
+const READ_NUMBERS: &str = include_str!("read_numbers.py");
 /// Python code that loads a projector.
 const PROJECTOR: &str = include_str!("load_projector.py");
 
@@ -52,7 +54,8 @@ pub(super) fn card(inputs: &Inputs<'_>) -> Result<String, PlanError> {
     add(settings(inputs));
     add(measured(earlier(STAGE, StageName::Evaluate, inputs)?));
     let dense = fact(STAGE, earlier(STAGE, StageName::Models, inputs)?, "encoder.dense")?;
-    add(usage(arm(job), &encoder, &decoder, dense));
+    let numbers = job.instruct.as_ref().is_some_and(|section| section.numbers);
+    add(usage(arm(job), &encoder, &decoder, dense, numbers));
     Ok(text)
 }
 
@@ -206,8 +209,17 @@ fn stage_b(i: &InstructSettings, with_slots: bool) -> String {
     if with_slots {
         let _ = writeln!(
             text,
-            "| beside the answers' loss | {} usage contrast every {} steps, {} cosine, {} InfoNCE at τ {} |",
-            i.usage_weight, i.usage_every, i.cosine_weight, i.info_nce_weight, i.info_nce_temperature
+            "{}| beside the answers' loss | {} usage contrast every {} steps, {} cosine, {} InfoNCE at τ {} |",
+            if i.numbers {
+                "| prompt | the text's numbers in ASCII behind the slots |\n"
+            } else {
+                ""
+            },
+            i.usage_weight,
+            i.usage_every,
+            i.cosine_weight,
+            i.info_nce_weight,
+            i.info_nce_temperature
         );
     }
     text.push('\n');
@@ -229,11 +241,15 @@ fn measured(evaluate: &Manifest) -> String {
     text
 }
 
-fn usage(mode: Option<InstructArm>, encoder: &str, decoder: &str, dense: &str) -> String {
+fn usage(mode: Option<InstructArm>, encoder: &str, decoder: &str, dense: &str, numbers: bool) -> String {
     let python = match mode {
-        Some(InstructArm::Slots) => WITH_SLOTS,
-        Some(InstructArm::Direct) => DIRECT,
-        None => PROJECTOR,
+        Some(InstructArm::Slots) if numbers => WITH_SLOTS
+            .replace("BESIDE", "numbers(text)")
+            .replace("import os\n", "import os\nimport re\n")
+            .replace("# VECTOR\n", &format!("# VECTOR\n\n\n{READ_NUMBERS}")),
+        Some(InstructArm::Slots) => WITH_SLOTS.replace(", BESIDE", ""),
+        Some(InstructArm::Direct) => DIRECT.to_owned(),
+        None => PROJECTOR.to_owned(),
     };
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
     let after_pooling = match dense {
@@ -261,4 +277,23 @@ fn usage(mode: Option<InstructArm>, encoder: &str, decoder: &str, dense: &str) -
          `llink-coord verify .` checks.\n",
     );
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_python_has_the_numbers_that_the_prompt_has() {
+        let python = |numbers| usage(Some(InstructArm::Slots), "e", "d", "[]", numbers);
+        let (with, without) = (python(true), python(false));
+        assert!(
+            with.contains("slots(vector(text)), numbers(text))")
+                && with.contains("import re\n")
+                && with.contains("def numbers")
+        );
+        assert!(
+            without.contains("slots(vector(text)))") && !without.contains("numbers(") && !without.contains("BESIDE")
+        );
+    }
 }

@@ -46,10 +46,11 @@ def slots(vector):
     return config["slots"]["median_norm"] * F.normalize(norm(x, expander), dim=-1)
 
 
-def prompt(instruction, slots):
+def prompt(instruction, slots, beside=""):
     # A slot's embedding takes the place of its token's: any token that no text holds parts the text where the slots stand.
     speaker.add_tokens(["<|llink slot|>"], special_tokens=True)
-    text = config["prompt"]["form"].replace("{slots}", "<|llink slot|>" * len(slots)).replace("{instruction}", instruction.strip())
+    place = "<|llink slot|>" * len(slots) + beside
+    text = config["prompt"]["form"].replace("{slots}", place).replace("{instruction}", instruction.strip())
     ids = torch.tensor([speaker(text, add_special_tokens=False)["input_ids"]])
     place = ids == speaker.convert_tokens_to_ids("<|llink slot|>")
     embeddings = decoder.get_input_embeddings()(ids.masked_fill(place, 0))
@@ -59,7 +60,7 @@ def prompt(instruction, slots):
 
 @torch.no_grad()
 def answer(text, instruction):
-    embeddings = prompt(instruction, slots(vector(text)))
+    embeddings = prompt(instruction, slots(vector(text)), BESIDE)
     stop = config["prompt"]["stop"]
     mask = torch.ones(embeddings.shape[:2], dtype=torch.long)
     ids = decoder.generate(inputs_embeds=embeddings, attention_mask=mask, do_sample=False, max_new_tokens=128,

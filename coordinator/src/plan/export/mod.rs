@@ -74,7 +74,10 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
         export.adapter_config = Some(the_one(STAGE, trained, Part::AdapterConfig)?);
         export.instructions = with_role(instructions_of(STAGE, inputs)?, INSTRUCTIONS);
         match arm(inputs.job) {
-            Some(InstructArm::Slots) => export.slots = Some(the_one(STAGE, trained, Part::Slots)?),
+            Some(InstructArm::Slots) => {
+                export.slots = Some(the_one(STAGE, trained, Part::Slots)?);
+                export.numbers = section.numbers;
+            }
             Some(InstructArm::Direct) | None => export.text_tokens = section.max_tokens,
         }
     }

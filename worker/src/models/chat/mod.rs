@@ -164,12 +164,21 @@ impl Chat {
         self.spare.get(FIRST..FIRST + count).unwrap_or_default()
     }
 
-    /// Returns the prompt for an instruction about a text that `slots` slots represent.
+    /// Returns the prompt for an instruction about a text that `slots` slots represent. `numbers` are the text's numbers in
+    /// ASCII; they get a line of their own unless they are empty.
     ///
     /// # Errors
     /// [`Error::Model`] when the tokenizer cannot encode it.
-    pub(super) fn slot_prompt(&self, tokenizer: &Tokenizer, instruction: &str, slots: usize) -> Result<ChatPrompt> {
-        let mut ids = self.encode(tokenizer, instruction, &mark(0).repeat(slots))?;
+    pub(super) fn slot_prompt(
+        &self,
+        tokenizer: &Tokenizer,
+        instruction: &str,
+        slots: usize,
+        numbers: &str,
+    ) -> Result<ChatPrompt> {
+        let line = if numbers.is_empty() { "" } else { "\n" };
+        let place = format!("{}{line}{}", mark(0).repeat(slots), tokenizer.unmarked(numbers));
+        let mut ids = self.encode(tokenizer, instruction, &place)?;
         let places: Vec<usize> = (0..ids.len()).filter(|at| ids[*at] == NO_TOKEN).collect();
         for (place, id) in places.iter().zip(self.slot_ids(slots)) {
             ids[*place] = *id;

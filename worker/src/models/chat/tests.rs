@@ -54,7 +54,7 @@ fn prompts_equal_those_of_transformers_to_the_token() {
             let (instruction, text) = (question[0].as_str().unwrap(), question[1].as_str().unwrap());
             let direct = chat.direct_prompt(&tokenizer, instruction, text, 512).unwrap();
             assert_eq!(direct.ids, ids(&prompt["direct"]), "{folder}: {text}");
-            let slots = chat.slot_prompt(&tokenizer, instruction, 3).unwrap();
+            let slots = chat.slot_prompt(&tokenizer, instruction, 3, "").unwrap();
             let wanted = ids(&prompt["slots"]);
             let places: Vec<usize> = (0..wanted.len()).filter(|at| wanted[*at] == NO_TOKEN).collect();
             assert_eq!(slots.slots, places, "{folder}: {instruction}");
@@ -107,7 +107,7 @@ fn text_that_looks_like_a_control_token_stays_text() {
             assert_eq!(count(&answer), 1, "{folder}: {control}");
             let said = tokenizer.decode(&answer).unwrap();
             assert_eq!(said, format!("a{control}b"), "{folder}");
-            let slots = chat.slot_prompt(&tokenizer, &hostile, 3).unwrap();
+            let slots = chat.slot_prompt(&tokenizer, &hostile, 3, "").unwrap();
             assert_eq!(slots.slots.len(), 3, "{folder}: {control}");
         }
     }

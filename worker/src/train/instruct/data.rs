@@ -2,6 +2,7 @@
 
 use half::slice::HalfFloatSliceExt;
 use llink_datasets::instructions::InstructionRow;
+use llink_datasets::numbers::Scanner;
 use llink_datasets::vectors::VectorTable;
 
 use super::batch::InstructExample;
@@ -44,7 +45,8 @@ impl InstructData {
                 )));
             }
         }
-        let examples = rows.iter().map(|row| example(decoder, options, row));
+        let numbers = options.settings.numbers.then(Scanner::default);
+        let examples = rows.iter().map(|row| example(decoder, options, row, numbers.as_ref()));
         let examples: Vec<InstructExample> = examples.collect::<Result<_>>()?;
         let longest = (options.settings.max_tokens as usize).min(decoder.config().max_position_embeddings);
         let fits: Vec<usize> = (0..examples.len())
@@ -118,9 +120,16 @@ impl InstructData {
 }
 
 /// Turns one row into prompt and answer.
-fn example(decoder: &Decoder, options: &InstructOptions, row: &InstructionRow) -> Result<InstructExample> {
+fn example(
+    decoder: &Decoder,
+    options: &InstructOptions,
+    row: &InstructionRow,
+    numbers: Option<&Scanner>,
+) -> Result<InstructExample> {
     let prompt = match options.arm {
-        InstructArm::Slots => decoder.slot_prompt(&row.instruction, options.settings.slots as usize)?,
+        InstructArm::Slots => {
+            decoder.prompt_about(&row.instruction, options.settings.slots as usize, &row.foreign, numbers)?
+        }
         InstructArm::Direct => {
             decoder.direct_prompt(&row.instruction, &row.foreign, options.settings.max_tokens as usize)?
         }
