@@ -99,7 +99,7 @@ fn numbers_of_any_script_are_written_in_ascii() {
 
 #[test]
 fn the_same_quantity_is_the_same_number() {
-    let same = |one: &str, other: &str| super::same(&read(one), &read(other));
+    let same = |one: &str, other: &str| same(&read(one), &read(other));
     for (one, other) in [
         ("1.5 kW for 2 hours", "1,500 watts for 2 h"),
         ("$5 million", "5,000,000 dollars"),
