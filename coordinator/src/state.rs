@@ -10,6 +10,7 @@ pub mod private;
 pub mod replica;
 mod rows;
 mod schema;
+mod told;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

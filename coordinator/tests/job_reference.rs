@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use llink_coord::job::{CleaningSection, EvaluateSection, WorkersSection, parse};
+use llink_coord::job::{CleaningSection, EvaluateSection, TrackSection, WorkersSection, parse};
 use llink_proto::settings::{AlignSettings, EmbedSettings, InstructSettings, Key};
 use serde_json::Value;
 
@@ -35,7 +35,7 @@ macro_rules! declared {
     };
 }
 
-fn sections() -> [Section; 16] {
+fn sections() -> [Section; 17] {
     [
         in_source("", "mod.rs", "JobFile"),
         in_source("corpus", "mod.rs", "CorpusSection"),
@@ -52,6 +52,7 @@ fn sections() -> [Section; 16] {
         declared!("evaluate", EvaluateSection),
         in_source("evaluate.judge", "judge.rs", "JudgeSection"),
         in_source("export", "export.rs", "ExportSection"),
+        declared!("track", TrackSection),
         declared!("workers", WorkersSection),
     ]
 }
@@ -79,6 +80,7 @@ model = "m"
 [evaluate.judge]
 url = "http://localhost:8000/v1"
 model = "m"
+[track]
 "#;
 
 const OPENING: &str = "\

@@ -148,6 +148,7 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
     }
     super::export::problems(job, &mut expect);
     super::judge::problems(job, &mut expect);
+    super::track::problems(job, &mut expect);
     job.evaluate.check_bounds(&mut expect);
     job.workers.check_bounds(&mut expect);
     let instruct = job.instruct.as_ref().map_or(1, |instruct| instruct.min_ranks);

@@ -12,6 +12,7 @@ mod parse;
 mod recipe;
 mod source;
 mod synthesize;
+mod track;
 mod warnings;
 
 pub use cleaning::{CleaningSection, NearDuplicates, Numbers};
@@ -25,6 +26,7 @@ pub use parse::parse;
 pub use recipe::Recipe;
 pub use source::{ColumnName, CompressionName, FormatName, SourceEntry, Sources};
 pub use synthesize::{PromptEntry, SynthesizeSection};
+pub use track::TrackSection;
 pub use warnings::warnings;
 
 use llink_proto::settings::{AlignSettings, EmbedSettings, InstructSettings, at_least, between, zero};
@@ -75,6 +77,9 @@ pub struct JobFile {
     /// The description of the exported bundle.
     #[serde(default)]
     pub export: ExportSection,
+    /// The programs that are told the job's figures and its end. Absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub track: Option<TrackSection>,
     /// Local worker processes, and the job's share of a coordinator's workers.
     #[serde(default)]
     pub workers: WorkersSection,

@@ -122,6 +122,13 @@ impl Cluster {
         Ok(())
     }
 
+    /// Adds a warning to a job's events.
+    pub fn warn(&mut self, id: &str, text: String, now: Millis, fx: &mut Effects) {
+        if self.jobs.contains_key(id) {
+            fx.happened_to_job(now, id, "", Level::Warn, text);
+        }
+    }
+
     /// Starts the next stage that is not complete, or ends the job.
     pub(super) fn advance(&mut self, id: &str, now: Millis, fx: &mut Effects) {
         fx.jobs.insert(id.into());

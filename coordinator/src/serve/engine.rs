@@ -108,6 +108,8 @@ pub struct Engine {
     saves: Saves,
     /// The parts of jobs' addresses that are not saved.
     pub(super) withheld: Withheld,
+    /// The last end of each job that each program of `[track]` was told.
+    told: HashMap<(String, String), Millis>,
     keepers: HashMap<Work, Keeper>,
     releases: Vec<oneshot::Receiver<()>>,
 }
@@ -173,6 +175,7 @@ impl Engine {
         cluster.expected_workers = options.expected_workers;
         cluster.keep = options.keep;
         cluster.at_most_per_person = options.at_most_per_person;
+        let told = store.told()?;
         let (calls, inbox) = mpsc::channel::<Call>(CALLS_QUEUED);
         let (broken, is_broken) = watch::channel(None);
         let mut engine = Self {
@@ -188,6 +191,7 @@ impl Engine {
             broken,
             saves,
             withheld: Withheld::default(),
+            told,
             keepers: HashMap::new(),
             releases: Vec::new(),
         };
@@ -322,6 +326,20 @@ impl Engine {
     /// An error says that the state store cannot be written.
     pub fn set_owner(&mut self, job: &str, owner: &str) -> Result<(), StateError> {
         self.store.set_owner(job, owner)
+    }
+
+    /// Returns the last end of a job that a program of `[track]` was told.
+    pub(super) fn told(&self, job: &str, program: &str) -> Option<Millis> {
+        self.told.get(&(job.to_owned(), program.to_owned())).copied()
+    }
+
+    /// Records that a program of `[track]` was told of a job's end.
+    ///
+    /// # Errors
+    /// An error says that the state store cannot be written.
+    pub(super) fn set_told(&mut self, job: &str, program: &str, ended_at: Millis) -> Result<(), StateError> {
+        self.told.insert((job.to_owned(), program.to_owned()), ended_at);
+        self.store.set_told(job, program, ended_at)
     }
 
     /// Takes the worker's instructions for its stream. They can be taken once.

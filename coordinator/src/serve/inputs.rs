@@ -12,8 +12,9 @@ use llink_datasets::store::{ObjectInfo, Store};
 use llink_proto::{Failure, FailureKind, ModelRole};
 
 use super::engine::failure;
+use super::track;
 use super::withheld::{self, Addresses};
-use crate::job::{JobFile, SourceEntry, is_built_in, is_gguf};
+use crate::job::{JobFile, SourceEntry, TrackSection, is_built_in, is_gguf};
 use crate::plan::{StageName, short_hash};
 use crate::schedule::NewJob;
 
@@ -27,6 +28,7 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path, roots: &Roots) -> Re
     let file = absolute(file, base_dir);
     check_roots(&file, roots)?;
     check_credentials(&file)?;
+    track::check_secrets(&file).map_err(missing)?;
     let mut file = pinned(file).await?;
     let addresses = withheld::keep_back(&mut file);
     Store::open(&file.output).map_err(|e| of_key("output", &failure(&e)))?;
@@ -60,6 +62,7 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path, roots: &Roots) -> Re
 fn check_credentials(file: &JobFile) -> Result<(), Failure> {
     const STORES: &str = "set the variables of its store, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
     const ENDPOINTS: &str = "put the key into a variable that `api_key_env` names";
+    const TRACKERS: &str = "put the token into a variable that `mlflow_token_env`, `trackio_token_env` or `webhook_secret_env` names";
     let mut urls = vec![("output", file.output.as_str(), STORES)];
     urls.extend(file.models.paths().map(|(key, folder)| (key, folder, STORES)));
     urls.extend(start_of(file).map(|url| ("instruct.from", url, STORES)));
@@ -67,6 +70,8 @@ fn check_credentials(file: &JobFile) -> Result<(), Failure> {
     urls.extend(endpoint.map(|s| ("synthesize.url", s.url.as_str(), ENDPOINTS)));
     let judge = file.evaluate.judge.iter();
     urls.extend(judge.map(|judge| ("evaluate.judge.url", judge.url.as_str(), ENDPOINTS)));
+    let track = file.track.iter().flat_map(TrackSection::urls);
+    urls.extend(track.map(|(key, url)| (key, url, TRACKERS)));
     for (key, url, advice) in urls {
         if let Some(credential) = credential_of(url) {
             let shown = ShownUrl::of(url);
@@ -87,12 +92,14 @@ fn check_roots(file: &JobFile, roots: &Roots) -> Result<(), Failure> {
     urls.extend(read_urls(file));
     if let Some(synthesize) = &file.synthesize {
         urls.push(("synthesize.url", &synthesize.url));
-        key_variables.push(("synthesize.api_key_env", &synthesize.api_key_env));
+        key_variables.push(("synthesize.api_key_env", synthesize.api_key_env.as_str()));
     }
     if let Some(judge) = &file.evaluate.judge {
         urls.push(("evaluate.judge.url", &judge.url));
-        key_variables.push(("evaluate.judge.api_key_env", &judge.api_key_env));
+        key_variables.push(("evaluate.judge.api_key_env", judge.api_key_env.as_str()));
     }
+    urls.extend(file.track.iter().flat_map(TrackSection::urls));
+    key_variables.extend(file.track.iter().flat_map(TrackSection::variables));
     let admitted = urls.into_iter().map(|(key, url)| (key, roots.admit(url)));
     let keys = key_variables
         .into_iter()
@@ -267,7 +274,9 @@ mod tests {
         [models]\nencoder = \"/data/encoder\"\ndecoder = \"/data/decoder\"\n\
         [instruct]\n\
         [evaluate.judge]\nurl = \"https://models.example/v1/judge\"\nmodel = \"m\"\napi_key_env = \"JUDGE_KEY\"\n\
-        direct_answers = \"/data/answers.jsonl\"\n";
+        direct_answers = \"/data/answers.jsonl\"\n\
+        [track]\nmlflow = \"https://models.example/v1/mlflow\"\nwebhook = \"https://models.example/v1/hook\"\n\
+        webhook_secret_env = \"HOOK_KEY\"\n";
     const READ: &str = "[instructions]\nsource = \"/data/instructions.jsonl\"\n";
     const MADE: &str =
         "[synthesize]\nurl = \"https://models.example/v1/made\"\nmodel = \"m\"\napi_key_env = \"MADE_KEY\"\n";
@@ -333,6 +342,9 @@ mod tests {
                 ),
                 ("JUDGE_KEY", "AWS_SECRET_ACCESS_KEY", "evaluate.judge.api_key_env"),
                 ("MADE_KEY", "llink_token", "synthesize.api_key_env"),
+                ("https://models.example/v1/mlflow", "http://10.0.0.1:5000", "track.mlflow"),
+                ("https://models.example/v1/hook", "https://attacker.example", "track.webhook"),
+                ("HOOK_KEY", "AZURE_KEY", "track.webhook_secret_env"),
             ] {
                 if job.contains(good) {
                     changed += 1;
@@ -341,6 +353,6 @@ mod tests {
                 }
             }
         }
-        assert_eq!(changed, 19, "8 of both jobs, 1 of the one and 2 of the other");
+        assert_eq!(changed, 25, "11 of both jobs, 1 of the one and 2 of the other");
     }
 }

@@ -20,6 +20,7 @@ mod page;
 mod pages;
 mod stages;
 mod tls;
+mod track;
 mod withheld;
 mod workers;
 
@@ -151,6 +152,7 @@ pub struct Running {
     stop: watch::Sender<bool>,
     server: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
     page_ended: Option<tokio::task::JoinHandle<()>>,
+    tracker: tokio::task::JoinHandle<()>,
     audit: Option<Arc<AuditLog>>,
     // The kernel releases the lock with the process, however the process ends.
     _lock: std::fs::File,
@@ -243,6 +245,7 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
     if let Err(e) = endpoint.write(&options.state_directory) {
         tracing::warn!(state = %options.state_directory.display(), "cannot write the endpoint file: {e}");
     }
+    let tracker = tokio::spawn(track::keep(engine.clone(), stopped.clone()));
     let plans = page::Plans::default();
     let jobs = jobs::Jobs::new(engine.clone(), security.roots.clone(), plans.clone(), stopped.clone());
     let jobs = JobServiceServer::new(jobs).max_decoding_message_size(MAX_MESSAGE_BYTES);
@@ -297,6 +300,7 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
         stop,
         server,
         page_ended: page.map(|page| page.ended),
+        tracker,
         audit,
         _lock: lock,
         endpoint_file: endpoint_file(&options.state_directory),
@@ -323,6 +327,8 @@ impl Running {
         // The receivers may be gone already.
         let _ = self.stop.send(true);
         let _ = std::fs::remove_file(&self.endpoint_file);
+        // It ends by itself within seconds.
+        let _ = self.tracker.await;
         // Others need not wait for the end of a claim that nobody wants any more. An engine that waits for its disk or its
         // replica is not waited for.
         let releases = async {

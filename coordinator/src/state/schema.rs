@@ -5,6 +5,7 @@ use rusqlite::{Connection, Transaction};
 use super::access::ACCESS_SCHEMA;
 use super::old;
 use super::rows::{save_job, save_pack, save_task};
+use super::told::TOLD;
 use crate::schedule::{Job, TaskRecord};
 
 /// The rows that change when a task ends and the next is leased lie together. They have one size, and everything else
@@ -74,7 +75,8 @@ pub(super) fn set_up(connection: &mut Connection) -> rusqlite::Result<()> {
         // Another is refused.
         _ => return Ok(()),
     }?;
-    connection.execute_batch(FORGOTTEN)
+    connection.execute_batch(FORGOTTEN)?;
+    connection.execute_batch(TOLD)
 }
 
 /// Version 6 keeps the trace of a job.

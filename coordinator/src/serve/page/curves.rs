@@ -42,21 +42,26 @@ pub(super) struct Chart {
     pub(super) values: Vec<Vec<Option<f64>>>,
 }
 
+/// Returns the step of a figure of a running stage.
+pub(in crate::serve) fn step_of(stage: &Stage, figure: &str) -> u64 {
+    let held_out = stage.figures.get(HELD_OUT_STEP).map(|step| *step as u64);
+    match figure.starts_with("validation/") {
+        true => held_out.unwrap_or(stage.done),
+        false => stage.done,
+    }
+}
+
 impl Curves {
     /// Adds the newest figures of a running stage.
     pub(super) fn see(&mut self, stage: &Stage) {
         if stage.unit != "steps" {
             return;
         }
-        let held_out = stage.figures.get(HELD_OUT_STEP).map(|step| *step as u64);
         for name in CHARTS.iter().flat_map(|(_, names)| *names) {
             let Some(value) = stage.figures.get(*name).filter(|value| value.is_finite()) else {
                 continue;
             };
-            let step = match name.starts_with("validation/") {
-                true => held_out.unwrap_or(stage.done),
-                false => stage.done,
-            };
+            let step = step_of(stage, name);
             let curve = self.0.entry(name).or_insert_with(|| Curve::starting_at(step, *value));
             curve.see(step, *value);
         }

@@ -2,7 +2,7 @@
 //! and this file serves it.
 
 mod board;
-mod curves;
+pub(super) mod curves;
 mod login;
 mod markup;
 #[cfg(test)]
