@@ -6,10 +6,12 @@ mod common;
 mod skip;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use common::{Place, text};
+use llink_worker::device::Compute;
+use llink_worker::models::Decoder;
 use serde_json::Value;
 use skip::python_with;
 
@@ -49,8 +51,10 @@ answers = 4
 max_answer_tokens = 12
 
 [export]
+encoder = \"somebody/tiny-encoder\"
 decoder = \"somebody/tiny-decoder\"
 license = \"apache-2.0\"
+merged = true
 ";
 
 /// Returns the path of the job's bundle, relative to the place's folder.
@@ -88,7 +92,7 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
     assert!(place.ok(&["verify", &folder]).contains("all as the manifests say"));
     let card = std::fs::read_to_string(place.path(&folder).join("README.md")).unwrap();
     for expected in [
-        "base_model:\n- \"somebody/tiny-decoder\"\n",
+        "base_model:\n- \"somebody/tiny-decoder\"\n- \"somebody/tiny-encoder\"\n",
         "license: \"apache-2.0\"",
         "- \"km\"",
         "| sentence pairs | 600 | 100 | sample |",
@@ -101,6 +105,8 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
         "the text's numbers in ASCII behind the slots",
         "whitened cosine, eps 0.01; encoder vectors standardized",
         "| after Stage B, by mean slot | cosine |",
+        "vllm serve merged --enable-prompt-embeds",
+        "hf upload OWNER/NAME .",
     ] {
         assert!(card.contains(expected), "{expected} is not in {card}");
     }
@@ -286,7 +292,7 @@ fn the_cards_python_answers_alike(place: &Place, folder: &str, foreign: &str, in
             .unwrap();
         models.path().join(name).display().to_string()
     };
-    let places = "bundle, encoder_id, decoder_id = \".\", \"tiny-encoder\", \"somebody/tiny-decoder\"";
+    let places = "bundle, encoder_id, decoder_id = \".\", \"somebody/tiny-encoder\", \"somebody/tiny-decoder\"";
     assert!(code.contains(places), "{code}");
     let (encoder, decoder) = (model("encoder"), model("decoder"));
     let code = code.replace(
@@ -298,16 +304,78 @@ fn the_cards_python_answers_alike(place: &Place, folder: &str, foreign: &str, in
     // A string has the same form in JSON and in Python. The card cleans a text as llink does.
     let untidy = format!("  {foreign}\u{200B}\u{200B} ");
     let (foreign, instruction) = (Value::from(untidy), Value::from(instruction));
-    let ask =
-        format!("\nimport sys\nsys.stdout.reconfigure(encoding='utf-8')\nprint(answer({foreign}, {instruction}))\n");
+    let cpu = Compute::cpu();
+    let prompt = Decoder::load(Path::new(&decoder), &cpu.device, cpu.dtype)
+        .unwrap()
+        .slot_prompt(instruction.as_str().unwrap(), 8)
+        .unwrap();
+    let served = card.split("```python\n").nth(2).unwrap().split_once("```").unwrap().0;
+    let ask = VLLM_IS_ASKED
+        .replace("FOREIGN", &foreign.to_string())
+        .replace("INSTRUCTION", &instruction.to_string())
+        .replace("IDS", &format!("{:?}", prompt.ids))
+        .replace("PLACES", &format!("{:?}", prompt.slots));
     let run = Command::new(&python)
-        .args(["-c", &format!("{code}{ask}")])
+        .args(["-c", &format!("{HEADER_IS_READ}{code}\n{served}{ask}")])
         .current_dir(place.path(folder))
         .output()
         .unwrap();
     assert!(run.status.success(), "{}", text(&run));
     assert_eq!(String::from_utf8(run.stdout).unwrap().trim(), answer.trim());
 }
+
+/// Answers as the card says, and compares the prompt that a server of vLLM gets with llink's tokens and the card's slots. The
+/// server here stands in for vLLM: it takes the request, and answers what the decoder without PEFT does with the embeddings.
+const VLLM_IS_ASKED: &str = r#"
+import sys, threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+sys.stdout.reconfigure(encoding="utf-8")
+foreign, instruction, ids, places = FOREIGN, INSTRUCTION, IDS, PLACES
+merged = AutoModelForCausalLM.from_pretrained("merged", dtype=torch.float32).eval()
+
+
+class Server(BaseHTTPRequestHandler):
+    def do_POST(self):
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        embeddings = torch.load(io.BytesIO(base64.b64decode(request["prompt_embeds"])), weights_only=True)
+        assert self.path == "/v1/completions" and request["model"] == "merged"
+        assert embeddings.dtype == torch.bfloat16 and embeddings.ndim == 2
+        table = merged.get_input_embeddings().weight
+        expected = table[[0 if place in places else token for place, token in enumerate(ids)]].clone()
+        expected[places] = slots(vector(foreign))
+        assert torch.equal(embeddings, expected.detach().bfloat16())
+        said = merged.generate(inputs_embeds=embeddings.float()[None], attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                               do_sample=False, max_new_tokens=12, eos_token_id=request["stop_token_ids"],
+                               pad_token_id=request["stop_token_ids"][0])
+        said = json.dumps({"choices": [{"text": speaker.decode(said[0], skip_special_tokens=True)}]}).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(said)
+
+    def log_message(self, *_):
+        pass
+
+
+server = HTTPServer(("127.0.0.1", 0), Server)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+assert isinstance(ask(foreign, instruction, f"http://127.0.0.1:{server.server_port}"), str)
+print(answer(foreign, instruction))
+"#;
+
+/// Reads the card's header with the hub's own library. What the hub itself checks needs a network.
+const HEADER_IS_READ: &str = r#"
+import sys
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id
+
+data = ModelCard.load("README.md", ignore_metadata_errors=False).data.to_dict()
+assert set(data) == {"language", "license", "base_model", "library_name", "pipeline_tag", "tags"}, data
+assert data["language"] == ["en", "km"] and data["license"] == "apache-2.0", data
+assert (data["library_name"], data["pipeline_tag"]) == ("peft", "text-generation"), data
+[validate_repo_id(name) for name in data["base_model"]]
+assert all(isinstance(tag, str) for tag in data["tags"]), data
+"#;
 
 #[test]
 fn the_plan_knows_the_tiny_models_that_are_shipped() {

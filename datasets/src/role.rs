@@ -68,6 +68,8 @@ pub enum Part {
     Config,
     /// The bundle's model card.
     Card,
+    /// A file of the decoder with the adapter folded in.
+    Merged,
 }
 
 /// What an artifact holds.

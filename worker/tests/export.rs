@@ -170,6 +170,7 @@ impl Job {
             model_card: "# A card\n".into(),
             statistics: None,
             numbers: false,
+            merged: false,
         }
     }
 
@@ -626,4 +627,85 @@ fn peft_loads_the_adapter_and_gives_our_logits() {
         found["adapter"].as_f64().unwrap() > 1e-2,
         "the adapter changes something: {found}"
     );
+}
+
+/// Saves a decoder in bf16, as decoders are published.
+const IN_BF16: &str = r#"
+import shutil, sys, torch
+from transformers import AutoModelForCausalLM
+
+source, target = sys.argv[1:]
+AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(target)
+shutil.copy(f"{source}/tokenizer.json", target)
+"#;
+
+/// Compares a merged folder with PEFT's own merge of the bundle's adapter. Prints the largest difference of the logits,
+/// the effect of the adapter on them, and the share of values that were rounded to another neighbor in bf16.
+const MERGED: &str = r#"
+import glob, json, sys, torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+bundle, decoder = sys.argv[1:]
+read = lambda folder: {k: v for file in sorted(glob.glob(f"{folder}/*.safetensors")) for k, v in load_file(file).items()}
+base, merged = read(decoder), read(f"{bundle}/merged")
+describe = lambda tensors: {name: (t.dtype, t.shape) for name, t in tensors.items()}
+assert describe(base) == describe(merged), describe(base).items() ^ describe(merged).items()
+assert all(t.dtype == torch.bfloat16 for t in merged.values())
+
+load = lambda folder: AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+theirs = PeftModel.from_pretrained(load(decoder), bundle).merge_and_unload()
+other = 0
+for name, weight in theirs.state_dict().items():
+    if name not in merged:
+        continue  # a tied head
+    ours, weight = merged[name].float(), weight.bfloat16().float()
+    # Sums in another order may lie on the other side of the middle between two numbers of bf16.
+    assert torch.all((ours - weight).abs() <= 2.0**-7 * weight.abs()), name
+    other += (ours != weight).sum().item()
+changed = [name for name in merged if not torch.equal(merged[name], base[name])]
+assert changed and all("_proj." in name for name in changed), changed
+
+model, with_adapter, without = load(f"{bundle}/merged"), PeftModel.from_pretrained(load(decoder), bundle), load(decoder)
+ids = torch.arange(5, 45)[None]
+with torch.no_grad():
+    a, b, c = (m(input_ids=ids).logits for m in (model, with_adapter, without))
+scale = b.abs().max()
+AutoTokenizer.from_pretrained(f"{bundle}/merged")
+print(json.dumps({"apart": ((a - b).abs().max() / scale).item(), "adapter": ((c - b).abs().max() / scale).item(),
+                  "other": other / sum(t.numel() for t in merged.values())}))
+"#;
+
+#[test]
+fn transformers_loads_the_merged_decoder_and_gives_pefts_logits() {
+    let Some(python) = python_with(&["torch", "transformers", "peft"]) else {
+        return;
+    };
+    let job = Job::new();
+    let decoder = job.folder.path().join("bf16");
+    let run = |script: &str, places: [&Path; 2]| {
+        let output = Command::new(&python).args(["-c", script]).args(places).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}{errors}");
+        said
+    };
+    run(IN_BF16, [&golden("decoder"), &decoder]);
+    let mut task = job.task();
+    task.merged = true;
+    task.decoder = Some(ModelRef {
+        role: ModelRole::Decoder.into(),
+        url: decoder.to_str().unwrap().into(),
+        fingerprint: fingerprint(&decoder).unwrap(),
+        reading: None,
+    });
+    job.export(task);
+    let said = run(MERGED, [Path::new(&job.bundle()), &decoder]);
+    let found: serde_json::Value = serde_json::from_str(said.trim().lines().last().unwrap()).unwrap();
+    println!("the merged decoder's logits: {found}");
+    let (apart, adapter) = (found["apart"].as_f64().unwrap(), found["adapter"].as_f64().unwrap());
+    // bf16 keeps 8 bits.
+    assert!(apart < 0.01 && adapter > 4.0 * apart, "{found}");
+    assert!(found["other"].as_f64().unwrap() < 1e-3, "{found}");
 }

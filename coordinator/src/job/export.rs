@@ -3,9 +3,9 @@
 use llink_proto::settings::Expect;
 use serde::{Deserialize, Serialize};
 
-use super::JobFile;
+use super::{JobFile, is_gguf};
 
-/// The names in the bundle's model card (`[export]`). All of them are for people and for the hub.
+/// The exported bundle (`[export]`): the names in its model card, which are for people and for the hub, and what else it holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExportSection {
@@ -17,6 +17,10 @@ pub struct ExportSection {
     pub decoder: Option<String>,
     /// The license of the bundle, as the hub writes it. Absent: none is named.
     pub license: Option<String>,
+    /// Whether the bundle also holds `merged/`: the decoder with the adapter folded in, as a folder for Transformers
+    /// and vLLM. It is as large as the decoder. Absent: `false`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub merged: bool,
 }
 
 /// The usual language of a script.
@@ -78,6 +82,9 @@ pub fn model_name(source: &str) -> String {
 
 /// Reports invalid values.
 pub(super) fn problems(job: &JobFile, expect: Expect<'_>) {
+    let can_merge = job.instruct.is_some() && !is_gguf(&job.models.decoder.path);
+    let expected = "`false`, or an [instruct] section and a decoder that is a folder and no GGUF file";
+    expect(can_merge || !job.export.merged, "export.merged", &"true", expected);
     for (key, value) in [
         ("export.language", &job.export.language),
         ("export.encoder", &job.export.encoder),

@@ -18,6 +18,8 @@ pub const SLOTS: &str = "slots.safetensors";
 pub const STATISTICS: &str = "statistics.safetensors";
 /// The name of the model card.
 pub const CARD: &str = "README.md";
+/// The folder of the decoder with the adapter folded in.
+pub const MERGED: &str = "merged";
 /// The value of `model_type`.
 pub const MODEL_TYPE: &str = "llink";
 /// The version of the bundle format that this build writes and reads.

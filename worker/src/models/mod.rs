@@ -18,6 +18,7 @@ mod json;
 mod llama;
 mod llama_layer;
 pub mod lora;
+pub(crate) mod merged;
 mod model_files;
 pub(crate) mod ops;
 pub mod peft;

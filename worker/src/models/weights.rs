@@ -199,7 +199,7 @@ impl Weights {
 }
 
 /// Maps one file and adds the places of its tensors.
-fn map_file(path: &Path, entries: &mut HashMap<String, Entry>) -> Result<()> {
+pub(super) fn map_file(path: &Path, entries: &mut HashMap<String, Entry>) -> Result<()> {
     let io = |source| Error::Io {
         path: path.display().to_string(),
         source,

@@ -1,6 +1,7 @@
 //! Writes the trained parts as a bundle, and loads it again before the task ends.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use bytes::Bytes;
 use llink_datasets::numbers::Rules;
@@ -10,20 +11,23 @@ use llink_proto::{Artifact, Export, ModelRef, TaskResult};
 
 use super::TaskContext;
 use super::instruct::{read_projector, read_rows};
-use super::models::reading_of;
+use super::models::{folder, reading_of};
 use crate::bundle::config::{
-    AdapterEntry, BUNDLE_VERSION, CARD, CONFIG, DecoderEntry, EncoderEntry, MODEL_TYPE, PROJECTOR, ProjectorEntry,
-    PromptEntry, SLOTS, STATISTICS, SlotsEntry, StatisticsEntry,
+    AdapterEntry, BUNDLE_VERSION, CARD, CONFIG, DecoderEntry, EncoderEntry, MERGED, MODEL_TYPE, PROJECTOR,
+    ProjectorEntry, PromptEntry, SLOTS, STATISTICS, SlotsEntry, StatisticsEntry,
 };
 use crate::bundle::{Bundle, BundleConfig, BundleFolder};
 use crate::llink::projector::Projector;
 use crate::llink::slot_expander::SlotExpander;
 use crate::llink::statistics::Statistics;
 use crate::models::lora::LoraAdapter;
+use crate::models::merged::MergedWeights;
 use crate::models::{Decoder, LoadedAdapter, peft};
 use crate::train::random::uniform;
 use crate::{Error, Result};
 
+/// The most bytes of merged weights in one file, and so in memory, but for a single tensor that is larger.
+const MERGED_FILE_BYTES: usize = 512 << 20;
 /// The largest difference between loaded and trained numbers, relative to the largest number.
 const TOLERANCE: f32 = 1e-6;
 /// An instruction is usual if at least one in this many examples of its task has it.
@@ -76,12 +80,58 @@ pub(super) fn run(context: &TaskContext, task: &Export) -> Result<TaskResult> {
         put(peft::ADAPTER_CONFIG, Part::AdapterConfig, options.into())?;
         put(peft::ADAPTER_MODEL, Part::Adapter, file.clone())?;
     }
+    if task.merged {
+        let (adapter, _) = trained.adapter.as_ref().ok_or_else(|| missing("adapter"))?;
+        put_merged(&folder(context, model)?, adapter, &mut put)?;
+    }
     put(CARD, Part::Card, task.model_card.clone().into())?;
 
     let folder = BundleFolder::of(&store, &context.runtime, &task.directory, &result.artifacts);
     check(&Bundle::read(&folder)?, &trained, &decoder, &folder)?;
     context.control.advance(1, 1);
     Ok(result)
+}
+
+/// Writes the decoder in `decoder` with the adapter folded in, and its other files as they are.
+fn put_merged(
+    decoder: &Path,
+    adapter: &LoraAdapter,
+    put: &mut dyn FnMut(&str, Part, Bytes) -> Result<()>,
+) -> Result<()> {
+    let mut put = |name: &str, content: Bytes| put(&format!("{MERGED}/{name}"), Part::Merged, content);
+    let weights = MergedWeights::open(decoder, adapter)?;
+    let files = weights.files(MERGED_FILE_BYTES);
+    for (file, names) in &files {
+        put(file, weights.content(names)?.into())?;
+    }
+    if files.len() > 1 {
+        let (name, index) = weights.index(&files);
+        put(name, index.into())?;
+    }
+    let io = |path: &Path| {
+        let path = path.display().to_string();
+        move |source| Error::Io { path, source }
+    };
+    let entries = std::fs::read_dir(decoder).map_err(io(decoder))?;
+    let paths = entries.map(|entry| Ok(entry.map_err(io(decoder))?.path()));
+    let mut paths = paths.collect::<Result<Vec<_>>>()?;
+    paths.sort();
+    for path in paths {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if is_description(name) && path.is_file() {
+            put(name, std::fs::read(&path).map_err(io(&path))?.into())?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a decoder's file describes the model or its tokenizer, or is its license.
+fn is_description(name: &str) -> bool {
+    let is_text = [".json", ".jinja", ".txt", ".model"]
+        .iter()
+        .any(|end| name.ends_with(end));
+    let is_license = name.starts_with("LICENSE") || name.starts_with("NOTICE");
+    (is_text || is_license) && !name.ends_with(".index.json") && !name.starts_with('.')
 }
 
 fn read_trained(

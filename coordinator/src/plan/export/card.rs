@@ -25,6 +25,12 @@ const READ_NUMBERS: &str = include_str!("read_numbers.py");
 /// Python code that loads a projector.
 const PROJECTOR: &str = include_str!("load_projector.py");
 
+/// Python code that answers with the merged decoder in a server of vLLM. It continues [`WITH_SLOTS`].
+const WITH_VLLM: &str = include_str!("ask_vllm.py");
+/// How the bundle is published.
+const UPLOAD: &str =
+    "## Publish\n\n`hf upload OWNER/NAME .` puts this folder on the Hugging Face hub, with this card as its page.\n";
+
 /// Returns `README.md` for the Hugging Face hub. It does not depend on when or where the job ran.
 pub(super) fn card(inputs: &Inputs<'_>) -> Result<String, PlanError> {
     let job = inputs.job;
@@ -56,6 +62,10 @@ pub(super) fn card(inputs: &Inputs<'_>) -> Result<String, PlanError> {
     let dense = fact(STAGE, earlier(STAGE, StageName::Models, inputs)?, "encoder.dense")?;
     let numbers = job.instruct.as_ref().is_some_and(|section| section.numbers);
     add(usage(arm(job), &encoder, &decoder, dense, numbers));
+    if job.export.merged {
+        add(merged(arm(job)));
+    }
+    add(UPLOAD.to_owned());
     Ok(text)
 }
 
@@ -274,8 +284,24 @@ fn usage(mode: Option<InstructArm>, encoder: &str, decoder: &str, dense: &str, n
     let _ = write!(text, "```python\n{python}```\n\n");
     text.push_str(
         "`config.json` has the widths, the prompt and the models' fingerprints; `manifest.json` the SHA-256 of every file, which \
-         `llink-coord verify .` checks.\n",
+         `llink-coord verify .` checks.\n\n",
     );
+    text
+}
+
+/// Describes the merged decoder, and what serves it.
+fn merged(arm: Option<InstructArm>) -> String {
+    let mut text = "## Merged decoder\n\n`merged/` is the decoder with the adapter folded in, in the number format of the decoder's own files: \
+                    `AutoModelForCausalLM.from_pretrained(\"merged\")` needs no PEFT, and programs that read such folders serve it.\n\n"
+        .to_owned();
+    if arm == Some(InstructArm::Slots) {
+        let _ = write!(
+            text,
+            "Slots reach a server of vLLM as embeddings of the whole prompt, through its completions API (llink's tests compare these \
+             embeddings with llink's own; they do not run vLLM itself):\n\n    vllm serve merged --enable-prompt-embeds\n\nWith the Python \
+             from above, whose `prompt` has the decoder's chat template already:\n\n```python\n{WITH_VLLM}```\n\n"
+        );
+    }
     text
 }
 

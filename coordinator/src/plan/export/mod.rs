@@ -43,6 +43,9 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
         parts.extend(read.map(|part| content_of(trained, part)));
         parts.push(content_of(instructions_of(STAGE, inputs)?, INSTRUCTIONS));
         parts.push(json(&(section.mode, section.max_tokens)));
+        if inputs.job.export.merged {
+            parts.push("merged".into());
+        }
     }
     Ok(parts)
 }
@@ -66,6 +69,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
         max_chars: inputs.job.embed.max_chars,
         max_tokens: max_tokens(STAGE, inputs)?,
         model_card: card::card(inputs)?,
+        merged: inputs.job.export.merged,
         ..Export::default()
     };
     if let Some(section) = &inputs.job.instruct {
