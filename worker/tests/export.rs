@@ -685,7 +685,11 @@ fn transformers_loads_the_merged_decoder_and_gives_pefts_logits() {
     let job = Job::new();
     let decoder = job.folder.path().join("bf16");
     let run = |script: &str, places: [&Path; 2]| {
-        let output = Command::new(&python).args(["-c", script]).args(places).output().unwrap();
+        let output = Command::new(&python)
+            .args(["-c", script])
+            .args(places)
+            .output()
+            .unwrap();
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{said}{errors}");

@@ -62,7 +62,8 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path, roots: &Roots) -> Re
 fn check_credentials(file: &JobFile) -> Result<(), Failure> {
     const STORES: &str = "set the variables of its store, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
     const ENDPOINTS: &str = "put the key into a variable that `api_key_env` names";
-    const TRACKERS: &str = "put the token into a variable that `mlflow_token_env`, `trackio_token_env` or `webhook_secret_env` names";
+    const TRACKERS: &str =
+        "put the token into a variable that `mlflow_token_env`, `trackio_token_env` or `webhook_secret_env` names";
     let mut urls = vec![("output", file.output.as_str(), STORES)];
     urls.extend(file.models.paths().map(|(key, folder)| (key, folder, STORES)));
     urls.extend(start_of(file).map(|url| ("instruct.from", url, STORES)));
@@ -342,8 +343,16 @@ mod tests {
                 ),
                 ("JUDGE_KEY", "AWS_SECRET_ACCESS_KEY", "evaluate.judge.api_key_env"),
                 ("MADE_KEY", "llink_token", "synthesize.api_key_env"),
-                ("https://models.example/v1/mlflow", "http://10.0.0.1:5000", "track.mlflow"),
-                ("https://models.example/v1/hook", "https://attacker.example", "track.webhook"),
+                (
+                    "https://models.example/v1/mlflow",
+                    "http://10.0.0.1:5000",
+                    "track.mlflow",
+                ),
+                (
+                    "https://models.example/v1/hook",
+                    "https://attacker.example",
+                    "track.webhook",
+                ),
                 ("HOOK_KEY", "AZURE_KEY", "track.webhook_secret_env"),
             ] {
                 if job.contains(good) {
