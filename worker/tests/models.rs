@@ -1,11 +1,15 @@
 //! Tests the properties of the models that hold for every batch, and their refusals.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use llink_worker::models::config::LlamaConfig;
-use llink_worker::models::{Decoder, Encoder, NO_TOKEN, TextLimits};
+use llink_worker::models::{
+    Backend, ChatPrompt, Continuations, Decoder, Encoder, GenerateOptions, LoadedAdapter, NO_TOKEN, Sampling, Step,
+    TextLimits, common_head,
+};
 use serde_json::{Value, json};
 
 fn golden() -> PathBuf {
@@ -148,6 +152,143 @@ fn a_batch_never_changes_a_teacher_vector() {
         let embed = |ids: &[Vec<u32>], budget| decoder.last_hidden(ids, budget, &mut |_| {}).unwrap();
         batches_change_nothing(decoder.config().vocab_size, embed, tolerance);
     }
+}
+
+/// Returns the tokens of prompts that are continued together. Each joins after a number of passes.
+fn continued(
+    decoder: &Decoder,
+    prompts: &[ChatPrompt],
+    at_once: usize,
+    joins: impl Fn(usize) -> usize,
+) -> Vec<Vec<u32>> {
+    let (model, adapter) = (decoder.model(), LoadedAdapter::default());
+    let mut continuations = Continuations::new(at_once)
+        .begin_with(common_head(prompts), model, &adapter)
+        .unwrap();
+    let mut generated = vec![Vec::new(); prompts.len()];
+    let (mut passes, mut joined) = (0, 0);
+    while joined < prompts.len() || !continuations.is_empty() {
+        while joined < prompts.len() && joins(joined) <= passes {
+            let (prompt, slots) = (&prompts[joined], slots_of(decoder, &prompts[joined]));
+            assert_eq!(
+                continuations.add(model, prompt, slots, options(joined)).unwrap(),
+                joined
+            );
+            joined += 1;
+        }
+        for (id, step) in continuations.step(model, &adapter).unwrap() {
+            if let Step::Token(token) = step {
+                generated[id].push(token);
+            }
+        }
+        passes += 1;
+    }
+    generated
+}
+
+fn options(number: usize) -> GenerateOptions {
+    let sampled = Sampling::Nucleus {
+        temperature: 0.9,
+        top_p: 0.9,
+        seed: number as u64,
+    };
+    GenerateOptions {
+        max_tokens: 3 * (number % 7),
+        stop: vec![7, 11, 30],
+        sampling: if number % 4 == 3 { sampled } else { Sampling::Greedy },
+    }
+}
+
+/// Returns slots that are rows of the embedding, or none for a prompt without places.
+fn slots_of(decoder: &Decoder, prompt: &ChatPrompt) -> Option<Vec<f32>> {
+    let ids: Vec<u32> = prompt.slots.iter().map(|place| 3 + *place as u32).collect();
+    let rows = decoder.embed(&ids).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    (!ids.is_empty()).then_some(rows)
+}
+
+#[test]
+fn prompts_that_are_continued_together_get_the_answers_that_each_gets_alone() {
+    let mut draw = Draw::new();
+    for backend in [
+        Backend::new(&Device::Cpu, DType::F32),
+        Backend::of_tensors(&Device::Cpu, DType::F32),
+    ] {
+        let decoder = Decoder::load_on(&golden().join("decoder"), &backend).unwrap();
+        let vocab = decoder.config().vocab_size;
+        let head = [1, 5, 9, 2];
+        let prompts: Vec<ChatPrompt> = (0..23)
+            .map(|number| {
+                let own = (0..1 + draw.below(40)).map(|_| draw.below(vocab) as u32);
+                let ids: Vec<u32> = head.into_iter().chain(own).collect();
+                let slots = match number % 3 {
+                    0 if ids.len() > 8 => vec![5, 6, 7],
+                    _ => Vec::new(),
+                };
+                ChatPrompt { ids, slots }
+            })
+            .collect();
+        assert_eq!(common_head(&prompts)[..4], head);
+        let alone: Vec<Vec<u32>> = prompts
+            .iter()
+            .enumerate()
+            .map(|(number, prompt)| {
+                let slots = slots_of(&decoder, prompt);
+                let going_on = &mut |_| ControlFlow::Continue(());
+                let adapter = LoadedAdapter::default();
+                let model = decoder.model();
+                model
+                    .generate(prompt, slots.as_deref(), &adapter, &options(number), going_on)
+                    .unwrap()
+            })
+            .collect();
+        assert!(
+            alone.iter().any(|ids| ids.len() > 9) && alone.iter().any(Vec::is_empty),
+            "{alone:?}"
+        );
+        assert_eq!(continued(&decoder, &prompts, 16, |_| 0), alone, "all at once");
+        assert_eq!(continued(&decoder, &prompts, 3, |_| 0), alone, "three at once");
+        assert_eq!(
+            continued(&decoder, &prompts, 64, |number| 2 * number),
+            alone,
+            "one joins after the other"
+        );
+        assert_eq!(continued(&decoder, &prompts[..1], 4, |_| 0), alone[..1], "one alone");
+    }
+}
+
+#[test]
+fn a_continuation_that_is_dropped_changes_no_other() {
+    let decoder = load_decoder(&golden().join("decoder")).unwrap();
+    let (model, adapter) = (decoder.model(), LoadedAdapter::default());
+    let prompt = |ids: &[u32]| ChatPrompt {
+        ids: ids.to_vec(),
+        slots: Vec::new(),
+    };
+    let options = GenerateOptions {
+        max_tokens: 12,
+        stop: Vec::new(),
+        sampling: Sampling::Greedy,
+    };
+    let mut continuations = Continuations::new(2);
+    let mut add = |ids: &[u32]| continuations.add(model, &prompt(ids), None, options.clone()).unwrap();
+    let (kept, dropped, never_run) = (add(&[1, 5, 9]), add(&[1, 8]), add(&[1, 6]));
+    let mut generated = vec![Vec::new(); 3];
+    for pass in 0.. {
+        if continuations.is_empty() {
+            break;
+        }
+        if pass == 4 {
+            continuations.drop_one(dropped);
+            continuations.drop_one(never_run);
+        }
+        for (id, step) in continuations.step(model, &adapter).unwrap() {
+            if let Step::Token(token) = step {
+                generated[id].push(token);
+            }
+        }
+    }
+    assert_eq!(generated[kept], decoder.generate(&[1, 5, 9], 12, &[]).unwrap());
+    assert_eq!((generated[dropped].len(), generated[never_run].len()), (4, 0));
 }
 
 #[test]

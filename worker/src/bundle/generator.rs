@@ -1,7 +1,6 @@
-//! Answers questions with a bundle. A sentence is read once and may then be asked about any number of times.
+//! A bundle with its models. A sentence is read once and may then be asked about any number of times.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use candle_core::{DType, Device};
@@ -16,7 +15,7 @@ use super::folder::BundleFolder;
 use super::parts::Bundle;
 use super::sources::{Wanted, find};
 use super::vectors::VectorCache;
-use crate::models::{Backend, Decoder, Encoder, GenerateOptions, LoadedAdapter, PromptForm, Sampling, TextLimits};
+use crate::models::{Backend, Decoder, Encoder, LoadedAdapter, PromptForm, Sampling, TextLimits};
 use crate::{Error, Result};
 
 /// The most tokens that go through the encoder at once.
@@ -47,23 +46,23 @@ pub struct Answering {
 /// A text that was read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sentence {
-    text: String,
+    pub(super) text: String,
     /// The slots, [K, width]; none when the prompt holds the text itself.
-    slots: Option<Vec<f32>>,
+    pub(super) slots: Option<Vec<f32>>,
     /// Number of characters beyond the encoder's limit, which were not read.
     pub unread_chars: usize,
 }
 
 /// A bundle with its models.
 pub struct Generator {
-    bundle: Bundle,
+    pub(super) bundle: Bundle,
     key: String,
     url: String,
-    prompt: PromptEntry,
+    pub(super) prompt: PromptEntry,
     /// Finds the numbers that stand behind the slots, if any do.
-    numbers: Option<Scanner>,
-    decoder: Decoder,
-    adapter: LoadedAdapter,
+    pub(super) numbers: Option<Scanner>,
+    pub(super) decoder: Decoder,
+    pub(super) adapter: LoadedAdapter,
     /// The encoder, loaded at the first sentence that is not in the cache.
     encoder: Option<Encoder>,
     vectors: VectorCache,
@@ -165,6 +164,9 @@ impl Generator {
     /// # Errors
     /// [`Error::Input`] for a text without visible characters; when the encoder is missing, differs or fails.
     pub fn read(&mut self, texts: &[&str]) -> Result<Vec<Sentence>> {
+        if texts.is_empty() {
+            return Ok(Vec::new());
+        }
         let lines: Vec<String> = texts.iter().map(|text| clean_line(text, ZeroWidth::Keep)).collect();
         if let Some(at) = lines.iter().position(String::is_empty) {
             return Err(Error::Input(format!("text {} has nothing to read in it", at + 1)));
@@ -213,72 +215,6 @@ impl Generator {
             unread_chars,
         };
         Ok(sentences.map(sentence).collect())
-    }
-
-    /// Answers an instruction about a sentence. `told` gets each piece of the text as it comes and may end the answer.
-    ///
-    /// # Errors
-    /// [`Error::Input`] for an instruction that is too long for the decoder; [`Error::Tensor`] when the device fails.
-    pub fn answer(
-        &self,
-        sentence: &Sentence,
-        instruction: &str,
-        answering: Answering,
-        told: &mut dyn FnMut(&str) -> ControlFlow<()>,
-    ) -> Result<String> {
-        let prompt = match &self.bundle.expander {
-            Some(expander) => {
-                let (slots, seen) = (expander.shape().slots, self.limits().cut(&sentence.text));
-                self.decoder
-                    .prompt_about(instruction, slots, seen, self.numbers.as_ref())?
-            }
-            None => {
-                let most = self.prompt.text_tokens;
-                self.decoder.direct_prompt(instruction, &sentence.text, most)?
-            }
-        };
-        let options = GenerateOptions {
-            max_tokens: answering.max_tokens,
-            stop: self.prompt.stop.clone(),
-            sampling: answering.sampling,
-        };
-        let tokenizer = self.decoder.tokenizer();
-        let (mut ids, mut said) = (Vec::new(), String::new());
-        let mut failed = None;
-        let mut next = |id: u32| {
-            ids.push(id);
-            match tokenizer.decode(&ids) {
-                // This is half a character, which the next token completes.
-                Ok(text) if text.ends_with(char::REPLACEMENT_CHARACTER) => ControlFlow::Continue(()),
-                Ok(text) => {
-                    let told = text
-                        .strip_prefix(said.as_str())
-                        .map_or(ControlFlow::Continue(()), &mut *told);
-                    said = text;
-                    told
-                }
-                Err(error) => {
-                    failed = Some(error);
-                    ControlFlow::Break(())
-                }
-            }
-        };
-        let slots = sentence.slots.as_deref();
-        let ids = self
-            .decoder
-            .model()
-            .generate(&prompt, slots, &self.adapter, &options, &mut next)?;
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        let whole = tokenizer.decode(&ids)?;
-        if let Some(rest) = whole.strip_prefix(said.as_str())
-            && !rest.is_empty()
-        {
-            // This is the last piece, so the result is ignored.
-            let _ = told(rest);
-        }
-        Ok(whole)
     }
 }
 

@@ -8,6 +8,8 @@ use llink_datasets::manifest::sha256_hex;
 
 use super::config::EncoderEntry;
 
+/// The number of vectors in memory after which those that are not used are forgotten.
+const RECENT: usize = 8_192;
 /// Size of a file's checksum in bytes, behind the numbers.
 const CHECKSUM: usize = 4;
 
@@ -16,7 +18,9 @@ const CHECKSUM: usize = 4;
 pub struct VectorCache {
     folder: Option<PathBuf>,
     encoder: EncoderEntry,
+    /// The vectors of the last texts, and those of the texts before them.
     recent: HashMap<String, Vec<f16>>,
+    older: HashMap<String, Vec<f16>>,
     complained: bool,
 }
 
@@ -28,6 +32,7 @@ impl VectorCache {
             folder: folder.map(|folder| folder.join(&encoder.fingerprint)),
             encoder: encoder.clone(),
             recent: HashMap::new(),
+            older: HashMap::new(),
             complained: false,
         }
     }
@@ -38,6 +43,10 @@ impl VectorCache {
         if let Some(vector) = self.recent.get(&key) {
             return Some(vector.clone());
         }
+        if let Some(vector) = self.older.remove(&key) {
+            self.keep(key, vector.clone());
+            return Some(vector);
+        }
         let path = self.path(&key)?;
         let vector = match std::fs::read(&path) {
             Ok(content) => decode(&content, self.encoder.hidden_size),
@@ -45,7 +54,7 @@ impl VectorCache {
         };
         match vector {
             Some(vector) => {
-                self.recent.insert(key, vector.clone());
+                self.keep(key, vector.clone());
                 Some(vector)
             }
             None => {
@@ -64,7 +73,14 @@ impl VectorCache {
         {
             tracing::warn!("{}: {error}; vectors are kept in memory alone", path.display());
         }
-        self.recent.insert(key, vector.to_vec());
+        self.keep(key, vector.to_vec());
+    }
+
+    fn keep(&mut self, key: String, vector: Vec<f16>) {
+        if self.recent.len() >= RECENT {
+            self.older = std::mem::take(&mut self.recent);
+        }
+        self.recent.insert(key, vector);
     }
 
     fn key(&self, text: &str) -> String {
@@ -141,6 +157,18 @@ mod tests {
             ..entry("aa", 256)
         };
         assert_eq!(open(normalized).get("ត្រី"), None, "another reading");
+    }
+
+    #[test]
+    fn memory_holds_the_texts_that_are_used_and_a_bounded_number_of_others() {
+        let mut cache = VectorCache::new(None, &entry("aa", 256));
+        let vector = [0.5, -2.0, 0.25].map(f16::from_f32);
+        for n in 0..3 * RECENT {
+            cache.put(&n.to_string(), &vector);
+            assert!(cache.get("0").is_some(), "{n}");
+        }
+        assert!(cache.get("1").is_none());
+        assert!(cache.recent.len() + cache.older.len() <= 2 * RECENT);
     }
 
     #[test]

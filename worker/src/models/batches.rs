@@ -183,11 +183,14 @@ impl Packed {
         packed
     }
 
-    /// Returns the position of each token in its own sequence, counted from `first`.
-    pub(crate) fn positions(&self, first: usize) -> Vec<u32> {
-        self.offsets
-            .windows(2)
-            .flat_map(|w| (0..w[1] - w[0]).map(move |i| (first + i) as u32))
+    /// Returns the position of each token in its own sequence. `first` gives the position of a sequence's first token.
+    pub(crate) fn positions(&self, first: impl Fn(usize) -> usize) -> Vec<u32> {
+        let sequences = self.offsets.windows(2).enumerate();
+        sequences
+            .flat_map(|(sequence, w)| {
+                let first = first(sequence) as u32;
+                first..first + (w[1] - w[0]) as u32
+            })
             .collect()
     }
 
@@ -253,7 +256,8 @@ mod tests {
     #[test]
     fn packed_positions_restart_with_each_sequence() {
         let packed = Packed::new([&[7u32, 8, 9][..], &[5][..], &[1, 2][..]]);
-        assert_eq!(packed.positions(2), [2, 3, 4, 2, 2, 3]);
+        assert_eq!(packed.positions(|_| 2), [2, 3, 4, 2, 2, 3]);
+        assert_eq!(packed.positions(|sequence| 10 * sequence), [0, 1, 2, 10, 20, 21]);
         assert_eq!(packed.last_rows(), [2, 3, 5]);
     }
 }

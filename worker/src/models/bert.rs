@@ -157,7 +157,7 @@ impl Bert {
     /// Returns the last hidden states, `[T, hidden]`.
     fn hidden_states(&self, packed: &Packed, spans: &AttentionSpans) -> Result<Tensor> {
         let device = self.positions.device();
-        let positions = packed.positions(self.config.first_position());
+        let positions = packed.positions(|_| self.config.first_position());
         let positions = Tensor::new(positions, device)?;
         let words = self.words.rows(&packed.ids)?;
         let mut x = self

@@ -11,7 +11,7 @@ use llink_proto::settings;
 
 use super::backend::Backend;
 use super::batches::Packed;
-use super::chat::{Chat, ChatPrompt, PromptForm};
+use super::chat::{Chat, ChatPrompt, Passages, PromptForm, Turn};
 use super::config::LlamaConfig;
 use super::generate::{GenerateOptions, LoadedAdapter, Sampling};
 use super::llama::{Llama, Rows};
@@ -160,6 +160,15 @@ impl Decoder {
             .direct_prompt(&self.tokenizer, instruction, foreign, max_tokens)
     }
 
+    /// Returns the prompt for the answer to a conversation, by the folder's own chat template.
+    ///
+    /// # Errors
+    /// [`Error::Input`](crate::Error::Input) when the template refuses the conversation; those of
+    /// [`Decoder::slot_prompt`].
+    pub fn conversation(&self, turns: &[Turn<'_>], passages: Passages) -> Result<ChatPrompt> {
+        self.chat.conversation(&self.tokenizer, turns, passages)
+    }
+
     /// Returns an answer's tokens, with the token that ends the turn.
     ///
     /// # Errors
@@ -286,7 +295,7 @@ impl Decoder {
     /// Those of [`Decoder::last_hidden`].
     pub fn hidden_states(&self, ids: &[u32]) -> Result<Tensor> {
         self.model.check(&[ids])?;
-        self.model.forward(&Packed::new([ids]), None, Rows::All, &[])
+        self.model.forward(&Packed::new([ids]), Rows::All)
     }
 
     /// Returns the logits of each position of one sequence, `[T, vocab]`.

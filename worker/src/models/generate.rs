@@ -6,7 +6,8 @@ use candle_core::{DType, Tensor};
 
 use super::batches::Packed;
 use super::chat::ChatPrompt;
-use super::llama::{Cache, Llama, Rows};
+use super::continuations::{Continuations, Step};
+use super::llama::{Llama, Rows};
 use super::lora::{LayerAdapter, LoraAdapter};
 use crate::train::random::{key, uniform};
 use crate::{Error, Result};
@@ -29,6 +30,23 @@ pub enum Sampling {
     },
 }
 
+impl Sampling {
+    /// Returns the choice at a temperature among the likeliest tokens whose share is `top_p`. Temperature 0 is greedy.
+    /// Without a temperature it is 1 if there is a share, and otherwise 0.
+    #[must_use]
+    pub fn of(temperature: Option<f32>, top_p: Option<f32>, seed: u64) -> Self {
+        // A share of the probability only has an effect with sampling.
+        match temperature.unwrap_or(if top_p.is_some() { 1.0 } else { 0.0 }) {
+            0.0 => Self::Greedy,
+            temperature => Self::Nucleus {
+                temperature,
+                top_p: top_p.unwrap_or(1.0),
+                seed,
+            },
+        }
+    }
+}
+
 /// The limits of a continuation, and the choice of its tokens.
 #[derive(Debug, Clone)]
 pub struct GenerateOptions {
@@ -42,7 +60,7 @@ pub struct GenerateOptions {
 
 /// An adapter on a device, ready for generation.
 #[derive(Default)]
-pub struct LoadedAdapter(Vec<LayerAdapter>);
+pub struct LoadedAdapter(pub(super) Vec<LayerAdapter>);
 
 impl LoadedAdapter {
     /// Copies an adapter's matrices to the model's device.
@@ -69,28 +87,17 @@ impl Llama {
         options: &GenerateOptions,
         told: &mut dyn FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Vec<u32>> {
-        self.check(&[prompt.ids.as_slice()])?;
-        let longest = self.config().max_position_embeddings;
-        let mut cache = Cache::default();
-        let mut packed = Packed::new([prompt.ids.as_slice()]);
-        let mut embeddings = match slots {
-            Some(slots) => self.with_slots(prompt, slots)?,
-            None => self.embed(&prompt.ids)?,
-        };
+        let mut continuations = Continuations::new(1);
+        continuations.add(self, prompt, slots.map(<[f32]>::to_vec), options.clone())?;
         let mut generated = Vec::new();
-        while generated.len() < options.max_tokens && cache.tokens() + packed.ids.len() <= longest {
-            let hidden = self.forward_from(embeddings, &packed, Some(&mut cache), Rows::LastOfEach, &adapter.0)?;
-            let logits = self.logits(&hidden)?.to_dtype(DType::F32)?.get(0)?.to_vec1::<f32>()?;
-            let token = choose(&logits, options.sampling, generated.len() as u64);
-            if options.stop.contains(&token) {
-                break;
+        while !continuations.is_empty() {
+            for (_, step) in continuations.step(self, adapter)? {
+                let Step::Token(token) = step else { continue };
+                generated.push(token);
+                if told(token).is_break() {
+                    return Ok(generated);
+                }
             }
-            generated.push(token);
-            if told(token).is_break() {
-                break;
-            }
-            packed = Packed::new([&[token][..]]);
-            embeddings = self.embed(&[token])?;
         }
         Ok(generated)
     }
@@ -101,23 +108,35 @@ impl Llama {
     /// Those of [`Llama::generate`].
     pub fn next_logits(&self, prompt: &ChatPrompt, slots: Option<&[f32]>, adapter: &LoadedAdapter) -> Result<Vec<f32>> {
         self.check(&[prompt.ids.as_slice()])?;
-        let embeddings = match slots {
-            Some(slots) => self.with_slots(prompt, slots)?,
-            None => self.embed(&prompt.ids)?,
-        };
+        self.check_slots(prompt, slots)?;
+        let places = slots.map_or(&[][..], |_| &prompt.slots);
+        let embeddings = self.embed_with(&prompt.ids, places, slots.unwrap_or_default())?;
         let packed = Packed::new([prompt.ids.as_slice()]);
-        let hidden = self.forward_from(embeddings, &packed, None, Rows::LastOfEach, &adapter.0)?;
+        let hidden = self.forward_from(embeddings, &packed, &mut [], Rows::LastOfEach, &adapter.0)?;
         Ok(self.logits(&hidden)?.to_dtype(DType::F32)?.get(0)?.to_vec1()?)
     }
 
-    fn with_slots(&self, prompt: &ChatPrompt, slots: &[f32]) -> Result<Tensor> {
-        let (width, (device, dtype)) = (self.config().hidden_size, self.activations());
-        if slots.len() != prompt.slots.len() * width {
-            let (found, places) = (slots.len() / width, prompt.slots.len());
-            return Err(Error::Input(format!("{found} slots for a prompt with {places} places")));
+    /// Refuses slots `[K, hidden]` that do not fit the prompt.
+    pub(super) fn check_slots(&self, prompt: &ChatPrompt, slots: Option<&[f32]>) -> Result<()> {
+        let (width, places) = (self.config().hidden_size, prompt.slots.len());
+        match slots.map(<[f32]>::len).filter(|found| *found != places * width) {
+            Some(found) => {
+                let found = found / width;
+                Err(Error::Input(format!("{found} slots for a prompt with {places} places")))
+            }
+            None => Ok(()),
         }
-        let slots = Tensor::from_slice(slots, (prompt.slots.len(), width), device)?.to_dtype(dtype)?;
-        replaced_rows(&self.embed(&prompt.ids)?, &slots, &prompt.slots, |slot| slot)
+    }
+
+    /// Returns the embeddings of `ids`, with `slots` `[K, hidden]` in their `places`.
+    pub(super) fn embed_with(&self, ids: &[u32], places: &[usize], slots: &[f32]) -> Result<Tensor> {
+        let embeddings = self.embed(ids)?;
+        if places.is_empty() {
+            return Ok(embeddings);
+        }
+        let (device, dtype) = self.activations();
+        let slots = Tensor::from_slice(slots, (places.len(), self.config().hidden_size), device)?.to_dtype(dtype)?;
+        replaced_rows(&embeddings, &slots, places, |slot| slot)
     }
 }
 
@@ -136,7 +155,8 @@ pub fn replaced_rows(tokens: &Tensor, others: &Tensor, rows: &[usize], of: impl 
     Ok(both.index_select(&Tensor::from_vec(from, count, tokens.device())?, 0)?)
 }
 
-fn choose(logits: &[f32], sampling: Sampling, place: u64) -> u32 {
+/// Returns the next token of a continuation that has `place` tokens.
+pub(super) fn choose(logits: &[f32], sampling: Sampling, place: u64) -> u32 {
     match sampling {
         Sampling::Greedy => argmax(logits),
         Sampling::Nucleus {

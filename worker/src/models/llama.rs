@@ -6,8 +6,9 @@ use candle_core::{DType, Device, Tensor};
 
 use super::backend::Backend;
 use super::batches::{Batching, Packed, check_ids, in_batches};
+use super::cache::{self, Cache};
 use super::config::LlamaConfig;
-use super::llama_layer::{CachedLayer, LastRows, Layer, Place};
+use super::llama_layer::{Extend, LastRows, Layer, Place};
 use super::lora::{AdapterPlace, LayerAdapter};
 use super::model_files::ModelFiles;
 use super::ops::{AttentionSpans, Causality, Embedding, FrozenLinear, MeanOf, Rope, rms_norm, rms_norm_backward};
@@ -44,20 +45,6 @@ fn frequencies(config: &LlamaConfig, weights: &Weights) -> Result<Vec<f32>> {
             .for_each(|(frequency, factor)| *frequency /= factor);
     }
     Ok(frequencies)
-}
-
-/// The key/value cache: the keys and values of the tokens so far, `[tokens, kv_heads·head_dim]` for each layer.
-#[derive(Default)]
-pub(crate) struct Cache {
-    layers: Vec<CachedLayer>,
-    tokens: usize,
-}
-
-impl Cache {
-    /// Returns the number of cached tokens.
-    pub(crate) fn tokens(&self) -> usize {
-        self.tokens
-    }
 }
 
 /// The rows that the last layer computes.
@@ -163,7 +150,7 @@ impl Llama {
             token_budget,
             &self.batching,
             progress,
-            |packed| self.forward(packed, None, Rows::LastOfEach, &[]),
+            |packed| self.forward(packed, Rows::LastOfEach),
         )
     }
 
@@ -184,7 +171,7 @@ impl Llama {
             &self.batching,
             progress,
             |packed| {
-                let (states, spans) = self.through(layer, self.embed(&packed.ids)?, packed, None, Rows::All, &[])?;
+                let (states, spans) = self.through(layer, self.embed(&packed.ids)?, packed, &mut [], Rows::All, &[])?;
                 let states = match layer == self.layers.len() {
                     true => self.final_norm(&states)?,
                     false => states,
@@ -220,27 +207,21 @@ impl Llama {
     }
 
     /// Returns hidden states after the final norm: `[T, hidden]`, or `[B, hidden]` for the last row of each sequence.
-    /// With a cache there is one sequence, which continues the cached tokens. `adapter` is empty or has all layers.
-    pub(crate) fn forward(
-        &self,
-        packed: &Packed,
-        cache: Option<&mut Cache>,
-        rows: Rows,
-        adapter: &[LayerAdapter],
-    ) -> Result<Tensor> {
-        self.forward_from(self.embed(&packed.ids)?, packed, cache, rows, adapter)
+    pub(crate) fn forward(&self, packed: &Packed, rows: Rows) -> Result<Tensor> {
+        self.forward_from(self.embed(&packed.ids)?, packed, &mut [], rows, &[])
     }
 
-    /// Computes [`Llama::forward`] with embeddings `[T, hidden]` in place of the tokens' own.
+    /// Computes [`Llama::forward`] with embeddings `[T, hidden]` in place of the tokens' own. `caches` is empty, or has
+    /// one cache for each sequence, which continues the cached tokens. `adapter` is empty or has all layers.
     pub(crate) fn forward_from(
         &self,
         embeddings: Tensor,
         packed: &Packed,
-        cache: Option<&mut Cache>,
+        caches: &mut [&mut Cache],
         rows: Rows,
         adapter: &[LayerAdapter],
     ) -> Result<Tensor> {
-        let (x, _) = self.through(self.layers.len(), embeddings, packed, cache, rows, adapter)?;
+        let (x, _) = self.through(self.layers.len(), embeddings, packed, caches, rows, adapter)?;
         self.final_norm(&x)
     }
 
@@ -250,27 +231,22 @@ impl Llama {
         depth: usize,
         embeddings: Tensor,
         packed: &Packed,
-        mut cache: Option<&mut Cache>,
+        caches: &mut [&mut Cache],
         rows: Rows,
         adapter: &[LayerAdapter],
     ) -> Result<(Tensor, AttentionSpans)> {
         let (device, dtype) = (embeddings.device().clone(), embeddings.dtype());
-        let past = cache.as_ref().map_or(0, |cache| cache.tokens);
+        let past: Vec<usize> = caches.iter().map(|cache| cache.tokens()).collect();
+        let past = |sequence: usize| past.get(sequence).copied().unwrap_or(0);
         let rope = self.rope(packed, past, dtype, &device)?;
         let queries = packed.offsets.clone();
-        let keys: Vec<usize> = match past {
-            0 => queries.clone(),
-            _ => vec![0, past + packed.ids.len()],
-        };
+        let before = (0..queries.len()).scan(0, |sum, sequence| Some(std::mem::replace(sum, *sum + past(sequence))));
+        let keys: Vec<usize> = queries.iter().zip(before).map(|(own, before)| own + before).collect();
         let spans = AttentionSpans::new(queries, keys.clone(), Causality::Causal, dtype, &device)?;
         let last = match rows {
             Rows::All => None,
             Rows::LastOfEach => Some(LastRows::new(packed, keys, &rope, dtype, &device)?),
         };
-        if let Some(cache) = cache.as_deref_mut() {
-            cache.layers.resize_with(self.layers.len(), || None);
-            cache.tokens += packed.ids.len();
-        }
         let mut x = embeddings;
         for (index, layer) in self.layers.iter().take(depth).enumerate() {
             let place = Place {
@@ -278,14 +254,22 @@ impl Llama {
                 rope: &rope,
                 only: last.as_ref().filter(|_| index + 1 == depth),
             };
-            let slot = cache.as_deref_mut().map(|cache| &mut cache.layers[index]);
-            x = layer.forward(x, &place, slot, adapter.get(index), None)?;
+            let is_cached = !caches.is_empty();
+            let mut extend = |k: &Tensor, v: &Tensor| cache::extend(caches, index, k, v, &packed.offsets);
+            let cached = is_cached.then_some(&mut extend as &mut Extend<'_>);
+            x = layer.forward(x, &place, cached, adapter.get(index), None)?;
         }
         Ok((x, spans))
     }
 
-    /// Returns the rotations of packed sequences whose first position is `past`.
-    pub(super) fn rope(&self, packed: &Packed, past: usize, dtype: DType, device: &Device) -> Result<Rope> {
+    /// Returns the rotations of packed sequences. `past` gives the first position of each.
+    pub(super) fn rope(
+        &self,
+        packed: &Packed,
+        past: impl Fn(usize) -> usize,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Rope> {
         Rope::new(&packed.positions(past), &self.frequencies, dtype, device)
     }
 

@@ -37,8 +37,9 @@ pub(super) struct Place<'a> {
     pub(super) only: Option<&'a LastRows>,
 }
 
-/// The cached keys and values of one layer, `[tokens, kv_heads·head_dim]` each.
-pub(super) type CachedLayer = Option<(Tensor, Tensor)>;
+/// Adds new keys and values to those that are cached, and returns all of each sequence,
+/// `[tokens, kv_heads·head_dim]` each.
+pub(super) type Extend<'a> = dyn FnMut(&Tensor, &Tensor) -> Result<Vec<(Tensor, Tensor)>> + 'a;
 
 /// The inputs with which a layer computes only the last row of each sequence.
 pub(super) struct LastRows {
@@ -119,7 +120,7 @@ impl Layer {
         &self,
         x: Tensor,
         place: &Place<'_>,
-        cached: Option<&mut CachedLayer>,
+        cached: Option<&mut Extend<'_>>,
         adapter: Option<&LayerAdapter>,
         tape: Option<&mut Option<LayerTape>>,
     ) -> Result<Tensor> {
@@ -129,14 +130,9 @@ impl Layer {
         let normed = rms_norm(&x, &self.input_norm, self.eps)?;
         let norms = self.head_norms.as_ref();
         let (k, raw_k) = self.norm_heads(apply(KProj, &normed)?, norms.map(|norms| &norms.k))?; // [T, kv_heads·head_dim]
-        let mut k = rope.turn(k)?;
-        let mut v = apply(VProj, &normed)?;
-        if let Some(cached) = cached {
-            if let Some((past_k, past_v)) = cached.as_ref() {
-                (k, v) = (Tensor::cat(&[past_k, &k], 0)?, Tensor::cat(&[past_v, &v], 0)?);
-            }
-            *cached = Some((k.clone(), v.clone()));
-        }
+        let k = rope.turn(k)?;
+        let v = apply(VProj, &normed)?;
+        let each = cached.map(|extend| extend(&k, &v)).transpose()?;
         let (x, normed, spans, rope) = match only {
             None => (x, normed, spans, rope),
             Some(last) => (
@@ -148,7 +144,10 @@ impl Layer {
         };
         let (q, raw_q) = self.norm_heads(apply(QProj, &normed)?, norms.map(|norms| &norms.q))?; // [T, heads·head_dim]
         let q = rope.turn(q)?;
-        let attended = self.attention.attend(&q, &k, &v, spans)?;
+        let attended = match each {
+            Some(each) => self.attention.attend_each(&q, &each, spans)?,
+            None => self.attention.attend(&q, &k, &v, spans)?,
+        };
         let out = apply(OProj, &attended)?;
         let (middle, normed) = add_rms_norm(&x, &out, &self.post_norm, self.eps)?;
         let (gate, up) = (apply(GateProj, &normed)?, apply(UpProj, &normed)?);

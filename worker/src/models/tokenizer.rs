@@ -15,7 +15,7 @@ use super::placeholder::placeholder;
 use crate::{Error, Result};
 
 /// The first character of a mark. It is a noncharacter, which no text for exchange contains.
-const MARK: char = '\u{10ffff}';
+pub(super) const MARK: char = '\u{10ffff}';
 /// The first of the characters that follow it. These are for private use: one for a slot, then one for each control
 /// token.
 const FIRST_INDEX: u32 = 0xf_0000;
@@ -342,6 +342,11 @@ fn highest_added(tokenizer: &tokenizers::Tokenizer) -> usize {
 pub(super) fn mark(index: u32) -> String {
     let index = char::from_u32(FIRST_INDEX + index).unwrap_or(char::REPLACEMENT_CHARACTER);
     format!("{MARK}{index}")
+}
+
+/// Returns the index of a mark by its second character.
+pub(super) fn mark_index(second: char) -> Option<usize> {
+    u32::from(second).checked_sub(FIRST_INDEX).map(|index| index as usize)
 }
 
 /// Returns whether a token marks structure. Added tokens of text, such as runs of spaces, are recognized everywhere.

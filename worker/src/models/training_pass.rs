@@ -94,7 +94,7 @@ impl Setup {
                 .shape
                 .layers_of(&adapter.parameters, &model.adapter_place(), dropout.as_ref())?,
             spans: AttentionSpans::new(offsets(), offsets(), Causality::Causal, dtype, device)?,
-            rope: model.rope(&packed, 0, dtype, device)?,
+            rope: model.rope(&packed, |_| 0, dtype, device)?,
         })
     }
 

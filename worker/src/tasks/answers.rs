@@ -1,7 +1,6 @@
 //! Generates answers to held-out instructions: with slots, with zeroed slots, and by the decoder alone.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 
 use llink_datasets::instructions::InstructionRow;
 use llink_datasets::measured::{self, Arm, Scored, TRAINED_AS_PAIRS};
@@ -15,11 +14,17 @@ use serde_json::json;
 use super::TaskContext;
 use super::instruct::{first, read_projector, read_rows, widened};
 use super::training::read_tables;
+use crate::device::is_out_of_memory;
 use crate::llink::answers::answer_scores;
 use crate::llink::projector::Projector;
 use crate::llink::slot_expander::SlotExpander;
-use crate::models::{Decoder, GenerateOptions, LoadedAdapter, Sampling, peft};
+use crate::models::{
+    ChatPrompt, Continuations, Decoder, GenerateOptions, LoadedAdapter, Sampling, Step, common_head, peft,
+};
 use crate::{Error, Result};
+
+/// The number of answers that are computed at once.
+const AT_ONCE: usize = 16;
 
 /// A line of `answers.jsonl`: an instruction with the expected answer and those of the arms.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -123,36 +128,75 @@ pub(super) fn run(
 impl Answerer<'_> {
     fn with_slots(&self, rows: &[InstructionRow], expander: &SlotExpander, slots: &[f32]) -> Result<Vec<String>> {
         let shape = expander.shape();
-        let each = slots.chunks_exact(shape.slots * shape.width);
-        let answers = rows.iter().zip(each).map(|(row, slots)| {
-            let numbers = self.numbers.as_ref();
-            let prompt = self
-                .decoder
-                .prompt_about(&row.instruction, shape.slots, &row.foreign, numbers)?;
-            self.answer(&prompt, Some(slots))
+        let numbers = self.numbers.as_ref();
+        let prompts = rows.iter().map(|row| {
+            self.decoder
+                .prompt_about(&row.instruction, shape.slots, &row.foreign, numbers)
         });
-        answers.collect()
+        let prompts: Vec<ChatPrompt> = prompts.collect::<Result<_>>()?;
+        let each: Vec<&[f32]> = slots.chunks_exact(shape.slots * shape.width).collect();
+        answers(
+            self.context,
+            self.decoder,
+            &self.adapter,
+            &self.options,
+            &prompts,
+            &each,
+        )
     }
 
     fn direct(&self, rows: &[InstructionRow]) -> Result<Vec<String>> {
-        let answers = rows.iter().map(|row| {
-            let prompt = self
-                .decoder
-                .direct_prompt(&row.instruction, &row.foreign, self.max_tokens)?;
-            self.answer(&prompt, None)
+        let prompts = rows.iter().map(|row| {
+            self.decoder
+                .direct_prompt(&row.instruction, &row.foreign, self.max_tokens)
         });
-        answers.collect()
+        let prompts: Vec<ChatPrompt> = prompts.collect::<Result<_>>()?;
+        answers(self.context, self.decoder, &self.adapter, &self.options, &prompts, &[])
     }
+}
 
-    fn answer(&self, prompt: &crate::models::ChatPrompt, slots: Option<&[f32]>) -> Result<String> {
-        self.context.control.check()?;
-        let going_on = &mut |_| ControlFlow::Continue(());
-        let ids = self
-            .decoder
-            .model()
-            .generate(prompt, slots, &self.adapter, &self.options, going_on)?;
-        self.decoder.tokenizer().decode(&ids)
-    }
+/// Returns the answer to each prompt. `slots` is empty, or has the slots of each. If memory runs out, fewer answers are
+/// computed at once.
+pub(super) fn answers(
+    context: &TaskContext,
+    decoder: &Decoder,
+    adapter: &LoadedAdapter,
+    options: &GenerateOptions,
+    prompts: &[ChatPrompt],
+    slots: &[&[f32]],
+) -> Result<Vec<String>> {
+    let model = decoder.model();
+    let try_with = |at_once: usize| -> Result<Vec<Vec<u32>>> {
+        let mut continuations = Continuations::new(at_once).begin_with(common_head(prompts), model, adapter)?;
+        for (at, prompt) in prompts.iter().enumerate() {
+            let slots = slots.get(at).map(|slots| slots.to_vec());
+            continuations.add(model, prompt, slots, options.clone())?;
+        }
+        let mut generated = vec![Vec::new(); prompts.len()];
+        while !continuations.is_empty() {
+            context.control.check()?;
+            for (at, step) in continuations.step(model, adapter)? {
+                if let Step::Token(token) = step {
+                    generated[at].push(token);
+                }
+            }
+        }
+        Ok(generated)
+    };
+    let mut at_once = AT_ONCE;
+    let generated = loop {
+        match try_with(at_once) {
+            Err(error) if is_out_of_memory(&error) && at_once > 1 => {
+                at_once /= 2;
+                tracing::warn!(
+                    at_once,
+                    "out of memory on the device: fewer answers are computed at once"
+                );
+            }
+            done => break done?,
+        }
+    };
+    generated.iter().map(|ids| decoder.tokenizer().decode(ids)).collect()
 }
 
 /// The modules that turn a vector into slots.

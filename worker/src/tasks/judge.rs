@@ -1,7 +1,6 @@
 //! Compares the job's answers with those of the base decoder and of a direct fine-tuning, by a large model.
 
 use std::collections::HashMap;
-use std::ops::ControlFlow;
 
 use futures::{StreamExt, TryStreamExt};
 use llink_datasets::measured::{self, Arm, Judged};
@@ -15,7 +14,7 @@ use super::TaskContext;
 use super::answers::Answered;
 use super::ask::Asker;
 use crate::judge::{Comparison, Order, Preference, SYSTEM, Verdict};
-use crate::models::{Decoder, GenerateOptions, LoadedAdapter, Sampling};
+use crate::models::{ChatPrompt, GenerateOptions, LoadedAdapter, Sampling};
 use crate::synthesize::{Answer, Request, Unusable};
 use crate::{Error, Result};
 
@@ -124,24 +123,19 @@ fn against_base(context: &TaskContext, task: &Judge, model: &ModelRef, rows: &[A
         stop: decoder.chat().stop().to_vec(),
         sampling: Sampling::Greedy,
     };
-    let pairs = rows.iter().map(|row| {
-        context.control.check()?;
-        Ok(Pair {
-            against: Arm::Base,
-            theirs: base_answer(&decoder, row, task.max_tokens as usize, &options)?,
-            ours: ours(row),
-            row: row.clone(),
-        })
-    });
-    pairs.collect()
-}
-
-fn base_answer(decoder: &Decoder, row: &Answered, max_tokens: usize, options: &GenerateOptions) -> Result<String> {
-    let prompt = decoder.direct_prompt(&row.instruction, &row.foreign, max_tokens)?;
-    let going_on = &mut |_| ControlFlow::Continue(());
+    let prompts = rows
+        .iter()
+        .map(|row| decoder.direct_prompt(&row.instruction, &row.foreign, task.max_tokens as usize));
+    let prompts: Vec<ChatPrompt> = prompts.collect::<Result<_>>()?;
     let plain = LoadedAdapter::default();
-    let ids = decoder.model().generate(&prompt, None, &plain, options, going_on)?;
-    decoder.tokenizer().decode(&ids)
+    let theirs = super::answers::answers(context, &decoder, &plain, &options, &prompts, &[])?;
+    let pairs = rows.iter().zip(theirs).map(|(row, theirs)| Pair {
+        against: Arm::Base,
+        theirs,
+        ours: ours(row),
+        row: row.clone(),
+    });
+    Ok(pairs.collect())
 }
 
 /// Pairs the answer with that of the job's own direct fine-tuning, if both arms were trained.

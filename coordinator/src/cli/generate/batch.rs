@@ -6,7 +6,6 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
-use llink_worker::Error;
 use llink_worker::models::Sampling;
 use serde_json::{Value, json};
 
@@ -19,6 +18,8 @@ use llink_datasets::measured::thousands;
 
 /// Texts that the encoder reads in one batch.
 const TOGETHER: usize = 64;
+/// Answers that the decoder computes at once.
+const AT_ONCE: usize = 16;
 
 /// Answers `input` into `output`, or to standard output. A line that can't be answered gets null and is named at the
 /// end.
@@ -49,14 +50,20 @@ pub(super) fn run(asking: &mut Asking, input: Input, output: Option<&Path>) -> R
             }
         }
         let is_last = together.len() < TOGETHER;
-        for line in answers(asking, &together, &made_by, &mut faults)? {
-            let written = writeln!(out, "{}", line?).and_then(|()| out.flush());
-            match written {
-                Ok(()) => answered += 1,
-                // The reader of standard output has closed it.
-                Err(_) if output.is_none() => return Ok(()),
-                Err(e) => return Err(Failed::new(Exit::Storage, format!("{}: {e}", name.display()))),
-            }
+        let mut lines = Lines {
+            rows: &together,
+            made_by: &made_by,
+            faults: &mut faults,
+            out: &mut out,
+            written: 0,
+        };
+        let written = answer(asking, &mut lines)?;
+        answered += lines.written as u64;
+        match written {
+            Ok(()) => {}
+            // The reader of standard output has closed it.
+            Err(_) if output.is_none() => return Ok(()),
+            Err(e) => return Err(Failed::new(Exit::Storage, format!("{}: {e}", name.display()))),
         }
         match broken {
             Some(error) => return Err(error),
@@ -78,37 +85,63 @@ pub(super) fn run(asking: &mut Asking, input: Input, output: Option<&Path>) -> R
     faults.conclude()
 }
 
-/// Answers the rows, one after another.
-fn answers<'a>(
-    asking: &'a mut Asking,
+/// The lines of some rows, which are written in the order of the rows.
+struct Lines<'a> {
     rows: &'a [Row],
     made_by: &'a Value,
     faults: &'a mut Faults,
-) -> Result<impl Iterator<Item = Result<String, Failed>> + use<'a>, Failed> {
-    let questions = rows.iter().filter_map(|row| row.asked.as_ref().ok());
-    let texts: Vec<&str> = questions.map(|question| question.text.as_str()).collect();
-    let mut sentences = asking.generator.read(&texts).map_err(failed)?.into_iter();
-    let asking = &*asking;
-    Ok(rows.iter().map(move |row| {
-        let going_on = &mut |_: &str| ControlFlow::Continue(());
-        let answer = match &row.asked {
-            Err(fault) => Err(fault.clone()),
-            Ok(question) => {
-                let sentence = sentences.next().expect("each question's text was read");
-                let generator = &asking.generator;
-                match generator.answer(&sentence, &question.instruction, asking.answering, going_on) {
-                    Ok(answer) => Ok(answer),
-                    Err(Error::Input(fault)) => Err(fault),
-                    Err(error) => return Err(failed(error)),
-                }
+    out: &'a mut dyn Write,
+    written: usize,
+}
+
+impl Lines<'_> {
+    /// Writes the lines up to the first row without an answer.
+    fn write(&mut self, answers: &[Option<Result<String, String>>]) -> std::io::Result<()> {
+        while let Some(Some(answer)) = answers.get(self.written) {
+            let row = &self.rows[self.written];
+            match answer {
+                Ok(_) => self.faults.answered(),
+                Err(fault) => self.faults.add(row.number, fault.clone()),
             }
-        };
-        match &answer {
-            Ok(_) => faults.answered(),
-            Err(fault) => faults.add(row.number, fault.clone()),
+            writeln!(self.out, "{}", row.answered(answer.clone(), self.made_by))?;
+            self.out.flush()?;
+            self.written += 1;
         }
-        Ok(row.answered(answer, made_by))
-    }))
+        Ok(())
+    }
+}
+
+/// Answers the rows, and writes each line as soon as all before it are there.
+fn answer(asking: &mut Asking, lines: &mut Lines<'_>) -> Result<std::io::Result<()>, Failed> {
+    let rows = lines.rows;
+    let mut answers: Vec<_> = rows
+        .iter()
+        .map(|row| row.asked.as_ref().err().cloned().map(Err))
+        .collect();
+    let asked = rows.iter().enumerate();
+    let asked: Vec<_> = asked
+        .filter_map(|(at, row)| Some((at, row.asked.as_ref().ok()?)))
+        .collect();
+    let texts: Vec<&str> = asked.iter().map(|(_, question)| question.text.as_str()).collect();
+    let sentences = asking.generator.read(&texts).map_err(failed)?;
+    let instructions = asked.iter().map(|(_, question)| question.instruction.as_str());
+    let questions: Vec<_> = sentences.iter().zip(instructions).collect();
+    let mut written = lines.write(&answers);
+    let mut told = |question: usize, answer| {
+        answers[asked[question].0] = Some(answer);
+        if written.is_ok() {
+            written = lines.write(&answers);
+        }
+        match written {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
+    };
+    asking
+        .generator
+        .answer_each(&questions, asking.answering, AT_ONCE, &mut told)
+        .map_err(failed)?;
+    Ok(written)
 }
 
 /// Describes what determines the answers of this run. Answers of another bundle or other sampling settings do not

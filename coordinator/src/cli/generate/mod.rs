@@ -99,19 +99,9 @@ impl Generate {
         if self.max_tokens == 0 {
             return wrong("--max-tokens 0: expected at least 1".into());
         }
-        // A share of the probability only has an effect with sampling.
-        let temperature = self.temperature.unwrap_or(if self.top_p.is_some() { 1.0 } else { 0.0 });
-        let sampling = match temperature {
-            0.0 => Sampling::Greedy,
-            temperature => Sampling::Nucleus {
-                temperature,
-                top_p: self.top_p.unwrap_or(1.0),
-                seed: self.seed,
-            },
-        };
         Ok(Answering {
             max_tokens: self.max_tokens,
-            sampling,
+            sampling: Sampling::of(self.temperature, self.top_p, self.seed),
         })
     }
 
@@ -244,7 +234,7 @@ fn unreadable(file: &Path, error: &std::io::Error) -> Failed {
 }
 
 /// Turns an error of a bundle, its models or its store into a failed command.
-fn failed(error: Error) -> Failed {
+pub(super) fn failed(error: Error) -> Failed {
     let exit = match &error {
         Error::Datasets(error) => return of_datasets(error),
         Error::Model { .. } | Error::Input(_) => Exit::Input,

@@ -5,14 +5,23 @@
 //! equals the result of Transformers' `apply_chat_template`. The exception is text that looks like a control token,
 //! which stays text.
 
+mod conversation;
 mod form;
 mod spare;
 mod template;
+
+/// Returns the text for a passage: a mark for each slot, and the passage's numbers, if any, on a line of their own.
+fn slots(tokenizer: &Tokenizer, count: usize, numbers: &str) -> String {
+    let line = if numbers.is_empty() { "" } else { "\n" };
+    format!("{}{line}{}", mark(0).repeat(count), tokenizer.unmarked(numbers))
+}
+
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
+pub use conversation::{Part, Passages, Turn};
 pub use form::PromptForm;
 
 use self::form::{INSTRUCTION, PLACE};
@@ -40,6 +49,9 @@ pub struct Chat {
     form: PromptForm,
     /// The prompt's form with marks in place of control tokens.
     marked: PromptForm,
+    /// The template, and the tokens that it may name.
+    template: String,
+    named: BTreeMap<String, String>,
     /// The token that ends an answer in training.
     end_of_turn: u32,
     stop: Vec<u32>,
@@ -125,10 +137,12 @@ impl Chat {
         let used: HashSet<u32> = stop.iter().copied().chain(named_ids).chain(conventions.begin).collect();
         Ok(Self {
             spare: spare::ids(tokenizer, template, &used, rows),
+            template: template.to_owned(),
             marked: form.marked(tokenizer),
             form,
             end_of_turn,
             stop,
+            named,
         })
     }
 
@@ -176,14 +190,17 @@ impl Chat {
         slots: usize,
         numbers: &str,
     ) -> Result<ChatPrompt> {
-        let line = if numbers.is_empty() { "" } else { "\n" };
-        let place = format!("{}{line}{}", mark(0).repeat(slots), tokenizer.unmarked(numbers));
-        let mut ids = self.encode(tokenizer, instruction, &place)?;
+        let ids = self.encode(tokenizer, instruction, &self::slots(tokenizer, slots, numbers))?;
+        Ok(self.with_slot_ids(ids, slots))
+    }
+
+    /// Returns the prompt of `ids`, with [`NO_TOKEN`] at each place of a slot. Each passage has `slots` slots.
+    fn with_slot_ids(&self, mut ids: Vec<u32>, slots: usize) -> ChatPrompt {
         let places: Vec<usize> = (0..ids.len()).filter(|at| ids[*at] == NO_TOKEN).collect();
-        for (place, id) in places.iter().zip(self.slot_ids(slots)) {
+        for (place, id) in places.iter().zip(self.slot_ids(slots).iter().cycle()) {
             ids[*place] = *id;
         }
-        Ok(ChatPrompt { ids, slots: places })
+        ChatPrompt { ids, slots: places }
     }
 
     /// Returns the prompt for an instruction about a foreign text, which is cut to `max_tokens` tokens.

@@ -11,7 +11,7 @@ use skip::python_with;
 
 use super::super::conventions::Conventions;
 use super::super::tokenizer::{NO_TOKEN, SpecialTokens, Tokenizer};
-use super::{Chat, PLAIN};
+use super::{Chat, PLAIN, Part, Passages, Turn};
 use crate::Error;
 
 const FOLDERS: [(&str, &str); 6] = [
@@ -110,6 +110,89 @@ fn text_that_looks_like_a_control_token_stays_text() {
             let slots = chat.slot_prompt(&tokenizer, &hostile, 3, "").unwrap();
             assert_eq!(slots.slots.len(), 3, "{folder}: {control}");
         }
+    }
+}
+
+#[test]
+fn a_conversation_of_one_question_is_the_prompt_of_training() {
+    for (folder, _) in FOLDERS {
+        let (tokenizer, _, chat) = open(&format!("chat/{folder}"));
+        for (control, _) in tokenizer.controls() {
+            let (instruction, text) = (format!("Say{control} it."), format!("ត្រី{control}\u{10ffff}\u{f0000}"));
+            let turns = [Turn {
+                role: "user",
+                parts: vec![Part::Text(&instruction), Part::Passage(&text)],
+            }];
+            let slots = chat.conversation(&tokenizer, &turns, Passages::Slots(3)).unwrap();
+            assert_eq!(
+                slots,
+                chat.slot_prompt(&tokenizer, &instruction, 3).unwrap(),
+                "{folder}"
+            );
+            let direct = chat.conversation(&tokenizer, &turns, Passages::Text(9)).unwrap();
+            assert_eq!(
+                direct,
+                chat.direct_prompt(&tokenizer, &instruction, &text, 9).unwrap(),
+                "{folder}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_conversation_has_the_templates_turns_with_slots_on_their_own_lines() {
+    let (tokenizer, _, chat) = open("chat/smollm2");
+    let turn = |role, parts: &[Part<'static>]| Turn {
+        role,
+        parts: parts.to_vec(),
+    };
+    let turns = [
+        turn("system", &[Part::Text("Be brief.")]),
+        turn(
+            "user",
+            &[Part::Text("Compare"), Part::Passage("ត្រី"), Part::Passage("ឆ្មា")],
+        ),
+        turn("assistant", &[Part::Text(" Fish, cat. ")]),
+        turn("user", &[Part::Passage("ឆ្កែ"), Part::Text("Go on.")]),
+    ];
+    let prompt = chat.conversation(&tokenizer, &turns, Passages::Slots(2)).unwrap();
+    let said = |slots: &str| {
+        format!(
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nCompare\n{slots}\n{slots}\n<|im_end|>\n\
+             <|im_start|>assistant\n Fish, cat. <|im_end|>\n<|im_start|>user\n{slots}\nGo on.<|im_end|>\n\
+             <|im_start|>assistant\n"
+        )
+    };
+    let slots = "<spare_2><spare_3>";
+    let expected = tokenizer.encode_marked(&tokenizer.marked(&said(slots))).unwrap();
+    assert_eq!(prompt.ids, expected);
+    let first = tokenizer.require("<spare_2>").unwrap();
+    let places = (0..prompt.ids.len()).filter(|at| (first..first + 2).contains(&prompt.ids[*at]));
+    assert_eq!(prompt.slots, places.collect::<Vec<_>>());
+    assert_eq!(prompt.slots.len(), 6);
+    let texts = chat.conversation(&tokenizer, &turns[3..], Passages::Text(99)).unwrap();
+    assert_eq!(texts.slots, [] as [usize; 0]);
+    assert!(tokenizer.decode(&texts.ids).unwrap().contains("ឆ្កែ\nGo on."));
+}
+
+#[test]
+fn a_conversation_that_the_template_does_not_allow_is_refused_with_what_it_says() {
+    let turn = |role| Turn {
+        role,
+        parts: vec![Part::Text("Hello.")],
+    };
+    for (folder, roles, wanted) in [
+        ("gemma", &["system", "user"][..], "refuses this conversation"),
+        ("mistral", &["user", "user"], "refuses this conversation"),
+        ("mistral", &["user", "tool"], "conversation"),
+    ] {
+        let (tokenizer, _, chat) = open(&format!("chat/{folder}"));
+        let turns: Vec<Turn<'_>> = roles.iter().map(|role| turn(role)).collect();
+        let error = chat.conversation(&tokenizer, &turns, Passages::Slots(2)).unwrap_err();
+        assert!(
+            matches!(&error, Error::Input(said) if said.contains(wanted)),
+            "{folder}: {error}"
+        );
     }
 }
 

@@ -245,20 +245,38 @@ impl Attention {
         }
     }
 
+    /// Computes [`Attention::attend`] with the keys and values of each sequence apart.
+    pub(crate) fn attend_each(&self, q: &Tensor, own: &[(Tensor, Tensor)], spans: &AttentionSpans) -> Result<Tensor> {
+        if spans.padded.is_some() || !own.iter().all(|(k, v)| fused(&[q, k, v])) {
+            let keys: Vec<&Tensor> = own.iter().map(|(k, _)| k).collect();
+            let values: Vec<&Tensor> = own.iter().map(|(_, v)| v).collect();
+            return self.attend(q, &Tensor::cat(&keys, 0)?, &Tensor::cat(&values, 0)?, spans);
+        }
+        let held = own.iter().map(|(k, v)| Ok((Values::of(k)?, Values::of(v)?)));
+        let held = held.collect::<Result<Vec<_>>>()?;
+        let own = held.iter().map(|(k, v)| Ok((k.get()?, v.get()?)));
+        self.fused_each(q, own.collect::<Result<_>>()?, spans)
+    }
+
     fn fused(&self, q: &Tensor, k: &Tensor, v: &Tensor, spans: &AttentionSpans) -> Result<Tensor> {
-        let (q_values, k_values, v_values) = (Values::of(q)?, Values::of(k)?, Values::of(v)?);
-        let (q_values, k_values, v_values) = (q_values.get()?, k_values.get()?, v_values.get()?);
-        let (q_width, k_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let (k, v) = (Values::of(k)?, Values::of(v)?);
+        let (k, v) = (k.get()?, v.get()?);
+        let width = self.kv_heads * self.head_dim;
+        let rows = spans.keys.windows(2).map(|keys| keys[0] * width..keys[1] * width);
+        self.fused_each(q, rows.map(|rows| (&k[rows.clone()], &v[rows])).collect(), spans)
+    }
+
+    fn fused_each(&self, q: &Tensor, own: Vec<(&[f32], &[f32])>, spans: &AttentionSpans) -> Result<Tensor> {
+        let q_values = Values::of(q)?;
+        let q_values = q_values.get()?;
+        let width = self.heads * self.head_dim;
         let mut out = vec![0f32; q_values.len()];
-        let mut sequences = Vec::with_capacity(spans.queries.len());
+        let mut sequences = Vec::with_capacity(own.len());
         let mut rest = out.as_mut_slice();
-        for (queries, keys) in spans.queries.windows(2).zip(spans.keys.windows(2)) {
-            let (own, others) = rest.split_at_mut((queries[1] - queries[0]) * q_width);
+        for (queries, (k, v)) in spans.queries.windows(2).zip(own) {
+            let (out, others) = rest.split_at_mut((queries[1] - queries[0]) * width);
             rest = others;
-            let q = &q_values[queries[0] * q_width..queries[1] * q_width];
-            let k = &k_values[keys[0] * k_width..keys[1] * k_width];
-            let v = &v_values[keys[0] * k_width..keys[1] * k_width];
-            sequences.push((own, q, k, v));
+            sequences.push((out, &q_values[queries[0] * width..queries[1] * width], k, v));
         }
         sequences
             .into_par_iter()
