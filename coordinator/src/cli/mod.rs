@@ -16,6 +16,8 @@ mod local_gpus;
 mod look;
 mod reach;
 mod serve;
+#[cfg(feature = "embedded")]
+mod serve_bundle;
 mod submit;
 #[cfg(feature = "embedded")]
 mod verify;
@@ -160,6 +162,9 @@ enum Command {
     /// Ask a bundle about sentences: one, a dialogue, or a whole file.
     #[cfg(feature = "embedded")]
     Generate(Box<generate::Generate>),
+    /// Answer with a bundle over HTTP, by OpenAI's API for chat completions, until it is stopped.
+    #[cfg(feature = "embedded")]
+    ServeBundle(Box<serve_bundle::ServeBundle>),
     /// Read again everything that jobs wrote below a URL, and name each fault.
     #[cfg(feature = "embedded")]
     Verify(verify::Verify),
@@ -245,6 +250,8 @@ fn set_up_telemetry(command: &Command) -> Telemetry {
         #[cfg(feature = "embedded")]
         Command::Generate(_) => (SERVICE, "warn"),
         #[cfg(feature = "embedded")]
+        Command::ServeBundle(_) => (SERVICE, "info"),
+        #[cfg(feature = "embedded")]
         Command::Worker(_) => (llink_worker::cli::SERVICE, "info"),
         _ => (SERVICE, "off"),
     };
@@ -267,6 +274,8 @@ async fn run(command: Command) -> Result<(), Failed> {
         Command::Resume(resume) => resume.run().await,
         #[cfg(feature = "embedded")]
         Command::Generate(generate) => generate.run().await,
+        #[cfg(feature = "embedded")]
+        Command::ServeBundle(serve) => serve.run().await,
         #[cfg(feature = "embedded")]
         Command::Verify(verify) => verify.run().await,
         #[cfg(feature = "embedded")]

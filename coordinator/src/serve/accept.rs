@@ -11,7 +11,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use axum::Router;
+use axum::extract::Extension;
 use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
@@ -29,6 +35,8 @@ use super::local_user::user_of;
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The time in which a client must shake hands and send its first bytes. After that it is dropped.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The time in which a client must send the head of a request. After that its connection is closed.
+const HEAD_PATIENCE: Duration = Duration::from_secs(10);
 /// The delay before the system is asked again for a descriptor.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The shortest interval between two log lines about a shortage.
@@ -140,6 +148,23 @@ pub(super) fn incoming(
     };
     tokio::spawn(door.keep(listener));
     ReceiverStream::new(stream)
+}
+
+/// Serves HTTP/1.1 on connections, each of which has its [`Origin`] as an extension and is closed after `lasts`.
+pub(super) async fn serve_http1(
+    mut incoming: impl Stream<Item = io::Result<Connection>> + Unpin,
+    app: Router,
+    lasts: Duration,
+) {
+    while let Some(connection) = incoming.next().await {
+        let Ok(connection) = connection else { continue };
+        let service = TowerToHyperService::new(app.clone().layer(Extension(connection.connect_info())));
+        let mut server = http1::Builder::new();
+        server.timer(TokioTimer::new()).header_read_timeout(HEAD_PATIENCE);
+        let served = server.serve_connection(TokioIo::new(connection), service);
+        // The error of a client that closes its connection is ignored.
+        tokio::spawn(tokio::time::timeout(lasts, served));
+    }
 }
 
 #[derive(Clone)]

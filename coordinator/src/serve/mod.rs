@@ -3,6 +3,8 @@
 mod accept;
 pub mod access;
 mod bounds;
+#[cfg(feature = "embedded")]
+pub mod bundle;
 mod claims;
 mod connections;
 mod dry_run;

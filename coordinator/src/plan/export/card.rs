@@ -277,7 +277,12 @@ fn usage(mode: Option<InstructArm>, encoder: &str, decoder: &str, dense: &str, n
     let mut text = "## Use\n\n".to_owned();
     if mode.is_some() {
         text.push_str("With llink, from this folder (`--encoder` and `--decoder` name the models' folders where they are elsewhere):\n\n");
-        text.push_str("    llink-coord generate --bundle . \"…\"\n\nWith PyTorch, Transformers and PEFT:\n\n");
+        text.push_str("    llink-coord generate --bundle . \"…\"\n    llink-coord serve-bundle .\n\n");
+        text.push_str(
+            "The second command serves OpenAI's API for chat completions at http://127.0.0.1:8080/v1. A foreign text is a content part \
+             of its own, `{\"type\": \"text\", \"text\": \"…\", \"llink\": \"passage\"}`, after the part with the instruction.\n\n",
+        );
+        text.push_str("With PyTorch, Transformers and PEFT:\n\n");
     } else {
         text.push_str("With PyTorch and Transformers:\n\n");
     }

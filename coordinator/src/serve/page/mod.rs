@@ -22,15 +22,11 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
-use futures::{Stream, StreamExt, stream};
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
+use futures::stream;
 use llink_proto::Job;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
-use tonic::transport::server::Connected;
 
 use super::ServeError;
 use super::accept::{self, Origin, Protection, Spoken};
@@ -47,8 +43,8 @@ const EVENTS: usize = 100;
 const PLANS: usize = 20;
 /// The most open pages that are updated.
 const VIEWERS: usize = 128;
-/// The time in which a client must send its request. After that it is dropped.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The interval at which a page without updates hears that its connection is alive.
+const HEARTBEAT: Duration = Duration::from_secs(10);
 /// The time after which a connection is closed. A browser opens another one.
 const LASTS: Duration = Duration::from_secs(15 * 60);
 /// The page loads only its own files, and no text of a job can become a script.
@@ -138,7 +134,7 @@ pub(super) async fn serve(address: SocketAddr, parts: Parts) -> Result<Served, S
     let keeper = tokio::spawn(board::keep(parts.engine, board, parts.stopped.clone()));
     let ended = tokio::spawn(async move {
         tokio::select! {
-            () = accept_all(incoming, app) => {}
+            () = accept::serve_http1(incoming, app, LASTS) => {}
             () = super::wait_for(parts.stopped) => {}
         }
         // The last update ends the streams of all watchers, which get a moment to read it.
@@ -149,18 +145,6 @@ pub(super) async fn serve(address: SocketAddr, parts: Parts) -> Result<Served, S
     let scheme = if secure { "https" } else { "http" };
     let url = format!("{scheme}://{address}/");
     Ok(Served { url, ended })
-}
-
-async fn accept_all(mut incoming: impl Stream<Item = std::io::Result<accept::Connection>> + Unpin, app: Router) {
-    while let Some(connection) = incoming.next().await {
-        let Ok(connection) = connection else { continue };
-        let service = TowerToHyperService::new(app.clone().layer(Extension(connection.connect_info())));
-        let mut server = http1::Builder::new();
-        server.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
-        let served = server.serve_connection(TokioIo::new(connection), service);
-        // The error of a client that closes its connection is ignored.
-        tokio::spawn(tokio::time::timeout(LASTS, served));
-    }
 }
 
 fn router(shared: Arc<Shared>) -> Router {
@@ -338,7 +322,7 @@ fn live(shared: Arc<Shared>, job: Option<String>) -> Response {
         Some((Ok::<_, Infallible>(event), viewer))
     });
     Sse::new(events)
-        .keep_alive(KeepAlive::new().interval(PATIENCE))
+        .keep_alive(KeepAlive::new().interval(HEARTBEAT))
         .into_response()
 }
 

@@ -10,12 +10,6 @@ mod form;
 mod spare;
 mod template;
 
-/// Returns the text for a passage: a mark for each slot, and the passage's numbers, if any, on a line of their own.
-fn slots(tokenizer: &Tokenizer, count: usize, numbers: &str) -> String {
-    let line = if numbers.is_empty() { "" } else { "\n" };
-    format!("{}{line}{}", mark(0).repeat(count), tokenizer.unmarked(numbers))
-}
-
 #[cfg(test)]
 mod tests;
 
@@ -236,4 +230,10 @@ impl Chat {
         let instruction = tokenizer.unmarked(instruction.trim());
         tokenizer.encode_marked(&self.marked.filled(&instruction, place))
     }
+}
+
+/// Returns the text for a passage: a mark for each slot, and the passage's numbers, if any, on a line of their own.
+fn slots(tokenizer: &Tokenizer, count: usize, numbers: &str) -> String {
+    let line = if numbers.is_empty() { "" } else { "\n" };
+    format!("{}{line}{}", mark(0).repeat(count), tokenizer.unmarked(numbers))
 }

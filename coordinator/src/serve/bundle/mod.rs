@@ -1,0 +1,387 @@
+//! A server that answers with a bundle, by OpenAI's API for chat completions.
+//!
+//! [`request`] reads what a client asks for, [`speaker`] answers it beside the other requests, [`stops`] ends an answer
+//! at the texts that the client named, and [`reply`] and [`error`] write the API's JSON. This file has the routes.
+
+mod error;
+mod reply;
+mod request;
+mod speaker;
+mod stops;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::sse::{Event as SseEvent, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use futures::{StreamExt, stream};
+use llink_worker::bundle::Generator;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use tokio::net::TcpListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+
+use super::accept::{self, Protection, Spoken};
+use super::access::{Role, Tokens};
+use super::connections::Limits;
+use super::tls::{self, ClientCertificate};
+use super::{ServeError, TlsFiles};
+use error::{ApiError, json_response};
+use reply::Reply;
+use request::{ChatRequest, Defaults};
+use speaker::{Asked, Event};
+
+/// The most bytes of a request.
+const BODY_BYTES: usize = 1 << 20;
+/// The time after which a client may ask again.
+const RETRY_S: u32 = 2;
+/// The time after which a connection is closed, which is longer than any answer takes.
+const LASTS: Duration = Duration::from_secs(24 * 3600);
+/// The time for the last answers after the server was told to stop.
+const FAREWELL: Duration = Duration::from_secs(20);
+
+/// The options of a server of a bundle.
+#[derive(Debug)]
+pub struct BundleOptions {
+    /// The address to listen on. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The name of the model in requests.
+    pub name: String,
+    /// The number of answers that are computed at once.
+    pub at_once: usize,
+    /// The number of further requests that may wait.
+    pub queue: usize,
+    /// The most tokens of an answer, if the request does not say it.
+    pub max_tokens: usize,
+    /// The certificate of the server. `None` means plain text.
+    pub tls: Option<TlsFiles>,
+    /// The file of hashed tokens. `None` means that callers are not asked for any.
+    pub tokens: Option<PathBuf>,
+    /// Whether to listen beyond loopback without protection.
+    pub insecure: bool,
+}
+
+impl BundleOptions {
+    /// Refuses an address where everyone who reaches it could ask.
+    ///
+    /// # Errors
+    /// An error says what is missing, and what to do.
+    pub fn check(&self) -> Result<(), ServeError> {
+        let is_guarded = self.tls.is_some() && self.tokens.is_some();
+        if self.listen.ip().is_loopback() || self.insecure || is_guarded {
+            return Ok(());
+        }
+        Err(ServeError::Exposed(format!(
+            "--listen {} is reached from other machines: name --tls-cert and --tls-key (`llink-coord certs DIR` makes some) and \
+             --tokens (`llink-coord token` makes one), listen on 127.0.0.1, or say --insecure where the network is trusted",
+            self.listen
+        )))
+    }
+}
+
+/// A running server of a bundle.
+#[derive(Debug)]
+pub struct RunningBundle {
+    /// The URL where the server listens.
+    pub url: String,
+    shared: Arc<Shared>,
+    broken: oneshot::Receiver<String>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    name: String,
+    bundle: String,
+    started: u64,
+    max_tokens: usize,
+    /// A permit for each request that is answered or waits.
+    places: Arc<Semaphore>,
+    all_places: u32,
+    asked: mpsc::UnboundedSender<Asked>,
+    tokens: Option<watch::Receiver<Arc<Tokens>>>,
+}
+
+/// Serves a bundle.
+///
+/// # Errors
+/// An error says that the address is taken or open to everyone, or that a file cannot be used.
+pub async fn start(generator: Generator, options: BundleOptions) -> Result<RunningBundle, ServeError> {
+    options.check()?;
+    let tokens = options.tokens.as_deref().map(tls::watch_tokens).transpose()?;
+    let protection = match options.tls {
+        Some(files) => Protection::Tls(tls::watch_files(files, ClientCertificate::Optional)?.server),
+        None => Protection::Plain,
+    };
+    let address = options.listen;
+    let failed = |source| ServeError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let scheme = match protection {
+        Protection::Tls(_) => "https",
+        _ => "http",
+    };
+    let (asked, requests) = mpsc::unbounded_channel();
+    let (breaks, broken) = oneshot::channel();
+    let places = options.at_once + options.queue;
+    let shared = Arc::new(Shared {
+        name: options.name,
+        bundle: generator.key().to_owned(),
+        started: now(),
+        max_tokens: options.max_tokens,
+        places: Arc::new(Semaphore::new(places)),
+        all_places: u32::try_from(places).unwrap_or(u32::MAX),
+        asked,
+        tokens,
+    });
+    let at_once = options.at_once;
+    tokio::task::spawn_blocking(move || {
+        let ended = speaker::answer_all(generator, requests, at_once);
+        // Nobody listens any more if the server has stopped.
+        let _ = ended.map_err(|error| breaks.send(error.to_string()));
+    });
+    let incoming = accept::incoming(listener, protection, Spoken::Http1, Limits::of_this_process());
+    tokio::spawn(accept::serve_http1(incoming, router(shared.clone()), LASTS));
+    Ok(RunningBundle {
+        url: format!("{scheme}://{address}/v1"),
+        shared,
+        broken,
+    })
+}
+
+impl RunningBundle {
+    /// Serves until no more answers can be computed, and returns the reason.
+    pub async fn broken(&mut self) -> String {
+        let why = (&mut self.broken).await;
+        why.unwrap_or_else(|_| "the thread that answers has ended by a fault".into())
+    }
+
+    /// Takes no more requests, and waits for the answers to those that are there.
+    pub async fn stop(self) {
+        let all_done = self.shared.places.acquire_many(self.shared.all_places);
+        if tokio::time::timeout(FAREWELL, all_done).await.is_err() {
+            tracing::warn!("answers that took longer than {} s are cut off", FAREWELL.as_secs());
+        }
+    }
+}
+
+fn router(shared: Arc<Shared>) -> Router {
+    let nowhere = || async {
+        let text =
+            "there is no such address here: this server has POST /v1/chat/completions, GET /v1/models and GET /health";
+        ApiError::new(StatusCode::NOT_FOUND, "unknown_url", text)
+    };
+    let other_method = || async {
+        let text = "this address does not take this method: completions are POST, and models and health are GET";
+        ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", text)
+    };
+    Router::new()
+        .route("/v1/chat/completions", post(complete))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{name}", get(model))
+        .layer(from_fn_with_state(shared.clone(), admit))
+        .route("/health", get(health))
+        .fallback(nowhere)
+        .method_not_allowed_fallback(other_method)
+        .layer(DefaultBodyLimit::max(BODY_BYTES))
+        .with_state(shared)
+}
+
+/// Admits callers with a token, if the server knows any.
+async fn admit(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    let Some(tokens) = &shared.tokens else {
+        return next.run(request).await;
+    };
+    let tokens = tokens.borrow().clone();
+    let shown = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok());
+    let shown = shown.and_then(|value| value.strip_prefix("Bearer "));
+    let peer = match shown {
+        None => Err("no token was shown: send \"Authorization: Bearer …\", which clients call the API key".into()),
+        Some(token) => tokens.peer(token.trim(), OffsetDateTime::now_utc()),
+    };
+    match peer {
+        Ok(peer) if peer.role != Role::Worker => next.run(request).await,
+        Ok(_) => ApiError::new(
+            StatusCode::FORBIDDEN,
+            "wrong_role",
+            "this is a worker's token: make one with the role read",
+        )
+        .into_response(),
+        Err(why) => ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", why).into_response(),
+    }
+}
+
+async fn health(State(shared): State<Arc<Shared>>) -> Response {
+    match shared.asked.is_closed() {
+        true => cannot_answer().into_response(),
+        false => json_response(StatusCode::OK, json!({"status": "ok"}).to_string()),
+    }
+}
+
+async fn models(State(shared): State<Arc<Shared>>) -> Response {
+    let list = json!({"object": "list", "data": [shared.model()]});
+    json_response(StatusCode::OK, list.to_string())
+}
+
+async fn model(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Response {
+    if name == shared.name {
+        return json_response(StatusCode::OK, shared.model().to_string());
+    }
+    let text = format!("there is no model {name:?} here: this server has {:?}", shared.name);
+    ApiError::new(StatusCode::NOT_FOUND, "model_not_found", text).into_response()
+}
+
+async fn complete(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, ApiError> {
+    // A web page of another site can send a form to this machine, but no JSON.
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    if !kind.is_some_and(|kind| kind.to_ascii_lowercase().starts_with("application/json")) {
+        let text = "the content type of a request must be application/json";
+        return Err(ApiError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            text,
+        ));
+    }
+    let body = body.map_err(|rejected| {
+        let text = format!("{}: a request has at most {BODY_BYTES} bytes", rejected.body_text());
+        ApiError::new(rejected.status(), "unreadable_body", text)
+    })?;
+    let defaults = Defaults {
+        model: &shared.name,
+        max_tokens: shared.max_tokens,
+        seed: random()?,
+    };
+    let request = ChatRequest::parse(&body, defaults)?;
+    let reply = Reply {
+        id: format!("chatcmpl-{:016x}", random()?),
+        created: now(),
+        model: shared.name.clone(),
+        bundle: shared.bundle.clone(),
+        include_usage: request.include_usage,
+    };
+    let streams = request.stream;
+    let answer = shared.ask(request)?;
+    match streams {
+        true => stream_out(answer, reply).await,
+        false => whole(answer, &reply).await,
+    }
+}
+
+/// An answer that comes, with the place of its request. Dropping it ends the answer.
+struct Coming {
+    events: mpsc::UnboundedReceiver<Event>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Coming {
+    async fn next(&mut self) -> Event {
+        let event = self.events.recv().await;
+        event.unwrap_or_else(|| Event::Failed(cannot_answer()))
+    }
+}
+
+impl Shared {
+    fn model(&self) -> Value {
+        json!({"id": self.name, "object": "model", "created": self.started, "owned_by": "llink"})
+    }
+
+    /// Hands a request to the thread that answers, if there is a place for it.
+    fn ask(&self, request: ChatRequest) -> Result<Coming, ApiError> {
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            let text = format!(
+                "{} requests are answered or wait, which is the limit here: ask again later",
+                self.all_places
+            );
+            return Err(ApiError::busy(
+                StatusCode::TOO_MANY_REQUESTS,
+                "queue_full",
+                RETRY_S,
+                text,
+            ));
+        };
+        let (answer, events) = mpsc::unbounded_channel();
+        self.asked
+            .send(Asked { request, answer })
+            .map_err(|_| cannot_answer())?;
+        Ok(Coming { events, _place: place })
+    }
+}
+
+async fn whole(mut answer: Coming, reply: &Reply) -> Result<Response, ApiError> {
+    let mut text = String::new();
+    loop {
+        match answer.next().await {
+            Event::Begun(_) => {}
+            Event::Piece(piece) => text.push_str(&piece),
+            Event::Ended(finish, usage) => {
+                let whole = reply.whole(&text, finish, usage);
+                return Ok(json_response(StatusCode::OK, whole.to_string()));
+            }
+            Event::Failed(error) => return Err(error),
+        }
+    }
+}
+
+/// Streams an answer. A request that is refused gets its error as the response's status.
+async fn stream_out(mut answer: Coming, reply: Reply) -> Result<Response, ApiError> {
+    let first = match answer.next().await {
+        Event::Failed(error) => return Err(error),
+        begun => begun,
+    };
+    let events = stream::once(async { first }).chain(stream::unfold(answer, |mut answer| async move {
+        Some((answer.next().await, answer))
+    }));
+    let sent = events.scan(false, move |has_ended, event| {
+        let messages = match &event {
+            _ if *has_ended => None,
+            Event::Begun(usage) => Some(vec![reply.first(*usage).to_string()]),
+            Event::Piece(piece) => Some(vec![reply.piece(piece).to_string()]),
+            Event::Ended(finish, usage) => {
+                let last = reply
+                    .last(*finish, *usage)
+                    .into_iter()
+                    .map(|message| message.to_string());
+                Some(last.chain(["[DONE]".to_owned()]).collect())
+            }
+            Event::Failed(error) => Some(vec![error.body()]),
+        };
+        *has_ended = matches!(event, Event::Ended(..) | Event::Failed(_));
+        std::future::ready(messages)
+    });
+    let sent = sent.flat_map(stream::iter);
+    Ok(Sse::new(sent.map(|message| Ok::<_, Infallible>(SseEvent::default().data(message)))).into_response())
+}
+
+fn cannot_answer() -> ApiError {
+    let text = "no more answers can be computed here: start the server again";
+    ApiError::busy(StatusCode::SERVICE_UNAVAILABLE, "unavailable", 5 * RETRY_S, text)
+}
+
+fn random() -> Result<u64, ApiError> {
+    getrandom::u64().map_err(|error| {
+        let text = format!("the system gives no random bytes: {error}");
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", text)
+    })
+}
+
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
