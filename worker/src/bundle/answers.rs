@@ -111,7 +111,11 @@ impl Generator {
     /// Prepares an answer to an instruction about a sentence.
     fn prepare(&self, sentence: &Sentence, instruction: &str) -> Result<Prepared> {
         let prompt = match &self.bundle.expander {
-            Some(expander) => self.decoder.slot_prompt(instruction, expander.shape().slots)?,
+            Some(expander) => {
+                let (slots, seen) = (expander.shape().slots, self.limits().cut(&sentence.text));
+                self.decoder
+                    .prompt_about(instruction, slots, seen, self.numbers.as_ref())?
+            }
             None => {
                 let most = self.prompt.text_tokens;
                 self.decoder.direct_prompt(instruction, &sentence.text, most)?
@@ -140,10 +144,11 @@ impl Generator {
             return self.prepare(&read[0], instruction);
         }
         let form = match &self.bundle.expander {
-            Some(expander) => Passages::Slots(expander.shape().slots),
+            Some(expander) => Passages::Slots(expander.shape().slots, self.numbers.as_ref()),
             None => Passages::Text(self.prompt.text_tokens),
         };
-        let mut lines = read.iter().map(|read| Part::Passage(&read.text));
+        let limits = self.limits();
+        let mut lines = read.iter().map(|read| Part::Passage(limits.cut(&read.text)));
         let mut cleaned = |part: &Part<'_>| match part {
             Part::Passage(_) => lines.next(),
             Part::Text(_) => None,

@@ -125,7 +125,7 @@ impl Generator {
         })
     }
 
-    fn limits(&self) -> TextLimits {
+    pub(super) fn limits(&self) -> TextLimits {
         TextLimits {
             max_chars: self.bundle.config.encoder.max_chars,
             max_tokens: self.bundle.config.encoder.max_tokens,

@@ -165,7 +165,7 @@ impl Decoder {
     /// # Errors
     /// [`Error::Input`](crate::Error::Input) when the template refuses the conversation; those of
     /// [`Decoder::slot_prompt`].
-    pub fn conversation(&self, turns: &[Turn<'_>], passages: Passages) -> Result<ChatPrompt> {
+    pub fn conversation(&self, turns: &[Turn<'_>], passages: Passages<'_>) -> Result<ChatPrompt> {
         self.chat.conversation(&self.tokenizer, turns, passages)
     }
 

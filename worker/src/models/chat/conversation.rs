@@ -1,8 +1,10 @@
 //! Prompts of whole conversations, in which passages of foreign text stand beside English text.
 
+use llink_datasets::numbers::Scanner;
+
 use super::super::tokenizer::{MARK, Tokenizer, mark, mark_index};
 use super::template::{GenerationPrompt, Message, render};
-use super::{Chat, ChatPrompt};
+use super::{Chat, ChatPrompt, slots};
 use crate::{Error, Result};
 
 /// A turn of a conversation.
@@ -35,10 +37,10 @@ impl<'a> Part<'a> {
 }
 
 /// What stands in the prompt for a passage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Passages {
-    /// This number of slots.
-    Slots(usize),
+#[derive(Debug, Clone, Copy)]
+pub enum Passages<'a> {
+    /// This number of slots, and the numbers that the scanner finds in the text.
+    Slots(usize, Option<&'a Scanner>),
     /// The text itself, cut to this number of tokens.
     Text(usize),
 }
@@ -53,7 +55,7 @@ impl Chat {
         &self,
         tokenizer: &Tokenizer,
         turns: &[Turn<'_>],
-        passages: Passages,
+        passages: Passages<'_>,
     ) -> Result<ChatPrompt> {
         // The template gets a mark for each part, which it can neither change nor read as markup.
         let mut parts: Vec<Part<'_>> = Vec::new();
@@ -77,7 +79,10 @@ impl Chat {
             match part {
                 Some(Part::Text(said)) => text.push_str(&tokenizer.unmarked(said)),
                 Some(Part::Passage(said)) => match passages {
-                    Passages::Slots(count) => text.push_str(&mark(0).repeat(count)),
+                    Passages::Slots(count, numbers) => {
+                        let numbers = numbers.map(|scanner| scanner.ascii(said)).unwrap_or_default();
+                        text.push_str(&slots(tokenizer, count, &numbers));
+                    }
                     Passages::Text(most) => text.push_str(&tokenizer.unmarked(tokenizer.cut(said, most)?)),
                 },
                 None => {}
@@ -92,11 +97,11 @@ impl Chat {
                 parts.len()
             )));
         }
-        let slots = match passages {
-            Passages::Slots(count) => count,
+        let count = match passages {
+            Passages::Slots(count, _) => count,
             Passages::Text(_) => 0,
         };
-        Ok(self.with_slot_ids(tokenizer.encode_marked(&text)?, slots))
+        Ok(self.with_slot_ids(tokenizer.encode_marked(&text)?, count))
     }
 }
 

@@ -123,10 +123,10 @@ fn a_conversation_of_one_question_is_the_prompt_of_training() {
                 role: "user",
                 parts: vec![Part::Text(&instruction), Part::Passage(&text)],
             }];
-            let slots = chat.conversation(&tokenizer, &turns, Passages::Slots(3)).unwrap();
+            let slots = chat.conversation(&tokenizer, &turns, Passages::Slots(3, None)).unwrap();
             assert_eq!(
                 slots,
-                chat.slot_prompt(&tokenizer, &instruction, 3).unwrap(),
+                chat.slot_prompt(&tokenizer, &instruction, 3, "").unwrap(),
                 "{folder}"
             );
             let direct = chat.conversation(&tokenizer, &turns, Passages::Text(9)).unwrap();
@@ -155,7 +155,7 @@ fn a_conversation_has_the_templates_turns_with_slots_on_their_own_lines() {
         turn("assistant", &[Part::Text(" Fish, cat. ")]),
         turn("user", &[Part::Passage("ឆ្កែ"), Part::Text("Go on.")]),
     ];
-    let prompt = chat.conversation(&tokenizer, &turns, Passages::Slots(2)).unwrap();
+    let prompt = chat.conversation(&tokenizer, &turns, Passages::Slots(2, None)).unwrap();
     let said = |slots: &str| {
         format!(
             "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nCompare\n{slots}\n{slots}\n<|im_end|>\n\
@@ -188,7 +188,7 @@ fn a_conversation_that_the_template_does_not_allow_is_refused_with_what_it_says(
     ] {
         let (tokenizer, _, chat) = open(&format!("chat/{folder}"));
         let turns: Vec<Turn<'_>> = roles.iter().map(|role| turn(role)).collect();
-        let error = chat.conversation(&tokenizer, &turns, Passages::Slots(2)).unwrap_err();
+        let error = chat.conversation(&tokenizer, &turns, Passages::Slots(2, None)).unwrap_err();
         assert!(
             matches!(&error, Error::Input(said) if said.contains(wanted)),
             "{folder}: {error}"
