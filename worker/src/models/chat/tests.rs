@@ -188,7 +188,9 @@ fn a_conversation_that_the_template_does_not_allow_is_refused_with_what_it_says(
     ] {
         let (tokenizer, _, chat) = open(&format!("chat/{folder}"));
         let turns: Vec<Turn<'_>> = roles.iter().map(|role| turn(role)).collect();
-        let error = chat.conversation(&tokenizer, &turns, Passages::Slots(2, None)).unwrap_err();
+        let error = chat
+            .conversation(&tokenizer, &turns, Passages::Slots(2, None))
+            .unwrap_err();
         assert!(
             matches!(&error, Error::Input(said) if said.contains(wanted)),
             "{folder}: {error}"
