@@ -29,7 +29,7 @@ fn a_job_is_watched_from_its_start_to_its_report_while_a_worker_is_killed() {
     let job = SMALL
         .replace("name = \"small\"", "name = \"watched\"")
         .replace("output = \"out\"", "output = \"out <img src=x onerror=alert(1)>\"")
-        .replace("steps = 60", "steps = 3_000")
+        .replace("steps = 60", "steps = 10_000")
         .replace("checkpoint_every = 20", "checkpoint_every = 100\nvalidate_every = 100");
     let place = Place::new(&job);
     let mut submit = place.start(&["submit", "job.toml"]);

@@ -63,7 +63,7 @@ pub(super) fn card(inputs: &Inputs<'_>) -> Result<String, PlanError> {
     let numbers = job.instruct.as_ref().is_some_and(|section| section.numbers);
     add(usage(arm(job), &encoder, &decoder, dense, numbers));
     if job.export.merged {
-        add(merged(arm(job)));
+        add(merged(arm(job), numbers));
     }
     add(UPLOAD.to_owned());
     Ok(text)
@@ -251,13 +251,21 @@ fn measured(evaluate: &Manifest) -> String {
     text
 }
 
+/// Fills in what stands beside the slots.
+fn beside(python: &str, numbers: bool) -> String {
+    if numbers {
+        python.replace("BESIDE", "numbers(text)")
+    } else {
+        python.replace(", BESIDE", "")
+    }
+}
+
 fn usage(mode: Option<InstructArm>, encoder: &str, decoder: &str, dense: &str, numbers: bool) -> String {
     let python = match mode {
-        Some(InstructArm::Slots) if numbers => WITH_SLOTS
-            .replace("BESIDE", "numbers(text)")
+        Some(InstructArm::Slots) if numbers => beside(WITH_SLOTS, numbers)
             .replace("import os\n", "import os\nimport re\n")
             .replace("# VECTOR\n", &format!("# VECTOR\n\n\n{READ_NUMBERS}")),
-        Some(InstructArm::Slots) => WITH_SLOTS.replace(", BESIDE", ""),
+        Some(InstructArm::Slots) => beside(WITH_SLOTS, numbers),
         Some(InstructArm::Direct) => DIRECT.to_owned(),
         None => PROJECTOR.to_owned(),
     };
@@ -295,16 +303,17 @@ fn usage(mode: Option<InstructArm>, encoder: &str, decoder: &str, dense: &str, n
 }
 
 /// Describes the merged decoder, and what serves it.
-fn merged(arm: Option<InstructArm>) -> String {
+fn merged(arm: Option<InstructArm>, numbers: bool) -> String {
     let mut text = "## Merged decoder\n\n`merged/` is the decoder with the adapter folded in, in the number format of the decoder's own files: \
                     `AutoModelForCausalLM.from_pretrained(\"merged\")` needs no PEFT, and programs that read such folders serve it.\n\n"
         .to_owned();
     if arm == Some(InstructArm::Slots) {
+        let python = beside(WITH_VLLM, numbers);
         let _ = write!(
             text,
             "Slots reach a server of vLLM as embeddings of the whole prompt, through its completions API (llink's tests compare these \
              embeddings with llink's own; they do not run vLLM itself):\n\n    vllm serve merged --enable-prompt-embeds\n\nWith the Python \
-             from above, whose `prompt` has the decoder's chat template already:\n\n```python\n{WITH_VLLM}```\n\n"
+             from above, whose `prompt` has the decoder's chat template already:\n\n```python\n{python}```\n\n"
         );
     }
     text
@@ -323,6 +332,9 @@ mod tests {
                 && with.contains("import re\n")
                 && with.contains("def numbers")
         );
+        let server = |numbers| merged(Some(InstructArm::Slots), numbers);
+        assert!(server(true).contains("slots(vector(text)), numbers(text))[0]"));
+        assert!(server(false).contains("slots(vector(text)))[0]"));
         assert!(
             without.contains("slots(vector(text)))") && !without.contains("numbers(") && !without.contains("BESIDE")
         );
