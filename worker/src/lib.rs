@@ -1,9 +1,9 @@
 //! llink's worker takes tasks from a coordinator and runs them.
 //!
 //! [`models`] holds the frozen encoder and decoder, [`llink`] the method's own modules and losses, and [`train`] the
-//! training loops. [`device`] opens a CPU or GPU, and [`collective`] connects ranks. [`bundle`] is a job's result for other programs, and [`report`] its report for people. [`synthesize`]
-//! and [`judge`] ask large models. [`tasks`] has one file for each kind of task, and [`agent`] is the connection to the
-//! coordinator.
+//! training loops. [`device`] opens a CPU or GPU, and [`collective`] connects ranks. [`bundle`] is
+//! a job's result for other programs, and [`report`] its report for people. [`synthesize`] and [`judge`] ask
+//! large models. [`tasks`] has one file for each kind of task, and [`agent`] is the connection to the coordinator.
 
 pub mod agent;
 pub mod bundle;
@@ -20,3 +20,7 @@ pub mod tasks;
 pub mod train;
 
 pub use error::{Error, Result};
+
+#[cfg(test)]
+#[path = "../../datasets/tests/support/skip.rs"]
+mod skip;

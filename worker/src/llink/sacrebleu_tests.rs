@@ -1,8 +1,5 @@
 //! Compares chrF, chrF++ and BLEU with sacrebleu, bit by bit.
 
-#[path = "../../../datasets/tests/support/skip.rs"]
-mod skip;
-
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -11,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::chrf::{Words, chrf};
 use super::{Tokens, bleu};
+use crate::skip;
 use crate::train::random::uniform;
 
 /// Pairs with the scores that sacrebleu 2.6.0 gives them; `make.py` beside it made them.

@@ -1,18 +1,15 @@
 //! Compares prompts with Transformers' `apply_chat_template`. `tests/fixtures/chat/make.py` wrote the folders and the
 //! expected results.
 
-#[path = "../../../../datasets/tests/support/skip.rs"]
-mod skip;
-
 use std::path::PathBuf;
 
 use serde_json::Value;
-use skip::python_with;
 
 use super::super::conventions::Conventions;
 use super::super::tokenizer::{NO_TOKEN, SpecialTokens, Tokenizer};
 use super::{Chat, PLAIN, Part, Passages, Turn};
 use crate::Error;
+use crate::skip::python_with;
 
 const FOLDERS: [(&str, &str); 6] = [
     ("llama-3.2", "<|eot_id|>"),
