@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use common::{Place, text};
+use llink_datasets::numbers::Scanner;
 use llink_worker::device::Compute;
 use llink_worker::models::Decoder;
 use serde_json::Value;
@@ -303,11 +304,12 @@ fn the_cards_python_answers_alike(place: &Place, folder: &str, foreign: &str, in
     let code = code.replace("max_new_tokens=128", "max_new_tokens=12");
     // A string has the same form in JSON and in Python. The card cleans a text as llink does.
     let untidy = format!("  {foreign}\u{200B}\u{200B} ");
+    let seen = foreign;
     let (foreign, instruction) = (Value::from(untidy), Value::from(instruction));
     let cpu = Compute::cpu();
     let prompt = Decoder::load(Path::new(&decoder), &cpu.device, cpu.dtype)
         .unwrap()
-        .slot_prompt(instruction.as_str().unwrap(), 8)
+        .prompt_about(instruction.as_str().unwrap(), 8, seen, Some(&Scanner::default()))
         .unwrap();
     let served = card.split("```python\n").nth(2).unwrap().split_once("```").unwrap().0;
     let ask = VLLM_IS_ASKED
