@@ -241,7 +241,7 @@ class Cluster:
                 (tools / name).symlink_to(target)
         self.home = place / "project"
         self.home.mkdir()
-        for name in ("k8s", "job.toml"):
+        for name in ("k8s", "job.toml", "examples"):
             (self.home / name).symlink_to(ROOT / name)
         self.env = {"PATH": f"{tools}:{os.environ['PATH']}", "HOME": str(place), "KUBECONFIG": str(place / "kubeconfig")}
         self.helm = helm

@@ -144,7 +144,7 @@ def builds_from(place):
                 faults.append(f"{target['src_path']} is not in the context")
     for file in place.rglob("*.rs"):
         # Tests are compiled elsewhere, and may include more files.
-        code = file.read_text().split("#[cfg(test)]")[0] if file.name != "tests.rs" else ""
+        code = file.read_text().split("#[cfg(test)]")[0] if not file.name.endswith("tests.rs") else ""
         for named in re.findall(r'include_(?:str|bytes)!\(\s*"([^"]+)"', code):
             if not (file.parent / named).exists():
                 faults.append(f"{file.relative_to(place)} takes in {named}, which is not in the context")

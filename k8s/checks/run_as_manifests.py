@@ -34,10 +34,10 @@ ALIGN = "[align]\ncheckpoint_every = 20\nqueue = 512\nhard_negatives = 32"
 
 
 def job(steps):
-    text = (ROOT / "job.toml").read_text()
+    text = (ROOT / "examples/quickstart-long.toml").read_text()
     for key, value in {**SIZES, "steps": steps}.items():
         text, changed = re.subn(rf"(?m)^{key} = .*$", f"{key} = {value}", text)
-        assert changed, f"job.toml has no {key}"
+        assert changed, f"examples/quickstart-long.toml has no {key}"
     return text.replace("[align]", ALIGN)
 
 
