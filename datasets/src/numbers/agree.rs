@@ -4,7 +4,7 @@
 //! compared, and a magnitude may be written as a word on one side and as zeros on the other.
 
 use super::decimal::Decimal;
-use super::scan::{Scanner, Token, decimal};
+use super::scan::{BUILT_IN, Token, decimal};
 use super::units;
 
 /// The values of a numeral.
@@ -93,9 +93,8 @@ const MONTHS: [&str; 12] = [
 /// Returns whether an English text and its translation have the same numbers.
 #[must_use]
 pub fn agree(english: &str, foreign: &str) -> bool {
-    let scanner = Scanner::default();
-    let mut ours: Vec<Atom> = scanner.tokens(english).iter().flat_map(atoms).collect();
-    let mut theirs: Vec<Atom> = scanner.tokens(foreign).iter().flat_map(atoms).collect();
+    let mut ours: Vec<Atom> = BUILT_IN.tokens(english).iter().flat_map(atoms).collect();
+    let mut theirs: Vec<Atom> = BUILT_IN.tokens(foreign).iter().flat_map(atoms).collect();
     if ours.is_empty() && theirs.is_empty() {
         return true;
     }

@@ -16,7 +16,7 @@ pub use agree::agree;
 pub use decimal::Decimal;
 pub use scan::{Rules, Scanner, digit};
 
-use scan::{Token, decimal as plain};
+use scan::{BUILT_IN, Token, decimal as plain};
 
 /// What a number is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,7 +55,7 @@ pub struct Number {
 /// Reads the numbers of an English text. Numbers inside names, such as H1N1, are left out.
 #[must_use]
 pub fn read(text: &str) -> Vec<Number> {
-    let tokens = Scanner::default().tokens(text);
+    let tokens = BUILT_IN.tokens(text);
     let mut numbers: Vec<Number> = Vec::new();
     for token in tokens.into_iter().filter(|token| !token.is_glued) {
         let mut number = Number::of(token);

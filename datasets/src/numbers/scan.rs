@@ -80,10 +80,12 @@ pub(super) struct Token {
     pub is_followed: bool,
 }
 
+/// The scanner of llink's own rules. A copy has buffers of its own, which it fills anew.
+pub(super) static BUILT_IN: LazyLock<Scanner> =
+    LazyLock::new(|| Scanner::new(&Rules::default()).expect("the built-in pattern is valid"));
+
 impl Default for Scanner {
     fn default() -> Self {
-        static BUILT_IN: LazyLock<Scanner> =
-            LazyLock::new(|| Scanner::new(&Rules::default()).expect("the built-in pattern is valid"));
         BUILT_IN.clone()
     }
 }
