@@ -159,7 +159,8 @@ async fn bundle_stamp(url: &str) -> Result<String, Failure> {
             Ok(short_hash(&hashes.join("\n")))
         }
         None => Err(missing(format!(
-            "{}: there is no bundle here: name a folder below export/ in the output of a job that came to its end",
+            "{}: there is no bundle here: name a folder below export/ in the output of a job that came to its end, as a path from \
+             the job file's folder, or leave the key out, and Stage B starts from random numbers",
             ShownUrl::of(url)
         ))),
     }
