@@ -9,48 +9,20 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use common::{Place, text};
+use common::{BUNDLED, Place, text};
 use llink_datasets::numbers::Scanner;
 use llink_worker::device::Compute;
 use llink_worker::models::Decoder;
 use serde_json::Value;
 use skip::python_with;
 
-/// A job whose Stage B takes seconds, with everything that Stage A can fit.
-const WITH_STAGE_B: &str = "
-name = \"bundled\"
-recipe = \"sharp\"
-output = \"out\"
-seed = 11
+/// Returns a job whose Stage B takes seconds, with everything that Stage A can fit.
+fn with_stage_b() -> String {
+    let job = BUNDLED.replace("output =", "recipe = \"sharp\"\noutput =");
+    job.replace("learning_rate = 2e-3", "learning_rate = 2e-3\nnumbers = true") + EXPORT
+}
 
-[corpus]
-source = \"sample\"
-train_pairs = 600
-holdout_pairs = 100
-
-[instructions]
-source = \"sample\"
-train = 120
-validation = 20
-
-[align]
-steps = 20
-batch = 64
-queue = 256
-hard_negatives = 16
-warmup_steps = 4
-
-[instruct]
-steps = 12
-batch = 8
-learning_rate = 2e-3
-numbers = true
-
-[evaluate]
-benchmark_pairs = 100
-answers = 4
-max_answer_tokens = 12
-
+const EXPORT: &str = "
 [export]
 encoder = \"somebody/tiny-encoder\"
 decoder = \"somebody/tiny-decoder\"
@@ -83,7 +55,7 @@ fn rows(path: PathBuf) -> Vec<Value> {
 
 #[test]
 fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
-    let place = Place::new(WITH_STAGE_B);
+    let place = Place::new(&with_stage_b());
     let said = place.ok(&["submit", "job.toml"]);
     let folder = bundle(&place);
     assert!(
@@ -413,7 +385,7 @@ fn the_sample_bundle_answers_before_any_training() {
 
 #[test]
 fn stage_b_starts_from_a_bundle_and_follows_its_content() {
-    let job = WITH_STAGE_B.replace("recipe = \"sharp\"\n", "").replace(
+    let job = with_stage_b().replace("recipe = \"sharp\"\n", "").replace(
         "[instruct]\nsteps = 12\n",
         &format!(
             "projector_hidden = 512\n[instruct]\nsteps = 1\nfrom = {SAMPLE_BUNDLE:?}\nexpander_hidden = 512\nprojector_learning_rate = 1e-5\n"

@@ -13,40 +13,6 @@ use common::{Place, Running, eventually, text};
 use serde_json::{Value, json};
 use skip::python_with;
 
-/// A job with a bundle that takes seconds.
-const JOB: &str = "
-name = \"served\"
-output = \"out\"
-seed = 11
-
-[corpus]
-source = \"sample\"
-train_pairs = 600
-holdout_pairs = 100
-
-[instructions]
-source = \"sample\"
-train = 120
-validation = 20
-
-[align]
-steps = 20
-batch = 64
-queue = 256
-hard_negatives = 16
-warmup_steps = 4
-
-[instruct]
-steps = 12
-batch = 8
-learning_rate = 2e-3
-
-[evaluate]
-benchmark_pairs = 100
-answers = 4
-max_answer_tokens = 12
-";
-
 const TEXTS: [&str; 6] = ["ក្មេងៗស្រឡាញ់ត្រី។", "ឆ្មាដេក។", "គាត់ញ៉ាំបាយ។", "ត្រី", "ផ្ទះធំ", "ខ្ញុំទៅផ្សារ។"];
 
 /// A server of a bundle, and where it listens.
@@ -150,7 +116,7 @@ fn long() -> Value {
 }
 
 fn job() -> Place {
-    let place = Place::new(JOB);
+    let place = Place::new(common::BUNDLED);
     place.ok(&["submit", "job.toml"]);
     place
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use llink_worker::bundle::{Generator, Opening};
 use tokio::runtime::Handle;
 
-use super::generate::failed;
+use super::generate::{ModelPlaces, failed};
 use super::{Exit, Failed, interrupted, say};
 use crate::serve::TlsFiles;
 use crate::serve::bundle::{self, BundleOptions};
@@ -44,12 +44,8 @@ pub(super) struct ServeBundle {
     /// Listen beyond loopback without TLS and tokens. Only for networks that you trust.
     #[arg(long, env = "LLINK_INSECURE")]
     insecure: bool,
-    /// The encoder's folder or URL, if it is not where the bundle says.
-    #[arg(long, value_name = "URL")]
-    encoder: Option<String>,
-    /// The decoder's folder or URL, if it is not where the bundle says.
-    #[arg(long, value_name = "URL")]
-    decoder: Option<String>,
+    #[command(flatten)]
+    models: ModelPlaces,
     /// Folder for models from object stores.
     #[arg(long, env = "LLINK_STATE", value_name = "DIR", default_value = ".llink")]
     state: PathBuf,
@@ -74,8 +70,8 @@ impl ServeBundle {
         };
         options.check()?;
         let opening = Opening {
-            encoder: self.encoder,
-            decoder: self.decoder,
+            encoder: self.models.encoder,
+            decoder: self.models.decoder,
             // The texts of clients leave no trace on the disk.
             vectors: None,
             downloads: self.state.join("models"),

@@ -4,6 +4,7 @@ use llink_proto::settings::Expect;
 use serde::{Deserialize, Serialize};
 
 use super::JobFile;
+use super::synthesize::{RATE, is_rate};
 
 /// The judge's endpoint and the answers that it compares (`[evaluate.judge]`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -94,12 +95,11 @@ pub(super) fn problems(job: &JobFile, expect: Expect<'_>) {
         };
         expect((1..=most).contains(&value), key, &value, &expected);
     }
-    let rate = judge.requests_per_minute == 0.0 || (0.001..=1e9).contains(&judge.requests_per_minute);
     expect(
-        rate,
+        is_rate(judge.requests_per_minute),
         "evaluate.judge.requests_per_minute",
         &judge.requests_per_minute,
-        "0, or 0.001 to 1000000000",
+        RATE,
     );
     let timeout = judge.timeout_s > 0.0 && judge.timeout_s <= 86_400.0;
     expect(

@@ -15,6 +15,14 @@ pub struct PromptEntry {
     pub prompt: String,
 }
 
+/// The expected number of requests in a minute, for errors.
+pub(super) const RATE: &str = "0, or 0.001 to 1000000000";
+
+/// Returns whether a number of requests in a minute is as expected.
+pub(super) fn is_rate(per_minute: f64) -> bool {
+    per_minute == 0.0 || (0.001..=1e9).contains(&per_minute)
+}
+
 /// The endpoint, the prompts and the speed of the synthesis (`[synthesize]`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -181,12 +189,11 @@ pub(super) fn faults(s: &SynthesizeSection) -> Vec<(&'static str, String, &'stat
         s.concurrency.to_string(),
         "1 to 1024",
     );
-    let rate = s.requests_per_minute == 0.0 || (0.001..=1e9).contains(&s.requests_per_minute);
     expect(
-        rate,
+        is_rate(s.requests_per_minute),
         "synthesize.requests_per_minute",
         s.requests_per_minute.to_string(),
-        "0, or 0.001 to 1000000000",
+        RATE,
     );
     let timeout = s.timeout_s > 0.0 && s.timeout_s <= 86_400.0;
     expect(

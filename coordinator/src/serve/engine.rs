@@ -488,24 +488,11 @@ mod tests {
 
     use super::super::machine::ThisMachine;
     use super::*;
-    use crate::schedule::{Keep, NewJob, Timing};
-    use crate::serve::Security;
+    use crate::schedule::NewJob;
 
     fn started(directory: &Path) -> EngineHandle {
-        let options = ServeOptions {
-            listen: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
-            state_directory: directory.into(),
-            timing: Timing::default(),
-            unfinished: Unfinished::GoesOn,
-            expected_workers: 0,
-            keep: Keep::default(),
-            at_most_per_person: 0,
-            security: Security::default(),
-            health: None,
-            metrics: None,
-            page: None,
-            replica: None,
-        };
+        let local = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        let options = ServeOptions::new(local, directory.into());
         let store = StateStore::open(directory).unwrap();
         start(store, &options, Saves::default(), Arc::new(ThisMachine::new())).unwrap()
     }

@@ -115,6 +115,7 @@ impl Machine for ThisMachine {
     }
 }
 
-fn since_epoch() -> Duration {
+/// Returns the time of this machine's clock since the epoch.
+pub(super) fn since_epoch() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }

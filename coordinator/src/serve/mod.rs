@@ -84,6 +84,27 @@ pub struct ServeOptions {
     pub replica: Option<String>,
 }
 
+impl ServeOptions {
+    /// Returns options with the usual limits, without rules for callers and jobs, and without health, metrics, page and replica.
+    #[must_use]
+    pub fn new(listen: SocketAddr, state_directory: PathBuf) -> Self {
+        Self {
+            listen,
+            state_directory,
+            timing: Timing::default(),
+            unfinished: Unfinished::GoesOn,
+            expected_workers: 0,
+            keep: Keep::default(),
+            at_most_per_person: 0,
+            security: Security::default(),
+            health: None,
+            metrics: None,
+            page: None,
+            replica: None,
+        }
+    }
+}
+
 /// The treatment of jobs that were running when the last coordinator on this state ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unfinished {

@@ -43,6 +43,40 @@ checkpoint_every = 20
 benchmark_pairs = 200
 ";
 
+/// A job with a bundle that takes seconds.
+pub const BUNDLED: &str = "
+name = \"bundled\"
+output = \"out\"
+seed = 11
+
+[corpus]
+source = \"sample\"
+train_pairs = 600
+holdout_pairs = 100
+
+[instructions]
+source = \"sample\"
+train = 120
+validation = 20
+
+[align]
+steps = 20
+batch = 64
+queue = 256
+hard_negatives = 16
+warmup_steps = 4
+
+[instruct]
+steps = 12
+batch = 8
+learning_rate = 2e-3
+
+[evaluate]
+benchmark_pairs = 100
+answers = 4
+max_answer_tokens = 12
+";
+
 impl Place {
     pub fn new(job: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();

@@ -5,9 +5,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use llink_coord::authority::{self, Made, Wanted};
-use llink_coord::schedule::Timing;
 use llink_coord::serve::access::{Role, Token, TokenUse};
-use llink_coord::serve::{self, Running, Security, ServeOptions, TlsFiles, Unfinished};
+use llink_coord::serve::{self, Running, Security, ServeOptions, TlsFiles};
 use llink_datasets::roots::Roots;
 use llink_proto::job_service_client::JobServiceClient;
 use llink_proto::reach::{Connection, Credentials, with_causes};
@@ -68,13 +67,6 @@ impl Trial {
     pub fn options(&self) -> ServeOptions {
         let certs = self.path("certs");
         ServeOptions {
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            state_directory: self.path("state"),
-            timing: Timing::default(),
-            unfinished: Unfinished::GoesOn,
-            expected_workers: 0,
-            keep: llink_coord::schedule::Keep::default(),
-            at_most_per_person: 0,
             security: Security {
                 tls: Some(TlsFiles {
                     certificate: certs.join("coordinator.crt"),
@@ -87,10 +79,7 @@ impl Trial {
                 roots_named: true,
                 insecure: false,
             },
-            health: None,
-            metrics: None,
-            page: None,
-            replica: None,
+            ..ServeOptions::new(SocketAddr::from(([127, 0, 0, 1], 0)), self.path("state"))
         }
     }
 

@@ -23,6 +23,17 @@ use input::{Input, is_readable};
 /// The default task, if the bundle was trained on it.
 const TASK: &str = "translate";
 
+/// The places of a bundle's models.
+#[derive(Debug, clap::Args)]
+pub(super) struct ModelPlaces {
+    /// The encoder's folder or URL, if it is not where the bundle says.
+    #[arg(long, value_name = "URL")]
+    pub(super) encoder: Option<String>,
+    /// The decoder's folder or URL, if it is not where the bundle says.
+    #[arg(long, value_name = "URL")]
+    pub(super) decoder: Option<String>,
+}
+
 #[derive(Debug, clap::Args)]
 pub(super) struct Generate {
     /// The bundle: its folder or URL, or the output of the job that exported it.
@@ -61,12 +72,8 @@ pub(super) struct Generate {
     /// The longest answer, in tokens.
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_tokens: usize,
-    /// The encoder's folder or URL, if it is not where the bundle says.
-    #[arg(long, value_name = "URL")]
-    encoder: Option<String>,
-    /// The decoder's folder or URL, if it is not where the bundle says.
-    #[arg(long, value_name = "URL")]
-    decoder: Option<String>,
+    #[command(flatten)]
+    models: ModelPlaces,
     /// Folder for vectors of texts, and for models from object stores.
     #[arg(long, env = "LLINK_STATE", value_name = "DIR", default_value = ".llink")]
     state: PathBuf,
@@ -112,8 +119,8 @@ impl Generate {
             return Err(Failed::new(Exit::Usage, text));
         }
         let opening = Opening {
-            encoder: self.encoder.clone(),
-            decoder: self.decoder.clone(),
+            encoder: self.models.encoder.clone(),
+            decoder: self.models.decoder.clone(),
             vectors: (!self.no_cache).then(|| self.state.join("vectors")),
             downloads: self.state.join("models"),
         };

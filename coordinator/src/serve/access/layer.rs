@@ -16,7 +16,7 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 use super::audit::{AuditLog, DENIED, Entry};
-use super::{Authority, Need, Peer, Proof, Slowdown, Tokens, call_name, needed, sha256_of};
+use super::{Authority, Need, Peer, Proof, Slowdown, Tokens, bearer, call_name, needed, sha256_of};
 use crate::serve::accept::Origin;
 use crate::serve::connections::Source;
 use crate::serve::metrics::Calls;
@@ -53,10 +53,7 @@ pub(in crate::serve) struct Access {
 impl Access {
     /// Identifies the caller.
     fn peer(&self, origin: Option<&Origin>, headers: &HeaderMap) -> Result<Peer, Status> {
-        let bearer = headers
-            .get("authorization")
-            .and_then(|v| v.to_str().ok()?.strip_prefix("Bearer "));
-        self.identify(origin, bearer.map(sha256_of).as_deref())
+        self.identify(origin, bearer(headers).map(sha256_of).as_deref())
     }
 
     /// Identifies the caller from the connection's origin and the SHA-256 of the shown token.

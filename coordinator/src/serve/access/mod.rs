@@ -9,11 +9,19 @@ mod tokens;
 
 use std::fmt;
 
+use axum::http::{HeaderMap, header};
+
 pub use audit::{AuditError, AuditLog};
 pub use certificates::{Authority, identity};
 pub(super) use layer::{Access, AccessLayer, Subject};
 pub(super) use slowdown::Slowdown;
 pub use tokens::{Token, TokenError, TokenUse, Tokens, fresh_secret, sha256_of};
+
+/// Returns the token that a request's authorization header shows.
+pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let shown = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    shown.strip_prefix("Bearer ")
+}
 
 /// The role of a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]

@@ -13,7 +13,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
@@ -32,8 +32,9 @@ use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use super::accept::{self, Protection, Spoken};
-use super::access::{Role, Tokens};
+use super::access::{Role, Tokens, bearer};
 use super::connections::Limits;
+use super::machine::since_epoch;
 use super::tls::{self, ClientCertificate};
 use super::{ServeError, TlsFiles};
 use error::{ApiError, json_response};
@@ -136,7 +137,7 @@ pub async fn start(generator: Generator, options: BundleOptions) -> Result<Runni
     let shared = Arc::new(Shared {
         name: options.name,
         bundle: generator.key().to_owned(),
-        started: now(),
+        started: since_epoch().as_secs(),
         max_tokens: options.max_tokens,
         places: Arc::new(Semaphore::new(places)),
         all_places: u32::try_from(places).unwrap_or(u32::MAX),
@@ -202,12 +203,7 @@ async fn admit(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
         return next.run(request).await;
     };
     let tokens = tokens.borrow().clone();
-    let shown = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok());
-    let shown = shown.and_then(|value| value.strip_prefix("Bearer "));
-    let peer = match shown {
+    let peer = match bearer(request.headers()) {
         None => Err("no token was shown: send \"Authorization: Bearer …\", which clients call the API key".into()),
         Some(token) => tokens.peer(token.trim(), OffsetDateTime::now_utc()),
     };
@@ -270,7 +266,7 @@ async fn complete(
     let request = ChatRequest::parse(&body, defaults)?;
     let reply = Reply {
         id: format!("chatcmpl-{:016x}", random()?),
-        created: now(),
+        created: since_epoch().as_secs(),
         model: shared.name.clone(),
         bundle: shared.bundle.clone(),
         include_usage: request.include_usage,
@@ -378,10 +374,4 @@ fn random() -> Result<u64, ApiError> {
         let text = format!("the system gives no random bytes: {error}");
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", text)
     })
-}
-
-fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
 }

@@ -6,7 +6,7 @@
 
 use axum::http::HeaderMap;
 
-use crate::serve::access::sha256_of;
+use crate::serve::access::{bearer, sha256_of};
 
 /// The most bytes of a form.
 pub(super) const FORM_BYTES: usize = 4 << 10;
@@ -31,10 +31,7 @@ impl Cookies {
 
     /// Returns the SHA-256 of the token in a request's cookie or authorization header.
     pub(super) fn token(&self, headers: &HeaderMap) -> Option<String> {
-        let bearer = headers
-            .get("authorization")
-            .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-        bearer.map(sha256_of).or_else(|| self.unsealed(headers))
+        bearer(headers).map(sha256_of).or_else(|| self.unsealed(headers))
     }
 
     fn unsealed(&self, headers: &HeaderMap) -> Option<String> {

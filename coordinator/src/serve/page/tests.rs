@@ -4,25 +4,14 @@ use std::path::Path;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::schedule::{Keep, Timing};
 use crate::serve::access::{Role, Token, TokenUse};
-use crate::serve::{self, Running, Security, ServeOptions, Unfinished};
+use crate::serve::{self, Running, ServeOptions};
 
 fn options(directory: &Path) -> ServeOptions {
     let local = SocketAddr::from(([127, 0, 0, 1], 0));
     ServeOptions {
-        listen: local,
-        state_directory: directory.into(),
-        timing: Timing::default(),
-        unfinished: Unfinished::GoesOn,
-        expected_workers: 0,
-        keep: Keep::default(),
-        at_most_per_person: 0,
-        security: Security::default(),
-        health: None,
-        metrics: None,
-        replica: None,
         page: Some(local),
+        ..ServeOptions::new(local, directory.into())
     }
 }
 

@@ -13,13 +13,14 @@ mod trackio;
 mod webhook;
 
 use std::collections::HashMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use llink_proto::{Job, JobState, StageState};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::engine::{Engine, EngineHandle, EngineStopped};
+use super::machine::since_epoch;
 use super::page::curves::step_of;
 use crate::job::{JobFile, TrackSection};
 use crate::schedule::Millis;
@@ -203,6 +204,5 @@ fn plain(name: &str) -> String {
 
 /// Returns the time of the machine's clock.
 fn now() -> Millis {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    since.as_millis() as Millis
+    since_epoch().as_millis() as Millis
 }

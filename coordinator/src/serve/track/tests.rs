@@ -14,8 +14,8 @@ use hmac::{Hmac, Mac};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::schedule::{Keep, NewJob, Timing};
-use crate::serve::{self, Running, Security, ServeOptions, Unfinished};
+use crate::schedule::NewJob;
+use crate::serve::{self, Running, ServeOptions};
 
 /// A variable that every test of Rust has, with the secret of a webhook.
 const SECRET_ENV: &str = "CARGO_PKG_NAME";
@@ -70,20 +70,7 @@ impl Server {
 }
 
 async fn coordinator(directory: &Path) -> Running {
-    let options = ServeOptions {
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        state_directory: directory.into(),
-        timing: Timing::default(),
-        unfinished: Unfinished::GoesOn,
-        expected_workers: 0,
-        keep: Keep::default(),
-        at_most_per_person: 0,
-        security: Security::default(),
-        health: None,
-        metrics: None,
-        replica: None,
-        page: None,
-    };
+    let options = ServeOptions::new(SocketAddr::from(([127, 0, 0, 1], 0)), directory.into());
     serve::start(options).await.unwrap()
 }
 

@@ -10,11 +10,11 @@ use futures::future::BoxFuture;
 use llink_datasets::roots::Roots;
 use tokio::sync::{mpsc, watch};
 
+use super::super::super::ServeOptions;
 use super::super::super::jobs::Jobs;
 use super::super::super::machine::{Machine, Process};
 use super::super::super::page::Plans;
 use super::super::super::workers::Workers;
-use super::super::super::{Security, ServeOptions, Unfinished};
 use super::super::{CALLS_AT_ONCE, Call, Engine, EngineHandle};
 use super::worker::Worker;
 use super::world::Host;
@@ -103,18 +103,8 @@ impl Sim {
             jobs: 1,
         };
         ServeOptions {
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            state_directory: self.state(place),
-            timing: Timing::default(),
-            unfinished: Unfinished::GoesOn,
-            expected_workers: 0,
             keep: if self.plan.folds { folded } else { Keep::default() },
-            at_most_per_person: 0,
-            security: Security::default(),
-            health: None,
-            metrics: None,
-            page: None,
-            replica: None,
+            ..ServeOptions::new(SocketAddr::from(([127, 0, 0, 1], 0)), self.state(place))
         }
     }
 }
