@@ -1,19 +1,11 @@
 //! Products with a constant weight matrix on the CPU.
 //!
-//! The weights stay in place, in the mapped file if they came from one. The kernels unpack them tile by tile into a
-//! small scratch buffer of each thread.
+//! The weights stay in place, in the mapped file if they came from one. Products in f32 are by the `gemm` crate, and
+//! those in bf16 by oneDNN.
 
-#[cfg(target_arch = "x86_64")]
-mod avx512;
-#[cfg(target_arch = "x86_64")]
-mod blocked;
+mod by_gemm;
 mod few;
 mod onednn;
-#[cfg(target_arch = "x86_64")]
-mod pack;
-mod portable;
-#[cfg(target_arch = "x86_64")]
-mod scratch;
 mod stored;
 #[cfg(test)]
 mod tests;
@@ -100,14 +92,12 @@ impl FrozenMatrix {
         }
         if few::suits(self.precision, rows) {
             few::multiply(self, x, bias, &mut out);
-        } else if !self.multiply_bf16(Direction::Product, x, bias, &mut out)
-            && !self.multiply_blocked(Direction::Product, x, rows, bias, &mut out)
-        {
+        } else if !self.multiply_bf16(Direction::Product, x, bias, &mut out) {
             if let Some(bias) = bias {
                 out.chunks_exact_mut(self.outer)
                     .for_each(|row| row.copy_from_slice(bias));
             }
-            portable::product(self, x, rows, &mut out);
+            by_gemm::product(self, x, rows, &mut out);
         }
         out
     }
@@ -119,11 +109,8 @@ impl FrozenMatrix {
     pub(crate) fn gradient(&self, g: &[f32]) -> Vec<f32> {
         let rows = whole_rows(g, self.outer);
         let mut out = vec![0.0; rows * self.inner];
-        if rows > 0
-            && !self.multiply_bf16(Direction::Gradient, g, None, &mut out)
-            && !self.multiply_blocked(Direction::Gradient, g, rows, None, &mut out)
-        {
-            portable::gradient(self, g, rows, &mut out);
+        if rows > 0 && !self.multiply_bf16(Direction::Gradient, g, None, &mut out) {
+            by_gemm::gradient(self, g, rows, &mut out);
         }
         out
     }
@@ -138,24 +125,6 @@ impl FrozenMatrix {
             Direction::Gradient => ([self.outer, self.inner], [self.inner, 1]),
         };
         onednn::multiply(x, onednn::Strided { bits, shape, strides }, bias, out)
-    }
-
-    /// Multiplies by the panels of AVX-512. Returns false if the processor lacks it.
-    fn multiply_blocked(
-        &self,
-        direction: Direction,
-        x: &[f32],
-        rows: usize,
-        bias: Option<&[f32]>,
-        out: &mut [f32],
-    ) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        if let Some(operand) = avx512::Operand::new(self.view(), (self.outer, self.inner), direction) {
-            blocked::multiply(&operand, x, rows, bias, out);
-            return true;
-        }
-        let _ = (direction, x, rows, bias, out);
-        false
     }
 }
 

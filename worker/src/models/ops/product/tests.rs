@@ -110,26 +110,6 @@ fn products_and_gradients_agree_with_f64_whatever_the_shape_and_format() {
 }
 
 #[test]
-fn the_portable_products_agree_with_f64() {
-    for (rows, inner, outer) in SHAPES {
-        let mut values = draw(outer * inner, 1);
-        let formats = formats(&mut values);
-        let (x, g) = (draw(rows * inner, 2), draw(rows * outer, 3));
-        let product = exact(&x, &values, (rows, outer, inner), |l, j| j * inner + l);
-        let gradient = exact(&g, &values, (rows, inner, outer), |l, j| l * inner + j);
-        for (name, stored) in formats {
-            let matrix = FrozenMatrix::new(stored, outer, inner, Precision::F32);
-            let mut out = vec![0.0; rows * outer];
-            portable::product(&matrix, &x, rows, &mut out);
-            assert!(error(&out, &product) < 1e-6, "{rows}×{inner}·{outer}, {name}");
-            let mut out = vec![0.0; rows * inner];
-            portable::gradient(&matrix, &g, rows, &mut out);
-            assert!(error(&out, &gradient) < 1e-6, "{rows}×{inner}·{outer}, {name}");
-        }
-    }
-}
-
-#[test]
 fn no_rows_give_none() {
     let matrix = FrozenMatrix::new(Stored::F32(Arc::new(draw(6, 1))), 2, 3, Precision::Bf16);
     assert!(matrix.product(&[], None).is_empty());
@@ -171,14 +151,7 @@ fn products_are_fast() {
             };
             let product = rate(&|| matrix.product(&x, None));
             let gradient = rate(&|| matrix.gradient(&g));
-            let portable = rate(&|| {
-                let mut out = vec![0.0; rows * outer];
-                portable::product(&matrix, &x, rows, &mut out);
-                out
-            });
-            println!(
-                "{rows}×{inner}·{outer} {name}: product {product:.0}, gradient {gradient:.0}, portable {portable:.0} GFLOP/s"
-            );
+            println!("{rows}×{inner}·{outer} {name}: product {product:.0}, gradient {gradient:.0} GFLOP/s");
         }
     }
 }
