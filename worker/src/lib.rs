@@ -1,19 +1,21 @@
 //! llink's worker takes tasks from a coordinator and runs them.
 //!
 //! [`models`] holds the frozen encoder and decoder, [`llink`] the method's own modules and losses, and [`train`] the
-//! training loops. [`device`] opens a CPU or GPU, and [`collective`] connects ranks. [`bundle`] is
-//! a job's result for other programs, and [`report`] its report for people. [`synthesize`] and [`judge`] ask
+//! training loops. Beneath them are the [`numerics`]. [`device`] opens a CPU or GPU, and [`collective`] connects ranks.
+//! [`bundle`] is a job's result for other programs, and [`report`] its report for people. [`synthesize`] and [`judge`] ask
 //! large models. [`tasks`] has one file for each kind of task, and [`agent`] is the connection to the coordinator.
 
 pub mod agent;
 pub mod bundle;
 pub mod cli;
 pub mod collective;
+pub mod control;
 pub mod device;
 pub mod error;
 pub mod judge;
 pub mod llink;
 pub mod models;
+pub mod numerics;
 pub mod report;
 pub mod synthesize;
 pub mod tasks;

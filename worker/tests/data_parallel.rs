@@ -17,12 +17,12 @@ use llink_worker::Error;
 use llink_worker::collective::{AbortHandle, Collective, Ring, RingOptions, Solo};
 use llink_worker::llink::statistics::{Statistics, StatisticsFit};
 use llink_worker::models::Backend;
+use llink_worker::numerics::random::{mix, uniform};
 use llink_worker::train::align::data::AlignData;
 use llink_worker::train::align::options::AlignOptions;
 use llink_worker::train::align::state::AlignState;
 use llink_worker::train::align::{AlignOutcome, AlignRun, align};
 use llink_worker::train::observer::each;
-use llink_worker::train::random::{mix, uniform};
 use llink_worker::train::step_record::StepRecord;
 
 const PAIRS: usize = 600;

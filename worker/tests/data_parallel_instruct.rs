@@ -17,12 +17,12 @@ use llink_proto::settings::InstructSettings;
 use llink_worker::collective::{AbortHandle, Collective, Ring, RingOptions, Solo};
 use llink_worker::llink::projector::{Projector, ProjectorShape};
 use llink_worker::models::Decoder;
+use llink_worker::numerics::random::{mix, uniform};
 use llink_worker::train::instruct::data::InstructData;
 use llink_worker::train::instruct::options::{InstructArm, InstructOptions};
 use llink_worker::train::instruct::state::InstructState;
 use llink_worker::train::instruct::{InstructRun, InstructTrained, instruct};
 use llink_worker::train::observer::each;
-use llink_worker::train::random::{mix, uniform};
 use llink_worker::train::step_record::StepRecord;
 
 const ROWS: usize = 60;

@@ -14,10 +14,10 @@ use llink_worker::llink::retrieval::retrieval_metrics;
 use llink_worker::llink::teacher_queue::StoredQueue;
 use llink_worker::llink::whitening::Whitening;
 use llink_worker::models::Backend;
+use llink_worker::numerics::tensor_file::TensorFile;
 use llink_worker::train::align::step::{AlignTrainer, StepInput};
 use llink_worker::train::optimizer::{AdamWOptions, AdamWState};
 use llink_worker::train::schedule::{cosine_lr, temperature};
-use llink_worker::train::tensor_file::TensorFile;
 use serde_json::Value;
 
 fn golden() -> PathBuf {

@@ -14,12 +14,12 @@ use llink_worker::llink::slot_losses::SlotWeights;
 use llink_worker::llink::usage_contrast::UsageContrast;
 use llink_worker::models::lora::{LoraAdapter, LoraOptions};
 use llink_worker::models::{Activations, Backend, Decoder};
+use llink_worker::numerics::tensor_file::TensorFile;
 use llink_worker::train::instruct::InstructTrainer;
 use llink_worker::train::instruct::batch::InstructExample;
 use llink_worker::train::instruct::state::InstructParts;
 use llink_worker::train::instruct::step::{InstructInput, InstructWeights, LearningRates};
 use llink_worker::train::optimizer::{AdamWOptions, AdamWState};
-use llink_worker::train::tensor_file::TensorFile;
 use serde_json::Value;
 
 const BETA1: f64 = 0.9;

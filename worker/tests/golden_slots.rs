@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use llink_worker::llink::next_token_loss::AnswerTokens;
 use llink_worker::llink::slot_expander::{SlotExpander, median_embedding_norm};
 use llink_worker::llink::slot_losses::{SlotLosses, SlotWeights};
-use llink_worker::train::tensor_file::TensorFile;
+use llink_worker::numerics::tensor_file::TensorFile;
 use serde_json::Value;
 
 fn golden() -> PathBuf {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use candle_core::{Device, Tensor};
-use llink_worker::train::dropout::Dropout;
+use llink_worker::numerics::dropout::Dropout;
 use llink_worker::train::optimizer::{AdamW, AdamWOptions, AdamWState, flat};
 use skip::skip;
 

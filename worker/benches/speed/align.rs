@@ -6,15 +6,15 @@ use std::time::Instant;
 use half::f16;
 use llink_worker::Result;
 use llink_worker::collective::Solo;
-use llink_worker::llink::kernels::normalize;
 use llink_worker::llink::projector::{Projector, ProjectorShape};
 use llink_worker::llink::teacher_queue::StoredQueue;
 use llink_worker::models::Backend;
+use llink_worker::numerics::dropout::Dropout;
+use llink_worker::numerics::kernels::normalize;
+use llink_worker::numerics::random::{key, mix, noise};
 use llink_worker::train::align::options::AlignOptions;
 use llink_worker::train::align::step::{AlignTrainer, StepInput};
-use llink_worker::train::dropout::Dropout;
 use llink_worker::train::optimizer::AdamWState;
-use llink_worker::train::random::{key, mix, noise};
 use llink_worker::train::step::StepSeconds;
 use serde_json::{Value, json};
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use llink_worker::models::{Backend, Bert, Llama, token_batches};
-use llink_worker::train::random::noise;
+use llink_worker::numerics::random::noise;
 use llink_worker::{Error, Result};
 use serde_json::{Value, json};
 

@@ -4,7 +4,6 @@
 //! again, because the coordinator gives its leases to others. A worker that is told to stop lets its tasks save their
 //! state, and returns the leases.
 
-mod control;
 mod health;
 mod heartbeat;
 mod session;
@@ -25,8 +24,7 @@ use tokio::sync::mpsc;
 use tonic::Code;
 use tonic_health::ServingStatus;
 
-pub use control::{Progress, TaskControl};
-
+use crate::control::TaskControl;
 use crate::device::Compute;
 use crate::tasks::ModelCache;
 pub use health::NotFree;

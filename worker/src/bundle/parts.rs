@@ -12,7 +12,7 @@ use crate::llink::statistics::Statistics;
 use crate::models::config::LlamaConfig;
 use crate::models::lora::LoraAdapter;
 use crate::models::peft;
-use crate::train::tensor_file::TensorFile;
+use crate::numerics::tensor_file::TensorFile;
 use crate::{Error, Result};
 
 /// The parts of a bundle, without the adapter's weights.

@@ -1,8 +1,6 @@
 //! The device of a worker: the one that it was told to use, or the best that it finds, and its memory.
 
 mod budget;
-#[cfg(feature = "cuda")]
-pub(crate) mod kernels;
 mod probe;
 mod staging;
 

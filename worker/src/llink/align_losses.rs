@@ -16,12 +16,12 @@ use llink_proto::settings::AlignSettings;
 use rayon::prelude::*;
 
 use super::info_nce::info_nce;
-use super::kernels::{dot, rows_per_task};
 use super::teacher_queue::TeacherQueue;
-use super::vectorized::vectorized;
 use super::whitening::Metric;
 use crate::Result;
 use crate::models::ops::{UnitRows, Values, edit, fused, matmul};
+use crate::numerics::kernels::{dot, rows_per_task};
+use crate::numerics::vectorized::vectorized;
 
 const NORM_EPSILON: f64 = 1e-8;
 

@@ -8,10 +8,10 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
-use super::kernels::{dot_rows_f16, rows_per_task};
-use super::matrix::Existing;
 use crate::Result;
 use crate::models::ops::{Values, fused, sum_rows_into};
+use crate::numerics::kernels::{dot_rows_f16, rows_per_task};
+use crate::numerics::matrix::Existing;
 
 /// The number of rows that one sort takes. More do not fit into the shared memory of a GPU's block.
 const SORTED_AT_ONCE: usize = 4_096;
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
     use crate::models::ops::UnitRows;
     use crate::models::ops::testing::tracked;
-    use crate::train::random::noise;
+    use crate::numerics::random::noise;
 
     fn halves(rows: &[[f32; 2]]) -> Vec<f16> {
         rows.as_flattened().iter().map(|x| f16::from_f32(*x)).collect()

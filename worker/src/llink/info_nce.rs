@@ -3,10 +3,10 @@
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
-use super::kernels::rows_per_task;
 use super::softmax::{Columns, softmaxes};
 use crate::Result;
 use crate::models::ops::{edit, fused};
+use crate::numerics::kernels::rows_per_task;
 
 /// Returns ½ (mean CE of row i of [s | h] / τ, label i + mean CE of column j of s / τ, label j) and its gradient.
 ///
@@ -73,7 +73,7 @@ mod tests {
 
     use super::*;
     use crate::models::ops::testing::tracked;
-    use crate::train::random::noise;
+    use crate::numerics::random::noise;
 
     #[test]
     fn the_gradient_is_that_of_the_graph_with_and_without_negatives() {

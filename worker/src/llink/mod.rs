@@ -6,8 +6,7 @@
 //! of the training split.
 //!
 //! Stage B expands a projected vector into slots with the [`slot_expander`]. It adds [`slot_losses`] and the
-//! [`usage_contrast`] to the [`next_token_loss`]. [`matrix`] and [`kernels`] are the matrix products and the loops
-//! beneath the operations on the CPU.
+//! [`usage_contrast`] to the [`next_token_loss`].
 
 pub mod align_losses;
 pub mod answers;
@@ -15,9 +14,6 @@ pub mod bleu;
 pub mod chrf;
 pub mod hard_negatives;
 mod info_nce;
-pub mod kernels;
-pub(crate) mod layers;
-pub mod matrix;
 pub(crate) mod mlp;
 pub mod moments;
 pub mod next_token_loss;
@@ -30,5 +26,4 @@ mod softmax;
 pub mod statistics;
 pub mod teacher_queue;
 pub mod usage_contrast;
-pub(crate) mod vectorized;
 pub mod whitening;

@@ -141,7 +141,7 @@ mod tests {
     use half::f16;
 
     use super::*;
-    use crate::train::random::uniform;
+    use crate::numerics::random::uniform;
 
     const WIDTH: usize = 7;
 

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use crate::Result;
-use crate::train::random::uniform;
-use crate::train::tensor_file::{Tensor, TensorFile, Values};
+use crate::numerics::random::uniform;
+use crate::numerics::tensor_file::{Tensor, TensorFile, Values};
 
 /// The names and shapes of a module's parameters, in the order of its flat buffer.
 pub(super) type Shapes<const N: usize> = [(&'static str, Vec<usize>); N];

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::mlp::Mlp;
 use super::parameters::{self, initialize_linear, split_mut};
-use crate::train::random::key;
-use crate::train::tensor_file::{self, Tensor, TensorFile};
+use crate::numerics::random::key;
+use crate::numerics::tensor_file::{self, Tensor, TensorFile};
 use crate::{Error, Result};
 
 /// The number of rows that are projected together when there is no backward pass.

@@ -3,8 +3,8 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::kernels::normalize;
-use super::matrix::{Matrix, Target, matmul};
+use crate::numerics::kernels::normalize;
+use crate::numerics::matrix::{Matrix, Target, matmul};
 use crate::{Error, Result};
 
 /// The number of students whose similarities are held at once.

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::super::chrf::{Words, chrf};
 use super::{Tokens, bleu};
+use crate::numerics::random::uniform;
 use crate::skip;
-use crate::train::random::uniform;
 
 /// Pairs with the scores that sacrebleu 2.6.0 gives them; `make.py` beside it made them.
 const CASES: &str = include_str!("../../tests/fixtures/sacrebleu/cases.json");

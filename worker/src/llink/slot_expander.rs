@@ -9,12 +9,12 @@ use std::ops::Range;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-use super::kernels::dot;
 use super::mlp::{Mlp, MlpShapes, MlpTape};
 use super::parameters::{self, initialize_linear};
 use crate::models::ops::{Normed, UnitRows, standardized};
-use crate::train::random::key;
-use crate::train::tensor_file::{self, TensorFile};
+use crate::numerics::kernels::dot;
+use crate::numerics::random::key;
+use crate::numerics::tensor_file::{self, TensorFile};
 use crate::{Error, Result};
 
 /// The key of the median norm in a file.

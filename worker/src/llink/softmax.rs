@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::kernels::{exp, reduce};
-use super::vectorized::vectorized;
+use crate::numerics::kernels::{exp, reduce};
+use crate::numerics::vectorized::vectorized;
 
 /// The number of columns whose statistics one task computes.
 const COLUMN_BLOCK: usize = 256;

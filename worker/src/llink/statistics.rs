@@ -9,7 +9,7 @@ use llink_proto::settings::{AlignSettings, Metric};
 use super::moments::{Moments, Spread};
 use super::projector::Projector;
 use super::whitening::Whitening;
-use crate::train::tensor_file::{self, Tensor, TensorFile, Values};
+use crate::numerics::tensor_file::{self, Tensor, TensorFile, Values};
 use crate::{Error, Result};
 
 /// The smallest variance of a dimension, as a share of the mean variance. Smaller variances are raised to it before the

@@ -14,7 +14,7 @@ use faer::{Accum, Mat, MatRef, Par};
 use super::moments::Moments;
 use crate::models::Backend;
 use crate::models::ops::{matmul, subtract_row};
-use crate::train::tensor_file::{self, TensorFile, Values};
+use crate::numerics::tensor_file::{self, TensorFile, Values};
 use crate::{Error, Result};
 
 /// The map (x − mean) · matrix. It is fitted once on the teachers of the training split and is constant afterwards.

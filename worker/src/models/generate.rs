@@ -9,7 +9,7 @@ use super::chat::ChatPrompt;
 use super::continuations::{Continuations, Step};
 use super::llama::{Llama, Rows};
 use super::lora::{LayerAdapter, LoraAdapter};
-use crate::train::random::{key, uniform};
+use crate::numerics::random::{key, uniform};
 use crate::{Error, Result};
 
 /// The choice of the next token.

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::config::LlamaConfig;
 use super::ops::{LowRank, RowMasks};
-use crate::train::dropout::Dropout;
-use crate::train::random::{key, uniform};
-use crate::train::tensor_file::{self, TensorFile, Values};
+use crate::numerics::dropout::Dropout;
+use crate::numerics::random::{key, uniform};
+use crate::numerics::tensor_file::{self, TensorFile, Values};
 use crate::{Error, Result};
 
 /// A linear layer of a decoder layer, by Llama's names.

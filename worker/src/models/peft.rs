@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::config::LlamaConfig;
 use super::lora::{LoraAdapter, LoraOptions, Projection};
-use crate::train::tensor_file::{self, TensorFile};
+use crate::numerics::tensor_file::{self, TensorFile};
 use crate::{Error, Result};
 
 /// The name of the file with the options.

@@ -13,7 +13,7 @@ use super::lora::{LayerAdapter, LoraAdapter, RowDropout};
 use super::ops::{AttentionSpans, Causality, Rope};
 use crate::Result;
 use crate::llink::next_token_loss::{AnswerTokens, Wanted, next_token_loss};
-use crate::train::dropout::Dropout;
+use crate::numerics::dropout::Dropout;
 
 /// The activations that the forward pass keeps for the backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -23,7 +23,7 @@ use crate::llink::statistics::Statistics;
 use crate::models::lora::LoraAdapter;
 use crate::models::merged::MergedWeights;
 use crate::models::{Decoder, LoadedAdapter, peft};
-use crate::train::random::uniform;
+use crate::numerics::random::uniform;
 use crate::{Error, Result};
 
 /// The most bytes of merged weights in one file, and so in memory, but for a single tensor that is larger.

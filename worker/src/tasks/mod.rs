@@ -32,8 +32,8 @@ use llink_datasets::store::Store;
 use llink_proto::task::Kind;
 use llink_proto::{Artifact, Failure, FailureKind, ModelEndpoint, ModelRef, Seat, Task, TaskResult, shown};
 
-use crate::agent::TaskControl;
 use crate::collective::Met;
+use crate::control::TaskControl;
 use crate::device::{Compute, is_out_of_memory};
 use crate::models::ModelPlace;
 use crate::synthesize::{Client, Endpoint};

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::random::{key, mix};
+use crate::numerics::random::{key, mix};
 use crate::{Error, Result};
 
 /// The global batches of a training.

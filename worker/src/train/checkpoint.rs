@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::tensor_file::{self, Tensor, TensorFile};
+use crate::numerics::tensor_file::{self, Tensor, TensorFile};
 use crate::{Error, Result};
 
 /// The key of the JSON object in the file's metadata.

@@ -1,7 +1,7 @@
 //! The training loops and their parts.
 //!
 //! [`align`] is the loop of Stage A, and [`instruct`] that of Stage B. A step depends on the seed and the number of the
-//! step alone. [`batch`] and [`dropout`] have no state, and a [`checkpoint`] holds the rest. Both loops share
+//! step alone. [`batch`] has no state, and a [`checkpoint`] holds the rest. Both loops share
 //! [`training_run`], which observes them, the [`checkpoints`], the [`metrics`] and the intervals in [`upkeep`].
 
 mod agreement;
@@ -10,17 +10,14 @@ pub mod align;
 pub mod batch;
 pub mod checkpoint;
 pub mod checkpoints;
-pub mod dropout;
 pub mod event_file;
 pub mod instruct;
 pub mod metrics;
 pub mod observer;
 pub mod optimizer;
-pub mod random;
 pub mod schedule;
 mod stage;
 pub mod step;
 pub mod step_record;
-pub mod tensor_file;
 pub mod training_run;
 pub mod upkeep;

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Tensor};
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::llink::vectorized::vectorized;
+use crate::numerics::vectorized::vectorized;
 
 /// The number of values in a parallel task. A norm is summed in f32 over the same length.
 const BLOCK: usize = 1 << 14;
@@ -192,7 +192,7 @@ impl InplaceOp2 for Step {
         gradient: &candle_core::CudaStorage,
         gradient_layout: &Layout,
     ) -> candle_core::Result<()> {
-        crate::device::kernels::adamw(state, state_layout, gradient, gradient_layout, self.0.constants())
+        crate::numerics::cuda::adamw(state, state_layout, gradient, gradient_layout, self.0.constants())
     }
 }
 

@@ -12,8 +12,8 @@ use super::metrics::MetricsPiece;
 use super::observer::{Observer, Snapshot};
 use super::step_record::StepRecord;
 use super::upkeep::Upkeep;
-use crate::agent::TaskControl;
 use crate::collective::Collective;
+use crate::control::TaskControl;
 use crate::{Error, Result};
 
 /// The interval between two updates of the figures that people see.

@@ -6,7 +6,7 @@ use llink_quickstart::sample;
 
 use llink_worker::Result;
 use llink_worker::models::{Decoder, SpecialTokens};
-use llink_worker::train::random::key;
+use llink_worker::numerics::random::key;
 
 /// Soft slots that a text is packed into.
 const SLOTS: usize = 8;

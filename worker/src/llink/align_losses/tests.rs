@@ -2,11 +2,11 @@ use candle_core::{DType, Device};
 use half::f16;
 
 use super::*;
-use crate::llink::kernels::normalize;
 use crate::llink::teacher_queue::StoredQueue;
 use crate::llink::whitening::Whitening;
 use crate::models::Backend;
 use crate::models::ops::testing::tracked;
+use crate::numerics::kernels::normalize;
 
 const D: usize = 6;
 const WEIGHTS: AlignWeights = AlignWeights {

@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use super::*;
 use crate::llink::mlp::halves;
 use crate::models::RowMasks;
-use crate::train::dropout::Dropout;
+use crate::numerics::dropout::Dropout;
 
 const SHAPE: ProjectorShape = ProjectorShape {
     input: 5,

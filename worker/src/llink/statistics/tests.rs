@@ -1,5 +1,5 @@
 use super::*;
-use crate::train::random::uniform;
+use crate::numerics::random::uniform;
 use half::f16;
 
 const D: usize = 12;

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::simd::{erf, exp};
 use super::{Values, edit, fused};
 use crate::Result;
-use crate::llink::vectorized::vectorized;
+use crate::numerics::vectorized::vectorized;
 
 const CHUNK: usize = 8_192;
 

@@ -7,7 +7,7 @@ use super::simd::softmax;
 use super::strided::product;
 use super::{Values, fused};
 use crate::Result;
-use crate::llink::matrix::Existing;
+use crate::numerics::matrix::Existing;
 
 /// The keys that a query attends to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

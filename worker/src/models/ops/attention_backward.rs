@@ -12,8 +12,8 @@ use super::simd::dot;
 use super::strided::product;
 use super::{Values, fused};
 use crate::Result;
-use crate::llink::matrix::Existing;
-use crate::llink::vectorized::vectorized;
+use crate::numerics::matrix::Existing;
+use crate::numerics::vectorized::vectorized;
 
 /// The gradients of q, k and v.
 pub(crate) type AttentionGradients = (Tensor, Tensor, Tensor);

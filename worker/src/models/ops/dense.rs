@@ -6,8 +6,8 @@ use candle_core::{CpuStorage, DType, Device, Storage, StorageRef, Tensor};
 
 use super::{Values, edit, fused};
 use crate::Result;
-use crate::llink::layers::sum_columns_into;
-use crate::llink::matrix::{Existing, Matrix, Target, multiply_into};
+use crate::numerics::layers::sum_columns_into;
+use crate::numerics::matrix::{Existing, Matrix, Target, multiply_into};
 
 /// Computes lhs `[m, k]` · rhs `[k, n]`. Either may be the transpose of a contiguous matrix.
 pub(crate) fn matmul(lhs: &Tensor, rhs: &Tensor) -> Result<Tensor> {

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::{Values, edit, fused};
 use crate::Result;
-use crate::llink::kernels;
+use crate::numerics::kernels;
 
 const CHUNK: usize = 1 << 14;
 

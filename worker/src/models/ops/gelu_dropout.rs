@@ -5,8 +5,8 @@ use rayon::prelude::*;
 
 use super::{RowMasks, Values, edit, fused};
 use crate::Result;
-use crate::llink::kernels::rows_per_task;
-use crate::llink::layers::activate;
+use crate::numerics::kernels::rows_per_task;
+use crate::numerics::layers::activate;
 
 /// Computes GELU (erf) of x + bias `[b, h]` times its masks, and its derivative. It consumes x, whose values nothing
 /// else may share.
@@ -55,7 +55,7 @@ mod tests {
 
     use super::super::testing::{random, relative_error, tracked};
     use super::*;
-    use crate::train::dropout::Dropout;
+    use crate::numerics::dropout::Dropout;
 
     #[test]
     fn value_and_derivative_are_those_of_the_graph_under_the_same_masks() {

@@ -5,8 +5,8 @@ use rayon::prelude::*;
 
 use super::{Values, edit, fused};
 use crate::Result;
-use crate::llink::kernels::rows_per_task;
-use crate::llink::layers::{self, LAYER_NORM_EPSILON};
+use crate::numerics::kernels::rows_per_task;
+use crate::numerics::layers::{self, LAYER_NORM_EPSILON};
 
 /// The values of the forward pass that the backward pass needs, in f32.
 pub(crate) struct Normed {

@@ -6,8 +6,8 @@ use rayon::prelude::*;
 use super::row_masks::{RowMasks, mask_rows};
 use super::{Values, edit, fused, rows_per_chunk};
 use crate::Result;
-use crate::llink::kernels::add;
-use crate::llink::matrix::{Matrix, Target, matmul, matmul_add};
+use crate::numerics::kernels::add;
+use crate::numerics::matrix::{Matrix, Target, matmul, matmul_add};
 
 /// The low-rank matrices of one layer, A `[rank, in]` and B `[out, rank]`, in the model's dtype.
 pub(crate) struct LowRank {
@@ -158,7 +158,7 @@ impl LowRank {
 mod tests {
     use super::super::testing::{random, relative_error};
     use super::*;
-    use crate::train::dropout::{Dropout, RowMask};
+    use crate::numerics::dropout::{Dropout, RowMask};
     use candle_core::Var;
     use std::sync::Arc;
 

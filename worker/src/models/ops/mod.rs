@@ -113,7 +113,7 @@ fn rows_per_chunk(width: usize) -> usize {
 pub(crate) mod testing {
     use candle_core::{Device, Tensor, Var};
 
-    use crate::train::random::noise;
+    use crate::numerics::random::noise;
 
     /// Returns a random tensor `[rows, width]`.
     pub fn random(rows: usize, width: usize, seed: u64) -> Tensor {

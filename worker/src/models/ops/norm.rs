@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::simd::{dot, sum};
 use super::{Values, edit, fused, rows_per_chunk};
 use crate::Result;
-use crate::llink::vectorized::vectorized;
+use crate::numerics::vectorized::vectorized;
 
 /// Computes (x − mean) / √(variance + eps) · gamma + beta over rows `[T, width]`. It consumes x, whose values nothing
 /// else may share.

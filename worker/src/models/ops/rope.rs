@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::{Values, edit, fused, rows_per_chunk};
 use crate::Result;
-use crate::llink::vectorized::vectorized;
+use crate::numerics::vectorized::vectorized;
 
 /// The cos and sin of each row's position times each frequency, `[T, head_dim / 2]`, in the dtype of the rotated
 /// tensor.

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::{contiguous, rows_per_chunk};
 use crate::Result;
-use crate::train::dropout::RowMask;
+use crate::numerics::dropout::RowMask;
 
 /// A mask for each of T rows.
 #[derive(Clone)]
@@ -89,11 +89,11 @@ impl CustomOp1 for RowMasks {
             .keys
             .as_ref()
             .ok_or_else(|| candle_core::Error::Msg("masks made for the CPU".into()))?;
-        let masks = crate::device::kernels::Masks {
+        let masks = crate::numerics::cuda::Masks {
             keys,
             constants: self.rows[0].constants(),
         };
-        crate::device::kernels::mask_rows(storage, layout, &masks)
+        crate::numerics::cuda::mask_rows(storage, layout, &masks)
     }
 }
 
@@ -114,7 +114,7 @@ pub(super) fn mask_rows(values: &mut [f32], masks: &[RowMask], width: usize) {
 mod tests {
     use super::super::testing::{random, relative_error};
     use super::*;
-    use crate::train::dropout::Dropout;
+    use crate::numerics::dropout::Dropout;
     use candle_core::DType;
 
     #[test]

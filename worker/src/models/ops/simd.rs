@@ -1,6 +1,6 @@
 //! Loops over f32 slices that the compiler turns into vector instructions.
 
-use crate::llink::vectorized::vectorized;
+use crate::numerics::vectorized::vectorized;
 
 const LANES: usize = 16;
 

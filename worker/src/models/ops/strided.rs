@@ -2,7 +2,7 @@
 
 use gemm::Parallelism;
 
-use crate::llink::matrix::Existing;
+use crate::numerics::matrix::Existing;
 
 /// Computes dst `[m, n]` (rows `stride` apart) = scale · lhs `[m, k]` · rhs `[k, n]`, or adds it to dst. Each operand
 /// has a column stride and a row stride. It runs on one thread.

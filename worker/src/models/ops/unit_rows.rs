@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::{Values, edit, fused};
 use crate::Result;
-use crate::llink::kernels::{normalize, rows_per_task, through_normalization};
+use crate::numerics::kernels::{normalize, rows_per_task, through_normalization};
 
 /// The smallest divisor of a row.
 const SMALLEST_NORM: f64 = 1e-12;

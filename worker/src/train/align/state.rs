@@ -8,9 +8,9 @@ use crate::Result;
 use crate::llink::projector::Projector;
 use crate::llink::statistics::Statistics;
 use crate::llink::teacher_queue::StoredQueue;
+use crate::numerics::tensor_file::{TensorFile, Values};
 use crate::train::checkpoint;
 use crate::train::optimizer::AdamWState;
-use crate::train::tensor_file::{TensorFile, Values};
 
 /// The prefix of the names of the statistics.
 const STATISTICS: &str = "statistics.";

@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn a_seal_fits_whatever_the_numbers_are() {
         for i in 0..2_000 {
-            let score = 7.3 * crate::train::random::uniform(1, i) as f64 / 3.0 + 1e-9 * i as f64;
+            let score = 7.3 * crate::numerics::random::uniform(1, i) as f64 / 3.0 + 1e-9 * i as f64;
             let written = CheckpointManifest {
                 step_seconds: score * 1.37,
                 ..manifest(i, Some(score))

@@ -1,7 +1,7 @@
 //! Examples of Stage B laid end to end: prompts with slots, and answers whose tokens are learned.
 
 use crate::llink::next_token_loss::AnswerTokens;
-use crate::train::random::key;
+use crate::numerics::random::key;
 
 /// One example in tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]

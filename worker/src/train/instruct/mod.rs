@@ -23,7 +23,6 @@ use self::step::{InstructInput, InstructOutcome, LearningRates};
 use super::agreement::{agree_on, checked, hash, same_options};
 use super::ahead::{Ahead, Reading};
 use super::batch::{BatchPlan, rank_slice};
-use super::dropout::Dropout;
 use super::observer::Observer;
 use super::stage::{Ended, Stage, take_steps};
 use super::step_record::{StepRecord, Validation};
@@ -33,6 +32,7 @@ use crate::llink::projector::Projector;
 use crate::llink::slot_expander::{SlotExpander, SlotExpanderShape};
 use crate::models::lora::LoraAdapter;
 use crate::models::{Activations, Decoder};
+use crate::numerics::dropout::Dropout;
 use crate::{Error, Result};
 
 /// The input of the training.

@@ -9,9 +9,9 @@ use crate::llink::projector::Projector;
 use crate::llink::slot_expander::SlotExpander;
 use crate::models::config::LlamaConfig;
 use crate::models::lora::LoraAdapter;
+use crate::numerics::tensor_file::{TensorFile, Values};
 use crate::train::checkpoint;
 use crate::train::optimizer::{AdamWOptions, AdamWState};
-use crate::train::tensor_file::{TensorFile, Values};
 
 const EXPANDER: &str = "expander.";
 const PROJECTOR: &str = "projector.";

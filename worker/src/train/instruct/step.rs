@@ -8,7 +8,7 @@ use super::batch::InstructExample;
 use crate::llink::slot_losses::SlotWeights;
 use crate::llink::usage_contrast::UsageContrast;
 use crate::models::Activations;
-use crate::train::dropout::Dropout;
+use crate::numerics::dropout::Dropout;
 use crate::train::step::StepSeconds;
 
 /// The weights of the losses, and the largest gradient.

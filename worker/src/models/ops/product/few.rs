@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::{FrozenMatrix, Precision, View};
-use crate::llink::vectorized::vectorized;
+use crate::numerics::vectorized::vectorized;
 
 /// Returns whether so few rows are faster here than by a library. The order of the sums differs, which bf16 may show in
 /// the last place of a rounded activation. In bf16, only the single rows of generation use this form.

@@ -1,7 +1,7 @@
 //! Compares every kernel with sums in f64, for shapes that do not fit into whole tiles.
 
 use super::*;
-use crate::train::random::noise;
+use crate::numerics::random::noise;
 use half::{bf16, f16};
 use std::sync::Arc;
 

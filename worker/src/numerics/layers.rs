@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::kernels::{add, add_product, gelu, reduce};
 use super::matrix::Existing;
 use super::vectorized::vectorized;
-use crate::train::dropout::RowMask;
+use crate::numerics::dropout::RowMask;
 
 pub(crate) const LAYER_NORM_EPSILON: f32 = 1e-5;
 /// The number of columns that one task sums.

@@ -3,7 +3,7 @@
 //! A pair therefore has the same mask on every rank, and again after a restart.
 
 use super::random::key;
-use crate::llink::vectorized::vectorized;
+use crate::numerics::vectorized::vectorized;
 
 /// Drops each number with a probability and scales up the rest, so that the mean stays the same.
 #[derive(Debug, Clone, Copy)]
