@@ -3,10 +3,10 @@
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
-use super::softmax::{Columns, softmaxes};
 use crate::Result;
 use crate::models::ops::{edit, fused};
 use crate::numerics::kernels::rows_per_task;
+use crate::numerics::softmax::{Columns, softmaxes};
 
 /// Returns ½ (mean CE of row i of [s | h] / τ, label i + mean CE of column j of s / τ, label j) and its gradient.
 ///

@@ -22,7 +22,6 @@ pub mod projector;
 pub mod retrieval;
 pub mod slot_expander;
 pub mod slot_losses;
-mod softmax;
 pub mod statistics;
 pub mod teacher_queue;
 pub mod usage_contrast;

@@ -32,6 +32,25 @@ impl<'a> Matrix<'a> {
         }
     }
 
+    /// Returns the matrix `[rows, columns]` whose rows are `stride` apart in `values`.
+    ///
+    /// # Panics
+    /// When a row ends beyond `values`.
+    #[must_use]
+    pub fn strided(values: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
+        assert!(
+            columns <= stride && rows.saturating_sub(1) * stride + columns <= values.len(),
+            "{rows} rows of {columns} that are {stride} apart"
+        );
+        Self {
+            values,
+            rows,
+            columns,
+            row_stride: stride,
+            column_stride: 1,
+        }
+    }
+
     /// Returns the transpose, a view of the same values.
     #[must_use]
     pub const fn transposed(self) -> Self {
@@ -91,6 +110,20 @@ pub fn matmul_add(left: Matrix<'_>, right: Matrix<'_>, target: Target<'_>, facto
     multiply_into(left, right, target, Existing::Kept, factor);
 }
 
+/// Does what [`multiply_into`] does on this thread alone, for products that are computed in parallel with each other.
+///
+/// # Panics
+/// When the shapes of the factors and the target do not match.
+pub fn multiply_on_one_thread(
+    left: Matrix<'_>,
+    right: Matrix<'_>,
+    target: Target<'_>,
+    existing: Existing,
+    factor: f32,
+) {
+    multiply(left, right, target, existing, factor, Parallelism::None);
+}
+
 /// Whether a product replaces the values of its target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Existing {
@@ -105,6 +138,22 @@ pub enum Existing {
 /// # Panics
 /// When the shapes of the factors and the target do not match.
 pub fn multiply_into(left: Matrix<'_>, right: Matrix<'_>, target: Target<'_>, existing: Existing, factor: f32) {
+    let parallelism = if left.rows * right.columns * left.columns < PARALLEL_FROM {
+        Parallelism::None
+    } else {
+        Parallelism::Rayon(0)
+    };
+    multiply(left, right, target, existing, factor, parallelism);
+}
+
+fn multiply(
+    left: Matrix<'_>,
+    right: Matrix<'_>,
+    target: Target<'_>,
+    existing: Existing,
+    factor: f32,
+    parallelism: Parallelism,
+) {
     let (m, n, k) = (left.rows, right.columns, left.columns);
     assert_eq!(k, right.rows, "the inner sizes of a product");
     if m == 0 || n == 0 {
@@ -115,12 +164,7 @@ pub fn multiply_into(left: Matrix<'_>, right: Matrix<'_>, target: Target<'_>, ex
         "the target of a product"
     );
     let stride = |value: usize| isize::try_from(value).expect("no buffer has more than isize::MAX numbers");
-    let parallelism = if m * n * k < PARALLEL_FROM {
-        Parallelism::None
-    } else {
-        Parallelism::Rayon(0)
-    };
-    // SAFETY: `Matrix::new` and `transposed` keep all of `rows x columns` within `values`. The assertion above does the
+    // SAFETY: `Matrix::new`, `strided` and `transposed` keep all of `rows x columns` within `values`. The assertion above does the
     // same for the target. The target is borrowed mutably, so it overlaps neither factor.
     unsafe {
         gemm::gemm(

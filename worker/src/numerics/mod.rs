@@ -10,5 +10,6 @@ pub mod kernels;
 pub(crate) mod layers;
 pub mod matrix;
 pub mod random;
+pub(crate) mod softmax;
 pub mod tensor_file;
 pub(crate) mod vectorized;

@@ -3,9 +3,9 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::simd::{erf, exp};
 use super::{Values, edit, fused};
 use crate::Result;
+use crate::numerics::kernels::{self, exp};
 use crate::numerics::vectorized::vectorized;
 
 const CHUNK: usize = 8_192;
@@ -71,7 +71,7 @@ vectorized! {
 vectorized! {
     fn gelu_slice(x: &mut [f32]) {
         for x in x.iter_mut() {
-            *x = 0.5 * *x * (1.0 + erf(*x * std::f32::consts::FRAC_1_SQRT_2));
+            *x = kernels::gelu(*x).0;
         }
     }
 }

@@ -3,11 +3,10 @@
 use candle_core::{D, DType, Device, Tensor};
 use rayon::prelude::*;
 
-use super::simd::softmax;
-use super::strided::product;
 use super::{Values, fused};
 use crate::Result;
-use crate::numerics::matrix::Existing;
+use crate::numerics::matrix::{Existing, Matrix, Target, multiply_on_one_thread};
+use crate::numerics::softmax::softmax;
 
 /// The keys that a query attends to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -306,11 +305,11 @@ impl Attention {
             let (q_at, k_at) = self.columns(head);
             self.probabilities(scores, &q[q_at..], &k[k_at..], (nq, nk), causality);
             // out [nq, head_dim] = scores [nq, nk] · v [nk, head_dim]
-            product(
-                (nq, self.head_dim, nk),
-                (&mut out[q_at..], q_width, Existing::Overwritten),
-                (scores, 1, nk),
-                (&v[k_at..], 1, k_width),
+            multiply_on_one_thread(
+                Matrix::new(scores, nq, nk),
+                Matrix::strided(&v[k_at..], nk, self.head_dim, k_width),
+                Target::new(&mut out[q_at..], q_width),
+                Existing::Overwritten,
                 1.0,
             );
         }
@@ -333,15 +332,17 @@ impl Attention {
     ) {
         let (q_width, k_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         // [nq, head_dim] · [head_dim, nk]
-        product(
-            (nq, nk, self.head_dim),
-            (out, nk, Existing::Overwritten),
-            (q, 1, q_width),
-            (k, k_width, 1),
+        multiply_on_one_thread(
+            Matrix::strided(q, nq, self.head_dim, q_width),
+            Matrix::strided(k, nk, self.head_dim, k_width).transposed(),
+            Target::new(out, nk),
+            Existing::Overwritten,
             self.scale(),
         );
         for (i, row) in out.chunks_exact_mut(nk).enumerate() {
-            softmax(row, AttentionSpans::visible(causality, i, nq, nk));
+            let (row, hidden) = row.split_at_mut(AttentionSpans::visible(causality, i, nq, nk));
+            softmax(row, 1.0, 1.0);
+            hidden.fill(0.0);
         }
     }
 

@@ -8,11 +8,10 @@ use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
 use super::attention::{Attention, AttentionSpans, Padded};
-use super::simd::dot;
-use super::strided::product;
 use super::{Values, fused};
 use crate::Result;
-use crate::numerics::matrix::Existing;
+use crate::numerics::kernels::reduce;
+use crate::numerics::matrix::{Existing, Matrix, Target, multiply_on_one_thread};
 use crate::numerics::vectorized::vectorized;
 
 /// The gradients of q, k and v.
@@ -153,38 +152,38 @@ impl Attention {
             let (q_at, k_at) = self.columns(head);
             self.probabilities(weights, &values.q[q_at..], &values.k[k_at..], (nq, nk), causality);
             // dV [nk, head_dim] += Pᵀ · dO
-            product(
-                (nk, width, nq),
-                (&mut gradients.v[k_at..], k_width, Existing::Kept),
-                (weights, nk, 1),
-                (&grad[q_at..], 1, q_width),
+            multiply_on_one_thread(
+                Matrix::new(weights, nq, nk).transposed(),
+                Matrix::strided(&grad[q_at..], nq, width, q_width),
+                Target::new(&mut gradients.v[k_at..], k_width),
+                Existing::Kept,
                 1.0,
             );
             // dP [nq, nk] = dO · vᵀ
-            product(
-                (nq, nk, width),
-                (grad_scores, nk, Existing::Overwritten),
-                (&grad[q_at..], 1, q_width),
-                (&values.v[k_at..], k_width, 1),
+            multiply_on_one_thread(
+                Matrix::strided(&grad[q_at..], nq, width, q_width),
+                Matrix::strided(&values.v[k_at..], nk, width, k_width).transposed(),
+                Target::new(grad_scores, nk),
+                Existing::Overwritten,
                 1.0,
             );
             for (grad_scores, weights) in grad_scores.chunks_exact_mut(nk).zip(weights.chunks_exact(nk)) {
                 softmax_backward(grad_scores, weights);
             }
             // dQ [nq, head_dim] = dS · k
-            product(
-                (nq, width, nk),
-                (&mut gradients.q[q_at..], q_width, Existing::Overwritten),
-                (grad_scores, 1, nk),
-                (&values.k[k_at..], 1, k_width),
+            multiply_on_one_thread(
+                Matrix::new(grad_scores, nq, nk),
+                Matrix::strided(&values.k[k_at..], nk, width, k_width),
+                Target::new(&mut gradients.q[q_at..], q_width),
+                Existing::Overwritten,
                 self.scale(),
             );
             // dK [nk, head_dim] += dSᵀ · q
-            product(
-                (nk, width, nq),
-                (&mut gradients.k[k_at..], k_width, Existing::Kept),
-                (grad_scores, nk, 1),
-                (&values.q[q_at..], 1, q_width),
+            multiply_on_one_thread(
+                Matrix::new(grad_scores, nq, nk).transposed(),
+                Matrix::strided(&values.q[q_at..], nq, width, q_width),
+                Target::new(&mut gradients.k[k_at..], k_width),
+                Existing::Kept,
                 self.scale(),
             );
         }
@@ -194,7 +193,7 @@ impl Attention {
 vectorized! {
     /// Turns the gradient of one row's weights into that of its scores.
     fn softmax_backward(grad: &mut [f32], weights: &[f32]) {
-        let along = dot(grad, weights);
+        let along = reduce(grad, weights, |by, weight| by * weight);
         for (grad, weight) in grad.iter_mut().zip(weights) {
             *grad = weight * (*grad - along);
         }

@@ -19,8 +19,6 @@ mod norm;
 mod product;
 mod rope;
 mod row_masks;
-mod simd;
-mod strided;
 mod unit_rows;
 
 pub(crate) use activation::{gelu, silu_mul, silu_mul_backward};

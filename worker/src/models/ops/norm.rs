@@ -3,9 +3,9 @@
 use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
-use super::simd::{dot, sum};
 use super::{Values, edit, fused, rows_per_chunk};
 use crate::Result;
+use crate::numerics::kernels::reduce;
 use crate::numerics::vectorized::vectorized;
 
 /// Computes (x − mean) / √(variance + eps) · gamma + beta over rows `[T, width]`. It consumes x, whose values nothing
@@ -166,8 +166,8 @@ vectorized! {
 vectorized! {
     fn layer_norm_row(row: &mut [f32], gamma: &[f32], beta: &[f32], eps: f32) {
         let width = row.len() as f32;
-        let mean = sum(row, |x| x) / width;
-        let variance = sum(row, |x| (x - mean) * (x - mean)) / width;
+        let mean = reduce(row, row, |x, _| x) / width;
+        let variance = reduce(row, row, |x, _| (x - mean) * (x - mean)) / width;
         let scale = 1.0 / (variance + eps).sqrt();
         for ((x, g), b) in row.iter_mut().zip(gamma).zip(beta) {
             *x = (*x - mean) * scale * g + b;
@@ -177,7 +177,7 @@ vectorized! {
 
 vectorized! {
     fn rms_norm_row(out: &mut [f32], row: &[f32], gamma: &[f32], eps: f32) {
-        let mean_square = sum(row, |x| x * x) / row.len() as f32;
+        let mean_square = reduce(row, row, |x, _| x * x) / row.len() as f32;
         let scale = 1.0 / (mean_square + eps).sqrt();
         for ((out, x), g) in out.iter_mut().zip(row).zip(gamma) {
             *out = x * scale * g;
@@ -191,8 +191,8 @@ vectorized! {
         for ((out, grad), g) in out.iter_mut().zip(grad).zip(gamma) {
             *out = grad * g;
         }
-        let scale = 1.0 / (sum(row, |x| x * x) / width + eps).sqrt();
-        let along = dot(out, row) / width * scale * scale * scale;
+        let scale = 1.0 / (reduce(row, row, |x, _| x * x) / width + eps).sqrt();
+        let along = reduce(out, row, |by, x| by * x) / width * scale * scale * scale;
         for (out, x) in out.iter_mut().zip(row) {
             *out = *out * scale - x * along;
         }

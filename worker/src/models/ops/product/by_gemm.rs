@@ -3,9 +3,8 @@
 
 use std::cell::Cell;
 
-use gemm::Parallelism;
-
 use super::{FrozenMatrix, View};
+use crate::numerics::matrix::{Matrix, Target, matmul_add};
 
 /// The number of values of W that are unpacked at a time. The crate reorders x for each block, so blocks of 16 MiB are
 /// faster than those that fit a cache.
@@ -21,11 +20,12 @@ pub(super) fn product(weight: &FrozenMatrix, x: &[f32], rows: usize, out: &mut [
     let (outer, inner) = (weight.outer, weight.inner);
     blocks(weight, |first, block| {
         let n = block.len() / inner;
-        accumulate(
-            (rows, n, inner),
-            (&mut out[first.min(rows * outer)..], outer),
-            (x, 1, inner),
-            (block, inner, 1),
+        let weights = Matrix::new(block, n, inner).transposed();
+        matmul_add(
+            Matrix::new(x, rows, inner),
+            weights,
+            Target::columns_from(out, outer, first),
+            1.0,
         );
     });
 }
@@ -35,12 +35,8 @@ pub(super) fn gradient(weight: &FrozenMatrix, g: &[f32], rows: usize, out: &mut 
     let (outer, inner) = (weight.outer, weight.inner);
     blocks(weight, |first, block| {
         let n = block.len() / inner;
-        accumulate(
-            (rows, inner, n),
-            (out, inner),
-            (&g[first.min(rows * outer)..], 1, outer),
-            (block, 1, inner),
-        );
+        let part = Matrix::strided(&g[first..], rows, n, outer);
+        matmul_add(part, Matrix::new(block, n, inner), Target::new(out, inner), 1.0);
     });
 }
 
@@ -59,51 +55,4 @@ fn blocks(weight: &FrozenMatrix, mut multiply: impl FnMut(usize, &[f32])) {
         multiply(first, block);
     }
     UNPACKED.set(unpacked);
-}
-
-/// Computes dst `[m, n]` (rows `stride` apart) += lhs `[m, k]` · rhs `[k, n]`. Each operand has a column stride and a
-/// row stride.
-fn accumulate(
-    (m, n, k): (usize, usize, usize),
-    (dst, stride): (&mut [f32], usize),
-    (lhs, lhs_columns, lhs_rows): (&[f32], usize, usize),
-    (rhs, rhs_columns, rhs_rows): (&[f32], usize, usize),
-) {
-    if m == 0 || n == 0 || k == 0 {
-        return;
-    }
-    let last = |rows: usize, row: usize, columns: usize, column: usize| (rows - 1) * row + (columns - 1) * column;
-    assert!(last(m, stride, n, 1) < dst.len(), "the product fits its destination");
-    assert!(
-        last(m, lhs_rows, k, lhs_columns) < lhs.len(),
-        "the left operand is complete"
-    );
-    assert!(
-        last(k, rhs_rows, n, rhs_columns) < rhs.len(),
-        "the right operand is complete"
-    );
-    // SAFETY: the last element of each operand is within its slice, as just checked.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            dst.as_mut_ptr(),
-            1,
-            stride as isize,
-            true,
-            lhs.as_ptr(),
-            lhs_columns as isize,
-            lhs_rows as isize,
-            rhs.as_ptr(),
-            rhs_columns as isize,
-            rhs_rows as isize,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            Parallelism::Rayon(rayon::current_num_threads()),
-        );
-    }
 }

@@ -2,21 +2,21 @@
 
 use rayon::prelude::*;
 
-use crate::numerics::kernels::{exp, reduce};
-use crate::numerics::vectorized::vectorized;
+use super::kernels::{exp, reduce};
+use super::vectorized::vectorized;
 
 /// The number of columns whose statistics one task computes.
 const COLUMN_BLOCK: usize = 256;
 
 /// The maximum of each column of s, and Σ exp((s − maximum) / τ).
-pub(super) struct Columns {
-    pub(super) maxima: Vec<f32>,
-    pub(super) sums: Vec<f32>,
+pub(crate) struct Columns {
+    pub(crate) maxima: Vec<f32>,
+    pub(crate) sums: Vec<f32>,
 }
 
 impl Columns {
     /// Computes the statistics of the first `n` columns of a buffer that is `width` wide, over all rows.
-    pub(super) fn of(logits: &[f32], width: usize, n: usize, temperature: f32) -> Self {
+    pub(crate) fn of(logits: &[f32], width: usize, n: usize, temperature: f32) -> Self {
         let mut columns = Self {
             maxima: vec![f32::NEG_INFINITY; n],
             sums: vec![0.0; n],
@@ -64,7 +64,7 @@ vectorized! {
     /// both times `factor`.
     ///
     /// `inverse_sums` are `factor` over the columns' sums. Returns the row's maximum and Σ exp((x − maximum) / τ).
-    pub(super) fn softmaxes(
+    pub(crate) fn softmaxes(
         row: &mut [f32],
         columns: &Columns,
         inverse_sums: &[f32],
@@ -88,12 +88,15 @@ vectorized! {
 
 vectorized! {
     /// Replaces one row by its softmax times `factor`. Returns the row's maximum and Σ exp((x − maximum) / τ).
-    pub(super) fn softmax(row: &mut [f32], inverse_temperature: f32, factor: f32) -> (f32, f32) {
+    pub(crate) fn softmax(row: &mut [f32], inverse_temperature: f32, factor: f32) -> (f32, f32) {
         let max = highest(row);
-        let sum = reduce(row, row, |x, _| exp((x - max) * inverse_temperature));
+        for x in row.iter_mut() {
+            *x = exp((*x - max) * inverse_temperature);
+        }
+        let sum = reduce(row, row, |x, _| x);
         let scale = factor / sum;
         for x in row.iter_mut() {
-            *x = exp((*x - max) * inverse_temperature) * scale;
+            *x *= scale;
         }
         (max, sum)
     }
