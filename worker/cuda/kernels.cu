@@ -10,7 +10,7 @@ static __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat
 static __device__ __forceinline__ void narrow(float x, float *out) { *out = x; }
 static __device__ __forceinline__ void narrow(float x, __nv_bfloat16 *out) { *out = __float2bfloat16(x); }
 
-// Dropout as worker/src/train/dropout.rs defines it: a function of the row's key and salt and of the column.
+// Dropout as worker/src/numerics/dropout.rs defines it: a function of the row's key and salt and of the column.
 static __device__ __forceinline__ float mask_factor(uint32_t column, uint32_t key, uint32_t salt, uint32_t threshold, float scale) {
     uint32_t x = (column * 0x9e3779b9u) ^ key;
     x = ((x ^ (x >> 16)) * 0x7feb352du) ^ salt;

@@ -16,7 +16,7 @@ pub(crate) use probe::require_library;
 pub use probe::{Probe, choose};
 pub use staging::Staging;
 
-use crate::models::{Backend, bf16_on_cpu};
+use crate::ops::{Backend, bf16_on_cpu};
 use crate::{Error, Result};
 
 /// The device that a person asks for.

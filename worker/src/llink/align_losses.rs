@@ -19,9 +19,9 @@ use super::info_nce::info_nce;
 use super::teacher_queue::TeacherQueue;
 use super::whitening::Metric;
 use crate::Result;
-use crate::models::ops::{UnitRows, Values, edit, fused, matmul};
 use crate::numerics::kernels::{dot, rows_per_task};
 use crate::numerics::vectorized::vectorized;
+use crate::ops::{UnitRows, Values, edit, fused, matmul};
 
 const NORM_EPSILON: f64 = 1e-8;
 

@@ -9,9 +9,9 @@ use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::models::ops::{Values, fused, sum_rows_into};
 use crate::numerics::kernels::{dot_rows_f16, rows_per_task};
 use crate::numerics::matrix::Existing;
+use crate::ops::{Values, fused, sum_rows_into};
 
 /// The number of rows that one sort takes. More do not fit into the shared memory of a GPU's block.
 const SORTED_AT_ONCE: usize = 4_096;
@@ -135,9 +135,9 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::models::ops::UnitRows;
-    use crate::models::ops::testing::tracked;
     use crate::numerics::random::noise;
+    use crate::ops::UnitRows;
+    use crate::ops::testing::tracked;
 
     fn halves(rows: &[[f32; 2]]) -> Vec<f16> {
         rows.as_flattened().iter().map(|x| f16::from_f32(*x)).collect()

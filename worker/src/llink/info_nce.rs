@@ -4,9 +4,9 @@ use candle_core::{D, DType, Tensor};
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::models::ops::{edit, fused};
 use crate::numerics::kernels::rows_per_task;
 use crate::numerics::softmax::{Columns, softmaxes};
+use crate::ops::{edit, fused};
 
 /// Returns ½ (mean CE of row i of [s | h] / τ, label i + mean CE of column j of s / τ, label j) and its gradient.
 ///
@@ -72,8 +72,8 @@ mod tests {
     use candle_core::{Device, Var};
 
     use super::*;
-    use crate::models::ops::testing::tracked;
     use crate::numerics::random::noise;
+    use crate::ops::testing::tracked;
 
     #[test]
     fn the_gradient_is_that_of_the_graph_with_and_without_negatives() {

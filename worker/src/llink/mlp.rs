@@ -4,10 +4,10 @@
 use candle_core::{DType, Tensor};
 
 use crate::Result;
-use crate::models::ops::{
+use crate::numerics::matrix::Existing;
+use crate::ops::{
     Normed, RowMasks, gelu_dropout, layer_norm_backward, layer_norm_kept, matmul, matmul_into, multiply, sum_rows_into,
 };
-use crate::numerics::matrix::Existing;
 
 /// The names and shapes of the parameters, in the order of the flat buffer.
 pub(crate) type MlpShapes = [(&'static str, Vec<usize>); 6];

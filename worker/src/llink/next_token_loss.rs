@@ -8,8 +8,8 @@ use std::cell::Cell;
 use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
-use crate::models::{edit, fused};
 use crate::numerics::softmax::softmax;
+use crate::ops::{edit, fused};
 use crate::{Error, Result};
 
 /// The label of a token that is not learned.

@@ -11,10 +11,10 @@ use rayon::prelude::*;
 
 use super::mlp::{Mlp, MlpShapes, MlpTape};
 use super::parameters::{self, initialize_linear};
-use crate::models::ops::{Normed, UnitRows, standardized};
 use crate::numerics::kernels::dot;
 use crate::numerics::random::key;
 use crate::numerics::tensor_file::{self, TensorFile};
+use crate::ops::{Normed, UnitRows, standardized};
 use crate::{Error, Result};
 
 /// The key of the median norm in a file.

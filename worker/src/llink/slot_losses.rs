@@ -10,7 +10,7 @@ use candle_core::Tensor;
 use llink_proto::settings::InstructSettings;
 
 use crate::Result;
-use crate::models::ops::UnitRows;
+use crate::ops::UnitRows;
 
 /// The weights of the slots' losses in the total.
 #[derive(Debug, Clone, Copy)]

@@ -6,8 +6,8 @@ use candle_core::{DType, Tensor};
 use half::f16;
 
 use super::hard_negatives::hardest;
-use crate::models::Backend;
-use crate::models::ops::to_halves;
+use crate::ops::Backend;
+use crate::ops::to_halves;
 use crate::{Error, Result};
 
 /// A queue in a checkpoint: L2-normalized teacher vectors in f16, each with the id of its pair.

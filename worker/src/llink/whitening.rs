@@ -12,9 +12,9 @@ use faer::linalg::matmul::matmul as product;
 use faer::{Accum, Mat, MatRef, Par};
 
 use super::moments::Moments;
-use crate::models::Backend;
-use crate::models::ops::{matmul, subtract_row};
 use crate::numerics::tensor_file::{self, TensorFile, Values};
+use crate::ops::Backend;
+use crate::ops::{matmul, subtract_row};
 use crate::{Error, Result};
 
 /// The map (x − mean) · matrix. It is fitted once on the teachers of the training split and is constant afterwards.

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{DType, Device, Tensor};
 
-use super::tokenizer::NO_TOKEN;
 use crate::device::{TokenCost, free_memory, token_budget, within_memory};
+use crate::ops::NO_TOKEN;
 use crate::{Error, Result};
 
 /// The largest batch on the CPU. Larger ones do not fit into its caches.

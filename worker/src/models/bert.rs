@@ -4,16 +4,16 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 
-use super::backend::Backend;
 use super::batches::{Batching, Packed, check_ids, in_batches};
 use super::config::{EncoderConfig, EncoderFamily};
-use super::ops::{
-    Attention, AttentionSpans, Causality, Embedding, FrozenLinear, MeanOf, add_layer_norm, gelu, layer_norm,
-};
 use super::sentence::{Head, Pooling, Reading};
 use super::weights::Weights;
 use crate::Result;
 use crate::device::TokenCost;
+use crate::ops::backend::Backend;
+use crate::ops::{
+    Attention, AttentionSpans, Causality, Embedding, FrozenLinear, MeanOf, add_layer_norm, gelu, layer_norm,
+};
 
 /// The prefixes of tensor names. They depend on the class that saved the model.
 pub(crate) const PREFIXES: &[&str] = &["", "bert.", "roberta.", "model."];

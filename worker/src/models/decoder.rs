@@ -9,7 +9,6 @@ use candle_core::{DType, Device, Tensor};
 use llink_datasets::numbers::Scanner;
 use llink_proto::settings;
 
-use super::backend::Backend;
 use super::batches::Packed;
 use super::chat::{Chat, ChatPrompt, Passages, PromptForm, Turn};
 use super::config::LlamaConfig;
@@ -17,6 +16,7 @@ use super::generate::{GenerateOptions, LoadedAdapter, Sampling};
 use super::llama::{Llama, Rows};
 use super::model_files::ModelFiles;
 use super::tokenizer::{SpecialTokens, Tokenizer};
+use crate::ops::backend::Backend;
 use crate::{Error, Result};
 
 /// The largest number of a teacher sentence's tokens before the slot, including the beginning-of-text token.

@@ -4,12 +4,12 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 
-use super::backend::Backend;
 use super::bert::Bert;
 use super::config::EncoderConfig;
 use super::sentence::{FolderReading, Head, Reading, ReadingWishes};
 use super::tokenizer::{SpecialTokens, Tokenizer};
 use crate::Result;
+use crate::ops::backend::Backend;
 
 /// The limits of a text that the encoder reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,16 +4,16 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::backend::Backend;
 use super::batches::{Batching, Packed, check_ids, in_batches};
 use super::cache::{self, Cache};
 use super::config::LlamaConfig;
 use super::llama_layer::{Extend, LastRows, Layer, Place};
 use super::lora::{AdapterPlace, LayerAdapter};
 use super::model_files::ModelFiles;
-use super::ops::{AttentionSpans, Causality, Embedding, FrozenLinear, MeanOf, Rope, rms_norm, rms_norm_backward};
 use super::weights::Weights;
 use crate::device::TokenCost;
+use crate::ops::backend::Backend;
+use crate::ops::{AttentionSpans, Causality, Embedding, FrozenLinear, MeanOf, Rope, rms_norm, rms_norm_backward};
 use crate::{Error, Result};
 
 /// The name of a GGUF file's factors of the rotary frequencies.

@@ -5,11 +5,11 @@ use candle_core::{DType, Device, Tensor};
 use super::batches::Packed;
 use super::config::LlamaConfig;
 use super::lora::{LayerAdapter, Projection};
-use super::ops::{
+use super::weights::Weights;
+use crate::ops::{
     Attention, AttentionSpans, Causality, FrozenLinear, LowRankGradient, Rope, add_rms_norm, rms_norm,
     rms_norm_backward, silu_mul, silu_mul_backward,
 };
-use super::weights::Weights;
 use crate::{Error, Result};
 
 /// A loaded layer.

@@ -8,10 +8,10 @@ use llink_proto::settings::InstructSettings;
 use serde::{Deserialize, Serialize};
 
 use super::config::LlamaConfig;
-use super::ops::{LowRank, RowMasks};
 use crate::numerics::dropout::Dropout;
 use crate::numerics::random::{key, uniform};
 use crate::numerics::tensor_file::{self, TensorFile, Values};
+use crate::ops::{LowRank, RowMasks};
 use crate::{Error, Result};
 
 /// A linear layer of a decoder layer, by Llama's names.

@@ -1,7 +1,6 @@
 //! The frozen models and their tokenizers. An encoder (XLM-R, BERT) reads the foreign sentence, and Llama computes the
 //! teacher vectors.
 
-mod backend;
 mod batches;
 mod bert;
 mod cache;
@@ -22,7 +21,6 @@ mod llama_layer;
 pub mod lora;
 pub(crate) mod merged;
 mod model_files;
-pub(crate) mod ops;
 pub mod peft;
 mod placeholder;
 mod sentence;
@@ -30,7 +28,7 @@ mod tokenizer;
 mod training_pass;
 mod weights;
 
-pub use backend::Backend;
+pub use crate::ops::{Backend, NO_TOKEN};
 pub use batches::token_batches;
 pub use bert::Bert;
 pub use chat::{Chat, ChatPrompt, Part, Passages, PromptForm, Turn};
@@ -44,8 +42,7 @@ pub use generate::{GenerateOptions, LoadedAdapter, Sampling, replaced_rows};
 pub use gguf::is_gguf;
 pub use llama::Llama;
 pub use model_files::check_gguf;
-pub(crate) use ops::{RowMasks, bf16_on_cpu, edit, fused};
 pub use sentence::{FolderReading, Pooling, Reading, ReadingWishes};
-pub use tokenizer::{NO_TOKEN, SpecialTokens, Tokenizer};
+pub use tokenizer::{SpecialTokens, Tokenizer};
 pub use training_pass::{Activations, Adapter, TrainingBatch, TrainingPass};
 pub use weights::weight_files;

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use super::backend::Backend;
 use super::chat::Chat;
 use super::config::LlamaConfig;
 use super::conventions::Conventions;
@@ -11,6 +10,7 @@ use super::llama::PREFIXES;
 use super::tokenizer::Tokenizer;
 use super::weights::Weights;
 use crate::Result;
+use crate::ops::backend::Backend;
 
 /// Refuses a folder whose tokenizer and chat template cannot be used with an embedding of `rows` rows.
 ///

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::backend::Backend;
 use super::json;
 use super::weights::Weights;
+use crate::ops::backend::Backend;
 use crate::{Error, Result};
 
 const MODULES: &str = "modules.json";

@@ -12,6 +12,7 @@ use tokenizers::AddedToken;
 
 use super::json;
 use super::placeholder::placeholder;
+use crate::ops::NO_TOKEN;
 use crate::{Error, Result};
 
 /// The first character of a mark. It is a noncharacter, which no text for exchange contains.
@@ -19,9 +20,6 @@ pub(super) const MARK: char = '\u{10ffff}';
 /// The first of the characters that follow it. These are for private use: one for a slot, then one for each control
 /// token.
 const FIRST_INDEX: u32 = 0xf_0000;
-
-/// The id of a position without a token, such as a slot in a vocabulary without a spare token.
-pub const NO_TOKEN: u32 = u32::MAX - 1;
 
 /// A loaded tokenizer. It ignores the file's truncation and padding, because llink cuts token lists itself.
 pub struct Tokenizer {

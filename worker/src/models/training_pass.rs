@@ -10,10 +10,10 @@ use super::batches::Packed;
 use super::llama::Llama;
 use super::llama_layer::{LayerTape, Place};
 use super::lora::{LayerAdapter, LoraAdapter, RowDropout};
-use super::ops::{AttentionSpans, Causality, Rope};
 use crate::Result;
 use crate::llink::next_token_loss::{AnswerTokens, Wanted, next_token_loss};
 use crate::numerics::dropout::Dropout;
+use crate::ops::{AttentionSpans, Causality, Rope};
 
 /// The activations that the forward pass keeps for the backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

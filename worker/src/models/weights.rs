@@ -16,11 +16,11 @@ use safetensors::{SafeTensors, View as _};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::backend::{Backend, WeightsIn};
 use super::gguf::Gguf;
 use super::json;
-use super::ops::{Embedding, Format, FrozenLinear, FrozenMatrix, Memory, Precision, Stored};
 use super::placeholder::placeholder;
+use crate::ops::backend::{Backend, WeightsIn};
+use crate::ops::{Embedding, Format, FrozenLinear, FrozenMatrix, Memory, Precision, Stored};
 use crate::{Error, Result};
 
 pub(crate) const SINGLE: &str = "model.safetensors";

@@ -61,7 +61,7 @@ fn masked<T: CudaDType + DeviceRepr>(
     Ok(CudaStorage::wrap_cuda_slice(out, device.clone()))
 }
 
-/// Applies AdamW to `state` [3, n] with `gradient` [n] and the constants of [`crate::train::optimizer::Update`].
+/// Applies AdamW to `state` [3, n] with `gradient` [n] and the constants of the optimizer's update.
 pub(crate) fn adamw(
     state: &mut CudaStorage,
     state_layout: &Layout,

@@ -4,9 +4,9 @@ use half::f16;
 use super::*;
 use crate::llink::teacher_queue::StoredQueue;
 use crate::llink::whitening::Whitening;
-use crate::models::Backend;
-use crate::models::ops::testing::tracked;
 use crate::numerics::kernels::normalize;
+use crate::ops::Backend;
+use crate::ops::testing::tracked;
 
 const D: usize = 6;
 const WEIGHTS: AlignWeights = AlignWeights {

@@ -4,8 +4,8 @@ use candle_core::Tensor;
 
 use super::*;
 use crate::llink::mlp::halves;
-use crate::models::RowMasks;
 use crate::numerics::dropout::Dropout;
+use crate::ops::RowMasks;
 
 const SHAPE: ProjectorShape = ProjectorShape {
     input: 5,

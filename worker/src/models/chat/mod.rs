@@ -21,7 +21,8 @@ pub use form::PromptForm;
 use self::form::{INSTRUCTION, PLACE};
 use self::template::{GenerationPrompt, Message, render};
 use super::conventions::Conventions;
-use super::tokenizer::{NO_TOKEN, SpecialTokens, Tokenizer, mark};
+use super::tokenizer::{SpecialTokens, Tokenizer, mark};
+use crate::ops::NO_TOKEN;
 use crate::{Error, Result};
 
 /// Llama 3's turns without a system prompt, for folders with its tokens but without a template.

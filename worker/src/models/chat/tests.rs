@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::super::conventions::Conventions;
-use super::super::tokenizer::{NO_TOKEN, SpecialTokens, Tokenizer};
+use super::super::tokenizer::{SpecialTokens, Tokenizer};
 use super::{Chat, PLAIN, Part, Passages, Turn};
 use crate::Error;
+use crate::ops::NO_TOKEN;
 use crate::skip::python_with;
 
 const FOLDERS: [(&str, &str); 6] = [

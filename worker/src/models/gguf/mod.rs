@@ -15,7 +15,7 @@ use memmap2::Mmap;
 use serde_json::{Value, json};
 
 use super::conventions::Conventions;
-use super::ops::Memory;
+use crate::ops::Memory;
 use crate::{Error, Result};
 
 /// The keys of the named tokens in the file, and their names in Transformers.

@@ -12,10 +12,10 @@ use half::bf16;
 use rayon::prelude::*;
 use safetensors::tensor::Dtype;
 
-use super::super::ops::Memory;
 use super::super::weights::Entry;
 use super::Gguf;
 use crate::Result;
+use crate::ops::Memory;
 
 /// Parts of names in GGUF, and their counterparts in Hugging Face's layout.
 const NAMES: [(&str, &str); 15] = [

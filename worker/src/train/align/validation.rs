@@ -9,7 +9,7 @@ use crate::llink::projector::Projector;
 use crate::llink::retrieval::retrieval_metrics;
 use crate::llink::teacher_queue::{StoredQueue, TeacherQueue};
 use crate::llink::whitening::{Metric, Whitening};
-use crate::models::Backend;
+use crate::ops::Backend;
 use crate::train::step_record::Validation;
 use crate::{Error, Result};
 

@@ -18,8 +18,8 @@ use crate::llink::projector::{Projector, ProjectorShape};
 use crate::llink::slot_expander::{Expansion, ExpansionTape, SlotExpander, SlotExpanderShape};
 use crate::llink::slot_losses::SlotLosses;
 use crate::models::lora::LoraAdapter;
-use crate::models::ops::sum_of_squares;
 use crate::models::{Adapter, Llama};
+use crate::ops::sum_of_squares;
 use crate::train::optimizer::{AdamW, PIECE, clip_factor, flat, padded};
 use crate::train::step::{Clock, StepSeconds, check_finite};
 

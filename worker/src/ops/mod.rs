@@ -1,4 +1,4 @@
-//! The models' operations on tensors. Each operation decides how it runs. On the CPU, f32 uses this crate's fused
+//! The operations on tensors of the models and of the method's modules. Each operation decides how it runs. On the CPU, f32 uses this crate's fused
 //! kernels on slices; everything else uses candle's. Tests compare both with a definition by tensor operations.
 //!
 //! No operation takes part in candle's gradients, because the backward pass of the frozen models is written by hand.
@@ -6,6 +6,7 @@
 mod activation;
 mod attention;
 mod attention_backward;
+pub(crate) mod backend;
 mod dense;
 mod elementwise;
 mod embedding;
@@ -23,9 +24,11 @@ mod unit_rows;
 
 pub(crate) use activation::{gelu, silu_mul, silu_mul_backward};
 pub(crate) use attention::{Attention, AttentionSpans, Causality, MeanOf};
+pub use backend::Backend;
 pub(crate) use dense::{matmul, matmul_into, sum_rows_into};
 pub(crate) use elementwise::{multiply, subtract_row, sum_of_squares, to_halves};
 pub(crate) use embedding::Embedding;
+pub use embedding::NO_TOKEN;
 pub(crate) use frozen_linear::FrozenLinear;
 pub(crate) use gelu_dropout::gelu_dropout;
 pub(crate) use layer_norm::{Normed, layer_norm_backward, layer_norm_kept, standardized};

@@ -6,8 +6,10 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::product::Stored;
-use crate::models::tokenizer::NO_TOKEN;
 use crate::{Error, Result};
+
+/// The id of a position without a token, such as a slot in a vocabulary without a spare token.
+pub const NO_TOKEN: u32 = u32::MAX - 1;
 
 /// The number of rows that are summed at once for the mean.
 const SUMMED: usize = 1_024;
