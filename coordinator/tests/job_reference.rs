@@ -6,7 +6,10 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use llink_coord::job::{CleaningSection, EvaluateSection, TrackSection, WorkersSection, parse};
+use llink_coord::job::{
+    CleaningSection, CorpusSection, EvaluateSection, InstructionsSection, JudgeSection, SynthesizeSection,
+    TrackSection, WorkersSection, parse,
+};
 use llink_proto::settings::{AlignSettings, EmbedSettings, InstructSettings, Key};
 use serde_json::Value;
 
@@ -38,11 +41,11 @@ macro_rules! declared {
 fn sections() -> [Section; 17] {
     [
         in_source("", "mod.rs", "JobFile"),
-        in_source("corpus", "mod.rs", "CorpusSection"),
+        declared!("corpus", CorpusSection),
         in_source("corpus.source", "source.rs", "SourceEntry"),
         declared!("cleaning", CleaningSection),
-        in_source("instructions", "mod.rs", "InstructionsSection"),
-        in_source("synthesize", "synthesize.rs", "SynthesizeSection"),
+        declared!("instructions", InstructionsSection),
+        declared!("synthesize", SynthesizeSection),
         in_source("models", "models.rs", "ModelsSection"),
         in_source("models.encoder", "models.rs", "EncoderModel"),
         in_source("models.decoder", "models.rs", "DecoderModel"),
@@ -50,7 +53,7 @@ fn sections() -> [Section; 17] {
         declared!("align", AlignSettings),
         declared!("instruct", InstructSettings),
         declared!("evaluate", EvaluateSection),
-        in_source("evaluate.judge", "judge.rs", "JudgeSection"),
+        declared!("evaluate.judge", JudgeSection),
         in_source("export", "export.rs", "ExportSection"),
         declared!("track", TrackSection),
         declared!("workers", WorkersSection),

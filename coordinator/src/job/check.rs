@@ -64,28 +64,16 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
         );
     }
     cleaning(&job.cleaning, &mut expect);
-    for (key, given, expected) in job.synthesize.iter().flat_map(super::synthesize::faults) {
-        expect(false, key, &given, expected);
+    if let Some(synthesize) = &job.synthesize {
+        super::synthesize::problems(synthesize, &mut expect);
     }
-    expect(
-        c.holdout_pairs >= 2,
-        "corpus.holdout_pairs",
-        &c.holdout_pairs,
-        "at least 2, to measure retrieval on",
-    );
+    c.check_bounds(&mut expect);
     expect(
         c.min_chars <= c.max_chars,
         "corpus.min_chars",
         &c.min_chars,
         "at most `corpus.max_chars`",
     );
-    expect(
-        (1..=65_535).contains(&c.max_chars),
-        "corpus.max_chars",
-        &c.max_chars,
-        "1 to 65535",
-    );
-    expect(c.shard_rows >= 1, "corpus.shard_rows", &c.shard_rows, "at least 1");
     let sample_sized = c.train_pairs > 0 || !c.source.has_sample();
     expect(
         sample_sized,
@@ -102,29 +90,12 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
             "at least one source",
         );
         sources(&i.source, "instructions.source", &mut expect);
-        expect(
-            i.validation >= 1,
-            "instructions.validation",
-            &i.validation,
-            "at least 1",
-        );
+        i.check_bounds(&mut expect);
         expect(
             i.min_chars <= i.max_chars,
             "instructions.min_chars",
             &i.min_chars,
             "at most `instructions.max_chars`",
-        );
-        expect(
-            (1..=65_535).contains(&i.max_chars),
-            "instructions.max_chars",
-            &i.max_chars,
-            "1 to 65535",
-        );
-        expect(
-            i.shard_rows >= 1,
-            "instructions.shard_rows",
-            &i.shard_rows,
-            "at least 1",
         );
         let sized = i.train > 0 || !i.source.has_sample();
         expect(

@@ -117,49 +117,45 @@ pub enum TooLong {
     Drop,
 }
 
-/// The parallel corpus and its split (`[corpus]`).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CorpusSection {
-    /// `"sample"`, or files, plain or compressed. A source whose name does not tell how to read it gets a table of its
-    /// own.
-    pub source: Sources,
-    /// The format of sources that name none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub format: Option<FormatName>,
-    /// The compression of sources that name none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub compression: Option<CompressionName>,
-    /// The English column of sources that name none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub english_column: Option<ColumnName>,
-    /// The foreign column of sources that name none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub foreign_column: Option<ColumnName>,
-    /// The English language code of TMX sources that name none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub english_language: Option<String>,
-    /// The foreign language code of TMX sources that name none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub foreign_language: Option<String>,
-    /// The number of training pairs; 0 takes all.
-    #[serde(default = "default_train_pairs")]
-    pub train_pairs: u64,
-    /// The number of held-out pairs.
-    #[serde(default = "default_holdout_pairs")]
-    pub holdout_pairs: u64,
-    /// Foreign texts with fewer characters are dropped.
-    #[serde(default = "one")]
-    pub min_chars: u32,
-    /// Foreign texts with more characters are cut or dropped, as `too_long` says.
-    #[serde(default = "default_max_chars")]
-    pub max_chars: u32,
-    /// `cut` keeps the first `max_chars` characters of a longer text, and `drop` drops the row.
-    #[serde(default = "cut")]
-    pub too_long: TooLong,
-    /// The number of rows in a shard.
-    #[serde(default = "default_shard_rows")]
-    pub shard_rows: u32,
+llink_proto::settings! {
+    /// The parallel corpus and its split (`[corpus]`).
+    pub struct CorpusSection = "corpus" {
+        result {
+            /// `"sample"`, or files, plain or compressed. A source whose name does not tell how to read it gets a table of its
+            /// own.
+            source: Sources = Sources::default();
+            /// The format of sources that name none.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            format: Option<FormatName> = None;
+            /// The compression of sources that name none.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            compression: Option<CompressionName> = None;
+            /// The English column of sources that name none.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            english_column: Option<ColumnName> = None;
+            /// The foreign column of sources that name none.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            foreign_column: Option<ColumnName> = None;
+            /// The English language code of TMX sources that name none.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            english_language: Option<String> = None;
+            /// The foreign language code of TMX sources that name none.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            foreign_language: Option<String> = None;
+            /// The number of training pairs; 0 takes all.
+            train_pairs: u64 = 100_000;
+            /// The number of held-out pairs.
+            holdout_pairs: u64 = 40_000, at_least(2.0).because("retrieval is measured on them");
+            /// Foreign texts with fewer characters are dropped.
+            min_chars: u32 = 1;
+            /// Foreign texts with more characters are cut or dropped, as `too_long` says.
+            max_chars: u32 = 256, between(1.0, 65_535.0);
+            /// `cut` keeps the first `max_chars` characters of a longer text, and `drop` drops the row.
+            too_long: TooLong = TooLong::Cut;
+            /// The number of rows in a shard.
+            shard_rows: u32 = 16_384, at_least(1.0);
+        }
+    }
 }
 
 /// The source of the validation texts.
@@ -181,34 +177,31 @@ impl ValidationFrom {
     }
 }
 
-/// Examples for Stage B (`[instructions]`).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct InstructionsSection {
-    /// `"sample"`, or JSON Lines files.
-    pub source: Sources,
-    /// The tasks to keep; an empty list keeps all.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub tasks: Vec<String>,
-    /// The number of training examples; 0 takes all.
-    #[serde(default = "default_instruction_train")]
-    pub train: u64,
-    /// The number of held-out examples for validation.
-    #[serde(default = "default_instruction_validation")]
-    pub validation: u64,
-    /// The texts of the validation examples: `"holdout"`, or `"train"` if all instructions were made from training
-    /// pairs.
-    #[serde(default, skip_serializing_if = "ValidationFrom::is_default")]
-    pub validation_from: ValidationFrom,
-    /// Foreign texts with fewer characters are dropped.
-    #[serde(default = "default_instruction_min_chars")]
-    pub min_chars: u32,
-    /// Foreign texts with more characters are dropped.
-    #[serde(default = "default_max_chars")]
-    pub max_chars: u32,
-    /// The number of rows in a shard.
-    #[serde(default = "default_shard_rows")]
-    pub shard_rows: u32,
+llink_proto::settings! {
+    /// Examples for Stage B (`[instructions]`).
+    pub struct InstructionsSection = "instructions" {
+        result {
+            /// `"sample"`, or JSON Lines files.
+            source: Sources = Sources::default();
+            /// The tasks to keep; an empty list keeps all.
+            #[serde(skip_serializing_if = "Vec::is_empty")]
+            tasks: Vec<String> = Vec::new();
+            /// The number of training examples; 0 takes all.
+            train: u64 = 40_000;
+            /// The number of held-out examples for validation.
+            validation: u64 = 2_000, at_least(1.0);
+            /// The texts of the validation examples: `"holdout"`, or `"train"` if all instructions were made from training
+            /// pairs.
+            #[serde(skip_serializing_if = "ValidationFrom::is_default")]
+            validation_from: ValidationFrom = ValidationFrom::Holdout;
+            /// Foreign texts with fewer characters are dropped.
+            min_chars: u32 = 12;
+            /// Foreign texts with more characters are dropped.
+            max_chars: u32 = 256, between(1.0, 65_535.0);
+            /// The number of rows in a shard.
+            shard_rows: u32 = 16_384, at_least(1.0);
+        }
+    }
 }
 
 llink_proto::settings! {
@@ -273,40 +266,4 @@ impl Compute {
 
 fn is_zero(priority: &i32) -> bool {
     *priority == 0
-}
-
-fn one() -> u32 {
-    1
-}
-
-fn cut() -> TooLong {
-    TooLong::Cut
-}
-
-fn default_train_pairs() -> u64 {
-    100_000
-}
-
-fn default_holdout_pairs() -> u64 {
-    40_000
-}
-
-fn default_max_chars() -> u32 {
-    256
-}
-
-fn default_shard_rows() -> u32 {
-    16_384
-}
-
-fn default_instruction_train() -> u64 {
-    40_000
-}
-
-fn default_instruction_validation() -> u64 {
-    2_000
-}
-
-fn default_instruction_min_chars() -> u32 {
-    12
 }

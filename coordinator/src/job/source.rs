@@ -16,6 +16,13 @@ pub enum Sources {
     Several(Vec<SourceEntry>),
 }
 
+impl Default for Sources {
+    /// No source, which the check of the job file refuses.
+    fn default() -> Self {
+        Self::Several(Vec::new())
+    }
+}
+
 impl Sources {
     /// Returns the sources in the job's order.
     #[must_use]

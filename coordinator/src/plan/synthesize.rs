@@ -28,7 +28,7 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
         url: String::new(),
         api_key_env: String::new(),
         concurrency: 0,
-        requests_per_minute: 0.0,
+        requests_per_minute: None,
         timeout_s: 0.0,
         attempts: 0,
         ..section(inputs)?.clone()
@@ -222,7 +222,7 @@ fn endpoint(section: &SynthesizeSection) -> ModelEndpoint {
         model: section.model.clone(),
         api_key_env: section.api_key_env.clone(),
         concurrency: section.concurrency,
-        requests_per_minute: Some(section.requests_per_minute).filter(|rate| *rate > 0.0),
+        requests_per_minute: section.requests_per_minute,
         timeout_s: section.timeout_s,
         attempts: section.attempts,
         max_tokens: section.max_tokens,
