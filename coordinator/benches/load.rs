@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use llink_coord::job;
 use llink_coord::plan::Claim;
 use llink_coord::schedule::{Action, Cluster, Effects, LookedUp, NewJob, Outcome, Timing};
@@ -105,7 +106,8 @@ impl Bench {
 
     fn settle(&mut self, fx: Effects) {
         if let Some(store) = &mut self.store {
-            store.save(&self.cluster, &fx).unwrap();
+            // Without a replica nothing is waited for.
+            store.save(&self.cluster, &fx).now_or_never().unwrap().unwrap();
         }
         let started = fx.actions.into_iter().filter_map(|action| match action {
             Action::Start { worker, assignment } => Some((worker, *assignment)),

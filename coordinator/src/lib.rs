@@ -7,6 +7,7 @@
 pub mod authority;
 pub mod cli;
 pub mod job;
+mod machine;
 pub mod plan;
 pub mod report;
 pub mod schedule;

@@ -195,11 +195,22 @@ impl StateStore {
     /// # Errors
     /// When SQLite cannot write: disk full, for one. Then nothing of the steps is saved. When the replica cannot be written,
     /// or another coordinator leads on it: then nothing of the steps may be acknowledged.
-    pub fn save(&mut self, cluster: &Cluster, fx: &Effects) -> Result<(), StateError> {
+    pub async fn save(&mut self, cluster: &Cluster, fx: &Effects) -> Result<(), StateError> {
         let path = self.path.clone();
         self.try_save(cluster, fx).map_err(|e| sqlite(&path, e))?;
         match &mut self.replica {
-            Some(replica) => replica.ship(&mut self.connection, &path),
+            Some(replica) => replica.ship(&mut self.connection, &path).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Closes the store, and gives up the lead on the replica if there is one.
+    ///
+    /// # Errors
+    /// When the replica cannot be written. Then other coordinators wait until the leader has been silent for long enough.
+    pub async fn close(self) -> Result<(), StateError> {
+        match self.replica {
+            Some(replica) => replica.hand_over().await,
             None => Ok(()),
         }
     }

@@ -147,6 +147,39 @@ fn a_standby_takes_over_within_15_seconds_and_a_task_is_acknowledged_once() {
 }
 
 #[test]
+fn a_coordinator_that_is_stopped_hands_over_to_the_standby_and_a_task_is_acknowledged_once() {
+    let sources = ["0.tsv", "1.tsv"];
+    let place = Place::new(&format!("output = \"out\"\n[corpus]\nsource = {sources:?}\n"));
+    for source in sources {
+        std::fs::write(place.path(source), "hello\tworld\n").unwrap();
+    }
+    let address = free_address();
+    let url = format!("http://{address}");
+    let mut first = serve(&place, &address, "first", &[]);
+    says(&mut first, "llink-coord listens on");
+    let mut second = serve(&place, &address, "second", &[]);
+    says(&mut second, "standby: process");
+    submit(&place, &url);
+    let runtime = Runtime::new().unwrap();
+    let mut worker = runtime.block_on(Worker::register(&url));
+    let done = runtime.block_on(worker.lease());
+    assert!(runtime.block_on(worker.done(&done, done.token)).accepted);
+    let lease = runtime.block_on(worker.lease());
+
+    common::signal(first.child.id(), "-TERM");
+    let ended = eventually("the first one ends", || first.child.try_wait().unwrap());
+    assert!(ended.success(), "{ended:?}: {}", first.log());
+    says(&mut second, "has given up the lead on");
+    says(&mut second, "llink-coord listens on");
+    let mut worker = runtime.block_on(Worker::register(&url));
+    let again = runtime.block_on(worker.lease());
+    assert!(again.task_id == lease.task_id && again.token > lease.token, "{again:?}");
+    assert!(!runtime.block_on(worker.done(&lease, lease.token)).accepted);
+    assert!(!runtime.block_on(worker.done(&done, done.token)).accepted);
+    assert!(runtime.block_on(worker.done(&again, again.token)).accepted);
+}
+
+#[test]
 fn a_coordinator_that_was_held_up_while_another_took_over_ends_and_acknowledges_nothing() {
     let place = Place::new(SMALL);
     let (address, other) = (free_address(), free_address());

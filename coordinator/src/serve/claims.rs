@@ -12,7 +12,7 @@ use llink_datasets::store::{Created, Store};
 use llink_datasets::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use super::machine::{Machine, Process};
+use crate::machine::{Machine, Process};
 use crate::plan::{self, Claim};
 use crate::schedule::{Millis, Work};
 
@@ -263,8 +263,8 @@ impl Claims {
 
 #[cfg(test)]
 mod tests {
-    use super::super::machine::ThisMachine;
     use super::*;
+    use crate::machine::ThisMachine;
 
     fn work(output: &str) -> Work {
         Work {

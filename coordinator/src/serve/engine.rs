@@ -10,11 +10,11 @@ use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::keeper::Keeper;
-use super::machine::Machine;
 use super::metrics::Saves;
 use super::withheld::Withheld;
 use super::workers::Session;
 use super::{ServeOptions, Unfinished, stages};
+use crate::machine::Machine;
 use crate::plan::Claim;
 use crate::schedule::{Action, Cluster, Effects, LookedUp, Millis, Work};
 use crate::state::{Claimed, EventPage, StateError, StateStore};
@@ -112,6 +112,8 @@ pub struct Engine {
     told: HashMap<(String, String), Millis>,
     keepers: HashMap<Work, Keeper>,
     releases: Vec<oneshot::Receiver<()>>,
+    /// Whether the engine ends after the next save.
+    stops: bool,
 }
 
 /// The instructions for a worker, until its stream takes them.
@@ -134,7 +136,8 @@ pub(super) fn start(
     machine: Arc<dyn Machine>,
 ) -> Result<EngineHandle, StateError> {
     let (engine, inbox, handle) = Engine::open(store, options, saves, machine)?;
-    std::thread::spawn(move || engine.run(inbox));
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::spawn(move || runtime.block_on(engine.run(inbox)));
     Ok(handle)
 }
 
@@ -194,6 +197,7 @@ impl Engine {
             told,
             keepers: HashMap::new(),
             releases: Vec::new(),
+            stops: false,
         };
         let unfinished = options.unfinished;
         engine.step(|cluster, now, fx| match unfinished {
@@ -209,13 +213,30 @@ impl Engine {
         Ok((engine, inbox, handle))
     }
 
-    /// Runs calls until nobody can call any more or the store cannot save. It saves after all calls in the queue.
-    fn run(mut self, mut inbox: mpsc::Receiver<Call>) {
-        while let Some(fx) = self.save() {
+    /// Runs calls until it is stopped, nobody can call any more, or the store cannot save. It saves after all calls in the
+    /// queue.
+    async fn run(mut self, mut inbox: mpsc::Receiver<Call>) {
+        while let Some(fx) = self.save().await {
+            if self.stops {
+                return self.end().await;
+            }
             self.act_on(fx);
-            let Some(first) = inbox.blocking_recv() else { return };
+            let Some(first) = inbox.recv().await else { return };
             self.run_queued(first, &mut inbox);
         }
+    }
+
+    /// Ends the engine after the steps so far. Its replica is left to the next leader.
+    pub(super) fn stop(&mut self) {
+        self.stops = true;
+    }
+
+    /// Gives up the lead, and then answers. Nobody acts on what was saved last: the next leader does.
+    async fn end(self) {
+        if let Err(e) = self.store.close().await {
+            tracing::warn!("a standby takes over later: {e}");
+        }
+        self.answers.into_iter().for_each(|answer| answer());
     }
 
     /// Runs a call and those behind it in the queue.
@@ -238,10 +259,10 @@ impl Engine {
 
     /// Saves what the steps so far changed, and returns their effects. If the store cannot save, it returns none: nothing is
     /// done, the engine must stop, and those who wait for an answer are told why.
-    fn save(&mut self) -> Option<Effects> {
+    async fn save(&mut self) -> Option<Effects> {
         let fx = std::mem::take(&mut self.unsaved);
         let began = Instant::now();
-        let saved = self.store.save(&self.cluster, &fx);
+        let saved = self.store.save(&self.cluster, &fx).await;
         let seconds = began.elapsed().as_secs_f64();
         (0..std::mem::take(&mut self.steps)).for_each(|_| self.saves.0.observe(seconds));
         if let Err(e) = saved {
@@ -486,8 +507,8 @@ mod tests {
     use std::collections::BTreeSet;
     use std::path::Path;
 
-    use super::super::machine::ThisMachine;
     use super::*;
+    use crate::machine::ThisMachine;
     use crate::schedule::NewJob;
 
     fn started(directory: &Path) -> EngineHandle {

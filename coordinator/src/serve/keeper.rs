@@ -8,7 +8,7 @@ use llink_datasets::store::Store;
 use tokio::sync::oneshot;
 
 use super::claims::Claims;
-use super::machine::Machine;
+use crate::machine::Machine;
 use crate::plan::Claim;
 use crate::schedule::Work;
 

@@ -16,7 +16,6 @@ mod inputs;
 mod jobs;
 mod keeper;
 mod local_user;
-mod machine;
 mod metrics;
 mod page;
 mod pages;
@@ -37,6 +36,7 @@ use llink_proto::worker_service_server::WorkerServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 
+use crate::machine::{Machine, ThisMachine};
 use crate::schedule::{Keep, Timing};
 use crate::state::{StateError, StateStore, private, replica};
 
@@ -48,7 +48,6 @@ pub use engine::EngineHandle;
 pub use exposure::Security;
 pub use health::READY;
 pub use jobs::FAILURE_KIND_KEY;
-use machine::ThisMachine;
 use tls::ClientCertificate;
 pub use tls::{FileError, TlsFiles};
 
@@ -242,7 +241,8 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
     if let Some(address) = options.health {
         health::serve(address, led, stopped.clone()).await?;
     }
-    let store = open_state(&options).await?;
+    let machine: Arc<dyn Machine> = Arc::new(ThisMachine::new());
+    let store = open_state(&options, machine.clone()).await?;
     let listener = TcpListener::bind(options.listen)
         .await
         .map_err(|source| ServeError::Listen {
@@ -256,7 +256,7 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
     let scheme = if tls.is_some() { "https" } else { "http" };
     let url = format!("{scheme}://{address}");
     let saves = metrics::Saves::default();
-    let engine = engine::start(store, &options, saves.clone(), Arc::new(ThisMachine::new()))?;
+    let engine = engine::start(store, &options, saves.clone(), machine)?;
     // Without a health service there is no receiver.
     let _ = leads.send(engine.clone());
     let endpoint = Endpoint {
@@ -331,9 +331,9 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
 }
 
 /// Opens the state. With a replica, this waits while another coordinator leads on it.
-async fn open_state(options: &ServeOptions) -> Result<StateStore, StateError> {
+async fn open_state(options: &ServeOptions, machine: Arc<dyn Machine>) -> Result<StateStore, StateError> {
     match &options.replica {
-        Some(url) => replica::open(&options.state_directory, url).await,
+        Some(url) => replica::open(&options.state_directory, url, machine, replica::ENTRIES).await,
         None => {
             replica::forget(&options.state_directory);
             StateStore::open(&options.state_directory)
@@ -342,7 +342,7 @@ async fn open_state(options: &ServeOptions) -> Result<StateStore, StateError> {
 }
 
 impl Running {
-    /// Closes every stream, lets the server finish and removes the endpoint file.
+    /// Closes every stream, lets the server finish, leaves the replica to a standby and removes the endpoint file.
     ///
     /// # Errors
     /// An error says that the transport failed before.
@@ -364,6 +364,9 @@ impl Running {
             let _ = tokio::time::timeout(Duration::from_secs(2), page).await;
         }
         let ended = tokio::time::timeout(Duration::from_secs(3), self.server).await;
+        // Nobody waits for an answer any more. A replica that does not answer is not waited for.
+        let stops = self.engine.call(|engine| engine.stop());
+        let _ = tokio::time::timeout(Duration::from_secs(5), stops).await;
         if let Some(audit) = &self.audit {
             audit.settle(i64::MAX);
         }

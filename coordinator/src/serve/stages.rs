@@ -11,7 +11,7 @@ use llink_proto::{Failure, FailureKind};
 
 use super::claims::{Claims, Taken};
 use super::engine::failure;
-use super::machine::Machine;
+use crate::machine::Machine;
 use crate::plan::{self, Claim, StageName};
 use crate::schedule::{LookedUp, Work};
 
@@ -207,8 +207,8 @@ mod tests {
     use llink_datasets::manifest::ManifestArtifact;
     use llink_datasets::role::Role;
 
-    use super::super::machine::ThisMachine;
     use super::*;
+    use crate::machine::ThisMachine;
 
     const OUTPUT: &str = "memory://stages";
 

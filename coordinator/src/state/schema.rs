@@ -121,6 +121,7 @@ fn take_apart(tx: &Transaction<'_>, jobs: &[Job], tasks: &[TaskRecord]) -> rusql
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
     use llink_proto::task::Kind;
     use llink_proto::{Artifact, EmbedShard, Failure, ModelRef, ModelRole, Task, TaskResult};
     use prost::Message;
@@ -273,7 +274,7 @@ mod tests {
             jobs: ["j".into()].into(),
             ..Effects::default()
         };
-        store.save(&cluster, &fx).unwrap();
+        store.save(&cluster, &fx).now_or_never().unwrap().unwrap();
         drop(store);
         let (jobs, _) = StateStore::open(directory.path()).unwrap().load().unwrap();
         assert_eq!(jobs[0].trace, "00-1-2-01 ci=1");

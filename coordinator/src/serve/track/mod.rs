@@ -20,9 +20,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use super::engine::{Engine, EngineHandle, EngineStopped};
-use super::machine::since_epoch;
 use super::page::curves::step_of;
 use crate::job::{JobFile, TrackSection};
+use crate::machine::since_epoch;
 use crate::schedule::Millis;
 use feed::Feed;
 use program::Program;

@@ -4,11 +4,15 @@
 //! leader of before would write next, and only one of them can. So the log alone says whose entries count, and no clock
 //! is compared with another one. A clock only says how long nothing was added.
 
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
+use futures::future::{Either, select};
 use llink_datasets::store::Created;
 
 use super::objects::{Kind, Objects, Position, Writer};
+use crate::machine::Machine;
+use crate::schedule::Millis;
 use crate::state::StateError;
 
 /// A leader that has nothing to write writes a sign of life so often.
@@ -43,21 +47,28 @@ pub(super) struct Lead {
     pub(super) seal: Position,
     /// Where the next entry comes.
     pub(super) next: Position,
-    written: Instant,
+    pub(super) machine: Arc<dyn Machine>,
+    /// When the newest entry was sent. Another coordinator that has seen silence since then finds this one silent too.
+    written: Millis,
 }
 
 impl Lead {
-    /// Waits until no other coordinator leads, and takes the lead. It is taken at once from a process that had this state
-    /// directory: that is gone, since the directory's lock is held.
-    pub(super) async fn take(objects: Objects, writer: Writer, pace: Pace) -> Result<Self, StateError> {
+    /// Waits until no other coordinator leads, and takes the lead. It is taken at once from one that gave it up, and from a
+    /// process that had this state directory: that is gone, since the directory's lock is held.
+    pub(super) async fn take(
+        objects: Objects,
+        writer: Writer,
+        pace: Pace,
+        machine: Arc<dyn Machine>,
+    ) -> Result<Self, StateError> {
         let mut newest = None;
-        let mut since = Instant::now();
+        let mut since = machine.now();
         let mut told = false;
         loop {
             let found = objects.log().await?.last().copied();
             if found != newest {
                 newest = found;
-                since = Instant::now();
+                since = machine.now();
             }
             let head = match newest {
                 Some(at) => objects.head(at).await?.map(|head| (at, head)),
@@ -67,22 +78,25 @@ impl Lead {
                 Some((at, head)) => at.after(head.kind),
                 None => Position::FIRST,
             };
-            let leader = head
-                .map(|(_, head)| head.writer)
-                .filter(|leader| leader.directory != writer.directory);
-            match leader {
-                Some(leader) if since.elapsed() < pace.silence => {
+            let other = head
+                .map(|(_, head)| head)
+                .filter(|head| head.writer.directory != writer.directory);
+            match other {
+                Some(head) if head.kind != Kind::End && elapsed(&machine, since) < pace.silence => {
                     if !std::mem::replace(&mut told, true) {
                         let wait = pace.silence.as_secs();
-                        let (url, by) = (objects.url(), leader.process);
+                        let (url, by) = (objects.url(), head.writer.process);
                         tracing::info!(
                             "standby: {by} leads on {url}; this one takes over {wait} s after its last sign of life"
                         );
                     }
-                    tokio::time::sleep(pace.look).await;
+                    machine.sleep(pace.look).await;
                 }
-                _ => {
-                    if let Some(lead) = Self::seal(&objects, &writer, next).await? {
+                other => {
+                    if let Some(head) = other.filter(|head| head.kind == Kind::End) {
+                        tracing::info!("{} has given up the lead on {}", head.writer.process, objects.url());
+                    }
+                    if let Some(lead) = Self::seal(&objects, &writer, next, &machine).await? {
                         return Ok(lead);
                     }
                 }
@@ -91,7 +105,13 @@ impl Lead {
     }
 
     /// Takes the lead by a seal, unless another one was quicker.
-    pub(super) async fn seal(objects: &Objects, writer: &Writer, seal: Position) -> Result<Option<Self>, StateError> {
+    pub(super) async fn seal(
+        objects: &Objects,
+        writer: &Writer,
+        seal: Position,
+        machine: &Arc<dyn Machine>,
+    ) -> Result<Option<Self>, StateError> {
+        let written = machine.now();
         if objects.create(seal, Kind::Seal, writer, &[]).await? == Created::AlreadyThere {
             return Ok(None);
         }
@@ -106,16 +126,20 @@ impl Lead {
             writer: writer.clone(),
             seal,
             next: seal.after(Kind::Seal),
-            written: Instant::now(),
+            machine: machine.clone(),
+            written,
         }))
     }
 
     /// Writes an entry; where it lies.
     pub(super) async fn put(&mut self, kind: Kind, pages: &[u8]) -> Result<Position, StateError> {
-        let at = self.next;
-        let create = self.objects.create(at, kind, &self.writer, pages);
-        let created = tokio::time::timeout(PATIENCE, create).await;
-        if created.map_err(|_| StateError::Silent(self.objects.url().to_owned()))?? == Created::AlreadyThere {
+        let (at, written) = (self.next, self.machine.now());
+        let create = std::pin::pin!(self.objects.create(at, kind, &self.writer, pages));
+        let created = match select(create, self.machine.sleep(PATIENCE)).await {
+            Either::Left((created, _)) => created?,
+            Either::Right(_) => return Err(StateError::Silent(self.objects.url().to_owned())),
+        };
+        if created == Created::AlreadyThere {
             // The answer to an own request may have been lost, and the request repeated.
             let by = self.objects.head(at).await?.map(|head| head.writer);
             if by.as_ref() != Some(&self.writer) {
@@ -126,13 +150,18 @@ impl Lead {
             }
         }
         self.next = at.after(kind);
-        self.written = Instant::now();
+        self.written = written;
         Ok(at)
+    }
+
+    /// Gives up the lead, which another coordinator may take at once.
+    pub(super) async fn give_up(mut self) -> Result<(), StateError> {
+        self.put(Kind::End, &[]).await.map(|_| ())
     }
 
     /// Whether a sign of life is due.
     pub(super) fn is_silent(&self) -> bool {
-        self.written.elapsed() >= BEAT
+        elapsed(&self.machine, self.written) >= BEAT
     }
 
     /// Gives signs of life until `work` is done.
@@ -143,11 +172,16 @@ impl Lead {
         let mut work = std::pin::pin!(work);
         loop {
             tokio::select! {
+                biased;
                 done = &mut work => return done,
-                () = tokio::time::sleep(BEAT) => {
+                () = self.machine.sleep(BEAT) => {
                     self.put(Kind::Beat, &[]).await?;
                 }
             }
         }
     }
+}
+
+fn elapsed(machine: &Arc<dyn Machine>, since: Millis) -> Duration {
+    Duration::from_millis((machine.now() - since).max(0) as u64)
 }

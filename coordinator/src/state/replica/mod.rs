@@ -11,20 +11,22 @@ mod restore;
 mod tests;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use llink_datasets::store::Store;
 use rusqlite::{Connection, MAIN_DB};
 use serde::{Deserialize, Serialize};
-use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
+use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
 
 use super::{StateError, StateStore, private, sqlite};
+use crate::machine::Machine;
 use lead::{Lead, Pace};
 use objects::{Kind, Objects, Position, Writer};
 use pages::{Pages, WriteAheadLog};
 
 /// The number of entries after which a snapshot is written. It bounds the time of a restore.
-const ENTRIES: u32 = 1_000;
+pub(crate) const ENTRIES: u32 = 1_000;
 /// The size in bytes from which the write-ahead log is moved into the database.
 const LOG_BYTES: u64 = 8 << 20;
 /// The file in a state directory that names its replica.
@@ -35,11 +37,11 @@ const MARK: &str = "replica.json";
 pub(super) struct Replica {
     lead: Lead,
     log: WriteAheadLog,
-    runtime: Handle,
     /// Entries since the last snapshot.
     entries: u32,
     snapshot_after: u32,
-    snapshot: Option<JoinHandle<()>>,
+    /// Ends with the snapshot that is being written.
+    snapshot: Option<oneshot::Receiver<()>>,
 }
 
 /// The replica that a state directory holds a copy of.
@@ -52,12 +54,18 @@ struct Mark {
 
 /// Opens the state that a replica holds, in a directory whose lock is held: waits until no other coordinator leads on the
 /// replica, takes the lead, and makes the directory's database anew. A replica that holds nothing gets the directory's state.
+/// A snapshot follows after every `snapshot_after` entries.
 ///
 /// # Errors
 /// When the replica or the directory cannot be read or written, or the directory holds another state than the replica.
-pub async fn open(directory: &Path, url: &str) -> Result<StateStore, StateError> {
+pub(crate) async fn open(
+    directory: &Path,
+    url: &str,
+    machine: Arc<dyn Machine>,
+    snapshot_after: u32,
+) -> Result<StateStore, StateError> {
     let objects = Objects::new(Store::open(url)?);
-    open_with(directory, objects, Pace::default(), ENTRIES).await
+    open_with(directory, objects, Pace::default(), snapshot_after, machine).await
 }
 
 async fn open_with(
@@ -65,18 +73,19 @@ async fn open_with(
     objects: Objects,
     pace: Pace,
     snapshot_after: u32,
+    machine: Arc<dyn Machine>,
 ) -> Result<StateStore, StateError> {
     let writer = Writer {
         process: process(),
         directory: mark(directory, &objects).await?,
         id: random_name()?,
     };
-    let mut lead = Lead::take(objects.clone(), writer, pace).await?;
+    let mut lead = Lead::take(objects.clone(), writer, pace, machine.clone()).await?;
     let (seal, into) = (lead.seal, directory.to_owned());
     let opened = async {
         let beside = into.join("state.db.restoring");
         let is_restored = restore::restore(&objects, seal, &beside).await?;
-        let opening = tokio::task::spawn_blocking(move || {
+        let opening = machine.aside(move || {
             let placed = match is_restored {
                 true => put_in_place(&into, &beside),
                 false => std::fs::remove_file(&beside),
@@ -84,9 +93,9 @@ async fn open_with(
             placed.map_err(|source| directory_error(&beside, source))?;
             StateStore::open(&into)
         });
-        let store = opening.await.map_err(|e| StateError::Content {
+        let store = opening.await.ok_or_else(|| StateError::Content {
             path: directory.into(),
-            reason: format!("it could not be opened: {e}"),
+            reason: "it could not be opened".into(),
         })??;
         Ok((store, is_restored))
     };
@@ -202,7 +211,6 @@ impl Replica {
         Ok(Self {
             lead,
             log,
-            runtime: Handle::current(),
             entries: 0,
             snapshot_after,
             snapshot: None,
@@ -210,31 +218,42 @@ impl Replica {
     }
 
     /// Copies what was committed since the last call. What was committed counts once this returns.
-    pub(super) fn ship(&mut self, connection: &mut Connection, path: &Path) -> Result<(), StateError> {
+    pub(super) async fn ship(&mut self, connection: &mut Connection, path: &Path) -> Result<(), StateError> {
         let committed = self.log.committed().map_err(|source| directory_error(path, source))?;
-        let put = match committed {
-            Some(pages) => self.runtime.block_on(self.lead.put(Kind::Pages, &pages.encode())),
-            None if self.lead.is_silent() => self.runtime.block_on(self.lead.put(Kind::Beat, &[])),
+        let at = match committed {
+            Some(pages) => self.lead.put(Kind::Pages, &pages.encode()).await?,
+            None if self.lead.is_silent() => self.lead.put(Kind::Beat, &[]).await?,
             None => return Ok(()),
         };
-        let at = put?;
         if self.log.read() > LOG_BYTES {
             let checkpoint = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
             checkpoint.map_err(|e| sqlite(path, e))?;
         }
         self.entries += 1;
-        if self.entries >= self.snapshot_after && self.snapshot.as_ref().is_none_or(JoinHandle::is_finished) {
+        let is_writing = |snapshot: &mut oneshot::Receiver<()>| snapshot.try_recv() == Err(TryRecvError::Empty);
+        if self.entries >= self.snapshot_after && !self.snapshot.as_mut().is_some_and(is_writing) {
             self.entries = 0;
             let image = connection.serialize(MAIN_DB).map_err(|e| sqlite(path, e))?.to_vec();
-            self.snapshot = Some(self.runtime.spawn(put_snapshot(self.lead.objects.clone(), at, image)));
+            let (machine, objects) = (self.lead.machine.clone(), self.lead.objects.clone());
+            let (done, is_done) = oneshot::channel();
+            self.snapshot = Some(is_done);
+            self.lead.machine.spawn(Box::pin(async move {
+                put_snapshot(machine, objects, at, image).await;
+                drop(done);
+            }));
         }
         Ok(())
     }
+
+    /// Gives up the lead. Everything that was shipped is there for the next leader.
+    pub(super) async fn hand_over(self) -> Result<(), StateError> {
+        self.lead.give_up().await
+    }
 }
 
-async fn put_snapshot(objects: Objects, at: Position, image: Vec<u8>) {
-    let packed = tokio::task::spawn_blocking(move || objects::packed(&image)).await;
-    let Ok(packed) = packed else { return };
+async fn put_snapshot(machine: Arc<dyn Machine>, objects: Objects, at: Position, image: Vec<u8>) {
+    let packed = machine.aside(move || objects::packed(&image)).await;
+    let Some(packed) = packed else { return };
     // The log is still whole: another snapshot follows after as many entries.
     if let Err(e) = objects.put_snapshot(at, packed.into()).await {
         tracing::warn!("no snapshot of the state: {e}");

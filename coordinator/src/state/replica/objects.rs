@@ -38,7 +38,7 @@ impl Position {
                 term: self.term + 1,
                 number: 1,
             },
-            Kind::Pages | Kind::Beat => Self {
+            Kind::Pages | Kind::Beat | Kind::End => Self {
                 number: self.number + 1,
                 ..self
             },
@@ -70,6 +70,9 @@ pub(super) enum Kind {
     Beat,
     /// The term has ended, and the writer leads the next one.
     Seal,
+    /// The leader writes nothing any more. Coordinators of before read a sign of life.
+    #[serde(rename(serialize = "beat"), skip_deserializing)]
+    End,
 }
 
 /// Who writes entries.
@@ -88,6 +91,9 @@ pub(super) struct Writer {
 pub(super) struct Head {
     version: u32,
     pub(super) kind: Kind,
+    /// Says that the kind is [`Kind::End`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    ends: bool,
     #[serde(flatten)]
     pub(super) writer: Writer,
 }
@@ -135,6 +141,7 @@ impl Objects {
         let head = Head {
             version: VERSION,
             kind,
+            ends: kind == Kind::End,
             writer: writer.clone(),
         };
         let mut entry = serde_json::to_vec(&head).expect("a head is plain data");
@@ -213,8 +220,11 @@ impl Objects {
 
     fn parse<'a>(&self, path: &str, content: &'a [u8]) -> Result<(Head, &'a [u8])> {
         let end = content.iter().position(|byte| *byte == b'\n').unwrap_or(content.len());
-        let head: Head = serde_json::from_slice(&content[..end])
+        let mut head: Head = serde_json::from_slice(&content[..end])
             .map_err(|e| self.damaged(path, &format!("it is no entry of a state's log: {e}")))?;
+        if head.ends {
+            head.kind = Kind::End;
+        }
         if head.version != VERSION {
             let reason = format!("version {}, this llink-coord writes {VERSION}", head.version);
             return Err(self.damaged(path, &reason));

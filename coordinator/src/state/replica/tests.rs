@@ -10,6 +10,7 @@ use tokio::runtime::Runtime;
 
 use super::objects::{Kind, Objects, Position, Writer};
 use super::{Lead, Pace, open_with};
+use crate::machine::{Machine, ThisMachine};
 use crate::schedule::{Cluster, Effects, Timing};
 use crate::state::{StateError, StateStore};
 
@@ -54,6 +55,11 @@ fn runtime() -> &'static Runtime {
     RUNTIME.get_or_init(|| Runtime::new().unwrap())
 }
 
+fn machine() -> Arc<dyn Machine> {
+    let _runtime = runtime().enter();
+    Arc::new(ThisMachine::new())
+}
+
 /// A coordinator with its state directory.
 struct Coordinator {
     store: StateStore,
@@ -64,7 +70,7 @@ impl Coordinator {
     fn start(directory: &Path, url: &str, faults: Faults, snapshot_after: u32) -> Result<Self, StateError> {
         let mut objects = Objects::new(Store::open(url).unwrap());
         objects.faults = faults;
-        let store = runtime().block_on(open_with(directory, objects, AT_ONCE, snapshot_after))?;
+        let store = runtime().block_on(open_with(directory, objects, AT_ONCE, snapshot_after, machine()))?;
         store.without_sync();
         Ok(Self {
             store,
@@ -75,9 +81,10 @@ impl Coordinator {
     /// One step; it is acknowledged if this is `Ok`.
     fn step(&mut self, job: u64) -> Result<(), StateError> {
         self.store.set_owner(&format!("{job:05}"), &"x".repeat(300))?;
-        let saved = self.store.save(&self.cluster, &Effects::default());
+        let saved = runtime().block_on(self.store.save(&self.cluster, &Effects::default()));
         if let Some(snapshot) = self.store.replica.as_mut().and_then(|replica| replica.snapshot.take()) {
-            runtime().block_on(snapshot).unwrap();
+            // It ends without a message.
+            runtime().block_on(snapshot).unwrap_err();
         }
         saved
     }
@@ -237,7 +244,9 @@ fn a_seal_where_the_leader_has_gone_on_and_removed_its_log_gives_no_lead() {
         directory: "other".into(),
         id: "other".into(),
     };
-    let sealed = runtime().block_on(Lead::seal(&objects(&url), &writer, stale)).unwrap();
+    let (from, machine) = (objects(&url), machine());
+    let seal = Lead::seal(&from, &writer, stale, &machine);
+    let sealed = runtime().block_on(seal).unwrap();
     assert!(sealed.is_none());
     leader.step(9).unwrap();
     assert_eq!(on_empty_volume(&url), BTreeSet::from_iter(0..10));
@@ -253,12 +262,42 @@ fn a_standby_does_not_lead_before_the_silence_has_lasted() {
         silence: Duration::from_secs(3_600),
     };
     let path: PathBuf = other.path().into();
-    let standby = runtime().spawn(async move { open_with(&path, objects(&url), pace, 1_000).await.map(drop) });
+    let opening = async move { open_with(&path, objects(&url), pace, 1_000, machine()).await };
+    let standby = runtime().spawn(async move { opening.await.map(drop) });
     for job in 0..50 {
         leader.step(job).unwrap();
     }
     assert!(!standby.is_finished());
     standby.abort();
+}
+
+#[test]
+fn a_leader_that_gives_up_the_lead_is_followed_at_once() {
+    let (url, [first, second]) = (fresh_url(), [(); 2].map(|()| tempfile::tempdir().unwrap()));
+    let mut leader = Coordinator::start(first.path(), &url, Faults::default(), 3).unwrap();
+    (0..7).for_each(|job| leader.step(job).unwrap());
+    let patient = Pace {
+        look: Duration::from_millis(1),
+        silence: Duration::from_secs(3_600),
+    };
+    let (path, from): (PathBuf, _) = (second.path().into(), objects(&url));
+    let standby = runtime().spawn(async move { open_with(&path, from, patient, 3, machine()).await });
+    leader.step(7).unwrap();
+    assert!(!standby.is_finished());
+    runtime().block_on(leader.store.close()).unwrap();
+    let next = Coordinator {
+        store: runtime().block_on(standby).unwrap().unwrap(),
+        cluster: leader.cluster,
+    };
+    assert_eq!(next.jobs(), BTreeSet::from_iter(0..8));
+    // A coordinator of an earlier version reads a sign of life there, and waits as it did.
+    let log = runtime().block_on(objects(&url).log()).unwrap();
+    let end = log[log.len() - 2];
+    let entry = runtime()
+        .block_on(Store::open(&url).unwrap().get(&format!("log/{end}")))
+        .unwrap();
+    let head: serde_json::Value = serde_json::from_slice(&entry).unwrap();
+    assert_eq!((&head["kind"], &head["ends"]), (&"beat".into(), &true.into()));
 }
 
 #[test]

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use crate::plan;
 use crate::schedule::Millis;
 
 /// The machine that the coordinator runs on.
-pub(super) trait Machine: fmt::Debug + Send + Sync {
+pub(crate) trait Machine: fmt::Debug + Send + Sync {
     /// Returns a time that never goes back while the process lives, in milliseconds since the epoch.
     fn now(&self) -> Millis;
 
@@ -25,6 +26,9 @@ pub(super) trait Machine: fmt::Debug + Send + Sync {
     /// Runs a future at the same time as all others.
     fn spawn(&self, future: BoxFuture<'static, ()>);
 
+    /// Runs work that would hold up the futures.
+    fn work(&self, work: Box<dyn FnOnce() + Send>);
+
     /// Returns this process.
     fn process(&self) -> Process;
 
@@ -35,19 +39,28 @@ pub(super) trait Machine: fmt::Debug + Send + Sync {
     fn attempt_name(&self) -> String;
 }
 
+impl dyn Machine {
+    /// Runs work that would hold up the futures, and returns its result. `None` means that it panicked.
+    pub(crate) async fn aside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let (done, is_done) = oneshot::channel();
+        self.work(Box::new(move || drop(done.send(work()))));
+        is_done.await.ok()
+    }
+}
+
 /// A process on some machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Process {
-    pub(super) host: String,
-    pub(super) id: u32,
+pub(crate) struct Process {
+    pub(crate) host: String,
+    pub(crate) id: u32,
     /// The boot of the machine and the space of process ids. Processes of the same space see each other. Empty if the
     /// space is not known.
-    pub(super) space: String,
+    pub(crate) space: String,
 }
 
 /// The machine that this process runs on.
 #[derive(Debug)]
-pub(super) struct ThisMachine {
+pub(crate) struct ThisMachine {
     began: Instant,
     epoch: Millis,
     runtime: tokio::runtime::Handle,
@@ -55,7 +68,7 @@ pub(super) struct ThisMachine {
 
 impl ThisMachine {
     /// Takes the current runtime for the futures.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             began: Instant::now(),
             epoch: since_epoch().as_millis() as Millis,
@@ -80,6 +93,10 @@ impl Machine for ThisMachine {
     fn spawn(&self, future: BoxFuture<'static, ()>) {
         // The runtime drops a future that comes after its end. Nobody waits for such a future.
         drop(self.runtime.spawn(future));
+    }
+
+    fn work(&self, work: Box<dyn FnOnce() + Send>) {
+        drop(self.runtime.spawn_blocking(work));
     }
 
     fn process(&self) -> Process {
@@ -116,6 +133,6 @@ impl Machine for ThisMachine {
 }
 
 /// Returns the time of this machine's clock since the epoch.
-pub(super) fn since_epoch() -> Duration {
+pub(crate) fn since_epoch() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
