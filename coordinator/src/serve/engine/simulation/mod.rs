@@ -49,6 +49,8 @@ enum Fault {
     WorkerHalts,
     CoordinatorDies,
     CoordinatorHalts,
+    CoordinatorStops,
+    VolumeLost,
     DiskStalls,
     DiskFull,
     SlowDisk,
@@ -60,7 +62,7 @@ enum Fault {
 }
 
 impl Fault {
-    const ALL: [Self; 18] = [
+    const ALL: [Self; 20] = [
         Self::Loss,
         Self::Delay,
         Self::Repetition,
@@ -71,6 +73,8 @@ impl Fault {
         Self::WorkerHalts,
         Self::CoordinatorDies,
         Self::CoordinatorHalts,
+        Self::CoordinatorStops,
+        Self::VolumeLost,
         Self::DiskStalls,
         Self::DiskFull,
         Self::SlowDisk,
@@ -90,6 +94,9 @@ struct Plan {
     trouble_ends: Millis,
     /// The number of coordinators. They share the output and nothing else.
     places: usize,
+    /// The number of processes of each coordinator that share a replica of its state. One of them leads, and another waits
+    /// as its standby. Without a replica it is 0.
+    on_replica: usize,
     workers: usize,
     /// The number of each job, and of the coordinator that it is submitted to.
     jobs: Vec<(usize, usize)>,
@@ -99,6 +106,8 @@ struct Plan {
     folds: bool,
     /// True if the engine has a planted fault: it answers before it saves.
     answers_first: bool,
+    /// True if the store has a planted fault: a coordinator does not learn that another one took the lead.
+    hides_successors: bool,
 }
 
 impl Plan {
@@ -110,6 +119,11 @@ impl Plan {
             faults: Fault::ALL.into_iter().filter(|_| world.one_in(2)).collect(),
             trouble_ends: world.between(10_000, 90_000),
             places,
+            on_replica: if world.one_in(3) {
+                1 + world.random() as usize % 2
+            } else {
+                0
+            },
             workers: places + world.random() as usize % most,
             jobs: (0..jobs)
                 .map(|_| (world.random() as usize % people::JOBS, world.random() as usize % places))
@@ -117,6 +131,7 @@ impl Plan {
             one_machine: world.one_in(2),
             folds: world.one_in(3),
             answers_first: false,
+            hides_successors: false,
         }
     }
 
@@ -126,13 +141,30 @@ impl Plan {
             faults: BTreeSet::new(),
             trouble_ends: 0,
             places: 1,
+            on_replica: 0,
             workers: 3,
             jobs: vec![(job, 0)],
             one_machine: true,
             folds: false,
             answers_first: false,
+            hides_successors: false,
         }
     }
+
+    /// Returns the processes of coordinators.
+    fn nodes(&self) -> Vec<Node> {
+        let places = 0..self.places;
+        places
+            .flat_map(|place| (0..self.on_replica.max(1)).map(move |number| Node { place, number }))
+            .collect()
+    }
+}
+
+/// One of the processes of a coordinator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Node {
+    place: usize,
+    number: usize,
 }
 
 /// A run.
@@ -141,7 +173,9 @@ struct Sim {
     plan: Plan,
     inside: Arc<InMemory>,
     state: tempfile::TempDir,
-    servers: Mutex<Vec<Option<Arc<Server>>>>,
+    /// The processes that serve as each coordinator. The last one has led last.
+    servers: Mutex<Vec<Vec<Arc<Server>>>>,
+    coordinators: Mutex<BTreeMap<Node, Host>>,
     workers: Mutex<Vec<Host>>,
     /// The time until which each worker is cut off.
     cuts: Mutex<BTreeMap<usize, Millis>>,
@@ -165,8 +199,15 @@ impl Sim {
         self.world.now() < self.plan.trouble_ends
     }
 
+    /// Returns a process that serves as a coordinator. It may be one that does not know yet that another one leads.
     fn server(&self, place: usize) -> Option<Arc<Server>> {
-        locked(&self.servers)[place].clone()
+        let servers = locked(&self.servers)[place].clone();
+        let stale = if servers.len() > 1 && self.world.one_in(4) {
+            1
+        } else {
+            0
+        };
+        servers.into_iter().rev().nth(stale)
     }
 
     fn is_cut(&self, worker: usize) -> bool {
@@ -214,7 +255,8 @@ fn run(seed: u64, plan: impl FnOnce(&World) -> Plan) -> Ran {
         world: world.clone(),
         inside: Arc::new(InMemory::new()),
         state: state.unwrap(),
-        servers: Mutex::new((0..places).map(|_| None).collect()),
+        servers: Mutex::new(vec![Vec::new(); places]),
+        coordinators: Mutex::default(),
         workers: Mutex::new(vec![OUTSIDE; plan.workers]),
         cuts: Mutex::default(),
         clocks: Mutex::new(vec![0; places]),
@@ -233,8 +275,8 @@ fn run(seed: u64, plan: impl FnOnce(&World) -> Plan) -> Ran {
         sim: sim.clone(),
     };
     Store::mount(PLACE, Arc::new(objects));
-    for place in 0..places {
-        world.spawn(OUTSIDE, process::supervise(sim.clone(), place));
+    for node in sim.plan.nodes() {
+        world.spawn(OUTSIDE, process::supervise(sim.clone(), node));
     }
     for number in 0..sim.plan.workers {
         world.spawn(OUTSIDE, process::keep_worker(sim.clone(), number));
@@ -325,6 +367,19 @@ fn an_engine_that_answers_before_it_saves_is_detected() {
         faults: BTreeSet::from([Fault::CoordinatorDies]),
         trouble_ends: 60_000,
         answers_first: true,
+        ..Plan::calm(0)
+    };
+    let found = (0..200).any(|seed| std::panic::catch_unwind(|| check(seed, plan)).is_err());
+    assert!(found, "200 seeds do not find the fault");
+}
+
+#[test]
+fn a_leader_that_does_not_learn_of_its_successor_is_detected() {
+    let plan = |_: &World| Plan {
+        faults: BTreeSet::from([Fault::CoordinatorHalts]),
+        trouble_ends: 60_000,
+        on_replica: 2,
+        hides_successors: true,
         ..Plan::calm(0)
     };
     let found = (0..200).any(|seed| std::panic::catch_unwind(|| check(seed, plan)).is_err());

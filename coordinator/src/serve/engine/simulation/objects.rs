@@ -9,7 +9,7 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use tokio::sync::oneshot;
@@ -61,6 +61,12 @@ async fn ask<T: Send + 'static>(sim: &Arc<Sim>, what: impl Future<Output = Resul
     }
 }
 
+/// Returns true for an entry of a replica by which no coordinator takes the lead.
+fn is_change(payload: &PutPayload) -> bool {
+    let starts = |start: &[u8]| payload.iter().any(|part| part.starts_with(start));
+    starts(br#"{"version":1,"kind":"#) && !starts(br#"{"version":1,"kind":"seal""#)
+}
+
 /// Removes the time of the last write, which differs from run to run.
 fn timeless(meta: ObjectMeta) -> ObjectMeta {
     ObjectMeta {
@@ -72,12 +78,15 @@ fn timeless(meta: ObjectMeta) -> ObjectMeta {
 #[async_trait]
 impl ObjectStore for Objects {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        let (inside, location) = (self.inside.clone(), location.clone());
-        ask(
-            &self.sim,
-            async move { inside.put_opts(&location, payload, options).await },
-        )
-        .await
+        let (inside, mut location) = (self.inside.clone(), location.clone());
+        let hides = self.sim.plan.hides_successors && is_change(&payload);
+        let put = async move {
+            if hides && inside.head(&location).await.is_ok() {
+                location = Path::from(format!("hidden/{location}"));
+            }
+            inside.put_opts(&location, payload, options).await
+        };
+        ask(&self.sim, put).await
     }
 
     async fn put_multipart_opts(&self, _: &Path, _: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {

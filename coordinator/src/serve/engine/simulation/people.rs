@@ -134,7 +134,8 @@ pub(super) async fn trouble(sim: Arc<Sim>) {
         sim.world.sleep(sim.world.between(100, 5_000)).await;
         let (number, place) = (sim.pick(sim.plan.workers), sim.pick(sim.plan.places));
         let worker = locked(&sim.workers)[number];
-        let coordinator = sim.server(place).map_or(OUTSIDE, |server| server.host);
+        let nodes = sim.plan.nodes();
+        let coordinator = locked(&sim.coordinators)[&nodes[sim.pick(nodes.len())]];
         if sim.may(Fault::WorkerDies, 4) && worker != OUTSIDE {
             sim.tell(|| format!("worker {number} dies"));
             sim.world.kill(worker);
@@ -143,13 +144,23 @@ pub(super) async fn trouble(sim: Arc<Sim>) {
             sim.tell(|| format!("worker {number} halts"));
             sim.world.halt(worker, sim.world.between(500, 40_000));
         }
-        if sim.may(Fault::CoordinatorDies, 10) && coordinator != OUTSIDE {
-            sim.tell(|| format!("coordinator {place} dies"));
+        if sim.may(Fault::CoordinatorDies, 10) {
+            sim.tell(|| format!("coordinator process {coordinator} dies"));
             sim.world.kill(coordinator);
         }
-        if sim.may(Fault::CoordinatorHalts, 10) && coordinator != OUTSIDE {
-            sim.tell(|| format!("coordinator {place} halts"));
+        if sim.may(Fault::CoordinatorHalts, 10) {
+            sim.tell(|| format!("coordinator process {coordinator} halts"));
             sim.world.halt(coordinator, sim.world.between(500, 70_000));
+        }
+        if sim.may(Fault::CoordinatorStops, 10)
+            && let Some(server) = sim.server(place)
+        {
+            sim.tell(|| format!("coordinator process {} is told to stop", server.host));
+            let engine = server.engine.clone();
+            sim.world.spawn(
+                server.host,
+                async move { drop(engine.call(|engine| engine.stop()).await) },
+            );
         }
         if sim.may(Fault::Cuts, 4) {
             let until = sim.world.now() + sim.world.between(500, 40_000);
