@@ -54,7 +54,7 @@ fn of_stage(stage: &Stage, manifest: &Manifest) -> StageReport {
         stage: stage.name.to_string(),
         key: stage.key.clone(),
         cached: stage.state == llink_proto::StageState::Cached,
-        seconds: (stage.ended_at - stage.started_at) as f64 / 1000.0,
+        seconds: stage.took().unwrap_or_default() as f64 / 1000.0,
         directory: crate::plan::directory(stage.name, &stage.key),
         artifacts: manifest.artifacts.len(),
         bytes: manifest.artifacts.iter().map(|a| a.bytes).sum(),

@@ -4,6 +4,8 @@
 //! It is a separate stage, so that a sweep over training settings embeds the sentences once, and another benchmark size
 //! embeds nothing else again.
 
+use std::num::NonZeroU64;
+
 use llink_datasets::manifest::Manifest;
 use llink_datasets::role::{Corpus, Role, Side, Tower};
 use llink_proto::task::Kind;
@@ -92,7 +94,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
             };
             tasks.push(PlannedTask {
                 spec,
-                weight: portion.rows,
+                weight: NonZeroU64::new(portion.rows),
                 ranks: Ranks::ONE,
                 label: format!("encoder vectors of the English of {}/{i:05}", Corpus::Pairs.side(side)),
             });

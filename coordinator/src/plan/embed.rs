@@ -1,5 +1,7 @@
 //! The `embed` stage has one task for each shard and model.
 
+use std::num::NonZeroU64;
+
 use llink_datasets::role::{Corpus, Role, Side, Tower};
 use llink_proto::settings::{EmbedSettings, PooledTeacher, Teacher, TeacherLayer};
 use llink_proto::task::Kind;
@@ -138,7 +140,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
         for (corpus, from, side) in sets() {
             let role = Role::Vectors(tower, corpus, side);
             for (i, artifact) in with_role(from, Role::Shard(corpus, side)).into_iter().enumerate() {
-                let weight = artifact.rows;
+                let weight = NonZeroU64::new(artifact.rows);
                 let kind = Kind::EmbedShard(EmbedShard {
                     model: Some(model.clone()),
                     shard: Some(artifact),

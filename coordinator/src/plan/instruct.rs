@@ -76,7 +76,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
     });
     let ranks = Ranks {
         min: section.min_ranks,
-        max: section.max_ranks.unwrap_or_default(),
+        max: section.max_ranks,
     };
     let (phase, label) = match arm {
         InstructArm::Slots => ("slots", "train slots and adapter"),

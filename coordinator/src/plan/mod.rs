@@ -15,6 +15,7 @@ mod synthesize;
 mod train;
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 
 pub use shard::TINY_MODELS_STAMP;
 
@@ -153,13 +154,13 @@ fn unknown_stage(text: &str) -> String {
 pub struct Ranks {
     /// The fewest ranks.
     pub min: u32,
-    /// The most ranks; 0 is as many as there are workers.
-    pub max: u32,
+    /// The most ranks; `None` is as many as there are workers.
+    pub max: Option<u32>,
 }
 
 impl Ranks {
     /// One worker runs the task alone.
-    pub const ONE: Self = Self { min: 1, max: 1 };
+    pub const ONE: Self = Self { min: 1, max: Some(1) };
 }
 
 /// A task to be leased.
@@ -167,8 +168,8 @@ impl Ranks {
 pub struct PlannedTask {
     /// The specification for the worker.
     pub spec: Task,
-    /// The task's share of the stage's progress, in the stage's unit; 0 if only the worker will know.
-    pub weight: u64,
+    /// The task's share of the stage's progress, in the stage's unit; `None` if only the worker will know.
+    pub weight: Option<NonZeroU64>,
     /// The number of ranks that run it.
     pub ranks: Ranks,
     /// The name for people, such as `clean dev.tsv`.

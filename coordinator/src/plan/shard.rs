@@ -1,5 +1,7 @@
 //! The `shard` stage (clean each source, split over all of them, write each shard) and the `models` stage.
 
+use std::num::NonZeroU64;
+
 use llink_datasets::role::{self, Role};
 use llink_datasets::shown::ShownUrl;
 use llink_proto::task::Kind;
@@ -252,7 +254,7 @@ fn planned(inputs: &Inputs<'_>, kind: Kind, weight: u64, label: String) -> Plann
     };
     PlannedTask {
         spec,
-        weight,
+        weight: NonZeroU64::new(weight),
         ranks: Ranks::ONE,
         label,
     }

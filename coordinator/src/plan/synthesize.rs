@@ -1,5 +1,7 @@
 //! The `synthesize` stage has a task for each shard of pairs that the model is asked about.
 
+use std::num::NonZeroU64;
+
 use llink_datasets::manifest::Manifest;
 use llink_datasets::role::{Corpus, Role, Side};
 use llink_proto::task::Kind;
@@ -139,7 +141,7 @@ impl SidePlan {
                     output_url: inputs.job.output.clone(),
                     kind: Some(kind),
                 },
-                weight: portion.rows,
+                weight: NonZeroU64::new(portion.rows),
                 ranks: Ranks::ONE,
                 label: format!("ask about {}", pairs.path.rsplit('/').next().unwrap_or_default()),
             }

@@ -1,5 +1,7 @@
 //! The `align` and `evaluate` stages.
 
+use std::num::NonZeroU64;
+
 use llink_datasets::manifest::Manifest;
 use llink_datasets::role::{Corpus, Part, Role, Side, Tower};
 use llink_proto::task::Kind;
@@ -85,7 +87,7 @@ fn train_phase(key: &str, inputs: &Inputs<'_>, statistics: Option<Artifact>) -> 
     });
     let ranks = Ranks {
         min: section.min_ranks,
-        max: section.max_ranks.unwrap_or_default(),
+        max: section.max_ranks,
     };
     Ok(one_task(
         "train",
@@ -176,7 +178,7 @@ pub(super) fn one_task(phase: &str, kind: Kind, weight: u64, ranks: Ranks, input
         label: phase.into(),
         tasks: vec![PlannedTask {
             spec,
-            weight,
+            weight: NonZeroU64::new(weight),
             ranks,
             label: label.into(),
         }],

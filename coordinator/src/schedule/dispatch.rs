@@ -129,8 +129,8 @@ impl Cluster {
         let idle = self.workers.idle().len();
         let min = task.ranks.min.max(1) as usize;
         let wanted = match task.ranks.max {
-            0 => workers.max(task.last_world_size as usize).max(self.expected_workers),
-            max => max as usize,
+            None => workers.max(task.last_world_size as usize).max(self.expected_workers),
+            Some(max) => max as usize,
         }
         .max(min);
         let (room, limit) = self.room_of(&task.job);
@@ -192,7 +192,7 @@ impl Cluster {
         fx.tasks.insert(id);
         self.timers.set(deadline, Due::Lease { task: id, token });
         for (rank, worker) in workers.into_iter().enumerate() {
-            let seat = (task.ranks.max != 1).then_some(Seat {
+            let seat = (task.ranks.max != Some(1)).then_some(Seat {
                 rank: rank as u32,
                 world_size,
                 generation: token,

@@ -36,7 +36,7 @@ impl Cluster {
         // Keys and tasks stay. A stage whose key is the same continues where it stopped.
         let old = self.jobs.remove(&id);
         if let Some(old) = &old {
-            self.ended.remove(&(old.ended_at, id.clone()));
+            self.ended.remove(&(old.ended_at.unwrap_or(0), id.clone()));
         }
         let mut old = old.map(|old| old.stages).unwrap_or_default();
         let stage = |name| match old.iter().position(|stage| stage.name == name) {
@@ -63,7 +63,7 @@ impl Cluster {
                 reason: String::new(),
                 stages,
                 submitted_at: now,
-                ended_at: 0,
+                ended_at: None,
                 failure: None,
                 report: None,
             },
@@ -152,8 +152,8 @@ impl Cluster {
         let Some(stage) = self.stage_mut(id, name) else { return };
         stage.state = StageState::Running;
         stage.reason = "looking for an earlier result".into();
-        stage.started_at = now;
-        stage.ended_at = 0;
+        stage.started_at = Some(now);
+        stage.ended_at = None;
         if stage.key != key {
             let stale = std::mem::take(&mut stage.phases).concat();
             (stage.key, stage.spent_before, stage.claim) = (key, 0, None);
@@ -202,7 +202,7 @@ impl Cluster {
         if let Some(stage) = stage {
             stage.state = StageState::Failed;
             stage.reason.clone_from(&failure.text);
-            stage.ended_at = now;
+            stage.ended_at = Some(now);
         }
         job.failure = Some(failure.clone());
         self.end(id, JobState::Failed, failure.text, now, fx);
@@ -213,7 +213,7 @@ impl Cluster {
         let Some(job) = self.jobs.get_mut(id) else { return };
         job.state = state;
         job.reason.clone_from(&reason);
-        job.ended_at = now;
+        job.ended_at = Some(now);
         if state != JobState::Succeeded {
             job.report = None;
         }
@@ -225,9 +225,7 @@ impl Cluster {
                     JobState::Failed => "the job failed before".into(),
                     _ => format!("the job was stopped: {reason}"),
                 };
-                if stage.started_at > 0 {
-                    stage.ended_at = now;
-                }
+                stage.ended_at = stage.started_at.map(|_| now);
             }
         }
         self.running.remove(id);
@@ -247,8 +245,8 @@ fn reset(stage: Stage, now: Millis) -> Stage {
         state: StageState::Waiting,
         reason: String::new(),
         manifest: None,
-        started_at: 0,
-        ended_at: 0,
+        started_at: None,
+        ended_at: None,
         pursuit: Pursuit::Idle,
         ..stage
     }

@@ -15,10 +15,12 @@ mod tasks;
 mod timers;
 mod turns;
 mod view;
+mod wanted;
 mod work;
 mod workers;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use llink_datasets::manifest::Manifest;
@@ -120,8 +122,8 @@ pub struct Job {
     pub stages: Vec<Stage>,
     /// The time of the last submission.
     pub submitted_at: Millis,
-    /// The time of the end, or 0 while the job runs.
-    pub ended_at: Millis,
+    /// The time of the end, once the job has ended.
+    pub ended_at: Option<Millis>,
     /// The failure, if the job failed.
     pub failure: Option<Failure>,
     /// The report as JSON, once the job has succeeded.
@@ -143,10 +145,10 @@ pub struct Stage {
     pub phases: Vec<Vec<u64>>,
     /// The manifest, once the stage is complete.
     pub manifest: Option<Manifest>,
-    /// The time when the stage began, or 0 before.
-    pub started_at: Millis,
-    /// The time when the stage ended, or 0 before.
-    pub ended_at: Millis,
+    /// The time when the stage began.
+    pub started_at: Option<Millis>,
+    /// The time when the stage ended.
+    pub ended_at: Option<Millis>,
     /// The time that cancelled, failed or interrupted runs under the same key took.
     pub spent_before: Millis,
     /// The claim under which the tasks run, once the stage was claimed.
@@ -191,8 +193,8 @@ impl Stage {
             key: String::new(),
             phases: Vec::new(),
             manifest: None,
-            started_at: 0,
-            ended_at: 0,
+            started_at: None,
+            ended_at: None,
             spent_before: 0,
             claim: None,
             pursuit: Pursuit::Idle,
@@ -202,9 +204,15 @@ impl Stage {
     /// Returns the time that all runs of the stage took, until `now` or its end.
     #[must_use]
     pub fn spent(&self, now: Millis) -> Millis {
-        let end = if self.ended_at > 0 { self.ended_at } else { now };
-        let this_run = if self.started_at > 0 { end - self.started_at } else { 0 };
+        let end = self.ended_at.unwrap_or(now);
+        let this_run = self.started_at.map_or(0, |start| end - start);
         self.spent_before + this_run.max(0)
+    }
+
+    /// Returns the time that the stage's last run took, once it has ended.
+    #[must_use]
+    pub fn took(&self) -> Option<Millis> {
+        Some(self.ended_at? - self.started_at?)
     }
 
     /// Returns whether the stage's result is there.
@@ -233,8 +241,8 @@ pub struct TaskRecord {
     pub model: Option<Arc<str>>,
     /// The part of the stage's progress that the task counts in. A stage that embeds has one part for each model.
     pub part: Option<&'static str>,
-    /// The task's share of the stage's progress.
-    pub weight: u64,
+    /// The task's share of the stage's progress, if it is known.
+    pub weight: Option<NonZeroU64>,
     /// The number of ranks that run the task.
     pub ranks: Ranks,
     /// The state of the task.
@@ -427,7 +435,7 @@ impl Cluster {
         }
         let ended = cluster.jobs.values().filter(|job| job.state != JobState::Running);
         let whole = ended.filter(|job| cluster.tasks.of_job(&job.id).is_some());
-        cluster.ended = whole.map(|job| (job.ended_at, job.id.clone())).collect();
+        cluster.ended = whole.map(|job| (job.ended_at.unwrap_or(0), job.id.clone())).collect();
         cluster
     }
 

@@ -121,7 +121,7 @@ impl Cluster {
         let Some(stage) = self.stage_mut(id, name) else { return };
         (stage.state, stage.reason) = (state, reason.into());
         (stage.pursuit, stage.claim) = (Pursuit::Idle, None);
-        stage.ended_at = now;
+        stage.ended_at = Some(now);
         stage.manifest = Some(manifest);
         fx.manifests.insert((id.into(), name));
         for task in stage.phases.concat() {

@@ -2,9 +2,11 @@
 //! task costs time in proportion to the others.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::num::NonZeroU64;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use super::wanted::Wanted;
 use super::{Lease, Millis, TaskRecord, TaskState};
 use crate::plan::StageName;
 
@@ -29,6 +31,7 @@ struct Index {
     now: Millis,
     leases: u64,
     counts: Counts,
+    wanted: Wanted,
 }
 
 /// The number of tasks in each state, and of their failures and losses.
@@ -186,19 +189,26 @@ impl Tasks {
     pub fn counts(&self) -> Counts {
         self.index.counts
     }
+
+    /// Returns how many workers the open tasks have use for, of which `connected` are there.
+    pub fn wanted_workers(&self, connected: usize) -> usize {
+        self.index.wanted.workers(connected)
+    }
 }
 
 impl Index {
     fn enter(&mut self, task: &TaskRecord) {
         self.counts.add(task);
+        self.wanted.add(task);
         let of_job = self.jobs.entry(task.job.clone()).or_default();
         let tally = of_job.phases.entry((task.stage, task.phase)).or_default();
         tally.tasks += 1;
+        let open = task.weight.map_or(0, NonZeroU64::get);
         let part = tally.part(task.part);
         part.tasks += 1;
         match &task.state {
             TaskState::Done(_) => {
-                part.done += task.weight.max(1);
+                part.done += task.weight.map_or(1, NonZeroU64::get);
                 tally.done += 1;
             }
             TaskState::Leased(lease) => {
@@ -208,7 +218,7 @@ impl Index {
                 of_job.served = self.leases;
             }
             TaskState::Waiting { not_before, .. } => {
-                part.open += task.weight;
+                part.open += open;
                 of_job.waiting.insert(task.id);
                 if *not_before > self.now {
                     self.later.insert((*not_before, task.id));
@@ -222,12 +232,13 @@ impl Index {
                     self.ready_jobs.insert(task.job.clone());
                 }
             }
-            TaskState::Failed(_) | TaskState::Cancelled => part.open += task.weight,
+            TaskState::Failed(_) | TaskState::Cancelled => part.open += open,
         }
     }
 
     fn leave(&mut self, task: &TaskRecord) {
         self.counts.subtract(task);
+        self.wanted.subtract(task);
         let Some(of_job) = self.jobs.get_mut(&task.job) else {
             return;
         };
@@ -238,16 +249,17 @@ impl Index {
         if let TaskState::Done(_) = &task.state {
             tally.done -= 1;
         }
+        let open = task.weight.map_or(0, NonZeroU64::get);
         let part = tally.part(task.part);
         part.tasks -= 1;
         match &task.state {
-            TaskState::Done(_) => part.done -= task.weight.max(1),
+            TaskState::Done(_) => part.done -= task.weight.map_or(1, NonZeroU64::get),
             TaskState::Leased(lease) => {
                 of_job.leased.remove(&task.id);
                 of_job.at_work -= lease.members.len();
             }
             TaskState::Waiting { not_before, .. } => {
-                part.open -= task.weight;
+                part.open -= open;
                 of_job.waiting.remove(&task.id);
                 if !of_job.ready.remove(&task.id) {
                     self.later.remove(&(*not_before, task.id));
@@ -265,7 +277,7 @@ impl Index {
                     self.ready_jobs.remove(&task.job);
                 }
             }
-            TaskState::Failed(_) | TaskState::Cancelled => part.open -= task.weight,
+            TaskState::Failed(_) | TaskState::Cancelled => part.open -= open,
         }
     }
 
@@ -343,13 +355,14 @@ impl Tasks {
                 ready_jobs,
                 later,
                 counts,
+                wanted,
                 ..
             },
             anew,
         ) = (&self.index, anew.index);
         assert_eq!(
-            (ready_jobs, later, counts),
-            (&anew.ready_jobs, &anew.later, &anew.counts),
+            (ready_jobs, later, counts, wanted),
+            (&anew.ready_jobs, &anew.later, &anew.counts, &anew.wanted),
             "{told}"
         );
         for (id, expected) in &anew.jobs {

@@ -102,7 +102,7 @@ fn room(cluster: &Cluster, people: &HashMap<&str, usize>, job: &Job, of_job: &Of
 /// Returns the sort key of a job. The least comes first.
 fn turn<'a>(job: &'a Job, of_job: &OfJob, first: &TaskRecord) -> impl Ord + Copy + use<'a> {
     // A gang that broke goes first, so that it forms again before others get its workers.
-    let forms_again = first.ranks.max != 1 && first.token > 0;
+    let forms_again = first.ranks.max != Some(1) && first.token > 0;
     (
         Reverse(job.file.workers.priority),
         Reverse(forms_again),

@@ -1,6 +1,7 @@
 //! The views of the cluster for people.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 
 use llink_proto as proto;
 
@@ -83,7 +84,7 @@ impl Cluster {
             stages: job.stages.iter().map(|s| self.stage_view(job, s)).collect(),
             output_url: job.file.output.clone(),
             submitted_at: job.submitted_at,
-            ended_at: job.ended_at,
+            ended_at: job.ended_at.unwrap_or_default(),
             failure: job.failure.clone(),
             report_json: job.report.clone().unwrap_or_default(),
             workers: self.workers.len() as u32,
@@ -128,8 +129,8 @@ impl Cluster {
             unit: stage.name.unit().into(),
             tasks_done: tally.map_or(0, |tally| tally.done) as u32,
             tasks_total: tally.map_or(0, |tally| tally.tasks) as u32,
-            started_at: stage.started_at,
-            ended_at: stage.ended_at,
+            started_at: stage.started_at.unwrap_or_default(),
+            ended_at: stage.ended_at.unwrap_or_default(),
             figures: match &stage.manifest {
                 Some(manifest) => manifest.figures.clone(),
                 None => figures,
@@ -204,20 +205,16 @@ impl Part {
 
 /// Returns the done and total amounts of a task, in the stage's unit.
 fn progress(task: &TaskRecord) -> (u64, u64) {
-    match &task.state {
-        TaskState::Leased(lease) => {
-            let (done, total) = lease.members.first().map_or((0, 0), |m| m.progress);
-            if task.weight == 0 {
-                (done, total)
-            } else if total == 0 {
-                (0, task.weight)
-            } else {
-                (
-                    (u128::from(done.min(total)) * u128::from(task.weight) / u128::from(total)) as u64,
-                    task.weight,
-                )
-            }
+    let told = match &task.state {
+        TaskState::Leased(lease) => lease.members.first().map_or((0, 0), |m| m.progress),
+        _ => (0, 0),
+    };
+    match (told, task.weight.map(NonZeroU64::get)) {
+        (told, None) => told,
+        ((_, 0), Some(weight)) => (0, weight),
+        ((done, total), Some(weight)) => {
+            let share = u128::from(done.min(total)) * u128::from(weight) / u128::from(total);
+            (share as u64, weight)
         }
-        _ => (0, task.weight),
     }
 }

@@ -147,7 +147,7 @@ impl Cluster {
                 stage.pursuit = Pursuit::Idle;
                 stage.reason = format!("job {leader} computed it");
                 stage.manifest.clone_from(&manifest);
-                stage.ended_at = now;
+                stage.ended_at = Some(now);
                 fx.manifests.insert((id.clone(), name));
             }
         }
@@ -215,7 +215,7 @@ impl Cluster {
         let Some(stage) = self.stage_mut(to, name) else { return };
         let own = std::mem::replace(&mut stage.phases, phases);
         stage.claim = claim.or(stage.claim.take());
-        (stage.started_at, stage.spent_before) = (now, spent);
+        (stage.started_at, stage.spent_before) = (Some(now), spent);
         self.drop_tasks(own.concat(), fx);
         fx.jobs.extend([from.to_owned(), to.to_owned()]);
     }

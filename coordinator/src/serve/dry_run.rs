@@ -1,6 +1,7 @@
 //! The plan of a job. It says for each stage whether its result is there, whether it will run, or what that depends on.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 
 use llink_datasets::manifest::Manifest;
 use llink_datasets::store::Store;
@@ -77,7 +78,7 @@ async fn plan_stage(name: StageName, new: &NewJob, done: &mut BTreeMap<StageName
         let plural = if tasks.len() == 1 { "" } else { "s" };
         stage.reason = format!("{} task{plural} to {label} first", tasks.len());
         stage.tasks_total = tasks.len() as u32;
-        stage.total = tasks.iter().map(|t| t.weight).sum();
+        stage.total = tasks.iter().filter_map(|t| t.weight).map(NonZeroU64::get).sum();
     }
     stage.key = key;
     Ok(stage)

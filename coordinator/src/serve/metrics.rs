@@ -20,8 +20,7 @@ use tokio::sync::watch;
 use super::ServeError;
 use super::engine::EngineHandle;
 use super::pages::FewPages;
-use crate::plan::Ranks;
-use crate::schedule::{Cluster, TaskRecord, TaskState};
+use crate::schedule::Cluster;
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -109,28 +108,13 @@ impl Snapshot {
             ],
             workers: [("busy", busy), ("idle", cluster.workers.len() as i64 - busy)],
             stages_waiting_for_workers: cluster.jobs.values().filter(|j| waits(j)).count() as i64,
-            wanted_workers: wanted_workers(jobs(JobState::Running), cluster.workers.len(), cluster.tasks.values()),
+            // A running job counts as one between its tasks too. 0 means that every worker may go.
+            wanted_workers: (cluster.tasks.wanted_workers(cluster.workers.len()) as i64)
+                .max(jobs(JobState::Running).min(1)),
             failures: tasks.failures,
             losses: tasks.losses,
         }
     }
-}
-
-/// Returns the number of workers that have something to do: one for each held lease, and as many as each waiting task
-/// takes at most. A running job counts as one between its tasks too. 0 means that no worker holds a lease and that
-/// every worker may go.
-fn wanted_workers<'a>(running_jobs: i64, workers: usize, tasks: impl Iterator<Item = &'a TaskRecord>) -> i64 {
-    // A gang without a limit takes all workers.
-    let most = |ranks: Ranks| match ranks.max {
-        0 => i64::from(ranks.min.max(1)).max(workers as i64),
-        max => i64::from(max),
-    };
-    let wanted = tasks.map(|task| match &task.state {
-        TaskState::Waiting { .. } => most(task.ranks),
-        TaskState::Leased(lease) => lease.members.len() as i64,
-        TaskState::Done(_) | TaskState::Failed(_) | TaskState::Cancelled => 0,
-    });
-    wanted.sum::<i64>().max(running_jobs.min(1))
 }
 
 impl Collector for Snapshot {
@@ -239,75 +223,4 @@ fn text(snapshot: Snapshot, calls: &Calls, saves: &Saves) -> Result<String, Stri
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).map_err(|e| e.to_string())?;
     Ok(text)
-}
-
-#[cfg(test)]
-mod tests {
-    use llink_proto::Failure;
-
-    use super::*;
-    use crate::plan::StageName;
-    use crate::schedule::{Lease, Member, MemberState, Packed};
-
-    fn task(state: TaskState, min: u32, max: u32) -> TaskRecord {
-        TaskRecord {
-            id: 1,
-            job: "job".into(),
-            stage: StageName::Align,
-            phase: 0,
-            index: 0,
-            packed: Packed::default(),
-            model: None,
-            part: None,
-            weight: 0,
-            ranks: Ranks { min, max },
-            state,
-            token: 0,
-            failures: 0,
-            losses: 0,
-            last_world_size: 0,
-            furthest: 0,
-        }
-    }
-
-    fn waiting() -> TaskState {
-        TaskState::Waiting {
-            since: 0,
-            not_before: 0,
-        }
-    }
-
-    fn leased(ranks: usize) -> TaskState {
-        let member = Member {
-            worker: String::new(),
-            deadline: 0,
-            state: MemberState::Running,
-            address: None,
-            progress: (0, 0),
-            figures: std::collections::BTreeMap::new(),
-            place: String::new(),
-        };
-        TaskState::Leased(Box::new(Lease {
-            since: 0,
-            members: vec![member; ranks],
-            breaking_since: None,
-            ended: Vec::new(),
-        }))
-    }
-
-    #[test]
-    fn workers_are_wanted_for_each_lease_and_each_task_that_waits() {
-        assert_eq!(wanted_workers(0, 4, [].iter()), 0, "nothing runs: all may go");
-        assert_eq!(wanted_workers(3, 4, [].iter()), 1, "between two tasks of a job");
-        let ended = [
-            task(TaskState::Failed(Failure::default()), 1, 1),
-            task(TaskState::Cancelled, 1, 8),
-        ];
-        assert_eq!(wanted_workers(0, 4, ended.iter()), 0);
-        let open = [task(waiting(), 1, 1), task(waiting(), 2, 8), task(leased(3), 1, 8)];
-        assert_eq!(wanted_workers(1, 4, open.iter()), 12);
-        let without_limit = [task(waiting(), 2, 0)];
-        assert_eq!(wanted_workers(1, 0, without_limit.iter()), 2);
-        assert_eq!(wanted_workers(1, 5, without_limit.iter()), 5);
-    }
 }

@@ -2,12 +2,13 @@
 //! stage its manifest and its tasks.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 
 use llink_proto::Task;
 use prost::Message;
 use rusqlite::{Connection, Row};
 
-use super::rows::{from_json, read_job, read_stage, state_of, unreadable};
+use super::rows::{from_json, read_job, read_stage, state_of, unless_0, unreadable};
 use crate::plan::{Ranks, StageName};
 use crate::schedule::{Job, Packed, Stage, TaskRecord, traits};
 
@@ -64,10 +65,10 @@ fn read_old_task(row: &Row<'_>) -> rusqlite::Result<OldTask> {
         packed: Packed::default(),
         model: model.map(Into::into),
         part,
-        weight: row.get::<_, i64>("weight")? as u64,
+        weight: NonZeroU64::new(row.get::<_, i64>("weight")? as u64),
         ranks: Ranks {
             min: row.get("min_ranks")?,
-            max: row.get("max_ranks")?,
+            max: unless_0(row.get("max_ranks")?),
         },
         state: state_of(code, result)?,
         token: row.get::<_, i64>("token")? as u64,

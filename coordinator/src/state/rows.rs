@@ -1,5 +1,6 @@
 //! The conversion of jobs, stages, tasks and events to rows and back.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use llink_proto::{Failure, FailureKind, JobState, StageState, TaskResult};
@@ -23,7 +24,7 @@ pub(super) fn save_job(tx: &Transaction<'_>, job: &Job, is_new: impl Fn(StageNam
             i32::from(job.state),
             job.reason,
             job.submitted_at,
-            job.ended_at,
+            job.ended_at.unwrap_or(0),
             job.failure.as_ref().map(|f| f.kind),
             job.failure.as_ref().map(|f| &f.text),
             job.report,
@@ -39,8 +40,8 @@ pub(super) fn save_job(tx: &Transaction<'_>, job: &Job, is_new: impl Fn(StageNam
                 stage.reason,
                 stage.key,
                 stage.phases.len() as i64,
-                stage.started_at,
-                stage.ended_at,
+                stage.started_at.unwrap_or(0),
+                stage.ended_at.unwrap_or(0),
                 stage.spent_before,
                 stage.claim.as_ref().map(to_json),
             ])?;
@@ -84,9 +85,9 @@ pub(super) fn save_task(tx: &Transaction<'_>, task: &TaskRecord) -> rusqlite::Re
         task.index as i64,
         task.packed.pack.id as i64,
         task.packed.at,
-        task.weight as i64,
+        task.weight.map_or(0, NonZeroU64::get) as i64,
         task.ranks.min,
-        task.ranks.max,
+        task.ranks.max.unwrap_or(0),
         state,
         task.token as i64,
         task.failures,
@@ -99,6 +100,11 @@ pub(super) fn save_task(tx: &Transaction<'_>, task: &TaskRecord) -> rusqlite::Re
             .execute(params![task.id as i64, result])?;
     }
     Ok(())
+}
+
+/// Reads a number from a column in which 0 stands for none.
+pub(super) fn unless_0<T: Default + PartialEq>(number: T) -> Option<T> {
+    (number != T::default()).then_some(number)
 }
 
 pub(super) fn unreadable(what: String) -> rusqlite::Error {
@@ -128,7 +134,7 @@ pub(super) fn read_job(row: &Row<'_>) -> rusqlite::Result<Job> {
         reason: row.get("reason")?,
         stages: Vec::new(),
         submitted_at: row.get("submitted_at")?,
-        ended_at: row.get("ended_at")?,
+        ended_at: unless_0(row.get("ended_at")?),
         failure,
         report: row.get("report")?,
     })
@@ -145,8 +151,8 @@ pub(super) fn read_stage(row: &Row<'_>) -> rusqlite::Result<Stage> {
         key: row.get("key")?,
         phases: Vec::new(),
         manifest: None,
-        started_at: row.get("started_at")?,
-        ended_at: row.get("ended_at")?,
+        started_at: unless_0(row.get("started_at")?),
+        ended_at: unless_0(row.get("ended_at")?),
         // Databases of version 1 have no such column.
         spent_before: row.get("spent_before").unwrap_or(0),
         claim: claim.and_then(|claim| serde_json::from_str(&claim).ok()),
@@ -197,10 +203,10 @@ pub(super) fn read_task(row: &Row<'_>, found: impl FnOnce(i64, u32) -> Option<Sp
         packed,
         model,
         part,
-        weight: row.get::<_, i64>(7)? as u64,
+        weight: NonZeroU64::new(row.get::<_, i64>(7)? as u64),
         ranks: Ranks {
             min: row.get(8)?,
-            max: row.get(9)?,
+            max: unless_0(row.get(9)?),
         },
         state: state_of(row.get(10)?, row.get(15)?)?,
         token: row.get::<_, i64>(11)? as u64,

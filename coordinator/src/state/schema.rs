@@ -121,6 +121,8 @@ fn take_apart(tx: &Transaction<'_>, jobs: &[Job], tasks: &[TaskRecord]) -> rusql
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU64;
+
     use futures::FutureExt;
     use llink_proto::task::Kind;
     use llink_proto::{Artifact, EmbedShard, Failure, ModelRef, ModelRole, Task, TaskResult};
@@ -208,14 +210,15 @@ mod tests {
         ];
         for (place, (state, result)) in states.into_iter().enumerate() {
             old.execute(
-                "INSERT INTO tasks VALUES (?1, 'j', 'embed', 0, ?2, ?3, ?4, 9, 1, 1, ?5, 4, 1, 2, 1, '', ?6)",
+                "INSERT INTO tasks VALUES (?1, 'j', 'embed', 0, ?2, ?3, ?4, ?7, 1, ?2, ?5, 4, 1, 2, 1, '', ?6)",
                 params![
                     place as i64 + 1,
                     place as i64,
                     format!("label {place}"),
                     spec(place).encode_to_vec(),
                     state,
-                    result
+                    result,
+                    9 * place as i64
                 ],
             )
             .unwrap();
@@ -233,6 +236,8 @@ mod tests {
             let (jobs, tasks) = store.load().unwrap();
             assert_eq!(format!("{:?}", (&jobs, &tasks)), format!("{before:?}"));
             assert_eq!(jobs[0].stages[0].phases, [[1, 2, 3]]);
+            assert_eq!((jobs[0].ended_at, jobs[0].stages[0].ended_at), (None, None));
+            assert_eq!(jobs[0].stages[0].started_at, Some(7));
             assert_eq!(
                 (jobs[0].stages[0].name, jobs[0].stages[0].spent_before),
                 (StageName::Embed, 11)
@@ -240,7 +245,10 @@ mod tests {
             for (place, task) in tasks.iter().enumerate() {
                 assert_eq!((task.spec(), task.label()), (spec(place), format!("label {place}")));
                 assert_eq!((task.model.as_deref(), task.part), (Some("decoder"), Some("teacher")));
-                assert_eq!((task.token, task.failures, task.losses, task.weight), (4, 1, 2, 9));
+                assert_eq!((task.token, task.failures, task.losses), (4, 1, 2));
+                // 0 stood for a weight that is not known, and for no limit of the ranks.
+                assert_eq!(task.weight, NonZeroU64::new(9 * place as u64));
+                assert_eq!(task.ranks.max, (place > 0).then_some(place as u32));
             }
             assert!(matches!(&tasks[0].state, TaskState::Done(found) if found.decode() == result));
             assert!(matches!(&tasks[1].state, TaskState::Waiting { .. }));

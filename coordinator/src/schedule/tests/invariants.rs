@@ -66,7 +66,7 @@ impl Cluster {
             let stages: Vec<Stage> = stages.collect();
             let (state, failure) = (job.state, &job.failure);
             format!(
-                "{} {state:?} {} {failure:?} {} {stages:?}",
+                "{} {state:?} {} {failure:?} {:?} {stages:?}",
                 job.id, job.reason, job.ended_at
             )
         });

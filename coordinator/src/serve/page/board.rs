@@ -66,7 +66,7 @@ impl Look {
         ages.sort_unstable_by(|a, b| b.cmp(a));
         let look = |(_, id): &(Millis, &String)| {
             let job = cluster.jobs.get(*id)?;
-            let known = job.state != JobState::Running && ended.get(*id) == Some(&job.ended_at);
+            let known = job.state != JobState::Running && job.ended_at.is_some_and(|at| ended.get(*id) == Some(&at));
             Some(((*id).clone(), if known { None } else { cluster.view(id) }))
         };
         Self {

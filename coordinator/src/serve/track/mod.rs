@@ -162,7 +162,7 @@ impl Watched {
 fn look(engine: &Engine, known: &HashMap<String, Millis>) -> Vec<Look> {
     let look = |job: &crate::schedule::Job| {
         let programs = job.file.track.iter().flat_map(TrackSection::urls).map(|(key, _)| key);
-        let is_open = |key: &&str| job.state == JobState::Running || engine.told(&job.id, key) != Some(job.ended_at);
+        let is_open = |key: &&str| job.state == JobState::Running || engine.told(&job.id, key) != job.ended_at;
         let open: Vec<&'static str> = programs.filter(is_open).collect();
         if open.is_empty() {
             return None;
