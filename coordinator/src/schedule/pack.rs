@@ -34,12 +34,13 @@ pub struct Packed {
 impl Packed {
     /// Packs specs and labels in their order. The ids of packs are taken from `next`.
     pub fn all<'a>(tasks: impl IntoIterator<Item = (&'a Task, &'a str)>, next: &mut u64) -> Vec<Self> {
-        let items: Vec<Vec<u8>> = tasks.into_iter().map(|(spec, label)| item(spec, label)).collect();
-        let mut packed = Vec::with_capacity(items.len());
-        for together in items.chunks(PACKED_TOGETHER) {
+        let mut items = tasks.into_iter().map(|(spec, label)| item(spec, label)).peekable();
+        let mut packed = Vec::new();
+        while items.peek().is_some() {
+            let together: Vec<Vec<u8>> = items.by_ref().take(PACKED_TOGETHER).collect();
             let pack = Arc::new(Pack {
                 id: *next,
-                bytes: pack(together),
+                bytes: pack(&together),
             });
             *next += 1;
             packed.extend((0..together.len() as u32).map(|at| Self { pack: pack.clone(), at }));
