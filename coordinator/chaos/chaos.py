@@ -4,9 +4,10 @@
     sudo coordinator/chaos/chaos.py --llink target/release/llink-coord --minutes 60
 
 Each process lives in a network namespace of its own, so that it can be cut off. Coordinators and workers are killed, stopped and cut
-off; the disks of the state and of the output are filled for seconds. A round ends when all three jobs have ended. It must leave the
-artifacts that the undisturbed run left, to the byte. Rounds follow one another until the minutes are over. The last line is a summary as
-JSON. Linux and root are needed. A failed round keeps its folder and prints its seed; `--seed` repeats the choice of faults.
+off, coordinators are told to end, and the disks of the state and of the output are filled for seconds. A round ends when all three
+jobs have ended. It must leave the artifacts that the undisturbed run left, to the byte. Rounds follow one another until the minutes are
+over. The last line is a summary as JSON. Linux and root are needed. A failed round keeps its folder and prints its seed; `--seed` repeats
+the choice of faults.
 """
 import argparse
 import hashlib
@@ -213,9 +214,9 @@ class Faults:
             self.undo.remove((when, what))
         if now >= self.next:
             self.next = now + self.random.uniform(2, 12)
-            name = self.random.choices(("kill a worker", "stop a worker", "cut a worker off", "kill the coordinator", "stop the coordinator",
-                                        "cut the coordinator off", "fill the output's disk", "fill the state's disk"),
-                                       weights=(6, 3, 3, 2, 1, 1, 1, 1))[0]
+            name = self.random.choices(("kill a worker", "stop a worker", "cut a worker off", "kill the coordinator", "end the coordinator",
+                                        "stop the coordinator", "cut the coordinator off", "fill the output's disk", "fill the state's disk"),
+                                       weights=(6, 3, 3, 2, 2, 1, 1, 1, 1))[0]
             self.counts[name] = self.counts.get(name, 0) + 1
             print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
             self.happen(name, self.random.uniform(1, 12))
@@ -228,6 +229,10 @@ class Faults:
         node = self.random.choice(self.cluster.workers) if "worker" in name else self.cluster.leader
         if name.startswith("kill"):
             node.kill(seconds)
+        elif name.startswith("end"):
+            # It hands over to the other one.
+            node.back_at = time.monotonic() + seconds
+            node.signal(signal.SIGTERM)
         elif name.startswith("stop"):
             node.stopped = True
             node.signal(signal.SIGSTOP)
