@@ -5,6 +5,7 @@
 //! The directory must not be on NFS, whose file locks are not reliable.
 
 mod access;
+mod events;
 mod old;
 pub mod private;
 pub mod replica;
@@ -18,8 +19,10 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
 
 pub use access::Claimed;
-use rows::{Spec, read_event, read_job, read_pack, read_stage, read_task, save_job, save_pack, save_task};
-use schema::{APART_VERSION, OLDEST_VERSION, SCHEMA_VERSION};
+pub use events::EventPage;
+use events::NewestEvents;
+use rows::{Spec, drop_result, read_job, read_pack, read_stage, read_task, save_job, save_pack, save_task};
+use schema::{APART_VERSION, APPENDED_VERSION, OLDEST_VERSION, SCHEMA_VERSION};
 
 use crate::schedule::{Cluster, Effects, Job, TaskRecord};
 
@@ -85,22 +88,9 @@ pub enum StateError {
 pub struct StateStore {
     path: PathBuf,
     connection: Connection,
-    /// The sequence numbers of the newest events, for jobs with an event since the start.
-    newest_events: HashMap<String, i64>,
+    newest_events: NewestEvents,
     /// Where everything that is saved is copied to.
     replica: Option<replica::Replica>,
-}
-
-/// The bytes of texts after which a page of events ends.
-const PAGE_BYTES: usize = 4 << 20;
-
-/// A page of a job's events in their order.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct EventPage {
-    /// The events.
-    pub events: Vec<llink_proto::Event>,
-    /// Whether further events follow.
-    pub more: bool,
 }
 
 impl StateStore {
@@ -150,7 +140,7 @@ impl StateStore {
         Self {
             path,
             connection,
-            newest_events: HashMap::new(),
+            newest_events: NewestEvents::default(),
             replica: None,
         }
     }
@@ -224,15 +214,13 @@ impl StateStore {
             save_job(&tx, job, |stage| fx.manifests.contains(&(job.id.clone(), stage)))?;
         }
         for job in &fx.folded {
-            tx.prepare_cached("DELETE FROM events WHERE job = ?1 AND task > 0 AND level = 'info'")?
-                .execute([job])?;
+            events::fold(&tx, job)?;
         }
         for id in &fx.dropped_tasks {
             tx.prepare_cached("DELETE FROM attempts WHERE task = ?1")?
                 .execute([*id as i64])?;
+            drop_result(&tx, *id)?;
             tx.prepare_cached("DELETE FROM tasks WHERE id = ?1")?
-                .execute([*id as i64])?;
-            tx.prepare_cached("DELETE FROM results WHERE task = ?1")?
                 .execute([*id as i64])?;
         }
         if let Some(highest) = fx.dropped_tasks.last() {
@@ -263,27 +251,8 @@ impl StateStore {
                     a.outcome
                 ])?;
         }
-        for e in &fx.events {
-            let sequence = match self.newest_events.get_mut(&e.job) {
-                Some(newest) => newest,
-                None => {
-                    let newest = tx.query_row("SELECT MAX(sequence) FROM events WHERE job = ?1", [&e.job], |row| {
-                        row.get::<_, Option<i64>>(0)
-                    })?;
-                    self.newest_events.entry(e.job.clone()).or_insert(newest.unwrap_or(0))
-                }
-            };
-            *sequence += 1;
-            tx.prepare_cached("INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
-                .execute(params![
-                    e.job,
-                    *sequence,
-                    e.at,
-                    e.stage,
-                    e.task as i64,
-                    e.level.as_str(),
-                    e.text
-                ])?;
+        for event in &fx.events {
+            self.newest_events.add(&tx, event)?;
         }
         tx.commit()
     }
@@ -330,9 +299,13 @@ impl StateStore {
         let mut statement = self.connection.prepare("SELECT id, specs FROM packs")?;
         let packs: HashMap<i64, Vec<Spec>> = statement.query_map([], read_pack)?.collect::<Result<_, _>>()?;
         let places: HashMap<String, usize> = jobs.iter().enumerate().map(|(at, job)| (job.id.clone(), at)).collect();
-        let mut statement = self.connection.prepare(
-            "SELECT tasks.*, results.result FROM tasks LEFT JOIN results ON results.task = tasks.id ORDER BY tasks.id",
-        )?;
+        let of_task = match schema::version(&self.connection)? {
+            ..APPENDED_VERSION => "results.task = tasks.id",
+            _ => "results.id = tasks.result",
+        };
+        let mut statement = self.connection.prepare(&format!(
+            "SELECT tasks.*, results.result AS outcome FROM tasks LEFT JOIN results ON {of_task} ORDER BY tasks.id"
+        ))?;
         let mut rows = statement.query([])?;
         let mut tasks = Vec::new();
         while let Some(row) = rows.next()? {
@@ -362,49 +335,6 @@ impl StateStore {
         found
             .map(|highest| highest.unwrap_or(0) as u64)
             .map_err(|e| sqlite(&self.path, e))
-    }
-
-    /// What happened to a job after `sequence`: the first `limit` events, fewer where their texts are long.
-    ///
-    /// # Errors
-    /// An error says that the database cannot be read.
-    pub fn events(&self, job: &str, after: u64, limit: usize) -> Result<EventPage, StateError> {
-        let run = || -> rusqlite::Result<EventPage> {
-            let mut statement = self
-                .connection
-                .prepare_cached("SELECT * FROM events WHERE job = ?1 AND sequence > ?2 ORDER BY sequence")?;
-            let mut rows = statement.query(params![job, after as i64])?;
-            let mut page = EventPage::default();
-            let mut bytes = 0;
-            while let Some(row) = rows.next()? {
-                let event = read_event(row)?;
-                bytes += event.text.len();
-                // A page has at least one event, so that the reader makes progress.
-                if page.events.len() >= limit.max(1) || (bytes > PAGE_BYTES && !page.events.is_empty()) {
-                    page.more = true;
-                    break;
-                }
-                page.events.push(event);
-            }
-            Ok(page)
-        };
-        run().map_err(|e| sqlite(&self.path, e))
-    }
-
-    /// Returns the newest events of a job, the newest first.
-    ///
-    /// # Errors
-    /// An error says that the store cannot be read.
-    pub fn newest_events(&self, job: &str, limit: usize) -> Result<Vec<llink_proto::Event>, StateError> {
-        let run = || {
-            let mut statement = self
-                .connection
-                .prepare_cached("SELECT * FROM events WHERE job = ?1 ORDER BY sequence DESC LIMIT ?2")?;
-            statement
-                .query_map(params![job, limit as i64], read_event)?
-                .collect::<rusqlite::Result<_>>()
-        };
-        run().map_err(|e| sqlite(&self.path, e))
     }
 }
 

@@ -390,7 +390,9 @@ fn a_state_of_an_older_version_is_brought_up_to_date() {
         ALTER TABLE events RENAME TO newer;
         CREATE TABLE events (sequence INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER, job TEXT, stage TEXT, task INTEGER,
             level TEXT, text TEXT);
-        INSERT INTO events SELECT sequence + 40, at, job, stage, task, level, text FROM newer; DROP TABLE newer;
+        INSERT INTO events SELECT (newer.id & 4294967295) + 40, at, job, stage, task, level, text
+            FROM newer JOIN job_numbers ON number = newer.id >> 32;
+        DROP TABLE newer; DROP TABLE job_numbers;
         CREATE INDEX events_by_job ON events (job, sequence);
         PRAGMA user_version = 2''')";
     let made = std::process::Command::new("python3")

@@ -29,7 +29,7 @@ pub struct Effects {
     pub folded: BTreeSet<String>,
     /// The events to record.
     pub events: Vec<Happening>,
-    /// The attempts that ended.
+    /// The attempts that ended without the task's result.
     pub attempts: Vec<Attempt>,
     /// The actions to take once all of that is saved.
     pub actions: Vec<Action>,

@@ -257,9 +257,6 @@ impl Cluster {
         for warning in &result.warnings {
             fx.happened(now, task, Level::Warn, warning.clone());
         }
-        if let TaskState::Leased(lease) = &task.state {
-            fx.ended(id, task.token, lease, now, "done");
-        }
         let (job, stage) = (task.job.clone(), task.stage);
         self.tasks
             .change(id, |task| task.state = TaskState::Done(result.into()));

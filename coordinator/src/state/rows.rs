@@ -67,6 +67,7 @@ pub(super) fn save_pack(tx: &Transaction<'_>, pack: &Pack) -> rusqlite::Result<(
 }
 
 pub(super) fn save_task(tx: &Transaction<'_>, task: &TaskRecord) -> rusqlite::Result<()> {
+    drop_result(tx, task.id)?;
     let (state, result) = match &task.state {
         TaskState::Waiting { .. } => (WAITING, None),
         TaskState::Leased(_) => (LEASED, None),
@@ -74,8 +75,16 @@ pub(super) fn save_task(tx: &Transaction<'_>, task: &TaskRecord) -> rusqlite::Re
         TaskState::Failed(failure) => (FAILED, Some(failure.encode_to_vec())),
         TaskState::Cancelled => (CANCELLED, None),
     };
+    let result = match result {
+        Some(result) => {
+            tx.prepare_cached("INSERT INTO results (result) VALUES (?1)")?
+                .execute([result])?;
+            Some(tx.last_insert_rowid())
+        }
+        None => None,
+    };
     tx.prepare_cached(
-        "INSERT OR REPLACE INTO tasks VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+        "INSERT OR REPLACE INTO tasks VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
     )?
     .execute(params![
         task.id as i64,
@@ -93,13 +102,16 @@ pub(super) fn save_task(tx: &Transaction<'_>, task: &TaskRecord) -> rusqlite::Re
         task.failures,
         task.losses,
         task.last_world_size,
-    ])?;
-    // An earlier result stays until there is a new one. The state of the task says whether it counts.
-    if let Some(result) = result {
-        tx.prepare_cached("INSERT OR REPLACE INTO results VALUES (?1, ?2)")?
-            .execute(params![task.id as i64, result])?;
-    }
-    Ok(())
+        result,
+    ])
+    .map(|_| ())
+}
+
+/// Deletes the result of a task, if there is one.
+pub(super) fn drop_result(tx: &Transaction<'_>, task: u64) -> rusqlite::Result<()> {
+    tx.prepare_cached("DELETE FROM results WHERE id = (SELECT result FROM tasks WHERE id = ?1)")?
+        .execute([task as i64])
+        .map(|_| ())
 }
 
 /// Reads a number from a column in which 0 stands for none.
@@ -185,7 +197,7 @@ pub(super) fn state_of(state: i64, result: Option<Vec<u8>>) -> rusqlite::Result<
     })
 }
 
-/// Reads a task from its row: the columns in their order, then the result. `found` looks up its job and spec.
+/// Reads a task from its row, with its result as `outcome`. `found` looks up its job and spec.
 pub(super) fn read_task(row: &Row<'_>, found: impl FnOnce(i64, u32) -> Option<Spec>) -> rusqlite::Result<TaskRecord> {
     let (pack, place) = (row.get(5)?, row.get(6)?);
     let Some(Spec { packed, model, part }) = found(pack, place) else {
@@ -208,7 +220,7 @@ pub(super) fn read_task(row: &Row<'_>, found: impl FnOnce(i64, u32) -> Option<Sp
             min: row.get(8)?,
             max: unless_0(row.get(9)?),
         },
-        state: state_of(row.get(10)?, row.get(15)?)?,
+        state: state_of(row.get(10)?, row.get("outcome")?)?,
         token: row.get::<_, i64>(11)? as u64,
         failures: row.get(12)?,
         losses: row.get(13)?,
@@ -250,16 +262,4 @@ pub(super) fn read_pack(row: &Row<'_>) -> rusqlite::Result<(i64, Vec<Spec>)> {
         specs.push(Spec { packed, model, part });
     }
     Ok((id, specs))
-}
-
-pub(super) fn read_event(row: &Row<'_>) -> rusqlite::Result<llink_proto::Event> {
-    Ok(llink_proto::Event {
-        sequence: row.get::<_, i64>("sequence")? as u64,
-        at: row.get("at")?,
-        job_id: row.get("job")?,
-        stage: row.get("stage")?,
-        task_id: row.get::<_, i64>("task")? as u64,
-        level: row.get("level")?,
-        text: row.get("text")?,
-    })
 }

@@ -3,6 +3,7 @@
 use rusqlite::{Connection, Transaction};
 
 use super::access::ACCESS_SCHEMA;
+use super::events::{EVENTS, OLD_EVENTS};
 use super::old;
 use super::rows::{save_job, save_pack, save_task};
 use super::told::TOLD;
@@ -25,29 +26,30 @@ CREATE TABLE IF NOT EXISTS tasks (
     id INTEGER PRIMARY KEY, job TEXT NOT NULL, stage TEXT NOT NULL, phase INTEGER NOT NULL, position INTEGER NOT NULL,
     pack INTEGER NOT NULL, place INTEGER NOT NULL, weight INTEGER NOT NULL, min_ranks INTEGER NOT NULL,
     max_ranks INTEGER NOT NULL, state INTEGER NOT NULL, token INTEGER NOT NULL, failures INTEGER NOT NULL,
-    losses INTEGER NOT NULL, last_world_size INTEGER NOT NULL);
+    losses INTEGER NOT NULL, last_world_size INTEGER NOT NULL, result INTEGER);
 CREATE TABLE IF NOT EXISTS packs (id INTEGER PRIMARY KEY, specs BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS results (task INTEGER PRIMARY KEY, result BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS results (id INTEGER PRIMARY KEY, result BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS attempts (
     task INTEGER NOT NULL, token INTEGER NOT NULL, rank INTEGER NOT NULL, worker TEXT NOT NULL,
     started_at INTEGER NOT NULL, ended_at INTEGER, outcome TEXT, PRIMARY KEY (task, token, rank)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS events (
-    job TEXT NOT NULL, sequence INTEGER NOT NULL, at INTEGER NOT NULL, stage TEXT NOT NULL, task INTEGER NOT NULL,
-    level TEXT NOT NULL, text TEXT NOT NULL, PRIMARY KEY (job, sequence)) WITHOUT ROWID;
 ";
 /// The highest number of a deleted task. Other versions need not read it, and may lack it.
 const FORGOTTEN: &str =
     "CREATE TABLE IF NOT EXISTS forgotten (one INTEGER PRIMARY KEY CHECK (one = 1), highest_task INTEGER NOT NULL);";
-pub(super) const SCHEMA_VERSION: i64 = 6;
+pub(super) const SCHEMA_VERSION: i64 = 7;
+/// The first version that appends results and events, instead of sorting them by task and by job.
+pub(super) const APPENDED_VERSION: i64 = 7;
+/// The first version that keeps the trace of a job.
+const TRACE_VERSION: i64 = 6;
 /// The first version that kept apart what changes with each task and what does not.
 pub(super) const APART_VERSION: i64 = 5;
 /// The oldest version that is brought up to date, and that can be looked at as it is.
 pub(super) const OLDEST_VERSION: i64 = 1;
 
 /// The page size of a new database in bytes. A step changes a few scattered rows, and each costs a page.
-const PAGE_BYTES: i64 = 1024;
+const PAGE_BYTES: i64 = 512;
 /// The number of pages that the log gathers before they are written to their places.
-const PAGES_IN_LOG: i64 = 8 << 10;
+const PAGES_IN_LOG: i64 = 16 << 10;
 
 /// Returns the version of the tables, or 0 where there are none.
 pub(super) fn version(connection: &Connection) -> rusqlite::Result<i64> {
@@ -67,7 +69,8 @@ pub(super) fn set_up(connection: &mut Connection) -> rusqlite::Result<()> {
     connection.set_prepared_statement_cache_capacity(64);
     match found {
         0 => {
-            let whole = format!("BEGIN; {SCHEMA} {ACCESS_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;");
+            let whole =
+                format!("BEGIN; {SCHEMA} {EVENTS} {ACCESS_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;");
             connection.execute_batch(&whole)
         }
         OLDEST_VERSION..SCHEMA_VERSION => bring_up_to_date(connection, found),
@@ -79,14 +82,22 @@ pub(super) fn set_up(connection: &mut Connection) -> rusqlite::Result<()> {
     connection.execute_batch(TOLD)
 }
 
-/// Version 6 keeps the trace of a job.
 fn bring_up_to_date(connection: &mut Connection, found: i64) -> rusqlite::Result<()> {
     let old = (found < APART_VERSION).then(|| old::load(connection)).transpose()?;
     let tx = connection.transaction()?;
-    tx.execute_batch("ALTER TABLE jobs ADD COLUMN trace TEXT NOT NULL DEFAULT ''")?;
-    if let Some((jobs, tasks)) = old {
-        take_apart(&tx, &jobs, &tasks)?;
+    if found < TRACE_VERSION {
+        tx.execute_batch("ALTER TABLE jobs ADD COLUMN trace TEXT NOT NULL DEFAULT ''")?;
     }
+    tx.execute_batch("ALTER TABLE events RENAME TO old_events")?;
+    tx.execute_batch(EVENTS)?;
+    match old {
+        Some((jobs, tasks)) => take_apart(&tx, &jobs, &tasks)?,
+        None => tx.execute_batch(
+            "ALTER TABLE results RENAME COLUMN task TO id; ALTER TABLE tasks ADD COLUMN result INTEGER;
+             UPDATE tasks SET result = id WHERE id IN (SELECT id FROM results);",
+        )?,
+    }
+    tx.execute_batch(OLD_EVENTS)?;
     tx.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     tx.commit()
 }
@@ -94,15 +105,13 @@ fn bring_up_to_date(connection: &mut Connection, found: i64) -> rusqlite::Result
 /// Version 5 keeps apart what changes with each task and what does not.
 fn take_apart(tx: &Transaction<'_>, jobs: &[Job], tasks: &[TaskRecord]) -> rusqlite::Result<()> {
     tx.execute_batch(
-        "DROP TABLE stages; DROP TABLE tasks; ALTER TABLE attempts RENAME TO old_attempts;
-         ALTER TABLE events RENAME TO old_events; DROP INDEX events_by_job;",
+        "DROP TABLE stages; DROP TABLE tasks; ALTER TABLE attempts RENAME TO old_attempts; DROP INDEX events_by_job;",
     )?;
     tx.execute_batch(SCHEMA)?;
     tx.execute_batch(ACCESS_SCHEMA)?;
     tx.execute_batch(
         "INSERT INTO attempts SELECT task, token, rank, worker, started_at, ended_at, outcome FROM old_attempts;
-         INSERT INTO events SELECT job, sequence, at, stage, task, level, text FROM old_events;
-         DROP TABLE old_attempts; DROP TABLE old_events;",
+         DROP TABLE old_attempts;",
     )?;
     for job in jobs {
         save_job(tx, job, |_| true)?;
@@ -122,16 +131,17 @@ fn take_apart(tx: &Transaction<'_>, jobs: &[Job], tasks: &[TaskRecord]) -> rusql
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroU64;
+    use std::path::Path;
 
     use futures::FutureExt;
     use llink_proto::task::Kind;
     use llink_proto::{Artifact, EmbedShard, Failure, ModelRef, ModelRole, Task, TaskResult};
     use prost::Message;
-    use rusqlite::params;
+    use rusqlite::{Connection, params};
 
     use super::super::StateStore;
     use crate::plan::StageName;
-    use crate::schedule::{Cluster, Effects, TaskState, Timing};
+    use crate::schedule::{Cluster, Effects, Happening, Level, Packed, TaskState, Timing};
 
     /// The tables of version 4.
     const VERSION_4: &str = "
@@ -178,7 +188,7 @@ mod tests {
     fn a_database_of_version_4_keeps_its_jobs_tasks_results_and_events() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("state.db");
-        let old = rusqlite::Connection::open(&path).unwrap();
+        let old = Connection::open(&path).unwrap();
         old.execute_batch(VERSION_4).unwrap();
         let file = crate::job::parse("job.toml", "[corpus]\nsource = \"/a.tsv\"\n").unwrap();
         old.execute(
@@ -191,14 +201,7 @@ mod tests {
             [],
         )
         .unwrap();
-        let artifact = Artifact {
-            path: "embed/key/00001".into(),
-            ..Artifact::default()
-        };
-        let result = TaskResult {
-            artifacts: vec![artifact],
-            ..TaskResult::default()
-        };
+        let result = result("embed/key/00001");
         let failure = Failure {
             text: "no".into(),
             ..Failure::default()
@@ -258,33 +261,151 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_database_of_version_5_gets_the_traces_of_its_jobs() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("state.db");
-        drop(StateStore::open(directory.path()).unwrap());
+    /// The tables of version 6. Version 5 had no trace.
+    const VERSION_6: &str = "
+    CREATE TABLE jobs (
+        id TEXT PRIMARY KEY, file TEXT NOT NULL, stamps TEXT NOT NULL, state INTEGER NOT NULL, reason TEXT NOT NULL,
+        submitted_at INTEGER NOT NULL, ended_at INTEGER NOT NULL, failure_kind INTEGER, failure_text TEXT, report TEXT,
+        trace TEXT NOT NULL);
+    CREATE TABLE stages (
+        job TEXT NOT NULL, position INTEGER NOT NULL, name TEXT NOT NULL, state INTEGER NOT NULL, reason TEXT NOT NULL,
+        key TEXT NOT NULL, phases INTEGER NOT NULL, started_at INTEGER NOT NULL, ended_at INTEGER NOT NULL,
+        spent_before INTEGER NOT NULL, claim TEXT, PRIMARY KEY (job, position)) WITHOUT ROWID;
+    CREATE TABLE manifests (job TEXT NOT NULL, stage TEXT NOT NULL, manifest TEXT NOT NULL, PRIMARY KEY (job, stage));
+    CREATE TABLE tasks (
+        id INTEGER PRIMARY KEY, job TEXT NOT NULL, stage TEXT NOT NULL, phase INTEGER NOT NULL, position INTEGER NOT NULL,
+        pack INTEGER NOT NULL, place INTEGER NOT NULL, weight INTEGER NOT NULL, min_ranks INTEGER NOT NULL,
+        max_ranks INTEGER NOT NULL, state INTEGER NOT NULL, token INTEGER NOT NULL, failures INTEGER NOT NULL,
+        losses INTEGER NOT NULL, last_world_size INTEGER NOT NULL);
+    CREATE TABLE packs (id INTEGER PRIMARY KEY, specs BLOB NOT NULL);
+    CREATE TABLE results (task INTEGER PRIMARY KEY, result BLOB NOT NULL);
+    CREATE TABLE attempts (
+        task INTEGER NOT NULL, token INTEGER NOT NULL, rank INTEGER NOT NULL, worker TEXT NOT NULL,
+        started_at INTEGER NOT NULL, ended_at INTEGER, outcome TEXT, PRIMARY KEY (task, token, rank)) WITHOUT ROWID;
+    CREATE TABLE events (
+        job TEXT NOT NULL, sequence INTEGER NOT NULL, at INTEGER NOT NULL, stage TEXT NOT NULL, task INTEGER NOT NULL,
+        level TEXT NOT NULL, text TEXT NOT NULL, PRIMARY KEY (job, sequence)) WITHOUT ROWID;
+    CREATE TABLE owners (job TEXT PRIMARY KEY, name TEXT NOT NULL);
+    CREATE TABLE used_tokens (
+        token_sha256 TEXT PRIMARY KEY, instance_sha256 TEXT NOT NULL, at INTEGER NOT NULL);
+    PRAGMA user_version = 6;
+    ";
+
+    fn result(path: &str) -> TaskResult {
+        let artifact = Artifact {
+            path: path.into(),
+            ..Artifact::default()
+        };
+        TaskResult {
+            artifacts: vec![artifact],
+            ..TaskResult::default()
+        }
+    }
+
+    /// Makes a database of version 6 with a job of three tasks, of which the second and the third are done.
+    fn make_version_6(path: &Path) -> Connection {
+        let old = Connection::open(path).unwrap();
+        old.execute_batch(VERSION_6).unwrap();
         let file = crate::job::parse("job.toml", "[corpus]\nsource = \"/a.tsv\"\n").unwrap();
-        let old = rusqlite::Connection::open(&path).unwrap();
-        old.execute_batch("ALTER TABLE jobs DROP COLUMN trace; PRAGMA user_version = 5;")
+        let file = serde_json::to_string(&file).unwrap();
+        for job in ["j", "k"] {
+            old.execute(
+                "INSERT INTO jobs VALUES (?1, ?2, '{}', 1, '', 5, 0, NULL, NULL, NULL, '')",
+                [job, &file],
+            )
             .unwrap();
+            for sequence in 1..=3 {
+                old.execute(
+                    "INSERT INTO events VALUES (?1, ?2, 7, 'embed', ?2, 'info', 'text of ' || ?1 || ?2)",
+                    params![job, sequence],
+                )
+                .unwrap();
+            }
+        }
         old.execute(
-            "INSERT INTO jobs VALUES ('j', ?1, '{}', 1, '', 5, 0, NULL, NULL, NULL)",
-            [serde_json::to_string(&file).unwrap()],
+            "INSERT INTO stages VALUES ('j', 0, 'embed', 2, 'embed', 'key', 1, 7, 0, 0, NULL)",
+            [],
         )
         .unwrap();
-        drop(old);
-        let (looked_at, _) = StateStore::open_file(&path).unwrap().load().unwrap();
-        assert_eq!(looked_at[0].trace, "");
-        let mut store = StateStore::open(directory.path()).unwrap();
-        let mut cluster = Cluster::restore(Timing::default(), looked_at, Vec::new(), 0);
-        cluster.jobs.get_mut("j").unwrap().trace = "00-1-2-01 ci=1".into();
-        let fx = Effects {
-            jobs: ["j".into()].into(),
-            ..Effects::default()
-        };
-        store.save(&cluster, &fx).now_or_never().unwrap().unwrap();
-        drop(store);
-        let (jobs, _) = StateStore::open(directory.path()).unwrap().load().unwrap();
-        assert_eq!(jobs[0].trace, "00-1-2-01 ci=1");
+        let specs: Vec<_> = (0..3).map(|number| (spec(number), "label")).collect();
+        let packed = Packed::all(specs.iter().map(|(spec, label)| (spec, *label)), &mut 1);
+        old.execute("INSERT INTO packs VALUES (1, ?1)", [&*packed[0].pack.bytes])
+            .unwrap();
+        for (place, state) in [1, 3, 3].into_iter().enumerate() {
+            let id = place as i64 + 1;
+            old.execute(
+                "INSERT INTO tasks VALUES (?1, 'j', 'embed', 0, ?2, 1, ?2, 9, 1, 1, ?3, 4, 0, 0, 1)",
+                [id, place as i64, state],
+            )
+            .unwrap();
+            if state == 3 {
+                let result = result(&format!("result of {id}")).encode_to_vec();
+                old.execute("INSERT INTO results VALUES (?1, ?2)", params![id, result])
+                    .unwrap();
+            }
+        }
+        old
+    }
+
+    #[test]
+    fn a_database_of_version_5_or_6_is_looked_at_as_it_is_and_brought_up_to_date() {
+        for version in [5, 6] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("state.db");
+            let old = make_version_6(&path);
+            if version == 5 {
+                old.execute_batch("ALTER TABLE jobs DROP COLUMN trace; PRAGMA user_version = 5;")
+                    .unwrap();
+            }
+            drop(old);
+            let seen = |store: &StateStore| {
+                let events =
+                    ["j", "k"].map(|job| (store.events(job, 1, 10).unwrap(), store.newest_events(job, 2).unwrap()));
+                format!("{:?} {events:?}", store.load().unwrap())
+            };
+            let looked_at = StateStore::open_file(&path).unwrap();
+            let before = seen(&looked_at);
+            assert!(
+                before.contains("text of k3") && !before.contains("text of k1"),
+                "{before}"
+            );
+            drop(looked_at);
+            let mut store = StateStore::open(directory.path()).unwrap();
+            assert_eq!(seen(&store), before, "version {version}");
+
+            // What happens next comes after that: a new result of the second task, and an event.
+            let (jobs, tasks) = store.load().unwrap();
+            let mut cluster = Cluster::restore(Timing::default(), jobs, tasks, 0);
+            cluster.jobs.get_mut("j").unwrap().trace = "00-1-2-01 ci=1".into();
+            let mut fx = Effects {
+                jobs: ["j".into()].into(),
+                tasks: [2].into(),
+                ..Effects::default()
+            };
+            fx.events.push(Happening {
+                at: 8,
+                job: "j".into(),
+                stage: "embed".into(),
+                task: 2,
+                level: Level::Info,
+                text: "again".into(),
+            });
+            store.save(&cluster, &fx).now_or_never().unwrap().unwrap();
+            drop(store);
+            let store = StateStore::open(directory.path()).unwrap();
+            let (jobs, tasks) = store.load().unwrap();
+            assert_eq!(jobs[0].trace, "00-1-2-01 ci=1");
+            let results = tasks.iter().map(|task| match &task.state {
+                TaskState::Done(found) => Some(found.decode()),
+                _ => None,
+            });
+            let expected = [None, Some(result("result of 2")), Some(result("result of 3"))];
+            assert_eq!(results.collect::<Vec<_>>(), expected);
+            let kept = "SELECT COUNT(*) FROM results";
+            let kept: i64 = store.connection.query_row(kept, [], |row| row.get(0)).unwrap();
+            assert_eq!(kept, 2, "a result takes the place of the one before");
+            let newest = &store.newest_events("j", 1).unwrap()[0];
+            assert_eq!((newest.sequence, newest.text.as_str()), (4, "again"));
+        }
     }
 }
