@@ -12,7 +12,9 @@ use llink_proto::task::Kind;
 use llink_proto::{Artifact, EmbedShard, ModelRole, Task, TaskResult};
 
 use super::embed::{max_tokens, model_ref, reading_key, settings};
-use super::{Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, earlier, fact, json, manifest_of, with_role};
+use super::{
+    Inputs, Phase, PlanError, PlannedTask, PlannedTasks, Ranks, StageName, earlier, fact, json, manifest_of, with_role,
+};
 
 const STAGE: StageName = StageName::Baseline;
 /// Number of training pairs behind the mean of each language. More pairs change little: the error of this mean is a
@@ -75,7 +77,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
     let model = model_ref(STAGE, inputs, "encoder", ModelRole::Encoder)?;
     let settings = settings(STAGE, inputs)?;
     let directory = inputs.directory(STAGE, key);
-    let mut tasks = Vec::new();
+    let mut tasks = PlannedTasks::default();
     for (side, portions) in sides(inputs)? {
         for (i, portion) in portions.into_iter().enumerate() {
             let role = Role::Vectors(Tower::EncoderEnglish, Corpus::Pairs, side);

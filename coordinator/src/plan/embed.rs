@@ -8,8 +8,8 @@ use llink_proto::task::Kind;
 use llink_proto::{EmbedShard, EncoderReading, ModelRef, ModelRole, Task, TaskResult};
 
 use super::{
-    Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, content, earlier, fact, instructions_of, json,
-    manifest_of, with_role,
+    Inputs, Phase, PlanError, PlannedTask, PlannedTasks, Ranks, StageName, content, earlier, fact, instructions_of,
+    json, manifest_of, with_role,
 };
 
 const STAGE: StageName = StageName::Embed;
@@ -134,7 +134,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
     let directory = inputs.directory(STAGE, key);
     check_teacher(inputs)?;
     let settings = settings(STAGE, inputs)?;
-    let mut tasks = Vec::new();
+    let mut tasks = PlannedTasks::default();
     for (tower, model_name, model_role) in TOWERS {
         let model = model_ref(STAGE, inputs, model_name, model_role)?;
         for (corpus, from, side) in sets() {

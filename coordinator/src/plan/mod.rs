@@ -10,23 +10,27 @@ mod export;
 mod instruct;
 mod judge;
 mod outline;
+mod pack;
 mod shard;
 mod synthesize;
+mod tasks;
 mod train;
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU64;
 
 pub use shard::TINY_MODELS_STAMP;
 
 use llink_datasets::manifest::{ATTEMPT_PREFIX, Manifest, ManifestArtifact};
 use llink_datasets::role::Role;
-use llink_proto::{Artifact, Task, TaskResult};
+use llink_proto::{Artifact, TaskResult};
 use serde::{Deserialize, Serialize};
 use strum::{Display, EnumIter, EnumString, IntoEnumIterator, IntoStaticStr};
 
 use crate::job::{JobFile, RANDOM_MODEL};
 pub use outline::outline;
+pub use pack::{Pack, Packed};
+pub(crate) use tasks::traits;
+pub use tasks::{PlannedTask, PlannedTasks, Traits};
 
 /// The stages of a job, in the order in which they run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, EnumIter, EnumString, IntoStaticStr, Display)]
@@ -163,19 +167,6 @@ impl Ranks {
     pub const ONE: Self = Self { min: 1, max: Some(1) };
 }
 
-/// A task to be leased.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PlannedTask {
-    /// The specification for the worker.
-    pub spec: Task,
-    /// The task's share of the stage's progress, in the stage's unit; `None` if only the worker will know.
-    pub weight: Option<NonZeroU64>,
-    /// The number of ranks that run it.
-    pub ranks: Ranks,
-    /// The name for people, such as `clean dev.tsv`.
-    pub label: String,
-}
-
 /// The next phase of a stage.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Phase {
@@ -184,7 +175,7 @@ pub enum Phase {
         /// The phase's name for people.
         label: String,
         /// The tasks.
-        tasks: Vec<PlannedTask>,
+        tasks: PlannedTasks,
     },
     /// The stage is complete, with this manifest.
     Complete(Manifest),

@@ -9,7 +9,10 @@ use llink_proto::{
     CleanSource, CleaningRules, Corpus, ModelRole, PrepareModel, Source, SplitCorpus, Task, TaskResult, WriteShard,
 };
 
-use super::{Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, content, earlier, json, manifest_of, with_role};
+use super::{
+    Inputs, Phase, PlanError, PlannedTask, PlannedTasks, Ranks, StageName, content, earlier, json, manifest_of,
+    with_role,
+};
 use crate::job::{
     CleaningSection, ColumnName, CorpusSection, InstructionsSection, JobFile, NearDuplicates, Numbers, RANDOM_MODEL,
     SourceEntry, Sources, TINY_MODEL, TooLong, ValidationFrom,
@@ -205,11 +208,19 @@ impl<'a> CorpusPlan<'a> {
         planned(inputs, kind, kept, format!("split {}", self.name))
     }
 
-    fn shard_tasks(&self, key: &str, inputs: &Inputs<'_>, own: &[TaskResult], split: &TaskResult) -> Vec<PlannedTask> {
+    /// Adds the tasks that write the shards of a split.
+    fn add_shard_tasks(
+        &self,
+        key: &str,
+        inputs: &Inputs<'_>,
+        own: &[TaskResult],
+        split: &TaskResult,
+        tasks: &mut PlannedTasks,
+    ) {
         let (assignment, shards): (Vec<_>, Vec<_>) = split.artifacts.iter().partition(|a| a.role == Role::Assignment);
         let assignment = assignment.first().map(|a| a.path.clone()).unwrap_or_default();
         let directory = inputs.directory(StageName::Shard, key);
-        let task = |(i, shard): (usize, &llink_proto::Artifact)| {
+        for (i, shard) in shards.into_iter().enumerate() {
             let kind = Kind::WriteShard(WriteShard {
                 corpus: self.corpus.into(),
                 cleaned: cleaned_paths(own),
@@ -219,9 +230,8 @@ impl<'a> CorpusPlan<'a> {
                 role: shard.role.clone(),
                 stage_key: key.into(),
             });
-            planned(inputs, kind, shard.rows, format!("write {}", shard.path))
-        };
-        shards.into_iter().enumerate().map(task).collect()
+            tasks.push(planned(inputs, kind, shard.rows, format!("write {}", shard.path)));
+        }
     }
 }
 
@@ -281,13 +291,16 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
                 .map(|(corpus, own)| corpus.split_task(key, inputs, own))
                 .collect(),
         }),
-        [cleaned, splits] => Ok(Phase::Tasks {
-            label: "write".into(),
-            tasks: with_own(&corpora, cleaned)
-                .zip(splits)
-                .flat_map(|((corpus, own), split)| corpus.shard_tasks(key, inputs, own, split))
-                .collect(),
-        }),
+        [cleaned, splits] => {
+            let mut tasks = PlannedTasks::default();
+            for ((corpus, own), split) in with_own(&corpora, cleaned).zip(splits) {
+                corpus.add_shard_tasks(key, inputs, own, split, &mut tasks);
+            }
+            Ok(Phase::Tasks {
+                label: "write".into(),
+                tasks,
+            })
+        }
         [cleaned, splits, shards, ..] => {
             let mut manifest = manifest_of(StageName::Shard, key, shards);
             for ((corpus, own), split) in with_own(&corpora, cleaned).zip(splits) {
@@ -375,9 +388,9 @@ pub(super) fn models_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskRe
     };
     Ok(Phase::Tasks {
         label: "prepare".into(),
-        tasks: vec![
+        tasks: PlannedTasks::from_iter([
             task(ModelRole::Encoder, &encoder.path, "encoder")?,
             task(ModelRole::Decoder, &inputs.job.models.decoder.path, "decoder")?,
-        ],
+        ]),
     })
 }

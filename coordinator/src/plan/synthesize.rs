@@ -8,7 +8,8 @@ use llink_proto::task::Kind;
 use llink_proto::{Artifact, CleaningRules, ModelEndpoint, SynthesisPrompt, Synthesize, Task, TaskResult};
 
 use super::{
-    Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, content_of, earlier, json, manifest_of, with_role,
+    Inputs, Phase, PlanError, PlannedTask, PlannedTasks, Ranks, StageName, content_of, earlier, json, manifest_of,
+    with_role,
 };
 use crate::job::SynthesizeSection;
 
@@ -187,7 +188,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
             rest = others;
         }
     }
-    let tasks: Vec<PlannedTask> = sides.iter().flat_map(|s| s.tasks(key, inputs, section)).collect();
+    let tasks: PlannedTasks = sides.iter().flat_map(|s| s.tasks(key, inputs, section)).collect();
     if !tasks.is_empty() {
         let label = if results.is_empty() { "ask" } else { "ask about more" };
         return Ok(Phase::Tasks {

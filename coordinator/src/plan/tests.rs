@@ -197,7 +197,7 @@ fn what_is_fitted_is_fitted_once_before_the_training_and_read_by_it() {
             claim: None,
         };
         match phase(StageName::Align, "k", &inputs, results).unwrap() {
-            Phase::Tasks { mut tasks, .. } => tasks.remove(0).spec.kind,
+            Phase::Tasks { tasks, .. } => tasks.iter().next().unwrap().spec.kind,
             Phase::Complete(_) => None,
         }
     };
@@ -294,7 +294,7 @@ fn both_arms_are_trained_one_after_the_other_and_keep_their_names() {
         ..TaskResult::default()
     };
     let direct = |results: &[Vec<TaskResult>]| match phase(StageName::Instruct, "k", &inputs, results).unwrap() {
-        Phase::Tasks { tasks, .. } => match tasks[0].spec.kind.clone() {
+        Phase::Tasks { tasks, .. } => match tasks.iter().next().unwrap().spec.kind {
             Some(Kind::Instruct(task)) => (task.direct, task.directory),
             other => panic!("{other:?}"),
         },
@@ -367,7 +367,7 @@ fn portions(phase: &Phase) -> Vec<(String, String, u64, u64)> {
     let Phase::Tasks { tasks, .. } = phase else {
         return Vec::new();
     };
-    let portion = |task: &PlannedTask| match &task.spec.kind {
+    let portion = |task: PlannedTask| match task.spec.kind {
         Some(Kind::Synthesize(s)) => {
             let shard = s.pairs.as_ref().map(|p| p.path.clone()).unwrap_or_default();
             (s.path.clone(), shard, s.skip, s.rows)

@@ -9,8 +9,8 @@ use llink_proto::{Align, Artifact, Evaluate, FitStatistics, ModelRole, Task, Tas
 
 use super::embed::model_ref;
 use super::{
-    Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, content, content_of, earlier, fact, json, manifest_of,
-    with_role,
+    Inputs, Phase, PlanError, PlannedTask, PlannedTasks, Ranks, StageName, content, content_of, earlier, fact, json,
+    manifest_of, with_role,
 };
 
 pub(super) fn align_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
@@ -176,11 +176,11 @@ pub(super) fn one_task(phase: &str, kind: Kind, weight: u64, ranks: Ranks, input
     };
     Phase::Tasks {
         label: phase.into(),
-        tasks: vec![PlannedTask {
+        tasks: PlannedTasks::from_iter([PlannedTask {
             spec,
             weight: NonZeroU64::new(weight),
             ranks,
             label: label.into(),
-        }],
+        }]),
     }
 }

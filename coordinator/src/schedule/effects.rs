@@ -181,7 +181,7 @@ impl Effects {
     }
 
     /// Adds the packs of new tasks, each pack once.
-    pub(super) fn add_packs(&mut self, packed: &[Packed]) {
+    pub(super) fn add_packs<'a>(&mut self, packed: impl Iterator<Item = &'a Packed>) {
         for packed in packed {
             if self.packs.last().is_none_or(|last| !Arc::ptr_eq(last, &packed.pack)) {
                 self.packs.push(packed.pack.clone());

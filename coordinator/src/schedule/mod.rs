@@ -9,7 +9,6 @@ mod jobs;
 mod keep;
 mod leases;
 mod outcome;
-mod pack;
 mod stages;
 mod tasks;
 mod timers;
@@ -24,18 +23,18 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use llink_datasets::manifest::Manifest;
-use llink_proto::task::Kind;
-use llink_proto::{Failure, JobState, ModelRole, RegisterRequest, StageState, Task, TaskResult};
+use llink_proto::{Failure, JobState, RegisterRequest, StageState, Task, TaskResult};
 use prost::Message;
 
 use crate::job::JobFile;
+pub(crate) use crate::plan::traits;
 use crate::plan::{Claim, Ranks, StageName};
+pub use crate::plan::{Pack, Packed};
 
 pub use effects::{Action, Attempt, Effects, Happening, Level};
 pub use jobs::NewJob;
 pub use keep::Keep;
 pub use leases::{MOST_LEASES_AHEAD, Outcome, Rendezvous, Reported};
-pub use pack::{Pack, Packed};
 pub use stages::LookedUp;
 pub use tasks::{Counts, Tasks};
 use timers::Timers;
@@ -315,21 +314,6 @@ impl TaskRecord {
         let read = self.packed.read();
         read.expect("it was packed by this process, or read once when it was loaded")
     }
-}
-
-/// Returns what scheduling reads from a task's spec: the fingerprint of the shard's model, and the part of the
-/// progress.
-pub(crate) fn traits(spec: &Task) -> (Option<&str>, Option<&'static str>) {
-    let Some(Kind::EmbedShard(shard)) = &spec.kind else {
-        return (None, None);
-    };
-    let Some(model) = &shard.model else { return (None, None) };
-    let part = match model.role() {
-        ModelRole::Encoder => Some("encoder"),
-        ModelRole::Decoder => Some("teacher"),
-        ModelRole::Unspecified => None,
-    };
-    (Some(&model.fingerprint), part)
 }
 
 /// A lease of a task to one worker or a gang.

@@ -7,10 +7,8 @@ use llink_datasets::measured::{self, TrainingTime};
 use llink_proto::{Artifact, Failure, StageState, TaskResult};
 
 use super::jobs::{results_before, unplanned};
-use super::{
-    Action, Cluster, Effects, Job, Level, Millis, Packed, Pursuit, Stage, TaskRecord, TaskState, Work, traits,
-};
-use crate::plan::{self, Claim, Inputs, Phase, PlanError, StageName};
+use super::{Action, Cluster, Effects, Job, Level, Millis, Packed, Pursuit, Stage, TaskRecord, TaskState, Work};
+use crate::plan::{self, Claim, Inputs, Phase, PlanError, PlannedTask, PlannedTasks, StageName, Traits};
 
 /// The state of a stage in the store.
 #[derive(Debug, Clone, PartialEq)]
@@ -190,24 +188,24 @@ impl Cluster {
                 return self.drop_tasks(last, fx);
             }
         };
-        let differs = |(id, planned): &(u64, plan::PlannedTask)| {
+        let differs = |(id, planned): &(u64, PlannedTask)| {
             let open = self
                 .tasks
                 .get(id)
                 .filter(|task| !matches!(task.state, TaskState::Done(_)));
             open.is_some_and(|task| task.spec() != planned.spec || task.ranks != planned.ranks)
         };
-        let anew: Vec<(u64, plan::PlannedTask)> = last.into_iter().zip(planned).filter(differs).collect();
-        let specs = anew.iter().map(|(_, planned)| (&planned.spec, planned.label.as_str()));
-        let packed = Packed::all(specs, &mut self.next_pack);
-        fx.add_packs(&packed);
-        for ((id, planned), packed) in anew.into_iter().zip(packed) {
+        let anew: Vec<(u64, PlannedTask)> = last.into_iter().zip(planned.iter()).filter(differs).collect();
+        let (ids, anew): (Vec<u64>, Vec<PlannedTask>) = anew.into_iter().unzip();
+        let packed = PlannedTasks::from_iter(anew).packed(&mut self.next_pack);
+        let packed: Vec<(Packed, Traits)> = packed.collect();
+        fx.add_packs(packed.iter().map(|(packed, _)| packed));
+        for (id, (packed, traits)) in ids.into_iter().zip(packed) {
             self.stop_task(id, "the task is planned anew", now, fx);
-            let (model, part) = traits(&planned.spec);
-            let model = model.map(|model| self.tasks.name(model));
+            let model = traits.model.map(|model| self.tasks.name(&model));
             let before = self.tasks.change(id, |task| {
-                (task.model, task.part) = (model, part);
-                (task.ranks, task.weight) = (planned.ranks, planned.weight);
+                (task.model, task.part) = (model, traits.part);
+                (task.ranks, task.weight) = (traits.ranks, traits.weight);
                 std::mem::replace(&mut task.packed, packed)
             });
             fx.drop_pack(before);
@@ -265,18 +263,16 @@ impl Cluster {
         id: &str,
         name: StageName,
         label: String,
-        tasks: Vec<plan::PlannedTask>,
+        tasks: PlannedTasks,
         now: Millis,
         fx: &mut Effects,
     ) {
         let phase = self.stage_mut(id, name).map_or(0, |s| s.phases.len());
-        let specs = tasks.iter().map(|planned| (&planned.spec, planned.label.as_str()));
-        let packed = Packed::all(specs, &mut self.next_pack);
-        fx.add_packs(&packed);
+        let packed: Vec<(Packed, Traits)> = tasks.packed(&mut self.next_pack).collect();
+        fx.add_packs(packed.iter().map(|(packed, _)| packed));
         let job = self.tasks.name(id);
-        let mut ids = Vec::with_capacity(tasks.len());
-        for (index, (planned, packed)) in tasks.into_iter().zip(packed).enumerate() {
-            let (model, part) = traits(&planned.spec);
+        let mut ids = Vec::with_capacity(packed.len());
+        for (index, (packed, traits)) in packed.into_iter().enumerate() {
             let task = TaskRecord {
                 id: self.next_task,
                 job: job.clone(),
@@ -284,10 +280,10 @@ impl Cluster {
                 phase,
                 index,
                 packed,
-                model: model.map(|model| self.tasks.name(model)),
-                part,
-                weight: planned.weight,
-                ranks: planned.ranks,
+                model: traits.model.map(|model| self.tasks.name(&model)),
+                part: traits.part,
+                weight: traits.weight,
+                ranks: traits.ranks,
                 state: to_be_leased(now),
                 token: 0,
                 failures: 0,

@@ -394,7 +394,8 @@ mod tests {
             drop(store);
             let store = StateStore::open(directory.path()).unwrap();
             let (jobs, tasks) = store.load().unwrap();
-            assert_eq!(jobs[0].trace, "00-1-2-01 ci=1");
+            let traced = jobs.iter().find(|job| job.trace == "00-1-2-01 ci=1");
+            assert_eq!(traced.map(|job| job.id.as_str()), Some("j"));
             let results = tasks.iter().map(|task| match &task.state {
                 TaskState::Done(found) => Some(found.decode()),
                 _ => None,

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use llink_datasets::role::{Corpus, Part, Role, Side};
 use llink_proto::task::Kind;
 use llink_proto::{
-    Artifact, Assignment, Failure, FailureKind, JobState, RegisterRequest, StageState, Task, TaskProgress, TaskResult,
+    Artifact, Assignment, Failure, FailureKind, JobState, ModelRole, RegisterRequest, StageState, Task, TaskProgress,
+    TaskResult,
 };
 
 use super::*;

@@ -7,14 +7,14 @@ use llink_proto::Task;
 use prost::Message;
 
 /// The most specs that share a pack.
-const PACKED_TOGETHER: usize = 256;
+pub(super) const PACKED_TOGETHER: usize = 256;
 /// The number of equal bytes that end a literal run.
 const WORTH_COPYING: usize = 8;
 /// The offsets that are tried after a difference, since a number of another length moves the bytes that follow it.
 const SHIFTS: [isize; 9] = [0, 1, -1, 2, -2, 3, -3, 4, -4];
 
 /// The specs and labels of several tasks, one after another.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pack {
     /// The id, which is unique in this coordinator.
     pub id: u64,
@@ -34,18 +34,22 @@ pub struct Packed {
 impl Packed {
     /// Packs specs and labels in their order. The ids of packs are taken from `next`.
     pub fn all<'a>(tasks: impl IntoIterator<Item = (&'a Task, &'a str)>, next: &mut u64) -> Vec<Self> {
-        let mut items = tasks.into_iter().map(|(spec, label)| item(spec, label)).peekable();
+        let mut tasks = tasks.into_iter().peekable();
         let mut packed = Vec::new();
-        while items.peek().is_some() {
-            let together: Vec<Vec<u8>> = items.by_ref().take(PACKED_TOGETHER).collect();
-            let pack = Arc::new(Pack {
-                id: *next,
-                bytes: pack(&together),
-            });
-            *next += 1;
-            packed.extend((0..together.len() as u32).map(|at| Self { pack: pack.clone(), at }));
+        while tasks.peek().is_some() {
+            let together: Vec<_> = tasks.by_ref().take(PACKED_TOGETHER).collect();
+            let count = together.len();
+            packed.extend(Self::places(Pack::of(together), count, next));
         }
         packed
+    }
+
+    /// Returns the places of the `count` tasks of a pack. The pack gets the id `next`.
+    pub(super) fn places(mut pack: Pack, count: usize, next: &mut u64) -> impl Iterator<Item = Self> + use<> {
+        pack.id = *next;
+        *next += 1;
+        let pack = Arc::new(pack);
+        (0..count as u32).map(move |at| Self { pack: pack.clone(), at })
     }
 
     /// Unpacks the spec and the label. `None` means that the bytes are no pack, or that the index is outside it.
@@ -56,6 +60,15 @@ impl Packed {
 }
 
 impl Pack {
+    /// Packs specs and labels in their order. The pack has no id yet.
+    pub(super) fn of<'a>(tasks: impl IntoIterator<Item = (&'a Task, &'a str)>) -> Self {
+        let items: Vec<Vec<u8>> = tasks.into_iter().map(|(spec, label)| item(spec, label)).collect();
+        Self {
+            id: 0,
+            bytes: pack(&items),
+        }
+    }
+
     /// Returns the specs and labels in their order, up to the first that cannot be read.
     pub fn iter(&self) -> impl Iterator<Item = (Task, String)> {
         let mut bytes = &*self.bytes;
