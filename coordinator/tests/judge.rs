@@ -136,11 +136,16 @@ fn answers_are_judged_in_both_orders_and_the_report_counts_them() {
         assert_eq!(figure(&place, &format!("judged.base.{name}")), count);
     }
     assert_eq!(figure(&place, "judged.base.unclear"), 0.0);
+    assert_eq!(figure(&place, "judged.base.order_flips"), 0.0);
+    let preferred = (counted[0] + counted[1] / 2.0) / 5.0;
+    assert!((figure(&place, "judged.base.preferred") - preferred).abs() < 1e-9);
+    assert!(figure(&place, "judged.base.low") <= preferred && preferred <= figure(&place, "judged.base.high"));
 
     let page = std::fs::read_to_string(place.path("out/report.html")).unwrap();
     for expected in [
         "Retrieval among 50 held-out pairs",
         "Judged preference",
+        "How steady the judge",
         "Some answers",
         "Token inflation",
     ] {
@@ -172,8 +177,37 @@ fn answers_are_judged_in_both_orders_and_the_report_counts_them() {
         "the base decoder's were judged before"
     );
     assert_eq!(figure(&place, "judged.direct.tie"), 5.0);
+    assert_eq!(figure(&place, "judged.direct.order_flips"), 1.0);
+    assert_eq!(figure(&place, "judged.direct.preferred"), 0.5);
     assert_eq!(figure(&place, "judged.base.win"), counted[0]);
     assert!(slots.iter().all(|answer| answer != "x"));
+}
+
+#[test]
+fn a_second_run_shows_how_many_verdicts_change() {
+    static ASKED: AtomicUsize = AtomicUsize::new(0);
+    // The ten replies of the first run name A, and those of the second run name B.
+    let (url, asked) = serve(|_, _| match ASKED.fetch_add(1, Ordering::SeqCst) {
+        ..10 => "A",
+        _ => "B",
+    });
+    let place = Place::new(&job(&url, "runs = 2\n"));
+    place.ok(&["submit", "job.toml"]);
+    assert_eq!(asked.load(Ordering::SeqCst), 20);
+    for (name, expected) in [("run_flips", 1.0), ("order_flips", 1.0), ("tie", 5.0)] {
+        assert_eq!(figure(&place, &format!("judged.base.{name}")), expected, "{name}");
+    }
+    let row = &judgements(&place)[0];
+    assert_eq!(row["verdicts"], json!(["ours", "theirs", "theirs", "ours"]));
+    let card = place
+        .artefacts(&["export"])
+        .into_iter()
+        .find(|(path, _)| path.ends_with("README.md"));
+    let card = std::fs::read_to_string(place.path("out").join(card.unwrap().0)).unwrap();
+    assert!(
+        card.contains("| the base decoder | all |") && card.contains("differ by run"),
+        "{card}"
+    );
 }
 
 #[test]

@@ -1,5 +1,9 @@
 //! Compares two answers with a large model, which sees them in both orders.
 
+mod tally;
+
+pub use tally::{JudgedPair, tally};
+
 use serde::Serialize;
 
 /// The system message, which restricts the judge to the question.
@@ -40,17 +44,17 @@ pub enum Verdict {
     Tie,
 }
 
-/// The verdicts of both orders together.
+/// The verdicts of both orders together, over all runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Preference {
-    /// The job's own answer wins in both orders, or in one against a tie.
+    /// More verdicts are for the job's own answer than against it.
     Win,
-    /// The two orders balance each other.
+    /// The verdicts balance each other.
     Tie,
-    /// The job's own answer loses in both orders, or in one against a tie.
+    /// More verdicts are against the job's own answer than for it.
     Loss,
-    /// The judge gave no verdict in one of the orders.
+    /// The judge gave no verdict at least once.
     Unclear,
 }
 
@@ -196,21 +200,21 @@ fn is_article(words: &[&str], at: usize) -> bool {
 }
 
 impl Preference {
-    /// Combines both orders. An answer that profits from the first position in one order loses by it in the other.
+    /// Combines the verdicts of both orders. An answer that profits from the first position in one order loses by it in the
+    /// other.
     #[must_use]
-    pub fn of(one: Option<Verdict>, other: Option<Verdict>) -> Self {
+    pub fn of(verdicts: impl IntoIterator<Item = Option<Verdict>>) -> Self {
         let score = |verdict| match verdict {
             Verdict::Ours => 1,
             Verdict::Tie => 0,
             Verdict::Theirs => -1,
         };
-        match (one, other) {
-            (Some(one), Some(other)) => match score(one) + score(other) {
-                0 => Self::Tie,
-                sum if sum > 0 => Self::Win,
-                _ => Self::Loss,
-            },
-            _ => Self::Unclear,
+        let scores = verdicts.into_iter().map(|verdict| verdict.map(score));
+        match scores.sum::<Option<i32>>() {
+            None => Self::Unclear,
+            Some(0) => Self::Tie,
+            Some(1..) => Self::Win,
+            Some(_) => Self::Loss,
         }
     }
 }
@@ -262,15 +266,18 @@ mod tests {
     fn a_judge_who_always_takes_the_first_prefers_nobody() {
         let always_a = |order| Verdict::of("A", order);
         assert_eq!(
-            Preference::of(always_a(Order::OursFirst), always_a(Order::TheirsFirst)),
+            Preference::of([always_a(Order::OursFirst), always_a(Order::TheirsFirst)]),
             Preference::Tie
         );
-        assert_eq!(Preference::of(Some(Verdict::Ours), Some(Verdict::Tie)), Preference::Win);
         assert_eq!(
-            Preference::of(Some(Verdict::Tie), Some(Verdict::Theirs)),
+            Preference::of([Some(Verdict::Ours), Some(Verdict::Tie)]),
+            Preference::Win
+        );
+        assert_eq!(
+            Preference::of([Some(Verdict::Tie), Some(Verdict::Theirs)]),
             Preference::Loss
         );
-        assert_eq!(Preference::of(None, Some(Verdict::Ours)), Preference::Unclear);
+        assert_eq!(Preference::of([None, Some(Verdict::Ours)]), Preference::Unclear);
     }
 
     #[test]

@@ -32,6 +32,8 @@ llink_proto::settings! {
             attempts: u32 = 6, between(1.0, 100.0);
             /// The most tokens in a reply. Models that think aloud need more.
             max_tokens: u32 = 16, at_least(1.0);
+            /// How often each pair is judged in both orders. With 2 or more, the report says how many verdicts change between runs.
+            runs: u32 = 1, between(1.0, 10.0);
         }
     }
 }

@@ -55,5 +55,6 @@ pub(super) fn judge(directory: &str, job: &JobFile) -> Option<Judge> {
         max_tokens: section.max_tokens,
         path: format!("{directory}/judgements.jsonl"),
         cache: CACHE.into(),
+        runs: judge.runs,
     })
 }

@@ -117,12 +117,15 @@ fn embedded(job: &JobFile) -> String {
 fn trained(section: &InstructSettings, job: &JobFile) -> String {
     let batch = thousands(section.batch.into());
     let rows = instructions(job).map_or(0, |(train, _)| train);
+    let epochs = match section.epochs {
+        1.0 => "1 epoch".to_owned(),
+        epochs => format!("{epochs} epochs"),
+    };
     let steps = match (section.steps, rows) {
-        (None, 0) => format!("{} epochs in steps of {batch} examples", section.epochs),
+        (None, 0) => format!("{epochs} in steps of {batch} examples"),
         (None, rows) => format!(
-            "at most {} steps of {batch} examples: {} epochs of {}",
+            "at most {} steps of {batch} examples: {epochs} of {}",
             thousands(section.steps_for(rows)),
-            section.epochs,
             thousands(rows)
         ),
         (Some(steps), _) => format!("{} steps of {batch} examples", thousands(steps)),

@@ -2,6 +2,7 @@
 //!
 //! The terminal, `report.html` and the model card show the same [`Section`]s; only their rendering differs.
 
+mod judged;
 mod sections;
 
 use std::collections::BTreeMap;
@@ -10,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use judged::Judged;
 pub use sections::{Section, Table, sections, thousands};
 
 /// Measured numbers by name, as in a manifest.
@@ -180,27 +182,6 @@ impl AnswerScores {
             "chrF2 is `nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:2.6.0` of sacrebleu, chrF2++ the same with `nw:2`, and BLEU \
              `nrefs:1|case:mixed|eff:no|tok:{tokens}|smooth:exp|version:2.6.0`."
         )
-    }
-}
-
-/// How often the judge preferred our answers to those of another arm.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Judged {
-    /// Ours were better.
-    pub win: u64,
-    /// Neither was better.
-    pub tie: u64,
-    /// Theirs were better.
-    pub loss: u64,
-    /// The judge said nothing that counts.
-    pub unclear: u64,
-}
-
-impl Judged {
-    /// Returns the name of the counts against an arm in figures.
-    #[must_use]
-    pub fn against(arm: Arm) -> String {
-        format!("judged.{arm}")
     }
 }
 

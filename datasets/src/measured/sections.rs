@@ -5,7 +5,7 @@ use std::fmt::Write;
 use strum::IntoEnumIterator;
 
 use super::{
-    AnswerScores, Arm, CENTRED_ON, Figures, Judged, PAIRS, Retrieval, Retriever, Scored, TRAINED_AS_PAIRS, Tokens, get,
+    AnswerScores, Arm, CENTRED_ON, Figures, PAIRS, Retrieval, Retriever, Scored, TRAINED_AS_PAIRS, Tokens, get, judged,
 };
 
 /// A part of the measurements: a heading, an optional table, and notes.
@@ -33,10 +33,11 @@ pub struct Table {
 /// Returns everything that `evaluate` measured, in reading order.
 #[must_use]
 pub fn sections(figures: &Figures) -> Vec<Section> {
-    let answers = [
-        (Scored::Answers, "held-out instructions"),
-        (Scored::Translations, "held-out sentences to translate"),
-    ];
+    let translations = (Scored::Translations, "held-out sentences to translate");
+    let answers = match are_all_translations(figures) {
+        true => vec![translations],
+        false => vec![(Scored::Answers, "held-out instructions"), translations],
+    };
     let mut found = Vec::new();
     found.extend(retrieval(figures));
     found.extend(token_inflation(figures));
@@ -45,7 +46,7 @@ pub fn sections(figures: &Figures) -> Vec<Section> {
             .into_iter()
             .filter_map(|(of, title)| answered(figures, of, title)),
     );
-    found.extend(judged(figures));
+    found.extend(judged::sections(figures));
     found
 }
 
@@ -95,6 +96,12 @@ fn token_inflation(figures: &Figures) -> Option<Section> {
     })
 }
 
+/// Returns whether every answered instruction asks for a translation, so that the two tables are the same.
+fn are_all_translations(figures: &Figures) -> bool {
+    let counts = |of: Scored| Arm::iter().map(move |arm| figures.get(&format!("{}.count", of.by(arm))));
+    counts(Scored::Answers).eq(counts(Scored::Translations))
+}
+
 /// Returns the section on answers, by the input of the decoder.
 fn answered(figures: &Figures, of: Scored, title: &str) -> Option<Section> {
     let scores = |arm: Arm| Some((arm, get::<AnswerScores>(figures, &of.by(arm))?));
@@ -129,35 +136,6 @@ fn answered(figures: &Figures, of: Scored, title: &str) -> Option<Section> {
             rows: scores.iter().map(cells).collect(),
         }),
         notes: signatures.into_iter().chain(seen.map(note)).collect(),
-    })
-}
-
-/// Returns the section on the judge's preferences.
-fn judged(figures: &Figures) -> Option<Section> {
-    let cells = |arm: Arm| {
-        let Judged {
-            win,
-            tie,
-            loss,
-            unclear,
-        } = get(figures, &Judged::against(arm))?;
-        let title = [arm.title().to_owned()];
-        Some(
-            title
-                .into_iter()
-                .chain([win, tie, loss, unclear].map(thousands))
-                .collect(),
-        )
-    };
-    let rows: Vec<Vec<String>> = [Arm::Base, Arm::Direct].into_iter().filter_map(cells).collect();
-    (!rows.is_empty()).then(|| Section {
-        title: "Judged preference: our answers against those of".to_owned(),
-        table: Some(Table {
-            words: vec![""],
-            numbers: vec!["win", "tie", "loss", "unclear"],
-            rows,
-        }),
-        notes: vec!["Each pair of answers was judged twice, in either order.".to_owned()],
     })
 }
 
@@ -287,6 +265,23 @@ mod tests {
         );
         assert_eq!(found[0].notes.len(), 1);
         assert!(found[0].notes[0].contains("tok:13a"), "{:?}", found[0].notes);
+    }
+
+    #[test]
+    fn translations_alone_make_one_table() {
+        let scores = AnswerScores {
+            count: 40,
+            ..AnswerScores::default()
+        };
+        let mut figures = Figures::new();
+        for of in [Scored::Answers, Scored::Translations] {
+            super::super::put(&mut figures, &of.by(Arm::Slots), &scores);
+        }
+        let titles = |figures: &Figures| sections(figures).into_iter().map(|s| s.title).collect::<Vec<_>>();
+        let translated = "Answers to 40 held-out sentences to translate";
+        assert_eq!(titles(&figures), [translated]);
+        figures.insert("answers.slots.count".into(), 60.0);
+        assert_eq!(titles(&figures), ["Answers to 60 held-out instructions", translated]);
     }
 
     #[test]

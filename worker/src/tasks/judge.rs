@@ -1,6 +1,6 @@
 //! Compares the job's answers with those of the base decoder and of a direct fine-tuning, by a large model.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use futures::{StreamExt, TryStreamExt};
 use llink_datasets::measured::{self, Arm, Judged};
@@ -13,7 +13,7 @@ use serde_json::json;
 use super::TaskContext;
 use super::answers::Answered;
 use super::ask::Asker;
-use crate::judge::{Comparison, Order, Preference, SYSTEM, Verdict};
+use crate::judge::{Comparison, JudgedPair, Order, SYSTEM, Verdict, tally};
 use crate::models::{ChatPrompt, GenerateOptions, LoadedAdapter, Sampling};
 use crate::synthesize::{Answer, Request, Unusable};
 use crate::{Error, Result};
@@ -51,51 +51,80 @@ pub(super) fn run(
     if let Some(direct) = &task.direct_answers {
         pairs.extend(against_direct(context, direct, &rows)?);
     }
-    let asker = Asker {
-        context,
-        store,
-        client: &client,
-        cache: &task.cache,
-    };
-    let replies: Vec<[Reply; 2]> = context.wait(
-        futures::stream::iter(&pairs)
-            .map(|pair| both_orders(&asker, endpoint, pair))
-            .buffered(endpoint.concurrency.max(1) as usize)
-            .try_collect(),
-    )?;
+    let mut replies: Vec<[Reply; 2]> = Vec::new();
+    for run in 1..=task.runs.max(1) {
+        let cache = match run {
+            1 => task.cache.clone(),
+            run => format!("{}/run-{run}", task.cache),
+        };
+        let asker = Asker {
+            context,
+            store,
+            client: &client,
+            cache: &cache,
+        };
+        let of_run: Vec<[Reply; 2]> = context.wait(
+            futures::stream::iter(&pairs)
+                .map(|pair| both_orders(&asker, endpoint, pair))
+                .buffered(endpoint.concurrency.max(1) as usize)
+                .try_collect(),
+        )?;
+        replies.extend(of_run);
+    }
     result.warnings.extend(client.warnings());
     result.warnings.extend(unread(&ShownUrl::of(&endpoint.url), &replies)?);
-    let judged = replies.iter().map(|both| both.each_ref().map(Reply::verdict));
-    let judged: Vec<[Option<Verdict>; 2]> = judged.collect();
-    let mut lines = String::new();
-    for against in [Arm::Base, Arm::Direct] {
-        let own = pairs.iter().zip(&judged).filter(|(pair, _)| pair.against == against);
-        let own: Vec<_> = own
-            .map(|(pair, [one, other])| (pair, [one, other], Preference::of(*one, *other)))
-            .collect();
-        if own.is_empty() {
-            continue;
-        }
-        let count = |wanted| own.iter().filter(|(.., found)| *found == wanted).count() as u64;
-        let counts = Judged {
-            win: count(Preference::Win),
-            tie: count(Preference::Tie),
-            loss: count(Preference::Loss),
-            unclear: count(Preference::Unclear),
-        };
-        measured::put(&mut result.figures, &Judged::against(against), &counts);
-        for (pair, verdicts, preference) in own {
-            let line = json!({
-                "id": pair.row.id, "against": against, "instruction": pair.row.instruction,
-                "english_ref": pair.row.english_ref, "ours": pair.ours, "theirs": pair.theirs,
-                "verdicts": verdicts, "preference": preference,
-            });
-            lines.push_str(&format!("{line}\n"));
-        }
-    }
+    let judged: Vec<JudgedPair<'_>> = pairs
+        .iter()
+        .enumerate()
+        .map(|(at, pair)| JudgedPair {
+            ours: &pair.ours,
+            theirs: &pair.theirs,
+            runs: verdicts(&replies, at, pairs.len()),
+        })
+        .collect();
+    add_figures(&pairs, &judged, result);
+    let lines: String = pairs
+        .iter()
+        .zip(&judged)
+        .map(|(pair, judged)| line(pair, judged))
+        .collect();
     let judgements = context.write(store, &task.path, Role::Judgements, pairs.len() as u64, lines.into())?;
     result.artifacts.push(judgements);
     Ok(())
+}
+
+/// Returns the verdicts of each run about pair `at` of `pairs`.
+fn verdicts(replies: &[[Reply; 2]], at: usize, pairs: usize) -> Vec<[Option<Verdict>; 2]> {
+    let of_pair = replies.iter().skip(at).step_by(pairs);
+    of_pair.map(|both| both.each_ref().map(Reply::verdict)).collect()
+}
+
+/// Adds the counts against each arm, over all pairs and, if there are several tasks, by task.
+fn add_figures(pairs: &[Pair], judged: &[JudgedPair<'_>], result: &mut TaskResult) {
+    for against in [Arm::Base, Arm::Direct] {
+        let mut by_task: BTreeMap<&str, Vec<&JudgedPair<'_>>> = BTreeMap::new();
+        for (pair, judged) in pairs.iter().zip(judged).filter(|(pair, _)| pair.against == against) {
+            by_task.entry(&pair.row.task).or_default().push(judged);
+        }
+        if by_task.is_empty() {
+            continue;
+        }
+        let all: Vec<&JudgedPair<'_>> = by_task.values().flatten().copied().collect();
+        measured::put(&mut result.figures, &Judged::against(against), &tally(&all));
+        for (task, own) in by_task.iter().filter(|(_, own)| own.len() < all.len()) {
+            measured::put(&mut result.figures, &Judged::by_task(against, task), &tally(own));
+        }
+    }
+}
+
+fn line(pair: &Pair, judged: &JudgedPair<'_>) -> String {
+    let verdicts: Vec<&Option<Verdict>> = judged.runs.iter().flatten().collect();
+    let line = json!({
+        "id": pair.row.id, "against": pair.against, "task": pair.row.task, "instruction": pair.row.instruction,
+        "english_ref": pair.row.english_ref, "ours": pair.ours, "theirs": pair.theirs,
+        "verdicts": verdicts, "preference": judged.preference(),
+    });
+    format!("{line}\n")
 }
 
 fn rows(name: &str, content: &[u8], at_most: usize) -> Result<Vec<Answered>> {
