@@ -70,6 +70,51 @@ fn a_stage_that_lost_some_of_its_files_or_a_part_of_one_is_computed_again() {
 }
 
 #[test]
+fn pairs_below_the_margin_are_counted_shown_and_not_trained_on_and_the_split_stays() {
+    let place = Place::new(SMALL);
+    place.ok(&["submit", "job.toml"]);
+    let before = place.artefacts(&["shard", "embed"]);
+    let filtered = SMALL.replace("[instructions]", "[cleaning]\nmargin = 1.0\n\n[instructions]");
+    std::fs::write(place.path("job.toml"), &filtered).unwrap();
+    let said = place.ok(&["submit", "job.toml"]);
+    assert_eq!(
+        place.artefacts(&["shard", "embed"]),
+        before,
+        "neither the split nor its vectors change"
+    );
+
+    let report: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(place.path("out/report.json")).unwrap()).unwrap();
+    let counted = report["counts"]["pairs.dropped_below_margin"].as_u64().unwrap();
+    assert!(said.contains(&format!("{counted} below margin")), "{said}");
+    let folder = artifact(&place, "align", "dropped/00000.jsonl");
+    let mut listed = 0;
+    for shard in std::fs::read_dir(folder.parent().unwrap()).unwrap() {
+        for line in std::fs::read_to_string(shard.unwrap().path()).unwrap().lines() {
+            let row: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert!(
+                row["margin"].as_f64().unwrap() < 1.0 && row["english"].is_string(),
+                "{row}"
+            );
+            listed += 1;
+        }
+    }
+    assert_eq!(listed, counted);
+    assert!((1..1200).contains(&counted), "{counted} of 1,200 training pairs");
+    let page = std::fs::read_to_string(place.path("out/report.html")).unwrap();
+    assert!(page.contains("left out for their low margin"));
+
+    // A margin that no pair has is refused with the key.
+    std::fs::write(
+        place.path("job.toml"),
+        filtered.replace("margin = 1.0", "margin = 10.0"),
+    )
+    .unwrap();
+    let said = place.fails(3, &["submit", "job.toml"]);
+    assert!(said.contains("`cleaning.margin` leaves no training pair"), "{said}");
+}
+
+#[test]
 fn another_state_directory_trusts_the_files_and_not_what_the_first_one_remembers() {
     let place = Place::new(SMALL);
     place.ok(&["submit", "job.toml"]);

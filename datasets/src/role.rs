@@ -92,6 +92,8 @@ pub enum Role {
     Direct(Part),
     /// A file of the bundle.
     Bundle(Part),
+    /// The training pairs of a shard that are left out, because their margin is too low.
+    Dropped,
     /// The rank of each pair in the retrieval.
     Benchmark,
     /// The answers to held-out instructions.
@@ -138,6 +140,7 @@ impl fmt::Display for Role {
             Self::Trained(part) => write!(f, "{part}"),
             Self::Direct(part) => write!(f, "direct-{part}"),
             Self::Bundle(part) => write!(f, "bundle/{part}"),
+            Self::Dropped => f.write_str("dropped"),
             Self::Benchmark => f.write_str("benchmark"),
             Self::Answers => f.write_str("answers"),
             Self::Judgements => f.write_str("judgements"),
@@ -155,6 +158,7 @@ static KNOWN: LazyLock<HashMap<String, Role>> = LazyLock::new(|| {
     let parts = Part::iter().flat_map(|part| [Role::Trained(part), Role::Direct(part), Role::Bundle(part)]);
     let others = [
         Role::Assignment,
+        Role::Dropped,
         Role::Benchmark,
         Role::Answers,
         Role::Judgements,

@@ -29,6 +29,17 @@ impl VectorTable {
         &self.values[index * self.width..(index + 1) * self.width]
     }
 
+    /// Returns the rows whose ids are `kept`, in their order.
+    #[must_use]
+    pub fn retain(&self, kept: impl Fn(u64) -> bool) -> Self {
+        let rows = || (0..self.len()).filter(|row| kept(self.ids[*row]));
+        Self {
+            ids: rows().map(|row| self.ids[row]).collect(),
+            width: self.width,
+            values: rows().flat_map(|row| self.row(row)).copied().collect(),
+        }
+    }
+
     /// Returns the number of rows.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -182,6 +193,14 @@ mod tests {
                 .to_string()
                 .contains("v.parquet")
         );
+    }
+
+    #[test]
+    fn rows_are_kept_by_their_ids() {
+        let all = table(4, 2);
+        let kept = all.retain(|id| id != all.ids[1]);
+        assert_eq!(kept.ids, [all.ids[0], all.ids[2], all.ids[3]]);
+        assert_eq!((kept.row(0), kept.row(1), kept.len()), (all.row(0), all.row(2), 3));
     }
 
     #[test]

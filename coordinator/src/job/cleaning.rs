@@ -67,5 +67,12 @@ llink_proto::settings! {
             /// The least Jaccard similarity of character 5-grams at which two texts are near-duplicates.
             similarity: f64 = 0.8, ABOVE_0.at_most(1.0);
         }
+        run {
+            /// Training pairs with a lower margin are left out of Stage A; 0.96 suits a multilingual sentence encoder. The margin is
+            /// the cosine of the encoder's vectors of both sides over their mean cosine to their four nearest neighbours. It decides
+            /// stage `align`, and no row moves in the split. Absent: none is left out.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            margin: Option<f64> = None, between(0.1, 10.0);
+        }
     }
 }

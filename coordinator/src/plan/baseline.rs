@@ -45,9 +45,11 @@ fn first(manifest: &Manifest, side: Side, rows: u64) -> Vec<Portion> {
 /// Returns the portions of the benchmark's pairs and of the pairs behind the means, each with its side.
 fn sides(inputs: &Inputs<'_>) -> Result<[(Side, Vec<Portion>); 2], PlanError> {
     let shard = earlier(STAGE, StageName::Shard, inputs)?;
+    // The margin compares both sides of every training pair.
+    let train = inputs.job.cleaning.margin.map_or(CENTRED_ON, |_| u64::MAX);
     let wanted = [
         (Side::Holdout, inputs.job.evaluate.benchmark_pairs),
-        (Side::Train, CENTRED_ON),
+        (Side::Train, train),
     ];
     Ok(wanted.map(|(side, rows)| (side, first(shard, side, rows))))
 }

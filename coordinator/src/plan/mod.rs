@@ -9,6 +9,7 @@ mod embed;
 mod export;
 mod instruct;
 mod judge;
+mod margin;
 mod outline;
 mod pack;
 mod shard;
@@ -85,7 +86,10 @@ impl StageName {
                 .flatten()
                 .collect(),
             Self::Baseline => vec![Self::Shard, Self::Models],
-            Self::Align => vec![Self::Embed],
+            Self::Align => match job.cleaning.margin {
+                Some(_) => vec![Self::Shard, Self::Embed, Self::Baseline],
+                None => vec![Self::Embed],
+            },
             Self::Instruct => {
                 let own = [Self::Models, Self::Embed, Self::Align];
                 instructions.into_iter().chain(own).collect()

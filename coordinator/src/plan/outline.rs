@@ -35,7 +35,9 @@ pub fn outline(stage: StageName, job: &JobFile) -> Vec<String> {
         StageName::Baseline => vec!["English sentences through the encoder, as a baseline for retrieval".to_owned()],
         StageName::Align => {
             let a = &job.align;
-            vec![
+            let margin = job.cleaning.margin;
+            let margin = margin.map(|least| format!("training pairs with a margin below {least} are left out"));
+            let training = [
                 format!(
                     "{} steps of {} pairs, {} hard negatives from a queue of {}",
                     thousands(a.steps),
@@ -44,7 +46,8 @@ pub fn outline(stage: StageName, job: &JobFile) -> Vec<String> {
                     thousands(a.queue.into())
                 ),
                 format!("recipe: {}", job.recipe.as_str()),
-            ]
+            ];
+            margin.into_iter().chain(training).collect()
         }
         StageName::Instruct => job.instruct.iter().map(|section| trained(section, job)).collect(),
         StageName::Evaluate => measured(job),

@@ -22,7 +22,7 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Vec<String> {
     let job = inputs.job;
     let mut parts = vec![
         json(&job.corpus),
-        json(&job.cleaning),
+        json(&job.cleaning.deciding()),
         json(&job.instructions),
         stamps(&job.corpus.source, inputs),
     ];

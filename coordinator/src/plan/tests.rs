@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::job::parse;
-use llink_datasets::role::{Corpus, Part, Side};
+use llink_datasets::role::{Corpus, Part, Side, Tower};
 use llink_proto::settings::AlignSettings;
 use llink_proto::task::Kind;
 
@@ -103,6 +103,7 @@ fn a_key_changes_with_its_own_part_of_the_job_alone() {
         changed(&before, &after("[evaluate]\nbenchmark_pairs = 10\n")),
         ["evaluate"]
     );
+    assert_eq!(changed(&before, &after("[cleaning]\nmargin = 0.9\n")), ["align"]);
     assert_eq!(changed(&before, &after("[workers]\nlocal = 5\n")), [""; 0]);
     assert_eq!(changed(&before, &after("[export]\nlicense = \"mit\"\n")), ["export"]);
 }
@@ -244,6 +245,50 @@ fn what_is_fitted_is_fitted_once_before_the_training_and_read_by_it() {
         roles,
         [&Role::Trained(Part::Statistics), &Role::Trained(Part::Projector)]
     );
+}
+
+#[test]
+fn pairs_are_filtered_before_anything_is_fitted_or_trained() {
+    let (stamps, mut done) = (BTreeMap::new(), done());
+    let vectors = |tower| Role::Vectors(tower, Corpus::Pairs, Side::Train);
+    for (stage, tower) in [
+        (StageName::Embed, Tower::Encoder),
+        (StageName::Baseline, Tower::EncoderEnglish),
+    ] {
+        done.get_mut(&stage)
+            .unwrap()
+            .artifacts
+            .push(artifact("v", vectors(tower), 3));
+    }
+    let job = job("[cleaning]\nmargin = 0.9\n[align]\nmetric = \"whitened\"\n");
+    let inputs = Inputs {
+        job: &job,
+        stamps: &stamps,
+        done: &done,
+        claim: None,
+    };
+    let made = |role: Role| {
+        vec![TaskResult {
+            artifacts: vec![Artifact {
+                role: role.into(),
+                ..Artifact::default()
+            }],
+            ..TaskResult::default()
+        }]
+    };
+    let mut results = Vec::new();
+    let mut next = |role: Role| {
+        let Phase::Tasks { mut tasks, .. } = phase(StageName::Align, "k", &inputs, &results).unwrap() else {
+            panic!("the stage is complete before {role}")
+        };
+        results.push(made(role));
+        tasks.remove(0).spec.kind
+    };
+    assert!(matches!(next(Role::Dropped), Some(Kind::FilterPairs(filter)) if filter.margin == 0.9));
+    assert!(matches!(next(Part::Statistics.into()), Some(Kind::FitStatistics(fit)) if fit.dropped.len() == 1));
+    assert!(matches!(next(Part::Projector.into()), Some(Kind::Align(align)) if align.dropped.len() == 1));
+    let complete = phase(StageName::Align, "k", &inputs, &results).unwrap();
+    assert!(matches!(complete, Phase::Complete(manifest) if manifest.artifacts.len() == 3));
 }
 
 #[test]

@@ -15,29 +15,38 @@ use super::{
 
 pub(super) fn align_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
     let embed = earlier(StageName::Align, StageName::Embed, inputs)?;
-    Ok(vec![
+    let mut parts = vec![
         content(embed),
         json(&inputs.job.align.key()),
         format!("seed {}", inputs.job.seed),
-    ])
+    ];
+    if let Some(margin) = inputs.job.cleaning.margin {
+        parts.push(content(earlier(StageName::Align, StageName::Baseline, inputs)?));
+        parts.push(format!("margin {margin}"));
+    }
+    Ok(parts)
 }
 
-/// Returns the next phase: first the fit of the statistics, if there is one, then the training.
+/// Returns the next phase: the filter and the fit of the statistics, if the job has them, and then the training.
 pub(super) fn align_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>]) -> Result<Phase, PlanError> {
-    let fits = inputs.job.align.fits_statistics();
-    match (results, fits) {
-        ([], true) => fit_phase(key, inputs),
-        ([], false) => train_phase(key, inputs, None),
-        ([fitted], true) => {
-            let fitted = manifest_of(StageName::Align, key, fitted);
-            train_phase(key, inputs, Some(the_one(StageName::Align, &fitted, STATISTICS)?))
-        }
-        (done, _) => Ok(Phase::Complete(manifest_of(
-            StageName::Align,
-            key,
-            done.iter().flatten(),
-        ))),
+    let stage = StageName::Align;
+    let done = manifest_of(stage, key, results.iter().flatten());
+    let mut phases = results.iter();
+    if let Some(margin) = inputs.job.cleaning.margin
+        && phases.next().is_none()
+    {
+        return super::margin::phase(key, inputs, margin);
     }
+    let dropped = with_role(&done, Role::Dropped);
+    let fits = inputs.job.align.fits_statistics();
+    if fits && phases.next().is_none() {
+        return fit_phase(key, inputs, dropped);
+    }
+    if phases.next().is_some() {
+        return Ok(Phase::Complete(done));
+    }
+    let statistics = fits.then(|| the_one(stage, &done, STATISTICS)).transpose()?;
+    train_phase(key, inputs, statistics, dropped)
 }
 
 /// The statistics that are fitted before the first step. A stage `align` whose job fits nothing has none.
@@ -49,13 +58,14 @@ pub(super) fn statistics(stage: StageName, inputs: &Inputs<'_>) -> Result<Option
     Ok(with_role(align, STATISTICS).into_iter().next())
 }
 
-fn fit_phase(key: &str, inputs: &Inputs<'_>) -> Result<Phase, PlanError> {
+fn fit_phase(key: &str, inputs: &Inputs<'_>, dropped: Vec<Artifact>) -> Result<Phase, PlanError> {
     let embed = earlier(StageName::Align, StageName::Embed, inputs)?;
     let kind = Kind::FitStatistics(FitStatistics {
         encoder_vectors: with_role(embed, Role::Vectors(Tower::Encoder, Corpus::Pairs, Side::Train)),
         teacher_vectors: with_role(embed, Role::Vectors(Tower::Teacher, Corpus::Pairs, Side::Train)),
         settings: json(&inputs.job.align),
         path: format!("{}/statistics.safetensors", inputs.directory(StageName::Align, key)),
+        dropped,
     });
     Ok(one_task(
         "fit",
@@ -67,7 +77,12 @@ fn fit_phase(key: &str, inputs: &Inputs<'_>) -> Result<Phase, PlanError> {
     ))
 }
 
-fn train_phase(key: &str, inputs: &Inputs<'_>, statistics: Option<Artifact>) -> Result<Phase, PlanError> {
+fn train_phase(
+    key: &str,
+    inputs: &Inputs<'_>,
+    statistics: Option<Artifact>,
+    dropped: Vec<Artifact>,
+) -> Result<Phase, PlanError> {
     let embed = earlier(StageName::Align, StageName::Embed, inputs)?;
     let section = &inputs.job.align;
     let vectors = |tower, side| with_role(embed, Role::Vectors(tower, Corpus::Pairs, side));
@@ -84,6 +99,7 @@ fn train_phase(key: &str, inputs: &Inputs<'_>, statistics: Option<Artifact>) -> 
         held_out_encoder_vectors: held_out(Tower::Encoder),
         held_out_teacher_vectors: held_out(Tower::Teacher),
         statistics,
+        dropped,
     });
     let ranks = Ranks {
         min: section.min_ranks,
@@ -118,6 +134,7 @@ pub(super) fn evaluate_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, Pla
         content(earlier(stage, StageName::Baseline, inputs)?),
         content_of(earlier(stage, StageName::Align, inputs)?, Part::Projector),
         content_of(earlier(stage, StageName::Align, inputs)?, STATISTICS),
+        content_of(earlier(stage, StageName::Align, inputs)?, Role::Dropped),
         super::instruct::evaluated(inputs)?,
         super::judge::stamp(inputs),
         json(&super::judge::evaluate_section(inputs.job)),
@@ -153,6 +170,7 @@ pub(super) fn evaluate_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<Task
         answers: super::instruct::answers(&directory, inputs)?,
         judge: super::judge::judge(&directory, inputs.job),
         page: format!("{directory}/report.html"),
+        dropped: with_role(align, Role::Dropped),
         align_metrics: with_role(align, Part::Metrics),
         instruct_metrics: match inputs.job.instruct {
             Some(_) => with_role(earlier(stage, StageName::Instruct, inputs)?, Part::Metrics),

@@ -14,6 +14,7 @@ pub mod bleu;
 pub mod chrf;
 pub mod hard_negatives;
 mod info_nce;
+pub mod margin;
 pub(crate) mod mlp;
 pub mod moments;
 pub mod next_token_loss;

@@ -107,7 +107,8 @@ pub fn retrieval_ranks(students: &[f32], teachers: &[f32], width: usize) -> Resu
     Ok(ranks)
 }
 
-fn normalized(rows: &[f32], width: usize) -> Vec<f32> {
+/// Returns the rows, each scaled to length 1.
+pub(super) fn normalized(rows: &[f32], width: usize) -> Vec<f32> {
     let mut out = vec![0.0; rows.len()];
     for (row, out) in rows.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
         normalize(row, out);

@@ -6,9 +6,9 @@ use llink_datasets::role::Part;
 use llink_proto::settings::AlignSettings;
 use llink_proto::{Align, TaskResult};
 
+use super::margin::DroppedPairs;
 use super::training::{self, read_tables};
 use super::{TaskContext, statistics};
-use crate::Result;
 use crate::collective::Collective;
 use crate::train::align::data::AlignData;
 use crate::train::align::options::AlignOptions;
@@ -17,6 +17,7 @@ use crate::train::align::validation::AlignValidation;
 use crate::train::align::{AlignRun, align};
 use crate::train::training_run::TrainingRun;
 use crate::train::upkeep::Upkeep;
+use crate::{Error, Result};
 
 pub(super) fn run(context: &TaskContext, task: &Align) -> Result<TaskResult> {
     let settings: AlignSettings = training::settings(&task.settings)?;
@@ -27,10 +28,14 @@ pub(super) fn run(context: &TaskContext, task: &Align) -> Result<TaskResult> {
     };
     let settings = &options.settings;
     let store = context.store()?;
-    let data = AlignData::new(
-        read_tables(context, &store, &task.encoder_vectors)?,
-        read_tables(context, &store, &task.teacher_vectors)?,
-    )?;
+    let dropped = DroppedPairs::read(context, &store, &task.dropped)?;
+    let read = |artifacts| read_tables(context, &store, artifacts).map(|table| dropped.out_of(table));
+    let data = AlignData::new(read(&task.encoder_vectors)?, read(&task.teacher_vectors)?)?;
+    if data.is_empty() {
+        return Err(Error::Input(
+            "`cleaning.margin` leaves no training pair: set it lower".to_owned(),
+        ));
+    }
     let statistics = statistics::read(context, &store, task.statistics.as_ref())?;
     let validation = match settings.validate_every {
         None => None,

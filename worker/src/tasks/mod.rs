@@ -8,6 +8,7 @@ mod evaluate;
 mod export;
 mod instruct;
 mod judge;
+mod margin;
 mod models;
 mod overlap;
 mod report;
@@ -191,6 +192,7 @@ pub fn run(context: &TaskContext, task: Task) -> Result<TaskResult> {
         Some(Kind::WriteShard(spec)) => shard::write(context, &spec),
         Some(Kind::PrepareModel(spec)) => models::prepare(context, &spec),
         Some(Kind::EmbedShard(spec)) => embed::run(context, &spec),
+        Some(Kind::FilterPairs(spec)) => margin::run(context, &spec),
         Some(Kind::FitStatistics(spec)) => statistics::run(context, &spec),
         Some(Kind::Align(spec)) => align::run(context, &spec),
         Some(Kind::Instruct(spec)) => instruct::run(context, &spec),

@@ -7,6 +7,7 @@ use llink_proto::{Artifact, Evaluate, TaskResult};
 use serde_json::Value;
 
 use super::TaskContext;
+use super::margin::{self, Dropped};
 use crate::Result;
 use crate::report::{Page, chart, curves};
 
@@ -52,6 +53,10 @@ pub(super) fn page(context: &TaskContext, store: &Store, task: &Evaluate, result
     if let Some(artifact) = result.artifacts.iter().find(|a| a.role == Role::Answers) {
         examples(&mut page, &context.read(store, artifact)?);
     }
+    if let Some(artifact) = task.dropped.iter().find(|artifact| artifact.rows > 0) {
+        let name = store.describe(&artifact.path);
+        dropped(&mut page, &context.read(store, artifact)?, &name)?;
+    }
     for (title, metrics, charts) in [
         ("Stage A: training the projector", &task.align_metrics, ALIGN),
         ("Stage B: training slots and adapter", &task.instruct_metrics, INSTRUCT),
@@ -84,6 +89,16 @@ fn examples(page: &mut Page, lines: &[u8]) {
         all.map(|value| value.as_str().unwrap_or_default().to_owned()).collect()
     };
     page.table(&columns, rows.iter().map(cells));
+}
+
+/// Adds the pairs with the lowest margins among those that were left out.
+fn dropped(page: &mut Page, content: &[u8], name: &str) -> Result<()> {
+    let pairs: Vec<Dropped> = margin::lines(content, name).take(EXAMPLES).collect::<Result<_>>()?;
+    page.section("Training pairs left out for their low margin");
+    page.note(&format!("These are the first of {name}, which lists all of its shard."));
+    let cells = |pair: Dropped| vec![format!("{:.3}", pair.margin), pair.english, pair.foreign];
+    page.table(&["margin", "English", "foreign"], pairs.into_iter().map(cells));
+    Ok(())
 }
 
 fn trained(

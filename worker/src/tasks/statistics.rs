@@ -6,6 +6,7 @@ use llink_datasets::store::Store;
 use llink_datasets::vectors::{VectorTable, read_vectors};
 use llink_proto::{Artifact, FitStatistics, TaskResult};
 
+use super::margin::DroppedPairs;
 use super::{TaskContext, training};
 use crate::Result;
 use crate::llink::statistics::{Statistics, StatisticsFit};
@@ -13,6 +14,7 @@ use crate::llink::statistics::{Statistics, StatisticsFit};
 pub(super) fn run(context: &TaskContext, task: &FitStatistics) -> Result<TaskResult> {
     let mut fit = StatisticsFit::new(training::settings(&task.settings)?);
     let store = context.store()?;
+    let dropped = DroppedPairs::read(context, &store, &task.dropped)?;
     type Add = fn(&mut StatisticsFit, &VectorTable) -> Result<()>;
     let towers: [(bool, &[Artifact], Add); 2] = [
         (fit.reads_encoder(), &task.encoder_vectors, StatisticsFit::add_encoder),
@@ -26,7 +28,8 @@ pub(super) fn run(context: &TaskContext, task: &FitStatistics) -> Result<TaskRes
     for (done, (artifact, add)) in read.iter().enumerate() {
         context.control.check()?;
         let content = context.read(&store, artifact)?;
-        add(&mut fit, &read_vectors(&store.describe(&artifact.path), content)?)?;
+        let table = read_vectors(&store.describe(&artifact.path), content)?;
+        add(&mut fit, &dropped.out_of(table))?;
         context.control.advance(done as u64 + 1, read.len() as u64);
     }
     let statistics = fit.finish()?.to_safetensors()?;

@@ -91,6 +91,7 @@ fn result_of(task: &Task) -> TaskResult {
             }
         }
         Kind::EmbedShard(e) => result.artifacts.push(artifact(e.role.as_str().into(), &e.path)),
+        Kind::FilterPairs(f) => result.artifacts.push(artifact(Role::Dropped, &f.path)),
         Kind::FitStatistics(f) => result
             .artifacts
             .push(artifact(Role::Trained(Part::Statistics), &f.path)),

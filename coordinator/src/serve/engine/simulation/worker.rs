@@ -420,6 +420,7 @@ fn outputs(kind: &Kind) -> Vec<(String, String)> {
             one(Role::Model(of), &format!("{}/weights", model.path))
         }
         Kind::EmbedShard(embed) => one(embed.role.as_str().into(), &embed.path),
+        Kind::FilterPairs(filter) => one(Role::Dropped, &filter.path),
         Kind::FitStatistics(fit) => one(Role::Trained(Part::Statistics), &fit.path),
         Kind::Align(align) => one(
             Role::Trained(Part::Projector),
