@@ -211,6 +211,54 @@ fn a_second_run_shows_how_many_verdicts_change() {
 }
 
 #[test]
+fn an_evaluation_set_is_scored_apart_and_an_answer_has_its_cost() {
+    let (job, _) = JOB.split_once("[evaluate.judge]").unwrap();
+    let files =
+        "set = { english = \"flores/devtest/eng_Latn.devtest\", foreign = \"flores/devtest/khm_Khmr.devtest\" }\n";
+    let place = Place::new(&format!("{job}{files}"));
+    std::fs::create_dir_all(place.path("flores/devtest")).unwrap();
+    // Half of the sentences are the job's own, by their seed.
+    let pairs = |seed| llink_quickstart::sample::pairs(8, seed);
+    let (english, foreign): (Vec<String>, Vec<String>) = pairs(5).chain(pairs(123_456)).unzip();
+    for (name, lines) in [("eng_Latn", english), ("khm_Khmr", foreign)] {
+        let path = place.path(&format!("flores/devtest/{name}.devtest"));
+        std::fs::write(path, lines.join("\n") + "\n").unwrap();
+    }
+    let said = place.ok(&["submit", "job.toml"]);
+    assert!(said.contains("Answers to 16 sentences of the evaluation set"), "{said}");
+    assert_eq!(figure(&place, "set.zeroed.count"), 16.0);
+    assert!((1.0..=8.0).contains(&figure(&place, "set.trained_on")), "{said}");
+    let artifact = |stage: &str, end: &str| {
+        let found = place
+            .artefacts(&[stage])
+            .into_iter()
+            .find(|(path, _)| path.ends_with(end));
+        std::fs::read_to_string(place.path("out").join(found.unwrap().0)).unwrap()
+    };
+    assert_eq!(artifact("evaluate", "set-answers.jsonl").lines().count(), 16);
+
+    let cost = |name: &str| figure(&place, &format!("cost.{name}"));
+    assert!(cost("slots.prompt_tokens") < cost("base.prompt_tokens"), "{said}");
+    assert!(
+        cost("slots.encoder_ms") > 0.0 && cost("base.first_token_ms") > 0.0,
+        "{said}"
+    );
+    let card = artifact("export", "README.md");
+    let row = card
+        .lines()
+        .find(|line| line.starts_with("| with slots |") && line.ends_with("|  |  |  |"));
+    assert!(row.is_some(), "the card has the cost without times: {card}");
+
+    // A file of the set that changes is evaluated again.
+    std::fs::write(place.path("flores/devtest/eng_Latn.devtest"), "A fish.\n".repeat(16)).unwrap();
+    assert!(
+        place
+            .ok(&["submit", "job.toml", "--dry-run"])
+            .contains("evaluate   will run")
+    );
+}
+
+#[test]
 fn a_judge_who_thinks_aloud_is_read_and_one_who_cannot_be_read_is_quoted() {
     let (url, asked) = serve(|_, _| "<think>\nBoth are close. Answer B names it.\n</think>\n\n**A**");
     let place = Place::new(&job(&url, ""));

@@ -98,6 +98,8 @@ pub enum Role {
     Benchmark,
     /// The answers to held-out instructions.
     Answers,
+    /// The answers to the job's evaluation set.
+    SetAnswers,
     /// The judge's verdicts.
     Judgements,
     /// The measurements of `evaluate`.
@@ -143,6 +145,7 @@ impl fmt::Display for Role {
             Self::Dropped => f.write_str("dropped"),
             Self::Benchmark => f.write_str("benchmark"),
             Self::Answers => f.write_str("answers"),
+            Self::SetAnswers => f.write_str("set-answers"),
             Self::Judgements => f.write_str("judgements"),
             Self::Report => f.write_str("report"),
             Self::ReportPage => f.write_str("report-page"),
@@ -161,6 +164,7 @@ static KNOWN: LazyLock<HashMap<String, Role>> = LazyLock::new(|| {
         Role::Dropped,
         Role::Benchmark,
         Role::Answers,
+        Role::SetAnswers,
         Role::Judgements,
         Role::Report,
         Role::ReportPage,

@@ -121,6 +121,14 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
     super::judge::problems(job, &mut expect);
     super::track::problems(job, &mut expect);
     job.evaluate.check_bounds(&mut expect);
+    if let Some(set) = &job.evaluate.set {
+        sources(set, "evaluate.set", &mut expect);
+        let is_outside = !set.as_slice().is_empty() && !set.has_sample();
+        expect(is_outside, "evaluate.set", &"no file", "at least one file");
+        let answers = job.instruct.is_some() && job.evaluate.answers > 0;
+        let expected = "an [instruct] section, and `evaluate.answers` above 0: answers are what is scored";
+        expect(answers, "evaluate.set", &"given", expected);
+    }
     job.workers.check_bounds(&mut expect);
     let instruct = job.instruct.as_ref().map_or(1, |instruct| instruct.min_ranks);
     let fewest = instruct.max(job.align.min_ranks);

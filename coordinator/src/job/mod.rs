@@ -214,6 +214,11 @@ llink_proto::settings! {
             answers: u32 = 200;
             /// The longest answer, in tokens.
             max_answer_tokens: u32 = 128, at_least(1.0);
+            /// Sentences from outside the corpus to translate, such as FLORES: a source as in `[corpus]`. Absent: none.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            set: Option<Sources> = None;
+            /// The instruction for the sentences of `set`.
+            set_instruction: String = "Translate the text to English.".into();
             /// The model that compares answers. Absent: none.
             #[serde(skip_serializing_if = "Option::is_none")]
             judge: Option<JudgeSection> = None;

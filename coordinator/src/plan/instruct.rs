@@ -3,14 +3,15 @@
 use llink_datasets::role::{Corpus, Part, Role, Side, Tower};
 use llink_proto::settings::{InstructArm, InstructMode, InstructSettings};
 use llink_proto::task::Kind;
-use llink_proto::{Answers, Artifact, Instruct, ModelRole, TaskResult};
+use llink_proto::{Answers, Artifact, EvaluationSet, Instruct, ModelRole, TaskResult};
 
-use super::embed::model_ref;
+use super::embed::{model_ref, settings};
 use super::train::{one_task, the_one};
 use super::{
     Inputs, Phase, PlanError, Ranks, StageName, content, content_of, earlier, fact, instructions_of, json, manifest_of,
     with_role,
 };
+use crate::job::SourceEntry;
 
 const STAGE: StageName = StageName::Instruct;
 
@@ -166,6 +167,12 @@ pub(super) fn answers(directory: &str, inputs: &Inputs<'_>) -> Result<Option<Ans
         max_tokens: section.max_tokens,
         numbers: section.numbers,
         path: format!("{directory}/answers.jsonl"),
+        set: set(directory, inputs)?,
+        encoder: match section.mode {
+            InstructMode::Slots | InstructMode::Both => Some(model_ref(stage, inputs, "encoder", ModelRole::Encoder)?),
+            InstructMode::Direct => None,
+        },
+        embed_settings: settings(stage, inputs)?,
         trained_as_pairs: match inputs.job.synthesize {
             // Synthesized validation examples are made from held-out pairs.
             Some(_) => 0,
@@ -174,5 +181,24 @@ pub(super) fn answers(directory: &str, inputs: &Inputs<'_>) -> Result<Option<Ans
                 counts.get("instructions.split.trained_as_pairs").copied().unwrap_or(0)
             }
         },
+    }))
+}
+
+/// Returns the evaluation set of the job, if it has one.
+fn set(directory: &str, inputs: &Inputs<'_>) -> Result<Option<EvaluationSet>, PlanError> {
+    let stage = StageName::Evaluate;
+    let evaluate = &inputs.job.evaluate;
+    let Some(sources) = &evaluate.set else {
+        return Ok(None);
+    };
+    let train = |manifest, corpus| with_role(manifest, Role::Shard(corpus, Side::Train));
+    let pairs = train(earlier(stage, StageName::Shard, inputs)?, Corpus::Pairs);
+    let instructions = train(instructions_of(stage, inputs)?, Corpus::Instructions);
+    let source = |entry: &SourceEntry| super::shard::source(entry, &SourceEntry::default(), entry.name());
+    Ok(Some(EvaluationSet {
+        sources: sources.as_slice().iter().map(source).collect(),
+        instruction: evaluate.set_instruction.clone(),
+        path: format!("{directory}/set-answers.jsonl"),
+        trained: pairs.into_iter().chain(instructions).collect(),
     }))
 }

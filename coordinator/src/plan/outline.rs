@@ -148,6 +148,9 @@ fn measured(job: &JobFile) -> Vec<String> {
         let answers = u64::from(evaluate.answers).min(validation);
         lines.push(format!("answers to {} held-out instructions", thousands(answers)));
     }
+    if let Some(set) = &evaluate.set {
+        lines.push(format!("translations of {}", listed(set)));
+    }
     if let Some(judge) = &evaluate.judge {
         lines.push(format!("answers compared by {}", judge.model));
     }

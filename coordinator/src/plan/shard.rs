@@ -35,7 +35,7 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Vec<String> {
     parts
 }
 
-fn stamps(sources: &Sources, inputs: &Inputs<'_>) -> String {
+pub(super) fn stamps(sources: &Sources, inputs: &Inputs<'_>) -> String {
     let stamp = |file: &str| inputs.stamps.get(file).cloned().unwrap_or_default();
     let files = sources.as_slice().iter().flat_map(SourceEntry::files);
     files.map(stamp).collect::<Vec<_>>().join(" ")
@@ -141,23 +141,7 @@ impl<'a> CorpusPlan<'a> {
     }
 
     fn source(&self, own: &SourceEntry, label: &str) -> Source {
-        let all = &self.defaults;
-        let text = |own: &Option<String>, all: &Option<String>| own.as_ref().or(all.as_ref()).cloned();
-        let column =
-            |own: &Option<ColumnName>, all: &Option<ColumnName>| own.as_ref().or(all.as_ref()).map(ToString::to_string);
-        // A common format does not apply to sources of two files.
-        let format = own.format.or(all.format.filter(|_| own.url.is_some()));
-        Source {
-            url: own.name().to_owned(),
-            foreign_url: own.foreign.clone(),
-            format: format.map(|format| format.as_str().into()),
-            compression: own.compression.or(all.compression).map(|form| form.as_str().into()),
-            english_column: column(&own.english_column, &all.english_column),
-            foreign_column: column(&own.foreign_column, &all.foreign_column),
-            english_language: text(&own.english_language, &all.english_language),
-            foreign_language: text(&own.foreign_language, &all.foreign_language),
-            label: Some(label.to_owned()),
-        }
+        source(own, &self.defaults, label)
     }
 
     fn rules(&self) -> CleaningRules {
@@ -232,6 +216,26 @@ impl<'a> CorpusPlan<'a> {
             });
             tasks.push(planned(inputs, kind, shard.rows, format!("write {}", shard.path)));
         }
+    }
+}
+
+/// Returns a source for a worker. `all` has the reading settings of sources that give none.
+pub(super) fn source(own: &SourceEntry, all: &SourceEntry, label: &str) -> Source {
+    let text = |own: &Option<String>, all: &Option<String>| own.as_ref().or(all.as_ref()).cloned();
+    let column =
+        |own: &Option<ColumnName>, all: &Option<ColumnName>| own.as_ref().or(all.as_ref()).map(ToString::to_string);
+    // A common format does not apply to sources of two files.
+    let format = own.format.or(all.format.filter(|_| own.url.is_some()));
+    Source {
+        url: own.name().to_owned(),
+        foreign_url: own.foreign.clone(),
+        format: format.map(|format| format.as_str().into()),
+        compression: own.compression.or(all.compression).map(|form| form.as_str().into()),
+        english_column: column(&own.english_column, &all.english_column),
+        foreign_column: column(&own.foreign_column, &all.foreign_column),
+        english_language: text(&own.english_language, &all.english_language),
+        foreign_language: text(&own.foreign_language, &all.foreign_language),
+        label: Some(label.to_owned()),
     }
 }
 

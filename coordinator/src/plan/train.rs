@@ -137,6 +137,13 @@ pub(super) fn evaluate_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, Pla
         content_of(earlier(stage, StageName::Align, inputs)?, Role::Dropped),
         super::instruct::evaluated(inputs)?,
         super::judge::stamp(inputs),
+        inputs
+            .job
+            .evaluate
+            .set
+            .iter()
+            .map(|set| super::shard::stamps(set, inputs))
+            .collect(),
         json(&super::judge::evaluate_section(inputs.job)),
     ])
 }

@@ -202,6 +202,7 @@ fn read_urls(file: &JobFile) -> Vec<(&'static str, &str)> {
     if let Some(instructions) = &file.instructions {
         sources.push(("instructions.source", &instructions.source));
     }
+    sources.extend(file.evaluate.set.iter().map(|set| ("evaluate.set", set)));
     let mut urls = Vec::new();
     for (key, sources) in sources {
         let files = sources.as_slice().iter().filter(|s| !s.is_sample());
@@ -227,6 +228,9 @@ fn change_urls(file: &mut JobFile, f: &dyn Fn(&str) -> String) {
     file.corpus.source.change_paths(unless_sample);
     if let Some(instructions) = &mut file.instructions {
         instructions.source.change_paths(unless_sample);
+    }
+    if let Some(set) = &mut file.evaluate.set {
+        set.change_paths(unless_sample);
     }
     for model in file.models.paths_mut() {
         if !is_built_in(model) {

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use llink_datasets::shown::withheld;
-use llink_proto::Task;
 use llink_proto::task::Kind;
+use llink_proto::{Source, Task};
 
 use crate::job::JobFile;
 
@@ -37,10 +37,17 @@ pub(super) fn keep_back(file: &mut JobFile) -> Addresses {
     if let Some(instructions) = &mut file.instructions {
         instructions.source.change_paths(&mut keep);
     }
+    if let Some(set) = &mut file.evaluate.set {
+        set.change_paths(&mut keep);
+    }
     if let Some(judge) = &mut file.evaluate.judge {
         judge.direct_answers = judge.direct_answers.take().map(|url| keep(&url));
     }
     addresses
+}
+
+fn files(source: &mut Source) -> impl Iterator<Item = &mut String> {
+    std::iter::once(&mut source.url).chain(&mut source.foreign_url)
 }
 
 /// The addresses of the jobs that were submitted since the coordinator started.
@@ -71,17 +78,14 @@ impl Withheld {
     pub(super) fn fill(&self, job: &str, task: &mut Task) {
         let Some(addresses) = self.of_jobs.get(job) else { return };
         let urls: Vec<&mut String> = match &mut task.kind {
-            Some(Kind::CleanSource(task)) => {
-                let sources = task.source.iter_mut();
-                sources
-                    .flat_map(|source| std::iter::once(&mut source.url).chain(&mut source.foreign_url))
+            Some(Kind::CleanSource(task)) => task.source.iter_mut().flat_map(files).collect(),
+            Some(Kind::Evaluate(task)) => {
+                let judge = task.judge.iter_mut().flat_map(|judge| &mut judge.direct_answers);
+                let sets = task.answers.iter_mut().flat_map(|answers| &mut answers.set);
+                sets.flat_map(|set| set.sources.iter_mut().flat_map(files))
+                    .chain(judge)
                     .collect()
             }
-            Some(Kind::Evaluate(task)) => task
-                .judge
-                .iter_mut()
-                .flat_map(|judge| &mut judge.direct_answers)
-                .collect(),
             _ => Vec::new(),
         };
         for url in urls {

@@ -2,6 +2,7 @@
 //!
 //! The terminal, `report.html` and the model card show the same [`Section`]s; only their rendering differs.
 
+mod cost;
 mod judged;
 mod sections;
 
@@ -11,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use cost::AnswerCost;
 pub use judged::Judged;
 pub use sections::{Section, Table, sections, thousands};
 
@@ -25,6 +27,8 @@ pub const PAIRS: &str = "pairs";
 pub const CENTRED_ON: &str = "retrieval.centred_on";
 /// The name of the figure that holds the number of answered instructions whose text Stage A may have been trained on.
 pub const TRAINED_AS_PAIRS: &str = "answers.trained_as_pairs";
+/// The name of the figure that holds the number of sentences of the evaluation set that are among the training rows.
+pub const SET_TRAINED_ON: &str = "set.trained_on";
 
 /// Adds the numbers of a part to figures, as `name.field`. Without a name they are called as the fields.
 ///
@@ -129,6 +133,8 @@ pub enum Scored {
     Answers,
     /// Those that ask for a translation.
     Translations,
+    /// The sentences of the job's evaluation set.
+    Set,
 }
 
 impl Scored {

@@ -5,7 +5,8 @@ use std::fmt::Write;
 use strum::IntoEnumIterator;
 
 use super::{
-    AnswerScores, Arm, CENTRED_ON, Figures, PAIRS, Retrieval, Retriever, Scored, TRAINED_AS_PAIRS, Tokens, get, judged,
+    AnswerScores, Arm, CENTRED_ON, Figures, PAIRS, Retrieval, Retriever, SET_TRAINED_ON, Scored, TRAINED_AS_PAIRS,
+    Tokens, cost, get, judged,
 };
 
 /// A part of the measurements: a heading, an optional table, and notes.
@@ -46,6 +47,8 @@ pub fn sections(figures: &Figures) -> Vec<Section> {
             .into_iter()
             .filter_map(|(of, title)| answered(figures, of, title)),
     );
+    found.extend(answered(figures, Scored::Set, "sentences of the evaluation set"));
+    found.extend(cost::section(figures));
     found.extend(judged::sections(figures));
     found
 }
@@ -120,14 +123,19 @@ fn answered(figures: &Figures, of: Scored, title: &str) -> Option<Section> {
         .map(|(_, scores)| scores.count)
         .filter(|count| *count > 0)?;
     let signatures = scores.first().map(|(_, scores)| scores.signatures());
-    let seen = figures.get(TRAINED_AS_PAIRS).filter(|seen| **seen > 0.0);
-    let note = |seen: &f64| {
-        format!(
-            "{} of the validation instructions have a text that Stage A may have been trained on as a pair: on new text the answers \
-             are worse.",
-            thousands(*seen as u64)
-        )
+    let (name, what) = match of {
+        Scored::Set => (
+            SET_TRAINED_ON,
+            "of its texts are among the training rows: on new text the answers are worse.",
+        ),
+        Scored::Answers | Scored::Translations => (
+            TRAINED_AS_PAIRS,
+            "of the validation instructions have a text that Stage A may have been trained on as a pair: on new text the answers are \
+             worse.",
+        ),
     };
+    let seen = figures.get(name).filter(|seen| **seen > 0.0);
+    let note = |seen: &f64| format!("{} {what}", thousands(*seen as u64));
     Some(Section {
         title: format!("Answers to {} {title}", thousands(count as u64)),
         table: Some(Table {

@@ -1,27 +1,34 @@
-//! Generates answers to held-out instructions: with slots, with zeroed slots, and by the decoder alone.
+//! Generates answers to held-out instructions and to an evaluation set: with slots, with zeroed slots, and by the decoder alone.
+
+mod cost;
+mod set;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use llink_datasets::instructions::InstructionRow;
-use llink_datasets::measured::{self, Arm, Scored, TRAINED_AS_PAIRS};
+use llink_datasets::measured::{self, AnswerCost, Arm, SET_TRAINED_ON, Scored, TRAINED_AS_PAIRS};
 use llink_datasets::numbers::Scanner;
 use llink_datasets::role::Role;
 use llink_datasets::store::Store;
-use llink_proto::{Answers, Artifact, ModelRef, TaskResult};
+use llink_proto::settings::EmbedSettings;
+use llink_proto::{Answers, Artifact, EvaluationSet, ModelRef, TaskResult};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::TaskContext;
 use super::instruct::{first, read_projector, read_rows, widened};
-use super::training::read_tables;
+use super::training::{self, read_tables};
 use crate::device::is_out_of_memory;
 use crate::llink::answers::answer_scores;
 use crate::llink::projector::Projector;
 use crate::llink::slot_expander::SlotExpander;
 use crate::models::{
-    ChatPrompt, Continuations, Decoder, GenerateOptions, LoadedAdapter, Sampling, Step, common_head, peft,
+    ChatPrompt, Continuations, Decoder, Encoder, GenerateOptions, LoadedAdapter, Sampling, Step, TextLimits,
+    common_head, peft,
 };
 use crate::{Error, Result};
+use cost::FromVectors;
 
 /// The number of answers that are computed at once.
 const AT_ONCE: usize = 16;
@@ -81,25 +88,128 @@ pub(super) fn run(
         max_tokens: task.max_tokens as usize,
         numbers: task.numbers.then(Scanner::default),
     };
+    let encoder = task
+        .encoder
+        .as_ref()
+        .map(|model| TextReader::of(context, task, model))
+        .transpose()?;
     let rows = read_rows(context, store, &task.instructions, task.examples as usize)?;
-    let mut said: Vec<(Arm, Vec<String>)> = Vec::new();
-    match slots {
-        Some(slots) => {
-            let vectors = first(read_tables(context, store, &task.encoder_vectors)?, rows.len());
-            let values = slots.of(&widened(&vectors))?;
-            let zeros = vec![0.0; values.len()];
-            said.push((Arm::Slots, answerer.with_slots(&rows, &slots.expander, &values)?));
-            said.push((Arm::Zeroed, answerer.with_slots(&rows, &slots.expander, &zeros)?));
-        }
-        None => said.push((Arm::Direct, answerer.direct(&rows)?)),
+    let vectors = match slots {
+        Some(_) => widened(&first(read_tables(context, store, &task.encoder_vectors)?, rows.len())),
+        None => Vec::new(),
+    };
+    let mut sets = vec![Asked { rows, vectors }];
+    if let Some(set) = &task.set {
+        sets.push(outside(context, store, set, encoder.as_ref(), result)?);
     }
+    let mut said = sets
+        .iter()
+        .map(|asked| answerer.own(asked, slots))
+        .collect::<Result<Vec<_>>>()?;
+    let asked = &sets[0];
+    let from = slots.zip(encoder.as_ref()).map(|(slots, reader)| FromVectors {
+        slots,
+        vectors: &asked.vectors,
+        reader,
+    });
+    let mut cost = |answerer: &Answerer<'_>, arm: Arm, answers: Option<&[String]>| -> Result<()> {
+        let base = LoadedAdapter::default();
+        let adapter = if arm == Arm::Base { &base } else { &answerer.adapter };
+        let from = from.as_ref().filter(|_| arm == Arm::Slots);
+        let cost = answerer.cost(&asked.rows, answers, adapter, from)?;
+        measured::put(&mut result.figures, &AnswerCost::of(arm), &cost);
+        Ok(())
+    };
+    let (own, answers) = &said[0][0];
+    cost(&answerer, *own, Some(answers))?;
+    cost(&answerer, Arm::Base, None)?;
     if task.direct_adapter.is_some() {
         answerer.adapter = loaded(&task.direct_adapter_config, &task.direct_adapter)?;
-        said.push((Arm::Direct, answerer.direct(&rows)?));
+        for (said, asked) in said.iter_mut().zip(&sets) {
+            said.push((Arm::Direct, answerer.direct(&asked.rows)?));
+        }
+        let answers = said[0].last().map(|(_, answers)| answers.as_slice());
+        cost(&answerer, Arm::Direct, answers)?;
     }
-    let mut lines = String::new();
-    for (index, row) in rows.iter().enumerate() {
+    let seen = task.trained_as_pairs as f64;
+    result.figures.insert(TRAINED_AS_PAIRS.into(), seen);
+    let places = [(Role::Answers, &task.path)].into_iter();
+    let places = places.chain(task.set.iter().map(|set| (Role::SetAnswers, &set.path)));
+    for ((role, path), (asked, said)) in places.zip(sets.iter().zip(&said)) {
+        let scored: &[Scored] = match role {
+            Role::SetAnswers => &[Scored::Set],
+            _ => &[Scored::Answers, Scored::Translations],
+        };
+        let (lines, rows) = (lines(&asked.rows, said), asked.rows.len() as u64);
+        let artifact = context.write(store, path, role, rows, lines.into())?;
+        result.artifacts.push(artifact);
+        for (arm, answers) in said {
+            scored
+                .iter()
+                .for_each(|of| add_scores(result, *of, *arm, &asked.rows, answers));
+        }
+    }
+    Ok(())
+}
+
+/// Texts to answer instructions about, with their encoder vectors `[n, d_e]`, which are empty in direct mode.
+struct Asked {
+    rows: Vec<InstructionRow>,
+    vectors: Vec<f32>,
+}
+
+/// Reads the evaluation set, and counts what training has seen of it.
+fn outside(
+    context: &TaskContext,
+    store: &Store,
+    set: &EvaluationSet,
+    encoder: Option<&TextReader>,
+    result: &mut TaskResult,
+) -> Result<Asked> {
+    let (rows, unusable) = set::read(context, set)?;
+    if unusable > 0 {
+        let warning = format!("{unusable} rows of `evaluate.set` lack a side or cannot be read, and were left out");
+        result.warnings.push(warning);
+    }
+    let seen = set::trained_on(context, store, &rows, &set.trained)?;
+    result.figures.insert(SET_TRAINED_ON.into(), seen as f64);
+    let vectors = match encoder {
+        Some(reader) => set::vectors(context, &reader.encoder, reader.limits, reader.budget, &rows)?,
+        None => Vec::new(),
+    };
+    Ok(Asked { rows, vectors })
+}
+
+/// The job's encoder, for texts without a cached vector.
+struct TextReader {
+    encoder: Arc<Encoder>,
+    limits: TextLimits,
+    budget: usize,
+}
+
+impl TextReader {
+    fn of(context: &TaskContext, task: &Answers, model: &ModelRef) -> Result<Self> {
+        let settings: EmbedSettings = training::settings(&task.embed_settings)?;
+        Ok(Self {
+            encoder: context.models.encoder(context, model)?,
+            limits: TextLimits {
+                max_chars: settings.max_chars as usize,
+                max_tokens: settings.max_tokens as usize,
+            },
+            budget: settings.token_budget as usize,
+        })
+    }
+
+    fn vector(&self, text: &str) -> Result<Vec<Vec<f32>>> {
+        self.encoder.embed(&[text], self.limits, self.budget, &mut |_| {})
+    }
+}
+
+/// Returns a JSON line for each row, with the answers of all arms.
+fn lines(rows: &[InstructionRow], said: &[(Arm, Vec<String>)]) -> String {
+    let line = |(index, row): (usize, &InstructionRow)| {
         let row = row.clone();
+        let answers = said.iter().map(|(arm, answers)| (*arm, answers[index].clone()));
         let line = Answered {
             id: row.id,
             task: row.task,
@@ -107,51 +217,56 @@ pub(super) fn run(
             foreign: row.foreign,
             english_ref: row.english_ref,
             expected: row.answer,
-            answers: said
-                .iter()
-                .map(|(arm, answers)| (*arm, answers[index].clone()))
-                .collect(),
+            answers: answers.collect(),
         };
-        lines.push_str(&format!("{}\n", json!(line)));
-    }
-    result
-        .artifacts
-        .push(context.write(store, &task.path, Role::Answers, rows.len() as u64, lines.into())?);
-    let seen = task.trained_as_pairs as f64;
-    result.figures.insert(TRAINED_AS_PAIRS.into(), seen);
-    for (arm, answers) in &said {
-        add_scores(result, *arm, &rows, answers);
-    }
-    Ok(())
+        format!("{}\n", json!(line))
+    };
+    rows.iter().enumerate().map(line).collect()
 }
 
 impl Answerer<'_> {
+    /// Returns the answers of the arms that the job's own adapter has.
+    fn own(&self, asked: &Asked, slots: Option<&Slots>) -> Result<Vec<(Arm, Vec<String>)>> {
+        let Some(slots) = slots else {
+            return Ok(vec![(Arm::Direct, self.direct(&asked.rows)?)]);
+        };
+        let values = slots.of(&asked.vectors)?;
+        let zeros = vec![0.0; values.len()];
+        Ok(vec![
+            (Arm::Slots, self.with_slots(&asked.rows, &slots.expander, &values)?),
+            (Arm::Zeroed, self.with_slots(&asked.rows, &slots.expander, &zeros)?),
+        ])
+    }
+
     fn with_slots(&self, rows: &[InstructionRow], expander: &SlotExpander, slots: &[f32]) -> Result<Vec<String>> {
         let shape = expander.shape();
-        let numbers = self.numbers.as_ref();
-        let prompts = rows.iter().map(|row| {
-            self.decoder
-                .prompt_about(&row.instruction, shape.slots, &row.foreign, numbers)
-        });
-        let prompts: Vec<ChatPrompt> = prompts.collect::<Result<_>>()?;
         let each: Vec<&[f32]> = slots.chunks_exact(shape.slots * shape.width).collect();
-        answers(
-            self.context,
-            self.decoder,
-            &self.adapter,
-            &self.options,
-            &prompts,
-            &each,
-        )
+        self.answers(&self.slot_prompts(rows, expander)?, &each)
     }
 
     fn direct(&self, rows: &[InstructionRow]) -> Result<Vec<String>> {
-        let prompts = rows.iter().map(|row| {
+        self.answers(&self.direct_prompts(rows)?, &[])
+    }
+
+    fn answers(&self, prompts: &[ChatPrompt], slots: &[&[f32]]) -> Result<Vec<String>> {
+        answers(self.context, self.decoder, &self.adapter, &self.options, prompts, slots)
+    }
+
+    fn slot_prompts(&self, rows: &[InstructionRow], expander: &SlotExpander) -> Result<Vec<ChatPrompt>> {
+        let (slots, numbers) = (expander.shape().slots, self.numbers.as_ref());
+        let prompt = |row: &InstructionRow| {
+            self.decoder
+                .prompt_about(&row.instruction, slots, &row.foreign, numbers)
+        };
+        rows.iter().map(prompt).collect()
+    }
+
+    fn direct_prompts(&self, rows: &[InstructionRow]) -> Result<Vec<ChatPrompt>> {
+        let prompt = |row: &InstructionRow| {
             self.decoder
                 .direct_prompt(&row.instruction, &row.foreign, self.max_tokens)
-        });
-        let prompts: Vec<ChatPrompt> = prompts.collect::<Result<_>>()?;
-        answers(self.context, self.decoder, &self.adapter, &self.options, &prompts, &[])
+        };
+        rows.iter().map(prompt).collect()
     }
 }
 
@@ -244,12 +359,10 @@ impl Slots {
     }
 }
 
-/// Adds the scores over all answers, and over translations alone.
-fn add_scores(result: &mut TaskResult, arm: Arm, rows: &[InstructionRow], answers: &[String]) {
-    let pairs = || rows.iter().zip(answers);
-    let all = answer_scores(pairs().map(|(row, answer)| (answer.as_str(), row.answer.as_str())));
-    let translations = pairs().filter(|(row, _)| row.task == "translate");
-    let translations = answer_scores(translations.map(|(row, answer)| (answer.as_str(), row.answer.as_str())));
-    measured::put(&mut result.figures, &Scored::Answers.by(arm), &all);
-    measured::put(&mut result.figures, &Scored::Translations.by(arm), &translations);
+/// Adds an arm's scores over the answers of one kind.
+fn add_scores(result: &mut TaskResult, of: Scored, arm: Arm, rows: &[InstructionRow], answers: &[String]) {
+    let wanted = |row: &InstructionRow| of != Scored::Translations || row.task == "translate";
+    let pairs = rows.iter().zip(answers).filter(|(row, _)| wanted(row));
+    let scores = answer_scores(pairs.map(|(row, answer)| (answer.as_str(), row.answer.as_str())));
+    measured::put(&mut result.figures, &of.by(arm), &scores);
 }

@@ -25,7 +25,7 @@ fn told<T: std::str::FromStr<Err = String>>(text: &Option<String>) -> Result<Opt
     parsed.transpose().map_err(Error::Input)
 }
 
-fn source(source: &llink_proto::Source) -> Result<Source> {
+pub(super) fn source(source: &llink_proto::Source) -> Result<Source> {
     let (columns, languages) = (Columns::default(), Languages::default());
     let source = source.clone();
     Ok(Source {

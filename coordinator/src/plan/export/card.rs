@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use llink_datasets::manifest::Manifest;
-use llink_datasets::measured;
+use llink_datasets::measured::{self, AnswerCost};
 use llink_datasets::role::{Corpus, Role, Side};
 use llink_proto::settings::{AlignSettings, InstructArm, InstructSettings, Metric};
 
@@ -239,7 +239,7 @@ fn stage_b(i: &InstructSettings, with_slots: bool) -> String {
 /// Returns the results of `evaluate`.
 fn measured(evaluate: &Manifest) -> String {
     let mut text = "## Evaluation\n\n".to_owned();
-    for section in measured::sections(&evaluate.figures) {
+    for section in measured::sections(&AnswerCost::without_times(&evaluate.figures)) {
         let _ = write!(text, "### {}\n\n", section.title);
         if let Some(table) = &section.table {
             let _ = writeln!(text, "{}", table.markdown());
