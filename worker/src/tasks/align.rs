@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use llink_datasets::role::Part;
 use llink_proto::settings::AlignSettings;
-use llink_proto::{Align, TaskResult};
+use llink_proto::{Align, Artifact, TaskResult};
 
 use super::margin::DroppedPairs;
 use super::training::{self, read_tables};
@@ -29,7 +29,7 @@ pub(super) fn run(context: &TaskContext, task: &Align) -> Result<TaskResult> {
     let settings = &options.settings;
     let store = context.store()?;
     let dropped = DroppedPairs::read(context, &store, &task.dropped)?;
-    let read = |artifacts| read_tables(context, &store, artifacts).map(|table| dropped.out_of(table));
+    let read = |artifacts: &[Artifact]| read_tables(context, &store, artifacts).map(|table| dropped.out_of(table));
     let data = AlignData::new(read(&task.encoder_vectors)?, read(&task.teacher_vectors)?)?;
     if data.is_empty() {
         return Err(Error::Input(

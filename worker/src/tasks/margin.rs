@@ -77,8 +77,10 @@ impl DroppedPairs {
         let mut ids = HashSet::new();
         for artifact in artifacts {
             let content = context.read(store, artifact)?;
-            let dropped = lines(&content, &store.describe(&artifact.path));
-            ids.extend(dropped.collect::<Result<Vec<Dropped>>>()?.iter().map(|pair| pair.id));
+            let name = store.describe(&artifact.path);
+            for pair in lines(&content, &name) {
+                ids.insert(pair?.id);
+            }
         }
         Ok(Self(ids))
     }
