@@ -125,7 +125,7 @@ mod tests {
         let task = |url: &str, foreign_url: &str| Task {
             output_url: String::new(),
             kind: Some(Kind::CleanSource(llink_proto::CleanSource {
-                source: Some(llink_proto::Source {
+                source: Some(Source {
                     url: url.to_owned(),
                     foreign_url: Some(foreign_url.to_owned()),
                     ..Default::default()
