@@ -69,7 +69,7 @@ llink_proto::settings! {
         }
         run {
             /// Training pairs with a lower margin are left out of Stage A; 0.96 suits a multilingual sentence encoder. The margin is
-            /// the cosine of the encoder's vectors of both sides over their mean cosine to their four nearest neighbours. It decides
+            /// the cosine of the encoder's vectors of both sides over their mean cosine to their four nearest neighbors. It decides
             /// stage `align`, and no row moves in the split. Absent: none is left out.
             #[serde(skip_serializing_if = "Option::is_none")]
             margin: Option<f64> = None, between(0.1, 10.0);

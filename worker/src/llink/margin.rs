@@ -6,15 +6,15 @@ use super::matrix::{Matrix, Target, matmul};
 use super::retrieval::normalized;
 use crate::{Error, Result};
 
-/// The number of nearest neighbours of each sentence, as in the paper.
-pub const NEIGHBOURS: usize = 4;
+/// The number of nearest neighbors of each sentence, as in the paper.
+pub const NEIGHBORS: usize = 4;
 /// The number of sentences whose similarities are held at once.
 const BLOCK: usize = 256;
 /// The least mean similarity that divides.
 const LEAST: f32 = 1e-6;
 
-/// Returns the margin of each pair: the cosine of its two vectors over the mean cosine of both to their nearest neighbours on
-/// the other side. Row `i` of both sides, `[n, width]`, is the same pair. A pair is among its own neighbours.
+/// Returns the margin of each pair: the cosine of its two vectors over the mean cosine of both to their nearest neighbors on
+/// the other side. Row `i` of both sides, `[n, width]`, is the same pair. A pair is among its own neighbors.
 ///
 /// # Errors
 /// [`Error::Input`] when the sides do not match, are empty, or hold NaN or infinity.
@@ -32,18 +32,18 @@ pub fn margins(foreign: &[f32], english: &[f32], width: usize) -> Result<Vec<f32
     let (foreign, english) = (normalized(foreign, width), normalized(english, width));
     let (own, of_foreign) = nearness(&foreign, &english, width);
     let (_, of_english) = nearness(&english, &foreign, width);
-    let neighbours = of_foreign
+    let neighbors = of_foreign
         .iter()
         .zip(of_english)
         .map(|(one, other)| (one + other) / 2.0);
     Ok(own
         .iter()
-        .zip(neighbours)
+        .zip(neighbors)
         .map(|(own, near)| own / near.max(LEAST))
         .collect())
 }
 
-/// Returns the cosine of each row to its own partner, and its mean cosine to its nearest neighbours among all `others`.
+/// Returns the cosine of each row to its own partner, and its mean cosine to its nearest neighbors among all `others`.
 fn nearness(rows: &[f32], others: &[f32], width: usize) -> (Vec<f32>, Vec<f32>) {
     let n = rows.len() / width;
     let mut similarities = vec![0.0; BLOCK.min(n) * n];
@@ -70,9 +70,9 @@ fn nearness(rows: &[f32], others: &[f32], width: usize) -> (Vec<f32>, Vec<f32>) 
     found.into_iter().unzip()
 }
 
-/// Returns the mean of the greatest [`NEIGHBOURS`] values, whose order is changed.
+/// Returns the mean of the greatest [`NEIGHBORS`] values, whose order is changed.
 fn mean_of_greatest(values: &mut [f32]) -> f32 {
-    let count = NEIGHBOURS.min(values.len());
+    let count = NEIGHBORS.min(values.len());
     values.select_nth_unstable_by(count - 1, |one, other| other.total_cmp(one));
     values[..count].iter().sum::<f32>() / count as f32
 }
@@ -87,7 +87,7 @@ mod tests {
         // Two directions; the third English sentence is a copy of the second.
         let foreign = [1.0, 0.0, 0.0, 2.0, 0.6, 0.8];
         let english = [3.0, 0.0, 0.6, 0.8, 0.6, 0.8];
-        // With fewer pairs than neighbours, every sentence of the other side is a neighbour.
+        // With fewer pairs than neighbors, every sentence of the other side is a neighbor.
         let (f0, f1, f2) = (
             (1.0 + 0.6 + 0.6) / 3.0,
             (0.0 + 0.8 + 0.8) / 3.0,

@@ -1,4 +1,4 @@
-//! Finds the training pairs of a shard whose margin is too low. Their neighbours are searched in the same shard, whose rows are
+//! Finds the training pairs of a shard whose margin is too low. Their neighbors are searched in the same shard, whose rows are
 //! a fair sample, so that each shard is a task of its own.
 
 use std::collections::HashSet;
