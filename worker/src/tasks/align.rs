@@ -31,10 +31,12 @@ pub(super) fn run(context: &TaskContext, task: &Align) -> Result<TaskResult> {
     let dropped = DroppedPairs::read(context, &store, &task.dropped)?;
     let read = |artifacts: &[Artifact]| read_tables(context, &store, artifacts).map(|table| dropped.out_of(table));
     let data = AlignData::new(read(&task.encoder_vectors)?, read(&task.teacher_vectors)?)?;
-    if data.is_empty() {
-        return Err(Error::Input(
-            "`cleaning.margin` leaves no training pair: set it lower".to_owned(),
-        ));
+    if !task.dropped.is_empty() && data.len() < settings.batch as usize {
+        return Err(Error::Input(format!(
+            "`cleaning.margin` leaves {} training pairs, fewer than a batch of {}: set it lower",
+            data.len(),
+            settings.batch
+        )));
     }
     let statistics = statistics::read(context, &store, task.statistics.as_ref())?;
     let validation = match settings.validate_every {
