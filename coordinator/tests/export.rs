@@ -183,6 +183,55 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
     the_cards_python_answers_alike(&place, &folder, foreign, instruction, answer.trim_end());
 }
 
+#[test]
+fn a_bundle_whose_slots_read_windows_answers_as_it_was_evaluated() {
+    let job = with_stage_b().replace("numbers = true", "numbers = true\nwindows = 4");
+    let place = Place::new(&job.replace("recipe = \"sharp\"\n", ""));
+    let said = place.ok(&["submit", "job.toml"]);
+    assert!(said.contains("windows"), "the stage is shown: {said}");
+    let folder = bundle(&place);
+    let card = std::fs::read_to_string(place.path(&folder).join("README.md")).unwrap();
+    assert!(
+        card.contains("from the text's vector and those of its 4 windows"),
+        "{card}"
+    );
+    let evaluated = std::fs::read_dir(place.path("out/evaluate"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap();
+    let evaluated = rows(evaluated.path().join("answers.jsonl"));
+    let input: String = evaluated.iter().map(|row| format!("{row}\n")).collect();
+    std::fs::write(place.path("in.jsonl"), &input).unwrap();
+    let ask = ["generate", "--bundle", &folder, "--max-tokens", "12"];
+    place.ok(&[&ask[..], &["--jsonl", "in.jsonl", "--output", "answers.jsonl"]].concat());
+    let answered = rows(place.path("answers.jsonl"));
+    let same = |(ours, theirs): (&Value, &Value)| ours["generated"] == theirs["answers"]["slots"];
+    let equal = answered.iter().zip(&evaluated).filter(|pair| same(*pair)).count();
+    assert!(
+        equal >= 3,
+        "{equal} of 4 answers are those that were evaluated: {answered:#?}"
+    );
+    let [foreign, instruction] = ["foreign", "instruction"].map(|key| evaluated[0][key].as_str().unwrap());
+    // The vectors of the windows are kept, so the text needs no encoder any more.
+    let asked = ["--instruction", instruction, "--encoder", "/nowhere", foreign];
+    let answer = place.ok(&[&ask[..], &asked].concat());
+    assert_eq!(answer.trim(), answered[0]["generated"].as_str().unwrap().trim());
+    the_cards_python_answers_alike(&place, &folder, foreign, instruction, answer.trim_end());
+
+    // A job without windows takes everything up to Stage A from this one.
+    let stages = ["shard", "models", "embed", "baseline", "align"];
+    let before = place.artefacts(&stages);
+    std::fs::write(
+        place.path("job.toml"),
+        job.replace("windows = 4", "windows = 0")
+            .replace("recipe = \"sharp\"\n", ""),
+    )
+    .unwrap();
+    place.ok(&["submit", "job.toml"]);
+    assert_eq!(place.artefacts(&stages), before);
+}
+
 /// Tests byte order marks, white space, Python's own JSON and lines without text, in each form of input for many texts.
 fn faulty_lines_cost_no_others_their_answer(place: &Place, ask: &[&str], foreign: &str) {
     let quoted = Value::from(foreign).to_string();

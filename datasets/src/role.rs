@@ -36,6 +36,8 @@ pub enum Tower {
     Encoder,
     /// The encoder's vector of the English text.
     EncoderEnglish,
+    /// The encoder's vectors of the foreign text and of its windows.
+    EncoderWindows,
 }
 
 /// A model that is read and not trained.
@@ -237,6 +239,10 @@ mod tests {
             (
                 "embeddings/encoder-english/train",
                 Role::Vectors(Tower::EncoderEnglish, Corpus::Pairs, Side::Train),
+            ),
+            (
+                "embeddings/encoder-windows/instructions-train",
+                Role::Vectors(Tower::EncoderWindows, Corpus::Instructions, Side::Train),
             ),
             ("models/decoder", Role::Model(Model::Decoder)),
             ("projector", Role::Trained(Part::Projector)),

@@ -170,6 +170,7 @@ impl Job {
             model_card: "# A card\n".into(),
             statistics: None,
             numbers: false,
+            windows: 0,
             merged: false,
         }
     }
@@ -257,7 +258,10 @@ fn expected_answer(job: &Job, text: &str, instruction: &str) -> String {
     };
     let vector = encoder.embed(&[text], limits, 4096, &mut |_| {}).unwrap().remove(0);
     let vector: Vec<f32> = vector.into_iter().map(|x| f16::from_f32(x).to_f32()).collect();
-    let slots = job.expander.expand(&job.projector.project(&vector).unwrap()).unwrap();
+    let slots = job
+        .expander
+        .expand(&job.projector.project(&vector).unwrap(), 0)
+        .unwrap();
     let options = GenerateOptions {
         max_tokens: GREEDY.max_tokens,
         stop: vec![decoder.tokenizer().require("<|eot_id|>").unwrap()],
@@ -599,7 +603,7 @@ fn peft_loads_the_adapter_and_gives_our_logits() {
         .map(|i| uniform(8, i))
         .collect();
     let expander = bundle.expander.as_ref().unwrap();
-    let expanded = expander.expand(&bundle.projector.project(&vector).unwrap()).unwrap();
+    let expanded = expander.expand(&bundle.projector.project(&vector).unwrap(), 0).unwrap();
     let adapter = LoadedAdapter::new(&bundle.adapter(decoder.config()).unwrap(), decoder.model()).unwrap();
     let logits = decoder.model().next_logits(&prompt, Some(&expanded), &adapter).unwrap();
     let slots: Vec<&[f32]> = expanded.chunks_exact(decoder.hidden_size()).collect();

@@ -1,4 +1,5 @@
-//! Compares Stage B with PyTorch and PEFT: every gradient of the first step, every loss, and the final weights.
+//! Compares Stage B with PyTorch and PEFT: every gradient of the first step, every loss, and the final weights. `windows.py`
+//! writes the case in which slots read the windows of a text and the projector is trained.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod place;
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 use candle_core::DType;
 use candle_core::Device;
 use llink_worker::collective::{Collective, Solo};
+use llink_worker::llink::projector::Projector;
 use llink_worker::llink::slot_expander::SlotExpander;
 use llink_worker::llink::slot_losses::SlotWeights;
 use llink_worker::llink::usage_contrast::UsageContrast;
@@ -24,26 +26,49 @@ use serde_json::Value;
 
 const BETA1: f64 = 0.9;
 
+fn fixture() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/seed8"))
+}
+
 fn golden() -> PathBuf {
-    let fixture = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/seed8"));
     std::env::var_os("LLINK_GOLDEN").map_or_else(fixture, PathBuf::from)
 }
 
-/// The part of the golden set for Stage B.
+/// A golden set of Stage B.
+#[derive(Clone, Copy, PartialEq)]
+enum Set {
+    /// The text's vector alone, and a projector that is frozen.
+    Paper,
+    /// The windows of a text, and a projector that is trained. The set has no gradients of the adapter.
+    Windows,
+}
+
+/// The part of a golden set for Stage B.
 struct Case {
+    set: Set,
+    models: PathBuf,
     instruct: Value,
     tensors: Vec<u8>,
     decoder: Decoder,
 }
 
 impl Case {
-    fn load(backend: &Backend) -> Self {
-        let folder = golden();
+    fn load(set: Set, backend: &Backend) -> Self {
+        let folder = match set {
+            Set::Paper => golden(),
+            Set::Windows => PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/windows")),
+        };
         let cases: Value = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
+        let models = match set {
+            Set::Paper => folder.clone(),
+            Set::Windows => fixture(),
+        };
         Self {
+            set,
+            models: models.clone(),
             instruct: cases["instruct"].clone(),
             tensors: std::fs::read(folder.join("tensors.safetensors")).unwrap(),
-            decoder: Decoder::load_on(&folder.join("decoder"), backend).unwrap(),
+            decoder: Decoder::load_on(&models.join("decoder"), backend).unwrap(),
         }
     }
 
@@ -60,7 +85,7 @@ impl Case {
 
     /// Returns a trainer before the first step.
     fn trainer(&self) -> InstructTrainer {
-        let bytes = std::fs::read(golden().join("lora_init/adapter_model.safetensors")).unwrap();
+        let bytes = std::fs::read(self.models.join("lora_init/adapter_model.safetensors")).unwrap();
         let mut adapter = LoraAdapter::new(self.decoder.config(), LoraOptions::default(), 1).unwrap();
         adapter
             .read(&TensorFile::new("adapter_model.safetensors", &bytes).unwrap())
@@ -72,7 +97,11 @@ impl Case {
             beta2: 0.999,
             weight_decay: self.number(&["weight_decay", "lora"]),
         };
-        let parts = InstructParts::new(adapter, expander, None, options);
+        let projector = match self.set {
+            Set::Paper => None,
+            Set::Windows => Some(Projector::from_tensors(&self.file(), "instruct.init.projector.").unwrap()),
+        };
+        let parts = InstructParts::new(adapter, expander, projector, options);
         let weights = InstructWeights {
             slots: SlotWeights {
                 cosine: 0.05,
@@ -126,7 +155,10 @@ fn trajectory(
     let file = case.file();
     let mut trainer = case.trainer();
     let examples = case.examples();
-    let (_, projected) = file.f32("instruct.projected").unwrap();
+    let (_, vectors) = match case.set {
+        Set::Paper => file.f32("instruct.projected").unwrap(),
+        Set::Windows => file.f32("instruct.vectors").unwrap(),
+    };
     let (_, teacher) = file.f32("teacher").unwrap();
     let ids: Vec<u64> = examples.iter().map(|example| example.id).collect();
     let own: Range<usize> = 0..examples.len();
@@ -134,7 +166,10 @@ fn trajectory(
         lora: case.number(&["lr", "lora"]),
         expander: case.number(&["lr", "expander"]),
         scale: case.number(&["lr", "scale"]),
-        projector: 0.0,
+        projector: match case.set {
+            Set::Paper => 0.0,
+            Set::Windows => case.number(&["lr", "projector"]),
+        },
     };
     let mut collective = Solo::default();
     let steps = case.instruct["trace"].as_array().unwrap().len();
@@ -145,7 +180,7 @@ fn trajectory(
             ids: &ids,
             own: own.clone(),
             examples: &examples.iter().collect::<Vec<_>>(),
-            vectors: &projected,
+            vectors: &vectors,
             teacher: &teacher,
             answer_tokens: examples.iter().map(|example| example.answer.len()).sum(),
             learning_rates,
@@ -178,8 +213,9 @@ fn gradient(after_one_step: &AdamWState, clipped: f64) -> Vec<f32> {
     moments.map(|moment| (f64::from(*moment) / share) as f32).collect()
 }
 
-/// Returns the largest difference between a tensor of adapter or expander and that named after `prefix`.
-fn compare(case: &Case, prefix: &str, of: (&LoraAdapter, &SlotExpander), adapter: &[f32], expander: &[f32]) -> f64 {
+/// Returns the largest difference between a tensor of a part and that named after `prefix`. `values` are those of the adapter,
+/// the expander and the projector.
+fn compare(case: &Case, prefix: &str, of: &InstructParts, [adapter, expander, projector]: [&[f32]; 3]) -> f64 {
     let file = case.file();
     let mut worst: f64 = 0.0;
     let mut check = |name: &str, found: &[f32]| {
@@ -188,28 +224,42 @@ fn compare(case: &Case, prefix: &str, of: (&LoraAdapter, &SlotExpander), adapter
         assert!(error < 1e-3, "{prefix}{name} differs by {error}");
         worst = worst.max(error);
     };
-    for (name, _, place) in of.0.tensor_places() {
-        check(&name.replace(".weight", ".default.weight"), &adapter[place]);
+    if case.set == Set::Paper {
+        for (name, _, place) in of.adapter.tensor_places() {
+            check(&name.replace(".weight", ".default.weight"), &adapter[place]);
+        }
     }
-    let shape = of.1.shape();
+    let shape = of.expander.shape();
     for ((name, _), place) in shape.tensors().into_iter().zip(shape.ranges()) {
         check(name, &expander[place]);
+    }
+    if let Some(moving) = &of.projector {
+        let shape = moving.projector.shape();
+        for ((name, _), place) in shape.tensors().into_iter().zip(shape.ranges()) {
+            check(&format!("projector.{name}"), &projector[place]);
+        }
     }
     worst
 }
 
 #[test]
 fn stage_b_takes_the_references_steps() {
-    follow(&Backend::new(&Device::Cpu, DType::F32));
+    follow(Set::Paper, &Backend::new(&Device::Cpu, DType::F32));
 }
 
 #[test]
 fn stage_b_takes_the_references_steps_with_weights_in_tensors() {
-    follow(&place::tensors(DType::F32));
+    follow(Set::Paper, &place::tensors(DType::F32));
 }
 
-fn follow(backend: &Backend) {
-    let case = Case::load(backend);
+#[test]
+fn stage_b_with_windows_takes_the_steps_of_the_pytorch_twin() {
+    follow(Set::Windows, &Backend::new(&Device::Cpu, DType::F32));
+    follow(Set::Windows, &place::tensors(DType::F32));
+}
+
+fn follow(set: Set, backend: &Backend) {
+    let case = Case::load(set, backend);
     // The steps run in one pass, in several passes, and with layers recomputed in the backward pass.
     for (token_budget, activations) in [
         (usize::MAX, Activations::Kept),
@@ -218,44 +268,42 @@ fn follow(backend: &Backend) {
     ] {
         let mut worst_loss: f64 = 0.0;
         let mut worst_gradient = 0.0;
-        let InstructParts { adapter, expander, .. } =
-            trajectory(&case, token_budget, activations, &mut |step, trainer, found| {
-                let expected = &case.instruct["trace"][step];
-                for key in ["loss", "sft", "usage", "cosine", "info_nce"] {
-                    let error = (found[key].as_f64().unwrap() - expected[key].as_f64().unwrap()).abs();
-                    assert!(
-                        error < 1e-4,
-                        "step {step}: {key} {} against {}",
-                        found[key],
-                        expected[key]
-                    );
-                    worst_loss = worst_loss.max(error);
-                }
-                let (norm, reference) = (
-                    found["grad_norm"].as_f64().unwrap(),
-                    expected["grad_norm"].as_f64().unwrap(),
-                );
+        let parts = trajectory(&case, token_budget, activations, &mut |step, trainer, found| {
+            let expected = &case.instruct["trace"][step];
+            for key in ["loss", "sft", "usage", "cosine", "info_nce"] {
+                let error = (found[key].as_f64().unwrap() - expected[key].as_f64().unwrap()).abs();
                 assert!(
-                    (norm / reference - 1.0).abs() < 1e-3,
-                    "step {step}: norm {norm} against {reference}"
+                    error < 1e-4,
+                    "step {step}: {key} {} against {}",
+                    found[key],
+                    expected[key]
                 );
-                if step == 0 {
-                    let parts = trainer.store().unwrap();
-                    let clipped = (case.number(&["clip"]) / (norm + 1e-6)).min(1.0);
-                    let [by_adapter, by_others, by_scale] =
-                        parts.optimizers.map(|optimizer| gradient(&optimizer, clipped));
-                    let by_expander = [by_scale, by_others].concat();
-                    let of = (&parts.adapter, &parts.expander);
-                    worst_gradient = compare(&case, "instruct.grad0.", of, &by_adapter, &by_expander);
-                }
-            });
-        let worst = compare(
-            &case,
-            "instruct.final.",
-            (&adapter, &expander),
-            &adapter.parameters,
-            &expander.parameters,
-        );
+                worst_loss = worst_loss.max(error);
+            }
+            let (norm, reference) = (
+                found["grad_norm"].as_f64().unwrap(),
+                expected["grad_norm"].as_f64().unwrap(),
+            );
+            assert!(
+                (norm / reference - 1.0).abs() < 1e-3,
+                "step {step}: norm {norm} against {reference}"
+            );
+            if step == 0 {
+                let parts = trainer.store().unwrap();
+                let clipped = (case.number(&["clip"]) / (norm + 1e-6)).min(1.0);
+                let [by_adapter, by_others, by_scale] =
+                    [0, 1, 2].map(|group| gradient(&parts.optimizers[group], clipped));
+                let by_expander = [by_scale, by_others].concat();
+                let moving = parts.projector.as_ref();
+                let by_projector = moving.map_or_else(Vec::new, |moving| gradient(&moving.optimizer, clipped));
+                let found: [&[f32]; 3] = [&by_adapter, &by_expander, &by_projector];
+                worst_gradient = compare(&case, "instruct.grad0.", &parts, found);
+            }
+        });
+        let moving = parts.projector.as_ref();
+        let projector = moving.map_or(&[][..], |moving| &moving.projector.parameters);
+        let found = [&parts.adapter.parameters[..], &parts.expander.parameters, projector];
+        let worst = compare(&case, "instruct.final.", &parts, found);
         println!("losses within {worst_loss:.1e}, gradients {worst_gradient:.1e}, weights {worst:.1e}");
     }
 }

@@ -15,6 +15,12 @@ use serde_json::Value;
 const TOLERANCE: f64 = 1e-4;
 const TOLERANCE_BF16: f64 = 2e-2;
 
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures/golden")
+        .join(name)
+}
+
 struct Golden {
     dir: PathBuf,
     cases: Value,
@@ -23,10 +29,10 @@ struct Golden {
 
 impl Golden {
     fn load() -> Self {
-        let dir = std::env::var_os("LLINK_GOLDEN").map_or_else(
-            || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden/seed8"),
-            PathBuf::from,
-        );
+        Self::of(std::env::var_os("LLINK_GOLDEN").map_or_else(|| fixture("seed8"), PathBuf::from))
+    }
+
+    fn of(dir: PathBuf) -> Self {
         let cases = serde_json::from_str(&std::fs::read_to_string(dir.join("cases.json")).unwrap()).unwrap();
         let tensors = candle_core::safetensors::load(dir.join("tensors.safetensors"), &Device::Cpu).unwrap();
         Self { dir, cases, tensors }
@@ -105,6 +111,21 @@ fn encoder_vectors_agree() {
         done,
         golden.ids("encoder").iter().map(|ids| ids.len() as u64).sum::<u64>()
     );
+}
+
+/// `windows.py` writes the expected vectors. Some texts have fewer tokens than windows.
+#[test]
+fn the_vectors_of_windows_agree() {
+    let (golden, twin) = (Golden::of(fixture("seed8")), Golden::of(fixture("windows")));
+    let (encoder, ids) = (golden.encoder(), golden.ids("encoder"));
+    for windows in [2, 8] {
+        let expected = twin.tensors[&format!("vectors.{windows}")].flatten_from(1).unwrap();
+        let expected = expected.to_vec2().unwrap();
+        for budget in [64, 4096] {
+            let found = encoder.embed_windows(&ids, windows, budget, &mut |_| {}).unwrap();
+            assert_close("vectors of windows", &found, &expected, TOLERANCE);
+        }
+    }
 }
 
 #[test]

@@ -41,7 +41,7 @@ fn the_first_steps_slots_and_their_losses_are_the_references() {
     let (slots_shape, expected) = file.f32("instruct.slots0").unwrap();
     let (pairs, slots, width) = (slots_shape[0], slots_shape[1], slots_shape[2]);
     assert_eq!((expander.shape().slots, expander.shape().width), (slots, width));
-    let found = expander.expand(&projected).unwrap();
+    let found = expander.expand(&projected, 0).unwrap();
     let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
     let difference = norm(&mut found.iter().zip(&expected).map(|(a, b)| a - b));
     let error = difference / norm(&mut expected.iter().copied());

@@ -57,6 +57,12 @@ fn instruct(i: &InstructSettings, job: &JobFile, found: &mut Vec<String>) {
                 .to_owned(),
         );
     }
+    if i.windows > 0 && i.mode == InstructMode::Direct {
+        found.push(
+            "`instruct.windows` is given and `instruct.mode` is direct: without slots, nothing reads windows"
+                .to_owned(),
+        );
+    }
     let Some((key, validation)) = validation_rows(job) else {
         return;
     };
@@ -186,6 +192,10 @@ mod tests {
             (
                 format!("{with_b}numbers = true\nmode = \"direct\"\n"),
                 "without slots, no numbers",
+            ),
+            (
+                format!("{with_b}windows = 8\nmode = \"direct\"\n"),
+                "nothing reads windows",
             ),
             (
                 format!("[evaluate]\nanswers = 2\n{judge}{with_b}"),

@@ -22,14 +22,14 @@ const STAGE: StageName = StageName::Baseline;
 const CENTRED_ON: u64 = 4_096;
 
 /// The first rows of a shard.
-struct Portion {
-    shard: Artifact,
-    rows: u64,
+pub(super) struct Portion {
+    pub(super) shard: Artifact,
+    pub(super) rows: u64,
 }
 
 /// Returns the first `rows` of the pairs of a side. They are in the order of their texts' hash, so they are a fixed,
 /// fair sample.
-fn first(manifest: &Manifest, side: Side, rows: u64) -> Vec<Portion> {
+pub(super) fn first(manifest: &Manifest, side: Side, rows: u64) -> Vec<Portion> {
     let mut left = rows;
     let mut portions = Vec::new();
     for shard in with_role(manifest, Role::Shard(Corpus::Pairs, side)) {
@@ -91,6 +91,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
                 settings: settings.clone(),
                 rows: Some(portion.rows),
                 english: true,
+                windows: 0,
             });
             let spec = Task {
                 output_url: inputs.job.output.clone(),

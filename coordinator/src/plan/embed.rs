@@ -149,6 +149,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
                     settings: settings.clone(),
                     rows: None,
                     english: false,
+                    windows: 0,
                 });
                 let spec = Task {
                     output_url: inputs.job.output.clone(),

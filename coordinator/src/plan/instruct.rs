@@ -7,9 +7,10 @@ use llink_proto::{Answers, Artifact, EvaluationSet, Instruct, ModelRole, TaskRes
 
 use super::embed::{model_ref, settings};
 use super::train::{one_task, the_one};
+use super::windows::of_instructions;
 use super::{
-    Inputs, Phase, PlanError, Ranks, StageName, content, content_of, earlier, fact, instructions_of, json, manifest_of,
-    with_role,
+    Inputs, Phase, PlanError, Ranks, StageName, content, content_of, content_where, earlier, fact, instructions_of,
+    json, manifest_of, with_role,
 };
 use crate::job::SourceEntry;
 
@@ -32,6 +33,11 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
         json(&section.deciding()),
         format!("seed {}", inputs.job.seed),
     ];
+    if section.windows().is_some() {
+        // The stage's other vectors are of pairs, which only `evaluate` reads.
+        let windows = earlier(STAGE, StageName::Windows, inputs)?;
+        parts.push(content_where(windows, |role| role.contains("/instructions-")));
+    }
     if let Some(url) = &section.from {
         let stamp = inputs.stamps.get(url).map_or("", String::as_str);
         parts.push(format!("from {stamp}"));
@@ -50,7 +56,8 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
     let embed = earlier(STAGE, StageName::Embed, inputs)?;
     let align = earlier(STAGE, StageName::Align, inputs)?;
     let all = instructions_of(STAGE, inputs)?;
-    let vectors = |tower, side| with_role(embed, Role::Vectors(tower, Corpus::Instructions, side));
+    let encoder = |side| of_instructions(STAGE, inputs, side);
+    let teacher = |side| with_role(embed, Role::Vectors(Tower::Teacher, Corpus::Instructions, side));
     let instructions = with_role(all, Role::Shard(Corpus::Instructions, Side::Train));
     let rows: u64 = instructions.iter().map(|a| a.rows).sum();
     let steps = section.steps_for(rows);
@@ -59,8 +66,8 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
         Some(_) => artifacts,
     };
     let kind = Kind::Instruct(Instruct {
-        encoder_vectors: vectors(Tower::Encoder, Side::Train),
-        teacher_vectors: vectors(Tower::Teacher, Side::Train),
+        encoder_vectors: encoder(Side::Train)?,
+        teacher_vectors: teacher(Side::Train),
         instructions,
         projector: Some(the_one(STAGE, align, Part::Projector)?),
         decoder: Some(model_ref(STAGE, inputs, "decoder", ModelRole::Decoder)?),
@@ -72,8 +79,8 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
             false => inputs.directory(STAGE, key),
         },
         held_out_instructions: held_out(with_role(all, Role::Shard(Corpus::Instructions, Side::Holdout))),
-        held_out_encoder_vectors: held_out(vectors(Tower::Encoder, Side::Holdout)),
-        held_out_teacher_vectors: held_out(vectors(Tower::Teacher, Side::Holdout)),
+        held_out_encoder_vectors: held_out(encoder(Side::Holdout)?),
+        held_out_teacher_vectors: held_out(teacher(Side::Holdout)),
     });
     let ranks = Ranks {
         min: section.min_ranks,
@@ -144,7 +151,6 @@ pub(super) fn answers(directory: &str, inputs: &Inputs<'_>) -> Result<Option<Ans
         return Ok(None);
     }
     let trained = earlier(stage, STAGE, inputs)?;
-    let embed = earlier(stage, StageName::Embed, inputs)?;
     let (all, side) = (instructions_of(stage, inputs)?, Side::Holdout);
     let second = |part| match section.mode {
         InstructMode::Both => the_one(stage, trained, Role::Direct(part)).map(Some),
@@ -152,7 +158,7 @@ pub(super) fn answers(directory: &str, inputs: &Inputs<'_>) -> Result<Option<Ans
     };
     Ok(Some(Answers {
         instructions: with_role(all, Role::Shard(Corpus::Instructions, side)),
-        encoder_vectors: with_role(embed, Role::Vectors(Tower::Encoder, Corpus::Instructions, side)),
+        encoder_vectors: of_instructions(stage, inputs, side)?,
         adapter: Some(the_one(stage, trained, Part::Adapter)?),
         adapter_config: Some(the_one(stage, trained, Part::AdapterConfig)?),
         slots: match section.mode {

@@ -16,6 +16,7 @@ mod shard;
 mod synthesize;
 mod tasks;
 mod train;
+mod windows;
 
 use std::collections::BTreeMap;
 
@@ -47,6 +48,8 @@ pub enum StageName {
     Embed,
     /// Embeds English sentences with the encoder, for the encoder-only baseline.
     Baseline,
+    /// Embeds the windows of texts with the encoder, for Stage B.
+    Windows,
     /// Trains the projector (Stage A).
     Align,
     /// Trains slots and LoRA (Stage B).
@@ -58,11 +61,12 @@ pub enum StageName {
 }
 
 impl StageName {
-    /// Returns the stages of this job. Synthesis and Stage B are optional.
+    /// Returns the stages of this job. Synthesis, windows and Stage B are optional.
     #[must_use]
     pub fn of(job: &JobFile) -> Vec<Self> {
         let wanted = |stage: &Self| match stage {
             Self::Synthesize => job.synthesize.is_some(),
+            Self::Windows => windows::wanted(job).is_some(),
             Self::Instruct => job.instruct.is_some(),
             _ => true,
         };
@@ -76,12 +80,13 @@ impl StageName {
         let random = job.models.paths().iter().any(|(_, path)| *path == RANDOM_MODEL);
         let instructions = job.instruct.is_some().then(|| instructions_stage(job));
         let instruct = job.instruct.is_some().then_some(Self::Instruct);
+        let windows = windows::wanted(job).map(|_| Self::Windows);
         let mut stages = match self {
             Self::Shard => Vec::new(),
             Self::Synthesize => vec![Self::Shard],
             Self::Models if random => vec![Self::Shard],
             Self::Models => Vec::new(),
-            Self::Embed => [Some(Self::Shard), Some(Self::Models), instructions]
+            Self::Embed | Self::Windows => [Some(Self::Shard), Some(Self::Models), instructions]
                 .into_iter()
                 .flatten()
                 .collect(),
@@ -92,14 +97,15 @@ impl StageName {
             },
             Self::Instruct => {
                 let own = [Self::Models, Self::Embed, Self::Align];
-                instructions.into_iter().chain(own).collect()
+                instructions.into_iter().chain(windows).chain(own).collect()
             }
             Self::Evaluate | Self::Export => {
                 let evaluate = (self == Self::Export).then_some(Self::Evaluate);
                 let [embed, baseline] =
                     [Self::Embed, Self::Baseline].map(|read| (self == Self::Evaluate).then_some(read));
+                let windows = windows.filter(|_| self == Self::Evaluate);
                 let own = [Self::Shard, Self::Models, Self::Align].map(Some);
-                let others = [embed, baseline, evaluate, instructions, instruct];
+                let others = [embed, baseline, windows, evaluate, instructions, instruct];
                 own.into_iter().chain(others).flatten().collect()
             }
         };
@@ -128,7 +134,7 @@ impl StageName {
             Self::Embed => 2,
             // 2: prompts in the decoder's own template.
             Self::Instruct | Self::Export => 2,
-            Self::Baseline | Self::Align => 1,
+            Self::Baseline | Self::Windows | Self::Align => 1,
         }
     }
 
@@ -145,7 +151,7 @@ impl StageName {
             Self::Shard => "rows",
             Self::Synthesize => "answers",
             Self::Models => "models",
-            Self::Embed | Self::Baseline => "sentences",
+            Self::Embed | Self::Baseline | Self::Windows => "sentences",
             Self::Align | Self::Instruct => "steps",
             Self::Evaluate => "pairs",
             Self::Export => "bundle",
@@ -248,6 +254,7 @@ pub fn stage_key(stage: StageName, inputs: &Inputs<'_>) -> Result<String, PlanEr
         StageName::Models => shard::models_key_parts(inputs)?,
         StageName::Embed => embed::key_parts(inputs)?,
         StageName::Baseline => baseline::key_parts(inputs)?,
+        StageName::Windows => windows::key_parts(inputs)?,
         StageName::Align => train::align_key_parts(inputs)?,
         StageName::Instruct => instruct::key_parts(inputs)?,
         StageName::Evaluate => train::evaluate_key_parts(inputs)?,
@@ -273,6 +280,7 @@ pub fn phase(
         StageName::Models => shard::models_phase(key, inputs, results),
         StageName::Embed => embed::phase(key, inputs, results),
         StageName::Baseline => baseline::phase(key, inputs, results),
+        StageName::Windows => windows::phase(key, inputs, results),
         StageName::Align => train::align_phase(key, inputs, results),
         StageName::Instruct => instruct::phase(key, inputs, results),
         StageName::Evaluate => train::evaluate_phase(key, inputs, results),

@@ -33,6 +33,10 @@ pub fn outline(stage: StageName, job: &JobFile) -> Vec<String> {
         ],
         StageName::Embed => vec![embedded(job), format!("teacher: {}", job.embed.teacher)],
         StageName::Baseline => vec!["English sentences through the encoder, as a baseline for retrieval".to_owned()],
+        StageName::Windows => super::windows::wanted(job)
+            .map(|windows| format!("{windows} windows of each instruction's foreign text through the encoder"))
+            .into_iter()
+            .collect(),
         StageName::Align => {
             let a = &job.align;
             let margin = job.cleaning.margin;

@@ -173,6 +173,27 @@ fn stage_b_follows_the_content_of_the_bundle_that_it_starts_from() {
 }
 
 #[test]
+fn windows_leave_the_other_vectors_and_stage_a_as_they_are() {
+    let with_b = |more: &str| job(&format!("[instructions]\nsource = \"sample\"\n[instruct]\n{more}"));
+    let (stamps, done) = (BTreeMap::new(), done());
+    let keyed = |job: &JobFile| -> BTreeMap<StageName, String> {
+        StageName::of(job).into_iter().zip(keys(job, &stamps, &done)).collect()
+    };
+    let paper = keyed(&with_b("windows = 0\n"));
+    assert_eq!(paper, keyed(&with_b("")));
+    let [eight, four] = ["windows = 8\n", "windows = 4\n"].map(|more| keyed(&with_b(more)));
+    let changed = |a: &BTreeMap<StageName, String>, b: &BTreeMap<StageName, String>| -> Vec<&'static str> {
+        let differs = b.iter().filter(|(stage, key)| a.get(stage) != Some(key));
+        differs.map(|(stage, _)| stage.as_str()).collect()
+    };
+    assert_eq!(changed(&paper, &eight), ["windows", "instruct", "evaluate", "export"]);
+    assert_eq!(changed(&four, &eight), ["windows", "instruct", "export"]);
+    // Without slots nothing reads windows.
+    let direct = with_b("windows = 8\nmode = \"direct\"\n");
+    assert!(!StageName::of(&direct).contains(&StageName::Windows));
+}
+
+#[test]
 fn only_random_models_follow_the_corpus() {
     let stamps = BTreeMap::new();
     let changed_by_text = |models: &str| {
@@ -501,7 +522,8 @@ fn a_stage_reads_what_it_says_and_nothing_else() {
     let instruct = "[instructions]\nsource = \"sample\"\n[instruct]\n";
     let synthesize = "[synthesize]\nurl = \"http://localhost:1/v1\"\nmodel = \"m\"\n[instruct]\n";
     let random = "[models]\nencoder = \"random\"\n";
-    for text in ["", instruct, synthesize, random] {
+    let windows = format!("{instruct}windows = 4\n");
+    for text in ["", instruct, synthesize, random, &windows] {
         let (job, stamps) = (job(text), BTreeMap::new());
         for stage in StageName::of(&job) {
             let reads = stage.reads(&job);

@@ -10,7 +10,7 @@ use llink_proto::{Align, Artifact, Evaluate, FitStatistics, ModelRole, Task, Tas
 use super::embed::model_ref;
 use super::{
     Inputs, Phase, PlanError, PlannedTask, PlannedTasks, Ranks, StageName, content, content_of, earlier, fact, json,
-    manifest_of, with_role,
+    manifest_of, windows, with_role,
 };
 
 pub(super) fn align_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
@@ -127,7 +127,7 @@ pub(super) fn the_one(stage: StageName, manifest: &Manifest, role: impl Into<Rol
 
 pub(super) fn evaluate_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
     let stage = StageName::Evaluate;
-    Ok(vec![
+    let mut parts = vec![
         content(earlier(stage, StageName::Shard, inputs)?),
         fact(stage, earlier(stage, StageName::Models, inputs)?, "decoder.fingerprint")?.into(),
         content(earlier(stage, StageName::Embed, inputs)?),
@@ -145,7 +145,11 @@ pub(super) fn evaluate_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, Pla
             .map(|set| super::shard::stamps(set, inputs))
             .collect(),
         json(&super::judge::evaluate_section(inputs.job)),
-    ])
+    ];
+    if windows::wanted(inputs.job).is_some() {
+        parts.push(content(earlier(stage, StageName::Windows, inputs)?));
+    }
+    Ok(parts)
 }
 
 pub(super) fn evaluate_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>]) -> Result<Phase, PlanError> {
@@ -173,6 +177,14 @@ pub(super) fn evaluate_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<Task
         benchmark: format!("{directory}/benchmark.jsonl"),
         english_vectors: vectors(baseline, Tower::EncoderEnglish, Side::Holdout),
         centre_english_vectors: vectors(baseline, Tower::EncoderEnglish, Side::Train),
+        window_vectors: match windows::wanted(inputs.job) {
+            Some(_) => vectors(
+                earlier(stage, StageName::Windows, inputs)?,
+                Tower::EncoderWindows,
+                Side::Holdout,
+            ),
+            None => Vec::new(),
+        },
         centre_foreign_vectors: vectors(embed, Tower::Encoder, Side::Train),
         answers: super::instruct::answers(&directory, inputs)?,
         judge: super::judge::judge(&directory, inputs.job),

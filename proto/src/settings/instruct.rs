@@ -43,6 +43,11 @@ fn is_false(switch: &bool) -> bool {
     !switch
 }
 
+/// Keeps windows out of the stages' keys where there are none.
+fn is_zero(windows: &u32) -> bool {
+    *windows == 0
+}
+
 crate::settings! {
     /// Stage B (`[instruct]`). The defaults are the paper's.
     pub struct InstructSettings = "instruct" {
@@ -58,6 +63,10 @@ crate::settings! {
             batch: u32 = 128, at_least(1.0);
             /// The number of soft slots in a prompt.
             slots: u32 = 8;
+            /// The number of windows, which are equal parts of a foreign text. Each has a vector of its own, for `slots` /
+            /// `windows` slots. With 0 the slots come from the text's one vector, as in the paper.
+            #[serde(skip_serializing_if = "is_zero")]
+            windows: u32 = 0;
             /// `true` writes the foreign text's numbers in ASCII behind the slots. They are left out by default.
             #[serde(skip_serializing_if = "is_false")]
             numbers: bool = false;
@@ -144,6 +153,12 @@ impl InstructSettings {
         self.steps.unwrap_or((steps.ceil() as u64).max(1))
     }
 
+    /// Returns the number of windows of a text that the slots read, if there are slots and they read any.
+    #[must_use]
+    pub fn windows(&self) -> Option<u32> {
+        (self.windows > 0 && self.mode != InstructMode::Direct).then_some(self.windows)
+    }
+
     /// Reports invalid values.
     pub fn check(&self, expect: Expect<'_>) {
         self.check_bounds(expect);
@@ -152,6 +167,9 @@ impl InstructSettings {
         let reserved = (1..=10).contains(&self.slots) || self.mode == InstructMode::Direct;
         let expected = "1 to 10, the number of the decoder's reserved tokens";
         expect(reserved, "instruct.slots", &self.slots, expected);
+        let shared = self.windows().is_none_or(|windows| self.slots.is_multiple_of(windows));
+        let expected = "0 or a divisor of `instruct.slots`, so that each window has equally many slots";
+        expect(shared, "instruct.windows", &self.windows, expected);
         let from = self.from.as_deref().unwrap_or_default();
         let has_slots = self.mode == InstructMode::Slots || self.from.is_none();
         let expected = "no bundle unless `instruct.mode` is \"slots\": a bundle holds no adapter for the direct arm";

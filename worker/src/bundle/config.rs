@@ -129,6 +129,15 @@ pub struct SlotsEntry {
     pub ids: Vec<u32>,
     /// The norm of every slot: the median norm of the decoder's token embeddings.
     pub median_norm: f32,
+    /// The number of windows of a text, which are equal parts of its tokens. Each has a projected vector, which is added to
+    /// its slots before they get the common norm. 0 if the slots come from the text's own vector alone.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub windows: usize,
+}
+
+/// Keeps windows out of the file where there are none.
+fn is_zero(windows: &usize) -> bool {
+    *windows == 0
 }
 
 /// The LoRA adapter in PEFT's format.
@@ -213,6 +222,12 @@ impl BundleConfig {
         {
             let (ids, count) = (slots.ids.len(), slots.count);
             return Some(format!("`slots.ids` has {ids} ids for {count} slots"));
+        }
+        if let Some(SlotsEntry { count, windows, .. }) = &self.slots
+            && *windows > 0
+            && !count.is_multiple_of(*windows)
+        {
+            return Some(format!("{windows} `slots.windows` do not divide {count} slots"));
         }
         match (&self.slots, &self.adapter, &self.prompt) {
             (_, Some(_), None) | (_, None, Some(_)) | (Some(_), None, _) => {

@@ -66,6 +66,8 @@ pub struct Generator {
     /// The encoder, loaded at the first sentence that is not in the cache.
     encoder: Option<Encoder>,
     vectors: VectorCache,
+    /// The number of windows of a text that the slots read.
+    windows: usize,
     opening: Opening,
     runtime: Handle,
 }
@@ -93,6 +95,7 @@ impl Generator {
         })?;
         let numbers = prompt.numbers.as_ref().map(Scanner::new).transpose();
         let numbers = numbers.map_err(|fault| refuse(&fault))?;
+        let windows = bundle.config.slots.as_ref().map_or(0, |slots| slots.windows);
         let entry = &bundle.config.decoder;
         let wanted = Wanted {
             role: "decoder",
@@ -114,7 +117,8 @@ impl Generator {
             key: folder.key().into(),
             url: folder.url(),
             adapter: LoadedAdapter::new(&adapter, decoder.model())?,
-            vectors: VectorCache::new(opening.vectors.clone(), &bundle.config.encoder),
+            vectors: VectorCache::new(opening.vectors.clone(), &bundle.config.encoder).with_windows(windows),
+            windows,
             prompt,
             numbers,
             decoder,
@@ -189,7 +193,8 @@ impl Generator {
             }
             let new: Vec<&str> = unknown.iter().map(|at| seen[*at]).collect();
             let encoder = self.encoder.as_ref().expect("it was loaded just now");
-            let vectors = encoder.embed(&new, limits, TOKEN_BUDGET, &mut |_| {})?;
+            let ids = encoder.tokenize(&new, limits)?;
+            let vectors = encoder.embed_windows(&ids, self.windows, TOKEN_BUDGET, &mut |_| {})?;
             for (at, vector) in unknown.into_iter().zip(vectors) {
                 // The vector is rounded as it was for the projector in training.
                 let vector: Vec<f16> = vector.into_iter().map(f16::from_f32).collect();
@@ -205,7 +210,7 @@ impl Generator {
         let vectors = known.into_iter().flatten().flatten().collect::<Vec<f16>>();
         let mut wide = vec![0.0; vectors.len()];
         vectors.convert_to_f32_slice(&mut wide);
-        let slots = expander.expand(&self.bundle.projector.project(&wide)?)?;
+        let slots = expander.expand(&self.bundle.projector.project(&wide)?, self.windows)?;
         let shape = expander.shape();
         let each = slots.chunks_exact(shape.slots * shape.width);
         let sentences = lines.into_iter().zip(each).zip(unread);

@@ -18,6 +18,8 @@ const CHECKSUM: usize = 4;
 pub struct VectorCache {
     folder: Option<PathBuf>,
     encoder: EncoderEntry,
+    /// The number of windows whose vectors follow that of a text.
+    windows: usize,
     /// The vectors of the last texts, and those of the texts before them.
     recent: HashMap<String, Vec<f16>>,
     older: HashMap<String, Vec<f16>>,
@@ -31,10 +33,17 @@ impl VectorCache {
         Self {
             folder: folder.map(|folder| folder.join(&encoder.fingerprint)),
             encoder: encoder.clone(),
+            windows: 0,
             recent: HashMap::new(),
             older: HashMap::new(),
             complained: false,
         }
+    }
+
+    /// Caches the vectors of this many windows too, behind that of a text.
+    #[must_use]
+    pub fn with_windows(self, windows: usize) -> Self {
+        Self { windows, ..self }
     }
 
     /// Returns the cached vector of a text.
@@ -49,7 +58,7 @@ impl VectorCache {
         }
         let path = self.path(&key)?;
         let vector = match std::fs::read(&path) {
-            Ok(content) => decode(&content, self.encoder.hidden_size),
+            Ok(content) => decode(&content, (1 + self.windows) * self.encoder.hidden_size),
             Err(_) => return None,
         };
         match vector {
@@ -90,7 +99,11 @@ impl VectorCache {
             reading,
             ..
         } = &self.encoder;
-        sha256_hex(format!("{max_chars} {max_tokens} {reading:?}\n{text}").as_bytes())
+        let windows = match self.windows {
+            0 => String::new(),
+            windows => format!(" {windows} windows"),
+        };
+        sha256_hex(format!("{max_chars} {max_tokens} {reading:?}{windows}\n{text}").as_bytes())
     }
 
     fn path(&self, key: &str) -> Option<PathBuf> {
@@ -157,6 +170,11 @@ mod tests {
             ..entry("aa", 256)
         };
         assert_eq!(open(normalized).get("ត្រី"), None, "another reading");
+        let mut windowed = open(entry("aa", 256)).with_windows(1);
+        assert_eq!(windowed.get("ត្រី"), None, "the windows are missing");
+        windowed.put("ត្រី", &[vector, vector].concat());
+        let again = open(entry("aa", 256)).with_windows(1).get("ត្រី").unwrap();
+        assert_eq!(again, [vector, vector].concat());
     }
 
     #[test]

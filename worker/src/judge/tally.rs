@@ -3,7 +3,7 @@
 use llink_datasets::measured::Judged;
 
 use super::{Preference, Verdict};
-use crate::train::random;
+use crate::numerics::random;
 
 /// The number of bootstrap samples behind an interval.
 const SAMPLES: u64 = 2_000;

@@ -80,7 +80,7 @@ fn mean_of_greatest(values: &mut [f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::random::noise;
+    use crate::numerics::random::noise;
 
     #[test]
     fn a_margin_is_what_the_paper_says() {

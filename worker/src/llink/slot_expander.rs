@@ -2,6 +2,9 @@
 //!
 //! u = scale · LN(v), without weights; x = LN(W₂ gelu(W₁ u)) for each slot; slot = m · x / |x|. The norm m is the
 //! median norm of the decoder's embeddings, so slots resemble tokens.
+//!
+//! A text may have W windows, each with a projected vector of its own; W divides K. Then u of window k·W/K, rounded down, is
+//! added to x of slot k. There are no further parameters: the expander's own part is a residual.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -166,16 +169,17 @@ impl SlotExpander {
         self.median_norm
     }
 
-    /// Expands projected vectors `[b, d]` into slots `[b, K, d]` on the CPU.
+    /// Expands projected vectors `[b, 1 + windows, d]` into slots `[b, K, d]` on the CPU. A text's vector comes before
+    /// those of its windows.
     ///
     /// # Errors
-    /// [`Error::Input`] when the vectors have another width.
-    pub fn expand(&self, projected: &[f32]) -> Result<Vec<f32>> {
+    /// [`Error::Input`] when the vectors have another width, or the windows do not divide the slots.
+    pub fn expand(&self, projected: &[f32], windows: usize) -> Result<Vec<f32>> {
         let width = self.shape.width;
-        if !projected.len().is_multiple_of(width) {
-            let count = projected.len();
+        if !projected.len().is_multiple_of((1 + windows) * width) {
+            let (count, each) = (projected.len(), 1 + windows);
             return Err(Error::Input(format!(
-                "{count} numbers are not whole projected vectors of {width}"
+                "{count} numbers are not whole projected vectors of {width}, {each} for each text"
             )));
         }
         if projected.is_empty() {
@@ -185,13 +189,14 @@ impl SlotExpander {
         let (scale, others) = self.parameters.split_at(1);
         let (scale, others) = (tensor(scale)?, tensor(others)?);
         let expander = Expansion::new(self.shape, self.median_norm, (&scale, &others), DType::F32)?;
-        let tape = expander.forward(&tensor(projected)?.reshape(((), width))?)?;
+        let tape = expander.forward(&tensor(projected)?.reshape(((), width))?, windows)?;
         Ok(tape.slots.flatten_all()?.to_vec1()?)
     }
 }
 
 /// A slot expander on a device, with products in one dtype.
 pub(crate) struct Expansion {
+    shape: SlotExpanderShape,
     median_norm: f32,
     scale: Tensor, // [1]
     mlp: Mlp,
@@ -199,7 +204,8 @@ pub(crate) struct Expansion {
 
 /// The values of the forward pass that the backward pass needs, in f32.
 pub(crate) struct ExpansionTape {
-    normed: Normed, // [b, d]
+    windows: usize, // W
+    normed: Normed, // [b·(1 + W), d]
     mlp: MlpTape,
     directions: UnitRows, // [b·K, d]
     /// The slots, [b·K, d].
@@ -209,7 +215,7 @@ pub(crate) struct ExpansionTape {
 /// The gradients of the scale and of the projected vectors, in f32.
 pub(crate) struct ExpansionGradient {
     pub(crate) scale: Tensor,     // [1]
-    pub(crate) projected: Tensor, // [b, d]
+    pub(crate) projected: Tensor, // [b·(1 + W), d]
 }
 
 impl Expansion {
@@ -221,19 +227,41 @@ impl Expansion {
         dtype: DType,
     ) -> Result<Self> {
         Ok(Self {
+            shape,
             median_norm,
             scale: scale.clone(),
             mlp: Mlp::new(&shape.mlp(), others, dtype)?,
         })
     }
 
-    /// Expands projected vectors `[b, d]` in f32.
-    pub(crate) fn forward(&self, projected: &Tensor) -> Result<ExpansionTape> {
+    /// Expands projected vectors `[b·(1 + W), d]` in f32, where W is the number of `windows` of a text.
+    pub(crate) fn forward(&self, projected: &Tensor, windows: usize) -> Result<ExpansionTape> {
+        let SlotExpanderShape { width, slots, .. } = self.shape;
+        if windows > 0 && !slots.is_multiple_of(windows) {
+            return Err(Error::Input(format!(
+                "{slots} slots cannot be shared by {windows} windows: their number must divide that of the slots"
+            )));
+        }
         let normed = standardized(projected)?;
-        let mlp = self.mlp.forward(&normed.normalized.broadcast_mul(&self.scale)?, None)?;
-        let directions = UnitRows::of(&mlp.output)?;
+        let scaled = normed.normalized.broadcast_mul(&self.scale)?;
+        let (mlp, rows) = if windows == 0 {
+            let mlp = self.mlp.forward(&scaled, None)?;
+            let rows = mlp.output.clone();
+            (mlp, rows)
+        } else {
+            let scaled = scaled.reshape(((), 1 + windows, width))?;
+            let mlp = self
+                .mlp
+                .forward(&scaled.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?, None)?;
+            let of_windows = scaled.narrow(1, 1, windows)?.unsqueeze(2)?; // [b, W, 1, d]
+            let output = mlp.output.reshape(((), windows, slots / windows, width))?;
+            let rows = output.broadcast_add(&of_windows)?.reshape(((), width))?; // [b·K, d]
+            (mlp, rows)
+        };
+        let directions = UnitRows::of(&rows)?;
         Ok(ExpansionTape {
             slots: (&directions.unit * f64::from(self.median_norm))?,
+            windows,
             normed,
             mlp,
             directions,
@@ -252,8 +280,18 @@ impl Expansion {
         halves: &[Tensor; 2],
         ready: &mut dyn FnMut(&Tensor) -> Result<()>,
     ) -> Result<ExpansionGradient> {
+        let SlotExpanderShape { width, slots, .. } = self.shape;
+        let windows = tape.windows;
         let grad = tape.directions.backward((grad_slots * f64::from(self.median_norm))?)?;
-        let grad = self.mlp.backward(&tape.mlp, grad, halves, ready)?;
+        let of_windows = match windows {
+            0 => None,
+            // The sum over the slots of each window, [b, W, d].
+            _ => Some(grad.reshape(((), windows, slots / windows, width))?.sum(2)?),
+        };
+        let mut grad = self.mlp.backward(&tape.mlp, grad, halves, ready)?;
+        if let Some(of_windows) = of_windows {
+            grad = Tensor::cat(&[grad.unsqueeze(1)?, of_windows], 1)?.reshape(((), width))?;
+        }
         let scale = (&grad * &tape.normed.normalized)?.sum_all()?.reshape(1)?;
         ready(&scale)?;
         let projected = tape.normed.backward(&grad.broadcast_mul(&self.scale)?)?;

@@ -1,5 +1,6 @@
 //! The frozen multilingual encoder: XLM-R, RoBERTa and BERT. They differ in the first position.
 
+use std::ops::Range;
 use std::path::Path;
 
 use candle_core::{DType, Tensor};
@@ -107,6 +108,20 @@ impl Bert {
         token_budget: usize,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Vec<Vec<f32>>> {
+        self.windowed_vectors(ids, 0, token_budget, progress)
+    }
+
+    /// Returns the vector of each sequence, followed by those of its windows, `[(1 + windows)·width]`.
+    ///
+    /// # Errors
+    /// Those of [`Bert::vectors`].
+    pub(crate) fn windowed_vectors(
+        &self,
+        ids: &[Vec<u32>],
+        windows: usize,
+        token_budget: usize,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Vec<Vec<f32>>> {
         check_ids(ids, self.config.vocab_size, self.config.max_tokens(), &self.path)?;
         // RoBERTa does not attend to a padding token within a text, and gives it no position and no part in the mean.
         // It is therefore removed. BERT treats it like any other token.
@@ -128,24 +143,33 @@ impl Bert {
             token_budget,
             &self.batching,
             progress,
-            |packed| self.pooled(packed),
+            |packed| self.pooled(packed, windows),
         )
     }
 
-    /// Returns the vector of each sequence, `[B, width]`, f32.
-    fn pooled(&self, packed: &Packed) -> Result<Tensor> {
-        if packed.ids.is_empty() {
-            let shape = (packed.offsets.len() - 1, self.config.hidden_size);
-            return self
-                .head
-                .forward(Tensor::zeros(shape, DType::F32, self.positions.device())?);
-        }
-        let spans = self.spans(packed)?;
-        let states = self.hidden_states(packed, &spans)?;
-        self.head.forward(match self.head.pooling {
-            Pooling::Mean => spans.mean_rows(&states, MeanOf::All)?,
-            Pooling::Cls => first_rows(&states, &packed.offsets)?,
-        })
+    /// Returns the vectors of each sequence, `[B, (1 + windows)·width]`, f32.
+    fn pooled(&self, packed: &Packed, windows: usize) -> Result<Tensor> {
+        let (sequences, hidden) = (packed.offsets.len() - 1, self.config.hidden_size);
+        let rows = (sequences * (1 + windows), hidden);
+        let pooled = if packed.ids.is_empty() {
+            Tensor::zeros(rows, DType::F32, self.positions.device())?
+        } else {
+            let spans = self.spans(packed)?;
+            let states = self.hidden_states(packed, &spans)?;
+            let whole = match self.head.pooling {
+                Pooling::Mean => spans.mean_rows(&states, MeanOf::All)?,
+                Pooling::Cls => first_rows(&states, &packed.offsets)?,
+            };
+            match windows {
+                0 => whole,
+                _ => {
+                    let means = window_means(&states, &packed.offsets, windows)?;
+                    let means = means.reshape((sequences, windows, hidden))?;
+                    Tensor::cat(&[whole.unsqueeze(1)?, means], 1)?.reshape(rows)?
+                }
+            }
+        };
+        Ok(self.head.forward(pooled)?.reshape((sequences, ()))?)
     }
 
     fn spans(&self, packed: &Packed) -> Result<AttentionSpans> {
@@ -168,6 +192,38 @@ impl Bert {
         }
         Ok(x)
     }
+}
+
+/// Returns the means of `windows` equal parts of each sequence of `x` `[T, width]`, in f32: `[B·windows, width]`.
+///
+/// Part w of n rows has the rows from w·n/W up to (w + 1)·n/W, both rounded down, and at least one row. A sequence without
+/// rows gives zeros.
+fn window_means(x: &Tensor, offsets: &[usize], windows: usize) -> Result<Tensor> {
+    let parts = offsets.windows(2).flat_map(|at| {
+        let (start, rows) = (at[0], at[1] - at[0]);
+        (0..windows).map(move |window| {
+            let first = window * rows / windows;
+            let after = ((window + 1) * rows / windows).max(first + 1).min(rows);
+            start + first..start + after
+        })
+    });
+    let parts: Vec<Range<usize>> = parts.collect();
+    let longest = parts.iter().map(Range::len).max().unwrap_or(0).max(1);
+    let mut places = vec![0u32; parts.len() * longest]; // of the rows of each part; 0 for padding
+    let mut shares = vec![0f32; parts.len() * longest]; // of each row in the mean; 0 for padding
+    for (index, part) in parts.into_iter().enumerate() {
+        let at = index * longest..index * longest + part.len();
+        shares[at.clone()].fill(1.0 / part.len() as f32);
+        places[at]
+            .iter_mut()
+            .zip(part)
+            .for_each(|(place, row)| *place = row as u32);
+    }
+    let count = places.len();
+    let rows = x.index_select(&Tensor::from_vec(places, count, x.device())?, 0)?;
+    let shares = Tensor::from_vec(shares, (count, 1), x.device())?;
+    let rows = rows.to_dtype(DType::F32)?.broadcast_mul(&shares)?;
+    Ok(rows.reshape(((), longest, x.dim(1)?))?.sum(1)?)
 }
 
 /// Returns the first row of each sequence of `x` `[T, width]`, in f32: `[B, width]`. A sequence without rows gives

@@ -163,4 +163,19 @@ impl Encoder {
     ) -> Result<Vec<Vec<f32>>> {
         self.model.vectors(ids, token_budget, progress)
     }
+
+    /// Returns the vector of each text, followed by those of its windows: the means over `windows` equal parts of its
+    /// tokens, which pass through the same dense layers and normalization.
+    ///
+    /// # Errors
+    /// Those of [`Encoder::embed_ids`].
+    pub fn embed_windows(
+        &self,
+        ids: &[Vec<u32>],
+        windows: usize,
+        token_budget: usize,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Vec<Vec<f32>>> {
+        self.model.windowed_vectors(ids, windows, token_budget, progress)
+    }
 }

@@ -11,6 +11,7 @@ use llink_datasets::measured::{self, AnswerCost, Arm, SET_TRAINED_ON, Scored, TR
 use llink_datasets::numbers::Scanner;
 use llink_datasets::role::Role;
 use llink_datasets::store::Store;
+use llink_datasets::vectors::VectorTable;
 use llink_proto::settings::EmbedSettings;
 use llink_proto::{Answers, Artifact, EvaluationSet, ModelRef, TaskResult};
 use serde::{Deserialize, Serialize};
@@ -88,16 +89,19 @@ pub(super) fn run(
         max_tokens: task.max_tokens as usize,
         numbers: task.numbers.then(Scanner::default),
     };
+    let rows = read_rows(context, store, &task.instructions, task.examples as usize)?;
+    let (vectors, windows) = match slots {
+        Some(slots) => {
+            let table = first(read_tables(context, store, &task.encoder_vectors)?, rows.len());
+            (widened(&table), slots.windows(table.width))
+        }
+        None => (Vec::new(), 0),
+    };
     let encoder = task
         .encoder
         .as_ref()
-        .map(|model| TextReader::of(context, task, model))
+        .map(|model| TextReader::of(context, task, model, windows))
         .transpose()?;
-    let rows = read_rows(context, store, &task.instructions, task.examples as usize)?;
-    let vectors = match slots {
-        Some(_) => widened(&first(read_tables(context, store, &task.encoder_vectors)?, rows.len())),
-        None => Vec::new(),
-    };
     let mut sets = vec![Asked { rows, vectors }];
     if let Some(set) = &task.set {
         sets.push(outside(context, store, set, encoder.as_ref(), result)?);
@@ -152,7 +156,7 @@ pub(super) fn run(
     Ok(())
 }
 
-/// Texts to answer instructions about, with their encoder vectors `[n, d_e]`, which are empty in direct mode.
+/// Texts to answer instructions about, with their encoder vectors `[n, 1 + W, d_e]`, which are empty in direct mode.
 struct Asked {
     rows: Vec<InstructionRow>,
     vectors: Vec<f32>,
@@ -174,7 +178,7 @@ fn outside(
     let seen = set::trained_on(context, store, &rows, &set.trained)?;
     result.figures.insert(SET_TRAINED_ON.into(), seen as f64);
     let vectors = match encoder {
-        Some(reader) => set::vectors(context, &reader.encoder, reader.limits, reader.budget, &rows)?,
+        Some(reader) => set::vectors(context, reader, &rows)?,
         None => Vec::new(),
     };
     Ok(Asked { rows, vectors })
@@ -185,10 +189,12 @@ struct TextReader {
     encoder: Arc<Encoder>,
     limits: TextLimits,
     budget: usize,
+    /// The number of windows of a text, W.
+    windows: usize,
 }
 
 impl TextReader {
-    fn of(context: &TaskContext, task: &Answers, model: &ModelRef) -> Result<Self> {
+    fn of(context: &TaskContext, task: &Answers, model: &ModelRef, windows: usize) -> Result<Self> {
         let settings: EmbedSettings = training::settings(&task.embed_settings)?;
         Ok(Self {
             encoder: context.models.encoder(context, model)?,
@@ -197,11 +203,15 @@ impl TextReader {
                 max_tokens: settings.max_tokens as usize,
             },
             budget: settings.token_budget as usize,
+            windows,
         })
     }
 
-    fn vector(&self, text: &str) -> Result<Vec<Vec<f32>>> {
-        self.encoder.embed(&[text], self.limits, self.budget, &mut |_| {})
+    /// Returns the vectors of each text and of its windows, `[1 + W, d_e]`.
+    fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
+        let ids = self.encoder.tokenize(texts, self.limits)?;
+        self.encoder
+            .embed_windows(&ids, self.windows, self.budget, &mut |_| {})
     }
 }
 
@@ -230,7 +240,7 @@ impl Answerer<'_> {
         let Some(slots) = slots else {
             return Ok(vec![(Arm::Direct, self.direct(&asked.rows)?)]);
         };
-        let values = slots.of(&asked.vectors)?;
+        let values = slots.of(&asked.vectors, asked.rows.len())?;
         let zeros = vec![0.0; values.len()];
         Ok(vec![
             (Arm::Slots, self.with_slots(&asked.rows, &slots.expander, &values)?),
@@ -340,15 +350,22 @@ impl Slots {
         }))
     }
 
-    /// Returns the slots of encoder vectors `[n, d_e]`, as `[n, K, d]`.
-    fn of(&self, vectors: &[f32]) -> Result<Vec<f32>> {
-        self.expander.expand(&self.projector.project(vectors)?)
+    /// Returns the number of windows W of a row with `width` numbers, (1 + W) · d_e.
+    fn windows(&self, width: usize) -> usize {
+        (width / self.projector.shape().input).saturating_sub(1)
     }
 
-    /// Returns the mean of the slots of each vector, `[n, d]`, which Stage B keeps near the teacher.
-    pub(super) fn means(&self, vectors: &[f32]) -> Result<Vec<f32>> {
+    /// Returns the slots of `n` texts, as `[n, K, d]`, from the encoder's vectors of the texts and of their windows
+    /// `[n, 1 + W, d_e]`.
+    fn of(&self, vectors: &[f32], n: usize) -> Result<Vec<f32>> {
+        let windows = self.windows(vectors.len() / n.max(1));
+        self.expander.expand(&self.projector.project(vectors)?, windows)
+    }
+
+    /// Returns the mean of the slots of each text, `[n, d]`, which Stage B keeps near the teacher.
+    pub(super) fn means(&self, vectors: &VectorTable) -> Result<Vec<f32>> {
         let shape = self.expander.shape();
-        let slots = self.of(vectors)?;
+        let slots = self.of(&widened(vectors), vectors.ids.len())?;
         let mean = |slots: &[f32]| -> Vec<f32> {
             let sum = |column: usize| slots.iter().skip(column).step_by(shape.width).sum::<f32>();
             (0..shape.width)

@@ -44,7 +44,7 @@ pub(super) fn run(context: &TaskContext, task: &EmbedShard) -> Result<TaskResult
         table.truncate(rows as usize);
     }
     let settings: EmbedSettings = training::settings(&task.settings)?;
-    let reader = Reader::of(context, &settings, model)?;
+    let reader = Reader::of(context, &settings, model, task.windows)?;
     let pass = Pass {
         reader: &reader,
         url: &model.url,
@@ -85,7 +85,8 @@ pub(super) fn run(context: &TaskContext, task: &EmbedShard) -> Result<TaskResult
 
 /// A model with its pooling.
 enum Reader {
-    Encoder(Arc<Encoder>, TextLimits),
+    /// The encoder, the limits of a text, and the number of its windows.
+    Encoder(Arc<Encoder>, TextLimits, usize),
     /// The decoder's last state at the slot token.
     Slot(Arc<Decoder>),
     /// The mean of a layer of the decoder.
@@ -93,13 +94,13 @@ enum Reader {
 }
 
 impl Reader {
-    fn of(context: &TaskContext, settings: &EmbedSettings, model: &ModelRef) -> Result<Self> {
+    fn of(context: &TaskContext, settings: &EmbedSettings, model: &ModelRef, windows: u32) -> Result<Self> {
         let limits = TextLimits {
             max_chars: settings.max_chars as usize,
             max_tokens: settings.max_tokens as usize,
         };
         Ok(match model.role() {
-            ModelRole::Encoder => Self::Encoder(context.models.encoder(context, model)?, limits),
+            ModelRole::Encoder => Self::Encoder(context.models.encoder(context, model)?, limits, windows as usize),
             _ => {
                 let decoder = context.models.decoder(context, model)?;
                 match settings.teacher {
@@ -112,14 +113,14 @@ impl Reader {
 
     fn width(&self) -> usize {
         match self {
-            Self::Encoder(encoder, _) => encoder.width(),
+            Self::Encoder(encoder, _, windows) => (1 + windows) * encoder.width(),
             Self::Slot(decoder) | Self::Pooled(decoder, _) => decoder.hidden_size(),
         }
     }
 
     fn tokenize(&self, texts: &[String]) -> Result<Vec<Vec<u32>>> {
         match self {
-            Self::Encoder(encoder, limits) => encoder.tokenize(texts, *limits),
+            Self::Encoder(encoder, limits, _) => encoder.tokenize(texts, *limits),
             Self::Slot(decoder) => decoder.tokenize_teacher(texts),
             Self::Pooled(decoder, _) => decoder.tokenize_sentences(texts),
         }
@@ -127,7 +128,7 @@ impl Reader {
 
     fn embed(&self, ids: &[Vec<u32>], budget: usize, progress: &mut dyn FnMut(u64)) -> Result<Vec<Vec<f32>>> {
         match self {
-            Self::Encoder(encoder, _) => encoder.embed_ids(ids, budget, progress),
+            Self::Encoder(encoder, _, windows) => encoder.embed_windows(ids, *windows, budget, progress),
             Self::Slot(decoder) => decoder.last_hidden(ids, budget, progress),
             Self::Pooled(decoder, layer) => decoder.pooled(ids, *layer, budget, progress),
         }

@@ -210,6 +210,7 @@ fn config(
             hidden_size: shape.hidden,
             ids: loaded.chat().slot_ids(shape.slots).to_vec(),
             median_norm: expander.median_norm(),
+            windows: task.windows as usize,
         }
     });
     let adapter = trained.adapter.as_ref().map(|(adapter, _)| AdapterEntry {
@@ -260,9 +261,9 @@ fn config(
 
 /// Checks that the loaded parts give the same vector, slots and logits as the trained ones for the same input.
 fn check(bundle: &Bundle, trained: &Trained, decoder: &Decoder, folder: &BundleFolder) -> Result<()> {
-    let input: Vec<f32> = (0..trained.projector.shape().input as u64)
-        .map(|i| 2.0 * uniform(1, i) - 1.0)
-        .collect();
+    let windows = bundle.config.slots.as_ref().map_or(0, |slots| slots.windows);
+    let count = (1 + windows) * trained.projector.shape().input;
+    let input: Vec<f32> = (0..count as u64).map(|i| 2.0 * uniform(1, i) - 1.0).collect();
     let differ = |file: &str, what: &str| Error::Model {
         path: folder.describe(file),
         reason: format!("gives other {what} than the trained parts do: the bundle is wrong"),
@@ -278,7 +279,7 @@ fn check(bundle: &Bundle, trained: &Trained, decoder: &Decoder, folder: &BundleF
     {
         return Err(differ(STATISTICS, "statistics"));
     }
-    let slots = |expander: &SlotExpander| expander.expand(&projected);
+    let slots = |expander: &SlotExpander| expander.expand(&projected, windows);
     let expected = trained
         .slots
         .as_ref()

@@ -22,6 +22,9 @@ const READ_TEXT: &str = include_str!("read_text.py");
 const READ_DENSE: &str = include_str!("read_dense.py");
 /// Python code that writes a text's numbers in ASCII.
 const READ_NUMBERS: &str = include_str!("read_numbers.py");
+/// Python code that reads the windows of a text, and what each adds to its slots.
+const READ_WINDOWS: &str = include_str!("read_windows.py");
+const ADD_WINDOWS: &str = include_str!("add_windows.py");
 /// Python code that loads a projector.
 const PROJECTOR: &str = include_str!("load_projector.py");
 
@@ -60,13 +63,23 @@ pub(super) fn card(inputs: &Inputs<'_>) -> Result<String, PlanError> {
     add(settings(inputs));
     add(measured(earlier(STAGE, StageName::Evaluate, inputs)?));
     let dense = fact(STAGE, earlier(STAGE, StageName::Models, inputs)?, "encoder.dense")?;
-    let numbers = job.instruct.as_ref().is_some_and(|section| section.numbers);
-    add(usage(arm(job), &encoder, &decoder, dense, numbers));
+    let reads = Reads {
+        numbers: job.instruct.as_ref().is_some_and(|section| section.numbers),
+        windows: job.instruct.as_ref().is_some_and(|section| section.windows().is_some()),
+    };
+    add(usage(arm(job), &encoder, &decoder, dense, reads));
     if job.export.merged {
-        add(merged(arm(job), numbers));
+        add(merged(arm(job), reads.numbers));
     }
     add(UPLOAD.to_owned());
     Ok(text)
+}
+
+/// What the prompt takes from a text beside its vector.
+#[derive(Clone, Copy)]
+struct Reads {
+    numbers: bool,
+    windows: bool,
 }
 
 fn front_matter(inputs: &Inputs<'_>, encoder: &str, decoder: &str, language: Option<&str>) -> String {
@@ -219,11 +232,15 @@ fn stage_b(i: &InstructSettings, with_slots: bool) -> String {
     if with_slots {
         let _ = writeln!(
             text,
-            "{}| beside the answers' loss | {} usage contrast every {} steps, {} cosine, {} InfoNCE at τ {} |",
+            "{}{}| beside the answers' loss | {} usage contrast every {} steps, {} cosine, {} InfoNCE at τ {} |",
             if i.numbers {
                 "| prompt | the text's numbers in ASCII behind the slots |\n"
             } else {
                 ""
+            },
+            match i.windows() {
+                Some(windows) => format!("| slots | from the text's vector and those of its {windows} windows |\n"),
+                None => String::new(),
             },
             i.usage_weight,
             i.usage_every,
@@ -260,12 +277,18 @@ fn beside(python: &str, numbers: bool) -> String {
     }
 }
 
-fn usage(mode: Option<InstructArm>, encoder: &str, decoder: &str, dense: &str, numbers: bool) -> String {
+fn usage(mode: Option<InstructArm>, encoder: &str, decoder: &str, dense: &str, reads: Reads) -> String {
+    let windows = |python: &'static str| if reads.windows { python } else { "" };
+    let with_slots = || {
+        beside(WITH_SLOTS, reads.numbers)
+            .replace("    # WINDOWS\n", windows(ADD_WINDOWS))
+            .replace(" + WINDOWS", windows(" + windows"))
+    };
     let python = match mode {
-        Some(InstructArm::Slots) if numbers => beside(WITH_SLOTS, numbers)
+        Some(InstructArm::Slots) if reads.numbers => with_slots()
             .replace("import os\n", "import os\nimport re\n")
             .replace("# VECTOR\n", &format!("# VECTOR\n\n\n{READ_NUMBERS}")),
-        Some(InstructArm::Slots) => beside(WITH_SLOTS, numbers),
+        Some(InstructArm::Slots) => with_slots(),
         Some(InstructArm::Direct) => DIRECT.to_owned(),
         None => PROJECTOR.to_owned(),
     };
@@ -274,11 +297,11 @@ fn usage(mode: Option<InstructArm>, encoder: &str, decoder: &str, dense: &str, n
         "[]" => String::new(),
         folders => READ_DENSE.replace("DENSE", folders),
     };
+    let read_text = READ_TEXT
+        .replace("    # WINDOWS\n", windows(READ_WINDOWS))
+        .replace("    # DENSE\n", &after_pooling);
     let python = python
-        .replace(
-            "# VECTOR\n",
-            &format!("# CLEANED\n\n\n{}", READ_TEXT.replace("    # DENSE\n", &after_pooling)),
-        )
+        .replace("# VECTOR\n", &format!("# CLEANED\n\n\n{read_text}"))
         .replace("# CLEANED\n", CLEAN_TEXT)
         .replace("\"ENCODER\"", &quoted(encoder))
         .replace("\"DECODER\"", &quoted(decoder));
@@ -325,7 +348,10 @@ mod tests {
 
     #[test]
     fn the_python_has_the_numbers_that_the_prompt_has() {
-        let python = |numbers| usage(Some(InstructArm::Slots), "e", "d", "[]", numbers);
+        let python = |numbers| {
+            let windows = false;
+            usage(Some(InstructArm::Slots), "e", "d", "[]", Reads { numbers, windows })
+        };
         let (with, without) = (python(true), python(false));
         assert!(
             with.contains("slots(vector(text)), numbers(text))")
@@ -338,5 +364,20 @@ mod tests {
         assert!(
             without.contains("slots(vector(text)))") && !without.contains("numbers(") && !without.contains("BESIDE")
         );
+    }
+
+    #[test]
+    fn the_python_has_windows_only_where_the_slots_read_them() {
+        let python = |windows| {
+            let numbers = false;
+            usage(Some(InstructArm::Slots), "e", "d", "[]", Reads { numbers, windows })
+        };
+        let (with, without) = (python(true), python(false));
+        assert!(without.contains("F.normalize(norm(x, expander), dim=-1)"));
+        assert!(
+            with.contains("repeat_interleave") && with.contains("[\"slots\"][\"windows\"]"),
+            "{with}"
+        );
+        assert!(!with.contains("# WINDOWS") && !without.contains("WINDOWS") && !without.contains("windows"));
     }
 }

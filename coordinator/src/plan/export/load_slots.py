@@ -42,8 +42,9 @@ def norm(x, weights):
 def slots(vector):
     v = norm(linear(F.gelu(linear(vector, projector, "up")), projector, "down"), projector)
     u = expander["scale"] * F.layer_norm(v, v.shape[-1:])
+    # WINDOWS
     x = linear(F.gelu(linear(u, expander, "up")), expander, "down").view(config["slots"]["count"], -1)
-    return config["slots"]["median_norm"] * F.normalize(norm(x, expander), dim=-1)
+    return config["slots"]["median_norm"] * F.normalize(norm(x, expander) + WINDOWS, dim=-1)
 
 
 def prompt(instruction, slots, beside=""):

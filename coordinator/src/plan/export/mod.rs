@@ -81,6 +81,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
             Some(InstructArm::Slots) => {
                 export.slots = Some(the_one(STAGE, trained, Part::Slots)?);
                 export.numbers = section.numbers;
+                export.windows = section.windows().unwrap_or_default();
             }
             Some(InstructArm::Direct) | None => export.text_tokens = section.max_tokens,
         }

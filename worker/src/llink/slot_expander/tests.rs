@@ -30,8 +30,8 @@ impl Case {
     }
 
     /// Computes Σ (slots · weights).
-    fn loss(&self, vectors: &Tensor, weights: &Tensor) -> f64 {
-        let slots = self.expansion().forward(vectors).unwrap().slots;
+    fn loss(&self, vectors: &Tensor, windows: usize, weights: &Tensor) -> f64 {
+        let slots = self.expansion().forward(vectors, windows).unwrap().slots;
         let terms: Vec<f32> = (slots * weights).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         terms.iter().map(|term| f64::from(*term)).sum()
     }
@@ -66,11 +66,27 @@ fn hold_to_differences(what: &str, values: &[f32], gradient: &[f32], loss: impl 
 
 #[test]
 fn every_slot_has_the_median_norm() {
-    let slots = SlotExpander::new(SHAPE, 0.8, 3).expand(&projected(4)).unwrap();
-    assert_eq!(slots.len(), 4 * 3 * 6);
-    for slot in slots.chunks(SHAPE.width) {
-        assert!((dot(slot, slot).sqrt() - 0.8).abs() < 1e-6);
+    for (rows, windows) in [(4, 0), (8, 1), (16, 3)] {
+        let slots = SlotExpander::new(SHAPE, 0.8, 3)
+            .expand(&projected(rows), windows)
+            .unwrap();
+        assert_eq!(slots.len(), 4 * 3 * 6);
+        for slot in slots.chunks(SHAPE.width) {
+            assert!((dot(slot, slot).sqrt() - 0.8).abs() < 1e-6);
+        }
     }
+}
+
+#[test]
+fn a_window_changes_its_own_slots_alone() {
+    let expander = SlotExpander::new(SHAPE, 0.8, 3);
+    let mut vectors = projected(4);
+    let before = expander.expand(&vectors, 3).unwrap();
+    vectors[2 * SHAPE.width + 1] += 1.0; // the second window
+    let after = expander.expand(&vectors, 3).unwrap();
+    let slots = before.chunks(SHAPE.width).zip(after.chunks(SHAPE.width));
+    let changed: Vec<bool> = slots.map(|(before, after)| before != after).collect();
+    assert_eq!(changed, [false, true, false]);
 }
 
 #[test]
@@ -78,28 +94,38 @@ fn the_scale_of_what_comes_in_does_not_matter() {
     let expander = SlotExpander::new(SHAPE, 0.8, 3);
     let large: Vec<f32> = projected(2).iter().map(|x| 100.0 * x).collect();
     let (small, large) = (
-        expander.expand(&projected(2)).unwrap(),
-        expander.expand(&large).unwrap(),
+        expander.expand(&projected(2), 0).unwrap(),
+        expander.expand(&large, 0).unwrap(),
     );
     assert!(small.iter().zip(&large).all(|(a, b)| (a - b).abs() < 1e-4));
 }
 
 #[test]
-fn vectors_of_another_width_are_refused() {
-    assert!(SlotExpander::new(SHAPE, 0.8, 3).expand(&[0.5; 7]).is_err());
+fn vectors_of_another_width_or_number_are_refused() {
+    let expander = SlotExpander::new(SHAPE, 0.8, 3);
+    assert!(expander.expand(&[0.5; 7], 0).is_err());
+    assert!(expander.expand(&projected(3), 1).is_err());
+    let error = expander.expand(&projected(3), 2).unwrap_err().to_string();
+    assert!(error.contains("3 slots") && error.contains("2 windows"), "{error}");
 }
 
 /// Checks the gradient of Σ (slots · weights) with respect to each parameter and to the projected vectors.
 #[test]
 fn backward_agrees_with_finite_differences() {
-    let vectors = tensor(&projected(4), SHAPE.width);
+    for windows in [0, 1, 3] {
+        backward_agrees(windows);
+    }
+}
+
+fn backward_agrees(windows: usize) {
+    let vectors = tensor(&projected(4 * (1 + windows)), SHAPE.width);
     let weights: Vec<f32> = (0..4 * SHAPE.slots * SHAPE.width)
         .map(|i| (i as f32 * 0.9).cos())
         .collect();
     let weights = tensor(&weights, SHAPE.width);
     let case = Case::new(1.2, 5);
     let expansion = case.expansion();
-    let tape = expansion.forward(&vectors).unwrap();
+    let tape = expansion.forward(&vectors, windows).unwrap();
     let mut told = 0;
     let flat = Tensor::zeros(SHAPE.parameter_count() - 1, DType::F32, &Device::Cpu).unwrap();
     let halves = crate::llink::mlp::halves(&SHAPE.mlp(), &flat).unwrap();
@@ -116,13 +142,13 @@ fn backward_agrees_with_finite_differences() {
     };
     let (scale, others) = (numbers(&case.scale), numbers(&case.others));
     hold_to_differences("scale", &scale, &numbers(&gradient.scale), |scale| {
-        of(scale, &others).loss(&vectors, &weights)
+        of(scale, &others).loss(&vectors, windows, &weights)
     });
     hold_to_differences("parameter", &others, &numbers(&flat), |others| {
-        of(&scale, others).loss(&vectors, &weights)
+        of(&scale, others).loss(&vectors, windows, &weights)
     });
     hold_to_differences("vector", &numbers(&vectors), &numbers(&gradient.projected), |vectors| {
-        case.loss(&tensor(vectors, SHAPE.width), &weights)
+        case.loss(&tensor(vectors, SHAPE.width), windows, &weights)
     });
 }
 

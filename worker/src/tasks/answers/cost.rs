@@ -16,7 +16,7 @@ const TIMED: usize = 16;
 /// The vectors from which an arm makes its slots.
 pub(super) struct FromVectors<'a> {
     pub slots: &'a Slots,
-    /// Encoder vectors `[n, d_e]` in the order of the rows.
+    /// Encoder vectors `[n, 1 + W, d_e]` in the order of the rows.
     pub vectors: &'a [f32],
     /// Computes the vector of a text.
     pub reader: &'a TextReader,
@@ -41,7 +41,7 @@ impl Answerer<'_> {
             .transpose()?;
         let read: Vec<usize> = prompts.iter().map(|prompt| prompt.ids.len()).collect();
         let encoder_ms = match from {
-            Some(from) => self.median_ms(rows.len(), |row| from.reader.vector(&rows[row].foreign).map(drop))?,
+            Some(from) => self.median_ms(rows.len(), |row| from.reader.embed(&[&rows[row].foreign]).map(drop))?,
             None => None,
         };
         Ok(AnswerCost {
@@ -61,8 +61,8 @@ impl Answerer<'_> {
     ) -> Result<()> {
         let slots = match from {
             Some(from) => {
-                let width = from.slots.projector.shape().input;
-                Some(from.slots.of(&from.vectors[row * width..][..width])?)
+                let width = (1 + from.reader.windows) * from.slots.projector.shape().input;
+                Some(from.slots.of(&from.vectors[row * width..][..width], 1)?)
             }
             None => None,
         };

@@ -12,7 +12,7 @@ use llink_proto::{Artifact, EvaluationSet};
 
 use super::super::TaskContext;
 use super::super::shard::source;
-use crate::models::{Encoder, TextLimits};
+use super::TextReader;
 use crate::{Error, Result};
 
 /// Sentences per call of the encoder, between which the order to stop is checked.
@@ -49,19 +49,17 @@ pub(super) fn read(context: &TaskContext, set: &EvaluationSet) -> Result<(Vec<In
     Ok((rows, unusable))
 }
 
-/// Returns the encoder's vectors of the foreign texts `[n, d_e]`, rounded as cached ones are.
+/// Returns the encoder's vectors of the foreign texts and of their windows `[n, 1 + W, d_e]`, rounded as cached ones are.
 pub(super) fn vectors(
     context: &TaskContext,
-    encoder: &Encoder,
-    limits: TextLimits,
-    budget: usize,
+    reader: &TextReader,
     rows: &[InstructionRow],
 ) -> Result<Vec<f32>> {
-    let mut values = Vec::with_capacity(rows.len() * encoder.width());
+    let mut values = Vec::new();
     for rows in rows.chunks(CHUNK) {
         context.control.check()?;
         let texts: Vec<&str> = rows.iter().map(|row| row.foreign.as_str()).collect();
-        let vectors = encoder.embed(&texts, limits, budget, &mut |_| {})?;
+        let vectors = reader.embed(&texts)?;
         values.extend(vectors.iter().flatten().map(|x| f16::from_f32(*x).to_f32()));
     }
     Ok(values)

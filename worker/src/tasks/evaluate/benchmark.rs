@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use llink_datasets::measured::{COSINE, Retrieval, Retriever};
 use llink_datasets::store::Store;
+use llink_datasets::vectors::VectorTable;
 use llink_proto::Evaluate;
 use serde_json::json;
 
@@ -25,6 +26,8 @@ pub(super) struct Benchmark {
     ids: Vec<u64>,
     /// The encoder's vectors of the foreign sides, `[n, d_e]`.
     foreign: Vec<f32>,
+    /// The same with the vectors of their windows, if Stage B's slots read them.
+    windowed: VectorTable,
     /// The teacher's vectors of the English sides, `[n, width]`.
     taught: Vec<f32>,
     width: usize,
@@ -48,11 +51,18 @@ impl Benchmark {
         let encoder = read_first(context, store, &task.encoder_vectors, pairs)?;
         let teacher = read_first(context, store, &task.teacher_vectors, pairs)?;
         same_pairs("teacher", &encoder.ids, &teacher.ids)?;
+        let foreign = widened(&encoder);
+        let windowed = match task.window_vectors.is_empty() {
+            true => encoder,
+            false => read_first(context, store, &task.window_vectors, pairs)?,
+        };
+        same_pairs("windows'", &windowed.ids, &teacher.ids)?;
         Ok(Self {
-            foreign: widened(&encoder),
+            foreign,
+            windowed,
             taught: widened(&teacher),
             width: teacher.width,
-            ids: encoder.ids,
+            ids: teacher.ids,
             metric: statistics::read(context, store, task.statistics.as_ref())?.metric,
             measured: Vec::new(),
         })
@@ -98,7 +108,7 @@ impl Benchmark {
 
     /// Adds the row of the mean of Stage B's slots against the teacher.
     pub(super) fn by_mean_slot(&mut self, slots: &Slots) -> Result<()> {
-        let students = slots.means(&self.foreign)?;
+        let students = slots.means(&self.windowed)?;
         self.against_teacher(Retriever::StageB, &students)
     }
 

@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// The examples, each with the vectors of its foreign text and of the English translation.
 pub struct InstructData {
     examples: Vec<InstructExample>,
-    /// The encoder vectors in the order of the examples.
+    /// The encoder vectors in the order of the examples: a text's own, and those of its windows, in one row.
     encoder: VectorTable,
     teacher: VectorTable,
     projector: Projector,
@@ -98,7 +98,7 @@ impl InstructData {
         &self.encoder.ids
     }
 
-    /// Returns the projected vectors of some examples, `[b, d]`.
+    /// Returns the projected vectors of some examples, `[b, 1 + W, d]`.
     ///
     /// # Errors
     /// [`Error::Input`] when the projector is for vectors of another width.
@@ -106,7 +106,7 @@ impl InstructData {
         self.projector.project(&gather(&self.encoder, rows))
     }
 
-    /// Returns the encoder vectors of some examples, `[b, d_e]`.
+    /// Returns the encoder vectors of some examples, `[b, 1 + W, d_e]`.
     #[must_use]
     pub fn encoder(&self, rows: &[usize]) -> Vec<f32> {
         gather(&self.encoder, rows)

@@ -226,14 +226,15 @@ impl InstructTrainer {
         Ok((number(&sft)?, zero.as_ref().map(number).transpose()?))
     }
 
-    /// Computes the slots of `rows` vectors. These are encoder vectors if the projector is trained, else projected
-    /// ones.
+    /// Computes the slots of `rows` texts. Their vectors are the encoder's if the projector is trained, else projected
+    /// ones. The vectors of a text are its own and those of its windows.
     fn slots(&mut self, vectors: &[f32], rows: usize) -> Result<Slots> {
         let width = match &self.of_projector {
             Some((shape, _)) => shape.input,
             None => self.shape.width,
         };
-        let vectors = self.staging.upload(vectors, (rows, width), &self.device)?;
+        let each = vectors.len() / (rows * width);
+        let vectors = self.staging.upload(vectors, (rows * each, width), &self.device)?;
         let (projected, projector) = match &self.of_projector {
             Some((shape, moving)) => {
                 let projector = Mlp::new(&shape.tensors(), &moving.parameters()?, self.dtype)?;
@@ -245,7 +246,7 @@ impl InstructTrainer {
         let parameters = (&self.of_scale.parameters()?, &self.of_expander.parameters()?);
         let expansion = Expansion::new(self.shape, self.median_norm, parameters, self.dtype)?;
         Ok(Slots {
-            tape: expansion.forward(&projected)?,
+            tape: expansion.forward(&projected, each.saturating_sub(1))?,
             expansion,
             projector,
         })
