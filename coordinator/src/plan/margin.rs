@@ -1,5 +1,7 @@
 //! The filter of training pairs by their margin, a phase of stage `align` with one task for each shard.
 
+use std::num::NonZeroU64;
+
 use llink_datasets::role::{Corpus, Role, Side, Tower};
 use llink_proto::task::Kind;
 use llink_proto::{Artifact, FilterPairs, Task};
@@ -21,7 +23,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, margin: f64) -> Result<Phase
     let directory = inputs.directory(STAGE, key);
     let sides = foreign.into_iter().zip(english);
     let task = |(i, (pairs, (foreign, english))): (usize, (Artifact, (Artifact, Artifact)))| PlannedTask {
-        weight: 1,
+        weight: NonZeroU64::new(pairs.rows),
         spec: Task {
             output_url: inputs.job.output.clone(),
             kind: Some(Kind::FilterPairs(FilterPairs {

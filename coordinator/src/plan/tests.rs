@@ -299,11 +299,11 @@ fn pairs_are_filtered_before_anything_is_fitted_or_trained() {
     };
     let mut results = Vec::new();
     let mut next = |role: Role| {
-        let Phase::Tasks { mut tasks, .. } = phase(StageName::Align, "k", &inputs, &results).unwrap() else {
+        let Phase::Tasks { tasks, .. } = phase(StageName::Align, "k", &inputs, &results).unwrap() else {
             panic!("the stage is complete before {role}")
         };
         results.push(made(role));
-        tasks.remove(0).spec.kind
+        tasks.iter().next().unwrap().spec.kind
     };
     assert!(matches!(next(Role::Dropped), Some(Kind::FilterPairs(filter)) if filter.margin == 0.9));
     assert!(matches!(next(Part::Statistics.into()), Some(Kind::FitStatistics(fit)) if fit.dropped.len() == 1));

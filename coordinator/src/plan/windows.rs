@@ -3,6 +3,8 @@
 //!
 //! It is a separate stage, so that jobs with and without windows share all other vectors and the projector.
 
+use std::num::NonZeroU64;
+
 use llink_datasets::role::{Corpus, Role, Side, Tower};
 use llink_proto::task::Kind;
 use llink_proto::{Artifact, EmbedShard, ModelRole, Task, TaskResult};
@@ -10,8 +12,8 @@ use llink_proto::{Artifact, EmbedShard, ModelRole, Task, TaskResult};
 use super::baseline::{Portion, first};
 use super::embed::{max_tokens, model_ref, reading_key, settings};
 use super::{
-    Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, earlier, fact, instructions_of, json, manifest_of,
-    with_role,
+    Inputs, Phase, PlanError, PlannedTask, PlannedTasks, Ranks, StageName, earlier, fact, instructions_of, json,
+    manifest_of, with_role,
 };
 use crate::job::JobFile;
 
@@ -63,7 +65,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
     let model = model_ref(STAGE, inputs, "encoder", ModelRole::Encoder)?;
     let settings = settings(STAGE, inputs)?;
     let directory = inputs.directory(STAGE, key);
-    let mut tasks = Vec::new();
+    let mut tasks = PlannedTasks::default();
     for (corpus, side, portions) in portions(inputs)? {
         let role = Role::Vectors(Tower::EncoderWindows, corpus, side);
         for (i, Portion { shard, rows }) in portions.into_iter().enumerate() {
@@ -83,7 +85,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
             };
             tasks.push(PlannedTask {
                 spec,
-                weight: rows,
+                weight: NonZeroU64::new(rows),
                 ranks: Ranks::ONE,
                 label: format!("window vectors of {}/{i:05}", corpus.set(side)),
             });

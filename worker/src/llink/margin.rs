@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::matrix::{Matrix, Target, matmul};
 use super::retrieval::normalized;
+use crate::numerics::matrix::{Matrix, Target, matmul};
 use crate::{Error, Result};
 
 /// The number of nearest neighbors of each sentence, as in the paper.

@@ -210,8 +210,7 @@ impl TextReader {
     /// Returns the vectors of each text and of its windows, `[1 + W, d_e]`.
     fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>> {
         let ids = self.encoder.tokenize(texts, self.limits)?;
-        self.encoder
-            .embed_windows(&ids, self.windows, self.budget, &mut |_| {})
+        self.encoder.embed_windows(&ids, self.windows, self.budget, &mut |_| {})
     }
 }
 

@@ -50,11 +50,7 @@ pub(super) fn read(context: &TaskContext, set: &EvaluationSet) -> Result<(Vec<In
 }
 
 /// Returns the encoder's vectors of the foreign texts and of their windows `[n, 1 + W, d_e]`, rounded as cached ones are.
-pub(super) fn vectors(
-    context: &TaskContext,
-    reader: &TextReader,
-    rows: &[InstructionRow],
-) -> Result<Vec<f32>> {
+pub(super) fn vectors(context: &TaskContext, reader: &TextReader, rows: &[InstructionRow]) -> Result<Vec<f32>> {
     let mut values = Vec::new();
     for rows in rows.chunks(CHUNK) {
         context.control.check()?;
