@@ -89,7 +89,8 @@ def main():
         for arm in options.arms:
             for name, row in run(options.llink, options.job, arm, seed).items():
                 found.setdefault(name, []).append(row)
-    print(f"| {len(options.seeds)} seeds | {' | '.join(COLUMNS)} |\n| --- | {' | '.join('---' for _ in COLUMNS)} |")
+    seeds = ", ".join(map(str, options.seeds))
+    print(f"| seeds {seeds} | {' | '.join(COLUMNS)} |\n| --- | {' | '.join('---' for _ in COLUMNS)} |")
     for name, rows in found.items():
         print(f"| {name} | {' | '.join(cell(column) for column in zip(*rows))} |")
 
