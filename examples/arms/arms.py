@@ -50,7 +50,10 @@ def run(llink, base, arm, seed):
         sys.exit(f"{base}: it must have one line `seed = …` and one `[instruct]`")
     job = base.with_name(f".{base.stem}-{seed}-{arm.replace(' ', '')}.toml")
     job.write_text(text, encoding="utf-8")
-    subprocess.run([llink, "submit", job], check=True, stdout=sys.stderr)
+    try:
+        subprocess.run([llink, "submit", job], check=True, stdout=sys.stderr)
+    finally:
+        job.unlink()
     output = base.parent / re.search(r'(?m)^output = "(.*)"$', text)[1]
     report = json.loads((output / "report.json").read_text(encoding="utf-8"))
     folders = {stage["stage"]: output / stage["directory"] for stage in report["stages"]}
