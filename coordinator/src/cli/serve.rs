@@ -78,6 +78,7 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) async fn run(self) -> Result<(), Failed> {
+        return_memory_early();
         let options = self.options()?;
         let running = tokio::select! {
             started = serve::start(options) => started?,
@@ -144,6 +145,16 @@ impl Serve {
             page: self.page,
             replica: self.replica,
         })
+    }
+}
+
+/// Gives freed memory back to the system early. By itself glibc keeps up to 64 MB of it in each arena, once it has freed a
+/// piece of many megabytes.
+fn return_memory_early() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call takes plain numbers, and may come at any time.
+    unsafe {
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 128 << 10);
     }
 }
 
