@@ -166,6 +166,9 @@ impl Cluster {
         let Some(rank) = lease.members.iter().position(|m| m.worker == worker) else {
             return Reported::Refused(format!("worker {worker} holds no seat in task {task}"));
         };
+        if lease.members[rank].state != MemberState::Running {
+            return Reported::Refused(format!("worker {worker} has already reported its end in task {task}"));
+        }
         match outcome {
             // Rank 0 writes the gang's result, so its report decides.
             Outcome::Done(result) if rank == 0 && lease.breaking_since.is_none() => {
