@@ -18,22 +18,13 @@ fn main() {
     let capability = variable("CUDA_COMPUTE_CAP").unwrap_or_else(|| "80".into());
     let out = PathBuf::from(variable("OUT_DIR").expect("cargo sets OUT_DIR")).join("kernels.ptx");
     let status = Command::new(&nvcc)
-        .args([
-            "-ptx",
-            "-O3",
-            "-std=c++17",
-            &format!("-arch=compute_{capability}"),
-            "-o",
-        ])
+        .args(["-ptx", "-O3", "-std=c++17", &format!("-arch=compute_{capability}"), "-o"])
         .arg(&out)
         .arg(SOURCE)
         .status();
     match status {
         Ok(status) if status.success() => {}
         Ok(status) => panic!("{} {SOURCE} ended with {status}", nvcc.display()),
-        Err(error) => panic!(
-            "{}: {error}. Build with worker/cuda/build.sh, or set CUDA_HOME",
-            nvcc.display()
-        ),
+        Err(error) => panic!("{}: {error}. Build with worker/cuda/build.sh, or set CUDA_HOME", nvcc.display()),
     }
 }

@@ -66,12 +66,7 @@ impl Bench {
     /// Starts with all tasks waiting but those of the workers.
     fn new(tasks: usize, workers: usize, directory: Option<&Path>) -> Self {
         let store = directory.map(|directory| StateStore::open(directory).unwrap());
-        let mut bench = Self {
-            cluster: Cluster::new(Timing::default()),
-            store,
-            now: 1_000,
-            held: Vec::new(),
-        };
+        let mut bench = Self { cluster: Cluster::new(Timing::default()), store, now: 1_000, held: Vec::new() };
         let mut fx = Effects::default();
         bench.cluster.submit(job_of(tasks), bench.now, &mut fx);
         let works = fx.actions.iter().filter_map(|action| match action {
@@ -81,11 +76,7 @@ impl Bench {
         let works: Vec<_> = works.collect();
         bench.settle(fx);
         for work in works {
-            let claimed = LookedUp::Claimed {
-                claim: Claim::default(),
-                lost: Default::default(),
-                damage: None,
-            };
+            let claimed = LookedUp::Claimed { claim: Claim::default(), lost: Default::default(), damage: None };
             bench.step(|c, now, fx| c.looked_up(&work, Ok(claimed), now, fx));
         }
         for _ in 0..workers {
@@ -121,16 +112,12 @@ impl Bench {
         let mut took = Duration::ZERO;
         for _ in 0..tasks / at_once {
             let ended: Vec<_> = self.held.drain(..at_once).collect();
-            let ended: Vec<_> = ended
-                .into_iter()
-                .map(|(worker, a)| (worker, result_of(&a), a))
-                .collect();
+            let ended: Vec<_> = ended.into_iter().map(|(worker, a)| (worker, result_of(&a), a)).collect();
             let began = Instant::now();
             let mut fx = Effects::default();
             for (worker, result, a) in ended {
                 let done = Outcome::Done(result);
-                self.cluster
-                    .report(&worker, a.task_id, a.token, done, self.now, &mut fx);
+                self.cluster.report(&worker, a.task_id, a.token, done, self.now, &mut fx);
                 self.cluster.dispatch(self.now, &mut fx);
             }
             self.settle(fx);
@@ -147,18 +134,13 @@ fn micros(took: Duration, times: usize) -> f64 {
 /// Reads a figure of this process from `/proc`.
 fn account(file: &str, name: &str) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/self/{file}")).ok()?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     line.split_whitespace().next()?.parse().ok()
 }
 
 /// Prints one figure, whose name ends in its unit.
 fn print(tasks: usize, name: &str, value: f64) {
-    println!(
-        "{}",
-        json!({ "job": "load", "tasks": tasks, name: (value * 100.0).round() / 100.0 })
-    );
+    println!("{}", json!({ "job": "load", "tasks": tasks, name: (value * 100.0).round() / 100.0 }));
 }
 
 fn measure(tasks: usize, parent: &Path) {
@@ -166,11 +148,7 @@ fn measure(tasks: usize, parent: &Path) {
     let before = account("status", "VmRSS");
     let mut bench = Bench::new(tasks, WORKERS, None);
     if let (Some(before), Some(after)) = (before, account("status", "VmRSS")) {
-        print(
-            tasks,
-            "memory_per_task_bytes",
-            (after.saturating_sub(before) * 1024) as f64 / tasks as f64,
-        );
+        print(tasks, "memory_per_task_bytes", (after.saturating_sub(before) * 1024) as f64 / tasks as f64);
     }
     let took = bench.finish(steps, 1);
     print(tasks, "report_and_next_lease_us", micros(took, steps));
@@ -192,17 +170,9 @@ fn measure(tasks: usize, parent: &Path) {
         let mut bench = Bench::new(tasks, WORKERS, Some(directory.path()));
         let written = account("io", "wchar");
         let took = bench.finish(steps, at_once);
-        print(
-            tasks,
-            &format!("saved_{at_once}_at_once_tasks_per_s"),
-            steps as f64 / took.as_secs_f64(),
-        );
+        print(tasks, &format!("saved_{at_once}_at_once_tasks_per_s"), steps as f64 / took.as_secs_f64());
         if let (Some(before), Some(after)) = (written, account("io", "wchar")) {
-            print(
-                tasks,
-                &format!("saved_{at_once}_at_once_bytes_per_task"),
-                (after - before) as f64 / steps as f64,
-            );
+            print(tasks, &format!("saved_{at_once}_at_once_bytes_per_task"), (after - before) as f64 / steps as f64);
         }
         if at_once == 100 {
             drop(bench);

@@ -65,27 +65,13 @@ pub fn make(wanted: &Wanted, kept: Option<&(String, String)>) -> Result<Made, St
     let what = format!("the coordinator, as {}", wanted.server_names.join(", "));
     pairs.push(sign("coordinator", what, server, (now, ends), &issuer)?);
     let worker = client("spiffe://llink/worker/worker")?;
-    pairs.push(sign(
-        "worker",
-        "workers: serve no person".into(),
-        worker,
-        (now, ends),
-        &issuer,
-    )?);
+    pairs.push(sign("worker", "workers: serve no person".into(), worker, (now, ends), &issuer)?);
     for (name, role) in &wanted.users {
         let uri = format!("spiffe://llink/user/{role}/{name}");
         if crate::serve::access::identity(&uri).is_none() || ["ca", "coordinator", "worker"].contains(&name.as_str()) {
-            return Err(format!(
-                "{name:?} cannot be a person's name here: letters, digits and . - _ @"
-            ));
+            return Err(format!("{name:?} cannot be a person's name here: letters, digits and . - _ @"));
         }
-        pairs.push(sign(
-            name,
-            format!("{name}, who may {role}"),
-            client(&uri)?,
-            (now, ends),
-            &issuer,
-        )?);
+        pairs.push(sign(name, format!("{name}, who may {role}"), client(&uri)?, (now, ends), &issuer)?);
     }
     Ok(Made { authority, pairs })
 }
@@ -111,28 +97,19 @@ fn sign(
     params.use_authority_key_identifier_extension = true;
     let key = KeyPair::generate().map_err(|e| e.to_string())?;
     let certificate = params.signed_by(&key, issuer).map_err(|e| e.to_string())?;
-    Ok(Pair {
-        name: name.into(),
-        what,
-        certificate: certificate.pem(),
-        key: key.serialize_pem(),
-    })
+    Ok(Pair { name: name.into(), what, certificate: certificate.pem(), key: key.serialize_pem() })
 }
 
 fn new_authority(now: OffsetDateTime, lasts: Duration) -> Result<(String, String), String> {
     let key = KeyPair::generate().map_err(|e| e.to_string())?;
-    let certificate = authority_params(now, lasts)?
-        .self_signed(&key)
-        .map_err(|e| e.to_string())?;
+    let certificate = authority_params(now, lasts)?.self_signed(&key).map_err(|e| e.to_string())?;
     Ok((certificate.pem(), key.serialize_pem()))
 }
 
 fn authority_params(now: OffsetDateTime, lasts: Duration) -> Result<CertificateParams, String> {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, "llink's private authority");
+    params.distinguished_name.push(DnType::CommonName, "llink's private authority");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     (params.not_before, params.not_after) = (now - CLOCK_SLACK, now + lasts * 10);

@@ -103,11 +103,7 @@ impl Machine for ThisMachine {
         let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned());
         let space = || -> std::io::Result<String> {
             let ids = std::fs::read_link("/proc/self/ns/pid")?;
-            Ok(format!(
-                "{} {}",
-                read("/proc/sys/kernel/random/boot_id")?,
-                ids.display()
-            ))
+            Ok(format!("{} {}", read("/proc/sys/kernel/random/boot_id")?, ids.display()))
         };
         Process {
             host: read("/proc/sys/kernel/hostname").unwrap_or_else(|_| "unknown host".into()),

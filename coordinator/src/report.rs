@@ -11,16 +11,10 @@ use crate::schedule::{Job, Millis, Stage};
 /// Returns the report of a job whose stages are all complete.
 #[must_use]
 pub fn build(job: &Job, now: Millis) -> Report {
-    let complete = || {
-        job.stages
-            .iter()
-            .filter_map(|stage| Some((stage, stage.manifest.as_ref()?)))
-    };
+    let complete = || job.stages.iter().filter_map(|stage| Some((stage, stage.manifest.as_ref()?)));
     let path = |role: Role| {
         let mut artifacts = complete().flat_map(|(_, manifest)| &manifest.artifacts);
-        artifacts
-            .find(|artifact| artifact.role == role)
-            .map(|artifact| artifact.path.clone())
+        artifacts.find(|artifact| artifact.role == role).map(|artifact| artifact.path.clone())
     };
     let mut report = Report {
         job: job.file.name.clone(),
@@ -65,17 +59,10 @@ fn of_stage(stage: &Stage, manifest: &Manifest) -> StageReport {
 fn training<'a>(manifests: impl Iterator<Item = &'a Manifest>) -> Option<TrainingReport> {
     let (mut counted, mut seconds) = (0.0, 0.0);
     for manifest in manifests {
-        if let Some(TrainingTime {
-            step_seconds,
-            effective_time: Some(share),
-        }) = measured::get(&manifest.figures, "")
-        {
+        if let Some(TrainingTime { step_seconds, effective_time: Some(share) }) = measured::get(&manifest.figures, "") {
             counted += step_seconds;
             seconds += step_seconds / share.max(1e-9);
         }
     }
-    (seconds > 0.0).then(|| TrainingReport {
-        effective_time: counted / seconds,
-        seconds,
-    })
+    (seconds > 0.0).then(|| TrainingReport { effective_time: counted / seconds, seconds })
 }

@@ -99,10 +99,7 @@ impl StateStore {
     /// # Errors
     /// An error says that the directory or the database cannot be opened, or that a newer version wrote it.
     pub fn open(directory: &Path) -> Result<Self, StateError> {
-        let failed = |path: &Path, source| StateError::Directory {
-            path: path.into(),
-            source,
-        };
+        let failed = |path: &Path, source| StateError::Directory { path: path.into(), source };
         private::directory(directory).map_err(|e| failed(directory, e))?;
         let path = directory.join("state.db");
         // SQLite gives the files beside it the same mode.
@@ -137,12 +134,7 @@ impl StateStore {
     }
 
     fn on(path: PathBuf, connection: Connection) -> Self {
-        Self {
-            path,
-            connection,
-            newest_events: NewestEvents::default(),
-            replica: None,
-        }
+        Self { path, connection, newest_events: NewestEvents::default(), replica: None }
     }
 
     /// Reads every page, so that damage is reported now and not during a job.
@@ -154,10 +146,7 @@ impl StateStore {
         if said == "ok" {
             return Ok(());
         }
-        Err(StateError::Damaged {
-            path: self.path.clone(),
-            reason: said.lines().collect::<Vec<_>>().join(" "),
-        })
+        Err(StateError::Damaged { path: self.path.clone(), reason: said.lines().collect::<Vec<_>>().join(" ") })
     }
 
     fn check_version(&self) -> Result<(), StateError> {
@@ -217,11 +206,9 @@ impl StateStore {
             events::fold(&tx, job)?;
         }
         for id in &fx.dropped_tasks {
-            tx.prepare_cached("DELETE FROM attempts WHERE task = ?1")?
-                .execute([*id as i64])?;
+            tx.prepare_cached("DELETE FROM attempts WHERE task = ?1")?.execute([*id as i64])?;
             drop_result(&tx, *id)?;
-            tx.prepare_cached("DELETE FROM tasks WHERE id = ?1")?
-                .execute([*id as i64])?;
+            tx.prepare_cached("DELETE FROM tasks WHERE id = ?1")?.execute([*id as i64])?;
         }
         if let Some(highest) = fx.dropped_tasks.last() {
             tx.prepare_cached(
@@ -230,8 +217,7 @@ impl StateStore {
             .execute([*highest as i64])?;
         }
         for id in &fx.dropped_packs {
-            tx.prepare_cached("DELETE FROM packs WHERE id = ?1")?
-                .execute([*id as i64])?;
+            tx.prepare_cached("DELETE FROM packs WHERE id = ?1")?.execute([*id as i64])?;
         }
         for pack in &fx.packs {
             save_pack(&tx, pack)?;
@@ -241,15 +227,7 @@ impl StateStore {
         }
         for a in &fx.attempts {
             tx.prepare_cached("INSERT OR REPLACE INTO attempts VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
-                .execute(params![
-                    a.task as i64,
-                    a.token as i64,
-                    a.rank,
-                    a.worker,
-                    a.began,
-                    a.ended,
-                    a.outcome
-                ])?;
+                .execute(params![a.task as i64, a.token as i64, a.rank, a.worker, a.began, a.ended, a.outcome])?;
         }
         for event in &fx.events {
             self.newest_events.add(&tx, event)?;
@@ -264,24 +242,18 @@ impl StateStore {
     pub fn load(&self) -> Result<(Vec<Job>, Vec<TaskRecord>), StateError> {
         // A coordinator may save between two of these queries. Of one transaction all see the same rows.
         let loaded =
-            self.connection
-                .unchecked_transaction()
-                .and_then(|_snapshot| match schema::version(&self.connection) {
-                    Ok(version) if version < APART_VERSION => old::load(&self.connection),
-                    _ => self.try_load(),
-                });
+            self.connection.unchecked_transaction().and_then(|_snapshot| match schema::version(&self.connection) {
+                Ok(version) if version < APART_VERSION => old::load(&self.connection),
+                _ => self.try_load(),
+            });
         loaded.map_err(|e| sqlite(&self.path, e))
     }
 
     fn try_load(&self) -> rusqlite::Result<(Vec<Job>, Vec<TaskRecord>)> {
         let mut statement = self.connection.prepare("SELECT * FROM jobs ORDER BY submitted_at")?;
         let mut jobs: Vec<Job> = statement.query_map([], read_job)?.collect::<Result<_, _>>()?;
-        let mut stages = self
-            .connection
-            .prepare("SELECT * FROM stages WHERE job = ?1 ORDER BY position")?;
-        let mut manifest = self
-            .connection
-            .prepare("SELECT manifest FROM manifests WHERE job = ?1 AND stage = ?2")?;
+        let mut stages = self.connection.prepare("SELECT * FROM stages WHERE job = ?1 ORDER BY position")?;
+        let mut manifest = self.connection.prepare("SELECT manifest FROM manifests WHERE job = ?1 AND stage = ?2")?;
         for job in &mut jobs {
             job.owner = self.find_owner(&job.id)?;
             let mut rows = stages.query([&job.id])?;
@@ -328,13 +300,8 @@ impl StateStore {
     /// When the database cannot be read.
     pub fn highest_forgotten_task(&self) -> Result<u64, StateError> {
         let sql = "SELECT highest_task FROM forgotten";
-        let found = self
-            .connection
-            .query_row(sql, [], |row| row.get::<_, i64>(0))
-            .optional();
-        found
-            .map(|highest| highest.unwrap_or(0) as u64)
-            .map_err(|e| sqlite(&self.path, e))
+        let found = self.connection.query_row(sql, [], |row| row.get::<_, i64>(0)).optional();
+        found.map(|highest| highest.unwrap_or(0) as u64).map_err(|e| sqlite(&self.path, e))
     }
 }
 
@@ -356,10 +323,9 @@ impl StateStore {
 fn sqlite(path: &Path, source: rusqlite::Error) -> StateError {
     let path = path.into();
     match source.sqlite_error_code() {
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StateError::Damaged {
-            path,
-            reason: source.to_string(),
-        },
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            StateError::Damaged { path, reason: source.to_string() }
+        }
         _ => StateError::Sqlite { path, source },
     }
 }

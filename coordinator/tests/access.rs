@@ -46,20 +46,11 @@ async fn certificates_of_another_authority_and_none_at_all_are_refused() {
     trial.write("others", &authority::make(&wanted(Duration::days(1)), None).unwrap());
     let said = lists(url, &trial.certificate_of("others", "root")).await.unwrap_err();
     assert!(!said.is_empty(), "another authority's administrator is nobody here");
-    let nobody = Credentials {
-        authority: Some(trial.path("certs/ca.crt")),
-        ..Credentials::default()
-    };
+    let nobody = Credentials { authority: Some(trial.path("certs/ca.crt")), ..Credentials::default() };
     let said = lists(url, &nobody).await.unwrap_err();
-    assert!(
-        said.contains("Unauthenticated") && said.contains("--tls-cert"),
-        "{said}"
-    );
+    assert!(said.contains("Unauthenticated") && said.contains("--tls-cert"), "{said}");
     // Conversely, a client refuses a coordinator of another authority.
-    let fooled = Credentials {
-        authority: Some(trial.path("others/ca.crt")),
-        ..trial.certificate("ada")
-    };
+    let fooled = Credentials { authority: Some(trial.path("others/ca.crt")), ..trial.certificate("ada") };
     let said = lists(url, &fooled).await.unwrap_err();
     assert!(said.contains("certificate"), "{said}");
     coordinator.stop().await.unwrap();
@@ -71,10 +62,7 @@ async fn worker_ends(arguments: &[&str]) -> (Option<i32>, String) {
     command.arg("worker").args(arguments).kill_on_drop(true);
     let ended = tokio::time::timeout(std::time::Duration::from_secs(60), command.output()).await;
     let output = ended.expect("it ends by itself").unwrap();
-    (
-        output.status.code(),
-        String::from_utf8_lossy(&output.stderr).into_owned(),
-    )
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
 #[tokio::test]
@@ -83,25 +71,13 @@ async fn a_workers_exit_code_says_why_it_does_not_work() {
     let coordinator = trial.serve().await;
     let cert = |name: &str| trial.path("certs").join(name).to_string_lossy().into_owned();
     let (ca, crt, key) = (cert("ca.crt"), cert("eve.crt"), cert("eve.key"));
-    let reader = [
-        "--coordinator",
-        &coordinator.url,
-        "--tls-ca",
-        &ca,
-        "--tls-cert",
-        &crt,
-        "--tls-key",
-        &key,
-    ];
+    let reader = ["--coordinator", &coordinator.url, "--tls-ca", &ca, "--tls-cert", &crt, "--tls-key", &key];
     let (code, said) = worker_ends(&reader).await;
     assert_eq!(code, Some(8), "who may only read: {said}");
     coordinator.stop().await.unwrap();
     let nobody = "http://127.0.0.1:9";
     let (code, said) = worker_ends(&["--coordinator", nobody, "--connect-timeout", "1"]).await;
-    assert!(
-        code == Some(6) && said.contains("no coordinator at"),
-        "{code:?}: {said}"
-    );
+    assert!(code == Some(6) && said.contains("no coordinator at"), "{code:?}: {said}");
     let (code, said) = worker_ends(&["--coordinator", nobody, "--device", "cuda:99"]).await;
     assert!(code == Some(5) && said.contains("cuda:99"), "{code:?}: {said}");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -146,10 +122,7 @@ async fn worker_is_stopped(coordinator: &str, word: &str) -> (Option<i32>, Strin
     // The answer to its first heartbeat, after at most two seconds, says whether a job runs.
     tokio::time::sleep(std::time::Duration::from_secs(5)).await;
     let pid = worker.id().unwrap().to_string();
-    std::process::Command::new("kill")
-        .args(["-TERM", &pid])
-        .status()
-        .unwrap();
+    std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap();
     while let Some(line) = lines.next_line().await.unwrap() {
         said += &line;
     }
@@ -161,23 +134,10 @@ async fn a_certificate_that_runs_out_stops_counting_on_an_open_connection_too() 
     let trial = Trial::new();
     let coordinator = trial.serve().await;
     let authority = trial.authority("certs");
-    trial.write(
-        "gone",
-        &authority::make(&wanted(Duration::seconds(-60)), Some(&authority)).unwrap(),
-    );
-    assert!(
-        lists(&coordinator.url, &trial.certificate_of("gone", "ada"))
-            .await
-            .is_err(),
-        "it ran out a minute ago"
-    );
-    trial.write(
-        "brief",
-        &authority::make(&wanted(Duration::seconds(4)), Some(&authority)).unwrap(),
-    );
-    let mut client = jobs(&coordinator.url, &trial.certificate_of("brief", "ada"))
-        .await
-        .unwrap();
+    trial.write("gone", &authority::make(&wanted(Duration::seconds(-60)), Some(&authority)).unwrap());
+    assert!(lists(&coordinator.url, &trial.certificate_of("gone", "ada")).await.is_err(), "it ran out a minute ago");
+    trial.write("brief", &authority::make(&wanted(Duration::seconds(4)), Some(&authority)).unwrap());
+    let mut client = jobs(&coordinator.url, &trial.certificate_of("brief", "ada")).await.unwrap();
     client.list(ListRequest::default()).await.unwrap();
     let began = Instant::now();
     let status = loop {
@@ -204,59 +164,29 @@ async fn roles_are_held_to_their_calls_and_people_to_their_own_jobs() {
     let status = eve.submit(job(&trial, "out")).await.unwrap_err();
     assert_eq!(status.code(), Code::PermissionDenied);
     assert!(status.message().contains("eve has the role read"), "{status}");
-    let id = ada
-        .submit(job(&trial, "out"))
-        .await
-        .unwrap()
-        .into_inner()
-        .job
-        .unwrap()
-        .id;
+    let id = ada.submit(job(&trial, "out")).await.unwrap().into_inner().job.unwrap().id;
     let cancel = || CancelRequest { job_id: id.clone() };
     assert_eq!(bob.cancel(cancel()).await.unwrap_err().code(), Code::PermissionDenied);
-    assert_eq!(
-        bob.submit(job(&trial, "out")).await.unwrap_err().code(),
-        Code::PermissionDenied,
-        "nor by its file"
-    );
+    assert_eq!(bob.submit(job(&trial, "out")).await.unwrap_err().code(), Code::PermissionDenied, "nor by its file");
     assert_eq!(eve.cancel(cancel()).await.unwrap_err().code(), Code::PermissionDenied);
-    assert_eq!(
-        eve.list(ListRequest::default()).await.unwrap().into_inner().jobs.len(),
-        1
-    );
+    assert_eq!(eve.list(ListRequest::default()).await.unwrap().into_inner().jobs.len(), 1);
     ada.cancel(cancel()).await.unwrap();
-    root.resume(llink_proto::ResumeRequest { job_id: id.clone() })
-        .await
-        .unwrap();
+    root.resume(llink_proto::ResumeRequest { job_id: id.clone() }).await.unwrap();
     // Workers see no jobs, and people take no tasks.
     let mut worker = jobs(url, &trial.certificate("worker")).await.unwrap();
-    assert_eq!(
-        worker.list(ListRequest::default()).await.unwrap_err().code(),
-        Code::PermissionDenied
-    );
+    assert_eq!(worker.list(ListRequest::default()).await.unwrap_err().code(), Code::PermissionDenied);
     let mut person = workers(url, &trial.certificate("root"), "a").await;
-    assert_eq!(
-        registered(&mut person, "w").await.unwrap_err().0,
-        Code::PermissionDenied
-    );
+    assert_eq!(registered(&mut person, "w").await.unwrap_err().0, Code::PermissionDenied);
 
     let audit = trial.audit();
     let noted = |who: &str, call: &str, outcome: &str| {
-        audit
-            .iter()
-            .any(|e| e["who"] == who && e["call"] == call && e["outcome"] == outcome)
+        audit.iter().any(|e| e["who"] == who && e["call"] == call && e["outcome"] == outcome)
     };
     assert!(noted("ada", "JobService/Submit", "ok"), "{audit:#?}");
     assert!(noted("bob", "JobService/Cancel", "denied") && noted("eve", "JobService/Submit", "denied"));
-    let submitted = audit
-        .iter()
-        .find(|e| e["call"] == "JobService/Submit" && e["outcome"] == "ok")
-        .unwrap();
+    let submitted = audit.iter().find(|e| e["call"] == "JobService/Submit" && e["outcome"] == "ok").unwrap();
     assert_eq!(submitted["about"], id.as_str());
-    assert_eq!(
-        (&submitted["by"], &submitted["role"]),
-        (&"certificate".into(), &"submit".into())
-    );
+    assert_eq!((&submitted["by"], &submitted["role"]), (&"certificate".into(), &"submit".into()));
     coordinator.stop().await.unwrap();
 }
 
@@ -274,37 +204,21 @@ async fn tokens_count_until_they_run_out_and_a_join_token_admits_one_process() {
     assert!(lists(&url, &join).await.unwrap_err().contains("PermissionDenied"));
     let forged = trial.path("forged.token");
     std::fs::write(&forged, "llk_0000").unwrap();
-    let said = lists(
-        &url,
-        &Credentials {
-            token: Some(forged),
-            ..ada.clone()
-        },
-    )
-    .await
-    .unwrap_err();
+    let said = lists(&url, &Credentials { token: Some(forged), ..ada.clone() }).await.unwrap_err();
     assert!(said.contains("not known"), "{said}");
 
     registered(&mut workers(&url, &join, "a").await, "first").await.unwrap();
-    let (code, said) = registered(&mut workers(&url, &join, "b").await, "second")
-        .await
-        .unwrap_err();
+    let (code, said) = registered(&mut workers(&url, &join, "b").await, "second").await.unwrap_err();
     assert_eq!(code, Code::Unauthenticated);
     assert!(said.contains("one use"), "{said}");
-    registered(&mut workers(&url, &join, "a").await, "first")
-        .await
-        .expect("the same process comes back");
+    registered(&mut workers(&url, &join, "a").await, "first").await.expect("the same process comes back");
     coordinator.stop().await.unwrap();
 
     // The next coordinator remembers the used token.
     let coordinator = trial.serve().await;
-    let (code, _) = registered(&mut workers(&coordinator.url, &join, "b").await, "second")
-        .await
-        .unwrap_err();
+    let (code, _) = registered(&mut workers(&coordinator.url, &join, "b").await, "second").await.unwrap_err();
     assert_eq!(code, Code::Unauthenticated);
-    registered(&mut workers(&coordinator.url, &join, "a").await, "first")
-        .await
-        .unwrap();
+    registered(&mut workers(&coordinator.url, &join, "a").await, "first").await.unwrap();
     coordinator.stop().await.unwrap();
 }
 
@@ -325,9 +239,7 @@ async fn a_worker_cannot_act_in_the_name_of_another() {
 
     let mut instructions = honest.assignments(assignments).await.unwrap().into_inner();
     let started = instructions.message().await.unwrap().unwrap();
-    let Some(instruction::Kind::Start(lease)) = started.kind else {
-        panic!("{started:?}")
-    };
+    let Some(instruction::Kind::Start(lease)) = started.kind else { panic!("{started:?}") };
     let report = |outcome| ReportRequest {
         worker_id: id.clone(),
         task_id: lease.task_id,
@@ -335,10 +247,7 @@ async fn a_worker_cannot_act_in_the_name_of_another() {
         outcome: Some(outcome),
     };
     let done = || report(report_request::Outcome::Done(TaskResult::default()));
-    let heartbeat = || HeartbeatRequest {
-        worker_id: id.clone(),
-        running: Vec::new(),
-    };
+    let heartbeat = || HeartbeatRequest { worker_id: id.clone(), running: Vec::new() };
     let meet = || RendezvousRequest {
         worker_id: id.clone(),
         task_id: lease.task_id,
@@ -347,14 +256,8 @@ async fn a_worker_cannot_act_in_the_name_of_another() {
         address: "10.0.0.66:1".into(),
     };
     assert_eq!(thief.report(done()).await.unwrap_err().code(), Code::PermissionDenied);
-    assert_eq!(
-        thief.heartbeat(heartbeat()).await.unwrap_err().code(),
-        Code::PermissionDenied
-    );
-    assert_eq!(
-        thief.rendezvous(meet()).await.unwrap_err().code(),
-        Code::PermissionDenied
-    );
+    assert_eq!(thief.heartbeat(heartbeat()).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(thief.rendezvous(meet()).await.unwrap_err().code(), Code::PermissionDenied);
     // This process has stolen the secret and has a token of its own.
     let other = trial.token("other", Role::Worker, None, TokenUse::Any);
     let began = Instant::now();
@@ -368,24 +271,10 @@ async fn a_worker_cannot_act_in_the_name_of_another() {
     };
     assert_eq!(status.code(), Code::PermissionDenied, "{status}");
     // The holder cannot report files outside the job's output either.
-    let artifact = |path: &str| Artifact {
-        path: path.into(),
-        ..Artifact::default()
-    };
-    for path in [
-        "../escaped",
-        "/etc/passwd",
-        "align/other/projector.safetensors",
-        "shard/x/../../y",
-    ] {
-        let result = TaskResult {
-            artifacts: vec![artifact(path)],
-            ..TaskResult::default()
-        };
-        let status = honest
-            .report(report(report_request::Outcome::Done(result)))
-            .await
-            .unwrap_err();
+    let artifact = |path: &str| Artifact { path: path.into(), ..Artifact::default() };
+    for path in ["../escaped", "/etc/passwd", "align/other/projector.safetensors", "shard/x/../../y"] {
+        let result = TaskResult { artifacts: vec![artifact(path)], ..TaskResult::default() };
+        let status = honest.report(report(report_request::Outcome::Done(result))).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument, "{path}: {status}");
     }
     assert!(honest.heartbeat(heartbeat()).await.unwrap().into_inner().registered);
@@ -401,17 +290,10 @@ async fn a_worker_without_a_secret_or_with_a_strange_name_is_refused() {
     let (endpoint, caller) = trial.certificate("worker").endpoint(&coordinator.url).unwrap();
     let channel = endpoint.connect().await.unwrap();
     let mut bare = llink_proto::worker_service_client::WorkerServiceClient::with_interceptor(channel, caller);
-    assert_eq!(
-        bare.register(register("w")).await.unwrap_err().code(),
-        Code::Unauthenticated
-    );
+    assert_eq!(bare.register(register("w")).await.unwrap_err().code(), Code::Unauthenticated);
     let mut client = workers(&coordinator.url, &trial.certificate("worker"), "a").await;
     for name in ["a b", "a\nb", &"x".repeat(101)] {
-        assert_eq!(
-            registered(&mut client, name).await.unwrap_err().0,
-            Code::InvalidArgument,
-            "{name:?}"
-        );
+        assert_eq!(registered(&mut client, name).await.unwrap_err().0, Code::InvalidArgument, "{name:?}");
     }
     coordinator.stop().await.unwrap();
 }
@@ -421,18 +303,10 @@ async fn jobs_stay_below_the_allowed_roots() {
     let trial = Trial::new();
     let coordinator = trial.serve().await;
     let mut ada = jobs(&coordinator.url, &trial.certificate("ada")).await.unwrap();
-    for output in [
-        "/etc/llink",
-        "../outside",
-        "s3://elsewhere/x",
-        "http://169.254.169.254/latest",
-    ] {
+    for output in ["/etc/llink", "../outside", "s3://elsewhere/x", "http://169.254.169.254/latest"] {
         let status = ada.submit(job(&trial, output)).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument, "{output}: {status}");
-        assert!(
-            status.message().contains("`output`") && status.message().contains("roots"),
-            "{status}"
-        );
+        assert!(status.message().contains("`output`") && status.message().contains("roots"), "{status}");
     }
     let mut stolen = job(&trial, "out");
     stolen.job_toml.push_str(
@@ -444,10 +318,7 @@ async fn jobs_stay_below_the_allowed_roots() {
     source.job_toml = source.job_toml.replace("\"sample\"", "\"/etc/passwd\"");
     let status = ada.submit(source).await.unwrap_err();
     assert!(status.message().contains("`corpus.source`"), "{status}");
-    assert!(
-        !status.message().contains("no such file"),
-        "it is not even looked at: {status}"
-    );
+    assert!(!status.message().contains("no such file"), "it is not even looked at: {status}");
     coordinator.stop().await.unwrap();
 }
 
@@ -500,16 +371,9 @@ async fn certificates_and_tokens_that_change_are_read_anew() {
         assert!(began.elapsed().as_secs() < 15, "the new certificates are not read");
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     }
-    assert!(
-        lists(url, &trial.certificate_of("aside", "ada")).await.is_err(),
-        "the old authority is nobody's now"
-    );
+    assert!(lists(url, &trial.certificate_of("aside", "ada")).await.is_err(), "the old authority is nobody's now");
     let status = open.list(ListRequest::default()).await.unwrap_err();
-    assert_eq!(
-        status.code(),
-        Code::Unauthenticated,
-        "nor on an open connection: {status}"
-    );
+    assert_eq!(status.code(), Code::Unauthenticated, "nor on an open connection: {status}");
     let token = trial.token("carol", Role::Read, None, TokenUse::Any);
     let began = Instant::now();
     while lists(url, &token).await.is_err() {
@@ -519,10 +383,7 @@ async fn certificates_and_tokens_that_change_are_read_anew() {
     std::fs::write(trial.path("tokens.toml"), "").unwrap();
     let began = Instant::now();
     while lists(url, &token).await.is_ok() {
-        assert!(
-            began.elapsed().as_secs() < 15,
-            "the token that was taken back still counts"
-        );
+        assert!(began.elapsed().as_secs() < 15, "the token that was taken back still counts");
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     }
     coordinator.stop().await.unwrap();
@@ -590,11 +451,7 @@ async fn wrong_tokens_slow_down_and_fill_no_log() {
     let coordinator = trial.serve().await;
     let url = &coordinator.url;
     assert_eq!(lists(url, &ada).await, Ok(()));
-    let forged = Credentials {
-        token: None,
-        secret: Some(Secret::new("llk_0000")),
-        ..ada.clone()
-    };
+    let forged = Credentials { token: None, secret: Some(Secret::new("llk_0000")), ..ada.clone() };
     let mut guesser = jobs(url, &forged).await.unwrap();
     let (began, mut tried) = (Instant::now(), 0);
     while began.elapsed().as_secs() < 3 {
@@ -605,10 +462,7 @@ async fn wrong_tokens_slow_down_and_fill_no_log() {
     assert!((11..=15).contains(&tried), "{tried} wrong tokens in three seconds");
     let began = Instant::now();
     assert_eq!(lists(url, &ada).await, Ok(()));
-    assert!(
-        began.elapsed().as_millis() < 1000,
-        "who shows a right one waits for nobody"
-    );
+    assert!(began.elapsed().as_millis() < 1000, "who shows a right one waits for nobody");
     coordinator.stop().await.unwrap();
     let audit = trial.audit();
     let denied: Vec<_> = audit.iter().filter(|entry| entry["outcome"] == "denied").collect();
@@ -625,17 +479,11 @@ async fn events_come_in_pages() {
     let id = submitted.job.unwrap().id;
     for _ in 0..3 {
         ada.cancel(CancelRequest { job_id: id.clone() }).await.unwrap();
-        ada.resume(llink_proto::ResumeRequest { job_id: id.clone() })
-            .await
-            .unwrap();
+        ada.resume(llink_proto::ResumeRequest { job_id: id.clone() }).await.unwrap();
     }
     ada.cancel(CancelRequest { job_id: id.clone() }).await.unwrap();
     let mut logs = async |after_sequence, limit| {
-        let request = LogsRequest {
-            job_id: id.clone(),
-            after_sequence,
-            limit,
-        };
+        let request = LogsRequest { job_id: id.clone(), after_sequence, limit };
         ada.logs(request).await.unwrap().into_inner()
     };
     let all = logs(0, 0).await;

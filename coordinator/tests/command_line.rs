@@ -24,9 +24,7 @@ fn session(commands: &[impl AsRef<str>]) -> String {
 
 #[test]
 fn every_command_has_a_help_page() {
-    let pages = common::commands()
-        .into_iter()
-        .map(|command| format!("{command} --help"));
+    let pages = common::commands().into_iter().map(|command| format!("{command} --help"));
     let pages: Vec<String> = std::iter::once("--help".to_owned()).chain(pages).collect();
     insta::assert_snapshot!(session(&pages));
 }

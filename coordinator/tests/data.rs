@@ -66,10 +66,7 @@ impl Endpoint {
             _ => r#"{"choices":[{"message":{"content":"It is about a day."},"finish_reason":"stop"}]}"#,
         };
         let status = if number % 3 == 1 { "503 Busy" } else { "200 OK" };
-        let head = format!(
-            "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-            body.len()
-        );
+        let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
         // The count changes before the answer is sent, because its reader may act at once.
         self.in_flight.fetch_sub(1, Ordering::SeqCst);
         if stream.write_all(format!("{head}{body}").as_bytes()).is_ok() && status.starts_with("200") {
@@ -83,12 +80,7 @@ impl Endpoint {
 
     /// Returns the number of questions that were answered more than once.
     fn again(&self) -> usize {
-        self.answered
-            .lock()
-            .unwrap()
-            .values()
-            .filter(|times| **times > 1)
-            .count()
+        self.answered.lock().unwrap().values().filter(|times| **times > 1).count()
     }
 }
 
@@ -106,12 +98,7 @@ fn answers_are_asked_for_once_and_counted_and_the_key_is_nowhere() {
     let (url, endpoint) = Endpoint::start();
     let place = Place::new(&synthesis(&url, 60));
     let submit = |args: &[&str]| {
-        let output = place
-            .command(args)
-            .env("LLINK_TEST_KEY", KEY)
-            .env("LLINK_LOG", "trace")
-            .output()
-            .unwrap();
+        let output = place.command(args).env("LLINK_TEST_KEY", KEY).env("LLINK_LOG", "trace").output().unwrap();
         assert!(output.status.success(), "{}", common::text(&output));
         common::text(&output)
     };
@@ -119,20 +106,10 @@ fn answers_are_asked_for_once_and_counted_and_the_key_is_nowhere() {
     let report = std::fs::read(place.path("out/report.json")).unwrap();
     let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
     let count = |name: &str| report["counts"][format!("synthesized.{name}")].as_u64().unwrap_or(0);
-    assert!(
-        count("dropped_refusal") > 0 && count("dropped_empty_answer") > 0,
-        "{report:#}"
-    );
+    assert!(count("dropped_refusal") > 0 && count("dropped_empty_answer") > 0, "{report:#}");
     // Other pairs were asked for in place of the answers that can't be used.
-    assert_eq!(
-        (count("split.train"), count("split.validation")),
-        (60, 20),
-        "{report:#}"
-    );
-    assert_eq!(
-        count("rows"),
-        80 + count("dropped_refusal") + count("dropped_empty_answer")
-    );
+    assert_eq!((count("split.train"), count("split.validation")), (60, 20), "{report:#}");
+    assert_eq!(count("rows"), 80 + count("dropped_refusal") + count("dropped_empty_answer"));
     let (once, together) = (endpoint.asked(), endpoint.most_in_flight.load(Ordering::SeqCst));
     assert!((2..=4).contains(&together), "concurrency is 4: {together}");
     let bearer = HashSet::from([format!("Bearer {KEY}")]);
@@ -172,19 +149,11 @@ fn a_synthesis_that_is_killed_asks_nothing_twice() {
         let _ = Command::new("kill").args(["-9", &worker.to_string()]).status();
     }
     let before = endpoint.asked();
-    let output = place
-        .command(&["submit", "job.toml"])
-        .env("LLINK_TEST_KEY", KEY)
-        .output()
-        .unwrap();
+    let output = place.command(&["submit", "job.toml"]).env("LLINK_TEST_KEY", KEY).output().unwrap();
     assert!(output.status.success(), "{}", common::text(&output));
     assert!(endpoint.asked() > before, "it was killed before it was done");
     // Each of two workers had four requests under way when it died.
-    assert!(
-        endpoint.again() <= 8,
-        "{} answers were asked for again",
-        endpoint.again()
-    );
+    assert!(endpoint.again() <= 8, "{} answers were asked for again", endpoint.again());
     let report = std::fs::read(place.path("out/report.json")).unwrap();
     let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
     assert_eq!(report["counts"]["synthesized.split.train"], 300);
@@ -206,20 +175,12 @@ fn verify_names_what_is_damaged_and_inspect_shows_what_is_there() {
     assert!(place.ok(&["verify", "out"]).contains("all as the manifests say"));
 
     let shown = place.ok(&["inspect", "out/shard"]);
-    for part in [
-        "pairs/train: 1,200 rows",
-        "characters of foreign",
-        "█",
-        "foreign_chars",
-        "llink.schema_version = 1",
-    ] {
+    for part in ["pairs/train: 1,200 rows", "characters of foreign", "█", "foreign_chars", "llink.schema_version = 1"]
+    {
         assert!(shown.contains(part), "{part}: {shown}");
     }
     assert!(place.ok(&["inspect", "out/embed"]).contains("norms of the vectors: "));
-    assert!(
-        shown.contains("source: 1 values") && shown.contains("… and 1,190 more rows"),
-        "{shown}"
-    );
+    assert!(shown.contains("source: 1 values") && shown.contains("… and 1,190 more rows"), "{shown}");
     let query = "select count(*) as n, max(foreign_chars) as longest from pairs_holdout";
     let answer = place.ok(&["inspect", "out", "--sql", query]);
     assert!(answer.contains("300") && answer.contains("longest"), "{answer}");
@@ -239,20 +200,12 @@ fn verify_names_what_is_damaged_and_inspect_shows_what_is_there() {
 fn the_readmes_python_runs_as_it_stands() {
     let Some(python) = python_with(&["polars"]) else { return };
     let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).unwrap();
-    let snippets: Vec<&str> = readme
-        .split("```python\n")
-        .skip(1)
-        .filter_map(|rest| rest.split("```").next())
-        .collect();
+    let snippets: Vec<&str> = readme.split("```python\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
     assert!(!snippets.is_empty());
     let place = Place::new(&SMALL.replace("output = \"out\"", "output = \"llink-out\""));
     place.ok(&["submit", "job.toml"]);
     for snippet in snippets {
-        let run = Command::new(&python)
-            .args(["-c", snippet])
-            .current_dir(place.dir.path())
-            .output()
-            .unwrap();
+        let run = Command::new(&python).args(["-c", snippet]).current_dir(place.dir.path()).output().unwrap();
         assert!(run.status.success(), "{snippet}\n{}", common::text(&run));
     }
 }
@@ -281,9 +234,7 @@ fn moto() -> Option<(common::Running, Vec<(String, String)>)> {
         .unwrap();
     // The other messages of its start are not read.
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let port = lines
-        .find_map(|line| line.unwrap().strip_prefix("port ").map(str::to_owned))
-        .unwrap();
+    let port = lines.find_map(|line| line.unwrap().strip_prefix("port ").map(str::to_owned)).unwrap();
     let settings = [
         ("AWS_ENDPOINT", format!("http://127.0.0.1:{port}")),
         ("AWS_ALLOW_HTTP", "true".into()),
@@ -292,10 +243,7 @@ fn moto() -> Option<(common::Running, Vec<(String, String)>)> {
         ("AWS_REGION", "us-east-1".into()),
     ];
     let settings = settings.map(|(key, value)| (key.to_owned(), value)).to_vec();
-    let running = common::Running {
-        child,
-        log: std::path::PathBuf::new(),
-    };
+    let running = common::Running { child, log: std::path::PathBuf::new() };
     Some((running, settings))
 }
 
@@ -306,22 +254,9 @@ fn a_coordinator_whose_volume_is_lost_restores_itself_from_an_object_store() {
     let serve = |state: &str| {
         let log = place.path(&format!("{state}.log"));
         let file = || std::fs::File::options().create(true).append(true).open(&log).unwrap();
-        let args = [
-            "serve",
-            "--listen",
-            "127.0.0.1:0",
-            "--state",
-            state,
-            "--replica",
-            "s3://jobs/state",
-        ];
+        let args = ["serve", "--listen", "127.0.0.1:0", "--state", state, "--replica", "s3://jobs/state"];
         let mut command = place.command(&args);
-        let child = command
-            .envs(settings.clone())
-            .stdout(file())
-            .stderr(file())
-            .spawn()
-            .unwrap();
+        let child = command.envs(settings.clone()).stdout(file()).stderr(file()).spawn().unwrap();
         let running = common::Running { child, log };
         let url = eventually("the coordinator's URL", || {
             let log = running.log();
@@ -334,21 +269,14 @@ fn a_coordinator_whose_volume_is_lost_restores_itself_from_an_object_store() {
     let id = place.ok(&["submit", "job.toml", "--coordinator", &url, "--detach"]);
     drop(first);
     let (second, url) = serve("second");
-    assert!(
-        second.log().contains("is restored from s3://jobs/state"),
-        "{}",
-        second.log()
-    );
+    assert!(second.log().contains("is restored from s3://jobs/state"), "{}", second.log());
     assert!(place.ok(&["list", "--coordinator", &url]).contains(id.trim()));
 }
 
 #[test]
 fn the_same_job_reads_from_and_writes_to_an_object_store() {
     let Some((_server, settings)) = moto() else { return };
-    let place = Place::new(&SMALL.replace(
-        "source = \"sample\"\ntrain_pairs",
-        "source = \"pairs.tsv\"\ntrain_pairs",
-    ));
+    let place = Place::new(&SMALL.replace("source = \"sample\"\ntrain_pairs", "source = \"pairs.tsv\"\ntrain_pairs"));
     place.ok(&["sample", ".", "--pairs", "2500", "--instructions", "10"]);
     place.ok(&["submit", "job.toml"]);
     let upload = async {
@@ -358,9 +286,7 @@ fn the_same_job_reads_from_and_writes_to_an_object_store() {
     };
     tokio::runtime::Runtime::new().unwrap().block_on(upload);
     let job = std::fs::read_to_string(place.path("job.toml")).unwrap();
-    let job = job
-        .replace("\"pairs.tsv\"", "\"s3://jobs/in/pairs.tsv\"")
-        .replace("\"out\"", "\"s3://jobs/out\"");
+    let job = job.replace("\"pairs.tsv\"", "\"s3://jobs/in/pairs.tsv\"").replace("\"out\"", "\"s3://jobs/out\"");
     std::fs::write(place.path("s3.toml"), job).unwrap();
     let run = |args: &[&str]| {
         let output = place.command(args).envs(settings.clone()).output().unwrap();
@@ -400,30 +326,18 @@ fn signed_file(query: &'static str, content: Vec<u8>) -> String {
             let mut stream = stream.unwrap();
             let mut request = BufReader::new(stream.try_clone().unwrap()).lines();
             let first = request.next().unwrap().unwrap();
-            let headers: Vec<String> = request
-                .map_while(Result::ok)
-                .take_while(|line| !line.is_empty())
-                .collect();
-            let range = headers
-                .iter()
-                .find_map(|line| line.to_lowercase().strip_prefix("range: bytes=").map(str::to_owned));
+            let headers: Vec<String> = request.map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
+            let range =
+                headers.iter().find_map(|line| line.to_lowercase().strip_prefix("range: bytes=").map(str::to_owned));
             if !first.starts_with("GET ") || !first.contains(query) {
                 let body = format!("<Signed>{first}</Signed>");
-                let head = format!(
-                    "HTTP/1.1 403 No\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-                    body.len()
-                );
+                let head = format!("HTTP/1.1 403 No\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
                 let _ = stream.write_all(format!("{head}{body}").as_bytes());
                 continue;
             }
-            let (start, end) = range
-                .as_deref()
-                .and_then(|range| range.split_once('-'))
-                .unwrap_or(("0", ""));
+            let (start, end) = range.as_deref().and_then(|range| range.split_once('-')).unwrap_or(("0", ""));
             let start: usize = start.parse().unwrap();
-            let end = end
-                .parse()
-                .map_or(content.len(), |end: usize| (end + 1).min(content.len()));
+            let end = end.parse().map_or(content.len(), |end: usize| (end + 1).min(content.len()));
             let head = format!(
                 "HTTP/1.1 {}\r\ncontent-length: {}\r\ncontent-range: bytes {start}-{}/{}\r\netag: \"1\"\r\n\
                  last-modified: Wed, 21 Oct 2026 07:28:00 GMT\r\nconnection: close\r\n\r\n",
@@ -432,9 +346,7 @@ fn signed_file(query: &'static str, content: Vec<u8>) -> String {
                 end - 1,
                 content.len()
             );
-            let _ = stream
-                .write_all(head.as_bytes())
-                .and_then(|()| stream.write_all(&content[start..end]));
+            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&content[start..end]));
         }
     });
     url
@@ -442,16 +354,11 @@ fn signed_file(query: &'static str, content: Vec<u8>) -> String {
 
 /// Returns a corpus of a hundred pairs as TSV.
 fn hundred_pairs() -> String {
-    let words = [
-        "river", "boat", "market", "rice", "school", "teacher", "water", "child", "house", "road",
-    ];
+    let words = ["river", "boat", "market", "rice", "school", "teacher", "water", "child", "house", "road"];
     let foreign = ["ទន្លេ", "ទូក", "ផ្សារ", "អង្ករ", "សាលា", "គ្រូ", "ទឹក", "កុមារ", "ផ្ទះ", "ផ្លូវ"];
     let pair = |n: usize| {
         let (i, j) = (n / 10, n % 10);
-        format!(
-            "The {} is near the {} {n}.\t{}នៅជិត{}លេខ {n}\n",
-            words[i], words[j], foreign[i], foreign[j]
-        )
+        format!("The {} is near the {} {n}.\t{}នៅជិត{}លេខ {n}\n", words[i], words[j], foreign[i], foreign[j])
     };
     (0..100).map(pair).collect()
 }
@@ -472,23 +379,13 @@ fn a_signed_url_is_read_and_its_signature_is_nowhere() {
     let url = signed_file("sv=2024&sig=5ecretsignature", faulty.into_bytes());
     let address = format!("{url}/corpora/km.tsv?sv=2024&sig=5ecretsignature");
     let place = Place::new(&own_corpus(&format!("{address:?}")));
-    let output = place
-        .command(&["submit", "job.toml"])
-        .env("LLINK_LOG", "trace")
-        .output()
-        .unwrap();
+    let output = place.command(&["submit", "job.toml"]).env("LLINK_LOG", "trace").output().unwrap();
     let said = common::text(&output);
     assert!(output.status.success(), "{said}");
     assert!(!said.contains(SECRET), "{said}");
     let report = std::fs::read_to_string(place.path("out/report.json")).unwrap();
-    assert!(
-        report.contains(&format!("{url}/corpora/km.tsv:101: missing_column")),
-        "{report}"
-    );
-    for file in walk(place.dir.path(), "")
-        .into_iter()
-        .filter(|file| !file.ends_with("job.toml"))
-    {
+    assert!(report.contains(&format!("{url}/corpora/km.tsv:101: missing_column")), "{report}");
+    for file in walk(place.dir.path(), "").into_iter().filter(|file| !file.ends_with("job.toml")) {
         let content = std::fs::read(&file).unwrap();
         let holds = content.windows(SECRET.len()).any(|part| part == SECRET.as_bytes());
         assert!(!holds, "the signature is in {}", file.display());
@@ -502,10 +399,7 @@ fn a_signed_url_is_read_and_its_signature_is_nowhere() {
     let expired = format!("{url}/corpora/km.tsv?sv=2024&sig=0ther5ecret");
     std::fs::write(place.path("job.toml"), own_corpus(&format!("{expired:?}"))).unwrap();
     let said = place.fails(4, &["submit", "job.toml"]);
-    assert!(
-        said.contains("/corpora/km.tsv") && said.contains("403") && !said.contains("0ther5ecret"),
-        "{said}"
-    );
+    assert!(said.contains("/corpora/km.tsv") && said.contains("403") && !said.contains("0ther5ecret"), "{said}");
 }
 
 #[test]
@@ -524,18 +418,7 @@ fn sources_of_one_name_are_told_apart_and_a_lost_ending_is_reported() {
         assert_eq!(report["counts"][format!("pairs.source.{name}.kept")], 50, "{report:#}");
     }
     let warnings = report["warnings"].to_string();
-    assert!(
-        warnings.contains("b/train.tsv ends its lines with carriage returns"),
-        "{warnings}"
-    );
-    let table = place.ok(&[
-        "inspect",
-        "out",
-        "--sql",
-        "select source, count(*) as n from pairs_train group by source",
-    ]);
-    assert!(
-        table.contains("a/train.tsv") && table.contains("b/train.tsv"),
-        "{table}"
-    );
+    assert!(warnings.contains("b/train.tsv ends its lines with carriage returns"), "{warnings}");
+    let table = place.ok(&["inspect", "out", "--sql", "select source, count(*) as n from pairs_train group by source"]);
+    assert!(table.contains("a/train.tsv") && table.contains("b/train.tsv"), "{table}");
 }

@@ -38,8 +38,7 @@ fn another_coordinator_plans_alike_and_says_what_will_not_be_had() {
     let serve = place.start(&["serve", "--listen", "127.0.0.1:0", "--state", "server"]);
     let url = eventually("the coordinator's URL", || {
         let log = serve.log();
-        log.lines()
-            .find_map(|l| l.strip_prefix("llink-coord listens on ").map(str::to_owned))
+        log.lines().find_map(|l| l.strip_prefix("llink-coord listens on ").map(str::to_owned))
     });
     let here = place.ok(&["submit", "job.toml", "--dry-run"]);
     let there = place.ok(&["submit", "job.toml", "--dry-run", "--coordinator", &url]);

@@ -18,25 +18,16 @@ fn a_job_runs_end_to_end_and_again_does_nothing() {
     assert!(first.contains("Retrieval among 200 held-out pairs"), "{first}");
     let chance = figure(&place, "retrieval.chance.r1");
     assert!((chance - 1.0 / 200.0).abs() < 1e-9, "{chance}");
-    assert!(
-        figure(&place, "retrieval.stage_a.cosine.r1") > 3.0 * chance,
-        "60 steps beat chance: {first}"
-    );
+    assert!(figure(&place, "retrieval.stage_a.cosine.r1") > 3.0 * chance, "60 steps beat chance: {first}");
     assert!(figure(&place, "retrieval.stage_a.cosine.mean_rank") < figure(&place, "retrieval.chance.mean_rank"));
 
     let before = place.artefacts(&["shard", "models", "embed", "baseline", "align", "evaluate"]);
     let began = Instant::now();
     let second = place.ok(&["submit", "job.toml"]);
     let took = began.elapsed();
-    assert!(
-        second.contains("nothing to do, every stage was finished before"),
-        "{second}"
-    );
+    assert!(second.contains("nothing to do, every stage was finished before"), "{second}");
     assert!(took < Duration::from_secs(20), "{took:?}");
-    assert_eq!(
-        place.artefacts(&["shard", "models", "embed", "baseline", "align", "evaluate"]),
-        before
-    );
+    assert_eq!(place.artefacts(&["shard", "models", "embed", "baseline", "align", "evaluate"]), before);
 
     // Another job with this output shares the stages with the same key.
     let longer = SMALL.replace("steps = 60", "steps = 70");
@@ -45,12 +36,7 @@ fn a_job_runs_end_to_end_and_again_does_nothing() {
     assert_eq!(plan.matches("cached").count(), 4, "{plan}");
     let json = place.ok(&["submit", "longer.toml", "--json"]);
     let last: serde_json::Value = serde_json::from_str(json.trim().lines().last().unwrap()).unwrap();
-    let states: Vec<&str> = last["stages"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|s| s["state"].as_str().unwrap())
-        .collect();
+    let states: Vec<&str> = last["stages"].as_array().unwrap().iter().map(|s| s["state"].as_str().unwrap()).collect();
     assert_eq!(states, ["cached", "cached", "cached", "cached", "done", "done", "done"]);
 
     // The commands that only read work without a coordinator too.
@@ -74,10 +60,7 @@ fn the_same_seed_gives_the_same_bytes_with_any_number_of_workers() {
     let (one, one_mrr) = run("1");
     let (three, three_mrr) = run("3");
     assert_eq!(one, three);
-    assert!(
-        (one_mrr - three_mrr).abs() < 1e-2,
-        "one rank and three agree to rounding: {one_mrr} {three_mrr}"
-    );
+    assert!((one_mrr - three_mrr).abs() < 1e-2, "one rank and three agree to rounding: {one_mrr} {three_mrr}");
 }
 
 #[test]
@@ -86,10 +69,7 @@ fn coordinator_workers_and_submit_work_as_separate_processes() {
     let mut serve = place.start(&["serve", "--listen", "127.0.0.1:0", "--state", "server"]);
     let url = eventually("the coordinator's URL", || {
         assert!(serve.child.try_wait().unwrap().is_none(), "{}", serve.log());
-        serve
-            .log()
-            .lines()
-            .find_map(|l| l.strip_prefix("llink-coord listens on ").map(str::to_owned))
+        serve.log().lines().find_map(|l| l.strip_prefix("llink-coord listens on ").map(str::to_owned))
     });
     let to = ["--coordinator", url.as_str()];
     let id = place.ok(&[&["submit", "job.toml", "--detach"], &to[..]].concat());
@@ -99,9 +79,8 @@ fn coordinator_workers_and_submit_work_as_separate_processes() {
         shown.contains("no worker is connected").then_some(shown)
     });
     assert!(waiting.contains("running (0 workers)"), "{waiting}");
-    let _workers: Vec<_> = ["a", "b"]
-        .map(|name| place.start(&[&["worker", "--name", name, "--threads", "1"], &to[..]].concat()))
-        .into();
+    let _workers: Vec<_> =
+        ["a", "b"].map(|name| place.start(&[&["worker", "--name", name, "--threads", "1"], &to[..]].concat())).into();
     let watched = place.ok(&[&["watch", id], &to[..]].concat());
     assert!(watched.contains("succeeded in"), "{watched}");
     let again = place.ok(&[&["submit", "job.toml"], &to[..]].concat());
@@ -115,8 +94,7 @@ fn cancel_stops_a_running_job_and_submitting_again_goes_on() {
     let id = eventually("training has begun", || {
         let list = place.run(&["list"]);
         let list = String::from_utf8_lossy(&list.stdout).into_owned();
-        list.contains("align: train")
-            .then(|| list.split_whitespace().next().unwrap().to_owned())
+        list.contains("align: train").then(|| list.split_whitespace().next().unwrap().to_owned())
     });
     assert!(place.ok(&["cancel", &id]).contains("cancelled"));
     let status = submit.child.wait().unwrap();
@@ -149,10 +127,6 @@ assert instructions.height == 150
 print("ok", vectors["vector"].dtype)
 "#;
     let out = place.path("out");
-    let run = std::process::Command::new(python)
-        .args(["-c", script])
-        .arg(&out)
-        .output()
-        .unwrap();
+    let run = std::process::Command::new(python).args(["-c", script]).arg(&out).output().unwrap();
     assert!(run.status.success(), "{}", common::text(&run));
 }

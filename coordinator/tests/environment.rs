@@ -16,13 +16,7 @@ fn variables() -> Vec<String> {
     }
     found.sort();
     found.dedup();
-    for known in [
-        "LLINK_STATE",
-        "LLINK_TLS_CA",
-        "LLINK_HEALTH",
-        "LLINK_THREADS",
-        "LLINK_LEASE_S",
-    ] {
+    for known in ["LLINK_STATE", "LLINK_TLS_CA", "LLINK_HEALTH", "LLINK_THREADS", "LLINK_LEASE_S"] {
         assert!(found.iter().any(|name| name == known), "{known}: {found:?}");
     }
     found.push("LLINK_LOG".into());
@@ -97,10 +91,6 @@ fn certificates_of_a_cluster_in_the_environment_do_not_hide_the_coordinator_that
         Some(line.trim().to_owned())
     });
     let id = place.ok(&["submit", "job.toml", "--coordinator", &url, "--detach"]);
-    let cancelled = place
-        .command(&["cancel", id.trim()])
-        .env("LLINK_TLS_CA", "ca.crt")
-        .output()
-        .unwrap();
+    let cancelled = place.command(&["cancel", id.trim()]).env("LLINK_TLS_CA", "ca.crt").output().unwrap();
     assert!(text(&cancelled).contains("cancelled"), "{}", text(&cancelled));
 }

@@ -47,10 +47,7 @@ fn piped(place: &Place, args: &[&str], input: &str) -> String {
 /// Returns the rows of a JSON Lines file.
 fn rows(path: PathBuf) -> Vec<Value> {
     let content = std::fs::read_to_string(path).unwrap();
-    content
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
+    content.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 #[test]
@@ -58,10 +55,7 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
     let place = Place::new(&with_stage_b());
     let said = place.ok(&["submit", "job.toml"]);
     let folder = bundle(&place);
-    assert!(
-        said.contains("llink-coord generate --bundle") && said.contains(&folder[4..]),
-        "{said}"
-    );
+    assert!(said.contains("llink-coord generate --bundle") && said.contains(&folder[4..]), "{said}");
     assert!(place.ok(&["verify", &folder]).contains("all as the manifests say"));
     let card = std::fs::read_to_string(place.path(&folder).join("README.md")).unwrap();
     for expected in [
@@ -87,11 +81,7 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
 
     // The encoder reads one text here and a batch there, so its vectors agree to rounding, and most answers are the
     // same.
-    let evaluated = std::fs::read_dir(place.path("out/evaluate"))
-        .unwrap()
-        .next()
-        .unwrap()
-        .unwrap();
+    let evaluated = std::fs::read_dir(place.path("out/evaluate")).unwrap().next().unwrap().unwrap();
     let evaluated = rows(evaluated.path().join("answers.jsonl"));
     let ask = ["generate", "--bundle", &folder, "--max-tokens", "12"];
     let input: String = evaluated.iter().map(|row| format!("{row}\n")).collect();
@@ -101,23 +91,15 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
     let answered = rows(place.path("answers.jsonl"));
     let same = |(ours, theirs): (&Value, &Value)| ours["generated"] == theirs["answers"]["slots"];
     let equal = answered.iter().zip(&evaluated).filter(|pair| same(*pair)).count();
-    assert!(
-        equal >= 3,
-        "{equal} of 4 answers are those that were evaluated: {answered:#?}"
-    );
+    assert!(equal >= 3, "{equal} of 4 answers are those that were evaluated: {answered:#?}");
 
     // A single text comes from the command line, a pipe and a dialogue.
-    let (foreign, instruction) = (
-        evaluated[0]["foreign"].as_str().unwrap(),
-        evaluated[0]["instruction"].as_str().unwrap(),
-    );
+    let (foreign, instruction) =
+        (evaluated[0]["foreign"].as_str().unwrap(), evaluated[0]["instruction"].as_str().unwrap());
     let answer = format!("{}\n", answered[0]["generated"].as_str().unwrap());
     let asked = [&ask[..], &["--instruction", instruction]].concat();
     assert_eq!(place.ok(&[&asked[..], &[foreign]].concat()), answer);
-    assert_eq!(
-        piped(&place, &asked, &format!("{foreign}\n\n{foreign}\n")),
-        answer.repeat(2)
-    );
+    assert_eq!(piped(&place, &asked, &format!("{foreign}\n\n{foreign}\n")), answer.repeat(2));
     let dialogue = [&ask[..], &["--interactive", "--encoder", "/nowhere", foreign]].concat();
     let questions = format!("{instruction}\nsummarize\n\n{foreign}\n{instruction}\n");
     let heard = piped(&place, &dialogue, &questions);
@@ -135,49 +117,20 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
     );
     let hotter = [&batch[..], &["--temperature", "0.7"]].concat();
     assert!(place.fails(2, &hotter).contains("answers.jsonl:1:"));
-    std::fs::write(
-        place.path("in.jsonl"),
-        format!("{}\n{{\"txt\": 1}}\n", input.lines().next().unwrap()),
-    )
-    .unwrap();
+    std::fs::write(place.path("in.jsonl"), format!("{}\n{{\"txt\": 1}}\n", input.lines().next().unwrap())).unwrap();
     faulty_lines_cost_no_others_their_answer(&place, &ask, foreign);
 
     // Errors are reported.
-    assert!(
-        place
-            .fails(2, &[&ask[..], &["--task", "rhyme", foreign]].concat())
-            .contains("summarize")
-    );
-    assert!(
-        place
-            .fails(2, &[&ask[..], &["--top-p", "2", foreign]].concat())
-            .contains("--top-p")
-    );
-    assert!(
-        place
-            .fails(3, &["generate", "--bundle", "out/align", foreign])
-            .contains("no bundle here")
-    );
+    assert!(place.fails(2, &[&ask[..], &["--task", "rhyme", foreign]].concat()).contains("summarize"));
+    assert!(place.fails(2, &[&ask[..], &["--top-p", "2", foreign]].concat()).contains("--top-p"));
+    assert!(place.fails(3, &["generate", "--bundle", "out/align", foreign]).contains("no bundle here"));
     let shards = place.artefacts(&["shard"])[0].0.clone();
     let shard = format!("out/{}", shards.split('/').take(2).collect::<Vec<_>>().join("/"));
-    assert!(
-        place
-            .fails(3, &["generate", "--bundle", &shard, foreign])
-            .contains("`shard`")
-    );
+    assert!(place.fails(3, &["generate", "--bundle", &shard, foreign]).contains("`shard`"));
 
     // The output may be moved as a whole.
     std::fs::rename(place.path("out"), place.path("elsewhere")).unwrap();
-    let asked = [
-        "generate",
-        "--bundle",
-        "elsewhere",
-        "--max-tokens",
-        "12",
-        "--no-cache",
-        "--instruction",
-        instruction,
-    ];
+    let asked = ["generate", "--bundle", "elsewhere", "--max-tokens", "12", "--no-cache", "--instruction", instruction];
     assert_eq!(place.ok(&[&asked[..], &[foreign]].concat()), answer);
     std::fs::rename(place.path("elsewhere"), place.path("out")).unwrap();
     the_cards_python_answers_alike(&place, &folder, foreign, instruction, answer.trim_end());
@@ -191,15 +144,8 @@ fn a_bundle_whose_slots_read_windows_answers_as_it_was_evaluated() {
     assert!(said.contains("windows"), "the stage is shown: {said}");
     let folder = bundle(&place);
     let card = std::fs::read_to_string(place.path(&folder).join("README.md")).unwrap();
-    assert!(
-        card.contains("from the text's vector and those of its 4 windows"),
-        "{card}"
-    );
-    let evaluated = std::fs::read_dir(place.path("out/evaluate"))
-        .unwrap()
-        .next()
-        .unwrap()
-        .unwrap();
+    assert!(card.contains("from the text's vector and those of its 4 windows"), "{card}");
+    let evaluated = std::fs::read_dir(place.path("out/evaluate")).unwrap().next().unwrap().unwrap();
     let evaluated = rows(evaluated.path().join("answers.jsonl"));
     let input: String = evaluated.iter().map(|row| format!("{row}\n")).collect();
     std::fs::write(place.path("in.jsonl"), &input).unwrap();
@@ -208,10 +154,7 @@ fn a_bundle_whose_slots_read_windows_answers_as_it_was_evaluated() {
     let answered = rows(place.path("answers.jsonl"));
     let same = |(ours, theirs): (&Value, &Value)| ours["generated"] == theirs["answers"]["slots"];
     let equal = answered.iter().zip(&evaluated).filter(|pair| same(*pair)).count();
-    assert!(
-        equal >= 3,
-        "{equal} of 4 answers are those that were evaluated: {answered:#?}"
-    );
+    assert!(equal >= 3, "{equal} of 4 answers are those that were evaluated: {answered:#?}");
     let [foreign, instruction] = ["foreign", "instruction"].map(|key| evaluated[0][key].as_str().unwrap());
     // The vectors of the windows are kept, so the text needs no encoder any more.
     let asked = ["--instruction", instruction, "--encoder", "/nowhere", foreign];
@@ -224,8 +167,7 @@ fn a_bundle_whose_slots_read_windows_answers_as_it_was_evaluated() {
     let before = place.artefacts(&stages);
     std::fs::write(
         place.path("job.toml"),
-        job.replace("windows = 4", "windows = 0")
-            .replace("recipe = \"sharp\"\n", ""),
+        job.replace("windows = 4", "windows = 0").replace("recipe = \"sharp\"\n", ""),
     )
     .unwrap();
     place.ok(&["submit", "job.toml"]);
@@ -246,18 +188,13 @@ fn faulty_lines_cost_no_others_their_answer(place: &Place, ask: &[&str], foreign
     std::fs::write(place.path("faulty.jsonl"), lines.join("\n")).unwrap();
     let batch = [ask, &["--jsonl", "faulty.jsonl", "--output", "faulty.out"]].concat();
     let said = text(&place.run(&batch));
-    for named in [
-        "faulty.jsonl:2: has nothing to read",
-        "faulty.jsonl:3: has no \"text\"",
-        "faulty.jsonl:5: is not JSON",
-    ] {
+    for named in
+        ["faulty.jsonl:2: has nothing to read", "faulty.jsonl:3: has no \"text\"", "faulty.jsonl:5: is not JSON"]
+    {
         assert!(said.contains(named), "{said}");
     }
     let answers = std::fs::read_to_string(place.path("faulty.out")).unwrap();
-    assert!(
-        answers.starts_with(&format!("{{\"text\":{quoted},\"id\":18446744073709551616,")),
-        "{answers}"
-    );
+    assert!(answers.starts_with(&format!("{{\"text\":{quoted},\"id\":18446744073709551616,")), "{answers}");
     let found = rows(place.path("faulty.out"));
     let generated: Vec<bool> = found.iter().map(|row| row["generated"].is_string()).collect();
     assert_eq!(generated, [true, false, false, false, true]);
@@ -267,35 +204,17 @@ fn faulty_lines_cost_no_others_their_answer(place: &Place, ask: &[&str], foreign
     assert!(place.ok(&batch).contains("2 answers"));
     assert_eq!(std::fs::read_to_string(place.path("faulty.out")).unwrap(), answers);
 
-    let texts = [
-        &b"\xEF\xBB\xBF"[..],
-        foreign.as_bytes(),
-        b"\r\n\xE2\x80\x8B\ncaf\xE9\n",
-        foreign.as_bytes(),
-    ]
-    .concat();
+    let texts = [&b"\xEF\xBB\xBF"[..], foreign.as_bytes(), b"\r\n\xE2\x80\x8B\ncaf\xE9\n", foreign.as_bytes()].concat();
     std::fs::write(place.path("faulty.txt"), &texts).unwrap();
     let one = format!("{}\n", found[0]["generated"].as_str().unwrap());
-    let output = place
-        .command(&[ask, &["--file", "faulty.txt"]].concat())
-        .output()
-        .unwrap();
-    let (said, heard) = (
-        String::from_utf8(output.stderr).unwrap(),
-        String::from_utf8(output.stdout).unwrap(),
-    );
+    let output = place.command(&[ask, &["--file", "faulty.txt"]].concat()).output().unwrap();
+    let (said, heard) = (String::from_utf8(output.stderr).unwrap(), String::from_utf8(output.stdout).unwrap());
     assert_eq!(heard, format!("{one}\n\n{one}"), "{said}");
-    assert!(
-        said.contains("faulty.txt:2: ") && said.contains("faulty.txt:3: is not UTF-8"),
-        "{said}"
-    );
+    assert!(said.contains("faulty.txt:2: ") && said.contains("faulty.txt:3: is not UTF-8"), "{said}");
     assert!(output.status.success());
     std::fs::write(place.path("none.jsonl"), "[1]\n").unwrap();
     let said = place.fails(3, &[ask, &["--jsonl", "none.jsonl"]].concat());
-    assert!(
-        said.contains("no line could be answered") && said.contains("none.jsonl:1: "),
-        "{said}"
-    );
+    assert!(said.contains("no line could be answered") && said.contains("none.jsonl:1: "), "{said}");
 }
 
 /// Runs the model card's own Python, with the models' folders in it.
@@ -307,20 +226,13 @@ fn the_cards_python_answers_alike(place: &Place, folder: &str, foreign: &str, in
     let (_, code) = card.split_once("```python\n").unwrap();
     let (code, _) = code.split_once("```").unwrap();
     let model = |name: &str| {
-        let models = std::fs::read_dir(place.path("out/models"))
-            .unwrap()
-            .next()
-            .unwrap()
-            .unwrap();
+        let models = std::fs::read_dir(place.path("out/models")).unwrap().next().unwrap().unwrap();
         models.path().join(name).display().to_string()
     };
     let places = "bundle, encoder_id, decoder_id = \".\", \"somebody/tiny-encoder\", \"somebody/tiny-decoder\"";
     assert!(code.contains(places), "{code}");
     let (encoder, decoder) = (model("encoder"), model("decoder"));
-    let code = code.replace(
-        places,
-        &format!("bundle, encoder_id, decoder_id = \".\", {encoder:?}, {decoder:?}"),
-    );
+    let code = code.replace(places, &format!("bundle, encoder_id, decoder_id = \".\", {encoder:?}, {decoder:?}"));
     let (code, _) = code.split_once("\nprint(").unwrap();
     let code = code.replace("max_new_tokens=128", "max_new_tokens=12");
     // A string has the same form in JSON and in Python. The card cleans a text as llink does.
@@ -418,18 +330,12 @@ fn the_sample_bundle_answers_before_any_training() {
     let place = Place::new("");
     // No training had this seed.
     let short = |(_, khmer): &(String, String)| khmer.chars().count() <= 70;
-    let pairs: Vec<(String, String)> = llink_quickstart::sample::pairs(400, 123_456)
-        .filter(short)
-        .take(40)
-        .collect();
+    let pairs: Vec<(String, String)> = llink_quickstart::sample::pairs(400, 123_456).filter(short).take(40).collect();
     let input: String = pairs.iter().map(|(_, khmer)| format!("{khmer}\n")).collect();
     let said = piped(&place, &["generate", "--bundle", SAMPLE_BUNDLE], &input);
     let right = said.lines().zip(&pairs).filter(|(said, (english, _))| said == english);
     let right = right.count();
-    assert!(
-        right >= 12,
-        "{right} of 40 sentences are translated word for word: {said}"
-    );
+    assert!(right >= 12, "{right} of 40 sentences are translated word for word: {said}");
 }
 
 #[test]
@@ -440,33 +346,21 @@ fn stage_b_starts_from_a_bundle_and_follows_its_content() {
             "projector_hidden = 512\n[instruct]\nsteps = 1\nfrom = {SAMPLE_BUNDLE:?}\nexpander_hidden = 512\nprojector_learning_rate = 1e-5\n"
         ),
     );
-    let job = job.replace(
-        "train = 120\n",
-        "train = 120\ntasks = [\"translate\"]\nmax_chars = 70\n",
-    );
+    let job = job.replace("train = 120\n", "train = 120\ntasks = [\"translate\"]\nmax_chars = 70\n");
     let job = job.replace("learning_rate = 2e-3", "learning_rate = 1e-5");
     let job = job.replace("answers = 4\nmax_answer_tokens = 12", "answers = 20");
     let place = Place::new(&job);
     let said = place.ok(&["submit", "job.toml"]);
-    let answers = said
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("with slots"))
-        .unwrap();
+    let answers = said.lines().find_map(|line| line.trim().strip_prefix("with slots")).unwrap();
     let recall: f64 = answers.split_whitespace().nth(1).unwrap().parse().unwrap();
-    assert!(
-        recall > 0.7,
-        "one step from random numbers gives no such answers: {said}"
-    );
+    assert!(recall > 0.7, "one step from random numbers gives no such answers: {said}");
     assert!(place.ok(&["submit", "job.toml"]).contains("nothing to do"));
 
     // A bundle of other shapes is refused with the key that differs.
     let other = job.replace("expander_hidden = 512", "expander_hidden = 256");
     std::fs::write(place.path("job.toml"), other).unwrap();
     let said = place.fails(3, &["submit", "job.toml"]);
-    assert!(
-        said.contains("`instruct.from`") && said.contains("instruct.expander_hidden"),
-        "{said}"
-    );
+    assert!(said.contains("`instruct.from`") && said.contains("instruct.expander_hidden"), "{said}");
     // A folder without a bundle is refused before anything runs.
     let missing = job.replace(SAMPLE_BUNDLE, "out/align");
     std::fs::write(place.path("job.toml"), missing).unwrap();

@@ -29,11 +29,7 @@ fn a_killed_worker_costs_its_task_only_and_changes_no_result() {
         let place = Place::new(&longer);
         let mut submit = place.start(&["submit", "job.toml"]);
         eventually(stage, || {
-            assert!(
-                submit.child.try_wait().unwrap().is_none(),
-                "ended before {stage}: {}",
-                submit.log()
-            );
+            assert!(submit.child.try_wait().unwrap().is_none(), "ended before {stage}: {}", submit.log());
             let list = place.run(&["list"]);
             String::from_utf8_lossy(&list.stdout).contains(stage).then_some(())
         });
@@ -41,17 +37,11 @@ fn a_killed_worker_costs_its_task_only_and_changes_no_result() {
         signal(*workers.first().expect("a worker runs"), "-KILL");
         let status = submit.child.wait().unwrap();
         assert!(status.success(), "{}", submit.log());
-        assert!(
-            submit.log().contains("was lost"),
-            "the loss is told of: {}",
-            submit.log()
-        );
+        assert!(submit.log().contains("was lost"), "the loss is told of: {}", submit.log());
         // Names carry the keys and the shards; bytes are compared by their hashes.
         assert_eq!(place.artefacts(&stages[..3]), calm.artefacts(&stages[..3]), "{stage}");
-        let (a, b) = (
-            figure(&place, "retrieval.stage_a.cosine.mean_rank"),
-            figure(&calm, "retrieval.stage_a.cosine.mean_rank"),
-        );
+        let (a, b) =
+            (figure(&place, "retrieval.stage_a.cosine.mean_rank"), figure(&calm, "retrieval.stage_a.cosine.mean_rank"));
         assert!((a - b).abs() < 1e-9, "{stage}: {a} {b}");
     }
 }
@@ -62,28 +52,18 @@ fn a_killed_coordinator_goes_on_where_it_stopped_and_leaves_no_worker_behind() {
     let mut submit = place.start(&["submit", "job.toml"]);
     eventually("training has begun", || {
         let list = place.run(&["list"]);
-        String::from_utf8_lossy(&list.stdout)
-            .contains("align: train")
-            .then_some(())
+        String::from_utf8_lossy(&list.stdout).contains("align: train").then_some(())
     });
     let workers = workers_of(submit.child.id());
     assert!(!workers.is_empty());
     submit.child.kill().unwrap();
     submit.child.wait().unwrap();
     eventually("the workers end with their parent", || {
-        workers
-            .iter()
-            .all(|pid| !common::exists(Path::new(&format!("/proc/{pid}"))))
-            .then_some(())
+        workers.iter().all(|pid| !common::exists(Path::new(&format!("/proc/{pid}")))).then_some(())
     });
     let json = place.ok(&["submit", "job.toml", "--json"]);
     let last: serde_json::Value = serde_json::from_str(json.trim().lines().last().unwrap()).unwrap();
-    let states: Vec<&str> = last["stages"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|s| s["state"].as_str().unwrap())
-        .collect();
+    let states: Vec<&str> = last["stages"].as_array().unwrap().iter().map(|s| s["state"].as_str().unwrap()).collect();
     assert_eq!(states, ["cached", "cached", "cached", "cached", "done", "done", "done"]);
 }
 
@@ -94,24 +74,15 @@ fn a_wrong_job_file_starts_nothing() {
     assert!(said.contains("job.toml:4:1: unknown key `bacth` in [align]"), "{said}");
     assert!(said.contains("did you mean `batch`?"), "{said}");
     let said = place.fails(2, &["submit", "nowhere.toml"]);
-    assert!(
-        said.contains("nowhere.toml") && said.contains("A job file is needed"),
-        "{said}"
-    );
-    assert!(
-        !place.path(".llink").exists() && !place.path("llink-out").exists(),
-        "nothing was started"
-    );
+    assert!(said.contains("nowhere.toml") && said.contains("A job file is needed"), "{said}");
+    assert!(!place.path(".llink").exists() && !place.path("llink-out").exists(), "nothing was started");
 }
 
 #[test]
 fn a_missing_corpus_or_model_is_named_before_anything_starts() {
     let place = Place::new("[corpus]\nsource = \"no/such.tsv\"\n");
     let said = place.fails(3, &["submit", "job.toml"]);
-    assert!(
-        said.contains("`corpus.source`") && said.contains("no/such.tsv: no such file"),
-        "{said}"
-    );
+    assert!(said.contains("`corpus.source`") && said.contains("no/such.tsv: no such file"), "{said}");
     let place = Place::new("[corpus]\nsource = \"sample\"\n[models]\nencoder = \"no/model\"\n");
     let said = place.fails(3, &["submit", "job.toml"]);
     assert!(said.contains("`models.encoder`") && said.contains("no/model"), "{said}");
@@ -127,19 +98,12 @@ fn everything_that_is_wrong_with_a_model_is_said_before_the_first_stage() {
     std::fs::create_dir_all(place.path("model")).unwrap();
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../worker/tests/fixtures/golden/seed8/encoder");
     let config = std::fs::read_to_string(golden.join("config.json")).unwrap();
-    let config = config
-        .replace("XLMRobertaModel", "T5EncoderModel")
-        .replace("xlm-roberta", "t5");
+    let config = config.replace("XLMRobertaModel", "T5EncoderModel").replace("xlm-roberta", "t5");
     std::fs::write(place.path("model/config.json"), config).unwrap();
     std::fs::copy(golden.join("tokenizer.json"), place.path("model/tokenizer.json")).unwrap();
     std::fs::write(place.path("model/model.safetensors"), "").unwrap();
     let said = place.fails(3, &["submit", "job.toml"]);
-    for word in [
-        "`models.encoder`",
-        "T5EncoderModel",
-        "XLMRobertaModel",
-        "model.safetensors is empty",
-    ] {
+    for word in ["`models.encoder`", "T5EncoderModel", "XLMRobertaModel", "model.safetensors is empty"] {
         assert!(said.contains(word), "{word} is not in {said}");
     }
     assert!(!place.path("out/shard").exists(), "nothing was computed");
@@ -149,25 +113,13 @@ fn everything_that_is_wrong_with_a_model_is_said_before_the_first_stage() {
 fn a_name_of_the_hub_is_no_folder_and_what_to_do_is_said() {
     let place = Place::new("[corpus]\nsource = \"sample\"\n[models]\nencoder = \"intfloat/multilingual-e5-small\"\n");
     let said = place.fails(3, &["submit", "job.toml"]);
-    assert!(
-        said.contains("intfloat/multilingual-e5-small is a model of the Hugging Face Hub"),
-        "{said}"
-    );
+    assert!(said.contains("intfloat/multilingual-e5-small is a model of the Hugging Face Hub"), "{said}");
 }
 
 #[test]
 fn broken_rows_are_counted_and_shown_and_never_silently_lost() {
     let place = Place::new(&SMALL.replace("source = \"sample\"\ntrain_pairs", "source = \"rows.tsv\"\ntrain_pairs"));
-    place.ok(&[
-        "sample",
-        "made",
-        "--pairs",
-        "2500",
-        "--instructions",
-        "1",
-        "--seed",
-        "3",
-    ]);
+    place.ok(&["sample", "made", "--pairs", "2500", "--instructions", "1", "--seed", "3"]);
     let mut rows = std::fs::read(place.path("made/pairs.tsv")).unwrap();
     rows.extend_from_slice(b"no second column\n");
     rows.extend_from_slice(b"broken\t\xff\xfe\xfd\n");
@@ -201,10 +153,8 @@ fn a_full_disk_is_told_plainly() {
     let place = Place::new(SMALL);
     let disk = place.path("disk");
     std::fs::create_dir_all(&disk).unwrap();
-    let mounted = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"])
-        .arg(&disk)
-        .output();
+    let mounted =
+        std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(&disk).output();
     if !mounted.is_ok_and(|o| o.status.success()) {
         skip("mount");
         return;
@@ -213,11 +163,7 @@ fn a_full_disk_is_told_plainly() {
     std::fs::write(place.path("job.toml"), job).unwrap();
     let output = place.run(&["submit", "job.toml"]);
     let said = common::text(&output);
-    std::process::Command::new("umount")
-        .arg("-l")
-        .arg(&disk)
-        .status()
-        .unwrap();
+    std::process::Command::new("umount").arg("-l").arg(&disk).status().unwrap();
     assert_eq!(output.status.code(), Some(4), "{said}");
     assert!(said.contains("No space left on device"), "{said}");
 }
@@ -228,23 +174,14 @@ fn ctrl_c_stops_cleanly_and_says_how_to_go_on() {
     let mut submit = place.start(&["submit", "job.toml"]);
     eventually("training has begun", || {
         let list = place.run(&["list"]);
-        String::from_utf8_lossy(&list.stdout)
-            .contains("align: train")
-            .then_some(())
+        String::from_utf8_lossy(&list.stdout).contains("align: train").then_some(())
     });
     let workers = workers_of(submit.child.id());
     signal(submit.child.id(), "-INT");
     let status = submit.child.wait().unwrap();
     assert_eq!(status.code(), Some(130), "{}", submit.log());
-    assert!(
-        submit.log().contains("llink-coord submit job.toml` goes on from there"),
-        "{}",
-        submit.log()
-    );
+    assert!(submit.log().contains("llink-coord submit job.toml` goes on from there"), "{}", submit.log());
     eventually("the workers are gone", || {
-        workers
-            .iter()
-            .all(|pid| !common::exists(Path::new(&format!("/proc/{pid}"))))
-            .then_some(())
+        workers.iter().all(|pid| !common::exists(Path::new(&format!("/proc/{pid}")))).then_some(())
     });
 }

@@ -30,11 +30,7 @@ struct Row {
 /// Returns a table that [`llink_proto::settings!`] declares.
 macro_rules! declared {
     ($name:literal, $of:ty) => {
-        Section {
-            name: $name,
-            about: plain(<$of>::ABOUT),
-            keys: <$of>::KEYS.iter().map(Row::from).collect(),
-        }
+        Section { name: $name, about: plain(<$of>::ABOUT), keys: <$of>::KEYS.iter().map(Row::from).collect() }
     };
 }
 
@@ -156,27 +152,15 @@ fn in_source(name: &'static str, file: &str, of: &str) -> Section {
     let mut about: Vec<&str> = comment.map_while(|line| line.strip_prefix("///")).collect();
     about.reverse();
     let (mut keys, mut doc) = (Vec::new(), String::new());
-    for line in lines[at + 1..]
-        .iter()
-        .take_while(|line| **line != "}")
-        .map(|line| line.trim())
-    {
+    for line in lines[at + 1..].iter().take_while(|line| **line != "}").map(|line| line.trim()) {
         if let Some(text) = line.strip_prefix("///") {
             doc += text;
         } else if let Some((name, _)) = line.strip_prefix("pub ").and_then(|field| field.split_once(':')) {
-            keys.push(Row {
-                name: name.to_owned(),
-                meaning: plain(&doc).replace('|', "\\|"),
-                bounds: String::new(),
-            });
+            keys.push(Row { name: name.to_owned(), meaning: plain(&doc).replace('|', "\\|"), bounds: String::new() });
             doc.clear();
         }
     }
-    Section {
-        name,
-        about: plain(&about.join("\n")),
-        keys,
-    }
+    Section { name, about: plain(&about.join("\n")), keys }
 }
 
 /// Returns a doc comment on one line, without rustdoc's links.

@@ -77,10 +77,7 @@ fn serve(judge: fn(&str, &str) -> &'static str) -> (String, Arc<AtomicUsize>) {
             count.fetch_add(1, Ordering::SeqCst);
             let reply =
                 json!({"choices": [{"message": {"content": judge(a, b)}, "finish_reason": "stop"}]}).to_string();
-            let head = format!(
-                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-                reply.len()
-            );
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", reply.len());
             let _ = stream.write_all(format!("{head}{reply}").as_bytes());
         }
     });
@@ -88,23 +85,14 @@ fn serve(judge: fn(&str, &str) -> &'static str) -> (String, Arc<AtomicUsize>) {
 }
 
 fn job(url: &str, more: &str) -> String {
-    JOB.replace(
-        "model = \"judge\"\n",
-        &format!("model = \"judge\"\nurl = \"{url}\"\n{more}"),
-    )
+    JOB.replace("model = \"judge\"\n", &format!("model = \"judge\"\nurl = \"{url}\"\n{more}"))
 }
 
 fn judgements(place: &Place) -> Vec<Value> {
     let found = place.artefacts(&["evaluate"]);
-    let found: Vec<_> = found
-        .iter()
-        .filter(|(path, _)| path.ends_with("judgements.jsonl"))
-        .collect();
+    let found: Vec<_> = found.iter().filter(|(path, _)| path.ends_with("judgements.jsonl")).collect();
     let content = std::fs::read_to_string(place.path("out").join(&found.last().unwrap().0)).unwrap();
-    content
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
+    content.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 #[test]
@@ -155,27 +143,14 @@ fn answers_are_judged_in_both_orders_and_the_report_counts_them() {
     assert!(!page.contains("http://") || page.matches("http://").count() == page.matches("http://www.w3.org/").count());
 
     // Earlier judgments are not asked for again, and a judge who always takes the first answer prefers neither side.
-    let slots = found
-        .iter()
-        .map(|row| row["ours"].as_str().unwrap().to_owned())
-        .collect::<Vec<_>>();
+    let slots = found.iter().map(|row| row["ours"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
     let direct = place.path("direct.jsonl");
-    let rows = found
-        .iter()
-        .map(|row| format!("{}\n", json!({"id": row["id"], "answers": {"direct": "x"}})));
+    let rows = found.iter().map(|row| format!("{}\n", json!({"id": row["id"], "answers": {"direct": "x"}})));
     std::fs::write(&direct, rows.collect::<String>()).unwrap();
     let (first, asked) = serve(|_, _| "A");
-    std::fs::write(
-        place.path("job.toml"),
-        job(&first, "direct_answers = \"direct.jsonl\"\n"),
-    )
-    .unwrap();
+    std::fs::write(place.path("job.toml"), job(&first, "direct_answers = \"direct.jsonl\"\n")).unwrap();
     place.ok(&["submit", "job.toml"]);
-    assert_eq!(
-        asked.load(Ordering::SeqCst),
-        10,
-        "the base decoder's were judged before"
-    );
+    assert_eq!(asked.load(Ordering::SeqCst), 10, "the base decoder's were judged before");
     assert_eq!(figure(&place, "judged.direct.tie"), 5.0);
     assert_eq!(figure(&place, "judged.direct.order_flips"), 1.0);
     assert_eq!(figure(&place, "judged.direct.preferred"), 0.5);
@@ -199,15 +174,9 @@ fn a_second_run_shows_how_many_verdicts_change() {
     }
     let row = &judgements(&place)[0];
     assert_eq!(row["verdicts"], json!(["ours", "theirs", "theirs", "ours"]));
-    let card = place
-        .artefacts(&["export"])
-        .into_iter()
-        .find(|(path, _)| path.ends_with("README.md"));
+    let card = place.artefacts(&["export"]).into_iter().find(|(path, _)| path.ends_with("README.md"));
     let card = std::fs::read_to_string(place.path("out").join(card.unwrap().0)).unwrap();
-    assert!(
-        card.contains("| the base decoder | all |") && card.contains("differ by run"),
-        "{card}"
-    );
+    assert!(card.contains("| the base decoder | all |") && card.contains("differ by run"), "{card}");
 }
 
 #[test]
@@ -229,33 +198,21 @@ fn an_evaluation_set_is_scored_apart_and_an_answer_has_its_cost() {
     assert_eq!(figure(&place, "set.zeroed.count"), 16.0);
     assert!((1.0..=8.0).contains(&figure(&place, "set.trained_on")), "{said}");
     let artifact = |stage: &str, end: &str| {
-        let found = place
-            .artefacts(&[stage])
-            .into_iter()
-            .find(|(path, _)| path.ends_with(end));
+        let found = place.artefacts(&[stage]).into_iter().find(|(path, _)| path.ends_with(end));
         std::fs::read_to_string(place.path("out").join(found.unwrap().0)).unwrap()
     };
     assert_eq!(artifact("evaluate", "set-answers.jsonl").lines().count(), 16);
 
     let cost = |name: &str| figure(&place, &format!("cost.{name}"));
     assert!(cost("slots.prompt_tokens") < cost("base.prompt_tokens"), "{said}");
-    assert!(
-        cost("slots.encoder_ms") > 0.0 && cost("base.first_token_ms") > 0.0,
-        "{said}"
-    );
+    assert!(cost("slots.encoder_ms") > 0.0 && cost("base.first_token_ms") > 0.0, "{said}");
     let card = artifact("export", "README.md");
-    let row = card
-        .lines()
-        .find(|line| line.starts_with("| with slots |") && line.ends_with("|  |  |  |"));
+    let row = card.lines().find(|line| line.starts_with("| with slots |") && line.ends_with("|  |  |  |"));
     assert!(row.is_some(), "the card has the cost without times: {card}");
 
     // A file of the set that changes is evaluated again.
     std::fs::write(place.path("flores/devtest/eng_Latn.devtest"), "A fish.\n".repeat(16)).unwrap();
-    assert!(
-        place
-            .ok(&["submit", "job.toml", "--dry-run"])
-            .contains("evaluate   will run")
-    );
+    assert!(place.ok(&["submit", "job.toml", "--dry-run"]).contains("evaluate   will run"));
 }
 
 #[test]
@@ -264,11 +221,7 @@ fn a_judge_who_thinks_aloud_is_read_and_one_who_cannot_be_read_is_quoted() {
     let place = Place::new(&job(&url, ""));
     place.ok(&["submit", "job.toml"]);
     assert_eq!(figure(&place, "judged.base.unclear"), 0.0);
-    assert_eq!(
-        figure(&place, "judged.base.tie"),
-        5.0,
-        "who always takes the first prefers nobody"
-    );
+    assert_eq!(figure(&place, "judged.base.tie"), 5.0, "who always takes the first prefers nobody");
     assert_eq!(asked.load(Ordering::SeqCst), 10);
 
     // Verdicts are kept, so another output is needed to ask again.
@@ -278,16 +231,9 @@ fn a_judge_who_thinks_aloud_is_read_and_one_who_cannot_be_read_is_quoted() {
     let said = place.fails(3, &["submit", "job.toml"]);
     assert!(said.contains("none of the judge's 10 replies"), "{said}");
     let last = said.lines().last().unwrap();
-    assert_eq!(
-        last.matches("rather talk about the \\u{1b}[2Jweather").count(),
-        3,
-        "three are quoted: {said}"
-    );
+    assert_eq!(last.matches("rather talk about the \\u{1b}[2Jweather").count(), 3, "three are quoted: {said}");
     assert_eq!(asked.load(Ordering::SeqCst), 10);
-    assert!(
-        !place.path("other/judge-cache").exists(),
-        "no failure is kept as a verdict"
-    );
+    assert!(!place.path("other/judge-cache").exists(), "no failure is kept as a verdict");
 }
 
 #[test]
@@ -299,14 +245,8 @@ fn a_judge_that_cant_be_reached_or_is_meant_otherwise_is_named() {
     std::fs::write(place.path("job.toml"), wrong).unwrap();
     let said = place.fails(2, &["submit", "job.toml"]);
     assert!(said.contains("evaluate.judge.url"), "{said}");
-    std::fs::write(
-        place.path("job.toml"),
-        job("http://127.0.0.1:9/v1", "direct_answers = \"nowhere.jsonl\"\n"),
-    )
-    .unwrap();
+    std::fs::write(place.path("job.toml"), job("http://127.0.0.1:9/v1", "direct_answers = \"nowhere.jsonl\"\n"))
+        .unwrap();
     let said = place.fails(3, &["submit", "job.toml"]);
-    assert!(
-        said.contains("evaluate.judge.direct_answers") && said.contains("nowhere.jsonl"),
-        "{said}"
-    );
+    assert!(said.contains("evaluate.judge.direct_answers") && said.contains("nowhere.jsonl"), "{said}");
 }

@@ -38,9 +38,7 @@ fn two_nodes_run_a_job_and_end_with_it() {
     };
     assert!(script("prepare.sh", &["join", "2"]).status().unwrap().success());
     let mut other = script("node.sh", &["job.toml", "1", "127.0.0.1", "0"]).spawn().unwrap();
-    let first = script("node.sh", &["job.toml", "0", "127.0.0.1", "0"])
-        .output()
-        .unwrap();
+    let first = script("node.sh", &["job.toml", "0", "127.0.0.1", "0"]).output().unwrap();
     let said = common::text(&first);
     assert!(first.status.success() && said.contains("succeeded in"), "{said}");
     assert!(other.wait().unwrap().success(), "{said}");

@@ -13,10 +13,7 @@ fn serve(place: &Place, address: &str) -> (Running, String) {
     let serve = place.start(&["serve", "--listen", address]);
     let url = eventually("the coordinator's URL", || {
         let log = serve.log();
-        let found = log
-            .lines()
-            .rev()
-            .find_map(|l| l.strip_prefix("llink-coord listens on "));
+        let found = log.lines().rev().find_map(|l| l.strip_prefix("llink-coord listens on "));
         found.map(str::to_owned)
     });
     (serve, url)
@@ -26,26 +23,15 @@ fn serve(place: &Place, address: &str) -> (Running, String) {
 fn when_the_connection_breaks_the_job_goes_on_and_the_advice_follows_it() {
     let place = Place::new(SMALL);
     let (coordinator, url) = serve(&place, "127.0.0.1:0");
-    let submit = place
-        .command(&["submit", "job.toml", "--coordinator", &url])
-        .spawn()
-        .unwrap();
-    eventually("the job runs", || {
-        place
-            .ok(&["list", "--coordinator", &url])
-            .contains("running")
-            .then_some(())
-    });
+    let submit = place.command(&["submit", "job.toml", "--coordinator", &url]).spawn().unwrap();
+    eventually("the job runs", || place.ok(&["list", "--coordinator", &url]).contains("running").then_some(()));
     // The coordinator is killed while it has no worker, so the job can't have ended.
     drop(coordinator);
     let output = submit.wait_with_output().unwrap();
     let said = text(&output);
     assert_eq!(output.status.code(), Some(6), "{said}");
     assert!(said.contains("the connection to the coordinator broke"), "{said}");
-    let advice = said
-        .split("`llink-coord ")
-        .nth(1)
-        .and_then(|rest| rest.split('`').next());
+    let advice = said.split("`llink-coord ").nth(1).and_then(|rest| rest.split('`').next());
     let advice: Vec<&str> = advice.expect("a command is named").split(' ').collect();
     std::fs::remove_file(place.path("serve.log")).unwrap();
     let (_coordinator, _) = serve(&place, url.trim_start_matches("http://"));
@@ -61,25 +47,13 @@ fn a_corrected_job_does_not_begin_with_the_errors_of_before() {
     std::fs::write(place.path("rows.tsv"), "no second column\n").unwrap();
     let said = place.fails(3, &["submit", "job.toml"]);
     assert!(said.contains("rows.tsv"), "{said}");
-    let made = [
-        "sample",
-        "made",
-        "--pairs",
-        "2500",
-        "--instructions",
-        "1",
-        "--seed",
-        "3",
-    ];
+    let made = ["sample", "made", "--pairs", "2500", "--instructions", "1", "--seed", "3"];
     place.ok(&made);
     std::fs::copy(place.path("made/pairs.tsv"), place.path("rows.tsv")).unwrap();
     let output = place.run(&["submit", "job.toml"]);
     let said = text(&output);
     assert!(output.status.success(), "{said}");
-    assert!(
-        !said.contains(" error ") && !said.contains("no second column"),
-        "{said}"
-    );
+    assert!(!said.contains(" error ") && !said.contains("no second column"), "{said}");
     let list = place.ok(&["list"]);
     let id = list.split_whitespace().next().unwrap();
     assert!(place.ok(&["logs", id]).contains(" error "), "the log has all of it");
@@ -109,10 +83,7 @@ fn a_damaged_database_is_named_at_start_and_what_is_advised_helps() {
     assert!(place.ok(&["submit", "job.toml"]).contains("nothing to do"));
     damage();
     std::fs::rename(place.path(".llink/state.db"), place.path("away.db")).unwrap();
-    assert!(
-        place.ok(&["submit", "job.toml"]).contains("nothing to do"),
-        "stages are found by their keys"
-    );
+    assert!(place.ok(&["submit", "job.toml"]).contains("nothing to do"), "stages are found by their keys");
     damage();
     std::fs::write(
         place.path(".llink/state.db"),
@@ -130,13 +101,7 @@ fn the_state_is_for_its_owner_alone() {
     place.ok(&["backup", "saved.db"]);
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     let state = place.path(".llink");
-    for name in [
-        "state.db",
-        "state.db-wal",
-        "state.db-shm",
-        "coordinator.lock",
-        "logs/worker-0.log",
-    ] {
+    for name in ["state.db", "state.db-wal", "state.db-shm", "coordinator.lock", "logs/worker-0.log"] {
         assert_eq!(mode(&state.join(name)), 0o600, "{name}");
     }
     assert_eq!(mode(&place.path("saved.db")), 0o600);

@@ -45,10 +45,7 @@ max_answer_tokens = 4
 
 /// Writes 420 pairs, and two instructions about each training pair.
 fn write_corpus(place: &Place) {
-    let share = Share {
-        train_rows: Some(300),
-        holdout_rows: 100,
-    };
+    let share = Share { train_rows: Some(300), holdout_rows: 100 };
     let (mut pairs, mut instructions) = (String::new(), String::new());
     for n in 0..420 {
         let (english, foreign) = (format!("Sentence number {n} is here."), format!("ប្រយោគទី {n} នៅទីនេះ"));
@@ -87,20 +84,10 @@ fn the_advice_for_instructions_from_training_pairs_alone_leads_to_a_report_that_
     for file in ["out/report.html", "out/export"] {
         let path = place.path(file);
         let path = match path.is_dir() {
-            true => std::fs::read_dir(path)
-                .unwrap()
-                .next()
-                .unwrap()
-                .unwrap()
-                .path()
-                .join("README.md"),
+            true => std::fs::read_dir(path).unwrap().next().unwrap().unwrap().path().join("README.md"),
             false => path,
         };
         let text = std::fs::read_to_string(&path).unwrap();
-        assert!(
-            text.contains("that Stage A may have been trained on"),
-            "{}: {text}",
-            path.display()
-        );
+        assert!(text.contains("that Stage A may have been trained on"), "{}: {text}", path.display());
     }
 }

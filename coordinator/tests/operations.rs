@@ -32,40 +32,20 @@ fn listening_beyond_loopback_takes_tls_a_way_to_know_callers_and_roots_or_force(
     let said = place.fails(2, &wide);
     assert!(said.contains("plain text") && said.contains("--tls-cert"), "{said}");
     place.ok(&["certs", "certs"]);
-    let tls = [
-        &wide[..],
-        &[
-            "--tls-cert",
-            "certs/coordinator.crt",
-            "--tls-key",
-            "certs/coordinator.key",
-        ],
-    ]
-    .concat();
+    let tls = [&wide[..], &["--tls-cert", "certs/coordinator.crt", "--tls-key", "certs/coordinator.key"]].concat();
     assert!(place.fails(2, &tls).contains("could not be told apart"));
     let known = [&tls[..], &["--tls-client-ca", "certs/ca.crt"]].concat();
     assert!(place.fails(2, &known).contains("--allow-root"));
     let said = place.fails(2, &[&known[..], &["--allow-root", "data"]].concat());
     assert!(said.contains("absolute path"), "{said}");
-    for sound in [
-        [&known[..], &["--allow-root", "/data"]].concat(),
-        [&wide[..], &["--insecure"]].concat(),
-    ] {
+    for sound in [[&known[..], &["--allow-root", "/data"]].concat(), [&wide[..], &["--insecure"]].concat()] {
         let serve = place.start(&sound);
         url_of(&serve);
         drop(serve);
         std::fs::remove_file(place.path("serve.log")).unwrap();
     }
-    let broken = [
-        &wide[..],
-        &["--tls-cert", "certs/coordinator.crt", "--tls-key", "certs/worker.crt"],
-    ]
-    .concat();
-    let broken = [
-        &broken[..],
-        &["--tls-client-ca", "certs/ca.crt", "--allow-root", "/data"],
-    ]
-    .concat();
+    let broken = [&wide[..], &["--tls-cert", "certs/coordinator.crt", "--tls-key", "certs/worker.crt"]].concat();
+    let broken = [&broken[..], &["--tls-client-ca", "certs/ca.crt", "--allow-root", "/data"]].concat();
     let said = place.fails(2, &broken);
     assert!(said.contains("certs/worker.crt"), "the file is named: {said}");
 }
@@ -75,62 +55,27 @@ fn keys_and_tokens_are_for_their_owner_alone_and_an_authority_signs_again() {
     use std::os::unix::fs::PermissionsExt;
     let place = Place::new(SMALL);
     let said = place.ok(&["certs", "certs", "--user", "ada:submit", "--name", "head.example"]);
-    assert!(
-        said.contains("ada, who may submit") && said.contains("head.example"),
-        "{said}"
-    );
+    assert!(said.contains("ada, who may submit") && said.contains("head.example"), "{said}");
     let token = place.ok(&["token", "tokens.toml", "--name", "ada", "--role", "submit"]);
-    for file in [
-        "certs/ca.key",
-        "certs/ada.key",
-        "certs/worker.key",
-        "certs/coordinator.key",
-        "tokens.toml",
-    ] {
+    for file in ["certs/ca.key", "certs/ada.key", "certs/worker.key", "certs/coordinator.key", "tokens.toml"] {
         let mode = std::fs::metadata(place.path(file)).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, 0o600, "{file}");
     }
-    assert!(
-        !std::fs::read_to_string(place.path("tokens.toml"))
-            .unwrap()
-            .contains(token.trim())
-    );
+    assert!(!std::fs::read_to_string(place.path("tokens.toml")).unwrap().contains(token.trim()));
     let before = std::fs::read(place.path("certs/ca.crt")).unwrap();
     place.ok(&["certs", "certs"]);
-    assert_eq!(
-        std::fs::read(place.path("certs/ca.crt")).unwrap(),
-        before,
-        "the authority stays"
-    );
+    assert_eq!(std::fs::read(place.path("certs/ca.crt")).unwrap(), before, "the authority stays");
     let secrets: serde_json::Value = serde_json::from_str(&place.ok(&["certs", "certs", "--kubernetes"])).unwrap();
-    let names: Vec<&str> = secrets["items"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|s| s["metadata"]["name"].as_str().unwrap())
-        .collect();
+    let names: Vec<&str> =
+        secrets["items"].as_array().unwrap().iter().map(|s| s["metadata"]["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["llink-coordinator-tls", "llink-worker-tls"]);
     // Keys of one kind begin alike and differ further on.
     let authority = std::fs::read_to_string(place.path("certs/ca.key")).unwrap();
     let secret_part = &authority.lines().nth(2).unwrap()[..20];
-    assert!(
-        !secrets.to_string().contains(secret_part),
-        "the authority's key stays at home"
-    );
-    assert!(
-        place
-            .fails(2, &["certs", "certs", "--user", "ada:root"])
-            .contains("ada:submit")
-    );
-    assert!(
-        place
-            .fails(2, &["certs", "certs", "--user", "../x:read"])
-            .contains("name")
-    );
-    place.fails(
-        2,
-        &["token", "tokens.toml", "--name", "ada", "--role", "submit", "--once"],
-    );
+    assert!(!secrets.to_string().contains(secret_part), "the authority's key stays at home");
+    assert!(place.fails(2, &["certs", "certs", "--user", "ada:root"]).contains("ada:submit"));
+    assert!(place.fails(2, &["certs", "certs", "--user", "../x:read"]).contains("name"));
+    place.fails(2, &["token", "tokens.toml", "--name", "ada", "--role", "submit", "--once"]);
 }
 
 #[test]
@@ -170,28 +115,13 @@ fn a_whole_job_runs_over_mutual_tls_with_workers_that_joined_by_certificate_and_
 
     let worker_health = free_address();
     let joins: [&[&str]; 2] = [
-        &[
-            "--tls-cert",
-            "certs/worker.crt",
-            "--tls-key",
-            "certs/worker.key",
-            "--health",
-            &worker_health,
-        ],
+        &["--tls-cert", "certs/worker.crt", "--tls-key", "certs/worker.key", "--health", &worker_health],
         &["--token-file", "node-7.token", "--idle-exit", "2"],
     ];
     let mut workers: Vec<Running> = joins
         .iter()
         .map(|more| {
-            let common = [
-                "worker",
-                "--coordinator",
-                &url,
-                "--tls-ca",
-                "certs/ca.crt",
-                "--threads",
-                "1",
-            ];
+            let common = ["worker", "--coordinator", &url, "--tls-ca", "certs/ca.crt", "--threads", "1"];
             place.start(&[&common[..], *more].concat())
         })
         .collect();
@@ -210,12 +140,7 @@ fn a_whole_job_runs_over_mutual_tls_with_workers_that_joined_by_certificate_and_
     let submit = as_ada(&["submit", "job.toml"]);
     let said = place.ok(&submit.iter().map(String::as_str).collect::<Vec<_>>());
     assert!(said.contains("succeeded in"), "{said}");
-    assert_eq!(
-        place
-            .ok(&["health", &format!("http://{worker_health}"), "--service", "ready"])
-            .trim(),
-        "serving"
-    );
+    assert_eq!(place.ok(&["health", &format!("http://{worker_health}"), "--service", "ready"]).trim(), "serving");
     // With the wrong certificate, the exit code says why.
     let said = place.fails(
         8,
@@ -234,31 +159,20 @@ fn a_whole_job_runs_over_mutual_tls_with_workers_that_joined_by_certificate_and_
     assert!(said.contains("role worker"), "{said}");
 
     let scraped = get(&metrics, "/metrics");
-    for line in [
-        "llink_jobs{state=\"succeeded\"} 1",
-        "llink_calls_total{call=\"JobService/Submit\",outcome=\"ok\"} 1",
-    ] {
+    for line in ["llink_jobs{state=\"succeeded\"} 1", "llink_calls_total{call=\"JobService/Submit\",outcome=\"ok\"} 1"]
+    {
         assert!(scraped.contains(line), "{line}: {scraped}");
     }
     documented(&scraped);
     let denied = place.ok(&["audit", "--denied"]);
     assert_eq!(denied.lines().count(), 1, "{denied}");
-    assert!(
-        denied.contains("JobService/List") && denied.contains("role worker"),
-        "{denied}"
-    );
+    assert!(denied.contains("JobService/List") && denied.contains("role worker"), "{denied}");
     let ada = place.ok(&["audit", "--who", "ada", "--last", "1"]);
     assert!(ada.contains("\"who\":\"ada\""), "{ada}");
     let audit = std::fs::read_to_string(place.path(".llink/audit.jsonl")).unwrap();
-    let joined = |by: &str| {
-        audit
-            .lines()
-            .any(|l| l.contains("WorkerService/Register") && l.contains(by) && l.contains("ok"))
-    };
-    assert!(
-        joined("\"by\":\"certificate\"") && joined("\"by\":\"token\""),
-        "{audit}"
-    );
+    let joined =
+        |by: &str| audit.lines().any(|l| l.contains("WorkerService/Register") && l.contains(by) && l.contains("ok"));
+    assert!(joined("\"by\":\"certificate\"") && joined("\"by\":\"token\""), "{audit}");
 
     // The job is over, so a worker that should leave when idle ends with success.
     let ended = eventually("the idle worker ends", || workers[1].child.try_wait().unwrap());
@@ -279,10 +193,7 @@ fn get(address: &str, path: &str) -> String {
 /// exists.
 fn documented(scraped: &str) {
     let types = scraped.lines().filter_map(|l| l.strip_prefix("# TYPE "));
-    let names: Vec<&str> = types
-        .filter_map(|l| l.split(' ').next())
-        .filter(|n| n.starts_with("llink_"))
-        .collect();
+    let names: Vec<&str> = types.filter_map(|l| l.split(' ').next()).filter(|n| n.starts_with("llink_")).collect();
     assert!(names.len() >= 8, "{names:?}");
     let book = include_str!("../../k8s/RUNBOOK.md");
     for name in &names {
@@ -290,24 +201,16 @@ fn documented(scraped: &str) {
     }
     let alerts = include_str!("../../k8s/components/monitoring/rules.yaml");
     for alert in alerts.lines().filter_map(|l| l.trim().strip_prefix("- alert: ")) {
-        assert!(
-            book.contains(&format!("| {alert} |")),
-            "RUNBOOK.md does not explain {alert}"
-        );
+        assert!(book.contains(&format!("| {alert} |")), "RUNBOOK.md does not explain {alert}");
     }
     let dashboard = include_str!("../../k8s/components/monitoring/dashboard.json");
     let autoscaler = include_str!("../../k8s/components/autoscale/scaled-object.yaml");
     let all = [alerts, dashboard, autoscaler].join("\n");
-    let asked = all
-        .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
-        .filter(|w| w.starts_with("llink_"));
+    let asked = all.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|w| w.starts_with("llink_"));
     for name in asked {
-        let known = names.iter().any(|n| {
-            name == *n
-                || ["_total", "_bucket", "_count", "_sum"]
-                    .iter()
-                    .any(|s| name == format!("{n}{s}"))
-        });
+        let known = names
+            .iter()
+            .any(|n| name == *n || ["_total", "_bucket", "_count", "_sum"].iter().any(|s| name == format!("{n}{s}")));
         assert!(known, "{name} is asked for, and is none of {names:?}");
     }
 }
@@ -341,20 +244,14 @@ fn a_backup_taken_while_jobs_run_restores_them_elsewhere() {
     let url = url_of(&serve);
     let _worker = place.start(&["worker", "--coordinator", &url, "--threads", "1"]);
     let followed = place.ok(&["watch", id, "--coordinator", &url]);
-    assert!(
-        followed.contains("succeeded in"),
-        "the job goes on from the backup: {followed}"
-    );
+    assert!(followed.contains("succeeded in"), "the job goes on from the backup: {followed}");
 
     // A pipe copies the backup, as out of a pod and into one.
     let piped = place.run(&["backup", "-"]);
     assert!(piped.status.success(), "{piped:?}");
     std::fs::write(place.path("piped.db"), piped.stdout).unwrap();
     let from = std::fs::File::open(place.path("piped.db")).unwrap();
-    let restored = place
-        .command(&["restore", "-", "--state", "piped"])
-        .stdin(from)
-        .output();
+    let restored = place.command(&["restore", "-", "--state", "piped"]).stdin(from).output();
     let said = String::from_utf8(restored.unwrap().stdout).unwrap();
     assert!(said.contains("1 jobs"), "{said}");
 
@@ -395,10 +292,7 @@ fn a_state_of_an_older_version_is_brought_up_to_date() {
         DROP TABLE newer; DROP TABLE job_numbers;
         CREATE INDEX events_by_job ON events (job, sequence);
         PRAGMA user_version = 2''')";
-    let made = std::process::Command::new("python3")
-        .args(["-c", python])
-        .current_dir(place.dir.path())
-        .status();
+    let made = std::process::Command::new("python3").args(["-c", python]).current_dir(place.dir.path()).status();
     if !made.is_ok_and(|s| s.success()) {
         skip("sqlite3");
         return;
@@ -413,9 +307,8 @@ fn a_state_of_an_older_version_is_brought_up_to_date() {
 
 /// Returns the entries of the coordinator's file in the state directory: process, URL, and the token of its own user.
 fn endpoint(place: &Place) -> Vec<String> {
-    let text = eventually("the endpoint file", || {
-        std::fs::read_to_string(place.path(".llink/coordinator.endpoint")).ok()
-    });
+    let text =
+        eventually("the endpoint file", || std::fs::read_to_string(place.path(".llink/coordinator.endpoint")).ok());
     text.split_whitespace().map(str::to_owned).collect()
 }
 
@@ -428,18 +321,11 @@ fn a_local_submit_serves_its_own_user_alone() {
     let noted = endpoint(&place);
     assert_eq!(noted.len(), 3, "a process, a URL and a token");
     let (url, token) = (noted[1].as_str(), noted[2].as_str());
-    let mode = std::fs::metadata(place.path(".llink/coordinator.endpoint"))
-        .unwrap()
-        .permissions()
-        .mode();
+    let mode = std::fs::metadata(place.path(".llink/coordinator.endpoint")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     // Its workers have joined, and the token is not in their arguments, which every user of the machine sees.
-    eventually("the worker is at work", || {
-        place.ok(&["list"]).contains("running").then_some(())
-    });
-    let workers = eventually("a worker", || {
-        Some(common::workers_of(submit.child.id())).filter(|w| !w.is_empty())
-    });
+    eventually("the worker is at work", || place.ok(&["list"]).contains("running").then_some(()));
+    let workers = eventually("a worker", || Some(common::workers_of(submit.child.id())).filter(|w| !w.is_empty()));
     for process in workers.iter().chain([&submit.child.id()]) {
         let arguments = std::fs::read(format!("/proc/{process}/cmdline")).unwrap();
         assert!(!String::from_utf8_lossy(&arguments).contains(token));
@@ -460,12 +346,7 @@ fn a_local_submit_serves_its_own_user_alone() {
     place.ok(&["cancel", "small"]);
     drop(submit);
     for file in ["submit.log", ".llink/logs/worker-0.log"] {
-        assert!(
-            !std::fs::read_to_string(place.path(file))
-                .unwrap_or_default()
-                .contains(token),
-            "{file}"
-        );
+        assert!(!std::fs::read_to_string(place.path(file)).unwrap_or_default().contains(token), "{file}");
     }
 }
 
@@ -489,18 +370,11 @@ fn report_failures(url: &str, text: &str) {
             ..RegisterRequest::default()
         };
         let worker_id = client.register(request).await.unwrap().into_inner().worker_id;
-        let request = AssignmentsRequest {
-            worker_id: worker_id.clone(),
-        };
+        let request = AssignmentsRequest { worker_id: worker_id.clone() };
         let mut instructions = client.assignments(request).await.unwrap().into_inner();
         let first = instructions.message().await.unwrap().unwrap();
-        let Some(instruction::Kind::Start(lease)) = first.kind else {
-            panic!("{first:?}")
-        };
-        let failure = Failure {
-            kind: FailureKind::Input.into(),
-            text: text.into(),
-        };
+        let Some(instruction::Kind::Start(lease)) = first.kind else { panic!("{first:?}") };
+        let failure = Failure { kind: FailureKind::Input.into(), text: text.into() };
         let request = ReportRequest {
             worker_id,
             task_id: lease.task_id,
@@ -540,17 +414,11 @@ fn what_a_worker_says_is_bounded_and_obeyed_by_no_terminal() {
         assert!(!said.contains(obeyed), "{args:?}: {:?}", &said[..said.len().min(500)]);
         assert!(said.len() < 100 << 10, "{args:?}: {} bytes", said.len());
         let forged = said.lines().any(|line| line.starts_with("00:00:00.000Z"));
-        assert!(
-            !forged || args[0] == "watch",
-            "{args:?}: a line looks like an event of its own"
-        );
+        assert!(!forged || args[0] == "watch", "{args:?}: a line looks like an event of its own");
     }
     for line in shown(&["list", "--json"]).lines() {
         let job: serde_json::Value = serde_json::from_str(line).unwrap();
-        assert!(
-            job["reason"].as_str().unwrap().contains('\u{1b}'),
-            "programs get what was said"
-        );
+        assert!(job["reason"].as_str().unwrap().contains('\u{1b}'), "programs get what was said");
     }
     let state: u64 = ["state.db", "state.db-wal"]
         .iter()
@@ -558,10 +426,7 @@ fn what_a_worker_says_is_bounded_and_obeyed_by_no_terminal() {
         .map(|file| file.len())
         .sum();
     assert!(state < 16 << 20, "{state} bytes of state");
-    assert!(
-        !serve.log().contains(|c: char| llink_proto::shown::acts(c) && c != '\n'),
-        "nor is the server's log"
-    );
+    assert!(!serve.log().contains(|c: char| llink_proto::shown::acts(c) && c != '\n'), "nor is the server's log");
 }
 
 #[test]
@@ -573,9 +438,7 @@ fn connections_that_speak_no_http2_are_closed_within_seconds() {
     let connect = |says: &[u8]| {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.write_all(says).unwrap();
-        stream
-            .set_read_timeout(Some(std::time::Duration::from_secs(15)))
-            .unwrap();
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(15))).unwrap();
         stream
     };
     let closed_after = |mut stream: TcpStream| {
@@ -605,11 +468,7 @@ fn running_out_of_descriptors_is_said_and_survived() {
     let open = (0..).find(|number| !is_open(number)).unwrap();
     drop(idle);
     let log = std::fs::File::create(place.path("serve.log")).unwrap();
-    let limited = format!(
-        "ulimit -n {}; exec '{}' serve --listen 127.0.0.1:0",
-        open + 6,
-        common::BINARY
-    );
+    let limited = format!("ulimit -n {}; exec '{}' serve --listen 127.0.0.1:0", open + 6, common::BINARY);
     let child = std::process::Command::new("sh")
         .args(["-c", &limited])
         .current_dir(place.dir.path())
@@ -617,16 +476,11 @@ fn running_out_of_descriptors_is_said_and_survived() {
         .stderr(log)
         .spawn()
         .unwrap();
-    let serve = Running {
-        child,
-        log: place.path("serve.log"),
-    };
+    let serve = Running { child, log: place.path("serve.log") };
     let url = url_of(&serve);
     let speaking = || {
         let mut stream = TcpStream::connect(url.trim_start_matches("http://")).ok()?;
-        stream
-            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
-            .ok()?;
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").ok()?;
         Some(stream)
     };
     let mut held = Vec::new();
@@ -639,12 +493,7 @@ fn running_out_of_descriptors_is_said_and_survived() {
     let spent = || {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", serve.child.id())).unwrap();
         let (_, rest) = stat.rsplit_once(") ").unwrap();
-        let fields: Vec<u64> = rest
-            .split(' ')
-            .skip(11)
-            .take(2)
-            .map(|ticks| ticks.parse().unwrap())
-            .collect();
+        let fields: Vec<u64> = rest.split(' ').skip(11).take(2).map(|ticks| ticks.parse().unwrap()).collect();
         fields.iter().sum::<u64>()
     };
     let before = spent();
@@ -653,7 +502,5 @@ fn running_out_of_descriptors_is_said_and_survived() {
     let said = serve.log().matches("no connection can be accepted").count();
     assert_eq!(said, 1, "it is said once");
     drop(held);
-    eventually("it answers again", || {
-        place.run(&["list"]).status.success().then_some(())
-    });
+    eventually("it answers again", || place.run(&["list"]).status.success().then_some(()));
 }

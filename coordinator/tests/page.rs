@@ -35,23 +35,14 @@ fn a_job_is_watched_from_its_start_to_its_report_while_a_worker_is_killed() {
     let mut submit = place.start(&["submit", "job.toml"]);
     let url = eventually("the page's address", || {
         let log = submit.log();
-        let line = log
-            .lines()
-            .find_map(|line| line.strip_prefix("watch it in a browser: "))?;
+        let line = log.lines().find_map(|line| line.strip_prefix("watch it in a browser: "))?;
         Some(line.to_owned())
     });
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/page.py");
-    let mut browser = Command::new(python)
-        .args([script, &url, chromium])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut browser = Command::new(python).args([script, &url, chromium]).stdout(Stdio::piped()).spawn().unwrap();
     let said = BufReader::new(browser.stdout.take().unwrap()).lines().next();
     assert_eq!(said.map(Result::unwrap).as_deref(), Some("at work"), "{}", submit.log());
     signal(workers_of(submit.child.id())[0], "-KILL");
     assert!(submit.child.wait().unwrap().success(), "{}", submit.log());
-    assert!(
-        browser.wait().unwrap().success(),
-        "the browser's complaint stands above"
-    );
+    assert!(browser.wait().unwrap().success(), "the browser's complaint stands above");
 }

@@ -44,10 +44,7 @@ impl Response {
         assert_eq!(self.status, 200, "{}", self.body);
         let answer = self.json();
         let content = answer["choices"][0]["message"]["content"].as_str().unwrap();
-        (
-            content.to_owned(),
-            answer["usage"]["completion_tokens"].as_u64().unwrap(),
-        )
+        (content.to_owned(), answer["usage"]["completion_tokens"].as_u64().unwrap())
     }
 }
 
@@ -77,9 +74,7 @@ impl Served {
 
     fn call(&self, method: &str, path: &str, headers: &str, body: &str) -> Response {
         let mut response = String::new();
-        self.send(method, path, headers, body)
-            .read_to_string(&mut response)
-            .unwrap();
+        self.send(method, path, headers, body).read_to_string(&mut response).unwrap();
         let (head, body) = response.split_once("\r\n\r\n").unwrap();
         Response {
             status: head.split(' ').nth(1).unwrap().parse().unwrap(),
@@ -109,10 +104,7 @@ fn about(text: &str, more: Value) -> Value {
 
 /// Returns a request whose answer is long, because it is mostly random.
 fn long() -> Value {
-    about(
-        TEXTS[0],
-        json!({"temperature": 2, "seed": 5, "max_tokens": 60_000, "stream": true}),
-    )
+    about(TEXTS[0], json!({"temperature": 2, "seed": 5, "max_tokens": 60_000, "stream": true}))
 }
 
 fn job() -> Place {
@@ -128,37 +120,16 @@ fn a_served_bundle_answers_as_generate_does_alone_and_to_several_at_once() {
     let lines =
         TEXTS.map(|text| json!({"text": text, "instruction": "Translate the sentence into English."}).to_string());
     std::fs::write(place.path("in.jsonl"), lines.join("\n")).unwrap();
-    let said = place.ok(&[
-        "generate",
-        "--bundle",
-        "out",
-        "--max-tokens",
-        "12",
-        "--jsonl",
-        "in.jsonl",
-    ]);
+    let said = place.ok(&["generate", "--bundle", "out", "--max-tokens", "12", "--jsonl", "in.jsonl"]);
     let generated: Vec<String> = said
         .lines()
-        .map(|line| {
-            serde_json::from_str::<Value>(line).unwrap()["generated"]
-                .as_str()
-                .unwrap()
-                .to_owned()
-        })
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["generated"].as_str().unwrap().to_owned())
         .collect();
     let alone = TEXTS.map(|text| served.ask(&about(text, json!({}))).answer());
     // The encoder reads a batch there and single texts here, so its vectors agree to rounding.
-    let equal = alone
-        .iter()
-        .zip(&generated)
-        .filter(|(alone, generated)| alone.0 == **generated);
+    let equal = alone.iter().zip(&generated).filter(|(alone, generated)| alone.0 == **generated);
     assert!(equal.count() >= TEXTS.len() - 1, "{alone:?} {generated:?}");
-    assert!(
-        alone
-            .iter()
-            .all(|(text, tokens)| !text.is_empty() && (2..=12).contains(tokens)),
-        "{alone:?}"
-    );
+    assert!(alone.iter().all(|(text, tokens)| !text.is_empty() && (2..=12).contains(tokens)), "{alone:?}");
 
     let together: Vec<(String, u64)> = std::thread::scope(|scope| {
         let asked = TEXTS.map(|text| scope.spawn(|| served.ask(&about(text, json!({}))).answer()));
@@ -166,11 +137,7 @@ fn a_served_bundle_answers_as_generate_does_alone_and_to_several_at_once() {
     });
     assert_eq!(together, alone);
 
-    let sampled = |seed| {
-        served
-            .ask(&about(TEXTS[0], json!({"temperature": 1.9, "seed": seed})))
-            .answer()
-    };
+    let sampled = |seed| served.ask(&about(TEXTS[0], json!({"temperature": 1.9, "seed": seed}))).answer();
     assert_eq!(sampled(1), sampled(1));
     assert!((2..12).any(|seed| sampled(seed) != sampled(1)), "seeds differ");
     streams_and_stops_agree_with_whole_answers(&served, &alone[0].0);
@@ -178,44 +145,19 @@ fn a_served_bundle_answers_as_generate_does_alone_and_to_several_at_once() {
 }
 
 fn streams_and_stops_agree_with_whole_answers(served: &Served, whole: &str) {
-    let streamed = served.ask(&about(
-        TEXTS[0],
-        json!({"stream": true, "stream_options": {"include_usage": true}}),
-    ));
+    let streamed = served.ask(&about(TEXTS[0], json!({"stream": true, "stream_options": {"include_usage": true}})));
     assert!(streamed.head.contains("text/event-stream"), "{}", streamed.head);
-    let data: Vec<&str> = streamed
-        .body
-        .lines()
-        .filter_map(|line| line.strip_prefix("data: "))
-        .collect();
+    let data: Vec<&str> = streamed.body.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
     let (done, chunks) = data.split_last().unwrap();
     assert_eq!(*done, "[DONE]");
-    let chunks: Vec<Value> = chunks
-        .iter()
-        .map(|chunk| serde_json::from_str(chunk).unwrap())
-        .collect();
-    let pieces: String = chunks
-        .iter()
-        .filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str())
-        .collect();
+    let chunks: Vec<Value> = chunks.iter().map(|chunk| serde_json::from_str(chunk).unwrap()).collect();
+    let pieces: String = chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str()).collect();
     assert_eq!(pieces, whole);
     assert!(chunks.len() > 4, "the answer comes word by word: {chunks:?}");
-    let [.., last, usage] = &chunks[..] else {
-        panic!("{chunks:?}")
-    };
-    assert!(
-        last["choices"][0]["finish_reason"].is_string() && last["usage"].is_null(),
-        "{last}"
-    );
-    assert_eq!(
-        (&usage["choices"], usage["usage"]["prompt_tokens"].as_u64() > Some(8)),
-        (&json!([]), true)
-    );
-    assert!(
-        chunks
-            .iter()
-            .all(|chunk| chunk["id"] == chunks[0]["id"] && chunk["object"] == "chat.completion.chunk")
-    );
+    let [.., last, usage] = &chunks[..] else { panic!("{chunks:?}") };
+    assert!(last["choices"][0]["finish_reason"].is_string() && last["usage"].is_null(), "{last}");
+    assert_eq!((&usage["choices"], usage["usage"]["prompt_tokens"].as_u64() > Some(8)), (&json!([]), true));
+    assert!(chunks.iter().all(|chunk| chunk["id"] == chunks[0]["id"] && chunk["object"] == "chat.completion.chunk"));
 
     let middle: String = whole.chars().skip(3).take(4).collect();
     let stop = json!(["nowhere in it", middle]);
@@ -264,24 +206,13 @@ fn requests_that_cannot_be_answered_are_refused_with_what_to_do() {
     let path = "/v1/chat/completions";
     for (method, path, headers, body, status, code) in [
         ("POST", path, JSON, "{", 400, "invalid_json"),
-        (
-            "POST",
-            path,
-            "content-type: text/plain\r\n",
-            "{}",
-            415,
-            "unsupported_media_type",
-        ),
+        ("POST", path, "content-type: text/plain\r\n", "{}", 415, "unsupported_media_type"),
         ("GET", path, "", "", 405, "method_not_allowed"),
         ("POST", "/v1/completions", JSON, "{}", 404, "unknown_url"),
         ("GET", "/v1/models/gpt-4o", "", "", 404, "model_not_found"),
     ] {
         let response = served.call(method, path, headers, body);
-        assert_eq!(
-            (response.status, &response.error()["code"]),
-            (status, &json!(code)),
-            "{method} {path}"
-        );
+        assert_eq!((response.status, &response.error()["code"]), (status, &json!(code)), "{method} {path}");
         assert!(response.head.contains("application/json"), "{}", response.head);
     }
     let large = about(&"ត".repeat(500_000), json!({"model": "khmer"}));
@@ -331,23 +262,11 @@ fn openais_own_client_asks_with_a_token_over_tls() {
     let place = job();
     place.ok(&["certs", "certs"]);
     let token = place.ok(&["token", "tokens.toml", "--name", "ada", "--role", "read"]);
-    let guards = [
-        "--tokens",
-        "tokens.toml",
-        "--tls-cert",
-        "certs/coordinator.crt",
-        "--tls-key",
-        "certs/coordinator.key",
-    ];
+    let guards =
+        ["--tokens", "tokens.toml", "--tls-cert", "certs/coordinator.crt", "--tls-key", "certs/coordinator.key"];
     let served = Served::start(&place, &guards);
     let run = Command::new(python)
-        .args([
-            "-c",
-            CLIENT,
-            &format!("https://{}/v1", served.address),
-            token.trim(),
-            TEXTS[0],
-        ])
+        .args(["-c", CLIENT, &format!("https://{}/v1", served.address), token.trim(), TEXTS[0]])
         .current_dir(place.dir.path())
         .output()
         .unwrap();

@@ -42,22 +42,9 @@ fn cluster(place: &Place, workers: usize) -> Cluster {
         let found = log.lines().find_map(|l| l.strip_prefix("llink-coord listens on "));
         found.map(str::to_owned)
     });
-    let worker = |n| {
-        place.start(&[
-            "worker",
-            "--name",
-            &format!("n{n}"),
-            "--threads",
-            "1",
-            "--coordinator",
-            &url,
-        ])
-    };
+    let worker = |n| place.start(&["worker", "--name", &format!("n{n}"), "--threads", "1", "--coordinator", &url]);
     let processes = (0..workers).map(worker).chain([serve]).collect();
-    Cluster {
-        url,
-        _processes: processes,
-    }
+    Cluster { url, _processes: processes }
 }
 
 fn ended(child: Child) -> Output {
@@ -71,17 +58,9 @@ fn embedded(place: &Place, reach: &[&str]) -> Vec<String> {
     for line in list.lines() {
         let job: serde_json::Value = serde_json::from_str(line).unwrap();
         let logs = place.ok(&[&["logs", job["id"].as_str().unwrap()], reach].concat());
-        let leased = logs
-            .lines()
-            .filter(|line| line.contains(" vectors of ") && line.contains(": attempt "));
+        let leased = logs.lines().filter(|line| line.contains(" vectors of ") && line.contains(": attempt "));
         found.extend(leased.map(|line| {
-            line.split(" vectors of ")
-                .next()
-                .unwrap()
-                .rsplit(' ')
-                .next()
-                .unwrap()
-                .to_owned()
+            line.split(" vectors of ").next().unwrap().rsplit(' ').next().unwrap().to_owned()
                 + line.split(" vectors of ").nth(1).unwrap().split(':').next().unwrap()
         }));
     }
@@ -103,22 +82,13 @@ fn a_sweep_of_20_jobs_embeds_once() {
     let cluster = cluster(&place, 2);
     let reach = ["--coordinator", cluster.url.as_str()];
     let began = Instant::now();
-    let submits: Vec<Child> = (0..20)
-        .map(|n| {
-            place
-                .command(&[&["submit", &file(n)], &reach[..]].concat())
-                .spawn()
-                .unwrap()
-        })
-        .collect();
+    let submits: Vec<Child> =
+        (0..20).map(|n| place.command(&[&["submit", &file(n)], &reach[..]].concat()).spawn().unwrap()).collect();
     for submit in submits {
         let output = ended(submit);
         assert!(output.status.success(), "{}", text(&output));
     }
-    println!(
-        "20 jobs over learning rates took {:.1} s",
-        began.elapsed().as_secs_f64()
-    );
+    println!("20 jobs over learning rates took {:.1} s", began.elapsed().as_secs_f64());
     once(embedded(&place, &reach));
     assert_eq!(std::fs::read_dir(place.path("out/embed")).unwrap().count(), 1);
     assert_eq!(std::fs::read_dir(place.path("out/align")).unwrap().count(), 20);
@@ -130,19 +100,12 @@ fn a_cancel_in_the_middle_of_a_shared_stage_harms_no_other_job() {
     let place = sweep(4);
     let cluster = cluster(&place, 2);
     let reach = ["--coordinator", cluster.url.as_str()];
-    let submits: Vec<Child> = (0..4)
-        .map(|n| {
-            place
-                .command(&[&["submit", &file(n)], &reach[..]].concat())
-                .spawn()
-                .unwrap()
-        })
-        .collect();
+    let submits: Vec<Child> =
+        (0..4).map(|n| place.command(&[&["submit", &file(n)], &reach[..]].concat()).spawn().unwrap()).collect();
     let (leader, reason) = eventually("one computes and another says so", || {
         let list = place.ok(&[&["list"], &reach[..]].concat());
-        let says = list
-            .lines()
-            .find(|line| line.contains("embed: job ") && line.contains("is computing this stage"))?;
+        let says =
+            list.lines().find(|line| line.contains("embed: job ") && line.contains("is computing this stage"))?;
         let leader = says.split("embed: job ").nth(1)?.split(' ').next()?;
         Some((leader.to_owned(), says.to_owned()))
     });
@@ -160,10 +123,7 @@ fn processes_of_their_own_on_one_output_share_what_is_the_same() {
     let place = sweep(4);
     let submit = |n: usize| {
         let (file, state) = (file(n), format!("state-{n}"));
-        place
-            .command(&["submit", &file, "--state", &state, "--workers", "1"])
-            .spawn()
-            .unwrap()
+        place.command(&["submit", &file, "--state", &state, "--workers", "1"]).spawn().unwrap()
     };
     let submits: Vec<Child> = (0..4).map(submit).collect();
     for submit in submits {
@@ -186,9 +146,7 @@ fn listed(place: &Place, state: &str) -> String {
 fn what_a_killed_process_was_computing_is_taken_over_by_one_that_waits_and_says_so() {
     let place = sweep(2);
     let slow = |n: usize| {
-        job(n)
-            .replace("train_pairs = 1600", "train_pairs = 16_000")
-            .replace("shard_rows = 200", "shard_rows = 500")
+        job(n).replace("train_pairs = 1600", "train_pairs = 16_000").replace("shard_rows = 200", "shard_rows = 500")
     };
     (0..2).for_each(|n| std::fs::write(place.path(&file(n)), slow(n)).unwrap());
     let mut first = place.start(&["submit", &file(0), "--state", "state-0", "--workers", "1"]);
@@ -196,10 +154,7 @@ fn what_a_killed_process_was_computing_is_taken_over_by_one_that_waits_and_says_
         let list = listed(&place, "state-0");
         list.contains("embed: embed").then_some(())
     });
-    let second = place
-        .command(&["submit", &file(1), "--state", "state-1", "--workers", "1"])
-        .spawn()
-        .unwrap();
+    let second = place.command(&["submit", &file(1), "--state", "state-1", "--workers", "1"]).spawn().unwrap();
     eventually("the second waits", || {
         let list = listed(&place, "state-1");
         list.contains("embed: another coordinator, process ").then_some(())
@@ -213,16 +168,9 @@ fn what_a_killed_process_was_computing_is_taken_over_by_one_that_waits_and_says_
         let list = listed(&place, "state-1");
         list.contains("embed: embed").then_some(())
     });
-    assert!(
-        began.elapsed().as_secs() < 20,
-        "the claim of a process that is gone is not waited for"
-    );
+    assert!(began.elapsed().as_secs() < 20, "the claim of a process that is gone is not waited for");
     let output = ended(second);
     assert!(output.status.success(), "{}", text(&output));
-    assert!(
-        text(&output).contains("is computing this stage: its result is waited for"),
-        "{}",
-        text(&output)
-    );
+    assert!(text(&output).contains("is computing this stage: its result is waited for"), "{}", text(&output));
     place.ok(&["verify", "out"]);
 }

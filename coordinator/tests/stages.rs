@@ -60,10 +60,7 @@ fn a_stage_that_lost_some_of_its_files_or_a_part_of_one_is_computed_again() {
     std::fs::write(&shard, &whole[..whole.len() / 2]).unwrap();
     assert!(place.ok(&["submit", "job.toml", "--dry-run"]).contains("will run"));
     let said = text(&place.run(&["submit", "job.toml"]));
-    assert!(
-        said.contains("1 of the") && said.contains("00000.parquet for one"),
-        "{said}"
-    );
+    assert!(said.contains("1 of the") && said.contains("00000.parquet for one"), "{said}");
     assert_eq!(std::fs::read(&shard).unwrap(), whole);
     place.ok(&["verify", "out"]);
     assert!(computed(&place.ok(&["submit", "job.toml", "--json"])).is_empty());
@@ -77,11 +74,7 @@ fn pairs_below_the_margin_are_counted_shown_and_not_trained_on_and_the_split_sta
     let filtered = SMALL.replace("[instructions]", "[cleaning]\nmargin = 1.0\n\n[instructions]");
     std::fs::write(place.path("job.toml"), &filtered).unwrap();
     let said = place.ok(&["submit", "job.toml"]);
-    assert_eq!(
-        place.artefacts(&["shard", "embed"]),
-        before,
-        "neither the split nor its vectors change"
-    );
+    assert_eq!(place.artefacts(&["shard", "embed"]), before, "neither the split nor its vectors change");
 
     let report: serde_json::Value =
         serde_json::from_slice(&std::fs::read(place.path("out/report.json")).unwrap()).unwrap();
@@ -92,10 +85,7 @@ fn pairs_below_the_margin_are_counted_shown_and_not_trained_on_and_the_split_sta
     for shard in std::fs::read_dir(folder.parent().unwrap()).unwrap() {
         for line in std::fs::read_to_string(shard.unwrap().path()).unwrap().lines() {
             let row: serde_json::Value = serde_json::from_str(line).unwrap();
-            assert!(
-                row["margin"].as_f64().unwrap() < 1.0 && row["english"].is_string(),
-                "{row}"
-            );
+            assert!(row["margin"].as_f64().unwrap() < 1.0 && row["english"].is_string(), "{row}");
             listed += 1;
         }
     }
@@ -105,16 +95,9 @@ fn pairs_below_the_margin_are_counted_shown_and_not_trained_on_and_the_split_sta
     assert!(page.contains("left out for their low margin"));
 
     // A margin that hardly any pair has is refused with the key.
-    std::fs::write(
-        place.path("job.toml"),
-        filtered.replace("margin = 1.0", "margin = 10.0"),
-    )
-    .unwrap();
+    std::fs::write(place.path("job.toml"), filtered.replace("margin = 1.0", "margin = 10.0")).unwrap();
     let said = place.fails(3, &["submit", "job.toml"]);
-    assert!(
-        said.contains("`cleaning.margin` leaves") && said.contains("fewer than a batch of 64"),
-        "{said}"
-    );
+    assert!(said.contains("`cleaning.margin` leaves") && said.contains("fewer than a batch of 64"), "{said}");
 }
 
 #[test]
@@ -133,10 +116,7 @@ fn a_report_that_cannot_be_written_is_an_error_and_writing_it_later_costs_nothin
     // A folder is in the place of report.json.
     std::fs::create_dir_all(place.path("out/report.json/in-the-way")).unwrap();
     let said = place.fails(4, &["submit", "job.toml"]);
-    assert!(
-        said.contains("report can't be written") && said.contains("submit again"),
-        "{said}"
-    );
+    assert!(said.contains("report can't be written") && said.contains("submit again"), "{said}");
     std::fs::remove_dir_all(place.path("out/report.json")).unwrap();
     let said = place.ok(&["submit", "job.toml", "--json"]);
     assert!(computed(&said).is_empty());

@@ -61,11 +61,7 @@ impl Worker {
         let id = client.register(request).await.unwrap().into_inner().worker_id;
         let request = AssignmentsRequest { worker_id: id.clone() };
         let instructions = client.assignments(request).await.unwrap().into_inner();
-        Self {
-            client,
-            id,
-            instructions,
-        }
+        Self { client, id, instructions }
     }
 
     async fn lease(&mut self) -> Assignment {
@@ -116,22 +112,13 @@ fn a_standby_takes_over_within_15_seconds_and_a_task_is_acknowledged_once() {
     let lease = runtime.block_on(worker.lease());
     assert_ne!(lease.task_id, done.task_id);
     let health = format!("http://{health}");
-    assert!(
-        place
-            .fails(6, &["health", &health, "--service", "ready"])
-            .contains("NotServing")
-    );
+    assert!(place.fails(6, &["health", &health, "--service", "ready"]).contains("NotServing"));
     place.ok(&["health", &health]);
 
     let began = Instant::now();
     drop(first);
     says(&mut second, "llink-coord listens on");
-    assert!(
-        began.elapsed() < Duration::from_secs(15),
-        "{:?}\n{}",
-        began.elapsed(),
-        second.log()
-    );
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}\n{}", began.elapsed(), second.log());
     let mut worker = runtime.block_on(Worker::register(&url));
     let again = runtime.block_on(worker.lease());
     assert!(again.task_id == lease.task_id && again.token > lease.token, "{again:?}");

@@ -68,8 +68,7 @@ fn texts(attributes: Vec<KeyValue>) -> HashMap<String, String> {
         other => format!("{other:?}"),
     };
     let each = attributes.into_iter();
-    each.map(|pair| (pair.key, text(pair.value.and_then(|value| value.value))))
-        .collect()
+    each.map(|pair| (pair.key, text(pair.value.and_then(|value| value.value)))).collect()
 }
 
 #[tonic::async_trait]
@@ -84,23 +83,16 @@ impl TraceService for Collector {
         }
         for resource in request.into_inner().resource_spans {
             let service = texts(resource.resource.unwrap().attributes)["service.name"].clone();
-            let seen = resource
-                .scope_spans
-                .into_iter()
-                .flat_map(|scope| scope.spans)
-                .map(|span| Seen {
-                    service: service.clone(),
-                    name: span.name,
-                    trace: hex(&span.trace_id),
-                    id: hex(&span.span_id),
-                    parent: hex(&span.parent_span_id),
-                    attributes: texts(span.attributes),
-                    // 2 is an error.
-                    error: span
-                        .status
-                        .filter(|status| status.code == 2)
-                        .map(|status| status.message),
-                });
+            let seen = resource.scope_spans.into_iter().flat_map(|scope| scope.spans).map(|span| Seen {
+                service: service.clone(),
+                name: span.name,
+                trace: hex(&span.trace_id),
+                id: hex(&span.span_id),
+                parent: hex(&span.parent_span_id),
+                attributes: texts(span.attributes),
+                // 2 is an error.
+                error: span.status.filter(|status| status.code == 2).map(|status| status.message),
+            });
             self.0.lock().unwrap().extend(seen);
         }
         Ok(Response::new(ExportTraceServiceResponse::default()))
@@ -131,32 +123,15 @@ fn one_trace_leads_from_submit_through_each_task_to_the_store() {
         assert!(!format!("{span:?}").contains(SECRET), "{span:?}");
         assert_eq!(span.error, None, "{span:?}");
     }
-    let [submit_span] = named("submit")[..] else {
-        panic!("{seen:#?}")
-    };
-    let [accepted] = named("JobService/Submit")[..] else {
-        panic!("{seen:#?}")
-    };
-    assert_eq!(
-        (&*submit_span.parent, &*accepted.parent),
-        (&GIVEN[36..52], &*submit_span.id)
-    );
-    assert_eq!(
-        (&*submit_span.service, &*accepted.service),
-        ("llink-coord", "llink-coord")
-    );
+    let [submit_span] = named("submit")[..] else { panic!("{seen:#?}") };
+    let [accepted] = named("JobService/Submit")[..] else { panic!("{seen:#?}") };
+    assert_eq!((&*submit_span.parent, &*accepted.parent), (&GIVEN[36..52], &*submit_span.id));
+    assert_eq!((&*submit_span.service, &*accepted.service), ("llink-coord", "llink-coord"));
 
-    let tasks: HashMap<&str, &Seen> = seen
-        .iter()
-        .filter(|span| span.name.starts_with("task "))
-        .map(|span| (span.id.as_str(), span))
-        .collect();
+    let tasks: HashMap<&str, &Seen> =
+        seen.iter().filter(|span| span.name.starts_with("task ")).map(|span| (span.id.as_str(), span)).collect();
     for task in tasks.values() {
-        assert_eq!(
-            (&task.parent, &*task.service),
-            (&accepted.id, "llink-worker"),
-            "{task:?}"
-        );
+        assert_eq!((&task.parent, &*task.service), (&accepted.id, "llink-worker"), "{task:?}");
         assert_eq!(task.attributes["job"], accepted.attributes["job"], "{task:?}");
         assert!(task.number("task") > 0 && task.number("attempt") > 0, "{task:?}");
     }
@@ -166,50 +141,25 @@ fn one_trace_leads_from_submit_through_each_task_to_the_store() {
     }
     let embedded: u64 = named("task embed").iter().map(|task| task.number("rows")).sum();
     assert!(embedded >= 1500, "{:#?}", named("task embed"));
-    let [align] = named("task align")[..] else {
-        panic!("{tasks:#?}")
-    };
-    assert!(
-        align.attributes.contains_key("rank") && align.number("bytes") > 0,
-        "{align:?}"
-    );
+    let [align] = named("task align")[..] else { panic!("{tasks:#?}") };
+    assert!(align.attributes.contains_key("rank") && align.number("bytes") > 0, "{align:?}");
 
-    let requests: Vec<&Seen> = seen
-        .iter()
-        .filter(|span| span.attributes.contains_key("store"))
-        .collect();
+    let requests: Vec<&Seen> = seen.iter().filter(|span| span.attributes.contains_key("store")).collect();
     for request in &requests {
         let of_task = tasks.contains_key(&*request.parent);
         assert!(of_task || request.parent == accepted.id, "{request:?}");
     }
     // What a rank writes beside its training, and what is read ahead, belongs to its task too.
-    for (name, of) in [
-        ("put", "embed"),
-        ("get", "embed"),
-        ("put", "align"),
-        ("get", "evaluate"),
-    ] {
+    for (name, of) in [("put", "embed"), ("get", "embed"), ("put", "align"), ("get", "evaluate")] {
         let is_such = |span: &&&Seen| {
-            span.name == name
-                && tasks
-                    .get(&*span.parent)
-                    .is_some_and(|task| task.attributes["stage"] == of)
+            span.name == name && tasks.get(&*span.parent).is_some_and(|task| task.attributes["stage"] == of)
         };
-        let found = requests
-            .iter()
-            .find(is_such)
-            .unwrap_or_else(|| panic!("{name} of {of}: {requests:#?}"));
-        assert!(
-            found.attributes["status"] == "ok" && found.number("bytes") > 0,
-            "{found:?}"
-        );
+        let found = requests.iter().find(is_such).unwrap_or_else(|| panic!("{name} of {of}: {requests:#?}"));
+        assert!(found.attributes["status"] == "ok" && found.number("bytes") > 0, "{found:?}");
     }
 
     // Without an endpoint, or where OpenTelemetry is turned off, nothing is sent.
-    let off = [
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
-        ("OTEL_SDK_DISABLED", "true"),
-    ];
+    let off = [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()), ("OTEL_SDK_DISABLED", "true")];
     for variables in [&off[..], &[("OTEL_EXPORTER_OTLP_ENDPOINT", "")]] {
         let output = submit(&place, variables);
         assert!(text(&output).contains("nothing to do"), "{}", text(&output));
@@ -217,10 +167,7 @@ fn one_trace_leads_from_submit_through_each_task_to_the_store() {
     }
     let http = [off[0], ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")];
     let said = text(&submit(&place, &http));
-    assert!(
-        said.contains("only grpc is supported") && said.contains("nothing to do"),
-        "{said}"
-    );
+    assert!(said.contains("only grpc is supported") && said.contains("nothing to do"), "{said}");
 }
 
 #[test]
@@ -263,21 +210,12 @@ fn requests_to_s3_name_their_trace_and_an_error_shows_no_secret() {
     let store = seen.iter().find(|span| span.attributes.contains_key("store")).unwrap();
     let header = format!("traceparent: {}-{}-01", &GIVEN[..35], store.id);
     assert!(request.contains(&header), "{header}: {request}");
-    assert_eq!(
-        (&*store.attributes["store"], &*store.attributes["status"]),
-        ("s3://bucket", "not found")
-    );
+    assert_eq!((&*store.attributes["store"], &*store.attributes["status"]), ("s3://bucket", "not found"));
     for name in ["submit", "JobService/Submit"] {
         let span = seen.iter().find(|span| span.name == name).unwrap();
-        assert!(
-            span.error.as_ref().unwrap().contains("s3://bucket/pairs.tsv"),
-            "{span:?}"
-        );
+        assert!(span.error.as_ref().unwrap().contains("s3://bucket/pairs.tsv"), "{span:?}");
     }
     for span in &seen {
-        assert!(
-            span.service == "nightly" && !format!("{span:?}").contains(SECRET),
-            "{span:?}"
-        );
+        assert!(span.service == "nightly" && !format!("{span:?}").contains(SECRET), "{span:?}");
     }
 }

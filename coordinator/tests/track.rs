@@ -33,10 +33,7 @@ fn mlflow_and_trackio_hold_one_run_of_a_job_that_was_submitted_twice() {
     );
     std::fs::write(place.path("job.toml"), format!("{SMALL}{track}")).unwrap();
     std::fs::write(place.path("token"), "write me\n").unwrap();
-    assert!(
-        place.fails(3, &["submit", "job.toml"]).contains("TRACKIO_TOKEN"),
-        "a job without its token is refused"
-    );
+    assert!(place.fails(3, &["submit", "job.toml"]).contains("TRACKIO_TOKEN"), "a job without its token is refused");
     for _ in 0..2 {
         let mut submit = place.command(&["submit", "job.toml"]);
         let output = submit.env("TRACKIO_TOKEN_FILE", place.path("token")).output().unwrap();
@@ -50,10 +47,7 @@ fn mlflow_and_trackio_hold_one_run_of_a_job_that_was_submitted_twice() {
     let name = "evaluate/retrieval.stage_a.cosine.r1";
     let r1 = figure(&place, "retrieval.stage_a.cosine.r1");
     assert_eq!(mlflow["metrics"][name], r1, "{found:#}");
-    assert_eq!(
-        (&mlflow["status"], &mlflow["tags"]["llink.state"]),
-        (&"FINISHED".into(), &"succeeded".into())
-    );
+    assert_eq!((&mlflow["status"], &mlflow["tags"]["llink.state"]), (&"FINISHED".into(), &"succeeded".into()));
     assert_eq!(mlflow["params"]["align.steps"], "60");
     let job = mlflow["name"].as_str().unwrap();
     assert!(job.starts_with("small-") && trackio["name"] == job, "{found:#}");

@@ -15,10 +15,7 @@ const LEASE_S: f64 = 1.0;
 fn training(steps: u64, more: &str) -> String {
     SMALL
         .replace("steps = 60", &format!("steps = {steps}\n{more}"))
-        .replace(
-            "checkpoint_every = 20",
-            "checkpoint_every = 50\nvalidate_every = 100\nvalidation_pairs = 64",
-        )
+        .replace("checkpoint_every = 20", "checkpoint_every = 50\nvalidate_every = 100\nvalidation_pairs = 64")
 }
 
 struct Cluster {
@@ -43,14 +40,7 @@ impl Cluster {
             found.map(str::to_owned)
         });
         let id = place.ok(&["submit", "job.toml", "--detach", "--coordinator", &url]);
-        let mut cluster = Self {
-            place,
-            url,
-            id: id.trim().to_owned(),
-            workers: Vec::new(),
-            started: 0,
-            _serve: serve,
-        };
+        let mut cluster = Self { place, url, id: id.trim().to_owned(), workers: Vec::new(), started: 0, _serve: serve };
         (0..workers).for_each(|_| cluster.start_worker());
         cluster
     }
@@ -131,10 +121,7 @@ fn training_survives_ranks_that_are_killed_or_stopped_at_random() {
     });
     assert_eq!(job_ended["state"], "succeeded", "{}", cluster.logs());
     let logs = cluster.logs();
-    assert!(
-        logs.contains("Last heard of: rank 0 at step"),
-        "where each rank was is told: {logs}"
-    );
+    assert!(logs.contains("Last heard of: rank 0 at step"), "where each rank was is told: {logs}");
     let generations = logs.matches("train the projector: attempt").count();
     let effective = job_ended["report"]["training"]["effective_time"].as_f64().unwrap();
     println!(
@@ -146,40 +133,22 @@ fn training_survives_ranks_that_are_killed_or_stopped_at_random() {
     assert!(effective > 0.0 && effective <= 1.0);
     // Every step counts once, and the result is that of a run without faults.
     let trained = trained_steps(&cluster.place);
-    assert_eq!(
-        trained.iter().map(|(step, _)| *step).collect::<Vec<_>>(),
-        (0..steps).collect::<Vec<_>>()
-    );
+    assert_eq!(trained.iter().map(|(step, _)| *step).collect::<Vec<_>>(), (0..steps).collect::<Vec<_>>());
     let calm = Place::new(&job);
     calm.ok(&["submit", "job.toml", "--workers", "1"]);
     let expected = trained_steps(&calm);
     let last = steps as usize - 1;
-    assert!(
-        (trained[last].1 - expected[last].1).abs() < 2e-2,
-        "{:?} {:?}",
-        trained[last],
-        expected[last]
-    );
-    let (with, without) = (
-        figure(&cluster.place, "retrieval.stage_a.cosine.mrr"),
-        figure(&calm, "retrieval.stage_a.cosine.mrr"),
-    );
+    assert!((trained[last].1 - expected[last].1).abs() < 2e-2, "{:?} {:?}", trained[last], expected[last]);
+    let (with, without) =
+        (figure(&cluster.place, "retrieval.stage_a.cosine.mrr"), figure(&calm, "retrieval.stage_a.cosine.mrr"));
     assert!((with - without).abs() < 2e-2, "{with} {without}");
 }
 
 /// Returns the checkpoint files in a place, oldest first.
 fn checkpoints(place: &Place, ending: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for stage in std::fs::read_dir(place.path("out/align"))
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
-        for file in std::fs::read_dir(stage.path().join("checkpoints"))
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
+    for stage in std::fs::read_dir(place.path("out/align")).into_iter().flatten().flatten() {
+        for file in std::fs::read_dir(stage.path().join("checkpoints")).into_iter().flatten().flatten() {
             let name = file.file_name().into_string().unwrap();
             if name.starts_with("step-") && name.ends_with(ending) {
                 found.push(file.path());
@@ -227,17 +196,9 @@ fn a_cancelled_training_saves_first_and_goes_on_to_the_same_bits_past_damaged_ch
     std::fs::write(before, content).unwrap();
 
     let shown = place.ok(&["submit", "job.toml"]);
-    assert_eq!(
-        shown.matches("a damaged checkpoint was passed over").count(),
-        2,
-        "{shown}"
-    );
+    assert_eq!(shown.matches("a damaged checkpoint was passed over").count(), 2, "{shown}");
     assert!(shown.contains("was altered") && shown.contains("bytes"), "{shown}");
-    assert_eq!(
-        projector(&place),
-        projector(&calm),
-        "resumed and uninterrupted end with the same bits"
-    );
+    assert_eq!(projector(&place), projector(&calm), "resumed and uninterrupted end with the same bits");
     assert_eq!(trained_steps(&place), trained_steps(&calm));
 
     // The newest three and the best are kept, and the best is named.
@@ -246,10 +207,7 @@ fn a_cancelled_training_saves_first_and_goes_on_to_the_same_bits_past_damaged_ch
     assert!((3..=4 + damaged).contains(&kept.len()), "{kept:?}");
     let best = kept[0].with_file_name("best.json");
     let best: serde_json::Value = serde_json::from_slice(&std::fs::read(best).unwrap()).unwrap();
-    assert!(
-        place.path("out").join(best["state"]["path"].as_str().unwrap()).exists(),
-        "{best}"
-    );
+    assert!(place.path("out").join(best["state"]["path"].as_str().unwrap()).exists(), "{best}");
 }
 
 #[test]
@@ -270,10 +228,7 @@ fn a_cancel_between_checkpoints_loses_no_step() {
     let manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(last).unwrap()).unwrap();
     let steps = manifest["steps"].as_u64().unwrap();
     assert!(steps > 150, "{manifest}");
-    assert!(
-        manifest["score"].is_null(),
-        "saved because of the interruption: {manifest}"
-    );
+    assert!(manifest["score"].is_null(), "saved because of the interruption: {manifest}");
 }
 
 #[test]
@@ -282,15 +237,9 @@ fn numbers_that_run_away_end_the_job_with_step_ids_and_last_good_checkpoint() {
     let place = Place::new(&job.replace("checkpoint_every = 50", "checkpoint_every = 1"));
     let said = place.fails(3, &["submit", "job.toml"]);
     assert!(said.contains("training diverged at step"), "{said}");
-    assert!(
-        said.contains("the batch's pairs are") && said.contains("and 48 more"),
-        "{said}"
-    );
+    assert!(said.contains("the batch's pairs are") && said.contains("and 48 more"), "{said}");
     assert!(said.contains("the last good checkpoint is"), "{said}");
-    let note = said
-        .split_whitespace()
-        .find(|w| w.contains("diverged-at-step"))
-        .unwrap();
+    let note = said.split_whitespace().find(|w| w.contains("diverged-at-step")).unwrap();
     let note: serde_json::Value = serde_json::from_slice(&std::fs::read(note.trim_end_matches(';')).unwrap()).unwrap();
     assert_eq!(note["ids"].as_array().unwrap().len(), 64);
     println!("{said}");

@@ -92,10 +92,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .collect();
     let write = |specs: &[WriteSpec]| -> llink_datasets::Result<Vec<ManifestArtifact>> {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime can be started");
-        specs
-            .iter()
-            .map(|spec| runtime.block_on(write_shard(spec, &store, &silent)))
-            .collect()
+        specs.iter().map(|spec| runtime.block_on(write_shard(spec, &store, &silent))).collect()
     };
     let mut shards: Vec<ManifestArtifact> = Vec::new();
     std::thread::scope(|scope| -> llink_datasets::Result<()> {

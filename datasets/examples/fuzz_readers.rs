@@ -104,8 +104,7 @@ fn parquet_seed(compression: parquet::basic::Compression) -> Result<Vec<u8>, Box
 fn peak_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok())
-        .unwrap_or(0)
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
 }
 
 /// A reader with its seed inputs.
@@ -145,13 +144,7 @@ fn cases() -> Result<Vec<Case>, Box<dyn std::error::Error>> {
     ];
     let mut cases: Vec<Case> = pairs
         .into_iter()
-        .map(|(name, format, compression, content)| Case {
-            name,
-            corpus: Corpus::Pairs,
-            format,
-            compression,
-            content,
-        })
+        .map(|(name, format, compression, content)| Case { name, corpus: Corpus::Pairs, format, compression, content })
         .collect();
     cases.push(Case {
         name: "instructions",
@@ -190,9 +183,7 @@ impl Now {
             }
             let peak = peak_kib();
             if since.elapsed() > LONGEST || peak > MOST_KIB {
-                self.save(&format!(
-                    "input {number} takes too long or too much memory ({peak} KiB)"
-                ));
+                self.save(&format!("input {number} takes too long or too much memory ({peak} KiB)"));
                 std::process::exit(1);
             }
         }

@@ -26,10 +26,8 @@ impl ByteStream {
         match self {
             Self::File(file, name) => {
                 let mut block = vec![0; Self::BLOCK];
-                let read = std::io::Read::read(file, &mut block).map_err(|e| Error::Store {
-                    path: name.clone(),
-                    source: Box::new(e),
-                })?;
+                let read = std::io::Read::read(file, &mut block)
+                    .map_err(|e| Error::Store { path: name.clone(), source: Box::new(e) })?;
                 block.truncate(read);
                 Ok((read > 0).then(|| block.into()))
             }
@@ -63,11 +61,7 @@ pub(crate) fn parts(
         // A separate task, so that the download continues while the consumer of the parts is busy.
         let part = async move { objects.get_opts(&location, options).await?.bytes().await };
         let task = tokio::spawn(part.in_current_span());
-        async move {
-            task.await
-                .map_err(|source| object_store::Error::JoinError { source })
-                .flatten()
-        }
+        async move { task.await.map_err(|source| object_store::Error::JoinError { source }).flatten() }
     };
     futures::stream::iter(starts).map(fetch).buffered(AHEAD).boxed()
 }

@@ -212,11 +212,8 @@ impl Tally {
     /// reason that occurred.
     #[must_use]
     pub fn counts(&self) -> BTreeMap<String, u64> {
-        let mut counts: BTreeMap<_, _> = self
-            .dropped
-            .iter()
-            .map(|(reason, rows)| (format!("dropped_{reason}"), *rows))
-            .collect();
+        let mut counts: BTreeMap<_, _> =
+            self.dropped.iter().map(|(reason, rows)| (format!("dropped_{reason}"), *rows)).collect();
         counts.insert("rows".into(), self.kept + self.dropped());
         counts.insert("kept".into(), self.kept);
         counts.insert("cut".into(), self.cut);
@@ -262,10 +259,7 @@ impl Cleaner {
     /// Makes a cleaner. `with_signatures` adds the signatures that find near-duplicates to the kept rows.
     #[must_use]
     pub fn new(rules: Rules, with_signatures: bool) -> Self {
-        Self {
-            rules,
-            signer: with_signatures.then(Signer::new),
-        }
+        Self { rules, signer: with_signatures.then(Signer::new) }
     }
 
     /// Cleans a pair, or returns the reason why it is dropped.
@@ -275,14 +269,7 @@ impl Cleaner {
     pub fn pair(&self, english: &str, foreign: &str, source: &str) -> Result<Kept<Pair>, DropReason> {
         let (english, foreign, checked) = self.sides(english, foreign)?;
         let source = source.to_owned();
-        Ok(Kept {
-            row: Pair {
-                english,
-                foreign,
-                source,
-            },
-            checked,
-        })
+        Ok(Kept { row: Pair { english, foreign, source }, checked })
     }
 
     /// Cleans an instruction example, or returns the reason why it is dropped. `raw.instruction` holds
@@ -379,24 +366,14 @@ mod tests {
     use super::*;
 
     fn outcome(english: &str, foreign: &str, rules: Rules) -> Result<String, DropReason> {
-        Cleaner::new(rules, false)
-            .pair(english, foreign, "test")
-            .map(|kept| kept.row.foreign)
+        Cleaner::new(rules, false).pair(english, foreign, "test").map(|kept| kept.row.foreign)
     }
 
     #[test]
     fn every_fault_has_its_reason() {
-        let drop = Rules {
-            min_chars: 2,
-            max_chars: 4,
-            too_long: TooLong::Drop,
-            ..Rules::default()
-        };
+        let drop = Rules { min_chars: 2, max_chars: 4, too_long: TooLong::Drop, ..Rules::default() };
         assert_eq!(outcome(" \u{200B}", "ក្មេង", drop), Err(DropReason::EmptyEnglish));
-        assert_eq!(
-            outcome("a child", "\u{FEFF}\u{200B} ", drop),
-            Err(DropReason::EmptyForeign)
-        );
+        assert_eq!(outcome("a child", "\u{FEFF}\u{200B} ", drop), Err(DropReason::EmptyForeign));
         assert_eq!(outcome("a child", "ក", drop), Err(DropReason::TooShort));
         assert_eq!(outcome("a child", "ក្មេង", drop), Err(DropReason::TooLong));
         assert_eq!(outcome("OK !", "ok!", drop), Err(DropReason::IdenticalSides));
@@ -405,12 +382,7 @@ mod tests {
 
     #[test]
     fn long_texts_are_cut_at_the_limit() {
-        let rules = Rules {
-            min_chars: 1,
-            max_chars: 3,
-            too_long: TooLong::Cut,
-            ..Rules::default()
-        };
+        let rules = Rules { min_chars: 1, max_chars: 3, too_long: TooLong::Cut, ..Rules::default() };
         assert_eq!(outcome("a child", "ក្មេង", rules), Ok("ក្ម".into()));
         let unlimited = Rules { max_chars: 0, ..rules };
         assert_eq!(outcome("a child", "ក្មេង", unlimited), Ok("ក្មេង".into()));
@@ -422,31 +394,17 @@ mod tests {
 
     #[test]
     fn scripts_and_length_ratios_are_kept_to_where_asked() {
-        let scripts = Scripts {
-            foreign: "Khmr".parse().unwrap(),
-            english: WritingSystem::LATIN,
-            min_share: 0.5,
-        };
-        let rules = Rules {
-            scripts: Some(scripts),
-            max_length_ratio: Some(2.0),
-            ..Rules::default()
-        };
+        let scripts = Scripts { foreign: "Khmr".parse().unwrap(), english: WritingSystem::LATIN, min_share: 0.5 };
+        let rules = Rules { scripts: Some(scripts), max_length_ratio: Some(2.0), ..Rules::default() };
         assert_eq!(outcome("a fish", "ein Fisch", rules), Err(DropReason::WrongScript));
         assert_eq!(outcome("ត្រី", "ត្រីមួយ", rules), Err(DropReason::WrongEnglishScript));
-        assert_eq!(
-            outcome("a fish swims in the river", "ត្រី", rules),
-            Err(DropReason::LengthRatio)
-        );
+        assert_eq!(outcome("a fish swims in the river", "ត្រី", rules), Err(DropReason::LengthRatio));
         assert!(outcome("a fish", "ត្រី OK", rules).is_ok());
     }
 
     #[test]
     fn pairs_with_other_numbers_are_dropped_where_asked() {
-        let rules = Rules {
-            numbers: Numbers::MustAgree,
-            ..Rules::default()
-        };
+        let rules = Rules { numbers: Numbers::MustAgree, ..Rules::default() };
         assert_eq!(outcome("3 fish", "ត្រី ៤", rules), Err(DropReason::NumbersDiffer));
         assert!(outcome("3 fish", "ត្រី ៣", rules).is_ok());
         assert!(outcome("3 fish", "ត្រី ៤", Rules::default()).is_ok());
@@ -464,15 +422,9 @@ mod tests {
         };
         let kept = clean(&raw).unwrap();
         assert_eq!(kept.row.instruction, "Translate to English:");
-        let without = InstructionExample {
-            instruction: "Translate".into(),
-            ..raw.clone()
-        };
+        let without = InstructionExample { instruction: "Translate".into(), ..raw.clone() };
         assert_eq!(clean(&without).unwrap_err(), DropReason::NoPlaceholder);
-        let silent = InstructionExample {
-            answer: "\n \n".into(),
-            ..raw
-        };
+        let silent = InstructionExample { answer: "\n \n".into(), ..raw };
         assert_eq!(clean(&silent).unwrap_err(), DropReason::EmptyAnswer);
     }
 

@@ -17,10 +17,8 @@ pub fn own_variables() -> Vec<OsString> {
 /// # Safety
 /// No other thread of the process may run yet: the environment is shared.
 pub unsafe fn unset_empty() {
-    let empty: Vec<OsString> = own(std::env::vars_os())
-        .filter(|(_, value)| value.is_empty())
-        .map(|(name, _)| name)
-        .collect();
+    let empty: Vec<OsString> =
+        own(std::env::vars_os()).filter(|(_, value)| value.is_empty()).map(|(name, _)| name).collect();
     for name in empty {
         // SAFETY: the caller guarantees that no other thread reads the environment meanwhile.
         unsafe { std::env::remove_var(name) };

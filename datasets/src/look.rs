@@ -92,20 +92,12 @@ pub async fn columns(store: &Store, path: &str) -> Result<Vec<(String, Values)>>
             let wide = |numbers: &mut dyn Iterator<Item = u64>| Values::Numbers(numbers.collect());
             let values = match array.data_type() {
                 DataType::UInt64 => wide(&mut array.as_primitive::<UInt64Type>().values().iter().copied()),
-                DataType::UInt32 => wide(
-                    &mut array
-                        .as_primitive::<UInt32Type>()
-                        .values()
-                        .iter()
-                        .map(|n| u64::from(*n)),
-                ),
-                DataType::UInt16 => wide(
-                    &mut array
-                        .as_primitive::<UInt16Type>()
-                        .values()
-                        .iter()
-                        .map(|n| u64::from(*n)),
-                ),
+                DataType::UInt32 => {
+                    wide(&mut array.as_primitive::<UInt32Type>().values().iter().map(|n| u64::from(*n)))
+                }
+                DataType::UInt16 => {
+                    wide(&mut array.as_primitive::<UInt16Type>().values().iter().map(|n| u64::from(*n)))
+                }
                 DataType::Utf8 | DataType::Dictionary(..) => {
                     let texts = texts(&name, &batch, field.name())?;
                     Values::Texts(texts.iter().map(|text| text.unwrap_or("").to_owned()).collect())
@@ -116,11 +108,7 @@ pub async fn columns(store: &Store, path: &str) -> Result<Vec<(String, Values)>>
                 },
                 _ => continue,
             };
-            let renamed = if matches!(values, Values::Norms(_)) {
-                "norm"
-            } else {
-                field.name()
-            };
+            let renamed = if matches!(values, Values::Norms(_)) { "norm" } else { field.name() };
             next.push((renamed.to_owned(), values));
         }
         if columns.is_empty() {
@@ -140,9 +128,7 @@ pub async fn columns(store: &Store, path: &str) -> Result<Vec<(String, Values)>>
 }
 
 fn norms(vectors: &arrow::array::FixedSizeListArray) -> Option<Vec<f32>> {
-    let width = usize::try_from(vectors.value_length())
-        .ok()
-        .filter(|width| *width > 0)?;
+    let width = usize::try_from(vectors.value_length()).ok().filter(|width| *width > 0)?;
     let values = vectors.values().as_primitive_opt::<Float16Type>()?;
     let norm = |row: &[half::f16]| row.iter().map(|v| v.to_f32() * v.to_f32()).sum::<f32>().sqrt();
     Some(values.values().chunks_exact(width).map(norm).collect())

@@ -65,14 +65,7 @@ impl ManifestArtifact {
     /// Describes an object whose whole content is in memory.
     #[must_use]
     pub fn of(path: &str, role: Role, rows: u64, content: &[u8], metadata: BTreeMap<String, String>) -> Self {
-        Self {
-            path: path.to_owned(),
-            role,
-            rows,
-            bytes: content.len() as u64,
-            sha256: sha256_hex(content),
-            metadata,
-        }
+        Self { path: path.to_owned(), role, rows, bytes: content.len() as u64, sha256: sha256_hex(content), metadata }
     }
 }
 
@@ -97,10 +90,7 @@ impl Manifest {
             Err(Error::NotFound { .. }) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let broken = |reason: String| Error::Content {
-            path: store.describe(path),
-            reason,
-        };
+        let broken = |reason: String| Error::Content { path: store.describe(path), reason };
         let manifest: Self = serde_json::from_slice(&content)
             .map_err(|e| broken(format!("is no manifest: {e}; delete it to have the stage run again")))?;
         if manifest.version != MANIFEST_VERSION {
@@ -117,10 +107,8 @@ impl Manifest {
     /// # Errors
     /// [`Error::Store`].
     pub async fn write(&self, store: &Store, path: &str) -> Result<()> {
-        let mut content = serde_json::to_vec_pretty(self).map_err(|e| Error::Content {
-            path: store.describe(path),
-            reason: format!("can't be written: {e}"),
-        })?;
+        let mut content = serde_json::to_vec_pretty(self)
+            .map_err(|e| Error::Content { path: store.describe(path), reason: format!("can't be written: {e}") })?;
         content.push(b'\n');
         store.put(path, Bytes::from(content)).await
     }
@@ -157,11 +145,7 @@ impl Sha256Stream {
     /// Returns the hash as lower-case hex.
     #[must_use]
     pub fn finish(self) -> String {
-        self.hasher
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        self.hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
@@ -188,19 +172,13 @@ mod tests {
         let store = Store::open(folder.path().to_str().unwrap()).unwrap();
         assert_eq!(Manifest::read(&store, "shard/manifest.json").await.unwrap(), None);
         manifest().write(&store, "shard/manifest.json").await.unwrap();
-        assert_eq!(
-            Manifest::read(&store, "shard/manifest.json").await.unwrap(),
-            Some(manifest())
-        );
+        assert_eq!(Manifest::read(&store, "shard/manifest.json").await.unwrap(), Some(manifest()));
     }
 
     #[tokio::test]
     async fn a_broken_manifest_is_refused_by_name() {
         let store = Store::open("memory://broken-manifest").unwrap();
-        store
-            .put("m.json", Bytes::from_static(b"{\"version\": 1}"))
-            .await
-            .unwrap();
+        store.put("m.json", Bytes::from_static(b"{\"version\": 1}")).await.unwrap();
         let text = Manifest::read(&store, "m.json").await.unwrap_err().to_string();
         assert!(text.contains("m.json") && text.contains("stage"), "{text}");
     }
@@ -218,9 +196,6 @@ mod tests {
 
     #[test]
     fn hashes_are_sha256_in_hex() {
-        assert_eq!(
-            sha256_hex(b"abc"),
-            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-        );
+        assert_eq!(sha256_hex(b"abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     }
 }

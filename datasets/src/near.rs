@@ -89,22 +89,14 @@ mod as_is {
 
 impl Signer {
     pub(crate) fn new() -> Self {
-        Self {
-            hasher: MinHasher8::new_with_hasher(HASHES, as_is::Build),
-        }
+        Self { hasher: MinHasher8::new_with_hasher(HASHES, as_is::Build) }
     }
 
     /// Returns the signature of a text in its comparison form.
     pub(crate) fn sign(&self, form: &str) -> Signature {
-        let starts: Vec<usize> = form
-            .char_indices()
-            .map(|(at, _)| at)
-            .chain(std::iter::once(form.len()))
-            .collect();
+        let starts: Vec<usize> = form.char_indices().map(|(at, _)| at).chain(std::iter::once(form.len())).collect();
         let width = SHINGLE.min(starts.len() - 1);
-        let shingles = starts
-            .windows(width + 1)
-            .map(|w| xxh3_64(&form.as_bytes()[w[0]..w[width]]));
+        let shingles = starts.windows(width + 1).map(|w| xxh3_64(&form.as_bytes()[w[0]..w[width]]));
         let minima = self.hasher.create_signature(shingles);
         let mut signature = [0; HASHES];
         signature.copy_from_slice(&minima);
@@ -168,9 +160,7 @@ impl NearIndex {
             let both = signature.iter().zip(&self.signatures[row]);
             both.map(|(a, b)| usize::from(a == b)).sum::<usize>() >= self.least
         };
-        keys(signature)
-            .zip(&self.bands)
-            .any(|(key, band)| band.rows(key).take(COMPARED).any(agrees))
+        keys(signature).zip(&self.bands).any(|(key, band)| band.rows(key).take(COMPARED).any(agrees))
     }
 
     pub(crate) fn add(&mut self, signature: Signature) {

@@ -59,12 +59,8 @@ const STRUCT: u8 = 12;
 /// The types of the fields 1, 2, … of a `PageHeader`. The tables below are for fields 5 to 8: the headers of data,
 /// index, dictionary and version-2 data pages. `TRUE` stands for both truth values.
 const PAGE_HEADER: &[u8] = &[I32, I32, I32, I32, STRUCT, STRUCT, STRUCT, STRUCT];
-const INNER: [&[u8]; 4] = [
-    &[I32, I32, I32, I32, STRUCT],
-    &[],
-    &[I32, I32, TRUE],
-    &[I32, I32, I32, I32, I32, I32, TRUE, STRUCT],
-];
+const INNER: [&[u8]; 4] =
+    [&[I32, I32, I32, I32, STRUCT], &[], &[I32, I32, TRUE], &[I32, I32, I32, I32, I32, I32, TRUE, STRUCT]];
 
 /// Returns true if the field has the type in the table; a field that is not in the table may have any type.
 fn is_typed(fields: &[u8], id: i64, kind: u8) -> bool {
@@ -198,9 +194,7 @@ mod tests {
 
     /// Returns a column chunk of several pages, and the decoded size of the pages according to the file.
     fn chunk(version: WriterVersion) -> (Vec<u8>, i64) {
-        let texts: Vec<String> = (0..500)
-            .map(|n| format!("sentence {n} {}", "x".repeat(n % 40)))
-            .collect();
+        let texts: Vec<String> = (0..500).map(|n| format!("sentence {n} {}", "x".repeat(n % 40))).collect();
         let column: ArrayRef = Arc::new(StringArray::from(texts));
         let batch = RecordBatch::try_from_iter([("english", column)]).unwrap();
         let properties = WriterProperties::builder()

@@ -64,12 +64,7 @@ pub fn read_texts(name: &str, content: Bytes, language: Language) -> Result<Text
     let mut table = TextTable::default();
     for batch in decode(name, content, &["id", language.column()])? {
         table.ids.extend(u64s(name, &batch, "id")?.values());
-        table.texts.extend(
-            texts(name, &batch, language.column())?
-                .iter()
-                .flatten()
-                .map(str::to_owned),
-        );
+        table.texts.extend(texts(name, &batch, language.column())?.iter().flatten().map(str::to_owned));
     }
     Ok(table)
 }
@@ -82,12 +77,8 @@ pub fn read_pairs(name: &str, content: Bytes) -> Result<PairTable> {
     let mut table = PairTable::default();
     for batch in decode(name, content, &["id", "english", "foreign"])? {
         table.ids.extend(u64s(name, &batch, "id")?.values());
-        table
-            .english
-            .extend(texts(name, &batch, "english")?.iter().flatten().map(str::to_owned));
-        table
-            .foreign
-            .extend(texts(name, &batch, "foreign")?.iter().flatten().map(str::to_owned));
+        table.english.extend(texts(name, &batch, "english")?.iter().flatten().map(str::to_owned));
+        table.foreign.extend(texts(name, &batch, "foreign")?.iter().flatten().map(str::to_owned));
     }
     Ok(table)
 }

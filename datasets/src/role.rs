@@ -172,19 +172,14 @@ static KNOWN: LazyLock<HashMap<String, Role>> = LazyLock::new(|| {
         Role::ReportPage,
     ];
     let roles = others.into_iter().chain(parts).chain(vectors);
-    let roles = roles
-        .chain(Corpus::iter().map(Role::Cleaned))
-        .chain(Model::iter().map(Role::Model));
+    let roles = roles.chain(Corpus::iter().map(Role::Cleaned)).chain(Model::iter().map(Role::Model));
     let roles = roles.chain(shards().map(|(corpus, side)| Role::Shard(corpus, side)));
     roles.map(|role| (role.to_string(), role)).collect()
 });
 
 impl From<&str> for Role {
     fn from(text: &str) -> Self {
-        KNOWN
-            .get(text)
-            .cloned()
-            .unwrap_or_else(|| Self::Unknown(text.to_owned()))
+        KNOWN.get(text).cloned().unwrap_or_else(|| Self::Unknown(text.to_owned()))
     }
 }
 
@@ -224,22 +219,13 @@ mod tests {
             ("pairs/train", Role::Shard(Corpus::Pairs, Side::Train)),
             ("pairs/holdout", Role::Shard(Corpus::Pairs, Side::Holdout)),
             ("instructions/train", Role::Shard(Corpus::Instructions, Side::Train)),
-            (
-                "instructions/validation",
-                Role::Shard(Corpus::Instructions, Side::Holdout),
-            ),
-            (
-                "embeddings/teacher/holdout",
-                Role::Vectors(Tower::Teacher, Corpus::Pairs, Side::Holdout),
-            ),
+            ("instructions/validation", Role::Shard(Corpus::Instructions, Side::Holdout)),
+            ("embeddings/teacher/holdout", Role::Vectors(Tower::Teacher, Corpus::Pairs, Side::Holdout)),
             (
                 "embeddings/encoder/instructions-validation",
                 Role::Vectors(Tower::Encoder, Corpus::Instructions, Side::Holdout),
             ),
-            (
-                "embeddings/encoder-english/train",
-                Role::Vectors(Tower::EncoderEnglish, Corpus::Pairs, Side::Train),
-            ),
+            ("embeddings/encoder-english/train", Role::Vectors(Tower::EncoderEnglish, Corpus::Pairs, Side::Train)),
             (
                 "embeddings/encoder-windows/instructions-train",
                 Role::Vectors(Tower::EncoderWindows, Corpus::Instructions, Side::Train),

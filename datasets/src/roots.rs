@@ -40,9 +40,9 @@ impl FromStr for Root {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match parse(text)? {
-            Root::Folder(folder) if !folder.is_absolute() => Err(format!(
-                "{text}: a root is an absolute path or a URL such as s3://bucket/llink"
-            )),
+            Root::Folder(folder) if !folder.is_absolute() => {
+                Err(format!("{text}: a root is an absolute path or a URL such as s3://bucket/llink"))
+            }
             root => Ok(root),
         }
     }
@@ -57,11 +57,7 @@ impl Roots {
         if texts.iter().any(|t| t == "any") {
             return Ok(Self::Any);
         }
-        texts
-            .iter()
-            .map(|t| t.parse())
-            .collect::<Result<_, _>>()
-            .map(Self::Below)
+        texts.iter().map(|t| t.parse()).collect::<Result<_, _>>().map(Self::Below)
     }
 
     /// Checks that the URL lies below one of the roots. Links in local folders are followed as far as they exist.
@@ -78,10 +74,7 @@ impl Roots {
         let url = ShownUrl::of(url);
         Err(match known.as_slice() {
             [] => format!("{url}: jobs may read and write nowhere here: the coordinator was given no --allow-root"),
-            known => format!(
-                "{url} lies below none of the roots that jobs may use: {}",
-                known.join(", ")
-            ),
+            known => format!("{url} lies below none of the roots that jobs may use: {}", known.join(", ")),
         })
     }
 }
@@ -95,9 +88,7 @@ pub fn check_key_variable(name: &str) -> Result<(), String> {
     let upper = name.to_ascii_uppercase();
     let own = ["AWS_", "AZURE_", "GOOGLE_", "KUBERNETES_", "LLINK_"];
     match own.iter().any(|prefix| upper.starts_with(prefix)) {
-        true => Err(format!(
-            "{name} is one of the workers' own variables, which are never sent"
-        )),
+        true => Err(format!("{name} is one of the workers' own variables, which are never sent")),
         false => Ok(()),
     }
 }
@@ -108,18 +99,9 @@ impl Root {
             (Self::Folder(root), Self::Folder(wanted)) => {
                 wanted.starts_with(root) && really(wanted).starts_with(really(root))
             }
-            (
-                Self::Place {
-                    scheme,
-                    authority,
-                    path,
-                },
-                Self::Place {
-                    scheme: s,
-                    authority: a,
-                    path: p,
-                },
-            ) => scheme == s && authority == a && below(path, p),
+            (Self::Place { scheme, authority, path }, Self::Place { scheme: s, authority: a, path: p }) => {
+                scheme == s && authority == a && below(path, p)
+            }
             _ => false,
         }
     }
@@ -129,18 +111,13 @@ impl std::fmt::Display for Root {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Folder(folder) => write!(f, "{}", folder.display()),
-            Self::Place {
-                scheme,
-                authority,
-                path,
-            } => write!(f, "{scheme}://{authority}{path}"),
+            Self::Place { scheme, authority, path } => write!(f, "{scheme}://{authority}{path}"),
         }
     }
 }
 
 fn below(root: &str, path: &str) -> bool {
-    path.strip_prefix(root)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Returns the path with the links resolved in the part of it that exists.
@@ -187,19 +164,12 @@ fn parse(text: &str) -> Result<Root, String> {
         let host = url.host_str().unwrap_or_default();
         return Ok(Root::Place {
             scheme: url.scheme().into(),
-            authority: url
-                .port()
-                .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")),
-            path: percent_decoded(url.path())
-                .unwrap_or_default()
-                .trim_end_matches('/')
-                .into(),
+            authority: url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")),
+            path: percent_decoded(url.path()).unwrap_or_default().trim_end_matches('/').into(),
         });
     }
     if let Some(credential) = credential_of(text) {
-        return Err(format!(
-            "{shown}: a job's URL may not hold a key, and this one holds {credential}"
-        ));
+        return Err(format!("{shown}: a job's URL may not hold a key, and this one holds {credential}"));
     }
     if scheme == "hf" {
         return hub_place(&shown.to_string(), &decoded);
@@ -232,11 +202,7 @@ fn hub_place(text: &str, decoded: &str) -> Result<Root, String> {
         return Err(format!("{text}: `@` stands between a repository and its revision"));
     }
     let path: String = parts.iter().map(|part| format!("/{part}")).collect();
-    Ok(Root::Place {
-        scheme: "hf".into(),
-        authority: String::new(),
-        path,
-    })
+    Ok(Root::Place { scheme: "hf".into(), authority: String::new(), path })
 }
 
 fn folder(text: &str, path: &Path) -> Result<Root, String> {
@@ -312,11 +278,7 @@ mod tests {
 
     #[test]
     fn a_repository_of_the_hub_is_admitted_at_any_revision_and_its_neighbors_are_not() {
-        let some = roots(&[
-            "hf://intfloat",
-            "hf://meta-llama/Llama-3.2-1B",
-            "hf://datasets/facebook",
-        ]);
+        let some = roots(&["hf://intfloat", "hf://meta-llama/Llama-3.2-1B", "hf://datasets/facebook"]);
         for good in [
             "hf://intfloat/multilingual-e5-small",
             "hf://models/intfloat/e5@0123/model.gguf",
@@ -377,12 +339,7 @@ mod tests {
     fn any_admits_all_and_none_admits_nothing() {
         assert_eq!(Roots::default().admit("/etc/passwd"), Ok(()));
         assert_eq!(Roots::of(&["any".into()]), Ok(Roots::Any));
-        assert!(
-            Roots::Below(Vec::new())
-                .admit("/data")
-                .unwrap_err()
-                .contains("--allow-root")
-        );
+        assert!(Roots::Below(Vec::new()).admit("/data").unwrap_err().contains("--allow-root"));
         assert!(Roots::of(&["data".into()]).unwrap_err().contains("absolute"));
     }
 }

@@ -44,13 +44,7 @@ impl InstructionExample {
     /// Returns [`row_id`] of `[task, instruction, foreign, english_ref, answer]`.
     #[must_use]
     pub fn id(&self) -> u64 {
-        row_id(&[
-            &self.task,
-            &self.instruction,
-            &self.foreign,
-            &self.english_ref,
-            &self.answer,
-        ])
+        row_id(&[&self.task, &self.instruction, &self.foreign, &self.english_ref, &self.answer])
     }
 }
 
@@ -70,12 +64,7 @@ mod tests {
     #[test]
     fn ids_follow_the_texts_and_not_the_source() {
         let pair = |english: &str, foreign: &str, source: &str| {
-            Pair {
-                english: english.into(),
-                foreign: foreign.into(),
-                source: source.into(),
-            }
-            .id()
+            Pair { english: english.into(), foreign: foreign.into(), source: source.into() }.id()
         };
         assert_eq!(pair("a", "b", "x"), pair("a", "b", "y"));
         assert_ne!(pair("a", "b", "x"), pair("ab", "", "x"));

@@ -16,9 +16,7 @@ impl WritingSystem {
     pub const LATIN: Self = Self::of(Script::Latin);
 
     const fn of(script: Script) -> Self {
-        Self {
-            scripts: [script, script, script],
-        }
+        Self { scripts: [script, script, script] }
     }
 
     /// Returns the share of a text's letters (and marks) that are in this system, from 0 to 1. Digits, punctuation and

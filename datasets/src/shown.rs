@@ -68,9 +68,9 @@ pub fn redacted(text: &str) -> Cow<'_, str> {
     let (mut shown, mut rest) = (String::with_capacity(text.len()), text);
     while let Some(at) = rest.find("://") {
         let is_of_scheme = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
-        let start = rest[..at].rfind(|c| !is_of_scheme(c)).map_or(0, |before| {
-            before + rest[before..].chars().next().map_or(1, char::len_utf8)
-        });
+        let start = rest[..at]
+            .rfind(|c| !is_of_scheme(c))
+            .map_or(0, |before| before + rest[before..].chars().next().map_or(1, char::len_utf8));
         let ends = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '"' | '<' | '>' | '`');
         let end = rest[at + 3..].find(ends).map_or(rest.len(), |length| at + 3 + length);
         shown.push_str(&rest[..start]);
@@ -177,12 +177,7 @@ pub fn withheld(url: &str) -> Option<String> {
     for (name, value) in parsed.query_pairs().filter(|(name, _)| !is_credential(name)) {
         hasher.update([name.as_bytes(), b"=", value.as_bytes(), b"&"].concat());
     }
-    let digest: String = hasher
-        .finalize()
-        .iter()
-        .take(6)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let digest: String = hasher.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
     Some(format!("{shown}{WITHHELD}{digest}"))
 }
 
@@ -199,11 +194,7 @@ pub(crate) fn secrets_of(url: &Url) -> Vec<String> {
     const LONG: usize = 16;
     let mut secrets: Vec<String> = Vec::new();
     secrets.extend(url.password().map(str::to_owned));
-    let raw = url
-        .query()
-        .unwrap_or_default()
-        .split('&')
-        .filter_map(|part| part.split_once('='));
+    let raw = url.query().unwrap_or_default().split('&').filter_map(|part| part.split_once('='));
     for ((name, value), (_, written)) in url.query_pairs().zip(raw) {
         if value.len() >= LONG || (is_credential(&name) && value.len() >= 4) {
             secrets.push(value.into_owned());
@@ -231,10 +222,7 @@ mod tests {
             ("https://host/a@b/c", "https://host/a@b/c"),
             ("s3://AKIA:5ecret@bucket/a?b#c", "s3://bucket/a?b#c"),
             ("az://box/a.tsv?sv=1&sig=5ecret", "az://box/a.tsv"),
-            (
-                "abfss://box@account.dfs.core.windows.net/a",
-                "abfss://box@account.dfs.core.windows.net/a",
-            ),
+            ("abfss://box@account.dfs.core.windows.net/a", "abfss://box@account.dfs.core.windows.net/a"),
             ("hf://me:5ecret@owner/name?token=5ecret", "hf://owner/name"),
             ("/data/a?b#c.tsv", "/data/a?b#c.tsv"),
             ("memory://x/a?b", "memory://x/a?b"),
@@ -258,14 +246,8 @@ mod tests {
     #[test]
     fn a_withheld_url_outlasts_its_signature_and_tells_files_apart() {
         let first = withheld(SIGNED).unwrap();
-        assert!(
-            is_withheld(&first) && !first.contains("5ecret") && !first.contains("AKIA"),
-            "{first}"
-        );
-        assert_eq!(
-            withheld(&SIGNED.replace("5ecret", "another").replace("AKIA", "ASIA")),
-            Some(first.clone())
-        );
+        assert!(is_withheld(&first) && !first.contains("5ecret") && !first.contains("AKIA"), "{first}");
+        assert_eq!(withheld(&SIGNED.replace("5ecret", "another").replace("AKIA", "ASIA")), Some(first.clone()));
         assert_eq!(ShownUrl::of(&first), ShownUrl::of(SIGNED));
         let of = |query: &str| withheld(&format!("https://host/get?{query}")).unwrap();
         assert_ne!(of("file=a.tsv&token=1"), of("file=b.tsv&token=1"));

@@ -57,10 +57,7 @@ impl Layout<'_> {
     fn properties(&self) -> std::result::Result<WriterProperties, ParquetError> {
         let mut metadata = self.metadata.clone();
         metadata.insert(SCHEMA_VERSION_KEY.into(), SCHEMA_VERSION.into());
-        let metadata = metadata
-            .into_iter()
-            .map(|(key, value)| KeyValue::new(key, value))
-            .collect();
+        let metadata = metadata.into_iter().map(|(key, value)| KeyValue::new(key, value)).collect();
         let mut properties = WriterProperties::builder()
             .set_created_by(CREATED_BY.into())
             .set_compression(Compression::ZSTD(ZstdLevel::try_new(self.zstd_level)?))
@@ -69,9 +66,7 @@ impl Layout<'_> {
             .set_statistics_enabled(EnabledStatistics::None)
             .set_key_value_metadata(Some(metadata));
         if let Some(rows) = self.page_rows {
-            properties = properties
-                .set_data_page_row_count_limit(rows)
-                .set_write_batch_size(rows);
+            properties = properties.set_data_page_row_count_limit(rows).set_write_batch_size(rows);
         }
         for column in self.dictionary {
             properties = properties.set_column_dictionary_enabled(ColumnPath::from(*column), true);
@@ -119,20 +114,12 @@ pub(crate) struct GroupWriter {
 impl GroupWriter {
     /// Opens the writer; `dictionary` names the columns with few distinct values.
     pub(crate) fn new(name: &str, schema: &SchemaRef, dictionary: &[&str]) -> Result<Self> {
-        let layout = Layout {
-            dictionary,
-            statistics: &[],
-            metadata: &BTreeMap::new(),
-            page_rows: None,
-            zstd_level: ZSTD_LEVEL,
-        };
+        let layout =
+            Layout { dictionary, statistics: &[], metadata: &BTreeMap::new(), page_rows: None, zstd_level: ZSTD_LEVEL };
         let properties = layout.properties().map_err(|e| unwritable(name, &e))?;
         let properties = properties.into_builder().set_max_row_group_row_count(None).build();
         let writer = ArrowWriter::try_new(Vec::new(), Arc::clone(schema), Some(properties));
-        Ok(Self {
-            name: name.to_owned(),
-            writer: writer.map_err(|e| unwritable(name, &e))?,
-        })
+        Ok(Self { name: name.to_owned(), writer: writer.map_err(|e| unwritable(name, &e))? })
     }
 
     pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<()> {
@@ -174,11 +161,7 @@ impl StoredTable {
         let builder = ParquetRecordBatchStreamBuilder::new_with_options(reader, options)
             .await
             .map_err(|e| unreadable(&name, &e))?;
-        Ok(Self {
-            name,
-            bytes: info.bytes,
-            builder,
-        })
+        Ok(Self { name, bytes: info.bytes, builder })
     }
 
     pub(crate) fn metadata(&self) -> &ParquetMetaData {
@@ -203,10 +186,7 @@ impl StoredTable {
     /// Returns the names and types of the columns.
     pub(crate) fn columns(&self) -> Vec<(String, String)> {
         let fields = self.builder.schema().fields();
-        fields
-            .iter()
-            .map(|f| (f.name().clone(), f.data_type().to_string()))
-            .collect()
+        fields.iter().map(|f| (f.name().clone(), f.data_type().to_string())).collect()
     }
 
     /// Returns the reader itself.
@@ -251,27 +231,17 @@ pub(crate) enum Part {
 /// Reads all columns of a table in memory.
 pub(crate) fn decode_all(name: &str, content: Bytes) -> Result<Vec<RecordBatch>> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(content).map_err(|e| unreadable(name, &e))?;
-    let reader = builder
-        .with_batch_size(ROW_GROUP_ROWS)
-        .build()
-        .map_err(|e| unreadable(name, &e))?;
-    reader
-        .collect::<std::result::Result<_, _>>()
-        .map_err(|e| undecodable(name, &e))
+    let reader = builder.with_batch_size(ROW_GROUP_ROWS).build().map_err(|e| unreadable(name, &e))?;
+    reader.collect::<std::result::Result<_, _>>().map_err(|e| undecodable(name, &e))
 }
 
 /// Reads some columns of a table in memory.
 pub(crate) fn decode(name: &str, content: Bytes, columns: &[&str]) -> Result<Vec<RecordBatch>> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(content).map_err(|e| unreadable(name, &e))?;
     let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
-    let reader = builder
-        .with_projection(mask)
-        .with_batch_size(ROW_GROUP_ROWS)
-        .build()
-        .map_err(|e| unreadable(name, &e))?;
-    let batches: Vec<_> = reader
-        .collect::<std::result::Result<_, _>>()
-        .map_err(|e| undecodable(name, &e))?;
+    let reader =
+        builder.with_projection(mask).with_batch_size(ROW_GROUP_ROWS).build().map_err(|e| unreadable(name, &e))?;
+    let batches: Vec<_> = reader.collect::<std::result::Result<_, _>>().map_err(|e| undecodable(name, &e))?;
     for batch in &batches {
         require_columns(name, batch, columns)?;
     }
@@ -281,10 +251,7 @@ pub(crate) fn decode(name: &str, content: Bytes, columns: &[&str]) -> Result<Vec
 pub(crate) fn require_columns(name: &str, batch: &RecordBatch, columns: &[&str]) -> Result<()> {
     for column in columns {
         let array = batch.column_by_name(column).ok_or_else(|| {
-            bad(
-                name,
-                format!("has no column `{column}`; was it written by another version or for another purpose?"),
-            )
+            bad(name, format!("has no column `{column}`; was it written by another version or for another purpose?"))
         })?;
         if array.null_count() > 0 {
             return Err(bad(name, format!("column `{column}` holds nulls")));
@@ -296,17 +263,13 @@ pub(crate) fn require_columns(name: &str, batch: &RecordBatch, columns: &[&str])
 /// Returns a column of 64-bit unsigned integers.
 pub(crate) fn u64s<'a>(name: &str, batch: &'a RecordBatch, column: &str) -> Result<&'a UInt64Array> {
     let array = array(name, batch, column)?;
-    array
-        .as_primitive_opt::<UInt64Type>()
-        .ok_or_else(|| wrong_type(name, column, array, "u64"))
+    array.as_primitive_opt::<UInt64Type>().ok_or_else(|| wrong_type(name, column, array, "u64"))
 }
 
 /// Returns a column of 32-bit unsigned integers.
 pub(crate) fn u32s<'a>(name: &str, batch: &'a RecordBatch, column: &str) -> Result<&'a [u32]> {
     let array = array(name, batch, column)?;
-    let typed = array
-        .as_primitive_opt::<UInt32Type>()
-        .ok_or_else(|| wrong_type(name, column, array, "u32"))?;
+    let typed = array.as_primitive_opt::<UInt32Type>().ok_or_else(|| wrong_type(name, column, array, "u32"))?;
     Ok(typed.values())
 }
 
@@ -314,23 +277,15 @@ pub(crate) fn u32s<'a>(name: &str, batch: &'a RecordBatch, column: &str) -> Resu
 pub(crate) fn texts(name: &str, batch: &RecordBatch, column: &str) -> Result<StringArray> {
     let array = array(name, batch, column)?;
     let plain = arrow::compute::cast(array, &DataType::Utf8).map_err(|_| wrong_type(name, column, array, "text"))?;
-    plain
-        .as_string_opt::<i32>()
-        .cloned()
-        .ok_or_else(|| wrong_type(name, column, array, "text"))
+    plain.as_string_opt::<i32>().cloned().ok_or_else(|| wrong_type(name, column, array, "text"))
 }
 
 fn array<'a>(name: &str, batch: &'a RecordBatch, column: &str) -> Result<&'a ArrayRef> {
-    batch
-        .column_by_name(column)
-        .ok_or_else(|| bad(name, format!("has no column `{column}`")))
+    batch.column_by_name(column).ok_or_else(|| bad(name, format!("has no column `{column}`")))
 }
 
 fn wrong_type(name: &str, column: &str, array: &ArrayRef, wanted: &str) -> Error {
-    bad(
-        name,
-        format!("column `{column}` holds {}, not {wanted}", array.data_type()),
-    )
+    bad(name, format!("column `{column}` holds {}, not {wanted}", array.data_type()))
 }
 
 /// Makes an error of a reader's error: the store failed, which may be temporary, or the content is not a table.
@@ -342,10 +297,7 @@ pub(crate) fn unreadable(name: &str, error: &ParquetError) -> Error {
         return match cause {
             Error::NotFound { .. } => Error::NotFound { path },
             Error::Content { reason, .. } => bad(name, reason.clone()),
-            Error::Store { source, .. } => Error::Store {
-                path,
-                source: source.to_string().into(),
-            },
+            Error::Store { source, .. } => Error::Store { path, source: source.to_string().into() },
             other => bad(name, other.to_string()),
         };
     }
@@ -357,8 +309,5 @@ fn undecodable(name: &str, error: &dyn std::fmt::Display) -> Error {
 }
 
 pub(crate) fn bad(name: &str, reason: String) -> Error {
-    Error::Content {
-        path: name.to_owned(),
-        reason,
-    }
+    Error::Content { path: name.to_owned(), reason }
 }

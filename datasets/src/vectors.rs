@@ -74,11 +74,7 @@ pub fn write_vectors(table: &VectorTable, metadata: &BTreeMap<String, String>) -
         Field::new("vector", DataType::FixedSizeList(Arc::clone(&item), width), false),
     ]));
     let mut batches = Vec::new();
-    for (ids, values) in table
-        .ids
-        .chunks(ROW_GROUP_ROWS)
-        .zip(table.values.chunks(ROW_GROUP_ROWS * table.width))
-    {
+    for (ids, values) in table.ids.chunks(ROW_GROUP_ROWS).zip(table.values.chunks(ROW_GROUP_ROWS * table.width)) {
         let values = Arc::new(Float16Array::from_iter_values(values.iter().copied()));
         let vectors = FixedSizeListArray::try_new(Arc::clone(&item), width, values, None);
         let vectors = vectors.map_err(|e| refuse(e.to_string()))?;
@@ -90,13 +86,7 @@ pub fn write_vectors(table: &VectorTable, metadata: &BTreeMap<String, String>) -
         name,
         &schema,
         &batches,
-        &Layout {
-            dictionary: &[],
-            statistics: &["id"],
-            metadata,
-            page_rows: None,
-            zstd_level: ZSTD_LEVEL,
-        },
+        &Layout { dictionary: &[], statistics: &["id"], metadata, page_rows: None, zstd_level: ZSTD_LEVEL },
     )
 }
 
@@ -105,11 +95,7 @@ pub fn write_vectors(table: &VectorTable, metadata: &BTreeMap<String, String>) -
 /// # Errors
 /// [`crate::Error::Content`] where the content is no table of vectors.
 pub fn read_vectors(name: &str, content: Bytes) -> Result<VectorTable> {
-    let mut table = VectorTable {
-        ids: Vec::new(),
-        width: 0,
-        values: Vec::new(),
-    };
+    let mut table = VectorTable { ids: Vec::new(), width: 0, values: Vec::new() };
     for batch in decode(name, content, &["id", "vector"])? {
         let wrong = || bad(name, "column `vector` is not a fixed-size list of f16".to_owned());
         let column = batch.column_by_name("vector").ok_or_else(wrong)?;
@@ -135,11 +121,7 @@ pub fn read_vectors(name: &str, content: Bytes) -> Result<VectorTable> {
 pub fn concat(tables: Vec<VectorTable>) -> Result<VectorTable> {
     let mut tables = tables.into_iter();
     let Some(mut all) = tables.next() else {
-        return Ok(VectorTable {
-            ids: Vec::new(),
-            width: 0,
-            values: Vec::new(),
-        });
+        return Ok(VectorTable { ids: Vec::new(), width: 0, values: Vec::new() });
     };
     for (index, table) in (1..).zip(tables) {
         if table.width != all.width {
@@ -158,13 +140,9 @@ mod tests {
 
     fn table(rows: usize, width: usize) -> VectorTable {
         VectorTable {
-            ids: (0..rows as u64)
-                .map(|row| row.wrapping_mul(0x9E37_79B9_7F4A_7C15))
-                .collect(),
+            ids: (0..rows as u64).map(|row| row.wrapping_mul(0x9E37_79B9_7F4A_7C15)).collect(),
             width,
-            values: (0..rows * width)
-                .map(|i| f16::from_f32((i % 1000) as f32 / 7.0))
-                .collect(),
+            values: (0..rows * width).map(|i| f16::from_f32((i % 1000) as f32 / 7.0)).collect(),
         }
     }
 
@@ -180,19 +158,9 @@ mod tests {
     fn tables_that_do_not_fit_are_refused() {
         let mut short = table(2, 4);
         short.values.pop();
-        assert!(
-            write_vectors(&short, &BTreeMap::new())
-                .unwrap_err()
-                .to_string()
-                .contains("7 numbers")
-        );
+        assert!(write_vectors(&short, &BTreeMap::new()).unwrap_err().to_string().contains("7 numbers"));
         assert!(concat(vec![table(1, 2), table(1, 3)]).is_err());
-        assert!(
-            read_vectors("v.parquet", Bytes::from_static(b"PAR1"))
-                .unwrap_err()
-                .to_string()
-                .contains("v.parquet")
-        );
+        assert!(read_vectors("v.parquet", Bytes::from_static(b"PAR1")).unwrap_err().to_string().contains("v.parquet"));
     }
 
     #[test]

@@ -55,10 +55,7 @@ pub async fn verify(store: &Store) -> Result<Verified> {
         }
     }
     if found.manifests == 0 {
-        let fault = format!(
-            "{}: no manifest.json at or below it: nothing was committed here",
-            store.url()
-        );
+        let fault = format!("{}: no manifest.json at or below it: nothing was committed here", store.url());
         found.faults.push(fault);
     }
     Ok(found)
@@ -67,9 +64,7 @@ pub async fn verify(store: &Store) -> Result<Verified> {
 async fn check_stage(store: &Store, manifest_path: &str, manifest: &Manifest, found: &mut Verified) {
     let name = store.describe(manifest_path);
     let sums = wrong_sums(manifest);
-    found
-        .faults
-        .extend(sums.into_iter().map(|text| format!("{name}: {text}")));
+    found.faults.extend(sums.into_iter().map(|text| format!("{name}: {text}")));
     let folder = manifest_path.trim_end_matches("manifest.json");
     let own = format!("{}/{}/", manifest.stage, manifest.key);
     let mut held_out = HeldOut::default();
@@ -99,9 +94,7 @@ async fn check_stage(store: &Store, manifest_path: &str, manifest: &Manifest, fo
             }
         };
         let name = store.describe(&path);
-        found
-            .faults
-            .extend(faults.into_iter().map(|text| format!("{name}: {text}")));
+        found.faults.extend(faults.into_iter().map(|text| format!("{name}: {text}")));
     }
 }
 
@@ -152,17 +145,12 @@ async fn check_facts(store: &Store, path: &str, manifest: &Manifest) -> Vec<Stri
     let version = table.fact(SCHEMA_VERSION_KEY);
     if version.as_deref() != Some(SCHEMA_VERSION) {
         let version = version.as_deref().unwrap_or("not given");
-        faults.push(format!(
-            "schema version is {version}, this build reads {SCHEMA_VERSION}"
-        ));
+        faults.push(format!("schema version is {version}, this build reads {SCHEMA_VERSION}"));
     }
     if let Some(key) = table.fact(STAGE_KEY)
         && key != manifest.key
     {
-        faults.push(format!(
-            "was written for key {key}, the manifest is that of {}",
-            manifest.key
-        ));
+        faults.push(format!("was written for key {key}, the manifest is that of {}", manifest.key));
     }
     faults
 }
@@ -295,10 +283,7 @@ fn wrong_sums(manifest: &Manifest) -> Vec<String> {
             let count = |name: &str| manifest.counts.get(&format!("{prefix}{name}")).copied();
             let Some(rows) = count("rows") else { continue };
             let dropped_prefix = format!("{prefix}dropped_");
-            let dropped = manifest
-                .counts
-                .iter()
-                .filter(|(name, _)| name.starts_with(&dropped_prefix));
+            let dropped = manifest.counts.iter().filter(|(name, _)| name.starts_with(&dropped_prefix));
             let parts = ["kept", "train", "holdout"].map(|name| count(name).unwrap_or(0));
             let sum = parts.iter().sum::<u64>() + dropped.map(|(_, rows)| rows).sum::<u64>();
             if sum != rows {

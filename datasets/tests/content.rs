@@ -28,10 +28,7 @@ async fn put(name: &str, content: &[u8]) -> Source {
 async fn read(source: Source) -> Result<(Rows, Cleaned)> {
     let store = Store::open(PLACE).unwrap();
     let out = format!("{}.out", source.url.rsplit('/').next().unwrap());
-    let spec = CleanSpec {
-        source,
-        ..source_spec(Corpus::Pairs, "")
-    };
+    let spec = CleanSpec { source, ..source_spec(Corpus::Pairs, "") };
     let cleaned = clean(&store, &spec, &out).await?;
     assert_sums(&cleaned.counts, &["kept"]);
     let table = read_pairs(&out, store.get(&out).await.unwrap()).unwrap();
@@ -97,23 +94,13 @@ async fn a_name_that_lies_about_the_compression_is_overruled_and_reported() {
         ("lost.tsv", gz(TSV.as_bytes()), "is gzip"),
         ("lost.tmx", gz(memory("", &SEGMENTS).as_bytes()), "is gzip"),
         ("other.tsv.gz", bz2(TSV.as_bytes()), "is bzip2"),
-        (
-            "other.jsonl.xz",
-            zstd::encode_all(JSONL.as_bytes(), 1).unwrap(),
-            "is zstd",
-        ),
+        ("other.jsonl.xz", zstd::encode_all(JSONL.as_bytes(), 1).unwrap(), "is zstd"),
         ("unpacked.tsv.gz", TSV.as_bytes().to_vec(), "is not compressed"),
-        (
-            "unpacked.jsonl.zst",
-            utf16(&format!("\u{FEFF}{JSONL}"), u16::to_le_bytes),
-            "is not compressed",
-        ),
+        ("unpacked.jsonl.zst", utf16(&format!("\u{FEFF}{JSONL}"), u16::to_le_bytes), "is not compressed"),
     ] {
         let (rows, cleaned) = read_named(name, &content).await.unwrap();
         assert_eq!(rows, expected(), "{name}");
-        let [note] = cleaned.warnings.as_slice() else {
-            panic!("{name}: {:?}", cleaned.warnings)
-        };
+        let [note] = cleaned.warnings.as_slice() else { panic!("{name}: {:?}", cleaned.warnings) };
         assert!(note.contains(name) && note.contains(said), "{note}");
     }
     let (_, cleaned) = read_named("honest.tsv.gz", &gz(TSV.as_bytes())).await.unwrap();
@@ -132,19 +119,9 @@ async fn what_holds_no_lines_is_named_with_what_to_do() {
         ("a.tsv", b"PK\x03\x04rest".to_vec(), "zip archive", "unpack"),
         ("a.tsv.gz", gz(&tar("pairs.tsv")), "tar archive", "unpack"),
         ("a.tsv", b"7z\xBC\xAF\x27\x1C\0\x04".to_vec(), "7z archive", "unpack"),
-        (
-            "a.tsv.gz",
-            gz(&gz(TSV.as_bytes())),
-            "compressed twice",
-            "unpack it once",
-        ),
+        ("a.tsv.gz", gz(&gz(TSV.as_bytes())), "compressed twice", "unpack it once"),
         ("a.tsv", b"%PDF-1.7\n".to_vec(), "PDF", "extracted"),
-        (
-            "a.jsonl",
-            b"<!DOCTYPE html><html><body>Log in</body></html>".to_vec(),
-            "web page",
-            "fetch the file",
-        ),
+        ("a.jsonl", b"<!DOCTYPE html><html><body>Log in</body></html>".to_vec(), "web page", "fetch the file"),
         (
             "a.tmx",
             b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n".to_vec(),
@@ -154,31 +131,20 @@ async fn what_holds_no_lines_is_named_with_what_to_do() {
         ("a.parquet", gz(TSV.as_bytes()), "is gzip and not Parquet", "unpack it"),
     ] {
         let text = refusal(name, &content).await;
-        assert!(
-            text.contains(name) && text.contains(said) && text.contains(advice),
-            "{said}: {text}"
-        );
+        assert!(text.contains(name) && text.contains(said) && text.contains(advice), "{said}: {text}");
     }
 }
 
 #[tokio::test]
 async fn parquet_of_another_name_is_read_as_the_advice_says() {
     let store = Store::open(PLACE).unwrap();
-    let made = clean(&store, &sample_spec(Corpus::Pairs, 50, 1), "made.parquet")
-        .await
-        .unwrap();
+    let made = clean(&store, &sample_spec(Corpus::Pairs, 50, 1), "made.parquet").await.unwrap();
     let table = store.get(&made.artifacts[0].path).await.unwrap();
     let text = refusal("table.tsv", &table).await;
-    assert!(
-        text.contains("Parquet") && text.contains("format = \"parquet\""),
-        "{text}"
-    );
+    assert!(text.contains("Parquet") && text.contains("format = \"parquet\""), "{text}");
     let advised = Source {
         format: Some("parquet".parse().unwrap()),
-        columns: Columns {
-            english: "english".into(),
-            foreign: "foreign".into(),
-        },
+        columns: Columns { english: "english".into(), foreign: "foreign".into() },
         ..put("table.tsv", &table).await
     };
     assert_eq!(read(advised).await.unwrap().1.counts["kept"], 50);
@@ -208,11 +174,7 @@ async fn utf16_is_read_in_every_format_with_a_mark_and_without() {
         }
     }
     let moses = Source {
-        foreign_url: Some(
-            put("wide.km", &utf16("\u{FEFF}ទន្លេ\r\nទូក\r\nអង្ករ", u16::to_le_bytes))
-                .await
-                .url,
-        ),
+        foreign_url: Some(put("wide.km", &utf16("\u{FEFF}ទន្លេ\r\nទូក\r\nអង្ករ", u16::to_le_bytes)).await.url),
         ..put("wide.en", b"\xEF\xBB\xBFA river.\nA boat.\nRice.\n").await
     };
     assert_eq!(read(moses).await.unwrap().0, expected());
@@ -226,25 +188,15 @@ async fn half_a_character_of_utf16_costs_its_row_alone() {
     content.extend(utf16("y\nA cow.\tគោ\n", u16::to_le_bytes));
     let (rows, cleaned) = read_named("half.tsv", &content).await.unwrap();
     assert_eq!((rows.len(), cleaned.counts["dropped_broken_utf8"]), (4, 1));
-    assert!(
-        cleaned.warnings[0].contains("half.tsv:4: broken_utf8"),
-        "{:?}",
-        cleaned.warnings
-    );
+    assert!(cleaned.warnings[0].contains("half.tsv:4: broken_utf8"), "{:?}", cleaned.warnings);
 }
 
 #[tokio::test]
 async fn the_xml_declaration_alone_says_what_a_memory_is_in() {
     use encoding_rs::{GB18030, SHIFT_JIS, WINDOWS_1252};
     let prolog = |name: &str| format!("<?xml version=\"1.0\" encoding=\"{name}\"?>\n");
-    let no_encoding = memory(
-        "<?xml version=\"1.0\"?>\n<!DOCTYPE tmx SYSTEM \"tmx14.dtd\">\n",
-        &SEGMENTS,
-    );
-    assert_eq!(
-        read_named("none.tmx", no_encoding.as_bytes()).await.unwrap().0,
-        expected()
-    );
+    let no_encoding = memory("<?xml version=\"1.0\"?>\n<!DOCTYPE tmx SYSTEM \"tmx14.dtd\">\n", &SEGMENTS);
+    assert_eq!(read_named("none.tmx", no_encoding.as_bytes()).await.unwrap().0, expected());
 
     let french = [("The café.", "Le café où l’on va."), ("Summer.", "L’été.")];
     let japanese = [("A river.", "川"), ("Rice.", "ご飯")];
@@ -277,38 +229,20 @@ async fn the_xml_declaration_alone_says_what_a_memory_is_in() {
     let text = refusal("unknown.tmx", &foreign).await;
     assert!(text.contains("iconv -f IBM850 -t UTF-8"), "{text}");
     let advised = memory(&prolog("IBM850"), &[("A café", "x")]);
-    assert_eq!(
-        read_named("unknown.tmx", advised.as_bytes()).await.unwrap().0,
-        pairs(&[("A café", "x")])
-    );
+    assert_eq!(read_named("unknown.tmx", advised.as_bytes()).await.unwrap().0, pairs(&[("A café", "x")]));
 }
 
 #[tokio::test]
 async fn inline_elements_wrap_text_unless_tmx_says_that_they_hold_code() {
     for (segment, text) in [
         ("The <g id=\"1\">river</g> is near.", "The river is near."),
-        (
-            "The <b>river</b> and <a href=\"x\">the <i>boat</i></a>.",
-            "The river and the boat.",
-        ),
-        (
-            "A <hi type=\"bold\">big <hi>red</hi></hi> boat<x id=\"1\"/>.",
-            "A big red boat.",
-        ),
+        ("The <b>river</b> and <a href=\"x\">the <i>boat</i></a>.", "The river and the boat."),
+        ("A <hi type=\"bold\">big <hi>red</hi></hi> boat<x id=\"1\"/>.", "A big red boat."),
         ("<bpt i=\"1\">{\\b </bpt>Bold<ept i=\"1\">}</ept> text.", "Bold text."),
-        (
-            "<it pos=\"begin\">&lt;i&gt;</it>One<ph>&lt;br/&gt;</ph> two<ut>x</ut>.",
-            "One two.",
-        ),
-        (
-            "See<ph>&lt;fn&gt;<sub>a footnote <g>here</g></sub>&lt;/fn&gt;</ph> it.",
-            "See it.",
-        ),
+        ("<it pos=\"begin\">&lt;i&gt;</it>One<ph>&lt;br/&gt;</ph> two<ut>x</ut>.", "One two."),
+        ("See<ph>&lt;fn&gt;<sub>a footnote <g>here</g></sub>&lt;/fn&gt;</ph> it.", "See it."),
         ("<ph><ph>x</ph>y</ph>After.", "After."),
-        (
-            "A <![CDATA[<b>fish</b> & more]]> &amp; &#x17A0;.",
-            "A <b>fish</b> & more & ហ.",
-        ),
+        ("A <![CDATA[<b>fish</b> & more]]> &amp; &#x17A0;.", "A <b>fish</b> & more & ហ."),
     ] {
         let content = memory("", &[(segment, "ទន្លេ")]);
         let (rows, _) = read_named("inline.tmx", content.as_bytes()).await.unwrap();
@@ -323,11 +257,7 @@ async fn carriage_returns_end_lines_where_there_are_no_line_feeds() {
             let content = format!("{}{end}", text.replace('\n', "\r"));
             let (rows, cleaned) = read_named(name, content.as_bytes()).await.unwrap();
             assert_eq!(rows, expected(), "{name}");
-            assert!(
-                cleaned.warnings[0].contains("carriage returns"),
-                "{:?}",
-                cleaned.warnings
-            );
+            assert!(cleaned.warnings[0].contains("carriage returns"), "{:?}", cleaned.warnings);
         }
     }
     let moses = Source {
@@ -336,15 +266,9 @@ async fn carriage_returns_end_lines_where_there_are_no_line_feeds() {
     };
     let (rows, cleaned) = read(moses).await.unwrap();
     assert_eq!(rows, expected());
-    assert!(
-        matches!(cleaned.warnings.as_slice(), [one] if one.contains("mac.km")),
-        "{:?}",
-        cleaned.warnings
-    );
+    assert!(matches!(cleaned.warnings.as_slice(), [one] if one.contains("mac.km")), "{:?}", cleaned.warnings);
     // Beside line feeds, a carriage return is part of its line.
-    let (rows, _) = read_named("mixed.tsv", "A\rriver.\tទន្លេ\nA boat.\tទូក\r\nRice.\tអង្ករ".as_bytes())
-        .await
-        .unwrap();
+    let (rows, _) = read_named("mixed.tsv", "A\rriver.\tទន្លេ\nA boat.\tទូក\r\nRice.\tអង្ករ".as_bytes()).await.unwrap();
     assert_eq!(rows, expected());
 }
 
@@ -370,11 +294,7 @@ async fn json_is_read_as_python_writes_it() {
 #[tokio::test]
 async fn warnings_name_the_side_at_fault_and_what_is_there_instead() {
     let moses = Source {
-        foreign_url: Some(
-            put("side.km", b"\xE1\x9E\x91\n\nx\xFF\n\xE1\x9E\x91\xE1\x9E\x91\n")
-                .await
-                .url,
-        ),
+        foreign_url: Some(put("side.km", b"\xE1\x9E\x91\n\nx\xFF\n\xE1\x9E\x91\xE1\x9E\x91\n").await.url),
         ..put("side.en", b"A river.\nA boat.\nRice.\n \n").await
     };
     let (_, cleaned) = read(moses).await.unwrap();
@@ -393,28 +313,16 @@ async fn warnings_name_the_side_at_fault_and_what_is_there_instead() {
     assert!(cleaned.warnings[0].ends_with(expected), "{:?}", cleaned.warnings);
     // The named keys work.
     let advised = Source {
-        columns: Columns {
-            english: "translation.en".into(),
-            foreign: "translation.km".into(),
-        },
+        columns: Columns { english: "translation.en".into(), foreign: "translation.km".into() },
         ..put("keys.jsonl", lines.as_bytes()).await
     };
     assert_eq!(read(advised).await.unwrap().0, pairs(&[("a", "b")]));
 
-    let (_, cleaned) = read_named("commas.tsv", format!("{TSV}A cow.,គោ\n").as_bytes())
-        .await
-        .unwrap();
-    assert!(
-        cleaned.warnings[0].ends_with("missing_column (no tab is in it)"),
-        "{:?}",
-        cleaned.warnings
-    );
+    let (_, cleaned) = read_named("commas.tsv", format!("{TSV}A cow.,គោ\n").as_bytes()).await.unwrap();
+    assert!(cleaned.warnings[0].ends_with("missing_column (no tab is in it)"), "{:?}", cleaned.warnings);
     let other = memory("", &SEGMENTS).replace("km-KH", "fr");
     let source = Source {
-        languages: llink_datasets::read::Languages {
-            english: "en".to_owned(),
-            foreign: Some("km".to_owned()),
-        },
+        languages: llink_datasets::read::Languages { english: "en".to_owned(), foreign: Some("km".to_owned()) },
         ..put("other.tmx", other.as_bytes()).await
     };
     let text = read(source).await.unwrap_err().to_string();
@@ -426,20 +334,14 @@ async fn latin1_text_is_named_and_read_once_it_is_converted() {
     let text = "The café.\tLe café là.\nSummer.\tL'été là.\n";
     let (latin1, ..) = encoding_rs::WINDOWS_1252.encode(text);
     let said = refusal("latin.tsv", &latin1).await;
-    assert!(
-        said.contains("2 broken_utf8") && said.contains("iconv -f WINDOWS-1252 -t UTF-8"),
-        "{said}"
-    );
+    assert!(said.contains("2 broken_utf8") && said.contains("iconv -f WINDOWS-1252 -t UTF-8"), "{said}");
     let (rows, _) = read_named("latin.tsv", text.as_bytes()).await.unwrap();
     assert_eq!(rows.len(), 2);
 }
 
 #[tokio::test]
 async fn a_source_is_called_as_its_label_says() {
-    let labelled = Source {
-        label: Some("a/train.tsv".to_owned()),
-        ..put("train.tsv", TSV.as_bytes()).await
-    };
+    let labelled = Source { label: Some("a/train.tsv".to_owned()), ..put("train.tsv", TSV.as_bytes()).await };
     let (_, cleaned) = read(labelled).await.unwrap();
     assert_eq!(cleaned.artifacts[0].metadata["llink.source"], "a/train.tsv");
 }
@@ -457,13 +359,6 @@ async fn lines_for_other_uses_are_read_alike() {
     let expected = [Ok("one".to_owned()), Err("broken_utf8".to_owned()), Ok("ទ".to_owned())];
     assert_eq!(all(Lines::of_text(&source.url).await.unwrap()).await, expected);
     let array = put("array.json", b"[{\"text\": \"a\"}]").await;
-    assert!(
-        Lines::of_json(&array.url)
-            .await
-            .err()
-            .unwrap()
-            .to_string()
-            .contains("array")
-    );
+    assert!(Lines::of_json(&array.url).await.err().unwrap().to_string().contains("array"));
     assert_eq!(all(Lines::of_text(&array.url).await.unwrap()).await.len(), 1);
 }

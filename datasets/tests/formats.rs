@@ -30,10 +30,7 @@ async fn put(name: &str, content: &[u8]) -> String {
 async fn cleaned(source: Source, corpus: Corpus) -> Result<(Cleaned, String)> {
     let store = Store::open(PLACE).unwrap();
     let out = format!("{}.out", source.url.rsplit('/').next().unwrap());
-    let spec = CleanSpec {
-        source,
-        ..source_spec(corpus, "")
-    };
+    let spec = CleanSpec { source, ..source_spec(corpus, "") };
     let cleaned = clean(&store, &spec, &out).await?;
     assert_sums(&cleaned.counts, &["kept"]);
     Ok((cleaned, out))
@@ -49,9 +46,7 @@ async fn rows(source: Source) -> Result<Vec<(String, String)>> {
 }
 
 fn expected() -> Vec<(String, String)> {
-    [("A cow & a calf.", "គោ <១>"), ("A fish.", "ត្រី")]
-        .map(|(e, f)| (e.to_owned(), f.to_owned()))
-        .to_vec()
+    [("A cow & a calf.", "គោ <១>"), ("A fish.", "ត្រី")].map(|(e, f)| (e.to_owned(), f.to_owned())).to_vec()
 }
 
 const TSV: &str = "A fish.\tត្រី\r\nA cow & a calf.\tគោ <១>\n";
@@ -85,10 +80,7 @@ fn bz2(content: &[u8]) -> Vec<u8> {
 async fn every_format_and_compression_gives_the_same_rows() {
     let jsonl = r#"{"translation":{"en":"A fish.","km":"ត្រី"}}
 {"translation":{"en":"A cow & a calf.","km":"គោ <១>"}}"#;
-    let named = Columns {
-        english: "translation.en".into(),
-        foreign: "translation.km".into(),
-    };
+    let named = Columns { english: "translation.en".into(), foreign: "translation.km".into() };
     for (name, content) in [("t.tsv", TSV), ("t.jsonl", jsonl), ("t.tmx", TMX)] {
         let zst = zstd::encode_all(content.as_bytes(), 3).unwrap();
         for (ending, packed) in [
@@ -99,24 +91,14 @@ async fn every_format_and_compression_gives_the_same_rows() {
             (".bz2", bz2(content.as_bytes())),
         ] {
             let url = put(&format!("{name}{ending}"), &packed).await;
-            let columns = if name == "t.jsonl" {
-                named.clone()
-            } else {
-                Columns::default()
-            };
-            let source = Source {
-                columns,
-                ..Source::named(&url)
-            };
+            let columns = if name == "t.jsonl" { named.clone() } else { Columns::default() };
+            let source = Source { columns, ..Source::named(&url) };
             assert_eq!(rows(source).await.unwrap(), expected(), "{name}{ending}");
         }
     }
     let url = put("no-ending", &xz(TSV.as_bytes())).await;
-    let source = Source {
-        format: Some("tsv".parse().unwrap()),
-        compression: Some(Compression::Xz),
-        ..Source::named(&url)
-    };
+    let source =
+        Source { format: Some("tsv".parse().unwrap()), compression: Some(Compression::Xz), ..Source::named(&url) };
     assert_eq!(rows(source).await.unwrap(), expected(), "said and not inferred");
 }
 
@@ -124,17 +106,11 @@ async fn every_format_and_compression_gives_the_same_rows() {
 async fn moses_files_are_read_in_step_and_unaligned_ones_are_refused() {
     let english = put("m.en.gz", &gz(b"\xEF\xBB\xBFA fish.\r\nA cow & a calf.\nbroken \xFF\n")).await;
     let foreign = put("m.km", "ត្រី\nគោ <១>\nx\n".as_bytes()).await;
-    let moses = |foreign: String| Source {
-        foreign_url: Some(foreign),
-        ..Source::named(&english)
-    };
+    let moses = |foreign: String| Source { foreign_url: Some(foreign), ..Source::named(&english) };
     assert_eq!(rows(moses(foreign)).await.unwrap(), expected());
     let short = put("short.km", "ត្រី\n".as_bytes()).await;
     let text = rows(moses(short)).await.unwrap_err().to_string();
-    assert!(
-        text.contains("short.km: has 1 lines") && text.contains("m.en.gz has 3"),
-        "{text}"
-    );
+    assert!(text.contains("short.km: has 1 lines") && text.contains("m.en.gz has 3"), "{text}");
 }
 
 #[tokio::test]
@@ -147,43 +123,25 @@ async fn broken_units_of_a_tmx_are_counted_and_the_rest_is_read() {
     let url = put("broken.tmx", broken.as_bytes()).await;
     let counts = cleaned(Source::named(&url), Corpus::Pairs).await.unwrap().0.counts;
     assert_eq!((counts["rows"], counts["kept"]), (6, 2), "{counts:?}");
-    assert_eq!(
-        (counts["dropped_broken_xml"], counts["dropped_missing_language"]),
-        (3, 1)
-    );
+    assert_eq!((counts["dropped_broken_xml"], counts["dropped_missing_language"]), (3, 1));
 
     // The file ends between two units, or right after one.
     let end = TMX.find("\n</body>").unwrap();
     for cut in [&TMX[..=end], &TMX[..end]] {
         let url = put("cut.tmx", cut.as_bytes()).await;
         let counts = cleaned(Source::named(&url), Corpus::Pairs).await.unwrap().0.counts;
-        assert_eq!(
-            (counts["rows"], counts["kept"], counts["dropped_broken_xml"]),
-            (3, 2, 1)
-        );
+        assert_eq!((counts["rows"], counts["kept"], counts["dropped_broken_xml"]), (3, 2, 1));
     }
 
-    let three = TMX.replace(
-        "<tuv xml:lang=\"km\">",
-        "<tuv xml:lang=\"th\"><seg>x</seg></tuv><tuv xml:lang=\"km\">",
-    );
+    let three = TMX.replace("<tuv xml:lang=\"km\">", "<tuv xml:lang=\"th\"><seg>x</seg></tuv><tuv xml:lang=\"km\">");
     let url = put("three.tmx", three.as_bytes()).await;
     let said = rows(Source::named(&url)).await.unwrap_err().to_string();
     assert!(said.contains("2 missing_language"), "which of two is left open: {said}");
-    let languages = Languages {
-        english: "en".into(),
-        foreign: Some("km".into()),
-    };
-    let source = Source {
-        languages,
-        ..Source::named(&url)
-    };
+    let languages = Languages { english: "en".into(), foreign: Some("km".into()) };
+    let source = Source { languages, ..Source::named(&url) };
     assert_eq!(rows(source).await.unwrap(), expected());
 
-    for (content, expects) in [
-        ("not xml at all", "is not TMX"),
-        ("<html><body>404</body></html>", "is a web page"),
-    ] {
+    for (content, expects) in [("not xml at all", "is not TMX"), ("<html><body>404</body></html>", "is a web page")] {
         let url = put("wrong.tmx", content.as_bytes()).await;
         let text = rows(Source::named(&url)).await.unwrap_err().to_string();
         assert!(text.contains(expects), "{text}");
@@ -195,18 +153,13 @@ fn parquet_file(compression: parquet::basic::Compression) -> Vec<u8> {
     let field = |name: &str| Arc::new(Field::new(name, DataType::Utf8, true));
     let english = texts([Some("A fish."), Some("A cow & a calf."), None]);
     let foreign = texts([Some("ត្រី"), Some("គោ <១>"), Some("x")]);
-    let nested = StructArray::from(vec![
-        (field("en"), english.clone() as Arc<dyn Array>),
-        (field("km"), foreign),
-    ]);
+    let nested = StructArray::from(vec![(field("en"), english.clone() as Arc<dyn Array>), (field("km"), foreign)]);
     let schema = Schema::new(vec![
         Field::new("translation", nested.data_type().clone(), true),
         Field::new("english", DataType::Utf8, true),
     ]);
     let batch = RecordBatch::try_new(Arc::new(schema), vec![Arc::new(nested), english]).unwrap();
-    let properties = parquet::file::properties::WriterProperties::builder()
-        .set_compression(compression)
-        .build();
+    let properties = parquet::file::properties::WriterProperties::builder().set_compression(compression).build();
     let mut content = Vec::new();
     let mut writer = ArrowWriter::try_new(&mut content, batch.schema(), Some(properties)).unwrap();
     writer.write(&batch).unwrap();
@@ -217,22 +170,12 @@ fn parquet_file(compression: parquet::basic::Compression) -> Vec<u8> {
 #[tokio::test]
 async fn parquet_is_read_by_column_names() {
     use parquet::basic::{BrotliLevel, Compression as C, GzipLevel};
-    let named = Columns {
-        english: "translation.en".into(),
-        foreign: "translation.km".into(),
-    };
-    for compression in [
-        C::UNCOMPRESSED,
-        C::SNAPPY,
-        C::LZ4_RAW,
-        C::GZIP(GzipLevel::default()),
-        C::BROTLI(BrotliLevel::default()),
-    ] {
+    let named = Columns { english: "translation.en".into(), foreign: "translation.km".into() };
+    for compression in
+        [C::UNCOMPRESSED, C::SNAPPY, C::LZ4_RAW, C::GZIP(GzipLevel::default()), C::BROTLI(BrotliLevel::default())]
+    {
         let url = put("p.parquet", &parquet_file(compression)).await;
-        let source = Source {
-            columns: named.clone(),
-            ..Source::named(&url)
-        };
+        let source = Source { columns: named.clone(), ..Source::named(&url) };
         assert_eq!(rows(source.clone()).await.unwrap(), expected(), "{compression:?}");
         let (cleaned, _) = cleaned(source, Corpus::Pairs).await.unwrap();
         assert_eq!(cleaned.counts["dropped_missing_column"], 1, "a null");
@@ -240,10 +183,7 @@ async fn parquet_is_read_by_column_names() {
     let content = parquet_file(C::SNAPPY);
     let url = put("p.parquet", &content).await;
     let text = rows(Source::named(&url)).await.unwrap_err().to_string();
-    assert!(
-        text.contains("no column `foreign`") && text.contains("translation.km"),
-        "{text}"
-    );
+    assert!(text.contains("no column `foreign`") && text.contains("translation.km"), "{text}");
     let url = put("torn.parquet", &content[..content.len() - 20]).await;
     let text = rows(Source::named(&url)).await.unwrap_err().to_string();
     assert!(text.contains("torn.parquet") && text.contains("Parquet"), "{text}");
@@ -296,11 +236,6 @@ async fn the_authors_alpaca_and_chat_forms_are_read() {
     let found: Vec<_> = rows.iter().map(|r| (r.task.as_str(), r.instruction.as_str())).collect();
     assert_eq!(
         found,
-        [
-            ("qa", "What?"),
-            ("instruction", "Translate."),
-            ("instruction", "?"),
-            ("translate", "Be brief.\nSay it:")
-        ]
+        [("qa", "What?"), ("instruction", "Translate."), ("instruction", "?"), ("translate", "Be brief.\nSay it:")]
     );
 }

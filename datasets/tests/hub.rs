@@ -38,10 +38,8 @@ struct State {
 
 impl Hub {
     async fn start() -> Arc<Self> {
-        let (hub, large) = (
-            TcpListener::bind("127.0.0.1:0").await.unwrap(),
-            TcpListener::bind("127.0.0.1:0").await.unwrap(),
-        );
+        let (hub, large) =
+            (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
         let url = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap());
         let weights = (0..100_000_u32).map(|i| (i * 7919 % 251) as u8).collect();
         let this = Arc::new(Self {
@@ -53,13 +51,7 @@ impl Hub {
                 ("model.safetensors", weights),
                 ("data/pairs #1.tsv", b"a\tb\n".to_vec()),
             ]),
-            state: Mutex::new(State {
-                commit: COMMIT,
-                asked: Vec::new(),
-                hangs_up: false,
-                busy: false,
-                lies: false,
-            }),
+            state: Mutex::new(State { commit: COMMIT, asked: Vec::new(), hangs_up: false, busy: false, lies: false }),
         });
         for (listener, is_hub) in [(hub, true), (large, false)] {
             let own = Arc::clone(&this);
@@ -83,14 +75,8 @@ impl Hub {
     }
 
     fn open(&self, url: &str, home: &Path, more: &[(&str, &str)]) -> Store {
-        let options = [
-            ("HF_ENDPOINT", self.endpoint.as_str()),
-            ("HF_HOME", home.to_str().unwrap()),
-        ];
-        let options = options
-            .iter()
-            .chain(more)
-            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        let options = [("HF_ENDPOINT", self.endpoint.as_str()), ("HF_HOME", home.to_str().unwrap())];
+        let options = options.iter().chain(more).map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
         Store::open_with(url, options).unwrap()
     }
 
@@ -110,15 +96,8 @@ impl Hub {
         let (commit, hangs_up, busy, lies) = {
             let mut state = self.state.lock().unwrap();
             let place = if is_hub { "" } else { "elsewhere " };
-            state
-                .asked
-                .push(format!("{place}{method} {path}{}", if knows { "+" } else { "" }));
-            (
-                state.commit,
-                state.hangs_up,
-                std::mem::take(&mut state.busy),
-                state.lies,
-            )
+            state.asked.push(format!("{place}{method} {path}{}", if knows { "+" } else { "" }));
+            (state.commit, state.hangs_up, std::mem::take(&mut state.busy), state.lies)
         };
         let range = request.to_lowercase().split("range: bytes=").nth(1).map(|rest| {
             let (start, end) = rest.split("\r\n").next().unwrap().split_once('-').unwrap();
@@ -139,17 +118,10 @@ impl Hub {
                 }
             }
         };
-        let head = format!(
-            "HTTP/1.1 {status}\r\n{headers}content-length: {}\r\nconnection: close\r\n\r\n",
-            body.len()
-        );
+        let head = format!("HTTP/1.1 {status}\r\n{headers}content-length: {}\r\nconnection: close\r\n\r\n", body.len());
         let _ = stream.write_all(head.as_bytes()).await;
         if method != "HEAD" {
-            let end = if hangs_up && !is_hub {
-                PART.min(body.len())
-            } else {
-                body.len()
-            };
+            let end = if hangs_up && !is_hub { PART.min(body.len()) } else { body.len() };
             let _ = stream.write_all(&body[..end]).await;
         }
     }
@@ -164,30 +136,16 @@ impl Hub {
             {
                 error("401 Unauthorized", "GatedRepo")
             }
-            [
-                "api",
-                "models" | "datasets",
-                "acme",
-                "small" | "gated",
-                "revision",
-                revision,
-            ] => {
+            ["api", "models" | "datasets", "acme", "small" | "gated", "revision", revision] => {
                 if !["main", "v1", "refs%2Fpr%2F1", commit, COMMIT].contains(revision) {
                     return error("404 Not Found", "RevisionNotFound");
                 }
                 let sha = if *revision == COMMIT { COMMIT } else { commit };
                 let files = self.files.iter().map(|(path, content)| {
-                    format!(
-                        "{{\"rfilename\": \"{path}\", \"size\": {}, \"blobId\": \"x\"}}",
-                        content.len()
-                    )
+                    format!("{{\"rfilename\": \"{path}\", \"size\": {}, \"blobId\": \"x\"}}", content.len())
                 });
                 let files = files.collect::<Vec<_>>().join(", ");
-                (
-                    "200 OK",
-                    String::new(),
-                    format!("{{\"sha\": \"{sha}\", \"siblings\": [{files}]}}").into(),
-                )
+                ("200 OK", String::new(), format!("{{\"sha\": \"{sha}\", \"siblings\": [{files}]}}").into())
             }
             ["api", ..] => error("401 Unauthorized", "RepoNotFound"),
             ["datasets", "acme", _, "resolve", sha, file @ ..] | ["acme", _, "resolve", sha, file @ ..] => {
@@ -204,11 +162,7 @@ impl Hub {
                     return ("302 Found", format!("{head}{linked}{to}"), Vec::new());
                 }
                 assert!(!ranged);
-                (
-                    "200 OK",
-                    format!("{head}etag: \"tag-of-{}\"\r\n", content.len()),
-                    content.clone(),
-                )
+                ("200 OK", format!("{head}etag: \"tag-of-{}\"\r\n", content.len()), content.clone())
             }
             _ => error("404 Not Found", "RepoNotFound"),
         }
@@ -222,15 +176,7 @@ async fn a_repository_is_read_at_a_commit_into_the_usual_cache_once() {
     assert_eq!(store.pinned_url().await.unwrap(), format!("hf://acme/small@{COMMIT}"));
     let listed = store.list("").await.unwrap();
     let names: Vec<&str> = listed.iter().map(|object| object.path.as_str()).collect();
-    assert_eq!(
-        names,
-        [
-            "1_Pooling/config.json",
-            "config.json",
-            "data/pairs #1.tsv",
-            "model.safetensors"
-        ]
-    );
+    assert_eq!(names, ["1_Pooling/config.json", "config.json", "data/pairs #1.tsv", "model.safetensors"]);
     assert_eq!(listed[3].bytes, 100_000);
     for (name, content) in &hub.files {
         assert_eq!(store.get(name).await.unwrap(), content, "{name}");
@@ -243,10 +189,7 @@ async fn a_repository_is_read_at_a_commit_into_the_usual_cache_once() {
     assert_eq!(link, Path::new(&format!("../../blobs/{tag}")));
     let nested = std::fs::read_link(repo.join(format!("snapshots/{COMMIT}/1_Pooling/config.json"))).unwrap();
     assert_eq!(nested, Path::new("../../../blobs/tag-of-2"));
-    assert_eq!(
-        store.folder().await.unwrap().unwrap(),
-        repo.join(format!("snapshots/{COMMIT}"))
-    );
+    assert_eq!(store.folder().await.unwrap().unwrap(), repo.join(format!("snapshots/{COMMIT}")));
 
     // A cached file is not requested again, and a later commit fetches only the changed files.
     hub.asked();
@@ -255,14 +198,8 @@ async fn a_repository_is_read_at_a_commit_into_the_usual_cache_once() {
     assert_eq!(hub.asked().len(), 1, "the list of files");
     hub.set(|state| state.commit = NEWER);
     let newer = hub.open("hf://acme/small", home.path(), &[]);
-    assert_eq!(
-        newer.get("model.safetensors").await.unwrap(),
-        hub.files["model.safetensors"]
-    );
-    assert!(
-        !hub.asked().iter().any(|request| request.starts_with("elsewhere")),
-        "the blob was there"
-    );
+    assert_eq!(newer.get("model.safetensors").await.unwrap(), hub.files["model.safetensors"]);
+    assert!(!hub.asked().iter().any(|request| request.starts_with("elsewhere")), "the blob was there");
     assert_eq!(std::fs::read_to_string(repo.join("refs/main")).unwrap(), NEWER);
 }
 
@@ -277,14 +214,7 @@ async fn a_file_of_a_data_set_is_read_like_any_other() {
     let pinned = store.pinned_url().await.unwrap();
     assert_eq!(pinned, format!("hf://datasets/acme/small@{COMMIT}/data"));
     assert!(home.path().join("hub/datasets--acme--small/refs/refs/pr/1").is_file());
-    assert!(
-        store
-            .put("x", "x".into())
-            .await
-            .unwrap_err()
-            .to_string()
-            .contains("only read")
-    );
+    assert!(store.put("x", "x".into()).await.unwrap_err().to_string().contains("only read"));
 }
 
 #[tokio::test]
@@ -292,15 +222,8 @@ async fn a_broken_download_goes_on_where_it_broke_and_a_wrong_one_is_thrown_away
     let (hub, home) = (Hub::start().await, tempfile::tempdir().unwrap());
     hub.set(|state| (state.hangs_up, state.busy) = (true, true));
     let store = hub.open("hf://acme/small", home.path(), &[]);
-    assert_eq!(
-        store.get("model.safetensors").await.unwrap(),
-        hub.files["model.safetensors"]
-    );
-    let parts = hub
-        .asked()
-        .iter()
-        .filter(|request| request.starts_with("elsewhere GET"))
-        .count();
+    assert_eq!(store.get("model.safetensors").await.unwrap(), hub.files["model.safetensors"]);
+    let parts = hub.asked().iter().filter(|request| request.starts_with("elsewhere GET")).count();
     assert_eq!(parts, 3, "100,000 bytes, 40,000 at a time");
 
     let home = tempfile::tempdir().unwrap();
@@ -309,10 +232,7 @@ async fn a_broken_download_goes_on_where_it_broke_and_a_wrong_one_is_thrown_away
     let said = store.get("model.safetensors").await.unwrap_err().to_string();
     assert!(said.contains("SHA-256") && said.contains("model.safetensors"), "{said}");
     hub.set(|state| state.lies = false);
-    assert_eq!(
-        store.get("model.safetensors").await.unwrap(),
-        hub.files["model.safetensors"]
-    );
+    assert_eq!(store.get("model.safetensors").await.unwrap(), hub.files["model.safetensors"]);
 }
 
 #[tokio::test]
@@ -320,17 +240,11 @@ async fn a_part_is_read_without_the_rest() {
     let (hub, home) = (Hub::start().await, tempfile::tempdir().unwrap());
     let store = hub.open("hf://acme/small", home.path(), &[]);
     let whole = &hub.files["model.safetensors"];
-    assert_eq!(
-        store.get_range("model.safetensors", 8..20).await.unwrap(),
-        &whole[8..20]
-    );
+    assert_eq!(store.get_range("model.safetensors", 8..20).await.unwrap(), &whole[8..20]);
     assert!(!home.path().join("hub/models--acme--small/blobs").exists());
     store.keep("model.safetensors").await.unwrap();
     hub.asked();
-    assert_eq!(
-        store.get_range("model.safetensors", 99_990..200_000).await.unwrap(),
-        &whole[99_990..]
-    );
+    assert_eq!(store.get_range("model.safetensors", 99_990..200_000).await.unwrap(), &whole[99_990..]);
     assert!(hub.asked().is_empty());
 }
 
@@ -341,10 +255,7 @@ async fn the_token_goes_to_the_hub_and_nowhere_else() {
     let store = hub.open("hf://acme/gated", home.path(), &[]);
     store.keep("model.safetensors").await.unwrap();
     let asked = hub.asked();
-    assert!(
-        asked.iter().any(|request| request.starts_with("elsewhere GET")),
-        "{asked:?}"
-    );
+    assert!(asked.iter().any(|request| request.starts_with("elsewhere GET")), "{asked:?}");
     for request in asked {
         assert_eq!(request.ends_with('+'), !request.starts_with("elsewhere"), "{request}");
     }
@@ -355,16 +266,8 @@ async fn what_the_hub_refuses_is_said_with_what_to_do() {
     let (hub, home) = (Hub::start().await, tempfile::tempdir().unwrap());
     let gated_page = format!("{}/acme/gated", hub.endpoint);
     for (url, token, words) in [
-        (
-            "hf://acme/gated",
-            "",
-            &["is gated", "license", gated_page.as_str(), "set HF_TOKEN"][..],
-        ),
-        (
-            "hf://acme/gated",
-            "hf_another",
-            &["is gated", "the one that is set may not"],
-        ),
+        ("hf://acme/gated", "", &["is gated", "license", gated_page.as_str(), "set HF_TOKEN"][..]),
+        ("hf://acme/gated", "hf_another", &["is gated", "the one that is set may not"]),
         ("hf://acme/none", "", &["no such repository", "private", "HF_TOKEN"]),
         ("hf://acme/small@v9", "", &["no revision \"v9\""]),
     ] {
@@ -391,20 +294,9 @@ async fn offline_the_cache_is_read_and_what_it_lacks_is_named() {
     assert_eq!(store.pinned_url().await.unwrap(), format!("hf://acme/small@{COMMIT}"));
     assert_eq!(store.get("config.json").await.unwrap(), hub.files["config.json"]);
     assert_eq!(store.list("").await.unwrap().len(), 1);
-    for (url, file) in [
-        ("hf://acme/small", "model.safetensors"),
-        ("hf://acme/gated", "config.json"),
-    ] {
-        let said = hub
-            .open(url, home.path(), &offline)
-            .get(file)
-            .await
-            .unwrap_err()
-            .to_string();
-        assert!(
-            said.contains("HF_HUB_OFFLINE") && said.contains("not in the Hub's cache"),
-            "{said}"
-        );
+    for (url, file) in [("hf://acme/small", "model.safetensors"), ("hf://acme/gated", "config.json")] {
+        let said = hub.open(url, home.path(), &offline).get(file).await.unwrap_err().to_string();
+        assert!(said.contains("HF_HUB_OFFLINE") && said.contains("not in the Hub's cache"), "{said}");
     }
     assert!(hub.asked().is_empty());
     // A Hub that can't be reached is no problem if the cache has the files.

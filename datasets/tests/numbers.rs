@@ -107,10 +107,7 @@ fn the_cards_python_finds_the_same_numbers() {
         .spawn()
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    let lines: String = texts
-        .iter()
-        .map(|text| format!("{}\n", serde_json::json!(text)))
-        .collect();
+    let lines: String = texts.iter().map(|text| format!("{}\n", serde_json::json!(text))).collect();
     let writer = std::thread::spawn(move || stdin.write_all(format!("{config}\n{lines}").as_bytes()).unwrap());
     let output = child.wait_with_output().unwrap();
     writer.join().unwrap();

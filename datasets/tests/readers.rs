@@ -24,13 +24,7 @@ use tokio::runtime::Runtime;
 async fn clean_bytes(name: &str, content: &[u8], spec: CleanSpec) -> (Store, Result<Cleaned>) {
     let store = Store::open("memory://readers").unwrap();
     store.put(name, Bytes::copy_from_slice(content)).await.unwrap();
-    let spec = CleanSpec {
-        source: Source {
-            url: format!("memory://readers/{name}"),
-            ..spec.source
-        },
-        ..spec
-    };
+    let spec = CleanSpec { source: Source { url: format!("memory://readers/{name}"), ..spec.source }, ..spec };
     let cleaned = clean(&store, &spec, &format!("{name}.parquet")).await;
     if let Ok(cleaned) = &cleaned {
         assert_sums(&cleaned.counts, &["kept"]);
@@ -71,14 +65,8 @@ async fn every_fault_is_counted_and_named_by_line() {
         ("stripped", 0),
     ];
     assert_eq!(counts, expected);
-    assert!(
-        cleaned
-            .warnings
-            .contains(&"memory://readers/faulty.tsv:3: broken_utf8".to_owned())
-    );
-    let mut english = read_pairs("x", store.get("faulty.tsv.parquet").await.unwrap())
-        .unwrap()
-        .english;
+    assert!(cleaned.warnings.contains(&"memory://readers/faulty.tsv:3: broken_utf8".to_owned()));
+    let mut english = read_pairs("x", store.get("faulty.tsv.parquet").await.unwrap()).unwrap().english;
     english.sort();
     assert_eq!(english, ["A cow.", "A fish."], "no byte order mark, no carriage return");
 }
@@ -100,14 +88,7 @@ async fn compressed_files_give_the_same_rows() {
         let (_, cleaned) = clean_bytes(name, &content, pairs_spec()).await;
         let rows = cleaned.unwrap().counts["rows"];
         // The last line has no break: the next member's first line continues it.
-        assert_eq!(
-            rows,
-            if name.starts_with("two") {
-                17
-            } else {
-                plain.as_ref().unwrap().counts["rows"]
-            }
-        );
+        assert_eq!(rows, if name.starts_with("two") { 17 } else { plain.as_ref().unwrap().counts["rows"] });
     }
     for (name, content) in [("t.tsv.gz", &gz[..gz.len() - 9]), ("t.tsv.zst", &zst[..zst.len() - 9])] {
         let (_, cleaned) = clean_bytes(name, content, pairs_spec()).await;
@@ -140,10 +121,7 @@ async fn endless_lines_are_counted_and_left_behind() {
     content.extend_from_slice(&vec![b'y'; (1 << 20) + 1]);
     let (_, cleaned) = clean_bytes("endless.tsv", &content, pairs_spec()).await;
     let counts = cleaned.unwrap().counts;
-    assert_eq!(
-        (counts["dropped_line_too_long"], counts["kept"], counts["rows"]),
-        (2, 1, 3)
-    );
+    assert_eq!((counts["dropped_line_too_long"], counts["kept"], counts["rows"]), (2, 1, 3));
 }
 
 proptest! {
@@ -171,37 +149,20 @@ proptest! {
 async fn columns_and_lengths_are_as_asked() {
     let spec = CleanSpec {
         source: Source {
-            columns: Columns {
-                english: Column::Number(3),
-                foreign: Column::Number(1),
-            },
+            columns: Columns { english: Column::Number(3), foreign: Column::Number(1) },
             ..Source::default()
         },
-        rules: Rules {
-            min_chars: 2,
-            max_chars: 4,
-            too_long: TooLong::Drop,
-            ..Rules::default()
-        },
+        rules: Rules { min_chars: 2, max_chars: 4, too_long: TooLong::Drop, ..Rules::default() },
         ..pairs_spec()
     };
     let text = "កខ\tx\tright\nក\tx\tshort\nកខគឃង\tx\tlong\n";
     let (store, cleaned) = clean_bytes("columns.tsv", text.as_bytes(), spec.clone()).await;
     let counts = cleaned.unwrap().counts;
-    assert_eq!(
-        (counts["dropped_too_short"], counts["dropped_too_long"], counts["kept"]),
-        (1, 1, 1)
-    );
+    assert_eq!((counts["dropped_too_short"], counts["dropped_too_long"], counts["kept"]), (1, 1, 1));
     let table = read_pairs("x", store.get("columns.tsv.parquet").await.unwrap()).unwrap();
     assert_eq!((table.english[0].as_str(), table.foreign[0].as_str()), ("right", "កខ"));
 
-    let cut = CleanSpec {
-        rules: Rules {
-            too_long: TooLong::Cut,
-            ..spec.rules
-        },
-        ..spec
-    };
+    let cut = CleanSpec { rules: Rules { too_long: TooLong::Cut, ..spec.rules }, ..spec };
     let (_, cleaned) = clean_bytes("columns.tsv", text.as_bytes(), cut).await;
     let counts = cleaned.unwrap().counts;
     assert_eq!((counts["cut"], counts["kept"]), (1, 2));
@@ -212,14 +173,7 @@ async fn json_lines_of_both_kinds_are_read() {
     let text = "{\"english\":\"a fish\",\"foreign\":\"ត្រី\",\"other\":1}\n{\"english\":\"a\"}\n[1]\n{\"english\":\"a\\u0000\",\"foreign\":\"ខ\"}\n";
     let (_, cleaned) = clean_bytes("pairs.jsonl", text.as_bytes(), pairs_spec()).await;
     let counts = cleaned.unwrap().counts;
-    assert_eq!(
-        (
-            counts["kept"],
-            counts["dropped_missing_column"],
-            counts["dropped_broken_json"]
-        ),
-        (1, 1, 1)
-    );
+    assert_eq!((counts["kept"], counts["dropped_missing_column"], counts["dropped_broken_json"]), (1, 1, 1));
     assert_eq!(counts["dropped_nul_byte"], 1);
 
     let text = concat!(
@@ -236,14 +190,8 @@ async fn json_lines_of_both_kinds_are_read() {
     assert_eq!((counts["kept"], counts["dropped_no_placeholder"]), (2, 1));
     let mut rows = read_instructions("x", store.get("i.jsonl.parquet").await.unwrap()).unwrap();
     rows.sort_by(|a, b| a.task.cmp(&b.task));
-    assert_eq!(
-        (rows[0].instruction.as_str(), rows[0].answer.as_str()),
-        ("What?", "A cow.")
-    );
-    assert_eq!(
-        (rows[1].instruction.as_str(), rows[1].foreign.as_str()),
-        ("Translate:", "ត្រី")
-    );
+    assert_eq!((rows[0].instruction.as_str(), rows[0].answer.as_str()), ("What?", "A cow."));
+    assert_eq!((rows[1].instruction.as_str(), rows[1].foreign.as_str()), ("Translate:", "ត្រី"));
 }
 
 #[tokio::test]

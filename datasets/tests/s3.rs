@@ -58,9 +58,7 @@ fn moto() -> Option<Moto> {
         .unwrap();
     // The other messages of its start are not read.
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let port = lines
-        .find_map(|line| line.unwrap().strip_prefix("port ")?.parse().ok())
-        .unwrap();
+    let port = lines.find_map(|line| line.unwrap().strip_prefix("port ")?.parse().ok()).unwrap();
     Some(Moto { child, port })
 }
 
@@ -208,12 +206,7 @@ async fn shards_written_through_faults_are_the_same_bytes() {
     let straight = Store::open_with("s3://faults/x", settings(moto.port)).unwrap();
     for shard in &stage.shards {
         let content = straight.get(&shard.path).await.unwrap();
-        assert_eq!(
-            llink_datasets::manifest::sha256_hex(&content),
-            shard.sha256,
-            "{}",
-            shard.path
-        );
+        assert_eq!(llink_datasets::manifest::sha256_hex(&content), shard.sha256, "{}", shard.path);
     }
     println!("faults met: {}", struck.load(Ordering::Relaxed));
     assert!(struck.load(Ordering::Relaxed) > 0);
@@ -258,10 +251,7 @@ async fn a_store_that_refuses_says_so_in_words() {
     let store = Store::open_with("s3://no-such-bucket/x", settings(moto.port)).unwrap();
     let said = store.put("a", Bytes::from_static(b"1")).await.unwrap_err().to_string();
     assert!(said.contains("s3://no-such-bucket/x/a"), "{said}");
-    assert!(matches!(
-        store.get("a").await,
-        Err(llink_datasets::Error::NotFound { .. })
-    ));
+    assert!(matches!(store.get("a").await, Err(llink_datasets::Error::NotFound { .. })));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -269,13 +259,7 @@ async fn all_that_follows_the_bucket_is_the_key() {
     let Some(moto) = moto() else { return };
     make_bucket(moto.port, "keys").await;
     let bucket = Store::open_with("s3://keys", settings(moto.port)).unwrap();
-    for key in [
-        "run#3/a.tsv",
-        "q?x/a.tsv",
-        "a%20b/c%3Ad.tsv",
-        "my data/ក+&=~[1]{x}.tsv",
-        "100%/a.tsv",
-    ] {
+    for key in ["run#3/a.tsv", "q?x/a.tsv", "a%20b/c%3Ad.tsv", "my data/ក+&=~[1]{x}.tsv", "100%/a.tsv"] {
         let url = format!("s3://keys/{key}");
         let (store, name) = Store::open_object_with(&url, settings(moto.port)).unwrap();
         store.put(&name, Bytes::from_static(b"1")).await.unwrap();
@@ -294,18 +278,13 @@ async fn a_profile_of_the_home_folder_opens_a_bucket() {
     std::fs::create_dir(home.path().join(".aws")).unwrap();
     let credentials = "[lab]\naws_access_key_id = x\naws_secret_access_key = y\n";
     std::fs::write(home.path().join(".aws/credentials"), credentials).unwrap();
-    let config = format!(
-        "[profile lab]\nregion = us-east-1\nendpoint_url = http://127.0.0.1:{}\n",
-        moto.port
-    );
+    let config = format!("[profile lab]\nregion = us-east-1\nendpoint_url = http://127.0.0.1:{}\n", moto.port);
     std::fs::write(home.path().join(".aws/config"), config).unwrap();
     let mut variables = vec![
         ("HOME".to_owned(), home.path().to_string_lossy().into_owned()),
         ("AWS_PROFILE".to_owned(), "lab".to_owned()),
     ];
-    let text = Store::open_with("s3://profile/x", variables.clone())
-        .unwrap_err()
-        .to_string();
+    let text = Store::open_with("s3://profile/x", variables.clone()).unwrap_err().to_string();
     assert!(text.contains("set AWS_ALLOW_HTTP=true"), "{text}");
     // This is what the advice says.
     variables.push(("AWS_ALLOW_HTTP".to_owned(), "true".to_owned()));

@@ -37,49 +37,22 @@ fn split(corpus: Corpus) -> SplitSpec {
 async fn shards_are_as_the_design_says() {
     let store = Store::open("memory://design").unwrap();
     for (corpus, columns) in [
-        (
-            Corpus::Pairs,
-            vec!["id", "english", "foreign", "foreign_chars", "source"],
-        ),
-        (
-            Corpus::Instructions,
-            vec!["id", "task", "instruction", "foreign", "english_ref", "answer"],
-        ),
+        (Corpus::Pairs, vec!["id", "english", "foreign", "foreign_chars", "source"]),
+        (Corpus::Instructions, vec!["id", "task", "instruction", "foreign", "english_ref", "answer"]),
     ] {
         let folder = format!("{corpus:?}");
-        let stage = run_stage(&store, &folder, &[sample_spec(corpus, 11_000, 1)], &split(corpus))
-            .await
-            .unwrap();
+        let stage = run_stage(&store, &folder, &[sample_spec(corpus, 11_000, 1)], &split(corpus)).await.unwrap();
         let shard = &stage.shards[0];
         let content = store.get(&shard.path).await.unwrap();
-        assert_eq!(
-            (shard.bytes, shard.sha256.as_str()),
-            (content.len() as u64, sha256_hex(&content).as_str())
-        );
+        assert_eq!((shard.bytes, shard.sha256.as_str()), (content.len() as u64, sha256_hex(&content).as_str()));
         let builder = ParquetRecordBatchReaderBuilder::try_new(content).unwrap();
-        let names: Vec<_> = builder
-            .schema()
-            .fields()
-            .iter()
-            .map(|field| field.name().clone())
-            .collect();
+        let names: Vec<_> = builder.schema().fields().iter().map(|field| field.name().clone()).collect();
         assert_eq!(names, columns);
         let metadata = builder.metadata();
-        assert_eq!(
-            (metadata.num_row_groups(), metadata.row_group(0).num_rows()),
-            (2, 8_192)
-        );
-        assert!(
-            metadata.row_group(0).column(0).statistics().is_some(),
-            "statistics on id"
-        );
+        assert_eq!((metadata.num_row_groups(), metadata.row_group(0).num_rows()), (2, 8_192));
+        assert!(metadata.row_group(0).column(0).statistics().is_some(), "statistics on id");
         let pairs = metadata.file_metadata().key_value_metadata().unwrap();
-        let fact = |key: &str| {
-            pairs
-                .iter()
-                .find(|pair| pair.key == key)
-                .and_then(|pair| pair.value.clone())
-        };
+        let fact = |key: &str| pairs.iter().find(|pair| pair.key == key).and_then(|pair| pair.value.clone());
         assert_eq!(fact("llink.schema_version").as_deref(), Some("1"));
         assert_eq!(fact("llink.stage_key").as_deref(), Some("0123abcd"));
         assert_eq!(fact("llink.role"), Some(shard.role.to_string()));
@@ -93,12 +66,7 @@ async fn the_sample_gives_as_many_instructions_of_the_wanted_kind_as_were_asked_
     (spec.tasks, spec.rules.max_chars) = (vec!["translate".into()], 110);
     spec.rules.too_long = TooLong::Drop;
     let cleaned = clean(&store, &spec, "wanted.parquet").await.unwrap();
-    assert_eq!(
-        (cleaned.counts["rows"], cleaned.counts["kept"]),
-        (2_000, 2_000),
-        "{:?}",
-        cleaned.counts
-    );
+    assert_eq!((cleaned.counts["rows"], cleaned.counts["kept"]), (2_000, 2_000), "{:?}", cleaned.counts);
     // A request for an unknown task ends too.
     spec.tasks = vec!["sing".into()];
     let nothing = clean(&store, &spec, "nothing.parquet").await;
@@ -110,10 +78,7 @@ async fn the_same_job_gives_the_same_bytes() {
     let mut runs = Vec::new();
     for name in ["memory://once", "memory://again"] {
         let store = Store::open(name).unwrap();
-        let sources = [
-            sample_spec(Corpus::Pairs, 3_000, 1),
-            sample_spec(Corpus::Pairs, 3_000, 2),
-        ];
+        let sources = [sample_spec(Corpus::Pairs, 3_000, 1), sample_spec(Corpus::Pairs, 3_000, 2)];
         let spec = SplitSpec {
             corpus: Corpus::Pairs,
             train_rows: Some(4_000),
@@ -124,11 +89,7 @@ async fn the_same_job_gives_the_same_bytes() {
             pairs: None,
         };
         let stage = run_stage(&store, "out", &sources, &spec).await.unwrap();
-        runs.push((
-            stage.split.artifact.clone(),
-            stage.split.shards.clone(),
-            stage.shards.clone(),
-        ));
+        runs.push((stage.split.artifact.clone(), stage.split.shards.clone(), stage.shards.clone()));
     }
     assert_eq!(runs[0], runs[1]);
 }
@@ -136,10 +97,7 @@ async fn the_same_job_gives_the_same_bytes() {
 #[tokio::test]
 async fn rows_keep_their_texts_ids_and_order() {
     let store = Store::open("memory://rows").unwrap();
-    let sources = [
-        sample_spec(Corpus::Pairs, 2_000, 1),
-        sample_spec(Corpus::Pairs, 2_000, 2),
-    ];
+    let sources = [sample_spec(Corpus::Pairs, 2_000, 1), sample_spec(Corpus::Pairs, 2_000, 2)];
     let spec = SplitSpec {
         corpus: Corpus::Pairs,
         train_rows: None,
@@ -154,19 +112,11 @@ async fn rows_keep_their_texts_ids_and_order() {
     for side in [Side::Holdout, Side::Train] {
         found.extend(pairs_of(&store, &stage, side).await);
     }
-    assert_eq!(
-        found.len() as u64,
-        stage.split.counts["train"] + stage.split.counts["holdout"]
-    );
-    let keys: Vec<u64> = found
-        .iter()
-        .map(|row| llink_datasets::text::comparison_key(&row.2))
-        .collect();
+    assert_eq!(found.len() as u64, stage.split.counts["train"] + stage.split.counts["holdout"]);
+    let keys: Vec<u64> = found.iter().map(|row| llink_datasets::text::comparison_key(&row.2)).collect();
     assert!(keys.is_sorted(), "rows are in the order of their split keys");
-    let made: BTreeMap<String, String> = [1, 2]
-        .into_iter()
-        .flat_map(|seed| llink_quickstart::sample::pairs(2_000, seed))
-        .collect();
+    let made: BTreeMap<String, String> =
+        [1, 2].into_iter().flat_map(|seed| llink_quickstart::sample::pairs(2_000, seed)).collect();
     for (id, english, foreign) in &found {
         assert_eq!(made.get(english), Some(foreign));
         assert_eq!(*id, row_id(&[english, foreign]));
@@ -185,12 +135,8 @@ async fn an_assignment_of_other_tables_is_refused() {
         sides_by: SidesBy::Key,
         pairs: None,
     };
-    run_stage(&store, "out", &[sample_spec(Corpus::Pairs, 100, 1)], &spec)
-        .await
-        .unwrap();
-    clean(&store, &sample_spec(Corpus::Pairs, 3, 2), "short.parquet")
-        .await
-        .unwrap();
+    run_stage(&store, "out", &[sample_spec(Corpus::Pairs, 100, 1)], &spec).await.unwrap();
+    clean(&store, &sample_spec(Corpus::Pairs, 3, 2), "short.parquet").await.unwrap();
     let write = |cleaned: &str, shard: u32| WriteSpec {
         corpus: Corpus::Pairs,
         cleaned: vec![cleaned.to_owned()],
@@ -200,32 +146,14 @@ async fn an_assignment_of_other_tables_is_refused() {
         role: Role::Shard(Corpus::Pairs, Side::Train),
         stage_key: String::new(),
     };
-    let text = write_shard(&write("short.parquet", 0), &store, &silent)
-        .await
-        .unwrap_err()
-        .to_string();
-    assert!(
-        text.contains("short.parquet") && text.contains("made from another table"),
-        "{text}"
-    );
-    let text = write_shard(&write("out/cleaned/0.parquet", 9), &store, &silent)
-        .await
-        .unwrap_err()
-        .to_string();
+    let text = write_shard(&write("short.parquet", 0), &store, &silent).await.unwrap_err().to_string();
+    assert!(text.contains("short.parquet") && text.contains("made from another table"), "{text}");
+    let text = write_shard(&write("out/cleaned/0.parquet", 9), &store, &silent).await.unwrap_err().to_string();
     assert!(text.contains("there is no shard 9"), "{text}");
-    let text = write_shard(&write("absent.parquet", 0), &store, &silent)
-        .await
-        .unwrap_err()
-        .to_string();
+    let text = write_shard(&write("absent.parquet", 0), &store, &silent).await.unwrap_err().to_string();
     assert!(text.contains("absent.parquet"), "{text}");
-    store
-        .put("damaged.parquet", Bytes::from_static(b"PAR1 no PAR1"))
-        .await
-        .unwrap();
-    let text = write_shard(&write("damaged.parquet", 0), &store, &silent)
-        .await
-        .unwrap_err()
-        .to_string();
+    store.put("damaged.parquet", Bytes::from_static(b"PAR1 no PAR1")).await.unwrap();
+    let text = write_shard(&write("damaged.parquet", 0), &store, &silent).await.unwrap_err().to_string();
     assert!(text.contains("damaged.parquet") && text.contains("Parquet"), "{text}");
 }
 
@@ -267,20 +195,11 @@ async fn polars_reads_shards_with_no_options() {
         sides_by: SidesBy::Key,
         pairs: None,
     };
-    let stage = run_stage(&store, "out", &[sample_spec(Corpus::Pairs, 2_000, 1)], &spec)
-        .await
-        .unwrap();
+    let stage = run_stage(&store, "out", &[sample_spec(Corpus::Pairs, 2_000, 1)], &spec).await.unwrap();
     let rows: u64 = stage.shards.iter().map(|shard| shard.rows).sum();
     let values = (0..40).map(|n| f16::from_f32(n as f32)).collect();
-    let table = VectorTable {
-        ids: (0..10).collect(),
-        width: 4,
-        values,
-    };
-    store
-        .put("vectors.parquet", write_vectors(&table, &BTreeMap::new()).unwrap())
-        .await
-        .unwrap();
+    let table = VectorTable { ids: (0..10).collect(), width: 4, values };
+    store.put("vectors.parquet", write_vectors(&table, &BTreeMap::new()).unwrap()).await.unwrap();
     let output = Command::new(&python)
         .args(["-c", POLARS, folder.path().to_str().unwrap(), &rows.to_string()])
         .output()

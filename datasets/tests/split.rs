@@ -63,10 +63,7 @@ async fn run_unless_empty(store: &Store, sources: &[CleanSpec], spec: &SplitSpec
 }
 
 async fn sides(store: &Store, stage: &Stage) -> [Vec<(u64, String, String)>; 2] {
-    [
-        pairs_of(store, stage, Side::Train).await,
-        pairs_of(store, stage, Side::Holdout).await,
-    ]
+    [pairs_of(store, stage, Side::Train).await, pairs_of(store, stage, Side::Holdout).await]
 }
 
 proptest! {
@@ -134,18 +131,13 @@ async fn surplus_is_left_out_and_shortfall_is_said() {
     let stage = run_stage(&store, "much", &source, &split(500, 100)).await.unwrap();
     let counts = &stage.split.counts;
     assert_sums(counts, &["train", "holdout"]);
-    assert_eq!(
-        (counts["train"], counts["holdout"], counts["dropped_surplus"]),
-        (500, 100, 1_400)
-    );
+    assert_eq!((counts["train"], counts["holdout"], counts["dropped_surplus"]), (500, 100, 1_400));
     assert!(stage.split.warnings.is_empty());
     let rows: Vec<u64> = stage.split.shards.iter().map(|shard| shard.rows).collect();
     assert_eq!(rows, [64, 64, 64, 64, 64, 64, 64, 52, 64, 36]);
     assert_eq!(stage.split.shards[8].path, "pairs/holdout/00000.parquet");
 
-    let stage = run_stage(&store, "little", &source, &split(5_000, 1_000))
-        .await
-        .unwrap();
+    let stage = run_stage(&store, "little", &source, &split(5_000, 1_000)).await.unwrap();
     let [train, holdout] = [stage.split.counts["train"], stage.split.counts["holdout"]];
     assert_eq!(train + holdout, 2_000);
     assert_eq!(stage.split.warnings.len(), 2);
@@ -161,20 +153,9 @@ async fn an_empty_side_is_an_error_that_says_so() {
     let store = Store::open("memory://one-sided").unwrap();
     store.put("one.tsv", Bytes::from("a fish\tត្រី\n")).await.unwrap();
     let source = [source_spec(Corpus::Pairs, "memory://one-sided/one.tsv")];
-    let error = run_stage(&store, "out", &source, &split(10, 10))
-        .await
-        .err()
-        .unwrap()
-        .to_string();
-    assert!(
-        error.contains("no row is left for pairs/") && error.contains("add a source"),
-        "{error}"
-    );
-    let error = run_stage(&store, "out", &source, &split(10, 0))
-        .await
-        .err()
-        .unwrap()
-        .to_string();
+    let error = run_stage(&store, "out", &source, &split(10, 10)).await.err().unwrap().to_string();
+    assert!(error.contains("no row is left for pairs/") && error.contains("add a source"), "{error}");
+    let error = run_stage(&store, "out", &source, &split(10, 0)).await.err().unwrap().to_string();
     assert!(error.contains("holdout_rows is 0"), "{error}");
 }
 
@@ -209,13 +190,7 @@ async fn several_tasks_about_one_text_stay_together() {
         parts.push(rows.into_iter().map(|row| row.foreign).collect::<BTreeSet<_>>());
     }
     assert_eq!(stage.shards[1].role, Role::Shard(Corpus::Instructions, Side::Holdout));
-    assert_eq!(
-        (
-            parts[0].len() + parts[1].len(),
-            parts[0].intersection(&parts[1]).count()
-        ),
-        (300, 0)
-    );
+    assert_eq!((parts[0].len() + parts[1].len(), parts[0].intersection(&parts[1]).count()), (300, 0));
 }
 
 #[tokio::test]
@@ -223,18 +198,13 @@ async fn what_is_left_over_on_the_other_side_is_said() {
     let store = Store::open("memory://left-over").unwrap();
     // The source has exactly as many rows as are requested. By chance one side has a few too many, and the other side
     // lacks them.
-    let stage = run_stage(&store, "out", &[sample_spec(Corpus::Pairs, 1_000, 6)], &split(700, 300))
-        .await
-        .unwrap();
+    let stage = run_stage(&store, "out", &[sample_spec(Corpus::Pairs, 1_000, 6)], &split(700, 300)).await.unwrap();
     let counts = &stage.split.counts;
     let surplus = counts.get("dropped_surplus").copied().unwrap_or(0);
     assert_eq!(counts["train"] + counts["holdout"] + surplus, 1_000);
     assert!(surplus > 0 && stage.split.warnings.len() == 1, "{counts:?}");
     let said = &stage.split.warnings[0];
-    assert!(
-        said.contains(&format!("{surplus} rows are left over on the other side")),
-        "{said}"
-    );
+    assert!(said.contains(&format!("{surplus} rows are left over on the other side")), "{said}");
 }
 
 /// Returns meaningless words of Latin or Khmer letters.
@@ -242,9 +212,7 @@ fn sentence(random: &mut Random, letters: &str, words: u64) -> Vec<String> {
     let letters: Vec<char> = letters.chars().collect();
     let word = |random: &mut Random| -> String {
         let length = 4 + random.below(5);
-        (0..length)
-            .map(|_| letters[random.below(letters.len() as u64) as usize])
-            .collect()
+        (0..length).map(|_| letters[random.below(letters.len() as u64) as usize]).collect()
     };
     (0..words).map(|_| word(random)).collect()
 }
@@ -286,36 +254,25 @@ async fn families(store: &Store, name: &str, families: u64) -> CleanSpec {
         }
     }
     store.put(name, Bytes::from(content)).await.unwrap();
-    CleanSpec {
-        with_signatures: true,
-        ..source_spec(Corpus::Pairs, &store.describe(name))
-    }
+    CleanSpec { with_signatures: true, ..source_spec(Corpus::Pairs, &store.describe(name)) }
 }
 
 /// Returns the training texts that are similar to a held-out text on a side.
 fn leaks(train: &[(u64, String, String)], holdout: &[(u64, String, String)], similarity: f64) -> usize {
     let sides = |rows: &[(u64, String, String)]| -> Vec<[HashSet<u64>; 2]> {
-        rows.iter()
-            .map(|(_, english, foreign)| [shingles(english), shingles(foreign)])
-            .collect()
+        rows.iter().map(|(_, english, foreign)| [shingles(english), shingles(foreign)]).collect()
     };
     let (train, holdout) = (sides(train), sides(holdout));
     let near =
         |a: &[HashSet<u64>; 2], b: &[HashSet<u64>; 2]| (0..2).any(|side| jaccard(&a[side], &b[side]) >= similarity);
-    train
-        .iter()
-        .map(|a| holdout.iter().filter(|b| near(a, b)).count())
-        .sum()
+    train.iter().map(|a| holdout.iter().filter(|b| near(a, b)).count()).sum()
 }
 
 #[tokio::test]
 async fn near_duplicates_of_held_out_texts_are_not_trained_on_whichever_side_they_are_near_on() {
     let store = Store::open("memory://near").unwrap();
     let source = [families(&store, "families.tsv", 60).await];
-    let spec = SplitSpec {
-        near_duplicates: NearDuplicates::Across(0.8),
-        ..split(None, 500)
-    };
+    let spec = SplitSpec { near_duplicates: NearDuplicates::Across(0.8), ..split(None, 500) };
     let kept = run_stage(&store, "kept", &source, &split(None, 500)).await.unwrap();
     let [train, holdout] = sides(&store, &kept).await;
     let before = leaks(&train, &holdout, 0.85);
@@ -336,10 +293,7 @@ async fn near_duplicates_of_held_out_texts_are_not_trained_on_whichever_side_the
 async fn near_duplicates_are_dropped_everywhere_where_asked() {
     let store = Store::open("memory://near-everywhere").unwrap();
     let source = [families(&store, "families.tsv", 30).await];
-    let spec = SplitSpec {
-        near_duplicates: NearDuplicates::Everywhere(0.8),
-        ..split(None, 500)
-    };
+    let spec = SplitSpec { near_duplicates: NearDuplicates::Everywhere(0.8), ..split(None, 500) };
     let stage = run_stage(&store, "out", &source, &spec).await.unwrap();
     assert_sums(&stage.split.counts, &["train", "holdout"]);
     let [train, holdout] = sides(&store, &stage).await;
@@ -371,10 +325,7 @@ async fn made_from_training_pairs(store: &Store, pairs: Share, texts: usize) -> 
 #[tokio::test]
 async fn instructions_from_training_pairs_alone_are_explained_and_the_advice_works() {
     let store = Store::open("memory://one-side").unwrap();
-    let pairs = Share {
-        train_rows: Some(1_000),
-        holdout_rows: 400,
-    };
+    let pairs = Share { train_rows: Some(1_000), holdout_rows: 400 };
     let source = [made_from_training_pairs(&store, pairs, 300).await];
     let by_key = SplitSpec {
         corpus: Corpus::Instructions,
@@ -385,11 +336,7 @@ async fn instructions_from_training_pairs_alone_are_explained_and_the_advice_wor
         sides_by: SidesBy::Key,
         pairs: Some(pairs),
     };
-    let error = run_stage(&store, "by-key", &source, &by_key)
-        .await
-        .err()
-        .unwrap()
-        .to_string();
+    let error = run_stage(&store, "by-key", &source, &by_key).await.err().unwrap().to_string();
     for expected in [
         "no row is left for instructions/validation",
         "all 600 cleaned rows fall on the training side",
@@ -401,38 +348,21 @@ async fn instructions_from_training_pairs_alone_are_explained_and_the_advice_wor
     }
     assert!(!error.contains("add a source"), "{error}");
 
-    let advised = SplitSpec {
-        sides_by: SidesBy::SecondHash,
-        ..by_key
-    };
+    let advised = SplitSpec { sides_by: SidesBy::SecondHash, ..by_key };
     let stage = run_stage(&store, "advised", &source, &advised).await.unwrap();
     let counts = &stage.split.counts;
     assert_eq!(counts["train"] + counts["holdout"], 600);
     assert!((20..=100).contains(&counts["holdout"]), "about a tenth: {counts:?}");
-    assert_eq!(
-        counts["trained_as_pairs"], counts["holdout"],
-        "all of them lie among the training pairs"
-    );
-    let leak = stage
-        .split
-        .warnings
-        .iter()
-        .find(|w| w.contains("Stage A may have been trained"));
-    assert!(
-        leak.unwrap().contains(&format!("{0} of {0} rows", counts["holdout"])),
-        "{leak:?}"
-    );
+    assert_eq!(counts["trained_as_pairs"], counts["holdout"], "all of them lie among the training pairs");
+    let leak = stage.split.warnings.iter().find(|w| w.contains("Stage A may have been trained"));
+    assert!(leak.unwrap().contains(&format!("{0} of {0} rows", counts["holdout"])), "{leak:?}");
     let mut texts = Vec::new();
     for shard in &stage.shards {
         let rows = llink_datasets::instructions::read_instructions("x", store.get(&shard.path).await.unwrap()).unwrap();
         texts.push(rows.into_iter().map(|row| row.foreign).collect::<BTreeSet<_>>());
     }
     assert_eq!(texts[0].intersection(&texts[1]).count(), 0, "no text is in both splits");
-    assert_eq!(
-        texts[0].len() + texts[1].len(),
-        300,
-        "both tasks about a text stay together"
-    );
+    assert_eq!(texts[0].len() + texts[1].len(), 300, "both tasks about a text stay together");
 }
 
 #[tokio::test]
@@ -441,19 +371,11 @@ async fn a_pair_too_few_is_told_how_to_get_both_sides() {
     let lines: String = (0..40).map(|n| format!("a fish {n}\tត្រី {n}\n")).collect();
     store.put("few.tsv", Bytes::from(lines)).await.unwrap();
     let source = [source_spec(Corpus::Pairs, "memory://few/few.tsv")];
-    let error = run_stage(&store, "out", &source, &split(1_000_000, 2))
-        .await
-        .err()
-        .unwrap()
-        .to_string();
+    let error = run_stage(&store, "out", &source, &split(1_000_000, 2)).await.err().unwrap().to_string();
     assert!(
         error.contains("no row is left for pairs/holdout: all 40 cleaned rows fall on the training side"),
         "{error}"
     );
     assert!(error.contains("Raise `corpus.holdout_pairs`"), "{error}");
-    assert!(
-        run_stage(&store, "advised", &source, &split(1_000_000, 1_000_000))
-            .await
-            .is_ok()
-    );
+    assert!(run_stage(&store, "advised", &source, &split(1_000_000, 1_000_000)).await.is_ok());
 }

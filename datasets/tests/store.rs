@@ -64,18 +64,10 @@ async fn an_object_is_found_by_path_and_by_file_url() {
 #[test]
 fn a_url_that_cannot_be_opened_says_what_to_write() {
     let text = |url: &str| Store::open(url).unwrap_err().to_string();
-    assert!(
-        text("ftp://host/x").contains("ftp:// is not known"),
-        "{}",
-        text("ftp://host/x")
-    );
+    assert!(text("ftp://host/x").contains("ftp:// is not known"), "{}", text("ftp://host/x"));
     assert!(text("").contains("empty"));
     #[cfg(not(feature = "cloud"))]
-    assert!(
-        text("s3://bucket/x").contains("--features cloud"),
-        "{}",
-        text("s3://bucket/x")
-    );
+    assert!(text("s3://bucket/x").contains("--features cloud"), "{}", text("s3://bucket/x"));
 }
 
 #[tokio::test]
@@ -86,8 +78,5 @@ async fn a_refused_write_comes_with_the_operating_systems_words() {
     let error = store.put("below/a.file", Bytes::new()).await.unwrap_err();
     assert!(matches!(error, Error::Store { .. }), "{error:?}");
     let text = error.to_string();
-    assert!(
-        text.contains("below/a.file") && text.contains("Not a directory"),
-        "{text}"
-    );
+    assert!(text.contains("below/a.file") && text.contains("Not a directory"), "{text}");
 }

@@ -24,9 +24,7 @@ async fn written(url: &str) -> (Store, Manifest) {
         sides_by: SidesBy::Key,
         pairs: None,
     };
-    let stage = run_stage(&store, "shard/0123abcd", &[sample_spec(Corpus::Pairs, 600, 3)], &spec)
-        .await
-        .unwrap();
+    let stage = run_stage(&store, "shard/0123abcd", &[sample_spec(Corpus::Pairs, 600, 3)], &spec).await.unwrap();
     let manifest = Manifest {
         version: MANIFEST_VERSION,
         stage: "shard".into(),
@@ -77,18 +75,11 @@ async fn each_fault_is_named_with_its_object() {
 
     // This manifest lists a training shard as held out: its hashes are right and its rows are wrong.
     let mut twisted = manifest.clone();
-    let copied = ManifestArtifact {
-        role: Role::Shard(Corpus::Pairs, Side::Holdout),
-        ..first.clone()
-    };
+    let copied = ManifestArtifact { role: Role::Shard(Corpus::Pairs, Side::Holdout), ..first.clone() };
     twisted.artifacts.push(copied);
     twisted.write(&store, "shard/0123abcd/manifest.json").await.unwrap();
     let found = verify(&store).await.unwrap();
-    assert_eq!(
-        found.faults.len(),
-        4,
-        "three rows are named, the others counted: {found:?}"
-    );
+    assert_eq!(found.faults.len(), 4, "three rows are named, the others counted: {found:?}");
     assert!(
         found.faults[0].contains("row 0: ") && found.faults[0].contains("stands on the other side of the split too")
     );
@@ -98,10 +89,7 @@ async fn each_fault_is_named_with_its_object() {
     other_sums.counts = counts.map(|(name, rows)| (name.to_owned(), rows)).into();
     other_sums.write(&store, "shard/0123abcd/manifest.json").await.unwrap();
     fault("pairs.rows is 9, but its parts add up to 8").await;
-    let other_key = Manifest {
-        key: "other".into(),
-        ..manifest.clone()
-    };
+    let other_key = Manifest { key: "other".into(), ..manifest.clone() };
     other_key.write(&store, "shard/0123abcd/manifest.json").await.unwrap();
     let found = verify(&store).await.unwrap();
     assert_eq!(found.faults.len(), 4, "each shard: {found:?}");

@@ -52,14 +52,8 @@ struct Site {
 async fn serve(files: Vec<(&'static str, Manner, Vec<u8>)>) -> (String, Arc<Site>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let files = files
-        .into_iter()
-        .map(|(path, manner, content)| (path, (manner, content)));
-    let site = Arc::new(Site {
-        files: files.collect(),
-        asked: Mutex::default(),
-        requests: Mutex::default(),
-    });
+    let files = files.into_iter().map(|(path, manner, content)| (path, (manner, content)));
+    let site = Arc::new(Site { files: files.collect(), asked: Mutex::default(), requests: Mutex::default() });
     let own = Arc::clone(&site);
     tokio::spawn(async move {
         loop {
@@ -90,15 +84,11 @@ async fn answer(mut stream: TcpStream, site: &Site) {
         asked.iter().filter(|other| other.ends_with(path)).count() == 1
     };
     let Some((manner, content)) = site.files.get(path) else {
-        let _ = stream
-            .write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-            .await;
+        let _ = stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
         return;
     };
     if *manner == Manner::Busy && is_first {
-        let _ = stream
-            .write_all(b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-            .await;
+        let _ = stream.write_all(b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await;
         return;
     }
     if *manner == Manner::Moved {
@@ -115,30 +105,21 @@ async fn answer(mut stream: TcpStream, site: &Site) {
     if *manner == Manner::Refuses {
         let query = path.split_once('?').map_or("", |(_, query)| query);
         let body = format!("<Error><StringToSign>{query}</StringToSign></Error>");
-        let head = format!(
-            "HTTP/1.1 403 Forbidden\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-            body.len()
-        );
+        let head = format!("HTTP/1.1 403 Forbidden\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
         let _ = stream.write_all(format!("{head}{body}").as_bytes()).await;
         return;
     }
     let is_plain = matches!(manner, Manner::Plain | Manner::HangsUpPlain | Manner::NoHeadPlain(_));
     let range = request.to_lowercase().split("range: bytes=").nth(1).map(|rest| {
         let (start, end) = rest.split("\r\n").next().unwrap().split_once('-').unwrap();
-        let end = end
-            .parse::<usize>()
-            .map_or(content.len(), |end| (end + 1).min(content.len()));
+        let end = end.parse::<usize>().map_or(content.len(), |end| (end + 1).min(content.len()));
         start.parse::<usize>().unwrap()..end
     });
     let (status, range) = match range {
         Some(range) if !is_plain => ("206 Partial", range),
         _ => ("200 OK", 0..content.len()),
     };
-    let tags = if is_plain {
-        ""
-    } else {
-        "etag: \"1\"\r\nlast-modified: Wed, 21 Oct 2026 07:28:00 GMT\r\n"
-    };
+    let tags = if is_plain { "" } else { "etag: \"1\"\r\nlast-modified: Wed, 21 Oct 2026 07:28:00 GMT\r\n" };
     let head = format!(
         "HTTP/1.1 {status}\r\ncontent-length: {}\r\ncontent-range: bytes {}-{}/{}\r\n{tags}connection: close\r\n\r\n",
         range.len(),
@@ -179,10 +160,7 @@ fn gz(content: &[u8]) -> Vec<u8> {
 
 async fn kept(url: &str) -> Result<u64> {
     let out = Store::open("memory://web")?;
-    let spec = CleanSpec {
-        source: Source::named(url),
-        ..source_spec(Corpus::Pairs, "")
-    };
+    let spec = CleanSpec { source: Source::named(url), ..source_spec(Corpus::Pairs, "") };
     let cleaned = clean(&out, &spec, "out.parquet").await?;
     assert_sums(&cleaned.counts, &["kept"]);
     Ok(cleaned.counts["kept"])
@@ -210,9 +188,7 @@ async fn corpora_are_read_from_web_servers_of_every_manner() {
         assert_eq!(kept(&format!("{url}{path}")).await.unwrap(), rows, "{path}");
     }
     for path in ["/long.tsv.zst", "/longer.tsv.zst"] {
-        let found = survey(&Source::named(&format!("{url}{path}")), Corpus::Pairs)
-            .await
-            .unwrap();
+        let found = survey(&Source::named(&format!("{url}{path}")), Corpus::Pairs).await.unwrap();
         assert_eq!((found.rows, found.readable), (10, 10), "{path}");
     }
     let asked = site.asked.lock().unwrap();
@@ -226,10 +202,7 @@ async fn a_web_servers_faults_are_errors_that_name_the_file() {
     let text = kept(&format!("{url}/absent.tsv")).await.unwrap_err().to_string();
     assert_eq!(text, format!("{url}/absent.tsv: no such file or object"));
     let text = kept(&format!("{url}/long.tsv")).await.unwrap_err().to_string();
-    assert!(
-        text.contains("/long.tsv"),
-        "a download that cannot continue is not a short corpus: {text}"
-    );
+    assert!(text.contains("/long.tsv"), "a download that cannot continue is not a short corpus: {text}");
     let text = Store::open("http://[x/y").unwrap_err().to_string();
     assert!(text.contains("http://[x/y"), "{text}");
 }
@@ -254,10 +227,7 @@ async fn parquet_moses_and_tmx_are_read_from_web_servers_too() {
     let named = |name: &str| Source::named(&format!("{url}/{name}"));
     assert_eq!(count(named("p.parquet")).await.unwrap(), 3_000);
     assert_eq!(count(named("t.tmx")).await.unwrap(), 1);
-    let moses = Source {
-        foreign_url: Some(format!("{url}/m.km.gz")),
-        ..named("m.en")
-    };
+    let moses = Source { foreign_url: Some(format!("{url}/m.km.gz")), ..named("m.en") };
     assert_eq!(count(moses).await.unwrap(), 2);
     // Parquet is read in parts. A server without ranges is named in the error, with advice.
     let text = count(named("plain.parquet")).await.unwrap_err().to_string();
@@ -269,26 +239,10 @@ async fn a_url_that_is_signed_for_get_alone_is_read_and_looked_up() {
     const QUERY: &str = "X-Amz-Expires=60&X-Amz-Signature=5ecretsignature";
     let statuses = ["403 Forbidden", "405 Not Allowed", "501 Not Implemented"];
     let (url, site) = serve(vec![
-        (
-            "/a/0.tsv?X-Amz-Expires=60&X-Amz-Signature=5ecretsignature",
-            Manner::NoHead(statuses[0]),
-            rows(30),
-        ),
-        (
-            "/a/1.tsv?X-Amz-Expires=60&X-Amz-Signature=5ecretsignature",
-            Manner::NoHead(statuses[1]),
-            rows(30),
-        ),
-        (
-            "/a/2.tsv?X-Amz-Expires=60&X-Amz-Signature=5ecretsignature",
-            Manner::NoHead(statuses[2]),
-            rows(30),
-        ),
-        (
-            "/a/3.tsv?X-Amz-Expires=60&X-Amz-Signature=5ecretsignature",
-            Manner::NoHeadPlain(statuses[0]),
-            rows(30),
-        ),
+        ("/a/0.tsv?X-Amz-Expires=60&X-Amz-Signature=5ecretsignature", Manner::NoHead(statuses[0]), rows(30)),
+        ("/a/1.tsv?X-Amz-Expires=60&X-Amz-Signature=5ecretsignature", Manner::NoHead(statuses[1]), rows(30)),
+        ("/a/2.tsv?X-Amz-Expires=60&X-Amz-Signature=5ecretsignature", Manner::NoHead(statuses[2]), rows(30)),
+        ("/a/3.tsv?X-Amz-Expires=60&X-Amz-Signature=5ecretsignature", Manner::NoHeadPlain(statuses[0]), rows(30)),
     ])
     .await;
     for number in 0..4 {
@@ -296,18 +250,11 @@ async fn a_url_that_is_signed_for_get_alone_is_read_and_looked_up() {
         let info = store.head(&name).await.unwrap().unwrap();
         assert_eq!(info.bytes as usize, rows(30).len(), "{number}");
         assert_eq!(info.e_tag.is_some(), number < 3, "{number}");
-        assert_eq!(
-            kept(&format!("{url}/a/{number}.tsv?{QUERY}")).await.unwrap(),
-            30,
-            "{number}"
-        );
+        assert_eq!(kept(&format!("{url}/a/{number}.tsv?{QUERY}")).await.unwrap(), 30, "{number}");
     }
     let asked = site.asked.lock().unwrap();
     let heads = asked.iter().filter(|one| one.starts_with("HEAD /a/2.tsv")).count();
-    assert_eq!(
-        heads, 2,
-        "a server that refuses HEAD is not asked for it again and again"
-    );
+    assert_eq!(heads, 2, "a server that refuses HEAD is not asked for it again and again");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -315,36 +262,18 @@ async fn what_authenticates_a_url_goes_to_its_server_and_nowhere_else() {
     let (other, elsewhere) = serve(vec![("/b.tsv", Manner::Able, rows(20))]).await;
     let (url, _) = serve(vec![
         ("/refused.tsv?file=x&sig=5ecret%2Bsignature", Manner::Refuses, vec![]),
-        (
-            "/moved.tsv?sig=5ecretsignature",
-            Manner::Moved,
-            format!("{other}/b.tsv").into_bytes(),
-        ),
+        ("/moved.tsv?sig=5ecretsignature", Manner::Moved, format!("{other}/b.tsv").into_bytes()),
     ])
     .await;
-    let text = kept(&format!("{url}/refused.tsv?file=x&sig=5ecret%2Bsignature"))
-        .await
-        .unwrap_err()
-        .to_string();
-    assert!(
-        text.contains("/refused.tsv") && text.contains("403") && !text.contains("5ecret"),
-        "{text}"
-    );
+    let text = kept(&format!("{url}/refused.tsv?file=x&sig=5ecret%2Bsignature")).await.unwrap_err().to_string();
+    assert!(text.contains("/refused.tsv") && text.contains("403") && !text.contains("5ecret"), "{text}");
     let shut = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let text = Store::open_object(&format!("http://me:5ecret@{shut}/a.tsv?sig=5ecretsignature")).unwrap();
     let text = text.0.get(&text.1).await.unwrap_err().to_string();
-    assert!(
-        text.contains(&format!("http://{shut}/a.tsv")) && !text.contains("5ecret"),
-        "{text}"
-    );
+    assert!(text.contains(&format!("http://{shut}/a.tsv")) && !text.contains("5ecret"), "{text}");
 
     assert_eq!(
-        kept(&format!(
-            "{}/moved.tsv?sig=5ecretsignature",
-            url.replace("//", "//me:5ecret@")
-        ))
-        .await
-        .unwrap(),
+        kept(&format!("{}/moved.tsv?sig=5ecretsignature", url.replace("//", "//me:5ecret@"))).await.unwrap(),
         20
     );
     let requests = elsewhere.requests.lock().unwrap().join("");
@@ -355,27 +284,16 @@ async fn what_authenticates_a_url_goes_to_its_server_and_nowhere_else() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_address_is_asked_for_as_it_is_written() {
     let (url, site) = serve(vec![("/api/a%2Fb//raw%3F.tsv?sig=a%2Fb%3D", Manner::Able, rows(10))]).await;
-    let address = format!(
-        "{}/api/a%2Fb//raw%3F.tsv?sig=a%2Fb%3D#part",
-        url.replace("//", "//me:p%40ss@")
-    );
+    let address = format!("{}/api/a%2Fb//raw%3F.tsv?sig=a%2Fb%3D#part", url.replace("//", "//me:p%40ss@"));
     assert_eq!(kept(&address).await.unwrap(), 10);
     let requests = site.requests.lock().unwrap();
     // The credentials are me:p@ss.
-    assert!(
-        requests
-            .iter()
-            .all(|one| one.contains("authorization: Basic bWU6cEBzcw==")),
-        "{requests:?}"
-    );
+    assert!(requests.iter().all(|one| one.contains("authorization: Basic bWU6cEBzcw==")), "{requests:?}");
 }
 
 #[test]
 fn a_url_of_which_a_part_was_kept_back_is_not_opened() {
     let name = llink_datasets::shown::withheld("https://host/a.tsv?sig=5ecret").unwrap();
     let text = Store::open_object(&name).unwrap_err().to_string();
-    assert!(
-        text.starts_with("https://host/a.tsv: ") && text.contains("submit the job again"),
-        "{text}"
-    );
+    assert!(text.starts_with("https://host/a.tsv: ") && text.contains("submit the job again"), "{text}");
 }

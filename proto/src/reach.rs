@@ -97,9 +97,7 @@ impl Caller {
     /// # Errors
     /// When the secret is not printable ASCII.
     pub fn with_instance(mut self, secret: &str) -> Result<Self, ReachError> {
-        let value = secret
-            .parse()
-            .map_err(|_| ReachError::Options("the instance's secret is not ASCII".into()))?;
+        let value = secret.parse().map_err(|_| ReachError::Options("the instance's secret is not ASCII".into()))?;
         self.instance = Some(value);
         Ok(self)
     }
@@ -123,10 +121,7 @@ impl Credentials {
     /// # Errors
     /// When the URL, a file or their combination is wrong.
     pub fn endpoint(&self, url: &str) -> Result<(Endpoint, Caller), ReachError> {
-        let wrong = |reason: String| ReachError::Url {
-            url: url.into(),
-            reason,
-        };
+        let wrong = |reason: String| ReachError::Url { url: url.into(), reason };
         let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|e| wrong(e.to_string()))?;
         let uri = endpoint.uri().clone();
         let endpoint = match uri.scheme_str() {
@@ -137,9 +132,7 @@ impl Credentials {
                 )));
             }
             Some("http") if self.shows_a_token() && !is_loopback(uri.host().unwrap_or_default()) => {
-                return Err(ReachError::Options(format!(
-                    "{url}: a token would travel in plain text: write https://"
-                )));
+                return Err(ReachError::Options(format!("{url}: a token would travel in plain text: write https://")));
             }
             Some("http") => endpoint,
             _ => return Err(wrong("its scheme is neither http nor https".into())),
@@ -184,20 +177,14 @@ impl Credentials {
         let value: Result<MetadataValue<Ascii>, _> = format!("Bearer {token}").parse();
         let mut value = value.map_err(|_| ReachError::Options("the token is not printable ASCII".into()))?;
         value.set_sensitive(true);
-        Ok(Caller {
-            authorization: Some(value),
-            instance: None,
-        })
+        Ok(Caller { authorization: Some(value), instance: None })
     }
 
     fn token_text(&self) -> Result<Option<String>, ReachError> {
         let Some(path) = &self.token else {
             return Ok(self.secret.as_ref().map(|secret| secret.text().trim().to_owned()));
         };
-        let file = |reason: &str| ReachError::File {
-            path: path.clone(),
-            reason: reason.into(),
-        };
+        let file = |reason: &str| ReachError::File { path: path.clone(), reason: reason.into() };
         let bytes = read(path)?;
         let text = std::str::from_utf8(&bytes).map_err(|_| file("holds no text"))?.trim();
         match text.is_empty() || !text.chars().all(|c| c.is_ascii_graphic()) {
@@ -208,10 +195,7 @@ impl Credentials {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ReachError> {
-    std::fs::read(path).map_err(|e| ReachError::File {
-        path: path.into(),
-        reason: e.to_string(),
-    })
+    std::fs::read(path).map_err(|e| ReachError::File { path: path.into(), reason: e.to_string() })
 }
 
 fn is_loopback(host: &str) -> bool {
@@ -242,10 +226,7 @@ mod tests {
     fn a_token_never_travels_in_plain_text_beyond_this_machine() {
         let token = std::env::temp_dir().join(format!("llink-token-{}", std::process::id()));
         std::fs::write(&token, "llk_1\n").unwrap();
-        let credentials = Credentials {
-            token: Some(token.clone()),
-            ..Credentials::default()
-        };
+        let credentials = Credentials { token: Some(token.clone()), ..Credentials::default() };
         for here in ["http://127.0.0.1:7070", "http://localhost:7070", "http://[::1]:7070"] {
             assert!(credentials.endpoint(here).is_ok(), "{here}");
         }
@@ -258,10 +239,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_for_https_is_named() {
-        let said = Credentials::default()
-            .endpoint("https://head:7070")
-            .unwrap_err()
-            .to_string();
+        let said = Credentials::default().endpoint("https://head:7070").unwrap_err().to_string();
         assert!(said.contains("--tls-ca"), "{said}");
         let said = Credentials::default().endpoint("ftp://head").unwrap_err().to_string();
         assert!(said.contains("neither http nor https"), "{said}");

@@ -34,11 +34,7 @@ pub fn line(text: &str) -> Cow<'_, str> {
 /// Returns the text with its line breaks and tabs. Every other control character is written as an escape.
 #[must_use]
 pub fn text(text: &str) -> Cow<'_, str> {
-    escaped(
-        text,
-        |c| matches!(c, '\n' | '\t'),
-        |c, out| out.extend(c.escape_debug()),
-    )
+    escaped(text, |c| matches!(c, '\n' | '\t'), |c, out| out.extend(c.escape_debug()))
 }
 
 /// Returns JSON in which each control character is a JSON escape, so that programs read the same strings.
@@ -130,18 +126,12 @@ mod tests {
         }
         assert_eq!(line("a\nb\u{1b}[1m"), "a\\nb\\u{1b}[1m");
         assert_eq!(text("a\nb\u{1b}[1m"), "a\nb\\u{1b}[1m");
-        assert!(
-            matches!(line("ភាសា\u{200b}ខ្មែរ 👩\u{200d}🌾"), Cow::Borrowed(_)),
-            "scripts are left alone"
-        );
+        assert!(matches!(line("ភាសា\u{200b}ខ្មែរ 👩\u{200d}🌾"), Cow::Borrowed(_)), "scripts are left alone");
     }
 
     #[test]
     fn json_means_the_same_to_programs() {
-        assert_eq!(
-            json("{\"a\":\"\u{9b}\u{202e}\u{e0041}\"}"),
-            "{\"a\":\"\\u009b\\u202e\\udb40\\udc41\"}"
-        );
+        assert_eq!(json("{\"a\":\"\u{9b}\u{202e}\u{e0041}\"}"), "{\"a\":\"\\u009b\\u202e\\udb40\\udc41\"}");
     }
 
     #[test]

@@ -122,10 +122,7 @@ pub async fn run(args: WorkerArgs, built_in: Option<&'static dyn BuiltIn>) -> an
             certificate: args.tls_cert,
             key: args.tls_key,
             token: args.token_file,
-            secret: std::env::var(TOKEN_VARIABLE)
-                .ok()
-                .filter(|text| !text.is_empty())
-                .map(Secret::new),
+            secret: std::env::var(TOKEN_VARIABLE).ok().filter(|text| !text.is_empty()).map(Secret::new),
             server_name: args.tls_server_name,
         },
         grace: Duration::from_secs(args.grace),

@@ -170,9 +170,7 @@ fn one_letter(words: &[&str]) -> Option<Letter> {
 
 /// Returns the letter at the beginning of a sentence that says that it wins, such as `A is better than B`.
 fn winner(sentence: &[&str]) -> Option<Letter> {
-    let at = sentence
-        .iter()
-        .position(|word| !FILLERS.contains(&word.to_lowercase().as_str()))?;
+    let at = sentence.iter().position(|word| !FILLERS.contains(&word.to_lowercase().as_str()))?;
     let letter = match sentence[at] {
         "A" if !is_article(sentence, at) => Letter::A,
         "B" => Letter::B,
@@ -187,9 +185,8 @@ fn winner(sentence: &[&str]) -> Option<Letter> {
 /// Returns true if the `A` there is an article, because a noun or an adjective follows and no verb.
 fn is_article(words: &[&str], at: usize) -> bool {
     let after = words.get(at + 1).copied().unwrap_or_default();
-    let verbs = [
-        "is", "was", "wins", "has", "does", "names", "says", "keeps", "gives", "over", "and", "or", "because", "by",
-    ];
+    let verbs =
+        ["is", "was", "wins", "has", "does", "names", "says", "keeps", "gives", "over", "and", "or", "because", "by"];
     let begins_sentence = at == 0 || words[at - 1].chars().all(char::is_lowercase);
     let of_an_answer = at > 0 && ["answer", "option", "response"].contains(&words[at - 1].to_lowercase().as_str());
     !of_an_answer
@@ -240,16 +237,8 @@ mod tests {
             ("A. It names the river, B does not.", OursFirst, Some(Verdict::Ours)),
             ("{\"verdict\": \"B\"}", OursFirst, Some(Verdict::Theirs)),
             ("\\boxed{A}", OursFirst, Some(Verdict::Ours)),
-            (
-                "Answer A is short. Answer B names the river.\n\nVerdict: B",
-                OursFirst,
-                Some(Verdict::Theirs),
-            ),
-            (
-                "Answer A lacks the number. Therefore, the better answer is B.",
-                OursFirst,
-                Some(Verdict::Theirs),
-            ),
+            ("Answer A is short. Answer B names the river.\n\nVerdict: B", OursFirst, Some(Verdict::Theirs)),
+            ("Answer A lacks the number. Therefore, the better answer is B.", OursFirst, Some(Verdict::Theirs)),
             ("It's a tie.", OursFirst, Some(Verdict::Tie)),
             ("A tie", OursFirst, Some(Verdict::Tie)),
             ("B is worse than A", OursFirst, None),
@@ -265,29 +254,15 @@ mod tests {
     #[test]
     fn a_judge_who_always_takes_the_first_prefers_nobody() {
         let always_a = |order| Verdict::of("A", order);
-        assert_eq!(
-            Preference::of([always_a(Order::OursFirst), always_a(Order::TheirsFirst)]),
-            Preference::Tie
-        );
-        assert_eq!(
-            Preference::of([Some(Verdict::Ours), Some(Verdict::Tie)]),
-            Preference::Win
-        );
-        assert_eq!(
-            Preference::of([Some(Verdict::Tie), Some(Verdict::Theirs)]),
-            Preference::Loss
-        );
+        assert_eq!(Preference::of([always_a(Order::OursFirst), always_a(Order::TheirsFirst)]), Preference::Tie);
+        assert_eq!(Preference::of([Some(Verdict::Ours), Some(Verdict::Tie)]), Preference::Win);
+        assert_eq!(Preference::of([Some(Verdict::Tie), Some(Verdict::Theirs)]), Preference::Loss);
         assert_eq!(Preference::of([None, Some(Verdict::Ours)]), Preference::Unclear);
     }
 
     #[test]
     fn the_orders_swap_the_answers() {
-        let comparison = Comparison {
-            instruction: "Translate.",
-            english: "A fish.",
-            ours: "one",
-            theirs: "two",
-        };
+        let comparison = Comparison { instruction: "Translate.", english: "A fish.", ours: "one", theirs: "two" };
         for (order, a, b) in [(Order::OursFirst, "one", "two"), (Order::TheirsFirst, "two", "one")] {
             let prompt = comparison.prompt(order);
             let answers = format!("Answer A: {a}\n\nAnswer B: {b}\n");

@@ -19,10 +19,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        Self {
-            runtime: tokio::runtime::Runtime::new().unwrap(),
-            folder: tempfile::tempdir().unwrap(),
-        }
+        Self { runtime: tokio::runtime::Runtime::new().unwrap(), folder: tempfile::tempdir().unwrap() }
     }
 
     fn checkpoints(&self, generation: u64, kept: usize) -> Checkpoints {
@@ -53,10 +50,7 @@ fn save(steps: std::ops::Range<u64>, score: Option<f64>) -> Save {
         let record = StepRecord {
             step,
             numbers: vec![("loss", 1.0 / (step + 1) as f64)],
-            seconds: StepSeconds {
-                total: 0.5,
-                ..StepSeconds::default()
-            },
+            seconds: StepSeconds { total: 0.5, ..StepSeconds::default() },
             ..StepRecord::default()
         };
         metrics.push(&record, 2);
@@ -75,38 +69,23 @@ fn the_newest_is_found_with_its_metrics_and_the_newest_and_the_best_are_kept() {
     let bench = Bench::new();
     assert!(bench.checkpoints(1, 2).newest().unwrap().0.is_none());
     let writer = CheckpointWriter::start(bench.checkpoints(1, 2), None);
-    for (steps, score) in [
-        (0..10, Some(3.0)),
-        (10..20, Some(1.0)),
-        (20..30, Some(2.0)),
-        (30..40, None),
-    ] {
+    for (steps, score) in [(0..10, Some(3.0)), (10..20, Some(1.0)), (20..30, Some(2.0)), (30..40, None)] {
         writer.save(save(steps, score)).unwrap();
     }
     writer.wait().unwrap();
     assert_eq!(writer.newest().unwrap().steps, 40);
     drop(writer);
-    let manifests: Vec<String> = bench
-        .files()
-        .into_iter()
-        .filter(|f| f.starts_with("step-") && f.ends_with(".json"))
-        .collect();
+    let manifests: Vec<String> =
+        bench.files().into_iter().filter(|f| f.starts_with("step-") && f.ends_with(".json")).collect();
     let expected = ["000000020", "000000030", "000000040"].map(|s| format!("step-{s}-generation-000001.json"));
     assert_eq!(manifests, expected);
-    assert!(
-        std::fs::read_to_string(bench.file("best.json"))
-            .unwrap()
-            .contains("\"steps\": 20")
-    );
+    assert!(std::fs::read_to_string(bench.file("best.json")).unwrap().contains("\"steps\": 20"));
 
     let checkpoints = bench.checkpoints(2, 2);
     let (restored, warnings) = checkpoints.newest().unwrap();
     let restored = restored.unwrap();
     assert!(warnings.is_empty());
-    assert_eq!(
-        (restored.manifest.steps, restored.state.as_slice()),
-        (40, &b"state after 40 steps"[..])
-    );
+    assert_eq!((restored.manifest.steps, restored.state.as_slice()), (40, &b"state after 40 steps"[..]));
     assert!((restored.manifest.step_seconds - 20.0).abs() < 1e-9);
     let (lines, lost) = checkpoints.read_lines(&restored.manifest.metrics);
     assert_eq!((lines.lines().count(), lost.len()), (40, 0));
@@ -116,22 +95,14 @@ fn the_newest_is_found_with_its_metrics_and_the_newest_and_the_best_are_kept() {
 fn a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken() {
     let name = |steps: u64, ending: &str| format!("step-{steps:09}-generation-000001.{ending}");
     let damages: [(&str, Damage); 5] = [
-        ("has 5 bytes, 20 were written", |state, _| {
-            std::fs::write(state, b"state").unwrap()
-        }),
-        ("was altered", |state, _| {
-            std::fs::write(state, b"state after 31 steps").unwrap()
-        }),
-        ("step-000000030-generation-000001.safetensors", |state, _| {
-            std::fs::remove_file(state).unwrap()
-        }),
+        ("has 5 bytes, 20 were written", |state, _| std::fs::write(state, b"state").unwrap()),
+        ("was altered", |state, _| std::fs::write(state, b"state after 31 steps").unwrap()),
+        ("step-000000030-generation-000001.safetensors", |state, _| std::fs::remove_file(state).unwrap()),
         ("its seal does not match", |_, manifest| {
             let text = std::fs::read_to_string(manifest).unwrap();
             std::fs::write(manifest, text.replace("\"steps\": 30", "\"steps\": 29")).unwrap();
         }),
-        ("it can't be read", |_, manifest| {
-            std::fs::write(manifest, b"{\"version\": 1, ").unwrap()
-        }),
+        ("it can't be read", |_, manifest| std::fs::write(manifest, b"{\"version\": 1, ").unwrap()),
     ];
     for (said, damage) in damages {
         let bench = Bench::new();
@@ -144,18 +115,9 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken() {
         let (restored, warnings) = bench.checkpoints(2, 3).newest().unwrap();
         assert_eq!(restored.unwrap().manifest.steps, 20, "{said}");
         assert_eq!(warnings.len(), 1);
-        assert!(
-            warnings[0].contains("passed over") && warnings[0].contains(said),
-            "{said}: {warnings:?}"
-        );
-        assert!(
-            warnings[0].contains("step-000000030"),
-            "the file is named: {warnings:?}"
-        );
-        assert!(matches!(
-            bench.checkpoints(2, 3).load(30, 1),
-            Err(Error::Checkpoint { .. } | Error::Datasets(_))
-        ));
+        assert!(warnings[0].contains("passed over") && warnings[0].contains(said), "{said}: {warnings:?}");
+        assert!(warnings[0].contains("step-000000030"), "the file is named: {warnings:?}");
+        assert!(matches!(bench.checkpoints(2, 3).load(30, 1), Err(Error::Checkpoint { .. } | Error::Datasets(_))));
     }
 }
 
@@ -166,10 +128,7 @@ fn metrics_that_are_lost_cost_no_state_and_are_said_to_be() {
     writer.save(save(0..10, None)).unwrap();
     writer.save(save(10..20, None)).unwrap();
     drop(writer);
-    let metrics = bench
-        .folder
-        .path()
-        .join("align/k/metrics/steps-000000000-000000009-generation-000001.jsonl");
+    let metrics = bench.folder.path().join("align/k/metrics/steps-000000000-000000009-generation-000001.jsonl");
     std::fs::remove_file(metrics).unwrap();
     let checkpoints = bench.checkpoints(2, 3);
     let restored = checkpoints.newest().unwrap().0.unwrap();
@@ -201,9 +160,7 @@ fn a_store_that_refuses_once_costs_nothing_and_one_that_goes_on_ends_training() 
     std::fs::remove_dir_all(&blocked).unwrap();
     std::fs::write(&blocked, b"again").unwrap();
     let failed = (2..10).find_map(|i| {
-        let saved = writer
-            .save(save(i * 10..(i + 1) * 10, None))
-            .and_then(|()| writer.wait());
+        let saved = writer.save(save(i * 10..(i + 1) * 10, None)).and_then(|()| writer.wait());
         saved.err().map(|error| (i, error))
     });
     let (when, error) = failed.expect("a store that refuses forever ends training");
@@ -221,11 +178,7 @@ fn an_attempt_that_writes_apart_goes_on_from_the_checkpoints_before_it_and_leave
     let (restored, warnings) = apart().newest().unwrap();
     let restored = restored.unwrap();
     assert_eq!((restored.manifest.steps, warnings.len()), (20, 0));
-    assert_eq!(
-        apart().load(20, 1).unwrap().state,
-        restored.state,
-        "every rank finds the same one"
-    );
+    assert_eq!(apart().load(20, 1).unwrap().state, restored.state, "every rank finds the same one");
     let writer = CheckpointWriter::start(apart(), Some(&restored.manifest));
     for steps in [20..30, 30..40] {
         writer.save(save(steps, None)).unwrap();

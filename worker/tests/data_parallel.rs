@@ -28,11 +28,7 @@ use llink_worker::train::step_record::StepRecord;
 const PAIRS: usize = 600;
 
 /// The statistics of a training as in the paper.
-const NOTHING: Statistics = Statistics {
-    metric: None,
-    standardization: None,
-    start: None,
-};
+const NOTHING: Statistics = Statistics { metric: None, standardization: None, start: None };
 
 /// Returns encoder vectors, and teachers that a projector can learn from them.
 fn data() -> AlignData {
@@ -44,11 +40,8 @@ fn data() -> AlignData {
 /// at the teachers.
 fn sharp() -> Statistics {
     let (encoder, teacher) = tables();
-    let mut fit = StatisticsFit::new(AlignSettings {
-        metric: Metric::Whitened,
-        standardize: true,
-        ..AlignSettings::default()
-    });
+    let mut fit =
+        StatisticsFit::new(AlignSettings { metric: Metric::Whitened, standardize: true, ..AlignSettings::default() });
     fit.add_encoder(&encoder).unwrap();
     fit.add_teacher(&teacher).unwrap();
     fit.finish().unwrap()
@@ -60,22 +53,12 @@ fn tables() -> (VectorTable, VectorTable) {
     let encoder: Vec<f32> = (0..PAIRS * d_e).map(|i| noise(1, i)).collect();
     let teacher = (0..PAIRS * d).map(|i| {
         let (row, column) = (i / d, i % d);
-        let mixed: f32 = (0..d_e)
-            .map(|k| encoder[row * d_e + k] * noise(2, k * d + column))
-            .sum();
+        let mixed: f32 = (0..d_e).map(|k| encoder[row * d_e + k] * noise(2, k * d + column)).sum();
         f16::from_f32(mixed.tanh() * 3.0 + 0.3 * noise(3, i))
     });
-    let teacher = VectorTable {
-        ids: (0..PAIRS as u64).map(mix).collect(),
-        width: d,
-        values: teacher.collect(),
-    };
+    let teacher = VectorTable { ids: (0..PAIRS as u64).map(mix).collect(), width: d, values: teacher.collect() };
     let encoder = encoder.into_iter().map(f16::from_f32).collect();
-    let encoder = VectorTable {
-        ids: teacher.ids.clone(),
-        width: d_e,
-        values: encoder,
-    };
+    let encoder = VectorTable { ids: teacher.ids.clone(), width: d_e, values: encoder };
     (encoder, teacher)
 }
 
@@ -107,14 +90,7 @@ fn run<'a>(
     backend: &'a Backend,
     resume: Option<AlignState>,
 ) -> AlignRun<'a> {
-    AlignRun {
-        options,
-        data,
-        statistics: &NOTHING,
-        resume,
-        backend,
-        validation: None,
-    }
+    AlignRun { options, data, statistics: &NOTHING, resume, backend, validation: None }
 }
 
 /// The settings of a test's training. The default is the CPU, the paper's form, and all rows at once.
@@ -126,27 +102,17 @@ struct Training {
 
 impl Default for Training {
     fn default() -> Self {
-        Self {
-            statistics: NOTHING,
-            backend: on_cpu(),
-            micro_batch: None,
-        }
+        Self { statistics: NOTHING, backend: on_cpu(), micro_batch: None }
     }
 }
 
 impl Training {
     fn in_metric(statistics: &Statistics) -> Self {
-        Self {
-            statistics: statistics.clone(),
-            ..Self::default()
-        }
+        Self { statistics: statistics.clone(), ..Self::default() }
     }
 
     fn in_pieces(micro_batch: u32) -> Self {
-        Self {
-            micro_batch: Some(micro_batch),
-            ..Self::default()
-        }
+        Self { micro_batch: Some(micro_batch), ..Self::default() }
     }
 
     /// Trains without a checkpoint, and returns each step's record.
@@ -154,10 +120,7 @@ impl Training {
         let (mut records, data) = (Vec::new(), data());
         let mut options = options.clone();
         options.settings.micro_batch = self.micro_batch;
-        let work = AlignRun {
-            statistics: &self.statistics,
-            ..run(&options, &data, &self.backend, None)
-        };
+        let work = AlignRun { statistics: &self.statistics, ..run(&options, &data, &self.backend, None) };
         let mut watch = each(|record, _| {
             records.push(record.clone());
             Ok(ControlFlow::Continue(()))
@@ -176,9 +139,7 @@ fn grad_norm(record: &StepRecord) -> f64 {
 }
 
 fn on_ring<T: Send>(world_size: usize, timeout: Duration, work: impl Fn(&mut dyn Collective) -> T + Sync) -> Vec<T> {
-    let listeners: Vec<TcpListener> = (0..world_size)
-        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-        .collect();
+    let listeners: Vec<TcpListener> = (0..world_size).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
     let addresses: Vec<String> = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
     thread::scope(|scope| {
         let rank = |(rank, listener): (usize, TcpListener)| {
@@ -210,10 +171,7 @@ fn composed_operations_take_the_steps_of_fused_ones_in_a_fitted_metric() {
 
 /// Returns a training in the form of GPUs.
 fn composed(dtype: DType) -> Training {
-    Training {
-        backend: place::tensors(dtype),
-        ..Training::default()
-    }
+    Training { backend: place::tensors(dtype), ..Training::default() }
 }
 
 fn composed_follows_fused(statistics: &Statistics) {
@@ -222,10 +180,7 @@ fn composed_follows_fused(statistics: &Statistics) {
     let (expected, _) = fused.run(&options, &mut Solo::default());
     for (dtype, of_loss, of_norm) in [(DType::F32, 1e-4, 1e-3), (DType::BF16, 0.05, 0.2)] {
         let (mut worst, mut worst_norm) = (0.0_f64, 0.0_f64);
-        let training = Training {
-            statistics: statistics.clone(),
-            ..composed(dtype)
-        };
+        let training = Training { statistics: statistics.clone(), ..composed(dtype) };
         let (found, _) = training.run(&options, &mut Solo::default());
         assert_eq!(found.len(), expected.len());
         for (a, b) in found.iter().zip(&expected) {
@@ -233,10 +188,7 @@ fn composed_follows_fused(statistics: &Statistics) {
             worst_norm = worst_norm.max((grad_norm(a) / grad_norm(b) - 1.0).abs());
         }
         println!("{dtype:?}: losses within {worst:.1e}, gradient norms within {worst_norm:.1e}");
-        assert!(
-            worst < of_loss && worst_norm < of_norm,
-            "{dtype:?}: {worst:.1e} {worst_norm:.1e}"
-        );
+        assert!(worst < of_loss && worst_norm < of_norm, "{dtype:?}: {worst:.1e} {worst_norm:.1e}");
     }
 }
 
@@ -244,10 +196,7 @@ fn composed_follows_fused(statistics: &Statistics) {
 fn ranks_that_compose_their_operations_see_the_losses_of_one() {
     let options = with(|settings| settings.steps = 40);
     for statistics in [NOTHING, sharp()] {
-        let training = Training {
-            statistics,
-            ..composed(DType::F32)
-        };
+        let training = Training { statistics, ..composed(DType::F32) };
         let (alone, _) = training.run(&options, &mut Solo::default());
         for world_size in [2, 4] {
             for (records, _) in on_ring(world_size, Duration::from_secs(60), |ring| training.run(&options, ring)) {
@@ -286,22 +235,12 @@ fn ranks_follow_one(statistics: &Statistics, tolerance: f64) {
         let mut worst = 0.0_f64;
         for (single, shared) in alone.iter().zip(&ranks[0].0) {
             worst = worst.max((single.loss() - shared.loss()).abs());
-            assert!(
-                (single.loss() - shared.loss()).abs() < tolerance,
-                "step {}: {single:?} {shared:?}",
-                single.step
-            );
+            assert!((single.loss() - shared.loss()).abs() < tolerance, "step {}: {single:?} {shared:?}", single.step);
             assert!((grad_norm(single) / grad_norm(shared) - 1.0).abs() < 1e-2);
         }
-        println!(
-            "{world_size} ranks: losses within {worst:.1e} over {} steps",
-            alone.len()
-        );
+        println!("{world_size} ranks: losses within {worst:.1e} over {} steps", alone.len());
         for (_, outcome) in &ranks[1..] {
-            assert_eq!(
-                outcome.projector, ranks[0].1.projector,
-                "ranks end with different weights"
-            );
+            assert_eq!(outcome.projector, ranks[0].1.projector, "ranks end with different weights");
         }
     }
 }
@@ -323,15 +262,10 @@ fn accumulating_over_micro_batches_changes_nothing_but_memory() {
         assert_eq!(cut.len(), whole.len());
         compare(&cut, &format!("micro-batches of {micro_batch}"));
     }
-    let ranks = on_ring(2, Duration::from_secs(30), |ring| {
-        Training::in_pieces(8).run(&options(), ring)
-    });
+    let ranks = on_ring(2, Duration::from_secs(30), |ring| Training::in_pieces(8).run(&options(), ring));
     compare(&ranks[0].0, "2 ranks, micro-batches of 8");
     assert_eq!(ranks[0].1.projector, ranks[1].1.projector);
-    let training = Training {
-        micro_batch: Some(7),
-        ..composed(DType::F32)
-    };
+    let training = Training { micro_batch: Some(7), ..composed(DType::F32) };
     let (cut, _) = training.run(&options(), &mut Solo::default());
     compare(&cut, "composed operations, micro-batches of 7");
     let ranks = on_ring(2, Duration::from_secs(60), |ring| training.run(&options(), ring));
@@ -342,9 +276,7 @@ fn accumulating_over_micro_batches_changes_nothing_but_memory() {
 fn ranks_without_rows_take_part() {
     let options = with(|settings| (settings.batch, settings.steps) = (2, 5));
     let (alone, _) = Training::default().run(&options, &mut Solo::default());
-    let ranks = on_ring(3, Duration::from_secs(30), |ring| {
-        Training::default().run(&options, ring)
-    });
+    let ranks = on_ring(3, Duration::from_secs(30), |ring| Training::default().run(&options, ring));
     for (single, shared) in alone.iter().zip(&ranks[0].0) {
         assert!((single.loss() - shared.loss()).abs() < 1e-4, "{single:?} {shared:?}");
     }
@@ -361,10 +293,7 @@ fn resumes_with_the_same_bits(statistics: &Statistics) {
     let options = with(|settings| settings.steps = 40);
     let mut checkpoints = Vec::new();
     let (data, backend) = (data(), on_cpu());
-    let run = |resume| AlignRun {
-        statistics,
-        ..run(&options, &data, &backend, resume)
-    };
+    let run = |resume| AlignRun { statistics, ..run(&options, &data, &backend, resume) };
     let mut watch = each(|_, snapshot| {
         checkpoints.push(snapshot()?);
         Ok(ControlFlow::Continue(()))
@@ -435,23 +364,12 @@ fn a_checkpoint_of_another_training_is_refused_by_name() {
     let other = with(|settings| (settings.steps, settings.weight_decay) = (2, 0.2));
     let state = AlignState::from_safetensors("checkpoint", &checkpoint).unwrap();
     let proceed = &mut each(|_, _| Ok(ControlFlow::Continue(())));
-    let text = align(
-        run(&other, &data, &on_cpu(), Some(state)),
-        &mut Solo::default(),
-        proceed,
-    )
-    .unwrap_err()
-    .to_string();
-    assert!(
-        text.contains("weight_decay") && text.contains("0.05") && text.contains("0.2"),
-        "{text}"
-    );
+    let text =
+        align(run(&other, &data, &on_cpu(), Some(state)), &mut Solo::default(), proceed).unwrap_err().to_string();
+    assert!(text.contains("weight_decay") && text.contains("0.05") && text.contains("0.2"), "{text}");
     let state = AlignState::from_safetensors("checkpoint", &checkpoint).unwrap();
     let (fitted, backend) = (sharp(), on_cpu());
-    let work = AlignRun {
-        statistics: &fitted,
-        ..run(&state.options, &data, &backend, Some(state.clone()))
-    };
+    let work = AlignRun { statistics: &fitted, ..run(&state.options, &data, &backend, Some(state.clone())) };
     let proceed = &mut each(|_, _| Ok(ControlFlow::Continue(())));
     let text = align(work, &mut Solo::default(), proceed).unwrap_err().to_string();
     assert!(text.contains("other statistics"), "{text}");
@@ -462,19 +380,11 @@ fn a_checkpoint_of_another_training_is_refused_by_name() {
 #[test]
 fn ranks_that_start_from_different_places_are_refused() {
     let errors = on_ring(2, Duration::from_secs(30), |ring| {
-        let options = AlignOptions {
-            seed: 17 + ring.rank() as u64,
-            ..options()
-        };
+        let options = AlignOptions { seed: 17 + ring.rank() as u64, ..options() };
         let proceed = &mut each(|_, _| Ok(ControlFlow::Continue(())));
-        align(run(&options, &data(), &on_cpu(), None), ring, proceed)
-            .unwrap_err()
-            .to_string()
+        align(run(&options, &data(), &on_cpu(), None), ring, proceed).unwrap_err().to_string()
     });
-    assert!(
-        errors.iter().all(|text| text.contains("different weights")),
-        "{errors:?}"
-    );
+    assert!(errors.iter().all(|text| text.contains("different weights")), "{errors:?}");
 }
 
 #[test]
@@ -508,9 +418,7 @@ fn numbers_that_run_away_are_named_with_step_and_pairs() {
     });
     let proceed = &mut each(|_, _| Ok(ControlFlow::Continue(())));
     let error = align(run(&options, &data(), &on_cpu(), None), &mut Solo::default(), proceed).unwrap_err();
-    let Error::Diverged { step, reason, ids } = &error else {
-        panic!("{error}")
-    };
+    let Error::Diverged { step, reason, ids } = &error else { panic!("{error}") };
     assert!((1..5).contains(step), "{error}");
     assert!(reason.contains("and 34 more"), "{reason}");
     assert_eq!(ids.len(), 50);

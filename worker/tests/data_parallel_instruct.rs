@@ -27,11 +27,7 @@ use llink_worker::train::step_record::StepRecord;
 
 const ROWS: usize = 60;
 const ENCODER_WIDTH: usize = 24;
-const TASKS: [&str; 3] = [
-    "Translate to English:",
-    "Say in short what this says:",
-    "What is it about?",
-];
+const TASKS: [&str; 3] = ["Translate to English:", "Say in short what this says:", "What is it about?"];
 
 fn decoder() -> Decoder {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/seed8/decoder");
@@ -45,12 +41,7 @@ fn decoder_in_tensors(dtype: DType) -> Decoder {
 
 /// Returns instructions whose answers differ in length, with random vectors.
 fn data(decoder: &Decoder, options: &InstructOptions) -> InstructData {
-    let answers = [
-        "the teacher reads",
-        "twelve mangoes",
-        "the market is open in the morning",
-        "yes",
-    ];
+    let answers = ["the teacher reads", "twelve mangoes", "the market is open in the morning", "yes"];
     let row = |i: usize| InstructionRow {
         id: mix(i as u64),
         task: "translate".into(),
@@ -63,16 +54,10 @@ fn data(decoder: &Decoder, options: &InstructOptions) -> InstructData {
     let table = |key: u64, width: usize| VectorTable {
         ids: rows.iter().map(|row| row.id).collect(),
         width,
-        values: (0..(ROWS * width) as u64)
-            .map(|i| f16::from_f32(2.0 * uniform(key, i) - 1.0))
-            .collect(),
+        values: (0..(ROWS * width) as u64).map(|i| f16::from_f32(2.0 * uniform(key, i) - 1.0)).collect(),
     };
     let width = decoder.hidden_size();
-    let shape = ProjectorShape {
-        input: ENCODER_WIDTH,
-        hidden: 48,
-        output: width,
-    };
+    let shape = ProjectorShape { input: ENCODER_WIDTH, hidden: 48, output: width };
     let (encoder, teacher) = (table(1, ENCODER_WIDTH), table(2, width));
     InstructData::new(decoder, options, &rows, encoder, teacher, Projector::new(shape, 5)).unwrap()
 }
@@ -90,12 +75,7 @@ fn options(arm: InstructArm) -> InstructOptions {
         usage_weight: 0.5,
         ..InstructSettings::default()
     };
-    InstructOptions {
-        seed: 11,
-        steps: 30,
-        arm,
-        settings,
-    }
+    InstructOptions { seed: 11, steps: 30, arm, settings }
 }
 
 /// Returns options with slots, with slots and a trained projector, and without slots.
@@ -151,9 +131,7 @@ fn train_with(
 }
 
 fn on_ring<T: Send>(world_size: usize, work: impl Fn(&mut dyn Collective) -> T + Sync) -> Vec<T> {
-    let listeners: Vec<TcpListener> = (0..world_size)
-        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-        .collect();
+    let listeners: Vec<TcpListener> = (0..world_size).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
     let addresses: Vec<String> = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
     thread::scope(|scope| {
         let rank = |(rank, listener): (usize, TcpListener)| {
@@ -225,11 +203,9 @@ fn weights_in_tensors_give_the_same_steps_with_the_same_masks() {
     for options in kinds() {
         let (arm, moves) = (options.arm, options.moves_projector());
         let (mapped, ..) = train(&options, u32::MAX, 20, None, &mut Solo::default());
-        for (dtype, budget, tolerance) in [
-            (DType::F32, u32::MAX, 1e-3),
-            (DType::F32, 60, 1e-3),
-            (DType::BF16, 200, 0.15),
-        ] {
+        for (dtype, budget, tolerance) in
+            [(DType::F32, u32::MAX, 1e-3), (DType::F32, 60, 1e-3), (DType::BF16, 200, 0.15)]
+        {
             let decoder = decoder_in_tensors(dtype);
             let (tensors, ..) = train_with(&decoder, &options, budget, 20, None, &mut Solo::default());
             let worst = apart(&mapped, &tensors);
@@ -297,9 +273,6 @@ fn a_checkpoint_of_another_training_is_refused() {
         validation: None,
     };
     let mut watch = each(|_, _| Ok(ControlFlow::Continue(())));
-    let error = instruct(run, &mut Solo::default(), &mut watch)
-        .err()
-        .unwrap()
-        .to_string();
+    let error = instruct(run, &mut Solo::default(), &mut watch).err().unwrap().to_string();
     assert!(error.contains("usage_weight") && error.contains("0.25"), "{error}");
 }

@@ -86,20 +86,14 @@ fn vectors_of_a_bert_equal_pytorchs_in_every_pooling() {
     let plain = copy_without(&["modules.json"]);
     let whole = copy_without(&[]);
     for case in &expected.cases {
-        let reading = Reading {
-            pooling: case.pooling,
-            normalize: case.normalize,
-            prefix: case.prefix.clone(),
-            lowercase: false,
-        };
+        let reading =
+            Reading { pooling: case.pooling, normalize: case.normalize, prefix: case.prefix.clone(), lowercase: false };
         let folder = if case.dense { whole.path() } else { plain.path() };
         for backend in [cpu(), Backend::of_tensors(&Device::Cpu, DType::F32)] {
             let encoder = Encoder::load_as(folder, &reading, &backend).unwrap();
             assert_eq!(encoder.width(), if case.dense { 24 } else { 32 });
             for budget in [1, 4096] {
-                let found = encoder
-                    .embed(&expected.texts, TextLimits::default(), budget, &mut |_| {})
-                    .unwrap();
+                let found = encoder.embed(&expected.texts, TextLimits::default(), budget, &mut |_| {}).unwrap();
                 let error = relative_error(&found, &case.vectors);
                 let what = (case.pooling, case.normalize, &case.prefix, case.dense);
                 assert!(error < TOLERANCE, "{what:?}: relative error {error:.2e}");
@@ -114,19 +108,10 @@ fn a_sentence_transformers_folder_says_itself_how_it_reads() {
     let encoder = Encoder::load(&fixtures().join("labse"), &Device::Cpu, DType::F32).unwrap();
     let asked = (encoder.reading().pooling, encoder.reading().normalize);
     assert_eq!(asked, (Pooling::Cls, true));
-    assert_eq!(
-        encoder.tokenize(&expected.texts, TextLimits::default()).unwrap(),
-        expected.ids
-    );
+    assert_eq!(encoder.tokenize(&expected.texts, TextLimits::default()).unwrap(), expected.ids);
     let like_its_own = |case: &&Case| case.dense && case.normalize && case.prefix.is_empty();
-    let case = expected
-        .cases
-        .iter()
-        .filter(like_its_own)
-        .find(|case| case.pooling == Pooling::Cls);
-    let found = encoder
-        .embed(&expected.texts, TextLimits::default(), 4096, &mut |_| {})
-        .unwrap();
+    let case = expected.cases.iter().filter(like_its_own).find(|case| case.pooling == Pooling::Cls);
+    let found = encoder.embed(&expected.texts, TextLimits::default(), 4096, &mut |_| {}).unwrap();
     assert!(relative_error(&found, &case.unwrap().vectors) < TOLERANCE);
 }
 
@@ -136,17 +121,11 @@ fn what_a_job_says_goes_before_the_folder_and_the_rest_stays() {
     let of = |wishes: ReadingWishes| FolderReading::of(&folder, &wishes).unwrap();
     let own = of(ReadingWishes::default());
     assert_eq!((own.max_tokens, own.dense.len()), (Some(32), 1));
-    let mean = of(ReadingWishes {
-        pooling: Some(Pooling::Mean),
-        prefix: Some("query: ".into()),
-        ..ReadingWishes::default()
-    });
+    let mean =
+        of(ReadingWishes { pooling: Some(Pooling::Mean), prefix: Some("query: ".into()), ..ReadingWishes::default() });
     assert_eq!((mean.reading.pooling, mean.reading.normalize), (Pooling::Mean, true));
     assert_eq!((mean.reading.prefix.as_str(), mean.dense.len()), ("query: ", 1));
-    let bare = of(ReadingWishes {
-        normalize: Some(false),
-        ..ReadingWishes::default()
-    });
+    let bare = of(ReadingWishes { normalize: Some(false), ..ReadingWishes::default() });
     assert_eq!((bare.reading.pooling, bare.reading.normalize), (Pooling::Cls, false));
 
     let plain = copy_without(&["modules.json", "sentence_bert_config.json"]);
@@ -156,14 +135,8 @@ fn what_a_job_says_goes_before_the_folder_and_the_rest_stays() {
 
 #[test]
 fn a_prefix_comes_after_the_cut() {
-    let limits = TextLimits {
-        max_chars: 4,
-        max_tokens: 32,
-    };
-    let reading = Reading {
-        prefix: "query: ".into(),
-        ..Reading::default()
-    };
+    let limits = TextLimits { max_chars: 4, max_tokens: 32 };
+    let reading = Reading { prefix: "query: ".into(), ..Reading::default() };
     let folder = fixtures().join("labse");
     let (with, without) = (
         Encoder::load_as(&folder, &reading, &cpu()).unwrap(),
@@ -191,9 +164,7 @@ fn files_of_older_and_newer_versions_of_sentence_transformers_are_read() {
     )
     .unwrap();
     std::fs::write(dir.path().join("sentence_bert_config.json"), "{}").unwrap();
-    change(&dir.path().join("tokenizer_config.json"), |config| {
-        config["model_max_length"] = json!(20)
-    });
+    change(&dir.path().join("tokenizer_config.json"), |config| config["model_max_length"] = json!(20));
     std::fs::write(
         dir.path().join("config_sentence_transformers.json"),
         "{\"prompts\": {\"query\": \"query: \"}, \"default_prompt_name\": \"query\"}",
@@ -202,10 +173,7 @@ fn files_of_older_and_newer_versions_of_sentence_transformers_are_read() {
     let found = FolderReading::of(dir.path(), &ReadingWishes::default()).unwrap();
     assert_eq!((found.reading.pooling, found.reading.normalize), (Pooling::Cls, true));
     assert_eq!((found.max_tokens, found.dense.len()), (Some(20), 1));
-    assert_eq!(
-        found.reading.prefix, "query: ",
-        "the prompt that is used if none is named"
-    );
+    assert_eq!(found.reading.prefix, "query: ", "the prompt that is used if none is named");
     // This value means that there is no limit.
     let no_limit = |config: &mut Value| config["model_max_length"] = json!(1e30);
     change(&dir.path().join("tokenizer_config.json"), no_limit);
@@ -217,17 +185,13 @@ fn files_of_older_and_newer_versions_of_sentence_transformers_are_read() {
     let old: HashMap<String, Tensor> = weights
         .into_iter()
         .map(|(name, tensor)| {
-            let old = name
-                .replace("LayerNorm.weight", "LayerNorm.gamma")
-                .replace("LayerNorm.bias", "LayerNorm.beta");
+            let old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
             (format!("bert.{old}"), tensor)
         })
         .collect();
     assert!(old.keys().any(|name| name.ends_with("gamma")));
     candle_core::safetensors::save(&old, &path).unwrap();
-    change(&dir.path().join("config.json"), |c| {
-        c["architectures"] = json!(["BertForPreTraining"])
-    });
+    change(&dir.path().join("config.json"), |c| c["architectures"] = json!(["BertForPreTraining"]));
     let texts = ["the river"];
     let vectors = |dir: &Path| {
         let encoder = Encoder::load_as(dir, &Reading::default(), &cpu()).unwrap();
@@ -241,35 +205,16 @@ fn modules_that_are_not_supported_are_refused_by_name() {
     type Edit = fn(&Path);
     let cases: [(Edit, &[&str]); 7] = [
         (
-            |dir| {
-                change(&dir.join("1_Pooling/config.json"), |c| {
-                    c["pooling_mode_max_tokens"] = json!(true)
-                })
-            },
-            &[
-                "1_Pooling/config.json",
-                "pooling_mode_max_tokens",
-                "[models.encoder] pooling",
-            ],
+            |dir| change(&dir.join("1_Pooling/config.json"), |c| c["pooling_mode_max_tokens"] = json!(true)),
+            &["1_Pooling/config.json", "pooling_mode_max_tokens", "[models.encoder] pooling"],
         ),
         (
             |dir| std::fs::write(dir.join("1_Pooling/config.json"), "{\"pooling_mode\": \"lasttoken\"}").unwrap(),
             &["1_Pooling/config.json", "lasttoken"],
         ),
+        (|dir| change(&dir.join("1_Pooling/config.json"), |c| c["include_prompt"] = json!(false)), &["include_prompt"]),
         (
-            |dir| {
-                change(&dir.join("1_Pooling/config.json"), |c| {
-                    c["include_prompt"] = json!(false)
-                })
-            },
-            &["include_prompt"],
-        ),
-        (
-            |dir| {
-                change(&dir.join("modules.json"), |m| {
-                    m[2]["type"] = json!("sentence_transformers.models.LSTM")
-                })
-            },
+            |dir| change(&dir.join("modules.json"), |m| m[2]["type"] = json!("sentence_transformers.models.LSTM")),
             &["modules.json", "sentence_transformers.models.LSTM", "Dense"],
         ),
         (
@@ -291,9 +236,7 @@ fn modules_that_are_not_supported_are_refused_by_name() {
     for (edit, words) in cases {
         let dir = copy_without(&[]);
         edit(dir.path());
-        let error = Encoder::load(dir.path(), &Device::Cpu, DType::F32)
-            .map(|_| ())
-            .unwrap_err();
+        let error = Encoder::load(dir.path(), &Device::Cpu, DType::F32).map(|_| ()).unwrap_err();
         let said = error.to_string();
         for word in words {
             assert!(said.contains(word), "{word:?} is not in {said}");
@@ -301,26 +244,16 @@ fn modules_that_are_not_supported_are_refused_by_name() {
     }
     // The advice works.
     let dir = copy_without(&[]);
-    change(&dir.path().join("1_Pooling/config.json"), |c| {
-        c["pooling_mode_max_tokens"] = json!(true)
-    });
-    let wishes = ReadingWishes {
-        pooling: Some(Pooling::Mean),
-        ..ReadingWishes::default()
-    };
-    assert_eq!(
-        FolderReading::of(dir.path(), &wishes).unwrap().reading.pooling,
-        Pooling::Mean
-    );
+    change(&dir.path().join("1_Pooling/config.json"), |c| c["pooling_mode_max_tokens"] = json!(true));
+    let wishes = ReadingWishes { pooling: Some(Pooling::Mean), ..ReadingWishes::default() };
+    assert_eq!(FolderReading::of(dir.path(), &wishes).unwrap().reading.pooling, Pooling::Mean);
 }
 
 #[test]
 fn a_fingerprint_holds_the_dense_layers() {
     let (a, b) = (copy_without(&[]), copy_without(&[]));
     assert_eq!(fingerprint(a.path()).unwrap(), fingerprint(b.path()).unwrap());
-    change(&b.path().join("2_Dense/config.json"), |c| {
-        c["activation_function"] = json!("Identity")
-    });
+    change(&b.path().join("2_Dense/config.json"), |c| c["activation_function"] = json!("Identity"));
     assert_ne!(fingerprint(a.path()).unwrap(), fingerprint(b.path()).unwrap());
 }
 
@@ -334,9 +267,7 @@ fn a_tokenizer_with_more_tokens_than_the_model_is_refused_only_when_they_occur()
     });
     let encoder = Encoder::load(dir.path(), &Device::Cpu, DType::F32).unwrap();
     assert!(encoder.tokenize(&["the river"], TextLimits::default()).is_ok());
-    let error = encoder
-        .tokenize(&["the <pad> river"], TextLimits::default())
-        .unwrap_err();
+    let error = encoder.tokenize(&["the <pad> river"], TextLimits::default()).unwrap_err();
     let said = error.to_string();
     for word in ["tokenizer.json", "<pad>", "170"] {
         assert!(said.contains(word), "{word:?} is not in {said}");
@@ -381,11 +312,7 @@ fn every_published_form_equals_transformers() {
     };
     let dir = tempfile::tempdir().unwrap();
     // The ids include neither BERT's padding token 0 nor RoBERTa's 1.
-    let ids: Vec<Vec<u32>> = vec![
-        vec![2, 17, 40, 99, 3],
-        vec![2, 169, 3],
-        (0..40).map(|i| 2 + i * 4).collect(),
-    ];
+    let ids: Vec<Vec<u32>> = vec![vec![2, 17, 40, 99, 3], vec![2, 169, 3], (0..40).map(|i| 2 + i * 4).collect()];
     let ran = std::process::Command::new(python)
         .args(["-c", PYTHON])
         .arg(dir.path())
@@ -399,10 +326,7 @@ fn every_published_form_equals_transformers() {
     assert_eq!(expected.len(), 21);
     for (name, rows) in &expected {
         for pooling in [Pooling::Mean, Pooling::Cls] {
-            let reading = Reading {
-                pooling,
-                ..Reading::default()
-            };
+            let reading = Reading { pooling, ..Reading::default() };
             let encoder = Encoder::load_as(&dir.path().join(name), &reading, &cpu()).unwrap();
             let found = encoder.embed_ids(&ids, 64, &mut |_| {}).unwrap();
             let wanted: Vec<Vec<f32>> = rows.iter().map(|row| row[&pooling].clone()).collect();

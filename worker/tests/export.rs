@@ -62,22 +62,11 @@ impl Job {
         for (index, value) in (0..).zip(&mut adapter.parameters) {
             *value += 0.2 * (uniform(5, index) - 0.5);
         }
-        let shape = ProjectorShape {
-            input: encoder.width(),
-            hidden: 80,
-            output: width,
-        };
-        let slots = SlotExpanderShape {
-            width,
-            hidden: 2 * width,
-            slots: SLOTS,
-        };
+        let shape = ProjectorShape { input: encoder.width(), hidden: 80, output: width };
+        let slots = SlotExpanderShape { width, hidden: 2 * width, slots: SLOTS };
         Self {
             folder: tempfile::tempdir().unwrap(),
-            runtime: tokio::runtime::Builder::new_multi_thread()
-                .enable_all()
-                .build()
-                .unwrap(),
+            runtime: tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap(),
             adapter,
             expander: SlotExpander::new(slots, 0.777_209_4, 9),
             projector: Projector::new(shape, 4),
@@ -99,11 +88,7 @@ impl Job {
     fn put(&self, path: &str, content: Bytes) -> Artifact {
         let sha256 = sha256_hex(&content);
         self.runtime.block_on(self.store().put(path, content)).unwrap();
-        Artifact {
-            path: path.into(),
-            sha256,
-            ..Artifact::default()
-        }
+        Artifact { path: path.into(), sha256, ..Artifact::default() }
     }
 
     fn instructions(&self) -> Artifact {
@@ -124,10 +109,7 @@ impl Job {
         ];
         let rows: Vec<_> = rows.into_iter().chain(questions).collect();
         let path = "shard/k/instructions/train/00000.parquet";
-        self.put(
-            path,
-            encode_instructions(&rows, path, &Role::Shard(Corpus::Instructions, Side::Train), "k").unwrap(),
-        )
+        self.put(path, encode_instructions(&rows, path, &Role::Shard(Corpus::Instructions, Side::Train), "k").unwrap())
     }
 
     /// Returns the task as the coordinator would assign it.
@@ -136,27 +118,25 @@ impl Job {
             role: role.into(),
             url: golden(name).to_str().unwrap().into(),
             fingerprint: fingerprint(&golden(name)).unwrap(),
-            reading: (role == ModelRole::Encoder).then(|| EncoderReading {
-                pooling: "mean".into(),
-                ..EncoderReading::default()
-            }),
+            reading: (role == ModelRole::Encoder)
+                .then(|| EncoderReading { pooling: "mean".into(), ..EncoderReading::default() }),
         };
         let config = peft::config_json(self.adapter.options(), "tiny");
         Export {
             directory: format!("export/{KEY}"),
-            projector: Some(self.put(
-                "align/k/projector.safetensors",
-                self.projector.to_safetensors(HashMap::new()).unwrap().into(),
-            )),
-            adapter: Some(self.put(
-                "instruct/k/adapter_model.safetensors",
-                peft::weights(&self.adapter).unwrap().into(),
-            )),
+            projector: Some(
+                self.put(
+                    "align/k/projector.safetensors",
+                    self.projector.to_safetensors(HashMap::new()).unwrap().into(),
+                ),
+            ),
+            adapter: Some(
+                self.put("instruct/k/adapter_model.safetensors", peft::weights(&self.adapter).unwrap().into()),
+            ),
             adapter_config: Some(self.put("instruct/k/adapter_config.json", config.into())),
-            slots: Some(self.put(
-                "instruct/k/slots.safetensors",
-                self.expander.to_safetensors(HashMap::new()).unwrap().into(),
-            )),
+            slots: Some(
+                self.put("instruct/k/slots.safetensors", self.expander.to_safetensors(HashMap::new()).unwrap().into()),
+            ),
             encoder: Some(model(ModelRole::Encoder, "encoder")),
             decoder: Some(model(ModelRole::Decoder, "decoder")),
             encoder_name: "tiny-encoder".into(),
@@ -191,13 +171,7 @@ impl Job {
             built_in: None,
             token: 1,
         };
-        tasks::run(
-            &context,
-            Task {
-                output_url: self.url(),
-                kind: Some(Kind::Export(task)),
-            },
-        )
+        tasks::run(&context, Task { output_url: self.url(), kind: Some(Kind::Export(task)) })
     }
 
     /// Runs the task and commits what it wrote, as the coordinator does.
@@ -239,10 +213,7 @@ impl Job {
     }
 }
 
-const GREEDY: Answering = Answering {
-    max_tokens: 12,
-    sampling: Sampling::Greedy,
-};
+const GREEDY: Answering = Answering { max_tokens: 12, sampling: Sampling::Greedy };
 
 fn silent(_: &str) -> ControlFlow<()> {
     ControlFlow::Continue(())
@@ -252,16 +223,10 @@ fn silent(_: &str) -> ControlFlow<()> {
 fn expected_answer(job: &Job, text: &str, instruction: &str) -> String {
     let encoder = Encoder::load(&golden("encoder"), &Device::Cpu, DType::F32).unwrap();
     let decoder = Decoder::load(&golden("decoder"), &Device::Cpu, DType::F32).unwrap();
-    let limits = TextLimits {
-        max_chars: 256,
-        max_tokens: 128,
-    };
+    let limits = TextLimits { max_chars: 256, max_tokens: 128 };
     let vector = encoder.embed(&[text], limits, 4096, &mut |_| {}).unwrap().remove(0);
     let vector: Vec<f32> = vector.into_iter().map(|x| f16::from_f32(x).to_f32()).collect();
-    let slots = job
-        .expander
-        .expand(&job.projector.project(&vector).unwrap(), 0)
-        .unwrap();
+    let slots = job.expander.expand(&job.projector.project(&vector).unwrap(), 0).unwrap();
     let options = GenerateOptions {
         max_tokens: GREEDY.max_tokens,
         stop: vec![decoder.tokenizer().require("<|eot_id|>").unwrap()],
@@ -286,16 +251,9 @@ fn a_bundle_answers_as_what_was_trained_does_word_by_word() {
     job.export(job.task());
     let mut generator = job.open(&job.bundle(), job.opening()).unwrap();
     assert_eq!(generator.key(), KEY);
-    assert_eq!(
-        generator.instruction("translate").unwrap(),
-        "Translate this.",
-        "the most common"
-    );
+    assert_eq!(generator.instruction("translate").unwrap(), "Translate this.", "the most common");
     let unknown = generator.instruction("rhyme").unwrap_err().to_string();
-    assert!(
-        unknown.contains("it knows summarize, translate."),
-        "no question represents all tasks: {unknown}"
-    );
+    assert!(unknown.contains("it knows summarize, translate."), "no question represents all tasks: {unknown}");
     let sentence = generator.read(&[TEXT]).unwrap().remove(0);
     for instruction in ["Translate this.", "Who is it about?"] {
         let mut pieces = Vec::new();
@@ -315,21 +273,12 @@ fn a_bundle_answers_as_what_was_trained_does_word_by_word() {
                 ControlFlow::Break(())
             })
             .unwrap();
-        assert!(
-            heard == 1 && cut.len() < answer.len(),
-            "the answer ends when the listener stops"
-        );
+        assert!(heard == 1 && cut.len() < answer.len(), "the answer ends when the listener stops");
     }
     let sampled = |seed| {
-        let sampling = Sampling::Nucleus {
-            temperature: 1.5,
-            top_p: 0.95,
-            seed,
-        };
+        let sampling = Sampling::Nucleus { temperature: 1.5, top_p: 0.95, seed };
         let answering = Answering { sampling, ..GREEDY };
-        generator
-            .answer(&sentence, "Translate this.", answering, &mut silent)
-            .unwrap()
+        generator.answer(&sentence, "Translate this.", answering, &mut silent).unwrap()
     };
     assert_eq!(sampled(1), sampled(1));
     assert_ne!(sampled(1), sampled(2));
@@ -341,28 +290,16 @@ fn a_sentence_that_was_read_needs_no_encoder_any_more() {
     job.export(job.task());
     let mut first = job.open(&job.bundle(), job.opening()).unwrap();
     let read = first.read(&[TEXT]).unwrap();
-    let without = Opening {
-        encoder: Some("/nowhere".into()),
-        ..job.opening()
-    };
+    let without = Opening { encoder: Some("/nowhere".into()), ..job.opening() };
     let mut again = job.open(&job.bundle(), without.clone()).unwrap();
     // White space and accents are normalized, as in training.
     assert_eq!(again.read(&[&format!("  {TEXT}\n")]).unwrap(), read);
     let error = again.read(&["ត្រី"]).unwrap_err().to_string();
     assert!(error.contains("/nowhere") && error.contains("--encoder"), "{error}");
-    let forgetful = Opening {
-        vectors: None,
-        ..without
-    };
+    let forgetful = Opening { vectors: None, ..without };
     let error = job.open(&job.bundle(), forgetful).unwrap().read(&[TEXT]).unwrap_err();
     assert!(error.to_string().contains("--encoder"), "{error}");
-    assert!(
-        first
-            .read(&[" \u{200b}"])
-            .unwrap_err()
-            .to_string()
-            .contains("nothing to read")
-    );
+    assert!(first.read(&[" \u{200b}"]).unwrap_err().to_string().contains("nothing to read"));
     let long = "ក".repeat(300);
     assert_eq!(first.read(&[&long]).unwrap()[0].unread_chars, 44);
 }
@@ -380,12 +317,8 @@ fn changed(content: &[u8], remove: Option<&str>, add: Option<&str>) -> Bytes {
     if let Some(name) = add {
         tensors.push((name.into(), vec![1], Values::F32(&[1.0])));
     }
-    let metadata = file
-        .text("median_norm")
-        .map(|text| HashMap::from([("median_norm".to_owned(), text.to_owned())]));
-    tensor_file::write(&tensors, metadata.unwrap_or_default())
-        .unwrap()
-        .into()
+    let metadata = file.text("median_norm").map(|text| HashMap::from([("median_norm".to_owned(), text.to_owned())]));
+    tensor_file::write(&tensors, metadata.unwrap_or_default()).unwrap().into()
 }
 
 #[test]
@@ -399,11 +332,7 @@ fn what_cant_be_loaded_strictly_is_not_exported_and_the_tensor_is_named() {
     for (remove, add, named) in [
         (Some(missing), None, missing),
         (None, Some("base_model.model.lm_head.weight"), "lm_head.weight"),
-        (
-            None,
-            Some("base_model.model.model.layers.9.mlp.up_proj.lora_A.weight"),
-            "layers.9",
-        ),
+        (None, Some("base_model.model.model.layers.9.mlp.up_proj.lora_A.weight"), "layers.9"),
     ] {
         let mut task = job.task();
         let content = changed(&read(&task.adapter), remove, add);
@@ -414,11 +343,7 @@ fn what_cant_be_loaded_strictly_is_not_exported_and_the_tensor_is_named() {
     for (part, named) in [("projector", "up.bias"), ("slots", "norm.weight")] {
         for (remove, add, named) in [(Some(named), None, named), (None, Some("extra.weight"), "extra.weight")] {
             let mut task = job.task();
-            let artifact = if part == "slots" {
-                &mut task.slots
-            } else {
-                &mut task.projector
-            };
+            let artifact = if part == "slots" { &mut task.slots } else { &mut task.projector };
             let content = changed(&read(artifact), remove, add);
             *artifact = Some(job.put("other.safetensors", content));
             let error = job.run(task).unwrap_err().to_string();
@@ -441,22 +366,12 @@ fn a_damaged_bundle_and_other_models_are_refused_by_name() {
         format!("{{\"stages\": [{{\"stage\": \"export\", \"directory\": \"export/{KEY}\"}}]}}"),
     )
     .unwrap();
-    assert_eq!(
-        job.open(&job.url(), job.opening()).unwrap().key(),
-        KEY,
-        "by the job's output"
-    );
+    assert_eq!(job.open(&job.url(), job.opening()).unwrap().key(), KEY, "by the job's output");
 
-    let other = Opening {
-        decoder: Some(golden("decoder_sharded").to_str().unwrap().into()),
-        ..job.opening()
-    };
+    let other = Opening { decoder: Some(golden("decoder_sharded").to_str().unwrap().into()), ..job.opening() };
     let error = refused(&job.bundle(), other);
     assert!(error.contains("fingerprint") && error.contains("--decoder"), "{error}");
-    let nowhere = Opening {
-        decoder: Some("/nowhere".into()),
-        ..job.opening()
-    };
+    let nowhere = Opening { decoder: Some("/nowhere".into()), ..job.opening() };
     let error = refused(&job.bundle(), nowhere);
     assert!(error.contains("/nowhere") && error.contains("tiny-decoder"), "{error}");
 
@@ -466,10 +381,7 @@ fn a_damaged_bundle_and_other_models_are_refused_by_name() {
     *content.last_mut().unwrap() ^= 1;
     std::fs::write(&slots, &content).unwrap();
     let error = refused(&job.bundle(), job.opening());
-    assert!(
-        error.contains("slots.safetensors") && error.contains("altered"),
-        "{error}"
-    );
+    assert!(error.contains("slots.safetensors") && error.contains("altered"), "{error}");
     std::fs::remove_file(&slots).unwrap();
     let error = refused(&job.bundle(), job.opening());
     assert!(error.contains("slots.safetensors"), "{error}");
@@ -489,32 +401,20 @@ fn a_damaged_bundle_and_other_models_are_refused_by_name() {
     listed.unwrap().sha256 = sha256_hex(config.as_bytes());
     std::fs::write(format!("{moved}/manifest.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
     let error = refused(moved, job.opening());
-    assert!(
-        error.contains("version 3") && error.contains("reads version 2"),
-        "{error}"
-    );
+    assert!(error.contains("version 3") && error.contains("reads version 2"), "{error}");
 }
 
 #[test]
 fn a_job_without_stage_b_exports_its_projector_alone() {
     let job = Job::new();
-    let task = Export {
-        adapter: None,
-        adapter_config: None,
-        slots: None,
-        instructions: Vec::new(),
-        ..job.task()
-    };
+    let task = Export { adapter: None, adapter_config: None, slots: None, instructions: Vec::new(), ..job.task() };
     job.export(task);
     let mut files: Vec<_> = std::fs::read_dir(job.bundle())
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     files.sort();
-    assert_eq!(
-        files,
-        ["README.md", "config.json", "manifest.json", "projector.safetensors"]
-    );
+    assert_eq!(files, ["README.md", "config.json", "manifest.json", "projector.safetensors"]);
     let folder = BundleFolder::open(&job.bundle(), job.runtime.handle()).unwrap();
     assert!(Bundle::read(&folder).unwrap().projector == job.projector);
     let error = job.open(&job.bundle(), job.opening()).err().unwrap().to_string();
@@ -526,19 +426,11 @@ fn what_stage_a_fitted_travels_with_the_bundle_and_is_checked() {
     let job = Job::new();
     let shape = job.projector.shape();
     let mean: Vec<f32> = (0..shape.output as u64).map(|i| uniform(4, i)).collect();
-    let matrix = (0..(shape.output * shape.output) as u64)
-        .map(|i| uniform(5, i))
-        .collect();
-    let statistics = Statistics {
-        metric: Some(Whitening::new(mean, Some(matrix)).unwrap()),
-        ..Statistics::default()
-    };
+    let matrix = (0..(shape.output * shape.output) as u64).map(|i| uniform(5, i)).collect();
+    let statistics = Statistics { metric: Some(Whitening::new(mean, Some(matrix)).unwrap()), ..Statistics::default() };
     let with = |statistics: &Statistics| {
         let path = "align/k/statistics.safetensors";
-        Export {
-            statistics: Some(job.put(path, statistics.to_safetensors().unwrap().into())),
-            ..job.task()
-        }
+        Export { statistics: Some(job.put(path, statistics.to_safetensors().unwrap().into())), ..job.task() }
     };
     job.export(with(&statistics));
     let folder = BundleFolder::open(&job.bundle(), job.runtime.handle()).unwrap();
@@ -552,10 +444,7 @@ fn what_stage_a_fitted_travels_with_the_bundle_and_is_checked() {
         ..Statistics::default()
     };
     let error = job.run(with(&narrow)).unwrap_err().to_string();
-    assert!(
-        error.contains("statistics.safetensors") && error.contains("teacher vectors"),
-        "{error}"
-    );
+    assert!(error.contains("statistics.safetensors") && error.contains("teacher vectors"), "{error}");
 }
 
 /// Loads the adapter with PEFT. Prints the largest difference of its logits from those of llink, and the largest of
@@ -599,9 +488,7 @@ fn peft_loads_the_adapter_and_gives_our_logits() {
     let prompt = decoder.slot_prompt("Translate this.", SLOTS).unwrap();
     let folder = BundleFolder::open(&job.bundle(), job.runtime.handle()).unwrap();
     let bundle = Bundle::read(&folder).unwrap();
-    let vector: Vec<f32> = (0..bundle.projector.shape().input as u64)
-        .map(|i| uniform(8, i))
-        .collect();
+    let vector: Vec<f32> = (0..bundle.projector.shape().input as u64).map(|i| uniform(8, i)).collect();
     let expander = bundle.expander.as_ref().unwrap();
     let expanded = expander.expand(&bundle.projector.project(&vector).unwrap(), 0).unwrap();
     let adapter = LoadedAdapter::new(&bundle.adapter(decoder.config()).unwrap(), decoder.model()).unwrap();
@@ -619,18 +506,11 @@ fn peft_loads_the_adapter_and_gives_our_logits() {
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(
-        output.status.success(),
-        "{said}{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
     let found: serde_json::Value = serde_json::from_str(said.trim().lines().last().unwrap()).unwrap();
     println!("PEFT's logits: {found}");
     assert!(found["apart"].as_f64().unwrap() < 1e-4, "{found}");
-    assert!(
-        found["adapter"].as_f64().unwrap() > 1e-2,
-        "the adapter changes something: {found}"
-    );
+    assert!(found["adapter"].as_f64().unwrap() > 1e-2, "the adapter changes something: {found}");
 }
 
 /// Saves a decoder in bf16, as decoders are published.
@@ -689,11 +569,7 @@ fn transformers_loads_the_merged_decoder_and_gives_pefts_logits() {
     let job = Job::new();
     let decoder = job.folder.path().join("bf16");
     let run = |script: &str, places: [&Path; 2]| {
-        let output = Command::new(&python)
-            .args(["-c", script])
-            .args(places)
-            .output()
-            .unwrap();
+        let output = Command::new(&python).args(["-c", script]).args(places).output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{said}{errors}");

@@ -41,12 +41,7 @@ fn expected(family: &str) -> HashMap<String, Tensor> {
 }
 
 fn numbers(x: &Tensor) -> Vec<f32> {
-    x.to_dtype(DType::F32)
-        .unwrap()
-        .flatten_all()
-        .unwrap()
-        .to_vec1()
-        .unwrap()
+    x.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
 fn ids(x: &Tensor) -> Vec<u32> {
@@ -82,19 +77,12 @@ fn states_logits_and_continuations_are_those_of_transformers() {
             assert_close(&name("states"), &states, &numbers(&expected["hidden"]));
             let logits = numbers(&decoder.logits(&prompt).unwrap());
             assert_close(&name("logits"), &logits, &numbers(&expected["logits"]));
-            let last = decoder
-                .last_hidden(&[prompt.clone(), prompt[..5].to_vec()], 64, &mut |_| {})
-                .unwrap();
+            let last = decoder.last_hidden(&[prompt.clone(), prompt[..5].to_vec()], 64, &mut |_| {}).unwrap();
             let width = decoder.hidden_size();
             assert_close(&name("last state"), &last[0], &states[(prompt.len() - 1) * width..]);
             assert_close(&name("state in a batch"), &last[1], &states[4 * width..5 * width]);
             // This generates token by token, with the key/value cache.
-            assert_eq!(
-                decoder.generate(&prompt, 8, &[]).unwrap(),
-                ids(&expected["greedy"]),
-                "{}",
-                name("greedy")
-            );
+            assert_eq!(decoder.generate(&prompt, 8, &[]).unwrap(), ids(&expected["greedy"]), "{}", name("greedy"));
         }
     }
 }
@@ -106,21 +94,14 @@ fn an_adapters_loss_and_gradients_are_those_of_peft() {
         let ids = ids(&expected["ids"]);
         for (held, backend) in backends() {
             let decoder = Decoder::load_on(dir.path(), &backend).unwrap();
-            let options = LoraOptions {
-                rank: 2,
-                alpha: 4.0,
-                dropout: 0.0,
-                ..LoraOptions::default()
-            };
+            let options = LoraOptions { rank: 2, alpha: 4.0, dropout: 0.0, ..LoraOptions::default() };
             let mut adapter = LoraAdapter::new(decoder.config(), options, 0).unwrap();
             let places = adapter.tensor_places();
             for (name, _, place) in &places {
                 adapter.parameters[place.clone()].copy_from_slice(&numbers(&expected[name]));
             }
-            let answer = AnswerTokens {
-                positions: (ANSWER - 1..ids.len() - 1).collect(),
-                targets: ids[ANSWER..].to_vec(),
-            };
+            let answer =
+                AnswerTokens { positions: (ANSWER - 1..ids.len() - 1).collect(), targets: ids[ANSWER..].to_vec() };
             let offsets = [0, ids.len()];
             let batch = TrainingBatch {
                 ids: &ids,
@@ -134,9 +115,7 @@ fn an_adapters_loss_and_gradients_are_those_of_peft() {
             let on_device = Adapter::new(&adapter, model).unwrap();
             for activations in [Activations::Kept, Activations::Recomputed] {
                 let name = |what: &str| format!("{family}, {held}, {activations:?}: {what}");
-                let pass = model
-                    .train(&on_device, &batch, embeddings.clone(), activations)
-                    .unwrap();
+                let pass = model.train(&on_device, &batch, embeddings.clone(), activations).unwrap();
                 assert_close(&name("loss"), &numbers(pass.loss()), &numbers(&expected["loss"]));
                 let mut gradient = vec![0.0; adapter.parameters.len()];
                 let mut ready = |layer: usize, values: Tensor| {
@@ -197,14 +176,9 @@ fn a_sliding_window_is_the_longest_sequence_and_refused_where_it_would_slide_wit
 #[test]
 fn other_families_are_refused_by_name() {
     for architecture in ["GemmaForCausalLM", "Gemma2ForCausalLM", "Phi3ForCausalLM"] {
-        let error = changed("qwen2", "qwen2.5", |config| {
-            config["architectures"] = json!([architecture])
-        });
+        let error = changed("qwen2", "qwen2.5", |config| config["architectures"] = json!([architecture]));
         let error = error.err().unwrap().to_string();
-        assert!(
-            error.contains(architecture) && error.contains("Qwen3ForCausalLM"),
-            "{error}"
-        );
+        assert!(error.contains(architecture) && error.contains("Qwen3ForCausalLM"), "{error}");
     }
     let error = changed("qwen3", "qwen2.5", |config| {
         config["architectures"] = json!(null);

@@ -16,11 +16,8 @@ use llink_worker::models::{Decoder, fingerprint};
 use serde_json::{Value, json};
 use skip::python_with;
 
-const TEXTS: [&str; 3] = [
-    "The fisherman likes 4 small fish at the market today.",
-    "អ្នកនេសាទ 12345 — “don't”",
-    "a  <|eot_id|>\n\n b",
-];
+const TEXTS: [&str; 3] =
+    ["The fisherman likes 4 small fish at the market today.", "អ្នកនេសាទ 12345 — “don't”", "a  <|eot_id|>\n\n b"];
 /// All number formats of weights.
 const KINDS: [GgmlDType; 11] = [
     GgmlDType::F32,
@@ -37,10 +34,7 @@ const KINDS: [GgmlDType; 11] = [
 ];
 
 fn golden() -> PathBuf {
-    PathBuf::from(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/fixtures/golden/seed8/decoder"
-    ))
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/seed8/decoder"))
 }
 
 fn read_json(path: &Path) -> Value {
@@ -61,10 +55,7 @@ impl Both {
         let folder = dir.path().join("folder");
         std::fs::create_dir(&folder).unwrap();
         let mut config = read_json(&golden().join("config.json"));
-        let (heads, kv_heads) = (
-            config["num_attention_heads"].as_u64(),
-            config["num_key_value_heads"].as_u64(),
-        );
+        let (heads, kv_heads) = (config["num_attention_heads"].as_u64(), config["num_key_value_heads"].as_u64());
         let (heads, kv_heads) = (heads.unwrap() as usize, kv_heads.unwrap() as usize);
         let weights = candle_core::safetensors::load(golden().join("model.safetensors"), &Device::Cpu).unwrap();
         let (mut unpacked, mut tensors) = (HashMap::new(), Vec::new());
@@ -88,11 +79,7 @@ impl Both {
                 () => values,
             };
             let exact = [GgmlDType::F32, GgmlDType::F16].contains(&used);
-            let values = if exact {
-                values
-            } else {
-                values.to_dtype(DType::BF16).unwrap()
-            };
+            let values = if exact { values } else { values.to_dtype(DType::BF16).unwrap() };
             unpacked.insert(name.clone(), values);
             tensors.push((llama_cpp_name(&name), packed));
         }
@@ -112,16 +99,9 @@ impl Both {
 
     fn write(&self) -> PathBuf {
         let path = self.dir.path().join("model.gguf");
-        let metadata: Vec<(&str, &Field)> = self
-            .metadata
-            .iter()
-            .map(|(name, value)| (name.as_str(), value))
-            .collect();
-        let tensors: Vec<(&str, &QTensor)> = self
-            .tensors
-            .iter()
-            .map(|(name, tensor)| (name.as_str(), tensor))
-            .collect();
+        let metadata: Vec<(&str, &Field)> = self.metadata.iter().map(|(name, value)| (name.as_str(), value)).collect();
+        let tensors: Vec<(&str, &QTensor)> =
+            self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
         gguf_file::write(&mut std::fs::File::create(&path).unwrap(), &metadata, &tensors).unwrap();
         path
     }
@@ -141,11 +121,7 @@ fn metadata(config: &Value, tokenizer: &Value) -> Vec<(String, Field)> {
         tokens.push((id.as_u64().unwrap(), token.clone(), 1));
     }
     for token in tokenizer["added_tokens"].as_array().unwrap() {
-        tokens.push((
-            token["id"].as_u64().unwrap(),
-            token["content"].as_str().unwrap().into(),
-            3,
-        ));
+        tokens.push((token["id"].as_u64().unwrap(), token["content"].as_str().unwrap().into(), 3));
     }
     tokens.sort();
     let merge = |merge: &Value| match merge.as_array() {
@@ -169,14 +145,8 @@ fn metadata(config: &Value, tokenizer: &Value) -> Vec<(String, Field)> {
         ("llama.attention.layer_norm_rms_epsilon", Field::F32(1e-5)),
         ("tokenizer.ggml.model", Field::String("gpt2".into())),
         ("tokenizer.ggml.pre", Field::String("llama-bpe".into())),
-        (
-            "tokenizer.ggml.tokens",
-            texts(&mut tokens.iter().map(|(_, token, _)| token.clone())),
-        ),
-        (
-            "tokenizer.ggml.token_type",
-            Field::Array(tokens.iter().map(|(.., kind)| Field::I32(*kind)).collect()),
-        ),
+        ("tokenizer.ggml.tokens", texts(&mut tokens.iter().map(|(_, token, _)| token.clone()))),
+        ("tokenizer.ggml.token_type", Field::Array(tokens.iter().map(|(.., kind)| Field::I32(*kind)).collect())),
         ("tokenizer.ggml.merges", texts(&mut merges.into_iter())),
         ("tokenizer.ggml.bos_token_id", whole("bos_token_id")),
         ("tokenizer.ggml.eos_token_id", whole("eos_token_id")),
@@ -196,9 +166,7 @@ fn llama_cpp_name(name: &str) -> String {
         ("mlp.", "ffn_"),
         ("_proj", ""),
     ];
-    parts
-        .iter()
-        .fold(name.to_owned(), |name, (theirs, ours)| name.replace(theirs, ours))
+    parts.iter().fold(name.to_owned(), |name, (theirs, ours)| name.replace(theirs, ours))
 }
 
 /// Reorders the rows of heads `[heads, 2, half]` to adjacent pairs `[heads, half, 2]`, or back.
@@ -222,13 +190,7 @@ fn load(path: &Path) -> llink_worker::Result<Decoder> {
 
 fn logits(decoder: &Decoder) -> Vec<f32> {
     let ids = decoder.tokenize_teacher(&TEXTS[..1]).unwrap();
-    decoder
-        .logits(&ids[0])
-        .unwrap()
-        .flatten_all()
-        .unwrap()
-        .to_vec1()
-        .unwrap()
+    decoder.logits(&ids[0]).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
 #[test]
@@ -245,10 +207,7 @@ fn texts_and_prompts_have_the_tokens_that_the_folder_gives() {
     let mut both = Both::of(GgmlDType::F16);
     let folder = load(&both.folder()).unwrap();
     let file = load(&both.write()).unwrap();
-    assert_eq!(
-        file.tokenize_teacher(&TEXTS).unwrap(),
-        folder.tokenize_teacher(&TEXTS).unwrap()
-    );
+    assert_eq!(file.tokenize_teacher(&TEXTS).unwrap(), folder.tokenize_teacher(&TEXTS).unwrap());
     assert_eq!(file.teacher_slot(), folder.teacher_slot());
     for text in TEXTS {
         let direct = |decoder: &Decoder| decoder.direct_prompt("Say it.", text, 64).unwrap();
@@ -261,10 +220,7 @@ fn texts_and_prompts_have_the_tokens_that_the_folder_gives() {
     let template = "{{ bos_token }}Q: {{ messages[0].content }}{% if add_generation_prompt %}A: {% endif %}";
     both.set("tokenizer.chat_template", Some(Field::String(template.into())));
     let spoken = load(&both.write()).unwrap();
-    assert_eq!(
-        spoken.chat().form().text("{text}"),
-        "<|begin_of_text|>Q: {instruction}\n{text}\nA: "
-    );
+    assert_eq!(spoken.chat().form().text("{text}"), "<|begin_of_text|>Q: {instruction}\n{text}\nA: ");
     both.set("tokenizer.ggml.add_bos_token", Some(Field::Bool(false)));
     let without = load(&both.write()).unwrap().tokenize_teacher(&TEXTS).unwrap();
     assert_eq!(without[0], file.tokenize_teacher(&TEXTS).unwrap()[0][1..]);
@@ -276,10 +232,7 @@ fn the_factors_of_rotary_frequencies_are_read_from_the_file() {
     let before = logits(&load(&both.write()).unwrap());
     // Halving every angle halves every frequency. A changed theta would not halve all of them.
     let factors = Tensor::full(2f32, 8, &Device::Cpu).unwrap();
-    both.tensors.push((
-        "rope_freqs.weight".into(),
-        QTensor::quantize(&factors, GgmlDType::F32).unwrap(),
-    ));
+    both.tensors.push(("rope_freqs.weight".into(), QTensor::quantize(&factors, GgmlDType::F32).unwrap()));
     let halved = logits(&load(&both.write()).unwrap());
     assert_ne!(before, halved);
     let config_path = both.folder().join("config.json");
@@ -290,11 +243,7 @@ fn the_factors_of_rotary_frequencies_are_read_from_the_file() {
     });
     std::fs::write(&config_path, config.to_string()).unwrap();
     let expected = logits(&load(&both.folder()).unwrap());
-    let apart = halved
-        .iter()
-        .zip(&expected)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f32::max);
+    let apart = halved.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(apart < 1e-4, "{apart}");
 }
 

@@ -66,9 +66,7 @@ fn metric(file: &TensorFile<'_>, cases: &Value, case: &str) -> Whitening {
     let fitted = fitted.unwrap();
     let golden = |part: &str| file.f32(&format!("{case}.{part}")).unwrap().1;
     let of_mean = relative(fitted.mean(), &golden("mean"));
-    let of_matrix = fitted
-        .matrix()
-        .map_or(0.0, |fitted| relative(fitted, &golden("matrix")));
+    let of_matrix = fitted.matrix().map_or(0.0, |fitted| relative(fitted, &golden("matrix")));
     println!("{case}: mean within {of_mean:.1e}, matrix within {of_matrix:.1e}");
     assert!(of_mean < 1e-6 && of_matrix < 1e-5, "{case}: {of_mean} {of_matrix}");
     fitted
@@ -87,24 +85,13 @@ fn follow(backend: &Backend, case: Case) {
     let (d_e, d) = (encoder_shape[1], teacher_shape[1]);
     let projector = Projector::from_tensors(&file, "align.init.").unwrap();
     let shape = projector.shape();
-    assert_eq!(
-        shape,
-        ProjectorShape {
-            input: d_e,
-            hidden: 4 * d_e,
-            output: d
-        }
-    );
+    assert_eq!(shape, ProjectorShape { input: d_e, hidden: 4 * d_e, output: d });
     let adamw = AdamWOptions {
         beta1: number(&align["betas"][0]),
         beta2: number(&align["betas"][1]),
         weight_decay: number(&align["weight_decay"]),
     };
-    let weights = AlignWeights {
-        hard_negatives: n_hard,
-        direction: 0.05,
-        log_norm: 0.02,
-    };
+    let weights = AlignWeights { hard_negatives: n_hard, direction: 0.05, log_norm: 0.02 };
     let queue = StoredQueue::new(align["queue_capacity"].as_u64().unwrap() as usize, d);
     let optimizer = AdamWState::new(adamw, shape.parameter_count());
     let clip = number(&align["clip"]);
@@ -117,17 +104,9 @@ fn follow(backend: &Backend, case: Case) {
     let numbers = results["trace"].as_array().unwrap();
     let (total, mut worst_loss, mut worst_norm) = (trace.len() as u64, 0.0_f64, 0.0_f64);
     for ((step, given), expected) in (0..).zip(trace).zip(numbers) {
-        let ids: Vec<u64> = given["ids"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|id| id.as_u64().unwrap())
-            .collect();
+        let ids: Vec<u64> = given["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
         let rows = |values: &[f32], width: usize| -> Vec<f32> {
-            ids.iter()
-                .flat_map(|id| &values[*id as usize * width..][..width])
-                .copied()
-                .collect()
+            ids.iter().flat_map(|id| &values[*id as usize * width..][..width]).copied().collect()
         };
         let tau = temperature(step, total, 0.17, 0.08);
         let learning_rate = cosine_lr(step + 1, total + 1, 3, 1e-2, 1e-4);
@@ -156,12 +135,7 @@ fn follow(backend: &Backend, case: Case) {
         }
         let error = (outcome.grad_norm / number(&expected["grad_norm"]) - 1.0).abs();
         worst_norm = worst_norm.max(error);
-        assert!(
-            error < 1e-3,
-            "step {step}: grad_norm {} against {}",
-            outcome.grad_norm,
-            expected["grad_norm"]
-        );
+        assert!(error < 1e-3, "step {step}: grad_norm {} against {}", outcome.grad_norm, expected["grad_norm"]);
         if let (4, None) = (step, case) {
             let gradient = trainer.gradient().unwrap();
             for ((name, _), range) in shape.tensors().into_iter().zip(shape.ranges()) {
@@ -175,20 +149,13 @@ fn follow(backend: &Backend, case: Case) {
     println!("losses within {worst_loss:.1e}, gradient norms within {worst_norm:.1e}");
     let projector = trainer.projector().unwrap();
     for ((name, _), range) in shape.tensors().into_iter().zip(shape.ranges()) {
-        let expected = file
-            .f32(&format!("{}.final.{name}", case.unwrap_or("align")))
-            .unwrap()
-            .1;
+        let expected = file.f32(&format!("{}.final.{name}", case.unwrap_or("align"))).unwrap().1;
         let error = relative(&projector.parameters[range], &expected);
         println!("{name} after {total} steps: {error:.1e}");
         assert!(error < 1e-3, "{name} after {total} steps: {error}");
     }
 
-    let seen = |rows: &[f32]| {
-        metric
-            .as_ref()
-            .map_or(rows.to_vec(), |metric| metric.apply(rows).unwrap())
-    };
+    let seen = |rows: &[f32]| metric.as_ref().map_or(rows.to_vec(), |metric| metric.apply(rows).unwrap());
     let projected = projector.project(&encoder).unwrap();
     let metrics = retrieval_metrics(&seen(&projected), &seen(&teacher), d).unwrap();
     let retrieval = case.map_or(&cases["retrieval"], |_| &results["retrieval"]);
@@ -199,10 +166,6 @@ fn follow(backend: &Backend, case: Case) {
         ("mrr", metrics.mrr),
         ("mean_rank", metrics.mean_rank),
     ] {
-        assert!(
-            (found - number(&retrieval[name])).abs() < 1e-9,
-            "{name} {found} against {}",
-            retrieval[name]
-        );
+        assert!((found - number(&retrieval[name])).abs() < 1e-9, "{name} {found} against {}", retrieval[name]);
     }
 }

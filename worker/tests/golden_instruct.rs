@@ -77,41 +77,25 @@ impl Case {
     }
 
     fn number(&self, path: &[&str]) -> f64 {
-        path.iter()
-            .fold(&self.instruct, |value, key| &value[*key])
-            .as_f64()
-            .unwrap()
+        path.iter().fold(&self.instruct, |value, key| &value[*key]).as_f64().unwrap()
     }
 
     /// Returns a trainer before the first step.
     fn trainer(&self) -> InstructTrainer {
         let bytes = std::fs::read(self.models.join("lora_init/adapter_model.safetensors")).unwrap();
         let mut adapter = LoraAdapter::new(self.decoder.config(), LoraOptions::default(), 1).unwrap();
-        adapter
-            .read(&TensorFile::new("adapter_model.safetensors", &bytes).unwrap())
-            .unwrap();
+        adapter.read(&TensorFile::new("adapter_model.safetensors", &bytes).unwrap()).unwrap();
         let median = self.number(&["median_norm"]) as f32;
         let expander = SlotExpander::from_tensors(&self.file(), "instruct.init.", median).unwrap();
-        let options = AdamWOptions {
-            beta1: BETA1,
-            beta2: 0.999,
-            weight_decay: self.number(&["weight_decay", "lora"]),
-        };
+        let options = AdamWOptions { beta1: BETA1, beta2: 0.999, weight_decay: self.number(&["weight_decay", "lora"]) };
         let projector = match self.set {
             Set::Paper => None,
             Set::Windows => Some(Projector::from_tensors(&self.file(), "instruct.init.projector.").unwrap()),
         };
         let parts = InstructParts::new(adapter, expander, projector, options);
         let weights = InstructWeights {
-            slots: SlotWeights {
-                cosine: 0.05,
-                info_nce: 1e-3,
-                temperature: 0.07,
-            },
-            usage: UsageContrast {
-                every: 3,
-                weight: self.number(&["w_usage"]),
-            },
+            slots: SlotWeights { cosine: 0.05, info_nce: 1e-3, temperature: 0.07 },
+            usage: UsageContrast { every: 3, weight: self.number(&["w_usage"]) },
             gradient_clip: self.number(&["clip"]),
         };
         InstructTrainer::new(self.decoder.model(), parts, weights).unwrap()
@@ -261,33 +245,20 @@ fn stage_b_with_windows_takes_the_steps_of_the_pytorch_twin() {
 fn follow(set: Set, backend: &Backend) {
     let case = Case::load(set, backend);
     // The steps run in one pass, in several passes, and with layers recomputed in the backward pass.
-    for (token_budget, activations) in [
-        (usize::MAX, Activations::Kept),
-        (100, Activations::Kept),
-        (usize::MAX, Activations::Recomputed),
-    ] {
+    for (token_budget, activations) in
+        [(usize::MAX, Activations::Kept), (100, Activations::Kept), (usize::MAX, Activations::Recomputed)]
+    {
         let mut worst_loss: f64 = 0.0;
         let mut worst_gradient = 0.0;
         let parts = trajectory(&case, token_budget, activations, &mut |step, trainer, found| {
             let expected = &case.instruct["trace"][step];
             for key in ["loss", "sft", "usage", "cosine", "info_nce"] {
                 let error = (found[key].as_f64().unwrap() - expected[key].as_f64().unwrap()).abs();
-                assert!(
-                    error < 1e-4,
-                    "step {step}: {key} {} against {}",
-                    found[key],
-                    expected[key]
-                );
+                assert!(error < 1e-4, "step {step}: {key} {} against {}", found[key], expected[key]);
                 worst_loss = worst_loss.max(error);
             }
-            let (norm, reference) = (
-                found["grad_norm"].as_f64().unwrap(),
-                expected["grad_norm"].as_f64().unwrap(),
-            );
-            assert!(
-                (norm / reference - 1.0).abs() < 1e-3,
-                "step {step}: norm {norm} against {reference}"
-            );
+            let (norm, reference) = (found["grad_norm"].as_f64().unwrap(), expected["grad_norm"].as_f64().unwrap());
+            assert!((norm / reference - 1.0).abs() < 1e-3, "step {step}: norm {norm} against {reference}");
             if step == 0 {
                 let parts = trainer.store().unwrap();
                 let clipped = (case.number(&["clip"]) / (norm + 1e-6)).min(1.0);

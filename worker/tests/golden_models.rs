@@ -16,9 +16,7 @@ const TOLERANCE: f64 = 1e-4;
 const TOLERANCE_BF16: f64 = 2e-2;
 
 fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures/golden")
-        .join(name)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden").join(name)
 }
 
 struct Golden {
@@ -80,19 +78,13 @@ fn relative_error(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
 fn assert_close(what: &str, found: &[Vec<f32>], expected: &[Vec<f32>], tolerance: f64) {
     let error = relative_error(found, expected);
     println!("{what}: relative error {error:.2e}");
-    assert!(
-        error <= tolerance,
-        "{what}: relative error {error:.2e} exceeds {tolerance:.0e}"
-    );
+    assert!(error <= tolerance, "{what}: relative error {error:.2e} exceeds {tolerance:.0e}");
 }
 
 #[test]
 fn encoder_token_ids_are_exact() {
     let golden = Golden::load();
-    let ids = golden
-        .encoder()
-        .tokenize(&golden.texts("encoder"), TextLimits::default())
-        .unwrap();
+    let ids = golden.encoder().tokenize(&golden.texts("encoder"), TextLimits::default()).unwrap();
     assert_eq!(ids, golden.ids("encoder"));
 }
 
@@ -102,15 +94,10 @@ fn encoder_vectors_agree() {
     let mut done = 0;
     let vectors = golden
         .encoder()
-        .embed(&golden.texts("encoder"), TextLimits::default(), 4096, &mut |tokens| {
-            done = tokens
-        })
+        .embed(&golden.texts("encoder"), TextLimits::default(), 4096, &mut |tokens| done = tokens)
         .unwrap();
     assert_close("encoder vectors", &vectors, &golden.rows("encoder.pooled"), TOLERANCE);
-    assert_eq!(
-        done,
-        golden.ids("encoder").iter().map(|ids| ids.len() as u64).sum::<u64>()
-    );
+    assert_eq!(done, golden.ids("encoder").iter().map(|ids| ids.len() as u64).sum::<u64>());
 }
 
 /// `windows.py` writes the expected vectors. Some texts have fewer tokens than windows.
@@ -131,20 +118,14 @@ fn the_vectors_of_windows_agree() {
 #[test]
 fn teacher_token_ids_are_exact() {
     let golden = Golden::load();
-    let ids = golden
-        .decoder("decoder")
-        .tokenize_teacher(&golden.texts("teacher"))
-        .unwrap();
+    let ids = golden.decoder("decoder").tokenize_teacher(&golden.texts("teacher")).unwrap();
     assert_eq!(ids, golden.ids("teacher"));
 }
 
 #[test]
 fn teacher_vectors_agree() {
     let golden = Golden::load();
-    let vectors = golden
-        .decoder("decoder")
-        .teacher(&golden.texts("teacher"), 4096, &mut |_| {})
-        .unwrap();
+    let vectors = golden.decoder("decoder").teacher(&golden.texts("teacher"), 4096, &mut |_| {}).unwrap();
     assert_close("teacher vectors", &vectors, &golden.rows("teacher"), TOLERANCE);
 }
 
@@ -157,28 +138,16 @@ fn pooled_teachers_agree_in_both_forms_and_stop_at_their_layer() {
     let tensors = Decoder::load_on(&folder, &place::tensors(DType::F32)).unwrap();
     for (form, decoder) in [("slices", golden.decoder("decoder")), ("tensors", tensors)] {
         let ids = decoder.tokenize_sentences(&golden.texts("teacher")).unwrap();
-        let without_slot = golden
-            .ids("teacher")
-            .into_iter()
-            .map(|ids| ids[..ids.len() - 1].to_vec());
+        let without_slot = golden.ids("teacher").into_iter().map(|ids| ids[..ids.len() - 1].to_vec());
         assert_eq!(ids, without_slot.collect::<Vec<_>>());
         for layer in &layers {
-            let vectors = decoder
-                .pooled(&ids, TeacherLayer::Number(*layer), 4096, &mut |_| {})
-                .unwrap();
+            let vectors = decoder.pooled(&ids, TeacherLayer::Number(*layer), 4096, &mut |_| {}).unwrap();
             let expected = golden.rows(&format!("teacher.mean.{layer}"));
-            assert_close(
-                &format!("mean of layer {layer} in {form}"),
-                &vectors,
-                &expected,
-                TOLERANCE,
-            );
+            assert_close(&format!("mean of layer {layer} in {form}"), &vectors, &expected, TOLERANCE);
         }
         // A single token is not left out of the mean, although it is the first. The mean is then its embedding.
         let id = ids[0][1];
-        let vectors = decoder
-            .pooled(&[vec![id]], TeacherLayer::Share(0.0), 4096, &mut |_| {})
-            .unwrap();
+        let vectors = decoder.pooled(&[vec![id]], TeacherLayer::Share(0.0), 4096, &mut |_| {}).unwrap();
         let embedding = decoder.embed(&[id]).unwrap().to_vec2::<f32>().unwrap();
         assert_close("the embedding of one token", &vectors, &embedding, 1e-6);
     }
@@ -197,10 +166,7 @@ fn a_layer_is_a_number_or_a_share_of_the_depth() {
     }
     for layer in [TeacherLayer::Number(31), TeacherLayer::Share(1.2)] {
         let text = layer.of(30).unwrap_err().to_string();
-        assert!(
-            text.contains("embed.teacher.layer") && text.contains("30 layers"),
-            "{text}"
-        );
+        assert!(text.contains("embed.teacher.layer") && text.contains("30 layers"), "{text}");
     }
 }
 
@@ -220,10 +186,7 @@ fn greedy_continuation_is_exact() {
     let expected: Vec<u32> = serde_json::from_value(golden.cases["decoder"]["greedy"].clone()).unwrap();
     let generated = decoder.generate(&from, expected.len(), &[]).unwrap();
     assert_eq!(generated, expected);
-    assert_eq!(
-        decoder.generate(&from, expected.len(), &[expected[0]]).unwrap(),
-        [0u32; 0]
-    );
+    assert_eq!(decoder.generate(&from, expected.len(), &[expected[0]]).unwrap(), [0u32; 0]);
 }
 
 #[test]
@@ -246,40 +209,20 @@ fn bf16_shards_load_with_the_published_config_keys() {
     let golden = Golden::load();
     let decoder = golden.decoder("decoder_sharded");
     assert_eq!(decoder.config().dtype, Some(DType::BF16));
-    assert_eq!(
-        decoder.config().rope_scaling,
-        golden.decoder("decoder").config().rope_scaling
-    );
+    assert_eq!(decoder.config().rope_scaling, golden.decoder("decoder").config().rope_scaling);
     let vectors = decoder.teacher(&golden.texts("teacher"), 4096, &mut |_| {}).unwrap();
-    assert_close(
-        "teacher vectors from bf16 shards",
-        &vectors,
-        &golden.rows("teacher"),
-        TOLERANCE_BF16,
-    );
+    assert_close("teacher vectors from bf16 shards", &vectors, &golden.rows("teacher"), TOLERANCE_BF16);
 }
 
 #[test]
 fn bf16_arithmetic_agrees() {
     let golden = Golden::load();
     let encoder = Encoder::load(&golden.dir.join("encoder"), &Device::Cpu, DType::BF16).unwrap();
-    let vectors = encoder
-        .embed(&golden.texts("encoder"), TextLimits::default(), 200, &mut |_| {})
-        .unwrap();
-    assert_close(
-        "encoder vectors in bf16",
-        &vectors,
-        &golden.rows("encoder.pooled"),
-        TOLERANCE_BF16,
-    );
+    let vectors = encoder.embed(&golden.texts("encoder"), TextLimits::default(), 200, &mut |_| {}).unwrap();
+    assert_close("encoder vectors in bf16", &vectors, &golden.rows("encoder.pooled"), TOLERANCE_BF16);
     let decoder = Decoder::load(&golden.dir.join("decoder"), &Device::Cpu, DType::BF16).unwrap();
     let vectors = decoder.last_hidden(&golden.ids("teacher"), 100, &mut |_| {}).unwrap();
-    assert_close(
-        "teacher vectors in bf16",
-        &vectors,
-        &golden.rows("teacher"),
-        TOLERANCE_BF16,
-    );
+    assert_close("teacher vectors in bf16", &vectors, &golden.rows("teacher"), TOLERANCE_BF16);
 }
 
 /// Tests the form of GPUs. In f32 on the CPU it is as close to PyTorch as the fused form; on a GPU and in bf16 it is
@@ -292,9 +235,7 @@ fn the_tensor_form_agrees_in_f32_and_bf16() {
         let encoder = Encoder::load_on(&golden.dir.join("encoder"), &backend).unwrap();
         // The budgets give one batch, batches of several lengths, and batches of one sequence.
         for budget in [4096, 200, 1] {
-            let vectors = encoder
-                .embed(&golden.texts("encoder"), TextLimits::default(), budget, &mut |_| {})
-                .unwrap();
+            let vectors = encoder.embed(&golden.texts("encoder"), TextLimits::default(), budget, &mut |_| {}).unwrap();
             let what = format!("encoder vectors as tensors in {dtype:?}, budget {budget}");
             assert_close(&what, &vectors, &golden.rows("encoder.pooled"), tolerance);
         }
@@ -302,31 +243,17 @@ fn the_tensor_form_agrees_in_f32_and_bf16() {
         let token = golden.cases["teacher"]["slot_token"].as_str().unwrap();
         decoder.set_teacher_slot(token).unwrap();
         for budget in [4096, 100, 1] {
-            let vectors = decoder
-                .last_hidden(&golden.ids("teacher"), budget, &mut |_| {})
-                .unwrap();
+            let vectors = decoder.last_hidden(&golden.ids("teacher"), budget, &mut |_| {}).unwrap();
             let what = format!("teacher vectors as tensors in {dtype:?}, budget {budget}");
             assert_close(&what, &vectors, &golden.rows("teacher"), tolerance);
         }
-        let logits = decoder
-            .logits(&golden.ids("teacher")[0])
-            .unwrap()
-            .to_dtype(DType::F32)
-            .unwrap();
+        let logits = decoder.logits(&golden.ids("teacher")[0]).unwrap().to_dtype(DType::F32).unwrap();
         let logits = logits.to_vec2::<f32>().unwrap();
-        assert_close(
-            &format!("logits as tensors in {dtype:?}"),
-            &logits,
-            &golden.rows("decoder.logits0"),
-            tolerance,
-        );
+        assert_close(&format!("logits as tensors in {dtype:?}"), &logits, &golden.rows("decoder.logits0"), tolerance);
     }
     let decoder = Decoder::load_on(&golden.dir.join("decoder"), &place::tensors(DType::F32)).unwrap();
     let read = |key: &str| serde_json::from_value::<Vec<u32>>(golden.cases["decoder"][key].clone()).unwrap();
     let expected = read("greedy");
-    assert_eq!(
-        decoder.generate(&read("greedy_from"), expected.len(), &[]).unwrap(),
-        expected
-    );
+    assert_eq!(decoder.generate(&read("greedy_from"), expected.len(), &[]).unwrap(), expected);
     assert!(decoder.embed(&[u32::MAX]).is_err(), "no id is read beyond the table");
 }

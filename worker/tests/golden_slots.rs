@@ -26,15 +26,10 @@ fn the_first_steps_slots_and_their_losses_are_the_references() {
     let expected_median = instruct["median_norm"].as_f64().unwrap();
 
     let weights = std::fs::read(folder.join("decoder/model.safetensors")).unwrap();
-    let (shape, embedding) = TensorFile::new("model.safetensors", &weights)
-        .unwrap()
-        .f32("model.embed_tokens.weight")
-        .unwrap();
+    let (shape, embedding) =
+        TensorFile::new("model.safetensors", &weights).unwrap().f32("model.embed_tokens.weight").unwrap();
     let median = median_embedding_norm(&embedding, shape[1]).unwrap();
-    assert!(
-        (f64::from(median) - expected_median).abs() < 1e-6,
-        "{median} {expected_median}"
-    );
+    assert!((f64::from(median) - expected_median).abs() < 1e-6, "{median} {expected_median}");
 
     let expander = SlotExpander::from_tensors(&file, "instruct.init.", median).unwrap();
     let (_, projected) = file.f32("instruct.projected").unwrap();
@@ -48,21 +43,14 @@ fn the_first_steps_slots_and_their_losses_are_the_references() {
     assert!(error < 1e-4, "slots differ by {error}");
 
     let (_, teacher) = file.f32("teacher").unwrap();
-    let slot_weights = SlotWeights {
-        cosine: 0.05,
-        info_nce: 1e-3,
-        temperature: 0.07,
-    };
+    let slot_weights = SlotWeights { cosine: 0.05, info_nce: 1e-3, temperature: 0.07 };
     let rows = |values: Vec<f32>| Tensor::from_vec(values, ((), width), &Device::Cpu).unwrap();
     let losses = SlotLosses::new(&rows(found), &rows(teacher), 0..pairs, &slot_weights).unwrap();
     let losses: Vec<f32> = losses.shares.to_vec1().unwrap();
     let trace = &instruct["trace"][0];
     for (name, found) in [("cosine", f64::from(losses[0])), ("info_nce", f64::from(losses[1]))] {
         let expected = trace[name].as_f64().unwrap();
-        println!(
-            "slots within {error:.1e}; {name} within {:.1e}",
-            (found - expected).abs()
-        );
+        println!("slots within {error:.1e}; {name} within {:.1e}", (found - expected).abs());
         assert!((found - expected).abs() < 1e-4, "{name} {found} against {expected}");
     }
 }
@@ -75,15 +63,8 @@ fn answers_begin_after_the_prompt() {
     let (shape, labels) = file.i64("instruct.labels").unwrap();
     let (_, ids) = file.i64("instruct.ids").unwrap();
     let answer = AnswerTokens::new(&labels, shape[1], 1 << 20).unwrap();
-    assert_eq!(
-        answer.positions.len(),
-        labels.iter().filter(|label| **label != -100).count()
-    );
+    assert_eq!(answer.positions.len(), labels.iter().filter(|label| **label != -100).count());
     for (position, target) in answer.positions.iter().zip(&answer.targets) {
-        assert_eq!(
-            ids[position + 1],
-            i64::from(*target),
-            "each answer token is predicted from the one before"
-        );
+        assert_eq!(ids[position + 1], i64::from(*target), "each answer token is predicted from the one before");
     }
 }

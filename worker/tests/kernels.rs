@@ -51,14 +51,7 @@ fn program(dir: &Path) -> Option<PathBuf> {
     std::fs::write(&source, format!("#include <cstdlib>\n{MAIN}")).unwrap();
     let program = dir.join("kernels");
     let compiled = Command::new("c++")
-        .args([
-            "-std=c++17",
-            "-O1",
-            "-ffp-contract=off",
-            "-I",
-            concat!(env!("CARGO_MANIFEST_DIR"), "/cuda"),
-            "-o",
-        ])
+        .args(["-std=c++17", "-O1", "-ffp-contract=off", "-I", concat!(env!("CARGO_MANIFEST_DIR"), "/cuda"), "-o"])
         .args([&program, &source])
         .status();
     match compiled {
@@ -111,12 +104,7 @@ fn kernels_compute_what_the_cpu_computes() {
     }
     let (threshold, scale) = masks[0].constants();
     let keys: Vec<u32> = masks.iter().flat_map(|mask| mask.key()).collect();
-    let args = [
-        "mask".to_owned(),
-        rows.to_string(),
-        width.to_string(),
-        threshold.to_string(),
-    ];
+    let args = ["mask".to_owned(), rows.to_string(), width.to_string(), threshold.to_string()];
     let found = run(&program, &args, &[bits(&[scale]), keys, bits(&x)].concat());
     assert_eq!(found[..x.len()], expected);
     for (narrow, wide) in found[x.len()..].iter().zip(&expected) {
@@ -125,11 +113,7 @@ fn kernels_compute_what_the_cpu_computes() {
     assert!(expected.iter().filter(|x| **x == 0.0).count() > x.len() / 5);
 
     let count = 1_000usize;
-    let options = AdamWOptions {
-        beta1: 0.9,
-        beta2: 0.98,
-        weight_decay: 0.05,
-    };
+    let options = AdamWOptions { beta1: 0.9, beta2: 0.98, weight_decay: 0.05 };
     let mut parameters: Vec<f32> = (0..count).map(|i| (i as f32 * 0.1).sin()).collect();
     let mut state = AdamWState::new(options, count);
     for step in 0..3 {
@@ -144,10 +128,7 @@ fn kernels_compute_what_the_cpu_computes() {
         (parameters, state) = optimizer.store().unwrap();
         let expected = [&parameters[..], &state.first_moment, &state.second_moment].concat();
         for (found, expected) in found.iter().zip(&expected) {
-            assert!(
-                (found - expected).abs() <= 1e-6 * expected.abs().max(1e-3),
-                "{found} {expected}"
-            );
+            assert!((found - expected).abs() <= 1e-6 * expected.abs().max(1e-3), "{found} {expected}");
         }
     }
 }

@@ -73,11 +73,7 @@ const FAULTS: &[(&str, ModelRole, Edit, &[&str])] = &[
             std::fs::write(dir.join("model.safetensors"), LFS).unwrap();
             std::fs::write(dir.join("tokenizer.json"), LFS).unwrap();
         },
-        &[
-            "model.safetensors is a Git LFS pointer",
-            "tokenizer.json",
-            "git lfs pull",
-        ],
+        &["model.safetensors is a Git LFS pointer", "tokenizer.json", "git lfs pull"],
     ),
     (
         "pointer-config",
@@ -115,11 +111,7 @@ const FAULTS: &[(&str, ModelRole, Edit, &[&str])] = &[
         "shards-missing",
         ModelRole::Decoder,
         |dir| {
-            std::fs::rename(
-                dir.join("model.safetensors"),
-                dir.join("model-00001-of-00003.safetensors"),
-            )
-            .unwrap();
+            std::fs::rename(dir.join("model.safetensors"), dir.join("model-00001-of-00003.safetensors")).unwrap();
             let map = json!({"weight_map": {"a": "model-00001-of-00003.safetensors", "b": "model-00002-of-00003.safetensors",
                                             "c": "model-00003-of-00003.safetensors"}});
             std::fs::write(dir.join("model.safetensors.index.json"), map.to_string()).unwrap();
@@ -129,11 +121,7 @@ const FAULTS: &[(&str, ModelRole, Edit, &[&str])] = &[
     (
         "quantized-config",
         ModelRole::Decoder,
-        |dir| {
-            json_at(dir.join("config.json"), |c| {
-                c["quantization_config"] = json!({"quant_method": "awq"})
-            })
-        },
+        |dir| json_at(dir.join("config.json"), |c| c["quantization_config"] = json!({"quant_method": "awq"})),
         &["config.json", "awq"],
     ),
     (
@@ -206,11 +194,7 @@ const FAULTS: &[(&str, ModelRole, Edit, &[&str])] = &[
     (
         "pooling",
         ModelRole::Encoder,
-        |dir| {
-            json_at(dir.join("1_Pooling/config.json"), |c| {
-                c["pooling_mode_max_tokens"] = json!(true)
-            })
-        },
+        |dir| json_at(dir.join("1_Pooling/config.json"), |c| c["pooling_mode_max_tokens"] = json!(true)),
         &["1_Pooling/config.json", "pooling_mode_max_tokens"],
     ),
 ];
@@ -228,10 +212,7 @@ async fn what_is_wrong_is_said_wherever_the_model_lies() {
         for word in *words {
             assert!(said.contains(word), "{name}: {word:?} is not in {said}");
         }
-        assert!(
-            !said.contains(dir.path().to_str().unwrap()),
-            "{name}: files are named within the folder: {said}"
-        );
+        assert!(!said.contains(dir.path().to_str().unwrap()), "{name}: files are named within the folder: {said}");
     }
 }
 
@@ -240,13 +221,7 @@ const FINE: &[(&str, ModelRole, Edit)] = &[
     ("decoder", ModelRole::Decoder, |_| {}),
     ("null", ModelRole::Decoder, |dir| {
         json_at(dir.join("config.json"), |c| {
-            let keys = [
-                "attention_bias",
-                "mlp_bias",
-                "head_dim",
-                "quantization_config",
-                "torch_dtype",
-            ];
+            let keys = ["attention_bias", "mlp_bias", "head_dim", "quantization_config", "torch_dtype"];
             for key in keys {
                 c[key] = Value::Null;
             }
@@ -294,11 +269,7 @@ async fn what_python_reads_can_be_used() {
         edit(dir.path());
         let store = Store::open(dir.path().to_str().unwrap()).unwrap();
         assert_eq!(problems(&store, *role).await, [""; 0], "{name}");
-        assert_eq!(
-            problems(&in_memory(dir.path(), name).await, *role).await,
-            [""; 0],
-            "{name}"
-        );
+        assert_eq!(problems(&in_memory(dir.path(), name).await, *role).await, [""; 0], "{name}");
         if *role == ModelRole::Decoder {
             let loaded = Decoder::load(dir.path(), &Device::Cpu, DType::F32);
             assert!(loaded.is_ok(), "{name}: {}", loaded.err().unwrap());

@@ -43,13 +43,7 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn new(fabric: &'a Arc<Fabric>, fates: &'a [Fate], timeout: Duration) -> Self {
-        Self {
-            fabric,
-            fates,
-            generation: 7,
-            timeout,
-            id: fabric.unique_id(),
-        }
+        Self { fabric, fates, generation: 7, timeout, id: fabric.unique_id() }
     }
 
     /// Runs `work` on every rank, each on its own thread.
@@ -125,11 +119,7 @@ fn every_collective_gives_every_rank_the_same() {
             assert_eq!(end.unwrap().unwrap(), expected(ranks));
         }
         assert_eq!(fabric.left_over(), 0);
-        assert_eq!(
-            fabric.aborted.load(std::sync::atomic::Ordering::SeqCst),
-            0,
-            "they end without a fault"
-        );
+        assert_eq!(fabric.aborted.load(std::sync::atomic::Ordering::SeqCst), 0, "they end without a fault");
     }
 }
 
@@ -147,14 +137,9 @@ fn after_a_death(ranks: usize, victim: usize, fate: Fate, noisy: bool) {
     assert!(ends[victim].is_none(), "{context}: the victim died");
     for (rank, end) in ends.iter().enumerate().filter(|(rank, _)| *rank != victim) {
         match end.as_ref().unwrap() {
-            Err(Error::Peer {
-                rank: found, reason, ..
-            }) => {
+            Err(Error::Peer { rank: found, reason, .. }) => {
                 assert_eq!(*found, rank);
-                assert!(
-                    reason.contains(&format!("rank {victim} is lost")),
-                    "{context}: rank {rank} says {reason}"
-                );
+                assert!(reason.contains(&format!("rank {victim} is lost")), "{context}: rank {rank} says {reason}");
             }
             // The victim had contributed to all calls.
             Ok(values) => {
@@ -165,11 +150,7 @@ fn after_a_death(ranks: usize, victim: usize, fate: Fate, noisy: bool) {
         }
     }
     // The dead rank's own handle died with it.
-    assert!(
-        fabric.left_over() <= 1,
-        "{context}: {} communicators left",
-        fabric.left_over()
-    );
+    assert!(fabric.left_over() <= 1, "{context}: {} communicators left", fabric.left_over());
 }
 
 #[test]
@@ -191,11 +172,7 @@ fn wherever_a_rank_dies_the_others_end_at_once_and_name_it() {
 
 #[test]
 fn a_rank_that_hangs_is_named_after_the_timeout() {
-    for (call, place) in [
-        (1, "after call 0"),
-        (3, "at step 5 after call 2"),
-        (6, "at step 5 after call 5"),
-    ] {
+    for (call, place) in [(1, "after call 0"), (3, "at step 5 after call 2"), (6, "at step 5 after call 5")] {
         let fabric = Arc::new(Fabric::default());
         let (ended, ends) = std::sync::mpsc::channel();
         let fates = [Fate::Lives, Fate::HangsAt(call), Fate::Lives];
@@ -277,10 +254,7 @@ fn an_abort_from_another_thread_ends_what_waits() {
         assert!(gang.barrier().is_err(), "a broken gang stays broken");
         end
     });
-    let texts: Vec<String> = ends
-        .into_iter()
-        .map(|end| end.unwrap().unwrap_err().to_string())
-        .collect();
+    let texts: Vec<String> = ends.into_iter().map(|end| end.unwrap().unwrap_err().to_string()).collect();
     assert!(texts[0].contains("the lease is lost"), "{}", texts[0]);
     assert!(texts[1].contains("rank 0 is lost: it gave up"), "{}", texts[1]);
     assert_eq!(fabric.left_over(), 0);
@@ -297,10 +271,7 @@ fn survivors_go_on_in_the_next_generation_and_a_straggler_is_turned_away() {
     drop(std::panic::take_hook());
 
     let fates = [Fate::Lives, Fate::Lives];
-    let next = Run {
-        generation: 8,
-        ..Run::new(&fabric, &fates, LONG)
-    };
+    let next = Run { generation: 8, ..Run::new(&fabric, &fates, LONG) };
     assert_ne!(next.id, first.id);
     for end in next.on_all(lesson) {
         assert_eq!(end.unwrap().unwrap(), expected(2));
@@ -321,10 +292,7 @@ fn survivors_go_on_in_the_next_generation_and_a_straggler_is_turned_away() {
         let host = scope.spawn(|| {
             let api = FakeNccl::new(&fabric, 0, Fate::Lives);
             let options = options(0, 8, Duration::from_secs(1));
-            Nccl::connect(api, &door, &options, &next.id, AbortHandle::new())
-                .err()
-                .unwrap()
-                .to_string()
+            Nccl::connect(api, &door, &options, &next.id, AbortHandle::new()).err().unwrap().to_string()
         });
         let api = FakeNccl::new(&fabric, 1, Fate::Lives);
         let refused = Nccl::connect(api, &own, &options(1, 7, LONG), &first.id, AbortHandle::new());
@@ -364,9 +332,5 @@ fn who_does_not_know_the_secret_does_not_join() {
         let waited = host.join().unwrap();
         assert!(waited.contains("rank 1 did not connect"), "{waited}");
     });
-    assert_eq!(
-        fabric.begun.load(std::sync::atomic::Ordering::SeqCst),
-        0,
-        "NCCL was not called"
-    );
+    assert_eq!(fabric.begun.load(std::sync::atomic::Ordering::SeqCst), 0, "NCCL was not called");
 }

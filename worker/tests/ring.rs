@@ -36,13 +36,8 @@ fn proof(secret: &[u8], who: &[u8], listener: u64, said_and_nonce: &[u8]) -> Vec
 }
 
 fn listeners(world_size: usize) -> (Vec<TcpListener>, Vec<String>) {
-    let listeners: Vec<TcpListener> = (0..world_size)
-        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-        .collect();
-    let addresses = listeners
-        .iter()
-        .map(|listener| listener.local_addr().unwrap().to_string())
-        .collect();
+    let listeners: Vec<TcpListener> = (0..world_size).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let addresses = listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
     (listeners, addresses)
 }
 
@@ -77,18 +72,14 @@ fn on_ring_of<T: Send>(world_size: usize, sealed: bool, timeout: Duration, work:
 
 /// Returns the values of rank `rank` in call `call`.
 fn values(call: usize, rank: usize, length: usize) -> Vec<f32> {
-    (0..length)
-        .map(|i| ((i * 31 + rank * 17 + call * 7) as f32 * 0.37).sin())
-        .collect()
+    (0..length).map(|i| ((i * 31 + rank * 17 + call * 7) as f32 * 0.37).sin()).collect()
 }
 
 #[test]
 fn sums_are_right_and_the_same_bits_on_every_rank() {
     for (world_size, sealed) in [(2, false), (3, false), (4, false), (5, false), (2, true), (4, true)] {
         // Every way in which a length divides among the ranks, and several pieces of the wire.
-        let lengths: Vec<usize> = (0..=2 * world_size + 1)
-            .chain([9_973, 65_536 * world_size, 300_001])
-            .collect();
+        let lengths: Vec<usize> = (0..=2 * world_size + 1).chain([9_973, 65_536 * world_size, 300_001]).collect();
         let results = on_ring_of(world_size, sealed, TIMEOUT, |mut ring| {
             let sum = |(call, length): (usize, &usize)| {
                 let mut own = values(call, ring.rank(), *length);
@@ -101,16 +92,10 @@ fn sums_are_right_and_the_same_bits_on_every_rank() {
             let inputs: Vec<Vec<f32>> = (0..world_size).map(|rank| values(call, rank, *length)).collect();
             for i in 0..*length {
                 let expected: f64 = inputs.iter().map(|input| f64::from(input[i])).sum();
-                assert!(
-                    (f64::from(results[0][call][i]) - expected).abs() < 1e-5,
-                    "value {i} of {length}"
-                );
+                assert!((f64::from(results[0][call][i]) - expected).abs() < 1e-5, "value {i} of {length}");
             }
             for result in &results[1..] {
-                let same = result[call]
-                    .iter()
-                    .zip(&results[0][call])
-                    .all(|(a, b)| a.to_bits() == b.to_bits());
+                let same = result[call].iter().zip(&results[0][call]).all(|(a, b)| a.to_bits() == b.to_bits());
                 assert!(same, "ranks differ on {length} values");
             }
         }
@@ -148,9 +133,7 @@ fn sums_of_tensors_run_beside_what_is_computed_meanwhile() {
         // A later call stays in order with these sums.
         ring.begin_all_reduce(&own[0]).unwrap();
         ring.barrier().unwrap();
-        own.iter()
-            .map(|tensor| tensor.to_vec1::<f32>().unwrap())
-            .collect::<Vec<_>>()
+        own.iter().map(|tensor| tensor.to_vec1::<f32>().unwrap()).collect::<Vec<_>>()
     });
     assert_eq!(sums[0], sums[1]);
     for (n, sum) in (1..4).zip(&sums[0]) {
@@ -187,17 +170,10 @@ fn a_rank_that_gives_up_amid_begun_sums_keeps_nobody_waiting() {
 fn gathers_and_broadcasts_bring_everyone_the_same() {
     for counts in [vec![0, 70_001], vec![99_999, 0, 1], vec![5, 40_000, 81_920, 0]] {
         let world_size = counts.len();
-        let expected: Vec<f32> = counts
-            .iter()
-            .enumerate()
-            .flat_map(|(rank, count)| values(0, rank, *count))
-            .collect();
+        let expected: Vec<f32> = counts.iter().enumerate().flat_map(|(rank, count)| values(0, rank, *count)).collect();
         on_ring(world_size, TIMEOUT, |mut ring| {
             let rank = ring.rank();
-            assert_eq!(
-                ring.all_gather(&values(0, rank, counts[rank]), &counts).unwrap(),
-                expected
-            );
+            assert_eq!(ring.all_gather(&values(0, rank, counts[rank]), &counts).unwrap(), expected);
             assert_eq!(ring.all_gather(&[], &vec![0; world_size]).unwrap(), Vec::<f32>::new());
             for root in 0..world_size {
                 for length in [0, 1, 200_000] {
@@ -227,21 +203,13 @@ fn a_barrier_waits_for_the_last() {
         ring.barrier().unwrap();
         from.elapsed()
     });
-    assert!(
-        waited.iter().all(|waited| *waited >= Duration::from_millis(290)),
-        "{waited:?}"
-    );
+    assert!(waited.iter().all(|waited| *waited >= Duration::from_millis(290)), "{waited:?}");
     assert!(started.elapsed() < Duration::from_secs(10));
 }
 
 #[test]
 fn a_rank_that_dies_gives_the_others_an_error_at_once() {
-    for (world_size, length, sealed) in [
-        (2, 10, false),
-        (3, 10, true),
-        (4, 2_000_000, false),
-        (4, 2_000_000, true),
-    ] {
+    for (world_size, length, sealed) in [(2, 10, false), (3, 10, true), (4, 2_000_000, false), (4, 2_000_000, true)] {
         let results = on_ring_of(world_size, sealed, TIMEOUT, |mut ring| {
             ring.begin_step(41);
             ring.all_reduce_sum(&mut vec![1.0; 100]).unwrap();
@@ -258,14 +226,8 @@ fn a_rank_that_dies_gives_the_others_an_error_at_once() {
             assert!(elapsed < Duration::from_secs(5), "{elapsed:?} for {error}");
             let text = error.to_string();
             assert!(matches!(error, Error::Peer { .. }), "{text}");
-            assert!(
-                text.contains("all_reduce_sum at step 42") && text.contains("rank"),
-                "{text}"
-            );
-            assert!(
-                matches!(again, Error::Peer { .. }),
-                "a broken ring must stay broken: {again}"
-            );
+            assert!(text.contains("all_reduce_sum at step 42") && text.contains("rank"), "{text}");
+            assert!(matches!(again, Error::Peer { .. }), "a broken ring must stay broken: {again}");
         }
     }
 }
@@ -320,22 +282,11 @@ fn a_trickle_does_not_extend_the_timeout() {
         }
     });
     let timeout = Duration::from_millis(600);
-    let options = RingOptions {
-        rank: 0,
-        addresses,
-        generation: 7,
-        secret: SECRET.to_vec(),
-        sealed: false,
-        timeout,
-    };
+    let options = RingOptions { rank: 0, addresses, generation: 7, secret: SECRET.to_vec(), sealed: false, timeout };
     let mut ring = Ring::connect(mine, &options, AbortHandle::new()).unwrap();
     let started = Instant::now();
     let error = ring.all_reduce_sum(&mut vec![1.0; 1000]).unwrap_err();
-    assert!(
-        started.elapsed() < timeout + Duration::from_secs(1),
-        "{:?} for {error}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < timeout + Duration::from_secs(1), "{:?} for {error}", started.elapsed());
     drop(ring);
     peer.join().unwrap();
 }
@@ -356,15 +307,8 @@ fn an_abort_from_another_thread_wakes_who_waits() {
             handle.abort("the lease expired");
         });
         let error = ring.all_gather(&[1.0], &[1, 1]).unwrap_err();
-        assert!(
-            matches!(&error, Error::Aborted(reason) if reason == "the lease expired"),
-            "{error}"
-        );
-        assert!(
-            started.elapsed() < Duration::from_millis(550),
-            "{:?}",
-            started.elapsed()
-        );
+        assert!(matches!(&error, Error::Aborted(reason) if reason == "the lease expired"), "{error}");
+        assert!(started.elapsed() < Duration::from_millis(550), "{:?}", started.elapsed());
         assert!(matches!(ring.barrier(), Err(Error::Aborted(_))));
         abort.join().unwrap();
     });
@@ -401,12 +345,7 @@ fn ranks_in_different_calls_find_out() {
         _ => ring.all_reduce_sum(&mut [1.0; 9]).unwrap_err().to_string(),
     });
     // One rank names the fault. The other may name the same, or that the first one left.
-    assert!(
-        results
-            .iter()
-            .any(|text| text.contains("8 values") && text.contains("9 values")),
-        "{results:?}"
-    );
+    assert!(results.iter().any(|text| text.contains("8 values") && text.contains("9 values")), "{results:?}");
 }
 
 #[test]
@@ -448,11 +387,7 @@ fn late_comers_of_another_generation_are_turned_away() {
     use std::io::Read;
     let mut verdict = [0];
     late.read_exact(&mut verdict).unwrap();
-    assert_eq!(
-        verdict,
-        [2],
-        "the late caller must be told that it belongs to another generation"
-    );
+    assert_eq!(verdict, [2], "the late caller must be told that it belongs to another generation");
 }
 
 #[test]
@@ -480,14 +415,9 @@ fn who_does_not_know_the_secret_neither_calls_nor_answers() {
     let (mut inbound, _) = theirs.accept().unwrap();
     let mut heard = [0; 80];
     inbound.read_exact(&mut heard).unwrap();
-    assert!(
-        !heard.windows(SECRET.len()).any(|w| w == SECRET),
-        "the secret is not sent"
-    );
+    assert!(!heard.windows(SECRET.len()).any(|w| w == SECRET), "the secret is not sent");
     inbound.write_all(&[1]).unwrap();
-    inbound
-        .write_all(&proof(b"of another gang", b"listener", 1, &heard[..48]))
-        .unwrap();
+    inbound.write_all(&proof(b"of another gang", b"listener", 1, &heard[..48])).unwrap();
     let error = ring.join().unwrap().unwrap_err().to_string();
     assert!(error.contains("does not know the gang's secret"), "{error}");
 }
@@ -530,11 +460,7 @@ fn overheard(sealed: bool, alter: Option<usize>) -> (Vec<llink_worker::Result<Ve
             .map(|(rank, listener)| {
                 let options = RingOptions {
                     rank,
-                    addresses: if rank == 0 {
-                        seen_by_0.clone()
-                    } else {
-                        addresses.clone()
-                    },
+                    addresses: if rank == 0 { seen_by_0.clone() } else { addresses.clone() },
                     generation: 7,
                     secret: SECRET.to_vec(),
                     sealed,
@@ -565,10 +491,7 @@ fn a_sealed_ring_shows_no_number_and_notices_what_was_altered() {
     // The byte is in the middle of the numbers. In plain text the change is unnoticed; in a sealed ring it ends the
     // ring.
     let (sums, _) = overheard(false, Some(5_000));
-    assert!(
-        sums.iter()
-            .all(|sum| sum.as_ref().is_ok_and(|sum| sum != &vec![2.0; 20_000]))
-    );
+    assert!(sums.iter().all(|sum| sum.as_ref().is_ok_and(|sum| sum != &vec![2.0; 20_000])));
     let (sums, _) = overheard(true, Some(5_000));
     let error = sums[1].as_ref().unwrap_err().to_string();
     assert!(error.contains("altered"), "{error}");
@@ -593,20 +516,12 @@ fn a_rank_of_another_generation_learns_why() {
                     sealed: true,
                     timeout,
                 };
-                scope.spawn(move || {
-                    Ring::connect(listener, &options, AbortHandle::new())
-                        .err()
-                        .unwrap()
-                        .to_string()
-                })
+                scope.spawn(move || Ring::connect(listener, &options, AbortHandle::new()).err().unwrap().to_string())
             })
             .collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     });
-    assert!(
-        errors.iter().any(|text| text.contains("another generation")),
-        "{errors:?}"
-    );
+    assert!(errors.iter().any(|text| text.contains("another generation")), "{errors:?}");
     assert!(started.elapsed() < timeout + Duration::from_secs(2));
 }
 

@@ -69,11 +69,7 @@ async fn server(script: Vec<Step>) -> (String, Arc<Asked>) {
                 let request = String::from_utf8(request).unwrap();
                 let (head, body) = request.split_once("\r\n\r\n").unwrap();
                 let body: Value = serde_json::from_str(body).unwrap();
-                notes
-                    .paths
-                    .lock()
-                    .unwrap()
-                    .push(head.split(' ').nth(1).unwrap().to_owned());
+                notes.paths.lock().unwrap().push(head.split(' ').nth(1).unwrap().to_owned());
                 notes.bodies.lock().unwrap().push(body.clone());
                 let _ = stream.write_all(&answer(step, &body).await).await;
             });
@@ -96,13 +92,8 @@ async fn answer(step: Step, request: &Value) -> Vec<u8> {
             Vec::new()
         }
         Step::Picky => {
-            let refuse = |message: &str| {
-                whole(
-                    "400 Bad Request",
-                    "",
-                    &json!({ "error": { "message": message } }).to_string(),
-                )
-            };
+            let refuse =
+                |message: &str| whole("400 Bad Request", "", &json!({ "error": { "message": message } }).to_string());
             if request.get("max_tokens").is_some() {
                 refuse(
                     "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
@@ -125,19 +116,12 @@ fn endpoint(url: &str) -> Endpoint {
         api_key_env: String::new(),
         requests_per_minute: None,
         timeout: Duration::from_millis(500),
-        patience: Patience {
-            attempts: 4,
-            first_wait: Duration::from_millis(10),
-        },
+        patience: Patience { attempts: 4, first_wait: Duration::from_millis(10) },
     }
 }
 
 fn request() -> Request {
-    let prompt = Prompt {
-        task: "summarize".into(),
-        instruction: "Summarize.".into(),
-        template: None,
-    };
+    let prompt = Prompt { task: "summarize".into(), instruction: "Summarize.".into(), template: None };
     Request::new("m", &prompt, "a fish", 64, 0.0)
 }
 
@@ -167,22 +151,13 @@ async fn passing_faults_are_tried_again() {
 
 #[tokio::test]
 async fn an_endpoint_is_left_alone_for_as_long_as_it_asks() {
-    for header in [
-        "retry-after: 1",
-        "retry-after: 0.9",
-        "retry-after-ms: 900",
-        "x-ratelimit-reset-requests: 900ms",
-    ] {
+    for header in ["retry-after: 1", "retry-after: 0.9", "retry-after-ms: 900", "x-ratelimit-reset-requests: 900ms"] {
         let busy = Step::Reply("429 Too Many Requests", format!("{header}\r\n"), String::new());
         let (url, asked) = server(vec![busy, fish()]).await;
         let client = Client::new(endpoint(&url)).unwrap();
         let began = Instant::now();
         client.ask(&request()).await.unwrap();
-        assert!(
-            began.elapsed() >= Duration::from_millis(900),
-            "{header}: {:?}",
-            began.elapsed()
-        );
+        assert!(began.elapsed() >= Duration::from_millis(900), "{header}: {:?}", began.elapsed());
         assert_eq!(asked.times(), 2, "{header}");
     }
     // Other requests of the task wait too.
@@ -205,39 +180,16 @@ async fn what_does_not_pass_is_said_in_the_endpoints_words_and_not_tried_for_eve
     let message = |text: &str, kind: &str| json!({ "error": { "message": text, "type": kind, "code": kind } });
     for (step, tries, words) in [
         (reply("500 Oops", "no room"), 4, ["no answer after 4 tries", "no room"]),
+        (reply("502 Bad Gateway", "<html><title>nginx is sad</title></html>"), 4, ["502", "nginx is sad"]),
+        (reply("429 Too Many Requests", message("slow down", "rate_limit_exceeded")), 4, ["429", "slow down"]),
         (
-            reply("502 Bad Gateway", "<html><title>nginx is sad</title></html>"),
-            4,
-            ["502", "nginx is sad"],
-        ),
-        (
-            reply("429 Too Many Requests", message("slow down", "rate_limit_exceeded")),
-            4,
-            ["429", "slow down"],
-        ),
-        (
-            reply(
-                "429 Too Many Requests",
-                message("You exceeded your current quota", "insufficient_quota"),
-            ),
+            reply("429 Too Many Requests", message("You exceeded your current quota", "insufficient_quota")),
             1,
             ["current quota", "waiting"],
         ),
-        (
-            reply("402 Payment Required", message("Insufficient Balance", "invalid")),
-            1,
-            ["402", "Insufficient Balance"],
-        ),
-        (
-            reply("404 Not Found", message("no model m", "x")),
-            1,
-            ["no model m", "synthesize.model"],
-        ),
-        (
-            reply("401 Unauthorized", message("bad key", "x")),
-            1,
-            ["bad key", "synthesize.api_key_env"],
-        ),
+        (reply("402 Payment Required", message("Insufficient Balance", "invalid")), 1, ["402", "Insufficient Balance"]),
+        (reply("404 Not Found", message("no model m", "x")), 1, ["no model m", "synthesize.model"]),
+        (reply("401 Unauthorized", message("bad key", "x")), 1, ["bad key", "synthesize.api_key_env"]),
         (
             reply(
                 "200 OK",
@@ -246,16 +198,8 @@ async fn what_does_not_pass_is_said_in_the_endpoints_words_and_not_tried_for_eve
             1,
             ["data policy", "404"],
         ),
-        (
-            reply("200 OK", "<html><title>Sign in</title></html>"),
-            4,
-            ["not a chat completion", "Sign in"],
-        ),
-        (
-            reply("307 Temporary Redirect", ""),
-            1,
-            ["not followed", "synthesize.url"],
-        ),
+        (reply("200 OK", "<html><title>Sign in</title></html>"), 4, ["not a chat completion", "Sign in"]),
+        (reply("307 Temporary Redirect", ""), 1, ["not followed", "synthesize.url"]),
     ] {
         let (url, asked) = server(vec![step]).await;
         let said = ask(&url).await.unwrap_err();
@@ -270,27 +214,11 @@ async fn what_does_not_pass_is_said_in_the_endpoints_words_and_not_tried_for_eve
 #[tokio::test]
 async fn only_whole_and_final_answers_are_answers() {
     for (text, finish, expected) in [
-        (
-            "<think>Okay, a fish?</think>\n\nA fish swims.",
-            "stop",
-            Answer::Text("A fish swims.".into()),
-        ),
-        (
-            "Okay, a fish?</think>A fish swims.",
-            "stop",
-            Answer::Text("A fish swims.".into()),
-        ),
-        (
-            "<think>Okay",
-            "stop",
-            Answer::Unusable(Unusable::CutOff, "<think>Okay".into()),
-        ),
+        ("<think>Okay, a fish?</think>\n\nA fish swims.", "stop", Answer::Text("A fish swims.".into())),
+        ("Okay, a fish?</think>A fish swims.", "stop", Answer::Text("A fish swims.".into())),
+        ("<think>Okay", "stop", Answer::Unusable(Unusable::CutOff, "<think>Okay".into())),
         ("A fi", "length", Answer::Unusable(Unusable::CutOff, "A fi".into())),
-        (
-            "A fi",
-            "content_filter",
-            Answer::Unusable(Unusable::Filtered, "A fi".into()),
-        ),
+        ("A fi", "content_filter", Answer::Unusable(Unusable::Filtered, "A fi".into())),
     ] {
         let (url, _) = server(vec![reply("200 OK", chat(text, finish))]).await;
         assert_eq!(ask(&url).await, Ok(expected), "{text}");
@@ -303,18 +231,12 @@ async fn a_model_that_takes_other_parameters_is_asked_its_way_from_then_on() {
     let client = Client::new(endpoint(&url)).unwrap();
     assert!(client.warnings().is_empty());
     for _ in 0..3 {
-        assert_eq!(
-            client.ask(&request()).await.unwrap(),
-            Answer::Text("A fish swims.".into())
-        );
+        assert_eq!(client.ask(&request()).await.unwrap(), Answer::Text("A fish swims.".into()));
     }
     assert_eq!(asked.times(), 5, "it names its wish twice, and gets three requests");
     let last = asked.bodies.lock().unwrap().pop().unwrap();
     assert_eq!(last["max_completion_tokens"], 64);
-    assert!(
-        last.get("max_tokens").is_none() && last.get("temperature").is_none(),
-        "{last}"
-    );
+    assert!(last.get("max_tokens").is_none() && last.get("temperature").is_none(), "{last}");
     assert!(client.warnings()[0].contains("temperature"), "{:?}", client.warnings());
 }
 
@@ -322,10 +244,7 @@ async fn a_model_that_takes_other_parameters_is_asked_its_way_from_then_on() {
 async fn parameters_of_the_url_stay_behind_the_path() {
     let (url, asked) = server(vec![fish()]).await;
     ask(&format!("{url}/?api-version=preview")).await.unwrap();
-    assert_eq!(
-        *asked.paths.lock().unwrap(),
-        ["/v1/chat/completions?api-version=preview"]
-    );
+    assert_eq!(*asked.paths.lock().unwrap(), ["/v1/chat/completions?api-version=preview"]);
 }
 
 #[tokio::test]
@@ -336,19 +255,13 @@ async fn the_key_comes_from_the_environment_and_is_never_shown() {
     let echo = json!({ "error": { "message": format!("Incorrect API key provided: {key}") } });
     for status in ["401 Unauthorized", "500 Oops"] {
         let (url, _) = server(vec![reply(status, echo.clone())]).await;
-        let keyed = Endpoint {
-            api_key_env: name.into(),
-            ..endpoint(&url)
-        };
+        let keyed = Endpoint { api_key_env: name.into(), ..endpoint(&url) };
         let client = Client::new(keyed).unwrap();
         let said = client.ask(&request()).await.unwrap_err().to_string();
         assert!(said.contains("Incorrect API key") && !said.contains(key), "{said}");
         assert!(!format!("{client:?}").contains(key));
     }
-    let unset = Endpoint {
-        api_key_env: "LLINK_TEST_NO_SUCH_KEY".into(),
-        ..endpoint("http://127.0.0.1:1/v1")
-    };
+    let unset = Endpoint { api_key_env: "LLINK_TEST_NO_SUCH_KEY".into(), ..endpoint("http://127.0.0.1:1/v1") };
     let said = Client::new(unset).unwrap_err().to_string();
     assert!(said.contains("LLINK_TEST_NO_SUCH_KEY"), "{said}");
 }
@@ -356,10 +269,7 @@ async fn the_key_comes_from_the_environment_and_is_never_shown() {
 #[tokio::test]
 async fn requests_keep_the_pace_that_is_allowed() {
     let (url, asked) = server(vec![fish()]).await;
-    let paced = Endpoint {
-        requests_per_minute: Some(600.0),
-        ..endpoint(&url)
-    };
+    let paced = Endpoint { requests_per_minute: Some(600.0), ..endpoint(&url) };
     let client = Client::new(paced).unwrap();
     let began = Instant::now();
     let request = request();
@@ -367,10 +277,6 @@ async fn requests_keep_the_pace_that_is_allowed() {
     for answer in futures::future::join_all(all).await {
         answer.unwrap();
     }
-    assert!(
-        began.elapsed() >= Duration::from_millis(500),
-        "six at ten a second: {:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() >= Duration::from_millis(500), "six at ten a second: {:?}", began.elapsed());
     assert_eq!(asked.times(), 6);
 }

@@ -20,12 +20,7 @@ impl Histogram {
 
     /// The title with the least, the greatest and the mean value, then the bars.
     pub(crate) fn lines(&self, title: &str) -> Vec<String> {
-        let finite = || {
-            self.values
-                .iter()
-                .filter(|value| value.is_finite())
-                .map(|v| f64::from(*v))
-        };
+        let finite = || self.values.iter().filter(|value| value.is_finite()).map(|v| f64::from(*v));
         let odd = self.values.len() - finite().count();
         let (least, most) = finite().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| (a.min(v), b.max(v)));
         if least > most {
@@ -33,18 +28,10 @@ impl Histogram {
         }
         let whole = finite().all(|value| value.fract() == 0.0);
         let written = |value: f64| {
-            if whole {
-                format!("{value:.0}")
-            } else {
-                format!("{value:.3}")
-            }
+            if whole { format!("{value:.0}") } else { format!("{value:.3}") }
         };
         let mean = finite().sum::<f64>() / finite().count() as f64;
-        let mut lines = vec![format!(
-            "  {title}: {} to {}, mean {mean:.1}",
-            written(least),
-            written(most)
-        )];
+        let mut lines = vec![format!("  {title}: {} to {}, mean {mean:.1}", written(least), written(most))];
         if odd > 0 {
             lines.push(format!("    {} values are no numbers", thousands(odd as u64)));
         }
@@ -65,11 +52,7 @@ impl Histogram {
         for (bin, count) in bins.iter().enumerate().take(used.min(BINS - 1) + 1) {
             let bar = "█".repeat((*count as usize * BAR).div_ceil(highest as usize));
             let from = written(least + bin as f64 * width);
-            lines.push(
-                format!("    {from:>10} {:>11} {bar}", thousands(*count))
-                    .trim_end()
-                    .to_owned(),
-            );
+            lines.push(format!("    {from:>10} {:>11} {bar}", thousands(*count)).trim_end().to_owned());
         }
         lines
     }
@@ -86,10 +69,7 @@ mod tests {
         let lines = lengths.lines("characters");
         assert_eq!(lines[0], "  characters: 1 to 3, mean 1.8");
         assert_eq!(lines.len(), 4, "{lines:?}");
-        assert!(
-            lines[1].trim_start().starts_with("1 ") && lines[1].matches('█').count() == BAR,
-            "{lines:?}"
-        );
+        assert!(lines[1].trim_start().starts_with("1 ") && lines[1].matches('█').count() == BAR, "{lines:?}");
         assert_eq!(lines[3].matches('█').count(), BAR / 2);
     }
 
@@ -100,14 +80,7 @@ mod tests {
         norms.extend([f64::NAN]);
         let lines = norms.lines("norm");
         assert!(lines[1].contains("1 values are no numbers"), "{lines:?}");
-        let count = |line: &String| {
-            line.split_whitespace()
-                .nth(1)
-                .unwrap()
-                .replace(',', "")
-                .parse::<u64>()
-                .unwrap()
-        };
+        let count = |line: &String| line.split_whitespace().nth(1).unwrap().replace(',', "").parse::<u64>().unwrap();
         assert_eq!(lines[2..].iter().map(count).sum::<u64>(), 1_000);
         assert_eq!(lines.len(), 2 + BINS);
     }

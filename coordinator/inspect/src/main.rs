@@ -82,10 +82,7 @@ fn main() -> ExitCode {
 
 fn run(inspect: &Inspect) -> Result<(), Failed> {
     // Polars waits for its own futures, which a runtime of one thread refuses.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|error| Failed::new(Exit::Internal, format!("cannot start: {error}")))?;
     runtime.block_on(async {
         match &inspect.sql {

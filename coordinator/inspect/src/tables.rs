@@ -214,18 +214,10 @@ fn print(frame: &DataFrame, rows: usize, rows_in_all: u64) -> Result<(), Failed>
             let value = column.get(row)?;
             Ok(shown(&value.get_str().map_or_else(|| value.to_string(), str::to_owned)))
         });
-        cells.push(
-            values
-                .collect::<Result<Vec<String>, PolarsError>>()
-                .map_err(|e| refused(&e))?,
-        );
+        cells.push(values.collect::<Result<Vec<String>, PolarsError>>().map_err(|e| refused(&e))?);
     }
     let is_short = cells.iter().flatten().all(|cell| width(cell) <= CELL) && names.len() <= 6;
-    let lines = if is_short {
-        side_by_side(&names, &cells)
-    } else {
-        one_below_the_other(&names, &cells)
-    };
+    let lines = if is_short { side_by_side(&names, &cells) } else { one_below_the_other(&names, &cells) };
     for line in lines {
         say(&line);
     }
@@ -243,12 +235,8 @@ fn side_by_side(names: &[&str], cells: &[Vec<String>]) -> Vec<String> {
     };
     let widths: Vec<usize> = (0..names.len()).map(widest).collect();
     let line = |row: &mut dyn Iterator<Item = &str>| {
-        let padded = row
-            .zip(&widths)
-            .map(|(cell, wide)| format!("{cell}{}", " ".repeat(wide - width(cell))));
-        format!("  {}", padded.collect::<Vec<_>>().join("  "))
-            .trim_end()
-            .to_owned()
+        let padded = row.zip(&widths).map(|(cell, wide)| format!("{cell}{}", " ".repeat(wide - width(cell))));
+        format!("  {}", padded.collect::<Vec<_>>().join("  ")).trim_end().to_owned()
     };
     let mut lines = vec![line(&mut names.iter().copied())];
     lines.extend(cells.iter().map(|row| line(&mut row.iter().map(String::as_str))));
@@ -300,9 +288,6 @@ mod tests {
         let cut = shown(&khmer);
         assert!(cut.ends_with("…") && khmer.starts_with(cut.trim_end_matches('…')));
         let after = khmer[cut.len() - '…'.len_utf8()..].chars().next().unwrap();
-        assert!(
-            !('\u{17B4}'..='\u{17D3}').contains(&after),
-            "{after:?} belongs to what stands before it"
-        );
+        assert!(!('\u{17B4}'..='\u{17D3}').contains(&after), "{after:?} belongs to what stands before it");
     }
 }

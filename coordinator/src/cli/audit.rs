@@ -37,10 +37,7 @@ impl Audit {
     pub(super) fn run(&self) -> Result<(), Failed> {
         let file = self.file.clone().unwrap_or_else(|| self.state.join("audit.jsonl"));
         if !file.exists() {
-            let text = format!(
-                "{}: no such file; `serve` writes it once callers identify themselves",
-                file.display()
-            );
+            let text = format!("{}: no such file; `serve` writes it once callers identify themselves", file.display());
             return Err(Failed::new(Exit::Usage, text));
         }
         let mut aside = file.clone().into_os_string();

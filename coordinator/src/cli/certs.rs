@@ -61,9 +61,7 @@ impl MakeToken {
         let (token, secret) = Token::make(&self.name, self.role, lasts, uses).map_err(usage)?;
         let mut options = File::options();
         options.create(true).append(true).mode(0o600);
-        let written = options
-            .open(&self.file)
-            .and_then(|mut file| file.write_all(token.entry().as_bytes()));
+        let written = options.open(&self.file).and_then(|mut file| file.write_all(token.entry().as_bytes()));
         written.map_err(|e| Failed::new(Exit::Storage, format!("{}: {e}", self.file.display())))?;
         say(&secret);
         Ok(())
@@ -75,17 +73,12 @@ impl Certs {
     pub(super) fn run(&self) -> Result<(), Failed> {
         let mut users = vec![("admin".to_owned(), Role::Administer)];
         for user in &self.user {
-            let parsed = user
-                .split_once(':')
-                .and_then(|(name, role)| Some((name.to_owned(), role.parse().ok()?)));
+            let parsed = user.split_once(':').and_then(|(name, role)| Some((name.to_owned(), role.parse().ok()?)));
             let parsed = parsed.filter(|(_, role)| *role != Role::Worker);
             users.push(parsed.ok_or_else(|| usage(format!("--user {user}: expected NAME:ROLE, such as ada:submit")))?);
         }
-        let wanted = Wanted {
-            server_names: self.server_names(),
-            users,
-            lasts: time::Duration::days(i64::from(self.days)),
-        };
+        let wanted =
+            Wanted { server_names: self.server_names(), users, lasts: time::Duration::days(i64::from(self.days)) };
         let kept = self.kept_authority()?;
         let made = authority::make(&wanted, kept.as_ref()).map_err(usage)?;
         write_all(&self.dir, &made)?;
@@ -95,17 +88,9 @@ impl Certs {
             return Ok(());
         }
         for pair in &made.pairs {
-            say(&format!(
-                "{}/{}.crt, .key: {}",
-                self.dir.display(),
-                pair.name,
-                pair.what
-            ));
+            say(&format!("{}/{}.crt, .key: {}", self.dir.display(), pair.name, pair.what));
         }
-        say(&format!(
-            "{}/ca.crt: the authority that all of them trust. Keep ca.key secret",
-            self.dir.display()
-        ));
+        say(&format!("{}/ca.crt: the authority that all of them trust. Keep ca.key secret", self.dir.display()));
         Ok(())
     }
 
@@ -135,10 +120,8 @@ impl Certs {
 fn write_all(dir: &Path, made: &Made) -> Result<(), Failed> {
     let failed = |path: &Path, e: std::io::Error| Failed::new(Exit::Storage, format!("{}: {e}", path.display()));
     std::fs::create_dir_all(dir).map_err(|e| failed(dir, e))?;
-    let mut files = vec![
-        ("ca.crt".to_owned(), &made.authority.0, 0o644),
-        ("ca.key".to_owned(), &made.authority.1, 0o600),
-    ];
+    let mut files =
+        vec![("ca.crt".to_owned(), &made.authority.0, 0o644), ("ca.key".to_owned(), &made.authority.1, 0o600)];
     for pair in &made.pairs {
         files.push((format!("{}.crt", pair.name), &pair.certificate, 0o644));
         files.push((format!("{}.key", pair.name), &pair.key, 0o600));
@@ -150,12 +133,8 @@ fn write_all(dir: &Path, made: &Made) -> Result<(), Failed> {
         let _ = std::fs::remove_file(&beside);
         let mut options = File::options();
         options.create_new(true).write(true).mode(mode);
-        let written = options
-            .open(&beside)
-            .and_then(|mut file| file.write_all(content.as_bytes()));
-        written
-            .and_then(|()| std::fs::rename(&beside, &path))
-            .map_err(|e| failed(&path, e))?;
+        let written = options.open(&beside).and_then(|mut file| file.write_all(content.as_bytes()));
+        written.and_then(|()| std::fs::rename(&beside, &path)).map_err(|e| failed(&path, e))?;
     }
     Ok(())
 }

@@ -12,16 +12,12 @@ pub(super) type Client = JobServiceClient<Connection>;
 
 /// Connects to the coordinator at `url`.
 pub(super) async fn connect(url: &str, credentials: &Credentials) -> Result<Client, Failed> {
-    let (endpoint, caller) = credentials
-        .endpoint(url)
-        .map_err(|e| Failed::new(Exit::Usage, format!("--coordinator {e}")))?;
+    let (endpoint, caller) =
+        credentials.endpoint(url).map_err(|e| Failed::new(Exit::Usage, format!("--coordinator {e}")))?;
     let channel = endpoint.connect().await.map_err(|e| {
         Failed::new(
             Exit::Unavailable,
-            format!(
-                "no coordinator at {url}: {}. Is `llink-coord serve` running there?",
-                with_causes(&e)
-            ),
+            format!("no coordinator at {url}: {}. Is `llink-coord serve` running there?", with_causes(&e)),
         )
     })?;
     Ok(JobServiceClient::with_interceptor(channel, caller).max_decoding_message_size(serve::MAX_MESSAGE_BYTES))
@@ -43,11 +39,7 @@ pub(super) async fn find(reach: &Reach) -> Result<Option<Client>, Failed> {
 /// cluster, and not for a coordinator without TLS.
 fn for_own(url: &str, credentials: Credentials) -> Credentials {
     match url.starts_with("http://") {
-        true => Credentials {
-            token: credentials.token,
-            secret: credentials.secret,
-            ..Credentials::default()
-        },
+        true => Credentials { token: credentials.token, secret: credentials.secret, ..Credentials::default() },
         false => credentials,
     }
 }

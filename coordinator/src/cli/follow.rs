@@ -23,11 +23,7 @@ pub(super) async fn follow(
     mut seen: impl FnMut(&Job) -> Result<(), Failed>,
 ) -> Result<Ended, Failed> {
     let request = WatchRequest { job_id: id.into() };
-    let mut updates = client
-        .watch(request)
-        .await
-        .map_err(|s| ended_by(&s, left))?
-        .into_inner();
+    let mut updates = client.watch(request).await.map_err(|s| ended_by(&s, left))?.into_inner();
     let mut view = View::new(style);
     let mut last = None;
     let broke = loop {
@@ -46,10 +42,9 @@ pub(super) async fn follow(
     match (last, broke) {
         (Some(job), _) if job.state() != JobState::Running => Ok(Ended { job }),
         (_, Some(status)) => Err(ended_by(&status, left)),
-        (_, None) => Err(Failed::new(
-            Exit::Unavailable,
-            format!("the coordinator stopped before the job ended. {left}"),
-        )),
+        (_, None) => {
+            Err(Failed::new(Exit::Unavailable, format!("the coordinator stopped before the job ended. {left}")))
+        }
     }
 }
 
@@ -76,10 +71,7 @@ pub(super) fn conclude(ended: &Ended, style: Style) -> Result<(), Failed> {
         }
         JobState::Cancelled => Err(Failed::new(
             Exit::Cancelled,
-            format!(
-                "job {} was cancelled. Finished work is kept: submit it again to continue",
-                job.id
-            ),
+            format!("job {} was cancelled. Finished work is kept: submit it again to continue", job.id),
         )),
         _ => Err(match &job.failure {
             Some(failure) => job_failed(failure),

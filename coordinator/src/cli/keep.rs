@@ -50,10 +50,9 @@ fn of_state(error: &StateError) -> Failed {
 
 fn of_backup(error: &StateError) -> Failed {
     match error {
-        StateError::Damaged { path, reason } => Failed::new(
-            Exit::Storage,
-            format!("{}: it is damaged ({reason}): use an older backup", path.display()),
-        ),
+        StateError::Damaged { path, reason } => {
+            Failed::new(Exit::Storage, format!("{}: it is damaged ({reason}): use an older backup", path.display()))
+        }
         other => of_state(other),
     }
 }
@@ -75,10 +74,7 @@ impl Backup {
             return Ok(());
         }
         if self.file.exists() {
-            return Err(Failed::new(
-                Exit::Usage,
-                format!("{} exists: name a new file", self.file.display()),
-            ));
+            return Err(Failed::new(Exit::Usage, format!("{} exists: name a new file", self.file.display())));
         }
         let jobs = self.copy_to(&self.file)?;
         say(&format!("{}: {jobs} jobs", self.file.display()));
@@ -87,10 +83,7 @@ impl Backup {
 
     fn copy_to(&self, file: &Path) -> Result<usize, Failed> {
         if !self.state.join("state.db").exists() {
-            let text = format!(
-                "there is no state in {}: name its directory with --state DIR",
-                self.state.display()
-            );
+            let text = format!("there is no state in {}: name its directory with --state DIR", self.state.display());
             return Err(Failed::new(Exit::Usage, text));
         }
         let store = StateStore::open_read_only(&self.state).map_err(|e| of_state(&e))?;
@@ -119,10 +112,7 @@ impl Restore {
         let _held = serve::lock(&self.state)?;
         let database = self.state.join("state.db");
         if database.exists() && !self.replace {
-            return Err(Failed::new(
-                Exit::Usage,
-                format!("{} exists: --replace puts it aside", database.display()),
-            ));
+            return Err(Failed::new(Exit::Usage, format!("{} exists: --replace puts it aside", database.display())));
         }
         let failed = |e: std::io::Error| of_file(&database, &e);
         let beside = self.state.join("state.db.restoring");
@@ -162,24 +152,13 @@ impl Health {
         let unavailable = |text: String| Failed::new(Exit::Unavailable, format!("{}: {text}", self.url));
         let endpoint = Endpoint::from_shared(self.url.clone())
             .map_err(|e| {
-                Failed::new(
-                    Exit::Usage,
-                    format!("{}: not a URL such as http://127.0.0.1:7071 ({e})", self.url),
-                )
+                Failed::new(Exit::Usage, format!("{}: not a URL such as http://127.0.0.1:7071 ({e})", self.url))
             })?
             .connect_timeout(Duration::from_secs(2))
             .timeout(Duration::from_secs(2));
-        let channel = endpoint
-            .connect()
-            .await
-            .map_err(|e| unavailable(llink_proto::reach::with_causes(&e)))?;
-        let request = HealthCheckRequest {
-            service: self.service.clone(),
-        };
-        let answer = HealthClient::new(channel)
-            .check(request)
-            .await
-            .map_err(|s| unavailable(s.to_string()))?;
+        let channel = endpoint.connect().await.map_err(|e| unavailable(llink_proto::reach::with_causes(&e)))?;
+        let request = HealthCheckRequest { service: self.service.clone() };
+        let answer = HealthClient::new(channel).check(request).await.map_err(|s| unavailable(s.to_string()))?;
         match answer.into_inner().status() {
             ServingStatus::Serving => {
                 say("serving");

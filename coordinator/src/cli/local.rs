@@ -103,8 +103,7 @@ impl LocalWorkers {
                 hidden: self.hidden.clone(),
             };
             let given_up = self.given_up.clone();
-            self.keepers
-                .push(tokio::spawn(keep(template, self.stop.subscribe(), given_up)));
+            self.keepers.push(tokio::spawn(keep(template, self.stop.subscribe(), given_up)));
         }
         Ok(())
     }
@@ -150,28 +149,12 @@ impl Template {
             command.env_remove(name);
         }
         command
-            .args([
-                "worker",
-                "--coordinator",
-                &self.url,
-                "--name",
-                &self.name,
-                "--exit-with-parent",
-            ])
+            .args(["worker", "--coordinator", &self.url, "--name", &self.name, "--exit-with-parent"])
             .args(["--threads", &self.threads.to_string()])
             // `auto` leaves it to LLINK_COMPUTE, where that is set.
-            .args(
-                (self.compute != Compute::Auto)
-                    .then_some(["--compute", self.compute.name()])
-                    .into_iter()
-                    .flatten(),
-            )
+            .args((self.compute != Compute::Auto).then_some(["--compute", self.compute.name()]).into_iter().flatten())
             .args(self.gpu.iter().flat_map(|gpu| ["--device", &gpu.device]))
-            .envs(
-                self.gpu
-                    .iter()
-                    .filter_map(|gpu| Some(("NCCL_HOSTID", gpu.host.as_deref()?))),
-            )
+            .envs(self.gpu.iter().filter_map(|gpu| Some(("NCCL_HOSTID", gpu.host.as_deref()?))))
             // The token is not an argument, because every user of the machine can see arguments.
             .envs(self.token.iter().map(|token| (TOKEN_VARIABLE, token.text())))
             // The worker's end of this pipe closes when this process ends for any reason.
@@ -244,13 +227,7 @@ pub(super) fn write_sample(dir: &Path, pairs: u64, instructions: u64, seed: u64)
         };
         Failed::new(exit, e.to_string())
     })?;
-    say(&format!(
-        "{}/pairs.tsv: {pairs} pairs, English TAB Khmer",
-        dir.display()
-    ));
-    say(&format!(
-        "{}/instructions.jsonl: {instructions} instructions",
-        dir.display()
-    ));
+    say(&format!("{}/pairs.tsv: {pairs} pairs, English TAB Khmer", dir.display()));
+    say(&format!("{}/instructions.jsonl: {instructions} instructions", dir.display()));
     Ok(())
 }

@@ -47,11 +47,7 @@ mod tests {
         let shared = |device: &str, host: &str| (device.to_owned(), Some(host.to_owned()));
         assert_eq!(
             of(3, 2),
-            [
-                shared("cuda:0", "llink-local-0"),
-                shared("cuda:1", "llink-local-0"),
-                shared("cuda:0", "llink-local-1"),
-            ]
+            [shared("cuda:0", "llink-local-0"), shared("cuda:1", "llink-local-0"), shared("cuda:0", "llink-local-1"),]
         );
     }
 }

@@ -111,11 +111,7 @@ impl Logs {
         loop {
             let (events, more) = match (&mut client, &store) {
                 (Some(client), _) => {
-                    let request = LogsRequest {
-                        job_id: job.id.clone(),
-                        after_sequence,
-                        limit: 0,
-                    };
+                    let request = LogsRequest { job_id: job.id.clone(), after_sequence, limit: 0 };
                     let page = client.logs(request).await.map_err(|s| refused(&s))?.into_inner();
                     (page.events, page.more)
                 }
@@ -160,10 +156,7 @@ impl Resume {
     pub(super) async fn run(self) -> Result<(), Failed> {
         let job = one(jobs(&self.reach).await?, &self.job)?;
         let mut client = client::require(&self.reach).await.map_err(|f| {
-            Failed::new(
-                f.exit,
-                format!("{}; or submit the job file again, which goes on from there", f.text),
-            )
+            Failed::new(f.exit, format!("{}; or submit the job file again, which goes on from there", f.text))
         })?;
         let request = ResumeRequest { job_id: job.id };
         let job = client.resume(request).await.map_err(|s| refused(&s))?.into_inner();
@@ -190,10 +183,8 @@ async fn jobs(reach: &Reach) -> Result<Vec<Job>, Failed> {
     if let Some(mut client) = client::find(reach).await? {
         let mut jobs: Vec<Job> = Vec::new();
         loop {
-            let request = ListRequest {
-                after_job_id: jobs.last().map(|job| job.id.clone()).unwrap_or_default(),
-                limit: 0,
-            };
+            let request =
+                ListRequest { after_job_id: jobs.last().map(|job| job.id.clone()).unwrap_or_default(), limit: 0 };
             let page = client.list(request).await.map_err(|s| refused(&s))?.into_inner();
             let is_last = !page.more || page.jobs.is_empty();
             jobs.extend(page.jobs);
@@ -202,9 +193,7 @@ async fn jobs(reach: &Reach) -> Result<Vec<Job>, Failed> {
             }
         }
     }
-    let (jobs, tasks) = open(reach)?
-        .load()
-        .map_err(|e| Failed::new(Exit::Storage, e.to_string()))?;
+    let (jobs, tasks) = open(reach)?.load().map_err(|e| Failed::new(Exit::Storage, e.to_string()))?;
     let ids: Vec<String> = jobs.iter().map(|j| j.id.clone()).collect();
     let cluster = Cluster::restore(Timing::default(), jobs, tasks, 0);
     Ok(ids.iter().filter_map(|id| cluster.view(id)).collect())
@@ -218,14 +207,10 @@ fn one(jobs: Vec<Job>, wanted: &str) -> Result<Job, Failed> {
     }
     match matching.len() {
         1 => Ok(matching.swap_remove(0)),
-        0 if known.is_empty() => Err(Failed::new(
-            Exit::Usage,
-            format!("there is no job {wanted:?}: none was submitted yet"),
-        )),
-        0 => Err(Failed::new(
-            Exit::Usage,
-            format!("there is no job {wanted:?}; known: {known}"),
-        )),
+        0 if known.is_empty() => {
+            Err(Failed::new(Exit::Usage, format!("there is no job {wanted:?}: none was submitted yet")))
+        }
+        0 => Err(Failed::new(Exit::Usage, format!("there is no job {wanted:?}; known: {known}"))),
         _ => Err(Failed::new(Exit::Usage, format!("{wanted:?} could be any of: {known}"))),
     }
 }

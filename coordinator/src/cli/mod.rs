@@ -83,26 +83,14 @@ impl Exit {
     /// Returns the exit code for a worker's exit code.
     #[cfg(feature = "embedded")]
     fn of_worker(code: u8) -> Self {
-        let known = [
-            Self::Usage,
-            Self::Resources,
-            Self::Unavailable,
-            Self::Denied,
-            Self::WorkLeft,
-        ];
-        known
-            .into_iter()
-            .find(|exit| *exit as u8 == code)
-            .unwrap_or(Self::Internal)
+        let known = [Self::Usage, Self::Resources, Self::Unavailable, Self::Denied, Self::WorkLeft];
+        known.into_iter().find(|exit| *exit as u8 == code).unwrap_or(Self::Internal)
     }
 }
 
 impl Failed {
     fn new(exit: Exit, text: impl Into<String>) -> Self {
-        Self {
-            text: text.into(),
-            exit,
-        }
+        Self { text: text.into(), exit }
     }
 }
 
@@ -212,11 +200,7 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-    {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
             complain(&format!("cannot start: {e}"));
@@ -281,12 +265,7 @@ async fn run(command: Command) -> Result<(), Failed> {
         #[cfg(feature = "embedded")]
         Command::Inspect(inspect) => inspect.run().await,
         #[cfg(feature = "quickstart")]
-        Command::Sample {
-            dir,
-            pairs,
-            instructions,
-            seed,
-        } => local::write_sample(&dir, pairs, instructions, seed),
+        Command::Sample { dir, pairs, instructions, seed } => local::write_sample(&dir, pairs, instructions, seed),
         #[cfg(feature = "embedded")]
         Command::Worker(args) => llink_worker::cli::run(args, BUILT_IN)
             .await

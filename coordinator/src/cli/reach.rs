@@ -70,10 +70,7 @@ impl Reach {
         let noted = Endpoint::read(&self.state).filter(|noted| noted.url == url.trim_end_matches('/'));
         match noted.and_then(|noted| noted.token) {
             // Credentials in the environment are for another coordinator.
-            Some(token) => Credentials {
-                secret: Some(token),
-                ..Credentials::default()
-            },
+            Some(token) => Credentials { secret: Some(token), ..Credentials::default() },
             None => self.who.credentials(),
         }
     }

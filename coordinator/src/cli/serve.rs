@@ -13,12 +13,7 @@ use crate::serve::{self, Security, ServeOptions, TlsFiles, Unfinished};
 pub(super) struct Serve {
     /// Address to listen on. Beyond loopback this needs --tls-cert, --tls-key, a way to identify callers, and
     /// --allow-root.
-    #[arg(
-        long,
-        env = "LLINK_LISTEN",
-        value_name = "ADDR:PORT",
-        default_value = "127.0.0.1:7070"
-    )]
+    #[arg(long, env = "LLINK_LISTEN", value_name = "ADDR:PORT", default_value = "127.0.0.1:7070")]
     listen: SocketAddr,
     /// Directory of the state store.
     #[arg(long, env = "LLINK_STATE", value_name = "DIR", default_value = ".llink")]
@@ -108,10 +103,7 @@ impl Serve {
             let text = format!("--keep {}: expected 0 to 36500 days", self.keep);
             return Err(Failed::new(Exit::Usage, text));
         }
-        let keep = Keep {
-            millis: (self.keep * 86_400_000.0) as i64,
-            jobs: self.keep_jobs,
-        };
+        let keep = Keep { millis: (self.keep * 86_400_000.0) as i64, jobs: self.keep_jobs };
         let roots_named = !self.allow_root.is_empty();
         let roots = match roots_named {
             true => Roots::of(&self.allow_root).map_err(|e| Failed::new(Exit::Usage, format!("--allow-root: {e}")))?,
@@ -132,14 +124,7 @@ impl Serve {
             expected_workers: 0,
             keep,
             at_most_per_person: self.at_most_per_person,
-            security: Security {
-                tls,
-                tokens: self.tokens,
-                audit,
-                roots,
-                roots_named,
-                insecure: self.insecure,
-            },
+            security: Security { tls, tokens: self.tokens, audit, roots, roots_named, insecure: self.insecure },
             health: self.health,
             metrics: self.metrics,
             page: self.page,
@@ -162,8 +147,5 @@ fn milliseconds(flag: &str, seconds: f64, at_least: f64) -> Result<i64, Failed> 
     if (at_least..=3600.0).contains(&seconds) {
         return Ok((seconds * 1000.0) as i64);
     }
-    Err(Failed::new(
-        Exit::Usage,
-        format!("{flag} {seconds}: expected {at_least} to 3600 seconds"),
-    ))
+    Err(Failed::new(Exit::Usage, format!("{flag} {seconds}: expected {at_least} to 3600 seconds")))
 }

@@ -83,9 +83,7 @@ impl ServeBundle {
             generator.read(&["."])?;
             Ok::<_, llink_worker::Error>(generator)
         });
-        let opened = opened
-            .await
-            .map_err(|e| Failed::new(Exit::Internal, format!("the bundle: {e}")))?;
+        let opened = opened.await.map_err(|e| Failed::new(Exit::Internal, format!("the bundle: {e}")))?;
         let mut running = bundle::start(opened.map_err(failed)?, options).await?;
         say(&format!("llink-coord answers at {}", running.url));
         tokio::select! {

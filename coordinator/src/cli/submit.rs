@@ -89,11 +89,7 @@ impl Submit {
             )
         })?;
         let file = job::parse(&name, &text).map_err(|e| Failed::new(Exit::Usage, e.to_string()))?;
-        let folder = self
-            .job
-            .parent()
-            .filter(|p| !p.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
+        let folder = self.job.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let base_dir =
             std::path::absolute(folder).map_err(|e| Failed::new(Exit::Usage, format!("{}: {e}", folder.display())))?;
         let mut request = Request::new(SubmitRequest {
@@ -133,10 +129,7 @@ impl Submit {
             replica: None,
         })
         .await?;
-        let credentials = Credentials {
-            secret: running.token.clone(),
-            ..Credentials::default()
-        };
+        let credentials = Credentials { secret: running.token.clone(), ..Credentials::default() };
         let mut client = client::connect(&running.url, &credentials).await?;
         let mut workers = LocalWorkers::new(&running.url, credentials.secret, count, &self.reach.state, file);
         let sent = send(&mut client, request).await;
@@ -153,10 +146,7 @@ impl Submit {
                 }
                 let mut stopper = client.clone();
                 let given_up = workers.given_up();
-                let again = format!(
-                    "`llink-coord submit {}` goes on from what was finished",
-                    self.job.display()
-                );
+                let again = format!("`llink-coord submit {}` goes on from what was finished", self.job.display());
                 let started = follow::follow(&mut client, &job.id, style, &again, |job| workers.start_if_needed(job));
                 tokio::select! {
                     ended = started => ended.map(Some),
@@ -196,9 +186,7 @@ impl Submit {
 
 async fn send(client: &mut Client, request: Request<SubmitRequest>) -> Result<Job, Failed> {
     let answer = client.submit(request).await.map_err(|s| refused(&s))?.into_inner();
-    let job = answer
-        .job
-        .ok_or_else(|| Failed::new(Exit::Internal, "the coordinator answered without a job"))?;
+    let job = answer.job.ok_or_else(|| Failed::new(Exit::Internal, "the coordinator answered without a job"))?;
     tracing::Span::current().record("job", &job.id);
     Ok(job)
 }
@@ -220,9 +208,6 @@ async fn stop(client: &mut Client, id: &str, job: &Path) -> Failed {
     let _ = tokio::time::timeout(std::time::Duration::from_secs(2), cancel).await;
     Failed::new(
         Exit::Interrupted,
-        format!(
-            "stopped. What was finished is kept: `llink-coord submit {}` goes on from there",
-            job.display()
-        ),
+        format!("stopped. What was finished is kept: `llink-coord submit {}` goes on from there", job.display()),
     )
 }

@@ -10,25 +10,12 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
     let mut found = Vec::new();
     let mut expect = |holds: bool, key: &str, given: &dyn std::fmt::Display, expected: &str| {
         if !holds {
-            found.push(Problem {
-                key: key.into(),
-                span: None,
-                what: fault(key, given, expected),
-                help: None,
-            });
+            found.push(Problem { key: key.into(), span: None, what: fault(key, given, expected), help: None });
         }
     };
-    let name_ok = !job.name.is_empty()
-        && job
-            .name
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.');
-    expect(
-        name_ok,
-        "name",
-        &format!("{:?}", job.name),
-        "letters, digits, `-`, `_` or `.`",
-    );
+    let name_ok =
+        !job.name.is_empty() && job.name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.');
+    expect(name_ok, "name", &format!("{:?}", job.name), "letters, digits, `-`, `_` or `.`");
     expect(
         !job.output.is_empty() && !job.output.starts_with("hf://"),
         "output",
@@ -37,17 +24,9 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
     );
 
     let c = &job.corpus;
-    expect(
-        !c.source.as_slice().is_empty(),
-        "corpus.source",
-        &"empty",
-        "at least one source",
-    );
+    expect(!c.source.as_slice().is_empty(), "corpus.source", &"empty", "at least one source");
     sources(&c.source, "corpus.source", &mut expect);
-    let columns = [
-        ("corpus.english_column", &c.english_column),
-        ("corpus.foreign_column", &c.foreign_column),
-    ];
+    let columns = [("corpus.english_column", &c.english_column), ("corpus.foreign_column", &c.foreign_column)];
     for (key, column) in columns {
         if let Some(column) = column {
             let counted = *column != ColumnName::Number(0) && *column != ColumnName::Name(String::new());
@@ -56,54 +35,24 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
     }
     if let (Some(english), Some(foreign)) = (&c.english_column, &c.foreign_column) {
         let differ = english != foreign;
-        expect(
-            differ,
-            "corpus.foreign_column",
-            foreign,
-            "another column than `corpus.english_column`",
-        );
+        expect(differ, "corpus.foreign_column", foreign, "another column than `corpus.english_column`");
     }
     cleaning(&job.cleaning, &mut expect);
     if let Some(synthesize) = &job.synthesize {
         super::synthesize::problems(synthesize, &mut expect);
     }
     c.check_bounds(&mut expect);
-    expect(
-        c.min_chars <= c.max_chars,
-        "corpus.min_chars",
-        &c.min_chars,
-        "at most `corpus.max_chars`",
-    );
+    expect(c.min_chars <= c.max_chars, "corpus.min_chars", &c.min_chars, "at most `corpus.max_chars`");
     let sample_sized = c.train_pairs > 0 || !c.source.has_sample();
-    expect(
-        sample_sized,
-        "corpus.train_pairs",
-        &c.train_pairs,
-        "how many pairs of the sample corpus to make",
-    );
+    expect(sample_sized, "corpus.train_pairs", &c.train_pairs, "how many pairs of the sample corpus to make");
 
     if let Some(i) = &job.instructions {
-        expect(
-            !i.source.as_slice().is_empty(),
-            "instructions.source",
-            &"empty",
-            "at least one source",
-        );
+        expect(!i.source.as_slice().is_empty(), "instructions.source", &"empty", "at least one source");
         sources(&i.source, "instructions.source", &mut expect);
         i.check_bounds(&mut expect);
-        expect(
-            i.min_chars <= i.max_chars,
-            "instructions.min_chars",
-            &i.min_chars,
-            "at most `instructions.max_chars`",
-        );
+        expect(i.min_chars <= i.max_chars, "instructions.min_chars", &i.min_chars, "at most `instructions.max_chars`");
         let sized = i.train > 0 || !i.source.has_sample();
-        expect(
-            sized,
-            "instructions.train",
-            &i.train,
-            "how many sample instructions to make",
-        );
+        expect(sized, "instructions.train", &i.train, "how many sample instructions to make");
     }
     super::models::problems(job, &mut expect);
     job.embed.check(&mut expect);
@@ -158,17 +107,7 @@ fn cleaning(c: &CleaningSection, expect: Expect<'_>) {
     let is_script = |code: &str| code.parse::<WritingSystem>().is_ok();
     let expected = "an ISO 15924 code of a script, such as Khmr, Laoo or Latn";
     let script = c.script.as_deref();
-    expect(
-        script.is_none_or(is_script),
-        "cleaning.script",
-        &format!("{:?}", script.unwrap_or_default()),
-        expected,
-    );
-    expect(
-        is_script(&c.english_script),
-        "cleaning.english_script",
-        &format!("{:?}", c.english_script),
-        expected,
-    );
+    expect(script.is_none_or(is_script), "cleaning.script", &format!("{:?}", script.unwrap_or_default()), expected);
+    expect(is_script(&c.english_script), "cleaning.english_script", &format!("{:?}", c.english_script), expected);
     c.check_bounds(expect);
 }

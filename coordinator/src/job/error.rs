@@ -29,11 +29,7 @@ pub struct JobFileError {
 impl JobFileError {
     /// Collects the faults of the job file `file_name`, whose content is `text`.
     pub(super) fn new(file_name: &str, text: &str, problems: Vec<Problem>) -> Self {
-        Self {
-            file_name: file_name.into(),
-            text: text.into(),
-            problems,
-        }
+        Self { file_name: file_name.into(), text: text.into(), problems }
     }
 
     /// Returns the faults, in the order of the file.
@@ -47,10 +43,7 @@ impl JobFileError {
 pub(super) fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
     let before = &text[..offset.min(text.len())];
     let line_start = before.rfind('\n').map_or(0, |i| i + 1);
-    (
-        before.matches('\n').count() + 1,
-        before[line_start..].chars().count() + 1,
-    )
+    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
 }
 
 impl fmt::Display for JobFileError {
@@ -68,24 +61,14 @@ impl fmt::Display for JobFileError {
             };
             let (line, column) = line_and_column(&self.text, span.start);
             let source = redacted(self.text.lines().nth(line - 1).unwrap_or(""));
-            let underlined = self
-                .text
-                .get(span.clone())
-                .map_or(1, |s| s.lines().next().unwrap_or("").chars().count());
+            let underlined = self.text.get(span.clone()).map_or(1, |s| s.lines().next().unwrap_or("").chars().count());
             // Only the visible part of the line is underlined.
             let underlined = underlined.min((source.chars().count() + 1).saturating_sub(column));
             let margin = line.to_string().len();
             writeln!(f, "{}:{line}:{column}: {}", self.file_name, redacted(&problem.what))?;
             writeln!(f, "{:margin$} |", "")?;
             writeln!(f, "{line} | {source}")?;
-            write!(
-                f,
-                "{:margin$} | {:pad$}{}",
-                "",
-                "",
-                "^".repeat(underlined.max(1)),
-                pad = column - 1
-            )?;
+            write!(f, "{:margin$} | {:pad$}{}", "", "", "^".repeat(underlined.max(1)), pad = column - 1)?;
             if let Some(help) = &problem.help {
                 write!(f, "\n{:margin$} = {help}", "")?;
             }

@@ -45,10 +45,7 @@ impl ExportSection {
     pub fn language_of(job: &JobFile) -> Option<&str> {
         let by_script = || {
             let script = job.cleaning.script.as_deref()?;
-            LANGUAGES
-                .iter()
-                .find(|(code, _)| *code == script)
-                .map(|(_, name)| *name)
+            LANGUAGES.iter().find(|(code, _)| *code == script).map(|(_, name)| *name)
         };
         let given = job.export.language.as_deref();
         given
@@ -62,18 +59,14 @@ impl ExportSection {
 /// or in the hub's cache.
 #[must_use]
 pub fn model_name(source: &str) -> String {
-    let hub = source
-        .strip_prefix("hf://")
-        .map(|rest| rest.strip_prefix("models/").unwrap_or(rest));
+    let hub = source.strip_prefix("hf://").map(|rest| rest.strip_prefix("models/").unwrap_or(rest));
     if let Some((owner, rest)) = hub.and_then(|rest| rest.split_once('/')) {
         let name = rest.split(['@', '/']).next().unwrap_or(rest);
         return format!("{owner}/{name}");
     }
     let mut parts = source.rsplit('/').filter(|part| !part.is_empty());
-    let cached = source
-        .split('/')
-        .find_map(|part| part.strip_prefix("models--"))
-        .and_then(|name| name.split_once("--"));
+    let cached =
+        source.split('/').find_map(|part| part.strip_prefix("models--")).and_then(|name| name.split_once("--"));
     match cached {
         Some((owner, name)) => format!("{owner}/{name}"),
         None => parts.next().unwrap_or(source).to_owned(),
@@ -125,15 +118,9 @@ mod tests {
         let corpus = "[corpus]\nsource = \"/a.tsv\"\n";
         assert_eq!(language(corpus), None);
         assert_eq!(language("[corpus]\nsource = \"sample\"\n").as_deref(), Some("km"));
+        assert_eq!(language(&format!("{corpus}[cleaning]\nscript = \"Laoo\"\n")).as_deref(), Some("lo"));
         assert_eq!(
-            language(&format!("{corpus}[cleaning]\nscript = \"Laoo\"\n")).as_deref(),
-            Some("lo")
-        );
-        assert_eq!(
-            language(&format!(
-                "{corpus}[cleaning]\nscript = \"Laoo\"\n[export]\nlanguage = \"kmk\"\n"
-            ))
-            .as_deref(),
+            language(&format!("{corpus}[cleaning]\nscript = \"Laoo\"\n[export]\nlanguage = \"kmk\"\n")).as_deref(),
             Some("kmk")
         );
     }

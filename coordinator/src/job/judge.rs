@@ -48,17 +48,7 @@ pub(super) fn problems(job: &JobFile, expect: Expect<'_>) {
         "an [instruct] section, and `evaluate.answers` above 0: answers are what is judged",
     );
     let is_http = judge.url.starts_with("http://") || judge.url.starts_with("https://");
-    expect(
-        is_http,
-        "evaluate.judge.url",
-        &format!("{:?}", judge.url),
-        "an http:// or https:// URL, up to /v1",
-    );
-    expect(
-        !judge.model.is_empty(),
-        "evaluate.judge.model",
-        &"empty",
-        "a model's name",
-    );
+    expect(is_http, "evaluate.judge.url", &format!("{:?}", judge.url), "an http:// or https:// URL, up to /v1");
+    expect(!judge.model.is_empty(), "evaluate.judge.model", &"empty", "a model's name");
     judge.check_bounds(expect);
 }

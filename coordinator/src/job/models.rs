@@ -45,10 +45,7 @@ pub struct ModelsSection {
 impl ModelsSection {
     /// Returns the keys and paths of both models.
     pub fn paths(&self) -> [(&'static str, &str); 2] {
-        [
-            ("models.encoder", self.encoder.path.as_str()),
-            ("models.decoder", self.decoder.path.as_str()),
-        ]
+        [("models.encoder", self.encoder.path.as_str()), ("models.decoder", self.decoder.path.as_str())]
     }
 
     /// Returns the paths of both models for changes.
@@ -115,12 +112,7 @@ impl PoolingName {
 
 impl From<&str> for EncoderModel {
     fn from(path: &str) -> Self {
-        Self {
-            path: path.into(),
-            pooling: None,
-            normalize: None,
-            prefix: None,
-        }
+        Self { path: path.into(), pooling: None, normalize: None, prefix: None }
     }
 }
 
@@ -155,23 +147,12 @@ impl Serialize for EncoderModel {
             #[serde(skip_serializing_if = "Option::is_none")]
             prefix: Option<&'a str>,
         }
-        let Self {
-            path,
-            pooling,
-            normalize,
-            prefix,
-        } = self;
+        let Self { path, pooling, normalize, prefix } = self;
         if *self == Self::from(path.as_str()) {
             return path.serialize(serializer);
         }
         let (pooling, normalize, prefix) = (*pooling, *normalize, prefix.as_deref());
-        Table {
-            path,
-            pooling,
-            normalize,
-            prefix,
-        }
-        .serialize(serializer)
+        Table { path, pooling, normalize, prefix }.serialize(serializer)
     }
 }
 
@@ -214,17 +195,8 @@ pub(super) fn problems(job: &JobFile, expect: Expect<'_>) {
         let expected = "\"tiny\", \"random\" or a model folder";
         expect(!path.is_empty(), key, &"empty", expected);
     }
-    let length = models
-        .encoder
-        .prefix
-        .as_ref()
-        .map_or(0, |prefix| prefix.chars().count());
-    expect(
-        length <= LONGEST_PREFIX,
-        "models.encoder.prefix",
-        &format!("{length} characters long"),
-        "at most 1000",
-    );
+    let length = models.encoder.prefix.as_ref().map_or(0, |prefix| prefix.chars().count());
+    expect(length <= LONGEST_PREFIX, "models.encoder.prefix", &format!("{length} characters long"), "at most 1000");
 }
 
 #[cfg(test)]
@@ -234,18 +206,13 @@ mod tests {
 
     fn models(text: &str) -> Result<ModelsSection, String> {
         let text = format!("[corpus]\nsource = \"sample\"\n{text}");
-        parse("job.toml", &text)
-            .map(|job| job.models)
-            .map_err(|e| e.to_string())
+        parse("job.toml", &text).map(|job| job.models).map_err(|e| e.to_string())
     }
 
     #[test]
     fn a_model_is_a_path_or_a_table() {
         let plain = models("[models]\nencoder = \"m/e5\"\n").unwrap();
-        assert_eq!(
-            (plain.encoder.path.as_str(), plain.decoder.path.as_str()),
-            ("m/e5", "tiny")
-        );
+        assert_eq!((plain.encoder.path.as_str(), plain.decoder.path.as_str()), ("m/e5", "tiny"));
         for key in ["path", "url"] {
             let table = models(&format!("[models.encoder]\n{key} = \"m/e5\"\n")).unwrap();
             assert_eq!(table, plain);
@@ -254,10 +221,7 @@ mod tests {
                     [models.decoder]\npath = \"m/d\"\n";
         let full = models(full).unwrap();
         assert_eq!(full.encoder.pooling, Some(PoolingName::Cls));
-        assert_eq!(
-            (full.encoder.normalize, full.encoder.prefix.as_deref()),
-            (Some(true), Some("query: "))
-        );
+        assert_eq!((full.encoder.normalize, full.encoder.prefix.as_deref()), (Some(true), Some("query: ")));
         assert_eq!(full.decoder.path, "m/d");
         // A stored section is read back unchanged.
         for section in [plain, full] {
@@ -269,15 +233,9 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_model_is_said() {
         for (text, words) in [
-            (
-                "[models.encoder]\npath = \"x\"\npooling = \"max\"\n",
-                &["max", "mean", "cls"][..],
-            ),
+            ("[models.encoder]\npath = \"x\"\npooling = \"max\"\n", &["max", "mean", "cls"][..]),
             ("[models.encoder]\npooling = \"cls\"\n", &["models.encoder", "path"]),
-            (
-                "[models.encoder]\npath = \"x\"\nprefixes = \"q\"\n",
-                &["prefixes", "did you mean `prefix`"],
-            ),
+            ("[models.encoder]\npath = \"x\"\nprefixes = \"q\"\n", &["prefixes", "did you mean `prefix`"]),
             ("[models]\nencoder = 3\n", &["models.encoder", "a model folder"]),
             ("[models]\nencoder = \"\"\n", &["models.encoder", "empty"]),
         ] {

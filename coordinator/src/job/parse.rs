@@ -41,22 +41,13 @@ fn syntax_problem(error: &toml::de::Error) -> Problem {
 /// Converts an error of serde: an unknown key, a missing one, or a value of the wrong type.
 fn shape_problem(document: &Spanned<DeTable<'_>>, error: &toml::de::Error) -> Problem {
     let message = error.message().trim();
-    let key = error
-        .span()
-        .map(|s| path_at(document.get_ref(), &s))
-        .unwrap_or_default();
+    let key = error.span().map(|s| path_at(document.get_ref(), &s)).unwrap_or_default();
     if let Some(rest) = message.strip_prefix("unknown field ") {
         let mut names = backticked(rest);
-        let unknown = if names.is_empty() {
-            String::new()
-        } else {
-            names.remove(0)
-        };
+        let unknown = if names.is_empty() { String::new() } else { names.remove(0) };
         let table = key.rsplit_once('.').map(|(table, _)| table);
         let place = table.map_or("at the top level".to_owned(), |t| format!("in [{t}]"));
-        let nearest = nearest(&unknown, &names)
-            .map(|n| format!("did you mean `{n}`? "))
-            .unwrap_or_default();
+        let nearest = nearest(&unknown, &names).map(|n| format!("did you mean `{n}`? ")).unwrap_or_default();
         return Problem {
             span: error.span(),
             what: format!("unknown key `{unknown}` {place}"),
@@ -68,23 +59,12 @@ fn shape_problem(document: &Spanned<DeTable<'_>>, error: &toml::de::Error) -> Pr
         let missing = backticked(rest).into_iter().next().unwrap_or_default();
         // For a missing top-level key, serde gives the span of the whole document, which is no useful place.
         let top_level = error.span().is_none_or(|s| s.start == 0) && !document.get_ref().contains_key(missing.as_str());
-        let full = if key.is_empty() || top_level {
-            missing.clone()
-        } else {
-            format!("{key}.{missing}")
-        };
+        let full = if key.is_empty() || top_level { missing.clone() } else { format!("{key}.{missing}") };
         let help = example_for(&full).map(|e| format!("expected: {e}"));
         let span = if top_level { None } else { error.span() };
-        return Problem {
-            span,
-            what: format!("`{full}` is missing"),
-            help,
-            key: full,
-        };
+        return Problem { span, what: format!("`{full}` is missing"), help, key: full };
     }
-    let wrong = message
-        .strip_prefix("invalid type: ")
-        .or(message.strip_prefix("invalid value: "));
+    let wrong = message.strip_prefix("invalid type: ").or(message.strip_prefix("invalid value: "));
     let what = match wrong.and_then(|wrong| wrong.split_once(", expected ")) {
         Some((given, expected)) => format!("{given}: expected {}", in_words(expected)),
         None => message.replacen("unknown variant", "unknown value", 1),
@@ -93,12 +73,7 @@ fn shape_problem(document: &Spanned<DeTable<'_>>, error: &toml::de::Error) -> Pr
     let help = candidates
         .split_first()
         .and_then(|(given, known)| nearest(given, known).map(|n| format!("did you mean `{n}`?")));
-    Problem {
-        span: error.span(),
-        what: format!("`{key}`: {what}"),
-        help,
-        key,
-    }
+    Problem { span: error.span(), what: format!("`{key}`: {what}"), help, key }
 }
 
 /// Returns what serde expects in words that do not take a knowledge of Rust.
@@ -185,10 +160,7 @@ mod tests {
         let job = parse("job.toml", "[corpus]\nsource = \"sample\"\n").unwrap();
         assert_eq!(job.corpus.train_pairs, 100_000);
         assert_eq!(job.corpus.holdout_pairs, 40_000);
-        assert_eq!(
-            (job.align.steps, job.align.batch, job.align.queue),
-            (20_000, 128, 32_768)
-        );
+        assert_eq!((job.align.steps, job.align.batch, job.align.queue), (20_000, 128, 32_768));
         assert_eq!(job.models.encoder.path, "tiny");
     }
 

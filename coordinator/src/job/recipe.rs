@@ -68,10 +68,7 @@ mod tests {
     fn the_papers_recipe_is_the_default_and_changes_nothing() {
         let plain = job("");
         assert_eq!(plain, job("recipe = \"paper\""));
-        assert_eq!(
-            (plain.embed.teacher, plain.align.metric),
-            (Teacher::Slot, Metric::Cosine)
-        );
+        assert_eq!((plain.embed.teacher, plain.align.metric), (Teacher::Slot, Metric::Cosine));
         assert!(!plain.align.standardize && !plain.align.starts_at_teachers() && !plain.align.fits_statistics());
     }
 
@@ -80,13 +77,7 @@ mod tests {
         let sharp = job("recipe = \"sharp\"");
         assert_eq!(sharp.align.metric, Metric::Whitened);
         assert!(sharp.align.standardize && sharp.align.starts_at_teachers() && sharp.align.fits_statistics());
-        assert!(matches!(
-            sharp.embed.teacher,
-            Teacher::Pooled(PooledTeacher {
-                layer: TeacherLayer::Share(_),
-                ..
-            })
-        ));
+        assert!(matches!(sharp.embed.teacher, Teacher::Pooled(PooledTeacher { layer: TeacherLayer::Share(_), .. })));
         let mixed = job("recipe = \"sharp\"\n[align]\nmetric = \"centered\"\nsteps = 5\n[embed]\nteacher = \"slot\"");
         assert_eq!(mixed.align.metric, Metric::Centered);
         assert_eq!((mixed.embed.teacher, mixed.align.steps), (Teacher::Slot, 5));
@@ -111,10 +102,7 @@ mod tests {
             parse("job.toml", &text).unwrap_err().to_string()
         };
         let text = error("[align]\nmetric = \"whitend\"");
-        assert!(
-            text.starts_with("job.toml:5:10") && text.contains("did you mean `whitened`?"),
-            "{text}"
-        );
+        assert!(text.starts_with("job.toml:5:10") && text.contains("did you mean `whitened`?"), "{text}");
         let text = error("[align]\nwhitening_eps = 0");
         assert!(text.starts_with("job.toml:5:17: `align.whitening_eps` is 0"), "{text}");
         let text = error("[embed]\nteacher = { pool = \"mean\", layer = 1.5 }");
@@ -125,9 +113,7 @@ mod tests {
         assert!(text.contains("`max`") && text.contains("`mean`"), "{text}");
         let text = error("[embed]\nteacher = { pool = \"mean\" }");
         assert!(text.contains("`embed.teacher.layer` is missing"), "{text}");
-        let text = parse("job.toml", "recipe = \"shrap\"\n[corpus]\nsource = \"sample\"\n")
-            .unwrap_err()
-            .to_string();
+        let text = parse("job.toml", "recipe = \"shrap\"\n[corpus]\nsource = \"sample\"\n").unwrap_err().to_string();
         assert!(text.contains("did you mean `sharp`?"), "{text}");
     }
 }

@@ -40,10 +40,7 @@ impl Sources {
             Self::Several(sources) => sources,
         };
         for entry in entries {
-            for path in [&mut entry.url, &mut entry.english, &mut entry.foreign]
-                .into_iter()
-                .flatten()
-            {
+            for path in [&mut entry.url, &mut entry.english, &mut entry.foreign].into_iter().flatten() {
                 *path = f(path);
             }
         }
@@ -198,10 +195,7 @@ impl SourceEntry {
     /// Returns a source with a path or URL and no other setting.
     #[must_use]
     pub fn of(url: &str) -> Self {
-        Self {
-            url: Some(url.into()),
-            ..Self::default()
-        }
+        Self { url: Some(url.into()), ..Self::default() }
     }
 
     /// Returns its URL, or the URL of the English file of a Moses corpus. People are shown a
@@ -224,9 +218,7 @@ impl SourceEntry {
 
     /// Returns every file of the source.
     pub fn files(&self) -> impl Iterator<Item = &str> {
-        [&self.url, &self.english, &self.foreign]
-            .into_iter()
-            .filter_map(|file| file.as_deref())
+        [&self.url, &self.english, &self.foreign].into_iter().filter_map(|file| file.as_deref())
     }
 
     /// Returns true if the source stands for made-up rows.
@@ -335,10 +327,7 @@ mod tests {
             labels(&["/v1/km/train.tsv", "/v2/km/train.tsv", "train.tsv"]),
             ["v1/km/train.tsv", "v2/km/train.tsv", "train.tsv"]
         );
-        assert_eq!(
-            labels(&["s3://one/train.tsv", "https://two/train.tsv?sig=x"]),
-            ["one/train.tsv", "two/train.tsv"]
-        );
+        assert_eq!(labels(&["s3://one/train.tsv", "https://two/train.tsv?sig=x"]), ["one/train.tsv", "two/train.tsv"]);
         // The same file twice can't be distinguished.
         assert_eq!(labels(&["/a/train.tsv", "/a/train.tsv"]), ["train.tsv", "train.tsv"]);
     }

@@ -77,12 +77,7 @@ fn paper_prompts() -> Vec<PromptEntry> {
 pub(super) fn problems(s: &SynthesizeSection, expect: Expect<'_>) {
     let is_http = s.url.starts_with("http://") || s.url.starts_with("https://");
     let given = format!("{:?}", s.url);
-    expect(
-        is_http,
-        "synthesize.url",
-        &given,
-        "an http:// or https:// URL, up to /v1",
-    );
+    expect(is_http, "synthesize.url", &given, "an http:// or https:// URL, up to /v1");
     let host = s.url.split('/').nth(2).unwrap_or_default();
     expect(
         !host.contains('@'),
@@ -106,11 +101,6 @@ pub(super) fn problems(s: &SynthesizeSection, expect: Expect<'_>) {
         "a prompt that holds {english}",
     );
     let ordered = s.min_chars <= s.max_chars;
-    expect(
-        ordered,
-        "synthesize.min_chars",
-        &s.min_chars,
-        "at most `synthesize.max_chars`",
-    );
+    expect(ordered, "synthesize.min_chars", &s.min_chars, "at most `synthesize.max_chars`");
     s.check_bounds(expect);
 }

@@ -38,11 +38,7 @@ llink_proto::settings! {
 impl TrackSection {
     /// Returns the URLs with their keys.
     pub fn urls(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        let urls = [
-            ("track.mlflow", &self.mlflow),
-            ("track.trackio", &self.trackio),
-            ("track.webhook", &self.webhook),
-        ];
+        let urls = [("track.mlflow", &self.mlflow), ("track.trackio", &self.trackio), ("track.webhook", &self.webhook)];
         urls.into_iter().filter_map(|(key, url)| Some((key, url.as_deref()?)))
     }
 
@@ -53,9 +49,7 @@ impl TrackSection {
             ("track.trackio_token_env", &self.trackio_token_env),
             ("track.webhook_secret_env", &self.webhook_secret_env),
         ];
-        names
-            .into_iter()
-            .filter_map(|(key, name)| Some((key, name.as_deref()?)))
+        names.into_iter().filter_map(|(key, name)| Some((key, name.as_deref()?)))
     }
 }
 

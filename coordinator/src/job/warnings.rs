@@ -74,9 +74,7 @@ fn instruct(i: &InstructSettings, job: &JobFile, found: &mut Vec<String>) {
     }
     let asked = u64::from(job.evaluate.answers);
     if asked > validation {
-        found.push(format!(
-            "`evaluate.answers` is {asked} and `{key}` {validation}: {validation} are answered"
-        ));
+        found.push(format!("`evaluate.answers` is {asked} and `{key}` {validation}: {validation} are answered"));
     }
 }
 
@@ -140,10 +138,7 @@ fn ranks(job: &JobFile, found: &mut Vec<String>) {
     let local = job.workers.local;
     let align = ("align.min_ranks", job.align.min_ranks);
     let instruct = job.instruct.as_ref().map(|i| ("instruct.min_ranks", i.min_ranks));
-    for (key, ranks) in std::iter::once(align)
-        .chain(instruct)
-        .filter(|(_, ranks)| *ranks > local)
-    {
+    for (key, ranks) in std::iter::once(align).chain(instruct).filter(|(_, ranks)| *ranks > local) {
         found.push(format!(
             "`{key}` is {ranks} and `workers.local` {local}: without --coordinator or --workers {ranks} the training never starts"
         ));
@@ -167,48 +162,21 @@ mod tests {
         assert_eq!(said(with_b), [""; 0]);
         let judge = "[evaluate.judge]\nurl = \"https://models.example/v1\"\nmodel = \"m\"\nexamples = 3\n";
         for (change, expected) in [
-            (
-                "[align]\nsteps = 3000\n".to_owned(),
-                "`align.warmup_steps` is 3000 of 3000 steps",
-            ),
+            ("[align]\nsteps = 3000\n".to_owned(), "`align.warmup_steps` is 3000 of 3000 steps"),
             ("[align]\nqueue = 100\n".to_owned(), "`align.queue` holds 100"),
-            (
-                "[align]\nsteps = 3\nbatch = 64\nwarmup_steps = 1\n".to_owned(),
-                "put only 192 into the queue",
-            ),
+            ("[align]\nsteps = 3\nbatch = 64\nwarmup_steps = 1\n".to_owned(), "put only 192 into the queue"),
             (
                 "holdout_pairs = 500\n[align]\nvalidation_pairs = 501\n[evaluate]\nbenchmark_pairs = 500\n".to_owned(),
                 "validation looks at 500",
             ),
             ("holdout_pairs = 1000\n".to_owned(), "retrieval is measured among 1000"),
-            (
-                format!("[evaluate]\nanswers = 2001\n{with_b}"),
-                "`instructions.validation` 2000: 2000 are answered",
-            ),
-            (
-                format!("{with_b}validation_examples = 2001\n"),
-                "validation looks at 2000",
-            ),
-            (
-                format!("{with_b}numbers = true\nmode = \"direct\"\n"),
-                "without slots, no numbers",
-            ),
-            (
-                format!("{with_b}windows = 8\nmode = \"direct\"\n"),
-                "nothing reads windows",
-            ),
-            (
-                format!("[evaluate]\nanswers = 2\n{judge}{with_b}"),
-                "the judge compares 2",
-            ),
-            (
-                "[instructions]\nsource = \"sample\"\n".to_owned(),
-                "nothing is trained on them",
-            ),
-            (
-                "[align]\nmin_ranks = 3\n".to_owned(),
-                "--workers 3 the training never starts",
-            ),
+            (format!("[evaluate]\nanswers = 2001\n{with_b}"), "`instructions.validation` 2000: 2000 are answered"),
+            (format!("{with_b}validation_examples = 2001\n"), "validation looks at 2000"),
+            (format!("{with_b}numbers = true\nmode = \"direct\"\n"), "without slots, no numbers"),
+            (format!("{with_b}windows = 8\nmode = \"direct\"\n"), "nothing reads windows"),
+            (format!("[evaluate]\nanswers = 2\n{judge}{with_b}"), "the judge compares 2"),
+            ("[instructions]\nsource = \"sample\"\n".to_owned(), "nothing is trained on them"),
+            ("[align]\nmin_ranks = 3\n".to_owned(), "--workers 3 the training never starts"),
         ] {
             let said = said(&change);
             assert_eq!(said.len(), 1, "{change}: {said:?}");

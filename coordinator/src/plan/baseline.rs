@@ -47,18 +47,13 @@ fn sides(inputs: &Inputs<'_>) -> Result<[(Side, Vec<Portion>); 2], PlanError> {
     let shard = earlier(STAGE, StageName::Shard, inputs)?;
     // The margin compares both sides of every training pair.
     let train = inputs.job.cleaning.margin.map_or(CENTRED_ON, |_| u64::MAX);
-    let wanted = [
-        (Side::Holdout, inputs.job.evaluate.benchmark_pairs),
-        (Side::Train, train),
-    ];
+    let wanted = [(Side::Holdout, inputs.job.evaluate.benchmark_pairs), (Side::Train, train)];
     Ok(wanted.map(|(side, rows)| (side, first(shard, side, rows))))
 }
 
 pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
     let sides = sides(inputs)?;
-    let portions = sides
-        .iter()
-        .flat_map(|(side, portions)| portions.iter().map(move |p| (side, p)));
+    let portions = sides.iter().flat_map(|(side, portions)| portions.iter().map(move |p| (side, p)));
     let mut parts: Vec<String> = portions
         .map(|(side, portion)| {
             let name = Corpus::Pairs.side(*side);
@@ -93,10 +88,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
                 english: true,
                 windows: 0,
             });
-            let spec = Task {
-                output_url: inputs.job.output.clone(),
-                kind: Some(kind),
-            };
+            let spec = Task { output_url: inputs.job.output.clone(), kind: Some(kind) };
             tasks.push(PlannedTask {
                 spec,
                 weight: NonZeroU64::new(portion.rows),
@@ -105,8 +97,5 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
             });
         }
     }
-    Ok(Phase::Tasks {
-        label: "embed English".into(),
-        tasks,
-    })
+    Ok(Phase::Tasks { label: "embed English".into(), tasks })
 }

@@ -15,10 +15,8 @@ use super::{
 const STAGE: StageName = StageName::Embed;
 /// The two models that read a pair: the encoder reads its foreign side, the teacher its English side. The teacher is
 /// usually the slower model. It comes first, so that the remaining time is known early and the last tasks are short.
-const TOWERS: [(Tower, &str, ModelRole); 2] = [
-    (Tower::Teacher, "decoder", ModelRole::Decoder),
-    (Tower::Encoder, "encoder", ModelRole::Encoder),
-];
+const TOWERS: [(Tower, &str, ModelRole); 2] =
+    [(Tower::Teacher, "decoder", ModelRole::Decoder), (Tower::Encoder, "encoder", ModelRole::Encoder)];
 
 pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
     let shard = earlier(STAGE, StageName::Shard, inputs)?;
@@ -48,12 +46,7 @@ pub(super) fn max_tokens(stage: StageName, inputs: &Inputs<'_>) -> Result<u32, P
 /// Returns the encoder's reading settings, for the keys of later stages.
 pub(super) fn reading_key(stage: StageName, inputs: &Inputs<'_>) -> Result<String, PlanError> {
     let reading = reading(stage, inputs)?;
-    let EncoderReading {
-        pooling,
-        normalize,
-        prefix,
-        lowercase,
-    } = &reading;
+    let EncoderReading { pooling, normalize, prefix, lowercase } = &reading;
     Ok(json(&(pooling, normalize, prefix, lowercase)))
 }
 
@@ -87,20 +80,13 @@ pub(super) fn model_ref(
 
 /// Returns the settings of every embedding task, as JSON.
 pub(super) fn settings(stage: StageName, inputs: &Inputs<'_>) -> Result<String, PlanError> {
-    let settings = EmbedSettings {
-        max_tokens: max_tokens(stage, inputs)?,
-        ..inputs.job.embed.clone()
-    };
+    let settings = EmbedSettings { max_tokens: max_tokens(stage, inputs)?, ..inputs.job.embed.clone() };
     Ok(json(&settings))
 }
 
 /// Refuses a teacher's layer that the decoder lacks.
 fn check_teacher(inputs: &Inputs<'_>) -> Result<(), PlanError> {
-    let Teacher::Pooled(PooledTeacher {
-        layer: TeacherLayer::Number(number),
-        ..
-    }) = inputs.job.embed.teacher
-    else {
+    let Teacher::Pooled(PooledTeacher { layer: TeacherLayer::Number(number), .. }) = inputs.job.embed.teacher else {
         return Ok(());
     };
     let layers = fact(STAGE, earlier(STAGE, StageName::Models, inputs)?, "decoder.layers")?;
@@ -126,11 +112,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
         corpora.push((Corpus::Instructions, instructions_of(STAGE, inputs)?));
     }
     let sides = [Side::Train, Side::Holdout];
-    let sets = || {
-        corpora
-            .iter()
-            .flat_map(|&(corpus, from)| sides.map(|side| (corpus, from, side)))
-    };
+    let sets = || corpora.iter().flat_map(|&(corpus, from)| sides.map(|side| (corpus, from, side)));
     let directory = inputs.directory(STAGE, key);
     check_teacher(inputs)?;
     let settings = settings(STAGE, inputs)?;
@@ -151,10 +133,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
                     english: false,
                     windows: 0,
                 });
-                let spec = Task {
-                    output_url: inputs.job.output.clone(),
-                    kind: Some(kind),
-                };
+                let spec = Task { output_url: inputs.job.output.clone(), kind: Some(kind) };
                 tasks.push(PlannedTask {
                     spec,
                     weight,
@@ -164,8 +143,5 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
             }
         }
     }
-    Ok(Phase::Tasks {
-        label: "embed".into(),
-        tasks,
-    })
+    Ok(Phase::Tasks { label: "embed".into(), tasks })
 }

@@ -17,10 +17,7 @@ use crate::job::SourceEntry;
 const STAGE: StageName = StageName::Instruct;
 
 fn section<'a>(inputs: &Inputs<'a>) -> Result<&'a InstructSettings, PlanError> {
-    inputs.job.instruct.as_ref().ok_or_else(|| PlanError {
-        stage: STAGE,
-        reason: "the job has no [instruct]".into(),
-    })
+    inputs.job.instruct.as_ref().ok_or_else(|| PlanError { stage: STAGE, reason: "the job has no [instruct]".into() })
 }
 
 pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
@@ -82,10 +79,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
         held_out_encoder_vectors: held_out(encoder(Side::Holdout)?),
         held_out_teacher_vectors: held_out(teacher(Side::Holdout)),
     });
-    let ranks = Ranks {
-        min: section.min_ranks,
-        max: section.max_ranks,
-    };
+    let ranks = Ranks { min: section.min_ranks, max: section.max_ranks };
     let (phase, label) = match arm {
         InstructArm::Slots => ("slots", "train slots and adapter"),
         InstructArm::Direct => ("direct", "train an adapter on the foreign text itself"),
@@ -116,9 +110,7 @@ fn named(result: &TaskResult, arm: InstructArm, mode: InstructMode) -> TaskResul
 /// Returns the projector from which Stage B's slots are expanded: Stage B's own if it trained one, otherwise Stage A's.
 pub(super) fn projector(stage: StageName, inputs: &Inputs<'_>) -> Result<Artifact, PlanError> {
     let own = match inputs.job.instruct {
-        Some(_) => with_role(earlier(stage, STAGE, inputs)?, Part::Projector)
-            .into_iter()
-            .next(),
+        Some(_) => with_role(earlier(stage, STAGE, inputs)?, Part::Projector).into_iter().next(),
         None => None,
     };
     match own {

@@ -20,10 +20,7 @@ pub(super) fn evaluate_section(job: &JobFile) -> EvaluateSection {
         direct_answers: None,
         ..judge.clone()
     });
-    EvaluateSection {
-        judge,
-        ..job.evaluate.clone()
-    }
+    EvaluateSection { judge, ..job.evaluate.clone() }
 }
 
 /// Returns the stamp of the direct answers, if there are any.

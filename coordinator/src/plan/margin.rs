@@ -37,8 +37,5 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, margin: f64) -> Result<Phase
         ranks: Ranks::ONE,
         label: format!("margins of {}/{i:05}", corpus.set(side)),
     };
-    Ok(Phase::Tasks {
-        label: "filter".into(),
-        tasks: shards.into_iter().zip(sides).enumerate().map(task).collect(),
-    })
+    Ok(Phase::Tasks { label: "filter".into(), tasks: shards.into_iter().zip(sides).enumerate().map(task).collect() })
 }

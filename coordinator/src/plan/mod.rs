@@ -86,10 +86,9 @@ impl StageName {
             Self::Synthesize => vec![Self::Shard],
             Self::Models if random => vec![Self::Shard],
             Self::Models => Vec::new(),
-            Self::Embed | Self::Windows => [Some(Self::Shard), Some(Self::Models), instructions]
-                .into_iter()
-                .flatten()
-                .collect(),
+            Self::Embed | Self::Windows => {
+                [Some(Self::Shard), Some(Self::Models), instructions].into_iter().flatten().collect()
+            }
             Self::Baseline => vec![Self::Shard, Self::Models],
             Self::Align => match job.cleaning.margin {
                 Some(_) => vec![Self::Shard, Self::Embed, Self::Baseline],
@@ -321,17 +320,15 @@ fn instructions_stage(job: &JobFile) -> StageName {
 }
 
 fn earlier<'a>(stage: StageName, of: StageName, inputs: &Inputs<'a>) -> Result<&'a Manifest, PlanError> {
-    inputs.done.get(&of).ok_or_else(|| PlanError {
-        stage,
-        reason: format!("stage {of} has no result yet"),
-    })
+    inputs.done.get(&of).ok_or_else(|| PlanError { stage, reason: format!("stage {of} has no result yet") })
 }
 
 fn fact<'a>(stage: StageName, manifest: &'a Manifest, name: &str) -> Result<&'a str, PlanError> {
-    manifest.facts.get(name).map(String::as_str).ok_or_else(|| PlanError {
-        stage,
-        reason: format!("the manifest of stage {} lacks {name:?}", manifest.stage),
-    })
+    manifest
+        .facts
+        .get(name)
+        .map(String::as_str)
+        .ok_or_else(|| PlanError { stage, reason: format!("the manifest of stage {} lacks {name:?}", manifest.stage) })
 }
 
 /// Returns the content of a stage's results without paths: roles, rows and hashes.
@@ -380,9 +377,7 @@ fn manifest_of<'a>(stage: StageName, key: &str, results: impl IntoIterator<Item 
             if figure.is_finite() {
                 manifest.figures.insert(name.clone(), *figure);
             } else {
-                manifest
-                    .warnings
-                    .push(format!("{name} is {figure}, so it is not among the figures"));
+                manifest.warnings.push(format!("{name} is {figure}, so it is not among the figures"));
             }
         }
         manifest.facts.extend(result.facts.clone());
@@ -416,12 +411,7 @@ fn from_manifest(a: &ManifestArtifact) -> Artifact {
 /// Returns the artifacts of `role`, in the manifest's order.
 fn with_role(manifest: &Manifest, role: impl Into<Role>) -> Vec<Artifact> {
     let role = role.into();
-    manifest
-        .artifacts
-        .iter()
-        .filter(|a| a.role == role)
-        .map(from_manifest)
-        .collect()
+    manifest.artifacts.iter().filter(|a| a.role == role).map(from_manifest).collect()
 }
 
 #[cfg(test)]

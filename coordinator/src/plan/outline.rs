@@ -22,15 +22,12 @@ pub fn outline(stage: StageName, job: &JobFile) -> Vec<String> {
                 thousands(pairs.holdout_pairs),
                 listed(&pairs.source)
             );
-            std::iter::once(pairs)
-                .chain(instructions.map(instruction_rows))
-                .collect()
+            std::iter::once(pairs).chain(instructions.map(instruction_rows)).collect()
         }
         StageName::Synthesize => job.synthesize.iter().map(synthesized).collect(),
-        StageName::Models => vec![
-            format!("encoder: {}", job.models.encoder.path),
-            format!("decoder: {}", job.models.decoder.path),
-        ],
+        StageName::Models => {
+            vec![format!("encoder: {}", job.models.encoder.path), format!("decoder: {}", job.models.decoder.path)]
+        }
         StageName::Embed => vec![embedded(job), format!("teacher: {}", job.embed.teacher)],
         StageName::Baseline => vec!["English sentences through the encoder, as a baseline for retrieval".to_owned()],
         StageName::Windows => super::windows::wanted(job)
@@ -115,10 +112,7 @@ fn embedded(job: &JobFile) -> String {
         return "every sentence through encoder and teacher; how many there are is not known yet".to_owned();
     }
     let sentences = train + holdout + examples + validation;
-    format!(
-        "at most {} sentences through the encoder and as many through the teacher",
-        thousands(sentences)
-    )
+    format!("at most {} sentences through the encoder and as many through the teacher", thousands(sentences))
 }
 
 fn trained(section: &InstructSettings, job: &JobFile) -> String {

@@ -63,10 +63,7 @@ impl Pack {
     /// Packs specs and labels in their order. The pack has no id yet.
     pub(super) fn of<'a>(tasks: impl IntoIterator<Item = (&'a Task, &'a str)>) -> Self {
         let items: Vec<Vec<u8>> = tasks.into_iter().map(|(spec, label)| item(spec, label)).collect();
-        Self {
-            id: 0,
-            bytes: pack(&items),
-        }
+        Self { id: 0, bytes: pack(&items) }
     }
 
     /// Returns the specs and labels in their order, up to the first that cannot be read.
@@ -77,11 +74,7 @@ impl Pack {
             let length = take(&mut bytes)?;
             apply(first?, bytes.split_off(..length)?)
         });
-        first
-            .map(<[u8]>::to_vec)
-            .into_iter()
-            .chain(others)
-            .map_while(|item| read(&item))
+        first.map(<[u8]>::to_vec).into_iter().chain(others).map_while(|item| read(&item))
     }
 }
 
@@ -212,10 +205,7 @@ mod tests {
             settings: serde_json::to_string(&EmbedSettings::default()).unwrap(),
             ..EmbedShard::default()
         });
-        let task = Task {
-            output_url: "s3://bucket/with/a/long/name".into(),
-            kind: Some(kind),
-        };
+        let task = Task { output_url: "s3://bucket/with/a/long/name".into(), kind: Some(kind) };
         (task, format!("encoder vectors of train/{number}"))
     }
 
@@ -236,9 +226,7 @@ mod tests {
 
     #[test]
     fn specs_that_have_nothing_in_common_are_packed_too() {
-        let items: Vec<Vec<u8>> = [&b""[..], b"a", b"something", &[7; 300], b"some", b"omething"]
-            .map(Vec::from)
-            .into();
+        let items: Vec<Vec<u8>> = [&b""[..], b"a", b"something", &[7; 300], b"some", b"omething"].map(Vec::from).into();
         for items in [items.clone(), items.into_iter().rev().collect()] {
             let packed = pack(&items);
             for (at, item) in items.iter().enumerate() {
@@ -254,10 +242,7 @@ mod tests {
         let packed = pack(&items);
         for cut in 0..packed.len() {
             let bytes = packed[..cut].into();
-            let packed = Packed {
-                pack: Arc::new(Pack { id: 1, bytes }),
-                at: 7,
-            };
+            let packed = Packed { pack: Arc::new(Pack { id: 1, bytes }), at: 7 };
             assert_eq!(packed.read(), None, "cut at {cut}");
         }
         for at in 0..packed.len() {

@@ -262,16 +262,8 @@ fn with_own<'a, 'r>(
 }
 
 fn planned(inputs: &Inputs<'_>, kind: Kind, weight: u64, label: String) -> PlannedTask {
-    let spec = Task {
-        output_url: inputs.job.output.clone(),
-        kind: Some(kind),
-    };
-    PlannedTask {
-        spec,
-        weight: NonZeroU64::new(weight),
-        ranks: Ranks::ONE,
-        label,
-    }
+    let spec = Task { output_url: inputs.job.output.clone(), kind: Some(kind) };
+    PlannedTask { spec, weight: NonZeroU64::new(weight), ranks: Ranks::ONE, label }
 }
 
 fn corpora<'a>(inputs: &Inputs<'a>) -> Vec<CorpusPlan<'a>> {
@@ -291,19 +283,14 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
         }),
         [cleaned] => Ok(Phase::Tasks {
             label: "split".into(),
-            tasks: with_own(&corpora, cleaned)
-                .map(|(corpus, own)| corpus.split_task(key, inputs, own))
-                .collect(),
+            tasks: with_own(&corpora, cleaned).map(|(corpus, own)| corpus.split_task(key, inputs, own)).collect(),
         }),
         [cleaned, splits] => {
             let mut tasks = PlannedTasks::default();
             for ((corpus, own), split) in with_own(&corpora, cleaned).zip(splits) {
                 corpus.add_shard_tasks(key, inputs, own, split, &mut tasks);
             }
-            Ok(Phase::Tasks {
-                label: "write".into(),
-                tasks,
-            })
+            Ok(Phase::Tasks { label: "write".into(), tasks })
         }
         [cleaned, splits, shards, ..] => {
             let mut manifest = manifest_of(StageName::Shard, key, shards);
@@ -313,10 +300,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
                     .flat_map(|r| r.counts.iter().map(|c| ("", c)))
                     .chain(split.counts.iter().map(|c| ("split.", c)));
                 for (step, (name, count)) in counted {
-                    *manifest
-                        .counts
-                        .entry(format!("{}.{step}{name}", corpus.name))
-                        .or_default() += count;
+                    *manifest.counts.entry(format!("{}.{step}{name}", corpus.name)).or_default() += count;
                 }
                 manifest.counts.extend(corpus.source_counts(own));
             }

@@ -18,10 +18,11 @@ const STAGE: StageName = StageName::Synthesize;
 const CACHE: &str = "synthesize-cache";
 
 fn section<'a>(inputs: &Inputs<'a>) -> Result<&'a SynthesizeSection, PlanError> {
-    inputs.job.synthesize.as_ref().ok_or_else(|| PlanError {
-        stage: STAGE,
-        reason: "the job has no [synthesize]".into(),
-    })
+    inputs
+        .job
+        .synthesize
+        .as_ref()
+        .ok_or_else(|| PlanError { stage: STAGE, reason: "the job has no [synthesize]".into() })
 }
 
 pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
@@ -108,11 +109,8 @@ impl SidePlan {
             let asked = result.counts.get(ASKED).copied().unwrap_or(0);
             self.asked += asked;
             self.kept += result.artifacts.iter().map(|a| a.rows).sum::<u64>();
-            (self.shard, self.skip) = if asked < portion.rows {
-                (portion.shard + 1, 0)
-            } else {
-                (portion.shard, portion.skip + asked)
-            };
+            (self.shard, self.skip) =
+                if asked < portion.rows { (portion.shard + 1, 0) } else { (portion.shard, portion.skip + asked) };
         }
         self.portions += portions.len();
     }
@@ -138,10 +136,7 @@ impl SidePlan {
                 cache: CACHE.into(),
             });
             PlannedTask {
-                spec: Task {
-                    output_url: inputs.job.output.clone(),
-                    kind: Some(kind),
-                },
+                spec: Task { output_url: inputs.job.output.clone(), kind: Some(kind) },
                 weight: NonZeroU64::new(portion.rows),
                 ranks: Ranks::ONE,
                 label: format!("ask about {}", pairs.path.rsplit('/').next().unwrap_or_default()),
@@ -156,12 +151,7 @@ impl SidePlan {
     }
 
     fn shortfall(&self) -> Option<String> {
-        let (
-            role,
-            Self {
-                kept, wanted, asked, ..
-            },
-        ) = (self.role(), self);
+        let (role, Self { kept, wanted, asked, .. }) = (self.role(), self);
         (kept < wanted).then(|| {
             format!(
                 "{role} has {kept} rows of the {wanted} asked for, after {asked} pairs were asked about: too few pairs of \
@@ -175,10 +165,8 @@ impl SidePlan {
 pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>]) -> Result<Phase, PlanError> {
     let section = section(inputs)?;
     let shard = earlier(STAGE, StageName::Shard, inputs)?;
-    let mut sides = [
-        SidePlan::new(shard, Side::Train, section.train),
-        SidePlan::new(shard, Side::Holdout, section.validation),
-    ];
+    let mut sides =
+        [SidePlan::new(shard, Side::Train, section.train), SidePlan::new(shard, Side::Holdout, section.validation)];
     for answered in results {
         let mut rest = answered.as_slice();
         for side in &mut sides {
@@ -191,10 +179,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
     let tasks: PlannedTasks = sides.iter().flat_map(|s| s.tasks(key, inputs, section)).collect();
     if !tasks.is_empty() {
         let label = if results.is_empty() { "ask" } else { "ask about more" };
-        return Ok(Phase::Tasks {
-            label: label.into(),
-            tasks,
-        });
+        return Ok(Phase::Tasks { label: label.into(), tasks });
     }
     if let Some(side) = sides.iter().find(|side| side.kept == 0) {
         let reason = format!(

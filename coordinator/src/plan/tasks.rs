@@ -62,12 +62,7 @@ impl PlannedTasks {
             if last.as_deref() != model {
                 last = model.map(Into::into);
             }
-            Traits {
-                weight: task.weight,
-                ranks: task.ranks,
-                model: last.clone(),
-                part,
-            }
+            Traits { weight: task.weight, ranks: task.ranks, model: last.clone(), part }
         });
         self.packs.push((pack, traits.collect()));
     }

@@ -7,11 +7,7 @@ use llink_proto::settings::AlignSettings;
 use llink_proto::task::Kind;
 
 fn job(text: &str) -> JobFile {
-    parse(
-        "job.toml",
-        &format!("[corpus]\nsource = [\"/a.tsv\", \"/b.tsv\"]\n{text}"),
-    )
-    .unwrap()
+    parse("job.toml", &format!("[corpus]\nsource = [\"/a.tsv\", \"/b.tsv\"]\n{text}")).unwrap()
 }
 
 fn artifact(path: &str, role: impl Into<Role>, rows: u64) -> ManifestArtifact {
@@ -24,10 +20,7 @@ fn done() -> BTreeMap<StageName, Manifest> {
         let mut manifest = manifest_of(stage, "k", &[]);
         let role = Role::Shard(Corpus::Pairs, Side::Train);
         let artifact = artifact(&format!("{stage}/k/x"), role, 3);
-        manifest.artifacts.push(ManifestArtifact {
-            sha256: "aa".into(),
-            ..artifact
-        });
+        manifest.artifacts.push(ManifestArtifact { sha256: "aa".into(), ..artifact });
         for (name, value) in [
             ("pooling", "mean"),
             ("normalize", "false"),
@@ -39,9 +32,7 @@ fn done() -> BTreeMap<StageName, Manifest> {
             manifest.facts.insert(format!("encoder.{name}"), value.into());
         }
         for name in ["encoder", "decoder"] {
-            manifest
-                .facts
-                .insert(format!("{name}.fingerprint"), format!("{name}-fp"));
+            manifest.facts.insert(format!("{name}.fingerprint"), format!("{name}-fp"));
             manifest.facts.insert(format!("{name}.url"), format!("/models/{name}"));
         }
         done.insert(stage, manifest);
@@ -50,12 +41,7 @@ fn done() -> BTreeMap<StageName, Manifest> {
 }
 
 fn keys(job: &JobFile, stamps: &BTreeMap<String, String>, done: &BTreeMap<StageName, Manifest>) -> Vec<String> {
-    let inputs = Inputs {
-        job,
-        stamps,
-        done,
-        claim: None,
-    };
+    let inputs = Inputs { job, stamps, done, claim: None };
     let stages = StageName::of(job);
     stages.iter().map(|s| stage_key(*s, &inputs).unwrap()).collect()
 }
@@ -63,11 +49,7 @@ fn keys(job: &JobFile, stamps: &BTreeMap<String, String>, done: &BTreeMap<StageN
 /// Returns the stages whose keys differ.
 fn changed(a: &[String], b: &[String]) -> Vec<&'static str> {
     let names = StageName::of(&job("")).into_iter().map(StageName::as_str);
-    names
-        .zip(a.iter().zip(b))
-        .filter(|(_, (a, b))| a != b)
-        .map(|(n, _)| n)
-        .collect()
+    names.zip(a.iter().zip(b)).filter(|(_, (a, b))| a != b).map(|(n, _)| n).collect()
 }
 
 #[test]
@@ -77,32 +59,14 @@ fn a_key_changes_with_its_own_part_of_the_job_alone() {
     let after = |text: &str| keys(&job(text), &stamps, &done);
     assert_eq!(changed(&before, &after("")), [""; 0]);
     assert_eq!(changed(&before, &after("train_pairs = 500\n")), ["shard"]);
-    assert_eq!(
-        changed(&before, &after("[embed]\nmax_tokens = 128\n")),
-        ["embed", "baseline", "export"]
-    );
-    assert_eq!(
-        changed(&before, &after("[embed]\nteacher = { pool = \"mean\", layer = 0.5 }\n")),
-        ["embed", "export"]
-    );
-    assert_eq!(
-        changed(&before, &after("[align]\nmetric = \"whitened\"\n")),
-        ["align", "export"]
-    );
-    assert_eq!(
-        changed(&before, &after("[align]\nstart_at_teachers = false\n")),
-        [""; 0]
-    );
+    assert_eq!(changed(&before, &after("[embed]\nmax_tokens = 128\n")), ["embed", "baseline", "export"]);
+    assert_eq!(changed(&before, &after("[embed]\nteacher = { pool = \"mean\", layer = 0.5 }\n")), ["embed", "export"]);
+    assert_eq!(changed(&before, &after("[align]\nmetric = \"whitened\"\n")), ["align", "export"]);
+    assert_eq!(changed(&before, &after("[align]\nstart_at_teachers = false\n")), [""; 0]);
     assert_eq!(changed(&before, &after("[embed]\ntoken_budget = 512\n")), [""; 0]);
     assert_eq!(changed(&before, &after("[align]\nsteps = 10\n")), ["align", "export"]);
-    assert_eq!(
-        changed(&before, &after("[align]\ncheckpoint_every = 7\nmax_ranks = 4\n")),
-        [""; 0]
-    );
-    assert_eq!(
-        changed(&before, &after("[evaluate]\nbenchmark_pairs = 10\n")),
-        ["evaluate"]
-    );
+    assert_eq!(changed(&before, &after("[align]\ncheckpoint_every = 7\nmax_ranks = 4\n")), [""; 0]);
+    assert_eq!(changed(&before, &after("[evaluate]\nbenchmark_pairs = 10\n")), ["evaluate"]);
     assert_eq!(changed(&before, &after("[cleaning]\nmargin = 0.9\n")), ["align"]);
     assert_eq!(changed(&before, &after("[workers]\nlocal = 5\n")), [""; 0]);
     assert_eq!(changed(&before, &after("[export]\nlicense = \"mit\"\n")), ["export"]);
@@ -142,10 +106,7 @@ fn a_key_follows_content_and_not_paths() {
     if let Some(shard) = other.get_mut(&StageName::Shard) {
         shard.artifacts[0].sha256 = "bb".into();
     }
-    assert_eq!(
-        changed(&before, &keys(&job, &stamps, &other)),
-        ["embed", "baseline", "evaluate"]
-    );
+    assert_eq!(changed(&before, &keys(&job, &stamps, &other)), ["embed", "baseline", "evaluate"]);
 }
 
 #[test]
@@ -156,18 +117,10 @@ fn stage_b_follows_the_content_of_the_bundle_that_it_starts_from() {
     stamps.insert("/bundle".to_owned(), "one".to_owned());
     let before = keys(&job, &stamps, &done);
     let differ = |a: &[String], b: &[String]| a.iter().zip(b).filter(|(a, b)| a != b).count();
-    assert_eq!(
-        differ(&before, &keys(&without, &stamps, &done)),
-        2,
-        "instruct and export"
-    );
+    assert_eq!(differ(&before, &keys(&without, &stamps, &done)), 2, "instruct and export");
     let moved = with_b("from = \"/moved\"\n");
     stamps.insert("/moved".to_owned(), "one".to_owned());
-    assert_eq!(
-        differ(&before, &keys(&moved, &stamps, &done)),
-        0,
-        "the path does not matter"
-    );
+    assert_eq!(differ(&before, &keys(&moved, &stamps, &done)), 0, "the path does not matter");
     stamps.insert("/bundle".to_owned(), "two".to_owned());
     assert_eq!(differ(&before, &keys(&job, &stamps, &done)), 1, "instruct");
 }
@@ -212,12 +165,7 @@ fn only_random_models_follow_the_corpus() {
 fn what_is_fitted_is_fitted_once_before_the_training_and_read_by_it() {
     let (stamps, done) = (BTreeMap::new(), done());
     let kind = |job: &JobFile, results: &[Vec<TaskResult>]| {
-        let inputs = Inputs {
-            job,
-            stamps: &stamps,
-            done: &done,
-            claim: None,
-        };
+        let inputs = Inputs { job, stamps: &stamps, done: &done, claim: None };
         match phase(StageName::Align, "k", &inputs, results).unwrap() {
             Phase::Tasks { tasks, .. } => tasks.iter().next().unwrap().spec.kind,
             Phase::Complete(_) => None,
@@ -226,11 +174,7 @@ fn what_is_fitted_is_fitted_once_before_the_training_and_read_by_it() {
     let made = |part: Part| {
         let role = Role::Trained(part).to_string();
         vec![TaskResult {
-            artifacts: vec![Artifact {
-                path: format!("align/k/{role}"),
-                role,
-                ..Artifact::default()
-            }],
+            artifacts: vec![Artifact { path: format!("align/k/{role}"), role, ..Artifact::default() }],
             ..TaskResult::default()
         }]
     };
@@ -240,60 +184,34 @@ fn what_is_fitted_is_fitted_once_before_the_training_and_read_by_it() {
     assert!(kind(&paper, &[made(Part::Projector)]).is_none());
 
     let whitened = job("[align]\nmetric = \"whitened\"\n");
-    let Some(Kind::FitStatistics(fit)) = kind(&whitened, &[]) else {
-        panic!("nothing is fitted first")
-    };
+    let Some(Kind::FitStatistics(fit)) = kind(&whitened, &[]) else { panic!("nothing is fitted first") };
     let settings: AlignSettings = serde_json::from_str(&fit.settings).unwrap();
     assert!(settings == whitened.align && settings.starts_at_teachers() && !settings.standardize);
     let fitted = [made(Part::Statistics)];
-    let Some(Kind::Align(train)) = kind(&whitened, &fitted) else {
-        panic!("no training follows")
-    };
+    let Some(Kind::Align(train)) = kind(&whitened, &fitted) else { panic!("no training follows") };
     assert_eq!(train.statistics.unwrap().path, "align/k/statistics");
     let [fitted] = fitted;
     let results = [fitted, made(Part::Projector)];
-    let inputs = Inputs {
-        job: &whitened,
-        stamps: &stamps,
-        done: &done,
-        claim: None,
-    };
+    let inputs = Inputs { job: &whitened, stamps: &stamps, done: &done, claim: None };
     let Phase::Complete(manifest) = phase(StageName::Align, "k", &inputs, &results).unwrap() else {
         panic!("the stage is not complete")
     };
     let roles: Vec<&Role> = manifest.artifacts.iter().map(|a| &a.role).collect();
-    assert_eq!(
-        roles,
-        [&Role::Trained(Part::Statistics), &Role::Trained(Part::Projector)]
-    );
+    assert_eq!(roles, [&Role::Trained(Part::Statistics), &Role::Trained(Part::Projector)]);
 }
 
 #[test]
 fn pairs_are_filtered_before_anything_is_fitted_or_trained() {
     let (stamps, mut done) = (BTreeMap::new(), done());
     let vectors = |tower| Role::Vectors(tower, Corpus::Pairs, Side::Train);
-    for (stage, tower) in [
-        (StageName::Embed, Tower::Encoder),
-        (StageName::Baseline, Tower::EncoderEnglish),
-    ] {
-        done.get_mut(&stage)
-            .unwrap()
-            .artifacts
-            .push(artifact("v", vectors(tower), 3));
+    for (stage, tower) in [(StageName::Embed, Tower::Encoder), (StageName::Baseline, Tower::EncoderEnglish)] {
+        done.get_mut(&stage).unwrap().artifacts.push(artifact("v", vectors(tower), 3));
     }
     let job = job("[cleaning]\nmargin = 0.9\n[align]\nmetric = \"whitened\"\n");
-    let inputs = Inputs {
-        job: &job,
-        stamps: &stamps,
-        done: &done,
-        claim: None,
-    };
+    let inputs = Inputs { job: &job, stamps: &stamps, done: &done, claim: None };
     let made = |role: Role| {
         vec![TaskResult {
-            artifacts: vec![Artifact {
-                role: role.into(),
-                ..Artifact::default()
-            }],
+            artifacts: vec![Artifact { role: role.into(), ..Artifact::default() }],
             ..TaskResult::default()
         }]
     };
@@ -320,22 +238,12 @@ fn a_layer_that_the_decoder_lacks_is_refused_before_anything_is_embedded() {
     }
     let plan = |layer: &str| {
         let job = job(&format!("[embed]\nteacher = {{ pool = \"mean\", layer = {layer} }}\n"));
-        let inputs = Inputs {
-            job: &job,
-            stamps: &stamps,
-            done: &done,
-            claim: None,
-        };
-        phase(StageName::Embed, "k", &inputs, &[])
-            .map(|_| ())
-            .map_err(|error| error.to_string())
+        let inputs = Inputs { job: &job, stamps: &stamps, done: &done, claim: None };
+        phase(StageName::Embed, "k", &inputs, &[]).map(|_| ()).map_err(|error| error.to_string())
     };
     assert_eq!((plan("16"), plan("0.4")), (Ok(()), Ok(())));
     let error = plan("17").unwrap_err();
-    assert!(
-        error.contains("embed.teacher.layer is 17") && error.contains("16 layers"),
-        "{error}"
-    );
+    assert!(error.contains("embed.teacher.layer is 17") && error.contains("16 layers"), "{error}");
 }
 
 #[test]
@@ -345,17 +253,9 @@ fn both_arms_are_trained_one_after_the_other_and_keep_their_names() {
     if let Some(align) = done.get_mut(&StageName::Align) {
         align.artifacts[0].role = Role::Trained(Part::Projector);
     }
-    let inputs = Inputs {
-        job: &job,
-        stamps: &stamps,
-        done: &done,
-        claim: None,
-    };
+    let inputs = Inputs { job: &job, stamps: &stamps, done: &done, claim: None };
     let trained = |part: Part| TaskResult {
-        artifacts: vec![Artifact {
-            role: Role::Trained(part).into(),
-            ..Artifact::default()
-        }],
+        artifacts: vec![Artifact { role: Role::Trained(part).into(), ..Artifact::default() }],
         figures: BTreeMap::from([("loss".to_owned(), 1.0)]),
         ..TaskResult::default()
     };
@@ -368,10 +268,7 @@ fn both_arms_are_trained_one_after_the_other_and_keep_their_names() {
     };
     let first = vec![trained(Part::Adapter)];
     assert_eq!(direct(&[]), (false, "instruct/k".to_owned()));
-    assert_eq!(
-        direct(std::slice::from_ref(&first)),
-        (true, "instruct/k/direct".to_owned())
-    );
+    assert_eq!(direct(std::slice::from_ref(&first)), (true, "instruct/k/direct".to_owned()));
     let Phase::Complete(manifest) = phase(StageName::Instruct, "k", &inputs, &[first.clone(), first]).unwrap() else {
         panic!("both arms are there")
     };
@@ -392,12 +289,7 @@ fn a_changed_source_changes_the_shards_key() {
 fn a_stage_whose_inputs_are_not_made_is_not_planned() {
     let job = job("");
     let (stamps, done) = (BTreeMap::new(), BTreeMap::new());
-    let inputs = Inputs {
-        job: &job,
-        stamps: &stamps,
-        done: &done,
-        claim: None,
-    };
+    let inputs = Inputs { job: &job, stamps: &stamps, done: &done, claim: None };
     let error = stage_key(StageName::Embed, &inputs).unwrap_err().to_string();
     assert_eq!(error, "cannot plan stage embed: stage shard has no result yet");
 }
@@ -406,20 +298,12 @@ fn a_stage_whose_inputs_are_not_made_is_not_planned() {
 fn shard_counts_are_summed_over_sources_by_corpus() {
     let job = job("");
     let (stamps, done) = (BTreeMap::new(), BTreeMap::new());
-    let inputs = Inputs {
-        job: &job,
-        stamps: &stamps,
-        done: &done,
-        claim: None,
-    };
+    let inputs = Inputs { job: &job, stamps: &stamps, done: &done, claim: None };
     let cleaned = |read| TaskResult {
         counts: BTreeMap::from([("read".to_owned(), read), ("kept".to_owned(), read)]),
         ..TaskResult::default()
     };
-    let split = TaskResult {
-        counts: BTreeMap::from([("train".to_owned(), 7)]),
-        ..TaskResult::default()
-    };
+    let split = TaskResult { counts: BTreeMap::from([("train".to_owned(), 7)]), ..TaskResult::default() };
     let results = [vec![cleaned(3), cleaned(4)], vec![split], vec![]];
     let Phase::Complete(manifest) = phase(StageName::Shard, "k", &inputs, &results).unwrap() else {
         panic!("the stage is complete")
@@ -448,21 +332,14 @@ fn synthesis_asks_about_further_pairs_in_place_of_those_that_gave_nothing() {
     let text = "[synthesize]\nurl = \"http://x/v1\"\nmodel = \"m\"\ntrain = 25\nvalidation = 5\n";
     let (job, stamps, mut done) = (job(text), BTreeMap::new(), BTreeMap::new());
     let mut shard = manifest_of(StageName::Shard, "s", &[]);
-    for (path, side, rows) in [
-        ("train/0", Side::Train, 20),
-        ("train/1", Side::Train, 20),
-        ("holdout/0", Side::Holdout, 10),
-    ] {
+    for (path, side, rows) in
+        [("train/0", Side::Train, 20), ("train/1", Side::Train, 20), ("holdout/0", Side::Holdout, 10)]
+    {
         let role = Role::Shard(Corpus::Pairs, side);
         shard.artifacts.push(artifact(path, role, rows));
     }
     done.insert(StageName::Shard, shard);
-    let inputs = Inputs {
-        job: &job,
-        stamps: &stamps,
-        done: &done,
-        claim: None,
-    };
+    let inputs = Inputs { job: &job, stamps: &stamps, done: &done, claim: None };
     let plan = |results: &[Vec<TaskResult>]| phase(StageName::Synthesize, "k", &inputs, results).unwrap();
     let path = |side: &str, n: u32| format!("synthesize/k/instructions/{side}/{n:05}.parquet");
     let expected = |rows: &[(&str, u32, &str, u64, u64)]| -> Vec<_> {
@@ -498,17 +375,13 @@ fn synthesis_asks_about_further_pairs_in_place_of_those_that_gave_nothing() {
     let more = plan(std::slice::from_ref(&first));
     assert_eq!(portions(&more), expected(&[("train", 2, "train/1", 5, 7)]));
     let second = vec![answered(path("train", 2), 7, 7)];
-    let Phase::Complete(manifest) = plan(&[first.clone(), second]) else {
-        panic!("as many as were wanted")
-    };
+    let Phase::Complete(manifest) = plan(&[first.clone(), second]) else { panic!("as many as were wanted") };
     assert!(manifest.warnings.is_empty(), "{:?}", manifest.warnings);
     assert_eq!(manifest.artifacts.iter().map(|a| a.rows).sum::<u64>(), 30);
 
     // A warning says that the pairs are used up.
     let second = vec![answered(path("train", 2), 6, 1)];
-    let Phase::Complete(manifest) = plan(&[first, second]) else {
-        panic!("nothing is left to be asked about")
-    };
+    let Phase::Complete(manifest) = plan(&[first, second]) else { panic!("nothing is left to be asked about") };
     assert!(
         manifest.warnings[0].contains("instructions/train has 19 rows of the 25 asked for, after 26 pairs"),
         "{:?}",
@@ -535,19 +408,10 @@ fn a_stage_reads_what_it_says_and_nothing_else() {
                     }
                 }
                 done.remove(&missing);
-                let inputs = Inputs {
-                    job: &job,
-                    stamps: &stamps,
-                    done: &done,
-                    claim: None,
-                };
+                let inputs = Inputs { job: &job, stamps: &stamps, done: &done, claim: None };
                 let planned = stage_key(stage, &inputs).and_then(|key| phase(stage, &key, &inputs, &[]));
                 let needs = reads.contains(&missing);
-                assert_eq!(
-                    planned.is_err(),
-                    needs,
-                    "{text}: {stage} without {missing}: {planned:?}"
-                );
+                assert_eq!(planned.is_err(), needs, "{text}: {stage} without {missing}: {planned:?}");
             }
         }
     }

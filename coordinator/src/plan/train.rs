@@ -15,11 +15,7 @@ use super::{
 
 pub(super) fn align_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
     let embed = earlier(StageName::Align, StageName::Embed, inputs)?;
-    let mut parts = vec![
-        content(embed),
-        json(&inputs.job.align.key()),
-        format!("seed {}", inputs.job.seed),
-    ];
+    let mut parts = vec![content(embed), json(&inputs.job.align.key()), format!("seed {}", inputs.job.seed)];
     if let Some(margin) = inputs.job.cleaning.margin {
         parts.push(content(earlier(StageName::Align, StageName::Baseline, inputs)?));
         parts.push(format!("margin {margin}"));
@@ -67,14 +63,7 @@ fn fit_phase(key: &str, inputs: &Inputs<'_>, dropped: Vec<Artifact>) -> Result<P
         path: format!("{}/statistics.safetensors", inputs.directory(StageName::Align, key)),
         dropped,
     });
-    Ok(one_task(
-        "fit",
-        kind,
-        1,
-        Ranks::ONE,
-        inputs,
-        "fit statistics of the training vectors",
-    ))
+    Ok(one_task("fit", kind, 1, Ranks::ONE, inputs, "fit statistics of the training vectors"))
 }
 
 fn train_phase(
@@ -101,28 +90,15 @@ fn train_phase(
         statistics,
         dropped,
     });
-    let ranks = Ranks {
-        min: section.min_ranks,
-        max: section.max_ranks,
-    };
-    Ok(one_task(
-        "train",
-        kind,
-        section.steps,
-        ranks,
-        inputs,
-        "train the projector",
-    ))
+    let ranks = Ranks { min: section.min_ranks, max: section.max_ranks };
+    Ok(one_task("train", kind, section.steps, ranks, inputs, "train the projector"))
 }
 
 /// Returns the only artifact of a role.
 pub(super) fn the_one(stage: StageName, manifest: &Manifest, role: impl Into<Role>) -> Result<Artifact, PlanError> {
     let role = role.into();
     let first = with_role(manifest, role.clone()).into_iter().next();
-    first.ok_or_else(|| PlanError {
-        stage,
-        reason: format!("stage {} left no {role}", manifest.stage),
-    })
+    first.ok_or_else(|| PlanError { stage, reason: format!("stage {} left no {role}", manifest.stage) })
 }
 
 pub(super) fn evaluate_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
@@ -137,13 +113,7 @@ pub(super) fn evaluate_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, Pla
         content_of(earlier(stage, StageName::Align, inputs)?, Role::Dropped),
         super::instruct::evaluated(inputs)?,
         super::judge::stamp(inputs),
-        inputs
-            .job
-            .evaluate
-            .set
-            .iter()
-            .map(|set| super::shard::stamps(set, inputs))
-            .collect(),
+        inputs.job.evaluate.set.iter().map(|set| super::shard::stamps(set, inputs)).collect(),
         json(&super::judge::evaluate_section(inputs.job)),
     ];
     if windows::wanted(inputs.job).is_some() {
@@ -178,11 +148,7 @@ pub(super) fn evaluate_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<Task
         english_vectors: vectors(baseline, Tower::EncoderEnglish, Side::Holdout),
         centre_english_vectors: vectors(baseline, Tower::EncoderEnglish, Side::Train),
         window_vectors: match windows::wanted(inputs.job) {
-            Some(_) => vectors(
-                earlier(stage, StageName::Windows, inputs)?,
-                Tower::EncoderWindows,
-                Side::Holdout,
-            ),
+            Some(_) => vectors(earlier(stage, StageName::Windows, inputs)?, Tower::EncoderWindows, Side::Holdout),
             None => Vec::new(),
         },
         centre_foreign_vectors: vectors(embed, Tower::Encoder, Side::Train),
@@ -196,21 +162,11 @@ pub(super) fn evaluate_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<Task
             None => Vec::new(),
         },
     });
-    Ok(one_task(
-        "measure",
-        kind,
-        benchmark_pairs,
-        Ranks::ONE,
-        inputs,
-        "held-out retrieval",
-    ))
+    Ok(one_task("measure", kind, benchmark_pairs, Ranks::ONE, inputs, "held-out retrieval"))
 }
 
 pub(super) fn one_task(phase: &str, kind: Kind, weight: u64, ranks: Ranks, inputs: &Inputs<'_>, label: &str) -> Phase {
-    let spec = Task {
-        output_url: inputs.job.output.clone(),
-        kind: Some(kind),
-    };
+    let spec = Task { output_url: inputs.job.output.clone(), kind: Some(kind) };
     Phase::Tasks {
         label: phase.into(),
         tasks: PlannedTasks::from_iter([PlannedTask {

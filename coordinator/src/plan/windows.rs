@@ -31,17 +31,10 @@ fn portions(inputs: &Inputs<'_>) -> Result<Vec<(Corpus, Side, Vec<Portion>)>, Pl
     let measured = first(pairs, Side::Holdout, inputs.job.evaluate.benchmark_pairs);
     let all = |side| {
         let shards = with_role(instructions, Role::Shard(Corpus::Instructions, side)).into_iter();
-        let portions = shards.map(|shard| Portion {
-            rows: shard.rows,
-            shard,
-        });
+        let portions = shards.map(|shard| Portion { rows: shard.rows, shard });
         (Corpus::Instructions, side, portions.collect())
     };
-    Ok(vec![
-        all(Side::Train),
-        all(Side::Holdout),
-        (Corpus::Pairs, Side::Holdout, measured),
-    ])
+    Ok(vec![all(Side::Train), all(Side::Holdout), (Corpus::Pairs, Side::Holdout, measured)])
 }
 
 pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
@@ -79,10 +72,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
                 english: false,
                 windows: wanted(inputs.job).unwrap_or_default(),
             });
-            let spec = Task {
-                output_url: inputs.job.output.clone(),
-                kind: Some(kind),
-            };
+            let spec = Task { output_url: inputs.job.output.clone(), kind: Some(kind) };
             tasks.push(PlannedTask {
                 spec,
                 weight: NonZeroU64::new(rows),
@@ -91,10 +81,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
             });
         }
     }
-    Ok(Phase::Tasks {
-        label: "embed windows".into(),
-        tasks,
-    })
+    Ok(Phase::Tasks { label: "embed windows".into(), tasks })
 }
 
 /// Returns the encoder's vectors of instructions for Stage B: with those of their windows, if the job has windows.

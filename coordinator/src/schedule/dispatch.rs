@@ -21,12 +21,7 @@ enum Wait {
     /// The task's job holds as many workers as it may.
     Held(Limit),
     /// A gang waits for more ranks.
-    Gathers {
-        wanted: usize,
-        idle: usize,
-        workers: usize,
-        min: usize,
-    },
+    Gathers { wanted: usize, idle: usize, workers: usize, min: usize },
 }
 
 impl fmt::Display for Wait {
@@ -37,15 +32,9 @@ impl fmt::Display for Wait {
             Self::NoWorker { expected: true } => f.write_str("local workers are starting"),
             Self::Held(limit) => limit.fmt(f),
             Self::Busy(workers) => write!(f, "all {workers} workers are busy"),
-            Self::Gathers {
-                wanted,
-                idle,
-                workers,
-                min,
-            } => write!(
-                f,
-                "gathers {wanted} ranks: {idle} of {workers} workers are idle, {min} will do after a while"
-            ),
+            Self::Gathers { wanted, idle, workers, min } => {
+                write!(f, "gathers {wanted} ranks: {idle} of {workers} workers are idle, {min} will do after a while")
+            }
         }
     }
 }
@@ -89,11 +78,7 @@ impl Cluster {
         let takers: Vec<String> = self.workers.ahead(&model).take(spare).cloned().collect();
         for worker in takers {
             let next = self.tasks.of_job(&job).and_then(|of_job| of_job.ready.first().copied());
-            let alike = |id: &u64| {
-                self.tasks
-                    .get(id)
-                    .is_some_and(|task| task.model.as_ref() == Some(&model))
-            };
+            let alike = |id: &u64| self.tasks.get(id).is_some_and(|task| task.model.as_ref() == Some(&model));
             let Some(id) = next.filter(alike) else { return };
             self.lease(id, vec![worker], now, fx);
         }
@@ -147,12 +132,7 @@ impl Cluster {
         if idle >= min && now - since >= self.timing.gather {
             return Ok(idle);
         }
-        Err(Wait::Gathers {
-            wanted,
-            idle,
-            workers,
-            min,
-        })
+        Err(Wait::Gathers { wanted, idle, workers, min })
     }
 
     fn lease(&mut self, id: u64, workers: Vec<String>, now: Millis, fx: &mut Effects) {
@@ -181,28 +161,17 @@ impl Cluster {
         let Some(task) = self.tasks.get(&id) else { return };
         let token = task.token;
         let attempt = u32::try_from(token).unwrap_or(u32::MAX);
-        let trace = self
-            .jobs
-            .get(&*task.job)
-            .map(|job| job.trace.clone())
-            .unwrap_or_default();
+        let trace = self.jobs.get(&*task.job).map(|job| job.trace.clone()).unwrap_or_default();
         let (spec, label) = task.read();
         let text = format!("{label}: attempt {attempt} on {}", workers.join(", "));
         fx.happened(now, task, Level::Info, text);
         fx.tasks.insert(id);
         self.timers.set(deadline, Due::Lease { task: id, token });
         for (rank, worker) in workers.into_iter().enumerate() {
-            let seat = (task.ranks.max != Some(1)).then_some(Seat {
-                rank: rank as u32,
-                world_size,
-                generation: token,
-            });
+            let seat = (task.ranks.max != Some(1)).then_some(Seat { rank: rank as u32, world_size, generation: token });
             self.workers.change(&worker, |worker| {
                 let first = worker.seats.is_empty();
-                worker.model = task
-                    .model
-                    .clone()
-                    .filter(|model| first || worker.model.as_ref() == Some(model));
+                worker.model = task.model.clone().filter(|model| first || worker.model.as_ref() == Some(model));
                 worker.seats.push((id, token));
             });
             let assignment = Assignment {
@@ -215,10 +184,7 @@ impl Cluster {
                 stage: task.stage.to_string(),
                 trace: trace.clone(),
             };
-            fx.actions.push(Action::Start {
-                worker,
-                assignment: Box::new(assignment),
-            });
+            fx.actions.push(Action::Start { worker, assignment: Box::new(assignment) });
         }
     }
 }

@@ -160,18 +160,8 @@ impl Effects {
     /// Returns whether there is nothing to save.
     #[must_use]
     pub fn change_nothing(&self) -> bool {
-        let Self {
-            jobs,
-            tasks,
-            manifests,
-            packs,
-            dropped_tasks,
-            dropped_packs,
-            folded,
-            events,
-            attempts,
-            actions: _,
-        } = self;
+        let Self { jobs, tasks, manifests, packs, dropped_tasks, dropped_packs, folded, events, attempts, actions: _ } =
+            self;
         let same = jobs.is_empty() && tasks.is_empty() && manifests.is_empty() && packs.is_empty();
         same && dropped_tasks.is_empty()
             && dropped_packs.is_empty()
@@ -217,11 +207,7 @@ impl Effects {
     pub(super) fn abort(&mut self, task_id: u64, token: u64, lease: &Lease, reason: &str) {
         let abort = |member: &Member| Action::Abort {
             worker: member.worker.clone(),
-            abort: Abort {
-                task_id,
-                token,
-                reason: reason.into(),
-            },
+            abort: Abort { task_id, token, reason: reason.into() },
         };
         self.actions.extend(lease.members.iter().map(abort));
     }

@@ -44,11 +44,7 @@ impl Cluster {
             None => Stage::new(name),
         };
         let stages = StageName::of(&new.file).into_iter().map(stage).collect();
-        let text = if known.is_some() {
-            "submitted again"
-        } else {
-            "submitted"
-        };
+        let text = if known.is_some() { "submitted again" } else { "submitted" };
         fx.happened_to_job(now, &id, "", Level::Info, text);
         self.running.insert(id.clone());
         self.jobs.insert(
@@ -139,12 +135,7 @@ impl Cluster {
         };
         let name = job.stages[next].name;
         let done = results_before(job);
-        let inputs = Inputs {
-            job: &job.file,
-            stamps: &job.stamps,
-            done: &done,
-            claim: None,
-        };
+        let inputs = Inputs { job: &job.file, stamps: &job.stamps, done: &done, claim: None };
         let key = match plan::stage_key(name, &inputs) {
             Err(e) => return self.fail(id, unplanned(&e), now, fx),
             Ok(key) => key,
@@ -258,8 +249,5 @@ pub(super) fn results_before(job: &Job) -> BTreeMap<StageName, Manifest> {
 }
 
 pub(super) fn unplanned(error: &PlanError) -> Failure {
-    Failure {
-        kind: FailureKind::Internal.into(),
-        text: error.to_string(),
-    }
+    Failure { kind: FailureKind::Internal.into(), text: error.to_string() }
 }

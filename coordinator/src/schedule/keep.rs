@@ -15,10 +15,7 @@ pub struct Keep {
 impl Default for Keep {
     /// Sets no limit.
     fn default() -> Self {
-        Self {
-            millis: Millis::MAX,
-            jobs: usize::MAX,
-        }
+        Self { millis: Millis::MAX, jobs: usize::MAX }
     }
 }
 

@@ -57,16 +57,7 @@ impl Cluster {
         let id = format!("w{}-{}", self.next_worker, info.name);
         self.next_worker += 1;
         let deadline = now + self.timing.lease;
-        self.workers.insert(
-            id.clone(),
-            Worker {
-                info,
-                listening: false,
-                seats: Vec::new(),
-                model: None,
-                deadline,
-            },
-        );
+        self.workers.insert(id.clone(), Worker { info, listening: false, seats: Vec::new(), model: None, deadline });
         self.timers.set(deadline, Due::Worker(id.clone()));
         id
     }
@@ -261,8 +252,7 @@ impl Cluster {
             fx.happened(now, task, Level::Warn, warning.clone());
         }
         let (job, stage) = (task.job.clone(), task.stage);
-        self.tasks
-            .change(id, |task| task.state = TaskState::Done(result.into()));
+        self.tasks.change(id, |task| task.state = TaskState::Done(result.into()));
         fx.tasks.insert(id);
         self.next_phase(&job, stage, now, fx);
     }

@@ -61,13 +61,7 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Self {
-        Self {
-            lease: 15_000,
-            gather: 10_000,
-            backoff: 500,
-            max_failures: 3,
-            max_losses: 8,
-        }
+        Self { lease: 15_000, gather: 10_000, backoff: 500, max_failures: 3, max_losses: 8 }
     }
 }
 
@@ -386,13 +380,7 @@ impl Cluster {
     /// Returns an empty cluster.
     #[must_use]
     pub fn new(timing: Timing) -> Self {
-        Self {
-            timing,
-            next_task: 1,
-            next_pack: 1,
-            next_worker: 1,
-            ..Self::default()
-        }
+        Self { timing, next_task: 1, next_pack: 1, next_worker: 1, ..Self::default() }
     }
 
     /// Restores a cluster from the state store. Earlier leases are void: workers register anew, and tasks wait under
@@ -408,10 +396,7 @@ impl Cluster {
         for mut task in tasks {
             // The waiting time starts anew. Workers are on their way back, and a gang is to wait for all of them.
             if let TaskState::Leased(_) | TaskState::Waiting { .. } = task.state {
-                task.state = TaskState::Waiting {
-                    since: now,
-                    not_before: now,
-                };
+                task.state = TaskState::Waiting { since: now, not_before: now };
             }
             task.job = cluster.tasks.name(&task.job);
             task.model = task.model.map(|model| cluster.tasks.name(&model));

@@ -68,11 +68,7 @@ impl Cluster {
             for member in lease.members.iter().filter(|m| m.state == MemberState::Running) {
                 fx.actions.push(Action::Abort {
                     worker: member.worker.clone(),
-                    abort: Abort {
-                        task_id: id,
-                        token,
-                        reason: format!("rank {rank} ended: {text}"),
-                    },
+                    abort: Abort { task_id: id, token, reason: format!("rank {rank} ended: {text}") },
                 });
             }
         }
@@ -94,10 +90,7 @@ impl Cluster {
             let verdict = judge(task, &label, &cause, &timing);
             task.state = match &verdict {
                 Verdict::Hopeless(failure) => TaskState::Failed(failure.clone()),
-                Verdict::Again { wait } => TaskState::Waiting {
-                    since: now,
-                    not_before: now + wait,
-                },
+                Verdict::Again { wait } => TaskState::Waiting { since: now, not_before: now + wait },
             };
             verdict
         });
@@ -116,11 +109,7 @@ impl Cluster {
             }
             Verdict::Again { .. } => {
                 let text = format!("{label}: {told}");
-                let text = if places.is_empty() {
-                    text
-                } else {
-                    format!("{text}. {places}")
-                };
+                let text = if places.is_empty() { text } else { format!("{text}. {places}") };
                 fx.happened(now, task, Level::Warn, text);
             }
         }
@@ -149,9 +138,7 @@ fn cause(lease: &Lease) -> Cause {
         })
     };
     // A lease that breaks has a member that failed, was lost or left.
-    own.or_else(gone)
-        .or_else(parted)
-        .unwrap_or_else(|| Cause::Lost(0, String::new()))
+    own.or_else(gone).or_else(parted).unwrap_or_else(|| Cause::Lost(0, String::new()))
 }
 
 /// Describes the cause in words.
@@ -175,11 +162,7 @@ fn tell(lease: &Lease, cause: &Cause) -> String {
 /// reported.
 fn places(lease: &Lease) -> String {
     let known = |(rank, member): (usize, &super::Member)| {
-        let place = if member.place.is_empty() {
-            "not yet begun"
-        } else {
-            &member.place
-        };
+        let place = if member.place.is_empty() { "not yet begun" } else { &member.place };
         format!("rank {rank} at {place}")
     };
     if lease.members.len() < 2 || lease.members.iter().all(|m| m.place.is_empty()) {
@@ -212,16 +195,10 @@ fn judge(task: &mut TaskRecord, label: &str, cause: &Cause, timing: &super::Timi
             };
             let text =
                 format!("lost its worker {times}, last because of: {why}; the task may be the cause (out of memory?)");
-            Failure {
-                kind: FailureKind::Internal.into(),
-                text: labelled(&text),
-            }
+            Failure { kind: FailureKind::Internal.into(), text: labelled(&text) }
         }
         Cause::Failed(_, failure) | Cause::Parted(_, failure) => {
-            let named = Failure {
-                kind: failure.kind,
-                text: labelled(&failure.text),
-            };
+            let named = Failure { kind: failure.kind, text: labelled(&failure.text) };
             task.failures += 1;
             named
         }

@@ -154,10 +154,7 @@ impl Cluster {
             return;
         };
         let again: Vec<u64> = stage.phases[first].iter().copied().filter(is_lost).collect();
-        let text = format!(
-            "{} earlier files are gone or have another size: they are made again",
-            lost.len()
-        );
+        let text = format!("{} earlier files are gone or have another size: they are made again", lost.len());
         fx.happened_to_job(now, id, name.as_str(), Level::Warn, text);
         for task in again {
             self.requeue(task, now, fx);
@@ -189,10 +186,7 @@ impl Cluster {
             }
         };
         let differs = |(id, planned): &(u64, PlannedTask)| {
-            let open = self
-                .tasks
-                .get(id)
-                .filter(|task| !matches!(task.state, TaskState::Done(_)));
+            let open = self.tasks.get(id).filter(|task| !matches!(task.state, TaskState::Done(_)));
             open.is_some_and(|task| task.spec() != planned.spec || task.ranks != planned.ranks)
         };
         let anew: Vec<(u64, PlannedTask)> = last.into_iter().zip(planned.iter()).filter(differs).collect();
@@ -221,11 +215,7 @@ impl Cluster {
             let Some(stage) = job.stages.iter().find(computing) else {
                 return;
             };
-            let is_done = |phase| {
-                self.tasks
-                    .tally(id, name, phase)
-                    .is_none_or(|tally| tally.done == tally.tasks)
-            };
+            let is_done = |phase| self.tasks.tally(id, name, phase).is_none_or(|tally| tally.done == tally.tasks);
             if !(0..stage.phases.len()).all(is_done) {
                 return;
             }
@@ -329,18 +319,11 @@ impl Cluster {
 
 /// Plans what follows `results` in a job's stage.
 fn plan_phase(job: &Job, stage: &Stage, results: &[Vec<TaskResult>]) -> Result<Phase, PlanError> {
-    let inputs = Inputs {
-        job: &job.file,
-        stamps: &job.stamps,
-        done: &results_before(job),
-        claim: stage.claim.as_ref(),
-    };
+    let inputs =
+        Inputs { job: &job.file, stamps: &job.stamps, done: &results_before(job), claim: stage.claim.as_ref() };
     plan::phase(stage.name, &stage.key, &inputs, results)
 }
 
 fn to_be_leased(now: Millis) -> TaskState {
-    TaskState::Waiting {
-        since: now,
-        not_before: now,
-    }
+    TaskState::Waiting { since: now, not_before: now }
 }

@@ -304,10 +304,7 @@ impl Tally {
 
     fn part(&mut self, name: Option<&'static str>) -> &mut PartTally {
         let at = self.parts.iter().position(|part| part.name == name).unwrap_or_else(|| {
-            self.parts.push(PartTally {
-                name,
-                ..PartTally::default()
-            });
+            self.parts.push(PartTally { name, ..PartTally::default() });
             self.parts.len() - 1
         });
         &mut self.parts[at]
@@ -349,17 +346,7 @@ impl Tasks {
         let mut anew = Self::default();
         anew.pass(self.index.now);
         self.records.values().for_each(|task| anew.insert(task.clone()));
-        let (
-            Index {
-                jobs,
-                ready_jobs,
-                later,
-                counts,
-                wanted,
-                ..
-            },
-            anew,
-        ) = (&self.index, anew.index);
+        let (Index { jobs, ready_jobs, later, counts, wanted, .. }, anew) = (&self.index, anew.index);
         assert_eq!(
             (ready_jobs, later, counts, wanted),
             (&anew.ready_jobs, &anew.later, &anew.counts, &anew.wanted),
@@ -368,20 +355,8 @@ impl Tasks {
         for (id, expected) in &anew.jobs {
             let found = &jobs[id];
             assert_eq!(
-                (
-                    &found.waiting,
-                    &found.ready,
-                    &found.leased,
-                    &found.models,
-                    found.at_work
-                ),
-                (
-                    &expected.waiting,
-                    &expected.ready,
-                    &expected.leased,
-                    &expected.models,
-                    expected.at_work
-                ),
+                (&found.waiting, &found.ready, &found.leased, &found.models, found.at_work),
+                (&expected.waiting, &expected.ready, &expected.leased, &expected.models, expected.at_work),
                 "{told}: {id}"
             );
             let told_of = |phases: &BTreeMap<(StageName, usize), Tally>| -> Vec<String> {

@@ -22,10 +22,9 @@ pub(super) enum Limit {
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::OfJob(workers) => write!(
-                f,
-                "the job has all the workers that its `workers.at_most` = {workers} allows"
-            ),
+            Self::OfJob(workers) => {
+                write!(f, "the job has all the workers that its `workers.at_most` = {workers} allows")
+            }
             Self::OfPerson { name, workers } => write!(
                 f,
                 "the jobs of {name} have all the workers that this coordinator's limit of {workers} for each person allows"
@@ -92,10 +91,7 @@ fn room(cluster: &Cluster, people: &HashMap<&str, usize>, job: &Job, of_job: &Of
     if own.0 <= left {
         return own;
     }
-    let limit = Limit::OfPerson {
-        name: name.to_owned(),
-        workers,
-    };
+    let limit = Limit::OfPerson { name: name.to_owned(), workers };
     (left, Some(limit))
 }
 

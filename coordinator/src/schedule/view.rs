@@ -47,11 +47,7 @@ impl Cluster {
         let view = |(id, worker): (&String, &Worker)| WorkerView {
             info: worker.info.clone(),
             listening: worker.listening,
-            leases: worker
-                .seats
-                .iter()
-                .filter_map(|(task, _)| self.lease_view(id, *task))
-                .collect(),
+            leases: worker.seats.iter().filter_map(|(task, _)| self.lease_view(id, *task)).collect(),
         };
         self.workers.iter().take(most).map(view).collect()
     }
@@ -155,14 +151,8 @@ impl Cluster {
     /// of its tasks when none is at work, or when the job may have no more workers.
     fn reason(&self, job: &Job, stage: &Stage, of: &Job, phase: usize) -> String {
         if stage.state == proto::StageState::Waiting {
-            let before = job
-                .stages
-                .iter()
-                .take_while(|s| s.name != stage.name)
-                .filter(|s| !s.is_complete());
-            return before
-                .last()
-                .map_or_else(String::new, |s| format!("waits for {}", s.name));
+            let before = job.stages.iter().take_while(|s| s.name != stage.name).filter(|s| !s.is_complete());
+            return before.last().map_or_else(String::new, |s| format!("waits for {}", s.name));
         }
         if stage.state != proto::StageState::Running {
             return stage.reason.clone();
@@ -187,19 +177,11 @@ struct Part {
 impl Part {
     /// Returns the progress without the tasks at work.
     fn of(tally: &PartTally) -> Self {
-        Self {
-            name: tally.name,
-            done: tally.done,
-            total: tally.done + tally.open,
-        }
+        Self { name: tally.name, done: tally.done, total: tally.done + tally.open }
     }
 
     fn shown(self) -> Option<proto::StagePart> {
-        Some(proto::StagePart {
-            name: self.name?.into(),
-            done: self.done,
-            total: self.total,
-        })
+        Some(proto::StagePart { name: self.name?.into(), done: self.done, total: self.total })
     }
 }
 

@@ -32,10 +32,7 @@ impl Wanted {
 
     /// Returns the number of workers, of which `connected` are there.
     pub(super) fn workers(&self, connected: usize) -> usize {
-        let gangs = self
-            .without_limit
-            .iter()
-            .map(|(min, gangs)| connected.max(*min) * gangs);
+        let gangs = self.without_limit.iter().map(|(min, gangs)| connected.max(*min) * gangs);
         self.limited + gangs.sum::<usize>()
     }
 }
@@ -79,10 +76,7 @@ mod tests {
     }
 
     fn waiting() -> TaskState {
-        TaskState::Waiting {
-            since: 0,
-            not_before: 0,
-        }
+        TaskState::Waiting { since: 0, not_before: 0 }
     }
 
     fn leased(ranks: usize) -> TaskState {
@@ -107,24 +101,13 @@ mod tests {
     fn workers_are_wanted_for_each_lease_and_each_task_that_waits() {
         let mut wanted = Wanted::default();
         assert_eq!(wanted.workers(4), 0, "nothing runs: all may go");
-        let ended = [
-            task(TaskState::Failed(Failure::default()), 1, Some(1)),
-            task(TaskState::Cancelled, 1, Some(8)),
-        ];
+        let ended = [task(TaskState::Failed(Failure::default()), 1, Some(1)), task(TaskState::Cancelled, 1, Some(8))];
         ended.iter().for_each(|task| wanted.add(task));
         assert_eq!(wanted.workers(4), 0);
-        let open = [
-            task(waiting(), 1, Some(1)),
-            task(waiting(), 2, Some(8)),
-            task(leased(3), 1, Some(8)),
-        ];
+        let open = [task(waiting(), 1, Some(1)), task(waiting(), 2, Some(8)), task(leased(3), 1, Some(8))];
         open.iter().for_each(|task| wanted.add(task));
         assert_eq!(wanted.workers(1), 12);
-        let without_limit = [
-            task(waiting(), 2, None),
-            task(waiting(), 2, None),
-            task(waiting(), 3, None),
-        ];
+        let without_limit = [task(waiting(), 2, None), task(waiting(), 2, None), task(waiting(), 3, None)];
         without_limit.iter().for_each(|task| wanted.add(task));
         assert_eq!(wanted.workers(0), 12 + 2 + 2 + 3);
         assert_eq!(wanted.workers(5), 12 + 3 * 5);

@@ -26,11 +26,7 @@ impl Pursuit {
 impl Work {
     /// Returns the work of a job's stage.
     pub(super) fn of(job: &Job, stage: &Stage) -> Self {
-        Self {
-            output: job.file.output.trim_end_matches('/').to_owned(),
-            stage: stage.name,
-            key: stage.key.clone(),
-        }
+        Self { output: job.file.output.trim_end_matches('/').to_owned(), stage: stage.name, key: stage.key.clone() }
     }
 }
 
@@ -87,19 +83,12 @@ impl Cluster {
         let kept = self.kept_files(id, name);
         let Some(stage) = self.stage_mut(id, name) else { return };
         stage.pursuit = Pursuit::LookingUp;
-        fx.actions.push(Action::LookUp {
-            work,
-            claim: stage.claim.clone(),
-            kept,
-        });
+        fx.actions.push(Action::LookUp { work, claim: stage.claim.clone(), kept });
     }
 
     /// Waits for another coordinator that computes the stage, and looks again after a delay.
     pub(super) fn is_elsewhere(&mut self, id: &str, name: StageName, who: &str, now: Millis, fx: &mut Effects) {
-        let due = Due::Stage {
-            job: id.into(),
-            stage: name,
-        };
+        let due = Due::Stage { job: id.into(), stage: name };
         self.timers.set(now + LOOK_AGAIN, due);
         let Some(stage) = self.stage_mut(id, name) else { return };
         let open = match std::mem::replace(&mut stage.pursuit, Pursuit::Elsewhere) {
@@ -120,10 +109,7 @@ impl Cluster {
 
     /// Looks again at a stage that another coordinator computes.
     pub(super) fn look_again(&mut self, id: &str, name: StageName, fx: &mut Effects) {
-        if self
-            .stage(id, name)
-            .is_some_and(|stage| stage.pursuit == Pursuit::Elsewhere)
-        {
+        if self.stage(id, name).is_some_and(|stage| stage.pursuit == Pursuit::Elsewhere) {
             self.look_up(id, name, fx);
         }
     }
@@ -190,11 +176,7 @@ impl Cluster {
         if !own.phases.is_empty() {
             return None;
         }
-        self.jobs
-            .values()
-            .filter(|job| job.id != id)
-            .find(begun)
-            .map(|job| job.id.clone())
+        self.jobs.values().filter(|job| job.id != id).find(begun).map(|job| job.id.clone())
     }
 
     /// Moves a stage's tasks and its claim to another job. Running tasks go on for that job.
@@ -265,10 +247,7 @@ impl Cluster {
 
     pub(super) fn work(&self, id: &str, name: StageName) -> Option<Work> {
         let job = self.jobs.get(id)?;
-        job.stages
-            .iter()
-            .find(|s| s.name == name)
-            .map(|stage| Work::of(job, stage))
+        job.stages.iter().find(|s| s.name == name).map(|stage| Work::of(job, stage))
     }
 
     /// Returns the files that the stage's finished tasks wrote, with their sizes in bytes.

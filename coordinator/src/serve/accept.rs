@@ -139,13 +139,7 @@ pub(super) fn incoming(
     limits: Limits,
 ) -> ReceiverStream<io::Result<Connection>> {
     let (ready, stream) = mpsc::channel(16);
-    let door = Door {
-        connections: Connections::new(limits),
-        protection,
-        spoken,
-        ready,
-        complaints: Arc::default(),
-    };
+    let door = Door { connections: Connections::new(limits), protection, spoken, ready, complaints: Arc::default() };
     tokio::spawn(door.keep(listener));
     ReceiverStream::new(stream)
 }
@@ -220,12 +214,7 @@ impl Door {
                 };
                 match silent.speaks() {
                     Ok(place) => {
-                        let connection = Connection {
-                            io,
-                            unread,
-                            origin,
-                            _place: place,
-                        };
+                        let connection = Connection { io, unread, origin, _place: place };
                         // Sending fails when the server has stopped meanwhile.
                         let _ = door.ready.send(Ok(connection)).await;
                     }
@@ -235,10 +224,7 @@ impl Door {
             tokio::spawn(greeting).abort_handle()
         });
         if pushed_out {
-            self.complain(format!(
-                "many connections from {} have sent nothing: the oldest are closed",
-                from.ip()
-            ));
+            self.complain(format!("many connections from {} have sent nothing: the oldest are closed", from.ip()));
         }
     }
 
@@ -277,11 +263,7 @@ async fn shake_hands(
 ) -> io::Result<(Greeted, Origin)> {
     // Small messages are sent at once. Nagle's algorithm would hold them back for 40 ms.
     tcp.set_nodelay(true)?;
-    let mut origin = Origin {
-        address,
-        user: None,
-        certificates: None,
-    };
+    let mut origin = Origin { address, user: None, certificates: None };
     let config = match protection {
         Protection::Tls(config) => config.borrow().clone(),
         Protection::Plain => return Ok((read_start(tcp, spoken).await?, origin)),

@@ -19,10 +19,7 @@ const METADATA: usize = 64;
 
 /// Cuts a failure to the limits.
 pub(super) fn failure(failure: Failure) -> Failure {
-    Failure {
-        text: cut(failure.text, FAILURE_BYTES),
-        ..failure
-    }
+    Failure { text: cut(failure.text, FAILURE_BYTES), ..failure }
 }
 
 /// Cuts a result's warnings to the limits.
@@ -32,11 +29,7 @@ pub(super) fn failure(failure: Failure) -> Failure {
 pub(super) fn result(mut result: TaskResult) -> Result<TaskResult, String> {
     let more = result.warnings.len().saturating_sub(WARNINGS);
     result.warnings.truncate(WARNINGS);
-    result.warnings = result
-        .warnings
-        .into_iter()
-        .map(|text| cut(text, WARNING_BYTES))
-        .collect();
+    result.warnings = result.warnings.into_iter().map(|text| cut(text, WARNING_BYTES)).collect();
     if more > 0 {
         result.warnings.push(format!("{more} more warnings were left out"));
     }
@@ -45,23 +38,13 @@ pub(super) fn result(mut result: TaskResult) -> Result<TaskResult, String> {
     names("facts", result.facts.keys())?;
     fits("a fact", result.facts.values(), VALUE_BYTES)?;
     if result.artifacts.len() > ARTIFACTS {
-        return Err(format!(
-            "{} artifacts, at most {ARTIFACTS} are accepted",
-            result.artifacts.len()
-        ));
+        return Err(format!("{} artifacts, at most {ARTIFACTS} are accepted", result.artifacts.len()));
     }
     for artifact in &result.artifacts {
         fits("the path of an artifact", [&artifact.path], VALUE_BYTES)?;
-        fits(
-            "the role or hash of an artifact",
-            [&artifact.role, &artifact.sha256],
-            NAME_BYTES,
-        )?;
+        fits("the role or hash of an artifact", [&artifact.role, &artifact.sha256], NAME_BYTES)?;
         if artifact.metadata.len() > METADATA {
-            return Err(format!(
-                "an artifact with {} entries of metadata",
-                artifact.metadata.len()
-            ));
+            return Err(format!("an artifact with {} entries of metadata", artifact.metadata.len()));
         }
         let metadata = artifact.metadata.iter().flat_map(|(key, value)| [key, value]);
         fits("metadata of an artifact", metadata, VALUE_BYTES)?;
@@ -118,10 +101,7 @@ fn names<'a>(what: &str, names: impl ExactSizeIterator<Item = &'a String>) -> Re
 fn fits(what: &str, texts: impl IntoIterator<Item = impl AsRef<str>>, most: usize) -> Result<(), String> {
     match texts.into_iter().find(|text| text.as_ref().len() > most) {
         None => Ok(()),
-        Some(text) => Err(format!(
-            "{what} has {} bytes, at most {most} are accepted",
-            text.as_ref().len()
-        )),
+        Some(text) => Err(format!("{what} has {} bytes, at most {most} are accepted", text.as_ref().len())),
     }
 }
 
@@ -133,21 +113,12 @@ mod tests {
 
     #[test]
     fn explanations_are_cut_and_say_so() {
-        let long = failure(Failure {
-            kind: 1,
-            text: "x".repeat(60 << 20),
-        });
+        let long = failure(Failure { kind: 1, text: "x".repeat(60 << 20) });
         assert!(long.text.len() < FAILURE_BYTES + 100, "{}", long.text.len());
         assert!(long.text.ends_with("more bytes were cut]"));
-        let kept = result(TaskResult {
-            warnings: vec!["y".repeat(1 << 14); 1000],
-            ..TaskResult::default()
-        });
+        let kept = result(TaskResult { warnings: vec!["y".repeat(1 << 14); 1000], ..TaskResult::default() });
         let warnings = kept.unwrap().warnings;
-        assert_eq!(
-            (warnings.len(), warnings.last().unwrap().as_str()),
-            (101, "900 more warnings were left out")
-        );
+        assert_eq!((warnings.len(), warnings.last().unwrap().as_str()), (101, "900 more warnings were left out"));
         assert!(warnings.iter().map(String::len).sum::<usize>() < 300 << 10);
     }
 
@@ -160,20 +131,9 @@ mod tests {
         facts.facts.insert("f".into(), "v".repeat(VALUE_BYTES + 1));
         let mut counts = TaskResult::default();
         counts.counts.extend((0..=NAMES).map(|n| (n.to_string(), 1)));
-        let artifact = Artifact {
-            path: "p".repeat(VALUE_BYTES + 1),
-            ..Artifact::default()
-        };
-        let path = TaskResult {
-            artifacts: vec![artifact],
-            ..TaskResult::default()
-        };
-        for (wrong, word) in [
-            (figures, "figures"),
-            (facts, "fact"),
-            (counts, "10001 counts"),
-            (path, "path"),
-        ] {
+        let artifact = Artifact { path: "p".repeat(VALUE_BYTES + 1), ..Artifact::default() };
+        let path = TaskResult { artifacts: vec![artifact], ..TaskResult::default() };
+        for (wrong, word) in [(figures, "figures"), (facts, "fact"), (counts, "10001 counts"), (path, "path")] {
             let said = result(wrong).unwrap_err();
             assert!(said.contains(word), "{said}");
         }

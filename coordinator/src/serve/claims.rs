@@ -103,10 +103,7 @@ impl Claims {
                     if entry.attempt == own || held.is_some_and(|held| held.attempt == entry.attempt) =>
                 {
                     self.write(*number, &entry.attempt, entry.apart, now).await?;
-                    return Ok(Taken::Mine(Claim {
-                        attempt: entry.attempt.clone(),
-                        apart: entry.apart,
-                    }));
+                    return Ok(Taken::Mine(Claim { attempt: entry.attempt.clone(), apart: entry.apart }));
                 }
                 Some((number, entry)) => match entry.standing(self.machine.is_gone(&entry.process), now) {
                     Standing::Valid => {
@@ -117,10 +114,7 @@ impl Claims {
                     Standing::Stale => (number + 1, true),
                 },
             };
-            let claim = Claim {
-                attempt: held.map_or(own, |held| held.attempt.as_str()).to_owned(),
-                apart,
-            };
+            let claim = Claim { attempt: held.map_or(own, |held| held.attempt.as_str()).to_owned(), apart };
             if self.create(number, &claim, now).await? {
                 return Ok(Taken::Mine(claim));
             }
@@ -242,18 +236,11 @@ impl Claims {
     }
 
     async fn write(&self, number: u64, attempt: &str, apart: bool, now: Millis) -> Result<()> {
-        self.store
-            .put(&self.path(number), self.entry(attempt, apart, now).content())
-            .await
+        self.store.put(&self.path(number), self.entry(attempt, apart, now).content()).await
     }
 
     fn entry(&self, attempt: &str, apart: bool, now: Millis) -> Entry {
-        Entry {
-            attempt: attempt.to_owned(),
-            apart,
-            process: self.machine.process(),
-            ends_at: now + LASTS,
-        }
+        Entry { attempt: attempt.to_owned(), apart, process: self.machine.process(), ends_at: now + LASTS }
     }
 
     fn path(&self, number: u64) -> String {
@@ -267,11 +254,7 @@ mod tests {
     use crate::machine::ThisMachine;
 
     fn work(output: &str) -> Work {
-        Work {
-            output: output.into(),
-            stage: plan::StageName::Align,
-            key: "k".into(),
-        }
+        Work { output: output.into(), stage: plan::StageName::Align, key: "k".into() }
     }
 
     fn claims(name: &str) -> Claims {
@@ -314,22 +297,13 @@ mod tests {
         let first = mine(claims.take(None, "first", 1_000).await.unwrap());
         assert!(!first.apart);
         assert!(claims.renew(&first, 50_000).await.unwrap());
-        assert!(matches!(
-            claims.take(None, "second", 50_000 + LASTS).await.unwrap(),
-            Taken::Theirs(_)
-        ));
+        assert!(matches!(claims.take(None, "second", 50_000 + LASTS).await.unwrap(), Taken::Theirs(_)));
         // The owner may only have been held up and still be writing, so the next attempt writes elsewhere.
         let second = mine(claims.take(None, "second", 50_001 + LASTS).await.unwrap());
         assert!(second.apart);
         assert!(!claims.renew(&first, 50_002 + LASTS).await.unwrap(), "it is told");
         assert_eq!(claims.others_at_work(&second, 50_002 + LASTS).await.unwrap(), ["first"]);
-        assert!(
-            claims
-                .others_at_work(&second, 50_002 + LASTS + LONG_AGO)
-                .await
-                .unwrap()
-                .is_empty()
-        );
+        assert!(claims.others_at_work(&second, 50_002 + LASTS + LONG_AGO).await.unwrap().is_empty());
     }
 
     #[tokio::test]
@@ -342,10 +316,7 @@ mod tests {
         let second = mine(claims.take(None, "second", 3_000).await.unwrap());
         assert!(!second.apart, "nobody writes there any more");
         claims.release(&first).await.unwrap();
-        assert!(
-            claims.renew(&second, 4_000).await.unwrap(),
-            "what was another's releases nothing"
-        );
+        assert!(claims.renew(&second, 4_000).await.unwrap(), "what was another's releases nothing");
         claims.remove().await.unwrap();
         assert!(claims.numbers().await.unwrap().is_empty());
         // A folder that was removed meanwhile is claimed again.
@@ -357,10 +328,7 @@ mod tests {
         let claims = claims("unheard");
         let first = mine(claims.take(None, "own", 1_000).await.unwrap());
         assert_eq!(mine(claims.take(None, "own", 2_000).await.unwrap()), first);
-        assert!(matches!(
-            claims.take(None, "other", 2_000).await.unwrap(),
-            Taken::Theirs(_)
-        ));
+        assert!(matches!(claims.take(None, "other", 2_000).await.unwrap(), Taken::Theirs(_)));
     }
 
     #[tokio::test]
@@ -374,10 +342,7 @@ mod tests {
             return;
         }
         assert!(this.is_gone(&gone));
-        let elsewhere = Process {
-            space: "another machine".into(),
-            ..gone
-        };
+        let elsewhere = Process { space: "another machine".into(), ..gone };
         assert!(!this.is_gone(&elsewhere) && !this.is_gone(&this.process()));
     }
 }

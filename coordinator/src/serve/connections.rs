@@ -35,20 +35,10 @@ pub(super) struct Limits {
 
 impl Limits {
     /// The limits for a service with few clients, such as probes.
-    pub(super) const FEW: Self = Self {
-        silent: 64,
-        silent_of_source: 16,
-        spoken: 64,
-        spoken_of_source: 48,
-    };
+    pub(super) const FEW: Self = Self { silent: 64, silent_of_source: 16, spoken: 64, spoken_of_source: 48 };
 
     /// The limits for browsers, each of which opens several connections.
-    pub(super) const BROWSERS: Self = Self {
-        silent: 64,
-        silent_of_source: 32,
-        spoken: 256,
-        spoken_of_source: 192,
-    };
+    pub(super) const BROWSERS: Self = Self { silent: 64, silent_of_source: 32, spoken: 256, spoken_of_source: 192 };
 
     /// Returns limits for the descriptors that this process can have, with its soft limit raised as far as allowed.
     pub(super) fn of_this_process() -> Self {
@@ -125,11 +115,7 @@ impl Connections {
             let pushed_out = table.make_room(source);
             let id = table.next;
             table.next += 1;
-            let silent = Silent {
-                connections: self.clone(),
-                source,
-                id,
-            };
+            let silent = Silent { connections: self.clone(), source, id };
             // The lock is held, so that a task that ends at once finds itself in the table.
             let task = spawn(silent);
             table.silent.entry(source).or_default().push_back((id, task));
@@ -171,10 +157,7 @@ impl Table {
     }
 
     fn most_crowded(&self) -> Option<Source> {
-        let most = self
-            .silent
-            .iter()
-            .max_by_key(|(source, waiting)| (waiting.len(), **source));
+        let most = self.silent.iter().max_by_key(|(source, waiting)| (waiting.len(), **source));
         most.map(|(source, _)| *source)
     }
 
@@ -213,10 +196,7 @@ impl Silent {
         let source = self.source;
         self.connections.with(|table| {
             if table.spoken_total >= table.limits.spoken {
-                return Err(format!(
-                    "{} connections are open, which is the limit here",
-                    table.spoken_total
-                ));
+                return Err(format!("{} connections are open, which is the limit here", table.spoken_total));
             }
             let own = table.spoken.entry(source).or_default();
             if *own >= table.limits.spoken_of_source {
@@ -226,10 +206,7 @@ impl Silent {
             table.spoken_total += 1;
             Ok(())
         })?;
-        Ok(Place {
-            connections: self.connections.clone(),
-            source,
-        })
+        Ok(Place { connections: self.connections.clone(), source })
     }
 }
 
@@ -258,12 +235,7 @@ mod tests {
 
     use super::*;
 
-    const SMALL: Limits = Limits {
-        silent: 6,
-        silent_of_source: 3,
-        spoken: 4,
-        spoken_of_source: 3,
-    };
+    const SMALL: Limits = Limits { silent: 6, silent_of_source: 3, spoken: 4, spoken_of_source: 3 };
 
     fn source(text: &str) -> Source {
         Source::of(text.parse().unwrap())
@@ -314,11 +286,7 @@ mod tests {
     async fn places_are_bounded_and_given_back() {
         let connections = Connections::new(SMALL);
         let speak = |from: &str| {
-            let silent = Silent {
-                connections: connections.clone(),
-                source: source(from),
-                id: u64::MAX,
-            };
+            let silent = Silent { connections: connections.clone(), source: source(from), id: u64::MAX };
             silent.speaks()
         };
         let mut places: Vec<Place> = (0..3).map(|_| speak("10.0.0.1").unwrap()).collect();
@@ -334,10 +302,7 @@ mod tests {
     fn limits_fit_the_descriptors_there_are() {
         for descriptors in [0, 64, 256, 1024, 4096, 1 << 20, usize::MAX] {
             let limits = Limits::of(descriptors);
-            assert!(
-                limits.silent >= limits.silent_of_source && limits.spoken > limits.spoken_of_source,
-                "{limits:?}"
-            );
+            assert!(limits.silent >= limits.silent_of_source && limits.spoken > limits.spoken_of_source, "{limits:?}");
             if descriptors >= 64 {
                 assert!(limits.silent + limits.spoken < descriptors, "{descriptors}: {limits:?}");
             }

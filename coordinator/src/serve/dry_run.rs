@@ -42,10 +42,7 @@ pub(super) async fn plan(new: &NewJob) -> Result<Job, Failure> {
 }
 
 async fn plan_stage(name: StageName, new: &NewJob, done: &mut BTreeMap<StageName, Manifest>) -> Result<Stage, Failure> {
-    let fault = |e: plan::PlanError| Failure {
-        kind: FailureKind::Internal.into(),
-        text: e.to_string(),
-    };
+    let fault = |e: plan::PlanError| Failure { kind: FailureKind::Internal.into(), text: e.to_string() };
     let awaited = awaited(name, &new.file, done);
     if !awaited.is_empty() {
         return Ok(Stage {
@@ -54,12 +51,7 @@ async fn plan_stage(name: StageName, new: &NewJob, done: &mut BTreeMap<StageName
             ..Stage::default()
         });
     }
-    let inputs = Inputs {
-        job: &new.file,
-        stamps: &new.stamps,
-        done,
-        claim: None,
-    };
+    let inputs = Inputs { job: &new.file, stamps: &new.stamps, done, claim: None };
     let key = plan::stage_key(name, &inputs).map_err(fault)?;
     if let Some(manifest) = whole(&new.file.output, name, &key).await? {
         done.insert(name, manifest);
@@ -70,10 +62,7 @@ async fn plan_stage(name: StageName, new: &NewJob, done: &mut BTreeMap<StageName
             ..Stage::default()
         });
     }
-    let mut stage = Stage {
-        state: StageState::Planned.into(),
-        ..Stage::default()
-    };
+    let mut stage = Stage { state: StageState::Planned.into(), ..Stage::default() };
     if let Phase::Tasks { tasks, label } = plan::phase(name, &key, &inputs, &[]).map_err(fault)? {
         let plural = if tasks.len() == 1 { "" } else { "s" };
         stage.reason = format!("{} task{plural} to {label} first", tasks.len());
@@ -141,10 +130,7 @@ mod tests {
 
     #[test]
     fn a_stage_names_the_nearest_stages_that_it_waits_for() {
-        let (with_b, nothing) = (
-            job("[instructions]\nsource = \"sample\"\n[instruct]\n"),
-            BTreeMap::new(),
-        );
+        let (with_b, nothing) = (job("[instructions]\nsource = \"sample\"\n[instruct]\n"), BTreeMap::new());
         let waits = |stage| are(&awaited(stage, &with_b, &nothing));
         assert_eq!(waits(StageName::Shard), "");
         assert_eq!(waits(StageName::Models), "");

@@ -60,19 +60,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(endpoint_file(folder.path()), "1 http://127.0.0.1:1 old").unwrap();
         for token in [None, Some(Secret::new("secret"))] {
-            let noted = Endpoint {
-                process: 7,
-                url: "http://127.0.0.1:7070".into(),
-                token,
-            };
+            let noted = Endpoint { process: 7, url: "http://127.0.0.1:7070".into(), token };
             noted.write(folder.path()).unwrap();
             assert_eq!(Endpoint::read(folder.path()).as_ref(), Some(&noted));
             assert!(!format!("{noted:?}").contains("secret"));
         }
-        let mode = std::fs::metadata(endpoint_file(folder.path()))
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = std::fs::metadata(endpoint_file(folder.path())).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 }

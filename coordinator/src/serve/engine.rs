@@ -55,14 +55,7 @@ impl EngineHandle {
             // The caller may have gone away. The step stands all the same.
             engine.answers.push(Box::new(move || drop(reply.send(answer))));
         });
-        let stopped = || {
-            EngineStopped(
-                self.broken
-                    .borrow()
-                    .clone()
-                    .unwrap_or_else(|| "the coordinator stops".into()),
-            )
-        };
+        let stopped = || EngineStopped(self.broken.borrow().clone().unwrap_or_else(|| "the coordinator stops".into()));
         self.calls.send(call).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())
     }
@@ -71,8 +64,7 @@ impl EngineHandle {
     pub fn tell(&self, f: impl FnOnce(&mut Engine) + Send + 'static) {
         let calls = self.calls.clone();
         // A stopped engine needs to be told nothing.
-        self.machine
-            .spawn(Box::pin(async move { drop(calls.send(Box::new(f)).await) }));
+        self.machine.spawn(Box::pin(async move { drop(calls.send(Box::new(f)).await) }));
     }
 
     /// Waits by the clock of the engine's machine.
@@ -205,11 +197,7 @@ impl Engine {
             Unfinished::IsEnded => cluster.interrupt(now, fx),
         });
         machine.spawn(Box::pin(tick(machine.clone(), calls.downgrade())));
-        let handle = EngineHandle {
-            calls,
-            machine,
-            broken: is_broken,
-        };
+        let handle = EngineHandle { calls, machine, broken: is_broken };
         Ok((engine, inbox, handle))
     }
 
@@ -277,20 +265,12 @@ impl Engine {
     /// Carries out the actions of saved steps, and sends the answers.
     fn act_on(&mut self, fx: Effects) {
         for event in &fx.events {
-            tracing::info!(
-                job = event.job,
-                stage = event.stage,
-                level = event.level.as_str(),
-                "{}",
-                event.text
-            );
+            tracing::info!(job = event.job, stage = event.stage, level = event.level.as_str(), "{}", event.text);
         }
         for action in fx.actions {
             self.act(action);
         }
-        std::mem::take(&mut self.answers)
-            .into_iter()
-            .for_each(|answer| answer());
+        std::mem::take(&mut self.answers).into_iter().for_each(|answer| answer());
     }
 
     /// Returns at most `limit` events of a job after `sequence`.
@@ -312,11 +292,7 @@ impl Engine {
     /// Creates the outbox of a new worker.
     pub(super) fn open_outbox(&mut self, worker: &str, session: Session) {
         let (sender, receiver) = mpsc::unbounded_channel();
-        let outbox = Outbox {
-            sender,
-            receiver: Some(receiver),
-            session,
-        };
+        let outbox = Outbox { sender, receiver: Some(receiver), session };
         self.outboxes.insert(worker.into(), outbox);
     }
 
@@ -399,17 +375,11 @@ impl Engine {
                 );
             }
             Action::Release { work, claim } => self.release(&work, &claim),
-            Action::Publish {
-                job,
-                output,
-                report,
-                files,
-            } => self.spawn(
-                async move { stages::publish(&output, report, &files).await },
-                move |engine, written| {
+            Action::Publish { job, output, report, files } => {
+                self.spawn(async move { stages::publish(&output, report, &files).await }, move |engine, written| {
                     engine.step(|c, now, fx| c.published(&job, written, now, fx));
-                },
-            ),
+                })
+            }
         }
     }
 
@@ -428,11 +398,7 @@ impl Engine {
 
     /// Starts to renew a claim, unless that is done already.
     fn keep(&mut self, work: &Work, claim: &Claim) {
-        if self
-            .keepers
-            .get(work)
-            .is_some_and(|k| k.attempt == claim.attempt && !k.has_ended())
-        {
+        if self.keepers.get(work).is_some_and(|k| k.attempt == claim.attempt && !k.has_ended()) {
             return;
         }
         let (calls, of, attempt) = (self.handle.clone(), work.clone(), claim.attempt.clone());
@@ -449,14 +415,10 @@ impl Engine {
     }
 
     fn release(&mut self, work: &Work, claim: &Claim) {
-        if self
-            .keepers
-            .get(work)
-            .is_some_and(|keeper| keeper.attempt == claim.attempt)
+        if self.keepers.get(work).is_some_and(|keeper| keeper.attempt == claim.attempt)
             && let Some(keeper) = self.keepers.remove(work)
         {
-            self.releases
-                .retain_mut(|release| matches!(release.try_recv(), Err(TryRecvError::Empty)));
+            self.releases.retain_mut(|release| matches!(release.try_recv(), Err(TryRecvError::Empty)));
             self.releases.push(keeper.release());
         }
     }
@@ -496,10 +458,7 @@ pub(super) fn failure(error: &llink_datasets::Error) -> Failure {
         llink_datasets::Error::Store { .. } => FailureKind::Storage,
         _ => FailureKind::Input,
     };
-    Failure {
-        kind: kind.into(),
-        text: error.to_string(),
-    }
+    Failure { kind: kind.into(), text: error.to_string() }
 }
 
 #[cfg(test)]
@@ -570,10 +529,7 @@ mod tests {
         assert!(kept.remove("job-000"));
         assert_eq!(kept, answered);
         let why = engine.broken().await;
-        assert!(
-            why.contains("full") && why.contains("Nothing that was acknowledged is lost"),
-            "{why}"
-        );
+        assert!(why.contains("full") && why.contains("Nothing that was acknowledged is lost"), "{why}");
     }
 }
 

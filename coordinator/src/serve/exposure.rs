@@ -77,20 +77,13 @@ mod tests {
         }
         assert!(check(wide, &security).unwrap_err().contains("--tls-cert"));
         assert!(check("10.0.0.3:7070".parse().unwrap(), &security).is_err());
-        security.tls = Some(TlsFiles {
-            certificate: "c".into(),
-            key: "k".into(),
-            client_authority: None,
-        });
+        security.tls = Some(TlsFiles { certificate: "c".into(), key: "k".into(), client_authority: None });
         assert!(check(wide, &security).unwrap_err().contains("--tls-client-ca"));
         security.tokens = Some("tokens.toml".into());
         assert!(check(wide, &security).unwrap_err().contains("--allow-root"));
         security.roots_named = true;
         assert_eq!(check(wide, &security), Ok(()));
-        let forced = Security {
-            insecure: true,
-            ..Security::default()
-        };
+        let forced = Security { insecure: true, ..Security::default() };
         assert_eq!(check(wide, &forced), Ok(()));
     }
 }

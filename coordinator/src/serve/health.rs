@@ -25,9 +25,7 @@ pub(super) async fn serve(
     engine: oneshot::Receiver<EngineHandle>,
     stopped: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|source| ServeError::Listen { address, source })?;
+    let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
     let (reporter, service) = tonic_health::server::health_reporter();
     reporter.set_service_status("", ServingStatus::Serving).await;
     reporter.set_service_status(READY, ServingStatus::NotServing).await;
@@ -37,11 +35,7 @@ pub(super) async fn serve(
         loop {
             let answers = tokio::time::timeout(PATIENCE, engine.call(|_| ())).await;
             let ready = matches!(answers, Ok(Ok(()))) && !*stop.borrow();
-            let status = if ready {
-                ServingStatus::Serving
-            } else {
-                ServingStatus::NotServing
-            };
+            let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
             reporter.set_service_status(READY, status).await;
             tokio::select! {
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}

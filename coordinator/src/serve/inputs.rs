@@ -36,9 +36,9 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path, roots: &Roots) -> Re
     for (key, url) in read_urls(&file) {
         let stamp = match key {
             "models.decoder" if is_gguf(url) => gguf_stamp(url).await,
-            "models.encoder" if is_gguf(url) => Err(missing(format!(
-                "{url}: an encoder is a folder in Hugging Face layout, not a GGUF file"
-            ))),
+            "models.encoder" if is_gguf(url) => {
+                Err(missing(format!("{url}: an encoder is a folder in Hugging Face layout, not a GGUF file")))
+            }
             "models.encoder" => models::model_stamp(&file.models, ModelRole::Encoder, url, base_dir).await,
             "models.decoder" => models::model_stamp(&file.models, ModelRole::Decoder, url, base_dir).await,
             "instruct.from" => bundle_stamp(url).await,
@@ -48,13 +48,7 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path, roots: &Roots) -> Re
     }
     let content = serde_json::to_string(&file).expect("a job file is plain data");
     let id = format!("{}-{}", file.name, &short_hash(&content)[..8]);
-    let new = NewJob {
-        id,
-        owner: None,
-        file,
-        stamps,
-        trace: String::new(),
-    };
+    let new = NewJob { id, owner: None, file, stamps, trace: String::new() };
     Ok((new, addresses))
 }
 
@@ -102,26 +96,16 @@ fn check_roots(file: &JobFile, roots: &Roots) -> Result<(), Failure> {
     urls.extend(file.track.iter().flat_map(TrackSection::urls));
     key_variables.extend(file.track.iter().flat_map(TrackSection::variables));
     let admitted = urls.into_iter().map(|(key, url)| (key, roots.admit(url)));
-    let keys = key_variables
-        .into_iter()
-        .map(|(key, name)| (key, check_key_variable(name)));
-    admitted
-        .chain(keys)
-        .try_for_each(|(key, checked)| checked.map_err(|text| missing(format!("`{key}`: {text}"))))
+    let keys = key_variables.into_iter().map(|(key, name)| (key, check_key_variable(name)));
+    admitted.chain(keys).try_for_each(|(key, checked)| checked.map_err(|text| missing(format!("`{key}`: {text}"))))
 }
 
 fn of_key(key: &str, failure: &Failure) -> Failure {
-    Failure {
-        kind: failure.kind,
-        text: format!("`{key}`: {}", redacted(&failure.text)),
-    }
+    Failure { kind: failure.kind, text: format!("`{key}`: {}", redacted(&failure.text)) }
 }
 
 fn missing(text: String) -> Failure {
-    Failure {
-        kind: FailureKind::Input.into(),
-        text,
-    }
+    Failure { kind: FailureKind::Input.into(), text }
 }
 
 async fn object_stamp(url: &str) -> Result<String, Failure> {
@@ -140,9 +124,7 @@ async fn gguf_stamp(url: &str) -> Result<String, Failure> {
         let (store, name) = Store::open_object(url).map_err(|e| failure(&e))?;
         if let Some(path) = store.local_path(&name) {
             let checked = tokio::task::spawn_blocking(move || llink_worker::models::check_gguf(&path));
-            let checked = checked
-                .await
-                .map_err(|e| missing(format!("{url}: the check was cut off: {e}")))?;
+            let checked = checked.await.map_err(|e| missing(format!("{url}: the check was cut off: {e}")))?;
             checked.map_err(|e| missing(e.to_string()))?;
         }
     }
@@ -167,12 +149,7 @@ async fn bundle_stamp(url: &str) -> Result<String, Failure> {
 }
 
 fn stamp(info: &ObjectInfo) -> String {
-    format!(
-        "{} {} {}",
-        info.bytes,
-        info.modified_ms,
-        info.e_tag.as_deref().unwrap_or("")
-    )
+    format!("{} {} {}", info.bytes, info.modified_ms, info.e_tag.as_deref().unwrap_or(""))
 }
 
 fn absolute(mut file: JobFile, base: &Path) -> JobFile {
@@ -290,14 +267,8 @@ mod tests {
     #[test]
     fn a_url_that_is_saved_holds_no_key() {
         for (key, line) in [
-            (
-                "output",
-                "output = \"s3://AKIA:5ecret@bucket/out\"\n[corpus]\nsource = \"sample\"\n",
-            ),
-            (
-                "models.encoder",
-                "[corpus]\nsource = \"sample\"\n[models]\nencoder = \"https://h/e?token=5ecret\"\n",
-            ),
+            ("output", "output = \"s3://AKIA:5ecret@bucket/out\"\n[corpus]\nsource = \"sample\"\n"),
+            ("models.encoder", "[corpus]\nsource = \"sample\"\n[models]\nencoder = \"https://h/e?token=5ecret\"\n"),
             (
                 "synthesize.url",
                 "[corpus]\nsource = \"sample\"\n[synthesize]\nurl = \"https://h/v1?api-key=5ecret\"\nmodel = \"m\"\n[instruct]\n",
@@ -305,10 +276,7 @@ mod tests {
         ] {
             let file = crate::job::parse("job.toml", line).unwrap();
             let text = check_credentials(&file).unwrap_err().text;
-            assert!(
-                text.contains(key) && text.contains("; ") && !text.contains("5ecret"),
-                "{text}"
-            );
+            assert!(text.contains(key) && text.contains("; ") && !text.contains("5ecret"), "{text}");
         }
     }
 
@@ -326,38 +294,14 @@ mod tests {
                 ("/data/km", "s3://elsewhere/km", "corpus.source"),
                 ("/data/encoder", "/data/../root", "models.encoder"),
                 ("/data/decoder", "https://models.example/other", "models.decoder"),
-                (
-                    "/data/instructions.jsonl",
-                    "http://169.254.169.254/x",
-                    "instructions.source",
-                ),
-                (
-                    "https://models.example/v1/judge",
-                    "http://models.example/v1",
-                    "evaluate.judge.url",
-                ),
-                (
-                    "/data/answers.jsonl",
-                    "/root/answers.jsonl",
-                    "evaluate.judge.direct_answers",
-                ),
-                (
-                    "https://models.example/v1/made",
-                    "https://attacker.example/v1",
-                    "synthesize.url",
-                ),
+                ("/data/instructions.jsonl", "http://169.254.169.254/x", "instructions.source"),
+                ("https://models.example/v1/judge", "http://models.example/v1", "evaluate.judge.url"),
+                ("/data/answers.jsonl", "/root/answers.jsonl", "evaluate.judge.direct_answers"),
+                ("https://models.example/v1/made", "https://attacker.example/v1", "synthesize.url"),
                 ("JUDGE_KEY", "AWS_SECRET_ACCESS_KEY", "evaluate.judge.api_key_env"),
                 ("MADE_KEY", "llink_token", "synthesize.api_key_env"),
-                (
-                    "https://models.example/v1/mlflow",
-                    "http://10.0.0.1:5000",
-                    "track.mlflow",
-                ),
-                (
-                    "https://models.example/v1/hook",
-                    "https://attacker.example",
-                    "track.webhook",
-                ),
+                ("https://models.example/v1/mlflow", "http://10.0.0.1:5000", "track.mlflow"),
+                ("https://models.example/v1/hook", "https://attacker.example", "track.webhook"),
                 ("HOOK_KEY", "AZURE_KEY", "track.webhook_secret_env"),
             ] {
                 if job.contains(good) {

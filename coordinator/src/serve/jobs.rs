@@ -45,21 +45,12 @@ pub(super) struct Jobs {
 
 impl Jobs {
     pub(super) fn new(engine: EngineHandle, roots: Roots, plans: Plans, stopped: watch::Receiver<bool>) -> Self {
-        Self {
-            engine,
-            roots,
-            plans,
-            stopped,
-        }
+        Self { engine, roots, plans, stopped }
     }
 
     async fn view(&self, id: String) -> Result<Job, Status> {
         let wanted = id.clone();
-        let found = self
-            .engine
-            .call(move |e| e.cluster.view(&wanted))
-            .await
-            .map_err(stopped)?;
+        let found = self.engine.call(move |e| e.cluster.view(&wanted)).await.map_err(stopped)?;
         found.ok_or_else(|| no_such_job(&id))
     }
 
@@ -72,16 +63,12 @@ impl Jobs {
     ) -> Result<Response<SubmitResponse>, Status> {
         let file = job::parse(&request.file_name, &request.job_toml)
             .map_err(|e| refused(Code::InvalidArgument, FailureKind::Input, e.to_string()))?;
-        let (mut new, addresses) = inputs::resolve(file, &PathBuf::from(request.base_dir), &self.roots)
-            .await
-            .map_err(failed)?;
+        let (mut new, addresses) =
+            inputs::resolve(file, &PathBuf::from(request.base_dir), &self.roots).await.map_err(failed)?;
         if request.dry_run {
             let job = dry_run::plan(&new).await.map_err(failed)?;
             self.plans.add(job.clone());
-            return Ok(Response::new(SubmitResponse {
-                job: Some(job),
-                already_complete: false,
-            }));
+            return Ok(Response::new(SubmitResponse { job: Some(job), already_complete: false }));
         }
         let id = new.id.clone();
         new.trace = trace;
@@ -94,10 +81,8 @@ impl Jobs {
             Ok::<_, Status>(())
         });
         saved.await.map_err(stopped)??;
-        let mut response = Response::new(SubmitResponse {
-            job: Some(self.view(id.clone()).await?),
-            already_complete: false,
-        });
+        let mut response =
+            Response::new(SubmitResponse { job: Some(self.view(id.clone()).await?), already_complete: false });
         response.extensions_mut().insert(Subject(id));
         Ok(response)
     }
@@ -178,10 +163,7 @@ impl JobService for Jobs {
         );
         telemetry::continue_trace(&span, &asked);
         let trace = telemetry::trace_with(&span, &asked);
-        let answer = self
-            .accept(request.into_inner(), peer, trace)
-            .instrument(span.clone())
-            .await;
+        let answer = self.accept(request.into_inner(), peer, trace).instrument(span.clone()).await;
         match &answer {
             Ok(answer) => {
                 span.record("job", answer.get_ref().job.as_ref().map(|job| &*job.id));
@@ -206,10 +188,7 @@ impl JobService for Jobs {
             ages.sort_unstable();
             let more = ages.len() > limit;
             let jobs = ages.into_iter().take(limit).filter_map(|(_, id)| e.cluster.view(&id));
-            ListResponse {
-                jobs: jobs.collect(),
-                more,
-            }
+            ListResponse { jobs: jobs.collect(), more }
         });
         Ok(Response::new(page.await.map_err(stopped)?))
     }
@@ -253,10 +232,7 @@ impl JobService for Jobs {
         let request = request.into_inner();
         self.view(request.job_id.clone()).await?;
         let limit = at_once(request.limit, EVENTS_AT_ONCE);
-        let read = self
-            .engine
-            .call(move |e| e.events(&request.job_id, request.after_sequence, limit))
-            .await;
+        let read = self.engine.call(move |e| e.events(&request.job_id, request.after_sequence, limit)).await;
         let EventPage { events, more } = read.map_err(stopped)?.map_err(unreadable)?;
         Ok(Response::new(LogsResponse { events, more }))
     }
@@ -293,10 +269,7 @@ async fn follow(
         events.retain(|event| event.at >= job.submitted_at);
         let ended = job.state() != JobState::Running;
         if shown.as_ref() != Some(&job) || !events.is_empty() {
-            let update = JobUpdate {
-                job: Some(job.clone()),
-                events,
-            };
+            let update = JobUpdate { job: Some(job.clone()), events };
             if updates.send(Ok(update)).await.is_err() {
                 return;
             }

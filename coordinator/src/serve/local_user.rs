@@ -33,9 +33,7 @@ fn user_in(table: &str, client: SocketAddr, server: SocketAddr) -> Option<u32> {
 /// Formats an address as the kernel does: 32-bit words in the machine's byte order, then the port.
 fn written(address: SocketAddr) -> String {
     let words = |octets: &[u8]| -> String {
-        let words = octets
-            .chunks_exact(4)
-            .map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
+        let words = octets.chunks_exact(4).map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
         words.map(|word| format!("{word:08X}")).collect()
     };
     let ip = match address.ip() {

@@ -37,20 +37,9 @@ pub(super) struct Calls(Family<CallLabels, Counter>);
 impl Calls {
     pub(super) fn count(&self, call: &str, outcome: &str) {
         // All unknown calls share one series, or a scanner would create thousands.
-        let known = ["JobService/", "WorkerService/", "Page/"]
-            .iter()
-            .any(|of| call.starts_with(of));
-        let call = if known && outcome != "Unimplemented" {
-            call
-        } else {
-            "unknown"
-        };
-        self.0
-            .get_or_create(&CallLabels {
-                call: call.into(),
-                outcome: outcome.into(),
-            })
-            .inc();
+        let known = ["JobService/", "WorkerService/", "Page/"].iter().any(|of| call.starts_with(of));
+        let call = if known && outcome != "Unimplemented" { call } else { "unknown" };
+        self.0.get_or_create(&CallLabels { call: call.into(), outcome: outcome.into() }).inc();
     }
 }
 
@@ -121,11 +110,7 @@ impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
         let families: [(&str, &str, &[ByState]); 3] = [
             ("llink_jobs", "Jobs by their state", &self.jobs),
-            (
-                "llink_tasks",
-                "Tasks of the jobs that are kept, by their state",
-                &self.tasks,
-            ),
+            ("llink_tasks", "Tasks of the jobs that are kept, by their state", &self.tasks),
             ("llink_workers", "Workers that are registered now", &self.workers),
         ];
         for (name, help, values) in families {
@@ -136,26 +121,14 @@ impl Collector for Snapshot {
             }
         }
         let single = [
-            (
-                "llink_jobs_without_worker",
-                "Running jobs while no worker is busy",
-                self.stages_waiting_for_workers,
-            ),
+            ("llink_jobs_without_worker", "Running jobs while no worker is busy", self.stages_waiting_for_workers),
             (
                 "llink_wanted_workers",
                 "Workers that have something to do, including those that hold a lease",
                 self.wanted_workers,
             ),
-            (
-                "llink_task_failures",
-                "Failed attempts of the tasks that are kept",
-                self.failures as i64,
-            ),
-            (
-                "llink_task_losses",
-                "Attempts that were lost with their worker",
-                self.losses as i64,
-            ),
+            ("llink_task_failures", "Failed attempts of the tasks that are kept", self.failures as i64),
+            ("llink_task_losses", "Attempts that were lost with their worker", self.losses as i64),
         ];
         for (name, help, value) in single {
             let gauge = ConstGauge::new(value);
@@ -176,9 +149,7 @@ pub(super) async fn serve(
     saves: Saves,
     stopped: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|source| ServeError::Listen { address, source })?;
+    let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
     let shared = Arc::new((engine, calls, saves));
     let app = Router::new().route(
         "/metrics",
@@ -190,19 +161,13 @@ pub(super) async fn serve(
                 let text = snapshot.map_err(|e| e.to_string()).and_then(|s| text(s, calls, saves));
                 match text {
                     Ok(text) => (axum::http::StatusCode::OK, [("content-type", CONTENT_TYPE)], text),
-                    Err(e) => (
-                        axum::http::StatusCode::SERVICE_UNAVAILABLE,
-                        [("content-type", "text/plain")],
-                        e,
-                    ),
+                    Err(e) => (axum::http::StatusCode::SERVICE_UNAVAILABLE, [("content-type", "text/plain")], e),
                 }
             }
         }),
     );
     tokio::spawn(async move {
-        if let Err(e) = axum::serve(FewPages::new(listener), app)
-            .with_graceful_shutdown(super::wait_for(stopped))
-            .await
+        if let Err(e) = axum::serve(FewPages::new(listener), app).with_graceful_shutdown(super::wait_for(stopped)).await
         {
             tracing::warn!("metrics: {e}");
         }

@@ -211,11 +211,7 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
         Some(_) => ClientCertificate::Optional,
         None => ClientCertificate::Required,
     };
-    let tls = security
-        .tls
-        .clone()
-        .map(|files| tls::watch_files(files, client))
-        .transpose()?;
+    let tls = security.tls.clone().map(|files| tls::watch_files(files, client)).transpose()?;
     let calls = metrics::Calls::default();
     let audit = security.audit.as_deref().map(AuditLog::open).transpose()?.map(Arc::new);
     let authority = tls.as_ref().and_then(|t| t.authority.clone());
@@ -245,25 +241,15 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
     let store = open_state(&options, machine.clone()).await?;
     let listener = TcpListener::bind(options.listen)
         .await
-        .map_err(|source| ServeError::Listen {
-            address: options.listen,
-            source,
-        })?;
-    let address = listener.local_addr().map_err(|source| ServeError::Listen {
-        address: options.listen,
-        source,
-    })?;
+        .map_err(|source| ServeError::Listen { address: options.listen, source })?;
+    let address = listener.local_addr().map_err(|source| ServeError::Listen { address: options.listen, source })?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let url = format!("{scheme}://{address}");
     let saves = metrics::Saves::default();
     let engine = engine::start(store, &options, saves.clone(), machine)?;
     // Without a health service there is no receiver.
     let _ = leads.send(engine.clone());
-    let endpoint = Endpoint {
-        process: std::process::id(),
-        url: url.clone(),
-        token: own_token.clone(),
-    };
+    let endpoint = Endpoint { process: std::process::id(), url: url.clone(), token: own_token.clone() };
     // The file helps commands that name no coordinator. The lock alone decides who may run.
     if let Err(e) = endpoint.write(&options.state_directory) {
         tracing::warn!(state = %options.state_directory.display(), "cannot write the endpoint file: {e}");
@@ -307,11 +293,7 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
         }
     };
     // A browser shows no token where its user is known. A gRPC client always shows one.
-    let protection = if own_token.is_some() {
-        Protection::Plain
-    } else {
-        protection
-    };
+    let protection = if own_token.is_some() { Protection::Plain } else { protection };
     let incoming = accept::incoming(listener, protection, Spoken::Http2, Limits::of_this_process());
     let server = tokio::spawn(router.serve_with_incoming_shutdown(incoming, wait_for(stopped)));
     tracing::info!(%url, state = %options.state_directory.display(), "coordinator listens");
@@ -403,10 +385,7 @@ async fn wait_for(mut stopped: watch::Receiver<bool>) {
 /// Takes the lock of the state directory, which is created if needed. Dropping the file releases it.
 pub(crate) fn lock(directory: &std::path::Path) -> Result<std::fs::File, ServeError> {
     let path = directory.join("coordinator.lock");
-    let failed = |source| ServeError::Lock {
-        path: path.clone(),
-        source,
-    };
+    let failed = |source| ServeError::Lock { path: path.clone(), source };
     private::directory(directory).map_err(failed)?;
     let file = private::file(&path).map_err(failed)?;
     match file.try_lock() {
@@ -416,10 +395,7 @@ pub(crate) fn lock(directory: &std::path::Path) -> Result<std::fs::File, ServeEr
                 Some(Endpoint { process, url, .. }) => format!("process {process} at {url}"),
                 None => "another llink-coord".into(),
             };
-            Err(ServeError::InUse {
-                directory: directory.into(),
-                holder,
-            })
+            Err(ServeError::InUse { directory: directory.into(), holder })
         }
         Err(std::fs::TryLockError::Error(source)) => Err(failed(source)),
     }

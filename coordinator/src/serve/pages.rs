@@ -27,10 +27,7 @@ pub(super) struct FewPages {
 
 impl FewPages {
     pub(super) fn new(listener: TcpListener) -> Self {
-        Self {
-            listener,
-            places: Arc::new(Semaphore::new(AT_ONCE)),
-        }
+        Self { listener, places: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 }
 
@@ -44,11 +41,7 @@ impl axum::serve::Listener for FewPages {
         loop {
             match self.listener.accept().await {
                 Ok((tcp, from)) => {
-                    let page = Page {
-                        tcp,
-                        ends: Box::pin(tokio::time::sleep(LASTS)),
-                        _place: place,
-                    };
+                    let page = Page { tcp, ends: Box::pin(tokio::time::sleep(LASTS)), _place: place };
                     return (page, from);
                 }
                 Err(e) => {

@@ -126,9 +126,7 @@ async fn clean_up(
             plan::WORK_DIRECTORY => rest.split('/').next(),
             // The attempt's own checkpoints and curves are kept, as are those of attempts without a folder of their
             // own.
-            _ => first
-                .strip_prefix(ATTEMPT_PREFIX)
-                .filter(|attempt| *attempt != claim.attempt),
+            _ => first.strip_prefix(ATTEMPT_PREFIX).filter(|attempt| *attempt != claim.attempt),
         };
         let is_over = attempt.is_some_and(|attempt| !at_work.iter().any(|other| other == attempt));
         if is_over && !committed.contains_key(&object.path) {
@@ -143,9 +141,7 @@ pub(super) async fn publish(output: &str, report: String, files: &BTreeMap<Strin
     let store = Store::open(output).map_err(|e| failure(&e))?;
     all_there(&store, files).await?;
     put_report(&store, report).await.map_err(|e| {
-        storage(format!(
-            "the report can't be written: {e}. Every stage is kept: remove the cause and submit again"
-        ))
+        storage(format!("the report can't be written: {e}. Every stage is kept: remove the cause and submit again"))
     })
 }
 
@@ -195,10 +191,7 @@ fn stage_folder(path: &str) -> String {
 }
 
 fn storage(text: String) -> Failure {
-    Failure {
-        kind: FailureKind::Storage.into(),
-        text,
-    }
+    Failure { kind: FailureKind::Storage.into(), text }
 }
 
 #[cfg(test)]
@@ -231,11 +224,7 @@ mod tests {
     }
 
     fn work(key: &str) -> Work {
-        Work {
-            output: OUTPUT.into(),
-            stage: StageName::Align,
-            key: key.into(),
-        }
+        Work { output: OUTPUT.into(), stage: StageName::Align, key: key.into() }
     }
 
     #[tokio::test]
@@ -243,9 +232,7 @@ mod tests {
         let (store, manifest) = stage("k1").await;
         let found = || whole(OUTPUT, StageName::Align, "k1");
         assert_eq!(found().await.unwrap(), None);
-        commit(&machine(), &work("k1"), &Claim::default(), manifest.clone())
-            .await
-            .unwrap();
+        commit(&machine(), &work("k1"), &Claim::default(), manifest.clone()).await.unwrap();
         assert_eq!(found().await.unwrap(), Some(manifest));
         store.put("align/k1/b/c", Bytes::from_static(b"fo")).await.unwrap();
         assert_eq!(found().await.unwrap(), None);
@@ -262,9 +249,7 @@ mod tests {
     async fn nothing_is_committed_or_reported_whose_files_are_not_there() {
         let (store, manifest) = stage("k2").await;
         store.delete("align/k2/a").await.unwrap();
-        let refused = commit(&machine(), &work("k2"), &Claim::default(), manifest.clone())
-            .await
-            .unwrap_err();
+        let refused = commit(&machine(), &work("k2"), &Claim::default(), manifest.clone()).await.unwrap_err();
         assert_eq!(refused.kind(), FailureKind::Storage);
         assert!(refused.text.contains("align/k2/a"), "{}", refused.text);
         assert_eq!(store.head("align/k2/manifest.json").await.unwrap(), None);
@@ -279,21 +264,15 @@ mod tests {
     #[tokio::test]
     async fn a_commit_leaves_what_counts_and_what_others_may_be_writing() {
         let (store, manifest) = stage("k3").await;
-        let LookedUp::Claimed { claim, .. } = look_up(&machine(), &work("k3"), None, "mine", &BTreeMap::new())
-            .await
-            .unwrap()
+        let LookedUp::Claimed { claim, .. } =
+            look_up(&machine(), &work("k3"), None, "mine", &BTreeMap::new()).await.unwrap()
         else {
             panic!("nobody else is there");
         };
-        let waits = look_up(&machine(), &work("k3"), None, "other", &BTreeMap::new())
-            .await
-            .unwrap();
+        let waits = look_up(&machine(), &work("k3"), None, "other", &BTreeMap::new()).await.unwrap();
         assert!(matches!(waits, LookedUp::Elsewhere { .. }), "{waits:?}");
         for left in ["work/mine/x", "work/gone/x", "attempt-gone/x"] {
-            store
-                .put(&format!("align/k3/{left}"), Bytes::from_static(b"x"))
-                .await
-                .unwrap();
+            store.put(&format!("align/k3/{left}"), Bytes::from_static(b"x")).await.unwrap();
         }
         commit(&machine(), &work("k3"), &claim, manifest.clone()).await.unwrap();
         let left = store.list("align/k3").await.unwrap();
@@ -303,9 +282,7 @@ mod tests {
         let mut late = manifest.clone();
         late.artifacts.pop();
         assert_eq!(commit(&machine(), &work("k3"), &claim, late).await.unwrap(), manifest);
-        let found = look_up(&machine(), &work("k3"), None, "other", &BTreeMap::new())
-            .await
-            .unwrap();
+        let found = look_up(&machine(), &work("k3"), None, "other", &BTreeMap::new()).await.unwrap();
         assert_eq!(found, LookedUp::Whole(Box::new(manifest)));
     }
 

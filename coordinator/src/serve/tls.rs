@@ -37,10 +37,7 @@ pub struct FileError {
 }
 
 fn broken(path: &Path, reason: impl ToString) -> FileError {
-    FileError {
-        path: path.into(),
-        reason: reason.to_string(),
-    }
+    FileError { path: path.into(), reason: reason.to_string() }
 }
 
 /// The present content of the files.
@@ -78,10 +75,7 @@ pub(super) fn watch_files(files: TlsFiles, client: ClientCertificate) -> Result<
         }
         Ok(server.receiver_count() > 0)
     }));
-    Ok(Tls {
-        server: server_now,
-        authority: authority_now,
-    })
+    Ok(Tls { server: server_now, authority: authority_now })
 }
 
 /// Reads the tokens and keeps watching the file.
@@ -140,17 +134,13 @@ fn load(files: &TlsFiles, client: ClientCertificate) -> Result<(Arc<ServerConfig
         Some(authority) => builder.with_client_cert_verifier(authority.verifier.clone()),
         None => builder.with_no_client_auth(),
     };
-    let mut config = builder
-        .with_single_cert(chain, key)
-        .map_err(|e| broken(&files.certificate, e))?;
+    let mut config = builder.with_single_cert(chain, key).map_err(|e| broken(&files.certificate, e))?;
     config.alpn_protocols.push(b"h2".to_vec());
     Ok((Arc::new(config), authority))
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
-    let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path)
-        .map_err(|e| broken(path, e))?
-        .collect();
+    let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(|e| broken(path, e))?.collect();
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
         Ok(_) => Err(broken(path, "holds no certificate")),

@@ -82,9 +82,7 @@ impl Withheld {
             Some(Kind::Evaluate(task)) => {
                 let judge = task.judge.iter_mut().flat_map(|judge| &mut judge.direct_answers);
                 let sets = task.answers.iter_mut().flat_map(|answers| &mut answers.set);
-                sets.flat_map(|set| set.sources.iter_mut().flat_map(files))
-                    .chain(judge)
-                    .collect()
+                sets.flat_map(|set| set.sources.iter_mut().flat_map(files)).chain(judge).collect()
             }
             _ => Vec::new(),
         };
@@ -112,10 +110,7 @@ mod tests {
         let addresses = keep_back(&mut file);
         let saved = serde_json::to_string(&file).unwrap();
         assert!(!saved.contains("5ecret") && !saved.contains("other"), "{saved}");
-        assert!(
-            saved.contains("s3://bucket/i?x.jsonl") && saved.contains("/data/b.km"),
-            "{saved}"
-        );
+        assert!(saved.contains("s3://bucket/i?x.jsonl") && saved.contains("/data/b.km"), "{saved}");
         assert_eq!(addresses.len(), 3);
 
         let mut vault = Withheld::default();

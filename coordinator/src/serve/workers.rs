@@ -49,20 +49,11 @@ pub(super) struct Session {
 
 fn session_of<T>(request: &Request<T>) -> Result<(Peer, Session), Status> {
     let peer = peer_of(request)?;
-    let secret = request
-        .metadata()
-        .get(INSTANCE_KEY)
-        .and_then(|v| v.to_str().ok())
-        .unwrap_or_default();
+    let secret = request.metadata().get(INSTANCE_KEY).and_then(|v| v.to_str().ok()).unwrap_or_default();
     if secret.len() < 32 {
-        return Err(Status::unauthenticated(format!(
-            "a worker's calls carry {INSTANCE_KEY}, a secret of its process"
-        )));
+        return Err(Status::unauthenticated(format!("a worker's calls carry {INSTANCE_KEY}, a secret of its process")));
     }
-    let session = Session {
-        peer: peer.name.clone(),
-        instance: sha256_of(secret),
-    };
+    let session = Session { peer: peer.name.clone(), instance: sha256_of(secret) };
     Ok((peer, session))
 }
 
@@ -88,11 +79,7 @@ fn stray<'a>(cluster: &Cluster, task: u64, result: &'a TaskResult) -> Option<&'a
         let within = path.strip_prefix(&folder).or_else(|| splits().then_some(path));
         within.is_some_and(|rest| rest.split('/').all(|part| !matches!(part, "" | "." | "..")))
     };
-    result
-        .artifacts
-        .iter()
-        .map(|a| a.path.as_str())
-        .find(|path| !lies_there(path))
+    result.artifacts.iter().map(|a| a.path.as_str()).find(|path| !lies_there(path))
 }
 
 impl Workers {
@@ -103,13 +90,7 @@ impl Workers {
         gang_key: String,
         sealed: bool,
     ) -> Self {
-        Self {
-            engine,
-            timing,
-            stopped,
-            gang_key,
-            sealed,
-        }
+        Self { engine, timing, stopped, gang_key, sealed }
     }
 }
 
@@ -133,10 +114,7 @@ impl WorkerService for Workers {
         }
         let info = bounds::registration(info);
         let joined = self.engine.call(move |e| {
-            if let Proof::Token {
-                sha256,
-                uses: TokenUse::Once,
-            } = &peer.by
+            if let Proof::Token { sha256, uses: TokenUse::Once } = &peer.by
                 && e.claim_token(sha256, &session.instance).map_err(unreadable)? == Claimed::ByAnother
             {
                 return Err(Status::unauthenticated(format!(
@@ -174,9 +152,7 @@ impl WorkerService for Workers {
         });
         let instructions = taken.await.map_err(stopped)??;
         let Some(instructions) = instructions else {
-            return Err(Status::not_found(format!(
-                "worker {worker} is not registered, or has its stream already"
-            )));
+            return Err(Status::not_found(format!("worker {worker} is not registered, or has its stream already")));
         };
         // The stream ends with the server, so that a graceful shutdown does not wait for workers.
         let mut stop = self.stopped.clone();
@@ -184,10 +160,7 @@ impl WorkerService for Workers {
         Ok(Response::new(Assignments {
             instructions,
             stop,
-            guard: StreamGuard {
-                worker,
-                engine: self.engine.clone(),
-            },
+            guard: StreamGuard { worker, engine: self.engine.clone() },
         }))
     }
 
@@ -232,21 +205,13 @@ impl WorkerService for Workers {
             if let Outcome::Done(result) = &outcome
                 && let Some(path) = stray(&e.cluster, task, result)
             {
-                return Err(Status::invalid_argument(format!(
-                    "{path:?} lies outside of the task's stage"
-                )));
+                return Err(Status::invalid_argument(format!("{path:?} lies outside of the task's stage")));
             }
             Ok(e.step(|c, now, fx| c.report(&worker, task, token, outcome, now, fx)))
         });
         let mut response = Response::new(match told.await.map_err(stopped)?? {
-            Reported::Accepted => ReportResponse {
-                accepted: true,
-                reason: String::new(),
-            },
-            Reported::Refused(reason) => ReportResponse {
-                accepted: false,
-                reason,
-            },
+            Reported::Accepted => ReportResponse { accepted: true, reason: String::new() },
+            Reported::Refused(reason) => ReportResponse { accepted: false, reason },
         });
         response.extensions_mut().insert(subject);
         Ok(response)
@@ -266,11 +231,7 @@ impl WorkerService for Workers {
                 Rendezvous::Complete(addresses) => {
                     let secret = gang_secret(&self.gang_key, request.task_id, request.token);
                     let sealed = self.sealed;
-                    return Ok(Response::new(RendezvousResponse {
-                        addresses,
-                        secret,
-                        sealed,
-                    }));
+                    return Ok(Response::new(RendezvousResponse { addresses, secret, sealed }));
                 }
                 Rendezvous::Refused(reason) => return Err(Status::aborted(reason)),
                 Rendezvous::Waiting => self.engine.sleep(RENDEZVOUS_INTERVAL).await,

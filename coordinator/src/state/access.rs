@@ -32,9 +32,7 @@ impl StateStore {
     }
 
     pub(super) fn find_owner(&self, job: &str) -> rusqlite::Result<Option<String>> {
-        let mut statement = self
-            .connection
-            .prepare_cached("SELECT name FROM owners WHERE job = ?1")?;
+        let mut statement = self.connection.prepare_cached("SELECT name FROM owners WHERE job = ?1")?;
         statement.query_row([job], |row| row.get(0)).optional()
     }
 
@@ -56,20 +54,14 @@ impl StateStore {
     /// An error says that the database cannot be written.
     pub fn claim_token(&mut self, token: &str, instance: &str, now: i64) -> Result<Claimed, StateError> {
         let run = || -> rusqlite::Result<Claimed> {
-            self.connection.execute(
-                "INSERT OR IGNORE INTO used_tokens VALUES (?1, ?2, ?3)",
-                params![token, instance, now],
-            )?;
+            self.connection
+                .execute("INSERT OR IGNORE INTO used_tokens VALUES (?1, ?2, ?3)", params![token, instance, now])?;
             let by: String = self.connection.query_row(
                 "SELECT instance_sha256 FROM used_tokens WHERE token_sha256 = ?1",
                 [token],
                 |row| row.get(0),
             )?;
-            Ok(if by == instance {
-                Claimed::Ours
-            } else {
-                Claimed::ByAnother
-            })
+            Ok(if by == instance { Claimed::Ours } else { Claimed::ByAnother })
         };
         run().map_err(|e| sqlite(&self.path, e))
     }
@@ -79,17 +71,11 @@ impl StateStore {
     /// # Errors
     /// An error says that the file exists or cannot be written.
     pub fn backup(&self, to: &Path) -> Result<(), StateError> {
-        let failed = |source| StateError::Directory {
-            path: to.into(),
-            source,
-        };
+        let failed = |source| StateError::Directory { path: to.into(), source };
         // SQLite accepts an empty file as a new database.
         private::file(to).map_err(failed)?;
         let name = to.to_string_lossy().into_owned();
-        self.connection
-            .execute("VACUUM INTO ?1", [&name])
-            .map(|_| ())
-            .map_err(|e| sqlite(to, e))?;
+        self.connection.execute("VACUUM INTO ?1", [&name]).map(|_| ()).map_err(|e| sqlite(to, e))?;
         // SQLite does not sync the file that it vacuums into.
         let synced = std::fs::File::open(to).and_then(|file| file.sync_all());
         synced.map_err(failed)
@@ -105,10 +91,7 @@ impl StateStore {
             .query_row("PRAGMA integrity_check", [], |row| row.get(0))
             .map_err(|e| sqlite(&self.path, e))?;
         if said != "ok" {
-            return Err(StateError::Damaged {
-                path: self.path.clone(),
-                reason: said,
-            });
+            return Err(StateError::Damaged { path: self.path.clone(), reason: said });
         }
         self.load().map(|_| ())
     }

@@ -50,14 +50,7 @@ impl NewestEvents {
         };
         *newest += 1;
         tx.prepare_cached("INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
-            .execute(params![
-                *newest,
-                event.at,
-                event.stage,
-                event.task as i64,
-                event.level.as_str(),
-                event.text
-            ])
+            .execute(params![*newest, event.at, event.stage, event.task as i64, event.level.as_str(), event.text])
             .map(|_| ())
     }
 }
@@ -66,11 +59,10 @@ impl NewestEvents {
 fn newest(tx: &Transaction<'_>, job: &str) -> rusqlite::Result<i64> {
     tx.execute("INSERT OR IGNORE INTO job_numbers (job) VALUES (?1)", [job])?;
     let before = before_first(tx, job)?;
-    let newest = tx.query_row(
-        "SELECT MAX(id) FROM events WHERE id > ?1 AND id <= ?2",
-        [before, before + MOST],
-        |row| row.get::<_, Option<i64>>(0),
-    )?;
+    let newest =
+        tx.query_row("SELECT MAX(id) FROM events WHERE id > ?1 AND id <= ?2", [before, before + MOST], |row| {
+            row.get::<_, Option<i64>>(0)
+        })?;
     Ok(newest.unwrap_or(before))
 }
 
@@ -140,10 +132,7 @@ impl StateStore {
         }
         let of_job = "SELECT ?1 AS job, id & 4294967295 AS sequence, at, stage, task, level, text FROM events \
                       WHERE id > ?2 AND id <= ?3";
-        Ok((
-            format!("{of_job} ORDER BY id {order}"),
-            before_first(&self.connection, job)?,
-        ))
+        Ok((format!("{of_job} ORDER BY id {order}"), before_first(&self.connection, job)?))
     }
 }
 

@@ -66,10 +66,7 @@ fn read_old_task(row: &Row<'_>) -> rusqlite::Result<OldTask> {
         model: model.map(Into::into),
         part,
         weight: NonZeroU64::new(row.get::<_, i64>("weight")? as u64),
-        ranks: Ranks {
-            min: row.get("min_ranks")?,
-            max: unless_0(row.get("max_ranks")?),
-        },
+        ranks: Ranks { min: row.get("min_ranks")?, max: unless_0(row.get("max_ranks")?) },
         state: state_of(code, result)?,
         token: row.get::<_, i64>("token")? as u64,
         failures: row.get("failures")?,
@@ -77,11 +74,7 @@ fn read_old_task(row: &Row<'_>) -> rusqlite::Result<OldTask> {
         last_world_size: row.get("last_world_size")?,
         furthest: 0,
     };
-    Ok(OldTask {
-        task,
-        spec,
-        label: row.get("label")?,
-    })
+    Ok(OldTask { task, spec, label: row.get("label")? })
 }
 
 /// Packs the specs of tasks, phase by phase.

@@ -16,8 +16,8 @@ fn to_json(value: &impl serde::Serialize) -> String {
 
 /// Saves a job and its stages, with the manifests of those that `is_new` names.
 pub(super) fn save_job(tx: &Transaction<'_>, job: &Job, is_new: impl Fn(StageName) -> bool) -> rusqlite::Result<()> {
-    tx.prepare_cached("INSERT OR REPLACE INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)")?
-        .execute(params![
+    tx.prepare_cached("INSERT OR REPLACE INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)")?.execute(
+        params![
             job.id,
             to_json(&job.file),
             to_json(&job.stamps),
@@ -29,7 +29,8 @@ pub(super) fn save_job(tx: &Transaction<'_>, job: &Job, is_new: impl Fn(StageNam
             job.failure.as_ref().map(|f| &f.text),
             job.report,
             job.trace,
-        ])?;
+        ],
+    )?;
     for (position, stage) in job.stages.iter().enumerate() {
         tx.prepare_cached("INSERT OR REPLACE INTO stages VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)")?
             .execute(params![
@@ -47,8 +48,11 @@ pub(super) fn save_job(tx: &Transaction<'_>, job: &Job, is_new: impl Fn(StageNam
             ])?;
         match &stage.manifest {
             Some(manifest) if is_new(stage.name) => {
-                tx.prepare_cached("INSERT OR REPLACE INTO manifests VALUES (?1, ?2, ?3)")?
-                    .execute(params![job.id, stage.name.as_str(), to_json(manifest)])?;
+                tx.prepare_cached("INSERT OR REPLACE INTO manifests VALUES (?1, ?2, ?3)")?.execute(params![
+                    job.id,
+                    stage.name.as_str(),
+                    to_json(manifest)
+                ])?;
             }
             Some(_) => {}
             None => {
@@ -77,8 +81,7 @@ pub(super) fn save_task(tx: &Transaction<'_>, task: &TaskRecord) -> rusqlite::Re
     };
     let result = match result {
         Some(result) => {
-            tx.prepare_cached("INSERT INTO results (result) VALUES (?1)")?
-                .execute([result])?;
+            tx.prepare_cached("INSERT INTO results (result) VALUES (?1)")?.execute([result])?;
             Some(tx.last_insert_rowid())
         }
         None => None,
@@ -131,10 +134,7 @@ pub(super) fn from_json<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: &
 pub(super) fn read_job(row: &Row<'_>) -> rusqlite::Result<Job> {
     let kind: Option<i32> = row.get("failure_kind")?;
     let text: Option<String> = row.get("failure_text")?;
-    let failure = text.map(|text| Failure {
-        kind: kind.unwrap_or_else(|| FailureKind::Internal.into()),
-        text,
-    });
+    let failure = text.map(|text| Failure { kind: kind.unwrap_or_else(|| FailureKind::Internal.into()), text });
     Ok(Job {
         id: row.get("id")?,
         owner: None,
@@ -190,10 +190,7 @@ pub(super) fn state_of(state: i64, result: Option<Vec<u8>>) -> rusqlite::Result<
         FAILED => TaskState::Failed(Failure::decode(blob.as_slice()).map_err(damaged)?),
         CANCELLED => TaskState::Cancelled,
         // A lease ends with the coordinator that gave it.
-        _ => TaskState::Waiting {
-            since: 0,
-            not_before: 0,
-        },
+        _ => TaskState::Waiting { since: 0, not_before: 0 },
     })
 }
 
@@ -201,9 +198,7 @@ pub(super) fn state_of(state: i64, result: Option<Vec<u8>>) -> rusqlite::Result<
 pub(super) fn read_task(row: &Row<'_>, found: impl FnOnce(i64, u32) -> Option<Spec>) -> rusqlite::Result<TaskRecord> {
     let (pack, place) = (row.get(5)?, row.get(6)?);
     let Some(Spec { packed, model, part }) = found(pack, place) else {
-        return Err(unreadable(format!(
-            "pack {pack} of specs has no place {place}, or is damaged"
-        )));
+        return Err(unreadable(format!("pack {pack} of specs has no place {place}, or is damaged")));
     };
     let stage = row.get_ref(2)?.as_str()?;
     Ok(TaskRecord {
@@ -216,10 +211,7 @@ pub(super) fn read_task(row: &Row<'_>, found: impl FnOnce(i64, u32) -> Option<Sp
         model,
         part,
         weight: NonZeroU64::new(row.get::<_, i64>(7)? as u64),
-        ranks: Ranks {
-            min: row.get(8)?,
-            max: unless_0(row.get(9)?),
-        },
+        ranks: Ranks { min: row.get(8)?, max: unless_0(row.get(9)?) },
         state: state_of(row.get(10)?, row.get("outcome")?)?,
         token: row.get::<_, i64>(11)? as u64,
         failures: row.get(12)?,
@@ -240,10 +232,7 @@ pub(super) struct Spec {
 /// Reads a pack's specs, each of them once as a check.
 pub(super) fn read_pack(row: &Row<'_>) -> rusqlite::Result<(i64, Vec<Spec>)> {
     let (id, bytes): (i64, Vec<u8>) = (row.get(0)?, row.get(1)?);
-    let pack = Arc::new(Pack {
-        id: id as u64,
-        bytes: bytes.into(),
-    });
+    let pack = Arc::new(Pack { id: id as u64, bytes: bytes.into() });
     let mut known: Vec<Arc<str>> = Vec::new();
     let mut specs = Vec::new();
     for (at, (spec, _)) in pack.iter().enumerate() {
@@ -255,10 +244,7 @@ pub(super) fn read_pack(row: &Row<'_>) -> rusqlite::Result<(i64, Vec<Spec>)> {
                 model.into()
             }
         });
-        let packed = Packed {
-            pack: pack.clone(),
-            at: at as u32,
-        };
+        let packed = Packed { pack: pack.clone(), at: at as u32 };
         specs.push(Spec { packed, model, part });
     }
     Ok((id, specs))

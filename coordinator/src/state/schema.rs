@@ -168,20 +168,13 @@ mod tests {
     ";
 
     fn spec(number: usize) -> Task {
-        let model = ModelRef {
-            role: ModelRole::Decoder.into(),
-            fingerprint: "decoder".into(),
-            ..ModelRef::default()
-        };
+        let model = ModelRef { role: ModelRole::Decoder.into(), fingerprint: "decoder".into(), ..ModelRef::default() };
         let kind = Kind::EmbedShard(EmbedShard {
             path: format!("embed/key/{number:05}"),
             model: Some(model),
             ..EmbedShard::default()
         });
-        Task {
-            output_url: "out".into(),
-            kind: Some(kind),
-        }
+        Task { output_url: "out".into(), kind: Some(kind) }
     }
 
     #[test]
@@ -202,15 +195,9 @@ mod tests {
         )
         .unwrap();
         let result = result("embed/key/00001");
-        let failure = Failure {
-            text: "no".into(),
-            ..Failure::default()
-        };
-        let states = [
-            ("done", Some(result.encode_to_vec())),
-            ("leased", None),
-            ("failed", Some(failure.encode_to_vec())),
-        ];
+        let failure = Failure { text: "no".into(), ..Failure::default() };
+        let states =
+            [("done", Some(result.encode_to_vec())), ("leased", None), ("failed", Some(failure.encode_to_vec()))];
         for (place, (state, result)) in states.into_iter().enumerate() {
             old.execute(
                 "INSERT INTO tasks VALUES (?1, 'j', 'embed', 0, ?2, ?3, ?4, ?7, 1, ?2, ?5, 4, 1, 2, 1, '', ?6)",
@@ -226,8 +213,7 @@ mod tests {
             )
             .unwrap();
         }
-        old.execute("INSERT INTO events VALUES (41, 1, 'j', '', 0, 'info', 'submitted')", [])
-            .unwrap();
+        old.execute("INSERT INTO events VALUES (41, 1, 'j', '', 0, 'info', 'submitted')", []).unwrap();
         drop(old);
 
         let looked_at = StateStore::open_file(&path).unwrap();
@@ -241,10 +227,7 @@ mod tests {
             assert_eq!(jobs[0].stages[0].phases, [[1, 2, 3]]);
             assert_eq!((jobs[0].ended_at, jobs[0].stages[0].ended_at), (None, None));
             assert_eq!(jobs[0].stages[0].started_at, Some(7));
-            assert_eq!(
-                (jobs[0].stages[0].name, jobs[0].stages[0].spent_before),
-                (StageName::Embed, 11)
-            );
+            assert_eq!((jobs[0].stages[0].name, jobs[0].stages[0].spent_before), (StageName::Embed, 11));
             for (place, task) in tasks.iter().enumerate() {
                 assert_eq!((task.spec(), task.label()), (spec(place), format!("label {place}")));
                 assert_eq!((task.model.as_deref(), task.part), (Some("decoder"), Some("teacher")));
@@ -292,14 +275,8 @@ mod tests {
     ";
 
     fn result(path: &str) -> TaskResult {
-        let artifact = Artifact {
-            path: path.into(),
-            ..Artifact::default()
-        };
-        TaskResult {
-            artifacts: vec![artifact],
-            ..TaskResult::default()
-        }
+        let artifact = Artifact { path: path.into(), ..Artifact::default() };
+        TaskResult { artifacts: vec![artifact], ..TaskResult::default() }
     }
 
     /// Makes a database of version 6 with a job of three tasks, of which the second and the third are done.
@@ -309,11 +286,8 @@ mod tests {
         let file = crate::job::parse("job.toml", "[corpus]\nsource = \"/a.tsv\"\n").unwrap();
         let file = serde_json::to_string(&file).unwrap();
         for job in ["j", "k"] {
-            old.execute(
-                "INSERT INTO jobs VALUES (?1, ?2, '{}', 1, '', 5, 0, NULL, NULL, NULL, '')",
-                [job, &file],
-            )
-            .unwrap();
+            old.execute("INSERT INTO jobs VALUES (?1, ?2, '{}', 1, '', 5, 0, NULL, NULL, NULL, '')", [job, &file])
+                .unwrap();
             for sequence in 1..=3 {
                 old.execute(
                     "INSERT INTO events VALUES (?1, ?2, 7, 'embed', ?2, 'info', 'text of ' || ?1 || ?2)",
@@ -322,15 +296,10 @@ mod tests {
                 .unwrap();
             }
         }
-        old.execute(
-            "INSERT INTO stages VALUES ('j', 0, 'embed', 2, 'embed', 'key', 1, 7, 0, 0, NULL)",
-            [],
-        )
-        .unwrap();
+        old.execute("INSERT INTO stages VALUES ('j', 0, 'embed', 2, 'embed', 'key', 1, 7, 0, 0, NULL)", []).unwrap();
         let specs: Vec<_> = (0..3).map(|number| (spec(number), "label")).collect();
         let packed = Packed::all(specs.iter().map(|(spec, label)| (spec, *label)), &mut 1);
-        old.execute("INSERT INTO packs VALUES (1, ?1)", [&*packed[0].pack.bytes])
-            .unwrap();
+        old.execute("INSERT INTO packs VALUES (1, ?1)", [&*packed[0].pack.bytes]).unwrap();
         for (place, state) in [1, 3, 3].into_iter().enumerate() {
             let id = place as i64 + 1;
             old.execute(
@@ -340,8 +309,7 @@ mod tests {
             .unwrap();
             if state == 3 {
                 let result = result(&format!("result of {id}")).encode_to_vec();
-                old.execute("INSERT INTO results VALUES (?1, ?2)", params![id, result])
-                    .unwrap();
+                old.execute("INSERT INTO results VALUES (?1, ?2)", params![id, result]).unwrap();
             }
         }
         old
@@ -354,8 +322,7 @@ mod tests {
             let path = directory.path().join("state.db");
             let old = make_version_6(&path);
             if version == 5 {
-                old.execute_batch("ALTER TABLE jobs DROP COLUMN trace; PRAGMA user_version = 5;")
-                    .unwrap();
+                old.execute_batch("ALTER TABLE jobs DROP COLUMN trace; PRAGMA user_version = 5;").unwrap();
             }
             drop(old);
             let seen = |store: &StateStore| {
@@ -365,10 +332,7 @@ mod tests {
             };
             let looked_at = StateStore::open_file(&path).unwrap();
             let before = seen(&looked_at);
-            assert!(
-                before.contains("text of k3") && !before.contains("text of k1"),
-                "{before}"
-            );
+            assert!(before.contains("text of k3") && !before.contains("text of k1"), "{before}");
             drop(looked_at);
             let mut store = StateStore::open(directory.path()).unwrap();
             assert_eq!(seen(&store), before, "version {version}");
@@ -377,11 +341,7 @@ mod tests {
             let (jobs, tasks) = store.load().unwrap();
             let mut cluster = Cluster::restore(Timing::default(), jobs, tasks, 0);
             cluster.jobs.get_mut("j").unwrap().trace = "00-1-2-01 ci=1".into();
-            let mut fx = Effects {
-                jobs: ["j".into()].into(),
-                tasks: [2].into(),
-                ..Effects::default()
-            };
+            let mut fx = Effects { jobs: ["j".into()].into(), tasks: [2].into(), ..Effects::default() };
             fx.events.push(Happening {
                 at: 8,
                 job: "j".into(),

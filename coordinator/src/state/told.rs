@@ -30,10 +30,7 @@ impl StateStore {
     /// An error says that the database cannot be written.
     pub fn set_told(&mut self, job: &str, program: &str, ended_at: i64) -> Result<(), StateError> {
         self.connection
-            .execute(
-                "INSERT OR REPLACE INTO told VALUES (?1, ?2, ?3)",
-                params![job, program, ended_at],
-            )
+            .execute("INSERT OR REPLACE INTO told VALUES (?1, ?2, ?3)", params![job, program, ended_at])
             .map(|_| ())
             .map_err(|e| sqlite(&self.path, e))
     }

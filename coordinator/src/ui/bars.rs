@@ -19,11 +19,7 @@ pub struct Bars {
 
 impl Bars {
     pub(super) fn new() -> Self {
-        Self {
-            screen: MultiProgress::new(),
-            began: Instant::now(),
-            bars: BTreeMap::new(),
-        }
+        Self { screen: MultiProgress::new(), began: Instant::now(), bars: BTreeMap::new() }
     }
 
     pub(super) fn show(&mut self, job: &Job, events: &[Event]) {
@@ -76,7 +72,5 @@ impl Bars {
 }
 
 fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template)
-        .expect("the templates above are well formed")
-        .progress_chars("━╸ ")
+    ProgressStyle::with_template(template).expect("the templates above are well formed").progress_chars("━╸ ")
 }

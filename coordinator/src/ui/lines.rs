@@ -24,12 +24,7 @@ pub struct Lines {
 
 impl Default for Lines {
     fn default() -> Self {
-        Self {
-            began: Instant::now(),
-            states: BTreeMap::new(),
-            mentioned: None,
-            paces: BTreeMap::new(),
-        }
+        Self { began: Instant::now(), states: BTreeMap::new(), mentioned: None, paces: BTreeMap::new() }
     }
 }
 
@@ -64,10 +59,7 @@ pub(super) fn stage_line(stage: &Stage) -> String {
         StageState::Running => {
             let (done, total) = (thousands(stage.done), thousands(stage.total));
             let figures = figures(stage);
-            let text = format!(
-                "{:10} {done}/{total} {}  {} {figures}",
-                stage.name, stage.unit, stage.reason
-            );
+            let text = format!("{:10} {done}/{total} {}  {} {figures}", stage.name, stage.unit, stage.reason);
             text.trim_end().to_owned()
         }
         StageState::Waiting | StageState::Unspecified => format!("{:10} waiting  {}", stage.name, stage.reason),
@@ -80,12 +72,7 @@ pub(crate) fn outcome(stage: &Stage) -> String {
     match stage.state() {
         StageState::Done => {
             let total = thousands(stage.total);
-            let text = format!(
-                "done in {:.1} s: {total} {} {}",
-                seconds(stage),
-                stage.unit,
-                figures(stage)
-            );
+            let text = format!("done in {:.1} s: {total} {} {}", seconds(stage), stage.unit, figures(stage));
             text.trim_end().to_owned()
         }
         StageState::Cached => format!("cached under key {}", stage.key),
@@ -106,9 +93,5 @@ pub(crate) fn figures(stage: &Stage) -> String {
 }
 
 fn short(value: f64) -> String {
-    if value.fract() == 0.0 || value.abs() >= 1000.0 {
-        thousands(value.max(0.0) as u64)
-    } else {
-        format!("{value:.3}")
-    }
+    if value.fract() == 0.0 || value.abs() >= 1000.0 { thousands(value.max(0.0) as u64) } else { format!("{value:.3}") }
 }

@@ -134,11 +134,7 @@ fn job_json(job: &Job, events: &[Event]) -> serde_json::Value {
 #[must_use]
 pub fn event_line(event: &Event) -> String {
     let since_midnight = event.at.rem_euclid(86_400_000);
-    let (h, m, s) = (
-        since_midnight / 3_600_000,
-        since_midnight / 60_000 % 60,
-        since_midnight / 1000 % 60,
-    );
+    let (h, m, s) = (since_midnight / 3_600_000, since_midnight / 60_000 % 60, since_midnight / 1000 % 60);
     let ms = since_midnight % 1000;
     let stage = if event.stage.is_empty() { "job" } else { &event.stage };
     let (level, stage) = (shown::line(&event.level), shown::line(stage));
@@ -192,11 +188,7 @@ pub fn list(jobs: &[Job], style: Style) {
     }
     let width = jobs.iter().map(|j| j.id.len()).max().unwrap_or(0);
     for job in jobs {
-        let done = job
-            .stages
-            .iter()
-            .filter(|s| matches!(s.state(), StageState::Done | StageState::Cached))
-            .count();
+        let done = job.stages.iter().filter(|s| matches!(s.state(), StageState::Done | StageState::Cached)).count();
         let now = job.stages.iter().find(|s| s.state() == StageState::Running);
         let detail = match (now, job.failure.as_ref()) {
             (Some(stage), _) => format!("{}: {}", stage.name, stage.reason),
@@ -246,21 +238,10 @@ mod tests {
 
     #[test]
     fn an_event_has_its_time_of_day() {
-        let event = Event {
-            at: 86_400_000 + 3_661_007,
-            level: "warn".into(),
-            text: "x".into(),
-            ..Event::default()
-        };
+        let event = Event { at: 86_400_000 + 3_661_007, level: "warn".into(), text: "x".into(), ..Event::default() };
         assert_eq!(event_line(&event), "01:01:01.007Z warn  job      x");
-        let hostile = Event {
-            text: "x\u{1b}[2J\n01:01:01.008Z info  job      forged".into(),
-            ..event
-        };
+        let hostile = Event { text: "x\u{1b}[2J\n01:01:01.008Z info  job      forged".into(), ..event };
         let line = event_line(&hostile);
-        assert!(
-            !line.contains('\u{1b}') && line.lines().nth(1).unwrap().starts_with("    01:"),
-            "{line}"
-        );
+        assert!(!line.contains('\u{1b}') && line.lines().nth(1).unwrap().starts_with("    01:"), "{line}");
     }
 }

@@ -24,18 +24,12 @@ impl Pace {
     pub(crate) fn see(&mut self, stage: &Stage, at: Duration) {
         // A new phase starts a new count.
         if self.phase != stage.reason {
-            *self = Self {
-                phase: stage.reason.clone(),
-                ..Self::default()
-            };
+            *self = Self { phase: stage.reason.clone(), ..Self::default() };
         }
         self.now = at.as_secs_f64();
         self.all.see(stage.done, self.now);
         for part in &stage.parts {
-            self.parts
-                .entry(part.name.clone())
-                .or_default()
-                .see(part.done, self.now);
+            self.parts.entry(part.name.clone()).or_default().see(part.done, self.now);
         }
     }
 
@@ -143,13 +137,7 @@ mod tests {
     use super::*;
 
     fn stage(done: u64, total: u64) -> Stage {
-        Stage {
-            unit: "steps".into(),
-            reason: "train".into(),
-            done,
-            total,
-            ..Stage::default()
-        }
+        Stage { unit: "steps".into(), reason: "train".into(), done, total, ..Stage::default() }
     }
 
     fn seconds(s: u64) -> Duration {
@@ -180,11 +168,7 @@ mod tests {
         }
         assert!(pace.text(&stage(3, 100)).starts_with("1.0 steps/s"));
         pace.see(&stage(3, 100), seconds(21));
-        assert!(
-            pace.text(&stage(3, 100)).starts_with("10.0 s/step"),
-            "{}",
-            pace.text(&stage(3, 100))
-        );
+        assert!(pace.text(&stage(3, 100)).starts_with("10.0 s/step"), "{}", pace.text(&stage(3, 100)));
     }
 
     #[test]
@@ -197,21 +181,14 @@ mod tests {
         pace.see(&stage(21, 100), seconds(4));
         pace.see(&stage(22, 100), seconds(6));
         assert!(pace.text(&stage(22, 100)).starts_with("2.0 s/step"));
-        let next = Stage {
-            reason: "direct".into(),
-            ..stage(30, 100)
-        };
+        let next = Stage { reason: "direct".into(), ..stage(30, 100) };
         pace.see(&next, seconds(5));
         assert_eq!(pace.text(&next), "");
     }
 
     /// Returns the stage after the given number of sentences of each model.
     fn embed(teacher: u64, encoder: u64) -> Stage {
-        let part = |name: &str, done| StagePart {
-            name: name.into(),
-            done,
-            total: 1_000,
-        };
+        let part = |name: &str, done| StagePart { name: name.into(), done, total: 1_000 };
         Stage {
             unit: "sentences".into(),
             reason: "embed".into(),
@@ -228,10 +205,7 @@ mod tests {
         for second in 0..=50 {
             pace.see(&embed(10 * second, 0), seconds(second));
         }
-        assert_eq!(
-            pace.text(&embed(500, 0)),
-            "10 sentences/s, 50 s left and then the encoder"
-        );
+        assert_eq!(pace.text(&embed(500, 0)), "10 sentences/s, 50 s left and then the encoder");
         for second in 51..=100 {
             pace.see(&embed(10 * second, 0), seconds(second));
         }

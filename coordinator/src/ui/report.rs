@@ -17,10 +17,7 @@ pub fn report(job: &Job, style: Style) {
     let output = job.output_url.trim_end_matches('/');
     let cached = job.stages.iter().all(|s| s.state() == StageState::Cached);
     if cached {
-        print_line(&format!(
-            "{}: nothing to do, every stage was finished before under the same key",
-            job.id
-        ));
+        print_line(&format!("{}: nothing to do, every stage was finished before under the same key", job.id));
     } else {
         print_line(&format!("{}: succeeded in {:.1} s", job.id, report.seconds));
     }
@@ -47,9 +44,7 @@ pub fn report(job: &Job, style: Style) {
         }
     }
     if let Some(benchmark) = &report.benchmark {
-        print_line(&format!(
-            "the pairs of the benchmark and their ranks: {output}/{benchmark}"
-        ));
+        print_line(&format!("the pairs of the benchmark and their ranks: {output}/{benchmark}"));
     }
     if report.page.is_some() {
         print_line(&format!("the report with its curves: {output}/report.html"));
@@ -68,9 +63,7 @@ pub fn report(job: &Job, style: Style) {
 /// Returns the corpora, each with its rows read, kept and dropped by reason.
 pub(crate) fn rows(counts: &BTreeMap<String, u64>) -> Vec<(&'static str, String)> {
     let corpora = ["pairs", "instructions", "synthesized"].into_iter();
-    corpora
-        .filter_map(|corpus| Some((corpus, rows_of(counts, corpus)?)))
-        .collect()
+    corpora.filter_map(|corpus| Some((corpus, rows_of(counts, corpus)?))).collect()
 }
 
 fn rows_of(counts: &BTreeMap<String, u64>, corpus: &str) -> Option<String> {
@@ -81,27 +74,18 @@ fn rows_of(counts: &BTreeMap<String, u64>, corpus: &str) -> Option<String> {
             parts.push(format!("{} {side}", thousands(rows)));
         }
     }
-    for (done, words) in [
-        ("cut", "cut to length"),
-        ("composed", "put in NFC"),
-        ("stripped", "freed of invisible characters"),
-    ] {
+    for (done, words) in
+        [("cut", "cut to length"), ("composed", "put in NFC"), ("stripped", "freed of invisible characters")]
+    {
         if let Some(rows) = get(done).filter(|rows| *rows > 0) {
             parts.push(format!("{} {words}", thousands(rows)));
         }
     }
     let dropped = counts.iter().filter(|(name, n)| {
-        name.strip_prefix(corpus)
-            .is_some_and(|n| n.contains("dropped_") || n.ends_with(".surplus"))
-            && **n > 0
+        name.strip_prefix(corpus).is_some_and(|n| n.contains("dropped_") || n.ends_with(".surplus")) && **n > 0
     });
     for (name, count) in dropped {
-        let reason = name
-            .rsplit('.')
-            .next()
-            .unwrap_or(name)
-            .trim_start_matches("dropped_")
-            .replace('_', " ");
+        let reason = name.rsplit('.').next().unwrap_or(name).trim_start_matches("dropped_").replace('_', " ");
         parts.push(format!("{} {reason}", thousands(*count)));
     }
     Some(parts.join(", "))

@@ -108,12 +108,7 @@ impl Place {
     /// Runs a command that must succeed, and returns its standard output.
     pub fn ok(&self, args: &[&str]) -> String {
         let output = self.run(args);
-        assert!(
-            output.status.success(),
-            "{args:?}: {}\n{}",
-            output.status,
-            text(&output)
-        );
+        assert!(output.status.success(), "{args:?}: {}\n{}", output.status, text(&output));
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -170,11 +165,7 @@ impl Drop for Running {
 }
 
 pub fn text(output: &Output) -> String {
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 /// Returns the names of all commands, according to the help page.
@@ -182,13 +173,8 @@ pub fn commands() -> Vec<String> {
     let help = text(&Command::new(BINARY).arg("--help").output().unwrap());
     let lines = help.lines().skip_while(|line| *line != "Commands:").skip(1);
     // A description goes on in lines that are indented further.
-    let lines = lines
-        .take_while(|line| line.starts_with(' '))
-        .filter(|line| !line.starts_with("   "));
-    lines
-        .filter_map(|line| line.split_whitespace().next())
-        .map(str::to_owned)
-        .collect()
+    let lines = lines.take_while(|line| line.starts_with(' ')).filter(|line| !line.starts_with("   "));
+    lines.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
 }
 
 /// Replaces each hash by `#`.
@@ -209,11 +195,7 @@ fn hidden(said: &str, is_hidden: fn(&str) -> bool) -> String {
     let shown = |part: &str| {
         let (number, next) = part.split_at(part.char_indices().last().map_or(0, |(at, _)| at));
         let is_number = number.contains(|c: char| c.is_ascii_digit());
-        if is_number && is_hidden(number) {
-            format!("#{next}")
-        } else {
-            part.to_owned()
-        }
+        if is_number && is_hidden(number) { format!("#{next}") } else { part.to_owned() }
     };
     parts.map(shown).collect()
 }
@@ -260,11 +242,7 @@ impl Random {
     #[allow(clippy::print_stdout)]
     pub fn seeded() -> Self {
         let given = std::env::var("LLINK_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
-        let now = || {
-            std::time::SystemTime::now()
-                .duration_since(std::time::UNIX_EPOCH)
-                .unwrap()
-        };
+        let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         let seed: u64 = given.unwrap_or_else(|| now().as_nanos() as u64);
         println!("LLINK_TEST_SEED={seed}");
         Self(seed | 1)
@@ -297,9 +275,7 @@ pub fn trained_steps(place: &Place) -> Vec<(u64, f64)> {
 /// Returns the SHA-256 of the trained projector.
 pub fn projector(place: &Place) -> String {
     let artefacts = place.artefacts(&["align"]);
-    let found = artefacts
-        .into_iter()
-        .find(|(path, _)| path.ends_with("projector.safetensors"));
+    let found = artefacts.into_iter().find(|(path, _)| path.ends_with("projector.safetensors"));
     found.unwrap().1
 }
 
@@ -312,9 +288,7 @@ pub fn signal(pid: u32, signal: &str) {
 pub fn figure(place: &Place, name: &str) -> f64 {
     let report = std::fs::read(place.path("out/report.json")).unwrap();
     let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
-    report["figures"]["evaluate"][name]
-        .as_f64()
-        .unwrap_or_else(|| panic!("{name} is not in {report:#}"))
+    report["figures"]["evaluate"][name].as_f64().unwrap_or_else(|| panic!("{name} is not in {report:#}"))
 }
 
 /// Returns a Python that can import polars: `LLINK_PYTHON`, else `python3`.

@@ -38,9 +38,7 @@ pub fn wanted(lasts: Duration) -> Wanted {
 
 impl Trial {
     pub fn new() -> Self {
-        let trial = Self {
-            dir: tempfile::tempdir().unwrap(),
-        };
+        let trial = Self { dir: tempfile::tempdir().unwrap() };
         trial.write("certs", &authority::make(&wanted(Duration::days(1)), None).unwrap());
         trial
     }
@@ -105,19 +103,11 @@ impl Trial {
     pub fn token(&self, name: &str, role: Role, lasts: Option<Duration>, uses: TokenUse) -> Credentials {
         use std::io::Write;
         let (token, secret) = Token::make(name, role, lasts, uses).unwrap();
-        let mut file = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.path("tokens.toml"))
-            .unwrap();
+        let mut file = std::fs::File::options().create(true).append(true).open(self.path("tokens.toml")).unwrap();
         file.write_all(token.entry().as_bytes()).unwrap();
         let kept = self.path(&format!("{name}.token"));
         std::fs::write(&kept, secret).unwrap();
-        Credentials {
-            authority: Some(self.path("certs/ca.crt")),
-            token: Some(kept),
-            ..Credentials::default()
-        }
+        Credentials { authority: Some(self.path("certs/ca.crt")), token: Some(kept), ..Credentials::default() }
     }
 
     /// Returns the lines of the audit log.
@@ -140,16 +130,10 @@ pub async fn workers(url: &str, credentials: &Credentials, instance: &str) -> Wo
 }
 
 pub fn register(name: &str) -> RegisterRequest {
-    RegisterRequest {
-        name: name.into(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        ..RegisterRequest::default()
-    }
+    RegisterRequest { name: name.into(), version: env!("CARGO_PKG_VERSION").into(), ..RegisterRequest::default() }
 }
 
 pub async fn registered(client: &mut Workers, name: &str) -> Result<RegisterResponse, (Code, String)> {
     let answer = client.register(register(name)).await;
-    answer
-        .map(tonic::Response::into_inner)
-        .map_err(|s| (s.code(), s.message().to_owned()))
+    answer.map(tonic::Response::into_inner).map_err(|s| (s.code(), s.message().to_owned()))
 }

@@ -34,18 +34,9 @@ impl AnswerCost {
     }
 
     fn cells(&self) -> [Option<f64>; 5] {
-        let uncached = self
-            .encoder_ms
-            .zip(self.first_token_ms)
-            .map(|(encoder, first)| encoder + first);
+        let uncached = self.encoder_ms.zip(self.first_token_ms).map(|(encoder, first)| encoder + first);
         let prompt = Some(self.prompt_tokens);
-        [
-            prompt,
-            self.answer_tokens,
-            self.encoder_ms,
-            self.first_token_ms,
-            uncached,
-        ]
+        [prompt, self.answer_tokens, self.encoder_ms, self.first_token_ms, uncached]
     }
 }
 
@@ -74,13 +65,7 @@ pub(super) fn section(figures: &Figures) -> Option<Section> {
         title: "Cost of an answer".to_owned(),
         table: Some(Table {
             words: vec![""],
-            numbers: vec![
-                "prompt tokens",
-                "answer tokens",
-                "encoder ms",
-                "first token ms",
-                "both ms",
-            ],
+            numbers: vec!["prompt tokens", "answer tokens", "encoder ms", "first token ms", "both ms"],
             rows: costs.iter().map(row).collect(),
         }),
         notes: fewer.into_iter().chain(timed).collect(),
@@ -101,11 +86,7 @@ mod tests {
             first_token_ms: Some(20.5),
             encoder_ms: Some(5.0),
         };
-        let base = AnswerCost {
-            prompt_tokens: 120.0,
-            first_token_ms: Some(60.0),
-            ..AnswerCost::default()
-        };
+        let base = AnswerCost { prompt_tokens: 120.0, first_token_ms: Some(60.0), ..AnswerCost::default() };
         put(&mut figures, &AnswerCost::of(Arm::Slots), &slots);
         put(&mut figures, &AnswerCost::of(Arm::Base), &base);
         let shown = section(&figures).unwrap();

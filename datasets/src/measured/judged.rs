@@ -52,24 +52,16 @@ impl Judged {
     #[must_use]
     pub fn rows(figures: &Figures, arm: Arm) -> Vec<(String, Self)> {
         let beginning = Self::by_task(arm, "");
-        let tasks = figures
-            .keys()
-            .filter_map(|name| name.strip_prefix(&beginning)?.strip_suffix(".win"));
+        let tasks = figures.keys().filter_map(|name| name.strip_prefix(&beginning)?.strip_suffix(".win"));
         let all = std::iter::once(("all".to_owned(), Self::against(arm)));
         let tasks = tasks.map(|task| (task.to_owned(), Self::by_task(arm, task)));
-        all.chain(tasks)
-            .filter_map(|(task, name)| Some((task, get(figures, &name)?)))
-            .collect()
+        all.chain(tasks).filter_map(|(task, name)| Some((task, get(figures, &name)?))).collect()
     }
 }
 
 /// Returns the sections on the judge's preferences, and on how steady they are.
 pub(super) fn sections(figures: &Figures) -> Vec<Section> {
-    let of = |arm: Arm| {
-        Judged::rows(figures, arm)
-            .into_iter()
-            .map(move |(task, row)| (arm, task, row))
-    };
+    let of = |arm: Arm| Judged::rows(figures, arm).into_iter().map(move |(task, row)| (arm, task, row));
     let rows: Vec<(Arm, String, Judged)> = [Arm::Base, Arm::Direct].into_iter().flat_map(of).collect();
     if rows.is_empty() {
         return Vec::new();
@@ -79,11 +71,7 @@ pub(super) fn sections(figures: &Figures) -> Vec<Section> {
             let words = [arm.title().to_owned(), task.clone()];
             words.into_iter().chain(cells(judged)).collect()
         };
-        Some(Table {
-            words: vec!["", "task"],
-            numbers,
-            rows: rows.iter().map(row).collect(),
-        })
+        Some(Table { words: vec!["", "task"], numbers, rows: rows.iter().map(row).collect() })
     };
     let repeated = rows.iter().any(|(.., row)| row.run_flips.is_some());
     let asked = match repeated {
@@ -128,11 +116,7 @@ fn preferred(judged: &Judged) -> Vec<String> {
 fn steadiness(judged: &Judged) -> Vec<String> {
     let words = [judged.our_words, judged.their_words].map(|words| format!("{words:.1}"));
     let flips = [judged.order_flips, judged.run_flips].map(share);
-    flips
-        .into_iter()
-        .chain(words)
-        .chain([share(judged.longer_won)])
-        .collect()
+    flips.into_iter().chain(words).chain([share(judged.longer_won)]).collect()
 }
 
 fn share(share: Option<f64>) -> String {
@@ -167,21 +151,9 @@ mod tests {
             tables[0].rows,
             [
                 cells(&["the base decoder", "all", "3", "1", "0", "0", "0.875", "0.625 to 1.000"]),
-                cells(&[
-                    "the base decoder",
-                    "bullet_points",
-                    "1",
-                    "1",
-                    "0",
-                    "0",
-                    "0.875",
-                    "0.625 to 1.000"
-                ]),
+                cells(&["the base decoder", "bullet_points", "1", "1", "0", "0", "0.875", "0.625 to 1.000"]),
             ]
         );
-        assert_eq!(
-            tables[1].rows[0],
-            cells(&["the base decoder", "all", "0.250", "", "8.0", "9.5", ""])
-        );
+        assert_eq!(tables[1].rows[0], cells(&["the base decoder", "all", "0.250", "", "8.0", "9.5", ""]));
     }
 }

@@ -48,11 +48,7 @@ pub fn get<Part: DeserializeOwned>(figures: &Figures, name: &str) -> Option<Part
 }
 
 fn dotted(name: &str, field: &str) -> String {
-    if name.is_empty() {
-        field.to_owned()
-    } else {
-        format!("{name}.{field}")
-    }
+    if name.is_empty() { field.to_owned() } else { format!("{name}.{field}") }
 }
 
 fn fields(figures: &Figures, name: &str) -> serde_json::Map<String, Value> {
@@ -62,11 +58,7 @@ fn fields(figures: &Figures, name: &str) -> serde_json::Map<String, Value> {
         // A count is a whole number.
         let whole = *value as u64;
         let is_whole = whole as f64 == *value;
-        let value = if is_whole {
-            Value::from(whole)
-        } else {
-            Value::from(*value)
-        };
+        let value = if is_whole { Value::from(whole) } else { Value::from(*value) };
         Some((field.to_owned(), value))
     };
     figures.iter().filter_map(field).collect()
@@ -278,15 +270,7 @@ mod tests {
     use super::*;
 
     fn row(retriever: Retriever, metric: &str, r1: f64) -> Retrieval {
-        Retrieval {
-            retriever,
-            metric: metric.into(),
-            r1,
-            r5: 0.5,
-            r10: 0.6,
-            mrr: 0.3,
-            mean_rank: 12.34,
-        }
+        Retrieval { retriever, metric: metric.into(), r1, r5: 0.5, r10: 0.6, mrr: 0.3, mean_rank: 12.34 }
     }
 
     #[test]
@@ -309,16 +293,9 @@ mod tests {
     #[test]
     fn a_part_comes_back_whole_or_not_at_all() {
         let mut figures = Figures::from([("loss".to_owned(), 1.5)]);
-        let time = TrainingTime {
-            step_seconds: 12.0,
-            effective_time: None,
-        };
+        let time = TrainingTime { step_seconds: 12.0, effective_time: None };
         put(&mut figures, "", &time);
-        let scores = AnswerScores {
-            count: 40,
-            chrf: 41.2,
-            ..AnswerScores::default()
-        };
+        let scores = AnswerScores { count: 40, chrf: 41.2, ..AnswerScores::default() };
         let name = Scored::Answers.by(Arm::Slots);
         put(&mut figures, &name, &scores);
         assert_eq!((get(&figures, ""), get(&figures, &name)), (Some(time), Some(scores)));

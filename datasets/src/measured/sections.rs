@@ -42,11 +42,7 @@ pub fn sections(figures: &Figures) -> Vec<Section> {
     let mut found = Vec::new();
     found.extend(retrieval(figures));
     found.extend(token_inflation(figures));
-    found.extend(
-        answers
-            .into_iter()
-            .filter_map(|(of, title)| answered(figures, of, title)),
-    );
+    found.extend(answers.into_iter().filter_map(|(of, title)| answered(figures, of, title)));
     found.extend(answered(figures, Scored::Set, "sentences of the evaluation set"));
     found.extend(cost::section(figures));
     found.extend(judged::sections(figures));
@@ -112,22 +108,12 @@ fn answered(figures: &Figures, of: Scored, title: &str) -> Option<Section> {
     let cells = |(arm, s): &(Arm, AnswerScores)| {
         let shares = [s.exact, s.word_recall, s.numbers].map(|share| format!("{share:.4}"));
         let title = [arm.title().to_owned()];
-        title
-            .into_iter()
-            .chain(shares)
-            .chain([s.chrf, s.chrf_pp, s.bleu].map(|score| format!("{score:.2}")))
-            .collect()
+        title.into_iter().chain(shares).chain([s.chrf, s.chrf_pp, s.bleu].map(|score| format!("{score:.2}"))).collect()
     };
-    let count = scores
-        .first()
-        .map(|(_, scores)| scores.count)
-        .filter(|count| *count > 0)?;
+    let count = scores.first().map(|(_, scores)| scores.count).filter(|count| *count > 0)?;
     let signatures = scores.first().map(|(_, scores)| scores.signatures());
     let (name, what) = match of {
-        Scored::Set => (
-            SET_TRAINED_ON,
-            "of its texts are among the training rows: on new text the answers are worse.",
-        ),
+        Scored::Set => (SET_TRAINED_ON, "of its texts are among the training rows: on new text the answers are worse."),
         Scored::Answers | Scored::Translations => (
             TRAINED_AS_PAIRS,
             "of the validation instructions have a text that Stage A may have been trained on as a pair: on new text the answers are \
@@ -174,11 +160,7 @@ impl Table {
     /// Returns the table as Markdown.
     #[must_use]
     pub fn markdown(&self) -> String {
-        let alignment = self
-            .words
-            .iter()
-            .map(|_| "---")
-            .chain(self.numbers.iter().map(|_| "---:"));
+        let alignment = self.words.iter().map(|_| "---").chain(self.numbers.iter().map(|_| "---:"));
         let mut text = markdown_row(self.headings());
         text.push_str(&markdown_row(alignment));
         for cells in &self.rows {
@@ -211,15 +193,7 @@ mod tests {
     use super::*;
 
     fn row(retriever: Retriever, metric: &str, r1: f64) -> Retrieval {
-        Retrieval {
-            retriever,
-            metric: metric.into(),
-            r1,
-            r5: 0.5,
-            r10: 0.6,
-            mrr: 0.3,
-            mean_rank: 12.34,
-        }
+        Retrieval { retriever, metric: metric.into(), r1, r5: 0.5, r10: 0.6, mrr: 0.3, mean_rank: 12.34 }
     }
 
     #[test]
@@ -243,11 +217,7 @@ mod tests {
         assert!(markdown.starts_with("|  | metric | R@1 |"), "{markdown}");
         assert!(markdown.contains("\n| --- | --- | ---: |"), "{markdown}");
         assert!(markdown.contains("| encoder alone | centred | 0.8180 |"), "{markdown}");
-        assert!(
-            section.notes[0].contains("the mean of 4,096 training sentences"),
-            "{:?}",
-            section.notes
-        );
+        assert!(section.notes[0].contains("the mean of 4,096 training sentences"), "{:?}", section.notes);
     }
 
     #[test]
@@ -267,20 +237,14 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].title, "Answers to 40 held-out instructions");
         let rows = &found[0].table.as_ref().unwrap().rows;
-        assert_eq!(
-            rows,
-            &[["with slots", "0.1000", "0.5000", "0.2500", "41.23", "43.50", "12.00"].map(str::to_owned)]
-        );
+        assert_eq!(rows, &[["with slots", "0.1000", "0.5000", "0.2500", "41.23", "43.50", "12.00"].map(str::to_owned)]);
         assert_eq!(found[0].notes.len(), 1);
         assert!(found[0].notes[0].contains("tok:13a"), "{:?}", found[0].notes);
     }
 
     #[test]
     fn translations_alone_make_one_table() {
-        let scores = AnswerScores {
-            count: 40,
-            ..AnswerScores::default()
-        };
+        let scores = AnswerScores { count: 40, ..AnswerScores::default() };
         let mut figures = Figures::new();
         for of in [Scored::Answers, Scored::Translations] {
             super::super::put(&mut figures, &of.by(Arm::Slots), &scores);

@@ -86,9 +86,7 @@ const KHMER: [(&str, u32); 21] = [
     ("មួយរយ", 100),
 ];
 /// The first three letters of the English months, in their order.
-const MONTHS: [&str; 12] = [
-    "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec",
-];
+const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
 
 /// Returns whether an English text and its translation have the same numbers.
 #[must_use]
@@ -108,11 +106,7 @@ pub fn agree(english: &str, foreign: &str) -> bool {
 impl Atom {
     /// Returns what a word stands for, which the other side need not have.
     fn word(value: u32) -> Self {
-        Self {
-            values: Decimal::parse(&value.to_string()).into_iter().collect(),
-            is_scaled: false,
-            is_required: false,
-        }
+        Self { values: Decimal::parse(&value.to_string()).into_iter().collect(), is_scaled: false, is_required: false }
     }
 
     fn matches(&self, other: &Self) -> bool {
@@ -128,10 +122,9 @@ fn atoms(token: &Token) -> Vec<Atom> {
     let pieces = token.numerals.iter().flat_map(|numeral| {
         let readings = ['.', ','].map(|mark| Decimal::parse(&decimal(numeral, Some(mark))));
         match readings {
-            [None, _] | [_, None] => numeral
-                .split(|c: char| !c.is_ascii_digit())
-                .map(|part| vec![Decimal::parse(part)])
-                .collect(),
+            [None, _] | [_, None] => {
+                numeral.split(|c: char| !c.is_ascii_digit()).map(|part| vec![Decimal::parse(part)]).collect()
+            }
             readings => vec![readings.to_vec()],
         }
     });
@@ -140,17 +133,10 @@ fn atoms(token: &Token) -> Vec<Atom> {
         let mut values: Vec<Decimal> = readings.into_iter().flatten().collect();
         if token.unit == "pm" {
             // A clock of 24 hours.
-            let later = values
-                .first()
-                .and_then(Decimal::whole)
-                .map(|hour| Decimal::parse(&(hour + 12).to_string()));
+            let later = values.first().and_then(Decimal::whole).map(|hour| Decimal::parse(&(hour + 12).to_string()));
             values.extend(later.flatten());
         }
-        Atom {
-            values,
-            is_scaled,
-            is_required: !token.is_glued && !token.is_followed,
-        }
+        Atom { values, is_scaled, is_required: !token.is_glued && !token.is_followed }
     };
     pieces.map(atom).collect()
 }
@@ -158,19 +144,11 @@ fn atoms(token: &Token) -> Vec<Atom> {
 /// Returns the numbers that English words may stand for.
 fn words(text: &str) -> Vec<Atom> {
     let lower = text.to_lowercase();
-    let words: Vec<&str> = lower
-        .split(|c: char| !c.is_alphabetic())
-        .filter(|word| !word.is_empty())
-        .collect();
+    let words: Vec<&str> = lower.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty()).collect();
     let value = |word: &str| WORDS.iter().find(|(name, _)| *name == word).map(|(_, value)| *value);
     let mut found = Vec::new();
     for (at, word) in words.iter().enumerate() {
-        found.extend(
-            MONTHS
-                .iter()
-                .position(|month| word.starts_with(month))
-                .map(|month| month as u32 + 1),
-        );
+        found.extend(MONTHS.iter().position(|month| word.starts_with(month)).map(|month| month as u32 + 1));
         let Some(first) = value(word) else { continue };
         found.push(first);
         match words.get(at + 1).and_then(|next| value(next)) {

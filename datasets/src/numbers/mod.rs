@@ -90,17 +90,10 @@ pub fn same(one: &[Number], other: &[Number]) -> bool {
 impl Number {
     fn of(token: Token) -> Self {
         let ascii = token.ascii();
-        let unit = if token.is_ordinal() {
-            String::new()
-        } else {
-            token.unit.clone()
-        };
+        let unit = if token.is_ordinal() { String::new() } else { token.unit.clone() };
         let power = units::power(&token.magnitude);
         let parts: Vec<&str> = token.numerals.iter().map(String::as_str).collect();
-        let values: Option<Vec<Decimal>> = parts
-            .iter()
-            .map(|part| Decimal::parse(&plain(part, Some('.'))))
-            .collect();
+        let values: Option<Vec<Decimal>> = parts.iter().map(|part| Decimal::parse(&plain(part, Some('.')))).collect();
         let values = values.unwrap_or_default();
         let whole: Vec<Option<u32>> = values.iter().map(Decimal::whole).collect();
         let kind = match (parts.as_slice(), token.joints.as_slice(), whole.as_slice()) {
@@ -143,11 +136,7 @@ impl Number {
     fn meaning(&self) -> (Kind, String, Vec<Decimal>, &str) {
         let (base, power) = units::base(&self.unit);
         let values = self.values.iter().map(|value| value.clone().scaled(power));
-        let code = if self.kind == Kind::Code {
-            self.ascii.as_str()
-        } else {
-            ""
-        };
+        let code = if self.kind == Kind::Code { self.ascii.as_str() } else { "" };
         (self.kind, base.to_owned(), values.collect(), code)
     }
 
@@ -162,17 +151,8 @@ impl Number {
     }
 
     fn dated(&self, range: Range<usize>, values: Vec<Decimal>) -> Self {
-        let written: Vec<String> = values
-            .iter()
-            .map(|value| format!("{:0>2}", value.to_string()))
-            .collect();
-        Self {
-            range,
-            kind: Kind::Date,
-            values,
-            unit: String::new(),
-            ascii: written.join("-"),
-        }
+        let written: Vec<String> = values.iter().map(|value| format!("{:0>2}", value.to_string())).collect();
+        Self { range, kind: Kind::Date, values, unit: String::new(), ascii: written.join("-") }
     }
 
     /// Joins this number and the next one to a date, as in `12 May 2020` and `May 12, 2020`.
@@ -184,10 +164,7 @@ impl Number {
             {
                 (self.values[0].clone(), self.values[1].clone())
             }
-            _ => (
-                month(between.trim_end_matches(',').trim_start_matches("of "))?,
-                self.bare(1..3)?.clone(),
-            ),
+            _ => (month(between.trim_end_matches(',').trim_start_matches("of "))?, self.bare(1..3)?.clone()),
         };
         let year_value = year.bare(4..5)?.clone();
         Some(self.dated(self.range.start..year.range.end, vec![year_value, month, day]))
@@ -196,9 +173,7 @@ impl Number {
     /// Makes a date of a number behind a month: `May 12` or `May 2020`.
     fn date_after_month(&self, text: &str) -> Option<Self> {
         let before = text[..self.range.start].strip_suffix(' ')?;
-        let start = before
-            .rfind(|c: char| !c.is_ascii_alphabetic() && c != '.')
-            .map_or(0, |at| at + 1);
+        let start = before.rfind(|c: char| !c.is_ascii_alphabetic() && c != '.').map_or(0, |at| at + 1);
         let month = month(before.get(start..)?)?;
         let range = start..self.range.end;
         match (self.bare(1..3), self.bare(4..5)) {
@@ -236,9 +211,7 @@ fn month(name: &str) -> Option<Decimal> {
         "December",
     ];
     let name = name.strip_suffix('.').unwrap_or(name);
-    let at = MONTHS
-        .iter()
-        .position(|month| *month == name || (name.len() == 3 && month.starts_with(name)))?;
+    let at = MONTHS.iter().position(|month| *month == name || (name.len() == 3 && month.starts_with(name)))?;
     Decimal::parse(&(at + 1).to_string())
 }
 

@@ -40,13 +40,8 @@ pub struct Rules {
 
 impl Default for Rules {
     fn default() -> Self {
-        let names = units::NAMES
-            .iter()
-            .map(|(name, ascii)| ((*name).to_owned(), (*ascii).to_owned()));
-        Self {
-            pattern: units::pattern(),
-            names: names.collect(),
-        }
+        let names = units::NAMES.iter().map(|(name, ascii)| ((*name).to_owned(), (*ascii).to_owned()));
+        Self { pattern: units::pattern(), names: names.collect() }
     }
 }
 
@@ -99,15 +94,9 @@ impl Scanner {
         let pattern =
             Regex::new(&rules.pattern).map_err(|error| format!("the pattern of numbers is not valid: {error}"))?;
         let groups = ["sign", "money", "body", "scale", "symbol", "unit", "alone", "nth"];
-        match groups
-            .iter()
-            .find(|name| !pattern.capture_names().flatten().any(|has| has == **name))
-        {
+        match groups.iter().find(|name| !pattern.capture_names().flatten().any(|has| has == **name)) {
             Some(name) => Err(format!("the pattern of numbers has no group `{name}`")),
-            None => Ok(Self {
-                pattern,
-                names: rules.names.clone(),
-            }),
+            None => Ok(Self { pattern, names: rules.names.clone() }),
         }
     }
 
@@ -116,11 +105,7 @@ impl Scanner {
     #[must_use]
     pub fn ascii(&self, text: &str) -> String {
         let tokens = self.tokens(text);
-        let written: Vec<String> = tokens
-            .iter()
-            .filter(|token| !token.is_glued)
-            .map(Token::ascii)
-            .collect();
+        let written: Vec<String> = tokens.iter().filter(|token| !token.is_glued).map(Token::ascii).collect();
         written.join(", ")
     }
 
@@ -140,10 +125,7 @@ impl Scanner {
             let group = |name: &str| found.name(name).map_or("", |group| group.as_str());
             let body = found.name("body").map_or(0..0, |group| group.range());
             let last = ["symbol", "unit", "alone", "nth", "body"];
-            let end = last
-                .iter()
-                .find_map(|name| found.name(name))
-                .map_or(body.end, |group| group.end());
+            let end = last.iter().find_map(|name| found.name(name)).map_or(body.end, |group| group.end());
             let whole = found.get(0).map_or(0, |group| group.start());
             let before = plain[..whole].chars().next_back();
             let signed = !group("sign").is_empty() && before.is_none_or(|c| c == ' ' || c == '(' || c == '[');
@@ -178,21 +160,12 @@ impl Scanner {
     fn name(&self, spelling: &str) -> String {
         let lower = spelling.to_lowercase();
         let singular = lower.strip_suffix('s').unwrap_or(&lower);
-        let known = [spelling, lower.as_str(), singular]
-            .into_iter()
-            .find_map(|name| self.names.get(name));
+        let known = [spelling, lower.as_str(), singular].into_iter().find_map(|name| self.names.get(name));
         match known {
             Some(name) => name.clone(),
             None => {
-                let ascii = |c: char| {
-                    self.names
-                        .get(c.encode_utf8(&mut [0; 4]) as &str)
-                        .filter(|_| !c.is_ascii())
-                };
-                spelling
-                    .chars()
-                    .map(|c| ascii(c).cloned().unwrap_or_else(|| c.to_string()))
-                    .collect()
+                let ascii = |c: char| self.names.get(c.encode_utf8(&mut [0; 4]) as &str).filter(|_| !c.is_ascii());
+                spelling.chars().map(|c| ascii(c).cloned().unwrap_or_else(|| c.to_string())).collect()
             }
         }
     }
@@ -214,14 +187,8 @@ impl Token {
             true => (self.unit.as_str(), ""),
             false => ("", self.unit.as_str()),
         };
-        let space = if last.is_empty() || last == "%" || self.is_ordinal() {
-            ""
-        } else {
-            " "
-        };
-        let parts = [first, &body, &self.magnitude]
-            .into_iter()
-            .filter(|part| !part.is_empty());
+        let space = if last.is_empty() || last == "%" || self.is_ordinal() { "" } else { " " };
+        let parts = [first, &body, &self.magnitude].into_iter().filter(|part| !part.is_empty());
         format!("{}{space}{last}", parts.collect::<Vec<_>>().join(" "))
     }
 }

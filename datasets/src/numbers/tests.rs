@@ -6,9 +6,7 @@ use super::*;
 fn seen(text: &str) -> Vec<String> {
     let shown = |number: Number| {
         let values: Vec<String> = number.values.iter().map(ToString::to_string).collect();
-        format!("{:?} {} {}", number.kind, values.join(" "), number.unit)
-            .trim_end()
-            .to_owned()
+        format!("{:?} {} {}", number.kind, values.join(" "), number.unit).trim_end().to_owned()
     };
     read(text).into_iter().map(shown).collect()
 }
@@ -22,14 +20,9 @@ fn digits_are_all_decimal_digits_of_unicode() {
     let decimal = regex::Regex::new("^\\d$").unwrap();
     let wrong = |c: &char| decimal.is_match(c.encode_utf8(&mut [0; 4])) != digit(*c).is_some();
     assert_eq!(('\0'..=char::MAX).find(wrong), None);
-    for (text, value) in [
-        ("០៩", [0, 9]),
-        ("٠٩", [0, 9]),
-        ("०९", [0, 9]),
-        ("๐๙", [0, 9]),
-        ("０９", [0, 9]),
-        ("𝟘𝟡", [0, 9]),
-    ] {
+    for (text, value) in
+        [("០៩", [0, 9]), ("٠٩", [0, 9]), ("०९", [0, 9]), ("๐๙", [0, 9]), ("０９", [0, 9]), ("𝟘𝟡", [0, 9])]
+    {
         assert_eq!(text.chars().filter_map(digit).collect::<Vec<_>>(), value);
     }
 }
@@ -39,38 +32,20 @@ fn english_numbers_have_their_values_and_units() {
     for (text, expected) in [
         ("1,234.5 and 0.5", vec!["Cardinal 1234.5", "Cardinal 0.5"]),
         ("1,234 1.234", vec!["Cardinal 1234", "Cardinal 1.234"]),
-        (
-            "12,34,567 or 1 234 567.5 or 1'234",
-            vec!["Cardinal 1234567", "Cardinal 1234567.5", "Cardinal 1234"],
-        ),
+        ("12,34,567 or 1 234 567.5 or 1'234", vec!["Cardinal 1234567", "Cardinal 1234567.5", "Cardinal 1234"]),
         ("in 2020 100 people", vec!["Cardinal 2020", "Cardinal 100"]),
-        (
-            "-5 °C, COVID-19, (−3)",
-            vec!["Cardinal -5 degC", "Cardinal 19", "Cardinal -3"],
-        ),
+        ("-5 °C, COVID-19, (−3)", vec!["Cardinal -5 degC", "Cardinal 19", "Cardinal -3"]),
         ("30 MW is not 1.5kW", vec!["Cardinal 30 MW", "Cardinal 1.5 kW"]),
-        (
-            "5 million km² for US$3bn",
-            vec!["Cardinal 5000000 km2", "Cardinal 3000000000 USD"],
-        ),
+        ("5 million km² for US$3bn", vec!["Cardinal 5000000 km2", "Cardinal 3000000000 USD"]),
         ("40% of 5 percent", vec!["Cardinal 40 %", "Cardinal 5 %"]),
         ("10-year loans, 5–10 km", vec!["Cardinal 10 year", "Range 5 10 km"]),
         ("12 kilometers at 100 km/h", vec!["Cardinal 12 km", "Cardinal 100 km/h"]),
         ("5 mothers, 5 millionaires", vec!["Cardinal 5", "Cardinal 5"]),
         ("the 3rd of 21st", vec!["Ordinal 3", "Ordinal 21"]),
-        (
-            "at 14:30 or 2:30 pm, not 16:9",
-            vec!["Time 14 30", "Time 2 30 pm", "Ratio 16 9"],
-        ),
+        ("at 14:30 or 2:30 pm, not 16:9", vec!["Time 14 30", "Time 2 30 pm", "Ratio 16 9"]),
         ("on 2020-05-12, 25/12/2020", vec!["Date 2020 5 12", "Date 2020 12 25"]),
-        (
-            "12 May 2020; May 12, 2020; Sept",
-            vec!["Date 2020 5 12", "Date 2020 5 12"],
-        ),
-        (
-            "May 2020, 3rd of June, Jan. 5",
-            vec!["Date 2020 5", "Date 6 3", "Date 1 5"],
-        ),
+        ("12 May 2020; May 12, 2020; Sept", vec!["Date 2020 5 12", "Date 2020 5 12"]),
+        ("May 2020, 3rd of June, Jan. 5", vec!["Date 2020 5", "Date 6 3", "Date 1 5"]),
         ("H1N1 in 192.168.0.1 version 1.2.3", vec!["Code", "Code"]),
     ] {
         assert_eq!(seen(text), expected, "{text}");
@@ -154,10 +129,7 @@ fn a_translation_agrees_if_it_has_the_numbers() {
 
 #[test]
 fn rules_are_checked_before_they_are_used() {
-    let rules = |pattern: &str| Rules {
-        pattern: pattern.into(),
-        ..Rules::default()
-    };
+    let rules = |pattern: &str| Rules { pattern: pattern.into(), ..Rules::default() };
     assert!(Scanner::new(&rules("(")).unwrap_err().contains("not valid"));
     assert!(Scanner::new(&rules("[0-9]")).unwrap_err().contains("`sign`"));
     let text = serde_json::to_string(&Rules::default()).unwrap();

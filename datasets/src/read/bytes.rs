@@ -72,10 +72,7 @@ impl ByteSource {
                 }
             }
         }
-        let used = self
-            .decoder
-            .feed(&self.pending, buffer)
-            .map_err(|e| corrupt(&self.url, &e))?;
+        let used = self.decoder.feed(&self.pending, buffer).map_err(|e| corrupt(&self.url, &e))?;
         self.pending.advance(used);
         self.read += used as u64;
         Ok(true)

@@ -101,19 +101,13 @@ impl Decoder {
                 let mut decoder = ZstdDecoder::new().map_err(|e| e.to_string())?;
                 let window = zstd::zstd_safe::DParameter::WindowLogMax(ZSTD_WINDOW_LOG);
                 decoder.set_parameter(window).map_err(|e| e.to_string())?;
-                Self::Zstd {
-                    decoder,
-                    frame_open: false,
-                }
+                Self::Zstd { decoder, frame_open: false }
             }
             Compression::Xz => Self::Xz {
                 stream: XzStream::new_stream_decoder(XZ_MEMORY, CONCATENATED).map_err(|e| e.to_string())?,
                 ended: false,
             },
-            Compression::Bzip2 => Self::Bzip2 {
-                stream: BzDecoder::new(false),
-                stream_open: false,
-            },
+            Compression::Bzip2 => Self::Bzip2 { stream: BzDecoder::new(false), stream_open: false },
         })
     }
 
@@ -212,10 +206,7 @@ fn run_bzip2(stream: &mut BzDecoder, input: &[u8], buffer: &mut Vec<u8>) -> Resu
     let (start, taken, had) = (buffer.len(), stream.total_in(), stream.total_out());
     buffer.resize(start + BLOCK, 0);
     let status = stream.decompress(input, &mut buffer[start..]);
-    let (used, made) = (
-        (stream.total_in() - taken) as usize,
-        (stream.total_out() - had) as usize,
-    );
+    let (used, made) = ((stream.total_in() - taken) as usize, (stream.total_out() - had) as usize);
     buffer.truncate(start + made);
     let status = status.map_err(|e| e.to_string())?;
     if used == 0 && made == 0 && status != BzStatus::StreamEnd && !input.is_empty() {
@@ -236,10 +227,7 @@ fn run_xz(
     let had = stream.total_out();
     buffer.resize(start + BLOCK, 0);
     let status = stream.process(input, &mut buffer[start..], action);
-    let (used, made) = (
-        (stream.total_in() - taken) as usize,
-        (stream.total_out() - had) as usize,
-    );
+    let (used, made) = ((stream.total_in() - taken) as usize, (stream.total_out() - had) as usize);
     buffer.truncate(start + made);
     match status {
         Ok(Status::StreamEnd) => *ended = true,

@@ -14,33 +14,19 @@ struct Kind {
 }
 
 const fn kind(mark: &'static [u8], name: &'static str, advice: &'static str) -> Kind {
-    Kind {
-        at: 0,
-        mark,
-        name,
-        advice,
-    }
+    Kind { at: 0, mark, name, advice }
 }
 
 const UNPACK: &str = "unpack it and name the corpus file in it";
 const EXPORT: &str = "export its table as tab-separated UTF-8 text or as Parquet";
 
 const KINDS: [Kind; 14] = [
-    kind(
-        b"PAR1\x15",
-        "a Parquet file",
-        "set format = \"parquet\", with english_column and foreign_column",
-    ),
+    kind(b"PAR1\x15", "a Parquet file", "set format = \"parquet\", with english_column and foreign_column"),
     kind(b"PK\x03\x04", "a zip archive (or an Excel or Word file)", UNPACK),
     kind(b"PK\x05\x06", "an empty zip archive", UNPACK),
     kind(b"7z\xBC\xAF\x27\x1C", "a 7z archive", UNPACK),
     kind(b"Rar!\x1A\x07", "a RAR archive", UNPACK),
-    Kind {
-        at: 256,
-        mark: b"\0ustar",
-        name: "a tar archive",
-        advice: UNPACK,
-    },
+    Kind { at: 256, mark: b"\0ustar", name: "a tar archive", advice: UNPACK },
     kind(b"\x04\x22\x4D\x18", "lz4", "decompress it with `lz4 -d`"),
     kind(b"LZIP\x01", "lzip", "decompress it with `lzip -d`"),
     kind(b"\x1F\x9D", "compressed by `compress`", "decompress it with `gzip -d`"),
@@ -83,12 +69,9 @@ pub(super) fn decide(head: &[u8], expected: Compression, said: &str) -> (Compres
             (found, Some(note))
         }
         // Bytes that look like text are text. The decoder refuses anything else.
-        None if expected != Compression::None && is_text(head) => (
-            Compression::None,
-            Some(format!(
-                "is not compressed, though {said} says {expected}; it is read as it is"
-            )),
-        ),
+        None if expected != Compression::None && is_text(head) => {
+            (Compression::None, Some(format!("is not compressed, though {said} says {expected}; it is read as it is")))
+        }
         None => (expected, None),
     }
 }
@@ -106,19 +89,14 @@ fn is_text(head: &[u8]) -> bool {
 /// Returns what a file is if its decompressed bytes are not lines of text, with advice.
 pub(super) fn refusal(head: &[u8]) -> Option<String> {
     if let Some(inner) = compression(head) {
-        return Some(format!(
-            "is compressed twice, the second time as {inner}; unpack it once"
-        ));
+        return Some(format!("is compressed twice, the second time as {inner}; unpack it once"));
     }
     let found = |kind: &&Kind| head.get(kind.at..).is_some_and(|rest| rest.starts_with(kind.mark));
     if let Some(kind) = KINDS.iter().find(found) {
         return Some(format!("is {}: {}", kind.name, kind.advice));
     }
     let text = head.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(head).trim_ascii_start();
-    let begins = |words: &[u8]| {
-        text.get(..words.len())
-            .is_some_and(|head| head.eq_ignore_ascii_case(words))
-    };
+    let begins = |words: &[u8]| text.get(..words.len()).is_some_and(|head| head.eq_ignore_ascii_case(words));
     (begins(b"<!doctype html") || begins(b"<html")).then(|| {
         "is a web page and not a corpus: the server may ask for a login, or the address is that of a page about the \
          file; fetch the file itself"
@@ -129,11 +107,7 @@ pub(super) fn refusal(head: &[u8]) -> Option<String> {
 /// Returns what a JSON file is if it does not hold one object in each line, with the command that converts it.
 pub(super) fn not_lines_of_json(head: &[u8]) -> Option<String> {
     let text = head.trim_ascii_start();
-    let first = text
-        .split(|byte| *byte == b'\n')
-        .next()
-        .unwrap_or_default()
-        .trim_ascii_end();
+    let first = text.split(|byte| *byte == b'\n').next().unwrap_or_default().trim_ascii_end();
     match text.first() {
         Some(b'[') if text[1..].trim_ascii_start().first() == Some(&b'{') => {
             Some("is one JSON array; JSON lines hold one object a line, which `jq -c '.[]'` makes of it".to_owned())
@@ -158,10 +132,7 @@ mod tests {
         assert_eq!(decide(&gz, Compression::Gzip, "the name"), (Compression::Gzip, None));
         assert_eq!(decide(&gz, Compression::Xz, "the name").0, Compression::Gzip);
         assert_eq!(decide(b"a\tb\n", Compression::Zstd, "the name").0, Compression::None);
-        assert_eq!(
-            decide(b"\x1F\x8C\0\0", Compression::Gzip, "the name"),
-            (Compression::Gzip, None)
-        );
+        assert_eq!(decide(b"\x1F\x8C\0\0", Compression::Gzip, "the name"), (Compression::Gzip, None));
         for text in ["BZh9 is how bzip2 begins", "PK is short", "PAR10", "7z", "<htmlx"] {
             assert_eq!(compression(text.as_bytes()), None, "{text}");
         }

@@ -93,10 +93,7 @@ impl TextSource {
         while self.raw.len() < LOOKED_AT && !self.ended {
             self.ended = !self.bytes.read_into(&mut self.raw).await?;
         }
-        let refuse = |reason| Error::Content {
-            path: self.bytes.url().to_owned(),
-            reason,
-        };
+        let refuse = |reason| Error::Content { path: self.bytes.url().to_owned(), reason };
         if let Some(reason) = content::refusal(&self.raw) {
             return Err(refuse(reason));
         }
@@ -115,9 +112,7 @@ fn decode(decoder: &mut Decoder, mut bytes: &[u8], buffer: &mut Vec<u8>, is_last
     loop {
         let start = buffer.len();
         // The decoded block has at most three times the size.
-        let room = decoder
-            .max_utf8_buffer_length_without_replacement(bytes.len())
-            .unwrap_or(4 * BLOCK);
+        let room = decoder.max_utf8_buffer_length_without_replacement(bytes.len()).unwrap_or(4 * BLOCK);
         buffer.resize(start + room, 0);
         let (result, read, written) = decoder.decode_to_utf8_without_replacement(bytes, &mut buffer[start..], is_last);
         buffer.truncate(start + written);
@@ -141,13 +136,7 @@ struct Told {
 
 /// Finds the encoding by a file's first bytes.
 fn tell(head: &[u8]) -> std::result::Result<Told, String> {
-    let told = |encoding, mark| {
-        Ok(Told {
-            encoding,
-            mark,
-            note: None,
-        })
-    };
+    let told = |encoding, mark| Ok(Told { encoding, mark, note: None });
     match head {
         [0xEF, 0xBB, 0xBF, ..] => told(UTF_8, 3),
         [0xFF, 0xFE, 0, 0, ..] | [0, 0, 0xFE, 0xFF, ..] | [1..=0x7F, 0, 0, 0, ..] | [0, 0, 0, 1..=0x7F, ..] => {
@@ -166,21 +155,10 @@ fn tell(head: &[u8]) -> std::result::Result<Told, String> {
 
 /// Returns the encoding that an XML declaration names, for bytes that are not UTF-16.
 fn believe(name: &str, head: &[u8]) -> std::result::Result<Told, String> {
-    let label = ALIASES
-        .iter()
-        .find(|(alias, _)| alias.eq_ignore_ascii_case(name))
-        .map_or(name, |(_, label)| *label);
+    let label = ALIASES.iter().find(|(alias, _)| alias.eq_ignore_ascii_case(name)).map_or(name, |(_, label)| *label);
     let encoding = Encoding::for_label_no_replacement(label.as_bytes());
-    let is_ascii = ["ascii", "us-ascii"]
-        .iter()
-        .any(|ascii| ascii.eq_ignore_ascii_case(name));
-    let plain = |note| {
-        Ok(Told {
-            encoding: UTF_8,
-            mark: 0,
-            note,
-        })
-    };
+    let is_ascii = ["ascii", "us-ascii"].iter().any(|ascii| ascii.eq_ignore_ascii_case(name));
+    let plain = |note| Ok(Told { encoding: UTF_8, mark: 0, note });
     let note = || Some(format!("says that it is in {name}, but is UTF-8; it is read as UTF-8"));
     match (encoding, wide_characters(head)) {
         _ if is_ascii => plain(None),
@@ -189,11 +167,7 @@ fn believe(name: &str, head: &[u8]) -> std::result::Result<Told, String> {
         (Some(encoding), _) if encoding == UTF_16LE || encoding == UTF_16BE => plain(None),
         // Programs that convert a file often leave its declaration unchanged.
         (Some(_), Some(TELLING_CHARACTERS..)) => plain(note()),
-        (Some(encoding), _) => Ok(Told {
-            encoding,
-            mark: 0,
-            note: None,
-        }),
+        (Some(encoding), _) => Ok(Told { encoding, mark: 0, note: None }),
         (None, Some(_)) if !head.contains(&ESCAPE) => plain(note()),
         (None, _) => Err(format!(
             "is in {name}, which is not known here; convert it to UTF-8, for instance with `iconv -f {name} -t UTF-8`"
@@ -235,10 +209,7 @@ mod tests {
     #[test]
     fn only_the_xml_declaration_names_an_encoding() {
         for (text, encoding) in [
-            (
-                "<?xml version=\"1.0\"?><tmx><header o-encoding=\"iso-8859-1\"/>",
-                "UTF-8",
-            ),
+            ("<?xml version=\"1.0\"?><tmx><header o-encoding=\"iso-8859-1\"/>", "UTF-8"),
             ("<tmx encoding=\"koi8-r\">", "UTF-8"),
             ("<?xml version='1.0' encoding = 'Latin1' ?>", "windows-1252"),
             ("<?xml encoding=\"CP1252\"?>", "windows-1252"),

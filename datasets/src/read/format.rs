@@ -32,9 +32,7 @@ impl FromStr for Format {
             "moses" => Ok(Self::Moses),
             "tmx" => Ok(Self::Tmx),
             "parquet" => Ok(Self::Parquet),
-            other => Err(format!(
-                "format `{other}` is not known; use tsv, jsonl, moses, tmx or parquet"
-            )),
+            other => Err(format!("format `{other}` is not known; use tsv, jsonl, moses, tmx or parquet")),
         }
     }
 }
@@ -108,10 +106,7 @@ pub struct Columns {
 
 impl Default for Columns {
     fn default() -> Self {
-        Self {
-            english: Column::Number(1),
-            foreign: Column::Number(2),
-        }
+        Self { english: Column::Number(1), foreign: Column::Number(2) }
     }
 }
 
@@ -126,10 +121,7 @@ pub struct Languages {
 
 impl Default for Languages {
     fn default() -> Self {
-        Self {
-            english: "en".to_owned(),
-            foreign: None,
-        }
+        Self { english: "en".to_owned(), foreign: None }
     }
 }
 
@@ -156,10 +148,7 @@ impl Source {
     /// Returns a source whose settings follow from its name.
     #[must_use]
     pub fn named(url: &str) -> Self {
-        Self {
-            url: url.to_owned(),
-            ..Self::default()
-        }
+        Self { url: url.to_owned(), ..Self::default() }
     }
 
     /// Returns the name of the source in its rows.

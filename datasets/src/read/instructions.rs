@@ -49,11 +49,7 @@ fn example(object: &Value, source: &str) -> Result<RawRow, DropReason> {
     } else {
         authors(object)?
     };
-    let Prompted {
-        prompt,
-        answer,
-        foreign,
-    } = prompted;
+    let Prompted { prompt, answer, foreign } = prompted;
     let instruction = if prompt.contains(FOREIGN_PLACEHOLDER) || foreign.is_empty() {
         prompt
     } else {
@@ -97,19 +93,13 @@ fn alpaca(object: &Value) -> Result<Prompted, DropReason> {
         Err(DropReason::MissingColumn) => (format!("{instruction}\n{FOREIGN_PLACEHOLDER}"), input),
         found => (format!("{instruction}\n{input}"), found?),
     };
-    Ok(Prompted {
-        prompt,
-        answer: first(object, &["output", "response"])?.to_owned(),
-        foreign: foreign.to_owned(),
-    })
+    Ok(Prompted { prompt, answer: first(object, &["output", "response"])?.to_owned(), foreign: foreign.to_owned() })
 }
 
 /// Reads a chat of one question and one answer. A system message is put before the question.
 fn chat(object: &Value) -> Result<Prompted, DropReason> {
-    let turns = ["messages", "conversations"]
-        .iter()
-        .find_map(|key| object.get(*key)?.as_array())
-        .ok_or(DropReason::NotText)?;
+    let turns =
+        ["messages", "conversations"].iter().find_map(|key| object.get(*key)?.as_array()).ok_or(DropReason::NotText)?;
     let (mut system, mut user, mut assistant) = (None, None, None);
     for turn in turns {
         let content = first(turn, &["content", "value"])?;

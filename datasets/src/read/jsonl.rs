@@ -23,10 +23,7 @@ pub(super) fn pair(line: &str, english: &str, foreign: &str) -> ReadRow {
             ..reason.into()
         })
     };
-    Ok(RawRow::Pair {
-        english: side(english, Language::English)?,
-        foreign: side(foreign, Language::Foreign)?,
-    })
+    Ok(RawRow::Pair { english: side(english, Language::English)?, foreign: side(foreign, Language::Foreign)? })
 }
 
 /// Reads the JSON object on a line.
@@ -34,11 +31,7 @@ pub(super) fn object(line: &str) -> Result<Value, DropReason> {
     // Concatenated files hold byte order marks in the middle.
     let line = line.trim_start_matches('\u{FEFF}');
     let value = json_value(line).map_err(|_| DropReason::BrokenJson)?;
-    if value.is_object() {
-        Ok(value)
-    } else {
-        Err(DropReason::BrokenJson)
-    }
+    if value.is_object() { Ok(value) } else { Err(DropReason::BrokenJson) }
 }
 
 /// Parses a line of JSON as Python's `json` does: see [`strict_json`]. Numbers too large for a double become `null`
@@ -138,11 +131,8 @@ pub(super) fn missing(object: &Value, key: &str) -> String {
     }
     named.sort();
     let count = named.len();
-    let mut named: Vec<String> = named
-        .into_iter()
-        .take(NAMED_KEYS)
-        .map(|name| name.chars().take(KEY_CHARS).collect())
-        .collect();
+    let mut named: Vec<String> =
+        named.into_iter().take(NAMED_KEYS).map(|name| name.chars().take(KEY_CHARS).collect()).collect();
     if count > NAMED_KEYS {
         named.push(format!("and {} more", count - NAMED_KEYS));
     }
@@ -168,11 +158,7 @@ pub(super) fn text<'a>(object: &'a Value, key: &str) -> Result<&'a str, DropReas
 
 /// Refuses a text with a NUL, which JSON can write as an escape.
 pub(super) fn no_nul(text: &str) -> Result<&str, DropReason> {
-    if text.contains('\0') {
-        Err(DropReason::NulByte)
-    } else {
-        Ok(text)
-    }
+    if text.contains('\0') { Err(DropReason::NulByte) } else { Ok(text) }
 }
 
 #[cfg(test)]
@@ -182,28 +168,15 @@ mod tests {
     #[test]
     fn what_python_writes_beyond_json_is_made_json() {
         for (given, expected) in [
-            (
-                r#"{"a": NaN, "b": -Infinity, "c": [Infinity]}"#,
-                r#"{"a": null, "b": null, "c": [null]}"#,
-            ),
+            (r#"{"a": NaN, "b": -Infinity, "c": [Infinity]}"#, r#"{"a": null, "b": null, "c": [null]}"#),
             (r#"{"a": "NaN \" NaN", "b": NaN}"#, r#"{"a": "NaN \" NaN", "b": null}"#),
             (r#"{"a": "x \ud83d"}"#, r#"{"a": "x \ufffd"}"#),
-            (
-                r#"{"a": "\ud83d\ude00 \ude00\\ud83d"}"#,
-                r#"{"a": "\ud83d\ude00 \ufffd\\ud83d"}"#,
-            ),
+            (r#"{"a": "\ud83d\ude00 \ude00\\ud83d"}"#, r#"{"a": "\ud83d\ude00 \ufffd\\ud83d"}"#),
         ] {
             assert_eq!(strict_json(given), expected);
             assert!(serde_json::from_str::<Value>(&strict_json(given)).is_ok(), "{given}");
         }
-        for same in [
-            r#"{"a": 1e5, "b": -0.5}"#,
-            r#"{"a": "\u0e01\"#,
-            r#"{"a": "\u12"#,
-            "",
-            "-",
-            "\\",
-        ] {
+        for same in [r#"{"a": 1e5, "b": -0.5}"#, r#"{"a": "\u0e01\"#, r#"{"a": "\u12"#, "", "-", "\\"] {
             assert!(matches!(strict_json(same), Cow::Borrowed(_)), "{same}");
         }
     }
@@ -212,20 +185,14 @@ mod tests {
     fn numbers_beyond_a_double_spoil_no_line() {
         let line = r#"{"a":-1e400,"b":[1E999],"c":1.5}"#;
         assert_eq!(strict_json(line), line);
-        assert_eq!(
-            json_value(line).unwrap(),
-            serde_json::json!({"a": null, "b": [null], "c": 1.5})
-        );
+        assert_eq!(json_value(line).unwrap(), serde_json::json!({"a": null, "b": [null], "c": 1.5}));
         assert!(json_value("{\"a\": 1").is_err());
     }
 
     #[test]
     fn keys_that_are_there_are_named() {
         let object = serde_json::json!({"translation": {"en": "a", "km": "b"}, "id": 1});
-        assert_eq!(
-            missing(&object, "english"),
-            "no text under `english`, it has id, translation.en, translation.km"
-        );
+        assert_eq!(missing(&object, "english"), "no text under `english`, it has id, translation.en, translation.km");
         let many: serde_json::Map<String, Value> = (0..20).map(|n| (format!("k{n:02}"), Value::Null)).collect();
         assert!(missing(&many.into(), "x").ends_with("k07, and 12 more"));
     }

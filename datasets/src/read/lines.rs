@@ -29,10 +29,7 @@ impl Lines {
     pub async fn of_json(url: &str) -> Result<Self> {
         let mut lines = Self::of_text(url).await?;
         match content::not_lines_of_json(lines.pieces.head().await?) {
-            Some(reason) => Err(Error::Content {
-                path: url.to_owned(),
-                reason,
-            }),
+            Some(reason) => Err(Error::Content { path: url.to_owned(), reason }),
             None => Ok(lines),
         }
     }

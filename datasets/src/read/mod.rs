@@ -64,11 +64,7 @@ pub(crate) struct Fault {
 
 impl From<DropReason> for Fault {
     fn from(reason: DropReason) -> Self {
-        Self {
-            reason,
-            language: reason.language(),
-            hint: None,
-        }
+        Self { reason, language: reason.language(), hint: None }
     }
 }
 
@@ -79,16 +75,8 @@ pub(crate) struct RowReader {
 }
 
 enum Rows {
-    Tsv {
-        lines: Pieces,
-        english: usize,
-        foreign: usize,
-    },
-    Jsonl {
-        lines: Pieces,
-        english: String,
-        foreign: String,
-    },
+    Tsv { lines: Pieces, english: usize, foreign: usize },
+    Jsonl { lines: Pieces, english: String, foreign: String },
     Instructions(Pieces),
     Moses(Box<MosesRows>),
     Tmx(TmxRows),
@@ -98,26 +86,17 @@ enum Rows {
 impl RowReader {
     pub(crate) async fn open(source: &Source, corpus: Corpus) -> Result<Self> {
         let url = source.url.as_str();
-        let refuse = |reason: &str| Error::Content {
-            path: url.to_owned(),
-            reason: reason.to_owned(),
-        };
+        let refuse = |reason: &str| Error::Content { path: url.to_owned(), reason: reason.to_owned() };
         let (format, compression, columns) = (source.format()?, source.compression, &source.columns);
         if corpus == Corpus::Instructions && format != Format::Jsonl {
-            return Err(refuse(
-                "instructions are read from JSONL; the other formats hold pairs only",
-            ));
+            return Err(refuse("instructions are read from JSONL; the other formats hold pairs only"));
         }
         let mut rows = match format {
             Format::Tsv => {
                 let [english, foreign] = tsv_columns(columns).ok_or_else(|| {
                     refuse("of a TSV file, english_column and foreign_column must be two different numbers from 1")
                 })?;
-                Rows::Tsv {
-                    lines: Pieces::lines(url, compression).await?,
-                    english,
-                    foreign,
-                }
+                Rows::Tsv { lines: Pieces::lines(url, compression).await?, english, foreign }
             }
             Format::Jsonl if corpus == Corpus::Instructions => {
                 Rows::Instructions(Pieces::lines(url, compression).await?)
@@ -155,10 +134,7 @@ impl RowReader {
             Rows::Tmx(rows) => rows.begin().await?,
             Rows::Parquet(_) => {}
         }
-        Ok(Self {
-            rows,
-            label: source.label(),
-        })
+        Ok(Self { rows, label: source.label() })
     }
 
     /// Returns notes on how the files are read: each file's URL, and a sentence whose subject is the file.
@@ -199,16 +175,8 @@ impl RowReader {
             Rows::Moses(rows) => return rows.next().await,
             Rows::Tmx(rows) => return rows.next().await,
             Rows::Parquet(rows) => return rows.next().await,
-            Rows::Tsv {
-                lines,
-                english,
-                foreign,
-            } => (lines, &|line| tsv_pair(line, *english, *foreign)),
-            Rows::Jsonl {
-                lines,
-                english,
-                foreign,
-            } => (lines, &|line| jsonl::pair(line, english, foreign)),
+            Rows::Tsv { lines, english, foreign } => (lines, &|line| tsv_pair(line, *english, *foreign)),
+            Rows::Jsonl { lines, english, foreign } => (lines, &|line| jsonl::pair(line, english, foreign)),
             Rows::Instructions(lines) => (lines, &|line| instructions::instruction(line, &self.label)),
         };
         Ok(lines.next().await?.map(|piece| match piece {
@@ -230,10 +198,7 @@ fn tsv_columns(columns: &Columns) -> Option<[usize; 2]> {
 
 fn tsv_pair(line: &str, english: usize, foreign: usize) -> ReadRow {
     let column = |number: usize| line.split('\t').nth(number).ok_or_else(|| too_few_columns(line));
-    Ok(RawRow::Pair {
-        english: column(english)?.to_owned(),
-        foreign: column(foreign)?.to_owned(),
-    })
+    Ok(RawRow::Pair { english: column(english)?.to_owned(), foreign: column(foreign)?.to_owned() })
 }
 
 fn too_few_columns(line: &str) -> Fault {
@@ -241,10 +206,7 @@ fn too_few_columns(line: &str) -> Fault {
         1 => "no tab is in it".to_owned(),
         columns => format!("it has {columns} columns"),
     };
-    Fault {
-        hint: Some(hint),
-        ..DropReason::MissingColumn.into()
-    }
+    Fault { hint: Some(hint), ..DropReason::MissingColumn.into() }
 }
 
 /// Reads a whole small file and decompresses it by its name.

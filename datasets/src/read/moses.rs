@@ -83,13 +83,7 @@ impl MosesRows {
 fn pair(english: &Piece<'_>, foreign: &Piece<'_>) -> ReadRow {
     let text = |piece: &Piece<'_>, language| match piece {
         Piece::Text(text) => Ok((*text).to_owned()),
-        Piece::Fault(reason) => Err(Fault {
-            language: Some(language),
-            ..(*reason).into()
-        }),
+        Piece::Fault(reason) => Err(Fault { language: Some(language), ..(*reason).into() }),
     };
-    Ok(RawRow::Pair {
-        english: text(english, Language::English)?,
-        foreign: text(foreign, Language::Foreign)?,
-    })
+    Ok(RawRow::Pair { english: text(english, Language::English)?, foreign: text(foreign, Language::Foreign)? })
 }

@@ -56,27 +56,12 @@ impl ParquetRows {
                 return Err(bad(url, reason));
             }
         }
-        let wanted: Vec<usize> = leaves
-            .iter()
-            .enumerate()
-            .filter(|(_, leaf)| names.contains(leaf))
-            .map(|(index, _)| index)
-            .collect();
+        let wanted: Vec<usize> =
+            leaves.iter().enumerate().filter(|(_, leaf)| names.contains(leaf)).map(|(index, _)| index).collect();
         let mask = ProjectionMask::leaves(schema, wanted);
-        let stream = builder
-            .with_projection(mask)
-            .with_batch_size(BATCH_ROWS)
-            .build()
-            .map_err(|e| unreadable(url, &e))?;
-        Ok(Self {
-            url: url.to_owned(),
-            stream,
-            names,
-            batch: None,
-            next_row: 0,
-            done: 0,
-            total,
-        })
+        let stream =
+            builder.with_projection(mask).with_batch_size(BATCH_ROWS).build().map_err(|e| unreadable(url, &e))?;
+        Ok(Self { url: url.to_owned(), stream, names, batch: None, next_row: 0, done: 0, total })
     }
 
     /// Returns the number of rows read, and of all rows.
@@ -147,15 +132,10 @@ fn check_groups(url: &str, metadata: &ParquetMetaData, bytes: u64) -> Result<()>
             let lies_within = start >= 0
                 && chunk.compressed_size() >= 0
                 && chunk.uncompressed_size() >= 0
-                && end
-                    .and_then(|end| u64::try_from(end).ok())
-                    .is_some_and(|end| end <= bytes);
+                && end.and_then(|end| u64::try_from(end).ok()).is_some_and(|end| end <= bytes);
             if !lies_within {
                 let column = chunk.column_path().string();
-                return Err(bad(
-                    url,
-                    format!("is damaged: column `{column}` does not lie within the file"),
-                ));
+                return Err(bad(url, format!("is damaged: column `{column}` does not lie within the file")));
             }
         }
     }
@@ -167,9 +147,7 @@ fn check_groups(url: &str, metadata: &ParquetMetaData, bytes: u64) -> Result<()>
 async fn guarded<T>(url: &str, work: impl Future<Output = T>) -> Result<T> {
     AssertUnwindSafe(work).catch_unwind().await.map_err(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("its reader gave up");
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("its reader gave up");
         bad(url, format!("is damaged and can't be read as Parquet: {text}"))
     })
 }
@@ -178,11 +156,7 @@ async fn guarded<T>(url: &str, work: impl Future<Output = T>) -> Result<T> {
 fn column(url: &str, batch: &RecordBatch, path: &str) -> Result<StringArray> {
     let missing = || bad(url, format!("has no column `{path}`"));
     let mut parts = path.split('.');
-    let mut array: ArrayRef = parts
-        .next()
-        .and_then(|part| batch.column_by_name(part))
-        .cloned()
-        .ok_or_else(missing)?;
+    let mut array: ArrayRef = parts.next().and_then(|part| batch.column_by_name(part)).cloned().ok_or_else(missing)?;
     for part in parts {
         let within = array.as_struct_opt().ok_or_else(missing)?;
         array = within.column_by_name(part).cloned().ok_or_else(missing)?;
@@ -192,8 +166,5 @@ fn column(url: &str, batch: &RecordBatch, path: &str) -> Result<StringArray> {
         return Err(wrong(array.data_type()));
     }
     let plain = arrow::compute::cast(&array, &DataType::Utf8).map_err(|_| wrong(array.data_type()))?;
-    plain
-        .as_string_opt::<i32>()
-        .cloned()
-        .ok_or_else(|| wrong(array.data_type()))
+    plain.as_string_opt::<i32>().cloned().ok_or_else(|| wrong(array.data_type()))
 }

@@ -32,12 +32,7 @@ pub(super) struct TmxRows {
 
 impl TmxRows {
     pub(super) async fn open(url: &str, compression: Option<Compression>, languages: Languages) -> Result<Self> {
-        Ok(Self {
-            pieces: Pieces::open(url, compression, UNIT_END).await?,
-            languages,
-            began: false,
-            ended: false,
-        })
+        Ok(Self { pieces: Pieces::open(url, compression, UNIT_END).await?, languages, began: false, ended: false })
     }
 
     pub(super) fn pieces(&self) -> &Pieces {
@@ -106,10 +101,7 @@ fn unit(text: &str, languages: &Languages) -> ReadRow {
     let mut variants = variants(text)?;
     let missing = |variants: &[(String, String)]| {
         let found: Vec<&str> = variants.iter().map(|(language, _)| language.as_str()).collect();
-        Fault {
-            hint: Some(format!("the unit has {}", found.join(", "))),
-            ..DropReason::MissingLanguage.into()
-        }
+        Fault { hint: Some(format!("the unit has {}", found.join(", "))), ..DropReason::MissingLanguage.into() }
     };
     let is_english = |(language, _): &(String, String)| is(language, &languages.english);
     let english = variants.iter().position(is_english);
@@ -137,11 +129,7 @@ fn unit(text: &str, languages: &Languages) -> ReadRow {
 /// Returns true if a language code equals the wanted one or begins with it: `en` matches `en-US`.
 fn is(language: &str, wanted: &str) -> bool {
     let head = language.get(..wanted.len()).unwrap_or("");
-    head.eq_ignore_ascii_case(wanted)
-        && language[wanted.len()..]
-            .chars()
-            .next()
-            .is_none_or(|c| c == '-' || c == '_')
+    head.eq_ignore_ascii_case(wanted) && language[wanted.len()..].chars().next().is_none_or(|c| c == '-' || c == '_')
 }
 
 /// Returns (language, segment) for each `<tuv>`.
@@ -176,19 +164,13 @@ fn variants(text: &str) -> std::result::Result<Vec<(String, String)>, DropReason
                     Some(character) => character.to_string(),
                     None => {
                         let name = name.decode().map_err(|_| DropReason::BrokenXml)?;
-                        quick_xml::escape::resolve_predefined_entity(&name)
-                            .ok_or(DropReason::BrokenXml)?
-                            .to_owned()
+                        quick_xml::escape::resolve_predefined_entity(&name).ok_or(DropReason::BrokenXml)?.to_owned()
                     }
                 };
                 append(&mut segment, hidden, &character);
             }
             Event::Eof => {
-                return if segment.is_none() {
-                    Ok(variants)
-                } else {
-                    Err(DropReason::BrokenXml)
-                };
+                return if segment.is_none() { Ok(variants) } else { Err(DropReason::BrokenXml) };
             }
             _ => {}
         }

@@ -93,10 +93,9 @@ impl CleanRow {
     fn push_to(&self, run: &mut Run, checked: &Checked) {
         match self {
             Self::Pair(row) => run.push(checked, &[&row.english, &row.foreign]),
-            Self::Instruction(row) => run.push(
-                checked,
-                &[&row.task, &row.instruction, &row.foreign, &row.english_ref, &row.answer],
-            ),
+            Self::Instruction(row) => {
+                run.push(checked, &[&row.task, &row.instruction, &row.foreign, &row.english_ref, &row.answer])
+            }
         }
     }
 }
@@ -168,31 +167,19 @@ pub async fn clean_source(spec: &CleanSpec, out: &Store, path: &str, progress: P
     collector.take_cleaned();
     collector.finish_run().await?;
     collector.write_encoded().await?;
-    let Collector {
-        artifacts,
-        tally,
-        warnings,
-        ..
-    } = collector;
+    let Collector { artifacts, tally, warnings, .. } = collector;
     if artifacts.is_empty() {
         return Err(bad(&spec.source.url, nothing_kept(&tally, &warnings)));
     }
     tracing::info!(source = %ShownUrl::of(&spec.source.url), kept = tally.kept(), dropped = tally.dropped(), "source cleaned");
-    Ok(Cleaned {
-        artifacts,
-        counts: tally.counts(),
-        warnings,
-    })
+    Ok(Cleaned { artifacts, counts: tally.counts(), warnings })
 }
 
 impl Collector<'_> {
     async fn read(&mut self, progress: Progress<'_>) -> Result<()> {
         let spec = self.spec;
         let mut reader = RowReader::open(&spec.source, spec.corpus).await?;
-        let notes = reader
-            .notes()
-            .into_iter()
-            .map(|(url, note)| format!("{} {note}", ShownUrl::of(&url)));
+        let notes = reader.notes().into_iter().map(|(url, note)| format!("{} {note}", ShownUrl::of(&url)));
         self.warnings.extend(notes);
         while let Some(row) = reader.next().await? {
             if self.offer(row, reader.place()).await? {
@@ -277,12 +264,8 @@ impl Collector<'_> {
             (Some(Language::Foreign), Some(foreign)) => foreign,
             _ => &source.url,
         };
-        let hint = fault
-            .hint
-            .as_ref()
-            .map_or_else(String::new, |hint| format!(" ({hint})"));
-        self.warnings
-            .push(format!("{}:{line}: {reason}{hint}", ShownUrl::of(file)));
+        let hint = fault.hint.as_ref().map_or_else(String::new, |hint| format!(" ({hint})"));
+        self.warnings.push(format!("{}:{line}: {reason}{hint}", ShownUrl::of(file)));
     }
 
     /// Starts encoding the run, after the run before it is written.
@@ -309,8 +292,7 @@ impl Collector<'_> {
         };
         let content = joined(thread)?;
         let role = Role::Cleaned(self.spec.corpus);
-        self.artifacts
-            .push(ManifestArtifact::of(&path, role, rows, &content, self.metadata()));
+        self.artifacts.push(ManifestArtifact::of(&path, role, rows, &content, self.metadata()));
         self.out.put(&path, content).await
     }
 
@@ -349,20 +331,12 @@ fn nothing_kept(tally: &Tally, warnings: &[String]) -> String {
     }
     let counts = tally.counts();
     let dropped = |reason: DropReason| counts.get(&format!("dropped_{reason}")).copied().unwrap_or(0);
-    let reasons: Vec<_> = counts
-        .iter()
-        .filter_map(|(name, rows)| Some(format!("{rows} {}", name.strip_prefix("dropped_")?)))
-        .collect();
+    let reasons: Vec<_> =
+        counts.iter().filter_map(|(name, rows)| Some(format!("{rows} {}", name.strip_prefix("dropped_")?))).collect();
     let advice = match dropped(DropReason::BrokenUtf8) * 2 > tally.dropped() {
         true => "it is not UTF-8: convert it from what it is in, for instance with `iconv -f WINDOWS-1252 -t UTF-8`",
         false => "are the format, the columns and the length limits right?",
     };
-    let one = warnings
-        .last()
-        .map_or_else(String::new, |one| format!(" For instance {one}"));
-    format!(
-        "none of its {} rows can be used ({}); {advice}{one}",
-        tally.dropped(),
-        reasons.join(", ")
-    )
+    let one = warnings.last().map_or_else(String::new, |one| format!(" For instance {one}"));
+    format!("none of its {} rows can be used ({}); {advice}{one}", tally.dropped(), reasons.join(", "))
 }

@@ -169,11 +169,7 @@ impl<'a> Decider<'a> {
         }
         if self.is_near(row, in_holdout) {
             let held_out = !in_holdout && matches!(self.spec.near_duplicates, NearDuplicates::Across(_));
-            return Err(if held_out {
-                DropReason::NearDuplicateInHoldout
-            } else {
-                DropReason::NearDuplicate
-            });
+            return Err(if held_out { DropReason::NearDuplicateInHoldout } else { DropReason::NearDuplicate });
         }
         Ok(())
     }
@@ -183,8 +179,6 @@ impl<'a> Decider<'a> {
         let (Some(near), Some(signatures), true) = (&self.near, &row.signatures, is_compared) else {
             return false;
         };
-        near.iter()
-            .zip(signatures)
-            .any(|(index, signature)| index.holds(signature))
+        near.iter().zip(signatures).any(|(index, signature)| index.holds(signature))
     }
 }

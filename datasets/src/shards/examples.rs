@@ -31,10 +31,8 @@ pub fn encode_instructions(rows: &[InstructionExample], name: &str, role: &Role,
         ("english_ref", texts(|row| &row.english_ref)),
         ("answer", texts(|row| &row.answer)),
     ];
-    let fields: Vec<_> = columns
-        .iter()
-        .map(|(name, array)| Field::new(*name, array.data_type().clone(), false))
-        .collect();
+    let fields: Vec<_> =
+        columns.iter().map(|(name, array)| Field::new(*name, array.data_type().clone(), false)).collect();
     let arrays = columns.into_iter().map(|(_, array)| array).collect();
     let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(|e| bad(name, e.to_string()))?;
     let metadata = BTreeMap::from([

@@ -56,9 +56,7 @@ impl Batch {
             split_key: u64s(name, batch, "split_key")?.clone(),
             english_key: u64s(name, batch, "english_key")?.clone(),
             id: u64s(name, batch, "id")?.clone(),
-            signatures: signature(SIGNATURE_COLUMNS[0])
-                .zip(signature(SIGNATURE_COLUMNS[1]))
-                .map(<[_; 2]>::from),
+            signatures: signature(SIGNATURE_COLUMNS[0]).zip(signature(SIGNATURE_COLUMNS[1])).map(<[_; 2]>::from),
         })
     }
 }
@@ -145,13 +143,7 @@ impl Merged {
         names.dedup();
         let rank = |source: &String| names.partition_point(|name| *name < source) as u32;
         let ranks = sources.iter().map(rank).collect();
-        let mut merged = Self {
-            heads: vec![None; cursors.len()],
-            cursors,
-            ranks,
-            heap: BinaryHeap::new(),
-            total,
-        };
+        let mut merged = Self { heads: vec![None; cursors.len()], cursors, ranks, heap: BinaryHeap::new(), total };
         for file in 0..merged.cursors.len() {
             merged.advance(file).await?;
         }
@@ -166,8 +158,7 @@ impl Merged {
     async fn advance(&mut self, file: usize) -> Result<()> {
         self.heads[file] = self.cursors[file].next().await?;
         if let Some(row) = &self.heads[file] {
-            self.heap
-                .push(Reverse((row.split_key, row.id, self.ranks[file], row.file, row.row)));
+            self.heap.push(Reverse((row.split_key, row.id, self.ranks[file], row.file, row.row)));
         }
         Ok(())
     }

@@ -45,13 +45,7 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn new(corpus: Corpus) -> Self {
-        Self {
-            corpus,
-            rows: Vec::new(),
-            texts: String::new(),
-            ends: Vec::new(),
-            signatures: Vec::new(),
-        }
+        Self { corpus, rows: Vec::new(), texts: String::new(), ends: Vec::new(), signatures: Vec::new() }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -90,10 +84,8 @@ impl Run {
     pub(super) fn encode(mut self, name: &str, metadata: &BTreeMap<String, String>) -> Result<Bytes> {
         // Rows with equal ids are equal in every column, so no difference in their order can be seen.
         self.rows.sort_unstable_by_key(|row| (row.split_key, row.id));
-        let mut fields: Vec<_> = ["split_key", "english_key", "id"]
-            .iter()
-            .map(|key| Field::new(*key, DataType::UInt64, false))
-            .collect();
+        let mut fields: Vec<_> =
+            ["split_key", "english_key", "id"].iter().map(|key| Field::new(*key, DataType::UInt64, false)).collect();
         if !self.signatures.is_empty() {
             let kind = DataType::FixedSizeBinary(SIGNATURE_BYTES as i32);
             fields.extend(SIGNATURE_COLUMNS.map(|column| Field::new(column, kind.clone(), false)));

@@ -47,10 +47,7 @@ pub struct SplitSpec {
 
 impl SplitSpec {
     fn share(&self) -> Share {
-        Share {
-            train_rows: self.train_rows,
-            holdout_rows: self.holdout_rows,
-        }
+        Share { train_rows: self.train_rows, holdout_rows: self.holdout_rows }
     }
 
     /// Returns true if rows with this split key belong to the holdout part.
@@ -100,10 +97,7 @@ pub async fn split_corpus(
     path: &str,
     progress: Progress<'_>,
 ) -> Result<Split> {
-    let refuse = |reason: String| Error::Content {
-        path: store.describe(path),
-        reason,
-    };
+    let refuse = |reason: String| Error::Content { path: store.describe(path), reason };
     if spec.holdout_rows == 0 {
         return Err(refuse("holdout_rows is 0; hold out at least one row".into()));
     }
@@ -146,18 +140,10 @@ pub async fn split_corpus(
     progress(all, all);
     let tally = std::mem::take(&mut sides.tally);
     let (train, holdout) = (sides.train, sides.holdout);
-    assert_eq!(
-        all,
-        train + holdout + tally.dropped(),
-        "every row is kept or dropped for one reason"
-    );
+    assert_eq!(all, train + holdout + tally.dropped(), "every row is kept or dropped for one reason");
     let mut counts = tally.counts();
     counts.retain(|name, _| name.starts_with("dropped_"));
-    counts.extend([
-        ("rows".into(), all),
-        ("train".into(), train),
-        ("holdout".into(), holdout),
-    ]);
+    counts.extend([("rows".into(), all), ("train".into(), train), ("holdout".into(), holdout)]);
     if spec.corpus == Corpus::Instructions {
         counts.insert(TRAINED_AS_PAIRS.into(), sides.trained_as_pairs);
     }
@@ -180,12 +166,7 @@ pub async fn split_corpus(
     let (content, shards) = assignment.finish()?;
     let artifact = ManifestArtifact::of(path, Role::Assignment, train + holdout, &content, BTreeMap::new());
     store.put(path, content).await?;
-    Ok(Split {
-        artifact,
-        shards,
-        counts,
-        warnings,
-    })
+    Ok(Split { artifact, shards, counts, warnings })
 }
 
 /// Says why `side` has no row although there are `all` rows, and what to do.
@@ -234,12 +215,7 @@ fn seen_by_stage_a(sides: &Decider<'_>) -> Option<String> {
 fn listed(counts: &BTreeMap<String, u64>) -> String {
     let one =
         |(name, rows): (&String, &u64)| format!("{rows} {}", name.trim_start_matches("dropped_").replace('_', " "));
-    counts
-        .iter()
-        .filter(|(_, rows)| **rows > 0)
-        .map(one)
-        .collect::<Vec<_>>()
-        .join(", ")
+    counts.iter().filter(|(_, rows)| **rows > 0).map(one).collect::<Vec<_>>().join(", ")
 }
 
 /// Returns warnings for a side with fewer rows than requested: how many, why, and what to do.
@@ -251,20 +227,8 @@ fn shortfalls(spec: &SplitSpec, sides: &Decider<'_>) -> Vec<String> {
     };
     let [train_surplus, holdout_surplus] = sides.surplus;
     for (side, found, wanted, key, others) in [
-        (
-            Side::Train,
-            sides.train,
-            spec.train_rows.unwrap_or(0),
-            train_key,
-            holdout_surplus,
-        ),
-        (
-            Side::Holdout,
-            sides.holdout,
-            spec.holdout_rows,
-            holdout_key,
-            train_surplus,
-        ),
+        (Side::Train, sides.train, spec.train_rows.unwrap_or(0), train_key, holdout_surplus),
+        (Side::Holdout, sides.holdout, spec.holdout_rows, holdout_key, train_surplus),
     ] {
         if found >= wanted {
             continue;

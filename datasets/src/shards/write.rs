@@ -47,11 +47,7 @@ pub async fn write_shard(spec: &WriteSpec, store: &Store, progress: Progress<'_>
     let steps = spec.cleaned.len() as u64 + 1;
     let mut parts: Vec<Option<(String, RecordBatch)>> = Vec::new();
     for (file, path) in (0_u32..).zip(&spec.cleaned) {
-        let mut rows: Vec<u32> = places
-            .iter()
-            .filter(|place| place.0 == file)
-            .map(|place| place.1)
-            .collect();
+        let mut rows: Vec<u32> = places.iter().filter(|place| place.0 == file).map(|place| place.1).collect();
         rows.sort_unstable();
         parts.push(match rows.last() {
             None => None,
@@ -87,16 +83,10 @@ async fn read_assignment(spec: &WriteSpec, store: &Store) -> Result<Vec<(u32, u3
     let table = StoredTable::open(store, &spec.assignment).await?;
     let shards = table.metadata().num_row_groups();
     if spec.shard as usize >= shards {
-        return Err(bad(
-            &name,
-            format!("has {shards} shards; there is no shard {}", spec.shard),
-        ));
+        return Err(bad(&name, format!("has {shards} shards; there is no shard {}", spec.shard)));
     }
     let mut places = Vec::new();
-    for batch in table
-        .read(&["shard", "file", "row"], Part::RowGroup(spec.shard as usize))
-        .await?
-    {
+    for batch in table.read(&["shard", "file", "row"], Part::RowGroup(spec.shard as usize)).await? {
         if let Some(other) = u32s(&name, &batch, "shard")?.iter().find(|shard| **shard != spec.shard) {
             return Err(bad(&name, format!("row group {} holds shard {other}", spec.shard)));
         }
@@ -122,27 +112,18 @@ async fn read_rows(
     let name = store.describe(path);
     let table = StoredTable::open(store, path).await?;
     if u64::from(last) >= table.rows() {
-        let reason = format!(
-            "has {} rows, the assignment names row {last}: it was made from another table",
-            table.rows()
-        );
+        let reason =
+            format!("has {} rows, the assignment names row {last}: it was made from another table", table.rows());
         return Err(bad(&name, reason));
     }
-    let source = table
-        .fact(SOURCE_KEY)
-        .ok_or_else(|| bad(&name, "is not a cleaned table".into()))?;
+    let source = table.fact(SOURCE_KEY).ok_or_else(|| bad(&name, "is not a cleaned table".into()))?;
     let total = table.rows() as usize;
-    let ranges = rows
-        .chunk_by(|a, b| a + 1 == *b)
-        .map(|run| run[0] as usize..run[run.len() - 1] as usize + 1);
+    let ranges = rows.chunk_by(|a, b| a + 1 == *b).map(|run| run[0] as usize..run[run.len() - 1] as usize + 1);
     let selection = RowSelection::from_consecutive_ranges(ranges, total);
     let mut columns = vec!["id"];
     columns.extend(text_columns(corpus));
     let batches = table.read(&columns, Part::Rows(selection)).await?;
-    let schema = batches
-        .first()
-        .map(RecordBatch::schema)
-        .ok_or_else(|| bad(&name, "gave no rows".into()))?;
+    let schema = batches.first().map(RecordBatch::schema).ok_or_else(|| bad(&name, "gave no rows".into()))?;
     let batch = concat_batches(&schema, &batches).map_err(|e| bad(&name, e.to_string()))?;
     if batch.num_rows() != rows.len() {
         return Err(bad(&name, format!("gave {} rows of {}", batch.num_rows(), rows.len())));
@@ -160,21 +141,16 @@ fn gather(
     let used: Vec<&(String, RecordBatch)> = parts.iter().flatten().collect();
     let order = interleaving(places, parts);
     let take = |column: &str| -> Result<ArrayRef> {
-        let columns: Vec<&dyn Array> = used
-            .iter()
-            .filter_map(|(_, batch)| batch.column_by_name(column))
-            .map(AsRef::as_ref)
-            .collect();
+        let columns: Vec<&dyn Array> =
+            used.iter().filter_map(|(_, batch)| batch.column_by_name(column)).map(AsRef::as_ref).collect();
         interleave(&columns, &order).map_err(|e| bad(name, format!("column `{column}`: {e}")))
     };
     let mut columns = vec![("id", take("id")?)];
     for column in text_columns(spec.corpus) {
         columns.push((column, take(column)?));
     }
-    let fields: Vec<_> = columns
-        .iter()
-        .map(|(name, array)| Field::new(*name, array.data_type().clone(), false))
-        .collect();
+    let fields: Vec<_> =
+        columns.iter().map(|(name, array)| Field::new(*name, array.data_type().clone(), false)).collect();
     let arrays = columns.into_iter().map(|(_, array)| array).collect();
     let plain = RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(|e| bad(name, e.to_string()))?;
     verify_ids(spec.corpus, name, &plain)?;
@@ -222,17 +198,12 @@ fn interleaving(places: &[(u32, u32)], parts: &[Option<(String, RecordBatch)>]) 
 /// Checks that ids are the hashes of the texts, which finds a damaged table or a wrong one.
 fn verify_ids(corpus: Corpus, name: &str, batch: &RecordBatch) -> Result<()> {
     let ids: &UInt64Array = u64s(name, batch, "id")?;
-    let columns: Vec<StringArray> = text_columns(corpus)
-        .iter()
-        .map(|column| texts(name, batch, column))
-        .collect::<Result<_>>()?;
+    let columns: Vec<StringArray> =
+        text_columns(corpus).iter().map(|column| texts(name, batch, column)).collect::<Result<_>>()?;
     for row in 0..batch.num_rows() {
         let row_texts: Vec<&str> = columns.iter().map(|column| column.value(row)).collect();
         if row_id(&row_texts) != ids.value(row) {
-            return Err(bad(
-                name,
-                format!("row {row}: the id {} is not that of its texts", ids.value(row)),
-            ));
+            return Err(bad(name, format!("row {row}: the id {} is not that of its texts", ids.value(row))));
         }
     }
     Ok(())

@@ -39,10 +39,7 @@ pub(super) fn apply(variables: &mut Variables) -> Result<(), String> {
         let given = variables.get(variable).map(PathBuf::from);
         given.or_else(|| Some(home.as_ref()?.join(name))).unwrap_or_default()
     };
-    let (config, credentials) = (
-        file("AWS_CONFIG_FILE", "config"),
-        file("AWS_SHARED_CREDENTIALS_FILE", "credentials"),
-    );
+    let (config, credentials) = (file("AWS_CONFIG_FILE", "config"), file("AWS_SHARED_CREDENTIALS_FILE", "credentials"));
     // A missing file has no settings.
     let read = |path: &PathBuf| std::fs::read_to_string(path).unwrap_or_default();
     let places = format!("{} and {}", config.display(), credentials.display());
@@ -50,9 +47,7 @@ pub(super) fn apply(variables: &mut Variables) -> Result<(), String> {
 }
 
 fn settle(variables: &mut Variables, config: &str, credentials: &str, places: &str) -> Result<(), String> {
-    let named = ["AWS_PROFILE", "AWS_DEFAULT_PROFILE"]
-        .iter()
-        .find_map(|name| variables.get(*name).cloned());
+    let named = ["AWS_PROFILE", "AWS_DEFAULT_PROFILE"].iter().find_map(|name| variables.get(*name).cloned());
     let profile = named.clone().unwrap_or_else(|| "default".to_owned());
     let configured = section(config, &profile, true);
     let keys = section(credentials, &profile, false);
@@ -73,10 +68,7 @@ fn settle(variables: &mut Variables, config: &str, credentials: &str, places: &s
         }
     };
     add(&["AWS_REGION", "AWS_DEFAULT_REGION"], "region");
-    add(
-        &["AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3"],
-        "endpoint_url",
-    );
+    add(&["AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3"], "endpoint_url");
     Ok(())
 }
 
@@ -130,9 +122,7 @@ fn section(text: &str, profile: &str, is_config: bool) -> Option<Section> {
             // A comment may follow a value.
             let value = value.split(" #").next().unwrap_or_default().trim();
             if !value.is_empty() {
-                found
-                    .get_or_insert_default()
-                    .insert(name.trim().to_lowercase(), value.to_owned());
+                found.get_or_insert_default().insert(name.trim().to_lowercase(), value.to_owned());
             }
         }
     }
@@ -148,9 +138,7 @@ mod tests {
     const CREDENTIALS: &str = "# ours\n[lab]\naws_access_key_id=AKIALAB\naws_secret_access_key = s/e=cret\n";
 
     fn settled(given: &[(&str, &str)]) -> Result<Variables, String> {
-        let given = given
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let given = given.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let mut variables: Variables = given.collect();
         settle(&mut variables, CONFIG, CREDENTIALS, "the files")?;
         Ok(variables)
@@ -167,10 +155,7 @@ mod tests {
         ] {
             assert_eq!(lab[name], value);
         }
-        assert_eq!(
-            settled(&[]).unwrap(),
-            Variables::from([("AWS_REGION".into(), "eu-central-1".into())])
-        );
+        assert_eq!(settled(&[]).unwrap(), Variables::from([("AWS_REGION".into(), "eu-central-1".into())]));
     }
 
     #[test]
@@ -192,11 +177,7 @@ mod tests {
             let text = settled(&[("AWS_PROFILE", profile)]).unwrap_err();
             assert!(text.contains(profile) && text.contains(said), "{text}");
             // This is what the advice says.
-            let keys = [
-                ("AWS_ACCESS_KEY_ID", "a"),
-                ("AWS_SECRET_ACCESS_KEY", "b"),
-                ("AWS_PROFILE", profile),
-            ];
+            let keys = [("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b"), ("AWS_PROFILE", profile)];
             assert!(settled(&keys).is_ok());
         }
     }

@@ -114,10 +114,8 @@ fn settled(
     cloud: &Cloud,
     variables: impl IntoIterator<Item = (String, String)>,
 ) -> std::result::Result<BTreeMap<String, String>, String> {
-    let mut variables: BTreeMap<String, String> = variables
-        .into_iter()
-        .filter(|(_, value)| !value.trim().is_empty())
-        .collect();
+    let mut variables: BTreeMap<String, String> =
+        variables.into_iter().filter(|(_, value)| !value.trim().is_empty()).collect();
     if cloud.prefix == AWS.prefix {
         aws_profile::apply(&mut variables)?;
     }
@@ -126,10 +124,7 @@ fn settled(
     for name in cloud.endpoints {
         let Some(endpoint) = variables.get(*name) else { continue };
         if credential_of(endpoint).is_some() {
-            return Err(format!(
-                "{name} holds a name, a password or a key; set {} instead",
-                cloud.keys
-            ));
+            return Err(format!("{name} holds a name, a password or a key; set {} instead", cloud.keys));
         }
         if endpoint.starts_with("http://") && !allows_http {
             return Err(format!(
@@ -157,9 +152,7 @@ mod tests {
     use super::*;
 
     fn settle(variables: &[(&str, &str)]) -> std::result::Result<BTreeMap<String, String>, String> {
-        let given = variables
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let given = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         settled(&AWS, given)
     }
 
@@ -167,33 +160,20 @@ mod tests {
     fn plain_http_is_refused_until_the_variable_that_is_named_is_set() {
         let endpoint = ("AWS_ENDPOINT", "http://127.0.0.1:9000");
         let said = settle(&[endpoint, ("AWS_ALLOW_HTTP", "false")]).unwrap_err();
-        assert!(
-            said.contains("AWS_ENDPOINT") && said.contains("set AWS_ALLOW_HTTP=true"),
-            "{said}"
-        );
-        let options = settle(&[
-            endpoint,
-            ("AWS_ALLOW_HTTP", "true"),
-            ("AWS_SESSION_TOKEN", " "),
-            ("HOME", "/x"),
-        ])
-        .unwrap();
+        assert!(said.contains("AWS_ENDPOINT") && said.contains("set AWS_ALLOW_HTTP=true"), "{said}");
+        let options =
+            settle(&[endpoint, ("AWS_ALLOW_HTTP", "true"), ("AWS_SESSION_TOKEN", " "), ("HOME", "/x")]).unwrap();
         assert_eq!(options.keys().collect::<Vec<_>>(), ["AWS_ALLOW_HTTP", "AWS_ENDPOINT"]);
         let said = settle(&[("AWS_ENDPOINT", "https://me:5ecret@host")]).unwrap_err();
-        assert!(
-            said.contains("AWS_SECRET_ACCESS_KEY") && !said.contains("5ecret"),
-            "{said}"
-        );
+        assert!(said.contains("AWS_SECRET_ACCESS_KEY") && !said.contains("5ecret"), "{said}");
     }
 
     #[test]
     fn keys_hold_every_character_and_no_secret() {
         let options = [("AWS_REGION".to_owned(), "us-east-1".to_owned())];
-        for (url, prefix) in [
-            ("s3://bucket/run#3/a?b/c%3Ad", "run#3/a?b/c%3Ad"),
-            ("s3://bucket", ""),
-            ("s3://bucket/a b/ក/", "a b/ក"),
-        ] {
+        for (url, prefix) in
+            [("s3://bucket/run#3/a?b/c%3Ad", "run#3/a?b/c%3Ad"), ("s3://bucket", ""), ("s3://bucket/a b/ក/", "a b/ក")]
+        {
             let store = Store::open_with(url, options.clone()).unwrap();
             assert_eq!(store.prefix.as_ref(), prefix, "{url}");
         }
@@ -211,11 +191,7 @@ mod tests {
     fn whoever_has_no_keys_is_told_the_variables() {
         let error = "Error performing PUT http://169.254.169.254/latest/api/token";
         assert!(without_keys("s3://b/k", error).unwrap().contains("AWS_PROFILE"));
-        assert!(
-            without_keys("gs://b/k", error)
-                .unwrap()
-                .contains("GOOGLE_APPLICATION_CREDENTIALS")
-        );
+        assert!(without_keys("gs://b/k", error).unwrap().contains("GOOGLE_APPLICATION_CREDENTIALS"));
         assert_eq!(without_keys("s3://b/k", "403 Forbidden"), None);
     }
 }

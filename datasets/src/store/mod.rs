@@ -58,10 +58,7 @@ enum Transfer {
     Parts,
     /// The object is read part by part if the server supports it and tags the content, so that all parts are of one
     /// object.
-    #[cfg_attr(
-        not(feature = "shards"),
-        expect(dead_code, reason = "only corpora lie on web servers")
-    )]
+    #[cfg_attr(not(feature = "shards"), expect(dead_code, reason = "only corpora lie on web servers"))]
     PartsIfAble,
 }
 
@@ -107,11 +104,7 @@ impl Store {
     /// Returns the name of an object of this store in errors and warnings.
     #[must_use]
     pub fn describe(&self, path: &str) -> String {
-        if path.is_empty() {
-            self.url.to_string()
-        } else {
-            format!("{}/{path}", self.url)
-        }
+        if path.is_empty() { self.url.to_string() } else { format!("{}/{path}", self.url) }
     }
 
     /// Returns an `hf://` URL with its current commit, and any other URL unchanged.
@@ -178,11 +171,7 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`], or [`Error::Store`] with what the store said.
     pub async fn get(&self, path: &str) -> Result<Bytes> {
-        let result = self
-            .objects
-            .get(&self.location(path)?)
-            .await
-            .map_err(|e| self.failed(path, e))?;
+        let result = self.objects.get(&self.location(path)?).await.map_err(|e| self.failed(path, e))?;
         result.bytes().await.map_err(|e| self.failed(path, e))
     }
 
@@ -242,10 +231,7 @@ impl Store {
     /// [`Error::Store`] with what the store said: disk full, permissions, network.
     pub async fn put(&self, path: &str, content: Bytes) -> Result<()> {
         let payload = PutPayload::from_bytes(content);
-        self.objects
-            .put(&self.location(path)?, payload)
-            .await
-            .map_err(|e| self.failed(path, e))?;
+        self.objects.put(&self.location(path)?, payload).await.map_err(|e| self.failed(path, e))?;
         Ok(())
     }
 
@@ -254,10 +240,7 @@ impl Store {
     /// # Errors
     /// [`Error::Store`] with what the store said.
     pub async fn create(&self, path: &str, content: Bytes) -> Result<Created> {
-        let options = PutOptions {
-            mode: PutMode::Create,
-            ..PutOptions::default()
-        };
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         let payload = PutPayload::from_bytes(content);
         match self.objects.put_opts(&self.location(path)?, payload, options).await {
             Ok(_) => Ok(Created::Written),
@@ -323,10 +306,7 @@ impl Store {
 
     fn info(&self, meta: &ObjectMeta) -> ObjectInfo {
         let full = meta.location.as_ref();
-        let path = full
-            .strip_prefix(self.prefix.as_ref())
-            .unwrap_or(full)
-            .trim_start_matches('/');
+        let path = full.strip_prefix(self.prefix.as_ref()).unwrap_or(full).trim_start_matches('/');
         ObjectInfo {
             path: path.to_owned(),
             bytes: meta.size,
@@ -357,10 +337,7 @@ impl Store {
         if let Some(advice) = cloud::without_keys(&path, &text) {
             text = advice;
         }
-        Error::Store {
-            path,
-            source: text.into(),
-        }
+        Error::Store { path, source: text.into() }
     }
 }
 

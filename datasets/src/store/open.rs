@@ -128,10 +128,7 @@ impl Store {
         let folder = without_dots(&folder);
         let prefix = Path::from_absolute_path(&folder).map_err(|e| bad_url(url, &e.to_string()))?;
         let objects = Arc::new(LocalFileSystem::new().with_fsync(true));
-        Ok(Self {
-            local: Some(folder.into()),
-            ..Self::with_objects(url, objects, prefix, Transfer::Whole)
-        })
+        Ok(Self { local: Some(folder.into()), ..Self::with_objects(url, objects, prefix, Transfer::Whole) })
     }
 
     pub(super) fn with_objects(url: &str, objects: Arc<dyn ObjectStore>, prefix: Path, transfer: Transfer) -> Self {
@@ -154,10 +151,7 @@ impl Store {
         let (repo, path) = HubRepo::open(url, |name| options.get(name).cloned())?;
         let prefix = Path::parse(path).map_err(|e| bad_url(url, &e.to_string()))?;
         let objects = Arc::new(HubObjects(Arc::clone(&repo)));
-        Ok(Self {
-            hub: Some(repo),
-            ..Self::with_objects(url, objects, prefix, Transfer::Whole)
-        })
+        Ok(Self { hub: Some(repo), ..Self::with_objects(url, objects, prefix, Transfer::Whole) })
     }
 
     #[cfg(not(feature = "cloud"))]
@@ -197,11 +191,7 @@ fn is_web(url: &str) -> bool {
 /// URLs are decoded, and the query of a web address is left out.
 #[must_use]
 pub fn object_name(url: &str) -> String {
-    let name = without_query(url)
-        .trim_end_matches('/')
-        .rsplit('/')
-        .next()
-        .unwrap_or(url);
+    let name = without_query(url).trim_end_matches('/').rsplit('/').next().unwrap_or(url);
     match is_web(url) || url.starts_with("file://") {
         true => Path::from_url_path(name).map_or_else(|_| name.to_owned(), |path| path.to_string()),
         false => name.to_owned(),
@@ -216,17 +206,11 @@ pub fn without_query(url: &str) -> &str {
 }
 
 pub(super) fn bad_url(url: &str, reason: &str) -> Error {
-    Error::Url {
-        url: url.to_owned(),
-        reason: reason.to_owned(),
-    }
+    Error::Url { url: url.to_owned(), reason: reason.to_owned() }
 }
 
 fn unknown_scheme(url: &str, scheme: &str) -> Error {
-    bad_url(
-        url,
-        &format!("{scheme}:// is not known; use a path, file, memory, s3, gs, az, hf, http or https"),
-    )
+    bad_url(url, &format!("{scheme}:// is not known; use a path, file, memory, s3, gs, az, hf, http or https"))
 }
 
 pub(crate) fn without_dots(path: &FsPath) -> PathBuf {

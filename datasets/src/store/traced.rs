@@ -33,10 +33,7 @@ pub fn trace_requests() {
 /// Returns a store that makes a span of each request, or `objects` itself where nobody collects spans.
 pub(super) fn traced(url: &str, objects: Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore> {
     match COLLECTED.load(Ordering::Relaxed) {
-        true => Arc::new(Traced {
-            url: ShownUrl::of(url),
-            objects,
-        }),
+        true => Arc::new(Traced { url: ShownUrl::of(url), objects }),
         false => objects,
     }
 }

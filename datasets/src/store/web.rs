@@ -50,10 +50,7 @@ impl Store {
 
     fn on_web(url: &str, address: &Url, web: reqwest::Result<Web>, root: &Url, prefix: Path) -> Result<Self> {
         let refused = |e: &dyn std::error::Error| bad_url(url, &with_causes(e));
-        let retry = RetryConfig {
-            max_retries: RETRIES,
-            ..RetryConfig::default()
-        };
+        let retry = RetryConfig { max_retries: RETRIES, ..RetryConfig::default() };
         let objects = HttpBuilder::new()
             .with_url(without_user(root))
             .with_http_connector(web.map_err(|e| refused(&e))?)
@@ -112,17 +109,11 @@ impl Web {
             ("", None) => None,
             (name, password) => {
                 let decoded = |text: &str| percent_decoded(text).unwrap_or_else(|| text.to_owned());
-                let request = client
-                    .get(without_user(given))
-                    .basic_auth(decoded(name), password.map(decoded));
+                let request = client.get(without_user(given)).basic_auth(decoded(name), password.map(decoded));
                 request.build()?.headers().get(AUTHORIZATION).cloned()
             }
         };
-        Ok(Self {
-            client,
-            address,
-            authorization,
-        })
+        Ok(Self { client, address, authorization })
     }
 }
 
@@ -166,9 +157,7 @@ fn as_head(answer: HttpResponse) -> HttpResponse {
     let (mut parts, _) = answer.into_parts();
     if parts.status == StatusCode::PARTIAL_CONTENT {
         let range = parts.headers.remove(CONTENT_RANGE);
-        let size: Option<u64> = range
-            .as_ref()
-            .and_then(|range| range.to_str().ok()?.rsplit_once('/')?.1.parse().ok());
+        let size: Option<u64> = range.as_ref().and_then(|range| range.to_str().ok()?.rsplit_once('/')?.1.parse().ok());
         match size {
             Some(size) => drop(parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(size))),
             None => drop(parts.headers.remove(CONTENT_LENGTH)),

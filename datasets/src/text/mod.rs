@@ -51,11 +51,7 @@ pub fn clean_line(text: &str, zero_width: ZeroWidth) -> String {
 #[must_use]
 pub fn tidy(text: &str, zero_width: ZeroWidth) -> Tidied {
     if quick::is_tidy(text) && quick::is_composed(text) {
-        return Tidied {
-            text: text.to_owned(),
-            was_composed: false,
-            was_stripped: false,
-        };
+        return Tidied { text: text.to_owned(), was_composed: false, was_stripped: false };
     }
     tidy_slowly(text, zero_width)
 }
@@ -84,11 +80,7 @@ fn tidy_slowly(text: &str, zero_width: ZeroWidth) -> Tidied {
         was_composed |= composed != text;
         text = composed;
     }
-    Tidied {
-        text,
-        was_composed,
-        was_stripped,
-    }
+    Tidied { text, was_composed, was_stripped }
 }
 
 /// Returns the line, and whether more than white space was dropped.
@@ -228,10 +220,7 @@ mod tests {
                 assert_eq!(tidy(&raw, zero_width), tidy_slowly(&raw, zero_width), "{raw:?}");
                 assert_eq!(comparison_form(&raw), comparison_form_slowly(&raw), "{raw:?}");
             }
-            assert!(
-                !quick::is_composed(&format!("e{c}")) || unicode_normalization::is_nfc(&format!("e{c}")),
-                "{c:?}"
-            );
+            assert!(!quick::is_composed(&format!("e{c}")) || unicode_normalization::is_nfc(&format!("e{c}")), "{c:?}");
         }
     }
 

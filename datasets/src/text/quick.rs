@@ -4,9 +4,7 @@
 /// excluded. U+17D2 has a combining class, but no other character here has one, so no order can be wrong.
 pub(super) fn is_composed(text: &str) -> bool {
     text.is_ascii()
-        || text
-            .chars()
-            .all(|c| matches!(c, '\0'..='\u{2FF}' | '\u{1780}'..='\u{17DC}' | '\u{17E0}'..='\u{17F9}'))
+        || text.chars().all(|c| matches!(c, '\0'..='\u{2FF}' | '\u{1780}'..='\u{17DC}' | '\u{17E0}'..='\u{17F9}'))
 }
 
 /// Returns true if a text is certainly a clean line: no space at its ends or beside another, and no character that

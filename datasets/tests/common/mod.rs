@@ -40,14 +40,7 @@ pub fn source_spec(corpus: Corpus, source: &str) -> CleanSpec {
 }
 
 pub fn sample_spec(corpus: Corpus, rows: u64, seed: u64) -> CleanSpec {
-    CleanSpec {
-        made_up: Some(MadeUp {
-            by: &Quickstart,
-            rows,
-            seed,
-        }),
-        ..source_spec(corpus, sample::SOURCE)
-    }
+    CleanSpec { made_up: Some(MadeUp { by: &Quickstart, rows, seed }), ..source_spec(corpus, sample::SOURCE) }
 }
 
 pub async fn clean(store: &Store, spec: &CleanSpec, path: &str) -> Result<Cleaned> {
@@ -67,11 +60,7 @@ pub async fn run_stage(store: &Store, folder: &str, sources: &[CleanSpec], spec:
     for (index, source) in sources.iter().enumerate() {
         cleaned.push(clean(store, source, &format!("{folder}/cleaned/{index}.parquet")).await?);
     }
-    let paths: Vec<String> = cleaned
-        .iter()
-        .flat_map(|c| &c.artifacts)
-        .map(|a| a.path.clone())
-        .collect();
+    let paths: Vec<String> = cleaned.iter().flat_map(|c| &c.artifacts).map(|a| a.path.clone()).collect();
     let assignment = format!("{folder}/assignment.parquet");
     let split = split_corpus(spec, store, &paths, &assignment, &silent).await?;
     let mut shards = Vec::new();
@@ -106,10 +95,6 @@ pub async fn pairs_of(store: &Store, stage: &Stage, side: Side) -> Vec<(u64, Str
 /// Asserts that `rows` is the sum of the named parts and of everything dropped.
 pub fn assert_sums(counts: &BTreeMap<String, u64>, parts: &[&str]) {
     let kept: u64 = parts.iter().map(|part| counts[*part]).sum();
-    let dropped: u64 = counts
-        .iter()
-        .filter(|(name, _)| name.starts_with("dropped_"))
-        .map(|(_, rows)| rows)
-        .sum();
+    let dropped: u64 = counts.iter().filter(|(name, _)| name.starts_with("dropped_")).map(|(_, rows)| rows).sum();
     assert_eq!(counts["rows"], kept + dropped, "{counts:?}");
 }

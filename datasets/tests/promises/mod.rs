@@ -21,14 +21,8 @@ pub async fn keeps_its_promises(store: &Store) {
     assert_eq!((info.path.as_str(), info.bytes), ("a/b", 3));
     assert!(info.modified_ms > 1_600_000_000_000);
 
-    assert_eq!(
-        store.create("a/lock", Bytes::from_static(b"1")).await.unwrap(),
-        Created::Written
-    );
-    assert_eq!(
-        store.create("a/lock", Bytes::from_static(b"2")).await.unwrap(),
-        Created::AlreadyThere
-    );
+    assert_eq!(store.create("a/lock", Bytes::from_static(b"1")).await.unwrap(), Created::Written);
+    assert_eq!(store.create("a/lock", Bytes::from_static(b"2")).await.unwrap(), Created::AlreadyThere);
     assert_eq!(store.get("a/lock").await.unwrap(), "1");
 
     store.put("z", Bytes::new()).await.unwrap();

@@ -8,23 +8,10 @@ use crate::set::{GENERATED, Set, name};
 const IMMUTABLE: [(&str, &[&str]); 3] = [
     (
         "StatefulSet",
-        &[
-            "/spec/selector",
-            "/spec/serviceName",
-            "/spec/podManagementPolicy",
-            "/spec/volumeClaimTemplates",
-        ],
+        &["/spec/selector", "/spec/serviceName", "/spec/podManagementPolicy", "/spec/volumeClaimTemplates"],
     ),
     ("Deployment", &["/spec/selector"]),
-    (
-        "Job",
-        &[
-            "/spec/selector",
-            "/spec/completionMode",
-            "/spec/template",
-            "/spec/podFailurePolicy",
-        ],
-    ),
+    ("Job", &["/spec/selector", "/spec/completionMode", "/spec/template", "/spec/podFailurePolicy"]),
 ];
 
 /// Returns the reasons why `after` cannot be applied over `before`.
@@ -79,10 +66,7 @@ pub fn differences(first: &Set, second: &Set) -> Vec<String> {
 }
 
 fn bare(set: &Set) -> Vec<Value> {
-    set.objects
-        .iter()
-        .map(|object| bare_value(object.clone(), ""))
-        .collect()
+    set.objects.iter().map(|object| bare_value(object.clone(), "")).collect()
 }
 
 fn bare_value(value: Value, key: &str) -> Value {
@@ -154,9 +138,7 @@ fn differ(first: &Value, second: &Value, path: &mut String, tell: &mut impl FnMu
 impl crate::set::Pod<'_> {
     fn asks_for(&self, resource: &str) -> bool {
         self.owner["spec"]["replicas"] != 0
-            && self
-                .containers()
-                .any(|c| c["resources"]["limits"].get(resource).is_some())
+            && self.containers().any(|c| c["resources"]["limits"].get(resource).is_some())
     }
 }
 
@@ -164,7 +146,5 @@ impl crate::set::Pod<'_> {
 #[must_use]
 pub fn without(set: &Set, names: &[String]) -> Set {
     let keeps = |o: &&Value| !names.contains(&name(o));
-    Set {
-        objects: set.objects.iter().filter(keeps).cloned().collect(),
-    }
+    Set { objects: set.objects.iter().filter(keeps).cloned().collect() }
 }

@@ -7,12 +7,7 @@ use serde_json::Value;
 use crate::set::{Set, list};
 
 /// The Secrets that `certs --kubernetes` and the commands of README.md make.
-const MADE: [&str; 4] = [
-    "llink-coordinator-tls",
-    "llink-worker-tls",
-    "llink-authority",
-    "llink-tokens",
-];
+const MADE: [&str; 4] = ["llink-coordinator-tls", "llink-worker-tls", "llink-authority", "llink-tokens"];
 
 /// The short and long names of kinds in kubectl.
 const KINDS: [(&str, &str); 12] = [
@@ -49,10 +44,7 @@ pub fn commands(text: &str) -> Vec<(usize, String)> {
             continue;
         }
         let whole = std::mem::take(&mut before) + line;
-        if ["kubectl ", "helm ", "llink-coord "]
-            .iter()
-            .any(|tool| whole.contains(tool))
-        {
+        if ["kubectl ", "helm ", "llink-coord "].iter().any(|tool| whole.contains(tool)) {
             found.push((number + 1, whole));
         }
     }
@@ -107,10 +99,7 @@ fn named(root: &Path, words: &[&str], sets: &[Set]) -> Vec<String> {
     // The labels and annotations of llink.
     for word in words.iter().filter(|w| w.starts_with("llink/")) {
         let key = word.split('=').next().unwrap_or(word);
-        let known = sets
-            .iter()
-            .flat_map(|s| &s.objects)
-            .any(|o| o.to_string().contains(&format!("\"{key}\"")));
+        let known = sets.iter().flat_map(|s| &s.objects).any(|o| o.to_string().contains(&format!("\"{key}\"")));
         if !known {
             faults.push(format!("nothing looks for the label {key}"));
         }

@@ -11,10 +11,7 @@ const ENUMS: [(&str, &[&str]); 20] = [
     (".protocol", &["TCP", "UDP", "SCTP"]),
     (".whenUnsatisfiable", &["DoNotSchedule", "ScheduleAnyway"]),
     (".medium", &["", "Memory"]),
-    (
-        ".accessModes[]",
-        &["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"],
-    ),
+    (".accessModes[]", &["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"]),
     (".policyTypes[]", &["Ingress", "Egress"]),
     (".effect", &["NoSchedule", "PreferNoSchedule", "NoExecute"]),
     (".tolerations[].operator", &["Exists", "Equal", "Lt", "Gt"]),
@@ -24,10 +21,7 @@ const ENUMS: [(&str, &[&str]); 20] = [
     (".podManagementPolicy", &["OrderedReady", "Parallel"]),
     (".completionMode", &["Indexed", "NonIndexed"]),
     (".podReplacementPolicy", &["TerminatingOrFailed", "Failed"]),
-    (
-        ".podFailurePolicy.rules[].action",
-        &["Ignore", "FailJob", "FailIndex", "Count"],
-    ),
+    (".podFailurePolicy.rules[].action", &["Ignore", "FailJob", "FailIndex", "Count"]),
     (".strategy.type", &["RollingUpdate", "Recreate"]),
     (".updateStrategy.type", &["RollingUpdate", "OnDelete"]),
     (".onPodConditions[].status", &["True", "False", "Unknown"]),
@@ -73,9 +67,7 @@ pub(crate) fn quantity(value: &Value) -> Option<f64> {
         Value::Number(number) => number.to_string(),
         _ => return None,
     };
-    let split = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, suffix) = text.split_at(split);
     let factor = match suffix {
         "" => 1.0,

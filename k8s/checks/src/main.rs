@@ -19,9 +19,7 @@ fn main() -> ExitCode {
         ["over", before, after] => two(before, after, refused),
         ["same", first, second, except @ ..] => {
             let except: Vec<String> = except.iter().map(|&name| name.to_owned()).collect();
-            two(first, second, |first, second| {
-                differences(&without(first, &except), &without(second, &except))
-            })
+            two(first, second, |first, second| differences(&without(first, &except), &without(second, &except)))
         }
         ["documents", root, rest @ ..] => documents(Path::new(root), rest),
         files => files.iter().flat_map(|file| one(file)).collect(),
@@ -39,10 +37,7 @@ fn one(path: &str) -> Vec<String> {
     match read(Path::new(path)) {
         Ok(set) => {
             println!("{path}: {} objects", set.objects.len());
-            faults(&set)
-                .into_iter()
-                .map(|fault| format!("{path}: {fault}"))
-                .collect()
+            faults(&set).into_iter().map(|fault| format!("{path}: {fault}")).collect()
         }
         Err(e) => vec![e],
     }

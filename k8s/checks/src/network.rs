@@ -72,37 +72,21 @@ fn reachable(set: &Set, faults: &mut Vec<String>) {
     let all_ports = |rule: &Value| list(&rule["ports"]).any(|p| p["protocol"] == "TCP" && p.get("port").is_none());
     let grpc = |rule: &Value| list(&rule["ports"]).any(|p| p["port"] == "grpc" || p["port"] == 7070);
     let opens = |own: &Value, rules: &str, peers: &str, far: &Value, ports: &dyn Fn(&Value) -> bool| {
-        set.of_kind("NetworkPolicy")
-            .filter(|p| p["spec"]["podSelector"]["matchLabels"] == *own)
-            .any(|policy| {
-                list(&policy["spec"][rules])
-                    .any(|rule| ports(rule) && list(&rule[peers]).any(|p| p["podSelector"]["matchLabels"] == *far))
-            })
+        set.of_kind("NetworkPolicy").filter(|p| p["spec"]["podSelector"]["matchLabels"] == *own).any(|policy| {
+            list(&policy["spec"][rules])
+                .any(|rule| ports(rule) && list(&rule[peers]).any(|p| p["podSelector"]["matchLabels"] == *far))
+        })
     };
     let wanted = [
-        (
-            opens(&worker, "egress", "to", &coordinator, &grpc),
-            "workers may not call the coordinator",
-        ),
-        (
-            opens(&coordinator, "ingress", "from", &worker, &grpc),
-            "the coordinator may not be called by workers",
-        ),
-        (
-            opens(&worker, "egress", "to", &worker, &all_ports),
-            "workers may not call each other on every port",
-        ),
+        (opens(&worker, "egress", "to", &coordinator, &grpc), "workers may not call the coordinator"),
+        (opens(&coordinator, "ingress", "from", &worker, &grpc), "the coordinator may not be called by workers"),
+        (opens(&worker, "egress", "to", &worker, &all_ports), "workers may not call each other on every port"),
         (
             opens(&worker, "ingress", "from", &worker, &all_ports),
             "workers may not be called by each other on every port",
         ),
     ];
-    faults.extend(
-        wanted
-            .into_iter()
-            .filter(|(open, _)| !open)
-            .map(|(_, text)| text.to_owned()),
-    );
+    faults.extend(wanted.into_iter().filter(|(open, _)| !open).map(|(_, text)| text.to_owned()));
 }
 
 /// Checks that pods with a client's label may also call the coordinator, and that all pods may ask the DNS.
@@ -110,9 +94,7 @@ fn ways_out(set: &Set, faults: &mut Vec<String>) {
     let coordinator = serde_json::json!({ "app.kubernetes.io/name": "llink-coordinator" });
     for label in FROM_OUTSIDE {
         let admits = |rule: &Value| list(&rule["from"]).any(|p| p["podSelector"]["matchLabels"].get(label).is_some());
-        let let_in = set
-            .of_kind("NetworkPolicy")
-            .any(|p| list(&p["spec"]["ingress"]).any(admits));
+        let let_in = set.of_kind("NetworkPolicy").any(|p| list(&p["spec"]["ingress"]).any(admits));
         let calls = |policy: &&Value| {
             let selector = &policy["spec"]["podSelector"]["matchLabels"];
             let grpc = |rule: &Value| list(&rule["ports"]).any(|p| p["port"] == "grpc" || p["port"] == 7070);
@@ -121,17 +103,12 @@ fn ways_out(set: &Set, faults: &mut Vec<String>) {
                     .any(|rule| grpc(rule) && list(&rule["to"]).any(|p| p["podSelector"]["matchLabels"] == coordinator))
         };
         if let_in && set.of_kind("NetworkPolicy").find(calls).is_none() {
-            faults.push(format!(
-                "pods with the label {label} may not call the coordinator: nothing lets them out"
-            ));
+            faults.push(format!("pods with the label {label} may not call the coordinator: nothing lets them out"));
         }
     }
     let for_all = |p: &&Value| p["spec"]["podSelector"] == serde_json::json!({});
-    let rules: Vec<&Value> = set
-        .of_kind("NetworkPolicy")
-        .filter(for_all)
-        .flat_map(|p| list(&p["spec"]["egress"]))
-        .collect();
+    let rules: Vec<&Value> =
+        set.of_kind("NetworkPolicy").filter(for_all).flat_map(|p| list(&p["spec"]["egress"])).collect();
     let opens = |port: u16, is: &dyn Fn(&Value) -> bool| {
         let both = |rule: &Value| {
             let named = |protocol: &str| list(&rule["ports"]).any(|p| p["port"] == port && p["protocol"] == protocol);
@@ -143,9 +120,7 @@ fn ways_out(set: &Set, faults: &mut Vec<String>) {
         |peer: &Value, name: &str| peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] == name;
     let wanted = [
         (
-            opens(53, &|p| {
-                namespace(p, "kube-system") && p["podSelector"]["matchLabels"]["k8s-app"] == "kube-dns"
-            }),
+            opens(53, &|p| namespace(p, "kube-system") && p["podSelector"]["matchLabels"]["k8s-app"] == "kube-dns"),
             "no pod may ask kube-dns",
         ),
         (
@@ -158,15 +133,7 @@ fn ways_out(set: &Set, faults: &mut Vec<String>) {
             }),
             "no pod may ask the pods of NodeLocal DNSCache",
         ),
-        (
-            opens(5353, &|p| namespace(p, "openshift-dns")),
-            "no pod may ask OpenShift's DNS on port 5353",
-        ),
+        (opens(5353, &|p| namespace(p, "openshift-dns")), "no pod may ask OpenShift's DNS on port 5353"),
     ];
-    faults.extend(
-        wanted
-            .into_iter()
-            .filter(|(open, _)| !open)
-            .map(|(_, text)| text.to_owned()),
-    );
+    faults.extend(wanted.into_iter().filter(|(open, _)| !open).map(|(_, text)| text.to_owned()));
 }

@@ -31,22 +31,10 @@ pub(crate) fn check(set: &Set) -> Vec<String> {
 fn locked_down(pod: &Pod<'_>, tell: &mut impl FnMut(String)) {
     let (spec, security) = (pod.spec(), &pod.spec()["securityContext"]);
     let wanted = [
-        (
-            &spec["automountServiceAccountToken"],
-            Value::Bool(false),
-            "automountServiceAccountToken: false",
-        ),
-        (
-            &spec["enableServiceLinks"],
-            Value::Bool(false),
-            "enableServiceLinks: false",
-        ),
+        (&spec["automountServiceAccountToken"], Value::Bool(false), "automountServiceAccountToken: false"),
+        (&spec["enableServiceLinks"], Value::Bool(false), "enableServiceLinks: false"),
         (&security["runAsNonRoot"], Value::Bool(true), "runAsNonRoot: true"),
-        (
-            &security["seccompProfile"]["type"],
-            "RuntimeDefault".into(),
-            "seccompProfile RuntimeDefault",
-        ),
+        (&security["seccompProfile"]["type"], "RuntimeDefault".into(), "seccompProfile RuntimeDefault"),
     ];
     for (found, expected, text) in wanted {
         if *found != expected {
@@ -81,15 +69,10 @@ fn environment(container: &Value, tell: &mut impl FnMut(String)) {
     let variables: Vec<&Value> = list(&container["env"]).collect();
     for variable in &variables {
         let value = variable["value"].as_str().unwrap_or_default();
-        if ["LLINK_LISTEN", "LLINK_HEALTH", "LLINK_METRICS"]
-            .iter()
-            .any(|v| variable["name"] == *v)
+        if ["LLINK_LISTEN", "LLINK_HEALTH", "LLINK_METRICS"].iter().any(|v| variable["name"] == *v)
             && !value.starts_with("[::]:")
         {
-            tell(format!(
-                "{} is {value:?}: only [::] serves IPv6 and IPv4",
-                variable["name"]
-            ));
+            tell(format!("{} is {value:?}: only [::] serves IPv6 and IPv4", variable["name"]));
         }
     }
     if !variables.iter().any(|v| v["name"] == "HF_HOME") {
@@ -131,20 +114,14 @@ fn probed(container: &Value, tell: &mut impl FnMut(String)) {
             tell(format!("{probe} is missing"));
             continue;
         }
-        let kinds = ["grpc", "httpGet", "tcpSocket", "exec"]
-            .iter()
-            .filter(|k| found.get(**k).is_some())
-            .count();
+        let kinds = ["grpc", "httpGet", "tcpSocket", "exec"].iter().filter(|k| found.get(**k).is_some()).count();
         if kinds != 1 {
             tell(format!("{probe} needs exactly one of grpc, httpGet, tcpSocket, exec"));
         }
         if let Some(grpc) = found.get("grpc")
             && !ports.contains(&&grpc["port"])
         {
-            tell(format!(
-                "{probe} asks port {}, which the container does not name",
-                grpc["port"]
-            ));
+            tell(format!("{probe} asks port {}, which the container does not name", grpc["port"]));
         }
     }
     if container["livenessProbe"]["grpc"].get("service").is_some() {
@@ -155,14 +132,10 @@ fn probed(container: &Value, tell: &mut impl FnMut(String)) {
 fn fixed_image(container: &Value, tell: &mut impl FnMut(String)) {
     let image = container["image"].as_str().unwrap_or_default();
     let last = image.rsplit('/').next().unwrap_or_default();
-    let fixed = last.contains("@sha256:")
-        || last
-            .split_once(':')
-            .is_some_and(|(_, tag)| !tag.is_empty() && tag != "latest");
+    let fixed =
+        last.contains("@sha256:") || last.split_once(':').is_some_and(|(_, tag)| !tag.is_empty() && tag != "latest");
     if !fixed {
-        tell(format!(
-            "image {image:?} is not fixed: name a tag other than latest, or a digest"
-        ));
+        tell(format!("image {image:?} is not fixed: name a tag other than latest, or a digest"));
     }
 }
 
@@ -186,30 +159,21 @@ fn resources(container: &Value, tell: &mut impl FnMut(String)) {
     if requests.get(GPU) != limits.get(GPU) {
         tell(format!("{GPU}: requests and limits must be the same"));
     }
-    if limits
-        .get(GPU)
-        .is_some_and(|gpu| quantity(gpu).is_none_or(|n| n < 1.0 || n.fract() != 0.0))
-    {
+    if limits.get(GPU).is_some_and(|gpu| quantity(gpu).is_none_or(|n| n < 1.0 || n.fract() != 0.0)) {
         tell(format!("{GPU} must be a whole number"));
     }
 }
 
 /// Checks that volumes in memory fit into the memory limit, towards which they count.
 fn memory_volumes(pod: &Pod<'_>, tell: &mut impl FnMut(String)) {
-    let limit: f64 = pod
-        .containers()
-        .filter_map(|c| quantity(&c["resources"]["limits"]["memory"]))
-        .sum();
+    let limit: f64 = pod.containers().filter_map(|c| quantity(&c["resources"]["limits"]["memory"])).sum();
     for volume in list(&pod.spec()["volumes"]) {
         let Some(empty) = volume.get("emptyDir") else { continue };
         let (in_memory, size) = (empty["medium"] == "Memory", quantity(&empty["sizeLimit"]));
         match size {
             None => tell(format!("volume {} has no sizeLimit", volume["name"])),
             Some(size) if in_memory && size >= limit => {
-                tell(format!(
-                    "volume {} in memory is as large as the memory limit",
-                    volume["name"]
-                ));
+                tell(format!("volume {} in memory is as large as the memory limit", volume["name"]));
             }
             Some(_) => {}
         }
@@ -223,9 +187,7 @@ fn grace(pod: &Pod<'_>, tell: &mut impl FnMut(String)) {
         let own = list(&container["env"]).find(|e| e["name"] == "LLINK_GRACE_S");
         let own = own.and_then(|e| e["value"].as_str()?.parse::<u64>().ok());
         if own.is_some_and(|own| own + 5 > platform) {
-            tell(format!(
-                "LLINK_GRACE_S is not 5 s within terminationGracePeriodSeconds {platform}"
-            ));
+            tell(format!("LLINK_GRACE_S is not 5 s within terminationGracePeriodSeconds {platform}"));
         }
     }
 }

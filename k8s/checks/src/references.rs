@@ -16,10 +16,7 @@ pub(crate) fn check(set: &Set) -> Vec<String> {
             tell(object, "lies in another namespace than the rest".into());
         }
         if object["kind"] == "Namespace" && set.of_kind("StatefulSet").next().is_some() {
-            tell(
-                object,
-                "is in one set with the state, so deleting the set deletes the state".into(),
-            );
+            tell(object, "is in one set with the state, so deleting the set deletes the state".into());
         }
         if set.objects[..i].iter().any(|other| name(other) == name(object)) {
             tell(object, "is in the set twice".into());
@@ -58,10 +55,7 @@ fn mounts(pod: &Pod<'_>, tell: &mut impl FnMut(String)) {
         for mount in list(&container["volumeMounts"]) {
             let path = mount["mountPath"].as_str().unwrap_or_default();
             if !volumes.contains(&&mount["name"]) {
-                tell(format!(
-                    "mounts {} at {path}, and there is no such volume",
-                    mount["name"]
-                ));
+                tell(format!("mounts {} at {path}, and there is no such volume", mount["name"]));
             }
             if paths.contains(&path) || !path.starts_with('/') {
                 tell(format!("{path}: mounted twice, or not absolute"));
@@ -74,10 +68,10 @@ fn mounts(pod: &Pod<'_>, tell: &mut impl FnMut(String)) {
             let Some(path) = variable["value"].as_str().filter(|v| v.starts_with('/')) else {
                 continue;
             };
-            if !paths.iter().any(|mount| {
-                path.strip_prefix(mount)
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-            }) {
+            if !paths
+                .iter()
+                .any(|mount| path.strip_prefix(mount).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+            {
                 tell(format!("{} is {path}, which lies in no volume", variable["name"]));
             }
         }
@@ -116,10 +110,8 @@ fn sources(set: &Set, pod: &Pod<'_>, tell: &mut impl FnMut(String)) {
         let Some(reference) = variable["valueFrom"].get("configMapKeyRef") else {
             continue;
         };
-        let (map, key) = (
-            reference["name"].as_str().unwrap_or_default(),
-            reference["key"].as_str().unwrap_or_default(),
-        );
+        let (map, key) =
+            (reference["name"].as_str().unwrap_or_default(), reference["key"].as_str().unwrap_or_default());
         match set.find("ConfigMap", map) {
             None => tell(format!("there is no ConfigMap {map:?}")),
             Some(found) if !reaches_pods(found, pod) => tell(format!(
@@ -176,19 +168,10 @@ fn budgets(set: &Set, tell: &mut impl FnMut(&Value, String)) {
             tell(budget, "its selector picks no pod".into());
         }
         for pod in pods.iter().filter(|p| p.owner["kind"] == "Job") {
-            tell(
-                budget,
-                format!(
-                    "picks pods of {}, which has no scale: every eviction is refused",
-                    name(pod.owner)
-                ),
-            );
+            tell(budget, format!("picks pods of {}, which has no scale: every eviction is refused", name(pod.owner)));
         }
         for pod in pods.iter().filter(|p| p.owner["kind"] == "StatefulSet") {
-            tell(
-                budget,
-                format!("blocks the drain of {}, which is there once", name(pod.owner)),
-            );
+            tell(budget, format!("blocks the drain of {}, which is there once", name(pod.owner)));
         }
         if budget["spec"]["maxUnavailable"] == 0 || budget["spec"].get("minAvailable").is_some() {
             tell(budget, "blocks drains: say maxUnavailable 1".into());
@@ -201,10 +184,7 @@ fn coordinator(set: &Set, tell: &mut impl FnMut(&Value, String)) {
     for owner in set.of_kind("StatefulSet") {
         let mut variables = list(&owner["spec"]["template"]["spec"]["containers"]).flat_map(|c| list(&c["env"]));
         if owner["spec"]["replicas"] != 1 && !variables.any(|variable| variable["name"] == "LLINK_REPLICA") {
-            tell(
-                owner,
-                "there is one coordinator without LLINK_REPLICA: replicas must be 1".into(),
-            );
+            tell(owner, "there is one coordinator without LLINK_REPLICA: replicas must be 1".into());
         }
         for claim in list(&owner["spec"]["volumeClaimTemplates"]) {
             if claim["spec"]["accessModes"] != serde_json::json!(["ReadWriteOncePod"]) {

@@ -80,27 +80,19 @@ impl Set {
     }
 
     pub(crate) fn find(&self, kind: &str, name: &str) -> Option<&Value> {
-        self.objects
-            .iter()
-            .find(|o| o["kind"] == kind && o["metadata"]["name"] == name)
+        self.objects.iter().find(|o| o["kind"] == kind && o["metadata"]["name"] == name)
     }
 
     /// Returns every pod template.
     pub(crate) fn pods(&self) -> Vec<Pod<'_>> {
         let makes_pods = |o: &&Value| o["spec"]["template"]["spec"]["containers"].is_array();
-        let pod = |owner| Pod {
-            owner,
-            template: &owner["spec"]["template"],
-        };
+        let pod = |owner| Pod { owner, template: &owner["spec"]["template"] };
         self.objects.iter().filter(makes_pods).map(pod).collect()
     }
 
     /// Returns the pods that a selector of `matchLabels` picks.
     pub(crate) fn selected(&self, selector: &Value) -> Vec<Pod<'_>> {
-        self.pods()
-            .into_iter()
-            .filter(|pod| matches(selector, &pod.template["metadata"]["labels"]))
-            .collect()
+        self.pods().into_iter().filter(|pod| matches(selector, &pod.template["metadata"]["labels"])).collect()
     }
 }
 
@@ -117,10 +109,7 @@ impl<'a> Pod<'a> {
 
     /// Returns the names of the pod's ports.
     pub(crate) fn port_names(&self) -> Vec<&'a str> {
-        self.containers()
-            .flat_map(|c| list(&c["ports"]))
-            .filter_map(|p| p["name"].as_str())
-            .collect()
+        self.containers().flat_map(|c| list(&c["ports"])).filter_map(|p| p["name"].as_str()).collect()
     }
 }
 
@@ -131,9 +120,7 @@ pub(crate) fn list(value: &Value) -> impl Iterator<Item = &Value> {
 
 /// Returns whether all labels of the selector are among the labels. An empty selector picks everything.
 pub(crate) fn matches(selector: &Value, labels: &Value) -> bool {
-    selector
-        .as_object()
-        .is_none_or(|wanted| wanted.iter().all(|(key, value)| labels.get(key) == Some(value)))
+    selector.as_object().is_none_or(|wanted| wanted.iter().all(|(key, value)| labels.get(key) == Some(value)))
 }
 
 /// Returns the name of an object for faults.

@@ -118,41 +118,18 @@ impl AlignSettings {
     /// Returns what decides the result, in one form for all settings that mean the same.
     #[must_use]
     pub fn key(&self) -> Self {
-        Self {
-            start_at_teachers: Some(self.starts_at_teachers()),
-            ..self.deciding()
-        }
+        Self { start_at_teachers: Some(self.starts_at_teachers()), ..self.deciding() }
     }
 
     /// Reports invalid values.
     pub fn check(&self, expect: Expect<'_>) {
         self.check_bounds(expect);
         let floor = self.learning_rate_floor;
-        expect(
-            floor <= self.learning_rate,
-            "align.learning_rate_floor",
-            &floor,
-            "at most `align.learning_rate`",
-        );
+        expect(floor <= self.learning_rate, "align.learning_rate_floor", &floor, "at most `align.learning_rate`");
         let (pairs, measurable) = (self.validation_pairs, "at least 2, or `align.validate_every = 0`");
-        expect(
-            self.validate_every.is_none() || pairs >= 2,
-            "align.validation_pairs",
-            &pairs,
-            measurable,
-        );
+        expect(self.validate_every.is_none() || pairs >= 2, "align.validation_pairs", &pairs, measurable);
         let ranks = self.max_ranks.unwrap_or(self.min_ranks);
-        expect(
-            ranks >= self.min_ranks,
-            "align.max_ranks",
-            &ranks,
-            "0, or at least `align.min_ranks`",
-        );
-        expect(
-            ranks.max(self.min_ranks) <= self.batch,
-            "align.max_ranks",
-            &ranks,
-            "at most `align.batch`",
-        );
+        expect(ranks >= self.min_ranks, "align.max_ranks", &ranks, "0, or at least `align.min_ranks`");
+        expect(ranks.max(self.min_ranks) <= self.batch, "align.max_ranks", &ranks, "at most `align.batch`");
     }
 }

@@ -33,47 +33,27 @@ pub struct Bounds {
 }
 
 /// The numbers above 0.
-pub const ABOVE_0: Bounds = Bounds {
-    least_is_in: false,
-    ..at_least(0.0)
-};
+pub const ABOVE_0: Bounds = Bounds { least_is_in: false, ..at_least(0.0) };
 /// The numbers from 0 up to, not including, 1.
-pub const FRACTION: Bounds = Bounds {
-    most: 1.0,
-    ..at_least(0.0)
-};
+pub const FRACTION: Bounds = Bounds { most: 1.0, ..at_least(0.0) };
 
 /// The numbers from `least` on.
 #[must_use]
 pub const fn at_least(least: f64) -> Bounds {
-    Bounds {
-        least,
-        least_is_in: true,
-        most: f64::INFINITY,
-        most_is_in: false,
-        because: "",
-    }
+    Bounds { least, least_is_in: true, most: f64::INFINITY, most_is_in: false, because: "" }
 }
 
 /// The numbers from `least` to `most`, both included.
 #[must_use]
 pub const fn between(least: f64, most: f64) -> Bounds {
-    Bounds {
-        most,
-        most_is_in: true,
-        ..at_least(least)
-    }
+    Bounds { most, most_is_in: true, ..at_least(least) }
 }
 
 impl Bounds {
     /// Adds a largest number, which is included.
     #[must_use]
     pub const fn at_most(self, most: f64) -> Self {
-        Self {
-            most,
-            most_is_in: true,
-            ..self
-        }
+        Self { most, most_is_in: true, ..self }
     }
 
     /// Adds a reason to the error text.

@@ -72,11 +72,7 @@ impl EmbedSettings {
     /// Reports invalid values.
     pub fn check(&self, expect: Expect<'_>) {
         self.check_bounds(expect);
-        if let Teacher::Pooled(PooledTeacher {
-            layer: TeacherLayer::Share(share),
-            ..
-        }) = &self.teacher
-        {
+        if let Teacher::Pooled(PooledTeacher { layer: TeacherLayer::Share(share), .. }) = &self.teacher {
             let expected = "a layer's number (10), or a share of the depth from 0.0 to 1.0";
             expect((0.0..=1.0).contains(share), "embed.teacher.layer", share, expected);
         }

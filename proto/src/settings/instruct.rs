@@ -175,12 +175,7 @@ impl InstructSettings {
         let expected = "no bundle unless `instruct.mode` is \"slots\": a bundle holds no adapter for the direct arm";
         expect(has_slots, "instruct.from", &from, expected);
         let ranks = self.max_ranks.unwrap_or(self.min_ranks);
-        expect(
-            ranks >= self.min_ranks,
-            "instruct.max_ranks",
-            &ranks,
-            "0, or at least `instruct.min_ranks`",
-        );
+        expect(ranks >= self.min_ranks, "instruct.max_ranks", &ranks, "0, or at least `instruct.min_ranks`");
     }
 }
 
@@ -193,10 +188,7 @@ mod tests {
         let settings = InstructSettings::default();
         assert_eq!(settings.steps_for(40_000), 938);
         assert_eq!(settings.steps_for(1), 1);
-        let fixed = InstructSettings {
-            steps: Some(7),
-            ..settings
-        };
+        let fixed = InstructSettings { steps: Some(7), ..settings };
         assert_eq!(fixed.steps_for(40_000), 7);
     }
 }

@@ -130,9 +130,7 @@ fn of_traces(name: &str) -> Option<String> {
 #[must_use]
 pub fn trace_in(find: impl Fn(&str) -> Option<String>) -> String {
     let found = [PARENT, STATE].map(|name| (name, find(name).unwrap_or_default()));
-    let fitting = found
-        .iter()
-        .filter(|(name, value)| *name == PARENT || value.len() <= STATE_BYTES);
+    let fitting = found.iter().filter(|(name, value)| *name == PARENT || value.len() <= STATE_BYTES);
     written(&context_of(fitting.map(|(name, value)| (*name, value.as_str()))))
 }
 
@@ -155,9 +153,7 @@ pub fn continue_trace(span: &Span, trace: &str) {
 /// Returns the headers that name a trace, which has the form of [`trace_in`].
 pub fn headers(trace: &str) -> impl Iterator<Item = (&'static str, &str)> {
     let (parent, state) = trace.split_once(' ').unwrap_or((trace, ""));
-    [(PARENT, parent), (STATE, state)]
-        .into_iter()
-        .filter(|(_, value)| !value.is_empty())
+    [(PARENT, parent), (STATE, state)].into_iter().filter(|(_, value)| !value.is_empty())
 }
 
 /// Notes that the operation of a span failed, and why.
@@ -166,9 +162,7 @@ pub fn failed(span: &Span, why: &str) {
 }
 
 fn context_of<'a>(headers: impl Iterator<Item = (&'static str, &'a str)>) -> Context {
-    let carrier: HashMap<_, _> = headers
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect();
+    let carrier: HashMap<_, _> = headers.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     TraceContextPropagator::new().extract_with_context(&Context::new(), &carrier)
 }
 
@@ -198,12 +192,7 @@ mod tests {
         assert_eq!(found(TRACE, "ci=a b,x=1"), format!("{TRACE} ci=a b,x=1"));
         assert_eq!(found(TRACE, &format!("ci={}", "x".repeat(600))), TRACE);
         let all_zero = "00-00000000000000000000000000000000-b7ad6b7169203331-01";
-        for wrong in [
-            "",
-            "1",
-            all_zero,
-            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\nx: y",
-        ] {
+        for wrong in ["", "1", all_zero, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\nx: y"] {
             assert_eq!(found(wrong, "ci=1"), "", "{wrong:?}");
         }
         assert_eq!(trace_in(|_| None), "");

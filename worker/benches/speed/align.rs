@@ -20,11 +20,7 @@ use serde_json::{Value, json};
 
 use super::Options;
 
-const SHAPE: ProjectorShape = ProjectorShape {
-    input: 768,
-    hidden: 3072,
-    output: 2048,
-};
+const SHAPE: ProjectorShape = ProjectorShape { input: 768, hidden: 3072, output: 2048 };
 const ROWS: usize = 20_000;
 const TEMPERATURE: f64 = 0.1;
 
@@ -40,16 +36,11 @@ pub(super) fn measure(asked: &Options, backend: &Backend) -> Result<Value> {
     let mut trainer = AlignTrainer::new(backend, &projector, &optimizer, &queue, weights, clip)?;
     let mut timed = Vec::with_capacity(steps);
     for step in 0..=steps as u64 {
-        let rows: Vec<usize> = (0..batch as u64)
-            .map(|i| mix(key(&[step, i])) as usize % ROWS)
-            .collect();
+        let rows: Vec<usize> = (0..batch as u64).map(|i| mix(key(&[step, i])) as usize % ROWS).collect();
         let ids: Vec<u64> = rows.iter().map(|row| *row as u64).collect();
         let started = Instant::now();
         let gather = |values: &[f32], width: usize| -> Vec<f32> {
-            rows.iter()
-                .flat_map(|row| &values[row * width..(row + 1) * width])
-                .copied()
-                .collect()
+            rows.iter().flat_map(|row| &values[row * width..(row + 1) * width]).copied().collect()
         };
         let input = StepInput {
             step,
@@ -63,13 +54,7 @@ pub(super) fn measure(asked: &Options, backend: &Backend) -> Result<Value> {
         };
         let data = started.elapsed().as_secs_f64();
         let outcome = trainer.step(&input, &mut Solo::default())?;
-        timed.push((
-            started.elapsed().as_secs_f64(),
-            StepSeconds {
-                data,
-                ..outcome.seconds
-            },
-        ));
+        timed.push((started.elapsed().as_secs_f64(), StepSeconds { data, ..outcome.seconds }));
     }
     timed.remove(0);
     timed.sort_by(|a, b| a.0.total_cmp(&b.0));

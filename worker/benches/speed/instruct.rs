@@ -67,14 +67,9 @@ struct Timed {
 
 /// Every rank's steps on a thread pool of its own; what the first one measured.
 fn on_ranks(decoder: &Llama, options: &Options, ranks: usize) -> Result<Timed> {
-    let io = |source| Error::Io {
-        path: "listening on 127.0.0.1".into(),
-        source,
-    };
-    let listeners: Vec<TcpListener> = (0..ranks)
-        .map(|_| TcpListener::bind("127.0.0.1:0"))
-        .collect::<std::io::Result<_>>()
-        .map_err(io)?;
+    let io = |source| Error::Io { path: "listening on 127.0.0.1".into(), source };
+    let listeners: Vec<TcpListener> =
+        (0..ranks).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<_>>().map_err(io)?;
     let addresses: Vec<String> = listeners
         .iter()
         .map(|listener| Ok(listener.local_addr()?.to_string()))
@@ -101,9 +96,8 @@ fn on_ranks(decoder: &Llama, options: &Options, ranks: usize) -> Result<Timed> {
             .enumerate()
             .map(|(rank, listener)| scope.spawn(move || work(rank, listener)))
             .collect();
-        let ended = started
-            .into_iter()
-            .map(|rank| rank.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        let ended =
+            started.into_iter().map(|rank| rank.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         ended.collect::<Result<Vec<Timed>>>().map(|mut all| all.swap_remove(0))
     })
 }
@@ -131,12 +125,7 @@ fn time_steps(decoder: &Llama, options: &Options, collective: &mut dyn Collectiv
             vectors: &projected[own.start * width..own.end * width],
             teacher: &noise(2 * step + 1, batch * width),
             answer_tokens: batch * LENGTH / 2,
-            learning_rates: LearningRates {
-                lora: 1e-4,
-                expander: 1e-4,
-                scale: 1e-4,
-                projector: 0.0,
-            },
+            learning_rates: LearningRates { lora: 1e-4, expander: 1e-4, scale: 1e-4, projector: 0.0 },
             dropout: None,
             token_budget: batch * LENGTH,
             activations: match options.recompute {
@@ -152,37 +141,18 @@ fn time_steps(decoder: &Llama, options: &Options, collective: &mut dyn Collectiv
 
 fn parts(decoder: &Llama) -> Result<(InstructParts, InstructWeights)> {
     let width = decoder.config().hidden_size;
-    let options = LoraOptions {
-        dropout: 0.0,
-        ..LoraOptions::default()
-    };
+    let options = LoraOptions { dropout: 0.0, ..LoraOptions::default() };
     let adapter = LoraAdapter::new(decoder.config(), options, 0)?;
-    let shape = SlotExpanderShape {
-        width,
-        hidden: 2 * width,
-        slots: SLOTS,
-    };
+    let shape = SlotExpanderShape { width, hidden: 2 * width, slots: SLOTS };
     let some_rows: Vec<u32> = (0..1024.min(decoder.config().vocab_size as u32)).collect();
     let median = median_embedding_norm(
-        &decoder
-            .embed(&some_rows)?
-            .to_dtype(DType::F32)?
-            .flatten_all()?
-            .to_vec1::<f32>()?,
+        &decoder.embed(&some_rows)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?,
         width,
     )?;
     let expander = SlotExpander::new(shape, median, 0);
-    let adamw = AdamWOptions {
-        beta1: 0.9,
-        beta2: 0.999,
-        weight_decay: 0.01,
-    };
+    let adamw = AdamWOptions { beta1: 0.9, beta2: 0.999, weight_decay: 0.01 };
     let weights = InstructWeights {
-        slots: SlotWeights {
-            cosine: 0.05,
-            info_nce: 1e-3,
-            temperature: 0.07,
-        },
+        slots: SlotWeights { cosine: 0.05, info_nce: 1e-3, temperature: 0.07 },
         usage: UsageContrast { every: 3, weight: 0.05 },
         gradient_clip: 1.0,
     };

@@ -126,10 +126,8 @@ impl Model {
 fn read_ids(path: &Path, n: usize) -> Result<Vec<Vec<u32>>> {
     let name = || path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|source| Error::Io { path: name(), source })?;
-    let mut ids: Vec<Vec<u32>> = serde_json::from_str(&text).map_err(|error| Error::Model {
-        path: name(),
-        reason: error.to_string(),
-    })?;
+    let mut ids: Vec<Vec<u32>> =
+        serde_json::from_str(&text).map_err(|error| Error::Model { path: name(), reason: error.to_string() })?;
     ids.truncate(n);
     Ok(ids)
 }

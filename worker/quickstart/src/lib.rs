@@ -67,8 +67,5 @@ fn unknown(name: &str) -> Error {
 }
 
 fn refused(name: &str, reason: impl Display) -> Error {
-    Error::Content {
-        path: name.to_owned(),
-        reason: reason.to_string(),
-    }
+    Error::Content { path: name.to_owned(), reason: reason.to_string() }
 }

@@ -13,11 +13,7 @@ impl Normal {
     #[must_use]
     pub fn new(seed: u64, name: &str) -> Self {
         let name = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
-        Self {
-            key: mix(seed ^ mix(name)),
-            counter: 0,
-            spare: None,
-        }
+        Self { key: mix(seed ^ mix(name)), counter: 0, spare: None }
     }
 
     /// Returns a number in (0, 1).

@@ -27,10 +27,7 @@ fn loaded_decoder(files: &ModelFiles) -> Decoder {
 fn their_weights_are_small_enough_to_ship() {
     let files = [models::tiny_encoder(), models::tiny_decoder()].concat();
     let weights = files.iter().filter(|(name, _)| name.ends_with(".safetensors"));
-    println!(
-        "{} bytes in all",
-        files.iter().map(|(_, content)| content.len()).sum::<usize>()
-    );
+    println!("{} bytes in all", files.iter().map(|(_, content)| content.len()).sum::<usize>());
     assert!(weights.map(|(_, content)| content.len()).sum::<usize>() < 2_000_000);
 }
 
@@ -39,9 +36,7 @@ fn the_decoder_says_most_english_sentences_again() {
     let decoder = loaded_decoder(&models::tiny_decoder());
     let sentences: Vec<String> = sample::pairs(40, HELD_OUT).map(|(english, _)| english).collect();
     let said = sentences.iter().filter(|sentence| {
-        let prompt = decoder
-            .direct_prompt("Translate the following text into English.", sentence, 512)
-            .unwrap();
+        let prompt = decoder.direct_prompt("Translate the following text into English.", sentence, 512).unwrap();
         let ids = decoder.generate(&prompt.ids, 64, decoder.chat().stop()).unwrap();
         decoder.tokenizer().decode(&ids).unwrap() == **sentence
     });
@@ -54,19 +49,14 @@ fn the_decoder_says_most_english_sentences_again() {
 fn the_encoder_knows_every_word() {
     let encoder = loaded_encoder(&models::tiny_encoder());
     let texts: Vec<String> = sample::pairs(300, HELD_OUT).map(|(_, khmer)| khmer).collect();
-    let limits = TextLimits {
-        max_chars: 256,
-        max_tokens: 256,
-    };
+    let limits = TextLimits { max_chars: 256, max_tokens: 256 };
     let ids = encoder.tokenize(&texts, limits).unwrap();
     let unknown = encoder.tokenizer().require("<unk>").unwrap();
     assert!(ids.iter().flatten().all(|id| *id != unknown), "a word is unknown");
 }
 
 fn sentences() -> Vec<String> {
-    sample::pairs(200, 1)
-        .flat_map(|(english, khmer)| [english, khmer])
-        .collect()
+    sample::pairs(200, 1).flat_map(|(english, khmer)| [english, khmer]).collect()
 }
 
 /// Run by [`random_models_are_the_same_bytes_in_every_process`] in a process of its own.
@@ -107,9 +97,7 @@ fn random_models_follow_their_seed_and_load() {
     let encoder = Quickstart.encoder("random", sentences(), 1).unwrap();
     assert_ne!(encoder, Quickstart.encoder("random", sentences(), 2).unwrap());
     let texts = sentences();
-    let vectors = loaded_encoder(&encoder)
-        .embed(&texts[..8], TextLimits::default(), 256, &mut |_| {})
-        .unwrap();
+    let vectors = loaded_encoder(&encoder).embed(&texts[..8], TextLimits::default(), 256, &mut |_| {}).unwrap();
     assert!(vectors.iter().flatten().all(|x| x.is_finite()));
     let decoder = loaded_decoder(&Quickstart.decoder("random", sentences(), 1).unwrap());
     let vectors = decoder.teacher(&texts[..8], 256, &mut |_| {}).unwrap();

@@ -31,12 +31,7 @@ fn sentences_fit_the_papers_limits() {
     for (english, khmer) in sample::pairs(50_000, 9) {
         let chars = khmer.chars().count();
         assert!((12..=256).contains(&chars), "{chars}: {khmer}");
-        assert!(
-            khmer
-                .chars()
-                .all(|c| ('\u{1780}'..='\u{17FF}').contains(&c) || " ?".contains(c)),
-            "{khmer}"
-        );
+        assert!(khmer.chars().all(|c| ('\u{1780}'..='\u{17FF}').contains(&c) || " ?".contains(c)), "{khmer}");
         assert!(english.is_ascii() && english.starts_with(|c: char| c.is_ascii_uppercase() || c.is_ascii_digit()));
         assert!(!english.contains("  ") && !khmer.contains("  "), "{english} | {khmer}");
     }
@@ -46,10 +41,7 @@ fn sentences_fit_the_papers_limits() {
 fn every_word_comes_often_in_a_small_corpus() {
     let mut words: HashMap<String, u32> = HashMap::new();
     for (english, _) in sample::pairs(20_000, 4) {
-        for word in english
-            .split(|c: char| !c.is_alphabetic())
-            .filter(|word| !word.is_empty())
-        {
+        for word in english.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty()) {
             *words.entry(word.to_lowercase()).or_default() += 1;
         }
     }
@@ -63,11 +55,7 @@ fn instructions_are_distinct_and_of_four_tasks() {
     let mut foreign = HashSet::new();
     let mut tasks: HashMap<String, u32> = HashMap::new();
     for example in sample::instructions(40_000, 1) {
-        assert!(
-            foreign.insert(comparison_key(&example.foreign)),
-            "{} occurs twice",
-            example.foreign
-        );
+        assert!(foreign.insert(comparison_key(&example.foreign)), "{} occurs twice", example.foreign);
         assert!((12..=256).contains(&example.foreign.chars().count()));
         assert!(example.instruction.ends_with("\n<foreign_emb>"));
         assert!(!example.answer.is_empty() && !example.english_ref.is_empty());
@@ -85,12 +73,7 @@ fn answers_follow_from_the_english() {
         match example.task.as_str() {
             "translate" => assert_eq!(example.answer, example.english_ref),
             "question_answering" => {
-                assert!(
-                    said.contains(&example.answer.to_lowercase()),
-                    "{} / {}",
-                    example.answer,
-                    said
-                );
+                assert!(said.contains(&example.answer.to_lowercase()), "{} / {}", example.answer, said);
             }
             "bullet_points" => {
                 for line in example.answer.lines() {
@@ -102,11 +85,7 @@ fn answers_follow_from_the_english() {
                     );
                 }
             }
-            _ => assert!(
-                example.answer.len() < example.english_ref.len(),
-                "{} / {said}",
-                example.answer
-            ),
+            _ => assert!(example.answer.len() < example.english_ref.len(), "{} / {said}", example.answer),
         }
     }
 }

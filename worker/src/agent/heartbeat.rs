@@ -26,37 +26,20 @@ pub(super) fn start(client: Client, registered: &RegisterResponse, work_left: Ar
     let (lose, lost) = oneshot::channel();
     // Before the first answer, work is assumed.
     work_left.store(true, Ordering::Relaxed);
-    let beating = tokio::spawn(beat(
-        client,
-        registered.clone(),
-        leases.clone(),
-        work_left.clone(),
-        lose,
-    ));
-    Heartbeats {
-        leases,
-        work_left,
-        lost,
-        beating,
-    }
+    let beating = tokio::spawn(beat(client, registered.clone(), leases.clone(), work_left.clone(), lose));
+    Heartbeats { leases, work_left, lost, beating }
 }
 
 impl Heartbeats {
     /// Adds a lease to the heartbeats, which renew it.
     pub(super) fn renew(&self, lease: LeaseId, control: Arc<TaskControl>) {
         self.work_left.store(true, Ordering::Relaxed);
-        self.leases
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(lease, control);
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner).insert(lease, control);
     }
 
     /// Removes a lease that is over.
     pub(super) fn forget(&self, lease: LeaseId) {
-        self.leases
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&lease);
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner).remove(&lease);
     }
 
     /// Returns true if a job was running at the coordinator's last answer.

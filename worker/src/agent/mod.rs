@@ -131,12 +131,8 @@ enum Ended {
 /// Returns true if another try is pointless.
 fn refused(error: &anyhow::Error) -> bool {
     let status = error.downcast_ref::<tonic::Status>();
-    status.is_some_and(|s| {
-        matches!(
-            s.code(),
-            Code::FailedPrecondition | Code::PermissionDenied | Code::Unauthenticated
-        )
-    })
+    status
+        .is_some_and(|s| matches!(s.code(), Code::FailedPrecondition | Code::PermissionDenied | Code::Unauthenticated))
 }
 
 /// Runs one registration, until the stream ends or this worker is told to stop. None of its tasks runs afterwards.
@@ -230,24 +226,17 @@ async fn join(
     // The endpoint is built again each time, so that replaced certificates take effect.
     let (endpoint, caller) = options.credentials.endpoint(&options.coordinator)?;
     let caller = caller.with_instance(secret)?;
-    let endpoint = endpoint
-        .http2_keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(10));
+    let endpoint =
+        endpoint.http2_keep_alive_interval(Duration::from_secs(10)).keep_alive_timeout(Duration::from_secs(10));
     let connected = endpoint.connect().await;
     let channel = connected.map_err(|e| anyhow::anyhow!("cannot reach the coordinator: {}", with_causes(&e)))?;
     let mut client = WorkerServiceClient::with_interceptor(channel, caller)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let registered = client.register(description(options)).await?.into_inner();
-    let request = AssignmentsRequest {
-        worker_id: registered.worker_id.clone(),
-    };
+    let request = AssignmentsRequest { worker_id: registered.worker_id.clone() };
     let instructions = client.assignments(request).await?.into_inner();
-    tracing::info!(
-        worker = registered.worker_id,
-        coordinator = options.coordinator,
-        "registered"
-    );
+    tracing::info!(worker = registered.worker_id, coordinator = options.coordinator, "registered");
     Ok((client, registered, instructions))
 }
 

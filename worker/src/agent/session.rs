@@ -57,8 +57,7 @@ impl Session {
     /// Returns true if a worker that was told to stop can end: no task is left, or their time is up.
     pub(super) fn has_left(&self) -> bool {
         let patience_is_over = |since: Instant| since.elapsed() > self.grace;
-        self.leaving
-            .is_some_and(|since| self.running.is_empty() || patience_is_over(since))
+        self.leaving.is_some_and(|since| self.running.is_empty() || patience_is_over(since))
     }
 
     pub(super) fn check_stuck(&self) -> Result<(), Stuck> {
@@ -142,25 +141,12 @@ impl Session {
         let rank = seat.map_or(0, |s| s.rank);
         Box::new(move |address| {
             let mut client = client.clone();
-            let request = RendezvousRequest {
-                worker_id: worker_id.clone(),
-                task_id: lease.0,
-                token: lease.1,
-                rank,
-                address,
-            };
+            let request =
+                RendezvousRequest { worker_id: worker_id.clone(), task_id: lease.0, token: lease.1, rank, address };
             let met = runtime.block_on(client.rendezvous(request));
             let met = met.map_err(|s| crate::Error::Aborted(format!("rendezvous: {}", s.message())))?;
-            let RendezvousResponse {
-                addresses,
-                secret,
-                sealed,
-            } = met.into_inner();
-            Ok(Met {
-                addresses,
-                secret,
-                sealed,
-            })
+            let RendezvousResponse { addresses, secret, sealed } = met.into_inner();
+            Ok(Met { addresses, secret, sealed })
         })
     }
 
@@ -260,23 +246,16 @@ fn has_failed(report: &ReportRequest) -> bool {
 }
 
 fn stopped() -> Failure {
-    Failure {
-        kind: FailureKind::Stopped.into(),
-        text: "its worker was told to stop".into(),
-    }
+    Failure { kind: FailureKind::Stopped.into(), text: "its worker was told to stop".into() }
 }
 
 fn internal(text: String) -> Failure {
-    Failure {
-        kind: FailureKind::Internal.into(),
-        text,
-    }
+    Failure { kind: FailureKind::Internal.into(), text }
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".into())
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
 }
 
 /// Returns this machine's address in the coordinator's network, at which other ranks reach it.

@@ -113,19 +113,14 @@ impl Generator {
         let prompt = match &self.bundle.expander {
             Some(expander) => {
                 let (slots, seen) = (expander.shape().slots, self.limits().cut(&sentence.text));
-                self.decoder
-                    .prompt_about(instruction, slots, seen, self.numbers.as_ref())?
+                self.decoder.prompt_about(instruction, slots, seen, self.numbers.as_ref())?
             }
             None => {
                 let most = self.prompt.text_tokens;
                 self.decoder.direct_prompt(instruction, &sentence.text, most)?
             }
         };
-        Ok(Prepared {
-            prompt,
-            slots: sentence.slots.clone(),
-            unread_chars: sentence.unread_chars,
-        })
+        Ok(Prepared { prompt, slots: sentence.slots.clone(), unread_chars: sentence.unread_chars })
     }
 
     /// Prepares an answer to a conversation, whose passages are read. A single turn of an instruction and a passage
@@ -158,12 +153,7 @@ impl Generator {
             parts: turn.parts.iter().map(|part| cleaned(part).unwrap_or(*part)).collect(),
         });
         let turns: Vec<Turn<'_>> = turns.collect();
-        let slots: Vec<f32> = read
-            .iter()
-            .filter_map(|read| read.slots.as_ref())
-            .flatten()
-            .copied()
-            .collect();
+        let slots: Vec<f32> = read.iter().filter_map(|read| read.slots.as_ref()).flatten().copied().collect();
         Ok(Prepared {
             prompt: self.decoder.conversation(&turns, form)?,
             slots: self.bundle.expander.as_ref().map(|_| slots),

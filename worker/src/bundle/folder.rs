@@ -33,10 +33,7 @@ impl BundleFolder {
     pub fn open(url: &str, runtime: &Handle) -> Result<Self> {
         let store = Store::open(url)?;
         let manifest = runtime.block_on(Manifest::read(&store, "manifest.json"))?;
-        let refuse = |reason: String| Error::Model {
-            path: url.into(),
-            reason,
-        };
+        let refuse = |reason: String| Error::Model { path: url.into(), reason };
         let Some(manifest) = manifest else {
             return match exported(&store, runtime)? {
                 Some(folder) => Self::open(&format!("{}/{folder}", store.url()), runtime),
@@ -59,13 +56,7 @@ impl BundleFolder {
             let name = a.path.strip_prefix(&own).unwrap_or(&a.path).to_owned();
             (name, a.sha256)
         });
-        Ok(Self {
-            hashes: hashes.collect(),
-            store,
-            runtime: runtime.clone(),
-            prefix: String::new(),
-            key: manifest.key,
-        })
+        Ok(Self { hashes: hashes.collect(), store, runtime: runtime.clone(), prefix: String::new(), key: manifest.key })
     }
 
     /// Opens a bundle without a manifest, whose files were just written below `directory`.
@@ -108,17 +99,10 @@ impl BundleFolder {
     /// # Errors
     /// [`Error::Model`] when the bundle has no such file; when it is missing or differs from the manifest.
     pub fn read(&self, file: &str) -> Result<Bytes> {
-        let refuse = |reason: String| Error::Model {
-            path: self.describe(file),
-            reason,
-        };
-        let expected = self
-            .hashes
-            .get(file)
-            .ok_or_else(|| refuse("the bundle's manifest lists no such file".into()))?;
-        let content = self
-            .runtime
-            .block_on(self.store.get(&format!("{}{file}", self.prefix)))?;
+        let refuse = |reason: String| Error::Model { path: self.describe(file), reason };
+        let expected =
+            self.hashes.get(file).ok_or_else(|| refuse("the bundle's manifest lists no such file".into()))?;
+        let content = self.runtime.block_on(self.store.get(&format!("{}{file}", self.prefix)))?;
         let found = sha256_hex(&content);
         if found == *expected {
             return Ok(content);

@@ -80,10 +80,8 @@ impl Generator {
     pub fn open(url: &str, opening: Opening, runtime: &Handle) -> Result<Self> {
         let folder = BundleFolder::open(url, runtime)?;
         let bundle = Bundle::read(&folder)?;
-        let refuse = |reason: &str| Error::Model {
-            path: folder.describe(super::config::CONFIG),
-            reason: reason.into(),
-        };
+        let refuse =
+            |reason: &str| Error::Model { path: folder.describe(super::config::CONFIG), reason: reason.into() };
         let Some(prompt) = bundle.config.prompt.clone() else {
             return Err(refuse(
                 "the bundle holds only a projector: the job that exported it has no [instruct], so it cannot answer",
@@ -97,19 +95,9 @@ impl Generator {
         let numbers = numbers.map_err(|fault| refuse(&fault))?;
         let windows = bundle.config.slots.as_ref().map_or(0, |slots| slots.windows);
         let entry = &bundle.config.decoder;
-        let wanted = Wanted {
-            role: "decoder",
-            name: &entry.name,
-            source: &entry.source,
-            fingerprint: &entry.fingerprint,
-        };
-        let place = find(
-            wanted,
-            opening.decoder.as_deref(),
-            &folder.url(),
-            &opening.downloads,
-            runtime,
-        )?;
+        let wanted =
+            Wanted { role: "decoder", name: &entry.name, source: &entry.source, fingerprint: &entry.fingerprint };
+        let place = find(wanted, opening.decoder.as_deref(), &folder.url(), &opening.downloads, runtime)?;
         let mut decoder = Decoder::load(&place, &Device::Cpu, DType::F32)?;
         decoder.set_prompt_form(form);
         let adapter = bundle.adapter(decoder.config())?;
@@ -176,11 +164,7 @@ impl Generator {
             return Err(Error::Input(format!("text {} has nothing to read in it", at + 1)));
         }
         let Some(expander) = &self.bundle.expander else {
-            let sentence = |text| Sentence {
-                text,
-                slots: None,
-                unread_chars: 0,
-            };
+            let sentence = |text| Sentence { text, slots: None, unread_chars: 0 };
             return Ok(lines.into_iter().map(sentence).collect());
         };
         let limits = self.limits();
@@ -202,11 +186,8 @@ impl Generator {
                 known[at] = Some(vector);
             }
         }
-        let unread: Vec<usize> = lines
-            .iter()
-            .zip(&seen)
-            .map(|(line, seen)| line[seen.len()..].chars().count())
-            .collect();
+        let unread: Vec<usize> =
+            lines.iter().zip(&seen).map(|(line, seen)| line[seen.len()..].chars().count()).collect();
         let vectors = known.into_iter().flatten().flatten().collect::<Vec<f16>>();
         let mut wide = vec![0.0; vectors.len()];
         vectors.convert_to_f32_slice(&mut wide);
@@ -225,12 +206,7 @@ impl Generator {
 
 fn load_encoder(bundle: &Bundle, url: &str, opening: &Opening, runtime: &Handle) -> Result<Encoder> {
     let entry = &bundle.config.encoder;
-    let wanted = Wanted {
-        role: "encoder",
-        name: &entry.name,
-        source: &entry.source,
-        fingerprint: &entry.fingerprint,
-    };
+    let wanted = Wanted { role: "encoder", name: &entry.name, source: &entry.source, fingerprint: &entry.fingerprint };
     let folder = find(wanted, opening.encoder.as_deref(), url, &opening.downloads, runtime)?;
     Encoder::load_as(&folder, &entry.reading, &Backend::new(&Device::Cpu, DType::F32))
 }

@@ -55,14 +55,7 @@ impl Bundle {
                 name: folder.describe(&entry.file),
             })
         });
-        Ok(Self {
-            adapter: files.transpose()?,
-            config,
-            projector,
-            statistics,
-            expander,
-            url: folder.url(),
-        })
+        Ok(Self { adapter: files.transpose()?, config, projector, statistics, expander, url: folder.url() })
     }
 
     /// Loads the adapter for a decoder of this shape.
@@ -83,21 +76,13 @@ impl Bundle {
 }
 
 fn read_projector(folder: &BundleFolder, config: &BundleConfig) -> Result<Projector> {
-    let (name, content) = (
-        folder.describe(&config.projector.file),
-        folder.read(&config.projector.file)?,
-    );
+    let (name, content) = (folder.describe(&config.projector.file), folder.read(&config.projector.file)?);
     let file = TensorFile::new(&name, &content)?;
     let projector = Projector::from_tensors(&file, "")?;
     expect_only(&file, projector.shape().tensors().iter().map(|(name, _)| *name))?;
     let shape = projector.shape();
     same(&file, "encoder.hidden_size", shape.input, config.encoder.hidden_size)?;
-    same(
-        &file,
-        "projector.hidden_size",
-        shape.hidden,
-        config.projector.hidden_size,
-    )?;
+    same(&file, "projector.hidden_size", shape.hidden, config.projector.hidden_size)?;
     same(&file, "decoder.hidden_size", shape.output, config.decoder.hidden_size)?;
     Ok(projector)
 }
@@ -149,9 +134,7 @@ fn same(file: &TensorFile<'_>, key: &str, found: usize, expected: usize) -> Resu
     if found == expected {
         return Ok(());
     }
-    Err(file.error(format!(
-        "its tensors ask for {found} where the config's `{key}` is {expected}"
-    )))
+    Err(file.error(format!("its tensors ask for {found} where the config's `{key}` is {expected}")))
 }
 
 /// Refuses a file with other tensors than these.

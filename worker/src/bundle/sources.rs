@@ -33,17 +33,12 @@ pub fn find(
     runtime: &Handle,
 ) -> Result<PathBuf> {
     let url = given.map_or_else(|| resolve(wanted.source, bundle_url), str::to_owned);
-    let refuse = |reason: String| Error::Model {
-        path: url.clone(),
-        reason,
-    };
+    let refuse = |reason: String| Error::Model { path: url.clone(), reason };
     let place = ModelPlace::open(&url)?;
     let found_at = match place.local_path() {
         Some(local) if !local.exists() => {
             let Wanted { role, name, .. } = wanted;
-            return Err(refuse(format!(
-                "the {role} {name} is not there: name its folder, file or URL with --{role}"
-            )));
+            return Err(refuse(format!("the {role} {name} is not there: name its folder, file or URL with --{role}")));
         }
         _ => place.fetch(&downloads.join(wanted.fingerprint), runtime, &|| Ok(()))?,
     };

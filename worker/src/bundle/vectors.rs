@@ -93,12 +93,7 @@ impl VectorCache {
     }
 
     fn key(&self, text: &str) -> String {
-        let EncoderEntry {
-            max_chars,
-            max_tokens,
-            reading,
-            ..
-        } = &self.encoder;
+        let EncoderEntry { max_chars, max_tokens, reading, .. } = &self.encoder;
         let windows = match self.windows {
             0 => String::new(),
             windows => format!(" {windows} windows"),
@@ -161,14 +156,8 @@ mod tests {
         assert_eq!(open(entry("aa", 256)).get("ត្រីៗ"), None);
         assert_eq!(open(entry("bb", 256)).get("ត្រី"), None, "another encoder");
         assert_eq!(open(entry("aa", 128)).get("ត្រី"), None, "other limits");
-        let reading = Reading {
-            normalize: true,
-            ..Reading::default()
-        };
-        let normalized = EncoderEntry {
-            reading,
-            ..entry("aa", 256)
-        };
+        let reading = Reading { normalize: true, ..Reading::default() };
+        let normalized = EncoderEntry { reading, ..entry("aa", 256) };
         assert_eq!(open(normalized).get("ត្រី"), None, "another reading");
         let mut windowed = open(entry("aa", 256)).with_windows(1);
         assert_eq!(windowed.get("ត្រី"), None, "the windows are missing");

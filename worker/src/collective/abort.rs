@@ -70,9 +70,6 @@ impl AbortHandle {
 
 impl std::fmt::Debug for AbortHandle {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("AbortHandle")
-            .field("reason", &self.reason())
-            .finish()
+        formatter.debug_struct("AbortHandle").field("reason", &self.reason()).finish()
     }
 }

@@ -46,10 +46,7 @@ impl Joining<'_> {
         rendezvous: &dyn Fn(String) -> Result<Met>,
         abort: AbortHandle,
     ) -> Result<Box<dyn Collective>> {
-        let failed = |source| Error::Io {
-            path: format!("listening on {}", self.address),
-            source,
-        };
+        let failed = |source| Error::Io { path: format!("listening on {}", self.address), source };
         let listener = TcpListener::bind((self.address, 0)).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?.to_string();
         let (offer, library) = library::offer(self);
@@ -80,9 +77,9 @@ impl Joining<'_> {
         }
         match (transport, library) {
             (Transport::Nccl(id), Some(library)) => library::connect(library, &listener, &options, &id, abort),
-            (Transport::Nccl(_), None) => Err(Error::Device(
-                "the gang uses NCCL, which this rank does not have".into(),
-            )),
+            (Transport::Nccl(_), None) => {
+                Err(Error::Device("the gang uses NCCL, which this rank does not have".into()))
+            }
             (Transport::Ring, _) => Ok(Box::new(Ring::connect(listener, &options, abort)?)),
         }
     }

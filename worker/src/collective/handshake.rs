@@ -48,17 +48,14 @@ impl Neighbours {
 pub(super) fn connect(listener: TcpListener, options: &RingOptions, abort: &AbortHandle) -> Result<Neighbours> {
     let deadline = Instant::now() + options.timeout;
     let lost = |reason: String| lost(options, reason);
-    listener
-        .set_nonblocking(true)
-        .map_err(|error| lost(format!("its own listener: {error}")))?;
+    listener.set_nonblocking(true).map_err(|error| lost(format!("its own listener: {error}")))?;
     let world_size = options.addresses.len();
     let next_rank = (options.rank + 1) % world_size;
     let previous_rank = (options.rank + world_size - 1) % world_size;
     let expected = |rank: usize| rank == previous_rank;
     let mut next = dial(options, next_rank, deadline, abort)?;
     let mut call = Call::new(options, next_rank)?;
-    next.write_all(&call.opening)
-        .map_err(|error| lost(format!("rank {next_rank} hung up: {error}")))?;
+    next.write_all(&call.opening).map_err(|error| lost(format!("rank {next_rank} hung up: {error}")))?;
     let (mut previous, mut welcome) = (None, None);
     while previous.is_none() || welcome.is_none() {
         abort.check()?;
@@ -79,16 +76,12 @@ pub(super) fn connect(listener: TcpListener, options: &RingOptions, abort: &Abor
         }
         if verdict {
             let mut verdict = [0];
-            next.read_exact(&mut verdict)
-                .map_err(|error| lost(format!("rank {next_rank} hung up: {error}")))?;
+            next.read_exact(&mut verdict).map_err(|error| lost(format!("rank {next_rank} hung up: {error}")))?;
             welcome = Some(call.judge(verdict[0], &mut next, options)?);
         }
     }
     let previous = previous.expect("the loop ends once there is one");
-    let next = Line {
-        stream: next,
-        keys: welcome.flatten(),
-    };
+    let next = Line { stream: next, keys: welcome.flatten() };
     let unusable = |error: std::io::Error| lost(format!("its keys: {error}"));
     let neighbours = Neighbours {
         next: Outgoing::new(next).map_err(unusable)?,
@@ -116,10 +109,7 @@ pub(super) fn dial(options: &RingOptions, rank: usize, deadline: Instant, abort:
         match attempt {
             Ok(stream) => return Ok(stream),
             Err(error) if left.is_zero() => {
-                return Err(lost(
-                    options,
-                    format!("rank {rank} at {address} can't be reached: {error}"),
-                ));
+                return Err(lost(options, format!("rank {rank} at {address} can't be reached: {error}")));
             }
             Err(_) => std::thread::sleep(PATIENCE.min(left)),
         }
@@ -150,11 +140,7 @@ impl Call {
             opening.extend_from_slice(&message);
             greeting = Some(made);
         }
-        Ok(Self {
-            opening,
-            listener,
-            greeting,
-        })
+        Ok(Self { opening, listener, greeting })
     }
 
     /// Interprets the listener's verdict after checking that it knows the secret, and returns the keys of a sealed
@@ -184,9 +170,7 @@ impl Call {
             return Ok(None);
         };
         let mut message = [0; sealed::MESSAGE_BYTES];
-        stream
-            .read_exact(&mut message)
-            .map_err(|error| lost(options, format!("rank {rank} hung up: {error}")))?;
+        stream.read_exact(&mut message).map_err(|error| lost(options, format!("rank {rank} hung up: {error}")))?;
         greeting.answered(&message).map(Some).map_err(|_| stranger())
     }
 }
@@ -257,16 +241,10 @@ fn hello(options: &RingOptions, rank: usize) -> [u8; HELLO_BYTES] {
 fn missing(options: &RingOptions, has_previous: bool, welcome: bool) -> String {
     let world_size = options.addresses.len();
     let seconds = options.timeout.as_secs_f64();
-    let (next, previous) = (
-        (options.rank + 1) % world_size,
-        (options.rank + world_size - 1) % world_size,
-    );
+    let (next, previous) = ((options.rank + 1) % world_size, (options.rank + world_size - 1) % world_size);
     match (has_previous, welcome) {
         (false, _) => format!("rank {previous} did not connect within {seconds} s"),
-        (true, _) => format!(
-            "rank {next} at {} did not answer within {seconds} s",
-            options.addresses[next]
-        ),
+        (true, _) => format!("rank {next} at {} did not answer within {seconds} s", options.addresses[next]),
     }
 }
 

@@ -148,13 +148,8 @@ impl Mesh {
         let behind = others().filter_map(|rank| match theirs[rank] {
             None => Some((rank, format!("rank {rank} does not answer"))),
             Some(their) if their.calls < place.calls => {
-                let step = their
-                    .step
-                    .map_or_else(|| "the beginning".into(), |step| format!("step {step}"));
-                Some((
-                    rank,
-                    format!("rank {rank} is behind, at {step} after call {}", their.calls),
-                ))
+                let step = their.step.map_or_else(|| "the beginning".into(), |step| format!("step {step}"));
+                Some((rank, format!("rank {rank} is behind, at {step} after call {}", their.calls)))
             }
             Some(_) => None,
         });
@@ -287,10 +282,7 @@ fn accept(
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 if Instant::now() >= deadline {
                     let seconds = options.timeout.as_secs_f64();
-                    return Err(lost(
-                        options,
-                        format!("rank {missing} did not connect within {seconds} s"),
-                    ));
+                    return Err(lost(options, format!("rank {missing} did not connect within {seconds} s")));
                 }
                 std::thread::sleep(Duration::from_millis(2));
             }

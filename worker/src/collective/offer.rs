@@ -28,11 +28,7 @@ impl FromStr for UniqueId {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = || {
-            Error::Input(format!(
-                "`{text}` is not an NCCL id: 256 hexadecimal digits are expected"
-            ))
-        };
+        let wrong = || Error::Input(format!("`{text}` is not an NCCL id: 256 hexadecimal digits are expected"));
         if text.len() != 256 || !text.is_ascii() {
             return Err(wrong());
         }
@@ -128,10 +124,7 @@ impl Transport {
     #[must_use]
     pub fn topology(offers: &[Offer]) -> String {
         let place = |(rank, offer): (usize, &Offer)| {
-            let host = offer
-                .address
-                .rsplit_once(':')
-                .map_or(offer.address.as_str(), |(host, _)| host);
+            let host = offer.address.rsplit_once(':').map_or(offer.address.as_str(), |(host, _)| host);
             let gpu = offer.nccl.as_ref().map_or("cpu", |nccl| nccl.gpu.as_str());
             format!("rank {rank}: {host} {gpu}")
         };
@@ -161,11 +154,7 @@ mod tests {
 
     #[test]
     fn a_line_says_what_was_put_in() {
-        for offer in [
-            offer(None, None),
-            offer(Some("2.30.1"), None),
-            offer(Some("2.30.1"), Some(id())),
-        ] {
+        for offer in [offer(None, None), offer(Some("2.30.1"), None), offer(Some("2.30.1"), Some(id()))] {
             assert_eq!(offer.to_string().parse::<Offer>().unwrap(), offer);
         }
         assert_eq!("h:1;future=7".parse::<Offer>().unwrap().address, "h:1");
@@ -175,17 +164,10 @@ mod tests {
     #[test]
     fn nccl_is_spoken_when_all_ranks_have_it() {
         let (first, other) = (offer(Some("2.30.1"), Some(id())), offer(Some("2.28.9"), None));
-        assert_eq!(
-            Transport::agreed(&[first.clone(), other.clone()]),
-            Transport::Nccl(id())
-        );
+        assert_eq!(Transport::agreed(&[first.clone(), other.clone()]), Transport::Nccl(id()));
         assert_eq!(Transport::agreed(&[first.clone(), offer(None, None)]), Transport::Ring);
         assert_eq!(Transport::agreed(&[first, offer(Some("3.0.0"), None)]), Transport::Ring);
-        assert_eq!(
-            Transport::agreed(&[other.clone(), other]),
-            Transport::Ring,
-            "nobody made an id"
-        );
+        assert_eq!(Transport::agreed(&[other.clone(), other]), Transport::Ring, "nobody made an id");
         assert_eq!(Transport::agreed(&[]), Transport::Ring);
     }
 

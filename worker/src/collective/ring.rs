@@ -51,15 +51,8 @@ struct Sums {
 impl Sums {
     fn on(wire: Arc<Mutex<Wire>>) -> Self {
         let (tensors, to_sum) = channel::<Tensor>();
-        let sum = move || {
-            to_sum
-                .into_iter()
-                .try_for_each(|tensor| by_host::all_reduce(&mut *lock(&wire), &tensor))
-        };
-        Self {
-            tensors,
-            thread: std::thread::spawn(sum),
-        }
+        let sum = move || to_sum.into_iter().try_for_each(|tensor| by_host::all_reduce(&mut *lock(&wire), &tensor));
+        Self { tensors, thread: std::thread::spawn(sum) }
     }
 }
 

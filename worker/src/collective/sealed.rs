@@ -44,8 +44,7 @@ impl Greeting {
 pub(super) struct Keys(Box<HandshakeState>);
 
 fn transport(keys: Option<Keys>) -> io::Result<Option<Box<TransportState>>> {
-    keys.map(|keys| keys.0.into_transport_mode().map(Box::new).map_err(other))
-        .transpose()
+    keys.map(|keys| keys.0.into_transport_mode().map(Box::new).map_err(other)).transpose()
 }
 
 /// Returns the listener's answer to a caller's message, and the keys.
@@ -60,10 +59,7 @@ pub(super) fn answer(secret: &[u8], said: &[u8], message: &[u8]) -> io::Result<(
 
 fn builder<'a>(key: &'a [u8; 32], said: &'a [u8]) -> io::Result<Builder<'a>> {
     let pattern = PATTERN.parse().map_err(other)?;
-    Builder::new(pattern)
-        .psk(0, key)
-        .and_then(|builder| builder.prologue(said))
-        .map_err(other)
+    Builder::new(pattern).psk(0, key).and_then(|builder| builder.prologue(said)).map_err(other)
 }
 
 fn other(error: snow::Error) -> io::Error {
@@ -88,13 +84,7 @@ pub(super) struct Outgoing {
 
 impl Outgoing {
     pub(super) fn new(line: Line) -> io::Result<Self> {
-        Ok(Self {
-            stream: line.stream,
-            seal: transport(line.keys)?,
-            plain: Vec::new(),
-            frame: Vec::new(),
-            sent: 0,
-        })
+        Ok(Self { stream: line.stream, seal: transport(line.keys)?, plain: Vec::new(), frame: Vec::new(), sent: 0 })
     }
 
     /// Returns true if everything was sent.
@@ -109,10 +99,7 @@ impl Outgoing {
             if parts.iter().all(|part| part.is_empty()) {
                 return Ok(false);
             }
-            let written = paused(
-                self.stream
-                    .write_vectored(&[IoSlice::new(parts[0]), IoSlice::new(parts[1])]),
-            )?;
+            let written = paused(self.stream.write_vectored(&[IoSlice::new(parts[0]), IoSlice::new(parts[1])]))?;
             let first = written.min(parts[0].len());
             parts[0] = &parts[0][first..];
             parts[1] = &parts[1][written - first..];
@@ -131,8 +118,7 @@ impl Outgoing {
             self.frame.resize(LENGTH_BYTES + self.plain.len() + TAG_BYTES, 0);
             let length = (self.plain.len() + TAG_BYTES) as u16;
             self.frame[..LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
-            seal.write_message(&self.plain, &mut self.frame[LENGTH_BYTES..])
-                .map_err(other)?;
+            seal.write_message(&self.plain, &mut self.frame[LENGTH_BYTES..]).map_err(other)?;
             self.sent = 0;
         }
         let written = paused(self.stream.write(&self.frame[self.sent..]))?;
@@ -175,9 +161,7 @@ impl Incoming {
         }
         if self.seal.is_none() {
             let [first, second] = std::mem::take(parts);
-            let read = self
-                .stream
-                .read_vectored(&mut [IoSliceMut::new(first), IoSliceMut::new(second)]);
+            let read = self.stream.read_vectored(&mut [IoSliceMut::new(first), IoSliceMut::new(second)]);
             let read = paused(open(read))?;
             let of_first = read.min(first.len());
             *parts = [&mut first[of_first..], &mut second[read - of_first..]];
@@ -204,13 +188,9 @@ impl Incoming {
             && let Some(seal) = &mut self.seal
         {
             self.plain.resize(length.saturating_sub(TAG_BYTES), 0);
-            seal.read_message(&self.frame[LENGTH_BYTES..whole], &mut self.plain)
-                .map_err(|_| {
-                    io::Error::new(
-                        ErrorKind::InvalidData,
-                        "the received data was altered, or is not from the gang",
-                    )
-                })?;
+            seal.read_message(&self.frame[LENGTH_BYTES..whole], &mut self.plain).map_err(|_| {
+                io::Error::new(ErrorKind::InvalidData, "the received data was altered, or is not from the gang")
+            })?;
             (self.come, self.taken) = (0, 0);
         }
         Ok(read > 0)
@@ -256,9 +236,7 @@ pub(super) struct Messages {
 impl Messages {
     /// Returns two handles of the connection, one for reading and one for writing.
     pub(super) fn both_ends(line: Line) -> io::Result<(Self, Self)> {
-        let seal = line
-            .keys
-            .map(|keys| keys.0.into_stateless_transport_mode().map(Arc::new));
+        let seal = line.keys.map(|keys| keys.0.into_stateless_transport_mode().map(Arc::new));
         let seal = seal.transpose().map_err(other)?;
         let end = |stream, seal| Self { stream, seal, count: 0 };
         Ok((end(line.stream.try_clone()?, seal.clone()), end(line.stream, seal)))

@@ -102,11 +102,7 @@ impl Watched {
         let (watched, abort) = (Arc::downgrade(&alive), inner.abort_handle());
         let place = position.clone();
         std::thread::spawn(move || watch(&watched, &place, &abort, deadline));
-        Self {
-            inner,
-            position,
-            _alive: alive,
-        }
+        Self { inner, position, _alive: alive }
     }
 
     fn during<T>(
@@ -168,9 +164,7 @@ impl Collective for Watched {
     }
 
     fn begin_all_reduce(&mut self, tensor: &Tensor) -> Result<()> {
-        self.during("all_reduce_sum", tensor.elem_count(), |inner| {
-            inner.begin_all_reduce(tensor)
-        })
+        self.during("all_reduce_sum", tensor.elem_count(), |inner| inner.begin_all_reduce(tensor))
     }
 
     fn settle(&mut self) -> Result<()> {
@@ -195,35 +189,19 @@ mod tests {
 
     fn solo(deadline: Duration) -> (Watched, Position) {
         let position = Position::default();
-        (
-            Watched::new(Box::<Solo>::default(), position.clone(), deadline),
-            position,
-        )
+        (Watched::new(Box::<Solo>::default(), position.clone(), deadline), position)
     }
 
     #[test]
     fn says_where_its_rank_is() {
         let (mut watched, position) = solo(Duration::from_secs(60));
-        assert!(
-            position
-                .to_string()
-                .starts_with("the beginning, computing after call 0"),
-            "{position}"
-        );
+        assert!(position.to_string().starts_with("the beginning, computing after call 0"), "{position}");
         watched.begin_step(41);
         watched.all_reduce_sum(&mut [1.0; 3]).unwrap();
-        assert!(
-            position.to_string().starts_with("step 41, computing after call 1"),
-            "{position}"
-        );
+        assert!(position.to_string().starts_with("step 41, computing after call 1"), "{position}");
         watched.abort_handle().abort("enough");
         watched.barrier().unwrap_err();
-        assert!(
-            position
-                .to_string()
-                .starts_with("step 41, in barrier of 0 values (call 2)"),
-            "{position}"
-        );
+        assert!(position.to_string().starts_with("step 41, in barrier of 0 values (call 2)"), "{position}");
     }
 
     #[test]
@@ -236,13 +214,7 @@ mod tests {
         }
         std::thread::sleep(Duration::from_millis(400));
         let error = watched.barrier().unwrap_err();
-        assert!(
-            matches!(&error, Error::Aborted(why) if why.contains("no step ended within 0.2 s")),
-            "{error}"
-        );
-        assert!(
-            error.to_string().contains("at step 5, computing after call 6"),
-            "{error}"
-        );
+        assert!(matches!(&error, Error::Aborted(why) if why.contains("no step ended within 0.2 s")), "{error}");
+        assert!(error.to_string().contains("at step 5, computing after call 6"), "{error}");
     }
 }

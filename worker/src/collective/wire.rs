@@ -59,17 +59,7 @@ impl Wire {
             abort.on_abort(move || drop(stream.shutdown(Shutdown::Both)));
         }
         let (timeout, scratch) = (options.timeout, vec![0.0; SEGMENT]);
-        Ok(Self {
-            rank,
-            world_size,
-            neighbours,
-            timeout,
-            abort,
-            sequence: 0,
-            step: None,
-            broken: None,
-            scratch,
-        })
+        Ok(Self { rank, world_size, neighbours, timeout, abort, sequence: 0, step: None, broken: None, scratch })
     }
 
     /// Another handle of each connection, for who has to close it from elsewhere.
@@ -103,17 +93,10 @@ impl Wire {
             for stream in self.neighbours.streams() {
                 drop(stream.shutdown(Shutdown::Both));
             }
-            let step = self
-                .step
-                .map_or_else(|| "before the first step".to_owned(), |step| format!("at step {step}"));
+            let step = self.step.map_or_else(|| "before the first step".to_owned(), |step| format!("at step {step}"));
             let during = format!("{} {step}", kind.name());
             let (rank, world_size) = (self.rank, self.world_size);
-            self.abort.check().err().unwrap_or(Error::Peer {
-                rank,
-                world_size,
-                during,
-                reason,
-            })
+            self.abort.check().err().unwrap_or(Error::Peer { rank, world_size, during, reason })
         })
     }
 
@@ -130,21 +113,14 @@ impl Wire {
     fn exchange(&mut self, call: &mut Call, send: Option<&[f32]>, receive: Option<&mut [f32]>) -> Attempt<()> {
         let mut heard = [0; HEADER_BYTES];
         let expects_header = receive.is_some() && !call.header_received;
-        let header_out: &[u8] = if send.is_some() && !call.header_sent {
-            &call.header
-        } else {
-            &[]
-        };
+        let header_out: &[u8] = if send.is_some() && !call.header_sent { &call.header } else { &[] };
         let header_in: &mut [u8] = if expects_header { &mut heard } else { &mut [] };
         call.header_sent |= send.is_some();
         call.header_received |= receive.is_some();
         let mut outgoing = [header_out, bytemuck::cast_slice(send.unwrap_or_default())];
         let mut incoming = [header_in, bytemuck::cast_slice_mut(receive.unwrap_or_default())];
         let unfinished = |sending: &[&[u8]; 2], receiving: &[&mut [u8]; 2]| {
-            (
-                sending.iter().any(|part| !part.is_empty()),
-                receiving.iter().any(|part| !part.is_empty()),
-            )
+            (sending.iter().any(|part| !part.is_empty()), receiving.iter().any(|part| !part.is_empty()))
         };
         loop {
             let moved = self.send_some(&mut outgoing)? | self.receive_some(&mut incoming)?;
@@ -186,24 +162,15 @@ impl Wire {
     fn wait(&self, call: &Call, sending: bool, receiving: bool) -> Attempt<()> {
         let left = call.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            let (action, rank) = if receiving {
-                ("sent nothing", self.rank_before(1))
-            } else {
-                ("took nothing", self.next_rank())
-            };
+            let (action, rank) =
+                if receiving { ("sent nothing", self.rank_before(1)) } else { ("took nothing", self.next_rank()) };
             let seconds = self.timeout.as_secs_f64();
-            return Err(format!(
-                "rank {rank} {action} within {seconds} s ({})",
-                describe(&call.header)
-            ));
+            return Err(format!("rank {rank} {action} within {seconds} s ({})", describe(&call.header)));
         }
         let [next, previous] = self.neighbours.streams();
         let mut waiting = [PollFd::new(next, PollFlags::OUT), PollFd::new(previous, PollFlags::IN)];
         let timeout = Timespec::try_from(left).map_err(|error| error.to_string())?;
-        match poll(
-            &mut waiting[usize::from(!sending)..1 + usize::from(receiving)],
-            Some(&timeout),
-        ) {
+        match poll(&mut waiting[usize::from(!sending)..1 + usize::from(receiving)], Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(format!("waiting for a socket: {error}")),
         }
@@ -215,16 +182,10 @@ impl Wire {
         for step in 0..self.world_size - 1 {
             let chunk = |rank| chunk(values.len(), self.world_size, rank);
             let (send, receive) = (chunk(self.rank_before(step)), chunk(self.rank_before(step + 1)));
-            for (send, receive) in segments(send)
-                .zip(segments(receive))
-                .take(rounds(values.len(), self.world_size))
-            {
+            for (send, receive) in segments(send).zip(segments(receive)).take(rounds(values.len(), self.world_size)) {
                 let heard = &mut scratch[..receive.len()];
                 self.exchange(call, Some(&values[send]), Some(heard))?;
-                values[receive]
-                    .iter_mut()
-                    .zip(heard)
-                    .for_each(|(own, heard)| *own += *heard);
+                values[receive].iter_mut().zip(heard).for_each(|(own, heard)| *own += *heard);
             }
         }
         self.scratch = scratch;
@@ -235,17 +196,9 @@ impl Wire {
     fn gather_chunks(&mut self, call: &mut Call, values: &mut [f32]) -> Attempt<()> {
         for step in 0..self.world_size - 1 {
             let chunk = |rank| chunk(values.len(), self.world_size, rank);
-            let (send, receive) = (
-                chunk(self.rank_before(step + self.world_size - 1)),
-                chunk(self.rank_before(step)),
-            );
-            for (send, receive) in segments(send)
-                .zip(segments(receive))
-                .take(rounds(values.len(), self.world_size))
-            {
-                let [send, receive] = values
-                    .get_disjoint_mut([send, receive])
-                    .expect("two chunks share nothing");
+            let (send, receive) = (chunk(self.rank_before(step + self.world_size - 1)), chunk(self.rank_before(step)));
+            for (send, receive) in segments(send).zip(segments(receive)).take(rounds(values.len(), self.world_size)) {
+                let [send, receive] = values.get_disjoint_mut([send, receive]).expect("two chunks share nothing");
                 self.exchange(call, Some(send), Some(receive))?;
             }
         }
@@ -254,12 +207,8 @@ impl Wire {
 }
 
 fn clones(neighbours: &Neighbours) -> Result<Vec<TcpStream>> {
-    let clone = |stream: &TcpStream| {
-        stream.try_clone().map_err(|source| Error::Io {
-            path: "a ring's socket".into(),
-            source,
-        })
-    };
+    let clone =
+        |stream: &TcpStream| stream.try_clone().map_err(|source| Error::Io { path: "a ring's socket".into(), source });
     neighbours.streams().into_iter().map(clone).collect()
 }
 
@@ -292,9 +241,7 @@ impl Collective for Wire {
             for step in 0..ring.world_size - 1 {
                 let block = |rank: usize| start(rank)..start(rank) + counts[rank];
                 let (send, receive) = (block(ring.rank_before(step)), block(ring.rank_before(step + 1)));
-                let [send, receive] = values
-                    .get_disjoint_mut([send, receive])
-                    .expect("two blocks share nothing");
+                let [send, receive] = values.get_disjoint_mut([send, receive]).expect("two blocks share nothing");
                 ring.exchange(call, Some(send), Some(receive))?;
             }
             Ok(())
@@ -304,10 +251,7 @@ impl Collective for Wire {
 
     fn broadcast(&mut self, root: usize, values: &mut [f32]) -> Result<()> {
         if root >= self.world_size {
-            return Err(Error::Input(format!(
-                "broadcast from rank {root} of {}",
-                self.world_size
-            )));
+            return Err(Error::Input(format!("broadcast from rank {root} of {}", self.world_size)));
         }
         let distance = self.rank_before(root);
         self.call(Kind::Broadcast { root }, values.len(), |ring, call| {

@@ -34,9 +34,7 @@ impl TokenCost {
     /// pass.
     #[must_use]
     pub fn training(self, layers: usize, hidden: usize, inner: usize, value_bytes: usize) -> Self {
-        Self {
-            bytes: self.bytes + layers * (6 * hidden + 2 * inner) * value_bytes,
-        }
+        Self { bytes: self.bytes + layers * (6 * hidden + 2 * inner) * value_bytes }
     }
 }
 
@@ -80,8 +78,7 @@ pub(crate) fn total_memory() -> u64 {
 fn meminfo(field: &str) -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(field));
-    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok())
-        .map_or(0, |kib| kib * 1024)
+    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
 }
 
 /// Returns the rest of a container's memory limit, if there is one (cgroup version 2).
@@ -102,9 +99,7 @@ pub fn is_out_of_memory(error: &Error) -> bool {
         return matches!(error, Error::OutOfMemory(_));
     };
     let text = error.to_string().to_lowercase();
-    ["out_of_memory", "out of memory", "alloc_failed"]
-        .iter()
-        .any(|words| text.contains(words))
+    ["out_of_memory", "out of memory", "alloc_failed"].iter().any(|words| text.contains(words))
 }
 
 /// Runs `work` within a budget of tokens. When the device runs out of memory, the budget is halved permanently, `told`
@@ -140,9 +135,7 @@ mod tests {
     use super::*;
 
     fn oom() -> Error {
-        Error::Tensor(candle_core::Error::Msg(
-            "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")".into(),
-        ))
+        Error::Tensor(candle_core::Error::Msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")".into()))
     }
 
     #[test]
@@ -159,10 +152,7 @@ mod tests {
     fn a_training_token_costs_more_than_a_forward_one() {
         let forward = TokenCost::forward(2048, 8192, 32, 128, 2);
         assert_eq!(forward.bytes, (8 * 2048 + 3 * 8192) * 2 + 32 * 128 * 10);
-        assert_eq!(
-            forward.training(16, 2048, 8192, 2).bytes - forward.bytes,
-            16 * (6 * 2048 + 2 * 8192) * 2
-        );
+        assert_eq!(forward.training(16, 2048, 8192, 2).bytes - forward.bytes, 16 * (6 * 2048 + 2 * 8192) * 2);
     }
 
     #[test]
@@ -180,10 +170,7 @@ mod tests {
     fn what_never_fits_says_so_and_other_errors_pass() {
         let mut budget = 200;
         let error = within_memory(&mut budget, &mut |_| {}, |_| Err::<(), _>(oom())).unwrap_err();
-        assert!(
-            matches!(&error, Error::OutOfMemory(text) if text.contains("100 tokens")),
-            "{error}"
-        );
+        assert!(matches!(&error, Error::OutOfMemory(text) if text.contains("100 tokens")), "{error}");
         let mut tries = 0;
         let error = within_memory(&mut budget, &mut |_| {}, |_| {
             tries += 1;

@@ -45,11 +45,7 @@ impl FromStr for DeviceChoice {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = || {
-            Error::Input(format!(
-                "`{text}` is not a device: `auto`, `cpu`, `cuda` or `cuda:N` is expected"
-            ))
-        };
+        let wrong = || Error::Input(format!("`{text}` is not a device: `auto`, `cpu`, `cuda` or `cuda:N` is expected"));
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
@@ -92,9 +88,7 @@ impl FromStr for Arithmetic {
             "auto" => Ok(Self::Auto),
             "f32" => Ok(Self::F32),
             "bf16" => Ok(Self::Bf16),
-            _ => Err(Error::Input(format!(
-                "`{text}` is no number format: `auto`, `f32` or `bf16` is expected"
-            ))),
+            _ => Err(Error::Input(format!("`{text}` is no number format: `auto`, `f32` or `bf16` is expected"))),
         }
     }
 }
@@ -120,10 +114,7 @@ impl Arithmetic {
             }
             (Ok(bf16), _) => {
                 let speedup = bf16.speedup();
-                tracing::info!(
-                    "{} multiplies {speedup:.1} times as fast in bf16 as llink in f32",
-                    bf16.library
-                );
+                tracing::info!("{} multiplies {speedup:.1} times as fast in bf16 as llink in f32", bf16.library);
                 Ok(if speedup >= WORTHWHILE { DType::BF16 } else { DType::F32 })
             }
         }
@@ -233,9 +224,7 @@ fn open_cuda(index: usize) -> Result<Compute> {
 
 #[cfg(not(feature = "cuda"))]
 fn open_cuda(index: usize) -> Result<Compute> {
-    Err(Error::Device(format!(
-        "GPU {index}: this binary was built without CUDA"
-    )))
+    Err(Error::Device(format!("GPU {index}: this binary was built without CUDA")))
 }
 
 #[cfg(test)]
@@ -277,12 +266,7 @@ mod tests {
 
     #[test]
     fn devices_are_named_as_they_are_read() {
-        for choice in [
-            DeviceChoice::Auto,
-            DeviceChoice::Cpu,
-            DeviceChoice::Cuda(0),
-            DeviceChoice::Cuda(3),
-        ] {
+        for choice in [DeviceChoice::Auto, DeviceChoice::Cpu, DeviceChoice::Cuda(0), DeviceChoice::Cuda(3)] {
             assert_eq!(choice.to_string().parse::<DeviceChoice>().unwrap(), choice);
         }
         assert_eq!("cuda".parse::<DeviceChoice>().unwrap(), DeviceChoice::Cuda(0));

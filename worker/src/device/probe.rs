@@ -115,10 +115,10 @@ mod cuda {
     pub(super) fn probe() -> Probe {
         let driver = driver_version();
         let devices = match driver {
-            Ok(version) if version >= super::DRIVER_NEEDED => std::panic::catch_unwind(CudaContext::device_count)
-                .ok()
-                .and_then(std::result::Result::ok)
-                .unwrap_or(0) as usize,
+            Ok(version) if version >= super::DRIVER_NEEDED => {
+                std::panic::catch_unwind(CudaContext::device_count).ok().and_then(std::result::Result::ok).unwrap_or(0)
+                    as usize
+            }
             _ => 0,
         };
         Probe {
@@ -172,9 +172,7 @@ mod cuda {
 
     /// Returns an error if a library is missing.
     pub(crate) fn require_library(name: &str) -> Result<()> {
-        load(name)
-            .map(drop)
-            .map_err(|reason| Error::Device(format!("{reason} can't be loaded")))
+        load(name).map(drop).map_err(|reason| Error::Device(format!("{reason} can't be loaded")))
     }
 
     /// Opens a GPU.
@@ -204,29 +202,15 @@ mod tests {
     use super::*;
 
     fn fit() -> Probe {
-        Probe {
-            built_with_cuda: true,
-            driver: Some(Ok(13_000)),
-            missing: Vec::new(),
-            devices: 2,
-        }
+        Probe { built_with_cuda: true, driver: Some(Ok(13_000)), missing: Vec::new(), devices: 2 }
     }
 
     #[test]
     fn a_machine_that_lacks_something_falls_back_or_is_refused_with_the_reason() {
-        let old = Probe {
-            driver: Some(Ok(12_040)),
-            ..fit()
-        };
-        let none = Probe {
-            driver: Some(Err("libcuda.so: cannot open".into())),
-            ..fit()
-        };
+        let old = Probe { driver: Some(Ok(12_040)), ..fit() };
+        let none = Probe { driver: Some(Err("libcuda.so: cannot open".into())), ..fit() };
         let hidden = Probe { devices: 0, ..fit() };
-        let bare = Probe {
-            missing: vec!["libcublas (cannot open)".into()],
-            ..fit()
-        };
+        let bare = Probe { missing: vec!["libcublas (cannot open)".into()], ..fit() };
         for (probe, words) in [
             (Probe::default(), "built without CUDA"),
             (old, "knows CUDA 12.4, this binary needs 13.0"),
@@ -236,10 +220,7 @@ mod tests {
         ] {
             assert_eq!(choose(DeviceChoice::Auto, &probe).unwrap(), None, "{words}");
             let refusal = choose(DeviceChoice::Cuda(0), &probe).unwrap_err();
-            assert!(
-                matches!(&refusal, Error::Device(text) if text.contains(words)),
-                "{refusal}"
-            );
+            assert!(matches!(&refusal, Error::Device(text) if text.contains(words)), "{refusal}");
             assert_eq!(choose(DeviceChoice::Cpu, &probe).unwrap(), None);
         }
     }
@@ -250,10 +231,7 @@ mod tests {
         let absent = |name: &str| format!("{name}: cannot open shared object file: No such file or directory");
         let lacks = "libcudart.so.13: cannot open shared object file: No such file or directory".to_owned();
         assert_eq!(telling(&names, vec![absent(&names[0]), lacks.clone()]), lacks);
-        assert_eq!(
-            telling(&names, vec![absent(&names[0]), absent(&names[1])]),
-            absent(&names[0])
-        );
+        assert_eq!(telling(&names, vec![absent(&names[0]), absent(&names[1])]), absent(&names[0]));
     }
 
     #[test]

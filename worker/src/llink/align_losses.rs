@@ -113,11 +113,7 @@ pub(crate) fn align_losses(batch: &AlignBatch<'_>, queue: &TeacherQueue, weights
         None => grad_seen,
     };
     let ([direction, log_norm], gradient) = of_vectors_themselves(batch, weights, gradient)?;
-    Ok(AlignFound {
-        losses: [info_nce, direction, log_norm],
-        gradient,
-        teachers: teachers.unit,
-    })
+    Ok(AlignFound { losses: [info_nce, direction, log_norm], gradient, teachers: teachers.unit })
 }
 
 /// Computes `direction` and `log_norm`, and adds their gradient with respect to this rank's rows to `gradient`.
@@ -142,23 +138,18 @@ fn of_vectors_themselves(
         .map(|(projected, teacher)| compare(projected, teacher))
         .collect();
     edit(&gradient, |gradient| {
-        let rows = gradient
-            .par_chunks_mut(width)
-            .zip(projected[own.clone()].par_chunks(width));
-        let rows = rows
-            .zip(teacher[own.clone()].par_chunks(width))
-            .zip(&found[batch.own.clone()]);
-        rows.with_min_len(block)
-            .for_each(|(((gradient, projected), teacher), found)| {
-                // The gradient of −cos(p, t) is (cos · p̂ − t̂) / |p|, and that of ln(|p| + ε) is p̂ / (|p| + ε).
-                let inverse = 1.0 / found.norm.max(1e-12);
-                let of_direction = (weights.direction / n) as f32 * inverse;
-                let of_log_norm =
-                    (weights.log_norm * 2.0 * found.difference / n) as f32 / (found.norm + NORM_EPSILON as f32);
-                let along_projected = (of_direction * found.cosine + of_log_norm) * inverse;
-                let along_teacher = -of_direction / found.teacher_norm.max(1e-12);
-                add_two(gradient, projected, along_projected, teacher, along_teacher);
-            });
+        let rows = gradient.par_chunks_mut(width).zip(projected[own.clone()].par_chunks(width));
+        let rows = rows.zip(teacher[own.clone()].par_chunks(width)).zip(&found[batch.own.clone()]);
+        rows.with_min_len(block).for_each(|(((gradient, projected), teacher), found)| {
+            // The gradient of −cos(p, t) is (cos · p̂ − t̂) / |p|, and that of ln(|p| + ε) is p̂ / (|p| + ε).
+            let inverse = 1.0 / found.norm.max(1e-12);
+            let of_direction = (weights.direction / n) as f32 * inverse;
+            let of_log_norm =
+                (weights.log_norm * 2.0 * found.difference / n) as f32 / (found.norm + NORM_EPSILON as f32);
+            let along_projected = (of_direction * found.cosine + of_log_norm) * inverse;
+            let along_teacher = -of_direction / found.teacher_norm.max(1e-12);
+            add_two(gradient, projected, along_projected, teacher, along_teacher);
+        });
     })?;
     let mean = |term: &dyn Fn(&Compared) -> f64| {
         let sum: f64 = found.iter().map(term).sum();

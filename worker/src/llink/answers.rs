@@ -21,11 +21,7 @@ pub fn answer_scores<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) ->
         ..AnswerScores::default()
     };
     scores.count = pairs.len();
-    let tokens = if scores.is_chinese() {
-        Tokens::Chinese
-    } else {
-        Tokens::V13a
-    };
+    let tokens = if scores.is_chinese() { Tokens::Chinese } else { Tokens::V13a };
     scores.bleu = bleu(pairs.iter().copied(), tokens);
     for (answer, reference) in pairs {
         let (said, wanted) = (words(answer), words(reference));

@@ -29,9 +29,7 @@ pub fn bleu<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>, tokens: Tok
         wanted += reference.len();
         for n in 1..=ORDER {
             let mut left: HashMap<&[&str], usize> = HashMap::new();
-            reference
-                .windows(n)
-                .for_each(|ngram| *left.entry(ngram).or_default() += 1);
+            reference.windows(n).for_each(|ngram| *left.entry(ngram).or_default() += 1);
             for ngram in answer.windows(n) {
                 total[n - 1] += 1;
                 if let Some(count @ 1..) = left.get_mut(ngram) {
@@ -50,11 +48,7 @@ fn score(correct: [usize; ORDER], total: [usize; ORDER], said: usize, wanted: us
     if correct.iter().all(|count| *count == 0) {
         return 0.0;
     }
-    let penalty = if said < wanted {
-        (1.0 - wanted as f64 / said as f64).exp()
-    } else {
-        1.0
-    };
+    let penalty = if said < wanted { (1.0 - wanted as f64 / said as f64).exp() } else { 1.0 };
     let mut smoothing = 1.0;
     let mut logarithms = 0.0;
     for (correct, total) in correct.into_iter().zip(total) {

@@ -108,9 +108,6 @@ mod tests {
 
     #[test]
     fn marks_are_words_of_their_own_at_the_end_of_a_word() {
-        assert_eq!(
-            words("(hi) ,b a, ! don't"),
-            ["(hi", ")", ",", "b", "a", ",", "!", "don't"]
-        );
+        assert_eq!(words("(hi) ,b a, ! don't"), ["(hi", ")", ",", "b", "a", ",", "!", "don't"]);
     }
 }

@@ -47,11 +47,7 @@ pub(super) fn hardest(vectors: &Tensor, students: &Tensor, left_out: &[usize], n
     for (position, row) in positions.iter().zip(found.chunks_exact_mut(width)) {
         rows[position * width..][..width].convert_to_f32_slice(row);
     }
-    Ok(Some(Tensor::from_vec(
-        found,
-        (positions.len(), width),
-        students.device(),
-    )?))
+    Ok(Some(Tensor::from_vec(found, (positions.len(), width), students.device())?))
 }
 
 /// Returns the positions of the `n` rows with the highest scores against `direction`.
@@ -61,12 +57,8 @@ fn mine(rows: &[f16], direction: &[f32], left_out: &[usize], n: usize) -> Vec<us
     let block = rows_per_task(scores.len(), width);
     let blocks = rows.par_chunks(block * width).zip(scores.par_chunks_mut(block));
     blocks.for_each(|(rows, scores)| dot_rows_f16(rows, direction, scores));
-    left_out
-        .iter()
-        .for_each(|position| scores[*position] = f32::NEG_INFINITY);
-    let mut best: Vec<usize> = (0..scores.len())
-        .filter(|position| scores[*position].is_finite())
-        .collect();
+    left_out.iter().for_each(|position| scores[*position] = f32::NEG_INFINITY);
+    let mut best: Vec<usize> = (0..scores.len()).filter(|position| scores[*position].is_finite()).collect();
     let order = |a: &usize, b: &usize| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b));
     if best.len() > n {
         best.select_nth_unstable_by(n - 1, order);
@@ -82,10 +74,7 @@ fn composed(vectors: &Tensor, students: &Tensor, left_out: &[usize], n: usize) -
     // A vector of length 1 uses the precision of f16 best. Its length does not change the order.
     let length = direction.sqr()?.sum_all()?.sqrt()?;
     let coarse = direction.broadcast_div(&length.maximum(1e-30)?)?.to_dtype(DType::F16)?;
-    let mut scores = vectors
-        .matmul(&coarse.unsqueeze(1)?)?
-        .squeeze(1)?
-        .to_dtype(DType::F32)?;
+    let mut scores = vectors.matmul(&coarse.unsqueeze(1)?)?.squeeze(1)?.to_dtype(DType::F32)?;
     if !left_out.is_empty() {
         let mut mask = vec![0f32; count];
         left_out.iter().for_each(|position| mask[*position] = f32::NEG_INFINITY);

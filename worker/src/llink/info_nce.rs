@@ -61,10 +61,7 @@ fn cross_entropy(cosines: &Tensor, own: &Tensor, tau: f64, dim: D) -> Result<(Te
     let exponentials = (cosines.broadcast_sub(&largest)? * (1.0 / tau))?.exp()?;
     let sums = exponentials.sum_keepdim(dim)?;
     let entropies = (sums.log()? + ((largest - own)? * (1.0 / tau))?)?;
-    Ok((
-        exponentials.broadcast_div(&sums)?,
-        entropies.sum_all()?.to_dtype(DType::F32)?,
-    ))
+    Ok((exponentials.broadcast_div(&sums)?, entropies.sum_all()?.to_dtype(DType::F32)?))
 }
 
 #[cfg(test)]
@@ -88,16 +85,9 @@ mod tests {
             for cosines in [cosines.copy().unwrap(), tracked(&cosines)] {
                 let (loss, gradient) = info_nce(cosines.copy().unwrap(), 0.1).unwrap();
                 let [loss, expected] = [&loss, &expected].map(|x| x.to_scalar::<f32>().unwrap());
-                assert!(
-                    (loss - expected).abs() < 1e-5 * expected.abs().max(1.0),
-                    "{loss} {expected}"
-                );
+                assert!((loss - expected).abs() < 1e-5 * expected.abs().max(1.0), "{loss} {expected}");
                 let gradient: Vec<f32> = gradient.flatten_all().unwrap().to_vec1().unwrap();
-                let worst = gradient
-                    .iter()
-                    .zip(&expected_gradient)
-                    .map(|(a, b)| (a - b).abs())
-                    .fold(0.0, f32::max);
+                let worst = gradient.iter().zip(&expected_gradient).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                 assert!(worst < 1e-5, "{pairs} {negatives}: {worst}");
             }
         }

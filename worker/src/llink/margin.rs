@@ -21,9 +21,7 @@ const LEAST: f32 = 1e-6;
 pub fn margins(foreign: &[f32], english: &[f32], width: usize) -> Result<Vec<f32>> {
     if foreign.is_empty() || foreign.len() != english.len() || !foreign.len().is_multiple_of(width) {
         let (foreign, english) = (foreign.len(), english.len());
-        return Err(Error::Input(format!(
-            "margins of {foreign} and {english} numbers in rows of {width}"
-        )));
+        return Err(Error::Input(format!("margins of {foreign} and {english} numbers in rows of {width}")));
     }
     if let Some(at) = foreign.iter().chain(english).position(|x| !x.is_finite()) {
         let row = at % foreign.len() / width;
@@ -32,15 +30,8 @@ pub fn margins(foreign: &[f32], english: &[f32], width: usize) -> Result<Vec<f32
     let (foreign, english) = (normalized(foreign, width), normalized(english, width));
     let (own, of_foreign) = nearness(&foreign, &english, width);
     let (_, of_english) = nearness(&english, &foreign, width);
-    let neighbors = of_foreign
-        .iter()
-        .zip(of_english)
-        .map(|(one, other)| (one + other) / 2.0);
-    Ok(own
-        .iter()
-        .zip(neighbors)
-        .map(|(own, near)| own / near.max(LEAST))
-        .collect())
+    let neighbors = of_foreign.iter().zip(of_english).map(|(one, other)| (one + other) / 2.0);
+    Ok(own.iter().zip(neighbors).map(|(own, near)| own / near.max(LEAST)).collect())
 }
 
 /// Returns the cosine of each row to its own partner, and its mean cosine to its nearest neighbors among all `others`.
@@ -57,15 +48,10 @@ fn nearness(rows: &[f32], others: &[f32], width: usize) -> (Vec<f32>, Vec<f32>) 
             Matrix::new(others, n, width).transposed(),
             Target::new(similarities, n),
         );
-        found.par_extend(
-            similarities
-                .par_chunks_exact_mut(n)
-                .enumerate()
-                .map(|(row, similarities)| {
-                    let own = similarities[block * BLOCK + row];
-                    (own, mean_of_greatest(similarities))
-                }),
-        );
+        found.par_extend(similarities.par_chunks_exact_mut(n).enumerate().map(|(row, similarities)| {
+            let own = similarities[block * BLOCK + row];
+            (own, mean_of_greatest(similarities))
+        }));
     }
     found.into_iter().unzip()
 }
@@ -88,11 +74,7 @@ mod tests {
         let foreign = [1.0, 0.0, 0.0, 2.0, 0.6, 0.8];
         let english = [3.0, 0.0, 0.6, 0.8, 0.6, 0.8];
         // With fewer pairs than neighbors, every sentence of the other side is a neighbor.
-        let (f0, f1, f2) = (
-            (1.0 + 0.6 + 0.6) / 3.0,
-            (0.0 + 0.8 + 0.8) / 3.0,
-            (0.6 + 1.0 + 1.0) / 3.0,
-        );
+        let (f0, f1, f2) = ((1.0 + 0.6 + 0.6) / 3.0, (0.0 + 0.8 + 0.8) / 3.0, (0.6 + 1.0 + 1.0) / 3.0);
         let (e0, e1) = ((1.0 + 0.0 + 0.6) / 3.0, (0.6 + 0.8 + 1.0) / 3.0);
         let expected = [2.0 / (f0 + e0), 1.6 / (f1 + e1), 2.0 / (f2 + e1)];
         for (found, expected) in margins(&foreign, &english, 2).unwrap().iter().zip(expected) {
@@ -104,22 +86,14 @@ mod tests {
     fn shuffled_pairs_have_the_lowest_margins() {
         let (n, width) = (2 * BLOCK + 88, 48);
         let english = noise(1, n * width);
-        let mut foreign: Vec<f32> = english
-            .iter()
-            .zip(noise(2, n * width))
-            .map(|(x, e)| x + 0.7 * e + 0.5)
-            .collect();
+        let mut foreign: Vec<f32> = english.iter().zip(noise(2, n * width)).map(|(x, e)| x + 0.7 * e + 0.5).collect();
         // A fifth of the pairs get the foreign side of another one.
         foreign[..n / 5 * width].rotate_left(width);
         let margins = margins(&foreign, &english, width).unwrap();
         let (shuffled, paired) = margins.split_at(n / 5);
         let greatest = shuffled.iter().copied().fold(0.0, f32::max);
         let kept = paired.iter().filter(|margin| **margin > greatest).count();
-        assert!(
-            kept == paired.len() && greatest < 1.0,
-            "{kept} of {}, {greatest}",
-            paired.len()
-        );
+        assert!(kept == paired.len() && greatest < 1.0, "{kept} of {}, {greatest}", paired.len());
     }
 
     #[test]

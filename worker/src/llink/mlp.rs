@@ -53,10 +53,7 @@ impl Mlp {
             let shape = shapes[index].1.as_slice();
             let count: usize = shape.iter().product();
             start += count;
-            parameters
-                .narrow(0, start - count, count)?
-                .reshape(shape)?
-                .to_dtype(dtype)
+            parameters.narrow(0, start - count, count)?.reshape(shape)?.to_dtype(dtype)
         };
         Ok(Self {
             up: next(0, dtype)?,
@@ -75,13 +72,7 @@ impl Mlp {
         let (hidden, slope) = gelu_dropout(before, &self.up_bias, masks)?;
         let out = matmul(&hidden, &self.down.t()?)?; // [b, K·d]
         let (output, normed) = layer_norm_kept(out, &self.down_bias, &self.norm, &self.norm_bias)?;
-        Ok(MlpTape {
-            input,
-            slope,
-            hidden,
-            normed,
-            output,
-        })
+        Ok(MlpTape { input, slope, hidden, normed, output })
     }
 
     /// Computes the gradients of the parameters and of the input `[b, i]`, in f32, from the gradient of the output
@@ -140,12 +131,7 @@ impl Mlp {
         let (hidden, inputs) = self.up.dims2()?;
         let grad = multiply(matmul(grad, &self.down)?, &tape.slope)?;
         sum_rows_into(&gradient.narrow(0, hidden * inputs, hidden)?, &grad, None, existing)?;
-        matmul_into(
-            &gradient.narrow(0, 0, hidden * inputs)?,
-            &grad.t()?,
-            &tape.input,
-            existing,
-        )?;
+        matmul_into(&gradient.narrow(0, 0, hidden * inputs)?, &grad.t()?, &tape.input, existing)?;
         Ok(grad)
     }
 }

@@ -37,12 +37,7 @@ impl Moments {
             Spread::Variances => width,
             Spread::Covariance => width * width,
         };
-        Self {
-            rows: 0,
-            mean: vec![0.0; width],
-            spread,
-            scatter: vec![0.0; numbers],
-        }
+        Self { rows: 0, mean: vec![0.0; width], spread, scatter: vec![0.0; numbers] }
     }
 
     /// Returns the number of vectors so far.
@@ -157,10 +152,7 @@ mod tests {
         let mut moments = Moments::new(WIDTH, Spread::Covariance);
         // The pieces end within blocks, as shards do.
         vectors.chunks(700 * WIDTH).for_each(|piece| moments.add(piece));
-        let rows: Vec<Vec<f64>> = vectors
-            .chunks(WIDTH)
-            .map(|row| row.iter().map(|x| x.to_f64()).collect())
-            .collect();
+        let rows: Vec<Vec<f64>> = vectors.chunks(WIDTH).map(|row| row.iter().map(|x| x.to_f64()).collect()).collect();
         let n = rows.len() as f64;
         assert_eq!(moments.rows(), rows.len());
         let mean = |k: usize| rows.iter().map(|row| row[k]).sum::<f64>() / n;

@@ -31,29 +31,14 @@ impl AnswerTokens {
     /// [`Error::Input`] when the labels are not whole rows, or a label is not a token of the vocabulary.
     pub fn new(labels: &[i64], length: usize, vocabulary: usize) -> Result<Self> {
         if length == 0 || !labels.len().is_multiple_of(length) {
-            return Err(Error::Input(format!(
-                "{} labels are not whole rows of {length}",
-                labels.len()
-            )));
+            return Err(Error::Input(format!("{} labels are not whole rows of {length}", labels.len())));
         }
-        let mut answer = Self {
-            positions: Vec::new(),
-            targets: Vec::new(),
-        };
+        let mut answer = Self { positions: Vec::new(), targets: Vec::new() };
         for (row, labels) in labels.chunks_exact(length).enumerate() {
-            for (position, label) in labels
-                .iter()
-                .skip(1)
-                .enumerate()
-                .filter(|(_, label)| **label != IGNORED)
-            {
-                let token = u32::try_from(*label)
-                    .ok()
-                    .filter(|token| (*token as usize) < vocabulary);
+            for (position, label) in labels.iter().skip(1).enumerate().filter(|(_, label)| **label != IGNORED) {
+                let token = u32::try_from(*label).ok().filter(|token| (*token as usize) < vocabulary);
                 let token = token.ok_or_else(|| {
-                    Error::Input(format!(
-                        "label {label} in row {row} is not a token of a vocabulary of {vocabulary}"
-                    ))
+                    Error::Input(format!("label {label} in row {row} is not a token of a vocabulary of {vocabulary}"))
                 })?;
                 answer.positions.push(row * length + position);
                 answer.targets.push(token);
@@ -154,13 +139,7 @@ mod tests {
     fn labels_are_predicted_from_the_position_before() {
         let labels = [IGNORED, IGNORED, 5, 6, 3, IGNORED, 7, IGNORED];
         let answer = AnswerTokens::new(&labels, 4, 8).unwrap();
-        assert_eq!(
-            answer,
-            AnswerTokens {
-                positions: vec![1, 2, 5],
-                targets: vec![5, 6, 7]
-            }
-        );
+        assert_eq!(answer, AnswerTokens { positions: vec![1, 2, 5], targets: vec![5, 6, 7] });
         for wrong in [[0, 8], [0, -1]] {
             assert!(AnswerTokens::new(&wrong, 2, 8).is_err(), "{wrong:?}");
         }
@@ -190,10 +169,7 @@ mod tests {
                 wide[index] = at - 1e-5;
                 let difference = (above - loss(&wide)) / 2e-5;
                 wide[index] = at;
-                assert!(
-                    (difference - f64::from(*derivative)).abs() < 1e-6,
-                    "{index}: {derivative} {difference}"
-                );
+                assert!((difference - f64::from(*derivative)).abs() < 1e-6, "{index}: {derivative} {difference}");
             }
         }
     }
@@ -205,11 +181,7 @@ mod tests {
             Result::Ok(loss.to_scalar::<f32>()?)
         };
         assert!(loss(tensor(&[], 8), &[], 0).is_err());
-        assert_eq!(
-            loss(tensor(&[], 8), &[], 3).unwrap(),
-            0.0,
-            "a rank may have no answer tokens"
-        );
+        assert_eq!(loss(tensor(&[], 8), &[], 3).unwrap(), 0.0, "a rank may have no answer tokens");
         assert!(loss(tensor(&[0.0; 8], 8), &[1, 2], 2).is_err());
         assert!(loss(tensor(&[0.0; 8], 8), &[8], 1).is_err());
     }

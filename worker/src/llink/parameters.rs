@@ -31,19 +31,13 @@ pub(super) fn split<'a, const N: usize>(shapes: &Shapes<N>, values: &'a [f32]) -
 
 /// Returns each parameter's values, to be written to.
 pub(super) fn split_mut<'a, const N: usize>(shapes: &Shapes<N>, mut values: &'a mut [f32]) -> [&'a mut [f32]; N] {
-    ranges(shapes).map(|range| {
-        values
-            .split_off_mut(..range.len())
-            .expect("the buffer holds every parameter")
-    })
+    ranges(shapes).map(|range| values.split_off_mut(..range.len()).expect("the buffer holds every parameter"))
 }
 
 /// Returns the parameters as tensors of a file. Their names begin with `prefix`.
 pub(super) fn tensors<'a, const N: usize>(shapes: &Shapes<N>, values: &'a [f32], prefix: &str) -> Vec<Tensor<'a>> {
     let named = shapes.iter().zip(split(shapes, values));
-    named
-        .map(|((name, shape), values)| (format!("{prefix}{name}"), shape.clone(), Values::F32(values)))
-        .collect()
+    named.map(|((name, shape), values)| (format!("{prefix}{name}"), shape.clone(), Values::F32(values))).collect()
 }
 
 /// Reads the parameters whose names begin with `prefix` from a file.
@@ -52,9 +46,9 @@ pub(super) fn read<const N: usize>(shapes: &Shapes<N>, file: &TensorFile<'_>, pr
     for (name, expected) in shapes {
         let (found, tensor) = file.f32(&format!("{prefix}{name}"))?;
         if found != *expected {
-            return Err(file.error(format!(
-                "{prefix}{name} has shape {found:?}, but the other tensors need {expected:?}"
-            )));
+            return Err(
+                file.error(format!("{prefix}{name} has shape {found:?}, but the other tensors need {expected:?}"))
+            );
         }
         values.extend(tensor);
     }

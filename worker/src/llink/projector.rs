@@ -74,11 +74,7 @@ impl Projector {
         let mut parameters = vec![0.0; shape.parameter_count()];
         let ranges = shape.ranges();
         for (tensor, inputs) in [(0, shape.input), (1, shape.input), (2, shape.hidden), (3, shape.hidden)] {
-            initialize_linear(
-                &mut parameters[ranges[tensor].clone()],
-                inputs,
-                key(&[seed, tensor as u64]),
-            );
+            initialize_linear(&mut parameters[ranges[tensor].clone()], inputs, key(&[seed, tensor as u64]));
         }
         parameters[ranges[4].clone()].fill(1.0);
         Self { shape, parameters }
@@ -171,9 +167,7 @@ impl Projector {
     pub fn project(&self, rows: &[f32]) -> Result<Vec<f32>> {
         if !rows.len().is_multiple_of(self.shape.input) {
             let (numbers, width) = (rows.len(), self.shape.input);
-            return Err(Error::Input(format!(
-                "{numbers} numbers are not whole rows of {width} for the projector"
-            )));
+            return Err(Error::Input(format!("{numbers} numbers are not whole rows of {width} for the projector")));
         }
         let count = self.parameters.len();
         let parameters = candle_core::Tensor::from_slice(&self.parameters, count, &Device::Cpu)?;

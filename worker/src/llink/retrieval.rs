@@ -31,13 +31,7 @@ impl RetrievalMetrics {
     pub fn chance(n: usize) -> Self {
         let share = |k: usize| k.min(n) as f64 / n as f64;
         let mrr = (1..=n).map(|rank| 1.0 / rank as f64).sum::<f64>() / n as f64;
-        Self {
-            r1: share(1),
-            r5: share(5),
-            r10: share(10),
-            mrr,
-            mean_rank: (n as f64 + 1.0) / 2.0,
-        }
+        Self { r1: share(1), r5: share(5), r10: share(10), mrr, mean_rank: (n as f64 + 1.0) / 2.0 }
     }
 
     /// Returns the metrics of these ranks.
@@ -72,19 +66,10 @@ pub fn retrieval_metrics(students: &[f32], teachers: &[f32], width: usize) -> Re
 pub fn retrieval_ranks(students: &[f32], teachers: &[f32], width: usize) -> Result<Vec<usize>> {
     if students.is_empty() || students.len() != teachers.len() || !students.len().is_multiple_of(width) {
         let (students, teachers) = (students.len(), teachers.len());
-        return Err(Error::Input(format!(
-            "retrieval of {students} against {teachers} numbers in rows of {width}"
-        )));
+        return Err(Error::Input(format!("retrieval of {students} against {teachers} numbers in rows of {width}")));
     }
-    if let Some(at) = students
-        .iter()
-        .zip(teachers)
-        .position(|(s, t)| !s.is_finite() || !t.is_finite())
-    {
-        return Err(Error::Input(format!(
-            "retrieval: row {} holds NaN or infinity",
-            at / width
-        )));
+    if let Some(at) = students.iter().zip(teachers).position(|(s, t)| !s.is_finite() || !t.is_finite()) {
+        return Err(Error::Input(format!("retrieval: row {} holds NaN or infinity", at / width)));
     }
     let n = students.len() / width;
     let (students, teachers) = (normalized(students, width), normalized(teachers, width));
@@ -153,11 +138,7 @@ mod tests {
     fn many_rows_are_ranked_as_few_are() {
         let (n, width) = (2 * BLOCK + 17, 3);
         let teachers: Vec<f32> = (0..n * width).map(|i| (i as f32 * 0.37).sin()).collect();
-        let noisy: Vec<f32> = teachers
-            .iter()
-            .enumerate()
-            .map(|(i, x)| x + 0.05 * (i as f32 * 1.3).cos())
-            .collect();
+        let noisy: Vec<f32> = teachers.iter().enumerate().map(|(i, x)| x + 0.05 * (i as f32 * 1.3).cos()).collect();
         let metrics = retrieval_metrics(&noisy, &teachers, width).unwrap();
         let (s, t) = (normalized(&noisy, width), normalized(&teachers, width));
         let cosine = |i: usize, j: usize| (0..width).map(|c| s[i * width + c] * t[j * width + c]).sum::<f32>();

@@ -26,11 +26,7 @@ struct Case {
 
 fn compare(cases: &[Case]) {
     for Case { name, pairs, scores } in cases {
-        let pairs = || {
-            pairs
-                .iter()
-                .map(|(answer, reference)| (answer.as_str(), reference.as_str()))
-        };
+        let pairs = || pairs.iter().map(|(answer, reference)| (answer.as_str(), reference.as_str()));
         for (measure, ours) in [
             ("chrf", chrf(pairs(), Words::None)),
             ("chrf_pp", chrf(pairs(), Words::Two)),
@@ -85,18 +81,12 @@ fn scores_of_random_texts_are_those_of_sacrebleu() {
     let text = |of: u64| (0..1 + of % 23).map(|at| piece(of, at)).collect::<String>();
     let case = |of: u64| Case {
         name: of.to_string(),
-        pairs: (0..1 + of % 7)
-            .map(|at| (text(100 * of + at), text(100 * of + at + 1)))
-            .collect(),
+        pairs: (0..1 + of % 7).map(|at| (text(100 * of + at), text(100 * of + at + 1))).collect(),
         scores: BTreeMap::new(),
     };
     let cases: Vec<Case> = (0..300).map(case).collect();
-    let mut child = Command::new(python)
-        .args(["-c", MAKE])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child =
+        Command::new(python).args(["-c", MAKE]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(&serde_json::to_vec(&cases).unwrap()).unwrap();
     drop(stdin);

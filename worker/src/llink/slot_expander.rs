@@ -86,19 +86,11 @@ impl SlotExpander {
         let mut parameters = vec![0.0; shape.parameter_count()];
         let ranges = shape.ranges();
         for (tensor, inputs) in [(1, shape.width), (2, shape.width), (3, shape.hidden), (4, shape.hidden)] {
-            initialize_linear(
-                &mut parameters[ranges[tensor].clone()],
-                inputs,
-                key(&[seed, tensor as u64]),
-            );
+            initialize_linear(&mut parameters[ranges[tensor].clone()], inputs, key(&[seed, tensor as u64]));
         }
         parameters[ranges[0].clone()].fill(1.0);
         parameters[ranges[5].clone()].fill(1.0);
-        Self {
-            shape,
-            median_norm,
-            parameters,
-        }
+        Self { shape, median_norm, parameters }
     }
 
     /// Returns the parameters as tensors of a file. Their names begin with `prefix`.
@@ -118,21 +110,11 @@ impl SlotExpander {
             return Err(file.error(format!("{prefix}up.weight and {prefix}down.weight must be matrices")));
         };
         if width == 0 || !outputs.is_multiple_of(width) {
-            return Err(file.error(format!(
-                "{prefix}down.weight has {outputs} rows, not a multiple of {width}"
-            )));
+            return Err(file.error(format!("{prefix}down.weight has {outputs} rows, not a multiple of {width}")));
         }
-        let shape = SlotExpanderShape {
-            width,
-            hidden,
-            slots: outputs / width,
-        };
+        let shape = SlotExpanderShape { width, hidden, slots: outputs / width };
         let parameters = parameters::read(&shape.tensors(), file, prefix)?;
-        Ok(Self {
-            shape,
-            median_norm,
-            parameters,
-        })
+        Ok(Self { shape, median_norm, parameters })
     }
 
     /// Returns a safetensors file of the slot expander with the median norm and `metadata`.
@@ -151,9 +133,7 @@ impl SlotExpander {
     pub fn from_safetensors(name: &str, bytes: &[u8]) -> Result<Self> {
         let file = TensorFile::new(name, bytes)?;
         let text = file.text(MEDIAN_NORM)?;
-        let median_norm = text
-            .parse()
-            .map_err(|_| file.error(format!("`{MEDIAN_NORM}` is `{text}`, not a number")))?;
+        let median_norm = text.parse().map_err(|_| file.error(format!("`{MEDIAN_NORM}` is `{text}`, not a number")))?;
         Self::from_tensors(&file, "", median_norm)
     }
 
@@ -226,12 +206,7 @@ impl Expansion {
         (scale, others): (&Tensor, &Tensor),
         dtype: DType,
     ) -> Result<Self> {
-        Ok(Self {
-            shape,
-            median_norm,
-            scale: scale.clone(),
-            mlp: Mlp::new(&shape.mlp(), others, dtype)?,
-        })
+        Ok(Self { shape, median_norm, scale: scale.clone(), mlp: Mlp::new(&shape.mlp(), others, dtype)? })
     }
 
     /// Expands projected vectors `[b·(1 + W), d]` in f32, where W is the number of `windows` of a text.
@@ -250,22 +225,14 @@ impl Expansion {
             (mlp, rows)
         } else {
             let scaled = scaled.reshape(((), 1 + windows, width))?;
-            let mlp = self
-                .mlp
-                .forward(&scaled.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?, None)?;
+            let mlp = self.mlp.forward(&scaled.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?, None)?;
             let of_windows = scaled.narrow(1, 1, windows)?.unsqueeze(2)?; // [b, W, 1, d]
             let output = mlp.output.reshape(((), windows, slots / windows, width))?;
             let rows = output.broadcast_add(&of_windows)?.reshape(((), width))?; // [b·K, d]
             (mlp, rows)
         };
         let directions = UnitRows::of(&rows)?;
-        Ok(ExpansionTape {
-            slots: (&directions.unit * f64::from(self.median_norm))?,
-            windows,
-            normed,
-            mlp,
-            directions,
-        })
+        Ok(ExpansionTape { slots: (&directions.unit * f64::from(self.median_norm))?, windows, normed, mlp, directions })
     }
 
     /// Computes all gradients from the gradient of the slots, `[b·K, d]`.
@@ -304,10 +271,7 @@ impl Expansion {
 /// # Errors
 /// [`Error::Input`] when there are no rows.
 pub fn median_embedding_norm(embedding: &[f32], width: usize) -> Result<f32> {
-    let mut norms: Vec<f32> = embedding
-        .par_chunks_exact(width.max(1))
-        .map(|row| dot(row, row).sqrt())
-        .collect();
+    let mut norms: Vec<f32> = embedding.par_chunks_exact(width.max(1)).map(|row| dot(row, row).sqrt()).collect();
     if norms.is_empty() {
         return Err(Error::Input("an embedding without rows has no median norm".into()));
     }

@@ -85,11 +85,7 @@ mod tests {
 
     const D: usize = 5;
     const K: usize = 3;
-    const WEIGHTS: SlotWeights = SlotWeights {
-        cosine: 0.05,
-        info_nce: 0.01,
-        temperature: 0.07,
-    };
+    const WEIGHTS: SlotWeights = SlotWeights { cosine: 0.05, info_nce: 0.01, temperature: 0.07 };
 
     fn numbers(count: usize, key: f64) -> Vec<f64> {
         (0..count).map(|i| ((i as f64 + 1.0) * key).sin()).collect()
@@ -105,11 +101,7 @@ mod tests {
             row.iter().map(|x| x / norm).collect::<Vec<_>>()
         };
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        let mean = |row: &[f64]| {
-            (0..D)
-                .map(|c| (0..K).map(|k| row[k * D + c]).sum::<f64>() / K as f64)
-                .collect()
-        };
+        let mean = |row: &[f64]| (0..D).map(|c| (0..K).map(|k| row[k * D + c]).sum::<f64>() / K as f64).collect();
         let s: Vec<_> = slots.chunks(K * D).map(|row| unit(mean(row))).collect();
         let t: Vec<_> = teacher.chunks(D).map(|row| unit(row.to_vec())).collect();
         let mut losses = [0.0; 2];

@@ -46,9 +46,7 @@ impl PerDimension {
             && deviation.iter().all(|x| x.is_finite() && *x > 0.0);
         match sound {
             true => Ok(Self { mean, deviation }),
-            false => Err(Error::Input(
-                "means and deviations must be as many, finite, and deviations above 0".into(),
-            )),
+            false => Err(Error::Input("means and deviations must be as many, finite, and deviations above 0".into())),
         }
     }
 
@@ -102,10 +100,7 @@ impl Statistics {
     pub fn tensors(&self, prefix: &str) -> Vec<Tensor<'_>> {
         let metric = self.metric.iter().flat_map(|m| m.tensors(&format!("{prefix}metric.")));
         let named = |name: &str, part: &'static str| format!("{name}{part}");
-        let encoder = self
-            .standardization
-            .iter()
-            .flat_map(|s| s.tensors(&named(prefix, "encoder")));
+        let encoder = self.standardization.iter().flat_map(|s| s.tensors(&named(prefix, "encoder")));
         let teacher = self.start.iter().flat_map(|s| s.tensors(&named(prefix, "teacher")));
         metric.chain(encoder).chain(teacher).collect()
     }
@@ -197,11 +192,7 @@ impl StatisticsFit {
     /// Returns a fit that has seen no vectors.
     #[must_use]
     pub const fn new(settings: AlignSettings) -> Self {
-        Self {
-            settings,
-            encoder: None,
-            teacher: None,
-        }
+        Self { settings, encoder: None, teacher: None }
     }
 
     /// Returns whether the encoder's vectors are needed.
@@ -259,20 +250,14 @@ impl StatisticsFit {
                 Metric::Whitened => Some(Whitening::from_moments(&teacher, self.settings.whitening_eps)?),
             };
         }
-        Ok(Statistics {
-            metric,
-            standardization,
-            start,
-        })
+        Ok(Statistics { metric, standardization, start })
     }
 }
 
 fn add(whose: &str, moments: &mut Option<Moments>, spread: Spread, table: &VectorTable) -> Result<()> {
     if let Some(at) = table.values.iter().position(|value| !value.is_finite()) {
         let id = table.ids[at / table.width];
-        return Err(Error::Input(format!(
-            "the {whose} vector of pair {id} holds NaN or infinity"
-        )));
+        return Err(Error::Input(format!("the {whose} vector of pair {id} holds NaN or infinity")));
     }
     let moments = moments.get_or_insert_with(|| Moments::new(table.width, spread));
     let width = moments.mean().len();

@@ -26,13 +26,7 @@ impl StoredQueue {
     /// Returns an empty queue for `capacity` vectors of `width` numbers.
     #[must_use]
     pub const fn new(capacity: usize, width: usize) -> Self {
-        Self {
-            capacity,
-            width,
-            vectors: Vec::new(),
-            ids: Vec::new(),
-            next: 0,
-        }
+        Self { capacity, width, vectors: Vec::new(), ids: Vec::new(), next: 0 }
     }
 
     /// Restores a queue from its [`StoredQueue::vectors`], [`StoredQueue::ids`] and [`StoredQueue::next`].
@@ -41,11 +35,7 @@ impl StoredQueue {
     /// [`Error::Input`] when these do not match.
     pub fn restore(capacity: usize, width: usize, vectors: Vec<f16>, ids: Vec<u64>, next: usize) -> Result<Self> {
         let full = ids.len() == capacity;
-        let cursor_fits = if full {
-            next < capacity.max(1)
-        } else {
-            next == ids.len()
-        };
+        let cursor_fits = if full { next < capacity.max(1) } else { next == ids.len() };
         if vectors.len() != ids.len() * width || ids.len() > capacity || !cursor_fits {
             return Err(Error::Input(format!(
                 "a teacher queue for {capacity} vectors of {width} can't hold {} numbers and {} ids with the cursor at {next}",
@@ -53,13 +43,7 @@ impl StoredQueue {
                 ids.len()
             )));
         }
-        Ok(Self {
-            capacity,
-            width,
-            vectors,
-            ids,
-            next,
-        })
+        Ok(Self { capacity, width, vectors, ids, next })
     }
 
     /// Returns the number of vectors in the queue.
@@ -123,14 +107,7 @@ impl TeacherQueue {
         for (position, id) in stored.ids.iter().enumerate() {
             positions.entry(*id).or_default().push(position);
         }
-        Ok(Self {
-            vectors,
-            ids: stored.ids.clone(),
-            positions,
-            capacity,
-            width,
-            next: stored.next,
-        })
+        Ok(Self { vectors, ids: stored.ids.clone(), positions, capacity, width, next: stored.next })
     }
 
     /// Copies the queue to the host.
@@ -179,12 +156,7 @@ impl TeacherQueue {
     /// Returns the n vectors with the highest mean cosine to the normalized `students` `[B, d]`, best first, in f32:
     /// `[at most n, d]`. Vectors of the batch's own pairs are left out. Returns `None` when no vector is left.
     pub(crate) fn hardest(&self, students: &Tensor, batch_ids: &[u64], n: usize) -> Result<Option<Tensor>> {
-        let mut own: Vec<usize> = batch_ids
-            .iter()
-            .filter_map(|id| self.positions.get(id))
-            .flatten()
-            .copied()
-            .collect();
+        let mut own: Vec<usize> = batch_ids.iter().filter_map(|id| self.positions.get(id)).flatten().copied().collect();
         own.sort_unstable();
         own.dedup();
         let n = n.min(self.ids.len() - own.len());
@@ -227,11 +199,7 @@ mod tests {
     #[test]
     fn restores_what_it_was_and_refuses_what_does_not_fit() {
         let mut queue = queue(3);
-        push(
-            &mut queue,
-            &[[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.8, 0.6]],
-            &[1, 2, 3, 4],
-        );
+        push(&mut queue, &[[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.8, 0.6]], &[1, 2, 3, 4]);
         let stored = queue.store().unwrap();
         let again = TeacherQueue::new(&stored, &Backend::new(&Device::Cpu, DType::F32)).unwrap();
         assert_eq!(again.store().unwrap(), stored);

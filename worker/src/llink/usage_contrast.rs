@@ -17,10 +17,7 @@ pub struct UsageContrast {
 
 impl From<&InstructSettings> for UsageContrast {
     fn from(settings: &InstructSettings) -> Self {
-        Self {
-            every: settings.usage_every,
-            weight: settings.usage_weight,
-        }
+        Self { every: settings.usage_every, weight: settings.usage_weight }
     }
 }
 

@@ -34,9 +34,7 @@ impl Whitening {
     pub fn new(mean: Vec<f32>, matrix: Option<Vec<f32>>) -> Result<Self> {
         let width = mean.len();
         if let Some(numbers) = matrix.as_ref().map(Vec::len).filter(|n| *n != width * width) {
-            return Err(Error::Input(format!(
-                "a whitening of {width} dimensions with a matrix of {numbers} numbers"
-            )));
+            return Err(Error::Input(format!("a whitening of {width} dimensions with a matrix of {numbers} numbers")));
         }
         if !mean.iter().chain(matrix.iter().flatten()).all(|x| x.is_finite()) {
             return Err(Error::Input("a whitening that holds NaN or infinity".into()));
@@ -108,10 +106,8 @@ impl Whitening {
     pub fn tensors(&self, prefix: &str) -> Vec<tensor_file::Tensor<'_>> {
         let width = self.width();
         let mean = (format!("{prefix}mean"), vec![width], Values::F32(&self.mean));
-        let matrix = self
-            .matrix
-            .as_ref()
-            .map(|matrix| (format!("{prefix}matrix"), vec![width, width], Values::F32(matrix)));
+        let matrix =
+            self.matrix.as_ref().map(|matrix| (format!("{prefix}matrix"), vec![width, width], Values::F32(matrix)));
         std::iter::once(mean).chain(matrix).collect()
     }
 
@@ -124,9 +120,7 @@ impl Whitening {
             return Ok(None);
         };
         let matrix = file.optional_f32(&format!("{prefix}matrix"))?;
-        Self::new(mean, matrix)
-            .map(Some)
-            .map_err(|error| file.error(error.to_string()))
+        Self::new(mean, matrix).map(Some).map_err(|error| file.error(error.to_string()))
     }
 }
 
@@ -139,13 +133,8 @@ pub(crate) struct Metric {
 impl Metric {
     pub(crate) fn new(whitening: &Whitening, backend: &Backend) -> Result<Self> {
         let (width, device) = (whitening.width(), backend.device());
-        let matrix = whitening
-            .matrix()
-            .map(|matrix| Tensor::from_slice(matrix, (width, width), device));
-        Ok(Self {
-            mean: Tensor::from_slice(whitening.mean(), width, device)?,
-            matrix: matrix.transpose()?,
-        })
+        let matrix = whitening.matrix().map(|matrix| Tensor::from_slice(matrix, (width, width), device));
+        Ok(Self { mean: Tensor::from_slice(whitening.mean(), width, device)?, matrix: matrix.transpose()? })
     }
 
     /// Maps rows `[n, d]`.
@@ -188,10 +177,7 @@ fn inverse_root(covariance: &[f64], width: usize, eps: f64) -> Result<Vec<f32>> 
     let values: Vec<f64> = values.column_vector().iter().copied().collect();
     let largest = values.iter().fold(0.0_f64, |most, l| most.max(*l));
     // Rounding may leave a tiny eigenvalue below zero.
-    let factors: Vec<f64> = values
-        .iter()
-        .map(|l| (l.max(0.0) + eps * largest).sqrt().recip())
-        .collect();
+    let factors: Vec<f64> = values.iter().map(|l| (l.max(0.0) + eps * largest).sqrt().recip()).collect();
     if !factors.iter().all(|factor| factor.is_finite()) {
         return Err(failed(
             "an eigenvalue is 0, and whitening_eps adds nothing to it. Set align.whitening_eps above 0",
@@ -199,17 +185,8 @@ fn inverse_root(covariance: &[f64], width: usize, eps: f64) -> Result<Vec<f32>> 
     }
     let scaled = Mat::from_fn(width, width, |i, k| vectors[(i, k)] * factors[k]);
     let mut root = Mat::<f64>::zeros(width, width);
-    product(
-        root.as_mut(),
-        Accum::Replace,
-        scaled.as_ref(),
-        vectors.transpose(),
-        1.0,
-        Par::rayon(0),
-    );
-    Ok((0..width * width)
-        .map(|at| root[(at / width, at % width)] as f32)
-        .collect())
+    product(root.as_mut(), Accum::Replace, scaled.as_ref(), vectors.transpose(), 1.0, Par::rayon(0));
+    Ok((0..width * width).map(|at| root[(at / width, at % width)] as f32).collect())
 }
 
 #[cfg(test)]

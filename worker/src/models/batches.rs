@@ -80,10 +80,7 @@ pub(crate) fn in_batches(
     let mut done = 0;
     let mut budget = batching.budget(device, token_budget);
     let mut told = |budget: usize| {
-        tracing::warn!(
-            budget,
-            "out of memory on the device: continuing with half as many tokens at once"
-        );
+        tracing::warn!(budget, "out of memory on the device: continuing with half as many tokens at once");
         batching.learn(budget);
     };
     within_memory(&mut budget, &mut told, |budget| {
@@ -172,10 +169,7 @@ pub(crate) struct Packed {
 impl Packed {
     /// Lays `sequences` end to end.
     pub(crate) fn new<'a>(sequences: impl IntoIterator<Item = &'a [u32]>) -> Self {
-        let mut packed = Self {
-            ids: Vec::new(),
-            offsets: vec![0],
-        };
+        let mut packed = Self { ids: Vec::new(), offsets: vec![0] };
         for sequence in sequences {
             packed.ids.extend_from_slice(sequence);
             packed.offsets.push(packed.ids.len());
@@ -214,10 +208,7 @@ mod tests {
             assert_eq!(seen, (0..500).collect::<Vec<_>>(), "budget {budget}");
             for batch in &batches {
                 let longest = batch.iter().map(|&i| lengths[i]).max().unwrap();
-                assert!(
-                    batch.len() == 1 || batch.len() * longest <= budget,
-                    "budget {budget}: {batch:?}"
-                );
+                assert!(batch.len() == 1 || batch.len() * longest <= budget, "budget {budget}: {batch:?}");
             }
         }
     }

@@ -34,10 +34,7 @@ pub struct Bert {
 /// Returns tensors by which weights are recognized. One name of each list must exist.
 pub(crate) fn landmarks(config: &EncoderConfig) -> [Vec<String>; 2] {
     let last = config.num_hidden_layers.saturating_sub(1);
-    [
-        vec!["embeddings.word_embeddings.weight".into()],
-        vec![format!("encoder.layer.{last}.output.dense.weight")],
-    ]
+    [vec!["embeddings.word_embeddings.weight".into()], vec![format!("encoder.layer.{last}.output.dense.weight")]]
 }
 
 impl Bert {
@@ -56,14 +53,9 @@ impl Bert {
         let weights = Weights::open(dir, PREFIXES, backend)?;
         let hidden = config.hidden_size;
         let words = weights.embedding("embeddings.word_embeddings.weight", [config.vocab_size, hidden])?;
-        let types = weights.tensor(
-            "embeddings.token_type_embeddings.weight",
-            &[config.type_vocab_size, hidden],
-        )?;
-        let positions = weights.tensor(
-            "embeddings.position_embeddings.weight",
-            &[config.max_position_embeddings, hidden],
-        )?;
+        let types = weights.tensor("embeddings.token_type_embeddings.weight", &[config.type_vocab_size, hidden])?;
+        let positions =
+            weights.tensor("embeddings.position_embeddings.weight", &[config.max_position_embeddings, hidden])?;
         let positions = positions.broadcast_add(&types.get(0)?)?;
         let norm = LayerNorm::load(&weights, "embeddings.LayerNorm", &config)?;
         let layers = (0..config.num_hidden_layers)
@@ -130,21 +122,13 @@ impl Bert {
             EncoderFamily::Bert => ids,
             EncoderFamily::Roberta => {
                 let real = |id: &u32| *id != self.config.pad_token_id;
-                attended = ids
-                    .iter()
-                    .map(|ids| ids.iter().copied().filter(real).collect())
-                    .collect();
+                attended = ids.iter().map(|ids| ids.iter().copied().filter(real).collect()).collect();
                 &attended
             }
         };
-        in_batches(
-            ids,
-            self.positions.device(),
-            token_budget,
-            &self.batching,
-            progress,
-            |packed| self.pooled(packed, windows),
-        )
+        in_batches(ids, self.positions.device(), token_budget, &self.batching, progress, |packed| {
+            self.pooled(packed, windows)
+        })
     }
 
     /// Returns the vectors of each sequence, `[B, (1 + windows)·width]`, f32.
@@ -184,9 +168,7 @@ impl Bert {
         let positions = packed.positions(|_| self.config.first_position());
         let positions = Tensor::new(positions, device)?;
         let words = self.words.rows(&packed.ids)?;
-        let mut x = self
-            .norm
-            .forward((words + self.positions.index_select(&positions, 0)?)?)?;
+        let mut x = self.norm.forward((words + self.positions.index_select(&positions, 0)?)?)?;
         for layer in &self.layers {
             x = layer.forward(&x, spans)?;
         }
@@ -214,10 +196,7 @@ fn window_means(x: &Tensor, offsets: &[usize], windows: usize) -> Result<Tensor>
     for (index, part) in parts.into_iter().enumerate() {
         let at = index * longest..index * longest + part.len();
         shares[at.clone()].fill(1.0 / part.len() as f32);
-        places[at]
-            .iter_mut()
-            .zip(part)
-            .for_each(|(place, row)| *place = row as u32);
+        places[at].iter_mut().zip(part).for_each(|(place, row)| *place = row as u32);
     }
     let count = places.len();
     let rows = x.index_select(&Tensor::from_vec(places, count, x.device())?, 0)?;
@@ -231,14 +210,9 @@ fn window_means(x: &Tensor, offsets: &[usize], windows: usize) -> Result<Tensor>
 fn first_rows(x: &Tensor, offsets: &[usize]) -> Result<Tensor> {
     let (rows, width) = x.dims2()?;
     let zeros = Tensor::zeros((1, width), x.dtype(), x.device())?;
-    let firsts: Vec<u32> = offsets
-        .windows(2)
-        .map(|w| if w[0] < w[1] { w[0] } else { rows } as u32)
-        .collect();
+    let firsts: Vec<u32> = offsets.windows(2).map(|w| if w[0] < w[1] { w[0] } else { rows } as u32).collect();
     let firsts = Tensor::new(firsts, x.device())?;
-    Ok(Tensor::cat(&[x, &zeros], 0)?
-        .index_select(&firsts, 0)?
-        .to_dtype(DType::F32)?)
+    Ok(Tensor::cat(&[x, &zeros], 0)?.index_select(&firsts, 0)?.to_dtype(DType::F32)?)
 }
 
 struct LayerNorm {
@@ -290,11 +264,7 @@ impl Layer {
             query: linear("attention.self.query", hidden, hidden)?,
             key: linear("attention.self.key", hidden, hidden)?,
             value: linear("attention.self.value", hidden, hidden)?,
-            attention: Attention {
-                heads,
-                kv_heads: heads,
-                head_dim: config.head_dim(),
-            },
+            attention: Attention { heads, kv_heads: heads, head_dim: config.head_dim() },
             attention_output: linear("attention.output.dense", hidden, hidden)?,
             attention_norm: LayerNorm::load(weights, &format!("{name}.attention.output.LayerNorm"), config)?,
             intermediate: linear("intermediate.dense", inner, hidden)?,
@@ -306,9 +276,7 @@ impl Layer {
     /// Maps x `[T, hidden]` to `[T, hidden]`.
     fn forward(&self, x: &Tensor, spans: &AttentionSpans) -> Result<Tensor> {
         let (q, k, v) = (self.query.forward(x)?, self.key.forward(x)?, self.value.forward(x)?);
-        let attended = self
-            .attention_output
-            .forward(&self.attention.attend(&q, &k, &v, spans)?)?;
+        let attended = self.attention_output.forward(&self.attention.attend(&q, &k, &v, spans)?)?;
         let x = self.attention_norm.forward_sum(attended, x)?;
         let inner = gelu(self.intermediate.forward(&x)?)?; // [T, intermediate]
         self.output_norm.forward_sum(self.output.forward(&inner)?, &x)

@@ -36,9 +36,7 @@ impl Cache {
             }
             Ok(copy)
         };
-        Ok(Self {
-            layers: self.layers.iter().map(copied).collect::<Result<_>>()?,
-        })
+        Ok(Self { layers: self.layers.iter().map(copied).collect::<Result<_>>()? })
     }
 
     fn layer(&mut self, index: usize) -> &mut CachedLayer {

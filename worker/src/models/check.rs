@@ -34,15 +34,10 @@ pub async fn check(store: &Store, role: ModelRole, wishes: &ReadingWishes) -> Re
     let dir = folder.path().to_owned();
     let wishes = wishes.clone();
     let checked = tokio::task::spawn_blocking(move || check_files(&dir, &names, role, &wishes));
-    let (mut problems, weights) = checked
-        .await
-        .map_err(|e| Error::Input(format!("the check was interrupted: {e}")))?;
+    let (mut problems, weights) = checked.await.map_err(|e| Error::Input(format!("the check was interrupted: {e}")))?;
     let mut tensors = BTreeSet::new();
     for name in weights.files {
-        let size = objects
-            .iter()
-            .find(|object| object.path == name)
-            .map_or(0, |object| object.bytes);
+        let size = objects.iter().find(|object| object.path == name).map_or(0, |object| object.bytes);
         match header(store, &name, size).await? {
             Ok(header) => {
                 problems.extend(header.unsupported(&name));
@@ -52,12 +47,7 @@ pub async fn check(store: &Store, role: ModelRole, wishes: &ReadingWishes) -> Re
         }
     }
     if problems.is_empty() {
-        problems.extend(
-            weights
-                .expected
-                .iter()
-                .filter_map(|expected| expected.missing_from(&tensors)),
-        );
+        problems.extend(weights.expected.iter().filter_map(|expected| expected.missing_from(&tensors)));
     }
     Ok(problems.iter().map(|problem| folder.by_name(problem)).collect())
 }
@@ -70,19 +60,12 @@ fn no_model_folder(names: &BTreeSet<String>) -> Option<String> {
     if names.contains("config.json") {
         return None;
     }
-    let inner: Vec<&str> = names
-        .iter()
-        .filter_map(|name| name.strip_suffix("/config.json"))
-        .collect();
+    let inner: Vec<&str> = names.iter().filter_map(|name| name.strip_suffix("/config.json")).collect();
     if let Some(snapshot) = inner.iter().find(|folder| folder.starts_with("snapshots/")) {
         let snapshot: String = snapshot.split('/').take(2).collect::<Vec<_>>().join("/");
-        return Some(format!(
-            "is a folder of the Hub's cache: the model itself is in {snapshot} within it"
-        ));
+        return Some(format!("is a folder of the Hub's cache: the model itself is in {snapshot} within it"));
     }
-    let models = inner
-        .iter()
-        .filter(|folder| names.contains(&format!("{folder}/tokenizer.json")));
+    let models = inner.iter().filter(|folder| names.contains(&format!("{folder}/tokenizer.json")));
     let models: Vec<&str> = models.copied().collect();
     (!models.is_empty()).then(|| format!("holds no config.json; a model is in {} within it", models.join(", ")))
 }
@@ -101,9 +84,7 @@ struct ExpectedTensor {
 
 impl ExpectedTensor {
     fn of(prefixes: &[&str], names: &[String]) -> Self {
-        let names = names
-            .iter()
-            .flat_map(|name| prefixes.iter().map(move |prefix| format!("{prefix}{name}")));
+        let names = names.iter().flat_map(|name| prefixes.iter().map(move |prefix| format!("{prefix}{name}")));
         Self { names: names.collect() }
     }
 
@@ -131,24 +112,22 @@ fn check_files(
     let mut note = |error: Error| problems.push(error.to_string());
     let mut rows = None;
     match role {
-        _ if !names.contains("config.json") => note(Error::Input(
-            "config.json is missing: it says what the model is; download it with the weights".into(),
-        )),
+        _ if !names.contains("config.json") => {
+            note(Error::Input("config.json is missing: it says what the model is; download it with the weights".into()))
+        }
         ModelRole::Decoder => match LlamaConfig::load(dir) {
             Ok(config) => {
                 rows = Some(config.vocab_size);
-                weights.expected = llama::landmarks(&config)
-                    .map(|names| ExpectedTensor::of(llama::PREFIXES, &names))
-                    .into();
+                weights.expected =
+                    llama::landmarks(&config).map(|names| ExpectedTensor::of(llama::PREFIXES, &names)).into();
             }
             Err(error) => note(error),
         },
         _ => match EncoderConfig::load(dir) {
             Ok(config) => {
                 rows = Some(config.vocab_size);
-                weights.expected = bert::landmarks(&config)
-                    .map(|names| ExpectedTensor::of(bert::PREFIXES, &names))
-                    .into();
+                weights.expected =
+                    bert::landmarks(&config).map(|names| ExpectedTensor::of(bert::PREFIXES, &names)).into();
             }
             Err(error) => note(error),
         },
@@ -171,17 +150,12 @@ fn check_files(
         }
     }
     for folder in folders {
-        let own: BTreeSet<String> = names
-            .iter()
-            .filter_map(|name| name.strip_prefix(&folder))
-            .map(str::to_owned)
-            .collect();
+        let own: BTreeSet<String> =
+            names.iter().filter_map(|name| name.strip_prefix(&folder)).map(str::to_owned).collect();
         match weight_names(&own, || json::read(&dir.join(&folder).join(INDEX))) {
             Ok(Ok(found)) => weights.files.extend(found.iter().map(|name| format!("{folder}{name}"))),
             Ok(Err(reasons)) => {
-                let place = folder
-                    .strip_suffix('/')
-                    .map_or_else(String::new, |name| format!("{name}: "));
+                let place = folder.strip_suffix('/').map_or_else(String::new, |name| format!("{name}: "));
                 for reason in reasons {
                     note(Error::Input(format!("{place}{reason}")));
                 }
@@ -199,15 +173,9 @@ fn below(dir: &Path, folder: &Path) -> Option<String> {
 }
 
 fn without_tokenizer(names: &BTreeSet<String>) -> String {
-    let other = [
-        "tokenizer.model",
-        "sentencepiece.bpe.model",
-        "spiece.model",
-        "vocab.txt",
-        "vocab.json",
-    ]
-    .into_iter()
-    .find(|name| names.contains(*name));
+    let other = ["tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "vocab.txt", "vocab.json"]
+        .into_iter()
+        .find(|name| names.contains(*name));
     match other {
         Some(other) => format!(
             "tokenizer.json is missing and {other} alone is not read: make it once with Python: `from transformers import \
@@ -228,10 +196,7 @@ impl SmallFiles {
         if let Some(dir) = store.local_path("") {
             return Ok(Self::Here(dir));
         }
-        let failed = |path: &Path, source| Error::Io {
-            path: path.display().to_string(),
-            source,
-        };
+        let failed = |path: &Path, source| Error::Io { path: path.display().to_string(), source };
         let copies = tempfile::tempdir().map_err(|e| failed(&std::env::temp_dir(), e))?;
         let wanted =
             |object: &&ObjectInfo| super::fetch::belongs(&object.path) && !object.path.ends_with(".safetensors");
@@ -320,10 +285,7 @@ async fn header(store: &Store, name: &str, size: u64) -> Result<std::result::Res
         return damaged("is not a safetensors file".into());
     }
     if 8 + length > size {
-        return damaged(format!(
-            "is cut off: it has {size} bytes, but its header alone needs {}",
-            8 + length
-        ));
+        return damaged(format!("is cut off: it has {size} bytes, but its header alone needs {}", 8 + length));
     }
     let text = store.get_range(name, 8..8 + length).await?;
     let Ok(Value::Object(mut entries)) = serde_json::from_slice(&text) else {
@@ -337,10 +299,7 @@ async fn header(store: &Store, name: &str, size: u64) -> Result<std::result::Res
             return damaged(format!("has a header that does not give the place of {tensor}"));
         };
         end = end.max(raw.data_offsets[1]);
-        tensors.push(HeaderTensor {
-            name: tensor,
-            dtype: raw.dtype,
-        });
+        tensors.push(HeaderTensor { name: tensor, dtype: raw.dtype });
     }
     let whole = 8 + length + end;
     if size < whole {

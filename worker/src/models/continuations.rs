@@ -60,13 +60,7 @@ impl Continuations {
     /// Returns continuations without any prompt, of which at most `at_once` are computed at once.
     #[must_use]
     pub fn new(at_once: usize) -> Self {
-        Self {
-            head: Head::default(),
-            at_once: at_once.max(1),
-            next: 0,
-            waiting: VecDeque::new(),
-            running: Vec::new(),
-        }
+        Self { head: Head::default(), at_once: at_once.max(1), next: 0, waiting: VecDeque::new(), running: Vec::new() }
     }
 
     /// Reads the tokens with which many prompts will begin. Such prompts do not compute them again.
@@ -231,19 +225,13 @@ mod tests {
 
     #[test]
     fn a_common_head_ends_before_slots_and_before_a_whole_prompt() {
-        let prompt = |ids: &[u32], slots: &[usize]| ChatPrompt {
-            ids: ids.to_vec(),
-            slots: slots.to_vec(),
-        };
+        let prompt = |ids: &[u32], slots: &[usize]| ChatPrompt { ids: ids.to_vec(), slots: slots.to_vec() };
         let head = |prompts: &[ChatPrompt]| common_head(prompts).to_vec();
         assert_eq!(head(&[]), [0u32; 0]);
         assert_eq!(head(&[prompt(&[1, 2], &[])]), [0u32; 0]);
         assert_eq!(head(&[prompt(&[1, 2, 3], &[]), prompt(&[1, 2, 4], &[])]), [1, 2]);
         assert_eq!(head(&[prompt(&[1, 2], &[]), prompt(&[1, 2], &[])]), [1]);
-        assert_eq!(
-            head(&[prompt(&[1, 2, 9, 3], &[2]), prompt(&[1, 2, 9, 3], &[2])]),
-            [1, 2]
-        );
+        assert_eq!(head(&[prompt(&[1, 2, 9, 3], &[2]), prompt(&[1, 2, 9, 3], &[2])]), [1, 2]);
         assert_eq!(head(&[prompt(&[1, 2, 9, 3], &[2]), prompt(&[7], &[])]), [0u32; 0]);
     }
 }

@@ -11,15 +11,7 @@ use super::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 /// The named tokens that chat templates may use, with their names in Transformers.
-const NAMED: [&str; 7] = [
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-];
+const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 const BOS: &str = "bos_token";
 const EOS: &str = "eos_token";
 
@@ -59,13 +51,9 @@ impl Conventions {
         let map = read_json(&dir.join("special_tokens_map.json"))?;
         // A key decides if it exists, even with the value null.
         let said = |name: &str| of_tokenizer.get(name).or_else(|| map.get(name)).map(token_text);
-        let mut named: BTreeMap<String, String> = NAMED
-            .into_iter()
-            .filter_map(|name| Some((name.to_owned(), said(name)??)))
-            .collect();
-        let qwen = config["model_type"]
-            .as_str()
-            .is_some_and(|kind| kind.starts_with("qwen"));
+        let mut named: BTreeMap<String, String> =
+            NAMED.into_iter().filter_map(|name| Some((name.to_owned(), said(name)??))).collect();
+        let qwen = config["model_type"].as_str().is_some_and(|kind| kind.starts_with("qwen"));
         if said(BOS).is_none()
             && !qwen
             && let Some(token) = first_id(&config["bos_token_id"])
@@ -77,9 +65,7 @@ impl Conventions {
         let mut end = ids(&generation["eos_token_id"]);
         end.extend(ids(&config["eos_token_id"]));
         if said(EOS).is_none()
-            && let Some(token) = ids(&config["eos_token_id"])
-                .first()
-                .and_then(|id| tokenizer.id_to_token(*id))
+            && let Some(token) = ids(&config["eos_token_id"]).first().and_then(|id| tokenizer.id_to_token(*id))
         {
             named.insert(EOS.into(), token);
         }
@@ -110,10 +96,7 @@ fn chat_template(dir: &Path, of_tokenizer: &Value) -> Result<Option<String>> {
         Ok(text) => return Ok(Some(text).filter(|text| !text.trim().is_empty())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(source) => {
-            return Err(Error::Io {
-                path: path.display().to_string(),
-                source,
-            });
+            return Err(Error::Io { path: path.display().to_string(), source });
         }
     }
     let written = &of_tokenizer["chat_template"];
@@ -148,9 +131,5 @@ fn first_id(value: &Value) -> Option<u32> {
 
 /// Reads a JSON file. Returns null if there is no such file.
 fn read_json(path: &Path) -> Result<Value> {
-    if path.exists() {
-        json::read_with_nulls(path)
-    } else {
-        Ok(Value::Null)
-    }
+    if path.exists() { json::read_with_nulls(path) } else { Ok(Value::Null) }
 }

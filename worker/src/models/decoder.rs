@@ -49,9 +49,7 @@ impl TeacherLayer {
         let (layer, given) = match self {
             Self::Number(number) => (Some(number), number.to_string()),
             Self::Share(share) => {
-                let layer = (0.0..=1.0)
-                    .contains(&share)
-                    .then(|| (share * layers as f64).round() as usize);
+                let layer = (0.0..=1.0).contains(&share).then(|| (share * layers as f64).round() as usize);
                 (layer, share.to_string())
             }
         };
@@ -156,8 +154,7 @@ impl Decoder {
     /// # Errors
     /// Those of [`Decoder::slot_prompt`].
     pub fn direct_prompt(&self, instruction: &str, foreign: &str, max_tokens: usize) -> Result<ChatPrompt> {
-        self.chat
-            .direct_prompt(&self.tokenizer, instruction, foreign, max_tokens)
+        self.chat.direct_prompt(&self.tokenizer, instruction, foreign, max_tokens)
     }
 
     /// Returns the prompt for the answer to a conversation, by the folder's own chat template.
@@ -312,15 +309,8 @@ impl Decoder {
     /// # Errors
     /// Those of [`Decoder::last_hidden`].
     pub fn generate(&self, ids: &[u32], max_tokens: usize, stop: &[u32]) -> Result<Vec<u32>> {
-        let prompt = ChatPrompt {
-            ids: ids.to_vec(),
-            slots: Vec::new(),
-        };
-        let options = GenerateOptions {
-            max_tokens,
-            stop: stop.to_vec(),
-            sampling: Sampling::Greedy,
-        };
+        let prompt = ChatPrompt { ids: ids.to_vec(), slots: Vec::new() };
+        let options = GenerateOptions { max_tokens, stop: stop.to_vec(), sampling: Sampling::Greedy };
         let adapter = LoadedAdapter::default();
         let going_on = &mut |_| ControlFlow::Continue(());
         self.model.generate(&prompt, None, &adapter, &options, going_on)

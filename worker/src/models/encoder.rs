@@ -22,10 +22,7 @@ pub struct TextLimits {
 
 impl Default for TextLimits {
     fn default() -> Self {
-        Self {
-            max_chars: 256,
-            max_tokens: 256,
-        }
+        Self { max_chars: 256, max_tokens: 256 }
     }
 }
 
@@ -77,10 +74,7 @@ impl Encoder {
             prefix: Some(reading.prefix.clone()),
         };
         let loaded = Self::with_wishes(dir, &wishes, backend)?;
-        Ok(Self {
-            reading: reading.clone(),
-            ..loaded
-        })
+        Ok(Self { reading: reading.clone(), ..loaded })
     }
 
     fn with_wishes(dir: &Path, wishes: &ReadingWishes, backend: &Backend) -> Result<Self> {
@@ -88,11 +82,7 @@ impl Encoder {
         let tokenizer = Tokenizer::load(dir)?.for_rows(config.vocab_size)?;
         let FolderReading { reading, dense, .. } = FolderReading::of(dir, wishes)?;
         let head = Head::load(&reading, &dense, config.hidden_size, backend.device())?;
-        Ok(Self {
-            model: Bert::load(dir, head, backend)?,
-            tokenizer,
-            reading,
-        })
+        Ok(Self { model: Bert::load(dir, head, backend)?, tokenizer, reading })
     }
 
     /// Returns the width of the vectors.
@@ -121,10 +111,7 @@ impl Encoder {
     /// # Errors
     /// When the tokenizer cannot encode a text, or the model has no embedding for one of its tokens.
     pub fn tokenize(&self, texts: &[impl AsRef<str>], limits: TextLimits) -> Result<Vec<Vec<u32>>> {
-        let texts: Vec<String> = texts
-            .iter()
-            .map(|text| self.reading.text(limits.cut(text.as_ref())))
-            .collect();
+        let texts: Vec<String> = texts.iter().map(|text| self.reading.text(limits.cut(text.as_ref()))).collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
         let mut ids = self.tokenizer.encode_batch(&texts, SpecialTokens::Add)?;
         let most = limits.max_tokens.min(self.config().max_tokens());

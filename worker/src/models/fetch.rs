@@ -69,10 +69,7 @@ impl ModelPlace {
         if target.is_dir() {
             return Ok(self.within(target));
         }
-        let failed = |path: &Path, source| Error::Io {
-            path: path.display().to_string(),
-            source,
-        };
+        let failed = |path: &Path, source| Error::Io { path: path.display().to_string(), source };
         let parent = target.parent().unwrap_or(target);
         std::fs::create_dir_all(parent).map_err(|e| failed(parent, e))?;
         let staging = tempfile::tempdir_in(parent).map_err(|e| failed(parent, e))?;
@@ -95,9 +92,7 @@ impl ModelPlace {
 
     /// Returns the model's path if `folder` holds its files.
     fn within(&self, folder: &Path) -> PathBuf {
-        self.file
-            .as_ref()
-            .map_or_else(|| folder.into(), |file| folder.join(file))
+        self.file.as_ref().map_or_else(|| folder.into(), |file| folder.join(file))
     }
 
     /// Returns the names of the model's files.
@@ -124,13 +119,10 @@ fn wanted(objects: &[ObjectInfo]) -> impl Iterator<Item = &str> {
 /// Returns whether a file of a repository or folder is read when its model is loaded. These are files at the top and
 /// those of an encoder's modules (`1_Pooling/config.json`).
 pub(crate) fn belongs(path: &str) -> bool {
-    let read = [".json", ".safetensors", ".jinja"]
-        .iter()
-        .any(|end| path.ends_with(end));
+    let read = [".json", ".safetensors", ".jinja"].iter().any(|end| path.ends_with(end));
     let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
-    let module = folder
-        .split_once('_')
-        .is_some_and(|(number, rest)| number.parse::<u32>().is_ok() && !rest.contains('/'));
+    let module =
+        folder.split_once('_').is_some_and(|(number, rest)| number.parse::<u32>().is_ok() && !rest.contains('/'));
     // These files hold the same weights for their maker's own programs.
     read && (folder.is_empty() || module) && !name.starts_with("consolidated")
 }
@@ -161,17 +153,8 @@ mod tests {
         ] {
             assert!(!belongs(path), "{path}");
         }
-        let objects = [
-            "model.fp16.safetensors",
-            "model.safetensors",
-            "2_Dense/model.safetensors",
-        ]
-        .map(|path| ObjectInfo {
-            path: path.into(),
-            bytes: 1,
-            modified_ms: 0,
-            e_tag: None,
-        });
+        let objects = ["model.fp16.safetensors", "model.safetensors", "2_Dense/model.safetensors"]
+            .map(|path| ObjectInfo { path: path.into(), bytes: 1, modified_ms: 0, e_tag: None });
         let fetched: Vec<&str> = wanted(&objects).collect();
         assert_eq!(fetched, ["model.safetensors", "2_Dense/model.safetensors"]);
         assert_eq!(wanted(&objects[..1]).count(), 1);

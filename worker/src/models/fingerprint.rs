@@ -10,12 +10,8 @@ use super::weights::weight_files;
 use crate::{Error, Result};
 
 /// The optional files that describe a decoder's chat format.
-const CONVENTIONS: [&str; 4] = [
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "chat_template.jinja",
-];
+const CONVENTIONS: [&str; 4] =
+    ["tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja"];
 
 /// Returns the SHA-256 in lower-case hex over the names and contents of a model's files. These are `config.json`,
 /// `tokenizer.json`, the weight files, those of an encoder's dense layers, and the files of the chat format.
@@ -33,12 +29,7 @@ pub fn fingerprint(dir: &Path) -> Result<String> {
         files.push(dir.into());
     } else {
         files.extend([dir.join("config.json"), dir.join("tokenizer.json")]);
-        files.extend(
-            CONVENTIONS
-                .iter()
-                .map(|name| dir.join(name))
-                .filter(|path| path.is_file()),
-        );
+        files.extend(CONVENTIONS.iter().map(|name| dir.join(name)).filter(|path| path.is_file()));
         files.extend(weight_files(dir)?);
         for dense in dense_folders(dir)? {
             files.push(dense.join("config.json"));
@@ -49,15 +40,9 @@ pub fn fingerprint(dir: &Path) -> Result<String> {
     for path in files {
         let name = match path.as_path() {
             file if file == dir => "gguf".into(),
-            file => file
-                .file_name()
-                .map(|name| name.to_string_lossy().into_owned())
-                .unwrap_or_default(),
+            file => file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
         };
-        let io = |source| Error::Io {
-            path: path.display().to_string(),
-            source,
-        };
+        let io = |source| Error::Io { path: path.display().to_string(), source };
         let mut file = std::fs::File::open(&path).map_err(io)?;
         let size = file.metadata().map_err(io)?.len();
         // Lengths are hashed first, so that two different folders never give the same bytes.
@@ -82,11 +67,7 @@ mod tests {
     #[test]
     fn a_fingerprint_follows_content_and_not_place() {
         let write = |dir: &Path, weights: &str| {
-            for (name, text) in [
-                ("config.json", "{}"),
-                ("tokenizer.json", "[]"),
-                ("model.safetensors", weights),
-            ] {
+            for (name, text) in [("config.json", "{}"), ("tokenizer.json", "[]"), ("model.safetensors", weights)] {
                 std::fs::write(dir.join(name), text).unwrap();
             }
         };
@@ -104,11 +85,6 @@ mod tests {
         write(b.path(), "abd");
         assert_ne!(first, fingerprint(b.path()).unwrap());
         std::fs::remove_file(b.path().join("tokenizer.json")).unwrap();
-        assert!(
-            fingerprint(b.path())
-                .unwrap_err()
-                .to_string()
-                .contains("tokenizer.json")
-        );
+        assert!(fingerprint(b.path()).unwrap_err().to_string().contains("tokenizer.json"));
     }
 }

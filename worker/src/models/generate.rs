@@ -38,11 +38,7 @@ impl Sampling {
         // A share of the probability only has an effect with sampling.
         match temperature.unwrap_or(if top_p.is_some() { 1.0 } else { 0.0 }) {
             0.0 => Self::Greedy,
-            temperature => Self::Nucleus {
-                temperature,
-                top_p: top_p.unwrap_or(1.0),
-                seed,
-            },
+            temperature => Self::Nucleus { temperature, top_p: top_p.unwrap_or(1.0), seed },
         }
     }
 }
@@ -159,11 +155,9 @@ pub fn replaced_rows(tokens: &Tensor, others: &Tensor, rows: &[usize], of: impl 
 pub(super) fn choose(logits: &[f32], sampling: Sampling, place: u64) -> u32 {
     match sampling {
         Sampling::Greedy => argmax(logits),
-        Sampling::Nucleus {
-            temperature,
-            top_p,
-            seed,
-        } => nucleus(logits, temperature, top_p, uniform(key(&[seed]), place)),
+        Sampling::Nucleus { temperature, top_p, seed } => {
+            nucleus(logits, temperature, top_p, uniform(key(&[seed]), place))
+        }
     }
 }
 
@@ -181,10 +175,8 @@ fn argmax(values: &[f32]) -> u32 {
 /// Draws from the likeliest tokens whose share is `top_p`. `chance` is uniform in [0, 1).
 fn nucleus(logits: &[f32], temperature: f32, top_p: f32, chance: f32) -> u32 {
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut weights: Vec<(u32, f32)> = (0..)
-        .zip(logits)
-        .map(|(token, logit)| (token, ((logit - top) / temperature).exp()))
-        .collect();
+    let mut weights: Vec<(u32, f32)> =
+        (0..).zip(logits).map(|(token, logit)| (token, ((logit - top) / temperature).exp())).collect();
     weights.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     let total: f32 = weights.iter().map(|(_, weight)| weight).sum();
     let mut kept = 0.0;
@@ -218,16 +210,10 @@ mod tests {
     fn the_nucleus_holds_what_is_likely_and_draws_in_proportion() {
         let logits = [0.0_f32, 2.0_f32.ln(), 5.0_f32.ln(), 0.0]; // weights 1, 2, 5, 1 of 9
         let draw = |top_p, chance| nucleus(&logits, 1.0, top_p, chance);
-        assert!(
-            (0..100).all(|i| draw(0.5, i as f32 / 100.0) == 2),
-            "5 of 9 are enough for half"
-        );
+        assert!((0..100).all(|i| draw(0.5, i as f32 / 100.0) == 2), "5 of 9 are enough for half");
         let counted = (0..900).filter(|i| draw(1.0, *i as f32 / 900.0) == 1).count();
         assert!((198..=202).contains(&counted), "{counted} of 900, not 200");
         assert_eq!(draw(0.75, 0.99), 1, "the last of the nucleus");
-        assert!(
-            (0..100).all(|i| nucleus(&logits, 0.01, 1.0, i as f32 / 100.0) == 2),
-            "cold is greedy"
-        );
+        assert!((0..100).all(|i| nucleus(&logits, 0.01, 1.0, i as f32 / 100.0) == 2), "cold is greedy");
     }
 }

@@ -78,9 +78,7 @@ fn finite(text: &str) -> String {
     while let Some(start) = rest.find(['"', '-', 'N', 'I']) {
         out.push_str(&rest[..start]);
         rest = &rest[start..];
-        let constant = ["NaN", "Infinity", "-Infinity"]
-            .into_iter()
-            .find(|name| rest.starts_with(name));
+        let constant = ["NaN", "Infinity", "-Infinity"].into_iter().find(|name| rest.starts_with(name));
         let taken = match constant {
             Some(name) => {
                 out.push_str("null");
@@ -132,10 +130,7 @@ mod tests {
     fn what_python_reads_is_read() {
         for (text, value) in [
             ("\u{feff}{\"a\": 1}", json!({"a": 1})),
-            (
-                "{\"a\": NaN, \"b\": [Infinity, -Infinity, -1]}",
-                json!({"b": [null, null, -1]}),
-            ),
+            ("{\"a\": NaN, \"b\": [Infinity, -Infinity, -1]}", json!({"b": [null, null, -1]})),
             ("{\"a\": null, \"b\": {\"c\": null}}", json!({"b": {}})),
             (
                 r#"{"NaN": "NaN, \" Infinity", "b\\": "-Infinity"}"#,

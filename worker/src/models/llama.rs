@@ -39,10 +39,7 @@ fn frequencies(config: &LlamaConfig, weights: &Weights) -> Result<Vec<f32>> {
     let mut frequencies = config.rope_frequencies();
     if weights.has(ROPE_FACTORS) {
         let factors = weights.values(ROPE_FACTORS, &[frequencies.len()])?;
-        frequencies
-            .iter_mut()
-            .zip(factors)
-            .for_each(|(frequency, factor)| *frequency /= factor);
+        frequencies.iter_mut().zip(factors).for_each(|(frequency, factor)| *frequency /= factor);
     }
     Ok(frequencies)
 }
@@ -144,14 +141,9 @@ impl Llama {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Vec<Vec<f32>>> {
         self.check(ids)?;
-        in_batches(
-            ids,
-            self.norm.device(),
-            token_budget,
-            &self.batching,
-            progress,
-            |packed| self.forward(packed, Rows::LastOfEach),
-        )
+        in_batches(ids, self.norm.device(), token_budget, &self.batching, progress, |packed| {
+            self.forward(packed, Rows::LastOfEach)
+        })
     }
 
     /// Returns the mean of hidden layer `layer` over each sequence's tokens. The first token is left out unless it is
@@ -164,36 +156,21 @@ impl Llama {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Vec<Vec<f32>>> {
         self.check(ids)?;
-        in_batches(
-            ids,
-            self.norm.device(),
-            token_budget,
-            &self.batching,
-            progress,
-            |packed| {
-                let (states, spans) = self.through(layer, self.embed(&packed.ids)?, packed, &mut [], Rows::All, &[])?;
-                let states = match layer == self.layers.len() {
-                    true => self.final_norm(&states)?,
-                    false => states,
-                };
-                spans.mean_rows(&states, MeanOf::AllButFirst)
-            },
-        )
+        in_batches(ids, self.norm.device(), token_budget, &self.batching, progress, |packed| {
+            let (states, spans) = self.through(layer, self.embed(&packed.ids)?, packed, &mut [], Rows::All, &[])?;
+            let states = match layer == self.layers.len() {
+                true => self.final_norm(&states)?,
+                false => states,
+            };
+            spans.mean_rows(&states, MeanOf::AllButFirst)
+        })
     }
 
     /// Refuses sequences that the model cannot read.
     pub(crate) fn check(&self, ids: &[impl AsRef<[u32]>]) -> Result<()> {
-        check_ids(
-            ids,
-            self.config.vocab_size,
-            self.config.max_position_embeddings,
-            &self.path,
-        )?;
+        check_ids(ids, self.config.vocab_size, self.config.max_position_embeddings, &self.path)?;
         if ids.iter().any(|ids| ids.as_ref().is_empty()) {
-            return Err(Error::Input(format!(
-                "{}: a sequence without tokens has no hidden state",
-                self.path
-            )));
+            return Err(Error::Input(format!("{}: a sequence without tokens has no hidden state", self.path)));
         }
         Ok(())
     }
@@ -249,11 +226,7 @@ impl Llama {
         };
         let mut x = embeddings;
         for (index, layer) in self.layers.iter().take(depth).enumerate() {
-            let place = Place {
-                spans: &spans,
-                rope: &rope,
-                only: last.as_ref().filter(|_| index + 1 == depth),
-            };
+            let place = Place { spans: &spans, rope: &rope, only: last.as_ref().filter(|_| index + 1 == depth) };
             let is_cached = !caches.is_empty();
             let mut extend = |k: &Tensor, v: &Tensor| cache::extend(caches, index, k, v, &packed.offsets);
             let cached = is_cached.then_some(&mut extend as &mut Extend<'_>);

@@ -91,19 +91,14 @@ impl Layer {
         let (input_norm, post_norm) = (norm("input_layernorm")?, norm("post_attention_layernorm")?);
         let head_norm = |part: &str| weights.tensor(&format!("{name}.self_attn.{part}.weight"), &[config.head_dim]);
         let head_norms = match config.head_norms {
-            true => Some(HeadNorms {
-                q: head_norm("q_norm")?,
-                k: head_norm("k_norm")?,
-            }),
+            true => Some(HeadNorms { q: head_norm("q_norm")?, k: head_norm("k_norm")? }),
             false => None,
         };
         let linears: Vec<_> = Projection::ALL.into_iter().map(linear).collect::<Result<_>>()?;
         Ok(Self {
             input_norm,
             post_norm,
-            linears: linears
-                .try_into()
-                .map_err(|_| Error::Input("a layer has seven linear layers".into()))?,
+            linears: linears.try_into().map_err(|_| Error::Input("a layer has seven linear layers".into()))?,
             attention: Attention {
                 heads: config.num_attention_heads,
                 kv_heads: config.num_key_value_heads,
@@ -135,12 +130,9 @@ impl Layer {
         let each = cached.map(|extend| extend(&k, &v)).transpose()?;
         let (x, normed, spans, rope) = match only {
             None => (x, normed, spans, rope),
-            Some(last) => (
-                x.index_select(&last.rows, 0)?,
-                normed.index_select(&last.rows, 0)?,
-                &last.spans,
-                &last.rope,
-            ),
+            Some(last) => {
+                (x.index_select(&last.rows, 0)?, normed.index_select(&last.rows, 0)?, &last.spans, &last.rope)
+            }
         };
         let (q, raw_q) = self.norm_heads(apply(QProj, &normed)?, norms.map(|norms| &norms.q))?; // [T, heads·head_dim]
         let q = rope.turn(q)?;
@@ -154,18 +146,7 @@ impl Layer {
         let gated = silu_mul(&gate, &up)?;
         let y = (&middle + apply(DownProj, &gated)?)?;
         if let Some(tape) = tape {
-            *tape = Some(LayerTape {
-                input: x,
-                q,
-                k,
-                v,
-                raw_q,
-                raw_k,
-                attended,
-                middle,
-                gate,
-                up,
-            });
+            *tape = Some(LayerTape { input: x, q, k, v, raw_q, raw_k, attended, middle, gate, up });
         }
         Ok(y)
     }
@@ -192,8 +173,7 @@ impl Layer {
 
         let grad_attended = through(OProj, &tape.attended, &grad)?;
         let (grad_q, grad_k, grad_v) =
-            self.attention
-                .backward(&tape.q, &tape.k, &tape.v, place.spans, &grad_attended)?;
+            self.attention.backward(&tape.q, &tape.k, &tape.v, place.spans, &grad_attended)?;
         let normed = rms_norm(&tape.input, &self.input_norm, self.eps)?;
         let norms = self.head_norms.as_ref();
         let grad_q =

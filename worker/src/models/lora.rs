@@ -36,15 +36,8 @@ pub enum Projection {
 
 impl Projection {
     /// All projections, in the order of the forward pass.
-    pub const ALL: [Self; 7] = [
-        Self::QProj,
-        Self::KProj,
-        Self::VProj,
-        Self::OProj,
-        Self::GateProj,
-        Self::UpProj,
-        Self::DownProj,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::QProj, Self::KProj, Self::VProj, Self::OProj, Self::GateProj, Self::UpProj, Self::DownProj];
 
     /// Returns the module's name, such as `q_proj`.
     #[must_use]
@@ -101,12 +94,7 @@ pub struct LoraOptions {
 
 impl Default for LoraOptions {
     fn default() -> Self {
-        Self {
-            rank: 16,
-            alpha: 16.0,
-            dropout: 0.05,
-            targets: Projection::ALL.to_vec(),
-        }
+        Self { rank: 16, alpha: 16.0, dropout: 0.05, targets: Projection::ALL.to_vec() }
     }
 }
 
@@ -142,12 +130,7 @@ impl LoraAdapter {
             return Err(Error::Input("LoRA needs a rank of at least 1 and a target".into()));
         }
         let shapes: Vec<_> = options.targets.iter().map(|target| target.shape(config)).collect();
-        let mut adapter = Self {
-            layers: config.num_hidden_layers,
-            shapes,
-            options,
-            parameters: Vec::new(),
-        };
+        let mut adapter = Self { layers: config.num_hidden_layers, shapes, options, parameters: Vec::new() };
         adapter.parameters = vec![0.0; adapter.layers * adapter.layer_len()];
         for layer in 0..adapter.layers {
             for (target, (a, _)) in adapter.ranges(layer).into_iter().enumerate() {
@@ -192,10 +175,7 @@ impl LoraAdapter {
             at - len..at
         };
         let rank = self.options.rank;
-        self.shapes
-            .iter()
-            .map(|(outer, inner)| (next(rank * inner), next(rank * outer)))
-            .collect()
+        self.shapes.iter().map(|(outer, inner)| (next(rank * inner), next(rank * outer))).collect()
     }
 
     /// Returns PEFT's name, the shape and the position of each tensor.
@@ -240,9 +220,9 @@ impl LoraAdapter {
         }
         let unexpected = |name: &&str| name.contains("lora_") && !places.iter().any(|(known, ..)| known == name);
         match file.names().filter(unexpected).min() {
-            Some(name) => Err(file.error(format!(
-                "tensor `{name}` does not belong to a layer that the adapter corrects"
-            ))),
+            Some(name) => {
+                Err(file.error(format!("tensor `{name}` does not belong to a layer that the adapter corrects")))
+            }
             None => Ok(()),
         }
     }
@@ -265,9 +245,7 @@ impl LoraAdapter {
         dropout: Option<&RowDropout<'_>>,
     ) -> Result<Vec<LayerAdapter>> {
         let parameters = parameters.to_dtype(place.dtype)?;
-        (0..self.layers)
-            .map(|layer| self.layer(layer, &parameters, place, dropout))
-            .collect()
+        (0..self.layers).map(|layer| self.layer(layer, &parameters, place, dropout)).collect()
     }
 
     fn layer(
@@ -278,9 +256,7 @@ impl LoraAdapter {
         dropout: Option<&RowDropout<'_>>,
     ) -> Result<LayerAdapter> {
         let rank = self.options.rank;
-        let mut adapter = LayerAdapter {
-            corrections: [const { None }; 7],
-        };
+        let mut adapter = LayerAdapter { corrections: [const { None }; 7] };
         let start = self.layer_range(layer).start;
         let targets = self.options.targets.iter().zip(&self.shapes);
         for ((target, (outer, inner)), (a, b)) in targets.zip(self.ranges(layer)) {

@@ -47,10 +47,7 @@ impl<'a> MergedWeights<'a> {
         for path in weight_files(dir)? {
             map_file(&path, &mut entries)?;
         }
-        let refuse = |reason: String| Error::Model {
-            path: dir.display().to_string(),
-            reason,
-        };
+        let refuse = |reason: String| Error::Model { path: dir.display().to_string(), reason };
         let mut corrections = HashMap::new();
         let places = adapter.tensor_places();
         for pair in places.chunks_exact(2) {
@@ -69,21 +66,12 @@ impl<'a> MergedWeights<'a> {
             let entry: &Entry = &entries[&found];
             if entry.shape != [b_shape[0], a_shape[1]] || !is_float(entry.dtype) {
                 let (dtype, shape) = (entry.dtype, &entry.shape);
-                return Err(refuse(format!(
-                    "tensor {found} is {dtype:?} {shape:?}: the adapter can't correct it"
-                )));
+                return Err(refuse(format!("tensor {found} is {dtype:?} {shape:?}: the adapter can't correct it")));
             }
-            let correction = Correction {
-                a: a.clone(),
-                b: b.clone(),
-            };
+            let correction = Correction { a: a.clone(), b: b.clone() };
             corrections.insert(found, correction);
         }
-        Ok(Self {
-            adapter,
-            entries: entries.into_iter().collect(),
-            corrections,
-        })
+        Ok(Self { adapter, entries: entries.into_iter().collect(), corrections })
     }
 
     /// Returns the names of the tensors in files of at most `most` bytes. A larger tensor has a file of its own.
@@ -126,9 +114,7 @@ impl<'a> MergedWeights<'a> {
 
     /// Returns the index of several files, under the name that Transformers reads.
     pub(crate) fn index(&self, files: &[(String, Vec<&str>)]) -> (&'static str, String) {
-        let places = files
-            .iter()
-            .flat_map(|(file, names)| names.iter().map(move |name| (*name, file.as_str())));
+        let places = files.iter().flat_map(|(file, names)| names.iter().map(move |name| (*name, file.as_str())));
         let places: BTreeMap<&str, &str> = places.collect();
         let bytes: usize = self.entries.values().map(|entry| entry.bytes.len()).sum();
         let index = serde_json::json!({"metadata": {"total_size": bytes}, "weight_map": places});
@@ -183,12 +169,7 @@ fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     match dtype {
         Dtype::BF16 => halves().map(|bits| bf16::from_bits(bits).to_f32()).collect(),
         Dtype::F16 => halves().map(|bits| f16::from_bits(bits).to_f32()).collect(),
-        _ => bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|whole| f32::from_le_bytes(*whole))
-            .collect(),
+        _ => bytes.as_chunks().0.iter().map(|whole| f32::from_le_bytes(*whole)).collect(),
     }
 }
 
@@ -248,10 +229,7 @@ mod tests {
     #[test]
     fn a_decoder_without_a_corrected_weight_is_refused_by_its_name() {
         let config = LlamaConfig::load(&golden()).unwrap();
-        let deeper = LlamaConfig {
-            num_hidden_layers: config.num_hidden_layers + 1,
-            ..config
-        };
+        let deeper = LlamaConfig { num_hidden_layers: config.num_hidden_layers + 1, ..config };
         let adapter = LoraAdapter::new(&deeper, LoraOptions::default(), 3).unwrap();
         let refused = MergedWeights::open(&golden(), &adapter).map(|_| ()).unwrap_err();
         assert!(refused.to_string().contains("self_attn.q_proj.weight"), "{refused}");

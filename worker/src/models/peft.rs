@@ -42,10 +42,7 @@ pub fn config_json(options: &LoraOptions, base_model: &str) -> String {
 /// None that its invariants allow.
 pub fn weights(adapter: &LoraAdapter) -> Result<Vec<u8>> {
     // Transformers refuses a file without this entry.
-    tensor_file::write(
-        &adapter.tensors(),
-        HashMap::from([("format".to_owned(), "pt".to_owned())]),
-    )
+    tensor_file::write(&adapter.tensors(), HashMap::from([("format".to_owned(), "pt".to_owned())]))
 }
 
 /// Reads the adapter of a decoder with this shape. Errors call its folder `name`.
@@ -86,10 +83,7 @@ struct Raw {
 }
 
 fn read_options(name: &str, bytes: &[u8]) -> Result<LoraOptions> {
-    let refuse = |reason: String| Error::Model {
-        path: name.into(),
-        reason,
-    };
+    let refuse = |reason: String| Error::Model { path: name.into(), reason };
     let raw: Raw = serde_json::from_slice(bytes).map_err(|error| refuse(error.to_string()))?;
     let unsupported = [
         ("peft_type", raw.peft_type != "LORA"),
@@ -98,37 +92,21 @@ fn read_options(name: &str, bytes: &[u8]) -> Result<LoraOptions> {
         ("bias", raw.bias.as_deref().is_some_and(|bias| bias != "none")),
         ("rank_pattern", !raw.rank_pattern.is_empty()),
         ("alpha_pattern", !raw.alpha_pattern.is_empty()),
-        (
-            "modules_to_save",
-            raw.modules_to_save.is_some_and(|modules| !modules.is_empty()),
-        ),
+        ("modules_to_save", raw.modules_to_save.is_some_and(|modules| !modules.is_empty())),
     ];
     if let Some((key, _)) = unsupported.iter().find(|(_, asked)| *asked) {
         return Err(refuse(format!("`{key}` is not supported: only plain LoRA is")));
     }
     let known = |target: &Projection| raw.target_modules.iter().any(|name| name == target.name());
     let targets: Vec<Projection> = Projection::ALL.into_iter().filter(known).collect();
-    if let Some(other) = raw
-        .target_modules
-        .iter()
-        .find(|name| !targets.iter().any(|target| target.name() == name.as_str()))
+    if let Some(other) =
+        raw.target_modules.iter().find(|name| !targets.iter().any(|target| target.name() == name.as_str()))
     {
-        return Err(refuse(format!(
-            "`target_modules` names {other}, which is not a layer of the decoder"
-        )));
+        return Err(refuse(format!("`target_modules` names {other}, which is not a layer of the decoder")));
     }
     // rsLoRA scales by alpha / √rank.
-    let alpha = if raw.use_rslora {
-        raw.lora_alpha * (raw.r as f64).sqrt()
-    } else {
-        raw.lora_alpha
-    };
-    Ok(LoraOptions {
-        rank: raw.r,
-        alpha,
-        dropout: raw.lora_dropout,
-        targets,
-    })
+    let alpha = if raw.use_rslora { raw.lora_alpha * (raw.r as f64).sqrt() } else { raw.lora_alpha };
+    Ok(LoraOptions { rank: raw.r, alpha, dropout: raw.lora_dropout, targets })
 }
 
 #[cfg(test)]
@@ -167,18 +145,11 @@ mod tests {
         }
         let mut fewer = config.clone();
         fewer["target_modules"] = json!(["q_proj"]);
-        let error = read(&decoder(), "x", fewer.to_string().as_bytes(), &weights)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("lora_A") && error.contains("does not belong to a layer"),
-            "{error}"
-        );
+        let error = read(&decoder(), "x", fewer.to_string().as_bytes(), &weights).unwrap_err().to_string();
+        assert!(error.contains("lora_A") && error.contains("does not belong to a layer"), "{error}");
         let mut wider = config;
         wider["r"] = json!(8);
-        let error = read(&decoder(), "x", wider.to_string().as_bytes(), &weights)
-            .unwrap_err()
-            .to_string();
+        let error = read(&decoder(), "x", wider.to_string().as_bytes(), &weights).unwrap_err().to_string();
         assert!(error.contains("q_proj.lora_A") && error.contains('8'), "{error}");
     }
 }

@@ -16,12 +16,8 @@ pub(crate) fn placeholder(content: &[u8]) -> Option<String> {
         );
     }
     // The Hub answers a refused download or a wrong name with these texts.
-    let stubs: [&[u8]; 4] = [
-        b"access to model",
-        b"invalid username or password",
-        b"entry not found",
-        b"repository not found",
-    ];
+    let stubs: [&[u8]; 4] =
+        [b"access to model", b"invalid username or password", b"entry not found", b"repository not found"];
     if stubs.iter().any(|stub| lower.starts_with(stub)) {
         let said = String::from_utf8_lossy(head);
         let said = said.lines().next().unwrap_or_default();
@@ -39,10 +35,7 @@ mod tests {
     #[test]
     fn stand_ins_are_told_from_files() {
         for (content, word) in [
-            (
-                "version https://git-lfs.github.com/spec/v1\noid sha256:68a2\nsize 2471645608\n",
-                "git lfs pull",
-            ),
+            ("version https://git-lfs.github.com/spec/v1\noid sha256:68a2\nsize 2471645608\n", "git lfs pull"),
             ("\u{feff}\n<!DOCTYPE html><html>", "web page"),
             ("<html lang=\"en\">", "web page"),
             ("Access to model meta-llama/Llama-3.2-1B is restricted.", "refusal"),

@@ -45,9 +45,7 @@ impl Pooling {
         match name {
             "mean" => Ok(Self::Mean),
             "cls" => Ok(Self::Cls),
-            other => Err(Error::Input(format!(
-                "pooling {other:?} is not supported: set it to mean or cls"
-            ))),
+            other => Err(Error::Input(format!("pooling {other:?} is not supported: set it to mean or cls"))),
         }
     }
 }
@@ -196,11 +194,7 @@ fn pooling(file: &Json) -> Result<Pooling> {
         (["pooling_mode_cls_token"], None) | ([], Some("cls")) => Ok(Pooling::Cls),
         (on, named) => {
             let modes: Vec<&str> = on.iter().copied().chain(named).collect();
-            let modes = if modes.is_empty() {
-                "none".into()
-            } else {
-                modes.join(", ")
-            };
+            let modes = if modes.is_empty() { "none".into() } else { modes.join(", ") };
             Err(file.refuse(format!(
                 "the pooling mode ({modes}) is not supported: exactly one of pooling_mode_mean_tokens and \
                  pooling_mode_cls_token. `[models.encoder] pooling` goes before it"
@@ -224,11 +218,7 @@ impl Head {
             let input = dense.last().map_or(hidden, |before| before.width);
             dense.push(Dense::load(folder, input, device)?);
         }
-        Ok(Self {
-            pooling: reading.pooling,
-            dense,
-            normalize: reading.normalize,
-        })
+        Ok(Self { pooling: reading.pooling, dense, normalize: reading.normalize })
     }
 
     /// Returns the width of the vectors of an encoder with the width `hidden`.
@@ -301,10 +291,7 @@ struct Json {
 
 impl Json {
     fn read(path: &Path) -> Result<Self> {
-        Ok(Self {
-            path: path.display().to_string(),
-            value: json::read(path)?,
-        })
+        Ok(Self { path: path.display().to_string(), value: json::read(path)? })
     }
 
     fn read_if_there(path: &Path) -> Result<Option<Self>> {
@@ -316,10 +303,7 @@ impl Json {
     }
 
     fn refuse(&self, reason: String) -> Error {
-        Error::Model {
-            path: self.path.clone(),
-            reason,
-        }
+        Error::Model { path: self.path.clone(), reason }
     }
 }
 

@@ -59,10 +59,7 @@ impl Tokenizer {
     pub fn load(dir: &Path) -> Result<Self> {
         let file = dir.join("tokenizer.json");
         let path = file.display().to_string();
-        let bytes = std::fs::read(&file).map_err(|source| Error::Io {
-            path: path.clone(),
-            source,
-        })?;
+        let bytes = std::fs::read(&file).map_err(|source| Error::Io { path: path.clone(), source })?;
         Self::from_bytes(&path, &bytes)
     }
 
@@ -139,14 +136,9 @@ impl Tokenizer {
     /// [`Error::Model`] when the tokenizer cannot encode a text, for example without an unknown token.
     pub fn encode_batch(&self, texts: &[&str], special: SpecialTokens) -> Result<Vec<Vec<u32>>> {
         let texts: Vec<String> = texts.iter().map(|text| self.unmarked(text)).collect();
-        let encodings = self
-            .inner
-            .encode_batch_fast(texts, special == SpecialTokens::Add)
-            .map_err(|error| self.refuse(error))?;
-        encodings
-            .iter()
-            .map(|encoding| self.readable(encoding.get_ids().to_vec()))
-            .collect()
+        let encodings =
+            self.inner.encode_batch_fast(texts, special == SpecialTokens::Add).map_err(|error| self.refuse(error))?;
+        encodings.iter().map(|encoding| self.readable(encoding.get_ids().to_vec())).collect()
     }
 
     /// Returns the token ids of one text.
@@ -167,10 +159,7 @@ impl Tokenizer {
     /// # Errors
     /// Those of [`Tokenizer::encode_batch`].
     pub(super) fn encode_marked(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
-            .map_err(|error| self.refuse(error))?;
+        let encoding = self.inner.encode_fast(text, false).map_err(|error| self.refuse(error))?;
         let Controls { tokens, first_mark } = &self.controls;
         let meant = |id: &u32| match id.checked_sub(*first_mark) {
             Some(0) => NO_TOKEN,
@@ -185,11 +174,7 @@ impl Tokenizer {
         let mut marked = String::new();
         let mut rest = template;
         while let Some(next) = rest.chars().next() {
-            let here = self
-                .controls
-                .tokens
-                .iter()
-                .position(|(token, _)| rest.starts_with(token.as_str()));
+            let here = self.controls.tokens.iter().position(|(token, _)| rest.starts_with(token.as_str()));
             match here {
                 Some(index) => {
                     marked.push_str(&mark(index as u32 + 1));
@@ -320,10 +305,7 @@ impl Tokenizer {
 }
 
 fn refuse(path: &str, error: &tokenizers::Error) -> Error {
-    Error::Model {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    }
+    Error::Model { path: path.to_owned(), reason: error.to_string() }
 }
 
 fn highest_id(tokenizer: &tokenizers::Tokenizer) -> Option<u32> {

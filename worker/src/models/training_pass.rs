@@ -84,26 +84,17 @@ impl Setup {
     fn new(model: &Llama, adapter: &Adapter<'_>, batch: &TrainingBatch<'_>, embeddings: &Tensor) -> Result<Self> {
         let (device, dtype) = (embeddings.device(), embeddings.dtype());
         let dropout = batch.dropout.map(|(dropout, keys)| RowDropout { dropout, keys });
-        let packed = Packed {
-            ids: batch.ids.to_vec(),
-            offsets: batch.offsets.to_vec(),
-        };
+        let packed = Packed { ids: batch.ids.to_vec(), offsets: batch.offsets.to_vec() };
         let offsets = || batch.offsets.to_vec();
         Ok(Self {
-            adapter: adapter
-                .shape
-                .layers_of(&adapter.parameters, &model.adapter_place(), dropout.as_ref())?,
+            adapter: adapter.shape.layers_of(&adapter.parameters, &model.adapter_place(), dropout.as_ref())?,
             spans: AttentionSpans::new(offsets(), offsets(), Causality::Causal, dtype, device)?,
             rope: model.rope(&packed, |_| 0, dtype, device)?,
         })
     }
 
     fn place(&self) -> Place<'_> {
-        Place {
-            spans: &self.spans,
-            rope: &self.rope,
-            only: None,
-        }
+        Place { spans: &self.spans, rope: &self.rope, only: None }
     }
 }
 
@@ -168,13 +159,7 @@ impl<'a> TrainingPass<'a> {
             }
         }
         let (loss, grad_output) = answer_loss(model, &x, batch, Wanted::LossAndGradient)?;
-        Ok(Self {
-            model,
-            setup,
-            layers,
-            grad_output,
-            loss,
-        })
+        Ok(Self { model, setup, layers, grad_output, loss })
     }
 
     /// Returns this rank's share of the mean next-token loss, a scalar in f32 that the device may still be computing.

@@ -52,12 +52,7 @@ impl Weights {
         for path in weight_files(dir)? {
             map_file(&path, &mut entries)?;
         }
-        Ok(Self {
-            dir: dir.display().to_string(),
-            entries,
-            prefixes,
-            backend: backend.clone(),
-        })
+        Ok(Self { dir: dir.display().to_string(), entries, prefixes, backend: backend.clone() })
     }
 
     /// Returns the weights of a GGUF file, by the names of a folder. Values in blocks are unpacked to bf16.
@@ -65,12 +60,7 @@ impl Weights {
     /// # Errors
     /// [`Error::Model`] for a file that is cut off.
     pub(super) fn of_gguf(file: &Gguf, backend: &Backend) -> Result<Self> {
-        Ok(Self {
-            dir: file.path().to_owned(),
-            entries: file.entries()?,
-            prefixes: &[""],
-            backend: backend.clone(),
-        })
+        Ok(Self { dir: file.path().to_owned(), entries: file.entries()?, prefixes: &[""], backend: backend.clone() })
     }
 
     /// Returns the folder or file for errors.
@@ -145,10 +135,7 @@ impl Weights {
     pub(crate) fn embedding(&self, name: &str, [vocab, width]: [usize; 2]) -> Result<Embedding> {
         match self.precision() {
             None => Ok(Embedding::of_tensor(self.tensor(name, &[vocab, width])?)),
-            Some(_) => Ok(Embedding::of_stored(
-                self.stored(name, &[vocab, width])?,
-                [vocab, width],
-            )),
+            Some(_) => Ok(Embedding::of_stored(self.stored(name, &[vocab, width])?, [vocab, width])),
         }
     }
 
@@ -173,9 +160,7 @@ impl Weights {
         };
         if entry.shape != shape {
             let found = &entry.shape;
-            return Err(self.refuse(format!(
-                "tensor {name} has shape {found:?}, but config.json says {shape:?}"
-            )));
+            return Err(self.refuse(format!("tensor {name} has shape {found:?}, but config.json says {shape:?}")));
         }
         let format = match entry.dtype {
             Dtype::F32 => Format::F32,
@@ -191,19 +176,13 @@ impl Weights {
     }
 
     fn refuse(&self, reason: String) -> Error {
-        Error::Model {
-            path: self.dir.clone(),
-            reason,
-        }
+        Error::Model { path: self.dir.clone(), reason }
     }
 }
 
 /// Maps one file and adds the places of its tensors.
 pub(super) fn map_file(path: &Path, entries: &mut HashMap<String, Entry>) -> Result<()> {
-    let io = |source| Error::Io {
-        path: path.display().to_string(),
-        source,
-    };
+    let io = |source| Error::Io { path: path.display().to_string(), source };
     let file = std::fs::File::open(path).map_err(io)?;
     if file.metadata().map_err(io)?.len() == 0 {
         return Err(refuse(path, placeholder(&[]).unwrap_or_default()));
@@ -237,10 +216,7 @@ fn damaged(error: &safetensors::SafeTensorError) -> String {
 /// Returns PyTorch's name of a tensor. Weights from TensorFlow, such as those of BERT, keep its names of a LayerNorm's
 /// weight and bias.
 pub(crate) fn todays_name(name: &str) -> String {
-    for (old, new) in [
-        ("LayerNorm.gamma", "LayerNorm.weight"),
-        ("LayerNorm.beta", "LayerNorm.bias"),
-    ] {
+    for (old, new) in [("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")] {
         if let Some(before) = name.strip_suffix(old) {
             return format!("{before}{new}");
         }
@@ -253,10 +229,7 @@ pub(crate) fn todays_name(name: &str) -> String {
 /// # Errors
 /// [`Error::Model`] when there is neither, or shards that the index lists are missing.
 pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let io = |source| Error::Io {
-        path: dir.display().to_string(),
-        source,
-    };
+    let io = |source| Error::Io { path: dir.display().to_string(), source };
     let mut names = BTreeSet::new();
     for entry in std::fs::read_dir(dir).map_err(io)? {
         names.insert(entry.map_err(io)?.file_name().to_string_lossy().into_owned());
@@ -287,18 +260,12 @@ pub(crate) fn weight_names(
         return Ok(Err(vec![format!("{INDEX} lists no shards")]));
     }
     // A path that leads out of the folder is not among its names.
-    let missing: Vec<&str> = shards
-        .iter()
-        .filter(|s| !names.contains(*s))
-        .map(String::as_str)
-        .collect();
+    let missing: Vec<&str> = shards.iter().filter(|s| !names.contains(*s)).map(String::as_str).collect();
     match missing.as_slice() {
         [] => Ok(Ok(shards.into_iter().collect())),
         missing => {
             let missing = missing.join(", ");
-            Ok(Err(vec![format!(
-                "{INDEX} lists {missing}, which is not there: download the folder again"
-            )]))
+            Ok(Err(vec![format!("{INDEX} lists {missing}, which is not there: download the folder again")]))
         }
     }
 }
@@ -337,8 +304,5 @@ struct Index {
 }
 
 fn refuse(path: &Path, reason: String) -> Error {
-    Error::Model {
-        path: path.display().to_string(),
-        reason,
-    }
+    Error::Model { path: path.display().to_string(), reason }
 }

@@ -48,14 +48,7 @@ fn masked<T: CudaDType + DeviceRepr>(
     let keys = keys.as_cuda_slice::<u32>()?.slice(first..last);
     let (threshold, scale) = masks.constants;
     let mut launch = function.builder();
-    launch
-        .arg(&x)
-        .arg(&out)
-        .arg(&keys)
-        .arg(&count)
-        .arg(&width)
-        .arg(&threshold)
-        .arg(&scale);
+    launch.arg(&x).arg(&out).arg(&keys).arg(&count).arg(&width).arg(&threshold).arg(&scale);
     // SAFETY: the arguments match the kernel, and all spans hold `count` values, the keys two for each row.
     unsafe { launch.launch(LaunchConfig::for_num_elems(count as u32)) }.w()?;
     Ok(CudaStorage::wrap_cuda_slice(out, device.clone()))

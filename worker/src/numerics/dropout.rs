@@ -30,24 +30,14 @@ impl Dropout {
     #[must_use]
     pub fn new(probability: f64, seed: u64, step: u64) -> Self {
         let threshold = (probability * f64::from(u32::MAX)) as u32;
-        Self {
-            threshold,
-            scale: (1.0 / (1.0 - probability)) as f32,
-            seed,
-            step,
-        }
+        Self { threshold, scale: (1.0 / (1.0 - probability)) as f32, seed, step }
     }
 
     /// Returns the mask of the row of pair `id`.
     #[must_use]
     pub fn row(&self, id: u64) -> RowMask {
         let key = key(&[self.seed, self.step, id]);
-        RowMask {
-            threshold: self.threshold,
-            scale: self.scale,
-            key: key as u32,
-            salt: (key >> 32) as u32,
-        }
+        RowMask { threshold: self.threshold, scale: self.scale, key: key as u32, salt: (key >> 32) as u32 }
     }
 }
 
@@ -132,25 +122,13 @@ mod tests {
     fn neighbouring_columns_and_pairs_are_dropped_independently() {
         let rows: Vec<Vec<f32>> = (0..200).map(|id| mask(3, 5, id)).collect();
         let both = |pairs: &mut dyn Iterator<Item = (f32, f32)>| {
-            let (hits, all) = pairs.fold((0, 0), |(hits, all), (a, b)| {
-                (hits + i32::from(a == 0.0 && b == 0.0), all + 1)
-            });
+            let (hits, all) =
+                pairs.fold((0, 0), |(hits, all), (a, b)| (hits + i32::from(a == 0.0 && b == 0.0), all + 1));
             f64::from(hits) / f64::from(all)
         };
-        let columns = both(
-            &mut rows
-                .iter()
-                .flat_map(|row| row.windows(2).map(|pair| (pair[0], pair[1]))),
-        );
-        let ids = both(
-            &mut rows
-                .windows(2)
-                .flat_map(|two| two[0].iter().copied().zip(two[1].iter().copied())),
-        );
-        assert!(
-            (columns - 0.01).abs() < 0.001 && (ids - 0.01).abs() < 0.001,
-            "{columns} {ids}"
-        );
+        let columns = both(&mut rows.iter().flat_map(|row| row.windows(2).map(|pair| (pair[0], pair[1]))));
+        let ids = both(&mut rows.windows(2).flat_map(|two| two[0].iter().copied().zip(two[1].iter().copied())));
+        assert!((columns - 0.01).abs() < 0.001 && (ids - 0.01).abs() < 0.001, "{columns} {ids}");
     }
 
     #[test]

@@ -63,12 +63,7 @@ pub fn gelu(x: f32) -> (f32, f32) {
 pub fn reduce(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0.0_f32; LANES];
     let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let rest: f32 = a_chunks
-        .remainder()
-        .iter()
-        .zip(b_chunks.remainder())
-        .map(|(a, b)| term(*a, *b))
-        .sum();
+    let rest: f32 = a_chunks.remainder().iter().zip(b_chunks.remainder()).map(|(a, b)| term(*a, *b)).sum();
     for (a, b) in a_chunks.zip(b_chunks) {
         for lane in 0..LANES {
             lanes[lane] += term(a[lane], b[lane]);
@@ -182,11 +177,7 @@ fn dot_rows_f16c(rows: &[f16], direction: &[f32], scores: &mut [f32]) {
         }
         let sum = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
         let lanes: [f32; 8] = bytemuck::cast(sum);
-        let tail: f32 = row_rest
-            .iter()
-            .zip(rest)
-            .map(|(half, x)| f16::from_bits(*half).to_f32() * x)
-            .sum();
+        let tail: f32 = row_rest.iter().zip(rest).map(|(half, x)| f16::from_bits(*half).to_f32() * x).sum();
         *score = lanes.iter().sum::<f32>() + tail;
     }
 }
@@ -240,10 +231,7 @@ mod tests {
             dot_rows_f16(&rows, &direction, &mut scores);
             for (row, score) in rows.chunks(width).zip(scores) {
                 let expected: f32 = row.iter().zip(&direction).map(|(a, b)| a.to_f32() * b).sum();
-                assert!(
-                    (score - expected).abs() < 1e-4,
-                    "width {width}: {score} against {expected}"
-                );
+                assert!((score - expected).abs() < 1e-4, "width {width}: {score} against {expected}");
             }
         }
     }

@@ -76,22 +76,18 @@ vectorized! {
 pub(crate) fn sum_columns_into(values: &[f32], factors: Option<&[f32]>, sums: &mut [f32], existing: Existing) {
     let width = sums.len();
     let blocks = sums.par_chunks_mut(COLUMN_BLOCK).enumerate();
-    blocks
-        .with_min_len(if values.len() < 1 << 17 { width } else { 1 })
-        .for_each(|(block, sums)| {
-            let columns = block * COLUMN_BLOCK..block * COLUMN_BLOCK + sums.len();
-            if existing == Existing::Overwritten {
-                sums.fill(0.0);
-            }
-            match factors {
-                Some(factors) => {
-                    for (values, factors) in values.chunks_exact(width).zip(factors.chunks_exact(width)) {
-                        add_product(sums, &values[columns.clone()], &factors[columns.clone()]);
-                    }
+    blocks.with_min_len(if values.len() < 1 << 17 { width } else { 1 }).for_each(|(block, sums)| {
+        let columns = block * COLUMN_BLOCK..block * COLUMN_BLOCK + sums.len();
+        if existing == Existing::Overwritten {
+            sums.fill(0.0);
+        }
+        match factors {
+            Some(factors) => {
+                for (values, factors) in values.chunks_exact(width).zip(factors.chunks_exact(width)) {
+                    add_product(sums, &values[columns.clone()], &factors[columns.clone()]);
                 }
-                None => values
-                    .chunks_exact(width)
-                    .for_each(|values| add(sums, &values[columns.clone()])),
             }
-        });
+            None => values.chunks_exact(width).for_each(|values| add(sums, &values[columns.clone()])),
+        }
+    });
 }

@@ -23,13 +23,7 @@ impl<'a> Matrix<'a> {
     #[must_use]
     pub fn new(values: &'a [f32], rows: usize, columns: usize) -> Self {
         assert_eq!(values.len(), rows * columns, "a matrix of {rows} x {columns}");
-        Self {
-            values,
-            rows,
-            columns,
-            row_stride: columns,
-            column_stride: 1,
-        }
+        Self { values, rows, columns, row_stride: columns, column_stride: 1 }
     }
 
     /// Returns the matrix `[rows, columns]` whose rows are `stride` apart in `values`.
@@ -42,13 +36,7 @@ impl<'a> Matrix<'a> {
             columns <= stride && rows.saturating_sub(1) * stride + columns <= values.len(),
             "{rows} rows of {columns} that are {stride} apart"
         );
-        Self {
-            values,
-            rows,
-            columns,
-            row_stride: stride,
-            column_stride: 1,
-        }
+        Self { values, rows, columns, row_stride: stride, column_stride: 1 }
     }
 
     /// Returns the transpose, a view of the same values.
@@ -75,10 +63,7 @@ impl<'a> Target<'a> {
     /// Returns a target that fills the whole buffer with rows of `columns`.
     #[must_use]
     pub const fn new(values: &'a mut [f32], columns: usize) -> Self {
-        Self {
-            values,
-            stride: columns,
-        }
+        Self { values, stride: columns }
     }
 
     /// Returns a block of columns that starts at column `first` of a buffer whose rows have `width` columns.
@@ -87,10 +72,7 @@ impl<'a> Target<'a> {
     /// When `first` is beyond the buffer.
     #[must_use]
     pub fn columns_from(values: &'a mut [f32], width: usize, first: usize) -> Self {
-        Self {
-            values: &mut values[first..],
-            stride: width,
-        }
+        Self { values: &mut values[first..], stride: width }
     }
 }
 
@@ -159,10 +141,7 @@ fn multiply(
     if m == 0 || n == 0 {
         return;
     }
-    assert!(
-        n <= target.stride && (m - 1) * target.stride + n <= target.values.len(),
-        "the target of a product"
-    );
+    assert!(n <= target.stride && (m - 1) * target.stride + n <= target.values.len(), "the target of a product");
     let stride = |value: usize| isize::try_from(value).expect("no buffer has more than isize::MAX numbers");
     // SAFETY: `Matrix::new`, `strided` and `transposed` keep all of `rows x columns` within `values`. The assertion above does the
     // same for the target. The target is borrowed mutably, so it overlaps neither factor.
@@ -199,12 +178,7 @@ mod tests {
     fn a_sum_keeps_what_was_there() {
         let (a, b) = ([1.0, 2.0, 3.0, 4.0], [5.0, 6.0]);
         let mut sum = vec![10.0, 20.0];
-        matmul_add(
-            Matrix::new(&a, 2, 2),
-            Matrix::new(&b, 2, 1),
-            Target::new(&mut sum, 1),
-            0.5,
-        );
+        matmul_add(Matrix::new(&a, 2, 2), Matrix::new(&b, 2, 1), Target::new(&mut sum, 1), 0.5);
         assert_eq!(sum, [18.5, 39.5]);
     }
 
@@ -223,11 +197,7 @@ mod tests {
             let mut wide = vec![9.0; m * (n + 2)];
             matmul(left, right, Target::columns_from(&mut wide, n + 2, 1));
             for i in 0..m {
-                assert_eq!(
-                    (wide[i * (n + 2)], wide[i * (n + 2) + n + 1]),
-                    (9.0, 9.0),
-                    "a neighboring column changed"
-                );
+                assert_eq!((wide[i * (n + 2)], wide[i * (n + 2) + n + 1]), (9.0, 9.0), "a neighboring column changed");
                 for j in 0..n {
                     let expected: f32 = (0..k).map(|x| a[i * k + x] * b[x * n + j]).sum();
                     assert!((wide[i * (n + 2) + 1 + j] - expected).abs() < 1e-5);

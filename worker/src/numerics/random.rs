@@ -12,9 +12,7 @@ pub const fn mix(mut x: u64) -> u64 {
 /// Returns one key of several words, whose order matters.
 #[must_use]
 pub fn key(words: &[u64]) -> u64 {
-    words.iter().fold(0, |state, word| {
-        mix(state.wrapping_add(0x9e37_79b9_7f4a_7c15) ^ mix(*word))
-    })
+    words.iter().fold(0, |state, word| mix(state.wrapping_add(0x9e37_79b9_7f4a_7c15) ^ mix(*word)))
 }
 
 /// Returns the `index`-th number of a key's stream, uniform in [0, 1) with 24 bits.

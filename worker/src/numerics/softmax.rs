@@ -17,17 +17,10 @@ pub(crate) struct Columns {
 impl Columns {
     /// Computes the statistics of the first `n` columns of a buffer that is `width` wide, over all rows.
     pub(crate) fn of(logits: &[f32], width: usize, n: usize, temperature: f32) -> Self {
-        let mut columns = Self {
-            maxima: vec![f32::NEG_INFINITY; n],
-            sums: vec![0.0; n],
-        };
+        let mut columns = Self { maxima: vec![f32::NEG_INFINITY; n], sums: vec![0.0; n] };
         let inverse = 1.0 / temperature;
         let task = if logits.len() < 1 << 15 { n.max(1) } else { COLUMN_BLOCK };
-        let blocks = columns
-            .maxima
-            .par_chunks_mut(task)
-            .zip(columns.sums.par_chunks_mut(task))
-            .enumerate();
+        let blocks = columns.maxima.par_chunks_mut(task).zip(columns.sums.par_chunks_mut(task)).enumerate();
         blocks.for_each(|(block, (maxima, sums))| {
             let at = block * task..block * task + sums.len();
             for row in logits.chunks_exact(width) {

@@ -54,25 +54,15 @@ impl<'a> TensorFile<'a> {
     /// # Errors
     /// [`Error::Model`] when it is not a safetensors file.
     pub fn new(name: &'a str, bytes: &'a [u8]) -> Result<Self> {
-        let failed = |error| Error::Model {
-            path: name.into(),
-            reason: format!("not a safetensors file: {error}"),
-        };
+        let failed = |error| Error::Model { path: name.into(), reason: format!("not a safetensors file: {error}") };
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(failed)?;
         let tensors = SafeTensors::deserialize(bytes).map_err(failed)?;
-        Ok(Self {
-            name,
-            tensors,
-            metadata: header.metadata().clone().unwrap_or_default(),
-        })
+        Ok(Self { name, tensors, metadata: header.metadata().clone().unwrap_or_default() })
     }
 
     /// Returns an error about this file.
     pub fn error(&self, reason: impl Into<String>) -> Error {
-        Error::Model {
-            path: self.name.into(),
-            reason: reason.into(),
-        }
+        Error::Model { path: self.name.into(), reason: reason.into() }
     }
 
     /// Returns one of the file's strings.
@@ -80,10 +70,7 @@ impl<'a> TensorFile<'a> {
     /// # Errors
     /// [`Error::Model`] when it is missing.
     pub fn text(&self, key: &str) -> Result<&str> {
-        self.metadata
-            .get(key)
-            .map(String::as_str)
-            .ok_or_else(|| self.error(format!("its metadata lacks `{key}`")))
+        self.metadata.get(key).map(String::as_str).ok_or_else(|| self.error(format!("its metadata lacks `{key}`")))
     }
 
     /// Returns the shape and the values of a tensor of 32-bit floats, or of 16-bit floats, which are widened.
@@ -96,15 +83,7 @@ impl<'a> TensorFile<'a> {
             return Ok((shape, halves.into_iter().map(f16::to_f32).collect()));
         }
         let (shape, bytes) = self.bytes(tensor, Dtype::F32)?;
-        Ok((
-            shape,
-            bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|bytes| f32::from_le_bytes(*bytes))
-                .collect(),
-        ))
+        Ok((shape, bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()))
     }
 
     /// Returns the values of a tensor of 32-bit floats, or `None` if there is no such tensor.
@@ -124,15 +103,7 @@ impl<'a> TensorFile<'a> {
     /// [`Error::Model`] when it is missing or of another type.
     pub fn f16(&self, tensor: &str) -> Result<(Vec<usize>, Vec<f16>)> {
         let (shape, bytes) = self.bytes(tensor, Dtype::F16)?;
-        Ok((
-            shape,
-            bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|bytes| f16::from_le_bytes(*bytes))
-                .collect(),
-        ))
+        Ok((shape, bytes.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes)).collect()))
     }
 
     /// Returns the shape and the values of a tensor of unsigned integers.
@@ -141,15 +112,7 @@ impl<'a> TensorFile<'a> {
     /// [`Error::Model`] when it is missing or of another type.
     pub fn u64(&self, tensor: &str) -> Result<(Vec<usize>, Vec<u64>)> {
         let (shape, bytes) = self.bytes(tensor, Dtype::U64)?;
-        Ok((
-            shape,
-            bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|bytes| u64::from_le_bytes(*bytes))
-                .collect(),
-        ))
+        Ok((shape, bytes.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect()))
     }
 
     /// Returns the shape and the values of a tensor of signed integers.
@@ -158,15 +121,7 @@ impl<'a> TensorFile<'a> {
     /// [`Error::Model`] when it is missing or of another type.
     pub fn i64(&self, tensor: &str) -> Result<(Vec<usize>, Vec<i64>)> {
         let (shape, bytes) = self.bytes(tensor, Dtype::I64)?;
-        Ok((
-            shape,
-            bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|bytes| i64::from_le_bytes(*bytes))
-                .collect(),
-        ))
+        Ok((shape, bytes.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect()))
     }
 
     /// Returns the names of all tensors.
@@ -175,10 +130,7 @@ impl<'a> TensorFile<'a> {
     }
 
     fn bytes(&self, tensor: &str, dtype: Dtype) -> Result<(Vec<usize>, &'a [u8])> {
-        let view = self
-            .tensors
-            .tensor(tensor)
-            .map_err(|_| self.error(format!("tensor `{tensor}` is missing")))?;
+        let view = self.tensors.tensor(tensor).map_err(|_| self.error(format!("tensor `{tensor}` is missing")))?;
         if view.dtype() != dtype {
             return Err(self.error(format!("tensor `{tensor}` is {:?}, not {dtype:?}", view.dtype())));
         }
@@ -211,11 +163,7 @@ mod tests {
     fn errors_name_the_file_and_the_tensor() {
         let bytes = write(&[("a".to_owned(), vec![1], Values::F32(&[1.0]))], HashMap::new()).unwrap();
         let file = TensorFile::new("x.safetensors", &bytes).unwrap();
-        for error in [
-            file.f32("b").unwrap_err(),
-            file.u64("a").unwrap_err(),
-            file.text("k").unwrap_err(),
-        ] {
+        for error in [file.f32("b").unwrap_err(), file.u64("a").unwrap_err(), file.text("k").unwrap_err()] {
             assert!(error.to_string().starts_with("x.safetensors: "), "{error}");
         }
         assert!(TensorFile::new("x.safetensors", &bytes[..bytes.len() - 1]).is_err());

@@ -45,14 +45,12 @@ pub(crate) fn silu_mul_backward(gate: &Tensor, up: &Tensor, grad: &Tensor) -> Re
     let (gate, up_values, grad) = (Values::of(gate)?, Values::of(up)?, Values::of(grad)?);
     let (gate, up_values, grad) = (gate.get()?, up_values.get()?, grad.get()?);
     let (mut grad_gate, mut grad_up) = (vec![0f32; gate.len()], vec![0f32; gate.len()]);
-    grad_gate
-        .par_chunks_mut(CHUNK)
-        .zip(grad_up.par_chunks_mut(CHUNK))
-        .enumerate()
-        .for_each(|(chunk, (grad_gate, grad_up))| {
+    grad_gate.par_chunks_mut(CHUNK).zip(grad_up.par_chunks_mut(CHUNK)).enumerate().for_each(
+        |(chunk, (grad_gate, grad_up))| {
             let at = chunk * CHUNK..chunk * CHUNK + grad_gate.len();
             silu_mul_backward_slice(grad_gate, grad_up, &gate[at.clone()], &up_values[at.clone()], &grad[at]);
-        });
+        },
+    );
     let tensor = |values| Tensor::from_vec(values, up.shape(), up.device());
     Ok((tensor(grad_gate)?, tensor(grad_up)?))
 }

@@ -63,10 +63,7 @@ impl Places {
                 to.push((b * longest + i) as u32);
             }
         }
-        Ok(Self(Some((
-            Tensor::from_vec(from, batch * longest, device)?,
-            Tensor::new(to, device)?,
-        ))))
+        Ok(Self(Some((Tensor::from_vec(from, batch * longest, device)?, Tensor::new(to, device)?))))
     }
 
     /// Maps `[T, width]` to `[B·L, width]`.
@@ -114,10 +111,7 @@ impl AttentionSpans {
     pub(super) fn side_by_side(queries: Vec<usize>, keys: Vec<usize>, causality: Causality) -> Self {
         let padded = Padded::new(&queries, &keys, causality, &Device::Cpu).unwrap();
         let padded = Some(padded);
-        Self {
-            padded,
-            ..Self::new(queries, keys, causality, DType::F32, &Device::Cpu).unwrap()
-        }
+        Self { padded, ..Self::new(queries, keys, causality, DType::F32, &Device::Cpu).unwrap() }
     }
 
     /// Returns the mean of each sequence's rows of `x` `[Tq, width]`, in f32: `[B, width]`. A sequence without rows
@@ -145,11 +139,7 @@ impl AttentionSpans {
             shares[b * longest..][taken].fill(share);
         }
         let shares = Tensor::from_vec(shares, (batch * longest, 1), x.device())?;
-        let rows = padded
-            .queries
-            .side_by_side(x)?
-            .to_dtype(DType::F32)?
-            .broadcast_mul(&shares)?;
+        let rows = padded.queries.side_by_side(x)?.to_dtype(DType::F32)?.broadcast_mul(&shares)?;
         Ok(rows.reshape((batch, longest, width))?.sum(1)?)
     }
 
@@ -188,9 +178,7 @@ impl Padded {
 fn mask(queries: &[usize], keys: &[usize], causality: Causality, device: &Device) -> Result<Option<Tensor>> {
     let length = |offsets: &[usize], b: usize| offsets[b + 1] - offsets[b];
     let batch = queries.len() - 1;
-    let (lq, lk) = (0..batch).fold((0, 0), |(lq, lk), b| {
-        (lq.max(length(queries, b)), lk.max(length(keys, b)))
-    });
+    let (lq, lk) = (0..batch).fold((0, 0), |(lq, lk), b| (lq.max(length(queries, b)), lk.max(length(keys, b))));
     let same_keys = (0..batch).all(|b| length(keys, b) == lk);
     let from_the_start = (0..batch).all(|b| length(queries, b) == length(keys, b));
     // A query of padding attends to the first key, so that its softmax stays finite; the result is not read. In a
@@ -277,11 +265,9 @@ impl Attention {
             rest = others;
             sequences.push((out, &q_values[queries[0] * width..queries[1] * width], k, v));
         }
-        sequences
-            .into_par_iter()
-            .for_each_init(Vec::new, |scores, (out, q, k, v)| {
-                self.attend_sequence(out, q, k, v, spans.causality, scores);
-            });
+        sequences.into_par_iter().for_each_init(Vec::new, |scores, (out, q, k, v)| {
+            self.attend_sequence(out, q, k, v, spans.causality, scores);
+        });
         Ok(Tensor::from_vec(out, q.shape(), q.device())?)
     }
 
@@ -352,11 +338,8 @@ impl Attention {
     }
 
     fn composed(&self, q: &Tensor, k: &Tensor, v: &Tensor, padded: &Padded) -> Result<Tensor> {
-        let (q, k, v) = (
-            self.side_by_side(q, padded)?,
-            self.keys_side_by_side(k, padded)?,
-            self.keys_side_by_side(v, padded)?,
-        );
+        let (q, k, v) =
+            (self.side_by_side(q, padded)?, self.keys_side_by_side(k, padded)?, self.keys_side_by_side(v, padded)?);
         let out = self.weights(&q, &k, padded)?.to_dtype(v.dtype())?.matmul(&v)?;
         self.end_to_end(&out, padded)
     }
@@ -376,10 +359,7 @@ impl Attention {
     /// Maps key or value rows `[Tk, kv_heads·head_dim]` to `[B, kv_heads, Lk, head_dim]`.
     pub(super) fn keys_side_by_side(&self, x: &Tensor, padded: &Padded) -> Result<Tensor> {
         let (batch, _, lk) = padded.size;
-        let x = padded
-            .keys
-            .side_by_side(x)?
-            .reshape((batch, lk, self.kv_heads, self.head_dim))?;
+        let x = padded.keys.side_by_side(x)?.reshape((batch, lk, self.kv_heads, self.head_dim))?;
         Ok(x.transpose(1, 2)?.contiguous()?)
     }
 
@@ -414,9 +394,7 @@ impl Attention {
     /// Maps `[B, kv_heads, Lk, head_dim]` to key rows `[Tk, kv_heads·head_dim]`.
     pub(super) fn keys_end_to_end(&self, x: &Tensor, padded: &Padded) -> Result<Tensor> {
         let (batch, _, lk) = padded.size;
-        let x = x
-            .transpose(1, 2)?
-            .reshape((batch * lk, self.kv_heads * self.head_dim))?;
+        let x = x.transpose(1, 2)?.reshape((batch * lk, self.kv_heads * self.head_dim))?;
         padded.keys.end_to_end(&x)
     }
 }
@@ -428,11 +406,7 @@ mod tests {
 
     #[test]
     fn fused_attention_agrees_with_the_composed_one() {
-        let attention = Attention {
-            heads: 6,
-            kv_heads: 2,
-            head_dim: 16,
-        };
+        let attention = Attention { heads: 6, kv_heads: 2, head_dim: 16 };
         let (mixed, alike) = (vec![0usize, 5, 6, 40, 57], vec![0usize, 9, 18, 27, 36]);
         let last = vec![0usize, 1, 2, 3, 4];
         let shapes = [(&mixed, &mixed), (&last, &mixed), (&alike, &alike), (&last, &alike)];

@@ -51,11 +51,8 @@ impl Attention {
         grad: &Tensor,
     ) -> Result<AttentionGradients> {
         let dtype = q.dtype();
-        let (q, k, v) = (
-            self.side_by_side(q, padded)?,
-            self.keys_side_by_side(k, padded)?,
-            self.keys_side_by_side(v, padded)?,
-        );
+        let (q, k, v) =
+            (self.side_by_side(q, padded)?, self.keys_side_by_side(k, padded)?, self.keys_side_by_side(v, padded)?);
         let mut grad = self.side_by_side(grad, padded)?;
         if let Some(real) = &padded.real {
             // The gradient of padded queries must not reach keys and values.
@@ -104,22 +101,11 @@ impl Attention {
         for (queries, keys) in spans.queries.windows(2).zip(spans.keys.windows(2)) {
             let queries = queries[0] * q_width..queries[1] * q_width;
             let keys = keys[0] * k_width..keys[1] * k_width;
-            let split = (
-                rest.0.split_at_mut(queries.len()),
-                rest.1.split_at_mut(keys.len()),
-                rest.2.split_at_mut(keys.len()),
-            );
-            let gradients = Rows {
-                q: split.0.0,
-                k: split.1.0,
-                v: split.2.0,
-            };
+            let split =
+                (rest.0.split_at_mut(queries.len()), rest.1.split_at_mut(keys.len()), rest.2.split_at_mut(keys.len()));
+            let gradients = Rows { q: split.0.0, k: split.1.0, v: split.2.0 };
             rest = (split.0.1, split.1.1, split.2.1);
-            let values = Rows {
-                q: &q_values[queries.clone()],
-                k: &k_values[keys.clone()],
-                v: &v_values[keys],
-            };
+            let values = Rows { q: &q_values[queries.clone()], k: &k_values[keys.clone()], v: &v_values[keys] };
             sequences.push((gradients, values, &grad_values[queries]));
         }
         sequences.into_par_iter().for_each_init(
@@ -209,11 +195,7 @@ mod tests {
 
     #[test]
     fn gradients_are_those_of_the_graph() {
-        let attention = Attention {
-            heads: 6,
-            kv_heads: 2,
-            head_dim: 16,
-        };
+        let attention = Attention { heads: 6, kv_heads: 2, head_dim: 16 };
         let keys = vec![0usize, 5, 6, 40, 57];
         let last = vec![0usize, 1, 2, 3, 4];
         for causality in [Causality::Bidirectional, Causality::Causal] {

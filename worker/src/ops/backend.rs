@@ -28,21 +28,14 @@ impl Backend {
             true => WeightsIn::File,
             false => WeightsIn::Tensors,
         };
-        Self {
-            weights,
-            ..Self::of_tensors(device, dtype)
-        }
+        Self { weights, ..Self::of_tensors(device, dtype) }
     }
 
     /// Returns a backend with weights as tensors on any device, and every value in `dtype`. This is the form of GPUs,
     /// which tests compare on the CPU.
     #[must_use]
     pub fn of_tensors(device: &Device, dtype: DType) -> Self {
-        Self {
-            device: device.clone(),
-            dtype,
-            weights: WeightsIn::Tensors,
-        }
+        Self { device: device.clone(), dtype, weights: WeightsIn::Tensors }
     }
 
     /// Returns the device of tensors.

@@ -27,9 +27,7 @@ pub(crate) fn matmul_into(into: &Tensor, lhs: &Tensor, rhs: &Tensor, existing: E
         return put(into, &lhs.matmul(rhs)?, existing);
     };
     let (left, right, columns) = (left.matrix()?, right.matrix()?, rhs.dim(1)?);
-    edit(into, |out| {
-        multiply_into(left, right, Target::new(out, columns), existing, 1.0)
-    })
+    edit(into, |out| multiply_into(left, right, Target::new(out, columns), existing, 1.0))
 }
 
 /// Writes the sum of each column of `values` `[b, d]`, or of its product with `factors` `[b, d]`, to `into` `[d]`, or
@@ -118,11 +116,7 @@ mod tests {
         let turned = |x: &Tensor| x.t().unwrap().contiguous().unwrap().t().unwrap();
         let (lhs, rhs) = (random(m, k, 1), random(k, n, 2));
         let expected = lhs.matmul(&rhs).unwrap();
-        for (lhs, rhs) in [
-            (lhs.clone(), rhs.clone()),
-            (turned(&lhs), rhs.clone()),
-            (lhs.clone(), turned(&rhs)),
-        ] {
+        for (lhs, rhs) in [(lhs.clone(), rhs.clone()), (turned(&lhs), rhs.clone()), (lhs.clone(), turned(&rhs))] {
             assert!(relative_error(&matmul(&lhs, &rhs).unwrap(), &expected) < 1e-6);
             for lhs in [lhs.clone(), tracked(&lhs)] {
                 let buffer = random(1, m * n + 10, 3).flatten_all().unwrap();

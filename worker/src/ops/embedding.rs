@@ -58,9 +58,7 @@ impl Embedding {
                 let Some(mean) = mean else { return Ok(rows) };
                 let without = Tensor::new(without, table.device())?.unsqueeze(1)?;
                 let shape = rows.shape();
-                Ok(without
-                    .broadcast_as(shape)?
-                    .where_cond(&mean.broadcast_as(shape)?, &rows)?)
+                Ok(without.broadcast_as(shape)?.where_cond(&mean.broadcast_as(shape)?, &rows)?)
             }
             Table::Host { stored, width, .. } => {
                 let view = stored.view();
@@ -147,10 +145,9 @@ mod tests {
         let values: Vec<f32> = table.flatten_all().unwrap().to_vec1().unwrap();
         let expected = table.mean_keepdim(0).unwrap();
         let ids = [7, NO_TOKEN, 2_499, NO_TOKEN];
-        for embedding in [
-            Embedding::of_tensor(table.clone()),
-            Embedding::of_stored(Stored::F32(Arc::new(values)), [2_500, 6]),
-        ] {
+        for embedding in
+            [Embedding::of_tensor(table.clone()), Embedding::of_stored(Stored::F32(Arc::new(values)), [2_500, 6])]
+        {
             let rows = embedding.rows(&ids).unwrap();
             for (row, wanted) in [
                 (0, table.narrow(0, 7, 1)),

@@ -32,10 +32,7 @@ impl FrozenLinear {
         }
         let (outer, inner) = weight.dims2()?;
         let values = Stored::F32(Arc::new(weight.flatten_all()?.to_vec1()?));
-        Ok(Self::from_matrix(
-            FrozenMatrix::new(values, outer, inner, Precision::F32),
-            bias,
-        ))
+        Ok(Self::from_matrix(FrozenMatrix::new(values, outer, inner, Precision::F32), bias))
     }
 
     /// Takes a weight `[out, in]` that stays a tensor, and a bias `[out]`.
@@ -93,11 +90,7 @@ impl FrozenLinear {
             Weight::Host(matrix) => {
                 let mut values = vec![0f32; matrix.outer() * matrix.inner()];
                 matrix.view().read_parallel(0, &mut values);
-                Ok(Tensor::from_vec(
-                    values,
-                    (matrix.outer(), matrix.inner()),
-                    &Device::Cpu,
-                )?)
+                Ok(Tensor::from_vec(values, (matrix.outer(), matrix.inner()), &Device::Cpu)?)
             }
         }
     }

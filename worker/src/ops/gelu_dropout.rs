@@ -21,9 +21,7 @@ pub(crate) fn gelu_dropout(x: Tensor, bias: &Tensor, masks: Option<&RowMasks>) -
     let mut hidden = vec![0f32; rows * width];
     let block = rows_per_task(rows, width);
     edit(&x, |slope| {
-        let blocks = hidden
-            .par_chunks_mut(block * width)
-            .zip(slope.par_chunks_mut(block * width));
+        let blocks = hidden.par_chunks_mut(block * width).zip(slope.par_chunks_mut(block * width));
         blocks.enumerate().for_each(|(at, (hidden, slope))| {
             let pairs = hidden.chunks_exact_mut(width).zip(slope.chunks_exact_mut(width));
             for (row, (hidden, slope)) in (at * block..).zip(pairs) {

@@ -59,9 +59,7 @@ impl Normed {
     /// deviation.
     pub(crate) fn backward(&self, grad: &Tensor) -> Result<Tensor> {
         let along = (grad * &self.normalized)?.mean_keepdim(D::Minus1)?;
-        let inner = grad
-            .broadcast_sub(&grad.mean_keepdim(D::Minus1)?)?
-            .sub(&self.normalized.broadcast_mul(&along)?)?;
+        let inner = grad.broadcast_sub(&grad.mean_keepdim(D::Minus1)?)?.sub(&self.normalized.broadcast_mul(&along)?)?;
         Ok(inner.broadcast_mul(&self.inverse)?)
     }
 }
@@ -76,10 +74,7 @@ pub(crate) fn layer_norm_backward(grad: Tensor, normed: &Normed, weight: &Tensor
     let (normalized, inverse, weight) = (Values::of(normalized)?, Values::of(inverse)?, Values::of(weight)?);
     let (normalized, inverse, weight) = (normalized.get()?, inverse.get()?, weight.get()?);
     edit(&grad, |grad| {
-        let rows_of_grad = grad
-            .par_chunks_mut(width)
-            .zip(normalized.par_chunks(width))
-            .zip(inverse);
+        let rows_of_grad = grad.par_chunks_mut(width).zip(normalized.par_chunks(width)).zip(inverse);
         rows_of_grad
             .with_min_len(rows_per_task(rows, width))
             .for_each(|((grad, x), inverse)| layers::layer_norm_backward(grad, x, weight, *inverse));
@@ -107,10 +102,7 @@ mod tests {
                 let (out, normed) = layer_norm_kept(x, &bias, &weight, &shift).unwrap();
                 assert!(relative_error(&out, &expected) < 1e-5, "{rows}×{width}");
                 let found = layer_norm_backward(by, &normed, &weight).unwrap();
-                assert!(
-                    relative_error(&found, graph.get(&var).unwrap()) < 1e-4,
-                    "{rows}×{width}"
-                );
+                assert!(relative_error(&found, graph.get(&var).unwrap()) < 1e-4, "{rows}×{width}");
             }
         }
     }

@@ -64,12 +64,7 @@ impl LowRank {
         let (mut grad_a, mut grad_b) = (vec![0f32; rank * inner], vec![0f32; outer * rank]);
         // [out, T] · [T, rank]
         let thin = self.thin(x)?;
-        matmul_add(
-            grad.transposed(),
-            Matrix::new(&thin, rows, rank),
-            Target::new(&mut grad_b, rank),
-            self.scale,
-        );
+        matmul_add(grad.transposed(), Matrix::new(&thin, rows, rank), Target::new(&mut grad_b, rank), self.scale);
         // [T, out] · [out, rank]
         let mut grad_thin = thin;
         matmul(grad, b, Target::new(&mut grad_thin, rank));
@@ -102,11 +97,7 @@ impl LowRank {
             }
         }
         let tensor = |values: Vec<f32>, like: &Tensor| Tensor::from_vec(values, like.shape(), like.device());
-        Ok(LowRankGradient {
-            grad_a: tensor(grad_a, &self.a)?,
-            grad_b: tensor(grad_b, &self.b)?,
-            grad_x,
-        })
+        Ok(LowRankGradient { grad_a: tensor(grad_a, &self.a)?, grad_b: tensor(grad_b, &self.b)?, grad_x })
     }
 
     fn backward_composed(&self, x: &Tensor, grad: &Tensor, grad_x: &Tensor) -> Result<LowRankGradient> {

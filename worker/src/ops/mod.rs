@@ -48,9 +48,7 @@ use crate::Result;
 
 /// Returns whether the CPU's fused kernels apply to these inputs.
 pub(crate) fn fused(inputs: &[&Tensor]) -> bool {
-    inputs
-        .iter()
-        .all(|x| x.device().is_cpu() && x.dtype() == DType::F32 && !x.track_op() && x.is_contiguous())
+    inputs.iter().all(|x| x.device().is_cpu() && x.dtype() == DType::F32 && !x.track_op() && x.is_contiguous())
 }
 
 /// Read access to the values of a contiguous f32 tensor on the CPU.
@@ -77,9 +75,7 @@ impl<'a> Values<'a> {
 fn contiguous(layout: &Layout) -> candle_core::Result<Range<usize>> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(start..end),
-        None => Err(candle_core::Error::Msg(format!(
-            "expected contiguous values, found {layout:?}"
-        ))),
+        None => Err(candle_core::Error::Msg(format!("expected contiguous values, found {layout:?}"))),
     }
 }
 

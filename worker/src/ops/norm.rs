@@ -19,8 +19,7 @@ pub(crate) fn layer_norm(x: Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> 
     let (gamma, beta) = (gamma.get()?, beta.get()?);
     edit(&x, |x| {
         x.par_chunks_mut(rows_per_chunk(width) * width).for_each(|rows| {
-            rows.chunks_exact_mut(width)
-                .for_each(|row| layer_norm_row(row, gamma, beta, eps as f32));
+            rows.chunks_exact_mut(width).for_each(|row| layer_norm_row(row, gamma, beta, eps as f32));
         });
     })?;
     Ok(x)
@@ -36,14 +35,12 @@ pub(crate) fn add_layer_norm(x: Tensor, residual: &Tensor, gamma: &Tensor, beta:
     let (residual, gamma, beta) = (residual.get()?, gamma.get()?, beta.get()?);
     let chunk = rows_per_chunk(width) * width;
     edit(&x, |x| {
-        x.par_chunks_mut(chunk)
-            .zip(residual.par_chunks(chunk))
-            .for_each(|(rows, residual)| {
-                for (row, residual) in rows.chunks_exact_mut(width).zip(residual.chunks_exact(width)) {
-                    add(row, residual);
-                    layer_norm_row(row, gamma, beta, eps as f32);
-                }
-            });
+        x.par_chunks_mut(chunk).zip(residual.par_chunks(chunk)).for_each(|(rows, residual)| {
+            for (row, residual) in rows.chunks_exact_mut(width).zip(residual.chunks_exact(width)) {
+                add(row, residual);
+                layer_norm_row(row, gamma, beta, eps as f32);
+            }
+        });
     })?;
     Ok(x)
 }
@@ -58,13 +55,11 @@ pub(crate) fn rms_norm(x: &Tensor, gamma: &Tensor, eps: f64) -> Result<Tensor> {
     let (values, gamma) = (values.get()?, gamma.get()?);
     let mut out = vec![0f32; values.len()];
     let chunk = rows_per_chunk(width) * width;
-    out.par_chunks_mut(chunk)
-        .zip(values.par_chunks(chunk))
-        .for_each(|(out, rows)| {
-            for (out, row) in out.chunks_exact_mut(width).zip(rows.chunks_exact(width)) {
-                rms_norm_row(out, row, gamma, eps as f32);
-            }
-        });
+    out.par_chunks_mut(chunk).zip(values.par_chunks(chunk)).for_each(|(out, rows)| {
+        for (out, row) in out.chunks_exact_mut(width).zip(rows.chunks_exact(width)) {
+            rms_norm_row(out, row, gamma, eps as f32);
+        }
+    });
     Ok(Tensor::from_vec(out, x.shape(), x.device())?)
 }
 
@@ -104,14 +99,14 @@ pub(crate) fn rms_norm_backward(x: &Tensor, gamma: &Tensor, eps: f64, grad: &Ten
     let (values, gamma, grad) = (values.get()?, gamma.get()?, grad.get()?);
     let mut out = vec![0f32; values.len()];
     let chunk = rows_per_chunk(width) * width;
-    out.par_chunks_mut(chunk)
-        .zip(values.par_chunks(chunk).zip(grad.par_chunks(chunk)))
-        .for_each(|(out, (rows, grad))| {
+    out.par_chunks_mut(chunk).zip(values.par_chunks(chunk).zip(grad.par_chunks(chunk))).for_each(
+        |(out, (rows, grad))| {
             let rows = rows.chunks_exact(width).zip(grad.chunks_exact(width));
             for (out, (row, grad)) in out.chunks_exact_mut(width).zip(rows) {
                 rms_norm_backward_row(out, row, gamma, grad, eps as f32);
             }
-        });
+        },
+    );
     Ok(Tensor::from_vec(out, x.shape(), x.device())?)
 }
 

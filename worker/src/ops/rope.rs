@@ -17,11 +17,7 @@ pub(crate) struct Rope {
 impl Rope {
     /// Returns the rotations of T rows at `positions`. Angles are f32 products, as in the reference.
     pub(crate) fn new(positions: &[u32], frequencies: &[f32], dtype: DType, device: &Device) -> Result<Self> {
-        let angles = || {
-            positions
-                .iter()
-                .flat_map(|&p| frequencies.iter().map(move |&f| f64::from(p as f32 * f)))
-        };
+        let angles = || positions.iter().flat_map(|&p| frequencies.iter().map(move |&f| f64::from(p as f32 * f)));
         let shape = (positions.len(), frequencies.len());
         let cos = Tensor::from_vec(angles().map(|a| a.cos() as f32).collect::<Vec<_>>(), shape, device)?;
         let sin = Tensor::from_vec(angles().map(|a| a.sin() as f32).collect::<Vec<_>>(), shape, device)?;

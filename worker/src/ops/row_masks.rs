@@ -85,14 +85,8 @@ impl CustomOp1 for RowMasks {
         storage: &candle_core::CudaStorage,
         layout: &Layout,
     ) -> candle_core::Result<(candle_core::CudaStorage, Shape)> {
-        let keys = self
-            .keys
-            .as_ref()
-            .ok_or_else(|| candle_core::Error::Msg("masks made for the CPU".into()))?;
-        let masks = crate::numerics::cuda::Masks {
-            keys,
-            constants: self.rows[0].constants(),
-        };
+        let keys = self.keys.as_ref().ok_or_else(|| candle_core::Error::Msg("masks made for the CPU".into()))?;
+        let masks = crate::numerics::cuda::Masks { keys, constants: self.rows[0].constants() };
         crate::numerics::cuda::mask_rows(storage, layout, &masks)
     }
 }
@@ -100,14 +94,11 @@ impl CustomOp1 for RowMasks {
 /// Multiplies rows of `width` values by their masks.
 pub(super) fn mask_rows(values: &mut [f32], masks: &[RowMask], width: usize) {
     let rows = rows_per_chunk(width);
-    values
-        .par_chunks_mut(rows * width)
-        .zip(masks.par_chunks(rows))
-        .for_each(|(values, masks)| {
-            for (row, mask) in values.chunks_exact_mut(width).zip(masks) {
-                mask.apply(row);
-            }
-        });
+    values.par_chunks_mut(rows * width).zip(masks.par_chunks(rows)).for_each(|(values, masks)| {
+        for (row, mask) in values.chunks_exact_mut(width).zip(masks) {
+            mask.apply(row);
+        }
+    });
 }
 
 #[cfg(test)]

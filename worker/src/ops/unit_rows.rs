@@ -32,12 +32,10 @@ impl UnitRows {
         let (mut unit, mut norms) = (vec![0f32; count * width], vec![0f32; count]);
         let block = rows_per_task(count, width);
         let blocks = values.par_chunks(block * width).zip(unit.par_chunks_mut(block * width));
-        blocks
-            .zip(norms.par_chunks_mut(block))
-            .for_each(|((rows, unit), norms)| {
-                let rows = rows.chunks_exact(width).zip(unit.chunks_exact_mut(width)).zip(norms);
-                rows.for_each(|((row, unit), norm)| *norm = normalize(row, unit));
-            });
+        blocks.zip(norms.par_chunks_mut(block)).for_each(|((rows, unit), norms)| {
+            let rows = rows.chunks_exact(width).zip(unit.chunks_exact_mut(width)).zip(norms);
+            rows.for_each(|((row, unit), norm)| *norm = normalize(row, unit));
+        });
         Ok(Self {
             unit: Tensor::from_vec(unit, (count, width), rows.device())?,
             norms: Tensor::from_vec(norms, (count, 1), rows.device())?,
@@ -46,10 +44,7 @@ impl UnitRows {
 
     /// Returns some of the rows.
     pub(crate) fn narrow(&self, from: usize, count: usize) -> Result<Self> {
-        Ok(Self {
-            unit: self.unit.narrow(0, from, count)?,
-            norms: self.norms.narrow(0, from, count)?,
-        })
+        Ok(Self { unit: self.unit.narrow(0, from, count)?, norms: self.norms.narrow(0, from, count)? })
     }
 
     /// Returns the gradient of the rows from that of the normalized rows x̂: (g − (g·x̂) x̂) / |x|. It consumes `by`.

@@ -15,12 +15,8 @@ const DOTTED_BELOW: usize = 40;
 const LEGEND: f64 = 0.17;
 /// The approximate number of labels on an axis.
 const LABELS: usize = 7;
-const COLOURS: [RGBColor; 4] = [
-    RGBColor(31, 119, 180),
-    RGBColor(214, 39, 40),
-    RGBColor(44, 160, 44),
-    RGBColor(148, 103, 189),
-];
+const COLOURS: [RGBColor; 4] =
+    [RGBColor(31, 119, 180), RGBColor(214, 39, 40), RGBColor(44, 160, 44), RGBColor(148, 103, 189)];
 
 /// Draws curves over the steps.
 ///
@@ -38,12 +34,7 @@ fn draw(svg: &mut String, title: &str, curves: &[Curve]) -> std::result::Result<
     fn said(error: impl Display) -> String {
         error.to_string()
     }
-    let points = || {
-        curves
-            .iter()
-            .flat_map(|curve| &curve.points)
-            .filter(|(_, y)| y.is_finite())
-    };
+    let points = || curves.iter().flat_map(|curve| &curve.points).filter(|(_, y)| y.is_finite());
     let (x, y) = (range(points().map(|p| p.0)), range(points().map(|p| p.1)));
     let last = x.end;
     let x = match curves.len() {
@@ -98,9 +89,7 @@ fn draw(svg: &mut String, title: &str, curves: &[Curve]) -> std::result::Result<
 
 /// Returns the range from the least to the greatest value with some margin; it is never empty.
 fn range(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
-    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| {
-        (low.min(x), high.max(x))
-    });
+    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)));
     if low > high {
         return 0.0..1.0;
     }
@@ -163,31 +152,18 @@ mod tests {
         assert_eq!(label(1.4e-20, 3e-3), "0");
         assert_eq!(label(-2e-19, 1e-5), "0");
         assert_eq!((label(10.0, 3.0), label(10.5, 3.0)), ("10.0".into(), "10.5".into()));
-        assert_eq!(
-            (label(5e-4, 3e-3), label(1e-3, 3e-3)),
-            ("0.0005".into(), "0.0010".into())
-        );
-        assert_eq!(
-            (label(2e-6, 1e-5), label(4e-6, 1e-5)),
-            ("2.0e-6".into(), "4.0e-6".into())
-        );
+        assert_eq!((label(5e-4, 3e-3), label(1e-3, 3e-3)), ("0.0005".into(), "0.0010".into()));
+        assert_eq!((label(2e-6, 1e-5), label(4e-6, 1e-5)), ("2.0e-6".into(), "4.0e-6".into()));
         assert_eq!((label(100.0, 900.0), label(200.0, 900.0)), ("100".into(), "200".into()));
         // The learning rate warms up from zero and decays to it.
         let rate = |step: u32| 3e-3 * f64::from(step.min(100 - step)) / 50.0;
-        let svg = chart(
-            "learning rate",
-            &[curve_of((0..=100).map(|s| (f64::from(s), rate(s))).collect())],
-        )
-        .unwrap();
+        let svg = chart("learning rate", &[curve_of((0..=100).map(|s| (f64::from(s), rate(s))).collect())]).unwrap();
         let tiny = svg.lines().find(|line| line.contains("e-1") || line.contains("e-2"));
         assert_eq!(tiny, None, "{svg}");
     }
 
     fn curve_of(points: Vec<(f64, f64)>) -> Curve {
-        Curve {
-            name: "x".into(),
-            points,
-        }
+        Curve { name: "x".into(), points }
     }
 
     #[test]

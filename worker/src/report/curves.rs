@@ -18,13 +18,8 @@ pub struct Curve {
 /// are skipped, and numbers that no line has are left out.
 #[must_use]
 pub fn curves(lines: &str, names: &[&str]) -> Vec<Curve> {
-    let mut found: Vec<Curve> = names
-        .iter()
-        .map(|name| Curve {
-            name: (*name).to_owned(),
-            points: Vec::new(),
-        })
-        .collect();
+    let mut found: Vec<Curve> =
+        names.iter().map(|name| Curve { name: (*name).to_owned(), points: Vec::new() }).collect();
     for line in lines.lines() {
         let Ok(line) = serde_json::from_str::<Value>(line) else {
             continue;
@@ -62,12 +57,7 @@ mod tests {
     #[test]
     fn numbers_are_found_by_name_and_thinned_to_means() {
         let lines: String = (0..1000)
-            .map(|step| {
-                format!(
-                    "{{\"step\":{step},\"loss\":{},\"validation\":{{\"r1\":0.5}}}}\n",
-                    step % 2
-                )
-            })
+            .map(|step| format!("{{\"step\":{step},\"loss\":{},\"validation\":{{\"r1\":0.5}}}}\n", step % 2))
             .collect();
         let found = curves(&lines, &["loss", "validation/r1", "temperature"]);
         assert_eq!(found.len(), 2);

@@ -15,10 +15,7 @@ impl Page {
     /// Makes a page with this title.
     #[must_use]
     pub fn new(title: &str) -> Self {
-        Self {
-            title: title.into(),
-            body: Vec::new(),
-        }
+        Self { title: title.into(), body: Vec::new() }
     }
 
     /// Begins a section.
@@ -95,10 +92,7 @@ mod tests {
         page.svg("<svg></svg>");
         let html = page.html();
         assert!(html.contains("a &lt;job&gt; &amp; &quot;more&quot;"), "{html}");
-        assert!(
-            html.contains("chance</th><td role=\"cell\" data-head=\"R@1\">0.0010</td>"),
-            "{html}"
-        );
+        assert!(html.contains("chance</th><td role=\"cell\" data-head=\"R@1\">0.0010</td>"), "{html}");
         assert!(html.contains("R@1 &lt; 1") && html.contains("a &amp; b"), "{html}");
         assert!(!html.contains("<script") && html.contains("- a\n- b"), "{html}");
         for outside in ["http:", "https:", "src=", "href=", "@import", "url("] {

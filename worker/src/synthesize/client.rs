@@ -50,10 +50,7 @@ impl Endpoint {
             api_key_env: endpoint.api_key_env.clone(),
             requests_per_minute: endpoint.requests_per_minute,
             timeout: Duration::from_secs_f64(endpoint.timeout_s),
-            patience: Patience {
-                attempts: endpoint.attempts,
-                first_wait: FIRST_WAIT,
-            },
+            patience: Patience { attempts: endpoint.attempts, first_wait: FIRST_WAIT },
         }
     }
 }
@@ -98,25 +95,18 @@ impl Key {
         let value = std::env::var(name).unwrap_or_default();
         let text = value.trim();
         if text.is_empty() {
-            return Err(format!(
-                "the environment variable {name}, which must hold its key, is not set on this worker"
-            ));
+            return Err(format!("the environment variable {name}, which must hold its key, is not set on this worker"));
         }
         let mut header = HeaderValue::from_str(&format!("Bearer {text}"))
             .map_err(|_| format!("the environment variable {name} holds characters that a key cannot contain"))?;
         header.set_sensitive(true);
-        Ok(Self {
-            text: text.into(),
-            header,
-        })
+        Ok(Self { text: text.into(), header })
     }
 }
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Client")
-            .field("endpoint", &self.endpoint)
-            .finish_non_exhaustive()
+        f.debug_struct("Client").field("endpoint", &self.endpoint).finish_non_exhaustive()
     }
 }
 
@@ -138,13 +128,7 @@ impl Client {
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|e| refuse(e.to_string()))?;
-        Ok(Self {
-            http,
-            endpoint,
-            key,
-            next_start: Mutex::new(Instant::now()),
-            dialect: Mutex::default(),
-        })
+        Ok(Self { http, endpoint, key, next_start: Mutex::new(Instant::now()), dialect: Mutex::default() })
     }
 
     /// Returns warnings for people about differences between the endpoint's behavior and the job's settings.
@@ -276,10 +260,7 @@ impl Client {
         match said.meaning() {
             Meaning::Filtered => Ok(Answer::Unusable(Unusable::Filtered, said.text)),
             Meaning::Rejected => Err(Fault::Refused(said)),
-            Meaning::Passing => Err(Fault::Passing {
-                reason: format!("it answered {}", said.described()),
-                wait,
-            }),
+            Meaning::Passing => Err(Fault::Passing { reason: format!("it answered {}", said.described()), wait }),
             Meaning::Lasting => Err(Fault::Lasting(match said.advice(self.endpoint.section) {
                 Some(advice) => format!("it answered {}; {advice}", said.described()),
                 None => format!("it answered {}", said.described()),
@@ -290,20 +271,14 @@ impl Client {
 
 /// Returns the URL for chat completions below a URL, which may have parameters (`?api-version=…`).
 fn completions_url(url: &str) -> String {
-    let (path, query) = url
-        .split_once('?')
-        .map_or((url, None), |(path, query)| (path, Some(query)));
+    let (path, query) = url.split_once('?').map_or((url, None), |(path, query)| (path, Some(query)));
     let path = format!("{}/chat/completions", path.trim_end_matches('/'));
     query.map_or(path.clone(), |query| format!("{path}?{query}"))
 }
 
 /// Returns an error's text with its causes, without the URL, which may hold a password.
 fn causes(error: &reqwest::Error) -> String {
-    let mut text = if error.is_timeout() {
-        "it took too long".to_owned()
-    } else {
-        String::new()
-    };
+    let mut text = if error.is_timeout() { "it took too long".to_owned() } else { String::new() };
     let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
     while let Some(inner) = cause {
         if !text.is_empty() {
@@ -312,9 +287,5 @@ fn causes(error: &reqwest::Error) -> String {
         text.push_str(&inner.to_string());
         cause = inner.source();
     }
-    if text.is_empty() {
-        "the connection broke".into()
-    } else {
-        text
-    }
+    if text.is_empty() { "the connection broke".into() } else { text }
 }

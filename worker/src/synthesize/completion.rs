@@ -139,12 +139,8 @@ fn ended(finish_reason: Option<&Value>) -> Result<(), Unusable> {
 
 /// Returns a message's text, and the words in which the model declined, or `None` if it has neither.
 fn text_of(message: &Value) -> Option<(String, Option<String>)> {
-    let words = |value: Option<&Value>| {
-        value
-            .and_then(Value::as_str)
-            .filter(|text| !text.is_empty())
-            .map(str::to_owned)
-    };
+    let words =
+        |value: Option<&Value>| value.and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned);
     let mut declined = words(message.get("refusal"));
     let text = match message.get("content") {
         Some(Value::String(text)) => Some(text.clone()),
@@ -178,11 +174,7 @@ fn text_of(message: &Value) -> Option<(String, Option<String>)> {
 /// stream or ended too soon.
 fn joined(body: &[u8]) -> Option<Value> {
     let body = std::str::from_utf8(body).ok()?;
-    let mut events = body
-        .lines()
-        .filter_map(|line| line.strip_prefix("data:"))
-        .map(str::trim)
-        .peekable();
+    let mut events = body.lines().filter_map(|line| line.strip_prefix("data:")).map(str::trim).peekable();
     events.peek()?;
     let (mut content, mut refusal) = (String::new(), String::new());
     let (mut finish_reason, mut whole) = (Value::Null, false);
@@ -243,20 +235,11 @@ mod tests {
                                 { "type": "text", "text": "A fish." }] }),
             json!({ "content": ["A fish."] }),
         ] {
-            for finish in [
-                json!("stop"),
-                json!(null),
-                json!("eos"),
-                json!("END_TURN"),
-                json!("FINISH_REASON_STOP"),
-            ] {
+            for finish in [json!("stop"), json!(null), json!("eos"), json!("END_TURN"), json!("FINISH_REASON_STOP")] {
                 assert_eq!(of(message.clone(), finish.clone()), fish, "{message} {finish}");
             }
         }
-        assert_eq!(
-            of(json!({ "content": "  " }), json!("stop")),
-            Answer::Text(String::new())
-        );
+        assert_eq!(of(json!({ "content": "  " }), json!("stop")), Answer::Text(String::new()));
     }
 
     #[test]
@@ -274,17 +257,10 @@ mod tests {
             ("abort", Unusable::Interrupted),
             ("a reason of tomorrow", Unusable::Interrupted),
         ] {
-            assert_eq!(
-                of(half(), json!(finish)),
-                Answer::Unusable(expected, "A fi".into()),
-                "{finish}"
-            );
+            assert_eq!(of(half(), json!(finish)), Answer::Unusable(expected, "A fi".into()), "{finish}");
         }
         assert_eq!(why(of(json!({ "content": null }), json!("length"))), Unusable::CutOff);
-        assert_eq!(
-            why(of(json!({ "content": "<think>Okay" }), json!("stop"))),
-            Unusable::CutOff
-        );
+        assert_eq!(why(of(json!({ "content": "<think>Okay" }), json!("stop"))), Unusable::CutOff);
         let silent = json!({ "content": null, "reasoning_content": "Okay, the user gives me a text." });
         assert_eq!(why(of(silent, json!("stop"))), Unusable::Empty);
         for declined in [
@@ -304,14 +280,9 @@ mod tests {
         ] {
             assert!(matches!(read(body.to_string().as_bytes()), Body::Error(_)), "{body}");
         }
-        for body in [
-            "",
-            "{}",
-            "<html>",
-            "{\"choices\": []}",
-            "{\"choices\": [oops",
-            "{\"choices\":null,\"error\":null}",
-        ] {
+        for body in
+            ["", "{}", "<html>", "{\"choices\": []}", "{\"choices\": [oops", "{\"choices\":null,\"error\":null}"]
+        {
             assert_eq!(read(body.as_bytes()), Body::Unreadable, "{body}");
         }
     }
@@ -319,10 +290,7 @@ mod tests {
     #[test]
     fn a_stream_that_nobody_asked_for_is_put_together_if_it_came_to_its_end() {
         let event = |delta: Value, finish: Value| {
-            format!(
-                "data: {}\n\n",
-                json!({ "choices": [{ "delta": delta, "finish_reason": finish }] })
-            )
+            format!("data: {}\n\n", json!({ "choices": [{ "delta": delta, "finish_reason": finish }] }))
         };
         let begun = format!(
             ": waiting\n\n{}{}",
@@ -331,16 +299,10 @@ mod tests {
         );
         let fish = Body::Answer(Answer::Text("A fish.".into()));
         assert_eq!(read(format!("{begun}data: [DONE]\n\n").as_bytes()), fish);
-        assert_eq!(
-            read(format!("{begun}{}", event(json!({}), json!("stop"))).as_bytes()),
-            fish
-        );
+        assert_eq!(read(format!("{begun}{}", event(json!({}), json!("stop"))).as_bytes()), fish);
         assert_eq!(read(begun.as_bytes()), Body::Unreadable, "the connection broke");
         let cut = format!("{begun}{}data: [DONE]\n\n", event(json!({}), json!("length")));
-        assert_eq!(
-            read(cut.as_bytes()),
-            Body::Answer(Answer::Unusable(Unusable::CutOff, "A fish.".into()))
-        );
+        assert_eq!(read(cut.as_bytes()), Body::Answer(Answer::Unusable(Unusable::CutOff, "A fish.".into())));
         let failed = format!("{begun}data: {}\n\n", json!({ "error": { "message": "overloaded" } }));
         assert!(matches!(read(failed.as_bytes()), Body::Error(_)));
     }

@@ -58,24 +58,15 @@ impl Dialect {
     pub(super) fn wanted_by(self, said: &Said) -> Option<Self> {
         let unwanted = UNWANTED.iter().any(|word| said.speaks_of(&[word]));
         if unwanted && self.limit == Limit::MaxTokens && said.speaks_of(&["max_completion_tokens"]) {
-            return Some(Self {
-                limit: Limit::MaxCompletionTokens,
-                ..self
-            });
+            return Some(Self { limit: Limit::MaxCompletionTokens, ..self });
         }
         let strict = said.speaks_of(&["strictly positive"]);
         if (unwanted || strict) && self.temperature == Temperature::Named && said.speaks_of(&["temperature"]) {
-            return Some(Self {
-                temperature: Temperature::LeftOut,
-                ..self
-            });
+            return Some(Self { temperature: Temperature::LeftOut, ..self });
         }
         let role = unwanted && said.speaks_of(&["system", "role"]);
         if role && self.system == System::OwnMessage {
-            return Some(Self {
-                system: System::BeforeTheQuestion,
-                ..self
-            });
+            return Some(Self { system: System::BeforeTheQuestion, ..self });
         }
         None
     }
@@ -99,10 +90,7 @@ mod tests {
         let temperature = "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value is supported.";
         let system = "Unsupported value: 'messages[0].role' does not support 'system' with this model.";
         let first = wanted(Dialect::default(), limit).unwrap();
-        assert_eq!(
-            (first.limit, first.temperature),
-            (Limit::MaxCompletionTokens, Temperature::Named)
-        );
+        assert_eq!((first.limit, first.temperature), (Limit::MaxCompletionTokens, Temperature::Named));
         assert_eq!(wanted(first, limit), None);
         let second = wanted(first, temperature).unwrap();
         assert_eq!(second.temperature, Temperature::LeftOut);
@@ -110,10 +98,7 @@ mod tests {
         let third = wanted(second, system).unwrap();
         assert_eq!(third.system, System::BeforeTheQuestion);
         assert_eq!(wanted(third, system), None);
-        assert_eq!(
-            wanted(Dialect::default(), "System role not supported").unwrap().system,
-            System::BeforeTheQuestion
-        );
+        assert_eq!(wanted(Dialect::default(), "System role not supported").unwrap().system, System::BeforeTheQuestion);
     }
 
     #[test]

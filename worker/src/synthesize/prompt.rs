@@ -38,22 +38,14 @@ impl Request {
     pub fn new(model: &str, prompt: &Prompt, english: &str, max_tokens: u32, temperature: f64) -> Self {
         let template = prompt.template.as_deref().unwrap_or(TEMPLATE);
         // The text is inserted last, so that placeholders in it have no effect.
-        let asked = template
-            .replace("{instruction}", &prompt.instruction)
-            .replace("{english}", english);
+        let asked = template.replace("{instruction}", &prompt.instruction).replace("{english}", english);
         Self::chat(model, SYSTEM, &asked, max_tokens, temperature)
     }
 
     /// Makes a request to `model` with any question.
     #[must_use]
     pub fn chat(model: &str, system: &str, asked: &str, max_tokens: u32, temperature: f64) -> Self {
-        Self {
-            model: model.into(),
-            system: system.into(),
-            asked: asked.into(),
-            max_tokens,
-            temperature,
-        }
+        Self { model: model.into(), system: system.into(), asked: asked.into(), max_tokens, temperature }
     }
 
     /// Returns the request's body in a dialect.
@@ -98,11 +90,7 @@ mod tests {
 
     #[test]
     fn requests_are_told_apart_by_everything_that_is_asked() {
-        let prompt = Prompt {
-            task: "summarize".into(),
-            instruction: "Summarize.".into(),
-            template: None,
-        };
+        let prompt = Prompt { task: "summarize".into(), instruction: "Summarize.".into(), template: None };
         let request = |text: &str, temperature: f64| Request::new("m", &prompt, text, 64, temperature).hash();
         assert_eq!(request("a", 0.0), request("a", 0.0));
         assert_ne!(request("a", 0.0), request("b", 0.0));
@@ -123,13 +111,7 @@ mod tests {
             system: System::BeforeTheQuestion,
         });
         assert_eq!(other["max_completion_tokens"], 64);
-        assert!(
-            other.get("max_tokens").is_none() && other.get("temperature").is_none(),
-            "{other}"
-        );
-        assert_eq!(
-            other["messages"],
-            json!([{ "role": "user", "content": "Be brief.\n\nWhat?" }])
-        );
+        assert!(other.get("max_tokens").is_none() && other.get("temperature").is_none(), "{other}");
+        assert_eq!(other["messages"], json!([{ "role": "user", "content": "Be brief.\n\nWhat?" }]));
     }
 }

@@ -32,12 +32,7 @@ pub fn is_refusal(answer: &str, more: &[String]) -> bool {
 /// Returns lower case, with each typographic apostrophe as `'`, because models write either.
 fn plain(text: &str) -> String {
     let lower = text.to_lowercase();
-    lower.replace(
-        [
-            '\u{2018}', '\u{2019}', '\u{201b}', '\u{2bc}', '\u{2032}', '\u{ff07}', '\u{b4}', '`',
-        ],
-        "'",
-    )
+    lower.replace(['\u{2018}', '\u{2019}', '\u{201b}', '\u{2bc}', '\u{2032}', '\u{ff07}', '\u{b4}', '`'], "'")
 }
 
 #[cfg(test)]

@@ -9,9 +9,7 @@ use reqwest::header::HeaderMap;
 /// one.
 pub(super) fn asked_wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let get = |name: &str| Some(headers.get(name)?.to_str().ok()?.trim());
-    let now = get("date")
-        .and_then(|date| httpdate::parse_http_date(date).ok())
-        .unwrap_or(now);
+    let now = get("date").and_then(|date| httpdate::parse_http_date(date).ok()).unwrap_or(now);
     let milliseconds = || seconds(get("retry-after-ms")?).map(|wait| wait / 1000);
     let reset = |name: &str| until(get(name)?, now);
     milliseconds()
@@ -41,9 +39,7 @@ fn seconds(text: &str) -> Option<Duration> {
     let is_number = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
     let number = text.parse::<f64>().ok().filter(|_| is_number)?;
     // The number may have more digits than a duration can hold.
-    Duration::try_from_secs_f64(number)
-        .ok()
-        .filter(|wait| wait.as_secs() < 1 << 50)
+    Duration::try_from_secs_f64(number).ok().filter(|wait| wait.as_secs() < 1 << 50)
 }
 
 /// Parses spans such as `6m0s`, `8.64s`, `20ms` or `1h2m`.
@@ -93,17 +89,7 @@ mod tests {
         ] {
             assert_eq!(wait(&[("retry-after", value)]), Some(seconds), "{value}");
         }
-        for nothing in [
-            "",
-            "soon",
-            "-3",
-            "nan",
-            "inf",
-            "1e400",
-            "1e3",
-            "9999999999999999999999",
-            "3q",
-        ] {
+        for nothing in ["", "soon", "-3", "nan", "inf", "1e400", "1e3", "9999999999999999999999", "3q"] {
             assert_eq!(wait(&[("retry-after", nothing)]), None, "{nothing}");
         }
         assert_eq!(wait(&[]), None);
@@ -112,21 +98,12 @@ mod tests {
     #[test]
     fn what_gateways_send_beside_it_is_understood_too() {
         assert_eq!(wait(&[("retry-after-ms", "1500"), ("retry-after", "2")]), Some(1.5));
-        assert_eq!(
-            wait(&[
-                ("x-ratelimit-reset-requests", "120ms"),
-                ("x-ratelimit-reset-tokens", "6m0s")
-            ]),
-            Some(360.0)
-        );
+        assert_eq!(wait(&[("x-ratelimit-reset-requests", "120ms"), ("x-ratelimit-reset-tokens", "6m0s")]), Some(360.0));
         // This is 12:00:30 since the epoch, in seconds and in milliseconds.
         assert_eq!(wait(&[("x-ratelimit-reset", "1795867230")]), Some(30.0));
         assert_eq!(wait(&[("x-ratelimit-reset", "1795867230000")]), Some(30.0));
         // The server's clock is an hour ahead of ours.
-        let skewed = [
-            ("date", "Sat, 28 Nov 2026 13:00:00 GMT"),
-            ("retry-after", "Sat, 28 Nov 2026 13:00:09 GMT"),
-        ];
+        let skewed = [("date", "Sat, 28 Nov 2026 13:00:00 GMT"), ("retry-after", "Sat, 28 Nov 2026 13:00:09 GMT")];
         assert_eq!(wait(&skewed), Some(9.0));
     }
 }

@@ -41,11 +41,8 @@ impl Said {
             Ok(value) => Self::of_value(status, &value, key),
             Err(_) => {
                 let text = String::from_utf8_lossy(&body[..body.len().min(READ)]);
-                let words = if text.trim_start().starts_with('<') {
-                    page_text(&text)
-                } else {
-                    text.clone().into_owned()
-                };
+                let words =
+                    if text.trim_start().starts_with('<') { page_text(&text) } else { text.clone().into_owned() };
                 Self::new(status, Vec::new(), &text, &words, key)
             }
         }
@@ -57,19 +54,11 @@ impl Said {
             Some(error) if !error.is_null() => error,
             _ => value,
         };
-        let own = |name: &str| {
-            error
-                .get(name)
-                .and_then(|code| code.as_u64().or_else(|| code.as_str()?.parse().ok()))
-        };
+        let own = |name: &str| error.get(name).and_then(|code| code.as_u64().or_else(|| code.as_str()?.parse().ok()));
         let own = own("code").or_else(|| own("status"));
         let own = own.and_then(|code| StatusCode::from_u16(u16::try_from(code).ok()?).ok());
-        let status = own
-            .filter(|own| own.as_u16() >= 400 && status.is_success())
-            .unwrap_or(status);
-        let kinds = ["code", "type", "status"]
-            .iter()
-            .filter_map(|name| error.get(*name)?.as_str());
+        let status = own.filter(|own| own.as_u16() >= 400 && status.is_success()).unwrap_or(status);
+        let kinds = ["code", "type", "status"].iter().filter_map(|name| error.get(*name)?.as_str());
         let kinds = kinds.map(str::to_lowercase).collect();
         Self::new(status, kinds, &value.to_string(), &words_of(error), key)
     }
@@ -80,12 +69,7 @@ impl Said {
             None => words.to_owned(),
         };
         let whole: String = whole.chars().take(READ).collect();
-        Self {
-            status,
-            kinds,
-            whole: whole.to_lowercase(),
-            text: shown::quoted(&words, SHOWN),
-        }
+        Self { status, kinds, whole: whole.to_lowercase(), text: shown::quoted(&words, SHOWN) }
     }
 
     /// Describes the refusal, such as `429 Too Many Requests: rate limited`.
@@ -122,12 +106,8 @@ impl Said {
 
     /// For a filtered request, Azure answers 400 and OpenRouter 403.
     fn is_filter(&self) -> bool {
-        let named = [
-            "content_filter",
-            "content_policy_violation",
-            "responsibleaipolicyviolation",
-            "moderation_blocked",
-        ];
+        let named =
+            ["content_filter", "content_policy_violation", "responsibleaipolicyviolation", "moderation_blocked"];
         self.kinds.iter().any(|kind| named.contains(&kind.as_str()))
             || (self.status == StatusCode::FORBIDDEN && self.speaks_of(&["flagged"]))
     }
@@ -156,15 +136,9 @@ impl Said {
             return Some("the account's quota or balance is used up, and waiting does not help".into());
         }
         match self.status.as_u16() {
-            401 | 403 => Some(format!(
-                "set `{section}.api_key_env` to the variable that holds a valid key"
-            )),
-            404 => Some(format!(
-                "is `{section}.url` right up to /v1, and `{section}.model` a model that it serves?"
-            )),
-            300..=399 => Some(format!(
-                "a redirect is not followed: set `{section}.url` to where it leads"
-            )),
+            401 | 403 => Some(format!("set `{section}.api_key_env` to the variable that holds a valid key")),
+            404 => Some(format!("is `{section}.url` right up to /v1, and `{section}.model` a model that it serves?")),
+            300..=399 => Some(format!("a redirect is not followed: set `{section}.url` to where it leads")),
             _ => None,
         }
     }
@@ -177,9 +151,7 @@ fn words_of(error: &Value) -> String {
         Value::Null => String::new(),
         other => other.to_string(),
     };
-    let words = ["message", "detail", "msg", "title", "error"]
-        .iter()
-        .find_map(|name| error.get(*name));
+    let words = ["message", "detail", "msg", "title", "error"].iter().find_map(|name| error.get(*name));
     let mut words = text(words.unwrap_or(error));
     if let Some(raw) = error.pointer("/metadata/raw").map(text).filter(|raw| !raw.is_empty()) {
         words.push_str(": ");
@@ -196,10 +168,7 @@ fn page_text(html: &str) -> String {
     {
         return title.to_owned();
     }
-    let between = html
-        .split('<')
-        .filter_map(|part| part.split_once('>'))
-        .map(|(_, text)| text);
+    let between = html.split('<').filter_map(|part| part.split_once('>')).map(|(_, text)| text);
     between.collect::<Vec<_>>().join(" ")
 }
 
@@ -208,11 +177,7 @@ mod tests {
     use super::*;
 
     fn said(status: u16, body: &str) -> Said {
-        Said::of(
-            StatusCode::from_u16(status).unwrap(),
-            body.as_bytes(),
-            Some("sk-secret"),
-        )
+        Said::of(StatusCode::from_u16(status).unwrap(), body.as_bytes(), Some("sk-secret"))
     }
 
     #[test]
@@ -220,45 +185,17 @@ mod tests {
         use Meaning::{Filtered, Lasting, Passing, Rejected};
         for (status, body, meaning) in [
             (429, r#"{"error":{"message":"rate limited"}}"#, Passing),
-            (
-                429,
-                r#"{"error":{"message":"You exceeded your current quota","type":"insufficient_quota"}}"#,
-                Lasting,
-            ),
-            (
-                429,
-                r#"{"error":{"message":"You exceeded your current quota","status":"RESOURCE_EXHAUSTED"}}"#,
-                Passing,
-            ),
+            (429, r#"{"error":{"message":"You exceeded your current quota","type":"insufficient_quota"}}"#, Lasting),
+            (429, r#"{"error":{"message":"You exceeded your current quota","status":"RESOURCE_EXHAUSTED"}}"#, Passing),
             (402, r#"{"error":{"message":"Insufficient Balance"}}"#, Lasting),
-            (
-                400,
-                r#"{"error":{"message":"Your credit balance is too low to access the API."}}"#,
-                Lasting,
-            ),
-            (
-                400,
-                r#"{"error":{"message":"too long","code":"context_length_exceeded"}}"#,
-                Rejected,
-            ),
-            (
-                400,
-                r#"{"error":{"message":"The response was filtered","code":"content_filter"}}"#,
-                Filtered,
-            ),
-            (
-                403,
-                r#"{"error":{"message":"Your input was flagged","metadata":{"reasons":["x"]}}}"#,
-                Filtered,
-            ),
+            (400, r#"{"error":{"message":"Your credit balance is too low to access the API."}}"#, Lasting),
+            (400, r#"{"error":{"message":"too long","code":"context_length_exceeded"}}"#, Rejected),
+            (400, r#"{"error":{"message":"The response was filtered","code":"content_filter"}}"#, Filtered),
+            (403, r#"{"error":{"message":"Your input was flagged","metadata":{"reasons":["x"]}}}"#, Filtered),
             (403, "no", Lasting),
             (404, "", Lasting),
             (500, "", Passing),
-            (
-                529,
-                r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}"#,
-                Passing,
-            ),
+            (529, r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}"#, Passing),
             (200, r#"{"error":{"message":"No endpoints found","code":404}}"#, Lasting),
             (200, r#"{"error":{"message":"busy","code":503}}"#, Passing),
             (200, r#"{"error":{"message":"slow down","code":"429"}}"#, Passing),
@@ -278,10 +215,7 @@ mod tests {
                 r#"{"error":{"message":"Provider returned error","metadata":{"raw":"upstream says no"}}}"#,
                 "upstream says no",
             ),
-            (
-                "<html><head><title>502 Bad\n Gateway</title></head><body>x</body></html>",
-                "502 Bad Gateway",
-            ),
+            ("<html><head><title>502 Bad\n Gateway</title></head><body>x</body></html>", "502 Bad Gateway"),
             ("<p>Service <b>down</b></p>", "Service down"),
             ("plain \u{1b}[2J words", "plain \\u{1b}[2J words"),
         ] {
@@ -289,10 +223,7 @@ mod tests {
             assert!(text.contains(words), "{body}: {text}");
         }
         let echoed = said(401, r#"{"error":{"message":"Incorrect API key provided: sk-secret."}}"#);
-        assert_eq!(
-            echoed.described(),
-            "401 Unauthorized: Incorrect API key provided: [the key]."
-        );
+        assert_eq!(echoed.described(), "401 Unauthorized: Incorrect API key provided: [the key].");
         assert!(said(500, &"x".repeat(1 << 20)).text.chars().count() <= SHOWN + 1);
     }
 }

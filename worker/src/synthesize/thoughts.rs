@@ -26,16 +26,8 @@ const WRAPPERS: [(&str, &str); 3] = [
     ("<|start_response|>", "<|end_response|>"),
 ];
 /// End-of-turn marks that servers have left in the text.
-const ENDS: [&str; 8] = [
-    "<|return|>",
-    "<|end|>",
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<end_of_turn>",
-    "</s>",
-];
+const ENDS: [&str; 8] =
+    ["<|return|>", "<|end|>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>", "</s>"];
 
 /// Returns the answer without the thoughts before, within and after it, or `None` if the text ends inside its thoughts.
 pub(super) fn without_thoughts(text: &str) -> Option<String> {
@@ -140,10 +132,6 @@ mod tests {
         ] {
             assert_eq!(without_thoughts(text), None, "{text}");
         }
-        assert_eq!(
-            without_thoughts("<think>Okay</think>").as_deref(),
-            Some(""),
-            "nothing was answered"
-        );
+        assert_eq!(without_thoughts("<think>Okay</think>").as_deref(), Some(""), "nothing was answered");
     }
 }

@@ -22,10 +22,7 @@ use crate::{Error, Result};
 pub(super) fn run(context: &TaskContext, task: &Align) -> Result<TaskResult> {
     let settings: AlignSettings = training::settings(&task.settings)?;
     let upkeep = Upkeep::from(&settings);
-    let options = AlignOptions {
-        seed: task.seed,
-        settings,
-    };
+    let options = AlignOptions { seed: task.seed, settings };
     let settings = &options.settings;
     let store = context.store()?;
     let dropped = DroppedPairs::read(context, &store, &task.dropped)?;
@@ -54,9 +51,7 @@ pub(super) fn run(context: &TaskContext, task: &Align) -> Result<TaskResult> {
     let checkpoints = training::checkpoints(context, &store, &task.directory, &upkeep);
     let control = context.control.clone();
     let (mut run, restored) = TrainingRun::begin(checkpoints, upkeep, settings.steps, &mut collective, control)?;
-    let resume = restored
-        .map(|r| AlignState::from_safetensors(&r.name, &r.state))
-        .transpose()?;
+    let resume = restored.map(|r| AlignState::from_safetensors(&r.name, &r.state)).transpose()?;
     let backend = context.compute.training_backend();
     let work = AlignRun {
         options: &options,

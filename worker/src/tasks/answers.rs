@@ -97,25 +97,15 @@ pub(super) fn run(
         }
         None => (Vec::new(), 0),
     };
-    let encoder = task
-        .encoder
-        .as_ref()
-        .map(|model| TextReader::of(context, task, model, windows))
-        .transpose()?;
+    let encoder = task.encoder.as_ref().map(|model| TextReader::of(context, task, model, windows)).transpose()?;
     let mut sets = vec![Asked { rows, vectors }];
     if let Some(set) = &task.set {
         sets.push(outside(context, store, set, encoder.as_ref(), result)?);
     }
-    let mut said = sets
-        .iter()
-        .map(|asked| answerer.own(asked, slots))
-        .collect::<Result<Vec<_>>>()?;
+    let mut said = sets.iter().map(|asked| answerer.own(asked, slots)).collect::<Result<Vec<_>>>()?;
     let asked = &sets[0];
-    let from = slots.zip(encoder.as_ref()).map(|(slots, reader)| FromVectors {
-        slots,
-        vectors: &asked.vectors,
-        reader,
-    });
+    let from =
+        slots.zip(encoder.as_ref()).map(|(slots, reader)| FromVectors { slots, vectors: &asked.vectors, reader });
     let mut cost = |answerer: &Answerer<'_>, arm: Arm, answers: Option<&[String]>| -> Result<()> {
         let base = LoadedAdapter::default();
         let adapter = if arm == Arm::Base { &base } else { &answerer.adapter };
@@ -148,9 +138,7 @@ pub(super) fn run(
         let artifact = context.write(store, path, role, rows, lines.into())?;
         result.artifacts.push(artifact);
         for (arm, answers) in said {
-            scored
-                .iter()
-                .for_each(|of| add_scores(result, *of, *arm, &asked.rows, answers));
+            scored.iter().for_each(|of| add_scores(result, *of, *arm, &asked.rows, answers));
         }
     }
     Ok(())
@@ -198,10 +186,7 @@ impl TextReader {
         let settings: EmbedSettings = training::settings(&task.embed_settings)?;
         Ok(Self {
             encoder: context.models.encoder(context, model)?,
-            limits: TextLimits {
-                max_chars: settings.max_chars as usize,
-                max_tokens: settings.max_tokens as usize,
-            },
+            limits: TextLimits { max_chars: settings.max_chars as usize, max_tokens: settings.max_tokens as usize },
             budget: settings.token_budget as usize,
             windows,
         })
@@ -263,18 +248,12 @@ impl Answerer<'_> {
 
     fn slot_prompts(&self, rows: &[InstructionRow], expander: &SlotExpander) -> Result<Vec<ChatPrompt>> {
         let (slots, numbers) = (expander.shape().slots, self.numbers.as_ref());
-        let prompt = |row: &InstructionRow| {
-            self.decoder
-                .prompt_about(&row.instruction, slots, &row.foreign, numbers)
-        };
+        let prompt = |row: &InstructionRow| self.decoder.prompt_about(&row.instruction, slots, &row.foreign, numbers);
         rows.iter().map(prompt).collect()
     }
 
     fn direct_prompts(&self, rows: &[InstructionRow]) -> Result<Vec<ChatPrompt>> {
-        let prompt = |row: &InstructionRow| {
-            self.decoder
-                .direct_prompt(&row.instruction, &row.foreign, self.max_tokens)
-        };
+        let prompt = |row: &InstructionRow| self.decoder.direct_prompt(&row.instruction, &row.foreign, self.max_tokens);
         rows.iter().map(prompt).collect()
     }
 }
@@ -312,10 +291,7 @@ pub(super) fn answers(
         match try_with(at_once) {
             Err(error) if is_out_of_memory(&error) && at_once > 1 => {
                 at_once /= 2;
-                tracing::warn!(
-                    at_once,
-                    "out of memory on the device: fewer answers are computed at once"
-                );
+                tracing::warn!(at_once, "out of memory on the device: fewer answers are computed at once");
             }
             done => break done?,
         }
@@ -367,9 +343,7 @@ impl Slots {
         let slots = self.of(&widened(vectors), vectors.ids.len())?;
         let mean = |slots: &[f32]| -> Vec<f32> {
             let sum = |column: usize| slots.iter().skip(column).step_by(shape.width).sum::<f32>();
-            (0..shape.width)
-                .map(|column| sum(column) / shape.slots as f32)
-                .collect()
+            (0..shape.width).map(|column| sum(column) / shape.slots as f32).collect()
         };
         Ok(slots.chunks_exact(shape.slots * shape.width).flat_map(mean).collect())
     }

@@ -54,21 +54,14 @@ pub(super) fn run(context: &TaskContext, task: &EmbedShard) -> Result<TaskResult
     };
     let (values, busy) = vectors(context, &pass, &table.ids, &table.texts)?;
     let rows = table.ids.len() as u64;
-    let vectors = VectorTable {
-        ids: table.ids,
-        width: reader.width(),
-        values,
-    };
+    let vectors = VectorTable { ids: table.ids, width: reader.width(), values };
     let metadata = BTreeMap::from([
         ("llink.model_fingerprint".to_owned(), model.fingerprint.clone()),
         ("llink.shard_sha256".to_owned(), shard.sha256.clone()),
         ("llink.role".to_owned(), task.role.clone()),
     ]);
     let content = write_vectors(&vectors, &metadata)?;
-    let artifact = Artifact {
-        metadata,
-        ..context.write(&store, &task.path, task.role.as_str(), rows, content)?
-    };
+    let artifact = Artifact { metadata, ..context.write(&store, &task.path, task.role.as_str(), rows, content)? };
     tracing::info!(
         role = task.role,
         rows,
@@ -77,10 +70,7 @@ pub(super) fn run(context: &TaskContext, task: &EmbedShard) -> Result<TaskResult
         "embedded on {}",
         context.compute.name
     );
-    Ok(TaskResult {
-        artifacts: vec![artifact],
-        ..TaskResult::default()
-    })
+    Ok(TaskResult { artifacts: vec![artifact], ..TaskResult::default() })
 }
 
 /// A model with its pooling.
@@ -95,10 +85,7 @@ enum Reader {
 
 impl Reader {
     fn of(context: &TaskContext, settings: &EmbedSettings, model: &ModelRef, windows: u32) -> Result<Self> {
-        let limits = TextLimits {
-            max_chars: settings.max_chars as usize,
-            max_tokens: settings.max_tokens as usize,
-        };
+        let limits = TextLimits { max_chars: settings.max_chars as usize, max_tokens: settings.max_tokens as usize };
         Ok(match model.role() {
             ModelRole::Encoder => Self::Encoder(context.models.encoder(context, model)?, limits, windows as usize),
             _ => {
@@ -148,11 +135,7 @@ struct Pass<'a> {
 /// Returns a vector for each text in f16, concatenated, and how busy the device was.
 fn vectors(context: &TaskContext, pass: &Pass<'_>, ids: &[u64], texts: &[String]) -> Result<(Vec<f16>, Busy)> {
     let reader = pass.reader;
-    let chunk = if context.compute.device.is_cpu() {
-        CHUNK
-    } else {
-        CHUNK_ON_DEVICE
-    };
+    let chunk = if context.compute.device.is_cpu() { CHUNK } else { CHUNK_ON_DEVICE };
     let tokenized = Tokenized::default();
     let mut done = 0;
     let mut values = Vec::with_capacity(texts.len() * reader.width());

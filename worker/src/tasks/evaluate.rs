@@ -17,10 +17,8 @@ use benchmark::Benchmark;
 
 pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> {
     let store = context.store()?;
-    let artifact = task
-        .projector
-        .as_ref()
-        .ok_or_else(|| Error::Input("an evaluate task without its projector".into()))?;
+    let artifact =
+        task.projector.as_ref().ok_or_else(|| Error::Input("an evaluate task without its projector".into()))?;
     let aligned = super::instruct::read_projector(context, &store, artifact)?;
     let slots = match &task.answers {
         Some(answers) => super::answers::Slots::read(context, &store, answers, &aligned)?,
@@ -44,9 +42,7 @@ pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> 
         result.figures.insert(CENTRED_ON.into(), rows as f64);
     }
     let ranks = benchmark.lines();
-    result
-        .artifacts
-        .push(context.write(&store, &task.benchmark, Role::Benchmark, pairs as u64, ranks.into())?);
+    result.artifacts.push(context.write(&store, &task.benchmark, Role::Benchmark, pairs as u64, ranks.into())?);
     if let Some(tokens) = tokens(context, &store, task, pairs)? {
         measured::put(&mut result.figures, Tokens::NAME, &tokens);
     }
@@ -66,13 +62,9 @@ pub(super) fn run(context: &TaskContext, task: &Evaluate) -> Result<TaskResult> 
     }
     let report = json!({ "retrieval": rows, "benchmark": task.benchmark, "figures": result.figures });
     let report = serde_json::to_vec_pretty(&report).expect("figures are plain data");
-    result
-        .artifacts
-        .push(context.write(&store, &task.path, Role::Report, 0, report.into())?);
+    result.artifacts.push(context.write(&store, &task.path, Role::Report, 0, report.into())?);
     let page = super::report::page(context, &store, task, &result)?;
-    result
-        .artifacts
-        .push(context.write(&store, &task.page, Role::ReportPage, 0, page.into())?);
+    result.artifacts.push(context.write(&store, &task.page, Role::ReportPage, 0, page.into())?);
     Ok(result)
 }
 
@@ -89,8 +81,5 @@ fn tokens(context: &TaskContext, store: &Store, task: &Evaluate, pairs: usize) -
         let ids = decoder.tokenizer().encode_batch(&texts, SpecialTokens::Omit)?;
         Ok(ids.iter().map(Vec::len).sum::<usize>() as f64 / ids.len().max(1) as f64)
     };
-    Ok(Some(Tokens {
-        english: mean(&english)?,
-        foreign: mean(&foreign)?,
-    }))
+    Ok(Some(Tokens { english: mean(&english)?, foreign: mean(&foreign)? }))
 }

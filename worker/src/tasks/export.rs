@@ -62,9 +62,7 @@ pub(super) fn run(context: &TaskContext, task: &Export) -> Result<TaskResult> {
     let mut put = |name: &str, part: Part, content: Bytes| -> Result<()> {
         context.control.check()?;
         let path = format!("{}/{name}", task.directory);
-        result
-            .artifacts
-            .push(context.write(&store, &path, Role::Bundle(part), 0, content)?);
+        result.artifacts.push(context.write(&store, &path, Role::Bundle(part), 0, content)?);
         Ok(())
     };
     put(CONFIG, Part::Config, config.text().into())?;
@@ -127,9 +125,7 @@ fn put_merged(
 
 /// Whether a decoder's file describes the model or its tokenizer, or is its license.
 fn is_description(name: &str) -> bool {
-    let is_text = [".json", ".jinja", ".txt", ".model"]
-        .iter()
-        .any(|end| name.ends_with(end));
+    let is_text = [".json", ".jinja", ".txt", ".model"].iter().any(|end| name.ends_with(end));
     let is_license = name.starts_with("LICENSE") || name.starts_with("NOTICE");
     (is_text || is_license) && !name.ends_with(".index.json") && !name.starts_with('.')
 }
@@ -187,9 +183,7 @@ fn instructions(context: &TaskContext, store: &Store, task: &Export) -> Result<B
         let most = counts.into_iter().rev().max_by_key(|(_, count)| *count)?;
         (most.1 * USUAL >= examples).then_some(most.0)
     };
-    let named = tasks
-        .into_iter()
-        .filter_map(|(task, counts)| Some((task, usual(counts)?)));
+    let named = tasks.into_iter().filter_map(|(task, counts)| Some((task, usual(counts)?)));
     Ok(named.collect())
 }
 
@@ -239,10 +233,7 @@ fn config(
             fingerprint: decoder.fingerprint.clone(),
             hidden_size: shape.output,
         },
-        projector: ProjectorEntry {
-            file: PROJECTOR.into(),
-            hidden_size: shape.hidden,
-        },
+        projector: ProjectorEntry { file: PROJECTOR.into(), hidden_size: shape.hidden },
         statistics: trained.statistics.as_ref().map(|(statistics, _)| StatisticsEntry {
             file: STATISTICS.into(),
             metric: statistics.metric_name().into(),
@@ -272,19 +263,11 @@ fn check(bundle: &Bundle, trained: &Trained, decoder: &Decoder, folder: &BundleF
     if !agree(&bundle.projector.project(&input)?, &projected) {
         return Err(differ(PROJECTOR, "vectors"));
     }
-    if trained
-        .statistics
-        .as_ref()
-        .is_some_and(|(statistics, _)| bundle.statistics != *statistics)
-    {
+    if trained.statistics.as_ref().is_some_and(|(statistics, _)| bundle.statistics != *statistics) {
         return Err(differ(STATISTICS, "statistics"));
     }
     let slots = |expander: &SlotExpander| expander.expand(&projected, windows);
-    let expected = trained
-        .slots
-        .as_ref()
-        .map(|(expander, _)| slots(expander))
-        .transpose()?;
+    let expected = trained.slots.as_ref().map(|(expander, _)| slots(expander)).transpose()?;
     let found = bundle.expander.as_ref().map(slots).transpose()?;
     let same = match (&found, &expected) {
         (Some(found), Some(expected)) => agree(found, expected),

@@ -52,12 +52,7 @@ pub(super) fn run(context: &TaskContext, task: &Instruct) -> Result<TaskResult> 
         let teacher = first(read_tables(context, &store, teacher)?, at_most);
         InstructData::new(&decoder, &options, &rows, encoder, teacher, projector.clone())
     };
-    let train = data(
-        &task.instructions,
-        &task.encoder_vectors,
-        &task.teacher_vectors,
-        usize::MAX,
-    )?;
+    let train = data(&task.instructions, &task.encoder_vectors, &task.teacher_vectors, usize::MAX)?;
     let held_out = match settings.validate_every.filter(|_| settings.validation_examples > 0) {
         None => None,
         Some(_) => Some(data(
@@ -72,9 +67,7 @@ pub(super) fn run(context: &TaskContext, task: &Instruct) -> Result<TaskResult> 
     let checkpoints = training::checkpoints(context, &store, &task.directory, &upkeep);
     let control = context.control.clone();
     let (mut run, restored) = TrainingRun::begin(checkpoints, upkeep, options.steps, &mut collective, control)?;
-    let resume = restored
-        .map(|r| InstructState::from_safetensors(decoder.config(), &r.name, &r.state))
-        .transpose()?;
+    let resume = restored.map(|r| InstructState::from_safetensors(decoder.config(), &r.name, &r.state)).transpose()?;
     let start = match (&resume, settings.from.as_deref()) {
         (None, Some(url)) => Some(start(context, url, model, &decoder)?),
         _ => None,
@@ -125,16 +118,9 @@ fn start(context: &TaskContext, url: &str, model: &ModelRef, decoder: &Decoder) 
     }
     let adapter = bundle.adapter(decoder.config())?;
     let expander = bundle.expander.ok_or_else(|| {
-        Error::Input(format!(
-            "`instruct.from`: the bundle {name} has no slots, because it was trained in direct mode"
-        ))
+        Error::Input(format!("`instruct.from`: the bundle {name} has no slots, because it was trained in direct mode"))
     })?;
-    Ok(InstructStart {
-        bundle: name,
-        adapter,
-        expander,
-        projector: bundle.projector,
-    })
+    Ok(InstructStart { bundle: name, adapter, expander, projector: bundle.projector })
 }
 
 fn write(
@@ -183,10 +169,7 @@ pub(super) fn read_rows(
             break;
         }
         context.control.check()?;
-        rows.extend(read_instructions(
-            &store.describe(&shard.path),
-            context.read(store, shard)?,
-        )?);
+        rows.extend(read_instructions(&store.describe(&shard.path), context.read(store, shard)?)?);
     }
     rows.truncate(at_most);
     Ok(rows)

@@ -39,10 +39,7 @@ pub(super) fn run(
     model: &ModelRef,
     result: &mut TaskResult,
 ) -> Result<()> {
-    let endpoint = task
-        .endpoint
-        .as_ref()
-        .ok_or_else(|| Error::Input("a judge without its endpoint".into()))?;
+    let endpoint = task.endpoint.as_ref().ok_or_else(|| Error::Input("a judge without its endpoint".into()))?;
     let client = context.client("evaluate.judge", endpoint)?;
     let content = context.read(store, answers)?;
     let rows = rows(&store.describe(&answers.path), &content, task.examples as usize)?;
@@ -57,12 +54,7 @@ pub(super) fn run(
             1 => task.cache.clone(),
             run => format!("{}/run-{run}", task.cache),
         };
-        let asker = Asker {
-            context,
-            store,
-            client: &client,
-            cache: &cache,
-        };
+        let asker = Asker { context, store, client: &client, cache: &cache };
         let of_run: Vec<[Reply; 2]> = context.wait(
             futures::stream::iter(&pairs)
                 .map(|pair| both_orders(&asker, endpoint, pair))
@@ -83,11 +75,7 @@ pub(super) fn run(
         })
         .collect();
     add_figures(&pairs, &judged, result);
-    let lines: String = pairs
-        .iter()
-        .zip(&judged)
-        .map(|(pair, judged)| line(pair, judged))
-        .collect();
+    let lines: String = pairs.iter().zip(&judged).map(|(pair, judged)| line(pair, judged)).collect();
     let judgements = context.write(store, &task.path, Role::Judgements, pairs.len() as u64, lines.into())?;
     result.artifacts.push(judgements);
     Ok(())
@@ -130,10 +118,8 @@ fn line(pair: &Pair, judged: &JudgedPair<'_>) -> String {
 fn rows(name: &str, content: &[u8], at_most: usize) -> Result<Vec<Answered>> {
     let lines = content.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     let rows = lines.take(at_most).map(|line| {
-        serde_json::from_slice(line).map_err(|e| Error::Model {
-            path: name.into(),
-            reason: format!("is no file of answers: {e}"),
-        })
+        serde_json::from_slice(line)
+            .map_err(|e| Error::Model { path: name.into(), reason: format!("is no file of answers: {e}") })
     });
     rows.collect()
 }
@@ -152,9 +138,8 @@ fn against_base(context: &TaskContext, task: &Judge, model: &ModelRef, rows: &[A
         stop: decoder.chat().stop().to_vec(),
         sampling: Sampling::Greedy,
     };
-    let prompts = rows
-        .iter()
-        .map(|row| decoder.direct_prompt(&row.instruction, &row.foreign, task.max_tokens as usize));
+    let prompts =
+        rows.iter().map(|row| decoder.direct_prompt(&row.instruction, &row.foreign, task.max_tokens as usize));
     let prompts: Vec<ChatPrompt> = prompts.collect::<Result<_>>()?;
     let plain = LoadedAdapter::default();
     let theirs = super::answers::answers(context, &decoder, &plain, &options, &prompts, &[])?;
@@ -220,10 +205,7 @@ impl Reply {
 }
 
 async fn both_orders(asker: &Asker<'_>, endpoint: &ModelEndpoint, pair: &Pair) -> Result<[Reply; 2]> {
-    Ok([
-        ask(asker, endpoint, pair, Order::OursFirst).await?,
-        ask(asker, endpoint, pair, Order::TheirsFirst).await?,
-    ])
+    Ok([ask(asker, endpoint, pair, Order::OursFirst).await?, ask(asker, endpoint, pair, Order::TheirsFirst).await?])
 }
 
 async fn ask(asker: &Asker<'_>, endpoint: &ModelEndpoint, pair: &Pair, order: Order) -> Result<Reply> {

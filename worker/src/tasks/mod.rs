@@ -103,10 +103,7 @@ impl TaskContext {
     fn place_of(&self, model: &ModelRef) -> Result<ModelPlace> {
         let print = &model.fingerprint;
         if print.is_empty() || !print.bytes().all(|b| b.is_ascii_alphanumeric()) {
-            return Err(Error::Input(format!(
-                "{}: {print:?} is no model's fingerprint",
-                ShownUrl::of(&model.url)
-            )));
+            return Err(Error::Input(format!("{}: {print:?} is no model's fingerprint", ShownUrl::of(&model.url))));
         }
         self.place(&model.url)
     }
@@ -198,9 +195,7 @@ pub fn run(context: &TaskContext, task: Task) -> Result<TaskResult> {
         Some(Kind::Instruct(spec)) => instruct::run(context, &spec),
         Some(Kind::Evaluate(spec)) => evaluate::run(context, &spec),
         Some(Kind::Export(spec)) => export::run(context, &spec),
-        None => Err(Error::Input(
-            "the task is of a kind that this worker's version does not know".into(),
-        )),
+        None => Err(Error::Input("the task is of a kind that this worker's version does not know".into())),
     }
 }
 

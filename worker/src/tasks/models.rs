@@ -67,21 +67,9 @@ fn cached<M>(slot: &Mutex<Option<(String, Arc<M>)>>, key: &str, load: impl FnOnc
 
 /// Returns the encoder's reading settings.
 pub(super) fn reading_of(model: &ModelRef) -> Result<Reading> {
-    let EncoderReading {
-        pooling,
-        normalize,
-        prefix,
-        lowercase,
-    } = model
-        .reading
-        .clone()
-        .ok_or_else(|| Error::Input(format!("{}: an encoder without a reading", model.url)))?;
-    Ok(Reading {
-        pooling: Pooling::of(&pooling)?,
-        normalize,
-        prefix,
-        lowercase,
-    })
+    let EncoderReading { pooling, normalize, prefix, lowercase } =
+        model.reading.clone().ok_or_else(|| Error::Input(format!("{}: an encoder without a reading", model.url)))?;
+    Ok(Reading { pooling: Pooling::of(&pooling)?, normalize, prefix, lowercase })
 }
 
 fn to_message(reading: &Reading) -> EncoderReading {
@@ -113,10 +101,7 @@ fn identify(context: &TaskContext, url: &str) -> Result<String> {
     if let Some(found) = place.in_place(&context.runtime, &|| context.control.check())? {
         return fingerprint(&found);
     }
-    let failed = |source| Error::Io {
-        path: kept_models().display().to_string(),
-        source,
-    };
+    let failed = |source| Error::Io { path: kept_models().display().to_string(), source };
     std::fs::create_dir_all(kept_models()).map_err(failed)?;
     let unknown = tempfile::tempdir_in(kept_models()).map_err(failed)?;
     let folder = unknown.path().join("model");
@@ -141,12 +126,7 @@ pub(super) fn prepare(context: &TaskContext, task: &PrepareModel) -> Result<Task
         false => (TaskResult::default(), task.source.clone()),
     };
     let print = identify(context, &url)?;
-    let mut checked = ModelRef {
-        role: task.role,
-        url: url.clone(),
-        fingerprint: print.clone(),
-        reading: None,
-    };
+    let mut checked = ModelRef { role: task.role, url: url.clone(), fingerprint: print.clone(), reading: None };
     // Loading the model here refuses an unusable one before half a corpus is embedded.
     let width = match task.role() {
         ModelRole::Encoder => {
@@ -208,9 +188,7 @@ fn make(context: &TaskContext, task: &PrepareModel, role: Model) -> Result<TaskR
     let mut result = TaskResult::default();
     for (name, content) in files {
         let path = format!("{}/{name}", task.path);
-        result
-            .artifacts
-            .push(context.write(&store, &path, Role::Model(role), 0, content)?);
+        result.artifacts.push(context.write(&store, &path, Role::Model(role), 0, content)?);
     }
     Ok(result)
 }

@@ -102,11 +102,7 @@ mod tests {
         for place in 0..3 {
             for at in [0, 1, 7, 19] {
                 let fails = |here: usize, piece: usize| {
-                    if place == here && piece == at {
-                        Err(broken())
-                    } else {
-                        Ok(piece)
-                    }
+                    if place == here && piece == at { Err(broken()) } else { Ok(piece) }
                 };
                 let ended = overlapped(
                     0..20,

@@ -19,22 +19,13 @@ const ALIGN: Charts = &[
     ("loss", &["loss", "info_nce"]),
     ("temperature τ", &["temperature"]),
     ("learning rate", &["learning_rate"]),
-    (
-        "held-out retrieval",
-        &["validation/r1", "validation/mrr", "validation/cosine_r1"],
-    ),
+    ("held-out retrieval", &["validation/r1", "validation/mrr", "validation/cosine_r1"]),
     ("gradient norm", &["grad_norm"]),
 ];
 const INSTRUCT: Charts = &[
     ("loss", &["loss", "sft", "validation/sft"]),
-    (
-        "worth of the slots: loss with zeros − loss with slots",
-        &["usage_gap", "validation/usage_gap"],
-    ),
-    (
-        "learning rates",
-        &["learning_rate", "expander_learning_rate", "scale_learning_rate"],
-    ),
+    ("worth of the slots: loss with zeros − loss with slots", &["usage_gap", "validation/usage_gap"]),
+    ("learning rates", &["learning_rate", "expander_learning_rate", "scale_learning_rate"]),
     ("gradient norm", &["grad_norm"]),
 ];
 
@@ -69,11 +60,7 @@ pub(super) fn page(context: &TaskContext, store: &Store, task: &Evaluate, result
 /// Adds the first answers, beside the expected ones.
 fn examples(page: &mut Page, lines: &[u8]) {
     let lines = String::from_utf8_lossy(lines);
-    let rows: Vec<Value> = lines
-        .lines()
-        .take(EXAMPLES)
-        .filter_map(|line| serde_json::from_str(line).ok())
-        .collect();
+    let rows: Vec<Value> = lines.lines().take(EXAMPLES).filter_map(|line| serde_json::from_str(line).ok()).collect();
     let Some(given) = rows.first().and_then(|row| row["answers"].as_object()) else {
         return;
     };
@@ -83,9 +70,7 @@ fn examples(page: &mut Page, lines: &[u8]) {
     columns.extend(given.iter().map(|name| name.as_str()));
     let cells = |row: &Value| {
         let answers = given.iter().map(|name| &row["answers"][name.as_str()]);
-        let all = [&row["instruction"], &row["foreign"], &row["expected"]]
-            .into_iter()
-            .chain(answers);
+        let all = [&row["instruction"], &row["foreign"], &row["expected"]].into_iter().chain(answers);
         all.map(|value| value.as_str().unwrap_or_default().to_owned()).collect()
     };
     page.table(&columns, rows.iter().map(cells));

@@ -13,9 +13,7 @@ fn corpus(corpus: i32) -> Result<Corpus> {
     match llink_proto::Corpus::try_from(corpus) {
         Ok(llink_proto::Corpus::Pairs) => Ok(Corpus::Pairs),
         Ok(llink_proto::Corpus::Instructions) => Ok(Corpus::Instructions),
-        _ => Err(Error::Input(format!(
-            "corpus {corpus} is not known to this worker's version"
-        ))),
+        _ => Err(Error::Input(format!("corpus {corpus} is not known to this worker's version"))),
     }
 }
 
@@ -73,11 +71,7 @@ pub(super) fn clean(context: &TaskContext, task: &CleanSource) -> Result<TaskRes
     let source = source(task.source.as_ref().ok_or_else(|| missing("source"))?)?;
     let made_up = match task.sample_rows {
         0 => None,
-        rows => Some(MadeUp {
-            by: context.built_in(&source.url)?,
-            rows,
-            seed: task.seed,
-        }),
+        rows => Some(MadeUp { by: context.built_in(&source.url)?, rows, seed: task.seed }),
     };
     let spec = CleanSpec {
         corpus: corpus(task.corpus)?,
@@ -114,29 +108,19 @@ pub(super) fn split(context: &TaskContext, task: &SplitCorpus) -> Result<TaskRes
             "across" => NearDuplicates::Across(task.similarity),
             "everywhere" => NearDuplicates::Everywhere(task.similarity),
             other => {
-                return Err(Error::Input(format!(
-                    "near_duplicates {other:?} is not known to this worker's version"
-                )));
+                return Err(Error::Input(format!("near_duplicates {other:?} is not known to this worker's version")));
             }
         },
         sides_by: match task.second_hash {
             true => SidesBy::SecondHash,
             false => SidesBy::Key,
         },
-        pairs: (task.pairs_holdout_rows > 0).then_some(Share {
-            train_rows: task.pairs_train_rows,
-            holdout_rows: task.pairs_holdout_rows,
-        }),
+        pairs: (task.pairs_holdout_rows > 0)
+            .then_some(Share { train_rows: task.pairs_train_rows, holdout_rows: task.pairs_holdout_rows }),
     };
     let store = context.store()?;
     let progress = |done, total| context.control.advance(done, total);
-    let split = context.wait(shards::split_corpus(
-        &spec,
-        &store,
-        &task.cleaned,
-        &task.path,
-        &progress,
-    ))?;
+    let split = context.wait(shards::split_corpus(&spec, &store, &task.cleaned, &task.path, &progress))?;
     context.control.check()?;
     let planned = split.shards.into_iter().map(|shard| Artifact {
         path: shard.path,
@@ -165,8 +149,5 @@ pub(super) fn write(context: &TaskContext, task: &WriteShard) -> Result<TaskResu
     let store = context.store()?;
     let progress = |done, total| context.control.advance(done, total);
     let artifact = context.wait(shards::write_shard(&spec, &store, &progress))?;
-    Ok(TaskResult {
-        artifacts: vec![to_proto(artifact)],
-        ..TaskResult::default()
-    })
+    Ok(TaskResult { artifacts: vec![to_proto(artifact)], ..TaskResult::default() })
 }

@@ -34,10 +34,7 @@ pub(super) fn run(context: &TaskContext, task: &FitStatistics) -> Result<TaskRes
     }
     let statistics = fit.finish()?.to_safetensors()?;
     let artifact = context.write(&store, &task.path, Part::Statistics, 0, statistics.into())?;
-    Ok(TaskResult {
-        artifacts: vec![artifact],
-        ..TaskResult::default()
-    })
+    Ok(TaskResult { artifacts: vec![artifact], ..TaskResult::default() })
 }
 
 /// Reads the fitted statistics; without a file, returns the defaults.

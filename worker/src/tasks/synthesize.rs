@@ -64,12 +64,7 @@ pub(super) fn run(context: &TaskContext, task: &Synthesize) -> Result<TaskResult
         })
         .collect();
     let client = context.client("synthesize", endpoint)?;
-    let asker = Asker {
-        context,
-        store: &store,
-        client: &client,
-        cache: &task.cache,
-    };
+    let asker = Asker { context, store: &store, client: &client, cache: &task.cache };
     let answers = context.wait(ask_all(&asker, endpoint, &asked))?;
     context.control.check()?;
     let mut result = finish(task, &store, context, &Cleaner::new(rules, false), &asked, answers)?;
@@ -84,13 +79,8 @@ async fn ask_all(asker: &Asker<'_>, endpoint: &ModelEndpoint, asked: &[Asked]) -
     let mut answers: Vec<(usize, Result<(Answer, From)>)> = futures::stream::iter(asked.iter().enumerate())
         .take_while(|_| std::future::ready(!failed.load(Ordering::Relaxed)))
         .map(|(index, asked)| async move {
-            let request = Request::new(
-                &endpoint.model,
-                &asked.prompt,
-                &asked.english,
-                endpoint.max_tokens,
-                endpoint.temperature,
-            );
+            let request =
+                Request::new(&endpoint.model, &asked.prompt, &asked.english, endpoint.max_tokens, endpoint.temperature);
             let answer = asker.ask(&request, |_| true).await;
             failed.fetch_or(answer.is_err(), Ordering::Relaxed);
             (index, answer)
@@ -168,11 +158,7 @@ fn finish(
     }
     let rejected = rejected.map(|said| format!("a request was rejected with {said}"));
     if kept.is_empty() && asked.len() < ENOUGH_TO_JUDGE {
-        return Ok(TaskResult {
-            counts,
-            warnings: rejected.into_iter().collect(),
-            ..TaskResult::default()
-        });
+        return Ok(TaskResult { counts, warnings: rejected.into_iter().collect(), ..TaskResult::default() });
     }
     if kept.is_empty() {
         return Err(Error::Input(nothing_usable(task, &counts, rejected, unusable)));
@@ -202,10 +188,7 @@ fn nothing_usable(
         true => "raise `synthesize.max_tokens`: a model that thinks before it answers spends them on its thoughts",
         false => "is `synthesize.model` the model that was meant, and are the prompts right?",
     };
-    format!(
-        "no answer about {pairs} can be used ({}){example}; {advice}",
-        dropped(counts)
-    )
+    format!("no answer about {pairs} can be used ({}){example}; {advice}", dropped(counts))
 }
 
 /// Lists the dropped answers: `3 refusal, 1 cut off`.

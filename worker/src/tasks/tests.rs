@@ -31,10 +31,7 @@ fn roots() -> Roots {
 }
 
 fn run_kind(context: &TaskContext, kind: Kind) -> String {
-    let task = Task {
-        output_url: context.output_url.clone(),
-        kind: Some(kind),
-    };
+    let task = Task { output_url: context.output_url.clone(), kind: Some(kind) };
     run(context, task).unwrap_err().to_string()
 }
 
@@ -46,10 +43,7 @@ fn clean(url: &str, foreign: &str) -> Kind {
             foreign_url: Some(foreign.to_owned()).filter(|url| !url.is_empty()),
             ..Source::default()
         }),
-        rules: Some(CleaningRules {
-            max_chars: 300,
-            ..CleaningRules::default()
-        }),
+        rules: Some(CleaningRules { max_chars: 300, ..CleaningRules::default() }),
         ..CleanSource::default()
     })
 }
@@ -63,20 +57,11 @@ fn prepare(source: &str) -> Kind {
 }
 
 fn model(url: &str, fingerprint: &str) -> ModelRef {
-    ModelRef {
-        url: url.into(),
-        fingerprint: fingerprint.into(),
-        ..ModelRef::default()
-    }
+    ModelRef { url: url.into(), fingerprint: fingerprint.into(), ..ModelRef::default() }
 }
 
 fn endpoint(url: &str, api_key_env: &str) -> ModelEndpoint {
-    ModelEndpoint {
-        url: url.into(),
-        api_key_env: api_key_env.into(),
-        timeout_s: 1.0,
-        ..ModelEndpoint::default()
-    }
+    ModelEndpoint { url: url.into(), api_key_env: api_key_env.into(), timeout_s: 1.0, ..ModelEndpoint::default() }
 }
 
 #[test]
@@ -87,14 +72,8 @@ fn everything_that_opens_a_url_asks_the_roots_first() {
             ("source", run_kind(&context, clean(url, ""))),
             ("foreign side of a source", run_kind(&context, clean("/data/in", url))),
             ("new model", run_kind(&context, prepare(url))),
-            (
-                "model",
-                models::folder(&context, &model(url, "0f")).unwrap_err().to_string(),
-            ),
-            (
-                "endpoint",
-                context.client("judge", &endpoint(url, "")).unwrap_err().to_string(),
-            ),
+            ("model", models::folder(&context, &model(url, "0f")).unwrap_err().to_string()),
+            ("endpoint", context.client("judge", &endpoint(url, "")).unwrap_err().to_string()),
             ("direct answers", context.open(url).unwrap_err().to_string()),
         ];
         for (what, said) in said {
@@ -125,14 +104,9 @@ fn what_lies_below_a_root_is_opened() {
     let output = format!("{root}/out");
     let (_runtime, context) = context(&output, Roots::of(&[root]).unwrap());
     for source in [file.to_str().unwrap(), "sample"] {
-        let Kind::CleanSource(mut spec) = clean(source, "") else {
-            unreachable!()
-        };
+        let Kind::CleanSource(mut spec) = clean(source, "") else { unreachable!() };
         (spec.path, spec.sample_rows) = ("cleaned.parquet".into(), 3);
-        let task = Task {
-            output_url: output.clone(),
-            kind: Some(Kind::CleanSource(spec)),
-        };
+        let task = Task { output_url: output.clone(), kind: Some(Kind::CleanSource(spec)) };
         assert!(!run(&context, task).unwrap().artifacts.is_empty(), "{source}");
     }
 }
@@ -151,9 +125,7 @@ fn a_fingerprint_leads_nowhere() {
     for roots in [roots(), Roots::Any] {
         let (_runtime, context) = context("/data/out", roots);
         for print in ["../../home", ""] {
-            let said = models::folder(&context, &model("/data/model", print))
-                .unwrap_err()
-                .to_string();
+            let said = models::folder(&context, &model("/data/model", print)).unwrap_err().to_string();
             assert!(said.contains("fingerprint"), "{said}");
         }
     }

@@ -59,11 +59,7 @@ pub(super) fn join(context: &TaskContext, upkeep: &Upkeep) -> Result<Watched> {
     context.control.on_stop(move |reason| wire.abort(reason));
     let position = Position::default();
     context.control.is_at(position.clone());
-    let seat = context.seat.unwrap_or(Seat {
-        rank: 0,
-        world_size: 1,
-        generation: context.token,
-    });
+    let seat = context.seat.unwrap_or(Seat { rank: 0, world_size: 1, generation: context.token });
     let inner: Box<dyn Collective> = if seat.world_size == 1 {
         Box::new(Solo::new(abort))
     } else {
@@ -81,13 +77,7 @@ pub(super) fn join(context: &TaskContext, upkeep: &Upkeep) -> Result<Watched> {
 
 /// Returns the place of checkpoints and metrics of a training in `directory`.
 pub(super) fn checkpoints(context: &TaskContext, store: &Store, directory: &str, upkeep: &Upkeep) -> Checkpoints {
-    Checkpoints::new(
-        store.clone(),
-        context.runtime.clone(),
-        directory.into(),
-        context.token,
-        upkeep.checkpoints_kept,
-    )
+    Checkpoints::new(store.clone(), context.runtime.clone(), directory.into(), context.token, upkeep.checkpoints_kept)
 }
 
 /// Returns the common part of a training's result: its metrics, the time of its steps, and the number of ranks.
@@ -101,16 +91,9 @@ pub(super) fn result(
     let steps = finished.lines.lines().count() as u64;
     let path = format!("{directory}/metrics.jsonl");
     let metrics = context.write(store, &path, Part::Metrics, steps, finished.lines.into())?;
-    let mut result = TaskResult {
-        artifacts: vec![metrics],
-        warnings: finished.warnings,
-        ..TaskResult::default()
-    };
+    let mut result = TaskResult { artifacts: vec![metrics], warnings: finished.warnings, ..TaskResult::default() };
     result.figures.insert("ranks".into(), world_size as f64);
-    let time = TrainingTime {
-        step_seconds: finished.step_seconds,
-        effective_time: None,
-    };
+    let time = TrainingTime { step_seconds: finished.step_seconds, effective_time: None };
     measured::put(&mut result.figures, "", &time);
     Ok(result)
 }

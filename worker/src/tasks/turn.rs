@@ -22,11 +22,7 @@ impl Busy {
     /// Returns the share of the time in which the device had nothing to compute.
     pub(super) fn idle_share(&self) -> f64 {
         let total = self.total.as_secs_f64();
-        if total == 0.0 {
-            0.0
-        } else {
-            1.0 - self.computing.as_secs_f64() / total
-        }
+        if total == 0.0 { 0.0 } else { 1.0 - self.computing.as_secs_f64() / total }
     }
 }
 
@@ -67,11 +63,7 @@ impl Turns {
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         state.taken = true;
-        Ok(Turn {
-            turns: self,
-            work: work.to_owned(),
-            idle: idle_since(state.last.as_ref(), work, began).elapsed(),
-        })
+        Ok(Turn { turns: self, work: work.to_owned(), idle: idle_since(state.last.as_ref(), work, began).elapsed() })
     }
 }
 
@@ -129,19 +121,13 @@ mod tests {
         assert_eq!(idle_since(Some(&last), "pass", at(3)), at(5), "a shard is read ahead");
         assert_eq!(idle_since(Some(&last), "pass", at(9)), at(5), "the last one is written");
         assert_eq!(idle_since(Some(&last), "another pass", at(9)), at(9), "no pass waits");
-        assert_eq!(
-            idle_since(Some(&last), "another pass", at(3)),
-            at(5),
-            "another pass computes"
-        );
+        assert_eq!(idle_since(Some(&last), "another pass", at(3)), at(5), "another pass computes");
     }
 
     #[test]
     fn the_idle_share_is_what_was_not_computed() {
-        let busy = |total, computing| Busy {
-            total: Duration::from_secs(total),
-            computing: Duration::from_secs(computing),
-        };
+        let busy =
+            |total, computing| Busy { total: Duration::from_secs(total), computing: Duration::from_secs(computing) };
         assert!((busy(10, 7).idle_share() - 0.3).abs() < 1e-9);
         assert_eq!(busy(0, 0).idle_share(), 0.0);
     }

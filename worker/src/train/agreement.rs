@@ -25,9 +25,7 @@ pub(super) fn agree_on(facts: &[(&str, u64)], collective: &mut dyn Collective) -
         let mut differing = facts.iter().zip(mine.chunks_exact(4).zip(theirs.chunks_exact(4)));
         if let Some(((what, _), _)) = differing.find(|(_, (mine, theirs))| mine != theirs) {
             let own = collective.rank();
-            return Err(Error::Input(format!(
-                "ranks {own} and {rank} start with different {what}"
-            )));
+            return Err(Error::Input(format!("ranks {own} and {rank} start with different {what}")));
         }
     }
     Ok(())
@@ -54,9 +52,7 @@ fn first_difference(name: &str, now: &Value, then: &Value) -> Option<String> {
             first_difference(name, value, then)
         }),
         _ if now == then => None,
-        _ => Some(format!(
-            "the checkpoint was trained with `{name}` {then}, but this run has {now}"
-        )),
+        _ => Some(format!("the checkpoint was trained with `{name}` {then}, but this run has {now}")),
     }
 }
 

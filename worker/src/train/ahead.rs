@@ -27,12 +27,7 @@ impl<'scope, 'env, T: Send + 'scope> Ahead<'scope, 'env, T> {
         reading: Reading,
         prepare: impl Fn(u64) -> T + Send + Sync + 'scope,
     ) -> Self {
-        Self {
-            scope,
-            reading,
-            prepare: Arc::new(prepare),
-            next: None,
-        }
+        Self { scope, reading, prepare: Arc::new(prepare), next: None }
     }
 
     /// Returns the input of `step`, and begins to prepare that of the next step if it is below `steps`.

@@ -28,11 +28,7 @@ impl BatchPlan {
                  the job more pairs"
             )));
         }
-        Ok(Self {
-            seed,
-            rows: rows as u64,
-            batch: batch as u64,
-        })
+        Ok(Self { seed, rows: rows as u64, batch: batch as u64 })
     }
 
     /// Returns the rows of the global batch of `step`, in order.
@@ -41,9 +37,7 @@ impl BatchPlan {
         let steps_per_epoch = self.rows / self.batch;
         let (epoch, within) = (step / steps_per_epoch, step % steps_per_epoch);
         let order = Permutation::new(key(&[self.seed, epoch]), self.rows);
-        (within * self.batch..(within + 1) * self.batch)
-            .map(|index| order.at(index) as usize)
-            .collect()
+        (within * self.batch..(within + 1) * self.batch).map(|index| order.at(index) as usize).collect()
     }
 }
 
@@ -64,11 +58,7 @@ struct Permutation {
 impl Permutation {
     fn new(key: u64, length: u64) -> Self {
         let bits = u64::BITS - (length - 1).leading_zeros();
-        Self {
-            key,
-            length,
-            half_bits: bits.div_ceil(2).max(1),
-        }
+        Self { key, length, half_bits: bits.div_ceil(2).max(1) }
     }
 
     fn at(&self, index: u64) -> u64 {
@@ -85,10 +75,7 @@ impl Permutation {
         let mask = (1 << self.half_bits) - 1;
         let (mut left, mut right) = (value >> self.half_bits, value & mask);
         for round in 0..6 {
-            (left, right) = (
-                right,
-                left ^ (mix(self.key.wrapping_add(round << 56) ^ mix(right)) & mask),
-            );
+            (left, right) = (right, left ^ (mix(self.key.wrapping_add(round << 56) ^ mix(right)) & mask));
         }
         left << self.half_bits | right
     }
@@ -108,16 +95,11 @@ mod tests {
                 };
                 let steps = rows / batch;
                 for epoch in 0..3 {
-                    let drawn: Vec<usize> = (0..steps)
-                        .flat_map(|step| plan.rows((epoch * steps + step) as u64))
-                        .collect();
+                    let drawn: Vec<usize> =
+                        (0..steps).flat_map(|step| plan.rows((epoch * steps + step) as u64)).collect();
                     assert_eq!(drawn.len(), steps * batch);
                     assert!(drawn.iter().all(|row| *row < rows));
-                    assert_eq!(
-                        drawn.iter().collect::<HashSet<_>>().len(),
-                        drawn.len(),
-                        "{rows} rows by {batch}"
-                    );
+                    assert_eq!(drawn.iter().collect::<HashSet<_>>().len(), drawn.len(), "{rows} rows by {batch}");
                 }
             }
         }
@@ -140,10 +122,7 @@ mod tests {
         let mut first = vec![0_u32; rows];
         (0..epochs).for_each(|epoch| first[plan.rows(epoch)[0]] += 1);
         let expected = epochs as f64 / rows as f64;
-        let chi: f64 = first
-            .iter()
-            .map(|count| (f64::from(*count) - expected).powi(2) / expected)
-            .sum();
+        let chi: f64 = first.iter().map(|count| (f64::from(*count) - expected).powi(2) / expected).sum();
         // A chi-squared value with 63 degrees of freedom has the mean 63 and the standard deviation 11.
         assert!((25.0..120.0).contains(&chi), "{chi}");
     }
@@ -151,9 +130,7 @@ mod tests {
     #[test]
     fn ranks_share_a_batch_without_gap_or_overlap() {
         for (batch, world_size) in [(10, 3), (256, 4), (2, 3), (7, 7)] {
-            let slices: Vec<usize> = (0..world_size)
-                .flat_map(|rank| rank_slice(batch, rank, world_size))
-                .collect();
+            let slices: Vec<usize> = (0..world_size).flat_map(|rank| rank_slice(batch, rank, world_size)).collect();
             assert_eq!(slices, (0..batch).collect::<Vec<_>>());
         }
     }

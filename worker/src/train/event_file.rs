@@ -42,26 +42,17 @@ struct SummaryValue {
 /// Returns the first record of an event file.
 #[must_use]
 pub fn opening(wall_time: f64) -> Vec<u8> {
-    framed(&Event {
-        wall_time,
-        step: 0,
-        what: Some(What::FileVersion("brain.Event:2".into())),
-    })
+    framed(&Event { wall_time, step: 0, what: Some(What::FileVersion("brain.Event:2".into())) })
 }
 
 /// Returns the scalars of one step as a record.
 #[must_use]
 pub fn scalars(wall_time: f64, step: u64, scalars: &[(String, f64)]) -> Vec<u8> {
-    let value = |(tag, value): &(String, f64)| SummaryValue {
-        tag: tag.clone(),
-        simple_value: *value as f32,
-    };
+    let value = |(tag, value): &(String, f64)| SummaryValue { tag: tag.clone(), simple_value: *value as f32 };
     framed(&Event {
         wall_time,
         step: i64::try_from(step).unwrap_or(i64::MAX),
-        what: Some(What::Summary(Summary {
-            value: scalars.iter().map(value).collect(),
-        })),
+        what: Some(What::Summary(Summary { value: scalars.iter().map(value).collect() })),
     })
 }
 
@@ -98,9 +89,7 @@ mod tests {
         assert_eq!(record[12 + length..], masked_checksum(message).to_le_bytes());
         let event = Event::decode(message).unwrap();
         assert_eq!((event.wall_time, event.step), (1.5, 42));
-        let Some(What::Summary(summary)) = event.what else {
-            panic!("no summary")
-        };
+        let Some(What::Summary(summary)) = event.what else { panic!("no summary") };
         assert_eq!(summary.value[1].tag, "seconds/total");
         assert_eq!(summary.value[0].simple_value, 0.5);
         // The field wall_time (double, field 1) comes first, then step.

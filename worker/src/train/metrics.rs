@@ -29,8 +29,7 @@ impl MetricsPiece {
         let first = self.steps.map_or(record.step, |(first, _)| first);
         self.steps = Some((first, record.step));
         self.lines.push_str(&record.line(ranks));
-        self.events
-            .extend(event_file::scalars(now, record.step, &record.scalars()));
+        self.events.extend(event_file::scalars(now, record.step, &record.scalars()));
         self.step_seconds += record.seconds.total;
     }
 
@@ -51,11 +50,7 @@ mod tests {
 
     #[test]
     fn pieces_add_up() {
-        let record = |step| StepRecord {
-            step,
-            numbers: vec![("loss", step as f64)],
-            ..StepRecord::default()
-        };
+        let record = |step| StepRecord { step, numbers: vec![("loss", step as f64)], ..StepRecord::default() };
         let mut whole = MetricsPiece::default();
         whole.append(MetricsPiece::default());
         assert_eq!(whole, MetricsPiece::default());

@@ -63,23 +63,14 @@ impl AdamWState {
     /// Returns the state of `parameters` parameters before the first step.
     #[must_use]
     pub fn new(options: AdamWOptions, parameters: usize) -> Self {
-        Self {
-            options,
-            steps: 0,
-            first_moment: vec![0.0; parameters],
-            second_moment: vec![0.0; parameters],
-        }
+        Self { options, steps: 0, first_moment: vec![0.0; parameters], second_moment: vec![0.0; parameters] }
     }
 }
 
 impl AdamWOptions {
     /// Returns the constants of the `steps`-th step, counted from 1.
     fn update(&self, steps: u64, gradient_scale: f32, learning_rate: f64) -> Update {
-        let Self {
-            beta1,
-            beta2,
-            weight_decay,
-        } = *self;
+        let Self { beta1, beta2, weight_decay } = *self;
         let correction1 = 1.0 - beta1.powf(steps as f64);
         let correction2 = 1.0 - beta2.powf(steps as f64);
         Update {
@@ -240,10 +231,7 @@ impl Update {
 /// Applies AdamW to all parameters, with all threads.
 fn apply_to_all(update: &Update, parameters: &mut [f32], gradient: &[f32], (first, second): (&mut [f32], &mut [f32])) {
     let moments = first.par_chunks_mut(BLOCK).zip(second.par_chunks_mut(BLOCK));
-    let blocks = parameters
-        .par_chunks_mut(BLOCK)
-        .zip(gradient.par_chunks(BLOCK))
-        .zip(moments);
+    let blocks = parameters.par_chunks_mut(BLOCK).zip(gradient.par_chunks(BLOCK)).zip(moments);
     blocks
         .with_min_len(4)
         .for_each(|((parameters, gradient), (first, second))| apply(update, parameters, gradient, first, second));
@@ -273,11 +261,7 @@ pub fn clip_factor(norm: f64, max_norm: f64) -> f32 {
 mod tests {
     use super::*;
 
-    const OPTIONS: AdamWOptions = AdamWOptions {
-        beta1: 0.9,
-        beta2: 0.98,
-        weight_decay: 0.05,
-    };
+    const OPTIONS: AdamWOptions = AdamWOptions { beta1: 0.9, beta2: 0.98, weight_decay: 0.05 };
 
     /// Compares three steps with the definition in f64, and restores the state from a copy after each.
     #[test]
@@ -291,9 +275,7 @@ mod tests {
             let gradients: Vec<f32> = (0..count).map(|i| gradient(i, step) as f32).collect();
             let pieces = [&gradients[..700], &gradients[700..]].map(|part| Tensor::new(part, &Device::Cpu).unwrap());
             let mut optimizer = AdamW::new(&parameters, &state, &Device::Cpu).unwrap();
-            optimizer
-                .step(&flat(&pieces).unwrap(), 0.5, 0.01 * step as f64)
-                .unwrap();
+            optimizer.step(&flat(&pieces).unwrap(), 0.5, 0.01 * step as f64).unwrap();
             (parameters, state) = optimizer.store().unwrap();
             assert_eq!(optimizer.parameters().unwrap().to_vec1::<f32>().unwrap(), parameters);
             assert_eq!(state.steps, step);
@@ -305,16 +287,10 @@ mod tests {
                 p *= 1.0 - lr * OPTIONS.weight_decay;
                 m = 0.9 * m + 0.1 * g;
                 v = 0.98 * v + 0.02 * g * g;
-                let (m_hat, v_hat) = (
-                    m / (1.0 - 0.9_f64.powi(step as i32)),
-                    v / (1.0 - 0.98_f64.powi(step as i32)),
-                );
+                let (m_hat, v_hat) = (m / (1.0 - 0.9_f64.powi(step as i32)), v / (1.0 - 0.98_f64.powi(step as i32)));
                 p -= lr * m_hat / (v_hat.sqrt() + 1e-8);
             }
-            assert!(
-                (f64::from(*parameter) - p).abs() < 1e-5,
-                "parameter {i}: {parameter} against {p}"
-            );
+            assert!((f64::from(*parameter) - p).abs() < 1e-5, "parameter {i}: {parameter} against {p}");
         }
     }
 

@@ -25,11 +25,7 @@ pub(super) fn check_finite(step: u64, ids: &[u64], loss: f64, grad_norm: f64) ->
         "the loss is {loss}, the gradient's norm {grad_norm}; the batch's pairs are {}{more}",
         named.join(", ")
     );
-    Err(Error::Diverged {
-        step,
-        reason,
-        ids: ids.to_vec(),
-    })
+    Err(Error::Diverged { step, reason, ids: ids.to_vec() })
 }
 
 /// Measures consecutive phases.

@@ -121,25 +121,13 @@ mod tests {
             step: 7,
             numbers: vec![("loss", 1.5), ("grad_norm", 0.25)],
             pairs: 64,
-            seconds: StepSeconds {
-                total: 0.5,
-                ..StepSeconds::default()
-            },
-            validation: Some(Validation {
-                numbers: vec![("r1", 0.75)],
-                score: 2.0,
-            }),
+            seconds: StepSeconds { total: 0.5, ..StepSeconds::default() },
+            validation: Some(Validation { numbers: vec![("r1", 0.75)], score: 2.0 }),
             ..StepRecord::default()
         };
         let line: Value = serde_json::from_str(&record.line(2)).unwrap();
-        assert_eq!(
-            (&line["step"], &line["loss"], &line["ranks"]),
-            (&json!(7), &json!(1.5), &json!(2))
-        );
-        assert_eq!(
-            (&line["seconds"]["total"], &line["validation"]["r1"]),
-            (&json!(0.5), &json!(0.75))
-        );
+        assert_eq!((&line["step"], &line["loss"], &line["ranks"]), (&json!(7), &json!(1.5), &json!(2)));
+        assert_eq!((&line["seconds"]["total"], &line["validation"]["r1"]), (&json!(0.5), &json!(0.75)));
         assert!(line.get("tokens").is_none());
         assert!((record.loss() - 1.5).abs() < 1e-12 && record.number("grad_norm") == Some(0.25));
         let scalars = record.scalars();

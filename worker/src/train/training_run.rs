@@ -110,11 +110,7 @@ impl TrainingRun {
         pieces.extend(saver.checkpoints.save_piece(&last)?);
         let (lines, lost) = saver.checkpoints.read_lines(&pieces);
         saver.warnings.extend(lost);
-        Ok(Finished {
-            lines,
-            step_seconds,
-            warnings: saver.warnings,
-        })
+        Ok(Finished { lines, step_seconds, warnings: saver.warnings })
     }
 
     /// Adds what a person needs to know to the error that ended training. A divergence names the last good checkpoint.
@@ -130,19 +126,10 @@ impl TrainingRun {
         let newest = saver.writer.newest();
         let good = newest.as_ref().map_or_else(
             || "there is no checkpoint yet".to_owned(),
-            |c| {
-                format!(
-                    "the last good checkpoint is {} (after {} steps)",
-                    saver.checkpoints.describe(c),
-                    c.steps
-                )
-            },
+            |c| format!("the last good checkpoint is {} (after {} steps)", saver.checkpoints.describe(c), c.steps),
         );
         let note = json!({"step": step, "reason": reason, "ids": ids, "checkpoint": newest.map(|c| c.state.path)});
-        let noted = match saver
-            .checkpoints
-            .note(&format!("diverged-at-step-{step:09}.json"), &note)
-        {
+        let noted = match saver.checkpoints.note(&format!("diverged-at-step-{step:09}.json"), &note) {
             Ok(path) => format!("all {} ids of the batch are in {path}", ids.len()),
             Err(error) => format!("the batch's ids could not be written: {error}"),
         };
@@ -158,20 +145,15 @@ impl TrainingRun {
         self.control.advance(done, self.steps);
         self.pairs_since += record.pairs;
         if let Some(held_out) = &record.validation {
-            let numbers = held_out
-                .numbers
-                .iter()
-                .map(|(name, value)| (format!("validation/{name}"), *value));
-            self.control
-                .show(numbers.chain([("validation/step".to_owned(), done as f64)]));
+            let numbers = held_out.numbers.iter().map(|(name, value)| (format!("validation/{name}"), *value));
+            self.control.show(numbers.chain([("validation/step".to_owned(), done as f64)]));
         }
         if self.saver.is_none() || (self.shown.elapsed() < SHOW_EVERY && done < self.steps) {
             return;
         }
         let per_s = self.pairs_since as f64 / self.shown.elapsed().as_secs_f64().max(1e-9);
         self.control.show(record.numbers.iter().copied());
-        self.control
-            .show([("pairs_per_s", per_s), ("ranks", self.world_size as f64)]);
+        self.control.show([("pairs_per_s", per_s), ("ranks", self.world_size as f64)]);
         (self.shown, self.pairs_since) = (Instant::now(), 0);
     }
 }
@@ -202,11 +184,7 @@ impl Observer for TrainingRun {
         let Some(saver) = &mut self.saver else { return };
         if matches!(error, Error::Diverged { .. }) {
             // The metrics before a divergence are worth keeping, although no checkpoint includes them.
-            if let Err(error) = saver
-                .writer
-                .wait()
-                .and_then(|()| saver.checkpoints.save_piece(&saver.metrics))
-            {
+            if let Err(error) = saver.writer.wait().and_then(|()| saver.checkpoints.save_piece(&saver.metrics)) {
                 tracing::warn!("the metrics before the divergence are lost: {error}");
             }
             return;
@@ -254,10 +232,7 @@ fn agree_on_checkpoint(
             let numbers = [restored.manifest.steps, restored.manifest.generation];
             let bits = numbers.iter().flat_map(|n| WORDS.map(|shift| n >> shift & 0xffff));
             words[0] = 1.0;
-            words[1..]
-                .iter_mut()
-                .zip(bits)
-                .for_each(|(word, bits)| *word = bits as f32);
+            words[1..].iter_mut().zip(bits).for_each(|(word, bits)| *word = bits as f32);
         }
     }
     collective.broadcast(0, &mut words)?;

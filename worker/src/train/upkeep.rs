@@ -73,24 +73,14 @@ mod tests {
         assert!(!upkeep.checkpoint_due(103, 103, late), "nothing has changed since");
         assert!(!upkeep.checkpoint_due(150, 103, soon));
         assert!(upkeep.checkpoint_due(150, 103, late));
-        assert!(
-            upkeep.checkpoint_due(200, 103, soon),
-            "steps are counted from 0, not from the last one"
-        );
-        let never = Upkeep {
-            checkpoint_steps: None,
-            checkpoint_interval: None,
-            ..upkeep
-        };
+        assert!(upkeep.checkpoint_due(200, 103, soon), "steps are counted from 0, not from the last one");
+        let never = Upkeep { checkpoint_steps: None, checkpoint_interval: None, ..upkeep };
         assert!(!never.checkpoint_due(1000, 0, late));
     }
 
     #[test]
     fn validation_is_due_now_and_then_and_at_the_end() {
-        let upkeep = Upkeep {
-            validate_steps: Some(10),
-            ..Upkeep::from(&AlignSettings::default())
-        };
+        let upkeep = Upkeep { validate_steps: Some(10), ..Upkeep::from(&AlignSettings::default()) };
         let due: Vec<u64> = (1..=25).filter(|done| upkeep.validation_due(*done, 25)).collect();
         assert_eq!(due, [10, 20, 25]);
     }

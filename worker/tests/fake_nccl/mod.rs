@@ -85,12 +85,7 @@ impl Fabric {
 
 impl FakeNccl {
     pub fn new(fabric: &Arc<Fabric>, rank: usize, fate: Fate) -> Self {
-        Self {
-            fabric: fabric.clone(),
-            rank,
-            fate,
-            calls: Cell::new(0),
-        }
+        Self { fabric: fabric.clone(), rank, fate, calls: Cell::new(0) }
     }
 
     fn die(&self, id: &[u8; 128]) -> ! {
@@ -121,22 +116,11 @@ impl FakeNccl {
         assert!(values.is_contiguous() && matches!(values.dtype(), DType::F32 | DType::BF16));
         self.call(&communicator.id, || {
             let call = communicator.calls.replace(communicator.calls.get() + 1);
-            let values = values
-                .flatten_all()
-                .unwrap()
-                .to_dtype(DType::F32)
-                .unwrap()
-                .to_vec1()
-                .unwrap();
+            let values = values.flatten_all().unwrap().to_dtype(DType::F32).unwrap().to_vec1().unwrap();
             let mut all = self.fabric.communicators.lock().unwrap();
             let shared = all.get_mut(&communicator.id).unwrap();
             shared.calls.entry(call).or_default().insert(self.rank, values);
-            Ticket {
-                id: communicator.id,
-                call,
-                result: result.clone(),
-                what,
-            }
+            Ticket { id: communicator.id, call, result: result.clone(), what }
         })
     }
 }
@@ -160,10 +144,7 @@ impl NcclApi for FakeNccl {
             let shared = all.entry(id.0).or_default();
             shared.world_size = world_size;
             shared.joined += 1;
-            Ok(Communicator {
-                id: id.0,
-                calls: Cell::new(0),
-            })
+            Ok(Communicator { id: id.0, calls: Cell::new(0) })
         })
     }
 

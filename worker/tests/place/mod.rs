@@ -6,11 +6,7 @@ use llink_worker::models::Backend;
 
 pub fn device() -> Device {
     match std::env::var("LLINK_TEST_DEVICE") {
-        Ok(choice) => {
-            Compute::open(choice.parse::<DeviceChoice>().unwrap(), Arithmetic::Auto)
-                .unwrap()
-                .device
-        }
+        Ok(choice) => Compute::open(choice.parse::<DeviceChoice>().unwrap(), Arithmetic::Auto).unwrap().device,
         Err(_) => Device::Cpu,
     }
 }

@@ -50,13 +50,7 @@ pub(super) fn run(asking: &mut Asking, input: Input, output: Option<&Path>) -> R
             }
         }
         let is_last = together.len() < TOGETHER;
-        let mut lines = Lines {
-            rows: &together,
-            made_by: &made_by,
-            faults: &mut faults,
-            out: &mut out,
-            written: 0,
-        };
+        let mut lines = Lines { rows: &together, made_by: &made_by, faults: &mut faults, out: &mut out, written: 0 };
         let written = answer(asking, &mut lines)?;
         answered += lines.written as u64;
         match written {
@@ -77,10 +71,7 @@ pub(super) fn run(asking: &mut Asking, input: Input, output: Option<&Path>) -> R
             0 => String::new(),
             kept => format!("; {} were there before", thousands(kept)),
         };
-        say(&format!(
-            "{}: {answered} answers in {took:.1} s{before}",
-            name.display()
-        ));
+        say(&format!("{}: {answered} answers in {took:.1} s{before}", name.display()));
     }
     faults.conclude()
 }
@@ -114,14 +105,9 @@ impl Lines<'_> {
 /// Answers the rows, and writes each line as soon as all before it are there.
 fn answer(asking: &mut Asking, lines: &mut Lines<'_>) -> Result<std::io::Result<()>, Failed> {
     let rows = lines.rows;
-    let mut answers: Vec<_> = rows
-        .iter()
-        .map(|row| row.asked.as_ref().err().cloned().map(Err))
-        .collect();
+    let mut answers: Vec<_> = rows.iter().map(|row| row.asked.as_ref().err().cloned().map(Err)).collect();
     let asked = rows.iter().enumerate();
-    let asked: Vec<_> = asked
-        .filter_map(|(at, row)| Some((at, row.asked.as_ref().ok()?)))
-        .collect();
+    let asked: Vec<_> = asked.filter_map(|(at, row)| Some((at, row.asked.as_ref().ok()?))).collect();
     let texts: Vec<&str> = asked.iter().map(|(_, question)| question.text.as_str()).collect();
     let sentences = asking.generator.read(&texts).map_err(failed)?;
     let instructions = asked.iter().map(|(_, question)| question.instruction.as_str());
@@ -137,10 +123,7 @@ fn answer(asking: &mut Asking, lines: &mut Lines<'_>) -> Result<std::io::Result<
             Err(_) => ControlFlow::Break(()),
         }
     };
-    asking
-        .generator
-        .answer_each(&questions, asking.answering, AT_ONCE, &mut told)
-        .map_err(failed)?;
+    asking.generator.answer_each(&questions, asking.answering, AT_ONCE, &mut told).map_err(failed)?;
     Ok(written)
 }
 
@@ -149,11 +132,9 @@ fn answer(asking: &mut Asking, lines: &mut Lines<'_>) -> Result<std::io::Result<
 fn made_by(asking: &Asking) -> Value {
     let sampling = match asking.answering.sampling {
         Sampling::Greedy => json!("greedy"),
-        Sampling::Nucleus {
-            temperature,
-            top_p,
-            seed,
-        } => json!({"temperature": temperature, "top_p": top_p, "seed": seed}),
+        Sampling::Nucleus { temperature, top_p, seed } => {
+            json!({"temperature": temperature, "top_p": top_p, "seed": seed})
+        }
     };
     json!({
         "bundle": asking.generator.key(),
@@ -170,10 +151,8 @@ struct Rows {
 
 impl Rows {
     fn new(asking: &Asking, input: Input) -> Self {
-        let instructions = Instructions {
-            of_tasks: asking.generator.instructions().clone(),
-            usual: asking.instruction.clone(),
-        };
+        let instructions =
+            Instructions { of_tasks: asking.generator.instructions().clone(), usual: asking.instruction.clone() };
         Self { input, instructions }
     }
 }
@@ -198,13 +177,7 @@ impl Iterator for Rows {
 /// Opens the output after its existing answers, and skips as many rows.
 fn go_on(output: &Path, rows: &mut Rows, made_by: &Value, faults: &mut Faults) -> Result<(File, u64), Failed> {
     let refused = |e: std::io::Error| Failed::new(Exit::Storage, format!("{}: {e}", output.display()));
-    let mut file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(output)
-        .map_err(refused)?;
+    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(output).map_err(refused)?;
     let (mut reader, mut line, mut whole, mut kept) = (BufReader::new(&file), Vec::new(), 0, 0);
     loop {
         line.clear();

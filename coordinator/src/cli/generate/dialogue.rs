@@ -49,10 +49,7 @@ struct Lines {
 
 impl Lines {
     fn new() -> Self {
-        Self {
-            input: std::io::stdin().lines(),
-            shown: std::io::stdin().is_terminal(),
-        }
+        Self { input: std::io::stdin().lines(), shown: std::io::stdin().is_terminal() }
     }
 
     fn next(&mut self, waited_for: &str) -> Result<Option<String>, Failed> {

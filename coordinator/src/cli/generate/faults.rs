@@ -16,12 +16,7 @@ pub(super) struct Faults {
 
 impl Faults {
     pub(super) fn of(input: &Input) -> Self {
-        Self {
-            name: input.name().to_owned(),
-            named: Vec::new(),
-            count: 0,
-            has_answers: false,
-        }
+        Self { name: input.name().to_owned(), named: Vec::new(), count: 0, has_answers: false }
     }
 
     /// Notes that a line was answered.

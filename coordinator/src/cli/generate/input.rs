@@ -59,10 +59,7 @@ impl Input {
             Source::Stream(Box::new(BufReader::new(opened)))
         } else {
             let lines = open(&name).map_err(|e| of_datasets(&e))?;
-            lines
-                .notes()
-                .iter()
-                .for_each(|note| complain(&format!("{name} {note}")));
+            lines.notes().iter().for_each(|note| complain(&format!("{name} {note}")));
             Source::File(Box::new(lines), runtime.clone())
         };
         Ok(Self { name, number: 0, lines })
@@ -143,12 +140,7 @@ mod tests {
             lines.push(line);
         }
         let fault = |words: &str| Err(words.to_owned());
-        let expected = [
-            Ok("one".to_owned()),
-            fault("is not UTF-8"),
-            fault("holds a NUL byte"),
-            Ok("two".to_owned()),
-        ];
+        let expected = [Ok("one".to_owned()), fault("is not UTF-8"), fault("holds a NUL byte"), Ok("two".to_owned())];
         assert_eq!(lines, expected);
         let mut wide: &[u8] = b"\xFF\xFEa\0\n\0";
         assert!(next_of(&mut wide, true).unwrap_err().to_string().contains("iconv"));

@@ -87,8 +87,7 @@ impl Generate {
         let answering = self.answering()?;
         let runtime = Handle::current();
         let work = tokio::task::spawn_blocking(move || self.work(answering, &runtime));
-        work.await
-            .map_err(|e| Failed::new(Exit::Internal, format!("the generator failed: {e}")))?
+        work.await.map_err(|e| Failed::new(Exit::Internal, format!("the generator failed: {e}")))?
     }
 
     fn answering(&self) -> Result<Answering, Failed> {
@@ -106,10 +105,7 @@ impl Generate {
         if self.max_tokens == 0 {
             return wrong("--max-tokens 0: expected at least 1".into());
         }
-        Ok(Answering {
-            max_tokens: self.max_tokens,
-            sampling: Sampling::of(self.temperature, self.top_p, self.seed),
-        })
+        Ok(Answering { max_tokens: self.max_tokens, sampling: Sampling::of(self.temperature, self.top_p, self.seed) })
     }
 
     fn work(self, answering: Answering, runtime: &Handle) -> Result<(), Failed> {
@@ -126,11 +122,7 @@ impl Generate {
         };
         let generator = Generator::open(&self.bundle, opening, runtime).map_err(failed)?;
         let instruction = self.instruction(&generator)?;
-        let mut asking = Asking {
-            generator,
-            instruction,
-            answering,
-        };
+        let mut asking = Asking { generator, instruction, answering };
         if self.interactive {
             return dialogue::run(&mut asking, self.text.as_deref());
         }
@@ -218,18 +210,12 @@ impl Asking {
         let mut out = std::io::stdout().lock();
         let mut heard = ControlFlow::Continue(());
         let mut tell = |piece: &str| {
-            if out
-                .write_all(shown::text(piece).as_bytes())
-                .and_then(|()| out.flush())
-                .is_err()
-            {
+            if out.write_all(shown::text(piece).as_bytes()).and_then(|()| out.flush()).is_err() {
                 heard = ControlFlow::Break(());
             }
             heard
         };
-        self.generator
-            .answer(sentence, instruction, self.answering, &mut tell)
-            .map_err(failed)?;
+        self.generator.answer(sentence, instruction, self.answering, &mut tell).map_err(failed)?;
         // This ends the line, and shows whether the output is still open.
         let _ = tell("\n");
         Ok(heard)

@@ -40,24 +40,16 @@ pub(super) struct Instructions {
 impl Row {
     /// Parses a line.
     pub(super) fn parse(number: u64, line: Result<String, String>, instructions: &Instructions) -> Self {
-        let faulty = |fault: String| Self {
-            number,
-            asked: Err(fault),
-            given: Map::new(),
-            members: Vec::new(),
-        };
+        let faulty = |fault: String| Self { number, asked: Err(fault), given: Map::new(), members: Vec::new() };
         let line = match line {
             Ok(line) => line,
             Err(fault) => return faulty(fault),
         };
         let line = line.trim_start_matches('\u{FEFF}');
         match json_value(line) {
-            Ok(Value::Object(given)) => Self {
-                number,
-                asked: question(&given, instructions),
-                given,
-                members: members(&strict_json(line)),
-            },
+            Ok(Value::Object(given)) => {
+                Self { number, asked: question(&given, instructions), given, members: members(&strict_json(line)) }
+            }
             Ok(_) => faulty("is not a JSON object".to_owned()),
             Err(error) => faulty(format!("is not JSON: {error}")),
         }
@@ -66,9 +58,8 @@ impl Row {
     /// Returns the line with its answer, or with the reason for having none.
     pub(super) fn answered(&self, answer: Result<String, String>, made_by: &Value) -> String {
         let kept = self.members.iter().filter(|(key, _)| !SET.contains(&key.as_str()));
-        let mut members: Vec<String> = kept
-            .map(|(key, value)| format!("{}:{value}", Value::from(key.as_str())))
-            .collect();
+        let mut members: Vec<String> =
+            kept.map(|(key, value)| format!("{}:{value}", Value::from(key.as_str()))).collect();
         let mut set = |key: &str, value: Value| members.push(format!("\"{key}\":{value}"));
         if let Ok(question) = &self.asked {
             set("instruction", question.instruction.as_str().into());
@@ -116,10 +107,7 @@ fn question(given: &Map<String, Value>, instructions: &Instructions) -> Result<Q
         })?,
         (None, None) => &instructions.usual,
     };
-    Ok(Question {
-        text,
-        instruction: instruction.to_owned(),
-    })
+    Ok(Question { text, instruction: instruction.to_owned() })
 }
 
 /// Returns the members of a JSON object, each value as it is written. The text must be an object.
@@ -174,10 +162,7 @@ mod tests {
         let row = row(line);
         let answered = row.answered(Ok("b".to_owned()), &Value::from("me"));
         let expected = r#"{"text":"a","id":18446744073709551616,"f":1e400,"n":0.10,"o":{"x":[1,{"y":"}],\""}]},"#;
-        assert_eq!(
-            answered,
-            format!(r#"{expected}"instruction":"Translate.","generated":"b","made_by":"me"}}"#)
-        );
+        assert_eq!(answered, format!(r#"{expected}"instruction":"Translate.","generated":"b","made_by":"me"}}"#));
         assert!(row.is_answered_by(&answered, &Value::from("me")));
         assert!(!row.is_answered_by(&answered, &Value::from("another")));
         assert!(!row.is_answered_by(&answered.replace("\"a\"", "\"c\""), &Value::from("me")));
@@ -192,19 +177,13 @@ mod tests {
             ("{\"txt\":1}", "has no \"text\""),
             ("{\"text\":1}", "has a \"text\" that is no text"),
             ("[1]", "is not a JSON object"),
-            (
-                "{\"text\":\"a\",\"task\":\"rhyme\"}",
-                "asks for task \"rhyme\"; the bundle knows summarize",
-            ),
+            ("{\"text\":\"a\",\"task\":\"rhyme\"}", "asks for task \"rhyme\"; the bundle knows summarize"),
         ] {
             let row = row(line);
             assert_eq!(row.asked.as_ref().unwrap_err(), fault, "{line}");
             let answered = row.answered(Err(fault.to_owned()), &Value::Null);
             let value: Value = serde_json::from_str(&answered).unwrap();
-            assert_eq!(
-                (&value["generated"], &value["error"]),
-                (&Value::Null, &Value::from(fault))
-            );
+            assert_eq!((&value["generated"], &value["error"]), (&Value::Null, &Value::from(fault)));
             assert!(row.is_answered_by(&answered, &Value::Null), "{answered}");
         }
         assert!(row("text").asked.unwrap_err().starts_with("is not JSON"));
@@ -213,10 +192,7 @@ mod tests {
     #[test]
     fn what_python_writes_is_understood_and_not_passed_on() {
         let row = row("\u{FEFF}{\"foreign\":\"a\",\"text\":null,\"score\":NaN,\"task\":\"summarize\"}");
-        let expected = Question {
-            text: "a".to_owned(),
-            instruction: "Sum it up.".to_owned(),
-        };
+        let expected = Question { text: "a".to_owned(), instruction: "Sum it up.".to_owned() };
         assert_eq!(row.asked.as_ref().unwrap(), &expected);
         let answered = row.answered(Ok("b".to_owned()), &Value::Null);
         assert!(answered.contains("\"score\":null"), "{answered}");

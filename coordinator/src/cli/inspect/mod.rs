@@ -47,12 +47,8 @@ impl Inspect {
 /// Replaces this process with [`PROGRAM`]. It returns only if that fails.
 fn show(url: &str, sql: Option<&str>, rows: usize) -> Failed {
     use std::os::unix::process::CommandExt;
-    let beside = std::env::current_exe()
-        .ok()
-        .and_then(|own| Some(own.parent()?.join(PROGRAM)));
-    let program = beside
-        .filter(|path| path.is_file())
-        .unwrap_or_else(|| PathBuf::from(PROGRAM));
+    let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join(PROGRAM)));
+    let program = beside.filter(|path| path.is_file()).unwrap_or_else(|| PathBuf::from(PROGRAM));
     let mut command = Command::new(&program);
     if let Some(sql) = sql {
         command.arg(format!("--sql={sql}"));

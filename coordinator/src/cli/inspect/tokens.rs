@@ -38,11 +38,7 @@ pub(super) struct Tokens {
 impl Tokens {
     pub(super) async fn run(self) -> Result<(), Failed> {
         let tokenizer = self.tokenizer().await?;
-        let special = if self.special {
-            SpecialTokens::Add
-        } else {
-            SpecialTokens::Omit
-        };
+        let special = if self.special { SpecialTokens::Add } else { SpecialTokens::Omit };
         let (mut english, mut foreign) = (Vec::new(), Vec::new());
         for source in self.sources().await? {
             let (pairs, left_out) = read_raw_pairs(&source).await.map_err(|e| of_datasets(&e))?;
@@ -90,12 +86,8 @@ impl Tokens {
     }
 
     async fn sources(&self) -> Result<Vec<Source>, Failed> {
-        let format: Option<Format> = self
-            .format
-            .as_deref()
-            .map(str::parse)
-            .transpose()
-            .map_err(|e: String| Failed::new(Exit::Usage, e))?;
+        let format: Option<Format> =
+            self.format.as_deref().map(str::parse).transpose().map_err(|e: String| Failed::new(Exit::Usage, e))?;
         let columns = Columns::default();
         let column = |given: &Option<String>, default: Column| given.as_deref().map_or(default, Column::from);
         let of = |url: String| Source {
@@ -126,17 +118,12 @@ impl Tokens {
 fn print(english: &mut [usize], foreign: &mut [usize]) {
     let mean = |counts: &[usize]| counts.iter().sum::<usize>() as f64 / counts.len() as f64;
     let (mean_english, mean_foreign) = (mean(english), mean(foreign));
-    say(&format!(
-        "tokens in a sentence, of {} pairs",
-        thousands(english.len() as u64)
-    ));
+    say(&format!("tokens in a sentence, of {} pairs", thousands(english.len() as u64)));
     say("              mean     min     p10     p50     p90     p99     max");
     for (name, counts) in [("english", english), ("foreign", foreign)] {
         counts.sort_unstable();
         let at = |share: f64| counts[((counts.len() - 1) as f64 * share).round() as usize];
-        let quantiles = [0.0, 0.1, 0.5, 0.9, 0.99, 1.0]
-            .map(|share| format!("{:8}", at(share)))
-            .concat();
+        let quantiles = [0.0, 0.1, 0.5, 0.9, 0.99, 1.0].map(|share| format!("{:8}", at(share))).concat();
         say(&format!("  {name:8}{:8.2}{quantiles}", mean(counts)));
     }
     say(&format!("inflation     {:.2}", mean_foreign / mean_english));

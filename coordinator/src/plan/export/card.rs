@@ -222,10 +222,7 @@ fn stage_b(i: &InstructSettings, with_slots: bool) -> String {
         100.0 * i.warmup_share,
         i.learning_rate,
         match with_slots {
-            true => format!(
-                ", expander {}, scale {}",
-                i.expander_learning_rate, i.scale_learning_rate
-            ),
+            true => format!(", expander {}, scale {}", i.expander_learning_rate, i.scale_learning_rate),
             false => String::new(),
         },
     );
@@ -233,11 +230,7 @@ fn stage_b(i: &InstructSettings, with_slots: bool) -> String {
         let _ = writeln!(
             text,
             "{}{}| beside the answers' loss | {} usage contrast every {} steps, {} cosine, {} InfoNCE at τ {} |",
-            if i.numbers {
-                "| prompt | the text's numbers in ASCII behind the slots |\n"
-            } else {
-                ""
-            },
+            if i.numbers { "| prompt | the text's numbers in ASCII behind the slots |\n" } else { "" },
             match i.windows() {
                 Some(windows) => format!("| slots | from the text's vector and those of its {windows} windows |\n"),
                 None => String::new(),
@@ -270,11 +263,7 @@ fn measured(evaluate: &Manifest) -> String {
 
 /// Fills in what stands beside the slots.
 fn beside(python: &str, numbers: bool) -> String {
-    if numbers {
-        python.replace("BESIDE", "numbers(text)")
-    } else {
-        python.replace(", BESIDE", "")
-    }
+    if numbers { python.replace("BESIDE", "numbers(text)") } else { python.replace(", BESIDE", "") }
 }
 
 fn usage(mode: Option<InstructArm>, encoder: &str, decoder: &str, dense: &str, reads: Reads) -> String {
@@ -297,9 +286,8 @@ fn usage(mode: Option<InstructArm>, encoder: &str, decoder: &str, dense: &str, r
         "[]" => String::new(),
         folders => READ_DENSE.replace("DENSE", folders),
     };
-    let read_text = READ_TEXT
-        .replace("    # WINDOWS\n", windows(READ_WINDOWS))
-        .replace("    # DENSE\n", &after_pooling);
+    let read_text =
+        READ_TEXT.replace("    # WINDOWS\n", windows(READ_WINDOWS)).replace("    # DENSE\n", &after_pooling);
     let python = python
         .replace("# VECTOR\n", &format!("# CLEANED\n\n\n{read_text}"))
         .replace("# CLEANED\n", CLEAN_TEXT)
@@ -374,10 +362,7 @@ mod tests {
         };
         let (with, without) = (python(true), python(false));
         assert!(without.contains("F.normalize(norm(x, expander), dim=-1)"));
-        assert!(
-            with.contains("repeat_interleave") && with.contains("[\"slots\"][\"windows\"]"),
-            "{with}"
-        );
+        assert!(with.contains("repeat_interleave") && with.contains("[\"slots\"][\"windows\"]"), "{with}");
         assert!(!with.contains("# WINDOWS") && !without.contains("WINDOWS") && !without.contains("windows"));
     }
 }

@@ -28,10 +28,7 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
         fact(STAGE, models, "encoder.fingerprint")?.into(),
         fact(STAGE, models, "decoder.fingerprint")?.into(),
         // The bundle records the locations of the models.
-        json(&(
-            source("encoder", "export/key", inputs)?,
-            source("decoder", "export/key", inputs)?,
-        )),
+        json(&(source("encoder", "export/key", inputs)?, source("decoder", "export/key", inputs)?)),
         json(&names(inputs)),
         json(&(embed.max_chars, max_tokens(STAGE, inputs)?)),
         reading_key(STAGE, inputs)?,
@@ -103,10 +100,7 @@ fn names(inputs: &Inputs<'_>) -> (String, String) {
         (None, "tiny") => format!("tiny-{role}"),
         (None, source) => model_name(source),
     };
-    (
-        name(&section.encoder, &models.encoder.path, "encoder"),
-        name(&section.decoder, &models.decoder.path, "decoder"),
-    )
+    (name(&section.encoder, &models.encoder.path, "encoder"), name(&section.decoder, &models.decoder.path, "decoder"))
 }
 
 /// Returns the location of a model. A model in the job's own output gets a path relative to the bundle's `directory`,

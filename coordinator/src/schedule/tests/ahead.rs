@@ -66,27 +66,12 @@ fn who_can_holds_one_more_shard_and_who_cannot_holds_one() {
 fn the_last_shards_go_to_whoever_is_free_first() {
     let mut s = embedding(&[1, 1], 4);
     let mut rounds = 0;
-    while s.cluster.jobs["job-1"]
-        .stages
-        .iter()
-        .any(|stage| stage.name == StageName::Embed && !stage.is_complete())
-    {
-        let waiting = s
-            .cluster
-            .tasks
-            .values()
-            .filter(|t| matches!(t.state, TaskState::Waiting { .. }))
-            .count();
+    while s.cluster.jobs["job-1"].stages.iter().any(|stage| stage.name == StageName::Embed && !stage.is_complete()) {
+        let waiting = s.cluster.tasks.values().filter(|t| matches!(t.state, TaskState::Waiting { .. })).count();
         let idle = held(&s).iter().filter(|seats| **seats == 0).count();
-        assert!(
-            waiting == 0 || idle == 0,
-            "{waiting} shards wait, {idle} workers are idle"
-        );
+        assert!(waiting == 0 || idle == 0, "{waiting} shards wait, {idle} workers are idle");
         let two_held = held(&s).iter().filter(|seats| **seats > 1).count();
-        assert!(
-            two_held == 0 || idle == 0,
-            "a worker holds a shard that an idle one could compute"
-        );
+        assert!(two_held == 0 || idle == 0, "a worker holds a shard that an idle one could compute");
         // All are equally fast.
         for worker in s.at_work.keys().cloned().collect::<Vec<_>>() {
             let task = s.at_work[&worker][0].task.clone().unwrap();

@@ -34,9 +34,7 @@ fn a_stage_whose_files_were_deleted_is_computed_again_and_never_committed_from_m
     s.shelf.committed.remove(&shard.key);
     for task in shard.phases.concat() {
         if let TaskState::Done(result) = &s.cluster.tasks[&task].state {
-            s.shelf
-                .removed
-                .extend(result.decode().artifacts.into_iter().map(|a| a.path));
+            s.shelf.removed.extend(result.decode().artifacts.into_iter().map(|a| a.path));
         }
     }
     s.step(|c, now, fx| c.submit(new_job(), now, fx));
@@ -70,10 +68,7 @@ fn a_job_has_succeeded_once_its_report_is_written_and_not_before() {
     };
     assert_eq!(s.cluster.jobs["job-1"].state, JobState::Running);
     assert!(matches!(publish, Action::Publish { files, .. } if !files.is_empty()));
-    let full = Failure {
-        kind: FailureKind::Storage.into(),
-        text: "the disk is full".into(),
-    };
+    let full = Failure { kind: FailureKind::Storage.into(), text: "the disk is full".into() };
     s.step(|c, now, fx| c.published("job-1", Err(full), now, fx));
     let job = s.cluster.view("job-1").unwrap();
     assert_eq!(job.state(), JobState::Failed);

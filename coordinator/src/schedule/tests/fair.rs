@@ -5,10 +5,7 @@ use super::*;
 /// A job of so many tasks that all are ready at once.
 fn wide(number: usize, tasks: usize, workers: &str, owner: Option<&str>) -> NewJob {
     let sources: Vec<String> = (0..tasks).map(|i| format!("\"/{number}/{i}.tsv\"")).collect();
-    let text = format!(
-        "[corpus]\nsource = [{}]\n[align]\nmax_ranks = 2\n[workers]\n{workers}",
-        sources.join(", ")
-    );
+    let text = format!("[corpus]\nsource = [{}]\n[align]\nmax_ranks = 2\n[workers]\n{workers}", sources.join(", "));
     NewJob {
         id: format!("job-{number}"),
         owner: owner.map(str::to_owned),
@@ -38,18 +35,13 @@ fn at_work(s: &Scene) -> BTreeMap<String, usize> {
 /// The worker that has been at work longest is done.
 fn one_ends(s: &mut Scene) {
     let oldest = s.at_work.iter().min_by_key(|(_, held)| held[0].task_id);
-    let (worker, task) = oldest
-        .map(|(w, held)| (w.clone(), held[0].task.clone().unwrap()))
-        .unwrap();
+    let (worker, task) = oldest.map(|(w, held)| (w.clone(), held[0].task.clone().unwrap())).unwrap();
     s.end(&worker, Outcome::Done(result_of(&task)));
     s.act();
 }
 
 fn expect(pairs: &[(&str, usize)]) -> BTreeMap<String, usize> {
-    pairs
-        .iter()
-        .map(|(job, workers)| ((*job).to_owned(), *workers))
-        .collect()
+    pairs.iter().map(|(job, workers)| ((*job).to_owned(), *workers)).collect()
 }
 
 fn reason(s: &Scene, id: &str) -> String {
@@ -63,11 +55,7 @@ fn a_long_job_does_not_starve_a_short_one() {
     submit(&mut s, wide(1, 100, "", None));
     assert_eq!(at_work(&s), expect(&[("job-1", 4)]));
     submit(&mut s, wide(2, 10, "", None));
-    assert!(
-        reason(&s, "job-2").contains("all 4 workers are busy"),
-        "{}",
-        reason(&s, "job-2")
-    );
+    assert!(reason(&s, "job-2").contains("all 4 workers are busy"), "{}", reason(&s, "job-2"));
     one_ends(&mut s);
     one_ends(&mut s);
     for _ in 0..6 {
@@ -110,11 +98,7 @@ fn a_job_holds_no_more_workers_than_it_may_and_says_so() {
     (0..5).for_each(|_| s.join());
     submit(&mut s, wide(1, 20, "at_most = 2", None));
     assert_eq!(at_work(&s), expect(&[("job-1", 2)]));
-    assert!(
-        reason(&s, "job-1").contains("`workers.at_most` = 2"),
-        "{}",
-        reason(&s, "job-1")
-    );
+    assert!(reason(&s, "job-1").contains("`workers.at_most` = 2"), "{}", reason(&s, "job-1"));
     submit(&mut s, wide(2, 20, "", None));
     for _ in 0..10 {
         assert_eq!(at_work(&s), expect(&[("job-1", 2), ("job-2", 3)]));
@@ -131,10 +115,7 @@ fn one_persons_jobs_leave_workers_to_others_and_say_whose_they_are() {
     submit(&mut s, wide(2, 20, "", Some("ada")));
     assert_eq!(at_work(&s), expect(&[("job-1", 3)]));
     let told = reason(&s, "job-2");
-    assert!(
-        told.contains("the jobs of ada") && told.contains("limit of 3"),
-        "{told}"
-    );
+    assert!(told.contains("the jobs of ada") && told.contains("limit of 3"), "{told}");
     submit(&mut s, wide(3, 20, "", Some("eve")));
     assert_eq!(at_work(&s), expect(&[("job-1", 3), ("job-3", 2)]));
     // Ada's second job has its share of her workers.

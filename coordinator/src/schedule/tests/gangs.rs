@@ -5,22 +5,12 @@ use super::*;
 #[test]
 fn the_first_failing_ranks_error_counts_and_not_the_others_waiting() {
     let (mut s, workers) = training();
-    let peer = Failure {
-        kind: FailureKind::Peer.into(),
-        text: "rank 0 lost its peer".into(),
-    };
+    let peer = Failure { kind: FailureKind::Peer.into(), text: "rank 0 lost its peer".into() };
     s.end(&workers[0], Outcome::Failed(peer));
-    let own = Failure {
-        kind: FailureKind::Input.into(),
-        text: "vectors do not fit".into(),
-    };
+    let own = Failure { kind: FailureKind::Input.into(), text: "vectors do not fit".into() };
     s.end(&workers[1], Outcome::Failed(own));
     let job = s.cluster.view("job-1").unwrap();
-    assert!(
-        job.failure.clone().unwrap().text.contains("vectors do not fit"),
-        "{:?}",
-        job.failure
-    );
+    assert!(job.failure.clone().unwrap().text.contains("vectors do not fit"), "{:?}", job.failure);
 }
 
 #[test]
@@ -30,11 +20,7 @@ fn a_gang_waits_for_a_lost_member_then_goes_on_with_fewer() {
     s.step(|c, now, fx| c.worker_gone(&workers[1], "killed", now, fx));
     s.act();
     assert!(s.at_work.is_empty(), "the survivor was told to stop");
-    assert!(
-        align(&s).reason.contains("gathers 2 ranks: 1 of 1 workers are idle"),
-        "{}",
-        align(&s).reason
-    );
+    assert!(align(&s).reason.contains("gathers 2 ranks: 1 of 1 workers are idle"), "{}", align(&s).reason);
     s.now += s.cluster.timing.gather + 1;
     let beat = s.now;
     s.cluster.heartbeat(&workers[0], &[], beat);
@@ -115,19 +101,14 @@ fn of_two_ranks_that_fail_by_themselves_the_first_is_the_cause() {
     let mut fx = Effects::default();
     s.cluster.tick(s.now, &mut fx);
     assert_eq!(align_task(&s).failures, 1);
-    let TaskState::Waiting { .. } = align_task(&s).state else {
-        panic!("{:?}", align_task(&s).state)
-    };
+    let TaskState::Waiting { .. } = align_task(&s).state else { panic!("{:?}", align_task(&s).state) };
 }
 
 #[test]
 fn what_is_told_of_a_broken_gang_is_its_cause_and_where_each_rank_was() {
     let (mut s, workers) = training();
     for (worker, place) in workers.iter().zip(["step 41, in all_gather", "step 40, computing"]) {
-        let beat = TaskProgress {
-            place: place.into(),
-            ..progress(&s.at_work[worker][0])
-        };
+        let beat = TaskProgress { place: place.into(), ..progress(&s.at_work[worker][0]) };
         s.cluster.heartbeat(worker, &[beat], s.now);
     }
     // Rank 0 notices first, but rank 1 is the cause.
@@ -135,16 +116,10 @@ fn what_is_told_of_a_broken_gang_is_its_cause_and_where_each_rank_was() {
     let second = s.at_work[&workers[1]][0].clone();
     let mut fx = Effects::default();
     let peer = failed(FailureKind::Peer, "rank 0 of 2 lost its peer");
-    s.cluster
-        .report(&workers[0], first.task_id, first.token, peer, s.now, &mut fx);
-    assert!(
-        fx.events.is_empty(),
-        "nothing is told before the cause is known: {:?}",
-        fx.events
-    );
+    s.cluster.report(&workers[0], first.task_id, first.token, peer, s.now, &mut fx);
+    assert!(fx.events.is_empty(), "nothing is told before the cause is known: {:?}", fx.events);
     let own = failed(FailureKind::Storage, "the disk is full");
-    s.cluster
-        .report(&workers[1], second.task_id, second.token, own, s.now, &mut fx);
+    s.cluster.report(&workers[1], second.task_id, second.token, own, s.now, &mut fx);
     let told: Vec<&str> = fx.events.iter().map(|e| e.text.as_str()).collect();
     assert_eq!(
         told,
@@ -172,17 +147,8 @@ fn losses_are_forgotten_when_training_gets_further() {
     let (mut s, _) = training();
     s.cluster.timing.max_losses = 3;
     for round in 1..=20_u64 {
-        let (worker, lease) = s
-            .at_work
-            .iter()
-            .next()
-            .map(|(w, held)| (w.clone(), held[0].clone()))
-            .unwrap();
-        let beat = TaskProgress {
-            done: round * 500,
-            total: 20_000,
-            ..progress(&lease)
-        };
+        let (worker, lease) = s.at_work.iter().next().map(|(w, held)| (w.clone(), held[0].clone())).unwrap();
+        let beat = TaskProgress { done: round * 500, total: 20_000, ..progress(&lease) };
         s.cluster.heartbeat(&worker, &[beat], s.now);
         s.at_work.remove(&worker);
         s.step(|c, now, fx| c.worker_gone(&worker, "killed", now, fx));
@@ -211,10 +177,7 @@ fn after_a_restart_of_the_coordinator_a_gang_waits_for_the_workers_that_come_bac
     for task in &mut tasks {
         // As the state store reads it.
         if let TaskState::Leased(_) = task.state {
-            task.state = TaskState::Waiting {
-                since: 0,
-                not_before: 0,
-            };
+            task.state = TaskState::Waiting { since: 0, not_before: 0 };
         }
     }
     let jobs = s.cluster.jobs.values().cloned().collect();
@@ -285,17 +248,9 @@ fn younger_jobs_do_not_starve_an_older_gang() {
     s.act();
     s.join();
     s.act();
-    let jobs: BTreeSet<String> = s
-        .at_work
-        .values()
-        .flatten()
-        .map(|a| s.cluster.tasks[&a.task_id].job.to_string())
-        .collect();
-    assert_eq!(
-        jobs,
-        BTreeSet::from(["job-1".to_owned()]),
-        "the gang is whole again before others are served"
-    );
+    let jobs: BTreeSet<String> =
+        s.at_work.values().flatten().map(|a| s.cluster.tasks[&a.task_id].job.to_string()).collect();
+    assert_eq!(jobs, BTreeSet::from(["job-1".to_owned()]), "the gang is whole again before others are served");
 }
 
 #[test]
@@ -303,14 +258,8 @@ fn an_answer_about_another_key_is_not_taken() {
     let mut s = Scene::new();
     s.step(|c, now, fx| c.submit(new_job(), now, fx));
     let other = calm().remove(0);
-    let stale = Manifest {
-        key: "another".into(),
-        ..other
-    };
-    let work = Work {
-        key: "another".into(),
-        ..s.cluster.work("job-1", StageName::Shard).unwrap()
-    };
+    let stale = Manifest { key: "another".into(), ..other };
+    let work = Work { key: "another".into(), ..s.cluster.work("job-1", StageName::Shard).unwrap() };
     s.step(|c, now, fx| c.looked_up(&work, Ok(LookedUp::Whole(Box::new(stale))), now, fx));
     assert_eq!(s.cluster.jobs["job-1"].stages[0].state, StageState::Running);
 }

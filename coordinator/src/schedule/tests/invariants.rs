@@ -15,11 +15,7 @@ impl Cluster {
         let listed: Vec<u64> = stages.flat_map(|stage| stage.phases.concat()).collect();
         let once: BTreeSet<u64> = listed.iter().copied().collect();
         assert_eq!(listed.len(), once.len(), "a task belongs to two stages");
-        assert_eq!(
-            once,
-            self.tasks.keys().copied().collect(),
-            "each task belongs to a stage"
-        );
+        assert_eq!(once, self.tasks.keys().copied().collect(), "each task belongs to a stage");
     }
 
     /// One of the jobs that need a stage leads, and only its tasks are open.
@@ -33,11 +29,7 @@ impl Cluster {
                     Pursuit::Follows(leader) => {
                         assert_eq!(self.leader(&work).as_ref(), Some(leader), "{} follows", job.id);
                     }
-                    _ => assert!(
-                        led.insert((stage.name, stage.key.clone())),
-                        "{} has two leaders",
-                        stage.name
-                    ),
+                    _ => assert!(led.insert((stage.name, stage.key.clone())), "{} has two leaders", stage.name),
                 }
             }
         }
@@ -48,27 +40,17 @@ impl Cluster {
                 TaskState::Waiting { .. } => !matches!(pursuit, Some(Pursuit::Idle | Pursuit::Follows(_))),
                 _ => true,
             };
-            assert!(
-                may_be,
-                "{} is open for a job that does not lead: {pursuit:?}",
-                task.label()
-            );
+            assert!(may_be, "{} is open for a job that does not lead: {pursuit:?}", task.label());
         }
     }
 
     /// Returns all knowledge that must outlive the coordinator, as text.
     pub(crate) fn known(&self) -> Vec<String> {
         let jobs = self.jobs.values().map(|job| {
-            let stages = job.stages.iter().map(|stage| Stage {
-                pursuit: Pursuit::Idle,
-                ..stage.clone()
-            });
+            let stages = job.stages.iter().map(|stage| Stage { pursuit: Pursuit::Idle, ..stage.clone() });
             let stages: Vec<Stage> = stages.collect();
             let (state, failure) = (job.state, &job.failure);
-            format!(
-                "{} {state:?} {} {failure:?} {:?} {stages:?}",
-                job.id, job.reason, job.ended_at
-            )
+            format!("{} {state:?} {} {failure:?} {:?} {stages:?}", job.id, job.reason, job.ended_at)
         });
         let tasks = self.tasks.values().map(|task| {
             let state = match &task.state {

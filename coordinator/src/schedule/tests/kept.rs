@@ -26,9 +26,7 @@ fn tick_after(s: &mut Scene, millis: Millis) -> Effects {
 /// What people see, but for the counts of tasks.
 fn shown(s: &Scene) -> Vec<(String, StageState, BTreeMap<String, f64>, Millis)> {
     let stages = s.cluster.view("job-1").unwrap().stages.into_iter();
-    stages
-        .map(|stage| (stage.name.clone(), stage.state(), stage.figures, stage.ended_at))
-        .collect()
+    stages.map(|stage| (stage.name.clone(), stage.state(), stage.figures, stage.ended_at)).collect()
 }
 
 #[test]
@@ -55,10 +53,7 @@ fn a_job_is_folded_after_its_time_and_its_history_stays() {
 fn of_more_jobs_than_are_kept_the_oldest_is_folded() {
     let mut s = ended(1);
     assert!(tick_after(&mut s, 1).folded.is_empty());
-    let second = NewJob {
-        id: "job-2".into(),
-        ..new_job()
-    };
+    let second = NewJob { id: "job-2".into(), ..new_job() };
     s.step(|c, now, fx| c.submit(second, now, fx));
     assert!(tick_after(&mut s, 1).folded.is_empty(), "one that runs does not count");
     run_calmly(&mut s, "job-2");

@@ -60,23 +60,15 @@ fn result_of(task: &Task) -> TaskResult {
         Kind::SplitCorpus(s) => {
             result.artifacts.push(artifact(Role::Assignment, &s.path));
             for i in 0..3 {
-                result.artifacts.push(artifact(
-                    Role::Shard(Corpus::Pairs, Side::Train),
-                    &format!("pairs/train/{i:05}.parquet"),
-                ));
+                result
+                    .artifacts
+                    .push(artifact(Role::Shard(Corpus::Pairs, Side::Train), &format!("pairs/train/{i:05}.parquet")));
             }
-            result.artifacts.push(artifact(
-                Role::Shard(Corpus::Pairs, Side::Holdout),
-                "pairs/holdout/00000.parquet",
-            ));
+            result.artifacts.push(artifact(Role::Shard(Corpus::Pairs, Side::Holdout), "pairs/holdout/00000.parquet"));
         }
         Kind::WriteShard(s) => result.artifacts.push(artifact(s.role.as_str().into(), &s.path)),
         Kind::PrepareModel(p) => {
-            let name = if p.role == i32::from(ModelRole::Encoder) {
-                "encoder"
-            } else {
-                "decoder"
-            };
+            let name = if p.role == i32::from(ModelRole::Encoder) { "encoder" } else { "decoder" };
             result.facts.insert(format!("{name}.fingerprint"), name.into());
             result.facts.insert(format!("{name}.url"), p.path.clone());
             for (fact, value) in [
@@ -92,36 +84,27 @@ fn result_of(task: &Task) -> TaskResult {
         }
         Kind::EmbedShard(e) => result.artifacts.push(artifact(e.role.as_str().into(), &e.path)),
         Kind::FilterPairs(f) => result.artifacts.push(artifact(Role::Dropped, &f.path)),
-        Kind::FitStatistics(f) => result
-            .artifacts
-            .push(artifact(Role::Trained(Part::Statistics), &f.path)),
-        Kind::Align(a) => result
-            .artifacts
-            .push(artifact(Role::Trained(Part::Projector), &format!("{}/p", a.directory))),
+        Kind::FitStatistics(f) => result.artifacts.push(artifact(Role::Trained(Part::Statistics), &f.path)),
+        Kind::Align(a) => {
+            result.artifacts.push(artifact(Role::Trained(Part::Projector), &format!("{}/p", a.directory)))
+        }
         Kind::Synthesize(_) => {}
         Kind::Instruct(i) => {
             for part in [Part::Adapter, Part::AdapterConfig, Part::Slots] {
-                result
-                    .artifacts
-                    .push(artifact(Role::Trained(part), &format!("{}/{part}", i.directory)));
+                result.artifacts.push(artifact(Role::Trained(part), &format!("{}/{part}", i.directory)));
             }
         }
         Kind::Evaluate(e) => result.artifacts.push(artifact(Role::Report, &e.path)),
-        Kind::Export(e) => result.artifacts.push(artifact(
-            Role::Bundle(Part::Config),
-            &format!("{}/config.json", e.directory),
-        )),
+        Kind::Export(e) => {
+            result.artifacts.push(artifact(Role::Bundle(Part::Config), &format!("{}/config.json", e.directory)))
+        }
     }
     result
 }
 
 impl Scene {
     fn new() -> Self {
-        let timing = Timing {
-            max_failures: 1000,
-            max_losses: 1000,
-            ..Timing::default()
-        };
+        let timing = Timing { max_failures: 1000, max_losses: 1000, ..Timing::default() };
         Self {
             cluster: Cluster::new(timing),
             now: 1_000,
@@ -149,11 +132,7 @@ impl Scene {
                     let newest = self.tokens.entry(assignment.task_id).or_default();
                     assert!(assignment.token >= *newest, "tokens only grow");
                     *newest = assignment.token;
-                    let ahead = self
-                        .cluster
-                        .workers
-                        .get(&worker)
-                        .map_or(0, |w| w.info.leases_ahead as usize);
+                    let ahead = self.cluster.workers.get(&worker).map_or(0, |w| w.info.leases_ahead as usize);
                     let held = self.at_work.entry(worker).or_default();
                     held.push(*assignment);
                     let first = model_of(&held[0]);
@@ -166,10 +145,7 @@ impl Scene {
                 Action::Abort { worker, abort } => {
                     let lease = (abort.task_id, abort.token);
                     if self.holds(&worker, lease) {
-                        let failure = Failure {
-                            kind: FailureKind::Peer.into(),
-                            text: "stopped".into(),
-                        };
+                        let failure = Failure { kind: FailureKind::Peer.into(), text: "stopped".into() };
                         self.end_lease(&worker, lease, Outcome::Failed(failure));
                     }
                 }
@@ -229,11 +205,7 @@ impl Scene {
     }
 
     fn join_with(&mut self, leases_ahead: u32) {
-        let info = RegisterRequest {
-            name: "sim".into(),
-            leases_ahead,
-            ..RegisterRequest::default()
-        };
+        let info = RegisterRequest { name: "sim".into(), leases_ahead, ..RegisterRequest::default() };
         self.step(|c, now, _| {
             let id = c.register(info, now);
             c.listens(&id);
@@ -250,19 +222,11 @@ fn model_of(a: &Assignment) -> Option<String> {
 }
 
 fn progress(a: &Assignment) -> TaskProgress {
-    TaskProgress {
-        task_id: a.task_id,
-        token: a.token,
-        ..TaskProgress::default()
-    }
+    TaskProgress { task_id: a.task_id, token: a.token, ..TaskProgress::default() }
 }
 
 fn manifests(cluster: &Cluster) -> Vec<Manifest> {
-    cluster.jobs["job-1"]
-        .stages
-        .iter()
-        .map(|s| s.manifest.clone().unwrap())
-        .collect()
+    cluster.jobs["job-1"].stages.iter().map(|s| s.manifest.clone().unwrap()).collect()
 }
 
 fn calm() -> Vec<Manifest> {
@@ -314,18 +278,12 @@ fn wrong_input_fails_the_job_at_once_and_says_where() {
     s.act();
     s.join();
     let (worker, _) = leased(&mut s, "w1");
-    let failure = Failure {
-        kind: FailureKind::Input.into(),
-        text: "/a.tsv: no such file".into(),
-    };
+    let failure = Failure { kind: FailureKind::Input.into(), text: "/a.tsv: no such file".into() };
     s.end(&worker, Outcome::Failed(failure));
     let job = s.cluster.view("job-1").unwrap();
     assert_eq!(job.state(), JobState::Failed);
     let text = job.failure.unwrap().text;
-    assert!(
-        text.contains("clean pairs from") && text.contains("/a.tsv: no such file"),
-        "{text}"
-    );
+    assert!(text.contains("clean pairs from") && text.contains("/a.tsv: no such file"), "{text}");
 }
 
 #[test]

@@ -29,10 +29,7 @@ fn cancel(s: &mut Scene, id: &str) {
 /// The stage that the job is at, as people see it.
 fn at(s: &Scene, id: &str) -> llink_proto::Stage {
     let stages = s.cluster.view(id).unwrap().stages;
-    stages
-        .into_iter()
-        .find(|stage| stage.state() == StageState::Running)
-        .unwrap()
+    stages.into_iter().find(|stage| stage.state() == StageState::Running).unwrap()
 }
 
 /// Runs until `until` holds.
@@ -77,11 +74,7 @@ fn a_sweep_of_20_jobs_computes_what_they_share_once() {
     (10..=20).for_each(|n| submit(&mut s, n));
     s.act();
     let follower = at(&s, "job-7");
-    assert!(
-        follower.reason.starts_with("job job-1 is computing this stage"),
-        "{}",
-        follower.reason
-    );
+    assert!(follower.reason.starts_with("job job-1 is computing this stage"), "{}", follower.reason);
     assert_eq!(follower.total, at(&s, "job-1").total, "who waits sees how far it is");
     run_until(&mut s, all_ended);
     assert!(s.cluster.jobs.values().all(|job| job.state == JobState::Succeeded));
@@ -135,10 +128,7 @@ fn when_the_first_fails_the_next_takes_over_what_is_finished() {
     let task = s.at_work[&worker][0].task.clone().unwrap();
     s.end(&worker, Outcome::Done(result_of(&task)));
     s.act();
-    let wrong = Failure {
-        kind: FailureKind::Input.into(),
-        text: "this worker's disk is broken".into(),
-    };
+    let wrong = Failure { kind: FailureKind::Input.into(), text: "this worker's disk is broken".into() };
     s.end(&worker, Outcome::Failed(wrong));
     assert_eq!(s.cluster.jobs["job-1"].state, JobState::Failed);
     run_until(&mut s, all_ended);
@@ -171,23 +161,15 @@ fn tasks_that_another_job_planned_are_planned_anew_where_they_differ() {
     let job = |number: usize, every: u32| NewJob {
         id: format!("job-{number}"),
         owner: None,
-        file: parse(
-            "job.toml",
-            &format!("[corpus]\nsource = \"/a.tsv\"\n[align]\ncheckpoint_every = {every}\n"),
-        )
-        .unwrap(),
+        file: parse("job.toml", &format!("[corpus]\nsource = \"/a.tsv\"\n[align]\ncheckpoint_every = {every}\n"))
+            .unwrap(),
         stamps: BTreeMap::new(),
         trace: String::new(),
     };
     s.step(|c, now, fx| c.submit(job(1, 100), now, fx));
     s.step(|c, now, fx| c.submit(job(2, 7), now, fx));
-    run_until(&mut s, |s| {
-        stage(s, "job-1", StageName::Align).pursuit == Pursuit::Computing && !s.at_work.is_empty()
-    });
-    assert!(
-        at(&s, "job-2").reason.starts_with("job job-1 is computing this stage"),
-        "the key is the same"
-    );
+    run_until(&mut s, |s| stage(s, "job-1", StageName::Align).pursuit == Pursuit::Computing && !s.at_work.is_empty());
+    assert!(at(&s, "job-2").reason.starts_with("job job-1 is computing this stage"), "the key is the same");
     cancel(&mut s, "job-1");
     run_until(&mut s, |s| {
         let held = s.at_work.values().flatten();
@@ -215,10 +197,7 @@ fn what_another_coordinator_computes_is_waited_for_and_taken_over_when_it_gives_
     s.act();
     s.act();
     let reason = at(&s, "job-1").reason;
-    assert!(
-        reason.starts_with("another coordinator, another, is computing this stage"),
-        "{reason}"
-    );
+    assert!(reason.starts_with("another coordinator, another, is computing this stage"), "{reason}");
     assert!(at(&s, "job-2").reason.starts_with("job job-1 is computing this stage"));
     for _ in 0..100 {
         s.now += 100;
@@ -227,10 +206,7 @@ fn what_another_coordinator_computes_is_waited_for_and_taken_over_when_it_gives_
         s.cluster.check();
     }
     assert!(s.cluster.tasks.is_empty());
-    let theirs = Claim {
-        attempt: "theirs".into(),
-        apart: false,
-    };
+    let theirs = Claim { attempt: "theirs".into(), apart: false };
     s.shelf.release(&work, &theirs);
     run_until(&mut s, all_ended);
     assert!(s.cluster.jobs.values().all(|job| job.state == JobState::Succeeded));
@@ -249,11 +225,7 @@ fn a_stage_that_another_coordinator_took_over_is_left_to_it() {
     s.act();
     s.act();
     assert!(s.at_work.is_empty(), "its tasks are stopped");
-    assert!(
-        at(&s, "job-1").reason.contains("another coordinator"),
-        "{}",
-        at(&s, "job-1").reason
-    );
+    assert!(at(&s, "job-1").reason.contains("another coordinator"), "{}", at(&s, "job-1").reason);
     s.shelf.claims.clear();
     run_until(&mut s, all_ended);
     assert_eq!(s.cluster.jobs["job-1"].state, JobState::Succeeded);

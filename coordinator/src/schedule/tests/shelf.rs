@@ -23,10 +23,7 @@ impl Shelf {
             return LookedUp::Elsewhere { who: "another".into() };
         }
         self.attempts += 1;
-        let claim = held.unwrap_or(Claim {
-            attempt: format!("attempt{}", self.attempts),
-            apart: false,
-        });
+        let claim = held.unwrap_or(Claim { attempt: format!("attempt{}", self.attempts), apart: false });
         self.claims.insert(work.key.clone(), claim.attempt.clone());
         LookedUp::Claimed {
             claim,
@@ -37,11 +34,7 @@ impl Shelf {
 
     pub(super) fn commit(&mut self, work: &Work, claim: &Claim, manifest: Manifest) -> Manifest {
         let committed = self.committed.entry(work.key.clone()).or_insert_with(|| {
-            assert_eq!(
-                self.claims.get(&work.key),
-                Some(&claim.attempt),
-                "who commits has the claim"
-            );
+            assert_eq!(self.claims.get(&work.key), Some(&claim.attempt), "who commits has the claim");
             manifest
         });
         self.claims.remove(&work.key);

@@ -90,21 +90,12 @@ impl AuditLog {
     /// # Errors
     /// An error says that the log cannot be written.
     pub fn open(path: &Path) -> Result<Self, AuditError> {
-        let failed = |source| AuditError {
-            path: path.into(),
-            source,
-        };
+        let failed = |source| AuditError { path: path.into(), source };
         let file = append_to(path).map_err(failed)?;
         let (kept, refused) = shares(path).map_err(failed)?;
         Ok(Self {
             path: path.into(),
-            state: Mutex::new(State {
-                file,
-                kept,
-                refused,
-                folded: HashMap::new(),
-                full_was_told: false,
-            }),
+            state: Mutex::new(State { file, kept, refused, folded: HashMap::new(), full_was_told: false }),
         })
     }
 
@@ -151,16 +142,8 @@ impl State {
 
     /// Writes the first call of its kind, and holds the others back.
     fn refuse(&mut self, entry: Entry) -> std::io::Result<()> {
-        let address = entry
-            .from
-            .rsplit_once(':')
-            .map_or(entry.from.as_str(), |(address, _)| address);
-        let mut kind = (
-            entry.who.clone(),
-            address.to_owned(),
-            entry.call.clone(),
-            entry.reason.clone(),
-        );
+        let address = entry.from.rsplit_once(':').map_or(entry.from.as_str(), |(address, _)| address);
+        let mut kind = (entry.who.clone(), address.to_owned(), entry.call.clone(), entry.reason.clone());
         if self.folded.len() >= MOST_KINDS && !self.folded.contains_key(&kind) {
             kind = Kind::default();
         }
@@ -171,11 +154,7 @@ impl State {
             }
             Some((_, held @ None)) => {
                 let since = entry.at;
-                *held = Some(Folded {
-                    last: entry,
-                    times: 1,
-                    since,
-                });
+                *held = Some(Folded { last: entry, times: 1, since });
                 Ok(())
             }
             Some((written, Some(held))) => {
@@ -280,30 +259,17 @@ mod tests {
         let log = AuditLog::open(&path).unwrap();
         for at in 0..100_000 {
             // Each call comes over a new connection.
-            log.note(entry(
-                at,
-                &format!("10.0.0.1:{}", at % 60_000),
-                DENIED,
-                "the token is not known",
-            ));
+            log.note(entry(at, &format!("10.0.0.1:{}", at % 60_000), DENIED, "the token is not known"));
         }
         log.note(entry(1, "10.0.0.2:1", DENIED, "the token is not known"));
         log.note(entry(2, "10.0.0.1:1", "ok", ""));
         let found = lines(&path);
         assert_eq!(found.len(), 4, "{found:#?}");
-        assert_eq!(
-            (&found[0]["at"], found[0].get("times")),
-            (&0.into(), None),
-            "the first at once"
-        );
+        assert_eq!((&found[0]["at"], found[0].get("times")), (&0.into(), None), "the first at once");
         assert_eq!((&found[1]["times"], &found[1]["since"]), (&60_000.into(), &1.into()));
         log.settle(1_000_000);
         let last = lines(&path).pop().unwrap();
-        assert_eq!(
-            (&last["times"], &last["at"]),
-            (&39_999.into(), &99_999.into()),
-            "none is uncounted"
-        );
+        assert_eq!((&last["times"], &last["at"]), (&39_999.into(), &99_999.into()), "none is uncounted");
         drop(log);
         assert_eq!(lines(&path).len(), 5);
     }
@@ -316,12 +282,7 @@ mod tests {
         log.note(entry(0, "10.0.0.1:1", "ok", "this was done"));
         // Each call is of its own kind and of the largest size.
         for n in 0..20_000_i64 {
-            log.note(entry(
-                n * FOLDED_MS,
-                "10.0.0.1:1",
-                DENIED,
-                &format!("{n} {}", "x".repeat(2000)),
-            ));
+            log.note(entry(n * FOLDED_MS, "10.0.0.1:1", DENIED, &format!("{n} {}", "x".repeat(2000))));
             log.settle((n + 2) * FOLDED_MS);
         }
         log.note(entry(1, "10.0.0.1:1", "ok", "and this"));

@@ -25,14 +25,8 @@ impl Authority {
     pub fn new(roots: RootCertStore, optional: bool) -> Result<Self, String> {
         let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
         let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-        let builder = if optional {
-            builder.allow_unauthenticated()
-        } else {
-            builder
-        };
-        Ok(Self {
-            verifier: builder.build().map_err(|e| e.to_string())?,
-        })
+        let builder = if optional { builder.allow_unauthenticated() } else { builder };
+        Ok(Self { verifier: builder.build().map_err(|e| e.to_string())? })
     }
 
     /// Returns the caller that the certificate names, if the authority signed it and it is valid now.
@@ -41,20 +35,14 @@ impl Authority {
     /// An error says why the certificate does not count.
     pub fn peer(&self, chain: &[CertificateDer<'_>]) -> Result<Peer, String> {
         let (leaf, rest) = chain.split_first().ok_or("no certificate")?;
-        self.verifier
-            .verify_client_cert(leaf, rest, UnixTime::now())
-            .map_err(|e| e.to_string())?;
+        self.verifier.verify_client_cert(leaf, rest, UnixTime::now()).map_err(|e| e.to_string())?;
         let certificate = webpki::EndEntityCert::try_from(leaf).map_err(|e| e.to_string())?;
         let mut named = certificate.valid_uri_names().filter_map(identity);
         let (role, name) = named.next().ok_or(
             "the certificate names nobody: expected a URI such as spiffe://llink/worker/NAME or spiffe://llink/user/ROLE/NAME",
         )?;
         match named.next() {
-            None => Ok(Peer {
-                name,
-                role,
-                by: Proof::Certificate,
-            }),
+            None => Ok(Peer { name, role, by: Proof::Certificate }),
             Some(_) => Err("the certificate names more than one".into()),
         }
     }
@@ -87,18 +75,9 @@ mod tests {
 
     #[test]
     fn a_uri_names_one_role_and_one_name_or_nobody() {
-        assert_eq!(
-            identity("spiffe://llink/worker/gpu-1"),
-            Some((Role::Worker, "gpu-1".into()))
-        );
-        assert_eq!(
-            identity("spiffe://llink/user/read/ada"),
-            Some((Role::Read, "ada".into()))
-        );
-        assert_eq!(
-            identity("spiffe://llink/user/administer/a.b@c"),
-            Some((Role::Administer, "a.b@c".into()))
-        );
+        assert_eq!(identity("spiffe://llink/worker/gpu-1"), Some((Role::Worker, "gpu-1".into())));
+        assert_eq!(identity("spiffe://llink/user/read/ada"), Some((Role::Read, "ada".into())));
+        assert_eq!(identity("spiffe://llink/user/administer/a.b@c"), Some((Role::Administer, "a.b@c".into())));
         for wrong in [
             "spiffe://other/worker/gpu-1",
             "spiffe://llink/worker/",

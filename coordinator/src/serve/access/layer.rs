@@ -117,9 +117,7 @@ impl Access {
         };
         self.note(&call, outcome, about, reason);
         if found.is_err() && token.is_some() {
-            let wait = self
-                .slowdown
-                .wait(Some(Source::of(origin.address.ip())), Instant::now());
+            let wait = self.slowdown.wait(Some(Source::of(origin.address.ip())), Instant::now());
             tokio::time::sleep(wait).await;
         }
         found.map(drop)
@@ -180,10 +178,7 @@ impl<S> Layer<S> for AccessLayer {
     type Service = Gate<S>;
 
     fn layer(&self, inner: S) -> Gate<S> {
-        Gate {
-            access: self.0.clone(),
-            inner,
-        }
+        Gate { access: self.0.clone(), inner }
     }
 }
 
@@ -211,20 +206,15 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let origin = request.extensions().get::<Origin>().cloned();
-        let from = origin
-            .as_ref()
-            .map(|origin| origin.address.to_string())
-            .unwrap_or_default();
+        let from = origin.as_ref().map(|origin| origin.address.to_string()).unwrap_or_default();
         let path = request.uri().path();
         let name = call_name(path).to_owned();
         let peer = self.access.peer(origin.as_ref(), request.headers());
-        let admitted = peer
-            .map_err(|status| (status, unknown()))
-            .and_then(|peer| match needed(path) {
-                Some(need) if peer.role.may(need) => Ok(peer),
-                Some(need) => Err((Status::permission_denied(lacks(&peer, need)), peer)),
-                None => Err((Status::unimplemented("there is no such call"), peer)),
-            });
+        let admitted = peer.map_err(|status| (status, unknown())).and_then(|peer| match needed(path) {
+            Some(need) if peer.role.may(need) => Ok(peer),
+            Some(need) => Err((Status::permission_denied(lacks(&peer, need)), peer)),
+            None => Err((Status::unimplemented("there is no such call"), peer)),
+        });
         let access = self.access.clone();
         match admitted {
             Err((status, peer)) => {
@@ -259,10 +249,7 @@ where
 }
 
 fn unknown() -> Peer {
-    Peer {
-        name: "unknown".into(),
-        ..Peer::anybody()
-    }
+    Peer { name: "unknown".into(), ..Peer::anybody() }
 }
 
 fn lacks(peer: &Peer, need: Need) -> String {
@@ -316,11 +303,7 @@ mod tests {
     }
 
     fn admits(access: &Access, user: Option<u32>, bearer: &str) -> bool {
-        let origin = Origin {
-            address: "127.0.0.1:1".parse().unwrap(),
-            user,
-            certificates: None,
-        };
+        let origin = Origin { address: "127.0.0.1:1".parse().unwrap(), user, certificates: None };
         let mut headers = HeaderMap::new();
         headers.insert("authorization", format!("Bearer {bearer}").parse().unwrap());
         access.peer(Some(&origin), &headers).is_ok()
@@ -331,10 +314,7 @@ mod tests {
         let own = access(Some(1000), None);
         assert!(admits(&own, Some(1000), "") && admits(&own, Some(ROOT), ""));
         assert!(!admits(&own, Some(65534), "") && !admits(&own, None, ""));
-        assert!(
-            admits(&access(None, None), None, ""),
-            "where the system does not tell, or it was said so"
-        );
+        assert!(admits(&access(None, None), None, ""), "where the system does not tell, or it was said so");
         let by_token = access(None, Some("secret"));
         assert!(admits(&by_token, None, "secret"));
         for wrong in ["", "secre", "secret2", &sha256_of("secret")] {

@@ -42,12 +42,8 @@ pub enum Role {
 
 impl Role {
     /// The roles that a file can give, with their names.
-    pub const WRITTEN: [(&'static str, Self); 4] = [
-        ("read", Self::Read),
-        ("submit", Self::Submit),
-        ("administer", Self::Administer),
-        ("worker", Self::Worker),
-    ];
+    pub const WRITTEN: [(&'static str, Self); 4] =
+        [("read", Self::Read), ("submit", Self::Submit), ("administer", Self::Administer), ("worker", Self::Worker)];
 
     /// Returns whether this role is enough.
     #[must_use]
@@ -154,11 +150,7 @@ impl Peer {
     /// Returns the caller of a coordinator that identifies no callers.
     #[must_use]
     pub fn anybody() -> Self {
-        Self {
-            name: "anybody".into(),
-            role: Role::Anybody,
-            by: Proof::None,
-        }
+        Self { name: "anybody".into(), role: Role::Anybody, by: Proof::None }
     }
 }
 
@@ -193,21 +185,15 @@ mod tests {
             }
             if let Some(rest) = line.trim().strip_prefix("rpc ") {
                 let method = rest.split('(').next().unwrap();
-                assert!(
-                    needed(&format!("/llink.v1.{service}/{method}")).is_some(),
-                    "{service}/{method}"
-                );
+                assert!(needed(&format!("/llink.v1.{service}/{method}")).is_some(), "{service}/{method}");
                 calls += 1;
             }
         }
         assert!(calls >= 12, "{calls}");
         assert_eq!(call_name("/llink.v1.JobService/Submit"), "JobService/Submit");
-        for unknown in [
-            "/",
-            "/llink.v1.JobService/Drop",
-            "/llink.v1.WorkerService/Submit",
-            "/grpc.health.v1.Health/Check",
-        ] {
+        for unknown in
+            ["/", "/llink.v1.JobService/Drop", "/llink.v1.WorkerService/Submit", "/grpc.health.v1.Health/Check"]
+        {
             assert_eq!((needed(unknown), call_name(unknown)), (None, "unknown"), "{unknown}");
         }
     }

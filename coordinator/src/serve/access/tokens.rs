@@ -68,10 +68,7 @@ impl Tokens {
     /// # Errors
     /// An error says that the file cannot be read, or which entry is invalid.
     pub fn read(path: &Path) -> Result<Self, TokenError> {
-        let failed = |reason: String| TokenError {
-            path: path.into(),
-            reason,
-        };
+        let failed = |reason: String| TokenError { path: path.into(), reason };
         let text = match std::fs::read_to_string(path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
             read => read.map_err(|e| failed(e.to_string()))?,
@@ -93,10 +90,7 @@ impl Tokens {
             if token.uses == TokenUse::Once && token.role != Role::Worker {
                 return Err(format!("{name}: only a worker's token can be of one use"));
             }
-            let expires = token
-                .expires
-                .as_deref()
-                .map(|text| OffsetDateTime::parse(text, &Rfc3339));
+            let expires = token.expires.as_deref().map(|text| OffsetDateTime::parse(text, &Rfc3339));
             let expires = expires
                 .transpose()
                 .map_err(|e| format!("expires of {name}: {e}; expected such as 2027-01-31T00:00:00Z"))?;
@@ -121,15 +115,8 @@ impl Tokens {
         if expires.is_some_and(|at| at <= now) {
             return Err(format!("the token of {} has run out", found.name));
         }
-        let by = Proof::Token {
-            sha256: sha256.to_owned(),
-            uses: found.uses,
-        };
-        Ok(Peer {
-            name: found.name.clone(),
-            role: found.role,
-            by,
-        })
+        let by = Proof::Token { sha256: sha256.to_owned(), uses: found.uses };
+        Ok(Peer { name: found.name.clone(), role: found.role, by })
     }
 }
 
@@ -137,10 +124,8 @@ impl Token {
     /// Returns the entry as it stands in the file.
     #[must_use]
     pub fn entry(&self) -> String {
-        let mut entry = format!(
-            "\n[[token]]\nname = \"{}\"\nrole = \"{}\"\nsha256 = \"{}\"\n",
-            self.name, self.role, self.sha256
-        );
+        let mut entry =
+            format!("\n[[token]]\nname = \"{}\"\nrole = \"{}\"\nsha256 = \"{}\"\n", self.name, self.role, self.sha256);
         if let Some(expires) = &self.expires {
             entry.push_str(&format!("expires = \"{expires}\"\n"));
         }
@@ -175,13 +160,7 @@ impl Token {
                 Some(at.format(&Rfc3339).map_err(|e| e.to_string())?)
             }
         };
-        let token = Self {
-            name: name.into(),
-            role,
-            sha256: sha256_of(&secret),
-            expires,
-            uses,
-        };
+        let token = Self { name: name.into(), role, sha256: sha256_of(&secret), expires, uses };
         Ok((token, secret))
     }
 }
@@ -228,10 +207,7 @@ mod tests {
     #[test]
     fn wrong_entries_are_refused_by_name() {
         let entry = |role: &str, more: &str| {
-            format!(
-                "[[token]]\nname = \"ada\"\nrole = \"{role}\"\nsha256 = \"{}\"\n{more}",
-                "a".repeat(64)
-            )
+            format!("[[token]]\nname = \"ada\"\nrole = \"{role}\"\nsha256 = \"{}\"\n{more}", "a".repeat(64))
         };
         assert!(Tokens::parse(&entry("read", "")).is_ok());
         for (text, word) in [

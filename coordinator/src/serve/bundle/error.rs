@@ -20,29 +20,17 @@ pub(super) struct ApiError {
 
 impl ApiError {
     pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            status,
-            message: message.into(),
-            param: None,
-            code,
-            retry_after: None,
-        }
+        Self { status, message: message.into(), param: None, code, retry_after: None }
     }
 
     /// Returns the error of a field of the request.
     pub(super) fn of_field(param: impl Into<String>, code: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            param: Some(param.into()),
-            ..Self::new(StatusCode::BAD_REQUEST, code, message)
-        }
+        Self { param: Some(param.into()), ..Self::new(StatusCode::BAD_REQUEST, code, message) }
     }
 
     /// Returns the error for a request that may be sent again later.
     pub(super) fn busy(status: StatusCode, code: &'static str, seconds: u32, message: impl Into<String>) -> Self {
-        Self {
-            retry_after: Some(seconds),
-            ..Self::new(status, code, message)
-        }
+        Self { retry_after: Some(seconds), ..Self::new(status, code, message) }
     }
 
     /// Returns the error's JSON.

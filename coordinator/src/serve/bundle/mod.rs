@@ -152,11 +152,7 @@ pub async fn start(generator: Generator, options: BundleOptions) -> Result<Runni
     });
     let incoming = accept::incoming(listener, protection, Spoken::Http1, Limits::of_this_process());
     tokio::spawn(accept::serve_http1(incoming, router(shared.clone()), LASTS));
-    Ok(RunningBundle {
-        url: format!("{scheme}://{address}/v1"),
-        shared,
-        broken,
-    })
+    Ok(RunningBundle { url: format!("{scheme}://{address}/v1"), shared, broken })
 }
 
 impl RunningBundle {
@@ -209,12 +205,10 @@ async fn admit(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
     };
     match peer {
         Ok(peer) if peer.role != Role::Worker => next.run(request).await,
-        Ok(_) => ApiError::new(
-            StatusCode::FORBIDDEN,
-            "wrong_role",
-            "this is a worker's token: make one with the role read",
-        )
-        .into_response(),
+        Ok(_) => {
+            ApiError::new(StatusCode::FORBIDDEN, "wrong_role", "this is a worker's token: make one with the role read")
+                .into_response()
+        }
         Err(why) => ApiError::new(StatusCode::UNAUTHORIZED, "invalid_api_key", why).into_response(),
     }
 }
@@ -248,21 +242,13 @@ async fn complete(
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     if !kind.is_some_and(|kind| kind.to_ascii_lowercase().starts_with("application/json")) {
         let text = "the content type of a request must be application/json";
-        return Err(ApiError::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "unsupported_media_type",
-            text,
-        ));
+        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", text));
     }
     let body = body.map_err(|rejected| {
         let text = format!("{}: a request has at most {BODY_BYTES} bytes", rejected.body_text());
         ApiError::new(rejected.status(), "unreadable_body", text)
     })?;
-    let defaults = Defaults {
-        model: &shared.name,
-        max_tokens: shared.max_tokens,
-        seed: random()?,
-    };
+    let defaults = Defaults { model: &shared.name, max_tokens: shared.max_tokens, seed: random()? };
     let request = ChatRequest::parse(&body, defaults)?;
     let reply = Reply {
         id: format!("chatcmpl-{:016x}", random()?),
@@ -300,21 +286,12 @@ impl Shared {
     /// Hands a request to the thread that answers, if there is a place for it.
     fn ask(&self, request: ChatRequest) -> Result<Coming, ApiError> {
         let Ok(place) = self.places.clone().try_acquire_owned() else {
-            let text = format!(
-                "{} requests are answered or wait, which is the limit here: ask again later",
-                self.all_places
-            );
-            return Err(ApiError::busy(
-                StatusCode::TOO_MANY_REQUESTS,
-                "queue_full",
-                RETRY_S,
-                text,
-            ));
+            let text =
+                format!("{} requests are answered or wait, which is the limit here: ask again later", self.all_places);
+            return Err(ApiError::busy(StatusCode::TOO_MANY_REQUESTS, "queue_full", RETRY_S, text));
         };
         let (answer, events) = mpsc::unbounded_channel();
-        self.asked
-            .send(Asked { request, answer })
-            .map_err(|_| cannot_answer())?;
+        self.asked.send(Asked { request, answer }).map_err(|_| cannot_answer())?;
         Ok(Coming { events, _place: place })
     }
 }
@@ -340,19 +317,15 @@ async fn stream_out(mut answer: Coming, reply: Reply) -> Result<Response, ApiErr
         Event::Failed(error) => return Err(error),
         begun => begun,
     };
-    let events = stream::once(async { first }).chain(stream::unfold(answer, |mut answer| async move {
-        Some((answer.next().await, answer))
-    }));
+    let events = stream::once(async { first })
+        .chain(stream::unfold(answer, |mut answer| async move { Some((answer.next().await, answer)) }));
     let sent = events.scan(false, move |has_ended, event| {
         let messages = match &event {
             _ if *has_ended => None,
             Event::Begun(usage) => Some(vec![reply.first(*usage).to_string()]),
             Event::Piece(piece) => Some(vec![reply.piece(piece).to_string()]),
             Event::Ended(finish, usage) => {
-                let last = reply
-                    .last(*finish, *usage)
-                    .into_iter()
-                    .map(|message| message.to_string());
+                let last = reply.last(*finish, *usage).into_iter().map(|message| message.to_string());
                 Some(last.chain(["[DONE]".to_owned()]).collect())
             }
             Event::Failed(error) => Some(vec![error.body()]),

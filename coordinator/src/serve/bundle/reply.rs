@@ -102,10 +102,7 @@ impl Reply {
             ("system_fingerprint", json!(self.bundle)),
             ("choices", choices),
         ];
-        members
-            .into_iter()
-            .map(|(key, value)| (key.to_owned(), value))
-            .collect()
+        members.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
     }
 }
 

@@ -14,15 +14,8 @@ const PASSAGE: &str = "passage";
 /// The most texts at which an answer may end.
 const STOPS: usize = 4;
 /// Fields without an effect on an answer.
-const WITHOUT_EFFECT: [&str; 7] = [
-    "user",
-    "metadata",
-    "store",
-    "service_tier",
-    "safety_identifier",
-    "prompt_cache_key",
-    "parallel_tool_calls",
-];
+const WITHOUT_EFFECT: [&str; 7] =
+    ["user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"];
 
 /// A request for an answer to a conversation.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,10 +49,7 @@ impl Message {
             Piece::Text(text) => Part::Text(text),
             Piece::Passage(text) => Part::Passage(text),
         });
-        Turn {
-            role: self.role,
-            parts: parts.collect(),
-        }
+        Turn { role: self.role, parts: parts.collect() }
     }
 }
 
@@ -105,13 +95,7 @@ impl ChatRequest {
         let stream = fields.take("stream", "true or false")?.unwrap_or(false);
         let include_usage = fields.include_usage(stream)?;
         fields.conclude()?;
-        Ok(Self {
-            messages,
-            answering,
-            stop,
-            stream,
-            include_usage,
-        })
+        Ok(Self { messages, answering, stop, stream, include_usage })
     }
 }
 
@@ -138,8 +122,7 @@ impl Fields {
             Some(value) => {
                 let found = brief(&value);
                 let read = serde_json::from_value(value);
-                read.map(Some)
-                    .map_err(|_| wrong(key, format!("expected {expected}, found {found}")))
+                read.map(Some).map_err(|_| wrong(key, format!("expected {expected}, found {found}")))
             }
         }
     }
@@ -193,10 +176,7 @@ impl Fields {
             }
         };
         if stop.len() > STOPS || stop.iter().any(String::is_empty) {
-            return Err(wrong(
-                "stop",
-                format!("expected at most {STOPS} texts, none of them empty"),
-            ));
+            return Err(wrong("stop", format!("expected at most {STOPS} texts, none of them empty")));
         }
         Ok(stop)
     }
@@ -213,10 +193,7 @@ impl Fields {
         // Padding against observers of the network has no effect here.
         let _: Option<bool> = options.take("include_obfuscation", "true or false")?;
         match options.0.keys().next() {
-            Some(key) => Err(cannot(
-                format!("stream_options.{key}"),
-                "is not known here: leave it out",
-            )),
+            Some(key) => Err(cannot(format!("stream_options.{key}"), "is not known here: leave it out")),
             None => Ok(include),
         }
     }
@@ -267,10 +244,7 @@ impl Message {
         let asks = |value: &Value| !value.is_null() && *value != json!([]);
         for key in ["tool_calls", "function_call", "audio", "tool_call_id"] {
             if message.get(key).is_some_and(asks) {
-                return Err(cannot(
-                    format!("{at}.{key}"),
-                    "this server has no tools and no audio: leave it out",
-                ));
+                return Err(cannot(format!("{at}.{key}"), "this server has no tools and no audio: leave it out"));
             }
         }
         let at = format!("{at}.content");
@@ -291,10 +265,7 @@ impl Piece {
     fn parse(part: Value, at: &str) -> Result<Self, ApiError> {
         let kind = part["type"].as_str().unwrap_or_default();
         if kind != "text" {
-            let text = format!(
-                "this server reads texts only, not {}: expected \"text\"",
-                brief(&part["type"])
-            );
+            let text = format!("this server reads texts only, not {}: expected \"text\"", brief(&part["type"]));
             return Err(cannot(format!("{at}.type"), text));
         }
         let Some(text) = part["text"].as_str().map(str::to_owned) else {
@@ -306,10 +277,9 @@ impl Piece {
                 let text = format!("expected \"{PASSAGE}\" for a foreign text, found {}", brief(kind));
                 Err(wrong(format!("{at}.llink"), text))
             }
-            _ if clean_line(&text, ZeroWidth::Keep).is_empty() => Err(wrong(
-                format!("{at}.text"),
-                "has nothing to read in it: give a passage with visible characters",
-            )),
+            _ if clean_line(&text, ZeroWidth::Keep).is_empty() => {
+                Err(wrong(format!("{at}.text"), "has nothing to read in it: give a passage with visible characters"))
+            }
             _ => Ok(Self::Passage(text)),
         }
     }

@@ -65,9 +65,9 @@ pub(super) fn answer_all(
             is_wanted
         });
         match generator.step(&mut continuations) {
-            Ok(steps) => steps
-                .into_iter()
-                .for_each(|(id, step)| tell(&generator, &mut continuations, &mut answers, id, step)),
+            Ok(steps) => {
+                steps.into_iter().for_each(|(id, step)| tell(&generator, &mut continuations, &mut answers, id, step))
+            }
             Err(error) => {
                 tracing::error!("the answers to {} requests failed: {error}", answers.len());
                 answers.drain().for_each(|(_, answer)| answer.fail(&error));
@@ -128,9 +128,7 @@ fn begin(
     answers: &mut HashMap<usize, Answer>,
 ) {
     let new: Vec<Asked> = new.into_iter().filter(|asked| !asked.answer.is_closed()).collect();
-    let conversations = new
-        .iter()
-        .map(|asked| asked.request.messages.iter().map(Message::turn).collect());
+    let conversations = new.iter().map(|asked| asked.request.messages.iter().map(Message::turn).collect());
     let conversations: Vec<Vec<Turn<'_>>> = conversations.collect();
     if new.len() > 1 {
         let parts = conversations.iter().flatten().flat_map(|turn| &turn.parts);

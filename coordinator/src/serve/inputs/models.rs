@@ -20,10 +20,7 @@ pub(super) async fn model_stamp(
     base: &Path,
 ) -> Result<String, Failure> {
     if let Some(id) = on_the_hubs_site(url) {
-        return Err(missing(format!(
-            "{url} is a web page, not a folder: {}",
-            how_to_fetch(&id)
-        )));
+        return Err(missing(format!("{url} is a web page, not a folder: {}", how_to_fetch(&id))));
     }
     let store = Store::open(url).map_err(|e| failure(&e))?;
     let objects = store.list("").await.map_err(|e| failure(&e))?;
@@ -42,16 +39,8 @@ pub(super) async fn model_stamp(
 }
 
 fn stamp_of(objects: &[ObjectInfo]) -> String {
-    let read = |o: &&ObjectInfo| {
-        [".json", ".safetensors", ".jinja", ".gguf"]
-            .iter()
-            .any(|end| o.path.ends_with(end))
-    };
-    let stamps: Vec<String> = objects
-        .iter()
-        .filter(read)
-        .map(|o| format!("{} {}", o.path, stamp(o)))
-        .collect();
+    let read = |o: &&ObjectInfo| [".json", ".safetensors", ".jinja", ".gguf"].iter().any(|end| o.path.ends_with(end));
+    let stamps: Vec<String> = objects.iter().filter(read).map(|o| format!("{} {}", o.path, stamp(o))).collect();
     stamps.join("; ")
 }
 
@@ -70,10 +59,9 @@ async fn problems(store: &Store, models: &ModelsSection, role: ModelRole) -> Res
         normalize: encoder.normalize,
         prefix: encoder.prefix.clone(),
     };
-    check(store, role, &wishes).await.map_err(|error| Failure {
-        kind: llink_proto::FailureKind::Input.into(),
-        text: error.to_string(),
-    })
+    check(store, role, &wishes)
+        .await
+        .map_err(|error| Failure { kind: llink_proto::FailureKind::Input.into(), text: error.to_string() })
 }
 
 /// Without the worker's code, this program leaves the check to the worker that runs stage `models`.
@@ -115,19 +103,13 @@ mod tests {
     fn a_hubs_name_is_told_from_a_path() {
         let base = Path::new("/jobs/khmer");
         let of = |path: &str| hub_id(&format!("/jobs/khmer/{path}"), base);
-        assert_eq!(
-            of("intfloat/multilingual-e5-small").as_deref(),
-            Some("intfloat/multilingual-e5-small")
-        );
+        assert_eq!(of("intfloat/multilingual-e5-small").as_deref(), Some("intfloat/multilingual-e5-small"));
         for path in ["e5", "models/e5/x", ".cache/e5", "my models/e5"] {
             assert_eq!(of(path), None, "{path}");
         }
         assert_eq!(hub_id("/models/e5", base), None);
         let page = "https://huggingface.co/intfloat/multilingual-e5-small/tree/main";
-        assert_eq!(
-            on_the_hubs_site(page).as_deref(),
-            Some("intfloat/multilingual-e5-small")
-        );
+        assert_eq!(on_the_hubs_site(page).as_deref(), Some("intfloat/multilingual-e5-small"));
         assert_eq!(on_the_hubs_site("https://example.com/a/b"), None);
     }
 }

@@ -93,14 +93,9 @@ impl Watcher {
             Some(job) => Some(Arc::new(self.see_job(job, at))),
             None => before.job(&id).cloned(),
         });
-        let board = Board {
-            jobs: jobs.collect(),
-            older: look.older,
-            workers: look.workers,
-            workers_total: look.workers_total,
-        };
-        self.paces
-            .retain(|(id, _), _| board.job(id).is_some_and(|seen| is_running(&seen.job)));
+        let board =
+            Board { jobs: jobs.collect(), older: look.older, workers: look.workers, workers_total: look.workers_total };
+        self.paces.retain(|(id, _), _| board.job(id).is_some_and(|seen| is_running(&seen.job)));
         self.curves.retain(|id, _| board.job(id).is_some());
         board
     }
@@ -118,11 +113,7 @@ impl Watcher {
             curves.entry(stage.name.clone()).or_default().see(stage);
         }
         let charts = curves.iter().map(|(stage, curves)| (stage.clone(), curves.charts()));
-        Seen {
-            charts: charts.filter(|(_, charts)| !charts.is_empty()).collect(),
-            paces,
-            job,
-        }
+        Seen { charts: charts.filter(|(_, charts)| !charts.is_empty()).collect(), paces, job }
     }
 }
 
@@ -171,12 +162,7 @@ mod tests {
             figures: [("loss".to_owned(), 1.0 / done as f64)].into(),
             ..Stage::default()
         };
-        let job = Job {
-            id: "a".into(),
-            state: state.into(),
-            stages: vec![stage],
-            ..Job::default()
-        };
+        let job = Job { id: "a".into(), state: state.into(), stages: vec![stage], ..Job::default() };
         Look {
             jobs: vec![("a".into(), Some(job))],
             older: 0,
@@ -198,10 +184,7 @@ mod tests {
         let ended = watcher.see(&board, look(100, JobState::Succeeded), Duration::from_secs(9));
         assert!(watcher.paces.is_empty());
         // An ended job is not read again.
-        let known = Look {
-            jobs: vec![("a".into(), None)],
-            ..look(0, JobState::Succeeded)
-        };
+        let known = Look { jobs: vec![("a".into(), None)], ..look(0, JobState::Succeeded) };
         let later = watcher.see(&ended, known, Duration::from_secs(10));
         assert_eq!(later.job("a"), ended.job("a"));
         assert_eq!(later.job("a").unwrap().charts[0].1[0].steps.last(), Some(&100));

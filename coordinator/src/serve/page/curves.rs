@@ -11,10 +11,7 @@ const HELD_OUT_STEP: &str = "validation/step";
 /// The charts, each with the figures that it shows if they exist.
 const CHARTS: [(&str, &[&str]); 4] = [
     ("loss", &["loss", "info_nce", "sft", "validation/sft"]),
-    (
-        "held-out retrieval",
-        &["validation/r1", "validation/mrr", "validation/cosine_r1"],
-    ),
+    ("held-out retrieval", &["validation/r1", "validation/mrr", "validation/cosine_r1"]),
     ("worth of the slots", &["usage_gap", "validation/usage_gap"]),
     ("temperature", &["temperature"]),
 ];
@@ -69,17 +66,12 @@ impl Curves {
 
     /// Returns the charts that have a point.
     pub(super) fn charts(&self) -> Vec<Chart> {
-        CHARTS
-            .iter()
-            .filter_map(|(title, names)| self.chart(title, names))
-            .collect()
+        CHARTS.iter().filter_map(|(title, names)| self.chart(title, names)).collect()
     }
 
     fn chart(&self, title: &'static str, names: &[&'static str]) -> Option<Chart> {
-        let found: Vec<(&'static str, BTreeMap<u64, f64>)> = names
-            .iter()
-            .filter_map(|name| Some((*name, self.0.get(name)?.all().collect())))
-            .collect();
+        let found: Vec<(&'static str, BTreeMap<u64, f64>)> =
+            names.iter().filter_map(|name| Some((*name, self.0.get(name)?.all().collect()))).collect();
         let steps: BTreeSet<u64> = found.iter().flat_map(|(_, points)| points.keys().copied()).collect();
         let at_steps = |points: &BTreeMap<u64, f64>| steps.iter().map(|step| points.get(step).copied()).collect();
         (!found.is_empty()).then(|| Chart {
@@ -93,12 +85,7 @@ impl Curves {
 
 impl Curve {
     fn starting_at(step: u64, value: f64) -> Self {
-        Self {
-            every: 1,
-            seen: 0,
-            points: Vec::new(),
-            newest: (step, value),
-        }
+        Self { every: 1, seen: 0, points: Vec::new(), newest: (step, value) }
     }
 
     fn see(&mut self, step: u64, value: f64) {
@@ -131,11 +118,7 @@ impl Chart {
     /// Describes the chart in words, with the first and the newest value of each figure.
     pub(super) fn in_words(&self) -> String {
         let curve = |(name, values): (&&str, &Vec<Option<f64>>)| {
-            let mut points = self
-                .steps
-                .iter()
-                .zip(values)
-                .filter_map(|(step, value)| Some((step, (*value)?)));
+            let mut points = self.steps.iter().zip(values).filter_map(|(step, value)| Some((step, (*value)?)));
             let (first, value) = points.next()?;
             Some(match points.next_back() {
                 None => format!("{name} {value:.4} at step {first}"),
@@ -167,16 +150,9 @@ mod tests {
             curves.see(&stage(step, &[("loss", step as f64)]));
         }
         let chart = curves.charts().remove(0);
-        assert!(
-            (POINTS / 2..=POINTS + 1).contains(&chart.steps.len()),
-            "{}",
-            chart.steps.len()
-        );
+        assert!((POINTS / 2..=POINTS + 1).contains(&chart.steps.len()), "{}", chart.steps.len());
         assert_eq!((chart.steps[0], chart.steps.last()), (0, Some(&99_999)));
-        assert_eq!(
-            chart.in_words(),
-            "loss: loss from 0.0000 at step 0 to 99999.0000 at step 99999."
-        );
+        assert_eq!(chart.in_words(), "loss: loss from 0.0000 at step 0 to 99999.0000 at step 99999.");
     }
 
     #[test]
@@ -194,9 +170,6 @@ mod tests {
             (charts[0].steps.as_slice(), charts[0].values[0].as_slice()),
             (&[10, 20][..], &[Some(2.0), Some(1.5)][..])
         );
-        assert_eq!(
-            (charts[1].title, charts[1].steps.as_slice()),
-            ("held-out retrieval", &[5, 25][..])
-        );
+        assert_eq!((charts[1].title, charts[1].steps.as_slice()), ("held-out retrieval", &[5, 25][..]));
     }
 }

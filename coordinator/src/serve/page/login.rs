@@ -35,13 +35,8 @@ impl Cookies {
     }
 
     fn unsealed(&self, headers: &HeaderMap) -> Option<String> {
-        let cookies = headers
-            .get_all("cookie")
-            .into_iter()
-            .filter_map(|value| value.to_str().ok());
-        let mut pairs = cookies
-            .flat_map(|value| value.split(';'))
-            .filter_map(|pair| pair.trim().split_once('='));
+        let cookies = headers.get_all("cookie").into_iter().filter_map(|value| value.to_str().ok());
+        let mut pairs = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
         let (_, value) = pairs.find(|(name, _)| *name == self.name)?;
         let (token, seal) = value.split_once('.')?;
         // Hashes are compared, so that the time of the comparison tells nothing of the seal.
@@ -53,10 +48,7 @@ impl Cookies {
         let sha256 = sha256_of(token);
         let seal = self.seal(&sha256);
         let secure = if self.secure { "; Secure" } else { "" };
-        format!(
-            "{}={sha256}.{seal}; Path=/; Max-Age={LASTS_S}; HttpOnly; SameSite=Strict{secure}",
-            self.name
-        )
+        format!("{}={sha256}.{seal}; Path=/; Max-Age={LASTS_S}; HttpOnly; SameSite=Strict{secure}", self.name)
     }
 
     fn seal(&self, sha256: &str) -> String {
@@ -96,21 +88,12 @@ mod tests {
     fn a_cookie_stands_for_its_token_here_and_nowhere_else() {
         let cookies = Cookies::new(7080, "key".into(), true);
         let set = cookies.set("secret");
-        assert!(
-            set.ends_with("; HttpOnly; SameSite=Strict; Secure") && !set.contains("secret"),
-            "{set}"
-        );
+        assert!(set.ends_with("; HttpOnly; SameSite=Strict; Secure") && !set.contains("secret"), "{set}");
         let pair = set.split(';').next().unwrap();
         let shown = with("cookie", &format!("other=1; {pair}"));
         assert_eq!(cookies.token(&shown), Some(sha256_of("secret")));
-        assert_eq!(
-            cookies.token(&with("authorization", "Bearer secret")),
-            Some(sha256_of("secret"))
-        );
-        for other in [
-            Cookies::new(7081, "key".into(), true),
-            Cookies::new(7080, "other".into(), true),
-        ] {
+        assert_eq!(cookies.token(&with("authorization", "Bearer secret")), Some(sha256_of("secret")));
+        for other in [Cookies::new(7081, "key".into(), true), Cookies::new(7080, "other".into(), true)] {
             assert_eq!(other.token(&shown), None);
         }
         // The hash alone, which stands in the token file, is not enough for a seal.
@@ -125,13 +108,7 @@ mod tests {
         for here in ["127.0.0.1:7080", "[::1]:7080", "localhost", "LOCALHOST:1", "127.1.2.3"] {
             assert!(is_this_machine(here), "{here}");
         }
-        for elsewhere in [
-            "evil.example:7080",
-            "127.0.0.1.evil.example",
-            "localhost.evil.example",
-            "",
-            "10.0.0.1",
-        ] {
+        for elsewhere in ["evil.example:7080", "127.0.0.1.evil.example", "localhost.evil.example", "", "10.0.0.1"] {
             assert!(!is_this_machine(elsewhere), "{elsewhere}");
         }
     }

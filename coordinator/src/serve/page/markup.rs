@@ -32,10 +32,7 @@ fn part(id: &'static str, title: &str, body: Markup) -> Part {
 
 /// Returns the part whose changes a screen reader announces.
 fn status(text: &str) -> Part {
-    Part {
-        id: "status",
-        body: html! { (shown::line(text)) },
-    }
+    Part { id: "status", body: html! { (shown::line(text)) } }
 }
 
 /// Renders a whole page. `live` is the URL of its updates, if it has any.
@@ -80,41 +77,22 @@ pub(super) fn page(title: &str, live: Option<&str>, parts: &[Part]) -> String {
 
 /// Renders jobs, workers, and plans of dry runs.
 pub(super) fn overview(board: &Board, plans: &[(usize, Job)]) -> Vec<Part> {
-    let running = board
-        .jobs
-        .iter()
-        .filter(|seen| seen.job.state() == JobState::Running)
-        .count();
+    let running = board.jobs.iter().filter(|seen| seen.job.state() == JobState::Running).count();
     let all = count(board.jobs.len() + board.older, "job");
-    let said = format!(
-        "{all}, {running} of them running; {}",
-        count(board.workers_total, "worker")
-    );
+    let said = format!("{all}, {running} of them running; {}", count(board.workers_total, "worker"));
     let more = board.workers_total.saturating_sub(WORKERS);
     let connected = html! { (workers(&board.workers, None)) @if more > 0 { p { (more) " more are not shown." } } };
-    let mut parts = vec![
-        status(&said),
-        part("jobs", "Jobs", jobs(board)),
-        part("workers", "Workers", connected),
-    ];
+    let mut parts = vec![status(&said), part("jobs", "Jobs", jobs(board)), part("workers", "Workers", connected)];
     if !plans.is_empty() {
         let rows = plans.iter().map(|(number, job)| {
-            let will_run = job
-                .stages
-                .iter()
-                .filter(|stage| stage.state() != StageState::Cached)
-                .count();
+            let will_run = job.stages.iter().filter(|stage| stage.state() != StageState::Cached).count();
             vec![
                 link(&format!("/plans/{number}"), &job.name),
                 text(&job.id),
                 html! { (will_run) " of " (count(job.stages.len(), "stage")) },
             ]
         });
-        let rows = table(
-            "Plans of dry runs, the newest first",
-            &["name", "job", "will run"],
-            rows,
-        );
+        let rows = table("Plans of dry runs, the newest first", &["name", "job", "will run"], rows);
         parts.push(part("plans", "Plans", rows));
     }
     parts
@@ -152,10 +130,7 @@ fn jobs(board: &Board) -> Markup {
 /// All workers, or those that work on one job, and what they do.
 fn workers(workers: &[WorkerView], of: Option<&str>) -> Markup {
     let row = |worker: &WorkerView| {
-        let leases = worker
-            .leases
-            .iter()
-            .filter(|lease| of.is_none_or(|job| lease.job == job));
+        let leases = worker.leases.iter().filter(|lease| of.is_none_or(|job| lease.job == job));
         let leases: Vec<Markup> = leases.map(|lease| leased(lease, of.is_none())).collect();
         (of.is_none() || !leases.is_empty())
             .then(|| vec![text(&worker.info.name), device(worker), does(worker, leases)])
@@ -232,10 +207,7 @@ pub(super) fn job(seen: &Seen, workers_now: &[WorkerView], events: &[Event]) -> 
 
 /// Renders the plan of a dry run.
 pub(super) fn plan(job: &Job) -> Vec<Part> {
-    let seen = Seen {
-        job: job.clone(),
-        ..Seen::default()
-    };
+    let seen = Seen { job: job.clone(), ..Seen::default() };
     vec![
         status("A plan: nothing was started"),
         part("summary", "Summary", summary(job)),
@@ -255,21 +227,14 @@ pub(super) fn notice(said: &str, form: bool) -> Vec<Part> {
             }
         }
     };
-    vec![Part {
-        id: "notice",
-        body: html! { h2 { @if form { "Who are you?" } @else { "Nothing to see" } } (body) },
-    }]
+    vec![Part { id: "notice", body: html! { h2 { @if form { "Who are you?" } @else { "Nothing to see" } } (body) } }]
 }
 
 fn said(job: &Job) -> String {
     let done = job.stages.iter().filter(|stage| is_complete(stage)).count();
     let running = job.stages.iter().find(|stage| stage.state() == StageState::Running);
     let now = running.map(|stage| format!(", now {}", stage.name)).unwrap_or_default();
-    format!(
-        "{}: {done} of {} done{now}",
-        state_word(job),
-        count(job.stages.len(), "stage")
-    )
+    format!("{}: {done} of {} done{now}", state_word(job), count(job.stages.len(), "stage"))
 }
 
 fn summary(job: &Job) -> Markup {
@@ -297,28 +262,17 @@ fn stages(seen: &Seen) -> Markup {
             },
         };
         let warnings = html! { @for warning in &stage.warnings { br; span.warning { "Warning: " (text(warning)) } } };
-        vec![
-            text(&stage.name),
-            state(stage_word(stage)),
-            progress(stage),
-            html! { (told) (warnings) },
-        ]
+        vec![text(&stage.name), state(stage_word(stage)), progress(stage), html! { (told) (warnings) }]
     });
-    table(
-        "In the order in which they run",
-        &["stage", "state", "progress", "what it does or waits for"],
-        rows,
-    )
+    table("In the order in which they run", &["stage", "state", "progress", "what it does or waits for"], rows)
 }
 
 /// Renders what a stage does or waits for, its speed, and its newest figures.
 fn doing(seen: &Seen, stage: &Stage) -> Markup {
     let pace = seen.paces.get(&stage.name).cloned().unwrap_or_default();
     let figures = lines::figures(stage);
-    let told: Vec<&str> = [stage.reason.as_str(), &pace, &figures]
-        .into_iter()
-        .filter(|told| !told.is_empty())
-        .collect();
+    let told: Vec<&str> =
+        [stage.reason.as_str(), &pace, &figures].into_iter().filter(|told| !told.is_empty()).collect();
     text(&told.join("; "))
 }
 
@@ -465,12 +419,7 @@ mod tests {
             info: RegisterRequest {
                 name: "host-7".into(),
                 host: SCRIPT.into(),
-                device: Some(Device {
-                    kind: "cuda".into(),
-                    name: "H200".into(),
-                    index: 1,
-                    memory_bytes: 141 << 30,
-                }),
+                device: Some(Device { kind: "cuda".into(), name: "H200".into(), index: 1, memory_bytes: 141 << 30 }),
                 ..RegisterRequest::default()
             },
             listening: true,
@@ -489,10 +438,7 @@ mod tests {
     fn shown(title: &str, parts: &[Part]) -> String {
         let page = page(title, Some("/live/"), parts);
         assert!(!page.contains("<script>") && !page.contains('\u{202e}'), "{page}");
-        assert!(
-            !page.contains("style=") && !page.contains("http://") && !page.contains("https://"),
-            "{page}"
-        );
+        assert!(!page.contains("style=") && !page.contains("http://") && !page.contains("https://"), "{page}");
         let page = page.split_once("<main").expect("a page has a main part").1;
         ["<section", "<tr", "<h2", "<figure", "<p", "<dl", "<form"]
             .iter()
@@ -514,12 +460,7 @@ mod tests {
 
     #[test]
     fn a_job_shows_its_stages_curves_workers_report_and_events() {
-        let event = Event {
-            at: 1_764_000_002_000,
-            level: "warn".into(),
-            text: SCRIPT.into(),
-            ..Event::default()
-        };
+        let event = Event { at: 1_764_000_002_000, level: "warn".into(), text: SCRIPT.into(), ..Event::default() };
         insta::assert_snapshot!(shown(SCRIPT, &job(&seen(JobState::Succeeded), &[worker()], &[event])));
     }
 

@@ -72,12 +72,7 @@ impl Plans {
     }
 
     fn all(&self) -> Vec<(usize, Job)> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .cloned()
-            .collect()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 }
 
@@ -164,24 +159,13 @@ fn router(shared: Arc<Shared>) -> Router {
 
 /// Refuses requests with the name of another machine, and adds the headers that every answer has.
 async fn protect(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
-    let host = request
-        .headers()
-        .get(header::HOST)
-        .and_then(|host| host.to_str().ok())
-        .unwrap_or_default();
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let mut response = match shared.loopback && !login::is_this_machine(host) {
-        true => notice(
-            StatusCode::MISDIRECTED_REQUEST,
-            "This page is found under localhost alone.",
-            false,
-        ),
+        true => notice(StatusCode::MISDIRECTED_REQUEST, "This page is found under localhost alone.", false),
         false => next.run(request).await,
     };
     for (name, value) in HEADERS {
-        response
-            .headers_mut()
-            .entry(name)
-            .or_insert(HeaderValue::from_static(value));
+        response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
     }
     response
 }
@@ -210,11 +194,7 @@ async fn log_in(State(shared): State<Arc<Shared>>, Extension(origin): Extension<
     let Some(token) = login::token_in(&form) else {
         return notice(StatusCode::BAD_REQUEST, "There is no token in what was sent.", true);
     };
-    match shared
-        .access
-        .look(&origin, Some(&access::sha256_of(&token)), "/login")
-        .await
-    {
+    match shared.access.look(&origin, Some(&access::sha256_of(&token)), "/login").await {
         Ok(()) => ([(header::SET_COOKIE, shared.cookies.set(&token))], Redirect::to("/")).into_response(),
         Err(status) => notice(StatusCode::UNAUTHORIZED, status.message(), true),
     }
@@ -257,11 +237,7 @@ async fn plan(State(shared): State<Arc<Shared>>, Path(number): Path<usize>) -> R
     let plans = shared.plans.all();
     match plans.iter().find(|(known, _)| *known == number) {
         Some((_, job)) => Html(markup::page(&job.name, None, &markup::plan(job))).into_response(),
-        None => notice(
-            StatusCode::NOT_FOUND,
-            "That plan is no longer known: `submit --dry-run` makes another.",
-            false,
-        ),
+        None => notice(StatusCode::NOT_FOUND, "That plan is no longer known: `submit --dry-run` makes another.", false),
     }
 }
 
@@ -309,21 +285,12 @@ fn live(shared: Arc<Shared>, job: Option<String>) -> Response {
     };
     let mut board = shared.board.clone();
     board.mark_changed();
-    let viewer = Viewer {
-        shared,
-        job,
-        board,
-        sent: BTreeMap::new(),
-        is_ended: false,
-        _place: place,
-    };
+    let viewer = Viewer { shared, job, board, sent: BTreeMap::new(), is_ended: false, _place: place };
     let events = stream::unfold(viewer, |mut viewer| async move {
         let event = viewer.next().await?;
         Some((Ok::<_, Infallible>(event), viewer))
     });
-    Sse::new(events)
-        .keep_alive(KeepAlive::new().interval(HEARTBEAT))
-        .into_response()
+    Sse::new(events).keep_alive(KeepAlive::new().interval(HEARTBEAT)).into_response()
 }
 
 impl Viewer {

@@ -41,25 +41,14 @@ impl Feed {
         let (points, queue) = mpsc::channel(QUEUED);
         let (ended, end) = watch::channel(None);
         let fails = Arc::new(AtomicBool::new(false));
-        let log = Log {
-            engine,
-            job: job.to_owned(),
-            fails: fails.clone(),
-            warned: false,
-        };
+        let log = Log { engine, job: job.to_owned(), fails: fails.clone(), warned: false };
         let task = tokio::spawn(async move {
             match program {
                 Ok(program) => tell(program, queue, end, log).await,
                 Err(reason) => log.warn(reason),
             }
         });
-        Self {
-            points: Some(points),
-            ended,
-            passed: HashMap::new(),
-            fails,
-            task,
-        }
+        Self { points: Some(points), ended, passed: HashMap::new(), fails, task }
     }
 
     /// Queues the figures that changed, and then the end of the job. What finds no place is passed again at the next read.
@@ -108,8 +97,7 @@ struct Log {
 impl Log {
     fn warn(&self, text: String) {
         let job = self.job.clone();
-        self.engine
-            .tell(move |engine| engine.step(|cluster, now, fx| cluster.warn(&job, text, now, fx)));
+        self.engine.tell(move |engine| engine.step(|cluster, now, fx| cluster.warn(&job, text, now, fx)));
     }
 }
 

@@ -30,12 +30,7 @@ pub(super) struct Fault {
 
 impl Fault {
     fn passing(text: String) -> Self {
-        Self {
-            text,
-            passes: true,
-            wait: None,
-            status: None,
-        }
+        Self { text, passes: true, wait: None, status: None }
     }
 }
 
@@ -69,10 +64,7 @@ impl Http {
             // The job's URL was checked, but not the target of a redirect.
             .redirect(Policy::none())
             .build();
-        Ok(Self {
-            client: client.map_err(|e| e.to_string())?,
-            token: token.map(|(_, text)| text),
-        })
+        Ok(Self { client: client.map_err(|e| e.to_string())?, token: token.map(|(_, text)| text) })
     }
 
     /// Sends JSON and returns the JSON of the answer, which is null if it has none.
@@ -117,12 +109,7 @@ impl Http {
             (false, said) => format!("it answered {status}: {}", quoted(said, QUOTED)),
         };
         let is_busy = matches!(status.as_u16(), 408 | 425 | 429);
-        Err(Fault {
-            text,
-            passes: is_busy || status.is_server_error(),
-            wait,
-            status: Some(status),
-        })
+        Err(Fault { text, passes: is_busy || status.is_server_error(), wait, status: Some(status) })
     }
 }
 

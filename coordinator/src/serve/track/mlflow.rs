@@ -58,8 +58,7 @@ impl MlFlow {
         for points in points.chunks(METRICS_AT_ONCE) {
             let metric = |p: &Point| json!({"key": p.name, "value": p.value, "timestamp": p.at, "step": p.step});
             let metrics: Vec<Value> = points.iter().map(metric).collect();
-            self.post("runs/log-batch", &json!({"run_id": run, "metrics": metrics}))
-                .await?;
+            self.post("runs/log-batch", &json!({"run_id": run, "metrics": metrics})).await?;
         }
         let Some(job) = ended else { return Ok(()) };
         let status = match job.state() {
@@ -72,8 +71,7 @@ impl MlFlow {
             tag("llink.reason", &job.reason),
             tag("llink.output", &job.output_url),
         ];
-        self.post("runs/log-batch", &json!({"run_id": run, "tags": tags}))
-            .await?;
+        self.post("runs/log-batch", &json!({"run_id": run, "tags": tags})).await?;
         let end = json!({"run_id": run, "status": status, "end_time": job.ended_at});
         self.post("runs/update", &end).await.map(|_| ())
     }
@@ -95,8 +93,7 @@ impl MlFlow {
         });
         let run = text(&self.post("runs/create", &new).await?, "/run/info/run_id")?;
         for params in self.params.chunks(PARAMS_AT_ONCE) {
-            self.post("runs/log-batch", &json!({"run_id": run, "params": params}))
-                .await?;
+            self.post("runs/log-batch", &json!({"run_id": run, "params": params})).await?;
         }
         Ok(run)
     }
@@ -128,18 +125,11 @@ fn tag(key: &str, value: &str) -> Value {
 
 fn text(answer: &Value, pointer: &str) -> Result<String, Fault> {
     let found = answer.pointer(pointer).and_then(Value::as_str);
-    found
-        .map(str::to_owned)
-        .ok_or_else(|| lasting(format!("it does not answer as MLflow does: there is no {pointer}")))
+    found.map(str::to_owned).ok_or_else(|| lasting(format!("it does not answer as MLflow does: there is no {pointer}")))
 }
 
 fn lasting(text: String) -> Fault {
-    Fault {
-        text,
-        passes: false,
-        wait: None,
-        status: None,
-    }
+    Fault { text, passes: false, wait: None, status: None }
 }
 
 /// Adds each value below `value` as a parameter with its dotted key.
@@ -147,11 +137,7 @@ fn flatten(key: String, value: &Value, params: &mut Vec<Value>) {
     let shown = match value {
         Value::Object(table) => {
             for (name, value) in table {
-                let key = if key.is_empty() {
-                    name.clone()
-                } else {
-                    format!("{key}.{name}")
-                };
+                let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
                 flatten(key, value, params);
             }
             return;

@@ -126,9 +126,7 @@ async fn see(engine: &EngineHandle, watched: &mut HashMap<String, Watched>) -> R
             let programs = programs.filter(|(key, _)| open.contains(key));
             let new = Watched {
                 submitted_at: job.submitted_at,
-                feeds: programs
-                    .map(|(key, program)| (key, Feed::start(program, engine.clone(), &job.id)))
-                    .collect(),
+                feeds: programs.map(|(key, program)| (key, Feed::start(program, engine.clone(), &job.id))).collect(),
             };
             watched.insert(job.id.clone(), new);
         }
@@ -141,10 +139,7 @@ async fn see(engine: &EngineHandle, watched: &mut HashMap<String, Watched>) -> R
                 let (id, key, ended_at) = (job.id.clone(), *key, job.ended_at);
                 let saved = engine.call(move |engine| engine.set_told(&id, key, ended_at)).await?;
                 if let Err(e) = saved {
-                    tracing::warn!(
-                        "that {key} was told of the end of job {} can't be recorded: {e}",
-                        job.id
-                    );
+                    tracing::warn!("that {key} was told of the end of job {} can't be recorded: {e}", job.id);
                 }
             }
         }
@@ -168,11 +163,7 @@ fn look(engine: &Engine, known: &HashMap<String, Millis>) -> Vec<Look> {
             return None;
         }
         let is_new = known.get(&job.id) != Some(&job.submitted_at);
-        Some(Look {
-            job: engine.cluster.view(&job.id)?,
-            open,
-            file: is_new.then(|| Box::new(job.file.clone())),
-        })
+        Some(Look { job: engine.cluster.view(&job.id)?, open, file: is_new.then(|| Box::new(job.file.clone())) })
     };
     engine.cluster.jobs.values().filter_map(look).collect()
 }

@@ -103,13 +103,7 @@ async fn eventually<T>(mut f: impl AsyncFnMut() -> Option<T>) -> T {
 
 /// Waits until a program was told of the job's end.
 async fn told(running: &Running, program: &'static str) -> Millis {
-    let told = async || {
-        running
-            .engine
-            .call(|engine| engine.told("job-1", program))
-            .await
-            .unwrap()
-    };
+    let told = async || running.engine.call(|engine| engine.told("job-1", program)).await.unwrap();
     eventually(told).await
 }
 
@@ -125,10 +119,7 @@ async fn a_jobs_end_is_posted_signed_until_it_is_taken_and_no_more_after_that() 
     let directory = tempfile::tempdir().unwrap();
     let server = Server::start(|_, before| Some((if before == 0 { 503 } else { 204 }, Value::Null))).await;
     let running = coordinator(directory.path()).await;
-    let track = format!(
-        "webhook = \"{}/hook\"\nwebhook_secret_env = \"{SECRET_ENV}\"\n",
-        server.url
-    );
+    let track = format!("webhook = \"{}/hook\"\nwebhook_secret_env = \"{SECRET_ENV}\"\n", server.url);
     submit_and_cancel(&running, &track).await;
     told(&running, "track.webhook").await;
     let warned = warnings(&running).await;
@@ -142,19 +133,10 @@ async fn a_jobs_end_is_posted_signed_until_it_is_taken_and_no_more_after_that() 
         let mac = Hmac::<sha2::Sha256>::new_from_slice(SECRET.as_bytes()).unwrap();
         let expected = mac.chain_update(signed).finalize().into_bytes();
         let expected = format!("v1,{}", BASE64_STANDARD.encode(expected));
-        assert_eq!(
-            (path.as_str(), header("webhook-signature")),
-            ("/hook", expected.as_str())
-        );
+        assert_eq!((path.as_str(), header("webhook-signature")), ("/hook", expected.as_str()));
         assert_eq!(header("webhook-id"), seen[0].headers["webhook-id"]);
-        assert_eq!(
-            (&body["type"], &body["data"]["state"]),
-            (&json!("job.ended"), &json!("cancelled"))
-        );
-        assert_eq!(
-            (&body["data"]["job"], &body["data"]["report"]),
-            (&json!("job-1"), &Value::Null)
-        );
+        assert_eq!((&body["type"], &body["data"]["state"]), (&json!("job.ended"), &json!("cancelled")));
+        assert_eq!((&body["data"]["job"], &body["data"]["report"]), (&json!("job-1"), &Value::Null));
     }
 
     running.stop().await.unwrap();
@@ -176,10 +158,7 @@ async fn an_end_that_nobody_took_is_told_by_the_next_coordinator() {
     let again = coordinator(directory.path()).await;
     told(&again, "track.webhook").await;
     let seen = server.seen();
-    assert_eq!(
-        seen[0].headers["webhook-id"],
-        seen.last().unwrap().headers["webhook-id"]
-    );
+    assert_eq!(seen[0].headers["webhook-id"], seen.last().unwrap().headers["webhook-id"]);
     again.stop().await.unwrap();
 }
 
@@ -191,10 +170,7 @@ async fn a_server_that_hangs_delays_neither_the_job_nor_the_others() {
     let webhook = Server::start(|_, _| Some((200, Value::Null))).await;
     let running = coordinator(directory.path()).await;
     let (mlflow, trackio) = (&hanging.url, &refusing.url);
-    let track = format!(
-        "mlflow = \"{mlflow}\"\ntrackio = \"{trackio}\"\nwebhook = \"{}\"\n",
-        webhook.url
-    );
+    let track = format!("mlflow = \"{mlflow}\"\ntrackio = \"{trackio}\"\nwebhook = \"{}\"\n", webhook.url);
     submit_and_cancel(&running, &track).await;
     told(&running, "track.webhook").await;
     told(&running, "track.trackio").await;
@@ -204,12 +180,7 @@ async fn a_server_that_hangs_delays_neither_the_job_nor_the_others() {
 }
 
 fn point(name: &str, step: u64, value: f64) -> Point {
-    Point {
-        name: name.into(),
-        step,
-        value,
-        at: 1_000,
-    }
+    Point { name: name.into(), step, value, at: 1_000 }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -217,10 +188,7 @@ async fn a_full_queue_takes_no_more_and_waits_for_nobody() {
     let directory = tempfile::tempdir().unwrap();
     let hanging = Server::start(|_, _| None).await;
     let running = coordinator(directory.path()).await;
-    let text = format!(
-        "[corpus]\nsource = \"sample\"\n[track]\ntrackio = \"{}\"\n",
-        hanging.url
-    );
+    let text = format!("[corpus]\nsource = \"sample\"\n[track]\ntrackio = \"{}\"\n", hanging.url);
     let file = crate::job::parse("job.toml", &text).unwrap();
     let program = Program::all_of(&file, &Job::default()).remove(0).1;
     let mut feed = Feed::start(program, running.engine.clone(), "job-1");
@@ -252,42 +220,24 @@ fn mlflow(request: &Seen, _: usize) -> Option<(u16, Value)> {
 #[tokio::test]
 async fn mlflow_gets_the_settings_the_figures_and_the_end() {
     let server = Server::start(mlflow).await;
-    let text = format!(
-        "[corpus]\nsource = \"sample\"\n[track]\nmlflow = \"{}/\"\nexperiment = \"a b\"\n",
-        server.url
-    );
+    let text = format!("[corpus]\nsource = \"sample\"\n[track]\nmlflow = \"{}/\"\nexperiment = \"a b\"\n", server.url);
     let file = crate::job::parse("job.toml", &text).unwrap();
-    let job = Job {
-        id: "job-1".into(),
-        state: JobState::Succeeded.into(),
-        ended_at: 5,
-        ..Job::default()
-    };
+    let job = Job { id: "job-1".into(), state: JobState::Succeeded.into(), ended_at: 5, ..Job::default() };
     let mut program = Program::all_of(&file, &job).remove(0).1.unwrap();
     let points: Vec<Point> = (0..1_001).map(|step| point("align/loss", step, 0.5)).collect();
     program.tell(&points, None).await.unwrap();
     program.tell(&[], Some(&job)).await.unwrap();
     let seen = server.seen();
-    let calls: Vec<&str> = seen
-        .iter()
-        .map(|seen| seen.path.rsplit("mlflow/").next().unwrap())
-        .collect();
+    let calls: Vec<&str> = seen.iter().map(|seen| seen.path.rsplit("mlflow/").next().unwrap()).collect();
     let params = calls.iter().filter(|call| **call == "runs/log-batch").count() - 3;
     assert_eq!(
         (&calls[..4], &calls[4 + params..]),
         (
-            &[
-                "experiments/get-by-name",
-                "experiments/create",
-                "runs/search",
-                "runs/create"
-            ][..],
+            &["experiments/get-by-name", "experiments/create", "runs/search", "runs/create"][..],
             &["runs/log-batch", "runs/log-batch", "runs/log-batch", "runs/update"][..]
         )
     );
-    let all = seen[4..4 + params]
-        .iter()
-        .flat_map(|seen| seen.body["params"].as_array().unwrap());
+    let all = seen[4..4 + params].iter().flat_map(|seen| seen.body["params"].as_array().unwrap());
     let steps = all.clone().find(|param| param["key"] == "align.steps").unwrap();
     assert_eq!(steps["value"], "20000");
     assert_eq!(seen[4 + params].body["metrics"].as_array().unwrap().len(), 1_000);

@@ -27,11 +27,7 @@ pub(super) struct Webhook {
 
 impl Webhook {
     pub(super) fn new(http: Http, url: &str, secret: Option<&str>) -> Result<Self, String> {
-        Ok(Self {
-            http,
-            url: url.to_owned(),
-            key: secret.map(key).transpose()?,
-        })
+        Ok(Self { http, url: url.to_owned(), key: secret.map(key).transpose()? })
     }
 
     /// Posts the end of a job. Each try is signed with its own time, under the same id.
@@ -52,9 +48,9 @@ impl Webhook {
 
 fn key(secret: &str) -> Result<Hmac<Sha256>, String> {
     let bytes = match secret.strip_prefix(ENCODED) {
-        Some(encoded) => BASE64_STANDARD
-            .decode(encoded)
-            .map_err(|_| format!("the secret has no base64 behind `{ENCODED}`"))?,
+        Some(encoded) => {
+            BASE64_STANDARD.decode(encoded).map_err(|_| format!("the secret has no base64 behind `{ENCODED}`"))?
+        }
         None => secret.as_bytes().to_vec(),
     };
     Ok(Hmac::new_from_slice(&bytes).expect("HMAC takes a key of any length"))
@@ -69,11 +65,7 @@ fn body(job: &Job) -> String {
     let evaluate = job.stages.iter().find(|stage| stage.name == "evaluate");
     let report = (job.state() == JobState::Succeeded).then(|| {
         let report: Report = serde_json::from_str(&job.report_json).unwrap_or_default();
-        let name = if report.page.is_some() {
-            "report.html"
-        } else {
-            "report.json"
-        };
+        let name = if report.page.is_some() { "report.html" } else { "report.json" };
         format!("{}/{name}", job.output_url.trim_end_matches('/'))
     });
     let told = json!({
@@ -107,12 +99,7 @@ mod tests {
     fn the_signature_is_that_of_the_standards_example() {
         // The example of the specification's reference implementations.
         let key = key("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
-        let signed = signature(
-            &key,
-            "msg_p5jXN8AQM9LWM0D4loKWxJek",
-            1_614_265_330,
-            r#"{"test": 2432232314}"#,
-        );
+        let signed = signature(&key, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, r#"{"test": 2432232314}"#);
         assert_eq!(signed, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
     }
 }

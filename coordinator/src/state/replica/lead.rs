@@ -31,10 +31,7 @@ pub(super) struct Pace {
 
 impl Default for Pace {
     fn default() -> Self {
-        Self {
-            look: Duration::from_secs(1),
-            silence: Duration::from_secs(8),
-        }
+        Self { look: Duration::from_secs(1), silence: Duration::from_secs(8) }
     }
 }
 
@@ -78,9 +75,7 @@ impl Lead {
                 Some((at, head)) => at.after(head.kind),
                 None => Position::FIRST,
             };
-            let other = head
-                .map(|(_, head)| head)
-                .filter(|head| head.writer.directory != writer.directory);
+            let other = head.map(|(_, head)| head).filter(|head| head.writer.directory != writer.directory);
             match other {
                 Some(head) if head.kind != Kind::End && elapsed(&machine, since) < pace.silence => {
                     if !std::mem::replace(&mut told, true) {

@@ -75,11 +75,7 @@ async fn open_with(
     snapshot_after: u32,
     machine: Arc<dyn Machine>,
 ) -> Result<StateStore, StateError> {
-    let writer = Writer {
-        process: process(),
-        directory: mark(directory, &objects).await?,
-        id: random_name()?,
-    };
+    let writer = Writer { process: process(), directory: mark(directory, &objects).await?, id: random_name()? };
     let mut lead = Lead::take(objects.clone(), writer, pace, machine.clone()).await?;
     let (seal, into) = (lead.seal, directory.to_owned());
     let opened = async {
@@ -93,10 +89,9 @@ async fn open_with(
             placed.map_err(|source| directory_error(&beside, source))?;
             StateStore::open(&into)
         });
-        let store = opening.await.ok_or_else(|| StateError::Content {
-            path: directory.into(),
-            reason: "it could not be opened".into(),
-        })??;
+        let store = opening
+            .await
+            .ok_or_else(|| StateError::Content { path: directory.into(), reason: "it could not be opened".into() })??;
         Ok((store, is_restored))
     };
     let (mut store, is_restored) = lead.beat_during(opened).await?;
@@ -113,10 +108,7 @@ async fn open_with(
 pub fn forget(directory: &Path) {
     // Without the mark, a replica with a state is refused and not taken for newer than this one.
     if std::fs::remove_file(directory.join(MARK)).is_ok() {
-        tracing::warn!(
-            "{} is no longer a copy of a replica: it goes on by itself",
-            directory.display()
-        );
+        tracing::warn!("{} is no longer a copy of a replica: it goes on by itself", directory.display());
     }
 }
 
@@ -144,9 +136,7 @@ pub fn put_in_place(directory: &Path, file: &Path) -> std::io::Result<()> {
 async fn mark(directory: &Path, objects: &Objects) -> Result<String, StateError> {
     let path = directory.join(MARK);
     let failed = |source| directory_error(&path, source);
-    let known: Option<Mark> = std::fs::read(&path)
-        .ok()
-        .and_then(|mark| serde_json::from_slice(&mark).ok());
+    let known: Option<Mark> = std::fs::read(&path).ok().and_then(|mark| serde_json::from_slice(&mark).ok());
     if let Some(known) = known.filter(|known| known.url == objects.url()) {
         return Ok(known.directory);
     }
@@ -161,10 +151,7 @@ async fn mark(directory: &Path, objects: &Objects) -> Result<String, StateError>
             ),
         });
     }
-    let mark = Mark {
-        url: objects.url().to_owned(),
-        directory: random_name()?,
-    };
+    let mark = Mark { url: objects.url().to_owned(), directory: random_name()? };
     private::directory(directory).map_err(failed)?;
     let beside = directory.join("replica.json.new");
     std::fs::write(&beside, serde_json::to_vec(&mark).expect("a mark is plain data")).map_err(failed)?;
@@ -195,12 +182,8 @@ impl Replica {
     ) -> Result<Self, StateError> {
         let failed = |e| sqlite(path, e);
         // What is committed goes to the replica. A power cut may cost the copy here its newest steps, and never more.
-        connection
-            .pragma_update(None, "synchronous", "NORMAL")
-            .map_err(failed)?;
-        connection
-            .pragma_update(None, "wal_autocheckpoint", 0)
-            .map_err(failed)?;
+        connection.pragma_update(None, "synchronous", "NORMAL").map_err(failed)?;
+        connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(failed)?;
         let mut log = WriteAheadLog::new(PathBuf::from(format!("{}-wal", path.display())));
         let changed = log.committed().map_err(|source| directory_error(path, source))?;
         // A new database, or one that was brought up to date.
@@ -208,13 +191,7 @@ impl Replica {
             let all = Pages::all(&connection.serialize(MAIN_DB).map_err(failed)?).encode();
             lead.put(Kind::Pages, &all).await?;
         }
-        Ok(Self {
-            lead,
-            log,
-            entries: 0,
-            snapshot_after,
-            snapshot: None,
-        })
+        Ok(Self { lead, log, entries: 0, snapshot_after, snapshot: None })
     }
 
     /// Copies what was committed since the last call. What was committed counts once this returns.
@@ -261,8 +238,5 @@ async fn put_snapshot(machine: Arc<dyn Machine>, objects: Objects, at: Position,
 }
 
 fn directory_error(path: &Path, source: std::io::Error) -> StateError {
-    StateError::Directory {
-        path: path.into(),
-        source,
-    }
+    StateError::Directory { path: path.into(), source }
 }

@@ -34,23 +34,14 @@ impl Position {
     /// The position after an entry of this kind.
     pub(super) fn after(self, kind: Kind) -> Self {
         match kind {
-            Kind::Seal => Self {
-                term: self.term + 1,
-                number: 1,
-            },
-            Kind::Pages | Kind::Beat | Kind::End => Self {
-                number: self.number + 1,
-                ..self
-            },
+            Kind::Seal => Self { term: self.term + 1, number: 1 },
+            Kind::Pages | Kind::Beat | Kind::End => Self { number: self.number + 1, ..self },
         }
     }
 
     fn of(path: &str) -> Option<Self> {
         let (term, number) = path.rsplit('/').next()?.split_once('-')?;
-        Some(Self {
-            term: term.parse().ok()?,
-            number: number.parse().ok()?,
-        })
+        Some(Self { term: term.parse().ok()?, number: number.parse().ok()? })
     }
 }
 
@@ -138,19 +129,13 @@ impl Objects {
 
     /// Creates an entry, unless there is one.
     pub(super) async fn create(&self, at: Position, kind: Kind, writer: &Writer, pages: &[u8]) -> Result<Created> {
-        let head = Head {
-            version: VERSION,
-            kind,
-            ends: kind == Kind::End,
-            writer: writer.clone(),
-        };
+        let head = Head { version: VERSION, kind, ends: kind == Kind::End, writer: writer.clone() };
         let mut entry = serde_json::to_vec(&head).expect("a head is plain data");
         entry.push(b'\n');
         if kind == Kind::Pages {
             entry.extend(packed(pages));
         }
-        self.write(self.store.create(&format!("{LOG}/{at}"), entry.into()))
-            .await
+        self.write(self.store.create(&format!("{LOG}/{at}"), entry.into())).await
     }
 
     /// Who wrote an entry, and of which kind it is; `None` where there is none any more.
@@ -188,18 +173,10 @@ impl Objects {
         self.write(self.store.put(&format!("{SNAPSHOTS}/{at}"), packed)).await?;
         let log = self.log().await?;
         let ends = |place: usize, of: &Position| log.get(place + 1).is_none_or(|next| next.term > of.term);
-        let entries = log
-            .iter()
-            .enumerate()
-            .filter(|(place, of)| **of < at && !ends(*place, of));
+        let entries = log.iter().enumerate().filter(|(place, of)| **of < at && !ends(*place, of));
         let snapshots = self.snapshots().await?;
         let old = entries.map(|(_, of)| format!("{LOG}/{of}"));
-        let old = old.chain(
-            snapshots
-                .iter()
-                .filter(|of| **of < at)
-                .map(|of| format!("{SNAPSHOTS}/{of}")),
-        );
+        let old = old.chain(snapshots.iter().filter(|of| **of < at).map(|of| format!("{SNAPSHOTS}/{of}")));
         let deleted = old.map(|path| async move { self.write(self.store.delete(&path)).await });
         let mut deleted = futures::stream::iter(deleted.collect::<Vec<_>>()).buffer_unordered(AT_ONCE);
         while let Some(deleted) = deleted.next().await {

@@ -27,11 +27,7 @@ impl Pages {
         };
         let pages = image.chunks_exact(bytes as usize).map(<[u8]>::to_vec);
         let changed: BTreeMap<_, _> = (1..).zip(pages).collect();
-        Self {
-            bytes,
-            count: changed.len() as u32,
-            changed,
-        }
+        Self { bytes, count: changed.len() as u32, changed }
     }
 
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -75,11 +71,7 @@ pub(super) struct WriteAheadLog {
 
 impl WriteAheadLog {
     pub(super) fn new(path: PathBuf) -> Self {
-        Self {
-            path,
-            header: [0; _],
-            read: 0,
-        }
+        Self { path, header: [0; _], read: 0 }
     }
 
     /// The bytes that were read since the log's beginning.
@@ -113,11 +105,7 @@ impl WriteAheadLog {
             // Of a commit, the last frame tells how large the database is.
             if field(4) > 0 {
                 self.read = at;
-                let pages = committed.get_or_insert_with(|| Pages {
-                    bytes,
-                    count: 0,
-                    changed: BTreeMap::new(),
-                });
+                let pages = committed.get_or_insert_with(|| Pages { bytes, count: 0, changed: BTreeMap::new() });
                 pages.count = field(4);
                 pages.changed.append(&mut pending);
             }

@@ -22,10 +22,7 @@ enum Read {
 
 /// Writes the database to `file` as it is at a seal; whether there was one at all.
 pub(super) async fn restore(objects: &Objects, seal: Position, file: &Path) -> Result<bool, StateError> {
-    let failed = |source| StateError::Directory {
-        path: file.into(),
-        source,
-    };
+    let failed = |source| StateError::Directory { path: file.into(), source };
     let mut tries = TRIES;
     loop {
         tries -= 1;

@@ -32,10 +32,7 @@ impl Faults {
     pub(in crate::state::replica) fn strike(&self) -> llink_datasets::Result<()> {
         match self.0.fetch_sub(1, Ordering::SeqCst) > 0 {
             true => Ok(()),
-            false => Err(Error::Store {
-                path: "the store".into(),
-                source: "the process is gone".into(),
-            }),
+            false => Err(Error::Store { path: "the store".into(), source: "the process is gone".into() }),
         }
     }
 
@@ -45,10 +42,7 @@ impl Faults {
 }
 
 /// Nobody waits.
-const AT_ONCE: Pace = Pace {
-    look: Duration::ZERO,
-    silence: Duration::ZERO,
-};
+const AT_ONCE: Pace = Pace { look: Duration::ZERO, silence: Duration::ZERO };
 
 fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
@@ -72,10 +66,7 @@ impl Coordinator {
         objects.faults = faults;
         let store = runtime().block_on(open_with(directory, objects, AT_ONCE, snapshot_after, machine()))?;
         store.without_sync();
-        Ok(Self {
-            store,
-            cluster: Cluster::new(Timing::default()),
-        })
+        Ok(Self { store, cluster: Cluster::new(Timing::default()) })
     }
 
     /// One step; it is acknowledged if this is `Ok`.
@@ -135,10 +126,7 @@ fn between_any_two_writes_the_process_may_end_and_nothing_that_was_acknowledged_
             }
         }
         let restored = on_empty_volume(&url);
-        assert!(
-            restored.is_superset(&acknowledged),
-            "point {points}: {restored:?}, {acknowledged:?}"
-        );
+        assert!(restored.is_superset(&acknowledged), "point {points}: {restored:?}, {acknowledged:?}");
         assert!(restored.is_subset(&tried), "point {points}: {restored:?}, {tried:?}");
         // The directory of before goes on too.
         let here = Coordinator::start(directory.path(), &url, Faults::default(), 3).unwrap();
@@ -180,10 +168,7 @@ fn several(seed: u64) {
             let started = Coordinator::start(volumes[at].0.path(), &url, faults, 1 + below(5) as u32);
             if let Ok(coordinator) = &started {
                 let jobs = coordinator.jobs();
-                assert!(
-                    jobs.is_superset(&acknowledged),
-                    "seed {seed}: {jobs:?} of {acknowledged:?}"
-                );
+                assert!(jobs.is_superset(&acknowledged), "seed {seed}: {jobs:?} of {acknowledged:?}");
             }
             volumes[at].1 = started.ok();
         }
@@ -201,10 +186,7 @@ fn several(seed: u64) {
         }
     }
     let restored = on_empty_volume(&url);
-    assert!(
-        restored.is_superset(&acknowledged),
-        "seed {seed}: {restored:?} of {acknowledged:?}"
-    );
+    assert!(restored.is_superset(&acknowledged), "seed {seed}: {restored:?} of {acknowledged:?}");
     assert!(restored.is_subset(&tried), "seed {seed}");
 }
 
@@ -239,11 +221,7 @@ fn a_seal_where_the_leader_has_gone_on_and_removed_its_log_gives_no_lead() {
     for job in 0..9 {
         leader.step(job).unwrap();
     }
-    let writer = Writer {
-        process: "a standby that was held up".into(),
-        directory: "other".into(),
-        id: "other".into(),
-    };
+    let writer = Writer { process: "a standby that was held up".into(), directory: "other".into(), id: "other".into() };
     let (from, machine) = (objects(&url), machine());
     let seal = Lead::seal(&from, &writer, stale, &machine);
     let sealed = runtime().block_on(seal).unwrap();
@@ -257,10 +235,7 @@ fn a_standby_does_not_lead_before_the_silence_has_lasted() {
     let (url, directory) = (fresh_url(), tempfile::tempdir().unwrap());
     let mut leader = Coordinator::start(directory.path(), &url, Faults::default(), 1_000).unwrap();
     let other = tempfile::tempdir().unwrap();
-    let pace = Pace {
-        look: Duration::from_millis(1),
-        silence: Duration::from_secs(3_600),
-    };
+    let pace = Pace { look: Duration::from_millis(1), silence: Duration::from_secs(3_600) };
     let path: PathBuf = other.path().into();
     let opening = async move { open_with(&path, objects(&url), pace, 1_000, machine()).await };
     let standby = runtime().spawn(async move { opening.await.map(drop) });
@@ -276,26 +251,18 @@ fn a_leader_that_gives_up_the_lead_is_followed_at_once() {
     let (url, [first, second]) = (fresh_url(), [(); 2].map(|()| tempfile::tempdir().unwrap()));
     let mut leader = Coordinator::start(first.path(), &url, Faults::default(), 3).unwrap();
     (0..7).for_each(|job| leader.step(job).unwrap());
-    let patient = Pace {
-        look: Duration::from_millis(1),
-        silence: Duration::from_secs(3_600),
-    };
+    let patient = Pace { look: Duration::from_millis(1), silence: Duration::from_secs(3_600) };
     let (path, from): (PathBuf, _) = (second.path().into(), objects(&url));
     let standby = runtime().spawn(async move { open_with(&path, from, patient, 3, machine()).await });
     leader.step(7).unwrap();
     assert!(!standby.is_finished());
     runtime().block_on(leader.store.close()).unwrap();
-    let next = Coordinator {
-        store: runtime().block_on(standby).unwrap().unwrap(),
-        cluster: leader.cluster,
-    };
+    let next = Coordinator { store: runtime().block_on(standby).unwrap().unwrap(), cluster: leader.cluster };
     assert_eq!(next.jobs(), BTreeSet::from_iter(0..8));
     // A coordinator of an earlier version reads a sign of life there, and waits as it did.
     let log = runtime().block_on(objects(&url).log()).unwrap();
     let end = log[log.len() - 2];
-    let entry = runtime()
-        .block_on(Store::open(&url).unwrap().get(&format!("log/{end}")))
-        .unwrap();
+    let entry = runtime().block_on(Store::open(&url).unwrap().get(&format!("log/{end}"))).unwrap();
     let head: serde_json::Value = serde_json::from_slice(&entry).unwrap();
     assert_eq!((&head["kind"], &head["ends"]), (&"beat".into(), &true.into()));
 }
@@ -310,9 +277,7 @@ fn a_state_that_was_there_before_its_replica_is_copied_and_another_one_is_refuse
     }
     drop(Coordinator::start(here.path(), &url, Faults::default(), 9).unwrap());
     assert_eq!(on_empty_volume(&url), BTreeSet::from([7]));
-    let refused = Coordinator::start(there.path(), &url, Faults::default(), 9)
-        .err()
-        .unwrap();
+    let refused = Coordinator::start(there.path(), &url, Faults::default(), 9).err().unwrap();
     assert!(refused.to_string().contains("it is no copy of memory://"), "{refused}");
     // A directory that went on without its replica is no copy any more.
     super::forget(here.path());
@@ -352,8 +317,6 @@ fn a_log_with_a_gap_is_refused_by_the_name_of_what_is_missing() {
     (0..5).for_each(|job| leader.step(job).unwrap());
     let missing = Position { term: 1, number: 3 };
     std::fs::remove_file(folder.path().join(format!("log/{missing}"))).unwrap();
-    let refused = Coordinator::start(directory.path(), url, Faults::default(), 9)
-        .err()
-        .unwrap();
+    let refused = Coordinator::start(directory.path(), url, Faults::default(), 9).err().unwrap();
     assert!(refused.to_string().contains(&missing.to_string()), "{refused}");
 }

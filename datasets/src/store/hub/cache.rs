@@ -16,10 +16,7 @@ pub(super) struct RepoCache {
 impl RepoCache {
     pub(super) fn of(cache: &Path, repo: &RepoName) -> Self {
         let name = format!("{}--{}--{}", repo.kind.plural(), repo.owner, repo.name);
-        Self {
-            folder: cache.join(&name),
-            locks: cache.join(".locks").join(name),
-        }
+        Self { folder: cache.join(&name), locks: cache.join(".locks").join(name) }
     }
 
     /// Returns the folder of a commit's files.

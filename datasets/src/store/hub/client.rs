@@ -61,10 +61,7 @@ impl Client {
             .connect_timeout(SILENCE)
             .read_timeout(SILENCE)
             .build();
-        Ok(Self {
-            http: http.map_err(|e| unreachable(&settings.endpoint, &e))?,
-            settings,
-        })
+        Ok(Self { http: http.map_err(|e| unreachable(&settings.endpoint, &e))?, settings })
     }
 
     pub(super) fn settings(&self) -> &Settings {
@@ -74,18 +71,12 @@ impl Client {
     /// Asks for the contents of a repository.
     pub(super) async fn repo(&self, repo: &RepoName) -> Result<RepoInfo> {
         let (kind, id, revision) = (repo.kind.plural(), repo.id(), repo.revision().replace('/', "%2F"));
-        let address = format!(
-            "{}/api/{kind}/{id}/revision/{revision}?blobs=true",
-            self.settings.endpoint
-        );
+        let address = format!("{}/api/{kind}/{id}/revision/{revision}?blobs=true", self.settings.endpoint);
         let response = self.ask(Method::GET, &address, None, repo, "").await?.0;
         let content = response.bytes().await.map_err(|e| unreachable(&repo.to_string(), &e))?;
         serde_json::from_slice(&content).map_err(|e| Error::Content {
             path: repo.to_string(),
-            reason: format!(
-                "{} does not answer as the Hub does ({e}): check HF_ENDPOINT",
-                self.settings.endpoint
-            ),
+            reason: format!("{} does not answer as the Hub does ({e}): check HF_ENDPOINT", self.settings.endpoint),
         })
     }
 
@@ -131,19 +122,10 @@ impl Client {
             super::name::RepoKind::Model => ("", repo.id(), repo.revision()),
             super::name::RepoKind::Dataset => ("datasets/", repo.id(), repo.revision()),
         };
-        let base = format!(
-            "{}/{kind}{id}/resolve/{}/",
-            self.settings.endpoint,
-            revision.replace('/', "%2F")
-        );
-        let wrong = |e: String| Error::Url {
-            url: describe(repo, path),
-            reason: e,
-        };
+        let base = format!("{}/{kind}{id}/resolve/{}/", self.settings.endpoint, revision.replace('/', "%2F"));
+        let wrong = |e: String| Error::Url { url: describe(repo, path), reason: e };
         let mut address = Url::parse(&base).map_err(|e| wrong(format!("{base}: {e}")))?;
-        let mut segments = address
-            .path_segments_mut()
-            .map_err(|()| wrong(format!("{base} is not a web address")))?;
+        let mut segments = address.path_segments_mut().map_err(|()| wrong(format!("{base} is not a web address")))?;
         segments.pop_if_empty().extend(path.split('/'));
         drop(segments);
         Ok(address.into())
@@ -194,10 +176,7 @@ impl Client {
         let mut info = FileInfo::default();
         for _ in 0..REDIRECTS {
             let own = self.is_own(&address);
-            let mut request = self
-                .http
-                .request(method.clone(), &address)
-                .header(ACCEPT_ENCODING, "identity");
+            let mut request = self.http.request(method.clone(), &address).header(ACCEPT_ENCODING, "identity");
             if let (Some(token), true) = (&self.settings.token, own) {
                 request = request.header(AUTHORIZATION, format!("Bearer {token}"));
             }
@@ -259,20 +238,14 @@ pub(super) fn describe(repo: &RepoName, path: &str) -> String {
 }
 
 pub(super) fn unreachable(what: &str, error: &reqwest::Error) -> Error {
-    Error::Store {
-        path: what.to_owned(),
-        source: super::super::with_causes(error).into(),
-    }
+    Error::Store { path: what.to_owned(), source: super::super::with_causes(error).into() }
 }
 
 /// Describes the Hub's refusal, with advice.
 fn refused(response: &Response, repo: &RepoName, path: &str, settings: &Settings) -> Error {
     let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
     let status = response.status();
-    let (code, said) = (
-        header("x-error-code").unwrap_or_default(),
-        header("x-error-message").unwrap_or_default(),
-    );
+    let (code, said) = (header("x-error-code").unwrap_or_default(), header("x-error-message").unwrap_or_default());
     let page = match repo.kind {
         super::name::RepoKind::Model => format!("{}/{}", settings.endpoint, repo.id()),
         super::name::RepoKind::Dataset => format!("{}/datasets/{}", settings.endpoint, repo.id()),
@@ -284,10 +257,7 @@ fn refused(response: &Response, repo: &RepoName, path: &str, settings: &Settings
     let reason = match (status.as_u16(), code) {
         (401 | 403, "GatedRepo") => format!("is gated: accept its license at {page}, then {token}"),
         (404, "RevisionNotFound") => format!("has no revision {:?}: look at {page}/tree/main", repo.revision()),
-        (404, "EntryNotFound") => format!(
-            "the repository has no such file: look at {page}/tree/{}",
-            repo.revision()
-        ),
+        (404, "EntryNotFound") => format!("the repository has no such file: look at {page}/tree/{}", repo.revision()),
         (401 | 404, "RepoNotFound") | (401 | 403, _) => {
             format!("there is no such repository, or it is private or gated: look at {page}; if it is there, {token}")
         }
@@ -300,8 +270,5 @@ fn refused(response: &Response, repo: &RepoName, path: &str, settings: &Settings
             };
         }
     };
-    Error::Url {
-        url: describe(repo, path),
-        reason,
-    }
+    Error::Url { url: describe(repo, path), reason }
 }

@@ -85,12 +85,7 @@ impl HubRepo {
             let bytes = match file.size {
                 Some(bytes) => bytes,
                 // A mirror may not send the size; the file has it.
-                None => self
-                    .client
-                    .file_info(&resolved.name, &file.path)
-                    .await?
-                    .bytes
-                    .unwrap_or(0),
+                None => self.client.file_info(&resolved.name, &file.path).await?.bytes.unwrap_or(0),
             };
             found.push(object(file.path.clone(), bytes, file.blob.clone()));
         }
@@ -151,10 +146,7 @@ impl HubRepo {
     async fn resolve(&self) -> Result<Resolved> {
         let revision = self.name.revision();
         let at = |commit: String, files| Resolved {
-            name: RepoName {
-                revision: Some(commit.clone()),
-                ..self.name.clone()
-            },
+            name: RepoName { revision: Some(commit.clone()), ..self.name.clone() },
             commit,
             files,
         };
@@ -230,10 +222,7 @@ impl HubRepo {
             if fruitless > FRUITLESS {
                 return Err(Error::Content {
                     path: what.clone(),
-                    reason: format!(
-                        "the Hub sent {have} bytes where it had announced {}",
-                        bytes.unwrap_or(0)
-                    ),
+                    reason: format!("the Hub sent {have} bytes where it had announced {}", bytes.unwrap_or(0)),
                 });
             }
         }
@@ -276,12 +265,7 @@ impl HubRepo {
 }
 
 fn object(path: String, bytes: u64, e_tag: Option<String>) -> ObjectInfo {
-    ObjectInfo {
-        path,
-        bytes,
-        modified_ms: 0,
-        e_tag,
-    }
+    ObjectInfo { path, bytes, modified_ms: 0, e_tag }
 }
 
 fn offline(what: &str) -> Error {
@@ -301,10 +285,7 @@ fn is_file_name(tag: &str) -> bool {
 async fn blocking<T: Send + 'static>(what: &str, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
     let done = done.unwrap_or_else(|e| Err(io::Error::other(e)));
-    done.map_err(|e| Error::Store {
-        path: what.to_owned(),
-        source: e.into(),
-    })
+    done.map_err(|e| Error::Store { path: what.to_owned(), source: e.into() })
 }
 
 fn read_part(file: &Path, range: std::ops::Range<u64>) -> io::Result<Bytes> {

@@ -64,12 +64,7 @@ impl RepoName {
         if path.iter().any(|part| matches!(*part, "." | "..")) {
             return Err("a path in a repository holds no `.` or `..`".into());
         }
-        let repo = Self {
-            kind,
-            owner: owner.into(),
-            name: name.into(),
-            revision,
-        };
+        let repo = Self { kind, owner: owner.into(), name: name.into(), revision };
         Ok((repo, path.join("/")))
     }
 
@@ -105,10 +100,7 @@ impl fmt::Display for RepoName {
 }
 
 pub(super) fn is_commit(revision: &str) -> bool {
-    revision.len() == 40
-        && revision
-            .bytes()
-            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    revision.len() == 40 && revision.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 /// Returns true if a part of a name is safe as a part of a path.
@@ -125,17 +117,9 @@ mod tests {
     fn addresses_are_read_as_the_hub_writes_them() {
         let commit = "0123456789abcdef0123456789abcdef01234567";
         for (url, shown, path) in [
-            (
-                "hf://intfloat/multilingual-e5-small",
-                "hf://intfloat/multilingual-e5-small",
-                "",
-            ),
+            ("hf://intfloat/multilingual-e5-small", "hf://intfloat/multilingual-e5-small", ""),
             ("hf://models/a/b@v1.0/", "hf://a/b@v1.0", ""),
-            (
-                "hf://datasets/a/b@main/data/x y.parquet",
-                "hf://datasets/a/b@main",
-                "data/x y.parquet",
-            ),
+            ("hf://datasets/a/b@main/data/x y.parquet", "hf://datasets/a/b@main", "data/x y.parquet"),
             (
                 "hf://datasets/a/b@refs/convert/parquet/default/0.parquet",
                 "hf://datasets/a/b@refs/convert/parquet",

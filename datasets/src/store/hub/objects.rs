@@ -63,10 +63,7 @@ impl ObjectStore for HubObjects {
     }
 
     async fn list_with_delimiter(&self, _: Option<&Path>) -> Result<ListResult> {
-        Err(Error::NotImplemented {
-            operation: "list_with_delimiter".into(),
-            implementer: STORE.into(),
-        })
+        Err(Error::NotImplemented { operation: "list_with_delimiter".into(), implementer: STORE.into() })
     }
 
     async fn put_opts(&self, location: &Path, _: PutPayload, _: PutOptions) -> Result<PutResult> {
@@ -78,9 +75,7 @@ impl ObjectStore for HubObjects {
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        locations
-            .map(|location| location.and_then(|location| Err(read_only(&location))))
-            .boxed()
+        locations.map(|location| location.and_then(|location| Err(read_only(&location)))).boxed()
     }
 
     async fn copy_opts(&self, _: &Path, to: &Path, _: CopyOptions) -> Result<()> {
@@ -101,20 +96,11 @@ fn meta(info: ObjectInfo) -> ObjectMeta {
 
 fn failed(error: crate::Error) -> Error {
     match error {
-        crate::Error::NotFound { path } => Error::NotFound {
-            path,
-            source: "the repository has no such file".into(),
-        },
-        error => Error::Generic {
-            store: STORE,
-            source: Box::new(error),
-        },
+        crate::Error::NotFound { path } => Error::NotFound { path, source: "the repository has no such file".into() },
+        error => Error::Generic { store: STORE, source: Box::new(error) },
     }
 }
 
 fn read_only(location: &Path) -> Error {
-    Error::PermissionDenied {
-        path: location.to_string(),
-        source: "a repository of the Hub is only read".into(),
-    }
+    Error::PermissionDenied { path: location.to_string(), source: "a repository of the Hub is only read".into() }
 }

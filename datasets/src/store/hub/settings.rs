@@ -74,16 +74,8 @@ mod tests {
         assert_eq!(usual.endpoint, "https://huggingface.co");
         assert_eq!(usual.cache, Path::new("/home/me/.cache/huggingface/hub"));
         assert_eq!((usual.token, usual.offline), (None, false));
-        let home = of(&[
-            ("HOME", "/home/me"),
-            ("HF_HOME", "~/hf"),
-            ("HF_HUB_CACHE", ""),
-            ("HF_HUB_OFFLINE", "0"),
-        ]);
-        assert_eq!(
-            (home.cache.as_path(), home.offline),
-            (Path::new("/home/me/hf/hub"), false)
-        );
+        let home = of(&[("HOME", "/home/me"), ("HF_HOME", "~/hf"), ("HF_HUB_CACHE", ""), ("HF_HUB_OFFLINE", "0")]);
+        assert_eq!((home.cache.as_path(), home.offline), (Path::new("/home/me/hf/hub"), false));
         let all = of(&[
             ("HF_HOME", "/hf"),
             ("HF_HUB_CACHE", "/c"),
@@ -92,10 +84,7 @@ mod tests {
             ("TRANSFORMERS_OFFLINE", "TRUE"),
         ]);
         assert_eq!((all.cache.as_path(), all.offline), (Path::new("/c"), true));
-        assert_eq!(
-            (all.endpoint.as_str(), all.token.as_deref()),
-            ("https://mirror.example", Some("hf_secret"))
-        );
+        assert_eq!((all.endpoint.as_str(), all.token.as_deref()), ("https://mirror.example", Some("hf_secret")));
         assert!(!format!("{all:?}").contains("hf_secret"));
     }
 }

@@ -18,10 +18,7 @@ pub(super) struct TrainableDecoder {
 impl TrainableDecoder {
     /// Reads a folder with `config.json` and `model.safetensors`.
     pub(super) fn read(dir: &Path) -> Result<Self> {
-        Ok(Self {
-            config: LlamaConfig::load(dir)?,
-            variables: Variables::read(&dir.join("model.safetensors"))?,
-        })
+        Ok(Self { config: LlamaConfig::load(dir)?, variables: Variables::read(&dir.join("model.safetensors"))? })
     }
 
     /// The last hidden states after the final norm, [B·T, hidden].
@@ -32,8 +29,7 @@ impl TrainableDecoder {
         for layer in 0..self.config.num_hidden_layers {
             x = self.layer(layer, &x, batch.shape, &bias, &rope)?;
         }
-        self.variables
-            .rms_norm("model.norm.weight", &x, self.config.rms_norm_eps)
+        self.variables.rms_norm("model.norm.weight", &x, self.config.rms_norm_eps)
     }
 
     /// The word embeddings and the head, [vocab, hidden].

@@ -88,12 +88,7 @@ impl Texts {
             }
             Kind::Answer(given) => {
                 let example = pick(&self.instructions, number);
-                (
-                    example.instruction.as_str(),
-                    &example.english_ref,
-                    &example.answer,
-                    given,
-                )
+                (example.instruction.as_str(), &example.english_ref, &example.answer, given)
             }
             Kind::SayAgain(given) => {
                 let (english, _) = pick(&self.pairs, number);
@@ -108,12 +103,7 @@ impl Texts {
                 let held =
                     |slot: usize| tokens[slot * tokens.len() / SLOTS..(slot + 1) * tokens.len() / SLOTS].to_vec();
                 Document {
-                    packed: prompt
-                        .slots
-                        .iter()
-                        .enumerate()
-                        .map(|(slot, at)| (*at, held(slot)))
-                        .collect(),
+                    packed: prompt.slots.iter().enumerate().map(|(slot, at)| (*at, held(slot))).collect(),
                     ..Document::plain(prompt.ids, 0)
                 }
             }
@@ -134,9 +124,7 @@ impl Texts {
 
     /// One of the wordings that ask for a translation.
     fn translation(&self, number: u64) -> &str {
-        self.translations
-            .get(number as usize % self.translations.len().max(1))
-            .map_or("", String::as_str)
+        self.translations.get(number as usize % self.translations.len().max(1)).map_or("", String::as_str)
     }
 }
 
@@ -152,11 +140,7 @@ pub(super) struct Document {
 impl Document {
     /// Tokens alone.
     pub(super) const fn plain(ids: Vec<u32>, given: usize) -> Self {
-        Self {
-            ids,
-            given,
-            packed: Vec::new(),
-        }
+        Self { ids, given, packed: Vec::new() }
     }
 }
 

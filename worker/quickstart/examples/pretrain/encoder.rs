@@ -17,10 +17,7 @@ pub(super) struct TrainableEncoder {
 impl TrainableEncoder {
     /// Reads a folder with `config.json` and `model.safetensors`.
     pub(super) fn read(dir: &Path) -> Result<Self> {
-        Ok(Self {
-            config: EncoderConfig::load(dir)?,
-            variables: Variables::read(&dir.join("model.safetensors"))?,
-        })
+        Ok(Self { config: EncoderConfig::load(dir)?, variables: Variables::read(&dir.join("model.safetensors"))? })
     }
 
     /// The word embeddings, [vocab, hidden].
@@ -48,9 +45,7 @@ impl TrainableEncoder {
         let positions = (0..batch.shape.0).flat_map(|_| (first..first + batch.shape.1).map(|p| p as u32));
         let positions = Tensor::from_iter(positions, &Device::Cpu)?;
         let x = self.words()?.index_select(&batch.ids, 0)?;
-        let x = (x + v
-            .get("embeddings.position_embeddings.weight")?
-            .index_select(&positions, 0)?)?;
+        let x = (x + v.get("embeddings.position_embeddings.weight")?.index_select(&positions, 0)?)?;
         let x = x.broadcast_add(&v.get("embeddings.token_type_embeddings.weight")?.narrow(0, 0, 1)?)?;
         let mut x = v.layer_norm("embeddings.LayerNorm", &x, eps)?;
         let bias = batch.attention_bias(false)?;

@@ -87,26 +87,16 @@ fn main() -> Result<()> {
 fn pretrain(options: &Options, told: &mut dyn FnMut(&str, u64, Look)) -> Result<()> {
     let texts = Texts::new(options.sentences, options.seed);
     let foreign = || texts.pairs.iter().map(|(_, foreign)| foreign.clone());
-    let told_of = texts
-        .instructions
-        .iter()
-        .map(|e| format!("{} {}", e.instruction, e.answer));
-    let english: Vec<String> = texts
-        .pairs
-        .iter()
-        .map(|(english, _)| english.clone())
-        .zip(told_of)
-        .flat_map(|(a, b)| [a, b])
-        .collect();
+    let told_of = texts.instructions.iter().map(|e| format!("{} {}", e.instruction, e.answer));
+    let english: Vec<String> =
+        texts.pairs.iter().map(|(english, _)| english.clone()).zip(told_of).flat_map(|(a, b)| [a, b]).collect();
     let (encoder, decoder) = (options.dir.join("encoder"), options.dir.join("decoder"));
     let untrained = models::random_encoder(foreign(), options.seed, Shape::PRETRAINED_ENCODER)?;
     models::write(&encoder, &untrained)?;
     let untrained = models::random_decoder(english.into_iter(), options.seed, Shape::PRETRAINED_DECODER)?;
     models::write(&decoder, &untrained)?;
     let held_out = Texts::new(10 * LOOKED_AT, options.seed ^ HELD_OUT_SEED);
-    train_encoder(&encoder, &texts, &held_out, options, &mut |step, look| {
-        told("encoder", step, look)
-    })?;
+    train_encoder(&encoder, &texts, &held_out, options, &mut |step, look| told("encoder", step, look))?;
     train_decoder(&decoder, &texts, &held_out, options, told)
 }
 
@@ -122,10 +112,7 @@ fn train_encoder(dir: &Path, texts: &Texts, held_out: &Texts, options: &Options,
     let tokenizer = Encoder::load(dir, &candle_core::Device::Cpu, candle_core::DType::F32)?;
     let model = TrainableEncoder::read(dir)?;
     let head = Reconstruction::new(model.config.hidden_size, model.config.max_tokens(), options.seed)?;
-    let limits = TextLimits {
-        max_chars: 256,
-        max_tokens: model.config.max_tokens(),
-    };
+    let limits = TextLimits { max_chars: 256, max_tokens: model.config.max_tokens() };
     let tokenized = |texts: &Texts, numbers: &mut dyn Iterator<Item = u64>| {
         let texts: Vec<&str> = numbers.map(|number| texts.foreign(number)).collect();
         tokenizer.tokenize(&texts, limits)
@@ -177,9 +164,8 @@ fn train_decoder(dir: &Path, texts: &Texts, held_out: &Texts, options: &Options,
     let mut optimizer = Optimizer::new(variables, options.decoder_steps, DECODER_RATE)?;
     for step in 0..options.decoder_steps {
         let drawn = drawn(options.seed ^ 1, step, options.batch);
-        let mut documents = drawn
-            .map(|number| texts.document(&tokenizer, number))
-            .collect::<Result<Vec<Document>>>()?;
+        let mut documents =
+            drawn.map(|number| texts.document(&tokenizer, number)).collect::<Result<Vec<Document>>>()?;
         // What is given teaches English too.
         documents.iter_mut().for_each(|document| document.given = 1);
         let shares = shares(&documents, 0)?;
@@ -227,9 +213,7 @@ fn taught(
     if sequences.is_empty() {
         return Ok(None);
     }
-    let rows = sequences
-        .iter()
-        .map(|at| (at * batch.shape.1 + batch.lengths[*at] - 1) as u32);
+    let rows = sequences.iter().map(|at| (at * batch.shape.1 + batch.lengths[*at] - 1) as u32);
     let vectors = states.index_select(&Tensor::from_iter(rows, &candle_core::Device::Cpu)?, 0)?;
     // Between the beginning of text and the slot.
     let texts = sequences.iter().map(|at| (*at, 1..batch.lengths[*at] - 1));
@@ -244,10 +228,7 @@ fn next_tokens(model: &TrainableDecoder, states: &Tensor, share: &Share) -> Resu
     let wanted = share.batch.rows_from(&share.given);
     let before: Vec<u32> = wanted.iter().map(|row| row - 1).collect();
     let wanted = Tensor::new(wanted, &candle_core::Device::Cpu)?;
-    Ok((
-        model.logits(states, &before)?,
-        share.batch.ids.index_select(&wanted, 0)?,
-    ))
+    Ok((model.logits(states, &before)?, share.batch.ids.index_select(&wanted, 0)?))
 }
 
 fn is_looked_at(step: u64, steps: u64) -> bool {
@@ -257,11 +238,7 @@ fn is_looked_at(step: u64, steps: u64) -> bool {
 /// How many of the tokens are the likeliest ones; texts lie end to end, `lengths` tokens each.
 fn looked(loss: f64, logits: &Tensor, wanted: &Tensor, lengths: &[usize]) -> Result<Look> {
     let said = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
-    let right: Vec<bool> = said
-        .iter()
-        .zip(wanted.to_vec1::<u32>()?)
-        .map(|(a, b)| *a == b)
-        .collect();
+    let right: Vec<bool> = said.iter().zip(wanted.to_vec1::<u32>()?).map(|(a, b)| *a == b).collect();
     let mut rest = right.as_slice();
     let whole = lengths.iter().filter(|length| {
         let (text, after) = rest.split_at(**length);
@@ -279,10 +256,7 @@ fn looked(loss: f64, logits: &Tensor, wanted: &Tensor, lengths: &[usize]) -> Res
 fn write(dir: &Path, variables: &Variables) -> Result<()> {
     variables.write_bf16(&dir.join("model.safetensors"))?;
     let path = dir.join("config.json");
-    let failed = |source| Error::Io {
-        path: path.display().to_string(),
-        source,
-    };
+    let failed = |source| Error::Io { path: path.display().to_string(), source };
     let text = std::fs::read_to_string(&path).map_err(failed)?;
     let mut config: serde_json::Value = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
     config["dtype"] = "bfloat16".into();

@@ -22,19 +22,8 @@ pub(super) struct Optimizer {
 
 impl Optimizer {
     pub(super) fn new(variables: Vec<Var>, steps: u64, peak: f64) -> Result<Self> {
-        let options = ParamsAdamW {
-            lr: peak,
-            beta1: 0.9,
-            beta2: 0.98,
-            eps: 1e-8,
-            weight_decay: 0.01,
-        };
-        Ok(Self {
-            adamw: AdamW::new(variables.clone(), options)?,
-            variables,
-            steps,
-            peak,
-        })
+        let options = ParamsAdamW { lr: peak, beta1: 0.9, beta2: 0.98, eps: 1e-8, weight_decay: 0.01 };
+        Ok(Self { adamw: AdamW::new(variables.clone(), options)?, variables, steps, peak })
     }
 
     /// Takes a step on the shares of a batch, each with the number of its tokens. `loss` gives a share's mean loss over its

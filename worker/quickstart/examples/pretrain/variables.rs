@@ -57,17 +57,11 @@ impl Variables {
             reason: error.to_string(),
         };
         let bytes = safetensors::serialize(&tensors, Some(metadata)).map_err(refuse)?;
-        std::fs::write(path, bytes).map_err(|source| Error::Io {
-            path: path.display().to_string(),
-            source,
-        })
+        std::fs::write(path, bytes).map_err(|source| Error::Io { path: path.display().to_string(), source })
     }
 
     pub(super) fn get(&self, name: &str) -> Result<&Tensor> {
-        self.named
-            .get(name)
-            .map(Var::as_tensor)
-            .ok_or_else(|| Error::Input(format!("no weight is called {name}")))
+        self.named.get(name).map(Var::as_tensor).ok_or_else(|| Error::Input(format!("no weight is called {name}")))
     }
 
     /// x [n, in] → x·Wᵀ [n, out], W the weight `name`.
@@ -121,12 +115,7 @@ impl Padded {
             ids.resize(ids.len() + longest - sequence.len(), pad);
         }
         let shape = (sequences.len(), longest);
-        Ok(Self {
-            ids: Tensor::from_vec(ids, shape.0 * shape.1, &Device::Cpu)?,
-            shape,
-            lengths,
-            last,
-        })
+        Ok(Self { ids: Tensor::from_vec(ids, shape.0 * shape.1, &Device::Cpu)?, shape, lengths, last })
     }
 
     /// The rows, of [B·T], that hold tokens `from` and later of each sequence.
@@ -145,9 +134,8 @@ impl Padded {
         let (batch, longest) = self.shape;
         if causal {
             // Padding stands behind every token that counts, so that the past holds none of it.
-            let bias: Vec<f32> = (0..longest * longest)
-                .map(|at| if at % longest <= at / longest { 0.0 } else { UNSEEN })
-                .collect();
+            let bias: Vec<f32> =
+                (0..longest * longest).map(|at| if at % longest <= at / longest { 0.0 } else { UNSEEN }).collect();
             return Ok(Tensor::from_vec(bias, (1, 1, longest, longest), &Device::Cpu)?);
         }
         let bias: Vec<f32> = self

@@ -15,24 +15,14 @@ use super::untrainable;
 
 pub(super) const BEGIN_OF_TEXT: &str = "<|begin_of_text|>";
 pub(super) const END_OF_TURN: &str = "<|eot_id|>";
-const SPECIAL: [&str; 5] = [
-    BEGIN_OF_TEXT,
-    "<|end_of_text|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    END_OF_TURN,
-];
+const SPECIAL: [&str; 5] = [BEGIN_OF_TEXT, "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", END_OF_TURN];
 const RESERVED: usize = 12;
 const WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// A tokenizer of at most `vocab_size` tokens and the special ones, made from `texts`.
 pub(super) fn tokenizer(texts: &[String], vocab_size: usize) -> Result<Tokenizer> {
-    let split = Split::new(
-        SplitPattern::Regex(WORDS.into()),
-        SplitDelimiterBehavior::Isolated,
-        false,
-    )
-    .map_err(untrainable)?;
+    let split =
+        Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Isolated, false).map_err(untrainable)?;
     let bytes = ByteLevel::new(false, true, false);
     let pre_tokenizer = PreTokenizers::new(vec![split.into(), bytes.into()]);
     let words = count_words(texts, |text| {
@@ -51,9 +41,7 @@ pub(super) fn tokenizer(texts: &[String], vocab_size: usize) -> Result<Tokenizer
     tokenizer.with_decoder(Some(ByteLevel::default()));
     let reserved = (0..RESERVED).map(|index| format!("<|reserved_special_token_{index}|>"));
     let special = SPECIAL.iter().map(ToString::to_string).chain(reserved);
-    tokenizer
-        .add_special_tokens(special.map(|token| AddedToken::from(token, true)))
-        .map_err(untrainable)?;
+    tokenizer.add_special_tokens(special.map(|token| AddedToken::from(token, true))).map_err(untrainable)?;
     let begin = tokenizer.token_to_id(BEGIN_OF_TEXT).unwrap_or_default();
     let template = TemplateProcessing::builder()
         .try_single(format!("{BEGIN_OF_TEXT} $A"))
@@ -88,9 +76,7 @@ fn learn_merges(words: &BTreeMap<String, u32>, vocab_size: usize) -> (Vocabulary
                 *counts.entry((pair[0], pair[1])).or_insert(0) += count;
             }
         }
-        let best = counts
-            .into_iter()
-            .max_by_key(|&(pair, count)| (count, std::cmp::Reverse(pair)));
+        let best = counts.into_iter().max_by_key(|&(pair, count)| (count, std::cmp::Reverse(pair)));
         let Some((pair, _)) = best else { break };
         let (left, right) = (tokens[pair.0 as usize].clone(), tokens[pair.1 as usize].clone());
         let merged = format!("{left}{right}");

@@ -100,10 +100,7 @@ impl Shape {
 pub fn tiny_encoder() -> ModelFiles {
     shipped([
         ("config.json", include_bytes!("../../assets/encoder/config.json")),
-        (
-            "model.safetensors",
-            include_bytes!("../../assets/encoder/model.safetensors"),
-        ),
+        ("model.safetensors", include_bytes!("../../assets/encoder/model.safetensors")),
         ("tokenizer.json", include_bytes!("../../assets/encoder/tokenizer.json")),
     ])
 }
@@ -113,15 +110,9 @@ pub fn tiny_encoder() -> ModelFiles {
 pub fn tiny_decoder() -> ModelFiles {
     shipped([
         ("config.json", include_bytes!("../../assets/decoder/config.json")),
-        (
-            "model.safetensors",
-            include_bytes!("../../assets/decoder/model.safetensors"),
-        ),
+        ("model.safetensors", include_bytes!("../../assets/decoder/model.safetensors")),
         ("tokenizer.json", include_bytes!("../../assets/decoder/tokenizer.json")),
-        (
-            "tokenizer_config.json",
-            include_bytes!("../../assets/decoder/tokenizer_config.json"),
-        ),
+        ("tokenizer_config.json", include_bytes!("../../assets/decoder/tokenizer_config.json")),
     ])
 }
 
@@ -231,11 +222,7 @@ struct RandomTensors {
 
 impl RandomTensors {
     fn new(seed: u64, model: &'static str) -> Self {
-        Self {
-            seed,
-            model,
-            tensors: Vec::new(),
-        }
+        Self { seed, model, tensors: Vec::new() }
     }
 
     fn push(&mut self, name: &str, shape: Vec<usize>, mean: f64, std: f64) {
@@ -298,10 +285,7 @@ pub fn write(dir: &Path, files: &ModelFiles) -> Result<()> {
         let mut files = files.iter();
         files.try_for_each(|(name, content)| std::fs::write(dir.join(name), content))
     });
-    written.map_err(|error| Error::Store {
-        path: dir.display().to_string(),
-        source: Box::new(error),
-    })
+    written.map_err(|error| Error::Store { path: dir.display().to_string(), source: Box::new(error) })
 }
 
 fn untrainable(error: impl Display) -> Error {

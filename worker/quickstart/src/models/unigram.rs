@@ -77,14 +77,9 @@ fn train(words: BTreeMap<String, u32>, vocab_size: usize) -> Result<Unigram> {
         .unk_token(Some(SPECIAL[UNKNOWN].to_string()))
         .build()
         .map_err(untrainable)?;
-    let one_thread = rayon::ThreadPoolBuilder::new()
-        .num_threads(1)
-        .build()
-        .map_err(untrainable)?;
+    let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().map_err(untrainable)?;
     let mut model = Unigram::default();
-    one_thread
-        .install(|| trainer.do_train(words.into_iter().collect(), &mut model))
-        .map_err(untrainable)?;
+    one_thread.install(|| trainer.do_train(words.into_iter().collect(), &mut model)).map_err(untrainable)?;
     let pieces = model.iter().cloned().collect();
     Unigram::from(canonical(pieces), Some(UNKNOWN), false).map_err(untrainable)
 }
@@ -100,14 +95,8 @@ fn canonical(mut pieces: Vec<(String, f64)>) -> Vec<(String, f64)> {
     let mut returned = Vec::new();
     let mut penalty = 0.0;
     // As the trainer sums it, so that the scores are the same bits.
-    while let Some(index) = learned
-        .iter()
-        .position(|(text, score)| single(text) && *score == lowest + penalty)
-    {
-        let twins = learned
-            .iter()
-            .enumerate()
-            .filter(|(_, (text, score))| single(text) && *score == lowest + penalty);
+    while let Some(index) = learned.iter().position(|(text, score)| single(text) && *score == lowest + penalty) {
+        let twins = learned.iter().enumerate().filter(|(_, (text, score))| single(text) && *score == lowest + penalty);
         returned.extend(twins.map(|(index, _)| index));
         debug_assert!(returned.contains(&index));
         penalty += 0.0001;
@@ -131,11 +120,7 @@ mod tests {
         let rest = |order: [&str; 3]| {
             let scores = [-9.0, -9.0 + 0.0001, -9.0 + (0.0001 + 0.0001)];
             let mut pieces = special.to_vec();
-            pieces.extend([
-                ("▁the".to_string(), -2.0),
-                ("x".to_string(), -3.0),
-                ("ab".to_string(), -9.0),
-            ]);
+            pieces.extend([("▁the".to_string(), -2.0), ("x".to_string(), -3.0), ("ab".to_string(), -9.0)]);
             pieces.extend(order.iter().zip(scores).map(|(text, score)| (text.to_string(), score)));
             canonical(pieces)
         };

@@ -18,17 +18,8 @@ impl Scene {
         let (gist, facts, questions) = match *self {
             Self::Present(deed) => deed_lesson(&deed, deed.verb.present, "does", deed.verb.present),
             Self::Past(deed) => deed_lesson(&deed, deed.verb.past, "did", deed.verb.past),
-            Self::Question(Deed {
-                who,
-                verb,
-                things,
-                place,
-                time,
-            }) => (
-                format!(
-                    "someone asks whether {} {} {}.",
-                    who.0, verb.present, things.noun.english
-                ),
+            Self::Question(Deed { who, verb, things, place, time }) => (
+                format!("someone asks whether {} {} {}.", who.0, verb.present, things.noun.english),
                 vec![
                     ("question about", who.0.to_owned()),
                     ("action", verb.present.to_owned()),
@@ -38,22 +29,11 @@ impl Scene {
                     ("when", time.0.to_owned()),
                 ],
                 vec![
-                    (
-                        format!("how many {} does the question ask about?", things.kind()),
-                        things.number.to_string(),
-                    ),
-                    (
-                        format!("who might {} {}?", verb.base, things.english()),
-                        who.0.to_owned(),
-                    ),
+                    (format!("how many {} does the question ask about?", things.kind()), things.number.to_string()),
+                    (format!("who might {} {}?", verb.base, things.english()), who.0.to_owned()),
                 ],
             ),
-            Self::Gift {
-                people: (giver, taker),
-                things,
-                place,
-                time,
-            } => (
+            Self::Gift { people: (giver, taker), things, place, time } => (
                 format!("{} gives {} to {}.", giver.0, things.noun.english, taker.0),
                 vec![
                     ("giver", giver.0.to_owned()),
@@ -68,22 +48,11 @@ impl Scene {
                         format!("how many {} does {} give to {}?", things.kind(), giver.0, taker.0),
                         things.number.to_string(),
                     ),
-                    (
-                        format!("who gives {} to {}?", things.english(), taker.0),
-                        giver.0.to_owned(),
-                    ),
-                    (
-                        format!("to whom does {} give {}?", giver.0, things.english()),
-                        taker.0.to_owned(),
-                    ),
+                    (format!("who gives {} to {}?", things.english(), taker.0), giver.0.to_owned()),
+                    (format!("to whom does {} give {}?", giver.0, things.english()), taker.0.to_owned()),
                 ],
             ),
-            Self::Price {
-                things,
-                riel,
-                place,
-                time,
-            } => (
+            Self::Price { things, riel, place, time } => (
                 format!("{} cost {riel} riel.", things.noun.english),
                 vec![
                     ("what", things.kind()),
@@ -94,10 +63,7 @@ impl Scene {
                 ],
                 vec![
                     (format!("how many riel do {} cost?", things.english()), riel.to_string()),
-                    (
-                        format!("where do {} cost {riel} riel?", things.english()),
-                        place.0.to_owned(),
-                    ),
+                    (format!("where do {} cost {riel} riel?", things.english()), place.0.to_owned()),
                 ],
             ),
             Self::Presence { things, place, time } => (
@@ -109,24 +75,12 @@ impl Scene {
                     ("when", time.0.to_owned()),
                 ],
                 vec![
-                    (
-                        format!("how many {} are there {}?", things.kind(), place.0),
-                        things.number.to_string(),
-                    ),
+                    (format!("how many {} are there {}?", things.kind(), place.0), things.number.to_string()),
                     (format!("where are there {}?", things.english()), place.0.to_owned()),
                 ],
             ),
-            Self::Comparison {
-                people: (first, second),
-                things,
-                degree,
-                place,
-                time,
-            } => (
-                format!(
-                    "{} has {} {} than {}.",
-                    first.0, degree.0, things.noun.english, second.0
-                ),
+            Self::Comparison { people: (first, second), things, degree, place, time } => (
+                format!("{} has {} {} than {}.", first.0, degree.0, things.noun.english, second.0),
                 vec![
                     ("who", first.0.to_owned()),
                     ("compared with", second.0.to_owned()),
@@ -137,29 +91,13 @@ impl Scene {
                 ],
                 vec![
                     (
-                        format!(
-                            "how many {} {} does {} have than {}?",
-                            degree.0,
-                            things.kind(),
-                            first.0,
-                            second.0
-                        ),
+                        format!("how many {} {} does {} have than {}?", degree.0, things.kind(), first.0, second.0),
                         things.number.to_string(),
                     ),
-                    (
-                        format!("who has {} {} than {}?", degree.0, things.kind(), second.0),
-                        first.0.to_owned(),
-                    ),
+                    (format!("who has {} {} than {}?", degree.0, things.kind(), second.0), first.0.to_owned()),
                 ],
             ),
-            Self::Weather {
-                weather,
-                degrees,
-                person,
-                action,
-                place,
-                time,
-            } => (
+            Self::Weather { weather, degrees, person, action, place, time } => (
                 format!("it is {} and {} {}.", weather.0, person.0, action.0),
                 vec![
                     ("weather", weather.0.to_owned()),
@@ -171,21 +109,10 @@ impl Scene {
                 ],
                 vec![
                     (format!("how many degrees is it {}?", place.0), degrees.to_string()),
-                    (
-                        format!("who {} while it is {}?", action.0, weather.0),
-                        person.0.to_owned(),
-                    ),
+                    (format!("who {} while it is {}?", action.0, weather.0), person.0.to_owned()),
                 ],
             ),
-            Self::Travel {
-                who,
-                cities: (from, to),
-                vehicle,
-                companions,
-                adjective,
-                number,
-                time,
-            } => (
+            Self::Travel { who, cities: (from, to), vehicle, companions, adjective, number, time } => (
                 format!("{} travels to {} by {}.", who.0, to.0, vehicle.0),
                 vec![
                     ("who", who.0.to_owned()),
@@ -197,25 +124,12 @@ impl Scene {
                     ("when", time.0.to_owned()),
                 ],
                 vec![
-                    (
-                        format!("how many {} {} travel with {}?", adjective.0, companions.0, who.0),
-                        number.to_string(),
-                    ),
+                    (format!("how many {} {} travel with {}?", adjective.0, companions.0, who.0), number.to_string()),
                     (format!("where does {} travel from {}?", who.0, from.0), to.0.to_owned()),
                 ],
             ),
-            Self::Sequence {
-                people: (first, second),
-                actions,
-                minutes,
-                order,
-                place,
-                time,
-            } => (
-                format!(
-                    "{} {} {} {} {}.",
-                    first.0, actions[0].0, order.0, second.0, actions[1].0
-                ),
+            Self::Sequence { people: (first, second), actions, minutes, order, place, time } => (
+                format!("{} {} {} {} {}.", first.0, actions[0].0, order.0, second.0, actions[1].0),
                 vec![
                     ("who", first.0.to_owned()),
                     ("action", actions[0].0.to_owned()),
@@ -225,39 +139,20 @@ impl Scene {
                     (order.0, format!("{} {}", second.0, actions[1].0)),
                 ],
                 vec![
-                    (
-                        format!("for how many minutes is it that {} {}?", first.0, actions[0].0),
-                        minutes.to_string(),
-                    ),
-                    (
-                        format!("who {} for {minutes} minutes?", actions[0].0),
-                        first.0.to_owned(),
-                    ),
+                    (format!("for how many minutes is it that {} {}?", first.0, actions[0].0), minutes.to_string()),
+                    (format!("who {} for {minutes} minutes?", actions[0].0), first.0.to_owned()),
                 ],
             ),
         };
-        let questions = questions
-            .into_iter()
-            .map(|(question, answer)| (capitalised(question), answer))
-            .collect();
-        Lesson {
-            gist: capitalised(gist),
-            facts,
-            questions,
-        }
+        let questions = questions.into_iter().map(|(question, answer)| (capitalised(question), answer)).collect();
+        Lesson { gist: capitalised(gist), facts, questions }
     }
 }
 
 type Parts = (String, Vec<(&'static str, String)>, Vec<(String, String)>);
 
 fn deed_lesson(deed: &Deed, said: &'static str, auxiliary: &str, asked: &str) -> Parts {
-    let Deed {
-        who,
-        verb,
-        things,
-        place,
-        time,
-    } = *deed;
+    let Deed { who, verb, things, place, time } = *deed;
     (
         format!("{} {said} {}.", who.0, things.noun.english),
         vec![
@@ -269,18 +164,9 @@ fn deed_lesson(deed: &Deed, said: &'static str, auxiliary: &str, asked: &str) ->
             ("when", time.0.to_owned()),
         ],
         vec![
-            (
-                format!("how many {} {auxiliary} {} {}?", things.kind(), who.0, verb.base),
-                things.number.to_string(),
-            ),
-            (
-                format!("where {auxiliary} {} {} {}?", who.0, verb.base, things.english()),
-                place.0.to_owned(),
-            ),
-            (
-                format!("who {asked} {} {}?", things.english(), place.0),
-                who.0.to_owned(),
-            ),
+            (format!("how many {} {auxiliary} {} {}?", things.kind(), who.0, verb.base), things.number.to_string()),
+            (format!("where {auxiliary} {} {} {}?", who.0, verb.base, things.english()), place.0.to_owned()),
+            (format!("who {asked} {} {}?", things.english(), place.0), who.0.to_owned()),
         ],
     )
 }

@@ -31,20 +31,11 @@ pub(super) struct Verb {
 }
 
 const fn noun(english: &'static str, khmer: &'static str, classifier: &'static str) -> Noun {
-    Noun {
-        english,
-        khmer,
-        classifier,
-    }
+    Noun { english, khmer, classifier }
 }
 
 const fn verb(base: &'static str, present: &'static str, past: &'static str, khmer: &'static str) -> Verb {
-    Verb {
-        base,
-        present,
-        past,
-        khmer,
-    }
+    Verb { base, present, past, khmer }
 }
 
 pub(super) const PEOPLE: &[Word] = &[
@@ -126,18 +117,9 @@ pub(super) const VERBS: &[Verb] = &[
 ];
 
 pub(super) const NOUN_CLASSES: &[NounClass] = &[
-    NounClass {
-        nouns: ANIMALS,
-        adjectives: OF_ANIMALS,
-    },
-    NounClass {
-        nouns: THINGS,
-        adjectives: OF_THINGS,
-    },
-    NounClass {
-        nouns: FRUITS,
-        adjectives: OF_FRUITS,
-    },
+    NounClass { nouns: ANIMALS, adjectives: OF_ANIMALS },
+    NounClass { nouns: THINGS, adjectives: OF_THINGS },
+    NounClass { nouns: FRUITS, adjectives: OF_FRUITS },
 ];
 
 const ANIMALS: &[Noun] = &[

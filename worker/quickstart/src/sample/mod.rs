@@ -36,11 +36,7 @@ const MOST_CHARS: usize = 250;
 #[must_use]
 pub fn most_pairs() -> u64 {
     let block: u64 = WEIGHTS.iter().map(|(_, weight)| weight).sum();
-    WEIGHTS
-        .iter()
-        .map(|(shape, weight)| shape.size() / weight * block)
-        .min()
-        .unwrap_or(0)
+    WEIGHTS.iter().map(|(shape, weight)| shape.size() / weight * block).min().unwrap_or(0)
 }
 
 /// Returns the number of distinct instruction examples.
@@ -72,10 +68,8 @@ pub fn instructions(rows: u64, seed: u64) -> impl Iterator<Item = InstructionExa
 /// # Errors
 /// [`Error::Store`] where the files can't be written.
 pub fn write(folder: &Path, pairs: u64, instructions: u64, seed: u64) -> Result<()> {
-    let failed = |path: &Path, error: std::io::Error| Error::Store {
-        path: path.display().to_string(),
-        source: Box::new(error),
-    };
+    let failed =
+        |path: &Path, error: std::io::Error| Error::Store { path: path.display().to_string(), source: Box::new(error) };
     std::fs::create_dir_all(folder).map_err(|e| failed(folder, e))?;
     let path = folder.join("pairs.tsv");
     write_pairs(&path, pairs, seed).map_err(|e| failed(&path, e))?;
@@ -88,9 +82,7 @@ fn write_pairs(path: &Path, rows: u64, seed: u64) -> std::io::Result<()> {
     for (english, khmer) in pairs(rows, seed) {
         writeln!(file, "{english}\t{khmer}")?;
     }
-    file.into_inner()
-        .map_err(std::io::IntoInnerError::into_error)?
-        .sync_all()
+    file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()
 }
 
 fn write_instructions(path: &Path, rows: u64, seed: u64) -> std::io::Result<()> {
@@ -114,9 +106,7 @@ fn write_instructions(path: &Path, rows: u64, seed: u64) -> std::io::Result<()> 
         serde_json::to_writer(&mut file, &line)?;
         file.write_all(b"\n")?;
     }
-    file.into_inner()
-        .map_err(std::io::IntoInnerError::into_error)?
-        .sync_all()
+    file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()
 }
 
 /// All scenes in the order of a seed. Each block holds every shape as often as its weight says.
@@ -194,10 +184,7 @@ fn example(scenes: &Scenes, row: u64, seed: u64) -> InstructionExample {
         }
         2 => {
             let facts = told[0].lesson().facts;
-            let points: Vec<_> = facts
-                .iter()
-                .map(|(label, value)| format!("- {label}: {value}"))
-                .collect();
+            let points: Vec<_> = facts.iter().map(|(label, value)| format!("- {label}: {value}")).collect();
             ("bullet_points", BULLET_POINTS[wording].to_owned(), points.join("\n"))
         }
         _ => {
@@ -222,9 +209,5 @@ fn question(told: &[Scene], chance: u64) -> (String, String) {
     questions.retain(|(question, _)| asked.iter().filter(|(other, _)| other == question).count() == 1);
     let choice = chance as usize % questions.len().max(1);
     // Two scenes of an example differ, and so do a scene's own questions. At least the first question remains.
-    questions
-        .into_iter()
-        .nth(choice)
-        .or_else(|| asked.into_iter().next())
-        .unwrap_or_default()
+    questions.into_iter().nth(choice).or_else(|| asked.into_iter().next()).unwrap_or_default()
 }

@@ -147,11 +147,7 @@ impl Digits {
             let size = class.nouns.len() as u64 * adjectives;
             if kind < size {
                 let noun = &class.nouns[(kind / adjectives) as usize];
-                return Things {
-                    noun,
-                    adjective: &class.adjectives[(kind % adjectives) as usize],
-                    number,
-                };
+                return Things { noun, adjective: &class.adjectives[(kind % adjectives) as usize], number };
             }
             kind -= size;
         }
@@ -171,10 +167,7 @@ impl Digits {
 
 /// Returns the number of pairs of noun and adjective.
 fn kinds() -> u64 {
-    NOUN_CLASSES
-        .iter()
-        .map(|class| (class.nouns.len() * class.adjectives.len()) as u64)
-        .sum()
+    NOUN_CLASSES.iter().map(|class| (class.nouns.len() * class.adjectives.len()) as u64).sum()
 }
 
 impl Shape {
@@ -208,23 +201,16 @@ impl Shape {
             Self::Present => Scene::Present(d.deed(TIMES)),
             Self::Past => Scene::Past(d.deed(PAST_TIMES)),
             Self::Question => Scene::Question(d.deed(TIMES)),
-            Self::Gift => Scene::Gift {
-                people: d.two(PEOPLE),
-                things: d.things(),
-                place: d.of(PLACES),
-                time: d.of(TIMES),
-            },
+            Self::Gift => {
+                Scene::Gift { people: d.two(PEOPLE), things: d.things(), place: d.of(PLACES), time: d.of(TIMES) }
+            }
             Self::Price => Scene::Price {
                 things: d.things(),
                 riel: 500 * (d.below(PRICES) + 1),
                 place: d.of(PLACES),
                 time: d.of(TIMES),
             },
-            Self::Presence => Scene::Presence {
-                things: d.things(),
-                place: d.of(PLACES),
-                time: d.of(TIMES),
-            },
+            Self::Presence => Scene::Presence { things: d.things(), place: d.of(PLACES), time: d.of(TIMES) },
             Self::Comparison => Scene::Comparison {
                 people: d.two(PEOPLE),
                 things: d.things(),

@@ -14,11 +14,7 @@ const ROUNDS: u64 = 6;
 impl Shuffle {
     pub(super) fn new(size: u64, seed: u64) -> Self {
         let bits = u64::BITS - (size.max(2) - 1).leading_zeros();
-        Self {
-            size,
-            half_bits: bits.div_ceil(2),
-            seed,
-        }
+        Self { size, half_bits: bits.div_ceil(2), seed }
     }
 
     /// Returns the place of `index`, which must be below the size.

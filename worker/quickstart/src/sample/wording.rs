@@ -39,80 +39,25 @@ impl Scene {
     /// Returns the English sentence.
     pub(super) fn english(&self) -> String {
         capitalised(match *self {
-            Self::Present(Deed {
-                who,
-                verb,
-                things,
-                place,
-                time,
-            }) => {
-                format!(
-                    "{} {} {} {} {}.",
-                    who.0,
-                    verb.present,
-                    things.english(),
-                    place.0,
-                    time.0
-                )
+            Self::Present(Deed { who, verb, things, place, time }) => {
+                format!("{} {} {} {} {}.", who.0, verb.present, things.english(), place.0, time.0)
             }
-            Self::Past(Deed {
-                who,
-                verb,
-                things,
-                place,
-                time,
-            }) => {
+            Self::Past(Deed { who, verb, things, place, time }) => {
                 format!("{}, {} {} {} {}.", time.0, who.0, verb.past, things.english(), place.0)
             }
-            Self::Question(Deed {
-                who,
-                verb,
-                things,
-                place,
-                time,
-            }) => {
-                format!(
-                    "does {} {} {} {} {}?",
-                    who.0,
-                    verb.base,
-                    things.english(),
-                    place.0,
-                    time.0
-                )
+            Self::Question(Deed { who, verb, things, place, time }) => {
+                format!("does {} {} {} {} {}?", who.0, verb.base, things.english(), place.0, time.0)
             }
-            Self::Gift {
-                people,
-                things,
-                place,
-                time,
-            } => {
-                format!(
-                    "{} gives {} to {} {} {}.",
-                    people.0.0,
-                    things.english(),
-                    people.1.0,
-                    place.0,
-                    time.0
-                )
+            Self::Gift { people, things, place, time } => {
+                format!("{} gives {} to {} {} {}.", people.0.0, things.english(), people.1.0, place.0, time.0)
             }
-            Self::Price {
-                things,
-                riel,
-                place,
-                time,
-            } => {
+            Self::Price { things, riel, place, time } => {
                 format!("{}, {} cost {riel} riel {}.", place.0, things.english(), time.0)
             }
             Self::Presence { things, place, time } => {
                 format!("there are {} {} {}.", things.english(), place.0, time.0)
             }
-            Self::Comparison {
-                people,
-                things,
-                degree,
-                place,
-                time,
-            } => format!(
+            Self::Comparison { people, things, degree, place, time } => format!(
                 "{} has {} {} {} than {} {} {}.",
                 people.0.0,
                 things.number,
@@ -122,37 +67,14 @@ impl Scene {
                 place.0,
                 time.0
             ),
-            Self::Weather {
-                weather,
-                degrees,
-                person,
-                action,
-                place,
-                time,
-            } => format!(
-                "it is {} {} {}, {degrees} degrees, and {} {}.",
-                weather.0, place.0, time.0, person.0, action.0
-            ),
-            Self::Travel {
-                who,
-                cities,
-                vehicle,
-                companions,
-                adjective,
-                number,
-                time,
-            } => format!(
+            Self::Weather { weather, degrees, person, action, place, time } => {
+                format!("it is {} {} {}, {degrees} degrees, and {} {}.", weather.0, place.0, time.0, person.0, action.0)
+            }
+            Self::Travel { who, cities, vehicle, companions, adjective, number, time } => format!(
                 "{} travels from {} to {} by {} with {number} {} {} {}.",
                 who.0, cities.0.0, cities.1.0, vehicle.0, adjective.0, companions.0, time.0
             ),
-            Self::Sequence {
-                people,
-                actions,
-                minutes,
-                order,
-                place,
-                time,
-            } => format!(
+            Self::Sequence { people, actions, minutes, order, place, time } => format!(
                 "{} {} for {minutes} minutes {} {} {} {} {}.",
                 people.0.0, actions[0].0, place.0, time.0, order.0, people.1.0, actions[1].0
             ),
@@ -162,77 +84,23 @@ impl Scene {
     /// Returns the Khmer sentence.
     pub(super) fn khmer(&self) -> String {
         match *self {
-            Self::Present(Deed {
-                who,
-                verb,
-                things,
-                place,
-                time,
-            }) => {
+            Self::Present(Deed { who, verb, things, place, time }) => {
                 format!("{} {}{}{} {}។", time.1, who.1, verb.khmer, things.khmer(), place.1)
             }
-            Self::Past(Deed {
-                who,
-                verb,
-                things,
-                place,
-                time,
-            }) => {
+            Self::Past(Deed { who, verb, things, place, time }) => {
                 format!("{} {}បាន{}{} {}។", time.1, who.1, verb.khmer, things.khmer(), place.1)
             }
-            Self::Question(Deed {
-                who,
-                verb,
-                things,
-                place,
-                time,
-            }) => {
-                format!(
-                    "{} តើ{}{}{} {}ដែរឬទេ?",
-                    time.1,
-                    who.1,
-                    verb.khmer,
-                    things.khmer(),
-                    place.1
-                )
+            Self::Question(Deed { who, verb, things, place, time }) => {
+                format!("{} តើ{}{}{} {}ដែរឬទេ?", time.1, who.1, verb.khmer, things.khmer(), place.1)
             }
-            Self::Gift {
-                people,
-                things,
-                place,
-                time,
-            } => {
-                format!(
-                    "{} {}ឲ្យ{}ទៅ{} {}។",
-                    time.1,
-                    people.0.1,
-                    things.khmer(),
-                    people.1.1,
-                    place.1
-                )
+            Self::Gift { people, things, place, time } => {
+                format!("{} {}ឲ្យ{}ទៅ{} {}។", time.1, people.0.1, things.khmer(), people.1.1, place.1)
             }
-            Self::Price {
-                things,
-                riel,
-                place,
-                time,
-            } => {
-                format!(
-                    "{} {} {} មានតម្លៃ {} រៀល។",
-                    time.1,
-                    place.1,
-                    things.khmer(),
-                    khmer_digits(riel)
-                )
+            Self::Price { things, riel, place, time } => {
+                format!("{} {} {} មានតម្លៃ {} រៀល។", time.1, place.1, things.khmer(), khmer_digits(riel))
             }
             Self::Presence { things, place, time } => format!("{} {} មាន{}។", time.1, place.1, things.khmer()),
-            Self::Comparison {
-                people,
-                things,
-                degree,
-                place,
-                time,
-            } => format!(
+            Self::Comparison { people, things, degree, place, time } => format!(
                 "{} {} {}មាន{}{}{} {}។",
                 time.1,
                 place.1,
@@ -242,14 +110,7 @@ impl Scene {
                 people.1.1,
                 things.khmer_count()
             ),
-            Self::Weather {
-                weather,
-                degrees,
-                person,
-                action,
-                place,
-                time,
-            } => format!(
+            Self::Weather { weather, degrees, person, action, place, time } => format!(
                 "{} {} {} {} អង្សា ហើយ{}{}។",
                 time.1,
                 place.1,
@@ -258,15 +119,7 @@ impl Scene {
                 person.1,
                 action.1
             ),
-            Self::Travel {
-                who,
-                cities,
-                vehicle,
-                companions,
-                adjective,
-                number,
-                time,
-            } => format!(
+            Self::Travel { who, cities, vehicle, companions, adjective, number, time } => format!(
                 "{} {}ធ្វើដំណើរពី{}ទៅ{}តាម{} ជាមួយ{}{} {} នាក់។",
                 time.1,
                 who.1,
@@ -277,14 +130,7 @@ impl Scene {
                 adjective.1,
                 khmer_digits(number)
             ),
-            Self::Sequence {
-                people,
-                actions,
-                minutes,
-                order,
-                place,
-                time,
-            } => format!(
+            Self::Sequence { people, actions, minutes, order, place, time } => format!(
                 "{} {} {}{}រយៈពេល {} នាទី {}{}{}។",
                 time.1,
                 place.1,
@@ -310,10 +156,7 @@ pub(super) fn capitalised(mut text: String) -> String {
 /// Writes a number in Khmer digits, U+17E0..U+17E9.
 fn khmer_digits(number: u64) -> String {
     let digits = number.to_string();
-    digits
-        .bytes()
-        .filter_map(|b| char::from_u32(0x17E0 + u32::from(b - b'0')))
-        .collect()
+    digits.bytes().filter_map(|b| char::from_u32(0x17E0 + u32::from(b - b'0'))).collect()
 }
 
 #[cfg(test)]

@@ -67,9 +67,7 @@ impl CudaNccl {
 
     /// Runs a collective after the device's earlier work.
     fn enqueue(&self, run: impl FnOnce() -> candle_core::Result<()>) -> Attempt<Ticket> {
-        self.stream
-            .join(&self.cuda.cuda_stream())
-            .map_err(|error| error.to_string())?;
+        self.stream.join(&self.cuda.cuda_stream()).map_err(|error| error.to_string())?;
         run().map_err(|error| error.to_string())?;
         Ok(Ticket(OnceCell::new()))
     }
@@ -81,12 +79,7 @@ impl NcclApi for CudaNccl {
 
     fn version(&self) -> Attempt<String> {
         let version = result::get_nccl_version().map_err(|error| describe(error.0))?;
-        Ok(format!(
-            "{}.{}.{}",
-            version / 10_000,
-            version / 100 % 100,
-            version % 100
-        ))
+        Ok(format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100))
     }
 
     fn device(&self) -> &Device {
@@ -96,20 +89,12 @@ impl NcclApi for CudaNccl {
     fn begin_init(&self, id: &UniqueId, rank: usize, world_size: usize) -> Attempt<Communicator> {
         let context = self.stream.context();
         context.bind_to_thread().map_err(|error| error.to_string())?;
-        let id = sys::ncclUniqueId {
-            internal: id.0.map(|byte| byte as std::ffi::c_char),
-        };
+        let id = sys::ncclUniqueId { internal: id.0.map(|byte| byte as std::ffi::c_char) };
         let mut config = non_blocking();
         let mut communicator: sys::ncclComm_t = std::ptr::null_mut();
         // SAFETY: handle and configuration are valid for the call, and NCCL copies the configuration.
         let begun = unsafe {
-            result::comm_init_rank_config(
-                &raw mut communicator,
-                world_size as i32,
-                id,
-                rank as i32,
-                &raw mut config,
-            )
+            result::comm_init_rank_config(&raw mut communicator, world_size as i32, id, rank as i32, &raw mut config)
         };
         match begun {
             Ok(_) => Ok(Communicator(communicator)),
@@ -188,10 +173,7 @@ impl NcclApi for CudaNccl {
 
 impl CudaNccl {
     fn call(&self, communicator: &Communicator) -> Call<'_> {
-        Call {
-            communicator: communicator.0,
-            stream: &self.stream,
-        }
+        Call { communicator: communicator.0, stream: &self.stream }
     }
 }
 
@@ -281,15 +263,7 @@ impl InplaceOp1 for AllReduce<'_> {
         let (address, sum) = (values.address as *mut std::ffi::c_void, sys::ncclRedOp_t::ncclSum);
         // SAFETY: the span belongs to the tensor, which the caller keeps until the work is done.
         checked(unsafe {
-            result::all_reduce(
-                address,
-                address,
-                values.count,
-                values.kind,
-                sum,
-                self.0.communicator,
-                self.0.stream(),
-            )
+            result::all_reduce(address, address, values.count, values.kind, sum, self.0.communicator, self.0.stream())
         })
     }
 }
@@ -341,15 +315,7 @@ impl InplaceOp1 for Broadcast<'_> {
         let address = values.address as *mut std::ffi::c_void;
         // SAFETY: as in the all-reduce.
         checked(unsafe {
-            result::broadcast(
-                address,
-                address,
-                values.count,
-                values.kind,
-                self.1,
-                self.0.communicator,
-                self.0.stream(),
-            )
+            result::broadcast(address, address, values.count, values.kind, self.1, self.0.communicator, self.0.stream())
         })
     }
 }

@@ -161,17 +161,8 @@ impl<A: NcclApi> Nccl<A> {
         let begun = gang.api.begin_init(id, rank, world_size);
         gang.communicator = Some(begun.map_err(|reason| gang.failed(DURING, reason))?);
         gang.wait(DURING, |_| Ok(true))?;
-        let version = gang
-            .api
-            .version()
-            .unwrap_or_else(|reason| format!("unknown ({reason})"));
-        tracing::info!(
-            version,
-            rank,
-            world_size,
-            generation = options.generation,
-            "NCCL communicator ready"
-        );
+        let version = gang.api.version().unwrap_or_else(|reason| format!("unknown ({reason})"));
+        tracing::info!(version, rank, world_size, generation = options.generation, "NCCL communicator ready");
         Ok(gang)
     }
 
@@ -231,11 +222,7 @@ impl<A: NcclApi> Nccl<A> {
             return Err(self.peer_error(what, reason.clone()));
         }
         self.place.calls += 1;
-        let step = self
-            .place
-            .step
-            .map(|step| format!(" at step {step}"))
-            .unwrap_or_default();
+        let step = self.place.step.map(|step| format!(" at step {step}")).unwrap_or_default();
         Ok(format!("{what} of {values} values (call {}){step}", self.place.calls))
     }
 
@@ -275,11 +262,7 @@ impl<A: NcclApi> Nccl<A> {
     fn timed_out(&mut self, during: &str) -> Error {
         let seconds = self.timeout.as_secs_f64();
         let (first, words) = self.mesh.laggards(self.place);
-        self.broke(
-            during,
-            format!("not done within {seconds} s: {words}"),
-            first.unwrap_or(self.rank),
-        )
+        self.broke(during, format!("not done within {seconds} s: {words}"), first.unwrap_or(self.rank))
     }
 
     /// Ends the gang because this rank was told to stop.
@@ -303,21 +286,12 @@ impl<A: NcclApi> Nccl<A> {
     }
 
     fn peer_error(&self, during: &str, reason: String) -> Error {
-        Error::Peer {
-            rank: self.rank,
-            world_size: self.world_size,
-            during: during.into(),
-            reason,
-        }
+        Error::Peer { rank: self.rank, world_size: self.world_size, during: during.into(), reason }
     }
 
     fn upload(&self, values: &[f32]) -> Result<Tensor> {
         // A GPU has no buffer of length zero.
-        let device = if values.is_empty() {
-            &Device::Cpu
-        } else {
-            self.api.device()
-        };
+        let device = if values.is_empty() { &Device::Cpu } else { self.api.device() };
         Ok(Tensor::from_slice(values, values.len(), device)?)
     }
 
@@ -335,16 +309,13 @@ impl<A: NcclApi> Nccl<A> {
             missing => Tensor::cat(&[mine, &zeros(missing)?], 0)?,
         };
         let all = zeros(longest * self.world_size)?;
-        self.call("all_gather", all.elem_count(), |api, communicator| {
-            api.all_gather(communicator, &padded, &all)
-        })?;
+        self.call("all_gather", all.elem_count(), |api, communicator| api.all_gather(communicator, &padded, &all))?;
         if counts.iter().all(|count| *count == longest) {
             return Ok(all);
         }
         let brought = (0..self.world_size).filter(|rank| counts[*rank] > 0);
-        let parts: Vec<Tensor> = brought
-            .map(|rank| all.narrow(0, rank * longest, counts[rank]))
-            .collect::<candle_core::Result<_>>()?;
+        let parts: Vec<Tensor> =
+            brought.map(|rank| all.narrow(0, rank * longest, counts[rank])).collect::<candle_core::Result<_>>()?;
         Ok(Tensor::cat(&parts, 0)?)
     }
 }
@@ -368,9 +339,7 @@ impl<A: NcclApi> Collective for Nccl<A> {
             return self.barrier();
         }
         let tensor = self.upload(values)?;
-        self.call("all_reduce_sum", values.len(), |api, communicator| {
-            api.all_reduce(communicator, &tensor)
-        })?;
+        self.call("all_reduce_sum", values.len(), |api, communicator| api.all_reduce(communicator, &tensor))?;
         values.copy_from_slice(&tensor.to_vec1::<f32>()?);
         Ok(())
     }
@@ -389,9 +358,7 @@ impl<A: NcclApi> Collective for Nccl<A> {
             return self.barrier();
         }
         let tensor = self.upload(values)?;
-        self.call("broadcast", values.len(), |api, communicator| {
-            api.broadcast(communicator, root, &tensor)
-        })?;
+        self.call("broadcast", values.len(), |api, communicator| api.broadcast(communicator, root, &tensor))?;
         values.copy_from_slice(&tensor.to_vec1::<f32>()?);
         Ok(())
     }

@@ -9,11 +9,7 @@ use crate::ops::Backend;
 use crate::ops::testing::tracked;
 
 const D: usize = 6;
-const WEIGHTS: AlignWeights = AlignWeights {
-    hard_negatives: 5,
-    direction: 0.05,
-    log_norm: 0.02,
-};
+const WEIGHTS: AlignWeights = AlignWeights { hard_negatives: 5, direction: 0.05, log_norm: 0.02 };
 const TAU: f64 = 0.15;
 
 fn numbers(count: usize, key: f32) -> Vec<f32> {
@@ -56,23 +52,13 @@ fn run(
         };
         let queue = TeacherQueue::new(queue, &backend).unwrap();
         let found = align_losses(&batch, &queue, &WEIGHTS).unwrap();
-        let own = AlignBatch {
-            own: 1..ids.len(),
-            ..batch
-        };
+        let own = AlignBatch { own: 1..ids.len(), ..batch };
         let of_own = align_losses(&own, &queue, &WEIGHTS).unwrap();
         for (part, whole) in numbers(&of_own.gradient).iter().zip(&numbers(&found.gradient)[D..]) {
-            assert!(
-                whole.is_nan() || (part - whole).abs() < 1e-6,
-                "a rank's part: {part} {whole}"
-            );
+            assert!(whole.is_nan() || (part - whole).abs() < 1e-6, "a rank's part: {part} {whole}");
         }
         let [info_nce, direction, log_norm] = found.losses.map(|loss| f64::from(loss.to_scalar::<f32>().unwrap()));
-        let losses = AlignLosses {
-            info_nce,
-            direction,
-            log_norm,
-        };
+        let losses = AlignLosses { info_nce, direction, log_norm };
         (losses, numbers(&found.gradient), numbers(&found.teachers))
     });
     let total = fused.0.total(&WEIGHTS);
@@ -130,10 +116,7 @@ fn definition(
     let mut sums = [0.0; 3];
     for i in 0..n {
         let own = dot(&p[i].0, &t[i].0);
-        let row = t
-            .iter()
-            .map(|t| dot(&p[i].0, &t.0))
-            .chain(usable.iter().map(|q| dot(&p[i].0, &stored(*q))));
+        let row = t.iter().map(|t| dot(&p[i].0, &t.0)).chain(usable.iter().map(|q| dot(&p[i].0, &stored(*q))));
         let by_row = log_sum(row.map(|x| x / TAU).collect()) - own / TAU;
         let by_column = log_sum(p.iter().map(|p| dot(&p.0, &t[i].0) / TAU).collect()) - own / TAU;
         sums[0] += 0.5 * (by_row + by_column) / n as f64;
@@ -160,26 +143,13 @@ fn losses_and_gradient(metric: Option<&Whitening>) {
     let (losses, gradient, _) = run(&projected, &teacher, &ids, &queue, metric);
     let total = |values: &[f64]| {
         let [info_nce, direction, log_norm] = definition(values, &teacher, &ids, &queue, metric, &projected);
-        AlignLosses {
-            info_nce,
-            direction,
-            log_norm,
-        }
+        AlignLosses { info_nce, direction, log_norm }
     };
     let mut wide: Vec<f64> = projected.iter().map(|x| f64::from(*x)).collect();
     let expected = total(&wide);
-    assert!(
-        (losses.info_nce - expected.info_nce).abs() < 1e-5,
-        "{losses:?} {expected:?}"
-    );
-    assert!(
-        (losses.direction - expected.direction).abs() < 1e-5,
-        "{losses:?} {expected:?}"
-    );
-    assert!(
-        (losses.log_norm - expected.log_norm).abs() < 1e-5,
-        "{losses:?} {expected:?}"
-    );
+    assert!((losses.info_nce - expected.info_nce).abs() < 1e-5, "{losses:?} {expected:?}");
+    assert!((losses.direction - expected.direction).abs() < 1e-5, "{losses:?} {expected:?}");
+    assert!((losses.log_norm - expected.log_norm).abs() < 1e-5, "{losses:?} {expected:?}");
     for (index, derivative) in gradient.iter().enumerate() {
         let at = wide[index];
         wide[index] = at + 1e-5;
@@ -187,10 +157,7 @@ fn losses_and_gradient(metric: Option<&Whitening>) {
         wide[index] = at - 1e-5;
         let difference = (above - total(&wide).total(&WEIGHTS)) / 2e-5;
         wide[index] = at;
-        assert!(
-            (difference - f64::from(*derivative)).abs() < 2e-5,
-            "{index}: {derivative} against {difference}"
-        );
+        assert!((difference - f64::from(*derivative)).abs() < 2e-5, "{index}: {derivative} against {difference}");
     }
 }
 
@@ -211,11 +178,7 @@ fn what_the_queue_takes_in_is_the_normalized_teacher_in_the_metric() {
     let seen = metric.apply(&teacher).unwrap();
     for (row, source) in taken_in.chunks(D).zip(seen.chunks(D)) {
         let norm = source.iter().map(|x| x * x).sum::<f32>().sqrt();
-        assert!(
-            row.iter()
-                .zip(source)
-                .all(|(x, source)| (x - source / norm).abs() < 1e-6)
-        );
+        assert!(row.iter().zip(source).all(|(x, source)| (x - source / norm).abs() < 1e-6));
     }
 }
 

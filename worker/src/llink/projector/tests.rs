@@ -7,11 +7,7 @@ use crate::llink::mlp::halves;
 use crate::numerics::dropout::Dropout;
 use crate::ops::RowMasks;
 
-const SHAPE: ProjectorShape = ProjectorShape {
-    input: 5,
-    hidden: 12,
-    output: 7,
-};
+const SHAPE: ProjectorShape = ProjectorShape { input: 5, hidden: 12, output: 7 };
 
 fn rows(n: usize) -> Vec<f32> {
     (0..n * SHAPE.input).map(|i| (i as f32 * 1.7).sin()).collect()
@@ -19,26 +15,16 @@ fn rows(n: usize) -> Vec<f32> {
 
 #[test]
 fn starts_within_pytorchs_bounds() {
-    let shape = ProjectorShape {
-        input: 64,
-        hidden: 256,
-        output: 96,
-    };
+    let shape = ProjectorShape { input: 64, hidden: 256, output: 96 };
     let projector = Projector::new(shape, 1);
     let ranges = shape.ranges();
     for (tensor, inputs) in [(0, 64.0_f32), (1, 64.0), (2, 256.0), (3, 256.0)] {
         let values = &projector.parameters[ranges[tensor].clone()];
         let bound = 1.0 / inputs.sqrt();
         let largest = values.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
-        assert!(
-            largest <= bound && largest > 0.9 * bound,
-            "tensor {tensor}: {largest} of {bound}"
-        );
+        assert!(largest <= bound && largest > 0.9 * bound, "tensor {tensor}: {largest} of {bound}");
         let mean = values.iter().sum::<f32>() / values.len() as f32;
-        assert!(
-            mean.abs() < 2.0 * bound / (values.len() as f32).sqrt(),
-            "tensor {tensor}: mean {mean}"
-        );
+        assert!(mean.abs() < 2.0 * bound / (values.len() as f32).sqrt(), "tensor {tensor}: mean {mean}");
     }
     assert_ne!(projector, Projector::new(shape, 2));
 }
@@ -59,10 +45,7 @@ fn backward_agrees_with_finite_differences() {
     };
     let loss = |projector: &Projector| {
         let projected: Vec<f32> = forward(projector).1.output.flatten_all().unwrap().to_vec1().unwrap();
-        let terms = projected
-            .iter()
-            .zip(&weights)
-            .map(|(x, w)| f64::from(*x) * f64::from(*w));
+        let terms = projected.iter().zip(&weights).map(|(x, w)| f64::from(*x) * f64::from(*w));
         terms.sum::<f64>()
     };
     let mut projector = Projector::new(SHAPE, 5);
@@ -80,10 +63,7 @@ fn backward_agrees_with_finite_differences() {
         let difference = (above - loss(&projector)) / f64::from(2.0 * width);
         projector.parameters[index] = at;
         let error = (difference - f64::from(*derivative)).abs();
-        assert!(
-            error < 3e-3 + 3e-3 * difference.abs(),
-            "parameter {index}: {derivative} against {difference}"
-        );
+        assert!(error < 3e-3 + 3e-3 * difference.abs(), "parameter {index}: {derivative} against {difference}");
     }
 }
 
@@ -91,23 +71,11 @@ fn backward_agrees_with_finite_differences() {
 fn a_file_brings_the_projector_back() {
     let projector = Projector::new(SHAPE, 5);
     let bytes = projector.to_safetensors(HashMap::new()).unwrap();
-    assert_eq!(
-        Projector::from_safetensors("projector.safetensors", &bytes).unwrap(),
-        projector
-    );
-    let tensors = projector
-        .tensors("")
-        .into_iter()
-        .filter(|(name, ..)| name != "norm.bias")
-        .collect::<Vec<_>>();
+    assert_eq!(Projector::from_safetensors("projector.safetensors", &bytes).unwrap(), projector);
+    let tensors = projector.tensors("").into_iter().filter(|(name, ..)| name != "norm.bias").collect::<Vec<_>>();
     let bytes = tensor_file::write(&tensors, HashMap::new()).unwrap();
-    let text = Projector::from_safetensors("projector.safetensors", &bytes)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        text.contains("projector.safetensors") && text.contains("norm.bias"),
-        "{text}"
-    );
+    let text = Projector::from_safetensors("projector.safetensors", &bytes).unwrap_err().to_string();
+    assert!(text.contains("projector.safetensors") && text.contains("norm.bias"), "{text}");
 }
 
 #[test]

@@ -1,10 +1,6 @@
 use super::*;
 
-const SHAPE: SlotExpanderShape = SlotExpanderShape {
-    width: 6,
-    hidden: 10,
-    slots: 3,
-};
+const SHAPE: SlotExpanderShape = SlotExpanderShape { width: 6, hidden: 10, slots: 3 };
 
 fn projected(rows: usize) -> Vec<f32> {
     (0..rows * SHAPE.width).map(|i| (i as f32 * 1.3).sin() * 2.0).collect()
@@ -57,19 +53,14 @@ fn hold_to_differences(what: &str, values: &[f32], gradient: &[f32], loss: impl 
         let difference = (above - loss(&values)) / f64::from(2.0 * width);
         values[index] = at;
         let error = (difference - f64::from(*derivative)).abs();
-        assert!(
-            error < 3e-3 + 3e-3 * difference.abs(),
-            "{what} {index}: {derivative} against {difference}"
-        );
+        assert!(error < 3e-3 + 3e-3 * difference.abs(), "{what} {index}: {derivative} against {difference}");
     }
 }
 
 #[test]
 fn every_slot_has_the_median_norm() {
     for (rows, windows) in [(4, 0), (8, 1), (16, 3)] {
-        let slots = SlotExpander::new(SHAPE, 0.8, 3)
-            .expand(&projected(rows), windows)
-            .unwrap();
+        let slots = SlotExpander::new(SHAPE, 0.8, 3).expand(&projected(rows), windows).unwrap();
         assert_eq!(slots.len(), 4 * 3 * 6);
         for slot in slots.chunks(SHAPE.width) {
             assert!((dot(slot, slot).sqrt() - 0.8).abs() < 1e-6);
@@ -93,10 +84,7 @@ fn a_window_changes_its_own_slots_alone() {
 fn the_scale_of_what_comes_in_does_not_matter() {
     let expander = SlotExpander::new(SHAPE, 0.8, 3);
     let large: Vec<f32> = projected(2).iter().map(|x| 100.0 * x).collect();
-    let (small, large) = (
-        expander.expand(&projected(2), 0).unwrap(),
-        expander.expand(&large, 0).unwrap(),
-    );
+    let (small, large) = (expander.expand(&projected(2), 0).unwrap(), expander.expand(&large, 0).unwrap());
     assert!(small.iter().zip(&large).all(|(a, b)| (a - b).abs() < 1e-4));
 }
 
@@ -119,9 +107,7 @@ fn backward_agrees_with_finite_differences() {
 
 fn backward_agrees(windows: usize) {
     let vectors = tensor(&projected(4 * (1 + windows)), SHAPE.width);
-    let weights: Vec<f32> = (0..4 * SHAPE.slots * SHAPE.width)
-        .map(|i| (i as f32 * 0.9).cos())
-        .collect();
+    let weights: Vec<f32> = (0..4 * SHAPE.slots * SHAPE.width).map(|i| (i as f32 * 0.9).cos()).collect();
     let weights = tensor(&weights, SHAPE.width);
     let case = Case::new(1.2, 5);
     let expansion = case.expansion();
@@ -156,26 +142,15 @@ fn backward_agrees(windows: usize) {
 fn a_file_brings_the_expander_back() {
     let expander = SlotExpander::new(SHAPE, 0.123_456_79, 5);
     let bytes = expander.to_safetensors(HashMap::new()).unwrap();
-    assert_eq!(
-        SlotExpander::from_safetensors("slots.safetensors", &bytes).unwrap(),
-        expander
-    );
+    assert_eq!(SlotExpander::from_safetensors("slots.safetensors", &bytes).unwrap(), expander);
     let bytes = tensor_file::write(&expander.tensors(""), HashMap::new()).unwrap();
-    let text = SlotExpander::from_safetensors("slots.safetensors", &bytes)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        text.contains("slots.safetensors") && text.contains("median_norm"),
-        "{text}"
-    );
+    let text = SlotExpander::from_safetensors("slots.safetensors", &bytes).unwrap_err().to_string();
+    assert!(text.contains("slots.safetensors") && text.contains("median_norm"), "{text}");
 }
 
 #[test]
 fn the_median_is_the_lower_one() {
-    assert_eq!(
-        median_embedding_norm(&[3.0, 4.0, 0.0, 1.0, 2.0, 0.0, 0.0, 9.0], 2).unwrap(),
-        2.0
-    );
+    assert_eq!(median_embedding_norm(&[3.0, 4.0, 0.0, 1.0, 2.0, 0.0, 0.0, 9.0], 2).unwrap(), 2.0);
     assert_eq!(median_embedding_norm(&[3.0, -1.0, 2.0], 1).unwrap(), 2.0);
     assert!(median_embedding_norm(&[], 4).is_err());
 }

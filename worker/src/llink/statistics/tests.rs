@@ -7,11 +7,7 @@ const PAIRS: usize = 300;
 
 fn table(width: usize, value: impl Fn(usize, usize) -> f32) -> VectorTable {
     let values = (0..PAIRS * width).map(|at| f16::from_f32(value(at / width, at % width)));
-    VectorTable {
-        ids: (0..PAIRS as u64).collect(),
-        width,
-        values: values.collect(),
-    }
+    VectorTable { ids: (0..PAIRS as u64).collect(), width, values: values.collect() }
 }
 
 /// Returns correlated dimensions, far from zero and of very different scales.
@@ -77,25 +73,10 @@ fn eps_keeps_what_hardly_varies_small() {
 fn what_is_written_is_read() {
     let teachers = teachers();
     let encoder = table(5, |row, column| uniform(row as u64, 50 + column as u64));
-    let all = AlignSettings {
-        standardize: true,
-        ..whitened(1e-3)
-    };
-    let centered = AlignSettings {
-        metric: Metric::Centered,
-        ..AlignSettings::default()
-    };
-    let standardized = AlignSettings {
-        standardize: true,
-        ..AlignSettings::default()
-    };
-    for options in [
-        all.clone(),
-        whitened(1e-3),
-        centered,
-        standardized,
-        AlignSettings::default(),
-    ] {
+    let all = AlignSettings { standardize: true, ..whitened(1e-3) };
+    let centered = AlignSettings { metric: Metric::Centered, ..AlignSettings::default() };
+    let standardized = AlignSettings { standardize: true, ..AlignSettings::default() };
+    for options in [all.clone(), whitened(1e-3), centered, standardized, AlignSettings::default()] {
         let statistics = fit(options.clone(), &encoder, &teachers).unwrap();
         let nothing = options == AlignSettings::default();
         assert_eq!(statistics == Statistics::default(), nothing);
@@ -116,32 +97,18 @@ fn a_folded_projector_gives_for_raw_vectors_what_the_other_gives_for_standardize
     let encoder = table(5, |row, column| {
         (uniform(row as u64, column as u64) - 0.5) * 0.02 + if column == 3 { 4.0 } else { 0.05 }
     });
-    let options = AlignSettings {
-        standardize: true,
-        ..AlignSettings::default()
-    };
+    let options = AlignSettings { standardize: true, ..AlignSettings::default() };
     let statistics = fit(options, &encoder, &encoder).unwrap();
-    let shape = ProjectorShape {
-        input: 5,
-        hidden: 20,
-        output: D,
-    };
+    let shape = ProjectorShape { input: 5, hidden: 20, output: D };
     let projector = Projector::new(shape, 3);
     let raw = widened(&encoder);
     let mut standardized = raw.clone();
-    statistics
-        .standardization
-        .as_ref()
-        .unwrap()
-        .standardize(&mut standardized);
+    statistics.standardization.as_ref().unwrap().standardize(&mut standardized);
     for column in 0..5 {
         let values: Vec<f32> = standardized.iter().skip(column).step_by(5).copied().collect();
         let mean = values.iter().sum::<f32>() / PAIRS as f32;
         let variance = values.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / (PAIRS - 1) as f32;
-        assert!(
-            mean.abs() < 1e-3 && (variance - 1.0).abs() < 1e-2,
-            "{column}: {mean} {variance}"
-        );
+        assert!(mean.abs() < 1e-3 && (variance - 1.0).abs() < 1e-2, "{column}: {mean} {variance}");
     }
     let expected = projector.project(&standardized).unwrap();
     let found = statistics.folded(&projector).project(&raw).unwrap();
@@ -151,17 +118,8 @@ fn a_folded_projector_gives_for_raw_vectors_what_the_other_gives_for_standardize
 
 #[test]
 fn a_dimension_that_does_not_vary_stays_finite() {
-    let encoder = table(5, |row, column| {
-        if column == 2 {
-            3.0
-        } else {
-            uniform(row as u64, column as u64)
-        }
-    });
-    let options = AlignSettings {
-        standardize: true,
-        ..AlignSettings::default()
-    };
+    let encoder = table(5, |row, column| if column == 2 { 3.0 } else { uniform(row as u64, column as u64) });
+    let options = AlignSettings { standardize: true, ..AlignSettings::default() };
     let statistics = fit(options, &encoder, &encoder).unwrap();
     let mut rows = widened(&encoder);
     statistics.standardization.unwrap().standardize(&mut rows);

@@ -60,16 +60,10 @@ impl Chat {
         // The template gets a mark for each part, which it can neither change nor read as markup.
         let mut parts: Vec<Part<'_>> = Vec::new();
         let contents: Vec<String> = turns.iter().map(|turn| marked_content(turn, &mut parts)).collect();
-        let messages = turns.iter().zip(&contents).map(|(turn, content)| Message {
-            role: turn.role,
-            content,
-        });
+        let messages = turns.iter().zip(&contents).map(|(turn, content)| Message { role: turn.role, content });
         let messages: Vec<Message<'_>> = messages.collect();
-        let rendered = render(&self.template, &self.named, &messages, GenerationPrompt::Add).map_err(|error| {
-            Error::Input(format!(
-                "the decoder's chat template refuses this conversation: {error}"
-            ))
-        })?;
+        let rendered = render(&self.template, &self.named, &messages, GenerationPrompt::Add)
+            .map_err(|error| Error::Input(format!("the decoder's chat template refuses this conversation: {error}")))?;
         let mut pieces = rendered.split(MARK);
         let mut text = tokenizer.marked(pieces.next().unwrap_or_default());
         let mut shown = 0;

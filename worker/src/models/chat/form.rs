@@ -31,14 +31,8 @@ impl PromptForm {
     pub(super) fn split(text: &str, instruction: &str, place: &str) -> Option<Self> {
         let (before, rest) = text.split_once(instruction)?;
         let (between, after) = rest.split_once(place)?;
-        let once = ![before, between, after]
-            .iter()
-            .any(|part| part.contains(instruction) || part.contains(place));
-        once.then(|| Self {
-            before: before.into(),
-            between: between.into(),
-            after: after.into(),
-        })
+        let once = ![before, between, after].iter().any(|part| part.contains(instruction) || part.contains(place));
+        once.then(|| Self { before: before.into(), between: between.into(), after: after.into() })
     }
 
     /// Returns the same form with marks in place of control tokens.

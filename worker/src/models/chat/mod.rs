@@ -27,12 +27,7 @@ use crate::{Error, Result};
 
 /// Llama 3's turns without a system prompt, for folders with its tokens but without a template.
 const LLAMA3: &str = include_str!("llama3.jinja");
-const LLAMA3_TOKENS: [&str; 4] = [
-    "<|begin_of_text|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eot_id|>",
-];
+const LLAMA3_TOKENS: [&str; 4] = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"];
 /// The form for base models, which have no turns: the user's lines, an empty line, the answer, the end of the text.
 const PLAIN: &str = include_str!("plain.jinja");
 /// The placeholder of the assistant's answer.
@@ -73,10 +68,7 @@ impl Chat {
     /// [`Error::Model`] when the template cannot be rendered or does not show the user's content, or no token is known
     /// to end an answer.
     pub(super) fn new(conventions: &Conventions, tokenizer: &Tokenizer, rows: usize) -> Result<Self> {
-        let refuse = |reason: String| Error::Model {
-            path: conventions.path.clone(),
-            reason,
-        };
+        let refuse = |reason: String| Error::Model { path: conventions.path.clone(), reason };
         let mut named = conventions.named.clone();
         let template = match &conventions.chat_template {
             Some(template) => template.as_str(),
@@ -89,10 +81,7 @@ impl Chat {
             }
         };
         let question = format!("{INSTRUCTION}\n{PLACE}\n");
-        let user = Message {
-            role: "user",
-            content: &question,
-        };
+        let user = Message { role: "user", content: &question };
         let rendered = render(template, &named, &[user], GenerationPrompt::Add).map_err(|error| {
             refuse(format!(
                 "the chat template can't be rendered: {error}. Give the folder a chat_template.jinja that shows a user's turn and \
@@ -104,15 +93,10 @@ impl Chat {
                 "the chat template does not show the user's content once and in order: it gives {rendered:?}"
             ))
         })?;
-        let answer = Message {
-            role: "assistant",
-            content: ANSWER,
-        };
+        let answer = Message { role: "assistant", content: ANSWER };
         // A template that cannot show an answer has no end of an answer either.
         let whole = render(template, &named, &[user, answer], GenerationPrompt::Omit).unwrap_or_default();
-        let after_answer = whole
-            .rsplit_once(ANSWER)
-            .and_then(|(_, after)| tokenizer.first_control(after));
+        let after_answer = whole.rsplit_once(ANSWER).and_then(|(_, after)| tokenizer.first_control(after));
         let eos = conventions.eos_token().and_then(|token| tokenizer.token_to_id(token));
         let end_of_turn = after_answer.map(|(_, id)| id).or(eos).ok_or_else(|| {
             refuse(
@@ -210,10 +194,7 @@ impl Chat {
         max_tokens: usize,
     ) -> Result<ChatPrompt> {
         let foreign = tokenizer.unmarked(tokenizer.cut(foreign, max_tokens)?);
-        Ok(ChatPrompt {
-            ids: self.encode(tokenizer, instruction, &foreign)?,
-            slots: Vec::new(),
-        })
+        Ok(ChatPrompt { ids: self.encode(tokenizer, instruction, &foreign)?, slots: Vec::new() })
     }
 
     /// Returns an answer's tokens, with the token that ends the turn.

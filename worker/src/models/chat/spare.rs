@@ -9,17 +9,7 @@ const SET_ASIDE: [&str; 4] = ["reserved", "unused", "control", "extra"];
 
 /// The names of tokens at the ends of texts, even if the model's files do not name them. A name with a number is none
 /// of these: llama.cpp calls rows without a token `[PAD151665]`.
-const OF_TEXTS: [&str; 9] = [
-    "of_text",
-    "oftext",
-    "of_sentence",
-    "<s>",
-    "</s>",
-    "pad",
-    "unk",
-    "eos",
-    "bos",
-];
+const OF_TEXTS: [&str; 9] = ["of_text", "oftext", "of_sentence", "<s>", "</s>", "pad", "unk", "eos", "bos"];
 
 /// Returns the ids below `rows` that neither a text nor the chat template uses. Reserved tokens come first in the order
 /// of their numbers, then other special tokens, and then rows without a token.

@@ -79,23 +79,15 @@ pub(super) fn render(
     });
     let source = without_generation_blocks(template);
     let template = environment.template_from_str(&source)?;
-    let mut context: BTreeMap<&str, Value> = named
-        .iter()
-        .map(|(name, token)| (name.as_str(), token.as_str().into()))
-        .collect();
+    let mut context: BTreeMap<&str, Value> =
+        named.iter().map(|(name, token)| (name.as_str(), token.as_str().into())).collect();
     context.extend([
-        (
-            "messages",
-            messages.iter().map(Message::value).collect::<Vec<_>>().into(),
-        ),
+        ("messages", messages.iter().map(Message::value).collect::<Vec<_>>().into()),
         ("tools", Value::from(())),
         ("documents", Value::from(())),
         ("date_string", Value::from(DATE)),
         ("enable_thinking", Value::from(false)),
-        (
-            "add_generation_prompt",
-            Value::from(generation_prompt == GenerationPrompt::Add),
-        ),
+        ("add_generation_prompt", Value::from(generation_prompt == GenerationPrompt::Add)),
     ]);
     template.render(context)
 }
@@ -176,16 +168,7 @@ mod tests {
 
     fn rendered(template: &str) -> Result<String, Error> {
         let named = BTreeMap::from([("bos_token".to_owned(), "<s>".to_owned())]);
-        let messages = [
-            Message {
-                role: "user",
-                content: " Hi </b> ",
-            },
-            Message {
-                role: "assistant",
-                content: "Yes.",
-            },
-        ];
+        let messages = [Message { role: "user", content: " Hi </b> " }, Message { role: "assistant", content: "Yes." }];
         render(template, &named, &messages, GenerationPrompt::Add)
     }
 
@@ -202,14 +185,8 @@ mod tests {
                 "{% for key, value in messages[1].items() %}{{ key }}={{ value }};{% endfor %}",
                 "role=assistant;content=Yes.;",
             ),
-            (
-                "{% for m in messages %}{% if loop.index0 > 0 %}{% break %}{% endif %}{{ m.role }}{% endfor %}",
-                "user",
-            ),
-            (
-                "{{ strftime_now('%A, %-d %B %Y, 100%%') }}",
-                "Friday, 26 July 2024, 100%",
-            ),
+            ("{% for m in messages %}{% if loop.index0 > 0 %}{% break %}{% endif %}{{ m.role }}{% endfor %}", "user"),
+            ("{{ strftime_now('%A, %-d %B %Y, 100%%') }}", "Friday, 26 July 2024, 100%"),
             ("{{ date_string }}", "26 Jul 2024"),
             ("a\n  {% if add_generation_prompt %}\nb\n  {% endif %}\nc\n", "a\nb\nc"),
             ("{% if tools is not none %}no{% endif %}{{ eos_token }}.", "."),

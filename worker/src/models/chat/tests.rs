@@ -117,22 +117,11 @@ fn a_conversation_of_one_question_is_the_prompt_of_training() {
         let (tokenizer, _, chat) = open(&format!("chat/{folder}"));
         for (control, _) in tokenizer.controls() {
             let (instruction, text) = (format!("Say{control} it."), format!("ត្រី{control}\u{10ffff}\u{f0000}"));
-            let turns = [Turn {
-                role: "user",
-                parts: vec![Part::Text(&instruction), Part::Passage(&text)],
-            }];
+            let turns = [Turn { role: "user", parts: vec![Part::Text(&instruction), Part::Passage(&text)] }];
             let slots = chat.conversation(&tokenizer, &turns, Passages::Slots(3, None)).unwrap();
-            assert_eq!(
-                slots,
-                chat.slot_prompt(&tokenizer, &instruction, 3, "").unwrap(),
-                "{folder}"
-            );
+            assert_eq!(slots, chat.slot_prompt(&tokenizer, &instruction, 3, "").unwrap(), "{folder}");
             let direct = chat.conversation(&tokenizer, &turns, Passages::Text(9)).unwrap();
-            assert_eq!(
-                direct,
-                chat.direct_prompt(&tokenizer, &instruction, &text, 9).unwrap(),
-                "{folder}"
-            );
+            assert_eq!(direct, chat.direct_prompt(&tokenizer, &instruction, &text, 9).unwrap(), "{folder}");
         }
     }
 }
@@ -140,16 +129,10 @@ fn a_conversation_of_one_question_is_the_prompt_of_training() {
 #[test]
 fn a_conversation_has_the_templates_turns_with_slots_on_their_own_lines() {
     let (tokenizer, _, chat) = open("chat/smollm2");
-    let turn = |role, parts: &[Part<'static>]| Turn {
-        role,
-        parts: parts.to_vec(),
-    };
+    let turn = |role, parts: &[Part<'static>]| Turn { role, parts: parts.to_vec() };
     let turns = [
         turn("system", &[Part::Text("Be brief.")]),
-        turn(
-            "user",
-            &[Part::Text("Compare"), Part::Passage("ត្រី"), Part::Passage("ឆ្មា")],
-        ),
+        turn("user", &[Part::Text("Compare"), Part::Passage("ត្រី"), Part::Passage("ឆ្មា")]),
         turn("assistant", &[Part::Text(" Fish, cat. ")]),
         turn("user", &[Part::Passage("ឆ្កែ"), Part::Text("Go on.")]),
     ];
@@ -175,10 +158,7 @@ fn a_conversation_has_the_templates_turns_with_slots_on_their_own_lines() {
 
 #[test]
 fn a_conversation_that_the_template_does_not_allow_is_refused_with_what_it_says() {
-    let turn = |role| Turn {
-        role,
-        parts: vec![Part::Text("Hello.")],
-    };
+    let turn = |role| Turn { role, parts: vec![Part::Text("Hello.")] };
     for (folder, roles, wanted) in [
         ("gemma", &["system", "user"][..], "refuses this conversation"),
         ("mistral", &["user", "user"], "refuses this conversation"),
@@ -186,33 +166,21 @@ fn a_conversation_that_the_template_does_not_allow_is_refused_with_what_it_says(
     ] {
         let (tokenizer, _, chat) = open(&format!("chat/{folder}"));
         let turns: Vec<Turn<'_>> = roles.iter().map(|role| turn(role)).collect();
-        let error = chat
-            .conversation(&tokenizer, &turns, Passages::Slots(2, None))
-            .unwrap_err();
-        assert!(
-            matches!(&error, Error::Input(said) if said.contains(wanted)),
-            "{folder}: {error}"
-        );
+        let error = chat.conversation(&tokenizer, &turns, Passages::Slots(2, None)).unwrap_err();
+        assert!(matches!(&error, Error::Input(said) if said.contains(wanted)), "{folder}: {error}");
     }
 }
 
 #[test]
 fn slots_stand_on_tokens_that_no_text_uses_and_do_without() {
     let (tokenizer, _, chat) = open("chat/llama-3.2");
-    let reserved = |number: u32| {
-        tokenizer
-            .require(&format!("<|reserved_special_token_{number}|>"))
-            .unwrap()
-    };
+    let reserved = |number: u32| tokenizer.require(&format!("<|reserved_special_token_{number}|>")).unwrap();
     assert_eq!(chat.teacher_slot(), reserved(0));
     assert_eq!(chat.slot_ids(8), (2..10).map(reserved).collect::<Vec<_>>());
     assert!(chat.slot_ids(11).is_empty(), "there are twelve in all");
     let (tokenizer, _, chat) = open("chat/smollm2");
     let spare = |number: u32| tokenizer.require(&format!("<spare_{number}>")).unwrap();
-    assert_eq!(
-        (chat.teacher_slot(), chat.slot_ids(7)),
-        (spare(0), &[2, 3, 4, 5, 6, 7, 8].map(spare)[..])
-    );
+    assert_eq!((chat.teacher_slot(), chat.slot_ids(7)), (spare(0), &[2, 3, 4, 5, 6, 7, 8].map(spare)[..]));
     let (tokenizer, _, chat) = open("chat/mistral-v3");
     assert_eq!(chat.teacher_slot(), tokenizer.require("[control_8]").unwrap());
     assert_eq!(chat.slot_ids(2)[0], tokenizer.require("[control_10]").unwrap());
@@ -223,10 +191,7 @@ fn slots_stand_on_tokens_that_no_text_uses_and_do_without() {
     let conventions = Conventions::read(&dir, &tokenizer).unwrap();
     let tokens = tokenizer.vocab_size() as u32;
     let chat = Chat::new(&conventions, &tokenizer, tokens as usize + 5).unwrap();
-    assert_eq!(
-        (chat.teacher_slot(), chat.slot_ids(3)),
-        (tokens, &[tokens + 2, tokens + 3, tokens + 4][..])
-    );
+    assert_eq!((chat.teacher_slot(), chat.slot_ids(3)), (tokens, &[tokens + 2, tokens + 3, tokens + 4][..]));
 }
 
 #[test]
@@ -261,10 +226,7 @@ fn a_template_that_does_not_work_is_refused_with_what_it_says() {
     ] {
         conventions.chat_template = Some(template.into());
         let error = Chat::new(&conventions, &tokenizer, tokenizer.vocab_size()).unwrap_err();
-        assert!(
-            matches!(error, Error::Model { .. }) && error.to_string().contains(wanted),
-            "{error}"
-        );
+        assert!(matches!(error, Error::Model { .. }) && error.to_string().contains(wanted), "{error}");
     }
 }
 
@@ -278,10 +240,7 @@ fn a_text_is_cut_between_characters() {
         for most in 0..=whole {
             let cut = tokenizer.cut(text, most).unwrap();
             assert!(text.starts_with(cut));
-            assert!(
-                tokenizer.encode(cut, SpecialTokens::Omit).unwrap().len() <= most,
-                "{folder}: {most}"
-            );
+            assert!(tokenizer.encode(cut, SpecialTokens::Omit).unwrap().len() <= most, "{folder}: {most}");
             cuts.push(cut);
         }
         assert_eq!(cuts[whole], text, "{folder}");
@@ -297,10 +256,7 @@ fn what_a_text_begins_with_follows_the_folders_files() {
     let tokenizer = Tokenizer::load(dir.path()).unwrap().guarded().unwrap();
     let begins = |files: &[(&str, &str)]| {
         for name in ["config.json", "tokenizer_config.json", "special_tokens_map.json"] {
-            let content = files
-                .iter()
-                .find(|(file, _)| *file == name)
-                .map_or("{}", |(_, content)| content);
+            let content = files.iter().find(|(file, _)| *file == name).map_or("{}", |(_, content)| content);
             std::fs::write(dir.path().join(name), content).unwrap();
         }
         Conventions::read(dir.path(), &tokenizer).unwrap().begin
@@ -308,39 +264,11 @@ fn what_a_text_begins_with_follows_the_folders_files() {
     let config = ("config.json", r#"{"bos_token_id": 1}"#);
     assert_eq!(begins(&[]), None);
     assert_eq!(begins(&[config]), Some(1));
-    assert_eq!(
-        begins(&[("config.json", r#"{"bos_token_id": 300}"#)]),
-        None,
-        "an ordinary token"
-    );
-    assert_eq!(
-        begins(&[
-            config,
-            ("tokenizer_config.json", r#"{"bos_token": {"content": "</s>"}}"#)
-        ]),
-        Some(2)
-    );
-    assert_eq!(
-        begins(&[
-            config,
-            ("special_tokens_map.json", "\u{feff}{\"bos_token\": \"<unk>\"}")
-        ]),
-        Some(0)
-    );
-    assert_eq!(
-        begins(&[config, ("tokenizer_config.json", r#"{"bos_token": null}"#)]),
-        None
-    );
-    assert_eq!(
-        begins(&[config, ("tokenizer_config.json", r#"{"add_bos_token": false}"#)]),
-        None
-    );
-    assert_eq!(
-        begins(&[config, ("tokenizer_config.json", r#"{"add_bos_token": true}"#)]),
-        Some(1)
-    );
-    assert_eq!(
-        begins(&[("config.json", r#"{"model_type": "qwen3", "bos_token_id": 1}"#)]),
-        None
-    );
+    assert_eq!(begins(&[("config.json", r#"{"bos_token_id": 300}"#)]), None, "an ordinary token");
+    assert_eq!(begins(&[config, ("tokenizer_config.json", r#"{"bos_token": {"content": "</s>"}}"#)]), Some(2));
+    assert_eq!(begins(&[config, ("special_tokens_map.json", "\u{feff}{\"bos_token\": \"<unk>\"}")]), Some(0));
+    assert_eq!(begins(&[config, ("tokenizer_config.json", r#"{"bos_token": null}"#)]), None);
+    assert_eq!(begins(&[config, ("tokenizer_config.json", r#"{"add_bos_token": false}"#)]), None);
+    assert_eq!(begins(&[config, ("tokenizer_config.json", r#"{"add_bos_token": true}"#)]), Some(1));
+    assert_eq!(begins(&[("config.json", r#"{"model_type": "qwen3", "bos_token_id": 1}"#)]), None);
 }

@@ -70,12 +70,7 @@ impl EncoderConfig {
         if raw.is_decoder {
             return Err(file.refuse("is_decoder is true: only the bidirectional encoder is supported"));
         }
-        file.check_divides(
-            "num_attention_heads",
-            raw.num_attention_heads,
-            "hidden_size",
-            raw.hidden_size,
-        )?;
+        file.check_divides("num_attention_heads", raw.num_attention_heads, "hidden_size", raw.hidden_size)?;
         let pad = match family {
             EncoderFamily::Bert => 0,
             EncoderFamily::Roberta => 1,
@@ -130,11 +125,8 @@ impl ConfigFile {
                 rest.is_some_and(|rest| ["Model", "For", "LMHead"].iter().any(|part| rest.starts_with(part)))
             })
         };
-        let unsupported = |what: String| {
-            self.refuse(format!(
-                "{what} is not supported as an encoder (supported: {SUPPORTED})"
-            ))
-        };
+        let unsupported =
+            |what: String| self.refuse(format!("{what} is not supported as an encoder (supported: {SUPPORTED})"));
         if !names.is_empty() && !FAMILIES.iter().any(|(_, prefix, _)| named(prefix)) {
             return Err(unsupported(format!("architecture {}", names.join(", "))));
         }

@@ -83,24 +83,18 @@ impl Family {
         let found = match (names, &raw.model_type) {
             ([], Some(kind)) => Self::ALL.iter().find(|(_, known, _)| known == kind),
             ([], None) => return Err(file.refuse("neither architectures nor model_type says what the model is")),
-            (names, _) => Self::ALL
-                .iter()
-                .find(|(.., known)| names.iter().any(|name| known.contains(&name.as_str()))),
+            (names, _) => Self::ALL.iter().find(|(.., known)| names.iter().any(|name| known.contains(&name.as_str()))),
         };
-        found
-            .map(|(family, ..)| *family)
-            .ok_or_else(|| match (names, &raw.model_type) {
-                ([], kind) => file.refuse(format!(
-                    "model_type {:?} is not supported (supported: {})",
-                    kind.as_deref().unwrap_or_default(),
-                    Self::ALL.map(|(_, kind, _)| kind).join(", ")
-                )),
-                (names, _) => file.refuse(format!(
-                    "architecture {} is not supported (supported: {})",
-                    names.join(", "),
-                    supported()
-                )),
-            })
+        found.map(|(family, ..)| *family).ok_or_else(|| match (names, &raw.model_type) {
+            ([], kind) => file.refuse(format!(
+                "model_type {:?} is not supported (supported: {})",
+                kind.as_deref().unwrap_or_default(),
+                Self::ALL.map(|(_, kind, _)| kind).join(", ")
+            )),
+            (names, _) => {
+                file.refuse(format!("architecture {} is not supported (supported: {})", names.join(", "), supported()))
+            }
+        })
     }
 }
 
@@ -135,10 +129,7 @@ impl LlamaConfig {
 
     /// Checks the content of a `config.json` as [`LlamaConfig::load`] does. Errors name it `path`.
     pub(in crate::models) fn of(path: &str, value: serde_json::Value) -> Result<Self> {
-        Self::of_file(&ConfigFile {
-            path: path.to_owned(),
-            value,
-        })
+        Self::of_file(&ConfigFile { path: path.to_owned(), value })
     }
 
     fn of_file(file: &ConfigFile) -> Result<Self> {
@@ -148,34 +139,20 @@ impl LlamaConfig {
         file.refuse_unless(&["silu", "swish"], "hidden_act", &raw.hidden_act)?;
         file.refuse_quantized(&raw.quantization_config)?;
         let kv_heads = raw.num_key_value_heads.unwrap_or(raw.num_attention_heads);
-        file.check_divides(
-            "num_key_value_heads",
-            kv_heads,
-            "num_attention_heads",
-            raw.num_attention_heads,
-        )?;
+        file.check_divides("num_key_value_heads", kv_heads, "num_attention_heads", raw.num_attention_heads)?;
         let head_dim = match raw.head_dim {
             Some(width) => width,
             None if family == Family::Qwen3 => 128,
             None => {
-                file.check_divides(
-                    "num_attention_heads",
-                    raw.num_attention_heads,
-                    "hidden_size",
-                    raw.hidden_size,
-                )?;
+                file.check_divides("num_attention_heads", raw.num_attention_heads, "hidden_size", raw.hidden_size)?;
                 raw.hidden_size / raw.num_attention_heads
             }
         };
         if head_dim == 0 || head_dim % 2 != 0 {
             return Err(file.refuse(format!("head_dim {head_dim} is not even: rotary positions turn pairs")));
         }
-        let dtype = raw
-            .dtype
-            .or(raw.torch_dtype)
-            .filter(|name| name != "auto")
-            .map(|name| file.dtype(&name))
-            .transpose()?;
+        let dtype =
+            raw.dtype.or(raw.torch_dtype).filter(|name| name != "auto").map(|name| file.dtype(&name)).transpose()?;
         let rope = raw.rope_parameters.or(raw.rope_scaling).unwrap_or_default();
         Ok(Self {
             vocab_size: raw.vocab_size,
@@ -219,12 +196,7 @@ impl LlamaConfig {
         });
         match self.rope_scaling {
             RopeScaling::Default => plain.collect(),
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings,
-            } => {
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
                 let original = original_max_position_embeddings as f64;
                 plain
                     .map(|frequency| {
@@ -273,18 +245,14 @@ impl ConfigFile {
             "float32" => Ok(DType::F32),
             "bfloat16" => Ok(DType::BF16),
             "float16" => Ok(DType::F16),
-            other => Err(self.refuse(format!(
-                "dtype {other:?} is not supported (supported: float32, bfloat16, float16)"
-            ))),
+            other => {
+                Err(self.refuse(format!("dtype {other:?} is not supported (supported: float32, bfloat16, float16)")))
+            }
         }
     }
 
     fn rope_scaling(&self, rope: &RawRope) -> Result<RopeScaling> {
-        let kind = rope
-            .rope_type
-            .as_deref()
-            .or(rope.legacy_type.as_deref())
-            .unwrap_or("default");
+        let kind = rope.rope_type.as_deref().or(rope.legacy_type.as_deref()).unwrap_or("default");
         match kind {
             "default" => Ok(RopeScaling::Default),
             "llama3" => {
@@ -303,9 +271,7 @@ impl ConfigFile {
                     )? as usize,
                 })
             }
-            other => Err(self.refuse(format!(
-                "rope type {other:?} is not supported (supported: default, llama3)"
-            ))),
+            other => Err(self.refuse(format!("rope type {other:?} is not supported (supported: default, llama3)"))),
         }
     }
 }

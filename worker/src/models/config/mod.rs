@@ -25,10 +25,7 @@ impl ConfigFile {
     pub(super) fn read(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         let value = json::read(&path)?;
-        Ok(Self {
-            path: path.display().to_string(),
-            value,
-        })
+        Ok(Self { path: path.display().to_string(), value })
     }
 
     fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T> {
@@ -36,30 +33,21 @@ impl ConfigFile {
     }
 
     fn refuse(&self, reason: impl Into<String>) -> Error {
-        Error::Model {
-            path: self.path.clone(),
-            reason: reason.into(),
-        }
+        Error::Model { path: self.path.clone(), reason: reason.into() }
     }
 
     fn refuse_unless(&self, supported: &[&str], key: &str, value: &str) -> Result<()> {
         if supported.contains(&value) {
             return Ok(());
         }
-        Err(self.refuse(format!(
-            "{key} {value:?} is not supported (supported: {})",
-            supported.join(", ")
-        )))
+        Err(self.refuse(format!("{key} {value:?} is not supported (supported: {})", supported.join(", "))))
     }
 
     fn refuse_quantized(&self, quantization: &Option<Value>) -> Result<()> {
         let Some(quantization) = quantization else {
             return Ok(());
         };
-        let method = quantization
-            .get("quant_method")
-            .and_then(|m| m.as_str())
-            .unwrap_or("unknown");
+        let method = quantization.get("quant_method").and_then(|m| m.as_str()).unwrap_or("unknown");
         Err(self.refuse(format!("quantized weights (quant_method {method:?}) are not supported")))
     }
 

@@ -26,17 +26,10 @@ const NAMED: [(&str, &str); 4] = [
     ("pad_token", "tokenizer.ggml.padding_token_id"),
 ];
 /// The keys of the ends of a text, a turn and a message.
-const ENDS: [&str; 3] = [
-    "tokenizer.ggml.eos_token_id",
-    "tokenizer.ggml.eot_token_id",
-    "tokenizer.ggml.eom_token_id",
-];
+const ENDS: [&str; 3] = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
 /// The supported architectures, and their names in Transformers.
-const ARCHITECTURES: [(&str, &str); 3] = [
-    ("llama", "LlamaForCausalLM"),
-    ("qwen2", "Qwen2ForCausalLM"),
-    ("qwen3", "Qwen3ForCausalLM"),
-];
+const ARCHITECTURES: [(&str, &str); 3] =
+    [("llama", "LlamaForCausalLM"), ("qwen2", "Qwen2ForCausalLM"), ("qwen3", "Qwen3ForCausalLM")];
 
 /// An open GGUF file.
 pub(super) struct Gguf {
@@ -59,22 +52,13 @@ impl Gguf {
     /// [`Error::Io`] when it cannot be read, [`Error::Model`] when it is not a GGUF file of a supported kind.
     pub(super) fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        let io = |source| Error::Io {
-            path: name.clone(),
-            source,
-        };
+        let io = |source| Error::Io { path: name.clone(), source };
         let file = File::open(path).map_err(io)?;
         // SAFETY: the files are read-only inputs of a task, and nothing writes to them while they are mapped.
         let file = Memory::File(unsafe { Mmap::map(&file) }.map_err(io)?);
-        let content = Content::read(&mut Cursor::new(&*file)).map_err(|error| Error::Model {
-            path: name.clone(),
-            reason: format!("can't be read as GGUF: {error}"),
-        })?;
-        Ok(Self {
-            path: name,
-            file: Arc::new(file),
-            content,
-        })
+        let content = Content::read(&mut Cursor::new(&*file))
+            .map_err(|error| Error::Model { path: name.clone(), reason: format!("can't be read as GGUF: {error}") })?;
+        Ok(Self { path: name, file: Arc::new(file), content })
     }
 
     /// Returns the file's path for errors.
@@ -90,9 +74,7 @@ impl Gguf {
         let kind = self.text("general.architecture")?;
         let Some((_, architecture)) = ARCHITECTURES.iter().find(|(name, _)| *name == kind) else {
             let known = ARCHITECTURES.map(|(name, _)| name).join(", ");
-            return Err(self.refuse(format!(
-                "general.architecture {kind:?} is not supported (supported: {known})"
-            )));
+            return Err(self.refuse(format!("general.architecture {kind:?} is not supported (supported: {known})")));
         };
         let key = |name: &str| format!("{kind}.{name}");
         let number = |name: &str| self.number(&key(name));
@@ -112,9 +94,7 @@ impl Gguf {
         let hidden = number("embedding_length")?;
         let head_dim = match self.optional(&key("attention.key_length"))? {
             Some(width) => width,
-            None => self
-                .optional(&key("rope.dimension_count"))?
-                .unwrap_or(hidden / heads.max(1)),
+            None => self.optional(&key("rope.dimension_count"))?.unwrap_or(hidden / heads.max(1)),
         };
         Ok(json!({
             "architectures": [architecture],
@@ -166,11 +146,7 @@ impl Gguf {
                 Some(Field::String(template)) if !template.trim().is_empty() => Some(template.clone()),
                 _ => None,
             },
-            begin: if qwen || left_out {
-                None
-            } else {
-                id("tokenizer.ggml.bos_token_id")?
-            },
+            begin: if qwen || left_out { None } else { id("tokenizer.ggml.bos_token_id")? },
             named,
             end,
         })
@@ -186,22 +162,17 @@ impl Gguf {
 
     fn text(&self, key: &str) -> Result<&str> {
         let field = self.required(key)?.to_string();
-        field
-            .map(String::as_str)
-            .map_err(|_| self.refuse(format!("{key} is not a text")))
+        field.map(String::as_str).map_err(|_| self.refuse(format!("{key} is not a text")))
     }
 
     fn list(&self, key: &str) -> Result<&[Field]> {
         let field = self.required(key)?.to_vec();
-        field
-            .map(Vec::as_slice)
-            .map_err(|_| self.refuse(format!("{key} is not a list")))
+        field.map(Vec::as_slice).map_err(|_| self.refuse(format!("{key} is not a list")))
     }
 
     fn number(&self, key: &str) -> Result<usize> {
         self.required(key)?;
-        self.optional(key)?
-            .ok_or_else(|| self.refuse(format!("{key} is missing")))
+        self.optional(key)?.ok_or_else(|| self.refuse(format!("{key} is missing")))
     }
 
     /// Returns a whole number of any width. If there is one for each layer, all must be equal.
@@ -236,9 +207,6 @@ impl Gguf {
     }
 
     fn refuse(&self, reason: impl Into<String>) -> Error {
-        Error::Model {
-            path: self.path.clone(),
-            reason: reason.into(),
-        }
+        Error::Model { path: self.path.clone(), reason: reason.into() }
     }
 }

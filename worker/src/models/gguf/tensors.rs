@@ -67,11 +67,7 @@ impl Gguf {
         let (elements, block) = (info.shape.elem_count(), info.ggml_dtype.block_size());
         let start = self.content.tensor_data_offset.saturating_add(info.offset) as usize;
         let len = elements.div_ceil(block) * info.ggml_dtype.type_size();
-        let Some(bytes) = start
-            .checked_add(len)
-            .filter(|end| *end <= self.file.len())
-            .map(|end| start..end)
-        else {
+        let Some(bytes) = start.checked_add(len).filter(|end| *end <= self.file.len()).map(|end| start..end) else {
             return Err(self.refuse(format!(
                 "is cut off: tensor {name} ends at byte {}, but the file has {}. Download it again",
                 start.saturating_add(len),
@@ -86,12 +82,7 @@ impl Gguf {
         };
         if let (Some(dtype), None) = (plain, heads) {
             let file = self.file.clone();
-            return Ok(Entry {
-                file,
-                bytes,
-                dtype,
-                shape,
-            });
+            return Ok(Entry { file, bytes, dtype, shape });
         }
         let (values, dtype) = match plain {
             Some(dtype) => (self.file[bytes].to_vec(), dtype),
@@ -101,21 +92,13 @@ impl Gguf {
             Some(heads) => by_halves(&values, shape[0], heads),
             None => values,
         };
-        Ok(Entry {
-            bytes: 0..values.len(),
-            file: Arc::new(Memory::of_bytes(&values)),
-            dtype,
-            shape,
-        })
+        Ok(Entry { bytes: 0..values.len(), file: Arc::new(Memory::of_bytes(&values)), dtype, shape })
     }
 
     /// Returns the values of a tensor in blocks, rounded to bf16.
     fn unpacked(&self, name: &str) -> Result<Vec<u8>> {
         let refuse = |error: candle_core::Error| self.refuse(format!("tensor {name}: {error}"));
-        let packed = self
-            .content
-            .tensor(&mut Cursor::new(&**self.file), name, &Device::Cpu)
-            .map_err(refuse)?;
+        let packed = self.content.tensor(&mut Cursor::new(&**self.file), name, &Device::Cpu).map_err(refuse)?;
         let values = packed.dequantize(&Device::Cpu).map_err(refuse)?;
         let values = values.to_dtype(DType::BF16)?.flatten_all()?.to_vec1::<bf16>()?;
         Ok(values.iter().flat_map(|x| x.to_ne_bytes()).collect())

@@ -68,9 +68,9 @@ impl Gguf {
             "gpt2" => self.byte_level(&tokens)?,
             "llama" => self.sentence_piece(&tokens)?,
             other => {
-                return Err(self.refuse(format!(
-                    "tokenizer.ggml.model {other:?} is not supported (supported: gpt2, llama)"
-                )));
+                return Err(
+                    self.refuse(format!("tokenizer.ggml.model {other:?} is not supported (supported: gpt2, llama)"))
+                );
             }
         };
         let types = self.list("tokenizer.ggml.token_type")?;
@@ -80,9 +80,7 @@ impl Gguf {
             USER_DEFINED => Some(AddedToken::from(*token, false).normalized(false)),
             _ => None,
         });
-        tokenizer
-            .add_tokens(added.collect::<Vec<_>>())
-            .map_err(|error| self.failed(&error))?;
+        tokenizer.add_tokens(added.collect::<Vec<_>>()).map_err(|error| self.failed(&error))?;
         Tokenizer::of(self.path(), tokenizer)
     }
 
@@ -97,38 +95,23 @@ impl Gguf {
                 "tokenizer.ggml.pre {name:?} is not supported: use the model's folder in Hugging Face layout instead"
             )));
         };
-        let pair = |merge: &&str| {
-            merge
-                .split_once(' ')
-                .map(|(left, right)| (left.to_owned(), right.to_owned()))
-        };
+        let pair = |merge: &&str| merge.split_once(' ').map(|(left, right)| (left.to_owned(), right.to_owned()));
         let merges = self.texts("tokenizer.ggml.merges")?;
         let merges = merges.iter().filter_map(pair).collect();
         let whole_pieces = matches!(parting, Parting::Pattern(_));
-        let model = BPE::builder()
-            .vocab_and_merges(vocabulary(tokens), merges)
-            .ignore_merges(whole_pieces)
-            .build();
+        let model = BPE::builder().vocab_and_merges(vocabulary(tokens), merges).ignore_merges(whole_pieces).build();
         let mut tokenizer = Library::new(model.map_err(|error| self.failed(&error))?);
         let words = |use_regex| PreTokenizerWrapper::from(ByteLevel::new(false, true, use_regex));
         let split = |pattern: &str| {
-            let split = Split::new(
-                SplitPattern::Regex(pattern.into()),
-                SplitDelimiterBehavior::Isolated,
-                false,
-            );
-            split
-                .map(PreTokenizerWrapper::from)
-                .map_err(|error| self.failed(&error))
+            let split = Split::new(SplitPattern::Regex(pattern.into()), SplitDelimiterBehavior::Isolated, false);
+            split.map(PreTokenizerWrapper::from).map_err(|error| self.failed(&error))
         };
         let parts = match parting {
             Parting::Words => vec![words(true)],
             Parting::DigitsAndWords => vec![Digits::new(true).into(), words(true)],
             Parting::Pattern(pattern) => vec![split(pattern)?, words(false)],
             Parting::Composed(pattern) => {
-                tokenizer
-                    .with_normalizer(Some(NFC))
-                    .map_err(|error| self.failed(&error))?;
+                tokenizer.with_normalizer(Some(NFC)).map_err(|error| self.failed(&error))?;
                 vec![split(pattern)?, words(false)]
             }
         };
@@ -144,20 +127,14 @@ impl Gguf {
         let scores = scores.iter().map(|score| score.to_f32().unwrap_or(0.0));
         let merges = merges_by_score(tokens, &scores.collect::<Vec<_>>());
         let unknown = self.optional("tokenizer.ggml.unknown_token_id")?;
-        let mut builder = BPE::builder()
-            .vocab_and_merges(vocabulary(tokens), merges)
-            .fuse_unk(true)
-            .byte_fallback(true);
+        let mut builder =
+            BPE::builder().vocab_and_merges(vocabulary(tokens), merges).fuse_unk(true).byte_fallback(true);
         if let Some(token) = unknown.and_then(|id| tokens.get(id)) {
             builder = builder.unk_token((*token).to_owned());
         }
         let mut tokenizer = Library::new(builder.build().map_err(|error| self.failed(&error))?);
         let prefix = !matches!(self.field("tokenizer.ggml.add_space_prefix"), Some(Field::Bool(false)));
-        let scheme = if prefix {
-            PrependScheme::First
-        } else {
-            PrependScheme::Never
-        };
+        let scheme = if prefix { PrependScheme::First } else { PrependScheme::Never };
         tokenizer.with_pre_tokenizer(Some(Metaspace::new('▁', scheme, false)));
         let spaces = Replace::new("▁", " ").map_err(|error| self.failed(&error))?;
         let mut decoders: Vec<DecoderWrapper> = vec![spaces.into(), ByteFallback::new().into(), Fuse::new().into()];
@@ -191,16 +168,12 @@ fn merges_by_score(tokens: &[&str], scores: &[f32]) -> Vec<(String, String)> {
     let mut merges: Vec<(f32, &str, &str)> = Vec::new();
     for (token, score) in tokens.iter().zip(scores) {
         let cuts = token.char_indices().skip(1).map(|(at, _)| token.split_at(at));
-        let mut ways: Vec<(&str, &str)> = cuts
-            .filter(|(left, right)| ids.contains_key(left) && ids.contains_key(right))
-            .collect();
+        let mut ways: Vec<(&str, &str)> =
+            cuts.filter(|(left, right)| ids.contains_key(left) && ids.contains_key(right)).collect();
         ways.sort_by_key(|(left, right)| (ids[left], ids[right]));
         merges.extend(ways.into_iter().map(|(left, right)| (*score, left, right)));
     }
     let lengths = |(_, left, right): &(f32, &str, &str)| (left.chars().count(), right.chars().count());
     merges.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| lengths(b).cmp(&lengths(a))));
-    merges
-        .into_iter()
-        .map(|(_, left, right)| (left.to_owned(), right.to_owned()))
-        .collect()
+    merges.into_iter().map(|(_, left, right)| (left.to_owned(), right.to_owned())).collect()
 }

@@ -21,12 +21,7 @@ pub(super) fn product(weight: &FrozenMatrix, x: &[f32], rows: usize, out: &mut [
     blocks(weight, |first, block| {
         let n = block.len() / inner;
         let weights = Matrix::new(block, n, inner).transposed();
-        matmul_add(
-            Matrix::new(x, rows, inner),
-            weights,
-            Target::columns_from(out, outer, first),
-            1.0,
-        );
+        matmul_add(Matrix::new(x, rows, inner), weights, Target::columns_from(out, outer, first), 1.0);
     });
 }
 

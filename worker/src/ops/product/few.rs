@@ -24,21 +24,18 @@ pub(super) fn multiply(weight: &FrozenMatrix, x: &[f32], bias: Option<&[f32]>, o
     let rows = x.len() / inner;
     let block = (65_536 / inner).max(8); // the rows of W that a thread takes at a time
     let mut turned = vec![0f32; out.len()]; // [outer, rows]
-    turned
-        .par_chunks_mut(block * rows)
-        .enumerate()
-        .for_each(|(index, turned)| {
-            for (offset, sums) in turned.chunks_exact_mut(rows).enumerate() {
-                let at = (index * block + offset) * inner;
-                for (sum, x) in sums.iter_mut().zip(x.chunks_exact(inner)) {
-                    *sum = match view {
-                        View::F32(values) => dot_f32(&values[at..at + inner], x),
-                        View::Bf16(bits) => dot_bf16(&bits[at..at + inner], x),
-                        View::F16(_) => dot_any(view, at, x),
-                    };
-                }
+    turned.par_chunks_mut(block * rows).enumerate().for_each(|(index, turned)| {
+        for (offset, sums) in turned.chunks_exact_mut(rows).enumerate() {
+            let at = (index * block + offset) * inner;
+            for (sum, x) in sums.iter_mut().zip(x.chunks_exact(inner)) {
+                *sum = match view {
+                    View::F32(values) => dot_f32(&values[at..at + inner], x),
+                    View::Bf16(bits) => dot_bf16(&bits[at..at + inner], x),
+                    View::F16(_) => dot_any(view, at, x),
+                };
             }
-        });
+        }
+    });
     for (row, out) in out.chunks_exact_mut(outer).enumerate() {
         for (column, out) in out.iter_mut().enumerate() {
             *out = turned[column * rows + row] + bias.map_or(0.0, |bias| bias[column]);

@@ -53,12 +53,7 @@ impl FrozenMatrix {
             Precision::F32 => stored,
             Precision::Bf16 => stored.rounded_to_bf16(),
         };
-        Self {
-            stored,
-            outer,
-            inner,
-            precision,
-        }
+        Self { stored, outer, inner, precision }
     }
 
     /// Returns the number of rows of W, which is the width of a product.
@@ -82,10 +77,7 @@ impl FrozenMatrix {
     /// When x is not whole rows, or the bias has another width.
     pub(crate) fn product(&self, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
         let rows = whole_rows(x, self.inner);
-        assert!(
-            bias.is_none_or(|bias| bias.len() == self.outer),
-            "a bias for each output"
-        );
+        assert!(bias.is_none_or(|bias| bias.len() == self.outer), "a bias for each output");
         let mut out = vec![0.0; rows * self.outer];
         if rows == 0 {
             return out;
@@ -94,8 +86,7 @@ impl FrozenMatrix {
             few::multiply(self, x, bias, &mut out);
         } else if !self.multiply_bf16(Direction::Product, x, bias, &mut out) {
             if let Some(bias) = bias {
-                out.chunks_exact_mut(self.outer)
-                    .for_each(|row| row.copy_from_slice(bias));
+                out.chunks_exact_mut(self.outer).for_each(|row| row.copy_from_slice(bias));
             }
             by_gemm::product(self, x, rows, &mut out);
         }
@@ -153,9 +144,8 @@ impl Bf16OnCpu {
     pub(crate) fn speedup(&self) -> f64 {
         const ROWS: usize = 256;
         const WIDTH: usize = 1_024;
-        let bits: Vec<u16> = (0..WIDTH * WIDTH)
-            .map(|at| half::bf16::from_f32((at % 97) as f32 / 97.0).to_bits())
-            .collect();
+        let bits: Vec<u16> =
+            (0..WIDTH * WIDTH).map(|at| half::bf16::from_f32((at % 97) as f32 / 97.0).to_bits()).collect();
         let weights = Stored::Bf16(Arc::new(bits));
         let x = vec![0.5; ROWS * WIDTH];
         let best = |precision| {
@@ -172,9 +162,6 @@ impl Bf16OnCpu {
 }
 
 fn whole_rows(x: &[f32], width: usize) -> usize {
-    assert!(
-        width > 0 && x.len().is_multiple_of(width),
-        "whole rows of {width} values"
-    );
+    assert!(width > 0 && x.len().is_multiple_of(width), "whole rows of {width} values");
     x.len() / width
 }

@@ -201,10 +201,7 @@ impl OneDnn {
         // SAFETY: every version of oneDNN has this function, and its result lives as long as the library.
         let version = unsafe { &*(functions.version)() };
         if version.major != MAJOR {
-            return Err(format!(
-                "{name} is oneDNN {}.{}, and {MAJOR} is needed",
-                version.major, version.minor
-            ));
+            return Err(format!("{name} is oneDNN {}.{}, and {MAJOR} is needed", version.major, version.minor));
         }
         // Builds with OpenMP start as many threads as there are cores, whatever the caller's pool is.
         // SAFETY: the function is OpenMP's, which takes an int.
@@ -213,25 +210,14 @@ impl OneDnn {
         // SAFETY: `engine` is written once.
         checked(unsafe { (functions.engine_create)(&raw mut engine, CPU, 0) })
             .map_err(|status| format!("{name} has no engine for this processor (status {status})"))?;
-        let library = Self {
-            functions,
-            set_threads,
-            engine,
-            _library: library,
-        };
+        let library = Self { functions, set_threads, engine, _library: library };
         // Processors without such instructions refuse bf16.
         let (ones, mut out) = (vec![bf16::ONE.to_bits(); 4], [0.0; 4]);
-        let weights = Strided {
-            bits: &ones,
-            shape: [2, 2],
-            strides: [2, 1],
-        };
+        let weights = Strided { bits: &ones, shape: [2, 2], strides: [2, 1] };
         match library.multiply(&ones, 2, weights, None, &mut out) {
             Ok(()) if out == [2.0; 4] => Ok(library),
             Ok(()) => Err(format!("{name} multiplies bf16 wrongly on this processor")),
-            Err(status) => Err(format!(
-                "{name} does not multiply bf16 on this processor (status {status})"
-            )),
+            Err(status) => Err(format!("{name} does not multiply bf16 on this processor (status {status})")),
         }
     }
 
@@ -275,9 +261,7 @@ impl OneDnn {
             )
         })?;
         // SAFETY: as above. oneDNN caches what it made for a shape, so that a second time is cheap.
-        let primitive = Owned::new(f.primitive_destroy, |handle| unsafe {
-            (f.primitive_create)(handle, plan.0)
-        })?;
+        let primitive = Owned::new(f.primitive_destroy, |handle| unsafe { (f.primitive_create)(handle, plan.0) })?;
         let memory = |descriptor: &Owned, values: *mut c_void| {
             // SAFETY: the values cover what the descriptor says, and outlive the memory object.
             Owned::new(f.memory_destroy, |handle| unsafe {
@@ -292,28 +276,17 @@ impl OneDnn {
         if let Some(bias) = bias {
             memories.push((ARG_BIAS, memory(&bias_row, bias.as_ptr().cast_mut().cast())?));
         }
-        let arguments: Vec<ExecArg> = memories
-            .iter()
-            .map(|(arg, memory)| ExecArg {
-                arg: *arg,
-                memory: memory.0,
-            })
-            .collect();
+        let arguments: Vec<ExecArg> =
+            memories.iter().map(|(arg, memory)| ExecArg { arg: *arg, memory: memory.0 }).collect();
         // SAFETY: the stream is used by this call alone.
-        let stream = Owned::new(f.stream_destroy, |handle| unsafe {
-            (f.stream_create)(handle, self.engine, IN_ORDER)
-        })?;
+        let stream =
+            Owned::new(f.stream_destroy, |handle| unsafe { (f.stream_create)(handle, self.engine, IN_ORDER) })?;
         // SAFETY: oneDNN reads x, w and the bias, and writes `out`, which nothing else uses until the wait ends.
         unsafe {
             if let Some(set_threads) = self.set_threads {
                 set_threads(rayon::current_num_threads() as c_int);
             }
-            checked((f.primitive_execute)(
-                primitive.0,
-                stream.0,
-                arguments.len() as c_int,
-                arguments.as_ptr(),
-            ))?;
+            checked((f.primitive_execute)(primitive.0, stream.0, arguments.len() as c_int, arguments.as_ptr()))?;
             checked((f.stream_wait)(stream.0))
         }
     }

@@ -120,9 +120,7 @@ impl Stored {
         const CHUNK: usize = 1 << 16;
         let convert = |n: usize, convert: &(dyn Fn(usize, &mut [u16]) + Sync)| {
             let mut out = vec![0u16; n];
-            out.par_chunks_mut(CHUNK)
-                .enumerate()
-                .for_each(|(index, out)| convert(index * CHUNK, out));
+            out.par_chunks_mut(CHUNK).enumerate().for_each(|(index, out)| convert(index * CHUNK, out));
             Self::Bf16(Arc::new(out))
         };
         match self.view() {
@@ -133,9 +131,7 @@ impl Stored {
             }),
             View::F16(values) => convert(values.len(), &|at, out| {
                 let part = &values[at..at + out.len()];
-                out.iter_mut()
-                    .zip(part)
-                    .for_each(|(out, x)| *out = round_to_bf16(f16::from_bits(*x).to_f32()));
+                out.iter_mut().zip(part).for_each(|(out, x)| *out = round_to_bf16(f16::from_bits(*x).to_f32()));
             }),
         }
     }
@@ -153,9 +149,7 @@ impl View<'_> {
     /// Does what [`View::read`] does, with all threads.
     pub(crate) fn read_parallel(&self, from: usize, out: &mut [f32]) {
         const CHUNK: usize = 1 << 14;
-        out.par_chunks_mut(CHUNK)
-            .enumerate()
-            .for_each(|(index, out)| self.read(from + index * CHUNK, out));
+        out.par_chunks_mut(CHUNK).enumerate().for_each(|(index, out)| self.read(from + index * CHUNK, out));
     }
 
     /// Writes the values `from..from + out.len()` as f32.

@@ -61,10 +61,7 @@ fn formats(values: &mut [f32]) -> Vec<(&'static str, Stored)> {
     let (odd_file, odd_bytes) = mapped(&[&[0u8; 1], bytemuck::cast_slice::<_, u8>(values)].concat());
     vec![
         ("f32", Stored::F32(Arc::new(values.to_vec()))),
-        (
-            "bf16",
-            Stored::Bf16(Arc::new(values.iter().map(|x| bf16::from_f32(*x).to_bits()).collect())),
-        ),
+        ("bf16", Stored::Bf16(Arc::new(values.iter().map(|x| bf16::from_f32(*x).to_bits()).collect()))),
         ("mapped f32", Stored::mapped(f32_file, f32_bytes, Format::F32)),
         ("mapped f16", Stored::mapped(f16_file, f16_bytes, Format::F16)),
         ("unaligned f32", Stored::mapped(odd_file, 1..odd_bytes.end, Format::F32)),
@@ -85,11 +82,7 @@ fn products_and_gradients_agree_with_f64_whatever_the_shape_and_format() {
         let (x, g, bias) = (draw(rows * inner, 2), draw(rows * outer, 3), draw(outer, 4));
         let product = exact(&x, &values, (rows, outer, inner), |l, j| j * inner + l);
         let gradient = exact(&g, &values, (rows, inner, outer), |l, j| l * inner + j);
-        let biased: Vec<f64> = product
-            .iter()
-            .enumerate()
-            .map(|(i, x)| x + f64::from(bias[i % outer]))
-            .collect();
+        let biased: Vec<f64> = product.iter().enumerate().map(|(i, x)| x + f64::from(bias[i % outer])).collect();
         for (name, stored) in formats {
             for wish in [Precision::F32, Precision::Bf16] {
                 let matrix = FrozenMatrix::new(stored.clone(), outer, inner, wish);

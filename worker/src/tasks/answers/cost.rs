@@ -36,9 +36,8 @@ impl Answerer<'_> {
             None => self.direct_prompts(rows)?,
         };
         let written = |answer: &String| Ok(self.decoder.answer_tokens(answer)?.len());
-        let written: Option<Vec<usize>> = answers
-            .map(|answers| answers.iter().map(written).collect::<Result<_>>())
-            .transpose()?;
+        let written: Option<Vec<usize>> =
+            answers.map(|answers| answers.iter().map(written).collect::<Result<_>>()).transpose()?;
         let read: Vec<usize> = prompts.iter().map(|prompt| prompt.ids.len()).collect();
         let encoder_ms = match from {
             Some(from) => self.median_ms(rows.len(), |row| from.reader.embed(&[&rows[row].foreign]).map(drop))?,
@@ -66,15 +65,9 @@ impl Answerer<'_> {
             }
             None => None,
         };
-        let options = GenerateOptions {
-            max_tokens: 1,
-            stop: Vec::new(),
-            ..self.options.clone()
-        };
+        let options = GenerateOptions { max_tokens: 1, stop: Vec::new(), ..self.options.clone() };
         let model = self.decoder.model();
-        model.generate(prompt, slots.as_deref(), adapter, &options, &mut |_| {
-            ControlFlow::Break(())
-        })?;
+        model.generate(prompt, slots.as_deref(), adapter, &options, &mut |_| ControlFlow::Break(()))?;
         Ok(())
     }
 

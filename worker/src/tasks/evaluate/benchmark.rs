@@ -124,11 +124,7 @@ impl Benchmark {
 
     fn add(&mut self, retriever: Retriever, metric: &str, ranks: Vec<usize>) {
         let metric = metric.to_owned();
-        self.measured.push(Measured {
-            retriever,
-            metric,
-            ranks,
-        });
+        self.measured.push(Measured { retriever, metric, ranks });
     }
 
     /// Returns the rows of the table, chance first.
@@ -167,9 +163,7 @@ fn row(retriever: Retriever, metric: &str, found: RetrievalMetrics) -> Retrieval
 fn same_pairs(what: &str, ids: &[u64], others: &[u64]) -> Result<()> {
     match ids == others {
         true => Ok(()),
-        false => Err(Error::Input(format!(
-            "the encoder's vectors and the {what} vectors are of different pairs"
-        ))),
+        false => Err(Error::Input(format!("the encoder's vectors and the {what} vectors are of different pairs"))),
     }
 }
 
@@ -199,9 +193,7 @@ mod tests {
         let (n, width) = (40, 4);
         let sentence = |i: usize, c: usize| ((i * 7 + c * 3) as f32).sin();
         let side = |offset: &[f32; 4]| -> Vec<f32> {
-            (0..n * width)
-                .map(|at| sentence(at / width, at % width) + offset[at % width])
-                .collect()
+            (0..n * width).map(|at| sentence(at / width, at % width) + offset[at % width]).collect()
         };
         let (mut foreign, mut english) = (side(&[50.0, 0.0, 0.0, 0.0]), side(&[0.0, 50.0, 0.0, 0.0]));
         let hidden = RetrievalMetrics::of_ranks(&retrieval_ranks(&foreign, &english, width).unwrap());

@@ -26,11 +26,7 @@ impl AlignData {
             )));
         }
         if encoder.len() != teacher.len() {
-            let longer = if encoder.len() > teacher.len() {
-                &encoder
-            } else {
-                &teacher
-            };
+            let longer = if encoder.len() > teacher.len() { &encoder } else { &teacher };
             let first = longer.ids[encoder.len().min(teacher.len())];
             return Err(Error::Input(format!(
                 "{} encoder vectors and {} teacher vectors: pair {first} and what follows are in one only",
@@ -41,9 +37,7 @@ impl AlignData {
         for (name, table) in [("encoder", &encoder), ("teacher", &teacher)] {
             if let Some(at) = table.values.iter().position(|value| !value.is_finite()) {
                 let id = table.ids[at / table.width];
-                return Err(Error::Input(format!(
-                    "the {name} vector of pair {id} holds NaN or infinity"
-                )));
+                return Err(Error::Input(format!("the {name} vector of pair {id} holds NaN or infinity")));
             }
         }
         Ok(Self { encoder, teacher })
@@ -71,11 +65,7 @@ impl AlignData {
     #[must_use]
     pub fn projector_shape(&self, hidden: Option<u32>) -> ProjectorShape {
         let (input, output) = (self.encoder.width, self.teacher.width);
-        ProjectorShape {
-            input,
-            hidden: hidden.map_or(4 * input, |hidden| hidden as usize),
-            output,
-        }
+        ProjectorShape { input, hidden: hidden.map_or(4 * input, |hidden| hidden as usize), output }
     }
 }
 
@@ -95,10 +85,8 @@ impl AlignBatchRows {
     pub(super) fn read(&mut self, data: &AlignData, rows: &[usize], own: &[usize]) {
         self.ids.clear();
         self.ids.extend(rows.iter().map(|row| data.encoder.ids[*row]));
-        for (table, rows, values) in [
-            (&data.encoder, own, &mut self.encoder),
-            (&data.teacher, rows, &mut self.teacher),
-        ] {
+        for (table, rows, values) in [(&data.encoder, own, &mut self.encoder), (&data.teacher, rows, &mut self.teacher)]
+        {
             values.resize(rows.len() * table.width, 0.0);
             for (row, values) in rows.iter().zip(values.chunks_exact_mut(table.width)) {
                 table.row(*row).convert_to_f32_slice(values);
@@ -114,11 +102,7 @@ mod tests {
 
     fn table(ids: &[u64], width: usize) -> VectorTable {
         let values = (0..ids.len() * width).map(|i| f16::from_f32(i as f32)).collect();
-        VectorTable {
-            ids: ids.to_vec(),
-            width,
-            values,
-        }
+        VectorTable { ids: ids.to_vec(), width, values }
     }
 
     #[test]
@@ -126,10 +110,7 @@ mod tests {
         let refused = |encoder, teacher| AlignData::new(encoder, teacher).unwrap_err().to_string();
         assert!(AlignData::new(table(&[5, 6], 2), table(&[5, 6], 3)).is_ok());
         let text = refused(table(&[5, 6], 2), table(&[5, 77], 3));
-        assert!(
-            text.contains("row 1") && text.contains('6') && text.contains("77"),
-            "{text}"
-        );
+        assert!(text.contains("row 1") && text.contains('6') && text.contains("77"), "{text}");
         let text = refused(table(&[5, 66], 2), table(&[5], 3));
         assert!(text.contains("66"), "{text}");
         let mut broken = table(&[5, 66], 3);
@@ -143,9 +124,6 @@ mod tests {
         let data = AlignData::new(table(&[5, 6, 7], 1), table(&[5, 6, 7], 2)).unwrap();
         let mut batch = AlignBatchRows::default();
         batch.read(&data, &[2, 0], &[0]);
-        assert_eq!(
-            (batch.ids, batch.encoder, batch.teacher),
-            (vec![7, 5], vec![0.0], vec![4.0, 5.0, 0.0, 1.0])
-        );
+        assert_eq!((batch.ids, batch.encoder, batch.teacher), (vec![7, 5], vec![0.0], vec![4.0, 5.0, 0.0, 1.0]));
     }
 }

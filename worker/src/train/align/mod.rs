@@ -77,12 +77,7 @@ fn align_within<'scope, 'env: 'scope>(
     collective: &mut dyn Collective,
     observer: &mut dyn Observer,
 ) -> Result<AlignOutcome> {
-    let AlignRun {
-        options,
-        data,
-        statistics,
-        ..
-    } = run;
+    let AlignRun { options, data, statistics, .. } = run;
     let settings = &options.settings;
     checked(|expect| settings.check(expect))?;
     let batch = settings.batch as usize;
@@ -93,20 +88,8 @@ fn align_within<'scope, 'env: 'scope>(
     };
     agree(data, &state, collective)?;
     let first_step = state.step;
-    let AlignState {
-        projector,
-        optimizer,
-        queue,
-        ..
-    } = &state;
-    let trainer = AlignTrainer::new(
-        run.backend,
-        projector,
-        optimizer,
-        queue,
-        settings.into(),
-        settings.gradient_clip,
-    )?;
+    let AlignState { projector, optimizer, queue, .. } = &state;
+    let trainer = AlignTrainer::new(run.backend, projector, optimizer, queue, settings.into(), settings.gradient_clip)?;
     let trainer = trainer.with_metric(statistics.metric.as_ref())?;
     let trainer = trainer.with_micro_batch(settings.micro_batch.map(|rows| rows as usize));
     drop(state);
@@ -129,11 +112,7 @@ fn align_within<'scope, 'env: 'scope>(
     let validation = run.validation.map(|_| &upkeep);
     let mut stage = AlignStage { run, trainer, own };
     let Ended { next_step, last } = take_steps(&mut stage, first_step, &mut batches, validation, collective, observer)?;
-    Ok(AlignOutcome {
-        projector: stage.projector()?,
-        next_step,
-        last,
-    })
+    Ok(AlignOutcome { projector: stage.projector()?, next_step, last })
 }
 
 /// A training of Stage A.
@@ -201,9 +180,7 @@ impl Stage for AlignStage<'_> {
 
     fn snapshot(&self, steps: u64) -> Result<Vec<u8>> {
         let (projector, optimizer, queue) = self.trainer.store()?;
-        let AlignRun {
-            options, statistics, ..
-        } = self.run;
+        let AlignRun { options, statistics, .. } = self.run;
         state::to_safetensors(options, steps, statistics, &projector, &optimizer, &queue)
     }
 }
@@ -230,14 +207,9 @@ fn continued(run: &AlignRun<'_>, state: AlignState) -> Result<AlignState> {
     let AlignRun { options, data, .. } = run;
     same_options(&options.deciding(), &state.options.deciding())?;
     if state.statistics != *run.statistics {
-        return Err(Error::Input(
-            "the checkpoint was trained with other statistics than those of this run".into(),
-        ));
+        return Err(Error::Input("the checkpoint was trained with other statistics than those of this run".into()));
     }
-    let (shape, found) = (
-        data.projector_shape(options.settings.projector_hidden),
-        state.projector.shape(),
-    );
+    let (shape, found) = (data.projector_shape(options.settings.projector_hidden), state.projector.shape());
     if shape != found {
         return Err(Error::Input(format!(
             "the checkpoint holds a projector {found:?}, but the vectors need {shape:?}"

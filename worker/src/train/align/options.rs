@@ -18,10 +18,7 @@ pub struct AlignOptions {
 impl AlignOptions {
     /// Returns the options that decide the result.
     pub(super) fn deciding(&self) -> Self {
-        Self {
-            seed: self.seed,
-            settings: self.settings.key(),
-        }
+        Self { seed: self.seed, settings: self.settings.key() }
     }
 
     /// Returns the options of AdamW.

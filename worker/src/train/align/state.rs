@@ -47,28 +47,12 @@ pub fn to_safetensors(
     let count = projector.parameters.len();
     let mut tensors = projector.tensors("projector.");
     tensors.extend(statistics.tensors(STATISTICS));
-    tensors.push((
-        "optimizer.first_moment".into(),
-        vec![count],
-        Values::F32(&optimizer.first_moment),
-    ));
-    tensors.push((
-        "optimizer.second_moment".into(),
-        vec![count],
-        Values::F32(&optimizer.second_moment),
-    ));
-    tensors.push((
-        "queue.vectors".into(),
-        vec![queue.len(), queue.width()],
-        Values::F16(queue.vectors()),
-    ));
+    tensors.push(("optimizer.first_moment".into(), vec![count], Values::F32(&optimizer.first_moment)));
+    tensors.push(("optimizer.second_moment".into(), vec![count], Values::F32(&optimizer.second_moment)));
+    tensors.push(("queue.vectors".into(), vec![queue.len(), queue.width()], Values::F16(queue.vectors())));
     tensors.push(("queue.ids".into(), vec![queue.len()], Values::U64(queue.ids())));
-    let metadata = Metadata {
-        options: options.clone(),
-        step,
-        optimizer_steps: optimizer.steps,
-        queue_next: queue.next(),
-    };
+    let metadata =
+        Metadata { options: options.clone(), step, optimizer_steps: optimizer.steps, queue_next: queue.next() };
     checkpoint::write(&tensors, &metadata)
 }
 
@@ -89,12 +73,7 @@ impl AlignState {
     /// [`Error::Model`] when it is not such a file, or its parts do not match.
     pub fn from_safetensors(name: &str, bytes: &[u8]) -> Result<Self> {
         let file = TensorFile::new(name, bytes)?;
-        let Metadata {
-            options,
-            step,
-            optimizer_steps,
-            queue_next,
-        } = checkpoint::metadata(&file)?;
+        let Metadata { options, step, optimizer_steps, queue_next } = checkpoint::metadata(&file)?;
         let projector = Projector::from_tensors(&file, "projector.")?;
         let statistics = Statistics::from_tensors(&file, STATISTICS)?;
         let moments = |name: &str| -> Result<Vec<f32>> {
@@ -112,13 +91,6 @@ impl AlignState {
         let (vectors, ids) = (file.f16("queue.vectors")?.1, file.u64("queue.ids")?.1);
         let queue = StoredQueue::restore(options.settings.queue as usize, width, vectors, ids, queue_next)
             .map_err(|error| file.error(error.to_string()))?;
-        Ok(Self {
-            step,
-            options,
-            statistics,
-            projector,
-            optimizer,
-            queue,
-        })
+        Ok(Self { step, options, statistics, projector, optimizer, queue })
     }
 }

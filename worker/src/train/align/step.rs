@@ -140,11 +140,7 @@ impl AlignTrainer {
     /// [`Error::Tensor`] when the device fails.
     pub fn store(&self) -> Result<(Projector, AdamWState, StoredQueue)> {
         let (parameters, optimizer) = self.optimizer.store()?;
-        Ok((
-            Projector::from_parameters(self.shape, parameters),
-            optimizer,
-            self.queue.store()?,
-        ))
+        Ok((Projector::from_parameters(self.shape, parameters), optimizer, self.queue.store()?))
     }
 
     /// Returns the last step's gradient over the global batch before clipping, in the order of the parameters.
@@ -179,11 +175,7 @@ impl AlignTrainer {
         let device = self.backend.device().clone();
         let width = self.shape.output;
         let teacher = self.staging.upload(input.teacher, (input.ids.len(), width), &device)?;
-        let projection = Mlp::new(
-            &self.shape.tensors(),
-            &self.optimizer.parameters()?,
-            self.backend.activations(),
-        )?;
+        let projection = Mlp::new(&self.shape.tensors(), &self.optimizer.parameters()?, self.backend.activations())?;
         let pieces = pieces(input.own.len(), self.micro_batch);
         let (own, tape) = self.project(&projection, input, &pieces)?;
         let batch = AlignBatch {
@@ -216,11 +208,7 @@ impl AlignTrainer {
         self.optimizer.step(&self.gradient, scale, input.learning_rate)?;
         self.queue.push(&found.teachers, input.ids)?;
         seconds.optimizer = clock.lap();
-        Ok(StepOutcome {
-            losses,
-            grad_norm,
-            seconds,
-        })
+        Ok(StepOutcome { losses, grad_norm, seconds })
     }
 
     /// Projects this rank's rows, if it has any. The tape of the last piece is kept.
@@ -308,9 +296,7 @@ fn gathered(
         Some(own) => own,
         None => Tensor::zeros((0, width), DType::F32, &Device::Cpu)?,
     };
-    let counts: Vec<usize> = (0..ranks)
-        .map(|rank| rank_slice(batch, rank, ranks).len() * width)
-        .collect();
+    let counts: Vec<usize> = (0..ranks).map(|rank| rank_slice(batch, rank, ranks).len() * width).collect();
     let all = collective.all_gather_tensor(&own, &counts)?;
     Ok(all.reshape((batch, width))?.to_device(device)?)
 }

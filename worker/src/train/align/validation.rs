@@ -32,9 +32,7 @@ impl AlignValidation {
     /// [`Error::Input`] when the tables hold different pairs.
     pub fn new(encoder: &VectorTable, teacher: &VectorTable, pairs: usize, temperature: f64) -> Result<Self> {
         if encoder.ids != teacher.ids {
-            return Err(Error::Input(
-                "the held-out encoder and teacher vectors are of different pairs".into(),
-            ));
+            return Err(Error::Input("the held-out encoder and teacher vectors are of different pairs".into()));
         }
         let first = encoder.len().saturating_sub(pairs);
         let rows = |table: &VectorTable| {
@@ -69,11 +67,7 @@ impl AlignValidation {
         let projected = projector.project(&self.encoder)?;
         let backend = Backend::new(&Device::Cpu, DType::F32);
         let rows = |values: &[f32]| Tensor::from_slice(values, (self.ids.len(), self.width), backend.device());
-        let metric = self
-            .metric
-            .as_ref()
-            .map(|metric| Metric::new(metric, &backend))
-            .transpose()?;
+        let metric = self.metric.as_ref().map(|metric| Metric::new(metric, &backend)).transpose()?;
         let batch = AlignBatch {
             ids: &self.ids,
             projected: &rows(&projected)?,
@@ -83,11 +77,7 @@ impl AlignValidation {
             metric: metric.as_ref(),
         };
         let queue = TeacherQueue::new(&StoredQueue::new(0, self.width), &backend)?;
-        let weights = AlignWeights {
-            hard_negatives: 0,
-            direction: 0.0,
-            log_norm: 0.0,
-        };
+        let weights = AlignWeights { hard_negatives: 0, direction: 0.0, log_norm: 0.0 };
         let found = align_losses(&batch, &queue, &weights)?;
         let [info_nce, direction, _] = found.losses;
         let [info_nce, direction] = [info_nce.to_scalar::<f32>()?, direction.to_scalar()?].map(f64::from);
@@ -96,18 +86,11 @@ impl AlignValidation {
             Some(metric) => retrieval_metrics(&metric.apply(&projected)?, &metric.apply(&self.teacher)?, self.width)?,
             None => plain,
         };
-        let mut numbers = vec![
-            ("info_nce", info_nce),
-            ("direction", direction),
-            ("r1", retrieval.r1),
-            ("mrr", retrieval.mrr),
-        ];
+        let mut numbers =
+            vec![("info_nce", info_nce), ("direction", direction), ("r1", retrieval.r1), ("mrr", retrieval.mrr)];
         if self.metric.is_some() {
             numbers.extend([("cosine_r1", plain.r1), ("cosine_mrr", plain.mrr)]);
         }
-        Ok(Validation {
-            numbers,
-            score: info_nce,
-        })
+        Ok(Validation { numbers, score: info_nce })
     }
 }

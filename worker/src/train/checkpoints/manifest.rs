@@ -62,11 +62,7 @@ impl FileRecord {
     /// Describes a file with this content.
     #[must_use]
     pub fn of(path: String, content: &[u8]) -> Self {
-        Self {
-            path,
-            bytes: content.len() as u64,
-            sha256: sha256_hex(content),
-        }
+        Self { path, bytes: content.len() as u64, sha256: sha256_hex(content) }
     }
 
     /// Compares `content` with the recorded size and hash.
@@ -75,12 +71,7 @@ impl FileRecord {
     /// The difference, in words.
     pub fn check(&self, content: &[u8]) -> Result<(), String> {
         if content.len() as u64 != self.bytes {
-            return Err(format!(
-                "{} has {} bytes, {} were written",
-                self.path,
-                content.len(),
-                self.bytes
-            ));
+            return Err(format!("{} has {} bytes, {} were written", self.path, content.len(), self.bytes));
         }
         if sha256_hex(content) != self.sha256 {
             return Err(format!("{} was altered: its SHA-256 differs", self.path));
@@ -101,26 +92,13 @@ impl CheckpointManifest {
         metrics: Vec<PieceRecord>,
         warnings: Vec<String>,
     ) -> Self {
-        Self {
-            version: VERSION,
-            steps,
-            generation,
-            score,
-            step_seconds,
-            state,
-            metrics,
-            warnings,
-            seal: String::new(),
-        }
+        Self { version: VERSION, steps, generation, score, step_seconds, state, metrics, warnings, seal: String::new() }
     }
 
     /// Returns the manifest as JSON with its seal.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
-        let open = Self {
-            seal: String::new(),
-            ..self.clone()
-        };
+        let open = Self { seal: String::new(), ..self.clone() };
         let text = serde_json::to_string_pretty(&open).expect("a manifest is plain data");
         let seal = sha256_hex(text.as_bytes());
         // The seal is the last field.
@@ -135,10 +113,7 @@ impl CheckpointManifest {
     pub fn from_json(json: &[u8]) -> Result<Self, String> {
         let manifest: Self = serde_json::from_slice(json).map_err(|error| format!("it can't be read: {error}"))?;
         if manifest.version != VERSION {
-            return Err(format!(
-                "it has version {}, but this program reads {VERSION}",
-                manifest.version
-            ));
+            return Err(format!("it has version {}, but this program reads {VERSION}", manifest.version));
         }
         // The seal is over the text itself, because a parsed number may be written with another last digit.
         let text = String::from_utf8_lossy(json);
@@ -161,19 +136,14 @@ impl CheckpointManifest {
 pub fn superseded(checkpoints: &[CheckpointManifest], kept: usize) -> Vec<&CheckpointManifest> {
     let best = best(checkpoints).map(|best| (best.steps, best.generation));
     let old = checkpoints.len().saturating_sub(kept);
-    checkpoints[..old]
-        .iter()
-        .filter(|checkpoint| best != Some((checkpoint.steps, checkpoint.generation)))
-        .collect()
+    checkpoints[..old].iter().filter(|checkpoint| best != Some((checkpoint.steps, checkpoint.generation))).collect()
 }
 
 /// Returns the checkpoint with the best score. The older one wins a tie.
 #[must_use]
 pub fn best(checkpoints: &[CheckpointManifest]) -> Option<&CheckpointManifest> {
     let scored = checkpoints.iter().filter_map(|c| c.score.map(|score| (score, c)));
-    scored
-        .min_by(|(a, _), (b, _)| a.total_cmp(b))
-        .map(|(_, checkpoint)| checkpoint)
+    scored.min_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, checkpoint)| checkpoint)
 }
 
 #[cfg(test)]
@@ -189,10 +159,7 @@ mod tests {
     fn a_seal_fits_whatever_the_numbers_are() {
         for i in 0..2_000 {
             let score = 7.3 * crate::numerics::random::uniform(1, i) as f64 / 3.0 + 1e-9 * i as f64;
-            let written = CheckpointManifest {
-                step_seconds: score * 1.37,
-                ..manifest(i, Some(score))
-            };
+            let written = CheckpointManifest { step_seconds: score * 1.37, ..manifest(i, Some(score)) };
             let read = CheckpointManifest::from_json(&written.to_json()).unwrap();
             assert!((read.score.unwrap() - score).abs() < 1e-12);
         }
@@ -221,11 +188,7 @@ mod tests {
     #[test]
     fn the_newest_and_the_best_are_kept() {
         let scores = [Some(5.0), Some(2.0), None, Some(2.0), Some(3.0), None];
-        let all: Vec<_> = scores
-            .iter()
-            .zip(1..)
-            .map(|(score, steps)| manifest(steps, *score))
-            .collect();
+        let all: Vec<_> = scores.iter().zip(1..).map(|(score, steps)| manifest(steps, *score)).collect();
         let steps: Vec<u64> = superseded(&all, 2).iter().map(|c| c.steps).collect();
         assert_eq!(steps, [1, 3, 4]);
         assert!(superseded(&all[..2], 2).is_empty());

@@ -47,14 +47,7 @@ impl Checkpoints {
     /// with a directory of its own continues from the checkpoints of earlier attempts.
     #[must_use]
     pub fn new(store: Store, runtime: tokio::runtime::Handle, directory: String, generation: u64, kept: usize) -> Self {
-        Self {
-            store,
-            runtime,
-            before: without_attempt(&directory),
-            directory,
-            generation,
-            kept,
-        }
+        Self { store, runtime, before: without_attempt(&directory), directory, generation, kept }
     }
 
     /// Reads the newest whole checkpoint. Returns warnings about newer ones that are damaged.
@@ -154,10 +147,9 @@ impl Checkpoints {
             });
             match read {
                 Ok(text) => lines.push_str(&text),
-                Err(error) => warnings.push(format!(
-                    "the metrics of steps {} to {} are lost: {error}",
-                    piece.first, piece.last
-                )),
+                Err(error) => {
+                    warnings.push(format!("the metrics of steps {} to {} are lost: {error}", piece.first, piece.last))
+                }
             }
         }
         (lines, warnings)
@@ -196,11 +188,7 @@ impl Checkpoints {
 
     fn restore(&self, path: &str) -> Result<Restored> {
         let manifest = self.manifest(path)?;
-        Ok(Restored {
-            name: self.describe(&manifest),
-            state: self.read(&manifest.state)?,
-            manifest,
-        })
+        Ok(Restored { name: self.describe(&manifest), state: self.read(&manifest.state)?, manifest })
     }
 
     fn read(&self, file: &FileRecord) -> Result<Vec<u8>> {
@@ -236,10 +224,7 @@ impl Checkpoints {
     }
 
     fn damaged(&self, path: &str, why: String) -> Error {
-        Error::Checkpoint {
-            path: self.store.describe(path),
-            reason: why,
-        }
+        Error::Checkpoint { path: self.store.describe(path), reason: why }
     }
 }
 

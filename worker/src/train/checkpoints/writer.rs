@@ -91,11 +91,7 @@ impl CheckpointWriter {
                 }
             }
         });
-        Self {
-            saves: Some(saves),
-            shared,
-            thread: Some(thread),
-        }
+        Self { saves: Some(saves), shared, thread: Some(thread) }
     }
 
     /// Returns whether nothing is being written.
@@ -111,10 +107,7 @@ impl CheckpointWriter {
     pub fn save(&self, save: Save) -> Result<()> {
         self.wait()?;
         self.shared.lock().busy = true;
-        let saves = self
-            .saves
-            .as_ref()
-            .expect("the sender lives until the writer is dropped");
+        let saves = self.saves.as_ref().expect("the sender lives until the writer is dropped");
         saves.send(save).map_err(|_| gone())
     }
 

@@ -45,18 +45,13 @@ impl InstructBatch {
     /// Lays examples end to end.
     #[must_use]
     pub fn new<'a>(examples: impl IntoIterator<Item = &'a InstructExample>) -> Self {
-        let mut batch = Self {
-            offsets: vec![0],
-            ..Self::default()
-        };
+        let mut batch = Self { offsets: vec![0], ..Self::default() };
         for example in examples {
             let start = batch.ids.len();
             batch.ids.extend(example.prompt.iter().chain(&example.answer));
             batch.offsets.push(batch.ids.len());
             batch.slot_rows.extend(example.slots.iter().map(|slot| start + slot));
-            batch
-                .row_keys
-                .extend((0..example.tokens() as u64).map(|place| key(&[example.id, place])));
+            batch.row_keys.extend((0..example.tokens() as u64).map(|place| key(&[example.id, place])));
             // The last token of the prompt predicts the first answer token.
             let first = start + example.prompt.len() - 1;
             batch.positions.extend(first..first + example.answer.len());
@@ -68,10 +63,7 @@ impl InstructBatch {
     /// Returns the rows that predict answer tokens, and those tokens.
     #[must_use]
     pub fn answer(&self) -> AnswerTokens {
-        AnswerTokens {
-            positions: self.positions.clone(),
-            targets: self.targets.clone(),
-        }
+        AnswerTokens { positions: self.positions.clone(), targets: self.targets.clone() }
     }
 }
 

@@ -49,9 +49,7 @@ impl InstructData {
         let examples = rows.iter().map(|row| example(decoder, options, row, numbers.as_ref()));
         let examples: Vec<InstructExample> = examples.collect::<Result<_>>()?;
         let longest = (options.settings.max_tokens as usize).min(decoder.config().max_position_embeddings);
-        let fits: Vec<usize> = (0..examples.len())
-            .filter(|index| examples[*index].tokens() <= longest)
-            .collect();
+        let fits: Vec<usize> = (0..examples.len()).filter(|index| examples[*index].tokens() <= longest).collect();
         let too_long = examples.len() - fits.len();
         if fits.is_empty() {
             return Err(Error::Input(format!(

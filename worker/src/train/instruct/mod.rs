@@ -117,18 +117,8 @@ fn instruct_within<'scope, 'env: 'scope>(
     let validation = run.validation.map(|_| &upkeep);
     let mut stage = InstructStage { run, trainer };
     let Ended { last, .. } = take_steps(&mut stage, first_step, &mut inputs, validation, collective, observer)?;
-    let InstructParts {
-        adapter,
-        expander,
-        projector,
-        ..
-    } = stage.trainer.store()?;
-    Ok(InstructTrained {
-        adapter,
-        expander,
-        projector: projector.map(|moving| moving.projector),
-        last,
-    })
+    let InstructParts { adapter, expander, projector, .. } = stage.trainer.store()?;
+    Ok(InstructTrained { adapter, expander, projector: projector.map(|moving| moving.projector), last })
 }
 
 /// A training of Stage B.
@@ -167,11 +157,7 @@ impl Stage for InstructStage<'_> {
     }
 
     fn snapshot(&self, step: u64) -> Result<Vec<u8>> {
-        let state = InstructState {
-            options: self.run.options.clone(),
-            step,
-            parts: self.trainer.store()?,
-        };
+        let state = InstructState { options: self.run.options.clone(), step, parts: self.trainer.store()? };
         state.to_safetensors()
     }
 }
@@ -186,10 +172,7 @@ fn start(run: &InstructRun<'_>) -> Result<(u64, InstructTrainer)> {
         }
         None => (0, fresh(run)?),
     };
-    Ok((
-        step,
-        InstructTrainer::new(decoder.model(), parts, (&options.settings).into())?,
-    ))
+    Ok((step, InstructTrainer::new(decoder.model(), parts, (&options.settings).into())?))
 }
 
 /// Initializes the trained parts before the first step.
@@ -259,12 +242,7 @@ impl StepRows {
             InstructArm::Slots => data.teacher(&rows),
             InstructArm::Direct => Vec::new(),
         };
-        Ok(Self {
-            rows,
-            own,
-            vectors,
-            teacher,
-        })
+        Ok(Self { rows, own, vectors, teacher })
     }
 }
 
@@ -314,11 +292,7 @@ fn numbers(outcome: &InstructOutcome, rates: LearningRates, arm: InstructArm) ->
     let losses = &outcome.losses;
     let mut numbers = vec![("loss", losses.loss), ("sft", losses.sft)];
     if arm == InstructArm::Slots {
-        numbers.extend([
-            ("usage", losses.usage),
-            ("cosine", losses.cosine),
-            ("info_nce", losses.info_nce),
-        ]);
+        numbers.extend([("usage", losses.usage), ("cosine", losses.cosine), ("info_nce", losses.info_nce)]);
     }
     // The usage gap, L_zero − L_sft, is the benefit of the slots. Steps that compare the two have it.
     numbers.extend(losses.zero.map(|zero| ("usage_gap", zero - losses.sft)));
@@ -362,10 +336,7 @@ fn agree(
 ) -> Result<()> {
     let text = serde_json::to_vec(options).map_err(|error| Error::Input(error.to_string()))?;
     let parts = trainer.store()?;
-    let projector = parts
-        .projector
-        .as_ref()
-        .map_or(data.projector(), |moving| &moving.projector);
+    let projector = parts.projector.as_ref().map_or(data.projector(), |moving| &moving.projector);
     let facts = [
         ("step", step),
         ("adapters", hash(bytemuck::cast_slice(&parts.adapter.parameters))),

@@ -25,10 +25,7 @@ pub struct InstructOptions {
 impl InstructOptions {
     /// Returns the options that decide the result.
     pub(super) fn deciding(&self) -> Self {
-        Self {
-            settings: self.settings.deciding(),
-            ..*self
-        }
+        Self { settings: self.settings.deciding(), ..*self }
     }
 
     /// Returns whether the projector is trained too.

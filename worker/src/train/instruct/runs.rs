@@ -129,10 +129,7 @@ impl Runs {
             let passed = within_memory(
                 &mut budget,
                 &mut |budget| {
-                    tracing::warn!(
-                        budget,
-                        "out of memory on the device: continuing with half as many tokens at once"
-                    );
+                    tracing::warn!(budget, "out of memory on the device: continuing with half as many tokens at once");
                     self.fits = Some(budget);
                 },
                 |budget| {
@@ -212,12 +209,7 @@ impl<'a> Pass<'a> {
             None => tokens,
         };
         let pass = decoder.train(&self.adapter, &training, embeddings, input.activations)?;
-        Ok(Run {
-            rows,
-            batch,
-            pass,
-            zero,
-        })
+        Ok(Run { rows, batch, pass, zero })
     }
 
     /// Runs the backward pass. `each` is called with the gradient of every layer, from the last to the first.
@@ -247,23 +239,15 @@ pub(super) fn held_out_losses(
 ) -> Result<(Tensor, Option<Tensor>)> {
     let batch = InstructBatch::new(examples);
     let answer = batch.answer();
-    let training = TrainingBatch {
-        ids: &batch.ids,
-        offsets: &batch.offsets,
-        answer: &answer,
-        answer_tokens,
-        dropout: None,
-    };
+    let training =
+        TrainingBatch { ids: &batch.ids, offsets: &batch.offsets, answer: &answer, answer_tokens, dropout: None };
     let tokens = decoder.embed(&batch.ids)?;
     let loss = |embeddings: Tensor| decoder.answer_loss(adapter, &training, embeddings);
     let Some(slots) = slots else {
         return Ok((loss(tokens)?, None));
     };
     let zero = loss(without_slots(&tokens, &batch)?)?;
-    Ok((
-        loss(with_slots(&tokens, &batch, slots, 0..examples.len())?)?,
-        Some(zero),
-    ))
+    Ok((loss(with_slots(&tokens, &batch, slots, 0..examples.len())?)?, Some(zero)))
 }
 
 /// Returns `tokens` [T, d] with zeros in the slots of the batch.

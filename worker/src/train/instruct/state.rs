@@ -51,10 +51,7 @@ impl InstructParts {
         projector: Option<Projector>,
         options: AdamWOptions,
     ) -> Self {
-        let without_decay = AdamWOptions {
-            weight_decay: 0.0,
-            ..options
-        };
+        let without_decay = AdamWOptions { weight_decay: 0.0, ..options };
         let optimizers = [
             AdamWState::new(options, adapter.parameters.len()),
             AdamWState::new(options, expander.parameters.len() - 1),
@@ -86,12 +83,7 @@ impl InstructState {
     /// # Errors
     /// None that the parts' invariants allow.
     pub fn to_safetensors(&self) -> Result<Vec<u8>> {
-        let InstructParts {
-            adapter,
-            expander,
-            optimizers,
-            projector,
-        } = &self.parts;
+        let InstructParts { adapter, expander, optimizers, projector } = &self.parts;
         let mut tensors = adapter.tensors();
         tensors.extend(expander.tensors(EXPANDER));
         if let Some(MovingProjector { projector, .. }) = projector {
@@ -103,11 +95,7 @@ impl InstructState {
         };
         for (group, optimizer) in GROUPS.iter().zip(optimizers()) {
             for (moment, values) in [("first", &optimizer.first_moment), ("second", &optimizer.second_moment)] {
-                tensors.push((
-                    format!("optimizer.{group}.{moment}_moment"),
-                    vec![values.len()],
-                    Values::F32(values),
-                ));
+                tensors.push((format!("optimizer.{group}.{moment}_moment"), vec![values.len()], Values::F32(values)));
             }
         }
         let metadata = Metadata {
@@ -138,13 +126,9 @@ impl InstructState {
         let of_projector = parts.projector.as_mut().map(|moving| &mut moving.optimizer);
         let mut steps = metadata.optimizer_steps.into_iter();
         for (group, optimizer) in GROUPS.iter().zip(parts.optimizers.iter_mut().chain(of_projector)) {
-            optimizer.steps = steps
-                .next()
-                .ok_or_else(|| file.error(format!("it does not say how many steps `{group}` took")))?;
-            for (moment, values) in [
-                ("first", &mut optimizer.first_moment),
-                ("second", &mut optimizer.second_moment),
-            ] {
+            optimizer.steps =
+                steps.next().ok_or_else(|| file.error(format!("it does not say how many steps `{group}` took")))?;
+            for (moment, values) in [("first", &mut optimizer.first_moment), ("second", &mut optimizer.second_moment)] {
                 let tensor = format!("optimizer.{group}.{moment}_moment");
                 let (shape, found) = file.f32(&tensor)?;
                 if found.len() != values.len() {
@@ -153,10 +137,6 @@ impl InstructState {
                 *values = found;
             }
         }
-        Ok(Self {
-            options: metadata.options,
-            step: metadata.step,
-            parts,
-        })
+        Ok(Self { options: metadata.options, step: metadata.step, parts })
     }
 }

@@ -24,11 +24,7 @@ pub struct InstructWeights {
 
 impl From<&InstructSettings> for InstructWeights {
     fn from(settings: &InstructSettings) -> Self {
-        Self {
-            slots: settings.into(),
-            usage: settings.into(),
-            gradient_clip: settings.gradient_clip,
-        }
+        Self { slots: settings.into(), usage: settings.into(), gradient_clip: settings.gradient_clip }
     }
 }
 

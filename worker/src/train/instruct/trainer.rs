@@ -63,12 +63,7 @@ impl InstructTrainer {
     /// [`Error::Tensor`](crate::Error::Tensor) when the device fails.
     pub fn new(decoder: &Llama, parts: InstructParts, weights: InstructWeights) -> Result<Self> {
         let (device, dtype) = decoder.activations();
-        let InstructParts {
-            mut adapter,
-            expander,
-            optimizers: [of_adapter, of_expander, of_scale],
-            projector,
-        } = parts;
+        let InstructParts { mut adapter, expander, optimizers: [of_adapter, of_expander, of_scale], projector } = parts;
         let parameters = std::mem::take(&mut adapter.parameters);
         let (scale, others) = expander.parameters.split_at(1);
         let moving = |MovingProjector { projector, optimizer }: MovingProjector| {
@@ -112,12 +107,7 @@ impl InstructTrainer {
             }
             None => None,
         };
-        Ok(InstructParts {
-            adapter,
-            expander,
-            optimizers: [of_adapter, of_expander, of_scale],
-            projector,
-        })
+        Ok(InstructParts { adapter, expander, optimizers: [of_adapter, of_expander, of_scale], projector })
     }
 
     /// Trains on one global batch, of which each rank runs its own rows. All ranks take the same step.
@@ -196,11 +186,7 @@ impl InstructTrainer {
             }
         }
         seconds.optimizer += clock.lap();
-        Ok(InstructOutcome {
-            losses,
-            grad_norm,
-            seconds,
-        })
+        Ok(InstructOutcome { losses, grad_norm, seconds })
     }
 
     /// Computes the losses of held-out examples without a gradient: with the slots of their `vectors`, and with zeros
@@ -245,11 +231,7 @@ impl InstructTrainer {
         };
         let parameters = (&self.of_scale.parameters()?, &self.of_expander.parameters()?);
         let expansion = Expansion::new(self.shape, self.median_norm, parameters, self.dtype)?;
-        Ok(Slots {
-            tape: expansion.forward(&projected, each.saturating_sub(1))?,
-            expansion,
-            projector,
-        })
+        Ok(Slots { tape: expansion.forward(&projected, each.saturating_sub(1))?, expansion, projector })
     }
 
     /// Computes the losses of the slots and the gradients of their groups, summed over all ranks. A complete gradient

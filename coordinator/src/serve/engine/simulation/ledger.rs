@@ -58,8 +58,7 @@ impl Ledger {
             }
         }
         let made = self.made.iter();
-        made.map(|(job, manifests)| (*job, manifests.iter().flat_map(|path| of_stage(sim, path)).collect()))
-            .collect()
+        made.map(|(job, manifests)| (*job, manifests.iter().flat_map(|path| of_stage(sim, path)).collect())).collect()
     }
 }
 
@@ -74,12 +73,7 @@ fn read(sim: &Sim, path: &str) -> Bytes {
 fn of_stage(sim: &Sim, path: &str) -> Results {
     let manifest: Manifest = serde_json::from_slice(&read(sim, path)).unwrap();
     let files = manifest.artifacts.into_iter().map(|file| {
-        assert_eq!(
-            sha256_hex(&read(sim, &file.path)),
-            file.sha256,
-            "{} is not what its manifest says",
-            file.path
-        );
+        assert_eq!(sha256_hex(&read(sim, &file.path)), file.sha256, "{} is not what its manifest says", file.path);
         (manifest.stage.clone(), file.role.to_string(), file.rows, file.sha256)
     });
     files.collect()

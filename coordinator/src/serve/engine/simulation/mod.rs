@@ -119,11 +119,7 @@ impl Plan {
             faults: Fault::ALL.into_iter().filter(|_| world.one_in(2)).collect(),
             trouble_ends: world.between(10_000, 90_000),
             places,
-            on_replica: if world.one_in(3) {
-                1 + world.random() as usize % 2
-            } else {
-                0
-            },
+            on_replica: if world.one_in(3) { 1 + world.random() as usize % 2 } else { 0 },
             workers: places + world.random() as usize % most,
             jobs: (0..jobs)
                 .map(|_| (world.random() as usize % people::JOBS, world.random() as usize % places))
@@ -154,9 +150,7 @@ impl Plan {
     /// Returns the processes of coordinators.
     fn nodes(&self) -> Vec<Node> {
         let places = 0..self.places;
-        places
-            .flat_map(|place| (0..self.on_replica.max(1)).map(move |number| Node { place, number }))
-            .collect()
+        places.flat_map(|place| (0..self.on_replica.max(1)).map(move |number| Node { place, number })).collect()
     }
 }
 
@@ -202,18 +196,12 @@ impl Sim {
     /// Returns a process that serves as a coordinator. It may be one that does not know yet that another one leads.
     fn server(&self, place: usize) -> Option<Arc<Server>> {
         let servers = locked(&self.servers)[place].clone();
-        let stale = if servers.len() > 1 && self.world.one_in(4) {
-            1
-        } else {
-            0
-        };
+        let stale = if servers.len() > 1 && self.world.one_in(4) { 1 } else { 0 };
         servers.into_iter().rev().nth(stale)
     }
 
     fn is_cut(&self, worker: usize) -> bool {
-        locked(&self.cuts)
-            .get(&worker)
-            .is_some_and(|until| *until > self.world.now())
+        locked(&self.cuts).get(&worker).is_some_and(|until| *until > self.world.now())
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
@@ -245,11 +233,7 @@ fn run(seed: u64, plan: impl FnOnce(&World) -> Plan) -> Ran {
     let world = World::new(seed);
     let plan = plan(&world);
     let memory = std::path::Path::new("/dev/shm");
-    let state = if memory.is_dir() {
-        tempfile::tempdir_in(memory)
-    } else {
-        tempfile::tempdir()
-    };
+    let state = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
     let places = plan.places;
     let sim = Arc::new(Sim {
         world: world.clone(),
@@ -270,10 +254,7 @@ fn run(seed: u64, plan: impl FnOnce(&World) -> Plan) -> Ran {
         let put = sim.inside.put(&path, PutPayload::from(source)).now_or_never();
         put.unwrap().unwrap();
     }
-    let objects = Objects {
-        inside: sim.inside.clone(),
-        sim: sim.clone(),
-    };
+    let objects = Objects { inside: sim.inside.clone(), sim: sim.clone() };
     Store::mount(PLACE, Arc::new(objects));
     for node in sim.plan.nodes() {
         world.spawn(OUTSIDE, process::supervise(sim.clone(), node));
@@ -292,11 +273,7 @@ fn run(seed: u64, plan: impl FnOnce(&World) -> Plan) -> Ran {
         });
     }
     world.run(MOST, || left.load(Ordering::Relaxed) == 0);
-    let ran = Ran {
-        results: sim.ledger().checked(&sim),
-        took: world.now(),
-        polls: world.polls(),
-    };
+    let ran = Ran { results: sim.ledger().checked(&sim), took: world.now(), polls: world.polls() };
     world.end();
     ran
 }

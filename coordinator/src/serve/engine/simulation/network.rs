@@ -59,8 +59,7 @@ impl Sim {
             return Err(lost());
         };
         let (host, (tell, mut told)) = (server.host, oneshot::channel());
-        self.world
-            .spawn(host, async move { drop(tell.send(ask(server).await)) });
+        self.world.spawn(host, async move { drop(tell.send(ask(server).await)) });
         let answer = loop {
             tokio::select! {
                 biased;

@@ -35,10 +35,7 @@ impl fmt::Display for Objects {
 }
 
 fn failed(why: &str) -> Error {
-    Error::Generic {
-        store: "simulated",
-        source: why.into(),
-    }
+    Error::Generic { store: "simulated", source: why.into() }
 }
 
 /// Runs a request in the store after a delay.
@@ -69,10 +66,7 @@ fn is_change(payload: &PutPayload) -> bool {
 
 /// Removes the time of the last write, which differs from run to run.
 fn timeless(meta: ObjectMeta) -> ObjectMeta {
-    ObjectMeta {
-        last_modified: Default::default(),
-        ..meta
-    }
+    ObjectMeta { last_modified: Default::default(), ..meta }
 }
 
 #[async_trait]
@@ -96,10 +90,7 @@ impl ObjectStore for Objects {
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         let (inside, location) = (self.inside.clone(), location.clone());
         let found = ask(&self.sim, async move { inside.get_opts(&location, options).await }).await?;
-        Ok(GetResult {
-            meta: timeless(found.meta),
-            ..found
-        })
+        Ok(GetResult { meta: timeless(found.meta), ..found })
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {

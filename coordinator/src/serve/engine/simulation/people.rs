@@ -22,10 +22,7 @@ pub(super) const JOBS: usize = 4;
 /// Returns a job file. The jobs have some of their stages in common.
 fn job_file(job: usize) -> String {
     let sources = &SOURCES[..if job == 2 { 3 } else { 2 }];
-    let sources: Vec<String> = sources
-        .iter()
-        .map(|name| format!("\"memory://{PLACE}/in/{name}\""))
-        .collect();
+    let sources: Vec<String> = sources.iter().map(|name| format!("\"memory://{PLACE}/in/{name}\"")).collect();
     let metric = if job == 3 { "whitened" } else { "cosine" };
     format!(
         "name = \"job{job}\"\noutput = \"memory://{PLACE}/out\"\n[corpus]\nsource = [{}]\n\
@@ -109,10 +106,7 @@ async fn note(sim: &Arc<Sim>, id: &str, job: usize, place: usize) -> bool {
     let look = move |server: Arc<Server>| -> Answer<_> {
         let id = id.clone();
         Box::pin(async move {
-            let stages = server
-                .engine
-                .call(move |engine| engine.cluster.jobs[&id].stages.clone())
-                .await;
+            let stages = server.engine.call(move |engine| engine.cluster.jobs[&id].stages.clone()).await;
             stages.map_err(|e| Status::unavailable(e.0))
         })
     };
@@ -157,10 +151,7 @@ pub(super) async fn trouble(sim: Arc<Sim>) {
         {
             sim.tell(|| format!("coordinator process {} is told to stop", server.host));
             let engine = server.engine.clone();
-            sim.world.spawn(
-                server.host,
-                async move { drop(engine.call(|engine| engine.stop()).await) },
-            );
+            sim.world.spawn(server.host, async move { drop(engine.call(|engine| engine.stop()).await) });
         }
         if sim.may(Fault::Cuts, 4) {
             let until = sim.world.now() + sim.world.between(500, 40_000);
@@ -169,11 +160,7 @@ pub(super) async fn trouble(sim: Arc<Sim>) {
         }
         if sim.may(Fault::Clock, 10) {
             // Claims of other machines are read by the clock, which must not be wrong by as much as they last.
-            let most = if sim.plan.places == 1 && sim.plan.one_machine {
-                7_200_000
-            } else {
-                25_000
-            };
+            let most = if sim.plan.places == 1 && sim.plan.one_machine { 7_200_000 } else { 25_000 };
             let wrong = sim.world.between(-most, most);
             sim.tell(|| format!("the clock of {place} is wrong by {wrong}"));
             locked(&sim.clocks)[place] = wrong;

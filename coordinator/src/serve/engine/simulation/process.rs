@@ -79,11 +79,7 @@ impl Machine for Simulated {
 
     fn process(&self) -> Process {
         let machine = if self.sim.plan.one_machine { 0 } else { self.host };
-        Process {
-            host: format!("machine-{machine}"),
-            id: self.host as u32,
-            space: machine.to_string(),
-        }
+        Process { host: format!("machine-{machine}"), id: self.host as u32, space: machine.to_string() }
     }
 
     fn is_gone(&self, other: &Process) -> bool {
@@ -119,10 +115,7 @@ impl Sim {
     }
 
     fn options(&self, node: Node) -> ServeOptions {
-        let folded = Keep {
-            millis: 20_000,
-            jobs: 1,
-        };
+        let folded = Keep { millis: 20_000, jobs: 1 };
         ServeOptions {
             keep: if self.plan.folds { folded } else { Keep::default() },
             ..ServeOptions::new(SocketAddr::from(([127, 0, 0, 1], 0)), self.state(node))
@@ -165,12 +158,8 @@ pub(super) async fn keep_worker(sim: Arc<Sim>, number: usize) {
 /// A coordinator's process.
 async fn serve(sim: Arc<Sim>, node: Node, host: Host) {
     let place = node.place;
-    let machine: Arc<dyn Machine> = Arc::new(Simulated {
-        began: (sim.wall_clock(place), sim.world.now()),
-        sim: sim.clone(),
-        place,
-        host,
-    });
+    let machine: Arc<dyn Machine> =
+        Arc::new(Simulated { began: (sim.wall_clock(place), sim.world.now()), sim: sim.clone(), place, host });
     let store = match sim.open(node, machine.clone()).await {
         Ok(store) => store,
         Err(e) => {
@@ -223,16 +212,12 @@ async fn turn(sim: &Arc<Sim>, place: usize, host: Host, mut engine: Engine, mut 
 
 async fn save(sim: &Arc<Sim>, place: usize, host: Host, engine: &mut Engine) -> Option<Effects> {
     if sim.plan.answers_first {
-        std::mem::take(&mut engine.answers)
-            .into_iter()
-            .for_each(|answer| answer());
+        std::mem::take(&mut engine.answers).into_iter().for_each(|answer| answer());
     }
     if !engine.unsaved.change_nothing() {
         let slow = if sim.may(Fault::SlowDisk, 10) { 2_000 } else { 4 };
         let stalls = sim.may(Fault::DiskStalls, 100);
-        sim.world
-            .sleep(if stalls { 60_000 } else { sim.world.between(0, slow) })
-            .await;
+        sim.world.sleep(if stalls { 60_000 } else { sim.world.between(0, slow) }).await;
         if sim.may(Fault::CoordinatorDies, 80) {
             die(sim, host).await;
         }
@@ -258,11 +243,7 @@ async fn die(sim: &Arc<Sim>, host: Host) {
 }
 
 fn check_bounds(engine: &Engine) {
-    assert!(
-        engine.answers.len() <= CALLS_AT_ONCE,
-        "{} answers",
-        engine.answers.len()
-    );
+    assert!(engine.answers.len() <= CALLS_AT_ONCE, "{} answers", engine.answers.len());
     for (worker, outbox) in &engine.outboxes {
         let waiting = outbox.receiver.as_ref().map_or(0, mpsc::UnboundedReceiver::len);
         assert!(waiting <= INSTRUCTIONS, "{waiting} instructions wait for {worker}");

@@ -70,10 +70,7 @@ fn held(running: &Running) -> Vec<Lease> {
 }
 
 fn failure(kind: FailureKind, text: impl ToString) -> Failure {
-    Failure {
-        kind: kind.into(),
-        text: text.to_string(),
-    }
+    Failure { kind: kind.into(), text: text.to_string() }
 }
 
 impl Worker {
@@ -150,10 +147,7 @@ impl Worker {
     }
 
     async fn beat(self, registered: RegisterResponse, running: Running, lose: oneshot::Sender<()>) {
-        let (interval, lease) = (
-            Millis::from(registered.heartbeat_interval_ms),
-            Millis::from(registered.lease_ms),
-        );
+        let (interval, lease) = (Millis::from(registered.heartbeat_interval_ms), Millis::from(registered.lease_ms));
         let world = &self.sim.world;
         let mut heard = world.now();
         while !lose.is_closed() {
@@ -163,10 +157,7 @@ impl Worker {
                 token,
                 ..TaskProgress::default()
             });
-            let beat = HeartbeatRequest {
-                worker_id: registered.worker_id.clone(),
-                running: progress.collect(),
-            };
+            let beat = HeartbeatRequest { worker_id: registered.worker_id.clone(), running: progress.collect() };
             let secret = self.secret.clone();
             let ask = move |server: Arc<Server>| -> Answer<_> {
                 let request = request(beat.clone(), &secret);
@@ -341,12 +332,7 @@ async fn write(task: &Task) -> Outcome {
     }
     match kind {
         Kind::SplitCorpus(_) => {
-            let shards = [
-                "pairs/train/00000",
-                "pairs/train/00001",
-                "pairs/train/00002",
-                "pairs/holdout/00000",
-            ];
+            let shards = ["pairs/train/00000", "pairs/train/00001", "pairs/train/00002", "pairs/holdout/00000"];
             result.artifacts.extend(shards.map(|shard| Artifact {
                 path: format!("{shard}.parquet"),
                 role: shard.rsplit_once('/').map_or(shard, |(role, _)| role).into(),
@@ -358,21 +344,14 @@ async fn write(task: &Task) -> Outcome {
             let name = ["", "encoder", "decoder"][model.role as usize];
             let url = format!("{}/{}", task.output_url, model.path);
             let print = result.artifacts[0].sha256.clone();
-            let facts = [
-                ("fingerprint", print.as_str()),
-                ("url", &url),
-                ("pooling", "mean"),
-                ("normalize", "false"),
-            ];
+            let facts = [("fingerprint", print.as_str()), ("url", &url), ("pooling", "mean"), ("normalize", "false")];
             let facts = facts.into_iter().chain([
                 ("prefix", ""),
                 ("lowercase", "false"),
                 ("max_tokens", "512"),
                 ("dense", "[]"),
             ]);
-            result
-                .facts
-                .extend(facts.map(|(fact, value)| (format!("{name}.{fact}"), value.to_owned())));
+            result.facts.extend(facts.map(|(fact, value)| (format!("{name}.{fact}"), value.to_owned())));
         }
         _ => {}
     }
@@ -383,10 +362,7 @@ async fn write(task: &Task) -> Outcome {
 fn how(kind: &Kind) -> String {
     let is_place = |text: &str| text.contains('/') || text.len() == 16;
     let told = format!("{kind:?}");
-    let texts = told
-        .split('"')
-        .enumerate()
-        .filter(|(at, text)| at % 2 == 0 || !is_place(text));
+    let texts = told.split('"').enumerate().filter(|(at, text)| at % 2 == 0 || !is_place(text));
     texts.map(|(_, text)| text).collect()
 }
 
@@ -395,9 +371,7 @@ fn inputs(kind: &Kind) -> Vec<String> {
     // The task's debug form shows the artifacts of every kind of task.
     let told = format!("{kind:?}");
     let artifacts = told.split("Artifact { path: \"").skip(1);
-    let mut paths: Vec<String> = artifacts
-        .filter_map(|rest| Some(rest.split_once('"')?.0.to_owned()))
-        .collect();
+    let mut paths: Vec<String> = artifacts.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())).collect();
     match kind {
         Kind::SplitCorpus(split) => paths.extend(split.cleaned.iter().cloned()),
         Kind::WriteShard(shard) => paths.extend(shard.cleaned.iter().chain([&shard.assignment]).cloned()),
@@ -422,10 +396,7 @@ fn outputs(kind: &Kind) -> Vec<(String, String)> {
         Kind::EmbedShard(embed) => one(embed.role.as_str().into(), &embed.path),
         Kind::FilterPairs(filter) => one(Role::Dropped, &filter.path),
         Kind::FitStatistics(fit) => one(Role::Trained(Part::Statistics), &fit.path),
-        Kind::Align(align) => one(
-            Role::Trained(Part::Projector),
-            &format!("{}/projector", align.directory),
-        ),
+        Kind::Align(align) => one(Role::Trained(Part::Projector), &format!("{}/projector", align.directory)),
         Kind::Evaluate(evaluate) => [one(Role::Report, &evaluate.path), one(Role::ReportPage, &evaluate.page)].concat(),
         Kind::Export(export) => one(Role::Bundle(Part::Config), &format!("{}/config.json", export.directory)),
         Kind::Synthesize(_) | Kind::Instruct(_) => panic!("no simulated job has this task"),

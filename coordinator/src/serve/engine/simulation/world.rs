@@ -97,11 +97,7 @@ impl World {
 
     pub(super) fn boot(&self) -> Host {
         let hosts = &mut self.inner().hosts;
-        hosts.push(HostState {
-            lives: true,
-            end: None,
-            halted_until: 0,
-        });
+        hosts.push(HostState { lives: true, end: None, halted_until: 0 });
         hosts.len() - 1
     }
 
@@ -114,11 +110,7 @@ impl World {
         let mut inner = self.inner();
         inner.hosts[host].lives = false;
         let end = inner.hosts[host].end.take();
-        let dead: Vec<Task> = inner
-            .tasks
-            .extract_if(.., |_, task| task.host == host)
-            .map(|(_, task)| task)
-            .collect();
+        let dead: Vec<Task> = inner.tasks.extract_if(.., |_, task| task.host == host).map(|(_, task)| task).collect();
         // A future that is dropped may call this world.
         drop(inner);
         drop((dead, end));
@@ -149,28 +141,14 @@ impl World {
             return drop(future);
         }
         let task = inner.number();
-        let waker = Waker::from(Arc::new(Wakes {
-            task,
-            ready: self.ready.clone(),
-        }));
+        let waker = Waker::from(Arc::new(Wakes { task, ready: self.ready.clone() }));
         waker.wake_by_ref();
         let future: BoxFuture<'static, ()> = Box::pin(future);
-        inner.tasks.insert(
-            task,
-            Task {
-                host,
-                waker,
-                future: Some(future),
-            },
-        );
+        inner.tasks.insert(task, Task { host, waker, future: Some(future) });
     }
 
     pub(super) fn sleep(self: &Arc<Self>, millis: Millis) -> Sleep {
-        Sleep {
-            until: self.now() + millis,
-            world: self.clone(),
-            timer: None,
-        }
+        Sleep { until: self.now() + millis, world: self.clone(), timer: None }
     }
 
     /// Runs futures until `ended`. Time passes when none can run.
