@@ -71,7 +71,7 @@ fn pairs_below_the_margin_are_counted_shown_and_not_trained_on_and_the_split_sta
     let place = Place::new(SMALL);
     place.ok(&["submit", "job.toml"]);
     let before = place.artefacts(&["shard", "embed"]);
-    let filtered = SMALL.replace("[instructions]", "[cleaning]\nmargin = 1.0\n\n[instructions]");
+    let filtered = SMALL.replace("[instructions]", "[cleaning]\nmargin = 0.5\n\n[instructions]");
     std::fs::write(place.path("job.toml"), &filtered).unwrap();
     let said = place.ok(&["submit", "job.toml"]);
     assert_eq!(place.artefacts(&["shard", "embed"]), before, "neither the split nor its vectors change");
@@ -85,7 +85,7 @@ fn pairs_below_the_margin_are_counted_shown_and_not_trained_on_and_the_split_sta
     for shard in std::fs::read_dir(folder.parent().unwrap()).unwrap() {
         for line in std::fs::read_to_string(shard.unwrap().path()).unwrap().lines() {
             let row: serde_json::Value = serde_json::from_str(line).unwrap();
-            assert!(row["margin"].as_f64().unwrap() < 1.0 && row["english"].is_string(), "{row}");
+            assert!(row["margin"].as_f64().unwrap() < 0.5 && row["english"].is_string(), "{row}");
             listed += 1;
         }
     }
@@ -95,7 +95,7 @@ fn pairs_below_the_margin_are_counted_shown_and_not_trained_on_and_the_split_sta
     assert!(page.contains("left out for their low margin"));
 
     // A margin that hardly any pair has is refused with the key.
-    std::fs::write(place.path("job.toml"), filtered.replace("margin = 1.0", "margin = 10.0")).unwrap();
+    std::fs::write(place.path("job.toml"), filtered.replace("margin = 0.5", "margin = 10.0")).unwrap();
     let said = place.fails(3, &["submit", "job.toml"]);
     assert!(said.contains("`cleaning.margin` leaves") && said.contains("fewer than a batch of 64"), "{said}");
 }

@@ -126,7 +126,8 @@ def put(**line):
 
 def table(lines):
     machine = next(it for it in lines if it["kind"] == "machine")
-    yield f"{machine['processor']}, {machine['cores']} cores, {machine['date']}, PyTorch {machine['torch']}. Medians; steps are times, and memory is the peak.\n"
+    runs = sum(1 for it in lines if it["kind"] == "job" and (it["job"], it["engine"], it["dtype"]) == ("embed", "llink", "f32"))
+    yield f"{machine['processor']}, {machine['cores']} cores, {machine['date']}, PyTorch {machine['torch']}. Runs of each job: {runs}, of which the median is shown.\n"
     yield "| job | PyTorch f32 | PyTorch bf16 | llink f32 | llink bf16 | best llink against best PyTorch |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for job, (key, _, _) in JOBS.items():
