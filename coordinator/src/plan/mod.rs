@@ -12,6 +12,7 @@ mod judge;
 mod margin;
 mod outline;
 mod pack;
+mod portions;
 mod shard;
 mod synthesize;
 mod tasks;

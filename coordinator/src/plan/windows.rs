@@ -3,18 +3,11 @@
 //!
 //! It is a separate stage, so that jobs with and without windows share all other vectors and the projector.
 
-use std::num::NonZeroU64;
-
 use llink_datasets::role::{Corpus, Role, Side, Tower};
-use llink_proto::task::Kind;
-use llink_proto::{Artifact, EmbedShard, ModelRole, Task, TaskResult};
+use llink_proto::{Artifact, TaskResult};
 
-use super::baseline::{Portion, first};
-use super::embed::{max_tokens, model_ref, reading_key, settings};
-use super::{
-    Inputs, Phase, PlanError, PlannedTask, PlannedTasks, Ranks, StageName, earlier, fact, instructions_of, json,
-    manifest_of, with_role,
-};
+use super::portions::{self, Embedding, Portion, Portions};
+use super::{Inputs, Phase, PlanError, StageName, earlier, instructions_of, manifest_of, with_role};
 use crate::job::JobFile;
 
 const STAGE: StageName = StageName::Windows;
@@ -25,29 +18,21 @@ pub(super) fn wanted(job: &JobFile) -> Option<u32> {
 }
 
 /// Returns the texts to embed: those of all instructions, and those of the pairs on which retrieval is measured.
-fn portions(inputs: &Inputs<'_>) -> Result<Vec<(Corpus, Side, Vec<Portion>)>, PlanError> {
+fn texts(inputs: &Inputs<'_>) -> Result<[Portions; 3], PlanError> {
     let instructions = instructions_of(STAGE, inputs)?;
     let pairs = earlier(STAGE, StageName::Shard, inputs)?;
-    let measured = first(pairs, Side::Holdout, inputs.job.evaluate.benchmark_pairs);
     let all = |side| {
         let shards = with_role(instructions, Role::Shard(Corpus::Instructions, side)).into_iter();
-        let portions = shards.map(|shard| Portion { rows: shard.rows, shard });
-        (Corpus::Instructions, side, portions.collect())
+        let portions = shards.map(|shard| Portion { rows: shard.rows, shard }).collect();
+        Portions { corpus: Corpus::Instructions, side, portions }
     };
-    Ok(vec![all(Side::Train), all(Side::Holdout), (Corpus::Pairs, Side::Holdout, measured)])
+    let measured = Portions::first(pairs, Side::Holdout, inputs.job.evaluate.benchmark_pairs);
+    Ok([all(Side::Train), all(Side::Holdout), measured])
 }
 
 pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
     let mut parts = vec![format!("windows {}", wanted(inputs.job).unwrap_or_default())];
-    for (corpus, side, portions) in portions(inputs)? {
-        let name = corpus.set(side);
-        let lines = portions.iter().map(|p| format!("{name} {} {}", p.rows, p.shard.sha256));
-        parts.extend(lines);
-    }
-    let models = earlier(STAGE, StageName::Models, inputs)?;
-    parts.push(fact(STAGE, models, "encoder.fingerprint")?.into());
-    parts.push(json(&(inputs.job.embed.max_chars, max_tokens(STAGE, inputs)?)));
-    parts.push(reading_key(STAGE, inputs)?);
+    parts.extend(portions::key_parts(STAGE, inputs, &texts(inputs)?)?);
     Ok(parts)
 }
 
@@ -55,33 +40,14 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
     if let Some(embedded) = results.first() {
         return Ok(Phase::Complete(manifest_of(STAGE, key, embedded)));
     }
-    let model = model_ref(STAGE, inputs, "encoder", ModelRole::Encoder)?;
-    let settings = settings(STAGE, inputs)?;
-    let directory = inputs.directory(STAGE, key);
-    let mut tasks = PlannedTasks::default();
-    for (corpus, side, portions) in portions(inputs)? {
-        let role = Role::Vectors(Tower::EncoderWindows, corpus, side);
-        for (i, Portion { shard, rows }) in portions.into_iter().enumerate() {
-            let kind = Kind::EmbedShard(EmbedShard {
-                model: Some(model.clone()),
-                shard: Some(shard),
-                path: format!("{directory}/{role}/{i:05}.parquet"),
-                role: role.to_string(),
-                settings: settings.clone(),
-                rows: Some(rows),
-                english: false,
-                windows: wanted(inputs.job).unwrap_or_default(),
-            });
-            let spec = Task { output_url: inputs.job.output.clone(), kind: Some(kind) };
-            tasks.push(PlannedTask {
-                spec,
-                weight: NonZeroU64::new(rows),
-                ranks: Ranks::ONE,
-                label: format!("window vectors of {}/{i:05}", corpus.set(side)),
-            });
-        }
-    }
-    Ok(Phase::Tasks { label: "embed windows".into(), tasks })
+    let embedding = Embedding {
+        stage: STAGE,
+        tower: Tower::EncoderWindows,
+        windows: wanted(inputs.job).unwrap_or_default(),
+        phase: "embed windows",
+        vectors: "window vectors",
+    };
+    portions::phase(&embedding, key, inputs, texts(inputs)?)
 }
 
 /// Returns the encoder's vectors of instructions for Stage B: with those of their windows, if the job has windows.
