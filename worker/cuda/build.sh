@@ -2,7 +2,7 @@
 # Builds llink for NVIDIA GPUs (features `cuda` and `nccl`). The machine needs no GPU and no installed CUDA.
 #
 #     worker/cuda/build.sh                      llink-coord and llink-worker, in target/cuda/x86_64-unknown-linux-gnu/release/
-#     worker/cuda/build.sh check                cargo check only: no kernel is linked
+#     worker/cuda/build.sh check                type-checks the Rust code only: no toolkit, no kernel is compiled
 #     worker/cuda/build.sh libraries FOLDER     copies the libraries that the binaries load beside the driver: cuBLAS,
 #                                               cuRAND (which needs the runtime) and NCCL, with their licenses
 #     worker/cuda/build.sh ARGS…                cargo ARGS… in the environment that CUDA needs
@@ -42,6 +42,40 @@ libraries() {
         cp "$licence" "$out/licences/$name-$(basename "$licence")"
     done
 }
+
+# Type-checks the CUDA code with an nvcc that writes empty files. It shares the dependencies that `cargo clippy` has checked.
+check() {
+    local home=$place/no-toolkit
+    mkdir -p "$home"/{bin,include,lib}
+    cat > "$home/bin/nvcc" <<'NVCC'
+#!/usr/bin/env bash
+out= folder= sources=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --version) echo "Cuda compilation tools, release 13.0, V13.0.88" ;;
+        --list-gpu-code) echo sm_90 ;;
+        -o | --output-file) out=$2 && shift ;;
+        --output-directory) folder=$2 && shift ;;
+        *.cu) sources+=("$1") ;;
+    esac
+    shift
+done
+if [ -n "$out" ]; then
+    : > "$out"
+elif [ -n "$folder" ]; then
+    for source in "${sources[@]}"; do : > "$folder/$(basename "$source" .cu).ptx"; done
+fi
+NVCC
+    chmod +x "$home/bin/nvcc"
+    echo '#define CUDA_VERSION 13000' > "$home/include/cuda.h"
+    export CUDA_HOME=$home CUDA_PATH=$home CUDA_ROOT=$home CUDA_TOOLKIT_ROOT_DIR=$home PATH=$home/bin:$PATH CUDA_COMPUTE_CAP=90
+    cargo check --release --workspace --lib --bins --benches --features llink-worker/nccl,llink-coord/nccl
+}
+
+if [ "${1:-}" = check ]; then
+    check
+    exit
+fi
 
 if [ "${1:-}" = libraries ]; then
     libraries "${2:?a folder for the libraries}"
@@ -92,6 +126,5 @@ both=(--release --target "$target" -p llink-worker -p llink-coord --features "$(
 
 case "${*:-build}" in
     build) cargo build "${both[@]}" ;;
-    check) cargo check "${both[@]}" ;;
     *) exec cargo "$@" ;;
 esac
