@@ -52,7 +52,7 @@ check() {
 out= folder= sources=()
 while [ $# -gt 0 ]; do
     case $1 in
-        --version) echo "Cuda compilation tools, release 13.0, V13.0.88" ;;
+        --version) printf '%s\n' nvcc '' '' 'Cuda compilation tools, release 13.0, V13.0.88' ;; # the fourth line is read
         --list-gpu-code) echo sm_90 ;;
         -o | --output-file) out=$2 && shift ;;
         --output-directory) folder=$2 && shift ;;
