@@ -17,7 +17,6 @@ const CLOCK_SLACK: Duration = Duration::minutes(5);
 pub struct Wanted {
     /// The names and addresses under which the coordinator is reached.
     pub server_names: Vec<String>,
-    /// The people with their roles.
     pub users: Vec<(String, Role)>,
     /// The validity of certificates. The authority lasts ten times as long.
     pub lasts: Duration,
@@ -28,7 +27,6 @@ pub struct Wanted {
 pub struct Made {
     /// The authority's certificate and key.
     pub authority: (String, String),
-    /// The certificates that it signed.
     pub pairs: Vec<Pair>,
 }
 
@@ -37,7 +35,6 @@ pub struct Made {
 pub struct Pair {
     /// The name: `coordinator`, `worker`, or the person's name.
     pub name: String,
-    /// The purpose, in words.
     pub what: String,
     /// The certificate in PEM.
     pub certificate: String,
@@ -46,9 +43,6 @@ pub struct Pair {
 }
 
 /// Makes certificates with the given authority, or with a new one.
-///
-/// # Errors
-/// An error names what no certificate can hold, or the authority that cannot be read.
 pub fn make(wanted: &Wanted, kept: Option<&(String, String)>) -> Result<Made, String> {
     let now = OffsetDateTime::now_utc();
     let authority = match kept {
@@ -117,7 +111,6 @@ fn authority_params(now: OffsetDateTime, lasts: Duration) -> Result<CertificateP
 }
 
 /// Returns the Secrets that `k8s/` mounts, under the keys that cert-manager uses too.
-#[must_use]
 pub fn kubernetes_secrets(made: &Made, namespace: &str) -> serde_json::Value {
     let items: Vec<serde_json::Value> = made
         .pairs

@@ -4,6 +4,9 @@
 //! [`job`], [`plan`] and [`schedule`] are pure. [`state`] uses the disk and [`serve`] the network. [`cli`] is the
 //! command line.
 
+// Other packages use the program and not this library, whose names are public for its tests and its bench.
+#![allow(missing_docs)]
+
 pub mod authority;
 pub mod cli;
 pub mod job;

@@ -20,7 +20,6 @@ pub(crate) trait Machine: fmt::Debug + Send + Sync {
     /// Returns the time of the machine's clock, which can be set, in milliseconds since the epoch.
     fn wall_clock(&self) -> Millis;
 
-    /// Waits for `time`.
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()>;
 
     /// Runs a future at the same time as all others.
@@ -29,7 +28,6 @@ pub(crate) trait Machine: fmt::Debug + Send + Sync {
     /// Runs work that would hold up the futures.
     fn work(&self, work: Box<dyn FnOnce() + Send>);
 
-    /// Returns this process.
     fn process(&self) -> Process;
 
     /// Returns true if this process could see the other one and does not.

@@ -9,7 +9,6 @@ use crate::plan::StageName;
 use crate::schedule::{Job, Millis, Stage};
 
 /// Returns the report of a job whose stages are all complete.
-#[must_use]
 pub fn build(job: &Job, now: Millis) -> Report {
     let complete = || job.stages.iter().filter_map(|stage| Some((stage, stage.manifest.as_ref()?)));
     let path = |role: Role| {

@@ -29,54 +29,33 @@ use crate::schedule::{Cluster, Effects, Job, TaskRecord};
 /// The error of a state store that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// SQLite returned an error.
     #[error("state store {path}: {source}")]
-    Sqlite {
-        /// The database file.
-        path: PathBuf,
-        /// The cause.
-        source: rusqlite::Error,
-    },
-    /// The database file is damaged.
+    Sqlite { path: PathBuf, source: rusqlite::Error },
     #[error(
         "state store {path} is damaged ({reason}). Put a backup in its place with `llink-coord restore FILE --replace`, or \
          move it and its -wal and -shm away: finished stages are found again by their keys"
     )]
     Damaged {
-        /// The database file.
         path: PathBuf,
         /// The damage that SQLite found.
         reason: String,
     },
-    /// The directory or a file in it cannot be created.
     #[error("state directory: {path}: {source}")]
-    Directory {
-        /// The directory or file.
-        path: PathBuf,
-        /// The cause.
-        source: std::io::Error,
-    },
-    /// This version cannot read the content.
+    Directory { path: PathBuf, source: std::io::Error },
     #[error("state store {path}: {reason}")]
     Content {
-        /// The database file.
         path: PathBuf,
         /// The problem, and what to do.
         reason: String,
     },
-    /// The replica cannot be read or written.
     #[error("the state's replica: {0}")]
     Replica(#[from] llink_datasets::Error),
-    /// The replica's store does not answer.
     #[error("the state's replica {0} does not answer")]
     Silent(String),
-    /// The replica's store replaces objects that it was to keep.
     #[error("{0} cannot hold a replica: its store does not support creating an object only where there is none")]
     NotKept(String),
-    /// Another coordinator leads on the replica now.
     #[error("{by} leads on the state's replica {url} now")]
     Succeeded {
-        /// The replica.
         url: String,
         /// The other one's process.
         by: String,
@@ -95,9 +74,6 @@ pub struct StateStore {
 
 impl StateStore {
     /// Opens the store in `directory`, or creates it.
-    ///
-    /// # Errors
-    /// An error says that the directory or the database cannot be opened, or that a newer version wrote it.
     pub fn open(directory: &Path) -> Result<Self, StateError> {
         let failed = |path: &Path, source| StateError::Directory { path: path.into(), source };
         private::directory(directory).map_err(|e| failed(directory, e))?;
@@ -113,17 +89,11 @@ impl StateStore {
     }
 
     /// Opens the store for reading, while a coordinator may be writing.
-    ///
-    /// # Errors
-    /// An error says that there is no store, or that it cannot be read.
     pub fn open_read_only(directory: &Path) -> Result<Self, StateError> {
         Self::open_file(&directory.join("state.db"))
     }
 
     /// Opens a database file, such as a backup, for reading.
-    ///
-    /// # Errors
-    /// An error says that there is no file, or that it cannot be read.
     pub fn open_file(path: &Path) -> Result<Self, StateError> {
         let path = path.to_owned();
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -170,10 +140,8 @@ impl StateStore {
     }
 
     /// Saves what steps changed, in one transaction, and copies it to the replica.
-    ///
-    /// # Errors
-    /// When SQLite cannot write: disk full, for one. Then nothing of the steps is saved. When the replica cannot be written,
-    /// or another coordinator leads on it: then nothing of the steps may be acknowledged.
+    /// If SQLite cannot write, because the disk is full for example, nothing of the steps is saved. If the replica cannot be
+    /// written, or another coordinator leads on it, nothing of the steps may be acknowledged.
     pub async fn save(&mut self, cluster: &Cluster, fx: &Effects) -> Result<(), StateError> {
         let path = self.path.clone();
         self.try_save(cluster, fx).map_err(|e| sqlite(&path, e))?;
@@ -184,9 +152,7 @@ impl StateStore {
     }
 
     /// Closes the store, and gives up the lead on the replica if there is one.
-    ///
-    /// # Errors
-    /// When the replica cannot be written. Then other coordinators wait until the leader has been silent for long enough.
+    /// If the replica cannot be written, other coordinators wait until the leader has been silent for long enough.
     pub async fn close(self) -> Result<(), StateError> {
         match self.replica {
             Some(replica) => replica.hand_over().await,
@@ -236,9 +202,6 @@ impl StateStore {
     }
 
     /// Loads every job and every task, as they were at one point in time.
-    ///
-    /// # Errors
-    /// An error says that the database cannot be read or holds content unknown to this version.
     pub fn load(&self) -> Result<(Vec<Job>, Vec<TaskRecord>), StateError> {
         // A coordinator may save between two of these queries. Of one transaction all see the same rows.
         let loaded =
@@ -295,9 +258,6 @@ impl StateStore {
     }
 
     /// Returns the highest number of a deleted task, or 0.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
     pub fn highest_forgotten_task(&self) -> Result<u64, StateError> {
         let sql = "SELECT highest_task FROM forgotten";
         let found = self.connection.query_row(sql, [], |row| row.get::<_, i64>(0)).optional();

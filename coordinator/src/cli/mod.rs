@@ -197,7 +197,6 @@ enum Command {
 }
 
 /// Parses the arguments, runs the command, and prints the error of a failed one.
-#[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {

@@ -17,7 +17,6 @@ pub enum NearDuplicates {
 
 impl NearDuplicates {
     /// Returns the name in job files and tasks.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Keep => "keep",

@@ -33,7 +33,6 @@ impl JobFileError {
     }
 
     /// Returns the faults, in the order of the file.
-    #[must_use]
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }

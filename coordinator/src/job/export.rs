@@ -41,7 +41,6 @@ const LANGUAGES: [(&str, &str); 12] = [
 
 impl ExportSection {
     /// Returns the foreign language, if it is known.
-    #[must_use]
     pub fn language_of(job: &JobFile) -> Option<&str> {
         let by_script = || {
             let script = job.cleaning.script.as_deref()?;
@@ -57,7 +56,6 @@ impl ExportSection {
 
 /// Returns the name of a model for people: the last part of its path, or the hub's name if the source is an `hf://` URL
 /// or in the hub's cache.
-#[must_use]
 pub fn model_name(source: &str) -> String {
     let hub = source.strip_prefix("hf://").map(|rest| rest.strip_prefix("models/").unwrap_or(rest));
     if let Some((owner, rest)) = hub.and_then(|rest| rest.split_once('/')) {

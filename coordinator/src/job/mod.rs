@@ -87,7 +87,6 @@ pub struct JobFile {
 
 impl JobFile {
     /// Returns the environment variables that the job names for the keys of its endpoints.
-    #[must_use]
     pub fn key_variables(&self) -> Vec<&str> {
         let synthesize = self.synthesize.iter().map(|section| &section.api_key_env);
         let judge = self.evaluate.judge.iter().map(|section| &section.api_key_env);
@@ -259,7 +258,6 @@ pub enum Compute {
 
 impl Compute {
     /// Returns its name in the job file and for `llink-worker --compute`.
-    #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",

@@ -19,13 +19,11 @@ pub const RANDOM_MODEL: &str = "random";
 const LONGEST_PREFIX: usize = 1_000;
 
 /// Returns true if llink makes the model itself, so that it is not a folder.
-#[must_use]
 pub fn is_built_in(model: &str) -> bool {
     [TINY_MODEL, RANDOM_MODEL].contains(&model)
 }
 
 /// Returns true if a model is one GGUF file and not a folder.
-#[must_use]
 pub fn is_gguf(model: &str) -> bool {
     model.to_ascii_lowercase().ends_with(".gguf")
 }
@@ -101,7 +99,6 @@ pub enum PoolingName {
 
 impl PoolingName {
     /// Returns the name in job files and tasks.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Mean => "mean",

@@ -8,8 +8,6 @@ use toml::de::{DeTable, DeValue};
 use super::{JobFile, JobFileError, Problem, check};
 
 /// Reads and checks a job file. Only the errors use `file_name`.
-///
-/// # Errors
 /// Syntax errors, unknown or missing keys, wrong types and values out of range, each with its place.
 pub fn parse(file_name: &str, text: &str) -> Result<JobFile, JobFileError> {
     let fail = |problems| JobFileError::new(file_name, text, problems);

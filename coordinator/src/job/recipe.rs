@@ -19,7 +19,6 @@ pub enum Recipe {
 
 impl Recipe {
     /// Returns the name in job files.
-    #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Paper => "paper",

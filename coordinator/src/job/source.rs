@@ -25,7 +25,6 @@ impl Default for Sources {
 
 impl Sources {
     /// Returns the sources in the job's order.
-    #[must_use]
     pub fn as_slice(&self) -> &[SourceEntry] {
         match self {
             Self::One(source) => std::slice::from_ref(source),
@@ -48,7 +47,6 @@ impl Sources {
 
     /// Returns the names of the sources in their rows. A name is that of the file, with as many of its folders as
     /// distinguish equal names.
-    #[must_use]
     pub fn labels(&self) -> Vec<String> {
         let sources = self.as_slice();
         let mut lengths = vec![1; sources.len()];
@@ -71,7 +69,6 @@ impl Sources {
     }
 
     /// Returns true if one of the sources is the sample corpus.
-    #[must_use]
     pub fn has_sample(&self) -> bool {
         self.as_slice().iter().any(SourceEntry::is_sample)
     }
@@ -95,7 +92,6 @@ pub enum FormatName {
 
 impl FormatName {
     /// Returns the name in job files and tasks.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Tsv => "tsv",
@@ -125,7 +121,6 @@ pub enum CompressionName {
 
 impl CompressionName {
     /// Returns the name in job files and tasks.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -193,14 +188,12 @@ pub struct SourceEntry {
 
 impl SourceEntry {
     /// Returns a source with a path or URL and no other setting.
-    #[must_use]
     pub fn of(url: &str) -> Self {
         Self { url: Some(url.into()), ..Self::default() }
     }
 
     /// Returns its URL, or the URL of the English file of a Moses corpus. People are shown a
     /// [`llink_datasets::shown::ShownUrl`] of it.
-    #[must_use]
     pub fn name(&self) -> &str {
         self.url.as_deref().or(self.english.as_deref()).unwrap_or_default()
     }
@@ -222,7 +215,6 @@ impl SourceEntry {
     }
 
     /// Returns true if the source stands for made-up rows.
-    #[must_use]
     pub fn is_sample(&self) -> bool {
         self.url.as_deref() == Some("sample")
     }

@@ -6,7 +6,6 @@ use llink_proto::settings::{AlignSettings, InstructMode, InstructSettings};
 use super::JobFile;
 
 /// Returns a warning for each setting with another effect than its value says.
-#[must_use]
 pub fn warnings(job: &JobFile) -> Vec<String> {
     let mut found = Vec::new();
     align(&job.align, job.corpus.holdout_pairs, &mut found);

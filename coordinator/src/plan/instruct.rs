@@ -182,7 +182,6 @@ pub(super) fn answers(directory: &str, inputs: &Inputs<'_>) -> Result<Option<Ans
     }))
 }
 
-/// Returns the evaluation set of the job, if it has one.
 fn set(directory: &str, inputs: &Inputs<'_>) -> Result<Option<EvaluationSet>, PlanError> {
     let stage = StageName::Evaluate;
     let evaluate = &inputs.job.evaluate;

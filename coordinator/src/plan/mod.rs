@@ -51,7 +51,6 @@ pub enum StageName {
     Baseline,
     /// Embeds the windows of texts with the encoder, for Stage B.
     Windows,
-    /// Trains the projector (Stage A).
     Align,
     /// Trains slots and LoRA (Stage B).
     Instruct,
@@ -63,7 +62,6 @@ pub enum StageName {
 
 impl StageName {
     /// Returns the stages of this job. Synthesis, windows and Stage B are optional.
-    #[must_use]
     pub fn of(job: &JobFile) -> Vec<Self> {
         let wanted = |stage: &Self| match stage {
             Self::Synthesize => job.synthesize.is_some(),
@@ -76,7 +74,6 @@ impl StageName {
 
     /// Returns the stages whose results determine this stage's key and tasks. [`stage_key`] and [`phase`] need all of
     /// them.
-    #[must_use]
     pub fn reads(self, job: &JobFile) -> Vec<Self> {
         let random = job.models.paths().iter().any(|(_, path)| *path == RANDOM_MODEL);
         let instructions = job.instruct.is_some().then(|| instructions_stage(job));
@@ -139,13 +136,11 @@ impl StageName {
     }
 
     /// Returns the name in job output, paths and messages.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         self.into()
     }
 
     /// Returns the unit of the stage's progress.
-    #[must_use]
     pub fn unit(self) -> &'static str {
         match self {
             Self::Shard => "rows",
@@ -166,7 +161,6 @@ fn unknown_stage(text: &str) -> String {
 /// The number of ranks that run a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ranks {
-    /// The fewest ranks.
     pub min: u32,
     /// The most ranks; `None` is as many as there are workers.
     pub max: Option<u32>,
@@ -181,12 +175,7 @@ impl Ranks {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Phase {
     /// Tasks that may run in any order and at the same time.
-    Tasks {
-        /// The phase's name for people.
-        label: String,
-        /// The tasks.
-        tasks: PlannedTasks,
-    },
+    Tasks { label: String, tasks: PlannedTasks },
     /// The stage is complete, with this manifest.
     Complete(Manifest),
 }
@@ -237,16 +226,11 @@ pub const WORK_DIRECTORY: &str = "work";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("cannot plan stage {stage}: {reason}")]
 pub struct PlanError {
-    /// The stage that cannot be planned.
     pub stage: StageName,
-    /// The missing part.
     pub reason: String,
 }
 
-/// Returns the key of `stage`, 16 hex digits.
-///
-/// # Errors
-/// When a stage that it reads has no result yet.
+/// Returns the key of `stage`, 16 hex digits. It fails while a stage that it reads has no result.
 pub fn stage_key(stage: StageName, inputs: &Inputs<'_>) -> Result<String, PlanError> {
     let parts = match stage {
         StageName::Shard => shard::key_parts(inputs),
@@ -265,9 +249,7 @@ pub fn stage_key(stage: StageName, inputs: &Inputs<'_>) -> Result<String, PlanEr
 }
 
 /// Returns phase `number` of `stage`, given the results of the phases before it.
-///
-/// # Errors
-/// When a stage that it reads, or an earlier phase, lacks what it should have made.
+/// It fails if a stage that it reads, or an earlier phase, lacks what it should have made.
 pub fn phase(
     stage: StageName,
     key: &str,
@@ -289,19 +271,15 @@ pub fn phase(
 }
 
 /// Returns the folder of a stage's artifacts, below the job's output.
-#[must_use]
 pub fn directory(stage: StageName, key: &str) -> String {
     format!("{stage}/{key}")
 }
 
-/// Returns the path of the manifest that commits a stage.
-#[must_use]
 pub fn manifest_path(stage: StageName, key: &str) -> String {
     format!("{stage}/{key}/manifest.json")
 }
 
 /// Returns the first 16 hex digits of the SHA-256 of `text`.
-#[must_use]
 pub fn short_hash(text: &str) -> String {
     let mut digest = llink_datasets::manifest::sha256_hex(text.as_bytes());
     digest.truncate(16);

@@ -10,7 +10,6 @@ use crate::job::{InstructionsSection, JobFile, SourceEntry, Sources, SynthesizeS
 const SOURCES_NAMED: usize = 4;
 
 /// Returns what is known of `stage` before it is planned, one item on each line.
-#[must_use]
 pub fn outline(stage: StageName, job: &JobFile) -> Vec<String> {
     match stage {
         StageName::Shard => {

@@ -25,7 +25,6 @@ pub struct Pack {
 /// The place of one task in a pack.
 #[derive(Debug, Clone, Default)]
 pub struct Packed {
-    /// The pack.
     pub pack: Arc<Pack>,
     /// The index of the task in the pack.
     pub at: u32,
@@ -53,7 +52,6 @@ impl Packed {
     }
 
     /// Unpacks the spec and the label. `None` means that the bytes are no pack, or that the index is outside it.
-    #[must_use]
     pub fn read(&self) -> Option<(Task, String)> {
         read(&unpack(&self.pack.bytes, self.at)?)
     }

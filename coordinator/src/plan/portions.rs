@@ -47,7 +47,6 @@ pub(super) struct Embedding {
     pub(super) tower: Tower,
     /// The number of windows of a text.
     pub(super) windows: u32,
-    /// The name of the phase.
     pub(super) phase: &'static str,
     /// The vectors' name in the labels of tasks.
     pub(super) vectors: &'static str,

@@ -145,7 +145,6 @@ impl SidePlan {
         (self.portions..).zip(self.next()).map(task).collect()
     }
 
-    /// Returns the role of the examples.
     fn role(&self) -> Role {
         Role::Shard(Corpus::Instructions, self.side)
     }

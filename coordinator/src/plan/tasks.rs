@@ -12,11 +12,9 @@ use super::pack::{PACKED_TOGETHER, Pack, Packed};
 /// A task to be leased.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlannedTask {
-    /// The specification for the worker.
     pub spec: Task,
     /// The task's share of the stage's progress, in the stage's unit; `None` if only the worker will know.
     pub weight: Option<NonZeroU64>,
-    /// The number of ranks that run it.
     pub ranks: Ranks,
     /// The name for people, such as `clean dev.tsv`.
     pub label: String,
@@ -27,7 +25,6 @@ pub struct PlannedTask {
 pub struct Traits {
     /// The task's share of the stage's progress; `None` if only the worker will know.
     pub weight: Option<NonZeroU64>,
-    /// The number of ranks that run it.
     pub ranks: Ranks,
     /// The fingerprint of the model that embeds the task's shard. Other tasks have none.
     pub model: Option<Arc<str>>,
@@ -44,7 +41,6 @@ pub struct PlannedTasks {
 }
 
 impl PlannedTasks {
-    /// Adds a task.
     pub fn push(&mut self, task: PlannedTask) {
         self.newest.push(task);
         if self.newest.len() == PACKED_TOGETHER {
@@ -67,14 +63,10 @@ impl PlannedTasks {
         self.packs.push((pack, traits.collect()));
     }
 
-    /// Returns the number of tasks.
-    #[must_use]
     pub fn len(&self) -> usize {
         self.packs.iter().map(|(_, traits)| traits.len()).sum::<usize>() + self.newest.len()
     }
 
-    /// Returns whether there is no task.
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

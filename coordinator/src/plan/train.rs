@@ -94,7 +94,6 @@ fn train_phase(
     Ok(one_task("train", kind, section.steps, ranks, inputs, "train the projector"))
 }
 
-/// Returns the only artifact of a role.
 pub(super) fn the_one(stage: StageName, manifest: &Manifest, role: impl Into<Role>) -> Result<Artifact, PlanError> {
     let role = role.into();
     let first = with_role(manifest, role.clone()).into_iter().next();

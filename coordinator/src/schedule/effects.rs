@@ -15,7 +15,6 @@ use crate::plan::{Claim, StageName};
 pub struct Effects {
     /// The ids of jobs to save with their stages.
     pub jobs: BTreeSet<String>,
-    /// The ids of tasks to save.
     pub tasks: BTreeSet<u64>,
     /// The stages whose manifest has changed and is to be saved.
     pub manifests: BTreeSet<(String, StageName)>,
@@ -27,7 +26,6 @@ pub struct Effects {
     pub dropped_packs: BTreeSet<u64>,
     /// The ids of folded jobs, whose events about single tasks are deleted.
     pub folded: BTreeSet<String>,
-    /// The events to record.
     pub events: Vec<Happening>,
     /// The attempts that ended without the task's result.
     pub attempts: Vec<Attempt>,
@@ -38,34 +36,27 @@ pub struct Effects {
 /// An event for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Happening {
-    /// The time of the event.
     pub at: Millis,
-    /// The id of the job.
     pub job: String,
     /// The name of the stage, or an empty text.
     pub stage: String,
     /// The id of the task, or 0.
     pub task: u64,
-    /// The severity.
     pub level: Level,
-    /// The message.
     pub text: String,
 }
 
 /// The severity of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
-    /// An expected event.
     Info,
     /// An event that deserves attention.
     Warn,
-    /// A failure.
     Error,
 }
 
 impl Level {
     /// Returns the word for the level in the log.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Info => "info",
@@ -78,35 +69,25 @@ impl Level {
 /// The record of one member's part in a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt {
-    /// The id of the task.
     pub task: u64,
-    /// The token of the lease.
     pub token: u64,
-    /// The id of the worker.
     pub worker: String,
-    /// The rank of the member.
     pub rank: u32,
-    /// The time when the lease began.
     pub began: Millis,
-    /// The time when the member ended.
     pub ended: Millis,
-    /// The outcome, in words.
     pub outcome: String,
 }
 
 /// An action for the coordinator's edges.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    /// Tell a worker to start.
     Start {
-        /// The id of the worker.
         worker: String,
         /// The assignment under the new lease.
         assignment: Box<Assignment>,
     },
     /// Tell a worker to stop.
     Abort {
-        /// The id of the worker.
         worker: String,
         /// The lease to stop, and the reason.
         abort: Abort,
@@ -114,7 +95,6 @@ pub enum Action {
     /// Look up whether a stage is committed under its key with all its files, and claim it if it is not. The answer
     /// goes to [`Cluster::looked_up`].
     LookUp {
-        /// The work to look up.
         work: Work,
         /// The claim under which the tasks ran so far.
         claim: Option<Claim>,
@@ -124,32 +104,20 @@ pub enum Action {
     },
     /// Check the stage's files and write its manifest last. The answer goes to [`Cluster::committed`].
     Commit {
-        /// The work to commit.
         work: Work,
         /// The claim under which the tasks ran.
         claim: Claim,
-        /// The manifest to write.
         manifest: Box<Manifest>,
     },
     /// Give up a claim, because no job of this coordinator wants the stage any more.
-    Release {
-        /// The work that is claimed.
-        work: Work,
-        /// The claim to give up.
-        claim: Claim,
-    },
+    Release { work: Work, claim: Claim },
     /// Close the stream of a worker that was given up, if it has one.
-    Forget {
-        /// The id of the worker.
-        worker: String,
-    },
+    Forget { worker: String },
     /// Write the job's report. The answer goes to [`Cluster::published`].
     Publish {
-        /// The id of the job.
         job: String,
         /// The job's output URL.
         output: String,
-        /// The report as JSON.
         report: String,
         /// The files that the job made, with their sizes in bytes. The job has succeeded only if all of them are there.
         files: BTreeMap<String, u64>,
@@ -157,8 +125,6 @@ pub enum Action {
 }
 
 impl Effects {
-    /// Returns whether there is nothing to save.
-    #[must_use]
     pub fn change_nothing(&self) -> bool {
         let Self { jobs, tasks, manifests, packs, dropped_tasks, dropped_packs, folded, events, attempts, actions: _ } =
             self;

@@ -68,9 +68,6 @@ impl Cluster {
     }
 
     /// Starts a job that failed or was cancelled again.
-    ///
-    /// # Errors
-    /// An error says that there is no such job.
     pub fn resume(&mut self, id: &str, now: Millis, fx: &mut Effects) -> Result<(), String> {
         let job = self.jobs.get(id).ok_or_else(|| format!("there is no job {id}"))?;
         let again = NewJob {
@@ -105,10 +102,6 @@ impl Cluster {
         }
     }
 
-    /// Cancels a job.
-    ///
-    /// # Errors
-    /// An error says that there is no such job.
     pub fn cancel(&mut self, id: &str, now: Millis, fx: &mut Effects) -> Result<(), String> {
         let job = self.jobs.get(id).ok_or_else(|| format!("there is no job {id}"))?;
         if job.state == JobState::Running {
@@ -184,7 +177,6 @@ impl Cluster {
         }
     }
 
-    /// Ends the job with a failure.
     pub(super) fn fail(&mut self, id: &str, failure: Failure, now: Millis, fx: &mut Effects) {
         let Some(job) = self.jobs.get_mut(id) else { return };
         let stage = job.stages.iter_mut().find(|s| s.state == StageState::Running);

@@ -12,9 +12,7 @@ pub const MOST_LEASES_AHEAD: u32 = 4;
 /// The outcome of a task as a worker reports it.
 #[derive(Debug, Clone)]
 pub enum Outcome {
-    /// The task is done, with this result.
     Done(TaskResult),
-    /// The task failed.
     Failed(Failure),
     /// The worker was told to stop, and gives the lease back.
     Left,
@@ -33,7 +31,6 @@ impl From<Failure> for Outcome {
 /// The answer to a worker's report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reported {
-    /// The report counts.
     Accepted,
     /// The report does not count, for this reason.
     Refused(String),
@@ -51,7 +48,6 @@ pub enum Rendezvous {
 }
 
 impl Cluster {
-    /// Registers a worker and returns its id.
     pub fn register(&mut self, mut info: RegisterRequest, now: Millis) -> String {
         info.leases_ahead = info.leases_ahead.min(MOST_LEASES_AHEAD);
         let id = format!("w{}-{}", self.next_worker, info.name);

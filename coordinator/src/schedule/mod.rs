@@ -68,26 +68,20 @@ impl Default for Timing {
 /// The state of the coordinator: jobs, tasks and workers.
 #[derive(Debug, Clone, Default)]
 pub struct Cluster {
-    /// All jobs by id.
     pub jobs: BTreeMap<String, Job>,
-    /// The ids of the running jobs.
     running: BTreeSet<String>,
     /// The ended jobs whose tasks are still kept, by the time of their end.
     ended: BTreeSet<(Millis, String)>,
     /// The limits on how long the tasks of ended jobs are kept.
     pub keep: Keep,
-    /// The tasks of all jobs by id.
     pub tasks: Tasks,
-    /// The connected workers.
     pub workers: Workers,
     timers: Timers,
-    /// The time limits and retry limits.
     pub timing: Timing,
     /// The number of workers that are still to connect. A gang waits for them as for connected ones.
     pub expected_workers: usize,
     /// The most workers that the jobs of one person hold at the same time. 0 means no limit.
     pub at_most_per_person: usize,
-    /// The time of the last tick.
     ticked: Millis,
     next_task: u64,
     next_pack: u64,
@@ -107,7 +101,6 @@ pub struct Job {
     pub stamps: BTreeMap<String, String>,
     /// The trace of its submission, as leases carry it; may be empty.
     pub trace: String,
-    /// Where it stands.
     pub state: JobState,
     /// The reason why the job waits, failed or was cancelled.
     pub reason: String,
@@ -115,9 +108,7 @@ pub struct Job {
     pub stages: Vec<Stage>,
     /// The time of the last submission.
     pub submitted_at: Millis,
-    /// The time of the end, once the job has ended.
     pub ended_at: Option<Millis>,
-    /// The failure, if the job failed.
     pub failure: Option<Failure>,
     /// The report as JSON, once the job has succeeded.
     pub report: Option<String>,
@@ -126,21 +117,16 @@ pub struct Job {
 /// A stage of a job.
 #[derive(Debug, Clone)]
 pub struct Stage {
-    /// The name of the stage.
     pub name: StageName,
-    /// The state of the stage.
     pub state: StageState,
     /// The current phase, or what the stage waits for.
     pub reason: String,
     /// The key, which is empty until the stage's inputs are known.
     pub key: String,
-    /// The task ids of each phase.
     pub phases: Vec<Vec<u64>>,
     /// The manifest, once the stage is complete.
     pub manifest: Option<Manifest>,
-    /// The time when the stage began.
     pub started_at: Option<Millis>,
-    /// The time when the stage ended.
     pub ended_at: Option<Millis>,
     /// The time that cancelled, failed or interrupted runs under the same key took.
     pub spent_before: Millis,
@@ -153,7 +139,6 @@ pub struct Stage {
 /// The source of a running stage's result.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Pursuit {
-    /// The stage does not run.
     #[default]
     Idle,
     /// The store is asked for the result, and for the claim to compute it.
@@ -171,9 +156,7 @@ pub enum Pursuit {
 pub struct Work {
     /// The output URL of the jobs, without a trailing `/`.
     pub output: String,
-    /// The name of the stage.
     pub stage: StageName,
-    /// The key of the stage.
     pub key: String,
 }
 
@@ -195,7 +178,6 @@ impl Stage {
     }
 
     /// Returns the time that all runs of the stage took, until `now` or its end.
-    #[must_use]
     pub fn spent(&self, now: Millis) -> Millis {
         let end = self.ended_at.unwrap_or(now);
         let this_run = self.started_at.map_or(0, |start| end - start);
@@ -203,13 +185,11 @@ impl Stage {
     }
 
     /// Returns the time that the stage's last run took, once it has ended.
-    #[must_use]
     pub fn took(&self) -> Option<Millis> {
         Some(self.ended_at? - self.started_at?)
     }
 
     /// Returns whether the stage's result is there.
-    #[must_use]
     pub fn is_complete(&self) -> bool {
         matches!(self.state, StageState::Done | StageState::Cached)
     }
@@ -220,13 +200,9 @@ impl Stage {
 pub struct TaskRecord {
     /// The id, which is unique in this coordinator.
     pub id: u64,
-    /// The id of the task's job.
     pub job: Arc<str>,
-    /// The stage of the task.
     pub stage: StageName,
-    /// The index of the phase in the stage.
     pub phase: usize,
-    /// The index of the task in its phase.
     pub index: usize,
     /// The place of the task's label and spec in a pack.
     pub packed: Packed,
@@ -236,15 +212,11 @@ pub struct TaskRecord {
     pub part: Option<&'static str>,
     /// The task's share of the stage's progress, if it is known.
     pub weight: Option<NonZeroU64>,
-    /// The number of ranks that run the task.
     pub ranks: Ranks,
-    /// The state of the task.
     pub state: TaskState,
     /// The token of the newest lease. It grows with each lease.
     pub token: u64,
-    /// The number of failures.
     pub failures: u32,
-    /// The number of lost workers.
     pub losses: u32,
     /// The number of ranks of the last lease. A gang that broke waits for as many again.
     pub last_world_size: u32,
@@ -256,18 +228,13 @@ pub struct TaskRecord {
 /// The state of a task.
 #[derive(Debug, Clone)]
 pub enum TaskState {
-    /// The task waits for a lease.
     Waiting {
-        /// The time since which it waits.
         since: Millis,
         /// The time before which it is not leased, after a failure.
         not_before: Millis,
     },
-    /// Workers run the task.
     Leased(Box<Lease>),
-    /// The task is done.
     Done(Encoded),
-    /// The task failed for good.
     Failed(Failure),
     /// The task's job was cancelled, or another of its tasks failed.
     Cancelled,
@@ -278,8 +245,6 @@ pub enum TaskState {
 pub struct Encoded(pub Box<[u8]>);
 
 impl Encoded {
-    /// Decodes the result.
-    #[must_use]
     pub fn decode(&self) -> TaskResult {
         TaskResult::decode(&*self.0).expect("it was encoded by this process, or decoded once when it was loaded")
     }
@@ -293,13 +258,11 @@ impl From<TaskResult> for Encoded {
 
 impl TaskRecord {
     /// Returns the task's label for people.
-    #[must_use]
     pub fn label(&self) -> String {
         self.read().1
     }
 
     /// Returns the task's spec for workers.
-    #[must_use]
     pub fn spec(&self) -> Task {
         self.read().0
     }
@@ -313,7 +276,6 @@ impl TaskRecord {
 /// A lease of a task to one worker or a gang.
 #[derive(Debug, Clone)]
 pub struct Lease {
-    /// The time when the lease began.
     pub since: Millis,
     /// The members by rank.
     pub members: Vec<Member>,
@@ -327,17 +289,14 @@ pub struct Lease {
 /// One rank of a lease.
 #[derive(Debug, Clone)]
 pub struct Member {
-    /// The id of the worker.
     pub worker: String,
     /// The time when the lease ends, unless a heartbeat names it before.
     pub deadline: Millis,
-    /// The state of the member.
     pub state: MemberState,
     /// The address where the member listens for the other ranks.
     pub address: Option<String>,
     /// The done and total amounts, in the worker's unit.
     pub progress: (u64, u64),
-    /// The newest figures.
     pub figures: BTreeMap<String, f64>,
     /// The last reported position in the training.
     pub place: String,
@@ -346,11 +305,8 @@ pub struct Member {
 /// The state of a member.
 #[derive(Debug, Clone, PartialEq)]
 pub enum MemberState {
-    /// The member is at work.
     Running,
-    /// The member reported success.
     Finished,
-    /// The member reported a failure.
     Failed(Failure),
     /// The worker fell silent or closed its connection. The text is the cause.
     Lost(String),
@@ -378,7 +334,6 @@ pub struct Worker {
 
 impl Cluster {
     /// Returns an empty cluster.
-    #[must_use]
     pub fn new(timing: Timing) -> Self {
         Self { timing, next_task: 1, next_pack: 1, next_worker: 1, ..Self::default() }
     }
@@ -415,17 +370,14 @@ impl Cluster {
     }
 
     /// Whether any job runs.
-    #[must_use]
     pub fn has_work(&self) -> bool {
         !self.running.is_empty()
     }
 
-    /// Returns the running jobs.
     fn running_jobs(&self) -> impl Iterator<Item = &Job> {
         self.running.iter().filter_map(|id| self.jobs.get(id))
     }
 
-    /// Returns the named stage of a job.
     fn stage_mut(&mut self, job: &str, name: StageName) -> Option<&mut Stage> {
         self.jobs.get_mut(job)?.stages.iter_mut().find(|s| s.name == name)
     }

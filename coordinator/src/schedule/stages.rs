@@ -17,11 +17,9 @@ pub enum LookedUp {
     Whole(Box<Manifest>),
     /// The stage is to be computed here.
     Claimed {
-        /// The claim to the stage.
         claim: Claim,
         /// The files of the question that are gone or have another size.
         lost: BTreeSet<String>,
-        /// The damage of an earlier result, if there is one.
         damage: Option<String>,
     },
     /// Another coordinator has the claim to the stage.

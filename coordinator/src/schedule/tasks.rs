@@ -23,7 +23,6 @@ pub struct Tasks {
 #[derive(Debug, Clone, Default)]
 struct Index {
     jobs: HashMap<Arc<str>, OfJob>,
-    /// The jobs that have a ready task.
     ready_jobs: BTreeSet<Arc<str>>,
     /// The waiting tasks that become ready at a later time.
     later: BTreeSet<(Millis, u64)>,
@@ -41,9 +40,7 @@ pub struct Counts {
     pub waiting: usize,
     /// The tasks that workers run.
     pub leased: usize,
-    /// The finished tasks.
     pub done: usize,
-    /// The tasks that failed for good.
     pub failed: usize,
     /// The failed attempts of all tasks.
     pub failures: u64,
@@ -124,7 +121,6 @@ impl Tasks {
         }
     }
 
-    /// Returns all leases.
     pub(super) fn leases_mut(&mut self) -> impl Iterator<Item = &mut Lease> {
         self.records.values_mut().filter_map(|task| match &mut task.state {
             TaskState::Leased(lease) => Some(lease.as_mut()),
@@ -168,7 +164,6 @@ impl Tasks {
         self.index.jobs.get(job)
     }
 
-    /// Returns the jobs that have a ready task.
     pub(super) fn ready_jobs(&self) -> impl Iterator<Item = (&Arc<str>, &OfJob)> {
         let of_job = |job| Some((job, self.index.jobs.get(job)?));
         self.index.ready_jobs.iter().filter_map(of_job)
@@ -180,7 +175,6 @@ impl Tasks {
         models.and_then(|models| models.get(model)).copied().unwrap_or(0)
     }
 
-    /// Returns the progress of a phase.
     pub(super) fn tally(&self, job: &str, stage: StageName, phase: usize) -> Option<&Tally> {
         self.index.jobs.get(job)?.phases.get(&(stage, phase))
     }
@@ -297,7 +291,6 @@ impl Index {
 }
 
 impl Tally {
-    /// Returns the parts that have tasks.
     pub(super) fn parts(&self) -> impl Iterator<Item = &PartTally> {
         self.parts.iter().filter(|part| part.tasks > 0)
     }

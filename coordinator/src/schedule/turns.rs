@@ -15,8 +15,10 @@ use super::{Cluster, Job, Pursuit, TaskRecord};
 pub(super) enum Limit {
     /// The job's own limit, `workers.at_most`.
     OfJob(usize),
-    /// The coordinator's limit for each person.
-    OfPerson { name: String, workers: usize },
+    OfPerson {
+        name: String,
+        workers: usize,
+    },
 }
 
 impl fmt::Display for Limit {

@@ -26,13 +26,9 @@ pub struct WorkerView {
 /// A worker's lease for people.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LeaseView {
-    /// The id of the job.
     pub job: String,
-    /// The name of the stage.
     pub stage: String,
-    /// The label of the task.
     pub task: String,
-    /// The time when the lease began.
     pub since: Millis,
     /// The done and total amounts, in the worker's unit.
     pub progress: (u64, u64),
@@ -42,7 +38,6 @@ pub struct LeaseView {
 
 impl Cluster {
     /// Returns the first workers by id, at most `most`.
-    #[must_use]
     pub fn worker_views(&self, most: usize) -> Vec<WorkerView> {
         let view = |(id, worker): (&String, &Worker)| WorkerView {
             info: worker.info.clone(),
@@ -69,7 +64,6 @@ impl Cluster {
     }
 
     /// Returns a job in the form of the gRPC contract.
-    #[must_use]
     pub fn view(&self, id: &str) -> Option<proto::Job> {
         let job = self.jobs.get(id)?;
         Some(proto::Job {

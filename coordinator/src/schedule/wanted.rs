@@ -30,7 +30,6 @@ impl Wanted {
         }
     }
 
-    /// Returns the number of workers, of which `connected` are there.
     pub(super) fn workers(&self, connected: usize) -> usize {
         let gangs = self.without_limit.iter().map(|(min, gangs)| connected.max(*min) * gangs);
         self.limited + gangs.sum::<usize>()

@@ -230,7 +230,6 @@ impl Cluster {
         self.look_up(&id, work.stage, fx);
     }
 
-    /// Stops an open task.
     pub(super) fn stop_task(&mut self, id: u64, why: &str, now: Millis, fx: &mut Effects) {
         let Some(task) = self.tasks.get(&id) else { return };
         match &task.state {

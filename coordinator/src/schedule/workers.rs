@@ -65,7 +65,6 @@ impl Workers {
         &self.idle
     }
 
-    /// Returns whether any worker takes a shard ahead.
     pub(super) fn anybody_takes_ahead(&self) -> bool {
         !self.ahead.is_empty()
     }
@@ -75,7 +74,6 @@ impl Workers {
         self.ahead.get(model).into_iter().flatten()
     }
 
-    /// Returns the number of workers that listen.
     pub(super) fn listening(&self) -> usize {
         self.listening
     }

@@ -114,7 +114,6 @@ impl AsyncWrite for Connection {
 /// The protection of connections.
 #[derive(Clone)]
 pub(super) enum Protection {
-    /// There is no protection.
     Plain,
     /// There is no protection, but connections come from this machine, and the user of each is looked up.
     PlainOfUsers,

@@ -6,7 +6,6 @@ use llink_proto::{Failure, HeartbeatRequest, RegisterRequest, TaskResult, shown}
 
 /// The most bytes of a failure's text, which is enough for the last lines of every rank.
 pub(super) const FAILURE_BYTES: usize = 16 << 10;
-/// The most bytes of a warning.
 const WARNING_BYTES: usize = 2 << 10;
 const WARNINGS: usize = 100;
 /// The most bytes of the name of a figure, a count or a fact, and of a label.
@@ -22,10 +21,7 @@ pub(super) fn failure(failure: Failure) -> Failure {
     Failure { text: cut(failure.text, FAILURE_BYTES), ..failure }
 }
 
-/// Cuts a result's warnings to the limits.
-///
-/// # Errors
-/// An error says which part of the result is over its limit.
+/// Cuts a result's warnings to the limits. A result with another part over its limit is refused.
 pub(super) fn result(mut result: TaskResult) -> Result<TaskResult, String> {
     let more = result.warnings.len().saturating_sub(WARNINGS);
     result.warnings.truncate(WARNINGS);
@@ -63,9 +59,6 @@ pub(super) fn registration(mut info: RegisterRequest) -> RegisterRequest {
 }
 
 /// Checks the progress of a worker's tasks.
-///
-/// # Errors
-/// An error says which part of the progress is over its limit.
 pub(super) fn progress(request: &mut HeartbeatRequest) -> Result<(), String> {
     for running in &mut request.running {
         names("figures", running.figures.keys())?;
@@ -75,9 +68,6 @@ pub(super) fn progress(request: &mut HeartbeatRequest) -> Result<(), String> {
 }
 
 /// Checks the address where a rank listens.
-///
-/// # Errors
-/// An error says why the text is no address.
 pub(super) fn address(address: &str) -> Result<(), String> {
     fits("an address", [address], VALUE_BYTES)
 }

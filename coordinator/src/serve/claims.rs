@@ -91,9 +91,6 @@ impl Claims {
     /// Takes the claim for an attempt, or returns its holder. `held` is the claim that the stage's tasks had before, and `own`
     /// is the name of this coordinator's attempts. A claim of that name is this coordinator's, even if the answer that said
     /// so was lost.
-    ///
-    /// # Errors
-    /// When the store refuses.
     pub(super) async fn take(&self, held: Option<&Claim>, own: &str, now: Millis) -> Result<Taken> {
         for _ in 0..ROUNDS {
             let newest = self.newest().await?;
@@ -126,9 +123,6 @@ impl Claims {
     }
 
     /// Renews the attempt's claim. Returns false once another attempt has it, or the stage is committed.
-    ///
-    /// # Errors
-    /// When the store refuses.
     pub(super) async fn renew(&self, claim: &Claim, now: Millis) -> Result<bool> {
         match self.newest().await? {
             Some((number, entry)) if entry.attempt == claim.attempt => {
@@ -143,9 +137,6 @@ impl Claims {
     }
 
     /// Releases the attempt's claim, so that others need not wait for its end.
-    ///
-    /// # Errors
-    /// When the store refuses.
     pub(super) async fn release(&self, claim: &Claim) -> Result<()> {
         match self.newest().await? {
             Some((number, entry)) if entry.attempt == claim.attempt => {
@@ -157,9 +148,6 @@ impl Claims {
     }
 
     /// Returns the attempts other than that of `claim` that may still be writing.
-    ///
-    /// # Errors
-    /// When the store refuses.
     pub(super) async fn others_at_work(&self, claim: &Claim, now: Millis) -> Result<Vec<String>> {
         let entries = self.all().await?.into_iter().map(|(_, entry)| entry);
         let may_write = |e: &Entry| {
@@ -169,9 +157,6 @@ impl Claims {
     }
 
     /// Removes all claims after the stage is committed.
-    ///
-    /// # Errors
-    /// When the store refuses.
     pub(super) async fn remove(&self) -> Result<()> {
         for object in self.store.list(&self.folder).await? {
             self.store.delete(&object.path).await?;

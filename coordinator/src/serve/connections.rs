@@ -136,7 +136,6 @@ impl Connections {
         }
     }
 
-    /// Returns the number of open connections.
     pub(super) fn open(&self) -> usize {
         self.with(|table| table.silent_total + table.spoken_total)
     }
@@ -189,9 +188,6 @@ impl Table {
 
 impl Silent {
     /// Moves the connection to a place among those that speak HTTP.
-    ///
-    /// # Errors
-    /// An error says that there are too many connections.
     pub(super) fn speaks(self) -> Result<Place, String> {
         let source = self.source;
         self.connections.with(|table| {

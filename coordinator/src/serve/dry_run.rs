@@ -14,9 +14,6 @@ use crate::plan::{self, Inputs, Phase, StageName};
 use crate::schedule::NewJob;
 
 /// Plans a job. Nothing is recorded or started.
-///
-/// # Errors
-/// An error says that the output cannot be read.
 pub(super) async fn plan(new: &NewJob) -> Result<Job, Failure> {
     let mut done = BTreeMap::new();
     let mut stages = Vec::new();

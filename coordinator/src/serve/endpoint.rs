@@ -10,23 +10,18 @@ use llink_proto::reach::Secret;
 /// The address of a coordinator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// The process id.
     pub process: u32,
-    /// The URL where the coordinator listens.
     pub url: String,
     /// The token that callers show, where the coordinator serves only the user who started it.
     pub token: Option<Secret>,
 }
 
-/// Returns the path of the file.
-#[must_use]
 pub fn endpoint_file(state_directory: &Path) -> PathBuf {
     state_directory.join("coordinator.endpoint")
 }
 
 impl Endpoint {
     /// Reads the file in a state directory. `None` means that there is none, or that it cannot be read.
-    #[must_use]
     pub fn read(state_directory: &Path) -> Option<Self> {
         let text = std::fs::read_to_string(endpoint_file(state_directory)).ok()?;
         let mut words = text.split_whitespace();

@@ -42,9 +42,6 @@ pub struct EngineStopped(pub String);
 
 impl EngineHandle {
     /// Runs `f` on the engine's thread and returns its answer, once what `f` changed is saved.
-    ///
-    /// # Errors
-    /// An error says that the engine has stopped.
     pub async fn call<R: Send + 'static>(
         &self,
         f: impl FnOnce(&mut Engine) -> R + Send + 'static,
@@ -84,12 +81,10 @@ impl EngineHandle {
 
 /// The state that the coordinator's thread owns.
 pub struct Engine {
-    /// The state machine.
     pub cluster: Cluster,
     store: StateStore,
     outboxes: HashMap<String, Outbox>,
     machine: Arc<dyn Machine>,
-    /// The name of this engine's attempts at stages.
     attempt: Arc<str>,
     handle: mpsc::WeakSender<Call>,
     /// The effects of the steps since the last save.
@@ -113,14 +108,10 @@ pub struct Engine {
 struct Outbox {
     sender: mpsc::UnboundedSender<Instruction>,
     receiver: Option<mpsc::UnboundedReceiver<Instruction>>,
-    /// The session that registered the worker.
     session: Session,
 }
 
 /// Starts the engine on what the state store remembers.
-///
-/// # Errors
-/// When the store cannot be read.
 pub(super) fn start(
     store: StateStore,
     options: &ServeOptions,
@@ -274,17 +265,11 @@ impl Engine {
     }
 
     /// Returns at most `limit` events of a job after `sequence`.
-    ///
-    /// # Errors
-    /// An error says that the state store cannot be read.
     pub fn events(&self, job: &str, after: u64, limit: usize) -> Result<EventPage, StateError> {
         self.store.events(job, after, limit)
     }
 
     /// Returns the newest events of a job, the newest first.
-    ///
-    /// # Errors
-    /// An error says that the state store cannot be read.
     pub fn newest_events(&self, job: &str, limit: usize) -> Result<Vec<llink_proto::Event>, StateError> {
         self.store.newest_events(job, limit)
     }
@@ -302,25 +287,16 @@ impl Engine {
     }
 
     /// Records that a process used a token of one use, unless another process did so before.
-    ///
-    /// # Errors
-    /// An error says that the state store cannot be read or written.
     pub(super) fn claim_token(&mut self, token: &str, instance: &str) -> Result<Claimed, StateError> {
         self.store.claim_token(token, instance, self.machine.now())
     }
 
     /// Returns the person who submitted a job first.
-    ///
-    /// # Errors
-    /// An error says that the state store cannot be read.
     pub fn owner(&self, job: &str) -> Result<Option<String>, StateError> {
         self.store.owner(job)
     }
 
     /// Records who submitted a job, unless someone did before.
-    ///
-    /// # Errors
-    /// An error says that the state store cannot be written.
     pub fn set_owner(&mut self, job: &str, owner: &str) -> Result<(), StateError> {
         self.store.set_owner(job, owner)
     }
@@ -331,9 +307,6 @@ impl Engine {
     }
 
     /// Records that a program of `[track]` was told of a job's end.
-    ///
-    /// # Errors
-    /// An error says that the state store cannot be written.
     pub(super) fn set_told(&mut self, job: &str, program: &str, ended_at: Millis) -> Result<(), StateError> {
         self.told.insert((job.to_owned(), program.to_owned()), ended_at);
         self.store.set_told(job, program, ended_at)

@@ -13,7 +13,6 @@ use super::TlsFiles;
 pub struct Security {
     /// The certificate of the server. `None` means plain text.
     pub tls: Option<TlsFiles>,
-    /// The file of hashed tokens.
     pub tokens: Option<PathBuf>,
     /// The file that records calls.
     pub audit: Option<PathBuf>,
@@ -26,9 +25,6 @@ pub struct Security {
 }
 
 /// Refuses an address where everyone who reaches it could use the coordinator.
-///
-/// # Errors
-/// An error says what is missing, and what to do.
 pub fn check(listen: SocketAddr, security: &Security) -> Result<(), String> {
     check_callers("--listen", listen, security)?;
     if listen.ip().is_loopback() || security.insecure || security.roots_named {
@@ -41,9 +37,6 @@ pub fn check(listen: SocketAddr, security: &Security) -> Result<(), String> {
 }
 
 /// Refuses an address beyond loopback without TLS, or where callers cannot be told apart. `flag` names the address.
-///
-/// # Errors
-/// An error says what is missing, and what to do.
 pub fn check_callers(flag: &str, listen: SocketAddr, security: &Security) -> Result<(), String> {
     if listen.ip().is_loopback() || security.insecure {
         return Ok(());

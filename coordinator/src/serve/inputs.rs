@@ -20,8 +20,6 @@ use crate::schedule::NewJob;
 
 /// Resolves a parsed job. Its paths become absolute, its inputs are checked, and it gets an id. The result includes the
 /// addresses that must not be saved with the job.
-///
-/// # Errors
 /// An error says which URL lies below none of the roots or holds a key that would be saved. Otherwise it says which
 /// source or model folder is missing or cannot be reached.
 pub(super) async fn resolve(file: JobFile, base_dir: &Path, roots: &Roots) -> Result<(NewJob, Addresses), Failure> {
@@ -199,7 +197,6 @@ fn start_of(file: &JobFile) -> Option<&str> {
     file.instruct.as_ref()?.from.as_deref()
 }
 
-/// Replaces each of these URLs by what `f` returns for it.
 fn change_urls(file: &mut JobFile, f: &dyn Fn(&str) -> String) {
     let unless_sample = |path: &str| if path == "sample" { path.into() } else { f(path) };
     file.corpus.source.change_paths(unless_sample);

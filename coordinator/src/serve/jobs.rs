@@ -28,9 +28,7 @@ use crate::{job, schedule};
 
 /// The metadata key under which a refusal carries its [`FailureKind`].
 pub const FAILURE_KIND_KEY: &str = "llink-failure-kind";
-/// The most events in one answer.
 const EVENTS_AT_ONCE: usize = 1000;
-/// The most jobs in one answer.
 const JOBS_AT_ONCE: usize = 200;
 /// The interval at which a watched job is read.
 const WATCH_INTERVAL: Duration = Duration::from_millis(150);

@@ -138,10 +138,6 @@ impl Collector for Snapshot {
     }
 }
 
-/// Serves `/metrics`.
-///
-/// # Errors
-/// An error says that the address cannot be bound.
 pub(super) async fn serve(
     address: SocketAddr,
     engine: EngineHandle,

@@ -59,7 +59,6 @@ pub(crate) const MAX_MESSAGE_BYTES: usize = 64 << 20;
 pub struct ServeOptions {
     /// The address to listen on. Port 0 takes a free one.
     pub listen: SocketAddr,
-    /// The directory of the state store.
     pub state_directory: PathBuf,
     /// The time limits and retry limits of the scheduler.
     pub timing: Timing,
@@ -85,7 +84,6 @@ pub struct ServeOptions {
 
 impl ServeOptions {
     /// Returns options with the usual limits, without rules for callers and jobs, and without health, metrics, page and replica.
-    #[must_use]
     pub fn new(listen: SocketAddr, state_directory: PathBuf) -> Self {
         Self {
             listen,
@@ -116,46 +114,26 @@ pub enum Unfinished {
 /// The error of a server that cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The address cannot be bound.
     #[error("cannot listen on {address}: {source}")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// The cause.
-        source: std::io::Error,
-    },
-    /// Another coordinator uses the state directory.
+    Listen { address: SocketAddr, source: std::io::Error },
     #[error("{directory} is in use by {holder}: name it with --coordinator, or use another --state directory")]
     InUse {
-        /// The state directory.
         directory: PathBuf,
         /// The process id and the URL of the other coordinator.
         holder: String,
     },
-    /// The state store cannot be used.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The lock of the state directory cannot be taken.
     #[error("{path}: {source}")]
-    Lock {
-        /// The lock file.
-        path: PathBuf,
-        /// The cause.
-        source: std::io::Error,
-    },
-    /// The address would be open to everyone who reaches it.
+    Lock { path: PathBuf, source: std::io::Error },
     #[error("{0}")]
     Exposed(String),
-    /// A certificate, key or token file cannot be used.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The audit log cannot be written.
     #[error(transparent)]
     Audit(#[from] AuditError),
-    /// The system gives no random bytes.
     #[error("{0}")]
     Random(String),
-    /// The transport failed.
     #[error("server: {0}")]
     Transport(#[from] tonic::transport::Error),
 }
@@ -163,13 +141,10 @@ pub enum ServeError {
 /// A running coordinator.
 #[derive(Debug)]
 pub struct Running {
-    /// The URL where the coordinator listens.
     pub url: String,
-    /// The URL of the page.
     pub page: Option<String>,
     /// The token that callers show, where the coordinator serves only the user who started it.
     pub token: Option<Secret>,
-    /// The engine behind the server.
     pub engine: EngineHandle,
     stop: watch::Sender<bool>,
     server: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
@@ -181,19 +156,12 @@ pub struct Running {
     endpoint_file: PathBuf,
 }
 
-/// Starts a coordinator.
-///
-/// # Errors
-/// An error says that the state directory is in use or broken, or that the address is taken.
 pub async fn start(options: ServeOptions) -> Result<Running, ServeError> {
     start_for(options, None).await
 }
 
 /// Starts a coordinator for only the user who starts it. Callers show a token, which stands in the endpoint file that
 /// no other user can read.
-///
-/// # Errors
-/// The errors are those of [`start`].
 pub async fn start_for_own_user(options: ServeOptions) -> Result<Running, ServeError> {
     let token = access::fresh_secret().map_err(ServeError::Random)?;
     start_for(options, Some(Secret::new(token))).await
@@ -325,9 +293,6 @@ async fn open_state(options: &ServeOptions, machine: Arc<dyn Machine>) -> Result
 
 impl Running {
     /// Closes every stream, lets the server finish, leaves the replica to a standby and removes the endpoint file.
-    ///
-    /// # Errors
-    /// An error says that the transport failed before.
     pub async fn stop(self) -> Result<(), ServeError> {
         // The receivers may be gone already.
         let _ = self.stop.send(true);

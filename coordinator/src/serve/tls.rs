@@ -30,9 +30,7 @@ pub struct TlsFiles {
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {reason}")]
 pub struct FileError {
-    /// The file.
     pub path: PathBuf,
-    /// The cause.
     pub reason: String,
 }
 

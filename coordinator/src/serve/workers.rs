@@ -26,7 +26,6 @@ use crate::state::Claimed;
 
 /// The interval at which a rendezvous checks whether all ranks are there.
 const RENDEZVOUS_INTERVAL: Duration = Duration::from_millis(20);
-/// The number of heartbeats in the duration of a lease.
 const HEARTBEATS_PER_LEASE: i64 = 10;
 
 pub(super) struct Workers {

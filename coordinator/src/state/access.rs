@@ -24,9 +24,6 @@ pub enum Claimed {
 
 impl StateStore {
     /// Returns the person who submitted a job first.
-    ///
-    /// # Errors
-    /// An error says that the database cannot be read.
     pub fn owner(&self, job: &str) -> Result<Option<String>, StateError> {
         self.find_owner(job).map_err(|e| sqlite(&self.path, e))
     }
@@ -37,9 +34,6 @@ impl StateStore {
     }
 
     /// Records who submitted a job, unless someone did before.
-    ///
-    /// # Errors
-    /// An error says that the database cannot be written.
     pub fn set_owner(&mut self, job: &str, name: &str) -> Result<(), StateError> {
         self.connection
             .execute("INSERT OR IGNORE INTO owners VALUES (?1, ?2)", [job, name])
@@ -49,9 +43,6 @@ impl StateStore {
 
     /// Records that a process used a token of one use. The same process may show it again, because the answer may have
     /// been lost.
-    ///
-    /// # Errors
-    /// An error says that the database cannot be written.
     pub fn claim_token(&mut self, token: &str, instance: &str, now: i64) -> Result<Claimed, StateError> {
         let run = || -> rusqlite::Result<Claimed> {
             self.connection
@@ -67,9 +58,6 @@ impl StateStore {
     }
 
     /// Copies the whole database into a new file, while a coordinator may be writing.
-    ///
-    /// # Errors
-    /// An error says that the file exists or cannot be written.
     pub fn backup(&self, to: &Path) -> Result<(), StateError> {
         let failed = |source| StateError::Directory { path: to.into(), source };
         // SQLite accepts an empty file as a new database.
@@ -82,9 +70,6 @@ impl StateStore {
     }
 
     /// Reads the whole database.
-    ///
-    /// # Errors
-    /// An error says that the database is damaged, or holds content unknown to this version.
     pub fn check(&self) -> Result<(), StateError> {
         let said: String = self
             .connection

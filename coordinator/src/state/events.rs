@@ -32,9 +32,7 @@ const PAGE_BYTES: usize = 4 << 20;
 /// A page of a job's events in their order.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct EventPage {
-    /// The events.
     pub events: Vec<llink_proto::Event>,
-    /// Whether further events follow.
     pub more: bool,
 }
 
@@ -84,9 +82,6 @@ pub(super) fn fold(tx: &Transaction<'_>, job: &str) -> rusqlite::Result<()> {
 
 impl StateStore {
     /// Returns the first `limit` events of a job after number `after`, and fewer if their texts are long.
-    ///
-    /// # Errors
-    /// An error says that the database cannot be read.
     pub fn events(&self, job: &str, after: u64, limit: usize) -> Result<EventPage, StateError> {
         let run = || -> rusqlite::Result<EventPage> {
             let (sql, before) = self.query(job, "ASC")?;
@@ -111,9 +106,6 @@ impl StateStore {
     }
 
     /// Returns the newest events of a job, the newest first.
-    ///
-    /// # Errors
-    /// An error says that the store cannot be read.
     pub fn newest_events(&self, job: &str, limit: usize) -> Result<Vec<llink_proto::Event>, StateError> {
         let run = || -> rusqlite::Result<_> {
             let (sql, before) = self.query(job, "DESC")?;

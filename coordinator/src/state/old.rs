@@ -12,7 +12,6 @@ use super::rows::{from_json, read_job, read_stage, state_of, unless_0, unreadabl
 use crate::plan::{Ranks, StageName};
 use crate::schedule::{Job, Packed, Stage, TaskRecord, traits};
 
-/// Loads every job and every task.
 pub(super) fn load(connection: &Connection) -> rusqlite::Result<(Vec<Job>, Vec<TaskRecord>)> {
     let mut statement = connection.prepare("SELECT * FROM jobs ORDER BY submitted_at")?;
     let mut jobs: Vec<Job> = statement.query_map([], read_job)?.collect::<Result<_, _>>()?;

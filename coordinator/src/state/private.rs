@@ -6,9 +6,6 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// Opens a file for appending, or creates it, with mode 0600 in both cases.
-///
-/// # Errors
-/// An error says that the file cannot be opened or created.
 pub fn file(path: &Path) -> io::Result<File> {
     let file = File::options().create(true).append(true).mode(0o600).open(path)?;
     let permissions = file.metadata()?.permissions();
@@ -22,9 +19,6 @@ pub fn file(path: &Path) -> io::Result<File> {
 }
 
 /// Creates a directory and its parents with mode 0700. An existing directory is left as it is.
-///
-/// # Errors
-/// An error says that the directory cannot be created.
 pub fn directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }

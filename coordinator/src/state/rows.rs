@@ -110,7 +110,6 @@ pub(super) fn save_task(tx: &Transaction<'_>, task: &TaskRecord) -> rusqlite::Re
     .map(|_| ())
 }
 
-/// Deletes the result of a task, if there is one.
 pub(super) fn drop_result(tx: &Transaction<'_>, task: u64) -> rusqlite::Result<()> {
     tx.prepare_cached("DELETE FROM results WHERE id = (SELECT result FROM tasks WHERE id = ?1)")?
         .execute([task as i64])

@@ -12,9 +12,6 @@ pub(super) const TOLD: &str = "CREATE TABLE IF NOT EXISTS told (
 
 impl StateStore {
     /// Returns the last end of each job that each program was told.
-    ///
-    /// # Errors
-    /// An error says that the database cannot be read.
     pub fn told(&self) -> Result<HashMap<(String, String), i64>, StateError> {
         let read = || -> rusqlite::Result<_> {
             let mut statement = self.connection.prepare("SELECT job, program, ended_at FROM told")?;
@@ -25,9 +22,6 @@ impl StateStore {
     }
 
     /// Records that a program was told of a job's end.
-    ///
-    /// # Errors
-    /// An error says that the database cannot be written.
     pub fn set_told(&mut self, job: &str, program: &str, ended_at: i64) -> Result<(), StateError> {
         self.connection
             .execute("INSERT OR REPLACE INTO told VALUES (?1, ?2, ?3)", params![job, program, ended_at])

@@ -21,13 +21,11 @@ pub enum Style {
     Terminal,
     /// A line at intervals, for output to a file or a pipe.
     Lines,
-    /// One JSON object on each line.
     Json,
 }
 
 impl Style {
     /// Returns JSON if requested, otherwise the style that fits the output.
-    #[must_use]
     pub fn of(json: bool) -> Self {
         match json {
             true => Self::Json,
@@ -40,17 +38,12 @@ impl Style {
 /// The view of a job that is followed.
 #[derive(Debug)]
 pub enum View {
-    /// A view with progress bars.
     Bars(bars::Bars),
-    /// A view with lines.
     Lines(lines::Lines),
-    /// A view with JSON lines.
     Json,
 }
 
 impl View {
-    /// Opens a view in that style.
-    #[must_use]
     pub fn new(style: Style) -> Self {
         match style {
             Style::Terminal => Self::Bars(bars::Bars::new()),
@@ -76,8 +69,6 @@ impl View {
     }
 }
 
-/// Returns the job's state in one word.
-#[must_use]
 pub fn state_word(job: &Job) -> &'static str {
     match job.state() {
         JobState::Unspecified => "planned",
@@ -131,7 +122,6 @@ fn job_json(job: &Job, events: &[Event]) -> serde_json::Value {
 }
 
 /// Formats an event of the log. Further lines of its text are indented, so that none looks like another event.
-#[must_use]
 pub fn event_line(event: &Event) -> String {
     let since_midnight = event.at.rem_euclid(86_400_000);
     let (h, m, s) = (since_midnight / 3_600_000, since_midnight / 60_000 % 60, since_midnight / 1000 % 60);

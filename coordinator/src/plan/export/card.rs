@@ -25,7 +25,6 @@ const READ_NUMBERS: &str = include_str!("read_numbers.py");
 /// Python code that reads the windows of a text, and what each adds to its slots.
 const READ_WINDOWS: &str = include_str!("read_windows.py");
 const ADD_WINDOWS: &str = include_str!("add_windows.py");
-/// Python code that loads a projector.
 const PROJECTOR: &str = include_str!("load_projector.py");
 
 /// Python code that answers with the merged decoder in a server of vLLM. It continues [`WITH_SLOTS`].
@@ -246,7 +245,6 @@ fn stage_b(i: &InstructSettings, with_slots: bool) -> String {
     text
 }
 
-/// Returns the results of `evaluate`.
 fn measured(evaluate: &Manifest) -> String {
     let mut text = "## Evaluation\n\n".to_owned();
     for section in measured::sections(&AnswerCost::without_times(&evaluate.figures)) {

@@ -22,9 +22,7 @@ const MOST_KINDS: usize = 1000;
 #[derive(Debug, thiserror::Error)]
 #[error("audit log {path}: {source}")]
 pub struct AuditError {
-    /// The file.
     pub path: PathBuf,
-    /// The cause.
     pub source: std::io::Error,
 }
 
@@ -58,7 +56,6 @@ struct Folded {
     #[serde(flatten)]
     last: Entry,
     times: u64,
-    /// The time of the first of them.
     since: i64,
 }
 
@@ -86,9 +83,6 @@ struct State {
 
 impl AuditLog {
     /// Opens the log, or creates it.
-    ///
-    /// # Errors
-    /// An error says that the log cannot be written.
     pub fn open(path: &Path) -> Result<Self, AuditError> {
         let failed = |source| AuditError { path: path.into(), source };
         let file = append_to(path).map_err(failed)?;

@@ -19,9 +19,6 @@ pub struct Authority {
 impl Authority {
     /// Creates an authority that trusts these roots. With `optional`, a client may show a token instead of a
     /// certificate.
-    ///
-    /// # Errors
-    /// An error says that there are no roots, or that they are broken.
     pub fn new(roots: RootCertStore, optional: bool) -> Result<Self, String> {
         let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
         let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
@@ -30,9 +27,6 @@ impl Authority {
     }
 
     /// Returns the caller that the certificate names, if the authority signed it and it is valid now.
-    ///
-    /// # Errors
-    /// An error says why the certificate does not count.
     pub fn peer(&self, chain: &[CertificateDer<'_>]) -> Result<Peer, String> {
         let (leaf, rest) = chain.split_first().ok_or("no certificate")?;
         self.verifier.verify_client_cert(leaf, rest, UnixTime::now()).map_err(|e| e.to_string())?;
@@ -50,7 +44,6 @@ impl Authority {
 
 /// Parses the role and the name from a certificate's URI: `spiffe://llink/worker/NAME`,
 /// `spiffe://llink/user/ROLE/NAME`.
-#[must_use]
 pub fn identity(uri: &str) -> Option<(Role, String)> {
     let mut parts = uri.strip_prefix("spiffe://llink/")?.split('/');
     let role = match parts.next()? {
@@ -63,7 +56,6 @@ pub fn identity(uri: &str) -> Option<(Role, String)> {
 }
 
 /// Returns whether a name has only letters, digits, `.`, `-`, `_` and `@`, so that it fits in a log and a URI.
-#[must_use]
 pub(super) fn is_name(name: &str) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || ".-_@".contains(c);
     !name.is_empty() && name.len() <= 100 && name.chars().all(fits)

@@ -25,7 +25,6 @@ use crate::serve::metrics::Calls;
 const ROOT: u32 = 0;
 /// The most bytes of a refusal's text. A client takes 16 KiB of headers, and most characters take three bytes there.
 const REFUSAL_BYTES: usize = 4 << 10;
-/// The most bytes of a recorded reason.
 const REASON_BYTES: usize = 1 << 10;
 
 /// The subject of an answer: the id of a job or a worker. Handlers put it into their answer for the audit log.
@@ -35,7 +34,6 @@ pub(in crate::serve) struct Subject(pub(in crate::serve) String);
 /// The rules for callers, and the records of their calls.
 #[derive(Debug)]
 pub(in crate::serve) struct Access {
-    /// Whether callers are not identified.
     pub(in crate::serve) open: bool,
     /// The user who may call, beside root, where callers are not identified.
     pub(in crate::serve) own_user: Option<u32>,
@@ -46,7 +44,6 @@ pub(in crate::serve) struct Access {
     pub(in crate::serve) audit: Option<Arc<AuditLog>>,
     pub(in crate::serve) calls: Calls,
     pub(in crate::serve) slowdown: Slowdown,
-    /// The token file that a refusal names.
     pub(in crate::serve) token_file: Option<PathBuf>,
 }
 

@@ -27,7 +27,6 @@ pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// The caller reads jobs.
     Read,
     /// The caller also submits jobs, and cancels and resumes its own.
     Submit,
@@ -45,8 +44,6 @@ impl Role {
     pub const WRITTEN: [(&'static str, Self); 4] =
         [("read", Self::Read), ("submit", Self::Submit), ("administer", Self::Administer), ("worker", Self::Worker)];
 
-    /// Returns whether this role is enough.
-    #[must_use]
     pub fn may(self, need: Need) -> bool {
         match (self, need) {
             (Self::Anybody, _) | (Self::Worker, Need::Work) => true,
@@ -58,13 +55,11 @@ impl Role {
     }
 
     /// Returns whether the caller may change the jobs of others.
-    #[must_use]
     pub fn may_change_others(self) -> bool {
         matches!(self, Self::Administer | Self::Anybody)
     }
 
     /// Returns the role's name in tokens, certificates and the audit log.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         let written = Self::WRITTEN.iter().find(|(_, role)| *role == self);
         written.map_or("anybody", |(name, _)| name)
@@ -95,12 +90,10 @@ pub enum Need {
     Look,
     /// The right to start, stop or resume a job.
     Change,
-    /// The right to be a worker.
     Work,
 }
 
 /// Returns the right that the call at this path requires, or `None` for a path that nobody may call.
-#[must_use]
 pub fn needed(path: &str) -> Option<Need> {
     let (service, method) = path.strip_prefix("/llink.v1.")?.split_once('/')?;
     match (service, method) {
@@ -113,7 +106,6 @@ pub fn needed(path: &str) -> Option<Need> {
 
 /// Returns the name of a call in logs and metrics. All unknown calls share one name, because callers could fill both
 /// with invented paths.
-#[must_use]
 pub fn call_name(path: &str) -> &str {
     let known = needed(path).and_then(|_| path.strip_prefix("/llink.v1."));
     known.unwrap_or("unknown")
@@ -124,7 +116,6 @@ pub fn call_name(path: &str) -> &str {
 pub struct Peer {
     /// The name in the certificate or the token.
     pub name: String,
-    /// The role.
     pub role: Role,
     /// The proof of the caller's identity.
     pub by: Proof,
@@ -133,22 +124,17 @@ pub struct Peer {
 /// The proof of a caller's identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Proof {
-    /// The caller was not identified.
     None,
     /// The caller showed a certificate that the authority signed.
     Certificate,
-    /// The caller showed a token.
     Token {
-        /// The SHA-256 of the token.
         sha256: String,
-        /// The number of times that the token counts.
         uses: TokenUse,
     },
 }
 
 impl Peer {
     /// Returns the caller of a coordinator that identifies no callers.
-    #[must_use]
     pub fn anybody() -> Self {
         Self { name: "anybody".into(), role: Role::Anybody, by: Proof::None }
     }

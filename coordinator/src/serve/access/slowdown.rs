@@ -11,7 +11,6 @@ use crate::serve::connections::Source;
 const AT_ONCE: u32 = 10;
 /// The time between further refusals.
 const APART: Duration = Duration::from_secs(1);
-/// The longest wait.
 const LONGEST: Duration = Duration::from_secs(10);
 /// The most sources that are remembered. Further ones share an entry.
 const MOST_SOURCES: usize = 4096;

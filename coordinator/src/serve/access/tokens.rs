@@ -15,7 +15,6 @@ use super::{Peer, Proof, Role};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenUse {
-    /// The token counts each time.
     #[default]
     Any,
     /// The token lets one worker process join. Another process that shows it is refused.
@@ -26,15 +25,12 @@ pub enum TokenUse {
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Token {
-    /// The name of the token's owner.
     pub name: String,
-    /// The role of the owner.
     pub role: Role,
     /// The SHA-256 of the token's text in lower-case hex.
     pub sha256: String,
     /// The end of the token's validity as RFC 3339. `None` means that the token does not expire.
     pub expires: Option<String>,
-    /// The number of times that the token counts.
     #[serde(default)]
     pub uses: TokenUse,
 }
@@ -50,9 +46,7 @@ struct TokenFile {
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {reason}")]
 pub struct TokenError {
-    /// The file.
     pub path: PathBuf,
-    /// The cause.
     pub reason: String,
 }
 
@@ -64,9 +58,6 @@ pub struct Tokens {
 
 impl Tokens {
     /// Reads the file. A missing file holds no tokens.
-    ///
-    /// # Errors
-    /// An error says that the file cannot be read, or which entry is invalid.
     pub fn read(path: &Path) -> Result<Self, TokenError> {
         let failed = |reason: String| TokenError { path: path.into(), reason };
         let text = match std::fs::read_to_string(path) {
@@ -102,8 +93,6 @@ impl Tokens {
     }
 
     /// Returns the owner of a token that is valid at `now`.
-    ///
-    /// # Errors
     /// An error says why the token does not count, without details that would help to guess one.
     pub fn peer(&self, token: &str, now: OffsetDateTime) -> Result<Peer, String> {
         self.peer_by_hash(&sha256_of(token), now)
@@ -122,7 +111,6 @@ impl Tokens {
 
 impl Token {
     /// Returns the entry as it stands in the file.
-    #[must_use]
     pub fn entry(&self) -> String {
         let mut entry =
             format!("\n[[token]]\nname = \"{}\"\nrole = \"{}\"\nsha256 = \"{}\"\n", self.name, self.role, self.sha256);
@@ -136,9 +124,6 @@ impl Token {
     }
 
     /// Makes a new token for `name`. Returns the entry to keep, and the token to hand out once.
-    ///
-    /// # Errors
-    /// An error says that the name is not allowed, or that the system gives no random bytes.
     pub fn make(
         name: &str,
         role: Role,
@@ -166,9 +151,6 @@ impl Token {
 }
 
 /// Returns 256 random bits in hex.
-///
-/// # Errors
-/// An error says that the system gives no random bytes.
 pub fn fresh_secret() -> Result<String, String> {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).map_err(|e| format!("the system gives no random bytes: {e}"))?;
@@ -176,7 +158,6 @@ pub fn fresh_secret() -> Result<String, String> {
 }
 
 /// Returns the SHA-256 in lower-case hex.
-#[must_use]
 pub fn sha256_of(text: &str) -> String {
     hex(&Sha256::digest(text.as_bytes()))
 }

@@ -12,7 +12,6 @@ pub(super) struct ApiError {
     pub(super) message: String,
     /// The field of the request that is wrong.
     pub(super) param: Option<String>,
-    /// The reason for programs.
     pub(super) code: &'static str,
     /// The seconds after which the request may be sent again.
     pub(super) retry_after: Option<u32>,
@@ -23,7 +22,6 @@ impl ApiError {
         Self { status, message: message.into(), param: None, code, retry_after: None }
     }
 
-    /// Returns the error of a field of the request.
     pub(super) fn of_field(param: impl Into<String>, code: &'static str, message: impl Into<String>) -> Self {
         Self { param: Some(param.into()), ..Self::new(StatusCode::BAD_REQUEST, code, message) }
     }
@@ -60,7 +58,6 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// Returns a response with a JSON body.
 pub(super) fn json_response(status: StatusCode, body: String) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
 }

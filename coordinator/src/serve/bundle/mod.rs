@@ -42,7 +42,6 @@ use reply::Reply;
 use request::{ChatRequest, Defaults};
 use speaker::{Asked, Event};
 
-/// The most bytes of a request.
 const BODY_BYTES: usize = 1 << 20;
 /// The time after which a client may ask again.
 const RETRY_S: u32 = 2;
@@ -56,9 +55,7 @@ const FAREWELL: Duration = Duration::from_secs(20);
 pub struct BundleOptions {
     /// The address to listen on. Port 0 takes a free one.
     pub listen: SocketAddr,
-    /// The name of the model in requests.
     pub name: String,
-    /// The number of answers that are computed at once.
     pub at_once: usize,
     /// The number of further requests that may wait.
     pub queue: usize,
@@ -74,9 +71,6 @@ pub struct BundleOptions {
 
 impl BundleOptions {
     /// Refuses an address where everyone who reaches it could ask.
-    ///
-    /// # Errors
-    /// An error says what is missing, and what to do.
     pub fn check(&self) -> Result<(), ServeError> {
         let is_guarded = self.tls.is_some() && self.tokens.is_some();
         if self.listen.ip().is_loopback() || self.insecure || is_guarded {
@@ -93,7 +87,6 @@ impl BundleOptions {
 /// A running server of a bundle.
 #[derive(Debug)]
 pub struct RunningBundle {
-    /// The URL where the server listens.
     pub url: String,
     shared: Arc<Shared>,
     broken: oneshot::Receiver<String>,
@@ -112,10 +105,6 @@ struct Shared {
     tokens: Option<watch::Receiver<Arc<Tokens>>>,
 }
 
-/// Serves a bundle.
-///
-/// # Errors
-/// An error says that the address is taken or open to everyone, or that a file cannot be used.
 pub async fn start(generator: Generator, options: BundleOptions) -> Result<RunningBundle, ServeError> {
     options.check()?;
     let tokens = options.tokens.as_deref().map(tls::watch_tokens).transpose()?;

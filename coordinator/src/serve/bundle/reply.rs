@@ -50,7 +50,6 @@ impl Usage {
 }
 
 impl Reply {
-    /// Returns a whole answer.
     pub(super) fn whole(&self, text: &str, finish: Finish, usage: Usage) -> Value {
         let message = json!({"role": "assistant", "content": text, "refusal": null});
         let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": finish.name()});
@@ -67,7 +66,6 @@ impl Reply {
         first.into()
     }
 
-    /// Returns a piece of a stream.
     pub(super) fn piece(&self, text: &str) -> Value {
         self.chunk(json!({ "content": text }), None).into()
     }

@@ -56,7 +56,6 @@ impl Message {
 /// Values that the server gives to requests.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Defaults<'a> {
-    /// The name of the model.
     pub(super) model: &'a str,
     /// The most tokens of an answer, if the request does not say it.
     pub(super) max_tokens: usize,
@@ -65,7 +64,6 @@ pub(super) struct Defaults<'a> {
 }
 
 impl ChatRequest {
-    /// Parses the body of a request.
     pub(super) fn parse(body: &[u8], defaults: Defaults<'_>) -> Result<Self, ApiError> {
         let body: Map<String, Value> = serde_json::from_slice(body).map_err(|error| {
             let text = format!("the body is not a JSON object: {error}");

@@ -24,7 +24,6 @@ pub(super) struct Asked {
 /// A part of an answer.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// The prompt was accepted.
     Begun(Usage),
     Piece(String),
     Ended(Finish, Usage),
@@ -32,9 +31,6 @@ pub(super) enum Event {
 }
 
 /// Answers requests until no more can come.
-///
-/// # Errors
-/// An error says that the device failed before the first request.
 pub(super) fn answer_all(
     mut generator: Generator,
     mut asked: mpsc::UnboundedReceiver<Asked>,

@@ -10,8 +10,6 @@ use super::{missing, stamp};
 use crate::job::ModelsSection;
 
 /// Returns a stamp of the model's files.
-///
-/// # Errors
 /// An error lists every problem of the model in one text, with what to do.
 pub(super) async fn model_stamp(
     models: &ModelsSection,

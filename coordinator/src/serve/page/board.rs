@@ -28,7 +28,6 @@ pub(super) struct Seen {
     pub(super) job: Job,
     /// The speed and the remaining time of each running stage.
     pub(super) paces: BTreeMap<String, String>,
-    /// The charts of each stage.
     pub(super) charts: Vec<(String, Vec<Chart>)>,
 }
 
@@ -40,7 +39,6 @@ pub(super) struct Board {
     /// The number of older jobs, which are not listed.
     pub(super) older: usize,
     pub(super) workers: Vec<WorkerView>,
-    /// The number of all workers.
     pub(super) workers_total: usize,
 }
 

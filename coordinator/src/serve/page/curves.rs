@@ -39,7 +39,6 @@ pub(super) struct Chart {
     pub(super) values: Vec<Vec<Option<f64>>>,
 }
 
-/// Returns the step of a figure of a running stage.
 pub(in crate::serve) fn step_of(stage: &Stage, figure: &str) -> u64 {
     let held_out = stage.figures.get(HELD_OUT_STEP).map(|step| *step as u64);
     match figure.starts_with("validation/") {
@@ -64,7 +63,6 @@ impl Curves {
         }
     }
 
-    /// Returns the charts that have a point.
     pub(super) fn charts(&self) -> Vec<Chart> {
         CHARTS.iter().filter_map(|(title, names)| self.chart(title, names)).collect()
     }

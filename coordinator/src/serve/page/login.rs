@@ -56,7 +56,6 @@ impl Cookies {
     }
 }
 
-/// Returns the token in a form.
 pub(super) fn token_in(form: &[u8]) -> Option<String> {
     let mut fields = url::form_urlencoded::parse(form);
     let (_, token) = fields.find(|(name, _)| name == "token")?;

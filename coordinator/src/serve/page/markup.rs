@@ -19,7 +19,6 @@ const TEXT_BYTES: usize = 4 << 10;
 
 /// A part of a page that is updated by itself.
 pub(super) struct Part {
-    /// The id of the part's element.
     pub(super) id: &'static str,
     pub(super) body: Markup,
 }
@@ -301,7 +300,6 @@ fn chart(stage: &str, at: usize, chart: &Chart) -> Markup {
     }
 }
 
-/// The report of a job that has one.
 fn reported(job: &Job) -> Markup {
     let Ok(report) = serde_json::from_str::<Report>(&job.report_json) else {
         return html! {};

@@ -63,7 +63,6 @@ const HEADERS: [(HeaderName, &str); 5] = [
 pub(super) struct Plans(Arc<Mutex<VecDeque<(usize, Job)>>>);
 
 impl Plans {
-    /// Keeps a plan.
     pub(super) fn add(&self, plan: Job) {
         let mut plans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let number = plans.front().map_or(1, |(number, _)| number + 1);
@@ -105,9 +104,6 @@ struct Shared {
 }
 
 /// Serves the page until `stopped`.
-///
-/// # Errors
-/// An error says that the address cannot be bound, or that the system gives no random bytes.
 pub(super) async fn serve(address: SocketAddr, parts: Parts) -> Result<Served, ServeError> {
     let failed = |source| ServeError::Listen { address, source };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
@@ -242,7 +238,6 @@ async fn plan(State(shared): State<Arc<Shared>>, Path(number): Path<usize>) -> R
 }
 
 impl Shared {
-    /// Returns a job's name and its parts.
     async fn job(&self, id: &str) -> Option<(String, Vec<Part>)> {
         let wanted = id.to_owned();
         let events = self.engine.call(move |e| e.newest_events(&wanted, EVENTS));

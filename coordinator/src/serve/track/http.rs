@@ -24,7 +24,6 @@ pub(super) struct Fault {
     pub(super) passes: bool,
     /// The wait that the program asks for.
     pub(super) wait: Option<Duration>,
-    /// The status of the answer, if there was one.
     pub(super) status: Option<StatusCode>,
 }
 
@@ -42,9 +41,6 @@ pub(super) struct Http {
 
 impl Http {
     /// Makes a client whose requests carry a token in the header.
-    ///
-    /// # Errors
-    /// The reason for people.
     pub(super) fn new(token: Option<(HeaderName, String)>) -> Result<Self, String> {
         let mut headers = HeaderMap::new();
         if let Some((name, text)) = &token {

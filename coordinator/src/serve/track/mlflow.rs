@@ -23,7 +23,6 @@ pub(super) struct MlFlow {
     job: String,
     submitted_at: i64,
     params: Vec<Value>,
-    /// The id of the run, once it is known.
     run: Option<String>,
 }
 

@@ -43,7 +43,6 @@ struct Point {
     name: String,
     step: u64,
     value: f64,
-    /// The time when it was read.
     at: Millis,
 }
 
@@ -59,14 +58,10 @@ struct Look {
     job: Job,
     /// The keys of the programs that do not know all of the job yet.
     open: Vec<&'static str>,
-    /// The job's file, if the job is new.
     file: Option<Box<JobFile>>,
 }
 
 /// Checks that this coordinator has the secrets that a job names.
-///
-/// # Errors
-/// The missing variable, for people.
 pub(super) fn check_secrets(file: &JobFile) -> Result<(), String> {
     let mut variables = file.track.iter().flat_map(TrackSection::variables);
     variables.try_for_each(|(key, name)| match secret(name) {

@@ -42,7 +42,6 @@ pub(super) struct Lead {
     writer: Writer,
     /// The seal that ended the term before.
     pub(super) seal: Position,
-    /// Where the next entry comes.
     pub(super) next: Position,
     pub(super) machine: Arc<dyn Machine>,
     /// When the newest entry was sent. Another coordinator that has seen silence since then finds this one silent too.

@@ -55,9 +55,7 @@ struct Mark {
 /// Opens the state that a replica holds, in a directory whose lock is held: waits until no other coordinator leads on the
 /// replica, takes the lead, and makes the directory's database anew. A replica that holds nothing gets the directory's state.
 /// A snapshot follows after every `snapshot_after` entries.
-///
-/// # Errors
-/// When the replica or the directory cannot be read or written, or the directory holds another state than the replica.
+/// A directory that holds another state than the replica is refused.
 pub(crate) async fn open(
     directory: &Path,
     url: &str,
@@ -113,9 +111,6 @@ pub fn forget(directory: &Path) {
 }
 
 /// Puts a database file into a directory, and what is there aside as `state.db.replaced`.
-///
-/// # Errors
-/// When a file cannot be moved.
 pub fn put_in_place(directory: &Path, file: &Path) -> std::io::Result<()> {
     let missing_is_fine = |done: std::io::Result<()>| match done {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),

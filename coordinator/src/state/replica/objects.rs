@@ -55,7 +55,6 @@ impl fmt::Display for Position {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Kind {
-    /// These pages of the database changed.
     Pages,
     /// Nothing changed, and the leader lives.
     Beat,
@@ -69,7 +68,6 @@ pub(super) enum Kind {
 /// Who writes entries.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Writer {
-    /// The process, for people.
     pub(super) process: String,
     /// The state directory, of which one process at a time holds the lock.
     pub(super) directory: String,
@@ -148,7 +146,6 @@ impl Objects {
         }
     }
 
-    /// The kind of an entry, and its pages.
     pub(super) async fn entry(&self, at: Position) -> Result<(Kind, Vec<u8>)> {
         let path = format!("{LOG}/{at}");
         let content = self.store.get(&path).await?;

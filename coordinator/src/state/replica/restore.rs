@@ -16,7 +16,6 @@ const TRIES: u32 = 5;
 /// What came of one try.
 enum Read {
     Whole,
-    /// This entry is missing.
     Gap(Position),
 }
 

@@ -223,7 +223,6 @@ impl Sim {
 /// The outcome of a run.
 #[derive(Debug, PartialEq)]
 struct Ran {
-    /// The results of each job.
     results: BTreeMap<usize, Results>,
     took: Millis,
     polls: u64,
