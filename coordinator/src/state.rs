@@ -35,19 +35,11 @@ pub enum StateError {
         "state store {path} is damaged ({reason}). Put a backup in its place with `llink-coord restore FILE --replace`, or \
          move it and its -wal and -shm away: finished stages are found again by their keys"
     )]
-    Damaged {
-        path: PathBuf,
-        /// The damage that SQLite found.
-        reason: String,
-    },
+    Damaged { path: PathBuf, reason: String },
     #[error("state directory: {path}: {source}")]
     Directory { path: PathBuf, source: std::io::Error },
     #[error("state store {path}: {reason}")]
-    Content {
-        path: PathBuf,
-        /// The problem, and what to do.
-        reason: String,
-    },
+    Content { path: PathBuf, reason: String },
     #[error("the state's replica: {0}")]
     Replica(#[from] llink_datasets::Error),
     #[error("the state's replica {0} does not answer")]
@@ -55,11 +47,7 @@ pub enum StateError {
     #[error("{0} cannot hold a replica: its store does not support creating an object only where there is none")]
     NotKept(String),
     #[error("{by} leads on the state's replica {url} now")]
-    Succeeded {
-        url: String,
-        /// The other one's process.
-        by: String,
-    },
+    Succeeded { url: String, by: String },
 }
 
 /// The database of a coordinator's state.

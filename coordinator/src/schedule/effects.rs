@@ -83,43 +83,41 @@ pub struct Attempt {
 pub enum Action {
     Start {
         worker: String,
-        /// The assignment under the new lease.
         assignment: Box<Assignment>,
     },
     /// Tell a worker to stop.
     Abort {
         worker: String,
-        /// The lease to stop, and the reason.
         abort: Abort,
     },
     /// Look up whether a stage is committed under its key with all its files, and claim it if it is not. The answer
-    /// goes to [`Cluster::looked_up`].
+    /// goes to [`Cluster::looked_up`]. Of the files in `kept`, which earlier tasks wrote, those with another size are lost.
     LookUp {
         work: Work,
-        /// The claim under which the tasks ran so far.
         claim: Option<Claim>,
-        /// The files that tasks of this stage wrote before, with their sizes in bytes. They count only while they are
-        /// there.
         kept: BTreeMap<String, u64>,
     },
     /// Check the stage's files and write its manifest last. The answer goes to [`Cluster::committed`].
     Commit {
         work: Work,
-        /// The claim under which the tasks ran.
         claim: Claim,
         manifest: Box<Manifest>,
     },
     /// Give up a claim, because no job of this coordinator wants the stage any more.
-    Release { work: Work, claim: Claim },
+    Release {
+        work: Work,
+        claim: Claim,
+    },
     /// Close the stream of a worker that was given up, if it has one.
-    Forget { worker: String },
-    /// Write the job's report. The answer goes to [`Cluster::published`].
+    Forget {
+        worker: String,
+    },
+    /// Write the job's report. The answer goes to [`Cluster::published`]. The job succeeds only if all `files` have their
+    /// sizes in bytes.
     Publish {
         job: String,
-        /// The job's output URL.
         output: String,
         report: String,
-        /// The files that the job made, with their sizes in bytes. The job has succeeded only if all of them are there.
         files: BTreeMap<String, u64>,
     },
 }

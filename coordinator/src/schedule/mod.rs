@@ -228,9 +228,9 @@ pub struct TaskRecord {
 /// The state of a task.
 #[derive(Debug, Clone)]
 pub enum TaskState {
+    /// After a failure it is not leased before `not_before`.
     Waiting {
         since: Millis,
-        /// The time before which it is not leased, after a failure.
         not_before: Millis,
     },
     Leased(Box<Lease>),

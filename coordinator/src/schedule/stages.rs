@@ -23,10 +23,7 @@ pub enum LookedUp {
         damage: Option<String>,
     },
     /// Another coordinator has the claim to the stage.
-    Elsewhere {
-        /// The owner of the claim, for people.
-        who: String,
-    },
+    Elsewhere { who: String },
 }
 
 impl Cluster {

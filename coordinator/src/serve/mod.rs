@@ -117,11 +117,7 @@ pub enum ServeError {
     #[error("cannot listen on {address}: {source}")]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error("{directory} is in use by {holder}: name it with --coordinator, or use another --state directory")]
-    InUse {
-        directory: PathBuf,
-        /// The process id and the URL of the other coordinator.
-        holder: String,
-    },
+    InUse { directory: PathBuf, holder: String },
     #[error(transparent)]
     State(#[from] StateError),
     #[error("{path}: {source}")]
