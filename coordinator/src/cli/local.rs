@@ -152,7 +152,7 @@ impl Template {
             .args(["worker", "--coordinator", &self.url, "--name", &self.name, "--exit-with-parent"])
             .args(["--threads", &self.threads.to_string()])
             // `auto` leaves it to LLINK_COMPUTE, where that is set.
-            .args((self.compute != Compute::Auto).then_some(["--compute", self.compute.name()]).into_iter().flatten())
+            .args((self.compute != Compute::Auto).then_some(["--compute", self.compute.into()]).into_iter().flatten())
             .args(self.gpu.iter().flat_map(|gpu| ["--device", &gpu.device]))
             .envs(self.gpu.iter().filter_map(|gpu| Some(("NCCL_HOSTID", gpu.host.as_deref()?))))
             // The token is not an argument, because every user of the machine can see arguments.

@@ -4,8 +4,9 @@ use llink_proto::settings::{ABOVE_0, at_least, between, zero};
 use serde::{Deserialize, Serialize};
 
 /// The treatment of near-duplicates.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, strum::Display)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum NearDuplicates {
     /// Near-duplicates are kept.
     Keep,
@@ -13,17 +14,6 @@ pub enum NearDuplicates {
     Across,
     /// Of rows that say almost the same, all but the first are dropped.
     Everywhere,
-}
-
-impl NearDuplicates {
-    /// Returns the name in job files and tasks.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Keep => "keep",
-            Self::Across => "across",
-            Self::Everywhere => "everywhere",
-        }
-    }
 }
 
 /// The treatment of rows whose two sides have other numbers.

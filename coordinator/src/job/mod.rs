@@ -244,8 +244,9 @@ llink_proto::settings! {
 }
 
 /// The number format of products with frozen weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, strum::IntoStaticStr)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Compute {
     /// The faster of the two on the worker's machine.
     #[default]
@@ -254,17 +255,6 @@ pub enum Compute {
     F32,
     /// 16 bits, with sums in 32.
     Bf16,
-}
-
-impl Compute {
-    /// Returns its name in the job file and for `llink-worker --compute`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-        }
-    }
 }
 
 fn is_zero(priority: &i32) -> bool {

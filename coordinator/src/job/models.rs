@@ -88,23 +88,14 @@ pub struct DecoderModel {
 }
 
 /// The pooling of hidden states into the vector of a text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, strum::Display)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum PoolingName {
     /// The mean of all states, including special tokens.
     Mean,
     /// The state of the first token.
     Cls,
-}
-
-impl PoolingName {
-    /// Returns the name in job files and tasks.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Mean => "mean",
-            Self::Cls => "cls",
-        }
-    }
 }
 
 impl From<&str> for EncoderModel {

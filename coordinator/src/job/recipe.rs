@@ -6,8 +6,9 @@ use toml::{Table, Value};
 use super::JobFile;
 
 /// A named set of defaults.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, strum::Display)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Recipe {
     /// The paper's settings: the teacher is read at the slot token, and vectors are compared by cosine.
     #[default]
@@ -18,14 +19,6 @@ pub enum Recipe {
 }
 
 impl Recipe {
-    /// Returns the name in job files.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Paper => "paper",
-            Self::Sharp => "sharp",
-        }
-    }
-
     /// Returns the recipe's differences from the keys' own defaults, as a job file.
     const fn defaults(self) -> &'static str {
         match self {
@@ -89,7 +82,7 @@ mod tests {
     #[test]
     fn each_recipe_names_keys_that_there_are() {
         for recipe in [Recipe::Paper, Recipe::Sharp] {
-            let text = format!("recipe = \"{}\"\n[corpus]\nsource = \"sample\"\n", recipe.as_str());
+            let text = format!("recipe = \"{recipe}\"\n[corpus]\nsource = \"sample\"\n");
             assert_eq!(recipe.complete(&text).unwrap().recipe, recipe);
         }
     }

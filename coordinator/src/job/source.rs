@@ -75,8 +75,9 @@ impl Sources {
 }
 
 /// The format of a source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, strum::Display)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum FormatName {
     /// Tab-separated columns.
     Tsv,
@@ -90,22 +91,10 @@ pub enum FormatName {
     Parquet,
 }
 
-impl FormatName {
-    /// Returns the name in job files and tasks.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Tsv => "tsv",
-            Self::Jsonl => "jsonl",
-            Self::Moses => "moses",
-            Self::Tmx => "tmx",
-            Self::Parquet => "parquet",
-        }
-    }
-}
-
 /// The compression of a source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, strum::Display)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum CompressionName {
     /// The source is not compressed.
     None,
@@ -117,19 +106,6 @@ pub enum CompressionName {
     Xz,
     /// The source is compressed with bzip2.
     Bz2,
-}
-
-impl CompressionName {
-    /// Returns the name in job files and tasks.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Gz => "gz",
-            Self::Zst => "zst",
-            Self::Xz => "xz",
-            Self::Bz2 => "bz2",
-        }
-    }
 }
 
 /// A column of a source.

@@ -45,7 +45,7 @@ pub fn outline(stage: StageName, job: &JobFile) -> Vec<String> {
                     thousands(a.hard_negatives.into()),
                     thousands(a.queue.into())
                 ),
-                format!("recipe: {}", job.recipe.as_str()),
+                format!("recipe: {}", job.recipe),
             ];
             margin.into_iter().chain(training).collect()
         }

@@ -182,7 +182,7 @@ impl<'a> CorpusPlan<'a> {
             holdout_rows: self.holdout,
             shard_rows: self.shard_rows,
             path: self.work_path(key, inputs, "assignment"),
-            near_duplicates: self.cleaning.near_duplicates.as_str().into(),
+            near_duplicates: self.cleaning.near_duplicates.to_string(),
             similarity: self.cleaning.similarity,
             second_hash: self.validation_from == ValidationFrom::Train,
             pairs_train_rows: unless_all(self.pairs.0),
@@ -229,8 +229,8 @@ pub(super) fn source(own: &SourceEntry, all: &SourceEntry, label: &str) -> Sourc
     Source {
         url: own.name().to_owned(),
         foreign_url: own.foreign.clone(),
-        format: format.map(|format| format.as_str().into()),
-        compression: own.compression.or(all.compression).map(|form| form.as_str().into()),
+        format: format.map(|format| format.to_string()),
+        compression: own.compression.or(all.compression).map(|form| form.to_string()),
         english_column: column(&own.english_column, &all.english_column),
         foreign_column: column(&own.foreign_column, &all.foreign_column),
         english_language: text(&own.english_language, &all.english_language),
@@ -368,7 +368,7 @@ pub(super) fn models_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskRe
             seed: inputs.job.seed,
             text_shards: text.into_iter().map(|shard| shard.path).collect(),
             path: format!("{}/{name}", inputs.directory(StageName::Models, key)),
-            pooling: wishes.and_then(|m| m.pooling).map(|pooling| pooling.as_str().into()),
+            pooling: wishes.and_then(|m| m.pooling).map(|pooling| pooling.to_string()),
             normalize: wishes.and_then(|m| m.normalize),
             prefix: wishes.and_then(|m| m.prefix.clone()),
         });

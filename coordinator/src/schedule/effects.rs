@@ -47,23 +47,13 @@ pub struct Happening {
 }
 
 /// The severity of an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::AsRefStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum Level {
     Info,
     /// An event that deserves attention.
     Warn,
     Error,
-}
-
-impl Level {
-    /// Returns the word for the level in the log.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Info => "info",
-            Self::Warn => "warn",
-            Self::Error => "error",
-        }
-    }
 }
 
 /// The record of one member's part in a lease.

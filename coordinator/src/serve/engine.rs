@@ -256,7 +256,7 @@ impl Engine {
     /// Carries out the actions of saved steps, and sends the answers.
     fn act_on(&mut self, fx: Effects) {
         for event in &fx.events {
-            tracing::info!(job = event.job, stage = event.stage, level = event.level.as_str(), "{}", event.text);
+            tracing::info!(job = event.job, stage = event.stage, level = event.level.as_ref(), "{}", event.text);
         }
         for action in fx.actions {
             self.act(action);

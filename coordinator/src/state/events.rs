@@ -48,7 +48,7 @@ impl NewestEvents {
         };
         *newest += 1;
         tx.prepare_cached("INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
-            .execute(params![*newest, event.at, event.stage, event.task as i64, event.level.as_str(), event.text])
+            .execute(params![*newest, event.at, event.stage, event.task as i64, event.level.as_ref(), event.text])
             .map(|_| ())
     }
 }

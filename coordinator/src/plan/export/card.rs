@@ -155,7 +155,7 @@ fn settings(inputs: &Inputs<'_>) -> String {
          log-norm |\n\
          | optimizer | AdamW {}/{}, weight decay {}, clip {}; {} to {}, cosine, {} steps of warm-up |\n| dropout | {} |\n\
          | seed | {} |\n\n",
-        inputs.job.recipe.as_str(),
+        inputs.job.recipe,
         inputs.job.embed.teacher,
         metric(a),
         a.steps,

@@ -149,7 +149,7 @@ impl Access {
         audit.note(Entry {
             at: now as i64,
             who: call.peer.name.clone(),
-            role: call.peer.role.as_str(),
+            role: call.peer.role.into(),
             by,
             from: call.from.clone(),
             call: call.name.clone(),

@@ -7,9 +7,10 @@ mod layer;
 mod slowdown;
 mod tokens;
 
-use std::fmt;
-
 use axum::http::{HeaderMap, header};
+use serde::Deserialize;
+use serde::de::IntoDeserializer;
+use serde::de::value::Error as ValueError;
 
 pub use audit::{AuditError, AuditLog};
 pub use certificates::{Authority, identity};
@@ -24,8 +25,9 @@ pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// The role of a caller.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, strum::Display, strum::IntoStaticStr)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Role {
     Read,
     /// The caller also submits jobs, and cancels and resumes its own.
@@ -40,10 +42,6 @@ pub enum Role {
 }
 
 impl Role {
-    /// The roles that a file can give, with their names.
-    pub const WRITTEN: [(&'static str, Self); 4] =
-        [("read", Self::Read), ("submit", Self::Submit), ("administer", Self::Administer), ("worker", Self::Worker)];
-
     pub fn may(self, need: Need) -> bool {
         match (self, need) {
             (Self::Anybody, _) | (Self::Worker, Need::Work) => true,
@@ -58,28 +56,14 @@ impl Role {
     pub fn may_change_others(self) -> bool {
         matches!(self, Self::Administer | Self::Anybody)
     }
-
-    /// Returns the role's name in tokens, certificates and the audit log.
-    pub fn as_str(self) -> &'static str {
-        let written = Self::WRITTEN.iter().find(|(_, role)| *role == self);
-        written.map_or("anybody", |(name, _)| name)
-    }
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
 }
 
 impl std::str::FromStr for Role {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let written = Self::WRITTEN.iter().find(|(name, _)| *name == text);
-        written
-            .map(|(_, role)| *role)
-            .ok_or_else(|| format!("{text:?} is not a role: read, submit, administer or worker"))
+        let read = Self::deserialize(text.into_deserializer());
+        read.map_err(|_: ValueError| format!("{text:?} is not a role: read, submit, administer or worker"))
     }
 }
 
