@@ -28,6 +28,7 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
+use super::ServeError;
 use super::connections::{Connections, Limits, Place, Source};
 use super::local_user::user_of;
 
@@ -128,6 +129,14 @@ pub(super) enum Spoken {
     Http1,
     /// HTTP/2, for gRPC clients.
     Http2,
+}
+
+/// Binds an address, and returns it with the port that a port of 0 became.
+pub(super) async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
+    let failed = |source| ServeError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
 }
 
 /// Accepts connections until the receiver is dropped.

@@ -4,7 +4,6 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tonic_health::ServingStatus;
 
@@ -25,7 +24,7 @@ pub(super) async fn serve(
     engine: oneshot::Receiver<EngineHandle>,
     stopped: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
-    let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
+    let (listener, _) = accept::bind(address).await?;
     let (reporter, service) = tonic_health::server::health_reporter();
     reporter.set_service_status("", ServingStatus::Serving).await;
     reporter.set_service_status(READY, ServingStatus::NotServing).await;

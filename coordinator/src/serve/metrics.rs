@@ -3,25 +3,29 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
+use axum::http::StatusCode;
 use axum::routing::get;
 use llink_proto::{JobState, StageState};
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::ServeError;
+use super::accept::{self, Protection, Spoken};
+use super::connections::Limits;
 use super::engine::EngineHandle;
-use super::pages::FewPages;
-use crate::schedule::Cluster;
+use crate::schedule::{Cluster, Job};
+use crate::ui::job_word;
 
+/// The time after which a connection is closed. A scraper opens another one.
+const LASTS: Duration = Duration::from_secs(5);
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -58,86 +62,46 @@ struct StateLabel {
     state: &'static str,
 }
 
-/// A state and the number of objects in it.
-type ByState = (&'static str, i64);
-
-/// The state of the cluster at one moment.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Snapshot {
-    jobs: [(&'static str, i64); 4],
-    tasks: [(&'static str, i64); 4],
-    workers: [(&'static str, i64); 2],
-    stages_waiting_for_workers: i64,
-    wanted_workers: i64,
-    failures: u64,
-    losses: u64,
-}
-
-impl Snapshot {
-    pub(super) fn of(cluster: &Cluster) -> Self {
-        let jobs = |state: JobState| cluster.jobs.values().filter(|j| j.state == state).count() as i64;
-        let tasks = cluster.tasks.counts();
-        let busy = cluster.workers.values().filter(|w| !w.seats.is_empty()).count() as i64;
-        let running = |s: &&crate::schedule::Stage| s.state == StageState::Running;
-        let waits = |j: &crate::schedule::Job| {
-            j.state == JobState::Running && j.stages.iter().any(|s| running(&s)) && busy == 0
-        };
-        Self {
-            jobs: [
-                ("running", jobs(JobState::Running)),
-                ("succeeded", jobs(JobState::Succeeded)),
-                ("failed", jobs(JobState::Failed)),
-                ("cancelled", jobs(JobState::Cancelled)),
-            ],
-            tasks: [
-                ("waiting", tasks.waiting as i64),
-                ("leased", tasks.leased as i64),
-                ("done", tasks.done as i64),
-                ("failed", tasks.failed as i64),
-            ],
-            workers: [("busy", busy), ("idle", cluster.workers.len() as i64 - busy)],
-            stages_waiting_for_workers: cluster.jobs.values().filter(|j| waits(j)).count() as i64,
-            // A running job counts as one between its tasks too. 0 means that every worker may go.
-            wanted_workers: (cluster.tasks.wanted_workers(cluster.workers.len()) as i64)
-                .max(jobs(JobState::Running).min(1)),
-            failures: tasks.failures,
-            losses: tasks.losses,
+/// The metrics of the cluster at one moment.
+fn snapshot(cluster: &Cluster) -> Registry {
+    let mut registry = Registry::default();
+    let mut by_state = |name: &str, help: &str, counts: &[(&'static str, usize)]| {
+        let family = Family::<StateLabel, Gauge>::default();
+        for (state, count) in counts {
+            family.get_or_create(&StateLabel { state }).set(*count as i64);
         }
+        registry.register(name, help, family);
+    };
+    let mut states = [JobState::Running, JobState::Succeeded, JobState::Failed, JobState::Cancelled].map(|s| (s, 0));
+    for job in cluster.jobs.values() {
+        states.iter_mut().filter(|(state, _)| *state == job.state).for_each(|(_, count)| *count += 1);
     }
+    let running = states[0].1;
+    by_state("llink_jobs", "Jobs by their state", &states.map(|(state, count)| (job_word(state), count)));
+    let tasks = cluster.tasks.counts();
+    let open = [("waiting", tasks.waiting), ("leased", tasks.leased), ("done", tasks.done), ("failed", tasks.failed)];
+    by_state("llink_tasks", "Tasks of the jobs that are kept, by their state", &open);
+    let workers = cluster.workers.len();
+    let busy = cluster.workers.values().filter(|w| !w.seats.is_empty()).count();
+    by_state("llink_workers", "Workers that are registered now", &[("busy", busy), ("idle", workers - busy)]);
+    let waits = |job: &&Job| job.stages.iter().any(|stage| stage.state == StageState::Running) && busy == 0;
+    let waiting = cluster.jobs.values().filter(|job| job.state == JobState::Running).filter(waits).count();
+    // A running job counts as one between its tasks too. 0 means that every worker may go.
+    let wanted = cluster.tasks.wanted_workers(workers).max(running.min(1));
+    let mut single = |name: &str, help: &str, value: i64| {
+        let gauge: Gauge = Gauge::default();
+        gauge.set(value);
+        registry.register(name, help, gauge);
+    };
+    single("llink_jobs_without_worker", "Running jobs while no worker is busy", waiting as i64);
+    let help = "Workers that have something to do, including those that hold a lease";
+    single("llink_wanted_workers", help, wanted as i64);
+    single("llink_task_failures", "Failed attempts of the tasks that are kept", tasks.failures as i64);
+    single("llink_task_losses", "Attempts that were lost with their worker", tasks.losses as i64);
+    registry
 }
 
-impl Collector for Snapshot {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
-        let families: [(&str, &str, &[ByState]); 3] = [
-            ("llink_jobs", "Jobs by their state", &self.jobs),
-            ("llink_tasks", "Tasks of the jobs that are kept, by their state", &self.tasks),
-            ("llink_workers", "Workers that are registered now", &self.workers),
-        ];
-        for (name, help, values) in families {
-            let first = ConstGauge::new(0_i64);
-            let mut family = encoder.encode_descriptor(name, help, None, first.metric_type())?;
-            for (state, value) in values {
-                ConstGauge::new(*value).encode(family.encode_family(&StateLabel { state })?)?;
-            }
-        }
-        let single = [
-            ("llink_jobs_without_worker", "Running jobs while no worker is busy", self.stages_waiting_for_workers),
-            (
-                "llink_wanted_workers",
-                "Workers that have something to do, including those that hold a lease",
-                self.wanted_workers,
-            ),
-            ("llink_task_failures", "Failed attempts of the tasks that are kept", self.failures as i64),
-            ("llink_task_losses", "Attempts that were lost with their worker", self.losses as i64),
-        ];
-        for (name, help, value) in single {
-            let gauge = ConstGauge::new(value);
-            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
-        }
-        Ok(())
-    }
-}
-
+/// Serves `/metrics` until `stopped`.
 pub(super) async fn serve(
     address: SocketAddr,
     engine: EngineHandle,
@@ -145,42 +109,35 @@ pub(super) async fn serve(
     saves: Saves,
     stopped: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
-    let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
+    let (listener, _) = accept::bind(address).await?;
     let shared = Arc::new((engine, calls, saves));
-    let app = Router::new().route(
-        "/metrics",
-        get(move || {
-            let shared = shared.clone();
-            async move {
-                let (engine, calls, saves) = &*shared;
-                let snapshot = engine.call(|e| Snapshot::of(&e.cluster)).await;
-                let text = snapshot.map_err(|e| e.to_string()).and_then(|s| text(s, calls, saves));
-                match text {
-                    Ok(text) => (axum::http::StatusCode::OK, [("content-type", CONTENT_TYPE)], text),
-                    Err(e) => (axum::http::StatusCode::SERVICE_UNAVAILABLE, [("content-type", "text/plain")], e),
-                }
+    let scrape = move || {
+        let shared = shared.clone();
+        async move {
+            let (engine, calls, saves) = &*shared;
+            let registry = engine.call(|e| snapshot(&e.cluster)).await;
+            let text = registry.map_err(|e| e.to_string()).and_then(|registry| text(registry, calls, saves));
+            match text {
+                Ok(text) => (StatusCode::OK, [("content-type", CONTENT_TYPE)], text),
+                Err(e) => (StatusCode::SERVICE_UNAVAILABLE, [("content-type", "text/plain")], e),
             }
-        }),
-    );
+        }
+    };
+    let app = Router::new().route("/metrics", get(scrape));
+    let incoming = accept::incoming(listener, Protection::Plain, Spoken::Http1, Limits::FEW);
     tokio::spawn(async move {
-        if let Err(e) = axum::serve(FewPages::new(listener), app).with_graceful_shutdown(super::wait_for(stopped)).await
-        {
-            tracing::warn!("metrics: {e}");
+        tokio::select! {
+            () = accept::serve_http1(incoming, app, LASTS) => {}
+            () = super::wait_for(stopped) => {}
         }
     });
     Ok(())
 }
 
-fn text(snapshot: Snapshot, calls: &Calls, saves: &Saves) -> Result<String, String> {
-    let mut registry = Registry::default();
+fn text(mut registry: Registry, calls: &Calls, saves: &Saves) -> Result<String, String> {
     registry.register("llink_calls", "Calls by their outcome", calls.0.clone());
-    registry.register_with_unit(
-        "llink_state_save",
-        "Time to save a step to the state store",
-        Unit::Seconds,
-        saves.0.clone(),
-    );
-    registry.register_collector(Box::new(snapshot));
+    let help = "Time to save a step to the state store";
+    registry.register_with_unit("llink_state_save", help, Unit::Seconds, saves.0.clone());
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).map_err(|e| e.to_string())?;
     Ok(text)

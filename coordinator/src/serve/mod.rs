@@ -18,7 +18,6 @@ mod keeper;
 mod local_user;
 mod metrics;
 mod page;
-mod pages;
 mod stages;
 mod tls;
 mod track;
@@ -33,7 +32,6 @@ use std::time::Duration;
 use llink_proto::job_service_server::JobServiceServer;
 use llink_proto::reach::Secret;
 use llink_proto::worker_service_server::WorkerServiceServer;
-use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 
 use crate::machine::{Machine, ThisMachine};
@@ -203,10 +201,7 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
     }
     let machine: Arc<dyn Machine> = Arc::new(ThisMachine::new());
     let store = open_state(&options, machine.clone()).await?;
-    let listener = TcpListener::bind(options.listen)
-        .await
-        .map_err(|source| ServeError::Listen { address: options.listen, source })?;
-    let address = listener.local_addr().map_err(|source| ServeError::Listen { address: options.listen, source })?;
+    let (listener, address) = accept::bind(options.listen).await?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let url = format!("{scheme}://{address}");
     let saves = metrics::Saves::default();

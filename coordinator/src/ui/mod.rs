@@ -70,7 +70,11 @@ impl View {
 }
 
 pub fn state_word(job: &Job) -> &'static str {
-    match job.state() {
+    job_word(job.state())
+}
+
+pub(crate) fn job_word(state: JobState) -> &'static str {
+    match state {
         JobState::Unspecified => "planned",
         JobState::Running => "running",
         JobState::Succeeded => "succeeded",

@@ -28,7 +28,6 @@ use futures::{StreamExt, stream};
 use llink_worker::bundle::Generator;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
-use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use super::accept::{self, Protection, Spoken};
@@ -112,10 +111,7 @@ pub async fn start(generator: Generator, options: BundleOptions) -> Result<Runni
         Some(files) => Protection::Tls(tls::watch_files(files, ClientCertificate::Optional)?.server),
         None => Protection::Plain,
     };
-    let address = options.listen;
-    let failed = |source| ServeError::Listen { address, source };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
+    let (listener, address) = accept::bind(options.listen).await?;
     let scheme = match protection {
         Protection::Tls(_) => "https",
         _ => "http",

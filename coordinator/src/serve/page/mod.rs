@@ -24,7 +24,6 @@ use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use futures::stream;
 use llink_proto::Job;
-use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 
@@ -105,9 +104,7 @@ struct Shared {
 
 /// Serves the page until `stopped`.
 pub(super) async fn serve(address: SocketAddr, parts: Parts) -> Result<Served, ServeError> {
-    let failed = |source| ServeError::Listen { address, source };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    let address = listener.local_addr().map_err(failed)?;
+    let (listener, address) = accept::bind(address).await?;
     let secure = matches!(parts.protection, Protection::Tls(_));
     let (board, seen) = watch::channel(Arc::default());
     let key = access::fresh_secret().map_err(ServeError::Random)?;
