@@ -17,7 +17,7 @@ use super::{ServeOptions, Unfinished, stages};
 use crate::machine::Machine;
 use crate::plan::Claim;
 use crate::schedule::{Action, Cluster, Effects, LookedUp, Millis, Work};
-use crate::state::{Claimed, EventPage, StateError, StateStore};
+use crate::state::{Claimed, StateError, StateStore};
 
 type Call = Box<dyn FnOnce(&mut Engine) + Send>;
 /// The most calls that wait for the engine. Further callers wait until there is room.
@@ -82,7 +82,7 @@ impl EngineHandle {
 /// The state that the coordinator's thread owns.
 pub struct Engine {
     pub cluster: Cluster,
-    store: StateStore,
+    pub(super) store: StateStore,
     outboxes: HashMap<String, Outbox>,
     machine: Arc<dyn Machine>,
     attempt: Arc<str>,
@@ -264,16 +264,6 @@ impl Engine {
         std::mem::take(&mut self.answers).into_iter().for_each(|answer| answer());
     }
 
-    /// Returns at most `limit` events of a job after `sequence`.
-    pub fn events(&self, job: &str, after: u64, limit: usize) -> Result<EventPage, StateError> {
-        self.store.events(job, after, limit)
-    }
-
-    /// Returns the newest events of a job, the newest first.
-    pub fn newest_events(&self, job: &str, limit: usize) -> Result<Vec<llink_proto::Event>, StateError> {
-        self.store.newest_events(job, limit)
-    }
-
     /// Creates the outbox of a new worker.
     pub(super) fn open_outbox(&mut self, worker: &str, session: Session) {
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -289,16 +279,6 @@ impl Engine {
     /// Records that a process used a token of one use, unless another process did so before.
     pub(super) fn claim_token(&mut self, token: &str, instance: &str) -> Result<Claimed, StateError> {
         self.store.claim_token(token, instance, self.machine.now())
-    }
-
-    /// Returns the person who submitted a job first.
-    pub fn owner(&self, job: &str) -> Result<Option<String>, StateError> {
-        self.store.owner(job)
-    }
-
-    /// Records who submitted a job, unless someone did before.
-    pub fn set_owner(&mut self, job: &str, owner: &str) -> Result<(), StateError> {
-        self.store.set_owner(job, owner)
     }
 
     /// Returns the last end of a job that a program of `[track]` was told.

@@ -23,6 +23,7 @@ use super::access::{Peer, Subject};
 use super::engine::{Engine, EngineHandle, EngineStopped};
 use super::page::Plans;
 use super::{dry_run, inputs};
+use crate::schedule::{Cluster, Effects, Millis};
 use crate::state::{EventPage, StateError};
 use crate::{job, schedule};
 
@@ -48,7 +49,7 @@ impl Jobs {
 
     async fn view(&self, id: String) -> Result<Job, Status> {
         let wanted = id.clone();
-        let found = self.engine.call(move |e| e.cluster.view(&wanted)).await.map_err(stopped)?;
+        let found = self.engine.call(move |e| e.cluster.view(&wanted)).await?;
         found.ok_or_else(|| no_such_job(&id))
     }
 
@@ -72,25 +73,36 @@ impl Jobs {
         new.trace = trace;
         let saved = self.engine.call(move |e| {
             may_change(e, &new.id, &peer)?;
-            e.set_owner(&new.id, &peer.name).map_err(unreadable)?;
-            new.owner = e.owner(&new.id).map_err(unreadable)?;
+            e.store.set_owner(&new.id, &peer.name)?;
+            new.owner = e.store.owner(&new.id)?;
             e.withheld.keep(&new.id, addresses);
             e.step(|c, now, fx| c.submit(new, now, fx));
             Ok::<_, Status>(())
         });
-        saved.await.map_err(stopped)??;
-        let mut response =
-            Response::new(SubmitResponse { job: Some(self.view(id.clone()).await?), already_complete: false });
-        response.extensions_mut().insert(Subject(id));
-        Ok(response)
+        saved.await??;
+        let job = self.view(id.clone()).await?;
+        Ok(about(SubmitResponse { job: Some(job), already_complete: false }, id))
     }
 
-    /// The job as it is after a change, with its id for the audit log.
-    async fn changed(&self, id: String) -> Result<Response<Job>, Status> {
-        let mut response = Response::new(self.view(id.clone()).await?);
-        response.extensions_mut().insert(Subject(id));
-        Ok(response)
+    /// Changes a job for a caller who may do so, and returns the job.
+    async fn change(&self, peer: Peer, id: String, change: Change) -> Result<Response<Job>, Status> {
+        let wanted = id.clone();
+        let changed = self.engine.call(move |e| {
+            may_change(e, &wanted, &peer)?;
+            Ok::<_, Status>(e.step(|c, now, fx| change(c, &wanted, now, fx)))
+        });
+        changed.await??.map_err(|_| no_such_job(&id))?;
+        Ok(about(self.view(id.clone()).await?, id))
     }
+}
+
+type Change = fn(&mut Cluster, &str, Millis, &mut Effects) -> Result<(), String>;
+
+/// Returns an answer whose subject, the id of a job or a worker, stands in the audit log.
+pub(super) fn about<T>(answer: T, subject: String) -> Response<T> {
+    let mut response = Response::new(answer);
+    response.extensions_mut().insert(Subject(subject));
+    response
 }
 
 /// Returns the caller that the gate identified.
@@ -104,7 +116,7 @@ fn may_change(engine: &Engine, job: &str, peer: &Peer) -> Result<(), Status> {
     if peer.role.may_change_others() {
         return Ok(());
     }
-    match engine.owner(job).map_err(unreadable)? {
+    match engine.store.owner(job)? {
         Some(owner) if owner != peer.name => Err(Status::permission_denied(format!(
             "job {job} is {owner}'s: {} may change their own jobs only",
             peer.name
@@ -117,8 +129,16 @@ fn may_change(engine: &Engine, job: &str, peer: &Peer) -> Result<(), Status> {
     }
 }
 
-pub(super) fn stopped(error: EngineStopped) -> Status {
-    refused(Code::Unavailable, FailureKind::Storage, error.0)
+impl From<EngineStopped> for Status {
+    fn from(error: EngineStopped) -> Self {
+        refused(Code::Unavailable, FailureKind::Storage, error.0)
+    }
+}
+
+impl From<StateError> for Status {
+    fn from(error: StateError) -> Self {
+        refused(Code::Internal, FailureKind::Storage, error.to_string())
+    }
 }
 
 fn no_such_job(id: &str) -> Status {
@@ -139,10 +159,6 @@ fn failed(failure: Failure) -> Status {
         _ => Code::Internal,
     };
     refused(code, failure.kind(), failure.text)
-}
-
-pub(super) fn unreadable(error: StateError) -> Status {
-    refused(Code::Internal, FailureKind::Storage, error.to_string())
 }
 
 #[tonic::async_trait]
@@ -188,7 +204,7 @@ impl JobService for Jobs {
             let jobs = ages.into_iter().take(limit).filter_map(|(_, id)| e.cluster.view(&id));
             ListResponse { jobs: jobs.collect(), more }
         });
-        Ok(Response::new(page.await.map_err(stopped)?))
+        Ok(Response::new(page.await?))
     }
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<JobUpdate, Status>> + Send>>;
@@ -204,34 +220,20 @@ impl JobService for Jobs {
 
     async fn cancel(&self, request: Request<CancelRequest>) -> Result<Response<Job>, Status> {
         let peer = peer_of(&request)?;
-        let id = request.into_inner().job_id;
-        let wanted = id.clone();
-        let saved = self.engine.call(move |e| {
-            may_change(e, &wanted, &peer)?;
-            Ok::<_, Status>(e.step(|c, now, fx| c.cancel(&wanted, now, fx)))
-        });
-        saved.await.map_err(stopped)??.map_err(|_| no_such_job(&id))?;
-        self.changed(id).await
+        self.change(peer, request.into_inner().job_id, Cluster::cancel).await
     }
 
     async fn resume(&self, request: Request<ResumeRequest>) -> Result<Response<Job>, Status> {
         let peer = peer_of(&request)?;
-        let id = request.into_inner().job_id;
-        let wanted = id.clone();
-        let saved = self.engine.call(move |e| {
-            may_change(e, &wanted, &peer)?;
-            Ok::<_, Status>(e.step(|c, now, fx| c.resume(&wanted, now, fx)))
-        });
-        saved.await.map_err(stopped)??.map_err(|_| no_such_job(&id))?;
-        self.changed(id).await
+        self.change(peer, request.into_inner().job_id, Cluster::resume).await
     }
 
     async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<LogsResponse>, Status> {
         let request = request.into_inner();
         self.view(request.job_id.clone()).await?;
         let limit = at_once(request.limit, EVENTS_AT_ONCE);
-        let read = self.engine.call(move |e| e.events(&request.job_id, request.after_sequence, limit)).await;
-        let EventPage { events, more } = read.map_err(stopped)?.map_err(unreadable)?;
+        let read = self.engine.call(move |e| e.store.events(&request.job_id, request.after_sequence, limit)).await;
+        let EventPage { events, more } = read??;
         Ok(Response::new(LogsResponse { events, more }))
     }
 }
@@ -255,12 +257,12 @@ async fn follow(
     let mut sequence = 0;
     loop {
         let wanted = id.clone();
-        let look = engine.call(move |e| (e.cluster.view(&wanted), e.events(&wanted, sequence, EVENTS_AT_ONCE)));
+        let look = engine.call(move |e| (e.cluster.view(&wanted), e.store.events(&wanted, sequence, EVENTS_AT_ONCE)));
         let (job, EventPage { mut events, more }) = match look.await {
             Ok((Some(job), Ok(page))) => (job, page),
-            Ok((Some(_), Err(e))) => return drop(updates.send(Err(unreadable(e))).await),
+            Ok((Some(_), Err(e))) => return drop(updates.send(Err(e.into())).await),
             Ok((None, _)) => return drop(updates.send(Err(no_such_job(&id))).await),
-            Err(e) => return drop(updates.send(Err(stopped(e))).await),
+            Err(e) => return drop(updates.send(Err(e.into())).await),
         };
         sequence = events.last().map_or(sequence, |e| e.sequence);
         // The log also has the events of earlier submissions.

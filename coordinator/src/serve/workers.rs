@@ -16,10 +16,10 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
-use super::access::{Peer, Proof, Subject, TokenUse, sha256_of};
+use super::access::{Peer, Proof, TokenUse, sha256_of};
 use super::bounds;
 use super::engine::{Engine, EngineHandle};
-use super::jobs::{peer_of, stopped, unreadable};
+use super::jobs::{about, peer_of};
 use crate::plan;
 use crate::schedule::{Cluster, Outcome, Rendezvous, Reported, Timing};
 use crate::state::Claimed;
@@ -114,7 +114,7 @@ impl WorkerService for Workers {
         let info = bounds::registration(info);
         let joined = self.engine.call(move |e| {
             if let Proof::Token { sha256, uses: TokenUse::Once } = &peer.by
-                && e.claim_token(sha256, &session.instance).map_err(unreadable)? == Claimed::ByAnother
+                && e.claim_token(sha256, &session.instance)? == Claimed::ByAnother
             {
                 return Err(Status::unauthenticated(format!(
                     "the token of {} is of one use, and another worker used it before: make a new one",
@@ -125,16 +125,14 @@ impl WorkerService for Workers {
             e.open_outbox(&id, session);
             Ok(id)
         });
-        let worker_id = joined.await.map_err(stopped)??;
+        let worker_id = joined.await??;
         tracing::info!(worker = worker_id, "registered");
-        let subject = Subject(worker_id.clone());
-        let mut response = Response::new(RegisterResponse {
-            worker_id,
+        let answer = RegisterResponse {
+            worker_id: worker_id.clone(),
             heartbeat_interval_ms: (self.timing.lease / HEARTBEATS_PER_LEASE).clamp(50, 2_000) as u32,
             lease_ms: self.timing.lease as u32,
-        });
-        response.extensions_mut().insert(subject);
-        Ok(response)
+        };
+        Ok(about(answer, worker_id))
     }
 
     type AssignmentsStream = Assignments;
@@ -149,7 +147,7 @@ impl WorkerService for Workers {
             e.step(|c, _, _| c.listens(&wanted));
             Ok::<_, Status>(instructions)
         });
-        let instructions = taken.await.map_err(stopped)??;
+        let instructions = taken.await??;
         let Some(instructions) = instructions else {
             return Err(Status::not_found(format!("worker {worker} is not registered, or has its stream already")));
         };
@@ -173,7 +171,7 @@ impl WorkerService for Workers {
             let aborts = e.step(|c, now, _| c.heartbeat(&worker_id, &running, now));
             Ok::<_, Status>((aborts, e.cluster.has_work()))
         });
-        let (aborts, work_left) = renewed.await.map_err(stopped)??;
+        let (aborts, work_left) = renewed.await??;
         Ok(Response::new(HeartbeatResponse {
             registered: aborts.is_some(),
             aborts: aborts.unwrap_or_default(),
@@ -195,7 +193,7 @@ impl WorkerService for Workers {
             }),
         };
         let (worker, task, token) = (request.worker_id, request.task_id, request.token);
-        let subject = Subject(worker.clone());
+        let subject = worker.clone();
         let told = self.engine.call(move |e| {
             check_session(e, &worker, &session)?;
             if e.session(&worker).is_none() {
@@ -208,12 +206,11 @@ impl WorkerService for Workers {
             }
             Ok(e.step(|c, now, fx| c.report(&worker, task, token, outcome, now, fx)))
         });
-        let mut response = Response::new(match told.await.map_err(stopped)?? {
+        let answer = match told.await?? {
             Reported::Accepted => ReportResponse { accepted: true, reason: String::new() },
             Reported::Refused(reason) => ReportResponse { accepted: false, reason },
-        });
-        response.extensions_mut().insert(subject);
-        Ok(response)
+        };
+        Ok(about(answer, subject))
     }
 
     async fn rendezvous(&self, request: Request<RendezvousRequest>) -> Result<Response<RendezvousResponse>, Status> {
@@ -226,7 +223,7 @@ impl WorkerService for Workers {
                 check_session(e, &r.worker_id, &session)?;
                 Ok::<_, Status>(e.cluster.rendezvous(&r.worker_id, r.task_id, r.token, &r.address))
             });
-            match met.await.map_err(stopped)?? {
+            match met.await?? {
                 Rendezvous::Complete(addresses) => {
                     let secret = gang_secret(&self.gang_key, request.task_id, request.token);
                     let sealed = self.sealed;

@@ -237,7 +237,7 @@ async fn plan(State(shared): State<Arc<Shared>>, Path(number): Path<usize>) -> R
 impl Shared {
     async fn job(&self, id: &str) -> Option<(String, Vec<Part>)> {
         let wanted = id.to_owned();
-        let events = self.engine.call(move |e| e.newest_events(&wanted, EVENTS));
+        let events = self.engine.call(move |e| e.store.newest_events(&wanted, EVENTS));
         let events = events.await.ok()?.unwrap_or_default();
         let board = self.board.borrow().clone();
         let seen = match board.job(id) {

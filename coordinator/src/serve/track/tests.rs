@@ -108,7 +108,7 @@ async fn told(running: &Running, program: &'static str) -> Millis {
 }
 
 async fn warnings(running: &Running) -> Vec<String> {
-    let events = running.engine.call(|engine| engine.events("job-1", 0, 100)).await;
+    let events = running.engine.call(|engine| engine.store.events("job-1", 0, 100)).await;
     let events = events.unwrap().unwrap().events.into_iter();
     let ours = events.filter(|event| event.level == "warn" && event.text != "cancelled");
     ours.map(|event| event.text).collect()
