@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{Exit, Failed};
+use super::{Exit, Failed, of_file};
 use crate::ui::output::say_json;
 
 #[derive(Debug, clap::Args)]
@@ -45,8 +45,7 @@ impl Audit {
         let mut found = VecDeque::new();
         for file in [Path::new(&aside), &file] {
             if file.exists() {
-                self.read(file, &mut found)
-                    .map_err(|e| Failed::new(Exit::Storage, format!("{}: {e}", file.display())))?;
+                self.read(file, &mut found).map_err(|e| of_file(file, &e))?;
             }
         }
         found.iter().for_each(|line| say_json(line));

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use super::{Exit, Failed, say};
+use super::{Exit, Failed, of_file, say};
 use crate::authority::{self, Made, Wanted};
 use crate::serve::access::{Role, Token, TokenUse};
 
@@ -62,7 +62,7 @@ impl MakeToken {
         let mut options = File::options();
         options.create(true).append(true).mode(0o600);
         let written = options.open(&self.file).and_then(|mut file| file.write_all(token.entry().as_bytes()));
-        written.map_err(|e| Failed::new(Exit::Storage, format!("{}: {e}", self.file.display())))?;
+        written.map_err(|e| of_file(&self.file, &e))?;
         say(&secret);
         Ok(())
     }
@@ -110,16 +110,13 @@ impl Certs {
         if !certificate.exists() && !key.exists() {
             return Ok(None);
         }
-        let read = |path: &Path| {
-            std::fs::read_to_string(path).map_err(|e| Failed::new(Exit::Storage, format!("{}: {e}", path.display())))
-        };
+        let read = |path: &Path| std::fs::read_to_string(path).map_err(|e| of_file(path, &e));
         Ok(Some((read(&certificate)?, read(&key)?)))
     }
 }
 
 fn write_all(dir: &Path, made: &Made) -> Result<(), Failed> {
-    let failed = |path: &Path, e: std::io::Error| Failed::new(Exit::Storage, format!("{}: {e}", path.display()));
-    std::fs::create_dir_all(dir).map_err(|e| failed(dir, e))?;
+    std::fs::create_dir_all(dir).map_err(|e| of_file(dir, &e))?;
     let mut files =
         vec![("ca.crt".to_owned(), &made.authority.0, 0o644), ("ca.key".to_owned(), &made.authority.1, 0o600)];
     for pair in &made.pairs {
@@ -134,7 +131,7 @@ fn write_all(dir: &Path, made: &Made) -> Result<(), Failed> {
         let mut options = File::options();
         options.create_new(true).write(true).mode(mode);
         let written = options.open(&beside).and_then(|mut file| file.write_all(content.as_bytes()));
-        written.and_then(|()| std::fs::rename(&beside, &path)).map_err(|e| failed(&path, e))?;
+        written.and_then(|()| std::fs::rename(&beside, &path)).map_err(|e| of_file(&path, &e))?;
     }
     Ok(())
 }

@@ -67,23 +67,24 @@ pub(super) fn is_of_the_connection(status: &Status) -> bool {
     may_be && !by_its_word
 }
 
-/// Turns a refusal into a failed command.
-pub(super) fn refused(status: &Status) -> Failed {
-    if is_of_the_connection(status) {
-        let text = format!("the connection to the coordinator broke ({})", status.message());
-        return Failed::new(Exit::Unavailable, text);
+impl From<Status> for Failed {
+    fn from(status: Status) -> Self {
+        if is_of_the_connection(&status) {
+            let text = format!("the connection to the coordinator broke ({})", status.message());
+            return Failed::new(Exit::Unavailable, text);
+        }
+        let kind = status
+            .metadata()
+            .get(serve::FAILURE_KIND_KEY)
+            .and_then(|v| v.to_str().ok()?.parse::<i32>().ok())
+            .and_then(|k| FailureKind::try_from(k).ok());
+        let exit = match (kind, status.code()) {
+            (Some(kind), _) => exit_of(kind),
+            (None, Code::PermissionDenied | Code::Unauthenticated) => Exit::Denied,
+            (None, _) => Exit::Internal,
+        };
+        Failed::new(exit, status.message())
     }
-    let kind = status
-        .metadata()
-        .get(serve::FAILURE_KIND_KEY)
-        .and_then(|v| v.to_str().ok()?.parse::<i32>().ok())
-        .and_then(|k| FailureKind::try_from(k).ok());
-    let exit = match (kind, status.code()) {
-        (Some(kind), _) => exit_of(kind),
-        (None, Code::PermissionDenied | Code::Unauthenticated) => Exit::Denied,
-        (None, _) => Exit::Internal,
-    };
-    Failed::new(exit, status.message())
 }
 
 /// Turns a job's failure into a failed command.

@@ -3,15 +3,9 @@
 use llink_proto::{Job, JobState, WatchRequest};
 use tonic::Status;
 
-use super::client::{Client, is_of_the_connection, job_failed, refused};
+use super::client::{Client, is_of_the_connection, job_failed};
 use super::{Exit, Failed};
 use crate::ui::{self, Style, View};
-
-/// A job that has ended.
-#[derive(Debug)]
-pub(super) struct Ended {
-    pub(super) job: Job,
-}
 
 /// Shows the job while it runs, and calls `seen` at each change. `left` says what becomes of the job when the
 /// connection breaks, and how to follow it again.
@@ -21,9 +15,9 @@ pub(super) async fn follow(
     style: Style,
     left: &str,
     mut seen: impl FnMut(&Job) -> Result<(), Failed>,
-) -> Result<Ended, Failed> {
+) -> Result<Job, Failed> {
     let request = WatchRequest { job_id: id.into() };
-    let mut updates = client.watch(request).await.map_err(|s| ended_by(&s, left))?.into_inner();
+    let mut updates = client.watch(request).await.map_err(|s| ended_by(s, left))?.into_inner();
     let mut view = View::new(style);
     let mut last = None;
     let broke = loop {
@@ -40,17 +34,18 @@ pub(super) async fn follow(
     };
     view.close();
     match (last, broke) {
-        (Some(job), _) if job.state() != JobState::Running => Ok(Ended { job }),
-        (_, Some(status)) => Err(ended_by(&status, left)),
+        (Some(job), _) if job.state() != JobState::Running => Ok(job),
+        (_, Some(status)) => Err(ended_by(status, left)),
         (_, None) => {
             Err(Failed::new(Exit::Unavailable, format!("the coordinator stopped before the job ended. {left}")))
         }
     }
 }
 
-fn ended_by(status: &Status, left: &str) -> Failed {
-    let failed = refused(status);
-    match is_of_the_connection(status) {
+fn ended_by(status: Status, left: &str) -> Failed {
+    let is_broken = is_of_the_connection(&status);
+    let failed = Failed::from(status);
+    match is_broken {
         true => Failed::new(failed.exit, format!("{}. {left}", failed.text)),
         false => failed,
     }
@@ -62,8 +57,7 @@ pub(super) fn goes_on(id: &str, options: &str) -> String {
 }
 
 /// Prints the report of a job that succeeded, or returns the failure.
-pub(super) fn conclude(ended: &Ended, style: Style) -> Result<(), Failed> {
-    let job = &ended.job;
+pub(super) fn conclude(job: &Job, style: Style) -> Result<(), Failed> {
     match job.state() {
         JobState::Succeeded => {
             ui::report(job, style);

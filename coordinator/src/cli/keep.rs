@@ -10,7 +10,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use super::{Exit, Failed, say};
+use super::{Exit, Failed, of_file, say};
 use crate::serve;
 use crate::state::{StateError, StateStore, private, replica};
 
@@ -44,16 +44,12 @@ pub(super) struct Health {
     service: String,
 }
 
-fn of_state(error: &StateError) -> Failed {
-    Failed::new(Exit::Storage, error.to_string())
-}
-
-fn of_backup(error: &StateError) -> Failed {
+fn of_backup(error: StateError) -> Failed {
     match error {
         StateError::Damaged { path, reason } => {
             Failed::new(Exit::Storage, format!("{}: it is damaged ({reason}): use an older backup", path.display()))
         }
-        other => of_state(other),
+        other => other.into(),
     }
 }
 
@@ -86,8 +82,8 @@ impl Backup {
             let text = format!("there is no state in {}: name its directory with --state DIR", self.state.display());
             return Err(Failed::new(Exit::Usage, text));
         }
-        let store = StateStore::open_read_only(&self.state).map_err(|e| of_state(&e))?;
-        store.backup(file).map_err(|e| of_state(&e))?;
+        let store = StateStore::open_read_only(&self.state)?;
+        store.backup(file)?;
         checked(file)
     }
 }
@@ -130,10 +126,6 @@ fn is_standard(file: &Path) -> bool {
     file == Path::new("-")
 }
 
-fn of_file(file: &Path, error: &std::io::Error) -> Failed {
-    Failed::new(Exit::Storage, format!("{}: {error}", file.display()))
-}
-
 /// Makes a temporary folder for a copy; it is removed with the value.
 fn scratch() -> Result<tempfile::TempDir, Failed> {
     tempfile::tempdir().map_err(|e| of_file(&std::env::temp_dir(), &e))
@@ -141,9 +133,9 @@ fn scratch() -> Result<tempfile::TempDir, Failed> {
 
 /// Reads the whole file and returns the number of jobs in it.
 fn checked(file: &Path) -> Result<usize, Failed> {
-    let store = StateStore::open_file(file).map_err(|e| of_backup(&e))?;
-    store.check().map_err(|e| of_backup(&e))?;
-    store.load().map(|(jobs, _)| jobs.len()).map_err(|e| of_backup(&e))
+    let store = StateStore::open_file(file).map_err(of_backup)?;
+    store.check().map_err(of_backup)?;
+    store.load().map(|(jobs, _)| jobs.len()).map_err(of_backup)
 }
 
 impl Health {

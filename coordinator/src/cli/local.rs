@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
 use super::local_gpus::{LocalGpu, gpu_of, gpus};
-use super::{Exit, Failed, say};
+use super::{Exit, Failed, of_file, say};
 use crate::job::{Compute, JobFile};
 use crate::state::private;
 
@@ -84,8 +84,7 @@ impl LocalWorkers {
         }
         let binary = std::env::current_exe()
             .map_err(|e| Failed::new(Exit::Internal, format!("cannot find this program's own file: {e}")))?;
-        private::directory(&self.logs)
-            .map_err(|e| Failed::new(Exit::Storage, format!("{}: {e}", self.logs.display())))?;
+        private::directory(&self.logs).map_err(|e| of_file(&self.logs, &e))?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = (cores / self.count as usize).max(1);
         let gpus = gpus();

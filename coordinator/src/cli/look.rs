@@ -4,7 +4,7 @@
 
 use llink_proto::{CancelRequest, Job, ListRequest, LogsRequest, ResumeRequest};
 
-use super::client::{self, refused};
+use super::client;
 use super::{Exit, Failed, Reach, follow};
 use crate::schedule::{Cluster, Timing};
 use crate::state::StateStore;
@@ -20,11 +20,17 @@ pub(super) struct List {
 }
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Get {
+pub(super) struct OfJob {
     /// The job's id, or its first characters.
     job: String,
     #[command(flatten)]
     reach: Reach,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Get {
+    #[command(flatten)]
+    of: OfJob,
     /// Print JSON, for programs.
     #[arg(long)]
     json: bool,
@@ -32,37 +38,11 @@ pub(super) struct Get {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Watch {
-    /// The job's id, or its first characters.
-    job: String,
     #[command(flatten)]
-    reach: Reach,
+    of: OfJob,
     /// Print one JSON object on each line, for programs.
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Logs {
-    /// The job's id, or its first characters.
-    job: String,
-    #[command(flatten)]
-    reach: Reach,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Cancel {
-    /// The job's id, or its first characters.
-    job: String,
-    #[command(flatten)]
-    reach: Reach,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Resume {
-    /// The job's id, or its first characters.
-    job: String,
-    #[command(flatten)]
-    reach: Reach,
 }
 
 impl List {
@@ -74,21 +54,20 @@ impl List {
 
 impl Get {
     pub(super) async fn run(self) -> Result<(), Failed> {
-        let job = one(jobs(&self.reach).await?, &self.job)?;
-        ui::job(&job, Style::of(self.json));
+        ui::job(&self.of.find().await?, Style::of(self.json));
         Ok(())
     }
 }
 
 impl Watch {
     pub(super) async fn run(self) -> Result<(), Failed> {
-        let style = Style::of(self.json);
-        let job = one(jobs(&self.reach).await?, &self.job)?;
+        let (style, reach) = (Style::of(self.json), &self.of.reach);
+        let job = self.of.find().await?;
         if job.ended_at > 0 {
-            return follow::conclude(&follow::Ended { job }, style);
+            return follow::conclude(&job, style);
         }
-        let mut client = client::require(&self.reach).await?;
-        let goes_on = follow::goes_on(&job.id, &self.reach.options());
+        let mut client = client::require(reach).await?;
+        let goes_on = follow::goes_on(&job.id, &reach.options());
         let ended = tokio::select! {
             ended = follow::follow(&mut client, &job.id, style, &goes_on, |_| Ok(())) => ended?,
             () = super::interrupted() => {
@@ -99,9 +78,14 @@ impl Watch {
     }
 }
 
-impl Logs {
-    pub(super) async fn run(self) -> Result<(), Failed> {
-        let job = one(jobs(&self.reach).await?, &self.job)?;
+impl OfJob {
+    async fn find(&self) -> Result<Job, Failed> {
+        one(jobs(&self.reach).await?, &self.job)
+    }
+
+    /// Prints the job's events.
+    pub(super) async fn logs(self) -> Result<(), Failed> {
+        let job = self.find().await?;
         let mut client = client::find(&self.reach).await?;
         let store = match client {
             Some(_) => None,
@@ -112,12 +96,11 @@ impl Logs {
             let (events, more) = match (&mut client, &store) {
                 (Some(client), _) => {
                     let request = LogsRequest { job_id: job.id.clone(), after_sequence, limit: 0 };
-                    let page = client.logs(request).await.map_err(|s| refused(&s))?.into_inner();
+                    let page = client.logs(request).await?.into_inner();
                     (page.events, page.more)
                 }
                 (None, Some(store)) => {
-                    let page = store.events(&job.id, after_sequence, 1000);
-                    let page = page.map_err(|e| Failed::new(Exit::Storage, e.to_string()))?;
+                    let page = store.events(&job.id, after_sequence, 1000)?;
                     (page.events, page.more)
                 }
                 (None, None) => return Ok(()),
@@ -131,11 +114,10 @@ impl Logs {
             }
         }
     }
-}
 
-impl Cancel {
-    pub(super) async fn run(self) -> Result<(), Failed> {
-        let job = one(jobs(&self.reach).await?, &self.job)?;
+    /// Stops the job.
+    pub(super) async fn cancel(self) -> Result<(), Failed> {
+        let job = self.find().await?;
         if job.ended_at > 0 {
             super::say(&format!("{} has ended already: {}", job.id, ui::state_word(&job)));
             return Ok(());
@@ -143,23 +125,22 @@ impl Cancel {
         match client::find(&self.reach).await? {
             Some(mut client) => {
                 let request = CancelRequest { job_id: job.id };
-                let job = client.cancel(request).await.map_err(|s| refused(&s))?.into_inner();
+                let job = client.cancel(request).await?.into_inner();
                 super::say(&format!("{}: {}", job.id, ui::state_word(&job)));
             }
             None => super::say(&format!("{} is not running: its coordinator has stopped", job.id)),
         }
         Ok(())
     }
-}
 
-impl Resume {
-    pub(super) async fn run(self) -> Result<(), Failed> {
-        let job = one(jobs(&self.reach).await?, &self.job)?;
+    /// Starts the job again.
+    pub(super) async fn resume(self) -> Result<(), Failed> {
+        let job = self.find().await?;
         let mut client = client::require(&self.reach).await.map_err(|f| {
             Failed::new(f.exit, format!("{}; or submit the job file again, which goes on from there", f.text))
         })?;
         let request = ResumeRequest { job_id: job.id };
-        let job = client.resume(request).await.map_err(|s| refused(&s))?.into_inner();
+        let job = client.resume(request).await?.into_inner();
         super::say(&format!("{}: {}", job.id, ui::state_word(&job)));
         Ok(())
     }
@@ -175,7 +156,7 @@ fn open(reach: &Reach) -> Result<StateStore, Failed> {
             ),
         ));
     }
-    StateStore::open_read_only(&reach.state).map_err(|e| Failed::new(Exit::Storage, e.to_string()))
+    Ok(StateStore::open_read_only(&reach.state)?)
 }
 
 /// Returns every job, from the coordinator or from the state store.
@@ -185,7 +166,7 @@ async fn jobs(reach: &Reach) -> Result<Vec<Job>, Failed> {
         loop {
             let request =
                 ListRequest { after_job_id: jobs.last().map(|job| job.id.clone()).unwrap_or_default(), limit: 0 };
-            let page = client.list(request).await.map_err(|s| refused(&s))?.into_inner();
+            let page = client.list(request).await?.into_inner();
             let is_last = !page.more || page.jobs.is_empty();
             jobs.extend(page.jobs);
             if is_last {
@@ -193,7 +174,7 @@ async fn jobs(reach: &Reach) -> Result<Vec<Job>, Failed> {
             }
         }
     }
-    let (jobs, tasks) = open(reach)?.load().map_err(|e| Failed::new(Exit::Storage, e.to_string()))?;
+    let (jobs, tasks) = open(reach)?.load()?;
     let ids: Vec<String> = jobs.iter().map(|j| j.id.clone()).collect();
     let cluster = Cluster::restore(Timing::default(), jobs, tasks, 0);
     Ok(ids.iter().filter_map(|id| cluster.view(id)).collect())

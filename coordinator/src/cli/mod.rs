@@ -22,6 +22,7 @@ mod submit;
 #[cfg(feature = "embedded")]
 mod verify;
 
+use std::path::Path;
 #[cfg(feature = "quickstart")]
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,6 +33,7 @@ use llink_datasets::built_in::BuiltIn;
 use llink_telemetry::Telemetry;
 
 use crate::serve::ServeError;
+use crate::state::StateError;
 use crate::ui::output::{self, say};
 use reach::Reach;
 
@@ -94,15 +96,43 @@ impl Failed {
     }
 }
 
-/// Turns an error of a corpus, a shard or a store into a failed command.
+/// The fault of a file that cannot be read or written.
+fn of_file(file: &Path, error: &std::io::Error) -> Failed {
+    Failed::new(Exit::Storage, format!("{}: {error}", file.display()))
+}
+
+impl From<StateError> for Failed {
+    fn from(error: StateError) -> Self {
+        Self::new(Exit::Storage, error.to_string())
+    }
+}
+
 #[cfg(feature = "embedded")]
-fn of_datasets(error: &llink_datasets::Error) -> Failed {
-    let exit = match error {
-        llink_datasets::Error::Store { .. } => Exit::Storage,
-        llink_datasets::Error::Url { .. } => Exit::Usage,
-        _ => Exit::Input,
-    };
-    Failed::new(exit, error.to_string())
+impl From<llink_datasets::Error> for Failed {
+    fn from(error: llink_datasets::Error) -> Self {
+        let exit = match error {
+            llink_datasets::Error::Store { .. } => Exit::Storage,
+            llink_datasets::Error::Url { .. } => Exit::Usage,
+            _ => Exit::Input,
+        };
+        Self::new(exit, error.to_string())
+    }
+}
+
+/// The error of a bundle, its models or its store.
+#[cfg(feature = "embedded")]
+impl From<llink_worker::Error> for Failed {
+    fn from(error: llink_worker::Error) -> Self {
+        use llink_worker::Error;
+
+        let exit = match error {
+            Error::Datasets(error) => return error.into(),
+            Error::Model { .. } | Error::Input(_) => Exit::Input,
+            Error::Io { .. } => Exit::Storage,
+            _ => Exit::Internal,
+        };
+        Self::new(exit, error.to_string())
+    }
 }
 
 impl From<ServeError> for Failed {
@@ -142,11 +172,11 @@ enum Command {
     /// Follow a job until it ends.
     Watch(look::Watch),
     /// Print the events of a job: leases, failures, retries.
-    Logs(look::Logs),
+    Logs(look::OfJob),
     /// Stop a job; finished work is kept.
-    Cancel(look::Cancel),
+    Cancel(look::OfJob),
     /// Start a failed or cancelled job again from where it stopped.
-    Resume(look::Resume),
+    Resume(look::OfJob),
     /// Ask a bundle about sentences: one, a dialogue, or a whole file.
     #[cfg(feature = "embedded")]
     Generate(Box<generate::Generate>),
@@ -252,9 +282,9 @@ async fn run(command: Command) -> Result<(), Failed> {
         Command::List(list) => list.run().await,
         Command::Get(get) => get.run().await,
         Command::Watch(watch) => watch.run().await,
-        Command::Logs(logs) => logs.run().await,
-        Command::Cancel(cancel) => cancel.run().await,
-        Command::Resume(resume) => resume.run().await,
+        Command::Logs(of) => of.logs().await,
+        Command::Cancel(of) => of.cancel().await,
+        Command::Resume(of) => of.resume().await,
         #[cfg(feature = "embedded")]
         Command::Generate(generate) => generate.run().await,
         #[cfg(feature = "embedded")]

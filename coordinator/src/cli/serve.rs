@@ -7,7 +7,7 @@ use llink_datasets::roots::Roots;
 
 use super::{Exit, Failed, interrupted, say};
 use crate::schedule::{Keep, Timing};
-use crate::serve::{self, Security, ServeOptions, TlsFiles, Unfinished};
+use crate::serve::{self, Security, ServeOptions, TlsFiles};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Serve {
@@ -117,11 +117,7 @@ impl Serve {
             client_authority: self.tls_client_ca,
         });
         Ok(ServeOptions {
-            listen: self.listen,
-            state_directory: self.state,
             timing,
-            unfinished: Unfinished::GoesOn,
-            expected_workers: 0,
             keep,
             at_most_per_person: self.at_most_per_person,
             security: Security { tls, tokens: self.tokens, audit, roots, roots_named, insecure: self.insecure },
@@ -129,6 +125,7 @@ impl Serve {
             metrics: self.metrics,
             page: self.page,
             replica: self.replica,
+            ..ServeOptions::new(self.listen, self.state)
         })
     }
 }

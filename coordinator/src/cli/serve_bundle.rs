@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use llink_worker::bundle::{Generator, Opening};
 use tokio::runtime::Handle;
 
-use super::generate::{ModelPlaces, failed};
+use super::generate::ModelPlaces;
 use super::{Exit, Failed, interrupted, say};
 use crate::serve::TlsFiles;
 use crate::serve::bundle::{self, BundleOptions};
@@ -84,7 +84,7 @@ impl ServeBundle {
             Ok::<_, llink_worker::Error>(generator)
         });
         let opened = opened.await.map_err(|e| Failed::new(Exit::Internal, format!("the bundle: {e}")))?;
-        let mut running = bundle::start(opened.map_err(failed)?, options).await?;
+        let mut running = bundle::start(opened?, options).await?;
         say(&format!("llink-coord answers at {}", running.url));
         tokio::select! {
             why = running.broken() => Err(Failed::new(Exit::Internal, why)),

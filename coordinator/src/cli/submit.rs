@@ -8,7 +8,7 @@ use tonic::Request;
 use tracing::Instrument;
 use tracing::field::Empty;
 
-use super::client::{self, Client, refused};
+use super::client::{self, Client};
 #[cfg(feature = "embedded")]
 use super::complain;
 use super::follow;
@@ -110,23 +110,15 @@ impl Submit {
         use llink_proto::reach::Credentials;
 
         use super::local::{LocalWorkers, Stop};
-        use crate::schedule::{Keep, Timing};
         use crate::serve::{self, ServeOptions, Unfinished};
 
+        let local = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
         let count = self.workers.unwrap_or(file.workers.local).max(1);
         let running = serve::start_for_own_user(ServeOptions {
-            listen: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
-            state_directory: self.reach.state.clone(),
-            timing: Timing::default(),
             unfinished: Unfinished::IsEnded,
             expected_workers: count as usize,
-            keep: Keep::default(),
-            at_most_per_person: 0,
-            security: serve::Security::default(),
-            health: None,
-            metrics: None,
-            page: (!self.dry_run).then(|| std::net::SocketAddr::from(([127, 0, 0, 1], 0))),
-            replica: None,
+            page: (!self.dry_run).then_some(local),
+            ..ServeOptions::new(local, self.reach.state.clone())
         })
         .await?;
         let credentials = Credentials { secret: running.token.clone(), ..Credentials::default() };
@@ -185,7 +177,7 @@ impl Submit {
 }
 
 async fn send(client: &mut Client, request: Request<SubmitRequest>) -> Result<Job, Failed> {
-    let answer = client.submit(request).await.map_err(|s| refused(&s))?.into_inner();
+    let answer = client.submit(request).await?.into_inner();
     let job = answer.job.ok_or_else(|| Failed::new(Exit::Internal, "the coordinator answered without a job"))?;
     tracing::Span::current().record("job", &job.id);
     Ok(job)

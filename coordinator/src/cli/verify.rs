@@ -3,7 +3,7 @@
 use llink_datasets::store::Store;
 use llink_datasets::verify::verify;
 
-use super::{Exit, Failed, of_datasets, say};
+use super::{Exit, Failed, say};
 use llink_datasets::measured::thousands;
 
 #[derive(Debug, clap::Args)]
@@ -14,8 +14,8 @@ pub(super) struct Verify {
 
 impl Verify {
     pub(super) async fn run(self) -> Result<(), Failed> {
-        let store = Store::open(&self.url).map_err(|e| of_datasets(&e))?;
-        let found = verify(&store).await.map_err(|e| of_datasets(&e))?;
+        let store = Store::open(&self.url)?;
+        let found = verify(&store).await?;
         for fault in &found.faults {
             say(fault);
         }

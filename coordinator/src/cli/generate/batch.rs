@@ -9,11 +9,11 @@ use std::time::Instant;
 use llink_worker::models::Sampling;
 use serde_json::{Value, json};
 
+use super::Asking;
 use super::faults::Faults;
 use super::input::Input;
 use super::row::{Instructions, Row};
-use super::{Asking, failed};
-use crate::cli::{Exit, Failed, say};
+use crate::cli::{Exit, Failed, of_file, say};
 use llink_datasets::measured::thousands;
 
 /// Texts that the encoder reads in one batch.
@@ -57,7 +57,7 @@ pub(super) fn run(asking: &mut Asking, input: Input, output: Option<&Path>) -> R
             Ok(()) => {}
             // The reader of standard output has closed it.
             Err(_) if output.is_none() => return Ok(()),
-            Err(e) => return Err(Failed::new(Exit::Storage, format!("{}: {e}", name.display()))),
+            Err(e) => return Err(of_file(name, &e)),
         }
         match broken {
             Some(error) => return Err(error),
@@ -109,7 +109,7 @@ fn answer(asking: &mut Asking, lines: &mut Lines<'_>) -> Result<std::io::Result<
     let asked = rows.iter().enumerate();
     let asked: Vec<_> = asked.filter_map(|(at, row)| Some((at, row.asked.as_ref().ok()?))).collect();
     let texts: Vec<&str> = asked.iter().map(|(_, question)| question.text.as_str()).collect();
-    let sentences = asking.generator.read(&texts).map_err(failed)?;
+    let sentences = asking.generator.read(&texts)?;
     let instructions = asked.iter().map(|(_, question)| question.instruction.as_str());
     let questions: Vec<_> = sentences.iter().zip(instructions).collect();
     let mut written = lines.write(&answers);
@@ -123,7 +123,7 @@ fn answer(asking: &mut Asking, lines: &mut Lines<'_>) -> Result<std::io::Result<
             Err(_) => ControlFlow::Break(()),
         }
     };
-    asking.generator.answer_each(&questions, asking.answering, AT_ONCE, &mut told).map_err(failed)?;
+    asking.generator.answer_each(&questions, asking.answering, AT_ONCE, &mut told)?;
     Ok(written)
 }
 
@@ -176,7 +176,7 @@ impl Iterator for Rows {
 
 /// Opens the output after its existing answers, and skips as many rows.
 fn go_on(output: &Path, rows: &mut Rows, made_by: &Value, faults: &mut Faults) -> Result<(File, u64), Failed> {
-    let refused = |e: std::io::Error| Failed::new(Exit::Storage, format!("{}: {e}", output.display()));
+    let refused = |e: std::io::Error| of_file(output, &e);
     let mut file = File::options().read(true).write(true).create(true).truncate(false).open(output).map_err(refused)?;
     let (mut reader, mut line, mut whole, mut kept) = (BufReader::new(&file), Vec::new(), 0, 0);
     loop {

@@ -8,7 +8,7 @@ use llink_datasets::read::Lines;
 use llink_datasets::text::{ZeroWidth, clean_line};
 use tokio::runtime::Handle;
 
-use super::{complain, of_datasets, unreadable};
+use super::{complain, unreadable};
 use crate::cli::Failed;
 
 /// The name of standard input on the command line.
@@ -58,7 +58,7 @@ impl Input {
             let opened = std::fs::File::open(file).map_err(|e| unreadable(file, &e))?;
             Source::Stream(Box::new(BufReader::new(opened)))
         } else {
-            let lines = open(&name).map_err(|e| of_datasets(&e))?;
+            let lines = open(&name)?;
             lines.notes().iter().for_each(|note| complain(&format!("{name} {note}")));
             Source::File(Box::new(lines), runtime.clone())
         };
@@ -79,7 +79,7 @@ impl Input {
     pub(super) fn next(&mut self) -> Result<Option<Result<String, String>>, Failed> {
         let line = match &mut self.lines {
             Source::File(lines, runtime) => {
-                let line = runtime.block_on(lines.next()).map_err(|e| of_datasets(&e))?;
+                let line = runtime.block_on(lines.next())?;
                 line.map(|line| line.map_err(in_words))
             }
             Source::Stream(reader) => {

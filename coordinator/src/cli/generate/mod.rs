@@ -11,12 +11,11 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use llink_proto::shown;
-use llink_worker::Error;
 use llink_worker::bundle::{Answering, Generator, Opening, Sentence};
 use llink_worker::models::Sampling;
 use tokio::runtime::Handle;
 
-use super::{Exit, Failed, complain, of_datasets};
+use super::{Exit, Failed, complain};
 use faults::Faults;
 use input::{Input, is_readable};
 
@@ -120,7 +119,7 @@ impl Generate {
             vectors: (!self.no_cache).then(|| self.state.join("vectors")),
             downloads: self.state.join("models"),
         };
-        let generator = Generator::open(&self.bundle, opening, runtime).map_err(failed)?;
+        let generator = Generator::open(&self.bundle, opening, runtime)?;
         let instruction = self.instruction(&generator)?;
         let mut asking = Asking { generator, instruction, answering };
         if self.interactive {
@@ -195,7 +194,7 @@ impl Asking {
     }
 
     fn read(&mut self, text: &str) -> Result<Sentence, Failed> {
-        let sentence = self.generator.read(&[text]).map_err(failed)?.swap_remove(0);
+        let sentence = self.generator.read(&[text])?.swap_remove(0);
         if sentence.unread_chars > 0 {
             complain(&format!(
                 "the text is too long for the encoder: its last {} characters are not read",
@@ -215,7 +214,7 @@ impl Asking {
             }
             heard
         };
-        self.generator.answer(sentence, instruction, self.answering, &mut tell).map_err(failed)?;
+        self.generator.answer(sentence, instruction, self.answering, &mut tell)?;
         // This ends the line, and shows whether the output is still open.
         let _ = tell("\n");
         Ok(heard)
@@ -224,15 +223,4 @@ impl Asking {
 
 fn unreadable(file: &Path, error: &std::io::Error) -> Failed {
     Failed::new(Exit::Input, format!("{}: {error}", file.display()))
-}
-
-/// Turns an error of a bundle, its models or its store into a failed command.
-pub(super) fn failed(error: Error) -> Failed {
-    let exit = match &error {
-        Error::Datasets(error) => return of_datasets(error),
-        Error::Model { .. } | Error::Input(_) => Exit::Input,
-        Error::Io { .. } => Exit::Storage,
-        _ => Exit::Internal,
-    };
-    Failed::new(exit, error.to_string())
 }

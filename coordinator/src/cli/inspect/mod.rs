@@ -5,7 +5,7 @@ mod tokens;
 use std::path::PathBuf;
 use std::process::Command;
 
-use super::{Exit, Failed, of_datasets, say};
+use super::{Exit, Failed, say};
 
 /// The program that shows shards. It is separate because polars takes longer to compile than all of llink, and no job
 /// needs it.

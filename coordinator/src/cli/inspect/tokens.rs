@@ -7,7 +7,7 @@ use llink_datasets::shown::ShownUrl;
 use llink_datasets::store::Store;
 use llink_worker::models::{SpecialTokens, Tokenizer};
 
-use super::{Exit, Failed, of_datasets, say};
+use super::{Exit, Failed, say};
 use llink_datasets::measured::thousands;
 
 /// The number of sentences that are tokenized in one batch.
@@ -41,7 +41,7 @@ impl Tokens {
         let special = if self.special { SpecialTokens::Add } else { SpecialTokens::Omit };
         let (mut english, mut foreign) = (Vec::new(), Vec::new());
         for source in self.sources().await? {
-            let (pairs, left_out) = read_raw_pairs(&source).await.map_err(|e| of_datasets(&e))?;
+            let (pairs, left_out) = read_raw_pairs(&source).await?;
             if left_out > 0 {
                 let url = ShownUrl::of(&source.url);
                 say(&format!("{url}: {left_out} rows are not pairs and were left out"));
@@ -81,7 +81,7 @@ impl Tokens {
             let found = found.ok_or_else(|| Failed::new(Exit::Input, format!("{file}: holds no tokenizer.json")))?;
             file = found.to_string_lossy().into_owned();
         }
-        let content = read_whole(&file).await.map_err(|e| of_datasets(&e))?;
+        let content = read_whole(&file).await?;
         Tokenizer::from_bytes(&file, &content).map_err(|e| Failed::new(Exit::Input, e.to_string()))
     }
 
@@ -106,8 +106,8 @@ impl Tokens {
                 sources.push(of(corpus.clone()));
                 continue;
             }
-            let store = Store::open(corpus).map_err(|e| of_datasets(&e))?;
-            let objects = store.list("").await.map_err(|e| of_datasets(&e))?;
+            let store = Store::open(corpus)?;
+            let objects = store.list("").await?;
             let known = objects.iter().filter(|o| Format::of(&o.path).is_ok());
             sources.extend(known.map(|o| of(store.describe(&o.path))));
         }
