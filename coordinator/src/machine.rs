@@ -67,11 +67,7 @@ pub(crate) struct ThisMachine {
 impl ThisMachine {
     /// Takes the current runtime for the futures.
     pub(crate) fn new() -> Self {
-        Self {
-            began: Instant::now(),
-            epoch: since_epoch().as_millis() as Millis,
-            runtime: tokio::runtime::Handle::current(),
-        }
+        Self { began: Instant::now(), epoch: unix_ms(), runtime: tokio::runtime::Handle::current() }
     }
 }
 
@@ -81,7 +77,7 @@ impl Machine for ThisMachine {
     }
 
     fn wall_clock(&self) -> Millis {
-        since_epoch().as_millis() as Millis
+        unix_ms()
     }
 
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
@@ -129,4 +125,14 @@ impl Machine for ThisMachine {
 /// Returns the time of this machine's clock since the epoch.
 pub(crate) fn since_epoch() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Returns the same time in milliseconds.
+pub(crate) fn unix_ms() -> Millis {
+    since_epoch().as_millis() as Millis
+}
+
+/// Returns 64 random bits of the system.
+pub(crate) fn random() -> Result<u64, String> {
+    getrandom::u64().map_err(|e| format!("the system gives no random bytes: {e}"))
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::{Exit, Failed, of_file, say};
 use crate::authority::{self, Made, Wanted};
 use crate::serve::access::{Role, Token, TokenUse};
+use crate::state::private;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Certs {
@@ -125,13 +126,7 @@ fn write_all(dir: &Path, made: &Made) -> Result<(), Failed> {
     }
     for (name, content, mode) in files {
         let path = dir.join(&name);
-        // The file is written beside and renamed, so a reader sees the old one or the new one.
-        let beside = dir.join(format!(".{name}.new"));
-        let _ = std::fs::remove_file(&beside);
-        let mut options = File::options();
-        options.create_new(true).write(true).mode(mode);
-        let written = options.open(&beside).and_then(|mut file| file.write_all(content.as_bytes()));
-        written.and_then(|()| std::fs::rename(&beside, &path)).map_err(|e| of_file(&path, &e))?;
+        private::replace(&path, mode, content.as_bytes()).map_err(|e| of_file(&path, &e))?;
     }
     Ok(())
 }

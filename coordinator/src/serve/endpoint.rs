@@ -1,11 +1,10 @@
 //! The endpoint file. Commands of the same user find through it the coordinator that uses a state directory.
 
-use std::fs::File;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use llink_proto::reach::Secret;
+
+use crate::state::private;
 
 /// The address of a coordinator.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,13 +33,9 @@ impl Endpoint {
 
     /// Writes the file, readable by this user alone. An earlier file is replaced, because its mode may differ.
     pub(super) fn write(&self, state_directory: &Path) -> std::io::Result<()> {
-        let path = endpoint_file(state_directory);
-        let beside = path.with_extension("endpoint.new");
-        let _ = std::fs::remove_file(&beside);
-        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
         let token = self.token.as_ref().map(Secret::text).unwrap_or_default();
-        writeln!(file, "{}", format!("{} {} {token}", self.process, self.url).trim_end())?;
-        std::fs::rename(&beside, path)
+        let line = format!("{} {} {token}", self.process, self.url);
+        private::replace(&endpoint_file(state_directory), 0o600, format!("{}\n", line.trim_end()).as_bytes())
     }
 }
 

@@ -34,7 +34,7 @@ use llink_proto::reach::Secret;
 use llink_proto::worker_service_server::WorkerServiceServer;
 use tokio::sync::{oneshot, watch};
 
-use crate::machine::{Machine, ThisMachine};
+use crate::machine::{Machine, ThisMachine, unix_ms};
 use crate::schedule::{Keep, Timing};
 use crate::state::{StateError, StateStore, private, replica};
 
@@ -328,8 +328,7 @@ async fn settle(audit: Arc<AuditLog>, stopped: watch::Receiver<bool>) {
             () = &mut stopped => return,
             () = tokio::time::sleep(Duration::from_secs(20)) => {}
         }
-        let now = time::OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000;
-        audit.settle(now as i64);
+        audit.settle(unix_ms());
     }
 }
 

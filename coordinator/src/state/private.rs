@@ -1,7 +1,7 @@
 //! Files that only their owner can read, because the state holds people's data and addresses.
 
 use std::fs::{DirBuilder, File, Permissions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
@@ -16,6 +16,17 @@ pub fn file(path: &Path) -> io::Result<File> {
         }
     }
     Ok(file)
+}
+
+/// Writes a file with this mode. It is written beside and renamed, so a reader sees the old one or the new one.
+pub fn replace(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let beside = path.with_file_name(format!(".{name}.new"));
+    // One of an earlier process may have another mode.
+    let _ = std::fs::remove_file(&beside);
+    let mut file = File::options().create_new(true).write(true).mode(mode).open(&beside)?;
+    file.write_all(content)?;
+    std::fs::rename(&beside, path)
 }
 
 /// Creates a directory and its parents with mode 0700. An existing directory is left as it is.

@@ -17,6 +17,7 @@ use tower::{Layer, Service};
 
 use super::audit::{AuditLog, DENIED, Entry};
 use super::{Authority, Need, Peer, Proof, Slowdown, Tokens, bearer, call_name, needed, sha256_of};
+use crate::machine::unix_ms;
 use crate::serve::accept::Origin;
 use crate::serve::connections::Source;
 use crate::serve::metrics::Calls;
@@ -140,14 +141,13 @@ impl Access {
             return;
         }
         let Some(audit) = &self.audit else { return };
-        let now = OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000;
         let by = match &call.peer.by {
             Proof::None => "none",
             Proof::Certificate => "certificate",
             Proof::Token { .. } => "token",
         };
         audit.note(Entry {
-            at: now as i64,
+            at: unix_ms(),
             who: call.peer.name.clone(),
             role: call.peer.role.into(),
             by,

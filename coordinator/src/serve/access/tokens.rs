@@ -4,12 +4,13 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
+use llink_datasets::manifest::sha256_hex;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::certificates::is_name;
 use super::{Peer, Proof, Role};
+use crate::machine::random;
 
 /// The number of times that a token counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
@@ -152,18 +153,12 @@ impl Token {
 
 /// Returns 256 random bits in hex.
 pub fn fresh_secret() -> Result<String, String> {
-    let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).map_err(|e| format!("the system gives no random bytes: {e}"))?;
-    Ok(hex(&bytes))
+    (0..4).map(|_| Ok(format!("{:016x}", random()?))).collect()
 }
 
 /// Returns the SHA-256 in lower-case hex.
 pub fn sha256_of(text: &str) -> String {
-    hex(&Sha256::digest(text.as_bytes()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    sha256_hex(text.as_bytes())
 }
 
 #[cfg(test)]

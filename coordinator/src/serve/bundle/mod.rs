@@ -35,7 +35,7 @@ use super::access::{Role, Tokens, bearer};
 use super::connections::Limits;
 use super::tls::{self, ClientCertificate};
 use super::{ServeError, TlsFiles};
-use crate::machine::since_epoch;
+use crate::machine::{self, since_epoch};
 use error::{ApiError, json_response};
 use reply::Reply;
 use request::{ChatRequest, Defaults};
@@ -328,8 +328,5 @@ fn cannot_answer() -> ApiError {
 }
 
 fn random() -> Result<u64, ApiError> {
-    getrandom::u64().map_err(|error| {
-        let text = format!("the system gives no random bytes: {error}");
-        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", text)
-    })
+    machine::random().map_err(|text| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", text))
 }

@@ -9,8 +9,9 @@ use llink_proto::Job;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use super::Point;
 use super::program::Program;
-use super::{Point, now};
+use crate::machine::unix_ms;
 use crate::schedule::Millis;
 use crate::serve::engine::EngineHandle;
 
@@ -140,7 +141,7 @@ async fn tell_once(
         };
         log.fails.store(true, Ordering::Relaxed);
         let ended_at = end.borrow().as_ref().map(|job| job.ended_at);
-        let is_late = ended_at.is_some_and(|at| now() - at > TRIED_FOR);
+        let is_late = ended_at.is_some_and(|at| unix_ms() - at > TRIED_FOR);
         if !fault.passes || is_late {
             log.warn(format!("{program} is told no more of this job: {}", fault.text));
             return Err(GivenUp);

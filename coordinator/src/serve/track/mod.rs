@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout};
 use super::engine::{Engine, EngineHandle, EngineStopped};
 use super::page::curves::step_of;
 use crate::job::{JobFile, TrackSection};
-use crate::machine::since_epoch;
+use crate::machine::unix_ms;
 use crate::schedule::Millis;
 use feed::Feed;
 use program::Program;
@@ -126,7 +126,7 @@ async fn see(engine: &EngineHandle, watched: &mut HashMap<String, Watched>) -> R
             watched.insert(job.id.clone(), new);
         }
         let Some(of) = watched.get_mut(&job.id) else { continue };
-        let points = points(&job, now());
+        let points = points(&job, unix_ms());
         let ended = (job.state() != JobState::Running).then_some(&job);
         for (key, feed) in &mut of.feeds {
             feed.pass(&points, ended);
@@ -186,9 +186,4 @@ fn points(job: &Job, at: Millis) -> Vec<Point> {
 fn plain(name: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/');
     name.chars().map(|c| if is_plain(c) { c } else { '_' }).collect()
-}
-
-/// Returns the time of the machine's clock.
-fn now() -> Millis {
-    since_epoch().as_millis() as Millis
 }

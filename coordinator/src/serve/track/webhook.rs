@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::http::{Fault, Http};
-use super::now;
+use crate::machine::unix_ms;
 use crate::schedule::Millis;
 use crate::ui::state_word;
 
@@ -32,7 +32,7 @@ impl Webhook {
 
     /// Posts the end of a job. Each try is signed with its own time, under the same id.
     pub(super) async fn tell(&self, job: &Job) -> Result<(), Fault> {
-        let (id, seconds, body) = (format!("{}-{}", job.id, job.ended_at), now() / 1000, body(job));
+        let (id, seconds, body) = (format!("{}-{}", job.id, job.ended_at), unix_ms() / 1000, body(job));
         let mut request = self
             .http
             .post(&self.url)

@@ -148,9 +148,8 @@ async fn mark(directory: &Path, objects: &Objects) -> Result<String, StateError>
     }
     let mark = Mark { url: objects.url().to_owned(), directory: random_name()? };
     private::directory(directory).map_err(failed)?;
-    let beside = directory.join("replica.json.new");
-    std::fs::write(&beside, serde_json::to_vec(&mark).expect("a mark is plain data")).map_err(failed)?;
-    std::fs::rename(&beside, &path).map_err(failed)?;
+    let content = serde_json::to_vec(&mark).expect("a mark is plain data");
+    private::replace(&path, 0o600, &content).map_err(failed)?;
     Ok(mark.directory)
 }
 
