@@ -59,7 +59,7 @@ pub(super) struct LocalWorkers {
 impl LocalWorkers {
     /// Prepares workers for `job`, which may read the variables that it names.
     pub(super) fn new(url: &str, token: Option<Secret>, count: u32, state: &Path, job: &JobFile) -> Self {
-        let named = job.key_variables();
+        let named: Vec<&str> = job.endpoints().into_iter().map(|[_, (_, variable)]| variable).collect();
         let meant = |name: &OsString| named.iter().chain(&FOR_WORKERS).any(|known| *name == **known);
         let mut hidden = own_variables();
         hidden.retain(|name| !meant(name));

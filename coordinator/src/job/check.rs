@@ -26,13 +26,8 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
     let c = &job.corpus;
     expect(!c.source.as_slice().is_empty(), "corpus.source", &"empty", "at least one source");
     sources(&c.source, "corpus.source", &mut expect);
-    let columns = [("corpus.english_column", &c.english_column), ("corpus.foreign_column", &c.foreign_column)];
-    for (key, column) in columns {
-        if let Some(column) = column {
-            let counted = *column != ColumnName::Number(0) && *column != ColumnName::Name(String::new());
-            expect(counted, key, column, "a column's number, from 1, or its name");
-        }
-    }
+    column(&c.english_column, "corpus.english_column", &mut expect);
+    column(&c.foreign_column, "corpus.foreign_column", &mut expect);
     if let (Some(english), Some(foreign)) = (&c.english_column, &c.foreign_column) {
         let differ = english != foreign;
         expect(differ, "corpus.foreign_column", foreign, "another column than `corpus.english_column`");
@@ -96,10 +91,29 @@ fn sources(sources: &Sources, key: &str, expect: Expect<'_>) {
             };
             expect(false, key, &given, expected);
         }
-        for column in [&entry.english_column, &entry.foreign_column].into_iter().flatten() {
-            let counted = *column != ColumnName::Number(0) && *column != ColumnName::Name(String::new());
-            expect(counted, key, column, "a column's number, from 1, or its name");
-        }
+        column(&entry.english_column, key, expect);
+        column(&entry.foreign_column, key, expect);
+    }
+}
+
+fn column(column: &Option<ColumnName>, key: &str, expect: Expect<'_>) {
+    if let Some(column) = column {
+        let counted = *column != ColumnName::Number(0) && *column != ColumnName::Name(String::new());
+        expect(counted, key, column, "a column's number, from 1, or its name");
+    }
+}
+
+/// Refuses a URL that is not of HTTP.
+pub(super) fn http(url: &str, key: &str, expect: Expect<'_>, expected: &str) {
+    let is_http = url.starts_with("http://") || url.starts_with("https://");
+    expect(is_http, key, &format!("{url:?}"), expected);
+}
+
+/// Refuses a name for people that is empty or has several lines.
+pub(super) fn name(name: &Option<String>, key: &str, expect: Expect<'_>) {
+    if let Some(name) = name {
+        let one_line = !name.trim().is_empty() && !name.contains(char::is_control);
+        expect(one_line, key, &format!("{name:?}"), "a name");
     }
 }
 

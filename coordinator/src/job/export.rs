@@ -3,7 +3,7 @@
 use llink_proto::settings::Expect;
 use serde::{Deserialize, Serialize};
 
-use super::{JobFile, is_gguf};
+use super::{JobFile, check, is_gguf};
 
 /// The exported bundle (`[export]`): the names in its model card, which are for people and for the hub, and what else it holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,10 +82,7 @@ pub(super) fn problems(job: &JobFile, expect: Expect<'_>) {
         ("export.decoder", &job.export.decoder),
         ("export.license", &job.export.license),
     ] {
-        if let Some(value) = value {
-            let one_line = !value.trim().is_empty() && !value.contains(char::is_control);
-            expect(one_line, key, &format!("{value:?}"), "a name");
-        }
+        check::name(value, key, expect);
     }
 }
 

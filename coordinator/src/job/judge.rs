@@ -2,7 +2,7 @@
 
 use llink_proto::settings::{ABOVE_0, Expect, at_least, between, zero};
 
-use super::JobFile;
+use super::{JobFile, check};
 
 llink_proto::settings! {
     /// The judge's endpoint and the answers that it compares (`[evaluate.judge]`).
@@ -47,8 +47,7 @@ pub(super) fn problems(job: &JobFile, expect: Expect<'_>) {
         &"given",
         "an [instruct] section, and `evaluate.answers` above 0: answers are what is judged",
     );
-    let is_http = judge.url.starts_with("http://") || judge.url.starts_with("https://");
-    expect(is_http, "evaluate.judge.url", &format!("{:?}", judge.url), "an http:// or https:// URL, up to /v1");
+    check::http(&judge.url, "evaluate.judge.url", expect, "an http:// or https:// URL, up to /v1");
     expect(!judge.model.is_empty(), "evaluate.judge.model", &"empty", "a model's name");
     judge.check_bounds(expect);
 }

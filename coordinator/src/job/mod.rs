@@ -86,11 +86,27 @@ pub struct JobFile {
 }
 
 impl JobFile {
-    /// Returns the environment variables that the job names for the keys of its endpoints.
-    pub fn key_variables(&self) -> Vec<&str> {
-        let synthesize = self.synthesize.iter().map(|section| &section.api_key_env);
-        let judge = self.evaluate.judge.iter().map(|section| &section.api_key_env);
-        synthesize.chain(judge).map(String::as_str).collect()
+    /// Returns the URL of each endpoint that the job names and the variable of its key, each with its own key in the job file.
+    pub fn endpoints(&self) -> Vec<[(&'static str, &str); 2]> {
+        let synthesize = self
+            .synthesize
+            .iter()
+            .map(|section| [("synthesize.url", &*section.url), ("synthesize.api_key_env", &*section.api_key_env)]);
+        let judge = self.evaluate.judge.iter().map(|section| {
+            [("evaluate.judge.url", &*section.url), ("evaluate.judge.api_key_env", &*section.api_key_env)]
+        });
+        synthesize.chain(judge).collect()
+    }
+
+    /// Passes the path of each source, and of the direct answers, through `f`.
+    pub fn change_files(&mut self, mut f: impl FnMut(&str) -> String) {
+        let instructions = self.instructions.as_mut().map(|section| &mut section.source);
+        for sources in [Some(&mut self.corpus.source), instructions, self.evaluate.set.as_mut()].into_iter().flatten() {
+            sources.change_paths(&mut f);
+        }
+        if let Some(judge) = &mut self.evaluate.judge {
+            judge.direct_answers = judge.direct_answers.as_deref().map(f);
+        }
     }
 }
 

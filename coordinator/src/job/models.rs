@@ -33,7 +33,7 @@ pub fn is_gguf(model: &str) -> bool {
 #[serde(deny_unknown_fields, default)]
 pub struct ModelsSection {
     /// The model that reads the foreign text: XLM-R, RoBERTa or BERT.
-    #[serde(deserialize_with = "path_or_table")]
+    #[serde(deserialize_with = "path_or_table", serialize_with = "path_or_all")]
     pub encoder: EncoderModel,
     /// The model that answers: Llama, Mistral, Qwen2 or Qwen3.
     #[serde(deserialize_with = "path_or_table")]
@@ -55,17 +55,20 @@ impl ModelsSection {
 /// The encoder (`[models.encoder]`). Absent settings are taken from the folder's `modules.json` and
 /// `1_Pooling/config.json`. Without these files, a text's vector is the mean of its last hidden states, as in the
 /// paper.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EncoderModel {
     /// A folder in Hugging Face layout, `"tiny"` or `"random"`.
     #[serde(alias = "url")]
     pub path: String,
     /// The pooling of the last hidden states: `"mean"` of all, or `"cls"` for the first token's.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub pooling: Option<PoolingName>,
     /// Scale vectors to length 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub normalize: Option<bool>,
     /// The text before each text, such as `"query: "` for E5. It is added after the cut at `[embed] max_chars`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
 }
 
@@ -122,25 +125,11 @@ impl Default for DecoderModel {
     }
 }
 
-/// Serializes as in a job file: a string if there is only a path.
-impl Serialize for EncoderModel {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        struct Table<'a> {
-            path: &'a str,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            pooling: Option<PoolingName>,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            normalize: Option<bool>,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            prefix: Option<&'a str>,
-        }
-        let Self { path, pooling, normalize, prefix } = self;
-        if *self == Self::from(path.as_str()) {
-            return path.serialize(serializer);
-        }
-        let (pooling, normalize, prefix) = (*pooling, *normalize, prefix.as_deref());
-        Table { path, pooling, normalize, prefix }.serialize(serializer)
+/// Writes an encoder as in a job file: a string if there is only a path.
+fn path_or_all<S: Serializer>(model: &EncoderModel, serializer: S) -> Result<S::Ok, S::Error> {
+    match *model == EncoderModel::from(model.path.as_str()) {
+        true => model.path.serialize(serializer),
+        false => model.serialize(serializer),
     }
 }
 
@@ -150,13 +139,29 @@ impl Serialize for DecoderModel {
     }
 }
 
-struct PathOrTable<T>(PhantomData<T>);
+/// What a job file gives as a path or as a table.
+pub(super) trait PathOrTable: for<'a> From<&'a str> {
+    /// What is expected, for errors.
+    const EXPECTED: &'static str;
+}
 
-impl<'de, T: Deserialize<'de> + for<'a> From<&'a str>> Visitor<'de> for PathOrTable<T> {
+const A_MODEL: &str = "\"tiny\", \"random\", a model folder, or a table with `path`";
+
+impl PathOrTable for EncoderModel {
+    const EXPECTED: &'static str = A_MODEL;
+}
+
+impl PathOrTable for DecoderModel {
+    const EXPECTED: &'static str = A_MODEL;
+}
+
+struct PathOrTableVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de> + PathOrTable> Visitor<'de> for PathOrTableVisitor<T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("\"tiny\", \"random\", a model folder, or a table with `path`")
+        f.write_str(T::EXPECTED)
     }
 
     fn visit_str<E>(self, path: &str) -> Result<T, E> {
@@ -168,12 +173,12 @@ impl<'de, T: Deserialize<'de> + for<'a> From<&'a str>> Visitor<'de> for PathOrTa
     }
 }
 
-fn path_or_table<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+pub(super) fn path_or_table<'de, T, D>(deserializer: D) -> Result<T, D::Error>
 where
-    T: Deserialize<'de> + for<'a> From<&'a str>,
+    T: Deserialize<'de> + PathOrTable,
     D: Deserializer<'de>,
 {
-    deserializer.deserialize_any(PathOrTable(PhantomData))
+    deserializer.deserialize_any(PathOrTableVisitor(PhantomData))
 }
 
 /// Reports invalid values.

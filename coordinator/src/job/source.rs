@@ -7,6 +7,8 @@ use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::models::{PathOrTable, path_or_table};
+
 /// One source or several.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sources {
@@ -32,7 +34,7 @@ impl Sources {
         }
     }
 
-    /// Passes the path of each source through `f`.
+    /// Passes the path of each source but the sample corpus through `f`.
     pub fn change_paths(&mut self, mut f: impl FnMut(&str) -> String) {
         let entries = match self {
             Self::One(source) => std::slice::from_mut(source),
@@ -40,7 +42,9 @@ impl Sources {
         };
         for entry in entries {
             for path in [&mut entry.url, &mut entry.english, &mut entry.foreign].into_iter().flatten() {
-                *path = f(path);
+                if path != "sample" {
+                    *path = f(path);
+                }
             }
         }
     }
@@ -163,11 +167,6 @@ pub struct SourceEntry {
 }
 
 impl SourceEntry {
-    /// Returns a source with a path or URL and no other setting.
-    pub fn of(url: &str) -> Self {
-        Self { url: Some(url.into()), ..Self::default() }
-    }
-
     /// Returns its URL, or the URL of the English file of a Moses corpus. People are shown a
     /// [`llink_datasets::shown::ShownUrl`] of it.
     pub fn name(&self) -> &str {
@@ -211,32 +210,19 @@ impl SourceEntry {
     }
 }
 
-struct EntryVisitor;
-
-impl<'de> Visitor<'de> for EntryVisitor {
-    type Value = SourceEntry;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a path, a URL, \"sample\", or a table with `url` or with `english` and `foreign`")
+impl From<&str> for SourceEntry {
+    fn from(url: &str) -> Self {
+        Self { url: Some(url.into()), ..Self::default() }
     }
+}
 
-    fn visit_str<E>(self, url: &str) -> Result<SourceEntry, E> {
-        Ok(SourceEntry::of(url))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<SourceEntry, A::Error> {
-        SourceEntry::deserialize(MapAccessDeserializer::new(map))
-    }
+impl PathOrTable for SourceEntry {
+    const EXPECTED: &'static str = "a path, a URL, \"sample\", or a table with `url` or with `english` and `foreign`";
 }
 
 /// An entry that may be a bare string.
-struct Entry(SourceEntry);
-
-impl<'de> Deserialize<'de> for Entry {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(EntryVisitor).map(Self)
-    }
-}
+#[derive(Deserialize)]
+struct Entry(#[serde(deserialize_with = "path_or_table")] SourceEntry);
 
 struct SourcesVisitor;
 
@@ -248,11 +234,11 @@ impl<'de> Visitor<'de> for SourcesVisitor {
     }
 
     fn visit_str<E>(self, url: &str) -> Result<Sources, E> {
-        Ok(Sources::One(SourceEntry::of(url)))
+        Ok(Sources::One(url.into()))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Sources, A::Error> {
-        EntryVisitor.visit_map(map).map(Sources::One)
+        SourceEntry::deserialize(MapAccessDeserializer::new(map)).map(Sources::One)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, sequence: A) -> Result<Sources, A::Error> {
@@ -281,7 +267,7 @@ mod tests {
     use super::*;
 
     fn labels(names: &[&str]) -> Vec<String> {
-        Sources::Several(names.iter().map(|name| SourceEntry::of(name)).collect()).labels()
+        Sources::Several(names.iter().map(|name| SourceEntry::from(*name)).collect()).labels()
     }
 
     #[test]

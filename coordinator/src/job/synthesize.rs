@@ -3,6 +3,8 @@
 use llink_proto::settings::{ABOVE_0, Expect, at_least, between, zero};
 use serde::{Deserialize, Serialize};
 
+use super::check;
+
 /// A task for which examples are made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -75,9 +77,7 @@ fn paper_prompts() -> Vec<PromptEntry> {
 
 /// Reports invalid values.
 pub(super) fn problems(s: &SynthesizeSection, expect: Expect<'_>) {
-    let is_http = s.url.starts_with("http://") || s.url.starts_with("https://");
-    let given = format!("{:?}", s.url);
-    expect(is_http, "synthesize.url", &given, "an http:// or https:// URL, up to /v1");
+    check::http(&s.url, "synthesize.url", expect, "an http:// or https:// URL, up to /v1");
     let host = s.url.split('/').nth(2).unwrap_or_default();
     expect(
         !host.contains('@'),

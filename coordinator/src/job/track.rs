@@ -2,7 +2,7 @@
 
 use llink_proto::settings::Expect;
 
-use super::JobFile;
+use super::{JobFile, check};
 
 llink_proto::settings! {
     /// The programs that are told the job's figures and its end. The coordinator sends to them. A program that does not answer delays
@@ -57,17 +57,13 @@ impl TrackSection {
 pub(super) fn problems(job: &JobFile, expect: Expect<'_>) {
     let Some(track) = &job.track else { return };
     for (key, url) in track.urls() {
-        let is_http = url.starts_with("http://") || url.starts_with("https://");
-        expect(is_http, key, &format!("{url:?}"), "an http:// or https:// URL");
+        check::http(url, key, expect, "an http:// or https:// URL");
     }
     for (key, name) in track.variables() {
         let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
         expect(is_name, key, &"another text", "the name of an environment variable");
     }
-    if let Some(name) = &track.experiment {
-        let one_line = !name.trim().is_empty() && !name.contains(char::is_control);
-        expect(one_line, "track.experiment", &format!("{name:?}"), "a name");
-    }
+    check::name(&track.experiment, "track.experiment", expect);
 }
 
 #[cfg(test)]

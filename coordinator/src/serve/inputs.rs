@@ -59,10 +59,7 @@ fn check_credentials(file: &JobFile) -> Result<(), Failure> {
     let mut urls = vec![("output", file.output.as_str(), STORES)];
     urls.extend(file.models.paths().map(|(key, folder)| (key, folder, STORES)));
     urls.extend(start_of(file).map(|url| ("instruct.from", url, STORES)));
-    let endpoint = file.synthesize.iter();
-    urls.extend(endpoint.map(|s| ("synthesize.url", s.url.as_str(), ENDPOINTS)));
-    let judge = file.evaluate.judge.iter();
-    urls.extend(judge.map(|judge| ("evaluate.judge.url", judge.url.as_str(), ENDPOINTS)));
+    urls.extend(file.endpoints().into_iter().map(|[(key, url), _]| (key, url, ENDPOINTS)));
     let track = file.track.iter().flat_map(TrackSection::urls);
     urls.extend(track.map(|(key, url)| (key, url, TRACKERS)));
     for (key, url, advice) in urls {
@@ -81,16 +78,10 @@ fn check_roots(file: &JobFile, roots: &Roots) -> Result<(), Failure> {
         return Ok(());
     }
     let mut urls = vec![("output", file.output.as_str())];
-    let mut key_variables = Vec::new();
     urls.extend(read_urls(file));
-    if let Some(synthesize) = &file.synthesize {
-        urls.push(("synthesize.url", &synthesize.url));
-        key_variables.push(("synthesize.api_key_env", synthesize.api_key_env.as_str()));
-    }
-    if let Some(judge) = &file.evaluate.judge {
-        urls.push(("evaluate.judge.url", &judge.url));
-        key_variables.push(("evaluate.judge.api_key_env", judge.api_key_env.as_str()));
-    }
+    let (endpoints, mut key_variables): (Vec<_>, Vec<_>) =
+        file.endpoints().into_iter().map(|[url, key]| (url, key)).unzip();
+    urls.extend(endpoints);
     urls.extend(file.track.iter().flat_map(TrackSection::urls));
     key_variables.extend(file.track.iter().flat_map(TrackSection::variables));
     let admitted = urls.into_iter().map(|(key, url)| (key, roots.admit(url)));
@@ -198,14 +189,7 @@ fn start_of(file: &JobFile) -> Option<&str> {
 }
 
 fn change_urls(file: &mut JobFile, f: &dyn Fn(&str) -> String) {
-    let unless_sample = |path: &str| if path == "sample" { path.into() } else { f(path) };
-    file.corpus.source.change_paths(unless_sample);
-    if let Some(instructions) = &mut file.instructions {
-        instructions.source.change_paths(unless_sample);
-    }
-    if let Some(set) = &mut file.evaluate.set {
-        set.change_paths(unless_sample);
-    }
+    file.change_files(f);
     for model in file.models.paths_mut() {
         if !is_built_in(model) {
             *model = f(model);
@@ -213,9 +197,6 @@ fn change_urls(file: &mut JobFile, f: &dyn Fn(&str) -> String) {
     }
     if let Some(instruct) = &mut file.instruct {
         instruct.from = instruct.from.as_deref().map(f);
-    }
-    if let Some(judge) = &mut file.evaluate.judge {
-        judge.direct_answers = judge.direct_answers.as_deref().map(f);
     }
 }
 

@@ -33,16 +33,7 @@ pub(super) fn keep_back(file: &mut JobFile) -> Addresses {
         addresses.insert(unique.clone(), url.to_owned());
         unique
     };
-    file.corpus.source.change_paths(&mut keep);
-    if let Some(instructions) = &mut file.instructions {
-        instructions.source.change_paths(&mut keep);
-    }
-    if let Some(set) = &mut file.evaluate.set {
-        set.change_paths(&mut keep);
-    }
-    if let Some(judge) = &mut file.evaluate.judge {
-        judge.direct_answers = judge.direct_answers.take().map(|url| keep(&url));
-    }
+    file.change_files(&mut keep);
     addresses
 }
 
