@@ -103,8 +103,7 @@ fn answers_are_asked_for_once_and_counted_and_the_key_is_nowhere() {
         common::text(&output)
     };
     let said = submit(&["submit", "job.toml", "--workers", "1"]);
-    let report = std::fs::read(place.path("out/report.json")).unwrap();
-    let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+    let report = place.report();
     let count = |name: &str| report["counts"][format!("synthesized.{name}")].as_u64().unwrap_or(0);
     assert!(count("dropped_refusal") > 0 && count("dropped_empty_answer") > 0, "{report:#}");
     // Other pairs were asked for in place of the answers that can't be used.
@@ -154,8 +153,7 @@ fn a_synthesis_that_is_killed_asks_nothing_twice() {
     assert!(endpoint.asked() > before, "it was killed before it was done");
     // Each of two workers had four requests under way when it died.
     assert!(endpoint.again() <= 8, "{} answers were asked for again", endpoint.again());
-    let report = std::fs::read(place.path("out/report.json")).unwrap();
-    let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+    let report = place.report();
     assert_eq!(report["counts"]["synthesized.split.train"], 300);
 }
 
@@ -257,12 +255,8 @@ fn a_coordinator_whose_volume_is_lost_restores_itself_from_an_object_store() {
         let args = ["serve", "--listen", "127.0.0.1:0", "--state", state, "--replica", "s3://jobs/state"];
         let mut command = place.command(&args);
         let child = command.envs(settings.clone()).stdout(file()).stderr(file()).spawn().unwrap();
-        let running = common::Running { child, log };
-        let url = eventually("the coordinator's URL", || {
-            let log = running.log();
-            let url = log.split("llink-coord listens on ").nth(1)?.lines().next()?;
-            Some(url.to_owned())
-        });
+        let mut running = common::Running { child, log };
+        let url = running.says(common::LISTENS);
         (running, url)
     };
     let (first, url) = serve("first");
@@ -412,8 +406,7 @@ fn sources_of_one_name_are_told_apart_and_a_lost_ending_is_reported() {
     std::fs::write(place.path("a/train.tsv"), first).unwrap();
     std::fs::write(place.path("b/train.tsv"), second.replace('\n', "\r")).unwrap();
     place.ok(&["submit", "job.toml"]);
-    let report = std::fs::read(place.path("out/report.json")).unwrap();
-    let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+    let report = place.report();
     for name in ["a/train.tsv", "b/train.tsv"] {
         assert_eq!(report["counts"][format!("pairs.source.{name}.kept")], 50, "{report:#}");
     }

@@ -3,22 +3,10 @@
 
 mod common;
 
-use common::{Place, SMALL, eventually, without_hashes};
+use common::{Place, SMALL, states, without_hashes, words};
 
 /// The job file that comes with llink.
 const SHIPPED: &str = include_str!("../../job.toml");
-
-/// Returns the state of each stage, in order.
-fn states(plan: &str) -> Vec<(String, String)> {
-    let plan: serde_json::Value = serde_json::from_str(plan.trim()).unwrap();
-    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
-    let stages = plan["stages"].as_array().unwrap().iter();
-    stages.map(|s| (text(&s["stage"]), text(&s["state"]))).collect()
-}
-
-fn words(stages: &[(String, String)]) -> Vec<&str> {
-    stages.iter().map(|(_, state)| state.as_str()).collect()
-}
 
 #[test]
 fn the_shipped_job_is_planned_on_a_clean_folder() {
@@ -35,11 +23,7 @@ fn another_coordinator_plans_alike_and_says_what_will_not_be_had() {
         .replace("warmup_steps = 10", "warmup_steps = 60\nmin_ranks = 2")
         .replace("benchmark_pairs = 200", "benchmark_pairs = 301");
     let place = Place::new(&asks_too_much);
-    let serve = place.start(&["serve", "--listen", "127.0.0.1:0", "--state", "server"]);
-    let url = eventually("the coordinator's URL", || {
-        let log = serve.log();
-        log.lines().find_map(|l| l.strip_prefix("llink-coord listens on ").map(str::to_owned))
-    });
+    let (_serve, url) = place.serve(&["--state", "server"]);
     let here = place.ok(&["submit", "job.toml", "--dry-run"]);
     let there = place.ok(&["submit", "job.toml", "--dry-run", "--coordinator", &url]);
     assert_eq!(here, there);

@@ -7,7 +7,7 @@ mod skip;
 
 use std::time::{Duration, Instant};
 
-use common::{Place, SMALL, eventually, figure, without_figures};
+use common::{Place, SMALL, eventually, figure, states, without_figures, words};
 use skip::python_with;
 
 #[test]
@@ -35,9 +35,8 @@ fn a_job_runs_end_to_end_and_again_does_nothing() {
     let plan = place.ok(&["submit", "longer.toml", "--dry-run"]);
     assert_eq!(plan.matches("cached").count(), 4, "{plan}");
     let json = place.ok(&["submit", "longer.toml", "--json"]);
-    let last: serde_json::Value = serde_json::from_str(json.trim().lines().last().unwrap()).unwrap();
-    let states: Vec<&str> = last["stages"].as_array().unwrap().iter().map(|s| s["state"].as_str().unwrap()).collect();
-    assert_eq!(states, ["cached", "cached", "cached", "cached", "done", "done", "done"]);
+    let states = states(&json);
+    assert_eq!(words(&states), ["cached", "cached", "cached", "cached", "done", "done", "done"]);
 
     // The commands that only read work without a coordinator too.
     let list = place.ok(&["list"]);
@@ -66,11 +65,7 @@ fn the_same_seed_gives_the_same_bytes_with_any_number_of_workers() {
 #[test]
 fn coordinator_workers_and_submit_work_as_separate_processes() {
     let place = Place::new(SMALL);
-    let mut serve = place.start(&["serve", "--listen", "127.0.0.1:0", "--state", "server"]);
-    let url = eventually("the coordinator's URL", || {
-        assert!(serve.child.try_wait().unwrap().is_none(), "{}", serve.log());
-        serve.log().lines().find_map(|l| l.strip_prefix("llink-coord listens on ").map(str::to_owned))
-    });
+    let (_serve, url) = place.serve(&["--state", "server"]);
     let to = ["--coordinator", url.as_str()];
     let id = place.ok(&[&["submit", "job.toml", "--detach"], &to[..]].concat());
     let id = id.trim();
@@ -91,11 +86,7 @@ fn coordinator_workers_and_submit_work_as_separate_processes() {
 fn cancel_stops_a_running_job_and_submitting_again_goes_on() {
     let place = Place::new(&SMALL.replace("steps = 60", "steps = 100_000"));
     let mut submit = place.start(&["submit", "job.toml"]);
-    let id = eventually("training has begun", || {
-        let list = place.run(&["list"]);
-        let list = String::from_utf8_lossy(&list.stdout).into_owned();
-        list.contains("align: train").then(|| list.split_whitespace().next().unwrap().to_owned())
-    });
+    let id = place.lists("align: train", &[]);
     assert!(place.ok(&["cancel", &id]).contains("cancelled"));
     let status = submit.child.wait().unwrap();
     assert_eq!(status.code(), Some(7), "{}", submit.log());

@@ -84,12 +84,7 @@ fn the_device_that_a_person_chose_and_the_log_level_reach_the_workers_of_submit(
 #[test]
 fn certificates_of_a_cluster_in_the_environment_do_not_hide_the_coordinator_that_runs_here() {
     let place = Place::new(SMALL);
-    let serve = place.start(&["serve", "--listen", "127.0.0.1:0"]);
-    let url = common::eventually("the server is up", || {
-        let log = serve.log();
-        let line = log.lines().find_map(|l| l.strip_prefix("llink-coord listens on "))?;
-        Some(line.trim().to_owned())
-    });
+    let (_serve, url) = place.serve(&[]);
     let id = place.ok(&["submit", "job.toml", "--coordinator", &url, "--detach"]);
     let cancelled = place.command(&["cancel", id.trim()]).env("LLINK_TLS_CA", "ca.crt").output().unwrap();
     assert!(text(&cancelled).contains("cancelled"), "{}", text(&cancelled));

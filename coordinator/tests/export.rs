@@ -6,10 +6,10 @@ mod common;
 mod skip;
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{BUNDLED, Place, text};
+use common::{BUNDLED, Place, json_lines, text};
 use llink_datasets::numbers::Scanner;
 use llink_worker::device::Compute;
 use llink_worker::models::Decoder;
@@ -32,7 +32,7 @@ merged = true
 
 /// Returns the path of the job's bundle, relative to the place's folder.
 fn bundle(place: &Place) -> String {
-    let report: Value = serde_json::from_slice(&std::fs::read(place.path("out/report.json")).unwrap()).unwrap();
+    let report = place.report();
     format!("out/{}", report["bundle"].as_str().unwrap())
 }
 
@@ -42,12 +42,6 @@ fn piped(place: &Place, args: &[&str], input: &str) -> String {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{args:?}: {}", text(&output));
     String::from_utf8(output.stdout).unwrap()
-}
-
-/// Returns the rows of a JSON Lines file.
-fn rows(path: PathBuf) -> Vec<Value> {
-    let content = std::fs::read_to_string(path).unwrap();
-    content.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 #[test]
@@ -81,14 +75,13 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
 
     // The encoder reads one text here and a batch there, so its vectors agree to rounding, and most answers are the
     // same.
-    let evaluated = std::fs::read_dir(place.path("out/evaluate")).unwrap().next().unwrap().unwrap();
-    let evaluated = rows(evaluated.path().join("answers.jsonl"));
+    let evaluated = json_lines(place.artifact("evaluate", "/answers.jsonl"));
     let ask = ["generate", "--bundle", &folder, "--max-tokens", "12"];
     let input: String = evaluated.iter().map(|row| format!("{row}\n")).collect();
     std::fs::write(place.path("in.jsonl"), &input).unwrap();
     let batch = [&ask[..], &["--jsonl", "in.jsonl", "--output", "answers.jsonl"]].concat();
     assert!(place.ok(&batch).contains("answers.jsonl: 4 answers"));
-    let answered = rows(place.path("answers.jsonl"));
+    let answered = json_lines(place.path("answers.jsonl"));
     let same = |(ours, theirs): (&Value, &Value)| ours["generated"] == theirs["answers"]["slots"];
     let equal = answered.iter().zip(&evaluated).filter(|pair| same(*pair)).count();
     assert!(equal >= 3, "{equal} of 4 answers are those that were evaluated: {answered:#?}");
@@ -145,13 +138,12 @@ fn a_bundle_whose_slots_read_windows_answers_as_it_was_evaluated() {
     let folder = bundle(&place);
     let card = std::fs::read_to_string(place.path(&folder).join("README.md")).unwrap();
     assert!(card.contains("from the text's vector and those of its 4 windows"), "{card}");
-    let evaluated = std::fs::read_dir(place.path("out/evaluate")).unwrap().next().unwrap().unwrap();
-    let evaluated = rows(evaluated.path().join("answers.jsonl"));
+    let evaluated = json_lines(place.artifact("evaluate", "/answers.jsonl"));
     let input: String = evaluated.iter().map(|row| format!("{row}\n")).collect();
     std::fs::write(place.path("in.jsonl"), &input).unwrap();
     let ask = ["generate", "--bundle", &folder, "--max-tokens", "12"];
     place.ok(&[&ask[..], &["--jsonl", "in.jsonl", "--output", "answers.jsonl"]].concat());
-    let answered = rows(place.path("answers.jsonl"));
+    let answered = json_lines(place.path("answers.jsonl"));
     let same = |(ours, theirs): (&Value, &Value)| ours["generated"] == theirs["answers"]["slots"];
     let equal = answered.iter().zip(&evaluated).filter(|pair| same(*pair)).count();
     assert!(equal >= 3, "{equal} of 4 answers are those that were evaluated: {answered:#?}");
@@ -195,7 +187,7 @@ fn faulty_lines_cost_no_others_their_answer(place: &Place, ask: &[&str], foreign
     }
     let answers = std::fs::read_to_string(place.path("faulty.out")).unwrap();
     assert!(answers.starts_with(&format!("{{\"text\":{quoted},\"id\":18446744073709551616,")), "{answers}");
-    let found = rows(place.path("faulty.out"));
+    let found = json_lines(place.path("faulty.out"));
     let generated: Vec<bool> = found.iter().map(|row| row["generated"].is_string()).collect();
     assert_eq!(generated, [true, false, false, false, true]);
     // The run continues after a stop, also over faulty lines.

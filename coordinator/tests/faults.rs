@@ -7,7 +7,7 @@ mod skip;
 
 use std::path::Path;
 
-use common::{Place, SMALL, eventually, figure, signal, workers_of};
+use common::{Place, SMALL, are_gone, figure, signal, states, words, workers_of};
 use skip::skip;
 
 /// Returns a job that is long enough to be interrupted in every stage.
@@ -28,11 +28,7 @@ fn a_killed_worker_costs_its_task_only_and_changes_no_result() {
     for stage in ["embed: ", "align: train"] {
         let place = Place::new(&longer);
         let mut submit = place.start(&["submit", "job.toml"]);
-        eventually(stage, || {
-            assert!(submit.child.try_wait().unwrap().is_none(), "ended before {stage}: {}", submit.log());
-            let list = place.run(&["list"]);
-            String::from_utf8_lossy(&list.stdout).contains(stage).then_some(())
-        });
+        place.lists(stage, &[]);
         let workers = workers_of(submit.child.id());
         signal(*workers.first().expect("a worker runs"), "-KILL");
         let status = submit.child.wait().unwrap();
@@ -50,21 +46,16 @@ fn a_killed_worker_costs_its_task_only_and_changes_no_result() {
 fn a_killed_coordinator_goes_on_where_it_stopped_and_leaves_no_worker_behind() {
     let place = Place::new(&longer());
     let mut submit = place.start(&["submit", "job.toml"]);
-    eventually("training has begun", || {
-        let list = place.run(&["list"]);
-        String::from_utf8_lossy(&list.stdout).contains("align: train").then_some(())
-    });
+    place.lists("align: train", &[]);
     let workers = workers_of(submit.child.id());
     assert!(!workers.is_empty());
     submit.child.kill().unwrap();
     submit.child.wait().unwrap();
-    eventually("the workers end with their parent", || {
-        workers.iter().all(|pid| !common::exists(Path::new(&format!("/proc/{pid}")))).then_some(())
-    });
+    are_gone(&workers);
+
     let json = place.ok(&["submit", "job.toml", "--json"]);
-    let last: serde_json::Value = serde_json::from_str(json.trim().lines().last().unwrap()).unwrap();
-    let states: Vec<&str> = last["stages"].as_array().unwrap().iter().map(|s| s["state"].as_str().unwrap()).collect();
-    assert_eq!(states, ["cached", "cached", "cached", "cached", "done", "done", "done"]);
+    let states = states(&json);
+    assert_eq!(words(&states), ["cached", "cached", "cached", "cached", "done", "done", "done"]);
 }
 
 #[test]
@@ -140,8 +131,7 @@ fn a_taken_port_and_a_used_state_directory_are_told_apart_from_faults() {
     let address = taken.local_addr().unwrap().to_string();
     let said = place.fails(6, &["serve", "--listen", &address]);
     assert!(said.contains("cannot listen on") && said.contains(&address), "{said}");
-    let serve = place.start(&["serve", "--listen", "127.0.0.1:0"]);
-    eventually("the server is up", || serve.log().contains("listens on").then_some(()));
+    let (_serve, _) = place.serve(&[]);
     let said = place.fails(6, &["submit", "job.toml"]);
     assert!(said.contains("is in use by process"), "{said}");
     let said = place.fails(6, &["list", "--coordinator", "http://127.0.0.1:1"]);
@@ -172,16 +162,11 @@ fn a_full_disk_is_told_plainly() {
 fn ctrl_c_stops_cleanly_and_says_how_to_go_on() {
     let place = Place::new(&SMALL.replace("steps = 60", "steps = 100_000"));
     let mut submit = place.start(&["submit", "job.toml"]);
-    eventually("training has begun", || {
-        let list = place.run(&["list"]);
-        String::from_utf8_lossy(&list.stdout).contains("align: train").then_some(())
-    });
+    place.lists("align: train", &[]);
     let workers = workers_of(submit.child.id());
     signal(submit.child.id(), "-INT");
     let status = submit.child.wait().unwrap();
     assert_eq!(status.code(), Some(130), "{}", submit.log());
     assert!(submit.log().contains("llink-coord submit job.toml` goes on from there"), "{}", submit.log());
-    eventually("the workers are gone", || {
-        workers.iter().all(|pid| !common::exists(Path::new(&format!("/proc/{pid}")))).then_some(())
-    });
+    are_gone(&workers);
 }

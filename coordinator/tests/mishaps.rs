@@ -7,24 +7,14 @@ mod common;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use common::{Place, Running, SMALL, eventually, text};
-
-fn serve(place: &Place, address: &str) -> (Running, String) {
-    let serve = place.start(&["serve", "--listen", address]);
-    let url = eventually("the coordinator's URL", || {
-        let log = serve.log();
-        let found = log.lines().rev().find_map(|l| l.strip_prefix("llink-coord listens on "));
-        found.map(str::to_owned)
-    });
-    (serve, url)
-}
+use common::{Place, SMALL, text};
 
 #[test]
 fn when_the_connection_breaks_the_job_goes_on_and_the_advice_follows_it() {
     let place = Place::new(SMALL);
-    let (coordinator, url) = serve(&place, "127.0.0.1:0");
+    let (coordinator, url) = place.serve(&[]);
     let submit = place.command(&["submit", "job.toml", "--coordinator", &url]).spawn().unwrap();
-    eventually("the job runs", || place.ok(&["list", "--coordinator", &url]).contains("running").then_some(()));
+    place.lists("running", &["--coordinator", &url]);
     // The coordinator is killed while it has no worker, so the job can't have ended.
     drop(coordinator);
     let output = submit.wait_with_output().unwrap();
@@ -33,8 +23,7 @@ fn when_the_connection_breaks_the_job_goes_on_and_the_advice_follows_it() {
     assert!(said.contains("the connection to the coordinator broke"), "{said}");
     let advice = said.split("`llink-coord ").nth(1).and_then(|rest| rest.split('`').next());
     let advice: Vec<&str> = advice.expect("a command is named").split(' ').collect();
-    std::fs::remove_file(place.path("serve.log")).unwrap();
-    let (_coordinator, _) = serve(&place, url.trim_start_matches("http://"));
+    let (_coordinator, _) = place.serve_at(url.trim_start_matches("http://"), &[]);
     let _worker = place.start(&["worker", "--coordinator", &url, "--threads", "1"]);
     let followed = place.ok(&advice);
     assert!(followed.contains("succeeded in"), "{followed}");
@@ -97,7 +86,7 @@ fn a_damaged_database_is_named_at_start_and_what_is_advised_helps() {
 fn the_state_is_for_its_owner_alone() {
     let place = Place::new(SMALL);
     place.ok(&["submit", "job.toml"]);
-    let (_coordinator, _) = serve(&place, "127.0.0.1:0");
+    let (_coordinator, _) = place.serve(&[]);
     place.ok(&["backup", "saved.db"]);
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     let state = place.path(".llink");

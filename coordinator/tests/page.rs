@@ -8,7 +8,7 @@ mod skip;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
-use common::{Place, SMALL, eventually, signal, workers_of};
+use common::{Place, SMALL, signal, workers_of};
 
 /// Returns Debian's browser, where it is installed.
 fn chromium() -> Option<&'static str> {
@@ -33,11 +33,7 @@ fn a_job_is_watched_from_its_start_to_its_report_while_a_worker_is_killed() {
         .replace("checkpoint_every = 20", "checkpoint_every = 100\nvalidate_every = 100");
     let place = Place::new(&job);
     let mut submit = place.start(&["submit", "job.toml"]);
-    let url = eventually("the page's address", || {
-        let log = submit.log();
-        let line = log.lines().find_map(|line| line.strip_prefix("watch it in a browser: "))?;
-        Some(line.to_owned())
-    });
+    let url = submit.says("watch it in a browser: ");
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/page.py");
     let mut browser = Command::new(python).args([script, &url, chromium]).stdout(Stdio::piped()).spawn().unwrap();
     let said = BufReader::new(browser.stdout.take().unwrap()).lines().next();

@@ -50,13 +50,9 @@ impl Response {
 
 impl Served {
     fn start(place: &Place, more: &[&str]) -> Self {
-        let running = place.start(&[&["serve-bundle", "out", "--listen", "127.0.0.1:0"], more].concat());
-        let address = eventually("the server listens", || {
-            let log = running.log();
-            let (_, url) = log.split_once("answers at http")?;
-            let (url, _) = url.split_once("/v1\n")?;
-            Some(url.rsplit('/').next()?.to_owned())
-        });
+        let mut running = place.start(&[&["serve-bundle", "out", "--listen", "127.0.0.1:0"], more].concat());
+        let url = running.says("llink-coord answers at ");
+        let address = url.trim_end_matches("/v1").rsplit('/').next().unwrap().to_owned();
         Self { running, address }
     }
 

@@ -36,12 +36,7 @@ struct Cluster {
 }
 
 fn cluster(place: &Place, workers: usize) -> Cluster {
-    let serve = place.start(&["serve", "--listen", "127.0.0.1:0", "--state", "server"]);
-    let url = eventually("the coordinator's URL", || {
-        let log = serve.log();
-        let found = log.lines().find_map(|l| l.strip_prefix("llink-coord listens on "));
-        found.map(str::to_owned)
-    });
+    let (serve, url) = place.serve(&["--state", "server"]);
     let worker = |n| place.start(&["worker", "--name", &format!("n{n}"), "--threads", "1", "--coordinator", &url]);
     let processes = (0..workers).map(worker).chain([serve]).collect();
     Cluster { url, _processes: processes }
@@ -137,11 +132,6 @@ fn processes_of_their_own_on_one_output_share_what_is_the_same() {
     place.ok(&["verify", "out"]);
 }
 
-/// Returns the output of `list` for a state that may not exist yet.
-fn listed(place: &Place, state: &str) -> String {
-    text(&place.run(&["list", "--state", state]))
-}
-
 #[test]
 fn what_a_killed_process_was_computing_is_taken_over_by_one_that_waits_and_says_so() {
     let place = sweep(2);
@@ -150,24 +140,15 @@ fn what_a_killed_process_was_computing_is_taken_over_by_one_that_waits_and_says_
     };
     (0..2).for_each(|n| std::fs::write(place.path(&file(n)), slow(n)).unwrap());
     let mut first = place.start(&["submit", &file(0), "--state", "state-0", "--workers", "1"]);
-    eventually("the first computes", || {
-        let list = listed(&place, "state-0");
-        list.contains("embed: embed").then_some(())
-    });
+    place.lists("embed: embed", &["--state", "state-0"]);
     let second = place.command(&["submit", &file(1), "--state", "state-1", "--workers", "1"]).spawn().unwrap();
-    eventually("the second waits", || {
-        let list = listed(&place, "state-1");
-        list.contains("embed: another coordinator, process ").then_some(())
-    });
+    place.lists("embed: another coordinator, process ", &["--state", "state-1"]);
     let workers = workers_of(first.child.id());
     first.child.kill().unwrap();
     first.child.wait().unwrap();
     let began = Instant::now();
     workers.iter().for_each(|worker| signal(*worker, "-KILL"));
-    eventually("it is taken over", || {
-        let list = listed(&place, "state-1");
-        list.contains("embed: embed").then_some(())
-    });
+    place.lists("embed: embed", &["--state", "state-1"]);
     assert!(began.elapsed().as_secs() < 20, "the claim of a process that is gone is not waited for");
     let output = ended(second);
     assert!(output.status.success(), "{}", text(&output));

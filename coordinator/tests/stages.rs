@@ -3,28 +3,11 @@
 
 mod common;
 
-use std::path::PathBuf;
-
-use common::{Place, SMALL, text};
-
-/// Returns how each stage of the last `submit --json` ended.
-fn states(json: &str) -> Vec<(String, String)> {
-    let last: serde_json::Value = serde_json::from_str(json.trim().lines().last().unwrap()).unwrap();
-    let word = |stage: &serde_json::Value, name: &str| stage[name].as_str().unwrap().to_owned();
-    let stages = last["stages"].as_array().unwrap();
-    stages.iter().map(|s| (word(s, "stage"), word(s, "state"))).collect()
-}
+use common::{Place, SMALL, json_lines, states, text};
 
 fn computed(json: &str) -> Vec<String> {
     let done = states(json).into_iter().filter(|(_, state)| state == "done");
     done.map(|(stage, _)| stage).collect()
-}
-
-/// Returns the first artifact of a stage whose path has this ending.
-fn artifact(place: &Place, stage: &str, end: &str) -> PathBuf {
-    let artefacts = place.artefacts(&[stage]);
-    let found = artefacts.into_iter().find(|(path, _)| path.ends_with(end));
-    place.path("out").join(found.unwrap().0)
 }
 
 #[test]
@@ -37,7 +20,7 @@ fn a_deleted_stage_is_computed_again_and_exit_code_0_means_that_its_files_are_th
         std::fs::remove_dir_all(place.path("out").join(stage)).unwrap();
         let said = place.ok(&["submit", "job.toml", "--json"]);
         assert_eq!(computed(&said), [stage]);
-        assert!(artifact(&place, "align", "projector.safetensors").exists());
+        assert!(place.artifact("align", "projector.safetensors").exists());
         place.ok(&["verify", "out"]);
     }
     std::fs::remove_dir_all(place.path("out")).unwrap();
@@ -51,7 +34,7 @@ fn a_deleted_stage_is_computed_again_and_exit_code_0_means_that_its_files_are_th
 fn a_stage_that_lost_some_of_its_files_or_a_part_of_one_is_computed_again() {
     let place = Place::new(SMALL);
     place.ok(&["submit", "job.toml"]);
-    let shard = artifact(&place, "embed", "00000.parquet");
+    let shard = place.artifact("embed", "00000.parquet");
     std::fs::remove_file(&shard).unwrap();
     let said = place.ok(&["submit", "job.toml", "--json"]);
     assert_eq!(computed(&said), ["embed"]);
@@ -76,15 +59,13 @@ fn pairs_below_the_margin_are_counted_shown_and_not_trained_on_and_the_split_sta
     let said = place.ok(&["submit", "job.toml"]);
     assert_eq!(place.artefacts(&["shard", "embed"]), before, "neither the split nor its vectors change");
 
-    let report: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(place.path("out/report.json")).unwrap()).unwrap();
+    let report = place.report();
     let counted = report["counts"]["pairs.dropped_below_margin"].as_u64().unwrap();
     assert!(said.contains(&format!("{counted} below margin")), "{said}");
-    let folder = artifact(&place, "align", "dropped/00000.jsonl");
+    let folder = place.artifact("align", "dropped/00000.jsonl");
     let mut listed = 0;
     for shard in std::fs::read_dir(folder.parent().unwrap()).unwrap() {
-        for line in std::fs::read_to_string(shard.unwrap().path()).unwrap().lines() {
-            let row: serde_json::Value = serde_json::from_str(line).unwrap();
+        for row in json_lines(shard.unwrap().path()) {
             assert!(row["margin"].as_f64().unwrap() < 0.5 && row["english"].is_string(), "{row}");
             listed += 1;
         }

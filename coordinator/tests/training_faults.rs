@@ -6,7 +6,7 @@ mod common;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use common::{Place, Random, Running, SMALL, eventually, figure, projector, signal, trained_steps};
+use common::{Place, Random, Running, SMALL, eventually, figure, json, projector, signal, trained_steps};
 
 /// The number of random faults that one training must survive.
 const FAULTS: u64 = 22;
@@ -30,15 +30,7 @@ struct Cluster {
 impl Cluster {
     fn new(job: &str, workers: usize) -> Self {
         let place = Place::new(job);
-        let timing = ["--lease", "1", "--gather", "1"];
-        let mut serve =
-            place.start(&[&["serve", "--listen", "127.0.0.1:0", "--state", "server"], &timing[..]].concat());
-        let url = eventually("the coordinator's URL", || {
-            assert!(serve.child.try_wait().unwrap().is_none(), "{}", serve.log());
-            let log = serve.log();
-            let found = log.lines().find_map(|l| l.strip_prefix("llink-coord listens on "));
-            found.map(str::to_owned)
-        });
+        let (serve, url) = place.serve(&["--state", "server", "--lease", "1", "--gather", "1"]);
         let id = place.ok(&["submit", "job.toml", "--detach", "--coordinator", &url]);
         let mut cluster = Self { place, url, id: id.trim().to_owned(), workers: Vec::new(), started: 0, _serve: serve };
         (0..workers).for_each(|_| cluster.start_worker());
@@ -206,7 +198,7 @@ fn a_cancelled_training_saves_first_and_goes_on_to_the_same_bits_past_damaged_ch
     let damaged = 2;
     assert!((3..=4 + damaged).contains(&kept.len()), "{kept:?}");
     let best = kept[0].with_file_name("best.json");
-    let best: serde_json::Value = serde_json::from_slice(&std::fs::read(best).unwrap()).unwrap();
+    let best = json(best);
     assert!(place.path("out").join(best["state"]["path"].as_str().unwrap()).exists(), "{best}");
 }
 
@@ -225,7 +217,7 @@ fn a_cancel_between_checkpoints_loses_no_step() {
     assert_eq!(submit.child.wait().unwrap().code(), Some(130), "{}", submit.log());
     assert!(submit.log().contains("workers save what they have"), "{}", submit.log());
     let last = checkpoints(&place, ".json").pop().expect("Ctrl-C saves first");
-    let manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(last).unwrap()).unwrap();
+    let manifest = json(last);
     let steps = manifest["steps"].as_u64().unwrap();
     assert!(steps > 150, "{manifest}");
     assert!(manifest["score"].is_null(), "saved because of the interruption: {manifest}");
@@ -240,7 +232,7 @@ fn numbers_that_run_away_end_the_job_with_step_ids_and_last_good_checkpoint() {
     assert!(said.contains("the batch's pairs are") && said.contains("and 48 more"), "{said}");
     assert!(said.contains("the last good checkpoint is"), "{said}");
     let note = said.split_whitespace().find(|w| w.contains("diverged-at-step")).unwrap();
-    let note: serde_json::Value = serde_json::from_slice(&std::fs::read(note.trim_end_matches(';')).unwrap()).unwrap();
+    let note = json(note.trim_end_matches(';').into());
     assert_eq!(note["ids"].as_array().unwrap().len(), 64);
     println!("{said}");
 }

@@ -1,12 +1,17 @@
 //! Code that the tests of the real binary share: a folder for each test, job files, and commands with their output.
 #![allow(dead_code, clippy::unwrap_used, clippy::print_stdout)]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 /// The path of the real binary.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_llink-coord");
+
+/// What a coordinator says before its URL.
+pub const LISTENS: &str = "llink-coord listens on ";
 
 /// A folder with a job file, the state and the output.
 pub struct Place {
@@ -121,10 +126,46 @@ impl Place {
     }
 
     pub fn start(&self, args: &[&str]) -> Running {
-        let log = self.path(&format!("{}.log", args[0]));
+        self.start_with_log(args[0], args)
+    }
+
+    /// Starts a process with a log of this name, which further processes of the name continue.
+    pub fn start_with_log(&self, name: &str, args: &[&str]) -> Running {
+        let log = self.path(&format!("{name}.log"));
         let file = || std::fs::File::options().create(true).append(true).open(&log).unwrap();
         let child = self.command(args).stdout(file()).stderr(file()).spawn().unwrap();
         Running { child, log }
+    }
+
+    /// Starts a coordinator on a free port, with a new log. Returns its URL too.
+    pub fn serve(&self, more: &[&str]) -> (Running, String) {
+        self.serve_at("127.0.0.1:0", more)
+    }
+
+    pub fn serve_at(&self, address: &str, more: &[&str]) -> (Running, String) {
+        let _ = std::fs::remove_file(self.path("serve.log"));
+        let mut serve = self.start(&[&["serve", "--listen", address], more].concat());
+        let url = serve.says(LISTENS);
+        (serve, url)
+    }
+
+    /// Waits until `list` shows this text, and returns the id of its first job.
+    pub fn lists(&self, shown: &str, reach: &[&str]) -> String {
+        eventually(shown, || {
+            let list = text(&self.run(&[&["list"], reach].concat()));
+            list.contains(shown).then(|| list.split_whitespace().next().unwrap().to_owned())
+        })
+    }
+
+    /// Returns the report of the job, which has the output `out`.
+    pub fn report(&self) -> Value {
+        json(self.path("out/report.json"))
+    }
+
+    /// Returns the first artifact of a stage whose path has this ending.
+    pub fn artifact(&self, stage: &str, end: &str) -> PathBuf {
+        let found = self.artefacts(&[stage]).into_iter().find(|(path, _)| path.ends_with(end));
+        self.path("out").join(found.unwrap().0)
     }
 
     /// Returns the SHA-256 (by the manifests) of every artifact of the stages, by its path.
@@ -132,8 +173,7 @@ impl Place {
         let mut found = Vec::new();
         for stage in stages {
             for entry in std::fs::read_dir(self.path("out").join(stage)).unwrap() {
-                let manifest = std::fs::read(entry.unwrap().path().join("manifest.json")).unwrap();
-                let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+                let manifest = json(entry.unwrap().path().join("manifest.json"));
                 for artifact in manifest["artifacts"].as_array().unwrap() {
                     let field = |name: &str| artifact[name].as_str().unwrap().to_owned();
                     found.push((field("path"), field("sha256")));
@@ -154,6 +194,17 @@ pub struct Running {
 impl Running {
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits until the process has said this, and returns the rest of the line.
+    pub fn says(&mut self, said: &str) -> String {
+        eventually(said, || {
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none(), "{ended:?}: {}", self.log());
+            let log = self.log();
+            let (rest, _) = log.split_once(said)?.1.split_once('\n')?;
+            Some(rest.to_owned())
+        })
     }
 }
 
@@ -259,17 +310,8 @@ impl Random {
 
 /// Returns number and loss of each step of a finished training, from its metrics.
 pub fn trained_steps(place: &Place) -> Vec<(u64, f64)> {
-    let mut found = Vec::new();
-    for (path, _) in place.artefacts(&["align"]) {
-        if path.ends_with("metrics.jsonl") {
-            let lines = std::fs::read_to_string(place.path("out").join(path)).unwrap();
-            for line in lines.lines() {
-                let line: serde_json::Value = serde_json::from_str(line).unwrap();
-                found.push((line["step"].as_u64().unwrap(), line["loss"].as_f64().unwrap()));
-            }
-        }
-    }
-    found
+    let lines = json_lines(place.artifact("align", "metrics.jsonl"));
+    lines.iter().map(|line| (line["step"].as_u64().unwrap(), line["loss"].as_f64().unwrap())).collect()
 }
 
 /// Returns the SHA-256 of the trained projector.
@@ -279,6 +321,38 @@ pub fn projector(place: &Place) -> String {
     found.unwrap().1
 }
 
+pub fn json(path: PathBuf) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+pub fn json_lines(path: PathBuf) -> Vec<Value> {
+    let content = std::fs::read_to_string(path).unwrap();
+    content.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Returns the name and the state of each stage at the end of what `submit --json` printed.
+pub fn states(said: &str) -> Vec<(String, String)> {
+    let last: Value = serde_json::from_str(said.trim().lines().last().unwrap()).unwrap();
+    let stages = last["stages"].as_array().unwrap().iter();
+    stages.map(|s| ["stage", "state"].map(|key| s[key].as_str().unwrap().to_owned()).into()).collect()
+}
+
+pub fn words(states: &[(String, String)]) -> Vec<&str> {
+    states.iter().map(|(_, state)| state.as_str()).collect()
+}
+
+/// Returns an address of loopback that nobody listens on.
+pub fn free_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+/// Waits until these processes have ended.
+pub fn are_gone(processes: &[u32]) {
+    let is_gone = |pid: &u32| !PathBuf::from(format!("/proc/{pid}")).exists();
+    eventually("the workers are gone", || processes.iter().all(is_gone).then_some(()));
+}
+
 pub fn signal(pid: u32, signal: &str) {
     let status = Command::new("kill").args([signal, &pid.to_string()]).status().unwrap();
     assert!(status.success(), "kill {signal} {pid}");
@@ -286,12 +360,6 @@ pub fn signal(pid: u32, signal: &str) {
 
 /// Returns one figure of the evaluate stage, from `out/report.json`.
 pub fn figure(place: &Place, name: &str) -> f64 {
-    let report = std::fs::read(place.path("out/report.json")).unwrap();
-    let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+    let report = place.report();
     report["figures"]["evaluate"][name].as_f64().unwrap_or_else(|| panic!("{name} is not in {report:#}"))
-}
-
-/// Returns a Python that can import polars: `LLINK_PYTHON`, else `python3`.
-pub fn exists(path: &Path) -> bool {
-    path.exists()
 }
