@@ -8,45 +8,13 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{Place, figure};
+use common::{BUNDLED, Place, figure, json_lines};
 use serde_json::{Value, json};
 
-const JOB: &str = "
-name = \"judged\"
-output = \"out\"
-seed = 5
-
-[corpus]
-source = \"sample\"
-train_pairs = 500
-holdout_pairs = 100
-
-[instructions]
-source = \"sample\"
-train = 60
-validation = 20
-
-[align]
-steps = 10
-batch = 32
-queue = 128
-hard_negatives = 8
-warmup_steps = 2
-
-[instruct]
-steps = 6
-batch = 8
-
-[evaluate]
-benchmark_pairs = 50
-answers = 6
-max_answer_tokens = 8
-
-[evaluate.judge]
-model = \"judge\"
-examples = 5
-attempts = 2
-";
+/// A job that answers six held-out instructions.
+fn answering() -> String {
+    BUNDLED.replace("answers = 4", "answers = 6")
+}
 
 /// Serves verdicts, and returns the URL and the number of requests. `judge` gets answers A and B.
 fn serve(judge: fn(&str, &str) -> &'static str) -> (String, Arc<AtomicUsize>) {
@@ -85,14 +53,8 @@ fn serve(judge: fn(&str, &str) -> &'static str) -> (String, Arc<AtomicUsize>) {
 }
 
 fn job(url: &str, more: &str) -> String {
-    JOB.replace("model = \"judge\"\n", &format!("model = \"judge\"\nurl = \"{url}\"\n{more}"))
-}
-
-fn judgements(place: &Place) -> Vec<Value> {
-    let found = place.artefacts(&["evaluate"]);
-    let found: Vec<_> = found.iter().filter(|(path, _)| path.ends_with("judgements.jsonl")).collect();
-    let content = std::fs::read_to_string(place.path("out").join(&found.last().unwrap().0)).unwrap();
-    content.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    let judge = format!("model = \"judge\"\nurl = \"{url}\"\nexamples = 5\nattempts = 2\n");
+    format!("{}[evaluate.judge]\n{judge}{more}", answering())
 }
 
 #[test]
@@ -107,7 +69,7 @@ fn answers_are_judged_in_both_orders_and_the_report_counts_them() {
     let said = place.ok(&["submit", "job.toml"]);
     assert_eq!(asked.load(Ordering::SeqCst), 10, "five examples in both orders");
     assert!(said.contains("the base decoder"), "{said}");
-    let found = judgements(&place);
+    let found = json_lines(place.artifact("evaluate", "judgements.jsonl"));
     assert_eq!(found.len(), 5);
     let mut counted = [0.0; 3];
     for row in &found {
@@ -131,7 +93,7 @@ fn answers_are_judged_in_both_orders_and_the_report_counts_them() {
 
     let page = std::fs::read_to_string(place.path("out/report.html")).unwrap();
     for expected in [
-        "Retrieval among 50 held-out pairs",
+        "Retrieval among 100 held-out pairs",
         "Judged preference",
         "How steady the judge",
         "Some answers",
@@ -172,23 +134,21 @@ fn a_second_run_shows_how_many_verdicts_change() {
     for (name, expected) in [("run_flips", 1.0), ("order_flips", 1.0), ("tie", 5.0)] {
         assert_eq!(figure(&place, &format!("judged.base.{name}")), expected, "{name}");
     }
-    let row = &judgements(&place)[0];
+    let row = &json_lines(place.artifact("evaluate", "judgements.jsonl"))[0];
     assert_eq!(row["verdicts"], json!(["ours", "theirs", "theirs", "ours"]));
-    let card = place.artefacts(&["export"]).into_iter().find(|(path, _)| path.ends_with("README.md"));
-    let card = std::fs::read_to_string(place.path("out").join(card.unwrap().0)).unwrap();
+    let card = std::fs::read_to_string(place.artifact("export", "README.md")).unwrap();
     assert!(card.contains("| the base decoder | all |") && card.contains("differ by run"), "{card}");
 }
 
 #[test]
 fn an_evaluation_set_is_scored_apart_and_an_answer_has_its_cost() {
-    let (job, _) = JOB.split_once("[evaluate.judge]").unwrap();
     let files =
         "set = { english = \"flores/devtest/eng_Latn.devtest\", foreign = \"flores/devtest/khm_Khmr.devtest\" }\n";
-    let place = Place::new(&format!("{job}{files}"));
+    let place = Place::new(&format!("{}{files}", answering()));
     std::fs::create_dir_all(place.path("flores/devtest")).unwrap();
     // Half of the sentences are the job's own, by their seed.
     let pairs = |seed| llink_quickstart::sample::pairs(8, seed);
-    let (english, foreign): (Vec<String>, Vec<String>) = pairs(5).chain(pairs(123_456)).unzip();
+    let (english, foreign): (Vec<String>, Vec<String>) = pairs(11).chain(pairs(123_456)).unzip();
     for (name, lines) in [("eng_Latn", english), ("khm_Khmr", foreign)] {
         let path = place.path(&format!("flores/devtest/{name}.devtest"));
         std::fs::write(path, lines.join("\n") + "\n").unwrap();
@@ -197,10 +157,7 @@ fn an_evaluation_set_is_scored_apart_and_an_answer_has_its_cost() {
     assert!(said.contains("Answers to 16 sentences of the evaluation set"), "{said}");
     assert_eq!(figure(&place, "set.zeroed.count"), 16.0);
     assert!((1.0..=8.0).contains(&figure(&place, "set.trained_on")), "{said}");
-    let artifact = |stage: &str, end: &str| {
-        let found = place.artefacts(&[stage]).into_iter().find(|(path, _)| path.ends_with(end));
-        std::fs::read_to_string(place.path("out").join(found.unwrap().0)).unwrap()
-    };
+    let artifact = |stage: &str, end: &str| std::fs::read_to_string(place.artifact(stage, end)).unwrap();
     assert_eq!(artifact("evaluate", "set-answers.jsonl").lines().count(), 16);
 
     let cost = |name: &str| figure(&place, &format!("cost.{name}"));

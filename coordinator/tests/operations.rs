@@ -2,28 +2,18 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "common/secure.rs"]
+mod secure;
 #[path = "../../datasets/tests/support/skip.rs"]
 mod skip;
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 
-use common::{Place, Running, SMALL, eventually, signal};
+use common::{LISTENS, Place, Running, SMALL, eventually, free_address, signal};
+use llink_proto::report_request::Outcome;
+use llink_proto::{Failure, FailureKind, RegisterRequest};
 use skip::skip;
-
-fn free_address() -> String {
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    taken.local_addr().unwrap().to_string()
-}
-
-/// Returns the address of a started `serve`.
-fn url_of(serve: &Running) -> String {
-    eventually("the server is up", || {
-        let log = serve.log();
-        let line = log.lines().find_map(|l| l.strip_prefix("llink-coord listens on "))?;
-        Some(line.trim().to_owned())
-    })
-}
 
 #[test]
 fn listening_beyond_loopback_takes_tls_a_way_to_know_callers_and_roots_or_force() {
@@ -39,10 +29,8 @@ fn listening_beyond_loopback_takes_tls_a_way_to_know_callers_and_roots_or_force(
     let said = place.fails(2, &[&known[..], &["--allow-root", "data"]].concat());
     assert!(said.contains("absolute path"), "{said}");
     for sound in [[&known[..], &["--allow-root", "/data"]].concat(), [&wide[..], &["--insecure"]].concat()] {
-        let serve = place.start(&sound);
-        url_of(&serve);
-        drop(serve);
-        std::fs::remove_file(place.path("serve.log")).unwrap();
+        let _ = std::fs::remove_file(place.path("serve.log"));
+        place.start(&sound).says(LISTENS);
     }
     let broken = [&wide[..], &["--tls-cert", "certs/coordinator.crt", "--tls-key", "certs/worker.crt"]].concat();
     let broken = [&broken[..], &["--tls-client-ca", "certs/ca.crt", "--allow-root", "/data"]].concat();
@@ -87,26 +75,9 @@ fn a_whole_job_runs_over_mutual_tls_with_workers_that_joined_by_certificate_and_
     let root = place.dir.path().canonicalize().unwrap();
     let root = root.to_str().unwrap();
     let (health, metrics) = (free_address(), free_address());
-    let serve = place.start(&[
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--tls-cert",
-        "certs/coordinator.crt",
-        "--tls-key",
-        "certs/coordinator.key",
-        "--tls-client-ca",
-        "certs/ca.crt",
-        "--tokens",
-        "tokens.toml",
-        "--allow-root",
-        root,
-        "--health",
-        &health,
-        "--metrics",
-        &metrics,
-    ]);
-    let url = url_of(&serve);
+    let tls = "--tls-cert certs/coordinator.crt --tls-key certs/coordinator.key --tls-client-ca certs/ca.crt";
+    let line = format!("{tls} --tokens tokens.toml --allow-root {root} --health {health} --metrics {metrics}");
+    let (_serve, url) = place.serve(&line.split(' ').collect::<Vec<_>>());
     assert!(url.starts_with("https://"), "{url}");
     let ready = format!("http://{health}");
     assert_eq!(place.ok(&["health", &ready, "--service", "ready"]).trim(), "serving");
@@ -125,37 +96,17 @@ fn a_whole_job_runs_over_mutual_tls_with_workers_that_joined_by_certificate_and_
             place.start(&[&common[..], *more].concat())
         })
         .collect();
-    let who = [
-        "--coordinator",
-        &url,
-        "--tls-ca",
-        "certs/ca.crt",
-        "--tls-cert",
-        "certs/ada.crt",
-        "--tls-key",
-        "certs/ada.key",
-    ];
-    let as_ada =
-        |args: &[&'static str]| -> Vec<String> { args.iter().copied().chain(who).map(str::to_owned).collect() };
-    let submit = as_ada(&["submit", "job.toml"]);
-    let said = place.ok(&submit.iter().map(String::as_str).collect::<Vec<_>>());
+    let as_whom = |command: &str, who: &str| {
+        format!(
+            "{command} --coordinator {url} --tls-ca certs/ca.crt --tls-cert certs/{who}.crt --tls-key certs/{who}.key"
+        )
+    };
+    let submit = as_whom("submit job.toml", "ada");
+    let said = place.ok(&submit.split(' ').collect::<Vec<_>>());
     assert!(said.contains("succeeded in"), "{said}");
     assert_eq!(place.ok(&["health", &format!("http://{worker_health}"), "--service", "ready"]).trim(), "serving");
     // With the wrong certificate, the exit code says why.
-    let said = place.fails(
-        8,
-        &[
-            "list",
-            "--coordinator",
-            &url,
-            "--tls-ca",
-            "certs/ca.crt",
-            "--tls-cert",
-            "certs/worker.crt",
-            "--tls-key",
-            "certs/worker.key",
-        ],
-    );
+    let said = place.fails(8, &as_whom("list", "worker").split(' ').collect::<Vec<_>>());
     assert!(said.contains("role worker"), "{said}");
 
     let scraped = get(&metrics, "/metrics");
@@ -218,8 +169,7 @@ fn documented(scraped: &str) {
 #[test]
 fn a_backup_taken_while_jobs_run_restores_them_elsewhere() {
     let place = Place::new(SMALL);
-    let serve = place.start(&["serve", "--listen", "127.0.0.1:0"]);
-    let url = url_of(&serve);
+    let (serve, url) = place.serve(&[]);
     let id = place.ok(&["submit", "job.toml", "--coordinator", &url, "--detach"]);
     let id = id.trim();
     let said = place.ok(&["backup", "saved.db"]);
@@ -239,9 +189,7 @@ fn a_backup_taken_while_jobs_run_restores_them_elsewhere() {
     place.ok(&["restore", "saved.db", "--replace"]);
     assert!(place.path(".llink/state.db.replaced").exists());
     assert!(place.ok(&["list"]).contains(id));
-    std::fs::remove_file(place.path("serve.log")).unwrap();
-    let serve = place.start(&["serve", "--listen", "127.0.0.1:0"]);
-    let url = url_of(&serve);
+    let (_serve, url) = place.serve(&[]);
     let _worker = place.start(&["worker", "--coordinator", &url, "--threads", "1"]);
     let followed = place.ok(&["watch", id, "--coordinator", &url]);
     assert!(followed.contains("succeeded in"), "the job goes on from the backup: {followed}");
@@ -352,36 +300,12 @@ fn a_local_submit_serves_its_own_user_alone() {
 
 /// Reports as a hostile worker would, to a `serve` on loopback that has a job.
 fn report_failures(url: &str, text: &str) {
-    use llink_proto::worker_service_client::WorkerServiceClient;
-    use llink_proto::{
-        AssignmentsRequest, Failure, FailureKind, RegisterRequest, ReportRequest, instruction, report_request,
-    };
-
-    let credentials = llink_proto::reach::Credentials::default();
     let hostile = async {
-        let (endpoint, caller) = credentials.endpoint(url).unwrap();
-        let channel = endpoint.connect().await.unwrap();
-        let caller = caller.with_instance(&"a".repeat(64)).unwrap();
-        let mut client = WorkerServiceClient::with_interceptor(channel, caller);
-        let request = RegisterRequest {
-            name: "hostile".into(),
-            host: "\u{1b}[2J".into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            ..RegisterRequest::default()
-        };
-        let worker_id = client.register(request).await.unwrap().into_inner().worker_id;
-        let request = AssignmentsRequest { worker_id: worker_id.clone() };
-        let mut instructions = client.assignments(request).await.unwrap().into_inner();
-        let first = instructions.message().await.unwrap().unwrap();
-        let Some(instruction::Kind::Start(lease)) = first.kind else { panic!("{first:?}") };
+        let info = RegisterRequest { host: "\u{1b}[2J".into(), ..secure::register("hostile") };
+        let mut worker = secure::Worker::join(url, info).await;
+        let lease = worker.lease().await;
         let failure = Failure { kind: FailureKind::Input.into(), text: text.into() };
-        let request = ReportRequest {
-            worker_id,
-            task_id: lease.task_id,
-            token: lease.token,
-            outcome: Some(report_request::Outcome::Failed(failure)),
-        };
-        client.report(request).await.unwrap();
+        worker.report(&lease, Outcome::Failed(failure)).await;
     };
     tokio::runtime::Runtime::new().unwrap().block_on(hostile);
 }
@@ -389,8 +313,7 @@ fn report_failures(url: &str, text: &str) {
 #[test]
 fn what_a_worker_says_is_bounded_and_obeyed_by_no_terminal() {
     let place = Place::new(SMALL);
-    let serve = place.start(&["serve", "--listen", "127.0.0.1:0"]);
-    let url = url_of(&serve);
+    let (serve, url) = place.serve(&[]);
     let id = place.ok(&["submit", "job.toml", "--coordinator", &url, "--detach"]);
     let id = id.trim();
     let hostile = "\u{1b}]0;owned\u{7}\u{1b}[2J\u{9b}2J\r\u{202e}harmless\n00:00:00.000Z info  job      forged\n";
@@ -432,8 +355,7 @@ fn what_a_worker_says_is_bounded_and_obeyed_by_no_terminal() {
 #[test]
 fn connections_that_speak_no_http2_are_closed_within_seconds() {
     let place = Place::new(SMALL);
-    let serve = place.start(&["serve", "--listen", "127.0.0.1:0"]);
-    let url = url_of(&serve);
+    let (serve, url) = place.serve(&[]);
     let address = url.trim_start_matches("http://");
     let connect = |says: &[u8]| {
         let mut stream = TcpStream::connect(address).unwrap();
@@ -461,8 +383,7 @@ fn connections_that_speak_no_http2_are_closed_within_seconds() {
 fn running_out_of_descriptors_is_said_and_survived() {
     let place = Place::new(SMALL);
     // The limit is the lowest number that is free when it is idle, plus a few.
-    let idle = place.start(&["serve", "--listen", "127.0.0.1:0"]);
-    url_of(&idle);
+    let (idle, _) = place.serve(&[]);
     let folder = std::path::PathBuf::from(format!("/proc/{}/fd", idle.child.id()));
     let is_open = |number: &u32| std::fs::symlink_metadata(folder.join(number.to_string())).is_ok();
     let open = (0..).find(|number| !is_open(number)).unwrap();
@@ -476,8 +397,8 @@ fn running_out_of_descriptors_is_said_and_survived() {
         .stderr(log)
         .spawn()
         .unwrap();
-    let serve = Running { child, log: place.path("serve.log") };
-    let url = url_of(&serve);
+    let mut serve = Running { child, log: place.path("serve.log") };
+    let url = serve.says(LISTENS);
     let speaking = || {
         let mut stream = TcpStream::connect(url.trim_start_matches("http://")).ok()?;
         stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").ok()?;

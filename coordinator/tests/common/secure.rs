@@ -10,8 +10,11 @@ use llink_coord::serve::{self, Running, Security, ServeOptions, TlsFiles};
 use llink_datasets::roots::Roots;
 use llink_proto::job_service_client::JobServiceClient;
 use llink_proto::reach::{Connection, Credentials, with_causes};
+use llink_proto::report_request::Outcome;
 use llink_proto::worker_service_client::WorkerServiceClient;
-use llink_proto::{RegisterRequest, RegisterResponse};
+use llink_proto::{
+    Assignment, AssignmentsRequest, RegisterRequest, RegisterResponse, ReportRequest, ReportResponse, instruction,
+};
 use time::Duration;
 use tonic::Code;
 
@@ -136,4 +139,40 @@ pub fn register(name: &str) -> RegisterRequest {
 pub async fn registered(client: &mut Workers, name: &str) -> Result<RegisterResponse, (Code, String)> {
     let answer = client.register(register(name)).await;
     answer.map(tonic::Response::into_inner).map_err(|s| (s.code(), s.message().to_owned()))
+}
+
+/// A worker that computes nothing, and reports what it is told to.
+pub struct Worker {
+    client: Workers,
+    id: String,
+    instructions: tonic::Streaming<llink_proto::Instruction>,
+}
+
+impl Worker {
+    /// Joins a coordinator on loopback.
+    pub async fn join(url: &str, info: RegisterRequest) -> Self {
+        let mut client = workers(url, &Credentials::default(), "a").await;
+        let id = client.register(info).await.unwrap().into_inner().worker_id;
+        let request = AssignmentsRequest { worker_id: id.clone() };
+        let instructions = client.assignments(request).await.unwrap().into_inner();
+        Self { client, id, instructions }
+    }
+
+    pub async fn lease(&mut self) -> Assignment {
+        let first = self.instructions.message().await.unwrap().unwrap();
+        match first.kind {
+            Some(instruction::Kind::Start(lease)) => lease,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub async fn report(&mut self, lease: &Assignment, outcome: Outcome) -> ReportResponse {
+        let request = ReportRequest {
+            worker_id: self.id.clone(),
+            task_id: lease.task_id,
+            token: lease.token,
+            outcome: Some(outcome),
+        };
+        self.client.report(request).await.unwrap().into_inner()
+    }
 }
