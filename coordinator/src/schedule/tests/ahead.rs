@@ -4,9 +4,7 @@ use super::*;
 
 /// A cluster in the middle of embedding, of workers that take so many shards ahead.
 fn embedding(takes: &[u32], shards: usize) -> Scene {
-    let mut s = Scene::new();
-    s.step(|c, now, fx| c.submit(new_job(), now, fx));
-    s.act();
+    let mut s = Scene::submitted();
     s.join_with(0);
     let embeds = |s: &Scene| {
         s.cluster.jobs["job-1"]
@@ -55,8 +53,7 @@ fn who_can_holds_one_more_shard_and_who_cannot_holds_one() {
     // The one that ends is followed at once by the one that was held, and that by another.
     let ahead = s.cluster.workers.keys().nth(1).unwrap().clone();
     let second = s.at_work[&ahead][1].task_id;
-    let task = s.at_work[&ahead][0].task.clone().unwrap();
-    s.end(&ahead, Outcome::Done(result_of(&task)));
+    s.done(&ahead);
     s.act();
     assert_eq!(s.at_work[&ahead][0].task_id, second);
     assert_eq!(held(&s), [1, 2, 1]);
@@ -73,10 +70,7 @@ fn the_last_shards_go_to_whoever_is_free_first() {
         let two_held = held(&s).iter().filter(|seats| **seats > 1).count();
         assert!(two_held == 0 || idle == 0, "a worker holds a shard that an idle one could compute");
         // All are equally fast.
-        for worker in s.at_work.keys().cloned().collect::<Vec<_>>() {
-            let task = s.at_work[&worker][0].task.clone().unwrap();
-            s.end(&worker, Outcome::Done(result_of(&task)));
-        }
+        s.work();
         s.act();
         rounds += 1;
         assert!(rounds < 100);
@@ -88,8 +82,7 @@ fn a_shard_that_was_only_held_is_not_blamed_for_the_loss_of_its_worker() {
     let mut s = embedding(&[1], 12);
     let (worker, leases) = s.at_work.iter().find(|(_, held)| held.len() == 2).unwrap();
     let (worker, leases) = (worker.clone(), leases.clone());
-    s.at_work.remove(&worker);
-    s.step(|c, now, fx| c.worker_gone(&worker, "killed", now, fx));
+    s.lose(&worker);
     let losses = |lease: &Assignment| s.cluster.tasks[&lease.task_id].losses;
     assert_eq!((losses(&leases[0]), losses(&leases[1])), (1, 0));
     let job = s.cluster.jobs["job-1"].state;

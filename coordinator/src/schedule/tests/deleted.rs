@@ -6,14 +6,14 @@ use super::*;
 fn a_stage_whose_files_were_deleted_is_computed_again_and_never_committed_from_memory() {
     let mut s = Scene::new();
     s.join();
-    s.step(|c, now, fx| c.submit(new_job(), now, fx));
+    s.submit(new_job());
     run_calmly(&mut s, "job-1");
     // Only one of several tasks' files.
     let embed = stage(&s, "job-1", StageName::Embed);
     let gone = embed.manifest.unwrap().artifacts[0].path.clone();
     s.shelf.committed.remove(&embed.key);
     s.shelf.removed.insert(gone.clone());
-    s.step(|c, now, fx| c.submit(new_job(), now, fx));
+    s.submit(new_job());
     while stage(&s, "job-1", StageName::Embed).pursuit != Pursuit::Computing {
         still_runs(&s);
         s.act();
@@ -37,7 +37,7 @@ fn a_stage_whose_files_were_deleted_is_computed_again_and_never_committed_from_m
             s.shelf.removed.extend(result.decode().artifacts.into_iter().map(|a| a.path));
         }
     }
-    s.step(|c, now, fx| c.submit(new_job(), now, fx));
+    s.submit(new_job());
     s.act();
     let again = stage(&s, "job-1", StageName::Shard);
     assert_eq!(again.phases.len(), 1, "later phases are planned anew");
@@ -51,7 +51,7 @@ fn a_stage_whose_files_were_deleted_is_computed_again_and_never_committed_from_m
 fn a_job_has_succeeded_once_its_report_is_written_and_not_before() {
     let mut s = Scene::new();
     s.join();
-    s.step(|c, now, fx| c.submit(new_job(), now, fx));
+    s.submit(new_job());
     let publish = loop {
         let publishes = |a: &Action| matches!(a, Action::Publish { .. });
         if let Some(at) = s.pending.iter().position(publishes) {
@@ -61,10 +61,7 @@ fn a_job_has_succeeded_once_its_report_is_written_and_not_before() {
         s.now += 100;
         s.step(|_, _, _| ());
         s.act();
-        for worker in s.at_work.keys().cloned().collect::<Vec<_>>() {
-            let task = s.at_work[&worker][0].task.clone().unwrap();
-            s.end(&worker, Outcome::Done(result_of(&task)));
-        }
+        s.work();
     };
     assert_eq!(s.cluster.jobs["job-1"].state, JobState::Running);
     assert!(matches!(publish, Action::Publish { files, .. } if !files.is_empty()));

@@ -6,18 +6,12 @@ use super::*;
 fn wide(number: usize, tasks: usize, workers: &str, owner: Option<&str>) -> NewJob {
     let sources: Vec<String> = (0..tasks).map(|i| format!("\"/{number}/{i}.tsv\"")).collect();
     let text = format!("[corpus]\nsource = [{}]\n[align]\nmax_ranks = 2\n[workers]\n{workers}", sources.join(", "));
-    NewJob {
-        id: format!("job-{number}"),
-        owner: owner.map(str::to_owned),
-        file: parse("job.toml", &text).unwrap(),
-        stamps: BTreeMap::new(),
-        trace: String::new(),
-    }
+    NewJob { owner: owner.map(str::to_owned), ..job(&format!("job-{number}"), &text) }
 }
 
 fn submit(s: &mut Scene, job: NewJob) {
     s.now += 1;
-    s.step(|c, now, fx| c.submit(job, now, fx));
+    s.submit(job);
     s.act();
     s.act();
 }
@@ -35,8 +29,8 @@ fn at_work(s: &Scene) -> BTreeMap<String, usize> {
 /// The worker that has been at work longest is done.
 fn one_ends(s: &mut Scene) {
     let oldest = s.at_work.iter().min_by_key(|(_, held)| held[0].task_id);
-    let (worker, task) = oldest.map(|(w, held)| (w.clone(), held[0].task.clone().unwrap())).unwrap();
-    s.end(&worker, Outcome::Done(result_of(&task)));
+    let worker = oldest.unwrap().0.clone();
+    s.done(&worker);
     s.act();
 }
 
@@ -51,7 +45,7 @@ fn reason(s: &Scene, id: &str) -> String {
 #[test]
 fn a_long_job_does_not_starve_a_short_one() {
     let mut s = Scene::new();
-    (0..4).for_each(|_| s.join());
+    s.joins(4);
     submit(&mut s, wide(1, 100, "", None));
     assert_eq!(at_work(&s), expect(&[("job-1", 4)]));
     submit(&mut s, wide(2, 10, "", None));
@@ -81,7 +75,7 @@ fn on_one_worker_jobs_take_turns() {
 #[test]
 fn a_higher_priority_goes_first_whoever_came_before() {
     let mut s = Scene::new();
-    (0..2).for_each(|_| s.join());
+    s.joins(2);
     submit(&mut s, wide(1, 20, "", None));
     submit(&mut s, wide(2, 20, "priority = 1", None));
     one_ends(&mut s);
@@ -95,7 +89,7 @@ fn a_higher_priority_goes_first_whoever_came_before() {
 #[test]
 fn a_job_holds_no_more_workers_than_it_may_and_says_so() {
     let mut s = Scene::new();
-    (0..5).for_each(|_| s.join());
+    s.joins(5);
     submit(&mut s, wide(1, 20, "at_most = 2", None));
     assert_eq!(at_work(&s), expect(&[("job-1", 2)]));
     assert!(reason(&s, "job-1").contains("`workers.at_most` = 2"), "{}", reason(&s, "job-1"));
@@ -110,7 +104,7 @@ fn a_job_holds_no_more_workers_than_it_may_and_says_so() {
 fn one_persons_jobs_leave_workers_to_others_and_say_whose_they_are() {
     let mut s = Scene::new();
     s.cluster.at_most_per_person = 3;
-    (0..5).for_each(|_| s.join());
+    s.joins(5);
     submit(&mut s, wide(1, 20, "", Some("ada")));
     submit(&mut s, wide(2, 20, "", Some("ada")));
     assert_eq!(at_work(&s), expect(&[("job-1", 3)]));
@@ -126,29 +120,10 @@ fn one_persons_jobs_leave_workers_to_others_and_say_whose_they_are() {
 #[test]
 fn a_gang_is_no_larger_than_its_job_may_be() {
     let mut s = Scene::new();
-    (0..4).for_each(|_| s.join());
+    s.joins(4);
     let text = "[corpus]\nsource = \"/a.tsv\"\n[workers]\nat_most = 3\n";
-    let job = NewJob {
-        id: "job-1".into(),
-        owner: None,
-        file: parse("job.toml", text).unwrap(),
-        stamps: BTreeMap::new(),
-        trace: String::new(),
-    };
-    submit(&mut s, job);
-    for _ in 0..1_000 {
-        s.act();
-        let gang = s.at_work.values().flatten().find_map(|held| held.seat);
-        if let Some(seat) = gang {
-            assert_eq!((seat.world_size, s.at_work.len()), (3, 3));
-            return;
-        }
-        s.now += 100;
-        s.step(|c, now, fx| c.tick(now, fx));
-        for worker in s.at_work.keys().cloned().collect::<Vec<_>>() {
-            let task = s.at_work[&worker][0].task.clone().unwrap();
-            s.end(&worker, Outcome::Done(result_of(&task)));
-        }
-    }
-    panic!("it never trains: {:?}", s.cluster.view("job-1"));
+    submit(&mut s, job("job-1", text));
+    let seat = |s: &Scene| s.at_work.values().flatten().find_map(|held| held.seat);
+    run_until(&mut s, |s| seat(s).is_some());
+    assert_eq!((seat(&s).unwrap().world_size, s.at_work.len()), (3, 3));
 }

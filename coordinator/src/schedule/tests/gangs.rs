@@ -5,10 +5,8 @@ use super::*;
 #[test]
 fn the_first_failing_ranks_error_counts_and_not_the_others_waiting() {
     let (mut s, workers) = training();
-    let peer = Failure { kind: FailureKind::Peer.into(), text: "rank 0 lost its peer".into() };
-    s.end(&workers[0], Outcome::Failed(peer));
-    let own = Failure { kind: FailureKind::Input.into(), text: "vectors do not fit".into() };
-    s.end(&workers[1], Outcome::Failed(own));
+    s.end(&workers[0], failed(FailureKind::Peer, "rank 0 lost its peer"));
+    s.end(&workers[1], failed(FailureKind::Input, "vectors do not fit"));
     let job = s.cluster.view("job-1").unwrap();
     assert!(job.failure.clone().unwrap().text.contains("vectors do not fit"), "{:?}", job.failure);
 }
@@ -16,15 +14,14 @@ fn the_first_failing_ranks_error_counts_and_not_the_others_waiting() {
 #[test]
 fn a_gang_waits_for_a_lost_member_then_goes_on_with_fewer() {
     let (mut s, workers) = training();
-    s.at_work.remove(&workers[1]);
-    s.step(|c, now, fx| c.worker_gone(&workers[1], "killed", now, fx));
+    s.lose(&workers[1]);
     s.act();
     assert!(s.at_work.is_empty(), "the survivor was told to stop");
     assert!(align(&s).reason.contains("gathers 2 ranks: 1 of 1 workers are idle"), "{}", align(&s).reason);
     s.now += s.cluster.timing.gather + 1;
     let beat = s.now;
     s.cluster.heartbeat(&workers[0], &[], beat);
-    s.step(|c, now, fx| c.tick(now, fx));
+    s.tick();
     s.act();
     let seat = s.at_work[&workers[0]][0].seat.unwrap();
     assert_eq!((seat.rank, seat.world_size, seat.generation), (0, 1, 2));
@@ -38,20 +35,13 @@ fn trains(s: &Scene) -> bool {
 /// A cluster of two workers that are in the middle of training.
 fn training() -> (Scene, Vec<String>) {
     let mut s = Scene::new();
-    s.step(|c, now, fx| c.submit(new_job(), now, fx));
-    s.join();
-    s.join();
+    s.submit(new_job());
+    s.joins(2);
     while !trains(&s) || s.at_work.len() < 2 {
         still_runs(&s);
         s.act();
-        if trains(&s) {
-            continue;
-        }
-        for worker in s.at_work.keys().cloned().collect::<Vec<_>>() {
-            let Some(task) = s.at_work.get(&worker).and_then(|held| held[0].task.clone()) else {
-                continue;
-            };
-            s.end(&worker, Outcome::Done(result_of(&task)));
+        if !trains(&s) {
+            s.work();
         }
     }
     let by_rank = |rank| {
@@ -88,7 +78,7 @@ fn pass(s: &mut Scene, millis: Millis) {
             let running = s.running(&worker);
             s.cluster.heartbeat(&worker, &running, s.now);
         }
-        s.step(|c, now, fx| c.tick(now, fx));
+        s.tick();
     }
     s.act();
 }
@@ -150,8 +140,7 @@ fn losses_are_forgotten_when_training_gets_further() {
         let (worker, lease) = s.at_work.iter().next().map(|(w, held)| (w.clone(), held[0].clone())).unwrap();
         let beat = TaskProgress { done: round * 500, total: 20_000, ..progress(&lease) };
         s.cluster.heartbeat(&worker, &[beat], s.now);
-        s.at_work.remove(&worker);
-        s.step(|c, now, fx| c.worker_gone(&worker, "killed", now, fx));
+        s.lose(&worker);
         s.act();
         s.join();
         pass(&mut s, Timing::default().gather + 1_000);
@@ -161,8 +150,7 @@ fn losses_are_forgotten_when_training_gets_further() {
     for _ in 0..2 {
         assert_eq!(s.cluster.jobs["job-1"].state, JobState::Running);
         let worker = s.at_work.keys().next().unwrap().clone();
-        s.at_work.remove(&worker);
-        s.step(|c, now, fx| c.worker_gone(&worker, "killed", now, fx));
+        s.lose(&worker);
         s.act();
         s.join();
         pass(&mut s, Timing::default().gather + 1_000);
@@ -180,11 +168,8 @@ fn after_a_restart_of_the_coordinator_a_gang_waits_for_the_workers_that_come_bac
             task.state = TaskState::Waiting { since: 0, not_before: 0 };
         }
     }
-    let jobs = s.cluster.jobs.values().cloned().collect();
-    let mut again = Scene::new();
-    again.now = 1_000_000;
+    let mut again = s.restarted(tasks, 1_000_000);
     again.shelf = s.shelf;
-    again.cluster = Cluster::restore(Timing::default(), jobs, tasks, again.now);
     again.step(|c, now, fx| c.wake(now, fx));
     again.act();
     again.join();
@@ -198,16 +183,16 @@ fn after_a_restart_of_the_coordinator_a_gang_waits_for_the_workers_that_come_bac
 #[test]
 fn nobody_is_given_up_for_the_time_that_the_coordinator_itself_was_away() {
     let (mut s, workers) = training();
-    s.step(|c, now, fx| c.tick(now, fx));
+    s.tick();
     s.now += 10 * s.cluster.timing.lease;
-    s.step(|c, now, fx| c.tick(now, fx));
+    s.tick();
     s.act();
     assert_eq!(s.cluster.workers.len(), 2);
     assert_eq!(s.at_work.len(), workers.len(), "training goes on");
     // Who stays silent from then on is given up as ever.
     for _ in 0..20 {
         s.now += 1_000;
-        s.step(|c, now, fx| c.tick(now, fx));
+        s.tick();
     }
     assert!(s.cluster.workers.is_empty());
 }
@@ -222,7 +207,7 @@ fn a_worker_whose_lease_is_over_is_free_once_it_says_that_it_does_nothing() {
         s.cluster.heartbeat(&workers[0], &of_rank_0, s.now);
         s.cluster.heartbeat(&workers[1], &[], s.now);
         s.at_work.remove(&workers[1]);
-        s.step(|c, now, fx| c.tick(now, fx));
+        s.tick();
         s.act();
         if s.at_work.contains_key(&workers[1]) {
             return;
@@ -234,17 +219,9 @@ fn a_worker_whose_lease_is_over_is_free_once_it_says_that_it_does_nothing() {
 #[test]
 fn younger_jobs_do_not_starve_an_older_gang() {
     let (mut s, workers) = training();
-    s.at_work.remove(&workers[1]);
-    s.step(|c, now, fx| c.worker_gone(&workers[1], "killed", now, fx));
-    let younger = NewJob {
-        id: "job-2".into(),
-        owner: None,
-        file: parse("job.toml", "[corpus]\nsource = [\"/x.tsv\", \"/y.tsv\"]\n").unwrap(),
-        stamps: BTreeMap::new(),
-        trace: String::new(),
-    };
+    s.lose(&workers[1]);
     s.now += 1;
-    s.step(|c, now, fx| c.submit(younger, now, fx));
+    s.submit(job("job-2", "[corpus]\nsource = [\"/x.tsv\", \"/y.tsv\"]\n"));
     s.act();
     s.join();
     s.act();
@@ -256,7 +233,7 @@ fn younger_jobs_do_not_starve_an_older_gang() {
 #[test]
 fn an_answer_about_another_key_is_not_taken() {
     let mut s = Scene::new();
-    s.step(|c, now, fx| c.submit(new_job(), now, fx));
+    s.submit(new_job());
     let other = calm().remove(0);
     let stale = Manifest { key: "another".into(), ..other };
     let work = Work { key: "another".into(), ..s.cluster.work("job-1", StageName::Shard).unwrap() };

@@ -9,7 +9,7 @@ fn ended(jobs: usize) -> Scene {
     let mut s = Scene::new();
     s.cluster.keep = Keep { millis: HOUR, jobs };
     s.join();
-    s.step(|c, now, fx| c.submit(new_job(), now, fx));
+    s.submit(new_job());
     run_calmly(&mut s, "job-1");
     assert_eq!(s.cluster.jobs["job-1"].state, JobState::Succeeded);
     s
@@ -44,7 +44,7 @@ fn a_job_is_folded_after_its_time_and_its_history_stays() {
     assert!(tick_after(&mut s, HOUR).folded.is_empty(), "once");
     // Submitted again, it finds what it made, and is kept anew.
     s.join();
-    s.step(|c, now, fx| c.submit(new_job(), now, fx));
+    s.submit(new_job());
     run_calmly(&mut s, "job-1");
     assert_eq!(manifests(&s.cluster), calm());
 }
@@ -54,7 +54,7 @@ fn of_more_jobs_than_are_kept_the_oldest_is_folded() {
     let mut s = ended(1);
     assert!(tick_after(&mut s, 1).folded.is_empty());
     let second = NewJob { id: "job-2".into(), ..new_job() };
-    s.step(|c, now, fx| c.submit(second, now, fx));
+    s.submit(second);
     assert!(tick_after(&mut s, 1).folded.is_empty(), "one that runs does not count");
     run_calmly(&mut s, "job-2");
     assert_eq!(tick_after(&mut s, 1).folded, BTreeSet::from(["job-1".to_owned()]));
@@ -64,7 +64,7 @@ fn of_more_jobs_than_are_kept_the_oldest_is_folded() {
 fn a_job_that_runs_again_is_not_folded_for_its_earlier_end() {
     let mut s = Scene::new();
     s.cluster.keep = Keep { millis: HOUR, jobs: 9 };
-    s.step(|c, now, fx| c.submit(new_job(), now, fx));
+    s.submit(new_job());
     s.act();
     s.step(|c, now, fx| c.cancel("job-1", now, fx)).unwrap();
     s.now += 1;
@@ -77,11 +77,7 @@ fn a_job_that_runs_again_is_not_folded_for_its_earlier_end() {
 #[test]
 fn after_a_restart_what_was_due_meanwhile_is_folded() {
     let s = ended(usize::MAX);
-    let jobs = s.cluster.jobs.values().cloned().collect();
-    let tasks = s.cluster.tasks.values().cloned().collect();
-    let mut again = Scene::new();
-    again.now = s.now;
-    again.cluster = Cluster::restore(Timing::default(), jobs, tasks, s.now);
+    let mut again = s.restarted(s.cluster.tasks.values().cloned().collect(), s.now);
     again.cluster.keep = s.cluster.keep;
     let fx = tick_after(&mut again, HOUR + 1);
     assert_eq!(fx.folded, BTreeSet::from(["job-1".to_owned()]));

@@ -34,15 +34,18 @@ struct Scene {
     pending: Vec<Action>,
 }
 
-fn new_job() -> NewJob {
-    let text = "[corpus]\nsource = [\"/a.tsv\", \"/b.tsv\", \"/c.tsv\"]\n[align]\nmax_ranks = 2\n";
+fn job(id: &str, text: &str) -> NewJob {
     NewJob {
-        id: "job-1".into(),
+        id: id.into(),
         owner: None,
         file: parse("job.toml", text).unwrap(),
         stamps: BTreeMap::new(),
         trace: String::new(),
     }
+}
+
+fn new_job() -> NewJob {
+    job("job-1", "[corpus]\nsource = [\"/a.tsv\", \"/b.tsv\", \"/c.tsv\"]\n[align]\nmax_ranks = 2\n")
 }
 
 /// What a worker would have written.
@@ -116,6 +119,21 @@ impl Scene {
         }
     }
 
+    /// A cluster without workers that has been given a job.
+    fn submitted() -> Self {
+        let mut s = Self::new();
+        s.submit(new_job());
+        s.act();
+        s
+    }
+
+    /// What a coordinator has that starts with the jobs and tasks of another one.
+    fn restarted(&self, tasks: Vec<TaskRecord>, now: Millis) -> Self {
+        let jobs = self.cluster.jobs.values().cloned().collect();
+        let cluster = Cluster::restore(Timing::default(), jobs, tasks, now);
+        Self { cluster, now, ..Self::new() }
+    }
+
     fn step<R>(&mut self, f: impl FnOnce(&mut Cluster, Millis, &mut Effects) -> R) -> R {
         let mut fx = Effects::default();
         let answer = f(&mut self.cluster, self.now, &mut fx);
@@ -166,6 +184,14 @@ impl Scene {
         }
     }
 
+    fn submit(&mut self, job: NewJob) {
+        self.step(|c, now, fx| c.submit(job, now, fx));
+    }
+
+    fn tick(&mut self) {
+        self.step(|c, now, fx| c.tick(now, fx));
+    }
+
     fn holds(&self, worker: &str, lease: (u64, u64)) -> bool {
         let held = self.at_work.get(worker).into_iter().flatten();
         held.into_iter().any(|a| (a.task_id, a.token) == lease)
@@ -175,6 +201,24 @@ impl Scene {
     fn end(&mut self, worker: &str, outcome: Outcome) -> Option<Reported> {
         let first = self.at_work.get(worker)?.first()?;
         self.end_lease(worker, (first.task_id, first.token), outcome)
+    }
+
+    /// A worker ends its first lease with what the task should write.
+    fn done(&mut self, worker: &str) -> Option<Reported> {
+        let result = result_of(self.at_work.get(worker)?[0].task.as_ref()?);
+        self.end(worker, Outcome::Done(result))
+    }
+
+    /// Each worker ends its first lease.
+    fn work(&mut self) {
+        for worker in self.at_work.keys().cloned().collect::<Vec<_>>() {
+            self.done(&worker);
+        }
+    }
+
+    fn lose(&mut self, worker: &str) {
+        self.at_work.remove(worker);
+        self.step(|c, now, fx| c.worker_gone(worker, "killed", now, fx));
     }
 
     fn end_lease(&mut self, worker: &str, (task, token): (u64, u64), outcome: Outcome) -> Option<Reported> {
@@ -204,6 +248,10 @@ impl Scene {
         self.join_with(1);
     }
 
+    fn joins(&mut self, workers: usize) {
+        (0..workers).for_each(|_| self.join());
+    }
+
     fn join_with(&mut self, leases_ahead: u32) {
         let info = RegisterRequest { name: "sim".into(), leases_ahead, ..RegisterRequest::default() };
         self.step(|c, now, _| {
@@ -231,23 +279,10 @@ fn manifests(cluster: &Cluster) -> Vec<Manifest> {
 
 fn calm() -> Vec<Manifest> {
     let mut s = Scene::new();
-    s.step(|c, now, fx| c.submit(new_job(), now, fx));
-    s.join();
-    s.join();
-    for _ in 0..10_000 {
-        s.now += 100;
-        s.act();
-        for worker in s.at_work.keys().cloned().collect::<Vec<_>>() {
-            let Some(task) = s.at_work.get(&worker).and_then(|held| held[0].task.clone()) else {
-                continue;
-            };
-            s.end(&worker, Outcome::Done(result_of(&task)));
-        }
-        if s.cluster.jobs["job-1"].state == JobState::Succeeded {
-            return manifests(&s.cluster);
-        }
-    }
-    panic!("the calm run did not end")
+    s.submit(new_job());
+    s.joins(2);
+    run_calmly(&mut s, "job-1");
+    manifests(&s.cluster)
 }
 
 fn leased(s: &mut Scene, name: &str) -> (String, Assignment) {
@@ -258,24 +293,20 @@ fn leased(s: &mut Scene, name: &str) -> (String, Assignment) {
 
 #[test]
 fn a_late_report_is_refused() {
-    let mut s = Scene::new();
-    s.step(|c, now, fx| c.submit(new_job(), now, fx));
-    s.act();
+    let mut s = Scene::submitted();
     s.join();
-    let (worker, assignment) = leased(&mut s, "w1");
+    let (worker, _) = leased(&mut s, "w1");
     s.now += s.cluster.timing.lease + 1;
-    s.step(|c, now, fx| c.tick(now, fx));
+    s.tick();
     s.join();
     s.act();
-    let late = s.end(&worker, Outcome::Done(result_of(assignment.task.as_ref().unwrap())));
+    let late = s.done(&worker);
     assert!(matches!(late, Some(Reported::Refused(_))), "{late:?}");
 }
 
 #[test]
 fn wrong_input_fails_the_job_at_once_and_says_where() {
-    let mut s = Scene::new();
-    s.step(|c, now, fx| c.submit(new_job(), now, fx));
-    s.act();
+    let mut s = Scene::submitted();
     s.join();
     let (worker, _) = leased(&mut s, "w1");
     let failure = Failure { kind: FailureKind::Input.into(), text: "/a.tsv: no such file".into() };
@@ -290,13 +321,12 @@ fn wrong_input_fails_the_job_at_once_and_says_where() {
 fn a_task_that_kills_its_workers_fails_the_job_in_the_end() {
     let mut s = Scene::new();
     s.cluster.timing.max_losses = 3;
-    s.step(|c, now, fx| c.submit(new_job(), now, fx));
+    s.submit(new_job());
     s.act();
     for _ in 0..3 {
         s.join();
         let (worker, _) = leased(&mut s, "w");
-        s.at_work.remove(&worker);
-        s.step(|c, now, fx| c.worker_gone(&worker, "killed", now, fx));
+        s.lose(&worker);
         s.act();
     }
     let job = s.cluster.view("job-1").unwrap();
@@ -312,19 +342,27 @@ fn still_runs(s: &Scene) {
 
 /// Runs the job to its end with workers that do what they are told.
 fn run_calmly(s: &mut Scene, id: &str) {
+    run_until(s, |s| s.cluster.jobs[id].state != JobState::Running);
+}
+
+/// Runs until `until` holds, with workers that do what they are told.
+fn run_until(s: &mut Scene, until: impl Fn(&Scene) -> bool) {
     for _ in 0..10_000 {
-        if s.cluster.jobs[id].state != JobState::Running {
+        s.act();
+        s.cluster.check();
+        if until(s) {
             return;
         }
         s.now += 100;
-        s.step(|_, _, _| ());
-        s.act();
-        for worker in s.at_work.keys().cloned().collect::<Vec<_>>() {
-            let task = s.at_work.get(&worker).and_then(|held| held[0].task.clone());
-            task.map(|task| s.end(&worker, Outcome::Done(result_of(&task))));
+        s.tick();
+        for worker in s.cluster.workers.keys().cloned().collect::<Vec<_>>() {
+            let running = s.running(&worker);
+            s.cluster.heartbeat(&worker, &running, s.now);
         }
+        s.work();
     }
-    panic!("no end: {:?}", s.cluster.view(id));
+    let states: Vec<_> = s.cluster.jobs.keys().map(|id| s.cluster.view(id)).collect();
+    panic!("waited in vain: {states:#?}");
 }
 
 fn stage(s: &Scene, id: &str, name: StageName) -> Stage {

@@ -8,18 +8,12 @@ use super::*;
 fn job_of(number: usize) -> NewJob {
     let text =
         format!("[corpus]\nsource = [\"/a.tsv\", \"/b.tsv\"]\n[align]\nlearning_rate = 0.{number:03}\nmax_ranks = 2\n");
-    NewJob {
-        id: format!("job-{number}"),
-        owner: None,
-        file: parse("job.toml", &text).unwrap(),
-        stamps: BTreeMap::new(),
-        trace: String::new(),
-    }
+    job(&format!("job-{number}"), &text)
 }
 
 fn submit(s: &mut Scene, number: usize) {
     s.now += 1;
-    s.step(|c, now, fx| c.submit(job_of(number), now, fx));
+    s.submit(job_of(number));
 }
 
 fn cancel(s: &mut Scene, id: &str) {
@@ -30,29 +24,6 @@ fn cancel(s: &mut Scene, id: &str) {
 fn at(s: &Scene, id: &str) -> llink_proto::Stage {
     let stages = s.cluster.view(id).unwrap().stages;
     stages.into_iter().find(|stage| stage.state() == StageState::Running).unwrap()
-}
-
-/// Runs until `until` holds.
-fn run_until(s: &mut Scene, until: impl Fn(&Scene) -> bool) {
-    for _ in 0..10_000 {
-        s.act();
-        s.cluster.check();
-        if until(s) {
-            return;
-        }
-        s.now += 100;
-        s.step(|c, now, fx| c.tick(now, fx));
-        for worker in s.cluster.workers.keys().cloned().collect::<Vec<_>>() {
-            let running = s.running(&worker);
-            s.cluster.heartbeat(&worker, &running, s.now);
-        }
-        for worker in s.at_work.keys().cloned().collect::<Vec<_>>() {
-            let task = s.at_work.get(&worker).and_then(|held| held[0].task.clone());
-            task.map(|task| s.end(&worker, Outcome::Done(result_of(&task))));
-        }
-    }
-    let states: Vec<_> = s.cluster.jobs.keys().map(|id| s.cluster.view(id)).collect();
-    panic!("waited in vain: {states:#?}");
 }
 
 fn all_ended(s: &Scene) -> bool {
@@ -68,7 +39,7 @@ fn computed_once(s: &Scene, told: &str) {
 #[test]
 fn a_sweep_of_20_jobs_computes_what_they_share_once() {
     let mut s = Scene::new();
-    (0..3).for_each(|_| s.join());
+    s.joins(3);
     (1..=9).for_each(|n| submit(&mut s, n));
     run_until(&mut s, |s| at_embed(s, "job-1"));
     (10..=20).for_each(|n| submit(&mut s, n));
@@ -125,8 +96,7 @@ fn when_the_first_fails_the_next_takes_over_what_is_finished() {
     submit(&mut s, 2);
     run_until(&mut s, |s| at_embed(s, "job-1"));
     let worker = s.at_work.keys().next().unwrap().clone();
-    let task = s.at_work[&worker][0].task.clone().unwrap();
-    s.end(&worker, Outcome::Done(result_of(&task)));
+    s.done(&worker);
     s.act();
     let wrong = Failure { kind: FailureKind::Input.into(), text: "this worker's disk is broken".into() };
     s.end(&worker, Outcome::Failed(wrong));
@@ -143,8 +113,7 @@ fn a_job_that_comes_after_a_cancelled_one_goes_on_where_that_one_stopped() {
     submit(&mut s, 1);
     run_until(&mut s, |s| at_embed(s, "job-1"));
     let worker = s.at_work.keys().next().unwrap().clone();
-    let task = s.at_work[&worker][0].task.clone().unwrap();
-    s.end(&worker, Outcome::Done(result_of(&task)));
+    s.done(&worker);
     cancel(&mut s, "job-1");
     s.act();
     assert!(s.shelf.claims.is_empty(), "nobody else need wait");
@@ -158,16 +127,9 @@ fn a_job_that_comes_after_a_cancelled_one_goes_on_where_that_one_stopped() {
 fn tasks_that_another_job_planned_are_planned_anew_where_they_differ() {
     let mut s = Scene::new();
     s.join();
-    let job = |number: usize, every: u32| NewJob {
-        id: format!("job-{number}"),
-        owner: None,
-        file: parse("job.toml", &format!("[corpus]\nsource = \"/a.tsv\"\n[align]\ncheckpoint_every = {every}\n"))
-            .unwrap(),
-        stamps: BTreeMap::new(),
-        trace: String::new(),
-    };
-    s.step(|c, now, fx| c.submit(job(1, 100), now, fx));
-    s.step(|c, now, fx| c.submit(job(2, 7), now, fx));
+    for (id, every) in [("job-1", 100), ("job-2", 7)] {
+        s.submit(job(id, &format!("[corpus]\nsource = \"/a.tsv\"\n[align]\ncheckpoint_every = {every}\n")));
+    }
     run_until(&mut s, |s| stage(s, "job-1", StageName::Align).pursuit == Pursuit::Computing && !s.at_work.is_empty());
     assert!(at(&s, "job-2").reason.starts_with("job job-1 is computing this stage"), "the key is the same");
     cancel(&mut s, "job-1");
@@ -201,7 +163,7 @@ fn what_another_coordinator_computes_is_waited_for_and_taken_over_when_it_gives_
     assert!(at(&s, "job-2").reason.starts_with("job job-1 is computing this stage"));
     for _ in 0..100 {
         s.now += 100;
-        s.step(|c, now, fx| c.tick(now, fx));
+        s.tick();
         s.act();
         s.cluster.check();
     }
