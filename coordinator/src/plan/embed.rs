@@ -1,15 +1,13 @@
 //! The `embed` stage has one task for each shard and model.
 
-use std::num::NonZeroU64;
-
 use llink_datasets::role::{Corpus, Role, Side, Tower};
 use llink_proto::settings::{EmbedSettings, PooledTeacher, Teacher, TeacherLayer};
 use llink_proto::task::Kind;
-use llink_proto::{EmbedShard, EncoderReading, ModelRef, ModelRole, Task, TaskResult};
+use llink_proto::{EmbedShard, EncoderReading, ModelRef, ModelRole, TaskResult};
 
 use super::{
-    Inputs, Phase, PlanError, PlannedTask, PlannedTasks, Ranks, StageName, content, earlier, fact, instructions_of,
-    json, manifest_of, with_role,
+    Inputs, Phase, PlanError, PlannedTasks, StageName, content, earlier, fact, instructions_of, json, manifest_of,
+    with_role,
 };
 
 const STAGE: StageName = StageName::Embed;
@@ -122,7 +120,7 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
         for (corpus, from, side) in sets() {
             let role = Role::Vectors(tower, corpus, side);
             for (i, artifact) in with_role(from, Role::Shard(corpus, side)).into_iter().enumerate() {
-                let weight = NonZeroU64::new(artifact.rows);
+                let weight = artifact.rows;
                 let kind = Kind::EmbedShard(EmbedShard {
                     model: Some(model.clone()),
                     shard: Some(artifact),
@@ -133,13 +131,8 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>])
                     english: false,
                     windows: 0,
                 });
-                let spec = Task { output_url: inputs.job.output.clone(), kind: Some(kind) };
-                tasks.push(PlannedTask {
-                    spec,
-                    weight,
-                    ranks: Ranks::ONE,
-                    label: format!("{tower} vectors of {}/{i:05}", corpus.set(side)),
-                });
+                let label = format!("{tower} vectors of {}/{i:05}", corpus.set(side));
+                tasks.push(inputs.task(kind, weight, label));
             }
         }
     }

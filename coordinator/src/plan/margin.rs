@@ -1,12 +1,10 @@
 //! The filter of training pairs by their margin, a phase of stage `align` with one task for each shard.
 
-use std::num::NonZeroU64;
-
 use llink_datasets::role::{Corpus, Role, Side, Tower};
 use llink_proto::task::Kind;
-use llink_proto::{Artifact, FilterPairs, Task};
+use llink_proto::{Artifact, FilterPairs};
 
-use super::{Inputs, Phase, PlanError, PlannedTask, Ranks, StageName, earlier, with_role};
+use super::{Inputs, Phase, PlanError, StageName, earlier, with_role};
 
 const STAGE: StageName = StageName::Align;
 
@@ -22,20 +20,16 @@ pub(super) fn phase(key: &str, inputs: &Inputs<'_>, margin: f64) -> Result<Phase
     let english = vectors(StageName::Baseline, Tower::EncoderEnglish)?;
     let directory = inputs.directory(STAGE, key);
     let sides = foreign.into_iter().zip(english);
-    let task = |(i, (pairs, (foreign, english))): (usize, (Artifact, (Artifact, Artifact)))| PlannedTask {
-        weight: NonZeroU64::new(pairs.rows),
-        spec: Task {
-            output_url: inputs.job.output.clone(),
-            kind: Some(Kind::FilterPairs(FilterPairs {
-                pairs: Some(pairs),
-                foreign_vectors: Some(foreign),
-                english_vectors: Some(english),
-                margin,
-                path: format!("{directory}/dropped/{i:05}.jsonl"),
-            })),
-        },
-        ranks: Ranks::ONE,
-        label: format!("margins of {}/{i:05}", corpus.set(side)),
+    let task = |(i, (pairs, (foreign, english))): (usize, (Artifact, (Artifact, Artifact)))| {
+        let rows = pairs.rows;
+        let kind = Kind::FilterPairs(FilterPairs {
+            pairs: Some(pairs),
+            foreign_vectors: Some(foreign),
+            english_vectors: Some(english),
+            margin,
+            path: format!("{directory}/dropped/{i:05}.jsonl"),
+        });
+        inputs.task(kind, rows, format!("margins of {}/{i:05}", corpus.set(side)))
     };
     Ok(Phase::Tasks { label: "filter".into(), tasks: shards.into_iter().zip(sides).enumerate().map(task).collect() })
 }

@@ -1,17 +1,14 @@
 //! The `shard` stage (clean each source, split over all of them, write each shard) and the `models` stage.
 
-use std::num::NonZeroU64;
-
 use llink_datasets::role::{self, Role};
 use llink_datasets::shown::ShownUrl;
 use llink_proto::task::Kind;
 use llink_proto::{
-    CleanSource, CleaningRules, Corpus, ModelRole, PrepareModel, Source, SplitCorpus, Task, TaskResult, WriteShard,
+    CleanSource, CleaningRules, Corpus, ModelRole, PrepareModel, Source, SplitCorpus, TaskResult, WriteShard,
 };
 
 use super::{
-    Inputs, Phase, PlanError, PlannedTask, PlannedTasks, Ranks, StageName, content, earlier, json, manifest_of,
-    with_role,
+    Inputs, Phase, PlanError, PlannedTask, PlannedTasks, StageName, content, earlier, json, manifest_of, with_role,
 };
 use crate::job::{
     CleaningSection, ColumnName, CorpusSection, InstructionsSection, JobFile, NearDuplicates, Numbers, RANDOM_MODEL,
@@ -135,7 +132,7 @@ impl<'a> CorpusPlan<'a> {
                 path: self.work_path(key, inputs, &format!("{i:05}")),
             });
             let label = format!("clean {} from {}", self.name, ShownUrl::of(source.name()));
-            planned(inputs, kind, sample_rows, label)
+            inputs.task(kind, sample_rows, label)
         };
         self.sources.as_slice().iter().enumerate().map(task).collect()
     }
@@ -189,7 +186,7 @@ impl<'a> CorpusPlan<'a> {
             pairs_holdout_rows: self.pairs.1,
         });
         let kept = own.iter().filter_map(|r| r.counts.get("kept")).sum();
-        planned(inputs, kind, kept, format!("split {}", self.name))
+        inputs.task(kind, kept, format!("split {}", self.name))
     }
 
     /// Adds the tasks that write the shards of a split.
@@ -214,7 +211,7 @@ impl<'a> CorpusPlan<'a> {
                 role: shard.role.clone(),
                 stage_key: key.into(),
             });
-            tasks.push(planned(inputs, kind, shard.rows, format!("write {}", shard.path)));
+            tasks.push(inputs.task(kind, shard.rows, format!("write {}", shard.path)));
         }
     }
 }
@@ -259,11 +256,6 @@ fn with_own<'a, 'r>(
         cleaned = rest;
         (corpus, own)
     })
-}
-
-fn planned(inputs: &Inputs<'_>, kind: Kind, weight: u64, label: String) -> PlannedTask {
-    let spec = Task { output_url: inputs.job.output.clone(), kind: Some(kind) };
-    PlannedTask { spec, weight: NonZeroU64::new(weight), ranks: Ranks::ONE, label }
 }
 
 fn corpora<'a>(inputs: &Inputs<'a>) -> Vec<CorpusPlan<'a>> {
@@ -372,7 +364,7 @@ pub(super) fn models_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskRe
             normalize: wishes.and_then(|m| m.normalize),
             prefix: wishes.and_then(|m| m.prefix.clone()),
         });
-        Ok(planned(inputs, kind, 1, format!("prepare {name} {source}")))
+        Ok(inputs.task(kind, 1, format!("prepare {name} {source}")))
     };
     Ok(Phase::Tasks {
         label: "prepare".into(),

@@ -1,15 +1,12 @@
 //! The `synthesize` stage has a task for each shard of pairs that the model is asked about.
 
-use std::num::NonZeroU64;
-
 use llink_datasets::manifest::Manifest;
 use llink_datasets::role::{Corpus, Role, Side};
 use llink_proto::task::Kind;
-use llink_proto::{Artifact, CleaningRules, ModelEndpoint, SynthesisPrompt, Synthesize, Task, TaskResult};
+use llink_proto::{Artifact, CleaningRules, ModelEndpoint, SynthesisPrompt, Synthesize, TaskResult};
 
 use super::{
-    Inputs, Phase, PlanError, PlannedTask, PlannedTasks, Ranks, StageName, content_of, earlier, json, manifest_of,
-    with_role,
+    Inputs, Phase, PlanError, PlannedTask, PlannedTasks, StageName, content_of, earlier, json, manifest_of, with_role,
 };
 use crate::job::SynthesizeSection;
 
@@ -135,12 +132,8 @@ impl SidePlan {
                 stage_key: key.into(),
                 cache: CACHE.into(),
             });
-            PlannedTask {
-                spec: Task { output_url: inputs.job.output.clone(), kind: Some(kind) },
-                weight: NonZeroU64::new(portion.rows),
-                ranks: Ranks::ONE,
-                label: format!("ask about {}", pairs.path.rsplit('/').next().unwrap_or_default()),
-            }
+            let label = format!("ask about {}", pairs.path.rsplit('/').next().unwrap_or_default());
+            inputs.task(kind, portion.rows, label)
         };
         (self.portions..).zip(self.next()).map(task).collect()
     }

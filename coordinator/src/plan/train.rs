@@ -1,11 +1,9 @@
 //! The `align` and `evaluate` stages.
 
-use std::num::NonZeroU64;
-
 use llink_datasets::manifest::Manifest;
 use llink_datasets::role::{Corpus, Part, Role, Side, Tower};
 use llink_proto::task::Kind;
-use llink_proto::{Align, Artifact, Evaluate, FitStatistics, ModelRole, Task, TaskResult};
+use llink_proto::{Align, Artifact, Evaluate, FitStatistics, ModelRole, TaskResult};
 
 use super::embed::model_ref;
 use super::{
@@ -165,14 +163,6 @@ pub(super) fn evaluate_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<Task
 }
 
 pub(super) fn one_task(phase: &str, kind: Kind, weight: u64, ranks: Ranks, inputs: &Inputs<'_>, label: &str) -> Phase {
-    let spec = Task { output_url: inputs.job.output.clone(), kind: Some(kind) };
-    Phase::Tasks {
-        label: phase.into(),
-        tasks: PlannedTasks::from_iter([PlannedTask {
-            spec,
-            weight: NonZeroU64::new(weight),
-            ranks,
-            label: label.into(),
-        }]),
-    }
+    let task = PlannedTask { ranks, ..inputs.task(kind, weight, label) };
+    Phase::Tasks { label: phase.into(), tasks: PlannedTasks::from_iter([task]) }
 }
