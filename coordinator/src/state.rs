@@ -70,7 +70,7 @@ impl StateStore {
         private::file(&path).map_err(|e| failed(&path, e))?;
         let connection = Connection::open(&path).map_err(|e| sqlite(&path, e))?;
         let mut store = Self::on(path, connection);
-        store.check_pages()?;
+        store.check_pages("quick_check(1)")?;
         schema::set_up(&mut store.connection).map_err(|e| sqlite(&store.path, e))?;
         store.check_version()?;
         Ok(store)
@@ -95,12 +95,14 @@ impl StateStore {
         Self { path, connection, newest_events: NewestEvents::default(), replica: None }
     }
 
+    /// Queries the database, or changes it outside of a step.
+    fn ask<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StateError> {
+        query(&self.connection).map_err(|e| sqlite(&self.path, e))
+    }
+
     /// Reads every page, so that damage is reported now and not during a job.
-    fn check_pages(&self) -> Result<(), StateError> {
-        let said: String = self
-            .connection
-            .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
-            .map_err(|e| sqlite(&self.path, e))?;
+    fn check_pages(&self, check: &str) -> Result<(), StateError> {
+        let said: String = self.ask(|c| c.query_row(&format!("PRAGMA {check}"), [], |row| row.get(0)))?;
         if said == "ok" {
             return Ok(());
         }
@@ -108,7 +110,7 @@ impl StateStore {
     }
 
     fn check_version(&self) -> Result<(), StateError> {
-        let version = schema::version(&self.connection).map_err(|e| sqlite(&self.path, e))?;
+        let version = self.ask(schema::version)?;
         if (OLDEST_VERSION..=SCHEMA_VERSION).contains(&version) {
             return Ok(());
         }
@@ -192,12 +194,13 @@ impl StateStore {
     /// Loads every job and every task, as they were at one point in time.
     pub fn load(&self) -> Result<(Vec<Job>, Vec<TaskRecord>), StateError> {
         // A coordinator may save between two of these queries. Of one transaction all see the same rows.
-        let loaded =
-            self.connection.unchecked_transaction().and_then(|_snapshot| match schema::version(&self.connection) {
-                Ok(version) if version < APART_VERSION => old::load(&self.connection),
+        self.ask(|connection| {
+            let _snapshot = connection.unchecked_transaction()?;
+            match schema::version(connection)? {
+                ..APART_VERSION => old::load(connection),
                 _ => self.try_load(),
-            });
-        loaded.map_err(|e| sqlite(&self.path, e))
+            }
+        })
     }
 
     fn try_load(&self) -> rusqlite::Result<(Vec<Job>, Vec<TaskRecord>)> {
@@ -213,8 +216,7 @@ impl StateStore {
                 stage.phases = vec![Vec::new(); row.get::<_, i64>("phases")? as usize];
                 let text = manifest.query_row([&job.id, stage.name.as_str()], |row| row.get::<_, String>(0));
                 if let Some(text) = text.optional()? {
-                    let read = serde_json::from_str(&text);
-                    stage.manifest = Some(read.map_err(|e| rows::unreadable(format!("manifest: {e}")))?);
+                    stage.manifest = Some(rows::parsed(&text, "manifest")?);
                 }
                 job.stages.push(stage);
             }
@@ -248,8 +250,8 @@ impl StateStore {
     /// Returns the highest number of a deleted task, or 0.
     pub fn highest_forgotten_task(&self) -> Result<u64, StateError> {
         let sql = "SELECT highest_task FROM forgotten";
-        let found = self.connection.query_row(sql, [], |row| row.get::<_, i64>(0)).optional();
-        found.map(|highest| highest.unwrap_or(0) as u64).map_err(|e| sqlite(&self.path, e))
+        let found = self.ask(|c| c.query_row(sql, [], |row| row.get::<_, i64>(0)).optional())?;
+        Ok(found.unwrap_or(0) as u64)
     }
 }
 

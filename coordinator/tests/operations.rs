@@ -4,8 +4,6 @@
 mod common;
 #[path = "common/secure.rs"]
 mod secure;
-#[path = "../../datasets/tests/support/skip.rs"]
-mod skip;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -13,7 +11,6 @@ use std::net::TcpStream;
 use common::{LISTENS, Place, Running, SMALL, eventually, free_address, signal};
 use llink_proto::report_request::Outcome;
 use llink_proto::{Failure, FailureKind, RegisterRequest};
-use skip::skip;
 
 #[test]
 fn listening_beyond_loopback_takes_tls_a_way_to_know_callers_and_roots_or_force() {
@@ -210,47 +207,6 @@ fn a_backup_taken_while_jobs_run_restores_them_elsewhere() {
     let said = place.fails(4, &["restore", "damaged.db", "--state", "elsewhere"]);
     assert!(said.contains("damaged.db"), "{said}");
     assert!(!place.path("elsewhere").exists(), "nothing is put in place");
-}
-
-#[test]
-fn a_state_of_an_older_version_is_brought_up_to_date() {
-    let place = Place::new(SMALL);
-    place.ok(&["submit", "job.toml"]);
-    // The database is in the form of version 2. A stage's row held its manifest and its tasks, a task's row its spec,
-    // and events were numbered over all jobs.
-    let python = "import sqlite3; c = sqlite3.connect('.llink/state.db'); c.executescript('''
-        ALTER TABLE jobs DROP COLUMN trace; DROP TABLE owners; DROP TABLE used_tokens;
-        DROP TABLE packs; DROP TABLE results; DROP TABLE tasks; DROP TABLE attempts;
-        CREATE TABLE old (job TEXT NOT NULL, position INTEGER NOT NULL, name TEXT NOT NULL, state INTEGER NOT NULL,
-            reason TEXT NOT NULL, key TEXT NOT NULL, phases TEXT NOT NULL, manifest TEXT, started_at INTEGER NOT NULL,
-            ended_at INTEGER NOT NULL, spent_before INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (job, position));
-        INSERT INTO old SELECT stages.job, position, name, state, reason, key, '[]', manifest, started_at, ended_at, spent_before
-            FROM stages LEFT JOIN manifests ON manifests.job = stages.job AND manifests.stage = stages.name;
-        DROP TABLE stages; DROP TABLE manifests; ALTER TABLE old RENAME TO stages;
-        CREATE TABLE tasks (id INTEGER PRIMARY KEY, job TEXT, stage TEXT, phase INTEGER, position INTEGER, label TEXT,
-            spec BLOB, weight INTEGER, min_ranks INTEGER, max_ranks INTEGER, state TEXT, token INTEGER, failures INTEGER,
-            losses INTEGER, last_world_size INTEGER, reason TEXT, result BLOB);
-        CREATE TABLE attempts (task INTEGER, token INTEGER, rank INTEGER, worker TEXT, started_at INTEGER, ended_at INTEGER,
-            outcome TEXT, PRIMARY KEY (task, token, rank));
-        ALTER TABLE events RENAME TO newer;
-        CREATE TABLE events (sequence INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER, job TEXT, stage TEXT, task INTEGER,
-            level TEXT, text TEXT);
-        INSERT INTO events SELECT (newer.id & 4294967295) + 40, at, job, stage, task, level, text
-            FROM newer JOIN job_numbers ON number = newer.id >> 32;
-        DROP TABLE newer; DROP TABLE job_numbers;
-        CREATE INDEX events_by_job ON events (job, sequence);
-        PRAGMA user_version = 2''')";
-    let made = std::process::Command::new("python3").args(["-c", python]).current_dir(place.dir.path()).status();
-    if !made.is_ok_and(|s| s.success()) {
-        skip("sqlite3");
-        return;
-    }
-    assert!(place.ok(&["list"]).contains("small"), "it can be looked at as it is");
-    let again = place.ok(&["submit", "job.toml"]);
-    assert!(again.contains("nothing to do"), "{again}");
-    let id = place.ok(&["list"]).split_whitespace().next().unwrap().to_owned();
-    let log = place.ok(&["logs", &id]);
-    assert!(log.contains("attempt 1 on") && log.contains("submitted again"), "{log}");
 }
 
 /// Returns the entries of the coordinator's file in the state directory: process, URL, and the token of its own user.

@@ -25,7 +25,7 @@ pub enum Claimed {
 impl StateStore {
     /// Returns the person who submitted a job first.
     pub fn owner(&self, job: &str) -> Result<Option<String>, StateError> {
-        self.find_owner(job).map_err(|e| sqlite(&self.path, e))
+        self.ask(|_| self.find_owner(job))
     }
 
     pub(super) fn find_owner(&self, job: &str) -> rusqlite::Result<Option<String>> {
@@ -35,26 +35,18 @@ impl StateStore {
 
     /// Records who submitted a job, unless someone did before.
     pub fn set_owner(&mut self, job: &str, name: &str) -> Result<(), StateError> {
-        self.connection
-            .execute("INSERT OR IGNORE INTO owners VALUES (?1, ?2)", [job, name])
-            .map(|_| ())
-            .map_err(|e| sqlite(&self.path, e))
+        self.ask(|c| c.execute("INSERT OR IGNORE INTO owners VALUES (?1, ?2)", [job, name]).map(|_| ()))
     }
 
     /// Records that a process used a token of one use. The same process may show it again, because the answer may have
     /// been lost.
     pub fn claim_token(&mut self, token: &str, instance: &str, now: i64) -> Result<Claimed, StateError> {
-        let run = || -> rusqlite::Result<Claimed> {
-            self.connection
-                .execute("INSERT OR IGNORE INTO used_tokens VALUES (?1, ?2, ?3)", params![token, instance, now])?;
-            let by: String = self.connection.query_row(
-                "SELECT instance_sha256 FROM used_tokens WHERE token_sha256 = ?1",
-                [token],
-                |row| row.get(0),
-            )?;
-            Ok(if by == instance { Claimed::Ours } else { Claimed::ByAnother })
-        };
-        run().map_err(|e| sqlite(&self.path, e))
+        let by: String = self.ask(|c| {
+            c.execute("INSERT OR IGNORE INTO used_tokens VALUES (?1, ?2, ?3)", params![token, instance, now])?;
+            let user = "SELECT instance_sha256 FROM used_tokens WHERE token_sha256 = ?1";
+            c.query_row(user, [token], |row| row.get(0))
+        })?;
+        Ok(if by == instance { Claimed::Ours } else { Claimed::ByAnother })
     }
 
     /// Copies the whole database into a new file, while a coordinator may be writing.
@@ -71,13 +63,7 @@ impl StateStore {
 
     /// Reads the whole database.
     pub fn check(&self) -> Result<(), StateError> {
-        let said: String = self
-            .connection
-            .query_row("PRAGMA integrity_check", [], |row| row.get(0))
-            .map_err(|e| sqlite(&self.path, e))?;
-        if said != "ok" {
-            return Err(StateError::Damaged { path: self.path.clone(), reason: said });
-        }
+        self.check_pages("integrity_check")?;
         self.load().map(|_| ())
     }
 }

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use rusqlite::{OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::schema::{APPENDED_VERSION, version};
-use super::{StateError, StateStore, sqlite};
+use super::{StateError, StateStore};
 use crate::schedule::Happening;
 
 /// The id of an event has its job's number in the upper bits, and its own number in the lower [`BITS`]. So the events of a
@@ -65,7 +65,7 @@ fn newest(tx: &Transaction<'_>, job: &str) -> rusqlite::Result<i64> {
 }
 
 /// Returns the number before the ids of a job's events.
-fn before_first(connection: &rusqlite::Connection, job: &str) -> rusqlite::Result<i64> {
+fn before_first(connection: &Connection, job: &str) -> rusqlite::Result<i64> {
     let mut statement = connection.prepare_cached("SELECT number FROM job_numbers WHERE job = ?1")?;
     let number = statement.query_row([job], |row| row.get::<_, i64>(0)).optional()?;
     // No job has the number 0.
@@ -83,9 +83,9 @@ pub(super) fn fold(tx: &Transaction<'_>, job: &str) -> rusqlite::Result<()> {
 impl StateStore {
     /// Returns the first `limit` events of a job after number `after`, and fewer if their texts are long.
     pub fn events(&self, job: &str, after: u64, limit: usize) -> Result<EventPage, StateError> {
-        let run = || -> rusqlite::Result<EventPage> {
-            let (sql, before) = self.query(job, "ASC")?;
-            let mut statement = self.connection.prepare_cached(&sql)?;
+        self.ask(|connection| {
+            let (sql, before) = query(connection, job, "ASC")?;
+            let mut statement = connection.prepare_cached(&sql)?;
             let after = i64::try_from(after).unwrap_or(MOST).min(MOST);
             let mut rows = statement.query(params![job, before + after, before + MOST])?;
             let mut page = EventPage::default();
@@ -101,31 +101,29 @@ impl StateStore {
                 page.events.push(event);
             }
             Ok(page)
-        };
-        run().map_err(|e| sqlite(&self.path, e))
+        })
     }
 
     /// Returns the newest events of a job, the newest first.
     pub fn newest_events(&self, job: &str, limit: usize) -> Result<Vec<llink_proto::Event>, StateError> {
-        let run = || -> rusqlite::Result<_> {
-            let (sql, before) = self.query(job, "DESC")?;
-            let mut statement = self.connection.prepare_cached(&sql)?;
+        self.ask(|connection| {
+            let (sql, before) = query(connection, job, "DESC")?;
+            let mut statement = connection.prepare_cached(&sql)?;
             let rows = statement.query_map(params![job, before, before + MOST], read_event)?;
             rows.take(limit).collect()
-        };
-        run().map_err(|e| sqlite(&self.path, e))
+        })
     }
+}
 
-    /// Returns the query of a job's events by their ids, and the number before these ids.
-    fn query(&self, job: &str, order: &str) -> rusqlite::Result<(String, i64)> {
-        if version(&self.connection)? < APPENDED_VERSION {
-            let of_job = "SELECT * FROM events WHERE job = ?1 AND sequence > ?2 AND sequence <= ?3";
-            return Ok((format!("{of_job} ORDER BY sequence {order}"), 0));
-        }
-        let of_job = "SELECT ?1 AS job, id & 4294967295 AS sequence, at, stage, task, level, text FROM events \
-                      WHERE id > ?2 AND id <= ?3";
-        Ok((format!("{of_job} ORDER BY id {order}"), before_first(&self.connection, job)?))
+/// Returns the query of a job's events by their ids, and the number before these ids.
+fn query(connection: &Connection, job: &str, order: &str) -> rusqlite::Result<(String, i64)> {
+    if version(connection)? < APPENDED_VERSION {
+        let of_job = "SELECT * FROM events WHERE job = ?1 AND sequence > ?2 AND sequence <= ?3";
+        return Ok((format!("{of_job} ORDER BY sequence {order}"), 0));
     }
+    let of_job = "SELECT ?1 AS job, id & 4294967295 AS sequence, at, stage, task, level, text FROM events \
+                  WHERE id > ?2 AND id <= ?3";
+    Ok((format!("{of_job} ORDER BY id {order}"), before_first(connection, job)?))
 }
 
 fn read_event(row: &Row<'_>) -> rusqlite::Result<llink_proto::Event> {

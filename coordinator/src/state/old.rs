@@ -2,14 +2,13 @@
 //! stage its manifest and its tasks.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU64;
 
 use llink_proto::Task;
 use prost::Message;
 use rusqlite::{Connection, Row};
 
-use super::rows::{from_json, read_job, read_stage, state_of, unless_0, unreadable};
-use crate::plan::{Ranks, StageName};
+use super::rows::{Spec, from_json, parsed, read_job, read_stage, read_task, unreadable};
+use crate::plan::StageName;
 use crate::schedule::{Job, Packed, Stage, TaskRecord, traits};
 
 pub(super) fn load(connection: &Connection) -> rusqlite::Result<(Vec<Job>, Vec<TaskRecord>)> {
@@ -19,7 +18,7 @@ pub(super) fn load(connection: &Connection) -> rusqlite::Result<(Vec<Job>, Vec<T
     for job in &mut jobs {
         job.stages = stages.query_map([&job.id], read_old_stage)?.collect::<Result<_, _>>()?;
     }
-    let mut statement = connection.prepare("SELECT * FROM tasks ORDER BY id")?;
+    let mut statement = connection.prepare(TASKS)?;
     let tasks: Vec<OldTask> = statement.query_map([], read_old_task)?.collect::<Result<_, _>>()?;
     Ok((jobs, packed(tasks)))
 }
@@ -28,12 +27,16 @@ fn read_old_stage(row: &Row<'_>) -> rusqlite::Result<Stage> {
     let manifest: Option<String> = row.get("manifest")?;
     Ok(Stage {
         phases: from_json(row, "phases")?,
-        manifest: manifest
-            .map(|m| serde_json::from_str(&m).map_err(|e| unreadable(format!("manifest: {e}"))))
-            .transpose()?,
+        manifest: manifest.map(|text| parsed(&text, "manifest")).transpose()?,
         ..read_stage(row)?
     })
 }
+
+/// The columns of a task in their order of today, and those that it had.
+const TASKS: &str = "
+SELECT id, job, stage, phase, position, 0 AS pack, 0 AS place, weight, min_ranks, max_ranks,
+    CASE state WHEN 'done' THEN 3 WHEN 'failed' THEN 4 WHEN 'cancelled' THEN 5 ELSE 1 END AS state,
+    token, failures, losses, last_world_size, result AS outcome, spec, label FROM tasks ORDER BY id";
 
 struct OldTask {
     task: TaskRecord,
@@ -42,38 +45,11 @@ struct OldTask {
 }
 
 fn read_old_task(row: &Row<'_>) -> rusqlite::Result<OldTask> {
-    let stage: String = row.get("stage")?;
-    let state: String = row.get("state")?;
     let spec: Vec<u8> = row.get("spec")?;
     let spec = Task::decode(spec.as_slice()).map_err(|e| unreadable(e.to_string()))?;
     let (model, part) = traits(&spec);
-    let job: String = row.get("job")?;
-    let result: Option<Vec<u8>> = row.get("result")?;
-    let code = match state.as_str() {
-        "done" => 3,
-        "failed" => 4,
-        "cancelled" => 5,
-        _ => 1,
-    };
-    let task = TaskRecord {
-        id: row.get::<_, i64>("id")? as u64,
-        job: job.into(),
-        stage: stage.parse().map_err(unreadable)?,
-        phase: row.get::<_, i64>("phase")? as usize,
-        index: row.get::<_, i64>("position")? as usize,
-        packed: Packed::default(),
-        model: model.map(Into::into),
-        part,
-        weight: NonZeroU64::new(row.get::<_, i64>("weight")? as u64),
-        ranks: Ranks { min: row.get("min_ranks")?, max: unless_0(row.get("max_ranks")?) },
-        state: state_of(code, result)?,
-        token: row.get::<_, i64>("token")? as u64,
-        failures: row.get("failures")?,
-        losses: row.get("losses")?,
-        last_world_size: row.get("last_world_size")?,
-        furthest: 0,
-    };
-    Ok(OldTask { task, spec, label: row.get("label")? })
+    let found = Spec { packed: Packed::default(), model: model.map(Into::into), part };
+    Ok(OldTask { task: read_task(row, |_, _| Some(found))?, spec, label: row.get("label")? })
 }
 
 /// Packs the specs of tasks, phase by phase.

@@ -117,7 +117,7 @@ pub(super) fn drop_result(tx: &Transaction<'_>, task: u64) -> rusqlite::Result<(
 }
 
 /// Reads a number from a column in which 0 stands for none.
-pub(super) fn unless_0<T: Default + PartialEq>(number: T) -> Option<T> {
+fn unless_0<T: Default + PartialEq>(number: T) -> Option<T> {
     (number != T::default()).then_some(number)
 }
 
@@ -126,8 +126,11 @@ pub(super) fn unreadable(what: String) -> rusqlite::Error {
 }
 
 pub(super) fn from_json<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: &str) -> rusqlite::Result<T> {
-    let text: String = row.get(column)?;
-    serde_json::from_str(&text).map_err(|e| unreadable(format!("{column}: {e}")))
+    parsed(&row.get::<_, String>(column)?, column)
+}
+
+pub(super) fn parsed<T: serde::de::DeserializeOwned>(text: &str, column: &str) -> rusqlite::Result<T> {
+    serde_json::from_str(text).map_err(|e| unreadable(format!("{column}: {e}")))
 }
 
 pub(super) fn read_job(row: &Row<'_>) -> rusqlite::Result<Job> {
@@ -178,7 +181,7 @@ const FAILED: i64 = 4;
 const CANCELLED: i64 = 5;
 
 /// Returns a task's state with its result or failure.
-pub(super) fn state_of(state: i64, result: Option<Vec<u8>>) -> rusqlite::Result<TaskState> {
+fn state_of(state: i64, result: Option<Vec<u8>>) -> rusqlite::Result<TaskState> {
     let damaged = |e: prost::DecodeError| unreadable(format!("result: {e}"));
     let blob = result.unwrap_or_default();
     Ok(match state {
@@ -223,9 +226,9 @@ pub(super) fn read_task(row: &Row<'_>, found: impl FnOnce(i64, u32) -> Option<Sp
 /// A task's spec, with the parts that scheduling reads.
 #[derive(Debug, Clone)]
 pub(super) struct Spec {
-    packed: Packed,
-    model: Option<Arc<str>>,
-    part: Option<&'static str>,
+    pub(super) packed: Packed,
+    pub(super) model: Option<Arc<str>>,
+    pub(super) part: Option<&'static str>,
 }
 
 /// Reads a pack's specs, each of them once as a check.

@@ -178,7 +178,15 @@ mod tests {
     }
 
     #[test]
-    fn a_database_of_version_4_keeps_its_jobs_tasks_results_and_events() {
+    fn a_database_of_versions_1_to_4_keeps_its_jobs_tasks_results_and_events() {
+        let later = ["ALTER TABLE stages DROP COLUMN spent_before;", "", "ALTER TABLE stages DROP COLUMN claim;"];
+        for version in 1..=4 {
+            keeps_what_it_holds(&format!("{} PRAGMA user_version = {version};", later[version - 1..].concat()));
+        }
+    }
+
+    /// Checks a database that is of version 4 until it `is_made_older`.
+    fn keeps_what_it_holds(is_made_older: &str) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("state.db");
         let old = Connection::open(&path).unwrap();
@@ -214,6 +222,7 @@ mod tests {
             .unwrap();
         }
         old.execute("INSERT INTO events VALUES (41, 1, 'j', '', 0, 'info', 'submitted')", []).unwrap();
+        old.execute_batch(is_made_older).unwrap();
         drop(old);
 
         let looked_at = StateStore::open_file(&path).unwrap();
@@ -227,7 +236,8 @@ mod tests {
             assert_eq!(jobs[0].stages[0].phases, [[1, 2, 3]]);
             assert_eq!((jobs[0].ended_at, jobs[0].stages[0].ended_at), (None, None));
             assert_eq!(jobs[0].stages[0].started_at, Some(7));
-            assert_eq!((jobs[0].stages[0].name, jobs[0].stages[0].spent_before), (StageName::Embed, 11));
+            let spent = if is_made_older.contains("spent_before") { 0 } else { 11 };
+            assert_eq!((jobs[0].stages[0].name, jobs[0].stages[0].spent_before), (StageName::Embed, spent));
             for (place, task) in tasks.iter().enumerate() {
                 assert_eq!((task.spec(), task.label()), (spec(place), format!("label {place}")));
                 assert_eq!((task.model.as_deref(), task.part), (Some("decoder"), Some("teacher")));

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use rusqlite::params;
 
-use super::{StateError, StateStore, sqlite};
+use super::{StateError, StateStore};
 
 /// Other versions need not read it, and may lack it.
 pub(super) const TOLD: &str = "CREATE TABLE IF NOT EXISTS told (
@@ -13,19 +13,16 @@ pub(super) const TOLD: &str = "CREATE TABLE IF NOT EXISTS told (
 impl StateStore {
     /// Returns the last end of each job that each program was told.
     pub fn told(&self) -> Result<HashMap<(String, String), i64>, StateError> {
-        let read = || -> rusqlite::Result<_> {
-            let mut statement = self.connection.prepare("SELECT job, program, ended_at FROM told")?;
+        self.ask(|c| {
+            let mut statement = c.prepare("SELECT job, program, ended_at FROM told")?;
             let rows = statement.query_map([], |row| Ok(((row.get(0)?, row.get(1)?), row.get(2)?)))?;
             rows.collect()
-        };
-        read().map_err(|e| sqlite(&self.path, e))
+        })
     }
 
     /// Records that a program was told of a job's end.
     pub fn set_told(&mut self, job: &str, program: &str, ended_at: i64) -> Result<(), StateError> {
-        self.connection
-            .execute("INSERT OR REPLACE INTO told VALUES (?1, ?2, ?3)", params![job, program, ended_at])
-            .map(|_| ())
-            .map_err(|e| sqlite(&self.path, e))
+        let sql = "INSERT OR REPLACE INTO told VALUES (?1, ?2, ?3)";
+        self.ask(|c| c.execute(sql, params![job, program, ended_at]).map(|_| ()))
     }
 }
