@@ -1,9 +1,9 @@
 //! `WorkerService`: the calls of workers.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use llink_proto::reach::INSTANCE_KEY;
 use llink_proto::task::Kind;
 use llink_proto::worker_service_server::WorkerService;
@@ -12,8 +12,8 @@ use llink_proto::{
     RegisterResponse, RendezvousRequest, RendezvousResponse, ReportRequest, ReportResponse, TaskResult, report_request,
     shown,
 };
-use tokio::sync::{mpsc, watch};
-use tokio_stream::Stream;
+use tokio::sync::watch;
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::access::{Peer, Proof, TokenUse, sha256_of};
@@ -153,12 +153,13 @@ impl WorkerService for Workers {
         };
         // The stream ends with the server, so that a graceful shutdown does not wait for workers.
         let mut stop = self.stopped.clone();
-        let stop = Box::pin(async move { drop(stop.wait_for(|s| *s).await) });
-        Ok(Response::new(Assignments {
-            instructions,
-            stop,
-            guard: StreamGuard { worker, engine: self.engine.clone() },
-        }))
+        let stop = async move { drop(stop.wait_for(|s| *s).await) };
+        let guard = StreamGuard { worker, engine: self.engine.clone() };
+        let held = move |_: &Instruction| {
+            let _ = &guard;
+        };
+        let instructions = UnboundedReceiverStream::new(instructions).inspect(held);
+        Ok(Response::new(instructions.map(Ok).take_until(Box::pin(stop)).boxed()))
     }
 
     async fn heartbeat(&self, request: Request<HeartbeatRequest>) -> Result<Response<HeartbeatResponse>, Status> {
@@ -241,15 +242,10 @@ fn gang_secret(key: &str, task: u64, token: u64) -> Vec<u8> {
     sha256_of(&format!("{key} {task} {token}")).into_bytes()
 }
 
-/// A worker's stream of instructions. When it ends for any reason, the worker's leases are given back.
-pub(super) struct Assignments {
-    instructions: mpsc::UnboundedReceiver<Instruction>,
-    stop: Pin<Box<dyn Future<Output = ()> + Send>>,
-    // The field is held only for its drop.
-    #[allow(dead_code)]
-    guard: StreamGuard,
-}
+/// A worker's stream of instructions.
+pub(super) type Assignments = BoxStream<'static, Result<Instruction, Status>>;
 
+/// Gives a worker's leases back when its stream ends for any reason.
 struct StreamGuard {
     worker: String,
     engine: EngineHandle,
@@ -262,16 +258,5 @@ impl Drop for StreamGuard {
             e.close_outbox(&worker);
             e.step(|c, now, fx| c.worker_gone(&worker, "its connection closed", now, fx));
         });
-    }
-}
-
-impl Stream for Assignments {
-    type Item = Result<Instruction, Status>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.stop.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(None);
-        }
-        self.instructions.poll_recv(cx).map(|i| i.map(Ok))
     }
 }

@@ -21,6 +21,7 @@ use futures::FutureExt;
 use llink_datasets::store::Store;
 use object_store::memory::InMemory;
 use object_store::{ObjectStoreExt, PutPayload};
+use strum::{EnumIter, IntoEnumIterator};
 
 use crate::schedule::Millis;
 use ledger::{Ledger, Results};
@@ -37,7 +38,7 @@ const MOST: Millis = 3_600_000;
 const PLACE: &str = "simulated";
 
 /// The kinds of faults. A seed has about half of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, EnumIter)]
 enum Fault {
     Loss,
     Delay,
@@ -61,33 +62,8 @@ enum Fault {
     Cancels,
 }
 
-impl Fault {
-    const ALL: [Self; 20] = [
-        Self::Loss,
-        Self::Delay,
-        Self::Repetition,
-        Self::Breaks,
-        Self::Cuts,
-        Self::Tasks,
-        Self::WorkerDies,
-        Self::WorkerHalts,
-        Self::CoordinatorDies,
-        Self::CoordinatorHalts,
-        Self::CoordinatorStops,
-        Self::VolumeLost,
-        Self::DiskStalls,
-        Self::DiskFull,
-        Self::SlowDisk,
-        Self::Store,
-        Self::SlowStore,
-        Self::Clock,
-        Self::Vanishes,
-        Self::Cancels,
-    ];
-}
-
 /// The settings of a run, which the seed decides.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Plan {
     faults: BTreeSet<Fault>,
     /// No fault happens after this time.
@@ -116,7 +92,7 @@ impl Plan {
         let most = if world.one_in(25) { 50 } else { 5 };
         let jobs = 1 + world.random() as usize % 3;
         Self {
-            faults: Fault::ALL.into_iter().filter(|_| world.one_in(2)).collect(),
+            faults: Fault::iter().filter(|_| world.one_in(2)).collect(),
             trouble_ends: world.between(10_000, 90_000),
             places,
             on_replica: if world.one_in(3) { 1 + world.random() as usize % 2 } else { 0 },
@@ -126,25 +102,18 @@ impl Plan {
                 .collect(),
             one_machine: world.one_in(2),
             folds: world.one_in(3),
-            answers_first: false,
-            hides_successors: false,
+            ..Self::default()
         }
     }
 
     /// Returns a run of one job without faults.
     fn calm(job: usize) -> Self {
-        Self {
-            faults: BTreeSet::new(),
-            trouble_ends: 0,
-            places: 1,
-            on_replica: 0,
-            workers: 3,
-            jobs: vec![(job, 0)],
-            one_machine: true,
-            folds: false,
-            answers_first: false,
-            hides_successors: false,
-        }
+        Self { places: 1, workers: 3, jobs: vec![(job, 0)], one_machine: true, ..Self::default() }
+    }
+
+    /// Returns a run of one job with one kind of fault.
+    fn with(fault: Fault) -> Self {
+        Self { faults: BTreeSet::from([fault]), trouble_ends: 60_000, ..Self::calm(0) }
     }
 
     /// Returns the processes of coordinators.
@@ -339,25 +308,16 @@ fn a_seed_is_the_same_run_each_time() {
 
 #[test]
 fn an_engine_that_answers_before_it_saves_is_detected() {
-    let plan = |_: &World| Plan {
-        faults: BTreeSet::from([Fault::CoordinatorDies]),
-        trouble_ends: 60_000,
-        answers_first: true,
-        ..Plan::calm(0)
-    };
-    let found = (0..200).any(|seed| std::panic::catch_unwind(|| check(seed, plan)).is_err());
-    assert!(found, "200 seeds do not find the fault");
+    is_detected(|| Plan { answers_first: true, ..Plan::with(Fault::CoordinatorDies) });
 }
 
 #[test]
 fn a_leader_that_does_not_learn_of_its_successor_is_detected() {
-    let plan = |_: &World| Plan {
-        faults: BTreeSet::from([Fault::CoordinatorHalts]),
-        trouble_ends: 60_000,
-        on_replica: 2,
-        hides_successors: true,
-        ..Plan::calm(0)
-    };
-    let found = (0..200).any(|seed| std::panic::catch_unwind(|| check(seed, plan)).is_err());
+    is_detected(|| Plan { on_replica: 2, hides_successors: true, ..Plan::with(Fault::CoordinatorHalts) });
+}
+
+/// Checks that some seed finds a planted fault.
+fn is_detected(plan: impl Fn() -> Plan + std::panic::RefUnwindSafe) {
+    let found = (0..200).any(|seed| std::panic::catch_unwind(|| check(seed, |_| plan())).is_err());
     assert!(found, "200 seeds do not find the fault");
 }
