@@ -29,17 +29,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::middleware::from_fn_with_state;
 use llink_proto::job_service_server::JobServiceServer;
 use llink_proto::reach::Secret;
 use llink_proto::worker_service_server::WorkerServiceServer;
 use tokio::sync::{oneshot, watch};
+use tonic::service::Routes;
 
 use crate::machine::{Machine, ThisMachine, unix_ms};
 use crate::schedule::{Keep, Timing};
 use crate::state::{StateError, StateStore, private, replica};
 
 use accept::{Protection, Spoken};
-use access::{Access, AccessLayer, AuditError, AuditLog, Slowdown};
+use access::{Access, AuditError, AuditLog, Slowdown, gate};
 use connections::Limits;
 pub use endpoint::{Endpoint, endpoint_file};
 pub use engine::EngineHandle;
@@ -220,13 +222,13 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
     let gang_key = access::fresh_secret().map_err(ServeError::Random)?;
     let workers = workers::Workers::new(engine.clone(), options.timing, stopped.clone(), gang_key, tls.is_some());
     let workers = WorkerServiceServer::new(workers).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let services = Routes::new(jobs).add_service(workers).into_axum_router();
+    let services = services.layer(from_fn_with_state(access.clone(), gate));
     let router = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .tcp_nodelay(true)
-        .layer(AccessLayer(access.clone()))
-        .add_service(jobs)
-        .add_service(workers);
+        .add_routes(services.into());
     if let Some(audit) = audit.clone() {
         tokio::spawn(settle(audit, stopped.clone()));
     }

@@ -1,19 +1,18 @@
 //! The gate that every call passes.
 
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use axum::extract::{Request, State};
+use axum::http::HeaderMap;
+use axum::middleware::Next;
+use axum::response::Response;
 use llink_proto::shown;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio_rustls::rustls::pki_types::CertificateDer;
-use tonic::body::Body;
-use tonic::codegen::http::{HeaderMap, Request, Response};
 use tonic::{Code, Status};
-use tower::{Layer, Service};
 
 use super::audit::{AuditLog, DENIED, Entry};
 use super::{Authority, Need, Peer, Proof, Slowdown, Tokens, bearer, call_name, needed, sha256_of};
@@ -167,80 +166,34 @@ struct Call {
     name: String,
 }
 
-/// The layer that puts the gate before a service.
-#[derive(Debug, Clone)]
-pub(in crate::serve) struct AccessLayer(pub(in crate::serve) Arc<Access>);
-
-impl<S> Layer<S> for AccessLayer {
-    type Service = Gate<S>;
-
-    fn layer(&self, inner: S) -> Gate<S> {
-        Gate { access: self.0.clone(), inner }
-    }
-}
-
-/// A service behind the gate.
-#[derive(Debug, Clone)]
-pub(in crate::serve) struct Gate<S> {
-    access: Arc<Access>,
-    inner: S,
-}
-
-type Answer<E> = Pin<Box<dyn Future<Output = Result<Response<Body>, E>> + Send>>;
-
-impl<S> Service<Request<Body>> for Gate<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Answer<S::Error>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let origin = request.extensions().get::<Origin>().cloned();
-        let from = origin.as_ref().map(|origin| origin.address.to_string()).unwrap_or_default();
-        let path = request.uri().path();
-        let name = call_name(path).to_owned();
-        let peer = self.access.peer(origin.as_ref(), request.headers());
-        let admitted = peer.map_err(|status| (status, unknown())).and_then(|peer| match needed(path) {
-            Some(need) if peer.role.may(need) => Ok(peer),
-            Some(need) => Err((Status::permission_denied(lacks(&peer, need)), peer)),
-            None => Err((Status::unimplemented("there is no such call"), peer)),
-        });
-        let access = self.access.clone();
-        match admitted {
-            Err((status, peer)) => {
-                let call = Call { peer, from, name };
-                access.note(&call, DENIED, "", status.message());
-                let wait = match status.code() {
-                    Code::Unauthenticated => {
-                        let source = origin.map(|origin| Source::of(origin.address.ip()));
-                        access.slowdown.wait(source, Instant::now())
-                    }
-                    _ => Duration::ZERO,
-                };
-                Box::pin(async move {
-                    tokio::time::sleep(wait).await;
-                    Ok(status.into_http())
-                })
+/// Lets a call pass to the services if its caller may make it, and notes every call.
+pub(in crate::serve) async fn gate(State(access): State<Arc<Access>>, mut request: Request, next: Next) -> Response {
+    let origin = request.extensions().get::<Origin>().cloned();
+    let from = origin.as_ref().map(|origin| origin.address.to_string()).unwrap_or_default();
+    let path = request.uri().path();
+    let name = call_name(path).to_owned();
+    let peer = access.peer(origin.as_ref(), request.headers());
+    let admitted = peer.map_err(|status| (status, unknown())).and_then(|peer| match needed(path) {
+        Some(need) if peer.role.may(need) => Ok(peer),
+        Some(need) => Err((Status::permission_denied(lacks(&peer, need)), peer)),
+        None => Err((Status::unimplemented("there is no such call"), peer)),
+    });
+    match admitted {
+        Err((status, peer)) => {
+            access.note(&Call { peer, from, name }, DENIED, "", status.message());
+            if status.code() == Code::Unauthenticated {
+                let source = origin.map(|origin| Source::of(origin.address.ip()));
+                tokio::time::sleep(access.slowdown.wait(source, Instant::now())).await;
             }
-            Ok(peer) => {
-                request.extensions_mut().insert(peer.clone());
-                let answer = self.inner.call(request);
-                let call = Call { peer, from, name };
-                Box::pin(async move {
-                    let response = short(answer.await?);
-                    let (outcome, reason) = ending(&response);
-                    let about = response.extensions().get::<Subject>().map_or("", |s| s.0.as_str());
-                    access.note(&call, &outcome, about, &reason);
-                    Ok(response)
-                })
-            }
+            status.into_http()
+        }
+        Ok(peer) => {
+            request.extensions_mut().insert(peer.clone());
+            let response = short(next.run(request).await);
+            let (outcome, reason) = ending(&response);
+            let about = response.extensions().get::<Subject>().map_or("", |s| s.0.as_str());
+            access.note(&Call { peer, from, name }, &outcome, about, &reason);
+            response
         }
     }
 }
@@ -259,7 +212,7 @@ fn lacks(peer: &Peer, need: Need) -> String {
 }
 
 /// Cuts a refusal's text so that it fits in a header, because it may contain texts of jobs and workers.
-fn short(response: Response<Body>) -> Response<Body> {
+fn short(response: Response) -> Response {
     match Status::from_header_map(response.headers()) {
         Some(status) if status.message().len() > REFUSAL_BYTES => {
             let text = shown::bounded(status.message(), REFUSAL_BYTES);
@@ -270,7 +223,7 @@ fn short(response: Response<Body>) -> Response<Body> {
 }
 
 /// Returns how a call ended, from the head of its answer. A successful call or an open stream has no status there yet.
-fn ending(response: &Response<Body>) -> (String, String) {
+fn ending(response: &Response) -> (String, String) {
     let Some(status) = Status::from_header_map(response.headers()) else {
         return ("ok".into(), String::new());
     };

@@ -14,7 +14,7 @@ use serde::de::value::Error as ValueError;
 
 pub use audit::{AuditError, AuditLog};
 pub use certificates::{Authority, identity};
-pub(super) use layer::{Access, AccessLayer, Subject};
+pub(super) use layer::{Access, Subject, gate};
 pub(super) use slowdown::Slowdown;
 pub use tokens::{Token, TokenError, TokenUse, Tokens, fresh_secret, sha256_of};
 
