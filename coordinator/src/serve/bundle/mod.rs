@@ -49,29 +49,42 @@ const LASTS: Duration = Duration::from_secs(24 * 3600);
 /// The time for the last answers after the server was told to stop.
 const FAREWELL: Duration = Duration::from_secs(20);
 
-/// The options of a server of a bundle.
-#[derive(Debug)]
+#[derive(Debug, clap::Args)]
 pub struct BundleOptions {
-    /// The address to listen on. Port 0 takes a free one.
-    pub listen: SocketAddr,
-    pub name: String,
-    pub at_once: usize,
-    /// The number of further requests that may wait.
-    pub queue: usize,
-    /// The most tokens of an answer, if the request does not say it.
-    pub max_tokens: usize,
-    /// The certificate of the server. `None` means plain text.
-    pub tls: Option<TlsFiles>,
-    /// The file of hashed tokens. `None` means that callers are not asked for any.
-    pub tokens: Option<PathBuf>,
-    /// Whether to listen beyond loopback without protection.
-    pub insecure: bool,
+    /// Address to listen on. Beyond loopback this needs --tls-cert, --tls-key and --tokens.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// Name of the model in requests.
+    #[arg(long, default_value = "llink")]
+    name: String,
+    /// Answers that are computed at once.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    at_once: u16,
+    /// Requests that may wait beside them. More are refused until there is room.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    queue: u16,
+    /// The longest answer in tokens, if a request does not say it.
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    max_tokens: u32,
+    /// File of hashed tokens from `llink-coord token`, which is read again when it changes. Clients send a token as their
+    /// API key.
+    #[arg(long, env = "LLINK_TOKENS", value_name = "FILE")]
+    tokens: Option<PathBuf>,
+    /// The server's certificate (PEM), which is read again when it changes.
+    #[arg(long, env = "LLINK_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The private key of the certificate (PEM).
+    #[arg(long, env = "LLINK_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Listen beyond loopback without TLS and tokens. Only for networks that you trust.
+    #[arg(long, env = "LLINK_INSECURE")]
+    insecure: bool,
 }
 
 impl BundleOptions {
     /// Refuses an address where everyone who reaches it could ask.
     pub fn check(&self) -> Result<(), ServeError> {
-        let is_guarded = self.tls.is_some() && self.tokens.is_some();
+        let is_guarded = self.tls_cert.is_some() && self.tokens.is_some();
         if self.listen.ip().is_loopback() || self.insecure || is_guarded {
             return Ok(());
         }
@@ -107,7 +120,9 @@ struct Shared {
 pub async fn start(generator: Generator, options: BundleOptions) -> Result<RunningBundle, ServeError> {
     options.check()?;
     let tokens = options.tokens.as_deref().map(tls::watch_tokens).transpose()?;
-    let protection = match options.tls {
+    let files = options.tls_cert.zip(options.tls_key);
+    let files = files.map(|(certificate, key)| TlsFiles { certificate, key, client_authority: None });
+    let protection = match files {
         Some(files) => Protection::Tls(tls::watch_files(files, ClientCertificate::Optional)?.server),
         None => Protection::Plain,
     };
@@ -118,18 +133,18 @@ pub async fn start(generator: Generator, options: BundleOptions) -> Result<Runni
     };
     let (asked, requests) = mpsc::unbounded_channel();
     let (breaks, broken) = oneshot::channel();
-    let places = options.at_once + options.queue;
+    let at_once = usize::from(options.at_once);
+    let places = at_once + usize::from(options.queue);
     let shared = Arc::new(Shared {
         name: options.name,
         bundle: generator.key().to_owned(),
         started: since_epoch().as_secs(),
-        max_tokens: options.max_tokens,
+        max_tokens: options.max_tokens as usize,
         places: Arc::new(Semaphore::new(places)),
         all_places: u32::try_from(places).unwrap_or(u32::MAX),
         asked,
         tokens,
     });
-    let at_once = options.at_once;
     tokio::task::spawn_blocking(move || {
         let ended = speaker::answer_all(generator, requests, at_once);
         // Nobody listens any more if the server has stopped.
