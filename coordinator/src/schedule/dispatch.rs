@@ -1,7 +1,6 @@
 //! The assignment of waiting tasks to idle workers.
 
 use std::collections::BTreeSet;
-use std::fmt;
 
 use llink_proto::{Assignment, Seat};
 
@@ -10,33 +9,21 @@ use super::turns::Limit;
 use super::{Action, Cluster, Effects, Lease, Level, Member, MemberState, Millis, TaskRecord, TaskState};
 
 /// The reason why a waiting task is not leased.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, strum::Display)]
 enum Wait {
-    /// The task failed, and is tried again after this time.
+    #[strum(to_string = "failed a moment ago, tried again in {0} ms")]
     Backoff(Millis),
-    /// No worker is connected. `expected` says whether one is on its way.
-    NoWorker { expected: bool },
-    /// All of this number of workers are busy.
+    #[strum(to_string = "no worker is connected")]
+    NoWorker,
+    #[strum(to_string = "local workers are starting")]
+    Starting,
+    #[strum(to_string = "all {0} workers are busy")]
     Busy(usize),
-    /// The task's job holds as many workers as it may.
+    #[strum(to_string = "{0}")]
     Held(Limit),
     /// A gang waits for more ranks.
+    #[strum(to_string = "gathers {wanted} ranks: {idle} of {workers} workers are idle, {min} will do after a while")]
     Gathers { wanted: usize, idle: usize, workers: usize, min: usize },
-}
-
-impl fmt::Display for Wait {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Backoff(millis) => write!(f, "failed a moment ago, tried again in {millis} ms"),
-            Self::NoWorker { expected: false } => f.write_str("no worker is connected"),
-            Self::NoWorker { expected: true } => f.write_str("local workers are starting"),
-            Self::Held(limit) => limit.fmt(f),
-            Self::Busy(workers) => write!(f, "all {workers} workers are busy"),
-            Self::Gathers { wanted, idle, workers, min } => {
-                write!(f, "gathers {wanted} ranks: {idle} of {workers} workers are idle, {min} will do after a while")
-            }
-        }
-    }
 }
 
 impl Cluster {
@@ -108,8 +95,7 @@ impl Cluster {
         }
         let workers = self.workers.listening();
         if workers == 0 {
-            let expected = self.expected_workers > 0;
-            return Err(Wait::NoWorker { expected });
+            return Err(if self.expected_workers > 0 { Wait::Starting } else { Wait::NoWorker });
         }
         let idle = self.workers.idle().len();
         let min = task.ranks.min.max(1) as usize;

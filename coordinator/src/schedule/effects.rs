@@ -167,15 +167,8 @@ impl Effects {
     }
 
     pub(super) fn happened(&mut self, at: Millis, task: &TaskRecord, level: Level, text: impl Into<String>) {
-        let text: String = text.into();
-        self.events.push(Happening {
-            at,
-            job: task.job.to_string(),
-            stage: task.stage.to_string(),
-            task: task.id,
-            level,
-            text: redacted(&text).into_owned(),
-        });
+        let (job, stage) = (task.job.to_string(), task.stage.to_string());
+        self.note(Happening { at, job, stage, task: task.id, level, text: text.into() });
     }
 
     pub(super) fn happened_to_job(
@@ -186,14 +179,12 @@ impl Effects {
         level: Level,
         text: impl Into<String>,
     ) {
-        let text: String = text.into();
-        self.events.push(Happening {
-            at,
-            job: job.into(),
-            stage: stage.into(),
-            task: 0,
-            level,
-            text: redacted(&text).into_owned(),
-        });
+        let (job, stage) = (job.into(), stage.into());
+        self.note(Happening { at, job, stage, task: 0, level, text: text.into() });
+    }
+
+    fn note(&mut self, event: Happening) {
+        let text = redacted(&event.text).into_owned();
+        self.events.push(Happening { text, ..event });
     }
 }

@@ -160,6 +160,12 @@ pub struct Work {
     pub key: String,
 }
 
+impl Job {
+    pub fn stage(&self, name: StageName) -> Option<&Stage> {
+        self.stages.iter().find(|stage| stage.name == name)
+    }
+}
+
 impl Stage {
     fn new(name: StageName) -> Self {
         Self {
@@ -383,7 +389,7 @@ impl Cluster {
     }
 
     fn stage(&self, job: &str, name: StageName) -> Option<&Stage> {
-        self.jobs.get(job)?.stages.iter().find(|s| s.name == name)
+        self.jobs.get(job)?.stage(name)
     }
 }
 

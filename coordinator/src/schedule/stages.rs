@@ -140,10 +140,7 @@ impl Cluster {
         if lost.is_empty() {
             return;
         }
-        let Some(job) = self.jobs.get(id) else { return };
-        let Some(stage) = job.stages.iter().find(|s| s.name == name) else {
-            return;
-        };
+        let Some(stage) = self.stage(id, name) else { return };
         let is_lost = |task: &u64| self.files_of(*task).any(|file| lost.contains(&file.path));
         let Some(first) = stage.phases.iter().position(|phase| phase.iter().any(is_lost)) else {
             return;
@@ -162,9 +159,7 @@ impl Cluster {
     /// interval may have planned them, or an attempt that wrote elsewhere.
     fn plan_last_phase_anew(&mut self, id: &str, name: StageName, now: Millis, fx: &mut Effects) {
         let Some(job) = self.jobs.get(id) else { return };
-        let Some(stage) = job.stages.iter().find(|s| s.name == name) else {
-            return;
-        };
+        let Some(stage) = job.stage(name) else { return };
         let Some((last, before)) = stage.phases.split_last() else {
             return;
         };
@@ -206,8 +201,7 @@ impl Cluster {
     pub(super) fn next_phase(&mut self, id: &str, name: StageName, now: Millis, fx: &mut Effects) {
         loop {
             let Some(job) = self.jobs.get(id) else { return };
-            let computing = |s: &&Stage| s.name == name && s.pursuit == Pursuit::Computing;
-            let Some(stage) = job.stages.iter().find(computing) else {
+            let Some(stage) = job.stage(name).filter(|stage| stage.pursuit == Pursuit::Computing) else {
                 return;
             };
             let is_done = |phase| self.tasks.tally(id, name, phase).is_none_or(|tally| tally.done == tally.tasks);

@@ -4,35 +4,20 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
-use std::fmt;
 use std::sync::Arc;
 
 use super::tasks::OfJob;
 use super::{Cluster, Job, Pursuit, TaskRecord};
 
 /// A limit that holds a job back although workers may be idle.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, strum::Display)]
 pub(super) enum Limit {
-    /// The job's own limit, `workers.at_most`.
+    #[strum(to_string = "the job has all the workers that its `workers.at_most` = {0} allows")]
     OfJob(usize),
-    OfPerson {
-        name: String,
-        workers: usize,
-    },
-}
-
-impl fmt::Display for Limit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::OfJob(workers) => {
-                write!(f, "the job has all the workers that its `workers.at_most` = {workers} allows")
-            }
-            Self::OfPerson { name, workers } => write!(
-                f,
-                "the jobs of {name} have all the workers that this coordinator's limit of {workers} for each person allows"
-            ),
-        }
-    }
+    #[strum(
+        to_string = "the jobs of {name} have all the workers that this coordinator's limit of {workers} for each person allows"
+    )]
+    OfPerson { name: String, workers: usize },
 }
 
 impl Cluster {

@@ -33,19 +33,13 @@ impl Work {
 impl Cluster {
     /// Returns the job that leads the work.
     pub(super) fn leader(&self, work: &Work) -> Option<String> {
-        let leads = |job: &&Job| {
-            let stage = job.stages.iter().find(|s| s.name == work.stage);
-            stage.is_some_and(|s| s.pursuit.leads() && Work::of(job, s) == *work)
-        };
+        let leads = |job: &&Job| job.stage(work.stage).is_some_and(|s| s.pursuit.leads() && Work::of(job, s) == *work);
         self.running_jobs().find(leads).map(|job| job.id.clone())
     }
 
     /// Returns the jobs that follow `leader` in a stage, the oldest first.
     pub(super) fn followers(&self, leader: &str, stage: StageName) -> Vec<String> {
-        let follows = |job: &&Job| {
-            let mut stages = job.stages.iter();
-            stages.any(|s| s.name == stage && s.pursuit == Pursuit::Follows(leader.into()))
-        };
+        let follows = |job: &&Job| job.stage(stage).is_some_and(|s| s.pursuit == Pursuit::Follows(leader.into()));
         let mut found: Vec<&Job> = self.running_jobs().filter(follows).collect();
         found.sort_by_key(|job| job.submitted_at);
         found.into_iter().map(|job| job.id.clone()).collect()
@@ -123,10 +117,7 @@ impl Cluster {
         now: Millis,
         fx: &mut Effects,
     ) {
-        let manifest = self.jobs.get(leader).and_then(|job| {
-            let stage = job.stages.iter().find(|s| s.name == name)?;
-            stage.manifest.clone()
-        });
+        let manifest = self.stage(leader, name).and_then(|stage| stage.manifest.clone());
         for id in &followers {
             if let Some(stage) = self.stage_mut(id, name) {
                 stage.state = StageState::Cached;
@@ -172,8 +163,7 @@ impl Cluster {
             let left = |s: &Stage| !s.is_complete() && !s.phases.is_empty() && s.pursuit == Pursuit::Idle;
             job.stages.iter().any(|s| left(s) && Work::of(job, s) == *work)
         };
-        let own = self.jobs.get(id)?.stages.iter().find(|s| s.name == work.stage)?;
-        if !own.phases.is_empty() {
+        if !self.stage(id, work.stage)?.phases.is_empty() {
             return None;
         }
         self.jobs.values().filter(|job| job.id != id).find(begun).map(|job| job.id.clone())
@@ -246,13 +236,12 @@ impl Cluster {
 
     pub(super) fn work(&self, id: &str, name: StageName) -> Option<Work> {
         let job = self.jobs.get(id)?;
-        job.stages.iter().find(|s| s.name == name).map(|stage| Work::of(job, stage))
+        job.stage(name).map(|stage| Work::of(job, stage))
     }
 
     /// Returns the files that the stage's finished tasks wrote, with their sizes in bytes.
     fn kept_files(&self, id: &str, name: StageName) -> BTreeMap<String, u64> {
-        let stage = self.jobs.get(id).and_then(|j| j.stages.iter().find(|s| s.name == name));
-        let tasks = stage.into_iter().flat_map(|stage| stage.phases.iter().flatten());
+        let tasks = self.stage(id, name).into_iter().flat_map(|stage| stage.phases.iter().flatten());
         let files = tasks.flat_map(|task| self.files_of(*task));
         files.map(|file| (file.path, file.bytes)).collect()
     }

@@ -70,7 +70,7 @@ fn check_session(engine: &Engine, worker: &str, session: &Session) -> Result<(),
 fn stray<'a>(cluster: &Cluster, task: u64, result: &'a TaskResult) -> Option<&'a str> {
     let record = cluster.tasks.get(&task)?;
     let job = cluster.jobs.get(&*record.job)?;
-    let stage = job.stages.iter().find(|s| s.name == record.stage)?;
+    let stage = job.stage(record.stage)?;
     let folder = format!("{}/", plan::directory(stage.name, &stage.key));
     // The result of a split names shards that other tasks will write in the folder.
     let splits = || matches!(record.spec().kind, Some(Kind::SplitCorpus(_)));
