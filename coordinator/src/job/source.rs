@@ -113,22 +113,15 @@ pub enum CompressionName {
 }
 
 /// A column of a source.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, strum::Display)]
 #[serde(untagged, expecting = "a column's number (TSV) or its name (JSONL, Parquet)")]
 pub enum ColumnName {
     /// A column number, from 1.
+    #[strum(transparent)]
     Number(u32),
     /// A key or a column's name; `a.b` is `b` within `a`.
+    #[strum(transparent)]
     Name(String),
-}
-
-impl fmt::Display for ColumnName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Number(number) => number.fmt(f),
-            Self::Name(name) => name.fmt(f),
-        }
-    }
 }
 
 /// The location of a source and its reading settings. An absent setting follows from the name, or from the section for
