@@ -311,7 +311,7 @@ fn what_a_worker_says_is_bounded_and_obeyed_by_no_terminal() {
 #[test]
 fn connections_that_speak_no_http2_are_closed_within_seconds() {
     let place = Place::new(SMALL);
-    let (serve, url) = place.serve(&[]);
+    let (_serve, url) = place.serve(&[]);
     let address = url.trim_start_matches("http://");
     let connect = |says: &[u8]| {
         let mut stream = TcpStream::connect(address).unwrap();
