@@ -12,7 +12,6 @@ use crate::serve::access::Role;
 /// The time by which certificates are backdated, because clocks differ.
 const CLOCK_SLACK: Duration = Duration::minutes(5);
 
-/// The certificates to make.
 #[derive(Debug, Clone)]
 pub struct Wanted {
     /// The names and addresses under which the coordinator is reached.
@@ -22,23 +21,18 @@ pub struct Wanted {
     pub lasts: Duration,
 }
 
-/// The certificates that were made, in PEM.
 #[derive(Debug, Clone)]
 pub struct Made {
-    /// The authority's certificate and key.
     pub authority: (String, String),
     pub pairs: Vec<Pair>,
 }
 
-/// A certificate and its key.
 #[derive(Debug, Clone)]
 pub struct Pair {
     /// The name: `coordinator`, `worker`, or the person's name.
     pub name: String,
     pub what: String,
-    /// The certificate in PEM.
     pub certificate: String,
-    /// The private key in PEM.
     pub key: String,
 }
 

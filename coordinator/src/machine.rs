@@ -22,7 +22,6 @@ pub(crate) trait Machine: fmt::Debug + Send + Sync {
 
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()>;
 
-    /// Runs a future at the same time as all others.
     fn spawn(&self, future: BoxFuture<'static, ()>);
 
     /// Runs work that would hold up the futures.
@@ -46,7 +45,6 @@ impl dyn Machine {
     }
 }
 
-/// A process on some machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Process {
     pub(crate) host: String,
@@ -56,7 +54,6 @@ pub(crate) struct Process {
     pub(crate) space: String,
 }
 
-/// The machine that this process runs on.
 #[derive(Debug)]
 pub(crate) struct ThisMachine {
     began: Instant,
@@ -122,17 +119,14 @@ impl Machine for ThisMachine {
     }
 }
 
-/// Returns the time of this machine's clock since the epoch.
 pub(crate) fn since_epoch() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// Returns the same time in milliseconds.
 pub(crate) fn unix_ms() -> Millis {
     since_epoch().as_millis() as Millis
 }
 
-/// Returns 64 random bits of the system.
 pub(crate) fn random() -> Result<u64, String> {
     getrandom::u64().map_err(|e| format!("the system gives no random bytes: {e}"))
 }

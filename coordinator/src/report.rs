@@ -54,7 +54,6 @@ fn of_stage(stage: &Stage, manifest: &Manifest) -> StageReport {
     }
 }
 
-/// Returns the time of all stages that train.
 fn training<'a>(manifests: impl Iterator<Item = &'a Manifest>) -> Option<TrainingReport> {
     let (mut counted, mut seconds) = (0.0, 0.0);
     for manifest in manifests {

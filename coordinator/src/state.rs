@@ -26,7 +26,6 @@ use schema::{APART_VERSION, APPENDED_VERSION, OLDEST_VERSION, SCHEMA_VERSION};
 
 use crate::schedule::{Cluster, Effects, Job, TaskRecord};
 
-/// The error of a state store that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     #[error("state store {path}: {source}")]
@@ -50,7 +49,6 @@ pub enum StateError {
     Succeeded { url: String, by: String },
 }
 
-/// The database of a coordinator's state.
 #[derive(Debug)]
 pub struct StateStore {
     path: PathBuf,
@@ -61,7 +59,6 @@ pub struct StateStore {
 }
 
 impl StateStore {
-    /// Opens the store in `directory`, or creates it.
     pub fn open(directory: &Path) -> Result<Self, StateError> {
         let failed = |path: &Path, source| StateError::Directory { path: path.into(), source };
         private::directory(directory).map_err(|e| failed(directory, e))?;
@@ -247,7 +244,6 @@ impl StateStore {
         Ok((jobs, tasks))
     }
 
-    /// Returns the highest number of a deleted task, or 0.
     pub fn highest_forgotten_task(&self) -> Result<u64, StateError> {
         let sql = "SELECT highest_task FROM forgotten";
         let found = self.ask(|c| c.query_row(sql, [], |row| row.get::<_, i64>(0)).optional())?;

@@ -33,7 +33,6 @@ pub(super) struct Audit {
 }
 
 impl Audit {
-    /// Prints the entries as they are in the log.
     pub(super) fn run(&self) -> Result<(), Failed> {
         let file = self.file.clone().unwrap_or_else(|| self.state.join("audit.jsonl"));
         if !file.exists() {

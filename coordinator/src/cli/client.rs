@@ -10,7 +10,6 @@ use crate::serve::{self, Endpoint};
 
 pub(super) type Client = JobServiceClient<Connection>;
 
-/// Connects to the coordinator at `url`.
 pub(super) async fn connect(url: &str, credentials: &Credentials) -> Result<Client, Failed> {
     let (endpoint, caller) =
         credentials.endpoint(url).map_err(|e| Failed::new(Exit::Usage, format!("--coordinator {e}")))?;
@@ -87,7 +86,6 @@ impl From<Status> for Failed {
     }
 }
 
-/// Turns a job's failure into a failed command.
 pub(super) fn job_failed(failure: &Failure) -> Failed {
     Failed::new(exit_of(failure.kind()), failure.text.clone())
 }

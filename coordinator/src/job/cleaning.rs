@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum NearDuplicates {
-    /// Near-duplicates are kept.
     Keep,
     /// A training row that says almost the same as a held-out row is dropped.
     Across,
@@ -20,9 +19,7 @@ pub enum NearDuplicates {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Numbers {
-    /// They are kept.
     Any,
-    /// They are dropped.
     MustAgree,
 }
 

@@ -5,16 +5,13 @@ use std::ops::Range;
 
 use llink_datasets::shown::redacted;
 
-/// One fault in a job file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The dotted path of the key, or empty for the file as a whole.
     pub key: String,
     /// The byte range of the fault in the text.
     pub span: Option<Range<usize>>,
-    /// The fault, for people.
     pub what: String,
-    /// Advice for people.
     pub help: Option<String>,
 }
 
@@ -27,12 +24,10 @@ pub struct JobFileError {
 }
 
 impl JobFileError {
-    /// Collects the faults of the job file `file_name`, whose content is `text`.
     pub(super) fn new(file_name: &str, text: &str, problems: Vec<Problem>) -> Self {
         Self { file_name: file_name.into(), text: text.into(), problems }
     }
 
-    /// Returns the faults, in the order of the file.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }

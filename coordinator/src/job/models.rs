@@ -41,12 +41,10 @@ pub struct ModelsSection {
 }
 
 impl ModelsSection {
-    /// Returns the keys and paths of both models.
     pub fn paths(&self) -> [(&'static str, &str); 2] {
         [("models.encoder", self.encoder.path.as_str()), ("models.decoder", self.decoder.path.as_str())]
     }
 
-    /// Returns the paths of both models for changes.
     pub fn paths_mut(&mut self) -> [&mut String; 2] {
         [&mut self.encoder.path, &mut self.decoder.path]
     }
@@ -95,9 +93,7 @@ pub struct DecoderModel {
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum PoolingName {
-    /// The mean of all states, including special tokens.
     Mean,
-    /// The state of the first token.
     Cls,
 }
 
@@ -141,7 +137,6 @@ impl Serialize for DecoderModel {
 
 /// What a job file gives as a path or as a table.
 pub(super) trait PathOrTable: for<'a> From<&'a str> {
-    /// What is expected, for errors.
     const EXPECTED: &'static str;
 }
 
@@ -181,7 +176,6 @@ where
     deserializer.deserialize_any(PathOrTableVisitor(PhantomData))
 }
 
-/// Reports invalid values.
 pub(super) fn problems(job: &JobFile, expect: Expect<'_>) {
     let models = &job.models;
     for (key, path) in models.paths() {

@@ -91,7 +91,6 @@ fn example_for(key: &str) -> Option<&'static str> {
     }
 }
 
-/// Returns the names between backticks.
 fn backticked(message: &str) -> Vec<String> {
     message.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }

@@ -9,7 +9,6 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::models::{PathOrTable, path_or_table};
 
-/// One source or several.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sources {
     /// A single source, `source = …`.
@@ -26,7 +25,6 @@ impl Default for Sources {
 }
 
 impl Sources {
-    /// Returns the sources in the job's order.
     pub fn as_slice(&self) -> &[SourceEntry] {
         match self {
             Self::One(source) => std::slice::from_ref(source),
@@ -72,13 +70,11 @@ impl Sources {
         }
     }
 
-    /// Returns true if one of the sources is the sample corpus.
     pub fn has_sample(&self) -> bool {
         self.as_slice().iter().any(SourceEntry::is_sample)
     }
 }
 
-/// The format of a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, strum::Display)]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
@@ -91,24 +87,17 @@ pub enum FormatName {
     Moses,
     /// Translation Memory eXchange.
     Tmx,
-    /// Apache Parquet files.
     Parquet,
 }
 
-/// The compression of a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, strum::Display)]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
 pub enum CompressionName {
-    /// The source is not compressed.
     None,
-    /// The source is compressed with gzip.
     Gz,
-    /// The source is compressed with zstd.
     Zst,
-    /// The source is compressed with xz.
     Xz,
-    /// The source is compressed with bzip2.
     Bz2,
 }
 
@@ -177,17 +166,14 @@ impl SourceEntry {
         named.join("/")
     }
 
-    /// Returns every file of the source.
     pub fn files(&self) -> impl Iterator<Item = &str> {
         [&self.url, &self.english, &self.foreign].into_iter().filter_map(|file| file.as_deref())
     }
 
-    /// Returns true if the source stands for made-up rows.
     pub fn is_sample(&self) -> bool {
         self.url.as_deref() == Some("sample")
     }
 
-    /// Returns the fault of the entry, if it has one.
     pub(super) fn fault(&self) -> Option<&'static str> {
         let given = self.files().all(|file| !file.is_empty());
         match (&self.url, &self.english, &self.foreign) {

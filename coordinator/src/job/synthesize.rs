@@ -75,7 +75,6 @@ fn paper_prompts() -> Vec<PromptEntry> {
     .to_vec()
 }
 
-/// Reports invalid values.
 pub(super) fn problems(s: &SynthesizeSection, expect: Expect<'_>) {
     check::http(&s.url, "synthesize.url", expect, "an http:// or https:// URL, up to /v1");
     let host = s.url.split('/').nth(2).unwrap_or_default();

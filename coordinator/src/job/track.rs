@@ -53,7 +53,6 @@ impl TrackSection {
     }
 }
 
-/// Reports invalid values.
 pub(super) fn problems(job: &JobFile, expect: Expect<'_>) {
     let Some(track) = &job.track else { return };
     for (key, url) in track.urls() {

@@ -149,7 +149,6 @@ mod tests {
     use super::*;
     use crate::job::parse;
 
-    /// Returns the additional warnings that `change` causes.
     fn said(change: &str) -> Vec<String> {
         warnings(&parse("job.toml", &format!("[corpus]\nsource = \"sample\"\n{change}")).unwrap())
     }

@@ -76,13 +76,11 @@ pub(super) fn model_ref(
     })
 }
 
-/// Returns the settings of every embedding task, as JSON.
 pub(super) fn settings(stage: StageName, inputs: &Inputs<'_>) -> Result<String, PlanError> {
     let settings = EmbedSettings { max_tokens: max_tokens(stage, inputs)?, ..inputs.job.embed.clone() };
     Ok(json(&settings))
 }
 
-/// Refuses a teacher's layer that the decoder lacks.
 fn check_teacher(inputs: &Inputs<'_>) -> Result<(), PlanError> {
     let Teacher::Pooled(PooledTeacher { layer: TeacherLayer::Number(number), .. }) = inputs.job.embed.teacher else {
         return Ok(());

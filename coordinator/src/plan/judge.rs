@@ -23,7 +23,6 @@ pub(super) fn evaluate_section(job: &JobFile) -> EvaluateSection {
     EvaluateSection { judge, ..job.evaluate.clone() }
 }
 
-/// Returns the stamp of the direct answers, if there are any.
 pub(super) fn stamp(inputs: &Inputs<'_>) -> String {
     let judge = inputs.job.evaluate.judge.as_ref();
     let url = judge.and_then(|judge| judge.direct_answers.as_ref());

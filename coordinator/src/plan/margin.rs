@@ -8,7 +8,6 @@ use super::{Inputs, Phase, PlanError, StageName, earlier, with_role};
 
 const STAGE: StageName = StageName::Align;
 
-/// Returns the tasks that find the pairs with a lower margin.
 pub(super) fn phase(key: &str, inputs: &Inputs<'_>, margin: f64) -> Result<Phase, PlanError> {
     let (corpus, side) = (Corpus::Pairs, Side::Train);
     let vectors = |stage, tower| {

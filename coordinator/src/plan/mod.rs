@@ -142,7 +142,6 @@ impl StageName {
         self.into()
     }
 
-    /// Returns the unit of the stage's progress.
     pub fn unit(self) -> &'static str {
         match self {
             Self::Shard => "rows",
@@ -160,7 +159,6 @@ fn unknown_stage(text: &str) -> String {
     format!("unknown stage {text:?}")
 }
 
-/// The number of ranks that run a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ranks {
     pub min: u32,
@@ -169,20 +167,19 @@ pub struct Ranks {
 }
 
 impl Ranks {
-    /// One worker runs the task alone.
     pub const ONE: Self = Self { min: 1, max: Some(1) };
 }
 
-/// The next phase of a stage.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Phase {
     /// Tasks that may run in any order and at the same time.
-    Tasks { label: String, tasks: PlannedTasks },
-    /// The stage is complete, with this manifest.
+    Tasks {
+        label: String,
+        tasks: PlannedTasks,
+    },
     Complete(Manifest),
 }
 
-/// The inputs of planning.
 #[derive(Debug, Clone, Copy)]
 pub struct Inputs<'a> {
     /// The job, with absolute paths.
@@ -221,7 +218,6 @@ impl Inputs<'_> {
 /// An attempt's claim to compute a stage.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
-    /// The unique name of the attempt.
     pub attempt: String,
     /// True if this attempt writes into a folder of its own, because an earlier attempt may still be writing.
     pub apart: bool,
@@ -294,7 +290,6 @@ pub fn short_hash(text: &str) -> String {
     digest
 }
 
-/// Returns the manifest that holds the job's instruction examples.
 fn instructions_of<'a>(stage: StageName, inputs: &Inputs<'a>) -> Result<&'a Manifest, PlanError> {
     earlier(stage, instructions_stage(inputs.job), inputs)
 }
@@ -395,7 +390,6 @@ fn from_manifest(a: &ManifestArtifact) -> Artifact {
     }
 }
 
-/// Returns the artifacts of `role`, in the manifest's order.
 fn with_role(manifest: &Manifest, role: impl Into<Role>) -> Vec<Artifact> {
     let role = role.into();
     manifest.artifacts.iter().filter(|a| a.role == role).map(from_manifest).collect()

@@ -93,7 +93,6 @@ fn synthesized(section: &SynthesizeSection) -> String {
     )
 }
 
-/// Returns the numbers of training and validation instructions of Stage B, if the job file gives them.
 fn instructions(job: &JobFile) -> Option<(u64, u64)> {
     job.instruct.as_ref()?;
     match (&job.synthesize, &job.instructions) {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use llink_proto::Task;
 use prost::Message;
 
-/// The most specs that share a pack.
 pub(super) const PACKED_TOGETHER: usize = 256;
 /// The number of equal bytes that end a literal run.
 const WORTH_COPYING: usize = 8;
@@ -18,15 +17,12 @@ const SHIFTS: [isize; 9] = [0, 1, -1, 2, -2, 3, -3, 4, -4];
 pub struct Pack {
     /// The id, which is unique in this coordinator.
     pub id: u64,
-    /// The packed bytes, as the state store keeps them.
     pub bytes: Box<[u8]>,
 }
 
-/// The place of one task in a pack.
 #[derive(Debug, Clone, Default)]
 pub struct Packed {
     pub pack: Arc<Pack>,
-    /// The index of the task in the pack.
     pub at: u32,
 }
 

@@ -189,7 +189,6 @@ impl<'a> CorpusPlan<'a> {
         inputs.task(kind, kept, format!("split {}", self.name))
     }
 
-    /// Adds the tasks that write the shards of a split.
     fn add_shard_tasks(
         &self,
         key: &str,
@@ -241,12 +240,10 @@ fn unless_all(rows: u64) -> Option<u64> {
     (rows > 0).then_some(rows)
 }
 
-/// Returns the paths that the sources' tasks wrote, in the sources' order.
 fn cleaned_paths(own: &[TaskResult]) -> Vec<String> {
     own.iter().flat_map(|r| &r.artifacts).map(|a| a.path.clone()).collect()
 }
 
-/// Returns each corpus with the results of its own sources' tasks.
 fn with_own<'a, 'r>(
     corpora: &'a [CorpusPlan<'a>],
     mut cleaned: &'r [TaskResult],
@@ -327,7 +324,6 @@ pub(super) fn models_key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanE
     Ok(parts)
 }
 
-/// Says why these models cannot read this corpus.
 fn unfit_models(job: &JobFile) -> Option<String> {
     let mut models = job.models.paths().into_iter();
     let own_text = job.corpus.source.as_slice().iter().any(|source| !source.is_sample());

@@ -65,7 +65,6 @@ struct SidePlan {
     asked: u64,
     shard: usize,
     skip: u64,
-    /// Number of portions of earlier phases.
     portions: usize,
 }
 

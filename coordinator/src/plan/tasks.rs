@@ -9,7 +9,6 @@ use llink_proto::{ModelRole, Task};
 use super::Ranks;
 use super::pack::{PACKED_TOGETHER, Pack, Packed};
 
-/// A task to be leased.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlannedTask {
     pub spec: Task,
@@ -71,7 +70,6 @@ impl PlannedTasks {
         self.len() == 0
     }
 
-    /// Returns the tasks in their order.
     pub fn iter(&self) -> impl Iterator<Item = PlannedTask> {
         let packed = self.packs.iter().flat_map(|(pack, traits)| {
             pack.iter().zip(traits).map(|((spec, label), traits)| PlannedTask {

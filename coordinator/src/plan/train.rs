@@ -46,7 +46,6 @@ pub(super) fn align_phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskRes
 /// The statistics that are fitted before the first step. A stage `align` whose job fits nothing has none.
 const STATISTICS: Part = Part::Statistics;
 
-/// Returns the statistics that stage `align` fitted.
 pub(super) fn statistics(stage: StageName, inputs: &Inputs<'_>) -> Result<Option<Artifact>, PlanError> {
     let align = earlier(stage, StageName::Align, inputs)?;
     Ok(with_role(align, STATISTICS).into_iter().next())

@@ -21,7 +21,6 @@ enum Wait {
     Busy(usize),
     #[strum(to_string = "{0}")]
     Held(Limit),
-    /// A gang waits for more ranks.
     #[strum(to_string = "gathers {wanted} ranks: {idle} of {workers} workers are idle, {min} will do after a while")]
     Gathers { wanted: usize, idle: usize, workers: usize, min: usize },
 }
@@ -76,7 +75,6 @@ impl Cluster {
         matches!(self.ranks_for(task, self.tasks.now()), Err(Wait::Held(_)))
     }
 
-    /// Returns what a waiting task waits for, in words.
     pub(super) fn waits_for(&self, task: &TaskRecord) -> String {
         let waits = self.ranks_for(task, self.tasks.now()).err();
         waits.map_or_else(

@@ -13,12 +13,10 @@ use crate::plan::{Claim, StageName};
 /// The effects of a step. The fields stand in the order in which they are saved and done.
 #[derive(Debug, Default)]
 pub struct Effects {
-    /// The ids of jobs to save with their stages.
     pub jobs: BTreeSet<String>,
     pub tasks: BTreeSet<u64>,
     /// The stages whose manifest has changed and is to be saved.
     pub manifests: BTreeSet<(String, StageName)>,
-    /// The packs of new tasks' specs to save.
     pub packs: Vec<Arc<Pack>>,
     /// The ids of tasks to delete, because their stage is planned anew.
     pub dropped_tasks: BTreeSet<u64>,
@@ -29,11 +27,9 @@ pub struct Effects {
     pub events: Vec<Happening>,
     /// The attempts that ended without the task's result.
     pub attempts: Vec<Attempt>,
-    /// The actions to take once all of that is saved.
     pub actions: Vec<Action>,
 }
 
-/// An event for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Happening {
     pub at: Millis,
@@ -46,12 +42,10 @@ pub struct Happening {
     pub text: String,
 }
 
-/// The severity of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, strum::AsRefStr)]
 #[strum(serialize_all = "lowercase")]
 pub enum Level {
     Info,
-    /// An event that deserves attention.
     Warn,
     Error,
 }
@@ -75,7 +69,6 @@ pub enum Action {
         worker: String,
         assignment: Box<Assignment>,
     },
-    /// Tell a worker to stop.
     Abort {
         worker: String,
         abort: Abort,
@@ -133,7 +126,6 @@ impl Effects {
         }
     }
 
-    /// Drops the pack of a task's spec if no other task uses it.
     pub(super) fn drop_pack(&mut self, of_task: Option<Packed>) {
         let Some(Packed { pack, .. }) = of_task else { return };
         self.packs.retain(|new| new.id != pack.id || Arc::strong_count(new) > 2);
@@ -157,7 +149,6 @@ impl Effects {
         }));
     }
 
-    /// Tells every member of a lease to stop.
     pub(super) fn abort(&mut self, task_id: u64, token: u64, lease: &Lease, reason: &str) {
         let abort = |member: &Member| Action::Abort {
             worker: member.worker.clone(),

@@ -10,16 +10,13 @@ use crate::job::JobFile;
 use crate::plan::{self, Inputs, PlanError, StageName};
 use crate::report;
 
-/// A submitted job.
 #[derive(Debug, Clone)]
 pub struct NewJob {
     /// The id, derived from the job's content.
     pub id: String,
     /// The person who submitted the job first, where callers are authenticated.
     pub owner: Option<String>,
-    /// The job file with absolute paths.
     pub file: JobFile,
-    /// The stamps of the external files that the job reads.
     pub stamps: BTreeMap<String, String>,
     /// The trace of its submission, which leases carry to the workers; may be empty.
     pub trace: String,
@@ -67,7 +64,6 @@ impl Cluster {
         self.advance(&id, now, fx);
     }
 
-    /// Starts a job that failed or was cancelled again.
     pub fn resume(&mut self, id: &str, now: Millis, fx: &mut Effects) -> Result<(), String> {
         let job = self.jobs.get(id).ok_or_else(|| format!("there is no job {id}"))?;
         let again = NewJob {
@@ -111,7 +107,6 @@ impl Cluster {
         Ok(())
     }
 
-    /// Adds a warning to a job's events.
     pub fn warn(&mut self, id: &str, text: String, now: Millis, fx: &mut Effects) {
         if self.jobs.contains_key(id) {
             fx.happened_to_job(now, id, "", Level::Warn, text);
@@ -162,7 +157,6 @@ impl Cluster {
         });
     }
 
-    /// Takes the outcome of writing the job's report.
     pub fn published(&mut self, id: &str, written: Result<(), Failure>, now: Millis, fx: &mut Effects) {
         let complete = |j: &Job| j.state == JobState::Running && j.stages.iter().all(Stage::is_complete);
         if !self.jobs.get(id).is_some_and(complete) {

@@ -13,7 +13,6 @@ pub struct Keep {
 }
 
 impl Default for Keep {
-    /// Sets no limit.
     fn default() -> Self {
         Self { millis: Millis::MAX, jobs: usize::MAX }
     }

@@ -28,20 +28,16 @@ impl From<Failure> for Outcome {
     }
 }
 
-/// The answer to a worker's report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reported {
     Accepted,
-    /// The report does not count, for this reason.
     Refused(String),
 }
 
-/// The state of a gang's rendezvous.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rendezvous {
     /// All ranks are there. The addresses are in rank order.
     Complete(Vec<String>),
-    /// Some ranks are missing.
     Waiting,
     /// The lease is over. The text says so.
     Refused(String),
@@ -112,7 +108,6 @@ impl Cluster {
         Some(aborts)
     }
 
-    /// Returns whether `worker` is at work under that lease.
     fn works_on(&self, worker: &str, task: u64, token: u64) -> bool {
         let task = self.tasks.get(&task).filter(|t| t.token == token);
         let Some(TaskState::Leased(lease)) = task.map(|t| &t.state) else {
@@ -122,7 +117,6 @@ impl Cluster {
         lease.members.iter().any(at_work)
     }
 
-    /// Takes the outcome of a task from a worker.
     pub fn report(
         &mut self,
         worker: &str,

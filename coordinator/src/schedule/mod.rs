@@ -88,7 +88,6 @@ pub struct Cluster {
     next_worker: u64,
 }
 
-/// A job and its stages.
 #[derive(Debug, Clone)]
 pub struct Job {
     /// The id. It is derived from the job's content, so that the same job has the same id.
@@ -104,9 +103,7 @@ pub struct Job {
     pub state: JobState,
     /// The reason why the job waits, failed or was cancelled.
     pub reason: String,
-    /// The stages in the order in which they run.
     pub stages: Vec<Stage>,
-    /// The time of the last submission.
     pub submitted_at: Millis,
     pub ended_at: Option<Millis>,
     pub failure: Option<Failure>,
@@ -114,7 +111,6 @@ pub struct Job {
     pub report: Option<String>,
 }
 
-/// A stage of a job.
 #[derive(Debug, Clone)]
 pub struct Stage {
     pub name: StageName,
@@ -124,7 +120,6 @@ pub struct Stage {
     /// The key, which is empty until the stage's inputs are known.
     pub key: String,
     pub phases: Vec<Vec<u64>>,
-    /// The manifest, once the stage is complete.
     pub manifest: Option<Manifest>,
     pub started_at: Option<Millis>,
     pub ended_at: Option<Millis>,
@@ -195,7 +190,6 @@ impl Stage {
         Some(self.ended_at? - self.started_at?)
     }
 
-    /// Returns whether the stage's result is there.
     pub fn is_complete(&self) -> bool {
         matches!(self.state, StageState::Done | StageState::Cached)
     }
@@ -216,7 +210,6 @@ pub struct TaskRecord {
     pub model: Option<Arc<str>>,
     /// The part of the stage's progress that the task counts in. A stage that embeds has one part for each model.
     pub part: Option<&'static str>,
-    /// The task's share of the stage's progress, if it is known.
     pub weight: Option<NonZeroU64>,
     pub ranks: Ranks,
     pub state: TaskState,
@@ -231,7 +224,6 @@ pub struct TaskRecord {
     pub furthest: u64,
 }
 
-/// The state of a task.
 #[derive(Debug, Clone)]
 pub enum TaskState {
     /// After a failure it is not leased before `not_before`.
@@ -263,12 +255,10 @@ impl From<TaskResult> for Encoded {
 }
 
 impl TaskRecord {
-    /// Returns the task's label for people.
     pub fn label(&self) -> String {
         self.read().1
     }
 
-    /// Returns the task's spec for workers.
     pub fn spec(&self) -> Task {
         self.read().0
     }
@@ -283,7 +273,6 @@ impl TaskRecord {
 #[derive(Debug, Clone)]
 pub struct Lease {
     pub since: Millis,
-    /// The members by rank.
     pub members: Vec<Member>,
     /// The time when a member failed or was lost. The others are told to stop, and the task is decided on when all have
     /// stopped.
@@ -292,7 +281,6 @@ pub struct Lease {
     pub ended: Vec<usize>,
 }
 
-/// One rank of a lease.
 #[derive(Debug, Clone)]
 pub struct Member {
     pub worker: String,
@@ -308,7 +296,6 @@ pub struct Member {
     pub place: String,
 }
 
-/// The state of a member.
 #[derive(Debug, Clone, PartialEq)]
 pub enum MemberState {
     Running,
@@ -322,10 +309,8 @@ pub enum MemberState {
     LostAhead(String),
 }
 
-/// A connected worker.
 #[derive(Debug, Clone)]
 pub struct Worker {
-    /// The worker's description from its registration.
     pub info: RegisterRequest,
     /// Whether the worker's stream is open, so that instructions reach it.
     pub listening: bool,
@@ -339,7 +324,6 @@ pub struct Worker {
 }
 
 impl Cluster {
-    /// Returns an empty cluster.
     pub fn new(timing: Timing) -> Self {
         Self { timing, next_task: 1, next_pack: 1, next_worker: 1, ..Self::default() }
     }
@@ -375,7 +359,6 @@ impl Cluster {
         self.next_task = self.next_task.max(forgotten + 1);
     }
 
-    /// Whether any job runs.
     pub fn has_work(&self) -> bool {
         !self.running.is_empty()
     }

@@ -7,11 +7,8 @@ use super::{Action, Attempt, Cluster, Effects, Lease, Level, MemberState, Millis
 /// The cause of a broken lease, with the rank where it began.
 #[derive(Debug, Clone, PartialEq)]
 enum Cause {
-    /// The rank failed by itself.
     Failed(usize, Failure),
-    /// The rank's worker was lost.
     Lost(usize, String),
-    /// The rank's worker was told to stop.
     Left(usize),
     /// The worker was lost while it had only read ahead for the task.
     LostAhead(usize, String),
@@ -19,7 +16,6 @@ enum Cause {
     Parted(usize, Failure),
 }
 
-/// The consequence of a broken lease for its task.
 enum Verdict {
     Again { wait: Millis },
     Hopeless(Failure),
@@ -141,7 +137,6 @@ fn cause(lease: &Lease) -> Cause {
     own.or_else(gone).or_else(parted).unwrap_or_else(|| Cause::Lost(0, String::new()))
 }
 
-/// Describes the cause in words.
 fn tell(lease: &Lease, cause: &Cause) -> String {
     let name = |rank: usize| match lease.members.len() {
         1 => String::new(),
@@ -182,7 +177,6 @@ fn forget_failures_after_progress(task: &mut TaskRecord) {
     task.furthest = task.furthest.max(done);
 }
 
-/// Counts the failure and decides whether the task is tried again.
 fn judge(task: &mut TaskRecord, label: &str, cause: &Cause, timing: &super::Timing) -> Verdict {
     let labelled = |text: &str| format!("{label}: {text}");
     let failure = match cause {

@@ -10,24 +10,22 @@ use super::jobs::{results_before, unplanned};
 use super::{Action, Cluster, Effects, Job, Level, Millis, Packed, Pursuit, Stage, TaskRecord, TaskState, Work};
 use crate::plan::{self, Claim, Inputs, Phase, PlanError, PlannedTask, PlannedTasks, StageName, Traits};
 
-/// The state of a stage in the store.
 #[derive(Debug, Clone, PartialEq)]
 pub enum LookedUp {
     /// The stage is committed, and all its files are there.
     Whole(Box<Manifest>),
-    /// The stage is to be computed here.
     Claimed {
         claim: Claim,
         /// The files of the question that are gone or have another size.
         lost: BTreeSet<String>,
         damage: Option<String>,
     },
-    /// Another coordinator has the claim to the stage.
-    Elsewhere { who: String },
+    Elsewhere {
+        who: String,
+    },
 }
 
 impl Cluster {
-    /// Takes the answer of the store about a stage.
     pub fn looked_up(&mut self, work: &Work, found: Result<LookedUp, Failure>, now: Millis, fx: &mut Effects) {
         let (leader, name) = (self.leader(work), work.stage);
         let waits = |s: &Stage| matches!(s.pursuit, Pursuit::LookingUp | Pursuit::Elsewhere);
@@ -87,7 +85,6 @@ impl Cluster {
         self.next_phase(id, name, now, fx);
     }
 
-    /// Takes the outcome of writing a stage's manifest.
     pub fn committed(&mut self, work: &Work, written: Result<Manifest, Failure>, now: Millis, fx: &mut Effects) {
         let Some(id) = self.leader(work) else { return };
         match written {
@@ -281,7 +278,6 @@ impl Cluster {
         }
     }
 
-    /// Returns the results of the phases, if every task of them is done.
     fn results(&self, phases: &[Vec<u64>]) -> Option<Vec<Vec<TaskResult>>> {
         let result = |id: &u64| match self.tasks.get(id).map(|t| &t.state) {
             Some(TaskState::Done(result)) => Some(result.decode()),
@@ -306,7 +302,6 @@ impl Cluster {
     }
 }
 
-/// Plans what follows `results` in a job's stage.
 fn plan_phase(job: &Job, stage: &Stage, results: &[Vec<TaskResult>]) -> Result<Phase, PlanError> {
     let inputs =
         Inputs { job: &job.file, stamps: &job.stamps, done: &results_before(job), claim: stage.claim.as_ref() };

@@ -19,7 +19,6 @@ pub struct Tasks {
     names: HashSet<Arc<str>>,
 }
 
-/// The indexes over all tasks.
 #[derive(Debug, Clone, Default)]
 struct Index {
     jobs: HashMap<Arc<str>, OfJob>,
@@ -33,28 +32,21 @@ struct Index {
     wanted: Wanted,
 }
 
-/// The number of tasks in each state, and of their failures and losses.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// The tasks that wait for a worker.
     pub waiting: usize,
-    /// The tasks that workers run.
     pub leased: usize,
     pub done: usize,
     pub failed: usize,
-    /// The failed attempts of all tasks.
     pub failures: u64,
-    /// The lost attempts of all tasks.
     pub losses: u64,
 }
 
-/// The indexes of one job's tasks.
 #[derive(Debug, Clone, Default)]
 pub(super) struct OfJob {
     pub(super) waiting: BTreeSet<u64>,
     pub(super) ready: BTreeSet<u64>,
     pub(super) leased: BTreeSet<u64>,
-    /// The number of ready tasks of each model.
     models: HashMap<Arc<str>, usize>,
     /// The number of workers that hold tasks of the job.
     pub(super) at_work: usize,
@@ -139,12 +131,10 @@ impl Tasks {
         }
     }
 
-    /// Returns the newest time that was seen.
     pub(super) fn now(&self) -> Millis {
         self.index.now
     }
 
-    /// Returns the shared copy of a text.
     pub(super) fn name(&mut self, text: &str) -> Arc<str> {
         if let Some(known) = self.names.get(text) {
             return known.clone();
@@ -154,12 +144,10 @@ impl Tasks {
         name
     }
 
-    /// Drops the texts that no task uses any more.
     pub(super) fn forget_names(&mut self) {
         self.names.retain(|name| Arc::strong_count(name) > 1);
     }
 
-    /// Returns the indexes of a job's tasks, if it has any.
     pub(super) fn of_job(&self, job: &str) -> Option<&OfJob> {
         self.index.jobs.get(job)
     }
@@ -169,7 +157,6 @@ impl Tasks {
         self.index.ready_jobs.iter().filter_map(of_job)
     }
 
-    /// Returns the number of a job's ready tasks that use a model.
     pub(super) fn ready_for(&self, job: &str, model: &str) -> usize {
         let models = self.index.jobs.get(job).map(|of_job| &of_job.models);
         models.and_then(|models| models.get(model)).copied().unwrap_or(0)
@@ -179,7 +166,6 @@ impl Tasks {
         self.index.jobs.get(job)?.phases.get(&(stage, phase))
     }
 
-    /// Returns the number of tasks in each state.
     pub fn counts(&self) -> Counts {
         self.index.counts
     }
@@ -275,7 +261,6 @@ impl Index {
         }
     }
 
-    /// Drops the indexes of a phase and of a job that have no task left.
     fn forget_empty(&mut self, last: &TaskRecord) {
         let Some(of_job) = self.jobs.get_mut(&last.job) else {
             return;

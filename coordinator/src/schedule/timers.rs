@@ -6,7 +6,6 @@ use std::collections::BTreeSet;
 use super::Millis;
 use crate::plan::StageName;
 
-/// The object of a timer.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Due {
     /// A worker that may have fallen silent.
@@ -17,7 +16,6 @@ pub(super) enum Due {
     Stage { job: String, stage: StageName },
 }
 
-/// The timers by their due time.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Timers(BTreeSet<(Millis, Due)>);
 

@@ -55,7 +55,6 @@ impl Cluster {
         people
     }
 
-    /// Returns whether the task's job computes the task's stage.
     fn is_computing(&self, task: &TaskRecord) -> bool {
         let stage = self.stage(&task.job, task.stage);
         stage.is_some_and(|stage| stage.pursuit == Pursuit::Computing)

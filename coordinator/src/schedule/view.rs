@@ -12,25 +12,20 @@ use crate::plan::StageName;
 /// The most warnings of a stage that are shown. Its manifest has all of them.
 const MOST_WARNINGS: usize = 200;
 
-/// A worker for people.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct WorkerView {
-    /// The worker's description from its registration.
     pub info: proto::RegisterRequest,
-    /// Whether the worker's stream is open.
     pub listening: bool,
     /// The leases of the worker: the one at work first, then those that it reads ahead for.
     pub leases: Vec<LeaseView>,
 }
 
-/// A worker's lease for people.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LeaseView {
     pub job: String,
     pub stage: String,
     pub task: String,
     pub since: Millis,
-    /// The done and total amounts, in the worker's unit.
     pub progress: (u64, u64),
     /// The rank and the world size.
     pub rank: (usize, usize),
@@ -63,7 +58,6 @@ impl Cluster {
         })
     }
 
-    /// Returns a job in the form of the gRPC contract.
     pub fn view(&self, id: &str) -> Option<proto::Job> {
         let job = self.jobs.get(id)?;
         Some(proto::Job {
@@ -134,7 +128,6 @@ impl Cluster {
         }
     }
 
-    /// Returns the tasks of a phase that workers run.
     fn at_work(&self, job: &Job, stage: StageName, phase: usize) -> impl Iterator<Item = &TaskRecord> {
         let leased = self.tasks.of_job(&job.id).into_iter().flat_map(|own| &own.leased);
         let tasks = leased.filter_map(|id| self.tasks.get(id));
@@ -161,7 +154,6 @@ impl Cluster {
     }
 }
 
-/// The progress of a part of a stage.
 struct Part {
     name: Option<&'static str>,
     done: u64,

@@ -24,14 +24,12 @@ impl Pursuit {
 }
 
 impl Work {
-    /// Returns the work of a job's stage.
     pub(super) fn of(job: &Job, stage: &Stage) -> Self {
         Self { output: job.file.output.trim_end_matches('/').to_owned(), stage: stage.name, key: stage.key.clone() }
     }
 }
 
 impl Cluster {
-    /// Returns the job that leads the work.
     pub(super) fn leader(&self, work: &Work) -> Option<String> {
         let leads = |job: &&Job| job.stage(work.stage).is_some_and(|s| s.pursuit.leads() && Work::of(job, s) == *work);
         self.running_jobs().find(leads).map(|job| job.id.clone())
@@ -71,7 +69,6 @@ impl Cluster {
         }
     }
 
-    /// Asks the store about a stage that the job leads.
     fn look_up(&mut self, id: &str, name: StageName, fx: &mut Effects) {
         let Some(work) = self.work(id, name) else { return };
         let kept = self.kept_files(id, name);
@@ -101,14 +98,12 @@ impl Cluster {
         }
     }
 
-    /// Looks again at a stage that another coordinator computes.
     pub(super) fn look_again(&mut self, id: &str, name: StageName, fx: &mut Effects) {
         if self.stage(id, name).is_some_and(|stage| stage.pursuit == Pursuit::Elsewhere) {
             self.look_up(id, name, fx);
         }
     }
 
-    /// Gives the result of a completed stage to the jobs that follow.
     pub(super) fn share_result(
         &mut self,
         leader: &str,

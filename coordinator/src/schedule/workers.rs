@@ -38,7 +38,6 @@ impl Workers {
         Some(worker)
     }
 
-    /// Changes a worker and updates the indexes.
     pub(super) fn change(&mut self, id: &str, f: impl FnOnce(&mut Worker)) {
         if let Some((id, mut worker)) = self.known.remove_entry(id) {
             self.leave(&id, &worker);
@@ -55,12 +54,10 @@ impl Workers {
         Some(&worker.seats)
     }
 
-    /// Extends the life of every worker by `away`.
     pub(super) fn forgive(&mut self, away: Millis) {
         self.known.values_mut().for_each(|worker| worker.deadline += away);
     }
 
-    /// Returns the workers that listen and hold no lease.
     pub(super) fn idle(&self) -> &BTreeSet<String> {
         &self.idle
     }
@@ -69,7 +66,6 @@ impl Workers {
         !self.ahead.is_empty()
     }
 
-    /// Returns the workers that take another shard of `model` ahead.
     pub(super) fn ahead(&self, model: &str) -> impl Iterator<Item = &String> {
         self.ahead.get(model).into_iter().flatten()
     }

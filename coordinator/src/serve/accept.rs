@@ -38,7 +38,6 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The time in which a client must send the head of a request. After that its connection is closed.
 const HEAD_PATIENCE: Duration = Duration::from_secs(10);
-/// The delay before the system is asked again for a descriptor.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The shortest interval between two log lines about a shortage.
 const SHORTAGE_TOLD_EVERY: Duration = Duration::from_secs(60);
@@ -57,7 +56,6 @@ pub(super) struct Origin {
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-/// A connection that speaks HTTP.
 pub(super) struct Connection {
     io: Box<dyn Io>,
     /// The bytes that were read from the connection already and are to be read again.
@@ -112,7 +110,6 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// The protection of connections.
 #[derive(Clone)]
 pub(super) enum Protection {
     Plain,
@@ -122,12 +119,9 @@ pub(super) enum Protection {
     Tls(watch::Receiver<Arc<ServerConfig>>),
 }
 
-/// The protocol behind a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Spoken {
-    /// HTTP/1.1, for browsers.
     Http1,
-    /// HTTP/2, for gRPC clients.
     Http2,
 }
 
@@ -242,7 +236,6 @@ impl Door {
     }
 }
 
-/// The limited reports of clients' errors.
 #[derive(Default)]
 struct Complaints {
     told: Option<Instant>,

@@ -16,7 +16,6 @@ const VALUE_BYTES: usize = 4 << 10;
 const ARTIFACTS: usize = 200_000;
 const METADATA: usize = 64;
 
-/// Cuts a failure to the limits.
 pub(super) fn failure(failure: Failure) -> Failure {
     Failure { text: cut(failure.text, FAILURE_BYTES), ..failure }
 }
@@ -48,7 +47,6 @@ pub(super) fn result(mut result: TaskResult) -> Result<TaskResult, String> {
     Ok(result)
 }
 
-/// Cuts the description of a worker to the limits.
 pub(super) fn registration(mut info: RegisterRequest) -> RegisterRequest {
     info.host = cut(info.host, NAME_BYTES);
     if let Some(device) = &mut info.device {
@@ -58,7 +56,6 @@ pub(super) fn registration(mut info: RegisterRequest) -> RegisterRequest {
     info
 }
 
-/// Checks the progress of a worker's tasks.
 pub(super) fn progress(request: &mut HeartbeatRequest) -> Result<(), String> {
     for running in &mut request.running {
         names("figures", running.figures.keys())?;
@@ -67,7 +64,6 @@ pub(super) fn progress(request: &mut HeartbeatRequest) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks the address where a rank listens.
 pub(super) fn address(address: &str) -> Result<(), String> {
     fits("an address", [address], VALUE_BYTES)
 }

@@ -32,7 +32,6 @@ pub(super) struct Claims {
     manifest: String,
 }
 
-/// The outcome of asking for a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Taken {
     /// The claim is held until it is released or no longer renewed.
@@ -41,7 +40,6 @@ pub(super) enum Taken {
     Theirs(String),
 }
 
-/// A claim in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
     attempt: String,
@@ -51,7 +49,6 @@ struct Entry {
     ends_at: Millis,
 }
 
-/// How a claim of another attempt stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Standing {
     Valid,
@@ -78,7 +75,6 @@ impl Entry {
 }
 
 impl Claims {
-    /// Those to a stage's work.
     pub(super) fn new(machine: &Arc<dyn Machine>, store: &Store, work: &Work) -> Self {
         Self {
             machine: machine.clone(),
@@ -156,7 +152,6 @@ impl Claims {
         Ok(entries.filter(may_write).map(|entry| entry.attempt).collect())
     }
 
-    /// Removes all claims after the stage is committed.
     pub(super) async fn remove(&self) -> Result<()> {
         for object in self.store.list(&self.folder).await? {
             self.store.delete(&object.path).await?;

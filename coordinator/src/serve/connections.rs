@@ -22,13 +22,11 @@ impl Source {
     }
 }
 
-/// The limits on simultaneous connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Limits {
     /// The most connections that have not sent their first bytes.
     silent: usize,
     silent_of_source: usize,
-    /// The most connections that speak HTTP.
     spoken: usize,
     spoken_of_source: usize,
 }
@@ -63,7 +61,6 @@ impl Limits {
     }
 }
 
-/// The connections of a listener.
 #[derive(Debug, Clone)]
 pub(super) struct Connections(Arc<Mutex<Table>>);
 
@@ -78,7 +75,6 @@ struct Table {
     next: u64,
 }
 
-/// A connection that has not sent its first bytes.
 #[derive(Debug)]
 pub(super) struct Silent {
     connections: Connections,
@@ -86,7 +82,6 @@ pub(super) struct Silent {
     id: u64,
 }
 
-/// The place of a connection that speaks HTTP.
 #[derive(Debug)]
 pub(super) struct Place {
     connections: Connections,

@@ -93,7 +93,6 @@ fn are(stages: &[StageName]) -> String {
     }
 }
 
-/// Describes both models with the sizes in their `config.json`.
 async fn models(job: &JobFile) -> Vec<String> {
     let mut lines = plan::outline(StageName::Models, job);
     for (line, (_, folder)) in lines.iter_mut().zip(job.models.paths()) {

@@ -6,7 +6,6 @@ use llink_proto::reach::Secret;
 
 use crate::state::private;
 
-/// The address of a coordinator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     pub process: u32,

@@ -24,10 +24,8 @@ type Call = Box<dyn FnOnce(&mut Engine) + Send>;
 const CALLS_QUEUED: usize = 1024;
 /// The most calls whose steps are saved together.
 const CALLS_AT_ONCE: usize = 256;
-/// The interval between two ticks.
 const TICK: Duration = Duration::from_millis(100);
 
-/// A handle through which any task calls the engine.
 #[derive(Debug, Clone)]
 pub struct EngineHandle {
     calls: mpsc::Sender<Call>,
@@ -64,7 +62,6 @@ impl EngineHandle {
         self.machine.spawn(Box::pin(async move { drop(calls.send(Box::new(f)).await) }));
     }
 
-    /// Waits by the clock of the engine's machine.
     pub(super) async fn sleep(&self, time: Duration) {
         self.machine.sleep(time).await;
     }
@@ -87,7 +84,6 @@ pub struct Engine {
     machine: Arc<dyn Machine>,
     attempt: Arc<str>,
     handle: mpsc::WeakSender<Call>,
-    /// The effects of the steps since the last save.
     unsaved: Effects,
     steps: u32,
     answers: Vec<Box<dyn FnOnce() + Send>>,
@@ -99,7 +95,6 @@ pub struct Engine {
     told: HashMap<(String, String), Millis>,
     keepers: HashMap<Work, Keeper>,
     releases: Vec<oneshot::Receiver<()>>,
-    /// Whether the engine ends after the next save.
     stops: bool,
 }
 
@@ -111,7 +106,6 @@ struct Outbox {
     session: Session,
 }
 
-/// Starts the engine on what the state store remembers.
 pub(super) fn start(
     store: StateStore,
     options: &ServeOptions,
@@ -218,7 +212,6 @@ impl Engine {
         self.answers.into_iter().for_each(|answer| answer());
     }
 
-    /// Runs a call and those behind it in the queue.
     fn run_queued(&mut self, first: Call, inbox: &mut mpsc::Receiver<Call>) {
         first(self);
         for _ in 1..CALLS_AT_ONCE {
@@ -253,7 +246,6 @@ impl Engine {
         Some(fx)
     }
 
-    /// Carries out the actions of saved steps, and sends the answers.
     fn act_on(&mut self, fx: Effects) {
         for event in &fx.events {
             tracing::info!(job = event.job, stage = event.stage, level = event.level.as_ref(), "{}", event.text);
@@ -264,14 +256,12 @@ impl Engine {
         std::mem::take(&mut self.answers).into_iter().for_each(|answer| answer());
     }
 
-    /// Creates the outbox of a new worker.
     pub(super) fn open_outbox(&mut self, worker: &str, session: Session) {
         let (sender, receiver) = mpsc::unbounded_channel();
         let outbox = Outbox { sender, receiver: Some(receiver), session };
         self.outboxes.insert(worker.into(), outbox);
     }
 
-    /// Returns the session of the worker's registration, if there is one.
     pub(super) fn session(&self, worker: &str) -> Option<&Session> {
         self.outboxes.get(worker).map(|outbox| &outbox.session)
     }
@@ -281,12 +271,10 @@ impl Engine {
         self.store.claim_token(token, instance, self.machine.now())
     }
 
-    /// Returns the last end of a job that a program of `[track]` was told.
     pub(super) fn told(&self, job: &str, program: &str) -> Option<Millis> {
         self.told.get(&(job.to_owned(), program.to_owned())).copied()
     }
 
-    /// Records that a program of `[track]` was told of a job's end.
     pub(super) fn set_told(&mut self, job: &str, program: &str, ended_at: Millis) -> Result<(), StateError> {
         self.told.insert((job.to_owned(), program.to_owned()), ended_at);
         self.store.set_told(job, program, ended_at)
@@ -297,7 +285,6 @@ impl Engine {
         self.outboxes.get_mut(worker)?.receiver.take()
     }
 
-    /// Removes the outbox of a worker that is gone.
     pub fn close_outbox(&mut self, worker: &str) {
         self.outboxes.remove(worker);
     }
@@ -376,7 +363,6 @@ impl Engine {
         }
     }
 
-    /// Claims that are being given up at the moment.
     pub(super) fn releases(&mut self) -> Vec<oneshot::Receiver<()>> {
         std::mem::take(&mut self.releases)
     }
@@ -405,7 +391,6 @@ impl Engine {
     }
 }
 
-/// Converts a dataset error to a failure for people and programs.
 pub(super) fn failure(error: &llink_datasets::Error) -> Failure {
     let kind = match error {
         llink_datasets::Error::Store { .. } => FailureKind::Storage,

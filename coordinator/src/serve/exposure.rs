@@ -14,7 +14,6 @@ pub struct Security {
     /// The certificate of the server. `None` means plain text.
     pub tls: Option<TlsFiles>,
     pub tokens: Option<PathBuf>,
-    /// The file that records calls.
     pub audit: Option<PathBuf>,
     /// The URLs below which jobs may read and write.
     pub roots: Roots,

@@ -13,7 +13,6 @@ use super::{ServeError, accept};
 
 /// The service whose health says that calls are answered. The empty name says that the process lives.
 pub const READY: &str = "ready";
-/// The interval between two questions to the engine.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// The time for an answer of the engine. A later answer means that the engine waits for its disk.
 const PATIENCE: Duration = Duration::from_secs(5);

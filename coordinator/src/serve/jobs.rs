@@ -31,13 +31,11 @@ use crate::{job, schedule};
 pub const FAILURE_KIND_KEY: &str = "llink-failure-kind";
 const EVENTS_AT_ONCE: usize = 1000;
 const JOBS_AT_ONCE: usize = 200;
-/// The interval at which a watched job is read.
 const WATCH_INTERVAL: Duration = Duration::from_millis(150);
 
 pub(super) struct Jobs {
     engine: EngineHandle,
     roots: Roots,
-    /// The plans of dry runs, for the page.
     plans: Plans,
     stopped: watch::Receiver<bool>,
 }
@@ -105,7 +103,6 @@ pub(super) fn about<T>(answer: T, subject: String) -> Response<T> {
     response
 }
 
-/// Returns the caller that the gate identified.
 pub(super) fn peer_of<T>(request: &Request<T>) -> Result<Peer, Status> {
     let peer = request.extensions().get::<Peer>().cloned();
     peer.ok_or_else(|| Status::internal("the call did not come through the gate"))

@@ -18,7 +18,6 @@ const RENEWED_EVERY: Duration = Duration::from_secs(15);
 /// A task that renews a claim until [`Keeper::release`] gives it up, or until it is lost.
 #[derive(Debug)]
 pub(super) struct Keeper {
-    /// The attempt that has the claim.
     pub(super) attempt: String,
     end: oneshot::Sender<()>,
     ended: oneshot::Receiver<()>,
@@ -46,7 +45,6 @@ impl Keeper {
         Self { attempt, end, ended }
     }
 
-    /// Returns whether the claim is no longer renewed.
     pub(super) fn has_ended(&self) -> bool {
         self.end.is_closed()
     }

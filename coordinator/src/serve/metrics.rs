@@ -62,7 +62,6 @@ struct StateLabel {
     state: &'static str,
 }
 
-/// The metrics of the cluster at one moment.
 fn snapshot(cluster: &Cluster) -> Registry {
     let mut registry = Registry::default();
     let mut by_state = |name: &str, help: &str, counts: &[(&'static str, usize)]| {
@@ -101,7 +100,6 @@ fn snapshot(cluster: &Cluster) -> Registry {
     registry
 }
 
-/// Serves `/metrics` until `stopped`.
 pub(super) async fn serve(
     address: SocketAddr,
     engine: EngineHandle,

@@ -54,29 +54,22 @@ pub use tls::{FileError, TlsFiles};
 /// The most bytes of a message, which is enough for a stage of a hundred thousand artifacts.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
-/// The options of a coordinator.
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
     /// The address to listen on. Port 0 takes a free one.
     pub listen: SocketAddr,
     pub state_directory: PathBuf,
-    /// The time limits and retry limits of the scheduler.
     pub timing: Timing,
     /// The treatment of jobs that were running when the last coordinator on this state ended.
     pub unfinished: Unfinished,
     /// The number of workers that will connect. The first gang waits for them.
     pub expected_workers: usize,
-    /// The limits on how long the tasks of ended jobs are kept.
     pub keep: Keep,
     /// The most workers that the jobs of one person hold at the same time. 0 means no limit.
     pub at_most_per_person: usize,
-    /// The rules for callers and jobs.
     pub security: Security,
-    /// The address of the health service for probes.
     pub health: Option<SocketAddr>,
-    /// The address where Prometheus scrapes `/metrics`.
     pub metrics: Option<SocketAddr>,
-    /// The address of the page for browsers.
     pub page: Option<SocketAddr>,
     /// The folder or URL to which the state is copied before a step is acknowledged.
     pub replica: Option<String>,
@@ -111,7 +104,6 @@ pub enum Unfinished {
     IsEnded,
 }
 
-/// The error of a server that cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     #[error("cannot listen on {address}: {source}")]
@@ -134,7 +126,6 @@ pub enum ServeError {
     Transport(#[from] tonic::transport::Error),
 }
 
-/// A running coordinator.
 #[derive(Debug)]
 pub struct Running {
     pub url: String,
@@ -316,7 +307,6 @@ impl Running {
         }
     }
 
-    /// Serves until the state store breaks, and returns the error.
     pub async fn broken(&self) -> String {
         self.engine.broken().await
     }

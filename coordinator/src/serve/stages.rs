@@ -27,7 +27,6 @@ pub(super) async fn whole(output: &str, stage: StageName, key: &str) -> Result<O
     }
 }
 
-/// The state of a stage's commit in the store.
 enum Committed {
     Not,
     Whole(Manifest),
@@ -153,7 +152,6 @@ async fn put_report(store: &Store, report: String) -> Result<(), llink_datasets:
     store.put("report.json", report.into()).await
 }
 
-/// Returns the files that a manifest lists, with their sizes in bytes.
 fn files_of(manifest: &Manifest) -> BTreeMap<String, u64> {
     let files = manifest.artifacts.iter();
     files.map(|file| (file.path.clone(), file.bytes)).collect()
@@ -185,7 +183,6 @@ async fn missing(store: &Store, files: &BTreeMap<String, u64>) -> Result<BTreeSe
     Ok(files.iter().filter(is_missing).map(|(path, _)| path.clone()).collect())
 }
 
-/// Returns the `stage/key` folder of a path.
 fn stage_folder(path: &str) -> String {
     path.splitn(3, '/').take(2).collect::<Vec<_>>().join("/")
 }

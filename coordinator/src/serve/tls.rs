@@ -19,14 +19,12 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 pub struct TlsFiles {
     /// The PEM file of certificates, the server's own first.
     pub certificate: PathBuf,
-    /// The PEM file of the private key.
     pub key: PathBuf,
     /// The PEM file of the authority that signs the certificates of workers and users. `None` means that they show
     /// tokens.
     pub client_authority: Option<PathBuf>,
 }
 
-/// The error of a TLS or token file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {reason}")]
 pub struct FileError {
@@ -38,7 +36,6 @@ fn broken(path: &Path, reason: impl ToString) -> FileError {
     FileError { path: path.into(), reason: reason.to_string() }
 }
 
-/// The present content of the files.
 #[derive(Debug, Clone)]
 pub(super) struct Tls {
     pub(super) server: watch::Receiver<Arc<ServerConfig>>,
@@ -52,7 +49,6 @@ pub(super) enum ClientCertificate {
     Optional,
 }
 
-/// Reads the files and keeps watching them.
 pub(super) fn watch_files(files: TlsFiles, client: ClientCertificate) -> Result<Tls, FileError> {
     let (config, authority) = load(&files, client)?;
     let (server, server_now) = watch::channel(config);
@@ -76,7 +72,6 @@ pub(super) fn watch_files(files: TlsFiles, client: ClientCertificate) -> Result<
     Ok(Tls { server: server_now, authority: authority_now })
 }
 
-/// Reads the tokens and keeps watching the file.
 pub(super) fn watch_tokens(path: &Path) -> Result<watch::Receiver<Arc<Tokens>>, FileError> {
     let tokens = Tokens::read(path).map_err(|e| broken(path, e.reason))?;
     let (sender, receiver) = watch::channel(Arc::new(tokens));

@@ -48,7 +48,6 @@ pub(super) struct Withheld {
 }
 
 impl fmt::Debug for Withheld {
-    /// Prints nothing of the addresses.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Withheld({} jobs)", self.of_jobs.len())
     }

@@ -242,7 +242,6 @@ fn gang_secret(key: &str, task: u64, token: u64) -> Vec<u8> {
     sha256_of(&format!("{key} {task} {token}")).into_bytes()
 }
 
-/// A worker's stream of instructions.
 pub(super) type Assignments = BoxStream<'static, Result<Instruction, Status>>;
 
 /// Gives a worker's leases back when its stream ends for any reason.

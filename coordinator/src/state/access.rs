@@ -16,14 +16,11 @@ CREATE TABLE IF NOT EXISTS used_tokens (
 /// The user of a token of one use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claimed {
-    /// This process used the token.
     Ours,
-    /// Another process used it before.
     ByAnother,
 }
 
 impl StateStore {
-    /// Returns the person who submitted a job first.
     pub fn owner(&self, job: &str) -> Result<Option<String>, StateError> {
         self.ask(|_| self.find_owner(job))
     }
@@ -61,7 +58,6 @@ impl StateStore {
         synced.map_err(failed)
     }
 
-    /// Reads the whole database.
     pub fn check(&self) -> Result<(), StateError> {
         self.check_pages("integrity_check")?;
         self.load().map(|_| ())

@@ -16,7 +16,6 @@ CREATE TABLE IF NOT EXISTS events (
     id INTEGER PRIMARY KEY, at INTEGER NOT NULL, stage TEXT NOT NULL, task INTEGER NOT NULL, level TEXT NOT NULL,
     text TEXT NOT NULL);
 ";
-/// Takes the events of an earlier version over.
 pub(super) const OLD_EVENTS: &str = "
 INSERT INTO job_numbers (job) SELECT DISTINCT job FROM old_events;
 INSERT INTO events SELECT (number << 32) + sequence, at, stage, task, level, text
@@ -24,12 +23,10 @@ INSERT INTO events SELECT (number << 32) + sequence, at, stage, task, level, tex
 DROP TABLE old_events;
 ";
 const BITS: u32 = 32;
-/// The most events of a job.
 const MOST: i64 = (1 << BITS) - 1;
 /// The bytes of texts after which a page of events ends.
 const PAGE_BYTES: usize = 4 << 20;
 
-/// A page of a job's events in their order.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct EventPage {
     pub events: Vec<llink_proto::Event>,
@@ -104,7 +101,6 @@ impl StateStore {
         })
     }
 
-    /// Returns the newest events of a job, the newest first.
     pub fn newest_events(&self, job: &str, limit: usize) -> Result<Vec<llink_proto::Event>, StateError> {
         self.ask(|connection| {
             let (sql, before) = query(connection, job, "DESC")?;

@@ -52,7 +52,6 @@ fn read_old_task(row: &Row<'_>) -> rusqlite::Result<OldTask> {
     Ok(OldTask { task: read_task(row, |_, _| Some(found))?, spec, label: row.get("label")? })
 }
 
-/// Packs the specs of tasks, phase by phase.
 fn packed(tasks: Vec<OldTask>) -> Vec<TaskRecord> {
     let mut phases: BTreeMap<(std::sync::Arc<str>, StageName, usize), Vec<OldTask>> = BTreeMap::new();
     for old in tasks {

@@ -180,7 +180,6 @@ const DONE: i64 = 3;
 const FAILED: i64 = 4;
 const CANCELLED: i64 = 5;
 
-/// Returns a task's state with its result or failure.
 fn state_of(state: i64, result: Option<Vec<u8>>) -> rusqlite::Result<TaskState> {
     let damaged = |e: prost::DecodeError| unreadable(format!("result: {e}"));
     let blob = result.unwrap_or_default();

@@ -143,7 +143,6 @@ mod tests {
     use crate::plan::StageName;
     use crate::schedule::{Cluster, Effects, Happening, Level, Packed, TaskState, Timing};
 
-    /// The tables of version 4.
     const VERSION_4: &str = "
     CREATE TABLE jobs (
         id TEXT PRIMARY KEY, file TEXT NOT NULL, stamps TEXT NOT NULL, state INTEGER NOT NULL, reason TEXT NOT NULL,

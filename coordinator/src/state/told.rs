@@ -11,7 +11,6 @@ pub(super) const TOLD: &str = "CREATE TABLE IF NOT EXISTS told (
     job TEXT NOT NULL, program TEXT NOT NULL, ended_at INTEGER NOT NULL, PRIMARY KEY (job, program)) WITHOUT ROWID;";
 
 impl StateStore {
-    /// Returns the last end of each job that each program was told.
     pub fn told(&self) -> Result<HashMap<(String, String), i64>, StateError> {
         self.ask(|c| {
             let mut statement = c.prepare("SELECT job, program, ended_at FROM told")?;
@@ -20,7 +19,6 @@ impl StateStore {
         })
     }
 
-    /// Records that a program was told of a job's end.
     pub fn set_told(&mut self, job: &str, program: &str, ended_at: i64) -> Result<(), StateError> {
         let sql = "INSERT OR REPLACE INTO told VALUES (?1, ?2, ?3)";
         self.ask(|c| c.execute(sql, params![job, program, ended_at]).map(|_| ()))

@@ -9,7 +9,6 @@ use llink_proto::{Event, Job, Stage, StageState, shown};
 use super::lines;
 use super::pace::Pace;
 
-/// One bar for each stage that has begun.
 #[derive(Debug)]
 pub struct Bars {
     screen: MultiProgress,

@@ -13,7 +13,6 @@ use super::{seconds, stage_word, thousands};
 /// The interval between two lines about a running stage.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// The last state that was shown.
 #[derive(Debug)]
 pub struct Lines {
     began: Instant,
@@ -67,7 +66,6 @@ pub(super) fn stage_line(stage: &Stage) -> String {
     }
 }
 
-/// Says how a stage ended.
 pub(crate) fn outcome(stage: &Stage) -> String {
     match stage.state() {
         StageState::Done => {
@@ -80,7 +78,6 @@ pub(crate) fn outcome(stage: &Stage) -> String {
     }
 }
 
-/// Returns the figures that are shown beside a bar.
 pub(crate) fn figures(stage: &Stage) -> String {
     let worth = ["loss", "temperature", "pairs_per_s", "ranks"];
     let figure = |name: &&str| stage.figures.get(*name).map(|v| format!("{name} {}", short(*v)));

@@ -14,10 +14,8 @@ use llink_proto::{Event, Job, JobState, Stage, StageState, shown};
 use output::{say as print_line, say_json, tell};
 pub use report::report;
 
-/// The style of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
-    /// Moving progress bars.
     Terminal,
     /// A line at intervals, for output to a file or a pipe.
     Lines,
@@ -35,7 +33,6 @@ impl Style {
     }
 }
 
-/// The view of a job that is followed.
 #[derive(Debug)]
 pub enum View {
     Bars(bars::Bars),
@@ -61,7 +58,6 @@ impl View {
         }
     }
 
-    /// Restores the terminal.
     pub fn close(self) {
         if let Self::Bars(bars) = self {
             bars.close();
@@ -141,7 +137,6 @@ fn indented(text: &str) -> String {
     shown::text(text).replace('\n', "\n    ")
 }
 
-/// Shows the plan of a dry run.
 pub fn plan(job: &Job, style: Style) {
     if style == Style::Json {
         return say_json(&job_json(job, &[]).to_string());
@@ -169,7 +164,6 @@ pub fn warnings(job: &Job, style: Style) {
     }
 }
 
-/// Lists jobs, one on each line.
 pub fn list(jobs: &[Job], style: Style) {
     if style == Style::Json {
         for job in jobs {
@@ -199,7 +193,6 @@ pub fn list(jobs: &[Job], style: Style) {
     }
 }
 
-/// Shows one job, stage by stage.
 pub fn job(job: &Job, style: Style) {
     if style == Style::Json {
         return say_json(&job_json(job, &[]).to_string());

@@ -86,7 +86,6 @@ struct Lines<'a> {
 }
 
 impl Lines<'_> {
-    /// Writes the lines up to the first row without an answer.
     fn write(&mut self, answers: &[Option<Result<String, String>>]) -> std::io::Result<()> {
         while let Some(Some(answer)) = answers.get(self.written) {
             let row = &self.rows[self.written];

@@ -6,7 +6,6 @@ use std::ops::ControlFlow;
 use super::{Asking, is_readable, unreadable};
 use crate::cli::{Failed, complain};
 
-/// Answers questions until the input ends.
 pub(super) fn run(asking: &mut Asking, first: Option<&str>) -> Result<(), Failed> {
     let mut lines = Lines::new();
     if lines.shown {

@@ -19,12 +19,10 @@ impl Faults {
         Self { name: input.name().to_owned(), named: Vec::new(), count: 0, has_answers: false }
     }
 
-    /// Notes that a line was answered.
     pub(super) fn answered(&mut self) {
         self.has_answers = true;
     }
 
-    /// Notes the fault of a line.
     pub(super) fn add(&mut self, line: u64, fault: String) {
         self.count += 1;
         if self.named.len() < NAMED {

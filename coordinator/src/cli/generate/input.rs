@@ -37,7 +37,6 @@ impl Input {
         Self::open(file, runtime, |url| runtime.block_on(Lines::of_text(url)))
     }
 
-    /// Opens a JSON Lines file.
     pub(super) fn of_json(file: &Path, runtime: &Handle) -> Result<Self, Failed> {
         Self::open(file, runtime, |url| runtime.block_on(Lines::of_json(url)))
     }
@@ -65,7 +64,6 @@ impl Input {
         Ok(Self { name, number: 0, lines })
     }
 
-    /// Returns the name for people.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
@@ -92,7 +90,6 @@ impl Input {
     }
 }
 
-/// Returns the next line of a stream.
 fn next_of(reader: &mut dyn BufRead, is_first: bool) -> std::io::Result<Option<Result<String, String>>> {
     let mut line = Vec::new();
     if reader.read_until(b'\n', &mut line)? == 0 {
@@ -123,7 +120,6 @@ fn in_words(reason: DropReason) -> String {
     }
 }
 
-/// Returns true if a text has a visible character.
 pub(super) fn is_readable(text: &str) -> bool {
     !clean_line(text, ZeroWidth::Keep).is_empty()
 }

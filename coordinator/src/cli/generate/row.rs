@@ -17,10 +17,8 @@ pub(super) struct Question {
     pub(super) instruction: String,
 }
 
-/// A line of the input.
 #[derive(Debug)]
 pub(super) struct Row {
-    /// The line's number in the input.
     pub(super) number: u64,
     /// The question, or the fault of the line.
     pub(super) asked: Result<Question, String>,
@@ -38,7 +36,6 @@ pub(super) struct Instructions {
 }
 
 impl Row {
-    /// Parses a line.
     pub(super) fn parse(number: u64, line: Result<String, String>, instructions: &Instructions) -> Self {
         let faulty = |fault: String| Self { number, asked: Err(fault), given: Map::new(), members: Vec::new() };
         let line = match line {

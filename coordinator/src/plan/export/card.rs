@@ -11,16 +11,12 @@ use super::super::{Inputs, PlanError, StageName, earlier, fact, instructions_of}
 use super::{STAGE, arm, names};
 use crate::job::ExportSection;
 
-/// Python code that loads a bundle with slots and answers.
 const WITH_SLOTS: &str = include_str!("load_slots.py");
-/// Python code that loads a bundle of a direct fine-tuning.
 const DIRECT: &str = include_str!("load_direct.py");
-/// Python code that cleans a text as training did.
 const CLEAN_TEXT: &str = include_str!("clean_text.py");
 /// Python code that reads a text with the encoder, and with the dense layers that some encoders have.
 const READ_TEXT: &str = include_str!("read_text.py");
 const READ_DENSE: &str = include_str!("read_dense.py");
-/// Python code that writes a text's numbers in ASCII.
 const READ_NUMBERS: &str = include_str!("read_numbers.py");
 /// Python code that reads the windows of a text, and what each adds to its slots.
 const READ_WINDOWS: &str = include_str!("read_windows.py");
@@ -29,7 +25,6 @@ const PROJECTOR: &str = include_str!("load_projector.py");
 
 /// Python code that answers with the merged decoder in a server of vLLM. It continues [`WITH_SLOTS`].
 const WITH_VLLM: &str = include_str!("ask_vllm.py");
-/// How the bundle is published.
 const UPLOAD: &str =
     "## Publish\n\n`hf upload OWNER/NAME .` puts this folder on the Hugging Face hub, with this card as its page.\n";
 
@@ -112,7 +107,6 @@ fn front_matter(inputs: &Inputs<'_>, encoder: &str, decoder: &str, language: Opt
     yaml
 }
 
-/// Describes the training and held-out rows.
 fn data(inputs: &Inputs<'_>) -> Result<String, PlanError> {
     let rows = |manifest: &Manifest, role: Role| -> String {
         let rows = manifest.artifacts.iter().filter(|a| a.role == role).map(|a| a.rows);

@@ -92,7 +92,6 @@ fn arm(job: &JobFile) -> Option<InstructArm> {
     job.instruct.as_ref()?.mode.arms().first().copied()
 }
 
-/// Returns the names of encoder and decoder for people.
 fn names(inputs: &Inputs<'_>) -> (String, String) {
     let (section, models) = (&inputs.job.export, &inputs.job.models);
     let name = |given: &Option<String>, source: &str, role: &str| match (given, source) {

@@ -16,7 +16,6 @@ fn submit(s: &mut Scene, job: NewJob) {
     s.act();
 }
 
-/// How many workers each job has.
 fn at_work(s: &Scene) -> BTreeMap<String, usize> {
     let mut held = BTreeMap::new();
     for assignment in s.at_work.values().flatten() {

@@ -18,7 +18,6 @@ const FOLDED_MS: i64 = 60_000;
 /// The most kinds of refused calls that are counted separately.
 const MOST_KINDS: usize = 1000;
 
-/// The error of an audit log that cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[error("audit log {path}: {source}")]
 pub struct AuditError {
@@ -26,10 +25,8 @@ pub struct AuditError {
     pub source: std::io::Error,
 }
 
-/// The outcome of a refused call.
 pub(super) const DENIED: &str = "denied";
 
-/// The record of a call.
 #[derive(Debug, Clone, serde::Serialize)]
 pub(super) struct Entry {
     /// The time in milliseconds since the Unix epoch. Several calls have the time of the last.
@@ -50,7 +47,6 @@ pub(super) struct Entry {
     pub(super) reason: String,
 }
 
-/// Equal refused calls as one record.
 #[derive(Debug, serde::Serialize)]
 struct Folded {
     #[serde(flatten)]
@@ -62,7 +58,6 @@ struct Folded {
 /// The parts in which equal refused calls agree: caller, address, call and reason.
 type Kind = (String, String, String, String);
 
-/// The audit log.
 #[derive(Debug)]
 pub struct AuditLog {
     path: PathBuf,
@@ -73,7 +68,6 @@ pub struct AuditLog {
 #[derive(Debug)]
 struct State {
     file: File,
-    /// The bytes of admitted calls.
     kept: u64,
     refused: u64,
     /// The counts of each kind of refused calls since its last line, and the time of that line.
@@ -82,7 +76,6 @@ struct State {
 }
 
 impl AuditLog {
-    /// Opens the log, or creates it.
     pub fn open(path: &Path) -> Result<Self, AuditError> {
         let failed = |source| AuditError { path: path.into(), source };
         let file = append_to(path).map_err(failed)?;

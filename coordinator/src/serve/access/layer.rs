@@ -31,7 +31,6 @@ const REASON_BYTES: usize = 1 << 10;
 #[derive(Debug, Clone)]
 pub(in crate::serve) struct Subject(pub(in crate::serve) String);
 
-/// The rules for callers, and the records of their calls.
 #[derive(Debug)]
 pub(in crate::serve) struct Access {
     pub(in crate::serve) open: bool,
@@ -48,7 +47,6 @@ pub(in crate::serve) struct Access {
 }
 
 impl Access {
-    /// Identifies the caller.
     fn peer(&self, origin: Option<&Origin>, headers: &HeaderMap) -> Result<Peer, Status> {
         self.identify(origin, bearer(headers).map(sha256_of).as_deref())
     }
@@ -120,7 +118,6 @@ impl Access {
         found.map(drop)
     }
 
-    /// Returns whether a token may admit a caller.
     pub(in crate::serve) fn knows_tokens(&self) -> bool {
         self.tokens.is_some() || self.own_token.is_some()
     }
@@ -159,7 +156,6 @@ impl Access {
     }
 }
 
-/// A call on its way through the gate.
 struct Call {
     peer: Peer,
     from: String,

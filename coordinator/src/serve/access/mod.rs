@@ -18,13 +18,11 @@ pub(super) use layer::{Access, Subject, gate};
 pub(super) use slowdown::Slowdown;
 pub use tokens::{Token, TokenError, TokenUse, Tokens, fresh_secret, sha256_of};
 
-/// Returns the token that a request's authorization header shows.
 pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
     let shown = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     shown.strip_prefix("Bearer ")
 }
 
-/// The role of a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, strum::Display, strum::IntoStaticStr)]
 #[serde(rename_all = "lowercase")]
 #[strum(serialize_all = "lowercase")]
@@ -52,7 +50,6 @@ impl Role {
         }
     }
 
-    /// Returns whether the caller may change the jobs of others.
     pub fn may_change_others(self) -> bool {
         matches!(self, Self::Administer | Self::Anybody)
     }
@@ -67,10 +64,8 @@ impl std::str::FromStr for Role {
     }
 }
 
-/// The right that a call requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
-    /// The right to see jobs.
     Look,
     /// The right to start, stop or resume a job.
     Change,
@@ -95,17 +90,13 @@ pub fn call_name(path: &str) -> &str {
     known.unwrap_or("unknown")
 }
 
-/// The caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// The name in the certificate or the token.
     pub name: String,
     pub role: Role,
-    /// The proof of the caller's identity.
     pub by: Proof,
 }
 
-/// The proof of a caller's identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Proof {
     None,

@@ -9,7 +9,6 @@ use crate::serve::connections::Source;
 
 /// The refusals that come at once, because a person who takes the wrong file tries again.
 const AT_ONCE: u32 = 10;
-/// The time between further refusals.
 const APART: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(10);
 /// The most sources that are remembered. Further ones share an entry.

@@ -12,7 +12,6 @@ use super::certificates::is_name;
 use super::{Peer, Proof, Role};
 use crate::machine::random;
 
-/// The number of times that a token counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenUse {
@@ -22,7 +21,6 @@ pub enum TokenUse {
     Once,
 }
 
-/// An entry of the token file.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Token {
@@ -43,7 +41,6 @@ struct TokenFile {
     token: Vec<Token>,
 }
 
-/// The error of a token file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {reason}")]
 pub struct TokenError {
@@ -51,7 +48,6 @@ pub struct TokenError {
     pub reason: String,
 }
 
-/// The known tokens by their hashes.
 #[derive(Debug, Clone, Default)]
 pub struct Tokens {
     by_hash: HashMap<String, (Token, Option<OffsetDateTime>)>,
@@ -99,7 +95,6 @@ impl Tokens {
         self.peer_by_hash(&sha256_of(token), now)
     }
 
-    /// Does the same as [`Self::peer`] with the token's SHA-256.
     pub(super) fn peer_by_hash(&self, sha256: &str, now: OffsetDateTime) -> Result<Peer, String> {
         let (found, expires) = self.by_hash.get(sha256).ok_or("the token is not known")?;
         if expires.is_some_and(|at| at <= now) {
@@ -111,7 +106,6 @@ impl Tokens {
 }
 
 impl Token {
-    /// Returns the entry as it stands in the file.
     pub fn entry(&self) -> String {
         let mut entry =
             format!("\n[[token]]\nname = \"{}\"\nrole = \"{}\"\nsha256 = \"{}\"\n", self.name, self.role, self.sha256);
@@ -156,7 +150,6 @@ pub fn fresh_secret() -> Result<String, String> {
     (0..4).map(|_| Ok(format!("{:016x}", random()?))).collect()
 }
 
-/// Returns the SHA-256 in lower-case hex.
 pub fn sha256_of(text: &str) -> String {
     sha256_hex(text.as_bytes())
 }

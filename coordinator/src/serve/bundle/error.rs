@@ -4,13 +4,11 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-/// The reason why a request gets no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ApiError {
     pub(super) status: StatusCode,
     /// What is wrong, where, and what to do.
     pub(super) message: String,
-    /// The field of the request that is wrong.
     pub(super) param: Option<String>,
     pub(super) code: &'static str,
     /// The seconds after which the request may be sent again.
@@ -31,7 +29,6 @@ impl ApiError {
         Self { retry_after: Some(seconds), ..Self::new(status, code, message) }
     }
 
-    /// Returns the error's JSON.
     pub(super) fn body(&self) -> String {
         let kind = match self.status {
             StatusCode::UNAUTHORIZED => "authentication_error",

@@ -42,7 +42,6 @@ use request::{ChatRequest, Defaults};
 use speaker::{Asked, Event};
 
 const BODY_BYTES: usize = 1 << 20;
-/// The time after which a client may ask again.
 const RETRY_S: u32 = 2;
 /// The time after which a connection is closed, which is longer than any answer takes.
 const LASTS: Duration = Duration::from_secs(24 * 3600);
@@ -96,7 +95,6 @@ impl BundleOptions {
     }
 }
 
-/// A running server of a bundle.
 #[derive(Debug)]
 pub struct RunningBundle {
     pub url: String,
@@ -193,7 +191,6 @@ fn router(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
-/// Admits callers with a token, if the server knows any.
 async fn admit(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let Some(tokens) = &shared.tokens else {
         return next.run(request).await;

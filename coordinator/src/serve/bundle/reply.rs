@@ -6,16 +6,13 @@ use serde_json::{Map, Value, json};
 #[derive(Debug, Clone)]
 pub(super) struct Reply {
     pub(super) id: String,
-    /// The seconds since 1970.
     pub(super) created: u64,
     pub(super) model: String,
-    /// The bundle's key.
     pub(super) bundle: String,
     /// Whether a stream ends with the numbers of tokens.
     pub(super) include_usage: bool,
 }
 
-/// The reason for the end of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Finish {
     Stop,
@@ -70,7 +67,6 @@ impl Reply {
         self.chunk(json!({ "content": text }), None).into()
     }
 
-    /// Returns the last parts of a stream.
     pub(super) fn last(&self, finish: Finish, usage: Usage) -> Vec<Value> {
         let mut last = vec![self.chunk(json!({}), Some(finish)).into()];
         if self.include_usage {

@@ -13,11 +13,9 @@ use super::error::ApiError;
 const PASSAGE: &str = "passage";
 /// The most texts at which an answer may end.
 const STOPS: usize = 4;
-/// Fields without an effect on an answer.
 const WITHOUT_EFFECT: [&str; 7] =
     ["user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls"];
 
-/// A request for an answer to a conversation.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct ChatRequest {
     pub(super) messages: Vec<Message>,
@@ -29,7 +27,6 @@ pub(super) struct ChatRequest {
     pub(super) include_usage: bool,
 }
 
-/// A message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Message {
     role: &'static str,
@@ -59,7 +56,6 @@ pub(super) struct Defaults<'a> {
     pub(super) model: &'a str,
     /// The most tokens of an answer, if the request does not say it.
     pub(super) max_tokens: usize,
-    /// The seed, if the request gives none.
     pub(super) seed: u64,
 }
 

@@ -13,7 +13,6 @@ use super::reply::{Finish, Usage};
 use super::request::{ChatRequest, Message};
 use super::stops::Stops;
 
-/// A request that waits for its answer.
 #[derive(Debug)]
 pub(super) struct Asked {
     pub(super) request: ChatRequest,
@@ -21,7 +20,6 @@ pub(super) struct Asked {
     pub(super) answer: mpsc::UnboundedSender<Event>,
 }
 
-/// A part of an answer.
 #[derive(Debug)]
 pub(super) enum Event {
     Begun(Usage),
@@ -30,7 +28,6 @@ pub(super) enum Event {
     Failed(ApiError),
 }
 
-/// Answers requests until no more can come.
 pub(super) fn answer_all(
     mut generator: Generator,
     mut asked: mpsc::UnboundedReceiver<Asked>,
@@ -73,7 +70,6 @@ pub(super) fn answer_all(
     }
 }
 
-/// An answer that is being computed.
 struct Answer {
     to: mpsc::UnboundedSender<Event>,
     text: ReplyText,
@@ -165,7 +161,6 @@ fn check_length(tokens: usize, longest: usize) -> Result<(), ApiError> {
     Err(ApiError::of_field("messages", "context_length_exceeded", text))
 }
 
-/// Passes a part of an answer on.
 fn tell(
     generator: &Generator,
     continuations: &mut Continuations,

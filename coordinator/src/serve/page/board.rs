@@ -13,16 +13,13 @@ use crate::schedule::{Cluster, Millis, WorkerView};
 use crate::serve::engine::EngineHandle;
 use crate::ui::pace::Pace;
 
-/// The interval between two reads.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// The divisor of the engine's time. Reads take at most 1 / `SHARE` of it.
 const SHARE: u32 = 20;
 /// The most jobs that are shown, the newest.
 const JOBS: usize = 200;
-/// The most workers that are shown.
 pub(super) const WORKERS: usize = 200;
 
-/// The latest view of a job.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Seen {
     pub(super) job: Job,
@@ -31,10 +28,8 @@ pub(super) struct Seen {
     pub(super) charts: Vec<(String, Vec<Chart>)>,
 }
 
-/// The latest view of the cluster.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Board {
-    /// The newest jobs first.
     pub(super) jobs: Vec<Arc<Seen>>,
     /// The number of older jobs, which are not listed.
     pub(super) older: usize,
@@ -77,7 +72,6 @@ impl Look {
     }
 }
 
-/// The state between reads.
 #[derive(Default)]
 struct Watcher {
     paces: HashMap<(String, String), Pace>,

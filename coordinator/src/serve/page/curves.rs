@@ -16,7 +16,6 @@ const CHARTS: [(&str, &[&str]); 4] = [
     ("temperature", &["temperature"]),
 ];
 
-/// The curves of a stage.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Curves(BTreeMap<&'static str, Curve>);
 
@@ -29,7 +28,6 @@ struct Curve {
     newest: (u64, f64),
 }
 
-/// Curves with the same steps.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Chart {
     pub(super) title: &'static str,
@@ -48,7 +46,6 @@ pub(in crate::serve) fn step_of(stage: &Stage, figure: &str) -> u64 {
 }
 
 impl Curves {
-    /// Adds the newest figures of a running stage.
     pub(super) fn see(&mut self, stage: &Stage) {
         if stage.unit != "steps" {
             return;

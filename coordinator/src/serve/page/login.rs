@@ -8,12 +8,10 @@ use axum::http::HeaderMap;
 
 use crate::serve::access::{bearer, sha256_of};
 
-/// The most bytes of a form.
 pub(super) const FORM_BYTES: usize = 4 << 10;
 /// The lifetime of a cookie in seconds, a working day.
 const LASTS_S: u32 = 12 * 60 * 60;
 
-/// The maker and reader of cookies.
 #[derive(Debug)]
 pub(super) struct Cookies {
     /// The name of the cookie has the port, because a browser sends cookies of a host to all of its ports.
@@ -43,7 +41,6 @@ impl Cookies {
         (sha256_of(seal) == sha256_of(&self.seal(token))).then(|| token.to_owned())
     }
 
-    /// Returns the cookie for a browser that has shown this token.
     pub(super) fn set(&self, token: &str) -> String {
         let sha256 = sha256_of(token);
         let seal = self.seal(&sha256);

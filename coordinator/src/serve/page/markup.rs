@@ -74,7 +74,6 @@ pub(super) fn page(title: &str, live: Option<&str>, parts: &[Part]) -> String {
     page.into_string()
 }
 
-/// Renders jobs, workers, and plans of dry runs.
 pub(super) fn overview(board: &Board, plans: &[(usize, Job)]) -> Vec<Part> {
     let running = board.jobs.iter().filter(|seen| seen.job.state() == JobState::Running).count();
     let all = count(board.jobs.len() + board.older, "job");
@@ -204,7 +203,6 @@ pub(super) fn job(seen: &Seen, workers_now: &[WorkerView], events: &[Event]) -> 
     ]
 }
 
-/// Renders the plan of a dry run.
 pub(super) fn plan(job: &Job) -> Vec<Part> {
     let seen = Seen { job: job.clone(), ..Seen::default() };
     vec![

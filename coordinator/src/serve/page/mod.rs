@@ -36,11 +36,8 @@ use board::{Board, Seen};
 use login::Cookies;
 use markup::Part;
 
-/// The most events of a job that are shown.
 const EVENTS: usize = 100;
-/// The most plans of dry runs that are kept.
 const PLANS: usize = 20;
-/// The most open pages that are updated.
 const VIEWERS: usize = 128;
 /// The interval at which a page without updates hears that its connection is alive.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -74,7 +71,6 @@ impl Plans {
     }
 }
 
-/// The parts of the coordinator that the page reads.
 pub(super) struct Parts {
     pub(super) engine: EngineHandle,
     pub(super) access: Arc<Access>,
@@ -83,7 +79,6 @@ pub(super) struct Parts {
     pub(super) stopped: watch::Receiver<bool>,
 }
 
-/// A running page server.
 #[derive(Debug)]
 pub(super) struct Served {
     pub(super) url: String,
@@ -102,7 +97,6 @@ struct Shared {
     loopback: bool,
 }
 
-/// Serves the page until `stopped`.
 pub(super) async fn serve(address: SocketAddr, parts: Parts) -> Result<Served, ServeError> {
     let (listener, address) = accept::bind(address).await?;
     let secure = matches!(parts.protection, Protection::Tls(_));
@@ -163,7 +157,6 @@ async fn protect(State(shared): State<Arc<Shared>>, request: Request, next: Next
     response
 }
 
-/// Admits callers who may read jobs.
 async fn admit(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let Some(origin) = request.extensions().get::<Origin>() else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
@@ -261,7 +254,6 @@ async fn live_job(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> 
     live(shared, Some(id))
 }
 
-/// The stream of updates for one open page.
 struct Viewer {
     shared: Arc<Shared>,
     job: Option<String>,

@@ -19,19 +19,16 @@ use crate::serve::engine::EngineHandle;
 const QUEUED: usize = 600;
 /// The wait before the second try. Each further wait is twice as long.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
-/// The longest wait between two tries.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// The time after a job's end in which a program is tried.
 const TRIED_FOR: Millis = 24 * 60 * 60 * 1000;
 
-/// The queue of a program.
 pub(super) struct Feed {
     /// Closed once the program needs no more figures.
     pub(super) points: Option<mpsc::Sender<Vec<Point>>>,
     ended: watch::Sender<Option<Arc<Job>>>,
     /// The step and the value of each figure that the queue took last.
     pub(super) passed: HashMap<String, (u64, f64)>,
-    /// Whether the last try failed.
     fails: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
@@ -123,7 +120,6 @@ async fn tell(
     }
 }
 
-/// The program was given up.
 struct GivenUp;
 
 async fn tell_once(

@@ -9,20 +9,15 @@ use reqwest::redirect::Policy;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::Value;
 
-/// The time limit of a request.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// The most bytes of an answer that are read.
 const LARGEST_ANSWER: usize = 1 << 20;
 /// The most characters of an answer that an error quotes.
 const QUOTED: usize = 300;
 
-/// The reason why a request was in vain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fault {
     pub(super) text: String,
-    /// Whether a later try may succeed.
     pub(super) passes: bool,
-    /// The wait that the program asks for.
     pub(super) wait: Option<Duration>,
     pub(super) status: Option<StatusCode>,
 }
@@ -40,7 +35,6 @@ pub(super) struct Http {
 }
 
 impl Http {
-    /// Makes a client whose requests carry a token in the header.
     pub(super) fn new(token: Option<(HeaderName, String)>) -> Result<Self, String> {
         let mut headers = HeaderMap::new();
         if let Some((name, text)) = &token {
@@ -77,7 +71,6 @@ impl Http {
         self.client.post(url)
     }
 
-    /// Sends a request and returns the answer's content.
     pub(super) async fn send(&self, request: RequestBuilder) -> Result<Vec<u8>, Fault> {
         let mut response = request.send().await.map_err(|e| broken(&e))?;
         let status = response.status();
@@ -109,7 +102,6 @@ impl Http {
     }
 }
 
-/// Returns the fault of a connection, without the URL.
 fn broken(error: &reqwest::Error) -> Fault {
     if error.is_timeout() {
         return Fault::passing(format!("it did not answer in {} seconds", PATIENCE.as_secs()));

@@ -97,7 +97,6 @@ impl MlFlow {
         Ok(run)
     }
 
-    /// Returns the id of the experiment, which is created if needed.
     async fn experiment(&self) -> Result<String, Fault> {
         let address = format!("{}/experiments/get-by-name", self.url);
         let name = [("experiment_name", &self.experiment)];

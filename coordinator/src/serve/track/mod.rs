@@ -27,7 +27,6 @@ use crate::schedule::Millis;
 use feed::Feed;
 use program::Program;
 
-/// The interval between two reads of the engine.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// The interval between two reads while the coordinator stops.
 const LAST_INTERVAL: Duration = Duration::from_millis(50);
@@ -36,7 +35,6 @@ const LAST_MOMENT: Duration = Duration::from_secs(10);
 /// The time for an answer of the engine while the coordinator stops.
 const ENGINE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// A figure at a step of its stage.
 #[derive(Debug, Clone, PartialEq)]
 struct Point {
     /// The stage and the figure, such as `align/loss`.
@@ -53,7 +51,6 @@ struct Watched {
     feeds: Vec<(&'static str, Feed)>,
 }
 
-/// A read of the engine.
 struct Look {
     job: Job,
     /// The keys of the programs that do not know all of the job yet.

@@ -12,7 +12,6 @@ use super::webhook::Webhook;
 use super::{Point, secret};
 use crate::job::{JobFile, TrackSection};
 
-/// A program that is told of a job.
 pub(super) struct Program {
     name: String,
     kind: Kind,

@@ -21,7 +21,6 @@ use crate::serve::{self, Running, ServeOptions};
 const SECRET_ENV: &str = "CARGO_PKG_NAME";
 const SECRET: &str = env!("CARGO_PKG_NAME");
 
-/// A request that a server got.
 #[derive(Debug, Clone)]
 struct Seen {
     path: String,
@@ -29,7 +28,6 @@ struct Seen {
     body: Value,
 }
 
-/// A server that keeps its requests.
 struct Server {
     url: String,
     seen: Arc<Mutex<Vec<Seen>>>,
@@ -91,7 +89,6 @@ async fn submit_and_cancel(running: &Running, track: &str) {
     steps.await.unwrap().unwrap();
 }
 
-/// Waits until `f` returns a value.
 async fn eventually<T>(mut f: impl AsyncFnMut() -> Option<T>) -> T {
     loop {
         if let Some(found) = f().await {
@@ -101,7 +98,6 @@ async fn eventually<T>(mut f: impl AsyncFnMut() -> Option<T>) -> T {
     }
 }
 
-/// Waits until a program was told of the job's end.
 async fn told(running: &Running, program: &'static str) -> Millis {
     let told = async || running.engine.call(|engine| engine.told("job-1", program)).await.unwrap();
     eventually(told).await

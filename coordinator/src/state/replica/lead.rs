@@ -148,12 +148,10 @@ impl Lead {
         Ok(at)
     }
 
-    /// Gives up the lead, which another coordinator may take at once.
     pub(super) async fn give_up(mut self) -> Result<(), StateError> {
         self.put(Kind::End, &[]).await.map(|_| ())
     }
 
-    /// Whether a sign of life is due.
     pub(super) fn is_silent(&self) -> bool {
         elapsed(&self.machine, self.written) >= BEAT
     }

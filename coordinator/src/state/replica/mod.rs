@@ -37,7 +37,6 @@ const MARK: &str = "replica.json";
 pub(super) struct Replica {
     lead: Lead,
     log: WriteAheadLog,
-    /// Entries since the last snapshot.
     entries: u32,
     snapshot_after: u32,
     /// Ends with the snapshot that is being written.

@@ -28,10 +28,8 @@ pub(super) struct Position {
 }
 
 impl Position {
-    /// Where the log starts.
     pub(super) const FIRST: Self = Self { term: 0, number: 1 };
 
-    /// The position after an entry of this kind.
     pub(super) fn after(self, kind: Kind) -> Self {
         match kind {
             Kind::Seal => Self { term: self.term + 1, number: 1 },
@@ -51,7 +49,6 @@ impl fmt::Display for Position {
     }
 }
 
-/// What an entry says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Kind {
@@ -65,7 +62,6 @@ pub(super) enum Kind {
     End,
 }
 
-/// Who writes entries.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Writer {
     pub(super) process: String,
@@ -87,7 +83,6 @@ pub(super) struct Head {
     pub(super) writer: Writer,
 }
 
-/// The store with the objects.
 #[derive(Debug, Clone)]
 pub(super) struct Objects {
     store: Store,
@@ -108,12 +103,10 @@ impl Objects {
         self.store.url()
     }
 
-    /// The positions of all entries, in their order.
     pub(super) async fn log(&self) -> Result<Vec<Position>> {
         self.positions(LOG).await
     }
 
-    /// The positions of all snapshots, in their order.
     pub(super) async fn snapshots(&self) -> Result<Vec<Position>> {
         self.positions(SNAPSHOTS).await
     }
@@ -125,7 +118,6 @@ impl Objects {
         Ok(found)
     }
 
-    /// Creates an entry, unless there is one.
     pub(super) async fn create(&self, at: Position, kind: Kind, writer: &Writer, pages: &[u8]) -> Result<Created> {
         let head = Head { version: VERSION, kind, ends: kind == Kind::End, writer: writer.clone() };
         let mut entry = serde_json::to_vec(&head).expect("a head is plain data");
@@ -226,7 +218,6 @@ impl Objects {
     }
 }
 
-/// Compresses, with a checksum.
 pub(super) fn packed(bytes: &[u8]) -> Vec<u8> {
     let run = || -> std::io::Result<Vec<u8>> {
         let mut encoder = zstd::Encoder::new(Vec::new(), 1)?;

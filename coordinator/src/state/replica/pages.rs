@@ -79,7 +79,6 @@ impl WriteAheadLog {
         self.read
     }
 
-    /// The pages that were committed since the last call.
     pub(super) fn committed(&mut self) -> io::Result<Option<Pages>> {
         let mut header = self.header;
         let file = match File::open(&self.path) {

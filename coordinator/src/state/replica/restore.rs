@@ -13,7 +13,6 @@ use crate::state::{StateError, private};
 /// Another coordinator may remove entries while they are read, once it has put a snapshot in their place.
 const TRIES: u32 = 5;
 
-/// What came of one try.
 enum Read {
     Whole,
     Gap(Position),

@@ -106,7 +106,6 @@ impl Plan {
         }
     }
 
-    /// Returns a run of one job without faults.
     fn calm(job: usize) -> Self {
         Self { places: 1, workers: 3, jobs: vec![(job, 0)], one_machine: true, ..Self::default() }
     }
@@ -116,21 +115,18 @@ impl Plan {
         Self { faults: BTreeSet::from([fault]), trouble_ends: 60_000, ..Self::calm(0) }
     }
 
-    /// Returns the processes of coordinators.
     fn nodes(&self) -> Vec<Node> {
         let places = 0..self.places;
         places.flat_map(|place| (0..self.on_replica.max(1)).map(move |number| Node { place, number })).collect()
     }
 }
 
-/// One of the processes of a coordinator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Node {
     place: usize,
     number: usize,
 }
 
-/// A run.
 struct Sim {
     world: Arc<World>,
     plan: Plan,
@@ -189,7 +185,6 @@ impl Sim {
     }
 }
 
-/// The outcome of a run.
 #[derive(Debug, PartialEq)]
 struct Ran {
     results: BTreeMap<usize, Results>,

@@ -14,9 +14,7 @@ use super::world::OUTSIDE;
 use super::{Fault, PLACE, Sim, locked};
 use crate::plan::manifest_path;
 
-/// The files of the corpus.
 pub(super) const SOURCES: [&str; 3] = ["a.tsv", "b.tsv", "c.tsv"];
-/// The number of different jobs.
 pub(super) const JOBS: usize = 4;
 
 /// Returns a job file. The jobs have some of their stages in common.

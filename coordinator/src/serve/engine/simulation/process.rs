@@ -31,7 +31,6 @@ const ENTRIES: u32 = 40;
 /// The most instructions that may wait for a worker.
 const INSTRUCTIONS: usize = 64;
 
-/// A running coordinator.
 pub(super) struct Server {
     pub(super) place: usize,
     pub(super) host: Host,
@@ -41,7 +40,6 @@ pub(super) struct Server {
     _stop: watch::Sender<bool>,
 }
 
-/// The machine of a simulated coordinator.
 struct Simulated {
     sim: Arc<Sim>,
     place: usize,
@@ -123,7 +121,6 @@ impl Sim {
     }
 }
 
-/// Starts a coordinator whenever none runs.
 pub(super) async fn supervise(sim: Arc<Sim>, node: Node) {
     loop {
         let host = sim.world.boot();
@@ -136,7 +133,6 @@ pub(super) async fn supervise(sim: Arc<Sim>, node: Node) {
     }
 }
 
-/// Starts a worker whenever none runs.
 pub(super) async fn keep_worker(sim: Arc<Sim>, number: usize) {
     loop {
         sim.world.sleep(sim.world.between(0, 10_000)).await;
@@ -155,7 +151,6 @@ pub(super) async fn keep_worker(sim: Arc<Sim>, number: usize) {
     }
 }
 
-/// A coordinator's process.
 async fn serve(sim: Arc<Sim>, node: Node, host: Host) {
     let place = node.place;
     let machine: Arc<dyn Machine> =

@@ -30,7 +30,6 @@ type Outcome = Result<TaskResult, Failure>;
 /// The leases at work, each with the channel that stops it.
 type Running = Arc<Mutex<BTreeMap<Lease, Option<oneshot::Sender<()>>>>>;
 
-/// A worker's process.
 #[derive(Clone)]
 pub(super) struct Worker {
     pub(super) sim: Arc<Sim>,
@@ -40,7 +39,6 @@ pub(super) struct Worker {
     pub(super) secret: String,
 }
 
-/// The ranks of a lease.
 #[derive(Default)]
 pub(super) struct Gang {
     here: BTreeSet<u32>,
@@ -301,7 +299,6 @@ impl Worker {
     }
 }
 
-/// Reads the inputs of a task and writes its artifacts.
 async fn write(task: &Task) -> Outcome {
     let of_store = |e: llink_datasets::Error| match e {
         llink_datasets::Error::Store { .. } => failure(FailureKind::Storage, e),
@@ -366,7 +363,6 @@ fn how(kind: &Kind) -> String {
     texts.map(|(_, text)| text).collect()
 }
 
-/// Returns the paths that a task reads.
 fn inputs(kind: &Kind) -> Vec<String> {
     // The task's debug form shows the artifacts of every kind of task.
     let told = format!("{kind:?}");

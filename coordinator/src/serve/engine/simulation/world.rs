@@ -72,12 +72,10 @@ impl World {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the milliseconds since the start.
     pub(super) fn now(&self) -> Millis {
         self.inner().now
     }
 
-    /// Returns how often futures were polled.
     pub(super) fn polls(&self) -> u64 {
         self.inner().polls
     }
@@ -105,7 +103,6 @@ impl World {
         self.inner().hosts[host].lives
     }
 
-    /// Ends a process at once.
     pub(super) fn kill(&self, host: Host) {
         let mut inner = self.inner();
         inner.hosts[host].lives = false;
@@ -123,7 +120,6 @@ impl World {
         gone
     }
 
-    /// Stops a process for some time.
     pub(super) fn halt(&self, host: Host, millis: Millis) {
         let mut inner = self.inner();
         inner.hosts[host].halted_until = inner.now + millis;
@@ -229,7 +225,6 @@ impl Inner {
     }
 }
 
-/// A future that ends at a time.
 pub(super) struct Sleep {
     until: Millis,
     world: Arc<World>,
