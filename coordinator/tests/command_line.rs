@@ -9,7 +9,7 @@ use common::{Place, SMALL, text};
 /// Runs the commands in turn, and returns each with what it printed and its exit code.
 fn session(commands: &[impl AsRef<str>]) -> String {
     let place = Place::new(SMALL);
-    std::fs::write(place.path("faulty.toml"), SMALL.replace("steps", "step")).unwrap();
+    place.write("faulty.toml", SMALL.replace("steps", "step"));
     let run = |line: &str| {
         let args: Vec<&str> = line.split_whitespace().collect();
         // Help pages show the values of variables, and are as wide as one of them says.

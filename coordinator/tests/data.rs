@@ -3,18 +3,22 @@
 #![cfg(feature = "embedded")]
 
 mod common;
+#[path = "common/http.rs"]
+mod http;
 #[path = "../../datasets/tests/support/skip.rs"]
 mod skip;
 
 use std::collections::{HashMap, HashSet};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use axum::http::{Method, StatusCode};
+use axum::response::IntoResponse;
 use common::{Place, SMALL, eventually};
+use serde_json::json;
 use skip::python_with;
 
 /// An endpoint that fails every third request, sometimes refuses or says nothing, and records its requests.
@@ -30,48 +34,33 @@ struct Endpoint {
 
 impl Endpoint {
     fn start() -> (String, Arc<Self>) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}/v1", listener.local_addr().unwrap());
         let endpoint = Arc::new(Self::default());
         let own = Arc::clone(&endpoint);
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let endpoint = Arc::clone(&own);
-                std::thread::spawn(move || endpoint.answer(stream.unwrap()));
-            }
-        });
-        (url, endpoint)
+        let url = http::serve(move |request| own.answer(&request));
+        (format!("{url}/v1"), endpoint)
     }
 
-    fn answer(&self, mut stream: TcpStream) {
-        let mut request = vec![0; 64 << 10];
-        let mut read = 0;
-        while !request[..read].ends_with(b"}") {
-            match stream.read(&mut request[read..]) {
-                Ok(more) if more > 0 => read += more,
-                _ => return,
-            }
-        }
-        let request = String::from_utf8_lossy(&request[..read]).into_owned();
-        let (head, question) = request.split_once("\r\n\r\n").unwrap();
-        let key = head.lines().find_map(|line| line.strip_prefix("authorization: "));
-        self.keys.lock().unwrap().extend(key.map(str::to_owned));
+    fn answer(&self, request: &http::Asked) -> (StatusCode, String) {
+        let key = request.headers.get("authorization").map(|key| key.to_str().unwrap().to_owned());
+        self.keys.lock().unwrap().extend(key);
         let under_way = self.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
         self.most_in_flight.fetch_max(under_way, Ordering::SeqCst);
         let number = self.asked.fetch_add(1, Ordering::SeqCst);
         std::thread::sleep(Duration::from_millis(5));
-        let body = match number % 10 {
-            3 => r#"{"choices":[{"message":{"content":"I'm sorry, I cannot."},"finish_reason":"stop"}]}"#,
-            5 => r#"{"choices":[{"message":{"content":"  "},"finish_reason":"stop"}]}"#,
-            _ => r#"{"choices":[{"message":{"content":"It is about a day."},"finish_reason":"stop"}]}"#,
+        let said = match number % 10 {
+            3 => "I'm sorry, I cannot.",
+            5 => "  ",
+            _ => "It is about a day.",
         };
-        let status = if number % 3 == 1 { "503 Busy" } else { "200 OK" };
-        let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+        let answer = json!({"choices": [{"message": {"content": said}, "finish_reason": "stop"}]}).to_string();
         // The count changes before the answer is sent, because its reader may act at once.
         self.in_flight.fetch_sub(1, Ordering::SeqCst);
-        if stream.write_all(format!("{head}{body}").as_bytes()).is_ok() && status.starts_with("200") {
-            *self.answered.lock().unwrap().entry(question.to_owned()).or_default() += 1;
+        if number % 3 == 1 {
+            return (StatusCode::SERVICE_UNAVAILABLE, answer);
         }
+        let question = String::from_utf8(request.body.to_vec()).unwrap();
+        *self.answered.lock().unwrap().entry(question).or_default() += 1;
+        (StatusCode::OK, answer)
     }
 
     fn asked(&self) -> usize {
@@ -114,11 +103,7 @@ fn answers_are_asked_for_once_and_counted_and_the_key_is_nowhere() {
     let bearer = HashSet::from([format!("Bearer {KEY}")]);
     assert_eq!(*endpoint.keys.lock().unwrap(), bearer);
     assert!(!said.contains(KEY));
-    for file in walk(place.dir.path(), "") {
-        let content = std::fs::read(&file).unwrap();
-        let holds = content.windows(KEY.len()).any(|part| part == KEY.as_bytes());
-        assert!(!holds, "the key is in {}", file.display());
-    }
+    is_in_no_file(&place, KEY);
     // The same job under another key asks for nothing.
     std::fs::remove_dir_all(place.path("out/synthesize")).unwrap();
     submit(&["submit", "job.toml", "--state", "other"]);
@@ -279,9 +264,9 @@ fn the_same_job_reads_from_and_writes_to_an_object_store() {
         store.put("pairs.tsv", content.into()).await.unwrap();
     };
     tokio::runtime::Runtime::new().unwrap().block_on(upload);
-    let job = std::fs::read_to_string(place.path("job.toml")).unwrap();
+    let job = place.read("job.toml");
     let job = job.replace("\"pairs.tsv\"", "\"s3://jobs/in/pairs.tsv\"").replace("\"out\"", "\"s3://jobs/out\"");
-    std::fs::write(place.path("s3.toml"), job).unwrap();
+    place.write("s3.toml", job);
     let run = |args: &[&str]| {
         let output = place.command(args).envs(settings.clone()).output().unwrap();
         assert!(output.status.success(), "{args:?}: {}", common::text(&output));
@@ -311,39 +296,34 @@ fn walk(folder: &std::path::Path, name: &str) -> Vec<std::path::PathBuf> {
     found
 }
 
+/// Checks that no file but the job's own holds a secret.
+fn is_in_no_file(place: &Place, secret: &str) {
+    for file in walk(place.dir.path(), "").into_iter().filter(|file| !file.ends_with("job.toml")) {
+        let content = std::fs::read(&file).unwrap();
+        let holds = content.windows(secret.len()).any(|part| part == secret.as_bytes());
+        assert!(!holds, "the secret is in {}", file.display());
+    }
+}
+
 /// Serves one file to GET requests with the right query only.
 fn signed_file(query: &'static str, content: Vec<u8>) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut request = BufReader::new(stream.try_clone().unwrap()).lines();
-            let first = request.next().unwrap().unwrap();
-            let headers: Vec<String> = request.map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
-            let range =
-                headers.iter().find_map(|line| line.to_lowercase().strip_prefix("range: bytes=").map(str::to_owned));
-            if !first.starts_with("GET ") || !first.contains(query) {
-                let body = format!("<Signed>{first}</Signed>");
-                let head = format!("HTTP/1.1 403 No\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
-                let _ = stream.write_all(format!("{head}{body}").as_bytes());
-                continue;
-            }
-            let (start, end) = range.as_deref().and_then(|range| range.split_once('-')).unwrap_or(("0", ""));
-            let start: usize = start.parse().unwrap();
-            let end = end.parse().map_or(content.len(), |end: usize| (end + 1).min(content.len()));
-            let head = format!(
-                "HTTP/1.1 {}\r\ncontent-length: {}\r\ncontent-range: bytes {start}-{}/{}\r\netag: \"1\"\r\n\
-                 last-modified: Wed, 21 Oct 2026 07:28:00 GMT\r\nconnection: close\r\n\r\n",
-                if range.is_some() { "206 Partial" } else { "200 OK" },
-                end - start,
-                end - 1,
-                content.len()
-            );
-            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&content[start..end]));
+    http::serve(move |request| {
+        let asked = request.uri.to_string();
+        if request.method != Method::GET || !asked.contains(query) {
+            return (StatusCode::FORBIDDEN, format!("<Signed>{asked}</Signed>")).into_response();
         }
-    });
-    url
+        let range = request.headers.get("range").and_then(|range| range.to_str().unwrap().strip_prefix("bytes="));
+        let (start, end) = range.and_then(|range| range.split_once('-')).unwrap_or(("0", ""));
+        let start: usize = start.parse().unwrap();
+        let end = end.parse().map_or(content.len(), |end: usize| (end + 1).min(content.len()));
+        let headers = [
+            ("content-range", format!("bytes {start}-{}/{}", end - 1, content.len())),
+            ("etag", "\"1\"".to_owned()),
+            ("last-modified", "Wed, 21 Oct 2026 07:28:00 GMT".to_owned()),
+        ];
+        let status = if range.is_some() { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
+        (status, headers, content[start..end].to_vec()).into_response()
+    })
 }
 
 /// Returns a corpus of a hundred pairs as TSV.
@@ -377,21 +357,17 @@ fn a_signed_url_is_read_and_its_signature_is_nowhere() {
     let said = common::text(&output);
     assert!(output.status.success(), "{said}");
     assert!(!said.contains(SECRET), "{said}");
-    let report = std::fs::read_to_string(place.path("out/report.json")).unwrap();
+    let report = place.read("out/report.json");
     assert!(report.contains(&format!("{url}/corpora/km.tsv:101: missing_column")), "{report}");
-    for file in walk(place.dir.path(), "").into_iter().filter(|file| !file.ends_with("job.toml")) {
-        let content = std::fs::read(&file).unwrap();
-        let holds = content.windows(SECRET.len()).any(|part| part == SECRET.as_bytes());
-        assert!(!holds, "the signature is in {}", file.display());
-    }
+    is_in_no_file(&place, SECRET);
     // With a new signature it is the same job, and nothing is computed again.
     let again = format!("{url}/corpora/km.tsv?sv=2024&sig=5ecretsignature&se=2030");
-    std::fs::write(place.path("job.toml"), own_corpus(&format!("{again:?}"))).unwrap();
+    place.write("job.toml", own_corpus(&format!("{again:?}")));
     let plan = place.ok(&["submit", "job.toml", "--dry-run"]);
     assert!(!plan.contains("will run"), "{plan}");
 
     let expired = format!("{url}/corpora/km.tsv?sv=2024&sig=0ther5ecret");
-    std::fs::write(place.path("job.toml"), own_corpus(&format!("{expired:?}"))).unwrap();
+    place.write("job.toml", own_corpus(&format!("{expired:?}")));
     let said = place.fails(4, &["submit", "job.toml"]);
     assert!(said.contains("/corpora/km.tsv") && said.contains("403") && !said.contains("0ther5ecret"), "{said}");
 }
@@ -403,8 +379,8 @@ fn sources_of_one_name_are_told_apart_and_a_lost_ending_is_reported() {
     let (first, second) = pairs.split_at(pairs.match_indices('\n').nth(49).unwrap().0 + 1);
     std::fs::create_dir_all(place.path("a")).unwrap();
     std::fs::create_dir_all(place.path("b")).unwrap();
-    std::fs::write(place.path("a/train.tsv"), first).unwrap();
-    std::fs::write(place.path("b/train.tsv"), second.replace('\n', "\r")).unwrap();
+    place.write("a/train.tsv", first);
+    place.write("b/train.tsv", second.replace('\n', "\r"));
     place.ok(&["submit", "job.toml"]);
     let report = place.report();
     for name in ["a/train.tsv", "b/train.tsv"] {

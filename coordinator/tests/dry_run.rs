@@ -44,7 +44,7 @@ fn what_is_there_is_cached_and_what_follows_from_it_is_planned() {
     let place = Place::new(SMALL);
     place.ok(&["submit", "job.toml"]);
     let longer = SMALL.replace("steps = 60", "steps = 61");
-    std::fs::write(place.path("longer.toml"), longer).unwrap();
+    place.write("longer.toml", longer);
     let stages = states(&place.ok(&["submit", "longer.toml", "--dry-run", "--json"]));
     assert_eq!(
         words(&stages),

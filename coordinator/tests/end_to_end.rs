@@ -31,7 +31,7 @@ fn a_job_runs_end_to_end_and_again_does_nothing() {
 
     // Another job with this output shares the stages with the same key.
     let longer = SMALL.replace("steps = 60", "steps = 70");
-    std::fs::write(place.path("longer.toml"), longer).unwrap();
+    place.write("longer.toml", longer);
     let plan = place.ok(&["submit", "longer.toml", "--dry-run"]);
     assert_eq!(plan.matches("cached").count(), 4, "{plan}");
     let json = place.ok(&["submit", "longer.toml", "--json"]);

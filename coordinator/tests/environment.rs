@@ -45,7 +45,7 @@ fn what_is_meant_for_a_cluster_does_not_reach_the_workers_of_submit() {
     let place = Place::new(SMALL);
     let health = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let health = health.local_addr().unwrap().to_string();
-    std::fs::write(place.path("ca.crt"), "no certificate").unwrap();
+    place.write("ca.crt", "no certificate");
     let mut command = place.command(&["submit", "job.toml", "--workers", "2"]);
     command
         .env("LLINK_TLS_CA", "ca.crt")
@@ -72,7 +72,7 @@ fn the_device_that_a_person_chose_and_the_log_level_reach_the_workers_of_submit(
     command.env("LLINK_DEVICE", "cpu").env("LLINK_LOG", "debug");
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
-    let log = std::fs::read_to_string(place.path(".llink/logs/worker-0.log")).unwrap();
+    let log = place.read(".llink/logs/worker-0.log");
     assert!(log.contains("DEBUG"), "{log}");
     let mut command = place.command(&["submit", "job.toml", "--state", "other", "--workers", "1"]);
     std::fs::remove_dir_all(place.path("out")).unwrap();

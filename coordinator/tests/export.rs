@@ -78,7 +78,7 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
     let evaluated = json_lines(place.artifact("evaluate", "/answers.jsonl"));
     let ask = ["generate", "--bundle", &folder, "--max-tokens", "12"];
     let input: String = evaluated.iter().map(|row| format!("{row}\n")).collect();
-    std::fs::write(place.path("in.jsonl"), &input).unwrap();
+    place.write("in.jsonl", &input);
     let batch = [&ask[..], &["--jsonl", "in.jsonl", "--output", "answers.jsonl"]].concat();
     assert!(place.ok(&batch).contains("answers.jsonl: 4 answers"));
     let answered = json_lines(place.path("answers.jsonl"));
@@ -102,15 +102,12 @@ fn a_jobs_bundle_answers_as_it_was_evaluated_in_every_way_of_asking() {
     );
 
     // A batch that was stopped continues, and one with other settings is not mixed with it.
-    let whole = std::fs::read_to_string(place.path("answers.jsonl")).unwrap();
-    std::fs::write(place.path("answers.jsonl"), &whole[..whole.len() - 30]).unwrap();
-    assert!(
-        place.ok(&batch).contains("1 answers")
-            && std::fs::read_to_string(place.path("answers.jsonl")).unwrap() == whole
-    );
+    let whole = place.read("answers.jsonl");
+    place.write("answers.jsonl", &whole[..whole.len() - 30]);
+    assert!(place.ok(&batch).contains("1 answers") && place.read("answers.jsonl") == whole);
     let hotter = [&batch[..], &["--temperature", "0.7"]].concat();
     assert!(place.fails(2, &hotter).contains("answers.jsonl:1:"));
-    std::fs::write(place.path("in.jsonl"), format!("{}\n{{\"txt\": 1}}\n", input.lines().next().unwrap())).unwrap();
+    place.write("in.jsonl", format!("{}\n{{\"txt\": 1}}\n", input.lines().next().unwrap()));
     faulty_lines_cost_no_others_their_answer(&place, &ask, foreign);
 
     // Errors are reported.
@@ -140,7 +137,7 @@ fn a_bundle_whose_slots_read_windows_answers_as_it_was_evaluated() {
     assert!(card.contains("from the text's vector and those of its 4 windows"), "{card}");
     let evaluated = json_lines(place.artifact("evaluate", "/answers.jsonl"));
     let input: String = evaluated.iter().map(|row| format!("{row}\n")).collect();
-    std::fs::write(place.path("in.jsonl"), &input).unwrap();
+    place.write("in.jsonl", &input);
     let ask = ["generate", "--bundle", &folder, "--max-tokens", "12"];
     place.ok(&[&ask[..], &["--jsonl", "in.jsonl", "--output", "answers.jsonl"]].concat());
     let answered = json_lines(place.path("answers.jsonl"));
@@ -177,7 +174,7 @@ fn faulty_lines_cost_no_others_their_answer(place: &Place, ask: &[&str], foreign
         "text".to_owned(),
         format!("{{\"text\":{quoted},\"score\":NaN}}"),
     ];
-    std::fs::write(place.path("faulty.jsonl"), lines.join("\n")).unwrap();
+    place.write("faulty.jsonl", lines.join("\n"));
     let batch = [ask, &["--jsonl", "faulty.jsonl", "--output", "faulty.out"]].concat();
     let said = text(&place.run(&batch));
     for named in
@@ -185,26 +182,26 @@ fn faulty_lines_cost_no_others_their_answer(place: &Place, ask: &[&str], foreign
     {
         assert!(said.contains(named), "{said}");
     }
-    let answers = std::fs::read_to_string(place.path("faulty.out")).unwrap();
+    let answers = place.read("faulty.out");
     assert!(answers.starts_with(&format!("{{\"text\":{quoted},\"id\":18446744073709551616,")), "{answers}");
     let found = json_lines(place.path("faulty.out"));
     let generated: Vec<bool> = found.iter().map(|row| row["generated"].is_string()).collect();
     assert_eq!(generated, [true, false, false, false, true]);
     // The run continues after a stop, also over faulty lines.
     let kept: String = answers.lines().take(3).map(|line| format!("{line}\n")).collect();
-    std::fs::write(place.path("faulty.out"), kept).unwrap();
+    place.write("faulty.out", kept);
     assert!(place.ok(&batch).contains("2 answers"));
-    assert_eq!(std::fs::read_to_string(place.path("faulty.out")).unwrap(), answers);
+    assert_eq!(place.read("faulty.out"), answers);
 
     let texts = [&b"\xEF\xBB\xBF"[..], foreign.as_bytes(), b"\r\n\xE2\x80\x8B\ncaf\xE9\n", foreign.as_bytes()].concat();
-    std::fs::write(place.path("faulty.txt"), &texts).unwrap();
+    place.write("faulty.txt", &texts);
     let one = format!("{}\n", found[0]["generated"].as_str().unwrap());
     let output = place.command(&[ask, &["--file", "faulty.txt"]].concat()).output().unwrap();
     let (said, heard) = (String::from_utf8(output.stderr).unwrap(), String::from_utf8(output.stdout).unwrap());
     assert_eq!(heard, format!("{one}\n\n{one}"), "{said}");
     assert!(said.contains("faulty.txt:2: ") && said.contains("faulty.txt:3: is not UTF-8"), "{said}");
     assert!(output.status.success());
-    std::fs::write(place.path("none.jsonl"), "[1]\n").unwrap();
+    place.write("none.jsonl", "[1]\n");
     let said = place.fails(3, &[ask, &["--jsonl", "none.jsonl"]].concat());
     assert!(said.contains("no line could be answered") && said.contains("none.jsonl:1: "), "{said}");
 }
@@ -350,12 +347,12 @@ fn stage_b_starts_from_a_bundle_and_follows_its_content() {
 
     // A bundle of other shapes is refused with the key that differs.
     let other = job.replace("expander_hidden = 512", "expander_hidden = 256");
-    std::fs::write(place.path("job.toml"), other).unwrap();
+    place.write("job.toml", other);
     let said = place.fails(3, &["submit", "job.toml"]);
     assert!(said.contains("`instruct.from`") && said.contains("instruct.expander_hidden"), "{said}");
     // A folder without a bundle is refused before anything runs.
     let missing = job.replace(SAMPLE_BUNDLE, "out/align");
-    std::fs::write(place.path("job.toml"), missing).unwrap();
+    place.write("job.toml", missing);
     let said = place.fails(3, &["submit", "job.toml"]);
     assert!(said.contains("`instruct.from`") && said.contains("no bundle"), "{said}");
 }

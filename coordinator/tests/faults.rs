@@ -78,7 +78,7 @@ fn a_missing_corpus_or_model_is_named_before_anything_starts() {
     let said = place.fails(3, &["submit", "job.toml"]);
     assert!(said.contains("`models.encoder`") && said.contains("no/model"), "{said}");
     std::fs::create_dir_all(place.path("no/model")).unwrap();
-    std::fs::write(place.path("no/model/config.json"), "{}").unwrap();
+    place.write("no/model/config.json", "{}");
     let said = place.fails(3, &["submit", "job.toml"]);
     assert!(said.contains("tokenizer.json is missing"), "{said}");
 }
@@ -90,9 +90,9 @@ fn everything_that_is_wrong_with_a_model_is_said_before_the_first_stage() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../worker/tests/fixtures/golden/seed8/encoder");
     let config = std::fs::read_to_string(golden.join("config.json")).unwrap();
     let config = config.replace("XLMRobertaModel", "T5EncoderModel").replace("xlm-roberta", "t5");
-    std::fs::write(place.path("model/config.json"), config).unwrap();
+    place.write("model/config.json", config);
     std::fs::copy(golden.join("tokenizer.json"), place.path("model/tokenizer.json")).unwrap();
-    std::fs::write(place.path("model/model.safetensors"), "").unwrap();
+    place.write("model/model.safetensors", "");
     let said = place.fails(3, &["submit", "job.toml"]);
     for word in ["`models.encoder`", "T5EncoderModel", "XLMRobertaModel", "model.safetensors is empty"] {
         assert!(said.contains(word), "{word} is not in {said}");
@@ -115,7 +115,7 @@ fn broken_rows_are_counted_and_shown_and_never_silently_lost() {
     rows.extend_from_slice(b"no second column\n");
     rows.extend_from_slice(b"broken\t\xff\xfe\xfd\n");
     rows.extend_from_slice(b"\t\xe1\x9e\x80\n");
-    std::fs::write(place.path("rows.tsv"), &rows).unwrap();
+    place.write("rows.tsv", &rows);
     let shown = place.ok(&["submit", "job.toml"]);
     assert!(shown.contains("2,503 read"), "{shown}");
     for dropped in ["1 missing column", "1 broken utf8", "1 empty english"] {
@@ -150,7 +150,7 @@ fn a_full_disk_is_told_plainly() {
         return;
     }
     let job = SMALL.replace("output = \"out\"", "output = \"disk/out\"");
-    std::fs::write(place.path("job.toml"), job).unwrap();
+    place.write("job.toml", job);
     let output = place.run(&["submit", "job.toml"]);
     let said = common::text(&output);
     std::process::Command::new("umount").arg("-l").arg(&disk).status().unwrap();

@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "common/http.rs"]
+mod http;
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -18,38 +18,18 @@ fn answering() -> String {
 
 /// Serves verdicts, and returns the URL and the number of requests. `judge` gets answers A and B.
 fn serve(judge: fn(&str, &str) -> &'static str) -> (String, Arc<AtomicUsize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}/v1", listener.local_addr().unwrap());
     let asked = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&asked);
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let Ok(mut stream) = stream else { return };
-            let mut reader = BufReader::new(stream.try_clone().unwrap());
-            let (mut line, mut length) = (String::new(), 0);
-            while reader.read_line(&mut line).unwrap() > 2 {
-                if let Some((name, value)) = line.split_once(':')
-                    && name.eq_ignore_ascii_case("content-length")
-                {
-                    length = value.trim().parse().unwrap();
-                }
-                line.clear();
-            }
-            let mut body = vec![0; length];
-            reader.read_exact(&mut body).unwrap();
-            let request: Value = serde_json::from_slice(&body).unwrap();
-            let prompt = request["messages"][1]["content"].as_str().unwrap();
-            let (_, answers) = prompt.split_once("\n\nAnswer A: ").unwrap();
-            let (a, rest) = answers.split_once("\n\nAnswer B: ").unwrap();
-            let (b, _) = rest.split_once("\n\nWhich is better").unwrap();
-            count.fetch_add(1, Ordering::SeqCst);
-            let reply =
-                json!({"choices": [{"message": {"content": judge(a, b)}, "finish_reason": "stop"}]}).to_string();
-            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", reply.len());
-            let _ = stream.write_all(format!("{head}{reply}").as_bytes());
-        }
+    let url = http::serve(move |request| {
+        let request: Value = serde_json::from_slice(&request.body).unwrap();
+        let prompt = request["messages"][1]["content"].as_str().unwrap();
+        let (_, answers) = prompt.split_once("\n\nAnswer A: ").unwrap();
+        let (a, rest) = answers.split_once("\n\nAnswer B: ").unwrap();
+        let (b, _) = rest.split_once("\n\nWhich is better").unwrap();
+        count.fetch_add(1, Ordering::SeqCst);
+        json!({"choices": [{"message": {"content": judge(a, b)}, "finish_reason": "stop"}]}).to_string()
     });
-    (url, asked)
+    (format!("{url}/v1"), asked)
 }
 
 fn job(url: &str, more: &str) -> String {
@@ -91,7 +71,7 @@ fn answers_are_judged_in_both_orders_and_the_report_counts_them() {
     assert!((figure(&place, "judged.base.preferred") - preferred).abs() < 1e-9);
     assert!(figure(&place, "judged.base.low") <= preferred && preferred <= figure(&place, "judged.base.high"));
 
-    let page = std::fs::read_to_string(place.path("out/report.html")).unwrap();
+    let page = place.read("out/report.html");
     for expected in [
         "Retrieval among 100 held-out pairs",
         "Judged preference",
@@ -110,7 +90,7 @@ fn answers_are_judged_in_both_orders_and_the_report_counts_them() {
     let rows = found.iter().map(|row| format!("{}\n", json!({"id": row["id"], "answers": {"direct": "x"}})));
     std::fs::write(&direct, rows.collect::<String>()).unwrap();
     let (first, asked) = serve(|_, _| "A");
-    std::fs::write(place.path("job.toml"), job(&first, "direct_answers = \"direct.jsonl\"\n")).unwrap();
+    place.write("job.toml", job(&first, "direct_answers = \"direct.jsonl\"\n"));
     place.ok(&["submit", "job.toml"]);
     assert_eq!(asked.load(Ordering::SeqCst), 10, "the base decoder's were judged before");
     assert_eq!(figure(&place, "judged.direct.tie"), 5.0);
@@ -168,7 +148,7 @@ fn an_evaluation_set_is_scored_apart_and_an_answer_has_its_cost() {
     assert!(row.is_some(), "the card has the cost without times: {card}");
 
     // A file of the set that changes is evaluated again.
-    std::fs::write(place.path("flores/devtest/eng_Latn.devtest"), "A fish.\n".repeat(16)).unwrap();
+    place.write("flores/devtest/eng_Latn.devtest", "A fish.\n".repeat(16));
     assert!(place.ok(&["submit", "job.toml", "--dry-run"]).contains("evaluate   will run"));
 }
 
@@ -184,7 +164,7 @@ fn a_judge_who_thinks_aloud_is_read_and_one_who_cannot_be_read_is_quoted() {
     // Verdicts are kept, so another output is needed to ask again.
     let (url, asked) = serve(|_, _| "I would rather talk about the \u{1b}[2Jweather.");
     let other = || job(&url, "").replace("output = \"out\"", "output = \"other\"");
-    std::fs::write(place.path("job.toml"), other()).unwrap();
+    place.write("job.toml", other());
     let said = place.fails(3, &["submit", "job.toml"]);
     assert!(said.contains("none of the judge's 10 replies"), "{said}");
     let last = said.lines().last().unwrap();
@@ -199,7 +179,7 @@ fn a_judge_that_cant_be_reached_or_is_meant_otherwise_is_named() {
     let said = place.fails(3, &["submit", "job.toml"]);
     assert!(said.contains("http://127.0.0.1:9/v1"), "{said}");
     let wrong = job("127.0.0.1/v1", "direct_answers = \"nowhere.jsonl\"\n");
-    std::fs::write(place.path("job.toml"), wrong).unwrap();
+    place.write("job.toml", wrong);
     let said = place.fails(2, &["submit", "job.toml"]);
     assert!(said.contains("evaluate.judge.url"), "{said}");
     std::fs::write(place.path("job.toml"), job("http://127.0.0.1:9/v1", "direct_answers = \"nowhere.jsonl\"\n"))

@@ -33,7 +33,7 @@ fn when_the_connection_breaks_the_job_goes_on_and_the_advice_follows_it() {
 fn a_corrected_job_does_not_begin_with_the_errors_of_before() {
     let own = SMALL.replacen("source = \"sample\"", "source = \"rows.tsv\"", 1);
     let place = Place::new(&own);
-    std::fs::write(place.path("rows.tsv"), "no second column\n").unwrap();
+    place.write("rows.tsv", "no second column\n");
     let said = place.fails(3, &["submit", "job.toml"]);
     assert!(said.contains("rows.tsv"), "{said}");
     let made = ["sample", "made", "--pairs", "2500", "--instructions", "1", "--seed", "3"];
@@ -60,7 +60,7 @@ fn a_damaged_database_is_named_at_start_and_what_is_advised_helps() {
         for beside in ["state.db-wal", "state.db-shm"] {
             let _ = std::fs::remove_file(place.path(".llink").join(beside));
         }
-        std::fs::write(place.path(".llink/state.db"), pages).unwrap();
+        place.write(".llink/state.db", pages);
     };
     damage();
     for command in [&["submit", "job.toml"][..], &["serve", "--listen", "127.0.0.1:0"]] {

@@ -59,8 +59,8 @@ fn write_corpus(place: &Place) {
             ));
         }
     }
-    std::fs::write(place.path("pairs.tsv"), pairs).unwrap();
-    std::fs::write(place.path("instructions.jsonl"), instructions).unwrap();
+    place.write("pairs.tsv", pairs);
+    place.write("instructions.jsonl", instructions);
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn the_advice_for_instructions_from_training_pairs_alone_leads_to_a_report_that_
     }
 
     let advised = JOB.replace("validation = 20", "validation = 20\nvalidation_from = \"train\"");
-    std::fs::write(place.path("job.toml"), advised).unwrap();
+    place.write("job.toml", advised);
     let said = place.ok(&["submit", "job.toml"]);
     assert!(said.contains("Stage A may have been trained on it"), "{said}");
     assert!(figure(&place, "answers.trained_as_pairs") > 0.0);

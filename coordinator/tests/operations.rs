@@ -46,7 +46,7 @@ fn keys_and_tokens_are_for_their_owner_alone_and_an_authority_signs_again() {
         let mode = std::fs::metadata(place.path(file)).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, 0o600, "{file}");
     }
-    assert!(!std::fs::read_to_string(place.path("tokens.toml")).unwrap().contains(token.trim()));
+    assert!(!place.read("tokens.toml").contains(token.trim()));
     let before = std::fs::read(place.path("certs/ca.crt")).unwrap();
     place.ok(&["certs", "certs"]);
     assert_eq!(std::fs::read(place.path("certs/ca.crt")).unwrap(), before, "the authority stays");
@@ -55,7 +55,7 @@ fn keys_and_tokens_are_for_their_owner_alone_and_an_authority_signs_again() {
         secrets["items"].as_array().unwrap().iter().map(|s| s["metadata"]["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["llink-coordinator-tls", "llink-worker-tls"]);
     // Keys of one kind begin alike and differ further on.
-    let authority = std::fs::read_to_string(place.path("certs/ca.key")).unwrap();
+    let authority = place.read("certs/ca.key");
     let secret_part = &authority.lines().nth(2).unwrap()[..20];
     assert!(!secrets.to_string().contains(secret_part), "the authority's key stays at home");
     assert!(place.fails(2, &["certs", "certs", "--user", "ada:root"]).contains("ada:submit"));
@@ -68,7 +68,7 @@ fn a_whole_job_runs_over_mutual_tls_with_workers_that_joined_by_certificate_and_
     let place = Place::new(SMALL);
     place.ok(&["certs", "certs", "--user", "ada:submit"]);
     let token = place.ok(&["token", "tokens.toml", "--name", "node-7", "--role", "worker", "--once"]);
-    std::fs::write(place.path("node-7.token"), token).unwrap();
+    place.write("node-7.token", token);
     let root = place.dir.path().canonicalize().unwrap();
     let root = root.to_str().unwrap();
     let (health, metrics) = (free_address(), free_address());
@@ -117,7 +117,7 @@ fn a_whole_job_runs_over_mutual_tls_with_workers_that_joined_by_certificate_and_
     assert!(denied.contains("JobService/List") && denied.contains("role worker"), "{denied}");
     let ada = place.ok(&["audit", "--who", "ada", "--last", "1"]);
     assert!(ada.contains("\"who\":\"ada\""), "{ada}");
-    let audit = std::fs::read_to_string(place.path(".llink/audit.jsonl")).unwrap();
+    let audit = place.read(".llink/audit.jsonl");
     let joined =
         |by: &str| audit.lines().any(|l| l.contains("WorkerService/Register") && l.contains(by) && l.contains("ok"));
     assert!(joined("\"by\":\"certificate\"") && joined("\"by\":\"token\""), "{audit}");
@@ -194,7 +194,7 @@ fn a_backup_taken_while_jobs_run_restores_them_elsewhere() {
     // A pipe copies the backup, as out of a pod and into one.
     let piped = place.run(&["backup", "-"]);
     assert!(piped.status.success(), "{piped:?}");
-    std::fs::write(place.path("piped.db"), piped.stdout).unwrap();
+    place.write("piped.db", piped.stdout);
     let from = std::fs::File::open(place.path("piped.db")).unwrap();
     let restored = place.command(&["restore", "-", "--state", "piped"]).stdin(from).output();
     let said = String::from_utf8(restored.unwrap().stdout).unwrap();
@@ -203,7 +203,7 @@ fn a_backup_taken_while_jobs_run_restores_them_elsewhere() {
     let mut damaged = std::fs::read(place.path("saved.db")).unwrap();
     let middle = damaged.len() / 2;
     damaged[middle..].fill(0x5a);
-    std::fs::write(place.path("damaged.db"), damaged).unwrap();
+    place.write("damaged.db", damaged);
     let said = place.fails(4, &["restore", "damaged.db", "--state", "elsewhere"]);
     assert!(said.contains("damaged.db"), "{said}");
     assert!(!place.path("elsewhere").exists(), "nothing is put in place");

@@ -115,7 +115,7 @@ fn a_served_bundle_answers_as_generate_does_alone_and_to_several_at_once() {
     let served = Served::start(&place, &[]);
     let lines =
         TEXTS.map(|text| json!({"text": text, "instruction": "Translate the sentence into English."}).to_string());
-    std::fs::write(place.path("in.jsonl"), lines.join("\n")).unwrap();
+    place.write("in.jsonl", lines.join("\n"));
     let said = place.ok(&["generate", "--bundle", "out", "--max-tokens", "12", "--jsonl", "in.jsonl"]);
     let generated: Vec<String> = said
         .lines()

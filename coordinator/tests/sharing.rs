@@ -21,7 +21,7 @@ fn job(number: usize) -> String {
 fn sweep(jobs: usize) -> Place {
     let place = Place::new("");
     for number in 0..jobs {
-        std::fs::write(place.path(&file(number)), job(number)).unwrap();
+        place.write(&file(number), job(number));
     }
     place
 }
@@ -138,7 +138,7 @@ fn what_a_killed_process_was_computing_is_taken_over_by_one_that_waits_and_says_
     let slow = |n: usize| {
         job(n).replace("train_pairs = 1600", "train_pairs = 16_000").replace("shard_rows = 200", "shard_rows = 500")
     };
-    (0..2).for_each(|n| std::fs::write(place.path(&file(n)), slow(n)).unwrap());
+    (0..2).for_each(|n| place.write(&file(n), slow(n)));
     let mut first = place.start(&["submit", &file(0), "--state", "state-0", "--workers", "1"]);
     place.lists("embed: embed", &["--state", "state-0"]);
     let second = place.command(&["submit", &file(1), "--state", "state-1", "--workers", "1"]).spawn().unwrap();

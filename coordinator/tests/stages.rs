@@ -55,7 +55,7 @@ fn pairs_below_the_margin_are_counted_shown_and_not_trained_on_and_the_split_sta
     place.ok(&["submit", "job.toml"]);
     let before = place.artefacts(&["shard", "embed"]);
     let filtered = SMALL.replace("[instructions]", "[cleaning]\nmargin = 0.5\n\n[instructions]");
-    std::fs::write(place.path("job.toml"), &filtered).unwrap();
+    place.write("job.toml", &filtered);
     let said = place.ok(&["submit", "job.toml"]);
     assert_eq!(place.artefacts(&["shard", "embed"]), before, "neither the split nor its vectors change");
 
@@ -72,11 +72,11 @@ fn pairs_below_the_margin_are_counted_shown_and_not_trained_on_and_the_split_sta
     }
     assert_eq!(listed, counted);
     assert!((1..1200).contains(&counted), "{counted} of 1,200 training pairs");
-    let page = std::fs::read_to_string(place.path("out/report.html")).unwrap();
+    let page = place.read("out/report.html");
     assert!(page.contains("left out for their low margin"));
 
     // A margin that hardly any pair has is refused with the key.
-    std::fs::write(place.path("job.toml"), filtered.replace("margin = 0.5", "margin = 10.0")).unwrap();
+    place.write("job.toml", filtered.replace("margin = 0.5", "margin = 10.0"));
     let said = place.fails(3, &["submit", "job.toml"]);
     assert!(said.contains("`cleaning.margin` leaves") && said.contains("fewer than a batch of 64"), "{said}");
 }

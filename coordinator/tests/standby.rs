@@ -64,7 +64,7 @@ fn wide(sources: usize) -> Place {
     let sources: Vec<String> = (0..sources).map(|number| format!("{number}.tsv")).collect();
     let place = Place::new(&format!("output = \"out\"\n[corpus]\nsource = {sources:?}\n"));
     for source in sources {
-        std::fs::write(place.path(&source), "hello\tworld\n").unwrap();
+        place.write(&source, "hello\tworld\n");
     }
     place
 }

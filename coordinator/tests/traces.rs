@@ -3,10 +3,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "common/http.rs"]
+mod http;
 
 use std::collections::{BTreeSet, HashMap};
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use common::{Place, SMALL, text};
@@ -173,23 +174,11 @@ fn one_trace_leads_from_submit_through_each_task_to_the_store() {
 #[test]
 fn requests_to_s3_name_their_trace_and_an_error_shows_no_secret() {
     let (collector, _runtime, address) = Collector::start();
-    let server = TcpListener::bind("127.0.0.1:0").unwrap();
-    let s3 = format!("http://{}", server.local_addr().unwrap());
     let (heard, requests) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        for connection in server.incoming() {
-            let mut connection = connection.unwrap();
-            let mut head = Vec::new();
-            let mut byte = [0];
-            while !head.ends_with(b"\r\n\r\n") && connection.read(&mut byte).unwrap() > 0 {
-                head.push(byte[0]);
-            }
-            let answer = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-            connection.write_all(answer).unwrap();
-            if heard.send(String::from_utf8(head).unwrap()).is_err() {
-                return;
-            }
-        }
+    let s3 = http::serve(move |request| {
+        // Nobody listens after the test.
+        let _ = heard.send(request.headers);
+        axum::http::StatusCode::NOT_FOUND
     });
     let place = Place::new("output = \"out\"\n[corpus]\nsource = \"s3://bucket/pairs.tsv\"\n");
     let output = submit(
@@ -208,8 +197,7 @@ fn requests_to_s3_name_their_trace_and_an_error_shows_no_secret() {
     let seen = collector.take();
     let request = requests.recv().unwrap();
     let store = seen.iter().find(|span| span.attributes.contains_key("store")).unwrap();
-    let header = format!("traceparent: {}-{}-01", &GIVEN[..35], store.id);
-    assert!(request.contains(&header), "{header}: {request}");
+    assert_eq!(request["traceparent"], format!("{}-{}-01", &GIVEN[..35], store.id));
     assert_eq!((&*store.attributes["store"], &*store.attributes["status"]), ("s3://bucket", "not found"));
     for name in ["submit", "JobService/Submit"] {
         let span = seen.iter().find(|span| span.name == name).unwrap();

@@ -31,8 +31,8 @@ fn mlflow_and_trackio_hold_one_run_of_a_job_that_was_submitted_twice() {
         "[track]\nmlflow = {}\ntrackio = {}\ntrackio_token_env = \"TRACKIO_TOKEN\"\nexperiment = \"tracked\"\n",
         urls["mlflow"], urls["trackio"]
     );
-    std::fs::write(place.path("job.toml"), format!("{SMALL}{track}")).unwrap();
-    std::fs::write(place.path("token"), "write me\n").unwrap();
+    place.write("job.toml", format!("{SMALL}{track}"));
+    place.write("token", "write me\n");
     assert!(place.fails(3, &["submit", "job.toml"]).contains("TRACKIO_TOKEN"), "a job without its token is refused");
     for _ in 0..2 {
         let mut submit = place.command(&["submit", "job.toml"]);

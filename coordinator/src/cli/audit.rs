@@ -37,7 +37,7 @@ impl Audit {
         let file = self.file.clone().unwrap_or_else(|| self.state.join("audit.jsonl"));
         if !file.exists() {
             let text = format!("{}: no such file; `serve` writes it once callers identify themselves", file.display());
-            return Err(Failed::new(Exit::Usage, text));
+            return Err(Exit::Usage.because(text));
         }
         let mut aside = file.clone().into_os_string();
         aside.push(".1");

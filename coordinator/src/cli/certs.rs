@@ -51,7 +51,7 @@ pub(super) struct MakeToken {
 }
 
 fn usage(text: impl Into<String>) -> Failed {
-    Failed::new(Exit::Usage, text)
+    Exit::Usage.because(text)
 }
 
 impl MakeToken {

@@ -12,12 +12,10 @@ pub(super) type Client = JobServiceClient<Connection>;
 
 pub(super) async fn connect(url: &str, credentials: &Credentials) -> Result<Client, Failed> {
     let (endpoint, caller) =
-        credentials.endpoint(url).map_err(|e| Failed::new(Exit::Usage, format!("--coordinator {e}")))?;
+        credentials.endpoint(url).map_err(|e| Exit::Usage.because(format!("--coordinator {e}")))?;
     let channel = endpoint.connect().await.map_err(|e| {
-        Failed::new(
-            Exit::Unavailable,
-            format!("no coordinator at {url}: {}. Is `llink-coord serve` running there?", with_causes(&e)),
-        )
+        Exit::Unavailable
+            .because(format!("no coordinator at {url}: {}. Is `llink-coord serve` running there?", with_causes(&e)))
     })?;
     Ok(JobServiceClient::with_interceptor(channel, caller).max_decoding_message_size(serve::MAX_MESSAGE_BYTES))
 }
@@ -46,13 +44,10 @@ fn for_own(url: &str, credentials: Credentials) -> Credentials {
 /// Like [`find`], but a missing coordinator is an error.
 pub(super) async fn require(reach: &Reach) -> Result<Client, Failed> {
     find(reach).await?.ok_or_else(|| {
-        Failed::new(
-            Exit::Unavailable,
-            format!(
-                "no coordinator is running on the state directory {}: name one with --coordinator URL",
-                reach.state.display()
-            ),
-        )
+        Exit::Unavailable.because(format!(
+            "no coordinator is running on the state directory {}: name one with --coordinator URL",
+            reach.state.display()
+        ))
     })
 }
 
@@ -70,7 +65,7 @@ impl From<Status> for Failed {
     fn from(status: Status) -> Self {
         if is_of_the_connection(&status) {
             let text = format!("the connection to the coordinator broke ({})", status.message());
-            return Failed::new(Exit::Unavailable, text);
+            return Exit::Unavailable.because(text);
         }
         let kind = status
             .metadata()
@@ -82,12 +77,12 @@ impl From<Status> for Failed {
             (None, Code::PermissionDenied | Code::Unauthenticated) => Exit::Denied,
             (None, _) => Exit::Internal,
         };
-        Failed::new(exit, status.message())
+        exit.because(status.message())
     }
 }
 
 pub(super) fn job_failed(failure: &Failure) -> Failed {
-    Failed::new(exit_of(failure.kind()), failure.text.clone())
+    exit_of(failure.kind()).because(failure.text.clone())
 }
 
 fn exit_of(kind: FailureKind) -> Exit {

@@ -36,9 +36,7 @@ pub(super) async fn follow(
     match (last, broke) {
         (Some(job), _) if job.state() != JobState::Running => Ok(job),
         (_, Some(status)) => Err(ended_by(status, left)),
-        (_, None) => {
-            Err(Failed::new(Exit::Unavailable, format!("the coordinator stopped before the job ended. {left}")))
-        }
+        (_, None) => Err(Exit::Unavailable.because(format!("the coordinator stopped before the job ended. {left}"))),
     }
 }
 
@@ -46,7 +44,7 @@ fn ended_by(status: Status, left: &str) -> Failed {
     let is_broken = is_of_the_connection(&status);
     let failed = Failed::from(status);
     match is_broken {
-        true => Failed::new(failed.exit, format!("{}. {left}", failed.text)),
+        true => failed.exit.because(format!("{}. {left}", failed.text)),
         false => failed,
     }
 }
@@ -63,13 +61,11 @@ pub(super) fn conclude(job: &Job, style: Style) -> Result<(), Failed> {
             ui::report(job, style);
             Ok(())
         }
-        JobState::Cancelled => Err(Failed::new(
-            Exit::Cancelled,
-            format!("job {} was cancelled. Finished work is kept: submit it again to continue", job.id),
-        )),
+        JobState::Cancelled => Err(Exit::Cancelled
+            .because(format!("job {} was cancelled. Finished work is kept: submit it again to continue", job.id))),
         _ => Err(match &job.failure {
             Some(failure) => job_failed(failure),
-            None => Failed::new(Exit::Internal, format!("job {} failed: {}", job.id, job.reason)),
+            None => Exit::Internal.because(format!("job {} failed: {}", job.id, job.reason)),
         }),
     }
 }

@@ -47,7 +47,7 @@ pub(super) struct Health {
 fn of_backup(error: StateError) -> Failed {
     match error {
         StateError::Damaged { path, reason } => {
-            Failed::new(Exit::Storage, format!("{}: it is damaged ({reason}): use an older backup", path.display()))
+            Exit::Storage.because(format!("{}: it is damaged ({reason}): use an older backup", path.display()))
         }
         other => other.into(),
     }
@@ -70,7 +70,7 @@ impl Backup {
             return Ok(());
         }
         if self.file.exists() {
-            return Err(Failed::new(Exit::Usage, format!("{} exists: name a new file", self.file.display())));
+            return Err(Exit::Usage.because(format!("{} exists: name a new file", self.file.display())));
         }
         let jobs = self.copy_to(&self.file)?;
         say(&format!("{}: {jobs} jobs", self.file.display()));
@@ -80,7 +80,7 @@ impl Backup {
     fn copy_to(&self, file: &Path) -> Result<usize, Failed> {
         if !self.state.join("state.db").exists() {
             let text = format!("there is no state in {}: name its directory with --state DIR", self.state.display());
-            return Err(Failed::new(Exit::Usage, text));
+            return Err(Exit::Usage.because(text));
         }
         let store = StateStore::open_read_only(&self.state)?;
         store.backup(file)?;
@@ -108,7 +108,7 @@ impl Restore {
         let _held = serve::lock(&self.state)?;
         let database = self.state.join("state.db");
         if database.exists() && !self.replace {
-            return Err(Failed::new(Exit::Usage, format!("{} exists: --replace puts it aside", database.display())));
+            return Err(Exit::Usage.because(format!("{} exists: --replace puts it aside", database.display())));
         }
         let failed = |e: std::io::Error| of_file(&database, &e);
         let beside = self.state.join("state.db.restoring");
@@ -141,11 +141,9 @@ fn checked(file: &Path) -> Result<usize, Failed> {
 impl Health {
     /// Asks a health service. A service that is not serving is a failure.
     pub(super) async fn run(self) -> Result<(), Failed> {
-        let unavailable = |text: String| Failed::new(Exit::Unavailable, format!("{}: {text}", self.url));
+        let unavailable = |text: String| Exit::Unavailable.because(format!("{}: {text}", self.url));
         let endpoint = Endpoint::from_shared(self.url.clone())
-            .map_err(|e| {
-                Failed::new(Exit::Usage, format!("{}: not a URL such as http://127.0.0.1:7071 ({e})", self.url))
-            })?
+            .map_err(|e| Exit::Usage.because(format!("{}: not a URL such as http://127.0.0.1:7071 ({e})", self.url)))?
             .connect_timeout(Duration::from_secs(2))
             .timeout(Duration::from_secs(2));
         let channel = endpoint.connect().await.map_err(|e| unavailable(llink_proto::reach::with_causes(&e)))?;

@@ -83,7 +83,7 @@ impl LocalWorkers {
             return Ok(());
         }
         let binary = std::env::current_exe()
-            .map_err(|e| Failed::new(Exit::Internal, format!("cannot find this program's own file: {e}")))?;
+            .map_err(|e| Exit::Internal.because(format!("cannot find this program's own file: {e}")))?;
         private::directory(&self.logs).map_err(|e| of_file(&self.logs, &e))?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = (cores / self.count as usize).max(1);
@@ -224,7 +224,7 @@ pub(super) fn write_sample(dir: &Path, pairs: u64, instructions: u64, seed: u64)
             llink_datasets::Error::Store { .. } => Exit::Storage,
             _ => Exit::Usage,
         };
-        Failed::new(exit, e.to_string())
+        exit.because(e.to_string())
     })?;
     say(&format!("{}/pairs.tsv: {pairs} pairs, English TAB Khmer", dir.display()));
     say(&format!("{}/instructions.jsonl: {instructions} instructions", dir.display()));

@@ -71,7 +71,7 @@ impl Watch {
         let ended = tokio::select! {
             ended = follow::follow(&mut client, &job.id, style, &goes_on, |_| Ok(())) => ended?,
             () = super::interrupted() => {
-                return Err(Failed::new(Exit::Interrupted, format!("left; job {} goes on", job.id)));
+                return Err(Exit::Interrupted.because(format!("left; job {} goes on", job.id)));
             }
         };
         follow::conclude(&ended, style)
@@ -137,7 +137,7 @@ impl OfJob {
     pub(super) async fn resume(self) -> Result<(), Failed> {
         let job = self.find().await?;
         let mut client = client::require(&self.reach).await.map_err(|f| {
-            Failed::new(f.exit, format!("{}; or submit the job file again, which goes on from there", f.text))
+            f.exit.because(format!("{}; or submit the job file again, which goes on from there", f.text))
         })?;
         let request = ResumeRequest { job_id: job.id };
         let job = client.resume(request).await?.into_inner();
@@ -148,13 +148,10 @@ impl OfJob {
 
 fn open(reach: &Reach) -> Result<StateStore, Failed> {
     if !reach.state.join("state.db").exists() {
-        return Err(Failed::new(
-            Exit::Unavailable,
-            format!(
-                "no coordinator is named and there is no state in {}: use --coordinator URL or --state DIR",
-                reach.state.display()
-            ),
-        ));
+        return Err(Exit::Unavailable.because(format!(
+            "no coordinator is named and there is no state in {}: use --coordinator URL or --state DIR",
+            reach.state.display()
+        )));
     }
     Ok(StateStore::open_read_only(&reach.state)?)
 }
@@ -189,9 +186,9 @@ fn one(jobs: Vec<Job>, wanted: &str) -> Result<Job, Failed> {
     match matching.len() {
         1 => Ok(matching.swap_remove(0)),
         0 if known.is_empty() => {
-            Err(Failed::new(Exit::Usage, format!("there is no job {wanted:?}: none was submitted yet")))
+            Err(Exit::Usage.because(format!("there is no job {wanted:?}: none was submitted yet")))
         }
-        0 => Err(Failed::new(Exit::Usage, format!("there is no job {wanted:?}; known: {known}"))),
-        _ => Err(Failed::new(Exit::Usage, format!("{wanted:?} could be any of: {known}"))),
+        0 => Err(Exit::Usage.because(format!("there is no job {wanted:?}; known: {known}"))),
+        _ => Err(Exit::Usage.because(format!("{wanted:?} could be any of: {known}"))),
     }
 }

@@ -82,6 +82,10 @@ pub enum Exit {
 }
 
 impl Exit {
+    fn because(self, text: impl Into<String>) -> Failed {
+        Failed { text: text.into(), exit: self }
+    }
+
     /// Returns the exit code for a worker's exit code.
     #[cfg(feature = "embedded")]
     fn of_worker(code: u8) -> Self {
@@ -90,20 +94,14 @@ impl Exit {
     }
 }
 
-impl Failed {
-    fn new(exit: Exit, text: impl Into<String>) -> Self {
-        Self { text: text.into(), exit }
-    }
-}
-
 /// The fault of a file that cannot be read or written.
 fn of_file(file: &Path, error: &std::io::Error) -> Failed {
-    Failed::new(Exit::Storage, format!("{}: {error}", file.display()))
+    Exit::Storage.because(format!("{}: {error}", file.display()))
 }
 
 impl From<StateError> for Failed {
     fn from(error: StateError) -> Self {
-        Self::new(Exit::Storage, error.to_string())
+        Exit::Storage.because(error.to_string())
     }
 }
 
@@ -115,7 +113,7 @@ impl From<llink_datasets::Error> for Failed {
             llink_datasets::Error::Url { .. } => Exit::Usage,
             _ => Exit::Input,
         };
-        Self::new(exit, error.to_string())
+        exit.because(error.to_string())
     }
 }
 
@@ -131,7 +129,7 @@ impl From<llink_worker::Error> for Failed {
             Error::Io { .. } => Exit::Storage,
             _ => Exit::Internal,
         };
-        Self::new(exit, error.to_string())
+        exit.because(error.to_string())
     }
 }
 
@@ -143,7 +141,7 @@ impl From<ServeError> for Failed {
             ServeError::Exposed(_) | ServeError::File(_) => Exit::Usage,
             ServeError::Transport(_) | ServeError::Random(_) => Exit::Internal,
         };
-        Self::new(exit, error.to_string())
+        exit.because(error.to_string())
     }
 }
 
@@ -298,7 +296,7 @@ async fn run(command: Command) -> Result<(), Failed> {
         #[cfg(feature = "embedded")]
         Command::Worker(args) => llink_worker::cli::run(args, BUILT_IN)
             .await
-            .map_err(|e| Failed::new(Exit::of_worker(llink_worker::cli::exit_code(&e)), format!("{e:#}"))),
+            .map_err(|e| Exit::of_worker(llink_worker::cli::exit_code(&e)).because(format!("{e:#}"))),
         Command::Backup(backup) => backup.run(),
         Command::Restore(restore) => restore.run(),
         Command::Certs(certs) => certs.run(),

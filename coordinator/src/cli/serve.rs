@@ -85,7 +85,7 @@ impl Serve {
             say(&format!("the page is at {page}"));
         }
         tokio::select! {
-            why = running.broken() => Err(Failed::new(Exit::Storage, why)),
+            why = running.broken() => Err(Exit::Storage.because(why)),
             () = interrupted() => {
                 running.stop().await?;
                 Ok(())
@@ -101,12 +101,12 @@ impl Serve {
         };
         if !(0.0..=36_500.0).contains(&self.keep) {
             let text = format!("--keep {}: expected 0 to 36500 days", self.keep);
-            return Err(Failed::new(Exit::Usage, text));
+            return Err(Exit::Usage.because(text));
         }
         let keep = Keep { millis: (self.keep * 86_400_000.0) as i64, jobs: self.keep_jobs };
         let roots_named = !self.allow_root.is_empty();
         let roots = match roots_named {
-            true => Roots::of(&self.allow_root).map_err(|e| Failed::new(Exit::Usage, format!("--allow-root: {e}")))?,
+            true => Roots::of(&self.allow_root).map_err(|e| Exit::Usage.because(format!("--allow-root: {e}")))?,
             false => Roots::Any,
         };
         let asks = self.tokens.is_some() || self.tls_client_ca.is_some();
@@ -144,5 +144,5 @@ fn milliseconds(flag: &str, seconds: f64, at_least: f64) -> Result<i64, Failed> 
     if (at_least..=3600.0).contains(&seconds) {
         return Ok((seconds * 1000.0) as i64);
     }
-    Err(Failed::new(Exit::Usage, format!("{flag} {seconds}: expected {at_least} to 3600 seconds")))
+    Err(Exit::Usage.because(format!("{flag} {seconds}: expected {at_least} to 3600 seconds")))
 }

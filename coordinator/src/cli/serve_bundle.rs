@@ -40,11 +40,11 @@ impl ServeBundle {
             generator.read(&["."])?;
             Ok::<_, llink_worker::Error>(generator)
         });
-        let opened = opened.await.map_err(|e| Failed::new(Exit::Internal, format!("the bundle: {e}")))?;
+        let opened = opened.await.map_err(|e| Exit::Internal.because(format!("the bundle: {e}")))?;
         let mut running = bundle::start(opened?, self.options).await?;
         say(&format!("llink-coord answers at {}", running.url));
         tokio::select! {
-            why = running.broken() => Err(Failed::new(Exit::Internal, why)),
+            why = running.broken() => Err(Exit::Internal.because(why)),
             () = interrupted() => {
                 running.stop().await;
                 Ok(())

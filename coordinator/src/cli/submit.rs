@@ -83,15 +83,12 @@ impl Submit {
     fn read(&self, trace: &str) -> Result<(Request<SubmitRequest>, job::JobFile), Failed> {
         let name = self.job.display().to_string();
         let text = std::fs::read_to_string(&self.job).map_err(|e| {
-            Failed::new(
-                Exit::Usage,
-                format!("{name}: {e}. A job file is needed, such as the job.toml beside the README"),
-            )
+            Exit::Usage.because(format!("{name}: {e}. A job file is needed, such as the job.toml beside the README"))
         })?;
-        let file = job::parse(&name, &text).map_err(|e| Failed::new(Exit::Usage, e.to_string()))?;
+        let file = job::parse(&name, &text).map_err(|e| Exit::Usage.because(e.to_string()))?;
         let folder = self.job.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let base_dir =
-            std::path::absolute(folder).map_err(|e| Failed::new(Exit::Usage, format!("{}: {e}", folder.display())))?;
+            std::path::absolute(folder).map_err(|e| Exit::Usage.because(format!("{}: {e}", folder.display())))?;
         let mut request = Request::new(SubmitRequest {
             job_toml: text,
             file_name: name,
@@ -142,10 +139,10 @@ impl Submit {
                 let started = follow::follow(&mut client, &job.id, style, &again, |job| workers.start_if_needed(job));
                 tokio::select! {
                     ended = started => ended.map(Some),
-                    why = running.broken() => Err(Failed::new(Exit::Storage, why)),
+                    why = running.broken() => Err(Exit::Storage.because(why)),
                     why = given_up => {
                         stop(&mut stopper, &job.id, &self.job).await;
-                        Err(Failed::new(Exit::Internal, why))
+                        Err(Exit::Internal.because(why))
                     }
                     () = super::interrupted() => {
                         complain("stopping: workers save what they have (Ctrl-C again kills them)");
@@ -169,8 +166,7 @@ impl Submit {
 
     #[cfg(not(feature = "embedded"))]
     async fn run_here(&self, _: Request<SubmitRequest>, _: &job::JobFile, _: Style) -> Result<(), Failed> {
-        Err(Failed::new(
-            Exit::Usage,
+        Err(Exit::Usage.because(
             "this llink-coord was built without its embedded worker: name a coordinator with --coordinator URL",
         ))
     }
@@ -178,19 +174,16 @@ impl Submit {
 
 async fn send(client: &mut Client, request: Request<SubmitRequest>) -> Result<Job, Failed> {
     let answer = client.submit(request).await?.into_inner();
-    let job = answer.job.ok_or_else(|| Failed::new(Exit::Internal, "the coordinator answered without a job"))?;
+    let job = answer.job.ok_or_else(|| Exit::Internal.because("the coordinator answered without a job"))?;
     tracing::Span::current().record("job", &job.id);
     Ok(job)
 }
 
 fn left(url: &str, id: &str) -> Failed {
-    Failed::new(
-        Exit::Interrupted,
-        format!(
-            "left; the job goes on. `llink-coord watch {id} --coordinator {url}` follows it, \
+    Exit::Interrupted.because(format!(
+        "left; the job goes on. `llink-coord watch {id} --coordinator {url}` follows it, \
              `llink-coord cancel {id} --coordinator {url}` stops it"
-        ),
-    )
+    ))
 }
 
 #[cfg(feature = "embedded")]
@@ -198,8 +191,8 @@ async fn stop(client: &mut Client, id: &str, job: &Path) -> Failed {
     let cancel = client.cancel(llink_proto::CancelRequest { job_id: id.into() });
     // The state on disk is complete in any case, and the next run continues from it.
     let _ = tokio::time::timeout(std::time::Duration::from_secs(2), cancel).await;
-    Failed::new(
-        Exit::Interrupted,
-        format!("stopped. What was finished is kept: `llink-coord submit {}` goes on from there", job.display()),
-    )
+    Exit::Interrupted.because(format!(
+        "stopped. What was finished is kept: `llink-coord submit {}` goes on from there",
+        job.display()
+    ))
 }

@@ -31,12 +31,12 @@ impl Verify {
             return Ok(());
         }
         if found.manifests == 0 {
-            return Err(Failed::new(Exit::Input, "nothing was verified"));
+            return Err(Exit::Input.because("nothing was verified"));
         }
         let text = format!(
             "{looked_at}: {} faults. Delete the folders of the stages named above and submit their job again",
             found.faults.len()
         );
-        Err(Failed::new(Exit::Input, text))
+        Err(Exit::Input.because(text))
     }
 }

@@ -85,12 +85,21 @@ max_answer_tokens = 12
 impl Place {
     pub fn new(job: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("job.toml"), job).unwrap();
-        Self { dir }
+        let place = Self { dir };
+        place.write("job.toml", job);
+        place
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        std::fs::write(self.path(name), content).unwrap();
+    }
+
+    pub fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).unwrap()
     }
 
     pub fn command(&self, args: &[&str]) -> Command {

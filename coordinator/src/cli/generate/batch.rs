@@ -195,7 +195,7 @@ fn go_on(output: &Path, rows: &mut Rows, made_by: &Value, faults: &mut Faults) -
                 output.display(),
                 kept + 1
             );
-            return Err(Failed::new(Exit::Usage, text));
+            return Err(Exit::Usage.because(text));
         };
         match row.asked {
             Ok(_) => faults.answered(),

@@ -41,7 +41,7 @@ impl Faults {
             text.push_str(&format!("\n{}: {unnamed} more lines", self.name));
         }
         if !self.has_answers {
-            return Err(Failed::new(Exit::Input, format!("no line could be answered:\n{text}")));
+            return Err(Exit::Input.because(format!("no line could be answered:\n{text}")));
         }
         let lines = if self.count == 1 { "line has" } else { "lines have" };
         complain(&format!("{} {lines} no answer:\n{text}", self.count));

@@ -86,11 +86,11 @@ impl Generate {
         let answering = self.answering()?;
         let runtime = Handle::current();
         let work = tokio::task::spawn_blocking(move || self.work(answering, &runtime));
-        work.await.map_err(|e| Failed::new(Exit::Internal, format!("the generator failed: {e}")))?
+        work.await.map_err(|e| Exit::Internal.because(format!("the generator failed: {e}")))?
     }
 
     fn answering(&self) -> Result<Answering, Failed> {
-        let wrong = |text: String| Err(Failed::new(Exit::Usage, text));
+        let wrong = |text: String| Err(Exit::Usage.because(text));
         if let Some(t) = self.temperature
             && !(t.is_finite() && t >= 0.0)
         {
@@ -111,7 +111,7 @@ impl Generate {
         let from_stdin = self.text.is_none() && self.file.is_none() && self.jsonl.is_none() && !self.interactive;
         if from_stdin && std::io::stdin().is_terminal() {
             let text = "there is no text: give one, --file, --jsonl or --interactive, or pipe texts in";
-            return Err(Failed::new(Exit::Usage, text));
+            return Err(Exit::Usage.because(text));
         }
         let opening = Opening {
             encoder: self.models.encoder.clone(),
@@ -145,10 +145,10 @@ impl Generate {
         }
         let named = |task: &str| generator.instruction(task).map(str::to_owned);
         match &self.task {
-            Some(task) => named(task).map_err(|e| Failed::new(Exit::Usage, e.to_string())),
+            Some(task) => named(task).map_err(|e| Exit::Usage.because(e.to_string())),
             None => named(TASK).map_err(|error| {
                 let text = format!("{error}: say what to do with the text by --task or --instruction");
-                Failed::new(Exit::Usage, text)
+                Exit::Usage.because(text)
             }),
         }
     }
@@ -222,5 +222,5 @@ impl Asking {
 }
 
 fn unreadable(file: &Path, error: &std::io::Error) -> Failed {
-    Failed::new(Exit::Input, format!("{}: {error}", file.display()))
+    Exit::Input.because(format!("{}: {error}", file.display()))
 }

@@ -39,7 +39,7 @@ impl Inspect {
         match (self.what, self.url) {
             (Some(What::Tokens(tokens)), _) => tokens.run().await,
             (None, Some(url)) => Err(show(&url, self.sql.as_deref(), self.rows)),
-            (None, None) => Err(Failed::new(Exit::Usage, "name a shard or a folder of them")),
+            (None, None) => Err(Exit::Usage.because("name a shard or a folder of them")),
         }
     }
 }
@@ -59,5 +59,5 @@ fn show(url: &str, sql: Option<&str>, rows: usize) -> Failed {
          `cargo build --release -p {PROGRAM}`",
         program.display()
     );
-    Failed::new(Exit::Usage, text)
+    Exit::Usage.because(text)
 }

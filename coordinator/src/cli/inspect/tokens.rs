@@ -50,7 +50,7 @@ impl Tokens {
                 let count = |side: fn(&(String, String)) -> &str| -> Result<Vec<usize>, Failed> {
                     let texts: Vec<&str> = pairs.iter().map(side).collect();
                     let ids = tokenizer.encode_batch(&texts, special);
-                    let ids = ids.map_err(|e| Failed::new(Exit::Input, e.to_string()))?;
+                    let ids = ids.map_err(|e| Exit::Input.because(e.to_string()))?;
                     Ok(ids.iter().map(Vec::len).collect())
                 };
                 english.extend(count(|pair| &pair.0)?);
@@ -58,7 +58,7 @@ impl Tokens {
             }
         }
         if english.is_empty() {
-            return Err(Failed::new(Exit::Input, "there are no pairs in the corpus"));
+            return Err(Exit::Input.because("there are no pairs in the corpus"));
         }
         print(&mut english, &mut foreign);
         Ok(())
@@ -78,16 +78,16 @@ impl Tokens {
             .map(|name| folder.join(name))
             .into_iter()
             .find(|path| path.exists());
-            let found = found.ok_or_else(|| Failed::new(Exit::Input, format!("{file}: holds no tokenizer.json")))?;
+            let found = found.ok_or_else(|| Exit::Input.because(format!("{file}: holds no tokenizer.json")))?;
             file = found.to_string_lossy().into_owned();
         }
         let content = read_whole(&file).await?;
-        Tokenizer::from_bytes(&file, &content).map_err(|e| Failed::new(Exit::Input, e.to_string()))
+        Tokenizer::from_bytes(&file, &content).map_err(|e| Exit::Input.because(e.to_string()))
     }
 
     async fn sources(&self) -> Result<Vec<Source>, Failed> {
         let format: Option<Format> =
-            self.format.as_deref().map(str::parse).transpose().map_err(|e: String| Failed::new(Exit::Usage, e))?;
+            self.format.as_deref().map(str::parse).transpose().map_err(|e: String| Exit::Usage.because(e))?;
         let columns = Columns::default();
         let column = |given: &Option<String>, default: Column| given.as_deref().map_or(default, Column::from);
         let of = |url: String| Source {
