@@ -7,6 +7,8 @@
 mod baseline;
 mod embed;
 mod export;
+#[cfg(test)]
+pub(crate) mod fake;
 mod instruct;
 mod judge;
 mod margin;

@@ -20,14 +20,7 @@ fn done() -> BTreeMap<StageName, Manifest> {
         let role = Role::Shard(Corpus::Pairs, Side::Train);
         let artifact = artifact(&format!("{stage}/k/x"), role, 3);
         manifest.artifacts.push(ManifestArtifact { sha256: "aa".into(), ..artifact });
-        for (name, value) in [
-            ("pooling", "mean"),
-            ("normalize", "false"),
-            ("prefix", ""),
-            ("lowercase", "false"),
-            ("max_tokens", "512"),
-            ("dense", "[]"),
-        ] {
+        for (name, value) in fake::READING {
             manifest.facts.insert(format!("encoder.{name}"), value.into());
         }
         for name in ["encoder", "decoder"] {

@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use llink_datasets::role::{Corpus, Part, Role, Side};
+use llink_datasets::role::{Corpus, Role, Side};
 use llink_proto::task::Kind;
 use llink_proto::{
-    Artifact, Assignment, Failure, FailureKind, JobState, ModelRole, RegisterRequest, StageState, Task, TaskProgress,
-    TaskResult,
+    Artifact, Assignment, Failure, FailureKind, JobState, RegisterRequest, StageState, Task, TaskProgress, TaskResult,
 };
 
 use super::*;
 use crate::job::parse;
+use crate::plan::fake;
 use shelf::Shelf;
 
 mod ahead;
@@ -50,57 +50,20 @@ fn new_job() -> NewJob {
 
 /// What a worker would have written.
 fn result_of(task: &Task) -> TaskResult {
-    let artifact = |role: Role, path: &str| Artifact {
-        path: path.into(),
-        role: role.into(),
-        rows: 10,
+    let kind = task.kind.as_ref().unwrap();
+    let artifact = |(role, path): (String, String)| Artifact {
         sha256: format!("hash of {path}"),
+        path,
+        role,
+        rows: 10,
         ..Artifact::default()
     };
-    let mut result = TaskResult::default();
-    match task.kind.as_ref().unwrap() {
-        Kind::CleanSource(c) => result.artifacts.push(artifact(Role::Cleaned(Corpus::Pairs), &c.path)),
-        Kind::SplitCorpus(s) => {
-            result.artifacts.push(artifact(Role::Assignment, &s.path));
-            for i in 0..3 {
-                result
-                    .artifacts
-                    .push(artifact(Role::Shard(Corpus::Pairs, Side::Train), &format!("pairs/train/{i:05}.parquet")));
-            }
-            result.artifacts.push(artifact(Role::Shard(Corpus::Pairs, Side::Holdout), "pairs/holdout/00000.parquet"));
-        }
-        Kind::WriteShard(s) => result.artifacts.push(artifact(s.role.as_str().into(), &s.path)),
-        Kind::PrepareModel(p) => {
-            let name = if p.role == i32::from(ModelRole::Encoder) { "encoder" } else { "decoder" };
-            result.facts.insert(format!("{name}.fingerprint"), name.into());
-            result.facts.insert(format!("{name}.url"), p.path.clone());
-            for (fact, value) in [
-                ("pooling", "mean"),
-                ("normalize", "false"),
-                ("prefix", ""),
-                ("lowercase", "false"),
-                ("max_tokens", "512"),
-                ("dense", "[]"),
-            ] {
-                result.facts.insert(format!("{name}.{fact}"), value.into());
-            }
-        }
-        Kind::EmbedShard(e) => result.artifacts.push(artifact(e.role.as_str().into(), &e.path)),
-        Kind::FilterPairs(f) => result.artifacts.push(artifact(Role::Dropped, &f.path)),
-        Kind::FitStatistics(f) => result.artifacts.push(artifact(Role::Trained(Part::Statistics), &f.path)),
-        Kind::Align(a) => {
-            result.artifacts.push(artifact(Role::Trained(Part::Projector), &format!("{}/p", a.directory)))
-        }
-        Kind::Synthesize(_) => {}
-        Kind::Instruct(i) => {
-            for part in [Part::Adapter, Part::AdapterConfig, Part::Slots] {
-                result.artifacts.push(artifact(Role::Trained(part), &format!("{}/{part}", i.directory)));
-            }
-        }
-        Kind::Evaluate(e) => result.artifacts.push(artifact(Role::Report, &e.path)),
-        Kind::Export(e) => {
-            result.artifacts.push(artifact(Role::Bundle(Part::Config), &format!("{}/config.json", e.directory)))
-        }
+    let artifacts = fake::outputs(kind).into_iter().map(artifact).collect();
+    let mut result = TaskResult { artifacts, ..TaskResult::default() };
+    match kind {
+        Kind::SplitCorpus(_) => result.artifacts.extend(fake::shards()),
+        Kind::PrepareModel(model) => result.facts.extend(fake::facts(model, &model.path, &model.path)),
+        _ => {}
     }
     result
 }

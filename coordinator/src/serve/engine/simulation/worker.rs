@@ -6,12 +6,11 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use llink_datasets::manifest::sha256_hex;
-use llink_datasets::role::{Corpus, Model, Part, Role};
 use llink_datasets::store::Store;
 use llink_proto::task::Kind;
 use llink_proto::worker_service_server::WorkerService;
 use llink_proto::{
-    Artifact, Assignment, AssignmentsRequest, Failure, FailureKind, HeartbeatRequest, ModelRole, RegisterRequest,
+    Artifact, Assignment, AssignmentsRequest, Failure, FailureKind, HeartbeatRequest, RegisterRequest,
     RegisterResponse, RendezvousRequest, ReportRequest, Task, TaskProgress, TaskResult, instruction, report_request,
 };
 use tokio::sync::{mpsc, oneshot};
@@ -20,6 +19,7 @@ use tonic::{Code, Status};
 use super::network::{Answer, request};
 use super::world::Host;
 use super::{Fault, Server, Sim, locked};
+use crate::plan::fake;
 use crate::schedule::Millis;
 
 const RETRY: Millis = 300;
@@ -315,7 +315,7 @@ async fn write(task: &Task) -> Outcome {
         read += &sha256_hex(&store.get(&path).await.map_err(of_store)?);
     }
     let mut result = TaskResult::default();
-    for (role, path) in outputs(kind) {
+    for (role, path) in fake::outputs(kind) {
         let content = sha256_hex(format!("{role} of {read}").as_bytes());
         result.artifacts.push(Artifact {
             path: path.clone(),
@@ -328,27 +328,10 @@ async fn write(task: &Task) -> Outcome {
         store.put(&path, Bytes::from(content)).await.map_err(of_store)?;
     }
     match kind {
-        Kind::SplitCorpus(_) => {
-            let shards = ["pairs/train/00000", "pairs/train/00001", "pairs/train/00002", "pairs/holdout/00000"];
-            result.artifacts.extend(shards.map(|shard| Artifact {
-                path: format!("{shard}.parquet"),
-                role: shard.rsplit_once('/').map_or(shard, |(role, _)| role).into(),
-                rows: 10,
-                ..Artifact::default()
-            }));
-        }
+        Kind::SplitCorpus(_) => result.artifacts.extend(fake::shards()),
         Kind::PrepareModel(model) => {
-            let name = ["", "encoder", "decoder"][model.role as usize];
             let url = format!("{}/{}", task.output_url, model.path);
-            let print = result.artifacts[0].sha256.clone();
-            let facts = [("fingerprint", print.as_str()), ("url", &url), ("pooling", "mean"), ("normalize", "false")];
-            let facts = facts.into_iter().chain([
-                ("prefix", ""),
-                ("lowercase", "false"),
-                ("max_tokens", "512"),
-                ("dense", "[]"),
-            ]);
-            result.facts.extend(facts.map(|(fact, value)| (format!("{name}.{fact}"), value.to_owned())));
+            result.facts.extend(fake::facts(model, &result.artifacts[0].sha256, &url));
         }
         _ => {}
     }
@@ -375,26 +358,4 @@ fn inputs(kind: &Kind) -> Vec<String> {
         _ => {}
     }
     paths
-}
-
-/// Returns the roles and paths of the artifacts that a task writes.
-fn outputs(kind: &Kind) -> Vec<(String, String)> {
-    let one = |role: Role, path: &str| vec![(role.to_string(), path.to_owned())];
-    match kind {
-        Kind::CleanSource(clean) => one(Role::Cleaned(Corpus::Pairs), &clean.path),
-        Kind::SplitCorpus(split) => one(Role::Assignment, &split.path),
-        Kind::WriteShard(shard) => one(shard.role.as_str().into(), &shard.path),
-        Kind::PrepareModel(model) => {
-            let encoder = model.role == i32::from(ModelRole::Encoder);
-            let of = if encoder { Model::Encoder } else { Model::Decoder };
-            one(Role::Model(of), &format!("{}/weights", model.path))
-        }
-        Kind::EmbedShard(embed) => one(embed.role.as_str().into(), &embed.path),
-        Kind::FilterPairs(filter) => one(Role::Dropped, &filter.path),
-        Kind::FitStatistics(fit) => one(Role::Trained(Part::Statistics), &fit.path),
-        Kind::Align(align) => one(Role::Trained(Part::Projector), &format!("{}/projector", align.directory)),
-        Kind::Evaluate(evaluate) => [one(Role::Report, &evaluate.path), one(Role::ReportPage, &evaluate.page)].concat(),
-        Kind::Export(export) => one(Role::Bundle(Part::Config), &format!("{}/config.json", export.directory)),
-        Kind::Synthesize(_) | Kind::Instruct(_) => panic!("no simulated job has this task"),
-    }
 }
