@@ -3,11 +3,10 @@
 use llink_datasets::role::{Corpus, Role, Side, Tower};
 use llink_proto::settings::{EmbedSettings, PooledTeacher, Teacher, TeacherLayer};
 use llink_proto::task::Kind;
-use llink_proto::{EmbedShard, EncoderReading, ModelRef, ModelRole, TaskResult};
+use llink_proto::{EmbedShard, EncoderReading, ModelRef, ModelRole};
 
 use super::{
-    Inputs, Phase, PlanError, PlannedTasks, StageName, content, earlier, fact, instructions_of, json, manifest_of,
-    with_role,
+    Inputs, Phase, PlanError, PlannedTasks, StageName, content, earlier, fact, instructions_of, json, with_role,
 };
 
 const STAGE: StageName = StageName::Embed;
@@ -98,10 +97,7 @@ fn check_teacher(inputs: &Inputs<'_>) -> Result<(), PlanError> {
     Ok(())
 }
 
-pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>]) -> Result<Phase, PlanError> {
-    if let Some(embedded) = results.first() {
-        return Ok(Phase::Complete(manifest_of(STAGE, key, embedded)));
-    }
+pub(super) fn phase(key: &str, inputs: &Inputs<'_>) -> Result<Phase, PlanError> {
     let mut corpora = vec![(Corpus::Pairs, earlier(STAGE, StageName::Shard, inputs)?)];
     // Only Stage B reads instructions.
     if inputs.job.instruct.is_some() {

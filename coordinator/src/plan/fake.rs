@@ -14,10 +14,10 @@ pub(crate) const READING: [(&str, &str); 6] = [
     ("dense", "[]"),
 ];
 
-pub(crate) fn facts(model: &PrepareModel, fingerprint: &str, url: &str) -> impl Iterator<Item = (String, String)> {
+pub(crate) fn facts(model: &PrepareModel, fingerprint: &str, url: &str) -> Vec<(String, String)> {
     let name = ["", "encoder", "decoder"][model.role as usize];
     let facts = [("fingerprint", fingerprint), ("url", url)].into_iter().chain(READING);
-    facts.map(move |(fact, value)| (format!("{name}.{fact}"), value.to_owned()))
+    facts.map(move |(fact, value)| (format!("{name}.{fact}"), value.to_owned())).collect()
 }
 
 /// Returns the shards that a split plans.

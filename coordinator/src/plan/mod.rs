@@ -262,17 +262,24 @@ pub fn phase(
     inputs: &Inputs<'_>,
     results: &[Vec<TaskResult>],
 ) -> Result<Phase, PlanError> {
+    let has_one_phase = matches!(
+        stage,
+        StageName::Embed | StageName::Baseline | StageName::Windows | StageName::Evaluate | StageName::Export
+    );
+    if let Some(done) = results.first().filter(|_| has_one_phase) {
+        return Ok(Phase::Complete(manifest_of(stage, key, done)));
+    }
     match stage {
         StageName::Shard => shard::phase(key, inputs, results),
         StageName::Synthesize => synthesize::phase(key, inputs, results),
         StageName::Models => shard::models_phase(key, inputs, results),
-        StageName::Embed => embed::phase(key, inputs, results),
-        StageName::Baseline => baseline::phase(key, inputs, results),
-        StageName::Windows => windows::phase(key, inputs, results),
+        StageName::Embed => embed::phase(key, inputs),
+        StageName::Baseline => baseline::phase(key, inputs),
+        StageName::Windows => windows::phase(key, inputs),
         StageName::Align => train::align_phase(key, inputs, results),
         StageName::Instruct => instruct::phase(key, inputs, results),
-        StageName::Evaluate => train::evaluate_phase(key, inputs, results),
-        StageName::Export => export::phase(key, inputs, results),
+        StageName::Evaluate => train::evaluate_phase(key, inputs),
+        StageName::Export => export::phase(key, inputs),
     }
 }
 

@@ -4,10 +4,10 @@
 //! It is a separate stage, so that jobs with and without windows share all other vectors and the projector.
 
 use llink_datasets::role::{Corpus, Role, Side, Tower};
-use llink_proto::{Artifact, TaskResult};
+use llink_proto::Artifact;
 
 use super::portions::{self, Embedding, Portion, Portions};
-use super::{Inputs, Phase, PlanError, StageName, earlier, instructions_of, manifest_of, with_role};
+use super::{Inputs, Phase, PlanError, StageName, earlier, instructions_of, with_role};
 use crate::job::JobFile;
 
 const STAGE: StageName = StageName::Windows;
@@ -36,10 +36,7 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
     Ok(parts)
 }
 
-pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>]) -> Result<Phase, PlanError> {
-    if let Some(embedded) = results.first() {
-        return Ok(Phase::Complete(manifest_of(STAGE, key, embedded)));
-    }
+pub(super) fn phase(key: &str, inputs: &Inputs<'_>) -> Result<Phase, PlanError> {
     let embedding = Embedding {
         stage: STAGE,
         tower: Tower::EncoderWindows,

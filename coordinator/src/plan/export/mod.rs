@@ -5,13 +5,12 @@ mod card;
 use llink_datasets::role::{Corpus, Part, Role, Side};
 use llink_proto::settings::InstructArm;
 use llink_proto::task::Kind;
-use llink_proto::{Export, ModelRole, TaskResult};
+use llink_proto::{Export, ModelRole};
 
 use super::embed::{max_tokens, model_ref, reading_key};
 use super::train::{one_task, statistics, the_one};
 use super::{
-    Inputs, Phase, PlanError, Ranks, StageName, content_of, earlier, fact, instructions_of, json, manifest_of,
-    short_hash, with_role,
+    Inputs, Phase, PlanError, Ranks, StageName, content_of, earlier, fact, instructions_of, json, short_hash, with_role,
 };
 use crate::job::{JobFile, model_name};
 
@@ -47,10 +46,7 @@ pub(super) fn key_parts(inputs: &Inputs<'_>) -> Result<Vec<String>, PlanError> {
     Ok(parts)
 }
 
-pub(super) fn phase(key: &str, inputs: &Inputs<'_>, results: &[Vec<TaskResult>]) -> Result<Phase, PlanError> {
-    if let Some(written) = results.first() {
-        return Ok(Phase::Complete(manifest_of(STAGE, key, written)));
-    }
+pub(super) fn phase(key: &str, inputs: &Inputs<'_>) -> Result<Phase, PlanError> {
     let (encoder_name, decoder_name) = names(inputs);
     let directory = inputs.directory(STAGE, key);
     let mut export = Export {
