@@ -137,16 +137,16 @@ impl Effects {
     /// Records the end of a lease for the members that are still at work.
     pub(super) fn ended(&mut self, task: u64, token: u64, lease: &Lease, now: Millis, outcome: &str) {
         let at_work = lease.members.iter().enumerate();
-        let at_work = at_work.filter(|(_, member)| member.state == MemberState::Running);
-        self.attempts.extend(at_work.map(|(rank, member)| Attempt {
-            task,
-            token,
-            worker: member.worker.clone(),
-            rank: rank as u32,
-            began: lease.since,
-            ended: now,
-            outcome: outcome.into(),
-        }));
+        for (rank, _) in at_work.filter(|(_, member)| member.state == MemberState::Running) {
+            self.attempted(task, token, lease, rank, now, outcome);
+        }
+    }
+
+    /// Records the end of a member's part in a lease.
+    pub(super) fn attempted(&mut self, task: u64, token: u64, lease: &Lease, rank: usize, now: Millis, outcome: &str) {
+        let worker = lease.members[rank].worker.clone();
+        let (began, outcome) = (lease.since, outcome.into());
+        self.attempts.push(Attempt { task, token, worker, rank: rank as u32, began, ended: now, outcome });
     }
 
     pub(super) fn abort(&mut self, task_id: u64, token: u64, lease: &Lease, reason: &str) {

@@ -22,6 +22,13 @@ pub struct NewJob {
     pub trace: String,
 }
 
+impl NewJob {
+    /// Returns a job of nobody in particular.
+    pub fn new(id: impl Into<String>, file: JobFile) -> Self {
+        Self { id: id.into(), owner: None, file, stamps: BTreeMap::new(), trace: String::new() }
+    }
+}
+
 impl Cluster {
     /// Starts a job, or starts it again with all that it finished before. A job that already runs is left alone.
     pub fn submit(&mut self, new: NewJob, now: Millis, fx: &mut Effects) {

@@ -2,19 +2,7 @@
 
 use llink_proto::{Abort, Failure, FailureKind};
 
-use super::{Action, Attempt, Cluster, Effects, Lease, Level, MemberState, Millis, TaskRecord, TaskState};
-
-/// The cause of a broken lease, with the rank where it began.
-#[derive(Debug, Clone, PartialEq)]
-enum Cause {
-    Failed(usize, Failure),
-    Lost(usize, String),
-    Left(usize),
-    /// The worker was lost while it had only read ahead for the task.
-    LostAhead(usize, String),
-    /// Ranks lost each other while all of them were alive, so the network is the cause.
-    Parted(usize, Failure),
-}
+use super::{Action, Cluster, Effects, Lease, Level, Member, MemberState, Millis, TaskRecord, TaskState};
 
 enum Verdict {
     Again { wait: Millis },
@@ -41,24 +29,11 @@ impl Cluster {
         if lease.members[rank].state != MemberState::Running {
             return;
         }
-        let (text, breaks) = match &ended {
-            MemberState::Running | MemberState::Finished => ("done".to_owned(), false),
-            MemberState::Failed(f) => (f.text.clone(), true),
-            MemberState::Lost(why) => (format!("worker {worker} was lost: {why}"), true),
-            MemberState::Left => (format!("worker {worker} was told to stop"), true),
-            MemberState::LostAhead(why) => (format!("worker {worker}, which held it ahead, was lost: {why}"), true),
-        };
+        let breaks = !matches!(ended, MemberState::Running | MemberState::Finished);
         lease.members[rank].state = ended;
+        let text = in_words(&lease.members[rank]);
         lease.ended.push(rank);
-        fx.attempts.push(Attempt {
-            task: id,
-            token,
-            worker: worker.into(),
-            rank: rank as u32,
-            began: lease.since,
-            ended: now,
-            outcome: text.clone(),
-        });
+        fx.attempted(id, token, lease, rank, now, &text);
         if breaks && lease.breaking_since.is_none() {
             lease.breaking_since = Some(now);
             for member in lease.members.iter().filter(|m| m.state == MemberState::Running) {
@@ -79,7 +54,8 @@ impl Cluster {
             return;
         }
         let cause = cause(lease);
-        let (told, places, label) = (tell(lease, &cause), places(lease), task.label());
+        let (told, places, label) = (tell(lease, cause), places(lease), task.label());
+        let cause = lease.members[cause].state.clone();
         let timing = self.timing;
         let verdict = self.tasks.change(id, |task| {
             forget_failures_after_progress(task);
@@ -113,50 +89,41 @@ impl Cluster {
 }
 
 /// Returns the first rank that failed by itself, else the first that was lost or left, else the first that lost a peer.
-fn cause(lease: &Lease) -> Cause {
-    let in_order = || lease.ended.iter().map(|rank| (*rank, &lease.members[*rank].state));
-    let own = in_order().find_map(|(rank, state)| match state {
-        MemberState::Failed(f) if f.kind() != FailureKind::Peer => Some(Cause::Failed(rank, f.clone())),
-        _ => None,
-    });
-    let gone = || {
-        in_order().find_map(|(rank, state)| match state {
-            MemberState::Lost(why) => Some(Cause::Lost(rank, why.clone())),
-            MemberState::Left => Some(Cause::Left(rank)),
-            MemberState::LostAhead(why) => Some(Cause::LostAhead(rank, why.clone())),
-            _ => None,
-        })
+/// If all ranks that failed lost a peer, the network is the cause.
+fn cause(lease: &Lease) -> usize {
+    let order = |rank: &usize| match &lease.members[*rank].state {
+        MemberState::Failed(failure) if failure.kind() != FailureKind::Peer => 0,
+        MemberState::Lost(_) | MemberState::Left | MemberState::LostAhead(_) => 1,
+        MemberState::Failed(_) => 2,
+        MemberState::Running | MemberState::Finished => 3,
     };
-    let parted = || {
-        in_order().find_map(|(rank, state)| match state {
-            MemberState::Failed(f) => Some(Cause::Parted(rank, f.clone())),
-            _ => None,
-        })
-    };
-    // A lease that breaks has a member that failed, was lost or left.
-    own.or_else(gone).or_else(parted).unwrap_or_else(|| Cause::Lost(0, String::new()))
+    lease.ended.iter().copied().min_by_key(order).unwrap_or(0)
 }
 
-fn tell(lease: &Lease, cause: &Cause) -> String {
-    let name = |rank: usize| match lease.members.len() {
-        1 => String::new(),
-        _ => format!("rank {rank}: "),
-    };
-    match cause {
-        Cause::Failed(rank, failure) | Cause::Parted(rank, failure) => format!("{}{}", name(*rank), failure.text),
-        Cause::Lost(rank, why) => format!("{}worker {} was lost: {why}", name(*rank), lease.members[*rank].worker),
-        Cause::Left(rank) => format!("{}worker {} was told to stop", name(*rank), lease.members[*rank].worker),
-        Cause::LostAhead(rank, why) => {
-            let worker = &lease.members[*rank].worker;
-            format!("{}worker {worker}, which held it ahead, was lost: {why}", name(*rank))
-        }
+fn tell(lease: &Lease, rank: usize) -> String {
+    let text = in_words(&lease.members[rank]);
+    match lease.members.len() {
+        1 => text,
+        _ => format!("rank {rank}: {text}"),
+    }
+}
+
+/// Says how a member's part in a lease ended.
+fn in_words(member: &Member) -> String {
+    let worker = &member.worker;
+    match &member.state {
+        MemberState::Running | MemberState::Finished => "done".to_owned(),
+        MemberState::Failed(failure) => failure.text.clone(),
+        MemberState::Lost(why) => format!("worker {worker} was lost: {why}"),
+        MemberState::Left => format!("worker {worker} was told to stop"),
+        MemberState::LostAhead(why) => format!("worker {worker}, which held it ahead, was lost: {why}"),
     }
 }
 
 /// Lists the last reported position of each rank. The text is empty for a lease of one, and before any rank has
 /// reported.
 fn places(lease: &Lease) -> String {
-    let known = |(rank, member): (usize, &super::Member)| {
+    let known = |(rank, member): (usize, &Member)| {
         let place = if member.place.is_empty() { "not yet begun" } else { &member.place };
         format!("rank {rank} at {place}")
     };
@@ -177,11 +144,10 @@ fn forget_failures_after_progress(task: &mut TaskRecord) {
     task.furthest = task.furthest.max(done);
 }
 
-fn judge(task: &mut TaskRecord, label: &str, cause: &Cause, timing: &super::Timing) -> Verdict {
+fn judge(task: &mut TaskRecord, label: &str, cause: &MemberState, timing: &super::Timing) -> Verdict {
     let labelled = |text: &str| format!("{label}: {text}");
     let failure = match cause {
-        Cause::Left(_) | Cause::LostAhead(..) => return Verdict::Again { wait: 0 },
-        Cause::Lost(_, why) => {
+        MemberState::Lost(why) => {
             task.losses += 1;
             let times = match task.losses {
                 1 => "once".to_owned(),
@@ -191,10 +157,14 @@ fn judge(task: &mut TaskRecord, label: &str, cause: &Cause, timing: &super::Timi
                 format!("lost its worker {times}, last because of: {why}; the task may be the cause (out of memory?)");
             Failure { kind: FailureKind::Internal.into(), text: labelled(&text) }
         }
-        Cause::Failed(_, failure) | Cause::Parted(_, failure) => {
+        MemberState::Failed(failure) => {
             let named = Failure { kind: failure.kind, text: labelled(&failure.text) };
             task.failures += 1;
             named
+        }
+        // A lease that breaks has a member that failed, was lost or left.
+        MemberState::Left | MemberState::LostAhead(_) | MemberState::Running | MemberState::Finished => {
+            return Verdict::Again { wait: 0 };
         }
     };
     let hopeless = failure.kind() == FailureKind::Input

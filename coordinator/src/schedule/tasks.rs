@@ -2,7 +2,6 @@
 //! task costs time in proportion to the others.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::num::NonZeroU64;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -178,27 +177,15 @@ impl Tasks {
 
 impl Index {
     fn enter(&mut self, task: &TaskRecord) {
-        self.counts.add(task);
-        self.wanted.add(task);
+        self.count(task, 1);
         let of_job = self.jobs.entry(task.job.clone()).or_default();
-        let tally = of_job.phases.entry((task.stage, task.phase)).or_default();
-        tally.tasks += 1;
-        let open = task.weight.map_or(0, NonZeroU64::get);
-        let part = tally.part(task.part);
-        part.tasks += 1;
         match &task.state {
-            TaskState::Done(_) => {
-                part.done += task.weight.map_or(1, NonZeroU64::get);
-                tally.done += 1;
-            }
-            TaskState::Leased(lease) => {
+            TaskState::Leased(_) => {
                 of_job.leased.insert(task.id);
-                of_job.at_work += lease.members.len();
                 self.leases += 1;
                 of_job.served = self.leases;
             }
             TaskState::Waiting { not_before, .. } => {
-                part.open += open;
                 of_job.waiting.insert(task.id);
                 if *not_before > self.now {
                     self.later.insert((*not_before, task.id));
@@ -212,52 +199,54 @@ impl Index {
                     self.ready_jobs.insert(task.job.clone());
                 }
             }
-            TaskState::Failed(_) | TaskState::Cancelled => part.open += open,
+            TaskState::Done(_) | TaskState::Failed(_) | TaskState::Cancelled => {}
         }
     }
 
     fn leave(&mut self, task: &TaskRecord) {
-        self.counts.subtract(task);
-        self.wanted.subtract(task);
+        self.count(task, -1);
         let Some(of_job) = self.jobs.get_mut(&task.job) else {
             return;
         };
-        let Some(tally) = of_job.phases.get_mut(&(task.stage, task.phase)) else {
+        of_job.leased.remove(&task.id);
+        let TaskState::Waiting { not_before, .. } = task.state else {
             return;
         };
-        tally.tasks -= 1;
-        if let TaskState::Done(_) = &task.state {
-            tally.done -= 1;
+        of_job.waiting.remove(&task.id);
+        if !of_job.ready.remove(&task.id) {
+            self.later.remove(&(not_before, task.id));
+            return;
         }
-        let open = task.weight.map_or(0, NonZeroU64::get);
+        if let Some(model) = &task.model
+            && let Some(count) = of_job.models.get_mut(model)
+        {
+            *count -= 1;
+            if *count == 0 {
+                of_job.models.remove(model);
+            }
+        }
+        if of_job.ready.is_empty() {
+            self.ready_jobs.remove(&task.job);
+        }
+    }
+
+    /// Counts a task in, or out again with -1.
+    fn count(&mut self, task: &TaskRecord, by: i64) {
+        self.counts.count(task, by);
+        self.wanted.count(task, by);
+        let of_job = self.jobs.entry(task.job.clone()).or_default();
+        let tally = of_job.phases.entry((task.stage, task.phase)).or_default();
+        shift(&mut tally.tasks, by);
         let part = tally.part(task.part);
-        part.tasks -= 1;
+        shift(&mut part.tasks, by);
+        let weight = |unknown: i64| by * task.weight.map_or(unknown, |weight| weight.get() as i64);
         match &task.state {
-            TaskState::Done(_) => part.done -= task.weight.map_or(1, NonZeroU64::get),
-            TaskState::Leased(lease) => {
-                of_job.leased.remove(&task.id);
-                of_job.at_work -= lease.members.len();
+            TaskState::Done(_) => {
+                part.done = part.done.wrapping_add_signed(weight(1));
+                shift(&mut tally.done, by);
             }
-            TaskState::Waiting { not_before, .. } => {
-                part.open -= open;
-                of_job.waiting.remove(&task.id);
-                if !of_job.ready.remove(&task.id) {
-                    self.later.remove(&(*not_before, task.id));
-                    return;
-                }
-                if let Some(model) = &task.model
-                    && let Some(count) = of_job.models.get_mut(model)
-                {
-                    *count -= 1;
-                    if *count == 0 {
-                        of_job.models.remove(model);
-                    }
-                }
-                if of_job.ready.is_empty() {
-                    self.ready_jobs.remove(&task.job);
-                }
-            }
-            TaskState::Failed(_) | TaskState::Cancelled => part.open -= open,
+            TaskState::Leased(lease) => shift(&mut of_job.at_work, by * lease.members.len() as i64),
+            _ => part.open = part.open.wrapping_add_signed(weight(0)),
         }
     }
 
@@ -289,21 +278,18 @@ impl Tally {
     }
 }
 
-impl Counts {
-    fn add(&mut self, task: &TaskRecord) {
-        if let Some(count) = self.of(&task.state) {
-            *count += 1;
-        }
-        self.failures += u64::from(task.failures);
-        self.losses += u64::from(task.losses);
-    }
+/// Counts up or down. What is counted out was counted in before.
+pub(super) fn shift(count: &mut usize, by: i64) {
+    *count = count.wrapping_add_signed(by as isize);
+}
 
-    fn subtract(&mut self, task: &TaskRecord) {
+impl Counts {
+    fn count(&mut self, task: &TaskRecord, by: i64) {
         if let Some(count) = self.of(&task.state) {
-            *count -= 1;
+            shift(count, by);
         }
-        self.failures -= u64::from(task.failures);
-        self.losses -= u64::from(task.losses);
+        self.failures = self.failures.wrapping_add_signed(by * i64::from(task.failures));
+        self.losses = self.losses.wrapping_add_signed(by * i64::from(task.losses));
     }
 
     fn of(&mut self, state: &TaskState) -> Option<&mut usize> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::tasks::shift;
 use super::{TaskRecord, TaskState};
 
 /// The use for workers: one for each held lease, and as many as each waiting task takes at most.
@@ -14,19 +15,14 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    pub(super) fn add(&mut self, task: &TaskRecord) {
+    /// Counts a task in, or out again with -1.
+    pub(super) fn count(&mut self, task: &TaskRecord, by: i64) {
         match workers_of(task) {
-            Some(workers) => self.limited += workers,
-            None => *self.without_limit.entry(task.ranks.min.max(1) as usize).or_default() += 1,
-        }
-    }
-
-    pub(super) fn subtract(&mut self, task: &TaskRecord) {
-        let min = task.ranks.min.max(1) as usize;
-        match (workers_of(task), self.without_limit.get_mut(&min)) {
-            (Some(workers), _) => self.limited -= workers,
-            (None, Some(gangs)) if *gangs > 1 => *gangs -= 1,
-            (None, _) => drop(self.without_limit.remove(&min)),
+            Some(workers) => shift(&mut self.limited, by * workers as i64),
+            None => {
+                shift(self.without_limit.entry(task.ranks.min.max(1) as usize).or_default(), by);
+                self.without_limit.retain(|_, gangs| *gangs > 0);
+            }
         }
     }
 
@@ -101,17 +97,17 @@ mod tests {
         let mut wanted = Wanted::default();
         assert_eq!(wanted.workers(4), 0, "nothing runs: all may go");
         let ended = [task(TaskState::Failed(Failure::default()), 1, Some(1)), task(TaskState::Cancelled, 1, Some(8))];
-        ended.iter().for_each(|task| wanted.add(task));
+        ended.iter().for_each(|task| wanted.count(task, 1));
         assert_eq!(wanted.workers(4), 0);
         let open = [task(waiting(), 1, Some(1)), task(waiting(), 2, Some(8)), task(leased(3), 1, Some(8))];
-        open.iter().for_each(|task| wanted.add(task));
+        open.iter().for_each(|task| wanted.count(task, 1));
         assert_eq!(wanted.workers(1), 12);
         let without_limit = [task(waiting(), 2, None), task(waiting(), 2, None), task(waiting(), 3, None)];
-        without_limit.iter().for_each(|task| wanted.add(task));
+        without_limit.iter().for_each(|task| wanted.count(task, 1));
         assert_eq!(wanted.workers(0), 12 + 2 + 2 + 3);
         assert_eq!(wanted.workers(5), 12 + 3 * 5);
         let all = ended.iter().chain(&open).chain(&without_limit);
-        all.for_each(|task| wanted.subtract(task));
+        all.for_each(|task| wanted.count(task, -1));
         assert_eq!(wanted, Wanted::default());
     }
 }

@@ -419,13 +419,7 @@ mod tests {
     async fn submit(engine: EngineHandle, number: usize) -> (String, bool) {
         let text = format!("output = \"memory://engine\"\nseed = {number}\n[corpus]\nsource = \"/none.tsv\"\n");
         let id = format!("job-{number:03}");
-        let new = NewJob {
-            id: id.clone(),
-            owner: None,
-            file: crate::job::parse("job.toml", &text).unwrap(),
-            stamps: BTreeMap::new(),
-            trace: String::new(),
-        };
+        let new = NewJob::new(&*id, crate::job::parse("job.toml", &text).unwrap());
         let answer = engine.call(move |e| e.step(|c, now, fx| c.submit(new, now, fx))).await;
         (id, answer.is_ok())
     }

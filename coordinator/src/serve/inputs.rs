@@ -46,8 +46,7 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path, roots: &Roots) -> Re
     }
     let content = serde_json::to_string(&file).expect("a job file is plain data");
     let id = format!("{}-{}", file.name, &short_hash(&content)[..8]);
-    let new = NewJob { id, owner: None, file, stamps, trace: String::new() };
-    Ok((new, addresses))
+    Ok((NewJob { stamps, ..NewJob::new(id, file) }, addresses))
 }
 
 /// Refuses URLs that hold a key and are saved or shown.

@@ -35,13 +35,7 @@ struct Scene {
 }
 
 fn job(id: &str, text: &str) -> NewJob {
-    NewJob {
-        id: id.into(),
-        owner: None,
-        file: parse("job.toml", text).unwrap(),
-        stamps: BTreeMap::new(),
-        trace: String::new(),
-    }
+    NewJob::new(id, parse("job.toml", text).unwrap())
 }
 
 fn new_job() -> NewJob {

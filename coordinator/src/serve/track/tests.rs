@@ -75,13 +75,7 @@ async fn coordinator(directory: &Path) -> Running {
 /// Submits a job with this `[track]`, and cancels it.
 async fn submit_and_cancel(running: &Running, track: &str) {
     let text = format!("output = \"memory://track\"\n[corpus]\nsource = \"sample\"\n[track]\n{track}");
-    let new = NewJob {
-        id: "job-1".into(),
-        owner: None,
-        file: crate::job::parse("job.toml", &text).unwrap(),
-        stamps: Default::default(),
-        trace: String::new(),
-    };
+    let new = NewJob::new("job-1", crate::job::parse("job.toml", &text).unwrap());
     let steps = running.engine.call(|engine| {
         engine.step(|cluster, now, fx| cluster.submit(new, now, fx));
         engine.step(|cluster, now, fx| cluster.cancel("job-1", now, fx))
