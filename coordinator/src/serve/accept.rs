@@ -31,6 +31,7 @@ use tonic::transport::server::Connected;
 use super::ServeError;
 use super::connections::{Connections, Limits, Place, Source};
 use super::local_user::user_of;
+use super::tls::Tls;
 
 /// The first bytes of every HTTP/2 client (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -116,7 +117,7 @@ pub(super) enum Protection {
     /// There is no protection, but connections come from this machine, and the user of each is looked up.
     PlainOfUsers,
     /// TLS protects connections. A newer certificate counts for newer connections.
-    Tls(watch::Receiver<Arc<ServerConfig>>),
+    Tls(watch::Receiver<Tls>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -266,7 +267,7 @@ async fn shake_hands(
     tcp.set_nodelay(true)?;
     let mut origin = Origin { address, user: None, certificates: None };
     let config = match protection {
-        Protection::Tls(config) => config.borrow().clone(),
+        Protection::Tls(tls) => tls.borrow().server.clone(),
         Protection::Plain => return Ok((read_start(tcp, spoken).await?, origin)),
         Protection::PlainOfUsers => {
             let own = tcp.local_addr()?;

@@ -169,7 +169,7 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
     let tls = security.tls.clone().map(|files| tls::watch_files(files, client)).transpose()?;
     let calls = metrics::Calls::default();
     let audit = security.audit.as_deref().map(AuditLog::open).transpose()?.map(Arc::new);
-    let authority = tls.as_ref().and_then(|t| t.authority.clone());
+    let authority = tls.clone().filter(|tls| tls.borrow().authority.is_some());
     let open = authority.is_none() && tokens.is_none() && own_token.is_none();
     // On loopback other users of the machine are strangers too.
     let asks_nobody = open || own_token.is_some();
@@ -227,7 +227,7 @@ async fn start_for(options: ServeOptions, own_token: Option<Secret>) -> Result<R
         metrics::serve(address, engine.clone(), calls, saves, stopped.clone()).await?;
     }
     let protection = match (tls, own_user) {
-        (Some(tls), _) => Protection::Tls(tls.server),
+        (Some(tls), _) => Protection::Tls(tls),
         (None, Some(_)) => Protection::PlainOfUsers,
         (None, None) => Protection::Plain,
     };

@@ -36,10 +36,11 @@ fn broken(path: &Path, reason: impl ToString) -> FileError {
     FileError { path: path.into(), reason: reason.to_string() }
 }
 
+/// What the files hold.
 #[derive(Debug, Clone)]
 pub(super) struct Tls {
-    pub(super) server: watch::Receiver<Arc<ServerConfig>>,
-    pub(super) authority: Option<watch::Receiver<Authority>>,
+    pub(super) server: Arc<ServerConfig>,
+    pub(super) authority: Option<Authority>,
 }
 
 /// Whether a client needs a certificate. It is optional where tokens are known.
@@ -49,63 +50,48 @@ pub(super) enum ClientCertificate {
     Optional,
 }
 
-pub(super) fn watch_files(files: TlsFiles, client: ClientCertificate) -> Result<Tls, FileError> {
-    let (config, authority) = load(&files, client)?;
-    let (server, server_now) = watch::channel(config);
-    let (authorities, authority_now) = match authority {
-        None => (None, None),
-        Some(authority) => {
-            let (sender, receiver) = watch::channel(authority);
-            (Some(sender), Some(receiver))
-        }
-    };
+pub(super) fn watch_files(files: TlsFiles, client: ClientCertificate) -> Result<watch::Receiver<Tls>, FileError> {
     let mut paths = vec![files.certificate.clone(), files.key.clone()];
     paths.extend(files.client_authority.clone());
-    tokio::spawn(on_change(paths, move || {
-        let (config, authority) = load(&files, client).map_err(|e| e.to_string())?;
-        server.send_replace(config);
-        if let (Some(sender), Some(authority)) = (&authorities, authority) {
-            sender.send_replace(authority);
-        }
-        Ok(server.receiver_count() > 0)
-    }));
-    Ok(Tls { server: server_now, authority: authority_now })
+    watched(paths, move || load(&files, client))
 }
 
 pub(super) fn watch_tokens(path: &Path) -> Result<watch::Receiver<Arc<Tokens>>, FileError> {
-    let tokens = Tokens::read(path).map_err(|e| broken(path, e.reason))?;
-    let (sender, receiver) = watch::channel(Arc::new(tokens));
     let file = path.to_owned();
-    tokio::spawn(on_change(vec![path.into()], move || {
-        let tokens = Tokens::read(&file).map_err(|e| e.to_string())?;
-        sender.send_replace(Arc::new(tokens));
-        Ok(sender.receiver_count() > 0)
-    }));
+    watched(vec![path.into()], move || Tokens::read(&file).map(Arc::new))
+}
+
+/// Loads what files hold, and again whenever their content has changed, while somebody listens. After a file that
+/// cannot be used, the earlier content stays in force.
+fn watched<T: Send + Sync + 'static>(
+    paths: Vec<PathBuf>,
+    load: impl Fn() -> Result<T, FileError> + Send + 'static,
+) -> Result<watch::Receiver<T>, FileError> {
+    let (sender, receiver) = watch::channel(load()?);
+    tokio::spawn(async move {
+        let look = || -> Vec<Option<Vec<u8>>> { paths.iter().map(|p| std::fs::read(p).ok()).collect() };
+        let mut seen = look();
+        while !sender.is_closed() {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+            let now = look();
+            if now == seen {
+                continue;
+            }
+            seen = now;
+            match load() {
+                Ok(loaded) => {
+                    sender.send_replace(loaded);
+                    let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
+                    tracing::info!(files = names.join(" "), "read again");
+                }
+                Err(e) => tracing::warn!("{e}: the earlier content stays in force"),
+            }
+        }
+    });
     Ok(receiver)
 }
 
-/// Calls `reload` whenever a file's content has changed, until it says that nobody listens. After a file that cannot be
-/// used, the earlier content stays in force.
-async fn on_change(paths: Vec<PathBuf>, mut reload: impl FnMut() -> Result<bool, String> + Send) {
-    let look = || -> Vec<Option<Vec<u8>>> { paths.iter().map(|p| std::fs::read(p).ok()).collect() };
-    let mut seen = look();
-    loop {
-        tokio::time::sleep(LOOK_INTERVAL).await;
-        let now = look();
-        if now == seen {
-            continue;
-        }
-        seen = now;
-        let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
-        match reload() {
-            Ok(true) => tracing::info!(files = names.join(" "), "read again"),
-            Ok(false) => return,
-            Err(e) => tracing::warn!("{e}: the earlier content stays in force"),
-        }
-    }
-}
-
-fn load(files: &TlsFiles, client: ClientCertificate) -> Result<(Arc<ServerConfig>, Option<Authority>), FileError> {
+fn load(files: &TlsFiles, client: ClientCertificate) -> Result<Tls, FileError> {
     let chain = certificates(&files.certificate)?;
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|e| broken(&files.key, e))?;
     let authority = match &files.client_authority {
@@ -129,7 +115,7 @@ fn load(files: &TlsFiles, client: ClientCertificate) -> Result<(Arc<ServerConfig
     };
     let mut config = builder.with_single_cert(chain, key).map_err(|e| broken(&files.certificate, e))?;
     config.alpn_protocols.push(b"h2".to_vec());
-    Ok((Arc::new(config), authority))
+    Ok(Tls { server: Arc::new(config), authority })
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {

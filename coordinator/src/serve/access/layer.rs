@@ -15,11 +15,12 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use tonic::{Code, Status};
 
 use super::audit::{AuditLog, DENIED, Entry};
-use super::{Authority, Need, Peer, Proof, Slowdown, Tokens, bearer, call_name, needed, sha256_of};
+use super::{Need, Peer, Proof, Slowdown, Tokens, bearer, call_name, needed, sha256_of};
 use crate::machine::unix_ms;
 use crate::serve::accept::Origin;
 use crate::serve::connections::Source;
 use crate::serve::metrics::Calls;
+use crate::serve::tls::Tls;
 
 /// The user who can act as any user anyway.
 const ROOT: u32 = 0;
@@ -38,7 +39,8 @@ pub(in crate::serve) struct Access {
     pub(in crate::serve) own_user: Option<u32>,
     /// The SHA-256 of the only token that counts, where this coordinator serves only the user who started it.
     pub(in crate::serve) own_token: Option<String>,
-    pub(in crate::serve) authority: Option<watch::Receiver<Authority>>,
+    /// Has the authority of clients' certificates.
+    pub(in crate::serve) authority: Option<watch::Receiver<Tls>>,
     pub(in crate::serve) tokens: Option<watch::Receiver<Arc<Tokens>>>,
     pub(in crate::serve) audit: Option<Arc<AuditLog>>,
     pub(in crate::serve) calls: Calls,
@@ -67,7 +69,7 @@ impl Access {
         let certificates: Option<&[CertificateDer<'_>]> =
             origin.and_then(|o| o.certificates.as_deref().map(Vec::as_slice));
         let by_certificate = match (certificates, &self.authority) {
-            (Some(chain), Some(authority)) => Some(authority.borrow().peer(chain)),
+            (Some(chain), Some(tls)) => tls.borrow().authority.as_ref().map(|authority| authority.peer(chain)),
             _ => None,
         };
         if let Some(Ok(peer)) = by_certificate {

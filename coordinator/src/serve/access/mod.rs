@@ -16,7 +16,7 @@ pub use audit::{AuditError, AuditLog};
 pub use certificates::{Authority, identity};
 pub(super) use layer::{Access, Subject, gate};
 pub(super) use slowdown::Slowdown;
-pub use tokens::{Token, TokenError, TokenUse, Tokens, fresh_secret, sha256_of};
+pub use tokens::{Token, TokenUse, Tokens, fresh_secret, sha256_of};
 
 pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
     let shown = headers.get(header::AUTHORIZATION)?.to_str().ok()?;

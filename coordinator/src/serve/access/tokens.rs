@@ -2,7 +2,7 @@
 //! cannot be inverted, because tokens are long and random.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use llink_datasets::manifest::sha256_hex;
 use time::OffsetDateTime;
@@ -11,6 +11,7 @@ use time::format_description::well_known::Rfc3339;
 use super::certificates::is_name;
 use super::{Peer, Proof, Role};
 use crate::machine::random;
+use crate::serve::FileError;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -41,13 +42,6 @@ struct TokenFile {
     token: Vec<Token>,
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("{path}: {reason}")]
-pub struct TokenError {
-    pub path: PathBuf,
-    pub reason: String,
-}
-
 #[derive(Debug, Clone, Default)]
 pub struct Tokens {
     by_hash: HashMap<String, (Token, Option<OffsetDateTime>)>,
@@ -55,8 +49,8 @@ pub struct Tokens {
 
 impl Tokens {
     /// Reads the file. A missing file holds no tokens.
-    pub fn read(path: &Path) -> Result<Self, TokenError> {
-        let failed = |reason: String| TokenError { path: path.into(), reason };
+    pub fn read(path: &Path) -> Result<Self, FileError> {
+        let failed = |reason: String| FileError { path: path.into(), reason };
         let text = match std::fs::read_to_string(path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
             read => read.map_err(|e| failed(e.to_string()))?,

@@ -121,7 +121,7 @@ pub async fn start(generator: Generator, options: BundleOptions) -> Result<Runni
     let files = options.tls_cert.zip(options.tls_key);
     let files = files.map(|(certificate, key)| TlsFiles { certificate, key, client_authority: None });
     let protection = match files {
-        Some(files) => Protection::Tls(tls::watch_files(files, ClientCertificate::Optional)?.server),
+        Some(files) => Protection::Tls(tls::watch_files(files, ClientCertificate::Optional)?),
         None => Protection::Plain,
     };
     let (listener, address) = accept::bind(options.listen).await?;
