@@ -6,9 +6,8 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use url::Url;
 
-use super::Point;
 use super::http::{Fault, Http};
-use crate::job::JobFile;
+use super::{Point, Run};
 use crate::ui::state_word;
 
 /// The limits of MLflow on one request and on a value.
@@ -19,33 +18,14 @@ const PARAM_CHARS: usize = 500;
 pub(super) struct MlFlow {
     http: Http,
     url: String,
-    experiment: String,
-    job: String,
-    submitted_at: i64,
-    params: Vec<Value>,
+    of: Run,
     run: Option<String>,
 }
 
 impl MlFlow {
-    pub(super) fn new(
-        url: &str,
-        token: Option<String>,
-        experiment: String,
-        file: &JobFile,
-        job: &Job,
-    ) -> Result<Self, String> {
-        let mut params = Vec::new();
-        let file = serde_json::to_value(file).expect("a job file is plain data");
-        flatten(String::new(), &file, &mut params);
-        Ok(Self {
-            http: Http::new(token.map(|token| (AUTHORIZATION, token)))?,
-            url: format!("{}/api/2.0/mlflow", url.trim_end_matches('/')),
-            experiment,
-            job: job.id.clone(),
-            submitted_at: job.submitted_at,
-            params,
-            run: None,
-        })
+    pub(super) fn new(url: &str, token: Option<String>, of: Run) -> Result<Self, String> {
+        let http = Http::new(token.map(|token| (AUTHORIZATION, token)))?;
+        Ok(Self { http, url: format!("{}/api/2.0/mlflow", url.trim_end_matches('/')), of, run: None })
     }
 
     pub(super) async fn tell(&mut self, points: &[Point], ended: Option<&Job>) -> Result<(), Fault> {
@@ -78,7 +58,7 @@ impl MlFlow {
     /// Returns the run of the job: the one from before, or a new one.
     async fn open(&self) -> Result<String, Fault> {
         let experiment = self.experiment().await?;
-        let filter = format!("tags.`llink.job` = '{}'", self.job);
+        let filter = format!("tags.`llink.job` = '{}'", self.of.job);
         let search = json!({"experiment_ids": [experiment], "filter": filter, "max_results": 1});
         let found = self.post("runs/search", &search).await?;
         if let Some(run) = found.pointer("/runs/0/info/run_id").and_then(Value::as_str) {
@@ -87,11 +67,13 @@ impl MlFlow {
             return Ok(run.to_owned());
         }
         let new = json!({
-            "experiment_id": experiment, "run_name": self.job, "start_time": self.submitted_at,
-            "tags": [tag("llink.job", &self.job), tag("mlflow.source.name", "llink")],
+            "experiment_id": experiment, "run_name": self.of.job, "start_time": self.of.submitted_at,
+            "tags": [tag("llink.job", &self.of.job), tag("mlflow.source.name", "llink")],
         });
         let run = text(&self.post("runs/create", &new).await?, "/run/info/run_id")?;
-        for params in self.params.chunks(PARAMS_AT_ONCE) {
+        let mut params = Vec::new();
+        flatten(String::new(), &self.of.config, &mut params);
+        for params in params.chunks(PARAMS_AT_ONCE) {
             self.post("runs/log-batch", &json!({"run_id": run, "params": params})).await?;
         }
         Ok(run)
@@ -99,12 +81,12 @@ impl MlFlow {
 
     async fn experiment(&self) -> Result<String, Fault> {
         let address = format!("{}/experiments/get-by-name", self.url);
-        let name = [("experiment_name", &self.experiment)];
+        let name = [("experiment_name", &self.of.experiment)];
         let url = Url::parse_with_params(&address, name).map_err(|e| lasting(e.to_string()))?;
         match self.http.json(Method::GET, url.as_str(), None).await {
             Ok(found) => text(&found, "/experiment/experiment_id"),
             Err(fault) if fault.status == Some(StatusCode::NOT_FOUND) => {
-                let new = json!({"name": self.experiment});
+                let new = json!({"name": self.of.experiment});
                 text(&self.post("experiments/create", &new).await?, "/experiment_id")
             }
             Err(fault) => Err(fault),

@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use llink_proto::{Job, JobState, StageState};
+use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
@@ -42,6 +43,16 @@ struct Point {
     step: u64,
     value: f64,
     at: Millis,
+}
+
+/// What a tracker is told of a job at first.
+#[derive(Debug, Clone)]
+struct Run {
+    experiment: String,
+    job: String,
+    submitted_at: Millis,
+    /// The job file.
+    config: Value,
 }
 
 /// A job of which its programs do not know all yet.

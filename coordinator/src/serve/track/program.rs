@@ -9,7 +9,7 @@ use super::http::{Fault, Http};
 use super::mlflow::MlFlow;
 use super::trackio::Trackio;
 use super::webhook::Webhook;
-use super::{Point, secret};
+use super::{Point, Run, secret};
 use crate::job::{JobFile, TrackSection};
 
 pub(super) struct Program {
@@ -42,13 +42,18 @@ impl Program {
             webhook,
             webhook_secret_env,
         } = track;
-        let experiment = experiment.unwrap_or_else(|| file.name.clone());
+        let run = || Run {
+            experiment: experiment.clone().unwrap_or_else(|| file.name.clone()),
+            job: job.id.clone(),
+            submitted_at: job.submitted_at,
+            config: serde_json::to_value(file).expect("a job file is plain data"),
+        };
         let mlflow = mlflow.map(|url| {
-            let of = |token| Ok(Kind::MlFlow(MlFlow::new(&url, token, experiment.clone(), file, job)?));
+            let of = |token| Ok(Kind::MlFlow(MlFlow::new(&url, token, run())?));
             ("track.mlflow", Self::new("MLflow", &url, mlflow_token_env, of))
         });
         let trackio = trackio.map(|url| {
-            let of = |token| Ok(Kind::Trackio(Trackio::new(&url, token, experiment.clone(), file, job)?));
+            let of = |token| Ok(Kind::Trackio(Trackio::new(&url, token, run())?));
             ("track.trackio", Self::new("Trackio", &url, trackio_token_env, of))
         });
         let webhook = webhook.map(|url| {
