@@ -92,6 +92,12 @@ pub(crate) fn stage_word(stage: &Stage) -> &'static str {
     }
 }
 
+/// Returns the number of complete stages, and the stage that runs.
+pub(crate) fn course(job: &Job) -> (usize, Option<&Stage>) {
+    let done = job.stages.iter().filter(|s| matches!(s.state(), StageState::Done | StageState::Cached)).count();
+    (done, job.stages.iter().find(|s| s.state() == StageState::Running))
+}
+
 fn seconds(stage: &Stage) -> f64 {
     (stage.ended_at - stage.started_at).max(0) as f64 / 1000.0
 }
@@ -176,8 +182,7 @@ pub fn list(jobs: &[Job], style: Style) {
     }
     let width = jobs.iter().map(|j| j.id.len()).max().unwrap_or(0);
     for job in jobs {
-        let done = job.stages.iter().filter(|s| matches!(s.state(), StageState::Done | StageState::Cached)).count();
-        let now = job.stages.iter().find(|s| s.state() == StageState::Running);
+        let (done, now) = course(job);
         let detail = match (now, job.failure.as_ref()) {
             (Some(stage), _) => format!("{}: {}", stage.name, stage.reason),
             (None, Some(failure)) => failure.text.lines().next().unwrap_or("").to_owned(),

@@ -9,7 +9,6 @@ use llink_proto::{Stage, StagePart};
 /// A rate covers this many seconds, or the last advance if that took longer.
 const HORIZON: f64 = 30.0;
 
-/// The observed progress of a stage.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     phase: String,
@@ -74,7 +73,6 @@ fn remaining(done: u64, total: u64) -> f64 {
     total.saturating_sub(done) as f64
 }
 
-/// The newest advances of a count.
 #[derive(Debug, Default)]
 struct Window {
     last: Option<u64>,

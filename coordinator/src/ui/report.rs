@@ -8,7 +8,6 @@ use llink_proto::{Job, StageState};
 
 use super::{Style, job_json, print_line, say_json, thousands};
 
-/// Prints the report of a job that succeeded.
 pub fn report(job: &Job, style: Style) {
     if style == Style::Json {
         return say_json(&job_json(job, &[]).to_string());
@@ -91,7 +90,6 @@ fn rows_of(counts: &BTreeMap<String, u64>, corpus: &str) -> Option<String> {
     Some(parts.join(", "))
 }
 
-/// Prints what `evaluate` measured.
 fn measured(report: &Report) {
     for section in report.measured() {
         print_line("");

@@ -46,9 +46,8 @@ impl Board {
 /// The result of one read. A job that had already ended is not read again.
 struct Look {
     jobs: Vec<(String, Option<Job>)>,
-    older: usize,
-    workers: Vec<WorkerView>,
-    workers_total: usize,
+    /// The board without jobs.
+    board: Board,
     took: Duration,
 }
 
@@ -64,9 +63,12 @@ impl Look {
         };
         Self {
             jobs: ages.iter().take(JOBS).filter_map(look).collect(),
-            older: ages.len().saturating_sub(JOBS),
-            workers: cluster.worker_views(WORKERS),
-            workers_total: cluster.workers.len(),
+            board: Board {
+                jobs: Vec::new(),
+                older: ages.len().saturating_sub(JOBS),
+                workers: cluster.worker_views(WORKERS),
+                workers_total: cluster.workers.len(),
+            },
             took: began.elapsed(),
         }
     }
@@ -85,8 +87,7 @@ impl Watcher {
             Some(job) => Some(Arc::new(self.see_job(job, at))),
             None => before.job(&id).cloned(),
         });
-        let board =
-            Board { jobs: jobs.collect(), older: look.older, workers: look.workers, workers_total: look.workers_total };
+        let board = Board { jobs: jobs.collect(), ..look.board };
         self.paces.retain(|(id, _), _| board.job(id).is_some_and(|seen| is_running(&seen.job)));
         self.curves.retain(|id, _| board.job(id).is_some());
         board
@@ -155,13 +156,7 @@ mod tests {
             ..Stage::default()
         };
         let job = Job { id: "a".into(), state: state.into(), stages: vec![stage], ..Job::default() };
-        Look {
-            jobs: vec![("a".into(), Some(job))],
-            older: 0,
-            workers: Vec::new(),
-            workers_total: 0,
-            took: Duration::ZERO,
-        }
+        Look { jobs: vec![("a".into(), Some(job))], board: Board::default(), took: Duration::ZERO }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use super::board::{Board, Seen, WORKERS};
 use super::curves::Chart;
 use crate::schedule::{LeaseView, WorkerView};
-use crate::ui::{lines, report, stage_word, state_word};
+use crate::ui::{course, lines, report, stage_word, state_word};
 
 /// The most bytes of an event or a failure that are shown.
 const TEXT_BYTES: usize = 4 << 10;
@@ -102,8 +102,7 @@ fn jobs(board: &Board) -> Markup {
     }
     let rows = board.jobs.iter().map(|seen| {
         let job = &seen.job;
-        let done = job.stages.iter().filter(|stage| is_complete(stage)).count();
-        let running = job.stages.iter().find(|stage| stage.state() == StageState::Running);
+        let (done, running) = course(job);
         let now = match (running, &job.failure) {
             (Some(stage), _) => {
                 html! { (stage.name) " " (progress(stage)) " " (doing(seen, stage)) }
@@ -228,8 +227,7 @@ pub(super) fn notice(said: &str, form: bool) -> Vec<Part> {
 }
 
 fn said(job: &Job) -> String {
-    let done = job.stages.iter().filter(|stage| is_complete(stage)).count();
-    let running = job.stages.iter().find(|stage| stage.state() == StageState::Running);
+    let (done, running) = course(job);
     let now = running.map(|stage| format!(", now {}", stage.name)).unwrap_or_default();
     format!("{}: {done} of {} done{now}", state_word(job), count(job.stages.len(), "stage"))
 }
