@@ -18,19 +18,9 @@ pub struct Problem {
 /// All faults of a job file, ready to print with their lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobFileError {
-    file_name: String,
-    text: String,
-    problems: Vec<Problem>,
-}
-
-impl JobFileError {
-    pub(super) fn new(file_name: &str, text: &str, problems: Vec<Problem>) -> Self {
-        Self { file_name: file_name.into(), text: text.into(), problems }
-    }
-
-    pub fn problems(&self) -> &[Problem] {
-        &self.problems
-    }
+    pub(super) file_name: String,
+    pub(super) text: String,
+    pub(super) problems: Vec<Problem>,
 }
 
 /// Returns line and column, both from 1; the column counts characters.

@@ -16,7 +16,8 @@ mod track;
 mod warnings;
 
 pub use cleaning::{CleaningSection, NearDuplicates, Numbers};
-pub use error::{JobFileError, Problem};
+pub use error::JobFileError;
+use error::Problem;
 pub use export::{ExportSection, model_name};
 pub use judge::JudgeSection;
 pub use models::{

@@ -10,7 +10,7 @@ use super::{JobFile, JobFileError, Problem, check};
 /// Reads and checks a job file. Only the errors use `file_name`.
 /// Syntax errors, unknown or missing keys, wrong types and values out of range, each with its place.
 pub fn parse(file_name: &str, text: &str) -> Result<JobFile, JobFileError> {
-    let fail = |problems| JobFileError::new(file_name, text, problems);
+    let fail = |problems| JobFileError { file_name: file_name.into(), text: text.into(), problems };
     let document = DeTable::parse(text).map_err(|e| fail(vec![syntax_problem(&e)]))?;
     // The text is parsed once unchanged, so that faults have their place in it, and then with the recipe's defaults.
     let shape = |e: toml::de::Error| fail(vec![shape_problem(&document, &e)]);
