@@ -25,6 +25,18 @@ async fn lists(url: &str, credentials: &Credentials) -> Result<(), String> {
     listed.map(drop).map_err(|s| format!("{:?}: {}", s.code(), s.message()))
 }
 
+/// Waits until `f` returns a value.
+async fn until<T>(what: &str, mut f: impl AsyncFnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = f().await {
+            return found;
+        }
+        assert!(began.elapsed().as_secs() < 15, "waited in vain: {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+}
+
 fn job(trial: &Trial, output: &str) -> SubmitRequest {
     SubmitRequest {
         job_toml: format!(
@@ -56,7 +68,6 @@ async fn certificates_of_another_authority_and_none_at_all_are_refused() {
     coordinator.stop().await.unwrap();
 }
 
-/// Returns the exit code and output of `llink-coord worker`.
 async fn worker_ends(arguments: &[&str]) -> (Option<i32>, String) {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_llink-coord"));
     command.arg("worker").args(arguments).kill_on_drop(true);
@@ -139,14 +150,8 @@ async fn a_certificate_that_runs_out_stops_counting_on_an_open_connection_too() 
     trial.write("brief", &authority::make(&wanted(Duration::seconds(4)), Some(&authority)).unwrap());
     let mut client = jobs(&coordinator.url, &trial.certificate_of("brief", "ada")).await.unwrap();
     client.list(ListRequest::default()).await.unwrap();
-    let began = Instant::now();
-    let status = loop {
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-        match client.list(ListRequest::default()).await {
-            Ok(_) => assert!(began.elapsed().as_secs() < 10, "it still counts"),
-            Err(status) => break status,
-        }
-    };
+    let refused = async || client.list(ListRequest::default()).await.err();
+    let status = until("it counts no more", refused).await;
     assert_eq!(status.code(), Code::Unauthenticated, "{status}");
     assert!(status.message().to_lowercase().contains("expired"), "{status}");
     coordinator.stop().await.unwrap();
@@ -260,15 +265,11 @@ async fn a_worker_cannot_act_in_the_name_of_another() {
     assert_eq!(thief.rendezvous(meet()).await.unwrap_err().code(), Code::PermissionDenied);
     // This process has stolen the secret and has a token of its own.
     let other = trial.token("other", Role::Worker, None, TokenUse::Any);
-    let began = Instant::now();
-    let status = loop {
-        // The coordinator looks at its token file every two seconds.
+    let known = async || {
         let status = workers(url, &other, "a").await.report(done()).await.unwrap_err();
-        if status.code() != Code::Unauthenticated || began.elapsed().as_secs() > 10 {
-            break status;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        (status.code() != Code::Unauthenticated).then_some(status)
     };
+    let status = until("its token is read", known).await;
     assert_eq!(status.code(), Code::PermissionDenied, "{status}");
     // The holder cannot report files outside the job's output either.
     let artifact = |path: &str| Artifact { path: path.into(), ..Artifact::default() };
@@ -366,26 +367,14 @@ async fn certificates_and_tokens_that_change_are_read_anew() {
     let aside = trial.path("aside");
     std::fs::rename(trial.path("certs"), &aside).unwrap();
     trial.write("certs", &authority::make(&wanted(Duration::days(1)), None).unwrap());
-    let began = Instant::now();
-    while lists(url, &trial.certificate("ada")).await.is_err() {
-        assert!(began.elapsed().as_secs() < 15, "the new certificates are not read");
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-    }
+    until("the new certificates are read", async || lists(url, &trial.certificate("ada")).await.ok()).await;
     assert!(lists(url, &trial.certificate_of("aside", "ada")).await.is_err(), "the old authority is nobody's now");
     let status = open.list(ListRequest::default()).await.unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated, "nor on an open connection: {status}");
     let token = trial.token("carol", Role::Read, None, TokenUse::Any);
-    let began = Instant::now();
-    while lists(url, &token).await.is_err() {
-        assert!(began.elapsed().as_secs() < 15, "the new token is not read");
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-    }
+    until("the new token is read", async || lists(url, &token).await.ok()).await;
     std::fs::write(trial.path("tokens.toml"), "").unwrap();
-    let began = Instant::now();
-    while lists(url, &token).await.is_ok() {
-        assert!(began.elapsed().as_secs() < 15, "the token that was taken back still counts");
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-    }
+    until("the token that was taken back counts no more", async || lists(url, &token).await.err()).await;
     coordinator.stop().await.unwrap();
 }
 

@@ -67,7 +67,6 @@ impl Endpoint {
         self.asked.load(Ordering::SeqCst)
     }
 
-    /// Returns the number of questions that were answered more than once.
     fn again(&self) -> usize {
         self.answered.lock().unwrap().values().filter(|times| **times > 1).count()
     }
@@ -326,7 +325,6 @@ fn signed_file(query: &'static str, content: Vec<u8>) -> String {
     })
 }
 
-/// Returns a corpus of a hundred pairs as TSV.
 fn hundred_pairs() -> String {
     let words = ["river", "boat", "market", "rice", "school", "teacher", "water", "child", "house", "road"];
     let foreign = ["ទន្លេ", "ទូក", "ផ្សារ", "អង្ករ", "សាលា", "គ្រូ", "ទឹក", "កុមារ", "ផ្ទះ", "ផ្លូវ"];

@@ -5,7 +5,6 @@ mod common;
 
 use common::{Place, SMALL, states, without_hashes, words};
 
-/// The job file that comes with llink.
 const SHIPPED: &str = include_str!("../../job.toml");
 
 #[test]

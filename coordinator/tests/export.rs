@@ -30,7 +30,6 @@ license = \"apache-2.0\"
 merged = true
 ";
 
-/// Returns the path of the job's bundle, relative to the place's folder.
 fn bundle(place: &Place) -> String {
     let report = place.report();
     format!("out/{}", report["bundle"].as_str().unwrap())
@@ -154,11 +153,7 @@ fn a_bundle_whose_slots_read_windows_answers_as_it_was_evaluated() {
     // A job without windows takes everything up to Stage A from this one.
     let stages = ["shard", "models", "embed", "baseline", "align"];
     let before = place.artefacts(&stages);
-    std::fs::write(
-        place.path("job.toml"),
-        job.replace("windows = 4", "windows = 0").replace("recipe = \"sharp\"\n", ""),
-    )
-    .unwrap();
+    place.write("job.toml", job.replace("windows = 4", "windows = 0").replace("recipe = \"sharp\"\n", ""));
     place.ok(&["submit", "job.toml"]);
     assert_eq!(place.artefacts(&stages), before);
 }
@@ -311,7 +306,6 @@ fn the_plan_knows_the_tiny_models_that_are_shipped() {
     assert_eq!(&found[..16], llink_coord::plan::TINY_MODELS_STAMP);
 }
 
-/// The bundle that comes with llink.
 const SAMPLE_BUNDLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/sample-bundle");
 
 #[test]

@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use common::{BUNDLED, Place, figure, json_lines};
 use serde_json::{Value, json};
 
-/// A job that answers six held-out instructions.
 fn answering() -> String {
     BUNDLED.replace("answers = 4", "answers = 6")
 }
@@ -182,8 +181,7 @@ fn a_judge_that_cant_be_reached_or_is_meant_otherwise_is_named() {
     place.write("job.toml", wrong);
     let said = place.fails(2, &["submit", "job.toml"]);
     assert!(said.contains("evaluate.judge.url"), "{said}");
-    std::fs::write(place.path("job.toml"), job("http://127.0.0.1:9/v1", "direct_answers = \"nowhere.jsonl\"\n"))
-        .unwrap();
+    place.write("job.toml", job("http://127.0.0.1:9/v1", "direct_answers = \"nowhere.jsonl\"\n"));
     let said = place.fails(3, &["submit", "job.toml"]);
     assert!(said.contains("evaluate.judge.direct_answers") && said.contains("nowhere.jsonl"), "{said}");
 }

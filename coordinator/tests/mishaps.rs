@@ -74,11 +74,7 @@ fn a_damaged_database_is_named_at_start_and_what_is_advised_helps() {
     std::fs::rename(place.path(".llink/state.db"), place.path("away.db")).unwrap();
     assert!(place.ok(&["submit", "job.toml"]).contains("nothing to do"), "stages are found by their keys");
     damage();
-    std::fs::write(
-        place.path(".llink/state.db"),
-        "this is no database, though it is long enough to be taken for one\n".repeat(100),
-    )
-    .unwrap();
+    place.write(".llink/state.db", "this is no database, though it is long enough to be taken for one\n".repeat(100));
     assert!(place.fails(4, &["submit", "job.toml"]).contains("is damaged"));
 }
 

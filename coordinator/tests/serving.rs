@@ -15,13 +15,11 @@ use skip::python_with;
 
 const TEXTS: [&str; 6] = ["ក្មេងៗស្រឡាញ់ត្រី។", "ឆ្មាដេក។", "គាត់ញ៉ាំបាយ។", "ត្រី", "ផ្ទះធំ", "ខ្ញុំទៅផ្សារ។"];
 
-/// A server of a bundle, and where it listens.
 struct Served {
     running: Running,
     address: String,
 }
 
-/// A response of the server.
 struct Response {
     status: u16,
     head: String,
@@ -39,7 +37,6 @@ impl Response {
         error
     }
 
-    /// Returns the content and the number of tokens of a whole answer.
     fn answer(&self) -> (String, u64) {
         assert_eq!(self.status, 200, "{}", self.body);
         let answer = self.json();
@@ -86,7 +83,6 @@ impl Served {
 
 const JSON: &str = "content-type: application/json\r\n";
 
-/// Returns a request about a foreign text.
 fn about(text: &str, more: Value) -> Value {
     let content = json!([
         {"type": "text", "text": "Translate the sentence into English."},

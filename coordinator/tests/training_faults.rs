@@ -64,7 +64,6 @@ impl Cluster {
     }
 }
 
-/// Returns Stage A of a job from `get --json`.
 fn align_of(job: &serde_json::Value) -> &serde_json::Value {
     let mut stages = job["stages"].as_array().unwrap().iter();
     stages.find(|stage| stage["stage"] == "align").unwrap()

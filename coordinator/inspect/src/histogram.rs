@@ -6,14 +6,12 @@ use llink_datasets::measured::thousands;
 const BINS: usize = 12;
 const BAR: usize = 40;
 
-/// Values that are counted.
 #[derive(Debug, Default)]
 pub(crate) struct Histogram {
     values: Vec<f32>,
 }
 
 impl Histogram {
-    /// Takes in further values.
     pub(crate) fn extend(&mut self, values: impl IntoIterator<Item = f64>) {
         self.values.extend(values.into_iter().map(|value| value as f32));
     }

@@ -11,14 +11,12 @@ use polars::sql::SQLContext;
 use crate::histogram::Histogram;
 use crate::{Exit, Failed, say};
 
-/// Characters of a text that are shown.
 const SHOWN: usize = 100;
 /// Values of a column that has few.
 const SHOWN_VALUES: usize = 12;
 /// The most characters of a value in a table with a line a row.
 const CELL: usize = 36;
 
-/// Shows every table at or below `url`.
 pub(crate) async fn show(url: &str, rows: usize) -> Result<(), Failed> {
     let (store, found) = find(url).await?;
     for (role, shards) in by_role(&found) {
@@ -98,7 +96,6 @@ async fn frame(store: &Store, info: &ShardInfo) -> Result<DataFrame, Failed> {
     DataFrame::new_infer_height(columns).map_err(|e| refused(&e))
 }
 
-/// All shards of a role as one table.
 async fn load(store: &Store, shards: &[&ShardInfo]) -> Result<DataFrame, Failed> {
     let mut all: Option<DataFrame> = None;
     for info in shards {
@@ -149,7 +146,6 @@ async fn describe(store: &Store, role: &str, shards: &[&ShardInfo], rows: usize)
 /// What the columns of all shards of a role hold.
 #[derive(Default)]
 struct Measured {
-    /// Lengths of texts, and norms.
     histograms: Vec<(String, Histogram)>,
     /// Of columns with few values, how often each occurs.
     counts: BTreeMap<String, BTreeMap<String, u64>>,

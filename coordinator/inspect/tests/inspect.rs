@@ -35,7 +35,6 @@ fn inspect(dir: &Path, args: &[&str]) -> Output {
     command.current_dir(dir).args(args).output().unwrap()
 }
 
-/// The exit code and everything printed.
 fn printed(output: &Output) -> String {
     let [out, err] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
     format!("exit code {}\n{out}{err}", output.status.code().unwrap())

@@ -55,7 +55,6 @@ fn usage(text: impl Into<String>) -> Failed {
 }
 
 impl MakeToken {
-    /// Adds the hash to the file and prints the token once.
     pub(super) fn run(&self) -> Result<(), Failed> {
         let lasts = (self.days > 0).then(|| time::Duration::days(i64::from(self.days)));
         let uses = if self.once { TokenUse::Once } else { TokenUse::Any };
@@ -70,7 +69,6 @@ impl MakeToken {
 }
 
 impl Certs {
-    /// Makes the missing parts of the authority, then certificates.
     pub(super) fn run(&self) -> Result<(), Failed> {
         let mut users = vec![("admin".to_owned(), Role::Administer)];
         for user in &self.user {

@@ -49,7 +49,6 @@ fn ended_by(status: Status, left: &str) -> Failed {
     }
 }
 
-/// Says what becomes of a job whose coordinator is reached with `options`.
 pub(super) fn goes_on(id: &str, options: &str) -> String {
     format!("The job goes on where its coordinator runs: `llink-coord watch {id}{options}` follows it")
 }

@@ -89,7 +89,6 @@ impl Backup {
 }
 
 impl Restore {
-    /// Puts a backup into a directory without a state.
     pub(super) fn run(&self) -> Result<(), Failed> {
         if !is_standard(&self.file) {
             return self.put(&self.file);
@@ -126,7 +125,6 @@ fn is_standard(file: &Path) -> bool {
     file == Path::new("-")
 }
 
-/// Makes a temporary folder for a copy; it is removed with the value.
 fn scratch() -> Result<tempfile::TempDir, Failed> {
     tempfile::tempdir().map_err(|e| of_file(&std::env::temp_dir(), &e))
 }

@@ -29,10 +29,8 @@ const IDLE_PATIENCE: Duration = Duration::from_secs(2);
 /// worker of a cluster, or this command.
 const FOR_WORKERS: [&str; 4] = ["LLINK_COMPUTE", "LLINK_DEVICE", "LLINK_LOG", "LLINK_ONEDNN"];
 
-/// The order to stop, as the workers get it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stop {
-    /// The workers go on.
     NotYet,
     /// The job is over.
     Idle,
@@ -48,7 +46,6 @@ pub(super) struct LocalWorkers {
     count: u32,
     compute: Compute,
     logs: PathBuf,
-    /// The variables that workers do not see.
     hidden: Vec<OsString>,
     stop: watch::Sender<Stop>,
     /// The reason why a worker is no longer started again.
@@ -118,7 +115,6 @@ impl LocalWorkers {
         }
     }
 
-    /// Stops the workers and waits until they are gone.
     pub(super) async fn stop(self, how: Stop) {
         self.stop.send_replace(how);
         for keeper in self.keepers {
@@ -167,7 +163,6 @@ impl Template {
     }
 }
 
-/// Keeps one worker alive until it is told to stop.
 async fn keep(template: Template, mut stop: watch::Receiver<Stop>, given_up: watch::Sender<Option<String>>) {
     let mut restarts = 0;
     loop {
@@ -216,7 +211,6 @@ async fn told(stop: &mut watch::Receiver<Stop>) -> Stop {
     told.map_or(Stop::Idle, |how| *how)
 }
 
-/// Writes the sample corpus.
 #[cfg(feature = "quickstart")]
 pub(super) fn write_sample(dir: &Path, pairs: u64, instructions: u64, seed: u64) -> Result<(), Failed> {
     llink_quickstart::sample::write(dir, pairs, instructions, seed).map_err(|e| {

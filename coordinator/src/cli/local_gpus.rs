@@ -1,9 +1,7 @@
 //! Assigns a GPU to each local worker.
 
-/// The settings of a worker for its GPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LocalGpu {
-    /// The value of `--device`.
     pub(super) device: String,
     /// The value of `NCCL_HOSTID`. NCCL refuses two ranks of one host on one GPU, so workers that share a GPU get
     /// different host ids.

@@ -83,7 +83,6 @@ impl OfJob {
         one(jobs(&self.reach).await?, &self.job)
     }
 
-    /// Prints the job's events.
     pub(super) async fn logs(self) -> Result<(), Failed> {
         let job = self.find().await?;
         let mut client = client::find(&self.reach).await?;
@@ -115,7 +114,6 @@ impl OfJob {
         }
     }
 
-    /// Stops the job.
     pub(super) async fn cancel(self) -> Result<(), Failed> {
         let job = self.find().await?;
         if job.ended_at > 0 {
@@ -133,7 +131,6 @@ impl OfJob {
         Ok(())
     }
 
-    /// Starts the job again.
     pub(super) async fn resume(self) -> Result<(), Failed> {
         let job = self.find().await?;
         let mut client = client::require(&self.reach).await.map_err(|f| {

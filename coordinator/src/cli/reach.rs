@@ -48,6 +48,17 @@ impl Reach {
             None => format!(" --state {}", self.state.display()),
         }
     }
+
+    /// Returns the credentials for the coordinator at `url`. If it is the one of the state directory and serves its own
+    /// user only, the token is in the state directory.
+    pub(super) fn credentials(&self, url: &str) -> Credentials {
+        let noted = Endpoint::read(&self.state).filter(|noted| noted.url == url.trim_end_matches('/'));
+        match noted.and_then(|noted| noted.token) {
+            // Credentials in the environment are for another coordinator.
+            Some(token) => Credentials { secret: Some(token), ..Credentials::default() },
+            None => self.who.credentials(),
+        }
+    }
 }
 
 impl Who {
@@ -59,19 +70,6 @@ impl Who {
             token: self.token_file.clone(),
             secret: None,
             server_name: self.tls_server_name.clone(),
-        }
-    }
-}
-
-impl Reach {
-    /// Returns the credentials for the coordinator at `url`. If it is the one of the state directory and serves its own
-    /// user only, the token is in the state directory.
-    pub(super) fn credentials(&self, url: &str) -> Credentials {
-        let noted = Endpoint::read(&self.state).filter(|noted| noted.url == url.trim_end_matches('/'));
-        match noted.and_then(|noted| noted.token) {
-            // Credentials in the environment are for another coordinator.
-            Some(token) => Credentials { secret: Some(token), ..Credentials::default() },
-            None => self.who.credentials(),
         }
     }
 }

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// The path of the real binary.
 pub const BINARY: &str = env!("CARGO_BIN_EXE_llink-coord");
 
 /// What a coordinator says before its URL.
@@ -260,7 +259,6 @@ fn hidden(said: &str, is_hidden: fn(&str) -> bool) -> String {
     parts.map(shown).collect()
 }
 
-/// Waits until `f` returns a value.
 pub fn eventually<T>(what: &str, mut f: impl FnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
@@ -323,7 +321,6 @@ pub fn trained_steps(place: &Place) -> Vec<(u64, f64)> {
     lines.iter().map(|line| (line["step"].as_u64().unwrap(), line["loss"].as_f64().unwrap())).collect()
 }
 
-/// Returns the SHA-256 of the trained projector.
 pub fn projector(place: &Place) -> String {
     let artefacts = place.artefacts(&["align"]);
     let found = artefacts.into_iter().find(|(path, _)| path.ends_with("projector.safetensors"));
@@ -350,13 +347,11 @@ pub fn words(states: &[(String, String)]) -> Vec<&str> {
     states.iter().map(|(_, state)| state.as_str()).collect()
 }
 
-/// Returns an address of loopback that nobody listens on.
 pub fn free_address() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().to_string()
 }
 
-/// Waits until these processes have ended.
 pub fn are_gone(processes: &[u32]) {
     let is_gone = |pid: &u32| !PathBuf::from(format!("/proc/{pid}")).exists();
     eventually("the workers are gone", || processes.iter().all(is_gone).then_some(()));

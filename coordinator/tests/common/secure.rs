@@ -88,7 +88,6 @@ impl Trial {
         serve::start(self.options()).await.unwrap()
     }
 
-    /// Returns credentials with a certificate of `certs`.
     pub fn certificate(&self, name: &str) -> Credentials {
         self.certificate_of("certs", name)
     }
@@ -102,7 +101,6 @@ impl Trial {
         }
     }
 
-    /// Returns credentials with a new token.
     pub fn token(&self, name: &str, role: Role, lasts: Option<Duration>, uses: TokenUse) -> Credentials {
         use std::io::Write;
         let (token, secret) = Token::make(name, role, lasts, uses).unwrap();
@@ -113,7 +111,6 @@ impl Trial {
         Credentials { authority: Some(self.path("certs/ca.crt")), token: Some(kept), ..Credentials::default() }
     }
 
-    /// Returns the lines of the audit log.
     pub fn audit(&self) -> Vec<serde_json::Value> {
         let text = std::fs::read_to_string(self.path("audit.jsonl")).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()

@@ -142,7 +142,6 @@ fn made_by(asking: &Asking) -> Value {
     })
 }
 
-/// The lines of the input, without blank lines.
 struct Rows {
     input: Input,
     instructions: Instructions,

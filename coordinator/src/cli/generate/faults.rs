@@ -6,7 +6,6 @@ use crate::cli::{Exit, Failed, complain};
 /// The most lines that are named; the others are counted.
 const NAMED: usize = 10;
 
-/// The lines of an input that could not be answered.
 pub(super) struct Faults {
     name: String,
     named: Vec<String>,

@@ -11,14 +11,12 @@ use tokio::runtime::Handle;
 use super::{complain, unreadable};
 use crate::cli::Failed;
 
-/// The name of standard input on the command line.
 pub(super) const STANDARD_INPUT: &str = "-";
 /// The fault of a text without visible characters.
 pub(super) const NOTHING_TO_READ: &str = "has nothing to read in its text";
 
 const BYTE_ORDER_MARK: &str = "\u{FEFF}";
 
-/// Lines of a file or of standard input.
 pub(super) struct Input {
     name: String,
     number: u64,

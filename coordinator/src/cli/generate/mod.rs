@@ -22,7 +22,6 @@ use input::{Input, is_readable};
 /// The default task, if the bundle was trained on it.
 const TASK: &str = "translate";
 
-/// The places of a bundle's models.
 #[derive(Debug, clap::Args)]
 pub(super) struct ModelPlaces {
     /// The encoder's folder or URL, if it is not where the bundle says.
@@ -154,7 +153,6 @@ impl Generate {
     }
 }
 
-/// A bundle with the settings of its answers.
 struct Asking {
     generator: Generator,
     instruction: String,
@@ -187,7 +185,6 @@ impl Asking {
         faults.conclude()
     }
 
-    /// Reads a text and prints the answer.
     fn tell(&mut self, text: &str) -> Result<ControlFlow<()>, Failed> {
         let sentence = self.read(text)?;
         self.say(&sentence, &self.instruction)

@@ -10,7 +10,6 @@ use super::input::{NOTHING_TO_READ, is_readable};
 /// The keys that an answer sets, even if the line already held them.
 const SET: [&str; 4] = ["instruction", "generated", "error", "made_by"];
 
-/// The question in a line.
 #[derive(Debug, PartialEq)]
 pub(super) struct Question {
     pub(super) text: String,
@@ -22,7 +21,6 @@ pub(super) struct Row {
     pub(super) number: u64,
     /// The question, or the fault of the line.
     pub(super) asked: Result<Question, String>,
-    /// The line's members, for comparison.
     given: Map<String, Value>,
     /// The line's members as written, so that no number loses a digit.
     members: Vec<(String, String)>,
