@@ -22,14 +22,12 @@ mod train;
 mod windows;
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU64;
 
 pub use shard::TINY_MODELS_STAMP;
 
 use llink_datasets::manifest::{ATTEMPT_PREFIX, Manifest, ManifestArtifact};
 use llink_datasets::role::Role;
-use llink_proto::task::Kind;
-use llink_proto::{Artifact, Task, TaskResult};
+use llink_proto::{Artifact, TaskResult};
 use serde::{Deserialize, Serialize};
 use strum::{Display, EnumIter, EnumString, IntoEnumIterator, IntoStaticStr};
 
@@ -208,12 +206,6 @@ impl Inputs<'_> {
     fn work_directory(&self, stage: StageName, key: &str) -> String {
         let attempt = self.claim.map_or("", |claim| claim.attempt.as_str());
         format!("{}/{WORK_DIRECTORY}/{attempt}", directory(stage, key))
-    }
-
-    /// Returns a task that one worker runs alone. A weight of 0 is one that only the worker will know.
-    fn task(&self, kind: Kind, weight: u64, label: impl Into<String>) -> PlannedTask {
-        let spec = Task { output_url: self.job.output.clone(), kind: Some(kind) };
-        PlannedTask { spec, weight: NonZeroU64::new(weight), ranks: Ranks::ONE, label: label.into() }
     }
 }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use llink_proto::task::Kind;
 use llink_proto::{ModelRole, Task};
 
-use super::Ranks;
 use super::pack::{PACKED_TOGETHER, Pack, Packed};
+use super::{Inputs, Ranks};
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlannedTask {
@@ -17,6 +17,14 @@ pub struct PlannedTask {
     pub ranks: Ranks,
     /// The name for people, such as `clean dev.tsv`.
     pub label: String,
+}
+
+impl Inputs<'_> {
+    /// Returns a task that one worker runs alone. A weight of 0 is one that only the worker will know.
+    pub(super) fn task(&self, kind: Kind, weight: u64, label: impl Into<String>) -> PlannedTask {
+        let spec = Task { output_url: self.job.output.clone(), kind: Some(kind) };
+        PlannedTask { spec, weight: NonZeroU64::new(weight), ranks: Ranks::ONE, label: label.into() }
+    }
 }
 
 /// What scheduling reads of a task.

@@ -4,6 +4,7 @@ use super::*;
 use crate::job::parse;
 use llink_datasets::role::{Corpus, Part, Side, Tower};
 use llink_proto::settings::AlignSettings;
+use llink_proto::task::Kind;
 
 fn job(text: &str) -> JobFile {
     parse("job.toml", &format!("[corpus]\nsource = [\"/a.tsv\", \"/b.tsv\"]\n{text}")).unwrap()
