@@ -114,6 +114,34 @@ async fn moses_files_are_read_in_step_and_unaligned_ones_are_refused() {
 }
 
 #[tokio::test]
+async fn two_files_of_json_lines_or_parquet_are_read_in_step_and_unaligned_ones_are_refused() {
+    let english =
+        put("b.en.jsonl", b"{\"id\":1,\"text\":\"A fish.\"}\n{\"id\":2,\"text\":\"A cow & a calf.\"}\n{}\n").await;
+    let lines = ["{\"km\":\"ត្រី\"}", "{\"km\":\"គោ <១>\"}", "{\"km\":\"x\"}"];
+    let beside = |foreign: String| {
+        let columns = Columns { foreign: "km".into(), ..Columns::default() };
+        Source {
+            foreign_url: Some(foreign),
+            format: Some("jsonl".parse().unwrap()),
+            columns,
+            ..Source::named(&english)
+        }
+    };
+    let foreign = put("b.km.jsonl", lines.join("\n").as_bytes()).await;
+    assert_eq!(rows(beside(foreign)).await.unwrap(), expected());
+    let short = put("short.km.jsonl", lines[..2].join("\n").as_bytes()).await;
+    let text = rows(beside(short)).await.unwrap_err().to_string();
+    assert!(text.contains("short.km.jsonl: has fewer rows than") && text.contains("b.en.jsonl"), "{text}");
+
+    let table = parquet_file(parquet::basic::Compression::SNAPPY);
+    let [english, foreign] = [put("b.en.parquet", &table).await, put("b.km.parquet", &table).await];
+    let columns = Columns { english: "translation.en".into(), foreign: "translation.km".into() };
+    let source = Source { foreign_url: Some(foreign), columns, ..Source::named(&english) };
+    let source = Source { format: Some("parquet".parse().unwrap()), ..source };
+    assert_eq!(rows(source).await.unwrap(), expected());
+}
+
+#[tokio::test]
 async fn broken_units_of_a_tmx_are_counted_and_the_rest_is_read() {
     let broken = TMX.replace(
         "</body>",

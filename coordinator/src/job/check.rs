@@ -3,7 +3,7 @@
 use llink_datasets::script::WritingSystem;
 use llink_proto::settings::{Expect, fault};
 
-use super::{CleaningSection, ColumnName, JobFile, Problem, Sources};
+use super::{CleaningSection, ColumnName, FormatName, JobFile, Problem, Sources};
 
 /// Returns every value out of range, by its key. The parser fills in the places.
 pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
@@ -26,6 +26,8 @@ pub(super) fn problems(job: &JobFile) -> Vec<Problem> {
     let c = &job.corpus;
     expect(!c.source.as_slice().is_empty(), "corpus.source", &"empty", "at least one source");
     sources(&c.source, "corpus.source", &mut expect);
+    let expected = "a format of files; a folder of FLORES has it in its own table, { url = …, format = \"flores\", … }";
+    expect(c.format != Some(FormatName::Flores), "corpus.format", &"flores", expected);
     column(&c.english_column, "corpus.english_column", &mut expect);
     column(&c.foreign_column, "corpus.foreign_column", &mut expect);
     if let (Some(english), Some(foreign)) = (&c.english_column, &c.foreign_column) {

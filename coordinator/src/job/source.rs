@@ -32,13 +32,17 @@ impl Sources {
         }
     }
 
-    /// Passes the path of each source but the sample corpus through `f`.
-    pub fn change_paths(&mut self, mut f: impl FnMut(&str) -> String) {
-        let entries = match self {
+    /// Returns the sources in the job's order, to change them.
+    pub fn as_mut_slice(&mut self) -> &mut [SourceEntry] {
+        match self {
             Self::One(source) => std::slice::from_mut(source),
             Self::Several(sources) => sources,
-        };
-        for entry in entries {
+        }
+    }
+
+    /// Passes the path of each source but the sample corpus through `f`.
+    pub fn change_paths(&mut self, mut f: impl FnMut(&str) -> String) {
+        for entry in self.as_mut_slice() {
             for path in [&mut entry.url, &mut entry.english, &mut entry.foreign].into_iter().flatten() {
                 if path != "sample" {
                     *path = f(path);
@@ -88,6 +92,15 @@ pub enum FormatName {
     /// Translation Memory eXchange.
     Tmx,
     Parquet,
+    /// A folder of FLORES, with a file for each language.
+    Flores,
+}
+
+impl FormatName {
+    /// Returns whether the two sides may be in two files.
+    fn has_two_files(self) -> bool {
+        matches!(self, Self::Moses | Self::Jsonl | Self::Parquet)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, strum::Display)]
@@ -122,13 +135,13 @@ pub struct SourceEntry {
     /// saved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// The English file of a Moses corpus.
+    /// The English file of a corpus of two files, Moses, JSON Lines or Parquet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub english: Option<String>,
-    /// The foreign file of a Moses corpus.
+    /// The foreign file of a corpus of two files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub foreign: Option<String>,
-    /// `tsv`, `jsonl`, `moses`, `tmx` or `parquet`.
+    /// `tsv`, `jsonl`, `moses`, `tmx` or `parquet`, or `flores` for a folder of FLORES such as `devtest`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub format: Option<FormatName>,
     /// `none`, `gz`, `zst`, `xz` or `bz2`. The first bytes of the file overrule it.
@@ -140,10 +153,10 @@ pub struct SourceEntry {
     /// The foreign column: a number for TSV, a name for JSON Lines or Parquet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub foreign_column: Option<ColumnName>,
-    /// The language code of the English side in TMX. Absent: `en`.
+    /// The language code of the English side in TMX or FLORES. Absent: `en`, and `eng_Latn` in FLORES.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub english_language: Option<String>,
-    /// The language code of the foreign side in TMX. Absent: the only other language.
+    /// The language code of the foreign side in TMX or FLORES, such as `khm_Khmr`. Absent: the only other language of TMX.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub foreign_language: Option<String>,
 }
@@ -181,9 +194,14 @@ impl SourceEntry {
             (Some(_), None, None) if self.format == Some(FormatName::Moses) => {
                 Some("two files for a Moses corpus: { english = \"…\", foreign = \"…\" }")
             }
+            (Some(_), None, None) if self.format == Some(FormatName::Flores) && self.foreign_language.is_none() => {
+                Some(
+                    "a language of the folder: { url = \"…/devtest\", format = \"flores\", foreign_language = \"khm_Khmr\" }",
+                )
+            }
             (Some(_), None, None) => None,
-            (None, Some(_), Some(_)) if self.format.is_none_or(|f| f == FormatName::Moses) => None,
-            (None, Some(_), Some(_)) => Some("format \"moses\", or none, with two files"),
+            (None, Some(_), Some(_)) if self.format.is_none_or(FormatName::has_two_files) => None,
+            (None, Some(_), Some(_)) => Some("format \"moses\", \"jsonl\" or \"parquet\", or none, with two files"),
             _ => Some("`url`, or both `english` and `foreign`"),
         }
     }

@@ -1,5 +1,6 @@
 //! The external inputs of a job. Paths are made absolute, each file gets a stamp, and a missing file is named.
 
+mod flores;
 mod models;
 
 use std::collections::BTreeMap;
@@ -28,6 +29,7 @@ pub(super) async fn resolve(file: JobFile, base_dir: &Path, roots: &Roots) -> Re
     check_credentials(&file)?;
     track::check_secrets(&file).map_err(missing)?;
     let mut file = pinned(file).await?;
+    flores::find_files(&mut file).await?;
     let addresses = withheld::keep_back(&mut file);
     Store::open(&file.output).map_err(|e| of_key("output", &failure(&e)))?;
     let mut stamps = BTreeMap::new();

@@ -128,9 +128,9 @@ impl Default for Languages {
 /// The location of a source, and how to read it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Source {
-    /// A URL or path; for a Moses corpus, the English file.
+    /// A URL or path; for a corpus of two files, the English file.
     pub url: String,
-    /// For a Moses corpus, the foreign file.
+    /// For a corpus of two files, the foreign file.
     pub foreign_url: Option<String>,
     /// The file format; `None`: by its name.
     pub format: Option<Format>,

@@ -6,6 +6,7 @@
 //! at the end of a line are not part of a text. The first bytes of a file tell its compression and encoding. A name
 //! that says otherwise is reported and not followed.
 
+mod beside;
 mod bytes;
 mod compression;
 mod content;
@@ -30,6 +31,7 @@ use crate::clean::{DropReason, Language};
 use crate::rows::{Corpus, InstructionExample};
 use crate::store::object_name;
 use crate::{Error, Result};
+use beside::BesideRows;
 use moses::MosesRows;
 use parquet::ParquetRows;
 use pieces::{Piece, Pieces};
@@ -81,6 +83,7 @@ enum Rows {
     Moses(Box<MosesRows>),
     Tmx(TmxRows),
     Parquet(Box<ParquetRows>),
+    Beside(Box<BesideRows>),
 }
 
 impl RowReader {
@@ -92,6 +95,10 @@ impl RowReader {
             return Err(refuse("instructions are read from JSONL; the other formats hold pairs only"));
         }
         let mut rows = match format {
+            Format::Jsonl | Format::Parquet if source.foreign_url.is_some() => {
+                let foreign = source.foreign_url.as_deref().unwrap_or_default();
+                Rows::Beside(Box::new(BesideRows::open(source, foreign).await?))
+            }
             Format::Tsv => {
                 let [english, foreign] = tsv_columns(columns).ok_or_else(|| {
                     refuse("of a TSV file, english_column and foreign_column must be two different numbers from 1")
@@ -132,7 +139,7 @@ impl RowReader {
             Rows::Tsv { lines, .. } => drop(lines.head().await?),
             Rows::Moses(rows) => rows.begin().await?,
             Rows::Tmx(rows) => rows.begin().await?,
-            Rows::Parquet(_) => {}
+            Rows::Parquet(_) | Rows::Beside(_) => {}
         }
         Ok(Self { rows, label: source.label() })
     }
@@ -144,6 +151,7 @@ impl RowReader {
             Rows::Moses(rows) => return rows.notes(),
             Rows::Tmx(rows) => rows.pieces(),
             Rows::Parquet(_) => return Vec::new(),
+            Rows::Beside(rows) => return rows.notes(),
         };
         let url = pieces.url();
         pieces.notes().into_iter().map(|note| (url.to_owned(), note)).collect()
@@ -156,6 +164,7 @@ impl RowReader {
             Rows::Moses(rows) => rows.progress(),
             Rows::Tmx(rows) => rows.pieces().progress(),
             Rows::Parquet(rows) => rows.progress(),
+            Rows::Beside(rows) => rows.progress(),
         }
     }
 
@@ -166,6 +175,7 @@ impl RowReader {
             Rows::Moses(rows) => rows.number(),
             Rows::Tmx(rows) => rows.pieces().number(),
             Rows::Parquet(rows) => rows.progress().0,
+            Rows::Beside(rows) => rows.place(),
         }
     }
 
@@ -175,6 +185,7 @@ impl RowReader {
             Rows::Moses(rows) => return rows.next().await,
             Rows::Tmx(rows) => return rows.next().await,
             Rows::Parquet(rows) => return rows.next().await,
+            Rows::Beside(rows) => return rows.next().await,
             Rows::Tsv { lines, english, foreign } => (lines, &|line| tsv_pair(line, *english, *foreign)),
             Rows::Jsonl { lines, english, foreign } => (lines, &|line| jsonl::pair(line, english, foreign)),
             Rows::Instructions(lines) => (lines, &|line| instructions::instruction(line, &self.label)),
